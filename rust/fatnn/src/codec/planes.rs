@@ -1,0 +1,159 @@
+//! Activations as bit planes: the layout in which codes pass between layers.
+//!
+//! FATNN's 2-bit code writes -1 as `00`, 0 as `01` or `10`, +1 as `11`: the number of set bits is the value plus one. As
+//! planes this is `p = [x ≥ 0]` and `x₂ = [x ≥ 1]`. What is stored is the pair `(z, p)` with `z = [x = 0] = p ⊕ x₂`, since
+//! that is what the kernels' adder wants (see `kernels/popcount.rs`); `x₂ = p ∧ ¬z`.
+
+use crate::codec::check_codes;
+use crate::error::{Result, bad_value, check_len};
+
+const WORD: usize = 64;
+/// Bytes of one unit: `z` and `p` of 64 channels.
+const UNIT: usize = 16;
+
+/// How the codes of one pixel lie in memory: per group of channels, per 64 channels of it (the last padded with zero
+/// bits), `z` and then `p` as little-endian 64-bit words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CodesLayout {
+    channels: usize,
+    groups: usize,
+}
+
+impl CodesLayout {
+    /// A layout for `channels` channels that a convolution with `groups` groups will read.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] where `groups` is 0 or does not divide `channels`, or there are no channels.
+    pub fn new(channels: usize, groups: usize) -> Result<Self> {
+        if channels == 0 {
+            return bad_value("channels", "at least 1", channels);
+        }
+        if groups == 0 || !channels.is_multiple_of(groups) {
+            return bad_value("groups", format!("a divisor of the {channels} channels"), groups);
+        }
+        Ok(CodesLayout { channels, groups })
+    }
+
+    /// Channels of a pixel.
+    pub fn channels(self) -> usize {
+        self.channels
+    }
+
+    /// Groups of channels, each padded to a multiple of 64 of its own.
+    pub fn groups(self) -> usize {
+        self.groups
+    }
+
+    /// Channels in a group.
+    pub fn group_channels(self) -> usize {
+        self.channels / self.groups
+    }
+
+    /// Units of 64 channels in a group.
+    pub(crate) fn group_units(self) -> usize {
+        self.group_channels().div_ceil(WORD)
+    }
+
+    /// Bytes of a group.
+    pub(crate) fn group_bytes(self) -> usize {
+        self.group_units() * UNIT
+    }
+
+    /// Bytes of a pixel.
+    pub fn pixel_bytes(self) -> usize {
+        self.groups * self.group_bytes()
+    }
+
+    /// Sets bits of `channels` (at most 64) channels from `first` on in one pixel whose bits there are zero: bit `j` of `z`
+    /// and `p` is channel `first + j`.
+    #[inline(always)]
+    pub(crate) fn or_planes(self, pixel: &mut [u8], first: usize, channels: usize, z: u64, p: u64) {
+        let in_group = first % self.group_channels();
+        let shift = in_group % WORD;
+        if in_group + channels <= self.group_channels() && shift + channels <= WORD {
+            let at = first / self.group_channels() * self.group_bytes() + in_group / WORD * UNIT;
+            or_word(&mut pixel[at..at + 8], z << shift);
+            or_word(&mut pixel[at + 8..at + 16], p << shift);
+        } else {
+            self.or_planes_across(pixel, first, channels, z, p);
+        }
+    }
+
+    /// [`CodesLayout::or_planes`] where the channels cross a word or a group.
+    #[cold]
+    fn or_planes_across(self, pixel: &mut [u8], first: usize, channels: usize, z: u64, p: u64) {
+        let mut done = 0;
+        while done < channels {
+            let in_group = (first + done) % self.group_channels();
+            let take = (channels - done).min(self.group_channels() - in_group).min(WORD - in_group % WORD);
+            let mask = u64::MAX >> (WORD - take);
+            self.or_planes(pixel, first + done, take, z >> done & mask, p >> done & mask);
+            done += take;
+        }
+    }
+
+    /// Packs `codes`, whole pixels of `channels` values each, into `out`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] where the sizes do not fit; [`crate::Error::Value`] where a code is not -1, 0 or 1.
+    pub fn pack(self, codes: &[i8], out: &mut [u8]) -> Result<()> {
+        let pixels = self.pixels("codes", codes.len(), self.channels)?;
+        check_len("packed codes", pixels * self.pixel_bytes(), out.len())?;
+        check_codes("codes", codes)?;
+        out.fill(0);
+        for (codes, out) in codes.chunks_exact(self.channels).zip(out.chunks_exact_mut(self.pixel_bytes())) {
+            for (c, run) in codes.chunks(WORD).enumerate() {
+                let (mut z, mut p) = (0u64, 0u64);
+                for (j, &code) in run.iter().enumerate() {
+                    z |= u64::from(code == 0) << j;
+                    p |= u64::from(code >= 0) << j;
+                }
+                self.or_planes(out, c * WORD, run.len(), z, p);
+            }
+        }
+        Ok(())
+    }
+
+    /// The inverse of [`CodesLayout::pack`].
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] where the sizes do not fit.
+    pub fn unpack(self, packed: &[u8], codes: &mut [i8]) -> Result<()> {
+        let pixels = self.pixels("packed codes", packed.len(), self.pixel_bytes())?;
+        check_len("codes", pixels * self.channels, codes.len())?;
+        for (packed, codes) in packed.chunks_exact(self.pixel_bytes()).zip(codes.chunks_exact_mut(self.channels)) {
+            for (packed, codes) in
+                packed.chunks_exact(self.group_bytes()).zip(codes.chunks_exact_mut(self.group_channels()))
+            {
+                for (unit, codes) in packed.chunks_exact(UNIT).zip(codes.chunks_mut(WORD)) {
+                    let (z, p) = (word(&unit[..8]), word(&unit[8..]));
+                    for (j, code) in codes.iter_mut().enumerate() {
+                        *code = 2 * (p >> j & 1) as i8 - (z >> j & 1) as i8 - 1 + ((z & !p) >> j & 1) as i8;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn pixels(self, what: &'static str, len: usize, per_pixel: usize) -> Result<usize> {
+        if !len.is_multiple_of(per_pixel) {
+            return Err(crate::Error::Shape {
+                what,
+                expected: format!("a multiple of {per_pixel} elements ({} channels)", self.channels),
+                got: len.to_string(),
+            });
+        }
+        Ok(len / per_pixel)
+    }
+}
+
+fn word(bytes: &[u8]) -> u64 {
+    u64::from_le_bytes(bytes.try_into().expect("8 bytes"))
+}
+
+#[inline(always)]
+fn or_word(bytes: &mut [u8], bits: u64) {
+    let bytes: &mut [u8; 8] = bytes.try_into().expect("8 bytes");
+    *bytes = (u64::from_le_bytes(*bytes) | bits).to_le_bytes();
+}

@@ -1,0 +1,199 @@
+//! Convolution, one- and two-dimensional: geometry only. The inner loop is the product's ([`crate::gemm`]).
+//!
+//! Codes are channels-last. Where there is padding, the image's codes are first copied into a frame of zero-codes (an
+//! eighth of a byte per value: a fraction of a percent of the work); after that every window is the same set of offsets from
+//! its corner, whatever the stride or dilation, and a product's row is just the address of a corner.
+
+use std::borrow::Cow;
+
+use crate::codec::CodesLayout;
+use crate::epilogue::{ToCodes, ToFloat};
+use crate::error::{Result, bad_value, check_len};
+use crate::gemm::{self, AccSink, FloatSink, Rows, Sink};
+use crate::weights::PackedWeights;
+
+/// Geometry of a convolution over `batch × height × width` pixels; one-dimensional ones have height 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvShape {
+    /// Images.
+    pub batch: usize,
+    /// Input height and width in pixels.
+    pub input: [usize; 2],
+    /// Kernel height and width.
+    pub kernel: [usize; 2],
+    /// Step of the window.
+    pub stride: [usize; 2],
+    /// Zeros added on each side.
+    pub padding: [usize; 2],
+    /// Distance of taps.
+    pub dilation: [usize; 2],
+}
+
+impl ConvShape {
+    /// Output height and width.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] where stride, dilation or kernel is 0, or the window is larger than the padded input.
+    pub fn output(&self) -> Result<[usize; 2]> {
+        let mut out = [0; 2];
+        for (axis, out) in out.iter_mut().enumerate() {
+            let (kernel, stride, dilation) = (self.kernel[axis], self.stride[axis], self.dilation[axis]);
+            if kernel == 0 || stride == 0 || dilation == 0 {
+                return bad_value("kernel, stride and dilation", "at least 1 each", format!("{self:?}"));
+            }
+            let padded = self.padding[axis].checked_mul(2).and_then(|p| p.checked_add(self.input[axis]));
+            let window = (kernel - 1).checked_mul(dilation).and_then(|w| w.checked_add(1));
+            match (padded, window) {
+                (Some(padded), Some(window)) if window <= padded && padded < 1 << 31 => {
+                    *out = (padded - window) / stride + 1
+                }
+                _ => {
+                    return bad_value(
+                        "input size",
+                        format!(
+                            "at least the window of {window:?} less the padding {} on each side",
+                            self.padding[axis]
+                        ),
+                        format!("{} on axis {axis} (of height, width)", self.input[axis]),
+                    );
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    fn pixels(&self) -> usize {
+        self.batch * self.input[0] * self.input[1]
+    }
+
+    fn outputs(&self) -> Result<usize> {
+        let [h, w] = self.output()?;
+        Ok(self.batch * h * w)
+    }
+}
+
+/// `out[pixel, channel] = Σ w·x` as `i32`, `x` a code or, for weights packed with `half_range`, a level.
+///
+/// `codes` holds `batch × height × width` pixels in the layout of `weights.shape()`'s channels and groups.
+///
+/// # Errors
+/// [`crate::Error::Shape`] or [`crate::Error::Value`] where sizes do not fit; [`crate::Error::Environment`] or
+/// [`crate::Error::Threads`] where the pool cannot be had.
+pub fn conv2d_acc(codes: &[u8], weights: &PackedWeights<'_>, shape: &ConvShape, out: &mut [i32]) -> Result<()> {
+    run(codes, weights, shape, &AccSink { channels: weights.shape().out_channels }, out)
+}
+
+/// Convolution, then integer thresholds to codes: `level = [acc ≥ low] + [acc ≥ high]`. `out` is in `to.layout`.
+///
+/// # Errors
+/// As [`conv2d_acc`]; [`crate::Error::Value`] where a `high` is below its `low`.
+pub fn conv2d_codes(
+    codes: &[u8],
+    weights: &PackedWeights<'_>,
+    shape: &ConvShape,
+    to: &ToCodes<'_>,
+    out: &mut [u8],
+) -> Result<()> {
+    let n = weights.shape().out_channels;
+    check_len("low thresholds", n, to.low.len())?;
+    check_len("high thresholds", n, to.high.len())?;
+    check_len("channels of the output layout", n, to.layout.channels())?;
+    if let Some(c) = to.low.iter().zip(to.high).position(|(low, high)| low > high) {
+        let got = format!("low {} and high {} for channel {c}", to.low[c], to.high[c]);
+        return bad_value("thresholds", "low at most high", got);
+    }
+    run(codes, weights, shape, to, out)
+}
+
+/// Convolution, then `fma(acc, scale, bias)`, residual and ReLU as [`crate::epilogue`] says. `out` and `residual` are
+/// `pixels × out_channels`.
+///
+/// # Errors
+/// As [`conv2d_acc`].
+pub fn conv2d_float(
+    codes: &[u8],
+    weights: &PackedWeights<'_>,
+    shape: &ConvShape,
+    to: ToFloat<'_>,
+    residual: Option<&[f32]>,
+    out: &mut [f32],
+) -> Result<()> {
+    let n = weights.shape().out_channels;
+    check_len("output channels", n, to.channels)?;
+    if let Some(scale) = to.scale {
+        check_len("scale", n, scale.len())?;
+    }
+    if let Some(bias) = to.bias {
+        check_len("bias", n, bias.len())?;
+    }
+    if let Some(residual) = residual {
+        check_len("residual", out.len(), residual.len())?;
+    }
+    run(codes, weights, shape, &FloatSink { to, residual }, out)
+}
+
+fn run<S: Sink>(
+    codes: &[u8],
+    weights: &PackedWeights<'_>,
+    shape: &ConvShape,
+    sink: &S,
+    out: &mut [S::Elem],
+) -> Result<()> {
+    let w = weights.shape();
+    let layout = CodesLayout::new(w.channels, w.groups)?;
+    if w.kernel != shape.kernel {
+        return bad_value(
+            "kernel",
+            format!("{:?}, as the weights were packed", w.kernel),
+            format!("{:?}", shape.kernel),
+        );
+    }
+    let pixel = layout.pixel_bytes();
+    check_len("packed codes", shape.pixels() * pixel, codes.len())?;
+    check_len("output", shape.outputs()? * sink.row_len(), out.len())?;
+    if out.is_empty() {
+        return Ok(());
+    }
+    let (frame, [height, width]) = framed(codes, layout, weights.half_range(), shape);
+    let [out_h, out_w] = shape.output()?;
+    let [stride_y, stride_x] = shape.stride;
+    let taps: Vec<usize> = (0..shape.kernel[0])
+        .flat_map(|y| (0..shape.kernel[1]).map(move |x| (y, x)))
+        .map(|(y, x)| (y * shape.dilation[0] * width + x * shape.dilation[1]) * pixel)
+        .collect();
+    let base = |row: usize| {
+        let (image, at) = (row / (out_h * out_w), row % (out_h * out_w));
+        let (y, x) = (at / out_w, at % out_w);
+        ((image * height + y * stride_y) * width + x * stride_x) * pixel
+    };
+    let rows = Rows { codes: &frame, base, taps: &taps, group_bytes: layout.group_bytes() };
+    gemm::run(weights.kernel(), weights, &rows, sink, out)
+}
+
+/// The codes with their padding, and the height and width that they then have.
+fn framed<'a>(
+    codes: &'a [u8],
+    layout: CodesLayout,
+    half_range: bool,
+    shape: &ConvShape,
+) -> (Cow<'a, [u8]>, [usize; 2]) {
+    let [h, w] = shape.input;
+    let [pad_y, pad_x] = shape.padding;
+    if pad_y == 0 && pad_x == 0 {
+        return (Cow::Borrowed(codes), shape.input);
+    }
+    let pixel = layout.pixel_bytes();
+    let (height, width) = (h + 2 * pad_y, w + 2 * pad_x);
+    // The code of 0: all bits clear for level 0 of the half range (code -1), z and p set for code 0.
+    let zero = if half_range { 0x00 } else { 0xFF };
+    let mut frame = vec![zero; shape.batch * height * width * pixel];
+    if h > 0 && w > 0 {
+        for (frame, image) in frame.chunks_exact_mut(height * width * pixel).zip(codes.chunks_exact(h * w * pixel)) {
+            for (y, row) in image.chunks_exact(w * pixel).enumerate() {
+                let at = ((y + pad_y) * width + pad_x) * pixel;
+                frame[at..at + row.len()].copy_from_slice(row);
+            }
+        }
+    }
+    (Cow::Owned(frame), [height, width])
+}

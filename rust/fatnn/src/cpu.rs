@@ -1,0 +1,181 @@
+//! CPU features: the only place that detects them.
+
+use std::sync::OnceLock;
+
+use crate::config;
+use crate::error::Result;
+
+/// Instruction-set tiers, as `FATNN_ISA` names them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Isa {
+    /// Portable Rust.
+    Scalar,
+    /// AArch64 Advanced SIMD.
+    Neon,
+    /// x86-64 with AVX2 and FMA.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ, VL.
+    Avx512,
+}
+
+impl Isa {
+    /// Lower-case name, as in `FATNN_ISA`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Neon => "neon",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        }
+    }
+
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        [Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512].into_iter().find(|isa| isa.name() == name)
+    }
+
+    /// Whether a cap at `cap` allows this tier. `neon` and the x86 tiers cap each other down to `scalar`.
+    fn allowed_under(self, cap: Isa) -> bool {
+        match self {
+            Isa::Scalar => true,
+            Isa::Neon => cap == Isa::Neon,
+            Isa::Avx2 => matches!(cap, Isa::Avx2 | Isa::Avx512),
+            Isa::Avx512 => cap == Isa::Avx512,
+        }
+    }
+}
+
+/// The features kernels ask for, as far as the CPU has them and `FATNN_ISA` allows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// NEON.
+    pub neon: bool,
+    /// AVX2 together with FMA and POPCNT.
+    pub avx2: bool,
+    /// AVX-512 F + BW + DQ + VL (with everything of `avx2`).
+    pub avx512: bool,
+    /// `VPOPCNTD/Q`, with `avx512`.
+    pub avx512_vpopcntdq: bool,
+    /// `VPERMI2B` and its kin, with `avx512`.
+    pub avx512_vbmi: bool,
+    /// `VPDPBUSD` on 512 bits, with `avx512`.
+    pub avx512_vnni: bool,
+}
+
+impl Features {
+    /// What this CPU has, whatever `FATNN_ISA` says.
+    pub fn detected() -> Self {
+        static DETECTED: OnceLock<Features> = OnceLock::new();
+        *DETECTED.get_or_init(detect)
+    }
+
+    /// What kernels may use: detected and allowed by `FATNN_ISA`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Environment`] where a `FATNN_*` variable has a meaningless value.
+    pub fn usable() -> Result<Self> {
+        let all = Self::detected();
+        Ok(match config::get()?.isa {
+            None => all,
+            Some(cap) => all.capped(cap),
+        })
+    }
+
+    fn capped(self, cap: Isa) -> Self {
+        let avx512 = Isa::Avx512.allowed_under(cap);
+        Features {
+            neon: self.neon && Isa::Neon.allowed_under(cap),
+            avx2: self.avx2 && Isa::Avx2.allowed_under(cap),
+            avx512: self.avx512 && avx512,
+            avx512_vpopcntdq: self.avx512_vpopcntdq && avx512,
+            avx512_vbmi: self.avx512_vbmi && avx512,
+            avx512_vnni: self.avx512_vnni && avx512,
+        }
+    }
+
+    /// Names of the features that are present, for `fatnn info`.
+    pub fn names(self) -> Vec<&'static str> {
+        [
+            ("neon", self.neon),
+            ("avx2", self.avx2),
+            ("avx512", self.avx512),
+            ("avx512_vpopcntdq", self.avx512_vpopcntdq),
+            ("avx512_vbmi", self.avx512_vbmi),
+            ("avx512_vnni", self.avx512_vnni),
+        ]
+        .into_iter()
+        .filter_map(|(name, on)| on.then_some(name))
+        .collect()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect() -> Features {
+    let avx2 =
+        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("popcnt");
+    let avx512 = avx2
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl");
+    Features {
+        neon: false,
+        avx2,
+        avx512,
+        avx512_vpopcntdq: avx512 && is_x86_feature_detected!("avx512vpopcntdq"),
+        avx512_vbmi: avx512 && is_x86_feature_detected!("avx512vbmi"),
+        avx512_vnni: avx512 && is_x86_feature_detected!("avx512vnni"),
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+fn detect() -> Features {
+    Features {
+        neon: std::arch::is_aarch64_feature_detected!("neon"),
+        avx2: false,
+        avx512: false,
+        avx512_vpopcntdq: false,
+        avx512_vbmi: false,
+        avx512_vnni: false,
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn detect() -> Features {
+    Features {
+        neon: false,
+        avx2: false,
+        avx512: false,
+        avx512_vpopcntdq: false,
+        avx512_vbmi: false,
+        avx512_vnni: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cap_removes_what_lies_above_it_and_keeps_the_rest() {
+        let all = Features {
+            neon: true,
+            avx2: true,
+            avx512: true,
+            avx512_vpopcntdq: true,
+            avx512_vbmi: true,
+            avx512_vnni: true,
+        };
+        assert_eq!(all.capped(Isa::Scalar).names(), Vec::<&str>::new());
+        assert_eq!(all.capped(Isa::Avx2).names(), ["avx2"]);
+        assert_eq!(all.capped(Isa::Neon).names(), ["neon"]);
+        assert_eq!(all.capped(Isa::Avx512).names().len(), 5);
+    }
+
+    #[test]
+    fn names_round_trip() {
+        for isa in [Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512] {
+            assert_eq!(Isa::from_name(isa.name()), Some(isa));
+        }
+        assert_eq!(Isa::from_name("sse9"), None);
+    }
+}

@@ -1,0 +1,139 @@
+//! The driver over tiles: which rows and channels are computed when and by which thread.
+//!
+//! A product has `m` rows (output pixels), `n` columns (output channels) and a reduction of `taps × units`. Rows are split
+//! among threads; within a block of [`BLOCK`] rows, panels of weights are the outer loop, so that a panel stays in the
+//! first-level cache while the block's activations pass by. A tile's epilogue runs right behind it, on 16 to 256
+//! accumulators that have not left the cache.
+
+use crate::epilogue::{TileAcc, ToCodes, ToFloat};
+use crate::error::Result;
+use crate::kernels::{Kernel, MAX_MR, MAX_TILE, Tile};
+use crate::parallel;
+use crate::weights::PackedWeights;
+
+/// Rows whose activations are reused from cache for all panels.
+const BLOCK: usize = 64;
+
+/// The activations of a product: where row `m`'s codes are.
+pub(crate) struct Rows<'a, F> {
+    /// All codes that rows point into.
+    pub codes: &'a [u8],
+    /// Byte offset of a row's window in `codes`, for group 0 and tap offset 0.
+    pub base: F,
+    /// Byte offset of every tap in the window.
+    pub taps: &'a [usize],
+    /// Bytes from one group of channels to the next.
+    pub group_bytes: usize,
+}
+
+/// Where results go: what a finished tile turns into.
+pub(crate) trait Sink: Sync {
+    /// Element of the output.
+    type Elem: Send + Copy + Default;
+    /// Elements in an output row.
+    fn row_len(&self) -> usize;
+    /// Writes a tile. `out` starts at the tile's first row, which is row `row` of the whole product; it was zeroed before.
+    fn write(&self, kernel: &dyn Kernel, tile: &TileAcc<'_>, row: usize, out: &mut [Self::Elem]);
+}
+
+/// Raw accumulators.
+pub(crate) struct AccSink {
+    pub channels: usize,
+}
+
+impl Sink for AccSink {
+    type Elem = i32;
+
+    fn row_len(&self) -> usize {
+        self.channels
+    }
+
+    fn write(&self, _: &dyn Kernel, tile: &TileAcc<'_>, _: usize, out: &mut [i32]) {
+        for (acc, out) in tile.acc.chunks_exact(tile.nr).zip(out.chunks_exact_mut(self.channels)).take(tile.rows) {
+            out[tile.first_channel..][..tile.channels].copy_from_slice(&acc[..tile.channels]);
+        }
+    }
+}
+
+impl Sink for ToCodes<'_> {
+    type Elem = u8;
+
+    fn row_len(&self) -> usize {
+        self.layout.pixel_bytes()
+    }
+
+    fn write(&self, kernel: &dyn Kernel, tile: &TileAcc<'_>, _: usize, out: &mut [u8]) {
+        kernel.to_codes(tile, self, out);
+    }
+}
+
+/// Float32 results, with an optional residual of the output's shape.
+pub(crate) struct FloatSink<'a> {
+    pub to: ToFloat<'a>,
+    pub residual: Option<&'a [f32]>,
+}
+
+impl Sink for FloatSink<'_> {
+    type Elem = f32;
+
+    fn row_len(&self) -> usize {
+        self.to.channels
+    }
+
+    fn write(&self, kernel: &dyn Kernel, tile: &TileAcc<'_>, row: usize, out: &mut [f32]) {
+        kernel.to_float(tile, &self.to, self.residual.map(|r| &r[row * self.to.channels..]), out);
+    }
+}
+
+/// Computes `out.len() / sink.row_len()` rows.
+pub(crate) fn run<S: Sink>(
+    kernel: &'static dyn Kernel,
+    weights: &PackedWeights<'_>,
+    rows: &Rows<'_, impl Fn(usize) -> usize + Sync>,
+    sink: &S,
+    out: &mut [S::Elem],
+) -> Result<()> {
+    let layout = kernel.layout();
+    let max_tap = rows.taps.iter().copied().max().unwrap_or(0);
+    let taps = (rows.taps, max_tap);
+    let (mr, units) = (kernel.mr(), weights.units_per_tap());
+    let row_len = sink.row_len();
+    let m = out.len().checked_div(row_len).unwrap_or(0);
+    let work = |first: usize, out: &mut [S::Elem]| {
+        out.fill(S::Elem::default());
+        let mut bases = [0usize; BLOCK + MAX_MR];
+        let mut group_bases = [0usize; MAX_MR];
+        let mut acc = [0i32; MAX_TILE];
+        let acc = &mut acc[..mr * layout.nr];
+        for (b, block) in out.chunks_mut(BLOCK * row_len).enumerate() {
+            let block_first = first + b * BLOCK;
+            let block_rows = block.len() / row_len;
+            for (r, base) in bases[..block_rows].iter_mut().enumerate() {
+                *base = (rows.base)(block_first + r);
+            }
+            // Rows past the end repeat the last one; their results are dropped.
+            let last = bases[block_rows - 1];
+            bases[block_rows..block_rows + mr - 1].fill(last);
+            for group in 0..weights.groups() {
+                for panel in 0..weights.panels_per_group() {
+                    let bytes = weights.panel(group, panel);
+                    for (t, out) in block.chunks_mut(mr * row_len).enumerate() {
+                        for (to, from) in group_bases[..mr].iter_mut().zip(&bases[t * mr..]) {
+                            *to = from + group * rows.group_bytes;
+                        }
+                        kernel.tile(&Tile::new(layout, mr, rows.codes, &group_bases[..mr], taps, units, bytes), acc);
+                        let tile = TileAcc {
+                            acc,
+                            nr: layout.nr,
+                            rows: out.len() / row_len,
+                            first_channel: group * weights.group_out_channels() + panel * layout.nr,
+                            channels: layout.nr.min(weights.group_out_channels() - panel * layout.nr),
+                        };
+                        sink.write(kernel, &tile, block_first + t * mr, out);
+                    }
+                }
+            }
+        }
+    };
+    parallel::for_each_rows(out, row_len, mr, m.saturating_mul(weights.macs_per_row()), work)
+}

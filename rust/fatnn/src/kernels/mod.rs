@@ -1,0 +1,212 @@
+//! Micro-kernels: the only room with `unsafe`; no shapes, no threads, no allocation.
+//!
+//! A [`Kernel`] computes one tile, `mr` output rows × `nr` output channels, of a product between packed ternary
+//! activations and packed ternary weights, and runs the epilogue on it. Everything else (which rows, which channels,
+//! which thread) is decided by the driver in [`crate::gemm`]; convolution is the same product with other row addresses
+//! ([`crate::conv`]), never a second inner loop.
+//!
+//! A kernel object can only be made where its CPU features are present, so holding one proves that it may run. A
+//! [`Tile`] can only be made with addresses inside its operands, so [`Kernel::tile`] is a safe function.
+//!
+//! To add a kernel: one file `<family>_<isa>.rs` and one row in [`KERNELS`]. Tests, benches and documentation go through
+//! that table.
+//!
+//! | kernel | family | tile | inner step |
+//! | --- | --- | --- | --- |
+//! | `x86_64-popcount-avx512` | popcount | 4×16 | 3 `vpternlogq`, 1 `vpopcntq`, 1 `vpaddq` per 512 products |
+//! | `x86_64-popcount-avx2` | popcount | see [`popcount_avx2`](self) | carry-save adders, then a byte-table popcount |
+//! | `aarch64-popcount-neon` | popcount | see `popcount_neon.rs` | `cnt` and widening adds |
+//! | `generic-popcount-scalar` | popcount | 2×4 | `u64::count_ones` |
+
+use crate::cpu::{Features, Isa};
+use crate::epilogue::{TileAcc, ToCodes, ToFloat};
+use crate::error::Result;
+
+mod popcount;
+#[cfg(target_arch = "x86_64")]
+mod popcount_avx512;
+mod popcount_scalar;
+mod tile;
+
+pub(crate) use tile::{MAX_MR, MAX_TILE, Tile};
+
+/// Kernel families: they differ in the layout of both operands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// FATNN's halved inner product over bit planes, 64 channels a word.
+    Popcount,
+}
+
+impl Family {
+    /// Name as in `FATNN_KERNEL`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::Popcount => "popcount",
+        }
+    }
+
+    /// Channels in one unit of the reduction.
+    pub(crate) fn unit_channels(self) -> usize {
+        match self {
+            Family::Popcount => popcount::CHANNELS,
+        }
+    }
+
+    /// Bytes that one unit of activations takes.
+    pub(crate) fn unit_bytes(self) -> usize {
+        match self {
+            Family::Popcount => popcount::UNIT_BYTES,
+        }
+    }
+}
+
+/// How weights are laid out for a kernel. Kernels with equal layouts can run each other's packed weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Layout {
+    /// The family, which settles the unit of the reduction.
+    pub family: Family,
+    /// Output channels in a panel.
+    pub nr: usize,
+    /// Output channels that lie side by side in one vector.
+    pub lanes: usize,
+}
+
+impl Layout {
+    /// A number that tells layouts apart, stored at the head of packed weights.
+    pub(crate) fn id(self) -> u32 {
+        (self.family as u32 + 1) << 16 | (self.nr as u32) << 8 | self.lanes as u32
+    }
+
+    /// Bytes of one panel: `units` units of `nr` channels, then one `i32` per channel.
+    pub(crate) fn panel_bytes(self, units: usize) -> usize {
+        match self.family {
+            Family::Popcount => units * self.nr * popcount::UNIT_BYTES + self.nr * 4,
+        }
+    }
+
+    /// Packs one panel: `channel(j)` gives the codes of output channel `j` of the panel as `taps × channels` values, or
+    /// `None` past the last channel. `panel` has [`Layout::panel_bytes`] bytes.
+    pub(crate) fn pack_panel<'a>(
+        self,
+        taps: usize,
+        channels: usize,
+        half_range: bool,
+        channel: impl Fn(usize) -> Option<&'a [i8]>,
+        panel: &mut [u8],
+    ) {
+        match self.family {
+            Family::Popcount => popcount::pack_panel(self, taps, channels, half_range, channel, panel),
+        }
+    }
+}
+
+/// A micro-kernel for one family on one instruction set.
+pub trait Kernel: Send + Sync + std::fmt::Debug {
+    /// `{arch}-{family}-{variant}`.
+    fn name(&self) -> &'static str;
+    /// The tier that `FATNN_ISA` caps it by.
+    fn isa(&self) -> Isa;
+    /// Layout of the weights it reads.
+    fn layout(&self) -> Layout;
+    /// Output rows in a tile.
+    fn mr(&self) -> usize;
+    /// Accumulates a tile into `acc[row * nr + channel]`, with `mr * nr` elements.
+    #[doc(hidden)]
+    fn tile(&self, tile: &Tile<'_>, acc: &mut [i32]);
+    /// Epilogue: accumulators to codes. See [`crate::epilogue::to_codes`].
+    #[doc(hidden)]
+    fn to_codes(&self, acc: &TileAcc<'_>, to: &ToCodes<'_>, out: &mut [u8]);
+    /// Epilogue: accumulators to float32. See [`crate::epilogue::to_float`].
+    #[doc(hidden)]
+    fn to_float(&self, acc: &TileAcc<'_>, to: &ToFloat<'_>, residual: Option<&[f32]>, out: &mut [f32]);
+}
+
+/// Writes the two epilogue methods of [`Kernel`], compiled with the kernel's own CPU features.
+macro_rules! epilogue_methods {
+    ($($feature:literal)?) => {
+        fn to_codes(&self, acc: &crate::epilogue::TileAcc<'_>, to: &crate::epilogue::ToCodes<'_>, out: &mut [u8]) {
+            $(#[target_feature(enable = $feature)])?
+            fn run(acc: &crate::epilogue::TileAcc<'_>, to: &crate::epilogue::ToCodes<'_>, out: &mut [u8]) {
+                crate::epilogue::to_codes(acc, to, out);
+            }
+            #[allow(unused_unsafe)]
+            // SAFETY: `self` exists, so the features were detected.
+            unsafe {
+                run(acc, to, out)
+            }
+        }
+
+        fn to_float(
+            &self,
+            acc: &crate::epilogue::TileAcc<'_>,
+            to: &crate::epilogue::ToFloat<'_>,
+            residual: Option<&[f32]>,
+            out: &mut [f32],
+        ) {
+            $(#[target_feature(enable = $feature)])?
+            fn run(
+                acc: &crate::epilogue::TileAcc<'_>,
+                to: &crate::epilogue::ToFloat<'_>,
+                residual: Option<&[f32]>,
+                out: &mut [f32],
+            ) {
+                crate::epilogue::to_float(acc, to, residual, out);
+            }
+            #[allow(unused_unsafe)]
+            // SAFETY: `self` exists, so the features were detected.
+            unsafe {
+                run(acc, to, residual, out)
+            }
+        }
+    };
+}
+use epilogue_methods;
+
+/// A row of the table: makes the kernel where its features are among those given.
+type Make = fn(Features) -> Option<&'static dyn Kernel>;
+
+/// Every kernel of this architecture, best first.
+pub(crate) const KERNELS: &[Make] = &[
+    #[cfg(target_arch = "x86_64")]
+    popcount_avx512::make,
+    popcount_scalar::make,
+];
+
+/// The kernels that this process may run, best first.
+///
+/// # Errors
+/// [`crate::Error::Environment`] where a `FATNN_*` variable has a meaningless value.
+pub fn available() -> Result<Vec<&'static dyn Kernel>> {
+    let features = Features::usable()?;
+    let family = crate::config::get()?.family;
+    Ok(KERNELS
+        .iter()
+        .filter_map(|make| make(features))
+        .filter(|kernel| family.is_none_or(|f| kernel.layout().family == f))
+        .collect())
+}
+
+/// Every kernel that this CPU can run, whatever the environment says: for tests and benchmarks.
+pub fn detected() -> Vec<&'static dyn Kernel> {
+    KERNELS.iter().filter_map(|make| make(Features::detected())).collect()
+}
+
+/// The kernel to pack weights for.
+///
+/// # Errors
+/// As [`available`].
+pub fn best() -> Result<&'static dyn Kernel> {
+    let kernels = available()?;
+    // The scalar kernel is always there: the table ends with it.
+    kernels.first().copied().ok_or_else(|| crate::Error::Packed { why: "no kernel is available".into() })
+}
+
+/// The best kernel that reads weights of the layout with this id.
+///
+/// # Errors
+/// [`crate::Error::Packed`] where there is none; as [`available`].
+pub(crate) fn for_layout(id: u32) -> Result<&'static dyn Kernel> {
+    available()?.into_iter().find(|kernel| kernel.layout().id() == id).ok_or_else(|| crate::Error::Packed {
+        why: format!("they are laid out for another CPU's kernel (layout {id:#x})"),
+    })
+}

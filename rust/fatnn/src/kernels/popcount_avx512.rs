@@ -1,0 +1,106 @@
+//! The popcount family for AVX-512 with VPOPCNTDQ (Ice Lake, Sapphire Rapids, Zen 4 and later).
+//!
+//! Five instructions per 512 products: three `vpternlogq`, one `vpopcntq`, one `vpaddq`. On two 512-bit ports that is 2.5
+//! cycles, 205 products a cycle, whatever the port of the popcount; the straightforward form (gated XOR, popcount, add per
+//! plane) needs six, 171 a cycle. Activations are broadcast from memory by the load ports, which a 4×2 tile keeps
+//! 60% busy; two vectors of weights' `s` and `n` stay in registers for the four rows.
+
+use std::arch::x86_64::*;
+
+use super::{Family, Kernel, Layout, Tile, epilogue_methods};
+use crate::cpu::{Features, Isa};
+
+const MR: usize = 4;
+/// Vectors of eight channels in a panel.
+const NV: usize = 2;
+const NR: usize = NV * 8;
+
+#[derive(Debug)]
+struct Avx512;
+
+/// Where the CPU has AVX-512 F, BW, DQ, VL and VPOPCNTDQ.
+pub(super) fn make(features: Features) -> Option<&'static dyn Kernel> {
+    (features.avx512 && features.avx512_vpopcntdq).then_some(&Avx512)
+}
+
+impl Kernel for Avx512 {
+    fn name(&self) -> &'static str {
+        "x86_64-popcount-avx512"
+    }
+
+    fn isa(&self) -> Isa {
+        Isa::Avx512
+    }
+
+    fn layout(&self) -> Layout {
+        Layout { family: Family::Popcount, nr: NR, lanes: 8 }
+    }
+
+    fn mr(&self) -> usize {
+        MR
+    }
+
+    fn tile(&self, tile: &Tile<'_>, acc: &mut [i32]) {
+        let acc = acc.try_into().expect("acc has mr * nr elements");
+        // SAFETY: `self` exists, so `make` saw these features.
+        unsafe { run(tile, acc) }
+    }
+
+    epilogue_methods!("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
+}
+
+/// `a ⊕ (b ∧ c)`.
+const XOR_AND: i32 = 0x78;
+/// `(a ⊕ b) ∧ c`.
+const GATED_XOR: i32 = 0x28;
+/// `a ≠ b ? a : c`.
+const CARRY: i32 = 0xB2;
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq")]
+fn run(tile: &Tile<'_>, acc: &mut [i32; MR * NR]) {
+    let rows = tile.rows::<MR>();
+    let mut w = tile.panel().as_ptr();
+    let mut ones = [[_mm512_setzero_si512(); NV]; MR];
+    let mut twos = [[_mm512_setzero_si512(); NV]; MR];
+    for &tap in tile.taps() {
+        let mut at = rows.map(|row| row.wrapping_add(tap));
+        for _ in 0..tile.units() {
+            let mut s = [_mm512_setzero_si512(); NV];
+            let mut n = [_mm512_setzero_si512(); NV];
+            for v in 0..NV {
+                // SAFETY: `Tile::new` checked that the panel holds `taps × units` blocks of `NV` pairs of vectors.
+                unsafe {
+                    s[v] = _mm512_loadu_si512(w.cast());
+                    n[v] = _mm512_loadu_si512(w.add(64).cast());
+                }
+                w = w.wrapping_add(128);
+            }
+            for r in 0..MR {
+                // SAFETY: `Tile::new` checked that every row has `units` units of 16 bytes at every tap.
+                let (z, p) = unsafe {
+                    let at = at[r].cast::<i64>();
+                    (_mm512_set1_epi64(at.read_unaligned()), _mm512_set1_epi64(at.add(1).read_unaligned()))
+                };
+                at[r] = at[r].wrapping_add(16);
+                for v in 0..NV {
+                    let old = ones[r][v];
+                    ones[r][v] = _mm512_ternarylogic_epi64::<XOR_AND>(old, z, n[v]);
+                    let gated = _mm512_ternarylogic_epi64::<GATED_XOR>(p, s[v], n[v]);
+                    let carry = _mm512_ternarylogic_epi64::<CARRY>(old, ones[r][v], gated);
+                    twos[r][v] = _mm512_add_epi64(twos[r][v], _mm512_popcnt_epi64(carry));
+                }
+            }
+        }
+    }
+    for v in 0..NV {
+        // SAFETY: behind the units the panel holds `NR` offsets of four bytes.
+        let offset = unsafe { _mm256_loadu_si256(w.add(v * 32).cast()) };
+        for r in 0..MR {
+            let count = _mm512_add_epi64(_mm512_add_epi64(twos[r][v], twos[r][v]), _mm512_popcnt_epi64(ones[r][v]));
+            let sum = _mm256_add_epi32(_mm512_cvtepi64_epi32(count), offset);
+            let out = &mut acc[r * NR + v * 8..][..8];
+            // SAFETY: `out` has eight elements.
+            unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), sum) };
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Ternary neural networks that really run in 2 bits.
+//!
+//! Weights and activations in {-1, 0, 1}, packed to two bits a value, multiplied by FATNN's halved inner product (P. Chen,
+//! B. Zhuang, C. Shen: "FATNN: Fast and Accurate Ternary Neural Networks", ICCV 2021) with SIMD kernels chosen at run time.
+//!
+//! | module | what lives in it |
+//! | --- | --- |
+//! | [`codec`] | codes packed and unpacked: bit planes, base-3 groups, the file's trits |
+//! | [`weights`] | weights laid out for a kernel |
+//! | [`conv`] | convolution in one and two dimensions; a linear layer is a 1×1 convolution over one pixel |
+//! | [`epilogue`] | thresholds to codes, scale and bias to float32 |
+//! | [`quantize`] | float activations to codes |
+//! | [`pool`] | max pooling on codes |
+//! | [`net`] | the canonical file |
+//! | [`kernels`] | the micro-kernels and their table |
+//! | [`cpu`], [`parallel`] | CPU features, threads |
+//! | [`reference`](mod@reference) | obvious loops that everything above is compared with, bit for bit |
+//!
+//! Integer results are exact and equal on every instruction set and for every number of threads.
+
+#![deny(unsafe_code)]
+
+pub mod codec;
+mod config;
+pub mod conv;
+pub mod cpu;
+pub mod epilogue;
+mod error;
+mod gemm;
+// The only room with `unsafe`: loads, stores and calls of functions with CPU features.
+#[allow(unsafe_code)]
+pub mod kernels;
+pub mod net;
+pub mod parallel;
+pub mod pool;
+pub mod quantize;
+pub mod reference;
+pub mod weights;
+
+pub use error::{Error, Result};

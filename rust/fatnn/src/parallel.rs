@@ -1,0 +1,141 @@
+//! Threads: one private pool for the whole process; nothing else in the crate names rayon.
+//!
+//! Its size is what [`set_num_threads`] said last, else `FATNN_NUM_THREADS`, else the number of CPUs this process may use.
+//! Work is split by output rows, and every row is computed the same way whoever computes it, so results do not depend on
+//! the number of threads. After a `fork` the child builds a pool of its own, for threads do not survive a fork.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rayon::prelude::*;
+
+use crate::config;
+use crate::error::{Error, Result, bad_value};
+
+/// More threads than this are refused: a typing error, not a machine.
+pub const MAX_THREADS: usize = 4096;
+
+struct State {
+    /// From [`set_num_threads`]; `None` until then.
+    wanted: Option<usize>,
+    pool: Option<(u32, usize, Arc<rayon::ThreadPool>)>,
+}
+
+static STATE: Mutex<State> = Mutex::new(State { wanted: None, pool: None });
+
+/// Sets how many threads later calls use.
+///
+/// # Errors
+/// [`Error::Value`] where `threads` is 0 or above [`MAX_THREADS`].
+pub fn set_num_threads(threads: usize) -> Result<()> {
+    if !(1..=MAX_THREADS).contains(&threads) {
+        return bad_value("number of threads", format!("a whole number from 1 to {MAX_THREADS}"), threads);
+    }
+    STATE.lock().unwrap_or_else(PoisonError::into_inner).wanted = Some(threads);
+    Ok(())
+}
+
+/// How many threads calls use now.
+///
+/// # Errors
+/// [`Error::Environment`] where `FATNN_NUM_THREADS` has a meaningless value.
+pub fn num_threads() -> Result<usize> {
+    let wanted = STATE.lock().unwrap_or_else(PoisonError::into_inner).wanted;
+    resolve(wanted)
+}
+
+fn resolve(wanted: Option<usize>) -> Result<usize> {
+    if let Some(n) = wanted {
+        return Ok(n);
+    }
+    if let Some(n) = config::get()?.threads {
+        return Ok(n);
+    }
+    Ok(std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+fn pool() -> Result<(usize, Option<Arc<rayon::ThreadPool>>)> {
+    let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
+    let threads = resolve(state.wanted)?;
+    if threads == 1 {
+        return Ok((1, None));
+    }
+    let process = std::process::id();
+    if let Some((owner, size, pool)) = &state.pool {
+        if *owner == process && *size == threads {
+            return Ok((threads, Some(pool.clone())));
+        }
+    }
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|i| format!("fatnn-{i}"))
+        .build()
+        .map_err(|e| Error::Threads { threads, why: e.to_string() })?;
+    let pool = Arc::new(pool);
+    if let Some((owner, _, old)) = state.pool.replace((process, threads, pool.clone())) {
+        if owner != process {
+            // The old pool's threads did not survive the fork: joining them would wait for ever.
+            std::mem::forget(old);
+        }
+    }
+    Ok((threads, Some(pool)))
+}
+
+/// Calls `work(first_row, rows)` over disjoint pieces of `out`, whose rows have `row_len` elements.
+///
+/// `cost` is the work of the whole call in multiply-accumulates: small calls stay on the calling thread. Pieces are
+/// multiples of `granularity` rows where there are enough of them.
+pub(crate) fn for_each_rows<T: Send>(
+    out: &mut [T],
+    row_len: usize,
+    granularity: usize,
+    cost: usize,
+    work: impl Fn(usize, &mut [T]) + Sync,
+) -> Result<()> {
+    /// Below this many multiply-accumulates, handing work to another thread costs more than it saves.
+    const SERIAL_BELOW: usize = 4 << 20;
+    let rows = if row_len == 0 { 0 } else { out.len() / row_len };
+    if rows == 0 {
+        return Ok(());
+    }
+    let (threads, pool) = if cost < SERIAL_BELOW { (1, None) } else { pool()? };
+    let Some(pool) = pool else {
+        work(0, out);
+        return Ok(());
+    };
+    // A few pieces per thread even out unequal cores without making pieces so small that their set-up shows.
+    let piece = rows.div_ceil(threads * 4).next_multiple_of(granularity).max(granularity);
+    pool.install(|| {
+        out.par_chunks_mut(piece * row_len).enumerate().for_each(|(i, chunk)| work(i * piece, chunk));
+    });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_visited_once() {
+        for threads in [1, 2, 5] {
+            set_num_threads(threads).unwrap();
+            for rows in [0, 1, 3, 64, 1001] {
+                let mut out = vec![0u32; rows * 3];
+                for_each_rows(&mut out, 3, 4, usize::MAX, |first, chunk| {
+                    for (i, v) in chunk.iter_mut().enumerate() {
+                        *v += (first * 3 + i) as u32 + 1;
+                    }
+                })
+                .unwrap();
+                assert!(out.iter().enumerate().all(|(i, &v)| v as usize == i + 1), "{threads} threads, {rows} rows");
+            }
+        }
+    }
+
+    #[test]
+    fn silly_numbers_of_threads_are_refused() {
+        for n in [0, MAX_THREADS + 1] {
+            let message = set_num_threads(n).unwrap_err().to_string();
+            assert!(message.contains("number of threads") && message.contains(&n.to_string()), "{message}");
+        }
+    }
+}

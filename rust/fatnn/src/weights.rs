@@ -1,0 +1,250 @@
+//! Packed weights: what a kernel wants, derived from codes when a network is loaded, never stored in a file.
+//!
+//! A packed blob begins with a header of [`HEADER`] bytes (magic, layout, shape), so that it can travel through places that
+//! only know arrays of bytes and be checked on the other side: "packed for another kernel" is an error, not wrong numbers.
+
+use std::borrow::Cow;
+
+use crate::codec::{CodesLayout, check_codes};
+use crate::error::{Error, Result, bad_value, check_len};
+use crate::kernels::{self, Kernel, Layout};
+
+/// Bytes before the first panel.
+const HEADER: usize = 64;
+const MAGIC: u32 = u32::from_le_bytes(*b"ftnw");
+/// Accumulators stay exact in float32 below this.
+const MAX_REDUCTION: usize = 1 << 23;
+
+/// Shape of a ternary weight: `out_channels × (channels / groups) × kernel`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WeightShape {
+    /// Output channels, over all groups.
+    pub out_channels: usize,
+    /// Input channels, over all groups.
+    pub channels: usize,
+    /// Height and width of the kernel; 1×1 for a linear layer.
+    pub kernel: [usize; 2],
+    /// Groups.
+    pub groups: usize,
+}
+
+impl WeightShape {
+    fn check(self) -> Result<Self> {
+        CodesLayout::new(self.channels, self.groups)?;
+        let [kh, kw] = self.kernel;
+        if self.out_channels == 0 || !self.out_channels.is_multiple_of(self.groups) {
+            return bad_value(
+                "out_channels",
+                format!("a positive multiple of the {} groups", self.groups),
+                self.out_channels,
+            );
+        }
+        let fits = (1..=u16::MAX as usize).contains(&kh)
+            && (1..=u16::MAX as usize).contains(&kw)
+            && self.out_channels <= u32::MAX as usize / 2
+            && self.channels <= u32::MAX as usize / 2
+            && self.reduction_checked().is_some_and(|k| k < MAX_REDUCTION);
+        if !fits {
+            return bad_value(
+                "weight shape",
+                format!("a reduction (channels / groups × kernel) of at least 1 and below {MAX_REDUCTION}"),
+                format!("{self:?}"),
+            );
+        }
+        Ok(self)
+    }
+
+    fn reduction_checked(self) -> Option<usize> {
+        (self.channels / self.groups).checked_mul(self.kernel[0])?.checked_mul(self.kernel[1])
+    }
+
+    /// Multiply-accumulates per output channel and pixel.
+    pub fn reduction(self) -> usize {
+        self.channels / self.groups * self.kernel[0] * self.kernel[1]
+    }
+
+    /// Number of weights.
+    pub fn len(self) -> usize {
+        self.out_channels * self.reduction()
+    }
+
+    /// Never: a checked shape has at least one weight.
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Ternary weights laid out for a kernel.
+#[derive(Clone, Debug)]
+pub struct PackedWeights<'a> {
+    bytes: Cow<'a, [u8]>,
+    shape: WeightShape,
+    half_range: bool,
+    layout: Layout,
+    kernel: &'static dyn Kernel,
+}
+
+impl PackedWeights<'static> {
+    /// Packs `codes` (-1, 0, 1), ordered `out_channels, channels / groups, kernel height, kernel width` as in PyTorch, for
+    /// the best kernel of this CPU. `half_range` says that activations are levels 0, 1, 2 instead of -1, 0, 1.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for an impossible shape or a code that is none, [`Error::Shape`] for a slice of another size,
+    /// [`Error::Environment`] as [`kernels::available`].
+    pub fn new(codes: &[i8], shape: WeightShape, half_range: bool) -> Result<Self> {
+        Self::for_kernel(kernels::best()?, codes, shape, half_range)
+    }
+
+    /// As [`PackedWeights::new`], for a given kernel: for tests and benchmarks.
+    ///
+    /// # Errors
+    /// As [`PackedWeights::new`].
+    pub fn for_kernel(kernel: &'static dyn Kernel, codes: &[i8], shape: WeightShape, half_range: bool) -> Result<Self> {
+        let shape = shape.check()?;
+        check_len("weight", shape.len(), codes.len())?;
+        check_codes("weight", codes)?;
+        let layout = kernel.layout();
+        let mut packed = PackedWeights { bytes: Cow::Borrowed(&[]), shape, half_range, layout, kernel };
+        let mut bytes = vec![0u8; packed.total_bytes()];
+        for (slot, value) in bytes[..32].chunks_exact_mut(4).zip(packed.header()) {
+            slot.copy_from_slice(&value.to_le_bytes());
+        }
+        let (taps, group_channels, k) =
+            (shape.kernel[0] * shape.kernel[1], shape.channels / shape.groups, shape.reduction());
+        // One output channel's codes, taps before channels: the order in which activations are walked.
+        let mut reordered = vec![0i8; layout.nr * k];
+        for group in 0..shape.groups {
+            for panel in 0..packed.panels_per_group() {
+                let first = group * packed.group_out_channels() + panel * layout.nr;
+                let count = layout.nr.min(packed.group_out_channels() - panel * layout.nr);
+                for (to, from) in reordered.chunks_exact_mut(k).zip(codes[first * k..].chunks_exact(k)).take(count) {
+                    for (c, from) in from.chunks_exact(taps).enumerate() {
+                        for (t, &code) in from.iter().enumerate() {
+                            to[t * group_channels + c] = code;
+                        }
+                    }
+                }
+                let range = packed.panel_range(group, panel);
+                layout.pack_panel(
+                    taps,
+                    group_channels,
+                    half_range,
+                    |j| (j < count).then(|| &reordered[j * k..(j + 1) * k]),
+                    &mut bytes[range],
+                );
+            }
+        }
+        packed.bytes = Cow::Owned(bytes);
+        Ok(packed)
+    }
+}
+
+impl<'a> PackedWeights<'a> {
+    /// Checks and borrows a blob that [`PackedWeights::as_bytes`] gave.
+    ///
+    /// # Errors
+    /// [`Error::Packed`] where the blob is damaged or meant for another CPU's kernel.
+    pub fn from_bytes(bytes: &'a [u8]) -> Result<Self> {
+        let damaged = |why: &str| Error::Packed { why: why.into() };
+        let header: [u32; 8] = {
+            let head = bytes.get(..HEADER).ok_or_else(|| damaged("they are too short to hold a header"))?;
+            let mut words = head.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().expect("4 bytes")));
+            std::array::from_fn(|_| words.next().expect("64 bytes hold 16 words"))
+        };
+        let [magic, layout, out_channels, channels, kh, kw, groups, half_range] = header;
+        if magic != MAGIC {
+            return Err(damaged("they do not begin with the mark of packed weights"));
+        }
+        let kernel = kernels::for_layout(layout)?;
+        let shape = WeightShape {
+            out_channels: out_channels as usize,
+            channels: channels as usize,
+            kernel: [kh as usize, kw as usize],
+            groups: groups as usize,
+        };
+        let shape = shape.check().map_err(|e| damaged(&format!("their header is damaged ({e})")))?;
+        let packed = PackedWeights {
+            bytes: Cow::Borrowed(bytes),
+            shape,
+            half_range: half_range == 1,
+            layout: kernel.layout(),
+            kernel,
+        };
+        if packed.total_bytes() != bytes.len() {
+            return Err(damaged(&format!("expected {} bytes, got {}", packed.total_bytes(), bytes.len())));
+        }
+        Ok(packed)
+    }
+
+    /// The blob, header included.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Shape of the weights.
+    pub fn shape(&self) -> WeightShape {
+        self.shape
+    }
+
+    /// Whether activations are levels 0, 1, 2 (else -1, 0, 1).
+    pub fn half_range(&self) -> bool {
+        self.half_range
+    }
+
+    /// The kernel that will run them.
+    pub fn kernel(&self) -> &'static dyn Kernel {
+        self.kernel
+    }
+
+    fn header(&self) -> [u32; 8] {
+        let s = self.shape;
+        [
+            MAGIC,
+            self.layout.id(),
+            s.out_channels as u32,
+            s.channels as u32,
+            s.kernel[0] as u32,
+            s.kernel[1] as u32,
+            s.groups as u32,
+            u32::from(self.half_range),
+        ]
+    }
+
+    fn total_bytes(&self) -> usize {
+        HEADER + self.shape.groups * self.panels_per_group() * self.panel_bytes()
+    }
+
+    fn panel_bytes(&self) -> usize {
+        self.layout.panel_bytes(self.shape.kernel[0] * self.shape.kernel[1] * self.units_per_tap())
+    }
+
+    fn panel_range(&self, group: usize, panel: usize) -> std::ops::Range<usize> {
+        let size = self.panel_bytes();
+        let start = HEADER + (group * self.panels_per_group() + panel) * size;
+        start..start + size
+    }
+
+    pub(crate) fn panel(&self, group: usize, panel: usize) -> &[u8] {
+        &self.bytes[self.panel_range(group, panel)]
+    }
+
+    pub(crate) fn groups(&self) -> usize {
+        self.shape.groups
+    }
+
+    pub(crate) fn group_out_channels(&self) -> usize {
+        self.shape.out_channels / self.shape.groups
+    }
+
+    pub(crate) fn panels_per_group(&self) -> usize {
+        self.group_out_channels().div_ceil(self.layout.nr)
+    }
+
+    pub(crate) fn units_per_tap(&self) -> usize {
+        (self.shape.channels / self.shape.groups).div_ceil(self.layout.family.unit_channels())
+    }
+
+    pub(crate) fn macs_per_row(&self) -> usize {
+        self.shape.len()
+    }
+}
