@@ -1,0 +1,75 @@
+"""fatnn-rs: ternary neural networks, trained in PyTorch and run in 2 bits.
+
+The public names; everything else is private. Names that need torch (or the extension module) are imported when first
+used, so that ``import fatnn_rs`` works without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from fatnn_rs.config import TernaryConfig
+from fatnn_rs.errors import ConfigError, ConversionError, FatnnError, FormatError, InputError, UnsupportedError
+
+if TYPE_CHECKING:
+    from fatnn_rs import nn, quant
+    from fatnn_rs.prepare import param_groups, prepare
+
+__all__ = [
+    "ConfigError",
+    "ConversionError",
+    "FatnnError",
+    "FormatError",
+    "InputError",
+    "TernaryConfig",
+    "UnsupportedError",
+    "nn",
+    "param_groups",
+    "prepare",
+    "quant",
+]
+
+# Public name → the module it is imported from when first used; None: the name is itself a module.
+_LAZY = {
+    "nn": None,
+    "param_groups": "fatnn_rs.prepare",
+    "prepare": "fatnn_rs.prepare",
+    "quant": None,
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fatnn_rs' has no attribute {name!r}")
+    source = _LAZY[name]
+    try:
+        module = importlib.import_module(source or f"fatnn_rs.{name}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != "torch":
+            raise
+        raise ImportError(f"fatnn_rs.{name} needs torch, which is not installed: pip install torch") from error
+    value = module if source is None else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """Keeps a public function visible where a submodule has its name (``prepare``, ``convert``).
+
+    Importing a submodule binds it in its package; for these names that would hide the function.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and _LAZY.get(name) is not None:
+            return
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

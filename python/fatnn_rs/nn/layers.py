@@ -1,0 +1,280 @@
+"""Quantization-aware layers: subclasses of torch's own, with the float ``state_dict`` keys unchanged.
+
+One forward, the same in training and in eval mode::
+
+    codes = act_quant(x)                      # integer-valued float: {0, 1, 2} or {-1, 0, +1}
+    acc   = round(conv(codes, weight_quant(weight)))
+    y     = acc [* scale] [+ bias]            # two separate float operations
+
+``acc`` is an exact integer. The operands are small integers and their sums stay far below 2**24, so a convolution that
+multiplies and adds is exact in float32; algorithms that transform their operands first (Winograd, FFT) are off by less
+than a half, and the ``round`` takes that away. Autocast is switched off around it: bfloat16 sums would not be exact.
+
+``scale`` is a learned factor per output channel for places where no BatchNorm follows to absorb it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fatnn_rs.errors import ConfigError
+from fatnn_rs.quant import QUANTIZERS, ActivationQuantizer, WeightQuantizer
+from fatnn_rs.quant.base import round_ste
+
+__all__ = ["TERNARY_TWINS", "TernaryConv1d", "TernaryConv2d", "TernaryLayer", "TernaryLinear"]
+
+_EXACT = 1 << 24
+
+Layer = TypeVar("Layer", bound="TernaryLayer")
+
+
+class TernaryLayer(nn.Module):
+    """What the ternary layers have in common; not a layer by itself.
+
+    Attributes
+    ----------
+    weight_quant : WeightQuantizer
+    act_quant : ActivationQuantizer
+    scale : Parameter or None
+        Shape [out], float32.
+    layer_name : str
+        Qualified name in the model, for messages; empty until ``prepare``, ``calibrate`` or ``convert`` sets it.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    weight_quant: WeightQuantizer
+    act_quant: ActivationQuantizer
+    scale: nn.Parameter | None
+    layer_name: str
+
+    def _add_quantizers(self, quantizer: str, per_channel: bool, act_range: str, scale: bool) -> None:
+        """Give a complete torch layer its quantizers, initialised from its weights."""
+        family = QUANTIZERS.get(quantizer)
+        if family is None:
+            raise ConfigError(f"quantizer must be one of {', '.join(map(repr, QUANTIZERS))}, got {quantizer!r}")
+        weight = self.weight
+        if 2 * weight[0].numel() >= _EXACT:
+            raise ConfigError(
+                f"{type(self).__name__}: {weight[0].numel()} inputs per output are too many for exact float32 sums "
+                f"(fewer than {_EXACT // 2} are fine)"
+            )
+        self.layer_name = ""
+        self.weight_quant = family.weight(weight.shape[0], per_channel).to(weight.device)
+        self.act_quant = family.activation(act_range).to(weight.device)
+        self.act_quant.train(self.training)
+        self.weight_quant.train(self.training)
+        self.weight_quant.initialize(weight.detach())
+        self.scale = nn.Parameter(self._fitted_scale()) if scale else None
+
+    @torch.no_grad()
+    def _fitted_scale(self) -> Tensor:
+        """Per output channel, the factor that fits codes to latent weights best in the mean square."""
+        weight = self.weight.detach().float().flatten(1)
+        codes = self.weight_quant(self.weight).float().flatten(1)
+        count = codes.square().sum(1)
+        fitted = (weight * codes).sum(1) / count.clamp(min=1)
+        return torch.where((count > 0) & (fitted > 0), fitted, weight.abs().mean(1).clamp(min=1e-12))
+
+    def set_name(self, name: str) -> None:
+        """Name used in messages."""
+        self.layer_name = name
+        self.act_quant.layer_name = name
+
+    def ternary_weight(self) -> Tensor:
+        """Return the weight codes that forward uses: int8 in {-1, 0, +1}, the shape of ``weight``."""
+        return self.weight_quant.codes(self.weight)
+
+    def _codes(self, x: Tensor) -> Tensor:
+        """Activation codes; a first initialisation also brings ``scale`` to the input's step."""
+        before = self.act_quant.initialized
+        codes: Tensor = self.act_quant(x)
+        if self.scale is not None and self.act_quant.initialized and not before:
+            with torch.no_grad():
+                self.scale.mul_(self.act_quant.step)
+        return codes
+
+    def _accumulate(self, product: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
+        """``product`` of both operands' codes, as exact integers in the dtype of ``weight``."""
+        codes = self._codes(x)
+        weight = self.weight_quant(self.weight)
+        with torch.autocast(device_type=codes.device.type, enabled=False):
+            acc = round_ste(product(codes, weight.to(codes.dtype)))
+        return acc.to(self.weight.dtype)
+
+    def _finish(self, acc: Tensor, channel_dims: int) -> Tensor:
+        """``acc * scale + bias``; ``channel_dims`` is the number of dimensions behind the channel's."""
+        shape = (-1, *([1] * channel_dims))
+        if self.scale is not None:
+            acc = acc * self.scale.to(acc.dtype).view(shape)
+        if self.bias is not None:
+            acc = acc + self.bias.view(shape)
+        return acc
+
+
+def _twin(cls: type[Layer], module: nn.Module, expected: type[nn.Module], **options: Any) -> Layer:
+    """Make a ``cls`` that shares parameters, hooks and mode with ``module``."""
+    if type(module) is not expected:
+        raise ConfigError(
+            f"{cls.__name__}.from_float takes exactly a torch.nn.{expected.__name__} (a subclass may compute something "
+            f"else), got {type(module).__module__}.{type(module).__qualname__}"
+        )
+    layer = cls.__new__(cls)
+    layer.__dict__.update(module.__dict__)
+    for own in ("_parameters", "_buffers", "_modules"):
+        layer.__dict__[own] = dict(module.__dict__[own])
+    layer._add_quantizers(
+        options.pop("quantizer", "fatnn"),
+        options.pop("per_channel", False),
+        options.pop("act_range", "auto"),
+        options.pop("scale", True),
+    )
+    if options:
+        raise ConfigError(f"{cls.__name__}.from_float: unknown options {sorted(options)}")
+    return layer
+
+
+class TernaryConv1d(TernaryLayer, nn.Conv1d):
+    """``torch.nn.Conv1d`` with ternary weights and activations.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As ``torch.nn.Conv1d``.
+    quantizer : str
+        Row of :data:`fatnn_rs.quant.QUANTIZERS`.
+    per_channel : bool
+        Weight steps per output channel instead of per layer.
+    act_range : str
+        ``"auto"``, ``"half"`` or ``"full"``.
+    scale : bool
+        Learn a factor per output channel. Give False where a BatchNorm follows directly.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        quantizer: str = "fatnn",
+        per_channel: bool = False,
+        act_range: str = "auto",
+        scale: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._add_quantizers(quantizer, per_channel, act_range, scale)
+
+    @classmethod
+    def from_float(cls, module: nn.Module, **options: Any) -> TernaryConv1d:
+        """Make the twin of a ``torch.nn.Conv1d``: same parameters, and the options of this class."""
+        return _twin(cls, module, nn.Conv1d, **options)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[N, C, L] or [C, L] → [N, out, L'] or [out, L']."""
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = (0,)
+
+        def product(x: Tensor, w: Tensor) -> Tensor:
+            return functional.conv1d(x, w, None, self.stride, padding, self.dilation, self.groups)
+
+        return self._finish(self._accumulate(product, input), 1)
+
+
+class TernaryConv2d(TernaryLayer, nn.Conv2d):
+    """``torch.nn.Conv2d`` with ternary weights and activations.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As ``torch.nn.Conv2d``.
+    quantizer : str
+        Row of :data:`fatnn_rs.quant.QUANTIZERS`.
+    per_channel : bool
+        Weight steps per output channel instead of per layer.
+    act_range : str
+        ``"auto"``, ``"half"`` or ``"full"``.
+    scale : bool
+        Learn a factor per output channel. Give False where a BatchNorm follows directly.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        quantizer: str = "fatnn",
+        per_channel: bool = False,
+        act_range: str = "auto",
+        scale: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._add_quantizers(quantizer, per_channel, act_range, scale)
+
+    @classmethod
+    def from_float(cls, module: nn.Module, **options: Any) -> TernaryConv2d:
+        """Make the twin of a ``torch.nn.Conv2d``: same parameters, and the options of this class."""
+        return _twin(cls, module, nn.Conv2d, **options)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[N, C, H, W] or [C, H, W] → [N, out, H', W'] or [out, H', W']."""
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = (0, 0)
+
+        def product(x: Tensor, w: Tensor) -> Tensor:
+            return functional.conv2d(x, w, None, self.stride, padding, self.dilation, self.groups)
+
+        return self._finish(self._accumulate(product, input), 2)
+
+
+class TernaryLinear(TernaryLayer, nn.Linear):  # type: ignore[misc]
+    """``torch.nn.Linear`` with ternary weights and activations.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As ``torch.nn.Linear``.
+    quantizer : str
+        Row of :data:`fatnn_rs.quant.QUANTIZERS`.
+    per_channel : bool
+        Weight steps per output feature instead of per layer.
+    act_range : str
+        ``"auto"``, ``"half"`` or ``"full"``.
+    scale : bool
+        Learn a factor per output feature. Give False where a BatchNorm follows directly.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        quantizer: str = "fatnn",
+        per_channel: bool = False,
+        act_range: str = "auto",
+        scale: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._add_quantizers(quantizer, per_channel, act_range, scale)
+
+    @classmethod
+    def from_float(cls, module: nn.Module, **options: Any) -> TernaryLinear:
+        """Make the twin of a ``torch.nn.Linear``: same parameters, and the options of this class."""
+        return _twin(cls, module, nn.Linear, **options)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in] → [..., out]."""
+        return self._finish(self._accumulate(functional.linear, input), 0)
+
+
+#: torch layer → its ternary twin. Exact types only: a subclass may compute something else.
+TERNARY_TWINS: dict[type[nn.Module], type[TernaryConv1d] | type[TernaryConv2d] | type[TernaryLinear]] = {
+    nn.Conv1d: TernaryConv1d,
+    nn.Conv2d: TernaryConv2d,
+    nn.Linear: TernaryLinear,
+}

@@ -1,0 +1,266 @@
+"""The contract of the quantizers and the arithmetic they share.
+
+A quantizer family is one file in this package, one row in :data:`fatnn_rs.quant.QUANTIZERS`, and two classes: a
+:class:`WeightQuantizer` and an :class:`ActivationQuantizer`. Both are modules whose forward returns *integer-valued*
+float tensors (the codes themselves, not codes times a scale) and passes a straight-through gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fatnn_rs.errors import ConfigError, InputError
+
+__all__ = ["MIN_STEP", "ActivationQuantizer", "WeightQuantizer", "fit_step", "positive", "round_ste"]
+
+#: Learned step reciprocals are clamped to at least this in the forward pass.
+MIN_STEP = 1e-12
+
+_SAMPLES = 1 << 16
+
+
+class _RoundSTE(torch.autograd.Function):
+    """``torch.round`` (half to even) with the gradient of the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.round(x).add_(0.0)  # + 0.0 turns -0.0 into 0.0
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+class _PositiveSTE(torch.autograd.Function):
+    """Clamp from below at ``MIN_STEP`` with the gradient of the identity, so that a step can come back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clamp(min=MIN_STEP)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round half to even; the gradient passes unchanged (straight-through estimator).
+
+    Parameters
+    ----------
+    x
+        Any shape, floating point. NaN stays NaN.
+    """
+    result: Tensor = _RoundSTE.apply(x)  # type: ignore[no-untyped-call]
+    return result
+
+
+def positive(step: Tensor) -> Tensor:
+    """A learned step reciprocal made positive: ``max(step, MIN_STEP)``, the gradient passes unchanged.
+
+    Passing the gradient below the clamp matters: a step that an optimizer pushed below zero would otherwise stay there.
+    """
+    result: Tensor = _PositiveSTE.apply(step)  # type: ignore[no-untyped-call]
+    return result
+
+
+def widen(x: Tensor) -> Tensor:
+    """float16 and bfloat16 as float32 (quantizers compute in float32 or wider); anything else as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+@torch.no_grad()
+def fit_step(x: Tensor, low: int, high: int) -> float:
+    """The step ``d`` that makes ``d * round(clip(x / d, low, high))`` the best fit to ``x`` in the mean square.
+
+    Parameters
+    ----------
+    x
+        Any shape, floating point, finite. At most 65536 values are looked at (an even stride through ``x``).
+    low, high
+        The integer levels' range: ``(-1, 1)`` or ``(0, 2)``.
+
+    Returns
+    -------
+    float
+        The step, or 0.0 where every value looked at is zero and nothing can be said.
+    """
+    flat = x.detach().reshape(-1).float()
+    flat = flat[flat != 0]
+    if flat.numel() > _SAMPLES:
+        flat = flat[:: -(-flat.numel() // _SAMPLES)]
+    if flat.numel() == 0:
+        return 0.0
+    # The factor keeps squares of very large and very small values inside float32.
+    peak = float(flat.abs().max())
+    flat = flat / peak
+    rms = float(flat.square().mean().sqrt())
+    candidates = [rms * 2.0 ** (k / 12.0) for k in range(-24, 25)]
+    errors = [float((flat - d * torch.round((flat / d).clamp(low, high))).square().mean()) for d in candidates]
+    return candidates[errors.index(min(errors))] * peak
+
+
+class WeightQuantizer(nn.Module):
+    """Contract: float latent weights in, integer-valued float codes in {-1, 0, +1} out."""
+
+    def __init__(self, out_channels: int, per_channel: bool = False) -> None:
+        super().__init__()
+        if out_channels < 1:
+            raise ConfigError(f"out_channels must be at least 1, got {out_channels}")
+        self.out_channels = out_channels
+        self.per_channel = per_channel
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Codes of ``weight``: same shape, float32 (or wider), values -1.0, 0.0, +1.0."""
+        raise NotImplementedError
+
+    def initialize(self, weight: Tensor) -> None:
+        """Set the learned parameters from the latent weights."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def codes(self, weight: Tensor) -> Tensor:
+        """Exactly what :meth:`forward` uses, as int8."""
+        codes: Tensor = self(weight.detach())
+        return codes.to(torch.int8)
+
+
+class ActivationQuantizer(nn.Module):
+    """Contract: float activations in, integer-valued float codes out: a monotone function, the same for every element.
+
+    Codes are {0, 1, 2} in half range (the input is never negative: after a ReLU) and {-1, 0, +1} in full range; zero
+    always has code 0. Which range, and whether the steps were initialised at all, is part of the ``state_dict``.
+
+    Parameters
+    ----------
+    act_range
+        ``"half"`` or ``"full"``, or ``"auto"``: decided by the first data seen (half where its minimum is >= 0).
+    """
+
+    initialized_flag: Tensor
+    half_range_flag: Tensor
+
+    def __init__(self, act_range: str = "auto") -> None:
+        super().__init__()
+        if act_range not in ("auto", "half", "full"):
+            raise ConfigError(f"act_range must be 'auto', 'half' or 'full', got {act_range!r}")
+        self.act_range = act_range
+        #: Name of the layer this quantizer belongs to, for messages.
+        self.layer_name = ""
+        #: While True, data initialises the steps in eval mode too (see :func:`fatnn_rs.nn.calibrate`).
+        self.calibrating = False
+        self.register_buffer("initialized_flag", torch.tensor(False))
+        self.register_buffer("half_range_flag", torch.tensor(act_range == "half"))
+        # Python mirrors of the two buffers: the forward pass branches on them, and reading a buffer would wait for
+        # the device and break graph capture.
+        self._initialized = False
+        self._half_range = act_range == "half"
+
+    @property
+    def initialized(self) -> bool:
+        """Whether the steps have been initialised from data (or loaded)."""
+        return self._initialized
+
+    @property
+    def half_range(self) -> bool:
+        """Whether codes are {0, 1, 2} (True) or {-1, 0, +1} (False). Not decided before initialisation."""
+        return self._half_range
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Codes of ``x``, same shape, integer-valued float32 (or wider).
+
+        Raises
+        ------
+        ConfigError
+            In eval mode, before the steps were initialised.
+        InputError
+            Where ``x`` is not floating point, or initialises the steps and holds NaN or infinity.
+        """
+        if not x.is_floating_point():
+            raise InputError(
+                f"{self._where()}: expected a floating point input, got {x.dtype}; convert it with .float()"
+            )
+        x = widen(x)
+        if not self._initialized:
+            if not (self.training or self.calibrating):
+                raise ConfigError(
+                    f"{self._where()}: the activation steps were never initialised, so an eval-mode forward has no "
+                    "meaning; run a training batch first, or give prepare(..., example_inputs=...) or "
+                    "fatnn_rs.nn.calibrate(model, inputs) a batch of real data"
+                )
+            self.initialize(x)
+        return self.quantize(x)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Codes of ``x`` with the present steps."""
+        raise NotImplementedError
+
+    @property
+    def step(self) -> float:
+        """The mean size of the steps: how much of ``x`` one level stands for."""
+        raise NotImplementedError
+
+    def set_step(self, step: float) -> None:
+        """Set the learned parameters to a uniform step of this size."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Choose the range (where it is ``"auto"``) and the steps from data.
+
+        A batch of nothing but zeros says nothing: the quantizer then stays uninitialised and waits for the next one.
+
+        Raises
+        ------
+        InputError
+            Where ``x`` is empty, holds NaN or infinity, or is negative somewhere although ``act_range="half"``.
+        ConfigError
+            Where several processes train together: each would initialise differently.
+        """
+        if x.numel() == 0:
+            raise InputError(f"{self._where()}: cannot initialise activation steps from an empty batch")
+        if not bool(torch.isfinite(x).all()):
+            raise InputError(
+                f"{self._where()}: the batch that initialises the activation steps holds NaN or infinity; check the "
+                "data and the layers before this one"
+            )
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            if torch.distributed.get_world_size() > 1:
+                raise ConfigError(
+                    f"{self._where()}: activation steps must be initialised before training is distributed, else "
+                    "every process gets its own; give prepare(..., example_inputs=...) a batch of real data first"
+                )
+        minimum = float(x.min())
+        if self.act_range == "half" and minimum < 0:
+            raise InputError(
+                f"{self._where()}: act_range='half' needs inputs >= 0, got a minimum of {minimum:g}; use 'full' or 'auto'"
+            )
+        half = self.act_range == "half" or (self.act_range == "auto" and minimum >= 0)
+        step = fit_step(x, 0, 2) if half else fit_step(x, -1, 1)
+        self._set_state(initialized=False, half_range=half)
+        if step > 0:
+            self.set_step(step)
+            self._set_state(initialized=True, half_range=half)
+
+    def _set_state(self, *, initialized: bool, half_range: bool) -> None:
+        self._initialized, self._half_range = initialized, half_range
+        self.initialized_flag.fill_(initialized)
+        self.half_range_flag.fill_(half_range)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if not self.initialized_flag.is_meta:
+            self._initialized = bool(self.initialized_flag)
+            self._half_range = bool(self.half_range_flag)
+
+    def _where(self) -> str:
+        return f"layer {self.layer_name!r}" if self.layer_name else "activation quantizer (layer not named yet)"
+
+    def extra_repr(self) -> str:
+        """Range and state, for ``print(model)``."""
+        if not self._initialized:
+            return f"act_range={self.act_range!r}, not initialised"
+        return "half range" if self._half_range else "full range"

@@ -1,0 +1,162 @@
+"""FATNN's quantizers: two learned, unequal steps on equally spaced integer levels.
+
+P. Chen, B. Zhuang, C. Shen, "FATNN: Fast and Accurate Ternary Neural Networks", ICCV 2021 (arXiv 2008.05101), the
+"implementation-dependent" quantizer: thresholds are free, but levels are exactly {-1, 0, +1} (or {0, 1, 2}), which is
+what lets the inner product run on bits.
+
+``round`` is half to even, so a code steps up strictly above its threshold. Its gradient is the identity's; ``clip``
+passes the gradient inside its range (ends included) and zeroes it outside. Every step reciprocal is clamped to
+``MIN_STEP`` in the forward pass, with the identity's gradient, and so stays positive whatever the optimizer does.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fatnn_rs.quant.base import MIN_STEP, ActivationQuantizer, WeightQuantizer, fit_step, positive, round_ste, widen
+
+__all__ = ["FatnnActivation", "FatnnWeight"]
+
+_MIN_STD = 1e-12
+
+
+def two_sided(x: Tensor, alpha_neg: Tensor, alpha_pos: Tensor) -> Tensor:
+    """``round(clip(x a_neg, -1, 0)) + round(clip(x a_pos, 0, 1))``, in one pass: at most one term is not zero.
+
+    Monotone in ``x``: the products are, they meet at zero, and so are ``clip`` and ``round``.
+    """
+    return round_ste((x * torch.where(x < 0, alpha_neg, alpha_pos)).clamp(-1.0, 1.0))
+
+
+def stacked(x: Tensor, alpha1: Tensor, alpha2: Tensor) -> Tensor:
+    """``round(clip(x a1, 0, 1)) + round(clip((x - 1/a1) a2, 0, 1))``: monotone in ``x``, for both terms are."""
+    return round_ste((x * alpha1).clamp(0.0, 1.0)) + round_ste(((x - 1.0 / alpha1) * alpha2).clamp(0.0, 1.0))
+
+
+class FatnnWeight(WeightQuantizer):
+    r"""Ternary weights.
+
+    With :math:`\hat w = (w - \mathrm{mean}(w)) / \mathrm{std}(w)`, statistics over the layer (or the output channel),
+    detached, and the population's standard deviation:
+
+    .. math:: q(w) = round(clip(\hat w\,\alpha_-, -1, 0)) + round(clip(\hat w\,\alpha_+, 0, 1)) \in \{-1, 0, +1\}
+
+    Thresholds on :math:`\hat w`: ``-0.5 / alpha_neg`` and ``0.5 / alpha_pos``.
+
+    Gradient (straight-through), with ``a = alpha_neg`` where :math:`\hat w < 0`, else ``alpha_pos``, and inside
+    :math:`|\hat w\,a| \le 1`: ``dq/dw = a / std``, ``dq/da = w_hat``; zero outside.
+
+    Statistics are summed in float64, so that the number of threads does not show in the codes.
+
+    Parameters
+    ----------
+    out_channels
+        Size of the weight's first dimension.
+    per_channel
+        One pair of steps and of statistics per output channel instead of one per layer.
+
+    Attributes
+    ----------
+    alpha_neg, alpha_pos : Parameter
+        Step reciprocals, shape [1] or [out_channels], float32.
+
+    References
+    ----------
+    FATNN (arXiv 2008.05101), section 3.3.
+    """
+
+    def __init__(self, out_channels: int, per_channel: bool = False) -> None:
+        super().__init__(out_channels, per_channel)
+        size = out_channels if per_channel else 1
+        # 0.817 = 1 / 1.224: the least-squares ternary step for a normal distribution.
+        self.alpha_neg = nn.Parameter(torch.full((size,), 0.817))
+        self.alpha_pos = nn.Parameter(torch.full((size,), 0.817))
+
+    def normalize(self, weight: Tensor) -> Tensor:
+        """``(w - mean) / std`` with detached statistics: same shape as ``weight``, float32 or wider."""
+        weight = widen(weight)
+        sample = weight.detach()
+        if sample.device.type != "mps":
+            sample = sample.double()
+        rows = sample.reshape(self.out_channels if self.per_channel else 1, -1)
+        mean = rows.mean(dim=1, keepdim=True)
+        std = (rows - mean).square().mean(dim=1).sqrt().clamp(min=_MIN_STD)
+        return (weight - self._spread(mean, weight)) / self._spread(std, weight)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Codes of ``weight``: same shape, float32 (or wider), values -1.0, 0.0, +1.0."""
+        alpha_neg = self._spread(positive(self.alpha_neg), weight)
+        alpha_pos = self._spread(positive(self.alpha_pos), weight)
+        return two_sided(self.normalize(weight), alpha_neg, alpha_pos)
+
+    @torch.no_grad()
+    def initialize(self, weight: Tensor) -> None:
+        """Both steps to the least-squares ternary step of the normalised weights."""
+        normal = self.normalize(weight).reshape(self.out_channels if self.per_channel else 1, -1)
+        for index, row in enumerate(normal):
+            step = fit_step(row, -1, 1)
+            if step > 0:
+                self.alpha_neg[index] = 1.0 / step
+                self.alpha_pos[index] = 1.0 / step
+
+    def _spread(self, values: Tensor, weight: Tensor) -> Tensor:
+        """Per-layer or per-channel values, shaped and typed to combine with ``weight``."""
+        return values.to(widen(weight).dtype).view(-1, *([1] * (weight.dim() - 1)))
+
+    def extra_repr(self) -> str:
+        """Granularity, for ``print(model)``."""
+        return "per output channel" if self.per_channel else "per layer"
+
+
+class FatnnActivation(ActivationQuantizer):
+    r"""Ternary activations.
+
+    Half range (after a ReLU), thresholds ``0.5 / alpha1`` and ``1 / alpha1 + 0.5 / alpha2``:
+
+    .. math:: q(x) = round(clip(x\,\alpha_1, 0, 1)) + round(clip((x - 1/\alpha_1)\,\alpha_2, 0, 1)) \in \{0, 1, 2\}
+
+    Full range, thresholds ``-0.5 / alpha1`` and ``0.5 / alpha2``:
+
+    .. math:: q(x) = round(clip(x\,\alpha_1, -1, 0)) + round(clip(x\,\alpha_2, 0, 1)) \in \{-1, 0, +1\}
+
+    Gradient (straight-through). Half range: ``dq/dx = a1`` and ``dq/da1 = x`` for x in [0, 1/a1]; ``dq/dx = a2``,
+    ``dq/da2 = x - 1/a1`` and ``dq/da1 = a2 / a1**2`` for x in [1/a1, 1/a1 + 1/a2]; zero elsewhere. Full range:
+    ``dq/dx = a`` and ``dq/da = x`` inside ``|x a| <= 1`` with ``a = alpha1`` where x < 0, else ``alpha2``; zero outside.
+
+    Parameters
+    ----------
+    act_range
+        ``"half"``, ``"full"``, or ``"auto"``: decided by the first data seen.
+
+    Attributes
+    ----------
+    alpha1, alpha2 : Parameter
+        Step reciprocals, shape [], float32: first and second step (half range), negative and positive (full range).
+
+    References
+    ----------
+    FATNN (arXiv 2008.05101), section 3.3.
+    """
+
+    def __init__(self, act_range: str = "auto") -> None:
+        super().__init__(act_range)
+        self.alpha1 = nn.Parameter(torch.tensor(1.0))
+        self.alpha2 = nn.Parameter(torch.tensor(1.0))
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Codes of ``x`` with the present steps."""
+        alpha1 = positive(self.alpha1).to(x.dtype)
+        alpha2 = positive(self.alpha2).to(x.dtype)
+        return stacked(x, alpha1, alpha2) if self.half_range else two_sided(x, alpha1, alpha2)
+
+    @property
+    def step(self) -> float:
+        """The mean size of the two steps: how much of ``x`` one level stands for."""
+        return 0.5 / max(float(self.alpha1), MIN_STEP) + 0.5 / max(float(self.alpha2), MIN_STEP)
+
+    @torch.no_grad()
+    def set_step(self, step: float) -> None:
+        """Both steps to ``step``."""
+        self.alpha1.fill_(max(1.0 / step, MIN_STEP))
+        self.alpha2.fill_(max(1.0 / step, MIN_STEP))
