@@ -1,4 +1,4 @@
-"""``prepare``: swap a float model's layers for their ternary twins, in place; and the optimizer groups that suit them."""
+"""``prepare``: swap a float model's layers for their ternary twins, in place; and optimizer groups that suit them."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def _choose(config: TernaryConfig, candidates: dict[str, nn.Module], look: _Look
     if not chosen:
         reasons = ", ".join(f"{name or 'the model itself'} ({reason})" for name, reason in left.items())
         raise ConfigError(
-            f"nothing is left to quantize: {reasons}; give first='ternary' or last='ternary', or skip less"
+            f"nothing is left to quantize: {reasons}; skip less, or give first='ternary' or last='ternary'"
         )
     if "" in chosen:
         raise ConfigError("the model is itself the layer, so it cannot be swapped in place; use TernaryX.from_float")

@@ -54,16 +54,16 @@ def round_ste(x: Tensor) -> Tensor:
     x
         Any shape, floating point. NaN stays NaN.
     """
-    result: Tensor = _RoundSTE.apply(x)  # type: ignore[no-untyped-call]
+    result: Tensor = _RoundSTE.apply(x)
     return result
 
 
 def positive(step: Tensor) -> Tensor:
-    """A learned step reciprocal made positive: ``max(step, MIN_STEP)``, the gradient passes unchanged.
+    """Return ``max(step, MIN_STEP)`` for a learned step reciprocal; the gradient passes unchanged.
 
     Passing the gradient below the clamp matters: a step that an optimizer pushed below zero would otherwise stay there.
     """
-    result: Tensor = _PositiveSTE.apply(step)  # type: ignore[no-untyped-call]
+    result: Tensor = _PositiveSTE.apply(step)
     return result
 
 
@@ -74,7 +74,7 @@ def widen(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fit_step(x: Tensor, low: int, high: int) -> float:
-    """The step ``d`` that makes ``d * round(clip(x / d, low, high))`` the best fit to ``x`` in the mean square.
+    """Find the step ``d`` that makes ``d * round(clip(x / d, low, high))`` the best fit to ``x`` in the mean square.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def fit_step(x: Tensor, low: int, high: int) -> float:
     peak = float(flat.abs().max())
     flat = flat / peak
     rms = float(flat.square().mean().sqrt())
-    candidates = [rms * 2.0 ** (k / 12.0) for k in range(-24, 25)]
+    candidates = [rms * float(2.0 ** (k / 12.0)) for k in range(-24, 25)]
     errors = [float((flat - d * torch.round((flat / d).clamp(low, high))).square().mean()) for d in candidates]
     return candidates[errors.index(min(errors))] * peak
 
@@ -114,7 +114,7 @@ class WeightQuantizer(nn.Module):
         self.per_channel = per_channel
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Codes of ``weight``: same shape, float32 (or wider), values -1.0, 0.0, +1.0."""
+        """Return the codes of ``weight``: same shape, float32 (or wider), values -1.0, 0.0, +1.0."""
         raise NotImplementedError
 
     def initialize(self, weight: Tensor) -> None:
@@ -170,7 +170,7 @@ class ActivationQuantizer(nn.Module):
         return self._half_range
 
     def forward(self, x: Tensor) -> Tensor:
-        """Codes of ``x``, same shape, integer-valued float32 (or wider).
+        """Return the codes of ``x``, same shape, integer-valued float32 (or wider).
 
         Raises
         ------
@@ -180,9 +180,7 @@ class ActivationQuantizer(nn.Module):
             Where ``x`` is not floating point, or initialises the steps and holds NaN or infinity.
         """
         if not x.is_floating_point():
-            raise InputError(
-                f"{self._where()}: expected a floating point input, got {x.dtype}; convert it with .float()"
-            )
+            raise InputError(f"{self._where()}: expected a floating point input, got {x.dtype}; use .float()")
         x = widen(x)
         if not self._initialized:
             if not (self.training or self.calibrating):
@@ -195,7 +193,7 @@ class ActivationQuantizer(nn.Module):
         return self.quantize(x)
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Codes of ``x`` with the present steps."""
+        """Return the codes of ``x`` with the present steps."""
         raise NotImplementedError
 
     @property
@@ -227,16 +225,16 @@ class ActivationQuantizer(nn.Module):
                 f"{self._where()}: the batch that initialises the activation steps holds NaN or infinity; check the "
                 "data and the layers before this one"
             )
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            if torch.distributed.get_world_size() > 1:
-                raise ConfigError(
-                    f"{self._where()}: activation steps must be initialised before training is distributed, else "
-                    "every process gets its own; give prepare(..., example_inputs=...) a batch of real data first"
-                )
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if distributed and torch.distributed.get_world_size() > 1:
+            raise ConfigError(
+                f"{self._where()}: activation steps must be initialised before training is distributed, else "
+                "every process gets its own; give prepare(..., example_inputs=...) a batch of real data first"
+            )
         minimum = float(x.min())
         if self.act_range == "half" and minimum < 0:
             raise InputError(
-                f"{self._where()}: act_range='half' needs inputs >= 0, got a minimum of {minimum:g}; use 'full' or 'auto'"
+                f"{self._where()}: act_range='half' needs inputs >= 0, got {minimum:g}; use 'full' or 'auto'"
             )
         half = self.act_range == "half" or (self.act_range == "auto" and minimum >= 0)
         step = fit_step(x, 0, 2) if half else fit_step(x, -1, 1)

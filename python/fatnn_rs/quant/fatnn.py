@@ -85,7 +85,7 @@ class FatnnWeight(WeightQuantizer):
         return (weight - self._spread(mean, weight)) / self._spread(std, weight)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Codes of ``weight``: same shape, float32 (or wider), values -1.0, 0.0, +1.0."""
+        """Return the codes of ``weight``: same shape, float32 (or wider), values -1.0, 0.0, +1.0."""
         alpha_neg = self._spread(positive(self.alpha_neg), weight)
         alpha_pos = self._spread(positive(self.alpha_pos), weight)
         return two_sided(self.normalize(weight), alpha_neg, alpha_pos)
@@ -122,7 +122,7 @@ class FatnnActivation(ActivationQuantizer):
 
     Gradient (straight-through). Half range: ``dq/dx = a1`` and ``dq/da1 = x`` for x in [0, 1/a1]; ``dq/dx = a2``,
     ``dq/da2 = x - 1/a1`` and ``dq/da1 = a2 / a1**2`` for x in [1/a1, 1/a1 + 1/a2]; zero elsewhere. Full range:
-    ``dq/dx = a`` and ``dq/da = x`` inside ``|x a| <= 1`` with ``a = alpha1`` where x < 0, else ``alpha2``; zero outside.
+    ``dq/dx = a`` and ``dq/da = x`` inside ``|x a| <= 1`` with ``a = alpha1`` where x < 0, else ``alpha2``; else zero.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ class FatnnActivation(ActivationQuantizer):
         self.alpha2 = nn.Parameter(torch.tensor(1.0))
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Codes of ``x`` with the present steps."""
+        """Return the codes of ``x`` with the present steps."""
         alpha1 = positive(self.alpha1).to(x.dtype)
         alpha2 = positive(self.alpha2).to(x.dtype)
         return stacked(x, alpha1, alpha2) if self.half_range else two_sided(x, alpha1, alpha2)
