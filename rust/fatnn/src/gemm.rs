@@ -32,7 +32,9 @@ pub(crate) trait Sink: Sync {
     type Elem: Send + Copy + Default;
     /// Elements in an output row.
     fn row_len(&self) -> usize;
-    /// Writes a tile. `out` starts at the tile's first row, which is row `row` of the whole product; it was zeroed before.
+    /// Whether [`Sink::write`] only sets bits, so that the output must be zeroed before.
+    const ZEROED: bool = false;
+    /// Writes a tile. `out` starts at the tile's first row, which is row `row` of the whole product.
     fn write(&self, kernel: &dyn Kernel, tile: &TileAcc<'_>, row: usize, out: &mut [Self::Elem]);
 }
 
@@ -48,15 +50,14 @@ impl Sink for AccSink {
         self.channels
     }
 
-    fn write(&self, _: &dyn Kernel, tile: &TileAcc<'_>, _: usize, out: &mut [i32]) {
-        for (acc, out) in tile.acc.chunks_exact(tile.nr).zip(out.chunks_exact_mut(self.channels)).take(tile.rows) {
-            out[tile.first_channel..][..tile.channels].copy_from_slice(&acc[..tile.channels]);
-        }
+    fn write(&self, kernel: &dyn Kernel, tile: &TileAcc<'_>, _: usize, out: &mut [i32]) {
+        kernel.to_acc(tile, self.channels, out);
     }
 }
 
 impl Sink for ToCodes<'_> {
     type Elem = u8;
+    const ZEROED: bool = true;
 
     fn row_len(&self) -> usize {
         self.layout.pixel_bytes()
@@ -100,7 +101,9 @@ pub(crate) fn run<S: Sink>(
     let row_len = sink.row_len();
     let m = out.len().checked_div(row_len).unwrap_or(0);
     let work = |first: usize, out: &mut [S::Elem]| {
-        out.fill(S::Elem::default());
+        if S::ZEROED {
+            out.fill(S::Elem::default());
+        }
         let mut bases = [0usize; BLOCK + MAX_MR];
         let mut group_bases = [0usize; MAX_MR];
         let mut acc = [0i32; MAX_TILE];
@@ -124,7 +127,6 @@ pub(crate) fn run<S: Sink>(
                         kernel.tile(&Tile::new(layout, mr, rows.codes, &group_bases[..mr], taps, units, bytes), acc);
                         let tile = TileAcc {
                             acc,
-                            nr: layout.nr,
                             rows: out.len() / row_len,
                             first_channel: group * weights.group_out_channels() + panel * layout.nr,
                             channels: layout.nr.min(weights.group_out_channels() - panel * layout.nr),

@@ -1,1 +1,108 @@
-//! placeholder
+//! Max pooling on codes, without unpacking them.
+//!
+//! The larger of two codes has the union of their thermometer planes: `p = [x ≥ 0]` and `x₂ = [x ≥ 1] = p ∧ ¬z`. So a
+//! window's maximum is two ORs per 64 channels and pixel, and `z = p ∧ ¬x₂` at the end. Quantizers are monotone, so pooling
+//! after quantization gives what quantization after pooling would.
+
+use std::ops::Range;
+
+use crate::codec::CodesLayout;
+use crate::conv::ConvShape;
+use crate::error::{Result, bad_value, check_len};
+use crate::parallel;
+
+/// The maximum of each window's codes. Padding never wins.
+///
+/// `codes` holds `batch × height × width` pixels in `layout`, `out` `batch × output[0] × output[1]`. `output` is given
+/// rather than computed because frameworks differ in how they round it (`ceil_mode`); any size will do whose windows all
+/// contain a pixel.
+///
+/// # Errors
+/// [`crate::Error::Value`] where kernel, stride or dilation is 0, or a window contains nothing but padding;
+/// [`crate::Error::Shape`] where sizes do not fit.
+pub fn max_pool_codes(
+    codes: &[u8],
+    layout: CodesLayout,
+    shape: &ConvShape,
+    output: [usize; 2],
+    out: &mut [u8],
+) -> Result<()> {
+    let pixel = layout.pixel_bytes();
+    let [h, w] = shape.input;
+    let [out_h, out_w] = output;
+    let total = |what, h: usize, w: usize| match [h, w, pixel].iter().try_fold(shape.batch, |n, &f| n.checked_mul(f)) {
+        Some(n) => Ok(n),
+        None => bad_value(what, "a size that fits in memory", format!("{} × {h} × {w} pixels", shape.batch)),
+    };
+    check_len("packed codes", total("input", h, w)?, codes.len())?;
+    check_len("output", total("output", out_h, out_w)?, out.len())?;
+    let rows = windows(shape, 0, out_h)?;
+    let columns = windows(shape, 1, out_w)?;
+    let [step_y, step_x] = shape.dilation;
+    let work = |first: usize, out: &mut [u8]| {
+        for (i, out) in out.chunks_exact_mut(pixel).enumerate() {
+            let at = first + i;
+            let (image, y, x) = (at / (out_h * out_w), at / out_w % out_h, at % out_w);
+            out.fill(0);
+            for y in rows[y].clone().step_by(step_y) {
+                for x in columns[x].clone().step_by(step_x) {
+                    let at = ((image * h + y) * w + x) * pixel;
+                    or_planes(out, &codes[at..at + pixel]);
+                }
+            }
+            finish(out);
+        }
+    };
+    // A word of 64 channels and a tap cost about as much as this many products.
+    let cost = out.len().saturating_mul(shape.kernel[0]).saturating_mul(shape.kernel[1]).saturating_mul(16);
+    parallel::for_each_rows(out, pixel, 1, cost, work)
+}
+
+/// Per output index on an axis, the real input indices that its window touches (in steps of the dilation).
+fn windows(shape: &ConvShape, axis: usize, outputs: usize) -> Result<Vec<Range<usize>>> {
+    let (kernel, stride, dilation) = (shape.kernel[axis], shape.stride[axis], shape.dilation[axis]);
+    if kernel == 0 || stride == 0 || dilation == 0 {
+        return bad_value("kernel, stride and dilation", "at least 1 each", format!("{shape:?}"));
+    }
+    let (input, padding) = (shape.input[axis], shape.padding[axis]);
+    let window = |o: usize| {
+        // In coordinates that count padding: the window's taps are first, first + dilation, … up to last.
+        let first = o.checked_mul(stride)?;
+        let last = first.checked_add((kernel - 1).checked_mul(dilation)?)?;
+        let skipped = padding.saturating_sub(first).div_ceil(dilation);
+        let begin = first.checked_add(skipped.checked_mul(dilation)?)?;
+        let end = last.min(padding.checked_add(input)?.checked_sub(1)?);
+        (begin <= end && end >= padding).then(|| begin - padding..end - padding + 1)
+    };
+    (0..outputs)
+        .map(|o| match window(o) {
+            Some(range) => Ok(range),
+            None => bad_value(
+                "output size",
+                format!("windows that each contain a pixel on axis {axis} (of height, width)"),
+                format!("{outputs}, and window {o} of {shape:?} contains none"),
+            ),
+        })
+        .collect()
+}
+
+/// Merges a pixel's planes into `out`, which holds `x₂` in the place of `z`.
+#[inline(always)]
+fn or_planes(out: &mut [u8], pixel: &[u8]) {
+    for (out, unit) in out.as_chunks_mut::<16>().0.iter_mut().zip(pixel.as_chunks::<16>().0) {
+        let unit = u128::from_le_bytes(*unit);
+        let (z, p) = (unit as u64, (unit >> 64) as u64);
+        let planes = u128::from(p) << 64 | u128::from(p & !z);
+        *out = (u128::from_le_bytes(*out) | planes).to_le_bytes();
+    }
+}
+
+/// `x₂` back to `z`.
+#[inline(always)]
+fn finish(out: &mut [u8]) {
+    for out in out.as_chunks_mut::<16>().0 {
+        let planes = u128::from_le_bytes(*out);
+        let (x2, p) = (planes as u64, (planes >> 64) as u64);
+        *out = (u128::from(p) << 64 | u128::from(p & !x2)).to_le_bytes();
+    }
+}

@@ -8,6 +8,7 @@
 //! | [`trits`] | 5 in a byte (3⁵ = 243) | weights in files |
 
 pub mod base3;
+mod digits;
 mod planes;
 pub mod trits;
 

@@ -119,43 +119,31 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
     /// Epilogue: accumulators to float32. See [`crate::epilogue::to_float`].
     #[doc(hidden)]
     fn to_float(&self, acc: &TileAcc<'_>, to: &ToFloat<'_>, residual: Option<&[f32]>, out: &mut [f32]);
+    /// No epilogue: the accumulators as they are. See [`crate::epilogue::to_acc`].
+    #[doc(hidden)]
+    fn to_acc(&self, acc: &TileAcc<'_>, channels: usize, out: &mut [i32]);
 }
 
-/// Writes the two epilogue methods of [`Kernel`], compiled with the kernel's own CPU features.
+/// Writes the epilogue methods of [`Kernel`] for tiles of `nr` columns, compiled with the kernel's own CPU features.
+/// `at_least` is [`crate::epilogue::at_least`] or that function in the instruction set's own words.
 macro_rules! epilogue_methods {
-    ($($feature:literal)?) => {
-        fn to_codes(&self, acc: &crate::epilogue::TileAcc<'_>, to: &crate::epilogue::ToCodes<'_>, out: &mut [u8]) {
+    ($nr:expr, $at_least:path $(, $feature:literal)?) => {
+        epilogue_methods!(
+            @ $nr, to_codes(to: &crate::epilogue::ToCodes<'_>, out: &mut [u8]; |a, t| $at_least(a, t)) $($feature)?);
+        epilogue_methods!(
+            @ $nr, to_float(to: &crate::epilogue::ToFloat<'_>, residual: Option<&[f32]>, out: &mut [f32];) $($feature)?);
+        epilogue_methods!(@ $nr, to_acc(channels: usize, out: &mut [i32];) $($feature)?);
+    };
+    (@ $nr:expr, $name:ident($($arg:ident: $type:ty),*; $($extra:expr)?) $($feature:literal)?) => {
+        fn $name(&self, tile: &crate::epilogue::TileAcc<'_>, $($arg: $type),*) {
             $(#[target_feature(enable = $feature)])?
-            fn run(acc: &crate::epilogue::TileAcc<'_>, to: &crate::epilogue::ToCodes<'_>, out: &mut [u8]) {
-                crate::epilogue::to_codes(acc, to, out);
+            fn run(tile: &crate::epilogue::TileAcc<'_>, $($arg: $type),*) {
+                crate::epilogue::$name::<{ $nr }>(tile, $($arg,)* $($extra)?);
             }
             #[allow(unused_unsafe)]
             // SAFETY: `self` exists, so the features were detected.
             unsafe {
-                run(acc, to, out)
-            }
-        }
-
-        fn to_float(
-            &self,
-            acc: &crate::epilogue::TileAcc<'_>,
-            to: &crate::epilogue::ToFloat<'_>,
-            residual: Option<&[f32]>,
-            out: &mut [f32],
-        ) {
-            $(#[target_feature(enable = $feature)])?
-            fn run(
-                acc: &crate::epilogue::TileAcc<'_>,
-                to: &crate::epilogue::ToFloat<'_>,
-                residual: Option<&[f32]>,
-                out: &mut [f32],
-            ) {
-                crate::epilogue::to_float(acc, to, residual, out);
-            }
-            #[allow(unused_unsafe)]
-            // SAFETY: `self` exists, so the features were detected.
-            unsafe {
-                run(acc, to, residual, out)
+                run(tile, $($arg),*)
             }
         }
     };

@@ -46,7 +46,7 @@ impl Kernel for Avx512 {
         unsafe { run(tile, acc) }
     }
 
-    epilogue_methods!("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
+    epilogue_methods!(NR, at_least, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
 }
 
 /// `a ⊕ (b ∧ c)`.
@@ -92,15 +92,27 @@ fn run(tile: &Tile<'_>, acc: &mut [i32; MR * NR]) {
             }
         }
     }
-    for v in 0..NV {
-        // SAFETY: behind the units the panel holds `NR` offsets of four bytes.
-        let offset = unsafe { _mm256_loadu_si256(w.add(v * 32).cast()) };
-        for r in 0..MR {
-            let count = _mm512_add_epi64(_mm512_add_epi64(twos[r][v], twos[r][v]), _mm512_popcnt_epi64(ones[r][v]));
-            let sum = _mm256_add_epi32(_mm512_cvtepi64_epi32(count), offset);
-            let out = &mut acc[r * NR + v * 8..][..8];
-            // SAFETY: `out` has eight elements.
-            unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), sum) };
-        }
+    // SAFETY: behind the units the panel holds `NR` offsets of four bytes.
+    let offset = unsafe { _mm512_loadu_si512(w.cast()) };
+    // The low halves of sixteen 64-bit lanes, in order: one shuffle where two narrowing moves would take four.
+    let low_halves = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    for r in 0..MR {
+        let count = std::array::from_fn::<_, NV, _>(|v| {
+            _mm512_add_epi64(_mm512_add_epi64(twos[r][v], twos[r][v]), _mm512_popcnt_epi64(ones[r][v]))
+        });
+        let sum = _mm512_add_epi32(_mm512_permutex2var_epi32(count[0], low_halves, count[1]), offset);
+        let out = &mut acc[r * NR..][..NR];
+        // SAFETY: `out` has sixteen elements.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), sum) };
     }
+}
+
+/// [`crate::epilogue::at_least`]: one comparison into a mask.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn at_least(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
+    // SAFETY: both arrays have sixteen elements.
+    let (acc, threshold) =
+        unsafe { (_mm512_loadu_si512(acc.as_ptr().cast()), _mm512_loadu_si512(threshold.as_ptr().cast())) };
+    u64::from(_mm512_cmpge_epi32_mask(acc, threshold))
 }
