@@ -97,7 +97,8 @@ pub(crate) fn to_float<const NR: usize>(
     out: &mut [f32],
 ) {
     let channels = tile.first_channel..tile.first_channel + tile.channels;
-    let (mut scale, mut bias) = ([1.0; NR], [0.0; NR]);
+    // Absent ones change nothing: a factor of one and a summand of *negative* zero (0.0 would turn -0.0 into 0.0).
+    let (mut scale, mut bias) = ([1.0; NR], [-0.0; NR]);
     if let Some(s) = to.scale {
         fill(&mut scale, &s[channels.clone()]);
     }
@@ -107,7 +108,6 @@ pub(crate) fn to_float<const NR: usize>(
     for (r, acc) in tile.acc.as_chunks::<NR>().0.iter().take(tile.rows).enumerate() {
         let row = r * to.channels + tile.first_channel..r * to.channels + tile.first_channel + tile.channels;
         let mut y = acc.map(|a| a as f32);
-        // A factor of one and a summand of (positive) zero change nothing, so one form serves all four cases.
         for j in 0..NR {
             y[j] = y[j].mul_add(scale[j], bias[j]);
         }

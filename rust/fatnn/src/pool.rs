@@ -28,6 +28,9 @@ pub fn max_pool_codes(
     out: &mut [u8],
 ) -> Result<()> {
     let pixel = layout.pixel_bytes();
+    if [shape.kernel, shape.stride, shape.dilation].concat().contains(&0) {
+        return bad_value("kernel, stride and dilation", "at least 1 each", format!("{shape:?}"));
+    }
     let [h, w] = shape.input;
     let [out_h, out_w] = output;
     let total = |what, h: usize, w: usize| match [h, w, pixel].iter().try_fold(shape.batch, |n, &f| n.checked_mul(f)) {
@@ -36,6 +39,9 @@ pub fn max_pool_codes(
     };
     check_len("packed codes", total("input", h, w)?, codes.len())?;
     check_len("output", total("output", out_h, out_w)?, out.len())?;
+    if out.is_empty() {
+        return Ok(());
+    }
     let rows = windows(shape, 0, out_h)?;
     let columns = windows(shape, 1, out_w)?;
     let [step_y, step_x] = shape.dilation;
@@ -61,9 +67,6 @@ pub fn max_pool_codes(
 /// Per output index on an axis, the real input indices that its window touches (in steps of the dilation).
 fn windows(shape: &ConvShape, axis: usize, outputs: usize) -> Result<Vec<Range<usize>>> {
     let (kernel, stride, dilation) = (shape.kernel[axis], shape.stride[axis], shape.dilation[axis]);
-    if kernel == 0 || stride == 0 || dilation == 0 {
-        return bad_value("kernel, stride and dilation", "at least 1 each", format!("{shape:?}"));
-    }
     let (input, padding) = (shape.input[axis], shape.padding[axis]);
     let window = |o: usize| {
         // In coordinates that count padding: the window's taps are first, first + dilation, … up to last.
@@ -72,7 +75,7 @@ fn windows(shape: &ConvShape, axis: usize, outputs: usize) -> Result<Vec<Range<u
         let skipped = padding.saturating_sub(first).div_ceil(dilation);
         let begin = first.checked_add(skipped.checked_mul(dilation)?)?;
         let end = last.min(padding.checked_add(input)?.checked_sub(1)?);
-        (begin <= end && end >= padding).then(|| begin - padding..end - padding + 1)
+        (begin <= end).then(|| begin - padding..end - padding + 1)
     };
     (0..outputs)
         .map(|o| match window(o) {

@@ -21,6 +21,7 @@
 use crate::cpu::{Features, Isa};
 use crate::epilogue::{TileAcc, ToCodes, ToFloat};
 use crate::error::Result;
+use crate::quantize::QuantizeInput;
 
 mod popcount;
 #[cfg(target_arch = "x86_64")]
@@ -122,9 +123,14 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
     /// No epilogue: the accumulators as they are. See [`crate::epilogue::to_acc`].
     #[doc(hidden)]
     fn to_acc(&self, acc: &TileAcc<'_>, channels: usize, out: &mut [i32]);
+    /// Float activations to codes, `out` being whole pixels from pixel `first` on; whether none was NaN. See
+    /// [`crate::quantize`].
+    #[doc(hidden)]
+    fn quantize(&self, input: &QuantizeInput<'_>, first: usize, out: &mut [u8]) -> bool;
 }
 
-/// Writes the epilogue methods of [`Kernel`] for tiles of `nr` columns, compiled with the kernel's own CPU features.
+/// Writes the epilogue methods of [`Kernel`] for tiles of `nr` columns, and [`Kernel::quantize`], compiled with the kernel's
+/// own CPU features.
 /// `at_least` is [`crate::epilogue::at_least`] or that function in the instruction set's own words.
 macro_rules! epilogue_methods {
     ($nr:expr, $at_least:path $(, $feature:literal)?) => {
@@ -133,6 +139,18 @@ macro_rules! epilogue_methods {
         epilogue_methods!(
             @ $nr, to_float(to: &crate::epilogue::ToFloat<'_>, residual: Option<&[f32]>, out: &mut [f32];) $($feature)?);
         epilogue_methods!(@ $nr, to_acc(channels: usize, out: &mut [i32];) $($feature)?);
+
+        fn quantize(&self, input: &crate::quantize::QuantizeInput<'_>, first: usize, out: &mut [u8]) -> bool {
+            $(#[target_feature(enable = $feature)])?
+            fn run(input: &crate::quantize::QuantizeInput<'_>, first: usize, out: &mut [u8]) -> bool {
+                crate::quantize::pixels(input, first, out)
+            }
+            #[allow(unused_unsafe)]
+            // SAFETY: `self` exists, so the features were detected.
+            unsafe {
+                run(input, first, out)
+            }
+        }
     };
     (@ $nr:expr, $name:ident($($arg:ident: $type:ty),*; $($extra:expr)?) $($feature:literal)?) => {
         fn $name(&self, tile: &crate::epilogue::TileAcc<'_>, $($arg: $type),*) {
