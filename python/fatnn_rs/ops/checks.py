@@ -1,0 +1,95 @@
+"""What the ops accept: every check reads only metadata, so that real and fake kernels share it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fatnn_rs.errors import InputError
+from fatnn_rs.ops.geometry import packed_bytes
+
+__all__ = ["check_codes", "check_geometry", "check_groups", "check_output", "check_tensor", "check_vector"]
+
+
+def check_tensor(op: str, name: str, tensor: Tensor, dtype: torch.dtype, ranks: Sequence[int]) -> None:
+    """Check device, dtype and rank of one argument.
+
+    Raises
+    ------
+    InputError
+        Naming the op, the argument, what was expected and what was got.
+    """
+    where = f"fatnn_rs::{op}: {name}"
+    if tensor.device.type not in ("cpu", "meta"):
+        raise InputError(f"{where}: expected a tensor on the CPU, got one on {tensor.device}; move it with .cpu()")
+    if tensor.dtype != dtype:
+        way = "convert it with .float()" if dtype == torch.float32 else f"convert it with .to({dtype})"
+        raise InputError(f"{where}: expected {dtype}, got {tensor.dtype}; {way}")
+    if tensor.dim() not in ranks:
+        wanted = " or ".join(str(rank) for rank in ranks)
+        raise InputError(f"{where}: expected {wanted} dimensions, got shape {tuple(tensor.shape)}; reshape it")
+
+
+def check_groups(op: str, channels: int, groups: int) -> None:
+    """Check that ``groups`` divides ``channels``."""
+    if groups < 1 or channels % groups:
+        raise InputError(
+            f"fatnn_rs::{op}: groups: expected a divisor of the {channels} channels, got {groups}; use the groups of "
+            "the convolution that reads the codes"
+        )
+
+
+def check_codes(op: str, name: str, codes: Tensor, channels: int | None = None, groups: int = 1) -> None:
+    """Check packed codes: uint8 [N, H, W, B], B whole words, and as many as ``channels`` need where that is known."""
+    check_tensor(op, name, codes, torch.uint8, (4,))
+    width = codes.shape[3]
+    if channels is not None:
+        if width != packed_bytes(channels, groups):
+            raise InputError(
+                f"fatnn_rs::{op}: {name}: expected {packed_bytes(channels, groups)} bytes a pixel for {channels} "
+                f"channels in {groups} groups, got {width}; pack the codes with the same channels and groups"
+            )
+    elif width < 1 or width % 16:
+        raise InputError(
+            f"fatnn_rs::{op}: {name}: expected a whole number of 16-byte words a pixel, got {width} bytes; make codes "
+            "with fatnn_rs::quantize or fatnn_rs::pack_codes"
+        )
+
+
+def check_vector(op: str, name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Check a per-channel argument (None passes)."""
+    if tensor is None:
+        return
+    check_tensor(op, name, tensor, dtype, (len(shape),))
+    if tuple(tensor.shape) != shape:
+        raise InputError(
+            f"fatnn_rs::{op}: {name}: expected shape {shape}, got {tuple(tensor.shape)}; one value per output channel"
+        )
+
+
+def check_geometry(
+    op: str, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> None:
+    """Check a window's numbers: kernel, stride and dilation from 1, padding from 0, two of each."""
+    for name, values, least in (
+        ("kernel", kernel, 1),
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        if len(values) != 2 or any(value < least for value in values):
+            raise InputError(
+                f"fatnn_rs::{op}: {name}: expected two integers of at least {least} (height, width), got {list(values)}"
+            )
+
+
+def check_output(op: str, size: tuple[int, int], source: Sequence[int]) -> tuple[int, int]:
+    """Check that at least one window fits."""
+    if size[0] < 1 or size[1] < 1:
+        raise InputError(
+            f"fatnn_rs::{op}: the input of {source[0]}x{source[1]} pixels is smaller than the kernel "
+            f"(output {size[0]}x{size[1]}); use a larger input or more padding"
+        )
+    return size

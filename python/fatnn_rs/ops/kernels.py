@@ -1,0 +1,200 @@
+"""The real kernels: tensors cross into Rust here, and only here, as NumPy views.
+
+Each kernel runs the checks of its fake kernel, which also allocates the output, then calls ``fatnn_rs._core`` with views
+of the tensors' memory. A tensor that is not contiguous in the layout Rust wants is copied first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fatnn_rs import _core
+from fatnn_rs.errors import InputError
+from fatnn_rs.ops import schema
+from fatnn_rs.ops.checks import check_groups, check_tensor
+
+__all__ = ["prepack"]
+
+
+def _view(tensor: Tensor) -> Any:
+    """The tensor's memory as a C-contiguous NumPy array."""
+    return tensor.detach().contiguous().numpy()
+
+
+def _optional(tensor: Tensor | None) -> Any:
+    return None if tensor is None else _view(tensor)
+
+
+def _pixels_last(x: Tensor) -> tuple[Any, bool]:
+    """``x`` [N, C, …] as an array, and whether that array has its channels last; copies only where it must."""
+    x = x.detach()
+    if x.is_contiguous():
+        return x.numpy(), x.dim() == 2
+    return x.movedim(1, -1).contiguous().numpy(), True
+
+
+def _quantize(x: Tensor, low: float, high: float, groups: int = 1) -> Tensor:
+    out = schema.quantize(x, low, high, groups)
+    if out.numel():
+        array, channels_last = _pixels_last(x)
+        pixels = out.shape[1] * out.shape[2]
+        _core.quantize(array, x.shape[0], x.shape[1], pixels, channels_last, low, high, groups, out.numpy())
+    return out
+
+
+def _pack_codes(codes: Tensor, groups: int = 1) -> Tensor:
+    out = schema.pack_codes(codes, groups)
+    if not out.numel():
+        return out
+    packed = _core.pack_codes(_view(codes).reshape(-1, codes.shape[-1]), groups)
+    return torch.from_numpy(packed).reshape(out.shape)
+
+
+def _unpack_codes(packed: Tensor, channels: int, groups: int = 1) -> Tensor:
+    out = schema.unpack_codes(packed, channels, groups)
+    if not out.numel():
+        return out
+    codes = _core.unpack_codes(_view(packed).reshape(-1, packed.shape[-1]), channels, groups)
+    return torch.from_numpy(codes).reshape(out.shape)
+
+
+def _pairs(*values: Sequence[int]) -> list[tuple[int, int]]:
+    return [(value[0], value[1]) for value in values]
+
+
+def _conv_acc(
+    codes: Tensor,
+    weight: Tensor,
+    out_channels: int,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+) -> Tensor:
+    out = schema.conv_acc(codes, weight, out_channels, kernel, stride, padding, dilation)
+    if out.numel():
+        _core.conv_acc(_view(codes), _view(weight), *_pairs(stride, padding, dilation), out.permute(0, 2, 3, 1).numpy())
+    return out
+
+
+def _conv_codes(
+    codes: Tensor,
+    weight: Tensor,
+    thresholds: Tensor,
+    out_channels: int,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    out_groups: int = 1,
+) -> Tensor:
+    out = schema.conv_codes(
+        codes, weight, thresholds, out_channels, kernel, stride, padding, dilation, out_groups
+    )
+    if out.numel():
+        _core.conv_codes(
+            _view(codes),
+            _view(weight),
+            _view(thresholds),
+            *_pairs(stride, padding, dilation),
+            out_groups,
+            out.numpy(),
+        )
+    return out
+
+
+def _conv_float(
+    codes: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    out_channels: int,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+) -> Tensor:
+    out = schema.conv_float(
+        codes, weight, scale, bias, residual, relu, out_channels, kernel, stride, padding, dilation
+    )
+    if out.numel():
+        _core.conv_float(
+            _view(codes),
+            _view(weight),
+            _optional(scale),
+            _optional(bias),
+            None if residual is None else _view(residual.permute(0, 2, 3, 1)),
+            relu,
+            *_pairs(stride, padding, dilation),
+            out.permute(0, 2, 3, 1).numpy(),
+        )
+    return out
+
+
+def _max_pool_codes(
+    codes: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    ceil_mode: bool = False,
+) -> Tensor:
+    out = schema.max_pool_codes(codes, kernel, stride, padding, dilation, ceil_mode)
+    if out.numel():
+        _core.max_pool_codes(_view(codes), *_pairs(kernel, stride, padding, dilation), out.numpy())
+    return out
+
+
+def prepack(weight: Tensor, groups: int = 1, half_range: bool = False) -> Tensor:
+    """Lay ternary weights out for this machine's kernels. Never save the result: it belongs to one kernel of one CPU.
+
+    Parameters
+    ----------
+    weight
+        int8 [n, channels / groups, KH, KW], values in {-1, 0, +1}.
+    groups
+        Groups of the convolution; divides n.
+    half_range
+        Whether activations count as levels {0, 1, 2} instead of codes {-1, 0, +1}.
+
+    Returns
+    -------
+    Tensor
+        uint8, one dimension.
+
+    Raises
+    ------
+    InputError
+        Wrong dtype, device, rank, groups or values.
+    """
+    check_tensor("prepack", "weight", weight, torch.int8, (4,))
+    check_groups("prepack", weight.shape[0], groups)
+    if not weight.numel():
+        raise InputError(f"fatnn_rs.ops.prepack: weight: expected at least one value, got shape {tuple(weight.shape)}")
+    blob = _core.prepack(_view(weight), groups, half_range)
+    return torch.from_numpy(np.asarray(blob, dtype=np.uint8))
+
+
+#: Every real kernel, by the op's name in :data:`fatnn_rs.ops.schema.OPS`.
+KERNELS: dict[str, Callable[..., Tensor]] = {
+    "quantize": _quantize,
+    "pack_codes": _pack_codes,
+    "unpack_codes": _unpack_codes,
+    "conv_acc": _conv_acc,
+    "conv_codes": _conv_codes,
+    "conv_float": _conv_float,
+    "max_pool_codes": _max_pool_codes,
+}
+
+for _name, _kernel in KERNELS.items():
+    # Registered for every device, so that a tensor elsewhere meets the check that names it, not a missing kernel.
+    schema.LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+    # Inference only: results carry no gradient, whatever went in.
+    schema.LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")

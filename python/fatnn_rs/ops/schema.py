@@ -1,0 +1,264 @@
+"""Schemas and fake kernels of the ops: everything torch needs to know to trace them.
+
+:data:`OPS` is the table; :mod:`fatnn_rs.ops.kernels` gives every row its real kernel. A fake kernel makes the same
+checks as the real one and returns an empty tensor of the right shape, dtype and strides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fatnn_rs.errors import InputError
+from fatnn_rs.ops.checks import (
+    check_codes,
+    check_geometry,
+    check_groups,
+    check_output,
+    check_tensor,
+    check_vector,
+)
+from fatnn_rs.ops.geometry import conv_size, packed_bytes, pool_size
+
+__all__ = ["LIBRARY", "OPS"]
+
+#: Owns the registrations; they live as long as it does.
+LIBRARY = torch.library.Library("fatnn_rs", "DEF")
+
+
+def quantize(x: Tensor, low: float, high: float, groups: int = 1) -> Tensor:
+    """Codes of ``x`` by two thresholds: level ``(x >= low) + (x >= high)``, stored as level - 1 in {-1, 0, +1}.
+
+    Parameters
+    ----------
+    x
+        float32 [N, C], [N, C, L] or [N, C, H, W].
+    low, high
+        Thresholds, exact float32 values.
+    groups
+        Groups of the convolution that will read the codes.
+
+    Returns
+    -------
+    Tensor
+        uint8 [N, H, W, B].
+
+    Raises
+    ------
+    InputError
+        Wrong dtype, device, rank or groups; NaN in ``x``.
+    """
+    check_tensor("quantize", "x", x, torch.float32, (2, 3, 4))
+    batch, channels = x.shape[0], x.shape[1]
+    check_groups("quantize", channels, groups)
+    height = x.shape[2] if x.dim() == 4 else 1
+    width = x.shape[-1] if x.dim() > 2 else 1
+    return x.new_empty((batch, height, width, packed_bytes(channels, groups)), dtype=torch.uint8)
+
+
+def pack_codes(codes: Tensor, groups: int = 1) -> Tensor:
+    """Pack int8 codes in {-1, 0, +1}, channels last: [..., C] to uint8 [..., B].
+
+    Raises
+    ------
+    InputError
+        Wrong dtype, device, rank or groups; a value outside {-1, 0, +1}.
+    """
+    check_tensor("pack_codes", "codes", codes, torch.int8, (2, 3, 4))
+    check_groups("pack_codes", codes.shape[-1], groups)
+    return codes.new_empty((*codes.shape[:-1], packed_bytes(codes.shape[-1], groups)), dtype=torch.uint8)
+
+
+def unpack_codes(packed: Tensor, channels: int, groups: int = 1) -> Tensor:
+    """Unpack codes: uint8 [..., B] to int8 [..., C] in {-1, 0, +1}.
+
+    Raises
+    ------
+    InputError
+        Wrong dtype, device or rank; B does not fit ``channels`` and ``groups``.
+    """
+    check_tensor("unpack_codes", "packed", packed, torch.uint8, (2, 3, 4))
+    if channels < 1:
+        raise InputError(f"fatnn_rs::unpack_codes: channels: expected at least 1, got {channels}")
+    check_groups("unpack_codes", channels, groups)
+    if packed.shape[-1] != packed_bytes(channels, groups):
+        raise InputError(
+            f"fatnn_rs::unpack_codes: packed: expected {packed_bytes(channels, groups)} bytes a pixel for {channels} "
+            f"channels in {groups} groups, got {packed.shape[-1]}"
+        )
+    return packed.new_empty((*packed.shape[:-1], channels), dtype=torch.int8)
+
+
+def _conv(
+    op: str,
+    codes: Tensor,
+    weight: Tensor,
+    out_channels: int,
+    window: tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int]],
+) -> tuple[int, int, int]:
+    """Check what the three convolutions share; batch, height and width of the output."""
+    check_codes(op, "codes", codes)
+    check_tensor(op, "weight", weight, torch.uint8, (1,))
+    check_geometry(op, *window)
+    if out_channels < 1:
+        raise InputError(f"fatnn_rs::{op}: out_channels: expected at least 1, got {out_channels}")
+    size = codes.shape[1:3]
+    height, width = check_output(op, conv_size(size, *window), size)
+    return codes.shape[0], height, width
+
+
+def conv_acc(
+    codes: Tensor,
+    weight: Tensor,
+    out_channels: int,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+) -> Tensor:
+    """Integer accumulators of a ternary convolution.
+
+    Parameters
+    ----------
+    codes
+        uint8 [N, H, W, B].
+    weight
+        uint8 blob made by :func:`fatnn_rs.ops.prepack` on this machine.
+    out_channels, kernel, stride, padding, dilation
+        The convolution's numbers; pairs are (height, width).
+
+    Returns
+    -------
+    Tensor
+        int32 [N, out_channels, OH, OW], memory channels last.
+    """
+    batch, height, width = _conv("conv_acc", codes, weight, out_channels, (kernel, stride, padding, dilation))
+    return codes.new_empty((batch, height, width, out_channels), dtype=torch.int32).permute(0, 3, 1, 2)
+
+
+def conv_codes(
+    codes: Tensor,
+    weight: Tensor,
+    thresholds: Tensor,
+    out_channels: int,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    out_groups: int = 1,
+) -> Tensor:
+    """Ternary convolution from codes to codes: level ``(acc >= thresholds[0]) + (acc >= thresholds[1])``.
+
+    Parameters
+    ----------
+    thresholds
+        int32 [2, out_channels].
+    out_groups
+        Groups of the convolution that will read the result.
+
+    Other parameters are those of :func:`conv_acc`.
+
+    Returns
+    -------
+    Tensor
+        uint8 [N, OH, OW, B'].
+    """
+    batch, height, width = _conv("conv_codes", codes, weight, out_channels, (kernel, stride, padding, dilation))
+    check_vector("conv_codes", "thresholds", thresholds, (2, out_channels), torch.int32)
+    check_groups("conv_codes", out_channels, out_groups)
+    return codes.new_empty((batch, height, width, packed_bytes(out_channels, out_groups)))
+
+
+def conv_float(
+    codes: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    out_channels: int,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+) -> Tensor:
+    """Ternary convolution from codes to float32: ``fma(acc, scale, bias)``, then ``+ residual``, then ReLU.
+
+    Parameters
+    ----------
+    scale, bias
+        float32 [out_channels] or None. Without ``bias``: ``acc * scale``; without both: ``acc``.
+    residual
+        float32 [N, out_channels, OH, OW] or None: added in a rounding of its own.
+    relu
+        Whether negative results become zero.
+
+    Other parameters are those of :func:`conv_acc`.
+
+    Returns
+    -------
+    Tensor
+        float32 [N, out_channels, OH, OW], memory channels last.
+    """
+    batch, height, width = _conv("conv_float", codes, weight, out_channels, (kernel, stride, padding, dilation))
+    check_vector("conv_float", "scale", scale, (out_channels,), torch.float32)
+    check_vector("conv_float", "bias", bias, (out_channels,), torch.float32)
+    if bias is not None and scale is None:
+        raise InputError("fatnn_rs::conv_float: bias: expected a scale beside it, got none; give a scale of ones")
+    check_vector("conv_float", "residual", residual, (batch, out_channels, height, width), torch.float32)
+    return codes.new_empty((batch, height, width, out_channels), dtype=torch.float32).permute(0, 3, 1, 2)
+
+
+def max_pool_codes(
+    codes: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    ceil_mode: bool = False,
+) -> Tensor:
+    """Max-pooling of codes; padding never wins. Arguments as in ``torch.nn.functional.max_pool2d``.
+
+    Returns
+    -------
+    Tensor
+        uint8 [N, OH, OW, B].
+    """
+    check_codes("max_pool_codes", "codes", codes)
+    check_geometry("max_pool_codes", kernel, stride, padding, dilation)
+    if any(2 * padding[i] > kernel[i] for i in range(2)):
+        raise InputError(
+            f"fatnn_rs::max_pool_codes: padding: expected at most half the kernel {list(kernel)}, got {list(padding)}"
+        )
+    size = codes.shape[1:3]
+    height, width = check_output(
+        "max_pool_codes", pool_size(size, kernel, stride, padding, dilation, ceil_mode), size
+    )
+    return codes.new_empty((codes.shape[0], height, width, codes.shape[3]))
+
+
+_WINDOW = "int[2] kernel, int[2] stride=1, int[2] padding=0, int[2] dilation=1"
+
+#: Every op: name → (arguments, fake kernel).
+OPS: dict[str, tuple[str, Callable[..., Tensor]]] = {
+    "quantize": ("Tensor x, float low, float high, int groups=1", quantize),
+    "pack_codes": ("Tensor codes, int groups=1", pack_codes),
+    "unpack_codes": ("Tensor packed, int channels, int groups=1", unpack_codes),
+    "conv_acc": (f"Tensor codes, Tensor weight, int out_channels, {_WINDOW}", conv_acc),
+    "conv_codes": (
+        f"Tensor codes, Tensor weight, Tensor thresholds, int out_channels, {_WINDOW}, int out_groups=1",
+        conv_codes,
+    ),
+    "conv_float": (
+        "Tensor codes, Tensor weight, Tensor? scale, Tensor? bias, Tensor? residual, bool relu, int out_channels, "
+        + _WINDOW,
+        conv_float,
+    ),
+    "max_pool_codes": (f"Tensor codes, {_WINDOW}, bool ceil_mode=False", max_pool_codes),
+}
+
+for _name, (_arguments, _fake) in OPS.items():
+    LIBRARY.define(f"{_name}({_arguments}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.register_fake(f"fatnn_rs::{_name}", _fake, lib=LIBRARY)
