@@ -5,10 +5,10 @@
 //! itself, for its formula may round: `torch.round` is half-to-even, so that in `round(clip(x·α, 0, 1))` a value exactly on
 //! `0.5/α` still belongs to the level below, and the threshold to pass is the next float up.
 //!
-//! The work is gathering comparisons into words of bits. Channels-last, 64 neighbours in memory become one word, eight
-//! comparisons a multiplication. Channels-first, neighbours are pixels: 16 pixels are kept in a vector, one 32-bit word
-//! each, and every channel sets its bit in all of them; blocks of 16 pixels (one cache line) walk through all channels of a
-//! word. Both are plain loops that compilers vectorise, compiled once per instruction set by the kernels.
+//! The work is gathering comparisons into words of bits. Channels-last, neighbours in memory become neighbouring bits: each
+//! instruction set has an instruction for that. Channels-first, neighbours are pixels: 16 of them (one cache line) are kept
+//! in a vector, a 32-bit word each, and every channel sets its bit in all of them, a plain loop that compilers vectorise.
+//! Units of 64 channels are the outermost loop, so that memory is read in 32 streams, which prefetchers follow.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -84,73 +84,80 @@ pub fn quantize(
     Ok(())
 }
 
-/// Pixels that the channels-first order handles at once.
-const BLOCK: usize = 16;
+/// Pixels (channels-first) or channels (channels-last) that are compared at once.
+pub(crate) const BLOCK: usize = 16;
 /// Channels in a word.
 const WORD: usize = 64;
+/// Bytes of two words.
+const UNIT: usize = 16;
 
-/// Quantizes the pixels whose codes `out` holds, `first` being the first one's number; whether there was no NaN.
+/// Quantizes the pixels whose codes `out` holds, `first` being the first one's number; whether none was NaN.
+/// `at_least(x, threshold)` is [`at_least`], or the same in the instruction set's own words.
 #[inline(always)]
-pub(crate) fn pixels(input: &QuantizeInput<'_>, first: usize, out: &mut [u8]) -> bool {
+pub(crate) fn pixels(
+    input: &QuantizeInput<'_>,
+    first: usize,
+    out: &mut [u8],
+    at_least: impl Fn(&[f32; BLOCK], f32) -> u16,
+) -> bool {
     match input.order {
-        PixelOrder::ChannelsLast => channels_last(input, first, out),
+        PixelOrder::ChannelsLast => channels_last(input, first, out, at_least),
         PixelOrder::ChannelsFirst => channels_first(input, first, out),
     }
 }
 
+/// Bit `j` says whether `x[j] >= threshold`.
 #[inline(always)]
-fn channels_last(input: &QuantizeInput<'_>, first: usize, out: &mut [u8]) -> bool {
+pub(crate) fn at_least(x: &[f32; BLOCK], threshold: f32) -> u16 {
+    let mut bits = 0;
+    for (j, &x) in x.iter().enumerate() {
+        bits |= if x >= threshold { 1 << j } else { 0 };
+    }
+    bits
+}
+
+#[inline(always)]
+fn channels_last(
+    input: &QuantizeInput<'_>,
+    first: usize,
+    out: &mut [u8],
+    at_least: impl Fn(&[f32; BLOCK], f32) -> u16,
+) -> bool {
     let layout = input.layout;
     let (channels, bytes) = (layout.channels(), layout.pixel_bytes());
     let x = &input.x[first * channels..][..out.len() / bytes * channels];
-    let groups = x.chunks_exact(layout.group_channels()).zip(out.chunks_exact_mut(layout.group_bytes()));
     let mut numbers = true;
+    // The comparison with -∞ finds NaN.
+    let word = |x: &[f32; WORD], real: u64| {
+        let [p, x2, number] = [input.low, input.high, f32::NEG_INFINITY].map(|threshold| {
+            let blocks = x.as_chunks::<BLOCK>().0.iter().enumerate();
+            blocks.fold(0, |bits, (i, block)| bits | u64::from(at_least(block, threshold)) << (i * BLOCK))
+        });
+        (unit(p & !x2 & real, p & real), number == u64::MAX)
+    };
+    let groups = x.chunks_exact(layout.group_channels()).zip(out.chunks_exact_mut(layout.group_bytes()));
     for (x, out) in groups {
-        for (x, out) in x.chunks(WORD).zip(out.as_chunks_mut::<16>().0) {
-            let planes = match <&[f32; WORD]>::try_from(x) {
-                Ok(x) => word(x, input.low, input.high),
-                Err(_) => {
-                    let mut padded = [0.0; WORD];
-                    padded[..x.len()].copy_from_slice(x);
-                    let (z, p, ok) = word(&padded, input.low, input.high);
-                    let real = u64::MAX >> (WORD - x.len());
-                    (z & real, p & real, ok)
-                }
-            };
-            numbers &= planes.2;
-            *out = unit(planes.0, planes.1);
+        let (words, tail) = x.as_chunks::<WORD>();
+        let (units, tail_unit) = out.split_at_mut(words.len() * UNIT);
+        for (x, unit) in words.iter().zip(units.as_chunks_mut::<UNIT>().0) {
+            let ok;
+            (*unit, ok) = word(x, u64::MAX);
+            numbers &= ok;
+        }
+        if !tail.is_empty() {
+            let mut padded = [0.0; WORD];
+            padded[..tail.len()].copy_from_slice(tail);
+            let (unit, ok) = word(&padded, u64::MAX >> (WORD - tail.len()));
+            tail_unit.copy_from_slice(&unit);
+            numbers &= ok;
         }
     }
     numbers
 }
 
 #[inline(always)]
-fn unit(z: u64, p: u64) -> [u8; 16] {
+fn unit(z: u64, p: u64) -> [u8; UNIT] {
     (u128::from(p) << 64 | u128::from(z)).to_le_bytes()
-}
-
-/// `z` and `p` of 64 neighbours, and whether all are numbers.
-#[inline(always)]
-fn word(x: &[f32; WORD], low: f32, high: f32) -> (u64, u64, bool) {
-    let mut levels = [0u8; WORD];
-    let mut nan = 0u32;
-    for (level, &x) in levels.iter_mut().zip(x) {
-        *level = u8::from(x >= low) + u8::from(x >= high);
-        nan |= u32::from(x.is_nan());
-    }
-    let (mut z, mut p) = (0u64, 0u64);
-    for (i, levels) in levels.as_chunks::<8>().0.iter().enumerate() {
-        let levels = u64::from_le_bytes(*levels);
-        z |= low_bits(levels) << (8 * i);
-        p |= low_bits(levels | levels >> 1) << (8 * i);
-    }
-    (z, p, nan == 0)
-}
-
-/// The lowest bit of each of eight bytes.
-#[inline(always)]
-fn low_bits(bytes: u64) -> u64 {
-    (bytes & 0x0101_0101_0101_0101).wrapping_mul(0x0102_0408_1020_4080) >> 56
 }
 
 #[inline(always)]
@@ -166,61 +173,76 @@ fn channels_first(input: &QuantizeInput<'_>, first: usize, out: &mut [u8]) -> bo
         let count = (input.pixels - begin).min(total - done);
         let x = &input.x[image * image_floats..][..image_floats];
         let out = &mut out[done * bytes..][..count * bytes];
-        let mut at = 0;
-        while at < count {
-            // The last block overlaps the one before, where there is one.
-            let block = at.min(count.saturating_sub(BLOCK));
-            let take = BLOCK.min(count - block);
-            numbers &= pixel_block(input, x, begin + block, &mut out[block * bytes..][..take * bytes]);
-            at = block + take;
+        for (g, group) in x.chunks_exact(layout.group_channels() * input.pixels).enumerate() {
+            for (u, channels) in group.chunks(WORD * input.pixels).enumerate() {
+                numbers &= unit_pixels(input, channels, begin, count, g * layout.group_bytes() + u * UNIT, out);
+            }
         }
         done += count;
     }
     numbers
 }
 
-/// Up to [`BLOCK`] pixels of one image, of which `at` is the first one's number.
+/// The unit at byte `offset` of `count` pixels of one image, of which `begin` is the first one's number, from that unit's
+/// `channels`.
 #[inline(always)]
-fn pixel_block(input: &QuantizeInput<'_>, image: &[f32], at: usize, out: &mut [u8]) -> bool {
-    let layout = input.layout;
-    let count = out.len() / layout.pixel_bytes();
-    let mut nan = [0u32; BLOCK];
-    for (g, group) in image.chunks_exact(layout.group_channels() * input.pixels).enumerate() {
-        for (u, channels) in group.chunks(WORD * input.pixels).enumerate() {
-            // Two halves of 32 channels.
-            let mut at_least_0 = [[0u32; BLOCK]; 2];
-            let mut at_least_1 = [[0u32; BLOCK]; 2];
-            for (h, half) in channels.chunks(WORD / 2 * input.pixels).enumerate() {
-                let (p, x2) = (&mut at_least_0[h], &mut at_least_1[h]);
-                let mut bit = 1u32;
-                if count == BLOCK {
-                    for channel in half.chunks_exact(input.pixels) {
-                        let x: &[f32; BLOCK] = channel[at..at + BLOCK].try_into().expect("BLOCK elements");
-                        for i in 0..BLOCK {
-                            p[i] |= if x[i] >= input.low { bit } else { 0 };
-                            x2[i] |= if x[i] >= input.high { bit } else { 0 };
-                            nan[i] |= u32::from(x[i].is_nan());
-                        }
-                        bit <<= 1;
-                    }
-                } else {
-                    for channel in half.chunks_exact(input.pixels) {
-                        for (i, &x) in channel[at..at + count].iter().enumerate() {
-                            p[i] |= if x >= input.low { bit } else { 0 };
-                            x2[i] |= if x >= input.high { bit } else { 0 };
-                            nan[i] |= u32::from(x.is_nan());
-                        }
-                        bit <<= 1;
-                    }
-                }
-            }
-            let offset = g * layout.group_bytes() + u * 16;
-            for (i, pixel) in out.chunks_exact_mut(layout.pixel_bytes()).enumerate() {
-                let join = |words: &[[u32; BLOCK]; 2]| u64::from(words[0][i]) | u64::from(words[1][i]) << 32;
-                let (p, x2) = (join(&at_least_0), join(&at_least_1));
-                pixel[offset..offset + 16].copy_from_slice(&unit(p & !x2, p));
-            }
+fn unit_pixels(
+    input: &QuantizeInput<'_>,
+    channels: &[f32],
+    begin: usize,
+    count: usize,
+    offset: usize,
+    out: &mut [u8],
+) -> bool {
+    let bytes = input.layout.pixel_bytes();
+    let (low, high) = channels.split_at(channels.len().min(WORD / 2 * input.pixels));
+    let mut numbers = true;
+    let mut at = 0;
+    while at < count {
+        // The last block overlaps the one before, where there is one.
+        at = at.min(count.saturating_sub(BLOCK));
+        let take = BLOCK.min(count);
+        let (p_low, x2_low, ok_low) = half_words(input, low, begin + at, take);
+        let (p_high, x2_high, ok_high) = half_words(input, high, begin + at, take);
+        numbers &= ok_low & ok_high;
+        for (i, pixel) in out[at * bytes..].chunks_exact_mut(bytes).take(take).enumerate() {
+            let p = u64::from(p_low[i]) | u64::from(p_high[i]) << 32;
+            let x2 = u64::from(x2_low[i]) | u64::from(x2_high[i]) << 32;
+            pixel[offset..offset + UNIT].copy_from_slice(&unit(p & !x2, p));
+        }
+        at += take;
+    }
+    numbers
+}
+
+/// `p` and `x₂` of up to 32 channels for `count` pixels, and whether none was NaN.
+#[inline(always)]
+fn half_words(
+    input: &QuantizeInput<'_>,
+    channels: &[f32],
+    at: usize,
+    count: usize,
+) -> ([u32; BLOCK], [u32; BLOCK], bool) {
+    let (mut p, mut x2, mut nan) = ([0u32; BLOCK], [0u32; BLOCK], [0u32; BLOCK]);
+    let (low, high) = (input.low, input.high);
+    let mut add = |x: &[f32; BLOCK], bit: u32| {
+        for i in 0..BLOCK {
+            p[i] |= if x[i] >= low { bit } else { 0 };
+            x2[i] |= if x[i] >= high { bit } else { 0 };
+            nan[i] = if x[i].is_nan() { 1 } else { nan[i] };
+        }
+    };
+    let channels = channels.chunks_exact(input.pixels).enumerate();
+    if count == BLOCK {
+        for (c, channel) in channels {
+            add(channel[at..at + BLOCK].try_into().expect("BLOCK elements"), 1 << c);
+        }
+    } else {
+        for (c, channel) in channels {
+            let mut x = [0.0; BLOCK];
+            x[..count].copy_from_slice(&channel[at..at + count]);
+            add(&x, 1 << c);
         }
     }
-    nan == [0; BLOCK]
+    (p, x2, nan == [0; BLOCK])
 }

@@ -131,9 +131,10 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
 
 /// Writes the epilogue methods of [`Kernel`] for tiles of `nr` columns, and [`Kernel::quantize`], compiled with the kernel's
 /// own CPU features.
-/// `at_least` is [`crate::epilogue::at_least`] or that function in the instruction set's own words.
+/// `at_least` and `float_at_least` are [`crate::epilogue::at_least`] and [`crate::quantize::at_least`] or those functions in
+/// the instruction set's own words.
 macro_rules! epilogue_methods {
-    ($nr:expr, $at_least:path $(, $feature:literal)?) => {
+    ($nr:expr, $at_least:path, $float_at_least:path $(, $feature:literal)?) => {
         epilogue_methods!(
             @ $nr, to_codes(to: &crate::epilogue::ToCodes<'_>, out: &mut [u8]; |a, t| $at_least(a, t)) $($feature)?);
         epilogue_methods!(
@@ -143,7 +144,7 @@ macro_rules! epilogue_methods {
         fn quantize(&self, input: &crate::quantize::QuantizeInput<'_>, first: usize, out: &mut [u8]) -> bool {
             $(#[target_feature(enable = $feature)])?
             fn run(input: &crate::quantize::QuantizeInput<'_>, first: usize, out: &mut [u8]) -> bool {
-                crate::quantize::pixels(input, first, out)
+                crate::quantize::pixels(input, first, out, |x, t| $float_at_least(x, t))
             }
             #[allow(unused_unsafe)]
             // SAFETY: `self` exists, so the features were detected.

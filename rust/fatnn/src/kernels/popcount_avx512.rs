@@ -46,7 +46,7 @@ impl Kernel for Avx512 {
         unsafe { run(tile, acc) }
     }
 
-    epilogue_methods!(NR, at_least, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
+    epilogue_methods!(NR, at_least, float_at_least, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
 }
 
 /// `a ⊕ (b ∧ c)`.
@@ -115,4 +115,13 @@ fn at_least(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
     let (acc, threshold) =
         unsafe { (_mm512_loadu_si512(acc.as_ptr().cast()), _mm512_loadu_si512(threshold.as_ptr().cast())) };
     u64::from(_mm512_cmpge_epi32_mask(acc, threshold))
+}
+
+/// [`crate::quantize::at_least`].
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn float_at_least(x: &[f32; 16], threshold: f32) -> u16 {
+    // SAFETY: the array has sixteen elements.
+    let x = unsafe { _mm512_loadu_ps(x.as_ptr()) };
+    _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, _mm512_set1_ps(threshold))
 }

@@ -69,5 +69,5 @@ impl Kernel for Scalar {
         }
     }
 
-    epilogue_methods!(NR, crate::epilogue::at_least);
+    epilogue_methods!(NR, crate::epilogue::at_least, crate::quantize::at_least);
 }
