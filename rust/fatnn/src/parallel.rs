@@ -1,10 +1,11 @@
 //! Threads: one private pool for the whole process; nothing else in the crate names rayon.
 //!
-//! Its size is what [`set_num_threads`] said last, else `FATNN_NUM_THREADS`, else the number of CPUs this process may use.
+//! Its size is what [`set_num_threads`] said last, else `FATNN_NUM_THREADS`, else what [`set_default_threads`] said last (the
+//! host framework's number), else the number of CPUs this process may use.
 //! Work is split by output rows, and every row is computed the same way whoever computes it, so results do not depend on
 //! the number of threads. After a `fork` the child builds a pool of its own, for threads do not survive a fork.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
@@ -17,21 +18,41 @@ pub const MAX_THREADS: usize = 4096;
 struct State {
     /// From [`set_num_threads`]; `None` until then.
     wanted: Option<usize>,
+    /// From [`set_default_threads`]; `None` until then.
+    default: Option<usize>,
     pool: Option<(u32, usize, Arc<rayon::ThreadPool>)>,
 }
 
-static STATE: Mutex<State> = Mutex::new(State { wanted: None, pool: None });
+static STATE: Mutex<State> = Mutex::new(State { wanted: None, default: None, pool: None });
 
 /// Sets how many threads later calls use.
 ///
 /// # Errors
 /// [`Error::Value`] where `threads` is 0 or above [`MAX_THREADS`].
 pub fn set_num_threads(threads: usize) -> Result<()> {
-    if !(1..=MAX_THREADS).contains(&threads) {
-        return bad_value("number of threads", format!("a whole number from 1 to {MAX_THREADS}"), threads);
-    }
-    STATE.lock().unwrap_or_else(PoisonError::into_inner).wanted = Some(threads);
+    state().wanted = Some(check(threads)?);
     Ok(())
+}
+
+/// Sets how many threads later calls use where neither [`set_num_threads`] nor `FATNN_NUM_THREADS` says: for a host that has
+/// a setting of its own.
+///
+/// # Errors
+/// As [`set_num_threads`].
+pub fn set_default_threads(threads: usize) -> Result<()> {
+    state().default = Some(check(threads)?);
+    Ok(())
+}
+
+fn check(threads: usize) -> Result<usize> {
+    match threads {
+        1..=MAX_THREADS => Ok(threads),
+        _ => bad_value("number of threads", format!("a whole number from 1 to {MAX_THREADS}"), threads),
+    }
+}
+
+fn state() -> MutexGuard<'static, State> {
+    STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How many threads calls use now.
@@ -39,23 +60,22 @@ pub fn set_num_threads(threads: usize) -> Result<()> {
 /// # Errors
 /// [`Error::Environment`] where `FATNN_NUM_THREADS` has a meaningless value.
 pub fn num_threads() -> Result<usize> {
-    let wanted = STATE.lock().unwrap_or_else(PoisonError::into_inner).wanted;
-    resolve(wanted)
+    resolve(&state())
 }
 
-fn resolve(wanted: Option<usize>) -> Result<usize> {
-    if let Some(n) = wanted {
+fn resolve(state: &State) -> Result<usize> {
+    if let Some(n) = state.wanted {
         return Ok(n);
     }
-    if let Some(n) = config::get()?.threads {
+    if let Some(n) = config::get()?.threads.or(state.default) {
         return Ok(n);
     }
     Ok(std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 fn pool() -> Result<(usize, Option<Arc<rayon::ThreadPool>>)> {
-    let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
-    let threads = resolve(state.wanted)?;
+    let mut state = state();
+    let threads = resolve(&state)?;
     if threads == 1 {
         return Ok((1, None));
     }

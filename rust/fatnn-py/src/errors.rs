@@ -1,0 +1,38 @@
+//! Errors of the core as the package's exceptions, which are defined in Python (`fatnn_rs/errors.py`).
+
+use fatnn::Error;
+use pyo3::prelude::*;
+
+/// An instance of `fatnn_rs.errors.<class>`.
+fn exception(py: Python<'_>, class: &str, message: &str) -> PyErr {
+    let made = py.import("fatnn_rs.errors").and_then(|m| m.getattr(class)).and_then(|c| c.call1((message,)));
+    match made {
+        Ok(value) => PyErr::from_value(value),
+        Err(error) => error,
+    }
+}
+
+/// `fatnn_rs.errors.InputError`.
+pub(crate) fn input_error(py: Python<'_>, message: &str) -> PyErr {
+    exception(py, "InputError", message)
+}
+
+/// `fatnn_rs.errors.ConfigError`.
+pub(crate) fn config_error(py: Python<'_>, message: &str) -> PyErr {
+    exception(py, "ConfigError", message)
+}
+
+/// The exception for an error of the core.
+pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
+    let class = match &error {
+        Error::Shape { .. } | Error::Value { .. } | Error::NotANumber { .. } | Error::Packed { .. } => "InputError",
+        Error::Environment { .. } | Error::Threads { .. } => "ConfigError",
+        Error::Format { .. } => "FormatError",
+        Error::Io { source, .. } => {
+            // The standard OSError subclasses, with the file named in the message.
+            return PyErr::from(std::io::Error::new(source.kind(), error.to_string()));
+        }
+        _ => "FatnnError",
+    };
+    exception(py, class, &error.to_string())
+}

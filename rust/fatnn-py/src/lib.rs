@@ -1,0 +1,386 @@
+//! `fatnn_rs._core`: the core for Python. Each function checks its arrays, lets other Python threads run, calls the core and
+//! maps its error; no arithmetic lives here. What the arguments mean is documented where users see it, in `fatnn_rs.ops`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use fatnn::codec::CodesLayout;
+use fatnn::conv::{self, ConvShape};
+use fatnn::cpu::Features;
+use fatnn::epilogue::{ToCodes, ToFloat};
+use fatnn::net::{self, Tensor};
+use fatnn::quantize::PixelOrder;
+use fatnn::weights::{PackedWeights, WeightShape};
+use fatnn::{kernels, parallel, pool, quantize as quantizing};
+use numpy::{IntoPyArray, PyArray1, PyArrayDyn, PyArrayMethods};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::array::{In, Out};
+use crate::errors::{config_error, input_error, raise};
+
+mod array;
+mod errors;
+
+type Pair = [usize; 2];
+
+/// What this process runs on: architecture, features, kernels (best first), threads.
+#[pyfunction]
+fn cpu_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let info = PyDict::new(py);
+    let usable = Features::usable().map_err(|e| raise(py, e))?;
+    let kernels = kernels::available().map_err(|e| raise(py, e))?;
+    info.set_item("arch", std::env::consts::ARCH)?;
+    info.set_item("features_detected", Features::detected().names())?;
+    info.set_item("features", usable.names())?;
+    info.set_item("kernels", kernels.iter().map(|k| k.name()).collect::<Vec<_>>())?;
+    info.set_item("threads", parallel::num_threads().map_err(|e| raise(py, e))?)?;
+    Ok(info)
+}
+
+fn thread_count(py: Python<'_>, threads: &Bound<'_, PyAny>) -> PyResult<usize> {
+    let whole = !threads.is_instance_of::<pyo3::types::PyBool>();
+    threads.extract::<usize>().ok().filter(|n| whole && (1..=parallel::MAX_THREADS).contains(n)).ok_or_else(|| {
+        let got = threads.repr().map_or_else(|_| "something unprintable".into(), |r| r.to_string());
+        let most = parallel::MAX_THREADS;
+        config_error(py, &format!("number of threads: expected a whole number from 1 to {most}, got {got}"))
+    })
+}
+
+/// Sets the number of threads of later calls.
+#[pyfunction]
+fn set_num_threads(py: Python<'_>, threads: &Bound<'_, PyAny>) -> PyResult<()> {
+    parallel::set_num_threads(thread_count(py, threads)?).map_err(|e| raise(py, e))
+}
+
+/// Sets the number of threads for as long as nothing else does.
+#[pyfunction]
+fn set_default_threads(py: Python<'_>, threads: &Bound<'_, PyAny>) -> PyResult<()> {
+    parallel::set_default_threads(thread_count(py, threads)?).map_err(|e| raise(py, e))
+}
+
+/// The number of threads of later calls.
+#[pyfunction]
+fn get_num_threads(py: Python<'_>) -> PyResult<usize> {
+    parallel::num_threads().map_err(|e| raise(py, e))
+}
+
+/// Bytes of one pixel's packed codes.
+#[pyfunction]
+#[pyo3(signature = (channels, groups = 1))]
+fn packed_bytes(py: Python<'_>, channels: usize, groups: usize) -> PyResult<usize> {
+    Ok(CodesLayout::new(channels, groups).map_err(|e| raise(py, e))?.pixel_bytes())
+}
+
+/// Floats to packed codes; see `fatnn_rs.ops.quantize`.
+#[pyfunction]
+#[pyo3(signature = (x, batch, channels, pixels, channels_last, low, high, groups, out))]
+#[allow(clippy::too_many_arguments, reason = "the Python signature")]
+fn quantize(
+    py: Python<'_>,
+    x: &Bound<'_, PyAny>,
+    batch: usize,
+    channels: usize,
+    pixels: usize,
+    channels_last: bool,
+    low: f32,
+    high: f32,
+    groups: usize,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let x = In::<f32>::new(x, "x", None)?;
+    let mut out = Out::<u8>::new(out, "out", None)?;
+    let (x, out) = (x.slice(), out.slice());
+    let order = if channels_last { PixelOrder::ChannelsLast } else { PixelOrder::ChannelsFirst };
+    py.detach(|| {
+        let layout = CodesLayout::new(channels, groups)?;
+        quantizing::quantize(x, batch, pixels, order, [low, high], layout, out)
+    })
+    .map_err(|e| raise(py, e))
+}
+
+/// Codes (pixels, channels) to packed codes (pixels, bytes).
+#[pyfunction]
+#[pyo3(signature = (codes, groups = 1))]
+fn pack_codes<'py>(py: Python<'py>, codes: &Bound<'py, PyAny>, groups: usize) -> PyResult<Bound<'py, PyArrayDyn<u8>>> {
+    let codes = In::<i8>::new(codes, "codes", Some(2))?;
+    let &[pixels, channels] = codes.shape() else { unreachable!("two axes were checked") };
+    let codes = codes.slice();
+    let (bytes, packed) = py
+        .detach(|| {
+            let layout = CodesLayout::new(channels, groups)?;
+            let mut packed = vec![0; pixels * layout.pixel_bytes()];
+            layout.pack(codes, &mut packed)?;
+            Ok((layout.pixel_bytes(), packed))
+        })
+        .map_err(|e| raise(py, e))?;
+    packed.into_pyarray(py).reshape(vec![pixels, bytes])
+}
+
+/// Packed codes (pixels, bytes) to codes (pixels, channels).
+#[pyfunction]
+#[pyo3(signature = (packed, channels, groups = 1))]
+fn unpack_codes<'py>(
+    py: Python<'py>,
+    packed: &Bound<'py, PyAny>,
+    channels: usize,
+    groups: usize,
+) -> PyResult<Bound<'py, PyArrayDyn<i8>>> {
+    let packed = In::<u8>::new(packed, "packed", Some(2))?;
+    let &[pixels, bytes] = packed.shape() else { unreachable!("two axes were checked") };
+    let layout = CodesLayout::new(channels, groups).map_err(|e| raise(py, e))?;
+    if bytes != layout.pixel_bytes() {
+        let expected = layout.pixel_bytes();
+        return Err(input_error(
+            py,
+            &format!("packed: expected {expected} bytes a pixel for {channels} channels, got {bytes}"),
+        ));
+    }
+    let packed = packed.slice();
+    let codes = py
+        .detach(|| {
+            let mut codes = vec![0; pixels * channels];
+            layout.unpack(packed, &mut codes).map(|()| codes)
+        })
+        .map_err(|e| raise(py, e))?;
+    codes.into_pyarray(py).reshape(vec![pixels, channels])
+}
+
+/// Weight codes (n, channels / groups, height, width) to the blob that this CPU's kernel wants.
+#[pyfunction]
+fn prepack<'py>(
+    py: Python<'py>,
+    weight: &Bound<'py, PyAny>,
+    groups: usize,
+    half_range: bool,
+) -> PyResult<Bound<'py, PyArray1<u8>>> {
+    let weight = In::<i8>::new(weight, "weight", Some(4))?;
+    let &[out_channels, group_channels, height, width] = weight.shape() else { unreachable!("four axes were checked") };
+    let shape =
+        WeightShape { out_channels, channels: group_channels.saturating_mul(groups), kernel: [height, width], groups };
+    let weight = weight.slice();
+    let blob = py.detach(|| PackedWeights::new(weight, shape, half_range).map(|w| w.as_bytes().to_vec()));
+    Ok(blob.map_err(|e| raise(py, e))?.into_pyarray(py))
+}
+
+/// What a blob of packed weights holds: its shape, range and the kernel that runs it.
+#[pyfunction]
+fn packed_info<'py>(py: Python<'py>, weight: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
+    let weight = In::<u8>::new(weight, "weight", Some(1))?;
+    let packed = PackedWeights::from_bytes(weight.slice()).map_err(|e| raise(py, e))?;
+    let (shape, info) = (packed.shape(), PyDict::new(py));
+    info.set_item("out_channels", shape.out_channels)?;
+    info.set_item("channels", shape.channels)?;
+    info.set_item("kernel", shape.kernel)?;
+    info.set_item("groups", shape.groups)?;
+    info.set_item("half_range", packed.half_range())?;
+    info.set_item("isa", packed.kernel().isa().name())?;
+    info.set_item("name", packed.kernel().name())?;
+    Ok(info)
+}
+
+/// The shape of a convolution over `codes`, whose array has the axes (batch, height, width, bytes).
+fn conv_shape(codes: &In<'_, u8>, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> ConvShape {
+    let &[batch, height, width, _] = codes.shape() else { unreachable!("four axes were checked") };
+    ConvShape { batch, input: [height, width], kernel, stride, padding, dilation }
+}
+
+/// Ternary convolution to codes; see `fatnn_rs.ops.conv_codes`.
+#[pyfunction]
+#[allow(clippy::too_many_arguments, reason = "the Python signature")]
+fn conv_codes(
+    py: Python<'_>,
+    codes: &Bound<'_, PyAny>,
+    weight: &Bound<'_, PyAny>,
+    thresholds: &Bound<'_, PyAny>,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    out_groups: usize,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let codes = In::<u8>::new(codes, "codes", Some(4))?;
+    let weight = In::<u8>::new(weight, "weight", Some(1))?;
+    let thresholds = In::<i32>::new(thresholds, "thresholds", Some(2))?;
+    let mut out = Out::<u8>::new(out, "out", Some(4))?;
+    if thresholds.shape()[0] != 2 {
+        let shape = thresholds.shape();
+        return Err(input_error(py, &format!("thresholds: expected shape (2, out_channels), got {shape:?}")));
+    }
+    let (low, high) = thresholds.slice().split_at(thresholds.shape()[1]);
+    let out = out.slice();
+    let (blob, input) = (weight.slice(), codes.slice());
+    let shape = conv_shape(&codes, [0, 0], stride, padding, dilation);
+    py.detach(|| {
+        let weights = PackedWeights::from_bytes(blob)?;
+        let shape = ConvShape { kernel: weights.shape().kernel, ..shape };
+        let layout = CodesLayout::new(weights.shape().out_channels, out_groups)?;
+        conv::conv2d_codes(input, &weights, &shape, &ToCodes { low, high, layout }, out)
+    })
+    .map_err(|e| raise(py, e))
+}
+
+/// Ternary convolution to float32; see `fatnn_rs.ops.conv_float`.
+#[pyfunction]
+#[pyo3(signature = (codes, weight, scale, bias, residual, relu, stride, padding, dilation, out))]
+#[allow(clippy::too_many_arguments, reason = "the Python signature")]
+fn conv_float(
+    py: Python<'_>,
+    codes: &Bound<'_, PyAny>,
+    weight: &Bound<'_, PyAny>,
+    scale: Option<&Bound<'_, PyAny>>,
+    bias: Option<&Bound<'_, PyAny>>,
+    residual: Option<&Bound<'_, PyAny>>,
+    relu: bool,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let codes = In::<u8>::new(codes, "codes", Some(4))?;
+    let weight = In::<u8>::new(weight, "weight", Some(1))?;
+    let scale = scale.map(|s| In::<f32>::new(s, "scale", Some(1))).transpose()?;
+    let bias = bias.map(|b| In::<f32>::new(b, "bias", Some(1))).transpose()?;
+    let residual = residual.map(|r| In::<f32>::new(r, "residual", Some(4))).transpose()?;
+    let mut out = Out::<f32>::new(out, "out", Some(4))?;
+    if let Some(residual) = &residual
+        && residual.shape() != out.shape()
+    {
+        let (expected, got) = (out.shape(), residual.shape());
+        return Err(input_error(py, &format!("residual: expected shape {expected:?}, got {got:?}")));
+    }
+    let shape = conv_shape(&codes, [0, 0], stride, padding, dilation);
+    let (input, blob, out) = (codes.slice(), weight.slice(), out.slice());
+    let (scale, bias) = (scale.as_ref().map(In::slice), bias.as_ref().map(In::slice));
+    let residual = residual.as_ref().map(In::slice);
+    py.detach(|| {
+        let weights = PackedWeights::from_bytes(blob)?;
+        let shape = ConvShape { kernel: weights.shape().kernel, ..shape };
+        let to = ToFloat { scale, bias, relu, channels: weights.shape().out_channels };
+        conv::conv2d_float(input, &weights, &shape, to, residual, out)
+    })
+    .map_err(|e| raise(py, e))
+}
+
+/// Ternary convolution to its int32 accumulators; see `fatnn_rs.ops.conv_acc`.
+#[pyfunction]
+fn conv_acc(
+    py: Python<'_>,
+    codes: &Bound<'_, PyAny>,
+    weight: &Bound<'_, PyAny>,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let codes = In::<u8>::new(codes, "codes", Some(4))?;
+    let weight = In::<u8>::new(weight, "weight", Some(1))?;
+    let mut out = Out::<i32>::new(out, "out", Some(4))?;
+    let shape = conv_shape(&codes, [0, 0], stride, padding, dilation);
+    let (input, blob, out) = (codes.slice(), weight.slice(), out.slice());
+    py.detach(|| {
+        let weights = PackedWeights::from_bytes(blob)?;
+        let shape = ConvShape { kernel: weights.shape().kernel, ..shape };
+        conv::conv2d_acc(input, &weights, &shape, out)
+    })
+    .map_err(|e| raise(py, e))
+}
+
+/// Max pooling on packed codes; see `fatnn_rs.ops.max_pool_codes`.
+#[pyfunction]
+#[allow(clippy::too_many_arguments, reason = "the Python signature")]
+fn max_pool_codes(
+    py: Python<'_>,
+    codes: &Bound<'_, PyAny>,
+    channels: usize,
+    groups: usize,
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let codes = In::<u8>::new(codes, "codes", Some(4))?;
+    let mut out = Out::<u8>::new(out, "out", Some(4))?;
+    let shape = conv_shape(&codes, kernel, stride, padding, dilation);
+    let (height, width) = (out.shape()[1], out.shape()[2]);
+    let (input, out) = (codes.slice(), out.slice());
+    py.detach(|| {
+        let layout = CodesLayout::new(channels, groups)?;
+        pool::max_pool_codes(input, layout, &shape, [height, width], out)
+    })
+    .map_err(|e| raise(py, e))
+}
+
+/// Writes the canonical file; arrays may be float32, int32, int64, or int8 holding ternary codes.
+#[pyfunction]
+fn save(py: Python<'_>, path: PathBuf, graph: &str, tensors: &Bound<'_, PyDict>) -> PyResult<()> {
+    let mut stored = BTreeMap::new();
+    for (name, value) in tensors {
+        let name: String = name.extract()?;
+        stored.insert(name.clone(), tensor(&value, &name)?);
+    }
+    py.detach(|| net::save(path, graph, &stored)).map_err(|e| raise(py, e))
+}
+
+fn tensor(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
+    let dtype = value.getattr("dtype").and_then(|d| d.getattr("name")).and_then(|n| n.extract::<String>());
+    match dtype.as_deref() {
+        Ok("float32") => In::<f32>::new(value, name, None).map(|a| Tensor::F32(a.shape().to_vec(), a.slice().to_vec())),
+        Ok("int32") => In::<i32>::new(value, name, None).map(|a| Tensor::I32(a.shape().to_vec(), a.slice().to_vec())),
+        Ok("int64") => In::<i64>::new(value, name, None).map(|a| Tensor::I64(a.shape().to_vec(), a.slice().to_vec())),
+        Ok("int8") => In::<i8>::new(value, name, None).map(|a| Tensor::Ternary(a.shape().to_vec(), a.slice().to_vec())),
+        other => Err(input_error(
+            value.py(),
+            &format!(
+                "tensor {name:?}: expected a NumPy array of float32, int32, int64 or int8 codes, got {}",
+                other.map_or_else(|_| "no array".to_owned(), |d| format!("dtype {d}"))
+            ),
+        )),
+    }
+}
+
+/// Reads the canonical file: the graph's JSON text and the arrays by name.
+#[pyfunction]
+fn load(py: Python<'_>, path: PathBuf) -> PyResult<(String, Bound<'_, PyDict>)> {
+    let (graph, tensors) = py.detach(|| net::load(path)).map_err(|e| raise(py, e))?;
+    let arrays = PyDict::new(py);
+    for (name, tensor) in tensors {
+        match tensor {
+            Tensor::F32(shape, v) => arrays.set_item(name, v.into_pyarray(py).reshape(shape)?)?,
+            Tensor::I32(shape, v) => arrays.set_item(name, v.into_pyarray(py).reshape(shape)?)?,
+            Tensor::I64(shape, v) => arrays.set_item(name, v.into_pyarray(py).reshape(shape)?)?,
+            Tensor::Ternary(shape, v) => arrays.set_item(name, v.into_pyarray(py).reshape(shape)?)?,
+            _ => return Err(input_error(py, &format!("tensor {name:?}: of a type that these bindings do not know"))),
+        }
+    }
+    Ok((graph, arrays))
+}
+
+/// The Rust core of fatnn-rs.
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add("FORMAT_VERSION", net::FORMAT_VERSION)?;
+    for function in [
+        wrap_pyfunction!(cpu_info, module)?,
+        wrap_pyfunction!(set_num_threads, module)?,
+        wrap_pyfunction!(set_default_threads, module)?,
+        wrap_pyfunction!(get_num_threads, module)?,
+        wrap_pyfunction!(packed_bytes, module)?,
+        wrap_pyfunction!(quantize, module)?,
+        wrap_pyfunction!(pack_codes, module)?,
+        wrap_pyfunction!(unpack_codes, module)?,
+        wrap_pyfunction!(prepack, module)?,
+        wrap_pyfunction!(packed_info, module)?,
+        wrap_pyfunction!(conv_codes, module)?,
+        wrap_pyfunction!(conv_float, module)?,
+        wrap_pyfunction!(conv_acc, module)?,
+        wrap_pyfunction!(max_pool_codes, module)?,
+        wrap_pyfunction!(save, module)?,
+        wrap_pyfunction!(load, module)?,
+    ] {
+        module.add_function(function)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,321 @@
+//! The canonical file: one format, versioned, equal on every machine.
+//!
+//! A [safetensors](https://github.com/huggingface/safetensors) file. Its metadata has one entry, `fatnn-rs`, a JSON object:
+//!
+//! | key | value |
+//! | --- | --- |
+//! | `version` | [`FORMAT_VERSION`] |
+//! | `sha256` | hex digest over the graph, then every tensor's name, type, shape and bytes, in order of names |
+//! | `ternary` | name → shape, for tensors of codes stored as `u8`, five trits a byte ([`crate::codec::trits`]) |
+//! | `graph` | the network's graph as JSON text |
+//!
+//! What a CPU's kernel wants is derived when a file is loaded and never written, so a file does not depend on the machine
+//! that wrote it. Files are written beside their place and moved there, so that a crash leaves the old file or the new one.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
+use sha2::{Digest, Sha256};
+
+use crate::codec::trits;
+use crate::error::{Error, Result, check_len};
+
+/// Version of the format that this crate writes, and the only one it reads.
+pub const FORMAT_VERSION: u64 = 1;
+
+const ENTRY: &str = "fatnn-rs";
+
+/// A tensor of a file: shape and values in row-major order.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Tensor {
+    /// float32.
+    F32(Vec<usize>, Vec<f32>),
+    /// int32.
+    I32(Vec<usize>, Vec<i32>),
+    /// int64.
+    I64(Vec<usize>, Vec<i64>),
+    /// Codes -1, 0, 1; five to a byte in the file.
+    Ternary(Vec<usize>, Vec<i8>),
+}
+
+impl Tensor {
+    /// Its shape.
+    pub fn shape(&self) -> &[usize] {
+        match self {
+            Tensor::F32(shape, _) | Tensor::I32(shape, _) | Tensor::I64(shape, _) | Tensor::Ternary(shape, _) => shape,
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Tensor::F32(_, v) => v.len(),
+            Tensor::I32(_, v) => v.len(),
+            Tensor::I64(_, v) => v.len(),
+            Tensor::Ternary(_, v) => v.len(),
+        }
+    }
+
+    /// As stored: type, shape and bytes.
+    fn stored(&self) -> Result<Stored> {
+        check_len("tensor values", self.shape().iter().product(), self.len())?;
+        let (dtype, shape, bytes) = match self {
+            Tensor::F32(shape, v) => (Dtype::F32, shape.clone(), v.iter().flat_map(|x| x.to_le_bytes()).collect()),
+            Tensor::I32(shape, v) => (Dtype::I32, shape.clone(), v.iter().flat_map(|x| x.to_le_bytes()).collect()),
+            Tensor::I64(shape, v) => (Dtype::I64, shape.clone(), v.iter().flat_map(|x| x.to_le_bytes()).collect()),
+            Tensor::Ternary(_, v) => {
+                let mut bytes = vec![0; trits::encoded_len(v.len())];
+                trits::encode(v, &mut bytes)?;
+                (Dtype::U8, vec![bytes.len()], bytes)
+            }
+        };
+        Ok(Stored { dtype, shape, bytes })
+    }
+}
+
+struct Stored {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+/// Digest over everything that a file says.
+fn digest<'a>(
+    graph: &str,
+    ternary: &BTreeMap<String, Vec<usize>>,
+    tensors: impl Iterator<Item = (&'a str, Dtype, &'a [usize], &'a [u8])>,
+) -> String {
+    let mut hash = Sha256::new();
+    let mut part = |bytes: &[u8]| {
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    };
+    part(graph.as_bytes());
+    part(format!("{ternary:?}").as_bytes());
+    for (name, dtype, shape, bytes) in tensors {
+        part(name.as_bytes());
+        part(format!("{dtype:?} {shape:?}").as_bytes());
+        part(bytes);
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Writes a network: its graph as JSON text and its tensors by name.
+///
+/// # Errors
+/// [`Error::Shape`] or [`Error::Value`] for a tensor whose values do not fit its shape or type, [`Error::Io`] where the file
+/// cannot be written.
+pub fn save(path: impl AsRef<Path>, graph: &str, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    let path = path.as_ref();
+    let mut stored = BTreeMap::new();
+    let mut ternary = BTreeMap::new();
+    for (name, tensor) in tensors {
+        stored.insert(name.as_str(), tensor.stored()?);
+        if let Tensor::Ternary(shape, _) = tensor {
+            ternary.insert(name.clone(), shape.clone());
+        }
+    }
+    let sha256 = digest(
+        graph,
+        &ternary,
+        stored.iter().map(|(name, t)| (*name, t.dtype, t.shape.as_slice(), t.bytes.as_slice())),
+    );
+    let entry = serde_json::json!({"version": FORMAT_VERSION, "sha256": sha256, "ternary": ternary, "graph": graph})
+        .to_string();
+    let views = stored
+        .iter()
+        .map(|(name, t)| Ok((*name, TensorView::new(t.dtype, t.shape.clone(), &t.bytes)?)))
+        .collect::<Result<Vec<_>, SafeTensorError>>();
+    let bytes = views
+        .and_then(|views| safetensors::serialize(views, Some(HashMap::from([(ENTRY.to_owned(), entry)]))))
+        .map_err(|e| Error::Format { path: path.into(), why: format!("cannot be written as safetensors: {e}") })?;
+    write(path, &bytes).map_err(|source| Error::Io { path: path.into(), source })
+}
+
+/// Writes beside `path`, then moves into place.
+fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let name = path.file_name().ok_or_else(|| std::io::Error::other("not the name of a file"))?;
+    let mut beside = name.to_owned();
+    beside.push(format!(".{}.tmp", std::process::id()));
+    let beside = path.with_file_name(beside);
+    let written = (|| {
+        let mut file = std::fs::File::create(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&beside, path)
+    })();
+    if written.is_err() {
+        // Nothing more can be done where even this fails; the first error is the one to report.
+        let _ = std::fs::remove_file(&beside);
+    }
+    written
+}
+
+/// Reads a network that [`save`] wrote: its graph as JSON text and its tensors by name.
+///
+/// # Errors
+/// [`Error::Io`] where the file cannot be read; [`Error::Format`] where it is truncated, damaged, no safetensors file, no
+/// network of this crate, or of another version.
+pub fn load(path: impl AsRef<Path>) -> Result<(String, BTreeMap<String, Tensor>)> {
+    let path = path.as_ref();
+    let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
+    parse(&bytes).map_err(|why| Error::Format { path: path.into(), why })
+}
+
+fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), String> {
+    let not_ours = |why: String| {
+        format!(
+            "not a network saved by fatnn-rs, or cut short ({why}); save it again with fatnn_rs.save, or copy it again"
+        )
+    };
+    let file = SafeTensors::deserialize(bytes).map_err(|e| not_ours(format!("as safetensors: {e}")))?;
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| not_ours(format!("as safetensors: {e}")))?;
+    let entry = metadata
+        .metadata()
+        .as_ref()
+        .and_then(|entries| entries.get(ENTRY))
+        .ok_or_else(|| not_ours(format!("its metadata has no entry {ENTRY:?}")))?;
+    let entry: serde_json::Value =
+        serde_json::from_str(entry).map_err(|e| not_ours(format!("its entry {ENTRY:?} is not JSON: {e}")))?;
+    let version = entry["version"].as_u64();
+    if version != Some(FORMAT_VERSION) {
+        return Err(format!(
+            "expected version {FORMAT_VERSION} of the format, got {}; load it with the release of fatnn-rs that wrote it, or \
+             convert and save the model again",
+            entry["version"]
+        ));
+    }
+    let damaged = || {
+        "damaged: its content does not match its checksum; copy it again from its source, or convert and save again"
+            .to_owned()
+    };
+    let graph = entry["graph"].as_str().ok_or_else(damaged)?;
+    let ternary: BTreeMap<String, Vec<usize>> =
+        serde_json::from_value(entry["ternary"].clone()).map_err(|_| damaged())?;
+    let mut names: Vec<&str> = file.names();
+    names.sort_unstable();
+    let views = names
+        .into_iter()
+        .map(|name| file.tensor(name).map(|view| (name, view)))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| damaged())?;
+    let found = digest(graph, &ternary, views.iter().map(|(n, v)| (*n, v.dtype(), v.shape(), v.data())));
+    if entry["sha256"].as_str() != Some(found.as_str()) {
+        return Err(damaged());
+    }
+    let mut tensors = BTreeMap::new();
+    for (name, view) in views {
+        let shape = view.shape().to_vec();
+        let tensor = match (ternary.get(name), view.dtype()) {
+            (Some(shape), Dtype::U8) => {
+                let len = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).ok_or_else(damaged)?;
+                if trits::encoded_len(len) != view.data().len() {
+                    return Err(damaged());
+                }
+                let mut codes = vec![0; len];
+                trits::decode(view.data(), &mut codes).map_err(|e| format!("tensor {name:?}: {e}"))?;
+                Tensor::Ternary(shape.clone(), codes)
+            }
+            (None, Dtype::F32) => Tensor::F32(shape, values(view.data(), f32::from_le_bytes)),
+            (None, Dtype::I32) => Tensor::I32(shape, values(view.data(), i32::from_le_bytes)),
+            (None, Dtype::I64) => Tensor::I64(shape, values(view.data(), i64::from_le_bytes)),
+            (_, dtype) => return Err(format!("tensor {name:?}: expected f32, i32, i64 or ternary, got {dtype:?}")),
+        };
+        tensors.insert(name.to_owned(), tensor);
+    }
+    if let Some(missing) = ternary.keys().find(|name| !tensors.contains_key(*name)) {
+        return Err(format!("ternary tensor {missing:?} is missing; convert and save the model again"));
+    }
+    Ok((graph.to_owned(), tensors))
+}
+
+fn values<T, const N: usize>(bytes: &[u8], convert: fn([u8; N]) -> T) -> Vec<T> {
+    bytes.as_chunks::<N>().0.iter().map(|chunk| convert(*chunk)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> (String, BTreeMap<String, Tensor>) {
+        let codes = (0..63).map(|i| (i % 251 % 3) as i8 - 1).collect();
+        let tensors = BTreeMap::from([
+            ("a.weight".to_owned(), Tensor::Ternary(vec![7, 9], codes)),
+            ("a.scale".to_owned(), Tensor::F32(vec![3], vec![0.5, f32::MIN_POSITIVE, -1e30])),
+            ("a.thresholds".to_owned(), Tensor::I32(vec![2, 2], vec![i32::MIN, -1, 0, i32::MAX])),
+            ("step".to_owned(), Tensor::I64(vec![], vec![-7])),
+            ("none".to_owned(), Tensor::F32(vec![0, 4], vec![])),
+        ]);
+        (r#"{"nodes": ["a"], "ü": 1}"#.to_owned(), tensors)
+    }
+
+    fn folder(name: &str) -> std::path::PathBuf {
+        let folder = std::env::temp_dir().join(format!("fatnn-file-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded_and_saving_again_gives_the_same_bytes() {
+        let folder = folder("round-trip");
+        let (graph, tensors) = example();
+        let path = folder.join("net.safetensors");
+        save(&path, &graph, &tensors).unwrap();
+        let (graph_2, tensors_2) = load(&path).unwrap();
+        assert_eq!((&graph, &tensors), (&graph_2, &tensors_2));
+        let bytes = std::fs::read(&path).unwrap();
+        save(&path, &graph_2, &tensors_2).unwrap();
+        assert_eq!(bytes, std::fs::read(&path).unwrap());
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "no file may be left beside it");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_an_error() {
+        let folder = folder("damage");
+        let (graph, tensors) = example();
+        let path = folder.join("net.safetensors");
+        save(&path, &graph, &tensors).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= 1 << bit;
+                if let Ok(read) = parse(&damaged) {
+                    // White space between the header and the tensors means nothing.
+                    assert_eq!(read, (graph.clone(), tensors.clone()), "bit {bit} of byte {at}");
+                    assert!(bytes[at].is_ascii_whitespace(), "bit {bit} of byte {at} was not noticed");
+                }
+            }
+            assert!(parse(&bytes[..at]).is_err(), "cut at {at}");
+        }
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn messages_name_the_file_and_the_way_out() {
+        let folder = folder("messages");
+        let path = folder.join("net.safetensors");
+        let cases: [(&[u8], &str); 2] =
+            [(b"", "fatnn_rs.save"), (b"PK\x03\x04 something else entirely", "fatnn_rs.save")];
+        for (bytes, words) in cases {
+            std::fs::write(&path, bytes).unwrap();
+            let message = load(&path).unwrap_err().to_string();
+            assert!(message.contains("net.safetensors") && message.contains(words), "{message}");
+        }
+        let (graph, tensors) = example();
+        save(&path, &graph, &tensors).unwrap();
+        let old = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).contains(r#"\"version\":1"#);
+        assert!(old, "the version is where the next lines look for it");
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = bytes.windows(13).position(|w| w == br#"\"version\":1"#.as_slice()).unwrap() + 12;
+        bytes[at] = b'9';
+        std::fs::write(&path, &bytes).unwrap();
+        let message = load(&path).unwrap_err().to_string();
+        assert!(message.contains("version 1") && message.contains("got 9"), "{message}");
+        assert!(matches!(load(folder.join("absent")), Err(Error::Io { .. })));
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}
