@@ -5,7 +5,7 @@ P. Chen, B. Zhuang, C. Shen, "FATNN: Fast and Accurate Ternary Neural Networks",
 what lets the inner product run on bits.
 
 ``round`` is half to even, so a code steps up strictly above its threshold. Its gradient is the identity's; ``clip``
-passes the gradient inside its range (ends included) and zeroes it outside. Every step reciprocal is clamped to
+(``hardtanh``) passes the gradient inside its range, ends excluded, and zeroes it elsewhere. Every step reciprocal is clamped to
 ``MIN_STEP`` in the forward pass, with the identity's gradient, and so stays positive whatever the optimizer does.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import hardtanh
 
 from fatnn_rs.quant.base import MIN_STEP, ActivationQuantizer, WeightQuantizer, fit_step, positive, round_ste, widen
 
@@ -26,12 +27,14 @@ def two_sided(x: Tensor, alpha_neg: Tensor, alpha_pos: Tensor) -> Tensor:
 
     Monotone in ``x``: the products are, they meet at zero, and so are ``clip`` and ``round``.
     """
-    return round_ste((x * torch.where(x < 0, alpha_neg, alpha_pos)).clamp(-1.0, 1.0))
+    return round_ste(hardtanh(x * torch.where(x < 0, alpha_neg, alpha_pos), -1.0, 1.0))
 
 
 def stacked(x: Tensor, alpha1: Tensor, alpha2: Tensor) -> Tensor:
     """``round(clip(x a1, 0, 1)) + round(clip((x - 1/a1) a2, 0, 1))``: monotone in ``x``, for both terms are."""
-    return round_ste((x * alpha1).clamp(0.0, 1.0)) + round_ste(((x - 1.0 / alpha1) * alpha2).clamp(0.0, 1.0))
+    first = round_ste(hardtanh(x * alpha1, 0.0, 1.0))
+    second = round_ste(hardtanh((x - 1.0 / alpha1) * alpha2, 0.0, 1.0))
+    return first + second
 
 
 class FatnnWeight(WeightQuantizer):
@@ -45,7 +48,7 @@ class FatnnWeight(WeightQuantizer):
     Thresholds on :math:`\hat w`: ``-0.5 / alpha_neg`` and ``0.5 / alpha_pos``.
 
     Gradient (straight-through), with ``a = alpha_neg`` where :math:`\hat w < 0`, else ``alpha_pos``, and inside
-    :math:`|\hat w\,a| \le 1`: ``dq/dw = a / std``, ``dq/da = w_hat``; zero outside.
+    :math:`|\hat w\,a| < 1`: ``dq/dw = a / std``, ``dq/da = w_hat``; zero outside.
 
     Statistics are summed in float64, so that the number of threads does not show in the codes.
 
@@ -120,9 +123,9 @@ class FatnnActivation(ActivationQuantizer):
 
     .. math:: q(x) = round(clip(x\,\alpha_1, -1, 0)) + round(clip(x\,\alpha_2, 0, 1)) \in \{-1, 0, +1\}
 
-    Gradient (straight-through). Half range: ``dq/dx = a1`` and ``dq/da1 = x`` for x in [0, 1/a1]; ``dq/dx = a2``,
-    ``dq/da2 = x - 1/a1`` and ``dq/da1 = a2 / a1**2`` for x in [1/a1, 1/a1 + 1/a2]; zero elsewhere. Full range:
-    ``dq/dx = a`` and ``dq/da = x`` inside ``|x a| <= 1`` with ``a = alpha1`` where x < 0, else ``alpha2``; else zero.
+    Gradient (straight-through). Half range: ``dq/dx = a1`` and ``dq/da1 = x`` for x in (0, 1/a1); ``dq/dx = a2``,
+    ``dq/da2 = x - 1/a1`` and ``dq/da1 = a2 / a1**2`` for x in (1/a1, 1/a1 + 1/a2); zero elsewhere. Full range:
+    ``dq/dx = a`` and ``dq/da = x`` inside ``|x a| < 1`` with ``a = alpha1`` where x < 0, else ``alpha2``; else zero.
 
     Parameters
     ----------
