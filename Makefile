@@ -1,0 +1,75 @@
+# Every command a person needs. Each does its own set-up first; `make help` lists them.
+# PYTHON chooses the interpreter that .venv is made with; PIP_ARGS is passed to pip (a mirror, --no-index, ...).
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help tools setup build demo test test-rust test-isa test-python test-neon bench lint fmt docs clean
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+tools: # say plainly what is absent on this machine, and how to get it
+	@PYTHON=$(PYTHON) bash scripts/check-tools.sh
+
+$(READY): pyproject.toml | tools
+	@echo "==> making $(VENV): PyTorch and the rest (a few minutes the first time)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python scripts/dev_requirements.py > $(VENV)/requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r $(VENV)/requirements.txt
+	touch $@
+
+build: $(READY) # compile the extension module into .venv
+	@echo "==> building the Rust core"
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --quiet
+
+setup: build ## make .venv with everything in it
+	@$(BIN)/fatnn info
+
+demo: build ## train, convert, verify and run a ternary network on real data; prints a table
+	$(BIN)/fatnn demo
+
+test: test-rust test-isa test-python ## every test
+
+test-rust: tools
+	@echo "==> tests of the core"
+	cargo test --workspace --quiet
+
+test-isa: tools # the same tests with kernels capped, tier by tier
+	@for isa in scalar avx2; do \
+		echo "==> tests of the core with FATNN_ISA=$$isa"; FATNN_ISA=$$isa cargo test --package fatnn --quiet; done
+
+test-python: build
+	@echo "==> tests of the package"
+	$(BIN)/python -m pytest
+
+test-neon: tools ## the core's tests for AArch64, under qemu
+	bash scripts/test-neon.sh
+
+bench: tools ## the core's benchmarks, against ceilings measured in the same run
+	cargo bench --package fatnn
+
+lint: build ## formatting, clippy, ruff, mypy, stubs
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest fatnn_rs._core --ignore-missing-stub
+
+fmt: build ## format everything
+	cargo fmt --all
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: tools ## the core's documentation, in target/doc
+	RUSTDOCFLAGS="-D warnings" cargo doc --package fatnn --no-deps
+
+clean: ## remove everything that was built
+	rm -rf target $(VENV) demo-output
