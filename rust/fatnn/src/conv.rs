@@ -62,13 +62,12 @@ impl ConvShape {
         Ok(out)
     }
 
-    fn pixels(&self) -> usize {
-        self.batch * self.input[0] * self.input[1]
-    }
-
-    fn outputs(&self) -> Result<usize> {
-        let [h, w] = self.output()?;
-        Ok(self.batch * h * w)
+    /// `batch × height × width × elements`.
+    fn size(&self, what: &'static str, [height, width]: [usize; 2], elements: usize) -> Result<usize> {
+        match [height, width, elements].iter().try_fold(self.batch, |n, &f| n.checked_mul(f)) {
+            Some(size) => Ok(size),
+            None => bad_value(what, "a size that fits in memory", format!("{} × {height} × {width}", self.batch)),
+        }
     }
 }
 
@@ -149,12 +148,12 @@ fn run<S: Sink>(
         );
     }
     let pixel = layout.pixel_bytes();
-    check_len("packed codes", shape.pixels() * pixel, codes.len())?;
-    check_len("output", shape.outputs()? * sink.row_len(), out.len())?;
+    check_len("packed codes", shape.size("input", shape.input, pixel)?, codes.len())?;
+    check_len("output", shape.size("output", shape.output()?, sink.row_len())?, out.len())?;
     if out.is_empty() {
         return Ok(());
     }
-    let (frame, [height, width]) = framed(codes, layout, weights.half_range(), shape);
+    let (frame, [height, width]) = framed(codes, layout, weights.half_range(), shape)?;
     let [out_h, out_w] = shape.output()?;
     let [stride_y, stride_x] = shape.stride;
     let taps: Vec<usize> = (0..shape.kernel[0])
@@ -176,17 +175,22 @@ fn framed<'a>(
     layout: CodesLayout,
     half_range: bool,
     shape: &ConvShape,
-) -> (Cow<'a, [u8]>, [usize; 2]) {
+) -> Result<(Cow<'a, [u8]>, [usize; 2])> {
     let [h, w] = shape.input;
     let [pad_y, pad_x] = shape.padding;
     if pad_y == 0 && pad_x == 0 {
-        return (Cow::Borrowed(codes), shape.input);
+        return Ok((Cow::Borrowed(codes), shape.input));
     }
     let pixel = layout.pixel_bytes();
     let (height, width) = (h + 2 * pad_y, w + 2 * pad_x);
     // The code of 0: all bits clear for level 0 of the half range (code -1), z and p set for code 0.
     let zero = if half_range { 0x00 } else { 0xFF };
-    let mut frame = vec![zero; shape.batch * height * width * pixel];
+    let size = shape.size("padded input", [height, width], pixel)?;
+    let mut frame = Vec::new();
+    if frame.try_reserve_exact(size).is_err() {
+        return bad_value("padding", "a padded input that fits in memory", format!("{height} × {width} pixels"));
+    }
+    frame.resize(size, zero);
     if h > 0 && w > 0 {
         for (frame, image) in frame.chunks_exact_mut(height * width * pixel).zip(codes.chunks_exact(h * w * pixel)) {
             for (y, row) in image.chunks_exact(w * pixel).enumerate() {
@@ -195,5 +199,5 @@ fn framed<'a>(
             }
         }
     }
-    (Cow::Owned(frame), [height, width])
+    Ok((Cow::Owned(frame), [height, width]))
 }

@@ -80,10 +80,11 @@ fn pool() -> Result<(usize, Option<Arc<rayon::ThreadPool>>)> {
         return Ok((1, None));
     }
     let process = std::process::id();
-    if let Some((owner, size, pool)) = &state.pool {
-        if *owner == process && *size == threads {
-            return Ok((threads, Some(pool.clone())));
-        }
+    if let Some((owner, size, pool)) = &state.pool
+        && *owner == process
+        && *size == threads
+    {
+        return Ok((threads, Some(pool.clone())));
     }
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
@@ -91,11 +92,11 @@ fn pool() -> Result<(usize, Option<Arc<rayon::ThreadPool>>)> {
         .build()
         .map_err(|e| Error::Threads { threads, why: e.to_string() })?;
     let pool = Arc::new(pool);
-    if let Some((owner, _, old)) = state.pool.replace((process, threads, pool.clone())) {
-        if owner != process {
-            // The old pool's threads did not survive the fork: joining them would wait for ever.
-            std::mem::forget(old);
-        }
+    if let Some((owner, _, old)) = state.pool.replace((process, threads, pool.clone()))
+        && owner != process
+    {
+        // The old pool's threads did not survive the fork: joining them would wait for ever.
+        std::mem::forget(old);
     }
     Ok((threads, Some(pool)))
 }
@@ -113,7 +114,7 @@ pub(crate) fn for_each_rows<T: Send>(
 ) -> Result<()> {
     /// Below this many multiply-accumulates, handing work to another thread costs more than it saves.
     const SERIAL_BELOW: usize = 4 << 20;
-    let rows = if row_len == 0 { 0 } else { out.len() / row_len };
+    let rows = out.len().checked_div(row_len).unwrap_or(0);
     if rows == 0 {
         return Ok(());
     }

@@ -1,1 +1,138 @@
-//! placeholder
+//! The oracle: everything the crate computes, as loops that are obviously right, on codes that are not packed.
+//!
+//! Never optimised, used by tests and by benchmarks that check their answers. Codes are channels-last, one `i8` each; the
+//! order of float operations is the one that [`crate::epilogue`] documents.
+//!
+//! These functions panic where sizes do not fit.
+
+use crate::conv::ConvShape;
+use crate::quantize::PixelOrder;
+use crate::weights::WeightShape;
+
+/// The input coordinate that tap `tap` of window `window` reads on an axis, or `None` in the padding.
+fn input_at(shape: &ConvShape, axis: usize, window: usize, tap: usize) -> Option<usize> {
+    let padded = window * shape.stride[axis] + tap * shape.dilation[axis];
+    padded.checked_sub(shape.padding[axis]).filter(|&at| at < shape.input[axis])
+}
+
+/// Accumulators of a convolution, `batch × output height × output width × out_channels`.
+///
+/// `codes` is `batch × height × width × channels`, `weight` is `out_channels × channels / groups × kernel`. With
+/// `half_range`, activations are levels: codes plus one. Padding is the value 0 in both ranges.
+pub fn conv2d_acc(codes: &[i8], weight: &[i8], weights: WeightShape, half_range: bool, shape: &ConvShape) -> Vec<i32> {
+    let [out_h, out_w] = shape.output().expect("a window that fits");
+    let [h, w] = shape.input;
+    let [kh, kw] = weights.kernel;
+    let group_channels = weights.channels / weights.groups;
+    let group_out_channels = weights.out_channels / weights.groups;
+    assert_eq!(codes.len(), shape.batch * h * w * weights.channels);
+    assert_eq!(weight.len(), weights.out_channels * group_channels * kh * kw);
+    let mut out = Vec::new();
+    for image in 0..shape.batch {
+        for oy in 0..out_h {
+            for ox in 0..out_w {
+                for n in 0..weights.out_channels {
+                    let group = n / group_out_channels;
+                    let mut acc = 0;
+                    for ky in 0..kh {
+                        for kx in 0..kw {
+                            let (Some(y), Some(x)) = (input_at(shape, 0, oy, ky), input_at(shape, 1, ox, kx)) else {
+                                continue;
+                            };
+                            for c in 0..group_channels {
+                                let channel = group * group_channels + c;
+                                let code = codes[((image * h + y) * w + x) * weights.channels + channel];
+                                let value = i32::from(code) + i32::from(half_range);
+                                acc += value * i32::from(weight[((n * group_channels + c) * kh + ky) * kw + kx]);
+                            }
+                        }
+                    }
+                    out.push(acc);
+                }
+            }
+        }
+    }
+    out
+}
+
+/// Codes of accumulators: one less than the number of the channel's thresholds that are reached.
+pub fn to_codes(acc: &[i32], low: &[i32], high: &[i32]) -> Vec<i8> {
+    let mut codes = Vec::new();
+    for (i, &a) in acc.iter().enumerate() {
+        let channel = i % low.len();
+        codes.push(i8::from(a >= low[channel]) + i8::from(a >= high[channel]) - 1);
+    }
+    codes
+}
+
+/// Float32 of accumulators with `channels` channels.
+pub fn to_float(
+    acc: &[i32],
+    channels: usize,
+    scale: Option<&[f32]>,
+    bias: Option<&[f32]>,
+    residual: Option<&[f32]>,
+    relu: bool,
+) -> Vec<f32> {
+    let mut out = Vec::new();
+    for (i, &a) in acc.iter().enumerate() {
+        let channel = i % channels;
+        let mut y = match (scale, bias) {
+            (Some(scale), Some(bias)) => f32::mul_add(a as f32, scale[channel], bias[channel]),
+            (Some(scale), None) => a as f32 * scale[channel],
+            (None, Some(bias)) => a as f32 + bias[channel],
+            (None, None) => a as f32,
+        };
+        if let Some(residual) = residual {
+            y += residual[i];
+        }
+        if relu && y <= 0.0 {
+            y = 0.0;
+        }
+        out.push(y);
+    }
+    out
+}
+
+/// Codes of floats, `batch × pixels × channels`; `x` has no NaN.
+pub fn quantize(x: &[f32], [batch, pixels, channels]: [usize; 3], order: PixelOrder, [low, high]: [f32; 2]) -> Vec<i8> {
+    assert_eq!(x.len(), batch * pixels * channels);
+    let mut codes = Vec::new();
+    for image in 0..batch {
+        for pixel in 0..pixels {
+            for channel in 0..channels {
+                let x = x[match order {
+                    PixelOrder::ChannelsFirst => (image * channels + channel) * pixels + pixel,
+                    PixelOrder::ChannelsLast => (image * pixels + pixel) * channels + channel,
+                }];
+                codes.push(i8::from(x >= low) + i8::from(x >= high) - 1);
+            }
+        }
+    }
+    codes
+}
+
+/// The largest code of every window; every window contains a pixel.
+pub fn max_pool(codes: &[i8], channels: usize, shape: &ConvShape, output: [usize; 2]) -> Vec<i8> {
+    let [h, w] = shape.input;
+    assert_eq!(codes.len(), shape.batch * h * w * channels);
+    let mut out = Vec::new();
+    for image in 0..shape.batch {
+        for oy in 0..output[0] {
+            for ox in 0..output[1] {
+                for channel in 0..channels {
+                    let mut max = None;
+                    for ky in 0..shape.kernel[0] {
+                        for kx in 0..shape.kernel[1] {
+                            if let (Some(y), Some(x)) = (input_at(shape, 0, oy, ky), input_at(shape, 1, ox, kx)) {
+                                max = max.max(Some(codes[((image * h + y) * w + x) * channels + channel]));
+                            }
+                        }
+                    }
+                    out.push(max.expect("a pixel in every window"));
+                }
+            }
+        }
+    }
+    out
+}

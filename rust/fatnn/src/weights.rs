@@ -1,7 +1,8 @@
 //! Packed weights: what a kernel wants, derived from codes when a network is loaded, never stored in a file.
 //!
-//! A packed blob begins with a header of [`HEADER`] bytes (magic, layout, shape), so that it can travel through places that
-//! only know arrays of bytes and be checked on the other side: "packed for another kernel" is an error, not wrong numbers.
+//! A packed blob begins with a header of [`HEADER`] bytes (magic, layout, shape, a checksum of these), so that it can travel
+//! through places that only know arrays of bytes and be checked on the other side: "packed for another kernel" is an error,
+//! not wrong numbers.
 
 use std::borrow::Cow;
 
@@ -11,6 +12,8 @@ use crate::kernels::{self, Kernel, Layout};
 
 /// Bytes before the first panel.
 const HEADER: usize = 64;
+/// Word of the header that holds the checksum of those before.
+const CHECKSUM: usize = HEADER / 4 - 1;
 const MAGIC: u32 = u32::from_le_bytes(*b"ftnw");
 /// Accumulators stay exact in float32 below this.
 const MAX_REDUCTION: usize = 1 << 23;
@@ -55,23 +58,28 @@ impl WeightShape {
     }
 
     fn reduction_checked(self) -> Option<usize> {
-        (self.channels / self.groups).checked_mul(self.kernel[0])?.checked_mul(self.kernel[1])
+        self.channels.checked_div(self.groups)?.checked_mul(self.kernel[0])?.checked_mul(self.kernel[1])
     }
 
     /// Multiply-accumulates per output channel and pixel.
     pub fn reduction(self) -> usize {
-        self.channels / self.groups * self.kernel[0] * self.kernel[1]
+        self.reduction_checked().unwrap_or(usize::MAX)
     }
 
     /// Number of weights.
     pub fn len(self) -> usize {
-        self.out_channels * self.reduction()
+        self.out_channels.saturating_mul(self.reduction())
     }
 
     /// Never: a checked shape has at least one weight.
     pub fn is_empty(self) -> bool {
         self.len() == 0
     }
+}
+
+/// FNV-1a over the header's words before the checksum: changes with every single one of them.
+fn checksum(header: &[u32; HEADER / 4]) -> u32 {
+    header[..CHECKSUM].iter().fold(0x811c_9dc5, |hash, word| (hash ^ word).wrapping_mul(0x0100_0193))
 }
 
 /// Ternary weights laid out for a kernel.
@@ -106,7 +114,7 @@ impl PackedWeights<'static> {
         let layout = kernel.layout();
         let mut packed = PackedWeights { bytes: Cow::Borrowed(&[]), shape, half_range, layout, kernel };
         let mut bytes = vec![0u8; packed.total_bytes()];
-        for (slot, value) in bytes[..32].chunks_exact_mut(4).zip(packed.header()) {
+        for (slot, value) in bytes[..HEADER].chunks_exact_mut(4).zip(packed.header()) {
             slot.copy_from_slice(&value.to_le_bytes());
         }
         let (taps, group_channels, k) =
@@ -146,14 +154,17 @@ impl<'a> PackedWeights<'a> {
     /// [`Error::Packed`] where the blob is damaged or meant for another CPU's kernel.
     pub fn from_bytes(bytes: &'a [u8]) -> Result<Self> {
         let damaged = |why: &str| Error::Packed { why: why.into() };
-        let header: [u32; 8] = {
+        let header: [u32; HEADER / 4] = {
             let head = bytes.get(..HEADER).ok_or_else(|| damaged("they are too short to hold a header"))?;
             let mut words = head.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().expect("4 bytes")));
             std::array::from_fn(|_| words.next().expect("64 bytes hold 16 words"))
         };
-        let [magic, layout, out_channels, channels, kh, kw, groups, half_range] = header;
+        let [magic, layout, out_channels, channels, kh, kw, groups, half_range, ..] = header;
         if magic != MAGIC {
             return Err(damaged("they do not begin with the mark of packed weights"));
+        }
+        if header[CHECKSUM] != checksum(&header) || half_range > 1 {
+            return Err(damaged("their header is damaged"));
         }
         let kernel = kernels::for_layout(layout)?;
         let shape = WeightShape {
@@ -196,9 +207,10 @@ impl<'a> PackedWeights<'a> {
         self.kernel
     }
 
-    fn header(&self) -> [u32; 8] {
+    fn header(&self) -> [u32; HEADER / 4] {
         let s = self.shape;
-        [
+        let mut header = [0; HEADER / 4];
+        header[..8].copy_from_slice(&[
             MAGIC,
             self.layout.id(),
             s.out_channels as u32,
@@ -207,11 +219,14 @@ impl<'a> PackedWeights<'a> {
             s.kernel[1] as u32,
             s.groups as u32,
             u32::from(self.half_range),
-        ]
+        ]);
+        header[CHECKSUM] = checksum(&header);
+        header
     }
 
     fn total_bytes(&self) -> usize {
-        HEADER + self.shape.groups * self.panels_per_group() * self.panel_bytes()
+        let panels = self.shape.groups.saturating_mul(self.panels_per_group());
+        panels.saturating_mul(self.panel_bytes()).saturating_add(HEADER)
     }
 
     fn panel_bytes(&self) -> usize {

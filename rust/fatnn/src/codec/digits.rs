@@ -61,10 +61,10 @@ pub(super) fn decode<const N: usize>(what: &'static str, bytes: &[u8], codes: &m
         codes.copy_from_slice(&Table::<N>::CODES[usize::from(byte)][..codes.len()]);
     }
     let unused = n.next_multiple_of(N) - n;
-    if let Some(&last) = bytes.last() {
-        if Table::<N>::CODES[usize::from(last)][N - unused..].iter().any(|&code| code != 0) {
-            return bad_value(what, format!("code 0 in the {unused} unused places of the last byte"), last);
-        }
+    if let Some(&last) = bytes.last()
+        && Table::<N>::CODES[usize::from(last)][N - unused..].iter().any(|&code| code != 0)
+    {
+        return bad_value(what, format!("code 0 in the {unused} unused places of the last byte"), last);
     }
     Ok(())
 }
