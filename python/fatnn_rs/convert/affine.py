@@ -1,0 +1,105 @@
+"""``acc * scale + bias`` in one rounding, where that reproduces the eager model's float tail bit for bit.
+
+torch's eval BatchNorm on the CPU is ``fma(x, alpha, beta)`` with per-channel factors it computes itself, in an order that
+is nobody's interface. So the factors are read off the function: ``beta`` is its value at 0, and ``alpha`` its value at a
+power of two so large that ``beta`` vanishes. Whether the pair reproduces the function is then checked at the integers the
+accumulator can reach; where it does not, the float functions stay in torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fatnn_rs.convert.thresholds import spread
+
+__all__ = ["fma", "single_fma"]
+
+_EXPONENTS = (0, 24, 48, 64, 80, 96, 112, 126)
+_POINTS = 1024
+
+Array = npt.NDArray[np.float32]
+
+
+def fma(x: Array, scale: Array, bias: Array) -> Array:
+    """``x * scale + bias`` with one rounding to float32, in NumPy.
+
+    The product of two float32 is exact in float64. The float64 sum is rounded to odd (its last bit set where bits were
+    lost), which makes the second rounding, to float32, the correct one (S. Boldo and G. Melquiond, "Emulation of a FMA
+    and correctly rounded sums: proved algorithms using rounding to odd", IEEE Transactions on Computers 57(4), 2008).
+    """
+    product = x.astype(np.float64) * scale.astype(np.float64)
+    addend = np.broadcast_to(bias.astype(np.float64), product.shape)
+    total = product + addend
+    part = total - product
+    lost = (product - (total - part)) + (addend - part)
+    bits = total.view(np.int64)
+    even = (bits & 1) == 0
+    towards = np.where((lost > 0) == (total > 0), 1, -1)
+    odd = np.where((lost != 0) & even & np.isfinite(total), bits + towards, bits)
+    return odd.view(np.float64).astype(np.float32)
+
+
+@torch.no_grad()
+def single_fma(
+    function: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, dims: int
+) -> tuple[Tensor, Tensor] | None:
+    """Factors with which ``fma(acc, scale, bias)`` equals ``function(acc)`` over ``[low, high]``.
+
+    Parameters
+    ----------
+    function
+        Per-channel function of accumulators laid out by :func:`fatnn_rs.convert.thresholds.spread`.
+    low, high
+        int64 [n]: the accumulator's range.
+    dims
+        Spatial dimensions: 0, 1 or 2.
+
+    Returns
+    -------
+    tuple of Tensor or None
+        ``scale`` and ``bias``, float32 [n]; None where no pair reproduces the function.
+    """
+
+    def evaluate(points: Tensor, channels_last: bool = False) -> Tensor:
+        x = spread(points, dims)
+        if channels_last and dims == 2:
+            x = x.contiguous(memory_format=torch.channels_last)
+        y = function(x)
+        return y if dims == 0 else y.reshape(y.shape[1], -1).t()
+
+    bias = evaluate(torch.zeros(1, len(low)))[0]
+    scale = _slope(evaluate, len(low))
+    if scale is None or not bool(torch.isfinite(bias).all()):
+        return None
+    points = _sample(low, high)
+    predicted = torch.from_numpy(fma(points.float().numpy(), scale.numpy(), bias.numpy()))
+    same = all(torch.equal(predicted, evaluate(points, channels_last)) for channels_last in (False, True))
+    return (scale.clone(), bias.clone()) if same else None
+
+
+def _slope(evaluate: Callable[[Tensor], Tensor], channels: int) -> Tensor | None:
+    """The factor of x: the function at the greatest power of two where it is finite, divided by that power."""
+    scale = torch.full((channels,), float("nan"))
+    for exponent in _EXPONENTS:
+        power = 2.0**exponent
+        value = evaluate(torch.full((1, channels), power, dtype=torch.float64))[0]
+        slope = (value.double() / power).float()
+        scale = torch.where(torch.isfinite(value), slope, scale)
+    return scale if bool(torch.isfinite(scale).all()) else None
+
+
+def _sample(low: Tensor, high: Tensor) -> Tensor:
+    """Every integer of every channel's range where they are few, else an even and random choice: int64 [P, n]."""
+    span = high - low
+    count = int(span.max()) + 1
+    if count <= _POINTS:
+        return torch.minimum(torch.arange(count)[:, None], span) + low
+    generator = torch.Generator().manual_seed(0)
+    even = (torch.linspace(0, 1, _POINTS // 2, dtype=torch.float64)[:, None] * span).round().long()
+    random = (torch.rand(_POINTS // 2, len(low), generator=generator, dtype=torch.float64) * (span + 1)).long()
+    return torch.cat([even, torch.minimum(random, span)]) + low

@@ -1,0 +1,50 @@
+"""``convert``: from a trained model to a network that runs on codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fatnn_rs.convert.capture import capture
+from fatnn_rs.convert.checks import as_root, check_inputs, check_model
+from fatnn_rs.convert.lower import lower
+from fatnn_rs.convert.network import TernaryNetwork
+from fatnn_rs.convert.passes import run_passes
+
+__all__ = ["convert"]
+
+
+@torch.no_grad()
+def convert(model: nn.Module, example_inputs: Any) -> TernaryNetwork:
+    """Convert a trained model with ternary layers into an inference-only network.
+
+    The graph is captured; batch normalisations and activations between ternary layers become integer thresholds, others
+    a float epilogue; weights are packed. What cannot be captured as a known layer, or is not ternary, stays in torch
+    between the fused parts. The network gives the model's codes bit for bit: :func:`fatnn_rs.convert.verify` shows it.
+
+    Parameters
+    ----------
+    model
+        In eval mode, on the CPU, prepared and trained. It is not changed, and shares nothing with the result.
+    example_inputs
+        A tensor, or a tuple of the model's positional arguments. Batch and image sizes stay free where the model leaves
+        them free; ranks, channels and dtypes are fixed.
+
+    Returns
+    -------
+    TernaryNetwork
+        With a printable ``report``.
+
+    Raises
+    ------
+    ConversionError
+        No ternary layer in the model; training mode; steps never initialised; NaN or infinity in weights, parameters or
+        statistics; a model that can be captured in neither way.
+    InputError
+        ``example_inputs`` hold no tensor.
+    """
+    check_model(model)
+    arguments = check_inputs("example_inputs", example_inputs)
+    return TernaryNetwork(run_passes(lower(capture(as_root(model), arguments))))

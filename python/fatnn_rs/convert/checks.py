@@ -1,0 +1,99 @@
+"""What ``convert`` refuses before it starts: every misuse one error that names the module and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fatnn_rs.errors import ConversionError, InputError
+from fatnn_rs.nn import TernaryLayer
+
+__all__ = ["as_root", "check_inputs", "check_model", "ternary_layers"]
+
+
+def ternary_layers(model: nn.Module) -> dict[str, TernaryLayer]:
+    """Every ternary layer by its qualified name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, TernaryLayer)}
+
+
+def as_root(model: nn.Module) -> nn.Module:
+    """A model whose ternary layers all have names: a bare layer is wrapped."""
+    return nn.Sequential(model).eval() if isinstance(model, TernaryLayer) else model
+
+
+def check_inputs(what: str, inputs: Any) -> tuple[Any, ...]:
+    """Inputs as positional arguments: a tensor, or a tuple or list whose first tensor leads.
+
+    Raises
+    ------
+    InputError
+        Where there is no tensor among them.
+    """
+    arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    if not any(isinstance(value, Tensor) for value in arguments):
+        got = ", ".join(type(value).__name__ for value in arguments) or "nothing"
+        raise InputError(
+            f"{what}: expected a tensor, or a tuple of the model's positional arguments with a tensor in it, got {got}; "
+            "give torch tensors (torch.from_numpy makes one from an array)"
+        )
+    return arguments
+
+
+def check_model(model: nn.Module) -> None:
+    """Check that a model can be converted at all.
+
+    Raises
+    ------
+    ConversionError
+        Not a module; no ternary layer in it; training mode; activation steps never initialised; parameters or BatchNorm
+        statistics that are not finite, not float32, or not on the CPU.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConversionError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    layers = ternary_layers(model)
+    if not layers:
+        raise ConversionError(
+            f"{type(model).__name__} holds no ternary layer, so there is nothing to convert; call "
+            "fatnn_rs.prepare(model) first, and train it"
+        )
+    for name, module in model.named_modules():
+        if module.training:
+            where = f"module {name!r}" if name else type(model).__name__
+            raise ConversionError(f"{where} is in training mode; call model.eval() before converting")
+    for name, layer in layers.items():
+        if not layer.act_quant.initialized:
+            raise ConversionError(
+                f"layer {name!r}: its activation steps were never initialised; train the model, or give "
+                "prepare(..., example_inputs=...) or fatnn_rs.nn.calibrate(model, inputs) a batch of real data"
+            )
+    for name, tensor in _watched(model):
+        _check_tensor(name, tensor, ternary=any(name.startswith(f"{layer}.") for layer in layers if layer))
+
+
+def _watched(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter, and the statistics of every BatchNorm."""
+    yield from model.named_parameters()
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm):
+            for buffer, tensor in module.named_buffers(recurse=False):
+                yield f"{name}.{buffer}" if name else buffer, tensor
+
+
+def _check_tensor(name: str, tensor: Tensor, ternary: bool) -> None:
+    module, _, attribute = name.rpartition(".")
+    where = f"module {module!r}: {attribute}"
+    if tensor.device.type != "cpu":
+        raise ConversionError(f"{where} is on {tensor.device}; convert on the CPU: model.cpu()")
+    if not tensor.is_floating_point():
+        return
+    if ternary and tensor.dtype != torch.float32:
+        raise ConversionError(f"{where} is {tensor.dtype}; expected float32: call model.float() before converting")
+    if not bool(torch.isfinite(tensor).all()):
+        raise ConversionError(
+            f"{where} holds NaN or infinity, so the network has no meaning; look at the training run, or load an "
+            "earlier checkpoint"
+        )

@@ -1,0 +1,167 @@
+"""The graph between a captured model and a running network: plain data, nothing executable except for torch nodes.
+
+A :class:`Graph` is a list of :class:`Node` in the order they run. Every node makes one value, called by the node's name.
+Tensors (weights, thresholds, statistics) live in one dictionary beside the nodes; a node refers to them by role. Without
+``torch`` nodes a graph is JSON plus tensors, and that is what a file holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["Graph", "Node", "Ref"]
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A value of the graph, inside the arguments of a torch node or the structure of the outputs."""
+
+    name: str
+
+
+@dataclass
+class Node:
+    """One operation.
+
+    Attributes
+    ----------
+    name
+        Of the node and of the value it makes.
+    op
+        Row of :data:`fatnn_rs.convert.ops_table.RUNTIME_OPS`, or one of the capture's own ops that the passes replace.
+    inputs
+        Names of the values it reads.
+    attrs
+        Numbers, strings and lists of them.
+    tensors
+        Role → name in :attr:`Graph.tensors`.
+    layer
+        Qualified name of the module it came from; empty for functions.
+    shape
+        Shape of the value at the example inputs, in torch's order of dimensions.
+    note
+        Why it runs the way it does, for the report.
+    call
+        Only in memory: the eager module, or a torch node's target.
+    arguments
+        Only in memory: a torch node's ``(args, kwargs)`` with :class:`Ref` for values.
+    """
+
+    name: str
+    op: str
+    inputs: list[str] = field(default_factory=list)
+    attrs: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, str] = field(default_factory=dict)
+    layer: str = ""
+    shape: tuple[int, ...] = ()
+    note: str = ""
+    call: Callable[..., Any] | None = None
+    arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+
+
+@dataclass
+class Graph:
+    """Nodes in order of execution, their tensors, and what goes in and out.
+
+    Attributes
+    ----------
+    nodes
+        The first ones have op ``"input"``.
+    tensors
+        Contiguous CPU tensors.
+    outputs
+        The structure the model returns: tuples, lists, dicts, constants, with :class:`Ref` for values.
+    notes
+        Remarks on the capture, for the report.
+    """
+
+    nodes: list[Node] = field(default_factory=list)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    outputs: Any = None
+    notes: list[str] = field(default_factory=list)
+
+    def node(self, name: str) -> Node:
+        """Look a node up by name."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+    def index(self) -> dict[str, Node]:
+        """Name → node."""
+        return {node.name: node for node in self.nodes}
+
+    def users(self) -> dict[str, list[Node | None]]:
+        """Value → nodes that read it, once per reading; None stands for the outputs."""
+        users: dict[str, list[Node | None]] = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for name in node.inputs:
+                users[name].append(node)
+        for ref in refs(self.outputs):
+            users[ref.name].append(None)
+        return users
+
+    def tensor(self, node: Node, role: str) -> Tensor | None:
+        """A node's tensor, or None where it has none in that role."""
+        name = node.tensors.get(role)
+        return None if name is None else self.tensors[name]
+
+    def add_tensor(self, name: str, tensor: Tensor) -> str:
+        """Keep a copy of a tensor under ``name``, or a numbered variant of it; return the name it got."""
+        free, number = name, 1
+        while free in self.tensors:
+            number += 1
+            free = f"{name}.{number}"
+        self.tensors[free] = tensor.detach().clone().contiguous()
+        return free
+
+    def fresh_name(self, name: str) -> str:
+        """``name``, or a numbered variant that no node has."""
+        taken = {node.name for node in self.nodes}
+        free, number = name, 1
+        while free in taken:
+            number += 1
+            free = f"{name}_{number}"
+        return free
+
+    def rename_value(self, old: str, new: str) -> None:
+        """Let every reader of ``old`` read ``new``."""
+        for node in self.nodes:
+            node.inputs = [new if name == old else name for name in node.inputs]
+            if node.arguments is not None:
+                args, kwargs = map_refs(node.arguments, lambda ref: Ref(new) if ref.name == old else ref)
+                node.arguments = (args, kwargs)
+        self.outputs = map_refs(self.outputs, lambda ref: Ref(new) if ref.name == old else ref)
+
+
+def refs(structure: Any) -> Iterator[Ref]:
+    """Every :class:`Ref` in a nested structure, in order."""
+    if isinstance(structure, Ref):
+        yield structure
+    elif isinstance(structure, dict):
+        for value in structure.values():
+            yield from refs(value)
+    elif isinstance(structure, (list, tuple)):
+        for value in structure:
+            yield from refs(value)
+    elif isinstance(structure, slice):
+        yield from refs((structure.start, structure.stop, structure.step))
+
+
+def map_refs(structure: Any, function: Callable[[Ref], Any]) -> Any:
+    """The same structure with every :class:`Ref` replaced."""
+    if isinstance(structure, Ref):
+        return function(structure)
+    if isinstance(structure, dict):
+        return {key: map_refs(value, function) for key, value in structure.items()}
+    if isinstance(structure, tuple) and hasattr(structure, "_fields"):
+        return type(structure)(*(map_refs(value, function) for value in structure))
+    if isinstance(structure, (list, tuple)):
+        return type(structure)([map_refs(value, function) for value in structure])
+    if isinstance(structure, slice):
+        return slice(*(map_refs(value, function) for value in (structure.start, structure.stop, structure.step)))
+    return structure

@@ -1,0 +1,152 @@
+"""The operations on ternary codes: rows whose functions call ``torch.ops.fatnn_rs``.
+
+Values here are packed codes, uint8 [N, H, W, B] (H = W = 1 after a linear layer, H = 1 in one dimension). A node's ``dims``
+says how many spatial dimensions its float side has: 0 (linear), 1 or 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fatnn_rs.convert.graph import Node
+from fatnn_rs.errors import InputError
+from fatnn_rs.ops import prepack
+
+__all__ = ["CODE_OPS", "CONV_ATTRS", "CodeOp", "squeeze_to", "unsqueeze_from"]
+
+Tensors = Mapping[str, Tensor]
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class CodeOp:
+    """One operation on codes.
+
+    Attributes
+    ----------
+    bind
+        Node and its tensors (by role) → function of the input tensors.
+    attrs
+        Name → type, as in :class:`fatnn_rs.convert.ops_float.FloatOp`.
+    tensors
+        Role → (dtype, whether it must be there).
+    inputs
+        Least and greatest number of values it reads.
+    makes_codes
+        Whether the result is codes (True) or float (False).
+    takes_codes
+        Whether the first value it reads is codes.
+    """
+
+    bind: Callable[[Node, Tensors], Function]
+    attrs: Mapping[str, type]
+    tensors: Mapping[str, tuple[torch.dtype, bool]] = field(default_factory=dict)
+    inputs: tuple[int, int] = (1, 1)
+    makes_codes: bool = True
+    takes_codes: bool = True
+
+
+def squeeze_to(y: Tensor, dims: int) -> Tensor:
+    """[N, C, H, W] as [N, C] (dims 0) or [N, C, L] (dims 1), a view."""
+    if dims == 2:
+        return y
+    return y.flatten(1) if dims == 0 else y.squeeze(2)
+
+
+def unsqueeze_from(x: Tensor, dims: int) -> Tensor:
+    """The reverse of :func:`squeeze_to`, a view."""
+    if dims == 2:
+        return x
+    return x[:, :, None, None] if dims == 0 else x.unsqueeze(2)
+
+
+def _quantize(node: Node, tensors: Tensors) -> Function:
+    low, high = (float(value) for value in tensors["steps"])
+    groups = node.attrs["groups"]
+    return lambda x: torch.ops.fatnn_rs.quantize(x, low, high, groups)
+
+
+def _blob(node: Node, tensors: Tensors) -> Tensor:
+    return prepack(tensors["weight"], node.attrs["groups"], node.attrs["half_range"])
+
+
+def _window(node: Node) -> tuple[list[int], list[int], list[int], list[int]]:
+    a = node.attrs
+    return a["kernel"], a["stride"], a["padding"], a["dilation"]
+
+
+def _check_map(node: Node, codes: Tensor) -> None:
+    """A linear layer's kernel covers the whole map, so the map's size is part of the network."""
+    if node.attrs["dims"] == 0 and list(codes.shape[1:3]) != node.attrs["kernel"]:
+        raise InputError(
+            f"layer {node.layer!r}: expected a map of {'x'.join(map(str, node.attrs['kernel']))} pixels in front of the "
+            f"linear layer, got {'x'.join(map(str, codes.shape[1:3]))}; give inputs of the size the network was built for"
+        )
+
+
+def _conv_codes(node: Node, tensors: Tensors) -> Function:
+    blob, thresholds, out = _blob(node, tensors), tensors["thresholds"], tensors["weight"].shape[0]
+    window, groups = _window(node), node.attrs["out_groups"]
+
+    def run(codes: Tensor) -> Tensor:
+        _check_map(node, codes)
+        result: Tensor = torch.ops.fatnn_rs.conv_codes(codes, blob, thresholds, out, *window, groups)
+        return result
+
+    return run
+
+
+def _conv_float(node: Node, tensors: Tensors) -> Function:
+    blob, out = _blob(node, tensors), tensors["weight"].shape[0]
+    scale, bias = tensors.get("scale"), tensors.get("bias")
+    window, relu, dims = _window(node), node.attrs["relu"], node.attrs["dims"]
+
+    def run(codes: Tensor, residual: Tensor | None = None) -> Tensor:
+        _check_map(node, codes)
+        if residual is not None:
+            residual = unsqueeze_from(residual, dims)
+        y = torch.ops.fatnn_rs.conv_float(codes, blob, scale, bias, residual, relu, out, *window)
+        return squeeze_to(y, dims)
+
+    return run
+
+
+def _max_pool_codes(node: Node, tensors: Tensors) -> Function:
+    window, ceil_mode = _window(node), node.attrs["ceil_mode"]
+    return lambda codes: torch.ops.fatnn_rs.max_pool_codes(codes, *window, ceil_mode)
+
+
+_WINDOW: dict[str, type] = {"kernel": list, "stride": list, "padding": list, "dilation": list}
+
+#: What every convolution of codes says about itself.
+CONV_ATTRS: dict[str, type] = {**_WINDOW, "groups": int, "half_range": bool, "channels": int, "dims": int}
+
+_WEIGHT = {"weight": (torch.int8, True)}
+
+#: Every operation on codes a file may hold.
+CODE_OPS: dict[str, CodeOp] = {
+    "quantize": CodeOp(
+        _quantize,
+        {"groups": int, "channels": int, "half_range": bool, "dims": int},
+        {"steps": (torch.float32, True)},
+        takes_codes=False,
+    ),
+    "conv_codes": CodeOp(
+        _conv_codes,
+        {**CONV_ATTRS, "out_groups": int},
+        {**_WEIGHT, "thresholds": (torch.int32, True)},
+    ),
+    "conv_float": CodeOp(
+        _conv_float,
+        {**CONV_ATTRS, "relu": bool},
+        {**_WEIGHT, "scale": (torch.float32, False), "bias": (torch.float32, False)},
+        inputs=(1, 2),
+        makes_codes=False,
+    ),
+    "max_pool_codes": CodeOp(_max_pool_codes, {**_WINDOW, "ceil_mode": bool}),
+}

@@ -1,0 +1,28 @@
+"""The passes that turn a captured graph into one that runs on codes: one file each, in the order they run.
+
+| pass | does |
+| --- | --- |
+| ``cleanup`` | drops what nobody reads; lets quantizers that agree share one result, and chains of linear layers one shape |
+| ``codes`` | convolution … quantizer becomes ``conv_codes`` with integer thresholds, max-pools move onto codes |
+| ``floats`` | every other ternary layer becomes ``conv_float`` with what fits its epilogue, every other quantizer ``quantize`` |
+"""
+
+from __future__ import annotations
+
+from fatnn_rs.convert.graph import Graph
+from fatnn_rs.convert.passes.cleanup import drop_unread, share_leading_shapes, share_quantizers
+from fatnn_rs.convert.passes.codes import fuse_codes
+from fatnn_rs.convert.passes.floats import lower_rest
+
+__all__ = ["run_passes"]
+
+
+def run_passes(graph: Graph) -> Graph:
+    """Run every pass, in place."""
+    drop_unread(graph)
+    share_leading_shapes(graph)
+    share_quantizers(graph)
+    fuse_codes(graph)
+    lower_rest(graph)
+    drop_unread(graph)
+    return graph

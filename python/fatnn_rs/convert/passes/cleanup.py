@@ -1,0 +1,66 @@
+"""Dropping what nobody reads, and sharing what is computed twice."""
+
+from __future__ import annotations
+
+import torch
+
+from fatnn_rs.convert.graph import Graph, Node, refs
+
+__all__ = ["drop_unread", "share_leading_shapes", "share_quantizers"]
+
+#: Operations that keep the shape of their first input.
+_KEEP_SHAPE = frozenset({"relu", "hardtanh", "leaky_relu", "prelu", "batch_norm", "channel_scale", "channel_bias"})
+
+
+def drop_unread(graph: Graph) -> None:
+    """Remove nodes whose values nobody reads, and tensors no node refers to; inputs stay.
+
+    Torch nodes that work in place count as read.
+    """
+    read = {ref.name for ref in refs(graph.outputs)}
+    kept: list[Node] = []
+    for node in reversed(graph.nodes):
+        if node.op == "input" or node.name in read or _has_effect(node):
+            kept.append(node)
+            read.update(node.inputs)
+    graph.nodes = kept[::-1]
+    named = {name for node in graph.nodes for name in node.tensors.values()}
+    graph.tensors = {name: tensor for name, tensor in graph.tensors.items() if name in named}
+
+
+def _has_effect(node: Node) -> bool:
+    if node.op != "torch":
+        return False
+    name = str(node.attrs["target"]).rpartition(".")[2]
+    return (name.endswith("_") and not name.endswith("__")) or name == "setitem" or "assert" in name
+
+
+def share_quantizers(graph: Graph) -> None:
+    """Let quantizers of one value with the same thresholds and groups make its codes once."""
+    first: dict[tuple[object, ...], Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "act_quant":
+            continue
+        steps = graph.tensors[node.tensors["steps"]]
+        key = (node.inputs[0], tuple(steps.view(torch.int32).tolist()), node.attrs["groups"], node.attrs["half_range"])
+        other = first.setdefault(key, node)
+        if other is not node:
+            graph.rename_value(node.name, other.name)
+            other.attrs["layers"] = other.attrs["layers"] + node.attrs["layers"]
+            graph.nodes.remove(node)
+
+
+def share_leading_shapes(graph: Graph) -> None:
+    """Let a chain of linear layers over [..., C] take its leading sizes from the first one's input.
+
+    Else every layer's input would be read twice, once for its values and once for its shape.
+    """
+    nodes = graph.index()
+    for node in graph.nodes:
+        if node.op != "reshape_like":
+            continue
+        source = nodes[node.inputs[1]]
+        while source.op in _KEEP_SHAPE:
+            source = nodes[source.inputs[0]]
+        if source.op == "reshape_like":
+            node.inputs[1] = source.inputs[1]

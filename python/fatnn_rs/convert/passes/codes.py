@@ -1,0 +1,197 @@
+"""Convolution, float functions of one channel, quantizer: one convolution from codes to codes.
+
+For every quantizer, walk up from its input. While each value has one reader and each node is a function of single
+elements, a max-pool or a flatten, go on; where the walk ends at a ternary layer, the whole stretch becomes ``conv_codes``
+with thresholds found by evaluating it (:mod:`fatnn_rs.convert.thresholds`), and the max-pools run on codes after it.
+
+Max-pools may move behind what follows them because the quantizer never decreases: the functions between a max-pool and
+the quantizer must not decrease either, which is checked. A flatten in front of a linear layer is not executed at all: the
+layer runs as a convolution whose kernel covers the whole map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fatnn_rs.convert.graph import Graph, Node
+from fatnn_rs.convert.ops_float import FLOAT_OPS
+from fatnn_rs.convert.ops_table import bind
+from fatnn_rs.convert.thresholds import Thresholds, accumulator_range, integer_thresholds
+
+__all__ = ["fuse_codes"]
+
+
+@dataclass
+class _Chain:
+    """What lies between a ternary layer and a quantizer.
+
+    Attributes
+    ----------
+    root
+        The ternary layer's integer convolution.
+    steps
+        Nodes between, in order of execution.
+    """
+
+    root: Node
+    steps: list[Node] = field(default_factory=list)
+
+    def of_kind(self, kind: str) -> list[Node]:
+        """The steps of one kind."""
+        return [step for step in self.steps if _kind(step) == kind]
+
+
+def _kind(node: Node) -> str:
+    row = FLOAT_OPS.get(node.op)
+    if row is None:
+        return "other"
+    # One slope for all channels makes no difference between channels.
+    if node.op == "prelu" and node.attrs["shared"]:
+        return "scalar"
+    return row.kind
+
+
+def fuse_codes(graph: Graph) -> None:
+    """Fuse every quantizer that can be fused with the layer before it; note on the others why not."""
+    for node in [node for node in graph.nodes if node.op == "act_quant"]:
+        chain = _walk(graph, node)
+        if isinstance(chain, Node):
+            node.note = _why_float(graph, chain)
+            continue
+        problem = _check(graph, chain, node) or _fuse(graph, chain, node)
+        if problem:
+            node.note = problem
+
+
+def _walk(graph: Graph, quantizer: Node) -> _Chain | Node:
+    """The chain above a quantizer, or the node at which the walk stopped."""
+    nodes, users = graph.index(), graph.users()
+    steps: list[Node] = []
+    current = nodes[quantizer.inputs[0]]
+    while True:
+        if len(users[current.name]) > 1:
+            return current
+        if current.op == "ternary":
+            return _Chain(current, steps[::-1])
+        if _kind(current) not in ("scalar", "channel", "pool", "shape"):
+            return current
+        steps.append(current)
+        current = nodes[current.inputs[0]]
+
+
+def _why_float(graph: Graph, stopped: Node) -> str:
+    if stopped.op == "input":
+        return "reads the network's float input"
+    readers = graph.users()[stopped.name]
+    if len(readers) > 1:
+        return f"the float value {stopped.name!r} has {len(readers)} readers"
+    return f"reads the result of {stopped.attrs.get('target', stopped.op)} ({stopped.name!r})"
+
+
+def _check(graph: Graph, chain: _Chain, quantizer: Node) -> str:
+    """Why a chain cannot run on codes, or nothing."""
+    shapes = [step.op for step in chain.of_kind("shape")]
+    if shapes not in ([], ["flatten"], ["reshape_like", "rows"]):
+        return f"reshaped on the way ({', '.join(shapes)})"
+    flattened = pooled = False
+    for step in chain.steps:
+        kind = _kind(step)
+        if kind == "shape":
+            flattened = not flattened or step.op != "rows"
+            if step.op == "flatten" and (step.attrs["start"], step.attrs["end"]) != (1, -1):
+                return "flattened over other dimensions than those behind the batch"
+        elif kind == "channel" and flattened:
+            return f"{step.op} works on features of the flattened map, not on channels"
+        elif kind == "pool":
+            if flattened:
+                return "pooled after flattening"
+            pooled = True
+        if pooled and kind in ("scalar", "channel") and not _rises(graph, step):
+            return f"{step.op} after the max-pool may decrease"
+    return ""
+
+
+def _rises(graph: Graph, node: Node) -> bool:
+    row = FLOAT_OPS[node.op]
+    return row.rising(node, {role: graph.tensors[name] for role, name in node.tensors.items()})
+
+
+def _function(graph: Graph, chain: _Chain, quantizer: Node) -> Callable[[Tensor], Tensor]:
+    """From accumulators to the quantizer's levels, by the eager model's own functions."""
+    stages = [bind(graph, step) for step in chain.steps if _kind(step) in ("scalar", "channel")]
+    assert quantizer.call is not None
+    stages.append(quantizer.call)
+
+    def run(x: Tensor) -> Tensor:
+        for stage in stages:
+            x = stage(x)
+        return x
+
+    return run
+
+
+def _fuse(graph: Graph, chain: _Chain, quantizer: Node) -> str:
+    """Replace a chain; or say why its function has no thresholds."""
+    root, dims = chain.root, chain.root.attrs["dims"]
+    weight = graph.tensors[root.tensors["weight"]]
+    low, high = accumulator_range(weight, root.attrs["half_range"])
+    base = 0 if quantizer.attrs["half_range"] else -1
+    found = integer_thresholds(_function(graph, chain, quantizer), low, high, dims, base)
+    if found is None:
+        return "the float functions before the quantizer are not monotone in some channel"
+    made = [_conv_node(graph, chain, quantizer, weight, found)]
+    for step in chain.of_kind("pool"):
+        made.append(_pool_node(graph, step, made[-1]))
+    if any(step.op == "flatten" for step in chain.steps):
+        _read_flattened(graph, quantizer, chain)
+    place = graph.nodes.index(quantizer)
+    gone = {id(node) for node in (root, *chain.steps, quantizer)}
+    graph.nodes[place : place + 1] = made
+    graph.nodes = [node for node in graph.nodes if id(node) not in gone]
+    graph.rename_value(quantizer.name, made[-1].name)
+    return ""
+
+
+def _conv_node(graph: Graph, chain: _Chain, quantizer: Node, weight: Tensor, found: Thresholds) -> Node:
+    root = chain.root
+    node = Node(graph.fresh_name(f"{root.name}_to_codes"), "conv_codes", list(root.inputs), dict(root.attrs))
+    node.attrs["out_groups"] = quantizer.attrs["groups"]
+    node.layer, node.shape = root.layer, root.shape
+    fused = [step.layer or step.op for step in chain.steps if step.layer != root.layer and _kind(step) != "shape"]
+    node.note = f"thresholds hold {', '.join(fused)}" if fused else ""
+    sign = 1 - 2 * found.flip.to(weight.dtype)
+    node.tensors = {
+        "weight": graph.add_tensor(f"{root.layer}.codes", weight * sign.view(-1, 1, 1, 1)),
+        "thresholds": graph.add_tensor(f"{root.layer}.thresholds", found.values),
+    }
+    return node
+
+
+def _pool_node(graph: Graph, step: Node, source: Node) -> Node:
+    """A max-pool on codes, in two dimensions."""
+    one, zero = ([1], [0]) if step.op == "max_pool1d" else ([], [])
+    attrs = {
+        "kernel": one + step.attrs["kernel"],
+        "stride": one + step.attrs["stride"],
+        "padding": zero + step.attrs["padding"],
+        "dilation": one + step.attrs["dilation"],
+        "ceil_mode": step.attrs["ceil_mode"],
+    }
+    name = graph.fresh_name(f"{step.name}_of_codes")
+    return Node(name, "max_pool_codes", [source.name], attrs, layer=step.layer, shape=step.shape)
+
+
+def _read_flattened(graph: Graph, quantizer: Node, chain: _Chain) -> None:
+    """Let the linear layers behind a flatten read the map itself, through a kernel that covers it."""
+    flat = chain.steps.index(next(step for step in chain.steps if step.op == "flatten"))
+    shape = chain.steps[flat - 1].shape if flat else chain.root.shape
+    channels, window = shape[1], [1, *shape[2:]][-2:]
+    for node in graph.nodes:
+        if node.op == "ternary" and quantizer.name in node.inputs:
+            weight = graph.tensors[node.tensors["weight"]]
+            node.attrs = {**node.attrs, "kernel": window, "channels": channels}
+            name = graph.add_tensor(node.tensors["weight"], weight.reshape(weight.shape[0], channels, *window))
+            node.tensors = {**node.tensors, "weight": name}

@@ -1,0 +1,109 @@
+"""What could not run from codes to codes: ternary layers with float results, and quantizers of float values.
+
+A ternary layer becomes ``conv_float``. As many of the float functions behind it (scale, bias, BatchNorm) as one fused
+multiply-add reproduces bit for bit go into its epilogue (:mod:`fatnn_rs.convert.affine`), then a residual addition, then a
+ReLU; the rest stays with torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fatnn_rs.convert.affine import single_fma
+from fatnn_rs.convert.graph import Graph, Node
+from fatnn_rs.convert.ops_table import bind
+from fatnn_rs.convert.thresholds import accumulator_range
+
+__all__ = ["lower_rest"]
+
+_AFFINE = ("channel_scale", "channel_bias", "batch_norm")
+
+
+def lower_rest(graph: Graph) -> None:
+    """Replace every remaining ``ternary`` and ``act_quant`` node."""
+    for node in [node for node in graph.nodes if node.op == "ternary"]:
+        _to_conv_float(graph, node)
+    for node in graph.nodes:
+        if node.op == "act_quant":
+            node.op, node.call = "quantize", None
+            node.layer = ", ".join(node.attrs.pop("layers"))
+
+
+def _only_reader(graph: Graph, name: str) -> Node | None:
+    readers = graph.users()[name]
+    return readers[0] if len(readers) == 1 else None
+
+
+def _following(graph: Graph, node: Node, ops: tuple[str, ...]) -> list[Node]:
+    """The run of nodes of these ops behind ``node``, each the only reader of the one before."""
+    found: list[Node] = []
+    reader = _only_reader(graph, node.name)
+    while reader is not None and reader.op in ops:
+        found.append(reader)
+        reader = _only_reader(graph, reader.name)
+    return found
+
+
+def _compose(graph: Graph, nodes: list[Node]) -> Callable[[Tensor], Tensor]:
+    stages = [bind(graph, node) for node in nodes]
+
+    def run(x: Tensor) -> Tensor:
+        for stage in stages:
+            x = stage(x)
+        return x
+
+    return run
+
+
+def _epilogue(graph: Graph, node: Node, tail: list[Node]) -> tuple[list[Node], dict[str, Tensor]]:
+    """The longest start of ``tail`` that one fused multiply-add reproduces, and its factors."""
+    weight = graph.tensors[node.tensors["weight"]]
+    low, high = accumulator_range(weight, node.attrs["half_range"])
+    for length in range(len(tail), 0, -1):
+        pair = single_fma(_compose(graph, tail[:length]), low, high, node.attrs["dims"])
+        if pair is None:
+            continue
+        scale, bias = pair
+        if not bool(bias.any()) and not bool(torch.signbit(bias).any()):
+            return tail[:length], {"scale": scale}
+        return tail[:length], {"scale": scale, "bias": bias}
+    return [], {}
+
+
+def _to_conv_float(graph: Graph, node: Node) -> None:
+    tail = _following(graph, node, _AFFINE)
+    absorbed, factors = _epilogue(graph, node, tail)
+    residual: list[str] = []
+    relu = False
+    if len(absorbed) < len(tail):
+        node.note = f"{', '.join(step.op for step in tail[len(absorbed):])} stays in torch: not one fused multiply-add"
+    last = absorbed[-1] if absorbed else node
+    reader = _only_reader(graph, last.name)
+    if reader is not None and reader.op == "add" and _same_shapes(graph, reader):
+        residual = [name for name in reader.inputs if name != last.name]
+        absorbed.append(reader)
+        last, reader = reader, _only_reader(graph, reader.name)
+    if reader is not None and reader.op == "relu":
+        relu = True
+        absorbed.append(reader)
+        last = reader
+    made = Node(last.name, "conv_float", node.inputs + residual, {**node.attrs, "relu": relu})
+    made.layer, made.shape = node.layer, last.shape
+    fused = [step.layer or step.op for step in absorbed if step.layer != node.layer]
+    made.note = "; ".join(note for note in (f"epilogue holds {', '.join(fused)}" if fused else "", node.note) if note)
+    made.tensors = {"weight": graph.add_tensor(f"{node.layer}.codes", graph.tensors[node.tensors["weight"]])}
+    for role, tensor in factors.items():
+        made.tensors[role] = graph.add_tensor(f"{node.layer}.{role}", tensor)
+    gone = {id(step) for step in (node, *absorbed)}
+    graph.nodes[graph.nodes.index(last)] = made
+    graph.nodes = [other for other in graph.nodes if id(other) not in gone]
+
+
+def _same_shapes(graph: Graph, add: Node) -> bool:
+    """Whether an addition neither spreads nor doubles a value."""
+    nodes = graph.index()
+    left, right = (nodes[name] for name in add.inputs)
+    return left is not right and left.shape == right.shape

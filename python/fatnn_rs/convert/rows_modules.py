@@ -1,0 +1,211 @@
+"""How modules are lowered: one row per class.
+
+A row applies to a class and to subclasses that did not override ``forward``. It calls the row of the function that the
+module's forward calls, with the module's own numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from fatnn_rs.convert import rows_functions as rows
+from fatnn_rs.convert.graph import Ref
+from fatnn_rs.convert.lower import Lowering, Row
+from fatnn_rs.convert.steps import float_steps
+from fatnn_rs.nn import TernaryConv1d, TernaryConv2d, TernaryLayer, TernaryLinear
+
+__all__ = ["MODULES", "module_row"]
+
+
+def module_row(module: nn.Module) -> Row | None:
+    """The row for a module: of the class whose forward it runs."""
+    for cls in type(module).__mro__:
+        row = MODULES.get(cls)
+        if row is not None:
+            return row if type(module).forward is cls.forward else None  # type: ignore[attr-defined]
+    return None
+
+
+def _window(values: Any, dims: int) -> list[int]:
+    return [int(value) for value in values] if isinstance(values, (tuple, list)) else [int(values)] * dims
+
+
+def _padding(layer: Any, dims: int) -> tuple[list[int], dict[str, Any] | None]:
+    """Padding of a convolution: on both sides alike, and what has to be padded before (attributes of a pad node)."""
+    around = [int(value) for value in layer._reversed_padding_repeated_twice]
+    if layer.padding_mode != "zeros":
+        return [0] * dims, {"pad": around, "mode": layer.padding_mode, "value": 0.0}
+    pairs = [(around[2 * i], around[2 * i + 1]) for i in reversed(range(dims))]
+    if all(left == right for left, right in pairs):
+        return [left for left, _ in pairs], None
+    # 'same' with an even reach: one side has one more.
+    return [0] * dims, {"pad": around, "mode": "constant", "value": 0.0}
+
+
+def _padded(ctx: Lowering, name: str, shape: tuple[int, ...], pad: dict[str, Any] | None) -> tuple[str, tuple[int, ...]]:
+    """Pad before the convolution where it has to be."""
+    if pad is None or not any(pad["pad"]):
+        return name, shape
+    around = pad["pad"]
+    spatial = [
+        size + around[2 * i] + around[2 * i + 1] for i, size in zip(reversed(range(len(around) // 2)), shape[2:], strict=True)
+    ]
+    shape = (*shape[:2], *spatial)
+    return ctx.emit("pad", [name], pad, suffix="_pad", shape=shape).name, shape
+
+
+def _conv(dims: int) -> Row:
+    def row(ctx: Lowering, module: Any, input: Any) -> Ref | None:
+        name = ctx.value(input)
+        if name is None or len(ctx.shape(input)) != dims + 2:
+            return None
+        padding, pad = _padding(module, dims)
+        if pad is not None and pad["mode"] == "constant":
+            return None  # 'same' with one more on one side: torch's own two steps, whose rounding is nobody's interface
+        name, _ = _padded(ctx, name, ctx.shape(input), pad)
+        attrs = {
+            "stride": _window(module.stride, dims),
+            "padding": padding,
+            "dilation": _window(module.dilation, dims),
+            "groups": module.groups,
+            "layout": ctx.seen(input).layout,
+        }
+        return ctx.emit(f"conv{dims}d", [name], attrs, {"weight": module.weight, "bias": module.bias})
+
+    return row
+
+
+def _linear(ctx: Lowering, module: Any, input: Any) -> Ref | None:
+    name = ctx.value(input)
+    if name is None:
+        return None
+    tensors = {"weight": module.weight, "bias": module.bias}
+    return ctx.emit("linear", [name], {"layout": ctx.seen(input).layout}, tensors)
+
+
+def _batch_norm(ctx: Lowering, module: Any, input: Any) -> Ref | None:
+    name = ctx.value(input)
+    if name is None or module.running_mean is None or module.running_var is None:
+        return None
+    tensors = {"mean": module.running_mean, "var": module.running_var, "weight": module.weight, "bias": module.bias}
+    return ctx.emit("batch_norm", [name], {"eps": float(module.eps), "layout": ctx.seen(input).layout}, tensors)
+
+
+def _prelu(ctx: Lowering, module: Any, input: Any) -> Ref | None:
+    name = ctx.value(input)
+    return None if name is None else ctx.emit(
+        "prelu", [name], {"shared": module.weight.numel() == 1}, {"weight": module.weight}
+    )
+
+
+def _ternary(dims: int) -> Row:
+    def row(ctx: Lowering, layer: TernaryLayer, input: Any) -> Ref | None:
+        name, shape = ctx.value(input), ctx.shape(input)
+        if name is None or (dims and len(shape) != dims + 2) or not shape:
+            return None
+        if dims:
+            return _ternary_conv(ctx, layer, name, shape, dims)
+        if len(shape) == 2:
+            return _ternary_core(ctx, layer, name, shape, _LINEAR, "")
+        count = int(torch.Size(shape[:-1]).numel())
+        rows_ = ctx.emit("rows", [name], suffix="_rows", shape=(count, shape[-1]))
+        result = _ternary_core(ctx, layer, rows_.name, (count, shape[-1]), _LINEAR, "_flat")
+        return ctx.emit("reshape_like", [result.name, name])
+
+    return row
+
+
+_LINEAR: dict[str, Any] = {"dims": 0, "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1}
+
+
+def _ternary_conv(ctx: Lowering, layer: Any, name: str, shape: tuple[int, ...], dims: int) -> Ref:
+    padding, pad = _padding(layer, dims)
+    name, shape = _padded(ctx, name, shape, pad)
+    one, zero = ([1], [0]) if dims == 1 else ([], [])
+    attrs = {
+        "dims": dims,
+        "stride": one + _window(layer.stride, dims),
+        "padding": zero + padding,
+        "dilation": one + _window(layer.dilation, dims),
+        "groups": layer.groups,
+    }
+    return _ternary_core(ctx, layer, name, shape, attrs, "")
+
+
+def _ternary_core(
+    ctx: Lowering, layer: TernaryLayer, name: str, shape: tuple[int, ...], geometry: dict[str, Any], tail: str
+) -> Ref:
+    """Emit quantizer, integer convolution, scale and bias; the last one's name ends in ``tail``."""
+    quantizer = copy.deepcopy(layer.act_quant)
+    half = bool(layer.act_quant.half_range)
+    weight = layer.ternary_weight().detach()
+    dims, channels = geometry["dims"], shape[1]
+    weight = weight.reshape(*weight.shape[:2], *([1] * (4 - weight.dim())), *weight.shape[2:])
+    steps = float_steps(ctx.layer, quantizer, 0 if half else -1)
+    common = {"groups": geometry["groups"], "half_range": half, "channels": channels, "dims": dims}
+    codes = ctx.emit(
+        "act_quant", [name], {**common, "layers": [ctx.layer]}, {"steps": steps}, suffix="_codes", shape=shape, call=quantizer
+    )
+    out = ctx.shape(ctx.node)
+    if dims == 0:
+        out = (*shape[:-1], weight.shape[0])
+    stages: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        ("ternary", {**common, **geometry, "kernel": list(weight.shape[2:])}, {"weight": weight})
+    ]
+    if layer.scale is not None:
+        stages.append(("channel_scale", {"trailing": dims}, {"scale": layer.scale}))
+    if layer.bias is not None:
+        stages.append(("channel_bias", {"trailing": dims}, {"bias": layer.bias}))
+    result = codes
+    for index, (op, attrs, tensors) in enumerate(stages):
+        suffix = tail if index == len(stages) - 1 else {"ternary": "_acc"}.get(op, "_scaled") + tail
+        result = ctx.emit(op, [result.name], attrs, tensors, suffix=suffix, shape=out)
+    return result
+
+
+def _pool_row(function: Any, *names: str) -> Row:
+    """A pooling module: call the function's row with the module's attributes of these names."""
+
+    def row(ctx: Lowering, module: Any, input: Any) -> Ref | None:
+        result: Ref | None = function(ctx, input, **{name: getattr(module, name) for name in names})
+        return result
+
+    return row
+
+
+_MAX = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+_AVG = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+
+#: Module class → row.
+MODULES: dict[type[nn.Module], Row] = {
+    TernaryConv1d: _ternary(1),
+    TernaryConv2d: _ternary(2),
+    TernaryLinear: _ternary(0),
+    nn.Conv1d: _conv(1),
+    nn.Conv2d: _conv(2),
+    nn.Linear: _linear,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.PReLU: _prelu,
+    nn.ReLU: lambda ctx, m, input: rows.relu(ctx, input),
+    nn.ReLU6: lambda ctx, m, input: rows.hardtanh(ctx, input, 0.0, 6.0),
+    nn.Hardtanh: lambda ctx, m, input: rows.hardtanh(ctx, input, m.min_val, m.max_val),
+    nn.LeakyReLU: lambda ctx, m, input: rows.leaky_relu(ctx, input, m.negative_slope),
+    nn.Identity: lambda ctx, m, input: rows.identity(ctx, input),
+    nn.Dropout: lambda ctx, m, input: rows.identity(ctx, input),
+    nn.Dropout1d: lambda ctx, m, input: rows.identity(ctx, input),
+    nn.Dropout2d: lambda ctx, m, input: rows.identity(ctx, input),
+    nn.AlphaDropout: lambda ctx, m, input: rows.identity(ctx, input),
+    nn.Flatten: lambda ctx, m, input: rows.flatten(ctx, input, m.start_dim, m.end_dim),
+    nn.MaxPool1d: _pool_row(rows.max_pool(1), *_MAX),
+    nn.MaxPool2d: _pool_row(rows.max_pool(2), *_MAX),
+    nn.AvgPool1d: _pool_row(rows.avg_pool(1), *_AVG),
+    nn.AvgPool2d: _pool_row(rows.avg_pool(2), *_AVG, "divisor_override"),
+    nn.AdaptiveAvgPool1d: _pool_row(rows.adaptive_avg_pool(1), "output_size"),
+    nn.AdaptiveAvgPool2d: _pool_row(rows.adaptive_avg_pool(2), "output_size"),
+}
+

@@ -1,0 +1,92 @@
+"""The two float thresholds of an activation quantizer, found by bisecting the quantizer itself.
+
+A quantizer is a monotone function of a float32, so there is a smallest float at which it reaches its middle level and a
+smallest at which it reaches its top level. Bisecting over float32 values in their order finds both in 32 evaluations
+each, exactly, whatever arithmetic the quantizer uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fatnn_rs.errors import ConversionError
+
+__all__ = ["float_steps"]
+
+_LARGEST = 0x7F7FFFFF  # bit pattern of the largest finite float32
+
+
+def _from_order(keys: np.ndarray) -> Tensor:
+    """Float32 values from their place in the order of all floats; 0 is +0.0, -1 the smallest negative."""
+    keys = keys.astype(np.int64)
+    bits = np.where(keys >= 0, keys, 0x80000000 - keys).astype(np.uint32)
+    return torch.from_numpy(bits.view(np.float32).copy())
+
+
+def _to_order(values: Tensor) -> np.ndarray:
+    bits = values.numpy().view(np.uint32).astype(np.int64)
+    return np.where(bits < 0x80000000, bits, 0x80000000 - bits)
+
+
+@torch.no_grad()
+def float_steps(layer: str, quantizer: Callable[[Tensor], Tensor], base: int) -> Tensor:
+    """The smallest floats at which ``quantizer`` reaches ``base + 1`` and ``base + 2``.
+
+    Parameters
+    ----------
+    layer
+        Name of the layer, for messages.
+    quantizer
+        float32 to integer-valued float, elementwise and monotone.
+    base
+        The lowest level: 0 in half range, -1 in full range.
+
+    Returns
+    -------
+    Tensor
+        float32 [2]: ``level(x) = (x >= steps[0]) + (x >= steps[1])`` for every finite x. Infinity where a level is
+        never reached.
+
+    Raises
+    ------
+    ConversionError
+        Where the function is not such a staircase (not monotone, or other levels).
+    """
+    low = np.full(2, -_LARGEST, dtype=np.int64)
+    high = np.full(2, _LARGEST, dtype=np.int64)
+    wanted = torch.tensor([base + 1.0, base + 2.0])
+    ends = quantizer(_from_order(np.array([-_LARGEST, _LARGEST])))
+    always, never = (ends[0] >= wanted).numpy(), (ends[1] < wanted).numpy()
+    while (high - low > 1).any():
+        middle = (low + high) // 2
+        reached = (quantizer(_from_order(middle)) >= wanted).numpy()
+        high = np.where(reached, middle, high)
+        low = np.where(reached, low, middle)
+    steps = _from_order(np.where(always, -_LARGEST, high))
+    steps[torch.from_numpy(never)] = float("inf")
+    _check(layer, quantizer, base, steps)
+    return steps
+
+
+def _check(layer: str, quantizer: Callable[[Tensor], Tensor], base: int, steps: Tensor) -> None:
+    """Compare the staircase with the quantizer around its steps, at even places in the order, and at normal values."""
+    keys = np.linspace(-_LARGEST, _LARGEST, 4097).astype(np.int64)
+    finite = _to_order(steps[torch.isfinite(steps)])
+    near = (finite[:, None] + np.arange(-32, 33)).reshape(-1)
+    points = _from_order(np.clip(np.concatenate([keys, near]), -_LARGEST, _LARGEST))
+    generator = torch.Generator().manual_seed(0)
+    spread = steps[torch.isfinite(steps)].abs().max() if len(finite) else torch.tensor(1.0)
+    points = torch.cat([points, torch.randn(4096, generator=generator) * spread.clamp(max=1e30) * 2, torch.zeros(1)])
+    stairs = (points >= steps[0]).float() + (points >= steps[1]).float() + base
+    wrong = stairs != quantizer(points)
+    if bool(wrong.any()):
+        at = float(points[wrong][0])
+        raise ConversionError(
+            f"layer {layer!r}: its activation quantizer is not a monotone staircase over three neighbouring integers "
+            f"(at {at:g} it gives {float(quantizer(points[wrong][:1])[0]):g}); use a quantizer of fatnn_rs.quant, or "
+            "leave the layer out with TernaryConfig(skip=...)"
+        )
