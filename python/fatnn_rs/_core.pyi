@@ -7,6 +7,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = [
+    "FORMAT_VERSION",
+    "__version__",
+    "cpu_info",
+    "set_num_threads",
+    "set_default_threads",
+    "get_num_threads",
+    "packed_bytes",
+    "quantize",
+    "pack_codes",
+    "unpack_codes",
+    "prepack",
+    "packed_info",
+    "conv_codes",
+    "conv_float",
+    "conv_acc",
+    "max_pool_codes",
+    "save",
+    "load",
+]
+
 __version__: str
 FORMAT_VERSION: int
 

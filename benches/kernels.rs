@@ -1,0 +1,204 @@
+//! Kernels and layers, in multiply-accumulates a second, against the int8 ceiling of this machine.
+//!
+//! `cargo bench` runs the criterion groups (each first asserts its answer against the reference) and then prints a table in
+//! which every kernel is measured interleaved with the int8 ceiling, one thread, medians of [`ROUNDS`] rounds: on a machine
+//! whose clock moves, only such ratios mean something. `cargo bench -- table` prints the table alone.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use criterion::{Criterion, Throughput};
+use fatnn::codec::CodesLayout;
+use fatnn::conv::{ConvShape, conv2d_acc, conv2d_codes, conv2d_float};
+use fatnn::cpu::Features;
+use fatnn::epilogue::{ToCodes, ToFloat};
+use fatnn::kernels::{self, Kernel};
+use fatnn::weights::{PackedWeights, WeightShape};
+use fatnn::{parallel, reference};
+
+#[path = "ceilings.rs"]
+mod ceilings;
+
+/// Products m·k·n: the 3×3 layers of a ResNet at 224×224 as matrices, and one large linear layer.
+const PRODUCTS: [[usize; 3]; 6] =
+    [[48, 4608, 512], [784, 1152, 128], [196, 2304, 256], [3136, 576, 64], [49, 4608, 512], [1000, 1024, 1024]];
+
+/// Convolutions: channels, size of the square image; 3×3, stride 1, padding 1, as many channels out as in.
+const LAYERS: [[usize; 2]; 4] = [[64, 56], [128, 28], [256, 14], [512, 7]];
+
+const ROUNDS: usize = 31;
+
+/// A convolution with its operands.
+struct Problem {
+    name: String,
+    shape: ConvShape,
+    weight: WeightShape,
+    weight_codes: Vec<i8>,
+    codes: Vec<i8>,
+    packed: Vec<u8>,
+}
+
+impl Problem {
+    fn new(name: String, input: [usize; 2], channels: usize, out_channels: usize, kernel: usize) -> Self {
+        let shape = ConvShape {
+            batch: 1,
+            input,
+            kernel: [kernel, kernel],
+            stride: [1, 1],
+            padding: [kernel / 2, kernel / 2],
+            dilation: [1, 1],
+        };
+        let weight = WeightShape { out_channels, channels, kernel: shape.kernel, groups: 1 };
+        let codes = random_codes(input[0] * input[1] * channels, 1);
+        let layout = CodesLayout::new(channels, 1).unwrap();
+        let mut packed = vec![0; input[0] * input[1] * layout.pixel_bytes()];
+        layout.pack(&codes, &mut packed).unwrap();
+        Problem { name, shape, weight, weight_codes: random_codes(weight.len(), 2), codes, packed }
+    }
+
+    fn product([m, k, n]: [usize; 3]) -> Self {
+        Problem::new(format!("{m}x{k}x{n}"), [1, m], k, n, 1)
+    }
+
+    fn layer([channels, size]: [usize; 2]) -> Self {
+        Problem::new(format!("3x3 {channels}ch {size}x{size}"), [size, size], channels, channels, 3)
+    }
+
+    fn outputs(&self) -> usize {
+        let [h, w] = self.shape.output().unwrap();
+        h * w * self.weight.out_channels
+    }
+
+    fn macs(&self) -> usize {
+        self.outputs() * self.weight.reduction()
+    }
+
+    fn weights(&self, kernel: &'static dyn Kernel) -> PackedWeights<'static> {
+        PackedWeights::for_kernel(kernel, &self.weight_codes, self.weight, true).unwrap()
+    }
+
+    /// Asserts that a kernel's accumulators are the reference's.
+    fn check(&self, kernel: &'static dyn Kernel) {
+        let mut found = vec![0; self.outputs()];
+        conv2d_acc(&self.packed, &self.weights(kernel), &self.shape, &mut found).unwrap();
+        let expected = reference::conv2d_acc(&self.codes, &self.weight_codes, self.weight, true, &self.shape);
+        assert!(found == expected, "{} {}", kernel.name(), self.name);
+    }
+}
+
+/// Codes in thirds, from a linear congruential generator.
+fn random_codes(len: usize, seed: u64) -> Vec<i8> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        ((state >> 33) % 3) as i8 - 1
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+fn criterion_groups(criterion: &mut Criterion) {
+    parallel::set_num_threads(1).unwrap();
+    for (group_name, problems) in
+        [("product", Vec::from(PRODUCTS.map(Problem::product))), ("conv", Vec::from(LAYERS.map(Problem::layer)))]
+    {
+        for problem in &problems {
+            let mut group = criterion.benchmark_group(format!("{group_name}/{}", problem.name));
+            group.throughput(Throughput::Elements(problem.macs() as u64)).sample_size(20);
+            for kernel in kernels::detected() {
+                problem.check(kernel);
+                let weights = problem.weights(kernel);
+                let mut out = vec![0; problem.outputs()];
+                group.bench_function(kernel.name(), |b| {
+                    b.iter(|| conv2d_acc(black_box(&problem.packed), &weights, &problem.shape, &mut out).unwrap());
+                });
+            }
+            group.finish();
+        }
+    }
+}
+
+/// One figure of the table: what it measures, and how to run it once. Returns multiply-accumulates done.
+type Run<'a> = Box<dyn FnMut() -> usize + 'a>;
+
+/// Medians of GMAC/s, and of the ratio to run 0 of the same round, all runs interleaved.
+fn interleaved(runs: &mut [Run<'_>]) -> Vec<(f64, f64)> {
+    let mut speeds = vec![Vec::with_capacity(ROUNDS); runs.len()];
+    for _ in 0..ROUNDS {
+        for (run, speeds) in runs.iter_mut().zip(&mut speeds) {
+            // Long enough for the clock, short enough that a round sees one frequency.
+            let (start, mut macs) = (Instant::now(), 0);
+            while start.elapsed().as_micros() < 1500 {
+                macs += run();
+            }
+            speeds.push(macs as f64 / start.elapsed().as_nanos() as f64);
+        }
+    }
+    let base = speeds[0].clone();
+    speeds.iter().map(|s| (median(s.clone()), median(s.iter().zip(&base).map(|(a, b)| a / b).collect()))).collect()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn table() {
+    parallel::set_num_threads(1).unwrap();
+    println!("\nfeatures: {}", Features::detected().names().join(" "));
+    println!(
+        "one thread; GMAC/s, and in brackets the multiple of the int8 ceiling; medians of {ROUNDS} interleaved rounds\n"
+    );
+    println!("| problem | kernel | int8 ceiling ({}) | accumulators | codes | float32 |", ceilings::INT8_NAME);
+    println!("| --- | --- | --- | --- | --- | --- |");
+    let problems = PRODUCTS.map(Problem::product).into_iter().chain(LAYERS.map(Problem::layer));
+    for problem in problems {
+        let n = problem.weight.out_channels;
+        let layout = CodesLayout::new(n, 1).unwrap();
+        let (low, high) = (vec![-3; n], vec![5; n]);
+        let (scale, bias) = (vec![0.5; n], vec![1.0; n]);
+        let residual = vec![1.0; problem.outputs()];
+        for kernel in kernels::detected() {
+            problem.check(kernel);
+            let weights = problem.weights(kernel);
+            let mut acc = vec![0; problem.outputs()];
+            let mut codes = vec![0; problem.outputs() / n * layout.pixel_bytes()];
+            let mut float = vec![0.0; problem.outputs()];
+            let (packed, shape, macs) = (&problem.packed, &problem.shape, problem.macs());
+            let mut runs: Vec<Run<'_>> = vec![
+                Box::new(ceilings::int8),
+                Box::new(|| {
+                    conv2d_acc(packed, &weights, shape, &mut acc).unwrap();
+                    macs
+                }),
+                Box::new(|| {
+                    conv2d_codes(packed, &weights, shape, &ToCodes { low: &low, high: &high, layout }, &mut codes)
+                        .unwrap();
+                    macs
+                }),
+                Box::new(|| {
+                    let to = ToFloat { scale: Some(&scale), bias: Some(&bias), relu: true, channels: n };
+                    conv2d_float(packed, &weights, shape, to, Some(&residual), &mut float).unwrap();
+                    macs
+                }),
+            ];
+            let medians = interleaved(&mut runs);
+            let cells: Vec<String> =
+                medians[1..].iter().map(|(speed, ratio)| format!("{speed:.0} ({ratio:.2})")).collect();
+            println!("| {} | {} | {:.0} | {} |", problem.name, kernel.name(), medians[0].0, cells.join(" | "));
+        }
+    }
+}
+
+fn main() {
+    let table_only = std::env::args().any(|arg| arg == "table");
+    // `cargo test --benches` only wants to know that everything runs.
+    let test = std::env::args().any(|arg| arg == "--test");
+    if !table_only {
+        let mut criterion = Criterion::default().configure_from_args();
+        criterion_groups(&mut criterion);
+        criterion.final_summary();
+    }
+    if !test {
+        table();
+    }
+}
