@@ -80,7 +80,7 @@ class TernaryConfig:
         _choice("act", self.act, _ACT, _ACT_PLANNED)
         _choice("first", self.first, _END, _END_PLANNED)
         _choice("last", self.last, _END, _END_PLANNED)
-        if isinstance(self.skip, str) or not isinstance(self.skip, (tuple, list)):
+        if not isinstance(self.skip, (tuple, list)):
             raise ConfigError(f"skip must be a tuple of patterns, got {self.skip!r}; write ({self.skip!r},) for one")
         for pattern in self.skip:
             _check_pattern("skip", pattern)

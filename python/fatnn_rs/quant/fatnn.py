@@ -5,8 +5,9 @@ P. Chen, B. Zhuang, C. Shen, "FATNN: Fast and Accurate Ternary Neural Networks",
 what lets the inner product run on bits.
 
 ``round`` is half to even, so a code steps up strictly above its threshold. Its gradient is the identity's; ``clip``
-(``hardtanh``) passes the gradient inside its range, ends excluded, and zeroes it elsewhere. Every step reciprocal is clamped to
-``MIN_STEP`` in the forward pass, with the identity's gradient, and so stays positive whatever the optimizer does.
+(``hardtanh``) passes the gradient inside its range, ends excluded, and zeroes it elsewhere. Every step reciprocal is
+clamped to ``MIN_STEP`` in the forward pass, with the identity's gradient, and so stays positive whatever the optimizer
+does.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class FatnnWeight(WeightQuantizer):
 
     References
     ----------
-    FATNN (arXiv 2008.05101), section 3.3.
+    FATNN (arXiv 2008.05101).
     """
 
     def __init__(self, out_channels: int, per_channel: bool = False) -> None:
@@ -139,7 +140,7 @@ class FatnnActivation(ActivationQuantizer):
 
     References
     ----------
-    FATNN (arXiv 2008.05101), section 3.3.
+    FATNN (arXiv 2008.05101).
     """
 
     def __init__(self, act_range: str = "auto") -> None:

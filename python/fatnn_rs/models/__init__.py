@@ -1,0 +1,1 @@
+"""Models, one readable file each. They are plain float PyTorch: ``fatnn_rs.prepare`` makes them ternary."""

@@ -1,0 +1,1 @@
+"""Training recipes, one file each; imported by nothing but the command line and the demo."""
