@@ -246,3 +246,45 @@ fn half_words(
     }
     (p, x2, nan == [0; BLOCK])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reference;
+
+    /// The public function uses the best kernel only; here all of them, on pieces that begin anywhere.
+    #[test]
+    fn every_kernel_quantizes_alike() {
+        let thresholds = [-0.4, 0.3];
+        let values =
+            [0.3, 0.3f32.next_down(), -0.4, (-0.4f32).next_down(), 9.0, -9.0, 0.0, f32::INFINITY, -f32::INFINITY];
+        for (pixels, channels, groups) in [(1, 64, 1), (5, 70, 1), (16, 33, 1), (37, 130, 2), (50, 6, 6)] {
+            let layout = CodesLayout::new(channels, groups).unwrap();
+            let n = 3 * pixels * channels;
+            // 251 is prime: no two words are the same.
+            let x: Vec<f32> = (0..n).map(|i| values[(i % 251) * (i % 251 + 1) / 2 % values.len()]).collect();
+            for order in [PixelOrder::ChannelsFirst, PixelOrder::ChannelsLast] {
+                let codes = reference::quantize(&x, [3, pixels, channels], order, thresholds);
+                let mut expected = vec![0; 3 * pixels * layout.pixel_bytes()];
+                layout.pack(&codes, &mut expected).unwrap();
+                let [low, high] = thresholds;
+                let input = QuantizeInput { x: &x, pixels, order, low, high, layout };
+                for kernel in kernels::detected() {
+                    for piece in [1, 7, 16, 40, 3 * pixels] {
+                        let mut out = vec![0xA5; expected.len()];
+                        for (i, out) in out.chunks_mut(piece * layout.pixel_bytes()).enumerate() {
+                            assert!(kernel.quantize(&input, i * piece, out));
+                        }
+                        assert_eq!(out, expected, "{} {order:?} {pixels} {channels} {piece}", kernel.name());
+                    }
+                    for at in [0, n / 2, n - 1] {
+                        let mut x = x.clone();
+                        x[at] = f32::NAN;
+                        let input = QuantizeInput { x: &x, ..input };
+                        assert!(!kernel.quantize(&input, 0, &mut expected.clone()), "{}", kernel.name());
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What the integration tests share: inputs, and one convolution compared with the reference in every form.
+#![allow(dead_code, reason = "every test binary uses another part of it")]
+
+use fatnn::codec::CodesLayout;
+use fatnn::conv::{ConvShape, conv2d_acc, conv2d_codes, conv2d_float};
+use fatnn::epilogue::{ToCodes, ToFloat};
+use fatnn::kernels::Kernel;
+use fatnn::reference;
+use fatnn::weights::{PackedWeights, WeightShape};
+
+/// A small generator: tests must not depend on a library's idea of randomness.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as u32
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        self.next() as usize % n
+    }
+
+    /// In -1..1.
+    pub fn float(&mut self) -> f32 {
+        self.next() as f32 / (1u32 << 30) as f32 - 1.0
+    }
+}
+
+/// Codes that repeat with a prime period, so that no two words, rows or panels hold the same: swapped blocks cannot cancel.
+pub fn codes(n: usize, seed: u64) -> Vec<i8> {
+    let mut random = Random(seed);
+    let period: Vec<i8> = (0..251).map(|_| random.below(3) as i8 - 1).collect();
+    (0..n).map(|i| period[i % 251]).collect()
+}
+
+/// A convolution to test. `channels` and `out_channels` are per group.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    pub batch: usize,
+    pub input: [usize; 2],
+    pub channels: usize,
+    pub out_channels: usize,
+    pub groups: usize,
+    pub kernel: [usize; 2],
+    pub stride: [usize; 2],
+    pub padding: [usize; 2],
+    pub dilation: [usize; 2],
+    pub half_range: bool,
+}
+
+impl Case {
+    /// A plain product of `m × k` by `k × n`.
+    pub fn product(m: usize, k: usize, n: usize, half_range: bool) -> Self {
+        Case {
+            batch: 1,
+            input: [1, m],
+            channels: k,
+            out_channels: n,
+            groups: 1,
+            kernel: [1, 1],
+            stride: [1, 1],
+            padding: [0, 0],
+            dilation: [1, 1],
+            half_range,
+        }
+    }
+
+    pub fn shape(&self) -> ConvShape {
+        ConvShape {
+            batch: self.batch,
+            input: self.input,
+            kernel: self.kernel,
+            stride: self.stride,
+            padding: self.padding,
+            dilation: self.dilation,
+        }
+    }
+
+    pub fn weights(&self) -> WeightShape {
+        WeightShape {
+            out_channels: self.out_channels * self.groups,
+            channels: self.channels * self.groups,
+            kernel: self.kernel,
+            groups: self.groups,
+        }
+    }
+
+    pub fn layout(&self) -> CodesLayout {
+        CodesLayout::new(self.channels * self.groups, self.groups).unwrap()
+    }
+
+    pub fn pixels(&self) -> usize {
+        self.batch * self.input[0] * self.input[1]
+    }
+
+    pub fn outputs(&self) -> usize {
+        let [h, w] = self.shape().output().unwrap();
+        self.batch * h * w
+    }
+}
+
+/// `codes`, packed.
+pub fn pack(layout: CodesLayout, codes: &[i8]) -> Vec<u8> {
+    let mut packed = vec![0xA5; codes.len() / layout.channels() * layout.pixel_bytes()];
+    layout.pack(codes, &mut packed).unwrap();
+    packed
+}
+
+/// The accumulators that `kernel` gives.
+pub fn accumulators(kernel: &'static dyn Kernel, case: &Case, x: &[i8], w: &[i8]) -> Vec<i32> {
+    let weights = PackedWeights::for_kernel(kernel, w, case.weights(), case.half_range).unwrap();
+    let mut acc = vec![i32::MIN; case.outputs() * case.weights().out_channels];
+    conv2d_acc(&pack(case.layout(), x), &weights, &case.shape(), &mut acc).unwrap();
+    acc
+}
+
+/// Runs `case` on `kernel` with all three epilogues and compares every bit with the reference.
+pub fn check(kernels: &[&'static dyn Kernel], case: &Case, seed: u64) {
+    let n = case.weights().out_channels;
+    let x = codes(case.pixels() * case.weights().channels, seed);
+    let w = codes(case.weights().len(), seed ^ 0x5555);
+    let packed = pack(case.layout(), &x);
+    let expected = reference::conv2d_acc(&x, &w, case.weights(), case.half_range, &case.shape());
+    let mut random = Random(seed ^ 0xAAAA);
+    // Thresholds around the accumulators that occur, so that all codes do.
+    let low: Vec<i32> = (0..n).map(|_| random.below(7) as i32 - 4).collect();
+    let high: Vec<i32> = low.iter().map(|low| low + random.below(6) as i32).collect();
+    let scale: Vec<f32> = (0..n).map(|_| random.float()).collect();
+    let bias: Vec<f32> = (0..n).map(|_| random.float() * 3.0).collect();
+    let residual: Vec<f32> = (0..expected.len()).map(|_| random.float() * 9.0).collect();
+    let out_groups = *[1, 2, 3, case.groups].iter().filter(|&g| n.is_multiple_of(*g)).max().unwrap();
+    let out_layout = CodesLayout::new(n, out_groups).unwrap();
+    let expected_codes = pack(out_layout, &reference::to_codes(&expected, &low, &high));
+    for &kernel in kernels {
+        let what = || format!("{} on {case:?}", kernel.name());
+        let weights = PackedWeights::for_kernel(kernel, &w, case.weights(), case.half_range).unwrap();
+        let weights = PackedWeights::from_bytes(weights.as_bytes()).ok().unwrap_or_else(|| weights.clone());
+        let mut acc = vec![i32::MIN; expected.len()];
+        conv2d_acc(&packed, &weights, &case.shape(), &mut acc).unwrap();
+        assert_eq!(acc, expected, "accumulators of {}", what());
+
+        let mut codes = vec![0xA5; expected_codes.len()];
+        let to = ToCodes { low: &low, high: &high, layout: out_layout };
+        conv2d_codes(&packed, &weights, &case.shape(), &to, &mut codes).unwrap();
+        assert_eq!(codes, expected_codes, "codes of {}", what());
+
+        for form in 0..16 {
+            let on = |bit: usize| form >> bit & 1 == 1;
+            let (scale, bias) = (on(0).then_some(&scale[..]), on(1).then_some(&bias[..]));
+            let (residual, relu) = (on(2).then_some(&residual[..]), on(3));
+            let expected = reference::to_float(&expected, n, scale, bias, residual, relu);
+            let mut y = vec![f32::NAN; expected.len()];
+            let to = ToFloat { scale, bias, relu, channels: n };
+            conv2d_float(&packed, &weights, &case.shape(), to, residual, &mut y).unwrap();
+            let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&y), bits(&expected), "floats (form {form:04b}) of {}", what());
+        }
+    }
+}

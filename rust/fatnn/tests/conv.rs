@@ -1,0 +1,203 @@
+//! Every kernel against the reference, bit for bit, across every edge that a tile, a word or a window has.
+
+mod common;
+
+use common::{Case, Random, accumulators, check, codes};
+use fatnn::kernels;
+use fatnn::reference;
+use proptest::prelude::*;
+
+/// Channels on both sides of every multiple of a word, few and many.
+const CHANNELS: [usize; 14] = [1, 2, 7, 31, 33, 63, 64, 65, 100, 127, 128, 129, 192, 257];
+
+#[test]
+fn output_channels_and_rows_around_every_tile_edge() {
+    let kernels = kernels::detected();
+    for n in 1..=41 {
+        for m in [1, 2, 3, 4, 5, 7, 8, 9, 17] {
+            check(&kernels, &Case::product(m, 70, n, (n + m) % 2 == 0), (n * 100 + m) as u64);
+        }
+    }
+    for n in [63, 64, 65, 80, 127, 130] {
+        check(&kernels, &Case::product(6, 40, n, n % 2 == 0), n as u64);
+    }
+}
+
+#[test]
+fn rows_around_every_block_edge() {
+    let kernels = kernels::detected();
+    for m in (58..=72).chain(125..=133) {
+        check(&kernels, &Case::product(m, 64, 9, m % 2 == 0), m as u64);
+    }
+}
+
+#[test]
+fn channels_around_every_word_edge() {
+    let kernels = kernels::detected();
+    for channels in CHANNELS {
+        for half_range in [false, true] {
+            check(&kernels, &Case::product(5, channels, 19, half_range), channels as u64);
+        }
+    }
+}
+
+#[test]
+fn reductions_beyond_every_counter() {
+    // All ones: the largest counts. 8-bit counters hold 31 steps, 16-bit ones 8191.
+    let kernels = kernels::detected();
+    for words in [1, 2, 3, 4, 7, 8, 15, 16, 17, 30, 31, 32, 33, 61, 62, 63, 64, 65, 124, 128, 129, 255, 256, 257, 520] {
+        let case = Case::product(5, words * 64, 17, true);
+        for (x, w) in [(1, 1), (1, -1), (0, 1), (-1, -1), (-1, 1)] {
+            let expected = (x + 1) * w * (words * 64) as i32;
+            let (x, w) = (vec![x as i8; case.pixels() * words * 64], vec![w as i8; case.weights().len()]);
+            for &kernel in &kernels {
+                let acc = accumulators(kernel, &case, &x, &w);
+                assert!(acc.iter().all(|&a| a == expected), "{} {words} words {expected}", kernel.name());
+            }
+        }
+        check(&kernels, &case, words as u64);
+    }
+}
+
+#[test]
+fn every_pair_of_codes_in_every_place() {
+    const CHANNELS: usize = 130;
+    for half_range in [false, true] {
+        // A pixel and an output channel per code, over zeros and over what is no zero.
+        let case = Case::product(3, CHANNELS, 3, half_range);
+        for background in [vec![0; CHANNELS], codes(CHANNELS, 3)] {
+            for at in 0..CHANNELS {
+                let mut x = background.repeat(3);
+                let mut w = background.repeat(3);
+                for code in 0..3 {
+                    x[code * CHANNELS + at] = code as i8 - 1;
+                    w[code * CHANNELS + at] = code as i8 - 1;
+                }
+                let expected = reference::conv2d_acc(&x, &w, case.weights(), half_range, &case.shape());
+                for &kernel in &kernels::detected() {
+                    let acc = accumulators(kernel, &case, &x, &w);
+                    assert_eq!(acc, expected, "{} place {at}, half range: {half_range}", kernel.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn windows_of_every_kind() {
+    let kernels = kernels::detected();
+    let plain = Case { kernel: [3, 3], padding: [1, 1], input: [7, 9], ..Case::product(0, 66, 18, true) };
+    let mut cases = Vec::new();
+    for kernel in 1..=5 {
+        for stride in 1..=3 {
+            for dilation in 1..=2 {
+                for padding in 0..=2 {
+                    let input = [((kernel - 1) * dilation + 1).max(5), 10];
+                    cases.push(Case {
+                        kernel: [kernel, kernel],
+                        stride: [stride; 2],
+                        dilation: [dilation; 2],
+                        padding: [padding; 2],
+                        input,
+                        half_range: cases.len() % 2 == 0,
+                        ..plain
+                    });
+                }
+            }
+        }
+    }
+    cases.extend([
+        Case { kernel: [1, 5], stride: [2, 1], padding: [0, 3], dilation: [1, 2], ..plain },
+        Case { kernel: [4, 1], stride: [1, 3], padding: [2, 0], dilation: [2, 1], half_range: false, ..plain },
+        // One-dimensional.
+        Case { input: [1, 50], kernel: [1, 7], padding: [0, 3], dilation: [1, 1], ..plain },
+        // Windows that see nothing but padding.
+        Case { input: [1, 1], kernel: [1, 1], padding: [2, 2], ..plain },
+        Case { input: [2, 1], kernel: [3, 3], padding: [4, 4], half_range: false, ..plain },
+        Case { batch: 3, ..plain },
+        Case { batch: 0, ..plain },
+        Case { batch: 2, input: [1, 1], padding: [1, 1], ..plain },
+    ]);
+    for (i, case) in cases.iter().enumerate() {
+        check(&kernels, case, i as u64 + 1);
+    }
+}
+
+#[test]
+fn groups_of_every_size() {
+    let kernels = kernels::detected();
+    let plain = Case { kernel: [3, 3], padding: [1, 1], input: [4, 5], ..Case::product(0, 1, 1, true) };
+    for (groups, channels, out_channels) in
+        [(2, 64, 16), (2, 65, 17), (3, 33, 5), (4, 10, 1), (5, 1, 3), (7, 130, 20), (32, 1, 1), (70, 1, 1), (9, 1, 2)]
+    {
+        for half_range in [false, true] {
+            check(&kernels, &Case { groups, channels, out_channels, half_range, ..plain }, groups as u64);
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let case = Case { input: [19, 21], kernel: [3, 3], padding: [1, 1], ..Case::product(0, 96, 70, true) };
+    let kernels = kernels::detected();
+    for threads in [1, 2, 3, 5] {
+        fatnn::parallel::set_num_threads(threads).unwrap();
+        check(&kernels, &case, 1);
+    }
+}
+
+#[test]
+fn all_forms_of_zero_and_nothing_in_the_epilogue() {
+    // acc 0 with negative scales, NaN and infinities in scale, bias and residual: bits as in the reference.
+    let case = Case::product(2, 3, 6, false);
+    let special = [-1.0, -0.0, 0.0, f32::NAN, f32::INFINITY, f32::MIN_POSITIVE];
+    let (x, w) = (vec![0i8, 0, 0, 1, 0, -1], codes(18, 9));
+    let acc = reference::conv2d_acc(&x, &w, case.weights(), false, &case.shape());
+    let packed = common::pack(case.layout(), &x);
+    for &kernel in &kernels::detected() {
+        let weights = fatnn::weights::PackedWeights::for_kernel(kernel, &w, case.weights(), false).unwrap();
+        for form in 0..16 {
+            let on = |bit: usize| form >> bit & 1 == 1;
+            let (scale, bias) = (on(0).then_some(&special[..]), on(1).then_some(&special[..]));
+            let residual = on(2).then(|| special.repeat(2));
+            let (residual, relu) = (residual.as_deref(), on(3));
+            let expected = reference::to_float(&acc, 6, scale, bias, residual, relu);
+            let mut y = vec![9.0; 12];
+            let to = fatnn::epilogue::ToFloat { scale, bias, relu, channels: 6 };
+            fatnn::conv::conv2d_float(&packed, &weights, &case.shape(), to, residual, &mut y).unwrap();
+            // A NaN's sign and payload are not IEEE's business, nor ours.
+            let bits = |y: &f32| if y.is_nan() { None } else { Some(y.to_bits()) };
+            let (y, expected): (Vec<_>, Vec<_>) = (y.iter().map(bits).collect(), expected.iter().map(bits).collect());
+            assert_eq!(y, expected, "{} form {form:04b}", kernel.name());
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_convolution(seed in any::<u64>()) {
+        let mut random = Random(seed);
+        random.next();
+        let mut upto = |n| 1 + random.below(n);
+        let (kernel, dilation) = ([upto(4), upto(4)], [upto(2), upto(3)]);
+        let window = [0, 1].map(|i| (kernel[i] - 1) * dilation[i] + 1);
+        let padding = [upto(3) - 1, upto(3) - 1];
+        let input = [0, 1].map(|i| (window[i] + upto(6)).saturating_sub(2 * padding[i] + 1).max(1));
+        let input = [0, 1].map(|i| input[i].max(window[i].saturating_sub(2 * padding[i])));
+        let case = Case {
+            batch: upto(2),
+            input,
+            channels: upto(140),
+            out_channels: upto(36),
+            groups: [1, 1, 2, 3][upto(4) - 1],
+            kernel,
+            stride: [upto(3), upto(3)],
+            padding,
+            dilation,
+            half_range: upto(2) == 1,
+        };
+        check(&kernels::detected(), &case, seed);
+    }
+}

@@ -1,0 +1,97 @@
+//! `FATNN_ISA` and its kin, in processes of their own, since they are read once.
+//!
+//! Each parent test starts this binary again with a variable set and runs one of the `child_` tests, which look at nothing
+//! but what the environment says; run on their own, they pass under every environment that means something.
+
+use std::process::{Command, Output};
+
+use fatnn::cpu::Isa;
+use fatnn::kernels;
+use fatnn::weights::{PackedWeights, WeightShape};
+
+/// Runs one test of this binary with these variables. Under an emulator without `binfmt`, `FATNN_TEST_RUNNER` names it.
+fn child(test: &str, variables: &[(&str, &str)]) -> Output {
+    let binary = std::env::current_exe().unwrap();
+    let mut command = match std::env::var("FATNN_TEST_RUNNER") {
+        Ok(runner) => {
+            let mut words = runner.split_whitespace();
+            let mut command = Command::new(words.next().expect("the runner's name"));
+            command.args(words).arg(binary);
+            command
+        }
+        Err(_) => Command::new(binary),
+    };
+    for name in ["FATNN_ISA", "FATNN_KERNEL", "FATNN_NUM_THREADS"] {
+        command.env_remove(name);
+    }
+    command.args(["--exact", test, "--include-ignored"]).envs(variables.iter().copied()).output().unwrap()
+}
+
+fn passes(test: &str, variables: &[(&str, &str)]) {
+    let output = child(test, variables);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{variables:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("1 passed"), "{variables:?}: {text}");
+}
+
+#[test]
+fn child_kernels_obey_the_cap() {
+    let cap = std::env::var("FATNN_ISA").ok().filter(|cap| !cap.trim().is_empty());
+    let allowed: &[Isa] = match cap.as_deref().map(str::trim) {
+        None => &[Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512],
+        Some("scalar") => &[Isa::Scalar],
+        Some("neon") => &[Isa::Scalar, Isa::Neon],
+        Some("avx2") => &[Isa::Scalar, Isa::Avx2],
+        Some("avx512") => &[Isa::Scalar, Isa::Avx2, Isa::Avx512],
+        Some(other) => panic!("unknown cap {other}"),
+    };
+    // Exactly those that the CPU has and the cap allows, in the table's order.
+    let name = |kernel: &&'static dyn kernels::Kernel| kernel.name();
+    let available: Vec<_> = kernels::available().unwrap().iter().map(name).collect();
+    let expected: Vec<_> =
+        kernels::detected().iter().filter(|kernel| allowed.contains(&kernel.isa())).map(name).collect();
+    assert_eq!(available, expected);
+    assert_eq!(available.last(), Some(&"generic-popcount-scalar"));
+    assert_eq!(kernels::best().unwrap().name(), available[0]);
+    // Weights packed by default are for that kernel.
+    let shape = WeightShape { out_channels: 3, channels: 5, kernel: [1, 1], groups: 1 };
+    assert_eq!(PackedWeights::new(&[1; 15], shape, false).unwrap().kernel().name(), available[0]);
+}
+
+#[test]
+#[ignore = "needs FATNN_ISA=sse9; run by its parent"]
+fn child_nonsense_is_an_error() {
+    for error in [kernels::best().unwrap_err(), kernels::available().unwrap_err()] {
+        let message = error.to_string();
+        assert!(message.contains("FATNN_ISA") && message.contains("sse9") && message.contains("avx2"), "{message}");
+    }
+    let shape = WeightShape { out_channels: 1, channels: 1, kernel: [1, 1], groups: 1 };
+    assert!(PackedWeights::new(&[1], shape, false).is_err());
+}
+
+#[test]
+#[ignore = "needs FATNN_NUM_THREADS=3; run by its parent"]
+fn child_threads_come_from_the_environment_until_they_are_set() {
+    assert_eq!(fatnn::parallel::num_threads().unwrap(), 3);
+    fatnn::parallel::set_num_threads(2).unwrap();
+    assert_eq!(fatnn::parallel::num_threads().unwrap(), 2);
+}
+
+#[test]
+fn the_cap_is_obeyed() {
+    for cap in ["scalar", "avx2", "avx512", "neon", "", " avx2 "] {
+        passes("child_kernels_obey_the_cap", &[("FATNN_ISA", cap)]);
+    }
+    passes("child_kernels_obey_the_cap", &[("FATNN_KERNEL", "popcount")]);
+    passes("child_kernels_obey_the_cap", &[("FATNN_KERNEL", "auto"), ("FATNN_ISA", "scalar")]);
+}
+
+#[test]
+fn nonsense_is_an_error() {
+    passes("child_nonsense_is_an_error", &[("FATNN_ISA", "sse9")]);
+}
+
+#[test]
+fn threads_come_from_the_environment() {
+    passes("child_threads_come_from_the_environment_until_they_are_set", &[("FATNN_NUM_THREADS", "3")]);
+}
