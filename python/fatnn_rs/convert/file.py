@@ -1,0 +1,94 @@
+"""One file for a network: safetensors with the graph as JSON in its metadata. No pickle, no code.
+
+Only what every machine understands is written: ternary weights five to a byte, thresholds, scales, float tensors. Layouts
+that belong to one CPU's kernels are derived when a network is built from the file. Rust writes and reads the bytes and
+checks them (version, checksum); :mod:`fatnn_rs.convert.schema` checks the graph.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fatnn_rs import _core
+from fatnn_rs.convert.network import TernaryNetwork
+from fatnn_rs.convert.schema import graph_from_json, graph_to_json
+from fatnn_rs.errors import ConversionError, FormatError, UnsupportedError
+
+__all__ = ["load", "save"]
+
+
+def save(net: TernaryNetwork, path: str | os.PathLike[str]) -> None:
+    """Write a converted network to one file. The same network always gives the same bytes.
+
+    Parameters
+    ----------
+    net
+        What :func:`fatnn_rs.convert.convert` or :func:`load` returned.
+    path
+        Where to; an existing file is replaced.
+
+    Raises
+    ------
+    ConversionError
+        ``net`` is no converted network.
+    UnsupportedError
+        Some of its nodes run the model's own Python; they are named.
+    OSError
+        The file cannot be written.
+    """
+    if not isinstance(net, TernaryNetwork):
+        raise ConversionError(
+            f"save: expected what fatnn_rs.convert returns, got {type(net).__name__}; convert the model first"
+        )
+    graph = net.graph
+    foreign = [f"{node.layer or node.name} ({node.attrs['target']})" for node in graph.nodes if node.op == "torch"]
+    if foreign:
+        raise UnsupportedError(
+            f"save: {', '.join(foreign)} run Python code of the model, which a file cannot hold; replace them by layers "
+            "that convert knows (net.report shows what runs in torch), or keep using the network in memory"
+        )
+    try:
+        text = json.dumps(graph_to_json(graph), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except TypeError as error:
+        raise UnsupportedError(
+            f"save: the model returns a {error}, which a file cannot hold; return tensors in tuples, lists or dicts with "
+            "string keys"
+        ) from None
+    arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in graph.tensors.items()}
+    ternary = sorted(name for name, array in arrays.items() if array.dtype == np.int8)
+    _core.save(os.fspath(path), text, arrays, ternary)
+
+
+def load(path: str | os.PathLike[str]) -> TernaryNetwork:
+    """Read a network that :func:`save` wrote, on any machine.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    TernaryNetwork
+
+    Raises
+    ------
+    FormatError
+        Truncated, damaged, of another version, no fatnn-rs file, or a graph that is not well-formed.
+    OSError
+        The file cannot be read.
+    """
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{os.fspath(path)!r} is a directory; give the file that fatnn_rs.save wrote")
+    text, arrays = _core.load(os.fspath(path))
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{os.fspath(path)!r}: the graph is not JSON ({error}); get the file again") from error
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    return TernaryNetwork(graph_from_json(data, tensors))

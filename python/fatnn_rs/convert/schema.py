@@ -1,0 +1,261 @@
+"""What a graph in a file must look like. Everything is checked before anything is built from it.
+
+The JSON of a graph::
+
+    {"nodes": [{"name": "conv1", "op": "conv_codes", "inputs": ["x_codes"], "layer": "layer1.0.conv1",
+                "shape": [1, 64, 56, 56], "attrs": {"stride": [1, 1], ...}, "tensors": {"weight": "conv1.codes"},
+                "note": "..."}, ...],
+     "outputs": {"value": "fc"},
+     "notes": ["..."]}
+
+Nodes stand in the order they run; a node reads only what stands before it. ``outputs`` is a value, ``{"list": [...]}``,
+``{"tuple": [...]}``, ``{"dict": {...}}`` or ``{"constant": ...}``. Attributes and tensors are those of the rows in
+:mod:`fatnn_rs.convert.ops_float` and :mod:`fatnn_rs.convert.ops_code`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fatnn_rs.convert.graph import Graph, Node, Ref
+from fatnn_rs.convert.ops_code import CODE_OPS
+from fatnn_rs.convert.ops_float import FLOAT_OPS
+from fatnn_rs.errors import FormatError
+
+__all__ = ["graph_from_json", "graph_to_json"]
+
+_INPUT_ATTRS: dict[str, type] = {"dtype": str, "fixed": bool}
+_LIMIT = 1 << 31
+
+
+def _outputs_to_json(value: Any) -> Any:
+    if isinstance(value, Ref):
+        return {"value": value.name}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {"dict": {key: _outputs_to_json(item) for key, item in value.items()}}
+    for kind, name in ((tuple, "tuple"), (list, "list")):
+        if type(value) is kind:
+            return {name: [_outputs_to_json(item) for item in value]}
+    if value is None or isinstance(value, (bool, int, str)):
+        return {"constant": value}
+    raise TypeError(type(value).__name__)
+
+
+def graph_to_json(graph: Graph) -> dict[str, Any]:
+    """Everything of a graph but its tensors.
+
+    Raises
+    ------
+    TypeError
+        Where the outputs are a structure that JSON cannot hold, naming its type.
+    """
+    nodes = [
+        {
+            "name": node.name,
+            "op": node.op,
+            "inputs": node.inputs,
+            "attrs": node.attrs,
+            "tensors": node.tensors,
+            "layer": node.layer,
+            "shape": list(node.shape),
+            "note": node.note,
+        }
+        for node in graph.nodes
+    ]
+    return {"nodes": nodes, "outputs": _outputs_to_json(graph.outputs), "notes": graph.notes}
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise FormatError(f"{message}; the file was not written by fatnn_rs.save, or by another version of it")
+
+
+def _typed(value: Any, kind: type) -> bool:
+    """Whether a JSON value has the type an attribute wants; lists are lists of integers."""
+    if kind is list:
+        return isinstance(value, list) and all(type(item) is int and abs(item) < _LIMIT for item in value)
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if kind is int:
+        return type(value) is int and abs(value) < _LIMIT
+    return type(value) is kind
+
+
+def _parse_node(data: Any, position: int) -> Node:
+    _require(isinstance(data, dict), f"node {position}: expected an object, got {type(data).__name__}")
+    fields: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "name": ("a string", lambda v: isinstance(v, str) and bool(v)),
+        "op": ("a string", lambda v: isinstance(v, str)),
+        "inputs": ("a list of strings", lambda v: isinstance(v, list) and all(isinstance(i, str) for i in v)),
+        "attrs": ("an object", lambda v: isinstance(v, dict)),
+        "tensors": ("an object of strings", lambda v: isinstance(v, dict) and all(isinstance(i, str) for i in v.values())),
+        "layer": ("a string", lambda v: isinstance(v, str)),
+        "shape": ("a list of integers", lambda v: _typed(v, list) and all(i >= 0 for i in v)),
+        "note": ("a string", lambda v: isinstance(v, str)),
+    }
+    for key, (what, holds) in fields.items():
+        _require(key in data and holds(data[key]), f"node {position} ({data.get('name')!r}): {key!r} must be {what}")
+    _require(set(data) == set(fields), f"node {position}: unknown fields {sorted(set(data) - set(fields))}")
+    return Node(**{**data, "shape": tuple(data["shape"])})
+
+
+def _check_attrs(node: Node, wanted: Mapping[str, type]) -> None:
+    where = f"node {node.name!r} ({node.op})"
+    _require(
+        set(node.attrs) == set(wanted), f"{where}: expected the attributes {sorted(wanted)}, got {sorted(node.attrs)}"
+    )
+    for key, kind in wanted.items():
+        _require(_typed(node.attrs[key], kind), f"{where}: attribute {key!r} must be {kind.__name__}, got {node.attrs[key]!r}")
+
+
+def _check_tensors(node: Node, wanted: Mapping[str, tuple[torch.dtype, bool]], tensors: Mapping[str, Tensor]) -> None:
+    where = f"node {node.name!r} ({node.op})"
+    for role, name in node.tensors.items():
+        _require(role in wanted, f"{where}: unknown tensor role {role!r}")
+        _require(name in tensors, f"{where}: tensor {name!r} is missing")
+        dtype = wanted[role][0]
+        _require(tensors[name].dtype == dtype, f"{where}: tensor {name!r} must be {dtype}, got {tensors[name].dtype}")
+    for role, (_, needed) in wanted.items():
+        _require(not needed or role in node.tensors, f"{where}: tensor role {role!r} is missing")
+
+
+def _check_layout(node: Node) -> None:
+    layout = node.attrs.get("layout", "any")
+    _require(layout in ("any", "contiguous", "channels_last"), f"node {node.name!r}: unknown layout {layout!r}")
+
+
+#: Value → None for float, or (channels, groups) of codes.
+Kinds = dict[str, tuple[int, int] | None]
+
+
+def _check_inputs(node: Node, kinds: Kinds) -> None:
+    where = f"node {node.name!r} ({node.op})"
+    for name in node.inputs:
+        _require(name in kinds, f"{where}: reads {name!r}, which no node before it makes")
+    if node.op in CODE_OPS:
+        row = CODE_OPS[node.op]
+        least, most = row.inputs
+        _require(least <= len(node.inputs) <= most, f"{where}: reads {len(node.inputs)} values")
+        _require((kinds[node.inputs[0]] is not None) == row.takes_codes, f"{where}: reads codes where it must not, or not")
+        rest = node.inputs[1:]
+    else:
+        count = FLOAT_OPS[node.op].inputs
+        _require(len(node.inputs) == count if count is not None else bool(node.inputs), f"{where}: reads {len(node.inputs)} values")
+        rest = node.inputs
+    _require(all(kinds[name] is None for name in rest), f"{where}: reads codes where it needs floats")
+
+
+def _check_conv(node: Node, tensors: Mapping[str, Tensor], source: tuple[int, int] | None) -> None:
+    where, a = f"node {node.name!r} ({node.op})", node.attrs
+    weight = tensors[node.tensors["weight"]]
+    _require(weight.dim() == 4 and weight.numel() > 0, f"{where}: weight must have 4 dimensions, got {tuple(weight.shape)}")
+    n, per_group, *window = weight.shape
+    groups = a["groups"]
+    _require(a["dims"] in (0, 1, 2), f"{where}: dims must be 0, 1 or 2")
+    _require(groups >= 1 and n % groups == 0 and per_group * groups == a["channels"], f"{where}: groups do not fit")
+    _require(source == (a["channels"], groups), f"{where}: reads codes of {source} (channels, groups)")
+    _require(a["kernel"] == window, f"{where}: kernel {a['kernel']} and weight {tuple(weight.shape)} disagree")
+    _require(bool(((weight >= -1) & (weight <= 1)).all()), f"{where}: weight holds values outside -1, 0, +1")
+    for role in ("scale", "bias", "thresholds"):
+        if role in node.tensors:
+            shape = (2, n) if role == "thresholds" else (n,)
+            got = tuple(tensors[node.tensors[role]].shape)
+            _require(got == shape, f"{where}: {role} must have shape {shape}, got {got}")
+    _require("bias" not in node.tensors or "scale" in node.tensors, f"{where}: a bias needs a scale")
+
+
+def _check_window(node: Node) -> None:
+    where = f"node {node.name!r} ({node.op})"
+    for key, least in (("kernel", 1), ("stride", 1), ("dilation", 1), ("padding", 0)):
+        values = node.attrs[key]
+        _require(len(values) == 2 and min(values) >= least, f"{where}: {key} must be two integers >= {least}, got {values}")
+
+
+def _code_kind(node: Node, kinds: Kinds, tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """Check an operation on codes; channels and groups of the codes it makes."""
+    where, a = f"node {node.name!r} ({node.op})", node.attrs
+    if node.op == "quantize":
+        _require(tuple(tensors[node.tensors["steps"]].shape) == (2,), f"{where}: steps must have shape (2,)")
+        _require(a["groups"] >= 1 and a["channels"] >= 1 and a["channels"] % a["groups"] == 0, f"{where}: groups do not fit")
+        return a["channels"], a["groups"]
+    _check_window(node)
+    source = kinds[node.inputs[0]]
+    if node.op == "max_pool_codes":
+        return source
+    _check_conv(node, tensors, source)
+    if node.op == "conv_float":
+        return None
+    n = tensors[node.tensors["weight"]].shape[0]
+    _require(a["out_groups"] >= 1 and n % a["out_groups"] == 0, f"{where}: out_groups do not fit")
+    return n, a["out_groups"]
+
+
+def _check_node(node: Node, kinds: Kinds, tensors: Mapping[str, Tensor]) -> None:
+    _require(node.name not in kinds, f"node {node.name!r}: its name is not unique")
+    if node.op == "input":
+        _check_attrs(node, _INPUT_ATTRS)
+        _require(isinstance(getattr(torch, node.attrs["dtype"], None), torch.dtype), f"node {node.name!r}: unknown dtype")
+        _require(not node.inputs and not node.tensors, f"node {node.name!r}: an input reads nothing")
+        kinds[node.name] = None
+        return
+    _require(node.op in FLOAT_OPS or node.op in CODE_OPS, f"node {node.name!r}: unknown op {node.op!r}")
+    _check_inputs(node, kinds)
+    _check_layout(node)
+    if node.op in FLOAT_OPS:
+        row = FLOAT_OPS[node.op]
+        _check_attrs(node, row.attrs)
+        _check_tensors(node, {role: (torch.float32, needed) for role, needed in row.tensors.items()}, tensors)
+        kinds[node.name] = None
+    else:
+        code = CODE_OPS[node.op]
+        _check_attrs(node, code.attrs)
+        _check_tensors(node, code.tensors, tensors)
+        kinds[node.name] = _code_kind(node, kinds, tensors)
+
+
+def _outputs_from_json(data: Any, kinds: Kinds) -> Any:
+    _require(isinstance(data, dict) and len(data) == 1, "outputs: expected an object with one key")
+    kind, value = next(iter(data.items()))
+    if kind == "value":
+        _require(isinstance(value, str) and value in kinds, f"outputs: {value!r} is no value of the graph")
+        _require(kinds[value] is None, f"outputs: {value!r} is codes")
+        return Ref(value)
+    if kind == "constant":
+        _require(value is None or isinstance(value, (bool, int, str)), "outputs: a constant must be plain")
+        return value
+    if kind == "dict":
+        _require(isinstance(value, dict), "outputs: 'dict' must hold an object")
+        return {key: _outputs_from_json(item, kinds) for key, item in value.items()}
+    _require(kind in ("list", "tuple") and isinstance(value, list), f"outputs: unknown structure {kind!r}")
+    items = [_outputs_from_json(item, kinds) for item in value]
+    return tuple(items) if kind == "tuple" else items
+
+
+def graph_from_json(data: Any, tensors: Mapping[str, Tensor]) -> Graph:
+    """Build a graph from a file's JSON and tensors.
+
+    Raises
+    ------
+    FormatError
+        Naming the first thing that is not as the schema wants it.
+    """
+    _require(isinstance(data, dict), "the graph must be an object")
+    _require(set(data) == {"nodes", "outputs", "notes"}, f"the graph must hold nodes, outputs, notes; got {sorted(data)}")
+    _require(isinstance(data["nodes"], list) and bool(data["nodes"]), "nodes must be a list that is not empty")
+    _require(
+        isinstance(data["notes"], list) and all(isinstance(note, str) for note in data["notes"]),
+        "notes must be a list of strings",
+    )
+    kinds: Kinds = {}
+    nodes = [_parse_node(item, position) for position, item in enumerate(data["nodes"])]
+    for node in nodes:
+        _check_node(node, kinds, tensors)
+    named = {name for node in nodes for name in node.tensors.values()}
+    _require(named == set(tensors), f"tensors that no node names: {sorted(set(tensors) - named)[:5]}")
+    outputs = _outputs_from_json(data["outputs"], kinds)
+    return Graph(nodes, dict(tensors), outputs, list(data["notes"]))

@@ -1,0 +1,202 @@
+"""``summary``: a model or a converted network, layer by layer."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fatnn_rs import _core
+from fatnn_rs.convert.checks import as_root, check_inputs
+from fatnn_rs.convert.graph import Node
+from fatnn_rs.convert.network import TernaryNetwork
+from fatnn_rs.convert.report import TRITS
+from fatnn_rs.convert.table import render
+from fatnn_rs.errors import InputError
+from fatnn_rs.nn import TernaryLayer
+
+__all__ = ["Summary", "SummaryRow", "summary"]
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One layer.
+
+    Attributes
+    ----------
+    name
+        Qualified name.
+    kind
+        Class of the layer, or operation of the network.
+    shape
+        Of its result.
+    weight_bits, act_bits
+        Bits of one weight and of one activation it reads (2: ternary, 32: float32).
+    macs
+        Multiply-accumulates for these inputs.
+    bytes
+        Its parameters in a file: ternary weights five to a byte, all else float32.
+    kernel
+        What runs it.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    weight_bits: int
+    act_bits: int
+    macs: int
+    bytes: int
+    kernel: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All layers. Print it, or take ``to_json()``."""
+
+    rows: tuple[SummaryRow, ...]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all layers."""
+        return sum(row.macs for row in self.rows)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all layers' parameters in a file."""
+        return sum(row.bytes for row in self.rows)
+
+    def to_json(self) -> str:
+        """The table as JSON."""
+        return json.dumps({"rows": [asdict(row) for row in self.rows], "macs": self.macs, "bytes": self.bytes}, indent=2)
+
+    def __str__(self) -> str:
+        cells = [
+            [
+                row.name,
+                row.kind,
+                "x".join(map(str, row.shape)),
+                str(row.weight_bits),
+                str(row.act_bits),
+                f"{row.macs:,}",
+                f"{row.bytes:,}",
+                row.kernel,
+            ]
+            for row in self.rows
+        ]
+        head = ["layer", "kind", "shape", "weight bits", "act bits", "MACs", "bytes", "kernel"]
+        ternary = sum(row.macs for row in self.rows if row.weight_bits == 2)
+        share = f"{ternary / self.macs:.1%}" if self.macs else "none"
+        return render(head, cells, right=(3, 4, 5, 6)) + (
+            f"\n{self.macs:,} MACs, {share} of them ternary; {self.bytes:,} bytes of parameters"
+        )
+
+
+def _rust_kernel() -> str:
+    info = _core.cpu_info()
+    return f"rust ({info['kernel']})" if "kernel" in info else "rust"
+
+
+def _model_rows(model: nn.Module, arguments: tuple[Any, ...]) -> list[SummaryRow]:
+    rows: list[SummaryRow] = []
+    handles = []
+
+    def hook_for(name: str) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            if not isinstance(output, Tensor):
+                return
+            ternary = isinstance(module, TernaryLayer)
+            weights = module.weight.numel()
+            others = sum(p.numel() for key, p in module.named_parameters(recurse=False) if key != "weight")
+            rows.append(
+                SummaryRow(
+                    name=name,
+                    kind=type(module).__name__,
+                    shape=tuple(output.shape),
+                    weight_bits=2 if ternary else 32,
+                    act_bits=2 if ternary else 32,
+                    macs=output.numel() * math.prod(module.weight.shape[1:]),
+                    bytes=(-(-weights // TRITS) if ternary else 4 * weights) + 4 * others,
+                    kernel="torch (float32, quantizers simulated)" if ternary else "torch (float32)",
+                )
+            )
+
+        return hook
+
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)
+    training = {module: module.training for module in model.modules()}
+    try:
+        for name, module in model.named_modules():
+            if isinstance(module, kinds):
+                handles.append(module.register_forward_hook(hook_for(name)))
+        model.eval()
+        model(*(value.clone() if isinstance(value, Tensor) else value for value in arguments))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in training.items():
+            module.training = mode
+    return rows
+
+
+def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[SummaryRow]:
+    rows: list[SummaryRow] = []
+    kernel = _rust_kernel()
+
+    def observe(node: Node, result: Any, values: list[Any]) -> None:
+        weight = net.graph.tensor(node, "weight")
+        ternary = node.op in ("conv_codes", "conv_float")
+        if weight is None or not (ternary or node.op in ("conv1d", "conv2d", "linear")):
+            return
+        # The result of conv_codes is packed: its pixels count, its bytes do not.
+        outputs = math.prod(result.shape[:3]) * weight.shape[0] if node.op == "conv_codes" else result.numel()
+        shape = (result.shape[0], weight.shape[0], *result.shape[1:3]) if node.op == "conv_codes" else result.shape
+        others = sum(net.graph.tensors[name].numel() for role, name in node.tensors.items() if role != "weight")
+        rows.append(
+            SummaryRow(
+                name=node.layer or node.name,
+                kind=node.op,
+                shape=tuple(shape),
+                weight_bits=2 if ternary else 32,
+                act_bits=2 if ternary else 32,
+                macs=outputs * math.prod(weight.shape[1:]),
+                bytes=(-(-weight.numel() // TRITS) if ternary else 4 * weight.numel()) + 4 * others,
+                kernel=kernel if ternary else "torch (float32)",
+            )
+        )
+
+    net.run_observed(arguments, observe)
+    return rows
+
+
+@torch.no_grad()
+def summary(model_or_net: nn.Module, example_inputs: Any) -> Summary:
+    """Describe the convolutions and linear layers of a model or a converted network.
+
+    Parameters
+    ----------
+    model_or_net
+        An eager model (prepared or not; run once in eval mode, modes are put back), or a converted network.
+    example_inputs
+        A tensor, or a tuple of positional arguments.
+
+    Returns
+    -------
+    Summary
+        Printable; ``to_json()``.
+
+    Raises
+    ------
+    InputError
+        ``model_or_net`` is no module; ``example_inputs`` hold no tensor.
+    """
+    if not isinstance(model_or_net, nn.Module):
+        raise InputError(f"summary: expected a torch.nn.Module or a converted network, got {type(model_or_net).__name__}")
+    arguments = check_inputs("example_inputs", example_inputs)
+    if isinstance(model_or_net, TernaryNetwork):
+        return Summary(tuple(_network_rows(model_or_net, arguments)))
+    return Summary(tuple(_model_rows(as_root(model_or_net), arguments)))

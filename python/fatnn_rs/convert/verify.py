@@ -1,0 +1,265 @@
+"""``verify``: does the converted network compute the model's codes?
+
+Both run on the same inputs. In the model, a hook on every ternary layer's quantizer takes what it returns; in the network,
+an observer takes the packed codes each ternary layer really reads. The two are compared code by code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fatnn_rs.convert.checks import as_root, check_inputs, ternary_layers
+from fatnn_rs.convert.graph import Graph, Node
+from fatnn_rs.convert.network import TernaryNetwork
+from fatnn_rs.convert.ops_code import squeeze_to
+from fatnn_rs.convert.table import render
+from fatnn_rs.errors import ConversionError
+
+__all__ = ["VerifyReport", "VerifyRow", "verify"]
+
+
+@dataclass(frozen=True)
+class VerifyRow:
+    """One run of one ternary layer.
+
+    Attributes
+    ----------
+    layer
+        Qualified name.
+    call
+        Which of the layer's runs, from 0.
+    codes
+        How many codes it read.
+    different
+        How many of them differ between model and network.
+    behind_residual
+        Whether a residual addition lies before it.
+    """
+
+    layer: str
+    call: int
+    codes: int
+    different: int
+    behind_residual: bool
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """How a network compares with its model. Print it, or take ``to_json()``.
+
+    Attributes
+    ----------
+    codes_total, codes_different
+        Over all ternary layers.
+    codes_behind_residual, codes_behind_residual_different
+        The share of those in layers that a residual addition precedes.
+    max_abs_diff
+        Greatest absolute difference between the outputs; NaN in the same place on both sides counts as equal.
+    top1_agreement
+        Share of rows whose greatest output is at the same index; None where no output has two dimensions.
+    not_compared
+        Ternary layers that the network left to torch.
+    rows
+        One for every run of a ternary layer.
+    """
+
+    codes_total: int
+    codes_different: int
+    codes_behind_residual: int
+    codes_behind_residual_different: int
+    max_abs_diff: float
+    top1_agreement: float | None
+    not_compared: tuple[str, ...]
+    rows: tuple[VerifyRow, ...]
+
+    @property
+    def identical(self) -> bool:
+        """Whether no code and no output differs."""
+        return self.codes_different == 0 and self.max_abs_diff == 0.0
+
+    def to_json(self) -> str:
+        """The whole report as JSON."""
+        return json.dumps(asdict(self), indent=2)
+
+    def __str__(self) -> str:
+        cells = [
+            [row.layer, str(row.call), f"{row.codes:,}", f"{row.different:,}", "yes" if row.behind_residual else ""]
+            for row in self.rows
+        ]
+        top1 = "" if self.top1_agreement is None else f", top-1 agreement {self.top1_agreement:.4%}"
+        lines = [
+            render(["layer", "call", "codes", "different", "behind residual"], cells, right=(1, 2, 3)),
+            f"{self.codes_different:,} of {self.codes_total:,} codes differ "
+            f"({self.codes_behind_residual_different:,} of {self.codes_behind_residual:,} behind a residual addition); "
+            f"outputs differ by at most {self.max_abs_diff:g}{top1}",
+        ]
+        if self.not_compared:
+            lines.append(f"left in torch, not compared: {', '.join(self.not_compared)}")
+        return "\n".join(lines)
+
+
+@contextmanager
+def _eager_codes(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """Codes of every run of every ternary layer of a model, taken by hooks while the context is open."""
+    taken: dict[str, list[Tensor]] = {}
+    handles = []
+
+    def hook_for(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            codes = output.detach().to(torch.int8)
+            # Kept as stored in the packed format: half-range levels 0..2 are codes -1..1.
+            taken.setdefault(name, []).append(codes - 1 if module.half_range else codes)
+
+        return hook
+
+    try:
+        for name, layer in ternary_layers(model).items():
+            handles.append(layer.act_quant.register_forward_hook(hook_for(name)))
+        yield taken
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _NetworkCodes:
+    """Takes the packed codes that each ternary layer of a network reads, as int8 in the eager model's order."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.taken: dict[str, list[Tensor]] = {}
+        self.behind: dict[str, bool] = {}
+        self._added = _behind_addition(graph)
+
+    def __call__(self, node: Node, result: Any, values: list[Any]) -> None:
+        if node.op not in ("conv_codes", "conv_float"):
+            return
+        a = node.attrs
+        codes = torch.ops.fatnn_rs.unpack_codes(values[0], a["channels"], a["groups"]).permute(0, 3, 1, 2)
+        self.taken.setdefault(node.layer, []).append(squeeze_to(codes, a["dims"]))
+        self.behind[node.layer] = self.behind.get(node.layer, False) or node.inputs[0] in self._added
+
+
+def _behind_addition(graph: Graph) -> set[str]:
+    """Values that depend on an addition of two tensors."""
+    behind: set[str] = set()
+    for node in graph.nodes:
+        adds = node.op == "add" or (node.op == "conv_float" and len(node.inputs) == 2)
+        if adds or any(name in behind for name in node.inputs):
+            behind.add(node.name)
+    return behind
+
+
+@torch.no_grad()
+def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
+    """Compare a converted network with its model on real inputs, code by code.
+
+    Parameters
+    ----------
+    model
+        The eager model, in eval mode.
+    net
+        What :func:`fatnn_rs.convert.convert` made of it (or what was loaded from its file).
+    inputs
+        A tensor, or a tuple of the model's positional arguments.
+
+    Returns
+    -------
+    VerifyReport
+
+    Raises
+    ------
+    ConversionError
+        Where the model holds no ternary layer or is in training mode, where the network is not a
+        :class:`TernaryNetwork`, where their layers or outputs do not correspond, or where no code was compared at all.
+    InputError
+        Where ``inputs`` hold no tensor, or the network refuses them.
+    """
+    if not ternary_layers(model):
+        raise ConversionError(
+            f"{type(model).__name__} holds no ternary layer, so there is nothing to compare; give the prepared and "
+            "trained model that was converted"
+        )
+    if model.training:
+        raise ConversionError("the model is in training mode; call model.eval() before verifying")
+    if not isinstance(net, TernaryNetwork):
+        raise ConversionError(f"net: expected what fatnn_rs.convert returns, got {type(net).__name__}")
+    arguments = check_inputs("inputs", inputs)
+    root = as_root(model)
+    with _eager_codes(root) as eager:
+        expected = root(*_cloned(arguments))
+    observer = _NetworkCodes(net.graph)
+    result = net.run_observed(_cloned(arguments), observer)
+    rows = tuple(row for name in eager for row in _compare_layer(name, eager[name], observer))
+    report = VerifyReport(
+        codes_total=sum(row.codes for row in rows),
+        codes_different=sum(row.different for row in rows),
+        codes_behind_residual=sum(row.codes for row in rows if row.behind_residual),
+        codes_behind_residual_different=sum(row.different for row in rows if row.behind_residual),
+        max_abs_diff=_max_abs_diff(expected, result),
+        top1_agreement=_top1(expected, result),
+        not_compared=tuple(name for name in eager if name not in observer.taken),
+        rows=rows,
+    )
+    if report.codes_total == 0:
+        raise ConversionError(
+            "no code was compared: the inputs hold no element, or every ternary layer runs in torch; give a real batch"
+        )
+    return report
+
+
+def _cloned(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.clone() if isinstance(value, Tensor) else value for value in arguments)
+
+
+def _compare_layer(name: str, eager: list[Tensor], observer: _NetworkCodes) -> Iterator[VerifyRow]:
+    packed = observer.taken.get(name)
+    if packed is None:
+        return
+    if len(packed) != len(eager):
+        raise ConversionError(f"layer {name!r} ran {len(eager)} times in the model, {len(packed)} times in the network")
+    for call, (one, other) in enumerate(zip(eager, packed, strict=True)):
+        if one.numel() != other.numel():
+            raise ConversionError(
+                f"layer {name!r} reads {tuple(one.shape)} in the model and {tuple(other.shape)} in the network: the "
+                "network was not converted from this model"
+            )
+        different = int((one.reshape(-1) != other.reshape(-1)).sum())
+        yield VerifyRow(name, call, one.numel(), different, observer.behind[name])
+
+
+def _tensor_pairs(expected: Any, result: Any) -> list[tuple[Tensor, Tensor]]:
+    left, right = pytree.tree_leaves(expected), pytree.tree_leaves(result)
+    pairs = [(a, b) for a, b in zip(left, right, strict=False) if isinstance(a, Tensor) and isinstance(b, Tensor)]
+    if len(left) != len(right) or any(a.shape != b.shape for a, b in pairs):
+        raise ConversionError(
+            f"the model's outputs {[tuple(a.shape) for a in left if isinstance(a, Tensor)]} and the network's "
+            f"{[tuple(b.shape) for b in right if isinstance(b, Tensor)]} do not correspond: the network was not converted "
+            "from this model"
+        )
+    return pairs
+
+
+def _max_abs_diff(expected: Any, result: Any) -> float:
+    greatest = 0.0
+    for one, other in _tensor_pairs(expected, result):
+        if not one.numel():
+            continue
+        # Equal bits first: the difference of two equal infinities is NaN.
+        equal = (one == other) | ((one != one) & (other != other))
+        difference = (one.double() - other.double()).abs().masked_fill(equal, 0.0)
+        greatest = max(greatest, float(difference.nan_to_num(nan=float("inf")).max()))
+    return greatest
+
+
+def _top1(expected: Any, result: Any) -> float | None:
+    for one, other in _tensor_pairs(expected, result):
+        if one.dim() == 2 and one.numel():
+            return float((one.argmax(1) == other.argmax(1)).double().mean())
+    return None
