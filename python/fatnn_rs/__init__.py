@@ -15,7 +15,9 @@ from fatnn_rs.config import TernaryConfig
 from fatnn_rs.errors import ConfigError, ConversionError, FatnnError, FormatError, InputError, UnsupportedError
 
 if TYPE_CHECKING:
-    from fatnn_rs import nn, quant
+    from fatnn_rs import nn, ops, quant
+    from fatnn_rs._core import __version__, cpu_info, get_num_threads, set_num_threads
+    from fatnn_rs.convert import convert, load, save, summary, verify
     from fatnn_rs.prepare import param_groups, prepare
 
 __all__ = [
@@ -26,18 +28,38 @@ __all__ = [
     "InputError",
     "TernaryConfig",
     "UnsupportedError",
+    "__version__",
+    "convert",
+    "cpu_info",
+    "get_num_threads",
+    "load",
     "nn",
+    "ops",
     "param_groups",
     "prepare",
     "quant",
+    "save",
+    "set_num_threads",
+    "summary",
+    "verify",
 ]
 
 # Public name → the module it is imported from when first used; None: the name is itself a module.
 _LAZY = {
+    "__version__": "fatnn_rs._core",
+    "convert": "fatnn_rs.convert",
+    "cpu_info": "fatnn_rs._core",
+    "get_num_threads": "fatnn_rs._core",
+    "load": "fatnn_rs.convert",
     "nn": None,
+    "ops": None,
     "param_groups": "fatnn_rs.prepare",
     "prepare": "fatnn_rs.prepare",
     "quant": None,
+    "save": "fatnn_rs.convert",
+    "set_num_threads": "fatnn_rs._core",
+    "summary": "fatnn_rs.convert",
+    "verify": "fatnn_rs.convert",
 }
 
 

@@ -1,0 +1,169 @@
+"""The command line: ``fatnn info | demo | inspect | run``.
+
+Figures go to standard output (as JSON with ``--json``), everything else to standard error. What fails on purpose exits
+with 1 and one line; wrong usage exits with 2.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fatnn_rs.errors import FatnnError, InputError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Ternary neural networks that really run in 2 bits.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
+Network = Annotated[Path, typer.Argument(help="A network that fatnn_rs.save wrote.", exists=True, dir_okay=False)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments
+        Without the program's name; ``sys.argv[1:]`` by default.
+
+    Returns
+    -------
+    int
+        1 where a command failed. Success and wrong usage leave through ``SystemExit`` with 0 and 2.
+    """
+    try:
+        app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="fatnn")
+    except (FatnnError, ImportError, OSError) as error:
+        print("fatnn:", " ".join(str(error).split()), file=sys.stderr)
+        return 1
+    return 0
+
+
+@app.command()
+def info(as_json: Json = False) -> None:
+    """Show versions, this CPU, the kernels it can run, and the number of threads."""
+    import fatnn_rs
+
+    figures: dict[str, Any] = {
+        "fatnn_rs": fatnn_rs.__version__,
+        "python": platform.python_version(),
+        "numpy": _version("numpy"),
+        "torch": _version("torch"),
+        **fatnn_rs.cpu_info(),
+    }
+    if as_json:
+        print(json.dumps(figures, indent=2))
+        return
+    width = max(map(len, figures))
+    for name, value in figures.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        print(f"{name:<{width}}  {'not installed' if shown is None else shown}")
+
+
+@app.command()
+def demo(
+    seeds: Annotated[int, typer.Option(min=1, help="Networks to train.")] = 3,
+    float_epochs: Annotated[int, typer.Option(min=1, help="Epochs of float training.")] = 6,
+    ternary_epochs: Annotated[int, typer.Option(min=1, help="Epochs of ternary training.")] = 12,
+    out: Annotated[Path, typer.Option(help="Directory for the network, the picture and the figures.")] = Path(
+        "demo-output"
+    ),
+    picture: Annotated[bool, typer.Option(help="Draw training curves and weight codes (needs matplotlib).")] = True,
+    as_json: Json = False,
+) -> None:
+    """Train, convert, verify, save, load and time a ternary network on handwritten digits, offline."""
+    from rich.console import Console
+
+    _need("torch", "torch")
+    from fatnn_rs import demo as demonstration
+
+    options = demonstration.DemoOptions(
+        seeds=seeds, float_epochs=float_epochs, ternary_epochs=ternary_epochs, out=out, picture=picture
+    )
+    result = demonstration.main(options, Console(stderr=True) if as_json else Console())
+    if as_json:
+        print(json.dumps(result, indent=2))
+
+
+@app.command()
+def inspect(network: Network, as_json: Json = False) -> None:
+    """Show what a saved network runs, layer by layer."""
+    report = _load(network).report
+    print(report.to_json() if as_json else report)
+
+
+@app.command()
+def run(
+    network: Network,
+    inputs: Annotated[Path, typer.Argument(help="Input array, .npy, float32.", exists=True, dir_okay=False)],
+    out: Annotated[Path | None, typer.Option(help="Write the output here, .npy.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a saved network on an array and show each row's strongest output."""
+    import numpy as np
+
+    net = _load(network)
+    import torch
+
+    try:
+        array = np.load(inputs, allow_pickle=False)
+    except ValueError as error:
+        raise InputError(f"{inputs}: expected an array in .npy format: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{inputs}: expected one array in .npy format, got an archive of several")
+    if array.dtype != np.float32:
+        raise InputError(f"{inputs}: expected float32, got {array.dtype}; save array.astype(numpy.float32)")
+    start = time.perf_counter()
+    output = net(torch.from_numpy(np.ascontiguousarray(array)))
+    seconds = time.perf_counter() - start
+    if not isinstance(output, torch.Tensor):
+        raise InputError(
+            f"{network}: the network returns {type(output).__name__}; `run` shows networks that return a tensor"
+        )
+    result = output.numpy()
+    if out is not None:
+        with out.open("wb") as file:  # numpy.save would add .npy to another ending
+            np.save(file, result)
+    strongest = result.reshape(len(result), -1).argmax(1).tolist() if result.ndim > 1 else []
+    figures = {"shape": list(result.shape), "argmax": strongest, "milliseconds": 1e3 * seconds}
+    if as_json:
+        print(json.dumps(figures))
+        return
+    print(f"output {list(result.shape)} in {1e3 * seconds:.2f} ms" + (f", written to {out}" if out else ""))
+    print("argmax", *strongest[:50], *(["..."] if len(strongest) > 50 else []))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _need(module: str, package: str) -> None:
+    """Import a module that a command cannot do without, or name the line that installs it."""
+    try:
+        import_module(module)
+    except ImportError as error:
+        raise ImportError(f"this command needs {module}, which is missing: pip install {package}") from error
+
+
+def _load(path: Path) -> Any:
+    import fatnn_rs
+
+    _need("torch", "torch")
+    return fatnn_rs.load(path)
