@@ -60,8 +60,7 @@ def save(net: TernaryNetwork, path: str | os.PathLike[str]) -> None:
             "string keys"
         ) from None
     arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in graph.tensors.items()}
-    ternary = sorted(name for name, array in arrays.items() if array.dtype == np.int8)
-    _core.save(os.fspath(path), text, arrays, ternary)
+    _core.save(os.fspath(path), text, arrays)
 
 
 def load(path: str | os.PathLike[str]) -> TernaryNetwork:

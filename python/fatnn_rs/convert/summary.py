@@ -97,8 +97,8 @@ class Summary:
 
 
 def _rust_kernel() -> str:
-    info = _core.cpu_info()
-    return f"rust ({info['kernel']})" if "kernel" in info else "rust"
+    """The kernel that runs ternary layers on this machine: the best one there is."""
+    return f"rust {_core.cpu_info()['kernels'][0]}"
 
 
 def _model_rows(model: nn.Module, arguments: tuple[Any, ...]) -> list[SummaryRow]:

@@ -17,6 +17,7 @@ from fatnn_rs import _core
 from fatnn_rs.errors import InputError
 from fatnn_rs.ops import schema
 from fatnn_rs.ops.checks import check_groups, check_tensor
+from fatnn_rs.ops.geometry import WORD_BYTES, WORD_CODES
 
 __all__ = ["prepack"]
 
@@ -148,7 +149,9 @@ def _max_pool_codes(
 ) -> Tensor:
     out = schema.max_pool_codes(codes, kernel, stride, padding, dilation, ceil_mode)
     if out.numel():
-        _core.max_pool_codes(_view(codes), *_pairs(kernel, stride, padding, dilation), out.numpy())
+        # Pooling looks at no channel by itself: every bit of every word is pooled, and unused bits stay zero.
+        channels = codes.shape[3] // WORD_BYTES * WORD_CODES
+        _core.max_pool_codes(_view(codes), channels, 1, *_pairs(kernel, stride, padding, dilation), out.numpy())
     return out
 
 
