@@ -2,12 +2,12 @@
 //!
 //! A product has `m` rows (output pixels), `n` columns (output channels) and a reduction of `taps × units`. Rows are split
 //! among threads; within a block of [`BLOCK`] rows, panels of weights are the outer loop, so that a panel stays in the
-//! first-level cache while the block's activations pass by. A tile's epilogue runs right behind it, on 16 to 256
+//! first-level cache while the block's activations pass by. The epilogue runs right behind each panel, on a few kilobytes of
 //! accumulators that have not left the cache.
 
 use crate::epilogue::{TileAcc, ToCodes, ToFloat};
 use crate::error::Result;
-use crate::kernels::{Kernel, MAX_MR, MAX_TILE, Tile};
+use crate::kernels::{Kernel, MAX_MR, MAX_NR, Tiles};
 use crate::parallel;
 use crate::weights::PackedWeights;
 
@@ -34,7 +34,7 @@ pub(crate) trait Sink: Sync {
     fn row_len(&self) -> usize;
     /// Whether [`Sink::write`] only sets bits, so that the output must be zeroed before.
     const ZEROED: bool = false;
-    /// Writes a tile. `out` starts at the tile's first row, which is row `row` of the whole product.
+    /// Writes tiles. `out` starts at their first row, which is row `row` of the whole product.
     fn write(&self, kernel: &dyn Kernel, tile: &TileAcc<'_>, row: usize, out: &mut [Self::Elem]);
 }
 
@@ -105,34 +105,29 @@ pub(crate) fn run<S: Sink>(
             out.fill(S::Elem::default());
         }
         let mut bases = [0usize; BLOCK + MAX_MR];
-        let mut group_bases = [0usize; MAX_MR];
-        let mut acc = [0i32; MAX_TILE];
-        let acc = &mut acc[..mr * layout.nr];
+        let mut acc = [0i32; (BLOCK + MAX_MR) * MAX_NR];
         for (b, block) in out.chunks_mut(BLOCK * row_len).enumerate() {
-            let block_first = first + b * BLOCK;
-            let block_rows = block.len() / row_len;
-            for (r, base) in bases[..block_rows].iter_mut().enumerate() {
-                *base = (rows.base)(block_first + r);
-            }
+            let (row, block_rows) = (first + b * BLOCK, block.len() / row_len);
             // Rows past the end repeat the last one; their results are dropped.
-            let last = bases[block_rows - 1];
-            bases[block_rows..block_rows + mr - 1].fill(last);
+            let bases = &mut bases[..block_rows.next_multiple_of(mr)];
+            for (r, base) in bases.iter_mut().enumerate() {
+                *base = (rows.base)(row + r.min(block_rows - 1));
+            }
+            let acc = &mut acc[..bases.len() * layout.nr];
             for group in 0..weights.groups() {
                 for panel in 0..weights.panels_per_group() {
                     let bytes = weights.panel(group, panel);
-                    for (t, out) in block.chunks_mut(mr * row_len).enumerate() {
-                        for (to, from) in group_bases[..mr].iter_mut().zip(&bases[t * mr..]) {
-                            *to = from + group * rows.group_bytes;
-                        }
-                        kernel.tile(&Tile::new(layout, mr, rows.codes, &group_bases[..mr], taps, units, bytes), acc);
-                        let tile = TileAcc {
-                            acc,
-                            rows: out.len() / row_len,
-                            first_channel: group * weights.group_out_channels() + panel * layout.nr,
-                            channels: layout.nr.min(weights.group_out_channels() - panel * layout.nr),
-                        };
-                        sink.write(kernel, &tile, block_first + t * mr, out);
-                    }
+                    kernel.tiles(&Tiles::new(layout, mr, rows.codes, bases, taps, units, bytes), acc);
+                    let tile = TileAcc {
+                        acc,
+                        rows: block_rows,
+                        first_channel: group * weights.group_out_channels() + panel * layout.nr,
+                        channels: layout.nr.min(weights.group_out_channels() - panel * layout.nr),
+                    };
+                    sink.write(kernel, &tile, row, block);
+                }
+                for base in bases.iter_mut() {
+                    *base += rows.group_bytes;
                 }
             }
         }

@@ -6,7 +6,7 @@
 //! ([`crate::conv`]), never a second inner loop.
 //!
 //! A kernel object can only be made where its CPU features are present, so holding one proves that it may run. A
-//! [`Tile`] can only be made with addresses inside its operands, so [`Kernel::tile`] is a safe function.
+//! [`Tiles`] can only be made with addresses inside its operands, so [`Kernel::tiles`] is a safe function.
 //!
 //! To add a kernel: one file `<family>_<isa>.rs` and one row in [`KERNELS`]. Tests, benches and documentation go through
 //! that table.
@@ -29,7 +29,7 @@ mod popcount_avx512;
 mod popcount_scalar;
 mod tile;
 
-pub(crate) use tile::{MAX_MR, MAX_TILE, Tile};
+pub(crate) use tile::{MAX_MR, MAX_NR, Tiles};
 
 /// Kernel families: they differ in the layout of both operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -111,9 +111,9 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
     fn layout(&self) -> Layout;
     /// Output rows in a tile.
     fn mr(&self) -> usize;
-    /// Accumulates a tile into `acc[row * nr + channel]`, with `mr * nr` elements.
+    /// Accumulates tiles into `acc[row * nr + channel]`, which has `nr` elements for every row of `tiles`.
     #[doc(hidden)]
-    fn tile(&self, tile: &Tile<'_>, acc: &mut [i32]);
+    fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]);
     /// Epilogue: accumulators to codes. See [`crate::epilogue::to_codes`].
     #[doc(hidden)]
     fn to_codes(&self, acc: &TileAcc<'_>, to: &ToCodes<'_>, out: &mut [u8]);

@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Family, Kernel, Layout, Tile, epilogue_methods};
+use super::{Family, Kernel, Layout, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
 const MR: usize = 4;
@@ -40,10 +40,11 @@ impl Kernel for Avx512 {
         MR
     }
 
-    fn tile(&self, tile: &Tile<'_>, acc: &mut [i32]) {
-        let acc = acc.try_into().expect("acc has mr * nr elements");
-        // SAFETY: `self` exists, so `make` saw these features.
-        unsafe { run(tile, acc) }
+    fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
+        for (rows, acc) in tiles.rows().zip(acc.as_chunks_mut().0) {
+            // SAFETY: `self` exists, so `make` saw these features.
+            unsafe { run(tiles, rows, acc) }
+        }
     }
 
     epilogue_methods!(NR, at_least, float_at_least, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
@@ -57,18 +58,17 @@ const GATED_XOR: i32 = 0x28;
 const CARRY: i32 = 0xB2;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq")]
-fn run(tile: &Tile<'_>, acc: &mut [i32; MR * NR]) {
-    let rows = tile.rows::<MR>();
-    let mut w = tile.panel().as_ptr();
+fn run(tiles: &Tiles<'_>, rows: [*const u8; MR], acc: &mut [i32; MR * NR]) {
+    let mut w = tiles.panel().as_ptr();
     let mut ones = [[_mm512_setzero_si512(); NV]; MR];
     let mut twos = [[_mm512_setzero_si512(); NV]; MR];
-    for &tap in tile.taps() {
+    for &tap in tiles.taps() {
         let mut at = rows.map(|row| row.wrapping_add(tap));
-        for _ in 0..tile.units() {
+        for _ in 0..tiles.units() {
             let mut s = [_mm512_setzero_si512(); NV];
             let mut n = [_mm512_setzero_si512(); NV];
             for v in 0..NV {
-                // SAFETY: `Tile::new` checked that the panel holds `taps × units` blocks of `NV` pairs of vectors.
+                // SAFETY: `Tiles::new` checked that the panel holds `taps × units` blocks of `NV` pairs of vectors.
                 unsafe {
                     s[v] = _mm512_loadu_si512(w.cast());
                     n[v] = _mm512_loadu_si512(w.add(64).cast());
@@ -76,7 +76,7 @@ fn run(tile: &Tile<'_>, acc: &mut [i32; MR * NR]) {
                 w = w.wrapping_add(128);
             }
             for r in 0..MR {
-                // SAFETY: `Tile::new` checked that every row has `units` units of 16 bytes at every tap.
+                // SAFETY: `Tiles::new` checked that every row has `units` units of 16 bytes at every tap.
                 let (z, p) = unsafe {
                     let at = at[r].cast::<i64>();
                     (_mm512_set1_epi64(at.read_unaligned()), _mm512_set1_epi64(at.add(1).read_unaligned()))

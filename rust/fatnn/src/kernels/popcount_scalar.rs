@@ -3,7 +3,7 @@
 //! Fast where `u64::count_ones` is an instruction (AArch64; x86-64 compiled with `popcnt`); on baseline x86-64 it is a dozen
 //! operations, which the carry-save step of [`super::popcount`] halves.
 
-use super::{Family, Kernel, Layout, Tile, epilogue_methods};
+use super::{Family, Kernel, Layout, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
 const MR: usize = 2;
@@ -34,40 +34,43 @@ impl Kernel for Scalar {
         MR
     }
 
-    fn tile(&self, tile: &Tile<'_>, acc: &mut [i32]) {
-        let acc: &mut [i32; MR * NR] = acc.try_into().expect("acc has mr * nr elements");
-        let rows = tile.rows::<MR>();
-        let mut weights = tile.panel().chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("8 bytes")));
-        let mut ones = [[0u64; NR]; MR];
-        let mut twos = [[0u32; NR]; MR];
-        for &tap in tile.taps() {
-            for unit in 0..tile.units() {
-                let mut next =
-                    || std::array::from_fn::<u64, NR, _>(|_| weights.next().expect("Tile::new checked the panel"));
-                let (s, n) = (next(), next());
-                for r in 0..MR {
-                    let at = rows[r].wrapping_add(tap + unit * 16).cast::<u64>();
-                    // SAFETY: `Tile::new` checked that every row has `units` units of 16 bytes at every tap.
-                    let (z, p) =
-                        unsafe { (u64::from_le(at.read_unaligned()), u64::from_le(at.add(1).read_unaligned())) };
-                    for j in 0..NR {
-                        let old = ones[r][j];
-                        let one = z & n[j];
-                        ones[r][j] = old ^ one;
-                        let carry = (one & old) | (!one & (p ^ s[j]) & n[j]);
-                        twos[r][j] += carry.count_ones();
-                    }
-                }
-            }
-        }
-        let offsets = &tile.panel()[tile.panel().len() - NR * 4..];
-        for r in 0..MR {
-            for j in 0..NR {
-                let offset = i32::from_le_bytes(offsets[j * 4..j * 4 + 4].try_into().expect("4 bytes"));
-                acc[r * NR + j] = 2 * twos[r][j] as i32 + ones[r][j].count_ones() as i32 + offset;
-            }
+    fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
+        for (rows, acc) in tiles.rows().zip(acc.as_chunks_mut().0) {
+            run(tiles, rows, acc);
         }
     }
 
     epilogue_methods!(NR, crate::epilogue::at_least, crate::quantize::at_least);
+}
+
+fn run(tiles: &Tiles<'_>, rows: [*const u8; MR], acc: &mut [i32; MR * NR]) {
+    let mut weights = tiles.panel().chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("8 bytes")));
+    let mut ones = [[0u64; NR]; MR];
+    let mut twos = [[0u32; NR]; MR];
+    for &tap in tiles.taps() {
+        for unit in 0..tiles.units() {
+            let mut next =
+                || std::array::from_fn::<u64, NR, _>(|_| weights.next().expect("Tiles::new checked the panel"));
+            let (s, n) = (next(), next());
+            for r in 0..MR {
+                let at = rows[r].wrapping_add(tap + unit * 16).cast::<u64>();
+                // SAFETY: `Tiles::new` checked that every row has `units` units of 16 bytes at every tap.
+                let (z, p) = unsafe { (u64::from_le(at.read_unaligned()), u64::from_le(at.add(1).read_unaligned())) };
+                for j in 0..NR {
+                    let old = ones[r][j];
+                    let one = z & n[j];
+                    ones[r][j] = old ^ one;
+                    let carry = (one & old) | (!one & (p ^ s[j]) & n[j]);
+                    twos[r][j] += carry.count_ones();
+                }
+            }
+        }
+    }
+    let offsets = &tiles.panel()[tiles.panel().len() - NR * 4..];
+    for r in 0..MR {
+        for j in 0..NR {
+            let offset = i32::from_le_bytes(offsets[j * 4..j * 4 + 4].try_into().expect("4 bytes"));
+            acc[r * NR + j] = 2 * twos[r][j] as i32 + ones[r][j].count_ones() as i32 + offset;
+        }
+    }
 }
