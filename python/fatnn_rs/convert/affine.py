@@ -1,9 +1,9 @@
 """``acc * scale + bias`` in one rounding, where that reproduces the eager model's float tail bit for bit.
 
-torch's eval BatchNorm on the CPU is ``fma(x, alpha, beta)`` with per-channel factors it computes itself, in an order that
-is nobody's interface. So the factors are read off the function: ``beta`` is its value at 0, and ``alpha`` its value at a
-power of two so large that ``beta`` vanishes. Whether the pair reproduces the function is then checked at the integers the
-accumulator can reach; where it does not, the float functions stay in torch.
+torch's eval BatchNorm on the CPU is ``fma(x, alpha, beta)`` with per-channel factors it computes itself, in an order
+that is nobody's interface. So the factors are read off the function: ``beta`` is its value at 0, and ``alpha`` its
+value at a power of two so large that ``beta`` vanishes. Whether the pair reproduces the function is then checked at
+the integers the accumulator can reach; where it does not, the float functions stay in torch.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def single_fma(
 
 
 def _slope(evaluate: Callable[[Tensor], Tensor], channels: int) -> Tensor | None:
-    """The factor of x: the function at the greatest power of two where it is finite, divided by that power."""
+    """Return the factor of x: the function at the greatest power of two where it is finite, divided by that power."""
     scale = torch.full((channels,), float("nan"))
     for exponent in _EXPONENTS:
         power = 2.0**exponent

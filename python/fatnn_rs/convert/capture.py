@@ -1,8 +1,8 @@
 """From a model to a torch.fx graph in which every known layer is one call.
 
 Two ways, in this order: symbolic tracing (torch.fx), and, where the model's Python branches on shapes or values,
-``torch.export`` (:mod:`fatnn_rs.convert.capture_export`). A captured graph is accepted only where it gives the example's
-outputs bit for bit; its intermediate shapes and memory formats are recorded on the way.
+``torch.export`` (:mod:`fatnn_rs.convert.capture_export`). A captured graph is accepted only where it gives the
+example's outputs bit for bit; its intermediate shapes and memory formats are recorded on the way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Captured", "Seen", "capture", "record"]
 
 @dataclass(frozen=True)
 class Seen:
-    """What a value was at the example inputs.
+    """Say what a value was at the example inputs.
 
     Attributes
     ----------
@@ -120,8 +120,10 @@ def same(left: Any, right: Any) -> bool:
         if isinstance(one, Tensor) != isinstance(other, Tensor):
             return False
         if isinstance(one, Tensor):
-            if one.shape != other.shape or one.dtype != other.dtype or not torch.equal(
-                torch.nan_to_num(one), torch.nan_to_num(other)
+            if (
+                one.shape != other.shape
+                or one.dtype != other.dtype
+                or not torch.equal(torch.nan_to_num(one), torch.nan_to_num(other))
             ):
                 return False
         elif one != other:
@@ -163,11 +165,7 @@ def _by_fx(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captu
     if isinstance(seen, str):
         return seen
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-    filled = [
-        node.name
-        for node, value in zip(placeholders, arguments, strict=False)
-        if isinstance(value, Tensor)
-    ]
+    filled = [node.name for node, value in zip(placeholders, arguments, strict=False) if isinstance(value, Tensor)]
     output = next(node for node in module.graph.nodes if node.op == "output")
     return Captured(module.graph, dict(model.named_modules()), module, filled, output.args[0], seen)
 
@@ -198,12 +196,12 @@ def capture(model: nn.Module, arguments: tuple[Any, ...]) -> Captured:
         exported.notes.insert(0, f"captured by torch.export, for torch.fx cannot trace it: {_short(traced)}")
         return exported
     raise ConversionError(
-        f"{type(model).__name__} cannot be captured. torch.fx: {_short(traced)}. torch.export: {_short(exported)}. Move "
-        "Python that depends on values out of forward, or convert the submodules that hold ternary layers"
+        f"{type(model).__name__} cannot be captured. torch.fx: {_short(traced)}. torch.export: {_short(exported)}. "
+        "Move Python that depends on values out of forward, or convert the submodules that hold ternary layers"
     )
 
 
 def _short(reason: str) -> str:
-    """The first line, at most 300 characters."""
+    """Return the first line, at most 300 characters."""
     line = reason.strip().splitlines()[0] if reason.strip() else "no reason given"
     return line if len(line) <= 300 else line[:297] + "..."

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from contextlib import contextmanager
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -78,12 +78,14 @@ def _shape_row(module: nn.Module) -> Callable[[Any, Tensor], Tensor] | None:
     return _SHAPES.get(type(module))
 
 
-@torch.library.register_fake("fatnn_rs::module_call", lib=LIBRARY)
 def _module_call_fake(x: Tensor, name: str) -> Tensor:
     module = _MARKED[name]
     row = _shape_row(module)
     assert row is not None
     return row(module, x)
+
+
+torch.library.register_fake("fatnn_rs::module_call", _module_call_fake, lib=LIBRARY)
 
 
 class _Marker(nn.Module):
@@ -100,7 +102,7 @@ class _Marker(nn.Module):
 
 @contextmanager
 def _marked(model: nn.Module) -> Iterator[nn.Module]:
-    """A copy of the model with markers for the layers that stay whole."""
+    """Give a copy of the model with markers for the layers that stay whole."""
     layers = {name: module for name, module in model.named_modules() if name and _shape_row(module) is not None}
     # The markers go into the copy's memo, so that the layers themselves are not copied.
     memo: dict[int, Any] = {id(module): _Marker(name).eval() for name, module in layers.items()}
@@ -129,7 +131,7 @@ def _export(model: nn.Module, arguments: tuple[Any, ...], dynamic: bool) -> fx.G
 
 
 def _doubled(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A batch of one, doubled: export takes sizes of 0 and 1 for constants."""
+    """Double a batch of one: export takes sizes of 0 and 1 for constants."""
     return tuple(
         torch.cat([value, value]) if isinstance(value, Tensor) and value.dim() and value.shape[0] == 1 else value
         for value in arguments

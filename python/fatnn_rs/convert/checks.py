@@ -21,12 +21,12 @@ def ternary_layers(model: nn.Module) -> dict[str, TernaryLayer]:
 
 
 def as_root(model: nn.Module) -> nn.Module:
-    """A model whose ternary layers all have names: a bare layer is wrapped."""
+    """Return a model whose ternary layers all have names: a bare layer is wrapped."""
     return nn.Sequential(model).eval() if isinstance(model, TernaryLayer) else model
 
 
 def check_inputs(what: str, inputs: Any) -> tuple[Any, ...]:
-    """Inputs as positional arguments: a tensor, or a tuple or list whose first tensor leads.
+    """Return inputs as positional arguments: a tensor, or a tuple or list whose first tensor leads.
 
     Raises
     ------
@@ -37,8 +37,8 @@ def check_inputs(what: str, inputs: Any) -> tuple[Any, ...]:
     if not any(isinstance(value, Tensor) for value in arguments):
         got = ", ".join(type(value).__name__ for value in arguments) or "nothing"
         raise InputError(
-            f"{what}: expected a tensor, or a tuple of the model's positional arguments with a tensor in it, got {got}; "
-            "give torch tensors (torch.from_numpy makes one from an array)"
+            f"{what}: expected a tensor, or a tuple of the model's positional arguments with a tensor in it, got "
+            f"{got}; give torch tensors (torch.from_numpy makes one from an array)"
         )
     return arguments
 

@@ -1,8 +1,8 @@
 """One file for a network: safetensors with the graph as JSON in its metadata. No pickle, no code.
 
-Only what every machine understands is written: ternary weights five to a byte, thresholds, scales, float tensors. Layouts
-that belong to one CPU's kernels are derived when a network is built from the file. Rust writes and reads the bytes and
-checks them (version, checksum); :mod:`fatnn_rs.convert.schema` checks the graph.
+Only what every machine understands is written: ternary weights five to a byte, thresholds, scales, float tensors.
+Layouts that belong to one CPU's kernels are derived when a network is built from the file. Rust writes and reads the
+bytes and checks them (version, checksum); :mod:`fatnn_rs.convert.schema` checks the graph.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ def save(net: TernaryNetwork, path: str | os.PathLike[str]) -> None:
     foreign = [f"{node.layer or node.name} ({node.attrs['target']})" for node in graph.nodes if node.op == "torch"]
     if foreign:
         raise UnsupportedError(
-            f"save: {', '.join(foreign)} run Python code of the model, which a file cannot hold; replace them by layers "
-            "that convert knows (net.report shows what runs in torch), or keep using the network in memory"
+            f"save: {', '.join(foreign)} run Python code of the model, which a file cannot hold; replace them by "
+            "layers that convert knows (net.report shows what runs in torch), or keep using the network in memory"
         )
     try:
         text = json.dumps(graph_to_json(graph), sort_keys=True, separators=(",", ":"), allow_nan=False)
     except TypeError as error:
         raise UnsupportedError(
-            f"save: the model returns a {error}, which a file cannot hold; return tensors in tuples, lists or dicts with "
-            "string keys"
+            f"save: the model returns a {error}, which a file cannot hold; return tensors in tuples, lists or dicts "
+            "with string keys"
         ) from None
     arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in graph.tensors.items()}
     _core.save(os.fspath(path), text, arrays)

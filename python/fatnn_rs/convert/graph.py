@@ -1,8 +1,8 @@
 """The graph between a captured model and a running network: plain data, nothing executable except for torch nodes.
 
-A :class:`Graph` is a list of :class:`Node` in the order they run. Every node makes one value, called by the node's name.
-Tensors (weights, thresholds, statistics) live in one dictionary beside the nodes; a node refers to them by role. Without
-``torch`` nodes a graph is JSON plus tensors, and that is what a file holds.
+A :class:`Graph` is a list of :class:`Node` in the order they run. Every node makes one value, called by the node's
+name. Tensors (weights, thresholds, statistics) live in one dictionary beside the nodes; a node refers to them by role.
+Without ``torch`` nodes a graph is JSON plus tensors, and that is what a file holds.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Graph:
         return users
 
     def tensor(self, node: Node, role: str) -> Tensor | None:
-        """A node's tensor, or None where it has none in that role."""
+        """Return a node's tensor, or None where it has none in that role."""
         name = node.tensors.get(role)
         return None if name is None else self.tensors[name]
 
@@ -153,7 +153,7 @@ def refs(structure: Any) -> Iterator[Ref]:
 
 
 def map_refs(structure: Any, function: Callable[[Ref], Any]) -> Any:
-    """The same structure with every :class:`Ref` replaced."""
+    """Return the same structure with every :class:`Ref` replaced."""
     if isinstance(structure, Ref):
         return function(structure)
     if isinstance(structure, dict):

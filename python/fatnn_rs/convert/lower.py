@@ -1,9 +1,9 @@
 """From a captured torch.fx graph to our own :class:`~fatnn_rs.convert.graph.Graph`.
 
 Every call is looked up in three tables: modules by class, functions, and tensor methods by name
-(:mod:`fatnn_rs.convert.rows_modules`, :mod:`fatnn_rs.convert.rows_functions`). A row either emits nodes or declines; what
-no row takes becomes a ``torch`` node that calls the original in its place. In-place operations become ordinary ones: every
-later reading of the tensor they change reads their result.
+(:mod:`fatnn_rs.convert.rows_modules`, :mod:`fatnn_rs.convert.rows_functions`). A row either emits nodes or declines;
+what no row takes becomes a ``torch`` node that calls the original in its place. In-place operations become ordinary
+ones: every later reading of the tensor they change reads their result.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Lowering:
         self._bases: dict[str, str] = {}
 
     def seen(self, value: Any) -> Seen:
-        """What a value was at the example inputs."""
+        """Say what a value was at the example inputs."""
         return self.captured.seen.get(value, _NOTHING) if isinstance(value, fx.Node) else _NOTHING
 
     def shape(self, value: Any) -> tuple[int, ...]:
@@ -101,7 +101,7 @@ class Lowering:
         return result
 
     def resolve(self, structure: Any) -> Any:
-        """A structure of fx nodes as one of our references and constants."""
+        """Express a structure of fx nodes as one of our references and constants."""
         return fx.node.map_arg(structure, lambda node: self.env[node])
 
     def replace_in_place(self, changed: Any, result: Ref) -> None:
@@ -117,8 +117,8 @@ class Lowering:
                 self.env[node] = result
             elif self._bases.get(ref.name, ref.name) == base and ref.name != result.name and self._read_later(node):
                 raise ConversionError(
-                    f"{self.node.format_node()}: works in place on a view of {base!r}, and {node.name!r}, another view of "
-                    "it, is read afterwards; use the operation that returns a new tensor"
+                    f"{self.node.format_node()}: works in place on a view of {base!r}, and {node.name!r}, another view "
+                    "of it, is read afterwards; use the operation that returns a new tensor"
                 )
 
     def _read_later(self, node: fx.Node) -> bool:
@@ -140,7 +140,9 @@ def _is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
     return getattr(target, "__module__", "") == "_operator" and name in _IN_PLACE_OPERATORS
 
 
-_IN_PLACE_OPERATORS = frozenset({"iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "iand", "ior", "ixor"})
+_IN_PLACE_OPERATORS = frozenset(
+    {"iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "iand", "ior", "ixor"}
+)
 
 #: Calls that only check something at capture and have no value.
 _ASSERTIONS = frozenset({"_assert", "_assert_is_none", "_assert_scalar.default", "_assert_async.msg"})
@@ -224,7 +226,9 @@ def _lower_call(ctx: Lowering, node: fx.Node) -> Any:
 def _torch_call(ctx: Lowering, node: fx.Node) -> Ref:
     if node.op == "call_method":
         method = str(node.target)
-        return ctx.torch_node(lambda x, *a, **k: getattr(x, method)(*a, **k), node.args, node.kwargs, f"Tensor.{method}")
+        return ctx.torch_node(
+            lambda x, *a, **k: getattr(x, method)(*a, **k), node.args, node.kwargs, f"Tensor.{method}"
+        )
     assert callable(node.target)
     name = getattr(node.target, "__name__", str(node.target))
     return ctx.torch_node(node.target, node.args, node.kwargs, name)

@@ -84,8 +84,8 @@ class TernaryNetwork(nn.Module):
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         if len(tensors) != len(self._inputs):
             raise InputError(
-                f"the network takes {len(self._inputs)} input tensor(s) ({', '.join(n.name for n in self._inputs)}), got "
-                f"{len(tensors)}; call it with the tensors its model takes"
+                f"the network takes {len(self._inputs)} input tensor(s) ({', '.join(n.name for n in self._inputs)}), "
+                f"got {len(tensors)}; call it with the tensors its model takes"
             )
         values: dict[str, Any] = {}
         for node, tensor in zip(self._inputs, tensors, strict=True):
@@ -125,9 +125,11 @@ class TernaryNetwork(nn.Module):
         self._prepare()
 
     def extra_repr(self) -> str:
-        """Counts of nodes, for ``print(net)``."""
+        """Show counts of nodes, for ``print(net)``."""
         report = self.report
-        return f"{report.layers_ternary} ternary layers, {len(self.graph.nodes)} nodes, {report.bytes_packed} bytes packed"
+        return (
+            f"{report.layers_ternary} ternary layers, {len(self.graph.nodes)} nodes, {report.bytes_packed} bytes packed"
+        )
 
 
 def _check_input(node: Node, x: Tensor) -> None:
@@ -146,8 +148,8 @@ def _check_input(node: Node, x: Tensor) -> None:
         )
     if node.attrs["fixed"] and tuple(x.shape) != shape:
         raise InputError(
-            f"{where}: this network was captured for the shape {list(shape)} only, got {list(x.shape)}; convert it again "
-            "with example inputs of that shape"
+            f"{where}: this network was captured for the shape {list(shape)} only, got {list(x.shape)}; convert it "
+            "again with example inputs of that shape"
         )
     if len(shape) > 1 and x.shape[1] != shape[1]:
         raise InputError(

@@ -1,7 +1,7 @@
 """The operations on ternary codes: rows whose functions call ``torch.ops.fatnn_rs``.
 
-Values here are packed codes, uint8 [N, H, W, B] (H = W = 1 after a linear layer, H = 1 in one dimension). A node's ``dims``
-says how many spatial dimensions its float side has: 0 (linear), 1 or 2.
+Values here are packed codes, uint8 [N, H, W, B] (H = W = 1 after a linear layer, H = 1 in one dimension). A node's
+``dims`` says how many spatial dimensions its float side has: 0 (linear), 1 or 2.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def squeeze_to(y: Tensor, dims: int) -> Tensor:
 
 
 def unsqueeze_from(x: Tensor, dims: int) -> Tensor:
-    """The reverse of :func:`squeeze_to`, a view."""
+    """Undo :func:`squeeze_to`, a view."""
     if dims == 2:
         return x
     return x[:, :, None, None] if dims == 0 else x.unsqueeze(2)
@@ -81,11 +81,12 @@ def _window(node: Node) -> tuple[list[int], list[int], list[int], list[int]]:
 
 
 def _check_map(node: Node, codes: Tensor) -> None:
-    """A linear layer's kernel covers the whole map, so the map's size is part of the network."""
+    """Check the map in front of a linear layer, whose kernel covers it whole."""
     if node.attrs["dims"] == 0 and list(codes.shape[1:3]) != node.attrs["kernel"]:
         raise InputError(
-            f"layer {node.layer!r}: expected a map of {'x'.join(map(str, node.attrs['kernel']))} pixels in front of the "
-            f"linear layer, got {'x'.join(map(str, codes.shape[1:3]))}; give inputs of the size the network was built for"
+            f"layer {node.layer!r}: expected a map of {'x'.join(map(str, node.attrs['kernel']))} pixels in front of "
+            f"the linear layer, got {'x'.join(map(str, codes.shape[1:3]))}; give inputs of the size the network was "
+            "built for"
         )
 
 

@@ -1,7 +1,8 @@
 """The float operations of a graph: one row each, run by torch's own functions.
 
-A row's ``bind`` turns a node into a function of its input tensors. The same function is what a network runs and what the
-conversion evaluates to find integer thresholds, and it is the function the eager module itself calls, so the bits agree.
+A row's ``bind`` turns a node into a function of its input tensors. The same function is what a network runs and what
+the conversion evaluates to find integer thresholds, and it is the function the eager module itself calls, so the bits
+agree.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class FloatOp:
     inputs
         How many values it reads; None for one or more.
     kind
-        ``"scalar"``: the same function of every element; ``"channel"``: one function per channel; ``"pool"``: maximum over
-        windows; ``"shape"``: moves elements only; ``"other"``.
+        ``"scalar"``: the same function of every element; ``"channel"``: one function per channel; ``"pool"``: maximum
+        over windows; ``"shape"``: moves elements only; ``"other"``.
     rising
         For scalar and channel functions: whether it never decreases, in any channel.
     layout
@@ -218,7 +219,9 @@ FLOAT_OPS: dict[str, FloatOp] = {
     "max_pool1d": FloatOp(_max_pool(functional.max_pool1d), {**_POOL, "dilation": list}, kind="pool"),
     "max_pool2d": FloatOp(_max_pool(functional.max_pool2d), {**_POOL, "dilation": list}, kind="pool"),
     "avg_pool1d": FloatOp(_avg_pool1d, {**_POOL, "count_include_pad": bool, "layout": str}, layout=True),
-    "avg_pool2d": FloatOp(_avg_pool2d, {**_POOL, "count_include_pad": bool, "divisor": int, "layout": str}, layout=True),
+    "avg_pool2d": FloatOp(
+        _avg_pool2d, {**_POOL, "count_include_pad": bool, "divisor": int, "layout": str}, layout=True
+    ),
     "adaptive_avg_pool1d": FloatOp(
         _adaptive(functional.adaptive_avg_pool1d), {"size": list, "layout": str}, layout=True
     ),

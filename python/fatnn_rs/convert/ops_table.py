@@ -30,7 +30,7 @@ def layout_of(value: Any) -> str:
 
 
 def in_layout(value: Any, layout: str) -> Any:
-    """The value in that memory format; copied only where it is in another."""
+    """Return the value in that memory format; copied only where it is in another."""
     if not isinstance(value, Tensor) or layout == "any":
         return value
     if layout == "contiguous" or value.dim() != 4:
@@ -39,7 +39,7 @@ def in_layout(value: Any, layout: str) -> Any:
 
 
 def bind(graph: Graph, node: Node) -> Callable[..., Any]:
-    """A node's function of its input values."""
+    """Return a node's function of its input values."""
     if node.op == "torch":
         return _bind_torch(node)
     row = RUNTIME_OPS[node.op]
@@ -51,8 +51,9 @@ def bind(graph: Graph, node: Node) -> Callable[..., Any]:
 
 
 def _bind_torch(node: Node) -> Callable[..., Any]:
-    """A torch node's call, arguments filled in; inputs are brought to the memory formats the eager model had."""
-    assert node.call is not None and node.arguments is not None
+    """Wrap a torch node's call, arguments filled in; inputs are brought to the memory formats the eager model had."""
+    assert node.call is not None
+    assert node.arguments is not None
     call, (args, kwargs) = node.call, node.arguments
     layouts = dict(zip(node.inputs, node.attrs["layouts"], strict=True))
 

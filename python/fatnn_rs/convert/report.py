@@ -80,7 +80,7 @@ class Report:
         return tuple(row.name for row in self.rows if row.op.startswith("torch: "))
 
     def to_json(self) -> str:
-        """The whole report as JSON."""
+        """Return the whole report as JSON."""
         return json.dumps({**asdict(self), "macs_ternary": self.macs_ternary, "macs_float": self.macs_float}, indent=2)
 
     def __str__(self) -> str:
@@ -99,8 +99,8 @@ class Report:
         table = render(["node", "op", "runs", "shape", "MACs", "bytes", "note"], cells, right=(4, 5))
         lines = [
             table,
-            f"{self.layers_ternary} ternary layers: {self.macs_ternary:,} of {self.macs_ternary + self.macs_float:,} MACs; "
-            f"ternary weights take {self.bytes_packed:,} bytes",
+            f"{self.layers_ternary} ternary layers: {self.macs_ternary:,} of {self.macs_ternary + self.macs_float:,} "
+            f"MACs; ternary weights take {self.bytes_packed:,} bytes",
         ]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 

@@ -21,7 +21,7 @@ __all__ = ["FUNCTIONS", "METHODS"]
 
 
 def identity(ctx: Lowering, input: Any) -> Ref | None:
-    """What changes nothing in eval mode: the value itself."""
+    """Pass on what changes nothing in eval mode: the value itself."""
     name = ctx.value(input)
     return None if name is None else Ref(name)
 
@@ -106,13 +106,13 @@ def _is_batch_size(ctx: Lowering, value: Any) -> bool:
     """Whether an argument is the size of some tensor's first dimension, by any of the ways to write it."""
     if not isinstance(value, fx.Node):
         return False
+    args: tuple[Any, ...] = value.args
     if value.target in ("size", torch.ops.aten.sym_size.int):
-        return len(value.args) == 2 and value.args[1] == 0
-    if value.target is operator.getitem and value.args[1] == 0 and isinstance(value.args[0], fx.Node):
-        whole = value.args[0]
-        return (whole.target == "size" and len(whole.args) == 1) or (
-            whole.target is getattr and whole.args[1] == "shape"
-        )
+        return len(args) == 2 and args[1:] == (0,)
+    if value.target is operator.getitem and args[1:] == (0,) and isinstance(args[0], fx.Node):
+        whole = args[0]
+        rest: tuple[Any, ...] = whole.args[1:]
+        return (whole.target == "size" and not rest) or (whole.target is getattr and rest == ("shape",))
     return False
 
 
@@ -129,7 +129,7 @@ def mean(ctx: Lowering, input: Any, dim: Any = None, keepdim: Any = False, *, dt
 
 
 def pad(ctx: Lowering, input: Any, pad: Any, mode: str = "constant", value: Any = None) -> Ref | None:
-    """Padding by constants, reflection, replication or wrapping."""
+    """Pad by constants, reflection, replication or wrapping."""
     name = ctx.value(input)
     if name is None or not isinstance(pad, (tuple, list)) or not all(isinstance(p, int) for p in pad):
         return None

@@ -22,7 +22,7 @@ __all__ = ["MODULES", "module_row"]
 
 
 def module_row(module: nn.Module) -> Row | None:
-    """The row for a module: of the class whose forward it runs."""
+    """Find the row for a module: of the class whose forward it runs."""
     for cls in type(module).__mro__:
         row = MODULES.get(cls)
         if row is not None:
@@ -35,7 +35,7 @@ def _window(values: Any, dims: int) -> list[int]:
 
 
 def _padding(layer: Any, dims: int) -> tuple[list[int], dict[str, Any] | None]:
-    """Padding of a convolution: on both sides alike, and what has to be padded before (attributes of a pad node)."""
+    """Split the padding of a convolution: what is alike on both sides, and what has to be padded before."""
     around = [int(value) for value in layer._reversed_padding_repeated_twice]
     if layer.padding_mode != "zeros":
         return [0] * dims, {"pad": around, "mode": layer.padding_mode, "value": 0.0}
@@ -46,13 +46,16 @@ def _padding(layer: Any, dims: int) -> tuple[list[int], dict[str, Any] | None]:
     return [0] * dims, {"pad": around, "mode": "constant", "value": 0.0}
 
 
-def _padded(ctx: Lowering, name: str, shape: tuple[int, ...], pad: dict[str, Any] | None) -> tuple[str, tuple[int, ...]]:
+def _padded(
+    ctx: Lowering, name: str, shape: tuple[int, ...], pad: dict[str, Any] | None
+) -> tuple[str, tuple[int, ...]]:
     """Pad before the convolution where it has to be."""
     if pad is None or not any(pad["pad"]):
         return name, shape
     around = pad["pad"]
     spatial = [
-        size + around[2 * i] + around[2 * i + 1] for i, size in zip(reversed(range(len(around) // 2)), shape[2:], strict=True)
+        size + around[2 * i] + around[2 * i + 1]
+        for i, size in zip(reversed(range(len(around) // 2)), shape[2:], strict=True)
     ]
     shape = (*shape[:2], *spatial)
     return ctx.emit("pad", [name], pad, suffix="_pad", shape=shape).name, shape
@@ -97,8 +100,10 @@ def _batch_norm(ctx: Lowering, module: Any, input: Any) -> Ref | None:
 
 def _prelu(ctx: Lowering, module: Any, input: Any) -> Ref | None:
     name = ctx.value(input)
-    return None if name is None else ctx.emit(
-        "prelu", [name], {"shared": module.weight.numel() == 1}, {"weight": module.weight}
+    return (
+        None
+        if name is None
+        else ctx.emit("prelu", [name], {"shared": module.weight.numel() == 1}, {"weight": module.weight})
     )
 
 
@@ -148,7 +153,13 @@ def _ternary_core(
     steps = float_steps(ctx.layer, quantizer, 0 if half else -1)
     common = {"groups": geometry["groups"], "half_range": half, "channels": channels, "dims": dims}
     codes = ctx.emit(
-        "act_quant", [name], {**common, "layers": [ctx.layer]}, {"steps": steps}, suffix="_codes", shape=shape, call=quantizer
+        "act_quant",
+        [name],
+        {**common, "layers": [ctx.layer]},
+        {"steps": steps},
+        suffix="_codes",
+        shape=shape,
+        call=quantizer,
     )
     out = ctx.shape(ctx.node)
     if dims == 0:
@@ -168,7 +179,7 @@ def _ternary_core(
 
 
 def _pool_row(function: Any, *names: str) -> Row:
-    """A pooling module: call the function's row with the module's attributes of these names."""
+    """Lower a pooling module: call the function's row with the module's attributes of these names."""
 
     def row(ctx: Lowering, module: Any, input: Any) -> Ref | None:
         result: Ref | None = function(ctx, input, **{name: getattr(module, name) for name in names})
@@ -208,4 +219,3 @@ MODULES: dict[type[nn.Module], Row] = {
     nn.AdaptiveAvgPool1d: _pool_row(rows.adaptive_avg_pool(1), "output_size"),
     nn.AdaptiveAvgPool2d: _pool_row(rows.adaptive_avg_pool(2), "output_size"),
 }
-

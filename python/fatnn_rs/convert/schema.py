@@ -93,7 +93,10 @@ def _parse_node(data: Any, position: int) -> Node:
         "op": ("a string", lambda v: isinstance(v, str)),
         "inputs": ("a list of strings", lambda v: isinstance(v, list) and all(isinstance(i, str) for i in v)),
         "attrs": ("an object", lambda v: isinstance(v, dict)),
-        "tensors": ("an object of strings", lambda v: isinstance(v, dict) and all(isinstance(i, str) for i in v.values())),
+        "tensors": (
+            "an object of strings",
+            lambda v: isinstance(v, dict) and all(isinstance(i, str) for i in v.values()),
+        ),
         "layer": ("a string", lambda v: isinstance(v, str)),
         "shape": ("a list of integers", lambda v: _typed(v, list) and all(i >= 0 for i in v)),
         "note": ("a string", lambda v: isinstance(v, str)),
@@ -110,7 +113,10 @@ def _check_attrs(node: Node, wanted: Mapping[str, type]) -> None:
         set(node.attrs) == set(wanted), f"{where}: expected the attributes {sorted(wanted)}, got {sorted(node.attrs)}"
     )
     for key, kind in wanted.items():
-        _require(_typed(node.attrs[key], kind), f"{where}: attribute {key!r} must be {kind.__name__}, got {node.attrs[key]!r}")
+        _require(
+            _typed(node.attrs[key], kind),
+            f"{where}: attribute {key!r} must be {kind.__name__}, got {node.attrs[key]!r}",
+        )
 
 
 def _check_tensors(node: Node, wanted: Mapping[str, tuple[torch.dtype, bool]], tensors: Mapping[str, Tensor]) -> None:
@@ -141,11 +147,16 @@ def _check_inputs(node: Node, kinds: Kinds) -> None:
         row = CODE_OPS[node.op]
         least, most = row.inputs
         _require(least <= len(node.inputs) <= most, f"{where}: reads {len(node.inputs)} values")
-        _require((kinds[node.inputs[0]] is not None) == row.takes_codes, f"{where}: reads codes where it must not, or not")
+        _require(
+            (kinds[node.inputs[0]] is not None) == row.takes_codes, f"{where}: reads codes where it must not, or not"
+        )
         rest = node.inputs[1:]
     else:
         count = FLOAT_OPS[node.op].inputs
-        _require(len(node.inputs) == count if count is not None else bool(node.inputs), f"{where}: reads {len(node.inputs)} values")
+        _require(
+            len(node.inputs) == count if count is not None else bool(node.inputs),
+            f"{where}: reads {len(node.inputs)} values",
+        )
         rest = node.inputs
     _require(all(kinds[name] is None for name in rest), f"{where}: reads codes where it needs floats")
 
@@ -153,7 +164,9 @@ def _check_inputs(node: Node, kinds: Kinds) -> None:
 def _check_conv(node: Node, tensors: Mapping[str, Tensor], source: tuple[int, int] | None) -> None:
     where, a = f"node {node.name!r} ({node.op})", node.attrs
     weight = tensors[node.tensors["weight"]]
-    _require(weight.dim() == 4 and weight.numel() > 0, f"{where}: weight must have 4 dimensions, got {tuple(weight.shape)}")
+    _require(
+        weight.dim() == 4 and weight.numel() > 0, f"{where}: weight must have 4 dimensions, got {tuple(weight.shape)}"
+    )
     n, per_group, *window = weight.shape
     groups = a["groups"]
     _require(a["dims"] in (0, 1, 2), f"{where}: dims must be 0, 1 or 2")
@@ -173,7 +186,9 @@ def _check_window(node: Node) -> None:
     where = f"node {node.name!r} ({node.op})"
     for key, least in (("kernel", 1), ("stride", 1), ("dilation", 1), ("padding", 0)):
         values = node.attrs[key]
-        _require(len(values) == 2 and min(values) >= least, f"{where}: {key} must be two integers >= {least}, got {values}")
+        _require(
+            len(values) == 2 and min(values) >= least, f"{where}: {key} must be two integers >= {least}, got {values}"
+        )
 
 
 def _code_kind(node: Node, kinds: Kinds, tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
@@ -181,7 +196,9 @@ def _code_kind(node: Node, kinds: Kinds, tensors: Mapping[str, Tensor]) -> tuple
     where, a = f"node {node.name!r} ({node.op})", node.attrs
     if node.op == "quantize":
         _require(tuple(tensors[node.tensors["steps"]].shape) == (2,), f"{where}: steps must have shape (2,)")
-        _require(a["groups"] >= 1 and a["channels"] >= 1 and a["channels"] % a["groups"] == 0, f"{where}: groups do not fit")
+        _require(
+            a["groups"] >= 1 and a["channels"] >= 1 and a["channels"] % a["groups"] == 0, f"{where}: groups do not fit"
+        )
         return a["channels"], a["groups"]
     _check_window(node)
     source = kinds[node.inputs[0]]
@@ -199,7 +216,9 @@ def _check_node(node: Node, kinds: Kinds, tensors: Mapping[str, Tensor]) -> None
     _require(node.name not in kinds, f"node {node.name!r}: its name is not unique")
     if node.op == "input":
         _check_attrs(node, _INPUT_ATTRS)
-        _require(isinstance(getattr(torch, node.attrs["dtype"], None), torch.dtype), f"node {node.name!r}: unknown dtype")
+        _require(
+            isinstance(getattr(torch, node.attrs["dtype"], None), torch.dtype), f"node {node.name!r}: unknown dtype"
+        )
         _require(not node.inputs and not node.tensors, f"node {node.name!r}: an input reads nothing")
         kinds[node.name] = None
         return
@@ -245,7 +264,9 @@ def graph_from_json(data: Any, tensors: Mapping[str, Tensor]) -> Graph:
         Naming the first thing that is not as the schema wants it.
     """
     _require(isinstance(data, dict), "the graph must be an object")
-    _require(set(data) == {"nodes", "outputs", "notes"}, f"the graph must hold nodes, outputs, notes; got {sorted(data)}")
+    _require(
+        set(data) == {"nodes", "outputs", "notes"}, f"the graph must hold nodes, outputs, notes; got {sorted(data)}"
+    )
     _require(isinstance(data["nodes"], list) and bool(data["nodes"]), "nodes must be a list that is not empty")
     _require(
         isinstance(data["notes"], list) and all(isinstance(note, str) for note in data["notes"]),

@@ -34,7 +34,7 @@ def _to_order(values: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def float_steps(layer: str, quantizer: Callable[[Tensor], Tensor], base: int) -> Tensor:
-    """The smallest floats at which ``quantizer`` reaches ``base + 1`` and ``base + 2``.
+    """Find the smallest floats at which ``quantizer`` reaches ``base + 1`` and ``base + 2``.
 
     Parameters
     ----------

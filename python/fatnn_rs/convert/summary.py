@@ -71,8 +71,10 @@ class Summary:
         return sum(row.bytes for row in self.rows)
 
     def to_json(self) -> str:
-        """The table as JSON."""
-        return json.dumps({"rows": [asdict(row) for row in self.rows], "macs": self.macs, "bytes": self.bytes}, indent=2)
+        """Return the table as JSON."""
+        return json.dumps(
+            {"rows": [asdict(row) for row in self.rows], "macs": self.macs, "bytes": self.bytes}, indent=2
+        )
 
     def __str__(self) -> str:
         cells = [
@@ -97,7 +99,7 @@ class Summary:
 
 
 def _rust_kernel() -> str:
-    """The kernel that runs ternary layers on this machine: the best one there is."""
+    """Name the kernel that runs ternary layers on this machine: the best one there is."""
     return f"rust {_core.cpu_info()['kernels'][0]}"
 
 
@@ -195,7 +197,9 @@ def summary(model_or_net: nn.Module, example_inputs: Any) -> Summary:
         ``model_or_net`` is no module; ``example_inputs`` hold no tensor.
     """
     if not isinstance(model_or_net, nn.Module):
-        raise InputError(f"summary: expected a torch.nn.Module or a converted network, got {type(model_or_net).__name__}")
+        raise InputError(
+            f"summary: expected a torch.nn.Module or a converted network, got {type(model_or_net).__name__}"
+        )
     arguments = check_inputs("example_inputs", example_inputs)
     if isinstance(model_or_net, TernaryNetwork):
         return Summary(tuple(_network_rows(model_or_net, arguments)))

@@ -21,7 +21,10 @@ def render(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[i
     """
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [
-        "  ".join(cell.rjust(width) if i in right else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         for row in [head, ["-" * width for width in widths], *rows]
     ]
     return "\n".join(line.rstrip() for line in lines)

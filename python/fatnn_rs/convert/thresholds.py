@@ -115,10 +115,8 @@ def integer_thresholds(function: Function, low: Tensor, high: Tensor, dims: int,
     span = high - low
     count = int(span.max()) + 1
     channels = len(low)
-    if count * channels <= EXHAUSTIVE:
-        places = _scan(rising, span, count, channels)
-    else:
-        places = _bisect(rising, span)
+    few = count * channels <= EXHAUSTIVE
+    places = _scan(rising, span, count, channels) if few else _bisect(rising, span)
     if places is None:
         return None
     # A place p is the accumulator low + p, or, with negated weights, -(high - p).

@@ -1,7 +1,7 @@
-"""``verify``: does the converted network compute the model's codes?
+"""``verify``: whether the converted network computes the model's codes.
 
-Both run on the same inputs. In the model, a hook on every ternary layer's quantizer takes what it returns; in the network,
-an observer takes the packed codes each ternary layer really reads. The two are compared code by code.
+Both run on the same inputs. In the model, a hook on every ternary layer's quantizer takes what it returns; in the
+network, an observer takes the packed codes each ternary layer really reads. The two are compared code by code.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class VerifyReport:
         return self.codes_different == 0 and self.max_abs_diff == 0.0
 
     def to_json(self) -> str:
-        """The whole report as JSON."""
+        """Return the whole report as JSON."""
         return json.dumps(asdict(self), indent=2)
 
     def __str__(self) -> str:
@@ -240,8 +240,8 @@ def _tensor_pairs(expected: Any, result: Any) -> list[tuple[Tensor, Tensor]]:
     if len(left) != len(right) or any(a.shape != b.shape for a, b in pairs):
         raise ConversionError(
             f"the model's outputs {[tuple(a.shape) for a in left if isinstance(a, Tensor)]} and the network's "
-            f"{[tuple(b.shape) for b in right if isinstance(b, Tensor)]} do not correspond: the network was not converted "
-            "from this model"
+            f"{[tuple(b.shape) for b in right if isinstance(b, Tensor)]} do not correspond: the network was not "
+            "converted from this model"
         )
     return pairs
 

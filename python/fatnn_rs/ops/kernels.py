@@ -1,7 +1,7 @@
 """The real kernels: tensors cross into Rust here, and only here, as NumPy views.
 
-Each kernel runs the checks of its fake kernel, which also allocates the output, then calls ``fatnn_rs._core`` with views
-of the tensors' memory. A tensor that is not contiguous in the layout Rust wants is copied first.
+Each kernel runs the checks of its fake kernel, which also allocates the output, then calls ``fatnn_rs._core`` with
+views of the tensors' memory. A tensor that is not contiguous in the layout Rust wants is copied first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["prepack"]
 
 
 def _view(tensor: Tensor) -> Any:
-    """The tensor's memory as a C-contiguous NumPy array."""
+    """View the tensor's memory as a C-contiguous NumPy array."""
     return tensor.detach().contiguous().numpy()
 
 
@@ -64,8 +64,8 @@ def _unpack_codes(packed: Tensor, channels: int, groups: int = 1) -> Tensor:
     return torch.from_numpy(codes).reshape(out.shape)
 
 
-def _pairs(*values: Sequence[int]) -> list[tuple[int, int]]:
-    return [(value[0], value[1]) for value in values]
+def _pair(value: Sequence[int]) -> tuple[int, int]:
+    return value[0], value[1]
 
 
 def _conv_acc(
@@ -79,7 +79,9 @@ def _conv_acc(
 ) -> Tensor:
     out = schema.conv_acc(codes, weight, out_channels, kernel, stride, padding, dilation)
     if out.numel():
-        _core.conv_acc(_view(codes), _view(weight), *_pairs(stride, padding, dilation), out.permute(0, 2, 3, 1).numpy())
+        _core.conv_acc(
+            _view(codes), _view(weight), _pair(stride), _pair(padding), _pair(dilation), out.permute(0, 2, 3, 1).numpy()
+        )
     return out
 
 
@@ -94,15 +96,15 @@ def _conv_codes(
     dilation: Sequence[int] = (1, 1),
     out_groups: int = 1,
 ) -> Tensor:
-    out = schema.conv_codes(
-        codes, weight, thresholds, out_channels, kernel, stride, padding, dilation, out_groups
-    )
+    out = schema.conv_codes(codes, weight, thresholds, out_channels, kernel, stride, padding, dilation, out_groups)
     if out.numel():
         _core.conv_codes(
             _view(codes),
             _view(weight),
             _view(thresholds),
-            *_pairs(stride, padding, dilation),
+            _pair(stride),
+            _pair(padding),
+            _pair(dilation),
             out_groups,
             out.numpy(),
         )
@@ -122,9 +124,7 @@ def _conv_float(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
 ) -> Tensor:
-    out = schema.conv_float(
-        codes, weight, scale, bias, residual, relu, out_channels, kernel, stride, padding, dilation
-    )
+    out = schema.conv_float(codes, weight, scale, bias, residual, relu, out_channels, kernel, stride, padding, dilation)
     if out.numel():
         _core.conv_float(
             _view(codes),
@@ -133,7 +133,9 @@ def _conv_float(
             _optional(bias),
             None if residual is None else _view(residual.permute(0, 2, 3, 1)),
             relu,
-            *_pairs(stride, padding, dilation),
+            _pair(stride),
+            _pair(padding),
+            _pair(dilation),
             out.permute(0, 2, 3, 1).numpy(),
         )
     return out
@@ -151,7 +153,9 @@ def _max_pool_codes(
     if out.numel():
         # Pooling looks at no channel by itself: every bit of every word is pooled, and unused bits stay zero.
         channels = codes.shape[3] // WORD_BYTES * WORD_CODES
-        _core.max_pool_codes(_view(codes), channels, 1, *_pairs(kernel, stride, padding, dilation), out.numpy())
+        _core.max_pool_codes(
+            _view(codes), channels, 1, _pair(kernel), _pair(stride), _pair(padding), _pair(dilation), out.numpy()
+        )
     return out
 
 

@@ -7,6 +7,7 @@ checks as the real one and returns an empty tensor of the right shape, dtype and
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from fatnn_rs.ops.geometry import conv_size, packed_bytes, pool_size
 __all__ = ["LIBRARY", "OPS"]
 
 #: Owns the registrations; they live as long as it does.
-LIBRARY = torch.library.Library("fatnn_rs", "DEF")
+LIBRARY: Any = torch.library.Library("fatnn_rs", "DEF")  # type: ignore[no-untyped-call]
 
 
 def quantize(x: Tensor, low: float, high: float, groups: int = 1) -> Tensor:
@@ -233,9 +234,7 @@ def max_pool_codes(
             f"fatnn_rs::max_pool_codes: padding: expected at most half the kernel {list(kernel)}, got {list(padding)}"
         )
     size = codes.shape[1:3]
-    height, width = check_output(
-        "max_pool_codes", pool_size(size, kernel, stride, padding, dilation, ceil_mode), size
-    )
+    height, width = check_output("max_pool_codes", pool_size(size, kernel, stride, padding, dilation, ceil_mode), size)
     return codes.new_empty((codes.shape[0], height, width, codes.shape[3]))
 
 

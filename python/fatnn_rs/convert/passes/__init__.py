@@ -2,9 +2,9 @@
 
 | pass | does |
 | --- | --- |
-| ``cleanup`` | drops what nobody reads; lets quantizers that agree share one result, and chains of linear layers one shape |
+| ``cleanup`` | drops what nobody reads; lets quantizers that agree share one result |
 | ``codes`` | convolution … quantizer becomes ``conv_codes`` with integer thresholds, max-pools move onto codes |
-| ``floats`` | every other ternary layer becomes ``conv_float`` with what fits its epilogue, every other quantizer ``quantize`` |
+| ``floats`` | other ternary layers become ``conv_float`` with what fits its epilogue, other quantizers ``quantize`` |
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Convolution, float functions of one channel, quantizer: one convolution from codes to codes.
 
 For every quantizer, walk up from its input. While each value has one reader and each node is a function of single
-elements, a max-pool or a flatten, go on; where the walk ends at a ternary layer, the whole stretch becomes ``conv_codes``
-with thresholds found by evaluating it (:mod:`fatnn_rs.convert.thresholds`), and the max-pools run on codes after it.
+elements, a max-pool or a flatten, go on; where the walk ends at a ternary layer, the whole stretch becomes
+``conv_codes`` with thresholds found by evaluating it (:mod:`fatnn_rs.convert.thresholds`), and the max-pools run on
+codes after it.
 
 Max-pools may move behind what follows them because the quantizer never decreases: the functions between a max-pool and
-the quantizer must not decrease either, which is checked. A flatten in front of a linear layer is not executed at all: the
-layer runs as a convolution whose kernel covers the whole map.
+the quantizer must not decrease either, which is checked. A flatten in front of a linear layer is not executed at all:
+the layer runs as a convolution whose kernel covers the whole map.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class _Chain:
     steps: list[Node] = field(default_factory=list)
 
     def of_kind(self, kind: str) -> list[Node]:
-        """The steps of one kind."""
+        """Return the steps of one kind."""
         return [step for step in self.steps if _kind(step) == kind]
 
 
@@ -67,7 +68,7 @@ def fuse_codes(graph: Graph) -> None:
 
 
 def _walk(graph: Graph, quantizer: Node) -> _Chain | Node:
-    """The chain above a quantizer, or the node at which the walk stopped."""
+    """Return the chain above a quantizer, or the node at which the walk stopped."""
     nodes, users = graph.index(), graph.users()
     steps: list[Node] = []
     current = nodes[quantizer.inputs[0]]
@@ -171,7 +172,7 @@ def _conv_node(graph: Graph, chain: _Chain, quantizer: Node, weight: Tensor, fou
 
 
 def _pool_node(graph: Graph, step: Node, source: Node) -> Node:
-    """A max-pool on codes, in two dimensions."""
+    """Make a max-pool on codes, in two dimensions."""
     one, zero = ([1], [0]) if step.op == "max_pool1d" else ([], [])
     attrs = {
         "kernel": one + step.attrs["kernel"],

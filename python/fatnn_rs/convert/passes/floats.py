@@ -1,8 +1,8 @@
 """What could not run from codes to codes: ternary layers with float results, and quantizers of float values.
 
 A ternary layer becomes ``conv_float``. As many of the float functions behind it (scale, bias, BatchNorm) as one fused
-multiply-add reproduces bit for bit go into its epilogue (:mod:`fatnn_rs.convert.affine`), then a residual addition, then a
-ReLU; the rest stays with torch.
+multiply-add reproduces bit for bit go into its epilogue (:mod:`fatnn_rs.convert.affine`), then a residual addition,
+then a ReLU; the rest stays with torch.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _only_reader(graph: Graph, name: str) -> Node | None:
 
 
 def _following(graph: Graph, node: Node, ops: tuple[str, ...]) -> list[Node]:
-    """The run of nodes of these ops behind ``node``, each the only reader of the one before."""
+    """Return the run of nodes of these ops behind ``node``, each the only reader of the one before."""
     found: list[Node] = []
     reader = _only_reader(graph, node.name)
     while reader is not None and reader.op in ops:
@@ -59,7 +59,7 @@ def _compose(graph: Graph, nodes: list[Node]) -> Callable[[Tensor], Tensor]:
 
 
 def _epilogue(graph: Graph, node: Node, tail: list[Node]) -> tuple[list[Node], dict[str, Tensor]]:
-    """The longest start of ``tail`` that one fused multiply-add reproduces, and its factors."""
+    """Find the longest start of ``tail`` that one fused multiply-add reproduces, and its factors."""
     weight = graph.tensors[node.tensors["weight"]]
     low, high = accumulator_range(weight, node.attrs["half_range"])
     for length in range(len(tail), 0, -1):
@@ -79,7 +79,7 @@ def _to_conv_float(graph: Graph, node: Node) -> None:
     residual: list[str] = []
     relu = False
     if len(absorbed) < len(tail):
-        node.note = f"{', '.join(step.op for step in tail[len(absorbed):])} stays in torch: not one fused multiply-add"
+        node.note = f"{', '.join(step.op for step in tail[len(absorbed) :])} stays in torch: not one fused multiply-add"
     last = absorbed[-1] if absorbed else node
     reader = _only_reader(graph, last.name)
     if reader is not None and reader.op == "add" and _same_shapes(graph, reader):
