@@ -262,7 +262,7 @@ mod tests {
             let layout = CodesLayout::new(channels, groups).unwrap();
             let n = 3 * pixels * channels;
             // 251 is prime: no two words are the same.
-            let x: Vec<f32> = (0..n).map(|i| values[(i % 251) * (i % 251 + 1) / 2 % values.len()]).collect();
+            let x: Vec<f32> = (0..n).map(|i| values[i % 251 % values.len()]).collect();
             for order in [PixelOrder::ChannelsFirst, PixelOrder::ChannelsLast] {
                 let codes = reference::quantize(&x, [3, pixels, channels], order, thresholds);
                 let mut expected = vec![0; 3 * pixels * layout.pixel_bytes()];
