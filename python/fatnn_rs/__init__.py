@@ -17,7 +17,10 @@ from fatnn_rs.errors import ConfigError, ConversionError, FatnnError, FormatErro
 if TYPE_CHECKING:
     from fatnn_rs import nn, ops, quant
     from fatnn_rs._core import __version__, cpu_info, get_num_threads, set_num_threads
-    from fatnn_rs.convert import convert, load, save, summary, verify
+    from fatnn_rs.convert.api import convert
+    from fatnn_rs.convert.file import load, save
+    from fatnn_rs.convert.summary import summary
+    from fatnn_rs.convert.verify import verify
     from fatnn_rs.prepare import param_groups, prepare
 
 __all__ = [

@@ -77,7 +77,7 @@ def info(as_json: Json = False) -> None:
 @app.command()
 def demo(
     seeds: Annotated[int, typer.Option(min=1, help="Networks to train.")] = 3,
-    float_epochs: Annotated[int, typer.Option(min=1, help="Epochs of float training.")] = 6,
+    float_epochs: Annotated[int, typer.Option(min=1, help="Epochs of float training.")] = 8,
     ternary_epochs: Annotated[int, typer.Option(min=1, help="Epochs of ternary training.")] = 12,
     out: Annotated[Path, typer.Option(help="Directory for the network, the picture and the figures.")] = Path(
         "demo-output"

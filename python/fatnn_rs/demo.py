@@ -22,6 +22,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
 import fatnn_rs
+from fatnn_rs import demo_report
+from fatnn_rs.convert import TernaryNetwork
 from fatnn_rs.errors import ConfigError, ConversionError
 from fatnn_rs.models.digits import DigitsNet
 from fatnn_rs.nn import TernaryLayer
@@ -52,7 +54,7 @@ class DemoOptions:
     """
 
     seeds: int = 3
-    float_epochs: int = 6
+    float_epochs: int = 8
     ternary_epochs: int = 12
     out: Path = field(default_factory=lambda: Path("demo-output"))
     json_path: Path | None = None
@@ -97,19 +99,34 @@ def main(options: DemoOptions | None = None, console: Console | None = None) -> 
     Raises
     ------
     ConversionError
-        Where the network loaded from its file does not answer as the converted one does.
+        Where a code differs between the model and the converted network, or the network loaded from its file does not
+        answer as the converted one does.
     UnsupportedError
         Where scikit-learn or, with ``picture``, matplotlib is missing.
     """
-    from fatnn_rs import demo_report
-
     options = DemoOptions() if options is None else options
     console = Console() if console is None else console
     if options.picture:
         demo_report.require_matplotlib()
+    options.out.mkdir(parents=True, exist_ok=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        result = _measure(options, console)
+    finally:
+        torch.set_num_threads(threads)
+    json_path = options.json_path or options.out / "demo.json"
+    result["files"]["figures"] = str(json_path)
+    json_path.parent.mkdir(parents=True, exist_ok=True)
+    json_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    demo_report.show(result, console)
+    return result
+
+
+def _measure(options: DemoOptions, console: Console) -> dict[str, Any]:
+    """Everything but the writing and the showing of figures."""
     started = time.perf_counter()
     data = load_digits()
-    options.out.mkdir(parents=True, exist_ok=True)
     seeds = _train_all(options, data, console)
     trained_at = time.perf_counter()
 
@@ -147,11 +164,6 @@ def main(options: DemoOptions | None = None, console: Console | None = None) -> 
         )
         result["files"]["picture"] = str(picture)
     result["seconds"] = {"training": trained_at - started, "total": time.perf_counter() - started}
-    json_path = options.json_path or options.out / "demo.json"
-    result["files"]["figures"] = str(json_path)
-    json_path.parent.mkdir(parents=True, exist_ok=True)
-    json_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    demo_report.show(result, console)
     return result
 
 
@@ -163,56 +175,56 @@ def _train_all(options: DemoOptions, data: Digits, console: Console) -> list[Tra
     while it traces) stay outside the threads.
     """
     floats: list[nn.Module] = []
-    for seed in range(options.seeds):
-        torch.manual_seed(seed)
-        floats.append(DigitsNet())
+    with torch.random.fork_rng(devices=[]):
+        for seed in range(options.seeds):
+            torch.manual_seed(seed)
+            floats.append(DigitsNet())
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with (
-            Progress(*columns, console=console, transient=True) as progress,
-            ThreadPoolExecutor(
-                min(options.seeds, os.cpu_count() or 1), initializer=torch.set_num_threads, initargs=(1,)
-            ) as pool,
-        ):
-            total = options.float_epochs + options.ternary_epochs
-            tasks = [progress.add_task(f"seed {seed}", total=total, state="waiting") for seed in range(options.seeds)]
+    with (
+        Progress(*columns, console=console, transient=True) as progress,
+        ThreadPoolExecutor(
+            min(options.seeds, os.cpu_count() or 1), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool,
+    ):
+        total = options.float_epochs + options.ternary_epochs
+        tasks = [progress.add_task(f"seed {seed}", total=total, state="waiting") for seed in range(options.seeds)]
 
-            def report(seed: int, kind: str) -> Callable[[Epoch], None]:
-                def update(epoch: Epoch) -> None:
-                    progress.update(tasks[seed], advance=1, state=f"{kind} {epoch.test_accuracy:.1%}")
+        def report(seed: int, kind: str) -> Callable[[Epoch], None]:
+            def update(epoch: Epoch) -> None:
+                progress.update(tasks[seed], advance=1, state=f"{kind} {epoch.test_accuracy:.1%}")
 
-                return update
+            return update
 
-            def train_float(seed: int) -> list[Epoch]:
-                epochs, on_epoch = options.float_epochs, report(seed, "float")
-                return fit(floats[seed], data, epochs=epochs, lr=5e-3, seed=seed, on_epoch=on_epoch)
+        def train_float(seed: int) -> list[Epoch]:
+            epochs, on_epoch = options.float_epochs, report(seed, "float")
+            return fit(floats[seed], data, epochs=epochs, lr=5e-3, seed=seed, on_epoch=on_epoch)
 
-            def train_ternary(seed: int) -> list[Epoch]:
-                epochs, on_epoch = options.ternary_epochs, report(seed, "ternary")
-                teacher = floats[seed]
-                return fit(
-                    ternaries[seed], data, epochs=epochs, lr=6e-3, seed=seed + 1000, teacher=teacher, on_epoch=on_epoch
-                )
+        def train_ternary(seed: int) -> list[Epoch]:
+            epochs, on_epoch = options.ternary_epochs, report(seed, "ternary")
+            teacher = floats[seed]
+            return fit(
+                ternaries[seed], data, epochs=epochs, lr=6e-3, seed=seed + 1000, teacher=teacher, on_epoch=on_epoch
+            )
 
-            float_histories = list(pool.map(train_float, range(options.seeds)))
-            calibration = data.train_x[:512]
-            ternaries = [fatnn_rs.prepare(copy.deepcopy(model), example_inputs=calibration) for model in floats]
-            ternary_histories = list(pool.map(train_ternary, range(options.seeds)))
-    finally:
-        torch.set_num_threads(threads)
+        float_histories = list(pool.map(train_float, range(options.seeds)))
+        calibration = data.train_x[:512]
+        ternaries = [fatnn_rs.prepare(copy.deepcopy(model), example_inputs=calibration) for model in floats]
+        ternary_histories = list(pool.map(train_ternary, range(options.seeds)))
     columns_of_runs = zip(floats, ternaries, float_histories, ternary_histories, strict=True)
     return [Trained(seed, *parts) for seed, parts in enumerate(columns_of_runs)]
 
 
-def _deploy(trained: Trained, data: Digits, path: Path) -> tuple[dict[str, Any], nn.Module]:
+def _deploy(trained: Trained, data: Digits, path: Path) -> tuple[dict[str, Any], TernaryNetwork]:
     """Convert, verify on the whole test set, save, load and run one network."""
     model = trained.ternary_model.eval()
     network = fatnn_rs.convert(model, data.test_x[:8])
     check = fatnn_rs.verify(model, network, data.test_x)
     fatnn_rs.save(network, path)
     loaded = fatnn_rs.load(path)
+    if check.codes_different:
+        raise ConversionError(
+            f"{check.codes_different} of {check.codes_total} codes of the converted network differ from the model's"
+        )
     if not torch.equal(_answers(loaded, data.test_x), _answers(network, data.test_x)):
         raise ConversionError(f"{path}: the loaded network does not answer as the converted one does")
     figures = {
@@ -223,7 +235,7 @@ def _deploy(trained: Trained, data: Digits, path: Path) -> tuple[dict[str, Any],
         "codes_total": int(check.codes_total),
         "codes_different": int(check.codes_different),
         "max_abs_diff": float(check.max_abs_diff),
-        "top1_agreement": float(check.top1_agreement),
+        "top1_agreement": check.top1_agreement,
         "float_history": [asdict(epoch) for epoch in trained.float_history],
         "ternary_history": [asdict(epoch) for epoch in trained.ternary_history],
     }

@@ -19,7 +19,7 @@ __all__ = ["MIN_STEP", "ActivationQuantizer", "WeightQuantizer", "fit_step", "po
 #: Learned step reciprocals are clamped to at least this in the forward pass.
 MIN_STEP = 1e-12
 
-_SAMPLES = 1 << 16
+_SAMPLES = 1 << 14
 
 
 class _RoundSTE(torch.autograd.Function):
@@ -79,7 +79,7 @@ def fit_step(x: Tensor, low: int, high: int) -> float:
     Parameters
     ----------
     x
-        Any shape, floating point, finite. At most 65536 values are looked at (an even stride through ``x``).
+        Any shape, floating point, finite. At most 16384 values are looked at (an even stride through ``x``).
     low, high
         The integer levels' range: ``(-1, 1)`` or ``(0, 2)``.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fatnn_rs.errors import UnsupportedError
+from fatnn_rs.errors import ConfigError, UnsupportedError
 from fatnn_rs.prepare import param_groups
 
 __all__ = ["Digits", "Epoch", "accuracy", "fit", "load_digits"]
@@ -97,12 +97,19 @@ def fit(
     Returns
     -------
     list of Epoch
+
+    Raises
+    ------
+    ConfigError
+        Where fewer than two batches would be seen.
     """
     generator = torch.Generator().manual_seed(seed)
     count = len(data.train_x)
     steps = epochs * (count // batch_size)
+    if steps < 2:
+        raise ConfigError(f"{epochs} epochs of {count} images in batches of {batch_size} are too few steps to train")
     optimizer = torch.optim.AdamW(param_groups(model, weight_decay), lr=lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=max(0.2, 2 / steps))
     padded = functional.pad(data.train_x, (1, 1, 1, 1))
     history: list[Epoch] = []
     for epoch in range(epochs):

@@ -9,7 +9,7 @@ from statistics import median
 __all__ = ["interleaved_medians"]
 
 
-def interleaved_medians(calls: Mapping[str, Callable[[], object]], seconds: float, warmup: int = 3) -> dict[str, float]:
+def interleaved_medians(calls: Mapping[str, Callable[[], object]], seconds: float, warmup: int = 2) -> dict[str, float]:
     """Time several calls in turn, so that a machine that slows down slows all of them; take medians.
 
     Parameters
@@ -17,7 +17,7 @@ def interleaved_medians(calls: Mapping[str, Callable[[], object]], seconds: floa
     calls
         Name → what to time.
     seconds
-        Time to spend on all of them together, warm-up included; every call is timed at least five times.
+        Time to spend on all of them together, warm-up included; every call is timed at least three times.
     warmup
         Untimed calls of each at the beginning.
 
@@ -32,7 +32,7 @@ def interleaved_medians(calls: Mapping[str, Callable[[], object]], seconds: floa
             call()
     times: dict[str, list[float]] = {name: [] for name in calls}
     rounds = 0
-    while rounds < 5 or time.perf_counter() < deadline:
+    while rounds < 3 or time.perf_counter() < deadline:
         for name, call in calls.items():
             start = time.perf_counter()
             call()

@@ -1,0 +1,79 @@
+"""The demonstration at toy length: the whole path, and its figures."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from fatnn_rs import ConfigError, demo
+from fatnn_rs.models.digits import DigitsNet
+from fatnn_rs.train.digits import fit, load_digits
+from fatnn_rs.train.timing import interleaved_medians
+from rich.console import Console
+
+
+def test_the_whole_path(tmp_path: Path) -> None:
+    text = io.StringIO()
+    options = demo.DemoOptions(seeds=1, float_epochs=2, ternary_epochs=1, out=tmp_path, seconds=0.01)
+    before = torch.get_num_threads()
+    result = demo.main(options, Console(file=text, width=120))
+    assert torch.get_num_threads() == before
+    assert result["codes_total"] > 100_000
+    assert result["codes_different"] == 0
+    for run in result["runs"]:
+        assert run["rust_accuracy"] == run["ternary_accuracy"]
+        assert run["top1_agreement"] == 1
+        assert run["ternary_accuracy"] > 0.7  # chance is 0.1
+        assert run["float_accuracy"] > 0.3
+        assert len(run["float_history"]) == 2
+        assert len(run["ternary_history"]) == 1
+    sizes = result["sizes"]
+    assert sizes["file_bytes"] == (tmp_path / "digits.safetensors").stat().st_size
+    assert sizes["ternary_layers_float_bytes"] > 10 * sizes["ternary_layers_packed_bytes"]
+    assert sizes["float_network_bytes"] > 5 * sizes["file_bytes"]
+    assert {row["batch"] for row in result["latency_ms"]} == {1, 64}
+    assert all(row["rust"] > 0 and row["torch"] > 0 for row in result["latency_ms"])
+    assert json.loads((tmp_path / "demo.json").read_text()) == json.loads(json.dumps(result))
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert "ternary, Rust" in text.getvalue()
+
+
+@pytest.mark.parametrize("name", ["seeds", "float_epochs", "ternary_epochs", "seconds"])
+def test_options_are_checked(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        demo.DemoOptions(**{name: 0})
+
+
+def test_data_are_split_once_and_held_out() -> None:
+    data = load_digits()
+    assert (len(data.train_x), len(data.test_x)) == (1437, 360)
+    assert data.train_x.shape[1:] == (1, 8, 8)
+    assert 0 <= float(data.train_x.min()) < float(data.train_x.max()) <= 1
+    assert torch.equal(data.test_x, load_digits().test_x)
+    shares = torch.bincount(data.test_y) / len(data.test_y) - torch.bincount(data.train_y) / len(data.train_y)
+    assert shares.abs().max() < 0.005
+
+
+def test_training_is_reproducible() -> None:
+    data = load_digits()
+    states = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        model = DigitsNet(width=4)
+        fit(model, data, epochs=1, lr=5e-3, seed=1, batch_size=256)
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][key], value) for key, value in states[1].items())
+
+
+def test_medians_are_of_every_call() -> None:
+    calls = {"a": 0, "b": 0}
+
+    def count(name: str) -> None:
+        calls[name] += 1
+
+    times = interleaved_medians({name: lambda name=name: count(name) for name in calls}, seconds=0.001)
+    assert set(times) == {"a", "b"}
+    assert calls["a"] == calls["b"] >= 5
