@@ -1,0 +1,265 @@
+"""The torch ops: values against plain torch, contracts with opcheck, tracing, and what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fatnn_rs import InputError, _core
+from fatnn_rs.ops import OPS, packed_bytes, prepack
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.library import opcheck
+from torch.nn import functional
+
+ops = torch.ops.fatnn_rs
+
+
+def codes_of(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    return torch.randint(-1, 2, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
+
+
+def layouts(x: Tensor) -> dict[str, Tensor]:
+    """The same values in several memory layouts."""
+    wide = torch.zeros(x.shape[0], 2 * x.shape[1], *x.shape[2:])
+    wide[:, ::2] = x
+    found = {"contiguous": x, "sliced": wide[:, ::2], "requires_grad": x.clone().requires_grad_()}
+    if x.dim() == 4:
+        found["channels_last"] = x.contiguous(memory_format=torch.channels_last)
+        found["transposed"] = x.transpose(2, 3).contiguous().transpose(2, 3)
+    if x.dim() == 3:
+        found["channels_last"] = x.transpose(1, 2).contiguous().transpose(1, 2)
+    return found
+
+
+def samples() -> dict[str, tuple[object, ...]]:
+    """One call of every op; the arguments in front of the last ones are tensors."""
+    x = torch.randn(2, 12, 6, 5, generator=torch.Generator().manual_seed(0))
+    codes = ops.quantize(x, 0.2, 0.9, 2)
+    weight = prepack(codes_of((8, 6, 3, 3)), 2, True)
+    window = ((3, 3), (2, 1), (1, 1), (1, 2))
+    thresholds = torch.stack([torch.arange(-4, 4), torch.arange(-3, 5)]).int()
+    scale, bias = torch.randn(8), torch.randn(8)
+    residual = torch.randn(2, 8, 3, 3)
+    return {
+        "quantize": (x, 0.2, 0.9, 2),
+        "pack_codes": (codes_of((2, 3, 70)), 2),
+        "unpack_codes": (codes, 12, 2),
+        "conv_acc": (codes, weight, 8, *window),
+        "conv_codes": (codes, weight, thresholds, 8, *window, 4),
+        "conv_float": (codes, weight, scale, bias, residual, True, 8, *window),
+        "max_pool_codes": (codes, (3, 2), (2, 2), (1, 1), (1, 1), True),
+    }
+
+
+def test_every_op_has_a_sample() -> None:
+    assert set(samples()) == set(OPS)
+
+
+# opcheck itself reads .grad of tensors that are not leaves.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("name", sorted(OPS))
+def test_opcheck(name: str) -> None:
+    opcheck(getattr(ops, name).default, samples()[name])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "requires_grad", "transposed"])
+@pytest.mark.parametrize("name", ["quantize", "conv_float"])
+def test_opcheck_layouts(name: str, layout: str) -> None:
+    arguments = list(samples()[name])
+    place = {"quantize": 0, "conv_float": 4}[name]
+    plain = getattr(ops, name)(*arguments)
+    arguments[place] = layouts(arguments[place])[layout]  # type: ignore[arg-type]
+    opcheck(getattr(ops, name).default, tuple(arguments))
+    result = getattr(ops, name)(*arguments)
+    assert torch.equal(result, plain)
+    assert not result.requires_grad
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("shape", [(3, 70), (2, 5, 9), (0, 4, 3, 3)])
+def test_opcheck_ranks(shape: tuple[int, ...]) -> None:
+    for x in layouts(torch.randn(shape)).values():
+        opcheck(ops.quantize.default, (x, -0.4, 0.5, 1))
+
+
+def levels(x: Tensor, low: float, high: float) -> Tensor:
+    return (x >= low).to(torch.int8) + (x >= high).to(torch.int8) - 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    spatial=st.lists(st.integers(1, 7), max_size=2),
+    batch=st.integers(0, 3),
+    groups=st.integers(1, 3),
+    per_group=st.integers(1, 70),
+    seed=st.integers(0, 1 << 30),
+)
+def test_quantize(spatial: list[int], batch: int, groups: int, per_group: int, seed: int) -> None:
+    channels = groups * per_group
+    x = torch.randn(batch, channels, *spatial, generator=torch.Generator().manual_seed(seed))
+    expected = levels(x, -0.25, 0.5).movedim(1, -1)
+    for given_x in layouts(x).values():
+        codes = ops.quantize(given_x, -0.25, 0.5, groups)
+        assert codes.shape[-1] == packed_bytes(channels, groups) == _core.packed_bytes(channels, groups)
+        assert torch.equal(ops.unpack_codes(codes, channels, groups).reshape(expected.shape), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(pixels=st.integers(0, 9), groups=st.integers(1, 4), per_group=st.integers(1, 130), seed=st.integers(0, 1 << 30))
+def test_pack_and_unpack(pixels: int, groups: int, per_group: int, seed: int) -> None:
+    codes = codes_of((pixels, groups * per_group), seed)
+    assert torch.equal(ops.unpack_codes(ops.pack_codes(codes, groups), groups * per_group, groups), codes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(0, 2),
+    groups=st.integers(1, 3),
+    cin=st.integers(1, 20),
+    cout=st.integers(1, 20),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    half=st.booleans(),
+    seed=st.integers(0, 1 << 30),
+)
+def test_convolutions(batch, groups, cin, cout, kernel, stride, padding, dilation, half, seed) -> None:  # type: ignore[no-untyped-def]
+    weight = codes_of((groups * cout, cin, *kernel), seed)
+    codes = codes_of((batch, 7, 6, groups * cin), seed + 1)
+    packed, blob = ops.pack_codes(codes, groups), prepack(weight, groups, half)
+    image = codes.permute(0, 3, 1, 2).float() + (1.0 if half else 0.0)
+    window = (stride, padding, dilation)
+    acc = functional.conv2d(image, weight.float(), None, *window, groups)
+    n = groups * cout
+    result = ops.conv_acc(packed, blob, n, kernel, *window)
+    assert torch.equal(result, acc.int())
+    assert result.is_contiguous(memory_format=torch.channels_last)
+
+    generator = torch.Generator().manual_seed(seed)
+    thresholds = torch.randint(-3, 4, (2, n), dtype=torch.int32, generator=generator).sort(0).values
+    made = ops.unpack_codes(ops.conv_codes(packed, blob, thresholds, n, kernel, *window, groups), n, groups)
+    low, high = (t.view(1, -1, 1, 1) for t in thresholds)
+    expected = (acc >= low).to(torch.int8) + (acc >= high).to(torch.int8) - 1
+    assert torch.equal(made.permute(0, 3, 1, 2), expected)
+
+    scale, residual = torch.randn(n, generator=generator), torch.randn(acc.shape, generator=generator)
+    plain = ops.conv_float(packed, blob, None, None, None, False, n, kernel, *window)
+    assert torch.equal(plain, acc)
+    scaled = ops.conv_float(packed, blob, scale, None, residual, True, n, kernel, *window)
+    assert torch.equal(scaled, torch.relu(acc * scale.view(-1, 1, 1) + residual))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    pad=st.booleans(),
+    dilation=st.integers(1, 2),
+    ceil_mode=st.booleans(),
+    channels=st.integers(1, 70),
+    groups=st.integers(1, 2),
+    seed=st.integers(0, 1 << 30),
+)
+def test_max_pool(size, kernel, stride, pad, dilation, ceil_mode, channels, groups, seed) -> None:  # type: ignore[no-untyped-def]
+    padding = tuple(k // 2 if pad else 0 for k in kernel)
+    if any(size[i] + 2 * padding[i] < dilation * (kernel[i] - 1) + 1 for i in range(2)):
+        return
+    codes = codes_of((2, *size, groups * channels), seed)
+    window = (kernel, stride, padding, (dilation, dilation), ceil_mode)
+    pooled = ops.max_pool_codes(ops.pack_codes(codes, groups), *window)
+    expected = functional.max_pool2d(codes.permute(0, 3, 1, 2).float(), *window)
+    assert torch.equal(ops.unpack_codes(pooled, groups * channels, groups).permute(0, 3, 1, 2).float(), expected)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_under_compile(backend: str, dynamic: bool) -> None:
+    blob = prepack(codes_of((8, 12, 3, 3)), 1, True)
+    scale, bias = torch.randn(8), torch.randn(8)
+
+    def run(x: Tensor) -> Tensor:
+        codes = ops.max_pool_codes(ops.quantize(x * 2, 0.1, 0.7), (2, 2), (2, 2))
+        return ops.conv_float(codes, blob, scale, bias, None, True, 8, (3, 3), (1, 1), (1, 1)) + 1
+
+    torch._dynamo.reset()
+    compiled = torch.compile(run, fullgraph=True, backend=backend, dynamic=dynamic)
+    for batch in (2, 3):
+        x = torch.randn(batch, 12, 8, 8)
+        assert torch.equal(compiled(x), run(x))
+
+
+def test_under_export() -> None:
+    class Model(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return ops.unpack_codes(ops.quantize(x, 0.0, 1.0), 5)
+
+    x = torch.randn(2, 5, 4, 4)
+    program = torch.export.export(Model(), (x,))
+    assert torch.equal(program.module()(x), Model()(x))
+
+
+CODES = torch.zeros(1, 4, 4, 16, dtype=torch.uint8)
+BLOB = prepack(codes_of((8, 12, 3, 3)), 1, False)
+SQUARE = ((3, 3), (1, 1), (0, 0), (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: ops.quantize(torch.zeros(1, 4).double(), 0.0, 1.0), "x: expected torch.float32, got torch.float64"),
+        (lambda: ops.quantize(torch.zeros(4), 0.0, 1.0), "x: expected 2 or 3 or 4 dimensions"),
+        (lambda: ops.quantize(torch.zeros(1, 4), 0.0, 1.0, 3), "groups: expected a divisor of the 4 channels, got 3"),
+        (lambda: ops.quantize(torch.zeros(1, 4), 0.0, 1.0, 0), "groups"),
+        (lambda: ops.quantize(torch.full((1, 4), float("nan")), 0.0, 1.0), "NaN"),
+        (lambda: ops.pack_codes(torch.zeros(1, 4)), "codes: expected torch.int8"),
+        (lambda: ops.pack_codes(torch.full((1, 4), 2, dtype=torch.int8)), "got 2"),
+        (lambda: ops.unpack_codes(CODES, 65), "packed: expected 32 bytes a pixel"),
+        (lambda: ops.unpack_codes(CODES, 0), "channels: expected at least 1, got 0"),
+        (lambda: ops.conv_acc(CODES.float(), BLOB, 8, *SQUARE), "codes: expected torch.uint8"),
+        (lambda: ops.conv_acc(CODES[0], BLOB, 8, *SQUARE), "codes: expected 4 dimensions"),
+        (lambda: ops.conv_acc(CODES[..., :10], BLOB, 8, *SQUARE), "whole number of 16-byte words"),
+        (lambda: ops.conv_acc(CODES, BLOB, 8, (3, 3), (0, 1)), "stride: expected two integers of at least 1"),
+        (lambda: ops.conv_acc(CODES, BLOB, 8, (3, 3), (1, 1), (-1, 0)), "padding: expected two integers of at least 0"),
+        (lambda: ops.conv_acc(CODES, BLOB, 8, (5, 5)), "smaller than the kernel"),
+        (lambda: ops.conv_acc(CODES, BLOB, 0, *SQUARE), "out_channels: expected at least 1"),
+        (lambda: ops.conv_acc(CODES, BLOB, 9, *SQUARE), "output: expected"),
+        (lambda: ops.conv_acc(CODES, BLOB, 8, (2, 2)), "output: expected"),
+        (lambda: ops.conv_acc(CODES, BLOB[:-1], 8, *SQUARE), "pack the weights again"),
+        (lambda: ops.conv_acc(CODES, torch.zeros(9, dtype=torch.uint8), 8, *SQUARE), "too short"),
+        (lambda: ops.conv_acc(torch.zeros(1, 4, 4, 32, dtype=torch.uint8), BLOB, 8, *SQUARE), "packed codes: expected"),
+        (
+            lambda: ops.conv_codes(CODES, BLOB, torch.zeros(2, 7, dtype=torch.int32), 8, *SQUARE),
+            r"thresholds: expected shape \(2, 8\), got \(2, 7\)",
+        ),
+        (
+            lambda: ops.conv_codes(CODES, BLOB, torch.zeros(2, 8, dtype=torch.int32), 8, *SQUARE, 3),
+            "groups: expected a divisor of the 8 channels",
+        ),
+        (
+            lambda: ops.conv_float(CODES, BLOB, None, torch.zeros(8), None, False, 8, *SQUARE),
+            "bias: expected a scale beside it",
+        ),
+        (
+            lambda: ops.conv_float(CODES, BLOB, torch.zeros(9), None, None, False, 8, *SQUARE),
+            r"scale: expected shape \(8,\)",
+        ),
+        (
+            lambda: ops.conv_float(CODES, BLOB, None, None, torch.zeros(1, 8, 3, 2), False, 8, *SQUARE),
+            r"residual: expected shape \(1, 8, 2, 2\)",
+        ),
+        (lambda: ops.max_pool_codes(CODES, (2, 2), (1, 1), (2, 2)), "padding: expected at most half the kernel"),
+        (lambda: ops.max_pool_codes(CODES, (5, 5), (1, 1)), "smaller than the kernel"),
+        (lambda: prepack(torch.zeros(4, 4, 1, 1)), "weight: expected torch.int8"),
+        (lambda: prepack(codes_of((4, 4))), "weight: expected 4 dimensions"),
+        (lambda: prepack(codes_of((4, 4, 1, 1)), 3), "groups: expected a divisor of the 4 channels"),
+        (lambda: prepack(codes_of((4, 0, 1, 1))), "at least one value"),
+        (lambda: prepack(torch.full((1, 1, 1, 1), 2, dtype=torch.int8)), "got 2"),
+    ],
+)
+def test_refuses(call, says: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(InputError, match=says):
+        call()
