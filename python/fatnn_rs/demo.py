@@ -168,7 +168,7 @@ def _measure(options: DemoOptions, console: Console) -> dict[str, Any]:
 
 
 def _train_all(options: DemoOptions, data: Digits, console: Console) -> list[Trained]:
-    """Train every seed, as many at a time as there are cores, each on one thread.
+    """Train the seeds side by side, each on one thread (up to two a core, so that none idles when one ends early).
 
     One thread each, because layers this small gain little from more, and because results are then the same on every
     number of cores. Making networks (torch's global random generator) and preparing them (``torch.fx`` patches torch
@@ -183,7 +183,7 @@ def _train_all(options: DemoOptions, data: Digits, console: Console) -> list[Tra
     with (
         Progress(*columns, console=console, transient=True) as progress,
         ThreadPoolExecutor(
-            min(options.seeds, os.cpu_count() or 1), initializer=torch.set_num_threads, initargs=(1,)
+            min(options.seeds, 2 * (os.cpu_count() or 1)), initializer=torch.set_num_threads, initargs=(1,)
         ) as pool,
     ):
         total = options.float_epochs + options.ternary_epochs

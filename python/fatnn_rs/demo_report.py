@@ -115,5 +115,5 @@ def draw(histories: list[tuple[int, list[Epoch], list[Epoch]]], codes: dict[str,
         base = [low + value for low, value in zip(base, share, strict=True)]
     bars.set(title="weight codes (first seed)", ylabel="%", ylim=(0, 100))
     bars.set_xticks(range(len(codes)), list(codes), rotation=60, ha="right", fontsize=7)
-    bars.legend(loc="upper right")
+    bars.legend(loc="lower left", framealpha=0.9)
     figure.savefig(path, dpi=110)
