@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fatnn_rs.convert.capture import Captured, Seen
-from fatnn_rs.convert.graph import Graph, Node, Ref, map_refs, refs
+from fatnn_rs.convert.graph import Graph, Node, Ref, refs
 from fatnn_rs.errors import ConversionError
 
 __all__ = ["Lowering", "Row", "lower"]
@@ -262,5 +262,19 @@ def lower(captured: Captured) -> Graph:
             break
         elif getattr(node.target, "__name__", "") not in _ASSERTIONS and node.target != "_guards_fn":
             ctx.env[node] = _lower_call(ctx, node)
-    ctx.graph.outputs = map_refs(ctx.resolve(captured.outputs), lambda ref: ref)
+    ctx.graph.outputs = ctx.resolve(captured.outputs)
+    _find_channels(ctx.graph)
     return ctx.graph
+
+
+_CHANNELS_SECOND = frozenset({"act_quant", "pad", "conv1d", "conv2d", "batch_norm"})
+_CHANNELS_LAST = frozenset({"rows", "linear"})
+
+
+def _find_channels(graph: Graph) -> None:
+    """Note on every input which dimension holds its channels, by who reads it; 0 where nobody says."""
+    for node in graph.nodes:
+        if node.op == "input":
+            readers = {reader.op for reader in graph.users()[node.name] if reader is not None}
+            second, last = bool(readers & _CHANNELS_SECOND), bool(readers & _CHANNELS_LAST)
+            node.attrs["channel_dim"] = 1 if second else (len(node.shape) - 1 if last else 0)

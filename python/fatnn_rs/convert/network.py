@@ -151,8 +151,9 @@ def _check_input(node: Node, x: Tensor) -> None:
             f"{where}: this network was captured for the shape {list(shape)} only, got {list(x.shape)}; convert it "
             "again with example inputs of that shape"
         )
-    if len(shape) > 1 and x.shape[1] != shape[1]:
+    dim = node.attrs["channel_dim"]
+    if dim and x.shape[dim] != shape[dim]:
         raise InputError(
-            f"{where}: expected {shape[1]} channels (dimension 1, as {list(shape)}), got {x.shape[1]} in shape "
+            f"{where}: expected {shape[dim]} channels (dimension {dim}, as {list(shape)}), got {x.shape[dim]} in shape "
             f"{list(x.shape)}; give the input the model was made for"
         )

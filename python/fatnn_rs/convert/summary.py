@@ -156,13 +156,15 @@ def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[Summa
             return
         # The result of conv_codes is packed: its pixels count, its bytes do not.
         outputs = math.prod(result.shape[:3]) * weight.shape[0] if node.op == "conv_codes" else result.numel()
-        shape = (result.shape[0], weight.shape[0], *result.shape[1:3]) if node.op == "conv_codes" else result.shape
+        batch, *size = result.shape
+        if node.op == "conv_codes":
+            size = [weight.shape[0], *result.shape[3 - node.attrs["dims"] : 3]]
         others = sum(net.graph.tensors[name].numel() for role, name in node.tensors.items() if role != "weight")
         rows.append(
             SummaryRow(
                 name=node.layer or node.name,
                 kind=node.op,
-                shape=tuple(shape),
+                shape=(batch, *size),
                 weight_bits=2 if ternary else 32,
                 act_bits=2 if ternary else 32,
                 macs=outputs * math.prod(weight.shape[1:]),

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from fatnn_rs.convert.checks import as_root, check_inputs, ternary_layers
@@ -112,17 +113,21 @@ def _eager_codes(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     taken: dict[str, list[Tensor]] = {}
     handles = []
 
-    def hook_for(name: str) -> Any:
+    def hook_for(name: str, layer: Any) -> Any:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            codes = output.detach().to(torch.int8)
+            codes = output.detach()
+            if getattr(layer, "padding", 0) == "same" and layer.padding_mode == "zeros":
+                around = layer._reversed_padding_repeated_twice
+                if around[::2] != around[1::2]:  # the network pads in front of the quantizer; zero has code 0
+                    codes = functional.pad(codes, around)
             # Kept as stored in the packed format: half-range levels 0..2 are codes -1..1.
-            taken.setdefault(name, []).append(codes - 1 if module.half_range else codes)
+            taken.setdefault(name, []).append((codes - 1 if module.half_range else codes).to(torch.int8))
 
         return hook
 
     try:
         for name, layer in ternary_layers(model).items():
-            handles.append(layer.act_quant.register_forward_hook(hook_for(name)))
+            handles.append(layer.act_quant.register_forward_hook(hook_for(name, layer)))
         yield taken
     finally:
         for handle in handles:

@@ -1,0 +1,356 @@
+"""Conversion: every model's codes and outputs bit for bit, and that the right things were fused."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from nets import (
+    MODELS,
+    Block,
+    Branching,
+    Mlp,
+    PreActivation,
+    ResNet,
+    TokenMlp,
+    TwoInputs,
+    Vgg,
+    exact,
+    image,
+    ops_of,
+    ready,
+)
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fatnn_rs import UnsupportedError
+from fatnn_rs.convert import convert, summary, verify
+from fatnn_rs.nn import TernaryConv2d, calibrate
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("ends", ["ternary", "float"])
+def test_models(name: str, ends: str) -> None:
+    make, inputs, others = MODELS[name]
+    if name == "two inputs" and ends == "float":
+        pytest.skip("it has no layer between its ends")
+    torch.manual_seed(1)
+    model = ready(make(), inputs, first=ends, last=ends)
+    before = copy.deepcopy(model.state_dict())
+    exact(model, inputs, others)
+    after = model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert before.keys() == after.keys()
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_channels_last() -> None:
+    x = image(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    model = ready(ResNet(), x, first="float").to(memory_format=torch.channels_last)
+    exact(model, x, (image(1, 3, 32, 32).contiguous(memory_format=torch.channels_last),))
+
+
+@pytest.mark.parametrize("batch", [0, 1, 7])
+def test_batch_sizes(batch: int) -> None:
+    x = image(2, 3, 12, 12)
+    model = ready(PreActivation(), x)
+    net = convert(model, x)
+    given = image(batch, 3, 12, 12)
+    assert torch.equal(net(given), model(given))
+
+
+def test_resnet_is_fused() -> None:
+    x = image(2, 3, 32, 32)
+    net = exact(ready(ResNet(), x, first="float", last="float"), x)
+    assert ops_of(net) == [
+        *("conv2d", "batch_norm", "relu", "max_pool2d"),
+        *("quantize", "conv_codes", "conv_float"),
+        *("quantize", "conv_codes", "conv_float", "conv_float"),
+        *("quantize", "conv_codes", "conv_float"),
+        *("adaptive_avg_pool2d", "flatten", "linear"),
+    ]
+    residual = [node for node in net.graph.nodes if node.op == "conv_float" and len(node.inputs) == 2]
+    assert len(residual) == 3
+    assert all(node.attrs["relu"] for node in residual)
+    assert net.report.layers_ternary == 7
+    assert net.report.unsaveable == ()
+
+
+def test_vgg_runs_on_codes_from_end_to_end() -> None:
+    x = image(2, 3, 13, 11)
+    net = exact(ready(Vgg(), x), x)
+    assert ops_of(net) == [
+        *("quantize", "conv_codes", "conv_codes", "max_pool_codes", "conv_codes", "max_pool_codes"),
+        *("conv_codes", "conv_float", "channel_bias"),
+    ]
+    linear = next(node for node in net.graph.nodes if node.layer == "classifier.1")
+    assert linear.attrs["kernel"] == [2, 2]
+
+
+def test_token_mlp_is_fused() -> None:
+    x = image(2, 7, 12)
+    net = exact(ready(TokenMlp(), x), x)
+    assert ops_of(net) == [
+        *("rows", "quantize", "conv_codes", "conv_codes", "conv_float", "channel_bias", "reshape_like", "add"),
+    ]
+
+
+def test_shared_layer_runs_twice() -> None:
+    inputs = (image(2, 4, 6, 6), image(2, 4, 5, 7))
+    model = ready(TwoInputs(), inputs)
+    report = verify(model, convert(model, inputs), inputs)
+    assert [(row.layer, row.call) for row in report.rows][:3] == [("shared", 0), ("shared", 1), ("shared", 2)]
+
+
+def test_codes_are_made_once_for_equal_quantizers() -> None:
+    class Twins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) + self.b(x)
+
+    x = image(2, 4, 6, 6)
+    model = ready(Twins(), x)
+    assert ops_of(exact(model, x)).count("quantize") == 1
+    with torch.no_grad():
+        model.b.act_quant.alpha1.mul_(1.5)
+    assert ops_of(exact(model, x)).count("quantize") == 2
+
+
+def chain(*between: nn.Module, channels: int = 8) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), *between, nn.Conv2d(channels, 4, 3, padding=1))
+
+
+def prelu(count: int, low: float) -> nn.PReLU:
+    layer = nn.PReLU(count)
+    with torch.no_grad():
+        layer.weight.copy_(torch.linspace(low, 1.0, count))
+    return layer
+
+
+FUSED: dict[str, list[nn.Module]] = {
+    "batch norm": [nn.BatchNorm2d(8)],
+    "nothing": [],
+    "relu": [nn.ReLU()],
+    "no affine": [nn.BatchNorm2d(8, affine=False), nn.ReLU()],
+    "two batch norms": [nn.BatchNorm2d(8), nn.ReLU(), nn.BatchNorm2d(8)],
+    "prelu": [nn.BatchNorm2d(8), prelu(8, 0.0)],
+    "one prelu slope": [nn.BatchNorm2d(8), prelu(1, 0.5)],
+    "leaky relu": [nn.BatchNorm2d(8), nn.LeakyReLU(0.2)],
+    "hardtanh": [nn.BatchNorm2d(8), nn.Hardtanh(-0.7, 0.9)],
+    "identity, dropout": [nn.Identity(), nn.BatchNorm2d(8), nn.Dropout(), nn.ReLU()],
+    "relu, max-pool": [nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1)],
+    "max-pool, relu": [nn.BatchNorm2d(8), nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.ReLU()],
+    "max-pools": [nn.MaxPool2d(2), nn.ReLU(), nn.MaxPool2d((1, 2), (2, 1), dilation=2)],
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_what_becomes_thresholds(name: str) -> None:
+    x = image(2, 3, 12, 12)
+    model = ready(chain(*copy.deepcopy(FUSED[name])), x)
+    assert "conv_codes" in ops_of(exact(model, x))
+
+
+NOT_FUSED: dict[str, tuple[list[nn.Module], str]] = {
+    "negative prelu slope": ([nn.BatchNorm2d(8), prelu(8, -0.5)], "not monotone"),
+    "average pool": ([nn.BatchNorm2d(8), nn.AvgPool2d(2)], "avg_pool2d"),
+    "max-pool before batch norm": ([nn.MaxPool2d(2), nn.BatchNorm2d(8), nn.ReLU()], "may decrease"),
+    "unknown module": ([nn.BatchNorm2d(8), nn.GELU()], "GELU"),
+    "batch statistics": ([nn.BatchNorm2d(8, track_running_stats=False)], "BatchNorm2d"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_FUSED)
+def test_what_stays_float(name: str) -> None:
+    between, why = NOT_FUSED[name]
+    x = image(2, 3, 12, 12)
+    net = exact(ready(chain(*copy.deepcopy(between)), x), x)
+    assert ops_of(net)[:2] == ["quantize", "conv_float"]
+    assert "conv_codes" not in ops_of(net)
+    notes = [row.note for row in net.report.rows if row.op == "quantize"]
+    assert why in notes[1]
+    assert why in str(net.report)
+
+
+@pytest.mark.parametrize(
+    ("mode", "padding", "kernel"),
+    [
+        ("reflect", 2, 3),
+        ("replicate", (1, 2), 3),
+        ("circular", 1, 3),
+        ("reflect", "same", 3),
+        ("zeros", "same", (2, 4)),
+        ("zeros", "same", 3),
+        ("zeros", "valid", 3),
+        ("zeros", (0, 3), (1, 5)),
+    ],
+)
+def test_padding(mode: str, padding: Any, kernel: Any) -> None:
+    x = image(2, 5, 9, 8)
+    model = nn.Sequential(
+        nn.Conv2d(5, 6, kernel, padding=padding, padding_mode=mode),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, kernel, padding=padding, padding_mode=mode, dilation=1),
+    )
+    exact(ready(model, x), x)
+
+
+def test_full_range() -> None:
+    x = image(2, 3, 12, 12)
+    model = ready(chain(nn.BatchNorm2d(8)), x, overrides={"re:.*": {"act_range": "full"}})
+    assert not any(layer.act_quant.half_range for layer in (model[0], model[2]))
+    assert "conv_codes" in ops_of(exact(model, x))
+
+
+def test_bare_layer() -> None:
+    layer = TernaryConv2d(3, 4, 3, padding=1)
+    x = image(2, 3, 5, 5)
+    calibrate(layer, x)
+    layer.eval()
+    assert torch.equal(exact(layer, x)(x), layer(x))
+
+
+def test_captured_by_export() -> None:
+    x = image(2, 3, 8, 8)
+    net = exact(ready(Branching(), x), x)
+    assert any("torch.export" in note for note in net.report.notes)
+    assert "conv_codes" in ops_of(net)
+
+
+class InPlace(nn.Module):
+    """The shortcut must see what the in-place ReLU did to its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.drop, self.relu = nn.Dropout(), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        short = self.drop(x)
+        y = self.conv2(self.relu(x))
+        y.add_(short)
+        functional.relu(y, inplace=True)
+        return y
+
+
+def test_in_place_operations() -> None:
+    x = image(2, 3, 6, 6)
+    exact(ready(InPlace(), x), x)
+    kept = x.clone()
+    net = convert(ready(InPlace(), x), x)
+    net(x)
+    assert torch.equal(x, kept)
+
+
+class Odd(nn.Module):
+    """Things no table knows: they stay, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.lstm, self.gain = (
+            nn.Conv1d(6, 6, 3, padding=1),
+            nn.LSTM(6, 5, batch_first=True),
+            nn.Parameter(torch.ones(5)),
+        )
+        self.fc = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.conv(x).transpose(1, 2)
+        y, (state, _) = self.lstm(x)
+        y = y * self.gain + torch.sin(y[:, :1])
+        return self.fc(y), state
+
+
+def test_unknown_parts_stay_in_torch() -> None:
+    x = image(2, 6, 9)
+    net = exact(ready(Odd(), x), x)
+    assert {"torch: LSTM", "torch: sin"} <= {row.op for row in net.report.rows}
+    assert net.report.unsaveable
+
+
+def test_modules_with_hooks_stay_in_torch() -> None:
+    x = image(2, 3, 6, 6)
+    model = ready(chain(nn.BatchNorm2d(8)), x)
+    model[1].register_forward_hook(lambda module, args, output: output * 2)
+    net = exact(model, x)
+    assert any("hooks" in row.note for row in net.report.rows)
+
+
+def test_training_the_model_does_not_change_the_network() -> None:
+    x = image(4, 33)
+    model = ready(Mlp(), x)
+    net = convert(model, x)
+    before = net(x)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point():
+                tensor.add_(0.3)
+    assert torch.equal(net(x), before)
+
+
+def test_network_is_for_inference() -> None:
+    x = image(4, 33)
+    net = convert(ready(Mlp(), x), x)
+    assert not net.training
+    assert net.eval() is net
+    with pytest.raises(UnsupportedError, match="inference only"):
+        net.train()
+    assert not net(x.requires_grad_()).requires_grad
+
+
+def test_copies_and_pickles() -> None:
+    x = image(2, 3, 13, 11)
+    net = convert(ready(Vgg(), x), x)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert torch.equal(other(x), net(x))
+
+
+def test_under_compile() -> None:
+    x = image(2, 3, 13, 11)
+    net = convert(ready(Vgg(), x), x)
+    torch._dynamo.reset()
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(x), net(x))
+
+
+def test_report() -> None:
+    x = image(1, 3, 13, 11)
+    report = convert(ready(Vgg(), x), x).report
+    first = next(row for row in report.rows if row.op == "conv_codes")
+    assert first.name == "features.0"
+    assert first.macs == 10 * 13 * 11 * 27
+    assert first.packed_bytes == -(-270 // 5)
+    assert "features.1, features.2" in first.note
+    assert '"macs_ternary"' in report.to_json()
+    assert "rust codes -> codes" in str(report)
+
+
+def test_summary() -> None:
+    x = image(2, 3, 13, 11)
+    plain = Vgg()
+    model = ready(copy.deepcopy(plain), x)
+    net = convert(model, x)
+    tables = [summary(m, x) for m in (plain, model, net)]
+    assert len({table.macs for table in tables}) == 1
+    assert [row.name for row in tables[1].rows] == [row.name for row in tables[2].rows]
+    assert [row.shape for row in tables[1].rows] == [row.shape for row in tables[2].rows]
+    assert {row.weight_bits for row in tables[0].rows} == {32}
+    assert {row.weight_bits for row in tables[2].rows} == {2}
+    assert tables[2].bytes < tables[0].bytes / 8
+    assert plain.training
+    assert "100.0% of them ternary" in str(tables[2])
+
+
+def test_block_alone() -> None:
+    x = image(2, 8, 6, 6)
+    exact(ready(Block(8, 8, 1), x), x)
