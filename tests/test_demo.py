@@ -60,12 +60,22 @@ def test_data_are_split_once_and_held_out() -> None:
 def test_training_is_reproducible() -> None:
     data = load_digits()
     states = []
-    for _ in range(2):
-        torch.manual_seed(1)
-        model = DigitsNet(width=4)
-        fit(model, data, epochs=1, lr=5e-3, seed=1, batch_size=256)
-        states.append(model.state_dict())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(2):
+            torch.manual_seed(1)
+            model = DigitsNet(width=4)
+            fit(model, data, epochs=1, lr=5e-3, seed=1, batch_size=256)
+            states.append(model.state_dict())
+    finally:
+        torch.set_num_threads(threads)
     assert all(torch.equal(states[0][key], value) for key, value in states[1].items())
+
+
+def test_too_few_steps_raise() -> None:
+    with pytest.raises(ConfigError, match="too few steps"):
+        fit(DigitsNet(width=4), load_digits(), epochs=1, lr=5e-3, seed=1, batch_size=1000)
 
 
 def test_medians_are_of_every_call() -> None:

@@ -71,6 +71,12 @@ def show(result: dict[str, Any], console: Console) -> None:
         speed = f"{row['speedup']:.2f}x" if row["speedup"] >= 1 else f"{row['speedup']:.2f}x (slower)"
         table.add_row(f"batch {row['batch']}, {threads}", f"{best:.3f} ms", f"{row['rust']:.3f} ms", speed)
     console.print(table)
+    single = {row["batch"]: row["torch"] for row in result["latency_ms"] if row["threads"] == 1}
+    if any(row["torch"] > 3 * single[row["batch"]] for row in result["latency_ms"]):
+        console.print(
+            "note: torch was far slower with several threads than with one, a sign that other work kept the cores busy; "
+            "do not read those rows as a comparison"
+        )
 
     seconds = result["seconds"]
     console.print(f"{seconds['total']:.1f} s in all, {seconds['training']:.1f} s of it training")

@@ -108,7 +108,7 @@ def fit(
     steps = epochs * (count // batch_size)
     if steps < 2:
         raise ConfigError(f"{epochs} epochs of {count} images in batches of {batch_size} are too few steps to train")
-    optimizer = torch.optim.AdamW(param_groups(model, weight_decay), lr=lr)
+    optimizer = torch.optim.AdamW(param_groups(model, weight_decay), lr=lr, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=max(0.2, 2 / steps))
     padded = functional.pad(data.train_x, (1, 1, 1, 1))
     history: list[Epoch] = []
