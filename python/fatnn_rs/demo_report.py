@@ -74,7 +74,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     single = {row["batch"]: row["torch"] for row in result["latency_ms"] if row["threads"] == 1}
     if any(row["torch"] > 3 * single[row["batch"]] for row in result["latency_ms"]):
         console.print(
-            "note: torch was far slower with several threads than with one, a sign that other work kept the cores busy; "
+            "note: torch was slower with several threads than with one: a sign that other work keeps the cores busy; "
             "do not read those rows as a comparison"
         )
 
