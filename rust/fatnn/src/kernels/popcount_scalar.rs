@@ -51,16 +51,15 @@ fn run(tiles: &Tiles<'_>, rows: [*const u8; MR], acc: &mut [i32; MR * NR]) {
         for unit in 0..tiles.units() {
             let mut next =
                 || std::array::from_fn::<u64, NR, _>(|_| weights.next().expect("Tiles::new checked the panel"));
-            let (s, n) = (next(), next());
+            let (s, k) = (next(), next());
             for r in 0..MR {
                 let at = rows[r].wrapping_add(tap + unit * 16).cast::<u64>();
                 // SAFETY: `Tiles::new` checked that every row has `units` units of 16 bytes at every tap.
                 let (z, p) = unsafe { (u64::from_le(at.read_unaligned()), u64::from_le(at.add(1).read_unaligned())) };
                 for j in 0..NR {
-                    let old = ones[r][j];
-                    let one = z & n[j];
-                    ones[r][j] = old ^ one;
-                    let carry = (one & old) | (!one & (p ^ s[j]) & n[j]);
+                    let (old, o) = (ones[r][j], z | k[j]);
+                    ones[r][j] = old ^ o;
+                    let carry = (o & old) | (!o & (p ^ s[j]));
                     twos[r][j] += carry.count_ones();
                 }
             }
