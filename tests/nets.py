@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import fatnn_rs
 from fatnn_rs.convert import TernaryNetwork, convert, verify
+from fatnn_rs.quant import ActivationQuantizer
 
 
 @torch.no_grad()
@@ -22,6 +23,9 @@ def ready(model: nn.Module, inputs: Any, seed: int = 0, **config: Any) -> nn.Mod
     fatnn_rs.prepare(model, fatnn_rs.TernaryConfig(**config), example_inputs=inputs)
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
+        if isinstance(module, ActivationQuantizer) and not module.initialized:
+            module.set_step(0.5)  # a layer that saw nothing but zeros
+            module._set_state(initialized=True, half_range=True)
         if isinstance(module, _BatchNorm) and module.weight is not None:
             n = module.num_features
             module.weight.copy_(torch.randn(n, generator=generator))

@@ -1,0 +1,181 @@
+"""Conversion of random networks: not one code and not one output bit may differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from nets import exact, image, ready
+from torch import Tensor, nn
+
+from fatnn_rs.convert import convert
+
+ACTIVATIONS: dict[str, Any] = {
+    "none": nn.Identity,
+    "relu": nn.ReLU,
+    "relu in place": lambda: nn.ReLU(inplace=True),
+    "relu6": nn.ReLU6,
+    "hardtanh": lambda: nn.Hardtanh(-0.4, 0.8),
+    "leaky": lambda: nn.LeakyReLU(0.3),
+    "prelu": nn.PReLU,
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One layer with its BatchNorm, activation and pooling, and whether a shortcut spans it."""
+
+    channels: int
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+    groups: int
+    bias: bool
+    norm: bool
+    activation: str
+    pool: bool
+    shortcut: bool
+
+
+STAGES = st.builds(
+    Stage,
+    channels=st.integers(1, 5),
+    kernel=st.integers(1, 3),
+    stride=st.integers(1, 2),
+    padding=st.integers(0, 2),
+    dilation=st.integers(1, 2),
+    groups=st.integers(1, 3),
+    bias=st.booleans(),
+    norm=st.sampled_from([True, True, True, False]),
+    activation=st.sampled_from(sorted(ACTIVATIONS)),
+    pool=st.booleans(),
+    shortcut=st.booleans(),
+)
+
+
+class Shortcut(nn.Module):
+    """``after(body(x) + x)``, with a projection where the shapes differ."""
+
+    def __init__(self, body: nn.Module, after: nn.Module, project: nn.Module, in_place: bool) -> None:
+        super().__init__()
+        self.body, self.after, self.project, self.in_place = body, after, project, in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        if self.in_place:
+            y += self.project(x)
+        else:
+            y = self.project(x) + y
+        return self.after(y)
+
+
+CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d}
+NORMS: dict[int, Any] = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
+POOLS: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d}
+
+
+def layer(stage: Stage, dims: int, inner: int, outer: int, groups: int) -> nn.Module:
+    if dims == 0:
+        return nn.Linear(inner, outer, bias=stage.bias)
+    return CONVS[dims](inner, outer, stage.kernel, stage.stride, stage.padding, stage.dilation, groups, stage.bias)
+
+
+def build(stages: list[Stage], dims: int, channels: int) -> nn.Module:
+    """Stack the stages; channels are multiples of both neighbours' groups, so that every group count fits."""
+    blocks: list[nn.Module] = []
+    inner = channels
+    for index, stage in enumerate(stages):
+        groups = stage.groups if dims and inner % stage.groups == 0 else 1
+        following = stages[index + 1].groups if index + 1 < len(stages) else 1
+        outer = stage.channels * groups * following
+        body: list[nn.Module] = [layer(stage, dims, inner, outer, groups)]
+        if stage.norm:
+            body.append(NORMS[dims](outer))
+        after: list[nn.Module] = [ACTIVATIONS[stage.activation]()]
+        if stage.pool and dims:
+            after.append(POOLS[dims](2, 1))
+        if stage.shortcut:
+            project: nn.Module = nn.Identity()
+            if (
+                inner != outer
+                or stage.stride > 1
+                or (dims and 2 * stage.padding != stage.dilation * (stage.kernel - 1))
+            ):
+                project = nn.Sequential(layer(stage, dims, inner, outer, 1 if not dims else groups), NORMS[dims](outer))
+            blocks.append(Shortcut(nn.Sequential(*body), nn.Sequential(*after), project, stage.groups == 2))
+        else:
+            blocks.append(nn.Sequential(*body, *after))
+        inner = outer
+    return nn.Sequential(*blocks, nn.Flatten(), nn.LazyLinear(3))
+
+
+def check(stages: list[Stage], dims: int, channels: int, size: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = build(stages, dims, channels)
+    x = image(3, channels, *([size + 1, size][:dims]), seed=seed)
+    try:
+        model(x)
+    except (RuntimeError, ValueError):
+        assume(False)  # the kernels do not fit the map, or BatchNorm had a single value
+    inputs = tuple(image(batch, *x.shape[1:], seed=seed + batch) for batch in (1, 4))
+    model = ready(model, x, seed)
+    net = exact(model, x, inputs)
+    empty = x[:0]
+    assert net(empty).shape == (0, 3)
+    if dims == 2:
+        last = x.contiguous(memory_format=torch.channels_last)
+        assert torch.equal(net(last), model(x))
+
+
+SETTINGS = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@SETTINGS
+@given(
+    stages=st.lists(STAGES, min_size=1, max_size=4),
+    channels=st.integers(1, 6),
+    size=st.integers(4, 11),
+    seed=st.integers(0, 1 << 20),
+)
+def test_two_dimensions(stages: list[Stage], channels: int, size: int, seed: int) -> None:
+    check(stages, 2, channels, size, seed)
+
+
+@SETTINGS
+@given(
+    stages=st.lists(STAGES, min_size=1, max_size=4),
+    channels=st.integers(1, 6),
+    size=st.integers(6, 20),
+    seed=st.integers(0, 1 << 20),
+)
+def test_one_dimension(stages: list[Stage], channels: int, size: int, seed: int) -> None:
+    check(stages, 1, channels, size, seed)
+
+
+@SETTINGS
+@given(stages=st.lists(STAGES, min_size=1, max_size=4), channels=st.integers(1, 140), seed=st.integers(0, 1 << 20))
+def test_linear(stages: list[Stage], channels: int, seed: int) -> None:
+    check(stages, 0, channels, 0, seed)
+
+
+@pytest.mark.parametrize("dims", [0, 1, 2])
+def test_wide_layers_bisect(dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thresholds found by bisection and samples are those found by trying every integer."""
+    from fatnn_rs.convert import thresholds
+
+    stage = Stage(3, 3, 1, 1, 1, 1, False, True, "relu", False, False)
+    torch.manual_seed(0)
+    model = build([stage, stage, stage], dims, 70)
+    x = image(3, 70, *([7, 6][:dims]))
+    model(x)
+    model = ready(model, x)
+    everywhere = convert(model, x)
+    monkeypatch.setattr(thresholds, "EXHAUSTIVE", 0)
+    bisected = exact(model, x)
+    for name, tensor in everywhere.graph.tensors.items():
+        assert torch.equal(tensor, bisected.graph.tensors[name])
