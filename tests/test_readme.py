@@ -1,0 +1,36 @@
+"""The README's own code runs as printed."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import fatnn_rs
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_ten_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.+?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names: dict[str, object] = {}
+    exec(compile(code, str(README), "exec"), names)
+    printed = capsys.readouterr().out
+    assert re.search(r"^0 of [\d,]+ codes differ", printed, re.MULTILINE), printed
+    assert (tmp_path / "digits.safetensors").is_file()
+    net, images, logits = names["net"], names["images"], names["logits"]
+    assert isinstance(net, torch.nn.Module)
+    assert torch.equal(net(images), logits)  # type: ignore[arg-type]
+
+
+def test_every_command_and_link_it_names_exists() -> None:
+    text = README.read_text(encoding="utf-8")
+    makefile = (README.parent / "Makefile").read_text()
+    for target in set(re.findall(r"\bmake ([a-z-]+)\b", text)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (README.parent / link).exists(), link
+    for name in set(re.findall(r"\bfatnn\.([a-z_]+)\(", text)):
+        assert name in fatnn_rs.__all__, name
