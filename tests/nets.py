@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import fatnn_rs
 import torch
+from fatnn_rs.convert import TernaryNetwork, convert, verify
+from fatnn_rs.quant import ActivationQuantizer
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import fatnn_rs
-from fatnn_rs.convert import TernaryNetwork, convert, verify
-from fatnn_rs.quant import ActivationQuantizer
-
 
 @torch.no_grad()
 def ready(model: nn.Module, inputs: Any, seed: int = 0, **config: Any) -> nn.Module:
-    """Prepare and calibrate a model, then give it BatchNorms as training might leave them: some scales negative or zero."""
+    """Prepare and calibrate a model; give it BatchNorms as training might leave them, some scales negative or zero."""
     config.setdefault("first", "ternary")
     config.setdefault("last", "ternary")
     fatnn_rs.prepare(model, fatnn_rs.TernaryConfig(**config), example_inputs=inputs)
@@ -260,6 +259,11 @@ class TwoInputs(nn.Module):
         x, y = functional.relu(self.bn(self.shared(x))), functional.relu(self.bn(self.shared(y)))
         z = self.head(self.shared(x))
         return {"x": x, "all": (z, [y]), "scale": scale}
+
+
+def chain_like(*between: nn.Module, kernel: int = 3) -> nn.Module:
+    """Two convolutions of 3 to 8 and 8 to 4 channels with modules between them."""
+    return nn.Sequential(nn.Conv2d(3, 8, kernel, padding=1, bias=False), *between, nn.Conv2d(8, 4, 3, padding=1))
 
 
 def image(*shape: int, seed: int = 0) -> Tensor:

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from fatnn_rs import UnsupportedError
+from fatnn_rs.convert import convert, summary, verify
+from fatnn_rs.nn import TernaryConv2d, calibrate
 from nets import (
     MODELS,
     Block,
@@ -18,6 +21,7 @@ from nets import (
     TokenMlp,
     TwoInputs,
     Vgg,
+    chain_like,
     exact,
     image,
     ops_of,
@@ -26,19 +30,15 @@ from nets import (
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fatnn_rs import UnsupportedError
-from fatnn_rs.convert import convert, summary, verify
-from fatnn_rs.nn import TernaryConv2d, calibrate
-
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("ends", ["ternary", "float"])
+# The one with two inputs has no layer between its ends.
+@pytest.mark.parametrize(
+    ("name", "ends"), [(n, e) for n in MODELS for e in ("ternary", "float") if (n, e) != ("two inputs", "float")]
+)
 def test_models(name: str, ends: str) -> None:
     make, inputs, others = MODELS[name]
-    if name == "two inputs" and ends == "float":
-        pytest.skip("it has no layer between its ends")
     torch.manual_seed(1)
     model = ready(make(), inputs, first=ends, last=ends)
     before = copy.deepcopy(model.state_dict())
@@ -124,10 +124,6 @@ def test_codes_are_made_once_for_equal_quantizers() -> None:
     assert ops_of(exact(model, x)).count("quantize") == 2
 
 
-def chain(*between: nn.Module, channels: int = 8) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), *between, nn.Conv2d(channels, 4, 3, padding=1))
-
-
 def prelu(count: int, low: float) -> nn.PReLU:
     layer = nn.PReLU(count)
     with torch.no_grad():
@@ -155,7 +151,7 @@ FUSED: dict[str, list[nn.Module]] = {
 @pytest.mark.parametrize("name", FUSED)
 def test_what_becomes_thresholds(name: str) -> None:
     x = image(2, 3, 12, 12)
-    model = ready(chain(*copy.deepcopy(FUSED[name])), x)
+    model = ready(chain_like(*copy.deepcopy(FUSED[name])), x)
     assert "conv_codes" in ops_of(exact(model, x))
 
 
@@ -172,7 +168,7 @@ NOT_FUSED: dict[str, tuple[list[nn.Module], str]] = {
 def test_what_stays_float(name: str) -> None:
     between, why = NOT_FUSED[name]
     x = image(2, 3, 12, 12)
-    net = exact(ready(chain(*copy.deepcopy(between)), x), x)
+    net = exact(ready(chain_like(*copy.deepcopy(between)), x), x)
     assert ops_of(net)[:2] == ["quantize", "conv_float"]
     assert "conv_codes" not in ops_of(net)
     notes = [row.note for row in net.report.rows if row.op == "quantize"]
@@ -206,7 +202,7 @@ def test_padding(mode: str, padding: Any, kernel: Any) -> None:
 
 def test_full_range() -> None:
     x = image(2, 3, 12, 12)
-    model = ready(chain(nn.BatchNorm2d(8)), x, overrides={"re:.*": {"act_range": "full"}})
+    model = ready(chain_like(nn.BatchNorm2d(8)), x, overrides={"re:.*": {"act_range": "full"}})
     assert not any(layer.act_quant.half_range for layer in (model[0], model[2]))
     assert "conv_codes" in ops_of(exact(model, x))
 
@@ -280,7 +276,7 @@ def test_unknown_parts_stay_in_torch() -> None:
 
 def test_modules_with_hooks_stay_in_torch() -> None:
     x = image(2, 3, 6, 6)
-    model = ready(chain(nn.BatchNorm2d(8)), x)
+    model = ready(chain_like(nn.BatchNorm2d(8)), x)
     model[1].register_forward_hook(lambda module, args, output: output * 2)
     net = exact(model, x)
     assert any("hooks" in row.note for row in net.report.rows)

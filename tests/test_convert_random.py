@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from fatnn_rs.convert import convert
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from nets import exact, image, ready
 from torch import Tensor, nn
-
-from fatnn_rs.convert import convert
 
 ACTIVATIONS: dict[str, Any] = {
     "none": nn.Identity,

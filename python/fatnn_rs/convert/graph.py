@@ -161,7 +161,9 @@ def map_refs(structure: Any, function: Callable[[Ref], Any]) -> Any:
     if isinstance(structure, tuple) and hasattr(structure, "_fields"):
         return type(structure)(*(map_refs(value, function) for value in structure))
     if isinstance(structure, (list, tuple)):
-        return type(structure)([map_refs(value, function) for value in structure])
+        # torch.fx has immutable subclasses of list, which the model never returned.
+        plain = tuple if isinstance(structure, tuple) else list
+        return plain(map_refs(value, function) for value in structure)
     if isinstance(structure, slice):
         return slice(*(map_refs(value, function) for value in (structure.start, structure.stop, structure.step)))
     return structure

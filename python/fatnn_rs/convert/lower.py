@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fatnn_rs.convert.capture import Captured, Seen
-from fatnn_rs.convert.graph import Graph, Node, Ref, refs
+from fatnn_rs.convert.graph import Graph, Node, Ref, map_refs, refs
 from fatnn_rs.errors import ConversionError
 
 __all__ = ["Lowering", "Row", "lower"]
@@ -262,7 +262,7 @@ def lower(captured: Captured) -> Graph:
             break
         elif getattr(node.target, "__name__", "") not in _ASSERTIONS and node.target != "_guards_fn":
             ctx.env[node] = _lower_call(ctx, node)
-    ctx.graph.outputs = ctx.resolve(captured.outputs)
+    ctx.graph.outputs = map_refs(ctx.resolve(captured.outputs), lambda ref: ref)
     _find_channels(ctx.graph)
     return ctx.graph
 

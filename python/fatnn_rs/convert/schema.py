@@ -179,6 +179,9 @@ def _check_conv(node: Node, tensors: Mapping[str, Tensor], source: tuple[int, in
             shape = (2, n) if role == "thresholds" else (n,)
             got = tuple(tensors[node.tensors[role]].shape)
             _require(got == shape, f"{where}: {role} must have shape {shape}, got {got}")
+    if "thresholds" in node.tensors:
+        low, high = tensors[node.tensors["thresholds"]]
+        _require(bool((low <= high).all()), f"{where}: thresholds must not fall")
     _require("bias" not in node.tensors or "scale" in node.tensors, f"{where}: a bias needs a scale")
 
 
@@ -195,7 +198,9 @@ def _code_kind(node: Node, kinds: Kinds, tensors: Mapping[str, Tensor]) -> tuple
     """Check an operation on codes; channels and groups of the codes it makes."""
     where, a = f"node {node.name!r} ({node.op})", node.attrs
     if node.op == "quantize":
-        _require(tuple(tensors[node.tensors["steps"]].shape) == (2,), f"{where}: steps must have shape (2,)")
+        steps = tensors[node.tensors["steps"]]
+        _require(tuple(steps.shape) == (2,), f"{where}: steps must have shape (2,)")
+        _require(bool(steps[0] <= steps[1]), f"{where}: steps must not fall, got {steps.tolist()}")
         _require(
             a["groups"] >= 1 and a["channels"] >= 1 and a["channels"] % a["groups"] == 0, f"{where}: groups do not fit"
         )

@@ -197,10 +197,10 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
         raise ConversionError(f"net: expected what fatnn_rs.convert returns, got {type(net).__name__}")
     arguments = check_inputs("inputs", inputs)
     root = as_root(model)
-    with _eager_codes(root) as eager:
-        expected = root(*_cloned(arguments))
     observer = _NetworkCodes(net.graph)
     result = net.run_observed(_cloned(arguments), observer)
+    with _eager_codes(root) as eager:
+        expected = root(*_cloned(arguments))
     rows = tuple(row for name in eager for row in _compare_layer(name, eager[name], observer))
     report = VerifyReport(
         codes_total=sum(row.codes for row in rows),

@@ -1,0 +1,208 @@
+"""Bad models and bad inputs: every one a fatnn-rs exception that says what, where and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fatnn_rs import ConversionError, FatnnError, InputError, prepare
+from fatnn_rs.convert import TernaryNetwork, convert, summary
+from nets import Mlp, ResNet, TokenMlp, Vgg, chain_like, image, ready
+from torch import Tensor, nn
+
+X = image(2, 3, 32, 32)
+
+
+@pytest.fixture
+def resnet() -> nn.Module:
+    return ready(ResNet(), X, first="float")
+
+
+@pytest.fixture(scope="module")
+def net() -> TernaryNetwork:
+    return convert(ready(ResNet(), X, first="float"), X)
+
+
+def test_no_ternary_layer() -> None:
+    with pytest.raises(ConversionError, match=r"ResNet holds no ternary layer.*prepare\(model\)"):
+        convert(ResNet().eval(), X)
+
+
+def test_no_module() -> None:
+    with pytest.raises(ConversionError, match=r"expected a torch.nn.Module, got dict"):
+        convert({}, X)  # type: ignore[arg-type]
+
+
+def test_training_mode(resnet: nn.Module) -> None:
+    with pytest.raises(ConversionError, match=r"ResNet is in training mode; call model.eval\(\)"):
+        convert(resnet.train(), X)
+    resnet.eval().layers[1].bn1.train()
+    with pytest.raises(ConversionError, match=r"module 'layers.1.bn1' is in training mode"):
+        convert(resnet, X)
+
+
+def test_steps_never_initialised() -> None:
+    model = prepare(ResNet()).eval()
+    with pytest.raises(ConversionError, match=r"layer 'layers.0.conv1': its activation steps were never initialised"):
+        convert(model, X)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("module", "tensor"),
+    [
+        ("layers.1.bn1", "running_mean"),
+        ("layers.1.bn1", "running_var"),
+        ("layers.1.bn2", "weight"),
+        ("layers.0.conv2", "weight"),
+        ("stem.0", "weight"),
+        ("layers.0.conv1.act_quant", "alpha1"),
+        ("layers.0.conv1.weight_quant", "alpha_pos"),
+    ],
+)
+def test_values_that_are_not_finite(resnet: nn.Module, module: str, tensor: str, value: float) -> None:
+    with torch.no_grad():
+        getattr(resnet.get_submodule(module), tensor).view(-1)[0] = value
+    with pytest.raises(ConversionError, match=rf"module '{module}': {tensor} holds NaN or infinity"):
+        convert(resnet, X)
+
+
+def test_double_precision(resnet: nn.Module) -> None:
+    with pytest.raises(ConversionError, match=r"is torch.float64; expected float32: call model.float\(\)"):
+        convert(resnet.double(), X.double())
+
+
+@pytest.mark.parametrize("inputs", [None, "x", np.zeros((1, 3, 8, 8), np.float32), (), [1, 2], {"x": X}])
+def test_example_inputs_of_the_wrong_type(resnet: nn.Module, inputs: Any) -> None:
+    with pytest.raises(InputError, match="example_inputs: expected a tensor"):
+        convert(resnet, inputs)
+    with pytest.raises(InputError, match="example_inputs: expected a tensor"):
+        summary(resnet, inputs)
+
+
+@pytest.mark.parametrize("inputs", [image(2, 4, 32, 32), image(2, 3), (X, X)])
+def test_example_inputs_that_the_model_refuses(resnet: nn.Module, inputs: Any) -> None:
+    with pytest.raises(ConversionError, match="ResNet fails on the example inputs"):
+        convert(resnet, inputs)
+
+
+def test_summary_of_no_module() -> None:
+    with pytest.raises(InputError, match="got int"):
+        summary(3, X)  # type: ignore[arg-type]
+
+
+def with_nan(place: int) -> Tensor:
+    x = X.clone()
+    x.view(-1)[place] = float("nan")
+    return x
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ((), r"takes 1 input tensor\(s\) \(x\), got 0"),
+        ((X, X), r"takes 1 input tensor\(s\) \(x\), got 2"),
+        ((X.double(),), r"input 'x': expected torch.float32, got torch.float64; convert it with .float\(\)"),
+        ((X.half(),), "expected torch.float32, got torch.float16"),
+        ((X.long(),), "expected torch.float32, got torch.int64"),
+        ((X.to("meta"),), r"expected a tensor on the CPU, got one on meta; move it with .cpu\(\)"),
+        ((X[0],), r"expected 4 dimensions \(as \[2, 3, 32, 32\]\), got shape \[3, 32, 32\]"),
+        ((X[:, :2],), r"expected 3 channels \(dimension 1"),
+        ((X.numpy(),), "got 0"),
+        ((with_nan(7),), "NaN"),
+    ],
+)
+def test_inputs(net: TernaryNetwork, inputs: Any, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        net(*inputs)
+
+
+def test_inputs_too_small() -> None:
+    x = image(2, 3, 12, 12)
+    net = convert(ready(chain_like(kernel=5), x), x)
+    with pytest.raises(InputError, match="smaller than the kernel"):
+        net(image(1, 3, 2, 9))
+
+
+def test_inputs_of_another_size_than_the_linear_layer_wants() -> None:
+    x = image(2, 3, 13, 11)
+    net = convert(ready(Vgg(), x), x)
+    with pytest.raises(InputError, match=r"layer 'classifier.1': expected a map of 2x2 pixels"):
+        net(image(2, 3, 33, 31))
+
+
+def test_features_in_the_last_dimension() -> None:
+    x = image(2, 7, 12)
+    net = convert(ready(TokenMlp(), x), x)
+    with pytest.raises(InputError, match=r"expected 12 channels \(dimension 2"):
+        net(image(2, 7, 11))
+
+
+def test_nan_between_layers() -> None:
+    """A NaN that a torch layer makes is met by the next quantizer, not turned into a code."""
+
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sqrt(x)
+
+    x = image(3, 33).abs()
+    model = ready(nn.Sequential(Root(), Mlp()), x)
+    net = convert(model, x)
+    assert torch.equal(net(x), model(x))
+    with pytest.raises(InputError, match="NaN"):
+        net(-x)
+
+
+class Recursive(nn.Module):
+    """Neither way of capturing follows Python that depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        while float(x.sum()) > 0:
+            x = self.fc(x)
+        return x
+
+
+def test_models_that_cannot_be_captured() -> None:
+    x = -image(2, 4).abs()
+    x[0, 0] = 30.0
+    model = nn.Sequential(nn.Linear(4, 4), Recursive())
+    model = ready(model, x)
+    with pytest.raises(ConversionError, match=r"cannot be captured. torch.fx: .*torch.export: .*Move Python"):
+        convert(model, x)
+
+
+class OnView(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        flat = y.flatten(1)
+        y.relu_()
+        return flat
+
+
+def test_in_place_on_views() -> None:
+    model = ready(OnView(), X)
+    with pytest.raises(ConversionError, match="works in place on a view"):
+        convert(model, X)
+
+
+ALL: list[Callable[[], object]] = [
+    lambda: convert(nn.Linear(2, 2), X),
+    lambda: convert(ResNet(), None),
+]
+
+
+@pytest.mark.parametrize("call", ALL)
+def test_one_root_for_all(call: Callable[[], object]) -> None:
+    with pytest.raises(FatnnError):
+        call()

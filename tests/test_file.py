@@ -1,0 +1,248 @@
+"""The file: round trips, and everything that can be wrong with one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fatnn_rs import ConversionError, FormatError, UnsupportedError, _core
+from fatnn_rs.convert import TernaryNetwork, convert, load, save, verify
+from nets import MODELS, Mlp, ResNet, image, ready
+from torch import nn
+
+
+@pytest.fixture(scope="module")
+def net() -> TernaryNetwork:
+    x = image(2, 3, 32, 32)
+    return convert(ready(ResNet(), x, first="float", last="float"), x)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("name", sorted(set(MODELS) - {"two inputs"}))
+def test_round_trip(name: str, tmp_path: Path) -> None:
+    make, inputs, _ = MODELS[name]
+    model = ready(make(), inputs)
+    made = convert(model, inputs)
+    first, second = tmp_path / "first", tmp_path / "second"
+    save(made, first)
+    loaded = load(first)
+    save(loaded, second)
+    assert first.read_bytes() == second.read_bytes()
+    assert verify(model, loaded, inputs).identical
+    assert str(loaded.report) == str(made.report)
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
+    x = image(4, 33)
+    model = ready(Mlp(), x)
+    for name in ("first", "second"):
+        save(convert(model, x), tmp_path / name)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+def test_outputs_keep_their_structure(tmp_path: Path) -> None:
+    class Structured(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> dict[str, Any]:
+            y = self.fc(x)
+            return {"a": (y, [x, y]), "b": {"c": None, "d": 3}}
+
+    x = image(2, 4)
+    model = ready(Structured(), x)
+    save(convert(model, x), tmp_path / "net")
+    result, expected = load(str(tmp_path / "net"))(x), model(x)
+    assert torch.equal(result["a"][0], expected["a"][0])
+    assert isinstance(result["a"], tuple)
+    assert isinstance(result["a"][1], list)
+    assert result["b"] == {"c": None, "d": 3}
+
+
+def test_weights_take_five_trits_a_byte(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(1000, 500, bias=False), nn.BatchNorm1d(500))
+    x = image(4, 1000)
+    save(convert(ready(model, x), x), tmp_path / "net")
+    size = (tmp_path / "net").stat().st_size
+    assert 100_000 <= size <= 100_000 + 500 * 8 + 3000
+
+
+def test_nothing_of_the_cpu_is_in_the_file(net: TernaryNetwork, tmp_path: Path) -> None:
+    save(net, tmp_path / "net")
+    _, arrays = _core.load(str(tmp_path / "net"))
+    assert set(arrays) == set(net.graph.tensors)
+    assert {str(array.dtype) for array in arrays.values()} <= {"float32", "int32", "int8"}
+    for name, array in arrays.items():
+        assert np.array_equal(array, net.graph.tensors[name].numpy())
+
+
+@pytest.fixture(scope="module")
+def written(net: TernaryNetwork, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("file") / "net"
+    save(net, path)
+    return path.read_bytes()
+
+
+def refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "damaged"
+    path.write_bytes(content)
+    with pytest.raises(FormatError):
+        load(path)
+
+
+def test_truncated(written: bytes, tmp_path: Path) -> None:
+    for size in (0, 1, 7, 8, 9, 100, len(written) // 2, len(written) - 1):
+        refused(written[:size], tmp_path)
+    refused(written + b"\0", tmp_path)
+
+
+def test_bit_flips(written: bytes, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    offsets = sorted({*range(12), *generator.integers(0, len(written), 200).tolist(), len(written) - 1})
+    for offset in offsets:
+        content = bytearray(written)
+        content[offset] ^= 1 << int(generator.integers(0, 8))
+        refused(bytes(content), tmp_path)
+
+
+def test_no_safetensors(tmp_path: Path) -> None:
+    refused(b"PK\x03\x04" + bytes(1000), tmp_path)
+    refused(b"\x80\x04\x95" + bytes(1000), tmp_path)
+    refused(bytes(range(256)) * 8, tmp_path)
+
+
+def test_safetensors_of_someone_else(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.numpy")
+    safetensors.save_file({"weight": np.zeros((3, 3), np.float32)}, tmp_path / "other.safetensors")
+    with pytest.raises(FormatError):
+        load(tmp_path / "other.safetensors")
+
+
+def test_other_version(written: bytes, tmp_path: Path) -> None:
+    """A later version is named as such, not as damage."""
+    header_size = int.from_bytes(written[:8], "little")
+    header = json.loads(written[8 : 8 + header_size])
+    metadata = header["__metadata__"]
+    inner = json.loads(metadata["fatnn-rs"])
+    assert inner["version"] == _core.FORMAT_VERSION
+    inner["version"] += 1
+    metadata["fatnn-rs"] = json.dumps(inner)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path = tmp_path / "later"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + written[8 + header_size :])
+    with pytest.raises(FormatError, match="version"):
+        load(path)
+
+
+def edited(net: TernaryNetwork, tmp_path: Path, change: Any) -> Path:
+    """A file with a right checksum around a graph that was changed."""
+    path = tmp_path / "edited"
+    save(net, path)
+    text, arrays = _core.load(str(path))
+    graph = json.loads(text)
+    result = change(graph, arrays)
+    _core.save(str(path), result if isinstance(result, str) and result in ("{", "[]") else json.dumps(graph), arrays)
+    return path
+
+
+def node(graph: dict[str, Any], op: str) -> dict[str, Any]:
+    return next(n for n in graph["nodes"] if n["op"] == op)
+
+
+def _put(op: str, key: str, value: Any) -> Any:
+    return lambda graph, arrays: node(graph, op).__setitem__(key, value)
+
+
+def _attr(op: str, key: str, value: Any) -> Any:
+    return lambda graph, arrays: node(graph, op)["attrs"].__setitem__(key, value)
+
+
+def _array(op: str, role: str, change: Any) -> Any:
+    def apply(graph: Any, arrays: Any) -> None:
+        name = node(graph, op)["tensors"][role]
+        arrays[name] = np.ascontiguousarray(change(arrays[name]))
+
+    return apply
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "not JSON": (lambda graph, arrays: "{", "not JSON"),
+    "a list": (lambda graph, arrays: "[]", "must be an object"),
+    "unknown op": (_put("conv_codes", "op", "exec"), "unknown op 'exec'"),
+    "torch op": (_put("relu", "op", "torch"), "unknown op 'torch'"),
+    "no nodes": (lambda graph, arrays: graph.__setitem__("nodes", []), "not empty"),
+    "unknown key": (lambda graph, arrays: graph.update(extra=1), "must hold nodes, outputs, notes"),
+    "unknown output": (lambda graph, arrays: graph.__setitem__("outputs", {"value": "nowhere"}), "no value"),
+    "codes as output": (
+        lambda graph, arrays: graph.__setitem__("outputs", {"value": node(graph, "quantize")["name"]}),
+        "is codes",
+    ),
+    "reads the future": (
+        lambda graph, arrays: node(graph, "quantize").__setitem__("inputs", [graph["nodes"][-1]["name"]]),
+        "which no node before it makes",
+    ),
+    "reads floats for codes": (_put("conv_codes", "inputs", ["x"]), "reads codes where it must not, or not"),
+    "reads nothing": (_put("relu", "inputs", []), "reads 0 values"),
+    "same name": (lambda graph, arrays: graph["nodes"].append(dict(graph["nodes"][-1])), "not unique"),
+    "missing tensor": (
+        lambda graph, arrays: node(graph, "conv_codes")["tensors"].__setitem__("weight", "nothing"),
+        "tensor 'nothing' is missing",
+    ),
+    "missing role": (lambda graph, arrays: node(graph, "conv_codes")["tensors"].pop("thresholds"), "is missing"),
+    "unread tensor": (lambda graph, arrays: arrays.__setitem__("extra", np.zeros(1, np.float32)), "no node names"),
+    "wrong dtype": (_array("conv_codes", "thresholds", lambda a: a.astype(np.float32)), "must be torch.int32"),
+    "wrong shape": (_array("conv_codes", "thresholds", lambda a: a[:, :-1]), "must have shape"),
+    "wrong rank": (_array("conv_codes", "weight", lambda a: a[0]), "must have 4 dimensions"),
+    "falling thresholds": (_array("conv_codes", "thresholds", lambda a: a[::-1].copy()), "must not fall"),
+    "falling steps": (_array("quantize", "steps", lambda a: a[::-1]), "must not fall"),
+    "no steps": (_array("quantize", "steps", lambda a: a * np.float32("nan")), "must not fall"),
+    "wrong kernel": (_attr("conv_codes", "kernel", [1, 1]), "disagree"),
+    "wrong groups": (_attr("conv_codes", "groups", 3), "groups do not fit"),
+    "zero groups": (_attr("quantize", "groups", 0), "groups do not fit"),
+    "wrong channels": (_attr("quantize", "channels", 7), r"reads codes of \(7, 1\)"),
+    "zero stride": (_attr("conv_codes", "stride", [0, 1]), "two integers >= 1"),
+    "huge padding": (_attr("conv_codes", "padding", [1 << 40, 0]), "'padding' must be list"),
+    "float stride": (_attr("conv_codes", "stride", [1.5, 1]), "'stride' must be list"),
+    "bool for int": (_attr("conv_codes", "out_groups", True), "'out_groups' must be int"),
+    "text for number": (_attr("batch_norm", "eps", "1"), "'eps' must be float"),
+    "unknown attribute": (_attr("relu", "slope", 1), "expected the attributes"),
+    "unknown field": (_put("relu", "code", "import os"), "unknown fields"),
+    "unknown layout": (_attr("conv2d", "layout", "diagonal"), "unknown layout"),
+    "unknown dtype": (_attr("input", "dtype", "load"), "unknown dtype"),
+    "negative shape": (_put("relu", "shape", [-1]), "'shape' must be"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_graphs(name: str, net: TernaryNetwork, tmp_path: Path) -> None:
+    change, says = WRONG[name]
+    with pytest.raises(FormatError, match=says):
+        load(edited(net, tmp_path, change))
+
+
+def test_what_a_file_cannot_hold(tmp_path: Path) -> None:
+    x = image(2, 4)
+    model = ready(nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 3)), x)
+    with pytest.raises(UnsupportedError, match=r"1 \(GELU\) run Python code"):
+        save(convert(model, x), tmp_path / "net")
+    assert not (tmp_path / "net").exists()
+
+
+def test_save_takes_networks_only(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match="got Linear"):
+        save(nn.Linear(2, 2), tmp_path / "net")  # type: ignore[arg-type]
+
+
+def test_missing_files(net: TernaryNetwork, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "nothing")
+    with pytest.raises(IsADirectoryError):
+        load(tmp_path)
+    with pytest.raises(OSError, match="nowhere"):
+        save(net, tmp_path / "nowhere" / "net")
