@@ -29,7 +29,7 @@
 //! `-N`, plus `Σ w` for half-range activations, whose level is the code plus one. `N` counts whole words: the weights that
 //! fill the last one up are zeros, for which every activation will do.
 
-use super::Layout;
+use super::{Layout, Tiles};
 
 /// Channels in a unit.
 pub(super) const CHANNELS: usize = 64;
@@ -68,5 +68,31 @@ pub(super) fn pack_panel<'a>(
         }
         let offset = if half_range { sum } else { 0 } - (taps * units * CHANNELS) as i32;
         panel[offsets + j * 4..offsets + j * 4 + 4].copy_from_slice(&offset.to_le_bytes());
+    }
+}
+
+/// What kernels whose counters hold `STEPS` steps do outside of them: writes the channels' constants to every row of `acc`,
+/// then calls `part(offsets, weights, acc)` for pieces of the reduction, one after another, to add theirs. `offsets` are
+/// those of the steps' activations from a row's start, `weights` has `NR` pairs of words for each.
+#[inline(always)]
+pub(super) fn in_parts<const NR: usize, const STEPS: usize>(
+    tiles: &Tiles<'_>,
+    acc: &mut [i32],
+    mut part: impl FnMut(&[usize], &[u8], &mut [i32]),
+) {
+    let (weights, constants) = tiles.panel().split_at(tiles.panel().len() - NR * 4);
+    for acc in acc.as_chunks_mut::<NR>().0 {
+        for (acc, constant) in acc.iter_mut().zip(constants.as_chunks().0) {
+            *acc = i32::from_le_bytes(*constant);
+        }
+    }
+    let mut steps = tiles.taps().iter().flat_map(|tap| (0..tiles.units()).map(move |unit| tap + unit * UNIT_BYTES));
+    let mut offsets = [0; STEPS];
+    for weights in weights.chunks(STEPS * NR * UNIT_BYTES) {
+        let offsets = &mut offsets[..weights.len() / (NR * UNIT_BYTES)];
+        for offset in offsets.iter_mut() {
+            *offset = steps.next().expect("Tiles::new checked the panel");
+        }
+        part(offsets, weights, acc);
     }
 }

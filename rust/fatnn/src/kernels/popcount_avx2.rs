@@ -12,6 +12,7 @@
 
 use std::arch::x86_64::*;
 
+use super::popcount::in_parts;
 use super::{Family, Kernel, Layout, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
@@ -61,20 +62,7 @@ impl Kernel for Avx2 {
 
 #[target_feature(enable = "avx2")]
 fn run(tiles: &Tiles<'_>, acc: &mut [i32]) {
-    let (weights, constants) = tiles.panel().split_at(tiles.panel().len() - NR * 4);
-    for acc in acc.as_chunks_mut::<NR>().0 {
-        for (acc, constant) in acc.iter_mut().zip(constants.as_chunks().0) {
-            *acc = i32::from_le_bytes(*constant);
-        }
-    }
-    // Where every step's activations are, for as many steps as byte counters hold.
-    let mut steps = tiles.taps().iter().flat_map(|tap| (0..tiles.units()).map(move |unit| tap + unit * 16));
-    let mut offsets = [0; MAX_STEPS];
-    for weights in weights.chunks(MAX_STEPS * STEP_BYTES) {
-        let offsets = &mut offsets[..weights.len() / STEP_BYTES];
-        for offset in offsets.iter_mut() {
-            *offset = steps.next().expect("Tiles::new checked the panel");
-        }
+    in_parts::<NR, MAX_STEPS>(tiles, acc, |offsets, weights, acc| {
         for (rows, acc) in tiles.rows::<MR>().zip(acc.as_chunks_mut::<{ MR * NR }>().0) {
             for v in 0..NV {
                 // SAFETY: `weights` holds `NV` pairs of vectors for every offset, and `Tiles::new` checked that every row
@@ -90,7 +78,7 @@ fn run(tiles: &Tiles<'_>, acc: &mut [i32]) {
                 }
             }
         }
-    }
+    });
 }
 
 /// `Σ x·w + 64` per step, four channels in 64-bit lanes.
