@@ -1,10 +1,8 @@
 //! Convolution, one- and two-dimensional: geometry only. The inner loop is the product's ([`crate::gemm`]).
 //!
-//! Codes are channels-last. Where there is padding, the image's codes are first copied into a frame of zero-codes (an
-//! eighth of a byte per value: a fraction of a percent of the work); after that every window is the same set of offsets from
+//! Codes are channels-last. Where there is padding, the image's codes are first copied into a frame of zero-codes (a
+//! quarter of a byte per value: a fraction of a percent of the work); after that every window is the same set of offsets from
 //! its corner, whatever the stride or dilation, and a product's row is just the address of a corner.
-
-use std::borrow::Cow;
 
 use crate::codec::CodesLayout;
 use crate::epilogue::{ToCodes, ToFloat};
@@ -63,7 +61,7 @@ impl ConvShape {
     }
 
     /// `batch × height × width × elements`.
-    fn size(&self, what: &'static str, [height, width]: [usize; 2], elements: usize) -> Result<usize> {
+    pub(crate) fn size(&self, what: &'static str, [height, width]: [usize; 2], elements: usize) -> Result<usize> {
         match [height, width, elements].iter().try_fold(self.batch, |n, &f| n.checked_mul(f)) {
             Some(size) => Ok(size),
             None => bad_value(what, "a size that fits in memory", format!("{} × {height} × {width}", self.batch)),
@@ -138,66 +136,104 @@ fn run<S: Sink>(
     sink: &S,
     out: &mut [S::Elem],
 ) -> Result<()> {
-    let w = weights.shape();
-    let layout = CodesLayout::new(w.channels, w.groups)?;
-    if w.kernel != shape.kernel {
-        return bad_value(
-            "kernel",
-            format!("{:?}, as the weights were packed", w.kernel),
-            format!("{:?}", shape.kernel),
-        );
+    let geometry = Geometry::new(weights, shape)?;
+    let mut frame = Vec::new();
+    if frame.try_reserve_exact(geometry.frame_bytes).is_err() {
+        let [h, w] = geometry.framed;
+        return bad_value("padding", "a padded input that fits in memory", format!("{h} × {w} pixels"));
     }
-    let pixel = layout.pixel_bytes();
-    check_len("packed codes", shape.size("input", shape.input, pixel)?, codes.len())?;
-    check_len("output", shape.size("output", shape.output()?, sink.row_len())?, out.len())?;
-    if out.is_empty() {
-        return Ok(());
-    }
-    let (frame, [height, width]) = framed(codes, layout, weights.half_range(), shape)?;
-    let [out_h, out_w] = shape.output()?;
-    let [stride_y, stride_x] = shape.stride;
-    let taps: Vec<usize> = (0..shape.kernel[0])
-        .flat_map(|y| (0..shape.kernel[1]).map(move |x| (y, x)))
-        .map(|(y, x)| (y * shape.dilation[0] * width + x * shape.dilation[1]) * pixel)
-        .collect();
-    let base = |row: usize| {
-        let (image, at) = (row / (out_h * out_w), row % (out_h * out_w));
-        let (y, x) = (at / out_w, at % out_w);
-        ((image * height + y * stride_y) * width + x * stride_x) * pixel
-    };
-    let rows = Rows { codes: &frame, base, taps: &taps, group_bytes: layout.group_bytes() };
-    gemm::run(weights.kernel(), weights, &rows, sink, out)
+    frame.resize(geometry.frame_bytes, 0);
+    geometry.run(codes, weights, sink, &mut frame, out)
 }
 
-/// The codes with their padding, and the height and width that they then have.
-fn framed<'a>(
-    codes: &'a [u8],
+/// A convolution's addresses, worked out once for a shape.
+#[derive(Debug)]
+pub(crate) struct Geometry {
+    shape: ConvShape,
     layout: CodesLayout,
     half_range: bool,
-    shape: &ConvShape,
-) -> Result<(Cow<'a, [u8]>, [usize; 2])> {
-    let [h, w] = shape.input;
-    let [pad_y, pad_x] = shape.padding;
-    if pad_y == 0 && pad_x == 0 {
-        return Ok((Cow::Borrowed(codes), shape.input));
+    /// Height and width with padding.
+    framed: [usize; 2],
+    /// Bytes of the padded input; 0 where there is no padding.
+    pub frame_bytes: usize,
+    /// Output height and width.
+    pub output: [usize; 2],
+    taps: Vec<usize>,
+}
+
+impl Geometry {
+    pub fn new(weights: &PackedWeights<'_>, shape: &ConvShape) -> Result<Self> {
+        let w = weights.shape();
+        let layout = CodesLayout::new(w.channels, w.groups)?;
+        if w.kernel != shape.kernel {
+            return bad_value(
+                "kernel",
+                format!("{:?}, as the weights were packed", w.kernel),
+                format!("{:?}", shape.kernel),
+            );
+        }
+        let output = shape.output()?;
+        let pixel = layout.pixel_bytes();
+        let framed = [shape.input[0] + 2 * shape.padding[0], shape.input[1] + 2 * shape.padding[1]];
+        let frame_bytes = if shape.padding == [0, 0] { 0 } else { shape.size("padded input", framed, pixel)? };
+        let taps = (0..shape.kernel[0])
+            .flat_map(|y| (0..shape.kernel[1]).map(move |x| (y, x)))
+            .map(|(y, x)| (y * shape.dilation[0] * framed[1] + x * shape.dilation[1]) * pixel)
+            .collect();
+        Ok(Geometry { shape: *shape, layout, half_range: weights.half_range(), framed, frame_bytes, output, taps })
     }
-    let pixel = layout.pixel_bytes();
-    let (height, width) = (h + 2 * pad_y, w + 2 * pad_x);
-    // The code of 0: all bits clear for level 0 of the half range (code -1), z and p set for code 0.
-    let zero = if half_range { 0x00 } else { 0xFF };
-    let size = shape.size("padded input", [height, width], pixel)?;
-    let mut frame = Vec::new();
-    if frame.try_reserve_exact(size).is_err() {
-        return bad_value("padding", "a padded input that fits in memory", format!("{height} × {width} pixels"));
+
+    /// Runs the convolution. `frame` has at least `frame_bytes` bytes, whatever they are.
+    pub fn run<S: Sink>(
+        &self,
+        codes: &[u8],
+        weights: &PackedWeights<'_>,
+        sink: &S,
+        frame: &mut [u8],
+        out: &mut [S::Elem],
+    ) -> Result<()> {
+        let shape = &self.shape;
+        let pixel = self.layout.pixel_bytes();
+        check_len("packed codes", shape.size("input", shape.input, pixel)?, codes.len())?;
+        check_len("output", shape.size("output", self.output, sink.row_len())?, out.len())?;
+        if out.is_empty() {
+            return Ok(());
+        }
+        let codes = if self.frame_bytes == 0 {
+            codes
+        } else {
+            let frame = &mut frame[..self.frame_bytes];
+            self.copy_framed(codes, frame);
+            frame
+        };
+        let [height, width] = self.framed;
+        let [out_h, out_w] = self.output;
+        let [stride_y, stride_x] = shape.stride;
+        let base = |row: usize| {
+            let (image, at) = (row / (out_h * out_w), row % (out_h * out_w));
+            let (y, x) = (at / out_w, at % out_w);
+            ((image * height + y * stride_y) * width + x * stride_x) * pixel
+        };
+        let rows = Rows { codes, base, taps: &self.taps, group_bytes: self.layout.group_bytes() };
+        gemm::run(weights.kernel(), weights, &rows, sink, out)
     }
-    frame.resize(size, zero);
-    if h > 0 && w > 0 {
-        for (frame, image) in frame.chunks_exact_mut(height * width * pixel).zip(codes.chunks_exact(h * w * pixel)) {
-            for (y, row) in image.chunks_exact(w * pixel).enumerate() {
-                let at = ((y + pad_y) * width + pad_x) * pixel;
-                frame[at..at + row.len()].copy_from_slice(row);
+
+    /// Copies the codes into a frame of zero-codes.
+    fn copy_framed(&self, codes: &[u8], frame: &mut [u8]) {
+        let [h, w] = self.shape.input;
+        let [pad_y, pad_x] = self.shape.padding;
+        let pixel = self.layout.pixel_bytes();
+        let [height, width] = self.framed;
+        // The code of 0: all bits clear for level 0 of the half range (code -1), z and p set for code 0.
+        frame.fill(if self.half_range { 0x00 } else { 0xFF });
+        if h > 0 && w > 0 {
+            let images = codes.chunks_exact(h * w * pixel);
+            for (frame, image) in frame.chunks_exact_mut(height * width * pixel).zip(images) {
+                for (y, row) in image.chunks_exact(w * pixel).enumerate() {
+                    let at = ((y + pad_y) * width + pad_x) * pixel;
+                    frame[at..at + row.len()].copy_from_slice(row);
+                }
             }
         }
     }
-    Ok((Cow::Owned(frame), [height, width]))
 }
