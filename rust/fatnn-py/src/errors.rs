@@ -24,15 +24,24 @@ pub(crate) fn config_error(py: Python<'_>, message: &str) -> PyErr {
 
 /// The exception for an error of the core.
 pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
-    let class = match &error {
+    match class(&error) {
+        Some(class) => exception(py, class, &error.to_string()),
+        // The standard OSError subclasses, with the file named in the message.
+        None => match &error {
+            Error::Io { source, .. } => PyErr::from(std::io::Error::new(source.kind(), error.to_string())),
+            _ => exception(py, "FatnnError", &error.to_string()),
+        },
+    }
+}
+
+/// Which of the package's exceptions an error is; `None` for the standard library's.
+fn class(error: &Error) -> Option<&'static str> {
+    Some(match error {
         Error::Shape { .. } | Error::Value { .. } | Error::NotANumber { .. } | Error::Packed { .. } => "InputError",
         Error::Environment { .. } | Error::Threads { .. } => "ConfigError",
-        Error::Format { .. } => "FormatError",
-        Error::Io { source, .. } => {
-            // The standard OSError subclasses, with the file named in the message.
-            return PyErr::from(std::io::Error::new(source.kind(), error.to_string()));
-        }
-        _ => "FatnnError",
-    };
-    exception(py, class, &error.to_string())
+        Error::Format { .. } | Error::Graph { .. } => "FormatError",
+        Error::Unsupported { .. } => "UnsupportedError",
+        Error::Node { source, .. } => return class(source),
+        _ => return None,
+    })
 }

@@ -21,6 +21,7 @@ use crate::errors::{config_error, input_error, raise};
 
 mod array;
 mod errors;
+mod network;
 
 type Pair = [usize; 2];
 
@@ -315,12 +316,19 @@ fn max_pool_codes(
 /// Writes the canonical file; arrays may be float32, int32, int64, or int8 holding ternary codes.
 #[pyfunction]
 fn save(py: Python<'_>, path: PathBuf, graph: &str, tensors: &Bound<'_, PyDict>) -> PyResult<()> {
-    let mut stored = BTreeMap::new();
-    for (name, value) in tensors {
-        let name: String = name.extract()?;
-        stored.insert(name.clone(), tensor(&value, &name)?);
-    }
+    let stored = self::tensors(tensors)?;
     py.detach(|| net::save(path, graph, &stored)).map_err(|e| raise(py, e))
+}
+
+/// A dictionary of arrays as the core's tensors.
+fn tensors(arrays: &Bound<'_, PyDict>) -> PyResult<BTreeMap<String, Tensor>> {
+    let mut tensors = BTreeMap::new();
+    for (name, value) in arrays {
+        let name: String = name.extract()?;
+        let tensor = tensor(&value, &name)?;
+        tensors.insert(name, tensor);
+    }
+    Ok(tensors)
 }
 
 fn tensor(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
@@ -362,6 +370,7 @@ fn load(py: Python<'_>, path: PathBuf) -> PyResult<(String, Bound<'_, PyDict>)> 
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("FORMAT_VERSION", net::FORMAT_VERSION)?;
+    module.add_class::<network::Network>()?;
     for function in [
         wrap_pyfunction!(cpu_info, module)?,
         wrap_pyfunction!(set_num_threads, module)?,

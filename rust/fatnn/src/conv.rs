@@ -91,14 +91,7 @@ pub fn conv2d_codes(
     to: &ToCodes<'_>,
     out: &mut [u8],
 ) -> Result<()> {
-    let n = weights.shape().out_channels;
-    check_len("low thresholds", n, to.low.len())?;
-    check_len("high thresholds", n, to.high.len())?;
-    check_len("channels of the output layout", n, to.layout.channels())?;
-    if let Some(c) = to.low.iter().zip(to.high).position(|(low, high)| low > high) {
-        let got = format!("low {} and high {} for channel {c}", to.low[c], to.high[c]);
-        return bad_value("thresholds", "low at most high", got);
-    }
+    check_thresholds(weights.shape().out_channels, to)?;
     run(codes, weights, shape, to, out)
 }
 
@@ -127,6 +120,18 @@ pub fn conv2d_float(
         check_len("residual", out.len(), residual.len())?;
     }
     run(codes, weights, shape, &FloatSink { to, residual }, out)
+}
+
+/// Checks thresholds for `n` output channels.
+pub(crate) fn check_thresholds(n: usize, to: &ToCodes<'_>) -> Result<()> {
+    check_len("low thresholds", n, to.low.len())?;
+    check_len("high thresholds", n, to.high.len())?;
+    check_len("channels of the output layout", n, to.layout.channels())?;
+    if let Some(c) = to.low.iter().zip(to.high).position(|(low, high)| low > high) {
+        let got = format!("low {} and high {} for channel {c}", to.low[c], to.high[c]);
+        return bad_value("thresholds", "low at most high", got);
+    }
+    Ok(())
 }
 
 fn run<S: Sink>(

@@ -62,6 +62,26 @@ pub enum Error {
         /// What is wrong with it, and the way out.
         why: String,
     },
+    /// A graph is not well-formed.
+    #[error("{why}; it was not written by fatnn-rs, or by another version of it")]
+    Graph {
+        /// Which node, and what is wrong with it.
+        why: String,
+    },
+    /// A graph holds nodes that only PyTorch can run.
+    #[error("{what}: not covered by the Rust engine; run the network from PyTorch")]
+    Unsupported {
+        /// The nodes.
+        what: String,
+    },
+    /// A node of a network could not run.
+    #[error("node {node:?}: {source}")]
+    Node {
+        /// The node.
+        node: String,
+        /// What went wrong there.
+        source: Box<Error>,
+    },
     /// The operating system refused to read or write a file.
     #[error("{path}: {source}")]
     Io {

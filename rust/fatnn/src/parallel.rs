@@ -112,6 +112,20 @@ pub(crate) fn for_each_rows<T: Send>(
     cost: usize,
     work: impl Fn(usize, &mut [T]) + Sync,
 ) -> Result<()> {
+    try_for_each_rows(out, row_len, granularity, cost, |first, rows| {
+        work(first, rows);
+        Ok(())
+    })
+}
+
+/// [`for_each_rows`] for work that may fail; one of the errors comes back.
+pub(crate) fn try_for_each_rows<T: Send>(
+    out: &mut [T],
+    row_len: usize,
+    granularity: usize,
+    cost: usize,
+    work: impl Fn(usize, &mut [T]) -> Result<()> + Sync,
+) -> Result<()> {
     /// Below this many multiply-accumulates, handing work to another thread costs more than it saves.
     const SERIAL_BELOW: usize = 4 << 20;
     let rows = out.len().checked_div(row_len).unwrap_or(0);
@@ -120,15 +134,11 @@ pub(crate) fn for_each_rows<T: Send>(
     }
     let (threads, pool) = if cost < SERIAL_BELOW { (1, None) } else { pool()? };
     let Some(pool) = pool else {
-        work(0, out);
-        return Ok(());
+        return work(0, out);
     };
     // A few pieces per thread even out unequal cores without making pieces so small that their set-up shows.
     let piece = rows.div_ceil(threads * 4).next_multiple_of(granularity).max(granularity);
-    pool.install(|| {
-        out.par_chunks_mut(piece * row_len).enumerate().for_each(|(i, chunk)| work(i * piece, chunk));
-    });
-    Ok(())
+    pool.install(|| out.par_chunks_mut(piece * row_len).enumerate().try_for_each(|(i, chunk)| work(i * piece, chunk)))
 }
 
 #[cfg(test)]

@@ -21,8 +21,10 @@
 use crate::cpu::{Features, Isa};
 use crate::epilogue::{TileAcc, ToCodes, ToFloat};
 use crate::error::Result;
+use crate::net::Elementwise;
 use crate::quantize::QuantizeInput;
 
+mod float;
 mod popcount;
 #[cfg(target_arch = "x86_64")]
 mod popcount_avx2;
@@ -33,6 +35,7 @@ mod popcount_neon;
 mod popcount_scalar;
 mod tile;
 
+pub(crate) use float::matmul;
 pub(crate) use tile::{MAX_MR, MAX_NR, Tiles};
 
 /// Kernel families: they differ in the layout of both operands.
@@ -131,6 +134,9 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
     /// [`crate::quantize`].
     #[doc(hidden)]
     fn quantize(&self, input: &QuantizeInput<'_>, first: usize, out: &mut [u8]) -> bool;
+    /// Elementwise functions on whole pixels.
+    #[doc(hidden)]
+    fn map(&self, functions: &[Elementwise], x: &mut [f32], channels: usize);
 }
 
 /// Writes the epilogue methods of [`Kernel`] for tiles of `nr` columns, and [`Kernel::quantize`], compiled with the kernel's
@@ -144,6 +150,18 @@ macro_rules! epilogue_methods {
         epilogue_methods!(
             @ $nr, to_float(to: &crate::epilogue::ToFloat<'_>, residual: Option<&[f32]>, out: &mut [f32];) $($feature)?);
         epilogue_methods!(@ $nr, to_acc(channels: usize, out: &mut [i32];) $($feature)?);
+
+        fn map(&self, functions: &[crate::net::Elementwise], x: &mut [f32], channels: usize) {
+            $(#[target_feature(enable = $feature)])?
+            fn run(functions: &[crate::net::Elementwise], x: &mut [f32], channels: usize) {
+                crate::net::map_elements(functions, x, channels);
+            }
+            #[allow(unused_unsafe)]
+            // SAFETY: `self` exists, so the features were detected.
+            unsafe {
+                run(functions, x, channels)
+            }
+        }
 
         fn quantize(&self, input: &crate::quantize::QuantizeInput<'_>, first: usize, out: &mut [u8]) -> bool {
             $(#[target_feature(enable = $feature)])?

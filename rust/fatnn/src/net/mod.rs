@@ -1,5 +1,12 @@
-//! Networks: the canonical file.
+//! Networks: the canonical file, and a graph that runs as a whole.
 
 mod file;
+mod network;
+mod ops;
+mod value;
 
 pub use file::{FORMAT_VERSION, Tensor, load, save};
+pub use network::{Input, Network, Output};
+#[doc(hidden)]
+pub use ops::Elementwise;
+pub(crate) use ops::map_elements;

@@ -1,0 +1,125 @@
+//! `fatnn_rs._core.Network`: a whole network in one call.
+
+use std::path::PathBuf;
+
+use fatnn::net::{self, Input};
+use numpy::{IntoPyArray, PyArrayDyn, PyArrayMethods};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::array::In;
+use crate::errors::{input_error, raise};
+
+/// A network that runs in Rust as a whole.
+#[pyclass(frozen, module = "fatnn_rs._core")]
+pub(crate) struct Network {
+    net: net::Network,
+}
+
+#[pymethods]
+impl Network {
+    /// Builds a network from a graph's JSON text and its arrays.
+    #[new]
+    fn new(py: Python<'_>, graph: &str, tensors: &Bound<'_, PyDict>) -> PyResult<Self> {
+        let tensors = crate::tensors(tensors)?;
+        let net = py.detach(|| net::Network::new(graph, &tensors)).map_err(|e| raise(py, e))?;
+        Ok(Network { net })
+    }
+
+    /// Reads a network from a file.
+    #[staticmethod]
+    fn load(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        let net = py.detach(|| net::Network::load(path)).map_err(|e| raise(py, e))?;
+        Ok(Network { net })
+    }
+
+    /// Name and shape at conversion of every input.
+    #[getter]
+    fn inputs(&self) -> Vec<(String, Vec<usize>)> {
+        self.net.inputs().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect()
+    }
+
+    /// Name and shape at conversion of every output.
+    #[getter]
+    fn outputs(&self) -> Vec<(String, Vec<usize>)> {
+        self.net.outputs().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect()
+    }
+
+    /// Bytes of the buffers that are kept for later runs.
+    #[getter]
+    fn buffer_bytes(&self) -> usize {
+        self.net.buffer_bytes()
+    }
+
+    /// Runs the network on float32 arrays whose memory is channels-first (shape as PyTorch has it) or, where `channels_last`
+    /// says so, channels-last (shape (images, ..., channels)). Outputs are channels-last.
+    fn run<'py>(
+        &self,
+        py: Python<'py>,
+        inputs: Vec<Bound<'py, PyAny>>,
+        channels_last: Vec<bool>,
+    ) -> PyResult<Vec<Bound<'py, PyArrayDyn<f32>>>> {
+        self.run_with(py, &inputs, &channels_last, &mut |_, _| ())
+    }
+
+    /// As `run`; also returns every node's name and nanoseconds.
+    #[allow(clippy::type_complexity, reason = "the Python signature")]
+    fn run_timed<'py>(
+        &self,
+        py: Python<'py>,
+        inputs: Vec<Bound<'py, PyAny>>,
+        channels_last: Vec<bool>,
+    ) -> PyResult<(Vec<Bound<'py, PyArrayDyn<f32>>>, Vec<(String, u64)>)> {
+        let mut times = Vec::new();
+        let outputs = self.run_with(py, &inputs, &channels_last, &mut |node, nanoseconds| {
+            times.push((node.to_owned(), u64::try_from(nanoseconds).unwrap_or(u64::MAX)));
+        })?;
+        Ok((outputs, times))
+    }
+}
+
+impl Network {
+    fn run_with<'py>(
+        &self,
+        py: Python<'py>,
+        inputs: &[Bound<'py, PyAny>],
+        channels_last: &[bool],
+        observe: &mut (dyn FnMut(&str, u128) + Send),
+    ) -> PyResult<Vec<Bound<'py, PyArrayDyn<f32>>>> {
+        if inputs.len() != channels_last.len() {
+            return Err(input_error(py, "channels_last: expected one flag per input"));
+        }
+        let names: Vec<&str> = self.net.inputs().map(|(name, _)| name).collect();
+        let arrays = inputs
+            .iter()
+            .enumerate()
+            .map(|(i, array)| In::<f32>::new(array, &format!("input {:?}", names.get(i).unwrap_or(&"?")), None))
+            .collect::<PyResult<Vec<_>>>()?;
+        let shapes: Vec<Vec<usize>> = arrays
+            .iter()
+            .zip(channels_last)
+            .map(|(array, &last)| {
+                let mut shape = array.shape().to_vec();
+                if last && shape.len() > 2 {
+                    shape[1..].rotate_right(1);
+                }
+                shape
+            })
+            .collect();
+        let inputs: Vec<Input<'_>> = arrays
+            .iter()
+            .zip(&shapes)
+            .zip(channels_last)
+            .map(|((array, shape), &channels_last)| Input { shape, data: array.slice(), channels_last })
+            .collect();
+        let outputs = py.detach(|| self.net.run_timed(&inputs, observe)).map_err(|e| raise(py, e))?;
+        outputs
+            .into_iter()
+            .map(|output| {
+                let mut shape = output.shape;
+                shape[1..].rotate_left(1);
+                output.data.into_pyarray(py).reshape(shape)
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,218 @@
+//! Operations that make or read codes: thin fronts of [`crate::quantize`], [`crate::conv`] and [`crate::pool`].
+
+use std::sync::Arc;
+
+use crate::codec::CodesLayout;
+use crate::conv::{ConvShape, Geometry, check_thresholds};
+use crate::epilogue::{ToCodes, ToFloat};
+use crate::error::{Result, bad_value, check_len};
+use crate::gemm::FloatSink;
+use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
+use crate::pool::max_pool_codes;
+use crate::quantize::{PixelOrder, quantize};
+use crate::weights::PackedWeights;
+
+/// Floats to codes.
+#[derive(Debug)]
+pub(crate) struct Quantize {
+    pub thresholds: [f32; 2],
+    pub layout: CodesLayout,
+}
+
+impl Operation for Quantize {
+    fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
+        super::floats("a quantizer", inputs, 1)?;
+        Ok(Some(self.layout))
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+        let dims = inputs[0].dims;
+        check_len("channels", self.layout.channels(), dims.channels)?;
+        Ok((Value { dims, codes: Some(self.layout) }, Box::new(QuantizeStep { quantize: self, dims })))
+    }
+}
+
+#[derive(Debug)]
+struct QuantizeStep {
+    quantize: Arc<Quantize>,
+    dims: Dims,
+}
+
+impl Step for QuantizeStep {
+    fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
+        let q = &self.quantize;
+        let pixels = self.dims.map[0] * self.dims.map[1];
+        let order = PixelOrder::ChannelsLast;
+        quantize(inputs[0].floats(), self.dims.images, pixels, order, q.thresholds, q.layout, out.codes())
+    }
+}
+
+/// A window's numbers, as files have them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Window {
+    pub kernel: [usize; 2],
+    pub stride: [usize; 2],
+    pub padding: [usize; 2],
+    pub dilation: [usize; 2],
+}
+
+impl Window {
+    pub fn over(&self, dims: &Dims) -> ConvShape {
+        let Window { kernel, stride, padding, dilation } = *self;
+        ConvShape { batch: dims.images, input: dims.map, kernel, stride, padding, dilation }
+    }
+}
+
+/// What a ternary convolution's accumulators become.
+#[derive(Debug)]
+pub(crate) enum Tail {
+    /// Per channel: the smallest accumulators of levels 1 and 2.
+    Codes { low: Vec<i32>, high: Vec<i32>, layout: CodesLayout },
+    /// `fma(acc, scale, bias)`, a residual as the second input, ReLU.
+    Float { scale: Option<Vec<f32>>, bias: Option<Vec<f32>>, relu: bool },
+}
+
+/// A ternary convolution, or a linear layer as one whose window is the whole map.
+#[derive(Debug)]
+pub(crate) struct TernaryConv {
+    pub weights: PackedWeights<'static>,
+    pub window: Window,
+    /// Spatial axes of the output.
+    pub axes: usize,
+    pub tail: Tail,
+}
+
+impl TernaryConv {
+    /// Checks the tail's sizes against the weights.
+    pub fn check(self) -> Result<Self> {
+        let n = self.weights.shape().out_channels;
+        match &self.tail {
+            Tail::Codes { low, high, layout } => check_thresholds(n, &ToCodes { low, high, layout: *layout })?,
+            Tail::Float { scale, bias, .. } => {
+                for values in [scale, bias].into_iter().flatten() {
+                    check_len("scale or bias", n, values.len())?;
+                }
+            }
+        }
+        Ok(self)
+    }
+}
+
+impl Operation for TernaryConv {
+    fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
+        let w = self.weights.shape();
+        let wanted = CodesLayout::new(w.channels, w.groups)?;
+        if inputs.first() != Some(&Some(wanted)) {
+            return bad_value("a ternary convolution's input", format!("codes of {wanted:?}"), format!("{inputs:?}"));
+        }
+        match self.tail {
+            Tail::Codes { layout, .. } if inputs.len() == 1 => Ok(Some(layout)),
+            Tail::Float { .. } if inputs.len() == 1 || inputs[1..] == [None] => Ok(None),
+            _ => bad_value("a ternary convolution's inputs", "codes, and a residual of floats at most", inputs.len()),
+        }
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+        let dims = inputs[0].dims;
+        if self.axes == 0 && self.window.kernel != dims.map {
+            return bad_value(
+                "map in front of a linear layer",
+                format!("{:?} pixels, as when the network was converted", self.window.kernel),
+                format!("{:?}", dims.map),
+            );
+        }
+        let geometry = Geometry::new(&self.weights, &self.window.over(&dims))?;
+        let out = Dims {
+            images: dims.images,
+            channels: self.weights.shape().out_channels,
+            map: geometry.output,
+            axes: self.axes,
+        };
+        if let Some(residual) = inputs.get(1)
+            && residual.dims.shape() != out.shape()
+        {
+            return bad_value("residual", format!("shape {:?}", out.shape()), format!("{:?}", residual.dims.shape()));
+        }
+        let codes = match self.tail {
+            Tail::Codes { layout, .. } => Some(layout),
+            Tail::Float { .. } => None,
+        };
+        Ok((Value { dims: out, codes }, Box::new(ConvStep { conv: self, geometry })))
+    }
+
+    fn absorb(&mut self, mut functions: Vec<super::Elementwise>) -> Option<Vec<super::Elementwise>> {
+        // Files hold ReLU in the tail already; this catches graphs that were written without.
+        if let Tail::Float { relu, .. } = &mut self.tail
+            && functions.first() == Some(&super::Elementwise::Relu)
+        {
+            *relu = true;
+            functions.remove(0);
+        }
+        (!functions.is_empty()).then_some(functions)
+    }
+}
+
+#[derive(Debug)]
+struct ConvStep {
+    conv: Arc<TernaryConv>,
+    geometry: Geometry,
+}
+
+impl Step for ConvStep {
+    fn scratch(&self) -> usize {
+        self.geometry.frame_bytes
+    }
+
+    fn run(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>) -> Result<()> {
+        let (codes, weights) = (inputs[0].codes(), &self.conv.weights);
+        match &self.conv.tail {
+            Tail::Codes { low, high, layout } => {
+                let to = ToCodes { low, high, layout: *layout };
+                self.geometry.run(codes, weights, &to, scratch, out.codes())
+            }
+            Tail::Float { scale, bias, relu } => {
+                let channels = weights.shape().out_channels;
+                let to = ToFloat { scale: scale.as_deref(), bias: bias.as_deref(), relu: *relu, channels };
+                let residual = inputs.get(1).map(|x| x.floats());
+                self.geometry.run(codes, weights, &FloatSink { to, residual }, scratch, out.floats())
+            }
+        }
+    }
+}
+
+/// Max pooling on codes.
+#[derive(Debug)]
+pub(crate) struct MaxPoolCodes {
+    pub window: Window,
+    pub ceil_mode: bool,
+}
+
+impl Operation for MaxPoolCodes {
+    fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
+        match inputs {
+            [Some(layout)] => Ok(Some(*layout)),
+            _ => bad_value("max pooling on codes", "one input of codes", format!("{inputs:?}")),
+        }
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+        let shape = self.window.over(&inputs[0].dims);
+        let layout = inputs[0].codes.expect("`codes` checked");
+        let map = super::pool::pooled(&shape, self.ceil_mode)?;
+        let dims = Dims { map, ..inputs[0].dims };
+        Ok((Value { dims, codes: Some(layout) }, Box::new(MaxPoolStep { shape, layout, map })))
+    }
+}
+
+#[derive(Debug)]
+struct MaxPoolStep {
+    shape: ConvShape,
+    layout: CodesLayout,
+    map: [usize; 2],
+}
+
+impl Step for MaxPoolStep {
+    fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
+        max_pool_codes(inputs[0].codes(), self.layout, &self.shape, self.map, out.codes())
+    }
+}

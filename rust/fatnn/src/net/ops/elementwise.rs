@@ -1,0 +1,223 @@
+//! Functions of one element, per channel or for all: each in PyTorch's order of operations, so that bits agree.
+
+use std::sync::Arc;
+
+use crate::codec::CodesLayout;
+use crate::error::{Result, bad_value, check_len};
+use crate::kernels;
+use crate::net::value::{Operation, Slice, SliceMut, Step, Value};
+use crate::parallel;
+
+/// A function of one element.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Elementwise {
+    /// `fma(x, scale, bias)` per channel: BatchNorm in evaluation mode.
+    Affine(Vec<f32>, Vec<f32>),
+    /// `x * scale` per channel.
+    Scale(Vec<f32>),
+    /// `x + bias` per channel.
+    Bias(Vec<f32>),
+    /// `max(x, 0)`.
+    Relu,
+    /// `min(max(x, low), high)`.
+    Clamp(f32, f32),
+    /// `x > 0 ? x : x * slope` per channel (one slope for all channels where there is one).
+    Leaky(Vec<f32>),
+}
+
+impl Elementwise {
+    /// BatchNorm in evaluation mode as one multiplication and addition: `scale = weight / √(var + eps)`,
+    /// `bias = fma(-mean, scale, bias)`, in float32.
+    pub fn batch_norm(mean: &[f32], var: &[f32], weight: Option<&[f32]>, bias: Option<&[f32]>, eps: f32) -> Self {
+        let channel = |c: usize| {
+            let inverse = 1.0 / (var[c] + eps).sqrt();
+            let scale = weight.map_or(inverse, |w| inverse * w[c]);
+            (scale, (-mean[c]).mul_add(scale, bias.map_or(0.0, |b| b[c])))
+        };
+        let (scale, bias) = (0..mean.len()).map(channel).unzip();
+        Elementwise::Affine(scale, bias)
+    }
+
+    fn channels(&self) -> Option<usize> {
+        match self {
+            Elementwise::Affine(v, _) | Elementwise::Scale(v) | Elementwise::Bias(v) => Some(v.len()),
+            Elementwise::Leaky(v) if v.len() > 1 => Some(v.len()),
+            _ => None,
+        }
+    }
+
+    /// Applies it to whole pixels.
+    #[inline(always)]
+    fn apply(&self, x: &mut [f32], channels: usize) {
+        match self {
+            Elementwise::Affine(scale, bias) => {
+                for x in x.chunks_exact_mut(channels) {
+                    for ((x, &s), &b) in x.iter_mut().zip(scale).zip(bias) {
+                        *x = x.mul_add(s, b);
+                    }
+                }
+            }
+            Elementwise::Scale(scale) => {
+                for x in x.chunks_exact_mut(channels) {
+                    for (x, &s) in x.iter_mut().zip(scale) {
+                        *x *= s;
+                    }
+                }
+            }
+            Elementwise::Bias(bias) => {
+                for x in x.chunks_exact_mut(channels) {
+                    for (x, &b) in x.iter_mut().zip(bias) {
+                        *x += b;
+                    }
+                }
+            }
+            Elementwise::Relu => {
+                for x in x {
+                    // Not `max`: NaN passes through.
+                    *x = if *x <= 0.0 { 0.0 } else { *x };
+                }
+            }
+            &Elementwise::Clamp(low, high) => {
+                for x in x {
+                    *x = if *x < low { low } else { *x };
+                    *x = if *x > high { high } else { *x };
+                }
+            }
+            Elementwise::Leaky(slope) => {
+                for x in x.chunks_exact_mut(channels) {
+                    for (c, x) in x.iter_mut().enumerate() {
+                        let slope = slope[if slope.len() == 1 { 0 } else { c }];
+                        *x = if *x > 0.0 { *x } else { *x * slope };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Applies functions one after the other to whole pixels: compiled by every kernel with its CPU features.
+#[inline(always)]
+pub(crate) fn map(functions: &[Elementwise], x: &mut [f32], channels: usize) {
+    for function in functions {
+        function.apply(x, channels);
+    }
+}
+
+/// Applies functions one after the other to whole pixels, with the best CPU features there are.
+pub(crate) fn apply_all(functions: &[Elementwise], x: &mut [f32], channels: usize) -> Result<()> {
+    if functions.is_empty() || x.is_empty() {
+        return Ok(());
+    }
+    let kernel = kernels::best()?;
+    // A piece stays in the first-level cache for all functions.
+    for x in x.chunks_mut(channels * (4096 / channels).max(1)) {
+        kernel.map(functions, x, channels);
+    }
+    Ok(())
+}
+
+/// Checks that functions are for this many channels.
+pub(crate) fn check_channels(functions: &[Elementwise], channels: usize) -> Result<()> {
+    functions
+        .iter()
+        .filter_map(Elementwise::channels)
+        .try_for_each(|c| check_len("channels of a function", channels, c))
+}
+
+/// Elementwise functions as an operation of their own.
+#[derive(Debug)]
+pub(crate) struct Map(pub Vec<Elementwise>);
+
+impl Operation for Map {
+    fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
+        super::floats("an elementwise function", inputs, 1)
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+        check_channels(&self.0, inputs[0].dims.channels)?;
+        let channels = inputs[0].dims.channels;
+        Ok((inputs[0], Box::new(MapStep { map: self, channels })))
+    }
+
+    fn absorb(&mut self, functions: Vec<Elementwise>) -> Option<Vec<Elementwise>> {
+        self.0.extend(functions);
+        None
+    }
+
+    fn elementwise(&mut self) -> Option<Vec<Elementwise>> {
+        Some(std::mem::take(&mut self.0))
+    }
+}
+
+#[derive(Debug)]
+struct MapStep {
+    map: Arc<Map>,
+    channels: usize,
+}
+
+impl Step for MapStep {
+    fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
+        let (x, out) = (inputs[0].floats(), out.floats());
+        in_rows(out, self.channels, |first, out| {
+            out.copy_from_slice(&x[first * self.channels..][..out.len()]);
+            apply_all(&self.map.0, out, self.channels)
+        })
+    }
+}
+
+/// `a + b`, then elementwise functions.
+#[derive(Debug, Default)]
+pub(crate) struct Add {
+    post: Vec<Elementwise>,
+}
+
+impl Operation for Add {
+    fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
+        super::floats("an addition", inputs, 2)
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+        if inputs[0] != inputs[1] {
+            let (a, b) = (inputs[0].dims.shape(), inputs[1].dims.shape());
+            return bad_value("addition", "two values of one shape", format!("{a:?} and {b:?}"));
+        }
+        let channels = inputs[0].dims.channels;
+        check_channels(&self.post, channels)?;
+        Ok((inputs[0], Box::new(AddStep { add: self, channels })))
+    }
+
+    fn absorb(&mut self, functions: Vec<Elementwise>) -> Option<Vec<Elementwise>> {
+        self.post.extend(functions);
+        None
+    }
+}
+
+#[derive(Debug)]
+struct AddStep {
+    add: Arc<Add>,
+    channels: usize,
+}
+
+impl Step for AddStep {
+    fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
+        let (a, b) = (inputs[0].floats(), inputs[1].floats());
+        in_rows(out.floats(), self.channels, |first, out| {
+            let at = first * self.channels;
+            for ((y, &a), &b) in out.iter_mut().zip(&a[at..]).zip(&b[at..]) {
+                *y = a + b;
+            }
+            apply_all(&self.add.post, out, self.channels)
+        })
+    }
+}
+
+/// Splits pixels among threads, for work that may fail.
+pub(crate) fn in_rows(
+    out: &mut [f32],
+    channels: usize,
+    work: impl Fn(usize, &mut [f32]) -> Result<()> + Sync,
+) -> Result<()> {
+    // An element costs about as much as this many products.
+    let cost = out.len().saturating_mul(16);
+    parallel::try_for_each_rows(out, channels, 64, cost, work)
+}

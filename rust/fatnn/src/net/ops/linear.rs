@@ -1,0 +1,220 @@
+//! Float32 convolution and linear layers, on the `gemm` crate; and flattening.
+//!
+//! The first and the last layer of a network, usually. A convolution gathers the windows of [`BLOCK`] output pixels at a time
+//! and multiplies them with the weights while they are in cache. Blocks do not depend on the number of threads, and so
+//! neither do results; across instruction sets float32 sums may round differently, as in every float library.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use crate::codec::CodesLayout;
+use crate::conv::ConvShape;
+use crate::error::{Result, bad_value, check_len};
+use crate::kernels::matmul;
+use crate::net::ops::codes::Window;
+use crate::net::ops::elementwise::{Elementwise, apply_all, check_channels};
+use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
+use crate::parallel;
+
+/// Output pixels whose windows are gathered at a time.
+const BLOCK: usize = 64;
+
+/// A float convolution; a linear layer is one whose window is a single pixel.
+#[derive(Debug)]
+pub(crate) struct FloatConv {
+    window: Window,
+    groups: usize,
+    channels: usize,
+    out_channels: usize,
+    /// Per group: `kernel × channels/groups` rows of `out_channels/groups`.
+    weight: Vec<f32>,
+    axes: usize,
+    /// The bias, and whatever elementwise functions follow.
+    post: Vec<Elementwise>,
+}
+
+impl FloatConv {
+    /// `weight` as PyTorch has it: out channels, channels / groups, kernel height, kernel width.
+    pub fn new(
+        weight: &[f32],
+        [out_channels, group_channels, kh, kw]: [usize; 4],
+        bias: Option<Vec<f32>>,
+        window: Window,
+        groups: usize,
+        axes: usize,
+    ) -> Result<Self> {
+        if groups == 0 || out_channels == 0 || !out_channels.is_multiple_of(groups) || group_channels == 0 {
+            return bad_value("groups", format!("a divisor of the {out_channels} output channels"), groups);
+        }
+        check_len("bias", out_channels, bias.as_ref().map_or(out_channels, Vec::len))?;
+        let (taps, group_out) = (kh * kw, out_channels / groups);
+        check_len("weight", out_channels * group_channels * taps, weight.len())?;
+        let mut packed = vec![0.0; weight.len()];
+        for n in 0..out_channels {
+            let (group, column) = (n / group_out, n % group_out);
+            for c in 0..group_channels {
+                for t in 0..taps {
+                    let row = (group * taps + t) * group_channels + c;
+                    packed[row * group_out + column] = weight[(n * group_channels + c) * taps + t];
+                }
+            }
+        }
+        let channels = group_channels * groups;
+        let post = bias.map(Elementwise::Bias).into_iter().collect();
+        Ok(FloatConv { window, groups, channels, out_channels, weight: packed, axes, post })
+    }
+}
+
+impl Operation for FloatConv {
+    fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
+        super::floats("a float convolution", inputs, 1)
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+        let dims = inputs[0].dims;
+        check_len("channels", self.channels, dims.channels)?;
+        check_channels(&self.post, self.out_channels)?;
+        if dims.axes != self.axes {
+            let expected = format!("images, channels and {} spatial axes", self.axes);
+            return bad_value("a float layer's input", expected, format!("shape {:?}", dims.shape()));
+        }
+        let shape = self.window.over(&dims);
+        let map = shape.output()?;
+        let out = Dims { images: dims.images, channels: self.out_channels, map, axes: self.axes };
+        Ok((Value::float(out), Box::new(FloatConvStep { conv: self, shape, map })))
+    }
+
+    fn absorb(&mut self, functions: Vec<Elementwise>) -> Option<Vec<Elementwise>> {
+        self.post.extend(functions);
+        None
+    }
+}
+
+#[derive(Debug)]
+struct FloatConvStep {
+    conv: Arc<FloatConv>,
+    shape: ConvShape,
+    map: [usize; 2],
+}
+
+thread_local! {
+    /// Windows of a block, and a group's results: kept from call to call, so that a run allocates nothing after the first.
+    static WINDOWS: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+}
+
+impl FloatConvStep {
+    /// Copies the windows of output pixels `first..` into `windows`, one after the other, for one group.
+    fn gather(&self, x: &[f32], first: usize, group: usize, windows: &mut [f32]) {
+        let (shape, conv) = (&self.shape, &*self.conv);
+        let ([h, w], [kh, kw], per_group) = (shape.input, shape.kernel, conv.channels / conv.groups);
+        for (i, window) in windows.chunks_exact_mut(kh * kw * per_group).enumerate() {
+            let (image, at) = ((first + i) / (self.map[0] * self.map[1]), (first + i) % (self.map[0] * self.map[1]));
+            let corner = [at / self.map[1] * shape.stride[0], at % self.map[1] * shape.stride[1]];
+            let inside = |axis: usize, tap: usize, size: usize| {
+                (corner[axis] + tap * shape.dilation[axis]).checked_sub(shape.padding[axis]).filter(|&at| at < size)
+            };
+            for (ky, row) in window.chunks_exact_mut(kw * per_group).enumerate() {
+                let Some(y) = inside(0, ky, h) else {
+                    row.fill(0.0);
+                    continue;
+                };
+                let line = ((image * h + y) * w) * conv.channels;
+                // The usual case: the whole row of taps lies side by side.
+                if conv.groups == 1
+                    && shape.dilation[1] == 1
+                    && let (Some(from), Some(_)) = (inside(1, 0, w), inside(1, kw - 1, w))
+                {
+                    row.copy_from_slice(&x[line + from * per_group..][..row.len()]);
+                    continue;
+                }
+                for (kx, tap) in row.chunks_exact_mut(per_group).enumerate() {
+                    match inside(1, kx, w) {
+                        None => tap.fill(0.0),
+                        Some(at) => {
+                            tap.copy_from_slice(&x[line + at * conv.channels + group * per_group..][..per_group])
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Step for FloatConvStep {
+    fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
+        let (x, out, conv) = (inputs[0].floats(), out.floats(), &*self.conv);
+        let n = conv.out_channels;
+        let (group_n, k) = (n / conv.groups, conv.weight.len() / n);
+        // Float products cost about eight ternary ones.
+        let cost = out.len().saturating_mul(k).saturating_mul(8);
+        parallel::try_for_each_rows(out, n, BLOCK, cost, |first, out| {
+            WINDOWS.with_borrow_mut(|(windows, part)| {
+                for (b, out) in out.chunks_mut(BLOCK * n).enumerate() {
+                    let m = out.len() / n;
+                    windows.resize(m * k, 0.0);
+                    part.resize(if conv.groups == 1 { 0 } else { m * group_n }, 0.0);
+                    for group in 0..conv.groups {
+                        self.gather(x, first + b * BLOCK, group, windows);
+                        let weight = &conv.weight[group * k * group_n..][..k * group_n];
+                        if conv.groups == 1 {
+                            matmul(m, n, k, windows, weight, out);
+                        } else {
+                            matmul(m, group_n, k, windows, weight, part);
+                            for (out, part) in out.chunks_exact_mut(n).zip(part.chunks_exact(group_n)) {
+                                out[group * group_n..][..group_n].copy_from_slice(part);
+                            }
+                        }
+                    }
+                    apply_all(&conv.post, out, n)?;
+                }
+                Ok(())
+            })
+        })
+    }
+}
+
+/// A value as images × everything else, in PyTorch's order (channels before pixels).
+#[derive(Debug)]
+pub(crate) struct Flatten;
+
+impl Operation for Flatten {
+    fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
+        super::floats("flattening", inputs, 1)
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+        let dims = inputs[0].dims;
+        let channels = dims.channels * dims.map[0] * dims.map[1];
+        let out = Dims { images: dims.images, channels, map: [1, 1], axes: 0 };
+        Ok((Value::float(out), Box::new(FlattenStep { dims })))
+    }
+}
+
+#[derive(Debug)]
+struct FlattenStep {
+    dims: Dims,
+}
+
+impl Step for FlattenStep {
+    fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
+        let (x, out) = (inputs[0].floats(), out.floats());
+        let (channels, pixels) = (self.dims.channels, self.dims.map[0] * self.dims.map[1]);
+        transpose(x, out, pixels, channels);
+        Ok(())
+    }
+}
+
+/// Images of `rows × columns` to `columns × rows`.
+pub(crate) fn transpose(x: &[f32], out: &mut [f32], rows: usize, columns: usize) {
+    if rows == 1 || columns == 1 {
+        out.copy_from_slice(x);
+        return;
+    }
+    for (x, out) in x.chunks_exact(rows * columns).zip(out.chunks_exact_mut(rows * columns)) {
+        for (c, out) in out.chunks_exact_mut(rows).enumerate() {
+            for (r, out) in out.iter_mut().enumerate() {
+                *out = x[r * columns + c];
+            }
+        }
+    }
+}

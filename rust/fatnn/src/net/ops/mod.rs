@@ -1,0 +1,305 @@
+//! The operations a graph may hold: a row each, from a file's node to an [`Operation`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::Value as Json;
+
+use crate::codec::CodesLayout;
+use crate::error::{Result, bad_value};
+use crate::net::file::Tensor;
+use crate::net::value::Operation;
+use crate::weights::{PackedWeights, WeightShape};
+
+pub(super) mod codes;
+pub(super) mod elementwise;
+pub(super) mod linear;
+mod pool;
+
+pub use elementwise::Elementwise;
+pub(crate) use elementwise::map as map_elements;
+
+use codes::{MaxPoolCodes, Quantize, Tail, TernaryConv, Window};
+use elementwise::{Add, Map};
+use linear::{Flatten, FloatConv};
+use pool::{Pool, Reduce, Windows};
+
+/// A node of a file's graph, with access to its attributes and tensors.
+pub(crate) struct Node<'a> {
+    /// Dimensions of the first value that it reads.
+    pub rank: usize,
+    pub attrs: &'a serde_json::Map<String, Json>,
+    pub tensors: &'a BTreeMap<String, String>,
+    pub all: &'a BTreeMap<String, Tensor>,
+}
+
+/// Why a node could not be made into an operation.
+type Made = std::result::Result<Box<dyn Operation>, String>;
+
+/// A row: an operation's name and how to make it.
+type Row = (&'static str, fn(&Node<'_>) -> Made);
+
+/// Every operation that runs in this crate. What is not here runs in PyTorch or not at all.
+pub(crate) const OPERATIONS: &[Row] = &[
+    ("conv1d", |node| float_conv(node, 1)),
+    ("conv2d", |node| float_conv(node, 2)),
+    ("linear", linear),
+    ("batch_norm", |node| {
+        let eps = node.float("eps")? as f32;
+        let (mean, var) = (node.floats("mean")?, node.floats("var")?);
+        let (weight, bias) = (node.optional("weight")?, node.optional("bias")?);
+        if [Some(var), weight, bias].into_iter().flatten().any(|v| v.len() != mean.len()) {
+            return Err("its tensors have different sizes".into());
+        }
+        map(Elementwise::batch_norm(mean, var, weight, bias, eps))
+    }),
+    ("relu", |_| map(Elementwise::Relu)),
+    ("hardtanh", |node| map(Elementwise::Clamp(node.float("min_val")? as f32, node.float("max_val")? as f32))),
+    ("leaky_relu", |node| map(Elementwise::Leaky(vec![node.float("negative_slope")? as f32]))),
+    ("prelu", |node| map(Elementwise::Leaky(node.floats("weight")?.to_vec()))),
+    ("channel_scale", |node| map(Elementwise::Scale(node.floats("scale")?.to_vec()))),
+    ("channel_bias", |node| map(Elementwise::Bias(node.floats("bias")?.to_vec()))),
+    ("add", |_| Ok(Box::new(Add::default()))),
+    ("max_pool1d", |node| pool(node.pool_window(1)?, node.flag("ceil_mode")?, Reduce::Max)),
+    ("max_pool2d", |node| pool(node.pool_window(2)?, node.flag("ceil_mode")?, Reduce::Max)),
+    ("avg_pool1d", |node| {
+        let reduce = Reduce::Mean { count_padding: node.flag("count_include_pad")?, divisor: 0 };
+        pool(node.pool_window(1)?, node.flag("ceil_mode")?, reduce)
+    }),
+    ("avg_pool2d", |node| {
+        let divisor = node.number("divisor")?;
+        let reduce = Reduce::Mean { count_padding: node.flag("count_include_pad")?, divisor };
+        pool(node.pool_window(2)?, node.flag("ceil_mode")?, reduce)
+    }),
+    ("adaptive_avg_pool1d", |node| adaptive(node)),
+    ("adaptive_avg_pool2d", |node| adaptive(node)),
+    ("mean", |node| {
+        let dims: Vec<i64> = node.integers("dims")?;
+        let mut reduced: Vec<i64> = dims.iter().map(|d| if *d < 0 { d + node.rank as i64 } else { *d }).collect();
+        reduced.sort_unstable();
+        if reduced != (2..node.rank as i64).collect::<Vec<_>>() || reduced.is_empty() {
+            return Err(format!("a mean over the dimensions {dims:?} is not a mean over all pixels"));
+        }
+        let axes = if node.flag("keepdim")? { None } else { Some(0) };
+        let reduce = Reduce::Mean { count_padding: false, divisor: 0 };
+        Ok(Box::new(Pool { windows: Windows::Whole, reduce, axes }))
+    }),
+    ("flatten", |node| match (node.integer("start")?, node.integer("end")?) {
+        (1, end) if end == -1 || end + 1 == node.rank as i64 => Ok(Box::new(Flatten)),
+        (start, end) => Err(format!("flattening the dimensions from {start} to {end} keeps no batch")),
+    }),
+    ("quantize", |node| {
+        let &[low, high] = node.floats("steps")? else { return Err("steps must be two numbers".into()) };
+        let layout = layout(node.number("channels")?, node.number("groups")?)?;
+        Ok(Box::new(Quantize { thresholds: [low, high], layout }))
+    }),
+    ("conv_codes", |node| {
+        let (shape, thresholds) = node.int32("thresholds")?;
+        if shape.len() != 2 || shape[0] != 2 {
+            return Err(format!("thresholds must have shape (2, channels), got {shape:?}"));
+        }
+        let (low, high) = thresholds.split_at(shape[1]);
+        let layout = layout(shape[1], node.number("out_groups")?)?;
+        ternary_conv(node, Tail::Codes { low: low.to_vec(), high: high.to_vec(), layout })
+    }),
+    ("conv_float", |node| {
+        let owned = |role| node.optional(role).map(|v| v.map(<[f32]>::to_vec));
+        ternary_conv(node, Tail::Float { scale: owned("scale")?, bias: owned("bias")?, relu: node.flag("relu")? })
+    }),
+    ("max_pool_codes", |node| {
+        Ok(Box::new(MaxPoolCodes { window: node.window(2)?, ceil_mode: node.flag("ceil_mode")? }))
+    }),
+];
+
+/// `Ok(None)`, floats, where all of `count` inputs are floats.
+fn floats(what: &'static str, inputs: &[Option<CodesLayout>], count: usize) -> Result<Option<CodesLayout>> {
+    if inputs.len() == count && inputs.iter().all(Option::is_none) {
+        return Ok(None);
+    }
+    bad_value(what, format!("{count} inputs of floats"), format!("{inputs:?}"))
+}
+
+fn text(error: crate::Error) -> String {
+    error.to_string()
+}
+
+fn layout(channels: usize, groups: usize) -> Result<CodesLayout, String> {
+    CodesLayout::new(channels, groups).map_err(text)
+}
+
+fn map(function: Elementwise) -> Made {
+    Ok(Box::new(Map(vec![function])))
+}
+
+fn pool(window: Window, ceil_mode: bool, reduce: Reduce) -> Made {
+    Ok(Box::new(Pool { windows: Windows::Fixed { window, ceil_mode }, reduce, axes: None }))
+}
+
+fn adaptive(node: &Node<'_>) -> Made {
+    let size: Vec<usize> = node.integers("size")?;
+    let size = match size.as_slice() {
+        &[w] => [1, w],
+        &[h, w] => [h, w],
+        other => return Err(format!("size must have one or two numbers, got {other:?}")),
+    };
+    let reduce = Reduce::Mean { count_padding: false, divisor: 0 };
+    Ok(Box::new(Pool { windows: Windows::Adaptive(size), reduce, axes: None }))
+}
+
+fn float_conv(node: &Node<'_>, axes: usize) -> Made {
+    let (shape, weight) = node.float_tensor("weight")?;
+    let shape = match (axes, shape) {
+        (1, &[n, c, w]) => [n, c, 1, w],
+        (2, &[n, c, h, w]) => [n, c, h, w],
+        (_, other) => return Err(format!("weight has the shape {other:?}")),
+    };
+    let mut window = node.window_without_kernel(axes)?;
+    window.kernel = [shape[2], shape[3]];
+    let bias = node.optional("bias")?.map(<[f32]>::to_vec);
+    Ok(Box::new(FloatConv::new(weight, shape, bias, window, node.number("groups")?, axes).map_err(text)?))
+}
+
+fn linear(node: &Node<'_>) -> Made {
+    let (shape, weight) = node.float_tensor("weight")?;
+    let &[n, c] = shape else { return Err(format!("weight has the shape {shape:?}")) };
+    let one = [1, 1];
+    let window = Window { kernel: one, stride: one, padding: [0, 0], dilation: one };
+    let bias = node.optional("bias")?.map(<[f32]>::to_vec);
+    Ok(Box::new(FloatConv::new(weight, [n, c, 1, 1], bias, window, 1, 0).map_err(text)?))
+}
+
+fn ternary_conv(node: &Node<'_>, tail: Tail) -> Made {
+    let (shape, codes) = node.codes("weight")?;
+    let &[out_channels, group_channels, kh, kw] = shape else {
+        return Err(format!("weight has the shape {shape:?}"));
+    };
+    let groups = node.number("groups")?;
+    let channels = group_channels.checked_mul(groups).ok_or("too many groups")?;
+    let shape = WeightShape { out_channels, channels, kernel: [kh, kw], groups };
+    let weights = PackedWeights::new(codes, shape, node.flag("half_range")?).map_err(text)?;
+    let window = node.window(2)?;
+    if window.kernel != [kh, kw] {
+        return Err(format!("kernel {:?} and weight {:?} disagree", window.kernel, shape.kernel));
+    }
+    let axes = node.number("dims")?;
+    if axes > 2 {
+        return Err(format!("dims must be 0, 1 or 2, got {axes}"));
+    }
+    Ok(Box::new(TernaryConv { weights, window, axes, tail }.check().map_err(text)?))
+}
+
+/// Largest number in a file: windows and sizes stay far from overflow.
+const LIMIT: i64 = 1 << 31;
+
+impl Node<'_> {
+    fn attr(&self, key: &str) -> Result<&Json, String> {
+        self.attrs.get(key).ok_or_else(|| format!("attribute {key:?} is missing"))
+    }
+
+    fn flag(&self, key: &str) -> Result<bool, String> {
+        self.attr(key)?.as_bool().ok_or_else(|| format!("attribute {key:?} must be true or false"))
+    }
+
+    fn float(&self, key: &str) -> Result<f64, String> {
+        self.attr(key)?.as_f64().ok_or_else(|| format!("attribute {key:?} must be a number"))
+    }
+
+    fn integer(&self, key: &str) -> Result<i64, String> {
+        let found = self.attr(key)?.as_i64().filter(|n| n.abs() < LIMIT);
+        found.ok_or_else(|| format!("attribute {key:?} must be an integer"))
+    }
+
+    fn number(&self, key: &str) -> Result<usize, String> {
+        usize::try_from(self.integer(key)?).map_err(|_| format!("attribute {key:?} must not be negative"))
+    }
+
+    fn integers<T: TryFrom<i64>>(&self, key: &str) -> Result<Vec<T>, String> {
+        let wrong = || format!("attribute {key:?} must be a list of integers in range");
+        let list = self.attr(key)?.as_array().ok_or_else(wrong)?;
+        list.iter()
+            .map(|v| v.as_i64().filter(|n| n.abs() < LIMIT).and_then(|n| T::try_from(n).ok()).ok_or_else(wrong))
+            .collect()
+    }
+
+    /// Numbers for two axes; one-dimensional ones are the second.
+    fn pair(&self, key: &str, axes: usize, other: usize) -> Result<[usize; 2], String> {
+        match (axes, self.integers(key)?.as_slice()) {
+            (2, &[h, w]) => Ok([h, w]),
+            (1, &[w]) => Ok([other, w]),
+            (_, list) => Err(format!("attribute {key:?} must have {axes} numbers, got {list:?}")),
+        }
+    }
+
+    fn window_without_kernel(&self, axes: usize) -> Result<Window, String> {
+        Ok(Window {
+            kernel: [1, 1],
+            stride: self.pair("stride", axes, 1)?,
+            padding: self.pair("padding", axes, 0)?,
+            dilation: self.pair("dilation", axes, 1)?,
+        })
+    }
+
+    fn window(&self, axes: usize) -> Result<Window, String> {
+        Ok(Window { kernel: self.pair("kernel", axes, 1)?, ..self.window_without_kernel(axes)? })
+    }
+
+    /// As [`Node::window`]; average pooling has no dilation.
+    fn pool_window(&self, axes: usize) -> Result<Window, String> {
+        if self.attrs.contains_key("dilation") {
+            return self.window(axes);
+        }
+        Ok(Window {
+            kernel: self.pair("kernel", axes, 1)?,
+            stride: self.pair("stride", axes, 1)?,
+            padding: self.pair("padding", axes, 0)?,
+            dilation: [1, 1],
+        })
+    }
+
+    fn tensor(&self, role: &str) -> Result<Option<&Tensor>, String> {
+        let Some(name) = self.tensors.get(role) else { return Ok(None) };
+        self.all.get(name).map(Some).ok_or_else(|| format!("tensor {name:?} is missing"))
+    }
+
+    fn float_tensor(&self, role: &str) -> Result<(&[usize], &[f32]), String> {
+        match self.tensor(role)? {
+            Some(Tensor::F32(shape, values)) => Ok((shape, values)),
+            _ => Err(format!("tensor {role:?} must be there, as float32")),
+        }
+    }
+
+    fn floats(&self, role: &str) -> Result<&[f32], String> {
+        self.float_tensor(role).map(|(_, values)| values)
+    }
+
+    fn optional(&self, role: &str) -> Result<Option<&[f32]>, String> {
+        self.tensors.contains_key(role).then(|| self.floats(role)).transpose()
+    }
+
+    fn int32(&self, role: &str) -> Result<(&[usize], &[i32]), String> {
+        match self.tensor(role)? {
+            Some(Tensor::I32(shape, values)) => Ok((shape, values)),
+            _ => Err(format!("tensor {role:?} must be there, as int32")),
+        }
+    }
+
+    fn codes(&self, role: &str) -> Result<(&[usize], &[i8]), String> {
+        match self.tensor(role)? {
+            Some(Tensor::Ternary(shape, values)) => Ok((shape, values)),
+            _ => Err(format!("tensor {role:?} must be there, as ternary codes")),
+        }
+    }
+
+    /// Makes the operation.
+    pub fn make(&self, op: &str) -> Result<Box<dyn Operation>, String> {
+        match OPERATIONS.iter().find(|(name, _)| *name == op) {
+            Some((_, make)) => make(self),
+            None => Err(format!("operation {op:?} is not one that runs in Rust")),
+        }
+    }
+}
+
+/// Puts an operation where plans can share it.
+pub(crate) fn share(operation: Box<dyn Operation>) -> Arc<dyn Operation> {
+    Arc::from(operation)
+}

@@ -1,0 +1,176 @@
+//! Pooling and means over floats. Sums run over a window's pixels in row-major order, in float32.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::codec::CodesLayout;
+use crate::conv::ConvShape;
+use crate::error::{Result, bad_value};
+use crate::net::ops::codes::Window;
+use crate::net::ops::elementwise::in_rows;
+use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
+
+/// Height and width after pooling, by PyTorch's rules: with `ceil_mode` the last window may reach over the edge, as long as
+/// it starts inside the input or its left padding.
+pub(crate) fn pooled(shape: &ConvShape, ceil_mode: bool) -> Result<[usize; 2]> {
+    let mut out = shape.output()?;
+    if ceil_mode {
+        for (axis, out) in out.iter_mut().enumerate() {
+            let reach = (shape.kernel[axis] - 1) * shape.dilation[axis] + 1;
+            let rest = shape.input[axis] + 2 * shape.padding[axis] - reach;
+            let ceil = rest.div_ceil(shape.stride[axis]) + 1;
+            let starts_inside = (ceil - 1) * shape.stride[axis] < shape.input[axis] + shape.padding[axis];
+            *out = if starts_inside { ceil } else { ceil - 1 };
+        }
+    }
+    Ok(out)
+}
+
+/// How windows are laid over the map.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Windows {
+    Fixed {
+        window: Window,
+        ceil_mode: bool,
+    },
+    /// As many windows as these sizes say (0: as the input), each from `⌊i·in/out⌋` to `⌈(i+1)·in/out⌉`.
+    Adaptive([usize; 2]),
+    /// One window over the whole map.
+    Whole,
+}
+
+/// What a window becomes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Reduce {
+    Max,
+    /// Divided by the number of elements: real ones, or with padding counted, or a fixed divisor.
+    Mean {
+        count_padding: bool,
+        divisor: usize,
+    },
+}
+
+/// Pooling over floats.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    pub windows: Windows,
+    pub reduce: Reduce,
+    /// Spatial axes of the output; `None`: as the input.
+    pub axes: Option<usize>,
+}
+
+/// One output index on one axis: real inputs from, to, step; and how many positions count with padding.
+type Span = (Range<usize>, usize);
+
+impl Pool {
+    fn spans(&self, dims: &Dims) -> Result<[(Vec<Span>, usize); 2]> {
+        let axis = |axis: usize| -> Result<(Vec<Span>, usize)> {
+            let input = dims.map[axis];
+            match self.windows {
+                Windows::Whole => Ok((vec![(0..input, input)], 1)),
+                Windows::Adaptive(sizes) => {
+                    let out = if sizes[axis] == 0 { input } else { sizes[axis] };
+                    let span = |i: usize| {
+                        let range = i * input / out..((i + 1) * input).div_ceil(out);
+                        (range.clone(), range.len())
+                    };
+                    Ok(((0..out).map(span).collect(), 1))
+                }
+                Windows::Fixed { window, ceil_mode } => {
+                    let shape = window.over(dims);
+                    let out = pooled(&shape, ceil_mode)?[axis];
+                    let (kernel, step, padding) = (window.kernel[axis], window.dilation[axis], window.padding[axis]);
+                    let span = |i: usize| {
+                        let start = i * window.stride[axis];
+                        let end = start + (kernel - 1) * step + 1;
+                        let skipped = padding.saturating_sub(start).div_ceil(step) * step;
+                        let first = (start + skipped).saturating_sub(padding);
+                        let last = (end.saturating_sub(padding)).min(input);
+                        // Padding counts up to the padded edge, not beyond (a window of `ceil_mode`).
+                        (first..last, end.min(input + 2 * padding) - start)
+                    };
+                    let spans: Vec<Span> = (0..out).map(span).collect();
+                    match spans.iter().all(|(range, _)| range.start < range.end) {
+                        true => Ok((spans, step)),
+                        false => bad_value("pooling", "windows that each contain a pixel", format!("{shape:?}")),
+                    }
+                }
+            }
+        };
+        Ok([axis(0)?, axis(1)?])
+    }
+}
+
+impl Operation for Pool {
+    fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
+        super::floats("pooling", inputs, 1)
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+        let dims = inputs[0].dims;
+        if dims.map.contains(&0) {
+            return bad_value("pooling", "a map with pixels in it", format!("{:?}", dims.map));
+        }
+        let spans = self.spans(&dims)?;
+        let map = [spans[0].0.len(), spans[1].0.len()];
+        let out = Dims { map, axes: self.axes.unwrap_or(dims.axes), ..dims };
+        Ok((Value::float(out), Box::new(PoolStep { spans, reduce: self.reduce, dims })))
+    }
+}
+
+#[derive(Debug)]
+struct PoolStep {
+    spans: [(Vec<Span>, usize); 2],
+    reduce: Reduce,
+    dims: Dims,
+}
+
+impl Step for PoolStep {
+    fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
+        let x = inputs[0].floats();
+        let [(rows, step_y), (columns, step_x)] = &self.spans;
+        let (channels, [h, w]) = (self.dims.channels, self.dims.map);
+        in_rows(out.floats(), channels, |first, out| {
+            for (i, out) in out.chunks_exact_mut(channels).enumerate() {
+                let at = first + i;
+                let (image, at) = (at / (rows.len() * columns.len()), at % (rows.len() * columns.len()));
+                let ((ys, high), (xs, wide)) = (&rows[at / columns.len()], &columns[at % columns.len()]);
+                let mut pixels = ys
+                    .clone()
+                    .step_by(*step_y)
+                    .flat_map(|y| xs.clone().step_by(*step_x).map(move |x| ((image * h + y) * w + x) * channels));
+                match self.reduce {
+                    Reduce::Max => {
+                        let at = pixels.next().expect("windows contain a pixel");
+                        out.copy_from_slice(&x[at..at + channels]);
+                        for at in pixels {
+                            for (out, &x) in out.iter_mut().zip(&x[at..at + channels]) {
+                                // NaN wins, as in PyTorch.
+                                *out = if x > *out || x.is_nan() { x } else { *out };
+                            }
+                        }
+                    }
+                    Reduce::Mean { count_padding, divisor } => {
+                        let mut real = 0;
+                        out.fill(0.0);
+                        for at in pixels {
+                            real += 1;
+                            for (out, &x) in out.iter_mut().zip(&x[at..at + channels]) {
+                                *out += x;
+                            }
+                        }
+                        let count = match (divisor, count_padding) {
+                            (0, false) => real,
+                            (0, true) => high * wide,
+                            (divisor, _) => divisor,
+                        } as f32;
+                        for out in out {
+                            *out /= count;
+                        }
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+}

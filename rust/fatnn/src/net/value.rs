@@ -1,0 +1,131 @@
+//! What flows between a network's operations, and the contract that an operation keeps.
+
+use std::sync::Arc;
+
+use crate::codec::CodesLayout;
+use crate::error::Result;
+
+/// Dimensions of a value: images, channels, and as many spatial axes as it has. In memory, floats are always
+/// `images × height × width × channels`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Dims {
+    pub images: usize,
+    pub channels: usize,
+    /// Height and width; 1 for axes that the value does not have.
+    pub map: [usize; 2],
+    /// Spatial axes: 0 (a linear layer's), 1 or 2.
+    pub axes: usize,
+}
+
+impl Dims {
+    pub fn pixels(&self) -> usize {
+        self.images * self.map[0] * self.map[1]
+    }
+
+    pub fn elements(&self) -> usize {
+        self.pixels() * self.channels
+    }
+
+    /// As PyTorch writes it: images, channels, then the spatial axes.
+    pub fn shape(&self) -> Vec<usize> {
+        let mut shape = vec![self.images, self.channels];
+        shape.extend(&self.map[2 - self.axes..]);
+        shape
+    }
+}
+
+/// A value that an operation makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Value {
+    pub dims: Dims,
+    /// `None` for floats.
+    pub codes: Option<CodesLayout>,
+}
+
+impl Value {
+    pub fn float(dims: Dims) -> Self {
+        Value { dims, codes: None }
+    }
+
+    /// Elements of its buffer: floats, or bytes of codes.
+    pub fn buffer_len(&self) -> usize {
+        match self.codes {
+            None => self.dims.elements(),
+            Some(layout) => self.dims.pixels() * layout.pixel_bytes(),
+        }
+    }
+}
+
+/// A buffer with a value in it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Slice<'a> {
+    Float(&'a [f32]),
+    Codes(&'a [u8]),
+}
+
+impl<'a> Slice<'a> {
+    /// The floats; which kind a value has was settled when the graph was built.
+    pub fn floats(self) -> &'a [f32] {
+        match self {
+            Slice::Float(x) => x,
+            Slice::Codes(_) => unreachable!("the graph's kinds were checked"),
+        }
+    }
+
+    /// The codes.
+    pub fn codes(self) -> &'a [u8] {
+        match self {
+            Slice::Codes(x) => x,
+            Slice::Float(_) => unreachable!("the graph's kinds were checked"),
+        }
+    }
+}
+
+/// A buffer to be written.
+#[derive(Debug)]
+pub(crate) enum SliceMut<'a> {
+    Float(&'a mut [f32]),
+    Codes(&'a mut [u8]),
+}
+
+impl<'a> SliceMut<'a> {
+    pub fn floats(self) -> &'a mut [f32] {
+        match self {
+            SliceMut::Float(x) => x,
+            SliceMut::Codes(_) => unreachable!("the graph's kinds were checked"),
+        }
+    }
+
+    pub fn codes(self) -> &'a mut [u8] {
+        match self {
+            SliceMut::Codes(x) => x,
+            SliceMut::Float(_) => unreachable!("the graph's kinds were checked"),
+        }
+    }
+}
+
+/// An operation with its weights, for any input shape.
+pub(crate) trait Operation: Send + Sync + std::fmt::Debug {
+    /// Whether it makes codes, and of which layout, given what it reads; checks kinds.
+    fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>>;
+    /// Settles everything that depends on shapes: what it makes, and how.
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)>;
+    /// Takes over elementwise functions of its output, where it can run them on the way; else gives them back.
+    fn absorb(&mut self, functions: Vec<super::ops::Elementwise>) -> Option<Vec<super::ops::Elementwise>> {
+        Some(functions)
+    }
+    /// The elementwise functions that this operation consists of, where it is nothing else.
+    fn elementwise(&mut self) -> Option<Vec<super::ops::Elementwise>> {
+        None
+    }
+}
+
+/// An operation for one shape.
+pub(crate) trait Step: Send + Sync + std::fmt::Debug {
+    /// Bytes of scratch memory that [`Step::run`] wants.
+    fn scratch(&self) -> usize {
+        0
+    }
+    /// Runs it. Buffers have the planned sizes.
+    fn run(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>) -> Result<()>;
+}
