@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help tools setup build demo test test-rust test-isa test-python test-neon bench lint fmt docs clean
+.PHONY: help tools setup build demo test test-rust test-isa test-python test-neon bench bench-kernels bench-networks lint fmt docs clean
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -52,8 +52,13 @@ test-python: build
 test-neon: tools ## the core's tests for AArch64, under qemu
 	bash scripts/test-neon.sh
 
-bench: tools ## the core's benchmarks, against ceilings measured in the same run
+bench: bench-kernels bench-networks ## kernels against this machine's ceilings, networks against other runtimes
+
+bench-kernels: tools # criterion, then a table in which every kernel is measured with the int8 ceiling
 	cargo bench --package fatnn
+
+bench-networks: build # one thread, batch 1; `fatnn bench --help` has more
+	$(BIN)/fatnn bench --model resnet18,resnet34,resnet50 --results benches/results
 
 lint: build ## formatting, clippy, ruff, mypy, stubs
 	cargo fmt --all --check

@@ -17,6 +17,7 @@ from fatnn_rs.errors import ConfigError, ConversionError, FatnnError, FormatErro
 if TYPE_CHECKING:
     from fatnn_rs import nn, ops, quant
     from fatnn_rs._core import __version__, cpu_info, get_num_threads, set_num_threads
+    from fatnn_rs.bench.api import bench
     from fatnn_rs.convert.api import convert
     from fatnn_rs.convert.file import load, save
     from fatnn_rs.convert.summary import summary
@@ -32,6 +33,7 @@ __all__ = [
     "TernaryConfig",
     "UnsupportedError",
     "__version__",
+    "bench",
     "convert",
     "cpu_info",
     "get_num_threads",
@@ -50,6 +52,7 @@ __all__ = [
 # Public name → the module it is imported from when first used; None: the name is itself a module.
 _LAZY = {
     "__version__": "fatnn_rs._core",
+    "bench": "fatnn_rs.bench",
     "convert": "fatnn_rs.convert",
     "cpu_info": "fatnn_rs._core",
     "get_num_threads": "fatnn_rs._core",

@@ -1,4 +1,4 @@
-"""The command line: ``fatnn info | demo | inspect | run``.
+"""The command line: ``fatnn info | demo | inspect | run | bench``.
 
 Figures go to standard output (as JSON with ``--json``), everything else to standard error. What fails on purpose exits
 with 1 and one line; wrong usage exits with 2.
@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fatnn_rs.errors import FatnnError, InputError
+from fatnn_rs.errors import ConfigError, FatnnError, InputError, UnsupportedError
 
 __all__ = ["app", "main"]
 
@@ -145,6 +145,58 @@ def run(
         return
     print(f"output {list(result.shape)} in {1e3 * seconds:.2f} ms" + (f", written to {out}" if out else ""))
     print("argmax", *strongest[:50], *(["..."] if len(strongest) > 50 else []))
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Option(help="Networks, separated by commas.")] = "resnet18",
+    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1",
+    threads: Annotated[str, typer.Option(help="Numbers of threads, separated by commas.")] = "1",
+    size: Annotated[int | None, typer.Option(min=1, help="Height and width of images, where it is free.")] = None,
+    against: Annotated[str, typer.Option(help="Peers, separated by commas; 'all' or 'none'.")] = "all",
+    rounds: Annotated[int, typer.Option(min=3, help="Turns of every candidate.")] = 25,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here; '-': print them.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Write a table and figures to RESULTS/<cpu>/<date>.")] = None,
+) -> None:
+    """Time converted networks against other runtimes, in turns: medians, per network and per layer."""
+    from rich.console import Console
+
+    _need("torch", "torch")
+    from fatnn_rs.bench import PEERS, command
+
+    everyone: dict[str, tuple[str, ...]] = {"all": tuple(PEERS), "none": ()}
+    options = command.BenchOptions(
+        models=_names(model),
+        batches=_numbers("--batch", batch),
+        threads=_numbers("--threads", threads),
+        size=size,
+        against=everyone[against] if against in everyone else _names(against),
+        rounds=rounds,
+    )
+    reports = command.main(options, Console(stderr=True))
+    if json_file == Path("-"):
+        print(command.to_json(reports))
+    else:
+        print("\n\n\n".join(map(str, reports)))
+    if json_file is not None and json_file != Path("-"):
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(command.to_json(reports) + "\n", encoding="utf-8")
+    if results is not None:
+        print(f"written to {command.write_results(reports, results)}", file=sys.stderr)
+    failed = sorted({name for report in reports for name in report.failed})
+    if failed:
+        raise UnsupportedError(f"installed peers that could not be measured: {', '.join(failed)}; the report says why")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(name) for name in _names(text))
+    except ValueError as error:
+        raise ConfigError(f"{option}: expected whole numbers separated by commas, got {text!r}") from error
 
 
 def _version(package: str) -> str | None:

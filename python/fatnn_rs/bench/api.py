@@ -1,0 +1,296 @@
+"""``bench``: a converted network against other runtimes, measured in turns in this process."""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fatnn_rs import _core
+from fatnn_rs.bench.export import Task
+from fatnn_rs.bench.layers import time_layers
+from fatnn_rs.bench.machine import AMX, here
+from fatnn_rs.bench.peers import INSTALL, PEERS, Built, Peer, arrays_of
+from fatnn_rs.bench.report import ABSENT, FAILED, MEASURED, NO_MODEL, OURS, BenchReport, PeerRow
+from fatnn_rs.bench.timing import PAUSE_SECONDS, Spread, interleaved, ratios
+from fatnn_rs.convert import TernaryNetwork, summary
+from fatnn_rs.convert.checks import check_inputs
+from fatnn_rs.errors import ConfigError, InputError
+from fatnn_rs.nn import TernaryLayer
+
+__all__ = ["bench"]
+
+#: Called with what is being done, how much of it is done, and how much there is.
+Progress = Callable[[str, int, int], None]
+
+_FEWEST_ROUNDS = 3
+
+
+@dataclass
+class _Candidate:
+    """A peer on its way into the report."""
+
+    name: str
+    peer: Peer
+    row: PeerRow
+    calls: dict[str, Callable[[], Any]] = field(default_factory=dict)
+
+
+def bench(
+    net: TernaryNetwork,
+    inputs: Any,
+    against: Sequence[str] = ("torch",),
+    threads: int = 1,
+    *,
+    float_model: nn.Module | None = None,
+    rounds: int = 25,
+    label: str | None = None,
+    progress: Progress | None = None,
+) -> BenchReport:
+    """Time a converted network, and the float model it stands for in other runtimes, on this machine.
+
+    All candidates are built first and stay in memory; then they run in turns, and figures are medians over the rounds
+    (see :mod:`fatnn_rs.bench.timing`). Every peer's answer is compared with the float model's before anything is timed.
+    The network's own nodes are timed apart.
+
+    Parameters
+    ----------
+    net
+        What :func:`fatnn_rs.convert` or :func:`fatnn_rs.load` returned.
+    inputs
+        A tensor, or a tuple of the model's positional arguments. The int8 peers are calibrated on them.
+    against
+        Names of rows of :data:`fatnn_rs.bench.PEERS`; ``()`` to time the network alone. A peer that is not installed is
+        named as absent, one that fails says why in its row: neither is an error.
+    threads
+        For the network and for every peer.
+    float_model
+        What the peers run: the model as it was *before* :func:`fatnn_rs.prepare` (keep a ``copy.deepcopy``), whose
+        convolutions and linear layers are plain float ones. A converted network holds no float weights that others
+        could run. Weights need not be trained, for time does not depend on them. Without it, peers are not measured,
+        and their rows say so.
+    rounds
+        Turns of every candidate, at least 3.
+    label
+        Name of the network in the report.
+    progress
+        Called with what is being done, how much of it is done, and how much there is.
+
+    Returns
+    -------
+    BenchReport
+        Printable; ``to_json()``.
+
+    Raises
+    ------
+    ConfigError
+        An unknown peer; ``threads`` or ``rounds`` too small; a float model that holds ternary layers, or whose outputs
+        have other shapes than the network's.
+    InputError
+        ``net`` is no converted network; ``inputs`` hold no tensor, or not what the network takes.
+    """
+    if not isinstance(net, TernaryNetwork):
+        raise InputError(
+            f"net: expected a converted network, got {type(net).__name__}; give what fatnn_rs.convert or fatnn_rs.load "
+            "returned"
+        )
+    arguments = check_inputs("inputs", inputs)
+    names = _check_names(against)
+    _check_number("threads", threads, 1)
+    _check_number("rounds", rounds, _FEWEST_ROUNDS)
+    _check_model(float_model)
+    report = progress or _no_progress
+    machine = here()
+    rows = [_Candidate(name, PEERS[name], PeerRow(name, PEERS[name].describe, NO_MODEL)) for name in names]
+    with tempfile.TemporaryDirectory(prefix="fatnn-bench-") as folder, _threads(threads), torch.inference_mode():
+        answer = list(arrays_of(net(*arguments)))
+        if float_model is None:
+            for candidate in rows:
+                _note(candidate, NO_MODEL, "it needs the float model: bench(..., float_model=model before prepare)")
+        else:
+            with torch.inference_mode(False):
+                model = copy.deepcopy(float_model).eval()
+            wanted = list(arrays_of(model(*(_cloned(value) for value in arguments))))
+            _check_answer(answer, wanted)
+            task = Task(model, arguments, threads, Path(folder))
+            for done, candidate in enumerate(rows):
+                report(f"building {candidate.name}", done, len(rows))
+                _build(candidate, task, wanted, AMX in machine.flags)
+        calls: dict[tuple[str, str], Callable[[], Any]] = {(OURS, ""): lambda: net(*arguments)}
+        calls |= {(c.name, variant): call for c in rows for variant, call in c.calls.items()}
+        keyed = {f"{number}": call for number, call in enumerate(calls.values())}
+        pause = PAUSE_SECONDS if threads > 1 else 0.0
+        times = interleaved(keyed, rounds, pause, lambda done: report("measuring", done, rounds))
+        by_call = dict(zip(calls, times.values(), strict=True))
+        layers = time_layers(net, arguments, rounds, lambda done: report("layers", done, rounds))
+        sizes = summary(net, arguments)
+    ours = by_call[OURS, ""]
+    first = PeerRow(OURS, "this network", MEASURED, milliseconds=_milliseconds(ours))
+    return BenchReport(
+        network=label or f"network of {net.report.layers_ternary} ternary layers",
+        shapes=tuple(tuple(value.shape) for value in arguments if isinstance(value, Tensor)),
+        threads=threads,
+        rounds=rounds,
+        macs=sizes.macs,
+        macs_ternary=sum(row.macs for row in sizes.rows if row.weight_bits == 2),
+        rows=(first, *(_finish(candidate, by_call, ours) for candidate in rows)),
+        layers=layers,
+        machine=machine,
+    )
+
+
+def _check_names(against: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(against, str):
+        raise ConfigError(f"against must be a sequence of names, got {against!r}; write ({against!r},) for one")
+    for name in against:
+        if name not in PEERS:
+            raise ConfigError(f"against: unknown peer {name!r}; the peers are: {', '.join(PEERS)}")
+    return tuple(dict.fromkeys(against))
+
+
+def _check_number(what: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{what} must be a whole number of at least {least}, got {value!r}")
+
+
+def _check_model(model: Any) -> None:
+    if model is None:
+        return
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"float_model must be a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if isinstance(module, (TernaryLayer, TernaryNetwork)):
+            raise ConfigError(
+                f"float_model holds ternary layers ({name or 'the model itself'!r}), which other runtimes would run as "
+                "slow float code; give the model as it was before fatnn_rs.prepare (keep a copy.deepcopy)"
+            )
+
+
+def _check_answer(ours: list[np.ndarray], theirs: list[np.ndarray]) -> None:
+    mine, other = [list(array.shape) for array in ours], [list(array.shape) for array in theirs]
+    if mine != other:
+        raise ConfigError(
+            f"float_model returns shapes {other} for these inputs, the network {mine}; give the model that the network "
+            "was made from"
+        )
+
+
+def _cloned(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _no_progress(what: str, done: int, total: int) -> None:
+    pass
+
+
+@contextmanager
+def _threads(threads: int) -> Iterator[None]:
+    """Set torch's and the core's number of threads, and put both back.
+
+    The core follows torch unless told a number of its own (set_num_threads, FATNN_NUM_THREADS); it is told only then,
+    so that it goes on following afterwards where it did before.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    _core.set_default_threads(threads)
+    own = _core.get_num_threads()
+    if own != threads:
+        _core.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        _core.set_default_threads(before)
+        if own != threads:
+            _core.set_num_threads(own)
+
+
+def _note(candidate: _Candidate, state: str, reason: str) -> None:
+    candidate.row = PeerRow(candidate.name, candidate.peer.describe, state, reason)
+
+
+def _build(candidate: _Candidate, task: Task, wanted: list[np.ndarray], has_amx: bool) -> None:
+    """Make a peer ready and check its answer; what goes wrong goes into its row."""
+    peer = candidate.peer
+    missing = peer.missing()
+    if missing:
+        _note(candidate, ABSENT, f"{', '.join(missing)} not installed: {INSTALL}")
+        return
+    start = time.perf_counter()
+    try:
+        # Exporters and runtimes write into the model's tensors' metadata, which inference mode forbids.
+        with torch.inference_mode(False), torch.no_grad():
+            built = peer.build(task)
+        seconds = time.perf_counter() - start
+        errors = {variant: _difference(call(), wanted) for variant, call in built.variants.items()}
+    except Exception as error:  # whatever another runtime raises belongs in its row, not in the caller's lap
+        _note(candidate, FAILED, f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
+        return
+    worst = max(errors.values())
+    if not math.isfinite(worst) or (peer.tolerance is not None and worst > peer.tolerance):
+        _note(candidate, FAILED, f"its answer differs from the float model's by {worst:.1e} of the largest value")
+        return
+    candidate.calls = dict(built.variants)
+    candidate.row = PeerRow(
+        candidate.name,
+        peer.describe,
+        MEASURED,
+        details=built.details,
+        amx=_amx(peer, built, has_amx),
+        error=worst,
+        build_seconds=round(seconds, 3),
+    )
+
+
+def _difference(answer: Any, wanted: list[np.ndarray]) -> float:
+    """Largest difference relative to the largest wanted value; infinity where shapes differ or a value is NaN."""
+    got = list(arrays_of(answer))
+    if [array.shape for array in got] != [array.shape for array in wanted]:
+        return math.inf
+    scale = max((float(np.abs(array).max()) for array in wanted if array.size), default=0.0) or 1.0
+    worst = max((float(np.abs(a - b).max()) for a, b in zip(got, wanted, strict=True) if a.size), default=0.0)
+    return worst / scale if math.isfinite(worst) else math.inf
+
+
+def _amx(peer: Peer, built: Built, has_amx: bool) -> str:
+    if not has_amx:
+        return "no"
+    if built.amx is not None:
+        return "yes" if built.amx else "no"
+    return "may" if peer.may_use_amx else "no"
+
+
+def _milliseconds(seconds: list[float]) -> Spread:
+    return Spread.of([1e3 * value for value in seconds])
+
+
+def _finish(candidate: _Candidate, times: dict[tuple[str, str], list[float]], ours: list[float]) -> PeerRow:
+    """Put the best variant's figures into the row."""
+    if not candidate.calls:
+        return candidate.row
+    spreads = {variant: _milliseconds(times[candidate.name, variant]) for variant in candidate.calls}
+    best = min(spreads, key=lambda variant: spreads[variant].median)
+    row = candidate.row
+    return PeerRow(
+        row.name,
+        row.describe,
+        row.state,
+        milliseconds=spreads[best],
+        ratio=Spread.of(ratios(times[row.name, best], ours)),
+        variant=best,
+        variants={variant: spread.median for variant, spread in spreads.items()},
+        details=row.details,
+        amx=row.amx,
+        error=row.error,
+        build_seconds=row.build_seconds,
+    )

@@ -1,0 +1,149 @@
+"""What ``fatnn bench`` does: networks by name, every combination of batch and threads, a table and files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fatnn_rs.bench.api import bench
+from fatnn_rs.bench.networks import NETWORKS, make
+from fatnn_rs.bench.peers import PEERS
+from fatnn_rs.bench.report import BenchReport
+from fatnn_rs.errors import ConfigError, FatnnError
+
+__all__ = ["BenchOptions", "main", "to_json", "write_results"]
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure.
+
+    Parameters
+    ----------
+    models
+        Names of rows of :data:`fatnn_rs.bench.networks.NETWORKS`.
+    batches, threads
+        Every combination is measured.
+    size
+        Height and width of the images, for networks that take any; their usual one by default.
+    against
+        Names of rows of :data:`fatnn_rs.bench.PEERS`; all of them by default.
+    rounds
+        Turns of every candidate.
+
+    Raises
+    ------
+    ConfigError
+        An unknown name, a number below 1, or nothing to do.
+    """
+
+    models: Sequence[str] = ("resnet18",)
+    batches: Sequence[int] = (1,)
+    threads: Sequence[int] = (1,)
+    size: int | None = None
+    against: Sequence[str] = tuple(PEERS)
+    rounds: int = 25
+
+    def __post_init__(self) -> None:
+        """Validate, before anything slow begins."""
+        for what, values in (("model", self.models), ("batch", self.batches), ("threads", self.threads)):
+            if not values:
+                raise ConfigError(f"{what}: expected at least one value")
+        for what, names, known in (("model", self.models, NETWORKS), ("against", self.against, PEERS)):
+            for name in names:
+                if name not in known:
+                    raise ConfigError(f"{what}: unknown name {name!r}; known are: {', '.join(known)}")
+        for what, numbers in (("batch", self.batches), ("threads", self.threads)):
+            for number in numbers:
+                if number < 1:
+                    raise ConfigError(f"{what} must be at least 1, got {number}")
+
+
+def main(options: BenchOptions, console: Console) -> list[BenchReport]:
+    """Measure everything asked for, and show a progress bar while it runs.
+
+    Parameters
+    ----------
+    options
+        What to measure.
+    console
+        Where the progress bar goes.
+
+    Returns
+    -------
+    list of BenchReport
+        One for each network, batch and number of threads, in this order.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    reports = []
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        for name in options.models:
+            progress.update(task, description=f"{name}: preparing", completed=0, total=None)
+            ready = make(name, options.size)
+            for batch in options.batches:
+                for threads in options.threads:
+                    title = f"{name}, batch {batch}, threads {threads}"
+
+                    def show(what: str, done: int, total: int, title: str = title) -> None:
+                        progress.update(task, description=f"{title}: {what}", completed=done, total=total)
+
+                    report = bench(
+                        ready.net,
+                        ready.images(batch),
+                        options.against,
+                        threads,
+                        float_model=ready.model,
+                        rounds=options.rounds,
+                        label=f"{name}, batch {batch}",
+                        progress=show,
+                    )
+                    reports.append(report)
+    return reports
+
+
+def write_results(reports: Sequence[BenchReport], folder: Path) -> Path:
+    """Write reports as text and JSON to ``folder/<cpu>/<date>-networks.txt`` and ``.json``.
+
+    A second run on the same day gets a number rather than the first one's place.
+
+    Parameters
+    ----------
+    reports
+        Of one run.
+    folder
+        Made where it is missing.
+
+    Returns
+    -------
+    Path
+        The JSON file.
+
+    Raises
+    ------
+    FatnnError
+        Nothing to write.
+    """
+    if not reports:
+        raise FatnnError("there are no reports to write")
+    machine = reports[0].machine
+    place = folder / machine.slug
+    place.mkdir(parents=True, exist_ok=True)
+    stem, number = f"{machine.date[:10]}-networks", 1
+    path = place / f"{stem}.json"
+    while path.exists():
+        number += 1
+        path = place / f"{stem}-{number}.json"
+    path.write_text(to_json(reports) + "\n", encoding="utf-8")
+    path.with_suffix(".txt").write_text("\n\n\n".join(map(str, reports)) + "\n", encoding="utf-8")
+    return path
+
+
+def to_json(reports: Sequence[BenchReport]) -> str:
+    """All reports as one JSON list."""
+    return json.dumps([report.as_dict() for report in reports], indent=2)

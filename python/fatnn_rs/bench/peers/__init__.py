@@ -1,0 +1,17 @@
+"""Peers: who the networks are compared with. One file each, one row each."""
+
+from __future__ import annotations
+
+from fatnn_rs.bench.peers import onnxruntime_float, onnxruntime_int8, openvino_float, openvino_int8, torch_float
+from fatnn_rs.bench.peers.base import INSTALL, Built, Peer, arrays_of
+
+__all__ = ["INSTALL", "PEERS", "Built", "Peer", "arrays_of"]
+
+#: Name in ``against`` → peer.
+PEERS: dict[str, Peer] = {
+    "torch": torch_float.PEER,
+    "onnxruntime": onnxruntime_float.PEER,
+    "onnxruntime-int8": onnxruntime_int8.PEER,
+    "openvino": openvino_float.PEER,
+    "openvino-int8": openvino_int8.PEER,
+}

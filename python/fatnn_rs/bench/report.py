@@ -1,0 +1,214 @@
+"""What a benchmark found: :class:`BenchReport`, printable and as JSON. No figure is measured here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fatnn_rs.bench.layers import LayerRow
+from fatnn_rs.bench.machine import AMX, Machine
+from fatnn_rs.bench.timing import Spread
+from fatnn_rs.convert.table import render
+
+__all__ = ["ABSENT", "FAILED", "MEASURED", "NO_MODEL", "OURS", "BenchReport", "PeerRow"]
+
+#: Name of the network's own row.
+OURS = "fatnn"
+
+#: The states of a row.
+MEASURED, ABSENT, FAILED, NO_MODEL = "measured", "absent", "failed", "not measured"
+
+
+@dataclass(frozen=True)
+class PeerRow:
+    """One candidate; the first row of a report is the network itself.
+
+    Attributes
+    ----------
+    name
+        As in ``against``.
+    describe
+        What was run.
+    state
+        ``"measured"``, ``"absent"`` (not installed), ``"failed"`` (could not be built, or answered wrongly), or ``"not
+        measured"`` (no float model was given).
+    reason
+        Why there is no figure, and the way out; empty where there is one.
+    milliseconds
+        Of one call.
+    ratio
+        Its time divided by the network's, taken inside each round: above 1, the peer is slower.
+    variant
+        Which variant the figures are of, where there were several.
+    variants
+        Every variant's median in milliseconds.
+    details
+        What the runtime says about its choice of kernels.
+    amx
+        Whether it computed with AMX: ``"no"``, ``"yes"``, or ``"may"`` where the runtime does not say.
+    error
+        Largest difference from the float model's answer, relative to the largest value of that; None for the network
+        itself, whose model is another (``fatnn_rs.verify`` compares it with its own).
+    build_seconds
+        Time to export, quantize and compile; files shared with an earlier peer are not made again.
+    """
+
+    name: str
+    describe: str
+    state: str
+    reason: str = ""
+    milliseconds: Spread | None = None
+    ratio: Spread | None = None
+    variant: str = ""
+    variants: dict[str, float] | None = None
+    details: str = ""
+    amx: str = "no"
+    error: float | None = None
+    build_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Figures of one network, one set of inputs and one number of threads. Print it, or take ``to_json()``.
+
+    Attributes
+    ----------
+    network
+        What it was called, or the number of its ternary layers.
+    shapes
+        Of the input tensors.
+    threads, rounds
+        As asked.
+    macs, macs_ternary
+        Multiply-accumulates of one call, and those of them on codes.
+    rows
+        The network first, then the peers in the order asked for.
+    layers
+        The network's nodes, measured apart.
+    machine
+        What all this was measured on.
+    """
+
+    network: str
+    shapes: tuple[tuple[int, ...], ...]
+    threads: int
+    rounds: int
+    macs: int
+    macs_ternary: int
+    rows: tuple[PeerRow, ...]
+    layers: tuple[LayerRow, ...]
+    machine: Machine
+
+    def row(self, name: str) -> PeerRow:
+        """Look up a candidate by name.
+
+        Raises
+        ------
+        KeyError
+            No such row.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(name)
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Peers that were faster."""
+        return tuple(row.name for row in self.rows if row.ratio is not None and row.ratio.median < 1)
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """Peers that are installed and could not be measured."""
+        return tuple(row.name for row in self.rows if row.state == FAILED)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain dictionaries and lists."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return {**plain, "losses": list(self.losses), "failed": list(self.failed)}
+
+    def to_json(self) -> str:
+        """Return everything as JSON."""
+        return json.dumps(self.as_dict(), indent=2)
+
+    def __str__(self) -> str:
+        shapes = ", ".join("x".join(map(str, shape)) for shape in self.shapes)
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        share = f", {self.macs_ternary / self.macs:.1%} of them ternary" if self.macs else ""
+        return "\n".join(
+            [
+                f"{self.network}: input {shapes}, {threads}, {self.macs:,} MACs{share}; medians of {self.rounds} "
+                "interleaved rounds",
+                "",
+                self._peers(),
+                "",
+                *self._notes(),
+                "",
+                "per node, measured apart:",
+                self._layers(),
+                "",
+                *self.machine.lines(),
+            ]
+        )
+
+    def _peers(self) -> str:
+        cells = []
+        for row in self.rows:
+            name = f"{row.name} ({row.variant})" if row.variant else row.name
+            if row.milliseconds is None:
+                cells.append([name, row.state, "", "", "", "", ""])
+                continue
+            times, ratio = row.milliseconds, row.ratio
+            cells.append(
+                [
+                    name,
+                    f"{times.median:.3f}",
+                    f"{times.minimum:.3f}",
+                    f"{times.lower:.3f}-{times.upper:.3f}",
+                    "" if ratio is None else f"{ratio.median:.2f}x ({ratio.lower:.2f}-{ratio.upper:.2f})",
+                    row.amx,
+                    "" if row.error is None else f"{row.error:.1e}",
+                ]
+            )
+        head = ["", "median ms", "min", "quartiles", f"time / {OURS}", "AMX", "error"]
+        return render(head, cells, right=(1, 2, 3, 4, 6))
+
+    def _notes(self) -> list[str]:
+        notes = [f"{row.name}: {row.state}: {row.reason}" for row in self.rows if row.reason]
+        for row in self.rows:
+            if row.variants is not None and len(row.variants) > 1:
+                every = ", ".join(f"{name} {value:.3f} ms" for name, value in row.variants.items())
+                notes.append(f"{row.name}: {every}")
+            if row.details:
+                notes.append(f"{row.name}: {row.details}")
+        for name in self.losses:
+            ratio = self.row(name).ratio
+            assert ratio is not None
+            notes.append(f"where we lose: {name} takes {ratio.median:.2f} of {OURS}'s time")
+        if not self.losses and any(row.ratio is not None for row in self.rows):
+            notes.append("where we lose: nowhere among these peers")
+        if AMX in self.machine.flags:
+            cap = self.machine.environment.get("ONEDNN_MAX_CPU_ISA")
+            says = f"is {cap}" if cap else "is not set"
+            notes.append(
+                f"AMX: this processor has int8 matrix tiles. ONEDNN_MAX_CPU_ISA {says}: it caps torch and openvino "
+                "(AVX512_CORE_VNNI: no AMX), not onnxruntime"
+            )
+        return notes
+
+    def _layers(self) -> str:
+        cells = [
+            [
+                layer.name,
+                layer.op,
+                layer.runs,
+                f"{layer.milliseconds:.3f}",
+                f"{layer.share:.1%}",
+                f"{layer.gmacs:.0f}" if layer.macs else "",
+            ]
+            for layer in self.layers
+        ]
+        total = sum(layer.milliseconds for layer in self.layers)
+        cells.append(["sum", "", "", f"{total:.3f}", "", ""])
+        return render(["node", "op", "runs", "median ms", "share", "GMAC/s"], cells, right=(3, 4, 5))
