@@ -4,7 +4,8 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help tools setup build demo test test-rust test-isa test-python test-neon bench bench-kernels bench-networks lint fmt docs clean
+.PHONY: help tools setup build demo test test-rust test-isa test-python test-neon \
+	bench bench-kernels bench-networks lint fmt docs clean
 
 PYTHON ?= python3
 PIP_ARGS ?=

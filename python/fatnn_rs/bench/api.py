@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,9 @@ __all__ = ["bench"]
 Progress = Callable[[str, int, int], None]
 
 _FEWEST_ROUNDS = 3
+
+#: Terminal colours inside other packages' messages.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass
@@ -234,7 +238,7 @@ def _build(candidate: _Candidate, task: Task, wanted: list[np.ndarray], has_amx:
         seconds = time.perf_counter() - start
         errors = {variant: _difference(call(), wanted) for variant, call in built.variants.items()}
     except Exception as error:  # whatever another runtime raises belongs in its row, not in the caller's lap
-        _note(candidate, FAILED, f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
+        _note(candidate, FAILED, _reason(error))
         return
     worst = max(errors.values())
     if not math.isfinite(worst) or (peer.tolerance is not None and worst > peer.tolerance):
@@ -250,6 +254,15 @@ def _build(candidate: _Candidate, task: Task, wanted: list[np.ndarray], has_amx:
         error=worst,
         build_seconds=round(seconds, 3),
     )
+
+
+def _reason(error: BaseException) -> str:
+    """Name an exception and what it came from, in one line without terminal colours."""
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    parts = [f"{type(e).__name__}: {' '.join(_COLOUR.sub('', str(e)).split())[:300]}" for e in (error, root)]
+    return parts[0] if root is error else f"{parts[0]} (from {parts[1]})"
 
 
 def _difference(answer: Any, wanted: list[np.ndarray]) -> float:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,44 +38,60 @@ class Task:
     inputs: tuple[Any, ...]
     threads: int
     folder: Path
+    _failures: dict[str, Exception] = field(default_factory=dict, repr=False)
 
-    @cached_property
+    @property
     def onnx(self) -> Path:
         """The model as ONNX with these inputs' shapes fixed, which is what runtimes optimise best.
 
         Written by ``torch.onnx.export`` (the exporter based on ``torch.export``), which folds BatchNorm into
         convolutions.
         """
-        path = self.folder / "float.onnx"
-        with _quiet(), torch.no_grad():
-            torch.onnx.export(
-                self.model, self.inputs, str(path), dynamo=True, verbose=False, external_data=False, optimize=True
-            )
-        return path
+        return self._made("float.onnx", self._export)
 
-    @cached_property
+    @property
     def qdq(self) -> Path:
         """The same statically quantized by onnxruntime: QDQ, uint8 activations, int8 weights per output channel.
 
         Ranges are the least and greatest values for these inputs.
         """
+        return self._made("int8.onnx", self._quantize)
+
+    def _made(self, name: str, make: Callable[[Path], None]) -> Path:
+        """Return a file, made on first use; what went wrong the first time is raised again."""
+        path = self.folder / name
+        if name in self._failures:
+            raise self._failures[name]
+        if not path.exists():
+            try:
+                with _quiet(), torch.no_grad():
+                    make(path)
+            except Exception as error:
+                self._failures[name] = error
+                raise
+        return path
+
+    def _export(self, path: Path) -> None:
+        torch.onnx.export(
+            self.model, self.inputs, str(path), dynamo=True, verbose=False, external_data=False, optimize=True
+        )
+
+    def _quantize(self, path: Path) -> None:
         from onnxruntime import quantization
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-        prepared, path = self.folder / "prepared.onnx", self.folder / "int8.onnx"
-        with _quiet():
-            quant_pre_process(str(self.onnx), str(prepared), skip_symbolic_shape=True)  # shapes are fixed
-            quantization.quantize_static(
-                str(prepared),
-                str(path),
-                _Calibration(self.feed(_input_names(prepared))),
-                quant_format=quantization.QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-                calibrate_method=quantization.CalibrationMethod.MinMax,
-            )
-        return path
+        prepared = self.folder / "prepared.onnx"
+        quant_pre_process(str(self.onnx), str(prepared), skip_symbolic_shape=True)  # shapes are fixed
+        quantization.quantize_static(
+            str(prepared),
+            str(path),
+            _Calibration(self.feed(_input_names(prepared))),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method=quantization.CalibrationMethod.MinMax,
+        )
 
     def feed(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Input name → array.
