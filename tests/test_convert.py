@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fatnn_rs import UnsupportedError
+from fatnn_rs import InputError, UnsupportedError
 from fatnn_rs.convert import convert, summary, verify
 from fatnn_rs.nn import TernaryConv2d, calibrate
 from nets import (
@@ -220,6 +220,24 @@ def test_captured_by_export() -> None:
     net = exact(ready(Branching(), x), x)
     assert any("torch.export" in note for note in net.report.notes)
     assert "conv_codes" in ops_of(net)
+
+
+def test_export_fixes_what_decides() -> None:
+    """Sizes that Python may have branched on are those of the example, or refused."""
+
+    class ByBatch(Branching):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if x.shape[0] == 2 else super().forward(x) * 2
+
+    x = image(2, 3, 8, 8)
+    net = exact(ready(Branching(), x), x, (image(4, 3, 8, 8),))
+    with pytest.raises(InputError, match=r"expected \[any, 3, 8, 8\], got \[2, 3, 4, 4\]"):
+        net(image(2, 3, 4, 4))
+    net = exact(ready(ByBatch(), x), x)
+    with pytest.raises(InputError, match=r"expected \[2, 3, 8, 8\], got \[3, 3, 8, 8\]"):
+        net(image(3, 3, 8, 8))
+    single = image(1, 3, 8, 8)
+    exact(ready(ByBatch(), x), single)
 
 
 class InPlace(nn.Module):

@@ -65,7 +65,7 @@ class Captured:
     notes
         Remarks for the report.
     fixed
-        Whether shapes other than the example's are refused.
+        Dimensions of the inputs in which sizes other than the example's are refused.
     """
 
     graph: fx.Graph
@@ -75,7 +75,7 @@ class Captured:
     outputs: Any
     seen: dict[fx.Node, Seen]
     notes: list[str] = field(default_factory=list)
-    fixed: bool = False
+    fixed: tuple[int, ...] = ()
 
 
 class _Tracer(fx.Tracer):

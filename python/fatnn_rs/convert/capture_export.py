@@ -3,7 +3,8 @@
 Export turns everything into aten operations, and ternary layers would dissolve with it. So, in a copy of the model, the
 layers that the conversion knows as wholes are replaced by a marker whose forward calls one custom op,
 ``fatnn_rs::module_call(x, name)``; its fake kernel knows the layer's output shape, its real kernel calls the layer.
-Branches on the batch size or other shapes are decided as the example decides them.
+Branches on sizes are decided as the example decides them, so only the batch size stays free, and that only where export
+found it to be.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
@@ -153,12 +155,21 @@ def by_export(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Ca
         if isinstance(seen, str):
             reason = seen
             continue
-        return _captured(model, module, arguments, seen, fixed=not dynamic)
+        if dynamic and not _batch_is_free(module):
+            reason = "the batch size decides what it does"
+            continue
+        return _captured(model, module, arguments, seen, free_batch=dynamic)
     return reason
 
 
+def _batch_is_free(module: fx.GraphModule) -> bool:
+    """Whether export left the first dimension of every tensor input open."""
+    values = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
+    return not any(is_concrete_int(v.shape[0]) for v in values if isinstance(v, Tensor) and v.dim())
+
+
 def _captured(
-    model: nn.Module, module: fx.GraphModule, arguments: tuple[Any, ...], seen: Any, fixed: bool
+    model: nn.Module, module: fx.GraphModule, arguments: tuple[Any, ...], seen: Any, free_batch: bool
 ) -> Captured | str:
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     leaves = pytree.tree_leaves(arguments)
@@ -169,5 +180,7 @@ def _captured(
     codegen: Any = module.graph._codegen
     spec = codegen.pytree_info.out_spec
     outputs = pytree.tree_unflatten(list(output.args[0]), spec)
-    notes = [] if not fixed else ["shapes are fixed to those of the example inputs"]
+    ranks = [value.dim() for value in arguments if isinstance(value, Tensor)]
+    fixed = tuple(range(1 if free_batch else 0, max(ranks)))
+    notes = [f"input sizes are fixed to the example's{', but for the batch' if free_batch else ''}"]
     return Captured(module.graph, dict(model.named_modules()), module, inputs, outputs, seen, notes, fixed)

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from fatnn_rs.convert.capture import Captured, Seen
 from fatnn_rs.convert.graph import Graph, Node, Ref, map_refs, refs
 from fatnn_rs.errors import ConversionError
+from fatnn_rs.nn import TernaryLayer
 
 __all__ = ["Lowering", "Row", "lower"]
 
@@ -172,7 +173,11 @@ def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
             result = None  # called with arguments the row does not know
         if result is not None:
             return result
-    note = "has forward hooks" if _has_hooks(module) else f"{type(module).__name__} is not one of the converted layers"
+    note = f"{type(module).__name__} is not one of the converted layers"
+    if _has_hooks(module):
+        note = "has forward hooks"
+    elif isinstance(module, TernaryLayer):
+        note = "its input is no float32 batch"
     return ctx.torch_node(_clean_copy(module), args, kwargs, type(module).__name__, note)
 
 
@@ -254,7 +259,8 @@ def lower(captured: Captured) -> Graph:
             if node.name in captured.inputs:
                 seen = ctx.seen(node)
                 ctx.layer = ""
-                attrs = {"dtype": str(seen.dtype).removeprefix("torch."), "fixed": captured.fixed}
+                fixed = [dim for dim in captured.fixed if dim < len(seen.shape)]
+                attrs = {"dtype": str(seen.dtype).removeprefix("torch."), "fixed": fixed}
                 ctx.env[node] = ctx.emit("input", [], attrs)
             else:
                 ctx.env[node] = None

@@ -146,10 +146,12 @@ def _check_input(node: Node, x: Tensor) -> None:
         raise InputError(
             f"{where}: expected {len(shape)} dimensions (as {list(shape)}), got shape {list(x.shape)}; reshape it"
         )
-    if node.attrs["fixed"] and tuple(x.shape) != shape:
+    fixed = node.attrs["fixed"]
+    if any(x.shape[i] != shape[i] for i in fixed):
+        free = [str(size) if i in fixed else "any" for i, size in enumerate(shape)]
         raise InputError(
-            f"{where}: this network was captured for the shape {list(shape)} only, got {list(x.shape)}; convert it "
-            "again with example inputs of that shape"
+            f"{where}: this network was captured for one shape only, expected [{', '.join(free)}], got "
+            f"{list(x.shape)}; convert the model again with example inputs of that shape"
         )
     dim = node.attrs["channel_dim"]
     if dim and x.shape[dim] != shape[dim]:

@@ -129,6 +129,12 @@ def _max_pool(function: Function) -> Callable[[Node, Tensors], Function]:
     return bind
 
 
+def _max_pool2d(node: Node, tensors: Tensors) -> Function:
+    """Pool with channels last, where torch is several times faster; a maximum is the same in every memory format."""
+    pool = _max_pool(functional.max_pool2d)(node, tensors)
+    return lambda x: pool(x.contiguous(memory_format=torch.channels_last))
+
+
 def _avg_pool1d(node: Node, tensors: Tensors) -> Function:
     a = node.attrs
     return lambda x: functional.avg_pool1d(
@@ -217,7 +223,7 @@ FLOAT_OPS: dict[str, FloatOp] = {
     "channel_scale": FloatOp(_channel_scale, {"trailing": int}, {"scale": True}, kind="channel"),
     "channel_bias": FloatOp(_channel_bias, {"trailing": int}, {"bias": True}, kind="channel", rising=_always),
     "max_pool1d": FloatOp(_max_pool(functional.max_pool1d), {**_POOL, "dilation": list}, kind="pool"),
-    "max_pool2d": FloatOp(_max_pool(functional.max_pool2d), {**_POOL, "dilation": list}, kind="pool"),
+    "max_pool2d": FloatOp(_max_pool2d, {**_POOL, "dilation": list}, kind="pool"),
     "avg_pool1d": FloatOp(_avg_pool1d, {**_POOL, "count_include_pad": bool, "layout": str}, layout=True),
     "avg_pool2d": FloatOp(
         _avg_pool2d, {**_POOL, "count_include_pad": bool, "divisor": int, "layout": str}, layout=True

@@ -29,7 +29,7 @@ from fatnn_rs.errors import FormatError
 
 __all__ = ["graph_from_json", "graph_to_json"]
 
-_INPUT_ATTRS: dict[str, type] = {"dtype": str, "fixed": bool, "channel_dim": int}
+_INPUT_ATTRS: dict[str, type] = {"dtype": str, "fixed": list, "channel_dim": int}
 _LIMIT = 1 << 31
 
 
@@ -227,6 +227,7 @@ def _check_node(node: Node, kinds: Kinds, tensors: Mapping[str, Tensor]) -> None
         _require(
             0 <= node.attrs["channel_dim"] < max(1, len(node.shape)), f"node {node.name!r}: channel_dim out of range"
         )
+        _require(all(0 <= d < len(node.shape) for d in node.attrs["fixed"]), f"node {node.name!r}: fixed out of range")
         _require(not node.inputs and not node.tensors, f"node {node.name!r}: an input reads nothing")
         kinds[node.name] = None
         return
