@@ -126,6 +126,12 @@ def test_printing_and_json(report: BenchReport) -> None:
         assert part in text
 
 
+def test_a_busy_machine_is_named(report: BenchReport) -> None:
+    for load, busy in ((0.5, False), (99.0, True), (None, False)):
+        record = dataclasses.replace(report.machine, load=load)
+        assert ("busy: " in str(dataclasses.replace(report, machine=record))) == busy
+
+
 def _peer(build: Any, **changes: Any) -> Peer:
     return dataclasses.replace(PEERS["torch"], build=build, **changes)
 

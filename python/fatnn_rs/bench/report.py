@@ -145,7 +145,7 @@ class BenchReport:
                 "",
                 *self._notes(),
                 "",
-                "per node, measured apart:",
+                "per node, measured apart, nodes run one by one:",
                 self._layers(),
                 "",
                 *self.machine.lines(),
@@ -188,6 +188,12 @@ class BenchReport:
             notes.append(f"where we lose: {name} takes {ratio.median:.2f} of {OURS}'s time")
         if not self.losses and any(row.ratio is not None for row in self.rows):
             notes.append("where we lose: nowhere among these peers")
+        load = self.machine.load
+        if load is not None and load > self.machine.cpus:
+            notes.append(
+                f"busy: {load:.1f} processes wanted {self.machine.cpus} processors in the minute before; trust the "
+                "ratios' quartiles, and measure again on a quiet machine"
+            )
         if AMX in self.machine.flags:
             cap = self.machine.environment.get("ONEDNN_MAX_CPU_ISA")
             says = f"is {cap}" if cap else "is not set"
