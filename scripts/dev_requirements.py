@@ -14,7 +14,7 @@ PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_t
 
 
 def requirements(wanted: list[str]) -> list[str]:
-    """Requirements with this project's own extras replaced by what they stand for."""
+    """Replace this project's own extras by what they stand for."""
     found: list[str] = []
     for requirement in wanted:
         own = re.fullmatch(rf"{PROJECT['name']}\[(.+)\]", requirement)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import fatnn_rs
 import torch
-from fatnn_rs.convert import TernaryNetwork, convert, verify
-from fatnn_rs.quant import ActivationQuantizer
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+
+import fatnn_rs
+from fatnn_rs.convert import TernaryNetwork, convert, verify
+from fatnn_rs.quant import ActivationQuantizer
 
 
 @torch.no_grad()

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import fatnn_rs
 import numpy as np
 import pytest
 import torch
-from fatnn_rs import cli
 from torch import nn
+
+import fatnn_rs
+from fatnn_rs import cli
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
 from fatnn_rs import InputError, UnsupportedError
 from fatnn_rs.convert import convert, summary, verify
 from fatnn_rs.nn import TernaryConv2d, calibrate
@@ -27,8 +30,6 @@ from nets import (
     ops_of,
     ready,
 )
-from torch import Tensor, nn
-from torch.nn import functional
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from fatnn_rs.convert import convert
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from nets import exact, image, ready
 from torch import Tensor, nn
+
+from fatnn_rs.convert import convert
+from nets import exact, image, ready
 
 ACTIVATIONS: dict[str, Any] = {
     "none": nn.Identity,

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
+
 from fatnn_rs import ConfigError, demo
 from fatnn_rs.models.digits import DigitsNet
 from fatnn_rs.train.digits import fit, load_digits
 from fatnn_rs.train.timing import interleaved_medians
-from rich.console import Console
 
 
 def test_the_whole_path(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from fatnn_rs import ConversionError, FormatError, UnsupportedError, _core
 from fatnn_rs.convert import TernaryNetwork, convert, load, save, verify
 from nets import MODELS, Mlp, ResNet, image, ready
-from torch import nn
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
 from fatnn_rs import ConfigError, InputError
 from fatnn_rs.nn import TernaryConv1d, TernaryConv2d, TernaryLayer, TernaryLinear, calibrate
 from fatnn_rs.quant import QUANTIZERS
-from torch import Tensor, nn
-from torch.nn import functional
 
 CASES: list[tuple[type[Any], type[Any], tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
     (TernaryConv1d, nn.Conv1d, (6, 5, 3), {"padding": 1, "stride": 2}, (2, 6, 11)),

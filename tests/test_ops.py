@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fatnn_rs import InputError, _core
-from fatnn_rs.ops import OPS, packed_bytes, prepack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.library import opcheck
 from torch.nn import functional
+
+from fatnn_rs import InputError, _core
+from fatnn_rs.ops import OPS, packed_bytes, prepack
 
 ops = torch.ops.fatnn_rs
 

@@ -8,12 +8,13 @@ import subprocess
 import sys
 from typing import Any
 
-import fatnn_rs
 import pytest
 import torch
+from torch import Tensor, nn
+
+import fatnn_rs
 from fatnn_rs import ConfigError, InputError, TernaryConfig, UnsupportedError, param_groups, prepare
 from fatnn_rs.nn import TernaryConv2d, TernaryLayer, TernaryLinear
-from torch import Tensor, nn
 
 
 class Net(nn.Module):

@@ -6,11 +6,12 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor
+
 from fatnn_rs import ConfigError, InputError
 from fatnn_rs.config import _WEIGHT
 from fatnn_rs.quant import QUANTIZERS, FatnnActivation, FatnnWeight
 from fatnn_rs.quant.base import MIN_STEP, fit_step, round_ste
-from torch import Tensor
 
 
 def activation(act_range: str, alpha1: float, alpha2: float) -> FatnnActivation:

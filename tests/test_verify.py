@@ -6,10 +6,11 @@ import json
 
 import pytest
 import torch
+from torch import nn
+
 from fatnn_rs import ConversionError, InputError
 from fatnn_rs.convert import TernaryNetwork, convert, verify
 from nets import Mlp, ResNet, Vgg, image, ready
-from torch import nn
 
 
 @pytest.fixture

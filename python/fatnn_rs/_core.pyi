@@ -2,30 +2,31 @@
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
     "FORMAT_VERSION",
+    "Network",
     "__version__",
-    "cpu_info",
-    "set_num_threads",
-    "set_default_threads",
-    "get_num_threads",
-    "packed_bytes",
-    "quantize",
-    "pack_codes",
-    "unpack_codes",
-    "prepack",
-    "packed_info",
+    "conv_acc",
     "conv_codes",
     "conv_float",
-    "conv_acc",
-    "max_pool_codes",
-    "save",
+    "cpu_info",
+    "get_num_threads",
     "load",
+    "max_pool_codes",
+    "pack_codes",
+    "packed_bytes",
+    "packed_info",
+    "prepack",
+    "quantize",
+    "save",
+    "set_default_threads",
+    "set_num_threads",
+    "unpack_codes",
 ]
 
 __version__: str
@@ -93,3 +94,21 @@ def max_pool_codes(
 ) -> None: ...
 def save(path: str | PathLike[str], graph: str, tensors: dict[str, NDArray[Any]]) -> None: ...
 def load(path: str | PathLike[str]) -> tuple[str, dict[str, NDArray[Any]]]: ...
+
+@final
+class Network:
+    def __new__(cls, graph: str, tensors: dict[str, NDArray[Any]]) -> Network: ...
+    @staticmethod
+    def load(path: str | PathLike[str]) -> Network: ...
+    @property
+    def inputs(self) -> list[tuple[str, list[int]]]: ...
+    @property
+    def outputs(self) -> list[tuple[str, list[int]]]: ...
+    @property
+    def buffer_bytes(self) -> int: ...
+    def run(
+        self, inputs: Sequence[NDArray[np.float32]], channels_last: Sequence[bool]
+    ) -> list[NDArray[np.float32]]: ...
+    def run_observed(
+        self, inputs: Sequence[NDArray[np.float32]], channels_last: Sequence[bool]
+    ) -> tuple[list[NDArray[np.float32]], list[tuple[str, int, NDArray[np.uint8] | None]]]: ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 
 from fatnn_rs.convert import TernaryNetwork, summary
-from fatnn_rs.convert.graph import Node
 
 __all__ = ["LayerRow", "time_layers"]
 
@@ -65,26 +63,17 @@ def time_layers(
     on_round
         Called with the number of finished rounds.
     """
-    names: list[tuple[str, str]] = []
-    times: list[list[float]] = []
+    times: list[dict[str, float]] = []
     for done in range(rounds + 1):
-        seconds: list[float] = []
-        names.clear()
-        before = time.perf_counter()
-
-        def observe(node: Node, result: Any, values: list[Any], seconds: list[float] = seconds) -> None:
-            nonlocal before
-            seconds.append(time.perf_counter() - before)
-            names.append((node.layer or node.name, node.op))
-            before = time.perf_counter()
-
         with torch.inference_mode():
-            net.run_observed(inputs, observe)
+            seconds = net.node_seconds(*inputs)
         if done:
             times.append(seconds)
             if on_round is not None:
                 on_round(done)
-    medians = [1e3 * median(values) for values in zip(*times, strict=True)]
+    nodes = [node for node in net.graph.nodes if node.name in times[0]]
+    names = [(node.layer or node.name, node.op) for node in nodes]
+    medians = [1e3 * median(seconds[node.name] for seconds in times) for node in nodes]
     total = sum(medians)
     runs = {(row.name, row.op): row.runs for row in net.report.rows}
     macs = {(row.name, row.kind): row.macs for row in summary(net, inputs).rows}

@@ -17,7 +17,7 @@ __all__ = ["convert"]
 
 
 @torch.no_grad()
-def convert(model: nn.Module, example_inputs: Any) -> TernaryNetwork:
+def convert(model: nn.Module, example_inputs: Any, float_layers: str = "torch") -> TernaryNetwork:
     """Convert a trained model with ternary layers into an inference-only network.
 
     The graph is captured; batch normalisations and activations between ternary layers become integer thresholds, others
@@ -31,6 +31,9 @@ def convert(model: nn.Module, example_inputs: Any) -> TernaryNetwork:
     example_inputs
         A tensor, or a tuple of the model's positional arguments. Batch and image sizes stay free where the model leaves
         them free; ranks, channels and dtypes are fixed.
+    float_layers
+        Who runs float convolutions, linear layers and means: ``"torch"`` gives the eager model's bits; ``"rust"`` saves
+        calls (usually the whole network is one), and their sums may differ in the last place.
 
     Returns
     -------
@@ -44,7 +47,9 @@ def convert(model: nn.Module, example_inputs: Any) -> TernaryNetwork:
         statistics; a model that can be captured in neither way.
     InputError
         ``example_inputs`` hold no tensor.
+    ConfigError
+        ``float_layers`` is neither.
     """
     check_model(model)
     arguments = check_inputs("example_inputs", example_inputs)
-    return TernaryNetwork(run_passes(lower(capture(as_root(model), arguments))))
+    return TernaryNetwork(run_passes(lower(capture(as_root(model), arguments))), float_layers)

@@ -63,13 +63,15 @@ def save(net: TernaryNetwork, path: str | os.PathLike[str]) -> None:
     _core.save(os.fspath(path), text, arrays)
 
 
-def load(path: str | os.PathLike[str]) -> TernaryNetwork:
+def load(path: str | os.PathLike[str], float_layers: str = "torch") -> TernaryNetwork:
     """Read a network that :func:`save` wrote, on any machine.
 
     Parameters
     ----------
     path
         The file.
+    float_layers
+        As for :func:`fatnn_rs.convert.convert`.
 
     Returns
     -------
@@ -90,4 +92,4 @@ def load(path: str | os.PathLike[str]) -> TernaryNetwork:
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{os.fspath(path)!r}: the graph is not JSON ({error}); get the file again") from error
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-    return TernaryNetwork(graph_from_json(data, tensors))
+    return TernaryNetwork(graph_from_json(data, tensors), float_layers)

@@ -1,17 +1,20 @@
-"""The converted network: runs a graph, node by node."""
+"""The converted network: runs a graph, segment by segment."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fatnn_rs.convert.engine import FLOAT_LAYERS, Segment, cut
 from fatnn_rs.convert.graph import Graph, Node, map_refs, refs
 from fatnn_rs.convert.ops_table import bind
 from fatnn_rs.convert.report import Report, make_report
-from fatnn_rs.errors import InputError, UnsupportedError
+from fatnn_rs.errors import ConfigError, InputError, UnsupportedError
 
 __all__ = ["TernaryNetwork"]
 
@@ -22,45 +25,71 @@ Observer = Callable[[Node, Any, list[Any]], None]
 class TernaryNetwork(nn.Module):
     """An inference-only network made by :func:`fatnn_rs.convert.convert` or :func:`fatnn_rs.convert.load`.
 
-    Ternary layers run in Rust on packed codes; float layers run in torch. Call it as the model it came from. It has no
-    parameters and no training mode, and runs on the CPU.
+    Ternary layers and what lies between them run in Rust, one call for each :class:`~fatnn_rs.convert.engine.Segment`.
+    Call it as the model it came from. It has no parameters and no training mode, and runs on the CPU.
 
     Parameters
     ----------
     graph
         What to run. The network keeps it and never changes it; layouts that only this CPU's kernels understand are
         derived from it here.
+    float_layers
+        Who runs float convolutions, linear layers and means: ``"torch"`` gives the eager model's bits, ``"rust"`` fewer
+        calls (usually one for the whole network) and sums that may differ in the last place.
 
     Raises
     ------
+    ConfigError
+        ``float_layers`` is something else.
     InputError
         From calls: wrong number, dtype, device, rank or channels of inputs; NaN where a quantizer reads it.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, float_layers: str = "torch") -> None:
         super().__init__()
+        if float_layers not in FLOAT_LAYERS:
+            raise ConfigError(f"float_layers must be one of {', '.join(map(repr, FLOAT_LAYERS))}, got {float_layers!r}")
         self.graph = graph
+        self.float_layers = float_layers
         self.training = False
         self._prepare()
 
     def _prepare(self) -> None:
         graph = self.graph
-        last: dict[str, str] = {}
-        for node in graph.nodes:
-            for name in node.inputs:
-                last[name] = node.name
-        kept = {ref.name for ref in refs(graph.outputs)}
-        drops: dict[str, list[str]] = {node.name: [] for node in graph.nodes}
-        for value, node_name in last.items():
-            if value not in kept:
-                drops[node_name].append(value)
         self._inputs = [node for node in graph.nodes if node.op == "input"]
-        self._plan = [(node, bind(graph, node), drops[node.name]) for node in graph.nodes if node.op != "input"]
+        self._parts = _plan(graph, cut(graph, self.float_layers))
+        # Node by node: what torch.compile traces, and what an observer that wants every value sees.
+        self._single = _plan(graph, [node for node in graph.nodes if node.op != "input"])
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The parts that run in one call of Rust each."""
+        return [part.what for part in self._parts if isinstance(part.what, Segment)]
 
     @property
     def report(self) -> Report:
         """What runs where, and why: one row per node. Print it."""
-        return make_report(self.graph)
+        return make_report(self.graph, {node.name for segment in self.segments for node in segment.nodes})
+
+    @torch.no_grad()
+    def node_seconds(self, *inputs: Tensor) -> dict[str, float]:
+        """Run the network as ever and return how long each node took, by name.
+
+        Elementwise functions that run inside another node's operation have no time of their own.
+        """
+        values: dict[str, Any] = {node.name: x for node, x in zip(self._inputs, inputs, strict=True)}
+        seconds: dict[str, float] = {}
+        for part in self._parts:
+            arguments = [values[name] for name in part.reads]
+            if isinstance(part.what, Segment):
+                results, seen = part.what.observed(*arguments)
+                seconds.update({name: nanoseconds * 1e-9 for name, (nanoseconds, _) in seen.items()})
+            else:
+                before = time.perf_counter()
+                results = part.run(*arguments)
+                seconds[part.what.name] = time.perf_counter() - before
+            values.update(zip(part.makes, results, strict=True))
+        return seconds
 
     @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Any:
@@ -76,11 +105,15 @@ class TernaryNetwork(nn.Module):
         Any
             What the original model returns.
         """
-        return self.run_observed(inputs, None)
+        return self.run_observed(inputs, None, as_run=True)
 
     @torch.no_grad()
-    def run_observed(self, inputs: tuple[Any, ...], observer: Observer | None) -> Any:
-        """Run, and show ``observer`` every node with its result and the values it read."""
+    def run_observed(self, inputs: tuple[Any, ...], observer: Observer | None, as_run: bool = False) -> Any:
+        """Run, and show ``observer`` every node with its result and the values it read.
+
+        With ``as_run`` the network runs as ever, in segments: the observer sees the codes that were really used, and
+        None for floats that never left the engine. Without it nodes run one by one, and every value is seen.
+        """
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         if len(tensors) != len(self._inputs):
             raise InputError(
@@ -91,13 +124,17 @@ class TernaryNetwork(nn.Module):
         for node, tensor in zip(self._inputs, tensors, strict=True):
             _check_input(node, tensor)
             values[node.name] = tensor
-        for node, function, drops in self._plan:
-            arguments = [values[name] for name in node.inputs]
-            result = function(*arguments)
-            if observer is not None:
-                observer(node, result, arguments)
-            values[node.name] = result
-            for name in drops:
+        for part in self._parts if as_run and not torch.compiler.is_compiling() else self._single:
+            arguments = [values[name] for name in part.reads]
+            if observer is None:
+                results = part.run(*arguments)
+            elif isinstance(part.what, Segment):
+                results = _observe_segment(part.what, arguments, observer)
+            else:
+                results = part.run(*arguments)
+                observer(part.what, results[0], arguments)
+            values.update(zip(part.makes, results, strict=True))
+            for name in part.drops:
                 del values[name]
         return map_refs(self.graph.outputs, lambda ref: values[ref.name])
 
@@ -117,7 +154,7 @@ class TernaryNetwork(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        del state["_plan"], state["_inputs"]
+        del state["_parts"], state["_single"], state["_inputs"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -130,6 +167,50 @@ class TernaryNetwork(nn.Module):
         return (
             f"{report.layers_ternary} ternary layers, {len(self.graph.nodes)} nodes, {report.bytes_packed} bytes packed"
         )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One step of a run: a node or a segment."""
+
+    what: Node | Segment
+    run: Callable[..., list[Any]]
+    reads: list[str]
+    makes: list[str]
+    drops: list[str]
+
+
+def _plan(graph: Graph, parts: list[Node | Segment]) -> list[_Part]:
+    """Bind every part, and note which values no later part reads."""
+    kept = {ref.name for ref in refs(graph.outputs)}
+    plan: list[_Part] = []
+    read_later: set[str] = set(kept)
+    for part in reversed(parts):
+        if isinstance(part, Segment):
+            run: Callable[..., list[Any]] = part
+            reads, makes = part.reads, part.makes
+        else:
+            run, reads, makes = _single_result(bind(graph, part)), part.inputs, [part.name]
+        drops = [name for name in dict.fromkeys((*reads, *makes)) if name not in read_later]
+        read_later.update(reads)
+        plan.append(_Part(part, run, reads, makes, drops))
+    return plan[::-1]
+
+
+def _single_result(function: Callable[..., Any]) -> Callable[..., list[Any]]:
+    return lambda *values: [function(*values)]
+
+
+def _observe_segment(segment: Segment, arguments: list[Any], observer: Observer) -> list[Tensor]:
+    """Run a segment and show its nodes: codes as they were; floats inside a segment are not kept, and shown as None."""
+    results, seen = segment.observed(*arguments)
+    values = dict(zip(segment.reads, arguments, strict=True)) | dict(zip(segment.makes, results, strict=True))
+    for node in segment.nodes:
+        codes = seen[node.name][1] if node.name in seen else None
+        if codes is not None:
+            values[node.name] = torch.from_numpy(codes)
+        observer(node, values.get(node.name), [values.get(name) for name in node.inputs])
+    return results
 
 
 def _check_input(node: Node, x: Tensor) -> None:

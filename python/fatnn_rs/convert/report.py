@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Container
 from dataclasses import asdict, dataclass
 
 from fatnn_rs.convert.graph import Graph, Node
@@ -14,6 +15,9 @@ __all__ = ["Report", "ReportRow", "macs", "make_report", "packed_weight_bytes"]
 
 #: Trits in a byte of the file.
 TRITS = 5
+
+#: Convolutions and linear layers on codes.
+_TERNARY = ("conv_codes", "conv_float")
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class ReportRow:
     op
         What it does.
     runs
-        ``"rust codes -> codes"``, ``"rust codes -> float"``, ``"rust float -> codes"`` or ``"torch"``.
+        ``"rust codes -> codes"``, ``"rust codes -> float"``, ``"rust float -> codes"``, ``"rust float -> float"`` (inside
+        a segment of the engine) or ``"torch"``.
     shape
         Of the result at the example inputs.
     macs
@@ -57,7 +62,7 @@ class Report:
     @property
     def layers_ternary(self) -> int:
         """Convolutions and linear layers that run on codes."""
-        return sum(row.op in ("conv_codes", "conv_float") for row in self.rows)
+        return sum(row.op in _TERNARY for row in self.rows)
 
     @property
     def bytes_packed(self) -> int:
@@ -67,12 +72,12 @@ class Report:
     @property
     def macs_ternary(self) -> int:
         """Multiply-accumulates on codes."""
-        return sum(row.macs for row in self.rows if row.runs.startswith("rust"))
+        return sum(row.macs for row in self.rows if row.op in _TERNARY)
 
     @property
     def macs_float(self) -> int:
         """Multiply-accumulates in float layers that the conversion knows."""
-        return sum(row.macs for row in self.rows if not row.runs.startswith("rust"))
+        return sum(row.macs for row in self.rows if row.op not in _TERNARY)
 
     @property
     def unsaveable(self) -> tuple[str, ...]:
@@ -105,10 +110,10 @@ class Report:
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
 
-def _runs(node: Node) -> str:
+def _runs(node: Node, in_engine: bool) -> str:
     row = CODE_OPS.get(node.op)
     if row is None:
-        return "torch"
+        return "rust float -> float" if in_engine else "torch"
     return f"rust {'codes' if row.takes_codes else 'float'} -> {'codes' if row.makes_codes else 'float'}"
 
 
@@ -126,13 +131,13 @@ def packed_weight_bytes(graph: Graph, node: Node) -> int:
     return 0 if node.op not in ("conv_codes", "conv_float") or weight is None else -(-weight.numel() // TRITS)
 
 
-def make_report(graph: Graph) -> Report:
-    """Describe every node of a graph but its inputs."""
+def make_report(graph: Graph, in_engine: Container[str] = ()) -> Report:
+    """Describe every node of a graph but its inputs; ``in_engine``: names of those in the engine's segments."""
     rows = [
         ReportRow(
             name=node.layer or node.name,
             op=f"torch: {node.attrs['target']}" if node.op == "torch" else node.op,
-            runs=_runs(node),
+            runs=_runs(node, node.name in in_engine),
             shape=node.shape,
             macs=macs(graph, node),
             packed_bytes=packed_weight_bytes(graph, node),

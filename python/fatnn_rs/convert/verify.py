@@ -198,7 +198,7 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     arguments = check_inputs("inputs", inputs)
     root = as_root(model)
     observer = _NetworkCodes(net.graph)
-    result = net.run_observed(_cloned(arguments), observer)
+    result = net.run_observed(_cloned(arguments), observer, as_run=True)
     with _eager_codes(root) as eager:
         expected = root(*_cloned(arguments))
     rows = tuple(row for name in eager for row in _compare_layer(name, eager[name], observer))

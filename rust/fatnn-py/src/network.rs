@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use fatnn::net::{self, Input};
+use fatnn::net::{self, Input, Observed};
 use numpy::{IntoPyArray, PyArrayDyn, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -59,22 +59,32 @@ impl Network {
         inputs: Vec<Bound<'py, PyAny>>,
         channels_last: Vec<bool>,
     ) -> PyResult<Vec<Bound<'py, PyArrayDyn<f32>>>> {
-        self.run_with(py, &inputs, &channels_last, &mut |_, _| ())
+        self.run_with(py, &inputs, &channels_last, &mut |_| ())
     }
 
-    /// As `run`; also returns every node's name and nanoseconds.
+    /// As `run`; also returns, for every node that ran: its name, nanoseconds, and its packed codes (images, height, width,
+    /// bytes), or `None` where it made floats.
     #[allow(clippy::type_complexity, reason = "the Python signature")]
-    fn run_timed<'py>(
+    fn run_observed<'py>(
         &self,
         py: Python<'py>,
         inputs: Vec<Bound<'py, PyAny>>,
         channels_last: Vec<bool>,
-    ) -> PyResult<(Vec<Bound<'py, PyArrayDyn<f32>>>, Vec<(String, u64)>)> {
-        let mut times = Vec::new();
-        let outputs = self.run_with(py, &inputs, &channels_last, &mut |node, nanoseconds| {
-            times.push((node.to_owned(), u64::try_from(nanoseconds).unwrap_or(u64::MAX)));
+    ) -> PyResult<(Vec<Bound<'py, PyArrayDyn<f32>>>, Vec<(String, u64, Option<Bound<'py, PyArrayDyn<u8>>>)>)> {
+        let mut seen = Vec::new();
+        let outputs = self.run_with(py, &inputs, &channels_last, &mut |value| {
+            let nanoseconds = u64::try_from(value.nanoseconds).unwrap_or(u64::MAX);
+            let codes = value.codes.map(|(codes, layout)| (value.pixels(), layout.pixel_bytes(), codes.to_vec()));
+            seen.push((value.node.to_owned(), nanoseconds, codes));
         })?;
-        Ok((outputs, times))
+        let seen = seen
+            .into_iter()
+            .map(|(node, nanoseconds, codes)| {
+                let array = codes.map(|([n, h, w], bytes, codes)| codes.into_pyarray(py).reshape(vec![n, h, w, bytes]));
+                Ok((node, nanoseconds, array.transpose()?))
+            })
+            .collect::<PyResult<_>>()?;
+        Ok((outputs, seen))
     }
 }
 
@@ -84,7 +94,7 @@ impl Network {
         py: Python<'py>,
         inputs: &[Bound<'py, PyAny>],
         channels_last: &[bool],
-        observe: &mut (dyn FnMut(&str, u128) + Send),
+        observe: &mut (dyn FnMut(Observed<'_>) + Send),
     ) -> PyResult<Vec<Bound<'py, PyArrayDyn<f32>>>> {
         if inputs.len() != channels_last.len() {
             return Err(input_error(py, "channels_last: expected one flag per input"));
@@ -112,7 +122,7 @@ impl Network {
             .zip(channels_last)
             .map(|((array, shape), &channels_last)| Input { shape, data: array.slice(), channels_last })
             .collect();
-        let outputs = py.detach(|| self.net.run_timed(&inputs, observe)).map_err(|e| raise(py, e))?;
+        let outputs = py.detach(|| self.net.run_observed(&inputs, observe)).map_err(|e| raise(py, e))?;
         outputs
             .into_iter()
             .map(|output| {

@@ -46,13 +46,12 @@ impl ConvShape {
                     *out = (padded - window) / stride + 1
                 }
                 _ => {
+                    let (reach, name) =
+                        ((kernel - 1).saturating_mul(dilation).saturating_add(1), ["height", "width"][axis]);
                     return bad_value(
-                        "input size",
-                        format!(
-                            "at least the window of {window:?} less the padding {} on each side",
-                            self.padding[axis]
-                        ),
-                        format!("{} on axis {axis} (of height, width)", self.input[axis]),
+                        "input",
+                        format!("a map that, with padding, is not smaller than the kernel's window of {reach}"),
+                        format!("{name} {} with {} on each side", self.input[axis], self.padding[axis]),
                     );
                 }
             }

@@ -107,23 +107,67 @@ pub(crate) fn to_float<const NR: usize>(
     }
     for (r, acc) in tile.acc.as_chunks::<NR>().0.iter().take(tile.rows).enumerate() {
         let row = r * to.channels + tile.first_channel..r * to.channels + tile.first_channel + tile.channels;
-        let mut y = acc.map(|a| a as f32);
-        for j in 0..NR {
-            y[j] = y[j].mul_add(scale[j], bias[j]);
-        }
-        if let Some(residual) = residual {
-            let mut x = [0.0; NR];
-            fill(&mut x, &residual[row.clone()]);
-            for j in 0..NR {
-                y[j] += x[j];
+        let residual = residual.map(|x| &x[row.clone()]);
+        let out = &mut out[row];
+        if let Ok(whole) = TryInto::<&mut [f32; NR]>::try_into(&mut *out) {
+            let residual = residual.map(|x| x.try_into().expect("as long as `out`"));
+            float_row(acc, (&scale, &bias), residual, to.relu, whole);
+        } else {
+            let (mut x, mut y) = ([0.0; NR], [0.0; NR]);
+            if let Some(residual) = residual {
+                fill(&mut x, residual);
             }
+            float_row(acc, (&scale, &bias), residual.map(|_| &x), to.relu, &mut y);
+            store(out, &y);
         }
-        if to.relu {
-            // Not `max`: NaN passes through, as in PyTorch.
-            y = y.map(|y| if y <= 0.0 { 0.0 } else { y });
-        }
-        store(&mut out[row], &y);
     }
+}
+
+/// One row of [`to_float`], a vector of [`WIDE`] at a time where a tile is wider: compilers keep such arrays in registers.
+#[inline(always)]
+fn float_row<const NR: usize>(
+    acc: &[i32; NR],
+    (scale, bias): (&[f32; NR], &[f32; NR]),
+    residual: Option<&[f32; NR]>,
+    relu: bool,
+    out: &mut [f32; NR],
+) {
+    if NR <= WIDE {
+        return float_vector(acc, (scale, bias), residual, relu, out);
+    }
+    let parts = acc.as_chunks::<WIDE>().0.iter().zip(out.as_chunks_mut::<WIDE>().0).enumerate();
+    for (i, (acc, out)) in parts {
+        let factors = (&scale.as_chunks().0[i], &bias.as_chunks().0[i]);
+        float_vector(acc, factors, residual.map(|x| &x.as_chunks().0[i]), relu, out);
+    }
+}
+
+/// Floats in the widest vector.
+const WIDE: usize = 16;
+
+#[inline(always)]
+fn float_vector<const N: usize>(
+    acc: &[i32; N],
+    (scale, bias): (&[f32; N], &[f32; N]),
+    residual: Option<&[f32; N]>,
+    relu: bool,
+    out: &mut [f32; N],
+) {
+    let mut y = acc.map(|a| a as f32);
+    // A factor of one and a summand of (positive) zero change nothing, so one form serves all four cases.
+    for j in 0..N {
+        y[j] = y[j].mul_add(scale[j], bias[j]);
+    }
+    if let Some(x) = residual {
+        for j in 0..N {
+            y[j] += x[j];
+        }
+    }
+    if relu {
+        // Not `max`: NaN passes through, as in PyTorch.
+        y = y.map(|y| if y <= 0.0 { 0.0 } else { y });
+    }
+    *out = y;
 }
 
 /// Copies the start of `from` to `to`: one move of constant size for a whole tile.

@@ -75,9 +75,9 @@ pub enum Error {
         what: String,
     },
     /// A node of a network could not run.
-    #[error("node {node:?}: {source}")]
+    #[error("{node}: {source}")]
     Node {
-        /// The node.
+        /// The layer or node, as messages name it.
         node: String,
         /// What went wrong there.
         source: Box<Error>,

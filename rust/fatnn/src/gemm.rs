@@ -1,18 +1,34 @@
 //! The driver over tiles: which rows and channels are computed when and by which thread.
 //!
 //! A product has `m` rows (output pixels), `n` columns (output channels) and a reduction of `taps × units`. Rows are split
-//! among threads; within a block of [`BLOCK`] rows, panels of weights are the outer loop, so that a panel stays in the
+//! among threads; within a block of rows ([`Kernel::block`]), panels of weights are the outer loop, so that a panel stays in the
 //! first-level cache while the block's activations pass by. The epilogue runs right behind each panel, on a few kilobytes of
 //! accumulators that have not left the cache.
 
+use std::cell::RefCell;
+
 use crate::epilogue::{TileAcc, ToCodes, ToFloat};
 use crate::error::Result;
-use crate::kernels::{Kernel, MAX_MR, MAX_NR, Tiles};
+use crate::kernels::{Kernel, MAX_BLOCK, MAX_MR, MAX_NR, TileRows, Tiles};
 use crate::parallel;
 use crate::weights::PackedWeights;
 
-/// Rows whose activations are reused from cache for all panels.
-const BLOCK: usize = 64;
+/// A thread's working memory, kept from call to call.
+struct Scratch {
+    bases: [usize; MAX_BLOCK + MAX_MR],
+    acc: [i32; (MAX_BLOCK + MAX_MR) * MAX_NR],
+    expanded: Vec<u8>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = const {
+        RefCell::new(Scratch {
+            bases: [0; MAX_BLOCK + MAX_MR],
+            acc: [0; (MAX_BLOCK + MAX_MR) * MAX_NR],
+            expanded: Vec::new(),
+        })
+    };
+}
 
 /// The activations of a product: where row `m`'s codes are.
 pub(crate) struct Rows<'a, F> {
@@ -100,37 +116,40 @@ pub(crate) fn run<S: Sink>(
     let (mr, units) = (kernel.mr(), weights.units_per_tap());
     let row_len = sink.row_len();
     let m = out.len().checked_div(row_len).unwrap_or(0);
+    let block_rows = kernel.block().min(MAX_BLOCK);
     let work = |first: usize, out: &mut [S::Elem]| {
         if S::ZEROED {
             out.fill(S::Elem::default());
         }
-        let mut bases = [0usize; BLOCK + MAX_MR];
-        let mut acc = [0i32; (BLOCK + MAX_MR) * MAX_NR];
-        for (b, block) in out.chunks_mut(BLOCK * row_len).enumerate() {
-            let (row, block_rows) = (first + b * BLOCK, block.len() / row_len);
-            // Rows past the end repeat the last one; their results are dropped.
-            let bases = &mut bases[..block_rows.next_multiple_of(mr)];
-            for (r, base) in bases.iter_mut().enumerate() {
-                *base = (rows.base)(row + r.min(block_rows - 1));
-            }
-            let acc = &mut acc[..bases.len() * layout.nr];
-            for group in 0..weights.groups() {
-                for panel in 0..weights.panels_per_group() {
-                    let bytes = weights.panel(group, panel);
-                    kernel.tiles(&Tiles::new(layout, mr, rows.codes, bases, taps, units, bytes), acc);
-                    let tile = TileAcc {
-                        acc,
-                        rows: block_rows,
-                        first_channel: group * weights.group_out_channels() + panel * layout.nr,
-                        channels: layout.nr.min(weights.group_out_channels() - panel * layout.nr),
-                    };
-                    sink.write(kernel, &tile, row, block);
+        SCRATCH.with_borrow_mut(|Scratch { bases, acc, expanded }| {
+            for (b, block) in out.chunks_mut(block_rows * row_len).enumerate() {
+                let (row, block_rows) = (first + b * block_rows, block.len() / row_len);
+                // Rows past the end repeat the last one; their results are dropped.
+                let bases = &mut bases[..block_rows.next_multiple_of(mr)];
+                for (r, base) in bases.iter_mut().enumerate() {
+                    *base = (rows.base)(row + r.min(block_rows - 1));
                 }
-                for base in bases.iter_mut() {
-                    *base += rows.group_bytes;
+                let acc = &mut acc[..bases.len() * layout.nr];
+                for group in 0..weights.groups() {
+                    let tile_rows = TileRows::new(layout, mr, rows.codes, bases, taps, units);
+                    kernel.expand(&tile_rows, expanded);
+                    for panel in 0..weights.panels_per_group() {
+                        let bytes = weights.panel(group, panel);
+                        kernel.tiles(&Tiles::new(layout, tile_rows, bytes, expanded), acc);
+                        let tile = TileAcc {
+                            acc,
+                            rows: block_rows,
+                            first_channel: group * weights.group_out_channels() + panel * layout.nr,
+                            channels: layout.nr.min(weights.group_out_channels() - panel * layout.nr),
+                        };
+                        sink.write(kernel, &tile, row, block);
+                    }
+                    for base in bases.iter_mut() {
+                        *base += rows.group_bytes;
+                    }
                 }
             }
-        }
+        });
     };
     parallel::for_each_rows(out, row_len, mr, m.saturating_mul(weights.macs_per_row()), work)
 }

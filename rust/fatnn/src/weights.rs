@@ -113,13 +113,15 @@ pub struct PackedWeights<'a> {
 
 impl PackedWeights<'static> {
     /// Packs `codes` (-1, 0, 1), ordered `out_channels, channels / groups, kernel height, kernel width` as in PyTorch, for
-    /// the best kernel of this CPU. `half_range` says that activations are levels 0, 1, 2 instead of -1, 0, 1.
+    /// the best kernel that this CPU has for the shape. `half_range` says that activations are levels 0, 1, 2 instead of -1, 0, 1.
     ///
     /// # Errors
     /// [`Error::Value`] for an impossible shape or a code that is none, [`Error::Shape`] for a slice of another size,
     /// [`Error::Environment`] as [`kernels::available`].
     pub fn new(codes: &[i8], shape: WeightShape, half_range: bool) -> Result<Self> {
-        Self::for_kernel(kernels::best()?, codes, shape, half_range)
+        let shape = shape.check()?;
+        let kernel = kernels::choose(shape.out_channels / shape.groups, shape.reduction())?;
+        Self::for_kernel(kernel, codes, shape, half_range)
     }
 
     /// As [`PackedWeights::new`], for a given kernel: for tests and benchmarks.

@@ -45,12 +45,14 @@ fn child_kernels_obey_the_cap() {
         Some("avx512") => Some(&[Isa::Scalar, Isa::Avx2, Isa::Avx512]),
         Some(other) => panic!("unknown cap {other}"),
     };
-    // Exactly those that the CPU has and the cap allows, in the table's order.
+    let family = std::env::var("FATNN_KERNEL").ok().filter(|family| family != "auto");
+    // Exactly those that the CPU has and the cap and the family allow, in the table's order.
     let name = |kernel: &&'static dyn kernels::Kernel| kernel.name();
     let available: Vec<_> = kernels::available().unwrap().iter().map(name).collect();
     let expected: Vec<_> = kernels::detected()
         .iter()
         .filter(|kernel| allowed.is_none_or(|a| a.contains(&kernel.isa())))
+        .filter(|kernel| family.as_ref().is_none_or(|f| kernel.layout().family.name() == f))
         .map(name)
         .collect();
     assert_eq!(available, expected);
@@ -59,6 +61,12 @@ fn child_kernels_obey_the_cap() {
     // Weights packed by default are for that kernel.
     let shape = WeightShape { out_channels: 3, channels: 5, kernel: [1, 1], groups: 1 };
     assert_eq!(PackedWeights::new(&[1; 15], shape, false).unwrap().kernel().name(), available[0]);
+}
+
+#[test]
+#[ignore = "needs FATNN_KERNEL=matrix and FATNN_ISA=scalar; run by its parent"]
+fn child_a_family_that_is_not_there_restricts_nothing() {
+    assert_eq!(kernels::best().unwrap().name(), "generic-popcount-scalar");
 }
 
 #[test]
@@ -86,6 +94,10 @@ fn the_cap_is_obeyed() {
         passes("child_kernels_obey_the_cap", &[("FATNN_ISA", cap)]);
     }
     passes("child_kernels_obey_the_cap", &[("FATNN_KERNEL", "popcount")]);
+    passes(
+        "child_a_family_that_is_not_there_restricts_nothing",
+        &[("FATNN_KERNEL", "matrix"), ("FATNN_ISA", "scalar")],
+    );
     passes("child_kernels_obey_the_cap", &[("FATNN_KERNEL", "auto"), ("FATNN_ISA", "scalar")]);
 }
 

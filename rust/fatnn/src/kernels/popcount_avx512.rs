@@ -117,7 +117,7 @@ fn at_least(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
 /// [`crate::quantize::at_least`].
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn float_at_least(x: &[f32; 16], threshold: f32) -> u16 {
+pub(super) fn float_at_least(x: &[f32; 16], threshold: f32) -> u16 {
     // SAFETY: the array has sixteen elements.
     let x = unsafe { _mm512_loadu_ps(x.as_ptr()) };
     _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, _mm512_set1_ps(threshold))

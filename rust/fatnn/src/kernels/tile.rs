@@ -1,31 +1,32 @@
 //! The operands of a column of tiles, checked once so that kernels need no bounds of their own.
 
 /// Most rows that any kernel's tile has.
-pub(crate) const MAX_MR: usize = 8;
+pub(crate) const MAX_MR: usize = 16;
 /// Most channels that any kernel's tile has.
 pub(crate) const MAX_NR: usize = 64;
 
-/// Addresses of the operands of one or more tiles below each other: `mr` rows each, the same panel of weights for all.
-/// (Several at a time, because checks, calls and set-up for each cost a tenth of a tile with a short reduction.)
+/// Most rows that any kernel takes at a time.
+pub(crate) const MAX_BLOCK: usize = 128;
+
+/// Addresses of the activations of one or more tiles below each other, `mr` rows each.
 ///
 /// The reduction runs over `taps × units`. Row `r`'s activations for tap `t` are the `units` consecutive units that start
 /// at byte `bases[r] + taps[t]` of `codes`. (An address is a sum of two small tables rather than one pointer per row and
 /// tap: padding is materialised once per image, so that every window is at the same offsets, and building a pointer per
 /// row and tap, measured, cost up to a quarter of a 64-channel layer.)
-pub struct Tiles<'a> {
+#[derive(Clone, Copy)]
+pub struct TileRows<'a> {
     codes: &'a [u8],
     bases: &'a [usize],
     taps: &'a [usize],
     units: usize,
-    panel: &'a [u8],
 }
 
-impl<'a> Tiles<'a> {
+impl<'a> TileRows<'a> {
     /// Checks and makes tiles of `mr` rows. `bases` has a multiple of `mr` elements; `max_tap` is the largest element of `taps`.
     ///
     /// # Panics
-    /// Where an address would fall outside `codes` or `panel` has the wrong size: a bug in the driver, since the public
-    /// functions check shapes first.
+    /// Where an address would fall outside `codes`: a bug in the driver, since the public functions check shapes first.
     #[inline]
     pub(crate) fn new(
         layout: super::Layout,
@@ -34,7 +35,6 @@ impl<'a> Tiles<'a> {
         bases: &'a [usize],
         (taps, max_tap): (&'a [usize], usize),
         units: usize,
-        panel: &'a [u8],
     ) -> Self {
         assert!(bases.len().is_multiple_of(mr));
         debug_assert_eq!(taps.iter().copied().max().unwrap_or(0), max_tap);
@@ -42,8 +42,7 @@ impl<'a> Tiles<'a> {
         for &base in bases {
             assert!(base <= codes.len() && reach <= codes.len() - base, "tile outside its codes");
         }
-        assert_eq!(panel.len(), layout.panel_bytes(taps.len() * units), "panel of another size");
-        Tiles { codes, bases, taps, units, panel }
+        TileRows { codes, bases, taps, units }
     }
 
     /// Start of every row's activations, tile by tile, without a tap's offset. All reads at `+ tap + 0..units` units are in
@@ -67,9 +66,64 @@ impl<'a> Tiles<'a> {
         self.units
     }
 
+    /// Number of rows, a multiple of `mr`.
+    pub(crate) fn count(&self) -> usize {
+        self.bases.len()
+    }
+}
+
+/// One or more tiles below each other and the panel of weights that they all meet. (Several at a time, because checks, calls
+/// and set-up for each cost a tenth of a tile with a short reduction.)
+pub struct Tiles<'a> {
+    rows: TileRows<'a>,
+    panel: &'a [u8],
+    expanded: &'a [u8],
+}
+
+impl<'a> Tiles<'a> {
+    /// Tiles for a panel; `expanded` is what [`super::Kernel::expand`] made of `rows`.
+    ///
+    /// # Panics
+    /// Where `panel` has the wrong size: a bug in the driver.
+    #[inline]
+    pub(crate) fn new(layout: super::Layout, rows: TileRows<'a>, panel: &'a [u8], expanded: &'a [u8]) -> Self {
+        assert_eq!(panel.len(), layout.panel_bytes(rows.taps.len() * rows.units), "panel of another size");
+        Tiles { rows, panel, expanded }
+    }
+
+    /// See [`TileRows::rows`].
+    #[inline(always)]
+    pub(crate) fn rows<const MR: usize>(&self) -> impl Iterator<Item = [*const u8; MR]> {
+        self.rows.rows()
+    }
+
+    /// See [`TileRows::taps`].
+    #[inline(always)]
+    pub(crate) fn taps(&self) -> &'a [usize] {
+        self.rows.taps
+    }
+
+    /// See [`TileRows::units`].
+    #[inline(always)]
+    pub(crate) fn units(&self) -> usize {
+        self.rows.units
+    }
+
+    /// See [`TileRows::count`].
+    #[inline(always)]
+    pub(crate) fn count(&self) -> usize {
+        self.rows.count()
+    }
+
     /// The panel's weights: `taps × units` units of `nr` channels, then `nr` `i32` offsets.
     #[inline(always)]
     pub(crate) fn panel(&self) -> &'a [u8] {
         self.panel
+    }
+
+    /// The rows as [`super::Kernel::expand`] left them.
+    #[inline(always)]
+    pub(crate) fn expanded(&self) -> &'a [u8] {
+        self.expanded
     }
 }

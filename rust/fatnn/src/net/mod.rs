@@ -6,7 +6,7 @@ mod ops;
 mod value;
 
 pub use file::{FORMAT_VERSION, Tensor, load, save};
-pub use network::{Input, Network, Output};
+pub use network::{Input, Network, Observed, Output};
 #[doc(hidden)]
 pub use ops::Elementwise;
 pub(crate) use ops::map_elements;

@@ -44,6 +44,8 @@ struct Port {
 #[derive(Debug)]
 struct NetNode {
     name: String,
+    /// For messages.
+    label: String,
     operation: Arc<dyn Operation>,
     inputs: Vec<usize>,
     output: usize,
@@ -58,6 +60,27 @@ pub struct Input<'a> {
     pub data: &'a [f32],
     /// Whether channels are last in memory (the shape is written channels-first all the same).
     pub channels_last: bool,
+}
+
+/// A node's value, for [`Network::run_observed`]. Elementwise functions that run inside another node are not seen apart.
+#[derive(Clone, Copy, Debug)]
+pub struct Observed<'a> {
+    /// The node's name.
+    pub node: &'a str,
+    /// How long it took.
+    pub nanoseconds: u128,
+    dims: Dims,
+    /// Its value, channels last, where it is floats.
+    pub floats: Option<&'a [f32]>,
+    /// Its value where it is packed codes: `images × height × width` pixels of this layout.
+    pub codes: Option<(&'a [u8], CodesLayout)>,
+}
+
+impl Observed<'_> {
+    /// Images, height and width.
+    pub fn pixels(&self) -> [usize; 3] {
+        [self.dims.images, self.dims.map[0], self.dims.map[1]]
+    }
 }
 
 /// A float32 array that a network made.
@@ -144,14 +167,14 @@ impl Network {
     /// # Errors
     /// [`Error::Shape`] or [`Error::Value`] where the inputs do not fit, [`Error::NotANumber`] where a quantizer reads NaN.
     pub fn run(&self, inputs: &[Input<'_>]) -> Result<Vec<Output>> {
-        self.run_timed(inputs, &mut |_, _| ())
+        self.run_observed(inputs, &mut |_| ())
     }
 
-    /// As [`Network::run`], and tells `observe` how many nanoseconds each node took.
+    /// As [`Network::run`], and shows `observe` every node's value as it is made, and how long that took.
     ///
     /// # Errors
     /// As [`Network::run`].
-    pub fn run_timed(&self, inputs: &[Input<'_>], observe: &mut dyn FnMut(&str, u128)) -> Result<Vec<Output>> {
+    pub fn run_observed(&self, inputs: &[Input<'_>], observe: &mut dyn FnMut(Observed<'_>)) -> Result<Vec<Output>> {
         check_len("inputs of the network", self.inputs.len(), inputs.len())?;
         let dims = self.inputs.iter().zip(inputs).map(|(port, input)| port.dims(input)).collect::<Result<Vec<_>>>()?;
         let mut workspace = self.take(&dims)?;
@@ -182,14 +205,14 @@ impl Network {
 
     fn plan(&self, input_dims: &[Dims]) -> Result<Workspace> {
         let mut values: Vec<Value> = input_dims.iter().map(|dims| Value::float(*dims)).collect();
-        let mut steps = Vec::new();
+        let mut steps: Vec<Box<dyn Step>> = Vec::new();
         for node in &self.nodes {
             let read: Vec<Value> = node.inputs.iter().map(|&v| values[v]).collect();
             let (value, step) = node
                 .operation
                 .clone()
                 .plan(&read)
-                .map_err(|e| Error::Node { node: node.name.clone(), source: Box::new(e) })?;
+                .map_err(|e| Error::Node { node: node.label.clone(), source: Box::new(e) })?;
             debug_assert_eq!(values.len(), node.output);
             values.push(value);
             steps.push(step);
@@ -234,7 +257,7 @@ impl Network {
                 }
             }
         }
-        let scratch = steps.iter().map(|s: &Box<dyn Step>| s.scratch()).max().unwrap_or(0);
+        let scratch = steps.iter().map(|step| step.scratch()).max().unwrap_or(0);
         let buffers = buffers
             .into_iter()
             .map(|(codes, len)| if codes { Buffer::Codes(vec![0; len]) } else { Buffer::Float(vec![0.0; len]) })
@@ -246,7 +269,7 @@ impl Network {
         &self,
         workspace: &mut Workspace,
         inputs: &[Input<'_>],
-        observe: &mut dyn FnMut(&str, u128),
+        observe: &mut dyn FnMut(Observed<'_>),
     ) -> Result<Vec<Output>> {
         let Workspace { steps, values, slots, buffers, scratch, .. } = workspace;
         for (v, input) in inputs.iter().enumerate() {
@@ -278,8 +301,14 @@ impl Network {
                 _ => unreachable!("operations read one or two values"),
             };
             buffers[slots[node.output]] = out;
-            done.map_err(|e| Error::Node { node: node.name.clone(), source: Box::new(e) })?;
-            observe(&node.name, start.elapsed().as_nanos());
+            done.map_err(|e| Error::Node { node: node.label.clone(), source: Box::new(e) })?;
+            let nanoseconds = start.elapsed().as_nanos();
+            let (floats, codes) = match &buffers[slots[node.output]] {
+                Buffer::Float(x) => (Some(&x[..len]), None),
+                Buffer::Codes(x) => (None, values[node.output].codes.map(|layout| (&x[..len], layout))),
+            };
+            let dims = values[node.output].dims;
+            observe(Observed { node: &node.name, nanoseconds, dims, floats, codes });
         }
         let output = |port: &Port| {
             let value = &values[port.value];
@@ -334,11 +363,19 @@ fn malformed(why: String) -> Error {
     Error::Graph { why }
 }
 
+/// A node while the graph is built.
+struct Draft {
+    name: String,
+    label: String,
+    operation: Box<dyn Operation>,
+    inputs: Vec<usize>,
+}
+
 /// Turns JSON into nodes.
 #[derive(Default)]
 struct Builder {
     inputs: Vec<Port>,
-    nodes: Vec<(String, Box<dyn Operation>, Vec<usize>)>,
+    nodes: Vec<Draft>,
     /// Name → value; and per value its kind, rank and number of readers.
     names: BTreeMap<String, usize>,
     kinds: Vec<Option<CodesLayout>>,
@@ -359,18 +396,15 @@ impl Builder {
         let mut outputs = Vec::new();
         self.outputs(&json["outputs"], &mut outputs)?;
         self.fuse(&mut outputs);
-        let nodes: Vec<NetNode> = {
-            let first = self.inputs.len();
-            let nodes = self.nodes.into_iter().enumerate();
-            nodes
-                .map(|(n, (name, operation, inputs))| NetNode {
-                    name,
-                    operation: share(operation),
-                    inputs,
-                    output: first + n,
-                })
-                .collect()
+        let first = self.inputs.len();
+        let net_node = |(n, Draft { name, label, operation, inputs }): (usize, Draft)| NetNode {
+            name,
+            label,
+            operation: share(operation),
+            inputs,
+            output: first + n,
         };
+        let nodes: Vec<NetNode> = self.nodes.into_iter().enumerate().map(net_node).collect();
         let values = self.inputs.len() + nodes.len();
         Ok(Network { inputs: self.inputs, outputs, nodes, values, workspaces: Mutex::default() })
     }
@@ -426,7 +460,12 @@ impl Builder {
             Err(e) => return Err(wrong(e.to_string())),
         };
         self.kinds.push(kind);
-        self.nodes.push((name.to_owned(), operation, inputs));
+        // Messages name the layer, as the model's author knows it.
+        let label = match json["layer"].as_str() {
+            Some(layer) if !layer.is_empty() => format!("layer '{layer}'"),
+            _ => format!("node '{name}'"),
+        };
+        self.nodes.push(Draft { name: name.to_owned(), label, operation, inputs });
         Ok(())
     }
 
@@ -463,26 +502,25 @@ impl Builder {
     fn fuse(&mut self, outputs: &mut [Port]) {
         let first = self.inputs.len();
         let mut readers = vec![0; self.kinds.len()];
-        for (_, _, inputs) in &self.nodes {
-            for &value in inputs {
-                readers[value] += 1;
-            }
+        for &value in self.nodes.iter().flat_map(|node| &node.inputs) {
+            readers[value] += 1;
         }
         for output in outputs.iter() {
             readers[output.value] += 2;
         }
         let mut n = 0;
         while n < self.nodes.len() {
-            let source = self.nodes[n].2[0];
-            let fusible = source >= first && readers[source] == 1 && self.nodes[n].2.len() == 1;
-            let functions: Option<Vec<Elementwise>> = if fusible { self.nodes[n].1.elementwise() } else { None };
+            let source = self.nodes[n].inputs[0];
+            let fusible = source >= first && readers[source] == 1 && self.nodes[n].inputs.len() == 1;
+            let functions: Option<Vec<Elementwise>> =
+                if fusible { self.nodes[n].operation.elementwise() } else { None };
             let Some(functions) = functions else {
                 n += 1;
                 continue;
             };
-            match self.nodes[source - first].1.absorb(functions) {
+            match self.nodes[source - first].operation.absorb(functions) {
                 Some(rest) => {
-                    self.nodes[n].1.absorb(rest);
+                    self.nodes[n].operation.absorb(rest);
                     n += 1;
                 }
                 None => {
@@ -498,7 +536,7 @@ impl Builder {
                             std::cmp::Ordering::Greater => *v - 1,
                         }
                     };
-                    let reads = self.nodes.iter_mut().flat_map(|(_, _, inputs)| inputs);
+                    let reads = self.nodes.iter_mut().flat_map(|node| &mut node.inputs);
                     reads.chain(outputs.iter_mut().map(|port| &mut port.value)).for_each(moved);
                 }
             }

@@ -115,10 +115,11 @@ impl Operation for TernaryConv {
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
         let dims = inputs[0].dims;
         if self.axes == 0 && self.window.kernel != dims.map {
+            let ([h, w], [got_h, got_w]) = (self.window.kernel, dims.map);
             return bad_value(
                 "map in front of a linear layer",
-                format!("{:?} pixels, as when the network was converted", self.window.kernel),
-                format!("{:?}", dims.map),
+                format!("{h}x{w} pixels, as when the network was converted"),
+                format!("{got_h}x{got_w}; give inputs of that size"),
             );
         }
         let geometry = Geometry::new(&self.weights, &self.window.over(&dims))?;

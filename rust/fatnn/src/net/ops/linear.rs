@@ -206,14 +206,21 @@ impl Step for FlattenStep {
 
 /// Images of `rows × columns` to `columns × rows`.
 pub(crate) fn transpose(x: &[f32], out: &mut [f32], rows: usize, columns: usize) {
+    /// Side of a square that stays in the first-level cache while its rows and columns are walked.
+    const SIDE: usize = 16;
     if rows == 1 || columns == 1 {
         out.copy_from_slice(x);
         return;
     }
     for (x, out) in x.chunks_exact(rows * columns).zip(out.chunks_exact_mut(rows * columns)) {
-        for (c, out) in out.chunks_exact_mut(rows).enumerate() {
-            for (r, out) in out.iter_mut().enumerate() {
-                *out = x[r * columns + c];
+        for r0 in (0..rows).step_by(SIDE) {
+            let r1 = rows.min(r0 + SIDE);
+            for c0 in (0..columns).step_by(SIDE) {
+                for c in c0..columns.min(c0 + SIDE) {
+                    for (out, r) in out[c * rows + r0..c * rows + r1].iter_mut().zip(r0..) {
+                        *out = x[r * columns + c];
+                    }
+                }
             }
         }
     }

@@ -53,6 +53,13 @@ pub(crate) const OPERATIONS: &[Row] = &[
         }
         map(Elementwise::batch_norm(mean, var, weight, bias, eps))
     }),
+    ("affine", |node| {
+        let (scale, bias) = (node.floats("scale")?, node.floats("bias")?);
+        match scale.len() == bias.len() {
+            true => map(Elementwise::Affine(scale.to_vec(), bias.to_vec())),
+            false => Err("scale and bias have different sizes".into()),
+        }
+    }),
     ("relu", |_| map(Elementwise::Relu)),
     ("hardtanh", |node| map(Elementwise::Clamp(node.float("min_val")? as f32, node.float("max_val")? as f32))),
     ("leaky_relu", |node| map(Elementwise::Leaky(vec![node.float("negative_slope")? as f32]))),

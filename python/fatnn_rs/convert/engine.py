@@ -1,0 +1,193 @@
+"""Segments: runs of nodes that the Rust engine takes over whole, one call for all of them.
+
+A network is cut at the nodes that stay in torch; what lies between becomes a :class:`Segment` with the engine's
+``Network`` inside. By default float convolutions, linear layers and means stay in torch, because only torch's own sums
+have torch's own rounding; every operation in a segment then has the eager model's bits. With ``float_layers="rust"``
+those run in Rust too, usually the whole network in one call, and float sums may differ in the last place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fatnn_rs import _core
+from fatnn_rs.convert.affine import fma
+from fatnn_rs.convert.graph import Graph, Node, refs
+from fatnn_rs.convert.ops_code import CODE_OPS
+from fatnn_rs.convert.ops_float import FLOAT_OPS
+from fatnn_rs.errors import FormatError, UnsupportedError
+
+__all__ = ["FLOAT_LAYERS", "Segment", "cut"]
+
+#: Where float convolutions, linear layers and means may run.
+FLOAT_LAYERS = ("torch", "rust")
+
+#: Operations whose results are the eager model's bit for bit, whoever runs them.
+_EXACT = {
+    *CODE_OPS,
+    *("batch_norm", "relu", "hardtanh", "leaky_relu", "prelu", "channel_scale", "channel_bias"),
+    *("add", "max_pool1d", "max_pool2d", "flatten"),
+}
+
+#: Operations that the engine has, but whose sums it rounds in another order than torch.
+_SUMS = {"conv1d", "conv2d", "linear", "mean", *(op for op in FLOAT_OPS if "avg_pool" in op)}
+
+Seen = dict[str, "tuple[int, npt.NDArray[np.uint8] | None]"]
+
+
+@dataclass
+class Segment:
+    """Consecutive nodes in one call.
+
+    Attributes
+    ----------
+    nodes
+        What it runs, in order.
+    reads, makes
+        Values that come in and go out, all float32.
+    network
+        The engine's network.
+    """
+
+    nodes: list[Node]
+    reads: list[str]
+    makes: list[str]
+    network: _core.Network = field(repr=False)
+
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        """Run it; results are channels last in memory."""
+        return [_tensor(array) for array in self.network.run(*_arrays(inputs))]
+
+    def observed(self, *inputs: Tensor) -> tuple[list[Tensor], Seen]:
+        """Run it, and return nanoseconds and packed codes of the nodes that ran."""
+        outputs, seen = self.network.run_observed(*_arrays(inputs))
+        return [_tensor(array) for array in outputs], {name: (time, codes) for name, time, codes in seen}
+
+
+def _arrays(inputs: Iterable[Tensor]) -> tuple[list[npt.NDArray[np.float32]], list[bool]]:
+    """Tensors as arrays without a copy where their memory is in one of the two orders."""
+    _core.set_default_threads(torch.get_num_threads())
+    arrays, last = [], []
+    for x in inputs:
+        x = x.detach()
+        channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        arrays.append((x.permute(0, 2, 3, 1) if channels_last else x.contiguous()).numpy())
+        last.append(channels_last)
+    return arrays, last
+
+
+def _tensor(array: npt.NDArray[np.float32]) -> Tensor:
+    x = torch.from_numpy(array)
+    return x.movedim(-1, 1) if x.dim() > 2 else x
+
+
+def cut(graph: Graph, float_layers: str) -> list[Node | Segment]:
+    """Group a graph's nodes into segments and nodes that run one by one.
+
+    Parameters
+    ----------
+    graph
+        Whose nodes (but the inputs) are grouped; it is not changed.
+    float_layers
+        One of :data:`FLOAT_LAYERS`.
+
+    Returns
+    -------
+    list
+        In the order in which they run.
+    """
+    able = _EXACT | _SUMS if float_layers == "rust" else _EXACT
+    parts: list[Node | Segment] = []
+    run: list[Node] = []
+
+    def close() -> None:
+        parts.extend(_segment(graph, run, float_layers))
+        run.clear()
+
+    for node in graph.nodes:
+        if node.op == "input":
+            continue
+        if node.op in able and (node.op != "batch_norm" or _affine(graph, node, float_layers) is not None):
+            run.append(node)
+        else:
+            close()
+            parts.append(node)
+    close()
+    return parts
+
+
+def _segment(graph: Graph, nodes: list[Node], float_layers: str) -> list[Node | Segment]:
+    """Nodes as one segment, or one by one where there is nothing ternary in them or the engine declines."""
+    if not any(node.op in ("conv_codes", "conv_float") for node in nodes):
+        return list(nodes)
+    inside = {node.name for node in nodes}
+    reads = list(dict.fromkeys(name for node in nodes for name in node.inputs if name not in inside))
+    outside = {name for node in graph.nodes if node.name not in inside for name in node.inputs}
+    outside |= {ref.name for ref in refs(graph.outputs)}
+    makes = [node.name for node in nodes if node.name in outside]
+    index = graph.index()
+    makes_codes = {name for name in (*reads, *makes) if (row := CODE_OPS.get(index[name].op)) and row.makes_codes}
+    if makes_codes or any(len(index[name].shape) not in (2, 3, 4) for name in reads):
+        return list(nodes)
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    described: list[dict[str, Any]] = [
+        {"name": name, "op": "input", "shape": list(index[name].shape), "attrs": {"dtype": "float32"}} for name in reads
+    ]
+    for node in nodes:
+        op, named = node.op, {role: graph.tensors[name] for role, name in node.tensors.items()}
+        if op == "batch_norm" and (found := _affine(graph, node, float_layers)):
+            op, named = found
+        roles = {role: f"{node.name}/{role}" for role in named}
+        tensors |= {roles[role]: np.ascontiguousarray(value.numpy()) for role, value in named.items()}
+        described.append(
+            {
+                "name": node.name,
+                "op": op,
+                "inputs": node.inputs,
+                "shape": list(node.shape),
+                "attrs": node.attrs,
+                "tensors": roles,
+                "layer": node.layer,
+            }
+        )
+    text = json.dumps({"nodes": described, "outputs": {"list": [{"value": name} for name in makes]}})
+    try:
+        network = _core.Network(text, tensors)
+    except (UnsupportedError, FormatError):
+        return list(nodes)
+    return [Segment(list(nodes), reads, makes, network)]
+
+
+def _affine(graph: Graph, node: Node, float_layers: str) -> tuple[str, dict[str, Tensor]] | None:
+    """Describe a BatchNorm to the engine: ``fma(x, scale, bias)`` where that has torch's bits.
+
+    ``bias`` is its value at 0 and ``scale`` its slope far out; whether they reproduce it is checked on a range of
+    floats. Where they do not, it stays in torch, unless sums may be rounded differently anyway.
+    """
+    tensors = {role: graph.tensors[name] for role, name in node.tensors.items()}
+    function = FLOAT_OPS["batch_norm"].bind(node, tensors)
+    channels = len(tensors["mean"])
+    bias = function(torch.zeros(1, channels))[0]
+    power = 2.0**64
+    scale = (function(torch.full((1, channels), power))[0].double() / power).float()
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.logspace(-4, 4, 256)[:, None]
+    x = torch.randn(256, channels, generator=generator) * spread
+    predicted = torch.from_numpy(fma(x.numpy(), scale.numpy(), bias.numpy()))
+    if torch.equal(predicted, function(x)) and torch.equal(predicted, _as_map(function, x)):
+        return "affine", {"scale": scale, "bias": bias}
+    return ("batch_norm", tensors) if float_layers == "rust" else None
+
+
+def _as_map(function: Any, x: Tensor) -> Tensor:
+    """Apply a per-channel function to the rows of x as the pixels of one image."""
+    y: Tensor = function(x.t()[None, :, :, None].contiguous())
+    return y[0, :, :, 0].t()
