@@ -31,8 +31,8 @@ class ReportRow:
     op
         What it does.
     runs
-        ``"rust codes -> codes"``, ``"rust codes -> float"``, ``"rust float -> codes"``, ``"rust float -> float"`` (inside
-        a segment of the engine) or ``"torch"``.
+        ``"rust codes -> codes"``, ``"rust codes -> float"``, ``"rust float -> codes"``, ``"rust float -> float"`` (in a
+        segment of the engine) or ``"torch"``.
     shape
         Of the result at the example inputs.
     macs
