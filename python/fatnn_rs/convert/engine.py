@@ -24,6 +24,7 @@ from fatnn_rs.convert.graph import Graph, Node, refs
 from fatnn_rs.convert.ops_code import CODE_OPS
 from fatnn_rs.convert.ops_float import FLOAT_OPS
 from fatnn_rs.errors import FormatError, UnsupportedError
+from fatnn_rs.ops.kernels import follow_torch_threads
 
 __all__ = ["FLOAT_LAYERS", "Segment", "cut"]
 
@@ -74,7 +75,7 @@ class Segment:
 
 def _arrays(inputs: Iterable[Tensor]) -> tuple[list[npt.NDArray[np.float32]], list[bool]]:
     """Tensors as arrays without a copy where their memory is in one of the two orders."""
-    _core.set_default_threads(torch.get_num_threads())
+    follow_torch_threads()
     arrays, last = [], []
     for x in inputs:
         x = x.detach()

@@ -19,7 +19,12 @@ from fatnn_rs.ops import schema
 from fatnn_rs.ops.checks import check_groups, check_tensor
 from fatnn_rs.ops.geometry import WORD_BYTES, WORD_CODES
 
-__all__ = ["prepack"]
+__all__ = ["follow_torch_threads", "prepack"]
+
+
+def follow_torch_threads() -> None:
+    """Let torch's number of threads be ours, as long as neither ``set_num_threads`` nor the environment says otherwise."""
+    _core.set_default_threads(torch.get_num_threads())
 
 
 def _view(tensor: Tensor) -> Any:
@@ -44,6 +49,7 @@ def _quantize(x: Tensor, low: float, high: float, groups: int = 1) -> Tensor:
     if out.numel():
         array, channels_last = _pixels_last(x)
         pixels = out.shape[1] * out.shape[2]
+        follow_torch_threads()
         _core.quantize(array, x.shape[0], x.shape[1], pixels, channels_last, low, high, groups, out.numpy())
     return out
 
@@ -79,6 +85,7 @@ def _conv_acc(
 ) -> Tensor:
     out = schema.conv_acc(codes, weight, out_channels, kernel, stride, padding, dilation)
     if out.numel():
+        follow_torch_threads()
         _core.conv_acc(
             _view(codes), _view(weight), _pair(stride), _pair(padding), _pair(dilation), out.permute(0, 2, 3, 1).numpy()
         )
@@ -98,6 +105,7 @@ def _conv_codes(
 ) -> Tensor:
     out = schema.conv_codes(codes, weight, thresholds, out_channels, kernel, stride, padding, dilation, out_groups)
     if out.numel():
+        follow_torch_threads()
         _core.conv_codes(
             _view(codes),
             _view(weight),
@@ -126,6 +134,7 @@ def _conv_float(
 ) -> Tensor:
     out = schema.conv_float(codes, weight, scale, bias, residual, relu, out_channels, kernel, stride, padding, dilation)
     if out.numel():
+        follow_torch_threads()
         _core.conv_float(
             _view(codes),
             _view(weight),
@@ -153,6 +162,7 @@ def _max_pool_codes(
     if out.numel():
         # Pooling looks at no channel by itself: every bit of every word is pooled, and unused bits stay zero.
         channels = codes.shape[3] // WORD_BYTES * WORD_CODES
+        follow_torch_threads()
         _core.max_pool_codes(
             _view(codes), channels, 1, _pair(kernel), _pair(stride), _pair(padding), _pair(dilation), out.numpy()
         )
