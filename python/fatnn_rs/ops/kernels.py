@@ -23,7 +23,7 @@ __all__ = ["follow_torch_threads", "prepack"]
 
 
 def follow_torch_threads() -> None:
-    """Let torch's number of threads be ours, as long as neither ``set_num_threads`` nor the environment says otherwise."""
+    """Let torch's number of threads be ours while neither ``set_num_threads`` nor the environment says otherwise."""
     _core.set_default_threads(torch.get_num_threads())
 
 
