@@ -1,0 +1,237 @@
+//! Whole networks through the public interface, against the reference operation by operation. No Python anywhere.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::{Random, codes};
+use fatnn::conv::ConvShape;
+use fatnn::net::{Input, Network, Tensor, load, save};
+use fatnn::quantize::PixelOrder;
+use fatnn::weights::WeightShape;
+use fatnn::{Error, parallel, reference};
+
+const C: usize = 70;
+
+/// Quantize, ternary convolution to codes, max pooling on codes, ternary convolution to floats with ReLU, residual.
+struct Example {
+    graph: String,
+    tensors: BTreeMap<String, Tensor>,
+    w1: Vec<i8>,
+    w2: Vec<i8>,
+    thresholds: Vec<i32>,
+    scale: Vec<f32>,
+    bias: Vec<f32>,
+    steps: [f32; 2],
+}
+
+fn node(
+    name: &str,
+    op: &str,
+    inputs: &[&str],
+    attrs: serde_json::Value,
+    tensors: serde_json::Value,
+) -> serde_json::Value {
+    serde_json::json!({"name": name, "op": op, "inputs": inputs, "attrs": attrs, "tensors": tensors,
+        "shape": [1, C, 8, 8], "layer": format!("layer of {name}")})
+}
+
+fn example() -> Example {
+    let mut random = Random(7);
+    let (w1, w2) = (codes(C * C * 9, 1), codes(C * C, 2));
+    let low: Vec<i32> = (0..C).map(|_| random.below(60) as i32 - 30).collect();
+    let high: Vec<i32> = low.iter().map(|low| low + random.below(40) as i32).collect();
+    let thresholds = [low, high].concat();
+    let scale: Vec<f32> = (0..C).map(|_| random.float()).collect();
+    let bias: Vec<f32> = (0..C).map(|_| random.float() * 9.0).collect();
+    let steps = [0.25, 1.5];
+    let window = |kernel: usize, padding: usize, stride: usize| {
+        serde_json::json!({"kernel": [kernel, kernel], "stride": [stride, stride], "padding": [padding, padding],
+            "dilation": [1, 1], "groups": 1, "half_range": true, "channels": C, "dims": 2, "out_groups": 1,
+            "relu": false, "ceil_mode": false})
+    };
+    let none = serde_json::json!({});
+    let nodes = serde_json::json!([
+        {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, C, 8, 8], "layer": "",
+            "attrs": {"dtype": "float32", "fixed": [], "channel_dim": 1}},
+        node("q", "quantize", &["x"], serde_json::json!({"channels": C, "groups": 1, "half_range": true, "dims": 2}),
+            serde_json::json!({"steps": "steps"})),
+        node("a", "conv_codes", &["q"], window(3, 1, 1), serde_json::json!({"weight": "w1", "thresholds": "t"})),
+        node("p", "max_pool_codes", &["a"], window(2, 0, 2), none.clone()),
+        node("b", "conv_float", &["p"], window(1, 0, 1), serde_json::json!({"weight": "w2", "scale": "s", "bias": "b"})),
+        node("pooled", "max_pool2d", &["x"], window(2, 0, 2), none.clone()),
+        node("sum", "add", &["b", "pooled"], none.clone(), none.clone()),
+        node("y", "relu", &["sum"], none.clone(), none),
+    ]);
+    let graph = serde_json::json!({"nodes": nodes, "outputs": {"tuple": [{"value": "y"}]}, "notes": []}).to_string();
+    let tensors = BTreeMap::from([
+        ("w1".to_owned(), Tensor::Ternary(vec![C, C, 3, 3], w1.clone())),
+        ("w2".to_owned(), Tensor::Ternary(vec![C, C, 1, 1], w2.clone())),
+        ("t".to_owned(), Tensor::I32(vec![2, C], thresholds.clone())),
+        ("s".to_owned(), Tensor::F32(vec![C], scale.clone())),
+        ("b".to_owned(), Tensor::F32(vec![C], bias.clone())),
+        ("steps".to_owned(), Tensor::F32(vec![2], steps.to_vec())),
+    ]);
+    Example { graph, tensors, w1, w2, thresholds, scale, bias, steps }
+}
+
+impl Example {
+    /// The same by obvious loops; `x` is channels-last.
+    fn expected(&self, x: &[f32], images: usize, [h, w]: [usize; 2]) -> Vec<f32> {
+        let shape = |input, kernel: usize, padding, stride| ConvShape {
+            batch: images,
+            input,
+            kernel: [kernel; 2],
+            stride: [stride; 2],
+            padding: [padding; 2],
+            dilation: [1; 2],
+        };
+        let weight = |kernel: usize| WeightShape { out_channels: C, channels: C, kernel: [kernel; 2], groups: 1 };
+        let q = reference::quantize(x, [images, h * w, C], PixelOrder::ChannelsLast, self.steps);
+        let acc = reference::conv2d_acc(&q, &self.w1, weight(3), true, &shape([h, w], 3, 1, 1));
+        let (low, high) = self.thresholds.split_at(C);
+        let pooling = shape([h, w], 2, 0, 2);
+        let half = [h / 2, w / 2];
+        let p = reference::max_pool(&reference::to_codes(&acc, low, high), C, &pooling, half);
+        let acc = reference::conv2d_acc(&p, &self.w2, weight(1), true, &shape(half, 1, 0, 1));
+        let b = reference::to_float(&acc, C, Some(&self.scale), Some(&self.bias), None, false);
+        let at = |n: usize, y: usize, x: usize, c: usize| ((n * h + y) * w + x) * C + c;
+        let value = |i: usize| {
+            let (c, ox, oy, n) = (i % C, i / C % half[1], i / C / half[1] % half[0], i / C / half[1] / half[0]);
+            let corners = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(dy, dx)| x[at(n, 2 * oy + dy, 2 * ox + dx, c)]);
+            (b[i] + corners.into_iter().fold(f32::NEG_INFINITY, f32::max)).max(0.0)
+        };
+        (0..b.len()).map(value).collect()
+    }
+}
+
+fn image(images: usize, [h, w]: [usize; 2], seed: u64) -> Vec<f32> {
+    let mut random = Random(seed);
+    (0..images * h * w * C).map(|_| random.float() * 3.0).collect()
+}
+
+#[test]
+fn a_network_equals_the_reference_for_every_size_order_and_number_of_threads() {
+    let example = example();
+    let net = Network::new(&example.graph, &example.tensors).unwrap();
+    for threads in [1, 2, 5] {
+        parallel::set_num_threads(threads).unwrap();
+        for (images, map) in [(1, [8, 8]), (3, [8, 8]), (1, [31, 30]), (2, [2, 5]), (0, [8, 8])] {
+            let x = image(images, map, 3);
+            let shape = [images, C, map[0], map[1]];
+            let expected = example.expected(&x, images, map);
+            let found = net.run(&[Input { shape: &shape, data: &x, channels_last: true }]).unwrap();
+            assert_eq!(found[0].shape, [images, C, map[0] / 2, map[1] / 2]);
+            assert_eq!(found[0].data, expected, "{threads} threads, {shape:?}");
+            // The same image, channels first.
+            let pixels = map[0] * map[1];
+            let first: Vec<f32> =
+                (0..x.len()).map(|i| x[i / (C * pixels) * C * pixels + i % pixels * C + i / pixels % C]).collect();
+            let again = net.run(&[Input { shape: &shape, data: &first, channels_last: false }]).unwrap();
+            assert_eq!(found, again);
+            let flat = found[0].channels_first();
+            assert_eq!(flat.len(), expected.len());
+            if !flat.is_empty() {
+                assert_eq!(flat[1], expected[C], "pixel 1 of channel 0");
+            }
+        }
+    }
+}
+
+#[test]
+fn buffers_are_kept_and_reused() {
+    let example = example();
+    let net = Network::new(&example.graph, &example.tensors).unwrap();
+    let x = image(1, [8, 8], 5);
+    let run = || net.run(&[Input { shape: &[1, C, 8, 8], data: &x, channels_last: true }]).unwrap();
+    run();
+    let bytes = net.buffer_bytes();
+    assert!(bytes > 0);
+    for _ in 0..5 {
+        run();
+        assert_eq!(net.buffer_bytes(), bytes);
+    }
+}
+
+#[test]
+fn a_file_runs_without_python() {
+    let example = example();
+    let path = std::env::temp_dir().join(format!("fatnn-network-{}.safetensors", std::process::id()));
+    save(&path, &example.graph, &example.tensors).unwrap();
+    assert_eq!(load(&path).unwrap(), (example.graph.clone(), example.tensors.clone()));
+    let net = Network::load(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let x = image(1, [8, 8], 6);
+    let out = net.run(&[Input { shape: &[1, C, 8, 8], data: &x, channels_last: true }]).unwrap();
+    assert_eq!(out[0].data, example.expected(&x, 1, [8, 8]));
+    assert_eq!(net.inputs().map(|(name, _)| name).collect::<Vec<_>>(), ["x"]);
+    assert_eq!(net.outputs().map(|(name, _)| name).collect::<Vec<_>>(), ["y"]);
+}
+
+#[test]
+fn what_does_not_fit_is_an_error_that_names_the_place() {
+    let example = example();
+    let net = Network::new(&example.graph, &example.tensors).unwrap();
+    let run = |shape: &[usize], len: usize| {
+        let data = vec![0.0; len];
+        net.run(&[Input { shape, data: &data, channels_last: true }]).unwrap_err().to_string()
+    };
+    assert!(run(&[1, C + 1, 8, 8], (C + 1) * 64).contains("70 channels"));
+    assert!(run(&[1, C, 8], C * 8).contains("4 dimensions"));
+    assert!(run(&[1, C, 8, 8], 5).contains("expected 4480 elements, got 5"));
+    assert!(run(&[usize::MAX, C, 8, 8], 5).contains("fits in memory"));
+    assert!(run(&[1, C, 1, 1], C).contains("layer of p"), "{}", run(&[1, C, 1, 1], C));
+    assert!(net.run(&[]).unwrap_err().to_string().contains("inputs of the network"));
+    let mut x = image(1, [8, 8], 4);
+    x[77] = f32::NAN;
+    let nan = net.run(&[Input { shape: &[1, C, 8, 8], data: &x, channels_last: true }]).unwrap_err().to_string();
+    assert!(nan.contains("layer of q") && nan.contains("NaN"), "{nan}");
+}
+
+#[test]
+fn damaged_graphs_are_errors_and_never_panics() {
+    let example = example();
+    let json: serde_json::Value = serde_json::from_str(&example.graph).unwrap();
+    let mut tried = 0;
+    // Every value anywhere in the graph, replaced by several that make no sense there.
+    let mut paths = Vec::new();
+    collect(&json, String::new(), &mut paths);
+    for path in paths {
+        for wrong in ["null", "-1", "0", "4294967297", "\"x\"", "[]", "[1]", "{}", "true", "1e300"] {
+            let mut damaged = json.clone();
+            *damaged.pointer_mut(&path).unwrap() = serde_json::from_str(wrong).unwrap();
+            tried += 1;
+            if let Ok(net) = Network::new(&damaged.to_string(), &example.tensors) {
+                let x = image(1, [8, 8], 9);
+                let _ = net.run(&[Input { shape: &[1, C, 8, 8], data: &x, channels_last: true }]);
+            }
+        }
+    }
+    assert!(tried > 1000, "{tried}");
+    for (name, tensor) in &example.tensors {
+        let mut tensors = example.tensors.clone();
+        tensors.remove(name);
+        assert!(matches!(Network::new(&example.graph, &tensors), Err(Error::Graph { .. })), "{name}");
+        let cut = match tensor {
+            Tensor::F32(..) => Tensor::F32(vec![1], vec![1.0]),
+            Tensor::I32(..) => Tensor::I32(vec![2, 1], vec![1, 2]),
+            _ => Tensor::Ternary(vec![1, C, 1, 1], vec![1; C]),
+        };
+        tensors.insert(name.clone(), cut);
+        assert!(Network::new(&example.graph, &tensors).is_err(), "{name}");
+    }
+}
+
+/// JSON pointers to every value.
+fn collect(json: &serde_json::Value, at: String, paths: &mut Vec<String>) {
+    match json {
+        serde_json::Value::Object(map) => map.iter().for_each(|(k, v)| collect(v, format!("{at}/{k}"), paths)),
+        serde_json::Value::Array(list) => {
+            list.iter().enumerate().for_each(|(i, v)| collect(v, format!("{at}/{i}"), paths))
+        }
+        _ => {}
+    }
+    if !at.is_empty() {
+        paths.push(at);
+    }
+}
