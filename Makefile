@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help tools setup build demo test test-rust test-isa test-python test-neon \
+.PHONY: help tools tools-rust setup build demo test test-rust test-isa test-python test-neon \
 	bench bench-kernels bench-networks lint fmt docs clean
 
 PYTHON ?= python3
@@ -18,6 +18,9 @@ help: ## list the commands
 
 tools: # say plainly what is absent on this machine, and how to get it
 	@PYTHON=$(PYTHON) bash scripts/check-tools.sh
+
+tools-rust: # the same for what needs no Python
+	@PYTHON= bash scripts/check-tools.sh
 
 $(READY): pyproject.toml | tools
 	@echo "==> making $(VENV): PyTorch and the rest (a few minutes the first time)"
@@ -38,11 +41,11 @@ demo: build ## train, convert, verify and run a ternary network on real data; pr
 
 test: test-rust test-isa test-python ## every test
 
-test-rust: tools
+test-rust: tools-rust
 	@echo "==> tests of the core"
-	cargo test --workspace --quiet
+	cargo test --package fatnn --quiet
 
-test-isa: tools # the same tests with kernels capped, tier by tier
+test-isa: tools-rust # the same tests with kernels capped, tier by tier
 	@for isa in scalar avx2; do \
 		echo "==> tests of the core with FATNN_ISA=$$isa"; FATNN_ISA=$$isa cargo test --package fatnn --quiet; done
 
@@ -50,12 +53,12 @@ test-python: build
 	@echo "==> tests of the package"
 	$(BIN)/python -m pytest
 
-test-neon: tools ## the core's tests for AArch64, under qemu
+test-neon: tools-rust ## the core's tests for AArch64, under qemu
 	bash scripts/test-neon.sh
 
 bench: bench-kernels bench-networks ## kernels against this machine's ceilings, networks against other runtimes
 
-bench-kernels: tools # criterion, then a table in which every kernel is measured with the int8 ceiling
+bench-kernels: tools-rust # criterion, then a table in which every kernel is measured with the int8 ceiling
 	cargo bench --package fatnn
 
 bench-networks: build # one thread, batch 1; `fatnn bench --help` has more
@@ -74,7 +77,7 @@ fmt: build ## format everything
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: tools ## the core's documentation, in target/doc
+docs: tools-rust ## the core's documentation, in target/doc
 	RUSTDOCFLAGS="-D warnings" cargo doc --package fatnn --no-deps
 
 clean: ## remove everything that was built

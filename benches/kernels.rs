@@ -148,7 +148,11 @@ fn table() {
     println!(
         "one thread; GMAC/s, and in brackets the multiple of the int8 ceiling; medians of {ROUNDS} interleaved rounds\n"
     );
-    println!("| problem | kernel | int8 ceiling ({}) | accumulators | codes | float32 |", ceilings::INT8_NAME);
+    let ceiling = ceilings::int8_name();
+    println!(
+        "| problem | kernel | int8 ceiling ({}) | accumulators | codes | float32 |",
+        ceiling.unwrap_or("none known")
+    );
     println!("| --- | --- | --- | --- | --- | --- |");
     let problems = PRODUCTS.map(Problem::product).into_iter().chain(LAYERS.map(Problem::layer));
     for problem in problems {
@@ -182,9 +186,13 @@ fn table() {
                 }),
             ];
             let medians = interleaved(&mut runs);
-            let cells: Vec<String> =
-                medians[1..].iter().map(|(speed, ratio)| format!("{speed:.0} ({ratio:.2})")).collect();
-            println!("| {} | {} | {:.0} | {} |", problem.name, kernel.name(), medians[0].0, cells.join(" | "));
+            let cell = |(speed, ratio): &(f64, f64)| match ceiling {
+                Some(_) => format!("{speed:.0} ({ratio:.2})"),
+                None => format!("{speed:.0}"),
+            };
+            let cells: Vec<String> = medians[1..].iter().map(cell).collect();
+            let int8 = ceiling.map_or("–".to_owned(), |_| format!("{:.0}", medians[0].0));
+            println!("| {} | {} | {int8} | {} |", problem.name, kernel.name(), cells.join(" | "));
         }
     }
 }

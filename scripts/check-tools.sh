@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Says plainly what this machine lacks to build fatnn-rs, and how to get it. Silent where nothing is missing.
+# PYTHON names the interpreter (python3 where it is not set); set but empty, Python is not asked for.
 set -u
-PYTHON=${PYTHON:-python3}
+PYTHON=${PYTHON-python3}
 missing=0
 lacks() {
     printf 'missing: %s\n     why: %s\n  get it: %s\n' "$1" "$2" "$3" >&2
@@ -18,7 +19,9 @@ fi
 if ! command -v cc >/dev/null; then
     lacks "a C toolchain (cc)" "Rust links with it" "Debian, Ubuntu: apt-get install gcc; macOS: xcode-select --install"
 fi
-if ! command -v "$PYTHON" >/dev/null; then
+if [ -z "$PYTHON" ]; then
+    :
+elif ! command -v "$PYTHON" >/dev/null; then
     lacks "Python ($PYTHON)" "the package is for it" "Debian, Ubuntu: apt-get install python3 python3-venv"
 elif ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
     lacks "Python 3.10 or later (found $("$PYTHON" -V 2>&1))" "the package asks for it" "make setup PYTHON=python3.12, say"

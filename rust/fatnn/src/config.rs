@@ -19,7 +19,7 @@ use crate::kernels::Family;
 pub(crate) struct Config {
     /// Highest instruction set allowed.
     pub isa: Option<Isa>,
-    /// The only kernel family allowed.
+    /// The kernel family to be used, where the CPU has it.
     pub family: Option<Family>,
     /// Size of the thread pool.
     pub threads: Option<usize>,

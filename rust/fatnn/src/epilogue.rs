@@ -154,7 +154,7 @@ fn float_vector<const N: usize>(
     out: &mut [f32; N],
 ) {
     let mut y = acc.map(|a| a as f32);
-    // A factor of one and a summand of (positive) zero change nothing, so one form serves all four cases.
+    // A factor of one and a summand of -0.0 change nothing, so one form serves all four cases.
     for j in 0..N {
         y[j] = y[j].mul_add(scale[j], bias[j]);
     }

@@ -3,7 +3,8 @@
 //! Its size is what [`set_num_threads`] said last, else `FATNN_NUM_THREADS`, else what [`set_default_threads`] said last (the
 //! host framework's number), else the number of CPUs this process may use.
 //! Work is split by output rows, and every row is computed the same way whoever computes it, so results do not depend on
-//! the number of threads. After a `fork` the child builds a pool of its own, for threads do not survive a fork.
+//! the number of threads. After a `fork` the child builds a pool of its own, for threads do not survive a fork. (As with every
+//! library that has locks, fork while no other thread is inside a call.)
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -74,25 +75,30 @@ fn resolve(state: &State) -> Result<usize> {
 }
 
 fn pool() -> Result<(usize, Option<Arc<rayon::ThreadPool>>)> {
-    let mut state = state();
-    let threads = resolve(&state)?;
-    if threads == 1 {
-        return Ok((1, None));
-    }
     let process = std::process::id();
-    if let Some((owner, size, pool)) = &state.pool
-        && *owner == process
-        && *size == threads
-    {
-        return Ok((threads, Some(pool.clone())));
-    }
+    let threads = {
+        let state = state();
+        let threads = resolve(&state)?;
+        if threads == 1 {
+            return Ok((1, None));
+        }
+        if let Some((owner, size, pool)) = &state.pool
+            && *owner == process
+            && *size == threads
+        {
+            return Ok((threads, Some(pool.clone())));
+        }
+        threads
+    };
+    // Without the lock, which a fork at this moment would leave locked in the child.
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .thread_name(|i| format!("fatnn-{i}"))
         .build()
         .map_err(|e| Error::Threads { threads, why: e.to_string() })?;
     let pool = Arc::new(pool);
-    if let Some((owner, _, old)) = state.pool.replace((process, threads, pool.clone()))
+    let old = state().pool.replace((process, threads, pool.clone()));
+    if let Some((owner, _, old)) = old
         && owner != process
     {
         // The old pool's threads did not survive the fork: joining them would wait for ever.

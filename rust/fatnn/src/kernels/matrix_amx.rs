@@ -34,13 +34,7 @@ struct Amx;
 /// Where the CPU has AMX with int8 and AVX-512, and the operating system lets this process use it.
 pub(super) fn make(features: Features) -> Option<&'static dyn Kernel> {
     static ALLOWED: OnceLock<bool> = OnceLock::new();
-    (features.avx512 && *ALLOWED.get_or_init(|| has_amx() && request_tiles())).then_some(&Amx)
-}
-
-/// CPUID leaf 7: AMX-TILE and AMX-INT8.
-fn has_amx() -> bool {
-    let edx = __cpuid_count(7, 0).edx;
-    edx >> 24 & 1 == 1 && edx >> 25 & 1 == 1
+    (features.amx_int8 && *ALLOWED.get_or_init(request_tiles)).then_some(&Amx)
 }
 
 /// Asks the kernel for the tiles' state (`arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`), once for all threads.
@@ -146,8 +140,9 @@ struct Stretch([MaybeUninit<u8>; STRETCH * 2 * TILE]);
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn run(tiles: &Tiles<'_>, acc: &mut [i32]) {
     let units = tiles.taps().len() * tiles.units();
+    assert!(units > 0, "the loops run at least once");
     let stretches = units.div_ceil(STRETCH);
-    let longest = units.div_ceil(stretches.max(1)).max(1);
+    let longest = units.div_ceil(stretches);
     let offsets = tiles.panel()[units * UNIT_BYTES..].as_ptr();
     // Not initialised: 32 KB of zeroes for every call would take a tenth of it.
     let mut stretch = Stretch([MaybeUninit::uninit(); STRETCH * 2 * TILE]);
@@ -160,12 +155,12 @@ unsafe fn run(tiles: &Tiles<'_>, acc: &mut [i32]) {
         while row < tiles.count() {
             let two = row + SIDE < tiles.count();
             // Accumulators start at the channel's offset, or where the last stretch left them.
+            let out = acc[row * NR..].as_mut_ptr();
             let (start, start_stride) = match first {
                 0 => (offsets, 0),
-                _ => (acc[row * NR..].as_ptr().cast::<u8>(), NR * 4),
+                _ => (out.cast_const().cast::<u8>(), NR * 4),
             };
             let a = tiles.expanded()[(row / SIDE * units + first) * TILE..].as_ptr();
-            let out = acc[row * NR..].as_mut_ptr();
             // SAFETY: rows `row .. row + 16` (or 32, where `two`) of `expanded` have `count` units from `first` on; `stretch`
             // was written for `count` units of two tiles; `out` and, where it is not the offsets, `start` have as many rows of `NR`.
             unsafe {

@@ -1,4 +1,5 @@
-//! Micro-kernels: the only room with `unsafe`; no shapes, no threads, no allocation.
+//! Micro-kernels: the only room with `unsafe`; no shapes, no threads, no allocation (but for the buffer that
+//! [`Kernel::expand`] is given to grow).
 //!
 //! A [`Kernel`] computes one tile, `mr` output rows × `nr` output channels, of a product between packed ternary
 //! activations and packed ternary weights, and runs the epilogue on it. Everything else (which rows, which channels,
@@ -18,6 +19,8 @@
 //! | `x86_64-popcount-avx2` | popcount | 2×16 | 11.5 for 256 products: carry-save adders, then a table of nibbles |
 //! | `aarch64-popcount-neon` | popcount | 4×16 | 6 instructions for 128 products: `bsl`, `cnt` |
 //! | `generic-popcount-scalar` | popcount | 2×4 | `u64::count_ones` |
+
+use std::sync::OnceLock;
 
 use crate::cpu::{Features, Isa};
 use crate::epilogue::{TileAcc, ToCodes, ToFloat};
@@ -229,13 +232,17 @@ pub(crate) const KERNELS: &[Make] = &[
 ///
 /// # Errors
 /// [`crate::Error::Environment`] where a `FATNN_*` variable has a meaningless value.
-pub fn available() -> Result<Vec<&'static dyn Kernel>> {
+pub fn available() -> Result<&'static [&'static dyn Kernel]> {
+    static AVAILABLE: OnceLock<Vec<&'static dyn Kernel>> = OnceLock::new();
     let features = Features::usable()?;
-    let all: Vec<_> = KERNELS.iter().filter_map(|make| make(features)).collect();
-    // A family that this CPU does not have restricts nothing.
-    let Some(family) = crate::config::get()?.family else { return Ok(all) };
-    let of_family: Vec<_> = all.iter().copied().filter(|kernel| kernel.layout().family == family).collect();
-    Ok(if of_family.is_empty() { all } else { of_family })
+    let family = crate::config::get()?.family;
+    Ok(AVAILABLE.get_or_init(|| {
+        let all: Vec<_> = KERNELS.iter().filter_map(|make| make(features)).collect();
+        // A family that this CPU does not have restricts nothing.
+        let Some(family) = family else { return all };
+        let of_family: Vec<_> = all.iter().copied().filter(|kernel| kernel.layout().family == family).collect();
+        if of_family.is_empty() { all } else { of_family }
+    }))
 }
 
 /// Every kernel that this CPU can run, whatever the environment says: for tests and benchmarks.
@@ -254,7 +261,7 @@ pub fn detected() -> Vec<&'static dyn Kernel> {
 pub(crate) fn choose(out_channels: usize, reduction: usize) -> Result<&'static dyn Kernel> {
     if out_channels >= 96
         && reduction >= 512
-        && let Some(matrix) = available()?.into_iter().find(|kernel| kernel.layout().family == Family::Matrix)
+        && let Some(matrix) = available()?.iter().copied().find(|kernel| kernel.layout().family == Family::Matrix)
     {
         return Ok(matrix);
     }
@@ -276,7 +283,7 @@ pub fn best() -> Result<&'static dyn Kernel> {
 /// # Errors
 /// [`crate::Error::Packed`] where there is none; as [`available`].
 pub(crate) fn for_layout(id: u32) -> Result<&'static dyn Kernel> {
-    available()?.into_iter().find(|kernel| kernel.layout().id() == id).ok_or_else(|| crate::Error::Packed {
+    available()?.iter().copied().find(|kernel| kernel.layout().id() == id).ok_or_else(|| crate::Error::Packed {
         why: format!("they are laid out for another CPU's kernel (layout {id:#x})"),
     })
 }

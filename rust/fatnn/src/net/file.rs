@@ -5,9 +5,13 @@
 //! | key | value |
 //! | --- | --- |
 //! | `version` | [`FORMAT_VERSION`] |
-//! | `sha256` | hex digest over the graph, then every tensor's name, type, shape and bytes, in order of names |
+//! | `sha256` | hex digest over everything else that the file says, as below |
 //! | `ternary` | name → shape, for tensors of codes stored as `u8`, five trits a byte ([`crate::codec::trits`]) |
 //! | `graph` | the network's graph as JSON text |
+//!
+//! The digest is over parts, each preceded by its length as a little-endian `u64`: the graph's text; then, for every tensor in
+//! order of names, its name, its kind (`f32`, `i32`, `i64` or `ternary`), its sizes as little-endian `u64`, and its bytes in
+//! the file.
 //!
 //! What a CPU's kernel wants is derived when a file is loaded and never written, so a file does not depend on the machine
 //! that wrote it. Files are written beside their place and moved there, so that a crash leaves the old file or the new one.
@@ -15,6 +19,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
@@ -60,7 +65,8 @@ impl Tensor {
 
     /// As stored: type, shape and bytes.
     fn stored(&self) -> Result<Stored> {
-        check_len("tensor values", self.shape().iter().product(), self.len())?;
+        let elements = self.shape().iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        check_len("tensor values", elements.unwrap_or(usize::MAX), self.len())?;
         let (dtype, shape, bytes) = match self {
             Tensor::F32(shape, v) => (Dtype::F32, shape.clone(), v.iter().flat_map(|x| x.to_le_bytes()).collect()),
             Tensor::I32(shape, v) => (Dtype::I32, shape.clone(), v.iter().flat_map(|x| x.to_le_bytes()).collect()),
@@ -81,25 +87,33 @@ struct Stored {
     bytes: Vec<u8>,
 }
 
-/// Digest over everything that a file says.
-fn digest<'a>(
-    graph: &str,
-    ternary: &BTreeMap<String, Vec<usize>>,
-    tensors: impl Iterator<Item = (&'a str, Dtype, &'a [usize], &'a [u8])>,
-) -> String {
+/// Digest over everything that a file says: see the module. Tensors come in order of names, with their kinds, and with the
+/// shapes that they have once they are read.
+fn digest<'a>(graph: &str, tensors: impl Iterator<Item = (&'a str, &'a str, &'a [usize], &'a [u8])>) -> String {
     let mut hash = Sha256::new();
     let mut part = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     };
     part(graph.as_bytes());
-    part(format!("{ternary:?}").as_bytes());
-    for (name, dtype, shape, bytes) in tensors {
+    for (name, kind, shape, bytes) in tensors {
         part(name.as_bytes());
-        part(format!("{dtype:?} {shape:?}").as_bytes());
+        part(kind.as_bytes());
+        part(&shape.iter().flat_map(|&size| (size as u64).to_le_bytes()).collect::<Vec<u8>>());
         part(bytes);
     }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A tensor's kind, by its type in the file and by whether it is listed as ternary.
+fn kind(dtype: Dtype, ternary: bool) -> Option<&'static str> {
+    match (dtype, ternary) {
+        (Dtype::F32, false) => Some("f32"),
+        (Dtype::I32, false) => Some("i32"),
+        (Dtype::I64, false) => Some("i64"),
+        (Dtype::U8, true) => Some("ternary"),
+        _ => None,
+    }
 }
 
 /// Writes a network: its graph as JSON text and its tensors by name.
@@ -117,11 +131,11 @@ pub fn save(path: impl AsRef<Path>, graph: &str, tensors: &BTreeMap<String, Tens
             ternary.insert(name.clone(), shape.clone());
         }
     }
-    let sha256 = digest(
-        graph,
-        &ternary,
-        stored.iter().map(|(name, t)| (*name, t.dtype, t.shape.as_slice(), t.bytes.as_slice())),
-    );
+    let parts = stored.iter().map(|(name, t)| {
+        let kind = kind(t.dtype, ternary.contains_key(*name)).expect("what `stored` makes");
+        (*name, kind, tensors[*name].shape(), t.bytes.as_slice())
+    });
+    let sha256 = digest(graph, parts);
     let entry = serde_json::json!({"version": FORMAT_VERSION, "sha256": sha256, "ternary": ternary, "graph": graph})
         .to_string();
     let views = stored
@@ -138,7 +152,9 @@ pub fn save(path: impl AsRef<Path>, graph: &str, tensors: &BTreeMap<String, Tens
 fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let name = path.file_name().ok_or_else(|| std::io::Error::other("not the name of a file"))?;
     let mut beside = name.to_owned();
-    beside.push(format!(".{}.tmp", std::process::id()));
+    // Unlike that of any other writer, in this process or another.
+    static WRITES: AtomicU64 = AtomicU64::new(0);
+    beside.push(format!(".{}-{}.tmp", std::process::id(), WRITES.fetch_add(1, Ordering::Relaxed)));
     let beside = path.with_file_name(beside);
     let written = (|| {
         let mut file = std::fs::File::create(&beside)?;
@@ -201,7 +217,16 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), String> {
         .map(|name| file.tensor(name).map(|view| (name, view)))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|_| damaged())?;
-    let found = digest(graph, &ternary, views.iter().map(|(n, v)| (*n, v.dtype(), v.shape(), v.data())));
+    let parts = views
+        .iter()
+        .map(|(name, view)| {
+            let listed = ternary.get(*name);
+            let kind = kind(view.dtype(), listed.is_some())
+                .ok_or_else(|| format!("tensor {name:?}: expected f32, i32, i64 or ternary, got {:?}", view.dtype()))?;
+            Ok((*name, kind, listed.map_or(view.shape(), Vec::as_slice), view.data()))
+        })
+        .collect::<Result<Vec<_>, String>>()?;
+    let found = digest(graph, parts.into_iter());
     if entry["sha256"].as_str() != Some(found.as_str()) {
         return Err(damaged());
     }

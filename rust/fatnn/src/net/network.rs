@@ -15,7 +15,7 @@ use crate::codec::CodesLayout;
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::net::file::{self, Tensor};
 use crate::net::ops::linear::transpose;
-use crate::net::ops::{Elementwise, Node, share};
+use crate::net::ops::{Elementwise, Node, Refusal, share};
 use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
 
 /// Sets of buffers that are kept for later runs.
@@ -38,6 +38,8 @@ struct Port {
     name: String,
     /// Shape at conversion.
     shape: Vec<usize>,
+    /// Dimensions whose size is part of the network: the model was captured for that size only.
+    fixed: Vec<usize>,
     value: usize,
 }
 
@@ -214,6 +216,7 @@ impl Network {
                 .plan(&read)
                 .map_err(|e| Error::Node { node: node.label.clone(), source: Box::new(e) })?;
             debug_assert_eq!(values.len(), node.output);
+            value.check_size().map_err(|e| Error::Node { node: node.label.clone(), source: Box::new(e) })?;
             values.push(value);
             steps.push(step);
         }
@@ -260,9 +263,10 @@ impl Network {
         let scratch = steps.iter().map(|step| step.scratch()).max().unwrap_or(0);
         let buffers = buffers
             .into_iter()
-            .map(|(codes, len)| if codes { Buffer::Codes(vec![0; len]) } else { Buffer::Float(vec![0.0; len]) })
-            .collect();
-        Ok(Workspace { input_dims: input_dims.to_vec(), steps, values, slots, buffers, scratch: vec![0; scratch] })
+            .map(|(codes, len)| Ok(if codes { Buffer::Codes(zeros(len)?) } else { Buffer::Float(zeros(len)?) }))
+            .collect::<Result<_>>()?;
+        let scratch = zeros(scratch)?;
+        Ok(Workspace { input_dims: input_dims.to_vec(), steps, values, slots, buffers, scratch })
     }
 
     fn run_in(
@@ -345,8 +349,18 @@ impl Port {
                 got: format!("{shape:?}"),
             });
         }
+        if self.fixed.iter().any(|&d| shape[d] != self.shape[d]) {
+            let size = |(d, n): (usize, &usize)| if self.fixed.contains(&d) { n.to_string() } else { "any".into() };
+            let sizes: Vec<String> = self.shape.iter().enumerate().map(size).collect();
+            return Err(Error::Shape {
+                what: "input of the network, which was captured for one shape only",
+                expected: format!("[{}]", sizes.join(", ")),
+                got: format!("{shape:?}"),
+            });
+        }
         let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|n| *n < 1 << 40);
-        let Some(elements) = elements else {
+        let sides = shape.iter().all(|side| *side < 1 << 31);
+        let Some(elements) = elements.filter(|_| sides) else {
             return bad_value("input of the network", "a size that fits in memory", format!("{shape:?}"));
         };
         check_len("values of the input", elements, input.data.len())?;
@@ -357,6 +371,16 @@ impl Port {
         };
         Ok(Dims { images: shape[0], channels: shape[1], map, axes: shape.len() - 2 })
     }
+}
+
+/// A buffer, or an error where there is no memory for it.
+fn zeros<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
+    let mut buffer = Vec::new();
+    if buffer.try_reserve_exact(len).is_err() {
+        return bad_value("memory of the network", "values that fit in memory", format!("{len} elements in one"));
+    }
+    buffer.resize(len, T::default());
+    Ok(buffer)
 }
 
 fn malformed(why: String) -> Error {
@@ -427,7 +451,11 @@ impl Builder {
             if !(2..=4).contains(&shape.len()) || json["attrs"]["dtype"] != "float32" || shape[1] == 0 {
                 foreign.push(format!("input {name:?} is not float32 of two to four dimensions"));
             }
-            self.inputs.push(Port { name: name.to_owned(), shape, value });
+            let fixed = json["attrs"]["fixed"].as_array().map_or(&[][..], Vec::as_slice);
+            let fixed = fixed.iter().map(|d| d.as_u64().map(|d| d as usize).filter(|d| *d < shape.len()));
+            let fixed =
+                fixed.collect::<Option<Vec<_>>>().ok_or_else(|| wrong("its fixed dimensions mean nothing".into()))?;
+            self.inputs.push(Port { name: name.to_owned(), shape, fixed, value });
             return Ok(());
         }
         let object = |key: &str| json[key].as_object().ok_or_else(|| wrong(format!("{key:?} is no object")));
@@ -444,14 +472,30 @@ impl Builder {
             self.kinds.push(None);
             return Ok(());
         }
-        let rank = self.shapes[inputs[0]].len();
-        let node = Node { rank, attrs: object("attrs")?, tensors: &named, all: tensors };
-        if !crate::net::ops::OPERATIONS.iter().any(|(known, _)| *known == op) {
-            foreign.push(format!("node {name:?}: operation {op:?}"));
+        let read = &self.shapes[inputs[0]];
+        let rank = read.len();
+        let known_rank = match op {
+            "linear" => rank == 2,
+            _ if op.ends_with("1d") => rank == 3,
+            _ if op.ends_with("2d") => rank == 4,
+            _ => (2..=4).contains(&rank),
+        };
+        if !known_rank || inputs.iter().any(|&v| self.shapes[v] != *read) {
+            let shapes: Vec<_> = inputs.iter().map(|&v| &self.shapes[v]).collect();
+            foreign.push(format!("node {name:?}: operation {op:?} on the shapes {shapes:?}"));
             self.kinds.push(None);
             return Ok(());
         }
-        let operation = node.make(op).map_err(wrong)?;
+        let node = Node { rank, attrs: object("attrs")?, tensors: &named, all: tensors };
+        let operation = match node.make(op) {
+            Ok(operation) => operation,
+            Err(Refusal::Malformed(why)) => return Err(wrong(why)),
+            Err(Refusal::Foreign(why)) => {
+                foreign.push(format!("node {name:?}: operation {op:?} ({why})"));
+                self.kinds.push(None);
+                return Ok(());
+            }
+        };
         let kinds: Vec<_> = inputs.iter().map(|&v| self.kinds[v]).collect();
         // After a foreign node kinds are unknown; the list of foreign nodes is the error then.
         let kind = match operation.codes(&kinds) {
@@ -480,7 +524,7 @@ impl Builder {
                 if self.kinds[value].is_some() {
                     return Err(wrong());
                 }
-                found.push(Port { name: name.clone(), shape: self.shapes[value].clone(), value });
+                found.push(Port { name: name.clone(), shape: self.shapes[value].clone(), fixed: Vec::new(), value });
             }
             ("constant", _) => {}
             ("list" | "tuple", Json::Array(items)) => {

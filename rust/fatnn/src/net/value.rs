@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::codec::CodesLayout;
-use crate::error::Result;
+use crate::error::{Result, bad_value};
 
 /// Dimensions of a value: images, channels, and as many spatial axes as it has. In memory, floats are always
 /// `images × height × width × channels`.
@@ -45,6 +45,18 @@ pub(crate) struct Value {
 impl Value {
     pub fn float(dims: Dims) -> Self {
         Value { dims, codes: None }
+    }
+
+    /// `Ok` where all its sizes, in bytes too, are far from overflow.
+    pub fn check_size(&self) -> Result<()> {
+        let per_pixel = self.codes.map_or(self.dims.channels.saturating_mul(4), CodesLayout::pixel_bytes);
+        let factors = [self.dims.images, self.dims.map[0], self.dims.map[1], per_pixel];
+        // Sides of empty values count as well: other code multiplies them before it meets the zero.
+        let bytes = factors.iter().try_fold(1usize, |n, &f| n.checked_mul(f.max(1)));
+        match bytes {
+            Some(bytes) if bytes < 1 << 42 => Ok(()),
+            _ => bad_value("size of a value", "one that fits in memory", format!("{:?}", self.dims.shape())),
+        }
     }
 
     /// Elements of its buffer: floats, or bytes of codes.

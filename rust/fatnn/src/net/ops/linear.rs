@@ -47,8 +47,12 @@ impl FloatConv {
             return bad_value("groups", format!("a divisor of the {out_channels} output channels"), groups);
         }
         check_len("bias", out_channels, bias.as_ref().map_or(out_channels, Vec::len))?;
+        let sizes = [out_channels, group_channels, kh, kw];
+        let elements = sizes.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
+        if elements != Some(weight.len()) || weight.is_empty() {
+            return bad_value("weight", "a shape of as many values, all sizes at least 1", format!("{sizes:?}"));
+        }
         let (taps, group_out) = (kh * kw, out_channels / groups);
-        check_len("weight", out_channels * group_channels * taps, weight.len())?;
         let mut packed = vec![0.0; weight.len()];
         for n in 0..out_channels {
             let (group, column) = (n / group_out, n % group_out);

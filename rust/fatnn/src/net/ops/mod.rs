@@ -34,7 +34,22 @@ pub(crate) struct Node<'a> {
 }
 
 /// Why a node could not be made into an operation.
-type Made = std::result::Result<Box<dyn Operation>, String>;
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// It means nothing: the graph is damaged.
+    Malformed(String),
+    /// It means something that only PyTorch can run.
+    Foreign(String),
+}
+
+impl<T: Into<String>> From<T> for Refusal {
+    fn from(why: T) -> Self {
+        Refusal::Malformed(why.into())
+    }
+}
+
+/// An operation, or why there is none.
+type Made = std::result::Result<Box<dyn Operation>, Refusal>;
 
 /// A row: an operation's name and how to make it.
 type Row = (&'static str, fn(&Node<'_>) -> Made);
@@ -63,7 +78,10 @@ pub(crate) const OPERATIONS: &[Row] = &[
     ("relu", |_| map(Elementwise::Relu)),
     ("hardtanh", |node| map(Elementwise::Clamp(node.float("min_val")? as f32, node.float("max_val")? as f32))),
     ("leaky_relu", |node| map(Elementwise::Leaky(vec![node.float("negative_slope")? as f32]))),
-    ("prelu", |node| map(Elementwise::Leaky(node.floats("weight")?.to_vec()))),
+    ("prelu", |node| match node.floats("weight")? {
+        [] => Err("a slope per channel, or one, must be there".into()),
+        slopes => map(Elementwise::Leaky(slopes.to_vec())),
+    }),
     ("channel_scale", |node| map(Elementwise::Scale(node.floats("scale")?.to_vec()))),
     ("channel_bias", |node| map(Elementwise::Bias(node.floats("bias")?.to_vec()))),
     ("add", |_| Ok(Box::new(Add::default()))),
@@ -85,7 +103,7 @@ pub(crate) const OPERATIONS: &[Row] = &[
         let mut reduced: Vec<i64> = dims.iter().map(|d| if *d < 0 { d + node.rank as i64 } else { *d }).collect();
         reduced.sort_unstable();
         if reduced != (2..node.rank as i64).collect::<Vec<_>>() || reduced.is_empty() {
-            return Err(format!("a mean over the dimensions {dims:?} is not a mean over all pixels"));
+            return Err(Refusal::Foreign(format!("a mean over the dimensions {dims:?}, which are not all pixels")));
         }
         let axes = if node.flag("keepdim")? { None } else { Some(0) };
         let reduce = Reduce::Mean { count_padding: false, divisor: 0 };
@@ -93,7 +111,7 @@ pub(crate) const OPERATIONS: &[Row] = &[
     }),
     ("flatten", |node| match (node.integer("start")?, node.integer("end")?) {
         (1, end) if end == -1 || end + 1 == node.rank as i64 => Ok(Box::new(Flatten)),
-        (start, end) => Err(format!("flattening the dimensions from {start} to {end} keeps no batch")),
+        (start, end) => Err(Refusal::Foreign(format!("flattening the dimensions from {start} to {end}"))),
     }),
     ("quantize", |node| {
         let &[low, high] = node.floats("steps")? else { return Err("steps must be two numbers".into()) };
@@ -103,7 +121,7 @@ pub(crate) const OPERATIONS: &[Row] = &[
     ("conv_codes", |node| {
         let (shape, thresholds) = node.int32("thresholds")?;
         if shape.len() != 2 || shape[0] != 2 {
-            return Err(format!("thresholds must have shape (2, channels), got {shape:?}"));
+            return Err(format!("thresholds must have shape (2, channels), got {shape:?}").into());
         }
         let (low, high) = thresholds.split_at(shape[1]);
         let layout = layout(shape[1], node.number("out_groups")?)?;
@@ -147,7 +165,7 @@ fn adaptive(node: &Node<'_>) -> Made {
     let size = match size.as_slice() {
         &[w] => [1, w],
         &[h, w] => [h, w],
-        other => return Err(format!("size must have one or two numbers, got {other:?}")),
+        other => return Err(format!("size must have one or two numbers, got {other:?}").into()),
     };
     let reduce = Reduce::Mean { count_padding: false, divisor: 0 };
     Ok(Box::new(Pool { windows: Windows::Adaptive(size), reduce, axes: None }))
@@ -158,7 +176,7 @@ fn float_conv(node: &Node<'_>, axes: usize) -> Made {
     let shape = match (axes, shape) {
         (1, &[n, c, w]) => [n, c, 1, w],
         (2, &[n, c, h, w]) => [n, c, h, w],
-        (_, other) => return Err(format!("weight has the shape {other:?}")),
+        (_, other) => return Err(format!("weight has the shape {other:?}").into()),
     };
     let mut window = node.window_without_kernel(axes)?;
     window.kernel = [shape[2], shape[3]];
@@ -168,7 +186,7 @@ fn float_conv(node: &Node<'_>, axes: usize) -> Made {
 
 fn linear(node: &Node<'_>) -> Made {
     let (shape, weight) = node.float_tensor("weight")?;
-    let &[n, c] = shape else { return Err(format!("weight has the shape {shape:?}")) };
+    let &[n, c] = shape else { return Err(format!("weight has the shape {shape:?}").into()) };
     let one = [1, 1];
     let window = Window { kernel: one, stride: one, padding: [0, 0], dilation: one };
     let bias = node.optional("bias")?.map(<[f32]>::to_vec);
@@ -178,7 +196,7 @@ fn linear(node: &Node<'_>) -> Made {
 fn ternary_conv(node: &Node<'_>, tail: Tail) -> Made {
     let (shape, codes) = node.codes("weight")?;
     let &[out_channels, group_channels, kh, kw] = shape else {
-        return Err(format!("weight has the shape {shape:?}"));
+        return Err(format!("weight has the shape {shape:?}").into());
     };
     let groups = node.number("groups")?;
     let channels = group_channels.checked_mul(groups).ok_or("too many groups")?;
@@ -186,11 +204,11 @@ fn ternary_conv(node: &Node<'_>, tail: Tail) -> Made {
     let weights = PackedWeights::new(codes, shape, node.flag("half_range")?).map_err(text)?;
     let window = node.window(2)?;
     if window.kernel != [kh, kw] {
-        return Err(format!("kernel {:?} and weight {:?} disagree", window.kernel, shape.kernel));
+        return Err(format!("kernel {:?} and weight {:?} disagree", window.kernel, shape.kernel).into());
     }
     let axes = node.number("dims")?;
     if axes > 2 {
-        return Err(format!("dims must be 0, 1 or 2, got {axes}"));
+        return Err(format!("dims must be 0, 1 or 2, got {axes}").into());
     }
     Ok(Box::new(TernaryConv { weights, window, axes, tail }.check().map_err(text)?))
 }
@@ -298,10 +316,10 @@ impl Node<'_> {
     }
 
     /// Makes the operation.
-    pub fn make(&self, op: &str) -> Result<Box<dyn Operation>, String> {
+    pub fn make(&self, op: &str) -> Made {
         match OPERATIONS.iter().find(|(name, _)| *name == op) {
             Some((_, make)) => make(self),
-            None => Err(format!("operation {op:?} is not one that runs in Rust")),
+            None => Err(Refusal::Foreign("not one of this crate's".into())),
         }
     }
 }

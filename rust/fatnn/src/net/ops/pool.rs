@@ -13,17 +13,38 @@ use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
 /// Height and width after pooling, by PyTorch's rules: with `ceil_mode` the last window may reach over the edge, as long as
 /// it starts inside the input or its left padding.
 pub(crate) fn pooled(shape: &ConvShape, ceil_mode: bool) -> Result<[usize; 2]> {
-    let mut out = shape.output()?;
-    if ceil_mode {
-        for (axis, out) in out.iter_mut().enumerate() {
-            let reach = (shape.kernel[axis] - 1) * shape.dilation[axis] + 1;
-            let rest = shape.input[axis] + 2 * shape.padding[axis] - reach;
-            let ceil = rest.div_ceil(shape.stride[axis]) + 1;
-            let starts_inside = (ceil - 1) * shape.stride[axis] < shape.input[axis] + shape.padding[axis];
-            *out = if starts_inside { ceil } else { ceil - 1 };
+    if !ceil_mode {
+        return shape.output().and_then(check_map);
+    }
+    let mut out = [0; 2];
+    for (axis, out) in out.iter_mut().enumerate() {
+        let [kernel, dilation, stride, padding, input] =
+            [shape.kernel, shape.dilation, shape.stride, shape.padding, shape.input].map(|pair| pair[axis]);
+        if kernel == 0 || dilation == 0 || stride == 0 || [kernel, dilation, padding, input].iter().any(|v| *v >= LIMIT)
+        {
+            return bad_value("pooling", format!("a window of at least 1 and below {LIMIT}"), format!("{shape:?}"));
+        }
+        // A window larger than the map is fine here, as long as it starts inside.
+        let reach = (kernel - 1) as i128 * dilation as i128 + 1;
+        let rest = input as i128 + 2 * padding as i128 - reach;
+        let last = (rest + stride as i128 - 1).div_euclid(stride as i128);
+        let starts_inside = last * (stride as i128) < (input + padding) as i128;
+        match usize::try_from(if starts_inside { last } else { last - 1 }) {
+            Ok(last) => *out = last + 1,
+            Err(_) => return bad_value("pooling", "a window that starts inside the map", format!("{shape:?}")),
         }
     }
-    Ok(out)
+    check_map(out)
+}
+
+/// Sides of maps, windows and steps stay below this.
+const LIMIT: usize = 1 << 24;
+
+fn check_map(map: [usize; 2]) -> Result<[usize; 2]> {
+    if map.iter().any(|side| *side >= LIMIT) {
+        return bad_value("pooling", format!("at most {LIMIT} pixels on a side"), format!("{map:?}"));
+    }
+    Ok(map)
 }
 
 /// How windows are laid over the map.
@@ -70,6 +91,7 @@ impl Pool {
                 Windows::Whole => Ok((vec![(0..input, input)], 1)),
                 Windows::Adaptive(sizes) => {
                     let out = if sizes[axis] == 0 { input } else { sizes[axis] };
+                    check_map([out, input])?;
                     let span = |i: usize| {
                         let range = i * input / out..((i + 1) * input).div_ceil(out);
                         (range.clone(), range.len())
