@@ -168,6 +168,85 @@ fn a_file_runs_without_python() {
     assert_eq!(net.outputs().map(|(name, _)| name).collect::<Vec<_>>(), ["y"]);
 }
 
+fn golden() -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/network-v1.safetensors")
+}
+
+#[test]
+#[ignore = "writes the golden file: only when the version of the format changes"]
+fn write_the_golden_file() {
+    let example = example();
+    save(golden(), &example.graph, &example.tensors).unwrap();
+}
+
+/// Written once, by the first release of the format: what users have on their disks.
+#[test]
+fn the_golden_file_still_loads_and_is_still_written_so() {
+    let example = example();
+    let (graph, tensors) = load(golden()).unwrap();
+    let parsed = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    assert_eq!(parsed(&graph), parsed(&example.graph));
+    assert_eq!(tensors, example.tensors);
+    let path = std::env::temp_dir().join(format!("fatnn-golden-{}.safetensors", std::process::id()));
+    save(&path, &graph, &tensors).unwrap();
+    let again = std::fs::read(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert!(again == std::fs::read(golden()).unwrap(), "the same network gives other bytes");
+}
+
+/// A graph of one operation on two channels.
+fn single(op: &str, attrs: &serde_json::Value, tensors: &[(&str, Tensor)]) -> fatnn::Result<Network> {
+    let named: BTreeMap<&str, &str> = tensors.iter().map(|(role, _)| (*role, *role)).collect();
+    let graph = serde_json::json!({"nodes": [
+        {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, 2, 4, 4], "layer": "",
+            "attrs": {"dtype": "float32", "fixed": [], "channel_dim": 1}},
+        {"name": "y", "op": op, "inputs": ["x"], "attrs": attrs, "tensors": named, "shape": [1, 2, 4, 4], "layer": ""},
+    ], "outputs": {"value": "y"}, "notes": []});
+    let tensors = tensors.iter().map(|(role, tensor)| ((*role).to_owned(), tensor.clone())).collect();
+    Network::new(&graph.to_string(), &tensors)
+}
+
+#[test]
+fn pooling_in_ceil_mode_may_have_a_window_larger_than_the_map() {
+    let attrs = serde_json::json!({"kernel": [3, 3], "stride": [2, 2], "padding": [0, 0], "dilation": [1, 1],
+        "ceil_mode": true});
+    let net = single("max_pool2d", &attrs, &[]).unwrap();
+    // PyTorch's sizes: side of the map, side of the result.
+    for (side, out) in [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 3), (7, 3)] {
+        let x: Vec<f32> = (0..side * side * 2).map(|i| i as f32).collect();
+        let found = net.run(&[Input { shape: &[1, 2, side, side], data: &x, channels_last: true }]).unwrap();
+        assert_eq!(found[0].shape, [1, 2, out, out], "side {side}");
+        assert_eq!(found[0].data.last(), x.last());
+    }
+}
+
+#[test]
+fn sizes_beyond_memory_are_errors() {
+    let huge = [1_000_000_000u64, (1 << 31) - 1];
+    for size in huge {
+        let pad = serde_json::json!({"stride": [1, 1], "padding": [size, size], "dilation": [1, 1], "groups": 1});
+        let weight = Tensor::F32(vec![2, 2, 1, 1], vec![1.0; 4]);
+        let pool = serde_json::json!({"kernel": [1, 1], "stride": [1, 1], "padding": [size, size], "dilation": [1, 1],
+            "ceil_mode": true, "count_include_pad": true, "divisor": 0});
+        let adaptive = serde_json::json!({"size": [size, size]});
+        for net in [
+            single("conv2d", &pad, &[("weight", weight)]),
+            single("max_pool2d", &pool, &[]),
+            single("avg_pool2d", &pool, &[]),
+            single("adaptive_avg_pool2d", &adaptive, &[]),
+        ] {
+            let x = [1.0; 32];
+            assert!(net.unwrap().run(&[Input { shape: &[1, 2, 4, 4], data: &x, channels_last: true }]).is_err());
+        }
+    }
+    let net = single("relu", &serde_json::json!({}), &[]).unwrap();
+    for shape in [[0, 2, 1 << 40, 1], [usize::MAX, 2, 1, 1], [1 << 31, 2, 1 << 20, 1]] {
+        assert!(net.run(&[Input { shape: &shape, data: &[], channels_last: true }]).is_err(), "{shape:?}");
+    }
+    let empty = [("weight", Tensor::F32(vec![0], vec![]))];
+    assert!(matches!(single("prelu", &serde_json::json!({}), &empty), Err(Error::Graph { .. })));
+}
+
 #[test]
 fn what_does_not_fit_is_an_error_that_names_the_place() {
     let example = example();
