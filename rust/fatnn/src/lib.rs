@@ -11,7 +11,7 @@
 //! | [`epilogue`] | thresholds to codes, scale and bias to float32 |
 //! | [`quantize`] | float activations to codes |
 //! | [`pool`] | max pooling on codes |
-//! | [`net`] | the canonical file |
+//! | [`net`] | the canonical file, and whole networks in one call: [`net::Network`] |
 //! | [`kernels`] | the micro-kernels and their table |
 //! | [`cpu`], [`parallel`] | CPU features, threads |
 //! | [`reference`](mod@reference) | obvious loops that everything above is compared with, bit for bit |
