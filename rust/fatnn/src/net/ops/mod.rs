@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 
 use crate::codec::CodesLayout;
 use crate::error::{Result, bad_value};
+use crate::kernels;
 use crate::net::file::Tensor;
 use crate::net::value::Operation;
 use crate::weights::{PackedWeights, WeightShape};
@@ -201,14 +202,19 @@ fn ternary_conv(node: &Node<'_>, tail: Tail) -> Made {
     let groups = node.number("groups")?;
     let channels = group_channels.checked_mul(groups).ok_or("too many groups")?;
     let shape = WeightShape { out_channels, channels, kernel: [kh, kw], groups };
-    let weights = PackedWeights::new(codes, shape, node.flag("half_range")?).map_err(text)?;
-    let window = node.window(2)?;
-    if window.kernel != [kh, kw] {
-        return Err(format!("kernel {:?} and weight {:?} disagree", window.kernel, shape.kernel).into());
-    }
     let axes = node.number("dims")?;
     if axes > 2 {
         return Err(format!("dims must be 0, 1 or 2, got {axes}").into());
+    }
+    let half_range = node.flag("half_range")?;
+    let weights = match axes {
+        0 => kernels::best().and_then(|kernel| PackedWeights::for_kernel(kernel, codes, shape, half_range)),
+        _ => PackedWeights::new(codes, shape, half_range),
+    };
+    let weights = weights.map_err(text)?;
+    let window = node.window(2)?;
+    if window.kernel != [kh, kw] {
+        return Err(format!("kernel {:?} and weight {:?} disagree", window.kernel, shape.kernel).into());
     }
     Ok(Box::new(TernaryConv { weights, window, axes, tail }.check().map_err(text)?))
 }
