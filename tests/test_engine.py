@@ -1,5 +1,6 @@
 """Segments: what the Rust engine takes over gives the bits that the same nodes give one by one."""
 
+import copy
 import threading
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 import fatnn_rs as fatnn
 from fatnn_rs import _core
 from fatnn_rs.convert import TernaryNetwork
+from fatnn_rs.convert.engine import Segment
 from fatnn_rs.models.digits import DigitsNet
 
 
@@ -169,3 +171,157 @@ def test_what_the_engine_lacks_is_named() -> None:
         _core.Network("{", {})
     with pytest.raises(fatnn.FormatError, match="no list of nodes"):
         _core.Network("{}", {})
+
+
+class Broadcast(nn.Module):
+    """Additions whose operands have one shape at the example, or look as if, and not in other runs."""
+
+    def __init__(self, kind: str, size: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.a, self.bn_a = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.b, self.bn_b = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.c = nn.Conv2d(8, 4, 1)
+        shapes = {"scalar": (1, 8, 1, 1), "batch": (2, 8, size, size), "both": (1, 8, size, size)}
+        self.position = nn.Parameter(torch.randn(shapes.get(kind, (1, 8, size, size))))
+        if kind == "gate":
+            self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn_a(self.a(x)))
+        y = self.bn_b(self.b(x))
+        if self.kind == "keepdim":
+            y = y + x.mean((2, 3), keepdim=True)
+        elif self.kind == "gate":
+            y = self.gate(x) + y
+        elif self.kind == "pool":
+            y = y + nn.functional.adaptive_avg_pool2d(x, 1)
+        elif self.kind == "both":
+            y = (y + self.position) + x
+        else:
+            y = y + self.position
+        out: Tensor = self.c(torch.relu(y))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "batch", "others"),
+    [
+        ("keepdim", 6, 2, [(1, 6), (3, 6), (2, 1)]),
+        ("keepdim", 1, 2, [(2, 1), (3, 5)]),
+        ("pool", 1, 1, [(2, 1), (3, 5)]),
+        ("gate", 6, 2, [(1, 6), (3, 9)]),
+        ("gate", 1, 1, [(2, 1), (3, 4)]),
+        ("position", 6, 1, [(3, 6)]),
+        ("position", 6, 2, [(1, 6), (3, 6)]),
+        ("position", 1, 1, [(3, 1), (2, 4)]),
+        ("batch", 6, 2, [(1, 6)]),
+        ("scalar", 6, 1, [(1, 6), (3, 4)]),
+        ("scalar", 6, 2, [(1, 6), (3, 4)]),
+        ("both", 6, 1, [(1, 6), (3, 6)]),
+    ],
+)
+@pytest.mark.parametrize("float_layers", ["torch", "rust"])
+def test_broadcast_additions(
+    kind: str, size: int, batch: int, others: list[tuple[int, int]], float_layers: str
+) -> None:
+    x = torch.randn(batch, 3, size, size)
+    torch.manual_seed(0)
+    model = Broadcast(kind, size)
+    fatnn.prepare(model, fatnn.TernaryConfig(first="ternary", last="ternary"), example_inputs=x)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    net = fatnn.convert(model.eval(), x, float_layers=float_layers)
+    assert any(node.op == "add" for node in net.graph.nodes)
+    for images, side in [(batch, size), *others]:
+        given = torch.randn(images, 3, side, side)
+        expected = model(given)
+        result = net(given)
+        if float_layers == "torch":
+            assert torch.equal(result, expected)
+            assert torch.equal(one_by_one(net, given), expected)
+            assert fatnn.verify(model, net, given).identical
+        else:
+            assert result.shape == expected.shape
+
+
+def test_residual_additions_stay_in_segments(case: tuple[nn.Module, Tensor]) -> None:
+    model, x = case
+    net = fatnn.convert(model, x)
+    inside = {node.name for segment in net.segments for node in segment.nodes}
+    adds = [n for n in net.graph.nodes if n.op == "add" or (n.op == "conv_float" and len(n.inputs) == 2)]
+    assert adds
+    assert all(node.name in inside for node in adds)
+
+
+class Inexpressible(nn.Module):
+    """Legal operations that the engine has in other forms only, between ternary layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.bn = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.b, self.c = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn(self.a(x)))
+        y = self.c(self.b(x))
+        out: Tensor = torch.flatten(x.mean(1, keepdim=True), 0, 1) + torch.flatten(y.mean((1, 2)), 0).sum()
+        return out
+
+
+@pytest.mark.parametrize("float_layers", ["torch", "rust"])
+def test_what_the_engine_cannot_express_cuts_the_segment_there(float_layers: str) -> None:
+    x = torch.randn(2, 3, 6, 6)
+    model = Inexpressible()
+    fatnn.prepare(model, fatnn.TernaryConfig(first="ternary", last="ternary"), example_inputs=x)
+    net = fatnn.convert(model.eval(), x, float_layers=float_layers)
+    inside = {node.name for segment in net.segments for node in segment.nodes}
+    assert {n.name for n in net.graph.nodes if n.op in ("conv_codes", "conv_float")} <= inside
+    outside = {node.op for node in net.graph.nodes if node.name not in inside}
+    assert {"mean", "flatten"} <= outside
+    assert not any("one by one" in note for note in net.report.notes)
+    assert torch.equal(net(x[:1]), model(x[:1]))
+
+
+def test_a_segment_that_fails_on_the_example_is_left_to_its_nodes(
+    case: tuple[nn.Module, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = case
+    run = Segment.__call__
+
+    def broken(self: Segment, *inputs: Tensor) -> list[Tensor]:
+        run(self, *inputs)
+        raise RuntimeError("it broke")
+
+    monkeypatch.setattr(Segment, "__call__", broken)
+    net = fatnn.convert(model, x)
+    monkeypatch.undo()
+    assert net.segments == []
+    assert any("run one by one" in note and "it broke" in note for note in net.report.notes)
+    for other in (net, copy.deepcopy(net)):
+        assert torch.equal(other(x), model(x))
+
+    monkeypatch.setattr(Segment, "__call__", lambda self, *inputs: [y[:, :1] for y in run(self, *inputs)])
+    net = fatnn.convert(model, x)
+    monkeypatch.undo()
+    assert any("the model's has" in note for note in net.report.notes)
+    assert torch.equal(net(x), model(x))
+
+
+def test_weights_are_packed_for_single_nodes_only_when_wanted(case: tuple[nn.Module, Tensor]) -> None:
+    model, x = case
+    net = fatnn.convert(model, x)
+    net(x)
+    fatnn.verify(model, net, x)
+    assert net._single is None
+    plans: list[object] = []
+    workers = [threading.Thread(target=lambda: plans.append(net._one_by_one())) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(plans) == 8
+    assert len(set(map(id, plans))) == 1
+    assert torch.equal(one_by_one(net, x), net(x))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fatnn_rs.convert.capture import capture
 from fatnn_rs.convert.checks import as_root, check_inputs, check_model
@@ -46,10 +46,12 @@ def convert(model: nn.Module, example_inputs: Any, float_layers: str = "torch") 
         No ternary layer in the model; training mode; steps never initialised; NaN or infinity in weights, parameters or
         statistics; a model that can be captured in neither way.
     InputError
-        ``example_inputs`` hold no tensor.
+        ``example_inputs`` hold no tensor, or NaN reaches a quantizer from them.
     ConfigError
         ``float_layers`` is neither.
     """
     check_model(model)
     arguments = check_inputs("example_inputs", example_inputs)
-    return TernaryNetwork(run_passes(lower(capture(as_root(model), arguments))), float_layers)
+    net = TernaryNetwork(run_passes(lower(capture(as_root(model), arguments))), float_layers)
+    net.settle(tuple(value.clone() if isinstance(value, Tensor) else value for value in arguments))
+    return net

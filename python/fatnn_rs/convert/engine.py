@@ -9,7 +9,7 @@ those run in Rust too, usually the whole network in one call, and float sums may
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,8 @@ from fatnn_rs.convert.affine import fma
 from fatnn_rs.convert.graph import Graph, Node, refs
 from fatnn_rs.convert.ops_code import CODE_OPS
 from fatnn_rs.convert.ops_float import FLOAT_OPS
-from fatnn_rs.errors import FormatError, UnsupportedError
+from fatnn_rs.convert.shapes import run_time_shapes, same_shape
+from fatnn_rs.errors import UnsupportedError
 from fatnn_rs.ops.kernels import follow_torch_threads
 
 __all__ = ["FLOAT_LAYERS", "Segment", "cut"]
@@ -90,7 +91,30 @@ def _tensor(array: npt.NDArray[np.float32]) -> Tensor:
     return x.movedim(-1, 1) if x.dim() > 2 else x
 
 
-def cut(graph: Graph, float_layers: str) -> list[Node | Segment]:
+def _mean_of_all_pixels(node: Node, rank: int) -> bool:
+    return rank > 2 and sorted(dim % rank for dim in node.attrs["dims"]) == list(range(2, rank))
+
+
+def _flatten_behind_batch(node: Node, rank: int) -> bool:
+    return rank > 2 and node.attrs["start"] == 1 and node.attrs["end"] in (-1, rank - 1)
+
+
+#: Operation → whether the engine can express this node of it, given the dimensions of the first value it reads. What is
+#: not here it always can. The conditions are those of the rows in ``rust/fatnn/src/net/ops``.
+_CONDITIONS: dict[str, Callable[[Node, int], bool]] = {
+    "mean": _mean_of_all_pixels,
+    "flatten": _flatten_behind_batch,
+    "linear": lambda node, rank: rank == 2,
+    "avg_pool2d": lambda node, rank: node.attrs["divisor"] >= 0,
+    **{f"{op}1d": lambda node, rank: rank == 3 for op in ("conv", "max_pool", "avg_pool", "adaptive_avg_pool")},
+    **{f"{op}2d": lambda node, rank: rank == 4 for op in ("conv", "max_pool", "adaptive_avg_pool")},
+}
+
+#: Dimensions of the values that the engine knows.
+_RANKS = (2, 3, 4)
+
+
+def cut(graph: Graph, float_layers: str, declined: Container[str] = ()) -> list[Node | Segment]:
     """Group a graph's nodes into segments and nodes that run one by one.
 
     Parameters
@@ -99,13 +123,15 @@ def cut(graph: Graph, float_layers: str) -> list[Node | Segment]:
         Whose nodes (but the inputs) are grouped; it is not changed.
     float_layers
         One of :data:`FLOAT_LAYERS`.
+    declined
+        Names of nodes that no segment may take.
 
     Returns
     -------
     list
         In the order in which they run.
     """
-    able = _EXACT | _SUMS if float_layers == "rust" else _EXACT
+    able = _able(graph, float_layers)
     parts: list[Node | Segment] = []
     run: list[Node] = []
 
@@ -116,7 +142,7 @@ def cut(graph: Graph, float_layers: str) -> list[Node | Segment]:
     for node in graph.nodes:
         if node.op == "input":
             continue
-        if node.op in able and (node.op != "batch_norm" or _affine(graph, node, float_layers) is not None):
+        if node.name not in declined and able(node):
             run.append(node)
         else:
             close()
@@ -125,8 +151,29 @@ def cut(graph: Graph, float_layers: str) -> list[Node | Segment]:
     return parts
 
 
+def _able(graph: Graph, float_layers: str) -> Callable[[Node], bool]:
+    """Return whether the engine can run a node, and with the bits it must have."""
+    ops = _EXACT | _SUMS if float_layers == "rust" else _EXACT
+    index, shapes = graph.index(), run_time_shapes(graph)
+
+    def able(node: Node) -> bool:
+        if node.op not in ops:
+            return False
+        read = [index[name] for name in node.inputs]
+        if any(len(value.shape) not in _RANKS for value in (node, *read)):
+            return False
+        condition = _CONDITIONS.get(node.op)
+        if condition is not None and not condition(node, len(read[0].shape)):
+            return False
+        if node.op == "add":
+            return same_shape(graph, node, shapes)
+        return node.op != "batch_norm" or _affine(graph, node, float_layers) is not None
+
+    return able
+
+
 def _segment(graph: Graph, nodes: list[Node], float_layers: str) -> list[Node | Segment]:
-    """Nodes as one segment, or one by one where there is nothing ternary in them or the engine declines."""
+    """Nodes as one segment, or one by one where nothing in them is ternary, or codes go in or out."""
     if not any(node.op in ("conv_codes", "conv_float") for node in nodes):
         return list(nodes)
     inside = {node.name for node in nodes}
@@ -136,7 +183,7 @@ def _segment(graph: Graph, nodes: list[Node], float_layers: str) -> list[Node | 
     makes = [node.name for node in nodes if node.name in outside]
     index = graph.index()
     makes_codes = {name for name in (*reads, *makes) if (row := CODE_OPS.get(index[name].op)) and row.makes_codes}
-    if makes_codes or any(len(index[name].shape) not in (2, 3, 4) for name in reads):
+    if makes_codes:
         return list(nodes)
     tensors: dict[str, npt.NDArray[Any]] = {}
     described: list[dict[str, Any]] = [
@@ -162,7 +209,7 @@ def _segment(graph: Graph, nodes: list[Node], float_layers: str) -> list[Node | 
     text = json.dumps({"nodes": described, "outputs": {"list": [{"value": name} for name in makes]}})
     try:
         network = _core.Network(text, tensors)
-    except (UnsupportedError, FormatError):
+    except UnsupportedError:  # an operation of the tables above that this build of the engine lacks
         return list(nodes)
     return [Segment(list(nodes), reads, makes, network)]
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+import uuid
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +34,8 @@ class TernaryNetwork(nn.Module):
     Parameters
     ----------
     graph
-        What to run. The network keeps it and never changes it; layouts that only this CPU's kernels understand are
-        derived from it here.
+        What to run. The network keeps it and never changes its nodes and tensors; layouts that only this CPU's kernels
+        understand are derived from it here.
     float_layers
         Who runs float convolutions, linear layers and means: ``"torch"`` gives the eager model's bits, ``"rust"`` fewer
         calls (usually one for the whole network) and sums that may differ in the last place.
@@ -52,14 +55,73 @@ class TernaryNetwork(nn.Module):
         self.graph = graph
         self.float_layers = float_layers
         self.training = False
+        self._declined: frozenset[str] = frozenset()
         self._prepare()
 
     def _prepare(self) -> None:
         graph = self.graph
         self._inputs = [node for node in graph.nodes if node.op == "input"]
-        self._parts = _plan(graph, cut(graph, self.float_layers))
-        # Node by node: what torch.compile traces, and what an observer that wants every value sees.
-        self._single = _plan(graph, [node for node in graph.nodes if node.op != "input"])
+        self._parts = _plan(graph, cut(graph, self.float_layers, self._declined))
+        self._single: list[_Part] | None = None
+        self._single_lock = threading.Lock()
+        self._key = uuid.uuid4().hex
+        _NETWORKS[self._key] = self
+
+    def _one_by_one(self) -> list[_Part]:
+        """Every node by itself: what torch.compile traces, and what an observer that wants every value sees.
+
+        Made when it is first wanted, for it holds weights packed once more, beside those in the segments.
+        """
+        with self._single_lock:
+            if self._single is None:
+                bound = {part.what.name: part.run for part in self._parts if isinstance(part.what, Node)}
+                nodes: list[Node | Segment] = [node for node in self.graph.nodes if node.op != "input"]
+                self._single = _plan(self.graph, nodes, bound)
+            return self._single
+
+    @torch.no_grad()
+    def settle(self, inputs: tuple[Any, ...]) -> None:
+        """Run once, and leave to single nodes every segment that fails or makes values of other shapes than the model.
+
+        Parameters
+        ----------
+        inputs
+            The example that the graph was captured with: shapes are those that its nodes note.
+
+        Raises
+        ------
+        InputError
+            The inputs are such that nodes one by one refuse them, too (NaN in front of a quantizer).
+        """
+        index = self.graph.index()
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        values: dict[str, Any] = {node.name: x for node, x in zip(self._inputs, tensors, strict=True)}
+        declined: set[str] = set()
+        for part in self._parts:
+            arguments = [values[name] for name in part.reads]
+            if not isinstance(part.what, Segment):
+                values.update(zip(part.makes, part.run(*arguments), strict=True))
+                continue
+            results: list[Any] = []
+            try:
+                results = part.run(*arguments)
+                problem = _wrong_shape(part.makes, results, index)
+            except Exception as error:  # whatever the engine raises, the nodes can still run one by one
+                problem = f"{type(error).__name__}: {error}"
+            if problem:
+                inside = list(part.what.nodes)
+                for single in _plan(self.graph, list(inside)):
+                    values.update(zip(single.makes, single.run(*(values[n] for n in single.reads)), strict=True))
+                declined |= {node.name for node in inside}
+                self.graph.notes.append(
+                    f"{len(inside)} nodes from {inside[0].name!r} to {inside[-1].name!r} run one by one, because "
+                    f"running them in one call failed on the example inputs ({problem})"
+                )
+            else:
+                values.update(zip(part.makes, results, strict=True))
+        if declined:
+            self._declined |= declined
+            self._prepare()
 
     @property
     def segments(self) -> list[Segment]:
@@ -124,7 +186,12 @@ class TernaryNetwork(nn.Module):
         for node, tensor in zip(self._inputs, tensors, strict=True):
             _check_input(node, tensor)
             values[node.name] = tensor
-        for part in self._parts if as_run and not torch.compiler.is_compiling() else self._single:
+        if torch.compiler.is_compiling():
+            _make_one_by_one(self._key)
+            parts = cast("list[_Part]", self._single)
+        else:
+            parts = self._parts if as_run else self._one_by_one()
+        for part in parts:
             arguments = [values[name] for name in part.reads]
             if observer is None:
                 results = part.run(*arguments)
@@ -154,7 +221,8 @@ class TernaryNetwork(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        del state["_parts"], state["_single"], state["_inputs"]
+        for name in ("_parts", "_single", "_single_lock", "_inputs", "_key"):
+            del state[name]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -180,17 +248,39 @@ class _Part:
     drops: list[str]
 
 
-def _plan(graph: Graph, parts: list[Node | Segment]) -> list[_Part]:
-    """Bind every part, and note which values no later part reads."""
-    kept = {ref.name for ref in refs(graph.outputs)}
+#: Networks by their key, for :func:`_make_one_by_one`.
+_NETWORKS: weakref.WeakValueDictionary[str, TernaryNetwork] = weakref.WeakValueDictionary()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _make_one_by_one(key: str) -> bool:
+    """Let torch.compile call this while it traces, and not trace it: packing weights and locking cannot be traced."""
+    return bool(_NETWORKS[key]._one_by_one())
+
+
+def _wrong_shape(names: list[str], results: list[Any], index: dict[str, Node]) -> str:
+    """Say which value has another shape than in the model, or nothing."""
+    for name, result in zip(names, results, strict=True):
+        if tuple(result.shape) != index[name].shape:
+            return f"{name!r} has shape {list(result.shape)}, the model's has {list(index[name].shape)}"
+    return ""
+
+
+def _plan(
+    graph: Graph,
+    parts: list[Node | Segment],
+    bound: Mapping[str, Callable[..., list[Any]]] | None = None,
+) -> list[_Part]:
+    """Bind every part that is not bound already, and note which values no later part reads."""
+    bound = {} if bound is None else bound
     plan: list[_Part] = []
-    read_later: set[str] = set(kept)
+    read_later: set[str] = {ref.name for ref in refs(graph.outputs)}
     for part in reversed(parts):
         if isinstance(part, Segment):
             run: Callable[..., list[Any]] = part
             reads, makes = part.reads, part.makes
         else:
-            run, reads, makes = _single_result(bind(graph, part)), part.inputs, [part.name]
+            run, reads, makes = bound.get(part.name) or _single_result(bind(graph, part)), part.inputs, [part.name]
         drops = [name for name in dict.fromkeys((*reads, *makes)) if name not in read_later]
         read_later.update(reads)
         plan.append(_Part(part, run, reads, makes, drops))

@@ -15,6 +15,7 @@ from torch import Tensor
 from fatnn_rs.convert.affine import single_fma
 from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.ops_table import bind
+from fatnn_rs.convert.shapes import same_shape
 from fatnn_rs.convert.thresholds import accumulator_range
 
 __all__ = ["lower_rest"]
@@ -103,7 +104,6 @@ def _to_conv_float(graph: Graph, node: Node) -> None:
 
 
 def _same_shapes(graph: Graph, add: Node) -> bool:
-    """Whether an addition neither spreads nor doubles a value."""
-    nodes = graph.index()
-    left, right = (nodes[name] for name in add.inputs)
-    return left is not right and left.shape == right.shape
+    """Whether an addition neither spreads nor doubles a value, whatever the inputs."""
+    left, right = add.inputs
+    return left != right and same_shape(graph, add)
