@@ -25,6 +25,18 @@ ACTIVATIONS: dict[str, Any] = {
 }
 
 
+#: Kind of pool → from the number of dimensions to the module.
+POOLS: dict[str, Any] = {
+    "max": lambda dims: MAX[dims](2, 1),
+    "max ceil": lambda dims: MAX[dims](3, 2, 1, ceil_mode=True),
+    "max dilated": lambda dims: MAX[dims](2, 2, dilation=2, ceil_mode=True),
+    "average": lambda dims: AVERAGE[dims](2, 1),
+    "average ceil": lambda dims: AVERAGE[dims](3, 2, 1, ceil_mode=True, count_include_pad=False),
+    "adaptive": lambda dims: ADAPTIVE[dims](3),
+    "adaptive one": lambda dims: ADAPTIVE[dims](1),
+}
+
+
 @dataclass(frozen=True)
 class Stage:
     """One layer with its BatchNorm, activation and pooling, and whether a shortcut spans it."""
@@ -38,8 +50,9 @@ class Stage:
     bias: bool
     norm: bool
     activation: str
-    pool: bool
+    pool: str
     shortcut: bool
+    broadcast: str = "none"
 
 
 STAGES = st.builds(
@@ -53,8 +66,9 @@ STAGES = st.builds(
     bias=st.booleans(),
     norm=st.sampled_from([True, True, True, False]),
     activation=st.sampled_from(sorted(ACTIVATIONS)),
-    pool=st.booleans(),
+    pool=st.sampled_from(["none", "none", *sorted(POOLS)]),
     shortcut=st.booleans(),
+    broadcast=st.sampled_from(["none"] * 6 + ["mean", "scalar"]),
 )
 
 
@@ -76,7 +90,25 @@ class Shortcut(nn.Module):
 
 CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d}
 NORMS: dict[int, Any] = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
-POOLS: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d}
+MAX: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d}
+AVERAGE: dict[int, Any] = {1: nn.AvgPool1d, 2: nn.AvgPool2d}
+ADAPTIVE: dict[int, Any] = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d}
+
+
+class Spread(nn.Module):
+    """``body(x) + its own mean over the pixels``, or ``+ a parameter`` of one value per channel."""
+
+    def __init__(self, body: nn.Module, kind: str, channels: int, dims: int) -> None:
+        super().__init__()
+        self.body, self.kind = body, kind
+        self.value = nn.Parameter(torch.randn(1, channels, *([1] * dims)))
+        self.dims = tuple(range(2, 2 + dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        if self.kind == "mean" and self.dims:
+            return y + y.mean(self.dims, keepdim=True)
+        return y + self.value
 
 
 def layer(stage: Stage, dims: int, inner: int, outer: int, groups: int) -> nn.Module:
@@ -96,9 +128,11 @@ def build(stages: list[Stage], dims: int, channels: int) -> nn.Module:
         body: list[nn.Module] = [layer(stage, dims, inner, outer, groups)]
         if stage.norm:
             body.append(NORMS[dims](outer))
+        if stage.broadcast != "none":
+            body = [Spread(nn.Sequential(*body), stage.broadcast, outer, dims)]
         after: list[nn.Module] = [ACTIVATIONS[stage.activation]()]
-        if stage.pool and dims:
-            after.append(POOLS[dims](2, 1))
+        if stage.pool != "none" and dims:
+            after.append(POOLS[stage.pool](dims))
         if stage.shortcut:
             project: nn.Module = nn.Identity()
             if (
@@ -168,7 +202,7 @@ def test_wide_layers_bisect(dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thresholds found by bisection and samples are those found by trying every integer."""
     from fatnn_rs.convert import thresholds
 
-    stage = Stage(3, 3, 1, 1, 1, 1, False, True, "relu", False, False)
+    stage = Stage(3, 3, 1, 1, 1, 1, False, True, "relu", "none", False)
     torch.manual_seed(0)
     model = build([stage, stage, stage], dims, 70)
     x = image(3, 70, *([7, 6][:dims]))
@@ -179,3 +213,17 @@ def test_wide_layers_bisect(dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
     bisected = exact(model, x)
     for name, tensor in everywhere.graph.tensors.items():
         assert torch.equal(tensor, bisected.graph.tensors[name])
+
+
+@pytest.mark.parametrize("pool", ["none", "max ceil", "average ceil"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_wide_layers(bias: bool, pool: str) -> None:
+    """Enough outputs and products that every kernel there is comes into question, the one for wide layers too."""
+    stages = [
+        Stage(144, 3, 1, 1, 1, 1, bias, True, "relu", pool, True),
+        Stage(130, 3, 1, 1, 1, 1, bias, True, "hardtanh", "none", False),
+        Stage(160, 1, 1, 0, 1, 1, bias, True, "relu", "none", True),
+        Stage(128, 3, 2, 1, 1, 2, bias, True, "relu", "none", False),
+    ]
+    torch.manual_seed(3)
+    check(stages, 2, 64, 7, 3)

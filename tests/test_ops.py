@@ -78,6 +78,36 @@ def test_opcheck_layouts(name: str, layout: str) -> None:
     assert not result.requires_grad
 
 
+def integer_layouts(x: Tensor) -> dict[str, Tensor]:
+    """The same values, which carry no gradient, in memory that is not contiguous in the order of dimensions."""
+    wide = torch.zeros(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype)
+    wide[..., ::2] = x
+    window = torch.zeros(*(size + 2 for size in x.shape), dtype=x.dtype)
+    inner = window[tuple(slice(1, 1 + size) for size in x.shape)]
+    inner.copy_(x)
+    found = {"sliced": wide[..., ::2], "window": inner, "offset": torch.cat([x[:1], x])[1:]}
+    found["transposed"] = x.transpose(0, -1).contiguous().transpose(0, -1)
+    assert not any(found[name].is_contiguous() for name in ("sliced", "window", "transposed"))
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("layout", ["sliced", "window", "offset", "transposed"])
+@pytest.mark.parametrize(
+    "name", ["pack_codes", "unpack_codes", "conv_acc", "conv_codes", "conv_float", "max_pool_codes"]
+)
+def test_opcheck_layouts_of_codes(name: str, layout: str) -> None:
+    arguments = list(samples()[name])
+    plain = getattr(ops, name)(*arguments)
+    arguments[0] = integer_layouts(arguments[0])[layout]  # type: ignore[arg-type]
+    if name == "conv_codes":
+        arguments[2] = integer_layouts(arguments[2])[layout]  # type: ignore[arg-type]
+    opcheck(getattr(ops, name).default, tuple(arguments))
+    result = getattr(ops, name)(*arguments)
+    assert torch.equal(result, plain)
+    assert result.stride() == plain.stride()
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("shape", [(3, 70), (2, 5, 9), (0, 4, 3, 3)])
 def test_opcheck_ranks(shape: tuple[int, ...]) -> None:
