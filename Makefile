@@ -44,6 +44,7 @@ test: test-rust test-isa test-python ## every test
 test-rust: tools-rust
 	@echo "==> tests of the core"
 	cargo test --package fatnn --quiet
+	cargo test --package fatnn --features cli --test cli --quiet
 
 test-isa: tools-rust # the same tests with kernels capped, tier by tier
 	@for isa in scalar avx2; do \

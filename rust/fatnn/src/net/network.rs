@@ -480,7 +480,7 @@ impl Builder {
             _ if op.ends_with("2d") => rank == 4,
             _ => (2..=4).contains(&rank),
         };
-        if !known_rank || inputs.iter().any(|&v| self.shapes[v] != *read) {
+        if !known_rank || (op == "add" && inputs.iter().any(|&v| self.shapes[v] != *read)) {
             let shapes: Vec<_> = inputs.iter().map(|&v| &self.shapes[v]).collect();
             foreign.push(format!("node {name:?}: operation {op:?} on the shapes {shapes:?}"));
             self.kinds.push(None);

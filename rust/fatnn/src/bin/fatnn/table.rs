@@ -1,0 +1,30 @@
+//! Plain-text tables.
+
+/// Aligned columns under titles and rules; columns named in `right` are aligned right.
+pub(crate) fn render<const N: usize>(head: [&str; N], rows: &[[String; N]], right: &[usize]) -> String {
+    let width = |i: usize| rows.iter().map(|row| row[i].chars().count()).chain([head[i].len()]).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    let line = |cells: [&str; N]| {
+        let cell = |i: usize| match right.contains(&i) {
+            true => format!("{:>1$}", cells[i], widths[i]),
+            false => format!("{:<1$}", cells[i], widths[i]),
+        };
+        (0..N).map(cell).collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    let rules = widths.map(|width| "-".repeat(width));
+    let mut lines = vec![line(head), line(rules.each_ref().map(String::as_str))];
+    lines.extend(rows.iter().map(|row| line(row.each_ref().map(String::as_str))));
+    lines.join("\n")
+}
+
+/// A shape as `1x64x56x56`.
+pub(crate) fn shape(shape: &[u64]) -> String {
+    shape.iter().map(u64::to_string).collect::<Vec<_>>().join("x")
+}
+
+/// A number with a comma after every three digits; nothing for 0.
+pub(crate) fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let comma = |(i, c): (usize, char)| [(i > 0 && (digits.len() - i).is_multiple_of(3)).then_some(','), Some(c)];
+    if n == 0 { String::new() } else { digits.chars().enumerate().flat_map(comma).flatten().collect() }
+}
