@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
-from fatnn_rs import ConfigError, demo
+from fatnn_rs import ConfigError, cli, demo
 from fatnn_rs.models.digits import DigitsNet
 from fatnn_rs.train.digits import fit, load_digits
 from fatnn_rs.train.timing import interleaved_medians
@@ -40,6 +42,54 @@ def test_the_whole_path(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "demo.json").read_text()) == json.loads(json.dumps(result))
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert "ternary, Rust" in text.getvalue()
+    targets = result["targets"]
+    assert not targets["binding"]
+    assert not targets["hold"]  # one epoch is not enough
+    assert "targets: missed: ternary mean" in text.getvalue()
+
+
+def figures(wide: float, narrow: float) -> dict[str, float]:
+    return {"float_accuracy": wide, "ternary_accuracy": narrow, "rust_accuracy": narrow}
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "hold"),
+    [(0.99, 0.986, True), (0.992, 0.985, True), (0.98, 0.99, True), (0.985, 0.9849, False), (0.995, 0.9875, False)],
+)
+def test_targets(wide: float, narrow: float, hold: bool) -> None:
+    targets = demo._targets(figures(wide, narrow), demo.DemoOptions())
+    assert targets["hold"] is hold
+    assert targets["binding"]
+    assert not demo._targets(figures(wide, narrow), demo.DemoOptions(seeds=1))["binding"]
+
+
+@pytest.mark.parametrize("narrow", [0.99, 0.9])
+def test_missed_targets_fail_the_command(
+    narrow: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With default options; the figures are written all the same."""
+    real = demo._measure
+
+    def measure(options: demo.DemoOptions, console: Console) -> dict[str, Any]:
+        short = dataclasses.replace(options, seeds=1, float_epochs=1, ternary_epochs=1, seconds=0.01)
+        result = real(short, console)
+        result["mean"] = figures(0.99, narrow)
+        result["targets"] = demo._targets(result["mean"], options)
+        return result
+
+    monkeypatch.setattr(demo, "_measure", measure)
+    arguments = ["demo", "--out", str(tmp_path), "--no-picture"]
+    if narrow > 0.98:
+        with pytest.raises(SystemExit) as left:
+            cli.main(arguments)
+        assert left.value.code == 0
+        assert "targets: met" in capsys.readouterr().out
+    else:
+        assert cli.main(arguments) == 1
+        shown = capsys.readouterr()
+        assert "targets: missed" in shown.out
+        assert "fatnn: the demonstration misses its targets" in shown.err
+    assert json.loads((tmp_path / "demo.json").read_text())["targets"]["hold"] == (narrow > 0.98)
 
 
 @pytest.mark.parametrize("name", ["seeds", "float_epochs", "ternary_epochs", "seconds"])

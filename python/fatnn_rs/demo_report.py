@@ -12,7 +12,7 @@ from torch import Tensor
 from fatnn_rs.errors import UnsupportedError
 from fatnn_rs.train.digits import Epoch
 
-__all__ = ["draw", "require_matplotlib", "show"]
+__all__ = ["draw", "require_matplotlib", "show", "targets_line"]
 
 
 def require_matplotlib() -> None:
@@ -29,6 +29,19 @@ def require_matplotlib() -> None:
         raise UnsupportedError(
             "the picture needs matplotlib, which is missing: pip install matplotlib (or run without the picture)"
         ) from error
+
+
+def targets_line(result: dict[str, Any]) -> str:
+    """Say in one line whether the figures are those promised."""
+    targets, ternary = result["targets"], result["mean"]["rust_accuracy"]
+    least, most = targets["ternary_mean_at_least"], targets["float_minus_ternary_at_most"]
+    gap = targets["float_minus_ternary"]
+    place = f"{gap * 100:.2f} points below float" if gap >= 0 else f"{-gap * 100:.2f} points above float"
+    unusual = "" if targets["binding"] else " (promised for the default seeds and epochs only)"
+    return (
+        f"{'met' if targets['hold'] else 'missed'}: ternary mean {ternary:.2%} (at least {least:.1%}), {place} (at "
+        f"most {most * 100:.1f}){unusual}"
+    )
 
 
 def show(result: dict[str, Any], console: Console) -> None:
@@ -53,12 +66,17 @@ def show(result: dict[str, Any], console: Console) -> None:
         style="bold",
     )
     console.print(table)
+    console.print(f"targets: {targets_line(result)}", highlight=False, soft_wrap=True)
 
     sizes = result["sizes"]
     table = Table("size", "float32", "ternary", "ratio")
     for name, wide, narrow in (
         ("whole network, on disk", "float_network_bytes", "file_bytes"),
-        ("ternary layers' weights, in memory", "ternary_layers_float_bytes", "ternary_layers_packed_bytes"),
+        (
+            "ternary weights, packed for their kernels",
+            "ternary_layers_float_bytes",
+            "ternary_layers_packed_bytes",
+        ),
     ):
         ratio = sizes[wide] / sizes[narrow]
         table.add_row(name, f"{sizes[wide] / 1024:.1f} KiB", f"{sizes[narrow] / 1024:.1f} KiB", f"{ratio:.1f}x")
