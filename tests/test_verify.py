@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fatnn_rs import ConversionError, InputError
 from fatnn_rs.convert import TernaryNetwork, convert, verify
@@ -127,3 +127,42 @@ def test_leaves_no_hooks(resnet: nn.Module) -> None:
     with pytest.raises(InputError):
         verify(resnet, net, X.double())
     assert not any(module._forward_hooks for module in resnet.modules())
+
+
+def test_every_module_is_in_eval_mode(resnet: nn.Module) -> None:
+    net = convert(resnet, X)
+    resnet.layers[1].bn1.train()
+    with pytest.raises(ConversionError, match=r"module 'layers.1.bn1' is in training mode"):
+        verify(resnet, net, X)
+
+
+def test_layers_left_to_torch_are_not_identical() -> None:
+    """A ternary layer that torch runs was not compared, whatever the outputs."""
+    x = image(4, 33)
+    model = ready(Mlp(), x)
+    model.fc2.register_forward_hook(lambda module, args, output: None)
+    report = verify(model, convert(model, x), x)
+    assert report.not_compared == ("fc2",)
+    assert report.codes_total > 0
+    assert report.codes_different == report.max_abs_diff == 0
+    assert not report.identical
+
+
+def test_sees_layers_that_the_model_did_not_run() -> None:
+    class Skipping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(33, 33), nn.Linear(33, 33)
+            self.skip = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.one(x)
+            return x if self.skip else self.two(x)
+
+    x = image(4, 33)
+    model = ready(Skipping(), x)
+    net = convert(model, x)
+    assert verify(model, net, x).identical
+    model.skip = True
+    with pytest.raises(ConversionError, match="ran ternary layers that the model did not: two"):
+        verify(model, net, x)

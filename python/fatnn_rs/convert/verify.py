@@ -83,8 +83,8 @@ class VerifyReport:
 
     @property
     def identical(self) -> bool:
-        """Whether no code and no output differs."""
-        return self.codes_different == 0 and self.max_abs_diff == 0.0
+        """Whether every ternary layer was compared, and no code and no output differs."""
+        return self.codes_different == 0 and self.max_abs_diff == 0.0 and not self.not_compared
 
     def to_json(self) -> str:
         """Return the whole report as JSON."""
@@ -181,7 +181,7 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     Raises
     ------
     ConversionError
-        Where the model holds no ternary layer or is in training mode, where the network is not a
+        Where the model holds no ternary layer or some module of it is in training mode, where the network is not a
         :class:`TernaryNetwork`, where their layers or outputs do not correspond, or where no code was compared at all.
     InputError
         Where ``inputs`` hold no tensor, or the network refuses them.
@@ -191,8 +191,10 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
             f"{type(model).__name__} holds no ternary layer, so there is nothing to compare; give the prepared and "
             "trained model that was converted"
         )
-    if model.training:
-        raise ConversionError("the model is in training mode; call model.eval() before verifying")
+    for name, module in model.named_modules():
+        if module.training:
+            where = f"module {name!r}" if name else "the model"
+            raise ConversionError(f"{where} is in training mode; call model.eval() before verifying")
     if not isinstance(net, TernaryNetwork):
         raise ConversionError(f"net: expected what fatnn_rs.convert returns, got {type(net).__name__}")
     arguments = check_inputs("inputs", inputs)
@@ -201,6 +203,12 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     result = net.run_observed(_cloned(arguments), observer, as_run=True)
     with _eager_codes(root) as eager:
         expected = root(*_cloned(arguments))
+    strange = sorted(set(observer.taken) - set(eager))
+    if strange:
+        raise ConversionError(
+            f"the network ran ternary layers that the model did not: {', '.join(strange)}; the network was not "
+            "converted from this model"
+        )
     rows = tuple(row for name in eager for row in _compare_layer(name, eager[name], observer))
     report = VerifyReport(
         codes_total=sum(row.codes for row in rows),
