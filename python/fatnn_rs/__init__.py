@@ -1,7 +1,8 @@
 """fatnn-rs: ternary neural networks, trained in PyTorch and run in 2 bits.
 
 The public names; everything else is private. Names that need torch (or the extension module) are imported when first
-used, so that ``import fatnn_rs`` works without torch.
+used, so that ``import fatnn_rs`` works without torch. ``load`` works without torch too: it then returns what
+``load_numpy`` does.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from fatnn_rs.convert.file import load, save
     from fatnn_rs.convert.summary import summary
     from fatnn_rs.convert.verify import verify
+    from fatnn_rs.numpy_network import load_numpy
     from fatnn_rs.prepare import param_groups, prepare
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "cpu_info",
     "get_num_threads",
     "load",
+    "load_numpy",
     "nn",
     "ops",
     "param_groups",
@@ -57,6 +60,7 @@ _LAZY = {
     "cpu_info": "fatnn_rs._core",
     "get_num_threads": "fatnn_rs._core",
     "load": "fatnn_rs.convert",
+    "load_numpy": "fatnn_rs.numpy_network",
     "nn": None,
     "ops": None,
     "param_groups": "fatnn_rs.prepare",
@@ -68,6 +72,9 @@ _LAZY = {
     "verify": "fatnn_rs.convert",
 }
 
+# The same where torch is not installed.
+_WITHOUT_TORCH = {"load": "fatnn_rs.numpy_network"}
+
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
@@ -78,6 +85,8 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != "torch":
             raise
+        if name in _WITHOUT_TORCH:
+            return getattr(importlib.import_module(_WITHOUT_TORCH[name]), name)
         raise ImportError(f"fatnn_rs.{name} needs torch, which is not installed: pip install torch") from error
     value = module if source is None else getattr(module, name)
     globals()[name] = value

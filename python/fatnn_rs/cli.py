@@ -1,4 +1,4 @@
-"""The command line: ``fatnn info | demo | inspect | run | bench``.
+"""The command line: ``fatnn info | demo | inspect | run | bench``. Of these, ``demo`` and ``bench`` need torch.
 
 Figures go to standard output (as JSON with ``--json``), everything else to standard error. What fails on purpose exits
 with 1 and one line; wrong usage exits with 2.
@@ -102,7 +102,12 @@ def demo(
 @app.command()
 def inspect(network: Network, as_json: Json = False) -> None:
     """Show what a saved network runs, layer by layer."""
-    report = _load(network).report
+    if _has("torch"):
+        report = _load(network).report
+    else:
+        from fatnn_rs.numpy_network import read_report
+
+        report = read_report(network)
     print(report.to_json() if as_json else report)
 
 
@@ -117,8 +122,6 @@ def run(
     import numpy as np
 
     net = _load(network)
-    import torch
-
     try:
         array = np.load(inputs, allow_pickle=False)
     except ValueError as error:
@@ -127,14 +130,19 @@ def run(
         raise InputError(f"{inputs}: expected one array in .npy format, got an archive of several")
     if array.dtype != np.float32:
         raise InputError(f"{inputs}: expected float32, got {array.dtype}; save array.astype(numpy.float32)")
+    given: Any = np.ascontiguousarray(array)
+    if _has("torch"):
+        import torch
+
+        given = torch.from_numpy(given)
     start = time.perf_counter()
-    output = net(torch.from_numpy(np.ascontiguousarray(array)))
+    output = net(given)
     seconds = time.perf_counter() - start
-    if not isinstance(output, torch.Tensor):
+    if isinstance(output, (tuple, list, dict)) or not hasattr(output, "shape"):
         raise InputError(
             f"{network}: the network returns {type(output).__name__}; `run` shows networks that return a tensor"
         )
-    result = output.numpy()
+    result = np.asarray(output)
     if out is not None:
         with out.open("wb") as file:  # numpy.save would add .npy to another ending
             np.save(file, result)
@@ -214,8 +222,16 @@ def _need(module: str, package: str) -> None:
         raise ImportError(f"this command needs {module}, which is missing: pip install {package}") from error
 
 
+def _has(module: str) -> bool:
+    try:
+        import_module(module)
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
 def _load(path: Path) -> Any:
+    """Read a network: for torch where that is installed, else for NumPy."""
     import fatnn_rs
 
-    _need("torch", "torch")
     return fatnn_rs.load(path)

@@ -14,10 +14,10 @@ from fatnn_rs import _core
 from fatnn_rs.convert.checks import as_root, check_inputs
 from fatnn_rs.convert.graph import Node
 from fatnn_rs.convert.network import TernaryNetwork
-from fatnn_rs.convert.report import TRITS
-from fatnn_rs.convert.table import render
 from fatnn_rs.errors import InputError
 from fatnn_rs.nn import TernaryLayer
+from fatnn_rs.report import TRITS
+from fatnn_rs.table import render
 
 __all__ = ["Summary", "SummaryRow", "summary"]
 

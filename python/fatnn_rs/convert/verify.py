@@ -21,8 +21,8 @@ from fatnn_rs.convert.checks import as_root, check_inputs, ternary_layers
 from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.ops_code import squeeze_to
-from fatnn_rs.convert.table import render
 from fatnn_rs.errors import ConversionError
+from fatnn_rs.table import render
 
 __all__ = ["VerifyReport", "VerifyRow", "verify"]
 

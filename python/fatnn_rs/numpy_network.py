@@ -1,0 +1,205 @@
+"""A saved network on NumPy arrays, without torch: :func:`load_numpy` and :class:`NumpyNetwork`.
+
+The Rust engine runs the whole network in one call, float layers too, so the results are those of the same file loaded
+with ``float_layers="rust"``, bit for bit. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fatnn_rs import _core
+from fatnn_rs.errors import FormatError, InputError, UnsupportedError
+from fatnn_rs.report import Report, ReportRow, macs, packed_weight_bytes, runs
+
+__all__ = ["NumpyNetwork", "load", "load_numpy", "read_report"]
+
+
+class NumpyNetwork:
+    """A network that runs in Rust as a whole. Made by :func:`load_numpy`.
+
+    Attributes
+    ----------
+    inputs, outputs
+        Name and shape at conversion of every array that goes in and comes out, in order. The number of images may be
+        another, and so may sizes behind the channels, unless the model was captured for one size only.
+    report
+        What it runs: one row per node. Print it.
+    """
+
+    inputs: tuple[tuple[str, tuple[int, ...]], ...]
+    outputs: tuple[tuple[str, tuple[int, ...]], ...]
+    report: Report
+
+    def __init__(self, network: _core.Network, structure: Any, report: Report) -> None:
+        self._network = network
+        self._structure = structure
+        self.inputs = tuple((name, tuple(shape)) for name, shape in network.inputs)
+        self.outputs = tuple((name, tuple(shape)) for name, shape in network.outputs)
+        self.report = report
+
+    def __call__(self, *inputs: npt.NDArray[np.float32]) -> Any:
+        """Run the network.
+
+        Parameters
+        ----------
+        *inputs
+            The original model's arguments in order: float32 arrays of shape (images, channels, spatial axes).
+
+        Returns
+        -------
+        Any
+            What the original model returns, with arrays for tensors: one float32 array (channels second, contiguous)
+            for most models, else tuples, lists or dicts of them.
+
+        Raises
+        ------
+        InputError
+            Wrong number, type, dtype, rank, channels or size of inputs, or NaN where a quantizer reads it.
+        """
+        names = [name for name, _ in self.inputs]
+        if len(inputs) != len(names):
+            raise InputError(
+                f"the network takes {len(names)} input array(s) ({', '.join(names)}), got {len(inputs)}; call it with "
+                "the arrays its model takes"
+            )
+        arrays = [_checked(name, x) for name, x in zip(names, inputs, strict=True)]
+        results = self._network.run(arrays, [False] * len(arrays))
+        values = {
+            name: np.ascontiguousarray(np.moveaxis(result, -1, 1))
+            for (name, _), result in zip(self.outputs, results, strict=True)
+        }
+        return _rebuilt(self._structure, values)
+
+    def __repr__(self) -> str:
+        takes = ", ".join(f"{name} {list(shape)}" for name, shape in self.inputs)
+        return f"NumpyNetwork({takes}; {self.report.layers_ternary} ternary layers, {len(self.report.rows)} nodes)"
+
+
+def load_numpy(path: str | os.PathLike[str]) -> NumpyNetwork:
+    """Read a network that :func:`fatnn_rs.save` wrote, to run on NumPy arrays; torch is not needed.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    NumpyNetwork
+
+    Raises
+    ------
+    UnsupportedError
+        Some nodes run only in torch; they are named.
+    FormatError
+        Truncated, damaged, of another version, no fatnn-rs file, or a graph that is not well-formed.
+    OSError
+        The file cannot be read.
+    """
+    graph, text, arrays = _read(path)
+    network = _core.Network(text, arrays)
+    return NumpyNetwork(network, graph["outputs"], _report(graph, arrays, in_engine=True))
+
+
+def load(path: str | os.PathLike[str], float_layers: str = "rust") -> NumpyNetwork:
+    """Stand in for ``fatnn_rs.load`` where torch is not installed: as :func:`load_numpy`.
+
+    Raises
+    ------
+    UnsupportedError
+        ``float_layers`` is not ``"rust"``, or some nodes run only in torch.
+    """
+    if float_layers != "rust":
+        raise UnsupportedError(
+            f"load: float_layers={float_layers!r} needs torch, which is not installed: pip install torch"
+        )
+    return load_numpy(path)
+
+
+def read_report(path: str | os.PathLike[str]) -> Report:
+    """Describe what a file holds, also where some of it runs only in torch.
+
+    Raises
+    ------
+    FormatError, OSError
+        As :func:`load_numpy`.
+    """
+    graph, text, arrays = _read(path)
+    try:
+        _core.Network(text, arrays)
+    except UnsupportedError as error:
+        report = _report(graph, arrays, in_engine=False)
+        return Report(report.rows, (*report.notes, f"needs torch to run: {error}"))
+    return _report(graph, arrays, in_engine=True)
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str, dict[str, npt.NDArray[Any]]]:
+    """Graph, its text, and tensors of a file."""
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{os.fspath(path)!r} is a directory; give the file that fatnn_rs.save wrote")
+    text, arrays = _core.load(os.fspath(path))
+    try:
+        graph = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{os.fspath(path)!r}: the graph is not JSON ({error}); get the file again") from error
+    if not isinstance(graph, dict) or not isinstance(graph.get("nodes"), list) or "outputs" not in graph:
+        raise FormatError(f"{os.fspath(path)!r}: the graph has no nodes or no outputs; get the file again")
+    return graph, text, arrays
+
+
+def _report(graph: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], in_engine: bool) -> Report:
+    """Describe a file's graph."""
+    try:
+        nodes = [node for node in graph["nodes"] if node["op"] != "input"]
+        rows = []
+        for node in nodes:
+            op, shape, weight = node["op"], tuple(node["shape"]), node["tensors"].get("weight")
+            sizes = None if weight is None else arrays[weight].shape
+            rows.append(
+                ReportRow(
+                    name=node["layer"] or node["name"],
+                    op=op,
+                    runs=runs(op, in_engine),
+                    shape=shape,
+                    macs=macs(op, shape, sizes),
+                    packed_bytes=packed_weight_bytes(op, sizes),
+                    note=node["note"],
+                )
+            )
+        return Report(tuple(rows), tuple(graph["notes"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FormatError(
+            f"the graph is not well-formed ({type(error).__name__}: {error}); the file was not written by "
+            "fatnn_rs.save, or by another version of it"
+        ) from error
+
+
+def _checked(name: str, x: Any) -> npt.NDArray[np.float32]:
+    """One input as a C-contiguous float32 array; shapes are checked in Rust."""
+    if not isinstance(x, np.ndarray):
+        raise InputError(
+            f"input {name!r}: expected a NumPy array, got {type(x).__name__}; convert it with numpy.asarray"
+        )
+    if x.dtype != np.float32:
+        raise InputError(f"input {name!r}: expected float32, got {x.dtype}; convert it with .astype(numpy.float32)")
+    return np.ascontiguousarray(x)
+
+
+def _rebuilt(structure: Any, values: dict[str, npt.NDArray[np.float32]]) -> Any:
+    """Put arrays into the structure that the model returns; the engine has checked it."""
+    kind, inner = next(iter(structure.items()))
+    if kind == "value":
+        return values[inner]
+    if kind == "dict":
+        return {key: _rebuilt(item, values) for key, item in inner.items()}
+    if kind in ("list", "tuple"):
+        items = [_rebuilt(item, values) for item in inner]
+        return tuple(items) if kind == "tuple" else items
+    return inner

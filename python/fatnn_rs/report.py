@@ -1,0 +1,135 @@
+"""What a converted network runs where, and why: :class:`Report`. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from fatnn_rs.table import render
+
+__all__ = ["TRITS", "Report", "ReportRow", "macs", "packed_weight_bytes", "runs"]
+
+#: Trits in a byte of the file.
+TRITS = 5
+
+#: Convolutions and linear layers on codes.
+_TERNARY = ("conv_codes", "conv_float")
+
+#: What operations on codes read and make.
+_CODES = {
+    "quantize": "float -> codes",
+    "conv_codes": "codes -> codes",
+    "conv_float": "codes -> float",
+    "max_pool_codes": "codes -> codes",
+}
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One node.
+
+    Attributes
+    ----------
+    name
+        The layer it came from, or the node's own name.
+    op
+        What it does.
+    runs
+        ``"rust codes -> codes"``, ``"rust codes -> float"``, ``"rust float -> codes"``, ``"rust float -> float"`` (in a
+        segment of the engine) or ``"torch"``.
+    shape
+        Of the result at the example inputs.
+    macs
+        Multiply-accumulates per example batch.
+    packed_bytes
+        Of its ternary weights in a file.
+    note
+        What was fused, or why it runs as it does.
+    """
+
+    name: str
+    op: str
+    runs: str
+    shape: tuple[int, ...]
+    macs: int
+    packed_bytes: int
+    note: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """A converted network, node by node. Print it, or take ``to_json()``."""
+
+    rows: tuple[ReportRow, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def layers_ternary(self) -> int:
+        """Convolutions and linear layers that run on codes."""
+        return sum(row.op in _TERNARY for row in self.rows)
+
+    @property
+    def bytes_packed(self) -> int:
+        """Bytes of all ternary weights in a file."""
+        return sum(row.packed_bytes for row in self.rows)
+
+    @property
+    def macs_ternary(self) -> int:
+        """Multiply-accumulates on codes."""
+        return sum(row.macs for row in self.rows if row.op in _TERNARY)
+
+    @property
+    def macs_float(self) -> int:
+        """Multiply-accumulates in float layers that the conversion knows."""
+        return sum(row.macs for row in self.rows if row.op not in _TERNARY)
+
+    @property
+    def unsaveable(self) -> tuple[str, ...]:
+        """Names of the torch nodes that a file cannot hold."""
+        return tuple(row.name for row in self.rows if row.op.startswith("torch: "))
+
+    def to_json(self) -> str:
+        """Return the whole report as JSON."""
+        return json.dumps({**asdict(self), "macs_ternary": self.macs_ternary, "macs_float": self.macs_float}, indent=2)
+
+    def __str__(self) -> str:
+        cells = [
+            [
+                row.name,
+                row.op,
+                row.runs,
+                "x".join(map(str, row.shape)),
+                f"{row.macs:,}" if row.macs else "",
+                f"{row.packed_bytes:,}" if row.packed_bytes else "",
+                row.note,
+            ]
+            for row in self.rows
+        ]
+        table = render(["node", "op", "runs", "shape", "MACs", "bytes", "note"], cells, right=(4, 5))
+        lines = [
+            table,
+            f"{self.layers_ternary} ternary layers: {self.macs_ternary:,} of {self.macs_ternary + self.macs_float:,} "
+            f"MACs; ternary weights take {self.bytes_packed:,} bytes",
+        ]
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+
+def runs(op: str, in_engine: bool) -> str:
+    """Who runs an operation, and what it reads and makes; ``in_engine``: whether the engine has a float operation."""
+    if op in _CODES:
+        return f"rust {_CODES[op]}"
+    return "rust float -> float" if in_engine else "torch"
+
+
+def macs(op: str, shape: Sequence[int], weight: Sequence[int] | None) -> int:
+    """Multiply-accumulates of a convolution or linear layer with such a result and weight; 0 for anything else."""
+    if weight is None or op not in (*_TERNARY, "conv1d", "conv2d", "linear"):
+        return 0
+    return math.prod(shape) * math.prod(weight[1:])
+
+
+def packed_weight_bytes(op: str, weight: Sequence[int] | None) -> int:
+    """Bytes of an operation's ternary weights, five to a byte."""
+    return 0 if weight is None or op not in _TERNARY else -(-math.prod(weight) // TRITS)
