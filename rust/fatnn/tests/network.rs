@@ -314,3 +314,33 @@ fn collect(json: &serde_json::Value, at: String, paths: &mut Vec<String>) {
         paths.push(at);
     }
 }
+
+#[test]
+fn what_only_pytorch_runs_and_sizes_that_are_fixed_are_named() {
+    let example = example();
+    let mut json: serde_json::Value = serde_json::from_str(&example.graph).unwrap();
+    // A network captured for one width.
+    json["nodes"][0]["attrs"]["fixed"] = serde_json::json!([1, 3]);
+    let net = Network::new(&json.to_string(), &example.tensors).unwrap();
+    let run = |map: [usize; 2]| {
+        let x = image(2, map, 3);
+        net.run(&[Input { shape: &[2, C, map[0], map[1]], data: &x, channels_last: true }])
+    };
+    assert!(run([4, 8]).is_ok());
+    let wrong = run([8, 6]).unwrap_err().to_string();
+    assert!(wrong.contains("one shape only: expected [any, 70, any, 8], got [2, 70, 8, 6]"), "{wrong}");
+    // Operations on shapes that the engine does not have: an addition that broadcasts, pooling without spatial axes.
+    json["nodes"][4]["shape"] = serde_json::json!([1, C, 1, 1]);
+    json["nodes"][5]["inputs"][0] = "flat".into();
+    let flat = node("flat", "flatten", &["x"], serde_json::json!({"start": 2, "end": 3}), serde_json::json!({}));
+    json["nodes"].as_array_mut().unwrap().insert(5, flat);
+    let Err(Error::Unsupported { what }) = Network::new(&json.to_string(), &example.tensors) else {
+        panic!("not refused")
+    };
+    for expected in [
+        "\"flat\": operation \"flatten\" (flattening the dimensions from 2 to 3)",
+        "\"sum\": operation \"add\" on the shapes",
+    ] {
+        assert!(what.contains(expected), "{what}");
+    }
+}

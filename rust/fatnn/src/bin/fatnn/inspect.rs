@@ -102,9 +102,11 @@ pub(crate) fn inspect(file: &Path, as_json: bool) -> Result<String, Failure> {
         .collect();
     let mut text = table::render(["node", "op", "shape", "MACs", "bytes", "note"], &cells, &[3, 4]);
     text += &format!(
-        "\n{ternary_layers} ternary layers: {macs_ternary} of {} MACs; ternary weights take {ternary_bytes} of the file's \
-         {file_bytes} bytes",
-        macs_ternary + macs_float
+        "\n{ternary_layers} ternary layers: {} of {} MACs; ternary weights take {} of the file's {} bytes",
+        table::commas(macs_ternary),
+        table::commas(macs_ternary.saturating_add(macs_float)),
+        table::commas(ternary_bytes),
+        table::commas(file_bytes)
     );
     if let Some(what) = missing {
         text += &format!("\nneeds PyTorch for: {what}");

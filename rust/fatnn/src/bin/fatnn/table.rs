@@ -22,9 +22,14 @@ pub(crate) fn shape(shape: &[u64]) -> String {
     shape.iter().map(u64::to_string).collect::<Vec<_>>().join("x")
 }
 
-/// A number with a comma after every three digits; nothing for 0.
-pub(crate) fn count(n: u64) -> String {
+/// A number with a comma after every three digits.
+pub(crate) fn commas(n: u64) -> String {
     let digits = n.to_string();
     let comma = |(i, c): (usize, char)| [(i > 0 && (digits.len() - i).is_multiple_of(3)).then_some(','), Some(c)];
-    if n == 0 { String::new() } else { digits.chars().enumerate().flat_map(comma).flatten().collect() }
+    digits.chars().enumerate().flat_map(comma).flatten().collect()
+}
+
+/// The same for a table's cell: nothing for 0.
+pub(crate) fn count(n: u64) -> String {
+    if n == 0 { String::new() } else { commas(n) }
 }
