@@ -13,6 +13,7 @@ import fatnn_rs as fatnn
 from fatnn_rs import _core
 from fatnn_rs.convert import TernaryNetwork
 from fatnn_rs.convert.engine import Segment
+from fatnn_rs.models.cifar_resnet import resnet20
 from fatnn_rs.models.digits import DigitsNet
 
 
@@ -325,3 +326,17 @@ def test_weights_are_packed_for_single_nodes_only_when_wanted(case: tuple[nn.Mod
     assert len(plans) == 8
     assert len(set(map(id, plans))) == 1
     assert torch.equal(one_by_one(net, x), net(x))
+
+
+def test_codes_across_a_torch_node_cost_no_more_than_their_own_layers() -> None:
+    """Where a shortcut is padded by torch beside a convolution, only that convolution leaves the segments."""
+    x = torch.randn(2, 3, 32, 32)
+    model = trained(resnet20(), x)
+    net = fatnn.convert(model, x)
+    inside = {node.name for segment in net.segments for node in segment.nodes}
+    layers = [node.name for node in net.graph.nodes if node.op in ("conv_codes", "conv_float")]
+    assert len(layers) == 18
+    assert sum(name not in inside for name in layers) == 4
+    for batch in (x, x[:1]):
+        assert torch.equal(net(batch), model(batch))
+        assert torch.equal(one_by_one(net, batch), model(batch))

@@ -132,23 +132,40 @@ def cut(graph: Graph, float_layers: str, declined: Container[str] = ()) -> list[
         In the order in which they run.
     """
     able = _able(graph, float_layers)
-    parts: list[Node | Segment] = []
-    run: list[Node] = []
+    taken = {n.name for n in graph.nodes if n.op != "input" and n.name not in declined and able(n)}
+    while crossing := _codes_across(graph, taken):
+        taken -= crossing
+    return [
+        part
+        for run in _runs(graph, taken)
+        for part in (_segment(graph, run, float_layers) if run[0].name in taken else run)
+    ]
 
-    def close() -> None:
-        parts.extend(_segment(graph, run, float_layers))
-        run.clear()
 
+def _runs(graph: Graph, taken: set[str]) -> list[list[Node]]:
+    """Nodes in order: consecutive ones of ``taken`` together, others alone."""
+    runs: list[list[Node]] = []
     for node in graph.nodes:
         if node.op == "input":
             continue
-        if node.name not in declined and able(node):
-            run.append(node)
+        if runs and node.name in taken and runs[-1][0].name in taken:
+            runs[-1].append(node)
         else:
-            close()
-            parts.append(node)
-    close()
-    return parts
+            runs.append([node])
+    return runs
+
+
+def _codes_across(graph: Graph, taken: set[str]) -> set[str]:
+    """Those of ``taken`` that make or read codes which would go from one run to another; segments exchange floats."""
+    place = {node.name: i for i, run in enumerate(_runs(graph, taken)) for node in run}
+    index = graph.index()
+    across: set[str] = set()
+    for node in graph.nodes:
+        for name in node.inputs:
+            row = CODE_OPS.get(index[name].op)
+            if row is not None and row.makes_codes and place[name] != place[node.name]:
+                across |= {name, node.name}
+    return across & taken
 
 
 def _able(graph: Graph, float_layers: str) -> Callable[[Node], bool]:
