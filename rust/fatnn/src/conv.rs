@@ -1,4 +1,4 @@
-//! Convolution, one- and two-dimensional: geometry only. The inner loop is the product's ([`crate::gemm`]).
+//! Convolution, one- and two-dimensional: geometry only. The inner loop is the product's (`gemm`).
 //!
 //! Codes are channels-last. Where there is padding, the image's codes are first copied into a frame of zero-codes (a
 //! quarter of a byte per value: a fraction of a percent of the work); after that every window is the same set of offsets from

@@ -1,6 +1,6 @@
 //! Packed weights: what a kernel wants, derived from codes when a network is loaded, never stored in a file.
 //!
-//! A packed blob begins with a header of [`HEADER`] bytes (magic, layout, shape, a checksum of these), so that it can travel
+//! A packed blob begins with a header of 64 bytes (magic, layout, shape, a checksum of these), so that it can travel
 //! through places that only know arrays of bytes and be checked on the other side: "packed for another kernel" is an error,
 //! not wrong numbers.
 

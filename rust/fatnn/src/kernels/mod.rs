@@ -3,13 +3,13 @@
 //!
 //! A [`Kernel`] computes one tile, `mr` output rows × `nr` output channels, of a product between packed ternary
 //! activations and packed ternary weights, and runs the epilogue on it. Everything else (which rows, which channels,
-//! which thread) is decided by the driver in [`crate::gemm`]; convolution is the same product with other row addresses
+//! which thread) is decided by the driver in `gemm`; convolution is the same product with other row addresses
 //! ([`crate::conv`]), never a second inner loop.
 //!
 //! A kernel object can only be made where its CPU features are present, so holding one proves that it may run. A
-//! [`Tiles`] can only be made with addresses inside its operands, so [`Kernel::tiles`] is a safe function.
+//! `Tiles` can only be made with addresses inside its operands, so [`Kernel::tiles`] is a safe function.
 //!
-//! To add a kernel: one file `<family>_<isa>.rs` and one row in [`KERNELS`]. Tests, benches and documentation go through
+//! To add a kernel: one file `<family>_<isa>.rs` and one row in `KERNELS`. Tests, benches and documentation go through
 //! that table.
 //!
 //! | kernel | family | tile | inner step |
