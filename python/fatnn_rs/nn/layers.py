@@ -139,6 +139,21 @@ def _twin(cls: type[Layer], module: nn.Module, expected: type[nn.Module], **opti
     return layer
 
 
+def _convolve(
+    layer: TernaryConv1d | TernaryConv2d, function: Callable[..., Tensor], input: Tensor, dims: int
+) -> Tensor:
+    """Forward pass of a convolution over ``dims`` dimensions; padding other than zeros comes before the quantizer."""
+    padding: Any = layer.padding
+    if layer.padding_mode != "zeros":
+        input = functional.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+        padding = (0,) * dims
+
+    def product(x: Tensor, w: Tensor) -> Tensor:
+        return function(x, w, None, layer.stride, padding, layer.dilation, layer.groups)
+
+    return layer._finish(layer._accumulate(product, input), dims)
+
+
 class TernaryConv1d(TernaryLayer, nn.Conv1d):
     """``torch.nn.Conv1d`` with ternary weights and activations.
 
@@ -175,15 +190,7 @@ class TernaryConv1d(TernaryLayer, nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, C, L] or [C, L] → [N, out, L'] or [out, L']."""
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            input = functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = (0,)
-
-        def product(x: Tensor, w: Tensor) -> Tensor:
-            return functional.conv1d(x, w, None, self.stride, padding, self.dilation, self.groups)
-
-        return self._finish(self._accumulate(product, input), 1)
+        return _convolve(self, functional.conv1d, input, 1)
 
 
 class TernaryConv2d(TernaryLayer, nn.Conv2d):
@@ -222,15 +229,7 @@ class TernaryConv2d(TernaryLayer, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, C, H, W] or [C, H, W] → [N, out, H', W'] or [out, H', W']."""
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            input = functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = (0, 0)
-
-        def product(x: Tensor, w: Tensor) -> Tensor:
-            return functional.conv2d(x, w, None, self.stride, padding, self.dilation, self.groups)
-
-        return self._finish(self._accumulate(product, input), 2)
+        return _convolve(self, functional.conv2d, input, 2)
 
 
 class TernaryLinear(TernaryLayer, nn.Linear):  # type: ignore[misc]
