@@ -45,6 +45,17 @@ pub struct ToFloat<'a> {
     pub relu: bool,
     /// Output channels in a row of `out`.
     pub channels: usize,
+    /// Codes of the values, beside the values.
+    pub codes: Option<Quantizer>,
+}
+
+/// Thresholds from float32 to codes, the same for all channels.
+#[derive(Clone, Copy, Debug)]
+pub struct Quantizer {
+    /// The smallest values of levels 1 and 2; the second at least the first.
+    pub thresholds: [f32; 2],
+    /// Layout of the codes that come out.
+    pub layout: CodesLayout,
 }
 
 /// Writes the tile's codes into `out`, which starts at the tile's first row and whose bits are zero. `at_least(acc,
@@ -88,14 +99,18 @@ pub(crate) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) 
     bits
 }
 
-/// Writes the tile's float32 values into `out`, which starts at the tile's first row, as does `residual`.
+/// Writes the tile's float32 values into `out`, which starts at the tile's first row, as do `residual` and `codes`. The
+/// codes, where `to` asks for them, are set in bits that are zero, with `at_least(x, threshold)` of
+/// [`crate::quantize::at_least`]; false where a value that became one was NaN.
 #[inline(always)]
 pub(crate) fn to_float<const NR: usize>(
     tile: &TileAcc<'_>,
     to: &ToFloat<'_>,
     residual: Option<&[f32]>,
     out: &mut [f32],
-) {
+    codes: &mut [u8],
+    at_least: impl Fn(&[f32; WIDE], f32) -> u16,
+) -> bool {
     let channels = tile.first_channel..tile.first_channel + tile.channels;
     // Absent ones change nothing: a factor of one and a summand of *negative* zero (0.0 would turn -0.0 into 0.0).
     let (mut scale, mut bias) = ([1.0; NR], [-0.0; NR]);
@@ -105,6 +120,7 @@ pub(crate) fn to_float<const NR: usize>(
     if let Some(b) = to.bias {
         fill(&mut bias, &b[channels.clone()]);
     }
+    let mut numbers = true;
     for (r, acc) in tile.acc.as_chunks::<NR>().0.iter().take(tile.rows).enumerate() {
         let row = r * to.channels + tile.first_channel..r * to.channels + tile.first_channel + tile.channels;
         let residual = residual.map(|x| &x[row.clone()]);
@@ -120,7 +136,21 @@ pub(crate) fn to_float<const NR: usize>(
             float_row(acc, (&scale, &bias), residual.map(|_| &x), to.relu, &mut y);
             store(out, &y);
         }
+        if let Some(Quantizer { thresholds: [low, high], layout }) = &to.codes {
+            let (mut p, mut x2) = (0, 0);
+            for (i, x) in out.chunks(WIDE).enumerate() {
+                // Padding is below every threshold, and a number.
+                let mut padded = [f32::NEG_INFINITY; WIDE];
+                fill(&mut padded, x);
+                p |= u64::from(at_least(&padded, *low)) << (i * WIDE);
+                x2 |= u64::from(at_least(&padded, *high)) << (i * WIDE);
+                numbers &= padded.iter().fold(true, |ok, x| ok & !x.is_nan());
+            }
+            let pixel = &mut codes[r * layout.pixel_bytes()..][..layout.pixel_bytes()];
+            layout.or_planes(pixel, tile.first_channel, tile.channels, p & !x2, p);
+        }
     }
+    numbers
 }
 
 /// One row of [`to_float`], a vector of [`WIDE`] at a time where a tile is wider: compilers keep such arrays in registers.

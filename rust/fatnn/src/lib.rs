@@ -26,6 +26,7 @@ pub mod conv;
 pub mod cpu;
 pub mod epilogue;
 mod error;
+mod frame;
 mod gemm;
 // The only room with `unsafe`: loads, stores and calls of functions with CPU features.
 #[allow(unsafe_code)]

@@ -170,7 +170,7 @@ fn convolutions_refuse_what_does_not_fit() {
     assert!(matches!(codes(&[0; 4], &[0; 4], other, 30 * 16), Err(Error::Shape { .. })));
 
     let float = |scale: Option<&[f32]>, bias: Option<&[f32]>, residual: Option<&[f32]>, channels| {
-        let to = ToFloat { scale, bias, relu: false, channels };
+        let to = ToFloat { scale, bias, relu: false, channels, codes: None };
         conv2d_float(&input, &weights, &good, to, residual, &mut [0.0; 120])
     };
     float(Some(&[1.0; 4]), Some(&[1.0; 4]), Some(&[0.0; 120]), 4).unwrap();

@@ -3,18 +3,21 @@
 //!
 //! A [`Kernel`] computes one tile, `mr` output rows × `nr` output channels, of a product between packed ternary
 //! activations and packed ternary weights, and runs the epilogue on it. Everything else (which rows, which channels,
-//! which thread) is decided by the driver in `gemm`; convolution is the same product with other row addresses
+//! which thread) is decided by the driver in `gemm`; convolution is the same product with other addresses
 //! ([`crate::conv`]), never a second inner loop.
 //!
-//! A kernel object can only be made where its CPU features are present, so holding one proves that it may run. A
-//! `Tiles` can only be made with addresses inside its operands, so [`Kernel::tiles`] is a safe function.
+//! There are two kinds. *Tiled* kernels read codes as they pass between layers, wherever rows are (`tile`). *Framed* ones
+//! have a layout of their own, into which the driver rewrites each piece of a convolution's input once (`framed`).
+//!
+//! A kernel object can only be made where its CPU features are present, so holding one proves that it may run. `Tiles` and
+//! `Framed` can only be made with addresses inside their operands, so the inner loops are safe functions.
 //!
 //! To add a kernel: one file `<family>_<isa>.rs` and one row in `KERNELS`. Tests, benches and documentation go through
 //! that table.
 //!
 //! | kernel | family | tile | inner step |
 //! | --- | --- | --- | --- |
-//! | `x86_64-matrix-amx` | matrix | 32×32 | `tdpbssd`: 16384 products in 16 cycles |
+//! | `x86_64-matrix-amx` | matrix, framed | 64×16 | `tdpbssd`: 16384 products in 16 cycles |
 //! | `x86_64-popcount-avx512` | popcount | 4×16 | 5 instructions for 512 products: ternary logic, `vpopcntq` |
 //! | `x86_64-popcount-avx2` | popcount | 2×16 | 11.5 for 256 products: carry-save adders, then a table of nibbles |
 //! | `aarch64-popcount-neon` | popcount | 4×16 | 6 instructions for 128 products: `bsl`, `cnt` |
@@ -29,6 +32,7 @@ use crate::net::Elementwise;
 use crate::quantize::QuantizeInput;
 
 mod float;
+mod framed;
 mod matrix;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod matrix_amx;
@@ -43,7 +47,10 @@ mod popcount_scalar;
 mod tile;
 
 pub(crate) use float::matmul;
-pub(crate) use tile::{MAX_BLOCK, MAX_MR, MAX_NR, TileRows, Tiles};
+pub use framed::FramedKernel;
+pub(crate) use framed::{Emitted, Framed, Line, Panel};
+pub use tile::TiledKernel;
+pub(crate) use tile::{BLOCK, MAX_MR, MAX_NR, TileRows, Tiles};
 
 /// Kernel families: they differ in the layout of both operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,6 +105,7 @@ impl Layout {
     /// Bytes of one panel: `units` units of `nr` channels, then one `i32` per channel.
     pub(crate) fn panel_bytes(self, units: usize) -> usize {
         match self.family {
+            // Two bits a weight in either.
             Family::Popcount | Family::Matrix => units * self.nr * popcount::UNIT_BYTES + self.nr * 4,
         }
     }
@@ -127,27 +135,23 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
     fn isa(&self) -> Isa;
     /// Layout of the weights it reads.
     fn layout(&self) -> Layout;
-    /// Output rows in a tile.
-    fn mr(&self) -> usize;
-    /// Rows that a driver should take at a time: all panels of weights pass by while these rows' activations are in cache.
-    fn block(&self) -> usize {
-        64
-    }
-    /// Makes of a block's rows what [`Kernel::tiles`] wants to read for every panel, for kernels that do not read codes as
-    /// they are.
+    /// The inner loop.
     #[doc(hidden)]
-    fn expand(&self, rows: &TileRows<'_>, expanded: &mut Vec<u8>) {
-        let _ = (rows, expanded);
-    }
-    /// Accumulates tiles into `acc[row * nr + channel]`, which has `nr` elements for every row of `tiles`.
-    #[doc(hidden)]
-    fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]);
+    fn inner(&self) -> Inner<'_>;
     /// Epilogue: accumulators to codes. See [`crate::epilogue::to_codes`].
     #[doc(hidden)]
     fn to_codes(&self, acc: &TileAcc<'_>, to: &ToCodes<'_>, out: &mut [u8]);
-    /// Epilogue: accumulators to float32. See [`crate::epilogue::to_float`].
+    /// Epilogue: accumulators to float32, and to codes of those; whether no value that became a code was NaN. See
+    /// [`crate::epilogue::to_float`].
     #[doc(hidden)]
-    fn to_float(&self, acc: &TileAcc<'_>, to: &ToFloat<'_>, residual: Option<&[f32]>, out: &mut [f32]);
+    fn to_float(
+        &self,
+        acc: &TileAcc<'_>,
+        to: &ToFloat<'_>,
+        residual: Option<&[f32]>,
+        out: &mut [f32],
+        codes: &mut [u8],
+    ) -> bool;
     /// No epilogue: the accumulators as they are. See [`crate::epilogue::to_acc`].
     #[doc(hidden)]
     fn to_acc(&self, acc: &TileAcc<'_>, channels: usize, out: &mut [i32]);
@@ -160,6 +164,15 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
     fn map(&self, functions: &[Elementwise], x: &mut [f32], channels: usize);
 }
 
+/// The two kinds of inner loop: they differ in how they read activations.
+#[doc(hidden)]
+pub enum Inner<'a> {
+    /// Reads codes as they pass between layers.
+    Tiled(&'a (dyn TiledKernel + Sync)),
+    /// Reads a layout of its own, made for the call.
+    Framed(&'a (dyn FramedKernel + Sync)),
+}
+
 /// Writes the epilogue methods of [`Kernel`] for tiles of `nr` columns, and [`Kernel::quantize`], compiled with the kernel's
 /// own CPU features.
 /// `at_least` and `float_at_least` are [`crate::epilogue::at_least`] and [`crate::quantize::at_least`] or those functions in
@@ -167,10 +180,13 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
 macro_rules! epilogue_methods {
     ($nr:expr, $at_least:path, $float_at_least:path $(, $feature:literal)?) => {
         epilogue_methods!(
-            @ $nr, to_codes(to: &crate::epilogue::ToCodes<'_>, out: &mut [u8]; |a, t| $at_least(a, t)) $($feature)?);
+            @ $nr, to_codes(to: &crate::epilogue::ToCodes<'_>, out: &mut [u8]; |a, t| $at_least(a, t)) -> () $(, $feature)?);
         epilogue_methods!(
-            @ $nr, to_float(to: &crate::epilogue::ToFloat<'_>, residual: Option<&[f32]>, out: &mut [f32];) $($feature)?);
-        epilogue_methods!(@ $nr, to_acc(channels: usize, out: &mut [i32];) $($feature)?);
+            @ $nr, to_float(
+                to: &crate::epilogue::ToFloat<'_>, residual: Option<&[f32]>, out: &mut [f32], codes: &mut [u8];
+                |x, t| $float_at_least(x, t)
+            ) -> bool $(, $feature)?);
+        epilogue_methods!(@ $nr, to_acc(channels: usize, out: &mut [i32];) -> () $(, $feature)?);
 
         fn map(&self, functions: &[crate::net::Elementwise], x: &mut [f32], channels: usize) {
             $(#[target_feature(enable = $feature)])?
@@ -196,11 +212,11 @@ macro_rules! epilogue_methods {
             }
         }
     };
-    (@ $nr:expr, $name:ident($($arg:ident: $type:ty),*; $($extra:expr)?) $($feature:literal)?) => {
-        fn $name(&self, tile: &crate::epilogue::TileAcc<'_>, $($arg: $type),*) {
+    (@ $nr:expr, $name:ident($($arg:ident: $type:ty),*; $($extra:expr)?) -> $result:ty $(, $feature:literal)?) => {
+        fn $name(&self, tile: &crate::epilogue::TileAcc<'_>, $($arg: $type),*) -> $result {
             $(#[target_feature(enable = $feature)])?
-            fn run(tile: &crate::epilogue::TileAcc<'_>, $($arg: $type),*) {
-                crate::epilogue::$name::<{ $nr }>(tile, $($arg,)* $($extra)?);
+            fn run(tile: &crate::epilogue::TileAcc<'_>, $($arg: $type),*) -> $result {
+                crate::epilogue::$name::<{ $nr }>(tile, $($arg,)* $($extra)?)
             }
             #[allow(unused_unsafe)]
             // SAFETY: `self` exists, so the features were detected.

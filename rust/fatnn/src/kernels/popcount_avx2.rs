@@ -13,7 +13,7 @@
 use std::arch::x86_64::*;
 
 use super::popcount::in_parts;
-use super::{Family, Kernel, Layout, Tiles, epilogue_methods};
+use super::{Family, Inner, Kernel, Layout, TiledKernel, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
 const MR: usize = 2;
@@ -48,6 +48,14 @@ impl Kernel for Avx2 {
         Layout { family: Family::Popcount, nr: NR, lanes: 4 }
     }
 
+    fn inner(&self) -> Inner<'_> {
+        Inner::Tiled(self)
+    }
+
+    epilogue_methods!(NR, at_least, float_at_least, "avx2,fma,popcnt");
+}
+
+impl TiledKernel for Avx2 {
     fn mr(&self) -> usize {
         MR
     }
@@ -56,8 +64,6 @@ impl Kernel for Avx2 {
         // SAFETY: `self` exists, so `make` saw the features.
         unsafe { run(tiles, acc) }
     }
-
-    epilogue_methods!(NR, at_least, float_at_least, "avx2,fma,popcnt");
 }
 
 #[target_feature(enable = "avx2")]

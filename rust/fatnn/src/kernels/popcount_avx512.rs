@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Family, Kernel, Layout, Tiles, epilogue_methods};
+use super::{Family, Inner, Kernel, Layout, TiledKernel, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
 const MR: usize = 4;
@@ -36,6 +36,14 @@ impl Kernel for Avx512 {
         Layout { family: Family::Popcount, nr: NR, lanes: 8 }
     }
 
+    fn inner(&self) -> Inner<'_> {
+        Inner::Tiled(self)
+    }
+
+    epilogue_methods!(NR, at_least, float_at_least, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
+}
+
+impl TiledKernel for Avx512 {
     fn mr(&self) -> usize {
         MR
     }
@@ -46,8 +54,6 @@ impl Kernel for Avx512 {
             unsafe { run(tiles, rows, acc) }
         }
     }
-
-    epilogue_methods!(NR, at_least, float_at_least, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
 }
 
 /// `a ⊕ (b ∨ c)`.

@@ -10,7 +10,7 @@
 use std::arch::aarch64::*;
 
 use super::popcount::in_parts;
-use super::{Family, Kernel, Layout, Tiles, epilogue_methods};
+use super::{Family, Inner, Kernel, Layout, TiledKernel, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
 const MR: usize = 4;
@@ -47,6 +47,14 @@ impl Kernel for Neon {
         Layout { family: Family::Popcount, nr: NR, lanes: 2 }
     }
 
+    fn inner(&self) -> Inner<'_> {
+        Inner::Tiled(self)
+    }
+
+    epilogue_methods!(NR, at_least, float_at_least, "neon");
+}
+
+impl TiledKernel for Neon {
     fn mr(&self) -> usize {
         MR
     }
@@ -55,8 +63,6 @@ impl Kernel for Neon {
         // SAFETY: `self` exists, so `make` saw the feature.
         unsafe { run(tiles, acc) }
     }
-
-    epilogue_methods!(NR, at_least, float_at_least, "neon");
 }
 
 #[target_feature(enable = "neon")]

@@ -151,7 +151,7 @@ pub fn check(kernels: &[&'static dyn Kernel], case: &Case, seed: u64) {
             let (residual, relu) = (on(2).then_some(&residual[..]), on(3));
             let expected = reference::to_float(&expected, n, scale, bias, residual, relu);
             let mut y = vec![f32::NAN; expected.len()];
-            let to = ToFloat { scale, bias, relu, channels: n };
+            let to = ToFloat { scale, bias, relu, channels: n, codes: None };
             conv2d_float(&packed, &weights, &case.shape(), to, residual, &mut y).unwrap();
             let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&y), bits(&expected), "floats (form {form:04b}) of {}", what());

@@ -169,13 +169,13 @@ impl Step for ConvStep {
         match &self.conv.tail {
             Tail::Codes { low, high, layout } => {
                 let to = ToCodes { low, high, layout: *layout };
-                self.geometry.run(codes, weights, &to, scratch, out.codes())
+                self.geometry.run(codes, weights, &to, scratch, out.codes(), &mut [])
             }
             Tail::Float { scale, bias, relu } => {
                 let channels = weights.shape().out_channels;
-                let to = ToFloat { scale: scale.as_deref(), bias: bias.as_deref(), relu: *relu, channels };
+                let to = ToFloat { scale: scale.as_deref(), bias: bias.as_deref(), relu: *relu, channels, codes: None };
                 let residual = inputs.get(1).map(|x| x.floats());
-                self.geometry.run(codes, weights, &FloatSink { to, residual }, scratch, out.floats())
+                self.geometry.run(codes, weights, &FloatSink::new(to, residual), scratch, out.floats(), &mut [])
             }
         }
     }
