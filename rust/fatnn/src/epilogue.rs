@@ -120,37 +120,58 @@ pub(crate) fn to_float<const NR: usize>(
     if let Some(b) = to.bias {
         fill(&mut bias, &b[channels.clone()]);
     }
+    let exists = u64::MAX >> (64 - tile.channels);
     let mut numbers = true;
     for (r, acc) in tile.acc.as_chunks::<NR>().0.iter().take(tile.rows).enumerate() {
         let row = r * to.channels + tile.first_channel..r * to.channels + tile.first_channel + tile.channels;
         let residual = residual.map(|x| &x[row.clone()]);
         let out = &mut out[row];
-        if let Ok(whole) = TryInto::<&mut [f32; NR]>::try_into(&mut *out) {
+        let mut padded = [0.0; NR];
+        let y: &[f32; NR] = if let Ok(whole) = TryInto::<&mut [f32; NR]>::try_into(&mut *out) {
             let residual = residual.map(|x| x.try_into().expect("as long as `out`"));
             float_row(acc, (&scale, &bias), residual, to.relu, whole);
+            whole
         } else {
-            let (mut x, mut y) = ([0.0; NR], [0.0; NR]);
+            let mut x = [0.0; NR];
             if let Some(residual) = residual {
                 fill(&mut x, residual);
             }
-            float_row(acc, (&scale, &bias), residual.map(|_| &x), to.relu, &mut y);
-            store(out, &y);
-        }
+            float_row(acc, (&scale, &bias), residual.map(|_| &x), to.relu, &mut padded);
+            store(out, &padded);
+            &padded
+        };
         if let Some(Quantizer { thresholds: [low, high], layout }) = &to.codes {
-            let (mut p, mut x2) = (0, 0);
-            for (i, x) in out.chunks(WIDE).enumerate() {
-                // Padding is below every threshold, and a number.
-                let mut padded = [f32::NEG_INFINITY; WIDE];
-                fill(&mut padded, x);
-                p |= u64::from(at_least(&padded, *low)) << (i * WIDE);
-                x2 |= u64::from(at_least(&padded, *high)) << (i * WIDE);
-                numbers &= padded.iter().fold(true, |ok, x| ok & !x.is_nan());
-            }
+            // Columns that do not exist are numbers too, and their bits are masked.
+            let (p, number) = bits(y, &at_least, *low);
+            let (x2, _) = bits(y, &at_least, *high);
+            numbers &= number;
+            let (p, x2) = (p & exists, x2 & exists);
             let pixel = &mut codes[r * layout.pixel_bytes()..][..layout.pixel_bytes()];
             layout.or_planes(pixel, tile.first_channel, tile.channels, p & !x2, p);
         }
     }
     numbers
+}
+
+/// Bit `j` says whether `y[j] >= threshold`; and whether none is NaN.
+#[inline(always)]
+fn bits<const NR: usize>(y: &[f32; NR], at_least: &impl Fn(&[f32; WIDE], f32) -> u16, threshold: f32) -> (u64, bool) {
+    let (mut bits, mut numbers) = (0, true);
+    let mut part = |i: usize, x: &[f32; WIDE]| {
+        bits |= u64::from(at_least(x, threshold)) << (i * WIDE);
+        // The comparison with -∞ finds NaN.
+        numbers &= at_least(x, f32::NEG_INFINITY) == u16::MAX;
+    };
+    let (whole, rest) = y.as_chunks::<WIDE>();
+    for (i, x) in whole.iter().enumerate() {
+        part(i, x);
+    }
+    if !rest.is_empty() {
+        let mut padded = [0.0; WIDE];
+        padded[..rest.len()].copy_from_slice(rest);
+        part(whole.len(), &padded);
+    }
+    (bits, numbers)
 }
 
 /// One row of [`to_float`], a vector of [`WIDE`] at a time where a tile is wider: compilers keep such arrays in registers.

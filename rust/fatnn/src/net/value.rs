@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::codec::CodesLayout;
+use crate::epilogue::Quantizer;
 use crate::error::{Result, bad_value};
 
 /// Dimensions of a value: images, channels, and as many spatial axes as it has. In memory, floats are always
@@ -126,6 +127,16 @@ pub(crate) trait Operation: Send + Sync + std::fmt::Debug {
     fn absorb(&mut self, functions: Vec<super::ops::Elementwise>) -> Option<Vec<super::ops::Elementwise>> {
         Some(functions)
     }
+    /// Takes over a quantizer of its output, where it can make codes on the way: [`Step::run_beside`] then does. False where
+    /// it cannot, or has one already.
+    fn quantize(&mut self, quantizer: Quantizer) -> bool {
+        let _ = quantizer;
+        false
+    }
+    /// The quantizer that this operation is, where it is one.
+    fn quantizer(&self) -> Option<Quantizer> {
+        None
+    }
     /// The elementwise functions that this operation consists of, where it is nothing else.
     fn elementwise(&mut self) -> Option<Vec<super::ops::Elementwise>> {
         None
@@ -140,4 +151,9 @@ pub(crate) trait Step: Send + Sync + std::fmt::Debug {
     }
     /// Runs it. Buffers have the planned sizes.
     fn run(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>) -> Result<()>;
+    /// Runs it and writes `codes` of the output, where [`Operation::quantize`] asked for them; else `codes` is empty.
+    fn run_beside(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>, codes: &mut [u8]) -> Result<()> {
+        debug_assert!(codes.is_empty());
+        self.run(inputs, scratch, out)
+    }
 }
