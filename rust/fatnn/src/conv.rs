@@ -6,7 +6,7 @@
 //! with a layout of their own get frames in that layout, piece by piece.
 
 use crate::codec::CodesLayout;
-use crate::epilogue::{ToCodes, ToFloat};
+use crate::epilogue::{Residual, ToCodes, ToFloat};
 use crate::error::{Result, bad_value, check_len};
 use crate::frame::{self, FramePlan, Input};
 use crate::gemm::{self, AccSink, FloatSink, Piece, Rows, Sink};
@@ -121,7 +121,7 @@ pub fn conv2d_float(
     if let Some(residual) = residual {
         check_len("residual", out.len(), residual.len())?;
     }
-    run(codes, weights, shape, &FloatSink::new(to, residual), out)
+    run(codes, weights, shape, &FloatSink::new(to, residual.map_or(Residual::None, Residual::Of)), out)
 }
 
 /// Checks thresholds for `n` output channels.

@@ -49,6 +49,17 @@ pub struct ToFloat<'a> {
     pub codes: Option<Quantizer>,
 }
 
+/// What is added behind scale and bias.
+#[derive(Clone, Copy, Debug)]
+pub enum Residual<'a> {
+    /// Nothing.
+    None,
+    /// An array of the output's shape.
+    Of(&'a [f32]),
+    /// What stands in the output.
+    InPlace,
+}
+
 /// Thresholds from float32 to codes, the same for all channels.
 #[derive(Clone, Copy, Debug)]
 pub struct Quantizer {
@@ -72,10 +83,11 @@ pub(crate) fn to_codes<const NR: usize>(
     fill(&mut low, &to.low[channels.clone()]);
     fill(&mut high, &to.high[channels]);
     let exists = u64::MAX >> (64 - tile.channels);
+    let write = to.layout.writer(tile.first_channel, tile.channels);
     let rows = tile.acc.as_chunks::<NR>().0.iter();
     for (acc, out) in rows.zip(out.chunks_exact_mut(to.layout.pixel_bytes())).take(tile.rows) {
         let (p, x2) = (at_least(acc, &low) & exists, at_least(acc, &high) & exists);
-        to.layout.or_planes(out, tile.first_channel, tile.channels, p & !x2, p);
+        write(out, p & !x2, p);
     }
 }
 
@@ -106,7 +118,7 @@ pub(crate) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) 
 pub(crate) fn to_float<const NR: usize>(
     tile: &TileAcc<'_>,
     to: &ToFloat<'_>,
-    residual: Option<&[f32]>,
+    residual: Residual<'_>,
     out: &mut [f32],
     codes: &mut [u8],
     at_least: impl Fn(&[f32; WIDE], f32) -> u16,
@@ -120,105 +132,127 @@ pub(crate) fn to_float<const NR: usize>(
     if let Some(b) = to.bias {
         fill(&mut bias, &b[channels.clone()]);
     }
+    let factors = (&scale, &bias);
+    // Each kind compiled on its own: decided per vector, measured, it took as long as everything else here.
+    match residual {
+        Residual::None => float_rows::<NR, NOTHING>(tile, to, factors, &[], out, codes, at_least),
+        Residual::Of(x) => float_rows::<NR, ELSEWHERE>(tile, to, factors, x, out, codes, at_least),
+        Residual::InPlace => float_rows::<NR, IN_PLACE>(tile, to, factors, &[], out, codes, at_least),
+    }
+}
+
+/// [`Residual`] as a constant.
+const NOTHING: u8 = 0;
+const ELSEWHERE: u8 = 1;
+const IN_PLACE: u8 = 2;
+
+#[inline(always)]
+fn float_rows<const NR: usize, const RESIDUAL: u8>(
+    tile: &TileAcc<'_>,
+    to: &ToFloat<'_>,
+    factors: (&[f32; NR], &[f32; NR]),
+    residual: &[f32],
+    out: &mut [f32],
+    codes: &mut [u8],
+    at_least: impl Fn(&[f32; WIDE], f32) -> u16,
+) -> bool {
     let exists = u64::MAX >> (64 - tile.channels);
+    let codes_to = to.codes.map(|codes| (codes, codes.layout.writer(tile.first_channel, tile.channels)));
     let mut numbers = true;
     for (r, acc) in tile.acc.as_chunks::<NR>().0.iter().take(tile.rows).enumerate() {
         let row = r * to.channels + tile.first_channel..r * to.channels + tile.first_channel + tile.channels;
-        let residual = residual.map(|x| &x[row.clone()]);
-        let out = &mut out[row];
-        let mut padded = [0.0; NR];
-        let y: &[f32; NR] = if let Ok(whole) = TryInto::<&mut [f32; NR]>::try_into(&mut *out) {
-            let residual = residual.map(|x| x.try_into().expect("as long as `out`"));
-            float_row(acc, (&scale, &bias), residual, to.relu, whole);
-            whole
+        let mut levels = Levels { p: 0, x2: 0, numbers: true };
+        if let Ok(out) = TryInto::<&mut [f32; NR]>::try_into(&mut out[row.clone()]) {
+            let none = [0.0; NR];
+            let residual = if RESIDUAL == ELSEWHERE { residual[row].try_into().expect("as `out`") } else { &none };
+            float_row::<NR, RESIDUAL>(acc, factors, residual, to, out, &mut levels, &at_least);
         } else {
-            let mut x = [0.0; NR];
-            if let Some(residual) = residual {
-                fill(&mut x, residual);
+            let (mut x, mut y) = ([0.0; NR], [0.0; NR]);
+            match RESIDUAL {
+                ELSEWHERE => x[..tile.channels].copy_from_slice(&residual[row.clone()]),
+                IN_PLACE => y[..tile.channels].copy_from_slice(&out[row.clone()]),
+                _ => (),
             }
-            float_row(acc, (&scale, &bias), residual.map(|_| &x), to.relu, &mut padded);
-            store(out, &padded);
-            &padded
-        };
-        if let Some(Quantizer { thresholds: [low, high], layout }) = &to.codes {
             // Columns that do not exist are numbers too, and their bits are masked.
-            let (p, number) = bits(y, &at_least, *low);
-            let (x2, _) = bits(y, &at_least, *high);
-            numbers &= number;
-            let (p, x2) = (p & exists, x2 & exists);
-            let pixel = &mut codes[r * layout.pixel_bytes()..][..layout.pixel_bytes()];
-            layout.or_planes(pixel, tile.first_channel, tile.channels, p & !x2, p);
+            float_row::<NR, RESIDUAL>(acc, factors, &x, to, &mut y, &mut levels, &at_least);
+            store(&mut out[row], &y);
+        }
+        if let Some((quantizer, write)) = &codes_to {
+            let bytes = quantizer.layout.pixel_bytes();
+            let (p, x2) = (levels.p & exists, levels.x2 & exists);
+            write(&mut codes[r * bytes..(r + 1) * bytes], p & !x2, p);
+            numbers &= levels.numbers;
         }
     }
     numbers
 }
 
-/// Bit `j` says whether `y[j] >= threshold`; and whether none is NaN.
-#[inline(always)]
-fn bits<const NR: usize>(y: &[f32; NR], at_least: &impl Fn(&[f32; WIDE], f32) -> u16, threshold: f32) -> (u64, bool) {
-    let (mut bits, mut numbers) = (0, true);
-    let mut part = |i: usize, x: &[f32; WIDE]| {
-        bits |= u64::from(at_least(x, threshold)) << (i * WIDE);
-        // The comparison with -∞ finds NaN.
-        numbers &= at_least(x, f32::NEG_INFINITY) == u16::MAX;
-    };
-    let (whole, rest) = y.as_chunks::<WIDE>();
-    for (i, x) in whole.iter().enumerate() {
-        part(i, x);
-    }
-    if !rest.is_empty() {
-        let mut padded = [0.0; WIDE];
-        padded[..rest.len()].copy_from_slice(rest);
-        part(whole.len(), &padded);
-    }
-    (bits, numbers)
+/// Which values of a row reach levels 1 and 2, and whether all are numbers.
+struct Levels {
+    p: u64,
+    x2: u64,
+    numbers: bool,
 }
 
-/// One row of [`to_float`], a vector of [`WIDE`] at a time where a tile is wider: compilers keep such arrays in registers.
-#[inline(always)]
-fn float_row<const NR: usize>(
-    acc: &[i32; NR],
-    (scale, bias): (&[f32; NR], &[f32; NR]),
-    residual: Option<&[f32; NR]>,
-    relu: bool,
-    out: &mut [f32; NR],
-) {
-    if NR <= WIDE {
-        return float_vector(acc, (scale, bias), residual, relu, out);
-    }
-    let parts = acc.as_chunks::<WIDE>().0.iter().zip(out.as_chunks_mut::<WIDE>().0).enumerate();
-    for (i, (acc, out)) in parts {
-        let factors = (&scale.as_chunks().0[i], &bias.as_chunks().0[i]);
-        float_vector(acc, factors, residual.map(|x| &x.as_chunks().0[i]), relu, out);
-    }
-}
-
-/// Floats in the widest vector.
+/// Floats in the widest vector: compilers keep arrays of so many in registers.
 const WIDE: usize = 16;
 
+/// One row of [`to_float`].
 #[inline(always)]
-fn float_vector<const N: usize>(
+fn float_row<const NR: usize, const RESIDUAL: u8>(
+    acc: &[i32; NR],
+    (scale, bias): (&[f32; NR], &[f32; NR]),
+    residual: &[f32; NR],
+    to: &ToFloat<'_>,
+    out: &mut [f32; NR],
+    levels: &mut Levels,
+    at_least: &impl Fn(&[f32; WIDE], f32) -> u16,
+) {
+    let mut part = |first: usize, y: &[f32; WIDE]| {
+        if let Some(Quantizer { thresholds: [low, high], .. }) = to.codes {
+            levels.p |= u64::from(at_least(y, low)) << first;
+            levels.x2 |= u64::from(at_least(y, high)) << first;
+            // The comparison with -∞ finds NaN.
+            levels.numbers &= at_least(y, f32::NEG_INFINITY) == u16::MAX;
+        }
+    };
+    if NR < WIDE {
+        let x = if RESIDUAL == IN_PLACE { *out } else { *residual };
+        *out = float_vector::<NR, RESIDUAL>(acc, (scale, bias), &x, to.relu);
+        let mut padded = [0.0; WIDE];
+        padded[..NR].copy_from_slice(out);
+        return part(0, &padded);
+    }
+    for (i, out) in out.as_chunks_mut::<WIDE>().0.iter_mut().enumerate() {
+        let factors = (&scale.as_chunks().0[i], &bias.as_chunks().0[i]);
+        let x = if RESIDUAL == IN_PLACE { *out } else { residual.as_chunks().0[i] };
+        *out = float_vector::<WIDE, RESIDUAL>(&acc.as_chunks().0[i], factors, &x, to.relu);
+        part(i * WIDE, out);
+    }
+}
+
+#[inline(always)]
+fn float_vector<const N: usize, const RESIDUAL: u8>(
     acc: &[i32; N],
     (scale, bias): (&[f32; N], &[f32; N]),
-    residual: Option<&[f32; N]>,
+    residual: &[f32; N],
     relu: bool,
-    out: &mut [f32; N],
-) {
+) -> [f32; N] {
     let mut y = acc.map(|a| a as f32);
     // A factor of one and a summand of -0.0 change nothing, so one form serves all four cases.
     for j in 0..N {
         y[j] = y[j].mul_add(scale[j], bias[j]);
     }
-    if let Some(x) = residual {
+    if RESIDUAL != NOTHING {
         for j in 0..N {
-            y[j] += x[j];
+            y[j] += residual[j];
         }
     }
     if relu {
         // Not `max`: NaN passes through, as in PyTorch.
         y = y.map(|y| if y <= 0.0 { 0.0 } else { y });
     }
-    *out = y;
+    y
 }
 
 /// Copies the start of `from` to `to`: one move of constant size for a whole tile.

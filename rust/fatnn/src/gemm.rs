@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::epilogue::{TileAcc, ToCodes, ToFloat};
+use crate::epilogue::{Residual, TileAcc, ToCodes, ToFloat};
 use crate::error::Result;
 use crate::kernels::{BLOCK, Kernel, MAX_MR, MAX_NR, TileRows, TiledKernel, Tiles};
 use crate::parallel;
@@ -93,13 +93,13 @@ impl Sink for ToCodes<'_> {
 /// Float32 results, with an optional residual of the output's shape.
 pub(crate) struct FloatSink<'a> {
     pub to: ToFloat<'a>,
-    pub residual: Option<&'a [f32]>,
+    pub residual: Residual<'a>,
     /// Set where a value that became a code was NaN.
     pub nan: AtomicBool,
 }
 
 impl<'a> FloatSink<'a> {
-    pub fn new(to: ToFloat<'a>, residual: Option<&'a [f32]>) -> Self {
+    pub fn new(to: ToFloat<'a>, residual: Residual<'a>) -> Self {
         FloatSink { to, residual, nan: AtomicBool::new(false) }
     }
 }
@@ -116,7 +116,10 @@ impl Sink for FloatSink<'_> {
     }
 
     fn write(&self, kernel: &dyn Kernel, tile: &TileAcc<'_>, row: usize, piece: Piece<'_, f32>) {
-        let residual = self.residual.map(|r| &r[row * self.to.channels..]);
+        let residual = match self.residual {
+            Residual::Of(r) => Residual::Of(&r[row * self.to.channels..]),
+            other => other,
+        };
         if !kernel.to_float(tile, &self.to, residual, piece.out, piece.beside) {
             self.nan.store(true, Ordering::Relaxed);
         }

@@ -26,7 +26,7 @@
 use std::sync::OnceLock;
 
 use crate::cpu::{Features, Isa};
-use crate::epilogue::{TileAcc, ToCodes, ToFloat};
+use crate::epilogue::{Residual, TileAcc, ToCodes, ToFloat};
 use crate::error::Result;
 use crate::net::Elementwise;
 use crate::quantize::QuantizeInput;
@@ -148,7 +148,7 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
         &self,
         acc: &TileAcc<'_>,
         to: &ToFloat<'_>,
-        residual: Option<&[f32]>,
+        residual: Residual<'_>,
         out: &mut [f32],
         codes: &mut [u8],
     ) -> bool;
@@ -183,7 +183,7 @@ macro_rules! epilogue_methods {
             @ $nr, to_codes(to: &crate::epilogue::ToCodes<'_>, out: &mut [u8]; |a, t| $at_least(a, t)) -> () $(, $feature)?);
         epilogue_methods!(
             @ $nr, to_float(
-                to: &crate::epilogue::ToFloat<'_>, residual: Option<&[f32]>, out: &mut [f32], codes: &mut [u8];
+                to: &crate::epilogue::ToFloat<'_>, residual: crate::epilogue::Residual<'_>, out: &mut [f32], codes: &mut [u8];
                 |x, t| $float_at_least(x, t)
             ) -> bool $(, $feature)?);
         epilogue_methods!(@ $nr, to_acc(channels: usize, out: &mut [i32];) -> () $(, $feature)?);

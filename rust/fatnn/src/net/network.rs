@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::codec::CodesLayout;
 use crate::error::{Error, Result, bad_value, check_len};
+use crate::kernels::Line;
 use crate::net::build;
 use crate::net::file::{self, Tensor};
 use crate::net::ops::linear::transpose;
@@ -124,29 +125,25 @@ struct Workspace {
     /// Per value: its buffer.
     slots: Vec<usize>,
     buffers: Vec<Buffer>,
-    scratch: Vec<u8>,
+    scratch: Vec<Line>,
 }
 
-#[derive(Debug)]
-enum Buffer {
-    Float(Vec<f32>),
-    Codes(Vec<u8>),
-}
+/// Memory for a value, floats or codes, from the beginning of a cache line.
+#[derive(Debug, Default)]
+struct Buffer(Vec<Line>);
 
 impl Buffer {
-    /// The first `len` elements.
-    fn slice(&self, len: usize) -> Slice<'_> {
-        match self {
-            Buffer::Float(x) => Slice::Float(&x[..len]),
-            Buffer::Codes(x) => Slice::Codes(&x[..len]),
+    fn read(&self, value: &Value) -> Slice<'_> {
+        match value.codes {
+            None => Slice::Float(&Line::floats(&self.0)[..value.buffer_len()]),
+            Some(_) => Slice::Codes(&Line::bytes(&self.0)[..value.buffer_len()]),
         }
     }
 
-    /// The first `len` elements.
-    fn slice_mut(&mut self, len: usize) -> SliceMut<'_> {
-        match self {
-            Buffer::Float(x) => SliceMut::Float(&mut x[..len]),
-            Buffer::Codes(x) => SliceMut::Codes(&mut x[..len]),
+    fn write(&mut self, value: &Value) -> SliceMut<'_> {
+        match value.codes {
+            None => SliceMut::Float(&mut Line::floats_mut(&mut self.0)[..value.buffer_len()]),
+            Some(_) => SliceMut::Codes(&mut Line::bytes_mut(&mut self.0)[..value.buffer_len()]),
         }
     }
 }
@@ -274,21 +271,20 @@ impl Network {
         for output in &self.outputs {
             last[output.value] = usize::MAX;
         }
-        let mut buffers: Vec<(bool, usize)> = Vec::new();
+        let mut buffers: Vec<usize> = Vec::new();
         let mut free: Vec<usize> = Vec::new();
         let mut slots = vec![usize::MAX; self.values];
         let mut place = |value: &Value, free: &mut Vec<usize>| {
-            let (codes, len) = (value.codes.is_some(), value.buffer_len());
-            // The free buffer of the kind whose size is nearest.
-            let fits = free.iter().enumerate().filter(|(_, b)| buffers[**b].0 == codes);
-            match fits.min_by_key(|(_, b)| buffers[**b].1.abs_diff(len)).map(|(at, _)| at) {
+            let bytes = value.buffer_bytes();
+            // The free buffer whose size is nearest.
+            match free.iter().enumerate().min_by_key(|(_, b)| buffers[**b].abs_diff(bytes)).map(|(at, _)| at) {
                 Some(at) => {
                     let slot = free.swap_remove(at);
-                    buffers[slot].1 = buffers[slot].1.max(len);
+                    buffers[slot] = buffers[slot].max(bytes);
                     slot
                 }
                 None => {
-                    buffers.push((codes, len));
+                    buffers.push(bytes);
                     buffers.len() - 1
                 }
             }
@@ -297,20 +293,26 @@ impl Network {
             slots[v] = place(&values[v], &mut free);
         }
         for (n, node) in self.nodes.iter().enumerate() {
+            // A sum may take the place of a summand that nobody else will read.
+            let summand = match *node.inputs.as_slice() {
+                [a, b] if a != b && last[b] == n && values[b] == values[node.output] => Some(b),
+                _ => None,
+            };
+            let replaced = summand.filter(|_| node.operation.adds_in_place());
             for made in node.makes() {
-                slots[made] = place(&values[made], &mut free);
+                slots[made] = match replaced {
+                    Some(value) if made == node.output => slots[value],
+                    _ => place(&values[made], &mut free),
+                };
             }
             for (value, &slot) in slots.iter().enumerate() {
-                if last[value] == n && node.inputs.contains(&value) {
+                if last[value] == n && node.inputs.contains(&value) && replaced != Some(value) {
                     free.push(slot);
                 }
             }
         }
         let scratch = steps.iter().map(|step| step.scratch()).max().unwrap_or(0);
-        let buffers = buffers
-            .into_iter()
-            .map(|(codes, len)| Ok(if codes { Buffer::Codes(zeros(len)?) } else { Buffer::Float(zeros(len)?) }))
-            .collect::<Result<_>>()?;
+        let buffers = buffers.into_iter().map(|bytes| Ok(Buffer(zeros(bytes)?))).collect::<Result<_>>()?;
         let scratch = zeros(scratch)?;
         Ok(Workspace { input_dims: input_dims.to_vec(), steps, values, slots, buffers, scratch })
     }
@@ -322,30 +324,32 @@ impl Network {
         observe: &mut dyn FnMut(Observed<'_>),
     ) -> Result<Vec<Output>> {
         let Workspace { steps, values, slots, buffers, scratch, .. } = workspace;
+        let scratch = Line::bytes_mut(scratch);
         for (v, input) in inputs.iter().enumerate() {
             let len = values[v].buffer_len();
-            let Buffer::Float(buffer) = &mut buffers[slots[v]] else { unreachable!("inputs are floats") };
-            let dims = values[v].dims;
+            let (dims, buffer) = (values[v].dims, buffers[slots[v]].write(&values[v]).floats());
             if input.channels_last || len == 0 {
-                buffer[..len].copy_from_slice(input.data);
+                buffer.copy_from_slice(input.data);
             } else {
-                transpose(input.data, &mut buffer[..len], dims.channels, dims.map[0] * dims.map[1]);
+                transpose(input.data, buffer, dims.channels, dims.map[0] * dims.map[1]);
             }
         }
         for (node, step) in self.nodes.iter().zip(steps) {
             let start = std::time::Instant::now();
             // Empty stand-ins cost nothing and let the other buffers be read meanwhile.
-            let mut taken = |value: usize| std::mem::replace(&mut buffers[slots[value]], Buffer::Codes(Vec::new()));
+            let mut taken = |value: usize| std::mem::take(&mut buffers[slots[value]]);
             let mut out = taken(node.output);
             let mut beside = node.beside.as_ref().map(|beside| taken(beside.value));
-            let read = |v: usize| buffers[slots[v]].slice(values[v].buffer_len());
-            let target = out.slice_mut(values[node.output].buffer_len());
+            let read = |v: usize| buffers[slots[v]].read(&values[v]);
+            let target = out.write(&values[node.output]);
             let codes = match (&node.beside, &mut beside) {
-                (Some(Beside { value, .. }), Some(buffer)) => buffer.slice_mut(values[*value].buffer_len()).codes(),
+                (Some(Beside { value, .. }), Some(buffer)) => buffer.write(&values[*value]).codes(),
                 _ => &mut [],
             };
             let done = match *node.inputs.as_slice() {
                 [a] => step.run_beside(&[read(a)], scratch, target, codes),
+                // The output stands in the second input's place.
+                [a, b] if slots[b] == slots[node.output] => step.run_beside(&[read(a)], scratch, target, codes),
                 [a, b] => step.run_beside(&[read(a), read(b)], scratch, target, codes),
                 _ => unreachable!("operations read one or two values"),
             };
@@ -362,7 +366,7 @@ impl Network {
             let names = std::iter::once(&node.name).chain(node.beside.iter().map(|beside| &beside.name));
             for (name, made) in names.zip(node.makes()) {
                 let Value { dims, codes: layout } = values[made];
-                let (floats, codes) = match buffers[slots[made]].slice(values[made].buffer_len()) {
+                let (floats, codes) = match buffers[slots[made]].read(&values[made]) {
                     Slice::Float(x) => (Some(x), None),
                     Slice::Codes(x) => (None, layout.map(|layout| (x, layout))),
                 };
@@ -373,8 +377,8 @@ impl Network {
         }
         let output = |port: &Port| {
             let value = &values[port.value];
-            let Buffer::Float(data) = &buffers[slots[port.value]] else { unreachable!("outputs are floats") };
-            Output { shape: value.dims.shape(), data: data[..value.buffer_len()].to_vec() }
+            let data = buffers[slots[port.value]].read(value).floats();
+            Output { shape: value.dims.shape(), data: data.to_vec() }
         };
         Ok(self.outputs.iter().map(output).collect())
     }
@@ -382,11 +386,8 @@ impl Network {
 
 impl Workspace {
     fn bytes(&self) -> usize {
-        let buffer = |b: &Buffer| match b {
-            Buffer::Float(x) => x.capacity() * 4,
-            Buffer::Codes(x) => x.capacity(),
-        };
-        self.buffers.iter().map(buffer).sum::<usize>() + self.scratch.capacity()
+        let buffers = self.buffers.iter().map(|buffer| buffer.0.capacity() * size_of::<Line>());
+        buffers.sum::<usize>() + self.scratch.capacity() * size_of::<Line>()
     }
 }
 
@@ -430,12 +431,12 @@ impl Port {
     }
 }
 
-/// A buffer, or an error where there is no memory for it.
-fn zeros<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
-    let mut buffer = Vec::new();
-    if buffer.try_reserve_exact(len).is_err() {
-        return bad_value("memory of the network", "values that fit in memory", format!("{len} elements in one"));
+/// Memory for so many bytes, or an error where there is none.
+fn zeros(bytes: usize) -> Result<Vec<Line>> {
+    let (mut buffer, lines) = (Vec::new(), bytes.div_ceil(size_of::<Line>()));
+    if buffer.try_reserve_exact(lines).is_err() {
+        return bad_value("memory of the network", "values that fit in memory", format!("{bytes} bytes in one"));
     }
-    buffer.resize(len, T::default());
+    buffer.resize(lines, Line::ZERO);
     Ok(buffer)
 }

@@ -67,6 +67,12 @@ impl Value {
             Some(layout) => self.dims.pixels() * layout.pixel_bytes(),
         }
     }
+
+    /// Bytes of its buffer.
+    pub fn buffer_bytes(&self) -> usize {
+        let element = if self.codes.is_some() { 1 } else { size_of::<f32>() };
+        self.buffer_len() * element
+    }
 }
 
 /// A buffer with a value in it.
@@ -131,6 +137,11 @@ pub(crate) trait Operation: Send + Sync + std::fmt::Debug {
     /// it cannot, or has one already.
     fn quantize(&mut self, quantizer: Quantizer) -> bool {
         let _ = quantizer;
+        false
+    }
+    /// Whether its output may stand where its second input stood, of the same shape: [`Step::run_beside`] then gets the first
+    /// alone, and finds the second in the output.
+    fn adds_in_place(&self) -> bool {
         false
     }
     /// The quantizer that this operation is, where it is one.

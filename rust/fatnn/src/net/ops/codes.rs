@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::codec::CodesLayout;
 use crate::conv::{ConvShape, Geometry, check_thresholds};
-use crate::epilogue::{Quantizer, ToCodes, ToFloat};
+use crate::epilogue::{Quantizer, Residual, ToCodes, ToFloat};
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::gemm::FloatSink;
 use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
@@ -144,7 +144,7 @@ impl Operation for TernaryConv {
             Tail::Codes { layout, .. } => Some(layout),
             Tail::Float { .. } => None,
         };
-        Ok((Value { dims: out, codes }, Box::new(ConvStep { conv: self, geometry })))
+        Ok((Value { dims: out, codes }, Box::new(ConvStep { conv: self, geometry, residual: inputs.len() == 2 })))
     }
 
     fn absorb(&mut self, mut functions: Vec<super::Elementwise>) -> Option<Vec<super::Elementwise>> {
@@ -156,6 +156,10 @@ impl Operation for TernaryConv {
             functions.remove(0);
         }
         (!functions.is_empty()).then_some(functions)
+    }
+
+    fn adds_in_place(&self) -> bool {
+        true
     }
 
     fn quantize(&mut self, quantizer: Quantizer) -> bool {
@@ -175,6 +179,8 @@ impl Operation for TernaryConv {
 struct ConvStep {
     conv: Arc<TernaryConv>,
     geometry: Geometry,
+    /// Whether there is a residual: where it is not among the inputs, it stands in the output.
+    residual: bool,
 }
 
 impl Step for ConvStep {
@@ -197,7 +203,12 @@ impl Step for ConvStep {
                 let channels = weights.shape().out_channels;
                 let (scale, bias) = (scale.as_deref(), bias.as_deref());
                 let to = ToFloat { scale, bias, relu: *relu, channels, codes: *quantizer };
-                let sink = FloatSink::new(to, inputs.get(1).map(|x| x.floats()));
+                let residual = match inputs.get(1) {
+                    Some(residual) => Residual::Of(residual.floats()),
+                    None if self.residual => Residual::InPlace,
+                    None => Residual::None,
+                };
+                let sink = FloatSink::new(to, residual);
                 let out = out.floats();
                 self.geometry.run(codes, weights, &sink, scratch, out, beside)?;
                 if sink.nan.into_inner()
