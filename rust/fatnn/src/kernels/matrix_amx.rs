@@ -44,6 +44,8 @@ const EXPANDED: usize = 18;
 const EXPANDED_BLOCKS: usize = 3;
 /// Tiles in the ring.
 const RING: usize = 4;
+/// Tiles between prefetch and expansion.
+const PREFETCH: usize = 12;
 /// Tiles between expansion and use.
 const AHEAD: usize = 2;
 
@@ -307,6 +309,9 @@ unsafe fn column<const R: usize>(
             let a = a.wrapping_add(offset);
             // Past the end the last tile is expanded again, where nobody looks.
             let (next, tile) = (&packed[(k + AHEAD).min(last)], (k + AHEAD) % RING);
+            for line in next.as_chunks::<{ size_of::<Line>() }>().0 {
+                _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(PREFETCH * PACKED_TILE).cast());
+            }
             asm!("tileloadd tmm4, [{b} + {stride}*1]", b = in(reg) ring[k % RING].as_ptr(), stride = in(reg) DEPTH,
                 options(nostack, readonly, preserves_flags));
             multiply!(0, "tmm5", "tmm0", a);
