@@ -313,20 +313,43 @@ fn max_pool_codes(
     .map_err(|e| raise(py, e))
 }
 
-/// Writes the canonical file; arrays may be float32, int32, int64, or int8 holding ternary codes.
+/// Writes the canonical file; arrays may be float32, int32, int64, or int8: ternary codes, but for those named in
+/// `plain_int8`, which are any int8.
 #[pyfunction]
-fn save(py: Python<'_>, path: PathBuf, graph: &str, tensors: &Bound<'_, PyDict>) -> PyResult<()> {
-    let stored = self::tensors(tensors)?;
+#[pyo3(signature = (path, graph, tensors, plain_int8 = Vec::new()))]
+fn save(
+    py: Python<'_>,
+    path: PathBuf,
+    graph: &str,
+    tensors: &Bound<'_, PyDict>,
+    plain_int8: Vec<String>,
+) -> PyResult<()> {
+    let stored = self::tensors(tensors, &plain_int8)?;
     py.detach(|| net::save(path, graph, &stored)).map_err(|e| raise(py, e))
 }
 
-/// A dictionary of arrays as the core's tensors.
-fn tensors(arrays: &Bound<'_, PyDict>) -> PyResult<BTreeMap<String, Tensor>> {
+/// A dictionary of arrays as the core's tensors; int8 ones are ternary codes but where `plain_int8` names them.
+fn tensors(arrays: &Bound<'_, PyDict>, plain_int8: &[String]) -> PyResult<BTreeMap<String, Tensor>> {
     let mut tensors = BTreeMap::new();
     for (name, value) in arrays {
         let name: String = name.extract()?;
         let tensor = tensor(&value, &name)?;
         tensors.insert(name, tensor);
+    }
+    for name in plain_int8 {
+        match tensors.get_mut(name) {
+            Some(tensor @ Tensor::Ternary(..)) => {
+                if let Tensor::Ternary(shape, values) = std::mem::replace(tensor, Tensor::I8(vec![], vec![])) {
+                    *tensor = Tensor::I8(shape, values);
+                }
+            }
+            // Named twice.
+            Some(Tensor::I8(..)) => (),
+            _ => {
+                let message = format!("plain_int8: expected names of int8 tensors, got {name:?}");
+                return Err(input_error(arrays.py(), &message));
+            }
+        }
     }
     Ok(tensors)
 }
@@ -348,7 +371,7 @@ fn tensor(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
     }
 }
 
-/// Reads the canonical file: the graph's JSON text and the arrays by name.
+/// Reads the canonical file: the graph's JSON text and the arrays by name; ternary codes and plain int8 both as int8.
 #[pyfunction]
 fn load(py: Python<'_>, path: PathBuf) -> PyResult<(String, Bound<'_, PyDict>)> {
     let (graph, tensors) = py.detach(|| net::load(path)).map_err(|e| raise(py, e))?;
@@ -358,7 +381,9 @@ fn load(py: Python<'_>, path: PathBuf) -> PyResult<(String, Bound<'_, PyDict>)> 
             Tensor::F32(shape, v) => arrays.set_item(name, v.into_pyarray(py).reshape(shape)?)?,
             Tensor::I32(shape, v) => arrays.set_item(name, v.into_pyarray(py).reshape(shape)?)?,
             Tensor::I64(shape, v) => arrays.set_item(name, v.into_pyarray(py).reshape(shape)?)?,
-            Tensor::Ternary(shape, v) => arrays.set_item(name, v.into_pyarray(py).reshape(shape)?)?,
+            Tensor::I8(shape, v) | Tensor::Ternary(shape, v) => {
+                arrays.set_item(name, v.into_pyarray(py).reshape(shape)?)?
+            }
             _ => return Err(input_error(py, &format!("tensor {name:?}: of a type that these bindings do not know"))),
         }
     }
