@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Element, Int8Kernel, Int8Layout, Product, pass_methods};
+use super::{Element, Finish, Int8Kernel, Int8Layout, Product, quantize_method};
 use crate::cpu::{Features, Isa};
 
 const LANES: usize = 16;
@@ -16,16 +16,8 @@ const VECTORS: usize = 4;
 /// Most rows at a time.
 const ROWS: usize = 6;
 
-static LAYOUT: Int8Layout = Int8Layout {
-    id: 3,
-    depth: 4,
-    unit: 4,
-    lanes: LANES,
-    panel: LANES * VECTORS,
-    rows: 1,
-    block: 10 * ROWS,
-    element: Element::Biased,
-};
+static LAYOUT: Int8Layout =
+    Int8Layout { id: 3, depth: 4, unit: 4, lanes: LANES, panel: LANES * VECTORS, rows: 1, element: Element::Biased };
 
 #[derive(Debug)]
 struct Avx512;
@@ -48,33 +40,31 @@ impl Int8Kernel for Avx512 {
         &LAYOUT
     }
 
-    fn multiply(&self, product: &Product<'_>, acc: &mut [i32]) {
-        assert_eq!(acc.len(), product.accumulators(&LAYOUT));
+    fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
+        assert!(product.outputs() <= out.len());
         // SAFETY: `self` exists, so `make` saw the features; `Product::new` checked the sizes of rows and panel.
         unsafe {
             match product.width / LANES {
-                1 => panel::<1>(product, acc),
-                2 => panel::<2>(product, acc),
-                3 => panel::<3>(product, acc),
-                _ => panel::<4>(product, acc),
+                1 => panel::<1>(product, out),
+                2 => panel::<2>(product, out),
+                3 => panel::<3>(product, out),
+                _ => panel::<4>(product, out),
             }
         }
     }
 
-    pass_methods!(BIASED, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
+    quantize_method!(BIASED, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
 }
 
 /// # Safety
-/// `acc` has `product.count` rows of `NV` vectors, which is the panel's width.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn panel<const NV: usize>(product: &Product<'_>, acc: &mut [i32]) {
-    let mut row = 0;
-    while row < product.count {
-        let rows = (product.count - row).min(ROWS);
-        // SAFETY: rows `row .. row + rows` exist in `product` and in `acc`.
+/// The panel has `NV` vectors, and `out` as many floats as [`Product::outputs`] says.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
+unsafe fn panel<const NV: usize>(product: &Product<'_>, out: &mut [f32]) {
+    product.tiles(ROWS, |row, rows, at| {
+        // SAFETY: rows `row .. row + rows` exist, and their outputs from `at` on.
         unsafe {
-            let x = product.rows.as_ptr().add(row * product.stride);
-            let out = acc.as_mut_ptr().add(row * NV * LANES);
+            let x = product.rows.bytes.as_ptr().add(row * product.rows.stride);
+            let out = out.as_mut_ptr().add(at);
             match rows {
                 1 => tile::<1, NV, 2>(product, x, out),
                 2 => tile::<2, NV, 2>(product, x, out),
@@ -84,36 +74,41 @@ unsafe fn panel<const NV: usize>(product: &Product<'_>, acc: &mut [i32]) {
                 _ => tile::<ROWS, NV, 1>(product, x, out),
             }
         }
-        row += rows;
-    }
+    });
 }
 
 /// `MR` rows × `NV` vectors, in `CHAINS` sums each.
 ///
 /// # Safety
-/// From `x` on there are `MR` rows of `product`; `out` has as many rows of `NV` vectors.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+/// From `x` on there are `MR` rows of `product`, and from `out` on as many output pixels.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
 #[inline]
 unsafe fn tile<const MR: usize, const NV: usize, const CHAINS: usize>(
     product: &Product<'_>,
     x: *const u8,
-    out: *mut i32,
+    out: *mut f32,
 ) {
     let steps = product.depth / 4;
-    let rows: [*const u8; MR] = std::array::from_fn(|r| x.wrapping_add(r * product.stride));
-    let weights = product.panel.as_ptr().cast::<i32>();
-    // SAFETY: behind `steps` vectors of weights per vector of channels, the panel holds where sums begin.
-    let start = |v: usize| unsafe { _mm512_loadu_si512(weights.add((steps * NV + v) * LANES).cast()) };
-    let mut acc = [[[_mm512_setzero_si512(); NV]; MR]; CHAINS];
-    for row in &mut acc[0] {
-        *row = std::array::from_fn(start);
+    // Loops throughout: `from_fn` would be compiled without the CPU features.
+    let mut rows = [x; MR];
+    for (r, row) in rows.iter_mut().enumerate() {
+        *row = x.wrapping_add(r * product.rows.stride);
     }
+    let weights = product.panel.as_ptr().cast::<i32>();
+    // SAFETY: a step is `NV` vectors of weights; behind the last one, the panel holds where sums begin.
+    let vectors = |k: usize| unsafe {
+        let mut vectors = [_mm512_setzero_si512(); NV];
+        for (v, vector) in vectors.iter_mut().enumerate() {
+            *vector = _mm512_loadu_si512(weights.add((k * NV + v) * LANES).cast());
+        }
+        vectors
+    };
+    let mut acc = [[[_mm512_setzero_si512(); NV]; MR]; CHAINS];
+    acc[0] = [vectors(steps); MR];
     let step = |acc: &mut [[__m512i; NV]; MR], k: usize| {
-        // SAFETY: a step is `NV` vectors of weights, and four bytes of every row.
-        let w: [__m512i; NV] =
-            std::array::from_fn(|v| unsafe { _mm512_loadu_si512(weights.add((k * NV + v) * LANES).cast()) });
+        let w = vectors(k);
         for (acc, row) in acc.iter_mut().zip(rows) {
-            // SAFETY: as above.
+            // SAFETY: a step is four bytes of every row.
             let x = _mm512_set1_epi32(unsafe { row.add(k * 4).cast::<i32>().read_unaligned() });
             for (acc, w) in acc.iter_mut().zip(w) {
                 *acc = _mm512_dpbusd_epi32(*acc, x, w);
@@ -129,11 +124,63 @@ unsafe fn tile<const MR: usize, const NV: usize, const CHAINS: usize>(
     for k in whole..steps {
         step(&mut acc[0], k);
     }
-    for r in 0..MR {
-        for v in 0..NV {
+    for v in 0..NV {
+        // SAFETY: the panel has `NV` vectors.
+        let finish = unsafe { FinishVector::new(&product.finish, v) };
+        for r in 0..MR {
             let sum = acc[1..].iter().fold(acc[0][r][v], |sum, chain| _mm512_add_epi32(sum, chain[r][v]));
-            // SAFETY: `out` has `MR` rows of `NV` vectors.
-            unsafe { _mm512_storeu_si512(out.add((r * NV + v) * LANES).cast(), sum) };
+            // SAFETY: `out` has `MR` pixels.
+            unsafe { finish.store(sum, out.add(r * product.finish.pitch)) };
         }
+    }
+}
+
+/// [`super::Finish`] for one vector of channels.
+#[derive(Clone, Copy)]
+pub(super) struct FinishVector {
+    scale: __m512,
+    bias: __m512,
+    affine: Option<(__m512, __m512)>,
+    relu: bool,
+    channels: __mmask16,
+    at: usize,
+}
+
+impl FinishVector {
+    /// For vector `v` of a panel.
+    ///
+    /// # Safety
+    /// The panel has so many vectors.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    pub(super) unsafe fn new(finish: &Finish<'_>, v: usize) -> Self {
+        let at = v * LANES;
+        // SAFETY: constants are as many as the panel is wide.
+        let load = |values: &[f32]| unsafe { _mm512_loadu_ps(values.as_ptr().add(at)) };
+        let affine = finish.affine.map(|(scale, bias)| (load(scale), load(bias)));
+        let channels = match finish.channels.saturating_sub(at) {
+            LANES.. => u16::MAX,
+            rest => (1 << rest) - 1,
+        };
+        FinishVector { scale: load(finish.scale), bias: load(finish.bias), affine, relu: finish.relu, channels, at }
+    }
+
+    /// Writes the outputs of `acc`, of the pixel that begins at `pixel`.
+    ///
+    /// # Safety
+    /// The pixel's channels may be written.
+    #[target_feature(enable = "avx512f,fma")]
+    #[inline]
+    pub(super) unsafe fn store(&self, acc: __m512i, pixel: *mut f32) {
+        let mut y = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc), self.scale), self.bias);
+        if let Some((scale, bias)) = self.affine {
+            y = _mm512_fmadd_ps(y, scale, bias);
+        }
+        if self.relu {
+            // Not `max`: NaN passes through, and -0.0 does not.
+            y = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLE_UQ>(y, _mm512_setzero_ps()), y);
+        }
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_mask_storeu_ps(pixel.add(self.at), self.channels, y) };
     }
 }
