@@ -5,11 +5,9 @@
 //! written in the order of their addresses.
 
 use std::arch::asm;
-use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::avx512::FinishVector;
-use super::{Element, Finish, Int8Kernel, Int8Layout, Product, quantize_method};
+use super::{Element, Int8Kernel, Int8Layout, Product, avx512, quantize_method};
 use crate::cpu::{Features, Isa};
 use crate::kernels::matrix_amx;
 
@@ -104,38 +102,23 @@ unsafe fn run<const NV: usize>(product: &Product<'_>, out: &mut [f32]) {
                 }
             }
         }
+        let mut r = 0;
         let computed = (count - row).min(2 * SIDE);
-        // SAFETY: the panel has `NV` vectors.
-        let finish = unsafe { finishing::<NV>(&product.finish) };
-        for r in 0..computed {
+        while r < computed {
+            // Rows up to the end of the line, or up to the next line's begin.
+            let run = if x < rows.length { rows.length } else { period }.min(x + computed - r) - x;
             if x < rows.length {
                 // SAFETY: `sums` has so many rows; pixels up to the last one are in `out`.
                 unsafe {
                     let out = out.as_mut_ptr().add(pixel * product.finish.pitch);
-                    for (v, finish) in finish.iter().enumerate() {
-                        finish.store(_mm512_load_si512(sums.add((r * NV + v) * SIDE).cast()), out);
-                    }
+                    avx512::finish::<NV>(&product.finish, sums.add(r * NV * SIDE), run, out);
                 }
-                pixel += 1;
+                pixel += run;
             }
-            x = if x + 1 == period { 0 } else { x + 1 };
+            r += run;
+            x = if x + run == period { 0 } else { x + run };
         }
         row += 2 * SIDE;
-    }
-}
-
-/// # Safety
-/// The panel has `NV` vectors.
-#[target_feature(enable = "avx512f")]
-#[inline]
-unsafe fn finishing<const NV: usize>(finish: &Finish<'_>) -> [FinishVector; NV] {
-    // SAFETY: as the caller promises.
-    unsafe {
-        let mut vectors = [FinishVector::new(finish, 0); NV];
-        for (v, vector) in vectors.iter_mut().enumerate().skip(1) {
-            *vector = FinishVector::new(finish, v);
-        }
-        vectors
     }
 }
 

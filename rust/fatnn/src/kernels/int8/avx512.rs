@@ -124,63 +124,82 @@ unsafe fn tile<const MR: usize, const NV: usize, const CHAINS: usize>(
     for k in whole..steps {
         step(&mut acc[0], k);
     }
-    for v in 0..NV {
-        // SAFETY: the panel has `NV` vectors.
-        let finish = unsafe { FinishVector::new(&product.finish, v) };
-        for r in 0..MR {
+    let mut sums = Sums::<MR, NV>([[[0; LANES]; NV]; MR]);
+    for r in 0..MR {
+        for v in 0..NV {
             let sum = acc[1..].iter().fold(acc[0][r][v], |sum, chain| _mm512_add_epi32(sum, chain[r][v]));
-            // SAFETY: `out` has `MR` pixels.
-            unsafe { finish.store(sum, out.add(r * product.finish.pitch)) };
+            // SAFETY: `sums` has `MR` rows of `NV` vectors.
+            unsafe { _mm512_store_si512(sums.0[r][v].as_mut_ptr().cast(), sum) };
+        }
+    }
+    // SAFETY: as the caller promises.
+    unsafe { finish::<NV>(&product.finish, sums.0.as_flattened().as_flattened().as_ptr(), MR, out) }
+}
+
+/// Sums of `MR` rows.
+#[repr(C, align(64))]
+struct Sums<const MR: usize, const NV: usize>([[[i32; LANES]; NV]; MR]);
+
+/// Finishes `rows` rows of sums, `NV` vectors each, that begin cache lines; `out` is the first one's pixel.
+///
+/// # Safety
+/// `sums` has so many rows; the panel has `NV` vectors; the pixels' channels may be written.
+#[target_feature(enable = "avx512f,fma")]
+pub(super) unsafe fn finish<const NV: usize>(finish: &Finish<'_>, sums: *const i32, rows: usize, out: *mut f32) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        match (finish.affine, finish.relu) {
+            (None, false) => finish_rows::<NV, false, false>(finish, (&[], &[]), sums, rows, out),
+            (None, true) => finish_rows::<NV, false, true>(finish, (&[], &[]), sums, rows, out),
+            (Some(affine), false) => finish_rows::<NV, true, false>(finish, affine, sums, rows, out),
+            (Some(affine), true) => finish_rows::<NV, true, true>(finish, affine, sums, rows, out),
         }
     }
 }
 
-/// [`super::Finish`] for one vector of channels.
-#[derive(Clone, Copy)]
-pub(super) struct FinishVector {
-    scale: __m512,
-    bias: __m512,
-    affine: Option<(__m512, __m512)>,
-    relu: bool,
-    channels: __mmask16,
-    at: usize,
-}
-
-impl FinishVector {
-    /// For vector `v` of a panel.
-    ///
-    /// # Safety
-    /// The panel has so many vectors.
-    #[target_feature(enable = "avx512f")]
-    #[inline]
-    pub(super) unsafe fn new(finish: &Finish<'_>, v: usize) -> Self {
-        let at = v * LANES;
+/// # Safety
+/// As [`finish`]; `affine` is as wide as the panel where it is to be applied.
+#[target_feature(enable = "avx512f,fma")]
+unsafe fn finish_rows<const NV: usize, const AFFINE: bool, const RELU: bool>(
+    finish: &Finish<'_>,
+    affine: (&[f32], &[f32]),
+    sums: *const i32,
+    rows: usize,
+    out: *mut f32,
+) {
+    let zero = _mm512_setzero_ps();
+    let (mut scale, mut bias, mut slope, mut offset) = ([zero; NV], [zero; NV], [zero; NV], [zero; NV]);
+    let mut channels = [0; NV];
+    for v in 0..NV {
         // SAFETY: constants are as many as the panel is wide.
-        let load = |values: &[f32]| unsafe { _mm512_loadu_ps(values.as_ptr().add(at)) };
-        let affine = finish.affine.map(|(scale, bias)| (load(scale), load(bias)));
-        let channels = match finish.channels.saturating_sub(at) {
+        unsafe {
+            scale[v] = _mm512_loadu_ps(finish.scale.as_ptr().add(v * LANES));
+            bias[v] = _mm512_loadu_ps(finish.bias.as_ptr().add(v * LANES));
+            if AFFINE {
+                slope[v] = _mm512_loadu_ps(affine.0.as_ptr().add(v * LANES));
+                offset[v] = _mm512_loadu_ps(affine.1.as_ptr().add(v * LANES));
+            }
+        }
+        channels[v] = match finish.channels.saturating_sub(v * LANES) {
             LANES.. => u16::MAX,
             rest => (1 << rest) - 1,
         };
-        FinishVector { scale: load(finish.scale), bias: load(finish.bias), affine, relu: finish.relu, channels, at }
     }
-
-    /// Writes the outputs of `acc`, of the pixel that begins at `pixel`.
-    ///
-    /// # Safety
-    /// The pixel's channels may be written.
-    #[target_feature(enable = "avx512f,fma")]
-    #[inline]
-    pub(super) unsafe fn store(&self, acc: __m512i, pixel: *mut f32) {
-        let mut y = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc), self.scale), self.bias);
-        if let Some((scale, bias)) = self.affine {
-            y = _mm512_fmadd_ps(y, scale, bias);
+    for r in 0..rows {
+        for v in 0..NV {
+            // SAFETY: `sums` has so many rows, `out` so many pixels.
+            unsafe {
+                let sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums.add((r * NV + v) * LANES).cast()));
+                let mut y = _mm512_add_ps(_mm512_mul_ps(sum, scale[v]), bias[v]);
+                if AFFINE {
+                    y = _mm512_fmadd_ps(y, slope[v], offset[v]);
+                }
+                if RELU {
+                    // Not `max`: NaN passes through, and -0.0 does not.
+                    y = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLE_UQ>(y, zero), y);
+                }
+                _mm512_mask_storeu_ps(out.wrapping_add(r * finish.pitch + v * LANES), channels[v], y);
+            }
         }
-        if self.relu {
-            // Not `max`: NaN passes through, and -0.0 does not.
-            y = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLE_UQ>(y, _mm512_setzero_ps()), y);
-        }
-        // SAFETY: as the caller promises.
-        unsafe { _mm512_mask_storeu_ps(pixel.add(self.at), self.channels, y) };
     }
 }
