@@ -18,10 +18,11 @@ pub(crate) struct Network {
 
 #[pymethods]
 impl Network {
-    /// Builds a network from a graph's JSON text and its arrays.
+    /// Builds a network from a graph's JSON text and its arrays, of which `plain_int8` means what it does to `save`.
     #[new]
-    fn new(py: Python<'_>, graph: &str, tensors: &Bound<'_, PyDict>) -> PyResult<Self> {
-        let tensors = crate::tensors(tensors)?;
+    #[pyo3(signature = (graph, tensors, plain_int8 = Vec::new()))]
+    fn new(py: Python<'_>, graph: &str, tensors: &Bound<'_, PyDict>, plain_int8: Vec<String>) -> PyResult<Self> {
+        let tensors = crate::tensors(tensors, &plain_int8)?;
         let net = py.detach(|| net::Network::new(graph, &tensors)).map_err(|e| raise(py, e))?;
         Ok(Network { net })
     }

@@ -55,9 +55,14 @@ struct Amx;
 /// Where the CPU has AMX with int8, and AVX-512 with what comes with it on every such CPU, and the operating system lets this
 /// process use it.
 pub(super) fn make(features: Features) -> Option<&'static dyn Kernel> {
-    static ALLOWED: OnceLock<bool> = OnceLock::new();
     let cpu = features.amx_int8 && features.avx512_vbmi && features.gfni;
-    (cpu && *ALLOWED.get_or_init(request_tiles)).then_some(&Amx)
+    (cpu && allowed()).then_some(&Amx)
+}
+
+/// Whether the operating system lets this process use tiles. Only where the CPU has them.
+pub(super) fn allowed() -> bool {
+    static ALLOWED: OnceLock<bool> = OnceLock::new();
+    *ALLOWED.get_or_init(request_tiles)
 }
 
 /// Asks the kernel for the tiles' state (`arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`), once for all threads.
@@ -150,6 +155,26 @@ static CONFIG: TileConfig = {
     TileConfig(config)
 };
 
+/// Configures this thread's tiles, until [`release`].
+///
+/// # Safety
+/// AMX must be there and [`allowed`]; no other code of this thread holds tiles meanwhile.
+#[inline(always)]
+pub(super) unsafe fn configure() {
+    // SAFETY: the configuration is 64 bytes; the caller vouches for the rest.
+    unsafe { asm!("ldtilecfg [{0}]", in(reg) &raw const CONFIG, options(nostack, readonly, preserves_flags)) };
+}
+
+/// Gives tiles back.
+///
+/// # Safety
+/// Tiles were configured by [`configure`].
+#[inline(always)]
+pub(super) unsafe fn release() {
+    // SAFETY: as the caller promises.
+    unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+}
+
 /// # Safety
 /// AMX, AVX-512 with VBMI, and GFNI must be there.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
@@ -171,8 +196,8 @@ unsafe fn run(framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, e
             expand_rows::<ROWS>(packed, tile);
         }
     }
-    // SAFETY: the configuration is 64 bytes; no other code of this thread holds tiles meanwhile.
-    unsafe { asm!("ldtilecfg [{0}]", in(reg) &raw const CONFIG, options(nostack, readonly, preserves_flags)) };
+    // SAFETY: as the caller promises; no other code of this thread holds tiles meanwhile.
+    unsafe { configure() };
     for block in 0..blocks {
         let first = block * BLOCK;
         let rows = (framed.positions() - first).min(BLOCK);
@@ -206,8 +231,8 @@ unsafe fn run(framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, e
         }
         emit(Emitted { first, acc });
     }
-    // SAFETY: releases what this function configured.
-    unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+    // SAFETY: configured above.
+    unsafe { release() };
 }
 
 /// Two-bit weights to int8, `N` rows.

@@ -102,7 +102,9 @@ impl Builder {
         let read = &self.shapes[inputs[0]];
         let rank = read.len();
         let known_rank = match op {
-            "linear" => rank == 2,
+            "linear" | "linear_int8" => rank == 2,
+            "conv1d_int8" => rank == 3,
+            "conv2d_int8" => rank == 4,
             _ if op.ends_with("1d") => rank == 3,
             _ if op.ends_with("2d") => rank == 4,
             _ => (2..=4).contains(&rank),

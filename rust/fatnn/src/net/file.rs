@@ -10,8 +10,8 @@
 //! | `graph` | the network's graph as JSON text |
 //!
 //! The digest is over parts, each preceded by its length as a little-endian `u64`: the graph's text; then, for every tensor in
-//! order of names, its name, its kind (`f32`, `i32`, `i64` or `ternary`), its sizes as little-endian `u64`, and its bytes in
-//! the file.
+//! order of names, its name, its kind (`f32`, `i32`, `i64`, `i8` or `ternary`), its sizes as little-endian `u64`, and its bytes
+//! in the file. (Files without `i8` tensors are those that releases before it wrote, byte for byte.)
 //!
 //! What a CPU's kernel wants is derived when a file is loaded and never written, so a file does not depend on the machine
 //! that wrote it. Files are written beside their place and moved there, so that a crash leaves the old file or the new one.
@@ -42,6 +42,8 @@ pub enum Tensor {
     I32(Vec<usize>, Vec<i32>),
     /// int64.
     I64(Vec<usize>, Vec<i64>),
+    /// int8, a byte each in the file: the weights of int8 layers.
+    I8(Vec<usize>, Vec<i8>),
     /// Codes -1, 0, 1; five to a byte in the file.
     Ternary(Vec<usize>, Vec<i8>),
 }
@@ -50,7 +52,11 @@ impl Tensor {
     /// Its shape.
     pub fn shape(&self) -> &[usize] {
         match self {
-            Tensor::F32(shape, _) | Tensor::I32(shape, _) | Tensor::I64(shape, _) | Tensor::Ternary(shape, _) => shape,
+            Tensor::F32(shape, _)
+            | Tensor::I32(shape, _)
+            | Tensor::I64(shape, _)
+            | Tensor::I8(shape, _)
+            | Tensor::Ternary(shape, _) => shape,
         }
     }
 
@@ -59,7 +65,7 @@ impl Tensor {
             Tensor::F32(_, v) => v.len(),
             Tensor::I32(_, v) => v.len(),
             Tensor::I64(_, v) => v.len(),
-            Tensor::Ternary(_, v) => v.len(),
+            Tensor::I8(_, v) | Tensor::Ternary(_, v) => v.len(),
         }
     }
 
@@ -71,6 +77,7 @@ impl Tensor {
             Tensor::F32(shape, v) => (Dtype::F32, shape.clone(), v.iter().flat_map(|x| x.to_le_bytes()).collect()),
             Tensor::I32(shape, v) => (Dtype::I32, shape.clone(), v.iter().flat_map(|x| x.to_le_bytes()).collect()),
             Tensor::I64(shape, v) => (Dtype::I64, shape.clone(), v.iter().flat_map(|x| x.to_le_bytes()).collect()),
+            Tensor::I8(shape, v) => (Dtype::I8, shape.clone(), v.iter().map(|x| x.cast_unsigned()).collect()),
             Tensor::Ternary(_, v) => {
                 let mut bytes = vec![0; trits::encoded_len(v.len())];
                 trits::encode(v, &mut bytes)?;
@@ -111,6 +118,7 @@ fn kind(dtype: Dtype, ternary: bool) -> Option<&'static str> {
         (Dtype::F32, false) => Some("f32"),
         (Dtype::I32, false) => Some("i32"),
         (Dtype::I64, false) => Some("i64"),
+        (Dtype::I8, false) => Some("i8"),
         (Dtype::U8, true) => Some("ternary"),
         _ => None,
     }
@@ -221,8 +229,9 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), String> {
         .iter()
         .map(|(name, view)| {
             let listed = ternary.get(*name);
-            let kind = kind(view.dtype(), listed.is_some())
-                .ok_or_else(|| format!("tensor {name:?}: expected f32, i32, i64 or ternary, got {:?}", view.dtype()))?;
+            let kind = kind(view.dtype(), listed.is_some()).ok_or_else(|| {
+                format!("tensor {name:?}: expected f32, i32, i64, i8 or ternary, got {:?}", view.dtype())
+            })?;
             Ok((*name, kind, listed.map_or(view.shape(), Vec::as_slice), view.data()))
         })
         .collect::<Result<Vec<_>, String>>()?;
@@ -246,7 +255,8 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), String> {
             (None, Dtype::F32) => Tensor::F32(shape, values(view.data(), f32::from_le_bytes)),
             (None, Dtype::I32) => Tensor::I32(shape, values(view.data(), i32::from_le_bytes)),
             (None, Dtype::I64) => Tensor::I64(shape, values(view.data(), i64::from_le_bytes)),
-            (_, dtype) => return Err(format!("tensor {name:?}: expected f32, i32, i64 or ternary, got {dtype:?}")),
+            (None, Dtype::I8) => Tensor::I8(shape, values(view.data(), i8::from_le_bytes)),
+            (_, dtype) => return Err(format!("tensor {name:?}: expected f32, i32, i64, i8 or ternary, got {dtype:?}")),
         };
         tensors.insert(name.to_owned(), tensor);
     }
@@ -270,6 +280,7 @@ mod tests {
             ("a.weight".to_owned(), Tensor::Ternary(vec![7, 9], codes)),
             ("a.scale".to_owned(), Tensor::F32(vec![3], vec![0.5, f32::MIN_POSITIVE, -1e30])),
             ("a.thresholds".to_owned(), Tensor::I32(vec![2, 2], vec![i32::MIN, -1, 0, i32::MAX])),
+            ("b.weight".to_owned(), Tensor::I8(vec![2, 3], vec![i8::MIN, -127, -1, 0, 1, 127])),
             ("step".to_owned(), Tensor::I64(vec![], vec![-7])),
             ("none".to_owned(), Tensor::F32(vec![0, 4], vec![])),
         ]);

@@ -13,7 +13,7 @@ use crate::error::{Error, Result, bad_value, check_len};
 use crate::kernels::Line;
 use crate::net::build;
 use crate::net::file::{self, Tensor};
-use crate::net::ops::linear::transpose;
+use crate::net::ops::transpose;
 use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
 
 /// Sets of buffers that are kept for later runs.

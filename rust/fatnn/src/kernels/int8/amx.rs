@@ -1,0 +1,276 @@
+//! Int8 products on Intel AMX (Sapphire Rapids and later), on Linux.
+//!
+//! Rows are loaded into tiles where they lie, whatever their distance, and weights as they were packed: nothing is expanded or
+//! copied. Two tiles of rows × two tiles of channels share their operands. Sums are finished 32 rows at a time, so that outputs are
+//! written in the order of their addresses.
+
+use std::arch::asm;
+use std::mem::MaybeUninit;
+
+use super::{Element, Int8Kernel, Int8Layout, Product, avx512, quantize_method};
+use crate::cpu::{Features, Isa};
+use crate::kernels::matrix_amx;
+
+/// Rows, and channels, of a hardware tile.
+const SIDE: usize = 16;
+/// Most channels in a panel.
+const WIDTH: usize = 4 * SIDE;
+/// Bytes of the reduction in a hardware tile.
+const DEPTH: usize = 64;
+/// Bytes of a hardware tile.
+const TILE: usize = SIDE * DEPTH;
+
+static LAYOUT: Int8Layout =
+    Int8Layout { id: 5, depth: DEPTH, unit: 4, lanes: SIDE, panel: WIDTH, rows: SIDE, element: Element::I8 };
+
+#[derive(Debug)]
+struct Amx;
+
+/// Where the CPU has AMX with int8 and AVX-512, and the operating system lets this process use it.
+pub(super) fn make(features: Features) -> Option<&'static dyn Int8Kernel> {
+    (features.amx_int8 && matrix_amx::allowed()).then_some(&Amx)
+}
+
+impl Int8Kernel for Amx {
+    fn name(&self) -> &'static str {
+        "x86_64-int8-amx"
+    }
+
+    fn isa(&self) -> Isa {
+        Isa::Avx512
+    }
+
+    fn layout(&self) -> &'static Int8Layout {
+        &LAYOUT
+    }
+
+    fn for_few_rows(&self) -> bool {
+        false
+    }
+
+    fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
+        assert!(product.outputs() <= out.len());
+        // SAFETY: `self` exists, so `make` saw AVX-512 and AMX and was allowed tiles, of which no other code of this thread
+        // holds any; `Product::new` checked the sizes of rows, up to a multiple of 16, and of the panel.
+        unsafe {
+            matrix_amx::configure();
+            match product.width / SIDE {
+                1 => run::<1>(product, out),
+                2 => run::<2>(product, out),
+                3 => run::<3>(product, out),
+                _ => run::<4>(product, out),
+            }
+            matrix_amx::release();
+        }
+    }
+
+    quantize_method!(I8, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
+}
+
+/// Sums of 32 rows × a panel.
+#[repr(C, align(64))]
+struct Sums([MaybeUninit<i32>; 2 * SIDE * WIDTH]);
+
+/// All rows × `NV` tiles of channels.
+///
+/// # Safety
+/// Tiles are configured; the panel has `NV` tiles, and `out` as many floats as [`Product::outputs`] says.
+#[target_feature(enable = "avx512f,avx2,fma")]
+unsafe fn run<const NV: usize>(product: &Product<'_>, out: &mut [f32]) {
+    let (rows, steps) = (&product.rows, product.depth / DEPTH);
+    let count = (rows.lines - 1) * rows.period + rows.length;
+    let period = if rows.lines == 1 { count } else { rows.period };
+    let mut sums = Sums([MaybeUninit::uninit(); 2 * SIDE * WIDTH]);
+    let sums = sums.0.as_mut_ptr().cast::<i32>();
+    let mut row = 0;
+    // The next row's place in its line, and the number of its output pixel.
+    let (mut x, mut pixel) = (0, 0);
+    while row < count {
+        let two = row + SIDE < count;
+        for v in (0..NV).step_by(2) {
+            // SAFETY: rows `row .. row + 16` (or 32, where `two`) exist; so do `steps` tiles of them, and of weights for each of
+            // `NV`; `sums` has room for 32 rows.
+            unsafe {
+                let a = rows.bytes.as_ptr().add(row * rows.stride);
+                let b = product.panel.as_ptr().add(v * TILE);
+                let out = sums.add(v * SIDE);
+                match (two, v + 1 < NV) {
+                    (true, true) => pair::<NV>(a, rows.stride, b, steps, out),
+                    (true, false) => tall::<NV>(a, rows.stride, b, steps, out),
+                    (false, true) => wide::<NV>(a, rows.stride, b, steps, out),
+                    (false, false) => one::<NV>(a, rows.stride, b, steps, out),
+                }
+            }
+        }
+        let mut r = 0;
+        let computed = (count - row).min(2 * SIDE);
+        while r < computed {
+            // Rows up to the end of the line, or up to the next line's begin.
+            let run = if x < rows.length { rows.length } else { period }.min(x + computed - r) - x;
+            if x < rows.length {
+                // SAFETY: `sums` has so many rows; pixels up to the last one are in `out`.
+                unsafe {
+                    let out = out.as_mut_ptr().add(pixel * product.finish.pitch);
+                    avx512::finish::<NV>(&product.finish, sums.add(r * NV * SIDE), run, out);
+                }
+                pixel += run;
+            }
+            r += run;
+            x = if x + run == period { 0 } else { x + run };
+        }
+        row += 2 * SIDE;
+    }
+}
+
+/// 32 rows × 32 channels over `count` tiles of the reduction; weights are `NV` tiles a step, and rows of sums as wide.
+///
+/// # Safety
+/// Tiles are configured; all addresses hold what [`run`] says.
+#[inline(always)]
+unsafe fn pair<const NV: usize>(a: *const u8, stride: usize, b: *const u8, count: usize, out: *mut i32) {
+    // SAFETY: the caller vouches for every address.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "2:",
+            "tileloadd tmm4, [{a} + {s}*1]",
+            "tileloadd tmm6, [{b} + {bs}*1]",
+            "tileloadd tmm7, [{b} + {bs}*1 + 1024]",
+            "tdpbssd tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{e} + {s}*1]",
+            "tdpbssd tmm1, tmm4, tmm7",
+            "tdpbssd tmm2, tmm5, tmm6",
+            "tdpbssd tmm3, tmm5, tmm7",
+            "add {a}, 64",
+            "add {e}, 64",
+            "add {b}, {step}",
+            "dec {n}",
+            "jnz 2b",
+            "tilestored [{o} + {os}*1], tmm0",
+            "tilestored [{o} + {os}*1 + 64], tmm1",
+            "tilestored [{p} + {os}*1], tmm2",
+            "tilestored [{p} + {os}*1 + 64], tmm3",
+            a = inout(reg) a => _,
+            e = inout(reg) a.wrapping_add(SIDE * stride) => _,
+            b = inout(reg) b => _,
+            s = in(reg) stride,
+            bs = in(reg) DEPTH,
+            step = const NV * TILE,
+            n = inout(reg) count => _,
+            o = in(reg) out,
+            p = in(reg) out.wrapping_add(SIDE * NV * SIDE),
+            os = in(reg) NV * SIDE * 4,
+            options(nostack)
+        );
+    }
+}
+
+/// 32 rows × 16 channels over `count` tiles of the reduction; weights are `NV` tiles a step, and rows of sums as wide.
+///
+/// # Safety
+/// As [`pair`].
+#[inline(always)]
+unsafe fn tall<const NV: usize>(a: *const u8, stride: usize, b: *const u8, count: usize, out: *mut i32) {
+    // SAFETY: the caller vouches for every address.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "2:",
+            "tileloadd tmm4, [{a} + {s}*1]",
+            "tileloadd tmm6, [{b} + {bs}*1]",
+            "tdpbssd tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{e} + {s}*1]",
+            "tdpbssd tmm1, tmm5, tmm6",
+            "add {a}, 64",
+            "add {e}, 64",
+            "add {b}, {step}",
+            "dec {n}",
+            "jnz 2b",
+            "tilestored [{o} + {os}*1], tmm0",
+            "tilestored [{p} + {os}*1], tmm1",
+            a = inout(reg) a => _,
+            e = inout(reg) a.wrapping_add(SIDE * stride) => _,
+            b = inout(reg) b => _,
+            s = in(reg) stride,
+            bs = in(reg) DEPTH,
+            step = const NV * TILE,
+            n = inout(reg) count => _,
+            o = in(reg) out,
+            p = in(reg) out.wrapping_add(SIDE * NV * SIDE),
+            os = in(reg) NV * SIDE * 4,
+            options(nostack)
+        );
+    }
+}
+
+/// 16 rows × 32 channels over `count` tiles of the reduction; weights are `NV` tiles a step, and rows of sums as wide.
+///
+/// # Safety
+/// As [`pair`].
+#[inline(always)]
+unsafe fn wide<const NV: usize>(a: *const u8, stride: usize, b: *const u8, count: usize, out: *mut i32) {
+    // SAFETY: the caller vouches for every address.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "2:",
+            "tileloadd tmm4, [{a} + {s}*1]",
+            "tileloadd tmm6, [{b} + {bs}*1]",
+            "tileloadd tmm7, [{b} + {bs}*1 + 1024]",
+            "tdpbssd tmm0, tmm4, tmm6",
+            "tdpbssd tmm1, tmm4, tmm7",
+            "add {a}, 64",
+            "add {b}, {step}",
+            "dec {n}",
+            "jnz 2b",
+            "tilestored [{o} + {os}*1], tmm0",
+            "tilestored [{o} + {os}*1 + 64], tmm1",
+            a = inout(reg) a => _,
+            b = inout(reg) b => _,
+            s = in(reg) stride,
+            bs = in(reg) DEPTH,
+            step = const NV * TILE,
+            n = inout(reg) count => _,
+            o = in(reg) out,
+            os = in(reg) NV * SIDE * 4,
+            options(nostack)
+        );
+    }
+}
+
+/// 16 rows × 16 channels over `count` tiles of the reduction; weights are `NV` tiles a step, and rows of sums as wide.
+///
+/// # Safety
+/// As [`pair`].
+#[inline(always)]
+unsafe fn one<const NV: usize>(a: *const u8, stride: usize, b: *const u8, count: usize, out: *mut i32) {
+    // SAFETY: the caller vouches for every address.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "2:",
+            "tileloadd tmm4, [{a} + {s}*1]",
+            "tileloadd tmm6, [{b} + {bs}*1]",
+            "tdpbssd tmm0, tmm4, tmm6",
+            "add {a}, 64",
+            "add {b}, {step}",
+            "dec {n}",
+            "jnz 2b",
+            "tilestored [{o} + {os}*1], tmm0",
+            a = inout(reg) a => _,
+            b = inout(reg) b => _,
+            s = in(reg) stride,
+            bs = in(reg) DEPTH,
+            step = const NV * TILE,
+            n = inout(reg) count => _,
+            o = in(reg) out,
+            os = in(reg) NV * SIDE * 4,
+            options(nostack)
+        );
+    }
+}

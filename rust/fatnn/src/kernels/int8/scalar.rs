@@ -1,0 +1,46 @@
+//! Int8 products in portable Rust.
+
+use super::passes::finish;
+use super::{Element, Int8Kernel, Int8Layout, Product, quantize_method};
+use crate::cpu::{Features, Isa};
+
+const WIDTH: usize = 8;
+
+static LAYOUT: Int8Layout =
+    Int8Layout { id: 1, depth: 1, unit: 1, lanes: WIDTH, panel: WIDTH, rows: 1, element: Element::I8 };
+
+#[derive(Debug)]
+struct Scalar;
+
+pub(super) fn make(_: Features) -> Option<&'static dyn Int8Kernel> {
+    Some(&Scalar)
+}
+
+impl Int8Kernel for Scalar {
+    fn name(&self) -> &'static str {
+        "generic-int8-scalar"
+    }
+
+    fn isa(&self) -> Isa {
+        Isa::Scalar
+    }
+
+    fn layout(&self) -> &'static Int8Layout {
+        &LAYOUT
+    }
+
+    fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
+        product.tiles(1, |row, _, at| {
+            let row = &product.rows.bytes[row * product.rows.stride..][..product.depth];
+            let mut acc = [0; WIDTH];
+            for (&x, w) in row.iter().zip(product.panel.as_chunks::<WIDTH>().0) {
+                for (acc, &w) in acc.iter_mut().zip(w) {
+                    *acc += i32::from(x.cast_signed()) * i32::from(w.cast_signed());
+                }
+            }
+            finish(&product.finish, &acc, &mut out[at..]);
+        });
+    }
+
+    quantize_method!(I8);
+}
