@@ -185,5 +185,5 @@ def test_calibrate_with_one_value_per_channel_and_without_layers() -> None:
     model = nn.Sequential(TernaryLinear(4, 8, scale=False), nn.BatchNorm1d(8))
     calibrate(model, torch.ones(1, 4))
     assert model[0].act_quant.initialized
-    with pytest.raises(ConfigError, match="no ternary layer"):
+    with pytest.raises(ConfigError, match="no ternary or int8 layer"):
         calibrate(nn.Linear(2, 2), torch.ones(1, 2))

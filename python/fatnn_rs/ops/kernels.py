@@ -157,6 +157,7 @@ _FLOAT32_SUMS = (1 << 24) // 127**2
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: functional.conv1d, 2: functional.conv2d}
 
 
+@torch.no_grad()
 def _conv_int8(
     x: Tensor,
     weight: Tensor,

@@ -35,13 +35,16 @@ __all__ = ["LEVELS", "Int8Activation", "weight_codes", "weight_steps"]
 #: The greatest code; the least is its negative.
 LEVELS = 127
 
-#: Steps are at least this: far below any that data gives, and its reciprocal is finite.
-_LEAST = 1e-30
+#: Steps of weights are at least this, so that a channel of zeros has one.
+_LEAST_OF_WEIGHTS = 1e-30
+
+#: Steps of activations are at least this: far below any that data gives, and its reciprocal squared is finite.
+_LEAST = 1e-16
 
 
 def weight_steps(weight: Tensor) -> Tensor:
     """One step per output channel (the first dimension), without a gradient; never zero."""
-    return (weight.detach().abs().flatten(1).amax(1) / LEVELS).clamp(min=_LEAST)
+    return (weight.detach().abs().flatten(1).amax(1) / LEVELS).clamp(min=_LEAST_OF_WEIGHTS)
 
 
 def weight_codes(weight: Tensor, steps: Tensor) -> Tensor:
@@ -71,7 +74,7 @@ class Int8Activation(InputQuantizer):
     Attributes
     ----------
     step : Parameter
-        Shape [], float32. Below 1e-30 it counts as that, with the gradient of the identity, so that it can come back.
+        Shape [], float32. Below 1e-16 it counts as that, with the gradient of the identity, so that it can come back.
 
     References
     ----------
