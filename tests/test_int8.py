@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fatnn_rs
-from fatnn_rs import ConfigError, ConversionError, InputError, TernaryConfig, param_groups, prepare
+from fatnn_rs import ConfigError, ConversionError, FormatError, InputError, TernaryConfig, _core, param_groups, prepare
 from fatnn_rs.convert import convert, summary, verify
 from fatnn_rs.nn import Int8Conv1d, Int8Conv2d, Int8Layer, Int8Linear, TernaryLayer, calibrate
 from fatnn_rs.quant.int8 import Int8Activation, weight_codes, weight_steps
@@ -361,6 +362,57 @@ def test_mlp_with_bias(tmp_path: Path) -> None:
     fatnn_rs.save(fatnn_rs.load(tmp_path / "first"), tmp_path / "second")
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
     assert np.array_equal(fatnn_rs.load_numpy(tmp_path / "first")(x.numpy()), model(x).detach().numpy())
+
+
+def _put(key: str, value: Any) -> Any:
+    return lambda node, arrays: node.__setitem__(key, value)
+
+
+def _attr(key: str, value: Any) -> Any:
+    return lambda node, arrays: node["attrs"].__setitem__(key, value)
+
+
+def _array(role: str, change: Any) -> Any:
+    def apply(node: Any, arrays: Any) -> None:
+        arrays[node["tensors"][role]] = np.ascontiguousarray(change(arrays[node["tensors"][role]]))
+
+    return apply
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "no step": (lambda node, arrays: arrays.pop(node["tensors"].pop("inv_step")), "'inv_step' is missing"),
+    "no scale": (lambda node, arrays: arrays.pop(node["tensors"].pop("scale")), "'scale' is missing"),
+    "zero step": (_array("inv_step", lambda a: a * 0), "inv_step must be positive and finite, got 0.0"),
+    "NaN for a step": (_array("inv_step", lambda a: a * np.float32("nan")), "inv_step must be positive"),
+    "two steps": (_array("inv_step", lambda a: np.repeat(a, 2)), r"inv_step must have shape \(1,\)"),
+    "short scale": (_array("scale", lambda a: a[1:]), r"scale must have shape \(8,\), got \(7,\)"),
+    "float weight": (_array("weight", lambda a: a.astype(np.float32)), "must be torch.int8"),
+    "flat weight": (_array("weight", lambda a: a[0]), "must have 4 dimensions"),
+    "-128": (_array("weight", lambda a: np.full_like(a, -128)), "-128"),
+    "three strides": (_attr("stride", [1, 1, 1]), "stride must be 2 integers >= 1"),
+    "zero dilation": (_attr("dilation", [0, 1]), "dilation must be 2 integers >= 1"),
+    "groups": (_attr("groups", 3), "groups do not fit"),
+    "an attribute too many": (_attr("layout", "any"), "expected the attributes"),
+    "other op": (_put("op", "conv3d_int8"), "unknown op"),
+    "two inputs": (_put("inputs", ["x", "x"]), "reads 2 values"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_files(name: str, tmp_path: Path) -> None:
+    x = image(2, 3, 32, 32)
+    net = convert(ready(ResNet(), x, first="int8"), x)
+    fatnn_rs.save(net, tmp_path / "net")
+    text, arrays = _core.load(tmp_path / "net")
+    graph = json.loads(text)
+    change, says = WRONG[name]
+    node = next(node for node in graph["nodes"] if node["op"] == "conv2d_int8")
+    weight = node["tensors"]["weight"]
+    change(node, arrays)
+    plain = [weight] if arrays[weight].dtype == np.int8 else []
+    _core.save(tmp_path / "net", json.dumps(graph), arrays, plain)
+    with pytest.raises(FormatError, match=says):
+        fatnn_rs.load(tmp_path / "net")
 
 
 def test_a_network_of_int8_layers_only() -> None:

@@ -71,10 +71,10 @@ def test_opcheck(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "requires_grad", "transposed"])
-@pytest.mark.parametrize("name", ["quantize", "conv_float"])
+@pytest.mark.parametrize("name", ["quantize", "conv_float", "conv_int8"])
 def test_opcheck_layouts(name: str, layout: str) -> None:
     arguments = list(samples()[name])
-    place = {"quantize": 0, "conv_float": 4}[name]
+    place = {"quantize": 0, "conv_float": 4, "conv_int8": 0}[name]
     plain = getattr(ops, name)(*arguments)
     arguments[place] = layouts(arguments[place])[layout]  # type: ignore[arg-type]
     opcheck(getattr(ops, name).default, tuple(arguments))
