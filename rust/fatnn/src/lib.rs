@@ -11,6 +11,7 @@
 //! | [`epilogue`] | thresholds to codes, scale and bias to float32 |
 //! | [`quantize`] | float activations to codes |
 //! | [`pool`] | max pooling on codes |
+//! | [`int8`] | int8 layers: the first and the last of a network |
 //! | [`net`] | the canonical file, and whole networks in one call: [`net::Network`] |
 //! | [`kernels`] | the micro-kernels and their table |
 //! | [`cpu`], [`parallel`] | CPU features, threads |
@@ -27,6 +28,7 @@ pub mod cpu;
 pub mod epilogue;
 mod error;
 mod gemm;
+pub mod int8;
 // The only room with `unsafe`: loads, stores and calls of functions with CPU features.
 #[allow(unsafe_code)]
 pub mod kernels;

@@ -55,6 +55,11 @@ pub fn conv2d_acc(codes: &[i8], weight: &[i8], weights: WeightShape, half_range:
     out
 }
 
+/// Int8 codes: `x · inv_step`, rounded with halves to even, at most 127 from 0.
+pub fn quantize_int8(x: &[f32], inv_step: f32) -> Vec<i8> {
+    x.iter().map(|x| (x * inv_step).round_ties_even().clamp(-127.0, 127.0) as i8).collect()
+}
+
 /// Codes of accumulators: one less than the number of the channel's thresholds that are reached.
 pub fn to_codes(acc: &[i32], low: &[i32], high: &[i32]) -> Vec<i8> {
     let mut codes = Vec::new();

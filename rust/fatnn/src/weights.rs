@@ -11,11 +11,11 @@ use crate::error::{Error, Result, bad_value, check_len};
 use crate::kernels::{self, Kernel, Layout};
 
 /// Bytes before the first panel.
-const HEADER: usize = 64;
+pub(crate) const HEADER: usize = 64;
 /// A cache line.
-const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 /// Word of the header that holds the checksum of those before.
-const CHECKSUM: usize = HEADER / 4 - 1;
+pub(crate) const CHECKSUM: usize = HEADER / 4 - 1;
 const MAGIC: u32 = u32::from_le_bytes(*b"ftnw");
 /// Accumulators stay exact in float32 below this.
 const MAX_REDUCTION: usize = 1 << 23;
@@ -34,7 +34,7 @@ pub struct WeightShape {
 }
 
 impl WeightShape {
-    fn check(self) -> Result<Self> {
+    pub(crate) fn check(self) -> Result<Self> {
         CodesLayout::new(self.channels, self.groups)?;
         let [kh, kw] = self.kernel;
         if self.out_channels == 0 || !self.out_channels.is_multiple_of(self.groups) {
@@ -80,20 +80,20 @@ impl WeightShape {
 }
 
 /// FNV-1a over the header's words before the checksum: changes with every single one of them.
-fn checksum(header: &[u32; HEADER / 4]) -> u32 {
+pub(crate) fn checksum(header: &[u32; HEADER / 4]) -> u32 {
     header[..CHECKSUM].iter().fold(0x811c_9dc5, |hash, word| (hash ^ word).wrapping_mul(0x0100_0193))
 }
 
 /// The bytes of packed weights.
 #[derive(Clone, Debug)]
-enum Blob<'a> {
+pub(crate) enum Blob<'a> {
     Borrowed(&'a [u8]),
     /// From the given byte on, which begins a cache line: measured, vectors that straddle lines cost up to an eighth.
     Owned(Arc<Vec<u8>>, usize),
 }
 
 impl Blob<'_> {
-    fn bytes(&self) -> &[u8] {
+    pub fn bytes(&self) -> &[u8] {
         match self {
             Blob::Borrowed(bytes) => bytes,
             Blob::Owned(buffer, start) => &buffer[*start..],

@@ -33,8 +33,13 @@ struct Amx;
 
 /// Where the CPU has AMX with int8 and AVX-512, and the operating system lets this process use it.
 pub(super) fn make(features: Features) -> Option<&'static dyn Kernel> {
+    (features.amx_int8 && allowed()).then_some(&Amx)
+}
+
+/// Whether the operating system lets this process use tiles. Only where the CPU has them.
+pub(super) fn allowed() -> bool {
     static ALLOWED: OnceLock<bool> = OnceLock::new();
-    (features.amx_int8 && *ALLOWED.get_or_init(request_tiles)).then_some(&Amx)
+    *ALLOWED.get_or_init(request_tiles)
 }
 
 /// Asks the kernel for the tiles' state (`arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`), once for all threads.
@@ -131,6 +136,26 @@ static CONFIG: TileConfig = {
     TileConfig(config)
 };
 
+/// Configures this thread's tiles, until [`release`].
+///
+/// # Safety
+/// AMX must be there and [`allowed`]; no other code of this thread holds tiles meanwhile.
+#[inline(always)]
+pub(super) unsafe fn configure() {
+    // SAFETY: the configuration is 64 bytes; the caller vouches for the rest.
+    unsafe { asm!("ldtilecfg [{0}]", in(reg) &raw const CONFIG, options(nostack, readonly, preserves_flags)) };
+}
+
+/// Gives tiles back.
+///
+/// # Safety
+/// Tiles were configured by [`configure`].
+#[inline(always)]
+pub(super) unsafe fn release() {
+    // SAFETY: as the caller promises.
+    unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+}
+
 /// Weights of a stretch, expanded, in hardware tiles.
 #[repr(C, align(64))]
 struct Stretch([MaybeUninit<u8>; STRETCH * 2 * TILE]);
@@ -146,8 +171,8 @@ unsafe fn run(tiles: &Tiles<'_>, acc: &mut [i32]) {
     let offsets = tiles.panel()[units * UNIT_BYTES..].as_ptr();
     // Not initialised: 32 KB of zeroes for every call would take a tenth of it.
     let mut stretch = Stretch([MaybeUninit::uninit(); STRETCH * 2 * TILE]);
-    // SAFETY: the configuration is 64 bytes; no other code of this thread holds tiles meanwhile.
-    unsafe { asm!("ldtilecfg [{0}]", in(reg) &raw const CONFIG, options(nostack, readonly, preserves_flags)) };
+    // SAFETY: as the caller promises; no other code of this thread holds tiles meanwhile.
+    unsafe { configure() };
     for first in (0..units).step_by(longest) {
         let count = longest.min(units - first);
         expand_weights(&tiles.panel()[first * UNIT_BYTES..(first + count) * UNIT_BYTES], &mut stretch.0);
@@ -175,7 +200,7 @@ unsafe fn run(tiles: &Tiles<'_>, acc: &mut [i32]) {
         }
     }
     // SAFETY: releases what this function configured.
-    unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+    unsafe { release() };
 }
 
 /// Planes of units of weights to int8, in hardware tiles.

@@ -29,6 +29,7 @@ use crate::net::Elementwise;
 use crate::quantize::QuantizeInput;
 
 mod float;
+pub(crate) mod int8;
 mod matrix;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod matrix_amx;

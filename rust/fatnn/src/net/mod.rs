@@ -9,4 +9,4 @@ pub use file::{FORMAT_VERSION, Tensor, load, save};
 pub use network::{Input, Network, Observed, Output};
 #[doc(hidden)]
 pub use ops::Elementwise;
-pub(crate) use ops::map_elements;
+pub(crate) use ops::{apply_all, map_elements, transpose};

@@ -14,8 +14,7 @@ use serde_json::Value as Json;
 use crate::codec::CodesLayout;
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::net::file::{self, Tensor};
-use crate::net::ops::linear::transpose;
-use crate::net::ops::{Elementwise, Node, Refusal, share};
+use crate::net::ops::{Elementwise, Node, Refusal, share, transpose};
 use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
 
 /// Sets of buffers that are kept for later runs.
@@ -475,7 +474,9 @@ impl Builder {
         let read = &self.shapes[inputs[0]];
         let rank = read.len();
         let known_rank = match op {
-            "linear" => rank == 2,
+            "linear" | "linear_int8" => rank == 2,
+            "conv1d_int8" => rank == 3,
+            "conv2d_int8" => rank == 4,
             _ if op.ends_with("1d") => rank == 3,
             _ if op.ends_with("2d") => rank == 4,
             _ => (2..=4).contains(&rank),

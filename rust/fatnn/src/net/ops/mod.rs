@@ -14,11 +14,13 @@ use crate::weights::{PackedWeights, WeightShape};
 
 pub(super) mod codes;
 pub(super) mod elementwise;
+mod int8;
 pub(super) mod linear;
 mod pool;
 
 pub use elementwise::Elementwise;
-pub(crate) use elementwise::map as map_elements;
+pub(crate) use elementwise::{apply_all, map as map_elements};
+pub(crate) use linear::transpose;
 
 use codes::{MaxPoolCodes, Quantize, Tail, TernaryConv, Window};
 use elementwise::{Add, Map};
@@ -60,6 +62,9 @@ pub(crate) const OPERATIONS: &[Row] = &[
     ("conv1d", |node| float_conv(node, 1)),
     ("conv2d", |node| float_conv(node, 2)),
     ("linear", linear),
+    ("conv1d_int8", |node| int8::make(node, 1)),
+    ("conv2d_int8", |node| int8::make(node, 2)),
+    ("linear_int8", |node| int8::make(node, 0)),
     ("batch_norm", |node| {
         let eps = node.float("eps")? as f32;
         let (mean, var) = (node.floats("mean")?, node.floats("var")?);
@@ -318,6 +323,13 @@ impl Node<'_> {
         match self.tensor(role)? {
             Some(Tensor::Ternary(shape, values)) => Ok((shape, values)),
             _ => Err(format!("tensor {role:?} must be there, as ternary codes")),
+        }
+    }
+
+    fn int8(&self, role: &str) -> Result<(&[usize], &[i8]), String> {
+        match self.tensor(role)? {
+            Some(Tensor::I8(shape, values)) => Ok((shape, values)),
+            _ => Err(format!("tensor {role:?} must be there, as int8")),
         }
     }
 

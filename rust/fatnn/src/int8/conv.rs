@@ -1,0 +1,410 @@
+//! Convolution of int8: quantize, gather, multiply.
+//!
+//! The input is quantized once. Then, for a *block* of output pixels at a time, the image rows under them are interleaved
+//! into *columns*, `[x][row of the window][channel]`: a window is then one piece of memory, whatever the kernel's height, and
+//! the next one begins `stride` columns further, so that a kernel reads overlapping rows at a constant distance. Three channels
+//! under a 7×7 window become 147 bytes without a gap. Where windows do not overlap, or their taps are not neighbours, they are
+//! copied one by one instead. Lines of short maps are put behind one another, so that kernels see long products.
+//!
+//! Everything behind the products (`scale`, `bias`, and the elementwise functions of a network that follow) happens while a
+//! block is in cache.
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::weights::{Int8Weights, Panel};
+use crate::conv::ConvShape;
+use crate::error::{Error, Result, bad_value, check_len};
+use crate::kernels::int8::{COPY_SLACK, Finish, Int8Layout, Pixels, Product, interleave};
+use crate::net::{Elementwise, apply_all, transpose};
+use crate::parallel;
+use crate::quantize::PixelOrder;
+
+/// Bytes of columns in a block: with a panel of weights, they stay in the second-level cache.
+const BLOCK_BYTES: usize = 128 << 10;
+/// Least output pixels in a block, where there are so many.
+const MIN_BLOCK: usize = 64;
+/// Most output pixels in a block.
+const MAX_BLOCK: usize = 512;
+/// Inputs that a thread quantizes at least.
+const QUANTIZE_PIECE: usize = 4096;
+
+/// What turns inputs into codes, and sums into outputs.
+#[derive(Clone, Copy, Debug)]
+pub struct Int8Epilogue<'a> {
+    /// One over the step of activations.
+    pub inv_step: f32,
+    /// Per output channel.
+    pub scale: &'a [f32],
+    /// Per output channel.
+    pub bias: Option<&'a [f32]>,
+}
+
+/// A value per output channel, where a kernel's panels want it.
+#[derive(Clone, Debug)]
+pub(crate) struct Padded(Vec<f32>);
+
+impl Padded {
+    pub fn new(weights: &Int8Weights<'_>, values: &[f32]) -> Self {
+        let mut padded = vec![0.0; weights.padded_channels()];
+        for panel in (0..weights.shape().groups).flat_map(|group| weights.panels(group)) {
+            padded[panel.padded..][..panel.channels].copy_from_slice(&values[panel.first..][..panel.channels]);
+        }
+        Padded(padded)
+    }
+
+    fn of(&self, panel: &Panel) -> &[f32] {
+        &self.0[panel.padded..][..panel.width]
+    }
+}
+
+/// The constants of a layer, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Constants {
+    inv_step: f32,
+    scale: Padded,
+    bias: Padded,
+    /// Part of the epilogue in networks.
+    pub affine: Option<(Padded, Padded)>,
+    pub relu: bool,
+}
+
+impl Constants {
+    pub fn new(weights: &Int8Weights<'_>, epilogue: &Int8Epilogue<'_>) -> Result<Self> {
+        let &Int8Epilogue { inv_step, scale, bias } = epilogue;
+        if !(inv_step.is_finite() && inv_step > 0.0) {
+            return bad_value("inv_step", "a positive, finite number", inv_step);
+        }
+        let n = weights.shape().out_channels;
+        check_len("scale", n, scale.len())?;
+        check_len("bias", n, bias.map_or(n, <[f32]>::len))?;
+        let bias = match bias {
+            Some(bias) => Padded::new(weights, bias),
+            None => Padded(vec![-0.0; weights.padded_channels()]),
+        };
+        Ok(Constants { inv_step, scale: Padded::new(weights, scale), bias, affine: None, relu: false })
+    }
+}
+
+/// Int8 convolution of floats to floats: `out` is `pixels × out_channels`, `x` is `batch × height × width` pixels in `order`.
+///
+/// # Errors
+/// [`Error::NotANumber`] with the index of the first NaN of `x`; [`Error::Shape`] or [`Error::Value`] where sizes or numbers do
+/// not fit; [`Error::Environment`] or [`Error::Threads`] where the pool cannot be had.
+pub fn conv2d_int8(
+    x: &[f32],
+    order: PixelOrder,
+    weights: &Int8Weights<'_>,
+    shape: &ConvShape,
+    epilogue: &Int8Epilogue<'_>,
+    out: &mut [f32],
+) -> Result<()> {
+    let constants = Constants::new(weights, epilogue)?;
+    let geometry = Geometry::new(weights, shape)?;
+    let channels = weights.shape().channels;
+    check_len("input", shape.size("input", shape.input, channels)?, x.len())?;
+    let mut scratch = Vec::new();
+    if scratch.try_reserve_exact(geometry.scratch).is_err() {
+        return bad_value("input", "a size that fits in memory", format!("{shape:?}"));
+    }
+    scratch.resize(geometry.scratch, 0);
+    let pixels = shape.input[0] * shape.input[1];
+    if order == PixelOrder::ChannelsLast || pixels == 1 || x.is_empty() {
+        return geometry.run(x, weights, &constants, &[], &mut scratch, out);
+    }
+    let mut last = vec![0.0; x.len()];
+    transpose(x, &mut last, channels, pixels);
+    geometry.run(&last, weights, &constants, &[], &mut scratch, out).map_err(|e| match e {
+        // The index in the caller's memory.
+        Error::NotANumber { what, .. } => {
+            Error::NotANumber { what, index: x.iter().position(|v| v.is_nan()).unwrap_or(0) }
+        }
+        other => other,
+    })
+}
+
+/// How a layer's output is cut into blocks, worked out once for a shape.
+#[derive(Debug)]
+pub(crate) struct Geometry {
+    shape: ConvShape,
+    /// Bytes of a pixel's channels, of those of a group, and of a column (or of a column's share of a copied window).
+    pixel: usize,
+    part: usize,
+    column: usize,
+    /// Whether windows share columns.
+    shared: bool,
+    /// Bytes between the rows of a product.
+    row: usize,
+    /// Pixels in a block, of one line; lines in a block of whole lines.
+    segment: usize,
+    lines: usize,
+    /// Rows of a product from one line of a block to the next.
+    line_rows: usize,
+    /// Height and width of the output.
+    pub output: [usize; 2],
+    /// Bytes of scratch memory: the quantized input, then a row of zeroes.
+    pub scratch: usize,
+    zeros: usize,
+}
+
+/// A thread's columns and accumulators, kept from call to call, so that a run allocates nothing after the first.
+#[derive(Default)]
+struct Scratch {
+    columns: Vec<u8>,
+    acc: Vec<i32>,
+    /// Byte offsets of a window's image rows.
+    offsets: Vec<usize>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = const {
+        RefCell::new(Scratch { columns: Vec::new(), acc: Vec::new(), offsets: Vec::new() })
+    };
+}
+
+/// Consecutive output pixels that are computed together.
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    /// The first one's line, over all images, and its place there.
+    line: usize,
+    x: usize,
+    /// Lines, and pixels in each.
+    lines: usize,
+    width: usize,
+}
+
+impl Geometry {
+    pub fn new(weights: &Int8Weights<'_>, shape: &ConvShape) -> Result<Self> {
+        let w = weights.shape();
+        if w.kernel != shape.kernel {
+            let got = format!("{:?}", shape.kernel);
+            return bad_value("kernel", format!("{:?}, as the weights were packed", w.kernel), got);
+        }
+        let output = shape.output()?;
+        let ([kh, kw], stride) = (shape.kernel, shape.stride[1]);
+        let element = weights.kernel().layout().element.bytes();
+        let pixel = w.channels * element;
+        let part = pixel / w.groups;
+        // Sizes that later products stay below.
+        shape.size("output", output, w.out_channels.saturating_mul(4))?;
+        let image = shape.size("input", shape.input, pixel)?;
+        let column = kh * part;
+        let shared = shape.dilation[1] == 1 && stride < kw;
+        let row = if shared { stride.checked_mul(column) } else { kw.checked_mul(column) };
+        // The row of zeroes is as long as an image's; reads may pass either's end.
+        let row_bytes = shape.input[1].checked_mul(pixel).and_then(|n| n.checked_add(2 * COPY_SLACK));
+        let (Some(row), Some(row_bytes)) = (row, row_bytes) else {
+            return bad_value("input", "a size that fits in memory", format!("{shape:?}"));
+        };
+        let segment = (BLOCK_BYTES / row).clamp(MIN_BLOCK, MAX_BLOCK).min(output[1].max(1));
+        let lines = if segment < output[1] { 1 } else { (MIN_BLOCK / output[1].max(1)).max(1) };
+        let line_rows = if shared { output[1].max(1) - 1 + kw.div_ceil(stride) } else { output[1] };
+        Ok(Geometry {
+            shape: *shape,
+            pixel,
+            part,
+            column,
+            shared,
+            row,
+            segment,
+            lines,
+            line_rows,
+            output,
+            scratch: image.saturating_add(row_bytes),
+            zeros: image + COPY_SLACK,
+        })
+    }
+
+    /// Runs the convolution on pixels whose channels are last, then `post` on the output. `scratch` has at least
+    /// [`Geometry::scratch`] bytes, whatever they are.
+    pub fn run(
+        &self,
+        x: &[f32],
+        weights: &Int8Weights<'_>,
+        constants: &Constants,
+        post: &[Elementwise],
+        scratch: &mut [u8],
+        out: &mut [f32],
+    ) -> Result<()> {
+        let (kernel, w) = (weights.kernel(), weights.shape());
+        let n = w.out_channels;
+        check_len("input", self.shape.size("input", self.shape.input, w.channels)?, x.len())?;
+        check_len("output", self.shape.size("output", self.output, n)?, out.len())?;
+        if out.is_empty() {
+            return Ok(());
+        }
+        let element = kernel.layout().element;
+        let scratch = &mut scratch[..self.scratch];
+        let (image, zeros) = scratch.split_at_mut(x.len() * element.bytes());
+        zeros.fill(element.zero());
+        let numbers = AtomicBool::new(true);
+        let quantize = |first: usize, out: &mut [u8]| {
+            let x = &x[first..][..out.len() / element.bytes()];
+            if !kernel.quantize(x, constants.inv_step, out) {
+                numbers.store(false, Ordering::Relaxed);
+            }
+        };
+        // A value costs about as much as this many products.
+        parallel::for_each_rows(image, element.bytes(), QUANTIZE_PIECE, x.len().saturating_mul(32), quantize)?;
+        if !numbers.into_inner() {
+            let index = x.iter().position(|v| v.is_nan()).unwrap_or(0);
+            return Err(Error::NotANumber { what: "input", index });
+        }
+        let image = &*scratch;
+        let out_w = self.output[1];
+        let granularity = if self.lines > 1 { self.lines * out_w } else { self.segment };
+        // An int8 product costs about four ternary ones.
+        let cost = out.len().saturating_mul(w.reduction()).saturating_mul(4);
+        parallel::try_for_each_rows(out, n, granularity, cost, |first, out| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                let (mut at, end) = (first, first + out.len() / n);
+                while at < end {
+                    let (line, x) = (at / out_w, at % out_w);
+                    let whole = if x == 0 { ((end - at) / out_w).min(self.lines) } else { 0 };
+                    let block = match whole {
+                        0 | 1 => Block { line, x, lines: 1, width: self.segment.min(out_w - x).min(end - at) },
+                        lines => Block { line, x, lines, width: out_w },
+                    };
+                    let pixels = block.lines * block.width;
+                    let out = &mut out[(at - first) * n..][..pixels * n];
+                    self.block(image, weights, constants, &block, scratch, out);
+                    apply_all(post, out, n)?;
+                    at += pixels;
+                }
+                Ok(())
+            })
+        })
+    }
+
+    /// Computes a block.
+    fn block(
+        &self,
+        image: &[u8],
+        weights: &Int8Weights<'_>,
+        constants: &Constants,
+        block: &Block,
+        Scratch { columns, acc, offsets }: &mut Scratch,
+        out: &mut [f32],
+    ) {
+        let kernel = weights.kernel();
+        let layout = kernel.layout();
+        let (shape, n) = (weights.shape(), weights.shape().out_channels);
+        let count = (block.lines - 1) * self.line_rows + block.width;
+        let columns = self.columns(layout, shape.reduction(), count, columns);
+        for group in 0..shape.groups {
+            for line in 0..block.lines {
+                let columns = &mut columns[line * self.line_rows * self.row..];
+                self.gather(image, layout, group, block, line, offsets, columns);
+            }
+            for first in (0..count).step_by(layout.block) {
+                let rows = layout.block.min(count - first);
+                for panel in weights.panels(group) {
+                    let size = rows.next_multiple_of(layout.rows) * panel.width;
+                    if acc.len() < size {
+                        acc.resize(size, 0);
+                    }
+                    let acc = &mut acc[..size];
+                    let operand = (&columns[first * self.row..], self.row, rows);
+                    let weights = (weights.panel_bytes(&panel), panel.width);
+                    kernel.multiply(&Product::new(layout, operand, shape.reduction(), weights), acc);
+                    let finish = Finish {
+                        scale: constants.scale.of(&panel),
+                        bias: constants.bias.of(&panel),
+                        affine: constants.affine.as_ref().map(|(scale, bias)| (scale.of(&panel), bias.of(&panel))),
+                        relu: constants.relu,
+                        channels: panel.channels,
+                        pitch: n,
+                    };
+                    // Rows between lines are no pixels.
+                    let pitch = if block.lines == 1 { block.width } else { self.line_rows };
+                    let mut row = first;
+                    while row < first + rows {
+                        let (line, x) = (row / pitch, row % pitch);
+                        if x < block.width {
+                            let run = (block.width - x).min(first + rows - row);
+                            let acc = &acc[(row - first) * panel.width..][..run * panel.width];
+                            let out = &mut out[(line * block.width + x) * n..][..run * n];
+                            kernel.finish(&finish, acc, &mut out[panel.first..]);
+                            row += run;
+                        } else {
+                            row += pitch - x;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Memory for the columns of `count` rows of products.
+    fn columns<'b>(
+        &self,
+        layout: &Int8Layout,
+        reduction: usize,
+        count: usize,
+        columns: &'b mut Vec<u8>,
+    ) -> &'b mut [u8] {
+        let depth = reduction.next_multiple_of(layout.depth) * layout.element.bytes();
+        // Rows up to the kernel's multiple are read, whatever they hold; so is one row's reduction up to the depth.
+        let size = (count + layout.rows) * self.row + self.column * self.shape.kernel[1] + depth + COPY_SLACK;
+        if columns.len() < size {
+            columns.resize(size, 0);
+        }
+        columns
+    }
+
+    /// Gathers the columns under one line of a block.
+    #[allow(clippy::too_many_arguments, reason = "a block's whole state, used once")]
+    fn gather(
+        &self,
+        image: &[u8],
+        layout: &Int8Layout,
+        group: usize,
+        block: &Block,
+        line: usize,
+        offsets: &mut Vec<usize>,
+        columns: &mut [u8],
+    ) {
+        let ([h, w], [_, kw], [stride_y, stride]) = (self.shape.input, self.shape.kernel, self.shape.stride);
+        let ([pad_y, pad], [dilation_y, dilation]) = (self.shape.padding, self.shape.dilation);
+        let line = block.line + line;
+        let (number, y) = (line / self.output[0], line % self.output[0] * stride_y);
+        offsets.clear();
+        offsets.extend((0..self.shape.kernel[0]).map(|ky| match (y + ky * dilation_y).checked_sub(pad_y) {
+            Some(y) if y < h => (number * h + y) * w * self.pixel + group * self.part,
+            _ => self.zeros,
+        }));
+        let zero = layout.element.zero();
+        if self.shared {
+            let wanted = (block.width - 1) * stride + kw;
+            self.stretch(image, offsets, (block.x * stride, pad, w), wanted, zero, columns);
+        } else {
+            for x in 0..block.width {
+                for kx in 0..kw {
+                    let columns = &mut columns[x * self.row + kx * self.column..];
+                    let at = (block.x + x) * stride + kx * dilation;
+                    self.stretch(image, offsets, (at, pad, w), 1, zero, columns);
+                }
+            }
+        }
+    }
+
+    /// Gathers `count` neighbouring columns, the first of which is at `at`, where `pad` columns of zeroes are before the image's `w`
+    /// pixels.
+    fn stretch(
+        &self,
+        image: &[u8],
+        rows: &[usize],
+        (at, pad, w): (usize, usize, usize),
+        count: usize,
+        zero: u8,
+        columns: &mut [u8],
+    ) {
+        let left = pad.saturating_sub(at).min(count);
+        let from = (at + left).saturating_sub(pad);
+        let real = w.saturating_sub(from).min(count - left);
+        columns[..left * self.column].fill(zero);
+        let pixels = Pixels { first: from, count: real, bytes: self.part, pitch: self.pixel };
+        interleave(image, rows, &pixels, &mut columns[left * self.column..]);
+        columns[(left + real) * self.column..count * self.column].fill(zero);
+    }
+}

@@ -1,0 +1,210 @@
+//! Int8 weights, laid out for a kernel. Like ternary ones, they are derived when a network is loaded, and travel as a blob that
+//! begins with a header.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result, bad_value, check_len};
+use crate::kernels::int8::{self, Int8Kernel};
+use crate::weights::{Blob, CHECKSUM, HEADER, LINE, WeightShape, checksum};
+
+const MAGIC: u32 = u32::from_le_bytes(*b"ftn8");
+
+/// Longest reduction (channels / groups × kernel) whose sums fit `i32` whatever the codes.
+pub const MAX_REDUCTION: usize = 133_000;
+
+/// Int8 weights laid out for a kernel.
+#[derive(Clone, Debug)]
+pub struct Int8Weights<'a> {
+    blob: Blob<'a>,
+    shape: WeightShape,
+    kernel: &'static dyn Int8Kernel,
+}
+
+/// A panel: which channels, and where its weights and its constants are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Panel {
+    /// Output channels, over all groups, of its first channel.
+    pub first: usize,
+    /// Channels, and channels with padding.
+    pub channels: usize,
+    pub width: usize,
+    /// Where it begins among the channels of all panels, with padding.
+    pub padded: usize,
+    bytes: usize,
+}
+
+fn check(shape: WeightShape) -> Result<WeightShape> {
+    let shape = shape.check()?;
+    match shape.reduction() {
+        1..=MAX_REDUCTION => Ok(shape),
+        got => {
+            let expected = format!("a reduction (channels / groups × kernel) of at most {MAX_REDUCTION}");
+            bad_value("int8 weight shape", expected, got)
+        }
+    }
+}
+
+impl Int8Weights<'static> {
+    /// Packs int8 weights, ordered `out_channels, channels / groups, kernel height, kernel width` as in PyTorch, for the best
+    /// kernel that this CPU has.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for an impossible shape or the value -128, [`Error::Shape`] for a slice of another size,
+    /// [`Error::Environment`] where a `FATNN_*` variable has a meaningless value.
+    pub fn new(weight: &[i8], shape: WeightShape) -> Result<Self> {
+        Self::for_kernel(int8::choose(false)?, weight, shape)
+    }
+
+    /// As [`Int8Weights::new`], for the best kernel for products with few rows: linear layers.
+    ///
+    /// # Errors
+    /// As [`Int8Weights::new`].
+    pub fn for_linear(weight: &[i8], shape: WeightShape) -> Result<Self> {
+        Self::for_kernel(int8::choose(true)?, weight, shape)
+    }
+
+    /// As [`Int8Weights::new`], for a given kernel: for tests and benchmarks.
+    ///
+    /// # Errors
+    /// As [`Int8Weights::new`].
+    pub fn for_kernel(kernel: &'static dyn Int8Kernel, weight: &[i8], shape: WeightShape) -> Result<Self> {
+        let shape = check(shape)?;
+        check_len("weight", shape.len(), weight.len())?;
+        if let Some(index) = weight.iter().position(|w| *w == i8::MIN) {
+            return bad_value("weight", "values from -127 to 127", format!("-128 at index {index}"));
+        }
+        let mut packed = Int8Weights { blob: Blob::Borrowed(&[]), shape, kernel };
+        let mut buffer = vec![0u8; packed.total_bytes() + LINE - 1];
+        let start = buffer.as_ptr().align_offset(LINE).min(LINE - 1);
+        buffer.truncate(start + packed.total_bytes());
+        let bytes = &mut buffer[start..];
+        for (slot, value) in bytes[..HEADER].chunks_exact_mut(4).zip(packed.header()) {
+            slot.copy_from_slice(&value.to_le_bytes());
+        }
+        let ([kh, kw], k) = (shape.kernel, shape.reduction());
+        let group_channels = shape.channels / shape.groups;
+        // A panel's weights in the order of activations: columns, rows, channels.
+        let mut reordered = vec![0i8; kernel.layout().panel * k];
+        for group in 0..shape.groups {
+            for panel in packed.panels(group) {
+                let from = weight[panel.first * k..].chunks_exact(k).take(panel.channels);
+                for (to, from) in reordered.chunks_exact_mut(k).zip(from) {
+                    for (i, to) in to.iter_mut().enumerate() {
+                        let (c, ky, kx) = (i % group_channels, i / group_channels % kh, i / group_channels / kh);
+                        *to = from[(c * kh + ky) * kw + kx];
+                    }
+                }
+                let channel = |j: usize| (j < panel.channels).then(|| &reordered[j * k..(j + 1) * k]);
+                let len = kernel.layout().panel_bytes(k, panel.width);
+                kernel.layout().pack(k, panel.width, channel, &mut bytes[panel.bytes..panel.bytes + len]);
+            }
+        }
+        packed.blob = Blob::Owned(Arc::new(buffer), start);
+        Ok(packed)
+    }
+}
+
+impl<'a> Int8Weights<'a> {
+    /// Checks and borrows a blob that [`Int8Weights::as_bytes`] gave.
+    ///
+    /// # Errors
+    /// [`Error::Packed`] where the blob is damaged or meant for another CPU's kernel.
+    pub fn from_bytes(bytes: &'a [u8]) -> Result<Self> {
+        let damaged = |why: &str| Error::Packed { why: why.into() };
+        let (words, _) = bytes.get(..HEADER).ok_or_else(|| damaged("they are too short to hold a header"))?.as_chunks();
+        let header: [u32; HEADER / 4] = std::array::from_fn(|i| u32::from_le_bytes(words[i]));
+        let [magic, layout, out_channels, channels, kh, kw, groups, ..] = header;
+        if magic != MAGIC {
+            return Err(damaged("they do not begin with the mark of packed int8 weights"));
+        }
+        if header[CHECKSUM] != checksum(&header) {
+            return Err(damaged("their header is damaged"));
+        }
+        let kernel = int8::for_layout(layout)?;
+        let shape = WeightShape {
+            out_channels: out_channels as usize,
+            channels: channels as usize,
+            kernel: [kh as usize, kw as usize],
+            groups: groups as usize,
+        };
+        let shape = check(shape).map_err(|e| damaged(&format!("their header is damaged ({e})")))?;
+        let packed = Int8Weights { blob: Blob::Borrowed(bytes), shape, kernel };
+        if packed.total_bytes() != bytes.len() {
+            return Err(damaged(&format!("expected {} bytes, got {}", packed.total_bytes(), bytes.len())));
+        }
+        Ok(packed)
+    }
+
+    /// The blob, header included. Keep it where it begins a cache line (64 bytes) if you can: that is faster.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.blob.bytes()
+    }
+
+    /// Shape of the weights.
+    pub fn shape(&self) -> WeightShape {
+        self.shape
+    }
+
+    /// The kernel that will run them.
+    pub fn kernel(&self) -> &'static dyn Int8Kernel {
+        self.kernel
+    }
+
+    fn header(&self) -> [u32; HEADER / 4] {
+        let s = self.shape;
+        let mut header = [0; HEADER / 4];
+        header[..7].copy_from_slice(&[
+            MAGIC,
+            self.kernel.layout().id,
+            s.out_channels as u32,
+            s.channels as u32,
+            s.kernel[0] as u32,
+            s.kernel[1] as u32,
+            s.groups as u32,
+        ]);
+        header[CHECKSUM] = checksum(&header);
+        header
+    }
+
+    fn total_bytes(&self) -> usize {
+        HEADER.saturating_add(self.group_bytes().saturating_mul(self.shape.groups))
+    }
+
+    /// Channels of a group, padding included.
+    fn group_width(&self) -> usize {
+        let (layout, channels) = (self.kernel.layout(), self.shape.out_channels / self.shape.groups);
+        channels / layout.panel * layout.panel + layout.width(channels % layout.panel)
+    }
+
+    fn group_bytes(&self) -> usize {
+        let layout = self.kernel.layout();
+        // The same for every channel, whatever its panel.
+        layout.panel_bytes(self.shape.reduction(), layout.lanes) / layout.lanes * self.group_width()
+    }
+
+    /// Channels of all groups, padding included.
+    pub(crate) fn padded_channels(&self) -> usize {
+        self.group_width() * self.shape.groups
+    }
+
+    /// The panels of a group.
+    pub(crate) fn panels(&self, group: usize) -> impl Iterator<Item = Panel> + use<> {
+        let (layout, channels) = (self.kernel.layout(), self.shape.out_channels / self.shape.groups);
+        let (reduction, width, bytes) = (self.shape.reduction(), self.group_width(), self.group_bytes());
+        (0..channels).step_by(layout.panel).map(move |at| {
+            let here = layout.panel.min(channels - at);
+            Panel {
+                first: group * channels + at,
+                channels: here,
+                width: layout.width(here),
+                padded: group * width + at,
+                bytes: HEADER + group * bytes + layout.panel_bytes(reduction, layout.lanes) / layout.lanes * at,
+            }
+        })
+    }
+
+    pub(crate) fn panel_bytes(&self, panel: &Panel) -> &[u8] {
+        let len = self.kernel.layout().panel_bytes(self.shape.reduction(), panel.width);
+        &self.blob.bytes()[panel.bytes..panel.bytes + len]
+    }
+}

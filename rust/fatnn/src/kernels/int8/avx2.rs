@@ -1,0 +1,99 @@
+//! Int8 products on AVX2.
+//!
+//! `vpmaddubsw`, the instruction for bytes, saturates: two products of 255·127 do not fit `i16`. So activations are kept as `i16`, weights
+//! are widened as they are read, and `vpmaddwd` adds pairs of products to 32 bits: 16 products in three instructions.
+
+use std::arch::x86_64::*;
+
+use super::{Element, Int8Kernel, Int8Layout, Product, pass_methods};
+use crate::cpu::{Features, Isa};
+
+const WIDTH: usize = 16;
+/// Most rows at a time: with two vectors of weights, one of activations and one of products, the sums fill the registers.
+const ROWS: usize = 6;
+
+static LAYOUT: Int8Layout = Int8Layout {
+    id: 2,
+    depth: 2,
+    unit: 2,
+    lanes: WIDTH,
+    panel: WIDTH,
+    rows: 1,
+    block: 10 * ROWS,
+    element: Element::I16,
+};
+
+#[derive(Debug)]
+struct Avx2;
+
+/// Where the CPU has AVX2.
+pub(super) fn make(features: Features) -> Option<&'static dyn Int8Kernel> {
+    features.avx2.then_some(&Avx2)
+}
+
+impl Int8Kernel for Avx2 {
+    fn name(&self) -> &'static str {
+        "x86_64-int8-avx2"
+    }
+
+    fn isa(&self) -> Isa {
+        Isa::Avx2
+    }
+
+    fn layout(&self) -> &'static Int8Layout {
+        &LAYOUT
+    }
+
+    fn multiply(&self, product: &Product<'_>, acc: &mut [i32]) {
+        assert_eq!(acc.len(), product.accumulators(&LAYOUT));
+        let mut row = 0;
+        while row < product.count {
+            let rows = (product.count - row).min(ROWS);
+            // SAFETY: `self` exists, so `make` saw the feature; `Product::new` checked the sizes of rows and panel, and `acc`
+            // has `product.count` rows.
+            unsafe {
+                let x = product.rows.as_ptr().add(row * product.stride);
+                let out = acc.as_mut_ptr().add(row * WIDTH);
+                match rows {
+                    1 => tile::<1>(product, x, out),
+                    2 => tile::<2>(product, x, out),
+                    3 => tile::<3>(product, x, out),
+                    4 => tile::<4>(product, x, out),
+                    5 => tile::<5>(product, x, out),
+                    _ => tile::<ROWS>(product, x, out),
+                }
+            }
+            row += rows;
+        }
+    }
+
+    pass_methods!(I16, "avx2,fma");
+}
+
+/// `MR` rows × 16 channels.
+///
+/// # Safety
+/// From `x` on there are `MR` rows of `product`; `out` has as many rows of 16.
+#[target_feature(enable = "avx2")]
+unsafe fn tile<const MR: usize>(product: &Product<'_>, x: *const u8, out: *mut i32) {
+    let rows: [*const u8; MR] = std::array::from_fn(|r| x.wrapping_add(r * product.stride));
+    let weights = product.panel.as_ptr().cast::<__m128i>();
+    let mut acc = [[_mm256_setzero_si256(); 2]; MR];
+    for k in 0..product.depth / 2 {
+        // SAFETY: a step is 32 bytes of weights, and four of every row.
+        let w = [0, 1].map(|v| _mm256_cvtepi8_epi16(unsafe { _mm_loadu_si128(weights.add(k * 2 + v)) }));
+        for (acc, row) in acc.iter_mut().zip(rows) {
+            // SAFETY: as above.
+            let x = _mm256_set1_epi32(unsafe { row.add(k * 4).cast::<i32>().read_unaligned() });
+            for (acc, w) in acc.iter_mut().zip(w) {
+                *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(x, w));
+            }
+        }
+    }
+    for (r, acc) in acc.iter().enumerate() {
+        for (v, acc) in acc.iter().enumerate() {
+            // SAFETY: `out` has `MR` rows of two vectors.
+            unsafe { _mm256_storeu_si256(out.add(r * WIDTH + v * 8).cast(), *acc) };
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Kernels of int8 layers: products of int8 weights and int8 activations, exact in `i32`, for a network's first and last
+//! layers.
+//!
+//! An [`Int8Kernel`] multiplies *rows*, windows of activations at a constant distance in memory that may overlap, by one panel of
+//! weights. A row has as many values as the reduction is long, rounded up to [`Int8Layout::depth`]; what lies behind the
+//! window meets weights that are 0. No kernel can saturate: weights and activations are in -127..=127, and reductions so
+//! short that 127² times their length fits `i32`.
+//!
+//! | kernel | panel | inner step |
+//! | --- | --- | --- |
+//! | `x86_64-int8-amx` | 32 channels | `tdpbssd`: 16384 products in 16 cycles |
+//! | `x86_64-int8-avx512` | up to 64 | `vpdpbusd` on activations plus 128, which the sums' start takes back |
+//! | `x86_64-int8-avx2` | 16 | `vpmaddwd` on values widened to `i16`: `vpmaddubsw` would saturate |
+//! | `aarch64-int8-neon` | 16 | `smull`, `smlal`, `sadalp`: two products fit `i16` |
+//! | `generic-int8-scalar` | 8 | a product and an addition |
+
+use std::sync::OnceLock;
+
+use super::Family;
+use crate::cpu::{Features, Isa};
+use crate::error::{Error, Result};
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod columns;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon;
+mod passes;
+mod scalar;
+
+pub(crate) use columns::{COPY_SLACK, Pixels, interleave};
+pub use passes::Finish;
+
+/// How a kernel wants to read activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Element {
+    /// `i8`.
+    I8,
+    /// `u8`: the code plus 128.
+    Biased,
+    /// `i16`.
+    I16,
+}
+
+impl Element {
+    /// Bytes of a value.
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            Element::I8 | Element::Biased => 1,
+            Element::I16 => 2,
+        }
+    }
+
+    /// The byte that the code 0 consists of.
+    pub(crate) fn zero(self) -> u8 {
+        match self {
+            Element::I8 | Element::I16 => 0,
+            Element::Biased => 128,
+        }
+    }
+}
+
+/// How a kernel's operands are laid out. Weights lie as
+/// `[reduction / depth][width / lanes][depth / unit][lanes][unit]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Int8Layout {
+    /// Tells layouts apart at the head of packed weights.
+    pub id: u32,
+    /// What the reduction is rounded up to.
+    pub depth: usize,
+    /// Neighbours in the reduction that lie side by side.
+    pub unit: usize,
+    /// Channels that lie side by side.
+    pub lanes: usize,
+    /// Most channels in a panel.
+    pub panel: usize,
+    /// Rows are read, and accumulators written, in multiples of this.
+    pub rows: usize,
+    /// Rows that are multiplied by all panels before the next ones.
+    pub block: usize,
+    /// Type of activations.
+    pub element: Element,
+}
+
+impl Int8Layout {
+    /// Channels, padding included, of a panel of so many.
+    pub(crate) fn width(&self, channels: usize) -> usize {
+        channels.next_multiple_of(self.lanes).min(self.panel)
+    }
+
+    /// Bytes of a panel: weights, then where activations are biased an `i32` per channel for sums to begin with.
+    pub(crate) fn panel_bytes(&self, reduction: usize, width: usize) -> usize {
+        let start = if self.element == Element::Biased { 4 } else { 0 };
+        (reduction.next_multiple_of(self.depth) + start) * width
+    }
+
+    /// Packs a panel: `weight(j)` gives channel `j`'s weights in the order in which rows hold activations.
+    pub(crate) fn pack<'a>(
+        &self,
+        reduction: usize,
+        width: usize,
+        weight: impl Fn(usize) -> Option<&'a [i8]>,
+        panel: &mut [u8],
+    ) {
+        assert_eq!(panel.len(), self.panel_bytes(reduction, width));
+        panel.fill(0);
+        let weights = reduction.next_multiple_of(self.depth) * width;
+        for j in 0..width {
+            let Some(weight) = weight(j) else { continue };
+            assert_eq!(weight.len(), reduction);
+            for (k, &w) in weight.iter().enumerate() {
+                let (deep, rest) = (k / self.depth, k % self.depth);
+                let tile = deep * (width / self.lanes) + j / self.lanes;
+                let unit = tile * (self.depth / self.unit) + rest / self.unit;
+                panel[(unit * self.lanes + j % self.lanes) * self.unit + rest % self.unit] = w.cast_unsigned();
+            }
+            if self.element == Element::Biased {
+                let sum = weight.iter().fold(0i32, |sum, &w| sum + i32::from(w));
+                panel[weights + j * 4..][..4].copy_from_slice(&sum.wrapping_mul(-128).to_le_bytes());
+            }
+        }
+    }
+}
+
+/// Rows of activations and a panel of weights, whose sizes fit each other.
+#[derive(Clone, Copy, Debug)]
+pub struct Product<'a> {
+    rows: &'a [u8],
+    stride: usize,
+    count: usize,
+    /// The reduction, rounded up to the layout's depth.
+    depth: usize,
+    panel: &'a [u8],
+    width: usize,
+}
+
+impl<'a> Product<'a> {
+    /// `count` rows of `reduction` values, one every `stride` bytes of `rows`, and a panel of `width` channels.
+    ///
+    /// # Panics
+    /// Where reading them would leave the slices: a bug in the caller.
+    pub(crate) fn new(
+        layout: &Int8Layout,
+        (rows, stride, count): (&'a [u8], usize, usize),
+        reduction: usize,
+        (panel, width): (&'a [u8], usize),
+    ) -> Self {
+        assert!(count > 0 && reduction > 0 && width > 0 && width.is_multiple_of(layout.lanes) && width <= layout.panel);
+        let depth = reduction.next_multiple_of(layout.depth);
+        assert_eq!(panel.len(), layout.panel_bytes(reduction, width));
+        let last = (count.next_multiple_of(layout.rows) - 1).checked_mul(stride);
+        let end = last.and_then(|at| at.checked_add(depth * layout.element.bytes()));
+        assert!(end.is_some_and(|end| end <= rows.len()), "{end:?} of {}", rows.len());
+        Product { rows, stride, count, depth, panel, width }
+    }
+
+    /// Accumulators that a kernel writes: rows rounded up × width.
+    fn accumulators(&self, layout: &Int8Layout) -> usize {
+        self.count.next_multiple_of(layout.rows) * self.width
+    }
+}
+
+/// A kernel for int8 products on one instruction set.
+pub trait Int8Kernel: Send + Sync + std::fmt::Debug {
+    /// `{arch}-int8-{variant}`.
+    fn name(&self) -> &'static str;
+    /// The tier that `FATNN_ISA` caps it by.
+    fn isa(&self) -> Isa;
+    /// Layout of what it reads.
+    fn layout(&self) -> &'static Int8Layout;
+    /// Whether it is worth it for a few rows only.
+    fn for_few_rows(&self) -> bool {
+        true
+    }
+    /// `acc[row * width + channel]`, of every row up to a multiple of [`Int8Layout::rows`].
+    #[doc(hidden)]
+    fn multiply(&self, product: &Product<'_>, acc: &mut [i32]);
+    /// Codes of floats, in the layout's type: `clamp(round(x * inv_step), -127, 127)`, halves to even; whether none was NaN.
+    #[doc(hidden)]
+    fn quantize(&self, x: &[f32], inv_step: f32, out: &mut [u8]) -> bool;
+    /// Accumulators to floats. See [`Finish`].
+    #[doc(hidden)]
+    fn finish(&self, finish: &Finish<'_>, acc: &[i32], out: &mut [f32]);
+}
+
+/// Writes `quantize` and `finish` of [`Int8Kernel`], compiled with the kernel's own CPU features.
+macro_rules! pass_methods {
+    ($element:ident $(, $feature:literal)?) => {
+        fn quantize(&self, x: &[f32], inv_step: f32, out: &mut [u8]) -> bool {
+            $(#[target_feature(enable = $feature)])?
+            fn run(x: &[f32], inv_step: f32, out: &mut [u8]) -> bool {
+                super::passes::quantize_as::<{ super::passes::$element }>(x, inv_step, out)
+            }
+            #[allow(unused_unsafe)]
+            // SAFETY: `self` exists, so the features were detected.
+            unsafe {
+                run(x, inv_step, out)
+            }
+        }
+
+        fn finish(&self, finish: &super::Finish<'_>, acc: &[i32], out: &mut [f32]) {
+            $(#[target_feature(enable = $feature)])?
+            fn run(finish: &super::Finish<'_>, acc: &[i32], out: &mut [f32]) {
+                super::passes::finish(finish, acc, out);
+            }
+            #[allow(unused_unsafe)]
+            // SAFETY: `self` exists, so the features were detected.
+            unsafe {
+                run(finish, acc, out)
+            }
+        }
+    };
+}
+use pass_methods;
+
+/// A row of the table: makes the kernel where its features are among those given.
+type Make = fn(Features) -> Option<&'static dyn Int8Kernel>;
+
+/// Every int8 kernel of this architecture, best first.
+const KERNELS: &[Make] = &[
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    amx::make,
+    #[cfg(target_arch = "x86_64")]
+    avx512::make,
+    #[cfg(target_arch = "x86_64")]
+    avx2::make,
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    neon::make,
+    scalar::make,
+];
+
+/// The int8 kernels that this process may run, best first. `FATNN_KERNEL=popcount` excludes matrix units here too.
+///
+/// # Errors
+/// [`crate::Error::Environment`] where a `FATNN_*` variable has a meaningless value.
+pub fn available() -> Result<&'static [&'static dyn Int8Kernel]> {
+    static AVAILABLE: OnceLock<Vec<&'static dyn Int8Kernel>> = OnceLock::new();
+    let features = Features::usable()?;
+    let units = crate::config::get()?.family != Some(Family::Popcount);
+    let features = Features { amx_int8: features.amx_int8 && units, ..features };
+    Ok(AVAILABLE.get_or_init(|| KERNELS.iter().filter_map(|make| make(features)).collect()))
+}
+
+/// Every int8 kernel that this CPU can run, whatever the environment says: for tests and benchmarks.
+pub fn detected() -> Vec<&'static dyn Int8Kernel> {
+    KERNELS.iter().filter_map(|make| make(Features::detected())).collect()
+}
+
+/// The best kernel; for a layer that has `few_rows` only (a linear one), the best for that.
+///
+/// # Errors
+/// As [`available`].
+pub(crate) fn choose(few_rows: bool) -> Result<&'static dyn Int8Kernel> {
+    // The scalar kernel is always there: the table ends with it.
+    let mut kernels = available()?.iter().copied();
+    kernels
+        .find(|kernel| !few_rows || kernel.for_few_rows())
+        .ok_or_else(|| Error::Packed { why: "no int8 kernel is available".into() })
+}
+
+/// The best kernel that reads weights of the layout with this id.
+///
+/// # Errors
+/// [`crate::Error::Packed`] where there is none; as [`available`].
+pub(crate) fn for_layout(id: u32) -> Result<&'static dyn Int8Kernel> {
+    available()?
+        .iter()
+        .copied()
+        .find(|kernel| kernel.layout().id == id)
+        .ok_or_else(|| Error::Packed { why: format!("they are laid out for another CPU's int8 kernel (layout {id})") })
+}

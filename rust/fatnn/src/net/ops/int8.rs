@@ -1,0 +1,101 @@
+//! Int8 convolutions and linear layers: [`crate::int8`] in a network.
+
+use std::sync::Arc;
+
+use super::{Made, Node, text};
+use crate::codec::CodesLayout;
+use crate::error::{Result, bad_value, check_len};
+use crate::int8::{Constants, Geometry, Int8Epilogue, Int8Weights, Padded};
+use crate::net::ops::codes::Window;
+use crate::net::ops::elementwise::{Elementwise, check_channels};
+use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
+use crate::weights::WeightShape;
+
+/// An int8 convolution; a linear layer is one whose window is a single pixel.
+#[derive(Debug)]
+struct Int8Conv {
+    weights: Int8Weights<'static>,
+    constants: Constants,
+    window: Window,
+    axes: usize,
+    /// Elementwise functions that follow.
+    post: Vec<Elementwise>,
+}
+
+/// Makes the operation of a node with so many spatial axes.
+pub(super) fn make(node: &Node<'_>, axes: usize) -> Made {
+    let (shape, weight) = node.int8("weight")?;
+    let (sizes, groups, mut window) = match (axes, shape) {
+        (0, &[n, c]) => {
+            let one = [1, 1];
+            ([n, c, 1, 1], 1, Window { kernel: one, stride: one, padding: [0, 0], dilation: one })
+        }
+        (1, &[n, c, w]) => ([n, c, 1, w], node.number("groups")?, node.window_without_kernel(1)?),
+        (2, &[n, c, h, w]) => ([n, c, h, w], node.number("groups")?, node.window_without_kernel(2)?),
+        (_, other) => return Err(format!("weight has the shape {other:?}").into()),
+    };
+    let [out_channels, group_channels, kh, kw] = sizes;
+    window.kernel = [kh, kw];
+    let channels = group_channels.checked_mul(groups).ok_or("too many groups")?;
+    let shape = WeightShape { out_channels, channels, kernel: window.kernel, groups };
+    let weights = if axes == 0 { Int8Weights::for_linear(weight, shape) } else { Int8Weights::new(weight, shape) }
+        .map_err(text)?;
+    let &[inv_step] = node.floats("inv_step")? else { return Err("inv_step must be one number".into()) };
+    let epilogue = Int8Epilogue { inv_step, scale: node.floats("scale")?, bias: node.optional("bias")? };
+    let constants = Constants::new(&weights, &epilogue).map_err(text)?;
+    Ok(Box::new(Int8Conv { weights, constants, window, axes, post: Vec::new() }))
+}
+
+impl Operation for Int8Conv {
+    fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
+        super::floats("an int8 layer", inputs, 1)
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+        let (dims, channels) = (inputs[0].dims, self.weights.shape().out_channels);
+        check_len("channels", self.weights.shape().channels, dims.channels)?;
+        check_channels(&self.post, channels)?;
+        if dims.axes != self.axes {
+            let expected = format!("images, channels and {} spatial axes", self.axes);
+            return bad_value("an int8 layer's input", expected, format!("shape {:?}", dims.shape()));
+        }
+        let geometry = Geometry::new(&self.weights, &self.window.over(&dims))?;
+        let out = Dims { images: dims.images, channels, map: geometry.output, axes: self.axes };
+        // BatchNorm and ReLU, in this order, run with the epilogue; what else there is, behind it.
+        let (mut constants, mut rest) = (self.constants.clone(), 0);
+        if let Some(Elementwise::Affine(scale, bias)) = self.post.first() {
+            constants.affine = Some((Padded::new(&self.weights, scale), Padded::new(&self.weights, bias)));
+            rest = 1;
+        }
+        if self.post.get(rest) == Some(&Elementwise::Relu) {
+            constants.relu = true;
+            rest += 1;
+        }
+        Ok((Value::float(out), Box::new(Int8Step { conv: self, geometry, constants, rest })))
+    }
+
+    fn absorb(&mut self, functions: Vec<Elementwise>) -> Option<Vec<Elementwise>> {
+        self.post.extend(functions);
+        None
+    }
+}
+
+#[derive(Debug)]
+struct Int8Step {
+    conv: Arc<Int8Conv>,
+    geometry: Geometry,
+    constants: Constants,
+    /// The first function that the epilogue does not contain.
+    rest: usize,
+}
+
+impl Step for Int8Step {
+    fn scratch(&self) -> usize {
+        self.geometry.scratch
+    }
+
+    fn run(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>) -> Result<()> {
+        let (conv, x, out) = (&*self.conv, inputs[0].floats(), out.floats());
+        self.geometry.run(x, &conv.weights, &self.constants, &conv.post[self.rest..], scratch, out)
+    }
+}

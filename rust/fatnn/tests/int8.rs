@@ -1,0 +1,393 @@
+//! Int8 layers on every kernel, against obvious loops, bit for bit.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::Random;
+use fatnn::conv::ConvShape;
+use fatnn::int8::{Int8Epilogue, Int8Kernel, Int8Weights, MAX_REDUCTION, conv2d_int8, detected};
+use fatnn::net::{Input, Network, Tensor, load, save};
+use fatnn::quantize::PixelOrder;
+use fatnn::weights::WeightShape;
+use fatnn::{Error, parallel, reference};
+use proptest::prelude::*;
+
+fn int8(len: usize, seed: u64) -> Vec<i8> {
+    let mut random = Random(seed);
+    (0..len).map(|_| random.below(255) as i8).map(|w| if w == i8::MIN { 127 } else { w }).collect()
+}
+
+fn floats(len: usize, seed: u64) -> Vec<f32> {
+    let mut random = Random(seed);
+    (0..len).map(|_| random.float()).collect()
+}
+
+fn bits(y: &[f32]) -> Vec<u32> {
+    y.iter().map(|y| y.to_bits()).collect()
+}
+
+/// A layer to test. Channels are per group.
+#[derive(Clone, Copy, Debug)]
+struct Layer {
+    batch: usize,
+    input: [usize; 2],
+    channels: usize,
+    out_channels: usize,
+    groups: usize,
+    kernel: [usize; 2],
+    stride: [usize; 2],
+    padding: [usize; 2],
+    dilation: [usize; 2],
+}
+
+impl Layer {
+    fn new(input: [usize; 2], channels: usize, out_channels: usize, kernel: usize, stride: usize) -> Self {
+        Layer {
+            batch: 1,
+            input,
+            channels,
+            out_channels,
+            groups: 1,
+            kernel: [kernel; 2],
+            stride: [stride; 2],
+            padding: [kernel / 2; 2],
+            dilation: [1; 2],
+        }
+    }
+
+    fn shape(&self) -> ConvShape {
+        let Layer { batch, input, kernel, stride, padding, dilation, .. } = *self;
+        ConvShape { batch, input, kernel, stride, padding, dilation }
+    }
+
+    fn weights(&self) -> WeightShape {
+        WeightShape {
+            out_channels: self.out_channels * self.groups,
+            channels: self.channels * self.groups,
+            kernel: self.kernel,
+            groups: self.groups,
+        }
+    }
+
+    fn inputs(&self) -> usize {
+        self.batch * self.input[0] * self.input[1] * self.weights().channels
+    }
+
+    fn expected(&self, x: &[f32], w: &[i8], epilogue: &Int8Epilogue<'_>) -> Vec<f32> {
+        let codes = reference::quantize_int8(x, epilogue.inv_step);
+        let acc = reference::conv2d_acc(&codes, w, self.weights(), false, &self.shape());
+        let n = self.weights().out_channels;
+        let y = |(i, &acc): (usize, &i32)| {
+            let y = acc as f32 * epilogue.scale[i % n];
+            epilogue.bias.map_or(y, |bias| y + bias[i % n])
+        };
+        acc.iter().enumerate().map(y).collect()
+    }
+
+    fn found(
+        &self,
+        kernel: &'static dyn Int8Kernel,
+        x: &[f32],
+        order: PixelOrder,
+        w: &[i8],
+        epilogue: &Int8Epilogue<'_>,
+    ) -> Vec<f32> {
+        let [h, width] = self.shape().output().unwrap();
+        let weights = Int8Weights::for_kernel(kernel, w, self.weights()).unwrap();
+        let mut out = vec![f32::NAN; self.batch * h * width * self.weights().out_channels];
+        conv2d_int8(x, order, &weights, &self.shape(), epilogue, &mut out).unwrap();
+        out
+    }
+
+    /// Compares every kernel with the reference.
+    fn check(&self, seed: u64) {
+        let n = self.weights().out_channels;
+        let x: Vec<f32> = floats(self.inputs(), seed).iter().map(|x| x * 150.0).collect();
+        let w = int8(self.weights().len(), seed ^ 0x55);
+        let (scale, bias) = (floats(n, seed ^ 1), floats(n, seed ^ 2));
+        let (channels, pixels) = (self.weights().channels, self.input[0] * self.input[1]);
+        let first: Vec<f32> = (0..x.len())
+            .map(|i| x[i / (channels * pixels) * channels * pixels + i % pixels * channels + i / pixels % channels])
+            .collect();
+        for bias in [None, Some(&bias[..])] {
+            let epilogue = Int8Epilogue { inv_step: 0.9, scale: &scale, bias };
+            let expected = bits(&self.expected(&x, &w, &epilogue));
+            for kernel in detected() {
+                let found = self.found(kernel, &x, PixelOrder::ChannelsLast, &w, &epilogue);
+                assert_eq!(bits(&found), expected, "{} on {self:?}", kernel.name());
+                let found = self.found(kernel, &first, PixelOrder::ChannelsFirst, &w, &epilogue);
+                assert_eq!(bits(&found), expected, "{} on {self:?}, channels first", kernel.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn layers_that_networks_have_equal_the_reference() {
+    let linear = |images, c, n| Layer { batch: images, ..Layer::new([1, 1], c, n, 1, 1) };
+    let layers = [
+        Layer::new([37, 53], 3, 64, 7, 2),
+        Layer::new([12, 600], 3, 8, 3, 1),
+        Layer::new([32, 32], 3, 32, 3, 1),
+        Layer::new([28, 28], 1, 20, 5, 1),
+        Layer::new([14, 9], 70, 33, 3, 1),
+        Layer::new([7, 7], 64, 65, 1, 1),
+        Layer::new([9, 11], 64, 10, 1, 2),
+        Layer::new([16, 16], 3, 16, 4, 4),
+        Layer { kernel: [1, 9], padding: [0, 4], ..Layer::new([1, 700], 2, 12, 1, 1) },
+        Layer { batch: 3, groups: 2, ..Layer::new([5, 6], 3, 5, 3, 1) },
+        Layer { groups: 6, ..Layer::new([8, 8], 1, 1, 3, 2) },
+        Layer { dilation: [2, 3], padding: [2, 3], ..Layer::new([9, 13], 5, 17, 3, 1) },
+        Layer { dilation: [3, 1], ..Layer::new([9, 13], 20, 4, 3, 1) },
+        Layer { padding: [4, 5], ..Layer::new([2, 3], 3, 4, 3, 2) },
+        linear(1, 512, 1000),
+        linear(1, 7, 1),
+        linear(70, 129, 10),
+    ];
+    for (seed, layer) in layers.iter().enumerate() {
+        layer.check(seed as u64 + 1);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 120, ..ProptestConfig::default() })]
+    #[test]
+    fn random_layers_equal_the_reference(
+        batch in 1usize..4, input in prop::array::uniform2(1usize..20), channels in 1usize..40, out_channels in 1usize..70,
+        groups in 1usize..3, kernel in prop::array::uniform2(1usize..5), stride in prop::array::uniform2(1usize..4),
+        padding in prop::array::uniform2(0usize..4), dilation in prop::array::uniform2(1usize..3), seed in 0u64..1 << 40,
+    ) {
+        let layer = Layer { batch, input, channels, out_channels, groups, kernel, stride, padding, dilation };
+        prop_assume!(layer.shape().output().is_ok());
+        layer.check(seed);
+    }
+}
+
+#[test]
+fn the_largest_sums_are_exact() {
+    for channels in [1, 4, 63, 64, 4096, MAX_REDUCTION] {
+        let layer = Layer { batch: 3, ..Layer::new([1, 1], channels, 17, 1, 1) };
+        let epilogue = Int8Epilogue { inv_step: 1.0, scale: &[1.0; 17], bias: None };
+        for (a, b) in [(127i8, 127i8), (127, -127), (-127, 127), (-127, -127), (0, 127), (-127, 0)] {
+            let x = vec![f32::from(a) * 2.0; layer.inputs()];
+            let w = vec![b; layer.weights().len()];
+            let expected = (channels as i32 * i32::from(a) * i32::from(b)) as f32;
+            for kernel in detected() {
+                let found = layer.found(kernel, &x, PixelOrder::ChannelsLast, &w, &epilogue);
+                assert!(found.iter().all(|y| *y == expected), "{}: {channels} times {a} · {b}", kernel.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn codes_are_rounded_halves_to_even_and_clamped() {
+    let inv_step = 0.37f32;
+    let mut x: Vec<f32> = (-270..=270).map(|i| i as f32 * 0.5).collect();
+    x.extend(x.clone().iter().map(|x| x / inv_step));
+    x.extend([0.0, -0.0, f32::MIN_POSITIVE, 1e-40, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY]);
+    x.extend(x.clone().iter().flat_map(|x| [x.next_up(), x.next_down()]));
+    x.retain(|x| !x.is_nan());
+    x.extend(floats(4000, 3).iter().map(|x| x * 400.0));
+    let layer = Layer { batch: x.len(), ..Layer::new([1, 1], 1, 1, 1, 1) };
+    for inv_step in [1.0, inv_step, 1e-30, 1e30, f32::MAX] {
+        let epilogue = Int8Epilogue { inv_step, scale: &[1.0], bias: None };
+        let expected: Vec<f32> = reference::quantize_int8(&x, inv_step).iter().map(|q| f32::from(*q)).collect();
+        for kernel in detected() {
+            assert_eq!(
+                layer.found(kernel, &x, PixelOrder::ChannelsLast, &[1], &epilogue),
+                expected,
+                "{}",
+                kernel.name()
+            );
+        }
+    }
+}
+
+#[test]
+fn bad_arguments_are_errors_that_name_them() {
+    let layer = Layer::new([5, 5], 3, 4, 3, 1);
+    let w = int8(layer.weights().len(), 1);
+    for kernel in detected() {
+        let weights = Int8Weights::for_kernel(kernel, &w, layer.weights()).unwrap();
+        let x = floats(layer.inputs(), 2);
+        let mut out = vec![0.0; 100];
+        let mut run =
+            |x: &[f32], order, inv_step, scale: &[f32], bias: Option<&[f32]>, shape: &ConvShape, len: usize| {
+                let epilogue = Int8Epilogue { inv_step, scale, bias };
+                conv2d_int8(x, order, &weights, shape, &epilogue, &mut out[..len]).map_err(|e| e.to_string())
+            };
+        let (last, shape) = (PixelOrder::ChannelsLast, layer.shape());
+        assert_eq!(run(&x, last, 1.0, &[1.0; 4], None, &shape, 100), Ok(()));
+        for inv_step in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+            assert!(run(&x, last, inv_step, &[1.0; 4], None, &shape, 100).unwrap_err().contains("inv_step"));
+        }
+        assert!(run(&x, last, 1.0, &[1.0; 3], None, &shape, 100).unwrap_err().contains("scale"));
+        assert!(run(&x, last, 1.0, &[1.0; 4], Some(&[1.0; 5]), &shape, 100).unwrap_err().contains("bias"));
+        assert!(run(&x[1..], last, 1.0, &[1.0; 4], None, &shape, 100).unwrap_err().contains("input"));
+        assert!(run(&x, last, 1.0, &[1.0; 4], None, &shape, 99).unwrap_err().contains("output"));
+        let other = ConvShape { kernel: [3, 2], ..shape };
+        assert!(run(&x, last, 1.0, &[1.0; 4], None, &other, 100).unwrap_err().contains("kernel"));
+        for order in [last, PixelOrder::ChannelsFirst] {
+            let mut x = x.clone();
+            x[41] = f32::NAN;
+            let epilogue = Int8Epilogue { inv_step: 1.0, scale: &[1.0; 4], bias: None };
+            let error = conv2d_int8(&x, order, &weights, &shape, &epilogue, &mut out).unwrap_err();
+            assert!(matches!(error, Error::NotANumber { index: 41, .. }), "{error}");
+        }
+    }
+    let shape = |channels| WeightShape { out_channels: 1, channels, kernel: [1, 1], groups: 1 };
+    let message = |w: &[i8], shape| Int8Weights::new(w, shape).unwrap_err().to_string();
+    assert!(message(&[1, -128], shape(2)).contains("-128 at index 1"));
+    assert!(message(&[1, 2], shape(3)).contains("weight"));
+    assert!(message(&vec![1; MAX_REDUCTION + 1], shape(MAX_REDUCTION + 1)).contains("133000"));
+    let blob = Int8Weights::new(&[1, 2], shape(2)).unwrap().as_bytes().to_vec();
+    assert!(Int8Weights::from_bytes(&blob).is_ok());
+    for at in 0..64 {
+        let mut damaged = blob.clone();
+        damaged[at] ^= 1;
+        let error = Int8Weights::from_bytes(&damaged).unwrap_err();
+        assert!(matches!(error, Error::Packed { .. }), "byte {at}: {error}");
+    }
+    assert!(Int8Weights::from_bytes(&blob[..blob.len() - 1]).is_err() && Int8Weights::from_bytes(&[]).is_err());
+}
+
+/// A stem with BatchNorm, ReLU and pooling, then a linear layer whose output is clamped.
+fn network() -> (serde_json::Value, BTreeMap<String, Tensor>) {
+    let node = |name: &str, op: &str, input: &str, shape: &[usize], attrs, tensors| {
+        serde_json::json!({"name": name, "op": op, "inputs": [input], "shape": shape, "layer": format!("layer {name}"),
+            "attrs": attrs, "tensors": tensors})
+    };
+    let none = serde_json::json!({});
+    let conv = serde_json::json!({"stride": [2, 2], "padding": [1, 1], "dilation": [1, 1], "groups": 1});
+    let nodes = serde_json::json!([
+        {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, 3, 9, 9], "layer": "",
+            "attrs": {"dtype": "float32", "fixed": [], "channel_dim": 1}},
+        node("stem", "conv2d_int8", "x", &[1, 5, 5, 5], conv, serde_json::json!(
+            {"weight": "w", "scale": "s", "inv_step": "i"})),
+        node("bn", "batch_norm", "stem", &[1, 5, 5, 5], serde_json::json!({"eps": 1e-5}), serde_json::json!(
+            {"mean": "mean", "var": "var", "weight": "gamma", "bias": "beta"})),
+        node("act", "relu", "bn", &[1, 5, 5, 5], none.clone(), none.clone()),
+        node("slope", "leaky_relu", "act", &[1, 5, 5, 5], serde_json::json!({"negative_slope": 0.5}), none.clone()),
+        node("mean", "mean", "slope", &[1, 5], serde_json::json!({"dims": [2, 3], "keepdim": false}), none.clone()),
+        node("head", "linear_int8", "mean", &[1, 7], none.clone(), serde_json::json!(
+            {"weight": "hw", "scale": "hs", "bias": "hb", "inv_step": "hi"})),
+        node("y", "hardtanh", "head", &[1, 7], serde_json::json!({"min_val": -2.0, "max_val": 2.0}), none),
+    ]);
+    let graph = serde_json::json!({"nodes": nodes, "outputs": {"tuple": [{"value": "y"}]}, "notes": []});
+    let f32s = |values: Vec<f32>| Tensor::F32(vec![values.len()], values);
+    let tensors = BTreeMap::from([
+        ("w".to_owned(), Tensor::I8(vec![5, 3, 3, 3], int8(135, 1))),
+        ("s".to_owned(), f32s(floats(5, 2).iter().map(|s| s * 1e-3).collect())),
+        ("i".to_owned(), f32s(vec![90.0])),
+        ("mean".to_owned(), f32s(floats(5, 3))),
+        ("var".to_owned(), f32s(floats(5, 4).iter().map(|v| v.abs()).collect())),
+        ("gamma".to_owned(), f32s(floats(5, 5))),
+        ("beta".to_owned(), f32s(floats(5, 6))),
+        ("hw".to_owned(), Tensor::I8(vec![7, 5], int8(35, 7))),
+        ("hs".to_owned(), f32s(floats(7, 8).iter().map(|s| s * 1e-3).collect())),
+        ("hb".to_owned(), f32s(floats(7, 9))),
+        ("hi".to_owned(), f32s(vec![33.0])),
+    ]);
+    (graph, tensors)
+}
+
+/// The same network with its stem and head by the reference and all else by the engine's own operations, one at a time.
+fn network_by_hand(tensors: &BTreeMap<String, Tensor>, x: &[f32], images: usize, [h, w]: [usize; 2]) -> Vec<f32> {
+    let f = |name: &str| match &tensors[name] {
+        Tensor::F32(_, values) => values.as_slice(),
+        other => panic!("{other:?}"),
+    };
+    let i = |name: &str| match &tensors[name] {
+        Tensor::I8(_, values) => values.as_slice(),
+        other => panic!("{other:?}"),
+    };
+    let stem = Layer { batch: images, ..Layer::new([h, w], 3, 5, 3, 2) };
+    let mut y = stem.expected(x, i("w"), &Int8Epilogue { inv_step: f("i")[0], scale: f("s"), bias: None });
+    for (at, y) in y.iter_mut().enumerate() {
+        let c = at % 5;
+        let scale = 1.0 / (f("var")[c] + 1e-5).sqrt() * f("gamma")[c];
+        *y = y.mul_add(scale, (-f("mean")[c]).mul_add(scale, f("beta")[c])).max(0.0);
+    }
+    let [oh, ow] = stem.shape().output().unwrap();
+    let mut means = vec![0.0; images * 5];
+    for (at, y) in y.iter().enumerate() {
+        means[at / (oh * ow * 5) * 5 + at % 5] += y;
+    }
+    means.iter_mut().for_each(|m| *m /= (oh * ow) as f32);
+    let head = Layer { batch: images, ..Layer::new([1, 1], 5, 7, 1, 1) };
+    let epilogue = Int8Epilogue { inv_step: f("hi")[0], scale: f("hs"), bias: Some(f("hb")) };
+    head.expected(&means, i("hw"), &epilogue).iter().map(|y| y.clamp(-2.0, 2.0)).collect()
+}
+
+#[test]
+fn a_network_runs_for_every_size_and_number_of_threads_and_from_a_file() {
+    let (graph, tensors) = network();
+    let path = std::env::temp_dir().join(format!("fatnn-int8-{}.safetensors", std::process::id()));
+    save(&path, &graph.to_string(), &tensors).unwrap();
+    let (_, loaded) = load(&path).unwrap();
+    assert_eq!(loaded, tensors);
+    let net = Network::load(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    for threads in [1, 2, 5] {
+        parallel::set_num_threads(threads).unwrap();
+        for (images, map) in [(1, [9, 9]), (4, [9, 9]), (1, [300, 280]), (2, [1, 30])] {
+            let x = floats(images * map[0] * map[1] * 3, 11);
+            let shape = [images, 3, map[0], map[1]];
+            let run = || net.run(&[Input { shape: &shape, data: &x, channels_last: true }]).unwrap();
+            let found = run();
+            let expected = network_by_hand(&tensors, &x, images, map);
+            assert_eq!(bits(&found[0].data), bits(&expected), "{threads} threads, {shape:?}");
+            assert_eq!(run(), found);
+        }
+        let empty = Input { shape: &[0, 3, 9, 9], data: &[], channels_last: true };
+        assert!(net.run(&[empty]).unwrap()[0].data.is_empty());
+    }
+    let x = vec![f32::NAN; 243];
+    let error = net.run(&[Input { shape: &[1, 3, 9, 9], data: &x, channels_last: true }]).unwrap_err().to_string();
+    assert!(error.contains("layer stem") && error.contains("NaN"), "{error}");
+}
+
+#[test]
+fn damaged_graphs_are_errors_that_name_the_node() {
+    let (graph, tensors) = network();
+    let message =
+        |graph: &serde_json::Value, tensors: &BTreeMap<String, Tensor>| match Network::new(&graph.to_string(), tensors)
+        {
+            Ok(_) => panic!("no error: {graph}"),
+            Err(e) => e.to_string(),
+        };
+    for (key, value) in [
+        ("stride", serde_json::json!([0])),
+        ("groups", serde_json::json!(0)),
+        ("groups", serde_json::json!(2)),
+        ("padding", serde_json::json!("same")),
+    ] {
+        let mut graph = graph.clone();
+        graph["nodes"][1]["attrs"][key] = value.clone();
+        assert!(message(&graph, &tensors).contains("\"stem\""), "{key} {value}");
+    }
+    let cases: [(&str, Tensor, &str); 7] = [
+        ("w", Tensor::Ternary(vec![5, 3, 3, 3], vec![1; 135]), "int8"),
+        ("w", Tensor::I8(vec![5, 27], vec![1; 135]), "shape"),
+        ("w", Tensor::I8(vec![5, 3, 3, 3], vec![-128; 135]), "-128"),
+        ("w", Tensor::I8(vec![5, 3, 3, 3], vec![1; 7]), "weight"),
+        ("i", Tensor::F32(vec![2], vec![1.0, 1.0]), "inv_step"),
+        ("i", Tensor::F32(vec![1], vec![-1.0]), "inv_step"),
+        ("s", Tensor::F32(vec![4], vec![1.0; 4]), "scale"),
+    ];
+    for (name, tensor, words) in cases {
+        let mut tensors = tensors.clone();
+        tensors.insert(name.to_owned(), tensor);
+        let message = message(&graph, &tensors);
+        assert!(message.contains("\"stem\"") && message.contains(words), "{name}: {message}");
+    }
+    let mut missing = tensors.clone();
+    missing.remove("hs");
+    assert!(message(&graph, &missing).contains("\"head\""));
+    let net = Network::new(&graph.to_string(), &tensors).unwrap();
+    let x = [0.0; 4];
+    let error = net.run(&[Input { shape: &[1, 4, 1, 1], data: &x, channels_last: true }]).unwrap_err().to_string();
+    assert!(error.contains("3 channels"), "{error}");
+}
