@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,7 +93,7 @@ def _check_tensor(name: str, tensor: Tensor, quantized: bool) -> None:
         return
     if quantized and tensor.dtype != torch.float32:
         raise ConversionError(f"{where} is {tensor.dtype}; expected float32: call model.float() before converting")
-    if not bool(torch.isfinite(tensor).all()):
+    if tensor.numel() and not all(math.isfinite(end) for end in torch.aminmax(tensor)):
         raise ConversionError(
             f"{where} holds NaN or infinity, so the network has no meaning; look at the training run, or load an "
             "earlier checkpoint"

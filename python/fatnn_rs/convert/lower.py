@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from fatnn_rs.convert.capture import Captured, Seen
 from fatnn_rs.convert.graph import Graph, Node, Ref, map_refs, refs
 from fatnn_rs.errors import ConversionError
-from fatnn_rs.nn import QuantizedLayer
+from fatnn_rs.nn import QuantizedLayer, TernaryLayer
 
 __all__ = ["Lowering", "Row", "lower"]
 
@@ -153,6 +153,9 @@ def _clean_copy(module: nn.Module) -> nn.Module:
     copied = copy.deepcopy(module).eval()
     for parameter in copied.parameters():
         parameter.requires_grad_(False)
+    for layer in copied.modules():
+        if isinstance(layer, TernaryLayer):
+            layer._held = None
     return copied
 
 

@@ -15,6 +15,8 @@ than a half, and the ``round`` takes that away. Autocast is switched off around 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +27,7 @@ from fatnn_rs.errors import ConfigError
 from fatnn_rs.nn.base import EXACT, Product, QuantizedLayer, convolve, exact_product, twin
 from fatnn_rs.quant import QUANTIZERS, ActivationQuantizer, WeightQuantizer
 
-__all__ = ["TERNARY_TWINS", "TernaryConv1d", "TernaryConv2d", "TernaryLayer", "TernaryLinear"]
+__all__ = ["TERNARY_TWINS", "TernaryConv1d", "TernaryConv2d", "TernaryLayer", "TernaryLinear", "held_weights"]
 
 Layer = TypeVar("Layer", bound="TernaryLayer")
 
@@ -44,6 +46,7 @@ class TernaryLayer(QuantizedLayer):
     weight_quant: WeightQuantizer
     act_quant: ActivationQuantizer
     scale: nn.Parameter | None
+    _held: Tensor | None = None
 
     def _add_quantizers(self, quantizer: str, per_channel: bool, act_range: str, scale: bool) -> None:
         """Give a complete torch layer its quantizers, initialised from its weights."""
@@ -75,7 +78,7 @@ class TernaryLayer(QuantizedLayer):
 
     def ternary_weight(self) -> Tensor:
         """Return the weight codes that forward uses: int8 in {-1, 0, +1}, the shape of ``weight``."""
-        return self.weight_quant.codes(self.weight)
+        return self.weight_quant.codes(self.weight) if self._held is None else self._held.to(torch.int8)
 
     def _codes(self, x: Tensor) -> Tensor:
         """Activation codes; a first initialisation also brings ``scale`` to the input's step."""
@@ -86,15 +89,35 @@ class TernaryLayer(QuantizedLayer):
                 self.scale.mul_(self.act_quant.step)
         return codes
 
+    def _weight_codes(self) -> Tensor:
+        codes: Tensor = self.weight_quant(self.weight) if self._held is None else self._held
+        return codes
+
     def _run(self, product: Product, x: Tensor, dims: int) -> Tensor:
         """``acc * scale + bias``, with exact integers in the dtype of ``weight`` for ``acc``."""
-        acc = exact_product(product, self._codes(x), self.weight_quant(self.weight)).to(self.weight.dtype)
+        acc = exact_product(product, self._codes(x), self._weight_codes()).to(self.weight.dtype)
         shape = (-1, *([1] * dims))
         if self.scale is not None:
             acc = acc * self.scale.to(acc.dtype).view(shape)
         if self.bias is not None:
             acc = acc + self.bias.view(shape)
         return acc
+
+
+@contextmanager
+def held_weights(model: nn.Module) -> Iterator[None]:
+    """Quantize the weights of a model's ternary layers once, and use those codes until the context is left.
+
+    For whoever runs a model several times whose weights do not change meanwhile. Codes carry no gradient.
+    """
+    layers = [module for module in model.modules() if isinstance(module, TernaryLayer)]
+    try:
+        for layer in layers:
+            layer._held = layer._weight_codes().detach()
+        yield
+    finally:
+        for layer in layers:
+            layer._held = None
 
 
 def _twin(cls: type[Layer], module: nn.Module, expected: type[nn.Module], **options: Any) -> Layer:

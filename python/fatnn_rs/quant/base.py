@@ -7,6 +7,7 @@ float tensors (the codes themselves, not codes times a scale) and passes a strai
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,7 @@ def _sample(x: Tensor) -> npt.NDArray[np.float32]:
     NumPy, because each of its calls is one thread's: torch would wake its other threads for every few thousand values.
     """
     values = x.detach().reshape(-1).float().cpu().numpy()
-    places = np.flatnonzero(values)
+    places = np.flatnonzero(values != 0)
     return values[places[:: max(1, -(-len(places) // _SAMPLES))]]
 
 
@@ -230,7 +231,7 @@ class InputQuantizer(nn.Module):
         """
         if x.numel() == 0:
             raise InputError(f"{self._where()}: cannot initialise activation steps from an empty batch")
-        if not bool(torch.isfinite(x).all()):
+        if not all(math.isfinite(end) for end in torch.aminmax(x)):  # which both are NaN where one value is
             raise InputError(
                 f"{self._where()}: the batch that initialises the activation steps holds NaN or infinity; check the "
                 "data and the layers before this one"
