@@ -340,7 +340,9 @@ def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkey
     code, out, _ = _call(capsys, *options[:2], "--rounds", "3", "--against", "none", "--json", "-")
     assert code == 0
     assert [row["name"] for row in json.loads(out)[0]["rows"]] == ["fatnn"]
-    code, out, _ = _call(capsys, *options[:2], "--rounds", "3", "--against", "none", "--ends", "int8,float", "--json", "-")
+    code, out, _ = _call(
+        capsys, *options[:2], "--rounds", "3", "--against", "none", "--ends", "int8,float", "--json", "-"
+    )
     assert code == 0
     assert [report["network"] for report in json.loads(out)] == ["digits, int8 ends, batch 1", "digits, batch 1"]
 

@@ -218,8 +218,9 @@ def test_wide_layers_bisect(dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x = image(3, 70, *([7, 6][:dims]))
     model(x)
     model = ready(model, x)
+    monkeypatch.setattr(thresholds, "EXHAUSTIVE_IF_MONOTONE", thresholds.EXHAUSTIVE)
     everywhere = convert(model, x)
-    monkeypatch.setattr(thresholds, "EXHAUSTIVE", 0)
+    monkeypatch.setattr(thresholds, "EXHAUSTIVE_IF_MONOTONE", 0)
     bisected = exact(model, x)
     for name, tensor in everywhere.graph.tensors.items():
         assert torch.equal(tensor, bisected.graph.tensors[name])

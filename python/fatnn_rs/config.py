@@ -49,8 +49,8 @@ class TernaryConfig:
         Activations: ``"ternary"``.
     first, last
         What becomes of the first and the last convolution or linear layer (in order of execution): ``"float"`` leaves
-        it alone, ``"int8"`` gives it 8-bit weights and activations (:mod:`fatnn_rs.nn.int8`), ``"ternary"`` quantizes it
-        like any other. A layer that is both takes the wider of the two.
+        it alone, ``"int8"`` gives it 8-bit weights and activations (:mod:`fatnn_rs.nn.int8`), ``"ternary"`` quantizes
+        it like any other. A layer that is both takes the wider of the two.
     skip
         Layers to leave alone: names of modules (a container's name means every layer inside it), or ``"re:…"``, a
         regular expression that must match a layer's whole name.

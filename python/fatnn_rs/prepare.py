@@ -13,10 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fatnn_rs.config import LayerOptions, TernaryConfig, matches
 from fatnn_rs.errors import ConfigError
-from fatnn_rs.nn.calibrate import calibrate
 from fatnn_rs.nn.base import QuantizedLayer
+from fatnn_rs.nn.calibrate import calibrate
 from fatnn_rs.nn.int8 import INT8_TWINS
 from fatnn_rs.nn.layers import TERNARY_TWINS
+from fatnn_rs.threads import one_thread
 
 __all__ = ["param_groups", "prepare"]
 
@@ -74,9 +75,10 @@ def prepare(
         raise ConfigError(f"{type(model).__name__} holds no nn.Conv1d, nn.Conv2d or nn.Linear to quantize")
     chosen = _choose(config, candidates, _look(model, candidates))
     twins: dict[nn.Module, QuantizedLayer] = {}
-    for name, kind in chosen.items():
-        twins[candidates[name]] = _twin(candidates[name], config.options_for(name), kind)
-        twins[candidates[name]].set_name(name)
+    with one_thread():
+        for name, kind in chosen.items():
+            twins[candidates[name]] = _twin(candidates[name], config.options_for(name), kind)
+            twins[candidates[name]].set_name(name)
     # A module may hang in several places: replace it in all of them.
     for parent in list(model.modules()):
         for key, child in list(parent._modules.items()):
@@ -198,7 +200,8 @@ def _choose(config: TernaryConfig, candidates: dict[str, nn.Module], look: _Look
         )
     if "" in chosen:
         raise ConfigError(
-            "the model is itself the layer, so it cannot be swapped in place; use from_float of the layer's twin in fatnn_rs.nn"
+            "the model is itself the layer, so it cannot be swapped in place; use from_float of the layer's twin "
+            "in fatnn_rs.nn"
         )
     for pattern in config.overrides:
         if not any(matches(pattern, name) for name, kind in chosen.items() if not kind.int8):

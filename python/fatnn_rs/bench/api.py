@@ -98,8 +98,8 @@ def bench(
     Raises
     ------
     ConfigError
-        An unknown peer; ``threads`` or ``rounds`` too small; a float model that holds quantized layers, or whose outputs
-        have other shapes than the network's.
+        An unknown peer; ``threads`` or ``rounds`` too small; a float model that holds quantized layers, or whose
+        outputs have other shapes than the network's.
     InputError
         ``net`` is no converted network; ``inputs`` hold no tensor, or not what the network takes.
     """
@@ -175,8 +175,8 @@ def _check_model(model: Any) -> None:
     for name, module in model.named_modules():
         if isinstance(module, (QuantizedLayer, TernaryNetwork)):
             raise ConfigError(
-                f"float_model holds quantized layers ({name or 'the model itself'!r}), which other runtimes would run as "
-                "slow float code; give the model as it was before fatnn_rs.prepare (keep a copy.deepcopy)"
+                f"float_model holds quantized layers ({name or 'the model itself'!r}), which other runtimes would run "
+                "as slow float code; give the model as it was before fatnn_rs.prepare (keep a copy.deepcopy)"
             )
 
 

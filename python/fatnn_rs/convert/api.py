@@ -13,6 +13,7 @@ from fatnn_rs.convert.lower import lower
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.passes import run_passes
 from fatnn_rs.nn.layers import held_weights
+from fatnn_rs.threads import one_thread
 
 __all__ = ["convert"]
 
@@ -55,7 +56,10 @@ def convert(model: nn.Module, example_inputs: Any, float_layers: str = "torch") 
     arguments = check_inputs("example_inputs", example_inputs)
     root = as_root(model)
     with held_weights(root):
-        graph = lower(capture(root, arguments))
-    net = TernaryNetwork(run_passes(graph), float_layers)
+        captured = capture(root, arguments)
+        with one_thread():
+            graph = run_passes(lower(captured))
+    with one_thread():
+        net = TernaryNetwork(graph, float_layers)
     net.settle(tuple(value.clone() if isinstance(value, Tensor) else value for value in arguments))
     return net

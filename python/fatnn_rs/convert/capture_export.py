@@ -1,7 +1,7 @@
 """Capture by ``torch.export``, for models whose Python branches on shapes or values.
 
-Export turns everything into aten operations, and quantized layers would dissolve with it. So, in a copy of the model, the
-layers that the conversion knows as wholes are replaced by a marker whose forward calls one custom op,
+Export turns everything into aten operations, and quantized layers would dissolve with it. So, in a copy of the model,
+the layers that the conversion knows as wholes are replaced by a marker whose forward calls one custom op,
 ``fatnn_rs::module_call(x, name)``; its fake kernel knows the layer's output shape, its real kernel calls the layer.
 Branches on sizes are decided as the example decides them, so only the batch size stays free, and that only where export
 found it to be.

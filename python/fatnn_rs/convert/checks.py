@@ -50,8 +50,8 @@ def check_model(model: nn.Module) -> None:
     Raises
     ------
     ConversionError
-        Not a module; no ternary or int8 layer in it; training mode; activation steps never initialised; parameters or BatchNorm
-        statistics that are not finite, not float32, or not on the CPU.
+        Not a module; no ternary or int8 layer in it; training mode; activation steps never initialised; parameters or
+        BatchNorm statistics that are not finite, not float32, or not on the CPU.
     """
     if not isinstance(model, nn.Module):
         raise ConversionError(f"model: expected a torch.nn.Module, got {type(model).__name__}")

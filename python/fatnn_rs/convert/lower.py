@@ -276,9 +276,7 @@ def lower(captured: Captured) -> Graph:
     return ctx.graph
 
 
-_CHANNELS_SECOND = frozenset(
-    {"act_quant", "pad", "conv1d", "conv2d", "conv1d_int8", "conv2d_int8", "batch_norm"}
-)
+_CHANNELS_SECOND = frozenset({"act_quant", "pad", "conv1d", "conv2d", "conv1d_int8", "conv2d_int8", "batch_norm"})
 _CHANNELS_LAST = frozenset({"rows", "linear", "linear_int8"})
 
 

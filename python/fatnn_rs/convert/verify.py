@@ -195,15 +195,15 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     Raises
     ------
     ConversionError
-        Where the model holds no ternary or int8 layer or some module of it is in training mode, where the network is not a
-        :class:`TernaryNetwork`, where their layers or outputs do not correspond, or where nothing was compared at all.
+        Where the model holds no ternary or int8 layer or some module of it is in training mode, where the network is not
+        a :class:`TernaryNetwork`, where their layers or outputs do not correspond, or where nothing was compared at all.
     InputError
         Where ``inputs`` hold no tensor, or the network refuses them.
     """
     if not quantized_layers(model):
         raise ConversionError(
-            f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to compare; give the prepared and "
-            "trained model that was converted"
+            f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to compare; give the prepared "
+            "and trained model that was converted"
         )
     for name, module in model.named_modules():
         if module.training:

@@ -75,6 +75,6 @@ def convolve(layer: Any, function: Callable[..., Tensor], x: Tensor, dims: int) 
 
 
 def exact_product(product: Product, codes: Tensor, weight: Tensor) -> Tensor:
-    """Sums of products of integer-valued operands that its dtype can hold, exact whatever algorithm runs."""
+    """Return exact sums of products of integer-valued operands; the dtype of ``codes`` must be able to hold them."""
     with torch.autocast(device_type=codes.device.type, enabled=False):
         return round_ste(product(codes, weight.to(codes.dtype)))

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fatnn_rs.errors import ConfigError
 from fatnn_rs.nn.base import QuantizedLayer
-from fatnn_rs.nn.layers import TernaryLayer
+from fatnn_rs.nn.layers import TernaryLayer, held_weights
 
 __all__ = ["as_arguments", "calibrate"]
 
@@ -45,7 +45,9 @@ def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any]) -> None:
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
     if not layers:
-        raise ConfigError(f"{type(model).__name__} holds no ternary or int8 layer to calibrate; call prepare(model) first")
+        raise ConfigError(
+            f"{type(model).__name__} holds no ternary or int8 layer to calibrate; call prepare(model) first"
+        )
     modes = {module: module.training for module in model.modules()}
     norms = [module for module in modes if isinstance(module, _BatchNorm)]
     momenta = {norm: norm.momentum for norm in norms}
@@ -70,7 +72,8 @@ def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any]) -> None:
                 handles.append(layer.register_forward_hook(after_ternary))
         for norm in norms:
             handles.append(norm.register_forward_pre_hook(before_norm))
-        model(*as_arguments(inputs))
+        with held_weights(model):
+            model(*as_arguments(inputs))
     finally:
         for handle in handles:
             handle.remove()

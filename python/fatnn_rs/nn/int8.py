@@ -1,8 +1,8 @@
 """Layers with 8-bit weights and activations, for the first and the last layer of a ternary network.
 
-The first layer reads pixels, the last makes the logits: they are small, and three levels cost them more accuracy than
-they save time. Eight bits cost next to nothing, and run on integers all the same. Subclasses of torch's own layers, with
-the float ``state_dict`` keys unchanged; one forward, the same in training and in eval mode::
+The first layer reads pixels, the last makes the logits: there, three levels cost the most accuracy and save the least
+time. Eight bits lose next to nothing, and run on integers all the same. Subclasses of torch's own layers, with the float
+``state_dict`` keys unchanged; one forward, the same in training and in eval mode::
 
     codes = act_quant(x)                            # integer-valued float in [-127, 127]
     acc   = round(conv(codes, weight codes))        # exact: float64 where sums may not fit float32
@@ -70,11 +70,10 @@ class Int8Layer(QuantizedLayer):
         codes = self.act_quant(x)
         weight = widen(self.weight)
         steps = weight_steps(weight)
-        if self.weight[0].numel() * LEVELS**2 >= EXACT and codes.device.type != "mps":  # which has no float64
-            wide = codes.double()
-        else:
-            wide = codes
-        acc = exact_product(product, wide, weight_codes(weight, steps)).to(self.weight.dtype)
+        # Every device but Apple's has float64.
+        wide = self.weight[0].numel() * LEVELS**2 >= EXACT and codes.device.type != "mps"
+        acc = exact_product(product, codes.double() if wide else codes, weight_codes(weight, steps))
+        acc = acc.to(self.weight.dtype)
         scale = steps * self.act_quant.step_for(x)
         shape = (-1, *([1] * dims))
         y = acc * scale.to(acc.dtype).view(shape)

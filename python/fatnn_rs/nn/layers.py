@@ -26,6 +26,7 @@ from torch.nn import functional
 from fatnn_rs.errors import ConfigError
 from fatnn_rs.nn.base import EXACT, Product, QuantizedLayer, convolve, exact_product, twin
 from fatnn_rs.quant import QUANTIZERS, ActivationQuantizer, WeightQuantizer
+from fatnn_rs.threads import one_thread
 
 __all__ = ["TERNARY_TWINS", "TernaryConv1d", "TernaryConv2d", "TernaryLayer", "TernaryLinear", "held_weights"]
 
@@ -112,8 +113,9 @@ def held_weights(model: nn.Module) -> Iterator[None]:
     """
     layers = [module for module in model.modules() if isinstance(module, TernaryLayer)]
     try:
-        for layer in layers:
-            layer._held = layer._weight_codes().detach()
+        with one_thread():
+            for layer in layers:
+                layer._held = layer._weight_codes().detach()
         yield
     finally:
         for layer in layers:

@@ -15,8 +15,9 @@ code times its step. Gradients:
   "Estimating or Propagating Gradients Through Stochastic Neurons for Conditional Computation", arXiv 1308.3432, 2013);
 - activations: ``d(step q)/dx = 1`` where ``|x| < 127 step``, else 0;
 - the activations' step, as in learned step size quantization (S. Esser et al., "Learned Step Size Quantization", ICLR
-  2020, arXiv 1902.08153): ``d(step q)/dstep = q - x / step`` where ``|x| < 127 step``, else ``q``; the sum over a layer's
-  values is multiplied by ``1 / sqrt(127 n)`` for samples of n values, which brings it to the size of the weights' gradients.
+  2020, arXiv 1902.08153): ``d(step q)/dstep = q - x / step`` where ``|x| < 127 step``, else ``q``; the sum over a
+  layer's values is multiplied by ``1 / sqrt(127 n)`` for samples of n values, which brings it to the size of the
+  weights' gradients.
 """
 
 from __future__ import annotations
