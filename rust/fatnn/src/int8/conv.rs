@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::weights::{Int8Weights, Panel};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result, bad_value, check_len};
-use crate::kernels::int8::{COPY_SLACK, Finish, Int8Layout, Pixels, Product, interleave};
+use crate::kernels::int8::{COPY_SLACK, Finish, Int8Layout, Pixels, Product, Rows, interleave};
 use crate::net::{Elementwise, apply_all, transpose};
 use crate::parallel;
 use crate::quantize::PixelOrder;
@@ -147,18 +147,17 @@ pub(crate) struct Geometry {
     zeros: usize,
 }
 
-/// A thread's columns and accumulators, kept from call to call, so that a run allocates nothing after the first.
+/// A thread's columns, kept from call to call, so that a run allocates nothing after the first.
 #[derive(Default)]
 struct Scratch {
     columns: Vec<u8>,
-    acc: Vec<i32>,
     /// Byte offsets of a window's image rows.
     offsets: Vec<usize>,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const {
-        RefCell::new(Scratch { columns: Vec::new(), acc: Vec::new(), offsets: Vec::new() })
+        RefCell::new(Scratch { columns: Vec::new(), offsets: Vec::new() })
     };
 }
 
@@ -283,12 +282,12 @@ impl Geometry {
         weights: &Int8Weights<'_>,
         constants: &Constants,
         block: &Block,
-        Scratch { columns, acc, offsets }: &mut Scratch,
+        Scratch { columns, offsets }: &mut Scratch,
         out: &mut [f32],
     ) {
         let kernel = weights.kernel();
         let layout = kernel.layout();
-        let (shape, n) = (weights.shape(), weights.shape().out_channels);
+        let shape = weights.shape();
         let count = (block.lines - 1) * self.line_rows + block.width;
         let columns = self.columns(layout, shape.reduction(), count, columns);
         for group in 0..shape.groups {
@@ -296,41 +295,24 @@ impl Geometry {
                 let columns = &mut columns[line * self.line_rows * self.row..];
                 self.gather(image, layout, group, block, line, offsets, columns);
             }
-            for first in (0..count).step_by(layout.block) {
-                let rows = layout.block.min(count - first);
-                for panel in weights.panels(group) {
-                    let size = rows.next_multiple_of(layout.rows) * panel.width;
-                    if acc.len() < size {
-                        acc.resize(size, 0);
-                    }
-                    let acc = &mut acc[..size];
-                    let operand = (&columns[first * self.row..], self.row, rows);
-                    let weights = (weights.panel_bytes(&panel), panel.width);
-                    kernel.multiply(&Product::new(layout, operand, shape.reduction(), weights), acc);
-                    let finish = Finish {
-                        scale: constants.scale.of(&panel),
-                        bias: constants.bias.of(&panel),
-                        affine: constants.affine.as_ref().map(|(scale, bias)| (scale.of(&panel), bias.of(&panel))),
-                        relu: constants.relu,
-                        channels: panel.channels,
-                        pitch: n,
-                    };
-                    // Rows between lines are no pixels.
-                    let pitch = if block.lines == 1 { block.width } else { self.line_rows };
-                    let mut row = first;
-                    while row < first + rows {
-                        let (line, x) = (row / pitch, row % pitch);
-                        if x < block.width {
-                            let run = (block.width - x).min(first + rows - row);
-                            let acc = &acc[(row - first) * panel.width..][..run * panel.width];
-                            let out = &mut out[(line * block.width + x) * n..][..run * n];
-                            kernel.finish(&finish, acc, &mut out[panel.first..]);
-                            row += run;
-                        } else {
-                            row += pitch - x;
-                        }
-                    }
-                }
+            for panel in weights.panels(group) {
+                let rows = Rows {
+                    bytes: columns,
+                    stride: self.row,
+                    lines: block.lines,
+                    period: self.line_rows,
+                    length: block.width,
+                };
+                let finish = Finish {
+                    scale: constants.scale.of(&panel),
+                    bias: constants.bias.of(&panel),
+                    affine: constants.affine.as_ref().map(|(scale, bias)| (scale.of(&panel), bias.of(&panel))),
+                    relu: constants.relu,
+                    channels: panel.channels,
+                    pitch: shape.out_channels,
+                };
+                let product = Product::new(layout, rows, shape.reduction(), weights.panel_bytes(&panel), finish);
+                kernel.multiply(&product, &mut out[panel.first..]);
             }
         }
     }

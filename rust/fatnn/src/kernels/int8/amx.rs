@@ -1,31 +1,27 @@
 //! Int8 products on Intel AMX (Sapphire Rapids and later), on Linux.
 //!
 //! Rows are loaded into tiles where they lie, whatever their distance, and weights as they were packed: nothing is expanded or
-//! copied. Two tiles of rows × two tiles of channels share their operands.
+//! copied. Two tiles of rows × two tiles of channels share their operands. Sums are finished 32 rows at a time, so that outputs are
+//! written in the order of their addresses.
 
 use std::arch::asm;
+use std::mem::MaybeUninit;
 
-use super::{Element, Int8Kernel, Int8Layout, Product, pass_methods};
+use super::{Element, Int8Kernel, Int8Layout, Product, avx512, quantize_method};
 use crate::cpu::{Features, Isa};
 use crate::kernels::matrix_amx;
 
 /// Rows, and channels, of a hardware tile.
 const SIDE: usize = 16;
-/// Channels in a panel: two hardware tiles.
-const WIDTH: usize = 2 * SIDE;
+/// Most channels in a panel.
+const WIDTH: usize = 4 * SIDE;
 /// Bytes of the reduction in a hardware tile.
 const DEPTH: usize = 64;
+/// Bytes of a hardware tile.
+const TILE: usize = SIDE * DEPTH;
 
-static LAYOUT: Int8Layout = Int8Layout {
-    id: 5,
-    depth: DEPTH,
-    unit: 4,
-    lanes: SIDE,
-    panel: WIDTH,
-    rows: SIDE,
-    block: 4 * SIDE,
-    element: Element::I8,
-};
+static LAYOUT: Int8Layout =
+    Int8Layout { id: 5, depth: DEPTH, unit: 4, lanes: SIDE, panel: WIDTH, rows: SIDE, element: Element::I8 };
 
 #[derive(Debug)]
 struct Amx;
@@ -52,54 +48,87 @@ impl Int8Kernel for Amx {
         false
     }
 
-    fn multiply(&self, product: &Product<'_>, acc: &mut [i32]) {
-        assert_eq!(acc.len(), product.accumulators(&LAYOUT));
-        // SAFETY: `self` exists, so `make` saw AMX and was allowed tiles, of which no other code of this thread holds any;
-        // `Product::new` checked the sizes of rows, up to a multiple of 16, and of the panel.
+    fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
+        assert!(product.outputs() <= out.len());
+        // SAFETY: `self` exists, so `make` saw AVX-512 and AMX and was allowed tiles, of which no other code of this thread
+        // holds any; `Product::new` checked the sizes of rows, up to a multiple of 16, and of the panel.
         unsafe {
             matrix_amx::configure();
-            match product.width {
-                SIDE => run::<1>(product, acc),
-                _ => run::<2>(product, acc),
+            match product.width / SIDE {
+                1 => run::<1>(product, out),
+                2 => run::<2>(product, out),
+                3 => run::<3>(product, out),
+                _ => run::<4>(product, out),
             }
             matrix_amx::release();
         }
     }
 
-    pass_methods!(I8, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
+    quantize_method!(I8, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
 }
+
+/// Sums of 32 rows × a panel.
+#[repr(C, align(64))]
+struct Sums([MaybeUninit<i32>; 2 * SIDE * WIDTH]);
 
 /// All rows × `NV` tiles of channels.
 ///
 /// # Safety
-/// Tiles are configured; `acc` has rows up to a multiple of 16, of `NV` tiles.
-unsafe fn run<const NV: usize>(product: &Product<'_>, acc: &mut [i32]) {
-    let (count, steps) = (product.count, product.depth / DEPTH);
-    let b = product.panel.as_ptr();
+/// Tiles are configured; the panel has `NV` tiles, and `out` as many floats as [`Product::outputs`] says.
+#[target_feature(enable = "avx512f,avx2,fma")]
+unsafe fn run<const NV: usize>(product: &Product<'_>, out: &mut [f32]) {
+    let (rows, steps) = (&product.rows, product.depth / DEPTH);
+    let count = (rows.lines - 1) * rows.period + rows.length;
+    let period = if rows.lines == 1 { count } else { rows.period };
+    let mut sums = Sums([MaybeUninit::uninit(); 2 * SIDE * WIDTH]);
+    let sums = sums.0.as_mut_ptr().cast::<i32>();
     let mut row = 0;
+    // The next row's place in its line, and the number of its output pixel.
+    let (mut x, mut pixel) = (0, 0);
     while row < count {
         let two = row + SIDE < count;
-        // SAFETY: rows `row .. row + 16` (or 32, where `two`) exist; so do `steps` tiles of them, and of weights for each of `NV`.
-        unsafe {
-            let a = product.rows.as_ptr().add(row * product.stride);
-            let out = acc.as_mut_ptr().add(row * NV * SIDE);
-            match (NV, two) {
-                (1, _) => narrow(a, product.stride, b, steps, out),
-                (_, true) => pair(a, product.stride, b, steps, out),
-                (_, false) => single(a, product.stride, b, steps, out),
+        for v in (0..NV).step_by(2) {
+            // SAFETY: rows `row .. row + 16` (or 32, where `two`) exist; so do `steps` tiles of them, and of weights for each of
+            // `NV`; `sums` has room for 32 rows.
+            unsafe {
+                let a = rows.bytes.as_ptr().add(row * rows.stride);
+                let b = product.panel.as_ptr().add(v * TILE);
+                let out = sums.add(v * SIDE);
+                match (two, v + 1 < NV) {
+                    (true, true) => pair::<NV>(a, rows.stride, b, steps, out),
+                    (true, false) => tall::<NV>(a, rows.stride, b, steps, out),
+                    (false, true) => wide::<NV>(a, rows.stride, b, steps, out),
+                    (false, false) => one::<NV>(a, rows.stride, b, steps, out),
+                }
             }
         }
-        row += if two && NV == 2 { 2 * SIDE } else { SIDE };
+        let mut r = 0;
+        let computed = (count - row).min(2 * SIDE);
+        while r < computed {
+            // Rows up to the end of the line, or up to the next line's begin.
+            let run = if x < rows.length { rows.length } else { period }.min(x + computed - r) - x;
+            if x < rows.length {
+                // SAFETY: `sums` has so many rows; pixels up to the last one are in `out`.
+                unsafe {
+                    let out = out.as_mut_ptr().add(pixel * product.finish.pitch);
+                    avx512::finish::<NV>(&product.finish, sums.add(r * NV * SIDE), run, out);
+                }
+                pixel += run;
+            }
+            r += run;
+            x = if x + run == period { 0 } else { x + run };
+        }
+        row += 2 * SIDE;
     }
 }
 
-/// 32 rows × 32 channels over `count` tiles of the reduction.
+/// 32 rows × 32 channels over `count` tiles of the reduction; weights are `NV` tiles a step, and rows of sums as wide.
 ///
 /// # Safety
 /// Tiles are configured; all addresses hold what [`run`] says.
 #[inline(always)]
-unsafe fn pair(a: *const u8, stride: usize, b: *const u8, count: usize, out: *mut i32) {
-    // SAFETY: the caller vouches for every address; the second row tile begins 16 rows below the first.
+unsafe fn pair<const NV: usize>(a: *const u8, stride: usize, b: *const u8, count: usize, out: *mut i32) {
+    // SAFETY: the caller vouches for every address.
     unsafe {
         asm!(
             "tilezero tmm0",
@@ -117,7 +146,7 @@ unsafe fn pair(a: *const u8, stride: usize, b: *const u8, count: usize, out: *mu
             "tdpbssd tmm3, tmm5, tmm7",
             "add {a}, 64",
             "add {e}, 64",
-            "add {b}, 2048",
+            "add {b}, {step}",
             "dec {n}",
             "jnz 2b",
             "tilestored [{o} + {os}*1], tmm0",
@@ -129,21 +158,61 @@ unsafe fn pair(a: *const u8, stride: usize, b: *const u8, count: usize, out: *mu
             b = inout(reg) b => _,
             s = in(reg) stride,
             bs = in(reg) DEPTH,
+            step = const NV * TILE,
             n = inout(reg) count => _,
             o = in(reg) out,
-            p = in(reg) out.wrapping_add(SIDE * WIDTH),
-            os = in(reg) WIDTH * 4,
+            p = in(reg) out.wrapping_add(SIDE * NV * SIDE),
+            os = in(reg) NV * SIDE * 4,
             options(nostack)
         );
     }
 }
 
-/// 16 rows × 32 channels over `count` tiles of the reduction.
+/// 32 rows × 16 channels over `count` tiles of the reduction; weights are `NV` tiles a step, and rows of sums as wide.
 ///
 /// # Safety
 /// As [`pair`].
 #[inline(always)]
-unsafe fn single(a: *const u8, stride: usize, b: *const u8, count: usize, out: *mut i32) {
+unsafe fn tall<const NV: usize>(a: *const u8, stride: usize, b: *const u8, count: usize, out: *mut i32) {
+    // SAFETY: the caller vouches for every address.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "2:",
+            "tileloadd tmm4, [{a} + {s}*1]",
+            "tileloadd tmm6, [{b} + {bs}*1]",
+            "tdpbssd tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{e} + {s}*1]",
+            "tdpbssd tmm1, tmm5, tmm6",
+            "add {a}, 64",
+            "add {e}, 64",
+            "add {b}, {step}",
+            "dec {n}",
+            "jnz 2b",
+            "tilestored [{o} + {os}*1], tmm0",
+            "tilestored [{p} + {os}*1], tmm1",
+            a = inout(reg) a => _,
+            e = inout(reg) a.wrapping_add(SIDE * stride) => _,
+            b = inout(reg) b => _,
+            s = in(reg) stride,
+            bs = in(reg) DEPTH,
+            step = const NV * TILE,
+            n = inout(reg) count => _,
+            o = in(reg) out,
+            p = in(reg) out.wrapping_add(SIDE * NV * SIDE),
+            os = in(reg) NV * SIDE * 4,
+            options(nostack)
+        );
+    }
+}
+
+/// 16 rows × 32 channels over `count` tiles of the reduction; weights are `NV` tiles a step, and rows of sums as wide.
+///
+/// # Safety
+/// As [`pair`].
+#[inline(always)]
+unsafe fn wide<const NV: usize>(a: *const u8, stride: usize, b: *const u8, count: usize, out: *mut i32) {
     // SAFETY: the caller vouches for every address.
     unsafe {
         asm!(
@@ -156,7 +225,7 @@ unsafe fn single(a: *const u8, stride: usize, b: *const u8, count: usize, out: *
             "tdpbssd tmm0, tmm4, tmm6",
             "tdpbssd tmm1, tmm4, tmm7",
             "add {a}, 64",
-            "add {b}, 2048",
+            "add {b}, {step}",
             "dec {n}",
             "jnz 2b",
             "tilestored [{o} + {os}*1], tmm0",
@@ -165,20 +234,21 @@ unsafe fn single(a: *const u8, stride: usize, b: *const u8, count: usize, out: *
             b = inout(reg) b => _,
             s = in(reg) stride,
             bs = in(reg) DEPTH,
+            step = const NV * TILE,
             n = inout(reg) count => _,
             o = in(reg) out,
-            os = in(reg) WIDTH * 4,
+            os = in(reg) NV * SIDE * 4,
             options(nostack)
         );
     }
 }
 
-/// 16 rows × 16 channels over `count` tiles of the reduction.
+/// 16 rows × 16 channels over `count` tiles of the reduction; weights are `NV` tiles a step, and rows of sums as wide.
 ///
 /// # Safety
 /// As [`pair`].
 #[inline(always)]
-unsafe fn narrow(a: *const u8, stride: usize, b: *const u8, count: usize, out: *mut i32) {
+unsafe fn one<const NV: usize>(a: *const u8, stride: usize, b: *const u8, count: usize, out: *mut i32) {
     // SAFETY: the caller vouches for every address.
     unsafe {
         asm!(
@@ -188,7 +258,7 @@ unsafe fn narrow(a: *const u8, stride: usize, b: *const u8, count: usize, out: *
             "tileloadd tmm6, [{b} + {bs}*1]",
             "tdpbssd tmm0, tmm4, tmm6",
             "add {a}, 64",
-            "add {b}, 1024",
+            "add {b}, {step}",
             "dec {n}",
             "jnz 2b",
             "tilestored [{o} + {os}*1], tmm0",
@@ -196,9 +266,10 @@ unsafe fn narrow(a: *const u8, stride: usize, b: *const u8, count: usize, out: *
             b = inout(reg) b => _,
             s = in(reg) stride,
             bs = in(reg) DEPTH,
+            step = const NV * TILE,
             n = inout(reg) count => _,
             o = in(reg) out,
-            os = in(reg) SIDE * 4,
+            os = in(reg) NV * SIDE * 4,
             options(nostack)
         );
     }

@@ -5,23 +5,16 @@
 
 use std::arch::x86_64::*;
 
-use super::{Element, Int8Kernel, Int8Layout, Product, pass_methods};
+use super::passes::finish;
+use super::{Element, Int8Kernel, Int8Layout, Product, quantize_method};
 use crate::cpu::{Features, Isa};
 
 const WIDTH: usize = 16;
 /// Most rows at a time: with two vectors of weights, one of activations and one of products, the sums fill the registers.
 const ROWS: usize = 6;
 
-static LAYOUT: Int8Layout = Int8Layout {
-    id: 2,
-    depth: 2,
-    unit: 2,
-    lanes: WIDTH,
-    panel: WIDTH,
-    rows: 1,
-    block: 10 * ROWS,
-    element: Element::I16,
-};
+static LAYOUT: Int8Layout =
+    Int8Layout { id: 2, depth: 2, unit: 2, lanes: WIDTH, panel: WIDTH, rows: 1, element: Element::I16 };
 
 #[derive(Debug)]
 struct Avx2;
@@ -44,16 +37,12 @@ impl Int8Kernel for Avx2 {
         &LAYOUT
     }
 
-    fn multiply(&self, product: &Product<'_>, acc: &mut [i32]) {
-        assert_eq!(acc.len(), product.accumulators(&LAYOUT));
-        let mut row = 0;
-        while row < product.count {
-            let rows = (product.count - row).min(ROWS);
-            // SAFETY: `self` exists, so `make` saw the feature; `Product::new` checked the sizes of rows and panel, and `acc`
-            // has `product.count` rows.
+    fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
+        product.tiles(ROWS, |row, rows, at| {
+            let out = &mut out[at..];
+            // SAFETY: `self` exists, so `make` saw the feature; `Product::new` checked the sizes of rows and panel.
             unsafe {
-                let x = product.rows.as_ptr().add(row * product.stride);
-                let out = acc.as_mut_ptr().add(row * WIDTH);
+                let x = product.rows.bytes.as_ptr().add(row * product.rows.stride);
                 match rows {
                     1 => tile::<1>(product, x, out),
                     2 => tile::<2>(product, x, out),
@@ -63,25 +52,33 @@ impl Int8Kernel for Avx2 {
                     _ => tile::<ROWS>(product, x, out),
                 }
             }
-            row += rows;
-        }
+        });
     }
 
-    pass_methods!(I16, "avx2,fma");
+    quantize_method!(I16, "avx2,fma");
 }
 
 /// `MR` rows × 16 channels.
 ///
 /// # Safety
-/// From `x` on there are `MR` rows of `product`; `out` has as many rows of 16.
-#[target_feature(enable = "avx2")]
-unsafe fn tile<const MR: usize>(product: &Product<'_>, x: *const u8, out: *mut i32) {
-    let rows: [*const u8; MR] = std::array::from_fn(|r| x.wrapping_add(r * product.stride));
+/// From `x` on there are `MR` rows of `product`.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn tile<const MR: usize>(product: &Product<'_>, x: *const u8, out: &mut [f32]) {
+    // Loops throughout: `from_fn` and `map` would be compiled without the CPU feature.
+    let mut rows = [x; MR];
+    for (r, row) in rows.iter_mut().enumerate() {
+        *row = x.wrapping_add(r * product.rows.stride);
+    }
     let weights = product.panel.as_ptr().cast::<__m128i>();
     let mut acc = [[_mm256_setzero_si256(); 2]; MR];
     for k in 0..product.depth / 2 {
         // SAFETY: a step is 32 bytes of weights, and four of every row.
-        let w = [0, 1].map(|v| _mm256_cvtepi8_epi16(unsafe { _mm_loadu_si128(weights.add(k * 2 + v)) }));
+        let w = unsafe {
+            [
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(weights.add(k * 2))),
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(weights.add(k * 2 + 1))),
+            ]
+        };
         for (acc, row) in acc.iter_mut().zip(rows) {
             // SAFETY: as above.
             let x = _mm256_set1_epi32(unsafe { row.add(k * 4).cast::<i32>().read_unaligned() });
@@ -90,10 +87,12 @@ unsafe fn tile<const MR: usize>(product: &Product<'_>, x: *const u8, out: *mut i
             }
         }
     }
-    for (r, acc) in acc.iter().enumerate() {
-        for (v, acc) in acc.iter().enumerate() {
-            // SAFETY: `out` has `MR` rows of two vectors.
-            unsafe { _mm256_storeu_si256(out.add(r * WIDTH + v * 8).cast(), *acc) };
+    let mut sums = [[0; WIDTH]; MR];
+    for (sums, acc) in sums.iter_mut().zip(acc) {
+        for (sums, acc) in sums.as_chunks_mut::<8>().0.iter_mut().zip(acc) {
+            // SAFETY: `sums` is a vector.
+            unsafe { _mm256_storeu_si256(sums.as_mut_ptr().cast(), acc) };
         }
     }
+    finish(&product.finish, sums.as_flattened(), out);
 }

@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Element, Int8Kernel, Int8Layout, Product, pass_methods};
+use super::{Element, Finish, Int8Kernel, Int8Layout, Product, quantize_method};
 use crate::cpu::{Features, Isa};
 
 const LANES: usize = 16;
@@ -16,16 +16,8 @@ const VECTORS: usize = 4;
 /// Most rows at a time.
 const ROWS: usize = 6;
 
-static LAYOUT: Int8Layout = Int8Layout {
-    id: 3,
-    depth: 4,
-    unit: 4,
-    lanes: LANES,
-    panel: LANES * VECTORS,
-    rows: 1,
-    block: 10 * ROWS,
-    element: Element::Biased,
-};
+static LAYOUT: Int8Layout =
+    Int8Layout { id: 3, depth: 4, unit: 4, lanes: LANES, panel: LANES * VECTORS, rows: 1, element: Element::Biased };
 
 #[derive(Debug)]
 struct Avx512;
@@ -48,33 +40,31 @@ impl Int8Kernel for Avx512 {
         &LAYOUT
     }
 
-    fn multiply(&self, product: &Product<'_>, acc: &mut [i32]) {
-        assert_eq!(acc.len(), product.accumulators(&LAYOUT));
+    fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
+        assert!(product.outputs() <= out.len());
         // SAFETY: `self` exists, so `make` saw the features; `Product::new` checked the sizes of rows and panel.
         unsafe {
             match product.width / LANES {
-                1 => panel::<1>(product, acc),
-                2 => panel::<2>(product, acc),
-                3 => panel::<3>(product, acc),
-                _ => panel::<4>(product, acc),
+                1 => panel::<1>(product, out),
+                2 => panel::<2>(product, out),
+                3 => panel::<3>(product, out),
+                _ => panel::<4>(product, out),
             }
         }
     }
 
-    pass_methods!(BIASED, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
+    quantize_method!(BIASED, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
 }
 
 /// # Safety
-/// `acc` has `product.count` rows of `NV` vectors, which is the panel's width.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn panel<const NV: usize>(product: &Product<'_>, acc: &mut [i32]) {
-    let mut row = 0;
-    while row < product.count {
-        let rows = (product.count - row).min(ROWS);
-        // SAFETY: rows `row .. row + rows` exist in `product` and in `acc`.
+/// The panel has `NV` vectors, and `out` as many floats as [`Product::outputs`] says.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
+unsafe fn panel<const NV: usize>(product: &Product<'_>, out: &mut [f32]) {
+    product.tiles(ROWS, |row, rows, at| {
+        // SAFETY: rows `row .. row + rows` exist, and their outputs from `at` on.
         unsafe {
-            let x = product.rows.as_ptr().add(row * product.stride);
-            let out = acc.as_mut_ptr().add(row * NV * LANES);
+            let x = product.rows.bytes.as_ptr().add(row * product.rows.stride);
+            let out = out.as_mut_ptr().add(at);
             match rows {
                 1 => tile::<1, NV, 2>(product, x, out),
                 2 => tile::<2, NV, 2>(product, x, out),
@@ -84,36 +74,41 @@ unsafe fn panel<const NV: usize>(product: &Product<'_>, acc: &mut [i32]) {
                 _ => tile::<ROWS, NV, 1>(product, x, out),
             }
         }
-        row += rows;
-    }
+    });
 }
 
 /// `MR` rows × `NV` vectors, in `CHAINS` sums each.
 ///
 /// # Safety
-/// From `x` on there are `MR` rows of `product`; `out` has as many rows of `NV` vectors.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+/// From `x` on there are `MR` rows of `product`, and from `out` on as many output pixels.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
 #[inline]
 unsafe fn tile<const MR: usize, const NV: usize, const CHAINS: usize>(
     product: &Product<'_>,
     x: *const u8,
-    out: *mut i32,
+    out: *mut f32,
 ) {
     let steps = product.depth / 4;
-    let rows: [*const u8; MR] = std::array::from_fn(|r| x.wrapping_add(r * product.stride));
-    let weights = product.panel.as_ptr().cast::<i32>();
-    // SAFETY: behind `steps` vectors of weights per vector of channels, the panel holds where sums begin.
-    let start = |v: usize| unsafe { _mm512_loadu_si512(weights.add((steps * NV + v) * LANES).cast()) };
-    let mut acc = [[[_mm512_setzero_si512(); NV]; MR]; CHAINS];
-    for row in &mut acc[0] {
-        *row = std::array::from_fn(start);
+    // Loops throughout: `from_fn` would be compiled without the CPU features.
+    let mut rows = [x; MR];
+    for (r, row) in rows.iter_mut().enumerate() {
+        *row = x.wrapping_add(r * product.rows.stride);
     }
+    let weights = product.panel.as_ptr().cast::<i32>();
+    // SAFETY: a step is `NV` vectors of weights; behind the last one, the panel holds where sums begin.
+    let vectors = |k: usize| unsafe {
+        let mut vectors = [_mm512_setzero_si512(); NV];
+        for (v, vector) in vectors.iter_mut().enumerate() {
+            *vector = _mm512_loadu_si512(weights.add((k * NV + v) * LANES).cast());
+        }
+        vectors
+    };
+    let mut acc = [[[_mm512_setzero_si512(); NV]; MR]; CHAINS];
+    acc[0] = [vectors(steps); MR];
     let step = |acc: &mut [[__m512i; NV]; MR], k: usize| {
-        // SAFETY: a step is `NV` vectors of weights, and four bytes of every row.
-        let w: [__m512i; NV] =
-            std::array::from_fn(|v| unsafe { _mm512_loadu_si512(weights.add((k * NV + v) * LANES).cast()) });
+        let w = vectors(k);
         for (acc, row) in acc.iter_mut().zip(rows) {
-            // SAFETY: as above.
+            // SAFETY: a step is four bytes of every row.
             let x = _mm512_set1_epi32(unsafe { row.add(k * 4).cast::<i32>().read_unaligned() });
             for (acc, w) in acc.iter_mut().zip(w) {
                 *acc = _mm512_dpbusd_epi32(*acc, x, w);
@@ -129,11 +124,82 @@ unsafe fn tile<const MR: usize, const NV: usize, const CHAINS: usize>(
     for k in whole..steps {
         step(&mut acc[0], k);
     }
+    let mut sums = Sums::<MR, NV>([[[0; LANES]; NV]; MR]);
     for r in 0..MR {
         for v in 0..NV {
             let sum = acc[1..].iter().fold(acc[0][r][v], |sum, chain| _mm512_add_epi32(sum, chain[r][v]));
-            // SAFETY: `out` has `MR` rows of `NV` vectors.
-            unsafe { _mm512_storeu_si512(out.add((r * NV + v) * LANES).cast(), sum) };
+            // SAFETY: `sums` has `MR` rows of `NV` vectors.
+            unsafe { _mm512_store_si512(sums.0[r][v].as_mut_ptr().cast(), sum) };
+        }
+    }
+    // SAFETY: as the caller promises.
+    unsafe { finish::<NV>(&product.finish, sums.0.as_flattened().as_flattened().as_ptr(), MR, out) }
+}
+
+/// Sums of `MR` rows.
+#[repr(C, align(64))]
+struct Sums<const MR: usize, const NV: usize>([[[i32; LANES]; NV]; MR]);
+
+/// Finishes `rows` rows of sums, `NV` vectors each, that begin cache lines; `out` is the first one's pixel.
+///
+/// # Safety
+/// `sums` has so many rows; the panel has `NV` vectors; the pixels' channels may be written.
+#[target_feature(enable = "avx512f,fma")]
+pub(super) unsafe fn finish<const NV: usize>(finish: &Finish<'_>, sums: *const i32, rows: usize, out: *mut f32) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        match (finish.affine, finish.relu) {
+            (None, false) => finish_rows::<NV, false, false>(finish, (&[], &[]), sums, rows, out),
+            (None, true) => finish_rows::<NV, false, true>(finish, (&[], &[]), sums, rows, out),
+            (Some(affine), false) => finish_rows::<NV, true, false>(finish, affine, sums, rows, out),
+            (Some(affine), true) => finish_rows::<NV, true, true>(finish, affine, sums, rows, out),
+        }
+    }
+}
+
+/// # Safety
+/// As [`finish`]; `affine` is as wide as the panel where it is to be applied.
+#[target_feature(enable = "avx512f,fma")]
+unsafe fn finish_rows<const NV: usize, const AFFINE: bool, const RELU: bool>(
+    finish: &Finish<'_>,
+    affine: (&[f32], &[f32]),
+    sums: *const i32,
+    rows: usize,
+    out: *mut f32,
+) {
+    let zero = _mm512_setzero_ps();
+    let (mut scale, mut bias, mut slope, mut offset) = ([zero; NV], [zero; NV], [zero; NV], [zero; NV]);
+    let mut channels = [0; NV];
+    for v in 0..NV {
+        // SAFETY: constants are as many as the panel is wide.
+        unsafe {
+            scale[v] = _mm512_loadu_ps(finish.scale.as_ptr().add(v * LANES));
+            bias[v] = _mm512_loadu_ps(finish.bias.as_ptr().add(v * LANES));
+            if AFFINE {
+                slope[v] = _mm512_loadu_ps(affine.0.as_ptr().add(v * LANES));
+                offset[v] = _mm512_loadu_ps(affine.1.as_ptr().add(v * LANES));
+            }
+        }
+        channels[v] = match finish.channels.saturating_sub(v * LANES) {
+            LANES.. => u16::MAX,
+            rest => (1 << rest) - 1,
+        };
+    }
+    for r in 0..rows {
+        for v in 0..NV {
+            // SAFETY: `sums` has so many rows, `out` so many pixels.
+            unsafe {
+                let sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums.add((r * NV + v) * LANES).cast()));
+                let mut y = _mm512_add_ps(_mm512_mul_ps(sum, scale[v]), bias[v]);
+                if AFFINE {
+                    y = _mm512_fmadd_ps(y, slope[v], offset[v]);
+                }
+                if RELU {
+                    // Not `max`: NaN passes through, and -0.0 does not.
+                    y = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLE_UQ>(y, zero), y);
+                }
+                _mm512_mask_storeu_ps(out.wrapping_add(r * finish.pitch + v * LANES), channels[v], y);
+            }
         }
     }
 }

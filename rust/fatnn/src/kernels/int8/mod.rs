@@ -78,10 +78,8 @@ pub struct Int8Layout {
     pub lanes: usize,
     /// Most channels in a panel.
     pub panel: usize,
-    /// Rows are read, and accumulators written, in multiples of this.
+    /// Rows are read in multiples of this.
     pub rows: usize,
-    /// Rows that are multiplied by all panels before the next ones.
-    pub block: usize,
     /// Type of activations.
     pub element: Element,
 }
@@ -126,41 +124,70 @@ impl Int8Layout {
     }
 }
 
-/// Rows of activations and a panel of weights, whose sizes fit each other.
+/// Rows of activations: windows, one every `stride` bytes. Lines of `length` rows begin every `period` rows; rows between them
+/// are nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    /// What the first one begins.
+    pub(crate) bytes: &'a [u8],
+    pub(crate) stride: usize,
+    pub(crate) lines: usize,
+    pub(crate) period: usize,
+    pub(crate) length: usize,
+}
+
+/// Rows of activations, a panel of weights and what becomes of their products, whose sizes fit each other.
 #[derive(Clone, Copy, Debug)]
 pub struct Product<'a> {
-    rows: &'a [u8],
-    stride: usize,
-    count: usize,
+    rows: Rows<'a>,
     /// The reduction, rounded up to the layout's depth.
     depth: usize,
     panel: &'a [u8],
     width: usize,
+    finish: Finish<'a>,
 }
 
 impl<'a> Product<'a> {
-    /// `count` rows of `reduction` values, one every `stride` bytes of `rows`, and a panel of `width` channels.
+    /// Rows of `reduction` values, and a panel of as many channels as `finish` has constants.
     ///
     /// # Panics
     /// Where reading them would leave the slices: a bug in the caller.
     pub(crate) fn new(
         layout: &Int8Layout,
-        (rows, stride, count): (&'a [u8], usize, usize),
+        rows: Rows<'a>,
         reduction: usize,
-        (panel, width): (&'a [u8], usize),
+        panel: &'a [u8],
+        finish: Finish<'a>,
     ) -> Self {
-        assert!(count > 0 && reduction > 0 && width > 0 && width.is_multiple_of(layout.lanes) && width <= layout.panel);
-        let depth = reduction.next_multiple_of(layout.depth);
+        let width = finish.scale.len();
+        assert!(reduction > 0 && (1..=width).contains(&finish.channels) && finish.channels <= finish.pitch);
+        assert!(width.is_multiple_of(layout.lanes) && width <= layout.panel && width == finish.bias.len());
+        assert!(finish.affine.is_none_or(|(scale, bias)| scale.len() == width && bias.len() == width));
         assert_eq!(panel.len(), layout.panel_bytes(reduction, width));
-        let last = (count.next_multiple_of(layout.rows) - 1).checked_mul(stride);
+        assert!(rows.lines > 0 && rows.length > 0 && (rows.lines == 1 || rows.period >= rows.length));
+        let depth = reduction.next_multiple_of(layout.depth);
+        let count = (rows.lines - 1) * rows.period + rows.length;
+        let last = (count.next_multiple_of(layout.rows) - 1).checked_mul(rows.stride);
         let end = last.and_then(|at| at.checked_add(depth * layout.element.bytes()));
-        assert!(end.is_some_and(|end| end <= rows.len()), "{end:?} of {}", rows.len());
-        Product { rows, stride, count, depth, panel, width }
+        assert!(end.is_some_and(|end| end <= rows.bytes.len()), "{end:?} of {}", rows.bytes.len());
+        Product { rows, depth, panel, width, finish }
     }
 
-    /// Accumulators that a kernel writes: rows rounded up × width.
-    fn accumulators(&self, layout: &Int8Layout) -> usize {
-        self.count.next_multiple_of(layout.rows) * self.width
+    /// Floats, from the first one on, that a kernel may write between.
+    fn outputs(&self) -> usize {
+        (self.rows.lines * self.rows.length - 1) * self.finish.pitch + self.finish.channels
+    }
+
+    /// Calls `tile(first row, rows, first output)` for at most `most` rows at a time, line by line.
+    #[inline(always)]
+    #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
+    fn tiles(&self, most: usize, mut tile: impl FnMut(usize, usize, usize)) {
+        for line in 0..self.rows.lines {
+            for x in (0..self.rows.length).step_by(most) {
+                let count = most.min(self.rows.length - x);
+                tile(line * self.rows.period + x, count, (line * self.rows.length + x) * self.finish.pitch);
+            }
+        }
     }
 }
 
@@ -176,19 +203,16 @@ pub trait Int8Kernel: Send + Sync + std::fmt::Debug {
     fn for_few_rows(&self) -> bool {
         true
     }
-    /// `acc[row * width + channel]`, of every row up to a multiple of [`Int8Layout::rows`].
+    /// Products of all rows with the panel, to floats: see [`Finish`].
     #[doc(hidden)]
-    fn multiply(&self, product: &Product<'_>, acc: &mut [i32]);
+    fn multiply(&self, product: &Product<'_>, out: &mut [f32]);
     /// Codes of floats, in the layout's type: `clamp(round(x * inv_step), -127, 127)`, halves to even; whether none was NaN.
     #[doc(hidden)]
     fn quantize(&self, x: &[f32], inv_step: f32, out: &mut [u8]) -> bool;
-    /// Accumulators to floats. See [`Finish`].
-    #[doc(hidden)]
-    fn finish(&self, finish: &Finish<'_>, acc: &[i32], out: &mut [f32]);
 }
 
-/// Writes `quantize` and `finish` of [`Int8Kernel`], compiled with the kernel's own CPU features.
-macro_rules! pass_methods {
+/// Writes `quantize` of [`Int8Kernel`], compiled with the kernel's own CPU features.
+macro_rules! quantize_method {
     ($element:ident $(, $feature:literal)?) => {
         fn quantize(&self, x: &[f32], inv_step: f32, out: &mut [u8]) -> bool {
             $(#[target_feature(enable = $feature)])?
@@ -201,21 +225,9 @@ macro_rules! pass_methods {
                 run(x, inv_step, out)
             }
         }
-
-        fn finish(&self, finish: &super::Finish<'_>, acc: &[i32], out: &mut [f32]) {
-            $(#[target_feature(enable = $feature)])?
-            fn run(finish: &super::Finish<'_>, acc: &[i32], out: &mut [f32]) {
-                super::passes::finish(finish, acc, out);
-            }
-            #[allow(unused_unsafe)]
-            // SAFETY: `self` exists, so the features were detected.
-            unsafe {
-                run(finish, acc, out)
-            }
-        }
     };
 }
-use pass_methods;
+use quantize_method;
 
 /// A row of the table: makes the kernel where its features are among those given.
 type Make = fn(Features) -> Option<&'static dyn Int8Kernel>;

@@ -7,23 +7,16 @@
 
 use std::arch::aarch64::*;
 
-use super::{Element, Int8Kernel, Int8Layout, Product, pass_methods};
+use super::passes::finish;
+use super::{Element, Int8Kernel, Int8Layout, Product, quantize_method};
 use crate::cpu::{Features, Isa};
 
 const WIDTH: usize = 16;
 /// Most rows at a time.
 const ROWS: usize = 4;
 
-static LAYOUT: Int8Layout = Int8Layout {
-    id: 4,
-    depth: 4,
-    unit: 2,
-    lanes: WIDTH,
-    panel: WIDTH,
-    rows: 1,
-    block: 16 * ROWS,
-    element: Element::I8,
-};
+static LAYOUT: Int8Layout =
+    Int8Layout { id: 4, depth: 4, unit: 2, lanes: WIDTH, panel: WIDTH, rows: 1, element: Element::I8 };
 
 #[derive(Debug)]
 struct Neon;
@@ -46,16 +39,12 @@ impl Int8Kernel for Neon {
         &LAYOUT
     }
 
-    fn multiply(&self, product: &Product<'_>, acc: &mut [i32]) {
-        assert_eq!(acc.len(), product.accumulators(&LAYOUT));
-        let mut row = 0;
-        while row < product.count {
-            let rows = (product.count - row).min(ROWS);
-            // SAFETY: `self` exists, so `make` saw the feature; `Product::new` checked the sizes of rows and panel, and `acc`
-            // has `product.count` rows.
+    fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
+        product.tiles(ROWS, |row, rows, at| {
+            let out = &mut out[at..];
+            // SAFETY: `self` exists, so `make` saw the feature; `Product::new` checked the sizes of rows and panel.
             unsafe {
-                let x = product.rows.as_ptr().add(row * product.stride);
-                let out = acc.as_mut_ptr().add(row * WIDTH);
+                let x = product.rows.bytes.as_ptr().add(row * product.rows.stride);
                 match rows {
                     1 => tile::<1>(product, x, out),
                     2 => tile::<2>(product, x, out),
@@ -63,33 +52,33 @@ impl Int8Kernel for Neon {
                     _ => tile::<ROWS>(product, x, out),
                 }
             }
-            row += rows;
-        }
+        });
     }
 
-    pass_methods!(I8, "neon");
+    quantize_method!(I8, "neon");
 }
 
 /// `MR` rows × 16 channels.
 ///
 /// # Safety
-/// From `x` on there are `MR` rows of `product`; `out` has as many rows of 16.
+/// From `x` on there are `MR` rows of `product`.
 #[target_feature(enable = "neon")]
-unsafe fn tile<const MR: usize>(product: &Product<'_>, x: *const u8, out: *mut i32) {
-    let rows: [*const u8; MR] = std::array::from_fn(|r| x.wrapping_add(r * product.stride));
+unsafe fn tile<const MR: usize>(product: &Product<'_>, x: *const u8, out: &mut [f32]) {
+    let mut rows = [x; MR];
+    for (r, row) in rows.iter_mut().enumerate() {
+        *row = x.wrapping_add(r * product.rows.stride);
+    }
     let weights = product.panel.as_ptr().cast::<i8>();
     let mut acc = [[vdupq_n_s32(0); 4]; MR];
     for k in 0..product.depth / 4 {
         for v in 0..2 {
             // Eight channels: their pairs of weights for two positions, then for the next two.
             // SAFETY: a step is two positions' pairs of 16 channels, 64 bytes.
-            let w = [0, 1].map(|half| unsafe { vld1q_s8(weights.add(k * 64 + half * 32 + v * 16)) });
+            let w = unsafe { [vld1q_s8(weights.add(k * 64 + v * 16)), vld1q_s8(weights.add(k * 64 + 32 + v * 16))] };
             for (acc, row) in acc.iter_mut().zip(rows) {
-                let x = [0, 1].map(|half| {
-                    // SAFETY: a step is four bytes of every row.
-                    let pair = unsafe { row.add(k * 4 + half * 2).cast::<i16>().read_unaligned() };
-                    vreinterpretq_s8_s16(vdupq_n_s16(pair))
-                });
+                // SAFETY: a step is four bytes of every row.
+                let pairs = unsafe { row.add(k * 4).cast::<[i16; 2]>().read_unaligned() };
+                let x = [vreinterpretq_s8_s16(vdupq_n_s16(pairs[0])), vreinterpretq_s8_s16(vdupq_n_s16(pairs[1]))];
                 let low =
                     vmlal_s8(vmull_s8(vget_low_s8(w[0]), vget_low_s8(x[0])), vget_low_s8(w[1]), vget_low_s8(x[1]));
                 let high = vmlal_high_s8(vmull_high_s8(w[0], x[0]), w[1], x[1]);
@@ -98,10 +87,12 @@ unsafe fn tile<const MR: usize>(product: &Product<'_>, x: *const u8, out: *mut i
             }
         }
     }
-    for (r, acc) in acc.iter().enumerate() {
-        for (v, acc) in acc.iter().enumerate() {
-            // SAFETY: `out` has `MR` rows of four vectors.
-            unsafe { vst1q_s32(out.add(r * WIDTH + v * 4), *acc) };
+    let mut sums = [[0; WIDTH]; MR];
+    for (sums, acc) in sums.iter_mut().zip(acc) {
+        for (sums, acc) in sums.as_chunks_mut::<4>().0.iter_mut().zip(acc) {
+            // SAFETY: `sums` is a vector.
+            unsafe { vst1q_s32(sums.as_mut_ptr(), acc) };
         }
     }
+    finish(&product.finish, sums.as_flattened(), out);
 }

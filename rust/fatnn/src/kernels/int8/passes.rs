@@ -23,6 +23,7 @@ pub struct Finish<'a> {
 /// Values that are finished together.
 const LANES: usize = 16;
 
+/// Finishes rows of accumulators, each as wide as the panel.
 #[inline(always)]
 pub(super) fn finish(finish: &Finish<'_>, acc: &[i32], out: &mut [f32]) {
     match (finish.affine, finish.relu) {
@@ -75,7 +76,12 @@ fn vector<const AFFINE: bool, const RELU: bool>(
 ) -> [f32; LANES] {
     let (scale, bias) = (&finish.scale[c..c + LANES], &finish.bias[c..c + LANES]);
     let affine = if AFFINE { (&affine.0[c..c + LANES], &affine.1[c..c + LANES]) } else { (&[][..], &[][..]) };
-    std::array::from_fn(|j| one::<AFFINE, RELU>(acc[j], scale[j], bias[j], affine, j))
+    // A loop: `from_fn` would be compiled without the kernel's CPU features.
+    let mut y = [0.0; LANES];
+    for j in 0..LANES {
+        y[j] = one::<AFFINE, RELU>(acc[j], scale[j], bias[j], affine, j);
+    }
+    y
 }
 
 #[inline(always)]

@@ -1,12 +1,13 @@
 //! Int8 products in portable Rust.
 
-use super::{Element, Int8Kernel, Int8Layout, Product, pass_methods};
+use super::passes::finish;
+use super::{Element, Int8Kernel, Int8Layout, Product, quantize_method};
 use crate::cpu::{Features, Isa};
 
 const WIDTH: usize = 8;
 
 static LAYOUT: Int8Layout =
-    Int8Layout { id: 1, depth: 1, unit: 1, lanes: WIDTH, panel: WIDTH, rows: 1, block: 64, element: Element::I8 };
+    Int8Layout { id: 1, depth: 1, unit: 1, lanes: WIDTH, panel: WIDTH, rows: 1, element: Element::I8 };
 
 #[derive(Debug)]
 struct Scalar;
@@ -28,18 +29,18 @@ impl Int8Kernel for Scalar {
         &LAYOUT
     }
 
-    fn multiply(&self, product: &Product<'_>, acc: &mut [i32]) {
-        assert_eq!(acc.len(), product.accumulators(&LAYOUT));
-        for (r, acc) in acc.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate() {
-            let row = &product.rows[r * product.stride..][..product.depth];
-            *acc = [0; WIDTH];
+    fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
+        product.tiles(1, |row, _, at| {
+            let row = &product.rows.bytes[row * product.rows.stride..][..product.depth];
+            let mut acc = [0; WIDTH];
             for (&x, w) in row.iter().zip(product.panel.as_chunks::<WIDTH>().0) {
                 for (acc, &w) in acc.iter_mut().zip(w) {
                     *acc += i32::from(x.cast_signed()) * i32::from(w.cast_signed());
                 }
             }
-        }
+            finish(&product.finish, &acc, &mut out[at..]);
+        });
     }
 
-    pass_methods!(I8);
+    quantize_method!(I8);
 }
