@@ -238,7 +238,7 @@ def test_misuse_is_one_clear_error(pair: tuple[nn.Module, Any]) -> None:
     with pytest.raises(InputError, match="expected 3 channels"):
         fatnn_rs.bench(net, image(1, 4, 10, 9), float_model=model)
     prepared = fatnn_rs.prepare(copy.deepcopy(model), example_inputs=INPUTS)
-    with pytest.raises(ConfigError, match=r"float_model holds ternary layers.*conv1.*before fatnn_rs\.prepare"):
+    with pytest.raises(ConfigError, match=r"float_model holds quantized layers.*conv1.*before fatnn_rs\.prepare"):
         fatnn_rs.bench(net, INPUTS, float_model=prepared)
     with pytest.raises(ConfigError, match=r"returns shapes \[\[2, 3, 10, 9\]\].*\[\[2, 5\]\]"):
         fatnn_rs.bench(net, INPUTS, float_model=nn.Identity())

@@ -195,8 +195,8 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     Raises
     ------
     ConversionError
-        Where the model holds no ternary or int8 layer or some module of it is in training mode, where the network is not
-        a :class:`TernaryNetwork`, where their layers or outputs do not correspond, or where nothing was compared at all.
+        Where the model holds no ternary or int8 layer or some module of it is in training mode, where the network is
+        not a :class:`TernaryNetwork`, where their layers or outputs do not correspond, or where nothing was compared.
     InputError
         Where ``inputs`` hold no tensor, or the network refuses them.
     """

@@ -1,8 +1,8 @@
 """Layers with 8-bit weights and activations, for the first and the last layer of a ternary network.
 
 The first layer reads pixels, the last makes the logits: there, three levels cost the most accuracy and save the least
-time. Eight bits lose next to nothing, and run on integers all the same. Subclasses of torch's own layers, with the float
-``state_dict`` keys unchanged; one forward, the same in training and in eval mode::
+time. Eight bits lose next to nothing, and run on integers all the same. Subclasses of torch's own layers, with the
+float ``state_dict`` keys unchanged; one forward, the same in training and in eval mode::
 
     codes = act_quant(x)                            # integer-valued float in [-127, 127]
     acc   = round(conv(codes, weight codes))        # exact: float64 where sums may not fit float32
