@@ -27,7 +27,7 @@ from fatnn_rs.bench.timing import PAUSE_SECONDS, Spread, interleaved, ratios
 from fatnn_rs.convert import TernaryNetwork, summary
 from fatnn_rs.convert.checks import check_inputs
 from fatnn_rs.errors import ConfigError, InputError
-from fatnn_rs.nn import TernaryLayer
+from fatnn_rs.nn import QuantizedLayer
 
 __all__ = ["bench"]
 
@@ -98,8 +98,8 @@ def bench(
     Raises
     ------
     ConfigError
-        An unknown peer; ``threads`` or ``rounds`` too small; a float model that holds ternary layers, or whose outputs
-        have other shapes than the network's.
+        An unknown peer; ``threads`` or ``rounds`` too small; a float model that holds quantized layers, or whose
+        outputs have other shapes than the network's.
     InputError
         ``net`` is no converted network; ``inputs`` hold no tensor, or not what the network takes.
     """
@@ -173,10 +173,10 @@ def _check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"float_model must be a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
-        if isinstance(module, (TernaryLayer, TernaryNetwork)):
+        if isinstance(module, (QuantizedLayer, TernaryNetwork)):
             raise ConfigError(
-                f"float_model holds ternary layers ({name or 'the model itself'!r}), which other runtimes would run as "
-                "slow float code; give the model as it was before fatnn_rs.prepare (keep a copy.deepcopy)"
+                f"float_model holds quantized layers ({name or 'the model itself'!r}), which other runtimes would run "
+                "as slow float code; give the model as it was before fatnn_rs.prepare (keep a copy.deepcopy)"
             )
 
 

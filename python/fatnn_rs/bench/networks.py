@@ -19,7 +19,10 @@ from fatnn_rs.errors import ConfigError, ConversionError, UnsupportedError
 from fatnn_rs.models.cifar_resnet import resnet20, resnet32
 from fatnn_rs.models.digits import DigitsNet
 
-__all__ = ["NETWORKS", "Network", "Ready", "make"]
+__all__ = ["ENDS", "NETWORKS", "Network", "Ready", "make"]
+
+#: What the first and the last layer may be.
+ENDS = ("float", "int8", "ternary")
 
 #: Images in the batch that initialises statistics and step sizes.
 _CALIBRATION = 4
@@ -78,7 +81,7 @@ class Ready:
     images: Callable[[int], Tensor]
 
 
-def make(name: str, size: int | None = None) -> Ready:
+def make(name: str, size: int | None = None, ends: str = "float") -> Ready:
     """Build, prepare and convert one of :data:`NETWORKS`, and verify the result.
 
     Parameters
@@ -87,11 +90,13 @@ def make(name: str, size: int | None = None) -> Ready:
         Row of :data:`NETWORKS`.
     size
         Height and width of the images; the network's usual one by default, and for networks made for one size.
+    ends
+        What its first and its last layer are: ``"float"``, ``"int8"`` or ``"ternary"``.
 
     Raises
     ------
     ConfigError
-        An unknown name, or a size the network cannot take.
+        An unknown name, a size the network cannot take, or ends that are none of these.
     ConversionError
         Where a code of the converted network differs from its model's.
     UnsupportedError
@@ -103,12 +108,13 @@ def make(name: str, size: int | None = None) -> Ready:
     size = size if size is not None and network.sizes_free else network.size
     if size < 32 and network.sizes_free:
         raise ConfigError(f"size: {name} halves its images five times and needs at least 32 pixels, got {size}")
+    config = fatnn_rs.TernaryConfig(first=ends, last=ends)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = network.build()
         batch = torch.randn(_CALIBRATION, network.channels, size, size)
         _randomise(model, batch)
-    prepared = fatnn_rs.prepare(copy.deepcopy(model), example_inputs=batch).eval()
+    prepared = fatnn_rs.prepare(copy.deepcopy(model), config, batch).eval()
     net = fatnn_rs.convert(prepared, batch[:1])
     check = fatnn_rs.verify(prepared, net, batch[:1])
     if check.codes_different:

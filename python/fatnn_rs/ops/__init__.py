@@ -7,6 +7,7 @@
 | ``conv_float`` | codes | float32 [N, n, OH, OW]: ``acc * scale + bias`` [+ residual] [ReLU] |
 | ``conv_acc`` | codes | int32 [N, n, OH, OW]: the integer accumulators |
 | ``max_pool_codes`` | codes | codes |
+| ``conv_int8`` | float32 [N, C, …] | float32 [N, n, …]: 8-bit codes inside, ``acc * scale + bias`` in two roundings |
 | ``pack_codes``, ``unpack_codes`` | int8 [..., C] | uint8 [..., B], and back |
 
 Codes are channels last: H = W = 1 for [N, C], H = 1 for [N, C, L]; B is :func:`packed_bytes`. All ops are inference

@@ -1,4 +1,4 @@
-"""The real kernels: tensors cross into Rust here, and only here, as NumPy views.
+"""The real kernels: tensors cross into Rust here, and in the engine's segments, as NumPy views.
 
 Each kernel runs the checks of its fake kernel, which also allocates the output, then calls ``fatnn_rs._core`` with
 views of the tensors' memory. A tensor that is not contiguous in the layout Rust wants is copied first.
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fatnn_rs import _core
 from fatnn_rs.errors import InputError
@@ -150,6 +151,43 @@ def _conv_float(
     return out
 
 
+#: Sums of products of 8-bit codes that float32 holds: products in a sum.
+_FLOAT32_SUMS = (1 << 24) // 127**2
+
+_CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: functional.conv1d, 2: functional.conv2d}
+
+
+@torch.no_grad()
+def _conv_int8(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    inv_step: float,
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (),
+    dilation: Sequence[int] = (),
+    groups: int = 1,
+) -> Tensor:
+    """By torch: sums of integers have the same bits whoever computes them, and the engine is who runs int8 layers."""
+    out = schema.conv_int8(x, weight, scale, bias, inv_step, stride, padding, dilation, groups)
+    if not out.numel():
+        return out
+    codes = torch.round(x * inv_step).clamp(-127, 127)
+    if bool(codes.isnan().any()):
+        raise InputError("fatnn_rs::conv_int8: x: holds NaN, which has no code; check the data")
+    wide = torch.float32 if weight[0].numel() <= _FLOAT32_SUMS else torch.float64
+    dims = weight.dim() - 2
+    with torch.autocast("cpu", enabled=False):  # bfloat16 sums would not be exact
+        if dims:
+            acc = _CONVOLUTIONS[dims](codes.to(wide), weight.to(wide), None, stride, padding, dilation, groups)
+        else:
+            acc = functional.linear(codes.to(wide), weight.to(wide))
+    shape = (-1, *[1] * dims)
+    y = acc.round().float() * scale.view(shape)
+    return out.copy_(y if bias is None else y + bias.view(shape))
+
+
 def _max_pool_codes(
     codes: Tensor,
     kernel: Sequence[int],
@@ -207,6 +245,7 @@ KERNELS: dict[str, Callable[..., Tensor]] = {
     "conv_acc": _conv_acc,
     "conv_codes": _conv_codes,
     "conv_float": _conv_float,
+    "conv_int8": _conv_int8,
     "max_pool_codes": _max_pool_codes,
 }
 
