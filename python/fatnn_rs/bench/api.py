@@ -139,7 +139,9 @@ def bench(
         layers = time_layers(net, arguments, rounds, lambda done: report("layers", done, rounds))
         sizes = summary(net, arguments)
     ours = by_call[OURS, ""]
-    first = PeerRow(OURS, "this network", MEASURED, milliseconds=_milliseconds(ours))
+    # Convolutions take the matrix unit where there is one.
+    amx = "yes" if any("amx" in kernel for kernel in _core.cpu_info()["kernels"]) else "no"
+    first = PeerRow(OURS, "this network", MEASURED, milliseconds=_milliseconds(ours), amx=amx)
     return BenchReport(
         network=label or f"network of {net.report.layers_ternary} ternary layers",
         shapes=tuple(tuple(value.shape) for value in arguments if isinstance(value, Tensor)),

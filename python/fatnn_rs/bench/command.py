@@ -112,7 +112,7 @@ def main(options: BenchOptions, console: Console) -> list[BenchReport]:
                         threads,
                         float_model=ready.model,
                         rounds=options.rounds,
-                        label=f"{name}, batch {batch}",
+                        label=f"{name}, batch {batch}, {ready.codes:,} codes verified",
                         progress=show,
                     )
                     reports.append(report)

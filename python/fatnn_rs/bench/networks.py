@@ -73,12 +73,19 @@ NETWORKS: dict[str, Network] = {
 
 @dataclass(frozen=True)
 class Ready:
-    """A network ready to be timed: the float model, the converted network, and a generator of images."""
+    """A network ready to be timed: the float model, the converted network, and a generator of images.
+
+    Attributes
+    ----------
+    codes
+        How many codes of the converted network were compared with its model's; none differed.
+    """
 
     name: str
     model: nn.Module
     net: TernaryNetwork
     images: Callable[[int], Tensor]
+    codes: int
 
 
 def make(name: str, size: int | None = None, ends: str = "float") -> Ready:
@@ -115,7 +122,8 @@ def make(name: str, size: int | None = None, ends: str = "float") -> Ready:
         batch = torch.randn(_CALIBRATION, network.channels, size, size)
         _randomise(model, batch)
     prepared = fatnn_rs.prepare(copy.deepcopy(model), config, batch).eval()
-    net = fatnn_rs.convert(prepared, batch[:1])
+    # What a user would choose for speed: float convolutions are faster in torch, and a network without any is one call.
+    net = fatnn_rs.convert(prepared, batch[:1], float_layers="torch" if ends == "float" else "rust")
     check = fatnn_rs.verify(prepared, net, batch[:1])
     if check.codes_different:
         raise ConversionError(f"{name}: {check.codes_different} of {check.codes_total} codes differ from the model's")
@@ -124,7 +132,7 @@ def make(name: str, size: int | None = None, ends: str = "float") -> Ready:
         generator = torch.Generator().manual_seed(1)
         return torch.randn(count, network.channels, size, size, generator=generator)
 
-    return Ready(name, model, net, images)
+    return Ready(name, model, net, images, check.codes_total)
 
 
 @torch.no_grad()

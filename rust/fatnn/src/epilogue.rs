@@ -141,6 +141,9 @@ pub(crate) fn to_float<const NR: usize>(
     }
 }
 
+/// Rows between prefetch and use. A tile's part of a row is a few lines, too few for the hardware to see a pattern.
+const AHEAD: usize = 8;
+
 /// [`Residual`] as a constant.
 const NOTHING: u8 = 0;
 const ELSEWHERE: u8 = 1;
@@ -162,6 +165,13 @@ fn float_rows<const NR: usize, const RESIDUAL: u8>(
     for (r, acc) in tile.acc.as_chunks::<NR>().0.iter().take(tile.rows).enumerate() {
         let row = r * to.channels + tile.first_channel..r * to.channels + tile.first_channel + tile.channels;
         let mut levels = Levels { p: 0, x2: 0, numbers: true };
+        let ahead = row.start + AHEAD * to.channels;
+        for i in (0..NR).step_by(WIDE) {
+            crate::kernels::prefetch(out.as_ptr().wrapping_add(ahead + i));
+            if RESIDUAL == ELSEWHERE {
+                crate::kernels::prefetch(residual.as_ptr().wrapping_add(ahead + i));
+            }
+        }
         if let Ok(out) = TryInto::<&mut [f32; NR]>::try_into(&mut out[row.clone()]) {
             let none = [0.0; NR];
             let residual = if RESIDUAL == ELSEWHERE { residual[row].try_into().expect("as `out`") } else { &none };

@@ -166,6 +166,18 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
     fn map(&self, functions: &[Elementwise], x: &mut [f32], channels: usize);
 }
 
+/// Asks for the cache line at an address, which may be any, before it is needed.
+#[inline(always)]
+pub(crate) fn prefetch<T>(address: *const T) {
+    // SAFETY: a hint; it reads nothing and cannot fault.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// The two kinds of inner loop: they differ in how they read activations.
 #[doc(hidden)]
 pub enum Inner<'a> {
