@@ -16,6 +16,7 @@ use crate::error::{Error, Result, bad_value, check_len};
 use crate::net::file::{self, Tensor};
 use crate::net::ops::{Elementwise, Node, Refusal, share, transpose};
 use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
+use crate::weights::LINE;
 
 /// Sets of buffers that are kept for later runs.
 const KEPT: usize = 8;
@@ -119,8 +120,38 @@ struct Workspace {
 
 #[derive(Debug)]
 enum Buffer {
-    Float(Vec<f32>),
+    Float(Floats),
     Codes(Vec<u8>),
+}
+
+/// Floats that begin where a cache line does: every wide vector in two lines would cost two accesses.
+#[derive(Debug)]
+struct Floats {
+    values: Vec<f32>,
+    start: usize,
+}
+
+impl Floats {
+    fn zeros(len: usize) -> Result<Self> {
+        let spare = LINE / size_of::<f32>() - 1;
+        let values: Vec<f32> = zeros(len.saturating_add(spare))?;
+        let start = values.as_ptr().align_offset(LINE).min(spare);
+        Ok(Floats { values, start })
+    }
+}
+
+impl std::ops::Deref for Floats {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.values[self.start..]
+    }
+}
+
+impl std::ops::DerefMut for Floats {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.values[self.start..]
+    }
 }
 
 impl Network {
@@ -262,7 +293,7 @@ impl Network {
         let scratch = steps.iter().map(|step| step.scratch()).max().unwrap_or(0);
         let buffers = buffers
             .into_iter()
-            .map(|(codes, len)| Ok(if codes { Buffer::Codes(zeros(len)?) } else { Buffer::Float(zeros(len)?) }))
+            .map(|(codes, len)| Ok(if codes { Buffer::Codes(zeros(len)?) } else { Buffer::Float(Floats::zeros(len)?) }))
             .collect::<Result<_>>()?;
         let scratch = zeros(scratch)?;
         Ok(Workspace { input_dims: input_dims.to_vec(), steps, values, slots, buffers, scratch })
@@ -325,7 +356,7 @@ impl Network {
 impl Workspace {
     fn bytes(&self) -> usize {
         let buffer = |b: &Buffer| match b {
-            Buffer::Float(x) => x.capacity() * 4,
+            Buffer::Float(x) => x.values.capacity() * 4,
             Buffer::Codes(x) => x.capacity(),
         };
         self.buffers.iter().map(buffer).sum::<usize>() + self.scratch.capacity()
