@@ -17,14 +17,33 @@ mod ceilings;
 
 const ROUNDS: usize = 31;
 
-/// Name; batch; size of the square image; channels in and out; kernel; stride.
-const LAYERS: [(&str, usize, usize, [usize; 2], usize, usize); 6] = [
-    ("stem 7x7/2, 3 to 64, 224x224", 1, 224, [3, 64], 7, 2),
-    ("stem 3x3, 3 to 64, 32x32", 1, 32, [3, 64], 3, 1),
-    ("conv 3x3, 64 to 64, 56x56", 1, 56, [64, 64], 3, 1),
-    ("conv 1x1, 256 to 64, 56x56", 1, 56, [256, 64], 1, 1),
-    ("linear 512 to 1000", 1, 1, [512, 1000], 1, 1),
-    ("linear 512 to 1000, 64 rows", 64, 1, [512, 1000], 1, 1),
+/// A layer: square images, kernels and strides; padding of half a kernel.
+struct Layer {
+    name: &'static str,
+    batch: usize,
+    size: usize,
+    channels: usize,
+    out_channels: usize,
+    kernel: usize,
+    stride: usize,
+}
+
+const fn layer(
+    name: &'static str,
+    [batch, size]: [usize; 2],
+    [channels, out_channels]: [usize; 2],
+    [kernel, stride]: [usize; 2],
+) -> Layer {
+    Layer { name, batch, size, channels, out_channels, kernel, stride }
+}
+
+const LAYERS: [Layer; 6] = [
+    layer("stem 7x7/2, 3 to 64, 224x224", [1, 224], [3, 64], [7, 2]),
+    layer("stem 3x3, 3 to 64, 32x32", [1, 32], [3, 64], [3, 1]),
+    layer("conv 3x3, 64 to 64, 56x56", [1, 56], [64, 64], [3, 1]),
+    layer("conv 1x1, 256 to 64, 56x56", [1, 56], [256, 64], [1, 1]),
+    layer("linear 512 to 1000", [1, 1], [512, 1000], [1, 1]),
+    layer("linear 512 to 1000, 64 rows", [64, 1], [512, 1000], [1, 1]),
 ];
 
 /// The same numbers in every run, from a linear congruential generator.
@@ -51,7 +70,7 @@ fn main() {
     );
     println!("| layer | kernel | ms | GMAC/s |");
     println!("| --- | --- | --- | --- |");
-    for (name, batch, size, [channels, n], kernel, stride) in LAYERS {
+    for Layer { name, batch, size, channels, out_channels: n, kernel, stride } in LAYERS {
         let (kernel, pad) = ([kernel; 2], [kernel / 2; 2]);
         let shape = ConvShape { batch, input: [size; 2], kernel, stride: [stride; 2], padding: pad, dilation: [1; 2] };
         let weight = WeightShape { out_channels: n, channels, kernel, groups: 1 };
@@ -62,10 +81,13 @@ fn main() {
         let pixels = batch * shape.output().unwrap().iter().product::<usize>();
         let acc = reference::conv2d_acc(&reference::quantize_int8(&x, 63.5), &w, weight, false, &shape);
         let kernels = detected();
-        let mut out = vec![0.0; pixels * n];
+        // From where a cache line begins, as in networks.
+        let mut buffer = vec![0.0f32; pixels * n + 15];
+        let start = buffer.as_ptr().align_offset(64).min(15);
+        let out = &mut buffer[start..][..pixels * n];
         let packed: Vec<_> = kernels.iter().map(|k| Int8Weights::for_kernel(*k, &w, weight).unwrap()).collect();
         for (weights, kernel) in packed.iter().zip(&kernels) {
-            conv2d_int8(&x, PixelOrder::ChannelsLast, weights, &shape, &epilogue, &mut out).unwrap();
+            conv2d_int8(&x, PixelOrder::ChannelsLast, weights, &shape, &epilogue, out).unwrap();
             assert!(out.iter().zip(&acc).all(|(y, acc)| *y == *acc as f32 * 1e-4), "{} {name}", kernel.name());
         }
         if test {
@@ -83,7 +105,7 @@ fn main() {
             for (i, weights) in packed.iter().enumerate() {
                 let (start, mut runs) = (Instant::now(), 0);
                 while runs == 0 || start.elapsed().as_micros() < 1000 {
-                    conv2d_int8(&x, PixelOrder::ChannelsLast, weights, &shape, &epilogue, &mut out).unwrap();
+                    conv2d_int8(&x, PixelOrder::ChannelsLast, weights, &shape, &epilogue, out).unwrap();
                     runs += 1;
                 }
                 let time = start.elapsed().as_nanos() as f64 / f64::from(runs);

@@ -19,6 +19,7 @@ use crate::kernels::int8::{COPY_SLACK, Finish, Int8Layout, Pixels, Product, Rows
 use crate::net::{Elementwise, apply_all, transpose};
 use crate::parallel;
 use crate::quantize::PixelOrder;
+use crate::weights::LINE;
 
 /// Bytes of columns in a block: with a panel of weights, they stay in the second-level cache.
 const BLOCK_BYTES: usize = 128 << 10;
@@ -328,10 +329,12 @@ impl Geometry {
         let depth = reduction.next_multiple_of(layout.depth) * layout.element.bytes();
         // Rows up to the kernel's multiple are read, whatever they hold; so is one row's reduction up to the depth.
         let size = (count + layout.rows) * self.row + self.column * self.shape.kernel[1] + depth + COPY_SLACK;
-        if columns.len() < size {
-            columns.resize(size, 0);
+        if columns.len() < size + LINE {
+            columns.resize(size + LINE, 0);
         }
-        columns
+        // From where a cache line begins: a vector in two lines costs two reads.
+        let start = columns.as_ptr().align_offset(LINE).min(LINE);
+        &mut columns[start..]
     }
 
     /// Gathers the columns under one line of a block.

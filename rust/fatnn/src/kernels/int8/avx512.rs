@@ -169,7 +169,9 @@ unsafe fn finish_rows<const NV: usize, const AFFINE: bool, const RELU: bool>(
 ) {
     let zero = _mm512_setzero_ps();
     let (mut scale, mut bias, mut slope, mut offset) = ([zero; NV], [zero; NV], [zero; NV], [zero; NV]);
-    let mut channels = [0; NV];
+    // Vectors that are written whole; masked stores are slower.
+    let whole = finish.channels / LANES;
+    let rest = (1u16 << (finish.channels % LANES)) - 1;
     for v in 0..NV {
         // SAFETY: constants are as many as the panel is wide.
         unsafe {
@@ -180,10 +182,6 @@ unsafe fn finish_rows<const NV: usize, const AFFINE: bool, const RELU: bool>(
                 offset[v] = _mm512_loadu_ps(affine.1.as_ptr().add(v * LANES));
             }
         }
-        channels[v] = match finish.channels.saturating_sub(v * LANES) {
-            LANES.. => u16::MAX,
-            rest => (1 << rest) - 1,
-        };
     }
     for r in 0..rows {
         for v in 0..NV {
@@ -198,7 +196,12 @@ unsafe fn finish_rows<const NV: usize, const AFFINE: bool, const RELU: bool>(
                     // Not `max`: NaN passes through, and -0.0 does not.
                     y = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLE_UQ>(y, zero), y);
                 }
-                _mm512_mask_storeu_ps(out.wrapping_add(r * finish.pitch + v * LANES), channels[v], y);
+                let out = out.wrapping_add(r * finish.pitch + v * LANES);
+                if v + 1 < NV || whole == NV {
+                    _mm512_storeu_ps(out, y);
+                } else {
+                    _mm512_mask_storeu_ps(out, rest, y);
+                }
             }
         }
     }

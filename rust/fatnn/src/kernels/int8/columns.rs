@@ -39,13 +39,13 @@ pub(crate) fn interleave(image: &[u8], rows: &[usize], pixels: &Pixels, out: &mu
                 out[..count * bytes].copy_from_slice(&image[rows[0] + first * pitch..][..count * bytes]);
             }
             1..=4 => match rows.len() {
-                3 => short::<4, 3>(image, rows, pixels, out),
-                5 => short::<4, 5>(image, rows, pixels, out),
-                7 => short::<4, 7>(image, rows, pixels, out),
-                _ => short::<4, 0>(image, rows, pixels, out),
+                3 => unrolled::<3>(image, rows, pixels, out),
+                5 => unrolled::<5>(image, rows, pixels, out),
+                7 => unrolled::<7>(image, rows, pixels, out),
+                _ => short::<4>(image, rows, pixels, out),
             },
-            5..=8 => short::<8, 0>(image, rows, pixels, out),
-            9..=16 => short::<16, 0>(image, rows, pixels, out),
+            5..=8 => short::<8>(image, rows, pixels, out),
+            9..=16 => short::<16>(image, rows, pixels, out),
             _ => {
                 for (x, out) in out.chunks_exact_mut(rows.len() * bytes).take(count).enumerate() {
                     for (out, &at) in out.chunks_exact_mut(bytes).zip(rows) {
@@ -60,21 +60,37 @@ pub(crate) fn interleave(image: &[u8], rows: &[usize], pixels: &Pixels, out: &mu
 /// As [`interleave`], in copies of `N` bytes, at least a pixel's: each overwrites what the last one wrote too much.
 ///
 /// # Safety
-/// `pixels.bytes <= N <= COPY_SLACK`, and every pixel, and `COPY_SLACK` bytes behind it, is inside the slices. There are `ROWS`
-/// rows, or any number where that is 0.
-unsafe fn short<const N: usize, const ROWS: usize>(image: &[u8], rows: &[usize], pixels: &Pixels, out: &mut [u8]) {
+/// `pixels.bytes <= N <= COPY_SLACK`, and every pixel, and `COPY_SLACK` bytes behind it, is inside the slices.
+unsafe fn short<const N: usize>(image: &[u8], rows: &[usize], pixels: &Pixels, out: &mut [u8]) {
     let (mut to, image) = (out.as_mut_ptr(), image.as_ptr());
-    let mut known = [0; ROWS];
-    if ROWS > 0 {
-        known.copy_from_slice(rows);
-    }
-    let rows = if ROWS > 0 { &known[..] } else { rows };
     for x in pixels.first..pixels.first + pixels.count {
         for &at in rows {
             // SAFETY: as the caller promises.
             unsafe {
                 let from = image.add(at + x * pixels.pitch).cast::<[u8; N]>();
                 to.cast::<[u8; N]>().write_unaligned(from.read_unaligned());
+                to = to.add(pixels.bytes);
+            }
+        }
+    }
+}
+
+/// As [`short`] with copies of four bytes, for the heights of windows that first layers have.
+///
+/// # Safety
+/// As [`short`]; there are `ROWS` rows.
+unsafe fn unrolled<const ROWS: usize>(image: &[u8], rows: &[usize], pixels: &Pixels, out: &mut [u8]) {
+    let mut from = [image.as_ptr(); ROWS];
+    for (from, &at) in from.iter_mut().zip(rows) {
+        *from = from.wrapping_add(at + pixels.first * pixels.pitch);
+    }
+    let mut to = out.as_mut_ptr();
+    for x in 0..pixels.count {
+        for from in from {
+            // SAFETY: as the caller promises.
+            unsafe {
+                let pixel = from.add(x * pixels.pitch).cast::<[u8; 4]>();
+                to.cast::<[u8; 4]>().write_unaligned(pixel.read_unaligned());
                 to = to.add(pixels.bytes);
             }
         }
