@@ -14,6 +14,7 @@ __all__ = [
     "conv_acc",
     "conv_codes",
     "conv_float",
+    "conv_int8",
     "cpu_info",
     "get_num_threads",
     "load",
@@ -22,6 +23,7 @@ __all__ = [
     "packed_bytes",
     "packed_info",
     "prepack",
+    "prepack_int8",
     "quantize",
     "save",
     "set_default_threads",
@@ -91,6 +93,19 @@ def max_pool_codes(
     padding: Sequence[int],
     dilation: Sequence[int],
     out: NDArray[np.uint8],
+) -> None: ...
+def prepack_int8(weight: NDArray[np.int8], groups: int, linear: bool) -> NDArray[np.uint8]: ...
+def conv_int8(
+    x: NDArray[np.float32],
+    weight: NDArray[np.uint8],
+    scale: NDArray[np.float32],
+    bias: NDArray[np.float32] | None,
+    inv_step: float,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    channels_last: bool,
+    out: NDArray[np.float32],
 ) -> None: ...
 def save(
     path: str | PathLike[str], graph: str, tensors: dict[str, NDArray[Any]], plain_int8: Sequence[str] = ...

@@ -8,6 +8,7 @@ use fatnn::codec::CodesLayout;
 use fatnn::conv::{self, ConvShape};
 use fatnn::cpu::Features;
 use fatnn::epilogue::{ToCodes, ToFloat};
+use fatnn::int8::{self, Int8Epilogue, Int8Weights};
 use fatnn::net::{self, Tensor};
 use fatnn::quantize::PixelOrder;
 use fatnn::weights::{PackedWeights, WeightShape};
@@ -35,6 +36,8 @@ fn cpu_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     info.set_item("features_detected", Features::detected().names())?;
     info.set_item("features", usable.names())?;
     info.set_item("kernels", kernels.iter().map(|k| k.name()).collect::<Vec<_>>())?;
+    let kernels = int8::available().map_err(|e| raise(py, e))?;
+    info.set_item("int8_kernels", kernels.iter().map(|k| k.name()).collect::<Vec<_>>())?;
     info.set_item("threads", parallel::num_threads().map_err(|e| raise(py, e))?)?;
     Ok(info)
 }
@@ -313,6 +316,70 @@ fn max_pool_codes(
     .map_err(|e| raise(py, e))
 }
 
+/// Int8 weights (n, channels / groups, height, width) to the blob that this CPU's int8 kernel wants; `linear` says that they are
+/// a linear layer's.
+#[pyfunction]
+fn prepack_int8<'py>(
+    py: Python<'py>,
+    weight: &Bound<'py, PyAny>,
+    groups: usize,
+    linear: bool,
+) -> PyResult<Bound<'py, PyArray1<u8>>> {
+    let weight = In::<i8>::new(weight, "weight", Some(4))?;
+    let &[out_channels, group_channels, height, width] = weight.shape() else { unreachable!("four axes were checked") };
+    let shape =
+        WeightShape { out_channels, channels: group_channels.saturating_mul(groups), kernel: [height, width], groups };
+    let weight = weight.slice();
+    let pack = if linear { Int8Weights::for_linear } else { Int8Weights::new };
+    let blob = py.detach(|| pack(weight, shape).map(|w| w.as_bytes().to_vec()));
+    Ok(blob.map_err(|e| raise(py, e))?.into_pyarray(py))
+}
+
+/// Int8 convolution of floats to floats; see `fatnn_rs.ops.conv_int8`. `x` has the axes (batch, channels, height, width), or
+/// (batch, height, width, channels) where `channels_last` says so; `out` has its channels last.
+#[pyfunction]
+#[pyo3(signature = (x, weight, scale, bias, inv_step, stride, padding, dilation, channels_last, out))]
+#[allow(clippy::too_many_arguments, reason = "the Python signature")]
+fn conv_int8(
+    py: Python<'_>,
+    x: &Bound<'_, PyAny>,
+    weight: &Bound<'_, PyAny>,
+    scale: &Bound<'_, PyAny>,
+    bias: Option<&Bound<'_, PyAny>>,
+    inv_step: f32,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    channels_last: bool,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let x = In::<f32>::new(x, "x", Some(4))?;
+    let weight = In::<u8>::new(weight, "weight", Some(1))?;
+    let scale = In::<f32>::new(scale, "scale", Some(1))?;
+    let bias = bias.map(|b| In::<f32>::new(b, "bias", Some(1))).transpose()?;
+    let mut out = Out::<f32>::new(out, "out", Some(4))?;
+    let &[batch, a, b, c] = x.shape() else { unreachable!("four axes were checked") };
+    let (order, channels, input) = match channels_last {
+        true => (PixelOrder::ChannelsLast, c, [a, b]),
+        false => (PixelOrder::ChannelsFirst, a, [b, c]),
+    };
+    let out = out.slice();
+    let (x, blob, scale, bias) = (x.slice(), weight.slice(), scale.slice(), bias.as_ref().map(In::slice));
+    py.detach(|| {
+        let weights = Int8Weights::from_bytes(blob)?;
+        if weights.shape().channels != channels {
+            return Err(fatnn::Error::Shape {
+                what: "channels of x",
+                expected: weights.shape().channels.to_string(),
+                got: channels.to_string(),
+            });
+        }
+        let shape = ConvShape { batch, input, kernel: weights.shape().kernel, stride, padding, dilation };
+        int8::conv2d_int8(x, order, &weights, &shape, &Int8Epilogue { inv_step, scale, bias }, out)
+    })
+    .map_err(|e| raise(py, e))
+}
+
 /// Writes the canonical file; arrays may be float32, int32, int64, or int8: ternary codes, but for those named in
 /// `plain_int8`, which are any int8.
 #[pyfunction]
@@ -411,6 +478,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(conv_float, module)?,
         wrap_pyfunction!(conv_acc, module)?,
         wrap_pyfunction!(max_pool_codes, module)?,
+        wrap_pyfunction!(prepack_int8, module)?,
+        wrap_pyfunction!(conv_int8, module)?,
         wrap_pyfunction!(save, module)?,
         wrap_pyfunction!(load, module)?,
     ] {

@@ -125,6 +125,35 @@ fn inspect_shows_every_node() {
 }
 
 #[test]
+fn inspect_shows_int8_layers() {
+    let directory = Directory::new("inspect-int8");
+    let file = directory.at("net.safetensors");
+    let graph = json!({"nodes": [
+        {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, 6], "layer": "", "note": "",
+            "attrs": {"dtype": "float32", "fixed": [], "channel_dim": 1}},
+        {"name": "head", "op": "linear_int8", "inputs": ["x"], "attrs": {}, "shape": [1, 5], "layer": "net.head", "note": "",
+            "tensors": {"weight": "w", "scale": "s", "inv_step": "i"}},
+    ], "outputs": {"value": "head"}, "notes": []});
+    let tensors = BTreeMap::from([
+        ("w".to_owned(), Tensor::I8(vec![5, 6], vec![100; 30])),
+        ("s".to_owned(), Tensor::F32(vec![5], vec![1.0; 5])),
+        ("i".to_owned(), Tensor::F32(vec![1], vec![1.0])),
+    ]);
+    save(&file, &graph.to_string(), &tensors).unwrap();
+    let text = succeeds(&[Path::new("inspect"), &file]);
+    for words in
+        ["net.head  linear_int8  1x5", "0 ternary layers: 0 of 30 MACs", "1 int8 layers: 30 MACs", "take 30 bytes"]
+    {
+        assert!(text.contains(words), "{words} in {text}");
+    }
+    let figures: Json = serde_json::from_str(&succeeds(&[Path::new("inspect"), &file, Path::new("--json")])).unwrap();
+    for (key, value) in [("int8_layers", 1), ("macs_int8", 30), ("int8_bytes", 30), ("macs_float", 0)] {
+        assert_eq!(figures[key], value, "{key}");
+    }
+    assert_eq!(figures["runs_without_torch"], true);
+}
+
+#[test]
 fn inspect_shows_what_needs_pytorch_and_run_refuses_it() {
     let directory = Directory::new("foreign");
     let (file, input) = (directory.at("net.safetensors"), directory.at("x.npy"));

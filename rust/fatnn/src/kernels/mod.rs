@@ -33,6 +33,7 @@ pub(crate) mod int8;
 mod matrix;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod matrix_amx;
+pub(crate) mod pooling;
 mod popcount;
 #[cfg(target_arch = "x86_64")]
 mod popcount_avx2;

@@ -20,12 +20,25 @@ pub(crate) struct Row {
     pub shape: Vec<u64>,
     macs: u64,
     ternary_bytes: u64,
+    int8_bytes: u64,
     note: String,
 }
 
+/// What a layer multiplies.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Ternary,
+    Int8,
+    Float,
+}
+
 impl Row {
-    fn is_ternary(&self) -> bool {
-        self.op == "conv_codes" || self.op == "conv_float"
+    fn kind(&self) -> Kind {
+        match self.op.as_str() {
+            "conv_codes" | "conv_float" => Kind::Ternary,
+            op if op.ends_with("_int8") => Kind::Int8,
+            _ => Kind::Float,
+        }
     }
 }
 
@@ -42,7 +55,9 @@ fn row(node: &Json, tensors: &BTreeMap<String, Tensor>) -> Row {
     let weight = node["tensors"]["weight"].as_str().and_then(|name| tensors.get(name));
     let product = |sizes: &mut dyn Iterator<Item = u64>| sizes.fold(1u64, u64::saturating_mul);
     let macs = match weight {
-        Some(weight) if matches!(op.as_str(), "conv_codes" | "conv_float" | "conv1d" | "conv2d" | "linear") => {
+        Some(weight)
+            if matches!(op.trim_end_matches("_int8"), "conv_codes" | "conv_float" | "conv1d" | "conv2d" | "linear") =>
+        {
             product(&mut shape.iter().copied().chain(weight.shape().iter().skip(1).map(|&d| d as u64)))
         }
         _ => 0,
@@ -51,8 +66,12 @@ fn row(node: &Json, tensors: &BTreeMap<String, Tensor>) -> Row {
         Some(Tensor::Ternary(_, codes)) => trits::encoded_len(codes.len()) as u64,
         _ => 0,
     };
+    let int8_bytes = match weight {
+        Some(Tensor::I8(_, values)) => values.len() as u64,
+        _ => 0,
+    };
     let layer = if layer.is_empty() { name.clone() } else { layer };
-    Row { node: name, layer, op, shape, macs, ternary_bytes, note: text("note") }
+    Row { node: name, layer, op, shape, macs, ternary_bytes, int8_bytes, note: text("note") }
 }
 
 /// The table, or JSON. A network that only PyTorch can run is shown too, with the reason.
@@ -67,16 +86,18 @@ pub(crate) fn inspect(file: &Path, as_json: bool) -> Result<String, Failure> {
     let graph: Json = serde_json::from_str(&graph)?;
     let rows = rows(&graph, &tensors);
     let file_bytes = std::fs::metadata(file).map_err(|source| Error::Io { path: file.into(), source })?.len();
-    let sum = |value: fn(&Row) -> u64, ternary: Option<bool>| {
-        rows.iter().filter(|row| ternary.is_none_or(|t| row.is_ternary() == t)).map(value).fold(0, u64::saturating_add)
+    let sum = |value: fn(&Row) -> u64, kind: Option<Kind>| {
+        rows.iter().filter(|row| kind.is_none_or(|k| row.kind() == k)).map(value).fold(0, u64::saturating_add)
     };
-    let ternary_layers = rows.iter().filter(|row| row.is_ternary()).count();
-    let (macs_ternary, macs_float) = (sum(|row| row.macs, Some(true)), sum(|row| row.macs, Some(false)));
-    let ternary_bytes = sum(|row| row.ternary_bytes, None);
+    let layers = |kind: Kind| rows.iter().filter(|row| row.kind() == kind).count();
+    let (ternary_layers, int8_layers) = (layers(Kind::Ternary), layers(Kind::Int8));
+    let [macs_ternary, macs_int8, macs_float] =
+        [Kind::Ternary, Kind::Int8, Kind::Float].map(|kind| sum(|row| row.macs, Some(kind)));
+    let (ternary_bytes, int8_bytes) = (sum(|row| row.ternary_bytes, None), sum(|row| row.int8_bytes, None));
     if as_json {
         let row = |row: &Row| {
             json!({"node": row.node, "layer": row.layer, "op": row.op, "shape": row.shape, "macs": row.macs,
-                "ternary_bytes": row.ternary_bytes, "note": row.note})
+                "ternary_bytes": row.ternary_bytes, "int8_bytes": row.int8_bytes, "note": row.note})
         };
         let inputs: Vec<&Json> =
             graph["nodes"].as_array().into_iter().flatten().filter(|n| n["op"] == "input").collect();
@@ -85,8 +106,11 @@ pub(crate) fn inspect(file: &Path, as_json: bool) -> Result<String, Failure> {
             "file_bytes": file_bytes,
             "ternary_layers": ternary_layers,
             "macs_ternary": macs_ternary,
+            "int8_layers": int8_layers,
+            "macs_int8": macs_int8,
             "macs_float": macs_float,
             "ternary_bytes": ternary_bytes,
+            "int8_bytes": int8_bytes,
             "runs_without_torch": missing.is_none(),
             "needs_torch_for": missing,
             "inputs": inputs,
@@ -96,7 +120,7 @@ pub(crate) fn inspect(file: &Path, as_json: bool) -> Result<String, Failure> {
     let cells: Vec<[String; 6]> = rows
         .iter()
         .map(|row| {
-            let (macs, bytes) = (table::count(row.macs), table::count(row.ternary_bytes));
+            let (macs, bytes) = (table::count(row.macs), table::count(row.ternary_bytes + row.int8_bytes));
             [row.layer.clone(), row.op.clone(), table::shape(&row.shape), macs, bytes, row.note.clone()]
         })
         .collect();
@@ -104,10 +128,17 @@ pub(crate) fn inspect(file: &Path, as_json: bool) -> Result<String, Failure> {
     text += &format!(
         "\n{ternary_layers} ternary layers: {} of {} MACs; ternary weights take {} of the file's {} bytes",
         table::commas(macs_ternary),
-        table::commas(macs_ternary.saturating_add(macs_float)),
+        table::commas(macs_ternary.saturating_add(macs_int8).saturating_add(macs_float)),
         table::commas(ternary_bytes),
         table::commas(file_bytes)
     );
+    if int8_layers > 0 {
+        text += &format!(
+            "\n{int8_layers} int8 layers: {} MACs; int8 weights take {} bytes",
+            table::commas(macs_int8),
+            table::commas(int8_bytes)
+        );
+    }
     if let Some(what) = missing {
         text += &format!("\nneeds PyTorch for: {what}");
     }

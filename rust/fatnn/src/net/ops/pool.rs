@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::codec::CodesLayout;
 use crate::conv::ConvShape;
 use crate::error::{Result, bad_value};
+use crate::kernels::pooling::{Taps, pooling};
 use crate::net::ops::codes::Window;
 use crate::net::ops::elementwise::in_rows;
 use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
@@ -152,37 +153,25 @@ impl Step for PoolStep {
         let x = inputs[0].floats();
         let [(rows, step_y), (columns, step_x)] = &self.spans;
         let (channels, [h, w]) = (self.dims.channels, self.dims.map);
+        let pooling = pooling()?;
         in_rows(out.floats(), channels, |first, out| {
             for (i, out) in out.chunks_exact_mut(channels).enumerate() {
                 let at = first + i;
                 let (image, at) = (at / (rows.len() * columns.len()), at % (rows.len() * columns.len()));
                 let ((ys, high), (xs, wide)) = (&rows[at / columns.len()], &columns[at % columns.len()]);
-                let mut pixels = ys
-                    .clone()
-                    .step_by(*step_y)
-                    .flat_map(|y| xs.clone().step_by(*step_x).map(move |x| ((image * h + y) * w + x) * channels));
+                let taps = Taps {
+                    first: ((image * h + ys.start) * w + xs.start) * channels,
+                    rows: ys.len().div_ceil(*step_y),
+                    row_step: step_y * w * channels,
+                    columns: xs.len().div_ceil(*step_x),
+                    column_step: step_x * channels,
+                };
                 match self.reduce {
-                    Reduce::Max => {
-                        let at = pixels.next().expect("windows contain a pixel");
-                        out.copy_from_slice(&x[at..at + channels]);
-                        for at in pixels {
-                            for (out, &x) in out.iter_mut().zip(&x[at..at + channels]) {
-                                // NaN wins, as in PyTorch.
-                                *out = if x > *out || x.is_nan() { x } else { *out };
-                            }
-                        }
-                    }
+                    Reduce::Max => (pooling.max)(x, &taps, out),
                     Reduce::Mean { count_padding, divisor } => {
-                        let mut real = 0;
-                        out.fill(0.0);
-                        for at in pixels {
-                            real += 1;
-                            for (out, &x) in out.iter_mut().zip(&x[at..at + channels]) {
-                                *out += x;
-                            }
-                        }
+                        (pooling.sum)(x, &taps, out);
                         let count = match (divisor, count_padding) {
-                            (0, false) => real,
+                            (0, false) => taps.rows * taps.columns,
                             (0, true) => high * wide,
                             (divisor, _) => divisor,
                         } as f32;

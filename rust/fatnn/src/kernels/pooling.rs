@@ -1,0 +1,207 @@
+//! Pooling of floats, one output pixel at a time: plain loops over blocks of channels, compiled for every set of CPU features.
+
+use crate::cpu::Features;
+use crate::error::Result;
+
+/// The input pixels that an output pixel is made of: rows of columns, by where their channels are among the floats.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Taps {
+    /// The first one.
+    pub first: usize,
+    /// Rows, at least one, and floats from one to the next.
+    pub rows: usize,
+    pub row_step: usize,
+    /// Columns, at least one, and floats from one to the next.
+    pub columns: usize,
+    pub column_step: usize,
+}
+
+impl Taps {
+    fn last(&self) -> usize {
+        self.first + (self.rows - 1) * self.row_step + (self.columns - 1) * self.column_step
+    }
+}
+
+/// A function that pools.
+type Pass = fn(&[f32], &Taps, &mut [f32]);
+
+/// Pooling with the best CPU features there are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pooling {
+    /// The largest value of every channel of the taps; NaN wins.
+    pub max: Pass,
+    /// The sum of every channel of the taps, row by row.
+    pub sum: Pass,
+}
+
+/// Channels that are in registers together: four of the widest vectors, as many chains of additions.
+const BLOCK: usize = 64;
+/// A vector's channels.
+const VECTOR: usize = 16;
+
+#[inline(always)]
+fn pool(x: &[f32], taps: &Taps, out: &mut [f32], start: Option<f32>, merge: impl Fn(f32, f32) -> f32 + Copy) {
+    let channels = out.len();
+    // Slices below are cut from this one, so that the loops check nothing else.
+    let x = &x[taps.first..taps.last() + channels];
+    let (blocks, rest) = out.as_chunks_mut::<BLOCK>();
+    for (i, out) in blocks.iter_mut().enumerate() {
+        block(&x[i * BLOCK..], taps, out, start, merge);
+    }
+    let done = channels - rest.len();
+    let (vectors, rest) = rest.as_chunks_mut::<VECTOR>();
+    for (i, out) in vectors.iter_mut().enumerate() {
+        block(&x[done + i * VECTOR..], taps, out, start, merge);
+    }
+    let done = channels - rest.len();
+    for (i, out) in rest.iter_mut().enumerate() {
+        block(&x[done + i..], taps, std::array::from_mut(out), start, merge);
+    }
+}
+
+#[inline(always)]
+fn block<const N: usize>(
+    x: &[f32],
+    taps: &Taps,
+    out: &mut [f32; N],
+    start: Option<f32>,
+    merge: impl Fn(f32, f32) -> f32,
+) {
+    // Where there is no value to start with, the first tap is merged with itself.
+    let mut all = [start.unwrap_or(0.0); N];
+    if start.is_none() {
+        all.copy_from_slice(&x[..N]);
+    }
+    for row in 0..taps.rows {
+        for column in 0..taps.columns {
+            let x = &x[row * taps.row_step + column * taps.column_step..][..N];
+            for j in 0..N {
+                all[j] = merge(all[j], x[j]);
+            }
+        }
+    }
+    *out = all;
+}
+
+#[inline(always)]
+fn max_pixel(x: &[f32], taps: &Taps, out: &mut [f32]) {
+    pool(x, taps, out, None, |max, x| {
+        let larger = if x > max { x } else { max };
+        if x.is_nan() { x } else { larger }
+    });
+}
+
+#[inline(always)]
+fn sum_pixel(x: &[f32], taps: &Taps, out: &mut [f32]) {
+    pool(x, taps, out, Some(0.0), |sum, x| sum + x);
+}
+
+/// A [`Pooling`] whose functions are compiled with features.
+macro_rules! compiled {
+    ($name:ident $(, $feature:literal)?) => {
+        /// Only where the features are there.
+        fn $name() -> Pooling {
+            fn max(x: &[f32], taps: &Taps, out: &mut [f32]) {
+                $(#[target_feature(enable = $feature)])?
+                fn run(x: &[f32], taps: &Taps, out: &mut [f32]) {
+                    max_pixel(x, taps, out);
+                }
+                #[allow(unused_unsafe)]
+                // SAFETY: `pooling` hands this function out where the features were detected.
+                unsafe {
+                    run(x, taps, out)
+                }
+            }
+            fn sum(x: &[f32], taps: &Taps, out: &mut [f32]) {
+                $(#[target_feature(enable = $feature)])?
+                fn run(x: &[f32], taps: &Taps, out: &mut [f32]) {
+                    sum_pixel(x, taps, out);
+                }
+                #[allow(unused_unsafe)]
+                // SAFETY: `pooling` hands this function out where the features were detected.
+                unsafe {
+                    run(x, taps, out)
+                }
+            }
+            Pooling { max, sum }
+        }
+    };
+}
+compiled!(plain);
+#[cfg(target_arch = "x86_64")]
+compiled!(avx2, "avx2");
+#[cfg(target_arch = "x86_64")]
+compiled!(avx512, "avx512f,avx512bw,avx512dq,avx512vl");
+
+/// Every way to pool that these features allow, best first.
+fn all(features: Features) -> Vec<Pooling> {
+    let mut all = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    {
+        all.extend(features.avx512.then(avx512));
+        all.extend(features.avx2.then(avx2));
+    }
+    let _ = features;
+    all.push(plain());
+    all
+}
+
+/// The best way to pool.
+///
+/// # Errors
+/// [`crate::Error::Environment`] where a `FATNN_*` variable has a meaningless value.
+pub(crate) fn pooling() -> Result<Pooling> {
+    Ok(all(Features::usable()?)[0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_instruction_set_pools_like_torch() {
+        // Values of which many are equal, zeroes of both signs, infinities and NaN.
+        let special = [0.0, -0.0, 1.5, -1.5, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MIN_POSITIVE];
+        for channels in [1, 3, 16, 17, 64, 70, 131] {
+            let value = |i: usize| {
+                if i.is_multiple_of(5) { special[i * 7919 / 13 % 8] } else { (i * 7919 % 1000) as f32 - 500.0 }
+            };
+            let x: Vec<f32> = (0..6 * 5 * channels).map(value).collect();
+            for (rows, columns, step) in [(1, 1, 1), (3, 3, 1), (2, 3, 2), (3, 2, 2), (6, 1, 1)] {
+                let taps = Taps {
+                    first: (6 - (rows - 1) * step - 1) * 5 * channels,
+                    rows,
+                    row_step: step * 5 * channels,
+                    columns,
+                    column_step: step * channels,
+                };
+                let mut max = vec![];
+                let mut sum = vec![0.0; channels];
+                for row in 0..rows {
+                    for column in 0..columns {
+                        let at = taps.first + row * taps.row_step + column * taps.column_step;
+                        let pixel = &x[at..at + channels];
+                        if max.is_empty() {
+                            max = pixel.to_vec();
+                        }
+                        for (c, x) in pixel.iter().enumerate() {
+                            if *x > max[c] || x.is_nan() {
+                                max[c] = *x;
+                            }
+                            sum[c] += x;
+                        }
+                    }
+                }
+                // NaN equals NaN, whatever its bits.
+                let bits = |x: &[f32]| x.iter().map(|x| if x.is_nan() { 1 } else { x.to_bits() }).collect::<Vec<_>>();
+                for pooling in all(Features::detected()) {
+                    let mut out = vec![9.0; channels];
+                    (pooling.max)(&x, &taps, &mut out);
+                    assert_eq!(bits(&out), bits(&max), "max of {taps:?}, {channels} channels");
+                    (pooling.sum)(&x, &taps, &mut out);
+                    assert_eq!(bits(&out), bits(&sum), "sum of {taps:?}, {channels} channels");
+                }
+            }
+        }
+    }
+}
