@@ -513,6 +513,6 @@ def test_report_and_summary() -> None:
     for table in tables[1:]:
         assert [row.weight_bits for row in table.rows] == [row.act_bits for row in table.rows] == [8, 2, 2, 2, 8]
         assert "of them int8" in str(table)
-    assert tables[2].rows[0].kernel == "rust int8"
+    assert tables[2].rows[0].kernel == f"rust {fatnn_rs.cpu_info()['int8_kernels'][0]}"
     assert tables[2].rows[0].bytes == 10 * 27 + 4 * (10 + 10 + 1)
     assert tables[1].rows[0].bytes == 10 * 27 + 4 * 10

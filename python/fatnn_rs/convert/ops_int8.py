@@ -1,7 +1,7 @@
 """The operations of int8 layers: rows that read floats and make floats, with integers between.
 
-The engine runs them wherever they stand in a segment. Alone (under ``torch.compile``, or where values are observed one
-by one) they are :func:`fatnn_rs.ops.schema.conv_int8`, whose integers are the same and so are its bits.
+The engine runs them in its segments. Alone (under ``torch.compile``, or where values are observed one by one) they are
+:func:`fatnn_rs.ops.schema.conv_int8`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,20 @@ from torch import Tensor
 
 from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.ops_float import FloatOp
+from fatnn_rs.ops import prepack_int8
 
 __all__ = ["INT8_OPS", "plain_int8"]
 
 
 def _int8(node: Node, tensors: Mapping[str, Tensor]) -> Callable[..., Any]:
     weight, scale, bias = tensors["weight"], tensors["scale"], tensors.get("bias")
-    inverse = float(tensors["inv_step"])
-    window = [node.attrs.get(key, []) for key in ("stride", "padding", "dilation")]
-    groups = node.attrs.get("groups", 1)
-    return lambda x: torch.ops.fatnn_rs.conv_int8(x, weight, scale, bias, inverse, *window, groups)
+    one = [1] * (4 - weight.dim())  # axes that a map of less than two dimensions lacks
+    weight = weight.reshape(*weight.shape[:2], *one, *weight.shape[2:])
+    blob = prepack_int8(weight, node.attrs.get("groups", 1), linear=len(one) == 2)
+    inverse, out, kernel = float(tensors["inv_step"]), len(weight), list(weight.shape[2:])
+    stride, dilation = (one + node.attrs.get(key, []) for key in ("stride", "dilation"))
+    padding = [0] * len(one) + node.attrs.get("padding", [])
+    return lambda x: torch.ops.fatnn_rs.conv_int8(x, blob, scale, bias, inverse, out, kernel, stride, padding, dilation)
 
 
 _CONV: dict[str, type] = {"stride": list, "padding": list, "dilation": list, "groups": int}

@@ -20,7 +20,7 @@ into Rust are in :mod:`fatnn_rs.ops.kernels`.
 from __future__ import annotations
 
 from fatnn_rs.ops.geometry import packed_bytes
-from fatnn_rs.ops.kernels import prepack
+from fatnn_rs.ops.kernels import prepack, prepack_int8
 from fatnn_rs.ops.schema import OPS
 
-__all__ = ["OPS", "packed_bytes", "prepack"]
+__all__ = ["OPS", "packed_bytes", "prepack", "prepack_int8"]

@@ -1,4 +1,4 @@
-"""The real kernels: tensors cross into Rust here, and in the engine's segments, as NumPy views.
+"""The real kernels: tensors cross into Rust here, and only here, as NumPy views.
 
 Each kernel runs the checks of its fake kernel, which also allocates the output, then calls ``fatnn_rs._core`` with
 views of the tensors' memory. A tensor that is not contiguous in the layout Rust wants is copied first.
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fatnn_rs import _core
 from fatnn_rs.errors import InputError
@@ -20,7 +19,7 @@ from fatnn_rs.ops import schema
 from fatnn_rs.ops.checks import check_groups, check_tensor
 from fatnn_rs.ops.geometry import WORD_BYTES, WORD_CODES
 
-__all__ = ["follow_torch_threads", "prepack"]
+__all__ = ["follow_torch_threads", "prepack", "prepack_int8"]
 
 
 def follow_torch_threads() -> None:
@@ -151,41 +150,37 @@ def _conv_float(
     return out
 
 
-#: Sums of products of 8-bit codes that float32 holds: products in a sum.
-_FLOAT32_SUMS = (1 << 24) // 127**2
-
-_CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: functional.conv1d, 2: functional.conv2d}
-
-
-@torch.no_grad()
 def _conv_int8(
     x: Tensor,
     weight: Tensor,
     scale: Tensor,
     bias: Tensor | None,
     inv_step: float,
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (),
-    dilation: Sequence[int] = (),
-    groups: int = 1,
+    out_channels: int,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
 ) -> Tensor:
-    """By torch: sums of integers have the same bits whoever computes them, and the engine is who runs int8 layers."""
-    out = schema.conv_int8(x, weight, scale, bias, inv_step, stride, padding, dilation, groups)
-    if not out.numel():
-        return out
-    codes = torch.round(x * inv_step).clamp(-127, 127)
-    if bool(codes.isnan().any()):
-        raise InputError("fatnn_rs::conv_int8: x: holds NaN, which has no code; check the data")
-    wide = torch.float32 if weight[0].numel() <= _FLOAT32_SUMS else torch.float64
-    dims = weight.dim() - 2
-    with torch.autocast("cpu", enabled=False):  # bfloat16 sums would not be exact
-        if dims:
-            acc = _CONVOLUTIONS[dims](codes.to(wide), weight.to(wide), None, stride, padding, dilation, groups)
-        else:
-            acc = functional.linear(codes.to(wide), weight.to(wide))
-    shape = (-1, *[1] * dims)
-    y = acc.round().float() * scale.view(shape)
-    return out.copy_(y if bias is None else y + bias.view(shape))
+    out = schema.conv_int8(x, weight, scale, bias, inv_step, out_channels, kernel, stride, padding, dilation)
+    if out.numel():
+        array, channels_last = _pixels_last(x)
+        # Four axes: spatial ones are missing in front of those there are.
+        gap = tuple(range(1, 5 - x.dim())) if channels_last else tuple(range(2, 6 - x.dim()))
+        follow_torch_threads()
+        _core.conv_int8(
+            np.expand_dims(array, gap),
+            _view(weight),
+            _view(scale),
+            _optional(bias),
+            inv_step,
+            _pair(stride),
+            _pair(padding),
+            _pair(dilation),
+            channels_last,
+            np.expand_dims(out.movedim(1, -1).numpy(), tuple(range(1, 5 - x.dim()))),
+        )
+    return out
 
 
 def _max_pool_codes(
@@ -235,6 +230,35 @@ def prepack(weight: Tensor, groups: int = 1, half_range: bool = False) -> Tensor
         raise InputError(f"fatnn_rs.ops.prepack: weight: expected at least one value, got shape {tuple(weight.shape)}")
     blob = _core.prepack(_view(weight), groups, half_range)
     return torch.from_numpy(np.asarray(blob, dtype=np.uint8))
+
+
+def prepack_int8(weight: Tensor, groups: int = 1, linear: bool = False) -> Tensor:
+    """Lay int8 weights out for this machine's kernels, for ``conv_int8``. Never save the result.
+
+    Parameters
+    ----------
+    weight
+        int8 [n, channels / groups, KH, KW].
+    groups
+        Groups of the convolution; divides n.
+    linear
+        Whether it is a linear layer, with a kernel of one pixel.
+
+    Returns
+    -------
+    Tensor
+        uint8, one dimension.
+
+    Raises
+    ------
+    InputError
+        Wrong dtype, device, rank, groups or values.
+    """
+    check_tensor("prepack_int8", "weight", weight, torch.int8, (4,))
+    check_groups("prepack_int8", weight.shape[0], groups)
+    if not weight.numel():
+        raise InputError(f"fatnn_rs.ops.prepack_int8: weight: expected at least one value, got {tuple(weight.shape)}")
+    return torch.from_numpy(np.asarray(_core.prepack_int8(_view(weight), groups, linear), dtype=np.uint8))
 
 
 #: Every real kernel, by the op's name in :data:`fatnn_rs.ops.schema.OPS`.

@@ -219,60 +219,52 @@ def conv_int8(
     scale: Tensor,
     bias: Tensor | None,
     inv_step: float,
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (),
-    dilation: Sequence[int] = (),
-    groups: int = 1,
+    out_channels: int,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
 ) -> Tensor:
     """8-bit convolution or linear layer from float32 to float32: ``acc * scale``, then ``+ bias``.
 
-    ``acc`` sums int8 weights times ``clip(round(x * inv_step), -127, 127)`` exactly.
+    ``acc`` is the exact sum of int8 weights times ``clip(round(x * inv_step), -127, 127)``.
 
     Parameters
     ----------
     x
-        float32 [N, C], [N, C, L] or [N, C, H, W].
+        float32 [N, C], [N, C, L] or [N, C, H, W]; the first two are maps of one row.
     weight
-        int8 [n, C / groups, ...], of as many dimensions as ``x``.
+        uint8 blob made by :func:`fatnn_rs.ops.prepack_int8` on this machine.
     scale, bias
-        float32 [n]; ``bias`` or None.
+        float32 [out_channels]; ``bias`` or None.
     inv_step
         Reciprocal of the input's step, an exact float32 value.
-    stride, padding, dilation
-        One number per spatial dimension; empty for [N, C].
-    groups
-        Of the convolution.
+    out_channels, kernel, stride, padding, dilation
+        The convolution's numbers; pairs are (height, width).
 
     Returns
     -------
     Tensor
-        float32 [N, n, ...], memory channels last.
+        float32, of as many dimensions as ``x``, channels second, memory channels last.
 
     Raises
     ------
     InputError
         Wrong dtype, device, rank or size; NaN in ``x``.
     """
-    check_tensor("conv_int8", "weight", weight, torch.int8, (2, 3, 4))
-    check_tensor("conv_int8", "x", x, torch.float32, (weight.dim(),))
-    dims, out = weight.dim() - 2, weight.shape[0]
-    if dims:
-        check_groups("conv_int8", out, groups)
-    if x.shape[1] != weight.shape[1] * groups:
-        raise InputError(
-            f"fatnn_rs::conv_int8: x: expected {weight.shape[1] * groups} channels, got {x.shape[1]}; give the input "
-            "that the layer was made for"
-        )
-    check_vector("conv_int8", "scale", scale, (out,), torch.float32)
-    check_vector("conv_int8", "bias", bias, (out,), torch.float32)
+    check_tensor("conv_int8", "x", x, torch.float32, (2, 3, 4))
+    check_tensor("conv_int8", "weight", weight, torch.uint8, (1,))
+    window = (kernel, stride, padding, dilation)
+    check_geometry("conv_int8", *window)
+    if out_channels < 1:
+        raise InputError(f"fatnn_rs::conv_int8: out_channels: expected at least 1, got {out_channels}")
+    check_vector("conv_int8", "scale", scale, (out_channels,), torch.float32)
+    check_vector("conv_int8", "bias", bias, (out_channels,), torch.float32)
     if not 0 < inv_step < math.inf:
         raise InputError(f"fatnn_rs::conv_int8: inv_step: expected a positive number, got {inv_step}")
-    one, zero = [1] * (2 - dims), [0] * (2 - dims)
-    window = ([*one, *weight.shape[2:]], [*one, *stride], [*zero, *padding], [*one, *dilation])
-    check_geometry("conv_int8", *window)
-    source = [*one, *x.shape[2:]]
+    source = [1, 1, *x.shape[2:]][-2:]
     size = check_output("conv_int8", conv_size(source, *window), source)
-    return x.new_empty((x.shape[0], *size[2 - dims :], out)).movedim(-1, 1)
+    return x.new_empty((x.shape[0], *size[4 - x.dim() :], out_channels)).movedim(-1, 1)
 
 
 def max_pool_codes(
@@ -319,8 +311,7 @@ OPS: dict[str, tuple[str, Callable[..., Tensor]]] = {
         conv_float,
     ),
     "conv_int8": (
-        "Tensor x, Tensor weight, Tensor scale, Tensor? bias, float inv_step, int[] stride=[], int[] padding=[], "
-        "int[] dilation=[], int groups=1",
+        "Tensor x, Tensor weight, Tensor scale, Tensor? bias, float inv_step, int out_channels, " + _WINDOW,
         conv_int8,
     ),
     "max_pool_codes": (f"Tensor codes, {_WINDOW}, bool ceil_mode=False", max_pool_codes),
