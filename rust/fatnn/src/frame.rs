@@ -179,7 +179,7 @@ impl Rectangle {
         }
         // Past a row's last column lie positions that only the frame has.
         let positions = (rows - 1) * width + columns;
-        let framed_input = Framed::new(framed, frame, &scratch.offsets, [positions, height * width]);
+        let framed_input = Framed::new(framed, frame, &scratch.offsets, [positions, height * width], [columns, width]);
         for panel in 0..weights.panels_per_group() {
             let channels = layout.nr.min(weights.group_out_channels() - panel * layout.nr);
             let first_channel = group * weights.group_out_channels() + panel * layout.nr;
@@ -234,6 +234,7 @@ impl Rectangle {
                 framed.encode(codes, shape.stride[1] * pixel, right - left, plane, row + left, height * width);
                 framed.clear(half_range, width - right, plane, row + right, height * width);
             }
+            framed.finish(plane);
         }
     }
 }

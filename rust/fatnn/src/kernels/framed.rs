@@ -15,7 +15,7 @@
 pub struct Emitted<'a> {
     /// Position of the first row.
     pub first: usize,
-    /// `acc[position][nr]`; rows past the last position that was asked for are dropped.
+    /// `acc[position][nr]`; rows of positions that nobody asked for are dropped, whatever they hold.
     pub acc: &'a [i32],
 }
 
@@ -44,6 +44,10 @@ pub trait FramedKernel {
     /// # Panics
     /// As [`FramedKernel::encode`].
     fn clear(&self, half_range: bool, count: usize, plane: &mut [u8], first: usize, positions: usize);
+    /// Called once for a plane all of whose positions were written.
+    fn finish(&self, plane: &mut [u8]) {
+        let _ = plane;
+    }
     /// Accumulates all positions of `framed` against one panel of weights and hands them on block by block, in order.
     fn run(&self, framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, emit: &mut dyn FnMut(Emitted<'_>));
 }
@@ -99,11 +103,12 @@ pub struct Framed<'a> {
     offsets: &'a [usize],
     positions: usize,
     plane_positions: usize,
+    row: [usize; 2],
 }
 
 impl<'a> Framed<'a> {
     /// `offsets` are the bytes where every (unit, tap) of position 0 begins; `positions` of the `plane_positions` that a plane
-    /// has are to be computed.
+    /// has are to be computed, and of every `row[1]` of these, a row of the frame, the first `row[0]` are wanted.
     ///
     /// # Panics
     /// Where a block that begins below `positions` would leave the frame, or there is nothing to reduce: a bug in the driver.
@@ -112,6 +117,7 @@ impl<'a> Framed<'a> {
         frame: &'a [u8],
         offsets: &'a [usize],
         [positions, plane_positions]: [usize; 2],
+        row: [usize; 2],
     ) -> Self {
         let blocks = positions.next_multiple_of(kernel.block());
         // In a plane that is split further, the last part begins so far behind its start.
@@ -121,7 +127,7 @@ impl<'a> Framed<'a> {
         for &offset in offsets {
             assert!(offset <= frame.len() && reach <= frame.len() - offset, "frame too small");
         }
-        Framed { frame, offsets, positions, plane_positions }
+        Framed { frame, offsets, positions, plane_positions, row }
     }
 
     /// Start of the frame: at every offset there are [`Framed::positions`] positions, rounded up to whole blocks.
@@ -138,9 +144,14 @@ impl<'a> Framed<'a> {
 
     /// Positions in a plane.
     #[inline(always)]
-    #[allow(dead_code)] // for kernels that split planes
     pub(crate) fn plane_positions(&self) -> usize {
         self.plane_positions
+    }
+
+    /// Positions in a row that are wanted, from its first on, and those in a row; the results of others are dropped.
+    #[inline(always)]
+    pub(crate) fn row(&self) -> [usize; 2] {
+        self.row
     }
 
     /// Positions to compute.

@@ -44,6 +44,11 @@ mod popcount_avx512;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod popcount_neon;
 mod popcount_scalar;
+mod table;
+#[cfg(target_arch = "x86_64")]
+mod table_avx2;
+mod table_channels;
+mod table_pixels;
 mod tile;
 
 pub(crate) use float::matmul;
@@ -59,6 +64,8 @@ pub enum Family {
     Popcount,
     /// Int8 products on a matrix unit, of codes that are expanded from the same bit planes block by block.
     Matrix,
+    /// Products of groups of two channels, looked up by shuffles of bytes.
+    Table,
 }
 
 impl Family {
@@ -67,20 +74,21 @@ impl Family {
         match self {
             Family::Popcount => "popcount",
             Family::Matrix => "matrix",
+            Family::Table => "table",
         }
     }
 
     /// Channels in one unit of the reduction.
     pub(crate) fn unit_channels(self) -> usize {
         match self {
-            Family::Popcount | Family::Matrix => popcount::CHANNELS,
+            Family::Popcount | Family::Matrix | Family::Table => popcount::CHANNELS,
         }
     }
 
     /// Bytes that one unit of activations takes.
     pub(crate) fn unit_bytes(self) -> usize {
         match self {
-            Family::Popcount | Family::Matrix => popcount::UNIT_BYTES,
+            Family::Popcount | Family::Matrix | Family::Table => popcount::UNIT_BYTES,
         }
     }
 }
@@ -107,6 +115,7 @@ impl Layout {
         match self.family {
             // Two bits a weight in either.
             Family::Popcount | Family::Matrix => units * self.nr * popcount::UNIT_BYTES + self.nr * 4,
+            Family::Table => table::panel_bytes(self, units),
         }
     }
 
@@ -123,6 +132,7 @@ impl Layout {
         match self.family {
             Family::Popcount => popcount::pack_panel(self, taps, channels, half_range, channel, panel),
             Family::Matrix => matrix::pack_panel(self, taps, channels, half_range, channel, panel),
+            Family::Table => table::pack_panel(self, taps, channels, half_range, channel, panel),
         }
     }
 }
@@ -239,6 +249,10 @@ pub(crate) const KERNELS: &[Make] = &[
     matrix_amx::make,
     #[cfg(target_arch = "x86_64")]
     popcount_avx2::make,
+    #[cfg(target_arch = "x86_64")]
+    table_avx2::channels,
+    #[cfg(target_arch = "x86_64")]
+    table_avx2::pixels,
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     popcount_neon::make,
     popcount_scalar::make,

@@ -185,7 +185,7 @@ fn bytes(plane: __m256i) -> __m256i {
 /// [`crate::epilogue::at_least`].
 #[target_feature(enable = "avx2")]
 #[inline]
-fn at_least(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
+pub(super) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
     let mut below = 0;
     for (i, (acc, threshold)) in acc.as_chunks::<8>().0.iter().zip(threshold.as_chunks::<8>().0).enumerate() {
         // SAFETY: both arrays have eight elements.
@@ -194,13 +194,13 @@ fn at_least(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
         let mask = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(threshold, acc)));
         below |= u64::from(mask as u8) << (i * 8);
     }
-    !below & 0xFFFF
+    !below & u64::MAX >> (64 - NR)
 }
 
 /// [`crate::quantize::at_least`].
 #[target_feature(enable = "avx2")]
 #[inline]
-fn float_at_least(x: &[f32; 16], threshold: f32) -> u16 {
+pub(super) fn float_at_least(x: &[f32; 16], threshold: f32) -> u16 {
     let threshold = _mm256_set1_ps(threshold);
     let mut bits = 0;
     for (i, x) in x.as_chunks::<8>().0.iter().enumerate() {
