@@ -19,6 +19,30 @@ pub struct Emitted<'a> {
     pub acc: &'a [i32],
 }
 
+/// One unit of some pixels, as planes `z` and `p` (see [`crate::codec`]).
+#[derive(Clone, Copy)]
+pub struct Pixels<'a> {
+    /// The first pixel's planes, and what lies behind them.
+    pub planes: &'a [u8],
+    /// Bytes from one pixel's planes to the next one's.
+    pub step: usize,
+    /// Pixels.
+    pub count: usize,
+    /// Channels of the unit that exist; nobody looks at the others.
+    pub channels: usize,
+}
+
+impl<'a> Pixels<'a> {
+    /// Planes of pixel `i`.
+    ///
+    /// # Panics
+    /// Where there are none: a bug in the driver.
+    #[inline(always)]
+    pub(crate) fn unit(&self, i: usize) -> &'a [u8; 16] {
+        self.planes[i * self.step..].first_chunk().expect("the driver gives whole pixels")
+    }
+}
+
 /// The inner loop of a kernel that wants its input in a layout of its own.
 pub trait FramedKernel {
     /// Bytes that 64 channels of a position take in a frame.
@@ -33,12 +57,11 @@ pub trait FramedKernel {
     fn slack(&self) -> usize {
         self.block() * self.position_bytes()
     }
-    /// Writes one unit of `count` pixels, whose planes `z` and `p` (see [`crate::codec`]) begin every `step` bytes of `planes`,
-    /// into a plane of `positions` positions, from position `first` on.
+    /// Writes a unit of some pixels into a plane of `positions` positions, from position `first` on.
     ///
     /// # Panics
-    /// Where either slice is too short.
-    fn encode(&self, planes: &[u8], step: usize, count: usize, plane: &mut [u8], first: usize, positions: usize);
+    /// Where a slice is too short.
+    fn encode(&self, pixels: &Pixels<'_>, plane: &mut [u8], first: usize, positions: usize);
     /// Writes zeros instead: code 0, or of the half range level 0.
     ///
     /// # Panics

@@ -47,13 +47,20 @@ mod popcount_scalar;
 mod table;
 #[cfg(target_arch = "x86_64")]
 mod table_avx2;
+#[cfg(target_arch = "x86_64")]
+mod table_avx512;
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))]
 mod table_channels;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod table_neon;
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))]
 mod table_pixels;
+mod table_scalar;
 mod tile;
 
 pub(crate) use float::matmul;
 pub use framed::FramedKernel;
-pub(crate) use framed::{Emitted, Framed, Line, Panel};
+pub(crate) use framed::{Emitted, Framed, Line, Panel, Pixels};
 pub use tile::TiledKernel;
 pub(crate) use tile::{BLOCK, MAX_MR, MAX_NR, TileRows, Tiles};
 
@@ -248,6 +255,10 @@ pub(crate) const KERNELS: &[Make] = &[
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     matrix_amx::make,
     #[cfg(target_arch = "x86_64")]
+    table_avx512::channels,
+    #[cfg(target_arch = "x86_64")]
+    table_avx512::pixels,
+    #[cfg(target_arch = "x86_64")]
     popcount_avx2::make,
     #[cfg(target_arch = "x86_64")]
     table_avx2::channels,
@@ -255,6 +266,11 @@ pub(crate) const KERNELS: &[Make] = &[
     table_avx2::pixels,
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     popcount_neon::make,
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    table_neon::channels,
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    table_neon::pixels,
+    table_scalar::make,
     popcount_scalar::make,
 ];
 

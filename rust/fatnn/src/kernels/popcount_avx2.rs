@@ -186,6 +186,7 @@ fn bytes(plane: __m256i) -> __m256i {
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(super) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
+    const { assert!(NR.is_multiple_of(8) && NR <= 64) };
     let mut below = 0;
     for (i, (acc, threshold)) in acc.as_chunks::<8>().0.iter().zip(threshold.as_chunks::<8>().0).enumerate() {
         // SAFETY: both arrays have eight elements.

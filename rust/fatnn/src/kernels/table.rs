@@ -41,7 +41,7 @@ pub(super) const STEPS: usize = popcount::CHANNELS / 2;
 /// `Layout::lanes` where lanes are positions: output channels in a byte.
 pub(super) const PAIRED: usize = 2;
 /// States of a group.
-const STATES: u8 = 9;
+pub(super) const STATES: usize = 9;
 /// The state of two zeros.
 pub(super) const ZEROS: u8 = 4;
 /// A row's address is this often its selecting byte.
@@ -65,7 +65,7 @@ const fn state(values: [i8; 2]) -> u8 {
 
 /// The byte that selects the row of two states.
 pub(super) const fn selector(low: u8, high: u8) -> u8 {
-    (low * STATES + high) * 2
+    (low * STATES as u8 + high) * 2
 }
 
 /// A row for every byte, used or not, so that none selects anything outside.
@@ -81,8 +81,8 @@ impl Table {
     const fn new(by_weights: bool) -> Self {
         let mut table = Table([[0; 16]; _]);
         let mut i = 0;
-        while i < STATES as usize * STATES as usize * STATES as usize {
-            let [low, high, index] = [i / 81, i / 9 % 9, i % 9];
+        while i < STATES * STATES * STATES {
+            let [low, high, index] = [i / (STATES * STATES), i / STATES % STATES, i % STATES];
             let byte = entry(low as u8, index as u8, by_weights) + 16 * entry(high as u8, index as u8, by_weights);
             table.0[selector(low as u8, high as u8) as usize * SCALE / 16][index] = byte;
             i += 1;
@@ -139,12 +139,6 @@ impl<'a> Weights<'a> {
         let (steps, rest) = panel.split_at(units * STEPS * step);
         let (constants, rest) = rest.split_at(layout.nr * 4);
         Weights { steps, constants: constants.as_chunks().0, plan: &rest[..units] }
-    }
-
-    /// A channel's constant.
-    #[inline(always)]
-    pub fn constant(&self, channel: usize) -> i32 {
-        i32::from_le_bytes(self.constants[channel])
     }
 
     /// The plan in stretches of at most `longest` (unit, tap)s, none of which goes on behind a [`WIDEN`]: first, plan, and

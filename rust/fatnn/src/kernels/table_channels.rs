@@ -6,7 +6,7 @@
 //! a stretch while a block's tiles pass by.
 
 use super::Layout;
-use super::framed::{Emitted, Framed, Line, Panel};
+use super::framed::{Emitted, Framed, Line, Panel, Pixels};
 use super::table::{STEPS, Table, Tile, Vector, Weights, selector, zeros};
 
 /// Positions in a block.
@@ -21,9 +21,15 @@ const ROWS: usize = BLOCK + 3;
 /// See [`super::FramedKernel::encode`]: states, which [`finish`] makes pairs of. `states` is [`super::table::states`], or
 /// the same in an instruction set's own words.
 #[inline(always)]
-pub(super) fn encode(planes: &[u8], step: usize, out: &mut [u8], states: impl Fn(&[u8; 16]) -> [u8; STEPS]) {
-    for (i, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
-        *out = states(planes[i * step..].first_chunk().expect("the caller gives whole pixels"));
+pub(super) fn encode(
+    pixels: &Pixels<'_>,
+    plane: &mut [u8],
+    first: usize,
+    states: impl Fn(&[u8; 16]) -> [u8; UNIT_BYTES],
+) {
+    let out = &mut plane.as_chunks_mut().0[first..first + pixels.count];
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = states(pixels.unit(i));
     }
 }
 
@@ -182,14 +188,13 @@ macro_rules! channels_kernel {
                 super::table_channels::BLOCK
             }
 
-            fn encode(&self, planes: &[u8], step: usize, count: usize, plane: &mut [u8], first: usize, _: usize) {
+            fn encode(&self, pixels: &super::Pixels<'_>, plane: &mut [u8], first: usize, _: usize) {
                 #[target_feature(enable = $inner)]
-                fn encode(planes: &[u8], step: usize, out: &mut [u8]) {
-                    super::table_channels::encode(planes, step, out, |unit| $states(unit));
+                fn encode(pixels: &super::Pixels<'_>, plane: &mut [u8], first: usize) {
+                    super::table_channels::encode(pixels, plane, first, |unit| $states(unit));
                 }
-                const UNIT_BYTES: usize = super::table_channels::UNIT_BYTES;
                 // SAFETY: `self` exists, so the features were detected.
-                unsafe { encode(planes, step, &mut plane[first * UNIT_BYTES..][..count * UNIT_BYTES]) }
+                unsafe { encode(pixels, plane, first) }
             }
 
             fn clear(&self, half_range: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {

@@ -5,7 +5,7 @@
 //! computed like others. Sums come out channel by channel and are transposed, 8 × 8 words at a time, at a block's end.
 
 use super::Layout;
-use super::framed::{Emitted, Framed, Line, Panel};
+use super::framed::{Emitted, Framed, Line, Panel, Pixels};
 use super::table::{PAIRED, STEPS, Table, Tile, Vector, Weights, zeros};
 
 /// Bytes of a position's unit in a frame.
@@ -25,28 +25,27 @@ pub(super) const LAYOUT: Layout = Layout { family: super::Family::Table, nr: NR,
 /// See [`super::FramedKernel::encode`]; `states` is [`super::table::states`], or the same in an instruction set's own words.
 #[inline(always)]
 pub(super) fn encode(
-    planes: &[u8],
-    step: usize,
-    count: usize,
+    pixels: &Pixels<'_>,
     (plane, first, positions): (&mut [u8], usize, usize),
     states: impl Fn(&[u8; 16]) -> [u8; STEPS],
 ) {
-    for run in (0..count).step_by(RUN) {
-        let here = RUN.min(count - run);
+    let groups = pixels.channels.div_ceil(PAIRED);
+    for run in (0..pixels.count).step_by(RUN) {
+        let here = RUN.min(pixels.count - run);
         let mut halves = [[[0; RUN]; RUN]; STEPS / RUN];
         for i in 0..here {
-            let unit = planes[(run + i) * step..].first_chunk().expect("the caller gives whole pixels");
-            for (half, states) in halves.iter_mut().zip(states(unit).as_chunks().0) {
+            for (half, states) in halves.iter_mut().zip(states(pixels.unit(run + i)).as_chunks().0) {
                 half[i] = *states;
             }
         }
-        for (h, half) in halves.into_iter().enumerate() {
-            for (g, row) in zip::transpose_bytes(half).iter().enumerate() {
-                let at = (h * RUN + g) * positions + first + run;
+        for (half, plane) in halves.into_iter().zip(plane.chunks_mut(RUN * positions)).take(groups.div_ceil(RUN)) {
+            let rows = zip::transpose_bytes(half);
+            for (row, plane) in rows.iter().zip(plane.chunks_exact_mut(positions)) {
+                let out = &mut plane[first + run..][..here];
                 // A constant length is one move.
-                match TryInto::<&mut [u8; RUN]>::try_into(&mut plane[at..at + here]) {
+                match TryInto::<&mut [u8; RUN]>::try_into(&mut *out) {
                     Ok(out) => *out = *row,
-                    Err(_) => plane[at..at + here].copy_from_slice(&row[..here]),
+                    Err(_) => out.copy_from_slice(&row[..here]),
                 }
             }
         }
@@ -55,8 +54,13 @@ pub(super) fn encode(
 
 /// See [`super::FramedKernel::clear`].
 pub(super) fn clear(half_range: bool, count: usize, plane: &mut [u8], first: usize, positions: usize) {
-    for plane in plane.chunks_exact_mut(positions).take(STEPS) {
-        plane[first..first + count].fill(zeros(half_range));
+    for plane in plane.chunks_exact_mut(positions) {
+        let zeros = zeros(half_range);
+        match &mut plane[first..first + count] {
+            // Padding is this narrow, and a call would take longer.
+            [one] => *one = zeros,
+            many => many.fill(zeros),
+        }
     }
 }
 
@@ -78,7 +82,9 @@ pub(super) unsafe fn run<V: Vector, const P: usize, const N: usize>(
     let (counts, acc) = lines.split_at_mut(NR * block * size_of::<u16>() / size_of::<Line>());
     let counts = counts.as_mut_ptr().cast::<u16>();
     // SAFETY: the lines hold so many numbers, any bytes are a number, and a line is aligned for them.
-    let acc = unsafe { std::slice::from_raw_parts_mut(acc.as_mut_ptr().cast::<i32>(), NR * block) };
+    let acc = unsafe { std::slice::from_raw_parts_mut(acc.as_mut_ptr().cast::<[[i32; WORDS]; NR / WORDS]>(), block) };
+    let constants: [[i32; WORDS]; NR / WORDS] =
+        std::array::from_fn(|i| std::array::from_fn(|j| i32::from_le_bytes(weights.constants[i * WORDS + j])));
     let used = panel.channels().next_multiple_of(P * PAIRED);
     for first in (0..framed.positions()).step_by(block) {
         let (mut yet, mut widened) = (false, false);
@@ -111,19 +117,16 @@ pub(super) unsafe fn run<V: Vector, const P: usize, const N: usize>(
                             unsafe { *counts.add((channel + i) * block + word).cast::<[u16; WORDS]>() }
                         });
                         for (i, row) in zip::transpose_words(rows).iter().enumerate() {
-                            let position = position::<V>(word + i) * NR + channel;
-                            let acc = &mut acc[position..position + WORDS];
-                            for (j, (acc, count)) in acc.iter_mut().zip(row).enumerate() {
-                                let before = if widened { *acc } else { weights.constant(channel + j) };
-                                *acc = before.wrapping_add(i32::from(*count));
-                            }
+                            let acc = &mut acc[position::<V>(word + i)][channel / WORDS];
+                            let before = if widened { *acc } else { constants[channel / WORDS] };
+                            *acc = std::array::from_fn(|j| before[j].wrapping_add(i32::from(row[j])));
                         }
                     }
                 }
                 (yet, widened) = (false, true);
             }
         }
-        emit(Emitted { first, acc });
+        emit(Emitted { first, acc: acc.as_flattened().as_flattened() });
     }
 }
 
@@ -177,21 +180,13 @@ macro_rules! pixels_kernel {
                 $vectors * <$vector as super::table::Vector>::LANES
             }
 
-            fn encode(
-                &self,
-                planes: &[u8],
-                step: usize,
-                count: usize,
-                plane: &mut [u8],
-                first: usize,
-                positions: usize,
-            ) {
+            fn encode(&self, pixels: &super::Pixels<'_>, plane: &mut [u8], first: usize, positions: usize) {
                 #[target_feature(enable = $inner)]
-                fn encode(planes: &[u8], step: usize, count: usize, to: (&mut [u8], usize, usize)) {
-                    super::table_pixels::encode(planes, step, count, to, |unit| $states(unit));
+                fn encode(pixels: &super::Pixels<'_>, to: (&mut [u8], usize, usize)) {
+                    super::table_pixels::encode(pixels, to, |unit| $states(unit));
                 }
                 // SAFETY: `self` exists, so the features were detected.
-                unsafe { encode(planes, step, count, (plane, first, positions)) }
+                unsafe { encode(pixels, (plane, first, positions)) }
             }
 
             fn clear(&self, half_range: bool, count: usize, plane: &mut [u8], first: usize, positions: usize) {
