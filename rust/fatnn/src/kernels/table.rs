@@ -335,22 +335,17 @@ impl<const P: usize> Tile<'_, P> {
         sums: &mut [[V::Sums; N]; P],
     ) {
         let table = (&raw const *self.table).cast::<u8>();
-        for p in 0..P {
+        for (p, sums) in sums.iter_mut().enumerate() {
             let row = |s: usize| {
                 // SAFETY: the caller vouches for the byte; a row of the table begins `SCALE` times as far as any byte says.
                 unsafe { V::row(table.add(SCALE * usize::from(*rows[p].add(s * self.row_step)))) }
             };
             let rows: [V; S] = std::array::from_fn(row);
-            for n in 0..N {
+            for (n, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: the caller vouches for the indices.
-                let product = |s: usize| unsafe {
-                    rows[s].look_up(V::load(indices.add(s * self.index_step + n * V::LANES)))
-                };
-                let mut sum = product(0);
-                for s in 1..S {
-                    sum = sum.add(product(s));
-                }
-                sum.count(&mut sums[p][n]);
+                let product =
+                    |s: usize| unsafe { rows[s].look_up(V::load(indices.add(s * self.index_step + n * V::LANES))) };
+                (1..S).fold(product(0), |sum, s| sum.add(product(s))).count(sums);
             }
         }
     }

@@ -5,11 +5,11 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, epilogue_methods};
 use super::popcount_avx2::{at_least, float_at_least};
 use super::table::{STEPS, Vector};
 use super::table_channels::channels_kernel;
 use super::table_pixels::pixels_kernel;
+use super::{Kernel, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
 const LANES: usize = 32;
@@ -39,7 +39,8 @@ pub(super) fn states(unit: &[u8; 16]) -> [u8; STEPS] {
     let unit = u128::from_le_bytes(*unit);
     let (p, z) = ((unit >> 64) as u64, unit as u64 & (unit >> 64) as u64);
     // Byte `i` gets the plane's byte `i / 4`, of which it wants bits `2·(i mod 4)` and the next.
-    let of_byte = _mm256_setr_epi32(0, 0x0101_0101, 0x0202_0202, 0x0303_0303, 0x0404_0404, 0x0505_0505, 0x0606_0606, 0x0707_0707);
+    let of_byte =
+        _mm256_setr_epi32(0, 0x0101_0101, 0x0202_0202, 0x0303_0303, 0x0404_0404, 0x0505_0505, 0x0606_0606, 0x0707_0707);
     let spread = |bits: u64| _mm256_shuffle_epi8(_mm256_set1_epi64x(bits as i64), of_byte);
     let test = |bytes, bits: u32| {
         let bits = _mm256_set1_epi32(bits as i32);

@@ -252,8 +252,8 @@ mod zip {
         use std::arch::x86_64::*;
         // SAFETY: vectors and arrays are 16 bytes, any of which are valid in both.
         unsafe {
-            let (a, b) = (std::mem::transmute::<_, __m128i>(a), std::mem::transmute::<_, __m128i>(b));
-            std::mem::transmute([_mm_unpacklo_epi8(a, b), _mm_unpackhi_epi8(a, b)])
+            let [a, b] = std::mem::transmute::<[[u8; RUN]; 2], [__m128i; 2]>([a, b]);
+            std::mem::transmute::<[__m128i; 2], [[u8; RUN]; 2]>([_mm_unpacklo_epi8(a, b), _mm_unpackhi_epi8(a, b)])
         }
     }
 
@@ -263,8 +263,8 @@ mod zip {
         use std::arch::x86_64::*;
         // SAFETY: as above.
         unsafe {
-            let (a, b) = (std::mem::transmute::<_, __m128i>(a), std::mem::transmute::<_, __m128i>(b));
-            std::mem::transmute([_mm_unpacklo_epi16(a, b), _mm_unpackhi_epi16(a, b)])
+            let [a, b] = std::mem::transmute::<[[u16; WORDS]; 2], [__m128i; 2]>([a, b]);
+            std::mem::transmute::<[__m128i; 2], [[u16; WORDS]; 2]>([_mm_unpacklo_epi16(a, b), _mm_unpackhi_epi16(a, b)])
         }
     }
 
