@@ -51,7 +51,7 @@ pub(super) fn finish(plane: &mut [u8]) {
     }
 }
 
-/// See [`super::FramedKernel::run`]: tiles of `P` pairs × `N` vectors.
+/// See [`super::FramedKernel::run`]: tiles of `P` pairs × `N` vectors, or one, where it has room for the channels.
 ///
 /// # Safety
 /// The CPU has the features of `V`.
@@ -66,6 +66,7 @@ pub(super) unsafe fn run<V: Vector, const P: usize, const N: usize>(
     let nr = N * V::LANES;
     assert!(layout.nr == nr && layout.lanes == V::LANES);
     let weights = Weights::new(layout, framed.offsets().len(), panel.bytes());
+    let narrow = panel.channels() <= V::LANES;
     let lines = Line::at_least(scratch, ROWS * nr * (size_of::<u16>() + size_of::<i32>()));
     let (counts, acc) = lines.split_at_mut(ROWS * nr * size_of::<u16>() / size_of::<Line>());
     let counts = counts.as_mut_ptr().cast::<u16>();
@@ -100,7 +101,13 @@ pub(super) unsafe fn run<V: Vector, const P: usize, const N: usize>(
                 let offsets = offsets.clone().map(|(i, &offset)| (offset, (from + i) * STEPS * nr));
                 // SAFETY: features as the caller says. A frame has a byte for every step at every position of a block, and the
                 // panel `nr` indices; `counts` has `ROWS` rows.
-                unsafe { tile.run::<V, N>(plan, offsets, yet) };
+                unsafe {
+                    if narrow {
+                        tile.run::<V, 1>(plan, offsets, yet);
+                    } else {
+                        tile.run::<V, N>(plan, offsets, yet);
+                    }
+                }
             }
             yet = true;
             if widen {
