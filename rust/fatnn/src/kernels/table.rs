@@ -251,6 +251,10 @@ pub(super) unsafe trait Vector: Copy {
     unsafe fn nothing() -> Self::Sums;
     /// The entries of a row that `indices`, all below 16, name. (What other bytes give is not said.)
     fn look_up(self, indices: Self) -> Self;
+    /// Says that this address will be read; it may be any.
+    fn prefetch(at: *const u8) {
+        let _ = at;
+    }
     /// Sums of bytes.
     fn add(self, other: Self) -> Self;
     /// Adds a round's nibbles.
