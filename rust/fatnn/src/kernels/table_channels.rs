@@ -84,9 +84,11 @@ pub(super) unsafe fn run<V: Vector, const P: usize, const N: usize>(
         let (mut yet, mut widened) = (false, false);
         for (from, plan, widen) in weights.stretches(STRETCH) {
             let offsets = framed.offsets()[from..].iter().enumerate();
-            // The next stretch, or the next panel.
-            let next = weights.steps.as_ptr().wrapping_add((from + plan.len()) * STEPS * nr);
-            let share = (STRETCH * STEPS * nr / 64).div_ceil(count / P);
+            // The next stretch, or the next panel's first; not for a few tiles, which that would take longer than it saves.
+            let (behind, depth) = (from + plan.len(), weights.plan.len());
+            let next = weights.steps.as_ptr().wrapping_add(behind * STEPS * nr);
+            let lines = STRETCH.min(if behind < depth { depth - behind } else { depth }) * STEPS * nr / 64;
+            let share = if count / P < 8 { 0 } else { lines.div_ceil(count / P) };
             for (t, pairs) in pairs[..count].as_chunks::<P>().0.iter().enumerate() {
                 for line in t * share..(t + 1) * share {
                     V::prefetch(next.wrapping_add(line * 64));
