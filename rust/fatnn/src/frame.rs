@@ -11,7 +11,7 @@ use crate::conv::ConvShape;
 use crate::epilogue::TileAcc;
 use crate::error::Result;
 use crate::gemm::{Piece, Sink, for_each_piece};
-use crate::kernels::{Emitted, Framed, FramedKernel, Kernel, Line, Panel};
+use crate::kernels::{Emitted, Framed, FramedKernel, Kernel, Line, Panel, Pixels};
 use crate::parallel;
 use crate::weights::PackedWeights;
 
@@ -24,6 +24,8 @@ const OUTPUT_BYTES: usize = 384 << 10;
 const WORTHWHILE: usize = 128;
 /// Columns of a rectangle, where there are as many.
 const NARROWEST: usize = 64;
+/// Channels of a unit.
+const CHANNELS: usize = 64;
 /// Bytes of a unit of planes.
 const PLANES: usize = 16;
 
@@ -179,7 +181,7 @@ impl Rectangle {
         }
         // Past a row's last column lie positions that only the frame has.
         let positions = (rows - 1) * width + columns;
-        let framed_input = Framed::new(framed, frame, &scratch.offsets, [positions, height * width]);
+        let framed_input = Framed::new(framed, frame, &scratch.offsets, [positions, height * width], [columns, width]);
         for panel in 0..weights.panels_per_group() {
             let channels = layout.nr.min(weights.group_out_channels() - panel * layout.nr);
             let first_channel = group * weights.group_out_channels() + panel * layout.nr;
@@ -231,9 +233,13 @@ impl Rectangle {
                 let first = (self.image * in_h + y) * in_w + column(left) - shape.padding[1];
                 let codes = &input.codes[first * pixel + group * input.layout.group_bytes() + unit * PLANES..];
                 framed.clear(half_range, left, plane, row, height * width);
-                framed.encode(codes, shape.stride[1] * pixel, right - left, plane, row + left, height * width);
+                let channels = input.layout.group_channels() - unit * CHANNELS;
+                let step = shape.stride[1] * pixel;
+                let pixels = Pixels { planes: codes, step, count: right - left, channels: channels.min(CHANNELS) };
+                framed.encode(&pixels, plane, row + left, height * width);
                 framed.clear(half_range, width - right, plane, row + right, height * width);
             }
+            framed.finish(plane);
         }
     }
 }

@@ -120,7 +120,7 @@ impl PackedWeights<'static> {
     /// [`Error::Environment`] as [`kernels::available`].
     pub fn new(codes: &[i8], shape: WeightShape, half_range: bool) -> Result<Self> {
         let shape = shape.check()?;
-        let kernel = kernels::choose(shape.out_channels / shape.groups)?;
+        let kernel = kernels::choose(shape.out_channels / shape.groups, shape.reduction())?;
         Self::for_kernel(kernel, codes, shape, half_range)
     }
 

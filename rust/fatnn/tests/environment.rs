@@ -56,7 +56,8 @@ fn child_kernels_obey_the_cap() {
         .map(name)
         .collect();
     assert_eq!(available, expected);
-    assert_eq!(available.last(), Some(&"generic-popcount-scalar"));
+    let scalar = format!("generic-{}-scalar", family.as_deref().unwrap_or("table"));
+    assert_eq!(available.last(), Some(&&*scalar));
     assert_eq!(kernels::best().unwrap().name(), available[0]);
     // Weights packed by default are for that kernel.
     let shape = WeightShape { out_channels: 3, channels: 5, kernel: [1, 1], groups: 1 };
@@ -94,6 +95,9 @@ fn the_cap_is_obeyed() {
         passes("child_kernels_obey_the_cap", &[("FATNN_ISA", cap)]);
     }
     passes("child_kernels_obey_the_cap", &[("FATNN_KERNEL", "popcount")]);
+    for cap in ["scalar", "avx2", "avx512", "neon", ""] {
+        passes("child_kernels_obey_the_cap", &[("FATNN_KERNEL", "table"), ("FATNN_ISA", cap)]);
+    }
     passes(
         "child_a_family_that_is_not_there_restricts_nothing",
         &[("FATNN_KERNEL", "matrix"), ("FATNN_ISA", "scalar")],

@@ -15,8 +15,32 @@
 pub struct Emitted<'a> {
     /// Position of the first row.
     pub first: usize,
-    /// `acc[position][nr]`; rows past the last position that was asked for are dropped.
+    /// `acc[position][nr]`; rows of positions that nobody asked for are dropped, whatever they hold.
     pub acc: &'a [i32],
+}
+
+/// One unit of some pixels, as planes `z` and `p` (see [`crate::codec`]).
+#[derive(Clone, Copy)]
+pub struct Pixels<'a> {
+    /// The first pixel's planes, and what lies behind them.
+    pub planes: &'a [u8],
+    /// Bytes from one pixel's planes to the next one's.
+    pub step: usize,
+    /// Pixels.
+    pub count: usize,
+    /// Channels of the unit that exist; nobody looks at the others.
+    pub channels: usize,
+}
+
+impl<'a> Pixels<'a> {
+    /// Planes of pixel `i`.
+    ///
+    /// # Panics
+    /// Where there are none: a bug in the driver.
+    #[inline(always)]
+    pub(crate) fn unit(&self, i: usize) -> &'a [u8; 16] {
+        self.planes[i * self.step..].first_chunk().expect("the driver gives whole pixels")
+    }
 }
 
 /// The inner loop of a kernel that wants its input in a layout of its own.
@@ -33,17 +57,20 @@ pub trait FramedKernel {
     fn slack(&self) -> usize {
         self.block() * self.position_bytes()
     }
-    /// Writes one unit of `count` pixels, whose planes `z` and `p` (see [`crate::codec`]) begin every `step` bytes of `planes`,
-    /// into a plane of `positions` positions, from position `first` on.
+    /// Writes a unit of some pixels into a plane of `positions` positions, from position `first` on.
     ///
     /// # Panics
-    /// Where either slice is too short.
-    fn encode(&self, planes: &[u8], step: usize, count: usize, plane: &mut [u8], first: usize, positions: usize);
+    /// Where a slice is too short.
+    fn encode(&self, pixels: &Pixels<'_>, plane: &mut [u8], first: usize, positions: usize);
     /// Writes zeros instead: code 0, or of the half range level 0.
     ///
     /// # Panics
     /// As [`FramedKernel::encode`].
     fn clear(&self, half_range: bool, count: usize, plane: &mut [u8], first: usize, positions: usize);
+    /// Called once for a plane all of whose positions were written.
+    fn finish(&self, plane: &mut [u8]) {
+        let _ = plane;
+    }
     /// Accumulates all positions of `framed` against one panel of weights and hands them on block by block, in order.
     fn run(&self, framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, emit: &mut dyn FnMut(Emitted<'_>));
 }
@@ -99,11 +126,12 @@ pub struct Framed<'a> {
     offsets: &'a [usize],
     positions: usize,
     plane_positions: usize,
+    row: [usize; 2],
 }
 
 impl<'a> Framed<'a> {
     /// `offsets` are the bytes where every (unit, tap) of position 0 begins; `positions` of the `plane_positions` that a plane
-    /// has are to be computed.
+    /// has are to be computed, and of every `row[1]` of these, a row of the frame, the first `row[0]` are wanted.
     ///
     /// # Panics
     /// Where a block that begins below `positions` would leave the frame, or there is nothing to reduce: a bug in the driver.
@@ -112,6 +140,7 @@ impl<'a> Framed<'a> {
         frame: &'a [u8],
         offsets: &'a [usize],
         [positions, plane_positions]: [usize; 2],
+        row: [usize; 2],
     ) -> Self {
         let blocks = positions.next_multiple_of(kernel.block());
         // In a plane that is split further, the last part begins so far behind its start.
@@ -121,7 +150,7 @@ impl<'a> Framed<'a> {
         for &offset in offsets {
             assert!(offset <= frame.len() && reach <= frame.len() - offset, "frame too small");
         }
-        Framed { frame, offsets, positions, plane_positions }
+        Framed { frame, offsets, positions, plane_positions, row }
     }
 
     /// Start of the frame: at every offset there are [`Framed::positions`] positions, rounded up to whole blocks.
@@ -138,9 +167,14 @@ impl<'a> Framed<'a> {
 
     /// Positions in a plane.
     #[inline(always)]
-    #[allow(dead_code)] // for kernels that split planes
     pub(crate) fn plane_positions(&self) -> usize {
         self.plane_positions
+    }
+
+    /// Positions in a row that are wanted, from its first on, and those in a row; the results of others are dropped.
+    #[inline(always)]
+    pub(crate) fn row(&self) -> [usize; 2] {
+        self.row
     }
 
     /// Positions to compute.

@@ -21,7 +21,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
-use super::framed::{Emitted, Framed, FramedKernel, Line, Panel};
+use super::framed::{Emitted, Framed, FramedKernel, Line, Panel, Pixels};
 use super::matrix::{ROW_BYTES, ROWS};
 use super::{Family, Inner, Kernel, Layout, epilogue_methods};
 use crate::cpu::{Features, Isa};
@@ -95,7 +95,7 @@ impl Kernel for Amx {
 
     epilogue_methods!(
         NR,
-        at_least,
+        super::popcount_avx512::at_least,
         super::popcount_avx512::float_at_least,
         "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
     );
@@ -110,10 +110,10 @@ impl FramedKernel for Amx {
         BLOCK
     }
 
-    fn encode(&self, planes: &[u8], step: usize, count: usize, plane: &mut [u8], first: usize, _: usize) {
-        let out = &mut plane[first * DEPTH..][..count * DEPTH];
+    fn encode(&self, pixels: &Pixels<'_>, plane: &mut [u8], first: usize, _: usize) {
+        let out = &mut plane[first * DEPTH..][..pixels.count * DEPTH];
         // SAFETY: `self` exists, so `make` saw AVX-512.
-        unsafe { encode(planes, step, out) }
+        unsafe { encode(pixels, out) }
     }
 
     fn clear(&self, half_range: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
@@ -128,10 +128,10 @@ impl FramedKernel for Amx {
 
 /// Codes as int8, a unit of a pixel after the other.
 #[target_feature(enable = "avx512f,avx512bw")]
-fn encode(planes: &[u8], step: usize, out: &mut [u8]) {
+fn encode(pixels: &Pixels<'_>, out: &mut [u8]) {
     let (one, minus_one) = (_mm512_set1_epi8(1), _mm512_set1_epi8(-1));
     for (i, out) in out.as_chunks_mut::<DEPTH>().0.iter_mut().enumerate() {
-        let unit = u128::from_le_bytes(*planes[i * step..].first_chunk().expect("the caller gives whole pixels"));
+        let unit = u128::from_le_bytes(*pixels.unit(i));
         let (z, p) = (unit as u64, (unit >> 64) as u64);
         let code = _mm512_maskz_mov_epi8(!z, _mm512_mask_blend_epi8(p, minus_one, one));
         // SAFETY: `out` has 64 bytes.
@@ -415,21 +415,4 @@ unsafe fn square(a: *const u8, offsets: &[usize], b: *const u8, next: usize, sum
             options(nostack, preserves_flags)
         );
     }
-}
-
-/// [`crate::epilogue::at_least`]: four comparisons into masks.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn at_least(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
-    let quarter = |i: usize| {
-        // SAFETY: both arrays have four vectors.
-        let (acc, threshold) = unsafe {
-            (
-                _mm512_loadu_si512(acc.as_ptr().add(i * 16).cast()),
-                _mm512_loadu_si512(threshold.as_ptr().add(i * 16).cast()),
-            )
-        };
-        u64::from(_mm512_cmpge_epi32_mask(acc, threshold))
-    };
-    quarter(0) | quarter(1) << 16 | quarter(2) << 32 | quarter(3) << 48
 }

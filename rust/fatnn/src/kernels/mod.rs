@@ -21,7 +21,14 @@
 //! | `x86_64-popcount-avx512` | popcount | 4×16 | 5 instructions for 512 products: ternary logic, `vpopcntq` |
 //! | `x86_64-popcount-avx2` | popcount | 2×16 | 11.5 for 256 products: carry-save adders, then a table of nibbles |
 //! | `aarch64-popcount-neon` | popcount | 4×16 | 6 instructions for 128 products: `bsl`, `cnt` |
+//! | `x86_64-table-avx512` | table, framed | 8×64 | 9 for 768 products: `vpshufb` |
+//! | `x86_64-table-avx512-pixels` | table, framed | 64×8 | the same, positions in the lanes |
+//! | `x86_64-table-avx2` | table, framed | 4×64 | 9 for 384 products: `vpshufb` |
+//! | `x86_64-table-avx2-pixels` | table, framed | 64×4 | the same, positions in the lanes |
+//! | `aarch64-table-neon` | table, framed | 8×32 | 7 for 192 products: `tbl`, `usra` |
+//! | `aarch64-table-neon-pixels` | table, framed | 32×8 | the same, positions in the lanes |
 //! | `generic-popcount-scalar` | popcount | 2×4 | `u64::count_ones` |
+//! | `generic-table-scalar` | table, framed | 1×8 | one lookup a group of two: the others' second opinion |
 
 use std::sync::OnceLock;
 
@@ -46,11 +53,23 @@ mod popcount_avx512;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod popcount_neon;
 mod popcount_scalar;
+mod table;
+#[cfg(target_arch = "x86_64")]
+mod table_avx2;
+#[cfg(target_arch = "x86_64")]
+mod table_avx512;
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))]
+mod table_channels;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod table_neon;
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))]
+mod table_pixels;
+mod table_scalar;
 mod tile;
 
 pub(crate) use float::matmul;
 pub use framed::FramedKernel;
-pub(crate) use framed::{Emitted, Framed, Line, Panel};
+pub(crate) use framed::{Emitted, Framed, Line, Panel, Pixels};
 pub use tile::TiledKernel;
 pub(crate) use tile::{BLOCK, MAX_MR, MAX_NR, TileRows, Tiles};
 
@@ -61,6 +80,8 @@ pub enum Family {
     Popcount,
     /// Int8 products on a matrix unit, of codes that are expanded from the same bit planes block by block.
     Matrix,
+    /// Products of groups of two channels, looked up by shuffles of bytes.
+    Table,
 }
 
 impl Family {
@@ -69,20 +90,21 @@ impl Family {
         match self {
             Family::Popcount => "popcount",
             Family::Matrix => "matrix",
+            Family::Table => "table",
         }
     }
 
     /// Channels in one unit of the reduction.
     pub(crate) fn unit_channels(self) -> usize {
         match self {
-            Family::Popcount | Family::Matrix => popcount::CHANNELS,
+            Family::Popcount | Family::Matrix | Family::Table => popcount::CHANNELS,
         }
     }
 
     /// Bytes that one unit of activations takes.
     pub(crate) fn unit_bytes(self) -> usize {
         match self {
-            Family::Popcount | Family::Matrix => popcount::UNIT_BYTES,
+            Family::Popcount | Family::Matrix | Family::Table => popcount::UNIT_BYTES,
         }
     }
 }
@@ -109,6 +131,7 @@ impl Layout {
         match self.family {
             // Two bits a weight in either.
             Family::Popcount | Family::Matrix => units * self.nr * popcount::UNIT_BYTES + self.nr * 4,
+            Family::Table => table::panel_bytes(self, units),
         }
     }
 
@@ -125,6 +148,7 @@ impl Layout {
         match self.family {
             Family::Popcount => popcount::pack_panel(self, taps, channels, half_range, channel, panel),
             Family::Matrix => matrix::pack_panel(self, taps, channels, half_range, channel, panel),
+            Family::Table => table::pack_panel(self, taps, channels, half_range, channel, panel),
         }
     }
 }
@@ -253,9 +277,22 @@ pub(crate) const KERNELS: &[Make] = &[
     matrix_amx::make,
     #[cfg(target_arch = "x86_64")]
     popcount_avx2::make,
+    #[cfg(target_arch = "x86_64")]
+    table_avx512::channels,
+    #[cfg(target_arch = "x86_64")]
+    table_avx512::pixels,
+    #[cfg(target_arch = "x86_64")]
+    table_avx2::channels,
+    #[cfg(target_arch = "x86_64")]
+    table_avx2::pixels,
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     popcount_neon::make,
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    table_neon::channels,
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    table_neon::pixels,
     popcount_scalar::make,
+    table_scalar::make,
 ];
 
 /// The kernels that this process may run, best first.
@@ -280,23 +317,56 @@ pub fn detected() -> Vec<&'static dyn Kernel> {
     KERNELS.iter().filter_map(|make| make(Features::detected())).collect()
 }
 
-/// The kernel for a convolution with so many output channels (per group).
+/// The kernel for a convolution with so many output channels (per group) and so long a reduction. (Not for linear layers,
+/// which have as few rows as a batch has images: those call [`best`].)
 ///
-/// A matrix unit, where there is one, wins wherever its tiles are not mostly empty. On one core of a Sapphire Rapids, from
-/// codes to codes or float32, it took 0.27 to 0.45 of the time of popcount on AVX-512 in the 3×3 layers of a ResNet-18, 0.57
-/// to 0.79 in 1×1 layers and in layers of 32 and 64 channels on maps of 16×16 and 8×8; with 16 output channels, which fill a
-/// quarter of a panel, 1.2. (`make bench-kernels` measures the first.) Linear layers have as few rows as a batch has images:
-/// they call [`best`].
+/// Measured with `make bench` and its like on one core of a Sapphire Rapids, from codes to codes, GMAC/s:
+///
+/// | layer | matrix | popcount, AVX-512 | table, AVX-512 | table, AVX2 | popcount, AVX2 |
+/// | --- | --- | --- | --- | --- | --- |
+/// | 3×3, 16 → 16, 32×32 | 124 | 89 | 107 (lanes: positions) | 90 (positions) | 34 |
+/// | 3×3, 24 → 24, 56×56 | 290 | 108 | 151 (positions) | 124 (positions) | 40 |
+/// | 3×3, 64 → 64, 56×56 | 1361 | 420 | 360 | 282 | 145 |
+/// | 3×3, 128 → 128, 28×28 | 1324 | 540 | 379 | 311 | 165 |
+/// | 3×3, 256 → 256, 14×14 | 1257 | 600 | 407 | 315 | 175 |
+/// | 3×3, 512 → 512, 7×7 | 1211 | 565 | 335 | 272 | 180 |
+/// | 1×1, 64 → 256, 56×56 | 375 | 140 | 196 | 156 | 45 |
+///
+/// So a matrix unit comes first, popcount with `vpopcntq` second where reductions are long, and tables everywhere else: on
+/// every CPU without that instruction, and for short reductions, which fill a word of 64 badly. On NEON tables need 7
+/// instructions for 192 products and popcount 6 for 128; neither was measured on hardware.
 ///
 /// # Errors
 /// As [`available`].
-pub(crate) fn choose(out_channels: usize) -> Result<&'static dyn Kernel> {
-    if out_channels >= 32
-        && let Some(matrix) = available()?.iter().copied().find(|kernel| kernel.layout().family == Family::Matrix)
+pub(crate) fn choose(out_channels: usize, reduction: usize) -> Result<&'static dyn Kernel> {
+    Ok(choose_among(available()?, best()?, out_channels, reduction))
+}
+
+/// [`choose`] among given kernels.
+fn choose_among(
+    kernels: &[&'static dyn Kernel],
+    best: &'static dyn Kernel,
+    out_channels: usize,
+    reduction: usize,
+) -> &'static dyn Kernel {
+    let of = |family| kernels.iter().copied().filter(move |kernel| kernel.layout().family == family);
+    if out_channels >= 24
+        && let Some(matrix) = of(Family::Matrix).next()
     {
-        return Ok(matrix);
+        return matrix;
     }
-    best()
+    let vector_popcount = best.layout().family == Family::Popcount && best.isa() == Isa::Avx512;
+    let Some(table) = of(Family::Table).find(|kernel| kernel.isa() != Isa::Scalar) else { return best };
+    if reduction < 16 || (vector_popcount && out_channels >= 32 && reduction >= 256) {
+        return best;
+    }
+    // Lanes of output channels, unless fewer than three quarters of them would be used.
+    let Layout { lanes, .. } = table.layout();
+    if 4 * out_channels >= 3 * out_channels.next_multiple_of(lanes) {
+        return table;
+    }
+    let pixels = of(Family::Table).find(|kernel| kernel.layout().lanes == table::PAIRED);
+    pixels.unwrap_or(table)
 }
 
 /// The best kernel for everything but large products: see `choose`.
@@ -305,7 +375,7 @@ pub(crate) fn choose(out_channels: usize) -> Result<&'static dyn Kernel> {
 /// As [`available`].
 pub fn best() -> Result<&'static dyn Kernel> {
     let kernels = available()?;
-    // The scalar kernel is always there: the table ends with it.
+    // The scalar kernels are always there: the table ends with them.
     kernels.first().copied().ok_or_else(|| crate::Error::Packed { why: "no kernel is available".into() })
 }
 
@@ -317,4 +387,41 @@ pub(crate) fn for_layout(id: u32) -> Result<&'static dyn Kernel> {
     available()?.iter().copied().find(|kernel| kernel.layout().id() == id).ok_or_else(|| crate::Error::Packed {
         why: format!("they are laid out for another CPU's kernel (layout {id:#x})"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shape_gets_the_kernel_that_was_the_fastest() {
+        let choice = |isas: &[Isa], family: Option<Family>, [out_channels, reduction]: [usize; 2]| {
+            let allowed = |kernel: &&'static dyn Kernel| {
+                isas.contains(&kernel.isa()) && family.is_none_or(|family| kernel.layout().family == family)
+            };
+            let kernels: Vec<_> = detected().into_iter().filter(allowed).collect();
+            let best = kernels.first()?;
+            Some(choose_among(&kernels, *best, out_channels, reduction).name())
+        };
+        for shape in [[1, 9], [16, 144], [64, 576], [512, 4608]] {
+            assert_eq!(choice(&[Isa::Scalar], None, shape), Some("generic-popcount-scalar"));
+            assert_eq!(choice(&[Isa::Scalar], Some(Family::Table), shape), Some("generic-table-scalar"));
+        }
+        let expect = |isa, family, shape, name| {
+            assert!([None, Some(name)].contains(&choice(&[isa], family, shape)), "{name} for {shape:?}");
+        };
+        for shape in [[64, 64], [64, 576], [512, 4608], [56, 504], [100, 900]] {
+            expect(Isa::Avx2, None, shape, "x86_64-table-avx2");
+            expect(Isa::Avx512, Some(Family::Table), shape, "x86_64-table-avx512");
+            expect(Isa::Avx2, Some(Family::Popcount), shape, "x86_64-popcount-avx2");
+            expect(Isa::Avx512, Some(Family::Matrix), shape, "x86_64-matrix-amx");
+        }
+        for shape in [[1, 16], [16, 144], [40, 360], [36, 324]] {
+            expect(Isa::Avx2, None, shape, "x86_64-table-avx2-pixels");
+        }
+        expect(Isa::Avx2, None, [32, 288], "x86_64-table-avx2");
+        expect(Isa::Neon, None, [32, 288], "aarch64-table-neon");
+        expect(Isa::Neon, None, [8, 72], "aarch64-table-neon-pixels");
+        expect(Isa::Avx2, None, [64, 9], "x86_64-popcount-avx2");
+    }
 }

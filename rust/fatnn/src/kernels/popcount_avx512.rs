@@ -110,14 +110,19 @@ fn run(tiles: &Tiles<'_>, rows: [*const u8; MR], acc: &mut [i32; MR * NR]) {
     }
 }
 
-/// [`crate::epilogue::at_least`]: one comparison into a mask.
+/// [`crate::epilogue::at_least`]: comparisons into masks.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn at_least(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
-    // SAFETY: both arrays have sixteen elements.
-    let (acc, threshold) =
-        unsafe { (_mm512_loadu_si512(acc.as_ptr().cast()), _mm512_loadu_si512(threshold.as_ptr().cast())) };
-    u64::from(_mm512_cmpge_epi32_mask(acc, threshold))
+pub(super) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
+    const { assert!(NR.is_multiple_of(16) && NR <= 64) };
+    let mut bits = 0;
+    for (i, (acc, threshold)) in acc.as_chunks::<16>().0.iter().zip(threshold.as_chunks::<16>().0).enumerate() {
+        // SAFETY: both arrays have sixteen elements.
+        let (acc, threshold) =
+            unsafe { (_mm512_loadu_si512(acc.as_ptr().cast()), _mm512_loadu_si512(threshold.as_ptr().cast())) };
+        bits |= u64::from(_mm512_cmpge_epi32_mask(acc, threshold)) << (i * 16);
+    }
+    bits
 }
 
 /// [`crate::quantize::at_least`].

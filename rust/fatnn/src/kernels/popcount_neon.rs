@@ -137,7 +137,8 @@ unsafe fn count(rows: [*const u8; MR], offsets: &[usize], mut weights: *const u8
 /// [`crate::epilogue::at_least`].
 #[target_feature(enable = "neon")]
 #[inline]
-fn at_least(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
+pub(super) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
+    const { assert!(NR.is_multiple_of(4) && NR <= 32) };
     let mut bits = vdupq_n_u32(0);
     for (i, (acc, threshold)) in acc.as_chunks::<4>().0.iter().zip(threshold.as_chunks::<4>().0).enumerate() {
         // SAFETY: both arrays have four elements.
@@ -150,7 +151,7 @@ fn at_least(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
 /// [`crate::quantize::at_least`].
 #[target_feature(enable = "neon")]
 #[inline]
-fn float_at_least(x: &[f32; 16], threshold: f32) -> u16 {
+pub(super) fn float_at_least(x: &[f32; 16], threshold: f32) -> u16 {
     let threshold = vdupq_n_f32(threshold);
     let mut bits = vdupq_n_u32(0);
     for (i, x) in x.as_chunks::<4>().0.iter().enumerate() {
