@@ -16,7 +16,8 @@ use super::weights::{Int8Weights, Panel};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::kernels::int8::{COPY_SLACK, Finish, Int8Layout, Pixels, Product, Rows, interleave};
-use crate::net::{Elementwise, apply_all, transpose};
+use crate::kernels::pooling::pooling;
+use crate::net::{Elementwise, PoolStep, apply_all, transpose};
 use crate::parallel;
 use crate::quantize::PixelOrder;
 use crate::weights::LINE;
@@ -110,12 +111,13 @@ pub fn conv2d_int8(
     }
     scratch.resize(geometry.scratch, 0);
     let pixels = shape.input[0] * shape.input[1];
+    let layer = Layer { weights, constants: &constants, post: &[] };
     if order == PixelOrder::ChannelsLast || pixels == 1 || x.is_empty() {
-        return geometry.run(x, weights, &constants, &[], &mut scratch, out);
+        return geometry.run(x, &layer, &mut scratch, out);
     }
     let mut last = vec![0.0; x.len()];
     transpose(x, &mut last, channels, pixels);
-    geometry.run(&last, weights, &constants, &[], &mut scratch, out).map_err(|e| match e {
+    geometry.run(&last, &layer, &mut scratch, out).map_err(|e| match e {
         // The index in the caller's memory.
         Error::NotANumber { what, .. } => {
             Error::NotANumber { what, index: x.iter().position(|v| v.is_nan()).unwrap_or(0) }
@@ -148,6 +150,15 @@ pub(crate) struct Geometry {
     zeros: usize,
 }
 
+/// A layer's weights and what follows the products.
+#[derive(Clone, Copy)]
+pub(crate) struct Layer<'a> {
+    pub weights: &'a Int8Weights<'a>,
+    pub constants: &'a Constants,
+    /// What the epilogue does not contain.
+    pub post: &'a [Elementwise],
+}
+
 /// A thread's columns, kept from call to call, so that a run allocates nothing after the first.
 #[derive(Default)]
 struct Scratch {
@@ -160,6 +171,14 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = const {
         RefCell::new(Scratch { columns: Vec::new(), offsets: Vec::new() })
     };
+}
+
+/// Floats of a band, beside what its first pooled line wants: a quarter of the second-level cache.
+const BAND_FLOATS: usize = 64 << 10;
+
+thread_local! {
+    /// Lines of the output that pooling reads.
+    static BAND: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Consecutive output pixels that are computed together.
@@ -215,24 +234,84 @@ impl Geometry {
         })
     }
 
-    /// Runs the convolution on pixels whose channels are last, then `post` on the output. `scratch` has at least
-    /// [`Geometry::scratch`] bytes, whatever they are.
-    pub fn run(
-        &self,
-        x: &[f32],
-        weights: &Int8Weights<'_>,
-        constants: &Constants,
-        post: &[Elementwise],
-        scratch: &mut [u8],
-        out: &mut [f32],
-    ) -> Result<()> {
-        let (kernel, w) = (weights.kernel(), weights.shape());
-        let n = w.out_channels;
-        check_len("input", self.shape.size("input", self.shape.input, w.channels)?, x.len())?;
+    /// Runs the convolution on pixels whose channels are last. `scratch` has at least [`Geometry::scratch`] bytes, whatever they
+    /// are.
+    pub fn run(&self, x: &[f32], layer: &Layer<'_>, scratch: &mut [u8], out: &mut [f32]) -> Result<()> {
+        let n = layer.weights.shape().out_channels;
         check_len("output", self.shape.size("output", self.output, n)?, out.len())?;
         if out.is_empty() {
             return Ok(());
         }
+        let image = self.quantize(x, layer, scratch)?;
+        let granularity = if self.lines > 1 { self.lines * self.output[1] } else { self.segment };
+        parallel::try_for_each_rows(out, n, granularity, self.cost(layer), |first, out| {
+            SCRATCH.with_borrow_mut(|scratch| self.pixels(image, layer, first, scratch, out))
+        })
+    }
+
+    /// Runs the convolution and pools its output, a few lines at a time: nothing of what only pooling reads leaves the cache.
+    pub fn run_pooled(
+        &self,
+        x: &[f32],
+        layer: &Layer<'_>,
+        pool: &PoolStep,
+        scratch: &mut [u8],
+        out: &mut [f32],
+    ) -> Result<()> {
+        let ([height, width], [out_h, out_w]) = (self.output, pool.output());
+        let n = layer.weights.shape().out_channels;
+        check_len("output", self.shape.size("output", pool.output(), n)?, out.len())?;
+        if out.is_empty() {
+            return Ok(());
+        }
+        let image = self.quantize(x, layer, scratch)?;
+        let (line, pooling) = (width * n, pooling()?);
+        parallel::try_for_each_rows(out, out_w * n, 1, self.cost(layer), |first, out| {
+            BAND.with_borrow_mut(|band| {
+                // What `band` holds: lines of one image.
+                let (mut of, mut held) = (usize::MAX, 0..0);
+                let count = out.len() / (out_w * n);
+                for (i, out) in out.chunks_exact_mut(out_w * n).enumerate() {
+                    let (number, y) = ((first + i) / out_h, (first + i) % out_h);
+                    let wanted = pool.lines(y);
+                    if of != number || wanted.end > held.end {
+                        // Windows overlap: lines that are there already move to the front.
+                        let kept = if of == number { wanted.start.clamp(held.start, held.end)..held.end } else { 0..0 };
+                        let from = (kept.start - held.start.min(kept.start)) * line;
+                        let start = if kept.is_empty() { wanted.start } else { kept.start };
+                        // Not beyond what this piece will want.
+                        let last = pool.lines((y + count - i).min(out_h) - 1).end;
+                        let end = (wanted.end + (BAND_FLOATS / line)).min(last).max(wanted.end);
+                        let (have, need) = (kept.len() * line, (end - start) * line);
+                        band.copy_within(from..from + have, 0);
+                        if band.len() < need {
+                            band.resize(need, 0.0);
+                        }
+                        let at = (number * height + start) * width + kept.len() * width;
+                        SCRATCH
+                            .with_borrow_mut(|scratch| self.pixels(image, layer, at, scratch, &mut band[have..need]))?;
+                        (of, held) = (number, start..end);
+                    }
+                    for (x, out) in out.chunks_exact_mut(n).enumerate() {
+                        pool.pixel(&pooling, band, held.start, [y, x], out);
+                    }
+                }
+                Ok(())
+            })
+        })
+    }
+
+    /// Products of the whole layer; an int8 product costs about four ternary ones.
+    fn cost(&self, layer: &Layer<'_>) -> usize {
+        let w = layer.weights.shape();
+        let pixels = self.shape.batch * self.output[0] * self.output[1];
+        pixels.saturating_mul(w.out_channels).saturating_mul(w.reduction()).saturating_mul(4)
+    }
+
+    /// The quantized input, and the row of zeroes.
+    fn quantize<'s>(&self, x: &[f32], layer: &Layer<'_>, scratch: &'s mut [u8]) -> Result<&'s [u8]> {
+        let kernel = layer.weights.kernel();
+        check_len("input", self.shape.size("input", self.shape.input, layer.weights.shape().channels)?, x.len())?;
         let element = kernel.layout().element;
         let scratch = &mut scratch[..self.scratch];
         let (image, zeros) = scratch.split_at_mut(x.len() * element.bytes());
@@ -240,7 +319,7 @@ impl Geometry {
         let numbers = AtomicBool::new(true);
         let quantize = |first: usize, out: &mut [u8]| {
             let x = &x[first..][..out.len() / element.bytes()];
-            if !kernel.quantize(x, constants.inv_step, out) {
+            if !kernel.quantize(x, layer.constants.inv_step, out) {
                 numbers.store(false, Ordering::Relaxed);
             }
         };
@@ -250,30 +329,34 @@ impl Geometry {
             let index = x.iter().position(|v| v.is_nan()).unwrap_or(0);
             return Err(Error::NotANumber { what: "input", index });
         }
-        let image = &*scratch;
-        let out_w = self.output[1];
-        let granularity = if self.lines > 1 { self.lines * out_w } else { self.segment };
-        // An int8 product costs about four ternary ones.
-        let cost = out.len().saturating_mul(w.reduction()).saturating_mul(4);
-        parallel::try_for_each_rows(out, n, granularity, cost, |first, out| {
-            SCRATCH.with_borrow_mut(|scratch| {
-                let (mut at, end) = (first, first + out.len() / n);
-                while at < end {
-                    let (line, x) = (at / out_w, at % out_w);
-                    let whole = if x == 0 { ((end - at) / out_w).min(self.lines) } else { 0 };
-                    let block = match whole {
-                        0 | 1 => Block { line, x, lines: 1, width: self.segment.min(out_w - x).min(end - at) },
-                        lines => Block { line, x, lines, width: out_w },
-                    };
-                    let pixels = block.lines * block.width;
-                    let out = &mut out[(at - first) * n..][..pixels * n];
-                    self.block(image, weights, constants, &block, scratch, out);
-                    apply_all(post, out, n)?;
-                    at += pixels;
-                }
-                Ok(())
-            })
-        })
+        Ok(scratch)
+    }
+
+    /// Computes consecutive output pixels, the first of which is number `first` of all images'.
+    fn pixels(
+        &self,
+        image: &[u8],
+        layer: &Layer<'_>,
+        first: usize,
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let (n, out_w) = (layer.weights.shape().out_channels, self.output[1]);
+        let (mut at, end) = (first, first + out.len() / n);
+        while at < end {
+            let (line, x) = (at / out_w, at % out_w);
+            let whole = if x == 0 { ((end - at) / out_w).min(self.lines) } else { 0 };
+            let block = match whole {
+                0 | 1 => Block { line, x, lines: 1, width: self.segment.min(out_w - x).min(end - at) },
+                lines => Block { line, x, lines, width: out_w },
+            };
+            let pixels = block.lines * block.width;
+            let out = &mut out[(at - first) * n..][..pixels * n];
+            self.block(image, layer.weights, layer.constants, &block, scratch, out);
+            apply_all(layer.post, out, n)?;
+            at += pixels;
+        }
+        Ok(())
     }
 
     /// Computes a block.

@@ -7,7 +7,7 @@
 mod conv;
 mod weights;
 
-pub(crate) use conv::{Constants, Geometry, Padded};
+pub(crate) use conv::{Constants, Geometry, Layer, Padded};
 pub use conv::{Int8Epilogue, conv2d_int8};
 pub use weights::{Int8Weights, MAX_REDUCTION};
 

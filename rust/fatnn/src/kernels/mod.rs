@@ -1,5 +1,5 @@
-//! Micro-kernels: the only room with `unsafe`; no shapes, no threads, no allocation (but for the buffer that
-//! [`Kernel::expand`] is given to grow).
+//! Micro-kernels: the only room with `unsafe`; no shapes, no threads, no allocation (but for the scratch
+//! memory that [`FramedKernel::run`] is given to grow).
 //!
 //! A [`Kernel`] computes one tile, `mr` output rows × `nr` output channels, of a product between packed ternary
 //! activations and packed ternary weights, and runs the epilogue on it. Everything else (which rows, which channels,

@@ -9,7 +9,7 @@ use crate::codec::CodesLayout;
 use crate::error::{Error, Result};
 use crate::net::file::Tensor;
 use crate::net::network::{Beside, NetNode, Network, Port};
-use crate::net::ops::{Elementwise, Node, Refusal, share};
+use crate::net::ops::{Node, Refusal, share};
 use crate::net::value::Operation;
 
 /// See [`Network::new`].
@@ -171,7 +171,7 @@ impl Builder {
         Ok(())
     }
 
-    /// Moves elementwise functions into the operation whose output they alone read; the emptied nodes go.
+    /// Moves elementwise functions, and max pooling, into the operation whose output they alone read; the emptied nodes go.
     fn fuse(&mut self, outputs: &mut [Port]) {
         let first = self.inputs.len();
         let mut readers = vec![0; self.kinds.len()];
@@ -185,35 +185,41 @@ impl Builder {
         while n < self.nodes.len() {
             let source = self.nodes[n].inputs[0];
             let fusible = source >= first && readers[source] == 1 && self.nodes[n].inputs.len() == 1;
-            let functions: Option<Vec<Elementwise>> =
-                if fusible { self.nodes[n].operation.elementwise() } else { None };
-            let Some(functions) = functions else {
+            if !fusible || !self.moves(n, source - first) {
                 n += 1;
                 continue;
-            };
-            match self.nodes[source - first].operation.absorb(functions) {
-                Some(rest) => {
-                    self.nodes[n].operation.absorb(rest);
-                    n += 1;
-                }
-                None => {
-                    // Value `first + n` becomes `source`; what comes behind moves up by one.
-                    let gone = first + n;
-                    self.nodes.remove(n);
-                    readers[source] = readers[gone];
-                    readers.remove(gone);
-                    let moved = |v: &mut usize| {
-                        *v = match (*v).cmp(&gone) {
-                            std::cmp::Ordering::Less => *v,
-                            std::cmp::Ordering::Equal => source,
-                            std::cmp::Ordering::Greater => *v - 1,
-                        }
-                    };
-                    let reads = self.nodes.iter_mut().flat_map(|node| &mut node.inputs);
-                    reads.chain(outputs.iter_mut().map(|port| &mut port.value)).for_each(moved);
-                }
             }
+            // Value `first + n` becomes `source`; what comes behind moves up by one.
+            let gone = first + n;
+            self.nodes.remove(n);
+            readers[source] = readers[gone];
+            readers.remove(gone);
+            let moved = |v: &mut usize| {
+                *v = match (*v).cmp(&gone) {
+                    std::cmp::Ordering::Less => *v,
+                    std::cmp::Ordering::Equal => source,
+                    std::cmp::Ordering::Greater => *v - 1,
+                }
+            };
+            let reads = self.nodes.iter_mut().flat_map(|node| &mut node.inputs);
+            reads.chain(outputs.iter_mut().map(|port| &mut port.value)).for_each(moved);
         }
+    }
+
+    /// Moves node `n` into node `source`, where that takes it; whether it left nothing.
+    fn moves(&mut self, n: usize, source: usize) -> bool {
+        let [source, node] = self.nodes.get_disjoint_mut([source, n]).expect("a node reads those before it");
+        if let Some(functions) = node.operation.elementwise() {
+            let rest = source.operation.absorb(functions);
+            return match rest {
+                None => true,
+                Some(rest) => {
+                    node.operation.absorb(rest);
+                    false
+                }
+            };
+        }
+        node.operation.max_pool().is_some_and(|pool| source.operation.pool(pool))
     }
 }
 

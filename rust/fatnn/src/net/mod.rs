@@ -10,4 +10,4 @@ pub use file::{FORMAT_VERSION, Tensor, load, save};
 pub use network::{Input, Network, Observed, Output};
 #[doc(hidden)]
 pub use ops::Elementwise;
-pub(crate) use ops::{apply_all, map_elements, transpose};
+pub(crate) use ops::{PoolStep, apply_all, map_elements, transpose};

@@ -139,6 +139,15 @@ pub(crate) trait Operation: Send + Sync + std::fmt::Debug {
         let _ = quantizer;
         false
     }
+    /// Takes over max pooling of its output, where it can pool on the way; whether it does.
+    fn pool(&mut self, pool: &super::ops::Pool) -> bool {
+        let _ = pool;
+        false
+    }
+    /// The max pooling that this operation is, where it is one.
+    fn max_pool(&self) -> Option<&super::ops::Pool> {
+        None
+    }
     /// Whether its output may stand where its second input stood, of the same shape: [`Step::run_beside`] then gets the first
     /// alone, and finds the second in the output.
     fn adds_in_place(&self) -> bool {

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use super::{Made, Node, text};
 use crate::codec::CodesLayout;
 use crate::error::{Result, bad_value, check_len};
-use crate::int8::{Constants, Geometry, Int8Epilogue, Int8Weights, Padded};
+use crate::int8::{Constants, Geometry, Int8Epilogue, Int8Weights, Layer, Padded};
 use crate::net::ops::codes::Window;
 use crate::net::ops::elementwise::{Elementwise, check_channels};
+use crate::net::ops::pool::{Pool, PoolStep};
 use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
 use crate::weights::WeightShape;
 
@@ -20,6 +21,8 @@ struct Int8Conv {
     axes: usize,
     /// Elementwise functions that follow.
     post: Vec<Elementwise>,
+    /// Max pooling behind those.
+    pool: Option<Pool>,
 }
 
 /// Makes the operation of a node with so many spatial axes.
@@ -43,7 +46,7 @@ pub(super) fn make(node: &Node<'_>, axes: usize) -> Made {
     let &[inv_step] = node.floats("inv_step")? else { return Err("inv_step must be one number".into()) };
     let epilogue = Int8Epilogue { inv_step, scale: node.floats("scale")?, bias: node.optional("bias")? };
     let constants = Constants::new(&weights, &epilogue).map_err(text)?;
-    Ok(Box::new(Int8Conv { weights, constants, window, axes, post: Vec::new() }))
+    Ok(Box::new(Int8Conv { weights, constants, window, axes, post: Vec::new(), pool: None }))
 }
 
 impl Operation for Int8Conv {
@@ -71,12 +74,28 @@ impl Operation for Int8Conv {
             constants.relu = true;
             rest += 1;
         }
-        Ok((Value::float(out), Box::new(Int8Step { conv: self, geometry, constants, rest })))
+        let (mut pooled, mut pool) = (out, None);
+        if let Some(max_pool) = &self.pool {
+            let (dims, step) = max_pool.step(out)?;
+            (pooled, pool) = (dims, Some(step));
+        }
+        Ok((Value::float(pooled), Box::new(Int8Step { conv: self, geometry, constants, rest, pool })))
     }
 
     fn absorb(&mut self, functions: Vec<Elementwise>) -> Option<Vec<Elementwise>> {
+        if self.pool.is_some() {
+            return Some(functions);
+        }
         self.post.extend(functions);
         None
+    }
+
+    fn pool(&mut self, pool: &Pool) -> bool {
+        let free = self.pool.is_none() && self.axes == 2;
+        if free {
+            self.pool = Some(pool.clone());
+        }
+        free
     }
 }
 
@@ -87,6 +106,7 @@ struct Int8Step {
     constants: Constants,
     /// The first function that the epilogue does not contain.
     rest: usize,
+    pool: Option<PoolStep>,
 }
 
 impl Step for Int8Step {
@@ -96,6 +116,10 @@ impl Step for Int8Step {
 
     fn run(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>) -> Result<()> {
         let (conv, x, out) = (&*self.conv, inputs[0].floats(), out.floats());
-        self.geometry.run(x, &conv.weights, &self.constants, &conv.post[self.rest..], scratch, out)
+        let layer = Layer { weights: &conv.weights, constants: &self.constants, post: &conv.post[self.rest..] };
+        match &self.pool {
+            None => self.geometry.run(x, &layer, scratch, out),
+            Some(pool) => self.geometry.run_pooled(x, &layer, pool, scratch, out),
+        }
     }
 }

@@ -21,11 +21,12 @@ mod pool;
 pub use elementwise::Elementwise;
 pub(crate) use elementwise::{apply_all, map as map_elements};
 pub(crate) use linear::transpose;
+pub(crate) use pool::{Pool, PoolStep};
 
 use codes::{MaxPoolCodes, Quantize, Tail, TernaryConv, Window};
 use elementwise::{Add, Map};
 use linear::{Flatten, FloatConv};
-use pool::{Pool, Reduce, Windows};
+use pool::{Reduce, Windows};
 
 /// A node of a file's graph, with access to its attributes and tensors.
 pub(crate) struct Node<'a> {

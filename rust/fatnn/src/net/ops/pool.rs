@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::codec::CodesLayout;
 use crate::conv::ConvShape;
 use crate::error::{Result, bad_value};
-use crate::kernels::pooling::{Taps, pooling};
+use crate::kernels::pooling::{Pooling, Taps, pooling};
 use crate::net::ops::codes::Window;
 use crate::net::ops::elementwise::in_rows;
 use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
@@ -73,7 +73,7 @@ pub(crate) enum Reduce {
 }
 
 /// Pooling over floats.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Pool {
     pub windows: Windows,
     pub reduce: Reduce,
@@ -134,52 +134,83 @@ impl Operation for Pool {
         if dims.map.contains(&0) {
             return bad_value("pooling", "a map with pixels in it", format!("{:?}", dims.map));
         }
-        let spans = self.spans(&dims)?;
-        let map = [spans[0].0.len(), spans[1].0.len()];
-        let out = Dims { map, axes: self.axes.unwrap_or(dims.axes), ..dims };
-        Ok((Value::float(out), Box::new(PoolStep { spans, reduce: self.reduce, dims })))
+        let (out, step) = self.step(dims)?;
+        Ok((Value::float(out), Box::new(step)))
+    }
+
+    fn max_pool(&self) -> Option<&Pool> {
+        (self.reduce == Reduce::Max).then_some(self)
     }
 }
 
+impl Pool {
+    /// The pooling of maps of this size, and what comes out.
+    pub fn step(&self, dims: Dims) -> Result<(Dims, PoolStep)> {
+        let spans = self.spans(&dims)?;
+        let map = [spans[0].0.len(), spans[1].0.len()];
+        let out = Dims { map, axes: self.axes.unwrap_or(dims.axes), ..dims };
+        Ok((out, PoolStep { spans, reduce: self.reduce, dims }))
+    }
+}
+
+/// Pooling for one size of maps.
 #[derive(Debug)]
-struct PoolStep {
+pub(crate) struct PoolStep {
     spans: [(Vec<Span>, usize); 2],
     reduce: Reduce,
     dims: Dims,
 }
 
+impl PoolStep {
+    /// Height and width of the output.
+    pub fn output(&self) -> [usize; 2] {
+        [self.spans[0].0.len(), self.spans[1].0.len()]
+    }
+
+    /// The lines of the input that a line of the output is made of, and those between.
+    pub fn lines(&self, y: usize) -> Range<usize> {
+        self.spans[0].0[y].0.clone()
+    }
+
+    /// One pixel of an image of which `x` holds the lines from `first` on.
+    pub fn pixel(&self, pooling: &Pooling, x: &[f32], first: usize, [y, column]: [usize; 2], out: &mut [f32]) {
+        let [(rows, step_y), (columns, step_x)] = &self.spans;
+        let (channels, w) = (self.dims.channels, self.dims.map[1]);
+        let ((ys, high), (xs, wide)) = (&rows[y], &columns[column]);
+        let taps = Taps {
+            first: ((ys.start - first) * w + xs.start) * channels,
+            rows: ys.len().div_ceil(*step_y),
+            row_step: step_y * w * channels,
+            columns: xs.len().div_ceil(*step_x),
+            column_step: step_x * channels,
+        };
+        match self.reduce {
+            Reduce::Max => (pooling.max)(x, &taps, out),
+            Reduce::Mean { count_padding, divisor } => {
+                (pooling.sum)(x, &taps, out);
+                let count = match (divisor, count_padding) {
+                    (0, false) => taps.rows * taps.columns,
+                    (0, true) => high * wide,
+                    (divisor, _) => divisor,
+                } as f32;
+                for out in out {
+                    *out /= count;
+                }
+            }
+        }
+    }
+}
+
 impl Step for PoolStep {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
-        let x = inputs[0].floats();
-        let [(rows, step_y), (columns, step_x)] = &self.spans;
+        let (x, [rows, columns]) = (inputs[0].floats(), self.output());
         let (channels, [h, w]) = (self.dims.channels, self.dims.map);
         let pooling = pooling()?;
         in_rows(out.floats(), channels, |first, out| {
             for (i, out) in out.chunks_exact_mut(channels).enumerate() {
-                let at = first + i;
-                let (image, at) = (at / (rows.len() * columns.len()), at % (rows.len() * columns.len()));
-                let ((ys, high), (xs, wide)) = (&rows[at / columns.len()], &columns[at % columns.len()]);
-                let taps = Taps {
-                    first: ((image * h + ys.start) * w + xs.start) * channels,
-                    rows: ys.len().div_ceil(*step_y),
-                    row_step: step_y * w * channels,
-                    columns: xs.len().div_ceil(*step_x),
-                    column_step: step_x * channels,
-                };
-                match self.reduce {
-                    Reduce::Max => (pooling.max)(x, &taps, out),
-                    Reduce::Mean { count_padding, divisor } => {
-                        (pooling.sum)(x, &taps, out);
-                        let count = match (divisor, count_padding) {
-                            (0, false) => taps.rows * taps.columns,
-                            (0, true) => high * wide,
-                            (divisor, _) => divisor,
-                        } as f32;
-                        for out in out {
-                            *out /= count;
-                        }
-                    }
-                }
+                let (image, at) = ((first + i) / (rows * columns), (first + i) % (rows * columns));
+                let x = &x[image * h * w * channels..];
+                self.pixel(&pooling, x, 0, [at / columns, at % columns], out);
             }
             Ok(())
         })
