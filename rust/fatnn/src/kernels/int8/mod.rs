@@ -32,7 +32,7 @@ mod neon;
 mod passes;
 mod scalar;
 
-pub(crate) use columns::{COPY_SLACK, Pixels, interleave};
+pub(crate) use columns::{COPY_SLACK, Pixels, interleave, roll};
 pub use passes::Finish;
 
 /// How a kernel wants to read activations.
