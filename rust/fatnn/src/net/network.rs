@@ -15,8 +15,7 @@ use crate::codec::CodesLayout;
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::net::file::{self, Tensor};
 use crate::net::ops::{Elementwise, Node, Refusal, share, transpose};
-use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
-use crate::weights::LINE;
+use crate::net::value::{Dims, Floats, Operation, Slice, SliceMut, Step, Value, zeros};
 
 /// Sets of buffers that are kept for later runs.
 const KEPT: usize = 8;
@@ -122,36 +121,6 @@ struct Workspace {
 enum Buffer {
     Float(Floats),
     Codes(Vec<u8>),
-}
-
-/// Floats that begin where a cache line does: every wide vector in two lines would cost two accesses.
-#[derive(Debug)]
-struct Floats {
-    values: Vec<f32>,
-    start: usize,
-}
-
-impl Floats {
-    fn zeros(len: usize) -> Result<Self> {
-        let spare = LINE / size_of::<f32>() - 1;
-        let values: Vec<f32> = zeros(len.saturating_add(spare))?;
-        let start = values.as_ptr().align_offset(LINE).min(spare);
-        Ok(Floats { values, start })
-    }
-}
-
-impl std::ops::Deref for Floats {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        &self.values[self.start..]
-    }
-}
-
-impl std::ops::DerefMut for Floats {
-    fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.values[self.start..]
-    }
 }
 
 impl Network {
@@ -356,7 +325,7 @@ impl Network {
 impl Workspace {
     fn bytes(&self) -> usize {
         let buffer = |b: &Buffer| match b {
-            Buffer::Float(x) => x.values.capacity() * 4,
+            Buffer::Float(x) => x.bytes(),
             Buffer::Codes(x) => x.capacity(),
         };
         self.buffers.iter().map(buffer).sum::<usize>() + self.scratch.capacity()
@@ -401,16 +370,6 @@ impl Port {
         };
         Ok(Dims { images: shape[0], channels: shape[1], map, axes: shape.len() - 2 })
     }
-}
-
-/// A buffer, or an error where there is no memory for it.
-fn zeros<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
-    let mut buffer = Vec::new();
-    if buffer.try_reserve_exact(len).is_err() {
-        return bad_value("memory of the network", "values that fit in memory", format!("{len} elements in one"));
-    }
-    buffer.resize(len, T::default());
-    Ok(buffer)
 }
 
 fn malformed(why: String) -> Error {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::codec::CodesLayout;
 use crate::error::{Result, bad_value};
+use crate::weights::LINE;
 
 /// Dimensions of a value: images, channels, and as many spatial axes as it has. In memory, floats are always
 /// `images × height × width × channels`.
@@ -114,6 +115,51 @@ impl<'a> SliceMut<'a> {
             SliceMut::Float(_) => unreachable!("the graph's kinds were checked"),
         }
     }
+}
+
+/// Floats that begin where a cache line does: every wide vector in two lines would cost two accesses.
+#[derive(Debug)]
+pub(crate) struct Floats {
+    values: Vec<f32>,
+    start: usize,
+}
+
+impl Floats {
+    pub fn zeros(len: usize) -> Result<Self> {
+        let spare = LINE / size_of::<f32>() - 1;
+        let values: Vec<f32> = zeros(len.saturating_add(spare))?;
+        let start = values.as_ptr().align_offset(LINE).min(spare);
+        Ok(Floats { values, start })
+    }
+
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        self.values.capacity() * size_of::<f32>()
+    }
+}
+
+impl std::ops::Deref for Floats {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.values[self.start..]
+    }
+}
+
+impl std::ops::DerefMut for Floats {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.values[self.start..]
+    }
+}
+
+/// A buffer, or an error where there is no memory for it.
+pub(crate) fn zeros<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
+    let mut buffer = Vec::new();
+    if buffer.try_reserve_exact(len).is_err() {
+        return bad_value("memory of the network", "values that fit in memory", format!("{len} elements in one"));
+    }
+    buffer.resize(len, T::default());
+    Ok(buffer)
 }
 
 /// An operation with its weights, for any input shape.
