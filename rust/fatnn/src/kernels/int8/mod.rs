@@ -143,6 +143,7 @@ pub struct Product<'a> {
     /// The reduction, rounded up to the layout's depth.
     depth: usize,
     panel: &'a [u8],
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "other kernels know it"))]
     width: usize,
     finish: Finish<'a>,
 }
@@ -174,13 +175,13 @@ impl<'a> Product<'a> {
     }
 
     /// Floats, from the first one on, that a kernel may write between.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "other kernels write slices"))]
     fn outputs(&self) -> usize {
         (self.rows.lines * self.rows.length - 1) * self.finish.pitch + self.finish.channels
     }
 
     /// Calls `tile(first row, rows, first output)` for at most `most` rows at a time, line by line.
     #[inline(always)]
-    #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
     fn tiles(&self, most: usize, mut tile: impl FnMut(usize, usize, usize)) {
         for line in 0..self.rows.lines {
             for x in (0..self.rows.length).step_by(most) {
