@@ -63,7 +63,7 @@ bench-kernels: tools-rust # criterion, then a table in which every kernel is mea
 	cargo bench --package fatnn
 
 bench-networks: build # one thread, batch 1; `fatnn bench --help` has more
-	$(BIN)/fatnn bench --model resnet18,resnet34,resnet50 --results benches/results
+	$(BIN)/fatnn bench --model resnet18,resnet34,resnet50 --ends float,int8 --results benches/results
 
 lint: build ## formatting, clippy, ruff, mypy, stubs
 	cargo fmt --all --check

@@ -180,7 +180,7 @@ fn table() {
                     macs
                 }),
                 Box::new(|| {
-                    let to = ToFloat { scale: Some(&scale), bias: Some(&bias), relu: true, channels: n };
+                    let to = ToFloat { scale: Some(&scale), bias: Some(&bias), relu: true, channels: n, codes: None };
                     conv2d_float(packed, &weights, shape, to, Some(&residual), &mut float).unwrap();
                     macs
                 }),

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import fatnn_rs
 from fatnn_rs.convert import TernaryNetwork, convert, verify
+from fatnn_rs.nn import TernaryLayer
 from fatnn_rs.quant import ActivationQuantizer
 
 
@@ -42,7 +43,7 @@ def exact(model: nn.Module, inputs: Any, others: tuple[Any, ...] = ()) -> Ternar
     net = convert(model, inputs)
     for given in (inputs, *others):
         report = verify(model, net, given)
-        assert report.codes_total > 0
+        assert report.codes_total > 0 or not any(isinstance(module, TernaryLayer) for module in model.modules())
         assert report.codes_different == 0, str(report)
         assert report.max_abs_diff == 0.0, str(report)
         assert not report.not_compared, str(report)

@@ -238,7 +238,7 @@ def test_misuse_is_one_clear_error(pair: tuple[nn.Module, Any]) -> None:
     with pytest.raises(InputError, match="expected 3 channels"):
         fatnn_rs.bench(net, image(1, 4, 10, 9), float_model=model)
     prepared = fatnn_rs.prepare(copy.deepcopy(model), example_inputs=INPUTS)
-    with pytest.raises(ConfigError, match=r"float_model holds ternary layers.*conv1.*before fatnn_rs\.prepare"):
+    with pytest.raises(ConfigError, match=r"float_model holds quantized layers.*conv1.*before fatnn_rs\.prepare"):
         fatnn_rs.bench(net, INPUTS, float_model=prepared)
     with pytest.raises(ConfigError, match=r"returns shapes \[\[2, 3, 10, 9\]\].*\[\[2, 5\]\]"):
         fatnn_rs.bench(net, INPUTS, float_model=nn.Identity())
@@ -289,8 +289,10 @@ def test_the_machine_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar-resnet20"])
-def test_networks_by_name(name: str) -> None:
-    made = networks.make(name)
+@pytest.mark.parametrize("ends", networks.ENDS)
+def test_networks_by_name(name: str, ends: str) -> None:
+    made = networks.make(name, ends=ends)
+    assert made.net.report.layers_int8 == (2 if ends == "int8" else 0)
     assert all(not row.op.startswith("torch: ") for row in made.net.report.rows)
     x = made.images(2)
     assert x.shape[0] == 2
@@ -338,6 +340,11 @@ def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkey
     code, out, _ = _call(capsys, *options[:2], "--rounds", "3", "--against", "none", "--json", "-")
     assert code == 0
     assert [row["name"] for row in json.loads(out)[0]["rows"]] == ["fatnn"]
+    code, out, _ = _call(
+        capsys, *options[:2], "--rounds", "3", "--against", "none", "--ends", "int8,float", "--json", "-"
+    )
+    assert code == 0
+    assert [report["network"] for report in json.loads(out)] == ["digits, int8 ends, batch 1", "digits, batch 1"]
 
 
 def test_command_line_fails_where_it_should(
@@ -356,6 +363,7 @@ def test_command_line_fails_where_it_should(
         (("--against", "nonsense"), "against: unknown name 'nonsense'; known are: torch"),
         (("--threads", "0"), "threads must be at least 1, got 0"),
         (("--batch", "one"), "--batch: expected whole numbers separated by commas, got 'one'"),
+        (("--ends", "int4"), "ends: unknown name 'int4'; known are: float, int8, ternary"),
         (("--batch", ","), "batch: expected at least one value"),
         (("--size", "16"), "size: resnet18 halves its images five times and needs at least 32 pixels, got 16"),
     ):

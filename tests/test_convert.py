@@ -36,7 +36,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even k
 
 # The one with two inputs has no layer between its ends.
 @pytest.mark.parametrize(
-    ("name", "ends"), [(n, e) for n in MODELS for e in ("ternary", "float") if (n, e) != ("two inputs", "float")]
+    ("name", "ends"),
+    [(n, e) for n in MODELS for e in ("ternary", "int8", "float") if e == "ternary" or n != "two inputs"],
 )
 def test_models(name: str, ends: str) -> None:
     make, inputs, others = MODELS[name]

@@ -148,7 +148,7 @@ def build(stages: list[Stage], dims: int, channels: int) -> nn.Module:
     return nn.Sequential(*blocks, nn.Flatten(), nn.LazyLinear(3))
 
 
-def check(stages: list[Stage], dims: int, channels: int, size: int, seed: int) -> None:
+def check(stages: list[Stage], dims: int, channels: int, size: int, seed: int, first: str = "ternary") -> None:
     torch.manual_seed(seed)
     model = build(stages, dims, channels)
     x = image(3, channels, *([size + 1, size][:dims]), seed=seed)
@@ -157,7 +157,7 @@ def check(stages: list[Stage], dims: int, channels: int, size: int, seed: int) -
     except (RuntimeError, ValueError):
         assume(False)  # the kernels do not fit the map, or BatchNorm had a single value
     inputs = tuple(image(batch, *x.shape[1:], seed=seed + batch) for batch in (1, 4))
-    model = ready(model, x, seed)
+    model = ready(model, x, seed, first=first)
     net = exact(model, x, inputs)
     empty = x[:0]
     assert net(empty).shape == (0, 3)
@@ -168,6 +168,9 @@ def check(stages: list[Stage], dims: int, channels: int, size: int, seed: int) -
 
 SETTINGS = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 
+#: What the first layer becomes; the last one is ternary.
+FIRST = st.sampled_from(["ternary", "int8"])
+
 
 @SETTINGS
 @given(
@@ -175,9 +178,10 @@ SETTINGS = settings(max_examples=50, deadline=None, suppress_health_check=list(H
     channels=st.integers(1, 6),
     size=st.integers(4, 11),
     seed=st.integers(0, 1 << 20),
+    first=FIRST,
 )
-def test_two_dimensions(stages: list[Stage], channels: int, size: int, seed: int) -> None:
-    check(stages, 2, channels, size, seed)
+def test_two_dimensions(stages: list[Stage], channels: int, size: int, seed: int, first: str) -> None:
+    check(stages, 2, channels, size, seed, first)
 
 
 @SETTINGS
@@ -186,15 +190,21 @@ def test_two_dimensions(stages: list[Stage], channels: int, size: int, seed: int
     channels=st.integers(1, 6),
     size=st.integers(6, 20),
     seed=st.integers(0, 1 << 20),
+    first=FIRST,
 )
-def test_one_dimension(stages: list[Stage], channels: int, size: int, seed: int) -> None:
-    check(stages, 1, channels, size, seed)
+def test_one_dimension(stages: list[Stage], channels: int, size: int, seed: int, first: str) -> None:
+    check(stages, 1, channels, size, seed, first)
 
 
 @SETTINGS
-@given(stages=st.lists(STAGES, min_size=1, max_size=4), channels=st.integers(1, 140), seed=st.integers(0, 1 << 20))
-def test_linear(stages: list[Stage], channels: int, seed: int) -> None:
-    check(stages, 0, channels, 0, seed)
+@given(
+    stages=st.lists(STAGES, min_size=1, max_size=4),
+    channels=st.integers(1, 140),
+    seed=st.integers(0, 1 << 20),
+    first=FIRST,
+)
+def test_linear(stages: list[Stage], channels: int, seed: int, first: str) -> None:
+    check(stages, 0, channels, 0, seed, first)
 
 
 @pytest.mark.parametrize("dims", [0, 1, 2])
@@ -208,8 +218,9 @@ def test_wide_layers_bisect(dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x = image(3, 70, *([7, 6][:dims]))
     model(x)
     model = ready(model, x)
+    monkeypatch.setattr(thresholds, "EXHAUSTIVE_IF_MONOTONE", thresholds.EXHAUSTIVE)
     everywhere = convert(model, x)
-    monkeypatch.setattr(thresholds, "EXHAUSTIVE", 0)
+    monkeypatch.setattr(thresholds, "EXHAUSTIVE_IF_MONOTONE", 0)
     bisected = exact(model, x)
     for name, tensor in everywhere.graph.tensors.items():
         assert torch.equal(tensor, bisected.graph.tensors[name])

@@ -28,7 +28,7 @@ def net() -> TernaryNetwork:
 
 
 def test_no_ternary_layer() -> None:
-    with pytest.raises(ConversionError, match=r"ResNet holds no ternary layer.*prepare\(model\)"):
+    with pytest.raises(ConversionError, match=r"ResNet holds no ternary or int8 layer.*prepare\(model\)"):
         convert(ResNet().eval(), X)
 
 

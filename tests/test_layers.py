@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from fatnn_rs import ConfigError, InputError
 from fatnn_rs.nn import TernaryConv1d, TernaryConv2d, TernaryLayer, TernaryLinear, calibrate
+from fatnn_rs.nn.layers import held_weights
 from fatnn_rs.quant import QUANTIZERS
 
 CASES: list[tuple[type[Any], type[Any], tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
@@ -126,6 +127,23 @@ def test_state_dict_round_trip_gives_the_same_function() -> None:
     assert torch.equal(copy.deepcopy(source)(x), source(x))
 
 
+def test_held_weights_are_quantized_once_and_let_go() -> None:
+    layer = TernaryConv2d(3, 8, 3)
+    x = data((2, 3, 6, 6))
+    expected, codes = layer(x), layer.ternary_weight()
+    threads = torch.get_num_threads()
+    with held_weights(nn.Sequential(layer)):
+        with torch.no_grad():
+            layer.weight.neg_()
+        assert torch.equal(layer(x), expected)
+        assert torch.equal(layer.ternary_weight(), codes)
+        assert torch.get_num_threads() == threads
+    assert not torch.equal(layer.ternary_weight(), codes)
+    with pytest.raises(ZeroDivisionError), held_weights(layer):
+        raise ZeroDivisionError
+    assert layer._held is None
+
+
 def test_autocast_and_bfloat16_keep_exact_accumulators() -> None:
     layer = TernaryLinear(4096, 8, bias=False, scale=False)
     x = (layer.ternary_weight() > 0).float()
@@ -185,5 +203,5 @@ def test_calibrate_with_one_value_per_channel_and_without_layers() -> None:
     model = nn.Sequential(TernaryLinear(4, 8, scale=False), nn.BatchNorm1d(8))
     calibrate(model, torch.ones(1, 4))
     assert model[0].act_quant.initialized
-    with pytest.raises(ConfigError, match="no ternary layer"):
+    with pytest.raises(ConfigError, match="no ternary or int8 layer"):
         calibrate(nn.Linear(2, 2), torch.ones(1, 2))

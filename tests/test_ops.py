@@ -11,13 +11,17 @@ from torch.library import opcheck
 from torch.nn import functional
 
 from fatnn_rs import InputError, _core
-from fatnn_rs.ops import OPS, packed_bytes, prepack
+from fatnn_rs.ops import OPS, packed_bytes, prepack, prepack_int8
 
 ops = torch.ops.fatnn_rs
 
 
 def codes_of(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return torch.randint(-1, 2, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
+
+
+def int8_of(shape: tuple[int, ...]) -> Tensor:
+    return torch.randint(-127, 128, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(0))
 
 
 def layouts(x: Tensor) -> dict[str, Tensor]:
@@ -50,6 +54,7 @@ def samples() -> dict[str, tuple[object, ...]]:
         "conv_codes": (codes, weight, thresholds, 8, *window, 4),
         "conv_float": (codes, weight, scale, bias, residual, True, 8, *window),
         "max_pool_codes": (codes, (3, 2), (2, 2), (1, 1), (1, 1), True),
+        "conv_int8": (x, prepack_int8(int8_of((8, 6, 3, 3)), 2), scale, bias, 16.0, 8, *window),
     }
 
 
@@ -66,10 +71,10 @@ def test_opcheck(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "requires_grad", "transposed"])
-@pytest.mark.parametrize("name", ["quantize", "conv_float"])
+@pytest.mark.parametrize("name", ["quantize", "conv_float", "conv_int8"])
 def test_opcheck_layouts(name: str, layout: str) -> None:
     arguments = list(samples()[name])
-    place = {"quantize": 0, "conv_float": 4}[name]
+    place = {"quantize": 0, "conv_float": 4, "conv_int8": 0}[name]
     plain = getattr(ops, name)(*arguments)
     arguments[place] = layouts(arguments[place])[layout]  # type: ignore[arg-type]
     opcheck(getattr(ops, name).default, tuple(arguments))
@@ -113,6 +118,13 @@ def test_opcheck_layouts_of_codes(name: str, layout: str) -> None:
 def test_opcheck_ranks(shape: tuple[int, ...]) -> None:
     for x in layouts(torch.randn(shape)).values():
         opcheck(ops.quantize.default, (x, -0.4, 0.5, 1))
+        kernel = [1, 1, *[2] * (x.dim() - 2)][-2:]
+        weight = int8_of((5, x.shape[1], *kernel))
+        blob = prepack_int8(weight, linear=x.dim() == 2)
+        opcheck(ops.conv_int8.default, (x, blob, torch.ones(5), None, 3.0, 5, kernel))
+        codes = (x.detach() * 3.0).round().clamp(-127, 127)
+        expected = functional.conv2d(codes.reshape(*x.shape[:2], *[1, 1, *x.shape[2:]][-2:]), weight.float())
+        assert torch.equal(ops.conv_int8(x, blob, torch.ones(5), None, 3.0, 5, kernel).flatten(), expected.flatten())
 
 
 def levels(x: Tensor, low: float, high: float) -> Tensor:
@@ -233,6 +245,20 @@ def test_under_export() -> None:
     assert torch.equal(program.module()(x), Model()(x))
 
 
+def int8(**changed: object) -> Tensor:
+    """A sound call of ``conv_int8`` but for what is changed."""
+    arguments: dict[str, object] = {
+        "x": torch.zeros(1, 4, 2, 2),
+        "weight": prepack_int8(int8_of((6, 4, 1, 1))),
+        "scale": torch.ones(6),
+        "bias": None,
+        "inv_step": 1.0,
+        "out_channels": 6,
+        "kernel": (1, 1),
+    }
+    return ops.conv_int8(**{**arguments, **changed})
+
+
 CODES = torch.zeros(1, 4, 4, 16, dtype=torch.uint8)
 BLOB = prepack(codes_of((8, 12, 3, 3)), 1, False)
 SQUARE = ((3, 3), (1, 1), (0, 0), (1, 1))
@@ -284,6 +310,25 @@ SQUARE = ((3, 3), (1, 1), (0, 0), (1, 1))
         ),
         (lambda: ops.max_pool_codes(CODES, (2, 2), (1, 1), (2, 2)), "padding: expected at most half the kernel"),
         (lambda: ops.max_pool_codes(CODES, (5, 5), (1, 1)), "smaller than the kernel"),
+        (lambda: int8(x=torch.zeros(1, 4, 2, 2).double()), "x: expected torch.float32"),
+        (lambda: int8(x=torch.zeros(4)), "x: expected 2 or 3 or 4 dimensions"),
+        (lambda: int8(x=torch.zeros(1, 5, 2, 2)), "channels of x: expected 4, got 5"),
+        (lambda: int8(x=torch.full((1, 4, 2, 2), float("nan"))), "NaN"),
+        (lambda: int8(weight=torch.zeros(6, 4, 1, 1)), "weight: expected torch.uint8"),
+        (lambda: int8(weight=torch.zeros(9, dtype=torch.uint8)), "too short"),
+        (lambda: int8(weight=BLOB), "mark of packed int8 weights"),
+        (lambda: int8(out_channels=5, scale=torch.ones(5)), "scale: expected 6 elements, got 5"),
+        (lambda: int8(kernel=(2, 2)), "output: expected 24 elements, got 6"),
+        (lambda: int8(scale=torch.ones(5)), r"scale: expected shape \(6,\)"),
+        (lambda: int8(bias=torch.ones(5)), r"bias: expected shape \(6,\)"),
+        (lambda: int8(inv_step=0.0), "inv_step: expected a positive number, got 0.0"),
+        (lambda: int8(stride=(0, 1)), "stride: expected two integers of at least 1"),
+        (lambda: int8(kernel=(3, 3)), "smaller than the kernel"),
+        (lambda: int8(out_channels=0), "out_channels: expected at least 1"),
+        (lambda: prepack_int8(int8_of((6, 4, 1, 1)), 4), "groups: expected a divisor of the 6 channels"),
+        (lambda: prepack_int8(int8_of((6, 0, 1, 1))), "at least one value"),
+        (lambda: prepack_int8(int8_of((6, 4))), "weight: expected 4 dimensions"),
+        (lambda: prepack_int8(torch.zeros(6, 4, 1, 1)), "weight: expected torch.int8"),
         (lambda: prepack(torch.zeros(4, 4, 1, 1)), "weight: expected torch.int8"),
         (lambda: prepack(codes_of((4, 4))), "weight: expected 4 dimensions"),
         (lambda: prepack(codes_of((4, 4, 1, 1)), 3), "groups: expected a divisor of the 4 channels"),

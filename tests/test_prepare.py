@@ -171,7 +171,7 @@ def test_hooks_survive() -> None:
         (TernaryConfig(overrides={"x": {"scale": True}}), "overrides: 'x' matches no layer"),
         (
             TernaryConfig(overrides={"stem": {"scale": True}}),
-            r"names only layers that stay float: stem \(first='float'\)",
+            r"names only layers that do not become ternary: stem \(first='float'\)",
         ),
         (TernaryConfig(skip=("body",)), r"nothing is left to quantize: stem \(first='float'\)"),
     ],
@@ -184,7 +184,7 @@ def test_errors_of_prepare(config: TernaryConfig, message: str) -> None:
 
 
 def test_more_errors_of_prepare() -> None:
-    with pytest.raises(ConfigError, match="already holds ternary layers"):
+    with pytest.raises(ConfigError, match="already holds quantized layers"):
         prepare(prepare(Net()))
     with pytest.raises(ConfigError, match=r"holds no nn\.Conv1d"):
         prepare(nn.ReLU())
@@ -205,8 +205,8 @@ def test_more_errors_of_prepare() -> None:
     [
         ({"act": "uint2"}, UnsupportedError, "act='uint2' is not available in this version; available: 'ternary'"),
         ({"act": "binary"}, UnsupportedError, "not available"),
-        ({"first": "int8"}, UnsupportedError, "first='int8' is not available"),
-        ({"last": "int8"}, UnsupportedError, "last='int8' is not available"),
+        ({"first": "int4"}, ConfigError, "first must be 'float' or 'int8' or 'ternary', got 'int4'"),
+        ({"last": 8}, ConfigError, "last must be 'float' or 'int8' or 'ternary', got 8"),
         ({"weight": "twn"}, UnsupportedError, "weight='twn' is not available.*'fatnn'"),
         ({"weight": "nope"}, ConfigError, "weight must be 'fatnn', got 'nope'"),
         ({"act": 3}, ConfigError, "act must be"),

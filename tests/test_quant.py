@@ -170,6 +170,8 @@ def test_fit_step_finds_exact_levels_at_any_magnitude() -> None:
         x = torch.tensor([-1.0, 0.0, 0.0, 1.0]).repeat(9) * size
         assert fit_step(x, -1, 1) == pytest.approx(size, rel=1e-5)
     assert fit_step(torch.zeros(4), 0, 2) == 0.0
+    assert fit_step(torch.tensor([-8.0, 0.0, 3.0, 127.0]), -127, 127) == 1.0
+    assert fit_step(torch.zeros(4), -127, 127) == 0.0
     # Least-squares ternary step of the normal distribution: 1.224 standard deviations.
     normal = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
     assert fit_step(normal, -1, 1) == pytest.approx(1.224, rel=0.06)

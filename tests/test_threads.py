@@ -80,7 +80,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 def test_cpu_info() -> None:
     info = fatnn.cpu_info()
-    assert info["kernels"][-1] == "generic-popcount-scalar" or os.environ.get("FATNN_KERNEL")
+    assert "generic-popcount-scalar" in info["kernels"] or os.environ.get("FATNN_KERNEL")
     assert info["threads"] == fatnn.get_num_threads()
     assert set(info["features"]) <= set(info["features_detected"])
     assert _core.__version__ == fatnn.__version__

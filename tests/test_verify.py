@@ -87,7 +87,7 @@ def test_sees_another_model(resnet: nn.Module) -> None:
 
 
 def test_needs_ternary_layers(resnet: nn.Module) -> None:
-    with pytest.raises(ConversionError, match="ResNet holds no ternary layer, so there is nothing to compare"):
+    with pytest.raises(ConversionError, match="ResNet holds no ternary or int8 layer, so there is nothing to compare"):
         verify(ResNet().eval(), convert(resnet, X), X)
 
 
@@ -164,5 +164,5 @@ def test_sees_layers_that_the_model_did_not_run() -> None:
     net = convert(model, x)
     assert verify(model, net, x).identical
     model.skip = True
-    with pytest.raises(ConversionError, match="ran ternary layers that the model did not: two"):
+    with pytest.raises(ConversionError, match="ran quantized layers that the model did not: two"):
         verify(model, net, x)

@@ -164,6 +164,9 @@ def bench(
     against: Annotated[str, typer.Option(help="Peers, separated by commas; 'all' or 'none'.")] = "all",
     rounds: Annotated[int, typer.Option(min=3, help="Turns of every candidate.")] = 25,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here; '-': print them.")] = None,
+    ends: Annotated[
+        str, typer.Option(help="First and last layer: float, int8, ternary; separated by commas.")
+    ] = "float",
     results: Annotated[Path | None, typer.Option(help="Write a table and figures to RESULTS/<cpu>/<date>.")] = None,
 ) -> None:
     """Time converted networks against other runtimes, in turns: medians, per network and per layer."""
@@ -180,6 +183,7 @@ def bench(
         size=size,
         against=everyone[against] if against in everyone else _names(against),
         rounds=rounds,
+        ends=_names(ends),
     )
     reports = command.main(options, Console(stderr=True))
     if json_file == Path("-"):

@@ -16,8 +16,7 @@ _WEIGHT = ("fatnn",)
 _WEIGHT_PLANNED = ("twn", "ttq", "lsq", "sttn", "dorefa", "binary")
 _ACT = ("ternary",)
 _ACT_PLANNED = ("uint2", "binary")
-_END = ("float", "ternary")
-_END_PLANNED = ("int8",)
+_END = ("float", "int8", "ternary")
 _ACT_RANGES = ("auto", "half", "full")
 
 #: Options that an entry of ``TernaryConfig.overrides`` may set for the layers it names.
@@ -50,14 +49,15 @@ class TernaryConfig:
         Activations: ``"ternary"``.
     first, last
         What becomes of the first and the last convolution or linear layer (in order of execution): ``"float"`` leaves
-        it alone, ``"ternary"`` quantizes it like any other.
+        it alone, ``"int8"`` gives it 8-bit weights and activations (:mod:`fatnn_rs.nn.int8`), ``"ternary"`` quantizes
+        it like any other. A layer that is both takes the wider of the two.
     skip
         Layers to leave alone: names of modules (a container's name means every layer inside it), or ``"re:…"``, a
         regular expression that must match a layer's whole name.
     overrides
         Pattern (as in ``skip``) → options for the layers it names: ``weight``, ``act``, ``per_channel`` (bool),
         ``act_range`` (``"auto"``, ``"half"``, ``"full"``), ``scale`` (bool). Where several patterns name a layer, the
-        later entry wins, option by option.
+        later entry wins, option by option. Layers that become int8 have none of these options.
 
     Raises
     ------
@@ -78,8 +78,8 @@ class TernaryConfig:
         """Validate every field."""
         _choice("weight", self.weight, _WEIGHT, _WEIGHT_PLANNED)
         _choice("act", self.act, _ACT, _ACT_PLANNED)
-        _choice("first", self.first, _END, _END_PLANNED)
-        _choice("last", self.last, _END, _END_PLANNED)
+        _choice("first", self.first, _END, ())
+        _choice("last", self.last, _END, ())
         if not isinstance(self.skip, (tuple, list)):
             raise ConfigError(f"skip must be a tuple of patterns, got {self.skip!r}; write ({self.skip!r},) for one")
         for pattern in self.skip:

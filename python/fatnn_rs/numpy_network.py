@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from fatnn_rs import _core
 from fatnn_rs.errors import FormatError, InputError, UnsupportedError
-from fatnn_rs.report import Report, ReportRow, macs, packed_weight_bytes, runs
+from fatnn_rs.report import INT8, Report, ReportRow, macs, packed_weight_bytes, runs
 
 __all__ = ["NumpyNetwork", "load", "load_numpy", "read_report"]
 
@@ -104,7 +104,7 @@ def load_numpy(path: str | os.PathLike[str]) -> NumpyNetwork:
         The file cannot be read.
     """
     graph, text, arrays = _read(path)
-    network = _core.Network(text, arrays)
+    network = _core.Network(text, arrays, _plain_int8(graph))
     return NumpyNetwork(network, graph["outputs"], _report(graph, arrays, in_engine=True))
 
 
@@ -133,7 +133,7 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     """
     graph, text, arrays = _read(path)
     try:
-        _core.Network(text, arrays)
+        _core.Network(text, arrays, _plain_int8(graph))
     except UnsupportedError as error:
         report = _report(graph, arrays, in_engine=False)
         return Report(report.rows, (*report.notes, f"needs torch to run: {error}"))
@@ -152,6 +152,13 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str, dict[str, 
     if not isinstance(graph, dict) or not isinstance(graph.get("nodes"), list) or "outputs" not in graph:
         raise FormatError(f"{os.fspath(path)!r}: the graph has no nodes or no outputs; get the file again")
     return graph, text, arrays
+
+
+def _plain_int8(graph: dict[str, Any]) -> list[str]:
+    """Names of the int8 tensors that are no ternary codes, in a graph that nobody has checked yet."""
+    nodes = [node for node in graph["nodes"] if isinstance(node, dict) and node.get("op") in INT8]
+    tensors = [node["tensors"].get("weight") for node in nodes if isinstance(node.get("tensors"), dict)]
+    return sorted({name for name in tensors if isinstance(name, str)})
 
 
 def _report(graph: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], in_engine: bool) -> Report:

@@ -1,4 +1,4 @@
-"""``prepare``: swap a float model's layers for their ternary twins, in place; and optimizer groups that suit them."""
+"""``prepare``: swap a float model's layers for quantized twins, in place; and optimizer groups that suit them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fatnn_rs.config import TernaryConfig, matches
+from fatnn_rs.config import LayerOptions, TernaryConfig, matches
 from fatnn_rs.errors import ConfigError
+from fatnn_rs.nn.base import QuantizedLayer
 from fatnn_rs.nn.calibrate import calibrate
-from fatnn_rs.nn.layers import TERNARY_TWINS, TernaryLayer
+from fatnn_rs.nn.int8 import INT8_TWINS
+from fatnn_rs.nn.layers import TERNARY_TWINS
+from fatnn_rs.threads import one_thread
 
 __all__ = ["param_groups", "prepare"]
 
@@ -24,7 +27,7 @@ Model = TypeVar("Model", bound=nn.Module)
 def prepare(
     model: Model, config: TernaryConfig | None = None, example_inputs: Tensor | Sequence[Any] | None = None
 ) -> Model:
-    """Swap ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Linear`` for their ternary twins, in place.
+    """Swap ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Linear`` for their ternary (or int8) twins, in place.
 
     Parameter names and float ``state_dict`` keys stay as they were; step sizes are added beside them. Start from a
     trained float model where there is one. Only exact types are swapped: a subclass may compute something else.
@@ -62,28 +65,20 @@ def prepare(
     if not isinstance(config, TernaryConfig):
         raise ConfigError(f"config must be a TernaryConfig, got {type(config).__name__}")
     for name, module in model.named_modules():
-        if isinstance(module, TernaryLayer):
+        if isinstance(module, QuantizedLayer):
             raise ConfigError(
-                f"{type(model).__name__} already holds ternary layers ({name!r}); prepare a float model, and only once "
-                "(fatnn_rs.nn.calibrate initialises the steps of a model written with ternary layers)"
+                f"{type(model).__name__} already holds quantized layers ({name!r}); prepare a float model, and only "
+                "once (fatnn_rs.nn.calibrate initialises the steps of a model written with such layers)"
             )
     candidates = {name: module for name, module in model.named_modules() if type(module) in TERNARY_TWINS}
     if not candidates:
         raise ConfigError(f"{type(model).__name__} holds no nn.Conv1d, nn.Conv2d or nn.Linear to quantize")
     chosen = _choose(config, candidates, _look(model, candidates))
-    twins: dict[nn.Module, TernaryLayer] = {}
-    for name, scale in chosen.items():
-        module = candidates[name]
-        options = config.options_for(name)
-        twin = TERNARY_TWINS[type(module)].from_float(
-            module,
-            quantizer=options.weight,
-            per_channel=options.per_channel,
-            act_range=options.act_range,
-            scale=scale if options.scale is None else options.scale,
-        )
-        twin.set_name(name)
-        twins[module] = twin
+    twins: dict[nn.Module, QuantizedLayer] = {}
+    with one_thread():
+        for name, kind in chosen.items():
+            twins[candidates[name]] = _twin(candidates[name], config.options_for(name), kind)
+            twins[candidates[name]].set_name(name)
     # A module may hang in several places: replace it in all of them.
     for parent in list(model.modules()):
         for key, child in list(parent._modules.items()):
@@ -92,6 +87,18 @@ def prepare(
     if example_inputs is not None:
         calibrate(model, example_inputs)
     return model
+
+
+def _twin(module: nn.Module, options: LayerOptions, kind: _Kind) -> QuantizedLayer:
+    if kind.int8:
+        return INT8_TWINS[type(module)].from_float(module)
+    return TERNARY_TWINS[type(module)].from_float(
+        module,
+        quantizer=options.weight,
+        per_channel=options.per_channel,
+        act_range=options.act_range,
+        scale=kind.scale if options.scale is None else options.scale,
+    )
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -128,6 +135,14 @@ class _Look:
     feeds_norm: set[str] = field(default_factory=set)
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """What a layer becomes: int8, or ternary with a learned scale or without."""
+
+    int8: bool
+    scale: bool
+
+
 class _Tracer(torch.fx.Tracer):
     """Keeps convolutions, linear layers and BatchNorm whole, also where a model subclasses them."""
 
@@ -162,31 +177,35 @@ def _look(model: nn.Module, candidates: dict[str, nn.Module]) -> _Look:
     return _Look(order, {name for name, only_norm in feeds_norm.items() if only_norm})
 
 
-def _choose(config: TernaryConfig, candidates: dict[str, nn.Module], look: _Look) -> dict[str, bool]:
-    """Layers to quantize → whether they need a scale."""
+def _choose(config: TernaryConfig, candidates: dict[str, nn.Module], look: _Look) -> dict[str, _Kind]:
+    """Layers to quantize → what they become."""
     for what, patterns in (("skip", config.skip), ("overrides", tuple(config.overrides))):
         for pattern in patterns:
             if not any(matches(pattern, name) for name in candidates):
                 known = ", ".join(candidates)
                 raise ConfigError(f"{what}: {pattern!r} matches no layer; the layers are: {known}")
-    left: dict[str, str] = {}
-    if config.first == "float":
-        left[look.order[0]] = "first='float'"
-    if config.last == "float":
-        left[look.order[-1]] = "last='float'"
+    ends = (("first", config.first, look.order[0]), ("last", config.last, look.order[-1]))
+    int8 = {name: f"{end}='int8'" for end, what, name in ends if what == "int8"}
+    left = {name: f"{end}='float'" for end, what, name in ends if what == "float"}
     for name in candidates:
         if any(matches(pattern, name) for pattern in config.skip):
             left[name] = "skip"
-    chosen = {name: name not in look.feeds_norm for name in candidates if name not in left}
+    chosen = {
+        name: _Kind(int8=name in int8, scale=name not in look.feeds_norm) for name in candidates if name not in left
+    }
     if not chosen:
         reasons = ", ".join(f"{name or 'the model itself'} ({reason})" for name, reason in left.items())
         raise ConfigError(
-            f"nothing is left to quantize: {reasons}; skip less, or give first='ternary' or last='ternary'"
+            f"nothing is left to quantize: {reasons}; skip less, or give first or last as 'int8' or 'ternary'"
         )
     if "" in chosen:
-        raise ConfigError("the model is itself the layer, so it cannot be swapped in place; use TernaryX.from_float")
+        raise ConfigError(
+            "the model is itself the layer, so it cannot be swapped in place; use from_float of the layer's twin "
+            "in fatnn_rs.nn"
+        )
     for pattern in config.overrides:
-        if not any(matches(pattern, name) for name in chosen):
-            reasons = ", ".join(f"{name} ({reason})" for name, reason in left.items() if matches(pattern, name))
-            raise ConfigError(f"overrides: {pattern!r} names only layers that stay float: {reasons}")
+        if not any(matches(pattern, name) for name, kind in chosen.items() if not kind.int8):
+            others = {**int8, **left}
+            reasons = ", ".join(f"{name} ({reason})" for name, reason in others.items() if matches(pattern, name))
+            raise ConfigError(f"overrides: {pattern!r} names only layers that do not become ternary: {reasons}")
     return chosen

@@ -9,13 +9,16 @@ from dataclasses import asdict, dataclass
 
 from fatnn_rs.table import render
 
-__all__ = ["TRITS", "Report", "ReportRow", "macs", "packed_weight_bytes", "runs"]
+__all__ = ["INT8", "TRITS", "Report", "ReportRow", "macs", "packed_weight_bytes", "runs"]
 
 #: Trits in a byte of the file.
 TRITS = 5
 
 #: Convolutions and linear layers on codes.
 _TERNARY = ("conv_codes", "conv_float")
+
+#: Convolutions and linear layers on 8-bit integers.
+INT8 = ("conv1d_int8", "conv2d_int8", "linear_int8")
 
 #: What operations on codes read and make.
 _CODES = {
@@ -44,7 +47,7 @@ class ReportRow:
     macs
         Multiply-accumulates per example batch.
     packed_bytes
-        Of its ternary weights in a file.
+        Of its ternary or int8 weights in a file.
     note
         What was fused, or why it runs as it does.
     """
@@ -73,7 +76,17 @@ class Report:
     @property
     def bytes_packed(self) -> int:
         """Bytes of all ternary weights in a file."""
-        return sum(row.packed_bytes for row in self.rows)
+        return sum(row.packed_bytes for row in self.rows if row.op in _TERNARY)
+
+    @property
+    def layers_int8(self) -> int:
+        """Convolutions and linear layers that run on 8-bit integers."""
+        return sum(row.op in INT8 for row in self.rows)
+
+    @property
+    def bytes_int8(self) -> int:
+        """Bytes of all int8 weights in a file."""
+        return sum(row.packed_bytes for row in self.rows if row.op in INT8)
 
     @property
     def macs_ternary(self) -> int:
@@ -83,7 +96,12 @@ class Report:
     @property
     def macs_float(self) -> int:
         """Multiply-accumulates in float layers that the conversion knows."""
-        return sum(row.macs for row in self.rows if row.op not in _TERNARY)
+        return sum(row.macs for row in self.rows if row.op not in (*_TERNARY, *INT8))
+
+    @property
+    def macs_int8(self) -> int:
+        """Multiply-accumulates on 8-bit integers."""
+        return sum(row.macs for row in self.rows if row.op in INT8)
 
     @property
     def unsaveable(self) -> tuple[str, ...]:
@@ -92,7 +110,8 @@ class Report:
 
     def to_json(self) -> str:
         """Return the whole report as JSON."""
-        return json.dumps({**asdict(self), "macs_ternary": self.macs_ternary, "macs_float": self.macs_float}, indent=2)
+        macs = {"macs_ternary": self.macs_ternary, "macs_int8": self.macs_int8, "macs_float": self.macs_float}
+        return json.dumps({**asdict(self), **macs}, indent=2)
 
     def __str__(self) -> str:
         cells = [
@@ -108,11 +127,17 @@ class Report:
             for row in self.rows
         ]
         table = render(["node", "op", "runs", "shape", "MACs", "bytes", "note"], cells, right=(4, 5))
+        total = self.macs_ternary + self.macs_int8 + self.macs_float
         lines = [
             table,
-            f"{self.layers_ternary} ternary layers: {self.macs_ternary:,} of {self.macs_ternary + self.macs_float:,} "
-            f"MACs; ternary weights take {self.bytes_packed:,} bytes",
+            f"{self.layers_ternary} ternary layers: {self.macs_ternary:,} of {total:,} MACs; ternary weights take "
+            f"{self.bytes_packed:,} bytes",
         ]
+        if self.layers_int8:
+            lines.append(
+                f"{self.layers_int8} int8 layers: {self.macs_int8:,} of {total:,} MACs; int8 weights take "
+                f"{self.bytes_int8:,} bytes"
+            )
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
 
@@ -125,11 +150,13 @@ def runs(op: str, in_engine: bool) -> str:
 
 def macs(op: str, shape: Sequence[int], weight: Sequence[int] | None) -> int:
     """Multiply-accumulates of a convolution or linear layer with such a result and weight; 0 for anything else."""
-    if weight is None or op not in (*_TERNARY, "conv1d", "conv2d", "linear"):
+    if weight is None or op not in (*_TERNARY, *INT8, "conv1d", "conv2d", "linear"):
         return 0
     return math.prod(shape) * math.prod(weight[1:])
 
 
 def packed_weight_bytes(op: str, weight: Sequence[int] | None) -> int:
-    """Bytes of an operation's ternary weights, five to a byte."""
-    return 0 if weight is None or op not in _TERNARY else -(-math.prod(weight) // TRITS)
+    """Bytes of an operation's ternary weights, five to a byte, or of its int8 weights."""
+    if weight is None or op not in (*_TERNARY, *INT8):
+        return 0
+    return math.prod(weight) if op in INT8 else -(-math.prod(weight) // TRITS)

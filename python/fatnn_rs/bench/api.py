@@ -27,7 +27,7 @@ from fatnn_rs.bench.timing import PAUSE_SECONDS, Spread, interleaved, ratios
 from fatnn_rs.convert import TernaryNetwork, summary
 from fatnn_rs.convert.checks import check_inputs
 from fatnn_rs.errors import ConfigError, InputError
-from fatnn_rs.nn import TernaryLayer
+from fatnn_rs.nn import QuantizedLayer
 
 __all__ = ["bench"]
 
@@ -98,8 +98,8 @@ def bench(
     Raises
     ------
     ConfigError
-        An unknown peer; ``threads`` or ``rounds`` too small; a float model that holds ternary layers, or whose outputs
-        have other shapes than the network's.
+        An unknown peer; ``threads`` or ``rounds`` too small; a float model that holds quantized layers, or whose
+        outputs have other shapes than the network's.
     InputError
         ``net`` is no converted network; ``inputs`` hold no tensor, or not what the network takes.
     """
@@ -139,7 +139,9 @@ def bench(
         layers = time_layers(net, arguments, rounds, lambda done: report("layers", done, rounds))
         sizes = summary(net, arguments)
     ours = by_call[OURS, ""]
-    first = PeerRow(OURS, "this network", MEASURED, milliseconds=_milliseconds(ours))
+    # Convolutions take the matrix unit where there is one.
+    amx = "yes" if any("amx" in kernel for kernel in _core.cpu_info()["kernels"]) else "no"
+    first = PeerRow(OURS, "this network", MEASURED, milliseconds=_milliseconds(ours), amx=amx)
     return BenchReport(
         network=label or f"network of {net.report.layers_ternary} ternary layers",
         shapes=tuple(tuple(value.shape) for value in arguments if isinstance(value, Tensor)),
@@ -173,10 +175,10 @@ def _check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"float_model must be a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
-        if isinstance(module, (TernaryLayer, TernaryNetwork)):
+        if isinstance(module, (QuantizedLayer, TernaryNetwork)):
             raise ConfigError(
-                f"float_model holds ternary layers ({name or 'the model itself'!r}), which other runtimes would run as "
-                "slow float code; give the model as it was before fatnn_rs.prepare (keep a copy.deepcopy)"
+                f"float_model holds quantized layers ({name or 'the model itself'!r}), which other runtimes would run "
+                "as slow float code; give the model as it was before fatnn_rs.prepare (keep a copy.deepcopy)"
             )
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fatnn_rs.bench.api import bench
-from fatnn_rs.bench.networks import NETWORKS, make
+from fatnn_rs.bench.networks import ENDS, NETWORKS, make
 from fatnn_rs.bench.peers import PEERS
 from fatnn_rs.bench.report import BenchReport
 from fatnn_rs.errors import ConfigError, FatnnError
@@ -35,6 +37,8 @@ class BenchOptions:
         Names of rows of :data:`fatnn_rs.bench.PEERS`; all of them by default.
     rounds
         Turns of every candidate.
+    ends
+        What the first and the last layer are, out of :data:`fatnn_rs.bench.networks.ENDS`; each is measured.
 
     Raises
     ------
@@ -48,13 +52,20 @@ class BenchOptions:
     size: int | None = None
     against: Sequence[str] = tuple(PEERS)
     rounds: int = 25
+    ends: Sequence[str] = ("float",)
 
     def __post_init__(self) -> None:
         """Validate, before anything slow begins."""
-        for what, values in (("model", self.models), ("batch", self.batches), ("threads", self.threads)):
+        asked: dict[str, Sequence[Any]] = {"model": self.models, "batch": self.batches, "threads": self.threads}
+        for what, values in (*asked.items(), ("ends", self.ends)):
             if not values:
                 raise ConfigError(f"{what}: expected at least one value")
-        for what, names, known in (("model", self.models, NETWORKS), ("against", self.against, PEERS)):
+        named: dict[str, tuple[Sequence[str], Iterable[str]]] = {
+            "model": (self.models, NETWORKS),
+            "against": (self.against, PEERS),
+            "ends": (self.ends, ENDS),
+        }
+        for what, (names, known) in named.items():
             for name in names:
                 if name not in known:
                     raise ConfigError(f"{what}: unknown name {name!r}; known are: {', '.join(known)}")
@@ -77,15 +88,16 @@ def main(options: BenchOptions, console: Console) -> list[BenchReport]:
     Returns
     -------
     list of BenchReport
-        One for each network, batch and number of threads, in this order.
+        One for each network, kind of ends, batch and number of threads, in this order.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     reports = []
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=None)
-        for name in options.models:
+        for model, ends in product(options.models, options.ends):
+            name = model if ends == "float" else f"{model}, {ends} ends"
             progress.update(task, description=f"{name}: preparing", completed=0, total=None)
-            ready = make(name, options.size)
+            ready = make(model, options.size, ends)
             for batch in options.batches:
                 for threads in options.threads:
                     title = f"{name}, batch {batch}, threads {threads}"
@@ -100,7 +112,7 @@ def main(options: BenchOptions, console: Console) -> list[BenchReport]:
                         threads,
                         float_model=ready.model,
                         rounds=options.rounds,
-                        label=f"{name}, batch {batch}",
+                        label=f"{name}, batch {batch}, {ready.codes:,} codes verified",
                         progress=show,
                     )
                     reports.append(report)

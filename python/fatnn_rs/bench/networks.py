@@ -19,7 +19,10 @@ from fatnn_rs.errors import ConfigError, ConversionError, UnsupportedError
 from fatnn_rs.models.cifar_resnet import resnet20, resnet32
 from fatnn_rs.models.digits import DigitsNet
 
-__all__ = ["NETWORKS", "Network", "Ready", "make"]
+__all__ = ["ENDS", "NETWORKS", "Network", "Ready", "make"]
+
+#: What the first and the last layer may be.
+ENDS = ("float", "int8", "ternary")
 
 #: Images in the batch that initialises statistics and step sizes.
 _CALIBRATION = 4
@@ -70,15 +73,22 @@ NETWORKS: dict[str, Network] = {
 
 @dataclass(frozen=True)
 class Ready:
-    """A network ready to be timed: the float model, the converted network, and a generator of images."""
+    """A network ready to be timed: the float model, the converted network, and a generator of images.
+
+    Attributes
+    ----------
+    codes
+        How many codes of the converted network were compared with its model's; none differed.
+    """
 
     name: str
     model: nn.Module
     net: TernaryNetwork
     images: Callable[[int], Tensor]
+    codes: int
 
 
-def make(name: str, size: int | None = None) -> Ready:
+def make(name: str, size: int | None = None, ends: str = "float") -> Ready:
     """Build, prepare and convert one of :data:`NETWORKS`, and verify the result.
 
     Parameters
@@ -87,11 +97,13 @@ def make(name: str, size: int | None = None) -> Ready:
         Row of :data:`NETWORKS`.
     size
         Height and width of the images; the network's usual one by default, and for networks made for one size.
+    ends
+        What its first and its last layer are: ``"float"``, ``"int8"`` or ``"ternary"``.
 
     Raises
     ------
     ConfigError
-        An unknown name, or a size the network cannot take.
+        An unknown name, a size the network cannot take, or ends that are none of these.
     ConversionError
         Where a code of the converted network differs from its model's.
     UnsupportedError
@@ -103,13 +115,15 @@ def make(name: str, size: int | None = None) -> Ready:
     size = size if size is not None and network.sizes_free else network.size
     if size < 32 and network.sizes_free:
         raise ConfigError(f"size: {name} halves its images five times and needs at least 32 pixels, got {size}")
+    config = fatnn_rs.TernaryConfig(first=ends, last=ends)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = network.build()
         batch = torch.randn(_CALIBRATION, network.channels, size, size)
         _randomise(model, batch)
-    prepared = fatnn_rs.prepare(copy.deepcopy(model), example_inputs=batch).eval()
-    net = fatnn_rs.convert(prepared, batch[:1])
+    prepared = fatnn_rs.prepare(copy.deepcopy(model), config, batch).eval()
+    # What a user would choose for speed: float convolutions are faster in torch, and a network without any is one call.
+    net = fatnn_rs.convert(prepared, batch[:1], float_layers="torch" if ends == "float" else "rust")
     check = fatnn_rs.verify(prepared, net, batch[:1])
     if check.codes_different:
         raise ConversionError(f"{name}: {check.codes_different} of {check.codes_total} codes differ from the model's")
@@ -118,7 +132,7 @@ def make(name: str, size: int | None = None) -> Ready:
         generator = torch.Generator().manual_seed(1)
         return torch.randn(count, network.channels, size, size, generator=generator)
 
-    return Ready(name, model, net, images)
+    return Ready(name, model, net, images, check.codes_total)
 
 
 @torch.no_grad()

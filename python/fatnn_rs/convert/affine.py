@@ -22,6 +22,9 @@ __all__ = ["fma", "single_fma"]
 _EXPONENTS = (0, 24, 48, 64, 80, 96, 112, 126)
 _POINTS = 1024
 
+#: Values that are computed at a time, so that intermediate results stay in cache.
+_BLOCK = 1 << 15
+
 Array = npt.NDArray[np.float32]
 
 
@@ -32,6 +35,13 @@ def fma(x: Array, scale: Array, bias: Array) -> Array:
     lost), which makes the second rounding, to float32, the correct one (S. Boldo and G. Melquiond, "Emulation of a FMA
     and correctly rounded sums: proved algorithms using rounding to odd", IEEE Transactions on Computers 57(4), 2008).
     """
+    if x.ndim == 2 and x.size > _BLOCK and scale.ndim == bias.ndim == 1:
+        rows = max(1, _BLOCK // x.shape[1])
+        return np.concatenate([_fma(x[i : i + rows], scale, bias) for i in range(0, len(x), rows)])
+    return _fma(x, scale, bias)
+
+
+def _fma(x: Array, scale: Array, bias: Array) -> Array:
     product = x.astype(np.float64) * scale.astype(np.float64)
     addend = np.broadcast_to(bias.astype(np.float64), product.shape)
     total = product + addend

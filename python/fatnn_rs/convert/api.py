@@ -12,6 +12,8 @@ from fatnn_rs.convert.checks import as_root, check_inputs, check_model
 from fatnn_rs.convert.lower import lower
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.passes import run_passes
+from fatnn_rs.nn.layers import held_weights
+from fatnn_rs.threads import one_thread
 
 __all__ = ["convert"]
 
@@ -52,6 +54,12 @@ def convert(model: nn.Module, example_inputs: Any, float_layers: str = "torch") 
     """
     check_model(model)
     arguments = check_inputs("example_inputs", example_inputs)
-    net = TernaryNetwork(run_passes(lower(capture(as_root(model), arguments))), float_layers)
+    root = as_root(model)
+    with held_weights(root):
+        captured = capture(root, arguments)
+        with one_thread():
+            graph = run_passes(lower(captured))
+    with one_thread():
+        net = TernaryNetwork(graph, float_layers)
     net.settle(tuple(value.clone() if isinstance(value, Tensor) else value for value in arguments))
     return net

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from fatnn_rs.convert.ops_table import layout_of
 from fatnn_rs.errors import ConversionError
-from fatnn_rs.nn import TernaryLayer
+from fatnn_rs.nn import QuantizedLayer
 
 __all__ = ["Captured", "Seen", "capture", "record"]
 
@@ -79,12 +79,12 @@ class Captured:
 
 
 class _Tracer(fx.Tracer):
-    """Ternary layers and torch's own modules stay calls, except containers that hold a ternary layer."""
+    """Quantized layers and torch's own modules stay calls, except containers that hold a quantized layer."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, TernaryLayer):
+        if isinstance(m, QuantizedLayer):
             return True
-        if any(isinstance(child, TernaryLayer) for child in m.modules()):
+        if any(isinstance(child, QuantizedLayer) for child in m.modules()):
             return False
         return super().is_leaf_module(m, module_qualified_name)
 
@@ -197,7 +197,7 @@ def capture(model: nn.Module, arguments: tuple[Any, ...]) -> Captured:
         return exported
     raise ConversionError(
         f"{type(model).__name__} cannot be captured. torch.fx: {_short(traced)}. torch.export: {_short(exported)}. "
-        "Move Python that depends on values out of forward, or convert the submodules that hold ternary layers"
+        "Move Python that depends on values out of forward, or convert the submodules that hold quantized layers"
     )
 
 

@@ -1,7 +1,7 @@
 """Capture by ``torch.export``, for models whose Python branches on shapes or values.
 
-Export turns everything into aten operations, and ternary layers would dissolve with it. So, in a copy of the model, the
-layers that the conversion knows as wholes are replaced by a marker whose forward calls one custom op,
+Export turns everything into aten operations, and quantized layers would dissolve with it. So, in a copy of the model,
+the layers that the conversion knows as wholes are replaced by a marker whose forward calls one custom op,
 ``fatnn_rs::module_call(x, name)``; its fake kernel knows the layer's output shape, its real kernel calls the layer.
 Branches on sizes are decided as the example decides them, so only the batch size stays free, and that only where export
 found it to be.
@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from fatnn_rs.convert.capture import Captured, record
-from fatnn_rs.nn import TernaryLayer
+from fatnn_rs.nn import QuantizedLayer
 from fatnn_rs.ops.schema import LIBRARY
 
 __all__ = ["by_export"]
@@ -75,7 +75,7 @@ _SHAPES: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
 
 
 def _shape_row(module: nn.Module) -> Callable[[Any, Tensor], Tensor] | None:
-    if isinstance(module, TernaryLayer):
+    if isinstance(module, QuantizedLayer):
         return next((row for kind, row in _SHAPES.items() if isinstance(module, kind)), None)
     return _SHAPES.get(type(module))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,19 +11,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fatnn_rs.errors import ConversionError, InputError
-from fatnn_rs.nn import TernaryLayer
+from fatnn_rs.nn import QuantizedLayer
 
-__all__ = ["as_root", "check_inputs", "check_model", "ternary_layers"]
+__all__ = ["as_root", "check_inputs", "check_model", "quantized_layers"]
 
 
-def ternary_layers(model: nn.Module) -> dict[str, TernaryLayer]:
-    """Every ternary layer by its qualified name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, TernaryLayer)}
+def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
+    """Every ternary and int8 layer by its qualified name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
 
 
 def as_root(model: nn.Module) -> nn.Module:
-    """Return a model whose ternary layers all have names: a bare layer is wrapped."""
-    return nn.Sequential(model).eval() if isinstance(model, TernaryLayer) else model
+    """Return a model whose quantized layers all have names: a bare layer is wrapped."""
+    return nn.Sequential(model).eval() if isinstance(model, QuantizedLayer) else model
 
 
 def check_inputs(what: str, inputs: Any) -> tuple[Any, ...]:
@@ -49,15 +50,15 @@ def check_model(model: nn.Module) -> None:
     Raises
     ------
     ConversionError
-        Not a module; no ternary layer in it; training mode; activation steps never initialised; parameters or BatchNorm
-        statistics that are not finite, not float32, or not on the CPU.
+        Not a module; no ternary or int8 layer in it; training mode; activation steps never initialised; parameters or
+        BatchNorm statistics that are not finite, not float32, or not on the CPU.
     """
     if not isinstance(model, nn.Module):
         raise ConversionError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    layers = ternary_layers(model)
+    layers = quantized_layers(model)
     if not layers:
         raise ConversionError(
-            f"{type(model).__name__} holds no ternary layer, so there is nothing to convert; call "
+            f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to convert; call "
             "fatnn_rs.prepare(model) first, and train it"
         )
     for name, module in model.named_modules():
@@ -71,7 +72,7 @@ def check_model(model: nn.Module) -> None:
                 "prepare(..., example_inputs=...) or fatnn_rs.nn.calibrate(model, inputs) a batch of real data"
             )
     for name, tensor in _watched(model):
-        _check_tensor(name, tensor, ternary=any(name.startswith(f"{layer}.") for layer in layers if layer))
+        _check_tensor(name, tensor, quantized=any(name.startswith(f"{layer}.") for layer in layers if layer))
 
 
 def _watched(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -83,16 +84,16 @@ def _watched(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{name}.{buffer}" if name else buffer, tensor
 
 
-def _check_tensor(name: str, tensor: Tensor, ternary: bool) -> None:
+def _check_tensor(name: str, tensor: Tensor, quantized: bool) -> None:
     module, _, attribute = name.rpartition(".")
     where = f"module {module!r}: {attribute}"
     if tensor.device.type != "cpu":
         raise ConversionError(f"{where} is on {tensor.device}; convert on the CPU: model.cpu()")
     if not tensor.is_floating_point():
         return
-    if ternary and tensor.dtype != torch.float32:
+    if quantized and tensor.dtype != torch.float32:
         raise ConversionError(f"{where} is {tensor.dtype}; expected float32: call model.float() before converting")
-    if not bool(torch.isfinite(tensor).all()):
+    if tensor.numel() and not all(math.isfinite(end) for end in torch.aminmax(tensor)):
         raise ConversionError(
             f"{where} holds NaN or infinity, so the network has no meaning; look at the training run, or load an "
             "earlier checkpoint"

@@ -23,6 +23,7 @@ from fatnn_rs.convert.affine import fma
 from fatnn_rs.convert.graph import Graph, Node, refs
 from fatnn_rs.convert.ops_code import CODE_OPS
 from fatnn_rs.convert.ops_float import FLOAT_OPS
+from fatnn_rs.convert.ops_int8 import INT8_OPS
 from fatnn_rs.convert.shapes import run_time_shapes, same_shape
 from fatnn_rs.errors import UnsupportedError
 from fatnn_rs.ops.kernels import follow_torch_threads
@@ -35,6 +36,7 @@ FLOAT_LAYERS = ("torch", "rust")
 #: Operations whose results are the eager model's bit for bit, whoever runs them.
 _EXACT = {
     *CODE_OPS,
+    *INT8_OPS,
     *("batch_norm", "relu", "hardtanh", "leaky_relu", "prelu", "channel_scale", "channel_bias"),
     *("add", "max_pool1d", "max_pool2d", "flatten"),
 }
@@ -104,7 +106,9 @@ def _flatten_behind_batch(node: Node, rank: int) -> bool:
 _CONDITIONS: dict[str, Callable[[Node, int], bool]] = {
     "mean": _mean_of_all_pixels,
     "flatten": _flatten_behind_batch,
-    "linear": lambda node, rank: rank == 2,
+    **dict.fromkeys(("linear", "linear_int8"), lambda node, rank: rank == 2),
+    "conv1d_int8": lambda node, rank: rank == 3,
+    "conv2d_int8": lambda node, rank: rank == 4,
     "avg_pool2d": lambda node, rank: node.attrs["divisor"] >= 0,
     **{f"{op}1d": lambda node, rank: rank == 3 for op in ("conv", "max_pool", "avg_pool", "adaptive_avg_pool")},
     **{f"{op}2d": lambda node, rank: rank == 4 for op in ("conv", "max_pool", "adaptive_avg_pool")},
@@ -190,8 +194,8 @@ def _able(graph: Graph, float_layers: str) -> Callable[[Node], bool]:
 
 
 def _segment(graph: Graph, nodes: list[Node], float_layers: str) -> list[Node | Segment]:
-    """Nodes as one segment, or one by one where nothing in them is ternary, or codes go in or out."""
-    if not any(node.op in ("conv_codes", "conv_float") for node in nodes):
+    """Nodes as one segment, or one by one where nothing in them is ternary or int8, or codes go in or out."""
+    if not any(node.op in ("conv_codes", "conv_float", *INT8_OPS) for node in nodes):
         return list(nodes)
     inside = {node.name for node in nodes}
     reads = list(dict.fromkeys(name for node in nodes for name in node.inputs if name not in inside))
@@ -203,6 +207,7 @@ def _segment(graph: Graph, nodes: list[Node], float_layers: str) -> list[Node | 
     if makes_codes:
         return list(nodes)
     tensors: dict[str, npt.NDArray[Any]] = {}
+    plain = [f"{node.name}/weight" for node in nodes if node.op in INT8_OPS]
     described: list[dict[str, Any]] = [
         {"name": name, "op": "input", "shape": list(index[name].shape), "attrs": {"dtype": "float32"}} for name in reads
     ]
@@ -225,7 +230,7 @@ def _segment(graph: Graph, nodes: list[Node], float_layers: str) -> list[Node | 
         )
     text = json.dumps({"nodes": described, "outputs": {"list": [{"value": name} for name in makes]}})
     try:
-        network = _core.Network(text, tensors)
+        network = _core.Network(text, tensors, plain)
     except UnsupportedError:  # an operation of the tables above that this build of the engine lacks
         return list(nodes)
     return [Segment(list(nodes), reads, makes, network)]

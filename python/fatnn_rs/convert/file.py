@@ -1,6 +1,7 @@
 """One file for a network: safetensors with the graph as JSON in its metadata. No pickle, no code.
 
-Only what every machine understands is written: ternary weights five to a byte, thresholds, scales, float tensors.
+Only what every machine understands is written: ternary weights five to a byte, int8 weights, thresholds, scales, float
+tensors.
 Layouts that belong to one CPU's kernels are derived when a network is built from the file. Rust writes and reads the
 bytes and checks them (version, checksum); :mod:`fatnn_rs.convert.schema` checks the graph.
 """
@@ -16,6 +17,7 @@ import torch
 
 from fatnn_rs import _core
 from fatnn_rs.convert.network import TernaryNetwork
+from fatnn_rs.convert.ops_int8 import plain_int8
 from fatnn_rs.convert.schema import graph_from_json, graph_to_json
 from fatnn_rs.errors import ConversionError, FormatError, UnsupportedError
 
@@ -60,7 +62,7 @@ def save(net: TernaryNetwork, path: str | os.PathLike[str]) -> None:
             "with string keys"
         ) from None
     arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in graph.tensors.items()}
-    _core.save(os.fspath(path), text, arrays)
+    _core.save(os.fspath(path), text, arrays, plain_int8(graph))
 
 
 def load(path: str | os.PathLike[str], float_layers: str = "torch") -> TernaryNetwork:

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from fatnn_rs.convert.capture import Captured, Seen
 from fatnn_rs.convert.graph import Graph, Node, Ref, map_refs, refs
 from fatnn_rs.errors import ConversionError
-from fatnn_rs.nn import TernaryLayer
+from fatnn_rs.nn import QuantizedLayer, TernaryLayer
 
 __all__ = ["Lowering", "Row", "lower"]
 
@@ -153,6 +153,9 @@ def _clean_copy(module: nn.Module) -> nn.Module:
     copied = copy.deepcopy(module).eval()
     for parameter in copied.parameters():
         parameter.requires_grad_(False)
+    for layer in copied.modules():
+        if isinstance(layer, TernaryLayer):
+            layer._held = None
     return copied
 
 
@@ -176,7 +179,7 @@ def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
     note = f"{type(module).__name__} is not one of the converted layers"
     if _has_hooks(module):
         note = "has forward hooks"
-    elif isinstance(module, TernaryLayer):
+    elif isinstance(module, QuantizedLayer):
         note = "its input is no float32 batch"
     return ctx.torch_node(_clean_copy(module), args, kwargs, type(module).__name__, note)
 
@@ -273,8 +276,8 @@ def lower(captured: Captured) -> Graph:
     return ctx.graph
 
 
-_CHANNELS_SECOND = frozenset({"act_quant", "pad", "conv1d", "conv2d", "batch_norm"})
-_CHANNELS_LAST = frozenset({"rows", "linear"})
+_CHANNELS_SECOND = frozenset({"act_quant", "pad", "conv1d", "conv2d", "conv1d_int8", "conv2d_int8", "batch_norm"})
+_CHANNELS_LAST = frozenset({"rows", "linear", "linear_int8"})
 
 
 def _find_channels(graph: Graph) -> None:

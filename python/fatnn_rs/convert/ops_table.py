@@ -1,4 +1,4 @@
-"""Everything a network can run: the union of the float and the code operations, plus ``torch`` and ``input``."""
+"""Everything a network can run: the union of float, int8 and code operations, plus ``torch`` and ``input``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch import Tensor
 from fatnn_rs.convert.graph import Graph, Node, Ref, map_refs
 from fatnn_rs.convert.ops_code import CODE_OPS, CodeOp
 from fatnn_rs.convert.ops_float import FLOAT_OPS, FloatOp
+from fatnn_rs.convert.ops_int8 import INT8_OPS
 
 __all__ = ["RUNTIME_OPS", "bind", "in_layout", "layout_of"]
 
 #: Every operation but ``torch``, which exists in memory only, and ``input``.
-RUNTIME_OPS: dict[str, FloatOp | CodeOp] = {**FLOAT_OPS, **CODE_OPS}
+RUNTIME_OPS: dict[str, FloatOp | CodeOp] = {**FLOAT_OPS, **INT8_OPS, **CODE_OPS}
 
 
 def layout_of(value: Any) -> str:

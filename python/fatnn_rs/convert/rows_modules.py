@@ -16,7 +16,16 @@ from fatnn_rs.convert import rows_functions as rows
 from fatnn_rs.convert.graph import Ref
 from fatnn_rs.convert.lower import Lowering, Row
 from fatnn_rs.convert.steps import float_steps
-from fatnn_rs.nn import TernaryConv1d, TernaryConv2d, TernaryLayer, TernaryLinear
+from fatnn_rs.nn import (
+    Int8Conv1d,
+    Int8Conv2d,
+    Int8Layer,
+    Int8Linear,
+    TernaryConv1d,
+    TernaryConv2d,
+    TernaryLayer,
+    TernaryLinear,
+)
 
 __all__ = ["MODULES", "module_row"]
 
@@ -178,6 +187,40 @@ def _ternary_core(
     return result
 
 
+def _int8(dims: int) -> Row:
+    def row(ctx: Lowering, layer: Int8Layer, input: Any) -> Ref | None:
+        name, shape = ctx.value(input), ctx.shape(input)
+        if name is None or (dims and len(shape) != dims + 2) or not shape:
+            return None
+        inverse = layer.act_quant.positive_step().reciprocal().reshape(1)
+        tensors = {"weight": layer.int8_weight(), "scale": layer.output_scale(), "inv_step": inverse}
+        tensors |= {} if layer.bias is None else {"bias": layer.bias}
+        if dims:
+            return _int8_conv(ctx, layer, name, shape, tensors, dims)
+        if len(shape) == 2:
+            return ctx.emit("linear_int8", [name], {}, tensors)
+        count = int(torch.Size(shape[:-1]).numel())
+        rows_ = ctx.emit("rows", [name], suffix="_rows", shape=(count, shape[-1]))
+        result = ctx.emit("linear_int8", [rows_.name], {}, tensors, suffix="_flat", shape=(count, len(layer.weight)))
+        return ctx.emit("reshape_like", [result.name, name])
+
+    return row
+
+
+def _int8_conv(
+    ctx: Lowering, layer: Any, name: str, shape: tuple[int, ...], tensors: dict[str, torch.Tensor], dims: int
+) -> Ref:
+    padding, pad = _padding(layer, dims)
+    name, _ = _padded(ctx, name, shape, pad)
+    attrs = {
+        "stride": _window(layer.stride, dims),
+        "padding": padding,
+        "dilation": _window(layer.dilation, dims),
+        "groups": layer.groups,
+    }
+    return ctx.emit(f"conv{dims}d_int8", [name], attrs, tensors)
+
+
 def _pool_row(function: Any, *names: str) -> Row:
     """Lower a pooling module: call the function's row with the module's attributes of these names."""
 
@@ -196,6 +239,9 @@ MODULES: dict[type[nn.Module], Row] = {
     TernaryConv1d: _ternary(1),
     TernaryConv2d: _ternary(2),
     TernaryLinear: _ternary(0),
+    Int8Conv1d: _int8(1),
+    Int8Conv2d: _int8(2),
+    Int8Linear: _int8(0),
     nn.Conv1d: _conv(1),
     nn.Conv2d: _conv(2),
     nn.Linear: _linear,

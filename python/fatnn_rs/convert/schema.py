@@ -10,7 +10,7 @@ The JSON of a graph::
 
 Nodes stand in the order they run; a node reads only what stands before it. ``outputs`` is a value, ``{"list": [...]}``,
 ``{"tuple": [...]}``, ``{"dict": {...}}`` or ``{"constant": ...}``. Attributes and tensors are those of the rows in
-:mod:`fatnn_rs.convert.ops_float` and :mod:`fatnn_rs.convert.ops_code`.
+:mod:`fatnn_rs.convert.ops_float`, :mod:`fatnn_rs.convert.ops_int8` and :mod:`fatnn_rs.convert.ops_code`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ from torch import Tensor
 
 from fatnn_rs.convert.graph import Graph, Node, Ref
 from fatnn_rs.convert.ops_code import CODE_OPS
-from fatnn_rs.convert.ops_float import FLOAT_OPS
+from fatnn_rs.convert.ops_float import FLOAT_OPS, FloatOp
+from fatnn_rs.convert.ops_int8 import INT8_OPS
 from fatnn_rs.errors import FormatError
 
 __all__ = ["graph_from_json", "graph_to_json"]
 
 _INPUT_ATTRS: dict[str, type] = {"dtype": str, "fixed": list, "channel_dim": int}
 _LIMIT = 1 << 31
+
+#: Operations that read and make floats.
+_VALUE_OPS: dict[str, FloatOp] = {**FLOAT_OPS, **INT8_OPS}
 
 
 def _outputs_to_json(value: Any) -> Any:
@@ -152,7 +156,7 @@ def _check_inputs(node: Node, kinds: Kinds) -> None:
         )
         rest = node.inputs[1:]
     else:
-        count = FLOAT_OPS[node.op].inputs
+        count = _VALUE_OPS[node.op].inputs
         _require(
             len(node.inputs) == count if count is not None else bool(node.inputs),
             f"{where}: reads {len(node.inputs)} values",
@@ -183,6 +187,30 @@ def _check_conv(node: Node, tensors: Mapping[str, Tensor], source: tuple[int, in
         low, high = tensors[node.tensors["thresholds"]]
         _require(bool((low <= high).all()), f"{where}: thresholds must not fall")
     _require("bias" not in node.tensors or "scale" in node.tensors, f"{where}: a bias needs a scale")
+
+
+def _check_int8(node: Node, tensors: Mapping[str, Tensor]) -> None:
+    where, a = f"node {node.name!r} ({node.op})", node.attrs
+    weight = tensors[node.tensors["weight"]]
+    dims = {"linear_int8": 0, "conv1d_int8": 1, "conv2d_int8": 2}[node.op]
+    _require(
+        weight.dim() == 2 + dims and weight.numel() > 0,
+        f"{where}: weight must have {2 + dims} dimensions, got {tuple(weight.shape)}",
+    )
+    _require(bool((weight > -128).all()), f"{where}: weight holds -128, which no code is")
+    for role, shape in (("scale", (len(weight),)), ("bias", (len(weight),)), ("inv_step", (1,))):
+        if role in node.tensors:
+            got = tuple(tensors[node.tensors[role]].shape)
+            _require(got == shape, f"{where}: {role} must have shape {shape}, got {got}")
+    inverse = float(tensors[node.tensors["inv_step"]])
+    _require(0 < inverse < math.inf, f"{where}: inv_step must be positive and finite, got {inverse}")
+    if dims:
+        _require(a["groups"] >= 1 and len(weight) % a["groups"] == 0, f"{where}: groups do not fit")
+        for key, least in (("stride", 1), ("dilation", 1), ("padding", 0)):
+            _require(
+                len(a[key]) == dims and min(a[key]) >= least,
+                f"{where}: {key} must be {dims} integers >= {least}, got {a[key]}",
+            )
 
 
 def _check_window(node: Node) -> None:
@@ -231,13 +259,16 @@ def _check_node(node: Node, kinds: Kinds, tensors: Mapping[str, Tensor]) -> None
         _require(not node.inputs and not node.tensors, f"node {node.name!r}: an input reads nothing")
         kinds[node.name] = None
         return
-    _require(node.op in FLOAT_OPS or node.op in CODE_OPS, f"node {node.name!r}: unknown op {node.op!r}")
+    _require(node.op in _VALUE_OPS or node.op in CODE_OPS, f"node {node.name!r}: unknown op {node.op!r}")
     _check_inputs(node, kinds)
     _check_layout(node)
-    if node.op in FLOAT_OPS:
-        row = FLOAT_OPS[node.op]
+    if node.op in _VALUE_OPS:
+        row = _VALUE_OPS[node.op]
         _check_attrs(node, row.attrs)
-        _check_tensors(node, {role: (torch.float32, needed) for role, needed in row.tensors.items()}, tensors)
+        dtypes = dict.fromkeys(row.tensors, torch.float32) | ({"weight": torch.int8} if node.op in INT8_OPS else {})
+        _check_tensors(node, {role: (dtypes[role], needed) for role, needed in row.tensors.items()}, tensors)
+        if node.op in INT8_OPS:
+            _check_int8(node, tensors)
         kinds[node.name] = None
     else:
         code = CODE_OPS[node.op]

@@ -56,7 +56,7 @@ def _combined(kind: str, sizes: Shape) -> Size:
 
 
 def _slid(graph: Graph, node: Node, x: Shape) -> Shape:
-    """Convolutions of floats."""
+    """Convolutions of floats, with float or int8 weights."""
     weight = graph.tensors[node.tensors["weight"]]
     a = node.attrs
     windows = zip(weight.shape[2:], a["stride"], a["padding"], a["dilation"], strict=True)
@@ -138,11 +138,11 @@ _KEEP = ("relu", "hardtanh", "leaky_relu", "prelu", "batch_norm", "channel_scale
 #: Operation → shape of its result from those of its inputs; None where it cannot say.
 _RULES: dict[str, Callable[..., Shape | None]] = {
     **dict.fromkeys((*_KEEP, "act_quant", "quantize"), _like_first),
-    **dict.fromkeys(("conv1d", "conv2d"), _slid),
+    **dict.fromkeys(("conv1d", "conv2d", "conv1d_int8", "conv2d_int8"), _slid),
     **dict.fromkeys(("ternary", "conv_codes", "conv_float"), _ternary),
     **dict.fromkeys(("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "max_pool_codes"), _pool),
     **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d"), _adaptive),
-    "linear": _linear,
+    **dict.fromkeys(("linear", "linear_int8"), _linear),
     "mean": _mean,
     "flatten": _flatten,
     "rows": lambda graph, node, x: (_combined("product", x[:-1]), x[-1]),

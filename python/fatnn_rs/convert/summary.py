@@ -14,8 +14,9 @@ from fatnn_rs import _core
 from fatnn_rs.convert.checks import as_root, check_inputs
 from fatnn_rs.convert.graph import Node
 from fatnn_rs.convert.network import TernaryNetwork
+from fatnn_rs.convert.ops_int8 import INT8_OPS
 from fatnn_rs.errors import InputError
-from fatnn_rs.nn import TernaryLayer
+from fatnn_rs.nn import Int8Layer, TernaryLayer
 from fatnn_rs.report import TRITS
 from fatnn_rs.table import render
 
@@ -35,11 +36,11 @@ class SummaryRow:
     shape
         Of its result.
     weight_bits, act_bits
-        Bits of one weight and of one activation it reads (2: ternary, 32: float32).
+        Bits of one weight and of one activation it reads (2: ternary, 8: int8, 32: float32).
     macs
         Multiply-accumulates for these inputs.
     bytes
-        Its parameters in a file: ternary weights five to a byte, all else float32.
+        Its parameters in a file: ternary weights five to a byte, int8 weights one, all else float32.
     kernel
         What runs it.
     """
@@ -91,16 +92,26 @@ class Summary:
             for row in self.rows
         ]
         head = ["layer", "kind", "shape", "weight bits", "act bits", "MACs", "bytes", "kernel"]
-        ternary = sum(row.macs for row in self.rows if row.weight_bits == 2)
-        share = f"{ternary / self.macs:.1%}" if self.macs else "none"
+        kinds = ["ternary", *(["int8"] if self._share(8) else [])]
+        shares = [f"{self._share(bits):.1%} of them {kind}" for kind, bits in zip(kinds, (2, 8), strict=False)]
         return render(head, cells, right=(3, 4, 5, 6)) + (
-            f"\n{self.macs:,} MACs, {share} of them ternary; {self.bytes:,} bytes of parameters"
+            f"\n{self.macs:,} MACs, {', '.join(shares) if self.macs else 'none of them ternary'}; {self.bytes:,} bytes "
+            "of parameters"
         )
 
+    def _share(self, bits: int) -> float:
+        """Share of multiply-accumulates with weights of so many bits."""
+        return sum(row.macs for row in self.rows if row.weight_bits == bits) / max(self.macs, 1)
 
-def _rust_kernel() -> str:
-    """Name the kernel that runs ternary layers on this machine: the best one there is."""
-    return f"rust {_core.cpu_info()['kernels'][0]}"
+
+def _rust_kernel(bits: int) -> str:
+    """Name the kernel that runs ternary or int8 layers on this machine: the best one there is."""
+    return f"rust {_core.cpu_info()['kernels' if bits == 2 else 'int8_kernels'][0]}"
+
+
+def _weight_bytes(weights: int, bits: int) -> int:
+    """Bytes of so many weights in a file."""
+    return -(-weights // TRITS) if bits == 2 else weights * bits // 8
 
 
 def _model_rows(model: nn.Module, arguments: tuple[Any, ...]) -> list[SummaryRow]:
@@ -111,7 +122,7 @@ def _model_rows(model: nn.Module, arguments: tuple[Any, ...]) -> list[SummaryRow
         def hook(module: Any, args: Any, output: Any) -> None:
             if not isinstance(output, Tensor):
                 return
-            ternary = isinstance(module, TernaryLayer)
+            bits = 2 if isinstance(module, TernaryLayer) else 8 if isinstance(module, Int8Layer) else 32
             weights = module.weight.numel()
             others = sum(p.numel() for key, p in module.named_parameters(recurse=False) if key != "weight")
             rows.append(
@@ -119,11 +130,11 @@ def _model_rows(model: nn.Module, arguments: tuple[Any, ...]) -> list[SummaryRow
                     name=name,
                     kind=type(module).__name__,
                     shape=tuple(output.shape),
-                    weight_bits=2 if ternary else 32,
-                    act_bits=2 if ternary else 32,
+                    weight_bits=bits,
+                    act_bits=bits,
                     macs=output.numel() * math.prod(module.weight.shape[1:]),
-                    bytes=(-(-weights // TRITS) if ternary else 4 * weights) + 4 * others,
-                    kernel="torch (float32, quantizers simulated)" if ternary else "torch (float32)",
+                    bytes=_weight_bytes(weights, bits) + 4 * others,
+                    kernel="torch (float32)" if bits == 32 else "torch (float32, quantizers simulated)",
                 )
             )
 
@@ -147,13 +158,14 @@ def _model_rows(model: nn.Module, arguments: tuple[Any, ...]) -> list[SummaryRow
 
 def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[SummaryRow]:
     rows: list[SummaryRow] = []
-    kernel = _rust_kernel()
+    kernels = {2: _rust_kernel(2), 8: _rust_kernel(8), 32: "torch (float32)"}
 
     def observe(node: Node, result: Any, values: list[Any]) -> None:
         weight = net.graph.tensor(node, "weight")
-        ternary = node.op in ("conv_codes", "conv_float")
-        if weight is None or not (ternary or node.op in ("conv1d", "conv2d", "linear")):
+        ternary, int8 = node.op in ("conv_codes", "conv_float"), node.op in INT8_OPS
+        if weight is None or not (ternary or int8 or node.op in ("conv1d", "conv2d", "linear")):
             return
+        bits = 2 if ternary else 8 if int8 else 32
         # The result of conv_codes is packed: its pixels count, its bytes do not.
         outputs = math.prod(result.shape[:3]) * weight.shape[0] if node.op == "conv_codes" else result.numel()
         batch, *size = result.shape
@@ -165,11 +177,11 @@ def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[Summa
                 name=node.layer or node.name,
                 kind=node.op,
                 shape=(batch, *size),
-                weight_bits=2 if ternary else 32,
-                act_bits=2 if ternary else 32,
+                weight_bits=bits,
+                act_bits=bits,
                 macs=outputs * math.prod(weight.shape[1:]),
-                bytes=(-(-weight.numel() // TRITS) if ternary else 4 * weight.numel()) + 4 * others,
-                kernel=kernel if ternary else "torch (float32)",
+                bytes=_weight_bytes(weight.numel(), bits) + 4 * others,
+                kernel=kernels[bits],
             )
         )
 

@@ -3,7 +3,8 @@
 Between the two lie only functions of one channel (scale, bias, BatchNorm, activation) and the next quantizer. Where the
 whole is monotone over the accumulator's range it is two integer thresholds per channel; where it falls, the channel's
 weights are negated. The function evaluated is the eager model's own, at every integer of the range where that is
-affordable, so the thresholds are exact by construction.
+affordable, so the thresholds are exact by construction; functions that are monotone by what they are made of are
+bisected.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ __all__ = ["Thresholds", "accumulator_range", "integer_thresholds", "spread"]
 
 #: Evaluations up to which every integer of the range is tried; beyond, bisection and samples.
 EXHAUSTIVE = 1 << 25
+
+#: The same for functions that are known to be monotone, where bisection finds what trying every integer would.
+EXHAUSTIVE_IF_MONOTONE = 1 << 17
 
 _CHUNK = 1 << 20
 _SAMPLES = 512
@@ -58,8 +62,10 @@ def accumulator_range(weight: Tensor, half_range: bool) -> tuple[Tensor, Tensor]
     tuple of Tensor
         int64 [n] each.
     """
-    flat = weight.flatten(1)
-    positive, negative = (flat > 0).sum(1), (flat < 0).sum(1)
+    # As float sums, which are fast, and exact: there are fewer weights than integers in a float32.
+    flat = weight.flatten(1).float()
+    balance, count = flat.sum(1).long(), flat.abs_().sum(1).long()
+    positive, negative = (count + balance) // 2, (count - balance) // 2
     if half_range:
         return -2 * negative, 2 * positive
     return -(positive + negative), positive + negative
@@ -82,7 +88,9 @@ def _gather(result: Tensor, dims: int) -> Tensor:
 
 
 @torch.no_grad()
-def integer_thresholds(function: Function, low: Tensor, high: Tensor, dims: int, base: int) -> Thresholds | None:
+def integer_thresholds(
+    function: Function, low: Tensor, high: Tensor, dims: int, base: int, monotone: bool = False
+) -> Thresholds | None:
     """Thresholds that reproduce ``function`` over ``[low, high]`` in every channel.
 
     Parameters
@@ -95,6 +103,8 @@ def integer_thresholds(function: Function, low: Tensor, high: Tensor, dims: int,
         Spatial dimensions: 0, 1 or 2.
     base
         The lowest level.
+    monotone
+        Whether ``function`` is known to rise or to fall in every channel.
 
     Returns
     -------
@@ -115,7 +125,7 @@ def integer_thresholds(function: Function, low: Tensor, high: Tensor, dims: int,
     span = high - low
     count = int(span.max()) + 1
     channels = len(low)
-    few = count * channels <= EXHAUSTIVE
+    few = count * channels <= (EXHAUSTIVE_IF_MONOTONE if monotone else EXHAUSTIVE)
     places = _scan(rising, span, count, channels) if few else _bisect(rising, span)
     if places is None:
         return None

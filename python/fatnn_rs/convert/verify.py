@@ -1,7 +1,8 @@
 """``verify``: whether the converted network computes the model's codes.
 
 Both run on the same inputs. In the model, a hook on every ternary layer's quantizer takes what it returns; in the
-network, an observer takes the packed codes each ternary layer really reads. The two are compared code by code.
+network, an observer takes the packed codes each ternary layer really reads. The two are compared code by code. The
+codes of int8 layers never leave the engine: what such a layer makes shows in the codes behind it, and in the outputs.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from fatnn_rs.convert.checks import as_root, check_inputs, ternary_layers
+from fatnn_rs.convert.checks import as_root, check_inputs, quantized_layers
 from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.ops_code import squeeze_to
+from fatnn_rs.convert.ops_int8 import INT8_OPS
 from fatnn_rs.errors import ConversionError
+from fatnn_rs.nn import Int8Layer
 from fatnn_rs.table import render
 
 __all__ = ["VerifyReport", "VerifyRow", "verify"]
@@ -67,7 +70,7 @@ class VerifyReport:
     top1_agreement
         Share of rows whose greatest output is at the same index; None where no output has two dimensions.
     not_compared
-        Ternary layers that the network left to torch.
+        Ternary and int8 layers that the network left to torch.
     rows
         One for every run of a ternary layer.
     """
@@ -83,7 +86,7 @@ class VerifyReport:
 
     @property
     def identical(self) -> bool:
-        """Whether every ternary layer was compared, and no code and no output differs."""
+        """Whether the network ran every ternary and int8 layer, and no code and no output differs."""
         return self.codes_different == 0 and self.max_abs_diff == 0.0 and not self.not_compared
 
     def to_json(self) -> str:
@@ -109,12 +112,18 @@ class VerifyReport:
 
 @contextmanager
 def _eager_codes(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
-    """Codes of every run of every ternary layer of a model, taken by hooks while the context is open."""
+    """Codes of every run of every ternary layer of a model, taken by hooks while the context is open.
+
+    An int8 layer that ran has an empty list.
+    """
     taken: dict[str, list[Tensor]] = {}
     handles = []
 
     def hook_for(name: str, layer: Any) -> Any:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            if isinstance(layer, Int8Layer):
+                taken[name] = []
+                return
             codes = output.detach()
             if getattr(layer, "padding", 0) == "same" and layer.padding_mode == "zeros":
                 around = layer._reversed_padding_repeated_twice
@@ -126,7 +135,7 @@ def _eager_codes(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
         return hook
 
     try:
-        for name, layer in ternary_layers(model).items():
+        for name, layer in quantized_layers(model).items():
             handles.append(layer.act_quant.register_forward_hook(hook_for(name, layer)))
         yield taken
     finally:
@@ -135,7 +144,10 @@ def _eager_codes(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
 
 
 class _NetworkCodes:
-    """Takes the packed codes that each ternary layer of a network reads, as int8 in the eager model's order."""
+    """Takes the packed codes that each ternary layer of a network reads, as int8 in the eager model's order.
+
+    An int8 layer that ran has an empty list, as in the eager model.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self.taken: dict[str, list[Tensor]] = {}
@@ -143,6 +155,8 @@ class _NetworkCodes:
         self._added = _behind_addition(graph)
 
     def __call__(self, node: Node, result: Any, values: list[Any]) -> None:
+        if node.op in INT8_OPS:
+            self.taken[node.layer], self.behind[node.layer] = [], False
         if node.op not in ("conv_codes", "conv_float"):
             return
         a = node.attrs
@@ -181,15 +195,15 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     Raises
     ------
     ConversionError
-        Where the model holds no ternary layer or some module of it is in training mode, where the network is not a
-        :class:`TernaryNetwork`, where their layers or outputs do not correspond, or where no code was compared at all.
+        Where the model holds no ternary or int8 layer or some module of it is in training mode, where the network is
+        not a :class:`TernaryNetwork`, where their layers or outputs do not correspond, or where nothing was compared.
     InputError
         Where ``inputs`` hold no tensor, or the network refuses them.
     """
-    if not ternary_layers(model):
+    if not quantized_layers(model):
         raise ConversionError(
-            f"{type(model).__name__} holds no ternary layer, so there is nothing to compare; give the prepared and "
-            "trained model that was converted"
+            f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to compare; give the prepared "
+            "and trained model that was converted"
         )
     for name, module in model.named_modules():
         if module.training:
@@ -206,7 +220,7 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     strange = sorted(set(observer.taken) - set(eager))
     if strange:
         raise ConversionError(
-            f"the network ran ternary layers that the model did not: {', '.join(strange)}; the network was not "
+            f"the network ran quantized layers that the model did not: {', '.join(strange)}; the network was not "
             "converted from this model"
         )
     rows = tuple(row for name in eager for row in _compare_layer(name, eager[name], observer))
@@ -220,9 +234,11 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
         not_compared=tuple(name for name in eager if name not in observer.taken),
         rows=rows,
     )
-    if report.codes_total == 0:
+    only_int8 = bool(observer.taken) and not any(eager.values())
+    if report.codes_total == 0 and not (only_int8 and any(one.numel() for one, _ in _tensor_pairs(expected, result))):
         raise ConversionError(
-            "no code was compared: the inputs hold no element, or every ternary layer runs in torch; give a real batch"
+            "no code was compared: the inputs hold no element, or every quantized layer runs in torch; give a real "
+            "batch"
         )
     return report
 

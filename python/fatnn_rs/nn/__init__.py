@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+from fatnn_rs.nn.base import QuantizedLayer
 from fatnn_rs.nn.calibrate import calibrate
+from fatnn_rs.nn.int8 import INT8_TWINS, Int8Conv1d, Int8Conv2d, Int8Layer, Int8Linear
 from fatnn_rs.nn.layers import TERNARY_TWINS, TernaryConv1d, TernaryConv2d, TernaryLayer, TernaryLinear
 
-__all__ = ["TERNARY_TWINS", "TernaryConv1d", "TernaryConv2d", "TernaryLayer", "TernaryLinear", "calibrate"]
+__all__ = [
+    "INT8_TWINS",
+    "TERNARY_TWINS",
+    "Int8Conv1d",
+    "Int8Conv2d",
+    "Int8Layer",
+    "Int8Linear",
+    "QuantizedLayer",
+    "TernaryConv1d",
+    "TernaryConv2d",
+    "TernaryLayer",
+    "TernaryLinear",
+    "calibrate",
+]

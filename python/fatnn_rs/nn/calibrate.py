@@ -1,4 +1,4 @@
-"""One pass of real data through a model with ternary layers, to initialise what training starts from."""
+"""One pass of real data through a model with quantized layers, to initialise what training starts from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fatnn_rs.errors import ConfigError
-from fatnn_rs.nn.layers import TernaryLayer
+from fatnn_rs.nn.base import QuantizedLayer
+from fatnn_rs.nn.layers import TernaryLayer, held_weights
 
 __all__ = ["as_arguments", "calibrate"]
 
@@ -22,7 +23,7 @@ def as_arguments(inputs: Any) -> tuple[Any, ...]:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any]) -> None:
-    """Initialise the activation steps of every ternary layer that has none yet, from one batch of real data.
+    """Initialise the activation steps of every quantized layer that has none yet, from one batch of real data.
 
     A BatchNorm fed directly by a ternary layer also takes its running statistics from this batch: integer accumulators
     have another scale than the float layer's outputs. Everything else runs in eval mode and stays as it was, and so
@@ -31,20 +32,22 @@ def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any]) -> None:
     Parameters
     ----------
     model
-        Holds at least one ternary layer.
+        Holds at least one ternary or int8 layer.
     inputs
         One batch: the model's argument, or a tuple of its arguments.
 
     Raises
     ------
     ConfigError
-        Where the model holds no ternary layer.
+        Where the model holds no such layer.
     InputError
         Where NaN or infinity reaches a layer that is being initialised.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, TernaryLayer)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
     if not layers:
-        raise ConfigError(f"{type(model).__name__} holds no ternary layer to calibrate; call prepare(model) first")
+        raise ConfigError(
+            f"{type(model).__name__} holds no ternary or int8 layer to calibrate; call prepare(model) first"
+        )
     modes = {module: module.training for module in model.modules()}
     norms = [module for module in modes if isinstance(module, _BatchNorm)]
     momenta = {norm: norm.momentum for norm in norms}
@@ -65,10 +68,12 @@ def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any]) -> None:
         for name, layer in layers.items():
             layer.set_name(name)
             layer.act_quant.calibrating = True
-            handles.append(layer.register_forward_hook(after_ternary))
+            if isinstance(layer, TernaryLayer):
+                handles.append(layer.register_forward_hook(after_ternary))
         for norm in norms:
             handles.append(norm.register_forward_pre_hook(before_norm))
-        model(*as_arguments(inputs))
+        with held_weights(model):
+            model(*as_arguments(inputs))
     finally:
         for handle in handles:
             handle.remove()

@@ -15,7 +15,8 @@ than a half, and the ``round`` takes that away. Autocast is switched off around 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -23,17 +24,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fatnn_rs.errors import ConfigError
+from fatnn_rs.nn.base import EXACT, Product, QuantizedLayer, convolve, exact_product, twin
 from fatnn_rs.quant import QUANTIZERS, ActivationQuantizer, WeightQuantizer
-from fatnn_rs.quant.base import round_ste
+from fatnn_rs.threads import one_thread
 
-__all__ = ["TERNARY_TWINS", "TernaryConv1d", "TernaryConv2d", "TernaryLayer", "TernaryLinear"]
-
-_EXACT = 1 << 24
+__all__ = ["TERNARY_TWINS", "TernaryConv1d", "TernaryConv2d", "TernaryLayer", "TernaryLinear", "held_weights"]
 
 Layer = TypeVar("Layer", bound="TernaryLayer")
 
 
-class TernaryLayer(nn.Module):
+class TernaryLayer(QuantizedLayer):
     """What the ternary layers have in common; not a layer by itself.
 
     Attributes
@@ -42,16 +42,12 @@ class TernaryLayer(nn.Module):
     act_quant : ActivationQuantizer
     scale : Parameter or None
         Shape [out], float32.
-    layer_name : str
-        Qualified name in the model, for messages; empty until ``prepare``, ``calibrate`` or ``convert`` sets it.
     """
 
-    weight: Tensor
-    bias: Tensor | None
     weight_quant: WeightQuantizer
     act_quant: ActivationQuantizer
     scale: nn.Parameter | None
-    layer_name: str
+    _held: Tensor | None = None
 
     def _add_quantizers(self, quantizer: str, per_channel: bool, act_range: str, scale: bool) -> None:
         """Give a complete torch layer its quantizers, initialised from its weights."""
@@ -59,10 +55,10 @@ class TernaryLayer(nn.Module):
         if family is None:
             raise ConfigError(f"quantizer must be one of {', '.join(map(repr, QUANTIZERS))}, got {quantizer!r}")
         weight = self.weight
-        if 2 * weight[0].numel() >= _EXACT:
+        if 2 * weight[0].numel() >= EXACT:
             raise ConfigError(
                 f"{type(self).__name__}: {weight[0].numel()} inputs per output are too many for exact float32 sums "
-                f"(fewer than {_EXACT // 2} are fine)"
+                f"(fewer than {EXACT // 2} are fine)"
             )
         self.layer_name = ""
         self.weight_quant = family.weight(weight.shape[0], per_channel).to(weight.device)
@@ -81,14 +77,9 @@ class TernaryLayer(nn.Module):
         fitted = (weight * codes).sum(1) / count.clamp(min=1)
         return torch.where((count > 0) & (fitted > 0), fitted, weight.abs().mean(1).clamp(min=1e-12))
 
-    def set_name(self, name: str) -> None:
-        """Name used in messages."""
-        self.layer_name = name
-        self.act_quant.layer_name = name
-
     def ternary_weight(self) -> Tensor:
         """Return the weight codes that forward uses: int8 in {-1, 0, +1}, the shape of ``weight``."""
-        return self.weight_quant.codes(self.weight)
+        return self.weight_quant.codes(self.weight) if self._held is None else self._held.to(torch.int8)
 
     def _codes(self, x: Tensor) -> Tensor:
         """Activation codes; a first initialisation also brings ``scale`` to the input's step."""
@@ -99,17 +90,14 @@ class TernaryLayer(nn.Module):
                 self.scale.mul_(self.act_quant.step)
         return codes
 
-    def _accumulate(self, product: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
-        """``product`` of both operands' codes, as exact integers in the dtype of ``weight``."""
-        codes = self._codes(x)
-        weight = self.weight_quant(self.weight)
-        with torch.autocast(device_type=codes.device.type, enabled=False):
-            acc = round_ste(product(codes, weight.to(codes.dtype)))
-        return acc.to(self.weight.dtype)
+    def _weight_codes(self) -> Tensor:
+        codes: Tensor = self.weight_quant(self.weight) if self._held is None else self._held
+        return codes
 
-    def _finish(self, acc: Tensor, channel_dims: int) -> Tensor:
-        """``acc * scale + bias``; ``channel_dims`` is the number of dimensions behind the channel's."""
-        shape = (-1, *([1] * channel_dims))
+    def _run(self, product: Product, x: Tensor, dims: int) -> Tensor:
+        """``acc * scale + bias``, with exact integers in the dtype of ``weight`` for ``acc``."""
+        acc = exact_product(product, self._codes(x), self._weight_codes()).to(self.weight.dtype)
+        shape = (-1, *([1] * dims))
         if self.scale is not None:
             acc = acc * self.scale.to(acc.dtype).view(shape)
         if self.bias is not None:
@@ -117,17 +105,26 @@ class TernaryLayer(nn.Module):
         return acc
 
 
+@contextmanager
+def held_weights(model: nn.Module) -> Iterator[None]:
+    """Quantize the weights of a model's ternary layers once, and use those codes until the context is left.
+
+    For whoever runs a model several times whose weights do not change meanwhile. Codes carry no gradient.
+    """
+    layers = [module for module in model.modules() if isinstance(module, TernaryLayer)]
+    try:
+        with one_thread():
+            for layer in layers:
+                layer._held = layer._weight_codes().detach()
+        yield
+    finally:
+        for layer in layers:
+            layer._held = None
+
+
 def _twin(cls: type[Layer], module: nn.Module, expected: type[nn.Module], **options: Any) -> Layer:
-    """Make a ``cls`` that shares parameters, hooks and mode with ``module``."""
-    if type(module) is not expected:
-        raise ConfigError(
-            f"{cls.__name__}.from_float takes exactly a torch.nn.{expected.__name__} (a subclass may compute something "
-            f"else), got {type(module).__module__}.{type(module).__qualname__}"
-        )
-    layer = cls.__new__(cls)
-    layer.__dict__.update(module.__dict__)
-    for own in ("_parameters", "_buffers", "_modules"):
-        layer.__dict__[own] = dict(module.__dict__[own])
+    """Make a ternary ``cls`` that shares parameters, hooks and mode with ``module``."""
+    layer = twin(cls, module, expected)
     layer._add_quantizers(
         options.pop("quantizer", "fatnn"),
         options.pop("per_channel", False),
@@ -137,21 +134,6 @@ def _twin(cls: type[Layer], module: nn.Module, expected: type[nn.Module], **opti
     if options:
         raise ConfigError(f"{cls.__name__}.from_float: unknown options {sorted(options)}")
     return layer
-
-
-def _convolve(
-    layer: TernaryConv1d | TernaryConv2d, function: Callable[..., Tensor], input: Tensor, dims: int
-) -> Tensor:
-    """Forward pass of a convolution over ``dims`` dimensions; padding other than zeros comes before the quantizer."""
-    padding: Any = layer.padding
-    if layer.padding_mode != "zeros":
-        input = functional.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
-        padding = (0,) * dims
-
-    def product(x: Tensor, w: Tensor) -> Tensor:
-        return function(x, w, None, layer.stride, padding, layer.dilation, layer.groups)
-
-    return layer._finish(layer._accumulate(product, input), dims)
 
 
 class TernaryConv1d(TernaryLayer, nn.Conv1d):
@@ -190,7 +172,7 @@ class TernaryConv1d(TernaryLayer, nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, C, L] or [C, L] → [N, out, L'] or [out, L']."""
-        return _convolve(self, functional.conv1d, input, 1)
+        return convolve(self, functional.conv1d, input, 1)
 
 
 class TernaryConv2d(TernaryLayer, nn.Conv2d):
@@ -229,7 +211,7 @@ class TernaryConv2d(TernaryLayer, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, C, H, W] or [C, H, W] → [N, out, H', W'] or [out, H', W']."""
-        return _convolve(self, functional.conv2d, input, 2)
+        return convolve(self, functional.conv2d, input, 2)
 
 
 class TernaryLinear(TernaryLayer, nn.Linear):  # type: ignore[misc]
@@ -268,7 +250,7 @@ class TernaryLinear(TernaryLayer, nn.Linear):  # type: ignore[misc]
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] → [..., out]."""
-        return self._finish(self._accumulate(functional.linear, input), 0)
+        return self._run(functional.linear, input, 0)
 
 
 #: torch layer → its ternary twin. Exact types only: a subclass may compute something else.

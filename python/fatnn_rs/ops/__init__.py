@@ -7,6 +7,7 @@
 | ``conv_float`` | codes | float32 [N, n, OH, OW]: ``acc * scale + bias`` [+ residual] [ReLU] |
 | ``conv_acc`` | codes | int32 [N, n, OH, OW]: the integer accumulators |
 | ``max_pool_codes`` | codes | codes |
+| ``conv_int8`` | float32 [N, C, …] | float32 [N, n, …]: 8-bit codes inside, ``acc * scale + bias`` in two roundings |
 | ``pack_codes``, ``unpack_codes`` | int8 [..., C] | uint8 [..., B], and back |
 
 Codes are channels last: H = W = 1 for [N, C], H = 1 for [N, C, L]; B is :func:`packed_bytes`. All ops are inference
@@ -19,7 +20,7 @@ into Rust are in :mod:`fatnn_rs.ops.kernels`.
 from __future__ import annotations
 
 from fatnn_rs.ops.geometry import packed_bytes
-from fatnn_rs.ops.kernels import prepack
+from fatnn_rs.ops.kernels import prepack, prepack_int8
 from fatnn_rs.ops.schema import OPS
 
-__all__ = ["OPS", "packed_bytes", "prepack"]
+__all__ = ["OPS", "packed_bytes", "prepack", "prepack_int8"]

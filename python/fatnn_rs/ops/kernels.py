@@ -19,7 +19,7 @@ from fatnn_rs.ops import schema
 from fatnn_rs.ops.checks import check_groups, check_tensor
 from fatnn_rs.ops.geometry import WORD_BYTES, WORD_CODES
 
-__all__ = ["follow_torch_threads", "prepack"]
+__all__ = ["follow_torch_threads", "prepack", "prepack_int8"]
 
 
 def follow_torch_threads() -> None:
@@ -150,6 +150,39 @@ def _conv_float(
     return out
 
 
+def _conv_int8(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    inv_step: float,
+    out_channels: int,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+) -> Tensor:
+    out = schema.conv_int8(x, weight, scale, bias, inv_step, out_channels, kernel, stride, padding, dilation)
+    if out.numel():
+        array, channels_last = _pixels_last(x)
+        # Four axes: spatial ones are missing in front of those there are.
+        gap = tuple(range(1, 5 - x.dim())) if channels_last else tuple(range(2, 6 - x.dim()))
+        follow_torch_threads()
+        _core.conv_int8(
+            np.expand_dims(array, gap),
+            _view(weight),
+            _view(scale),
+            _optional(bias),
+            inv_step,
+            _pair(stride),
+            _pair(padding),
+            _pair(dilation),
+            channels_last,
+            np.expand_dims(out.movedim(1, -1).numpy(), tuple(range(1, 5 - x.dim()))),
+        )
+    return out
+
+
 def _max_pool_codes(
     codes: Tensor,
     kernel: Sequence[int],
@@ -199,6 +232,35 @@ def prepack(weight: Tensor, groups: int = 1, half_range: bool = False) -> Tensor
     return torch.from_numpy(np.asarray(blob, dtype=np.uint8))
 
 
+def prepack_int8(weight: Tensor, groups: int = 1, linear: bool = False) -> Tensor:
+    """Lay int8 weights out for this machine's kernels, for ``conv_int8``. Never save the result.
+
+    Parameters
+    ----------
+    weight
+        int8 [n, channels / groups, KH, KW].
+    groups
+        Groups of the convolution; divides n.
+    linear
+        Whether it is a linear layer, with a kernel of one pixel.
+
+    Returns
+    -------
+    Tensor
+        uint8, one dimension.
+
+    Raises
+    ------
+    InputError
+        Wrong dtype, device, rank, groups or values.
+    """
+    check_tensor("prepack_int8", "weight", weight, torch.int8, (4,))
+    check_groups("prepack_int8", weight.shape[0], groups)
+    if not weight.numel():
+        raise InputError(f"fatnn_rs.ops.prepack_int8: weight: expected at least one value, got {tuple(weight.shape)}")
+    return torch.from_numpy(np.asarray(_core.prepack_int8(_view(weight), groups, linear), dtype=np.uint8))
+
+
 #: Every real kernel, by the op's name in :data:`fatnn_rs.ops.schema.OPS`.
 KERNELS: dict[str, Callable[..., Tensor]] = {
     "quantize": _quantize,
@@ -207,6 +269,7 @@ KERNELS: dict[str, Callable[..., Tensor]] = {
     "conv_acc": _conv_acc,
     "conv_codes": _conv_codes,
     "conv_float": _conv_float,
+    "conv_int8": _conv_int8,
     "max_pool_codes": _max_pool_codes,
 }
 

@@ -6,6 +6,7 @@ checks as the real one and returns an empty tensor of the right shape, dtype and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -212,6 +213,60 @@ def conv_float(
     return codes.new_empty((batch, height, width, out_channels), dtype=torch.float32).permute(0, 3, 1, 2)
 
 
+def conv_int8(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    inv_step: float,
+    out_channels: int,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+) -> Tensor:
+    """8-bit convolution or linear layer from float32 to float32: ``acc * scale``, then ``+ bias``.
+
+    ``acc`` is the exact sum of int8 weights times ``clip(round(x * inv_step), -127, 127)``.
+
+    Parameters
+    ----------
+    x
+        float32 [N, C], [N, C, L] or [N, C, H, W]; the first two are maps of one row.
+    weight
+        uint8 blob made by :func:`fatnn_rs.ops.prepack_int8` on this machine.
+    scale, bias
+        float32 [out_channels]; ``bias`` or None.
+    inv_step
+        Reciprocal of the input's step, an exact float32 value.
+    out_channels, kernel, stride, padding, dilation
+        The convolution's numbers; pairs are (height, width).
+
+    Returns
+    -------
+    Tensor
+        float32, of as many dimensions as ``x``, channels second, memory channels last.
+
+    Raises
+    ------
+    InputError
+        Wrong dtype, device, rank or size; NaN in ``x``.
+    """
+    check_tensor("conv_int8", "x", x, torch.float32, (2, 3, 4))
+    check_tensor("conv_int8", "weight", weight, torch.uint8, (1,))
+    window = (kernel, stride, padding, dilation)
+    check_geometry("conv_int8", *window)
+    if out_channels < 1:
+        raise InputError(f"fatnn_rs::conv_int8: out_channels: expected at least 1, got {out_channels}")
+    check_vector("conv_int8", "scale", scale, (out_channels,), torch.float32)
+    check_vector("conv_int8", "bias", bias, (out_channels,), torch.float32)
+    if not 0 < inv_step < math.inf:
+        raise InputError(f"fatnn_rs::conv_int8: inv_step: expected a positive number, got {inv_step}")
+    source = [1, 1, *x.shape[2:]][-2:]
+    size = check_output("conv_int8", conv_size(source, *window), source)
+    return x.new_empty((x.shape[0], *size[4 - x.dim() :], out_channels)).movedim(-1, 1)
+
+
 def max_pool_codes(
     codes: Tensor,
     kernel: Sequence[int],
@@ -254,6 +309,10 @@ OPS: dict[str, tuple[str, Callable[..., Tensor]]] = {
         "Tensor codes, Tensor weight, Tensor? scale, Tensor? bias, Tensor? residual, bool relu, int out_channels, "
         + _WINDOW,
         conv_float,
+    ),
+    "conv_int8": (
+        "Tensor x, Tensor weight, Tensor scale, Tensor? bias, float inv_step, int out_channels, " + _WINDOW,
+        conv_int8,
     ),
     "max_pool_codes": (f"Tensor codes, {_WINDOW}, bool ceil_mode=False", max_pool_codes),
 }

@@ -7,14 +7,26 @@ float tensors (the codes themselves, not codes times a scale) and passes a strai
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from fatnn_rs.errors import ConfigError, InputError
 
-__all__ = ["MIN_STEP", "ActivationQuantizer", "WeightQuantizer", "fit_step", "positive", "round_ste"]
+__all__ = [
+    "MIN_STEP",
+    "ActivationQuantizer",
+    "InputQuantizer",
+    "WeightQuantizer",
+    "fit_step",
+    "positive",
+    "round_ste",
+    "widen",
+]
 
 #: Learned step reciprocals are clamped to at least this in the forward pass.
 MIN_STEP = 1e-12
@@ -35,15 +47,15 @@ class _RoundSTE(torch.autograd.Function):
 
 
 class _PositiveSTE(torch.autograd.Function):
-    """Clamp from below at ``MIN_STEP`` with the gradient of the identity, so that a step can come back."""
+    """Clamp from below with the gradient of the identity, so that a step can come back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clamp(min=MIN_STEP)
+    def forward(ctx: Any, x: Tensor, least: float) -> Tensor:
+        return x.clamp(min=least)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
 
 
 def round_ste(x: Tensor) -> Tensor:
@@ -58,12 +70,12 @@ def round_ste(x: Tensor) -> Tensor:
     return result
 
 
-def positive(step: Tensor) -> Tensor:
-    """Return ``max(step, MIN_STEP)`` for a learned step reciprocal; the gradient passes unchanged.
+def positive(step: Tensor, least: float = MIN_STEP) -> Tensor:
+    """Return ``max(step, least)`` for a learned step or its reciprocal; the gradient passes unchanged.
 
     Passing the gradient below the clamp matters: a step that an optimizer pushed below zero would otherwise stay there.
     """
-    result: Tensor = _PositiveSTE.apply(step)
+    result: Tensor = _PositiveSTE.apply(step, least)
     return result
 
 
@@ -81,26 +93,47 @@ def fit_step(x: Tensor, low: int, high: int) -> float:
     x
         Any shape, floating point, finite. At most 16384 values are looked at (an even stride through ``x``).
     low, high
-        The integer levels' range: ``(-1, 1)`` or ``(0, 2)``.
+        The integer levels' range, as ``(-1, 1)`` or ``(0, 2)``: a few levels, whose step is near the values' size; or
+        ``(-127, 127)``: many, whose step is near the peak divided by ``high``.
 
     Returns
     -------
     float
         The step, or 0.0 where every value looked at is zero and nothing can be said.
     """
-    flat = x.detach().reshape(-1).float()
-    flat = flat[flat != 0]
-    if flat.numel() > _SAMPLES:
-        flat = flat[:: -(-flat.numel() // _SAMPLES)]
-    if flat.numel() == 0:
+    sample = _sample(x)
+    if not len(sample):
         return 0.0
     # The factor keeps squares of very large and very small values inside float32.
-    peak = float(flat.abs().max())
-    flat = flat / peak
-    rms = float(flat.square().mean().sqrt())
-    candidates = [rms * float(2.0 ** (k / 12.0)) for k in range(-24, 25)]
-    errors = [float((flat - d * torch.round((flat / d).clamp(low, high))).square().mean()) for d in candidates]
+    peak = float(np.abs(sample).max())
+    sample = sample / np.float32(peak)
+    if high > 2:
+        candidates = [float(2.0 ** (-k / 12.0)) / high for k in range(49)]
+    else:
+        rms = float(torch.from_numpy(sample).square().mean().sqrt())
+        candidates = [rms * float(2.0 ** (k / 12.0)) for k in range(-24, 25)]
+    errors = [_misfit(sample, np.float32(step), low, high) for step in candidates]
     return candidates[errors.index(min(errors))] * peak
+
+
+def _sample(x: Tensor) -> npt.NDArray[np.float32]:
+    """At most ``_SAMPLES`` of the values that are not zero, an even stride apart.
+
+    NumPy, because each of its calls is one thread's: torch would wake its other threads for every few thousand values.
+    """
+    values = x.detach().reshape(-1).float().cpu().numpy()
+    places = np.flatnonzero(values != 0)
+    return values[places[:: max(1, -(-len(places) // _SAMPLES))]]
+
+
+def _misfit(sample: npt.NDArray[np.float32], step: np.float32, low: int, high: int) -> float:
+    """Sum of squares of what quantization with this step loses."""
+    lost = sample / step
+    np.clip(lost, low, high, out=lost)
+    np.rint(lost, out=lost)
+    lost *= -step
+    lost += sample
+    return float(np.dot(lost, lost))
 
 
 class WeightQuantizer(nn.Module):
@@ -128,46 +161,29 @@ class WeightQuantizer(nn.Module):
         return codes.to(torch.int8)
 
 
-class ActivationQuantizer(nn.Module):
+class InputQuantizer(nn.Module):
     """Contract: float activations in, integer-valued float codes out: a monotone function, the same for every element.
 
-    Codes are {0, 1, 2} in half range (the input is never negative: after a ReLU) and {-1, 0, +1} in full range; zero
-    always has code 0. Which range, and whether the steps were initialised at all, is part of the ``state_dict``.
-
-    Parameters
-    ----------
-    act_range
-        ``"half"`` or ``"full"``, or ``"auto"``: decided by the first data seen (half where its minimum is >= 0).
+    Zero always has code 0. Steps come from the first data seen; whether they were is part of the ``state_dict``.
     """
 
     initialized_flag: Tensor
-    half_range_flag: Tensor
 
-    def __init__(self, act_range: str = "auto") -> None:
+    def __init__(self) -> None:
         super().__init__()
-        if act_range not in ("auto", "half", "full"):
-            raise ConfigError(f"act_range must be 'auto', 'half' or 'full', got {act_range!r}")
-        self.act_range = act_range
         #: Name of the layer this quantizer belongs to, for messages.
         self.layer_name = ""
         #: While True, data initialises the steps in eval mode too (see :func:`fatnn_rs.nn.calibrate`).
         self.calibrating = False
         self.register_buffer("initialized_flag", torch.tensor(False))
-        self.register_buffer("half_range_flag", torch.tensor(act_range == "half"))
-        # Python mirrors of the two buffers: the forward pass branches on them, and reading a buffer would wait for
-        # the device and break graph capture.
+        # A Python mirror of the buffer: the forward pass branches on it, and reading a buffer would wait for the device
+        # and break graph capture.
         self._initialized = False
-        self._half_range = act_range == "half"
 
     @property
     def initialized(self) -> bool:
         """Whether the steps have been initialised from data (or loaded)."""
         return self._initialized
-
-    @property
-    def half_range(self) -> bool:
-        """Whether codes are {0, 1, 2} (True) or {-1, 0, +1} (False). Not decided before initialisation."""
-        return self._half_range
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the codes of ``x``, same shape, integer-valued float32 (or wider).
@@ -196,31 +212,26 @@ class ActivationQuantizer(nn.Module):
         """Return the codes of ``x`` with the present steps."""
         raise NotImplementedError
 
-    @property
-    def step(self) -> float:
-        """The mean size of the steps: how much of ``x`` one level stands for."""
-        raise NotImplementedError
-
     def set_step(self, step: float) -> None:
         """Set the learned parameters to a uniform step of this size."""
         raise NotImplementedError
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Choose the range (where it is ``"auto"``) and the steps from data.
+        """Choose the steps from data.
 
         A batch of nothing but zeros says nothing: the quantizer then stays uninitialised and waits for the next one.
 
         Raises
         ------
         InputError
-            Where ``x`` is empty, holds NaN or infinity, or is negative somewhere although ``act_range="half"``.
+            Where ``x`` is empty, holds NaN or infinity, or is nothing that this quantizer can hold.
         ConfigError
             Where several processes train together: each would initialise differently.
         """
         if x.numel() == 0:
             raise InputError(f"{self._where()}: cannot initialise activation steps from an empty batch")
-        if not bool(torch.isfinite(x).all()):
+        if not all(math.isfinite(end) for end in torch.aminmax(x)):  # which both are NaN where one value is
             raise InputError(
                 f"{self._where()}: the batch that initialises the activation steps holds NaN or infinity; check the "
                 "data and the layers before this one"
@@ -231,17 +242,72 @@ class ActivationQuantizer(nn.Module):
                 f"{self._where()}: activation steps must be initialised before training is distributed, else "
                 "every process gets its own; give prepare(..., example_inputs=...) a batch of real data first"
             )
+        step = self.fitted_step(x)
+        if step > 0:
+            self.set_step(step)
+            self._initialized = True
+            self.initialized_flag.fill_(True)
+
+    def fitted_step(self, x: Tensor) -> float:
+        """Find the step for a batch of finite values; 0.0 where it says nothing."""
+        raise NotImplementedError
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if not self.initialized_flag.is_meta:
+            self._initialized = bool(self.initialized_flag)
+
+    def _where(self) -> str:
+        return f"layer {self.layer_name!r}" if self.layer_name else "activation quantizer (layer not named yet)"
+
+
+class ActivationQuantizer(InputQuantizer):
+    """Ternary codes: {0, 1, 2} in half range (the input is never negative: after a ReLU), {-1, 0, +1} in full range.
+
+    Which range is part of the ``state_dict``.
+
+    Parameters
+    ----------
+    act_range
+        ``"half"`` or ``"full"``, or ``"auto"``: decided by the first data seen (half where its minimum is >= 0).
+    """
+
+    half_range_flag: Tensor
+
+    def __init__(self, act_range: str = "auto") -> None:
+        super().__init__()
+        if act_range not in ("auto", "half", "full"):
+            raise ConfigError(f"act_range must be 'auto', 'half' or 'full', got {act_range!r}")
+        self.act_range = act_range
+        self.register_buffer("half_range_flag", torch.tensor(act_range == "half"))
+        self._half_range = act_range == "half"
+
+    @property
+    def half_range(self) -> bool:
+        """Whether codes are {0, 1, 2} (True) or {-1, 0, +1} (False). Not decided before initialisation."""
+        return self._half_range
+
+    @property
+    def step(self) -> float:
+        """The mean size of the steps: how much of ``x`` one level stands for."""
+        raise NotImplementedError
+
+    def fitted_step(self, x: Tensor) -> float:
+        """Choose the range, where it is ``"auto"``, and find the step.
+
+        Raises
+        ------
+        InputError
+            Where ``x`` is negative somewhere although ``act_range="half"``.
+        """
         minimum = float(x.min())
         if self.act_range == "half" and minimum < 0:
             raise InputError(
                 f"{self._where()}: act_range='half' needs inputs >= 0, got {minimum:g}; use 'full' or 'auto'"
             )
         half = self.act_range == "half" or (self.act_range == "auto" and minimum >= 0)
-        step = fit_step(x, 0, 2) if half else fit_step(x, -1, 1)
         self._set_state(initialized=False, half_range=half)
-        if step > 0:
-            self.set_step(step)
-            self._set_state(initialized=True, half_range=half)
+        return fit_step(x, 0, 2) if half else fit_step(x, -1, 1)
 
     def _set_state(self, *, initialized: bool, half_range: bool) -> None:
         self._initialized, self._half_range = initialized, half_range
@@ -250,12 +316,8 @@ class ActivationQuantizer(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        if not self.initialized_flag.is_meta:
-            self._initialized = bool(self.initialized_flag)
+        if not self.half_range_flag.is_meta:
             self._half_range = bool(self.half_range_flag)
-
-    def _where(self) -> str:
-        return f"layer {self.layer_name!r}" if self.layer_name else "activation quantizer (layer not named yet)"
 
     def extra_repr(self) -> str:
         """Range and state, for ``print(model)``."""

@@ -28,13 +28,13 @@ def two_sided(x: Tensor, alpha_neg: Tensor, alpha_pos: Tensor) -> Tensor:
 
     Monotone in ``x``: the products are, they meet at zero, and so are ``clip`` and ``round``.
     """
-    return round_ste(hardtanh(x * torch.where(x < 0, alpha_neg, alpha_pos), -1.0, 1.0))
+    return round_ste(hardtanh(x * torch.where(x < 0, alpha_neg, alpha_pos), -1.0, 1.0, inplace=True))
 
 
 def stacked(x: Tensor, alpha1: Tensor, alpha2: Tensor) -> Tensor:
     """``round(clip(x a1, 0, 1)) + round(clip((x - 1/a1) a2, 0, 1))``: monotone in ``x``, for both terms are."""
-    first = round_ste(hardtanh(x * alpha1, 0.0, 1.0))
-    second = round_ste(hardtanh((x - 1.0 / alpha1) * alpha2, 0.0, 1.0))
+    first = round_ste(hardtanh(x * alpha1, 0.0, 1.0, inplace=True))
+    second = round_ste(hardtanh((x - 1.0 / alpha1) * alpha2, 0.0, 1.0, inplace=True))
     return first + second
 
 
@@ -80,13 +80,13 @@ class FatnnWeight(WeightQuantizer):
     def normalize(self, weight: Tensor) -> Tensor:
         """``(w - mean) / std`` with detached statistics: same shape as ``weight``, float32 or wider."""
         weight = widen(weight)
-        sample = weight.detach()
-        if sample.device.type != "mps":
-            sample = sample.double()
+        wide = torch.float64 if weight.device.type != "mps" else weight.dtype
+        # A copy of its own, which is worked on in place: fresh memory costs more than the arithmetic.
+        sample = weight.detach().to(wide, copy=True)
         rows = sample.reshape(self.out_channels if self.per_channel else 1, -1)
         mean = rows.mean(dim=1, keepdim=True)
-        std = (rows - mean).square().mean(dim=1).sqrt().clamp(min=_MIN_STD)
-        return (weight - self._spread(mean, weight)) / self._spread(std, weight)
+        std = rows.sub_(mean).square_().mean(dim=1).sqrt().clamp(min=_MIN_STD)
+        return (weight - self._spread(mean, weight)).div_(self._spread(std, weight))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the codes of ``weight``: same shape, float32 (or wider), values -1.0, 0.0, +1.0."""

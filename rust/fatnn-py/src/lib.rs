@@ -260,7 +260,7 @@ fn conv_float(
     py.detach(|| {
         let weights = PackedWeights::from_bytes(blob)?;
         let shape = ConvShape { kernel: weights.shape().kernel, ..shape };
-        let to = ToFloat { scale, bias, relu, channels: weights.shape().out_channels };
+        let to = ToFloat { scale, bias, relu, channels: weights.shape().out_channels, codes: None };
         conv::conv2d_float(input, &weights, &shape, to, residual, out)
     })
     .map_err(|e| raise(py, e))

@@ -3,7 +3,7 @@
 //! | variable | values | effect |
 //! | --- | --- | --- |
 //! | `FATNN_ISA` | `scalar`, `avx2`, `avx512`, `neon` | caps the instruction sets that kernels may use |
-//! | `FATNN_KERNEL` | `auto`, `popcount`, `matrix` | the kernel family that is preferred; `popcount` keeps int8 layers off matrix units too |
+//! | `FATNN_KERNEL` | `auto`, `popcount`, `matrix`, `table` | the kernel family that is preferred; every family but `matrix` keeps int8 layers off matrix units too |
 //! | `FATNN_NUM_THREADS` | a positive integer | threads of the pool, where nothing else sets them |
 //!
 //! Read once, at first use; they are for benchmarks and bug reports, not for switching while a program runs.
@@ -26,7 +26,7 @@ pub(crate) struct Config {
 }
 
 const ISA: (&str, &str) = ("FATNN_ISA", "scalar, avx2, avx512 or neon");
-const KERNEL: (&str, &str) = ("FATNN_KERNEL", "auto, popcount or matrix");
+const KERNEL: (&str, &str) = ("FATNN_KERNEL", "auto, popcount, matrix or table");
 const THREADS: (&str, &str) = ("FATNN_NUM_THREADS", "a whole number of at least 1");
 
 fn variable<T>(
@@ -50,7 +50,7 @@ fn read() -> Result<Config> {
         isa: variable(ISA, |v| Isa::from_name(v).map(Some))?,
         family: variable(KERNEL, |v| match v {
             "auto" => Some(None),
-            name => [Family::Popcount, Family::Matrix].into_iter().find(|f| f.name() == name).map(Some),
+            name => [Family::Popcount, Family::Matrix, Family::Table].into_iter().find(|f| f.name() == name).map(Some),
         })?,
         threads: variable(THREADS, |v| {
             v.parse().ok().filter(|n| (1..=crate::parallel::MAX_THREADS).contains(n)).map(Some)

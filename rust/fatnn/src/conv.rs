@@ -1,13 +1,16 @@
-//! Convolution, one- and two-dimensional: geometry only. The inner loop is the product's (`gemm`).
+//! Convolution, one- and two-dimensional: geometry only. The inner loop is the product's (`gemm`, `frame`).
 //!
-//! Codes are channels-last. Where there is padding, the image's codes are first copied into a frame of zero-codes (a
-//! quarter of a byte per value: a fraction of a percent of the work); after that every window is the same set of offsets from
-//! its corner, whatever the stride or dilation, and a product's row is just the address of a corner.
+//! Codes are channels-last. For kernels that read them as they are, an image with padding is first copied into a frame of
+//! zero-codes (a quarter of a byte per value: a fraction of a percent of the work); after that every window is the same set of
+//! offsets from its corner, whatever the stride or dilation, and a product's row is just the address of a corner. Kernels
+//! with a layout of their own get frames in that layout, piece by piece.
 
 use crate::codec::CodesLayout;
-use crate::epilogue::{ToCodes, ToFloat};
+use crate::epilogue::{Residual, ToCodes, ToFloat};
 use crate::error::{Result, bad_value, check_len};
-use crate::gemm::{self, AccSink, FloatSink, Rows, Sink};
+use crate::frame::{self, FramePlan, Input};
+use crate::gemm::{self, AccSink, FloatSink, Piece, Rows, Sink};
+use crate::kernels::Inner;
 use crate::weights::PackedWeights;
 
 /// Geometry of a convolution over `batch × height × width` pixels; one-dimensional ones have height 1.
@@ -118,7 +121,7 @@ pub fn conv2d_float(
     if let Some(residual) = residual {
         check_len("residual", out.len(), residual.len())?;
     }
-    run(codes, weights, shape, &FloatSink { to, residual }, out)
+    run(codes, weights, shape, &FloatSink::new(to, residual.map_or(Residual::None, Residual::Of)), out)
 }
 
 /// Checks thresholds for `n` output channels.
@@ -147,7 +150,7 @@ fn run<S: Sink>(
         return bad_value("padding", "a padded input that fits in memory", format!("{h} × {w} pixels"));
     }
     frame.resize(geometry.frame_bytes, 0);
-    geometry.run(codes, weights, sink, &mut frame, out)
+    geometry.run(codes, weights, sink, &mut frame, out, &mut [])
 }
 
 /// A convolution's addresses, worked out once for a shape.
@@ -163,6 +166,8 @@ pub(crate) struct Geometry {
     /// Output height and width.
     pub output: [usize; 2],
     taps: Vec<usize>,
+    /// For kernels that want frames of their own.
+    plan: Option<FramePlan>,
 }
 
 impl Geometry {
@@ -179,15 +184,30 @@ impl Geometry {
         let output = shape.output()?;
         let pixel = layout.pixel_bytes();
         let framed = [shape.input[0] + 2 * shape.padding[0], shape.input[1] + 2 * shape.padding[1]];
-        let frame_bytes = if shape.padding == [0, 0] { 0 } else { shape.size("padded input", framed, pixel)? };
+        let plan = match weights.kernel().inner() {
+            Inner::Tiled(_) => None,
+            Inner::Framed(_) => Some(FramePlan::new(shape)),
+        };
+        let padded = shape.size("padded input", framed, pixel)?;
+        let frame_bytes = if shape.padding == [0, 0] || plan.is_some() { 0 } else { padded };
         let taps = (0..shape.kernel[0])
             .flat_map(|y| (0..shape.kernel[1]).map(move |x| (y, x)))
             .map(|(y, x)| (y * shape.dilation[0] * framed[1] + x * shape.dilation[1]) * pixel)
             .collect();
-        Ok(Geometry { shape: *shape, layout, half_range: weights.half_range(), framed, frame_bytes, output, taps })
+        Ok(Geometry {
+            shape: *shape,
+            layout,
+            half_range: weights.half_range(),
+            framed,
+            frame_bytes,
+            output,
+            taps,
+            plan,
+        })
     }
 
-    /// Runs the convolution. `frame` has at least `frame_bytes` bytes, whatever they are.
+    /// Runs the convolution. `frame` has at least `frame_bytes` bytes, whatever they are; `beside` takes the codes that the
+    /// sink makes beside the output, where it does.
     pub fn run<S: Sink>(
         &self,
         codes: &[u8],
@@ -195,14 +215,26 @@ impl Geometry {
         sink: &S,
         frame: &mut [u8],
         out: &mut [S::Elem],
+        beside: &mut [u8],
     ) -> Result<()> {
         let shape = &self.shape;
         let pixel = self.layout.pixel_bytes();
         check_len("packed codes", shape.size("input", shape.input, pixel)?, codes.len())?;
         check_len("output", shape.size("output", self.output, sink.row_len())?, out.len())?;
+        check_len("codes beside the output", shape.size("output", self.output, sink.beside_len())?, beside.len())?;
         if out.is_empty() {
             return Ok(());
         }
+        let piece = Piece { out, beside };
+        let kernel = weights.kernel();
+        let tiled = match (kernel.inner(), &self.plan) {
+            (Inner::Tiled(tiled), _) => tiled,
+            (Inner::Framed(framed), Some(plan)) => {
+                let input = Input { codes, layout: self.layout, shape, plan, output: self.output };
+                return frame::run(kernel, framed, weights, &input, sink, piece);
+            }
+            (Inner::Framed(_), None) => unreachable!("a geometry is used with the weights that it was made for"),
+        };
         let codes = if self.frame_bytes == 0 {
             codes
         } else {
@@ -219,7 +251,7 @@ impl Geometry {
             ((image * height + y * stride_y) * width + x * stride_x) * pixel
         };
         let rows = Rows { codes, base, taps: &self.taps, group_bytes: self.layout.group_bytes() };
-        gemm::run(weights.kernel(), weights, &rows, sink, out)
+        gemm::run(kernel, tiled, weights, &rows, sink, piece)
     }
 
     /// Copies the codes into a frame of zero-codes.

@@ -59,6 +59,8 @@ pub struct Features {
     pub avx512_vbmi: bool,
     /// `VPDPBUSD` on 512 bits, with `avx512`.
     pub avx512_vnni: bool,
+    /// Affine maps over bits, with `avx512`.
+    pub gfni: bool,
     /// AMX tiles and their int8 products, with `avx512`. (Whether the operating system grants the tiles' state is asked where
     /// they are used.)
     pub amx_int8: bool,
@@ -92,6 +94,7 @@ impl Features {
             avx512_vpopcntdq: self.avx512_vpopcntdq && avx512,
             avx512_vbmi: self.avx512_vbmi && avx512,
             avx512_vnni: self.avx512_vnni && avx512,
+            gfni: self.gfni && avx512,
             amx_int8: self.amx_int8 && avx512,
         }
     }
@@ -105,6 +108,7 @@ impl Features {
             ("avx512_vpopcntdq", self.avx512_vpopcntdq),
             ("avx512_vbmi", self.avx512_vbmi),
             ("avx512_vnni", self.avx512_vnni),
+            ("gfni", self.gfni),
             ("amx_int8", self.amx_int8),
         ]
         .into_iter()
@@ -129,6 +133,7 @@ fn detect() -> Features {
         avx512_vpopcntdq: avx512 && is_x86_feature_detected!("avx512vpopcntdq"),
         avx512_vbmi: avx512 && is_x86_feature_detected!("avx512vbmi"),
         avx512_vnni: avx512 && is_x86_feature_detected!("avx512vnni"),
+        gfni: avx512 && is_x86_feature_detected!("gfni"),
         // Bits 24 (tiles) and 25 (int8) of leaf 7, which AVX-512 implies to be there.
         amx_int8: avx512 && std::arch::x86_64::__cpuid_count(7, 0).edx >> 24 & 3 == 3,
     }
@@ -143,6 +148,7 @@ fn detect() -> Features {
         avx512_vpopcntdq: false,
         avx512_vbmi: false,
         avx512_vnni: false,
+        gfni: false,
         amx_int8: false,
     }
 }
@@ -156,6 +162,7 @@ fn detect() -> Features {
         avx512_vpopcntdq: false,
         avx512_vbmi: false,
         avx512_vnni: false,
+        gfni: false,
         amx_int8: false,
     }
 }
@@ -173,12 +180,13 @@ mod tests {
             avx512_vpopcntdq: true,
             avx512_vbmi: true,
             avx512_vnni: true,
+            gfni: true,
             amx_int8: true,
         };
         assert_eq!(all.capped(Isa::Scalar).names(), Vec::<&str>::new());
         assert_eq!(all.capped(Isa::Avx2).names(), ["avx2"]);
         assert_eq!(all.capped(Isa::Neon).names(), ["neon"]);
-        assert_eq!(all.capped(Isa::Avx512).names().len(), 6);
+        assert_eq!(all.capped(Isa::Avx512).names().len(), 7);
     }
 
     #[test]

@@ -45,6 +45,28 @@ pub struct ToFloat<'a> {
     pub relu: bool,
     /// Output channels in a row of `out`.
     pub channels: usize,
+    /// Codes of the values, beside the values.
+    pub codes: Option<Quantizer>,
+}
+
+/// What is added behind scale and bias.
+#[derive(Clone, Copy, Debug)]
+pub enum Residual<'a> {
+    /// Nothing.
+    None,
+    /// An array of the output's shape.
+    Of(&'a [f32]),
+    /// What stands in the output.
+    InPlace,
+}
+
+/// Thresholds from float32 to codes, the same for all channels.
+#[derive(Clone, Copy, Debug)]
+pub struct Quantizer {
+    /// The smallest values of levels 1 and 2; the second at least the first.
+    pub thresholds: [f32; 2],
+    /// Layout of the codes that come out.
+    pub layout: CodesLayout,
 }
 
 /// Writes the tile's codes into `out`, which starts at the tile's first row and whose bits are zero. `at_least(acc,
@@ -61,10 +83,11 @@ pub(crate) fn to_codes<const NR: usize>(
     fill(&mut low, &to.low[channels.clone()]);
     fill(&mut high, &to.high[channels]);
     let exists = u64::MAX >> (64 - tile.channels);
+    let write = to.layout.writer(tile.first_channel, tile.channels);
     let rows = tile.acc.as_chunks::<NR>().0.iter();
     for (acc, out) in rows.zip(out.chunks_exact_mut(to.layout.pixel_bytes())).take(tile.rows) {
         let (p, x2) = (at_least(acc, &low) & exists, at_least(acc, &high) & exists);
-        to.layout.or_planes(out, tile.first_channel, tile.channels, p & !x2, p);
+        write(out, p & !x2, p);
     }
 }
 
@@ -88,14 +111,18 @@ pub(crate) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) 
     bits
 }
 
-/// Writes the tile's float32 values into `out`, which starts at the tile's first row, as does `residual`.
+/// Writes the tile's float32 values into `out`, which starts at the tile's first row, as do `residual` and `codes`. The
+/// codes, where `to` asks for them, are set in bits that are zero, with `at_least(x, threshold)` of
+/// [`crate::quantize::at_least`]; false where a value that became one was NaN.
 #[inline(always)]
 pub(crate) fn to_float<const NR: usize>(
     tile: &TileAcc<'_>,
     to: &ToFloat<'_>,
-    residual: Option<&[f32]>,
+    residual: Residual<'_>,
     out: &mut [f32],
-) {
+    codes: &mut [u8],
+    at_least: impl Fn(&[f32; WIDE], f32) -> u16,
+) -> bool {
     let channels = tile.first_channel..tile.first_channel + tile.channels;
     // Absent ones change nothing: a factor of one and a summand of *negative* zero (0.0 would turn -0.0 into 0.0).
     let (mut scale, mut bias) = ([1.0; NR], [-0.0; NR]);
@@ -105,69 +132,137 @@ pub(crate) fn to_float<const NR: usize>(
     if let Some(b) = to.bias {
         fill(&mut bias, &b[channels.clone()]);
     }
+    let factors = (&scale, &bias);
+    // Each kind compiled on its own: decided per vector, measured, it took as long as everything else here.
+    match residual {
+        Residual::None => float_rows::<NR, NOTHING>(tile, to, factors, &[], out, codes, at_least),
+        Residual::Of(x) => float_rows::<NR, ELSEWHERE>(tile, to, factors, x, out, codes, at_least),
+        Residual::InPlace => float_rows::<NR, IN_PLACE>(tile, to, factors, &[], out, codes, at_least),
+    }
+}
+
+/// Rows between prefetch and use. A tile's part of a row is a few lines, too few for the hardware to see a pattern.
+const AHEAD: usize = 8;
+
+/// [`Residual`] as a constant.
+const NOTHING: u8 = 0;
+const ELSEWHERE: u8 = 1;
+const IN_PLACE: u8 = 2;
+
+#[inline(always)]
+fn float_rows<const NR: usize, const RESIDUAL: u8>(
+    tile: &TileAcc<'_>,
+    to: &ToFloat<'_>,
+    factors: (&[f32; NR], &[f32; NR]),
+    residual: &[f32],
+    out: &mut [f32],
+    codes: &mut [u8],
+    at_least: impl Fn(&[f32; WIDE], f32) -> u16,
+) -> bool {
+    let exists = u64::MAX >> (64 - tile.channels);
+    let codes_to = to.codes.map(|codes| (codes, codes.layout.writer(tile.first_channel, tile.channels)));
+    let mut numbers = true;
     for (r, acc) in tile.acc.as_chunks::<NR>().0.iter().take(tile.rows).enumerate() {
         let row = r * to.channels + tile.first_channel..r * to.channels + tile.first_channel + tile.channels;
-        let residual = residual.map(|x| &x[row.clone()]);
-        let out = &mut out[row];
-        if let Ok(whole) = TryInto::<&mut [f32; NR]>::try_into(&mut *out) {
-            let residual = residual.map(|x| x.try_into().expect("as long as `out`"));
-            float_row(acc, (&scale, &bias), residual, to.relu, whole);
+        let mut levels = Levels { p: 0, x2: 0, numbers: true };
+        let ahead = row.start + AHEAD * to.channels;
+        for i in (0..NR).step_by(WIDE) {
+            crate::kernels::prefetch(out.as_ptr().wrapping_add(ahead + i));
+            if RESIDUAL == ELSEWHERE {
+                crate::kernels::prefetch(residual.as_ptr().wrapping_add(ahead + i));
+            }
+        }
+        if let Ok(out) = TryInto::<&mut [f32; NR]>::try_into(&mut out[row.clone()]) {
+            let none = [0.0; NR];
+            let residual = if RESIDUAL == ELSEWHERE { residual[row].try_into().expect("as `out`") } else { &none };
+            float_row::<NR, RESIDUAL>(acc, factors, residual, to, out, &mut levels, &at_least);
         } else {
             let (mut x, mut y) = ([0.0; NR], [0.0; NR]);
-            if let Some(residual) = residual {
-                fill(&mut x, residual);
+            match RESIDUAL {
+                ELSEWHERE => x[..tile.channels].copy_from_slice(&residual[row.clone()]),
+                IN_PLACE => y[..tile.channels].copy_from_slice(&out[row.clone()]),
+                _ => (),
             }
-            float_row(acc, (&scale, &bias), residual.map(|_| &x), to.relu, &mut y);
-            store(out, &y);
+            // Columns that do not exist are numbers too, and their bits are masked.
+            float_row::<NR, RESIDUAL>(acc, factors, &x, to, &mut y, &mut levels, &at_least);
+            store(&mut out[row], &y);
+        }
+        if let Some((quantizer, write)) = &codes_to {
+            let bytes = quantizer.layout.pixel_bytes();
+            let (p, x2) = (levels.p & exists, levels.x2 & exists);
+            write(&mut codes[r * bytes..(r + 1) * bytes], p & !x2, p);
+            numbers &= levels.numbers;
         }
     }
+    numbers
 }
 
-/// One row of [`to_float`], a vector of [`WIDE`] at a time where a tile is wider: compilers keep such arrays in registers.
-#[inline(always)]
-fn float_row<const NR: usize>(
-    acc: &[i32; NR],
-    (scale, bias): (&[f32; NR], &[f32; NR]),
-    residual: Option<&[f32; NR]>,
-    relu: bool,
-    out: &mut [f32; NR],
-) {
-    if NR <= WIDE {
-        return float_vector(acc, (scale, bias), residual, relu, out);
-    }
-    let parts = acc.as_chunks::<WIDE>().0.iter().zip(out.as_chunks_mut::<WIDE>().0).enumerate();
-    for (i, (acc, out)) in parts {
-        let factors = (&scale.as_chunks().0[i], &bias.as_chunks().0[i]);
-        float_vector(acc, factors, residual.map(|x| &x.as_chunks().0[i]), relu, out);
-    }
+/// Which values of a row reach levels 1 and 2, and whether all are numbers.
+struct Levels {
+    p: u64,
+    x2: u64,
+    numbers: bool,
 }
 
-/// Floats in the widest vector.
+/// Floats in the widest vector: compilers keep arrays of so many in registers.
 const WIDE: usize = 16;
 
+/// One row of [`to_float`].
 #[inline(always)]
-fn float_vector<const N: usize>(
+fn float_row<const NR: usize, const RESIDUAL: u8>(
+    acc: &[i32; NR],
+    (scale, bias): (&[f32; NR], &[f32; NR]),
+    residual: &[f32; NR],
+    to: &ToFloat<'_>,
+    out: &mut [f32; NR],
+    levels: &mut Levels,
+    at_least: &impl Fn(&[f32; WIDE], f32) -> u16,
+) {
+    let mut part = |first: usize, y: &[f32; WIDE]| {
+        if let Some(Quantizer { thresholds: [low, high], .. }) = to.codes {
+            levels.p |= u64::from(at_least(y, low)) << first;
+            levels.x2 |= u64::from(at_least(y, high)) << first;
+            // The comparison with -∞ finds NaN.
+            levels.numbers &= at_least(y, f32::NEG_INFINITY) == u16::MAX;
+        }
+    };
+    if NR < WIDE {
+        let x = if RESIDUAL == IN_PLACE { *out } else { *residual };
+        *out = float_vector::<NR, RESIDUAL>(acc, (scale, bias), &x, to.relu);
+        let mut padded = [0.0; WIDE];
+        padded[..NR].copy_from_slice(out);
+        return part(0, &padded);
+    }
+    for (i, out) in out.as_chunks_mut::<WIDE>().0.iter_mut().enumerate() {
+        let factors = (&scale.as_chunks().0[i], &bias.as_chunks().0[i]);
+        let x = if RESIDUAL == IN_PLACE { *out } else { residual.as_chunks().0[i] };
+        *out = float_vector::<WIDE, RESIDUAL>(&acc.as_chunks().0[i], factors, &x, to.relu);
+        part(i * WIDE, out);
+    }
+}
+
+#[inline(always)]
+fn float_vector<const N: usize, const RESIDUAL: u8>(
     acc: &[i32; N],
     (scale, bias): (&[f32; N], &[f32; N]),
-    residual: Option<&[f32; N]>,
+    residual: &[f32; N],
     relu: bool,
-    out: &mut [f32; N],
-) {
+) -> [f32; N] {
     let mut y = acc.map(|a| a as f32);
     // A factor of one and a summand of -0.0 change nothing, so one form serves all four cases.
     for j in 0..N {
         y[j] = y[j].mul_add(scale[j], bias[j]);
     }
-    if let Some(x) = residual {
+    if RESIDUAL != NOTHING {
         for j in 0..N {
-            y[j] += x[j];
+            y[j] += residual[j];
         }
     }
     if relu {
         // Not `max`: NaN passes through, as in PyTorch.
         y = y.map(|y| if y <= 0.0 { 0.0 } else { y });
     }
-    *out = y;
+    y
 }
 
 /// Copies the start of `from` to `to`: one move of constant size for a whole tile.

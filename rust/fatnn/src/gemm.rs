@@ -6,27 +6,23 @@
 //! accumulators that have not left the cache.
 
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::epilogue::{TileAcc, ToCodes, ToFloat};
+use crate::epilogue::{Residual, TileAcc, ToCodes, ToFloat};
 use crate::error::Result;
-use crate::kernels::{Kernel, MAX_BLOCK, MAX_MR, MAX_NR, TileRows, Tiles};
+use crate::kernels::{BLOCK, Kernel, MAX_MR, MAX_NR, TileRows, TiledKernel, Tiles};
 use crate::parallel;
 use crate::weights::PackedWeights;
 
 /// A thread's working memory, kept from call to call.
 struct Scratch {
-    bases: [usize; MAX_BLOCK + MAX_MR],
-    acc: [i32; (MAX_BLOCK + MAX_MR) * MAX_NR],
-    expanded: Vec<u8>,
+    bases: [usize; BLOCK + MAX_MR],
+    acc: [i32; (BLOCK + MAX_MR) * MAX_NR],
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const {
-        RefCell::new(Scratch {
-            bases: [0; MAX_BLOCK + MAX_MR],
-            acc: [0; (MAX_BLOCK + MAX_MR) * MAX_NR],
-            expanded: Vec::new(),
-        })
+        RefCell::new(Scratch { bases: [0; BLOCK + MAX_MR], acc: [0; (BLOCK + MAX_MR) * MAX_NR] })
     };
 }
 
@@ -42,16 +38,26 @@ pub(crate) struct Rows<'a, F> {
     pub group_bytes: usize,
 }
 
+/// Rows of the output, and of the codes beside it where there are any.
+pub(crate) struct Piece<'a, T> {
+    pub out: &'a mut [T],
+    pub beside: &'a mut [u8],
+}
+
 /// Where results go: what a finished tile turns into.
 pub(crate) trait Sink: Sync {
     /// Element of the output.
     type Elem: Send + Copy + Default;
     /// Elements in an output row.
     fn row_len(&self) -> usize;
+    /// Bytes in a row of the codes beside the output.
+    fn beside_len(&self) -> usize {
+        0
+    }
     /// Whether [`Sink::write`] only sets bits, so that the output must be zeroed before.
     const ZEROED: bool = false;
-    /// Writes tiles. `out` starts at their first row, which is row `row` of the whole product.
-    fn write(&self, kernel: &dyn Kernel, tile: &TileAcc<'_>, row: usize, out: &mut [Self::Elem]);
+    /// Writes tiles. `piece` starts at their first row, which is row `row` of the whole product.
+    fn write(&self, kernel: &dyn Kernel, tile: &TileAcc<'_>, row: usize, piece: Piece<'_, Self::Elem>);
 }
 
 /// Raw accumulators.
@@ -66,8 +72,8 @@ impl Sink for AccSink {
         self.channels
     }
 
-    fn write(&self, kernel: &dyn Kernel, tile: &TileAcc<'_>, _: usize, out: &mut [i32]) {
-        kernel.to_acc(tile, self.channels, out);
+    fn write(&self, kernel: &dyn Kernel, tile: &TileAcc<'_>, _: usize, piece: Piece<'_, i32>) {
+        kernel.to_acc(tile, self.channels, piece.out);
     }
 }
 
@@ -79,15 +85,23 @@ impl Sink for ToCodes<'_> {
         self.layout.pixel_bytes()
     }
 
-    fn write(&self, kernel: &dyn Kernel, tile: &TileAcc<'_>, _: usize, out: &mut [u8]) {
-        kernel.to_codes(tile, self, out);
+    fn write(&self, kernel: &dyn Kernel, tile: &TileAcc<'_>, _: usize, piece: Piece<'_, u8>) {
+        kernel.to_codes(tile, self, piece.out);
     }
 }
 
 /// Float32 results, with an optional residual of the output's shape.
 pub(crate) struct FloatSink<'a> {
     pub to: ToFloat<'a>,
-    pub residual: Option<&'a [f32]>,
+    pub residual: Residual<'a>,
+    /// Set where a value that became a code was NaN.
+    pub nan: AtomicBool,
+}
+
+impl<'a> FloatSink<'a> {
+    pub fn new(to: ToFloat<'a>, residual: Residual<'a>) -> Self {
+        FloatSink { to, residual, nan: AtomicBool::new(false) }
+    }
 }
 
 impl Sink for FloatSink<'_> {
@@ -97,52 +111,83 @@ impl Sink for FloatSink<'_> {
         self.to.channels
     }
 
-    fn write(&self, kernel: &dyn Kernel, tile: &TileAcc<'_>, row: usize, out: &mut [f32]) {
-        kernel.to_float(tile, &self.to, self.residual.map(|r| &r[row * self.to.channels..]), out);
+    fn beside_len(&self) -> usize {
+        self.to.codes.map_or(0, |codes| codes.layout.pixel_bytes())
+    }
+
+    fn write(&self, kernel: &dyn Kernel, tile: &TileAcc<'_>, row: usize, piece: Piece<'_, f32>) {
+        let residual = match self.residual {
+            Residual::Of(r) => Residual::Of(&r[row * self.to.channels..]),
+            other => other,
+        };
+        if !kernel.to_float(tile, &self.to, residual, piece.out, piece.beside) {
+            self.nan.store(true, Ordering::Relaxed);
+        }
     }
 }
 
-/// Computes `out.len() / sink.row_len()` rows.
+/// Calls `work(first_row, rows, write)` over disjoint pieces of the output; `write(tile, row)` hands finished tiles, which
+/// begin at row `row` of the piece, to the sink.
+pub(crate) fn for_each_piece<S: Sink>(
+    kernel: &'static dyn Kernel,
+    sink: &S,
+    piece: Piece<'_, S::Elem>,
+    granularity: usize,
+    cost: usize,
+    work: impl Fn(usize, usize, &mut dyn FnMut(&TileAcc<'_>, usize)) + Sync,
+) -> Result<()> {
+    let (row_len, beside_len) = (sink.row_len(), sink.beside_len());
+    let Piece { out, beside } = piece;
+    parallel::try_for_each_pair(out, row_len, beside, beside_len, granularity, cost, |first, out, beside| {
+        if S::ZEROED {
+            out.fill(S::Elem::default());
+        }
+        beside.fill(0);
+        let rows = out.len() / row_len;
+        work(first, rows, &mut |tile, row| {
+            let piece = Piece { out: &mut out[row * row_len..], beside: &mut beside[row * beside_len..] };
+            sink.write(kernel, tile, first + row, piece);
+        });
+        Ok(())
+    })
+}
+
+/// Computes `piece.out.len() / sink.row_len()` rows.
 pub(crate) fn run<S: Sink>(
     kernel: &'static dyn Kernel,
+    tiled: &(dyn TiledKernel + Sync),
     weights: &PackedWeights<'_>,
     rows: &Rows<'_, impl Fn(usize) -> usize + Sync>,
     sink: &S,
-    out: &mut [S::Elem],
+    piece: Piece<'_, S::Elem>,
 ) -> Result<()> {
     let layout = kernel.layout();
     let max_tap = rows.taps.iter().copied().max().unwrap_or(0);
     let taps = (rows.taps, max_tap);
-    let (mr, units) = (kernel.mr(), weights.units_per_tap());
-    let row_len = sink.row_len();
-    let m = out.len().checked_div(row_len).unwrap_or(0);
-    let block_rows = kernel.block().min(MAX_BLOCK);
-    let work = |first: usize, out: &mut [S::Elem]| {
-        if S::ZEROED {
-            out.fill(S::Elem::default());
-        }
-        SCRATCH.with_borrow_mut(|Scratch { bases, acc, expanded }| {
-            for (b, block) in out.chunks_mut(block_rows * row_len).enumerate() {
-                let (row, block_rows) = (first + b * block_rows, block.len() / row_len);
+    let (mr, units) = (tiled.mr(), weights.units_per_tap());
+    let m = piece.out.len().checked_div(sink.row_len()).unwrap_or(0);
+    let cost = m.saturating_mul(weights.macs_per_row());
+    for_each_piece(kernel, sink, piece, mr, cost, |first, count, write| {
+        SCRATCH.with_borrow_mut(|Scratch { bases, acc }| {
+            for block in (0..count).step_by(BLOCK) {
+                let block_rows = BLOCK.min(count - block);
                 // Rows past the end repeat the last one; their results are dropped.
                 let bases = &mut bases[..block_rows.next_multiple_of(mr)];
                 for (r, base) in bases.iter_mut().enumerate() {
-                    *base = (rows.base)(row + r.min(block_rows - 1));
+                    *base = (rows.base)(first + block + r.min(block_rows - 1));
                 }
                 let acc = &mut acc[..bases.len() * layout.nr];
                 for group in 0..weights.groups() {
                     let tile_rows = TileRows::new(layout, mr, rows.codes, bases, taps, units);
-                    kernel.expand(&tile_rows, expanded);
                     for panel in 0..weights.panels_per_group() {
-                        let bytes = weights.panel(group, panel);
-                        kernel.tiles(&Tiles::new(layout, tile_rows, bytes, expanded), acc);
+                        tiled.tiles(&Tiles::new(layout, tile_rows, weights.panel(group, panel)), acc);
                         let tile = TileAcc {
                             acc,
                             rows: block_rows,
                             first_channel: group * weights.group_out_channels() + panel * layout.nr,
                             channels: layout.nr.min(weights.group_out_channels() - panel * layout.nr),
                         };
-                        sink.write(kernel, &tile, row, block);
+                        write(&tile, block);
                     }
                     for base in bases.iter_mut() {
                         *base += rows.group_bytes;
@@ -150,6 +195,5 @@ pub(crate) fn run<S: Sink>(
                 }
             }
         });
-    };
-    parallel::for_each_rows(out, row_len, mr, m.saturating_mul(weights.macs_per_row()), work)
+    })
 }

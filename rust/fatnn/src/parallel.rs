@@ -6,7 +6,7 @@
 //! the number of threads. After a `fork` the child builds a pool of its own, for threads do not survive a fork. (As with every
 //! library that has locks, fork while no other thread is inside a call.)
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rayon::prelude::*;
 
@@ -71,7 +71,9 @@ fn resolve(state: &State) -> Result<usize> {
     if let Some(n) = config::get()?.threads.or(state.default) {
         return Ok(n);
     }
-    Ok(std::thread::available_parallelism().map_or(1, usize::from))
+    // Asked once: the answer is read from several files.
+    static CPUS: OnceLock<usize> = OnceLock::new();
+    Ok(*CPUS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from)))
 }
 
 fn pool() -> Result<(usize, Option<Arc<rayon::ThreadPool>>)> {
@@ -132,19 +134,40 @@ pub(crate) fn try_for_each_rows<T: Send>(
     cost: usize,
     work: impl Fn(usize, &mut [T]) -> Result<()> + Sync,
 ) -> Result<()> {
+    try_for_each_pair(out, row_len, &mut [(); 0], 0, granularity, cost, |first, rows, _| work(first, rows))
+}
+
+/// [`try_for_each_rows`] for two outputs that have equally many rows; the second may be empty, with rows of no length.
+pub(crate) fn try_for_each_pair<T: Send, U: Send>(
+    out: &mut [T],
+    row_len: usize,
+    beside: &mut [U],
+    beside_len: usize,
+    granularity: usize,
+    cost: usize,
+    work: impl Fn(usize, &mut [T], &mut [U]) -> Result<()> + Sync,
+) -> Result<()> {
     /// Below this many multiply-accumulates, handing work to another thread costs more than it saves.
     const SERIAL_BELOW: usize = 4 << 20;
     let rows = out.len().checked_div(row_len).unwrap_or(0);
     if rows == 0 {
         return Ok(());
     }
+    assert_eq!(beside.len(), rows * beside_len);
     let (threads, pool) = if cost < SERIAL_BELOW { (1, None) } else { pool()? };
     let Some(pool) = pool else {
-        return work(0, out);
+        return work(0, out, beside);
     };
     // A few pieces per thread even out unequal cores without making pieces so small that their set-up shows.
     let piece = rows.div_ceil(threads * 4).next_multiple_of(granularity).max(granularity);
-    pool.install(|| out.par_chunks_mut(piece * row_len).enumerate().try_for_each(|(i, chunk)| work(i * piece, chunk)))
+    pool.install(|| {
+        let pieces = out.par_chunks_mut(piece * row_len).enumerate();
+        if beside_len == 0 {
+            return pieces.try_for_each(|(i, out)| work(i * piece, out, &mut []));
+        }
+        let beside = beside.par_chunks_mut(piece * beside_len);
+        pieces.zip(beside).try_for_each(|((i, out), beside)| work(i * piece, out, beside))
+    })
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.ops_float import FLOAT_OPS
 from fatnn_rs.convert.ops_table import bind
 from fatnn_rs.convert.thresholds import Thresholds, accumulator_range, integer_thresholds
+from fatnn_rs.quant import FatnnActivation
 
 __all__ = ["fuse_codes"]
 
@@ -120,6 +121,11 @@ def _rises(graph: Graph, node: Node) -> bool:
     return row.rising(node, {role: graph.tensors[name] for role, name in node.tensors.items()})
 
 
+def _monotone(graph: Graph, node: Node) -> bool:
+    """Whether a step rises or falls in every channel: rounded sums and products of a variable with constants do."""
+    return node.op in ("batch_norm", "channel_scale") or _kind(node) in ("pool", "shape") or _rises(graph, node)
+
+
 def _function(graph: Graph, chain: _Chain, quantizer: Node) -> Callable[[Tensor], Tensor]:
     """From accumulators to the quantizer's levels, by the eager model's own functions."""
     stages = [bind(graph, step) for step in chain.steps if _kind(step) in ("scalar", "channel")]
@@ -140,7 +146,8 @@ def _fuse(graph: Graph, chain: _Chain, quantizer: Node) -> str:
     weight = graph.tensors[root.tensors["weight"]]
     low, high = accumulator_range(weight, root.attrs["half_range"])
     base = 0 if quantizer.attrs["half_range"] else -1
-    found = integer_thresholds(_function(graph, chain, quantizer), low, high, dims, base)
+    monotone = all(_monotone(graph, step) for step in chain.steps) and isinstance(quantizer.call, FatnnActivation)
+    found = integer_thresholds(_function(graph, chain, quantizer), low, high, dims, base, monotone)
     if found is None:
         return "the float functions before the quantizer are not monotone in some channel"
     made = [_conv_node(graph, chain, quantizer, weight, found)]

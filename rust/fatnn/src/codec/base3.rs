@@ -1,4 +1,5 @@
-//! Four codes a byte, for product-table kernels: `Σ (code + 1)·3^i`, 81 states, each the number of a row of the table.
+//! Four codes a byte, a compact plain form: `Σ (code + 1)·3^i`, 81 states. (Product-table kernels make groups of two of the
+//! same digits from planes, see `kernels/table.rs`.)
 //!
 //! Where the number of codes is no multiple of four, the unused places of the last byte hold code 0 (digit 1), which
 //! contributes nothing to a product. [`unpack`] refuses everything that [`pack`] never writes.

@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | codes | one `i8` in {-1, 0, 1} | the plain form, at the borders |
 //! | [`CodesLayout`] planes | 64 in two words of 64 bits | activations between layers, popcount kernels |
-//! | [`base3`] groups | 4 in a byte (3⁴ = 81) | activations for product-table kernels |
+//! | [`base3`] groups | 4 in a byte (3⁴ = 81) | a compact plain form; product tables have groups of two of the same digits |
 //! | [`trits`] | 5 in a byte (3⁵ = 243) | weights in files |
 
 pub mod base3;

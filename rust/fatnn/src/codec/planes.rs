@@ -19,6 +19,28 @@ pub struct CodesLayout {
     groups: usize,
 }
 
+/// A place in a pixel's unit: the byte where the unit begins, and a bit in each word.
+#[derive(Clone, Copy)]
+struct Word {
+    at: usize,
+    shift: usize,
+    /// Whether the channels are all that the word has: it can be written without being read.
+    whole: bool,
+}
+
+impl Word {
+    #[inline(always)]
+    fn or(self, pixel: &mut [u8], z: u64, p: u64) {
+        let unit: &mut [u8; UNIT] = (&mut pixel[self.at..self.at + UNIT]).try_into().expect("as long");
+        if self.whole {
+            *unit = (u128::from(z) | u128::from(p) << WORD).to_le_bytes();
+        } else {
+            or_word(&mut unit[..8], z << self.shift);
+            or_word(&mut unit[8..], p << self.shift);
+        }
+    }
+}
+
 impl CodesLayout {
     /// A layout for `channels` channels that a convolution with `groups` groups will read.
     ///
@@ -68,15 +90,31 @@ impl CodesLayout {
     /// and `p` is channel `first + j`.
     #[inline(always)]
     pub(crate) fn or_planes(self, pixel: &mut [u8], first: usize, channels: usize, z: u64, p: u64) {
+        match self.word_of(first, channels) {
+            Some(word) => word.or(pixel, z, p),
+            None => self.or_planes_across(pixel, first, channels, z, p),
+        }
+    }
+
+    /// [`CodesLayout::or_planes`] for the same channels of many pixels: finds the place once.
+    #[inline(always)]
+    pub(crate) fn writer(self, first: usize, channels: usize) -> impl Fn(&mut [u8], u64, u64) {
+        let word = self.word_of(first, channels);
+        move |pixel, z, p| match word {
+            Some(word) => word.or(pixel, z, p),
+            None => self.or_planes_across(pixel, first, channels, z, p),
+        }
+    }
+
+    /// Where channels lie, if in one word.
+    #[inline(always)]
+    fn word_of(self, first: usize, channels: usize) -> Option<Word> {
         let in_group = first % self.group_channels();
         let shift = in_group % WORD;
-        if in_group + channels <= self.group_channels() && shift + channels <= WORD {
-            let at = first / self.group_channels() * self.group_bytes() + in_group / WORD * UNIT;
-            or_word(&mut pixel[at..at + 8], z << shift);
-            or_word(&mut pixel[at + 8..at + 16], p << shift);
-        } else {
-            self.or_planes_across(pixel, first, channels, z, p);
-        }
+        let at = first / self.group_channels() * self.group_bytes() + in_group / WORD * UNIT;
+        let end = in_group + channels;
+        let whole = shift == 0 && (channels == WORD || end == self.group_channels());
+        (end <= self.group_channels() && shift + channels <= WORD).then_some(Word { at, shift, whole })
     }
 
     /// [`CodesLayout::or_planes`] where the channels cross a word or a group.

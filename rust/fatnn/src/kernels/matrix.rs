@@ -2,19 +2,28 @@
 //!
 //! A matrix unit multiplies int8 tiles many times faster than vectors do, and so fast that two bits a value are worth it for
 //! the memory they save, not for the arithmetic: a layer's int8 weights would be read from beyond the second-level cache in
-//! more time than their products take. So weights stay in two planes, sign `s` and mask `n`, and are expanded to int8 a
-//! stretch of the reduction at a time, beside the multiplication; activations come as the same planes that the popcount
-//! kernels read, and are expanded once per block of rows.
+//! more time than their products take. So weights stay at two bits and are expanded to int8 beside the multiplication;
+//! activations come as the same planes that the popcount kernels read, and are expanded once per call, into a frame.
 //!
-//! **Weights**, per panel of `nr` channels: for every unit of 64 positions of the reduction and every `lanes` channels, 16
-//! pairs of 64-bit words `s`, `n`, a pair for four positions: bit `4·j + i` belongs to channel `j` and position `i`, which is
-//! the order in which the unit wants bytes. Behind the units one `i32` per channel: where accumulation starts, `Σ w` for
-//! half-range activations, else 0.
+//! **Weights**, per panel of `nr` channels: for every `lanes` channels, for every unit of 64 channels of the input, for every
+//! tap, 16 rows of 64 weights in 16 bytes. A row is what the unit wants side by side: for every channel four consecutive
+//! positions of the reduction. Weight `i` of a row, two's complement in two bits, lies at bit
+//! `64·(i/8 mod 2) + 16·(i/16) + 2·(i mod 8)`, from where one byte-wise shift of a vector fetches it ([`field`]). Behind them
+//! one `i32` per channel: where accumulation starts, `Σ w` for half-range activations, else 0.
 
 use super::{Layout, popcount};
 
 /// Positions of the reduction that lie side by side in a tile's row.
 const TOGETHER: usize = 4;
+/// Bytes of a row of weights.
+pub(super) const ROW_BYTES: usize = 16;
+/// Rows of weights for a unit and a tap.
+pub(super) const ROWS: usize = popcount::CHANNELS / TOGETHER;
+
+/// Bit in a row's 16 bytes where weight `i` begins.
+const fn field(i: usize) -> usize {
+    i / 8 % 2 * 64 + i / 16 * 16 + i % 8 * 2
+}
 
 /// See [`Layout::pack_panel`].
 pub(super) fn pack_panel<'a>(
@@ -25,24 +34,23 @@ pub(super) fn pack_panel<'a>(
     channel: impl Fn(usize) -> Option<&'a [i8]>,
     panel: &mut [u8],
 ) {
-    let unit_stride = layout.nr * popcount::UNIT_BYTES;
-    let tile_stride = layout.lanes * popcount::UNIT_BYTES;
     let units = channels.div_ceil(popcount::CHANNELS);
+    let strip_bytes = units * taps * ROWS * ROW_BYTES;
     panel.fill(0);
     for j in 0..layout.nr {
         let Some(codes) = channel(j) else { continue };
+        let strip = &mut panel[j / layout.lanes * strip_bytes..][..strip_bytes];
         for (t, tap) in codes.chunks_exact(channels.max(1)).enumerate() {
             for (c, &w) in tap.iter().enumerate() {
-                let (unit, at) = (t * units + c / popcount::CHANNELS, c % popcount::CHANNELS);
-                let pair = unit * unit_stride + j / layout.lanes * tile_stride + at / TOGETHER * 16;
-                let bit = j % layout.lanes * TOGETHER + at % TOGETHER;
-                panel[pair + bit / 8] |= u8::from(w < 0) << (bit % 8);
-                panel[pair + 8 + bit / 8] |= u8::from(w != 0) << (bit % 8);
+                let (unit, at) = (c / popcount::CHANNELS, c % popcount::CHANNELS);
+                let row = (unit * taps + t) * ROWS + at / TOGETHER;
+                let bit = field(j % layout.lanes * TOGETHER + at % TOGETHER);
+                strip[row * ROW_BYTES + bit / 8] |= (w as u8 & 3) << (bit % 8);
             }
         }
         if half_range {
             let sum: i32 = codes.iter().map(|&w| i32::from(w)).sum();
-            let at = taps * units * unit_stride + j * 4;
+            let at = layout.nr / layout.lanes * strip_bytes + j * 4;
             panel[at..at + 4].copy_from_slice(&sum.to_le_bytes());
         }
     }

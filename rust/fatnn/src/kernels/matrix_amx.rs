@@ -1,39 +1,62 @@
 //! The matrix family for Intel AMX (Sapphire Rapids and later), on Linux.
 //!
-//! `tdpbssd` multiplies 16×64 by 64×16 int8 in 16 cycles, 1024 products a cycle: eight times what `vpdpbusd` reaches on the
-//! same core, five times what the popcount kernel does. Two row tiles × two channel tiles share their operands, so that four
-//! products take four tile loads. Weights are expanded from their planes for at most [`STRETCH`] units at a time, 32 KB that
-//! stay in the first-level cache while the block's rows pass by; accumulators wait in memory between stretches.
+//! `tdpbssd` multiplies 16×64 by 64×16 int8 in 16 cycles: 1024 products a cycle, eight times what `vpdpbusd` reaches on the
+//! same core. It is fed by tile loads of 16 cache lines, and what it waits for is memory: expanded weights do not fit the
+//! first-level cache for long. Two ways, measured as the faster for few and for many weights:
+//!
+//! * **Long reductions**: 64 positions × 16 channels. A tile of weights serves four products; while they run (64 cycles), the
+//!   vector units expand the tile after the next, from 256 bytes into a ring of four tiles that never leaves the first-level
+//!   cache: a load, a byte-wise shift, a sign extension (as an affine map over bits) and a store for 64 weights. Weights are
+//!   read at two bits a value, every time. (512 channels on 7×7: 75 µs; expanding all of them beforehand takes 79 µs for that
+//!   alone, with 88 µs of products behind it.)
+//! * **Short reductions**, of at most [`EXPANDED`] tiles: the panel is expanded once, and 32 positions × 32 channels share
+//!   four tile loads among four products. (64 channels on 56×56: 48 µs against 60.)
+//!
+//! Figures are for one core of a Sapphire Rapids at about 3.35 GHz, whose bound for the product is 35 to 44 µs.
 //!
 //! Tiles are instructions that compilers do not emit, so the state needs no care but this: configured at the start of a call,
 //! released at its end.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
-use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
-use super::{Family, Kernel, Layout, TileRows, Tiles, epilogue_methods};
+use super::framed::{Emitted, Framed, FramedKernel, Line, Panel, Pixels};
+use super::matrix::{ROW_BYTES, ROWS};
+use super::{Family, Inner, Kernel, Layout, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
 /// Rows, and channels, of a hardware tile.
 const SIDE: usize = 16;
-/// Channels in a panel: two hardware tiles.
-const NR: usize = 2 * SIDE;
+/// Channels in a panel: a word of the codes that come out.
+const NR: usize = 64;
+/// Positions of a block: four hardware tiles.
+const BLOCK: usize = 4 * SIDE;
 /// Positions of the reduction in a hardware tile: one unit.
 const DEPTH: usize = 64;
 /// Bytes of a hardware tile.
 const TILE: usize = SIDE * DEPTH;
-/// Most units whose weights are expanded at a time.
-const STRETCH: usize = 16;
-/// Bytes of a panel's weights for one unit.
-const UNIT_BYTES: usize = NR * 16;
+/// Bytes of a tile's weights as packed.
+const PACKED_TILE: usize = ROWS * ROW_BYTES;
+/// Longest reduction, in tiles, whose weights are expanded before the product: 72 KB for a panel.
+const EXPANDED: usize = 18;
+/// Fewest blocks that make it worth while.
+const EXPANDED_BLOCKS: usize = 3;
+/// Tiles in the ring.
+const RING: usize = 4;
+/// Tiles between prefetch and expansion.
+const PREFETCH: usize = 12;
+/// Tiles between expansion and use.
+const AHEAD: usize = 2;
+
 #[derive(Debug)]
 struct Amx;
 
-/// Where the CPU has AMX with int8 and AVX-512, and the operating system lets this process use it.
+/// Where the CPU has AMX with int8, and AVX-512 with what comes with it on every such CPU, and the operating system lets this
+/// process use it.
 pub(super) fn make(features: Features) -> Option<&'static dyn Kernel> {
-    (features.amx_int8 && allowed()).then_some(&Amx)
+    let cpu = features.amx_int8 && features.avx512_vbmi && features.gfni;
+    (cpu && allowed()).then_some(&Amx)
 }
 
 /// Whether the operating system lets this process use tiles. Only where the CPU has them.
@@ -66,57 +89,53 @@ impl Kernel for Amx {
         Layout { family: Family::Matrix, nr: NR, lanes: SIDE }
     }
 
-    fn mr(&self) -> usize {
-        SIDE
-    }
-
-    fn block(&self) -> usize {
-        128
-    }
-
-    fn expand(&self, rows: &TileRows<'_>, expanded: &mut Vec<u8>) {
-        expanded.resize(rows.count() * rows.taps().len() * rows.units() * DEPTH, 0);
-        // SAFETY: `self` exists, so `make` saw AVX-512.
-        unsafe { expand(rows, expanded) }
-    }
-
-    fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
-        assert_eq!(tiles.expanded().len(), tiles.count() * tiles.taps().len() * tiles.units() * DEPTH);
-        assert_eq!(acc.len(), tiles.count() * NR);
-        // SAFETY: `self` exists, so `make` saw AVX-512 and AMX and was allowed tiles; sizes were checked.
-        unsafe { run(tiles, acc) }
+    fn inner(&self) -> Inner<'_> {
+        Inner::Framed(self)
     }
 
     epilogue_methods!(
         NR,
-        at_least,
+        super::popcount_avx512::at_least,
         super::popcount_avx512::float_at_least,
         "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
     );
 }
 
-/// Codes as int8, in hardware tiles: for every 16 rows, for every unit, 16 rows of 64 bytes.
+impl FramedKernel for Amx {
+    fn unit_bytes(&self) -> usize {
+        DEPTH
+    }
+
+    fn block(&self) -> usize {
+        BLOCK
+    }
+
+    fn encode(&self, pixels: &Pixels<'_>, plane: &mut [u8], first: usize, _: usize) {
+        let out = &mut plane[first * DEPTH..][..pixels.count * DEPTH];
+        // SAFETY: `self` exists, so `make` saw AVX-512.
+        unsafe { encode(pixels, out) }
+    }
+
+    fn clear(&self, half_range: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
+        plane[first * DEPTH..][..count * DEPTH].fill(if half_range { -1i8 as u8 } else { 0 });
+    }
+
+    fn run(&self, framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, emit: &mut dyn FnMut(Emitted<'_>)) {
+        // SAFETY: `self` exists, so `make` saw AVX-512 and AMX and was allowed tiles.
+        unsafe { run(framed, panel, scratch, emit) }
+    }
+}
+
+/// Codes as int8, a unit of a pixel after the other.
 #[target_feature(enable = "avx512f,avx512bw")]
-fn expand(rows: &TileRows<'_>, expanded: &mut [u8]) {
+fn encode(pixels: &Pixels<'_>, out: &mut [u8]) {
     let (one, minus_one) = (_mm512_set1_epi8(1), _mm512_set1_epi8(-1));
-    let depth = rows.taps().len() * rows.units();
-    for (rows_16, out) in rows.rows::<SIDE>().zip(expanded.chunks_exact_mut(depth * TILE)) {
-        for (r, row) in rows_16.into_iter().enumerate() {
-            let mut unit = 0;
-            for &tap in rows.taps() {
-                let mut at = row.wrapping_add(tap).cast::<u64>();
-                for _ in 0..rows.units() {
-                    // SAFETY: `TileRows::new` checked `units` units of 16 bytes at every tap; `out` has `depth` tiles.
-                    unsafe {
-                        let (z, p) = (at.read_unaligned(), at.add(1).read_unaligned());
-                        let code = _mm512_maskz_mov_epi8(!z, _mm512_mask_blend_epi8(p, minus_one, one));
-                        _mm512_storeu_si512(out.as_mut_ptr().add(unit * TILE + r * DEPTH).cast(), code);
-                    }
-                    at = at.wrapping_add(2);
-                    unit += 1;
-                }
-            }
-        }
+    for (i, out) in out.as_chunks_mut::<DEPTH>().0.iter_mut().enumerate() {
+        let unit = u128::from_le_bytes(*pixels.unit(i));
+        let (z, p) = (unit as u64, (unit >> 64) as u64);
+        let code = _mm512_maskz_mov_epi8(!z, _mm512_mask_blend_epi8(p, minus_one, one));
+        // SAFETY: `out` has 64 bytes.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), code) };
     }
 }
 
@@ -156,170 +175,244 @@ pub(super) unsafe fn release() {
     unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
 }
 
-/// Weights of a stretch, expanded, in hardware tiles.
-#[repr(C, align(64))]
-struct Stretch([MaybeUninit<u8>; STRETCH * 2 * TILE]);
-
 /// # Safety
-/// AMX and AVX-512 must be there; `tiles.expanded()` must be of `tiles`' rows, and `acc` have `NR` elements per row.
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn run(tiles: &Tiles<'_>, acc: &mut [i32]) {
-    let units = tiles.taps().len() * tiles.units();
-    assert!(units > 0, "the loops run at least once");
-    let stretches = units.div_ceil(STRETCH);
-    let longest = units.div_ceil(stretches);
-    let offsets = tiles.panel()[units * UNIT_BYTES..].as_ptr();
-    // Not initialised: 32 KB of zeroes for every call would take a tenth of it.
-    let mut stretch = Stretch([MaybeUninit::uninit(); STRETCH * 2 * TILE]);
-    // SAFETY: as the caller promises; no other code of this thread holds tiles meanwhile.
-    unsafe { configure() };
-    for first in (0..units).step_by(longest) {
-        let count = longest.min(units - first);
-        expand_weights(&tiles.panel()[first * UNIT_BYTES..(first + count) * UNIT_BYTES], &mut stretch.0);
-        let mut row = 0;
-        while row < tiles.count() {
-            let two = row + SIDE < tiles.count();
-            // Accumulators start at the channel's offset, or where the last stretch left them.
-            let out = acc[row * NR..].as_mut_ptr();
-            let (start, start_stride) = match first {
-                0 => (offsets, 0),
-                _ => (out.cast_const().cast::<u8>(), NR * 4),
-            };
-            let a = tiles.expanded()[(row / SIDE * units + first) * TILE..].as_ptr();
-            // SAFETY: rows `row .. row + 16` (or 32, where `two`) of `expanded` have `count` units from `first` on; `stretch`
-            // was written for `count` units of two tiles; `out` and, where it is not the offsets, `start` have as many rows of `NR`.
-            unsafe {
-                let b = stretch.0.as_ptr().cast();
-                if two {
-                    pair(a, units * TILE, b, count, start, start_stride, out);
-                } else {
-                    single(a, b, count, start, start_stride, out);
-                }
-            }
-            row += if two { 2 * SIDE } else { SIDE };
+/// AMX, AVX-512 with VBMI, and GFNI must be there.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
+unsafe fn run(framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, emit: &mut dyn FnMut(Emitted<'_>)) {
+    let depth = framed.offsets().len();
+    let blocks = framed.positions().div_ceil(BLOCK);
+    let (weights, sums) = panel.bytes().split_at(NR / SIDE * depth * PACKED_TILE);
+    assert_eq!(sums.len(), NR * 4);
+    let strips = panel.channels().div_ceil(SIDE);
+    let expanded = depth <= EXPANDED && blocks >= EXPANDED_BLOCKS;
+    let weight_tiles = if expanded { NR / SIDE * depth } else { RING };
+    let scratch = Line::at_least(scratch, weight_tiles * TILE + BLOCK * NR * 4);
+    let (tiles, acc) = scratch.split_at_mut(weight_tiles * TILE / size_of::<Line>());
+    let tiles = Line::bytes_mut(tiles);
+    // SAFETY: the lines hold `BLOCK × NR` numbers, any bytes are a number, and a line is aligned for them.
+    let acc = unsafe { std::slice::from_raw_parts_mut(acc.as_mut_ptr().cast::<i32>(), BLOCK * NR) };
+    if expanded {
+        for (packed, tile) in weights.as_chunks().0.iter().zip(tiles.as_chunks_mut().0) {
+            expand_rows::<ROWS>(packed, tile);
         }
     }
-    // SAFETY: releases what this function configured.
+    // SAFETY: as the caller promises; no other code of this thread holds tiles meanwhile.
+    unsafe { configure() };
+    for block in 0..blocks {
+        let first = block * BLOCK;
+        let rows = (framed.positions() - first).min(BLOCK);
+        let a = framed.start().wrapping_add(first * DEPTH);
+        if expanded {
+            for pair in 0..strips.div_ceil(2) {
+                for half in 0..rows.div_ceil(2 * SIDE) {
+                    let out = &mut acc[half * 2 * SIDE * NR + pair * 2 * SIDE..];
+                    let a = a.wrapping_add(half * 2 * TILE);
+                    let b = tiles[pair * 2 * depth * TILE..].as_ptr();
+                    // SAFETY: `Framed` has a whole block of rows at every offset from `first` on; `tiles` has `depth` tiles for each
+                    // of four strips; `sums` and `out` have 32 channels from here on, `out` 32 rows.
+                    unsafe { square(a, framed.offsets(), b, depth * TILE, &sums[pair * 2 * SIDE * 4..], out) };
+                }
+            }
+        } else {
+            for strip in 0..strips {
+                let w = &weights[strip * depth * PACKED_TILE..][..depth * PACKED_TILE];
+                let sums = &sums[strip * SIDE * 4..];
+                let out = &mut acc[strip * SIDE..];
+                // SAFETY: as above, `out` having a block of rows and `tiles` room for the ring.
+                unsafe {
+                    match rows.div_ceil(SIDE) {
+                        1 => column::<1>(a, framed.offsets(), w, tiles, sums, out),
+                        2 => column::<2>(a, framed.offsets(), w, tiles, sums, out),
+                        3 => column::<3>(a, framed.offsets(), w, tiles, sums, out),
+                        _ => column::<4>(a, framed.offsets(), w, tiles, sums, out),
+                    }
+                }
+            }
+        }
+        emit(Emitted { first, acc });
+    }
+    // SAFETY: configured above.
     unsafe { release() };
 }
 
-/// Planes of units of weights to int8, in hardware tiles.
-#[target_feature(enable = "avx512f,avx512bw")]
-fn expand_weights(planes: &[u8], out: &mut [MaybeUninit<u8>]) {
-    let (one, minus_one) = (_mm512_set1_epi8(1), _mm512_set1_epi8(-1));
-    for (pair, out) in planes.as_chunks::<16>().0.iter().zip(out.as_chunks_mut::<64>().0) {
-        let pair = u128::from_le_bytes(*pair);
-        let (s, n) = (pair as u64, (pair >> 64) as u64);
-        let weight = _mm512_mask_mov_epi8(_mm512_maskz_mov_epi8(n, one), s, minus_one);
-        // SAFETY: `out` has 64 bytes.
-        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), weight) };
+/// Two-bit weights to int8, `N` rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
+#[inline]
+fn expand_rows<const N: usize>(packed: &[u8; PACKED_TILE], tile: &mut [u8; TILE]) {
+    expand_from::<N>(packed, tile, 0);
+}
+
+/// [`expand_rows`] from row `first` on.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
+#[inline]
+fn expand_from<const N: usize>(packed: &[u8; PACKED_TILE], tile: &mut [u8; TILE], first: usize) {
+    // Byte `b` of 64-bit lane `i` gets the field at bit `16·(i/2) + 2·b` of its half of the row: see `matrix`.
+    const SHIFTS: [u8; 64] = {
+        let mut shifts = [0; 64];
+        let mut i = 0;
+        while i < 64 {
+            shifts[i] = (i / 16 * 16 + i % 8 * 2) as u8;
+            i += 1;
+        }
+        shifts
+    };
+    // As a map over bits: bit 0 from bit 0, all others from bit 1, the sign.
+    let sign_extend = _mm512_set1_epi64(0x0102_0202_0202_0202);
+    // SAFETY: the array has 64 bytes.
+    let shifts = unsafe { _mm512_loadu_si512(SHIFTS.as_ptr().cast()) };
+    let rows = packed.as_chunks::<ROW_BYTES>().0[first..first + N].iter();
+    for (row, out) in rows.zip(&mut tile.as_chunks_mut::<DEPTH>().0[first..first + N]) {
+        // SAFETY: `row` has 16 bytes, `out` 64.
+        unsafe {
+            let row = _mm512_broadcast_i32x4(_mm_loadu_si128(row.as_ptr().cast()));
+            let weights = _mm512_gf2p8affine_epi64_epi8::<0>(_mm512_multishift_epi64_epi8(shifts, row), sign_extend);
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), weights);
+        }
     }
 }
 
-/// 32 rows × 32 channels over `count` units; the lower rows' tiles begin `next_tile` bytes behind the upper ones'.
+/// `R` row tiles × 16 channels, expanding weights on the way.
 ///
 /// # Safety
-/// Tiles are configured; all addresses hold what [`run`] says.
-#[inline(always)]
-unsafe fn pair(
+/// Tiles are configured; at every offset from `a` there are `R` row tiles; `packed` has a tile for every offset; `ring` has
+/// room for [`RING`] tiles, `sums` for 16 numbers, and `out` for `R` tiles of rows of [`NR`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
+#[inline]
+unsafe fn column<const R: usize>(
     a: *const u8,
-    next_tile: usize,
-    b: *const u8,
-    count: usize,
-    start: *const u8,
-    start_stride: usize,
-    out: *mut i32,
+    offsets: &[usize],
+    packed: &[u8],
+    ring: &mut [u8],
+    sums: &[u8],
+    out: &mut [i32],
 ) {
-    // SAFETY: the caller vouches for every address; the second row tile begins 16 rows below the first.
+    const { assert!(R >= 1 && R <= 4) };
+    const QUARTER: usize = ROWS / 4;
+    let (packed, ring) = (packed.as_chunks::<PACKED_TILE>().0, &mut ring.as_chunks_mut::<TILE>().0[..RING]);
+    debug_assert!(packed.len() == offsets.len() && sums.len() >= SIDE * 4 && out.len() >= (R * SIDE - 1) * NR + SIDE);
+    // A row stride of zero repeats the sums in every row.
+    macro_rules! start {
+        ($c:literal) => {
+            asm!(concat!("tileloadd ", $c, ", [{s} + {zero}*1]"), s = in(reg) sums.as_ptr(), zero = in(reg) 0usize,
+                options(nostack, readonly, preserves_flags))
+        };
+    }
+    macro_rules! multiply {
+        ($row:literal, $t:literal, $c:literal, $a:expr) => {
+            asm!(
+                concat!("tileloadd ", $t, ", [{a} + {stride}*1]"),
+                concat!("tdpbssd ", $c, ", ", $t, ", tmm4"),
+                a = in(reg) $a.wrapping_add($row * TILE),
+                stride = in(reg) DEPTH,
+                options(nostack, readonly, preserves_flags)
+            )
+        };
+    }
+    macro_rules! finish {
+        ($row:literal, $c:literal) => {
+            asm!(concat!("tilestored [{o} + {stride}*1], ", $c), o = in(reg) out.as_mut_ptr().wrapping_add($row * SIDE * NR),
+                stride = in(reg) NR * 4, options(nostack, preserves_flags))
+        };
+    }
+    // SAFETY: the caller vouches for every address.
     unsafe {
-        asm!(
-            "tileloadd tmm0, [{c} + {cs}*1]",
-            "tileloadd tmm1, [{c} + {cs}*1 + 64]",
-            "tileloadd tmm2, [{d} + {cs}*1]",
-            "tileloadd tmm3, [{d} + {cs}*1 + 64]",
-            "2:",
-            "tileloadd tmm4, [{a} + {bs}*1]",
-            "tileloadd tmm6, [{b} + {bs}*1]",
-            "tileloadd tmm7, [{b} + {bs}*1 + 1024]",
-            "tdpbssd tmm0, tmm4, tmm6",
-            "tileloadd tmm5, [{e} + {bs}*1]",
-            "tdpbssd tmm1, tmm4, tmm7",
-            "tdpbssd tmm2, tmm5, tmm6",
-            "tdpbssd tmm3, tmm5, tmm7",
-            "add {a}, 1024",
-            "add {e}, 1024",
-            "add {b}, 2048",
-            "dec {n}",
-            "jnz 2b",
-            "tilestored [{o} + {os}*1], tmm0",
-            "tilestored [{o} + {os}*1 + 64], tmm1",
-            "tilestored [{p} + {os}*1], tmm2",
-            "tilestored [{p} + {os}*1 + 64], tmm3",
-            a = inout(reg) a => _,
-            e = inout(reg) a.wrapping_add(next_tile) => _,
-            b = inout(reg) b => _,
-            bs = in(reg) DEPTH,
-            n = inout(reg) count => _,
-            c = in(reg) start,
-            d = in(reg) start.wrapping_add(SIDE * start_stride),
-            cs = in(reg) start_stride,
-            o = in(reg) out,
-            p = in(reg) out.wrapping_add(SIDE * NR),
-            os = in(reg) NR * 4,
-            options(nostack)
-        );
+        start!("tmm0");
+        if R > 1 {
+            start!("tmm1");
+        }
+        if R > 2 {
+            start!("tmm2");
+        }
+        if R > 3 {
+            start!("tmm3");
+        }
+        for (packed, tile) in packed.iter().zip(&mut *ring).take(AHEAD) {
+            expand_rows::<ROWS>(packed, tile);
+        }
+        let last = offsets.len() - 1;
+        for (k, &offset) in offsets.iter().enumerate() {
+            let a = a.wrapping_add(offset);
+            // Past the end the last tile is expanded again, where nobody looks.
+            let (next, tile) = (&packed[(k + AHEAD).min(last)], (k + AHEAD) % RING);
+            for line in next.as_chunks::<{ size_of::<Line>() }>().0 {
+                _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(PREFETCH * PACKED_TILE).cast());
+            }
+            asm!("tileloadd tmm4, [{b} + {stride}*1]", b = in(reg) ring[k % RING].as_ptr(), stride = in(reg) DEPTH,
+                options(nostack, readonly, preserves_flags));
+            multiply!(0, "tmm5", "tmm0", a);
+            expand_from::<QUARTER>(next, &mut ring[tile], 0);
+            if R > 1 {
+                multiply!(1, "tmm6", "tmm1", a);
+            }
+            expand_from::<QUARTER>(next, &mut ring[tile], QUARTER);
+            if R > 2 {
+                multiply!(2, "tmm7", "tmm2", a);
+            }
+            expand_from::<QUARTER>(next, &mut ring[tile], 2 * QUARTER);
+            if R > 3 {
+                multiply!(3, "tmm5", "tmm3", a);
+            }
+            expand_from::<QUARTER>(next, &mut ring[tile], 3 * QUARTER);
+        }
+        finish!(0, "tmm0");
+        if R > 1 {
+            finish!(1, "tmm1");
+        }
+        if R > 2 {
+            finish!(2, "tmm2");
+        }
+        if R > 3 {
+            finish!(3, "tmm3");
+        }
     }
 }
 
-/// 16 rows × 32 channels over `count` units.
+/// 32 rows × 32 channels; the second 16 channels' tiles begin `next` bytes behind the first's.
 ///
 /// # Safety
-/// As [`pair`].
-#[inline(always)]
-unsafe fn single(a: *const u8, b: *const u8, count: usize, start: *const u8, start_stride: usize, out: *mut i32) {
+/// Tiles are configured; at every offset from `a` there are two row tiles; `b` and `b + next` have a tile for every offset;
+/// `sums` has 32 numbers, and `out` 32 rows of [`NR`].
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+unsafe fn square(a: *const u8, offsets: &[usize], b: *const u8, next: usize, sums: &[u8], out: &mut [i32]) {
+    debug_assert!(sums.len() >= 2 * SIDE * 4 && out.len() >= (2 * SIDE - 1) * NR + 2 * SIDE);
     // SAFETY: the caller vouches for every address.
     unsafe {
         asm!(
-            "tileloadd tmm0, [{c} + {cs}*1]",
-            "tileloadd tmm1, [{c} + {cs}*1 + 64]",
-            "2:",
-            "tileloadd tmm4, [{a} + {bs}*1]",
-            "tileloadd tmm6, [{b} + {bs}*1]",
-            "tileloadd tmm7, [{b} + {bs}*1 + 1024]",
-            "tdpbssd tmm0, tmm4, tmm6",
-            "tdpbssd tmm1, tmm4, tmm7",
-            "add {a}, 1024",
-            "add {b}, 2048",
-            "dec {n}",
-            "jnz 2b",
-            "tilestored [{o} + {os}*1], tmm0",
-            "tilestored [{o} + {os}*1 + 64], tmm1",
-            a = inout(reg) a => _,
-            b = inout(reg) b => _,
-            bs = in(reg) DEPTH,
-            n = inout(reg) count => _,
-            c = in(reg) start,
-            cs = in(reg) start_stride,
-            o = in(reg) out,
-            os = in(reg) NR * 4,
-            options(nostack)
+            "tileloadd tmm0, [{s} + {zero}*1]",
+            "tileloadd tmm1, [{s} + {zero}*1 + 64]",
+            "tileloadd tmm2, [{s} + {zero}*1]",
+            "tileloadd tmm3, [{s} + {zero}*1 + 64]",
+            s = in(reg) sums.as_ptr(), zero = in(reg) 0usize, options(nostack, readonly, preserves_flags)
+        );
+        let mut b = b;
+        for &offset in offsets {
+            asm!(
+                "tileloadd tmm4, [{b} + {stride}*1]",
+                "tileloadd tmm6, [{a} + {stride}*1]",
+                "tdpbssd tmm0, tmm6, tmm4",
+                "tileloadd tmm5, [{c} + {stride}*1]",
+                "tdpbssd tmm1, tmm6, tmm5",
+                "tileloadd tmm7, [{a} + {stride}*1 + 1024]",
+                "tdpbssd tmm2, tmm7, tmm4",
+                "tdpbssd tmm3, tmm7, tmm5",
+                a = in(reg) a.wrapping_add(offset),
+                b = in(reg) b,
+                c = in(reg) b.wrapping_add(next),
+                stride = in(reg) DEPTH,
+                options(nostack, readonly, preserves_flags)
+            );
+            b = b.wrapping_add(TILE);
+        }
+        asm!(
+            "tilestored [{o} + {stride}*1], tmm0",
+            "tilestored [{o} + {stride}*1 + 64], tmm1",
+            "tilestored [{p} + {stride}*1], tmm2",
+            "tilestored [{p} + {stride}*1 + 64], tmm3",
+            o = in(reg) out.as_mut_ptr(),
+            p = in(reg) out.as_mut_ptr().wrapping_add(SIDE * NR),
+            stride = in(reg) NR * 4,
+            options(nostack, preserves_flags)
         );
     }
-}
-
-/// [`crate::epilogue::at_least`]: two comparisons into masks.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn at_least(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
-    let half = |i: usize| {
-        // SAFETY: both arrays have two vectors.
-        let (acc, threshold) = unsafe {
-            (
-                _mm512_loadu_si512(acc.as_ptr().add(i * 16).cast()),
-                _mm512_loadu_si512(threshold.as_ptr().add(i * 16).cast()),
-            )
-        };
-        u64::from(_mm512_cmpge_epi32_mask(acc, threshold))
-    };
-    half(0) | half(1) << 16
 }

@@ -3,32 +3,43 @@
 //!
 //! A [`Kernel`] computes one tile, `mr` output rows × `nr` output channels, of a product between packed ternary
 //! activations and packed ternary weights, and runs the epilogue on it. Everything else (which rows, which channels,
-//! which thread) is decided by the driver in `gemm`; convolution is the same product with other row addresses
+//! which thread) is decided by the driver in `gemm`; convolution is the same product with other addresses
 //! ([`crate::conv`]), never a second inner loop.
 //!
-//! A kernel object can only be made where its CPU features are present, so holding one proves that it may run. A
-//! `Tiles` can only be made with addresses inside its operands, so [`Kernel::tiles`] is a safe function.
+//! There are two kinds. *Tiled* kernels read codes as they pass between layers, wherever rows are (`tile`). *Framed* ones
+//! have a layout of their own, into which the driver rewrites each piece of a convolution's input once (`framed`).
+//!
+//! A kernel object can only be made where its CPU features are present, so holding one proves that it may run. `Tiles` and
+//! `Framed` can only be made with addresses inside their operands, so the inner loops are safe functions.
 //!
 //! To add a kernel: one file `<family>_<isa>.rs` and one row in `KERNELS`. Tests, benches and documentation go through
 //! that table.
 //!
 //! | kernel | family | tile | inner step |
 //! | --- | --- | --- | --- |
-//! | `x86_64-matrix-amx` | matrix | 32×32 | `tdpbssd`: 16384 products in 16 cycles |
+//! | `x86_64-matrix-amx` | matrix, framed | 64×16 | `tdpbssd`: 16384 products in 16 cycles |
 //! | `x86_64-popcount-avx512` | popcount | 4×16 | 5 instructions for 512 products: ternary logic, `vpopcntq` |
 //! | `x86_64-popcount-avx2` | popcount | 2×16 | 11.5 for 256 products: carry-save adders, then a table of nibbles |
 //! | `aarch64-popcount-neon` | popcount | 4×16 | 6 instructions for 128 products: `bsl`, `cnt` |
+//! | `x86_64-table-avx512` | table, framed | 8×64 | 9 for 768 products: `vpshufb` |
+//! | `x86_64-table-avx512-pixels` | table, framed | 64×8 | the same, positions in the lanes |
+//! | `x86_64-table-avx2` | table, framed | 4×64 | 9 for 384 products: `vpshufb` |
+//! | `x86_64-table-avx2-pixels` | table, framed | 64×4 | the same, positions in the lanes |
+//! | `aarch64-table-neon` | table, framed | 8×32 | 7 for 192 products: `tbl`, `usra` |
+//! | `aarch64-table-neon-pixels` | table, framed | 32×8 | the same, positions in the lanes |
 //! | `generic-popcount-scalar` | popcount | 2×4 | `u64::count_ones` |
+//! | `generic-table-scalar` | table, framed | 1×8 | one lookup a group of two: the others' second opinion |
 
 use std::sync::OnceLock;
 
 use crate::cpu::{Features, Isa};
-use crate::epilogue::{TileAcc, ToCodes, ToFloat};
+use crate::epilogue::{Residual, TileAcc, ToCodes, ToFloat};
 use crate::error::Result;
 use crate::net::Elementwise;
 use crate::quantize::QuantizeInput;
 
 mod float;
+mod framed;
 pub(crate) mod int8;
 mod matrix;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -42,10 +53,25 @@ mod popcount_avx512;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod popcount_neon;
 mod popcount_scalar;
+mod table;
+#[cfg(target_arch = "x86_64")]
+mod table_avx2;
+#[cfg(target_arch = "x86_64")]
+mod table_avx512;
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))]
+mod table_channels;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod table_neon;
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))]
+mod table_pixels;
+mod table_scalar;
 mod tile;
 
 pub(crate) use float::matmul;
-pub(crate) use tile::{MAX_BLOCK, MAX_MR, MAX_NR, TileRows, Tiles};
+pub use framed::FramedKernel;
+pub(crate) use framed::{Emitted, Framed, Line, Panel, Pixels};
+pub use tile::TiledKernel;
+pub(crate) use tile::{BLOCK, MAX_MR, MAX_NR, TileRows, Tiles};
 
 /// Kernel families: they differ in the layout of both operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,6 +80,8 @@ pub enum Family {
     Popcount,
     /// Int8 products on a matrix unit, of codes that are expanded from the same bit planes block by block.
     Matrix,
+    /// Products of groups of two channels, looked up by shuffles of bytes.
+    Table,
 }
 
 impl Family {
@@ -62,20 +90,21 @@ impl Family {
         match self {
             Family::Popcount => "popcount",
             Family::Matrix => "matrix",
+            Family::Table => "table",
         }
     }
 
     /// Channels in one unit of the reduction.
     pub(crate) fn unit_channels(self) -> usize {
         match self {
-            Family::Popcount | Family::Matrix => popcount::CHANNELS,
+            Family::Popcount | Family::Matrix | Family::Table => popcount::CHANNELS,
         }
     }
 
     /// Bytes that one unit of activations takes.
     pub(crate) fn unit_bytes(self) -> usize {
         match self {
-            Family::Popcount | Family::Matrix => popcount::UNIT_BYTES,
+            Family::Popcount | Family::Matrix | Family::Table => popcount::UNIT_BYTES,
         }
     }
 }
@@ -100,7 +129,9 @@ impl Layout {
     /// Bytes of one panel: `units` units of `nr` channels, then one `i32` per channel.
     pub(crate) fn panel_bytes(self, units: usize) -> usize {
         match self.family {
+            // Two bits a weight in either.
             Family::Popcount | Family::Matrix => units * self.nr * popcount::UNIT_BYTES + self.nr * 4,
+            Family::Table => table::panel_bytes(self, units),
         }
     }
 
@@ -117,6 +148,7 @@ impl Layout {
         match self.family {
             Family::Popcount => popcount::pack_panel(self, taps, channels, half_range, channel, panel),
             Family::Matrix => matrix::pack_panel(self, taps, channels, half_range, channel, panel),
+            Family::Table => table::pack_panel(self, taps, channels, half_range, channel, panel),
         }
     }
 }
@@ -129,27 +161,23 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
     fn isa(&self) -> Isa;
     /// Layout of the weights it reads.
     fn layout(&self) -> Layout;
-    /// Output rows in a tile.
-    fn mr(&self) -> usize;
-    /// Rows that a driver should take at a time: all panels of weights pass by while these rows' activations are in cache.
-    fn block(&self) -> usize {
-        64
-    }
-    /// Makes of a block's rows what [`Kernel::tiles`] wants to read for every panel, for kernels that do not read codes as
-    /// they are.
+    /// The inner loop.
     #[doc(hidden)]
-    fn expand(&self, rows: &TileRows<'_>, expanded: &mut Vec<u8>) {
-        let _ = (rows, expanded);
-    }
-    /// Accumulates tiles into `acc[row * nr + channel]`, which has `nr` elements for every row of `tiles`.
-    #[doc(hidden)]
-    fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]);
+    fn inner(&self) -> Inner<'_>;
     /// Epilogue: accumulators to codes. See [`crate::epilogue::to_codes`].
     #[doc(hidden)]
     fn to_codes(&self, acc: &TileAcc<'_>, to: &ToCodes<'_>, out: &mut [u8]);
-    /// Epilogue: accumulators to float32. See [`crate::epilogue::to_float`].
+    /// Epilogue: accumulators to float32, and to codes of those; whether no value that became a code was NaN. See
+    /// [`crate::epilogue::to_float`].
     #[doc(hidden)]
-    fn to_float(&self, acc: &TileAcc<'_>, to: &ToFloat<'_>, residual: Option<&[f32]>, out: &mut [f32]);
+    fn to_float(
+        &self,
+        acc: &TileAcc<'_>,
+        to: &ToFloat<'_>,
+        residual: Residual<'_>,
+        out: &mut [f32],
+        codes: &mut [u8],
+    ) -> bool;
     /// No epilogue: the accumulators as they are. See [`crate::epilogue::to_acc`].
     #[doc(hidden)]
     fn to_acc(&self, acc: &TileAcc<'_>, channels: usize, out: &mut [i32]);
@@ -162,6 +190,27 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
     fn map(&self, functions: &[Elementwise], x: &mut [f32], channels: usize);
 }
 
+/// Asks for the cache line at an address, which may be any, before it is needed.
+#[inline(always)]
+pub(crate) fn prefetch<T>(address: *const T) {
+    // SAFETY: a hint; it reads nothing and cannot fault.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// The two kinds of inner loop: they differ in how they read activations.
+#[doc(hidden)]
+pub enum Inner<'a> {
+    /// Reads codes as they pass between layers.
+    Tiled(&'a (dyn TiledKernel + Sync)),
+    /// Reads a layout of its own, made for the call.
+    Framed(&'a (dyn FramedKernel + Sync)),
+}
+
 /// Writes the epilogue methods of [`Kernel`] for tiles of `nr` columns, and [`Kernel::quantize`], compiled with the kernel's
 /// own CPU features.
 /// `at_least` and `float_at_least` are [`crate::epilogue::at_least`] and [`crate::quantize::at_least`] or those functions in
@@ -169,10 +218,13 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
 macro_rules! epilogue_methods {
     ($nr:expr, $at_least:path, $float_at_least:path $(, $feature:literal)?) => {
         epilogue_methods!(
-            @ $nr, to_codes(to: &crate::epilogue::ToCodes<'_>, out: &mut [u8]; |a, t| $at_least(a, t)) $($feature)?);
+            @ $nr, to_codes(to: &crate::epilogue::ToCodes<'_>, out: &mut [u8]; |a, t| $at_least(a, t)) -> () $(, $feature)?);
         epilogue_methods!(
-            @ $nr, to_float(to: &crate::epilogue::ToFloat<'_>, residual: Option<&[f32]>, out: &mut [f32];) $($feature)?);
-        epilogue_methods!(@ $nr, to_acc(channels: usize, out: &mut [i32];) $($feature)?);
+            @ $nr, to_float(
+                to: &crate::epilogue::ToFloat<'_>, residual: crate::epilogue::Residual<'_>, out: &mut [f32], codes: &mut [u8];
+                |x, t| $float_at_least(x, t)
+            ) -> bool $(, $feature)?);
+        epilogue_methods!(@ $nr, to_acc(channels: usize, out: &mut [i32];) -> () $(, $feature)?);
 
         fn map(&self, functions: &[crate::net::Elementwise], x: &mut [f32], channels: usize) {
             $(#[target_feature(enable = $feature)])?
@@ -198,11 +250,11 @@ macro_rules! epilogue_methods {
             }
         }
     };
-    (@ $nr:expr, $name:ident($($arg:ident: $type:ty),*; $($extra:expr)?) $($feature:literal)?) => {
-        fn $name(&self, tile: &crate::epilogue::TileAcc<'_>, $($arg: $type),*) {
+    (@ $nr:expr, $name:ident($($arg:ident: $type:ty),*; $($extra:expr)?) -> $result:ty $(, $feature:literal)?) => {
+        fn $name(&self, tile: &crate::epilogue::TileAcc<'_>, $($arg: $type),*) -> $result {
             $(#[target_feature(enable = $feature)])?
-            fn run(tile: &crate::epilogue::TileAcc<'_>, $($arg: $type),*) {
-                crate::epilogue::$name::<{ $nr }>(tile, $($arg,)* $($extra)?);
+            fn run(tile: &crate::epilogue::TileAcc<'_>, $($arg: $type),*) -> $result {
+                crate::epilogue::$name::<{ $nr }>(tile, $($arg,)* $($extra)?)
             }
             #[allow(unused_unsafe)]
             // SAFETY: `self` exists, so the features were detected.
@@ -225,9 +277,22 @@ pub(crate) const KERNELS: &[Make] = &[
     matrix_amx::make,
     #[cfg(target_arch = "x86_64")]
     popcount_avx2::make,
+    #[cfg(target_arch = "x86_64")]
+    table_avx512::channels,
+    #[cfg(target_arch = "x86_64")]
+    table_avx512::pixels,
+    #[cfg(target_arch = "x86_64")]
+    table_avx2::channels,
+    #[cfg(target_arch = "x86_64")]
+    table_avx2::pixels,
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     popcount_neon::make,
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    table_neon::channels,
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    table_neon::pixels,
     popcount_scalar::make,
+    table_scalar::make,
 ];
 
 /// The kernels that this process may run, best first.
@@ -252,23 +317,56 @@ pub fn detected() -> Vec<&'static dyn Kernel> {
     KERNELS.iter().filter_map(|make| make(Features::detected())).collect()
 }
 
-/// The kernel for a layer with so many output channels (per group) and so long a reduction.
+/// The kernel for a convolution with so many output channels (per group) and so long a reduction. (Not for linear layers,
+/// which have as few rows as a batch has images: those call [`best`].)
 ///
-/// A matrix unit, where there is one, wins once its tiles are full and its weights' expansion is shared by enough rows (so
-/// not in linear layers, which have as few rows as a batch has images: those call [`best`]). `make bench` measures it; on one
-/// core of a Sapphire Rapids, from codes to codes, it was 1.1 to 1.6 times as fast as popcount on AVX-512 in every 3×3 layer
-/// of a ResNet-18, the smallest of which have 64 channels.
+/// Measured with `make bench` and its like on one core of a Sapphire Rapids, from codes to codes, GMAC/s:
+///
+/// | layer | matrix | popcount, AVX-512 | table, AVX-512 | table, AVX2 | popcount, AVX2 |
+/// | --- | --- | --- | --- | --- | --- |
+/// | 3×3, 16 → 16, 32×32 | 124 | 89 | 107 (lanes: positions) | 90 (positions) | 34 |
+/// | 3×3, 24 → 24, 56×56 | 290 | 108 | 151 (positions) | 124 (positions) | 40 |
+/// | 3×3, 64 → 64, 56×56 | 1361 | 420 | 360 | 282 | 145 |
+/// | 3×3, 128 → 128, 28×28 | 1324 | 540 | 379 | 311 | 165 |
+/// | 3×3, 256 → 256, 14×14 | 1257 | 600 | 407 | 315 | 175 |
+/// | 3×3, 512 → 512, 7×7 | 1211 | 565 | 335 | 272 | 180 |
+/// | 1×1, 64 → 256, 56×56 | 375 | 140 | 196 | 156 | 45 |
+///
+/// So a matrix unit comes first, popcount with `vpopcntq` second where reductions are long, and tables everywhere else: on
+/// every CPU without that instruction, and for short reductions, which fill a word of 64 badly. On NEON tables need 7
+/// instructions for 192 products and popcount 6 for 128; neither was measured on hardware.
 ///
 /// # Errors
 /// As [`available`].
 pub(crate) fn choose(out_channels: usize, reduction: usize) -> Result<&'static dyn Kernel> {
-    if out_channels >= 64
-        && reduction >= 512
-        && let Some(matrix) = available()?.iter().copied().find(|kernel| kernel.layout().family == Family::Matrix)
+    Ok(choose_among(available()?, best()?, out_channels, reduction))
+}
+
+/// [`choose`] among given kernels.
+fn choose_among(
+    kernels: &[&'static dyn Kernel],
+    best: &'static dyn Kernel,
+    out_channels: usize,
+    reduction: usize,
+) -> &'static dyn Kernel {
+    let of = |family| kernels.iter().copied().filter(move |kernel| kernel.layout().family == family);
+    if out_channels >= 24
+        && let Some(matrix) = of(Family::Matrix).next()
     {
-        return Ok(matrix);
+        return matrix;
     }
-    best()
+    let vector_popcount = best.layout().family == Family::Popcount && best.isa() == Isa::Avx512;
+    let Some(table) = of(Family::Table).find(|kernel| kernel.isa() != Isa::Scalar) else { return best };
+    if reduction < 16 || (vector_popcount && out_channels >= 32 && reduction >= 256) {
+        return best;
+    }
+    // Lanes of output channels, unless fewer than three quarters of them would be used.
+    let Layout { lanes, .. } = table.layout();
+    if 4 * out_channels >= 3 * out_channels.next_multiple_of(lanes) {
+        return table;
+    }
+    let pixels = of(Family::Table).find(|kernel| kernel.layout().lanes == table::PAIRED);
+    pixels.unwrap_or(table)
 }
 
 /// The best kernel for everything but large products: see `choose`.
@@ -277,7 +375,7 @@ pub(crate) fn choose(out_channels: usize, reduction: usize) -> Result<&'static d
 /// As [`available`].
 pub fn best() -> Result<&'static dyn Kernel> {
     let kernels = available()?;
-    // The scalar kernel is always there: the table ends with it.
+    // The scalar kernels are always there: the table ends with them.
     kernels.first().copied().ok_or_else(|| crate::Error::Packed { why: "no kernel is available".into() })
 }
 
@@ -289,4 +387,41 @@ pub(crate) fn for_layout(id: u32) -> Result<&'static dyn Kernel> {
     available()?.iter().copied().find(|kernel| kernel.layout().id() == id).ok_or_else(|| crate::Error::Packed {
         why: format!("they are laid out for another CPU's kernel (layout {id:#x})"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shape_gets_the_kernel_that_was_the_fastest() {
+        let choice = |isas: &[Isa], family: Option<Family>, [out_channels, reduction]: [usize; 2]| {
+            let allowed = |kernel: &&'static dyn Kernel| {
+                isas.contains(&kernel.isa()) && family.is_none_or(|family| kernel.layout().family == family)
+            };
+            let kernels: Vec<_> = detected().into_iter().filter(allowed).collect();
+            let best = kernels.first()?;
+            Some(choose_among(&kernels, *best, out_channels, reduction).name())
+        };
+        for shape in [[1, 9], [16, 144], [64, 576], [512, 4608]] {
+            assert_eq!(choice(&[Isa::Scalar], None, shape), Some("generic-popcount-scalar"));
+            assert_eq!(choice(&[Isa::Scalar], Some(Family::Table), shape), Some("generic-table-scalar"));
+        }
+        let expect = |isa, family, shape, name| {
+            assert!([None, Some(name)].contains(&choice(&[isa], family, shape)), "{name} for {shape:?}");
+        };
+        for shape in [[64, 64], [64, 576], [512, 4608], [56, 504], [100, 900]] {
+            expect(Isa::Avx2, None, shape, "x86_64-table-avx2");
+            expect(Isa::Avx512, Some(Family::Table), shape, "x86_64-table-avx512");
+            expect(Isa::Avx2, Some(Family::Popcount), shape, "x86_64-popcount-avx2");
+            expect(Isa::Avx512, Some(Family::Matrix), shape, "x86_64-matrix-amx");
+        }
+        for shape in [[1, 16], [16, 144], [40, 360], [36, 324]] {
+            expect(Isa::Avx2, None, shape, "x86_64-table-avx2-pixels");
+        }
+        expect(Isa::Avx2, None, [32, 288], "x86_64-table-avx2");
+        expect(Isa::Neon, None, [32, 288], "aarch64-table-neon");
+        expect(Isa::Neon, None, [8, 72], "aarch64-table-neon-pixels");
+        expect(Isa::Avx2, None, [64, 9], "x86_64-popcount-avx2");
+    }
 }

@@ -13,7 +13,7 @@
 use std::arch::x86_64::*;
 
 use super::popcount::in_parts;
-use super::{Family, Kernel, Layout, Tiles, epilogue_methods};
+use super::{Family, Inner, Kernel, Layout, TiledKernel, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
 const MR: usize = 2;
@@ -48,6 +48,14 @@ impl Kernel for Avx2 {
         Layout { family: Family::Popcount, nr: NR, lanes: 4 }
     }
 
+    fn inner(&self) -> Inner<'_> {
+        Inner::Tiled(self)
+    }
+
+    epilogue_methods!(NR, at_least, float_at_least, "avx2,fma,popcnt");
+}
+
+impl TiledKernel for Avx2 {
     fn mr(&self) -> usize {
         MR
     }
@@ -56,8 +64,6 @@ impl Kernel for Avx2 {
         // SAFETY: `self` exists, so `make` saw the features.
         unsafe { run(tiles, acc) }
     }
-
-    epilogue_methods!(NR, at_least, float_at_least, "avx2,fma,popcnt");
 }
 
 #[target_feature(enable = "avx2")]
@@ -179,22 +185,31 @@ fn bytes(plane: __m256i) -> __m256i {
 /// [`crate::epilogue::at_least`].
 #[target_feature(enable = "avx2")]
 #[inline]
-fn at_least(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
-    let mut below = 0;
-    for (i, (acc, threshold)) in acc.as_chunks::<8>().0.iter().zip(threshold.as_chunks::<8>().0).enumerate() {
-        // SAFETY: both arrays have eight elements.
-        let (acc, threshold) =
-            unsafe { (_mm256_loadu_si256(acc.as_ptr().cast()), _mm256_loadu_si256(threshold.as_ptr().cast())) };
-        let mask = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(threshold, acc)));
-        below |= u64::from(mask as u8) << (i * 8);
+pub(super) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
+    const { assert!(NR.is_multiple_of(16) && NR <= 64) };
+    let below = |i: usize| {
+        // SAFETY: both arrays have `NR` elements, of which every pair of vectors asked for is a part.
+        unsafe {
+            let (acc, threshold) = (acc.as_ptr().add(i * 8).cast(), threshold.as_ptr().add(i * 8).cast());
+            _mm256_cmpgt_epi32(_mm256_loadu_si256(threshold), _mm256_loadu_si256(acc))
+        }
+    };
+    // Four vectors of comparisons become one of bytes, whose signs are one number: their quarters come interleaved.
+    let in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    let mut bits = 0;
+    for i in (0..NR / 8).step_by(4) {
+        let first = _mm256_packs_epi32(below(i), below(i + 1));
+        let second = if i + 2 < NR / 8 { _mm256_packs_epi32(below(i + 2), below(i + 3)) } else { first };
+        let bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(first, second), in_order);
+        bits |= u64::from(_mm256_movemask_epi8(bytes) as u32) << (i * 8);
     }
-    !below & 0xFFFF
+    !bits & u64::MAX >> (64 - NR)
 }
 
 /// [`crate::quantize::at_least`].
 #[target_feature(enable = "avx2")]
 #[inline]
-fn float_at_least(x: &[f32; 16], threshold: f32) -> u16 {
+pub(super) fn float_at_least(x: &[f32; 16], threshold: f32) -> u16 {
     let threshold = _mm256_set1_ps(threshold);
     let mut bits = 0;
     for (i, x) in x.as_chunks::<8>().0.iter().enumerate() {

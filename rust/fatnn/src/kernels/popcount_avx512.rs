@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Family, Kernel, Layout, Tiles, epilogue_methods};
+use super::{Family, Inner, Kernel, Layout, TiledKernel, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
 const MR: usize = 4;
@@ -36,6 +36,14 @@ impl Kernel for Avx512 {
         Layout { family: Family::Popcount, nr: NR, lanes: 8 }
     }
 
+    fn inner(&self) -> Inner<'_> {
+        Inner::Tiled(self)
+    }
+
+    epilogue_methods!(NR, at_least, float_at_least, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
+}
+
+impl TiledKernel for Avx512 {
     fn mr(&self) -> usize {
         MR
     }
@@ -46,8 +54,6 @@ impl Kernel for Avx512 {
             unsafe { run(tiles, rows, acc) }
         }
     }
-
-    epilogue_methods!(NR, at_least, float_at_least, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
 }
 
 /// `a ⊕ (b ∨ c)`.
@@ -104,14 +110,19 @@ fn run(tiles: &Tiles<'_>, rows: [*const u8; MR], acc: &mut [i32; MR * NR]) {
     }
 }
 
-/// [`crate::epilogue::at_least`]: one comparison into a mask.
+/// [`crate::epilogue::at_least`]: comparisons into masks.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn at_least(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
-    // SAFETY: both arrays have sixteen elements.
-    let (acc, threshold) =
-        unsafe { (_mm512_loadu_si512(acc.as_ptr().cast()), _mm512_loadu_si512(threshold.as_ptr().cast())) };
-    u64::from(_mm512_cmpge_epi32_mask(acc, threshold))
+pub(super) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
+    const { assert!(NR.is_multiple_of(16) && NR <= 64) };
+    let mut bits = 0;
+    for (i, (acc, threshold)) in acc.as_chunks::<16>().0.iter().zip(threshold.as_chunks::<16>().0).enumerate() {
+        // SAFETY: both arrays have sixteen elements.
+        let (acc, threshold) =
+            unsafe { (_mm512_loadu_si512(acc.as_ptr().cast()), _mm512_loadu_si512(threshold.as_ptr().cast())) };
+        bits |= u64::from(_mm512_cmpge_epi32_mask(acc, threshold)) << (i * 16);
+    }
+    bits
 }
 
 /// [`crate::quantize::at_least`].

@@ -10,7 +10,7 @@
 use std::arch::aarch64::*;
 
 use super::popcount::in_parts;
-use super::{Family, Kernel, Layout, Tiles, epilogue_methods};
+use super::{Family, Inner, Kernel, Layout, TiledKernel, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
 const MR: usize = 4;
@@ -47,6 +47,14 @@ impl Kernel for Neon {
         Layout { family: Family::Popcount, nr: NR, lanes: 2 }
     }
 
+    fn inner(&self) -> Inner<'_> {
+        Inner::Tiled(self)
+    }
+
+    epilogue_methods!(NR, at_least, float_at_least, "neon");
+}
+
+impl TiledKernel for Neon {
     fn mr(&self) -> usize {
         MR
     }
@@ -55,8 +63,6 @@ impl Kernel for Neon {
         // SAFETY: `self` exists, so `make` saw the feature.
         unsafe { run(tiles, acc) }
     }
-
-    epilogue_methods!(NR, at_least, float_at_least, "neon");
 }
 
 #[target_feature(enable = "neon")]
@@ -131,7 +137,8 @@ unsafe fn count(rows: [*const u8; MR], offsets: &[usize], mut weights: *const u8
 /// [`crate::epilogue::at_least`].
 #[target_feature(enable = "neon")]
 #[inline]
-fn at_least(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
+pub(super) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
+    const { assert!(NR.is_multiple_of(4) && NR <= 32) };
     let mut bits = vdupq_n_u32(0);
     for (i, (acc, threshold)) in acc.as_chunks::<4>().0.iter().zip(threshold.as_chunks::<4>().0).enumerate() {
         // SAFETY: both arrays have four elements.
@@ -144,7 +151,7 @@ fn at_least(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
 /// [`crate::quantize::at_least`].
 #[target_feature(enable = "neon")]
 #[inline]
-fn float_at_least(x: &[f32; 16], threshold: f32) -> u16 {
+pub(super) fn float_at_least(x: &[f32; 16], threshold: f32) -> u16 {
     let threshold = vdupq_n_f32(threshold);
     let mut bits = vdupq_n_u32(0);
     for (i, x) in x.as_chunks::<4>().0.iter().enumerate() {

@@ -3,7 +3,7 @@
 //! Fast where `u64::count_ones` is an instruction (AArch64; x86-64 compiled with `popcnt`); on baseline x86-64 it is a dozen
 //! operations, which the carry-save step of [`super::popcount`] halves.
 
-use super::{Family, Kernel, Layout, Tiles, epilogue_methods};
+use super::{Family, Inner, Kernel, Layout, TiledKernel, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
 const MR: usize = 2;
@@ -30,6 +30,14 @@ impl Kernel for Scalar {
         Layout { family: Family::Popcount, nr: NR, lanes: NR }
     }
 
+    fn inner(&self) -> Inner<'_> {
+        Inner::Tiled(self)
+    }
+
+    epilogue_methods!(NR, crate::epilogue::at_least, crate::quantize::at_least);
+}
+
+impl TiledKernel for Scalar {
     fn mr(&self) -> usize {
         MR
     }
@@ -39,8 +47,6 @@ impl Kernel for Scalar {
             run(tiles, rows, acc);
         }
     }
-
-    epilogue_methods!(NR, crate::epilogue::at_least, crate::quantize::at_least);
 }
 
 fn run(tiles: &Tiles<'_>, rows: [*const u8; MR], acc: &mut [i32; MR * NR]) {

@@ -1,12 +1,20 @@
 //! The operands of a column of tiles, checked once so that kernels need no bounds of their own.
 
 /// Most rows that any kernel's tile has.
-pub(crate) const MAX_MR: usize = 16;
+pub(crate) const MAX_MR: usize = 4;
 /// Most channels that any kernel's tile has.
-pub(crate) const MAX_NR: usize = 64;
+pub(crate) const MAX_NR: usize = 16;
 
-/// Most rows that any kernel takes at a time.
-pub(crate) const MAX_BLOCK: usize = 128;
+/// Rows that a driver takes at a time: all panels of weights pass by while these rows' activations are in cache.
+pub(crate) const BLOCK: usize = 64;
+
+/// The inner loop of a kernel that reads codes as they pass between layers.
+pub trait TiledKernel {
+    /// Output rows in a tile.
+    fn mr(&self) -> usize;
+    /// Accumulates tiles into `acc[row * nr + channel]`, which has `nr` elements for every row of `tiles`.
+    fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]);
+}
 
 /// Addresses of the activations of one or more tiles below each other, `mr` rows each.
 ///
@@ -53,23 +61,6 @@ impl<'a> TileRows<'a> {
         // `wrapping_add`: in bounds by the check in `new`, so this is ordinary pointer arithmetic.
         self.bases.as_chunks::<MR>().0.iter().map(move |bases| bases.map(|base| codes.wrapping_add(base)))
     }
-
-    /// Byte offset of every tap.
-    #[inline(always)]
-    pub(crate) fn taps(&self) -> &'a [usize] {
-        self.taps
-    }
-
-    /// Units in every tap.
-    #[inline(always)]
-    pub(crate) fn units(&self) -> usize {
-        self.units
-    }
-
-    /// Number of rows, a multiple of `mr`.
-    pub(crate) fn count(&self) -> usize {
-        self.bases.len()
-    }
 }
 
 /// One or more tiles below each other and the panel of weights that they all meet. (Several at a time, because checks, calls
@@ -77,18 +68,17 @@ impl<'a> TileRows<'a> {
 pub struct Tiles<'a> {
     rows: TileRows<'a>,
     panel: &'a [u8],
-    expanded: &'a [u8],
 }
 
 impl<'a> Tiles<'a> {
-    /// Tiles for a panel; `expanded` is what [`super::Kernel::expand`] made of `rows`.
+    /// Tiles for a panel.
     ///
     /// # Panics
     /// Where `panel` has the wrong size: a bug in the driver.
     #[inline]
-    pub(crate) fn new(layout: super::Layout, rows: TileRows<'a>, panel: &'a [u8], expanded: &'a [u8]) -> Self {
+    pub(crate) fn new(layout: super::Layout, rows: TileRows<'a>, panel: &'a [u8]) -> Self {
         assert_eq!(panel.len(), layout.panel_bytes(rows.taps.len() * rows.units), "panel of another size");
-        Tiles { rows, panel, expanded }
+        Tiles { rows, panel }
     }
 
     /// See [`TileRows::rows`].
@@ -97,33 +87,21 @@ impl<'a> Tiles<'a> {
         self.rows.rows()
     }
 
-    /// See [`TileRows::taps`].
+    /// Byte offset of every tap.
     #[inline(always)]
     pub(crate) fn taps(&self) -> &'a [usize] {
         self.rows.taps
     }
 
-    /// See [`TileRows::units`].
+    /// Units in every tap.
     #[inline(always)]
     pub(crate) fn units(&self) -> usize {
         self.rows.units
-    }
-
-    /// See [`TileRows::count`].
-    #[inline(always)]
-    pub(crate) fn count(&self) -> usize {
-        self.rows.count()
     }
 
     /// The panel's weights: `taps × units` units of `nr` channels, then `nr` `i32` offsets.
     #[inline(always)]
     pub(crate) fn panel(&self) -> &'a [u8] {
         self.panel
-    }
-
-    /// The rows as [`super::Kernel::expand`] left them.
-    #[inline(always)]
-    pub(crate) fn expanded(&self) -> &'a [u8] {
-        self.expanded
     }
 }

@@ -1,5 +1,6 @@
 //! Networks: the canonical file, and a graph that runs as a whole.
 
+mod build;
 mod file;
 mod network;
 mod ops;

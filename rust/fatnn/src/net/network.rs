@@ -1,7 +1,6 @@
 //! A whole network in one call.
 //!
-//! [`Network`] is built once from a graph and its tensors: every node becomes an operation with its weights packed for this
-//! CPU, and elementwise functions move into the operation whose output they read. The first run at an input shape *plans*: it
+//! [`Network`] is built once from a graph and its tensors (`build`). The first run at an input shape *plans*: it
 //! settles every value's shape and buffer (a buffer is reused as soon as its value has been read for the last time). Later runs
 //! at that shape allocate no memory for values. Runs at the same time are safe: each takes a set of buffers of its own.
 
@@ -9,13 +8,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde_json::Value as Json;
-
 use crate::codec::CodesLayout;
 use crate::error::{Error, Result, bad_value, check_len};
+use crate::kernels::Line;
+use crate::net::build;
 use crate::net::file::{self, Tensor};
-use crate::net::ops::{Elementwise, Node, Refusal, share, transpose};
-use crate::net::value::{Dims, Floats, Operation, Slice, SliceMut, Step, Value, zeros};
+use crate::net::ops::transpose;
+use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
 
 /// Sets of buffers that are kept for later runs.
 const KEPT: usize = 8;
@@ -26,30 +25,42 @@ pub struct Network {
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     nodes: Vec<NetNode>,
-    /// Number of values: inputs first, then one per node.
+    /// Number of values: inputs first, then what nodes make.
     values: usize,
     workspaces: Mutex<Vec<Workspace>>,
 }
 
 /// An input or an output.
 #[derive(Clone, Debug)]
-struct Port {
-    name: String,
+pub(super) struct Port {
+    pub name: String,
     /// Shape at conversion.
-    shape: Vec<usize>,
+    pub shape: Vec<usize>,
     /// Dimensions whose size is part of the network: the model was captured for that size only.
-    fixed: Vec<usize>,
-    value: usize,
+    pub fixed: Vec<usize>,
+    pub value: usize,
 }
 
 #[derive(Debug)]
-struct NetNode {
-    name: String,
+pub(super) struct NetNode {
+    pub name: String,
     /// For messages.
-    label: String,
-    operation: Arc<dyn Operation>,
-    inputs: Vec<usize>,
-    output: usize,
+    pub label: String,
+    pub operation: Arc<dyn Operation>,
+    pub inputs: Vec<usize>,
+    pub output: usize,
+    /// Codes of the output that the operation makes on the way.
+    pub beside: Option<Beside>,
+}
+
+/// A quantizer that has moved into the operation whose output it reads.
+#[derive(Debug)]
+pub(super) struct Beside {
+    pub name: String,
+    /// For messages.
+    pub label: String,
+    pub value: usize,
+    pub layout: CodesLayout,
 }
 
 /// A float32 array: shape as PyTorch writes it (images, channels, spatial axes).
@@ -114,13 +125,34 @@ struct Workspace {
     /// Per value: its buffer.
     slots: Vec<usize>,
     buffers: Vec<Buffer>,
-    scratch: Vec<u8>,
+    scratch: Vec<Line>,
 }
 
-#[derive(Debug)]
-enum Buffer {
-    Float(Floats),
-    Codes(Vec<u8>),
+/// Memory for a value, floats or codes, from the beginning of a cache line.
+#[derive(Debug, Default)]
+struct Buffer(Vec<Line>);
+
+impl Buffer {
+    fn read(&self, value: &Value) -> Slice<'_> {
+        match value.codes {
+            None => Slice::Float(&Line::floats(&self.0)[..value.buffer_len()]),
+            Some(_) => Slice::Codes(&Line::bytes(&self.0)[..value.buffer_len()]),
+        }
+    }
+
+    fn write(&mut self, value: &Value) -> SliceMut<'_> {
+        match value.codes {
+            None => SliceMut::Float(&mut Line::floats_mut(&mut self.0)[..value.buffer_len()]),
+            Some(_) => SliceMut::Codes(&mut Line::bytes_mut(&mut self.0)[..value.buffer_len()]),
+        }
+    }
+}
+
+impl NetNode {
+    /// The values that it makes: its output first.
+    fn makes(&self) -> impl Iterator<Item = usize> {
+        std::iter::once(self.output).chain(self.beside.iter().map(|beside| beside.value))
+    }
 }
 
 impl Network {
@@ -143,9 +175,12 @@ impl Network {
     /// [`Error::Graph`] where the graph is not well-formed, [`Error::Unsupported`] naming the nodes that only PyTorch can run,
     /// [`Error::Environment`] where a `FATNN_*` variable has a meaningless value.
     pub fn new(graph: &str, tensors: &BTreeMap<String, Tensor>) -> Result<Self> {
-        let json: Json = serde_json::from_str(graph).map_err(|e| malformed(format!("the graph is not JSON: {e}")))?;
         crate::kernels::best()?;
-        Builder::default().build(&json, tensors)
+        build::network(graph, tensors)
+    }
+
+    pub(super) fn of(inputs: Vec<Port>, outputs: Vec<Port>, nodes: Vec<NetNode>, values: usize) -> Self {
+        Network { inputs, outputs, nodes, values, workspaces: Mutex::default() }
     }
 
     /// Names of the inputs, with their shapes at conversion.
@@ -205,7 +240,12 @@ impl Network {
     }
 
     fn plan(&self, input_dims: &[Dims]) -> Result<Workspace> {
-        let mut values: Vec<Value> = input_dims.iter().map(|dims| Value::float(*dims)).collect();
+        // Values that nothing makes any more, since their node moved into another, stay empty.
+        let nothing = Value::float(Dims { images: 0, channels: 0, map: [0, 0], axes: 0 });
+        let mut values = vec![nothing; self.values];
+        for (value, dims) in values.iter_mut().zip(input_dims) {
+            *value = Value::float(*dims);
+        }
         let mut steps: Vec<Box<dyn Step>> = Vec::new();
         for node in &self.nodes {
             let read: Vec<Value> = node.inputs.iter().map(|&v| values[v]).collect();
@@ -214,9 +254,11 @@ impl Network {
                 .clone()
                 .plan(&read)
                 .map_err(|e| Error::Node { node: node.label.clone(), source: Box::new(e) })?;
-            debug_assert_eq!(values.len(), node.output);
             value.check_size().map_err(|e| Error::Node { node: node.label.clone(), source: Box::new(e) })?;
-            values.push(value);
+            values[node.output] = value;
+            if let Some(Beside { value, layout, .. }) = node.beside {
+                values[value] = Value { codes: Some(layout), ..values[node.output] };
+            }
             steps.push(step);
         }
         // The last node that reads each value; outputs live to the end.
@@ -229,41 +271,48 @@ impl Network {
         for output in &self.outputs {
             last[output.value] = usize::MAX;
         }
-        let mut buffers: Vec<(bool, usize)> = Vec::new();
+        let mut buffers: Vec<usize> = Vec::new();
         let mut free: Vec<usize> = Vec::new();
-        let mut slots = Vec::new();
+        let mut slots = vec![usize::MAX; self.values];
         let mut place = |value: &Value, free: &mut Vec<usize>| {
-            let (codes, len) = (value.codes.is_some(), value.buffer_len());
-            // The free buffer of the kind whose size is nearest.
-            let fits = free.iter().enumerate().filter(|(_, b)| buffers[**b].0 == codes);
-            match fits.min_by_key(|(_, b)| buffers[**b].1.abs_diff(len)).map(|(at, _)| at) {
+            let bytes = value.buffer_bytes();
+            // The free buffer whose size is nearest.
+            match free.iter().enumerate().min_by_key(|(_, b)| buffers[**b].abs_diff(bytes)).map(|(at, _)| at) {
                 Some(at) => {
                     let slot = free.swap_remove(at);
-                    buffers[slot].1 = buffers[slot].1.max(len);
+                    buffers[slot] = buffers[slot].max(bytes);
                     slot
                 }
                 None => {
-                    buffers.push((codes, len));
+                    buffers.push(bytes);
                     buffers.len() - 1
                 }
             }
         };
-        for value in &values[..self.inputs.len()] {
-            slots.push(place(value, &mut free));
+        for v in 0..self.inputs.len() {
+            slots[v] = place(&values[v], &mut free);
         }
         for (n, node) in self.nodes.iter().enumerate() {
-            slots.push(place(&values[node.output], &mut free));
+            // A sum may take the place of a summand that nobody else will read.
+            let summand = match *node.inputs.as_slice() {
+                [a, b] if a != b && last[b] == n && values[b] == values[node.output] => Some(b),
+                _ => None,
+            };
+            let replaced = summand.filter(|_| node.operation.adds_in_place());
+            for made in node.makes() {
+                slots[made] = match replaced {
+                    Some(value) if made == node.output => slots[value],
+                    _ => place(&values[made], &mut free),
+                };
+            }
             for (value, &slot) in slots.iter().enumerate() {
-                if last[value] == n && value != node.output && node.inputs.contains(&value) {
+                if last[value] == n && node.inputs.contains(&value) && replaced != Some(value) {
                     free.push(slot);
                 }
             }
         }
         let scratch = steps.iter().map(|step| step.scratch()).max().unwrap_or(0);
-        let buffers = buffers
-            .into_iter()
-            .map(|(codes, len)| Ok(if codes { Buffer::Codes(zeros(len)?) } else { Buffer::Float(Floats::zeros(len)?) }))
-            .collect::<Result<_>>()?;
+        let buffers = buffers.into_iter().map(|bytes| Ok(Buffer(zeros(bytes)?))).collect::<Result<_>>()?;
         let scratch = zeros(scratch)?;
         Ok(Workspace { input_dims: input_dims.to_vec(), steps, values, slots, buffers, scratch })
     }
@@ -275,48 +324,61 @@ impl Network {
         observe: &mut dyn FnMut(Observed<'_>),
     ) -> Result<Vec<Output>> {
         let Workspace { steps, values, slots, buffers, scratch, .. } = workspace;
+        let scratch = Line::bytes_mut(scratch);
         for (v, input) in inputs.iter().enumerate() {
             let len = values[v].buffer_len();
-            let Buffer::Float(buffer) = &mut buffers[slots[v]] else { unreachable!("inputs are floats") };
-            let dims = values[v].dims;
+            let (dims, buffer) = (values[v].dims, buffers[slots[v]].write(&values[v]).floats());
             if input.channels_last || len == 0 {
-                buffer[..len].copy_from_slice(input.data);
+                buffer.copy_from_slice(input.data);
             } else {
-                transpose(input.data, &mut buffer[..len], dims.channels, dims.map[0] * dims.map[1]);
+                transpose(input.data, buffer, dims.channels, dims.map[0] * dims.map[1]);
             }
         }
         for (node, step) in self.nodes.iter().zip(steps) {
             let start = std::time::Instant::now();
-            let len = values[node.output].buffer_len();
-            // An empty stand-in costs nothing and lets the other buffers be read meanwhile.
-            let mut out = std::mem::replace(&mut buffers[slots[node.output]], Buffer::Codes(Vec::new()));
-            let read = |v: usize| match &buffers[slots[v]] {
-                Buffer::Float(x) => Slice::Float(&x[..values[v].buffer_len()]),
-                Buffer::Codes(x) => Slice::Codes(&x[..values[v].buffer_len()]),
-            };
-            let target = match &mut out {
-                Buffer::Float(x) => SliceMut::Float(&mut x[..len]),
-                Buffer::Codes(x) => SliceMut::Codes(&mut x[..len]),
+            // Empty stand-ins cost nothing and let the other buffers be read meanwhile.
+            let mut taken = |value: usize| std::mem::take(&mut buffers[slots[value]]);
+            let mut out = taken(node.output);
+            let mut beside = node.beside.as_ref().map(|beside| taken(beside.value));
+            let read = |v: usize| buffers[slots[v]].read(&values[v]);
+            let target = out.write(&values[node.output]);
+            let codes = match (&node.beside, &mut beside) {
+                (Some(Beside { value, .. }), Some(buffer)) => buffer.write(&values[*value]).codes(),
+                _ => &mut [],
             };
             let done = match *node.inputs.as_slice() {
-                [a] => step.run(&[read(a)], scratch, target),
-                [a, b] => step.run(&[read(a), read(b)], scratch, target),
+                [a] => step.run_beside(&[read(a)], scratch, target, codes),
+                // The output stands in the second input's place.
+                [a, b] if slots[b] == slots[node.output] => step.run_beside(&[read(a)], scratch, target, codes),
+                [a, b] => step.run_beside(&[read(a), read(b)], scratch, target, codes),
                 _ => unreachable!("operations read one or two values"),
             };
-            buffers[slots[node.output]] = out;
-            done.map_err(|e| Error::Node { node: node.label.clone(), source: Box::new(e) })?;
-            let nanoseconds = start.elapsed().as_nanos();
-            let (floats, codes) = match &buffers[slots[node.output]] {
-                Buffer::Float(x) => (Some(&x[..len]), None),
-                Buffer::Codes(x) => (None, values[node.output].codes.map(|layout| (&x[..len], layout))),
+            let label = match (&done, &node.beside) {
+                (Err(Error::NotANumber { .. }), Some(beside)) => &beside.label,
+                _ => &node.label,
             };
-            let dims = values[node.output].dims;
-            observe(Observed { node: &node.name, nanoseconds, dims, floats, codes });
+            buffers[slots[node.output]] = out;
+            if let (Some(Beside { value, .. }), Some(buffer)) = (&node.beside, beside) {
+                buffers[slots[*value]] = buffer;
+            }
+            done.map_err(|e| Error::Node { node: label.clone(), source: Box::new(e) })?;
+            let mut nanoseconds = start.elapsed().as_nanos();
+            let names = std::iter::once(&node.name).chain(node.beside.iter().map(|beside| &beside.name));
+            for (name, made) in names.zip(node.makes()) {
+                let Value { dims, codes: layout } = values[made];
+                let (floats, codes) = match buffers[slots[made]].read(&values[made]) {
+                    Slice::Float(x) => (Some(x), None),
+                    Slice::Codes(x) => (None, layout.map(|layout| (x, layout))),
+                };
+                observe(Observed { node: name, nanoseconds, dims, floats, codes });
+                // Codes beside the output come with it.
+                nanoseconds = 0;
+            }
         }
         let output = |port: &Port| {
             let value = &values[port.value];
-            let Buffer::Float(data) = &buffers[slots[port.value]] else { unreachable!("outputs are floats") };
-            Output { shape: value.dims.shape(), data: data[..value.buffer_len()].to_vec() }
+            let data = buffers[slots[port.value]].read(value).floats();
+            Output { shape: value.dims.shape(), data: data.to_vec() }
         };
         Ok(self.outputs.iter().map(output).collect())
     }
@@ -324,11 +386,8 @@ impl Network {
 
 impl Workspace {
     fn bytes(&self) -> usize {
-        let buffer = |b: &Buffer| match b {
-            Buffer::Float(x) => x.bytes(),
-            Buffer::Codes(x) => x.capacity(),
-        };
-        self.buffers.iter().map(buffer).sum::<usize>() + self.scratch.capacity()
+        let buffers = self.buffers.iter().map(|buffer| buffer.0.capacity() * size_of::<Line>());
+        buffers.sum::<usize>() + self.scratch.capacity() * size_of::<Line>()
     }
 }
 
@@ -372,209 +431,12 @@ impl Port {
     }
 }
 
-fn malformed(why: String) -> Error {
-    Error::Graph { why }
-}
-
-/// A node while the graph is built.
-struct Draft {
-    name: String,
-    label: String,
-    operation: Box<dyn Operation>,
-    inputs: Vec<usize>,
-}
-
-/// Turns JSON into nodes.
-#[derive(Default)]
-struct Builder {
-    inputs: Vec<Port>,
-    nodes: Vec<Draft>,
-    /// Name → value; and per value its kind, rank and number of readers.
-    names: BTreeMap<String, usize>,
-    kinds: Vec<Option<CodesLayout>>,
-    shapes: Vec<Vec<usize>>,
-}
-
-impl Builder {
-    fn build(mut self, json: &Json, tensors: &BTreeMap<String, Tensor>) -> Result<Network> {
-        let list = json["nodes"].as_array().ok_or_else(|| malformed("the graph has no list of nodes".into()))?;
-        let mut foreign = Vec::new();
-        let (inputs, others): (Vec<&Json>, Vec<&Json>) = list.iter().partition(|node| node["op"] == "input");
-        for node in inputs.into_iter().chain(others) {
-            self.add(node, tensors, &mut foreign)?;
-        }
-        if !foreign.is_empty() {
-            return Err(Error::Unsupported { what: foreign.join("; ") });
-        }
-        let mut outputs = Vec::new();
-        self.outputs(&json["outputs"], &mut outputs)?;
-        self.fuse(&mut outputs);
-        let first = self.inputs.len();
-        let net_node = |(n, Draft { name, label, operation, inputs }): (usize, Draft)| NetNode {
-            name,
-            label,
-            operation: share(operation),
-            inputs,
-            output: first + n,
-        };
-        let nodes: Vec<NetNode> = self.nodes.into_iter().enumerate().map(net_node).collect();
-        let values = self.inputs.len() + nodes.len();
-        Ok(Network { inputs: self.inputs, outputs, nodes, values, workspaces: Mutex::default() })
+/// Memory for so many bytes, or an error where there is none.
+fn zeros(bytes: usize) -> Result<Vec<Line>> {
+    let (mut buffer, lines) = (Vec::new(), bytes.div_ceil(size_of::<Line>()));
+    if buffer.try_reserve_exact(lines).is_err() {
+        return bad_value("memory of the network", "values that fit in memory", format!("{bytes} bytes in one"));
     }
-
-    fn add(&mut self, json: &Json, tensors: &BTreeMap<String, Tensor>, foreign: &mut Vec<String>) -> Result<()> {
-        let text = |key: &str| json[key].as_str().ok_or_else(|| malformed(format!("a node's {key:?} is no string")));
-        let (name, op) = (text("name")?, text("op")?);
-        let wrong = |why: String| malformed(format!("node {name:?} ({op}): {why}"));
-        let shape = json["shape"].as_array().ok_or_else(|| wrong("it has no shape".into()))?;
-        let shape: Option<Vec<usize>> = shape.iter().map(|d| d.as_u64().map(|d| d as usize)).collect();
-        let shape = shape.ok_or_else(|| wrong("its shape is not a list of sizes".into()))?;
-        if self.names.contains_key(name) {
-            return Err(wrong("its name is not unique".into()));
-        }
-        let value = self.kinds.len();
-        self.names.insert(name.to_owned(), value);
-        self.shapes.push(shape.clone());
-        if op == "input" {
-            self.kinds.push(None);
-            if !(2..=4).contains(&shape.len()) || json["attrs"]["dtype"] != "float32" || shape[1] == 0 {
-                foreign.push(format!("input {name:?} is not float32 of two to four dimensions"));
-            }
-            let fixed = json["attrs"]["fixed"].as_array().map_or(&[][..], Vec::as_slice);
-            let fixed = fixed.iter().map(|d| d.as_u64().map(|d| d as usize).filter(|d| *d < shape.len()));
-            let fixed =
-                fixed.collect::<Option<Vec<_>>>().ok_or_else(|| wrong("its fixed dimensions mean nothing".into()))?;
-            self.inputs.push(Port { name: name.to_owned(), shape, fixed, value });
-            return Ok(());
-        }
-        let object = |key: &str| json[key].as_object().ok_or_else(|| wrong(format!("{key:?} is no object")));
-        let named: BTreeMap<String, String> =
-            serde_json::from_value(json["tensors"].clone()).map_err(|e| wrong(format!("its tensors: {e}")))?;
-        let read = json["inputs"].as_array().ok_or_else(|| wrong("it has no inputs".into()))?;
-        let mut inputs = Vec::new();
-        for input in read {
-            let known = input.as_str().and_then(|input| self.names.get(input)).filter(|v| **v < value);
-            inputs.push(*known.ok_or_else(|| wrong(format!("it reads {input}, which no node before it makes")))?);
-        }
-        if !(1..=2).contains(&inputs.len()) {
-            foreign.push(format!("node {name:?} ({op}) reads {} values", inputs.len()));
-            self.kinds.push(None);
-            return Ok(());
-        }
-        let read = &self.shapes[inputs[0]];
-        let rank = read.len();
-        let known_rank = match op {
-            "linear" | "linear_int8" => rank == 2,
-            "conv1d_int8" => rank == 3,
-            "conv2d_int8" => rank == 4,
-            _ if op.ends_with("1d") => rank == 3,
-            _ if op.ends_with("2d") => rank == 4,
-            _ => (2..=4).contains(&rank),
-        };
-        if !known_rank || (op == "add" && inputs.iter().any(|&v| self.shapes[v] != *read)) {
-            let shapes: Vec<_> = inputs.iter().map(|&v| &self.shapes[v]).collect();
-            foreign.push(format!("node {name:?}: operation {op:?} on the shapes {shapes:?}"));
-            self.kinds.push(None);
-            return Ok(());
-        }
-        let node = Node { rank, attrs: object("attrs")?, tensors: &named, all: tensors };
-        let operation = match node.make(op) {
-            Ok(operation) => operation,
-            Err(Refusal::Malformed(why)) => return Err(wrong(why)),
-            Err(Refusal::Foreign(why)) => {
-                foreign.push(format!("node {name:?}: operation {op:?} ({why})"));
-                self.kinds.push(None);
-                return Ok(());
-            }
-        };
-        let kinds: Vec<_> = inputs.iter().map(|&v| self.kinds[v]).collect();
-        // After a foreign node kinds are unknown; the list of foreign nodes is the error then.
-        let kind = match operation.codes(&kinds) {
-            Ok(kind) => kind,
-            Err(_) if !foreign.is_empty() => None,
-            Err(e) => return Err(wrong(e.to_string())),
-        };
-        self.kinds.push(kind);
-        // Messages name the layer, as the model's author knows it.
-        let label = match json["layer"].as_str() {
-            Some(layer) if !layer.is_empty() => format!("layer '{layer}'"),
-            _ => format!("node '{name}'"),
-        };
-        self.nodes.push(Draft { name: name.to_owned(), label, operation, inputs });
-        Ok(())
-    }
-
-    /// Flattens the structure of outputs, in order.
-    fn outputs(&self, json: &Json, found: &mut Vec<Port>) -> Result<()> {
-        let wrong = || malformed(format!("outputs: {json} is no structure of float values"));
-        let object = json.as_object().filter(|o| o.len() == 1).ok_or_else(wrong)?;
-        let (kind, inner) = object.iter().next().ok_or_else(wrong)?;
-        match (kind.as_str(), inner) {
-            ("value", Json::String(name)) => {
-                let value = *self.names.get(name).ok_or_else(wrong)?;
-                if self.kinds[value].is_some() {
-                    return Err(wrong());
-                }
-                found.push(Port { name: name.clone(), shape: self.shapes[value].clone(), fixed: Vec::new(), value });
-            }
-            ("constant", _) => {}
-            ("list" | "tuple", Json::Array(items)) => {
-                for item in items {
-                    self.outputs(item, found)?;
-                }
-            }
-            ("dict", Json::Object(items)) => {
-                for item in items.values() {
-                    self.outputs(item, found)?;
-                }
-            }
-            _ => return Err(wrong()),
-        }
-        Ok(())
-    }
-
-    /// Moves elementwise functions into the operation whose output they alone read; the emptied nodes go.
-    fn fuse(&mut self, outputs: &mut [Port]) {
-        let first = self.inputs.len();
-        let mut readers = vec![0; self.kinds.len()];
-        for &value in self.nodes.iter().flat_map(|node| &node.inputs) {
-            readers[value] += 1;
-        }
-        for output in outputs.iter() {
-            readers[output.value] += 2;
-        }
-        let mut n = 0;
-        while n < self.nodes.len() {
-            let source = self.nodes[n].inputs[0];
-            let fusible = source >= first && readers[source] == 1 && self.nodes[n].inputs.len() == 1;
-            let functions: Option<Vec<Elementwise>> =
-                if fusible { self.nodes[n].operation.elementwise() } else { None };
-            let Some(functions) = functions else {
-                n += 1;
-                continue;
-            };
-            match self.nodes[source - first].operation.absorb(functions) {
-                Some(rest) => {
-                    self.nodes[n].operation.absorb(rest);
-                    n += 1;
-                }
-                None => {
-                    // Value `first + n` becomes `source`; what comes behind moves up by one.
-                    let gone = first + n;
-                    self.nodes.remove(n);
-                    readers[source] = readers[gone];
-                    readers.remove(gone);
-                    let moved = |v: &mut usize| {
-                        *v = match (*v).cmp(&gone) {
-                            std::cmp::Ordering::Less => *v,
-                            std::cmp::Ordering::Equal => source,
-                            std::cmp::Ordering::Greater => *v - 1,
-                        }
-                    };
-                    let reads = self.nodes.iter_mut().flat_map(|node| &mut node.inputs);
-                    reads.chain(outputs.iter_mut().map(|port| &mut port.value)).for_each(moved);
-                }
-            }
-        }
-    }
+    buffer.resize(lines, Line::ZERO);
+    Ok(buffer)
 }

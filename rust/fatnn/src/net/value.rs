@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::codec::CodesLayout;
+use crate::epilogue::Quantizer;
 use crate::error::{Result, bad_value};
-use crate::weights::LINE;
 
 /// Dimensions of a value: images, channels, and as many spatial axes as it has. In memory, floats are always
 /// `images × height × width × channels`.
@@ -67,6 +67,12 @@ impl Value {
             Some(layout) => self.dims.pixels() * layout.pixel_bytes(),
         }
     }
+
+    /// Bytes of its buffer.
+    pub fn buffer_bytes(&self) -> usize {
+        let element = if self.codes.is_some() { 1 } else { size_of::<f32>() };
+        self.buffer_len() * element
+    }
 }
 
 /// A buffer with a value in it.
@@ -117,51 +123,6 @@ impl<'a> SliceMut<'a> {
     }
 }
 
-/// Floats that begin where a cache line does: every wide vector in two lines would cost two accesses.
-#[derive(Debug)]
-pub(crate) struct Floats {
-    values: Vec<f32>,
-    start: usize,
-}
-
-impl Floats {
-    pub fn zeros(len: usize) -> Result<Self> {
-        let spare = LINE / size_of::<f32>() - 1;
-        let values: Vec<f32> = zeros(len.saturating_add(spare))?;
-        let start = values.as_ptr().align_offset(LINE).min(spare);
-        Ok(Floats { values, start })
-    }
-
-    /// Bytes that it takes.
-    pub fn bytes(&self) -> usize {
-        self.values.capacity() * size_of::<f32>()
-    }
-}
-
-impl std::ops::Deref for Floats {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        &self.values[self.start..]
-    }
-}
-
-impl std::ops::DerefMut for Floats {
-    fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.values[self.start..]
-    }
-}
-
-/// A buffer, or an error where there is no memory for it.
-pub(crate) fn zeros<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
-    let mut buffer = Vec::new();
-    if buffer.try_reserve_exact(len).is_err() {
-        return bad_value("memory of the network", "values that fit in memory", format!("{len} elements in one"));
-    }
-    buffer.resize(len, T::default());
-    Ok(buffer)
-}
-
 /// An operation with its weights, for any input shape.
 pub(crate) trait Operation: Send + Sync + std::fmt::Debug {
     /// Whether it makes codes, and of which layout, given what it reads; checks kinds.
@@ -171,6 +132,21 @@ pub(crate) trait Operation: Send + Sync + std::fmt::Debug {
     /// Takes over elementwise functions of its output, where it can run them on the way; else gives them back.
     fn absorb(&mut self, functions: Vec<super::ops::Elementwise>) -> Option<Vec<super::ops::Elementwise>> {
         Some(functions)
+    }
+    /// Takes over a quantizer of its output, where it can make codes on the way: [`Step::run_beside`] then does. False where
+    /// it cannot, or has one already.
+    fn quantize(&mut self, quantizer: Quantizer) -> bool {
+        let _ = quantizer;
+        false
+    }
+    /// Whether its output may stand where its second input stood, of the same shape: [`Step::run_beside`] then gets the first
+    /// alone, and finds the second in the output.
+    fn adds_in_place(&self) -> bool {
+        false
+    }
+    /// The quantizer that this operation is, where it is one.
+    fn quantizer(&self) -> Option<Quantizer> {
+        None
     }
     /// The elementwise functions that this operation consists of, where it is nothing else.
     fn elementwise(&mut self) -> Option<Vec<super::ops::Elementwise>> {
@@ -186,4 +162,9 @@ pub(crate) trait Step: Send + Sync + std::fmt::Debug {
     }
     /// Runs it. Buffers have the planned sizes.
     fn run(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>) -> Result<()>;
+    /// Runs it and writes `codes` of the output, where [`Operation::quantize`] asked for them; else `codes` is empty.
+    fn run_beside(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>, codes: &mut [u8]) -> Result<()> {
+        debug_assert!(codes.is_empty());
+        self.run(inputs, scratch, out)
+    }
 }

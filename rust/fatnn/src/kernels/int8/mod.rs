@@ -246,14 +246,15 @@ const KERNELS: &[Make] = &[
     scalar::make,
 ];
 
-/// The int8 kernels that this process may run, best first. `FATNN_KERNEL=popcount` excludes matrix units here too.
+/// The int8 kernels that this process may run, best first. A `FATNN_KERNEL` other than `matrix` excludes
+/// matrix units here too.
 ///
 /// # Errors
 /// [`crate::Error::Environment`] where a `FATNN_*` variable has a meaningless value.
 pub fn available() -> Result<&'static [&'static dyn Int8Kernel]> {
     static AVAILABLE: OnceLock<Vec<&'static dyn Int8Kernel>> = OnceLock::new();
     let features = Features::usable()?;
-    let units = crate::config::get()?.family != Some(Family::Popcount);
+    let units = matches!(crate::config::get()?.family, None | Some(Family::Matrix));
     let features = Features { amx_int8: features.amx_int8 && units, ..features };
     Ok(AVAILABLE.get_or_init(|| KERNELS.iter().filter_map(|make| make(features)).collect()))
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::codec::CodesLayout;
 use crate::conv::{ConvShape, Geometry, check_thresholds};
-use crate::epilogue::{ToCodes, ToFloat};
-use crate::error::{Result, bad_value, check_len};
+use crate::epilogue::{Quantizer, Residual, ToCodes, ToFloat};
+use crate::error::{Error, Result, bad_value, check_len};
 use crate::gemm::FloatSink;
 use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
 use crate::pool::max_pool_codes;
@@ -29,6 +29,12 @@ impl Operation for Quantize {
         let dims = inputs[0].dims;
         check_len("channels", self.layout.channels(), dims.channels)?;
         Ok((Value { dims, codes: Some(self.layout) }, Box::new(QuantizeStep { quantize: self, dims })))
+    }
+
+    fn quantizer(&self) -> Option<Quantizer> {
+        // Thresholds in the wrong order are an error when it runs.
+        let [low, high] = self.thresholds;
+        (low <= high).then_some(Quantizer { thresholds: self.thresholds, layout: self.layout })
     }
 }
 
@@ -68,8 +74,8 @@ impl Window {
 pub(crate) enum Tail {
     /// Per channel: the smallest accumulators of levels 1 and 2.
     Codes { low: Vec<i32>, high: Vec<i32>, layout: CodesLayout },
-    /// `fma(acc, scale, bias)`, a residual as the second input, ReLU.
-    Float { scale: Option<Vec<f32>>, bias: Option<Vec<f32>>, relu: bool },
+    /// `fma(acc, scale, bias)`, a residual as the second input, ReLU; codes of that beside it.
+    Float { scale: Option<Vec<f32>>, bias: Option<Vec<f32>>, relu: bool, codes: Option<Quantizer> },
 }
 
 /// A ternary convolution, or a linear layer as one whose window is the whole map.
@@ -138,7 +144,7 @@ impl Operation for TernaryConv {
             Tail::Codes { layout, .. } => Some(layout),
             Tail::Float { .. } => None,
         };
-        Ok((Value { dims: out, codes }, Box::new(ConvStep { conv: self, geometry })))
+        Ok((Value { dims: out, codes }, Box::new(ConvStep { conv: self, geometry, residual: inputs.len() == 2 })))
     }
 
     fn absorb(&mut self, mut functions: Vec<super::Elementwise>) -> Option<Vec<super::Elementwise>> {
@@ -151,12 +157,30 @@ impl Operation for TernaryConv {
         }
         (!functions.is_empty()).then_some(functions)
     }
+
+    fn adds_in_place(&self) -> bool {
+        true
+    }
+
+    fn quantize(&mut self, quantizer: Quantizer) -> bool {
+        match &mut self.tail {
+            Tail::Float { codes: codes @ None, .. }
+                if quantizer.layout.channels() == self.weights.shape().out_channels =>
+            {
+                *codes = Some(quantizer);
+                true
+            }
+            _ => false,
+        }
+    }
 }
 
 #[derive(Debug)]
 struct ConvStep {
     conv: Arc<TernaryConv>,
     geometry: Geometry,
+    /// Whether there is a residual: where it is not among the inputs, it stands in the output.
+    residual: bool,
 }
 
 impl Step for ConvStep {
@@ -165,17 +189,34 @@ impl Step for ConvStep {
     }
 
     fn run(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>) -> Result<()> {
+        self.run_beside(inputs, scratch, out, &mut [])
+    }
+
+    fn run_beside(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>, beside: &mut [u8]) -> Result<()> {
         let (codes, weights) = (inputs[0].codes(), &self.conv.weights);
         match &self.conv.tail {
             Tail::Codes { low, high, layout } => {
                 let to = ToCodes { low, high, layout: *layout };
-                self.geometry.run(codes, weights, &to, scratch, out.codes())
+                self.geometry.run(codes, weights, &to, scratch, out.codes(), beside)
             }
-            Tail::Float { scale, bias, relu } => {
+            Tail::Float { scale, bias, relu, codes: quantizer } => {
                 let channels = weights.shape().out_channels;
-                let to = ToFloat { scale: scale.as_deref(), bias: bias.as_deref(), relu: *relu, channels };
-                let residual = inputs.get(1).map(|x| x.floats());
-                self.geometry.run(codes, weights, &FloatSink { to, residual }, scratch, out.floats())
+                let (scale, bias) = (scale.as_deref(), bias.as_deref());
+                let to = ToFloat { scale, bias, relu: *relu, channels, codes: *quantizer };
+                let residual = match inputs.get(1) {
+                    Some(residual) => Residual::Of(residual.floats()),
+                    None if self.residual => Residual::InPlace,
+                    None => Residual::None,
+                };
+                let sink = FloatSink::new(to, residual);
+                let out = out.floats();
+                self.geometry.run(codes, weights, &sink, scratch, out, beside)?;
+                if sink.nan.into_inner()
+                    && let Some(index) = out.iter().position(|y| y.is_nan())
+                {
+                    return Err(Error::NotANumber { what: "input", index });
+                }
+                Ok(())
             }
         }
     }

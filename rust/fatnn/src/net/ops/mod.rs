@@ -135,7 +135,8 @@ pub(crate) const OPERATIONS: &[Row] = &[
     }),
     ("conv_float", |node| {
         let owned = |role| node.optional(role).map(|v| v.map(<[f32]>::to_vec));
-        ternary_conv(node, Tail::Float { scale: owned("scale")?, bias: owned("bias")?, relu: node.flag("relu")? })
+        let (scale, bias, relu) = (owned("scale")?, owned("bias")?, node.flag("relu")?);
+        ternary_conv(node, Tail::Float { scale, bias, relu, codes: None })
     }),
     ("max_pool_codes", |node| {
         Ok(Box::new(MaxPoolCodes { window: node.window(2)?, ceil_mode: node.flag("ceil_mode")? }))

@@ -1,0 +1,256 @@
+//! Product tables with output channels in the lanes: see [`super::table`].
+//!
+//! A frame's byte holds the states of a position and of the next one, so one byte selects the row for two positions. Pairs
+//! begin at every row's first column, and those that lie past its last one are left out. A unit's weights, one byte for two,
+//! are 2 KB per tap for 64 channels; those of a stretch stay in the first-level cache while a block's tiles pass by. The
+//! tiles prefetch the next stretch meanwhile: weights of deep layers come from beyond the second-level cache (measured, the
+//! 512-channel layers of a ResNet-50 took a fifth less time).
+
+use super::Layout;
+use super::framed::{Emitted, Framed, Line, Panel, Pixels};
+use super::table::{STEPS, Table, Tile, Vector, Weights, selector, zeros};
+
+/// Positions in a block.
+pub(super) const BLOCK: usize = 64;
+/// Bytes of a position's unit in a frame.
+pub(super) const UNIT_BYTES: usize = STEPS;
+/// (unit, tap)s in a stretch: their weights stay in the first-level cache.
+const STRETCH: usize = 9;
+/// Rows of sums: a block's, one for the last pair's second position, and two that nobody reads.
+const ROWS: usize = BLOCK + 3;
+
+/// See [`super::FramedKernel::encode`]: states, which [`finish`] makes pairs of. `states` is [`super::table::states`], or
+/// the same in an instruction set's own words.
+#[inline(always)]
+pub(super) fn encode(
+    pixels: &Pixels<'_>,
+    plane: &mut [u8],
+    first: usize,
+    states: impl Fn(&[u8; 16]) -> [u8; UNIT_BYTES],
+) {
+    let out = &mut plane.as_chunks_mut().0[first..first + pixels.count];
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = states(pixels.unit(i));
+    }
+}
+
+/// See [`super::FramedKernel::clear`].
+pub(super) fn clear(half_range: bool, count: usize, plane: &mut [u8], first: usize) {
+    plane[first * UNIT_BYTES..][..count * UNIT_BYTES].fill(zeros(half_range));
+}
+
+/// See [`super::FramedKernel::finish`].
+#[inline(always)]
+pub(super) fn finish(plane: &mut [u8]) {
+    let positions = plane.as_chunks_mut::<UNIT_BYTES>().0;
+    for i in 0..positions.len() {
+        // Behind the last one there is none that anybody asks for.
+        let next = positions[(i + 1).min(positions.len() - 1)];
+        for (low, high) in positions[i].iter_mut().zip(next) {
+            *low = selector(*low, high);
+        }
+    }
+}
+
+/// See [`super::FramedKernel::run`]: tiles of `P` pairs × `N` vectors, or one, where it has room for the channels.
+///
+/// # Safety
+/// The CPU has the features of `V`.
+#[inline(always)]
+pub(super) unsafe fn run<V: Vector, const P: usize, const N: usize>(
+    layout: Layout,
+    framed: &Framed<'_>,
+    panel: &Panel<'_>,
+    scratch: &mut Vec<Line>,
+    emit: &mut dyn FnMut(Emitted<'_>),
+) {
+    let nr = N * V::LANES;
+    assert!(layout.nr == nr && layout.lanes == V::LANES);
+    let weights = Weights::new(layout, framed.offsets().len(), panel.bytes());
+    let narrow = panel.channels() <= V::LANES;
+    let lines = Line::at_least(scratch, ROWS * nr * (size_of::<u16>() + size_of::<i32>()));
+    let (counts, acc) = lines.split_at_mut(ROWS * nr * size_of::<u16>() / size_of::<Line>());
+    let counts = counts.as_mut_ptr().cast::<u16>();
+    // SAFETY: the lines hold so many numbers, any bytes are a number, and a line is aligned for them.
+    let acc = unsafe { std::slice::from_raw_parts_mut(acc.as_mut_ptr().cast::<i32>(), BLOCK * nr) };
+    // Positions of a block that begin a pair, half of them at most and one, and unused places.
+    const { assert!(P < BLOCK / 2) };
+    let mut pairs = [0; BLOCK];
+    for first in (0..framed.positions()).step_by(BLOCK) {
+        let block = BLOCK.min(framed.positions() - first);
+        let used = pairs_of(framed, first, block, &mut pairs);
+        let count = used.next_multiple_of(P);
+        pairs[used..count].fill(BLOCK);
+        let (mut yet, mut widened) = (false, false);
+        for (from, plan, widen) in weights.stretches(STRETCH) {
+            let offsets = framed.offsets()[from..].iter().enumerate();
+            // The next stretch, or the next panel's first; not for a few tiles, which that would take longer than it saves.
+            let (behind, depth) = (from + plan.len(), weights.plan.len());
+            let next = weights.steps.as_ptr().wrapping_add(behind * STEPS * nr);
+            let lines = STRETCH.min(if behind < depth { depth - behind } else { depth }) * STEPS * nr / 64;
+            let share = if count / P < 8 { 0 } else { lines.div_ceil(count / P) };
+            for (t, pairs) in pairs[..count].as_chunks::<P>().0.iter().enumerate() {
+                for line in t * share..(t + 1) * share {
+                    V::prefetch(next.wrapping_add(line * 64));
+                }
+                let tile = Tile {
+                    table: Table::BY_ACTIVATIONS,
+                    // Places that are not used read the block's first position, and write where nobody reads.
+                    rows: pairs.map(|pair| {
+                        framed.start().wrapping_add((first + if pair < BLOCK { pair } else { 0 }) * UNIT_BYTES)
+                    }),
+                    row_step: 1,
+                    indices: weights.steps.as_ptr(),
+                    index_step: nr,
+                    sums: pairs.map(|pair| {
+                        let row = if pair < BLOCK { pair } else { BLOCK + 1 };
+                        [row, row + 1].map(|row| counts.wrapping_add(row * nr))
+                    }),
+                };
+                let offsets = offsets.clone().map(|(i, &offset)| (offset, (from + i) * STEPS * nr));
+                // SAFETY: features as the caller says. A frame has a byte for every step at every position of a block, and the
+                // panel `nr` indices; `counts` has `ROWS` rows.
+                unsafe {
+                    if narrow {
+                        tile.run::<V, 1>(plan, offsets, yet);
+                    } else {
+                        tile.run::<V, N>(plan, offsets, yet);
+                    }
+                }
+            }
+            yet = true;
+            if widen {
+                for (i, acc) in acc.chunks_exact_mut(nr).take(block).enumerate() {
+                    // SAFETY: `counts` has `ROWS` rows, of initialised memory as all of `scratch`, and nothing else borrows it now.
+                    let counts = unsafe { std::slice::from_raw_parts(counts.add(i * nr), nr) };
+                    for ((acc, count), constant) in acc.iter_mut().zip(counts).zip(weights.constants) {
+                        let before = if widened { *acc } else { i32::from_le_bytes(*constant) };
+                        *acc = before.wrapping_add(i32::from(*count));
+                    }
+                }
+                (yet, widened) = (false, true);
+            }
+        }
+        emit(Emitted { first, acc });
+    }
+}
+
+/// Writes the positions, counted from the block's first, that begin a pair; returns how many.
+#[inline(always)]
+fn pairs_of(framed: &Framed<'_>, first: usize, block: usize, pairs: &mut [usize]) -> usize {
+    // Where all positions are wanted, they are one row.
+    let [columns, width] = match framed.row() {
+        [columns, width] if columns == width => [framed.positions(); 2],
+        row => row,
+    };
+    let mut used = 0;
+    let mut at = first;
+    while at < first + block {
+        let (row, column) = (at / width * width, at % width);
+        let end = (row + columns).min(first + block);
+        if column < columns {
+            for pair in (at..end).step_by(2) {
+                pairs[used] = pair - first;
+                used += 1;
+            }
+        }
+        at = row + width;
+    }
+    used
+}
+
+/// A kernel `$kernel` with lanes = channels, in tiles of `$pairs` pairs × `$vectors` vectors. Its inner loop is compiled with
+/// `$inner`, all of whose features are among `$features`; `$states` is [`super::table::states`] and `$at_least` and
+/// `$float_at_least` are those of [`super::epilogue_methods`], or the same in the instruction set's own words.
+macro_rules! channels_kernel {
+    (
+        $kernel:ident, $name:literal, $isa:expr, $vector:ty, $pairs:literal by $vectors:literal, $states:path,
+        ($at_least:path, $float_at_least:path), $inner:literal, $features:literal
+    ) => {
+        #[derive(Debug)]
+        struct $kernel;
+
+        impl $kernel {
+            const NR: usize = $vectors * <$vector as super::table::Vector>::LANES;
+        }
+
+        impl super::Kernel for $kernel {
+            fn name(&self) -> &'static str {
+                $name
+            }
+
+            fn isa(&self) -> crate::cpu::Isa {
+                $isa
+            }
+
+            fn layout(&self) -> super::Layout {
+                let lanes = <$vector as super::table::Vector>::LANES;
+                super::Layout { family: super::Family::Table, nr: Self::NR, lanes }
+            }
+
+            fn inner(&self) -> super::Inner<'_> {
+                super::Inner::Framed(self)
+            }
+
+            epilogue_methods!($kernel::NR, $at_least, $float_at_least, $features);
+        }
+
+        impl super::FramedKernel for $kernel {
+            fn unit_bytes(&self) -> usize {
+                super::table_channels::UNIT_BYTES
+            }
+
+            fn block(&self) -> usize {
+                super::table_channels::BLOCK
+            }
+
+            fn encode(&self, pixels: &super::Pixels<'_>, plane: &mut [u8], first: usize, _: usize) {
+                #[target_feature(enable = $inner)]
+                fn encode(pixels: &super::Pixels<'_>, plane: &mut [u8], first: usize) {
+                    super::table_channels::encode(pixels, plane, first, |unit| $states(unit));
+                }
+                // SAFETY: `self` exists, so the features were detected.
+                unsafe { encode(pixels, plane, first) }
+            }
+
+            fn clear(&self, half_range: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
+                super::table_channels::clear(half_range, count, plane, first);
+            }
+
+            fn finish(&self, plane: &mut [u8]) {
+                #[target_feature(enable = $inner)]
+                fn finish(plane: &mut [u8]) {
+                    super::table_channels::finish(plane);
+                }
+                // SAFETY: `self` exists, so the features were detected.
+                unsafe { finish(plane) }
+            }
+
+            fn run(
+                &self,
+                framed: &super::Framed<'_>,
+                panel: &super::Panel<'_>,
+                scratch: &mut Vec<super::Line>,
+                emit: &mut dyn FnMut(super::Emitted<'_>),
+            ) {
+                #[target_feature(enable = $inner)]
+                fn run(
+                    layout: super::Layout,
+                    framed: &super::Framed<'_>,
+                    panel: &super::Panel<'_>,
+                    scratch: &mut Vec<super::Line>,
+                    emit: &mut dyn FnMut(super::Emitted<'_>),
+                ) {
+                    // SAFETY: this function has the features.
+                    unsafe {
+                        super::table_channels::run::<$vector, $pairs, $vectors>(layout, framed, panel, scratch, emit)
+                    }
+                }
+                let layout = super::Kernel::layout(self);
+                // SAFETY: `self` exists, so the features were detected.
+                unsafe { run(layout, framed, panel, scratch, emit) }
+            }
+        }
+    };
+}
+pub(super) use channels_kernel;

@@ -1,0 +1,99 @@
+//! The product-table family in portable Rust: products looked up one by one, to check the others by.
+
+use super::framed::{Emitted, Framed, FramedKernel, Line, Panel, Pixels};
+use super::table::{STATES, STEPS, Weights, entry, states, steps, zeros};
+use super::{Family, Inner, Kernel, Layout, epilogue_methods};
+use crate::cpu::{Features, Isa};
+
+const NR: usize = 8;
+/// Positions in a block.
+const BLOCK: usize = 8;
+
+#[derive(Debug)]
+struct Scalar;
+
+/// Always available.
+pub(super) fn make(_: Features) -> Option<&'static dyn Kernel> {
+    Some(&Scalar)
+}
+
+/// Dot products of groups plus the nonzero weights, `[activations][weights]`; padded, so that masks do for checks.
+const PRODUCTS: [[u8; 16]; 16] = {
+    let mut products = [[0; 16]; 16];
+    let mut i = 0;
+    while i < STATES * STATES {
+        products[i / STATES][i % STATES] = entry((i / STATES) as u8, (i % STATES) as u8, false);
+        i += 1;
+    }
+    products
+};
+
+impl Kernel for Scalar {
+    fn name(&self) -> &'static str {
+        "generic-table-scalar"
+    }
+
+    fn isa(&self) -> Isa {
+        Isa::Scalar
+    }
+
+    fn layout(&self) -> Layout {
+        Layout { family: Family::Table, nr: NR, lanes: NR }
+    }
+
+    fn inner(&self) -> Inner<'_> {
+        Inner::Framed(self)
+    }
+
+    epilogue_methods!(NR, crate::epilogue::at_least, crate::quantize::at_least);
+}
+
+impl FramedKernel for Scalar {
+    fn unit_bytes(&self) -> usize {
+        STEPS
+    }
+
+    fn block(&self) -> usize {
+        BLOCK
+    }
+
+    fn encode(&self, pixels: &Pixels<'_>, plane: &mut [u8], first: usize, _: usize) {
+        let out = &mut plane.as_chunks_mut().0[first..first + pixels.count];
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = states(pixels.unit(i));
+        }
+    }
+
+    fn clear(&self, half_range: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
+        plane[first * STEPS..][..count * STEPS].fill(zeros(half_range));
+    }
+
+    fn run(&self, framed: &Framed<'_>, panel: &Panel<'_>, _: &mut Vec<Line>, emit: &mut dyn FnMut(Emitted<'_>)) {
+        let weights = Weights::new(self.layout(), framed.offsets().len(), panel.bytes());
+        for first in (0..framed.positions()).step_by(BLOCK) {
+            let mut acc = [[0i32; NR]; BLOCK];
+            for (i, acc) in acc.iter_mut().enumerate() {
+                *acc = std::array::from_fn(|j| i32::from_le_bytes(weights.constants[j]));
+                let units = weights.steps.as_chunks::<{ STEPS * NR }>().0;
+                for ((&offset, unit), &plan) in framed.offsets().iter().zip(units).zip(weights.plan) {
+                    let at = framed.start().wrapping_add(offset + (first + i) * STEPS);
+                    // SAFETY: `Framed::new` checked that there is a unit of every position of a block at every offset.
+                    let states = unsafe { std::slice::from_raw_parts(at, STEPS) };
+                    // At most 4 a step.
+                    let mut sums = [0u16; NR];
+                    for (&state, indices) in states.iter().zip(unit.as_chunks::<NR>().0).take(steps(plan)) {
+                        let row = &PRODUCTS[usize::from(state & 15)];
+                        for (sum, &index) in sums.iter_mut().zip(indices) {
+                            *sum += u16::from(row[usize::from(index & 15)]);
+                        }
+                    }
+                    // A vector's even places hold its first half.
+                    for (j, acc) in acc.iter_mut().enumerate() {
+                        *acc = acc.wrapping_add(i32::from(sums[j % (NR / 2) * 2 + j / (NR / 2)]));
+                    }
+                }
+            }
+            emit(Emitted { first, acc: acc.as_flattened() });
+        }
+    }
+}

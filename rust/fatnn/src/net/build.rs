@@ -1,0 +1,247 @@
+//! Building a network: every node of a graph becomes an operation with its weights packed for this CPU; elementwise
+//! functions and quantizers move into the operation whose output they read, where it can run them on the way.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value as Json;
+
+use crate::codec::CodesLayout;
+use crate::error::{Error, Result};
+use crate::net::file::Tensor;
+use crate::net::network::{Beside, NetNode, Network, Port};
+use crate::net::ops::{Elementwise, Node, Refusal, share};
+use crate::net::value::Operation;
+
+/// See [`Network::new`].
+pub(super) fn network(graph: &str, tensors: &BTreeMap<String, Tensor>) -> Result<Network> {
+    let json: Json = serde_json::from_str(graph).map_err(|e| malformed(format!("the graph is not JSON: {e}")))?;
+    Builder::default().build(&json, tensors)
+}
+
+fn malformed(why: String) -> Error {
+    Error::Graph { why }
+}
+
+/// A node while the graph is built.
+struct Draft {
+    name: String,
+    label: String,
+    operation: Box<dyn Operation>,
+    inputs: Vec<usize>,
+}
+
+/// Turns JSON into nodes.
+#[derive(Default)]
+struct Builder {
+    inputs: Vec<Port>,
+    nodes: Vec<Draft>,
+    /// Name → value; and per value its kind, rank and number of readers.
+    names: BTreeMap<String, usize>,
+    kinds: Vec<Option<CodesLayout>>,
+    shapes: Vec<Vec<usize>>,
+}
+
+impl Builder {
+    fn build(mut self, json: &Json, tensors: &BTreeMap<String, Tensor>) -> Result<Network> {
+        let list = json["nodes"].as_array().ok_or_else(|| malformed("the graph has no list of nodes".into()))?;
+        let mut foreign = Vec::new();
+        let (inputs, others): (Vec<&Json>, Vec<&Json>) = list.iter().partition(|node| node["op"] == "input");
+        for node in inputs.into_iter().chain(others) {
+            self.add(node, tensors, &mut foreign)?;
+        }
+        if !foreign.is_empty() {
+            return Err(Error::Unsupported { what: foreign.join("; ") });
+        }
+        let mut outputs = Vec::new();
+        self.outputs(&json["outputs"], &mut outputs)?;
+        self.fuse(&mut outputs);
+        let values = self.inputs.len() + self.nodes.len();
+        let nodes = finish(self.nodes, self.inputs.len());
+        Ok(Network::of(self.inputs, outputs, nodes, values))
+    }
+
+    fn add(&mut self, json: &Json, tensors: &BTreeMap<String, Tensor>, foreign: &mut Vec<String>) -> Result<()> {
+        let text = |key: &str| json[key].as_str().ok_or_else(|| malformed(format!("a node's {key:?} is no string")));
+        let (name, op) = (text("name")?, text("op")?);
+        let wrong = |why: String| malformed(format!("node {name:?} ({op}): {why}"));
+        let shape = json["shape"].as_array().ok_or_else(|| wrong("it has no shape".into()))?;
+        let shape: Option<Vec<usize>> = shape.iter().map(|d| d.as_u64().map(|d| d as usize)).collect();
+        let shape = shape.ok_or_else(|| wrong("its shape is not a list of sizes".into()))?;
+        if self.names.contains_key(name) {
+            return Err(wrong("its name is not unique".into()));
+        }
+        let value = self.kinds.len();
+        self.names.insert(name.to_owned(), value);
+        self.shapes.push(shape.clone());
+        if op == "input" {
+            self.kinds.push(None);
+            if !(2..=4).contains(&shape.len()) || json["attrs"]["dtype"] != "float32" || shape[1] == 0 {
+                foreign.push(format!("input {name:?} is not float32 of two to four dimensions"));
+            }
+            let fixed = json["attrs"]["fixed"].as_array().map_or(&[][..], Vec::as_slice);
+            let fixed = fixed.iter().map(|d| d.as_u64().map(|d| d as usize).filter(|d| *d < shape.len()));
+            let fixed =
+                fixed.collect::<Option<Vec<_>>>().ok_or_else(|| wrong("its fixed dimensions mean nothing".into()))?;
+            self.inputs.push(Port { name: name.to_owned(), shape, fixed, value });
+            return Ok(());
+        }
+        let object = |key: &str| json[key].as_object().ok_or_else(|| wrong(format!("{key:?} is no object")));
+        let named: BTreeMap<String, String> =
+            serde_json::from_value(json["tensors"].clone()).map_err(|e| wrong(format!("its tensors: {e}")))?;
+        let read = json["inputs"].as_array().ok_or_else(|| wrong("it has no inputs".into()))?;
+        let mut inputs = Vec::new();
+        for input in read {
+            let known = input.as_str().and_then(|input| self.names.get(input)).filter(|v| **v < value);
+            inputs.push(*known.ok_or_else(|| wrong(format!("it reads {input}, which no node before it makes")))?);
+        }
+        if !(1..=2).contains(&inputs.len()) {
+            foreign.push(format!("node {name:?} ({op}) reads {} values", inputs.len()));
+            self.kinds.push(None);
+            return Ok(());
+        }
+        let read = &self.shapes[inputs[0]];
+        let rank = read.len();
+        let known_rank = match op {
+            "linear" | "linear_int8" => rank == 2,
+            "conv1d_int8" => rank == 3,
+            "conv2d_int8" => rank == 4,
+            _ if op.ends_with("1d") => rank == 3,
+            _ if op.ends_with("2d") => rank == 4,
+            _ => (2..=4).contains(&rank),
+        };
+        if !known_rank || (op == "add" && inputs.iter().any(|&v| self.shapes[v] != *read)) {
+            let shapes: Vec<_> = inputs.iter().map(|&v| &self.shapes[v]).collect();
+            foreign.push(format!("node {name:?}: operation {op:?} on the shapes {shapes:?}"));
+            self.kinds.push(None);
+            return Ok(());
+        }
+        let node = Node { rank, attrs: object("attrs")?, tensors: &named, all: tensors };
+        let operation = match node.make(op) {
+            Ok(operation) => operation,
+            Err(Refusal::Malformed(why)) => return Err(wrong(why)),
+            Err(Refusal::Foreign(why)) => {
+                foreign.push(format!("node {name:?}: operation {op:?} ({why})"));
+                self.kinds.push(None);
+                return Ok(());
+            }
+        };
+        let kinds: Vec<_> = inputs.iter().map(|&v| self.kinds[v]).collect();
+        // After a foreign node kinds are unknown; the list of foreign nodes is the error then.
+        let kind = match operation.codes(&kinds) {
+            Ok(kind) => kind,
+            Err(_) if !foreign.is_empty() => None,
+            Err(e) => return Err(wrong(e.to_string())),
+        };
+        self.kinds.push(kind);
+        // Messages name the layer, as the model's author knows it.
+        let label = match json["layer"].as_str() {
+            Some(layer) if !layer.is_empty() => format!("layer '{layer}'"),
+            _ => format!("node '{name}'"),
+        };
+        self.nodes.push(Draft { name: name.to_owned(), label, operation, inputs });
+        Ok(())
+    }
+
+    /// Flattens the structure of outputs, in order.
+    fn outputs(&self, json: &Json, found: &mut Vec<Port>) -> Result<()> {
+        let wrong = || malformed(format!("outputs: {json} is no structure of float values"));
+        let object = json.as_object().filter(|o| o.len() == 1).ok_or_else(wrong)?;
+        let (kind, inner) = object.iter().next().ok_or_else(wrong)?;
+        match (kind.as_str(), inner) {
+            ("value", Json::String(name)) => {
+                let value = *self.names.get(name).ok_or_else(wrong)?;
+                if self.kinds[value].is_some() {
+                    return Err(wrong());
+                }
+                found.push(Port { name: name.clone(), shape: self.shapes[value].clone(), fixed: Vec::new(), value });
+            }
+            ("constant", _) => {}
+            ("list" | "tuple", Json::Array(items)) => {
+                for item in items {
+                    self.outputs(item, found)?;
+                }
+            }
+            ("dict", Json::Object(items)) => {
+                for item in items.values() {
+                    self.outputs(item, found)?;
+                }
+            }
+            _ => return Err(wrong()),
+        }
+        Ok(())
+    }
+
+    /// Moves elementwise functions into the operation whose output they alone read; the emptied nodes go.
+    fn fuse(&mut self, outputs: &mut [Port]) {
+        let first = self.inputs.len();
+        let mut readers = vec![0; self.kinds.len()];
+        for &value in self.nodes.iter().flat_map(|node| &node.inputs) {
+            readers[value] += 1;
+        }
+        for output in outputs.iter() {
+            readers[output.value] += 2;
+        }
+        let mut n = 0;
+        while n < self.nodes.len() {
+            let source = self.nodes[n].inputs[0];
+            let fusible = source >= first && readers[source] == 1 && self.nodes[n].inputs.len() == 1;
+            let functions: Option<Vec<Elementwise>> =
+                if fusible { self.nodes[n].operation.elementwise() } else { None };
+            let Some(functions) = functions else {
+                n += 1;
+                continue;
+            };
+            match self.nodes[source - first].operation.absorb(functions) {
+                Some(rest) => {
+                    self.nodes[n].operation.absorb(rest);
+                    n += 1;
+                }
+                None => {
+                    // Value `first + n` becomes `source`; what comes behind moves up by one.
+                    let gone = first + n;
+                    self.nodes.remove(n);
+                    readers[source] = readers[gone];
+                    readers.remove(gone);
+                    let moved = |v: &mut usize| {
+                        *v = match (*v).cmp(&gone) {
+                            std::cmp::Ordering::Less => *v,
+                            std::cmp::Ordering::Equal => source,
+                            std::cmp::Ordering::Greater => *v - 1,
+                        }
+                    };
+                    let reads = self.nodes.iter_mut().flat_map(|node| &mut node.inputs);
+                    reads.chain(outputs.iter_mut().map(|port| &mut port.value)).for_each(moved);
+                }
+            }
+        }
+    }
+}
+
+/// The finished nodes; draft `n` makes value `first + n`. A quantizer whose source can run it moves there.
+fn finish(drafts: Vec<Draft>, first: usize) -> Vec<NetNode> {
+    let mut kept: Vec<(Draft, usize, Option<Beside>)> = Vec::new();
+    // Per value: which of those makes it.
+    let mut makers: BTreeMap<usize, usize> = BTreeMap::new();
+    for (n, draft) in drafts.into_iter().enumerate() {
+        let value = first + n;
+        if let Some(quantizer) = draft.operation.quantizer()
+            && let Some(&maker) = makers.get(&draft.inputs[0])
+            && let (source, _, beside @ None) = &mut kept[maker]
+            && source.operation.quantize(quantizer)
+        {
+            *beside = Some(Beside { name: draft.name, label: draft.label, value, layout: quantizer.layout });
+            continue;
+        }
+        makers.insert(value, kept.len());
+        kept.push((draft, value, None));
+    }
+    let node = |(Draft { name, label, operation, inputs }, output, beside)| NetNode {
+        name,
+        label,
+        operation: share(operation),
+        inputs,
+        output,
+        beside,
+    };
+    kept.into_iter().map(node).collect()
+}

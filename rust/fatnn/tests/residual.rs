@@ -1,0 +1,133 @@
+//! Residual streams: sums that stand where a summand stood, and quantizers that run behind the sum, against the reference.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::{Random, codes};
+use fatnn::conv::ConvShape;
+use fatnn::net::{Input, Network, Tensor};
+use fatnn::quantize::PixelOrder;
+use fatnn::weights::WeightShape;
+use fatnn::{Error, parallel, reference};
+use serde_json::json;
+
+const BLOCKS: usize = 3;
+const STEPS: [f32; 2] = [0.5, 2.0];
+
+/// `x → [quantize → 3×3 convolution, scale and bias, + residual, ReLU] × BLOCKS`, each block's sum being the next one's residual
+/// and input.
+struct Stream {
+    channels: usize,
+    weights: Vec<Vec<i8>>,
+    scale: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+impl Stream {
+    fn new(channels: usize) -> Self {
+        let mut random = Random(channels as u64);
+        let weights = (0..BLOCKS).map(|block| codes(channels * channels * 9, block as u64)).collect();
+        let scale = (0..channels).map(|_| random.float() * 0.1).collect();
+        let bias = (0..channels).map(|_| random.float()).collect();
+        Stream { channels, weights, scale, bias }
+    }
+
+    fn network(&self) -> Network {
+        let c = self.channels;
+        let node = |name: String, op: &str, inputs: Vec<String>, tensors: serde_json::Value| {
+            json!({"name": name, "op": op, "inputs": inputs, "tensors": tensors, "shape": [1, c, 8, 8],
+                "layer": format!("layer of {name}"), "attrs": {"kernel": [3, 3], "stride": [1, 1], "padding": [1, 1],
+                "dilation": [1, 1], "groups": 1, "half_range": true, "channels": c, "dims": 2, "out_groups": 1,
+                "relu": true}})
+        };
+        let mut nodes = vec![json!({"name": "s0", "op": "input", "inputs": [], "tensors": {}, "shape": [1, c, 8, 8],
+            "layer": "", "attrs": {"dtype": "float32", "fixed": [], "channel_dim": 1}})];
+        let mut tensors = BTreeMap::from([
+            ("scale".to_owned(), Tensor::F32(vec![c], self.scale.clone())),
+            ("bias".to_owned(), Tensor::F32(vec![c], self.bias.clone())),
+            ("steps".to_owned(), Tensor::F32(vec![2], STEPS.to_vec())),
+        ]);
+        for (block, weight) in self.weights.iter().enumerate() {
+            let (from, q, weight_name) = (format!("s{block}"), format!("q{block}"), format!("w{block}"));
+            nodes.push(node(q.clone(), "quantize", vec![from.clone()], json!({"steps": "steps"})));
+            let read = json!({"weight": weight_name, "scale": "scale", "bias": "bias"});
+            nodes.push(node(format!("s{}", block + 1), "conv_float", vec![q, from], read));
+            tensors.insert(weight_name, Tensor::Ternary(vec![c, c, 3, 3], weight.clone()));
+        }
+        let last = format!("s{BLOCKS}");
+        let graph = json!({"nodes": nodes, "outputs": {"value": last}, "notes": []}).to_string();
+        Network::new(&graph, &tensors).unwrap()
+    }
+
+    /// The sums of all blocks.
+    fn expected(&self, x: &[f32], images: usize, [h, w]: [usize; 2]) -> Vec<Vec<f32>> {
+        let c = self.channels;
+        let shape = ConvShape {
+            batch: images,
+            input: [h, w],
+            kernel: [3; 2],
+            stride: [1; 2],
+            padding: [1; 2],
+            dilation: [1; 2],
+        };
+        let of = WeightShape { out_channels: c, channels: c, kernel: [3; 2], groups: 1 };
+        let mut sums = vec![x.to_vec()];
+        for weight in &self.weights {
+            let x = sums.last().unwrap();
+            let q = reference::quantize(x, [images, h * w, c], PixelOrder::ChannelsLast, STEPS);
+            let acc = reference::conv2d_acc(&q, weight, of, true, &shape);
+            sums.push(reference::to_float(&acc, c, Some(&self.scale), Some(&self.bias), Some(x), true));
+        }
+        sums
+    }
+}
+
+#[test]
+fn sums_and_their_codes_equal_the_reference() {
+    for channels in [5, 16, 64, 70, 192] {
+        let stream = Stream::new(channels);
+        let net = stream.network();
+        for (threads, images, map) in [(1, 1, [8, 8]), (2, 3, [7, 7]), (1, 1, [1, 33]), (3, 2, [40, 12])] {
+            parallel::set_num_threads(threads).unwrap();
+            let mut random = Random(9);
+            let x: Vec<f32> = (0..images * map[0] * map[1] * channels).map(|_| random.float() * 3.0).collect();
+            let shape = [images, channels, map[0], map[1]];
+            let input = [Input { shape: &shape, data: &x, channels_last: true }];
+            let expected = stream.expected(&x, images, map);
+            let mut seen = BTreeMap::new();
+            let out = net
+                .run_observed(&input, &mut |value| {
+                    let codes = value.codes.map(|(packed, layout)| {
+                        let mut codes = vec![0; images * map[0] * map[1] * channels];
+                        layout.unpack(packed, &mut codes).unwrap();
+                        codes
+                    });
+                    seen.insert(value.node.to_owned(), (value.floats.map(<[f32]>::to_vec), codes));
+                })
+                .unwrap();
+            assert_eq!(out[0].data, expected[BLOCKS], "{channels} channels, {shape:?}, {threads} threads");
+            assert_eq!(net.run(&input).unwrap(), out, "a second run, whose buffers hold the first's values");
+            for block in 0..BLOCKS {
+                let (floats, _) = &seen[&format!("s{}", block + 1)];
+                assert_eq!(floats.as_ref().unwrap(), &expected[block + 1]);
+                let pixels = map[0] * map[1];
+                let sizes = [images, pixels, channels];
+                let q = reference::quantize(&expected[block], sizes, PixelOrder::ChannelsLast, STEPS);
+                let (_, codes) = &seen[&format!("q{block}")];
+                assert_eq!(codes.as_ref().unwrap(), &q, "codes of block {block}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_quantizer_that_meets_nan_is_named() {
+    let mut stream = Stream::new(70);
+    stream.bias[69] = f32::NAN;
+    let x = vec![0.0; 70 * 4];
+    let input = [Input { shape: &[1, 70, 2, 2], data: &x, channels_last: true }];
+    let error = stream.network().run(&input).unwrap_err();
+    assert!(matches!(&error, Error::Node { source, .. } if matches!(**source, Error::NotANumber { .. })), "{error}");
+    assert!(error.to_string().contains("layer of q1"), "{error}");
+}
