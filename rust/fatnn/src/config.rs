@@ -3,7 +3,7 @@
 //! | variable | values | effect |
 //! | --- | --- | --- |
 //! | `FATNN_ISA` | `scalar`, `avx2`, `avx512`, `neon` | caps the instruction sets that kernels may use |
-//! | `FATNN_KERNEL` | `auto`, `popcount`, `matrix`, `table` | the kernel family that is preferred |
+//! | `FATNN_KERNEL` | `auto`, `popcount`, `matrix`, `table` | the kernel family that is preferred; every family but `matrix` keeps int8 layers off matrix units too |
 //! | `FATNN_NUM_THREADS` | a positive integer | threads of the pool, where nothing else sets them |
 //!
 //! Read once, at first use; they are for benchmarks and bug reports, not for switching while a program runs.

@@ -59,6 +59,14 @@ fn child_kernels_obey_the_cap() {
     let scalar = format!("generic-{}-scalar", family.as_deref().unwrap_or("table"));
     assert_eq!(available.last(), Some(&&*scalar));
     assert_eq!(kernels::best().unwrap().name(), available[0]);
+    // So do those of int8 layers, whose matrix unit is of the family `matrix`.
+    let detected = fatnn::int8::detected();
+    let expected = detected
+        .iter()
+        .filter(|kernel| allowed.is_none_or(|a| a.contains(&kernel.isa())))
+        .filter(|kernel| family.as_ref().is_none_or(|f| f == "matrix") || !kernel.name().ends_with("amx"))
+        .map(|kernel| kernel.name());
+    assert!(fatnn::int8::available().unwrap().iter().map(|kernel| kernel.name()).eq(expected));
     // Weights packed by default are for that kernel.
     let shape = WeightShape { out_channels: 3, channels: 5, kernel: [1, 1], groups: 1 };
     assert_eq!(PackedWeights::new(&[1; 15], shape, false).unwrap().kernel().name(), available[0]);

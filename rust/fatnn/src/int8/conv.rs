@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::weights::{Int8Weights, Panel};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result, bad_value, check_len};
-use crate::kernels::int8::{COPY_SLACK, Finish, Int8Layout, Pixels, Product, Rows, interleave};
+use crate::kernels::int8::{COPY_SLACK, Finish, Int8Layout, Pixels, Product, Rows, interleave, roll};
 use crate::kernels::pooling::pooling;
 use crate::net::{Elementwise, PoolStep, apply_all, transpose};
 use crate::parallel;
@@ -165,11 +165,13 @@ struct Scratch {
     columns: Vec<u8>,
     /// Byte offsets of a window's image rows.
     offsets: Vec<usize>,
+    /// The block whose columns are there, while they can be rolled into those of the line below.
+    above: Option<Block>,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const {
-        RefCell::new(Scratch { columns: Vec::new(), offsets: Vec::new() })
+        RefCell::new(Scratch { columns: Vec::new(), offsets: Vec::new(), above: None })
     };
 }
 
@@ -343,6 +345,7 @@ impl Geometry {
     ) -> Result<()> {
         let (n, out_w) = (layer.weights.shape().out_channels, self.output[1]);
         let (mut at, end) = (first, first + out.len() / n);
+        scratch.above = None;
         while at < end {
             let (line, x) = (at / out_w, at % out_w);
             let whole = if x == 0 { ((end - at) / out_w).min(self.lines) } else { 0 };
@@ -366,7 +369,7 @@ impl Geometry {
         weights: &Int8Weights<'_>,
         constants: &Constants,
         block: &Block,
-        Scratch { columns, offsets }: &mut Scratch,
+        Scratch { columns, offsets, above }: &mut Scratch,
         out: &mut [f32],
     ) {
         let kernel = weights.kernel();
@@ -377,8 +380,9 @@ impl Geometry {
         for group in 0..shape.groups {
             for line in 0..block.lines {
                 let columns = &mut columns[line * self.line_rows * self.row..];
-                self.gather(image, layout, group, block, line, offsets, columns);
+                self.gather(image, layout, group, block, line, (offsets, *above), columns);
             }
+            *above = (shape.groups == 1 && block.lines == 1).then_some(*block);
             for panel in weights.panels(group) {
                 let rows = Rows {
                     bytes: columns,
@@ -429,7 +433,7 @@ impl Geometry {
         group: usize,
         block: &Block,
         line: usize,
-        offsets: &mut Vec<usize>,
+        (offsets, above): (&mut Vec<usize>, Option<Block>),
         columns: &mut [u8],
     ) {
         let ([h, w], [_, kw], [stride_y, stride]) = (self.shape.input, self.shape.kernel, self.shape.stride);
@@ -444,19 +448,24 @@ impl Geometry {
         let zero = layout.element.zero();
         if self.shared {
             let wanted = (block.width - 1) * stride + kw;
-            self.stretch(image, offsets, (block.x * stride, pad, w), wanted, zero, columns);
+            // Most image rows under a line are under the line above it.
+            let rolls = above.is_some_and(|above| {
+                block.lines == 1 && above.line + 1 == block.line && (above.x, above.width) == (block.x, block.width)
+            });
+            let new = if rolls && y > 0 && dilation_y == 1 { stride_y } else { offsets.len() };
+            self.stretch(image, offsets, (block.x * stride, pad, w), wanted, (zero, new), columns);
         } else {
             for x in 0..block.width {
                 for kx in 0..kw {
                     let columns = &mut columns[x * self.row + kx * self.column..];
                     let at = (block.x + x) * stride + kx * dilation;
-                    self.stretch(image, offsets, (at, pad, w), 1, zero, columns);
+                    self.stretch(image, offsets, (at, pad, w), 1, (zero, offsets.len()), columns);
                 }
             }
         }
     }
 
-    /// Gathers `count` neighbouring columns, the first of which is at `at`, where `pad` columns of zeroes are before the image's `w`
+    /// Gathers `count` neighbouring columns, of which the last `new` rows are not there yet; the first of which is at `at`, where `pad` columns of zeroes are before the image's `w`
     /// pixels.
     fn stretch(
         &self,
@@ -464,7 +473,7 @@ impl Geometry {
         rows: &[usize],
         (at, pad, w): (usize, usize, usize),
         count: usize,
-        zero: u8,
+        (zero, new): (u8, usize),
         columns: &mut [u8],
     ) {
         let left = pad.saturating_sub(at).min(count);
@@ -472,7 +481,11 @@ impl Geometry {
         let real = w.saturating_sub(from).min(count - left);
         columns[..left * self.column].fill(zero);
         let pixels = Pixels { first: from, count: real, bytes: self.part, pitch: self.pixel };
-        interleave(image, rows, &pixels, &mut columns[left * self.column..]);
+        let inner = &mut columns[left * self.column..];
+        let keep = rows.len().saturating_sub(new);
+        if keep == 0 || !roll(image, &rows[keep..], keep, &pixels, inner) {
+            interleave(image, rows, &pixels, inner);
+        }
         columns[(left + real) * self.column..count * self.column].fill(zero);
     }
 }

@@ -96,3 +96,52 @@ unsafe fn unrolled<const ROWS: usize>(image: &[u8], rows: &[usize], pixels: &Pix
         }
     }
 }
+
+/// [`interleave`] where `out` holds what it made of the window above, of `keep` more rows: columns move up, and `rows` are those that
+/// come in at the bottom. `false`, and nothing done, for sizes that it is not made for.
+///
+/// # Panics
+/// As [`interleave`].
+pub(crate) fn roll(image: &[u8], rows: &[usize], keep: usize, pixels: &Pixels, out: &mut [u8]) -> bool {
+    let &Pixels { first, count, bytes, pitch } = pixels;
+    let (shift, keep) = (rows.len() * bytes, keep * bytes);
+    // A column's copy must end inside it, and what the last row's copy writes too much where the next column's begins to move.
+    let size = if keep <= 4 { 4 } else { keep.next_multiple_of(8) };
+    if keep == 0 || !(1..=4).contains(&bytes) || size > 16 || size > keep + shift || 4 - bytes > shift {
+        return false;
+    }
+    let fits = |slice: &[u8], from: usize, len: usize| {
+        from.checked_add(len).and_then(|end| end.checked_add(COPY_SLACK)).is_some_and(|end| end <= slice.len())
+    };
+    assert!(bytes <= pitch && rows.iter().all(|&at| fits(image, at, (first + count) * pitch)));
+    assert!(fits(out, 0, count * (keep + shift)));
+    // SAFETY: just checked: every copy begins inside a pixel or a column, and ends at most `COPY_SLACK` bytes behind it.
+    unsafe {
+        match size {
+            4 => roll_by::<4>(image, rows, keep, pixels, out),
+            8 => roll_by::<8>(image, rows, keep, pixels, out),
+            _ => roll_by::<16>(image, rows, keep, pixels, out),
+        }
+    }
+    true
+}
+
+/// # Safety
+/// `N` is at least `keep`; copies stay inside the slices.
+unsafe fn roll_by<const N: usize>(image: &[u8], rows: &[usize], keep: usize, pixels: &Pixels, out: &mut [u8]) {
+    let (mut to, image) = (out.as_mut_ptr(), image.as_ptr());
+    let shift = rows.len() * pixels.bytes;
+    for x in pixels.first..pixels.first + pixels.count {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let kept = to.add(shift).cast::<[u8; N]>().read_unaligned();
+            to.cast::<[u8; N]>().write_unaligned(kept);
+            to = to.add(keep);
+            for &at in rows {
+                let from = image.add(at + x * pixels.pitch).cast::<[u8; 4]>();
+                to.cast::<[u8; 4]>().write_unaligned(from.read_unaligned());
+                to = to.add(pixels.bytes);
+            }
+        }
+    }
+}

@@ -32,7 +32,7 @@ mod neon;
 mod passes;
 mod scalar;
 
-pub(crate) use columns::{COPY_SLACK, Pixels, interleave};
+pub(crate) use columns::{COPY_SLACK, Pixels, interleave, roll};
 pub use passes::Finish;
 
 /// How a kernel wants to read activations.
@@ -143,6 +143,7 @@ pub struct Product<'a> {
     /// The reduction, rounded up to the layout's depth.
     depth: usize,
     panel: &'a [u8],
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "other kernels know it"))]
     width: usize,
     finish: Finish<'a>,
 }
@@ -174,13 +175,13 @@ impl<'a> Product<'a> {
     }
 
     /// Floats, from the first one on, that a kernel may write between.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "other kernels write slices"))]
     fn outputs(&self) -> usize {
         (self.rows.lines * self.rows.length - 1) * self.finish.pitch + self.finish.channels
     }
 
     /// Calls `tile(first row, rows, first output)` for at most `most` rows at a time, line by line.
     #[inline(always)]
-    #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
     fn tiles(&self, most: usize, mut tile: impl FnMut(usize, usize, usize)) {
         for line in 0..self.rows.lines {
             for x in (0..self.rows.length).step_by(most) {
@@ -245,14 +246,15 @@ const KERNELS: &[Make] = &[
     scalar::make,
 ];
 
-/// The int8 kernels that this process may run, best first. `FATNN_KERNEL=popcount` excludes matrix units here too.
+/// The int8 kernels that this process may run, best first. A `FATNN_KERNEL` other than `matrix` excludes
+/// matrix units here too.
 ///
 /// # Errors
 /// [`crate::Error::Environment`] where a `FATNN_*` variable has a meaningless value.
 pub fn available() -> Result<&'static [&'static dyn Int8Kernel]> {
     static AVAILABLE: OnceLock<Vec<&'static dyn Int8Kernel>> = OnceLock::new();
     let features = Features::usable()?;
-    let units = crate::config::get()?.family != Some(Family::Popcount);
+    let units = matches!(crate::config::get()?.family, None | Some(Family::Matrix));
     let features = Features { amx_int8: features.amx_int8 && units, ..features };
     Ok(AVAILABLE.get_or_init(|| KERNELS.iter().filter_map(|make| make(features)).collect()))
 }

@@ -32,15 +32,22 @@ impl Int8Kernel for Scalar {
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
         product.tiles(1, |row, _, at| {
             let row = &product.rows.bytes[row * product.rows.stride..][..product.depth];
-            let mut acc = [0; WIDTH];
-            for (&x, w) in row.iter().zip(product.panel.as_chunks::<WIDTH>().0) {
-                for (acc, &w) in acc.iter_mut().zip(w) {
-                    *acc += i32::from(x.cast_signed()) * i32::from(w.cast_signed());
-                }
-            }
+            let acc = sums(row, product.panel.as_chunks().0);
             finish(&product.finish, &acc, &mut out[at..]);
         });
     }
 
     quantize_method!(I8);
+}
+
+/// A function of its own, so that compilers see nothing but a loop that they vectorise.
+#[inline(never)]
+fn sums(row: &[u8], panel: &[[u8; WIDTH]]) -> [i32; WIDTH] {
+    let mut acc = [0; WIDTH];
+    for (&x, w) in row.iter().zip(panel) {
+        for (acc, &w) in acc.iter_mut().zip(w) {
+            *acc += i32::from(x.cast_signed()) * i32::from(w.cast_signed());
+        }
+    }
+    acc
 }
