@@ -1,5 +1,5 @@
-//! Micro-kernels: the only room with `unsafe`; no shapes, no threads, no allocation (but for the scratch
-//! memory that [`FramedKernel::run`] is given to grow).
+//! Micro-kernels: the only room with `unsafe`; no shapes, no threads, no allocation (but for the buffer that
+//! framed kernels are given to grow).
 //!
 //! A [`Kernel`] computes one tile, `mr` output rows × `nr` output channels, of a product between packed ternary
 //! activations and packed ternary weights, and runs the epilogue on it. Everything else (which rows, which channels,
@@ -324,15 +324,16 @@ pub fn detected() -> Vec<&'static dyn Kernel> {
 ///
 /// | layer | matrix | popcount, AVX-512 | table, AVX-512 | table, AVX2 | popcount, AVX2 |
 /// | --- | --- | --- | --- | --- | --- |
-/// | 3×3, 16 → 16, 32×32 | 124 | 89 | 107 (lanes: positions) | 90 (positions) | 34 |
-/// | 3×3, 24 → 24, 56×56 | 290 | 108 | 151 (positions) | 124 (positions) | 40 |
-/// | 3×3, 64 → 64, 56×56 | 1361 | 420 | 360 | 282 | 145 |
-/// | 3×3, 128 → 128, 28×28 | 1324 | 540 | 379 | 311 | 165 |
-/// | 3×3, 256 → 256, 14×14 | 1257 | 600 | 407 | 315 | 175 |
-/// | 3×3, 512 → 512, 7×7 | 1211 | 565 | 335 | 272 | 180 |
-/// | 1×1, 64 → 256, 56×56 | 375 | 140 | 196 | 156 | 45 |
+/// | 3×3, 16 → 16, 32×32 | 128 | 93 | 114 (lanes: positions) | 99 (positions) | 35 |
+/// | 3×3, 24 → 24, 56×56 | 306 | 114 | 161 (positions) | 128 (positions) | 41 |
+/// | 3×3, 32 → 32, 16×16 | 413 | 198 | 175 (positions) | 150 | 70 |
+/// | 3×3, 64 → 64, 56×56 | 1551 | 426 | 369 | 288 | 138 |
+/// | 3×3, 128 → 128, 28×28 | 1353 | 550 | 379 | 310 | 175 |
+/// | 3×3, 256 → 256, 14×14 | 1253 | 600 | 410 | 318 | 185 |
+/// | 3×3, 512 → 512, 7×7 | 1229 | 565 | 353 | 278 | 180 |
+/// | 1×1, 64 → 256, 56×56 | 450 | 170 | 209 | 169 | 45 |
 ///
-/// So a matrix unit comes first, popcount with `vpopcntq` second where reductions are long, and tables everywhere else: on
+/// So a matrix unit comes first (where its tiles are not mostly empty), popcount with `vpopcntq` second where reductions are long, and tables everywhere else: on
 /// every CPU without that instruction, and for short reductions, which fill a word of 64 badly. On NEON tables need 7
 /// instructions for 192 products and popcount 6 for 128; neither was measured on hardware.
 ///

@@ -9,7 +9,7 @@
 use std::arch::aarch64::*;
 
 use super::popcount_neon::{at_least, float_at_least};
-use super::table::{Vector, states};
+use super::table::{STEPS, Vector};
 use super::table_channels::channels_kernel;
 use super::table_pixels::pixels_kernel;
 use super::{Kernel, epilogue_methods};
@@ -33,6 +33,33 @@ pub(super) fn channels(features: Features) -> Option<&'static dyn Kernel> {
 /// As [`channels`].
 pub(super) fn pixels(features: Features) -> Option<&'static dyn Kernel> {
     features.neon.then_some(&Pixels)
+}
+
+/// [`super::table::states`]: each bit of a plane becomes a byte, which is -1 or 0.
+#[target_feature(enable = "neon")]
+#[inline]
+fn states(unit: &[u8; 16]) -> [u8; STEPS] {
+    let unit = u128::from_le_bytes(*unit);
+    let (p, z) = ((unit >> 64) as u64, unit as u64 & (unit >> 64) as u64);
+    let vector = |bytes: [u8; 16]| {
+        // SAFETY: the array has 16 bytes.
+        unsafe { vld1q_u8(bytes.as_ptr()) }
+    };
+    let [first, second] = [1, 2].map(|bit| vector(std::array::from_fn(|i| bit << (i % 4 * 2))));
+    let times = |bytes, factor: i8| vandq_u8(bytes, vdupq_n_u8(factor as u8));
+    let mut states = [0; STEPS];
+    for (half, states) in states.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        // Byte `i` gets the plane's byte `i / 4`, of which it wants bits `2·(i mod 4)` and the next.
+        let of_byte = vector(std::array::from_fn(|i| (half * 4 + i / 4) as u8));
+        let spread = |bits: u64| vqtbl1q_u8(vreinterpretq_u8_u64(vdupq_n_u64(bits)), of_byte);
+        let (z, p) = (spread(z), spread(p));
+        // `2·(p₀ + 3·p₁) - (z₀ + 3·z₁)`, of which `vtst` gives the negatives of the bits.
+        let of_p = vaddq_u8(times(vtstq_u8(p, first), 2), times(vtstq_u8(p, second), 6));
+        let of_z = vaddq_u8(vtstq_u8(z, first), times(vtstq_u8(z, second), -3));
+        // SAFETY: `states` has 16 bytes.
+        unsafe { vst1q_u8(states.as_mut_ptr(), vaddq_u8(of_p, of_z)) };
+    }
+    states
 }
 
 /// A vector, which only exists where there is Advanced SIMD.

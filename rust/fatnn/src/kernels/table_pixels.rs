@@ -250,7 +250,7 @@ mod zip {
     #[inline(always)]
     fn bytes(a: [u8; RUN], b: [u8; RUN]) -> [[u8; RUN]; 2] {
         use std::arch::x86_64::*;
-        // SAFETY: vectors and arrays are 16 bytes, any of which are valid in both.
+        // SAFETY: vectors and arrays are 16 bytes, any of which are valid in both; every x86-64 CPU has SSE2.
         unsafe {
             let [a, b] = std::mem::transmute::<[[u8; RUN]; 2], [__m128i; 2]>([a, b]);
             std::mem::transmute::<[__m128i; 2], [[u8; RUN]; 2]>([_mm_unpacklo_epi8(a, b), _mm_unpackhi_epi8(a, b)])
@@ -268,15 +268,25 @@ mod zip {
         }
     }
 
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
     #[inline(always)]
     fn bytes(a: [u8; RUN], b: [u8; RUN]) -> [[u8; RUN]; 2] {
-        [0, RUN / 2].map(|half| std::array::from_fn(|i| [a, b][i % 2][half + i / 2]))
+        use std::arch::aarch64::*;
+        // SAFETY: vectors and arrays are 16 bytes, any of which are valid in both; every AArch64 CPU has the instructions.
+        unsafe {
+            let [a, b] = std::mem::transmute::<[[u8; RUN]; 2], [uint8x16_t; 2]>([a, b]);
+            std::mem::transmute::<[uint8x16_t; 2], [[u8; RUN]; 2]>([vzip1q_u8(a, b), vzip2q_u8(a, b)])
+        }
     }
 
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
     #[inline(always)]
     fn words(a: [u16; WORDS], b: [u16; WORDS]) -> [[u16; WORDS]; 2] {
-        [0, WORDS / 2].map(|half| std::array::from_fn(|i| [a, b][i % 2][half + i / 2]))
+        use std::arch::aarch64::*;
+        // SAFETY: as above.
+        unsafe {
+            let [a, b] = std::mem::transmute::<[[u16; WORDS]; 2], [uint16x8_t; 2]>([a, b]);
+            std::mem::transmute::<[uint16x8_t; 2], [[u16; WORDS]; 2]>([vzip1q_u16(a, b), vzip2q_u16(a, b)])
+        }
     }
 }
