@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -112,10 +112,10 @@ def main(options: BenchOptions, console: Console) -> list[BenchReport]:
                         threads,
                         float_model=ready.model,
                         rounds=options.rounds,
-                        label=f"{name}, batch {batch}, {ready.codes:,} codes verified",
+                        label=f"{name}, batch {batch}",
                         progress=show,
                     )
-                    reports.append(report)
+                    reports.append(replace(report, codes_verified=ready.codes))
     return reports
 
 

@@ -88,6 +88,9 @@ class BenchReport:
         The network's nodes, measured apart.
     machine
         What all this was measured on.
+    codes_verified
+        How many codes of the network were compared with its eager model's before, none of which differed; None where
+        nobody did.
     """
 
     network: str
@@ -99,6 +102,7 @@ class BenchReport:
     rows: tuple[PeerRow, ...]
     layers: tuple[LayerRow, ...]
     machine: Machine
+    codes_verified: int | None = None
 
     def row(self, name: str) -> PeerRow:
         """Look up a candidate by name.
@@ -188,6 +192,8 @@ class BenchReport:
             notes.append(f"where we lose: {name} takes {ratio.median:.2f} of {OURS}'s time")
         if not self.losses and any(row.ratio is not None for row in self.rows):
             notes.append("where we lose: nowhere among these peers")
+        if self.codes_verified is not None:
+            notes.append(f"exact: 0 of {self.codes_verified:,} codes differ from the eager model's")
         load = self.machine.load
         if load is not None and load > self.machine.cpus:
             notes.append(

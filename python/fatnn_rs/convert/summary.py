@@ -104,9 +104,14 @@ class Summary:
         return sum(row.macs for row in self.rows if row.weight_bits == bits) / max(self.macs, 1)
 
 
-def _rust_kernel(bits: int) -> str:
-    """Name the kernel that runs ternary or int8 layers on this machine: the best one there is."""
-    return f"rust {_core.cpu_info()['kernels' if bits == 2 else 'int8_kernels'][0]}"
+def _kernel(node: Node, weight: Tensor, bits: int) -> str:
+    """Name what runs a layer with ``weight`` on this machine."""
+    if bits == 32:
+        return "torch (float32)"
+    if bits == 8:
+        return f"rust {_core.cpu_info()['int8_kernels'][0]}"
+    per_group = weight.shape[0] // node.attrs["groups"]
+    return f"rust {_core.kernel_for(per_group, math.prod(weight.shape[1:]), node.attrs['dims'] == 0)}"
 
 
 def _weight_bytes(weights: int, bits: int) -> int:
@@ -158,7 +163,6 @@ def _model_rows(model: nn.Module, arguments: tuple[Any, ...]) -> list[SummaryRow
 
 def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[SummaryRow]:
     rows: list[SummaryRow] = []
-    kernels = {2: _rust_kernel(2), 8: _rust_kernel(8), 32: "torch (float32)"}
 
     def observe(node: Node, result: Any, values: list[Any]) -> None:
         weight = net.graph.tensor(node, "weight")
@@ -181,7 +185,7 @@ def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[Summa
                 act_bits=bits,
                 macs=outputs * math.prod(weight.shape[1:]),
                 bytes=_weight_bytes(weight.numel(), bits) + 4 * others,
-                kernel=kernels[bits],
+                kernel=_kernel(node, weight, bits),
             )
         )
 

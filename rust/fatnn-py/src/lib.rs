@@ -42,6 +42,14 @@ fn cpu_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     Ok(info)
 }
 
+/// Name of the kernel that a ternary layer takes: a convolution with so many output channels per group and so long a reduction,
+/// or a linear layer.
+#[pyfunction]
+fn kernel_for(py: Python<'_>, out_channels: usize, reduction: usize, linear: bool) -> PyResult<&'static str> {
+    let kernel = if linear { kernels::best() } else { kernels::choose(out_channels, reduction) };
+    kernel.map(|kernel| kernel.name()).map_err(|e| raise(py, e))
+}
+
 fn thread_count(py: Python<'_>, threads: &Bound<'_, PyAny>) -> PyResult<usize> {
     let whole = !threads.is_instance_of::<pyo3::types::PyBool>();
     threads.extract::<usize>().ok().filter(|n| whole && (1..=parallel::MAX_THREADS).contains(n)).ok_or_else(|| {
@@ -465,6 +473,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<network::Network>()?;
     for function in [
         wrap_pyfunction!(cpu_info, module)?,
+        wrap_pyfunction!(kernel_for, module)?,
         wrap_pyfunction!(set_num_threads, module)?,
         wrap_pyfunction!(set_default_threads, module)?,
         wrap_pyfunction!(get_num_threads, module)?,

@@ -339,7 +339,7 @@ pub fn detected() -> Vec<&'static dyn Kernel> {
 ///
 /// # Errors
 /// As [`available`].
-pub(crate) fn choose(out_channels: usize, reduction: usize) -> Result<&'static dyn Kernel> {
+pub fn choose(out_channels: usize, reduction: usize) -> Result<&'static dyn Kernel> {
     Ok(choose_among(available()?, best()?, out_channels, reduction))
 }
 
