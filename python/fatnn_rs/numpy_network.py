@@ -104,7 +104,7 @@ def load_numpy(path: str | os.PathLike[str]) -> NumpyNetwork:
         The file cannot be read.
     """
     graph, text, arrays = _read(path)
-    network = _core.Network(text, arrays, _plain_int8(graph))
+    network = _core.Network(text, arrays, _plain_int8(graph, arrays))
     return NumpyNetwork(network, graph["outputs"], _report(graph, arrays, in_engine=True))
 
 
@@ -133,7 +133,7 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     """
     graph, text, arrays = _read(path)
     try:
-        _core.Network(text, arrays, _plain_int8(graph))
+        _core.Network(text, arrays, _plain_int8(graph, arrays))
     except UnsupportedError as error:
         report = _report(graph, arrays, in_engine=False)
         return Report(report.rows, (*report.notes, f"needs torch to run: {error}"))
@@ -154,11 +154,13 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str, dict[str, 
     return graph, text, arrays
 
 
-def _plain_int8(graph: dict[str, Any]) -> list[str]:
-    """Names of the int8 tensors that are no ternary codes, in a graph that nobody has checked yet."""
+def _plain_int8(graph: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> list[str]:
+    """Names of the int8 tensors that are no ternary codes, in a graph that nobody has checked: the core says what is wrong."""
     nodes = [node for node in graph["nodes"] if isinstance(node, dict) and node.get("op") in INT8]
     tensors = [node["tensors"].get("weight") for node in nodes if isinstance(node.get("tensors"), dict)]
-    return sorted({name for name in tensors if isinstance(name, str)})
+    return sorted(
+        {name for name in tensors if isinstance(name, str) and getattr(arrays.get(name), "dtype", None) == np.int8}
+    )
 
 
 def _report(graph: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], in_engine: bool) -> Report:

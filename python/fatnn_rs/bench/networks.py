@@ -62,11 +62,20 @@ def _torchvision(name: str) -> Callable[[], nn.Module]:
     return build
 
 
+def _mlp() -> nn.Module:
+    """Build a plain multilayer perceptron on images of 28 × 28."""
+    width = 1024
+    hidden = [nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
+    first = [nn.Flatten(), nn.Linear(28 * 28, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
+    return nn.Sequential(*first, *hidden, *copy.deepcopy(hidden), nn.Linear(width, 10))
+
+
 #: Name → network.
 NETWORKS: dict[str, Network] = {
     **{name: Network(_torchvision(name), 3, 224) for name in ("resnet18", "resnet34", "resnet50", "vgg16_bn")},
     "cifar-resnet20": Network(resnet20, 3, 32, sizes_free=False),
     "cifar-resnet32": Network(resnet32, 3, 32, sizes_free=False),
+    "mlp": Network(_mlp, 1, 28, sizes_free=False),
     "digits": Network(DigitsNet, 1, 8, sizes_free=False),
 }
 

@@ -109,7 +109,7 @@ def _kernel(node: Node, weight: Tensor, bits: int) -> str:
     if bits == 32:
         return "torch (float32)"
     if bits == 8:
-        return f"rust {_core.cpu_info()['int8_kernels'][0]}"
+        return f"rust {_core.int8_kernel_for(node.op == 'linear_int8')}"
     per_group = weight.shape[0] // node.attrs["groups"]
     return f"rust {_core.kernel_for(per_group, math.prod(weight.shape[1:]), node.attrs['dims'] == 0)}"
 

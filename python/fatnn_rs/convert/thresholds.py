@@ -64,7 +64,7 @@ def accumulator_range(weight: Tensor, half_range: bool) -> tuple[Tensor, Tensor]
     """
     # As float sums, which are fast, and exact: there are fewer weights than integers in a float32.
     flat = weight.flatten(1).float()
-    balance, count = flat.sum(1).long(), flat.abs_().sum(1).long()
+    balance, count = flat.sum(1).long(), flat.abs().sum(1).long()
     positive, negative = (count + balance) // 2, (count - balance) // 2
     if half_range:
         return -2 * negative, 2 * positive

@@ -5,9 +5,12 @@ time. Eight bits lose next to nothing, and run on integers all the same. Subclas
 float ``state_dict`` keys unchanged; one forward, the same in training and in eval mode::
 
     codes = act_quant(x)                            # integer-valued float in [-127, 127]
-    acc   = round(conv(codes, weight codes))        # exact: float64 where sums may not fit float32
+    acc   = round(conv(codes, weight codes))        # float64 where sums may not fit float32
     y     = acc * (weight step * activation step)   # one factor per output channel
     y     = y + bias                                # a rounding of its own
+
+``acc`` is exact wherever the convolution multiplies and adds, as PyTorch's does on CPUs. One that transforms its operands
+(Winograd, FFT, on a GPU perhaps) may be off by one in training: 8-bit sums leave less room for it than ternary ones.
 
 Quantizers and their gradients are in :mod:`fatnn_rs.quant.int8`.
 """
@@ -27,8 +30,8 @@ from fatnn_rs.quant.int8 import LEVELS, Int8Activation, weight_codes, weight_ste
 
 __all__ = ["INT8_TWINS", "Int8Conv1d", "Int8Conv2d", "Int8Layer", "Int8Linear"]
 
-#: Products in a sum of which int32 holds whatever comes.
-_MOST = ((1 << 31) - 1) // LEVELS**2
+#: Products in a sum of which int32 holds whatever comes; what the Rust core takes.
+_MOST = 133_000
 
 Layer = TypeVar("Layer", bound="Int8Layer")
 
@@ -73,10 +76,10 @@ class Int8Layer(QuantizedLayer):
         # Every device but Apple's has float64.
         wide = self.weight[0].numel() * LEVELS**2 >= EXACT and codes.device.type != "mps"
         acc = exact_product(product, codes.double() if wide else codes, weight_codes(weight, steps))
-        acc = acc.to(self.weight.dtype)
         scale = steps * self.act_quant.step_for(x)
         shape = (-1, *([1] * dims))
-        y = acc * scale.to(acc.dtype).view(shape)
+        # Scaled before it is narrowed: float16 ends below the sum of five products.
+        y = (acc.to(scale.dtype) * scale.view(shape)).to(self.weight.dtype)
         return y if self.bias is None else y + self.bias.view(shape)
 
 

@@ -42,6 +42,12 @@ fn cpu_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     Ok(info)
 }
 
+/// Name of the kernel that an int8 layer takes.
+#[pyfunction]
+fn int8_kernel_for(py: Python<'_>, linear: bool) -> PyResult<&'static str> {
+    int8::choose(linear).map(|kernel| kernel.name()).map_err(|e| raise(py, e))
+}
+
 /// Name of the kernel that a ternary layer takes: a convolution with so many output channels per group and so long a reduction,
 /// or a linear layer.
 #[pyfunction]
@@ -473,6 +479,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<network::Network>()?;
     for function in [
         wrap_pyfunction!(cpu_info, module)?,
+        wrap_pyfunction!(int8_kernel_for, module)?,
         wrap_pyfunction!(kernel_for, module)?,
         wrap_pyfunction!(set_num_threads, module)?,
         wrap_pyfunction!(set_default_threads, module)?,

@@ -10,7 +10,7 @@ use crate::epilogue::{Residual, ToCodes, ToFloat};
 use crate::error::{Result, bad_value, check_len};
 use crate::frame::{self, FramePlan, Input};
 use crate::gemm::{self, AccSink, FloatSink, Piece, Rows, Sink};
-use crate::kernels::Inner;
+use crate::kernels::{Inner, Seal};
 use crate::weights::PackedWeights;
 
 /// Geometry of a convolution over `batch × height × width` pixels; one-dimensional ones have height 1.
@@ -112,6 +112,9 @@ pub fn conv2d_float(
 ) -> Result<()> {
     let n = weights.shape().out_channels;
     check_len("output channels", n, to.channels)?;
+    if to.codes.is_some() {
+        return bad_value("codes beside the output", "none: there is nowhere to put them", "a quantizer");
+    }
     if let Some(scale) = to.scale {
         check_len("scale", n, scale.len())?;
     }
@@ -184,9 +187,17 @@ impl Geometry {
         let output = shape.output()?;
         let pixel = layout.pixel_bytes();
         let framed = [shape.input[0] + 2 * shape.padding[0], shape.input[1] + 2 * shape.padding[1]];
-        let plan = match weights.kernel().inner() {
+        let plan = match weights.kernel().inner(Seal) {
             Inner::Tiled(_) => None,
-            Inner::Framed(_) => Some(FramePlan::new(shape)),
+            Inner::Framed(framed) => {
+                let plan = FramePlan::new(shape);
+                let unit_bytes = layout.group_units().saturating_mul(framed.unit_bytes());
+                if !plan.fits(output[1], unit_bytes) {
+                    let got = format!("dilation {:?} of a kernel of {:?}", shape.dilation, shape.kernel);
+                    return bad_value("convolution", "a window whose part of the input fits in memory", got);
+                }
+                Some(plan)
+            }
         };
         let padded = shape.size("padded input", framed, pixel)?;
         let frame_bytes = if shape.padding == [0, 0] || plan.is_some() { 0 } else { padded };
@@ -227,7 +238,7 @@ impl Geometry {
         }
         let piece = Piece { out, beside };
         let kernel = weights.kernel();
-        let tiled = match (kernel.inner(), &self.plan) {
+        let tiled = match (kernel.inner(Seal), &self.plan) {
             (Inner::Tiled(tiled), _) => tiled,
             (Inner::Framed(framed), Some(plan)) => {
                 let input = Input { codes, layout: self.layout, shape, plan, output: self.output };

@@ -45,7 +45,7 @@ pub struct ToFloat<'a> {
     pub relu: bool,
     /// Output channels in a row of `out`.
     pub channels: usize,
-    /// Codes of the values, beside the values.
+    /// Codes of the values, beside the values. Only networks have a place for them; elsewhere `None`.
     pub codes: Option<Quantizer>,
 }
 

@@ -5,6 +5,7 @@
 //! every panel; neighbouring rectangles write their common rows twice, a few percent.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 use crate::codec::CodesLayout;
 use crate::conv::ConvShape;
@@ -22,6 +23,8 @@ const FRAME_BYTES: usize = 512 << 10;
 const OUTPUT_BYTES: usize = 384 << 10;
 /// Positions that a thread should have at least: below, weights are expanded for too little.
 const WORTHWHILE: usize = 128;
+/// No frame is larger: the window of a convolution that would need one spans more of the input than is sensible.
+const MOST_BYTES: usize = 1 << 30;
 /// Columns of a rectangle, where there are as many.
 const NARROWEST: usize = 64;
 /// Channels of a unit.
@@ -62,12 +65,13 @@ pub(crate) struct FramePlan {
 impl FramePlan {
     pub fn new(shape: &ConvShape) -> Self {
         let mut phases = Vec::new();
+        let mut numbers = BTreeMap::new();
         let mut taps = Vec::with_capacity(shape.kernel[0] * shape.kernel[1]);
         for y in 0..shape.kernel[0] {
             for x in 0..shape.kernel[1] {
                 let offset = [y * shape.dilation[0], x * shape.dilation[1]];
                 let of = [offset[0] % shape.stride[0], offset[1] % shape.stride[1]];
-                let phase = phases.iter().position(|&phase| phase == of).unwrap_or_else(|| {
+                let phase = *numbers.entry(of).or_insert_with(|| {
                     phases.push(of);
                     phases.len() - 1
                 });
@@ -76,6 +80,14 @@ impl FramePlan {
         }
         let reach = [0, 1].map(|axis| taps.iter().map(|tap| tap.shift[axis]).max().unwrap_or(0));
         FramePlan { taps, phases, reach }
+    }
+
+    /// Whether frames for an output so wide stay below [`MOST_BYTES`], by a margin for rectangles of more than one row; a
+    /// position takes `unit_bytes` in every phase.
+    pub fn fits(&self, width: usize, unit_bytes: usize) -> bool {
+        let sides = [2 * self.reach[0] + NARROWEST, 2 * self.reach[1] + width];
+        let factors = [sides[0], sides[1], self.phases.len(), unit_bytes];
+        factors.iter().try_fold(1usize, |n, &f| n.checked_mul(f)).is_some_and(|bytes| bytes <= MOST_BYTES)
     }
 }
 
@@ -99,18 +111,20 @@ struct Rectangle {
 
 impl Rectangle {
     /// The next piece of the pixels `first..end` (counted through all images): whole rows where possible, and no larger than
-    /// `limit` positions with their frame's reach, nor than `most` pixels.
+    /// `limit` positions with their frame's reach, nor than `most` pixels; but not so small that most of the work would be its
+    /// frame's.
     fn next(input: &Input<'_>, [first, end]: [usize; 2], limit: usize, most: usize) -> Self {
         let [height, width] = input.output;
         let (image, at) = (first / (height * width), first % (height * width));
         let (y, x) = (at / width, at % width);
         let [reach_y, reach_x] = input.plan.reach;
-        let widest = (limit / (1 + reach_y)).saturating_sub(reach_x).min(most).max(NARROWEST);
+        let widest = (limit / (1 + reach_y)).saturating_sub(reach_x).min(most).max(reach_x).max(NARROWEST);
         let columns = (width - x).min(end - first).min(widest);
         let rows = if columns < width {
             1
         } else {
-            let highest = (limit / (width + reach_x)).saturating_sub(reach_y).min(most / width).max(1);
+            let highest = (limit / (width + reach_x)).saturating_sub(reach_y).min(most / width);
+            let highest = highest.max(reach_y).max(NARROWEST.div_ceil(width));
             ((end - first) / width).min(height - y).min(highest)
         };
         Rectangle { image, corner: [y, x], size: [rows, columns] }

@@ -3,8 +3,10 @@
 mod common;
 
 use common::{Case, Random, accumulators, check, codes};
+use fatnn::conv::{ConvShape, conv2d_acc};
 use fatnn::kernels;
-use fatnn::reference;
+use fatnn::weights::{PackedWeights, WeightShape};
+use fatnn::{Error, reference};
 use proptest::prelude::*;
 
 /// Channels on both sides of every multiple of a word, few and many.
@@ -132,6 +134,26 @@ fn groups_of_every_size() {
     {
         for half_range in [false, true] {
             check(&kernels, &Case { groups, channels, out_channels, half_range, ..plain }, groups as u64);
+        }
+    }
+}
+
+#[test]
+fn a_window_that_spans_too_much_is_an_error() {
+    let shape = WeightShape { out_channels: 64, channels: 64, kernel: [3, 3], groups: 1 };
+    for far in [1 << 20, 1 << 29, usize::MAX / 4] {
+        let conv = ConvShape {
+            batch: 1,
+            input: [1, 1],
+            kernel: [3, 3],
+            stride: [1, 1],
+            padding: [far, far],
+            dilation: [far, far],
+        };
+        for kernel in kernels::detected() {
+            let weights = PackedWeights::for_kernel(kernel, &vec![1; shape.len()], shape, true).unwrap();
+            let error = conv2d_acc(&[0; 16], &weights, &conv, &mut [0; 64]).unwrap_err();
+            assert!(matches!(error, Error::Value { .. }), "{}: {error}", kernel.name());
         }
     }
 }

@@ -402,3 +402,57 @@ fn damaged_graphs_are_errors_that_name_the_node() {
     let error = net.run(&[Input { shape: &[1, 4, 1, 1], data: &x, channels_last: true }]).unwrap_err().to_string();
     assert!(error.contains("3 channels"), "{error}");
 }
+
+/// A convolution and max pooling. With `seen`, the convolution's own output is an output of the network, so that pooling
+/// cannot move into it.
+fn pooled(window: &serde_json::Value, seen: bool) -> Network {
+    let conv = serde_json::json!({"stride": [2, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1});
+    let nodes = serde_json::json!([
+        {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, 3, 9, 9], "layer": "",
+            "attrs": {"dtype": "float32", "fixed": [], "channel_dim": 1}},
+        {"name": "conv", "op": "conv2d_int8", "inputs": ["x"], "shape": [1, 20, 5, 5], "layer": "conv", "attrs": conv,
+            "tensors": {"weight": "w", "scale": "s", "inv_step": "i"}},
+        {"name": "pool", "op": "max_pool2d", "inputs": ["conv"], "shape": [1, 20, 5, 5], "layer": "pool",
+            "attrs": window, "tensors": {}},
+        {"name": "y", "op": "relu", "inputs": ["pool"], "shape": [1, 20, 5, 5], "layer": "", "attrs": {}, "tensors": {}},
+    ]);
+    let outputs = if seen {
+        serde_json::json!({"tuple": [{"value": "y"}, {"value": "conv"}]})
+    } else {
+        serde_json::json!({"tuple": [{"value": "y"}]})
+    };
+    let graph = serde_json::json!({"nodes": nodes, "outputs": outputs, "notes": []});
+    let tensors = BTreeMap::from([
+        ("w".to_owned(), Tensor::I8(vec![20, 3, 3, 3], int8(540, 1))),
+        ("s".to_owned(), Tensor::F32(vec![20], floats(20, 2))),
+        ("i".to_owned(), Tensor::F32(vec![1], vec![50.0])),
+    ]);
+    Network::new(&graph.to_string(), &tensors).unwrap()
+}
+
+#[test]
+fn pooling_band_by_band_equals_pooling_behind() {
+    for (kernel, stride, padding, dilation, ceil_mode) in [
+        (3, [2, 2], 1, 1, false),
+        (2, [2, 2], 0, 1, true),
+        (3, [3, 1], 1, 1, true),
+        (2, [1, 1], 1, 2, false),
+        (3, [1, 2], 1, 2, false),
+        (2, [4, 4], 0, 1, false),
+    ] {
+        let window = serde_json::json!({"kernel": [kernel, kernel], "stride": stride, "padding": [padding, padding],
+            "dilation": [dilation, dilation], "ceil_mode": ceil_mode});
+        let (apart, fused) = (pooled(&window, true), pooled(&window, false));
+        for threads in [1, 5] {
+            parallel::set_num_threads(threads).unwrap();
+            // The last makes bands of fewer lines than the map has.
+            for (images, map) in [(1, [9, 9]), (3, [23, 14]), (1, [300, 400])] {
+                let shape = [images, 3, map[0], map[1]];
+                let x = floats(shape.iter().product(), 5);
+                let input = [Input { shape: &shape, data: &x, channels_last: true }];
+                let (apart, fused) = (apart.run(&input).unwrap(), fused.run(&input).unwrap());
+                assert_eq!(fused[0], apart[0], "{window}, {shape:?}, {threads} threads");
+            }
+        }
+    }
+}

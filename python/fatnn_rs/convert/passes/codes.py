@@ -146,7 +146,7 @@ def _fuse(graph: Graph, chain: _Chain, quantizer: Node) -> str:
     weight = graph.tensors[root.tensors["weight"]]
     low, high = accumulator_range(weight, root.attrs["half_range"])
     base = 0 if quantizer.attrs["half_range"] else -1
-    monotone = all(_monotone(graph, step) for step in chain.steps) and isinstance(quantizer.call, FatnnActivation)
+    monotone = all(_monotone(graph, step) for step in chain.steps) and type(quantizer.call) is FatnnActivation
     found = integer_thresholds(_function(graph, chain, quantizer), low, high, dims, base, monotone)
     if found is None:
         return "the float functions before the quantizer are not monotone in some channel"

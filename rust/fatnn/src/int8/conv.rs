@@ -6,8 +6,10 @@
 //! under a 7×7 window become 147 bytes without a gap. Where windows do not overlap, or their taps are not neighbours, they are
 //! copied one by one instead. Lines of short maps are put behind one another, so that kernels see long products.
 //!
+//! Lines below each other share most image rows: the columns of a line become the next one's by moving up.
+//!
 //! Everything behind the products (`scale`, `bias`, and the elementwise functions of a network that follow) happens while a
-//! block is in cache.
+//! block is in cache; max pooling behind those, while a band of lines is.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -177,6 +179,8 @@ thread_local! {
 
 /// Floats of a band, beside what its first pooled line wants: a quarter of the second-level cache.
 const BAND_FLOATS: usize = 64 << 10;
+/// Pooled lines in a thread's piece, where there are enough.
+const POOLED_LINES: usize = 4;
 
 thread_local! {
     /// Lines of the output that pooling reads.
@@ -232,7 +236,7 @@ impl Geometry {
             line_rows,
             output,
             scratch: image.saturating_add(row_bytes),
-            zeros: image + COPY_SLACK,
+            zeros: image.saturating_add(COPY_SLACK),
         })
     }
 
@@ -268,7 +272,9 @@ impl Geometry {
         }
         let image = self.quantize(x, layer, scratch)?;
         let (line, pooling) = (width * n, pooling()?);
-        parallel::try_for_each_rows(out, out_w * n, 1, self.cost(layer), |first, out| {
+        // A piece computes a line or more of its own beyond what it pools.
+        let granularity = POOLED_LINES.min((self.shape.batch * out_h).div_ceil(parallel::num_threads()?));
+        parallel::try_for_each_rows(out, out_w * n, granularity, self.cost(layer), |first, out| {
             BAND.with_borrow_mut(|band| {
                 // What `band` holds: lines of one image.
                 let (mut of, mut held) = (usize::MAX, 0..0);
@@ -276,9 +282,15 @@ impl Geometry {
                 for (i, out) in out.chunks_exact_mut(out_w * n).enumerate() {
                     let (number, y) = ((first + i) / out_h, (first + i) % out_h);
                     let wanted = pool.lines(y);
-                    if of != number || wanted.end > held.end {
+                    // (With padding and dilation a later window may begin above an earlier one.)
+                    let above = wanted.start < held.start;
+                    if of != number || above || wanted.end > held.end {
                         // Windows overlap: lines that are there already move to the front.
-                        let kept = if of == number { wanted.start.clamp(held.start, held.end)..held.end } else { 0..0 };
+                        let kept = if of == number && !above {
+                            wanted.start.clamp(held.start, held.end)..held.end
+                        } else {
+                            0..0
+                        };
                         let from = (kept.start - held.start.min(kept.start)) * line;
                         let start = if kept.is_empty() { wanted.start } else { kept.start };
                         // Not beyond what this piece will want.

@@ -11,4 +11,4 @@ pub(crate) use conv::{Constants, Geometry, Layer, Padded};
 pub use conv::{Int8Epilogue, conv2d_int8};
 pub use weights::{Int8Weights, MAX_REDUCTION};
 
-pub use crate::kernels::int8::{Int8Kernel, available, detected};
+pub use crate::kernels::int8::{Int8Kernel, available, choose, detected};

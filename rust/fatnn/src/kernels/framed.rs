@@ -43,6 +43,11 @@ impl<'a> Pixels<'a> {
     }
 }
 
+/// Only this crate can name it, so only this crate can implement [`super::Kernel`]: a layout that lies would let another's inner
+/// loop read outside its panel.
+#[derive(Clone, Copy, Debug)]
+pub struct Seal;
+
 /// The inner loop of a kernel that wants its input in a layout of its own.
 pub trait FramedKernel {
     /// Bytes that 64 channels of a position take in a frame.

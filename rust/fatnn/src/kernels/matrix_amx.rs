@@ -23,7 +23,7 @@ use std::sync::OnceLock;
 
 use super::framed::{Emitted, Framed, FramedKernel, Line, Panel, Pixels};
 use super::matrix::{ROW_BYTES, ROWS};
-use super::{Family, Inner, Kernel, Layout, epilogue_methods};
+use super::{Family, Inner, Kernel, Layout, Seal, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
 /// Rows, and channels, of a hardware tile.
@@ -89,7 +89,7 @@ impl Kernel for Amx {
         Layout { family: Family::Matrix, nr: NR, lanes: SIDE }
     }
 
-    fn inner(&self) -> Inner<'_> {
+    fn inner(&self, _: Seal) -> Inner<'_> {
         Inner::Framed(self)
     }
 

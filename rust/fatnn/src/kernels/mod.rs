@@ -69,7 +69,7 @@ mod tile;
 
 pub(crate) use float::matmul;
 pub use framed::FramedKernel;
-pub(crate) use framed::{Emitted, Framed, Line, Panel, Pixels};
+pub(crate) use framed::{Emitted, Framed, Line, Panel, Pixels, Seal};
 pub use tile::TiledKernel;
 pub(crate) use tile::{BLOCK, MAX_MR, MAX_NR, TileRows, Tiles};
 
@@ -116,7 +116,7 @@ pub struct Layout {
     pub family: Family,
     /// Output channels in a panel.
     pub nr: usize,
-    /// Output channels that lie side by side in one vector.
+    /// Output channels that lie side by side in one vector (where lanes are positions: in one byte).
     pub lanes: usize,
 }
 
@@ -126,7 +126,8 @@ impl Layout {
         (self.family as u32 + 1) << 16 | (self.nr as u32) << 8 | self.lanes as u32
     }
 
-    /// Bytes of one panel: `units` units of `nr` channels, then one `i32` per channel.
+    /// Bytes of one panel: `units` units (all taps counted) of `nr` channels and one `i32` per channel, and whatever else the family
+    /// wants.
     pub(crate) fn panel_bytes(self, units: usize) -> usize {
         match self.family {
             // Two bits a weight in either.
@@ -163,7 +164,7 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
     fn layout(&self) -> Layout;
     /// The inner loop.
     #[doc(hidden)]
-    fn inner(&self) -> Inner<'_>;
+    fn inner(&self, _: Seal) -> Inner<'_>;
     /// Epilogue: accumulators to codes. See [`crate::epilogue::to_codes`].
     #[doc(hidden)]
     fn to_codes(&self, acc: &TileAcc<'_>, to: &ToCodes<'_>, out: &mut [u8]);
@@ -333,9 +334,9 @@ pub fn detected() -> Vec<&'static dyn Kernel> {
 /// | 3×3, 512 → 512, 7×7 | 1229 | 565 | 353 | 278 | 180 |
 /// | 1×1, 64 → 256, 56×56 | 450 | 170 | 209 | 169 | 45 |
 ///
-/// So a matrix unit comes first (where its tiles are not mostly empty), popcount with `vpopcntq` second where reductions are long, and tables everywhere else: on
-/// every CPU without that instruction, and for short reductions, which fill a word of 64 badly. On NEON tables need 7
-/// instructions for 192 products and popcount 6 for 128; neither was measured on hardware.
+/// So a matrix unit comes first (where its tiles are not mostly empty), popcount with `vpopcntq` second where reductions are
+/// long, and tables everywhere else: on every CPU without that instruction, and for short reductions, which fill a word of
+/// 64 badly. On NEON tables need 7 instructions for 192 products and popcount 6 for 128; neither was measured on hardware.
 ///
 /// # Errors
 /// As [`available`].

@@ -13,7 +13,7 @@
 use std::arch::x86_64::*;
 
 use super::popcount::in_parts;
-use super::{Family, Inner, Kernel, Layout, TiledKernel, Tiles, epilogue_methods};
+use super::{Family, Inner, Kernel, Layout, Seal, TiledKernel, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
 const MR: usize = 2;
@@ -48,7 +48,7 @@ impl Kernel for Avx2 {
         Layout { family: Family::Popcount, nr: NR, lanes: 4 }
     }
 
-    fn inner(&self) -> Inner<'_> {
+    fn inner(&self, _: Seal) -> Inner<'_> {
         Inner::Tiled(self)
     }
 

@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Family, Inner, Kernel, Layout, TiledKernel, Tiles, epilogue_methods};
+use super::{Family, Inner, Kernel, Layout, Seal, TiledKernel, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
 const MR: usize = 4;
@@ -36,7 +36,7 @@ impl Kernel for Avx512 {
         Layout { family: Family::Popcount, nr: NR, lanes: 8 }
     }
 
-    fn inner(&self) -> Inner<'_> {
+    fn inner(&self, _: Seal) -> Inner<'_> {
         Inner::Tiled(self)
     }
 

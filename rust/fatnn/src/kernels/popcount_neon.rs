@@ -10,7 +10,7 @@
 use std::arch::aarch64::*;
 
 use super::popcount::in_parts;
-use super::{Family, Inner, Kernel, Layout, TiledKernel, Tiles, epilogue_methods};
+use super::{Family, Inner, Kernel, Layout, Seal, TiledKernel, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
 const MR: usize = 4;
@@ -47,7 +47,7 @@ impl Kernel for Neon {
         Layout { family: Family::Popcount, nr: NR, lanes: 2 }
     }
 
-    fn inner(&self) -> Inner<'_> {
+    fn inner(&self, _: Seal) -> Inner<'_> {
         Inner::Tiled(self)
     }
 

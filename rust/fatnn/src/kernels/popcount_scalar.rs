@@ -3,7 +3,7 @@
 //! Fast where `u64::count_ones` is an instruction (AArch64; x86-64 compiled with `popcnt`); on baseline x86-64 it is a dozen
 //! operations, which the carry-save step of [`super::popcount`] halves.
 
-use super::{Family, Inner, Kernel, Layout, TiledKernel, Tiles, epilogue_methods};
+use super::{Family, Inner, Kernel, Layout, Seal, TiledKernel, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
 const MR: usize = 2;
@@ -30,7 +30,7 @@ impl Kernel for Scalar {
         Layout { family: Family::Popcount, nr: NR, lanes: NR }
     }
 
-    fn inner(&self) -> Inner<'_> {
+    fn inner(&self, _: Seal) -> Inner<'_> {
         Inner::Tiled(self)
     }
 

@@ -188,7 +188,7 @@ macro_rules! channels_kernel {
                 super::Layout { family: super::Family::Table, nr: Self::NR, lanes }
             }
 
-            fn inner(&self) -> super::Inner<'_> {
+            fn inner(&self, _: super::Seal) -> super::Inner<'_> {
                 super::Inner::Framed(self)
             }
 

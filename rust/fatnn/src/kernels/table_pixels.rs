@@ -160,7 +160,7 @@ macro_rules! pixels_kernel {
                 super::table_pixels::LAYOUT
             }
 
-            fn inner(&self) -> super::Inner<'_> {
+            fn inner(&self, _: super::Seal) -> super::Inner<'_> {
                 super::Inner::Framed(self)
             }
 

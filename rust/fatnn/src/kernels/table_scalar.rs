@@ -2,7 +2,7 @@
 
 use super::framed::{Emitted, Framed, FramedKernel, Line, Panel, Pixels};
 use super::table::{STATES, STEPS, Weights, entry, states, steps, zeros};
-use super::{Family, Inner, Kernel, Layout, epilogue_methods};
+use super::{Family, Inner, Kernel, Layout, Seal, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
 const NR: usize = 8;
@@ -41,7 +41,7 @@ impl Kernel for Scalar {
         Layout { family: Family::Table, nr: NR, lanes: NR }
     }
 
-    fn inner(&self) -> Inner<'_> {
+    fn inner(&self, _: Seal) -> Inner<'_> {
         Inner::Framed(self)
     }
 

@@ -1,5 +1,5 @@
 //! Building a network: every node of a graph becomes an operation with its weights packed for this CPU; elementwise
-//! functions and quantizers move into the operation whose output they read, where it can run them on the way.
+//! functions, max pooling and quantizers move into the operation whose output they read, where it can run them on the way.
 
 use std::collections::BTreeMap;
 

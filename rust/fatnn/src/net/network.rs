@@ -74,7 +74,8 @@ pub struct Input<'a> {
     pub channels_last: bool,
 }
 
-/// A node's value, for [`Network::run_observed`]. Elementwise functions that run inside another node are not seen apart.
+/// A node's value, for [`Network::run_observed`]. Elementwise functions and pooling that run inside another node are not seen
+/// apart: its value is what they make of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Observed<'a> {
     /// The node's name.

@@ -8,7 +8,7 @@
 //!
 //! | kernel | panel | inner step |
 //! | --- | --- | --- |
-//! | `x86_64-int8-amx` | 32 channels | `tdpbssd`: 16384 products in 16 cycles |
+//! | `x86_64-int8-amx` | up to 64 channels | `tdpbssd`: 16384 products in 16 cycles |
 //! | `x86_64-int8-avx512` | up to 64 | `vpdpbusd` on activations plus 128, which the sums' start takes back |
 //! | `x86_64-int8-avx2` | 16 | `vpmaddwd` on values widened to `i16`: `vpmaddubsw` would saturate |
 //! | `aarch64-int8-neon` | 16 | `smull`, `smlal`, `sadalp`: two products fit `i16` |
@@ -268,7 +268,7 @@ pub fn detected() -> Vec<&'static dyn Int8Kernel> {
 ///
 /// # Errors
 /// As [`available`].
-pub(crate) fn choose(few_rows: bool) -> Result<&'static dyn Int8Kernel> {
+pub fn choose(few_rows: bool) -> Result<&'static dyn Int8Kernel> {
     // The scalar kernel is always there: the table ends with it.
     let mut kernels = available()?.iter().copied();
     kernels
