@@ -155,12 +155,12 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str, dict[str, 
 
 
 def _plain_int8(graph: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> list[str]:
-    """Names of the int8 tensors that are no ternary codes, in a graph that nobody has checked: the core says what is wrong."""
+    """Names of the int8 tensors that are no ternary codes, in a graph that nobody has checked yet."""
     nodes = [node for node in graph["nodes"] if isinstance(node, dict) and node.get("op") in INT8]
     tensors = [node["tensors"].get("weight") for node in nodes if isinstance(node.get("tensors"), dict)]
-    return sorted(
-        {name for name in tensors if isinstance(name, str) and getattr(arrays.get(name), "dtype", None) == np.int8}
-    )
+    # What is missing or of another type is left for the core to name.
+    named = {name for name in tensors if isinstance(name, str) and name in arrays}
+    return sorted(name for name in named if arrays[name].dtype == np.int8)
 
 
 def _report(graph: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], in_engine: bool) -> Report:

@@ -9,8 +9,9 @@ float ``state_dict`` keys unchanged; one forward, the same in training and in ev
     y     = acc * (weight step * activation step)   # one factor per output channel
     y     = y + bias                                # a rounding of its own
 
-``acc`` is exact wherever the convolution multiplies and adds, as PyTorch's does on CPUs. One that transforms its operands
-(Winograd, FFT, on a GPU perhaps) may be off by one in training: 8-bit sums leave less room for it than ternary ones.
+``acc`` is exact wherever the convolution multiplies and adds, as PyTorch's does on CPUs. One that transforms its
+operands (Winograd, FFT, on a GPU perhaps) may be off by one in training: 8-bit sums leave less room for it than ternary
+ones.
 
 Quantizers and their gradients are in :mod:`fatnn_rs.quant.int8`.
 """

@@ -201,7 +201,7 @@ impl Rectangle {
             let first_channel = group * weights.group_out_channels() + panel * layout.nr;
             let panel = Panel::new(layout, scratch.offsets.len(), weights.panel(group, panel), channels);
             framed.run(&framed_input, &panel, &mut scratch.kernel, &mut |Emitted { first, acc }| {
-                let end = (first + framed.block()).min(positions);
+                let end = (first + acc.len() / layout.nr).min(positions);
                 let mut at = first;
                 while at < end {
                     let (y, x) = (at / width, at % width);

@@ -15,7 +15,8 @@
 pub struct Emitted<'a> {
     /// Position of the first row.
     pub first: usize,
-    /// `acc[position][nr]`; rows of positions that nobody asked for are dropped, whatever they hold.
+    /// `acc[position][nr]`; rows of positions that nobody asked for are dropped, whatever they hold. The next block begins behind
+    /// the last.
     pub acc: &'a [i32],
 }
 

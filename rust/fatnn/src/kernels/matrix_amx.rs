@@ -198,13 +198,18 @@ unsafe fn run(framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, e
     }
     // SAFETY: as the caller promises; no other code of this thread holds tiles meanwhile.
     unsafe { configure() };
-    for block in 0..blocks {
-        let first = block * BLOCK;
-        let rows = (framed.positions() - first).min(BLOCK);
+    let mut tile = 0;
+    for left in (1..=blocks).rev() {
+        // Tiles of rows in this block. Long reductions share them out evenly: the expansion of a tile of weights hides behind the
+        // products of three tiles of rows, not behind one's.
+        let rest = framed.positions().div_ceil(SIDE) - tile;
+        let rows = if expanded { rest.min(BLOCK / SIDE) } else { rest.div_ceil(left) };
+        let first = tile * SIDE;
+        tile += rows;
         let a = framed.start().wrapping_add(first * DEPTH);
         if expanded {
             for pair in 0..strips.div_ceil(2) {
-                for half in 0..rows.div_ceil(2 * SIDE) {
+                for half in 0..rows.div_ceil(2) {
                     let out = &mut acc[half * 2 * SIDE * NR + pair * 2 * SIDE..];
                     let a = a.wrapping_add(half * 2 * TILE);
                     let b = tiles[pair * 2 * depth * TILE..].as_ptr();
@@ -220,7 +225,7 @@ unsafe fn run(framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, e
                 let out = &mut acc[strip * SIDE..];
                 // SAFETY: as above, `out` having a block of rows and `tiles` room for the ring.
                 unsafe {
-                    match rows.div_ceil(SIDE) {
+                    match rows {
                         1 => column::<1>(a, framed.offsets(), w, tiles, sums, out),
                         2 => column::<2>(a, framed.offsets(), w, tiles, sums, out),
                         3 => column::<3>(a, framed.offsets(), w, tiles, sums, out),
@@ -229,7 +234,7 @@ unsafe fn run(framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, e
                 }
             }
         }
-        emit(Emitted { first, acc });
+        emit(Emitted { first, acc: &acc[..rows * SIDE * NR] });
     }
     // SAFETY: configured above.
     unsafe { release() };
