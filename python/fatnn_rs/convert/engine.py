@@ -38,7 +38,7 @@ _EXACT = {
     *CODE_OPS,
     *INT8_OPS,
     *("batch_norm", "relu", "hardtanh", "leaky_relu", "prelu", "channel_scale", "channel_bias"),
-    *("add", "max_pool1d", "max_pool2d", "flatten"),
+    *("add", "pad", "max_pool1d", "max_pool2d", "flatten"),
 }
 
 #: Operations that the engine has, but whose sums it rounds in another order than torch.
@@ -101,6 +101,12 @@ def _flatten_behind_batch(node: Node, rank: int) -> bool:
     return rank > 2 and node.attrs["start"] == 1 and node.attrs["end"] in (-1, rank - 1)
 
 
+def _pad_of_constants(node: Node, rank: int) -> bool:
+    """Whether padding is by a constant, around pixels and channels only, and cuts nothing off."""
+    around = node.attrs["pad"]
+    return node.attrs["mode"] == "constant" and min(around, default=0) >= 0 and len(around) <= 2 * (rank - 1)
+
+
 #: Operation → whether the engine can express this node of it, given the dimensions of the first value it reads. What is
 #: not here it always can. The conditions are those of the rows in ``rust/fatnn/src/net/ops``.
 _CONDITIONS: dict[str, Callable[[Node, int], bool]] = {
@@ -110,6 +116,7 @@ _CONDITIONS: dict[str, Callable[[Node, int], bool]] = {
     "conv1d_int8": lambda node, rank: rank == 3,
     "conv2d_int8": lambda node, rank: rank == 4,
     "avg_pool2d": lambda node, rank: node.attrs["divisor"] >= 0,
+    "pad": _pad_of_constants,
     **{f"{op}1d": lambda node, rank: rank == 3 for op in ("conv", "max_pool", "avg_pool", "adaptive_avg_pool")},
     **{f"{op}2d": lambda node, rank: rank == 4 for op in ("conv", "max_pool", "adaptive_avg_pool")},
 }

@@ -15,7 +15,11 @@ use crate::net::build;
 use crate::net::file::{self, Tensor};
 use crate::net::ops::transpose;
 use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
+use crate::parallel;
 
+/// Elements of the inputs from which threads are woken for a whole run; the layers of networks on less are mostly too small to
+/// be split.
+const WORTHWHILE: usize = 32 << 10;
 /// Sets of buffers that are kept for later runs.
 const KEPT: usize = 8;
 
@@ -211,7 +215,20 @@ impl Network {
     ///
     /// # Errors
     /// As [`Network::run`].
-    pub fn run_observed(&self, inputs: &[Input<'_>], observe: &mut dyn FnMut(Observed<'_>)) -> Result<Vec<Output>> {
+    pub fn run_observed(
+        &self,
+        inputs: &[Input<'_>],
+        observe: &mut (dyn FnMut(Observed<'_>) + Send),
+    ) -> Result<Vec<Output>> {
+        let elements: usize = inputs.iter().map(|input| input.data.len()).sum();
+        if elements < WORTHWHILE {
+            return self.run_here(inputs, observe);
+        }
+        parallel::inside(|| self.run_here(inputs, observe))?
+    }
+
+    /// [`Network::run_observed`] on this thread, and those that it finds awake.
+    fn run_here(&self, inputs: &[Input<'_>], observe: &mut dyn FnMut(Observed<'_>)) -> Result<Vec<Output>> {
         check_len("inputs of the network", self.inputs.len(), inputs.len())?;
         let dims = self.inputs.iter().zip(inputs).map(|(port, input)| port.dims(input)).collect::<Result<Vec<_>>>()?;
         let mut workspace = self.take(&dims)?;

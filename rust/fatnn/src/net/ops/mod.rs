@@ -16,6 +16,7 @@ pub(super) mod codes;
 pub(super) mod elementwise;
 mod int8;
 pub(super) mod linear;
+mod pad;
 mod pool;
 
 pub use elementwise::Elementwise;
@@ -26,6 +27,7 @@ pub(crate) use pool::{Pool, PoolStep};
 use codes::{MaxPoolCodes, Quantize, Tail, TernaryConv, Window};
 use elementwise::{Add, Map};
 use linear::{Flatten, FloatConv};
+use pad::Pad;
 use pool::{Reduce, Windows};
 
 /// A node of a file's graph, with access to its attributes and tensors.
@@ -92,6 +94,7 @@ pub(crate) const OPERATIONS: &[Row] = &[
     ("channel_scale", |node| map(Elementwise::Scale(node.floats("scale")?.to_vec()))),
     ("channel_bias", |node| map(Elementwise::Bias(node.floats("bias")?.to_vec()))),
     ("add", |_| Ok(Box::new(Add::default()))),
+    ("pad", pad),
     ("max_pool1d", |node| pool(node.pool_window(1)?, node.flag("ceil_mode")?, Reduce::Max)),
     ("max_pool2d", |node| pool(node.pool_window(2)?, node.flag("ceil_mode")?, Reduce::Max)),
     ("avg_pool1d", |node| {
@@ -342,6 +345,25 @@ impl Node<'_> {
             None => Err(Refusal::Foreign("not one of this crate's".into())),
         }
     }
+}
+
+/// Padding with a constant. The list is PyTorch's: before and behind, from the last dimension on.
+fn pad(node: &Node<'_>) -> Made {
+    let around: Vec<i64> = node.integers("pad")?;
+    let value = node.float("value")? as f32;
+    if !around.len().is_multiple_of(2) {
+        return Err("pad must have two numbers for every dimension".into());
+    }
+    if node.attr("mode")? != "constant" || around.iter().any(|n| *n < 0) || around.len() > 2 * (node.rank - 1) {
+        return Err(Refusal::Foreign("padding by anything but constants around pixels and channels".into()));
+    }
+    let mut sides = around.chunks_exact(2).map(|pair| [pair[0] as usize, pair[1] as usize]);
+    let mut map = [[0; 2]; 2];
+    // The last dimension is the width where there are pixels at all.
+    for axis in (4 - node.rank..2).rev() {
+        map[axis] = sides.next().unwrap_or_default();
+    }
+    Ok(Box::new(Pad { channels: sides.next().unwrap_or_default(), map, value }))
 }
 
 /// Puts an operation where plans can share it.

@@ -1,0 +1,75 @@
+//! Padding of floats with a constant: pixels around the map, and channels before and behind (the parameter-free shortcut of
+//! CIFAR's ResNets).
+
+use std::sync::Arc;
+
+use crate::codec::CodesLayout;
+use crate::error::{Result, bad_value};
+use crate::net::ops::elementwise::in_rows;
+use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
+
+/// Elements before and behind.
+pub(super) type Around = [usize; 2];
+
+/// Sides stay below this.
+const LIMIT: usize = 1 << 24;
+
+/// Constant padding.
+#[derive(Debug)]
+pub(super) struct Pad {
+    pub channels: Around,
+    /// Of height and width.
+    pub map: [Around; 2],
+    pub value: f32,
+}
+
+impl Operation for Pad {
+    fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
+        super::floats("padding", inputs, 1)
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+        let from = inputs[0].dims;
+        let all = [self.channels, self.map[0], self.map[1]];
+        if all.as_flattened().iter().any(|n| *n >= LIMIT) {
+            return bad_value("padding", format!("less than {LIMIT} on each side"), format!("{all:?}"));
+        }
+        let grown = |size: usize, [before, behind]: Around| size.saturating_add(before + behind);
+        let map = [0, 1].map(|axis| grown(from.map[axis], self.map[axis]));
+        let to = Dims { channels: grown(from.channels, self.channels), map, ..from };
+        Ok((Value::float(to), Box::new(PadStep { pad: self, from, to })))
+    }
+}
+
+#[derive(Debug)]
+struct PadStep {
+    pad: Arc<Pad>,
+    from: Dims,
+    to: Dims,
+}
+
+impl Step for PadStep {
+    fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
+        let (x, value) = (inputs[0].floats(), self.pad.value);
+        let ([h, w], [out_h, out_w]) = (self.from.map, self.to.map);
+        let (channels, [before, _]) = (self.from.channels, self.pad.channels);
+        in_rows(out.floats(), self.to.channels, |first, out| {
+            for (i, out) in out.chunks_exact_mut(self.to.channels).enumerate() {
+                let (image, at) = ((first + i) / (out_h * out_w), (first + i) % (out_h * out_w));
+                let y = (at / out_w).checked_sub(self.pad.map[0][0]).filter(|y| *y < h);
+                let x_at = (at % out_w).checked_sub(self.pad.map[1][0]).filter(|x| *x < w);
+                let (Some(y), Some(x_at)) = (y, x_at) else {
+                    out.fill(value);
+                    continue;
+                };
+                let from = ((image * h + y) * w + x_at) * channels;
+                let (front, rest) = out.split_at_mut(before);
+                let (middle, behind) = rest.split_at_mut(channels);
+                front.fill(value);
+                middle.copy_from_slice(&x[from..from + channels]);
+                behind.fill(value);
+            }
+            Ok(())
+        })
+    }
+}
