@@ -60,7 +60,7 @@ impl Network {
         inputs: Vec<Bound<'py, PyAny>>,
         channels_last: Vec<bool>,
     ) -> PyResult<Vec<Bound<'py, PyArrayDyn<f32>>>> {
-        self.run_with(py, &inputs, &channels_last, &mut |_| ())
+        self.run_with(py, &inputs, &channels_last, None)
     }
 
     /// As `run`; also returns, for every node that ran: its name, nanoseconds, and its packed codes (images, height, width,
@@ -73,11 +73,12 @@ impl Network {
         channels_last: Vec<bool>,
     ) -> PyResult<(Vec<Bound<'py, PyArrayDyn<f32>>>, Vec<(String, u64, Option<Bound<'py, PyArrayDyn<u8>>>)>)> {
         let mut seen = Vec::new();
-        let outputs = self.run_with(py, &inputs, &channels_last, &mut |value| {
+        let mut observe = |value: Observed<'_>| {
             let nanoseconds = u64::try_from(value.nanoseconds).unwrap_or(u64::MAX);
             let codes = value.codes.map(|(codes, layout)| (value.pixels(), layout.pixel_bytes(), codes.to_vec()));
             seen.push((value.node.to_owned(), nanoseconds, codes));
-        })?;
+        };
+        let outputs = self.run_with(py, &inputs, &channels_last, Some(&mut observe))?;
         let seen = seen
             .into_iter()
             .map(|(node, nanoseconds, codes)| {
@@ -95,7 +96,7 @@ impl Network {
         py: Python<'py>,
         inputs: &[Bound<'py, PyAny>],
         channels_last: &[bool],
-        observe: &mut (dyn FnMut(Observed<'_>) + Send),
+        observe: Option<&mut (dyn FnMut(Observed<'_>) + Send)>,
     ) -> PyResult<Vec<Bound<'py, PyArrayDyn<f32>>>> {
         if inputs.len() != channels_last.len() {
             return Err(input_error(py, "channels_last: expected one flag per input"));
@@ -123,7 +124,11 @@ impl Network {
             .zip(channels_last)
             .map(|((array, shape), &channels_last)| Input { shape, data: array.slice(), channels_last })
             .collect();
-        let outputs = py.detach(|| self.net.run_observed(&inputs, observe)).map_err(|e| raise(py, e))?;
+        let run = || match observe {
+            None => self.net.run(&inputs),
+            Some(observe) => self.net.run_observed(&inputs, observe),
+        };
+        let outputs = py.detach(run).map_err(|e| raise(py, e))?;
         outputs
             .into_iter()
             .map(|output| {

@@ -6,6 +6,7 @@
 //! the number of threads. After a `fork` the child builds a pool of its own, for threads do not survive a fork. (As with every
 //! library that has locks, fork while no other thread is inside a call.)
 
+use std::cell::Cell;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rayon::prelude::*;
@@ -118,6 +119,28 @@ pub(crate) fn inside<R: Send>(work: impl FnOnce() -> R + Send) -> Result<R> {
     }
 }
 
+thread_local! {
+    /// Whether this thread runs something that others need not help with, since each of them has its own.
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Calls `work` for every index below `count`, and returns what it makes, in order. Where there are at least as many as
+/// threads, each call stays on one thread.
+pub(crate) fn for_each_alone<R: Send>(count: usize, work: impl Fn(usize) -> Result<R> + Sync) -> Result<Vec<R>> {
+    match pool()? {
+        (threads, Some(pool)) if count >= threads => pool.install(|| {
+            let alone = |i| {
+                let before = ALONE.replace(true);
+                let made = work(i);
+                ALONE.set(before);
+                made
+            };
+            (0..count).into_par_iter().map(alone).collect()
+        }),
+        _ => (0..count).map(work).collect(),
+    }
+}
+
 /// Calls `work(first_row, rows)` over disjoint pieces of `out`, whose rows have `row_len` elements.
 ///
 /// `cost` is the work of the whole call in multiply-accumulates: small calls stay on the calling thread. Pieces are
@@ -163,7 +186,7 @@ pub(crate) fn try_for_each_pair<T: Send, U: Send>(
         return Ok(());
     }
     assert_eq!(beside.len(), rows * beside_len);
-    let (threads, pool) = if cost < SERIAL_BELOW { (1, None) } else { pool()? };
+    let (threads, pool) = if cost < SERIAL_BELOW || ALONE.get() { (1, None) } else { pool()? };
     let Some(pool) = pool else {
         return work(0, out, beside);
     };

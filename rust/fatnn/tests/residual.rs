@@ -131,3 +131,29 @@ fn a_quantizer_that_meets_nan_is_named() {
     assert!(matches!(&error, Error::Node { source, .. } if matches!(**source, Error::NotANumber { .. })), "{error}");
     assert!(error.to_string().contains("layer of q1"), "{error}");
 }
+
+#[test]
+fn images_of_a_large_batch_equal_images_alone() {
+    let (channels, images, map) = (64, 5, [24, 24]);
+    let net = Stream::new(channels).network();
+    let len = channels * map[0] * map[1];
+    let mut random = Random(3);
+    let x: Vec<f32> = (0..images * len).map(|_| random.float() * 3.0).collect();
+    let alone: Vec<f32> = x
+        .chunks_exact(len)
+        .flat_map(|x| {
+            let shape = [1, channels, map[0], map[1]];
+            net.run(&[Input { shape: &shape, data: x, channels_last: true }]).unwrap().remove(0).data
+        })
+        .collect();
+    let shape = [images, channels, map[0], map[1]];
+    let input = [Input { shape: &shape, data: &x, channels_last: true }];
+    for threads in [1, 2, 5, 8] {
+        parallel::set_num_threads(threads).unwrap();
+        let batch = net.run(&input).unwrap();
+        assert_eq!(batch[0].shape, shape, "{threads} threads");
+        assert_eq!(batch[0].data, alone, "{threads} threads");
+        // Observed runs take the batch as a whole.
+        assert_eq!(net.run_observed(&input, &mut |_| ()).unwrap(), batch);
+    }
+}

@@ -20,7 +20,7 @@ use crate::parallel;
 /// Elements of the inputs from which threads are woken for a whole run; the layers of networks on less are mostly too small to
 /// be split.
 const WORTHWHILE: usize = 32 << 10;
-/// Sets of buffers that are kept for later runs.
+/// Sets of buffers that are kept for later runs, or as many as there are threads.
 const KEPT: usize = 8;
 
 /// A network, ready to run.
@@ -208,7 +208,53 @@ impl Network {
     /// # Errors
     /// [`Error::Shape`] or [`Error::Value`] where the inputs do not fit, [`Error::NotANumber`] where a quantizer reads NaN.
     pub fn run(&self, inputs: &[Input<'_>]) -> Result<Vec<Output>> {
-        self.run_observed(inputs, &mut |_| ())
+        match self.images_apart(inputs) {
+            None => self.run_observed(inputs, &mut |_| ()),
+            Some(images) => self.run_apart(inputs, images),
+        }
+    }
+
+    /// The number of images, where they are better run one by one: whatever the batch, an image's values stay in cache then, and
+    /// threads that have an image each need not wait for each other behind every layer.
+    fn images_apart(&self, inputs: &[Input<'_>]) -> Option<usize> {
+        let images = *inputs.first()?.shape.first()?;
+        let elements: usize = inputs.iter().map(|input| input.data.len()).sum();
+        let alike = inputs.len() == self.inputs.len()
+            && inputs.iter().all(|input| {
+                // Anything else is an error, and `run_observed` says which.
+                let elements = input.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+                input.shape.first() == Some(&images) && elements == Some(input.data.len())
+            });
+        let free = self.inputs.iter().all(|port| !port.fixed.contains(&0));
+        (alike && free && images > 1 && elements / images >= WORTHWHILE).then_some(images)
+    }
+
+    /// Runs images one by one.
+    fn run_apart(&self, inputs: &[Input<'_>], images: usize) -> Result<Vec<Output>> {
+        let mut shapes: Vec<Vec<usize>> = inputs.iter().map(|input| input.shape.to_vec()).collect();
+        for shape in &mut shapes {
+            shape[0] = 1;
+        }
+        let apart = parallel::for_each_alone(images, |image| {
+            let mut one = inputs.to_vec();
+            for (input, shape) in one.iter_mut().zip(&shapes) {
+                let len = input.data.len() / images;
+                (input.shape, input.data) = (shape, &input.data[image * len..(image + 1) * len]);
+            }
+            self.run_observed(&one, &mut |_| ())
+        })?;
+        let mut apart = apart.into_iter();
+        let mut outputs = apart.next().unwrap_or_default();
+        for output in &mut outputs {
+            output.data.reserve_exact(output.data.len() * (images - 1));
+            output.shape[0] *= images;
+        }
+        for image in apart {
+            for (output, one) in outputs.iter_mut().zip(image) {
+                output.data.extend_from_slice(&one.data);
+            }
+        }
+        Ok(outputs)
     }
 
     /// As [`Network::run`], and shows `observe` every node's value as it is made, and how long that took.
@@ -234,7 +280,7 @@ impl Network {
         let mut workspace = self.take(&dims)?;
         let outputs = self.run_in(&mut workspace, inputs, observe)?;
         let mut kept = self.lock();
-        if kept.len() == KEPT {
+        if kept.len() >= KEPT.max(parallel::num_threads()?) {
             kept.remove(0);
         }
         kept.push(workspace);
