@@ -12,8 +12,8 @@ from fatnn_rs.errors import ConfigError, UnsupportedError
 
 __all__ = ["OVERRIDE_KEYS", "LayerOptions", "TernaryConfig", "matches"]
 
-_WEIGHT = ("fatnn",)
-_WEIGHT_PLANNED = ("twn", "ttq", "lsq", "sttn", "dorefa", "binary")
+_WEIGHT = ("fatnn", "lsq", "twn")
+_WEIGHT_PLANNED = ("ttq", "sttn", "dorefa", "binary")
 _ACT = ("ternary",)
 _ACT_PLANNED = ("uint2", "binary")
 _END = ("float", "int8", "ternary")
@@ -44,7 +44,8 @@ class TernaryConfig:
     Parameters
     ----------
     weight
-        Weight quantizer: ``"fatnn"``.
+        Quantizer family, a row of :data:`fatnn_rs.quant.QUANTIZERS`: ``"fatnn"``, ``"lsq"`` (one learned step) or
+        ``"twn"`` (weights by a threshold that follows them, activations as in ``"fatnn"``).
     act
         Activations: ``"ternary"``.
     first, last

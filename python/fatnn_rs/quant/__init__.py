@@ -10,13 +10,18 @@ from typing import NamedTuple
 
 from fatnn_rs.quant.base import ActivationQuantizer, WeightQuantizer
 from fatnn_rs.quant.fatnn import FatnnActivation, FatnnWeight
+from fatnn_rs.quant.lsq import LsqActivation, LsqWeight
+from fatnn_rs.quant.twn import TwnWeight
 
 __all__ = [
     "QUANTIZERS",
     "ActivationQuantizer",
     "FatnnActivation",
     "FatnnWeight",
+    "LsqActivation",
+    "LsqWeight",
     "QuantizerFamily",
+    "TwnWeight",
     "WeightQuantizer",
 ]
 
@@ -31,4 +36,6 @@ class QuantizerFamily(NamedTuple):
 #: Every family there is: name in :class:`fatnn_rs.TernaryConfig` → classes.
 QUANTIZERS: dict[str, QuantizerFamily] = {
     "fatnn": QuantizerFamily(weight=FatnnWeight, activation=FatnnActivation),
+    "lsq": QuantizerFamily(weight=LsqWeight, activation=LsqActivation),
+    "twn": QuantizerFamily(weight=TwnWeight, activation=FatnnActivation),
 }

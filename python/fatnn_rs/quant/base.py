@@ -25,6 +25,7 @@ __all__ = [
     "fit_step",
     "positive",
     "round_ste",
+    "scale_gradient",
     "widen",
 ]
 
@@ -58,6 +59,19 @@ class _PositiveSTE(torch.autograd.Function):
         return grads[0], None
 
 
+class _ScaleGradient(torch.autograd.Function):
+    """The identity; its gradient is multiplied by a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * ctx.factor, None
+
+
 def round_ste(x: Tensor) -> Tensor:
     """Round half to even; the gradient passes unchanged (straight-through estimator).
 
@@ -76,6 +90,12 @@ def positive(step: Tensor, least: float = MIN_STEP) -> Tensor:
     Passing the gradient below the clamp matters: a step that an optimizer pushed below zero would otherwise stay there.
     """
     result: Tensor = _PositiveSTE.apply(step, least)
+    return result
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """Return ``x``; its gradient is multiplied by ``factor``."""
+    result: Tensor = _ScaleGradient.apply(x, factor)
     return result
 
 

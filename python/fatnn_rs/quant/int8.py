@@ -23,13 +23,12 @@ code times its step. Gradients:
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import hardtanh
 
-from fatnn_rs.quant.base import InputQuantizer, fit_step, positive, round_ste
+from fatnn_rs.quant.base import InputQuantizer, fit_step, positive, round_ste, scale_gradient
 
 __all__ = ["LEVELS", "Int8Activation", "weight_codes", "weight_steps"]
 
@@ -51,19 +50,6 @@ def weight_steps(weight: Tensor) -> Tensor:
 def weight_codes(weight: Tensor, steps: Tensor) -> Tensor:
     """Weight codes, integer-valued floats in [-127, 127], with the straight-through gradient."""
     return round_ste(weight / steps.view(-1, *([1] * (weight.dim() - 1))))
-
-
-class _ScaleGradient(torch.autograd.Function):
-    """The identity; its gradient is multiplied by a constant."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0] * ctx.factor, None
 
 
 class Int8Activation(InputQuantizer):
@@ -90,8 +76,7 @@ class Int8Activation(InputQuantizer):
         """Return the step, with the gradient's factor for a batch like ``x``."""
         count = x[0].numel() if x.dim() > 1 and len(x) else x.numel()
         factor = 1.0 / math.sqrt(LEVELS * max(count, 1))
-        result: Tensor = _ScaleGradient.apply(positive(self.step, _LEAST), factor)
-        return result
+        return scale_gradient(positive(self.step, _LEAST), factor)
 
     def quantize(self, x: Tensor) -> Tensor:
         """Return the codes of ``x`` with the present step."""

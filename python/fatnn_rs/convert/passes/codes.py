@@ -21,7 +21,7 @@ from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.ops_float import FLOAT_OPS
 from fatnn_rs.convert.ops_table import bind
 from fatnn_rs.convert.thresholds import Thresholds, accumulator_range, integer_thresholds
-from fatnn_rs.quant import FatnnActivation
+from fatnn_rs.quant import QUANTIZERS
 
 __all__ = ["fuse_codes"]
 
@@ -140,13 +140,17 @@ def _function(graph: Graph, chain: _Chain, quantizer: Node) -> Callable[[Tensor]
     return run
 
 
+#: Activation quantizers that never fall: exactly these, for a subclass may compute something else.
+_MONOTONE = frozenset(family.activation for family in QUANTIZERS.values())
+
+
 def _fuse(graph: Graph, chain: _Chain, quantizer: Node) -> str:
     """Replace a chain; or say why its function has no thresholds."""
     root, dims = chain.root, chain.root.attrs["dims"]
     weight = graph.tensors[root.tensors["weight"]]
     low, high = accumulator_range(weight, root.attrs["half_range"])
     base = 0 if quantizer.attrs["half_range"] else -1
-    monotone = all(_monotone(graph, step) for step in chain.steps) and type(quantizer.call) is FatnnActivation
+    monotone = all(_monotone(graph, step) for step in chain.steps) and type(quantizer.call) in _MONOTONE
     found = integer_thresholds(_function(graph, chain, quantizer), low, high, dims, base, monotone)
     if found is None:
         return "the float functions before the quantizer are not monotone in some channel"

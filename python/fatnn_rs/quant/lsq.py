@@ -1,0 +1,125 @@
+"""Learned step size quantization with three levels: one uniform step, learned with a scaled gradient.
+
+S. Esser, J. McKinstry, D. Bablani, R. Appuswamy, D. Modha, "Learned Step Size Quantization", ICLR 2020
+(arXiv 1902.08153), equations 1 to 5, with Q_N, Q_P the ternary ranges. What FATNN adds to it are a second step and, on
+weights, normalisation; so this is the family to compare it with.
+
+The paper's output ``round(clip(v / s)) * s`` is a code times a step; layers here keep the code and leave the factor to
+BatchNorm (or to the layer's ``scale``), so the step acts through the thresholds alone. ``round`` is half to even with
+the identity's gradient, and the step's gradient is scaled by ``g = 1 / sqrt(count * Q_P)`` (section 2.2), ``count``
+being the number of weights that share the step, or of one example's activations.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import hardtanh
+
+from fatnn_rs.quant.base import (
+    ActivationQuantizer,
+    WeightQuantizer,
+    fit_step,
+    positive,
+    round_ste,
+    scale_gradient,
+    widen,
+)
+
+__all__ = ["LsqActivation", "LsqWeight"]
+
+
+class LsqWeight(WeightQuantizer):
+    r"""Ternary weights with a learned step: :math:`q(w) = round(clip(w / s, -1, 1)) \in \{-1, 0, +1\}`.
+
+    Thresholds at ``-s / 2`` and ``s / 2``. Gradient (straight-through): inside ``|w| < s``, ``dq/dw = 1 / s`` and
+    ``dq/ds = -g w / s**2`` with ``g = 1 / sqrt(weights that share s)``; zero outside.
+
+    Parameters
+    ----------
+    out_channels
+        Size of the weight's first dimension.
+    per_channel
+        One step per output channel instead of one per layer.
+
+    Attributes
+    ----------
+    step_size : Parameter
+        Shape [1] or [out_channels], float32.
+
+    References
+    ----------
+    LSQ (arXiv 1902.08153).
+    """
+
+    def __init__(self, out_channels: int, per_channel: bool = False) -> None:
+        super().__init__(out_channels, per_channel)
+        self.step_size = nn.Parameter(torch.ones(out_channels if per_channel else 1))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the codes of ``weight``: same shape, float32 (or wider), values -1.0, 0.0, +1.0."""
+        wide = widen(weight)
+        count = weight.numel() // len(self.step_size)
+        step = scale_gradient(positive(self.step_size), 1.0 / math.sqrt(max(count, 1)))
+        inverse = step.reciprocal().to(wide.dtype).view(-1, *([1] * (weight.dim() - 1)))
+        return round_ste(hardtanh(wide * inverse, -1.0, 1.0))
+
+    @torch.no_grad()
+    def initialize(self, weight: Tensor) -> None:
+        """Every step to the least-squares ternary step of its weights."""
+        for index, row in enumerate(widen(weight).reshape(len(self.step_size), -1)):
+            step = fit_step(row, -1, 1)
+            if step > 0:
+                self.step_size[index] = step
+
+    def extra_repr(self) -> str:
+        """Granularity, for ``print(model)``."""
+        return "per output channel" if self.per_channel else "per layer"
+
+
+class LsqActivation(ActivationQuantizer):
+    r"""Ternary activations with a learned step.
+
+    Half range (after a ReLU): :math:`q(x) = round(clip(x / s, 0, 2)) \in \{0, 1, 2\}`, thresholds ``s / 2`` and
+    ``3 s / 2``. Full range: :math:`q(x) = round(clip(x / s, -1, 1)) \in \{-1, 0, +1\}`.
+
+    Gradient (straight-through): inside the clip, ``dq/dx = 1 / s`` and ``dq/ds = -g x / s**2`` with
+    ``g = 1 / sqrt(count * Q_P)``, ``Q_P`` being 2 or 1 and ``count`` the values of one example; zero outside.
+
+    Parameters
+    ----------
+    act_range
+        ``"half"``, ``"full"``, or ``"auto"``: decided by the first data seen.
+
+    Attributes
+    ----------
+    step_size : Parameter
+        Shape [], float32.
+
+    References
+    ----------
+    LSQ (arXiv 1902.08153).
+    """
+
+    def __init__(self, act_range: str = "auto") -> None:
+        super().__init__(act_range)
+        self.step_size = nn.Parameter(torch.tensor(1.0))
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Return the codes of ``x`` with the present step."""
+        low, high = (0.0, 2.0) if self.half_range else (-1.0, 1.0)
+        count = x[0].numel() if x.dim() > 1 and len(x) else x.numel()
+        step = scale_gradient(positive(self.step_size), 1.0 / math.sqrt(max(count, 1) * high))
+        return round_ste(hardtanh(x * step.reciprocal().to(x.dtype), low, high))
+
+    @property
+    def step(self) -> float:
+        """How much of ``x`` one level stands for."""
+        return float(positive(self.step_size.detach()))
+
+    @torch.no_grad()
+    def set_step(self, step: float) -> None:
+        """Set the step."""
+        self.step_size.fill_(step)

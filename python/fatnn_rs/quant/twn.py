@@ -1,0 +1,76 @@
+"""Ternary weight networks: a threshold that follows the weights, nothing learned.
+
+F. Li, B. Liu, X. Wang, B. Zhang, J. Yan, "Ternary Weight Networks", arXiv 1605.04711. The paper quantizes weights only;
+the family's activations are FATNN's, so that layers of it are ternary on both sides.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fatnn_rs.quant.base import WeightQuantizer, widen
+
+__all__ = ["TwnWeight"]
+
+#: The threshold's factor: equation 6 of the paper.
+_FACTOR = 0.7
+
+_LEAST = 1e-12
+
+
+class _Threshold(torch.autograd.Function):
+    """Codes of weights; the gradient is the identity's over the scale that the codes stand for."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return torch.sign(weight) * (weight.abs() > threshold)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (scale,) = ctx.saved_tensors
+        return grads[0] / scale, None, None
+
+
+class TwnWeight(WeightQuantizer):
+    r"""Ternary weights: :math:`q(w) = sign(w)` where :math:`|w| > \Delta`, else 0, with :math:`\Delta = 0.7\,mean|w|`.
+
+    ``mean`` runs over the layer, or the output channel. The paper multiplies codes by ``a = mean(|w|)`` over the
+    weights beyond the threshold; here BatchNorm (or the layer's ``scale``) does. Gradient (straight-through, through
+    ``a q``): ``dq/dw = 1 / a``.
+
+    Parameters
+    ----------
+    out_channels
+        Size of the weight's first dimension.
+    per_channel
+        One threshold per output channel instead of one per layer.
+
+    References
+    ----------
+    TWN (arXiv 1605.04711), equations 3 to 6.
+    """
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the codes of ``weight``: same shape, float32 (or wider), values -1.0, 0.0, +1.0."""
+        wide = widen(weight)
+        # Summed in float64, so that the number of threads does not show in the codes.
+        exact = torch.float64 if weight.device.type != "mps" else wide.dtype
+        size = wide.detach().abs().to(exact).reshape(self.out_channels if self.per_channel else 1, -1)
+        threshold = _FACTOR * size.mean(dim=1, keepdim=True)
+        beyond = size > threshold
+        scale = (size * beyond).sum(dim=1) / beyond.sum(dim=1).clamp(min=1)
+        shape = (-1, *([1] * (weight.dim() - 1)))
+        threshold, scale = (v.reshape(shape).to(wide.dtype) for v in (threshold, scale.clamp(min=_LEAST)))
+        codes: Tensor = _Threshold.apply(wide, threshold, scale)
+        return codes + 0.0  # turns -0.0 into 0.0
+
+    def initialize(self, weight: Tensor) -> None:
+        """Nothing to set: the threshold follows the weights."""
+
+    def extra_repr(self) -> str:
+        """Granularity, for ``print(model)``."""
+        return "per output channel" if self.per_channel else "per layer"
