@@ -202,6 +202,14 @@ def _max_pool_codes(
     return out
 
 
+def _check_weight(op: str, weight: Tensor, groups: int) -> None:
+    """Refuse what is no weight of a convolution, in the name of ``op``."""
+    check_tensor(op, "weight", weight, torch.int8, (4,))
+    check_groups(op, weight.shape[0], groups)
+    if not weight.numel():
+        raise InputError(f"fatnn_rs.ops.{op}: weight: expected at least one value, got shape {tuple(weight.shape)}")
+
+
 def prepack(weight: Tensor, groups: int = 1, half_range: bool = False) -> Tensor:
     """Lay ternary weights out for this machine's kernels. Never save the result: it belongs to one kernel of one CPU.
 
@@ -224,10 +232,7 @@ def prepack(weight: Tensor, groups: int = 1, half_range: bool = False) -> Tensor
     InputError
         Wrong dtype, device, rank, groups or values.
     """
-    check_tensor("prepack", "weight", weight, torch.int8, (4,))
-    check_groups("prepack", weight.shape[0], groups)
-    if not weight.numel():
-        raise InputError(f"fatnn_rs.ops.prepack: weight: expected at least one value, got shape {tuple(weight.shape)}")
+    _check_weight("prepack", weight, groups)
     blob = _core.prepack(_view(weight), groups, half_range)
     return torch.from_numpy(np.asarray(blob, dtype=np.uint8))
 
@@ -254,10 +259,7 @@ def prepack_int8(weight: Tensor, groups: int = 1, linear: bool = False) -> Tenso
     InputError
         Wrong dtype, device, rank, groups or values.
     """
-    check_tensor("prepack_int8", "weight", weight, torch.int8, (4,))
-    check_groups("prepack_int8", weight.shape[0], groups)
-    if not weight.numel():
-        raise InputError(f"fatnn_rs.ops.prepack_int8: weight: expected at least one value, got {tuple(weight.shape)}")
+    _check_weight("prepack_int8", weight, groups)
     return torch.from_numpy(np.asarray(_core.prepack_int8(_view(weight), groups, linear), dtype=np.uint8))
 
 

@@ -164,6 +164,22 @@ fn unpack_codes<'py>(
     codes.into_pyarray(py).reshape(vec![pixels, channels])
 }
 
+/// Weights (n, channels / groups, height, width) to the blob that `pack` makes.
+fn packed_blob<'py>(
+    py: Python<'py>,
+    weight: &Bound<'py, PyAny>,
+    groups: usize,
+    pack: impl FnOnce(&[i8], WeightShape) -> fatnn::Result<Vec<u8>> + Send,
+) -> PyResult<Bound<'py, PyArray1<u8>>> {
+    let weight = In::<i8>::new(weight, "weight", Some(4))?;
+    let &[out_channels, group_channels, height, width] = weight.shape() else { unreachable!("four axes were checked") };
+    let shape =
+        WeightShape { out_channels, channels: group_channels.saturating_mul(groups), kernel: [height, width], groups };
+    let weight = weight.slice();
+    let blob = py.detach(|| pack(weight, shape));
+    Ok(blob.map_err(|e| raise(py, e))?.into_pyarray(py))
+}
+
 /// Weight codes (n, channels / groups, height, width) to the blob that this CPU's kernel wants.
 #[pyfunction]
 fn prepack<'py>(
@@ -172,13 +188,9 @@ fn prepack<'py>(
     groups: usize,
     half_range: bool,
 ) -> PyResult<Bound<'py, PyArray1<u8>>> {
-    let weight = In::<i8>::new(weight, "weight", Some(4))?;
-    let &[out_channels, group_channels, height, width] = weight.shape() else { unreachable!("four axes were checked") };
-    let shape =
-        WeightShape { out_channels, channels: group_channels.saturating_mul(groups), kernel: [height, width], groups };
-    let weight = weight.slice();
-    let blob = py.detach(|| PackedWeights::new(weight, shape, half_range).map(|w| w.as_bytes().to_vec()));
-    Ok(blob.map_err(|e| raise(py, e))?.into_pyarray(py))
+    packed_blob(py, weight, groups, |codes, shape| {
+        Ok(PackedWeights::new(codes, shape, half_range)?.as_bytes().to_vec())
+    })
 }
 
 /// What a blob of packed weights holds: its shape, range and the kernel that runs it.
@@ -339,14 +351,8 @@ fn prepack_int8<'py>(
     groups: usize,
     linear: bool,
 ) -> PyResult<Bound<'py, PyArray1<u8>>> {
-    let weight = In::<i8>::new(weight, "weight", Some(4))?;
-    let &[out_channels, group_channels, height, width] = weight.shape() else { unreachable!("four axes were checked") };
-    let shape =
-        WeightShape { out_channels, channels: group_channels.saturating_mul(groups), kernel: [height, width], groups };
-    let weight = weight.slice();
     let pack = if linear { Int8Weights::for_linear } else { Int8Weights::new };
-    let blob = py.detach(|| pack(weight, shape).map(|w| w.as_bytes().to_vec()));
-    Ok(blob.map_err(|e| raise(py, e))?.into_pyarray(py))
+    packed_blob(py, weight, groups, |weight, shape| Ok(pack(weight, shape)?.as_bytes().to_vec()))
 }
 
 /// Int8 convolution of floats to floats; see `fatnn_rs.ops.conv_int8`. `x` has the axes (batch, channels, height, width), or

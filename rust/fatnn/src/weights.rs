@@ -8,14 +8,12 @@ use std::sync::Arc;
 
 use crate::codec::{CodesLayout, check_codes};
 use crate::error::{Error, Result, bad_value, check_len};
-use crate::kernels::{self, Kernel, Layout};
+use crate::kernels::{self, Kernel, Layout, Line};
 
 /// Bytes before the first panel.
 pub(crate) const HEADER: usize = 64;
-/// A cache line.
-pub(crate) const LINE: usize = 64;
 /// Word of the header that holds the checksum of those before.
-pub(crate) const CHECKSUM: usize = HEADER / 4 - 1;
+const CHECKSUM: usize = HEADER / 4 - 1;
 const MAGIC: u32 = u32::from_le_bytes(*b"ftnw");
 /// Accumulators stay exact in float32 below this.
 const MAX_REDUCTION: usize = 1 << 23;
@@ -80,23 +78,98 @@ impl WeightShape {
 }
 
 /// FNV-1a over the header's words before the checksum: changes with every single one of them.
-pub(crate) fn checksum(header: &[u32; HEADER / 4]) -> u32 {
+fn checksum(header: &[u32; HEADER / 4]) -> u32 {
     header[..CHECKSUM].iter().fold(0x811c_9dc5, |hash, word| (hash ^ word).wrapping_mul(0x0100_0193))
+}
+
+/// What is wrong with a blob.
+pub(crate) fn damaged(why: &str) -> Error {
+    Error::Packed { why: why.into() }
+}
+
+/// What the header of a blob says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Header {
+    /// The layout's number, in its kernels' table.
+    pub layout: u32,
+    /// Not checked yet where it was read.
+    pub shape: WeightShape,
+    pub half_range: bool,
+}
+
+impl Header {
+    fn words(&self, magic: u32) -> [u32; HEADER / 4] {
+        let s = self.shape;
+        let mut header = [0; HEADER / 4];
+        header[..8].copy_from_slice(&[
+            magic,
+            self.layout,
+            s.out_channels as u32,
+            s.channels as u32,
+            s.kernel[0] as u32,
+            s.kernel[1] as u32,
+            s.groups as u32,
+            u32::from(self.half_range),
+        ]);
+        header[CHECKSUM] = checksum(&header);
+        header
+    }
+
+    /// Reads the header of a blob of `what`.
+    pub fn read(bytes: &[u8], magic: u32, what: &str) -> Result<Self> {
+        let (words, _) = bytes.get(..HEADER).ok_or_else(|| damaged("they are too short to hold a header"))?.as_chunks();
+        let header: [u32; HEADER / 4] = std::array::from_fn(|i| u32::from_le_bytes(words[i]));
+        let [found, layout, out_channels, channels, kh, kw, groups, half_range, ..] = header;
+        if found != magic {
+            return Err(damaged(&format!("they do not begin with the mark of {what}")));
+        }
+        if header[CHECKSUM] != checksum(&header) || half_range > 1 {
+            return Err(damaged("their header is damaged"));
+        }
+        let shape = WeightShape {
+            out_channels: out_channels as usize,
+            channels: channels as usize,
+            kernel: [kh as usize, kw as usize],
+            groups: groups as usize,
+        };
+        Ok(Header { layout, shape, half_range: half_range == 1 })
+    }
 }
 
 /// The bytes of packed weights.
 #[derive(Clone, Debug)]
 pub(crate) enum Blob<'a> {
     Borrowed(&'a [u8]),
-    /// From the given byte on, which begins a cache line: measured, vectors that straddle lines cost up to an eighth.
-    Owned(Arc<Vec<u8>>, usize),
+    /// So many bytes, from the beginning of a cache line: measured, vectors that straddle lines cost up to an eighth.
+    Owned(Arc<Vec<Line>>, usize),
 }
 
-impl Blob<'_> {
+impl Blob<'static> {
+    /// A blob of `len` bytes: the header, then what `fill` writes into the zeros behind it, given all of them.
+    pub fn new(header: &Header, magic: u32, len: usize, fill: impl FnOnce(&mut [u8])) -> Self {
+        let mut lines = vec![Line::ZERO; len.div_ceil(size_of::<Line>())];
+        let bytes = &mut Line::bytes_mut(&mut lines)[..len];
+        for (slot, value) in bytes[..HEADER].chunks_exact_mut(4).zip(header.words(magic)) {
+            slot.copy_from_slice(&value.to_le_bytes());
+        }
+        fill(bytes);
+        Blob::Owned(Arc::new(lines), len)
+    }
+}
+
+impl<'a> Blob<'a> {
+    /// Borrows a blob that should have so many bytes.
+    pub fn borrow(bytes: &'a [u8], expected: usize) -> Result<Self> {
+        match bytes.len() {
+            got if got == expected => Ok(Blob::Borrowed(bytes)),
+            got => Err(damaged(&format!("expected {expected} bytes, got {got}"))),
+        }
+    }
+
     pub fn bytes(&self) -> &[u8] {
         match self {
             Blob::Borrowed(bytes) => bytes,
-            Blob::Owned(buffer, start) => &buffer[*start..],
+            Blob::Owned(lines, len) => &Line::bytes(lines)[..*len],
         }
     }
 }
@@ -134,39 +207,35 @@ impl PackedWeights<'static> {
         check_codes("weight", codes)?;
         let layout = kernel.layout();
         let mut packed = PackedWeights { blob: Blob::Borrowed(&[]), shape, half_range, layout, kernel };
-        let mut buffer = vec![0u8; packed.total_bytes() + LINE - 1];
-        let start = buffer.as_ptr().align_offset(LINE).min(LINE - 1);
-        buffer.truncate(start + packed.total_bytes());
-        let bytes = &mut buffer[start..];
-        for (slot, value) in bytes[..HEADER].chunks_exact_mut(4).zip(packed.header()) {
-            slot.copy_from_slice(&value.to_le_bytes());
-        }
         let (taps, group_channels, k) =
             (shape.kernel[0] * shape.kernel[1], shape.channels / shape.groups, shape.reduction());
         // One output channel's codes, taps before channels: the order in which activations are walked.
         let mut reordered = vec![0i8; layout.nr * k];
-        for group in 0..shape.groups {
-            for panel in 0..packed.panels_per_group() {
-                let first = group * packed.group_out_channels() + panel * layout.nr;
-                let count = layout.nr.min(packed.group_out_channels() - panel * layout.nr);
-                for (to, from) in reordered.chunks_exact_mut(k).zip(codes[first * k..].chunks_exact(k)).take(count) {
-                    for (c, from) in from.chunks_exact(taps).enumerate() {
-                        for (t, &code) in from.iter().enumerate() {
-                            to[t * group_channels + c] = code;
+        let header = Header { layout: layout.id(), shape, half_range };
+        packed.blob = Blob::new(&header, MAGIC, packed.total_bytes(), |bytes| {
+            for group in 0..shape.groups {
+                for panel in 0..packed.panels_per_group() {
+                    let first = group * packed.group_out_channels() + panel * layout.nr;
+                    let count = layout.nr.min(packed.group_out_channels() - panel * layout.nr);
+                    for (to, from) in reordered.chunks_exact_mut(k).zip(codes[first * k..].chunks_exact(k)).take(count)
+                    {
+                        for (c, from) in from.chunks_exact(taps).enumerate() {
+                            for (t, &code) in from.iter().enumerate() {
+                                to[t * group_channels + c] = code;
+                            }
                         }
                     }
+                    let range = packed.panel_range(group, panel);
+                    layout.pack_panel(
+                        taps,
+                        group_channels,
+                        half_range,
+                        |j| (j < count).then(|| &reordered[j * k..(j + 1) * k]),
+                        &mut bytes[range],
+                    );
                 }
-                let range = packed.panel_range(group, panel);
-                layout.pack_panel(
-                    taps,
-                    group_channels,
-                    half_range,
-                    |j| (j < count).then(|| &reordered[j * k..(j + 1) * k]),
-                    &mut bytes[range],
-                );
             }
-        }
-        packed.blob = Blob::Owned(Arc::new(buffer), start);
+        });
         Ok(packed)
     }
 }
@@ -177,38 +246,12 @@ impl<'a> PackedWeights<'a> {
     /// # Errors
     /// [`Error::Packed`] where the blob is damaged or meant for another CPU's kernel.
     pub fn from_bytes(bytes: &'a [u8]) -> Result<Self> {
-        let damaged = |why: &str| Error::Packed { why: why.into() };
-        let header: [u32; HEADER / 4] = {
-            let head = bytes.get(..HEADER).ok_or_else(|| damaged("they are too short to hold a header"))?;
-            let mut words = head.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().expect("4 bytes")));
-            std::array::from_fn(|_| words.next().expect("64 bytes hold 16 words"))
-        };
-        let [magic, layout, out_channels, channels, kh, kw, groups, half_range, ..] = header;
-        if magic != MAGIC {
-            return Err(damaged("they do not begin with the mark of packed weights"));
-        }
-        if header[CHECKSUM] != checksum(&header) || half_range > 1 {
-            return Err(damaged("their header is damaged"));
-        }
-        let kernel = kernels::for_layout(layout)?;
-        let shape = WeightShape {
-            out_channels: out_channels as usize,
-            channels: channels as usize,
-            kernel: [kh as usize, kw as usize],
-            groups: groups as usize,
-        };
-        let shape = shape.check().map_err(|e| damaged(&format!("their header is damaged ({e})")))?;
-        let packed = PackedWeights {
-            blob: Blob::Borrowed(bytes),
-            shape,
-            half_range: half_range == 1,
-            layout: kernel.layout(),
-            kernel,
-        };
-        if packed.total_bytes() != bytes.len() {
-            return Err(damaged(&format!("expected {} bytes, got {}", packed.total_bytes(), bytes.len())));
-        }
-        Ok(packed)
+        let header = Header::read(bytes, MAGIC, "packed weights")?;
+        let kernel = kernels::for_layout(header.layout)?;
+        let shape = header.shape.check().map_err(|e| damaged(&format!("their header is damaged ({e})")))?;
+        let (layout, half_range) = (kernel.layout(), header.half_range);
+        let packed = PackedWeights { blob: Blob::Borrowed(&[]), shape, half_range, layout, kernel };
+        Ok(PackedWeights { blob: Blob::borrow(bytes, packed.total_bytes())?, ..packed })
     }
 
     /// The blob, header included. Keep it where it begins a cache line (64 bytes) if you can: that is faster.
@@ -229,23 +272,6 @@ impl<'a> PackedWeights<'a> {
     /// The kernel that will run them.
     pub fn kernel(&self) -> &'static dyn Kernel {
         self.kernel
-    }
-
-    fn header(&self) -> [u32; HEADER / 4] {
-        let s = self.shape;
-        let mut header = [0; HEADER / 4];
-        header[..8].copy_from_slice(&[
-            MAGIC,
-            self.layout.id(),
-            s.out_channels as u32,
-            s.channels as u32,
-            s.kernel[0] as u32,
-            s.kernel[1] as u32,
-            s.groups as u32,
-            u32::from(self.half_range),
-        ]);
-        header[CHECKSUM] = checksum(&header);
-        header
     }
 
     fn total_bytes(&self) -> usize {

@@ -17,12 +17,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::weights::{Int8Weights, Panel};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result, bad_value, check_len};
+use crate::kernels::Line;
 use crate::kernels::int8::{COPY_SLACK, Finish, Int8Layout, Pixels, Product, Rows, interleave, roll};
 use crate::kernels::pooling::pooling;
 use crate::net::{Elementwise, PoolStep, apply_all, transpose};
 use crate::parallel;
 use crate::quantize::PixelOrder;
-use crate::weights::LINE;
 
 /// Bytes of columns in a block: with a panel of weights, they stay in the second-level cache.
 const BLOCK_BYTES: usize = 128 << 10;
@@ -164,7 +164,7 @@ pub(crate) struct Layer<'a> {
 /// A thread's columns, kept from call to call, so that a run allocates nothing after the first.
 #[derive(Default)]
 struct Scratch {
-    columns: Vec<u8>,
+    columns: Vec<Line>,
     /// Byte offsets of a window's image rows.
     offsets: Vec<usize>,
     /// The block whose columns are there, while they can be rolled into those of the line below.
@@ -423,17 +423,12 @@ impl Geometry {
         layout: &Int8Layout,
         reduction: usize,
         count: usize,
-        columns: &'b mut Vec<u8>,
+        columns: &'b mut Vec<Line>,
     ) -> &'b mut [u8] {
         let depth = reduction.next_multiple_of(layout.depth) * layout.element.bytes();
         // Rows up to the kernel's multiple are read, whatever they hold; so is one row's reduction up to the depth.
         let size = (count + layout.rows) * self.row + self.column * self.shape.kernel[1] + depth + COPY_SLACK;
-        if columns.len() < size + LINE {
-            columns.resize(size + LINE, 0);
-        }
-        // From where a cache line begins: a vector in two lines costs two reads.
-        let start = columns.as_ptr().align_offset(LINE).min(LINE);
-        &mut columns[start..]
+        Line::bytes_mut(Line::at_least(columns, size))
     }
 
     /// Gathers the columns under one line of a block.

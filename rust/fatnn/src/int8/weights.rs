@@ -1,11 +1,9 @@
 //! Int8 weights, laid out for a kernel. Like ternary ones, they are derived when a network is loaded, and travel as a blob that
 //! begins with a header.
 
-use std::sync::Arc;
-
-use crate::error::{Error, Result, bad_value, check_len};
+use crate::error::{Result, bad_value, check_len};
 use crate::kernels::int8::{self, Int8Kernel};
-use crate::weights::{Blob, CHECKSUM, HEADER, LINE, WeightShape, checksum};
+use crate::weights::{Blob, HEADER, Header, WeightShape, damaged};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"ftn8");
 
@@ -49,8 +47,8 @@ impl Int8Weights<'static> {
     /// kernel that this CPU has.
     ///
     /// # Errors
-    /// [`Error::Value`] for an impossible shape or the value -128, [`Error::Shape`] for a slice of another size,
-    /// [`Error::Environment`] where a `FATNN_*` variable has a meaningless value.
+    /// [`crate::Error::Value`] for an impossible shape or the value -128, [`crate::Error::Shape`] for a slice of another size,
+    /// [`crate::Error::Environment`] where a `FATNN_*` variable has a meaningless value.
     pub fn new(weight: &[i8], shape: WeightShape) -> Result<Self> {
         Self::for_kernel(int8::choose(false)?, weight, shape)
     }
@@ -74,32 +72,27 @@ impl Int8Weights<'static> {
             return bad_value("weight", "values from -127 to 127", format!("-128 at index {index}"));
         }
         let mut packed = Int8Weights { blob: Blob::Borrowed(&[]), shape, kernel };
-        let mut buffer = vec![0u8; packed.total_bytes() + LINE - 1];
-        let start = buffer.as_ptr().align_offset(LINE).min(LINE - 1);
-        buffer.truncate(start + packed.total_bytes());
-        let bytes = &mut buffer[start..];
-        for (slot, value) in bytes[..HEADER].chunks_exact_mut(4).zip(packed.header()) {
-            slot.copy_from_slice(&value.to_le_bytes());
-        }
         let ([kh, kw], k) = (shape.kernel, shape.reduction());
         let group_channels = shape.channels / shape.groups;
         // A panel's weights in the order of activations: columns, rows, channels.
         let mut reordered = vec![0i8; kernel.layout().panel * k];
-        for group in 0..shape.groups {
-            for panel in packed.panels(group) {
-                let from = weight[panel.first * k..].chunks_exact(k).take(panel.channels);
-                for (to, from) in reordered.chunks_exact_mut(k).zip(from) {
-                    for (i, to) in to.iter_mut().enumerate() {
-                        let (c, ky, kx) = (i % group_channels, i / group_channels % kh, i / group_channels / kh);
-                        *to = from[(c * kh + ky) * kw + kx];
+        let header = Header { layout: kernel.layout().id, shape, half_range: false };
+        packed.blob = Blob::new(&header, MAGIC, packed.total_bytes(), |bytes| {
+            for group in 0..shape.groups {
+                for panel in packed.panels(group) {
+                    let from = weight[panel.first * k..].chunks_exact(k).take(panel.channels);
+                    for (to, from) in reordered.chunks_exact_mut(k).zip(from) {
+                        for (i, to) in to.iter_mut().enumerate() {
+                            let (c, ky, kx) = (i % group_channels, i / group_channels % kh, i / group_channels / kh);
+                            *to = from[(c * kh + ky) * kw + kx];
+                        }
                     }
+                    let channel = |j: usize| (j < panel.channels).then(|| &reordered[j * k..(j + 1) * k]);
+                    let len = kernel.layout().panel_bytes(k, panel.width);
+                    kernel.layout().pack(k, panel.width, channel, &mut bytes[panel.bytes..panel.bytes + len]);
                 }
-                let channel = |j: usize| (j < panel.channels).then(|| &reordered[j * k..(j + 1) * k]);
-                let len = kernel.layout().panel_bytes(k, panel.width);
-                kernel.layout().pack(k, panel.width, channel, &mut bytes[panel.bytes..panel.bytes + len]);
             }
-        }
-        packed.blob = Blob::Owned(Arc::new(buffer), start);
+        });
         Ok(packed)
     }
 }
@@ -108,31 +101,13 @@ impl<'a> Int8Weights<'a> {
     /// Checks and borrows a blob that [`Int8Weights::as_bytes`] gave.
     ///
     /// # Errors
-    /// [`Error::Packed`] where the blob is damaged or meant for another CPU's kernel.
+    /// [`crate::Error::Packed`] where the blob is damaged or meant for another CPU's kernel.
     pub fn from_bytes(bytes: &'a [u8]) -> Result<Self> {
-        let damaged = |why: &str| Error::Packed { why: why.into() };
-        let (words, _) = bytes.get(..HEADER).ok_or_else(|| damaged("they are too short to hold a header"))?.as_chunks();
-        let header: [u32; HEADER / 4] = std::array::from_fn(|i| u32::from_le_bytes(words[i]));
-        let [magic, layout, out_channels, channels, kh, kw, groups, ..] = header;
-        if magic != MAGIC {
-            return Err(damaged("they do not begin with the mark of packed int8 weights"));
-        }
-        if header[CHECKSUM] != checksum(&header) {
-            return Err(damaged("their header is damaged"));
-        }
-        let kernel = int8::for_layout(layout)?;
-        let shape = WeightShape {
-            out_channels: out_channels as usize,
-            channels: channels as usize,
-            kernel: [kh as usize, kw as usize],
-            groups: groups as usize,
-        };
-        let shape = check(shape).map_err(|e| damaged(&format!("their header is damaged ({e})")))?;
-        let packed = Int8Weights { blob: Blob::Borrowed(bytes), shape, kernel };
-        if packed.total_bytes() != bytes.len() {
-            return Err(damaged(&format!("expected {} bytes, got {}", packed.total_bytes(), bytes.len())));
-        }
-        Ok(packed)
+        let header = Header::read(bytes, MAGIC, "packed int8 weights")?;
+        let kernel = int8::for_layout(header.layout)?;
+        let shape = check(header.shape).map_err(|e| damaged(&format!("their header is damaged ({e})")))?;
+        let packed = Int8Weights { blob: Blob::Borrowed(&[]), shape, kernel };
+        Ok(Int8Weights { blob: Blob::borrow(bytes, packed.total_bytes())?, ..packed })
     }
 
     /// The blob, header included. Keep it where it begins a cache line (64 bytes) if you can: that is faster.
@@ -148,22 +123,6 @@ impl<'a> Int8Weights<'a> {
     /// The kernel that will run them.
     pub fn kernel(&self) -> &'static dyn Int8Kernel {
         self.kernel
-    }
-
-    fn header(&self) -> [u32; HEADER / 4] {
-        let s = self.shape;
-        let mut header = [0; HEADER / 4];
-        header[..7].copy_from_slice(&[
-            MAGIC,
-            self.kernel.layout().id,
-            s.out_channels as u32,
-            s.channels as u32,
-            s.kernel[0] as u32,
-            s.kernel[1] as u32,
-            s.groups as u32,
-        ]);
-        header[CHECKSUM] = checksum(&header);
-        header
     }
 
     fn total_bytes(&self) -> usize {

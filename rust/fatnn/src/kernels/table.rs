@@ -34,6 +34,7 @@
 //! is how bytes become words), or of `nr / 2` selecting bytes (lanes = positions). Behind the steps one `i32` per channel:
 //! minus its nonzero weights, plus `Σ w` for half-range activations; then a byte per (unit, tap): its steps and two flags.
 
+use super::framed::Pixels;
 use super::{Layout, popcount};
 
 /// Steps in a unit of 64 channels: groups of two.
@@ -96,6 +97,21 @@ pub(super) const fn entry(a: u8, b: u8, a_is_weights: bool) -> u8 {
     let (a0, a1, b0, b1) = (a as i8 % 3 - 1, a as i8 / 3 - 1, b as i8 % 3 - 1, b as i8 / 3 - 1);
     let nonzero = if a_is_weights { a0 * a0 + a1 * a1 } else { b0 * b0 + b1 * b1 };
     (a0 * b0 + a1 * b1 + nonzero) as u8
+}
+
+/// [`super::FramedKernel::encode`] where a frame's byte is a position's state of a group. `states` is [`states`], or the same
+/// in an instruction set's own words.
+#[inline(always)]
+pub(super) fn encode(pixels: &Pixels<'_>, plane: &mut [u8], first: usize, states: impl Fn(&[u8; 16]) -> [u8; STEPS]) {
+    let out = &mut plane.as_chunks_mut().0[first..first + pixels.count];
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = states(pixels.unit(i));
+    }
+}
+
+/// [`super::FramedKernel::clear`] of such a frame.
+pub(super) fn clear(half_range: bool, count: usize, plane: &mut [u8], first: usize) {
+    plane[first * STEPS..][..count * STEPS].fill(zeros(half_range));
 }
 
 /// States of a unit's groups, from its planes `z` and `p` (see [`crate::codec`]).

@@ -7,8 +7,8 @@
 //! 512-channel layers of a ResNet-50 took a fifth less time).
 
 use super::Layout;
-use super::framed::{Emitted, Framed, Line, Panel, Pixels};
-use super::table::{STEPS, Table, Tile, Vector, Weights, selector, zeros};
+use super::framed::{Emitted, Framed, Line, Panel};
+use super::table::{STEPS, Table, Tile, Vector, Weights, selector};
 
 /// Positions in a block.
 pub(super) const BLOCK: usize = 64;
@@ -18,26 +18,6 @@ pub(super) const UNIT_BYTES: usize = STEPS;
 const STRETCH: usize = 9;
 /// Rows of sums: a block's, one for the last pair's second position, and two that nobody reads.
 const ROWS: usize = BLOCK + 3;
-
-/// See [`super::FramedKernel::encode`]: states, which [`finish`] makes pairs of. `states` is [`super::table::states`], or
-/// the same in an instruction set's own words.
-#[inline(always)]
-pub(super) fn encode(
-    pixels: &Pixels<'_>,
-    plane: &mut [u8],
-    first: usize,
-    states: impl Fn(&[u8; 16]) -> [u8; UNIT_BYTES],
-) {
-    let out = &mut plane.as_chunks_mut().0[first..first + pixels.count];
-    for (i, out) in out.iter_mut().enumerate() {
-        *out = states(pixels.unit(i));
-    }
-}
-
-/// See [`super::FramedKernel::clear`].
-pub(super) fn clear(half_range: bool, count: usize, plane: &mut [u8], first: usize) {
-    plane[first * UNIT_BYTES..][..count * UNIT_BYTES].fill(zeros(half_range));
-}
 
 /// See [`super::FramedKernel::finish`].
 #[inline(always)]
@@ -207,14 +187,14 @@ macro_rules! channels_kernel {
             fn encode(&self, pixels: &super::Pixels<'_>, plane: &mut [u8], first: usize, _: usize) {
                 #[target_feature(enable = $inner)]
                 fn encode(pixels: &super::Pixels<'_>, plane: &mut [u8], first: usize) {
-                    super::table_channels::encode(pixels, plane, first, |unit| $states(unit));
+                    super::table::encode(pixels, plane, first, |unit| $states(unit));
                 }
                 // SAFETY: `self` exists, so the features were detected.
                 unsafe { encode(pixels, plane, first) }
             }
 
             fn clear(&self, half_range: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
-                super::table_channels::clear(half_range, count, plane, first);
+                super::table::clear(half_range, count, plane, first);
             }
 
             fn finish(&self, plane: &mut [u8]) {

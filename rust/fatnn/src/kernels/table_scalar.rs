@@ -1,8 +1,8 @@
 //! The product-table family in portable Rust: products looked up one by one, to check the others by.
 
 use super::framed::{Emitted, Framed, FramedKernel, Line, Panel, Pixels};
-use super::table::{STATES, STEPS, Weights, entry, states, steps, zeros};
-use super::{Family, Inner, Kernel, Layout, Seal, epilogue_methods};
+use super::table::{STATES, STEPS, Weights, entry, states, steps};
+use super::{Family, Inner, Kernel, Layout, Seal, epilogue_methods, table};
 use crate::cpu::{Features, Isa};
 
 const NR: usize = 8;
@@ -58,14 +58,11 @@ impl FramedKernel for Scalar {
     }
 
     fn encode(&self, pixels: &Pixels<'_>, plane: &mut [u8], first: usize, _: usize) {
-        let out = &mut plane.as_chunks_mut().0[first..first + pixels.count];
-        for (i, out) in out.iter_mut().enumerate() {
-            *out = states(pixels.unit(i));
-        }
+        table::encode(pixels, plane, first, states);
     }
 
     fn clear(&self, half_range: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
-        plane[first * STEPS..][..count * STEPS].fill(zeros(half_range));
+        table::clear(half_range, count, plane, first);
     }
 
     fn run(&self, framed: &Framed<'_>, panel: &Panel<'_>, _: &mut Vec<Line>, emit: &mut dyn FnMut(Emitted<'_>)) {
