@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fatnn_rs
-from fatnn_rs import ConfigError, InputError, TernaryConfig, UnsupportedError, param_groups, prepare
+from fatnn_rs import ConfigError, InputError, TernaryConfig, param_groups, prepare
 from fatnn_rs.nn import TernaryConv2d, TernaryLayer, TernaryLinear
 
 
@@ -203,12 +203,11 @@ def test_more_errors_of_prepare() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"act": "uint2"}, UnsupportedError, "act='uint2' is not available in this version; available: 'ternary'"),
-        ({"act": "binary"}, UnsupportedError, "not available"),
+        ({"act": "uint4"}, ConfigError, "act must be 'ternary' or 'uint2' or 'binary', got 'uint4'"),
         ({"first": "int4"}, ConfigError, "first must be 'float' or 'int8' or 'ternary', got 'int4'"),
         ({"last": 8}, ConfigError, "last must be 'float' or 'int8' or 'ternary', got 8"),
-        ({"weight": "ttq"}, UnsupportedError, "weight='ttq' is not available.*'fatnn'"),
-        ({"weight": "nope"}, ConfigError, "weight must be 'fatnn' or 'lsq' or 'twn', got 'nope'"),
+        ({"weight": "nope"}, ConfigError, "weight must be 'fatnn' or 'twn' or .* or 'binary', got 'nope'"),
+        ({"act_quantizer": "nope"}, ConfigError, "act_quantizer must be 'fatnn' or"),
         ({"act": 3}, ConfigError, "act must be"),
         ({"first": None}, ConfigError, "first must be"),
         ({"skip": "body"}, ConfigError, r"skip must be a tuple"),
@@ -218,7 +217,8 @@ def test_more_errors_of_prepare() -> None:
         ({"overrides": {"a": 3}}, ConfigError, "must be a mapping with keys out of weight, act"),
         ({"overrides": {"a": {"bits": 3}}}, ConfigError, "unknown option 'bits'"),
         ({"overrides": {"a": {"scale": 1}}}, ConfigError, "True or False"),
-        ({"overrides": {"a": {"act": "uint2"}}}, UnsupportedError, "not available"),
+        ({"overrides": {"a": {"act": "uint4"}}}, ConfigError, r"overrides\['a'\]\['act'\] must be 'ternary'"),
+        ({"overrides": {"a": {"act_quantizer": 1}}}, ConfigError, "act_quantizer"),
         ({"overrides": {"a": {"act_range": "x"}}}, ConfigError, "act_range"),
         ({"overrides": {"": {}}}, ConfigError, "a pattern is a module name"),
     ],

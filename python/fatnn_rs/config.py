@@ -8,30 +8,31 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from fatnn_rs.errors import ConfigError, UnsupportedError
+from fatnn_rs.errors import ConfigError
 
 __all__ = ["OVERRIDE_KEYS", "LayerOptions", "TernaryConfig", "matches"]
 
-_WEIGHT = ("fatnn", "lsq", "twn")
-_WEIGHT_PLANNED = ("ttq", "sttn", "dorefa", "binary")
-_ACT = ("ternary",)
-_ACT_PLANNED = ("uint2", "binary")
+#: The rows of :data:`fatnn_rs.quant.QUANTIZERS`, which needs torch; a test compares the two.
+_WEIGHT = ("fatnn", "twn", "ttq", "lsq", "sttn", "dorefa", "binary")
+_ACT = ("ternary", "uint2", "binary")
 _END = ("float", "int8", "ternary")
 _ACT_RANGES = ("auto", "half", "full")
 
 #: Options that an entry of ``TernaryConfig.overrides`` may set for the layers it names.
-OVERRIDE_KEYS = ("weight", "act", "per_channel", "act_range", "scale")
+OVERRIDE_KEYS = ("weight", "act", "act_quantizer", "per_channel", "act_range", "scale")
 
 
 @dataclass(frozen=True)
 class LayerOptions:
     """The options of one layer, after overrides.
 
-    ``scale`` is None where the presence of a following BatchNorm decides.
+    ``scale`` is None where the presence of a following BatchNorm decides, ``act_quantizer`` where it is the weights'
+    family.
     """
 
     weight: str = "fatnn"
     act: str = "ternary"
+    act_quantizer: str | None = None
     per_channel: bool = False
     act_range: str = "auto"
     scale: bool | None = None
@@ -44,10 +45,20 @@ class TernaryConfig:
     Parameters
     ----------
     weight
-        Quantizer family, a row of :data:`fatnn_rs.quant.QUANTIZERS`: ``"fatnn"``, ``"lsq"`` (one learned step) or
-        ``"twn"`` (weights by a threshold that follows them, activations as in ``"fatnn"``).
+        Quantizer family, a row of :data:`fatnn_rs.quant.QUANTIZERS`:
+
+        - ``"fatnn"``: two learned steps (FATNN);
+        - ``"twn"``: a threshold that follows the weights (TWN);
+        - ``"lsq"``: one learned step (LSQ);
+        - ``"sttn"``: the sum of two binary kernels (STTN);
+        - ``"binary"``: signs (XNOR-Net, Bi-Real Net);
+        - ``"dorefa"``: four levels, two bits (DoReFa-Net), which take twice the work;
+        - ``"ttq"``: two learned scales (TTQ), for comparison: it trains, and ``convert`` refuses it.
     act
-        Activations: ``"ternary"``.
+        Activations: ``"ternary"``: {0, 1, 2} after a ReLU, {-1, 0, +1} elsewhere; ``"uint2"``: {0, 1, 2, 3}; or
+        ``"binary"``: {0, 1} after a ReLU, {-1, +1} elsewhere.
+    act_quantizer
+        The family whose activations of that kind are taken; the weights' family where None.
     first, last
         What becomes of the first and the last convolution or linear layer (in order of execution): ``"float"`` leaves
         it alone, ``"int8"`` gives it 8-bit weights and activations (:mod:`fatnn_rs.nn.int8`), ``"ternary"`` quantizes
@@ -56,16 +67,15 @@ class TernaryConfig:
         Layers to leave alone: names of modules (a container's name means every layer inside it), or ``"re:…"``, a
         regular expression that must match a layer's whole name.
     overrides
-        Pattern (as in ``skip``) → options for the layers it names: ``weight``, ``act``, ``per_channel`` (bool),
-        ``act_range`` (``"auto"``, ``"half"``, ``"full"``), ``scale`` (bool). Where several patterns name a layer, the
-        later entry wins, option by option. Layers that become int8 have none of these options.
+        Pattern (as in ``skip``) → options for the layers it names: ``weight``, ``act``, ``act_quantizer``,
+        ``per_channel`` (bool), ``act_range`` (``"auto"``, ``"half"``, ``"full"``), ``scale`` (bool). Where several
+        patterns name a layer, the later entry wins, option by option. Layers that become int8 have none of these
+        options.
 
     Raises
     ------
     ConfigError
         A value of the wrong type, an unknown name, a broken regular expression.
-    UnsupportedError
-        A value that is meaningful but not available in this version.
     """
 
     weight: str = "fatnn"
@@ -74,13 +84,16 @@ class TernaryConfig:
     last: str = "float"
     skip: tuple[str, ...] = ()
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    act_quantizer: str | None = None
 
     def __post_init__(self) -> None:
         """Validate every field."""
-        _choice("weight", self.weight, _WEIGHT, _WEIGHT_PLANNED)
-        _choice("act", self.act, _ACT, _ACT_PLANNED)
-        _choice("first", self.first, _END, ())
-        _choice("last", self.last, _END, ())
+        _choice("weight", self.weight, _WEIGHT)
+        _choice("act", self.act, _ACT)
+        if self.act_quantizer is not None:
+            _choice("act_quantizer", self.act_quantizer, _WEIGHT)
+        _choice("first", self.first, _END)
+        _choice("last", self.last, _END)
         if not isinstance(self.skip, (tuple, list)):
             raise ConfigError(f"skip must be a tuple of patterns, got {self.skip!r}; write ({self.skip!r},) for one")
         for pattern in self.skip:
@@ -98,11 +111,14 @@ class TernaryConfig:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy through the constructor (the read-only mappings cannot be pickled themselves)."""
         overrides = {pattern: dict(options) for pattern, options in self.overrides.items()}
-        return (type(self), (self.weight, self.act, self.first, self.last, self.skip, overrides))
+        return (
+            type(self),
+            (self.weight, self.act, self.first, self.last, self.skip, overrides, self.act_quantizer),
+        )
 
     def options_for(self, name: str) -> LayerOptions:
         """Return the options of the layer called ``name``."""
-        options: dict[str, Any] = {"weight": self.weight, "act": self.act}
+        options: dict[str, Any] = {"weight": self.weight, "act": self.act, "act_quantizer": self.act_quantizer}
         for pattern, override in self.overrides.items():
             if matches(pattern, name):
                 options.update(override)
@@ -116,12 +132,9 @@ def matches(pattern: str, name: str) -> bool:
     return name == pattern or name.startswith(pattern + ".")
 
 
-def _choice(what: str, value: Any, available: tuple[str, ...], planned: tuple[str, ...]) -> None:
-    offered = " or ".join(repr(name) for name in available)
-    if not isinstance(value, str) or value not in available + planned:
-        raise ConfigError(f"{what} must be {offered}, got {value!r}")
-    if value not in available:
-        raise UnsupportedError(f"{what}={value!r} is not available in this version; available: {offered}")
+def _choice(what: str, value: Any, available: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in available:
+        raise ConfigError(f"{what} must be {' or '.join(map(repr, available))}, got {value!r}")
 
 
 def _check_pattern(what: str, pattern: Any) -> None:
@@ -139,12 +152,12 @@ def _check_options(pattern: str, options: Any) -> None:
     if not isinstance(options, Mapping):
         raise ConfigError(f"{where} must be a mapping with keys out of {', '.join(OVERRIDE_KEYS)}; got {options!r}")
     for key, value in options.items():
-        if key == "weight":
-            _choice(f"{where}['weight']", value, _WEIGHT, _WEIGHT_PLANNED)
+        if key in ("weight", "act_quantizer"):
+            _choice(f"{where}[{key!r}]", value, _WEIGHT)
         elif key == "act":
-            _choice(f"{where}['act']", value, _ACT, _ACT_PLANNED)
+            _choice(f"{where}['act']", value, _ACT)
         elif key == "act_range":
-            _choice(f"{where}['act_range']", value, _ACT_RANGES, ())
+            _choice(f"{where}['act_range']", value, _ACT_RANGES)
         elif key in ("per_channel", "scale"):
             if not isinstance(value, bool):
                 raise ConfigError(f"{where}[{key!r}] must be True or False, got {value!r}")

@@ -95,6 +95,8 @@ def _twin(module: nn.Module, options: LayerOptions, kind: _Kind) -> QuantizedLay
     return TERNARY_TWINS[type(module)].from_float(
         module,
         quantizer=options.weight,
+        act=options.act,
+        act_quantizer=options.act_quantizer,
         per_channel=options.per_channel,
         act_range=options.act_range,
         scale=kind.scale if options.scale is None else options.scale,

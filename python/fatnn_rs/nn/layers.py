@@ -2,7 +2,7 @@
 
 One forward, the same in training and in eval mode::
 
-    codes = act_quant(x)                      # integer-valued float: {0, 1, 2} or {-1, 0, +1}
+    codes = act_quant(x)                      # integer-valued float: {0, 1, 2} or {-1, 0, +1}, say
     acc   = round(conv(codes, weight_quant(weight)))
     y     = acc [* scale] [+ bias]            # two separate float operations
 
@@ -11,12 +11,16 @@ multiplies and adds is exact in float32; algorithms that transform their operand
 than a half, and the ``round`` takes that away. Autocast is switched off around it: bfloat16 sums would not be exact.
 
 ``scale`` is a learned factor per output channel for places where no BatchNorm follows to absorb it.
+
+Weights of a family that no integer code expresses (``refused``, in :mod:`fatnn_rs.quant.ttq`) are multiplied as floats,
+without the ``round``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +29,7 @@ from torch.nn import functional
 
 from fatnn_rs.errors import ConfigError
 from fatnn_rs.nn.base import EXACT, Product, QuantizedLayer, convolve, exact_product, twin
-from fatnn_rs.quant import QUANTIZERS, ActivationQuantizer, WeightQuantizer
+from fatnn_rs.quant import QUANTIZERS, ActivationQuantizer, QuantizerFamily, WeightQuantizer, activation_quantizer
 from fatnn_rs.threads import one_thread
 
 __all__ = ["TERNARY_TWINS", "TernaryConv1d", "TernaryConv2d", "TernaryLayer", "TernaryLinear", "held_weights"]
@@ -49,20 +53,27 @@ class TernaryLayer(QuantizedLayer):
     scale: nn.Parameter | None
     _held: Tensor | None = None
 
-    def _add_quantizers(self, quantizer: str, per_channel: bool, act_range: str, scale: bool) -> None:
+    def _add_quantizers(
+        self, quantizer: str, act: str, act_quantizer: str | None, per_channel: bool, act_range: str, scale: bool
+    ) -> None:
         """Give a complete torch layer its quantizers, initialised from its weights."""
-        family = QUANTIZERS.get(quantizer)
-        if family is None:
-            raise ConfigError(f"quantizer must be one of {', '.join(map(repr, QUANTIZERS))}, got {quantizer!r}")
-        weight = self.weight
-        if 2 * weight[0].numel() >= EXACT:
+        for name in (quantizer, quantizer if act_quantizer is None else act_quantizer):
+            if name not in QUANTIZERS:
+                raise ConfigError(f"quantizer must be one of {', '.join(map(repr, QUANTIZERS))}, got {name!r}")
+        kinds = QuantizerFamily._fields[1:]
+        if act not in kinds:
+            raise ConfigError(f"act must be one of {', '.join(map(repr, kinds))}, got {act!r}")
+        weight, made = self.weight, QUANTIZERS[quantizer].weight
+        activation = activation_quantizer(quantizer if act_quantizer is None else act_quantizer, act)
+        most = made.levels[-1] * activation.half_levels[-1]
+        if most * weight[0].numel() >= EXACT:
             raise ConfigError(
                 f"{type(self).__name__}: {weight[0].numel()} inputs per output are too many for exact float32 sums "
-                f"(fewer than {EXACT // 2} are fine)"
+                f"(fewer than {EXACT // most} are fine)"
             )
         self.layer_name = ""
-        self.weight_quant = family.weight(weight.shape[0], per_channel).to(weight.device)
-        self.act_quant = family.activation(act_range).to(weight.device)
+        self.weight_quant = made(weight.shape[0], per_channel).to(weight.device)
+        self.act_quant = activation(act_range).to(weight.device)
         self.act_quant.train(self.training)
         self.weight_quant.train(self.training)
         self.weight_quant.initialize(weight.detach())
@@ -78,7 +89,7 @@ class TernaryLayer(QuantizedLayer):
         return torch.where((count > 0) & (fitted > 0), fitted, weight.abs().mean(1).clamp(min=1e-12))
 
     def ternary_weight(self) -> Tensor:
-        """Return the weight codes that forward uses: int8 in {-1, 0, +1}, the shape of ``weight``."""
+        """Return the weight codes that forward uses: int8 out of the quantizer's ``levels``, shape of ``weight``."""
         return self.weight_quant.codes(self.weight) if self._held is None else self._held.to(torch.int8)
 
     def _codes(self, x: Tensor) -> Tensor:
@@ -96,7 +107,9 @@ class TernaryLayer(QuantizedLayer):
 
     def _run(self, product: Product, x: Tensor, dims: int) -> Tensor:
         """``acc * scale + bias``, with exact integers in the dtype of ``weight`` for ``acc``."""
-        acc = exact_product(product, self._codes(x), self._weight_codes()).to(self.weight.dtype)
+        codes, weight = self._codes(x), self._weight_codes()
+        exact = product if self.weight_quant.refused else partial(exact_product, product)
+        acc = exact(codes, weight).to(self.weight.dtype)
         shape = (-1, *([1] * dims))
         if self.scale is not None:
             acc = acc * self.scale.to(acc.dtype).view(shape)
@@ -127,6 +140,8 @@ def _twin(cls: type[Layer], module: nn.Module, expected: type[nn.Module], **opti
     layer = twin(cls, module, expected)
     layer._add_quantizers(
         options.pop("quantizer", "fatnn"),
+        options.pop("act", "ternary"),
+        options.pop("act_quantizer", None),
         options.pop("per_channel", False),
         options.pop("act_range", "auto"),
         options.pop("scale", True),
@@ -145,6 +160,10 @@ class TernaryConv1d(TernaryLayer, nn.Conv1d):
         As ``torch.nn.Conv1d``.
     quantizer : str
         Row of :data:`fatnn_rs.quant.QUANTIZERS`.
+    act : str
+        Activations: ``"ternary"``, ``"uint2"`` or ``"binary"``.
+    act_quantizer : str or None
+        The row whose activations are taken; ``quantizer``'s own where None.
     per_channel : bool
         Weight steps per output channel instead of per layer.
     act_range : str
@@ -157,13 +176,15 @@ class TernaryConv1d(TernaryLayer, nn.Conv1d):
         self,
         *args: Any,
         quantizer: str = "fatnn",
+        act: str = "ternary",
+        act_quantizer: str | None = None,
         per_channel: bool = False,
         act_range: str = "auto",
         scale: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._add_quantizers(quantizer, per_channel, act_range, scale)
+        self._add_quantizers(quantizer, act, act_quantizer, per_channel, act_range, scale)
 
     @classmethod
     def from_float(cls, module: nn.Module, **options: Any) -> TernaryConv1d:
@@ -184,6 +205,10 @@ class TernaryConv2d(TernaryLayer, nn.Conv2d):
         As ``torch.nn.Conv2d``.
     quantizer : str
         Row of :data:`fatnn_rs.quant.QUANTIZERS`.
+    act : str
+        Activations: ``"ternary"``, ``"uint2"`` or ``"binary"``.
+    act_quantizer : str or None
+        The row whose activations are taken; ``quantizer``'s own where None.
     per_channel : bool
         Weight steps per output channel instead of per layer.
     act_range : str
@@ -196,13 +221,15 @@ class TernaryConv2d(TernaryLayer, nn.Conv2d):
         self,
         *args: Any,
         quantizer: str = "fatnn",
+        act: str = "ternary",
+        act_quantizer: str | None = None,
         per_channel: bool = False,
         act_range: str = "auto",
         scale: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._add_quantizers(quantizer, per_channel, act_range, scale)
+        self._add_quantizers(quantizer, act, act_quantizer, per_channel, act_range, scale)
 
     @classmethod
     def from_float(cls, module: nn.Module, **options: Any) -> TernaryConv2d:
@@ -223,6 +250,10 @@ class TernaryLinear(TernaryLayer, nn.Linear):  # type: ignore[misc]
         As ``torch.nn.Linear``.
     quantizer : str
         Row of :data:`fatnn_rs.quant.QUANTIZERS`.
+    act : str
+        Activations: ``"ternary"``, ``"uint2"`` or ``"binary"``.
+    act_quantizer : str or None
+        The row whose activations are taken; ``quantizer``'s own where None.
     per_channel : bool
         Weight steps per output feature instead of per layer.
     act_range : str
@@ -235,13 +266,15 @@ class TernaryLinear(TernaryLayer, nn.Linear):  # type: ignore[misc]
         self,
         *args: Any,
         quantizer: str = "fatnn",
+        act: str = "ternary",
+        act_quantizer: str | None = None,
         per_channel: bool = False,
         act_range: str = "auto",
         scale: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._add_quantizers(quantizer, per_channel, act_range, scale)
+        self._add_quantizers(quantizer, act, act_quantizer, per_channel, act_range, scale)
 
     @classmethod
     def from_float(cls, module: nn.Module, **options: Any) -> TernaryLinear:

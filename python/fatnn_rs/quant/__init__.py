@@ -1,7 +1,8 @@
 """Quantizers: one file per family, one table of them.
 
-To add a family: write ``quant/<name>.py`` with a :class:`WeightQuantizer` and an :class:`ActivationQuantizer`, and give
-it a row in :data:`QUANTIZERS`. Configuration, layers and tests iterate the table.
+To add a family: write ``quant/<name>.py`` with a :class:`WeightQuantizer` (and, where it has its own, an
+:class:`ActivationQuantizer`), and give it a row in :data:`QUANTIZERS`. Configuration, layers, recipes and tests iterate
+the table.
 """
 
 from __future__ import annotations
@@ -9,33 +10,58 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fatnn_rs.quant.base import ActivationQuantizer, WeightQuantizer
-from fatnn_rs.quant.fatnn import FatnnActivation, FatnnWeight
-from fatnn_rs.quant.lsq import LsqActivation, LsqWeight
+from fatnn_rs.quant.binary import BinaryActivation, BinaryWeight
+from fatnn_rs.quant.dorefa import DorefaUint2, DorefaWeight
+from fatnn_rs.quant.fatnn import FatnnActivation, FatnnUint2, FatnnWeight
+from fatnn_rs.quant.lsq import LsqActivation, LsqUint2, LsqWeight
+from fatnn_rs.quant.sttn import SttnWeight
+from fatnn_rs.quant.ttq import TtqWeight
 from fatnn_rs.quant.twn import TwnWeight
 
 __all__ = [
     "QUANTIZERS",
     "ActivationQuantizer",
+    "BinaryActivation",
+    "BinaryWeight",
+    "DorefaUint2",
+    "DorefaWeight",
     "FatnnActivation",
+    "FatnnUint2",
     "FatnnWeight",
     "LsqActivation",
+    "LsqUint2",
     "LsqWeight",
     "QuantizerFamily",
+    "SttnWeight",
+    "TtqWeight",
     "TwnWeight",
     "WeightQuantizer",
+    "activation_quantizer",
 ]
 
 
 class QuantizerFamily(NamedTuple):
-    """The two halves of a family."""
+    """A family's weights, and its activations by what ``act`` asks for: its own, or those that suit it."""
 
     weight: type[WeightQuantizer]
-    activation: type[ActivationQuantizer]
+    ternary: type[ActivationQuantizer]
+    uint2: type[ActivationQuantizer]
+    binary: type[ActivationQuantizer] = BinaryActivation
 
 
 #: Every family there is: name in :class:`fatnn_rs.TernaryConfig` → classes.
 QUANTIZERS: dict[str, QuantizerFamily] = {
-    "fatnn": QuantizerFamily(weight=FatnnWeight, activation=FatnnActivation),
-    "lsq": QuantizerFamily(weight=LsqWeight, activation=LsqActivation),
-    "twn": QuantizerFamily(weight=TwnWeight, activation=FatnnActivation),
+    "fatnn": QuantizerFamily(FatnnWeight, ternary=FatnnActivation, uint2=FatnnUint2),
+    "twn": QuantizerFamily(TwnWeight, ternary=FatnnActivation, uint2=FatnnUint2),
+    "ttq": QuantizerFamily(TtqWeight, ternary=FatnnActivation, uint2=FatnnUint2),
+    "lsq": QuantizerFamily(LsqWeight, ternary=LsqActivation, uint2=LsqUint2),
+    "sttn": QuantizerFamily(SttnWeight, ternary=FatnnActivation, uint2=FatnnUint2),
+    "dorefa": QuantizerFamily(DorefaWeight, ternary=LsqActivation, uint2=DorefaUint2),
+    "binary": QuantizerFamily(BinaryWeight, ternary=FatnnActivation, uint2=FatnnUint2),
 }
+
+
+def activation_quantizer(family: str, act: str) -> type[ActivationQuantizer]:
+    """Return the class of a family's activations of a kind: ``"ternary"``, ``"uint2"`` or ``"binary"``."""
+    found: type[ActivationQuantizer] = QUANTIZERS[family]._asdict()[act]
+    return found

@@ -127,7 +127,7 @@ def fit_step(x: Tensor, low: int, high: int) -> float:
     # The factor keeps squares of very large and very small values inside float32.
     peak = float(np.abs(sample).max())
     sample = sample / np.float32(peak)
-    if high > 2:
+    if high > 3:
         candidates = [float(2.0 ** (-k / 12.0)) / high for k in range(49)]
     else:
         rms = float(torch.from_numpy(sample).square().mean().sqrt())
@@ -157,7 +157,19 @@ def _misfit(sample: npt.NDArray[np.float32], step: np.float32, low: int, high: i
 
 
 class WeightQuantizer(nn.Module):
-    """Contract: float latent weights in, integer-valued float codes in {-1, 0, +1} out."""
+    """Contract: float latent weights in, integer-valued float codes out, each of them one of ``levels``.
+
+    Attributes
+    ----------
+    levels : tuple of int
+        What codes may be, in order: {-1, 0, +1}, or a part of it, or what the family says.
+    refused : str
+        Why no integer code expresses these weights, so that ``convert`` refuses them; empty where one does. Such a
+        quantizer's forward returns floats that are not integers.
+    """
+
+    levels: tuple[int, ...] = (-1, 0, 1)
+    refused: str = ""
 
     def __init__(self, out_channels: int, per_channel: bool = False) -> None:
         super().__init__()
@@ -167,7 +179,7 @@ class WeightQuantizer(nn.Module):
         self.per_channel = per_channel
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the codes of ``weight``: same shape, float32 (or wider), values -1.0, 0.0, +1.0."""
+        """Return the codes of ``weight``: same shape, float32 (or wider), values out of ``levels``."""
         raise NotImplementedError
 
     def initialize(self, weight: Tensor) -> None:
@@ -179,6 +191,10 @@ class WeightQuantizer(nn.Module):
         """Exactly what :meth:`forward` uses, as int8."""
         codes: Tensor = self(weight.detach())
         return codes.to(torch.int8)
+
+    def extra_repr(self) -> str:
+        """Granularity, for ``print(model)``."""
+        return "per output channel" if self.per_channel else "per layer"
 
 
 class InputQuantizer(nn.Module):
@@ -284,28 +300,46 @@ class InputQuantizer(nn.Module):
 class ActivationQuantizer(InputQuantizer):
     """Ternary codes: {0, 1, 2} in half range (the input is never negative: after a ReLU), {-1, 0, +1} in full range.
 
-    Which range is part of the ``state_dict``.
+    Subclasses may have other levels. Which range is part of the ``state_dict``.
 
     Parameters
     ----------
     act_range
         ``"half"`` or ``"full"``, or ``"auto"``: decided by the first data seen (half where its minimum is >= 0).
+
+    Attributes
+    ----------
+    half_levels, full_levels : tuple of int
+        What codes may be in either range, in order; no levels, where the quantizer does not have that range. Half range
+        begins at 0.
     """
 
+    half_levels: tuple[int, ...] = (0, 1, 2)
+    full_levels: tuple[int, ...] = (-1, 0, 1)
     half_range_flag: Tensor
 
     def __init__(self, act_range: str = "auto") -> None:
         super().__init__()
         if act_range not in ("auto", "half", "full"):
             raise ConfigError(f"act_range must be 'auto', 'half' or 'full', got {act_range!r}")
+        if act_range == "full" and not self.full_levels:
+            raise ConfigError(
+                f"{type(self).__name__} has the levels {{{', '.join(map(str, self.half_levels))}}} only, so act_range "
+                "must be 'auto' or 'half', got 'full'; choose act='ternary' or 'binary' for signed activations"
+            )
         self.act_range = act_range
         self.register_buffer("half_range_flag", torch.tensor(act_range == "half"))
         self._half_range = act_range == "half"
 
     @property
     def half_range(self) -> bool:
-        """Whether codes are {0, 1, 2} (True) or {-1, 0, +1} (False). Not decided before initialisation."""
+        """Whether codes begin at 0 (True) or at -1 (False). Not decided before initialisation."""
         return self._half_range
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """What codes may be, in order. Not decided before initialisation."""
+        return self.half_levels if self._half_range else self.full_levels
 
     @property
     def step(self) -> float:
@@ -322,12 +356,11 @@ class ActivationQuantizer(InputQuantizer):
         """
         minimum = float(x.min())
         if self.act_range == "half" and minimum < 0:
-            raise InputError(
-                f"{self._where()}: act_range='half' needs inputs >= 0, got {minimum:g}; use 'full' or 'auto'"
-            )
-        half = self.act_range == "half" or (self.act_range == "auto" and minimum >= 0)
+            others = "use 'full' or 'auto'" if self.full_levels else "'auto' takes negative ones for 0"
+            raise InputError(f"{self._where()}: act_range='half' needs inputs >= 0, got {minimum:g}; {others}")
+        half = self.act_range == "half" or (self.act_range == "auto" and minimum >= 0) or not self.full_levels
         self._set_state(initialized=False, half_range=half)
-        return fit_step(x, 0, 2) if half else fit_step(x, -1, 1)
+        return fit_step(x, self.levels[0], self.levels[-1])
 
     def _set_state(self, *, initialized: bool, half_range: bool) -> None:
         self._initialized, self._half_range = initialized, half_range

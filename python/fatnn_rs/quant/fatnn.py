@@ -12,13 +12,15 @@ does.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import hardtanh
 
 from fatnn_rs.quant.base import MIN_STEP, ActivationQuantizer, WeightQuantizer, fit_step, positive, round_ste, widen
 
-__all__ = ["FatnnActivation", "FatnnWeight"]
+__all__ = ["FatnnActivation", "FatnnUint2", "FatnnWeight"]
 
 _MIN_STD = 1e-12
 
@@ -108,10 +110,6 @@ class FatnnWeight(WeightQuantizer):
         """Per-layer or per-channel values, shaped and typed to combine with ``weight``."""
         return values.to(widen(weight).dtype).view(-1, *([1] * (weight.dim() - 1)))
 
-    def extra_repr(self) -> str:
-        """Granularity, for ``print(model)``."""
-        return "per output channel" if self.per_channel else "per layer"
-
 
 class FatnnActivation(ActivationQuantizer):
     r"""Ternary activations.
@@ -164,3 +162,60 @@ class FatnnActivation(ActivationQuantizer):
         """Both steps to ``step``."""
         self.alpha1.fill_(max(1.0 / step, MIN_STEP))
         self.alpha2.fill_(max(1.0 / step, MIN_STEP))
+
+
+class FatnnUint2(ActivationQuantizer):
+    r"""Activations of two bits, after a ReLU: FATNN's half range with a third learned step.
+
+    With the ends of the steps :math:`e_0 = 0`, :math:`e_1 = 1/\alpha_1`, :math:`e_2 = e_1 + 1/\alpha_2`:
+
+    .. math:: q(x) = \sum_{i=1}^{3} round(clip((x - e_{i-1})\,\alpha_i, 0, 1)) \in \{0, 1, 2, 3\}
+
+    Thresholds ``e_(i-1) + 0.5 / alpha_i``. Negative inputs become 0. Against ternary weights four levels cost
+    the same two passes over bits as three. Gradient (straight-through): for x inside step i, ``dq/dx = a_i``,
+    ``dq/da_i = x - e_(i-1)`` and, for every earlier step j, ``dq/da_j = a_i / a_j**2``; zero outside all steps.
+
+    Parameters
+    ----------
+    act_range
+        ``"half"`` or ``"auto"``, which here means the same but takes negative inputs for 0.
+
+    Attributes
+    ----------
+    alpha1, alpha2, alpha3 : Parameter
+        Step reciprocals, shape [], float32.
+
+    References
+    ----------
+    FATNN (arXiv 2008.05101), for the steps.
+    """
+
+    half_levels = (0, 1, 2, 3)
+    full_levels = ()
+
+    def __init__(self, act_range: str = "auto") -> None:
+        super().__init__(act_range)
+        self.alpha1 = nn.Parameter(torch.tensor(1.0))
+        self.alpha2 = nn.Parameter(torch.tensor(1.0))
+        self.alpha3 = nn.Parameter(torch.tensor(1.0))
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Return the codes of ``x`` with the present steps."""
+        alphas = [positive(alpha).to(x.dtype) for alpha in (self.alpha1, self.alpha2, self.alpha3)]
+        codes = round_ste(hardtanh(x * alphas[0], 0.0, 1.0, inplace=True))
+        end = torch.zeros_like(alphas[0])
+        for before, alpha in pairwise(alphas):
+            end = end + 1.0 / before
+            codes = codes + round_ste(hardtanh((x - end) * alpha, 0.0, 1.0, inplace=True))
+        return codes
+
+    @property
+    def step(self) -> float:
+        """The mean size of the three steps: how much of ``x`` one level stands for."""
+        return sum(1.0 / max(float(alpha), MIN_STEP) for alpha in (self.alpha1, self.alpha2, self.alpha3)) / 3
+
+    @torch.no_grad()
+    def set_step(self, step: float) -> None:
+        """All steps to ``step``."""
+        for alpha in (self.alpha1, self.alpha2, self.alpha3):
+            alpha.fill_(max(1.0 / step, MIN_STEP))

@@ -28,7 +28,7 @@ from fatnn_rs.quant.base import (
     widen,
 )
 
-__all__ = ["LsqActivation", "LsqWeight"]
+__all__ = ["LsqActivation", "LsqUint2", "LsqWeight"]
 
 
 class LsqWeight(WeightQuantizer):
@@ -74,10 +74,6 @@ class LsqWeight(WeightQuantizer):
             if step > 0:
                 self.step_size[index] = step
 
-    def extra_repr(self) -> str:
-        """Granularity, for ``print(model)``."""
-        return "per output channel" if self.per_channel else "per layer"
-
 
 class LsqActivation(ActivationQuantizer):
     r"""Ternary activations with a learned step.
@@ -109,7 +105,7 @@ class LsqActivation(ActivationQuantizer):
 
     def quantize(self, x: Tensor) -> Tensor:
         """Return the codes of ``x`` with the present step."""
-        low, high = (0.0, 2.0) if self.half_range else (-1.0, 1.0)
+        low, high = float(self.levels[0]), float(self.levels[-1])
         count = x[0].numel() if x.dim() > 1 and len(x) else x.numel()
         step = scale_gradient(positive(self.step_size), 1.0 / math.sqrt(max(count, 1) * high))
         return round_ste(hardtanh(x * step.reciprocal().to(x.dtype), low, high))
@@ -123,3 +119,18 @@ class LsqActivation(ActivationQuantizer):
     def set_step(self, step: float) -> None:
         """Set the step."""
         self.step_size.fill_(step)
+
+
+class LsqUint2(LsqActivation):
+    r"""Activations of two bits with a learned step, after a ReLU: :math:`q(x) = round(clip(x / s, 0, 3))`.
+
+    Thresholds ``s / 2``, ``3 s / 2``, ``5 s / 2``; negative inputs become 0. Gradient, parameters and attributes as in
+    :class:`LsqActivation`, with ``Q_P = 3``; ``act_range`` is ``"auto"`` or ``"half"``.
+
+    References
+    ----------
+    LSQ (arXiv 1902.08153).
+    """
+
+    half_levels = (0, 1, 2, 3)
+    full_levels = ()

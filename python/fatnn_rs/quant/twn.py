@@ -70,7 +70,3 @@ class TwnWeight(WeightQuantizer):
 
     def initialize(self, weight: Tensor) -> None:
         """Nothing to set: the threshold follows the weights."""
-
-    def extra_repr(self) -> str:
-        """Granularity, for ``print(model)``."""
-        return "per output channel" if self.per_channel else "per layer"

@@ -141,7 +141,7 @@ def _function(graph: Graph, chain: _Chain, quantizer: Node) -> Callable[[Tensor]
 
 
 #: Activation quantizers that never fall: exactly these, for a subclass may compute something else.
-_MONOTONE = frozenset(family.activation for family in QUANTIZERS.values())
+_MONOTONE = frozenset(quantizer for family in QUANTIZERS.values() for quantizer in family[1:])
 
 
 def _fuse(graph: Graph, chain: _Chain, quantizer: Node) -> str:

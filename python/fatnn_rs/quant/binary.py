@@ -1,0 +1,165 @@
+"""Binary weights and activations, in the style of XNOR-Net and Bi-Real Net: a ternary code without its zero.
+
+M. Rastegari et al., "XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks", ECCV 2016 (arXiv
+1603.05279); Z. Liu et al., "Bi-Real Net: Enhancing the Performance of 1-bit CNNs with Improved Representational
+Capability and Advanced Training Algorithm", ECCV 2018 (arXiv 1808.00278), for the gradient of ``sign``.
+
+``sign(0) = +1``. A zero that pads a convolution is the code 0, as in those papers' own training, and not a ``sign``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import hardtanh
+
+from fatnn_rs.quant.base import (
+    MIN_STEP,
+    ActivationQuantizer,
+    WeightQuantizer,
+    positive,
+    round_ste,
+    scale_gradient,
+    widen,
+)
+
+__all__ = ["BinaryActivation", "BinaryWeight", "approximate_sign", "mean_size"]
+
+_LEAST = 1e-12
+
+#: Reach of the gradient of ``sign`` in mean sizes of its argument: Bi-Real's 1 where that is normal with variance 1.
+_REACH = 1.25
+
+
+def _signs(x: Tensor) -> Tensor:
+    return torch.where(x >= 0, torch.ones_like(x), -torch.ones_like(x))
+
+
+class _Sign(torch.autograd.Function):
+    """``sign`` with ``sign(0) = 1``; the gradient is the identity's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _signs(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+class _ApproximateSign(torch.autograd.Function):
+    """``sign`` with ``sign(0) = 1``; its derivative is ``2 - 2 |x|`` for ``|x| < 1``, else 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return _signs(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        x: Tensor = ctx.saved_tensors[0]
+        return grads[0] * (2.0 - 2.0 * x.abs()).clamp(min=0.0)
+
+
+def approximate_sign(x: Tensor) -> Tensor:
+    """``sign(x)``, ``sign(0) = 1``; gradient ``max(2 - 2 |x|, 0)``: Bi-Real Net's, equation 8."""
+    result: Tensor = _ApproximateSign.apply(x)
+    return result
+
+
+def mean_size(weight: Tensor, rows: int) -> Tensor:
+    """``mean(|w|)`` of each of ``rows`` parts of ``weight``, detached, shaped to combine with it; never zero.
+
+    Summed in float64, so that the number of threads does not show.
+    """
+    exact = torch.float64 if weight.device.type != "mps" else weight.dtype
+    size = weight.detach().abs().to(exact).reshape(rows, -1).mean(dim=1).clamp(min=_LEAST)
+    return size.to(weight.dtype).view(-1, *([1] * (weight.dim() - 1)))
+
+
+class BinaryWeight(WeightQuantizer):
+    r"""Binary weights: :math:`q(w) = sign(w) \in \{-1, +1\}`, :math:`sign(0) = +1`.
+
+    XNOR-Net multiplies them by ``a = mean(|w|)``; here BatchNorm (or the layer's ``scale``) does. Gradient
+    (straight-through, through ``a q``): ``dq/dw = 1 / a``, ``a`` over the layer or the output channel.
+
+    Parameters
+    ----------
+    out_channels
+        Size of the weight's first dimension.
+    per_channel
+        One ``a`` per output channel instead of one per layer: it shows in the gradient only.
+
+    References
+    ----------
+    XNOR-Net (arXiv 1603.05279), section 3.1.
+    """
+
+    levels = (-1, 1)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the codes of ``weight``: same shape, float32 (or wider), values -1.0, +1.0."""
+        wide = widen(weight)
+        codes: Tensor = _Sign.apply(wide / mean_size(wide, self.out_channels if self.per_channel else 1))
+        return codes
+
+    def initialize(self, weight: Tensor) -> None:
+        """Nothing to set."""
+
+
+class BinaryActivation(ActivationQuantizer):
+    r"""Binary activations.
+
+    Full range: :math:`q(x) = sign(x) \in \{-1, +1\}`, :math:`sign(0) = +1`; nothing learned. Gradient: with
+    ``r = 1.25 step``, ``step`` being the first batch's ``mean(|x|)`` (so r = 1 for normal activations of variance 1):
+    ``dq/dx = (2 - 2 |x| / r) / r`` for ``|x| < r``, else 0.
+
+    Half range (after a ReLU): :math:`q(x) = round(clip(x\,\alpha, 0, 1)) \in \{0, 1\}`, threshold ``0.5 / alpha``.
+    Gradient (straight-through), for x in (0, 1/alpha): ``dq/dx = alpha``, ``dq/dalpha = x``; zero elsewhere.
+
+    Parameters
+    ----------
+    act_range
+        ``"half"``, ``"full"``, or ``"auto"``: decided by the first data seen.
+
+    Attributes
+    ----------
+    alpha : Parameter
+        Reciprocal of the step, shape [], float32. Learned in half range only.
+
+    References
+    ----------
+    Bi-Real Net (arXiv 1808.00278); half range as DoReFa-Net (arXiv 1606.06160) with a learned step.
+    """
+
+    half_levels = (0, 1)
+    full_levels = (-1, 1)
+
+    def __init__(self, act_range: str = "auto") -> None:
+        super().__init__(act_range)
+        self.alpha = nn.Parameter(torch.tensor(1.0))
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Return the codes of ``x`` with the present step."""
+        alpha = positive(self.alpha).to(x.dtype)
+        if self.half_range:
+            return round_ste(hardtanh(x * alpha, 0.0, 1.0, inplace=True))
+        # The step is in the graph with a gradient of zero: distributed training wants one from every parameter.
+        return approximate_sign(x * (scale_gradient(alpha, 0.0) / _REACH))
+
+    def fitted_step(self, x: Tensor) -> float:
+        """Half range: the best fit; full range: ``mean(|x|)``."""
+        fitted = super().fitted_step(x)
+        return fitted if self.half_range else float(mean_size(x, 1))
+
+    @property
+    def step(self) -> float:
+        """How much of ``x`` one level stands for."""
+        return 1.0 / max(float(self.alpha), MIN_STEP)
+
+    @torch.no_grad()
+    def set_step(self, step: float) -> None:
+        """Set the step."""
+        self.alpha.fill_(max(1.0 / step, MIN_STEP))

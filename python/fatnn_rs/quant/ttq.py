@@ -1,0 +1,113 @@
+"""Trained ternary quantization: a threshold that follows the weights, and two learned scales.
+
+C. Zhu, S. Han, H. Mao, W. Dally, "Trained Ternary Quantization", ICLR 2017 (arXiv 1612.01064). The paper quantizes
+weights only; the family's activations are FATNN's.
+
+Its weights are {-Wn, 0, +Wp}. Two scales in one sum are not an integer times a scale: this family trains, for
+comparison, and ``convert`` refuses it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fatnn_rs.quant.base import WeightQuantizer, widen
+
+__all__ = ["TtqWeight"]
+
+#: The threshold's share of the greatest weight: section 4 of the paper.
+_SHARE = 0.05
+
+
+class _Trained(torch.autograd.Function):
+    """The weights that a layer uses, and the paper's gradients (equations 7 and 8)."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scale_neg: Tensor, scale_pos: Tensor, threshold: Tensor) -> Tensor:
+        above, below = weight > threshold, weight < -threshold
+        ctx.save_for_backward(above, below, scale_neg, scale_pos)
+        return above * scale_pos - below * scale_neg
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        above, below, scale_neg, scale_pos = ctx.saved_tensors
+        (g,) = grads
+        return (
+            g * torch.where(above, scale_pos, torch.where(below, scale_neg, torch.ones_like(g))),
+            -(g * below).sum_to_size(scale_neg.shape),
+            (g * above).sum_to_size(scale_pos.shape),
+            None,
+        )
+
+
+class TtqWeight(WeightQuantizer):
+    r"""Ternary weights of two learned scales.
+
+    :math:`q(w) = W_p` where :math:`w > \Delta`, :math:`-W_n` where :math:`w < -\Delta`, else 0, with
+    :math:`\Delta = 0.05\,max|w|`.
+
+    Not integers: ``refused`` says why, and ``codes`` returns the signs alone. Gradient: ``dq/dw`` is ``Wp``, ``Wn`` or,
+    for zeros, 1; ``dq/dWp = 1`` where :math:`w > \Delta`, ``dq/dWn = -1`` where :math:`w < -\Delta`.
+
+    Parameters
+    ----------
+    out_channels
+        Size of the weight's first dimension.
+    per_channel
+        Threshold and scales per output channel instead of per layer.
+
+    Attributes
+    ----------
+    scale_neg, scale_pos : Parameter
+        ``Wn`` and ``Wp``, shape [1] or [out_channels], float32. At first the mean size of the weights they replace.
+
+    References
+    ----------
+    TTQ (arXiv 1612.01064), equations 6 to 9.
+    """
+
+    refused = (
+        "TTQ multiplies positive and negative weights by two different learned scales, which no integer product "
+        "expresses; train with weight='fatnn', 'lsq', 'twn' or 'sttn' to deploy"
+    )
+
+    def __init__(self, out_channels: int, per_channel: bool = False) -> None:
+        super().__init__(out_channels, per_channel)
+        size = out_channels if per_channel else 1
+        self.scale_neg = nn.Parameter(torch.ones(size))
+        self.scale_pos = nn.Parameter(torch.ones(size))
+
+    def _threshold(self, weight: Tensor) -> Tensor:
+        rows = weight.detach().abs().reshape(len(self.scale_pos), -1)
+        return _SHARE * self._spread(rows.amax(dim=1), weight)
+
+    def _spread(self, values: Tensor, weight: Tensor) -> Tensor:
+        return values.to(weight.dtype).view(-1, *([1] * (weight.dim() - 1)))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return what stands for ``weight``: same shape, float32 (or wider), values ``-Wn``, 0.0, ``Wp``."""
+        wide = widen(weight)
+        scales = [self._spread(scale, wide) for scale in (self.scale_neg, self.scale_pos)]
+        result: Tensor = _Trained.apply(wide, *scales, self._threshold(wide))
+        return result + 0.0  # turns -0.0 into 0.0
+
+    @torch.no_grad()
+    def codes(self, weight: Tensor) -> Tensor:
+        """Signs of what :meth:`forward` uses, as int8 in {-1, 0, +1}."""
+        wide = widen(weight.detach())
+        threshold = self._threshold(wide)
+        return (wide > threshold).to(torch.int8) - (wide < -threshold).to(torch.int8)
+
+    @torch.no_grad()
+    def initialize(self, weight: Tensor) -> None:
+        """Both scales to the mean size of the weights that they replace."""
+        rows = widen(weight).reshape(len(self.scale_pos), -1)
+        codes = self.codes(weight).reshape(rows.shape)
+        for scale, sign in ((self.scale_neg, -1), (self.scale_pos, 1)):
+            chosen = codes == sign
+            count = chosen.sum(1)
+            mean = (rows.abs() * chosen).sum(1) / count.clamp(min=1)
+            scale.copy_(torch.where(count > 0, mean, torch.ones_like(mean)))
