@@ -1,4 +1,6 @@
-"""The command line: ``fatnn info | demo | inspect | run | bench``. Of these, ``demo`` and ``bench`` need torch.
+"""The command line: ``fatnn info | demo | train | eval | compare | inspect | run | bench``.
+
+All but ``info``, ``inspect`` and ``run`` need torch.
 
 Figures go to standard output (as JSON with ``--json``), everything else to standard error. What fails on purpose exits
 with 1 and one line; wrong usage exits with 2.
@@ -97,6 +99,143 @@ def demo(
     result = demonstration.main(options, Console(stderr=True) if as_json else Console())
     if as_json:
         print(json.dumps(result, indent=2))
+
+
+Config = Annotated[str, typer.Option("--config", help="A recipe: its name, or a .yaml file. 'list' names them.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Change a value: ternary.epochs=2. Repeatable.")]
+Folder = Annotated[
+    Path | None, typer.Option("--data", envvar="FATNN_DATA", help="Where the data set is, or is to be put.")
+]
+Download = Annotated[bool, typer.Option(help="Fetch data that are not there, through torchvision.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Torch's threads.")]
+
+
+@app.command()
+def train(
+    config: Config,
+    data: Folder = None,
+    out: Annotated[Path, typer.Option(help="The run's folder; a run that was interrupted there goes on.")] = Path(
+        "run"
+    ),
+    model: Annotated[
+        str | None, typer.Option(help="Another model than the recipe's: torchvision:NAME, timm:NAME.")
+    ] = None,
+    settings: Settings = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and augmentation.")] = 0,
+    float_from: Annotated[Path | None, typer.Option(help="Start from this float checkpoint.", dir_okay=False)] = None,
+    float_only: Annotated[bool, typer.Option("--float-only", help="Train the float model, nothing else.")] = False,
+    threads: Threads = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")] = False,
+    download: Download = True,
+    as_json: Json = False,
+) -> None:
+    """Train a recipe: a float model, a ternary model from it, and the converted network. Under torchrun, on several."""
+    from rich.console import Console
+
+    _need_training()
+    from fatnn_rs.train.loop import TrainOptions
+    from fatnn_rs.train.loop import train as run_recipe
+    from fatnn_rs.train.recipe import load_recipe, recipe_names
+
+    if config == "list":
+        print("\n".join(recipe_names()))
+        return
+    given = list(settings or ())
+    recipe = load_recipe(config, given if model is None else [f"model={json.dumps(model)}", *given])
+    _set_threads(threads)
+    options = TrainOptions(out=out, data=data, seed=seed, download=download, float_from=float_from, cpu=cpu)
+    result = run_recipe(recipe.float_only() if float_only else recipe, options, Console(stderr=True))
+    shown = {key: result[key] for key in _FIGURES if key in result}
+    if as_json:
+        print(json.dumps(shown))
+        return
+    for key, value in shown.items():
+        print(f"{key:<17} {value:.2%}" if key.endswith("accuracy") else f"{key:<17} {value}")
+    print(f"{'folder':<17} {out}")
+
+
+#: What ``train`` shows of a result.
+_FIGURES = (
+    *("float_accuracy", "ternary_accuracy", "rust_accuracy", "codes_total", "codes_different", "refused"),
+    *("file_bytes", "seconds"),
+)
+
+
+@app.command(name="eval")
+def evaluate(
+    network: Network,
+    config: Config,
+    data: Folder = None,
+    settings: Settings = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
+    download: Download = True,
+    as_json: Json = False,
+) -> None:
+    """Measure a saved network's accuracy on a recipe's test images."""
+    _need_training()
+    from fatnn_rs.train.data import load_data
+    from fatnn_rs.train.recipe import load_recipe
+
+    test = load_data(load_recipe(config, settings or ()), data, download)
+    net = _load(network)
+    start = time.perf_counter()
+    right = sum(int((net(x).argmax(1) == y).sum()) for x, y in test.test_batches(batch))
+    seconds = time.perf_counter() - start
+    figures = {"accuracy": right / test.test_count, "images": test.test_count, "seconds": round(seconds, 2)}
+    print(
+        json.dumps(figures)
+        if as_json
+        else f"{right / test.test_count:.2%} of {test.test_count:,} images, {seconds:.1f} s"
+    )
+
+
+@app.command()
+def compare(
+    config: Config,
+    data: Folder = None,
+    rows: Annotated[str, typer.Option(help="Rows, separated by commas; 'all'.")] = "all",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of every row.")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, one thread each.")] = 1,
+    runs: Annotated[Path | None, typer.Option(help="Folder of the runs; runs/RECIPE by default.")] = None,
+    results: Annotated[Path, typer.Option(help="Folder of the table, the figures and the plot.")] = Path(
+        "docs/results"
+    ),
+    settings: Settings = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")] = False,
+    download: Download = True,
+) -> None:
+    """Train quantizers side by side, from the same float networks by the same recipe; write a table and a plot."""
+    from rich.console import Console
+
+    _need_training()
+    from fatnn_rs.train.compare import ROWS, CompareOptions
+    from fatnn_rs.train.compare import compare as run_all
+
+    options = CompareOptions(
+        recipe=config,
+        runs=runs or Path("runs") / Path(config).stem,
+        results=results,
+        settings=tuple(settings or ()),
+        rows=tuple(ROWS) if rows == "all" else _names(rows),
+        seeds=seeds,
+        data=data,
+        jobs=jobs,
+        download=download,
+        cpu=cpu,
+    )
+    run_all(options, Console())
+
+
+def _need_training() -> None:
+    for module in ("torch", "accelerate", "pydantic", "yaml"):
+        _need(module, "'fatnn-rs[train]'")
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 @app.command()

@@ -10,6 +10,8 @@ every second pixel and pads the new channels with zeros.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -33,22 +35,67 @@ class Shortcut(nn.Module):
 
 
 class CifarBlock(nn.Module):
-    """Two 3x3 convolutions with BatchNorm beside a shortcut; ReLU at the end."""
+    """Two 3x3 convolutions with BatchNorm, and what goes around them.
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+    Parameters
+    ----------
+    inputs, outputs, stride
+        Channels, and the first convolution's stride.
+    shortcut
+        ``"block"``: one around both convolutions, as in the paper; ``"conv"``: one around each (Z. Liu et al., "Bi-Real
+        Net", ECCV 2018), so that what three levels cannot carry goes past every convolution.
+    order
+        ``"post"``: convolution, BatchNorm, sum, ReLU; ``"pre"``: BatchNorm, ReLU, convolution, sum (K. He et al.,
+        "Identity Mappings in Deep Residual Networks", ECCV 2016).
+    identity_norm
+        BatchNorm on the shortcuts.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int = 1,
+        *,
+        shortcut: str = "block",
+        order: str = "post",
+        identity_norm: bool = False,
+    ) -> None:
         super().__init__()
+        post = order == "post"
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
+        self.bn1 = nn.BatchNorm2d(outputs if post else inputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU()
         same = stride == 1 and inputs == outputs
-        self.shortcut: nn.Module = nn.Identity() if same else Shortcut(stride, outputs - inputs)
+        around: nn.Module = nn.Identity() if same else Shortcut(stride, outputs - inputs)
+        self.shortcut = nn.Sequential(around, nn.BatchNorm2d(outputs)) if identity_norm else around
+        self.shortcut2: nn.Module | None = None
+        if shortcut == "conv":
+            self.shortcut2 = nn.BatchNorm2d(outputs) if identity_norm else nn.Identity()
+        self.post = post
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, inputs, H, W] -> [N, outputs, H / stride, W / stride]."""
-        y = self.relu(self.bn1(self.conv1(x)))
-        out: Tensor = self.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+        return self._post(x) if self.post else self._pre(x)
+
+    def _post(self, x: Tensor) -> Tensor:
+        y = self.bn1(self.conv1(x))
+        if self.shortcut2 is None:
+            y, around = self.relu(y), self.shortcut(x)
+        else:
+            y = self.relu(y + self.shortcut(x))
+            around = self.shortcut2(y)
+        out: Tensor = self.relu(self.bn2(self.conv2(y)) + around)
+        return out
+
+    def _pre(self, x: Tensor) -> Tensor:
+        y, around = self.conv1(self.relu(self.bn1(x))), self.shortcut(x)
+        if self.shortcut2 is not None:
+            y = y + around
+            around = self.shortcut2(y)
+        out: Tensor = self.conv2(self.relu(self.bn2(y))) + around
         return out
 
 
@@ -61,15 +108,29 @@ class CifarResNet(nn.Module):
         6n + 2: 20, 32, 44, 56, 110.
     classes
         Outputs.
+    shortcut, order, identity_norm
+        Of the blocks: see :class:`CifarBlock`. The defaults are the paper's.
 
     Raises
     ------
     ConfigError
-        Another depth.
+        Another depth, shortcut or order.
     """
 
-    def __init__(self, depth: int = 20, classes: int = 10) -> None:
+    def __init__(
+        self,
+        depth: int = 20,
+        classes: int = 10,
+        *,
+        shortcut: str = "block",
+        order: str = "post",
+        identity_norm: bool = False,
+    ) -> None:
         super().__init__()
+        if shortcut not in ("block", "conv"):
+            raise ConfigError(f"shortcut must be 'block' or 'conv', got {shortcut!r}")
+        if order not in ("post", "pre"):
+            raise ConfigError(f"order must be 'post' or 'pre', got {order!r}")
         if depth < 8 or (depth - 2) % 6:
             raise ConfigError(f"depth must be 6n + 2 (20, 32, 44, 56, 110), got {depth}")
         blocks = (depth - 2) // 6
@@ -78,8 +139,13 @@ class CifarResNet(nn.Module):
         inputs = 16
         for outputs in (16, 32, 64):
             for number in range(blocks):
-                stages.append(CifarBlock(inputs, outputs, stride=2 if number == 0 and outputs != 16 else 1))
+                stride = 2 if number == 0 and outputs != 16 else 1
+                stages.append(
+                    CifarBlock(inputs, outputs, stride, shortcut=shortcut, order=order, identity_norm=identity_norm)
+                )
                 inputs = outputs
+        if order == "pre":
+            stages += [nn.BatchNorm2d(inputs), nn.ReLU()]
         self.blocks = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(64, classes)
@@ -93,11 +159,11 @@ class CifarResNet(nn.Module):
         return logits
 
 
-def resnet20(classes: int = 10) -> CifarResNet:
-    """20 layers, 0.27 million parameters."""
-    return CifarResNet(20, classes)
+def resnet20(classes: int = 10, **options: Any) -> CifarResNet:
+    """20 layers, 0.27 million parameters; options of :class:`CifarResNet`."""
+    return CifarResNet(20, classes, **options)
 
 
-def resnet32(classes: int = 10) -> CifarResNet:
-    """32 layers, 0.46 million parameters."""
-    return CifarResNet(32, classes)
+def resnet32(classes: int = 10, **options: Any) -> CifarResNet:
+    """32 layers, 0.46 million parameters; options of :class:`CifarResNet`."""
+    return CifarResNet(32, classes, **options)

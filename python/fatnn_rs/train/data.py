@@ -1,0 +1,376 @@
+"""Data sets: one table, two kinds.
+
+Small images are held in memory whole and augmented batch by batch with tensor operations, which costs a CPU next to
+nothing. Folders of pictures go through torchvision's decoders and transforms in worker processes.
+
+What a training step sees depends on the seed, the epoch and the number of the batch alone: not on the number of
+processes or workers, and not on where training was interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fatnn_rs.errors import ConfigError, InputError, UnsupportedError
+from fatnn_rs.train.recipe import Augment, Recipe
+
+__all__ = ["DATASETS", "Data", "FolderData", "ImageData", "Share", "load_data"]
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of several processes this is: it takes every ``world``-th image of a batch."""
+
+    rank: int = 0
+    world: int = 1
+
+
+class Data(Protocol):
+    """What the training loop asks of a data set."""
+
+    @property
+    def name(self) -> str:
+        """As in the recipe."""
+        ...
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        ...
+
+    @property
+    def train_count(self) -> int:
+        """Training images."""
+        ...
+
+    @property
+    def test_count(self) -> int:
+        """Test images."""
+        ...
+
+    def train_batches(self, seed: int, epoch: int, batch_size: int, first: int, share: Share) -> Iterator[Batch]:
+        """Batches ``first, first + 1, ...`` of an epoch: this process's share, float32 [n, C, H, W] and int64 [n].
+
+        The last images of an epoch's order that fill no batch are left out.
+        """
+        ...
+
+    def test_batches(self, batch_size: int, share: Share = ...) -> Iterator[Batch]:
+        """Yield this process's share of the test images, in order, not augmented."""
+        ...
+
+
+def _order(count: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(count, generator=_generator(seed, epoch, -1))
+
+
+def _generator(seed: int, epoch: int, batch: int) -> torch.Generator:
+    """Make a generator of its own for every batch, so that nothing depends on what was drawn before."""
+    mixed = 0
+    for part in (seed, epoch, batch + 1):
+        mixed = (mixed * 0x9E3779B97F4A7C15 + part + 0x7F4A7C15) & 0x7FFFFFFFFFFFFFFF
+    return torch.Generator().manual_seed(mixed)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Images in memory.
+
+    Attributes
+    ----------
+    train_x, test_x
+        uint8 [N, C, H, W].
+    train_y, test_y
+        int64 [N].
+    mean, std
+        Of the training pixels, per channel, with 255 as 1.
+    """
+
+    name: str
+    classes: int
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: Augment
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        _, channels, height, width = self.train_x.shape
+        return channels, height, width
+
+    @property
+    def train_count(self) -> int:
+        """Training images."""
+        return len(self.train_x)
+
+    @property
+    def test_count(self) -> int:
+        """Test images."""
+        return len(self.test_x)
+
+    def train_batches(self, seed: int, epoch: int, batch_size: int, first: int, share: Share) -> Iterator[Batch]:
+        """See :class:`Data`."""
+        order = _order(self.train_count, seed, epoch)
+        for batch in range(first, self.train_count // batch_size):
+            chosen = order[batch * batch_size :][:batch_size]
+            x = self._augmented(self._normal(self.train_x[chosen]), _generator(seed, epoch, batch))
+            y = self.train_y[chosen]
+            yield x[share.rank :: share.world], y[share.rank :: share.world]
+
+    def test_batches(self, batch_size: int, share: Share = Share()) -> Iterator[Batch]:
+        """See :class:`Data`."""
+        x, y = (part[share.rank :: share.world] for part in (self.test_x, self.test_y))
+        for at in range(0, len(x), batch_size):
+            yield self._normal(x[at : at + batch_size]), y[at : at + batch_size]
+
+    def _normal(self, x: Tensor) -> Tensor:
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (x.float() / 255.0 - mean) / std
+
+    def _augmented(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Crop, flip and cut out, each image by numbers of its own."""
+        n, _, height, width = x.shape
+        images, rows, columns = torch.arange(n)[:, None, None], torch.arange(height), torch.arange(width)
+        pad = self.augment.crop
+        if pad or self.augment.flip:
+            dy, dx = torch.randint(0, 2 * pad + 1, (2, n, 1, 1), generator=generator)
+            flipped = torch.rand(n, 1, 1, generator=generator) < (0.5 if self.augment.flip else 0.0)
+            across = torch.where(flipped, width - 1 - columns, columns)
+            padded = functional.pad(x, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
+            x = padded[images, rows[:, None] + dy, across + dx].permute(0, 3, 1, 2)
+        side = self.augment.cutout
+        if side:
+            top, left = (torch.randint(0, size, (n, 1, 1), generator=generator) - side // 2 for size in (height, width))
+            in_rows = (rows[:, None] >= top) & (rows[:, None] < top + side)
+            inside = in_rows & (columns >= left) & (columns < left + side)
+            x = x.masked_fill(inside[:, None], 0.0)
+        return x
+
+
+class _Seeded(torch.utils.data.Dataset[Batch]):
+    """A data set whose random transforms depend on the seed, the epoch and the image alone."""
+
+    def __init__(self, inner: Any, seed: int, epoch: int) -> None:
+        self.inner, self.seed, self.epoch = inner, seed, epoch
+
+    def __getitem__(self, index: int) -> Batch:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(_generator(self.seed, self.epoch, index).initial_seed()))
+            x, y = self.inner[index]
+        return x, torch.tensor(y)
+
+
+@dataclass(frozen=True)
+class FolderData:
+    """Pictures in folders, ``train/CLASS/*`` and ``val/CLASS/*``: ImageNet and the like.
+
+    Attributes
+    ----------
+    train, test
+        torchvision data sets with their transforms.
+    workers
+        Processes that read and transform.
+    """
+
+    name: str
+    classes: int
+    train: Any
+    test: Any
+    size: int
+    workers: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        return 3, self.size, self.size
+
+    @property
+    def train_count(self) -> int:
+        """Training images."""
+        return len(self.train)
+
+    @property
+    def test_count(self) -> int:
+        """Test images."""
+        return len(self.test)
+
+    def _load(self, data: Any, indices: list[list[int]]) -> Iterator[Batch]:
+        loader = torch.utils.data.DataLoader(data, batch_sampler=indices, num_workers=self.workers)
+        yield from loader
+
+    def train_batches(self, seed: int, epoch: int, batch_size: int, first: int, share: Share) -> Iterator[Batch]:
+        """See :class:`Data`."""
+        order = _order(self.train_count, seed, epoch).tolist()
+        batches = [
+            order[batch * batch_size :][:batch_size][share.rank :: share.world]
+            for batch in range(first, self.train_count // batch_size)
+        ]
+        yield from self._load(_Seeded(self.train, seed, epoch), batches)
+
+    def test_batches(self, batch_size: int, share: Share = Share()) -> Iterator[Batch]:
+        """See :class:`Data`."""
+        order = list(range(share.rank, self.test_count, share.world))
+        yield from self._load(self.test, [order[at : at + batch_size] for at in range(0, len(order), batch_size)])
+
+
+def _torchvision() -> Any:
+    try:
+        import torchvision
+    except ImportError as error:
+        raise UnsupportedError(
+            "this data set is read by torchvision, which is missing: pip install 'fatnn-rs[train]'"
+        ) from error
+    return torchvision
+
+
+def _digits(recipe: Recipe, folder: Path | None, download: bool) -> Data:
+    from fatnn_rs.train.digits import load_digits
+
+    digits = load_digits()
+    train_x, test_x = ((x * 255.0).round().to(torch.uint8) for x in (digits.train_x, digits.test_x))
+    return ImageData(
+        "digits", 10, train_x, digits.train_y, test_x, digits.test_y, (0.0,), (1.0,), augment=recipe.augment
+    )
+
+
+def _in_memory(
+    class_name: str, classes: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable[[Recipe, Path | None, bool], Data]:
+    """Read one of torchvision's data sets of small images."""
+
+    def read(recipe: Recipe, folder: Path | None, download: bool) -> Data:
+        folder = _need_folder(recipe.data, folder)
+        cls = getattr(_torchvision().datasets, class_name)
+        (train_x, train_y), (test_x, test_y) = (
+            _tensors(_open(recipe.data, cls, folder, train, download)) for train in (True, False)
+        )
+        return ImageData(recipe.data, classes, train_x, train_y, test_x, test_y, mean, std, recipe.augment)
+
+    return read
+
+
+def _tensors(data: Any) -> Batch:
+    """Images as [N, C, H, W], and labels."""
+    x = torch.as_tensor(data.data)
+    x = x[:, None] if x.dim() == 3 else x.permute(0, 3, 1, 2).contiguous()
+    return x, torch.as_tensor(data.targets)
+
+
+def _need_folder(name: str, folder: Path | None) -> Path:
+    if folder is None:
+        raise ConfigError(f"data set {name!r}: say where it is, or where to put it, with --data DIR or FATNN_DATA")
+    return folder
+
+
+def _open(name: str, cls: Any, folder: Path, train: bool, download: bool) -> Any:
+    """Read what is there; else fetch it, where that may be."""
+    try:
+        return cls(folder, train=train, download=False)
+    except RuntimeError as absent:
+        if not download:
+            raise InputError(
+                f"data set {name!r} is not in {folder} ({absent}); give another --data, or --download"
+            ) from (absent)
+    try:
+        return cls(folder, train=train, download=True)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"data set {name!r} is not in {folder}, and fetching it failed ({error}); put torchvision's files for "
+            f"{cls.__name__} there, or give another --data"
+        ) from error
+
+
+def _folder(recipe: Recipe, folder: Path | None, download: bool) -> Data:
+    folder = _need_folder(recipe.data, folder)
+    datasets = _torchvision().datasets
+    from torchvision.transforms import v2
+
+    size = recipe.image_size
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    tail = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    flip = [v2.RandomHorizontalFlip()] if recipe.augment.flip else []
+    train = v2.Compose([v2.RandomResizedCrop(size, antialias=True), *flip, *tail])
+    test = v2.Compose([v2.Resize(round(size / 0.875), antialias=True), v2.CenterCrop(size), *tail])
+    found: list[Any] = []
+    for part, transform in (("train", train), ("val", test)):
+        try:
+            found.append(datasets.ImageFolder(folder / part, transform))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise InputError(
+                f"data set {recipe.data!r}: expected {folder / part}/CLASS/PICTURE ({error}); give --data the folder "
+                "that holds train and val"
+            ) from error
+    names = [data.classes for data in found]
+    if names[0] != names[1]:
+        odd = sorted(set(names[0]) ^ set(names[1]))
+        raise InputError(
+            f"data set {recipe.data!r}: {folder}/train has {len(names[0])} classes and {folder}/val {len(names[1])}; "
+            f"only in one of them: {', '.join(odd[:5])}"
+        )
+    workers = min(8, torch.multiprocessing.cpu_count())
+    return FolderData(recipe.data, len(names[0]), found[0], found[1], size, workers)
+
+
+_CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+_CIFAR100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+
+#: Name in a recipe → reader of (recipe, folder, whether it may be fetched).
+DATASETS: dict[str, Callable[[Recipe, Path | None, bool], Data]] = {
+    "digits": _digits,
+    "mnist": _in_memory("MNIST", 10, (0.1307,), (0.3081,)),
+    "fashion-mnist": _in_memory("FashionMNIST", 10, (0.2860,), (0.3530,)),
+    "cifar10": _in_memory("CIFAR10", 10, *_CIFAR10),
+    "cifar100": _in_memory("CIFAR100", 100, *_CIFAR100),
+    "folder": _folder,
+    "imagenet": _folder,
+}
+
+
+def load_data(recipe: Recipe, folder: Path | None, download: bool = True) -> Data:
+    """Read the data set of a recipe.
+
+    Parameters
+    ----------
+    recipe
+        Names it, and says how training images are augmented.
+    folder
+        Where torchvision's files, or the folders of pictures, are.
+    download
+        Whether torchvision may fetch what is not there.
+
+    Raises
+    ------
+    ConfigError
+        An unknown name; no folder given for a set that needs one; fewer images than a batch.
+    InputError
+        The data are not there, and cannot be fetched.
+    UnsupportedError
+        A library that reads them is missing.
+    """
+    reader = DATASETS.get(recipe.data)
+    if reader is None:
+        raise ConfigError(f"data set {recipe.data!r} is unknown; known are {', '.join(DATASETS)}")
+    data = reader(recipe, folder, download)
+    if data.train_count < recipe.batch_size:
+        raise ConfigError(
+            f"data set {data.name!r} has {data.train_count} training images, fewer than batch_size={recipe.batch_size}"
+        )
+    return data

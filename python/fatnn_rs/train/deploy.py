@@ -1,0 +1,82 @@
+"""The end of a run: the trained model converted, compared with itself, and measured once more in Rust."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fatnn_rs
+from fatnn_rs.errors import ConversionError
+from fatnn_rs.nn import TernaryLayer
+from fatnn_rs.nn.layers import held_weights
+from fatnn_rs.train.data import Data
+
+__all__ = ["deploy"]
+
+_BATCH = 250
+
+
+def deploy(model: nn.Module, data: Data, path: Path, verify_images: int | None = None) -> dict[str, Any]:
+    """Convert, save, load, and compare with the eager model on the test images.
+
+    Parameters
+    ----------
+    model
+        Trained, in eval mode, on the CPU.
+    data
+        Its test images are used.
+    path
+        Where the network goes.
+    verify_images
+        On how many images every code is compared; None: on all. Classes are compared on all of them anyway.
+
+    Returns
+    -------
+    dict
+        ``rust_accuracy``, ``eager_accuracy``, ``codes_total``, ``codes_different``, ``file_bytes``; or, where
+        ``convert`` refuses the family, ``refused`` with the reason.
+
+    Raises
+    ------
+    ConversionError
+        A code, or the class of an image, differs between PyTorch and Rust.
+    """
+    reasons = {layer.weight_quant.refused for layer in model.modules() if isinstance(layer, TernaryLayer)}
+    if reasons - {""}:
+        return {"refused": max(reasons)}
+    example = next(iter(data.test_batches(2)))[0]
+    net = fatnn_rs.convert(model, example)
+    fatnn_rs.save(net, path)
+    net = fatnn_rs.load(path)
+    seen = total = different = 0
+    eager_right = rust_right = 0
+    with torch.no_grad(), held_weights(model):
+        for x, y in data.test_batches(_BATCH):
+            if verify_images is None or seen < verify_images:
+                report = fatnn_rs.verify(model, net, x)
+                total, different = total + report.codes_total, different + report.codes_different
+            eager, rust = _classes(model(x)), _classes(net(x))
+            if not torch.equal(eager, rust):
+                raise ConversionError(
+                    f"{path}: {int((eager != rust).sum())} of {len(x)} images are classified otherwise in Rust than in "
+                    "PyTorch; fatnn_rs.verify(model, net, images) shows where"
+                )
+            eager_right += int((eager == y).sum())
+            rust_right += int((rust == y).sum())
+            seen += len(x)
+    if different:
+        raise ConversionError(f"{path}: {different} of {total} codes differ between PyTorch and Rust")
+    return {
+        "eager_accuracy": eager_right / seen,
+        "rust_accuracy": rust_right / seen,
+        "codes_total": total,
+        "codes_different": different,
+        "file_bytes": path.stat().st_size,
+    }
+
+
+def _classes(logits: Tensor) -> Tensor:
+    return logits.argmax(1)

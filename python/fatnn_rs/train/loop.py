@@ -1,0 +1,460 @@
+"""The training loop: a float phase, a ternary phase, a converted network. On accelerate; one file, to be read.
+
+Every step depends on the recipe, the seed and the step's number alone, so a run that was killed goes on from its last
+checkpoint to the very weights that it would have had (on the same machine, with the same number of threads and
+processes). Several processes, of one machine or of many, are torchrun's business: the batch is shared out among them,
+gradients are averaged. BatchNorm then sees each process's share, as in any PyTorch training; on GPUs its statistics are
+taken over all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, SequentialLR
+
+from fatnn_rs.errors import ConfigError, FatnnError
+from fatnn_rs.nn.layers import held_weights
+from fatnn_rs.prepare import param_groups, prepare
+from fatnn_rs.train.data import Data, Share, load_data
+from fatnn_rs.train.deploy import deploy
+from fatnn_rs.train.models import build_model
+from fatnn_rs.train.monitor import CodeMonitor
+from fatnn_rs.train.recipe import Phase, Recipe
+from fatnn_rs.train.run import Run, read_state
+
+__all__ = ["TrainOptions", "accuracy", "train"]
+
+_TEST_BATCH = 500
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a run needs beside its recipe.
+
+    Attributes
+    ----------
+    out
+        Folder of the run (see :mod:`fatnn_rs.train.run`). A run that was interrupted there goes on.
+    data
+        Folder of the data set, where it needs one.
+    seed
+        Of the first weights, the order of images and their augmentation.
+    download
+        Whether torchvision may fetch data that are not there.
+    float_from
+        A trained float model to start from: a run's ``float.pt`` or any ``state_dict``. Its phase is then skipped.
+    cpu
+        Train on the CPU although there is a GPU.
+    checkpoint_seconds
+        Time between two checkpoints inside an epoch; there is one after every epoch anyway.
+    """
+
+    out: Path
+    data: Path | None = None
+    seed: int = 0
+    download: bool = True
+    float_from: Path | None = None
+    cpu: bool = False
+    checkpoint_seconds: float = 60.0
+
+
+def train(recipe: Recipe, options: TrainOptions, console: Console | None = None) -> dict[str, Any]:
+    """Run a recipe to its end.
+
+    Parameters
+    ----------
+    recipe
+        What to do.
+    options
+        Where, and from which seed.
+    console
+        Where progress and warnings go; standard error by default. Only the first of several processes writes.
+
+    Returns
+    -------
+    dict
+        The figures of ``result.json``.
+
+    Raises
+    ------
+    ConfigError
+        Options that do not fit each other, the data or what is in ``options.out``.
+    InputError
+        The data are not there.
+    FatnnError
+        The loss is no longer finite.
+    ConversionError
+        The converted network does not compute the trained one's codes.
+    """
+    accelerator = Accelerator(
+        cpu=options.cpu, mixed_precision=recipe.mixed_precision, log_with=_trackers(), project_dir=options.out
+    )
+    if recipe.batch_size % accelerator.num_processes:
+        raise ConfigError(
+            f"batch_size={recipe.batch_size} cannot be shared evenly among {accelerator.num_processes} processes"
+        )
+    console = console or Console(stderr=True)
+    identity = {
+        "recipe": recipe.to_json(),
+        "seed": options.seed,
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "float_from": str(options.float_from) if options.float_from else None,
+    }
+    with accelerator.main_process_first():
+        run = Run(options.out, identity, write=accelerator.is_main_process)
+        if (done := run.result) is not None:
+            return done
+        data = load_data(recipe, options.data, options.download)
+    accelerator.init_trackers("tensorboard")
+    job = _Job(recipe, options, accelerator, run, data, console)
+    result = job.everything()
+    accelerator.end_training()
+    return {**identity, **result}
+
+
+def _trackers() -> str | None:
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError:
+        return None
+    return "tensorboard"
+
+
+@dataclass
+class _Job:
+    """One run: the parts that all phases share."""
+
+    recipe: Recipe
+    options: TrainOptions
+    accelerator: Accelerator
+    run: Run
+    data: Data
+    console: Console
+
+    def everything(self) -> dict[str, Any]:
+        """Both phases and the conversion."""
+        started, recipe, run = time.perf_counter(), self.recipe, self.run
+        set_seed(self.options.seed)
+        model = build_model(recipe, self.data.classes)
+        self._check_classes(model)
+        log: list[dict[str, Any]] = []
+        result: dict[str, Any] = {}
+        if self.options.float_from is not None:
+            _load(model, _weights(read_state(self.options.float_from)), self.options.float_from)
+        elif recipe.float_phase is not None:
+            self.phase("float", recipe.float_phase, model, None, log)
+        if recipe.float_phase is not None or self.options.float_from is not None or recipe.pretrained:
+            result["float_accuracy"] = accuracy(model, self.data, self.accelerator)
+        if recipe.ternary is not None:
+            teacher = _frozen_copy(model, recipe, self.data) if recipe.ternary.distill else None
+            self.prepare(model)
+            self.phase("ternary", recipe.ternary, model, teacher, log)
+            result["ternary_accuracy"] = accuracy(model, self.data, self.accelerator)
+        result["log"] = log
+        if self.accelerator.is_main_process:
+            if recipe.ternary is not None:
+                result |= deploy(
+                    _own_norms(model).cpu().eval(), self.data, run.folder / "net.safetensors", recipe.verify_images
+                )
+            result["seconds"] = round(time.perf_counter() - started, 1)
+            run.finish(_with_machine(result, run))
+            run.discard("checkpoint")
+        self.accelerator.wait_for_everyone()
+        return result
+
+    def prepare(self, model: nn.Module) -> None:
+        """Make a float model ternary; activation steps come from the first training images, the same everywhere."""
+        quantize, batch = self.recipe.quantize, self.recipe.batch_size
+        wanted = math.ceil(quantize.calibration_images / batch)
+        batches = self.data.train_batches(self.options.seed, 0, batch, 0, Share())
+        images = torch.cat([x for _, (x, _) in zip(range(wanted), batches, strict=False)])
+        prepare(model.cpu(), quantize.config(), images[: quantize.calibration_images])
+
+    def phase(
+        self, name: str, phase: Phase, model: nn.Module, teacher: nn.Module | None, log: list[dict[str, Any]]
+    ) -> None:
+        """Train ``model`` in place, from where a checkpoint says, to the end of the phase."""
+        run, accelerator = self.run, self.accelerator
+        if (finished := run.load(name)) is not None:
+            _load(model, finished["model"], run.folder / f"{name}.pt")
+            log += finished["log"]
+            return
+        state = run.load("checkpoint")
+        state = state if state is not None and state["phase"] == name else None
+        if state is not None:
+            _load(model, state["model"], run.folder / "checkpoint.pt")
+            log[:] = state["log"]
+        _Fit(self, name, phase, model, teacher, log, state)()
+        if accelerator.is_main_process:
+            run.save(name, {"model": model.state_dict(), "log": log})
+        accelerator.wait_for_everyone()
+
+    def _check_classes(self, model: nn.Module) -> None:
+        """Compare the model's outputs with the data's classes before hours are spent."""
+        was = model.training
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros(1, *self.data.shape))
+        model.train(was)
+        if logits.dim() != 2 or logits.shape[1] != self.data.classes:
+            raise ConfigError(
+                f"model {self.recipe.model!r} gives {list(logits.shape[1:])} outputs, but data set {self.data.name!r} "
+                f"has {self.data.classes} classes; change model_options, or use a model without pretrained weights"
+            )
+
+
+class _Fit:
+    """One phase of training."""
+
+    def __init__(
+        self,
+        job: _Job,
+        name: str,
+        phase: Phase,
+        model: nn.Module,
+        teacher: nn.Module | None,
+        log: list[dict[str, Any]],
+        state: dict[str, Any] | None,
+    ) -> None:
+        self.job, self.name, self.phase, self.raw, self.log = job, name, phase, model, log
+        recipe, accelerator = job.recipe, job.accelerator
+        self.batches = job.data.train_count // recipe.batch_size
+        self.monitor = CodeMonitor(model)
+        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        # Channels last: what convolutions are fastest on, CPU or GPU. Only memory changes.
+        model.to(accelerator.device).to(memory_format=torch.channels_last)
+        optimizer = _optimizer(phase, model)
+        self.schedule = _schedule(phase, optimizer, self.batches)
+        model.train()
+        compiled: Any = torch.compile(model) if recipe.compile else model
+        self.model, self.optimizer = accelerator.prepare(compiled, optimizer)
+        self.teacher: Callable[[Tensor], Tensor] | None = None
+        if teacher is not None:
+            teacher.to(accelerator.device).to(memory_format=torch.channels_last)
+            self.teacher = torch.compile(teacher) if recipe.compile else teacher
+        self.epoch, self.batch, self.loss = 0, 0, 0.0
+        if state is not None:
+            self._restore(state)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.monitor.load_state_dict(state["monitor"])
+        self.epoch, self.batch, self.loss = state["epoch"], state["batch"], state["loss"]
+
+    def _checkpoint(self) -> None:
+        if self.job.accelerator.is_main_process:
+            self.job.run.save(
+                "checkpoint",
+                {
+                    "phase": self.name,
+                    "model": self.raw.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "schedule": self.schedule.state_dict(),
+                    "monitor": self.monitor.state_dict(),
+                    "epoch": self.epoch,
+                    "batch": self.batch,
+                    "loss": self.loss,
+                    "log": self.log,
+                },
+            )
+
+    def __call__(self) -> None:
+        """Train to the end of the phase."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
+        quiet = not self.job.accelerator.is_main_process
+        with Progress(*columns, console=self.job.console, disable=quiet, transient=True) as progress:
+            total = self.phase.epochs * self.batches
+            task = progress.add_task(f"{self.name} training", total=total, note="")
+            while self.epoch < self.phase.epochs:
+                self._epoch(progress, task)
+
+    def _epoch(self, progress: Progress, task: TaskID) -> None:
+        job, share = self.job, Share(self.job.accelerator.process_index, self.job.accelerator.num_processes)
+        seed, size = job.options.seed, job.recipe.batch_size
+        # The two phases see different orders.
+        source = job.data.train_batches(
+            seed + (1 << 20) * (self.name == "ternary"), self.epoch, size, self.batch, share
+        )
+        written = time.monotonic()
+        self.raw.train()
+        for x, y in source:
+            self.loss += self._step(x, y)
+            self.batch += 1
+            done = self.epoch * self.batches + self.batch
+            progress.update(task, completed=done, note=f"epoch {self.epoch + 1}, loss {self.loss / self.batch:.4f}")
+            if time.monotonic() - written >= job.options.checkpoint_seconds and self.batch < self.batches:
+                self._checkpoint()
+                written = time.monotonic()
+        self._end_of_epoch(progress)
+        self.epoch, self.batch, self.loss = self.epoch + 1, 0, 0.0
+        self._checkpoint()
+
+    def _step(self, x: Tensor, y: Tensor) -> float:
+        accelerator, phase = self.job.accelerator, self.phase
+        # What draws numbers inside the model (dropout) draws the same ones after a resumption.
+        torch.manual_seed(
+            hash((self.job.options.seed, self.epoch, self.batch, accelerator.process_index)) & (2**63 - 1)
+        )
+        x = x.to(accelerator.device, memory_format=torch.channels_last)
+        y = y.to(accelerator.device)
+        with accelerator.autocast():
+            logits = self.model(x)
+        loss = functional.cross_entropy(logits.float(), y, label_smoothing=phase.label_smoothing)
+        if self.teacher is not None:
+            with torch.no_grad(), accelerator.autocast():
+                answers = self.teacher(x).float()
+            loss = (1.0 - phase.distill) * loss + phase.distill * _divergence(
+                logits.float(), answers, phase.temperature
+            )
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FatnnError(
+                f"{self.name} phase: the loss became {value} in epoch {self.epoch + 1}, batch {self.batch + 1}; lower "
+                f"lr (now {self.schedule.get_last_lr()[0]:g}), lengthen warmup_epochs or set clip, and start again "
+                "with another --out"
+            )
+        self.optimizer.zero_grad()
+        accelerator.backward(loss)
+        if phase.clip is not None:
+            accelerator.clip_grad_norm_(self.model.parameters(), phase.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        return value
+
+    def _end_of_epoch(self, progress: Progress) -> None:
+        """Measure, look into the layers, log."""
+        job, accelerator = self.job, self.job.accelerator
+        line: dict[str, Any] = {
+            "phase": self.name,
+            "epoch": self.epoch + 1,
+            "loss": self.loss / self.batches,
+            "lr": self.schedule.get_last_lr()[0],
+            "test_accuracy": accuracy(self.raw, job.data, accelerator),
+        }
+        if accelerator.is_main_process and self.monitor.layers:
+            images = next(iter(job.data.test_batches(job.recipe.monitor.images)))[0]
+            states = self.monitor.look(images.to(accelerator.device))
+            line["warnings"] = [text for state in states for text in state.warnings(job.recipe.monitor.dead)]
+            line["layers"] = {key: value for state in states for key, value in state.scalars().items()}
+        self.log.append(line)
+        if accelerator.is_main_process:
+            job.run.log(self.log)
+            for warning in line.get("warnings", ()):
+                progress.console.print(f"warning: epoch {self.epoch + 1}: {warning}", style="yellow", highlight=False)
+            progress.console.print(
+                f"{self.name} epoch {self.epoch + 1}/{self.phase.epochs}: loss {line['loss']:.4f}, test accuracy "
+                f"{line['test_accuracy']:.2%}",
+                highlight=False,
+            )
+        figures = {f"{self.name}/{key}": line[key] for key in ("loss", "lr", "test_accuracy")}
+        accelerator.log(figures | line.get("layers", {}), step=len(self.log))
+
+
+def _optimizer(phase: Phase, model: nn.Module) -> torch.optim.Optimizer:
+    groups = param_groups(model, phase.weight_decay)
+    if phase.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=phase.lr)
+    return torch.optim.SGD(groups, lr=phase.lr, momentum=phase.momentum, nesterov=phase.momentum > 0)
+
+
+def _schedule(phase: Phase, optimizer: torch.optim.Optimizer, batches: int) -> LRScheduler:
+    """One step of the schedule is one step of the optimizer."""
+    total, warmup = phase.epochs * batches, round(phase.warmup_epochs * batches)
+    after = max(1, total - warmup)
+    main: LRScheduler
+    if phase.schedule == "cosine":
+        main = CosineAnnealingLR(optimizer, after)
+    elif phase.schedule == "step":
+        places = [max(1, round(epoch * batches) - warmup) for epoch in phase.milestones]
+        main = MultiStepLR(optimizer, places, phase.gamma)
+    else:
+        main = ConstantLR(optimizer, 1.0, 1)
+    if not warmup:
+        return main
+    return SequentialLR(optimizer, [LinearLR(optimizer, 1.0 / (warmup + 1), 1.0, warmup), main], [warmup])
+
+
+def _divergence(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence of softened answers, times temperature squared (G. Hinton et al., 1503.02531)."""
+    student, teacher = (functional.log_softmax(value / temperature, dim=1) for value in (logits, answers))
+    return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, data: Data, accelerator: Accelerator | None = None) -> float:
+    """Share of the test images that ``model``, in eval mode, classifies right; over all processes."""
+    device = next(model.parameters()).device
+    share = Share() if accelerator is None else Share(accelerator.process_index, accelerator.num_processes)
+    training = model.training
+    right = torch.zeros((), device=device)
+    with held_weights(model.eval()):
+        for x, y in data.test_batches(_TEST_BATCH, share):
+            logits = model(x.to(device, memory_format=torch.channels_last))
+            right += (logits.argmax(1) == y.to(device)).sum()
+    model.train(training)
+    if accelerator is not None and accelerator.num_processes > 1:
+        right = accelerator.reduce(right, reduction="sum")
+    return float(right) / data.test_count
+
+
+def _frozen_copy(model: nn.Module, recipe: Recipe, data: Data) -> nn.Module:
+    """Copy the float model, as a teacher."""
+    teacher = build_model(recipe, data.classes)
+    teacher.load_state_dict(model.state_dict())
+    return teacher.eval().requires_grad_(False)
+
+
+def _own_norms(model: nn.Module) -> nn.Module:
+    """Put every process's own BatchNorm, which is what ``convert`` knows, where one over all processes was."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.SyncBatchNorm):
+                own = nn.BatchNorm2d(child.num_features, child.eps, child.momentum, child.affine)
+                own.load_state_dict(child.state_dict())
+                own.train(child.training)
+                setattr(module, name, own)
+    return model
+
+
+def _weights(state: dict[str, Any]) -> dict[str, Any]:
+    """Take the model out of a run's checkpoint, or a bare ``state_dict`` as it is."""
+    inner = state.get("model")
+    return inner if isinstance(inner, dict) else state
+
+
+def _load(model: nn.Module, weights: dict[str, Any], source: Path) -> None:
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{source} does not fit the recipe's model: {text[:300]}") from error
+
+
+def _with_machine(result: dict[str, Any], run: Run) -> dict[str, Any]:
+    import json
+    from dataclasses import asdict
+
+    from fatnn_rs.bench.machine import here
+
+    identity = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
+    return {**identity, **result, "machine": asdict(here())}

@@ -1,0 +1,96 @@
+"""Models by name: ours from one table, torchvision's and timm's by their own names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from fatnn_rs.errors import ConfigError, UnsupportedError
+from fatnn_rs.models.cifar_resnet import resnet20, resnet32
+from fatnn_rs.models.digits import DigitsNet
+from fatnn_rs.models.small_cnn import SmallCnn
+from fatnn_rs.models.vgg_small import VggSmall
+from fatnn_rs.train.recipe import Recipe
+
+__all__ = ["MODELS", "build_model"]
+
+
+def _cifar_resnet18(classes: int, **options: Any) -> nn.Module:
+    """Torchvision's ResNet-18 for images of 32x32: a 3x3 first convolution of stride 1, and no max pooling."""
+    model = _torchvision("resnet18", classes, False, **options)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model
+
+
+def _torchvision(name: str, classes: int, pretrained: bool, **options: Any) -> nn.Module:
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise UnsupportedError(f"{name} comes with torchvision: pip install 'fatnn-rs[train]'") from error
+    try:
+        model: nn.Module = models.get_model(
+            name,
+            weights="DEFAULT" if pretrained else None,
+            **({} if pretrained else {"num_classes": classes}),
+            **options,
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"model 'torchvision:{name}': {error}; torchvision.models.list_models() names them"
+        ) from error
+    return model
+
+
+def _timm(name: str, classes: int, pretrained: bool, **options: Any) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise UnsupportedError("timm is missing: pip install 'fatnn-rs[train]'") from error
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=classes, **options)
+    except RuntimeError as error:
+        raise ConfigError(f"model 'timm:{name}': {error}; timm.list_models() names them") from error
+    return model
+
+
+#: Name in a recipe → constructor of (classes, **model_options).
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "digits": lambda classes, **options: DigitsNet(classes=classes, **options),
+    "small-cnn": SmallCnn,
+    "vgg-small": VggSmall,
+    "cifar-resnet20": resnet20,
+    "cifar-resnet32": resnet32,
+    "cifar-resnet18": _cifar_resnet18,
+}
+
+
+def build_model(recipe: Recipe, classes: int) -> nn.Module:
+    """Make a recipe's float model.
+
+    Raises
+    ------
+    ConfigError
+        An unknown name, or options that the model does not take.
+    UnsupportedError
+        The library that has it is missing.
+    """
+    source, _, name = recipe.model.partition(":")
+    try:
+        if name and source == "torchvision":
+            return _torchvision(name, classes, recipe.pretrained, **recipe.model_options)
+        if name and source == "timm":
+            return _timm(name, classes, recipe.pretrained, **recipe.model_options)
+        if recipe.model not in MODELS:
+            raise ConfigError(
+                f"model {recipe.model!r} is unknown; known are {', '.join(MODELS)}, torchvision:NAME and timm:NAME"
+            )
+        if recipe.pretrained:
+            raise ConfigError(
+                f"model {recipe.model!r} comes without pretrained weights; only torchvision's and timm's do"
+            )
+        return MODELS[recipe.model](classes, **recipe.model_options)
+    except TypeError as error:
+        raise ConfigError(f"model {recipe.model!r}: {error}; see model_options") from error

@@ -1,0 +1,310 @@
+"""Recipes: everything that decides what training does, as one checked YAML file.
+
+A recipe has up to two phases. ``float`` trains the plain model; ``ternary`` prepares that model and goes on. Without
+``float`` the ternary model starts from a float checkpoint, from pretrained weights, or from scratch; without
+``ternary`` there is only a float model.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fatnn_rs.config import TernaryConfig
+from fatnn_rs.errors import ConfigError
+
+__all__ = ["Augment", "Monitor", "Phase", "Quantize", "Recipe", "load_recipe", "parse_recipe", "recipe_names"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Augment(_Section):
+    """What is done to training images, drawn anew for every one.
+
+    Attributes
+    ----------
+    crop
+        Pixels of zeros around the image before a window of its size is cut out anywhere.
+    flip
+        Left and right are swapped in half of the images.
+    cutout
+        Side of a square of zeros somewhere in the image; 0: none.
+    """
+
+    crop: int = Field(default=0, ge=0)
+    flip: bool = False
+    cutout: int = Field(default=0, ge=0)
+
+
+class Phase(_Section):
+    """One stretch of training.
+
+    Attributes
+    ----------
+    epochs
+        Passes over the training images.
+    optimizer
+        ``"sgd"`` (Nesterov momentum) or ``"adamw"``.
+    lr
+        Learning rate after warm-up.
+    momentum
+        Of SGD.
+    weight_decay
+        On weights; step sizes, scales, biases and BatchNorm have none (:func:`fatnn_rs.param_groups`).
+    schedule
+        ``"cosine"`` to zero, ``"step"``: times ``gamma`` at each of ``milestones`` (epochs), or ``"constant"``.
+    warmup_epochs
+        In which the learning rate rises linearly.
+    label_smoothing
+        As in ``torch.nn.functional.cross_entropy``.
+    distill
+        Share of the loss that is the divergence from the float model's answers; ternary phase only.
+    temperature
+        Of those answers.
+    clip
+        Greatest norm of the gradient; None: any.
+    """
+
+    epochs: int = Field(ge=1)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    milestones: tuple[float, ...] = ()
+    gamma: float = Field(default=0.1, gt=0)
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    distill: float = Field(default=0.0, ge=0, le=1)
+    temperature: float = Field(default=1.0, gt=0)
+    clip: float | None = Field(default=None, gt=0)
+
+
+class Quantize(_Section):
+    """What becomes ternary: the fields of :class:`fatnn_rs.TernaryConfig`, and how it begins.
+
+    Attributes
+    ----------
+    calibration_images
+        Training images that initialise the activation steps and BatchNorm's statistics before training.
+    """
+
+    weight: str = "fatnn"
+    act: str = "ternary"
+    act_quantizer: str | None = None
+    first: str = "float"
+    last: str = "float"
+    skip: tuple[str, ...] = ()
+    overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    calibration_images: int = Field(default=512, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Quantize:
+        self.config()
+        return self
+
+    def config(self) -> TernaryConfig:
+        """Return the configuration for :func:`fatnn_rs.prepare`."""
+        return TernaryConfig(**self.model_dump(exclude={"calibration_images"}))
+
+
+class Monitor(_Section):
+    """When :mod:`fatnn_rs.train.monitor` warns.
+
+    Attributes
+    ----------
+    images
+        Test images that it looks at after every epoch.
+    dead
+        Share of zeros among a layer's weight or activation codes from which it counts as dead.
+    """
+
+    images: int = Field(default=256, ge=1)
+    dead: float = Field(default=0.98, gt=0, le=1)
+
+
+class Recipe(_Section):
+    """A whole training run.
+
+    Attributes
+    ----------
+    description
+        For people.
+    model
+        A row of :data:`fatnn_rs.train.models.MODELS`, ``"torchvision:NAME"`` or ``"timm:NAME"``.
+    model_options
+        Arguments of the model's constructor.
+    pretrained
+        Start the float model from the weights that torchvision or timm offer (fetched, where there is a network).
+    data
+        A row of :data:`fatnn_rs.train.data.DATASETS`.
+    image_size
+        Side of the images that are cut out of a folder's pictures.
+    batch_size
+        Images in a step, over all processes together.
+    augment, float_phase (``float`` in YAML), ternary, quantize, monitor
+        See their classes.
+    compile
+        Whether ``torch.compile`` compiles the model: the first step takes a minute, later ones less.
+    mixed_precision
+        ``"no"``, ``"bf16"`` or ``"fp16"``; the codes' sums stay exact whatever it is.
+    verify_images
+        Test images whose codes are compared between PyTorch and Rust at the end; None: all of them.
+    """
+
+    description: str = ""
+    model: str
+    model_options: dict[str, Any] = Field(default_factory=dict)
+    pretrained: bool = False
+    data: str
+    image_size: int = Field(default=224, ge=8)
+    batch_size: int = Field(ge=2)
+    augment: Augment = Augment()
+    float_phase: Phase | None = Field(default=None, alias="float")
+    ternary: Phase | None = None
+    quantize: Quantize = Quantize()
+    monitor: Monitor = Monitor()
+    compile: bool = False
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    verify_images: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if self.float_phase is None and self.ternary is None:
+            raise ValueError("a recipe needs a phase: 'float', 'ternary', or both")
+        if self.float_phase is not None and self.float_phase.distill:
+            raise ValueError("float.distill: only the ternary phase has a teacher to learn from")
+        return self
+
+    def float_only(self) -> Recipe:
+        """Return the recipe of the float model alone, without what cannot change it."""
+        return self.model_copy(
+            update={
+                "description": "",
+                "ternary": None,
+                "quantize": Quantize(),
+                "monitor": Monitor(),
+                "verify_images": None,
+            }
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every field, defaults included, as plain data."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("fatnn_rs").joinpath("recipes")
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def load_recipe(source: str | Path, settings: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and change single values of it.
+
+    Parameters
+    ----------
+    source
+        A YAML file, or the name of a recipe that comes with the package.
+    settings
+        ``"key=value"``, as ``"ternary.epochs=2"``: values are YAML.
+
+    Raises
+    ------
+    ConfigError
+        No such recipe; not YAML; an unknown key (with the nearest known one) or a value that does not fit, naming it.
+    """
+    import yaml
+
+    path = Path(source)
+    name = str(source)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"recipe {name}: no such file; recipes by name are {', '.join(recipe_names())}")
+        text = path.read_text(encoding="utf-8")
+    elif name in recipe_names():
+        text = resources.files("fatnn_rs").joinpath("recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(f"recipe {name!r}: give a .yaml file or one of {', '.join(recipe_names())}")
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {name} is not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"recipe {name}: expected a mapping of options, got {type(data).__name__}")
+    for setting in settings:
+        _set(data, setting)
+    return parse_recipe(data, name)
+
+
+def parse_recipe(data: dict[str, Any], name: str) -> Recipe:
+    """Check a recipe that was read.
+
+    Raises
+    ------
+    ConfigError
+        Naming the first key that is unknown, missing or holds what it must not.
+    """
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"recipe {name}: {_explain(error)}") from error
+
+
+def _set(data: dict[str, Any], setting: str) -> None:
+    import yaml
+
+    key, separator, value = setting.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"setting {setting!r}: expected key=value, as ternary.epochs=2")
+    *parents, last = key.split(".")
+    place = data
+    for parent in parents:
+        inner = place.setdefault(parent, {})
+        if inner is None:
+            inner = place[parent] = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"setting {setting!r}: {parent!r} is not a section")
+        place = inner
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"setting {setting!r}: {value!r} is not YAML") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """One sentence for the first thing that is wrong."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _known(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}"
+        return f"unknown key {key!r}; {hint}"
+    if first["type"] == "missing":
+        return f"{key!r} is missing"
+    got = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}{got}" if key else message
+
+
+def _known(path: Iterable[int | str]) -> list[str]:
+    """Keys of the section at ``path``."""
+    section: type[BaseModel] = Recipe
+    sections: dict[str, type[BaseModel]] = {
+        "augment": Augment,
+        "float": Phase,
+        "ternary": Phase,
+        "quantize": Quantize,
+        "monitor": Monitor,
+    }
+    for part in path:
+        section = sections.get(str(part), section)
+    return [field.alias or name for name, field in section.model_fields.items()]

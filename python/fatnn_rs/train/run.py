@@ -1,0 +1,131 @@
+"""The folder of one training run: what is written where, and how nothing is lost.
+
+=====================  ==================================================================
+``run.json``           recipe, seed and threads: what the run is; a run of another is refused
+``checkpoint.pt``      where training stands: replaced as a whole, so a kill leaves the last one
+``float.pt``           the float model's ``state_dict`` after its phase
+``ternary.pt``         the prepared model's ``state_dict`` after its phase
+``log.jsonl``          one line per epoch
+``net.safetensors``    the converted network
+``result.json``        accuracies, codes compared, machine, versions: there when all is done
+``tensorboard/``       curves, where TensorBoard is installed
+=====================  ==================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fatnn_rs.errors import ConfigError, FormatError
+from fatnn_rs.train.recipe import parse_recipe
+
+__all__ = ["Run", "read_state"]
+
+
+class Run:
+    """A run's folder.
+
+    Parameters
+    ----------
+    folder
+        Made where it is missing.
+    identity
+        What the run is, as plain data.
+
+    Raises
+    ------
+    ConfigError
+        The folder holds a run of something else.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], write: bool = True) -> None:
+        self.folder = folder
+        if write:
+            folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "run.json"
+        if path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            # Options that recipes did not have when the run began are at their defaults.
+            before["recipe"] = parse_recipe(before["recipe"], str(path)).to_json()
+            if before != identity:
+                raise ConfigError(
+                    f"{folder} holds a run with other settings ({_difference(before, identity)}); give another --out, "
+                    "or remove that folder"
+                )
+        elif write:
+            _replace(path, (json.dumps(identity, indent=2) + "\n").encode())
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What the finished run gave; None before."""
+        path = self.folder / "result.json"
+        if not path.exists():
+            return None
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write the result: the run is done."""
+        _replace(self.folder / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+
+    def save(self, name: str, state: dict[str, Any]) -> None:
+        """Write ``name``.pt: all of it or nothing."""
+        path = self.folder / f"{name}.pt"
+        temporary = path.with_suffix(".pt.part")
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    def load(self, name: str) -> dict[str, Any] | None:
+        """Read ``name``.pt; None where there is none."""
+        path = self.folder / f"{name}.pt"
+        return read_state(path) if path.exists() else None
+
+    def discard(self, name: str) -> None:
+        """Remove ``name``.pt."""
+        (self.folder / f"{name}.pt").unlink(missing_ok=True)
+
+    def log(self, lines: list[dict[str, Any]]) -> None:
+        """Write the log anew: it holds just these epochs, also after a resumption."""
+        _replace(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of tensors and plain data; nothing in it can run code.
+
+    Raises
+    ------
+    FormatError
+        Not such a file.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch raises whatever its parts raise
+        raise FormatError(f"{path}: expected a PyTorch checkpoint: {error}".split("\n")[0]) from error
+    if not isinstance(state, dict):
+        raise FormatError(f"{path}: expected a PyTorch checkpoint with a dict in it, got {type(state).__name__}")
+    return state
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def _difference(before: Any, now: Any, path: str = "") -> str:
+    """Name the first value in which two identities differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in (*before, *(key for key in now if key not in before)):
+            if before.get(key) != now.get(key):
+                return _difference(before.get(key), now.get(key), f"{path}.{key}" if path else str(key))
+    return f"{path}: {before!r} there, {now!r} now"
