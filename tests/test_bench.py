@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 import fatnn_rs
-from fatnn_rs import ConfigError, InputError, cli
-from fatnn_rs.bench import PEERS, BenchReport, machine, networks, timing
+from fatnn_rs import ConfigError, InputError, cli, machine
+from fatnn_rs.bench import PEERS, BenchReport, networks, timing
 from fatnn_rs.bench.export import Task
 from fatnn_rs.bench.peers import INSTALL, Built, Peer
 from fatnn_rs.models.cifar_resnet import CifarResNet, Shortcut

@@ -9,6 +9,7 @@ with 1 and one line; wrong usage exits with 2.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 import time
@@ -146,6 +147,8 @@ def train(
     options = TrainOptions(out=out, data=data, seed=seed, download=download, float_from=float_from, cpu=cpu)
     result = run_recipe(recipe.float_only() if float_only else recipe, options, Console(stderr=True))
     shown = {key: result[key] for key in _FIGURES if key in result}
+    if os.environ.get("RANK", "0") != "0":  # one of torchrun's other processes
+        return
     if as_json:
         print(json.dumps(shown))
         return
@@ -156,7 +159,7 @@ def train(
 
 #: What ``train`` shows of a result.
 _FIGURES = (
-    *("float_accuracy", "ternary_accuracy", "rust_accuracy", "codes_total", "codes_different", "refused"),
+    *("float_accuracy", "ternary_accuracy", "rust_accuracy", "codes_total", "codes_different", "refused", "not_saved"),
     *("file_bytes", "seconds"),
 )
 

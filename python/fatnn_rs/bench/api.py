@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from fatnn_rs import _core
 from fatnn_rs.bench.export import Task
 from fatnn_rs.bench.layers import time_layers
-from fatnn_rs.bench.machine import AMX, here
 from fatnn_rs.bench.peers import INSTALL, PEERS, Built, Peer, arrays_of
 from fatnn_rs.bench.report import ABSENT, FAILED, MEASURED, NO_MODEL, OURS, BenchReport, PeerRow
 from fatnn_rs.bench.timing import PAUSE_SECONDS, Spread, interleaved, ratios
 from fatnn_rs.convert import TernaryNetwork, summary
 from fatnn_rs.convert.checks import check_inputs
 from fatnn_rs.errors import ConfigError, InputError
+from fatnn_rs.machine import AMX, here
 from fatnn_rs.nn import QuantizedLayer
 
 __all__ = ["bench"]

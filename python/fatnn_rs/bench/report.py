@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fatnn_rs.bench.layers import LayerRow
-from fatnn_rs.bench.machine import AMX, Machine
 from fatnn_rs.bench.timing import Spread
+from fatnn_rs.machine import AMX, Machine
 from fatnn_rs.table import render
 
 __all__ = ["ABSENT", "FAILED", "MEASURED", "NO_MODEL", "OURS", "BenchReport", "PeerRow"]

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 __all__ = ["SmallCnn"]
 
 
-def _layer(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
+def _layer(inputs: int, outputs: int, kernel: int, stride: int, norm: bool) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=not norm)
+    return nn.Sequential(conv, *([nn.BatchNorm2d(outputs)] if norm else []), nn.ReLU())
 
 
 class SmallCnn(nn.Module):
@@ -33,15 +33,17 @@ class SmallCnn(nn.Module):
         Channels of the stem; the layers behind it have two, four and four times as many.
     channels
         Of the images.
+    norm
+        BatchNorm; without it convolutions have a bias.
     """
 
-    def __init__(self, classes: int = 10, width: int = 16, channels: int = 1) -> None:
+    def __init__(self, classes: int = 10, width: int = 16, channels: int = 1, norm: bool = True) -> None:
         super().__init__()
-        self.stem = _layer(channels, width, 5, 2)
-        self.conv1 = _layer(width, 2 * width, 3)
+        self.stem = _layer(channels, width, 5, 2, norm)
+        self.conv1 = _layer(width, 2 * width, 3, 1, norm)
         self.shrink = nn.MaxPool2d(2)
-        self.conv2 = _layer(2 * width, 4 * width, 3)
-        self.conv3 = _layer(4 * width, 4 * width, 3, 2)
+        self.conv2 = _layer(2 * width, 4 * width, 3, 1, norm)
+        self.conv3 = _layer(4 * width, 4 * width, 3, 2, norm)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(4 * width, classes)
 

@@ -263,7 +263,7 @@ class InputQuantizer(nn.Module):
         InputError
             Where ``x`` is empty, holds NaN or infinity, or is nothing that this quantizer can hold.
         ConfigError
-            Where several processes train together: each would initialise differently.
+            Where several processes train together and this is no calibration: each would initialise differently.
         """
         if x.numel() == 0:
             raise InputError(f"{self._where()}: cannot initialise activation steps from an empty batch")
@@ -273,10 +273,11 @@ class InputQuantizer(nn.Module):
                 "data and the layers before this one"
             )
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if distributed and torch.distributed.get_world_size() > 1:
+        if distributed and not self.calibrating and torch.distributed.get_world_size() > 1:
             raise ConfigError(
-                f"{self._where()}: activation steps must be initialised before training is distributed, else "
-                "every process gets its own; give prepare(..., example_inputs=...) a batch of real data first"
+                f"{self._where()}: activation steps must be initialised before the model is wrapped for distributed "
+                "training, else every process gets its own; give prepare(..., example_inputs=...), in every process, "
+                "the same batch of real data first"
             )
         step = self.fitted_step(x)
         if step > 0:

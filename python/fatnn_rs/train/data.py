@@ -10,7 +10,7 @@ processes or workers, and not on where training was interrupted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fatnn_rs.errors import ConfigError, InputError, UnsupportedError
+from fatnn_rs.machine import usable_cpus
 from fatnn_rs.train.recipe import Augment, Recipe
 
 __all__ = ["DATASETS", "Data", "FolderData", "ImageData", "Share", "load_data"]
@@ -60,6 +61,10 @@ class Data(Protocol):
     @property
     def test_count(self) -> int:
         """Test images."""
+        ...
+
+    def first(self, train: int | None, test: int | None) -> Data:
+        """Return the first so many training and test images; None: all."""
         ...
 
     def train_batches(self, seed: int, epoch: int, batch_size: int, first: int, share: Share) -> Iterator[Batch]:
@@ -125,6 +130,16 @@ class ImageData:
     def test_count(self) -> int:
         """Test images."""
         return len(self.test_x)
+
+    def first(self, train: int | None, test: int | None) -> ImageData:
+        """See :class:`Data`."""
+        return replace(
+            self,
+            train_x=self.train_x[:train],
+            train_y=self.train_y[:train],
+            test_x=self.test_x[:test],
+            test_y=self.test_y[:test],
+        )
 
     def train_batches(self, seed: int, epoch: int, batch_size: int, first: int, share: Share) -> Iterator[Batch]:
         """See :class:`Data`."""
@@ -211,6 +226,12 @@ class FolderData:
     def test_count(self) -> int:
         """Test images."""
         return len(self.test)
+
+    def first(self, train: int | None, test: int | None) -> FolderData:
+        """See :class:`Data`."""
+        parts = ((self.train, train), (self.test, test))
+        some = [data if n is None else torch.utils.data.Subset(data, range(min(n, len(data)))) for data, n in parts]
+        return replace(self, train=some[0], test=some[1])
 
     def _load(self, data: Any, indices: list[list[int]]) -> Iterator[Batch]:
         loader = torch.utils.data.DataLoader(data, batch_sampler=indices, num_workers=self.workers)
@@ -325,7 +346,7 @@ def _folder(recipe: Recipe, folder: Path | None, download: bool) -> Data:
             f"data set {recipe.data!r}: {folder}/train has {len(names[0])} classes and {folder}/val {len(names[1])}; "
             f"only in one of them: {', '.join(odd[:5])}"
         )
-    workers = min(8, torch.multiprocessing.cpu_count())
+    workers = min(8, usable_cpus())
     return FolderData(recipe.data, len(names[0]), found[0], found[1], size, workers)
 
 
@@ -368,7 +389,7 @@ def load_data(recipe: Recipe, folder: Path | None, download: bool = True) -> Dat
     reader = DATASETS.get(recipe.data)
     if reader is None:
         raise ConfigError(f"data set {recipe.data!r} is unknown; known are {', '.join(DATASETS)}")
-    data = reader(recipe, folder, download)
+    data = reader(recipe, folder, download).first(recipe.train_images, recipe.test_images)
     if data.train_count < recipe.batch_size:
         raise ConfigError(
             f"data set {data.name!r} has {data.train_count} training images, fewer than batch_size={recipe.batch_size}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fatnn_rs
-from fatnn_rs.errors import ConversionError
+from fatnn_rs.errors import ConversionError, UnsupportedError
 from fatnn_rs.nn import TernaryLayer
 from fatnn_rs.nn.layers import held_weights
 from fatnn_rs.train.data import Data
@@ -37,7 +37,8 @@ def deploy(model: nn.Module, data: Data, path: Path, verify_images: int | None =
     -------
     dict
         ``rust_accuracy``, ``eager_accuracy``, ``codes_total``, ``codes_different``, ``file_bytes``; or, where
-        ``convert`` refuses the family, ``refused`` with the reason.
+        ``convert`` refuses the family, ``refused`` with the reason. ``not_saved`` instead of ``file_bytes``, with the
+        reason, where parts of the network run Python code that a file cannot hold.
 
     Raises
     ------
@@ -49,8 +50,13 @@ def deploy(model: nn.Module, data: Data, path: Path, verify_images: int | None =
         return {"refused": max(reasons)}
     example = next(iter(data.test_batches(2)))[0]
     net = fatnn_rs.convert(model, example)
-    fatnn_rs.save(net, path)
-    net = fatnn_rs.load(path)
+    kept: dict[str, Any]
+    try:
+        fatnn_rs.save(net, path)
+        net = fatnn_rs.load(path)
+        kept = {"file_bytes": path.stat().st_size}
+    except UnsupportedError as error:
+        kept = {"not_saved": str(error)}
     seen = total = different = 0
     eager_right = rust_right = 0
     with torch.no_grad(), held_weights(model):
@@ -74,7 +80,7 @@ def deploy(model: nn.Module, data: Data, path: Path, verify_images: int | None =
         "rust_accuracy": rust_right / seen,
         "codes_total": total,
         "codes_different": different,
-        "file_bytes": path.stat().st_size,
+        **kept,
     }
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -99,8 +100,10 @@ def train(recipe: Recipe, options: TrainOptions, console: Console | None = None)
     ConversionError
         The converted network does not compute the trained one's codes.
     """
+    if not torch.distributed.is_initialized():
+        AcceleratorState._reset_state(True)  # else a second run in this process could not have another precision
     accelerator = Accelerator(
-        cpu=options.cpu, mixed_precision=recipe.mixed_precision, log_with=_trackers(), project_dir=options.out
+        cpu=options.cpu, mixed_precision=recipe.mixed_precision or "no", log_with=_trackers(), project_dir=options.out
     )
     if recipe.batch_size % accelerator.num_processes:
         raise ConfigError(
@@ -123,7 +126,7 @@ def train(recipe: Recipe, options: TrainOptions, console: Console | None = None)
     job = _Job(recipe, options, accelerator, run, data, console)
     result = job.everything()
     accelerator.end_training()
-    return {**identity, **result}
+    return run.result or {**identity, **result}
 
 
 def _trackers() -> str | None:
@@ -241,7 +244,8 @@ class _Fit:
         self.schedule = _schedule(phase, optimizer, self.batches)
         model.train()
         compiled: Any = torch.compile(model) if recipe.compile else model
-        self.model, self.optimizer = accelerator.prepare(compiled, optimizer)
+        # In a shell of its own: accelerate changes the forward of what it is given, and the model stays as it is.
+        self.model, self.optimizer = accelerator.prepare(nn.Sequential(compiled), optimizer)
         self.teacher: Callable[[Tensor], Tensor] | None = None
         if teacher is not None:
             teacher.to(accelerator.device).to(memory_format=torch.channels_last)
@@ -328,11 +332,7 @@ class _Fit:
             )
         value = loss.item()
         if not math.isfinite(value):
-            raise FatnnError(
-                f"{self.name} phase: the loss became {value} in epoch {self.epoch + 1}, batch {self.batch + 1}; lower "
-                f"lr (now {self.schedule.get_last_lr()[0]:g}), lengthen warmup_epochs or set clip, and start again "
-                "with another --out"
-            )
+            raise self._diverged(f"the loss became {value}")
         self.optimizer.zero_grad()
         accelerator.backward(loss)
         if phase.clip is not None:
@@ -341,8 +341,18 @@ class _Fit:
         self.schedule.step()
         return value
 
+    def _diverged(self, what: str) -> FatnnError:
+        return FatnnError(
+            f"{self.name} phase: {what} in epoch {self.epoch + 1}, batch {self.batch + 1}; lower lr (now "
+            f"{self.schedule.get_last_lr()[0]:g}), lengthen warmup_epochs or set clip, and start again with another "
+            "--out"
+        )
+
     def _end_of_epoch(self, progress: Progress) -> None:
         """Measure, look into the layers, log."""
+        for name, parameter in self.raw.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise self._diverged(f"{name} became NaN or infinite")
         job, accelerator = self.job, self.job.accelerator
         line: dict[str, Any] = {
             "phase": self.name,
@@ -454,7 +464,7 @@ def _with_machine(result: dict[str, Any], run: Run) -> dict[str, Any]:
     import json
     from dataclasses import asdict
 
-    from fatnn_rs.bench.machine import here
+    from fatnn_rs.machine import here
 
     identity = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
     return {**identity, **result, "machine": asdict(here())}

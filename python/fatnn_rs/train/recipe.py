@@ -145,6 +145,8 @@ class Recipe(_Section):
         Start the float model from the weights that torchvision or timm offer (fetched, where there is a network).
     data
         A row of :data:`fatnn_rs.train.data.DATASETS`.
+    train_images, test_images
+        Only the first so many of the data set's, for trying things out; None: all.
     image_size
         Side of the images that are cut out of a folder's pictures.
     batch_size
@@ -154,7 +156,7 @@ class Recipe(_Section):
     compile
         Whether ``torch.compile`` compiles the model: the first step takes a minute, later ones less.
     mixed_precision
-        ``"no"``, ``"bf16"`` or ``"fp16"``; the codes' sums stay exact whatever it is.
+        ``"bf16"``, ``"fp16"`` or None; the codes' sums stay exact whatever it is.
     verify_images
         Test images whose codes are compared between PyTorch and Rust at the end; None: all of them.
     """
@@ -164,6 +166,8 @@ class Recipe(_Section):
     model_options: dict[str, Any] = Field(default_factory=dict)
     pretrained: bool = False
     data: str
+    train_images: int | None = Field(default=None, ge=1)
+    test_images: int | None = Field(default=None, ge=1)
     image_size: int = Field(default=224, ge=8)
     batch_size: int = Field(ge=2)
     augment: Augment = Augment()
@@ -172,7 +176,7 @@ class Recipe(_Section):
     quantize: Quantize = Quantize()
     monitor: Monitor = Monitor()
     compile: bool = False
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["bf16", "fp16"] | None = None
     verify_images: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")

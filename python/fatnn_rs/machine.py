@@ -1,4 +1,7 @@
-"""What a benchmark ran on: processor, clock, versions, environment, commit, date. Nothing here measures speed."""
+"""What a benchmark or a training run ran on: processor, clock, versions, environment, commit, date.
+
+Nothing here measures speed.
+"""
 
 from __future__ import annotations
 
