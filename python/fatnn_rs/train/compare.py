@@ -59,7 +59,6 @@ ROWS: dict[str, Row] = {
     "lsq": _row("LSQ, ternary", "lsq", "ternary", ("ternary", "ternary"), "2N"),
     "sttn": _row("STTN", "sttn", "ternary", ("ternary", "ternary"), "2N"),
     "twn": _row("TWN weights", "twn", "ternary", ("ternary", "ternary"), "2N"),
-    "ttq": _row("TTQ weights (not deployable)", "ttq", "ternary", ("ternary, 2 scales", "ternary"), "-"),
     "fatnn-uint2": _row("FATNN, uint2 activations", "fatnn", "uint2", ("ternary", "2 bits"), "2N"),
     "dorefa": _row("DoReFa 2/2", "dorefa", "uint2", ("2 bits", "2 bits"), "4N"),
     "binary": _row("binary", "binary", "binary", ("binary", "binary"), "N"),
