@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fatnn_rs import ConversionError, TernaryConfig, config, param_groups, prepare
-from fatnn_rs.convert import convert, verify
+from fatnn_rs import ConversionError, TernaryConfig, config, load_numpy, param_groups, prepare
+from fatnn_rs.convert import convert, load, save, summary, verify
 from fatnn_rs.quant import (
     QUANTIZERS,
     BinaryActivation,
@@ -314,20 +315,21 @@ def test_degenerate_weights_are_finite(family: str) -> None:
 
 
 class Net(nn.Module):
-    """A residual network of one block, and a head."""
+    """A residual block, max pooling, a layer with a bias and no BatchNorm, and a head."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(2, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
         self.a = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
         self.b = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16))
+        self.d = nn.Sequential(nn.Conv2d(16, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2, 1))
         self.c = nn.Conv2d(16, 8, 1)
         self.head = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         x = torch.relu(self.b(self.a(x)) + x)
-        y: Tensor = self.head(torch.tanh(self.c(x)).mean((2, 3)))
+        y: Tensor = self.head(nn.functional.hardtanh(self.c(self.d(x)), -2.0, 2.0).mean((2, 3)))
         return y
 
 
@@ -356,14 +358,39 @@ def trained(family: str, act: str, per_channel: bool) -> tuple[nn.Module, Ternar
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
-@pytest.mark.parametrize("act", ["ternary", "binary"])
-@pytest.mark.parametrize("family", [name for name in DEPLOYED if name != "dorefa"])
-def test_networks_train_convert_and_verify(family: str, act: str, per_channel: bool) -> None:
+@pytest.mark.parametrize("act", config._ACT)
+@pytest.mark.parametrize("family", DEPLOYED)
+def test_networks_train_convert_verify_and_load(family: str, act: str, per_channel: bool, tmp_path: Path) -> None:
     model, options = trained(family, act, per_channel)
     net = convert(model, IMAGES)
     report = verify(model, net, IMAGES)
     assert report.codes_total > 0
     assert report.codes_different == 0, str(report)
+    assert report.max_abs_diff == 0.0, str(report)
+    path, again_path = tmp_path / "net.safetensors", tmp_path / "again.safetensors"
+    save(net, path)
+    loaded = load(path)
+    assert torch.equal(loaded(IMAGES), net(IMAGES))
+    assert verify(model, loaded, IMAGES).codes_different == 0
+    save(loaded, again_path)
+    assert path.read_bytes() == again_path.read_bytes()
+    arrays = load_numpy(path)(IMAGES.numpy())
+    assert torch.equal(torch.from_numpy(arrays), load(path, float_layers="rust")(IMAGES))
+    torch.testing.assert_close(torch.from_numpy(arrays), net(IMAGES))
+    levels = len(QUANTIZERS[family].weight.levels)
+    for rows in (summary(model, IMAGES).rows, summary(net, IMAGES).rows):
+        few = [row for row in rows if row.weights != "float32"]
+        expected = {2: "binary", 3: "ternary", 4: "two-bit"}[levels]
+        # The weights of a small ternary layer may happen to be signs.
+        kinds = {row.weights for row in few} - ({"binary"} if expected == "ternary" else set())
+        assert kinds == {expected}
+        assert all(row.weight_bits == (1 if row.weights == "binary" else 2) for row in few)
+        assert {row.act_bits for row in few} == {1 if act == "binary" else 2}
+    # Codes that no release before them could read have a mark in the file; others have none.
+    written = path.read_bytes()
+    header = written[8 : 8 + int.from_bytes(written[:8], "little")]
+    assert (b"two_bit" in header) == (family == "dorefa")
+    assert (b"uint2" in header) == (act == "uint2")
     again = prepare(Net(), options)
     again.load_state_dict(model.state_dict())
     assert torch.equal(again.eval()(IMAGES), model(IMAGES))

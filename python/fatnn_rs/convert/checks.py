@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fatnn_rs.convert.levels import ACT_LEVELS, WEIGHT_LEVELS
 from fatnn_rs.errors import ConversionError, InputError
 from fatnn_rs.nn import QuantizedLayer, TernaryLayer
 
@@ -78,18 +79,13 @@ def check_model(model: nn.Module) -> None:
         _check_tensor(name, tensor, quantized=any(name.startswith(f"{layer}.") for layer in layers if layer))
 
 
-#: Levels that weights and activations may have, or a part of them.
-_WEIGHT_LEVELS: tuple[tuple[int, ...], ...] = ((-1, 0, 1),)
-_ACT_LEVELS: tuple[tuple[int, ...], ...] = ((-1, 0, 1), (0, 1, 2))
-
-
 def _check_levels(name: str, layer: TernaryLayer) -> None:
     """Refuse quantizers whose codes the engine does not have."""
     if layer.weight_quant.refused:
         raise ConversionError(f"layer {name!r}: {layer.weight_quant.refused}")
     for what, quantizer, known in (
-        ("weights", layer.weight_quant, _WEIGHT_LEVELS),
-        ("activations", layer.act_quant, _ACT_LEVELS),
+        ("weights", layer.weight_quant, WEIGHT_LEVELS),
+        ("activations", layer.act_quant, tuple(ACT_LEVELS.values())),
     ):
         levels = quantizer.levels
         if not levels or not any(set(levels) <= set(one) for one in known):
