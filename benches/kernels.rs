@@ -107,12 +107,15 @@ impl Problem {
         PackedWeights::for_kernel(kernel, &self.weight_codes, self.weight, self.operands.act).unwrap()
     }
 
+    /// The accumulators, by the reference.
+    fn expected(&self) -> Vec<i32> {
+        reference::conv2d_acc(&self.codes, &self.weight_codes, self.weight, self.operands.act, &self.shape)
+    }
+
     /// Asserts that a kernel's accumulators are the reference's.
-    fn check(&self, kernel: &'static dyn Kernel) {
+    fn check(&self, kernel: &'static dyn Kernel, expected: &[i32]) {
         let mut found = vec![0; self.outputs()];
         conv2d_acc(&self.packed, &self.weights(kernel), &self.shape, &mut found).unwrap();
-        let expected =
-            reference::conv2d_acc(&self.codes, &self.weight_codes, self.weight, self.operands.act, &self.shape);
         assert!(found == expected, "{} {}", kernel.name(), self.name);
     }
 }
@@ -135,8 +138,9 @@ fn criterion_groups(criterion: &mut Criterion) {
         for problem in &problems {
             let mut group = criterion.benchmark_group(format!("{group_name}/{}", problem.name));
             group.throughput(Throughput::Elements(problem.macs() as u64)).sample_size(20);
+            let expected = problem.expected();
             for kernel in kernels::detected() {
-                problem.check(kernel);
+                problem.check(kernel, &expected);
                 let weights = problem.weights(kernel);
                 let mut out = vec![0; problem.outputs()];
                 group.bench_function(kernel.name(), |b| {
@@ -192,8 +196,9 @@ fn table() {
         let thresholds = [vec![-3; n], vec![5; n]].concat();
         let (scale, bias) = (vec![0.5; n], vec![1.0; n]);
         let residual = vec![1.0; problem.outputs()];
+        let expected = problem.expected();
         for kernel in kernels::detected() {
-            problem.check(kernel);
+            problem.check(kernel, &expected);
             let weights = problem.weights(kernel);
             let mut acc = vec![0; problem.outputs()];
             let mut codes = vec![0; problem.outputs() / n * layout.pixel_bytes()];
@@ -235,18 +240,18 @@ fn operands_table() {
     println!("\nGMAC/s, and in brackets the multiple of ternary operands on the same kernel\n");
     println!("| problem | kernel | ternary | {names} |\n| --- | --- | --- |{}", " --- |".repeat(OTHERS.len()));
     for ternary in PRODUCTS.map(Problem::product).into_iter().chain(LAYERS.map(Problem::layer)) {
-        let problems = OTHERS.map(|(_, operands)| ternary.with(operands));
+        let others = OTHERS.map(|(_, operands)| ternary.with(operands));
+        let problems: Vec<_> = std::iter::once(ternary).chain(others).map(|p| (p.expected(), p)).collect();
         for kernel in kernels::detected() {
             // Framed kernels run ternary operands only, some tiled ones not all others.
-            let runs_some = |problem: &&Problem| problem.operands.run_on(kernel);
-            if !problems.iter().any(|problem| runs_some(&problem)) {
+            let able: Vec<_> = problems.iter().filter(|(_, problem)| problem.operands.run_on(kernel)).collect();
+            if able.len() == 1 {
                 continue;
             }
-            let able: Vec<&Problem> = std::iter::once(&ternary).chain(problems.iter().filter(runs_some)).collect();
-            let packed: Vec<_> = able.iter().map(|problem| problem.weights(kernel)).collect();
+            let packed: Vec<_> = able.iter().map(|(_, problem)| problem.weights(kernel)).collect();
             let mut runs: Vec<Run<'_>> = Vec::new();
-            for (problem, weights) in able.iter().zip(&packed) {
-                problem.check(kernel);
+            for ((expected, problem), weights) in able.iter().zip(&packed) {
+                problem.check(kernel, expected);
                 let mut acc = vec![0; problem.outputs()];
                 runs.push(Box::new(move || {
                     conv2d_acc(&problem.packed, weights, &problem.shape, &mut acc).unwrap();
@@ -254,12 +259,12 @@ fn operands_table() {
                 }));
             }
             let medians = interleaved(&mut runs);
-            let cell = |operands: Operands| match able.iter().position(|problem| problem.operands == operands) {
+            let cell = |operands: Operands| match able.iter().position(|(_, problem)| problem.operands == operands) {
                 Some(at) => format!("{:.0} ({:.2})", medians[at].0, medians[at].1),
                 None => "–".to_owned(),
             };
             let cells = OTHERS.map(|(_, operands)| cell(operands)).join(" | ");
-            println!("| {} | {} | {:.0} | {cells} |", ternary.name, kernel.name(), medians[0].0);
+            println!("| {} | {} | {:.0} | {cells} |", problems[0].1.name, kernel.name(), medians[0].0);
         }
     }
 }
