@@ -5,6 +5,7 @@
 
 use std::time::Instant;
 
+use fatnn::codec::Act;
 use fatnn::conv::ConvShape;
 use fatnn::cpu::Features;
 use fatnn::int8::{Int8Epilogue, Int8Weights, conv2d_int8, detected};
@@ -79,7 +80,7 @@ fn main() {
         let scale = vec![1e-4; n];
         let epilogue = Int8Epilogue { inv_step: 63.5, scale: &scale, bias: None };
         let pixels = batch * shape.output().unwrap().iter().product::<usize>();
-        let acc = reference::conv2d_acc(&reference::quantize_int8(&x, 63.5), &w, weight, false, &shape);
+        let acc = reference::conv2d_acc(&reference::quantize_int8(&x, 63.5), &w, weight, Act::Full, &shape);
         let kernels = detected();
         // From where a cache line begins, as in networks.
         let mut buffer = vec![0.0f32; pixels * n + 15];

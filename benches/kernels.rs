@@ -2,17 +2,18 @@
 //!
 //! `cargo bench` runs the criterion groups (each first asserts its answer against the reference) and then prints a table in
 //! which every kernel is measured interleaved with the int8 ceiling, one thread, medians of [`ROUNDS`] rounds: on a machine
-//! whose clock moves, only such ratios mean something. `cargo bench -- table` prints the table alone.
+//! whose clock moves, only such ratios mean something. `cargo bench -- table` prints the table alone, `cargo bench -- operands`
+//! what other operands than ternary ones cost.
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use criterion::{Criterion, Throughput};
-use fatnn::codec::CodesLayout;
+use fatnn::codec::{Act, CodesLayout};
 use fatnn::conv::{ConvShape, conv2d_acc, conv2d_codes, conv2d_float};
 use fatnn::cpu::Features;
 use fatnn::epilogue::{ToCodes, ToFloat};
-use fatnn::kernels::{self, Kernel};
+use fatnn::kernels::{self, Kernel, Operands};
 use fatnn::weights::{PackedWeights, WeightShape};
 use fatnn::{parallel, reference};
 
@@ -28,8 +29,19 @@ const LAYERS: [[usize; 2]; 4] = [[64, 56], [128, 28], [256, 14], [512, 7]];
 
 const ROUNDS: usize = 31;
 
+/// What most layers are made of: activations behind a ReLU.
+const TERNARY: Operands = Operands { act: Act::Half, two_bit: false };
+
+/// Other operands that kernels run.
+const OTHERS: [(&str, Operands); 3] = [
+    ("activations of two bits", Operands { act: Act::Uint2, two_bit: false }),
+    ("weights of two bits", Operands { act: Act::Half, two_bit: true }),
+    ("both", Operands { act: Act::Uint2, two_bit: true }),
+];
+
 /// A convolution with its operands.
 struct Problem {
+    operands: Operands,
     name: String,
     shape: ConvShape,
     weight: WeightShape,
@@ -40,6 +52,16 @@ struct Problem {
 
 impl Problem {
     fn new(name: String, input: [usize; 2], channels: usize, out_channels: usize, kernel: usize) -> Self {
+        Problem::of(TERNARY, name, input, [channels, out_channels], kernel)
+    }
+
+    fn of(
+        operands: Operands,
+        name: String,
+        input: [usize; 2],
+        [channels, out_channels]: [usize; 2],
+        kernel: usize,
+    ) -> Self {
         let shape = ConvShape {
             batch: 1,
             input,
@@ -49,11 +71,19 @@ impl Problem {
             dilation: [1, 1],
         };
         let weight = WeightShape { out_channels, channels, kernel: shape.kernel, groups: 1 };
-        let codes = random_codes(input[0] * input[1] * channels, 1);
-        let layout = CodesLayout::new(channels, 1).unwrap();
+        let levels: &[i8] = if operands.act == Act::Uint2 { &[0, 1, 2, 3] } else { &[-1, 0, 1] };
+        let weights: &[i8] = if operands.two_bit { &[-3, -1, 1, 3] } else { &[-1, 0, 1] };
+        let codes = random_codes(levels, input[0] * input[1] * channels, 1);
+        let layout = CodesLayout::new(channels, 1).unwrap().with(operands.act.coding());
         let mut packed = vec![0; input[0] * input[1] * layout.pixel_bytes()];
         layout.pack(&codes, &mut packed).unwrap();
-        Problem { name, shape, weight, weight_codes: random_codes(weight.len(), 2), codes, packed }
+        Problem { operands, name, shape, weight, weight_codes: random_codes(weights, weight.len(), 2), codes, packed }
+    }
+
+    /// The same with other operands.
+    fn with(&self, operands: Operands) -> Self {
+        let channels = [self.weight.channels, self.weight.out_channels];
+        Problem::of(operands, self.name.clone(), self.shape.input, channels, self.shape.kernel[0])
     }
 
     fn product([m, k, n]: [usize; 3]) -> Self {
@@ -74,24 +104,28 @@ impl Problem {
     }
 
     fn weights(&self, kernel: &'static dyn Kernel) -> PackedWeights<'static> {
-        PackedWeights::for_kernel(kernel, &self.weight_codes, self.weight, true).unwrap()
+        PackedWeights::for_kernel(kernel, &self.weight_codes, self.weight, self.operands.act).unwrap()
+    }
+
+    /// The accumulators, by the reference.
+    fn expected(&self) -> Vec<i32> {
+        reference::conv2d_acc(&self.codes, &self.weight_codes, self.weight, self.operands.act, &self.shape)
     }
 
     /// Asserts that a kernel's accumulators are the reference's.
-    fn check(&self, kernel: &'static dyn Kernel) {
+    fn check(&self, kernel: &'static dyn Kernel, expected: &[i32]) {
         let mut found = vec![0; self.outputs()];
         conv2d_acc(&self.packed, &self.weights(kernel), &self.shape, &mut found).unwrap();
-        let expected = reference::conv2d_acc(&self.codes, &self.weight_codes, self.weight, true, &self.shape);
         assert!(found == expected, "{} {}", kernel.name(), self.name);
     }
 }
 
-/// Codes in thirds, from a linear congruential generator.
-fn random_codes(len: usize, seed: u64) -> Vec<i8> {
+/// Codes of equal shares, from a linear congruential generator.
+fn random_codes(of: &[i8], len: usize, seed: u64) -> Vec<i8> {
     let mut state = seed;
     let mut next = || {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        ((state >> 33) % 3) as i8 - 1
+        of[(state >> 33) as usize % of.len()]
     };
     (0..len).map(|_| next()).collect()
 }
@@ -104,8 +138,9 @@ fn criterion_groups(criterion: &mut Criterion) {
         for problem in &problems {
             let mut group = criterion.benchmark_group(format!("{group_name}/{}", problem.name));
             group.throughput(Throughput::Elements(problem.macs() as u64)).sample_size(20);
+            let expected = problem.expected();
             for kernel in kernels::detected() {
-                problem.check(kernel);
+                problem.check(kernel, &expected);
                 let weights = problem.weights(kernel);
                 let mut out = vec![0; problem.outputs()];
                 group.bench_function(kernel.name(), |b| {
@@ -158,11 +193,12 @@ fn table() {
     for problem in problems {
         let n = problem.weight.out_channels;
         let layout = CodesLayout::new(n, 1).unwrap();
-        let (low, high) = (vec![-3; n], vec![5; n]);
+        let thresholds = [vec![-3; n], vec![5; n]].concat();
         let (scale, bias) = (vec![0.5; n], vec![1.0; n]);
         let residual = vec![1.0; problem.outputs()];
+        let expected = problem.expected();
         for kernel in kernels::detected() {
-            problem.check(kernel);
+            problem.check(kernel, &expected);
             let weights = problem.weights(kernel);
             let mut acc = vec![0; problem.outputs()];
             let mut codes = vec![0; problem.outputs() / n * layout.pixel_bytes()];
@@ -175,7 +211,7 @@ fn table() {
                     macs
                 }),
                 Box::new(|| {
-                    conv2d_codes(packed, &weights, shape, &ToCodes { low: &low, high: &high, layout }, &mut codes)
+                    conv2d_codes(packed, &weights, shape, &ToCodes { thresholds: &thresholds, layout }, &mut codes)
                         .unwrap();
                     macs
                 }),
@@ -197,8 +233,47 @@ fn table() {
     }
 }
 
+/// Other operands beside ternary ones, from codes to accumulators.
+fn operands_table() {
+    parallel::set_num_threads(1).unwrap();
+    let names = OTHERS.map(|(name, _)| name).join(" | ");
+    println!("\nGMAC/s, and in brackets the multiple of ternary operands on the same kernel\n");
+    println!("| problem | kernel | ternary | {names} |\n| --- | --- | --- |{}", " --- |".repeat(OTHERS.len()));
+    for ternary in PRODUCTS.map(Problem::product).into_iter().chain(LAYERS.map(Problem::layer)) {
+        let others = OTHERS.map(|(_, operands)| ternary.with(operands));
+        let problems: Vec<_> = std::iter::once(ternary).chain(others).map(|p| (p.expected(), p)).collect();
+        for kernel in kernels::detected() {
+            // Framed kernels run ternary operands only, some tiled ones not all others.
+            let able: Vec<_> = problems.iter().filter(|(_, problem)| problem.operands.run_on(kernel)).collect();
+            if able.len() == 1 {
+                continue;
+            }
+            let packed: Vec<_> = able.iter().map(|(_, problem)| problem.weights(kernel)).collect();
+            let mut runs: Vec<Run<'_>> = Vec::new();
+            for ((expected, problem), weights) in able.iter().zip(&packed) {
+                problem.check(kernel, expected);
+                let mut acc = vec![0; problem.outputs()];
+                runs.push(Box::new(move || {
+                    conv2d_acc(&problem.packed, weights, &problem.shape, &mut acc).unwrap();
+                    problem.macs()
+                }));
+            }
+            let medians = interleaved(&mut runs);
+            let cell = |operands: Operands| match able.iter().position(|(_, problem)| problem.operands == operands) {
+                Some(at) => format!("{:.0} ({:.2})", medians[at].0, medians[at].1),
+                None => "–".to_owned(),
+            };
+            let cells = OTHERS.map(|(_, operands)| cell(operands)).join(" | ");
+            println!("| {} | {} | {:.0} | {cells} |", problems[0].1.name, kernel.name(), medians[0].0);
+        }
+    }
+}
+
 fn main() {
     let table_only = std::env::args().any(|arg| arg == "table");
+    if std::env::args().any(|arg| arg == "operands") {
+        return operands_table();
+    }
     // `cargo test --benches` only wants to know that everything runs.
     let test = std::env::args().any(|arg| arg == "--test");
     if !table_only {

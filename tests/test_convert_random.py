@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fatnn_rs import config
 from fatnn_rs.convert import convert
+from fatnn_rs.quant import QUANTIZERS
 from nets import exact, image, ready
 
 ACTIVATIONS: dict[str, Any] = {
@@ -148,7 +150,7 @@ def build(stages: list[Stage], dims: int, channels: int) -> nn.Module:
     return nn.Sequential(*blocks, nn.Flatten(), nn.LazyLinear(3))
 
 
-def check(stages: list[Stage], dims: int, channels: int, size: int, seed: int, first: str = "ternary") -> None:
+def check(stages: list[Stage], dims: int, channels: int, size: int, seed: int, **options: str) -> None:
     torch.manual_seed(seed)
     model = build(stages, dims, channels)
     x = image(3, channels, *([size + 1, size][:dims]), seed=seed)
@@ -157,7 +159,7 @@ def check(stages: list[Stage], dims: int, channels: int, size: int, seed: int, f
     except (RuntimeError, ValueError):
         assume(False)  # the kernels do not fit the map, or BatchNorm had a single value
     inputs = tuple(image(batch, *x.shape[1:], seed=seed + batch) for batch in (1, 4))
-    model = ready(model, x, seed, first=first)
+    model = ready(model, x, seed, **options)
     net = exact(model, x, inputs)
     empty = x[:0]
     assert net(empty).shape == (0, 3)
@@ -168,8 +170,15 @@ def check(stages: list[Stage], dims: int, channels: int, size: int, seed: int, f
 
 SETTINGS = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 
-#: What the first layer becomes; the last one is ternary.
-FIRST = st.sampled_from(["ternary", "int8"])
+#: What the first layer becomes (the last one is quantized like those between), and the quantizers.
+OPTIONS = st.fixed_dictionaries(
+    {
+        "first": st.sampled_from(["ternary", "int8"]),
+        "weight": st.sampled_from([name for name, family in QUANTIZERS.items() if not family.weight.refused]),
+        "act": st.sampled_from(config._ACT),
+        "act_quantizer": st.sampled_from([None, "fatnn", "lsq", "dorefa"]),
+    }
+)
 
 
 @SETTINGS
@@ -178,10 +187,10 @@ FIRST = st.sampled_from(["ternary", "int8"])
     channels=st.integers(1, 6),
     size=st.integers(4, 11),
     seed=st.integers(0, 1 << 20),
-    first=FIRST,
+    options=OPTIONS,
 )
-def test_two_dimensions(stages: list[Stage], channels: int, size: int, seed: int, first: str) -> None:
-    check(stages, 2, channels, size, seed, first)
+def test_two_dimensions(stages: list[Stage], channels: int, size: int, seed: int, options: dict[str, str]) -> None:
+    check(stages, 2, channels, size, seed, **options)
 
 
 @SETTINGS
@@ -190,10 +199,10 @@ def test_two_dimensions(stages: list[Stage], channels: int, size: int, seed: int
     channels=st.integers(1, 6),
     size=st.integers(6, 20),
     seed=st.integers(0, 1 << 20),
-    first=FIRST,
+    options=OPTIONS,
 )
-def test_one_dimension(stages: list[Stage], channels: int, size: int, seed: int, first: str) -> None:
-    check(stages, 1, channels, size, seed, first)
+def test_one_dimension(stages: list[Stage], channels: int, size: int, seed: int, options: dict[str, str]) -> None:
+    check(stages, 1, channels, size, seed, **options)
 
 
 @SETTINGS
@@ -201,14 +210,19 @@ def test_one_dimension(stages: list[Stage], channels: int, size: int, seed: int,
     stages=st.lists(STAGES, min_size=1, max_size=4),
     channels=st.integers(1, 140),
     seed=st.integers(0, 1 << 20),
-    first=FIRST,
+    options=OPTIONS,
 )
-def test_linear(stages: list[Stage], channels: int, seed: int, first: str) -> None:
-    check(stages, 0, channels, 0, seed, first)
+def test_linear(stages: list[Stage], channels: int, seed: int, options: dict[str, str]) -> None:
+    check(stages, 0, channels, 0, seed, **options)
 
 
+#: Weights and activations of three levels, and of four.
+LEVELS = [("fatnn", "ternary"), ("dorefa", "uint2")]
+
+
+@pytest.mark.parametrize(("weight", "act"), LEVELS)
 @pytest.mark.parametrize("dims", [0, 1, 2])
-def test_wide_layers_bisect(dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_layers_bisect(dims: int, weight: str, act: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thresholds found by bisection and samples are those found by trying every integer."""
     from fatnn_rs.convert import thresholds
 
@@ -217,7 +231,7 @@ def test_wide_layers_bisect(dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build([stage, stage, stage], dims, 70)
     x = image(3, 70, *([7, 6][:dims]))
     model(x)
-    model = ready(model, x)
+    model = ready(model, x, weight=weight, act=act)
     monkeypatch.setattr(thresholds, "EXHAUSTIVE_IF_MONOTONE", thresholds.EXHAUSTIVE)
     everywhere = convert(model, x)
     monkeypatch.setattr(thresholds, "EXHAUSTIVE_IF_MONOTONE", 0)
@@ -228,7 +242,8 @@ def test_wide_layers_bisect(dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("pool", ["none", "max ceil", "average ceil"])
 @pytest.mark.parametrize("bias", [False, True])
-def test_wide_layers(bias: bool, pool: str) -> None:
+@pytest.mark.parametrize(("weight", "act"), LEVELS)
+def test_wide_layers(weight: str, act: str, bias: bool, pool: str) -> None:
     """Enough outputs and products that every kernel there is comes into question, the one for wide layers too."""
     stages = [
         Stage(144, 3, 1, 1, 1, 1, bias, True, "relu", pool, True),
@@ -237,4 +252,4 @@ def test_wide_layers(bias: bool, pool: str) -> None:
         Stage(128, 3, 2, 1, 1, 2, bias, True, "relu", "none", False),
     ]
     torch.manual_seed(3)
-    check(stages, 2, 64, 7, 3)
+    check(stages, 2, 64, 7, 3, weight=weight, act=act)

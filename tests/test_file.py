@@ -206,7 +206,21 @@ WRONG: dict[str, tuple[Any, str]] = {
     "wrong kernel": (_attr("conv_codes", "kernel", [1, 1]), "disagree"),
     "wrong groups": (_attr("conv_codes", "groups", 3), "groups do not fit"),
     "zero groups": (_attr("quantize", "groups", 0), "groups do not fit"),
-    "wrong channels": (_attr("quantize", "channels", 7), r"reads codes of \(7, 1\)"),
+    "wrong channels": (_attr("quantize", "channels", 7), r"reads ternary codes of \(7, 1\)"),
+    "unknown activations": (_attr("conv_codes", "act", "uint4"), "unknown activations 'uint4'"),
+    "activations of another kind": (
+        _attr("conv_codes", "act", "uint2"),
+        r"reads ternary codes of .* wants two-bit codes of",
+    ),
+    "too few steps": (_attr("quantize", "act", "uint2"), r"steps must have shape \(3,\)"),
+    "one more row of thresholds": (
+        _array("conv_codes", "thresholds", lambda a: np.concatenate([a, a[1:]])),
+        "reads two-bit codes of .* wants ternary codes of",
+    ),
+    "four rows of thresholds": (
+        _array("conv_codes", "thresholds", lambda a: np.concatenate([a, a])),
+        r"must have shape \(2, .*\) or \(3, ",
+    ),
     "zero stride": (_attr("conv_codes", "stride", [0, 1]), "two integers >= 1"),
     "huge padding": (_attr("conv_codes", "padding", [1 << 40, 0]), "'padding' must be list"),
     "float stride": (_attr("conv_codes", "stride", [1.5, 1]), "'stride' must be list"),

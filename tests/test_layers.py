@@ -28,18 +28,39 @@ def data(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("quantizer", QUANTIZERS)
+#: Families whose weights are integers, and the others.
+INTEGER = [name for name, family in QUANTIZERS.items() if not family.weight.refused]
+REFUSED = [name for name in QUANTIZERS if name not in INTEGER]
+
+
+def test_only_ttq_has_weights_that_are_no_integers() -> None:
+    assert REFUSED == ["ttq"]
+
+
+@pytest.mark.parametrize("quantizer", INTEGER)
+@pytest.mark.parametrize("act", ["ternary", "uint2", "binary"])
 @pytest.mark.parametrize(("ternary", "plain", "args", "kwargs", "shape"), CASES)
 @pytest.mark.parametrize("scale", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("half", [False, True])
 def test_forward_is_the_integer_sum_then_scale_then_bias(
-    quantizer: str, ternary: Any, plain: Any, args: Any, kwargs: Any, shape: Any, scale: bool, bias: bool, half: bool
+    quantizer: str,
+    act: str,
+    ternary: Any,
+    plain: Any,
+    args: Any,
+    kwargs: Any,
+    shape: Any,
+    scale: bool,
+    bias: bool,
+    half: bool,
 ) -> None:
-    layer = ternary(*args, **kwargs, bias=bias, scale=scale, quantizer=quantizer)
+    layer = ternary(*args, **kwargs, bias=bias, scale=scale, quantizer=quantizer, act=act)
     x = data(shape).abs() if half else data(shape)
     y = layer(x)
-    assert layer.act_quant.half_range is half
+    assert layer.act_quant.half_range is (half or act == "uint2")
+    assert set(layer.ternary_weight().unique().tolist()) <= set(layer.weight_quant.levels)
+    assert set(layer.act_quant(x).unique().tolist()) <= set(layer.act_quant.levels)
     # The same sum in float64 by torch's own layer; integers are exact in both.
     reference = plain(*args, **kwargs, bias=False).double()
     with torch.no_grad():
@@ -54,6 +75,27 @@ def test_forward_is_the_integer_sum_then_scale_then_bias(
     if bias:
         expected = expected + layer.bias.detach().view(channel)
     assert torch.equal(y.detach(), expected)
+    assert torch.equal(layer.eval()(x), y)
+
+
+@pytest.mark.parametrize("quantizer", REFUSED)
+@pytest.mark.parametrize(("ternary", "plain", "args", "kwargs", "shape"), CASES)
+def test_weights_that_are_no_integers_are_multiplied_as_floats(
+    quantizer: str, ternary: Any, plain: Any, args: Any, kwargs: Any, shape: Any
+) -> None:
+    layer = ternary(*args, **kwargs, quantizer=quantizer)
+    x = data(shape)
+    y = layer(x)
+    reference = plain(*args, **kwargs, bias=False).double()
+    weight = layer.weight_quant(layer.weight).detach()
+    with torch.no_grad():
+        reference.weight.copy_(weight)
+        acc = reference(layer.act_quant(x).double())
+    assert not torch.equal(weight, weight.round())
+    assert torch.equal(layer.ternary_weight(), weight.sign().to(torch.int8))
+    channel = (-1, *([1] * (len(shape) - 2))) if ternary is not TernaryLinear else (-1,)
+    expected = acc * layer.scale.detach().view(channel) + layer.bias.detach().view(channel)
+    torch.testing.assert_close(y.detach(), expected.float())
     assert torch.equal(layer.eval()(x), y)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +20,18 @@ ops = torch.ops.fatnn_rs
 
 def codes_of(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return torch.randint(-1, 2, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
+
+
+def levels_of(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Activations of two bits."""
+    return torch.randint(0, 4, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
+
+
+def two_bit_of(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Weights of two bits."""
+    weight = 2 * levels_of(shape, seed) - 3
+    weight.view(-1)[0] = 3  # else they might be ternary
+    return weight
 
 
 def int8_of(shape: tuple[int, ...]) -> Tensor:
@@ -40,14 +54,14 @@ def layouts(x: Tensor) -> dict[str, Tensor]:
 def samples() -> dict[str, tuple[object, ...]]:
     """One call of every op; the arguments in front of the last ones are tensors."""
     x = torch.randn(2, 12, 6, 5, generator=torch.Generator().manual_seed(0))
-    codes = ops.quantize(x, 0.2, 0.9, 2)
-    weight = prepack(codes_of((8, 6, 3, 3)), 2, True)
+    codes = ops.quantize(x, [0.2, 0.9], 2)
+    weight = prepack(codes_of((8, 6, 3, 3)), 2, "half")
     window = ((3, 3), (2, 1), (1, 1), (1, 2))
     thresholds = torch.stack([torch.arange(-4, 4), torch.arange(-3, 5)]).int()
     scale, bias = torch.randn(8), torch.randn(8)
     residual = torch.randn(2, 8, 3, 3)
     return {
-        "quantize": (x, 0.2, 0.9, 2),
+        "quantize": (x, [0.2, 0.9], 2),
         "pack_codes": (codes_of((2, 3, 70)), 2),
         "unpack_codes": (codes, 12, 2),
         "conv_acc": (codes, weight, 8, *window),
@@ -62,11 +76,35 @@ def test_every_op_has_a_sample() -> None:
     assert set(samples()) == set(OPS)
 
 
+def two_bit_samples() -> dict[str, tuple[object, ...]]:
+    """The same of codes of two bits, and weights of two bits."""
+    found = samples()
+    x, window = found["quantize"][0], found["conv_acc"][3:]
+    codes = ops.quantize(x, [0.2, 0.9, 1.3], 2)
+    weight = prepack(two_bit_of((8, 6, 3, 3)), 2, "uint2")
+    thresholds = torch.cat([found["conv_codes"][2], torch.arange(3, 11).int()[None]])  # type: ignore[list-item]
+    return {
+        "quantize": (x, [0.2, 0.9, 1.3], 2),
+        "pack_codes": (levels_of((2, 3, 70)), 2, True),
+        "unpack_codes": (codes, 12, 2, True),
+        "conv_acc": (codes, weight, 8, *window),
+        "conv_codes": (codes, weight, thresholds, *found["conv_codes"][3:]),
+        "conv_float": (codes, weight, *found["conv_float"][2:]),
+        "max_pool_codes": (codes, *found["max_pool_codes"][1:], True),
+    }
+
+
 # opcheck itself reads .grad of tensors that are not leaves.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("name", sorted(OPS))
 def test_opcheck(name: str) -> None:
     opcheck(getattr(ops, name).default, samples()[name])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("name", sorted(set(OPS) - {"conv_int8"}))
+def test_opcheck_of_two_bits(name: str) -> None:
+    opcheck(getattr(ops, name).default, two_bit_samples()[name])
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
@@ -117,7 +155,8 @@ def test_opcheck_layouts_of_codes(name: str, layout: str) -> None:
 @pytest.mark.parametrize("shape", [(3, 70), (2, 5, 9), (0, 4, 3, 3)])
 def test_opcheck_ranks(shape: tuple[int, ...]) -> None:
     for x in layouts(torch.randn(shape)).values():
-        opcheck(ops.quantize.default, (x, -0.4, 0.5, 1))
+        opcheck(ops.quantize.default, (x, [-0.4, 0.5], 1))
+        opcheck(ops.quantize.default, (x, [-0.4, 0.5, 0.8], 1))
         kernel = [1, 1, *[2] * (x.dim() - 2)][-2:]
         weight = int8_of((5, x.shape[1], *kernel))
         blob = prepack_int8(weight, linear=x.dim() == 2)
@@ -127,8 +166,8 @@ def test_opcheck_ranks(shape: tuple[int, ...]) -> None:
         assert torch.equal(ops.conv_int8(x, blob, torch.ones(5), None, 3.0, 5, kernel).flatten(), expected.flatten())
 
 
-def levels(x: Tensor, low: float, high: float) -> Tensor:
-    return (x >= low).to(torch.int8) + (x >= high).to(torch.int8) - 1
+def levels(x: Tensor, *thresholds: float) -> Tensor:
+    return sum((x >= threshold).to(torch.int8) for threshold in thresholds)
 
 
 @settings(max_examples=60, deadline=None)
@@ -142,11 +181,14 @@ def levels(x: Tensor, low: float, high: float) -> Tensor:
 def test_quantize(spatial: list[int], batch: int, groups: int, per_group: int, seed: int) -> None:
     channels = groups * per_group
     x = torch.randn(batch, channels, *spatial, generator=torch.Generator().manual_seed(seed))
-    expected = levels(x, -0.25, 0.5).movedim(1, -1)
+    expected = (levels(x, -0.25, 0.5) - 1).movedim(1, -1)
+    of_two_bits = levels(x, -0.25, 0.5, 0.75).movedim(1, -1)
     for given_x in layouts(x).values():
-        codes = ops.quantize(given_x, -0.25, 0.5, groups)
+        codes = ops.quantize(given_x, [-0.25, 0.5], groups)
         assert codes.shape[-1] == packed_bytes(channels, groups) == _core.packed_bytes(channels, groups)
         assert torch.equal(ops.unpack_codes(codes, channels, groups).reshape(expected.shape), expected)
+        codes = ops.quantize(given_x, [-0.25, 0.5, 0.75], groups)
+        assert torch.equal(ops.unpack_codes(codes, channels, groups, True).reshape(expected.shape), of_two_bits)
 
 
 @settings(max_examples=60, deadline=None)
@@ -154,6 +196,14 @@ def test_quantize(spatial: list[int], batch: int, groups: int, per_group: int, s
 def test_pack_and_unpack(pixels: int, groups: int, per_group: int, seed: int) -> None:
     codes = codes_of((pixels, groups * per_group), seed)
     assert torch.equal(ops.unpack_codes(ops.pack_codes(codes, groups), groups * per_group, groups), codes)
+    codes = levels_of((pixels, groups * per_group), seed)
+    assert torch.equal(ops.unpack_codes(ops.pack_codes(codes, groups, True), groups * per_group, groups, True), codes)
+
+
+def test_nothing_reaches_infinity() -> None:
+    x = torch.tensor([[math.inf, 3.0, 0.1]])
+    assert ops.unpack_codes(ops.quantize(x, [0.5, math.inf]), 3).tolist() == [[[[0, 0, -1]]]]
+    assert ops.unpack_codes(ops.quantize(x, [0.5, 1.0, math.inf]), 3, 1, True).tolist() == [[[[2, 2, 0]]]]
 
 
 @settings(max_examples=60, deadline=None)
@@ -166,14 +216,17 @@ def test_pack_and_unpack(pixels: int, groups: int, per_group: int, seed: int) ->
     stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
     dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
-    half=st.booleans(),
+    act=st.sampled_from(["full", "half", "uint2"]),
+    two_bit=st.booleans(),
     seed=st.integers(0, 1 << 30),
 )
-def test_convolutions(batch, groups, cin, cout, kernel, stride, padding, dilation, half, seed) -> None:  # type: ignore[no-untyped-def]
-    weight = codes_of((groups * cout, cin, *kernel), seed)
-    codes = codes_of((batch, 7, 6, groups * cin), seed + 1)
-    packed, blob = ops.pack_codes(codes, groups), prepack(weight, groups, half)
-    image = codes.permute(0, 3, 1, 2).float() + (1.0 if half else 0.0)
+def test_convolutions(batch, groups, cin, cout, kernel, stride, padding, dilation, act, two_bit, seed) -> None:  # type: ignore[no-untyped-def]
+    weight = (two_bit_of if two_bit else codes_of)((groups * cout, cin, *kernel), seed)
+    codes = (levels_of if act == "uint2" else codes_of)((batch, 7, 6, groups * cin), seed + 1)
+    packed, blob = ops.pack_codes(codes, groups, act == "uint2"), prepack(weight, groups, act)
+    info = _core.packed_info(blob.numpy())
+    assert (info["act"], info["two_bit"]) == (act, two_bit)
+    image = codes.permute(0, 3, 1, 2).float() + (1.0 if act == "half" else 0.0)
     window = (stride, padding, dilation)
     acc = functional.conv2d(image, weight.float(), None, *window, groups)
     n = groups * cout
@@ -182,11 +235,11 @@ def test_convolutions(batch, groups, cin, cout, kernel, stride, padding, dilatio
     assert result.is_contiguous(memory_format=torch.channels_last)
 
     generator = torch.Generator().manual_seed(seed)
-    thresholds = torch.randint(-3, 4, (2, n), dtype=torch.int32, generator=generator).sort(0).values
-    made = ops.unpack_codes(ops.conv_codes(packed, blob, thresholds, n, kernel, *window, groups), n, groups)
-    low, high = (t.view(1, -1, 1, 1) for t in thresholds)
-    expected = (acc >= low).to(torch.int8) + (acc >= high).to(torch.int8) - 1
-    assert torch.equal(made.permute(0, 3, 1, 2), expected)
+    for rows in (2, 3):
+        thresholds = torch.randint(-3, 4, (rows, n), dtype=torch.int32, generator=generator).sort(0).values
+        made = ops.conv_codes(packed, blob, thresholds, n, kernel, *window, groups)
+        expected = sum((acc >= t.view(1, -1, 1, 1)).to(torch.int8) for t in thresholds) - int(rows == 2)
+        assert torch.equal(ops.unpack_codes(made, n, groups, rows == 3).permute(0, 3, 1, 2), expected)
 
     scale, residual = torch.randn(n, generator=generator), torch.randn(acc.shape, generator=generator)
     plain = ops.conv_float(packed, blob, None, None, None, False, n, kernel, *window)
@@ -211,21 +264,23 @@ def test_max_pool(size, kernel, stride, pad, dilation, ceil_mode, channels, grou
     padding = tuple(k // 2 if pad else 0 for k in kernel)
     if any(size[i] + 2 * padding[i] < dilation * (kernel[i] - 1) + 1 for i in range(2)):
         return
-    codes = codes_of((2, *size, groups * channels), seed)
     window = (kernel, stride, padding, (dilation, dilation), ceil_mode)
-    pooled = ops.max_pool_codes(ops.pack_codes(codes, groups), *window)
-    expected = functional.max_pool2d(codes.permute(0, 3, 1, 2).float(), *window)
-    assert torch.equal(ops.unpack_codes(pooled, groups * channels, groups).permute(0, 3, 1, 2).float(), expected)
+    for uint2 in (False, True):
+        codes = (levels_of if uint2 else codes_of)((2, *size, groups * channels), seed)
+        pooled = ops.max_pool_codes(ops.pack_codes(codes, groups, uint2), *window, uint2)
+        expected = functional.max_pool2d(codes.permute(0, 3, 1, 2).float(), *window)
+        found = ops.unpack_codes(pooled, groups * channels, groups, uint2)
+        assert torch.equal(found.permute(0, 3, 1, 2).float(), expected)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_under_compile(backend: str, dynamic: bool) -> None:
-    blob = prepack(codes_of((8, 12, 3, 3)), 1, True)
+    blob = prepack(codes_of((8, 12, 3, 3)), 1, "half")
     scale, bias = torch.randn(8), torch.randn(8)
 
     def run(x: Tensor) -> Tensor:
-        codes = ops.max_pool_codes(ops.quantize(x * 2, 0.1, 0.7), (2, 2), (2, 2))
+        codes = ops.max_pool_codes(ops.quantize(x * 2, [0.1, 0.7]), (2, 2), (2, 2))
         return ops.conv_float(codes, blob, scale, bias, None, True, 8, (3, 3), (1, 1), (1, 1)) + 1
 
     torch._dynamo.reset()
@@ -238,7 +293,7 @@ def test_under_compile(backend: str, dynamic: bool) -> None:
 def test_under_export() -> None:
     class Model(torch.nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return ops.unpack_codes(ops.quantize(x, 0.0, 1.0), 5)
+            return ops.unpack_codes(ops.quantize(x, [0.0, 1.0]), 5)
 
     x = torch.randn(2, 5, 4, 4)
     program = torch.export.export(Model(), (x,))
@@ -260,19 +315,25 @@ def int8(**changed: object) -> Tensor:
 
 
 CODES = torch.zeros(1, 4, 4, 16, dtype=torch.uint8)
-BLOB = prepack(codes_of((8, 12, 3, 3)), 1, False)
+BLOB = prepack(codes_of((8, 12, 3, 3)), 1, "full")
 SQUARE = ((3, 3), (1, 1), (0, 0), (1, 1))
 
 
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: ops.quantize(torch.zeros(1, 4).double(), 0.0, 1.0), "x: expected torch.float32, got torch.float64"),
-        (lambda: ops.quantize(torch.zeros(4), 0.0, 1.0), "x: expected 2 or 3 or 4 dimensions"),
-        (lambda: ops.quantize(torch.zeros(1, 4), 0.0, 1.0, 3), "groups: expected a divisor of the 4 channels, got 3"),
-        (lambda: ops.quantize(torch.zeros(1, 4), 0.0, 1.0, 0), "groups"),
-        (lambda: ops.quantize(torch.full((1, 4), float("nan")), 0.0, 1.0), "NaN"),
+        (lambda: ops.quantize(torch.zeros(1, 4).double(), [0.0, 1.0]), "x: expected torch.float32, got torch.float64"),
+        (lambda: ops.quantize(torch.zeros(4), [0.0, 1.0]), "x: expected 2 or 3 or 4 dimensions"),
+        (lambda: ops.quantize(torch.zeros(1, 4), [0.0, 1.0], 3), "groups: expected a divisor of the 4 channels, got 3"),
+        (lambda: ops.quantize(torch.zeros(1, 4), [0.0, 1.0], 0), "groups"),
+        (lambda: ops.quantize(torch.full((1, 4), float("nan")), [0.0, 1.0]), "NaN"),
+        (lambda: ops.quantize(torch.zeros(1, 4), [1.0, 0.0]), "thresholds: expected two or three numbers, none below"),
+        (lambda: ops.quantize(torch.zeros(1, 4), [0.0, 2.0, 1.0]), "none below the one before"),
+        (lambda: ops.quantize(torch.zeros(1, 4), [0.0, math.nan]), "thresholds: expected two or three numbers"),
+        (lambda: ops.quantize(torch.zeros(1, 4), [0.0]), "thresholds: expected two or three numbers"),
         (lambda: ops.pack_codes(torch.zeros(1, 4)), "codes: expected torch.int8"),
+        (lambda: ops.pack_codes(torch.full((1, 4), 4, dtype=torch.int8), 1, True), "codes 0, 1, 2 or 3, got 4"),
+        (lambda: ops.pack_codes(torch.full((1, 4), -1, dtype=torch.int8), 1, True), "codes 0, 1, 2 or 3, got -1"),
         (lambda: ops.pack_codes(torch.full((1, 4), 2, dtype=torch.int8)), "got 2"),
         (lambda: ops.unpack_codes(CODES, 65), "packed: expected 32 bytes a pixel"),
         (lambda: ops.unpack_codes(CODES, 0), "channels: expected at least 1, got 0"),
@@ -291,6 +352,18 @@ SQUARE = ((3, 3), (1, 1), (0, 0), (1, 1))
         (
             lambda: ops.conv_codes(CODES, BLOB, torch.zeros(2, 7, dtype=torch.int32), 8, *SQUARE),
             r"thresholds: expected shape \(2, 8\), got \(2, 7\)",
+        ),
+        (
+            lambda: ops.conv_codes(CODES, BLOB, torch.zeros(4, 8, dtype=torch.int32), 8, *SQUARE),
+            r"thresholds: expected shape \(2, 8\), got \(4, 8\)",
+        ),
+        (
+            lambda: ops.conv_codes(CODES, BLOB, torch.zeros(3, 7, dtype=torch.int32), 8, *SQUARE),
+            r"thresholds: expected shape \(3, 8\), got \(3, 7\)",
+        ),
+        (
+            lambda: ops.conv_codes(CODES, BLOB, -torch.arange(24, dtype=torch.int32).view(3, 8), 8, *SQUARE),
+            "thresholds: expected none below the one before, got 0 and then -8 for channel 0",
         ),
         (
             lambda: ops.conv_codes(CODES, BLOB, torch.zeros(2, 8, dtype=torch.int32), 8, *SQUARE, 3),
@@ -334,6 +407,11 @@ SQUARE = ((3, 3), (1, 1), (0, 0), (1, 1))
         (lambda: prepack(codes_of((4, 4, 1, 1)), 3), "groups: expected a divisor of the 4 channels"),
         (lambda: prepack(codes_of((4, 0, 1, 1))), "at least one value"),
         (lambda: prepack(torch.full((1, 1, 1, 1), 2, dtype=torch.int8)), "got 2"),
+        (
+            lambda: prepack(torch.tensor([3, 0], dtype=torch.int8).view(1, 2, 1, 1)),
+            "-3, -1, 1 or 3, got 0 at element 1",
+        ),
+        (lambda: prepack(codes_of((4, 4, 1, 1)), 1, "int4"), 'act: expected "full", "half" or "uint2", got "int4"'),
     ],
 )
 def test_refuses(call, says: str) -> None:  # type: ignore[no-untyped-def]

@@ -45,10 +45,10 @@ from fatnn_rs import ops
 torch.set_num_threads(3)
 torch.ops.fatnn_rs.pack_codes(torch.zeros(1, 4, dtype=torch.int8), 1)
 ops.prepack(torch.ones(2, 4, 1, 1, dtype=torch.int8))
-torch.ops.fatnn_rs.quantize(torch.zeros(1, 4, 2, 2), 0.0, 1.0, 1)
+torch.ops.fatnn_rs.quantize(torch.zeros(1, 4, 2, 2), [0.0, 1.0], 1)
 print(fatnn_rs.get_num_threads())
 fatnn_rs.set_num_threads(2)
-torch.ops.fatnn_rs.quantize(torch.zeros(1, 4, 2, 2), 0.0, 1.0, 1)
+torch.ops.fatnn_rs.quantize(torch.zeros(1, 4, 2, 2), [0.0, 1.0], 1)
 print(fatnn_rs.get_num_threads())
 """
     assert run_python(code).stdout.split() == ["3", "2"]

@@ -171,6 +171,7 @@ def _report(graph: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], in_engin
         for node in nodes:
             op, shape, weight = node["op"], tuple(node["shape"]), node["tensors"].get("weight")
             sizes = None if weight is None else arrays[weight].shape
+            two_bit = weight is not None and bool((np.abs(arrays[weight]) > 1).any())
             rows.append(
                 ReportRow(
                     name=node["layer"] or node["name"],
@@ -178,7 +179,7 @@ def _report(graph: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], in_engin
                     runs=runs(op, in_engine),
                     shape=shape,
                     macs=macs(op, shape, sizes),
-                    packed_bytes=packed_weight_bytes(op, sizes),
+                    packed_bytes=packed_weight_bytes(op, sizes, two_bit),
                     note=node["note"],
                 )
             )

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 
 from fatnn_rs.table import render
 
-__all__ = ["INT8", "TRITS", "Report", "ReportRow", "macs", "packed_weight_bytes", "runs"]
+__all__ = ["INT8", "TRITS", "TWO_BIT", "Report", "ReportRow", "macs", "packed_weight_bytes", "runs"]
 
-#: Trits in a byte of the file.
+#: Trits, and weights of two bits, in a byte of the file.
 TRITS = 5
+TWO_BIT = 4
 
 #: Convolutions and linear layers on codes.
 _TERNARY = ("conv_codes", "conv_float")
@@ -47,7 +48,7 @@ class ReportRow:
     macs
         Multiply-accumulates per example batch.
     packed_bytes
-        Of its ternary or int8 weights in a file.
+        Of its ternary, two-bit or int8 weights in a file.
     note
         What was fused, or why it runs as it does.
     """
@@ -75,7 +76,7 @@ class Report:
 
     @property
     def bytes_packed(self) -> int:
-        """Bytes of all ternary weights in a file."""
+        """Bytes of all weights of layers on codes in a file."""
         return sum(row.packed_bytes for row in self.rows if row.op in _TERNARY)
 
     @property
@@ -155,8 +156,8 @@ def macs(op: str, shape: Sequence[int], weight: Sequence[int] | None) -> int:
     return math.prod(shape) * math.prod(weight[1:])
 
 
-def packed_weight_bytes(op: str, weight: Sequence[int] | None) -> int:
-    """Bytes of an operation's ternary weights, five to a byte, or of its int8 weights."""
+def packed_weight_bytes(op: str, weight: Sequence[int] | None, two_bit: bool) -> int:
+    """Bytes of an operation's ternary weights, five to a byte, of two bits, four to a byte, or of its int8 weights."""
     if weight is None or op not in (*_TERNARY, *INT8):
         return 0
-    return math.prod(weight) if op in INT8 else -(-math.prod(weight) // TRITS)
+    return math.prod(weight) if op in INT8 else -(-math.prod(weight) // (TWO_BIT if two_bit else TRITS))

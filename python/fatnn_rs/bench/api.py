@@ -148,7 +148,7 @@ def bench(
         threads=threads,
         rounds=rounds,
         macs=sizes.macs,
-        macs_ternary=sum(row.macs for row in sizes.rows if row.weight_bits == 2),
+        macs_ternary=sum(row.macs for row in sizes.rows if row.weight_bits <= 2),
         rows=(first, *(_finish(candidate, by_call, ours) for candidate in rows)),
         layers=layers,
         machine=machine,

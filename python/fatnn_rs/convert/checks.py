@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fatnn_rs.convert.levels import ACT_LEVELS, WEIGHT_LEVELS
 from fatnn_rs.errors import ConversionError, InputError
-from fatnn_rs.nn import QuantizedLayer
+from fatnn_rs.nn import QuantizedLayer, TernaryLayer
 
 __all__ = ["as_root", "check_inputs", "check_model", "quantized_layers"]
 
@@ -50,8 +51,9 @@ def check_model(model: nn.Module) -> None:
     Raises
     ------
     ConversionError
-        Not a module; no ternary or int8 layer in it; training mode; activation steps never initialised; parameters or
-        BatchNorm statistics that are not finite, not float32, or not on the CPU.
+        Not a module; no ternary or int8 layer in it; training mode; activation steps never initialised; weights or
+        activations whose levels no integer code expresses; parameters or BatchNorm statistics that are not finite, not
+        float32, or not on the CPU.
     """
     if not isinstance(model, nn.Module):
         raise ConversionError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -71,8 +73,28 @@ def check_model(model: nn.Module) -> None:
                 f"layer {name!r}: its activation steps were never initialised; train the model, or give "
                 "prepare(..., example_inputs=...) or fatnn_rs.nn.calibrate(model, inputs) a batch of real data"
             )
+        if isinstance(layer, TernaryLayer):
+            _check_levels(name, layer)
     for name, tensor in _watched(model):
         _check_tensor(name, tensor, quantized=any(name.startswith(f"{layer}.") for layer in layers if layer))
+
+
+def _check_levels(name: str, layer: TernaryLayer) -> None:
+    """Refuse quantizers whose codes the engine does not have."""
+    if layer.weight_quant.refused:
+        raise ConversionError(f"layer {name!r}: {layer.weight_quant.refused}")
+    for what, quantizer, known in (
+        ("weights", layer.weight_quant, WEIGHT_LEVELS),
+        ("activations", layer.act_quant, tuple(ACT_LEVELS.values())),
+    ):
+        levels = quantizer.levels
+        if not levels or not any(set(levels) <= set(one) for one in known):
+            shown = " or ".join("{" + ", ".join(map(str, one)) + "}" for one in known)
+            raise ConversionError(
+                f"layer {name!r}: its {what} ({type(quantizer).__name__}) have the levels "
+                f"{{{', '.join(map(str, levels))}}}; expected some of {shown}, which the engine has; use a quantizer "
+                "of fatnn_rs.quant, or leave the layer out with TernaryConfig(skip=...)"
+            )
 
 
 def _watched(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""The operations on ternary codes: rows whose functions call ``torch.ops.fatnn_rs``.
+"""The operations on codes: rows whose functions call ``torch.ops.fatnn_rs``.
 
 Values here are packed codes, uint8 [N, H, W, B] (H = W = 1 after a linear layer, H = 1 in one dimension). A node's
 ``dims`` says how many spatial dimensions its float side has: 0 (linear), 1 or 2.
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from fatnn_rs.convert.graph import Node
+from fatnn_rs.convert.levels import act_of
 from fatnn_rs.errors import InputError
 from fatnn_rs.ops import prepack
 
-__all__ = ["CODE_OPS", "CONV_ATTRS", "CodeOp", "squeeze_to", "unsqueeze_from"]
+__all__ = ["ACT_ATTR", "CODE_OPS", "CONV_ATTRS", "CodeOp", "squeeze_to", "unsqueeze_from"]
 
 Tensors = Mapping[str, Tensor]
 Function = Callable[..., Any]
@@ -66,13 +67,12 @@ def unsqueeze_from(x: Tensor, dims: int) -> Tensor:
 
 
 def _quantize(node: Node, tensors: Tensors) -> Function:
-    low, high = (float(value) for value in tensors["steps"])
-    groups = node.attrs["groups"]
-    return lambda x: torch.ops.fatnn_rs.quantize(x, low, high, groups)
+    steps, groups = [float(value) for value in tensors["steps"]], node.attrs["groups"]
+    return lambda x: torch.ops.fatnn_rs.quantize(x, steps, groups)
 
 
 def _blob(node: Node, tensors: Tensors) -> Tensor:
-    return prepack(tensors["weight"], node.attrs["groups"], node.attrs["half_range"])
+    return prepack(tensors["weight"], node.attrs["groups"], act_of(node.attrs))
 
 
 def _window(node: Node) -> tuple[list[int], list[int], list[int], list[int]]:
@@ -118,8 +118,8 @@ def _conv_float(node: Node, tensors: Tensors) -> Function:
 
 
 def _max_pool_codes(node: Node, tensors: Tensors) -> Function:
-    window, ceil_mode = _window(node), node.attrs["ceil_mode"]
-    return lambda codes: torch.ops.fatnn_rs.max_pool_codes(codes, *window, ceil_mode)
+    window, ceil_mode, uint2 = _window(node), node.attrs["ceil_mode"], "act" in node.attrs
+    return lambda codes: torch.ops.fatnn_rs.max_pool_codes(codes, *window, ceil_mode, uint2)
 
 
 _WINDOW: dict[str, type] = {"kernel": list, "stride": list, "padding": list, "dilation": list}
@@ -128,6 +128,10 @@ _WINDOW: dict[str, type] = {"kernel": list, "stride": list, "padding": list, "di
 CONV_ATTRS: dict[str, type] = {**_WINDOW, "groups": int, "half_range": bool, "channels": int, "dims": int}
 
 _WEIGHT = {"weight": (torch.int8, True)}
+
+#: An attribute that any of these operations has where its codes are activations of two bits: see
+#: :mod:`fatnn_rs.convert.levels`.
+ACT_ATTR: dict[str, type] = {"act": str}
 
 #: Every operation on codes a file may hold.
 CODE_OPS: dict[str, CodeOp] = {

@@ -14,6 +14,7 @@ from torch import nn
 
 from fatnn_rs.convert import rows_functions as rows
 from fatnn_rs.convert.graph import Ref
+from fatnn_rs.convert.levels import ACT_LEVELS, act_attrs, act_kind
 from fatnn_rs.convert.lower import Lowering, Row
 from fatnn_rs.convert.steps import float_steps
 from fatnn_rs.nn import (
@@ -155,12 +156,13 @@ def _ternary_core(
 ) -> Ref:
     """Emit quantizer, integer convolution, scale and bias; the last one's name ends in ``tail``."""
     quantizer = copy.deepcopy(layer.act_quant)
-    half = bool(layer.act_quant.half_range)
+    kind = act_kind(quantizer.levels)
+    assert kind is not None, "check_model refused it"
     weight = layer.ternary_weight().detach()
     dims, channels = geometry["dims"], shape[1]
     weight = weight.reshape(*weight.shape[:2], *([1] * (4 - weight.dim())), *weight.shape[2:])
-    steps = float_steps(ctx.layer, quantizer, 0 if half else -1)
-    common = {"groups": geometry["groups"], "half_range": half, "channels": channels, "dims": dims}
+    steps = float_steps(ctx.layer, quantizer, ACT_LEVELS[kind])
+    common = {"groups": geometry["groups"], **act_attrs(kind), "channels": channels, "dims": dims}
     codes = ctx.emit(
         "act_quant",
         [name],

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from fatnn_rs.convert.graph import Graph, Node, Ref
-from fatnn_rs.convert.ops_code import CODE_OPS
+from fatnn_rs.convert.levels import ACT_LEVELS, WEIGHT_LEVELS, act_of, is_two_bit
+from fatnn_rs.convert.ops_code import ACT_ATTR, CODE_OPS
 from fatnn_rs.convert.ops_float import FLOAT_OPS, FloatOp
 from fatnn_rs.convert.ops_int8 import INT8_OPS
 from fatnn_rs.errors import FormatError
@@ -139,8 +140,16 @@ def _check_layout(node: Node) -> None:
     _require(layout in ("any", "contiguous", "channels_last"), f"node {node.name!r}: unknown layout {layout!r}")
 
 
-#: Value → None for float, or (channels, groups) of codes.
-Kinds = dict[str, tuple[int, int] | None]
+#: Value → None for float, or (channels, groups, whether they have two bits) of codes.
+Kind = tuple[int, int, bool]
+Kinds = dict[str, "Kind | None"]
+
+
+def _shown(kind: Kind | None) -> str:
+    if kind is None:
+        return "floats"
+    channels, groups, uint2 = kind
+    return f"{'two-bit' if uint2 else 'ternary'} codes of {(channels, groups)} (channels, groups)"
 
 
 def _check_inputs(node: Node, kinds: Kinds) -> None:
@@ -165,7 +174,7 @@ def _check_inputs(node: Node, kinds: Kinds) -> None:
     _require(all(kinds[name] is None for name in rest), f"{where}: reads codes where it needs floats")
 
 
-def _check_conv(node: Node, tensors: Mapping[str, Tensor], source: tuple[int, int] | None) -> None:
+def _check_conv(node: Node, tensors: Mapping[str, Tensor], source: Kind | None) -> None:
     where, a = f"node {node.name!r} ({node.op})", node.attrs
     weight = tensors[node.tensors["weight"]]
     _require(
@@ -175,17 +184,21 @@ def _check_conv(node: Node, tensors: Mapping[str, Tensor], source: tuple[int, in
     groups = a["groups"]
     _require(a["dims"] in (0, 1, 2), f"{where}: dims must be 0, 1 or 2")
     _require(groups >= 1 and n % groups == 0 and per_group * groups == a["channels"], f"{where}: groups do not fit")
-    _require(source == (a["channels"], groups), f"{where}: reads codes of {source} (channels, groups)")
+    wanted = (a["channels"], groups, act_of(a) == "uint2")
+    _require(source == wanted, f"{where}: reads {_shown(source)}, wants {_shown(wanted)}")
     _require(a["kernel"] == window, f"{where}: kernel {a['kernel']} and weight {tuple(weight.shape)} disagree")
-    _require(bool(((weight >= -1) & (weight <= 1)).all()), f"{where}: weight holds values outside -1, 0, +1")
+    levels = WEIGHT_LEVELS[is_two_bit(weight)]
+    holds = torch.isin(weight, torch.tensor(levels, dtype=weight.dtype))
+    _require(bool(holds.all()), f"{where}: weight holds values outside {', '.join(map(str, levels))}")
+    _check_act(node)
     for role in ("scale", "bias", "thresholds"):
         if role in node.tensors:
-            shape = (2, n) if role == "thresholds" else (n,)
+            shapes = [(2, n), (3, n)] if role == "thresholds" else [(n,)]
             got = tuple(tensors[node.tensors[role]].shape)
-            _require(got == shape, f"{where}: {role} must have shape {shape}, got {got}")
+            _require(got in shapes, f"{where}: {role} must have shape {' or '.join(map(str, shapes))}, got {got}")
     if "thresholds" in node.tensors:
-        low, high = tensors[node.tensors["thresholds"]]
-        _require(bool((low <= high).all()), f"{where}: thresholds must not fall")
+        rising = tensors[node.tensors["thresholds"]].long().diff(dim=0) >= 0
+        _require(bool(rising.all()), f"{where}: thresholds must not fall")
     _require("bias" not in node.tensors or "scale" in node.tensors, f"{where}: a bias needs a scale")
 
 
@@ -222,27 +235,37 @@ def _check_window(node: Node) -> None:
         )
 
 
-def _code_kind(node: Node, kinds: Kinds, tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
-    """Check an operation on codes; channels and groups of the codes it makes."""
+def _check_act(node: Node) -> None:
+    act = node.attrs.get("act", "uint2")
+    where = f"node {node.name!r} ({node.op})"
+    _require(act == "uint2", f"{where}: unknown activations {act!r}")
+    _require("act" not in node.attrs or node.attrs.get("half_range", True), f"{where}: {act!r} has no full range")
+
+
+def _code_kind(node: Node, kinds: Kinds, tensors: Mapping[str, Tensor]) -> Kind | None:
+    """Check an operation on codes; the kind of the codes it makes."""
     where, a = f"node {node.name!r} ({node.op})", node.attrs
     if node.op == "quantize":
-        steps = tensors[node.tensors["steps"]]
-        _require(tuple(steps.shape) == (2,), f"{where}: steps must have shape (2,)")
-        _require(bool(steps[0] <= steps[1]), f"{where}: steps must not fall, got {steps.tolist()}")
+        _check_act(node)
+        steps, count = tensors[node.tensors["steps"]], len(ACT_LEVELS[act_of(a)]) - 1
+        _require(tuple(steps.shape) == (count,), f"{where}: steps must have shape ({count},)")
+        _require(bool((steps[:-1] <= steps[1:]).all()), f"{where}: steps must not fall, got {steps.tolist()}")
         _require(
             a["groups"] >= 1 and a["channels"] >= 1 and a["channels"] % a["groups"] == 0, f"{where}: groups do not fit"
         )
-        return a["channels"], a["groups"]
+        return a["channels"], a["groups"], act_of(a) == "uint2"
     _check_window(node)
     source = kinds[node.inputs[0]]
     if node.op == "max_pool_codes":
+        _check_act(node)
+        _require(source is not None and source[2] == ("act" in a), f"{where}: reads codes of another kind")
         return source
     _check_conv(node, tensors, source)
     if node.op == "conv_float":
         return None
-    n = tensors[node.tensors["weight"]].shape[0]
+    n, rows = tensors[node.tensors["weight"]].shape[0], tensors[node.tensors["thresholds"]].shape[0]
     _require(a["out_groups"] >= 1 and n % a["out_groups"] == 0, f"{where}: out_groups do not fit")
-    return n, a["out_groups"]
+    return n, a["out_groups"], rows == 3
 
 
 def _check_node(node: Node, kinds: Kinds, tensors: Mapping[str, Tensor]) -> None:
@@ -272,7 +295,7 @@ def _check_node(node: Node, kinds: Kinds, tensors: Mapping[str, Tensor]) -> None
         kinds[node.name] = None
     else:
         code = CODE_OPS[node.op]
-        _check_attrs(node, code.attrs)
+        _check_attrs(node, {**code.attrs, **(ACT_ATTR if "act" in node.attrs else {})})
         _check_tensors(node, code.tensors, tensors)
         kinds[node.name] = _code_kind(node, kinds, tensors)
 

@@ -1,8 +1,8 @@
-"""The two float thresholds of an activation quantizer, found by bisecting the quantizer itself.
+"""The float thresholds of an activation quantizer, found by bisecting the quantizer itself.
 
-A quantizer is a monotone function of a float32, so there is a smallest float at which it reaches its middle level and a
-smallest at which it reaches its top level. Bisecting over float32 values in their order finds both in 32 evaluations
-each, exactly, whatever arithmetic the quantizer uses.
+A quantizer is a monotone function of a float32, so for every level above the lowest there is a smallest float at which
+it is reached. Bisecting over float32 values in their order finds each in 32 evaluations, exactly, whatever arithmetic
+the quantizer uses.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def _to_order(values: Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def float_steps(layer: str, quantizer: Callable[[Tensor], Tensor], base: int) -> Tensor:
-    """Find the smallest floats at which ``quantizer`` reaches ``base + 1`` and ``base + 2``.
+def float_steps(layer: str, quantizer: Callable[[Tensor], Tensor], levels: tuple[int, ...]) -> Tensor:
+    """Find the smallest floats at which ``quantizer`` reaches the levels above the lowest.
 
     Parameters
     ----------
@@ -42,23 +42,23 @@ def float_steps(layer: str, quantizer: Callable[[Tensor], Tensor], base: int) ->
         Name of the layer, for messages.
     quantizer
         float32 to integer-valued float, elementwise and monotone.
-    base
-        The lowest level: 0 in half range, -1 in full range.
+    levels
+        Neighbouring integers, rising.
 
     Returns
     -------
     Tensor
-        float32 [2]: ``level(x) = (x >= steps[0]) + (x >= steps[1])`` for every finite x. Infinity where a level is
-        never reached.
+        float32, one less than there are levels: ``quantizer(x) = levels[(x >= steps).sum()]``. Infinity where a level
+        is never reached, for x = infinity neither.
 
     Raises
     ------
     ConversionError
         Where the function is not such a staircase (not monotone, or other levels).
     """
-    low = np.full(2, -_LARGEST, dtype=np.int64)
-    high = np.full(2, _LARGEST, dtype=np.int64)
-    wanted = torch.tensor([base + 1.0, base + 2.0])
+    low = np.full(len(levels) - 1, -_LARGEST, dtype=np.int64)
+    high = np.full(len(levels) - 1, _LARGEST, dtype=np.int64)
+    wanted = torch.tensor(levels[1:], dtype=torch.float32)
     ends = quantizer(_from_order(np.array([-_LARGEST, _LARGEST])))
     always, never = (ends[0] >= wanted).numpy(), (ends[1] < wanted).numpy()
     while (high - low > 1).any():
@@ -68,11 +68,11 @@ def float_steps(layer: str, quantizer: Callable[[Tensor], Tensor], base: int) ->
         low = np.where(reached, low, middle)
     steps = _from_order(np.where(always, -_LARGEST, high))
     steps[torch.from_numpy(never)] = float("inf")
-    _check(layer, quantizer, base, steps)
+    _check(layer, quantizer, levels, steps)
     return steps
 
 
-def _check(layer: str, quantizer: Callable[[Tensor], Tensor], base: int, steps: Tensor) -> None:
+def _check(layer: str, quantizer: Callable[[Tensor], Tensor], levels: tuple[int, ...], steps: Tensor) -> None:
     """Compare the staircase with the quantizer around its steps, at even places in the order, and at normal values."""
     keys = np.linspace(-_LARGEST, _LARGEST, 4097).astype(np.int64)
     finite = _to_order(steps[torch.isfinite(steps)])
@@ -80,13 +80,15 @@ def _check(layer: str, quantizer: Callable[[Tensor], Tensor], base: int, steps: 
     points = _from_order(np.clip(np.concatenate([keys, near]), -_LARGEST, _LARGEST))
     generator = torch.Generator().manual_seed(0)
     spread = steps[torch.isfinite(steps)].abs().max() if len(finite) else torch.tensor(1.0)
-    points = torch.cat([points, torch.randn(4096, generator=generator) * spread.clamp(max=1e30) * 2, torch.zeros(1)])
-    stairs = (points >= steps[0]).float() + (points >= steps[1]).float() + base
+    others = torch.tensor([0.0, float("inf")])
+    points = torch.cat([points, torch.randn(4096, generator=generator) * spread.clamp(max=1e30) * 2, others])
+    stairs = (points[:, None] >= steps[torch.isfinite(steps)]).float().sum(1) + levels[0]
     wrong = stairs != quantizer(points)
     if bool(wrong.any()):
         at = float(points[wrong][0])
+        got = float(quantizer(points[wrong][:1])[0])
         raise ConversionError(
-            f"layer {layer!r}: its activation quantizer is not a monotone staircase over three neighbouring integers "
-            f"(at {at:g} it gives {float(quantizer(points[wrong][:1])[0]):g}); use a quantizer of fatnn_rs.quant, or "
-            "leave the layer out with TernaryConfig(skip=...)"
+            f"layer {layer!r}: its activation quantizer is not a monotone staircase over the levels "
+            f"{', '.join(map(str, levels))} (at {at:g} it gives {got:g}); use a quantizer of fatnn_rs.quant, or leave "
+            "the layer out with TernaryConfig(skip=...)"
         )

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from fatnn_rs import _core
 from fatnn_rs.convert.checks import as_root, check_inputs
-from fatnn_rs.convert.graph import Node
+from fatnn_rs.convert.graph import Graph, Node
+from fatnn_rs.convert.levels import act_of, is_two_bit
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.ops_int8 import INT8_OPS
 from fatnn_rs.errors import InputError
 from fatnn_rs.nn import Int8Layer, TernaryLayer
-from fatnn_rs.report import TRITS
+from fatnn_rs.report import TRITS, TWO_BIT
 from fatnn_rs.table import render
 
 __all__ = ["Summary", "SummaryRow", "summary"]
@@ -36,13 +37,17 @@ class SummaryRow:
     shape
         Of its result.
     weight_bits, act_bits
-        Bits of one weight and of one activation it reads (2: ternary, 8: int8, 32: float32).
+        Bits that tell the levels of one weight, and of one activation it reads, apart (1: binary, 2: ternary or four
+        levels, 8: int8, 32: float32). Of a network, levels that occur count.
     macs
         Multiply-accumulates for these inputs.
     bytes
-        Its parameters in a file: ternary weights five to a byte, int8 weights one, all else float32.
+        Its parameters in a file: ternary weights, binary ones too, five to a byte, two-bit ones four, int8 weights one,
+        all else float32.
     kernel
         What runs it.
+    weights
+        ``"ternary"``, ``"binary"``, ``"two-bit"``, ``"int8"`` or ``"float32"``.
     """
 
     name: str
@@ -53,6 +58,7 @@ class SummaryRow:
     macs: int
     bytes: int
     kernel: str
+    weights: str
 
 
 @dataclass(frozen=True)
@@ -92,31 +98,67 @@ class Summary:
             for row in self.rows
         ]
         head = ["layer", "kind", "shape", "weight bits", "act bits", "MACs", "bytes", "kernel"]
-        kinds = ["ternary", *(["int8"] if self._share(8) else [])]
-        shares = [f"{self._share(bits):.1%} of them {kind}" for kind, bits in zip(kinds, (2, 8), strict=False)]
+        few = [kind for kind in ("ternary", "binary", "two-bit") if self._share(kind)] or ["ternary"]
+        kinds = [*few, *(["int8"] if self._share("int8") else [])]
+        shares = [f"{self._share(kind):.1%} of them {kind}" for kind in kinds]
         return render(head, cells, right=(3, 4, 5, 6)) + (
             f"\n{self.macs:,} MACs, {', '.join(shares) if self.macs else 'none of them ternary'}; {self.bytes:,} bytes "
             "of parameters"
         )
 
-    def _share(self, bits: int) -> float:
-        """Share of multiply-accumulates with weights of so many bits."""
-        return sum(row.macs for row in self.rows if row.weight_bits == bits) / max(self.macs, 1)
+    def _share(self, kind: str) -> float:
+        """Share of multiply-accumulates with weights of a kind."""
+        return sum(row.macs for row in self.rows if row.weights == kind) / max(self.macs, 1)
 
 
-def _kernel(node: Node, weight: Tensor, bits: int) -> str:
+#: Kind of weights → their bits, and how many of them a byte of a file holds.
+_KINDS = {
+    "binary": (1, TRITS),
+    "ternary": (2, TRITS),
+    "two-bit": (2, TWO_BIT),
+    "int8": (8, 1),
+    "float32": (32, 0.25),
+}
+
+
+def _bits(levels: int) -> int:
+    """Bits that tell so many levels apart."""
+    return (levels - 1).bit_length()
+
+
+def _kind_of_levels(levels: int) -> str:
+    return {2: "binary", 4: "two-bit"}.get(levels, "ternary")
+
+
+def _kernel(node: Node, weight: Tensor) -> str:
     """Name what runs a layer with ``weight`` on this machine."""
-    if bits == 32:
-        return "torch (float32)"
-    if bits == 8:
+    if node.op in INT8_OPS:
         return f"rust {_core.int8_kernel_for(node.op == 'linear_int8')}"
-    per_group = weight.shape[0] // node.attrs["groups"]
-    return f"rust {_core.kernel_for(per_group, math.prod(weight.shape[1:]), node.attrs['dims'] == 0)}"
+    if node.op not in ("conv_codes", "conv_float"):
+        return "torch (float32)"
+    per_group, reduction = weight.shape[0] // node.attrs["groups"], math.prod(weight.shape[1:])
+    act, two_bit = act_of(node.attrs), is_two_bit(weight)
+    return f"rust {_core.kernel_for(per_group, reduction, node.attrs['dims'] == 0, act, two_bit)}"
 
 
-def _weight_bytes(weights: int, bits: int) -> int:
+def _weight_bytes(weights: int, kind: str) -> int:
     """Bytes of so many weights in a file."""
-    return -(-weights // TRITS) if bits == 2 else weights * bits // 8
+    return math.ceil(weights / _KINDS[kind][1])
+
+
+def _levels_of_codes(graph: Graph, name: str) -> int:
+    """How many levels the codes of a value have: one more than there are thresholds that differ and are reached."""
+    nodes = graph.index()
+    node = nodes[name]
+    while node.op == "max_pool_codes":
+        node = nodes[node.inputs[0]]
+    steps = graph.tensor(node, "steps" if node.op == "quantize" else "thresholds")
+    assert steps is not None, "the schema checked it"
+    steps = steps.reshape(len(steps), -1)
+    never = torch.inf if steps.is_floating_point() else torch.iinfo(steps.dtype).max
+    reached = (steps < never).any(1)
+    reached[1:] &= (steps[1:] > steps[:-1]).any(1)
+    return 1 + max(1, int(reached.sum()))
 
 
 def _model_rows(model: nn.Module, arguments: tuple[Any, ...]) -> list[SummaryRow]:
@@ -127,7 +169,12 @@ def _model_rows(model: nn.Module, arguments: tuple[Any, ...]) -> list[SummaryRow
         def hook(module: Any, args: Any, output: Any) -> None:
             if not isinstance(output, Tensor):
                 return
-            bits = 2 if isinstance(module, TernaryLayer) else 8 if isinstance(module, Int8Layer) else 32
+            kind, act_bits = "int8" if isinstance(module, Int8Layer) else "float32", 8
+            if isinstance(module, TernaryLayer):
+                kind = _kind_of_levels(len(module.weight_quant.levels))
+                act_bits = _bits(len(module.act_quant.levels or module.act_quant.half_levels))
+            elif kind == "float32":
+                act_bits = 32
             weights = module.weight.numel()
             others = sum(p.numel() for key, p in module.named_parameters(recurse=False) if key != "weight")
             rows.append(
@@ -135,11 +182,12 @@ def _model_rows(model: nn.Module, arguments: tuple[Any, ...]) -> list[SummaryRow
                     name=name,
                     kind=type(module).__name__,
                     shape=tuple(output.shape),
-                    weight_bits=bits,
-                    act_bits=bits,
+                    weight_bits=_KINDS[kind][0],
+                    act_bits=act_bits,
                     macs=output.numel() * math.prod(module.weight.shape[1:]),
-                    bytes=_weight_bytes(weights, bits) + 4 * others,
-                    kernel="torch (float32)" if bits == 32 else "torch (float32, quantizers simulated)",
+                    bytes=_weight_bytes(weights, kind) + 4 * others,
+                    kernel="torch (float32)" if kind == "float32" else "torch (float32, quantizers simulated)",
+                    weights=kind,
                 )
             )
 
@@ -169,7 +217,11 @@ def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[Summa
         ternary, int8 = node.op in ("conv_codes", "conv_float"), node.op in INT8_OPS
         if weight is None or not (ternary or int8 or node.op in ("conv1d", "conv2d", "linear")):
             return
-        bits = 2 if ternary else 8 if int8 else 32
+        kind, act_bits = ("int8", 8) if int8 else ("float32", 32)
+        if ternary:
+            # Where no weight is 0 there are two levels, or four.
+            kind = "two-bit" if is_two_bit(weight) else "ternary" if bool((weight == 0).any()) else "binary"
+            act_bits = _bits(_levels_of_codes(net.graph, node.inputs[0]))
         # The result of conv_codes is packed: its pixels count, its bytes do not.
         outputs = math.prod(result.shape[:3]) * weight.shape[0] if node.op == "conv_codes" else result.numel()
         batch, *size = result.shape
@@ -181,11 +233,12 @@ def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[Summa
                 name=node.layer or node.name,
                 kind=node.op,
                 shape=(batch, *size),
-                weight_bits=bits,
-                act_bits=bits,
+                weight_bits=_KINDS[kind][0],
+                act_bits=act_bits,
                 macs=outputs * math.prod(weight.shape[1:]),
-                bytes=_weight_bytes(weight.numel(), bits) + 4 * others,
-                kernel=_kernel(node, weight, bits),
+                bytes=_weight_bytes(weight.numel(), kind) + 4 * others,
+                kernel=_kernel(node, weight),
+                weights=kind,
             )
         )
 

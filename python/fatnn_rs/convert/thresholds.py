@@ -1,7 +1,8 @@
 """Integer thresholds: the function from a ternary layer's accumulator to the next layer's codes, tabulated.
 
 Between the two lie only functions of one channel (scale, bias, BatchNorm, activation) and the next quantizer. Where the
-whole is monotone over the accumulator's range it is two integer thresholds per channel; where it falls, the channel's
+whole is monotone over the accumulator's range it is two integer thresholds per channel (for activations of two bits
+three); where it falls, the channel's
 weights are negated. The function evaluated is the eager model's own, at every integer of the range where that is
 affordable, so the thresholds are exact by construction; functions that are monotone by what they are made of are
 bisected.
@@ -33,12 +34,12 @@ Function = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Thresholds:
-    """``level = (acc >= values[0]) + (acc >= values[1])``.
+    """``level = (acc >= values).sum(0)``.
 
     Attributes
     ----------
     values
-        int32 [2, n], for accumulators of weights that were negated in the channels of ``flip``.
+        int32 [levels - 1, n], rising, for accumulators of weights that were negated in the channels of ``flip``.
     flip
         bool [n].
     """
@@ -47,28 +48,27 @@ class Thresholds:
     flip: Tensor
 
 
-def accumulator_range(weight: Tensor, half_range: bool) -> tuple[Tensor, Tensor]:
+def accumulator_range(weight: Tensor, levels: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Least and greatest accumulator of every output channel, from its weights.
 
     Parameters
     ----------
     weight
-        int8 [n, ...] in {-1, 0, +1}.
-    half_range
-        Whether activations are {0, 1, 2} (else {-1, 0, +1}).
+        int8 [n, ...].
+    levels
+        What activations may be, in order; 0, which pads, lies between the first and the last, or is one of them.
 
     Returns
     -------
     tuple of Tensor
         int64 [n] each.
     """
-    # As float sums, which are fast, and exact: there are fewer weights than integers in a float32.
+    # As float sums, which are fast, and exact: layers whose sums float32 could not hold are refused when they are made.
     flat = weight.flatten(1).float()
     balance, count = flat.sum(1).long(), flat.abs().sum(1).long()
     positive, negative = (count + balance) // 2, (count - balance) // 2
-    if half_range:
-        return -2 * negative, 2 * positive
-    return -(positive + negative), positive + negative
+    least, most = levels[0], levels[-1]
+    return least * positive - most * negative, most * positive - least * negative
 
 
 def spread(values: Tensor, dims: int) -> Tensor:
@@ -89,20 +89,20 @@ def _gather(result: Tensor, dims: int) -> Tensor:
 
 @torch.no_grad()
 def integer_thresholds(
-    function: Function, low: Tensor, high: Tensor, dims: int, base: int, monotone: bool = False
+    function: Function, low: Tensor, high: Tensor, dims: int, levels: tuple[int, ...], monotone: bool = False
 ) -> Thresholds | None:
     """Thresholds that reproduce ``function`` over ``[low, high]`` in every channel.
 
     Parameters
     ----------
     function
-        From accumulators, laid out by :func:`spread`, to integer-valued levels ``base .. base + 2``.
+        From accumulators, laid out by :func:`spread`, to integer-valued levels.
     low, high
         int64 [n]: the accumulator's range.
     dims
         Spatial dimensions: 0, 1 or 2.
-    base
-        The lowest level.
+    levels
+        Those levels, neighbouring integers, in order.
     monotone
         Whether ``function`` is known to rise or to fall in every channel.
 
@@ -112,21 +112,21 @@ def integer_thresholds(
         None where the function is not monotone in some channel.
     """
 
-    def levels(points: Tensor) -> Tensor:
-        return _gather(function(spread(points, dims)), dims) - base
+    def reached(points: Tensor) -> Tensor:
+        return _gather(function(spread(points, dims)), dims) - levels[0]
 
-    first, last = levels(low[None])[0], levels(high[None])[0]
+    first, last = reached(low[None])[0], reached(high[None])[0]
     flip = last < first
 
     def rising(points: Tensor) -> Tensor:
         """Levels at places counted from the end where the function is lowest."""
-        return levels(torch.where(flip, high - points, low + points))
+        return reached(torch.where(flip, high - points, low + points))
 
-    span = high - low
+    span, steps = high - low, len(levels) - 1
     count = int(span.max()) + 1
     channels = len(low)
     few = count * channels <= (EXHAUSTIVE_IF_MONOTONE if monotone else EXHAUSTIVE)
-    places = _scan(rising, span, count, channels) if few else _bisect(rising, span)
+    places = _scan(rising, span, count, steps) if few else _bisect(rising, span, steps)
     if places is None:
         return None
     # A place p is the accumulator low + p, or, with negated weights, -(high - p).
@@ -135,9 +135,10 @@ def integer_thresholds(
     return Thresholds(values.to(torch.int32), flip)
 
 
-def _scan(rising: Function, span: Tensor, count: int, channels: int) -> Tensor | None:
-    """Evaluate everywhere; the first places of levels 1 and 2, ``span + 1`` where there are none."""
-    places = torch.zeros(2, channels, dtype=torch.int64)
+def _scan(rising: Function, span: Tensor, count: int, steps: int) -> Tensor | None:
+    """Evaluate everywhere; the first place of every level but the lowest, ``span + 1`` where there is none."""
+    channels = len(span)
+    places = torch.zeros(steps, channels, dtype=torch.int64)
     step = max(1, _CHUNK // channels)
     before = torch.zeros(channels)
     for start in range(0, count, step):
@@ -147,17 +148,17 @@ def _scan(rising: Function, span: Tensor, count: int, channels: int) -> Tensor |
             return None
         before = level[-1]
         inside = points <= span
-        for index in range(2):
+        for index in range(steps):
             places[index] += ((level < index + 1) & inside).sum(0)
     return places
 
 
-def _bisect(rising: Function, span: Tensor) -> Tensor | None:
+def _bisect(rising: Function, span: Tensor, steps: int) -> Tensor | None:
     """Bisect, then compare with samples."""
     channels = len(span)
-    low = torch.full((2, channels), -1)
-    high = (span + 1).repeat(2, 1)
-    wanted = torch.tensor([[1.0], [2.0]])
+    low = torch.full((steps, channels), -1)
+    high = (span + 1).repeat(steps, 1)
+    wanted = torch.arange(1.0, steps + 1)[:, None]
     while bool((high - low > 1).any()):
         middle = (low + high) // 2
         reached = torch.where(middle > span, torch.tensor(True), _pairwise(rising, middle.clamp(max=span), wanted))
@@ -168,7 +169,7 @@ def _bisect(rising: Function, span: Tensor) -> Tensor | None:
     random = (torch.rand(_SAMPLES, channels, generator=generator, dtype=torch.float64) * (span + 1)).long()
     near = torch.cat([high + offset for offset in range(-2, 3)])
     points = torch.cat([random, near.clamp(min=0), span[None]]).minimum(span)
-    stairs = (points >= high[0]).float() + (points >= high[1]).float()
+    stairs = (points >= high[:, None]).float().sum(0)
     return high if torch.equal(rising(points), stairs) else None
 
 

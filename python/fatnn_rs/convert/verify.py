@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fatnn_rs.convert.checks import as_root, check_inputs, quantized_layers
 from fatnn_rs.convert.graph import Graph, Node
+from fatnn_rs.convert.levels import act_kind, act_of, stored
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.ops_code import squeeze_to
 from fatnn_rs.convert.ops_int8 import INT8_OPS
@@ -120,7 +121,7 @@ def _eager_codes(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     handles = []
 
     def hook_for(name: str, layer: Any) -> Any:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        def hook(module: Any, args: Any, output: Tensor) -> None:
             if isinstance(layer, Int8Layer):
                 taken[name] = []
                 return
@@ -129,8 +130,8 @@ def _eager_codes(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
                 around = layer._reversed_padding_repeated_twice
                 if around[::2] != around[1::2]:  # the network pads in front of the quantizer; zero has code 0
                     codes = functional.pad(codes, around)
-            # Kept as stored in the packed format: half-range levels 0..2 are codes -1..1.
-            taken.setdefault(name, []).append((codes - 1 if module.half_range else codes).to(torch.int8))
+            # Kept as stored in the packed format. Levels of no kind are another model's, and differ as they are.
+            taken.setdefault(name, []).append(stored(codes, act_kind(module.levels) or "full").to(torch.int8))
 
         return hook
 
@@ -160,7 +161,8 @@ class _NetworkCodes:
         if node.op not in ("conv_codes", "conv_float"):
             return
         a = node.attrs
-        codes = torch.ops.fatnn_rs.unpack_codes(values[0], a["channels"], a["groups"]).permute(0, 3, 1, 2)
+        uint2 = act_of(a) == "uint2"
+        codes = torch.ops.fatnn_rs.unpack_codes(values[0], a["channels"], a["groups"], uint2).permute(0, 3, 1, 2)
         self.taken.setdefault(node.layer, []).append(squeeze_to(codes, a["dims"]))
         self.behind[node.layer] = self.behind.get(node.layer, False) or node.inputs[0] in self._added
 

@@ -44,29 +44,29 @@ def _pixels_last(x: Tensor) -> tuple[Any, bool]:
     return x.movedim(1, -1).contiguous().numpy(), True
 
 
-def _quantize(x: Tensor, low: float, high: float, groups: int = 1) -> Tensor:
-    out = schema.quantize(x, low, high, groups)
+def _quantize(x: Tensor, thresholds: Sequence[float], groups: int = 1) -> Tensor:
+    out = schema.quantize(x, thresholds, groups)
     if out.numel():
         array, channels_last = _pixels_last(x)
         pixels = out.shape[1] * out.shape[2]
         follow_torch_threads()
-        _core.quantize(array, x.shape[0], x.shape[1], pixels, channels_last, low, high, groups, out.numpy())
+        _core.quantize(array, x.shape[0], x.shape[1], pixels, channels_last, list(thresholds), groups, out.numpy())
     return out
 
 
-def _pack_codes(codes: Tensor, groups: int = 1) -> Tensor:
-    out = schema.pack_codes(codes, groups)
+def _pack_codes(codes: Tensor, groups: int = 1, uint2: bool = False) -> Tensor:
+    out = schema.pack_codes(codes, groups, uint2)
     if not out.numel():
         return out
-    packed = _core.pack_codes(_view(codes).reshape(-1, codes.shape[-1]), groups)
+    packed = _core.pack_codes(_view(codes).reshape(-1, codes.shape[-1]), groups, uint2)
     return torch.from_numpy(packed).reshape(out.shape)
 
 
-def _unpack_codes(packed: Tensor, channels: int, groups: int = 1) -> Tensor:
-    out = schema.unpack_codes(packed, channels, groups)
+def _unpack_codes(packed: Tensor, channels: int, groups: int = 1, uint2: bool = False) -> Tensor:
+    out = schema.unpack_codes(packed, channels, groups, uint2)
     if not out.numel():
         return out
-    codes = _core.unpack_codes(_view(packed).reshape(-1, packed.shape[-1]), channels, groups)
+    codes = _core.unpack_codes(_view(packed).reshape(-1, packed.shape[-1]), channels, groups, uint2)
     return torch.from_numpy(codes).reshape(out.shape)
 
 
@@ -190,14 +190,15 @@ def _max_pool_codes(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     ceil_mode: bool = False,
+    uint2: bool = False,
 ) -> Tensor:
-    out = schema.max_pool_codes(codes, kernel, stride, padding, dilation, ceil_mode)
+    out = schema.max_pool_codes(codes, kernel, stride, padding, dilation, ceil_mode, uint2)
     if out.numel():
         # Pooling looks at no channel by itself: every bit of every word is pooled, and unused bits stay zero.
         channels = codes.shape[3] // WORD_BYTES * WORD_CODES
         follow_torch_threads()
         _core.max_pool_codes(
-            _view(codes), channels, 1, _pair(kernel), _pair(stride), _pair(padding), _pair(dilation), out.numpy()
+            _view(codes), channels, 1, _pair(kernel), _pair(stride), _pair(padding), _pair(dilation), uint2, out.numpy()
         )
     return out
 
@@ -210,17 +211,19 @@ def _check_weight(op: str, weight: Tensor, groups: int) -> None:
         raise InputError(f"fatnn_rs.ops.{op}: weight: expected at least one value, got shape {tuple(weight.shape)}")
 
 
-def prepack(weight: Tensor, groups: int = 1, half_range: bool = False) -> Tensor:
-    """Lay ternary weights out for this machine's kernels. Never save the result: it belongs to one kernel of one CPU.
+def prepack(weight: Tensor, groups: int = 1, act: str = "full") -> Tensor:
+    """Lay weights out for this machine's kernels. Never save the result: it belongs to one kernel of one CPU.
 
     Parameters
     ----------
     weight
-        int8 [n, channels / groups, KH, KW], values in {-1, 0, +1}.
+        int8 [n, channels / groups, KH, KW], values in {-1, 0, +1}; or, which takes twice the work, of two bits, in
+        {-3, -1, +1, +3}.
     groups
         Groups of the convolution; divides n.
-    half_range
-        Whether activations count as levels {0, 1, 2} instead of codes {-1, 0, +1}.
+    act
+        What activation codes stand for: ``"full"``: {-1, 0, +1}; ``"half"``: the same codes for the levels {0, 1, 2};
+        ``"uint2"``: codes of two bits, {0, 1, 2, 3}.
 
     Returns
     -------
@@ -230,10 +233,10 @@ def prepack(weight: Tensor, groups: int = 1, half_range: bool = False) -> Tensor
     Raises
     ------
     InputError
-        Wrong dtype, device, rank, groups or values.
+        Wrong dtype, device, rank, groups or values, or sums that float32 could not hold; an unknown ``act``.
     """
     _check_weight("prepack", weight, groups)
-    blob = _core.prepack(_view(weight), groups, half_range)
+    blob = _core.prepack(_view(weight), groups, act)
     return torch.from_numpy(np.asarray(blob, dtype=np.uint8))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,15 +31,18 @@ __all__ = ["LIBRARY", "OPS"]
 LIBRARY: Any = torch.library.Library("fatnn_rs", "DEF")  # type: ignore[no-untyped-call]
 
 
-def quantize(x: Tensor, low: float, high: float, groups: int = 1) -> Tensor:
-    """Codes of ``x`` by two thresholds: level ``(x >= low) + (x >= high)``, stored as level - 1 in {-1, 0, +1}.
+def quantize(x: Tensor, thresholds: Sequence[float], groups: int = 1) -> Tensor:
+    """Codes of ``x``: the level is the number of thresholds that it reaches.
+
+    Two thresholds make ternary codes, level - 1 in {-1, 0, +1}; three make codes of two bits, the level in
+    {0, 1, 2, 3}.
 
     Parameters
     ----------
     x
         float32 [N, C], [N, C, L] or [N, C, H, W].
-    low, high
-        Thresholds, exact float32 values.
+    thresholds
+        Two or three, exact float32 values, none below the one before. Infinity: nothing reaches it, infinity neither.
     groups
         Groups of the convolution that will read the codes.
 
@@ -50,9 +54,14 @@ def quantize(x: Tensor, low: float, high: float, groups: int = 1) -> Tensor:
     Raises
     ------
     InputError
-        Wrong dtype, device, rank or groups; NaN in ``x``.
+        Wrong dtype, device, rank or groups; NaN in ``x``; thresholds of another number, that fall, or are NaN.
     """
     check_tensor("quantize", "x", x, torch.float32, (2, 3, 4))
+    if len(thresholds) not in (2, 3) or not all(a <= b for a, b in pairwise(thresholds)):
+        raise InputError(
+            f"fatnn_rs::quantize: thresholds: expected two or three numbers, none below the one before, got "
+            f"{list(thresholds)}; infinity stands for a level that nothing reaches"
+        )
     batch, channels = x.shape[0], x.shape[1]
     check_groups("quantize", channels, groups)
     height = x.shape[2] if x.dim() == 4 else 1
@@ -60,21 +69,21 @@ def quantize(x: Tensor, low: float, high: float, groups: int = 1) -> Tensor:
     return x.new_empty((batch, height, width, packed_bytes(channels, groups)), dtype=torch.uint8)
 
 
-def pack_codes(codes: Tensor, groups: int = 1) -> Tensor:
-    """Pack int8 codes in {-1, 0, +1}, channels last: [..., C] to uint8 [..., B].
+def pack_codes(codes: Tensor, groups: int = 1, uint2: bool = False) -> Tensor:
+    """Pack int8 codes in {-1, 0, +1} (or, ``uint2``, {0, 1, 2, 3}), channels last: [..., C] to uint8 [..., B].
 
     Raises
     ------
     InputError
-        Wrong dtype, device, rank or groups; a value outside {-1, 0, +1}.
+        Wrong dtype, device, rank or groups; a value that is no such code.
     """
     check_tensor("pack_codes", "codes", codes, torch.int8, (2, 3, 4))
     check_groups("pack_codes", codes.shape[-1], groups)
     return codes.new_empty((*codes.shape[:-1], packed_bytes(codes.shape[-1], groups)), dtype=torch.uint8)
 
 
-def unpack_codes(packed: Tensor, channels: int, groups: int = 1) -> Tensor:
-    """Unpack codes: uint8 [..., B] to int8 [..., C] in {-1, 0, +1}.
+def unpack_codes(packed: Tensor, channels: int, groups: int = 1, uint2: bool = False) -> Tensor:
+    """Unpack codes: uint8 [..., B] to int8 [..., C] in {-1, 0, +1} (or, ``uint2``, {0, 1, 2, 3}).
 
     Raises
     ------
@@ -120,14 +129,14 @@ def conv_acc(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
 ) -> Tensor:
-    """Integer accumulators of a ternary convolution.
+    """Integer accumulators of a convolution of codes.
 
     Parameters
     ----------
     codes
         uint8 [N, H, W, B].
     weight
-        uint8 blob made by :func:`fatnn_rs.ops.prepack` on this machine.
+        uint8 blob made by :func:`fatnn_rs.ops.prepack` on this machine, for activations of the codes' kind.
     out_channels, kernel, stride, padding, dilation
         The convolution's numbers; pairs are (height, width).
 
@@ -151,12 +160,12 @@ def conv_codes(
     dilation: Sequence[int] = (1, 1),
     out_groups: int = 1,
 ) -> Tensor:
-    """Ternary convolution from codes to codes: level ``(acc >= thresholds[0]) + (acc >= thresholds[1])``.
+    """Convolution from codes to codes: the level is ``(acc >= thresholds).sum(0)``.
 
     Parameters
     ----------
     thresholds
-        int32 [2, out_channels].
+        int32 [2, out_channels]: ternary codes; or [3, out_channels]: codes of two bits. None below the one before.
     out_groups
         Groups of the convolution that will read the result.
 
@@ -168,7 +177,8 @@ def conv_codes(
         uint8 [N, OH, OW, B'].
     """
     batch, height, width = _conv("conv_codes", codes, weight, out_channels, (kernel, stride, padding, dilation))
-    check_vector("conv_codes", "thresholds", thresholds, (2, out_channels), torch.int32)
+    rows = 3 if thresholds.dim() == 2 and len(thresholds) == 3 else 2
+    check_vector("conv_codes", "thresholds", thresholds, (rows, out_channels), torch.int32)
     check_groups("conv_codes", out_channels, out_groups)
     return codes.new_empty((batch, height, width, packed_bytes(out_channels, out_groups)))
 
@@ -186,7 +196,7 @@ def conv_float(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
 ) -> Tensor:
-    """Ternary convolution from codes to float32: ``fma(acc, scale, bias)``, then ``+ residual``, then ReLU.
+    """Convolution from codes to float32: ``fma(acc, scale, bias)``, then ``+ residual``, then ReLU.
 
     Parameters
     ----------
@@ -274,8 +284,11 @@ def max_pool_codes(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     ceil_mode: bool = False,
+    uint2: bool = False,
 ) -> Tensor:
     """Max-pooling of codes; padding never wins. Arguments as in ``torch.nn.functional.max_pool2d``.
+
+    ``uint2`` says that codes have two bits; else they are ternary.
 
     Returns
     -------
@@ -297,9 +310,9 @@ _WINDOW = "int[2] kernel, int[2] stride=1, int[2] padding=0, int[2] dilation=1"
 
 #: Every op: name → (arguments, fake kernel).
 OPS: dict[str, tuple[str, Callable[..., Tensor]]] = {
-    "quantize": ("Tensor x, float low, float high, int groups=1", quantize),
-    "pack_codes": ("Tensor codes, int groups=1", pack_codes),
-    "unpack_codes": ("Tensor packed, int channels, int groups=1", unpack_codes),
+    "quantize": ("Tensor x, float[] thresholds, int groups=1", quantize),
+    "pack_codes": ("Tensor codes, int groups=1, bool uint2=False", pack_codes),
+    "unpack_codes": ("Tensor packed, int channels, int groups=1, bool uint2=False", unpack_codes),
     "conv_acc": (f"Tensor codes, Tensor weight, int out_channels, {_WINDOW}", conv_acc),
     "conv_codes": (
         f"Tensor codes, Tensor weight, Tensor thresholds, int out_channels, {_WINDOW}, int out_groups=1",
@@ -314,7 +327,7 @@ OPS: dict[str, tuple[str, Callable[..., Tensor]]] = {
         "Tensor x, Tensor weight, Tensor scale, Tensor? bias, float inv_step, int out_channels, " + _WINDOW,
         conv_int8,
     ),
-    "max_pool_codes": (f"Tensor codes, {_WINDOW}, bool ceil_mode=False", max_pool_codes),
+    "max_pool_codes": (f"Tensor codes, {_WINDOW}, bool ceil_mode=False, bool uint2=False", max_pool_codes),
 }
 
 for _name, (_arguments, _fake) in OPS.items():

@@ -157,7 +157,7 @@ class BinaryActivation(ActivationQuantizer):
     @property
     def step(self) -> float:
         """How much of ``x`` one level stands for."""
-        return 1.0 / max(float(self.alpha), MIN_STEP)
+        return 1.0 / max(float(self.alpha.detach()), MIN_STEP)
 
     @torch.no_grad()
     def set_step(self, step: float) -> None:

@@ -155,7 +155,7 @@ class FatnnActivation(ActivationQuantizer):
     @property
     def step(self) -> float:
         """The mean size of the two steps: how much of ``x`` one level stands for."""
-        return 0.5 / max(float(self.alpha1), MIN_STEP) + 0.5 / max(float(self.alpha2), MIN_STEP)
+        return 0.5 / max(float(self.alpha1.detach()), MIN_STEP) + 0.5 / max(float(self.alpha2.detach()), MIN_STEP)
 
     @torch.no_grad()
     def set_step(self, step: float) -> None:
@@ -212,7 +212,7 @@ class FatnnUint2(ActivationQuantizer):
     @property
     def step(self) -> float:
         """The mean size of the three steps: how much of ``x`` one level stands for."""
-        return sum(1.0 / max(float(alpha), MIN_STEP) for alpha in (self.alpha1, self.alpha2, self.alpha3)) / 3
+        return sum(1.0 / max(float(alpha.detach()), MIN_STEP) for alpha in (self.alpha1, self.alpha2, self.alpha3)) / 3
 
     @torch.no_grad()
     def set_step(self, step: float) -> None:

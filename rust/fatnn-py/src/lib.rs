@@ -4,14 +4,15 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use fatnn::codec::CodesLayout;
+use fatnn::codec::{Act, CodesLayout, Coding};
 use fatnn::conv::{self, ConvShape};
 use fatnn::cpu::Features;
 use fatnn::epilogue::{ToCodes, ToFloat};
 use fatnn::int8::{self, Int8Epilogue, Int8Weights};
+use fatnn::kernels::Operands;
 use fatnn::net::{self, Tensor};
 use fatnn::quantize::PixelOrder;
-use fatnn::weights::{PackedWeights, WeightShape};
+use fatnn::weights::{PackedWeights, WeightShape, has_two_bits};
 use fatnn::{kernels, parallel, pool, quantize as quantizing};
 use numpy::{IntoPyArray, PyArray1, PyArrayDyn, PyArrayMethods};
 use pyo3::prelude::*;
@@ -49,11 +50,27 @@ fn int8_kernel_for(py: Python<'_>, linear: bool) -> PyResult<&'static str> {
 }
 
 /// Name of the kernel that a ternary layer takes: a convolution with so many output channels per group and so long a reduction,
-/// or a linear layer.
+/// or a linear layer; for activations of the kind `act`, and ternary weights or weights of two bits.
 #[pyfunction]
-fn kernel_for(py: Python<'_>, out_channels: usize, reduction: usize, linear: bool) -> PyResult<&'static str> {
-    let kernel = if linear { kernels::best() } else { kernels::choose(out_channels, reduction) };
+#[pyo3(signature = (out_channels, reduction, linear, act = "half", two_bit = false))]
+fn kernel_for(
+    py: Python<'_>,
+    out_channels: usize,
+    reduction: usize,
+    linear: bool,
+    act: &str,
+    two_bit: bool,
+) -> PyResult<&'static str> {
+    let kernel = Act::from_name(act).and_then(|act| {
+        let operands = Operands { act, two_bit };
+        if linear { kernels::choose_for_linear(operands) } else { kernels::choose(out_channels, reduction, operands) }
+    });
     kernel.map(|kernel| kernel.name()).map_err(|e| raise(py, e))
+}
+
+/// How codes are written, as bindings say it.
+fn coding(uint2: bool) -> Coding {
+    if uint2 { Coding::Uint2 } else { Coding::Ternary }
 }
 
 fn thread_count(py: Python<'_>, threads: &Bound<'_, PyAny>) -> PyResult<usize> {
@@ -92,7 +109,7 @@ fn packed_bytes(py: Python<'_>, channels: usize, groups: usize) -> PyResult<usiz
 
 /// Floats to packed codes; see `fatnn_rs.ops.quantize`.
 #[pyfunction]
-#[pyo3(signature = (x, batch, channels, pixels, channels_last, low, high, groups, out))]
+#[pyo3(signature = (x, batch, channels, pixels, channels_last, thresholds, groups, out))]
 #[allow(clippy::too_many_arguments, reason = "the Python signature")]
 fn quantize(
     py: Python<'_>,
@@ -101,8 +118,7 @@ fn quantize(
     channels: usize,
     pixels: usize,
     channels_last: bool,
-    low: f32,
-    high: f32,
+    thresholds: Vec<f32>,
     groups: usize,
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
@@ -111,22 +127,27 @@ fn quantize(
     let (x, out) = (x.slice(), out.slice());
     let order = if channels_last { PixelOrder::ChannelsLast } else { PixelOrder::ChannelsFirst };
     py.detach(|| {
-        let layout = CodesLayout::new(channels, groups)?;
-        quantizing::quantize(x, batch, pixels, order, [low, high], layout, out)
+        let layout = CodesLayout::new(channels, groups)?.with(coding(thresholds.len() == 3));
+        quantizing::quantize(x, batch, pixels, order, &thresholds, layout, out)
     })
     .map_err(|e| raise(py, e))
 }
 
 /// Codes (pixels, channels) to packed codes (pixels, bytes).
 #[pyfunction]
-#[pyo3(signature = (codes, groups = 1))]
-fn pack_codes<'py>(py: Python<'py>, codes: &Bound<'py, PyAny>, groups: usize) -> PyResult<Bound<'py, PyArrayDyn<u8>>> {
+#[pyo3(signature = (codes, groups = 1, uint2 = false))]
+fn pack_codes<'py>(
+    py: Python<'py>,
+    codes: &Bound<'py, PyAny>,
+    groups: usize,
+    uint2: bool,
+) -> PyResult<Bound<'py, PyArrayDyn<u8>>> {
     let codes = In::<i8>::new(codes, "codes", Some(2))?;
     let &[pixels, channels] = codes.shape() else { unreachable!("two axes were checked") };
     let codes = codes.slice();
     let (bytes, packed) = py
         .detach(|| {
-            let layout = CodesLayout::new(channels, groups)?;
+            let layout = CodesLayout::new(channels, groups)?.with(coding(uint2));
             let mut packed = vec![0; pixels * layout.pixel_bytes()];
             layout.pack(codes, &mut packed)?;
             Ok((layout.pixel_bytes(), packed))
@@ -137,16 +158,17 @@ fn pack_codes<'py>(py: Python<'py>, codes: &Bound<'py, PyAny>, groups: usize) ->
 
 /// Packed codes (pixels, bytes) to codes (pixels, channels).
 #[pyfunction]
-#[pyo3(signature = (packed, channels, groups = 1))]
+#[pyo3(signature = (packed, channels, groups = 1, uint2 = false))]
 fn unpack_codes<'py>(
     py: Python<'py>,
     packed: &Bound<'py, PyAny>,
     channels: usize,
     groups: usize,
+    uint2: bool,
 ) -> PyResult<Bound<'py, PyArrayDyn<i8>>> {
     let packed = In::<u8>::new(packed, "packed", Some(2))?;
     let &[pixels, bytes] = packed.shape() else { unreachable!("two axes were checked") };
-    let layout = CodesLayout::new(channels, groups).map_err(|e| raise(py, e))?;
+    let layout = CodesLayout::new(channels, groups).map_err(|e| raise(py, e))?.with(coding(uint2));
     if bytes != layout.pixel_bytes() {
         let expected = layout.pixel_bytes();
         return Err(input_error(
@@ -180,20 +202,20 @@ fn packed_blob<'py>(
     Ok(blob.map_err(|e| raise(py, e))?.into_pyarray(py))
 }
 
-/// Weight codes (n, channels / groups, height, width) to the blob that this CPU's kernel wants.
+/// Weight codes (n, channels / groups, height, width), ternary or of two bits, to the blob that this CPU's kernel wants for
+/// activations of the kind `act`.
 #[pyfunction]
 fn prepack<'py>(
     py: Python<'py>,
     weight: &Bound<'py, PyAny>,
     groups: usize,
-    half_range: bool,
+    act: &str,
 ) -> PyResult<Bound<'py, PyArray1<u8>>> {
-    packed_blob(py, weight, groups, |codes, shape| {
-        Ok(PackedWeights::new(codes, shape, half_range)?.as_bytes().to_vec())
-    })
+    let act = Act::from_name(act).map_err(|e| raise(py, e))?;
+    packed_blob(py, weight, groups, |codes, shape| Ok(PackedWeights::new(codes, shape, act)?.as_bytes().to_vec()))
 }
 
-/// What a blob of packed weights holds: its shape, range and the kernel that runs it.
+/// What a blob of packed weights holds: its shape, operands and the kernel that runs it.
 #[pyfunction]
 fn packed_info<'py>(py: Python<'py>, weight: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
     let weight = In::<u8>::new(weight, "weight", Some(1))?;
@@ -203,7 +225,8 @@ fn packed_info<'py>(py: Python<'py>, weight: &Bound<'py, PyAny>) -> PyResult<Bou
     info.set_item("channels", shape.channels)?;
     info.set_item("kernel", shape.kernel)?;
     info.set_item("groups", shape.groups)?;
-    info.set_item("half_range", packed.half_range())?;
+    info.set_item("act", packed.act().name())?;
+    info.set_item("two_bit", packed.two_bit())?;
     info.set_item("isa", packed.kernel().isa().name())?;
     info.set_item("name", packed.kernel().name())?;
     Ok(info)
@@ -233,19 +256,19 @@ fn conv_codes(
     let weight = In::<u8>::new(weight, "weight", Some(1))?;
     let thresholds = In::<i32>::new(thresholds, "thresholds", Some(2))?;
     let mut out = Out::<u8>::new(out, "out", Some(4))?;
-    if thresholds.shape()[0] != 2 {
+    let levels = thresholds.shape()[0];
+    if !(2..=3).contains(&levels) {
         let shape = thresholds.shape();
-        return Err(input_error(py, &format!("thresholds: expected shape (2, out_channels), got {shape:?}")));
+        return Err(input_error(py, &format!("thresholds: expected shape (2 or 3, out_channels), got {shape:?}")));
     }
-    let (low, high) = thresholds.slice().split_at(thresholds.shape()[1]);
-    let out = out.slice();
+    let (thresholds, out) = (thresholds.slice(), out.slice());
     let (blob, input) = (weight.slice(), codes.slice());
     let shape = conv_shape(&codes, [0, 0], stride, padding, dilation);
     py.detach(|| {
         let weights = PackedWeights::from_bytes(blob)?;
         let shape = ConvShape { kernel: weights.shape().kernel, ..shape };
-        let layout = CodesLayout::new(weights.shape().out_channels, out_groups)?;
-        conv::conv2d_codes(input, &weights, &shape, &ToCodes { low, high, layout }, out)
+        let layout = CodesLayout::new(weights.shape().out_channels, out_groups)?.with(coding(levels == 3));
+        conv::conv2d_codes(input, &weights, &shape, &ToCodes { thresholds, layout }, out)
     })
     .map_err(|e| raise(py, e))
 }
@@ -328,6 +351,7 @@ fn max_pool_codes(
     stride: Pair,
     padding: Pair,
     dilation: Pair,
+    uint2: bool,
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     let codes = In::<u8>::new(codes, "codes", Some(4))?;
@@ -336,7 +360,7 @@ fn max_pool_codes(
     let (height, width) = (out.shape()[1], out.shape()[2]);
     let (input, out) = (codes.slice(), out.slice());
     py.detach(|| {
-        let layout = CodesLayout::new(channels, groups)?;
+        let layout = CodesLayout::new(channels, groups)?.with(coding(uint2));
         pool::max_pool_codes(input, layout, &shape, [height, width], out)
     })
     .map_err(|e| raise(py, e))
@@ -400,8 +424,8 @@ fn conv_int8(
     .map_err(|e| raise(py, e))
 }
 
-/// Writes the canonical file; arrays may be float32, int32, int64, or int8: ternary codes, but for those named in
-/// `plain_int8`, which are any int8.
+/// Writes the canonical file; arrays may be float32, int32, int64, or int8: ternary codes or, where one is ±3, weights of two
+/// bits, but for those named in `plain_int8`, which are any int8.
 #[pyfunction]
 #[pyo3(signature = (path, graph, tensors, plain_int8 = Vec::new()))]
 fn save(
@@ -415,7 +439,7 @@ fn save(
     py.detach(|| net::save(path, graph, &stored)).map_err(|e| raise(py, e))
 }
 
-/// A dictionary of arrays as the core's tensors; int8 ones are ternary codes but where `plain_int8` names them.
+/// A dictionary of arrays as the core's tensors; int8 ones are weights' codes but where `plain_int8` names them.
 fn tensors(arrays: &Bound<'_, PyDict>, plain_int8: &[String]) -> PyResult<BTreeMap<String, Tensor>> {
     let mut tensors = BTreeMap::new();
     for (name, value) in arrays {
@@ -425,8 +449,9 @@ fn tensors(arrays: &Bound<'_, PyDict>, plain_int8: &[String]) -> PyResult<BTreeM
     }
     for name in plain_int8 {
         match tensors.get_mut(name) {
-            Some(tensor @ Tensor::Ternary(..)) => {
-                if let Tensor::Ternary(shape, values) = std::mem::replace(tensor, Tensor::I8(vec![], vec![])) {
+            Some(tensor @ (Tensor::Ternary(..) | Tensor::TwoBit(..))) => {
+                let whole = std::mem::replace(tensor, Tensor::I8(vec![], vec![]));
+                if let Tensor::Ternary(shape, values) | Tensor::TwoBit(shape, values) = whole {
                     *tensor = Tensor::I8(shape, values);
                 }
             }
@@ -447,7 +472,11 @@ fn tensor(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
         Ok("float32") => In::<f32>::new(value, name, None).map(|a| Tensor::F32(a.shape().to_vec(), a.slice().to_vec())),
         Ok("int32") => In::<i32>::new(value, name, None).map(|a| Tensor::I32(a.shape().to_vec(), a.slice().to_vec())),
         Ok("int64") => In::<i64>::new(value, name, None).map(|a| Tensor::I64(a.shape().to_vec(), a.slice().to_vec())),
-        Ok("int8") => In::<i8>::new(value, name, None).map(|a| Tensor::Ternary(a.shape().to_vec(), a.slice().to_vec())),
+        Ok("int8") => In::<i8>::new(value, name, None).map(|a| {
+            // What is neither is named where it is used as one.
+            let kind = if let Ok(true) = has_two_bits(a.slice()) { Tensor::TwoBit } else { Tensor::Ternary };
+            kind(a.shape().to_vec(), a.slice().to_vec())
+        }),
         other => Err(input_error(
             value.py(),
             &format!(
@@ -458,7 +487,7 @@ fn tensor(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
     }
 }
 
-/// Reads the canonical file: the graph's JSON text and the arrays by name; ternary codes and plain int8 both as int8.
+/// Reads the canonical file: the graph's JSON text and the arrays by name; weights' codes and plain int8 all as int8.
 #[pyfunction]
 fn load(py: Python<'_>, path: PathBuf) -> PyResult<(String, Bound<'_, PyDict>)> {
     let (graph, tensors) = py.detach(|| net::load(path)).map_err(|e| raise(py, e))?;
@@ -468,7 +497,7 @@ fn load(py: Python<'_>, path: PathBuf) -> PyResult<(String, Bound<'_, PyDict>)> 
             Tensor::F32(shape, v) => arrays.set_item(name, v.into_pyarray(py).reshape(shape)?)?,
             Tensor::I32(shape, v) => arrays.set_item(name, v.into_pyarray(py).reshape(shape)?)?,
             Tensor::I64(shape, v) => arrays.set_item(name, v.into_pyarray(py).reshape(shape)?)?,
-            Tensor::I8(shape, v) | Tensor::Ternary(shape, v) => {
+            Tensor::I8(shape, v) | Tensor::Ternary(shape, v) | Tensor::TwoBit(shape, v) => {
                 arrays.set_item(name, v.into_pyarray(py).reshape(shape)?)?
             }
             _ => return Err(input_error(py, &format!("tensor {name:?}: of a type that these bindings do not know"))),

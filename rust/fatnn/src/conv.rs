@@ -5,12 +5,12 @@
 //! offsets from its corner, whatever the stride or dilation, and a product's row is just the address of a corner. Kernels
 //! with a layout of their own get frames in that layout, piece by piece.
 
-use crate::codec::CodesLayout;
+use crate::codec::{Act, CodesLayout};
 use crate::epilogue::{Residual, ToCodes, ToFloat};
 use crate::error::{Result, bad_value, check_len};
 use crate::frame::{self, FramePlan, Input};
 use crate::gemm::{self, AccSink, FloatSink, Piece, Rows, Sink};
-use crate::kernels::{Inner, Seal};
+use crate::kernels::Inner;
 use crate::weights::PackedWeights;
 
 /// Geometry of a convolution over `batch × height × width` pixels; one-dimensional ones have height 1.
@@ -71,7 +71,8 @@ impl ConvShape {
     }
 }
 
-/// `out[pixel, channel] = Σ w·x` as `i32`, `x` a code or, for weights packed with `half_range`, a level.
+/// `out[pixel, channel] = Σ w·x` as `i32`, `x` the level that a code stands for in the kind of activations that the weights
+/// were packed for ([`Act`]).
 ///
 /// `codes` holds `batch × height × width` pixels in the layout of `weights.shape()`'s channels and groups.
 ///
@@ -82,10 +83,11 @@ pub fn conv2d_acc(codes: &[u8], weights: &PackedWeights<'_>, shape: &ConvShape, 
     run(codes, weights, shape, &AccSink { channels: weights.shape().out_channels }, out)
 }
 
-/// Convolution, then integer thresholds to codes: `level = [acc ≥ low] + [acc ≥ high]`. `out` is in `to.layout`.
+/// Convolution, then integer thresholds to codes: the level is the number of thresholds that the accumulator reaches. `out` is
+/// in `to.layout`.
 ///
 /// # Errors
-/// As [`conv2d_acc`]; [`crate::Error::Value`] where a `high` is below its `low`.
+/// As [`conv2d_acc`]; [`crate::Error::Value`] where a channel's threshold is below the one before.
 pub fn conv2d_codes(
     codes: &[u8],
     weights: &PackedWeights<'_>,
@@ -129,12 +131,11 @@ pub fn conv2d_float(
 
 /// Checks thresholds for `n` output channels.
 pub(crate) fn check_thresholds(n: usize, to: &ToCodes<'_>) -> Result<()> {
-    check_len("low thresholds", n, to.low.len())?;
-    check_len("high thresholds", n, to.high.len())?;
     check_len("channels of the output layout", n, to.layout.channels())?;
-    if let Some(c) = to.low.iter().zip(to.high).position(|(low, high)| low > high) {
-        let got = format!("low {} and high {} for channel {c}", to.low[c], to.high[c]);
-        return bad_value("thresholds", "low at most high", got);
+    check_len("thresholds", n * to.layout.coding().thresholds(), to.thresholds.len())?;
+    if let Some(at) = (n..to.thresholds.len()).find(|&at| to.thresholds[at - n] > to.thresholds[at]) {
+        let got = format!("{} and then {} for channel {}", to.thresholds[at - n], to.thresholds[at], at % n);
+        return bad_value("thresholds", "none below the one before", got);
     }
     Ok(())
 }
@@ -156,12 +157,21 @@ fn run<S: Sink>(
     geometry.run(codes, weights, sink, &mut frame, out, &mut [])
 }
 
+/// Every byte of a pixel of zeros: no bit is set for level 0, both planes are for code 0 of the full range.
+fn zero_planes(act: Act) -> u8 {
+    match act {
+        Act::Full => 0xFF,
+        Act::Half | Act::Uint2 => 0x00,
+    }
+}
+
 /// A convolution's addresses, worked out once for a shape.
 #[derive(Debug)]
 pub(crate) struct Geometry {
     shape: ConvShape,
     layout: CodesLayout,
-    half_range: bool,
+    /// Of a frame's zeros.
+    zero: u8,
     /// Height and width with padding.
     framed: [usize; 2],
     /// Bytes of the padded input; 0 where there is no padding.
@@ -176,7 +186,7 @@ pub(crate) struct Geometry {
 impl Geometry {
     pub fn new(weights: &PackedWeights<'_>, shape: &ConvShape) -> Result<Self> {
         let w = weights.shape();
-        let layout = CodesLayout::new(w.channels, w.groups)?;
+        let layout = weights.codes_layout()?;
         if w.kernel != shape.kernel {
             return bad_value(
                 "kernel",
@@ -187,7 +197,7 @@ impl Geometry {
         let output = shape.output()?;
         let pixel = layout.pixel_bytes();
         let framed = [shape.input[0] + 2 * shape.padding[0], shape.input[1] + 2 * shape.padding[1]];
-        let plan = match weights.kernel().inner(Seal) {
+        let plan = match weights.inner() {
             Inner::Tiled(_) => None,
             Inner::Framed(framed) => {
                 let plan = FramePlan::new(shape);
@@ -208,7 +218,7 @@ impl Geometry {
         Ok(Geometry {
             shape: *shape,
             layout,
-            half_range: weights.half_range(),
+            zero: zero_planes(weights.act()),
             framed,
             frame_bytes,
             output,
@@ -238,7 +248,7 @@ impl Geometry {
         }
         let piece = Piece { out, beside };
         let kernel = weights.kernel();
-        let tiled = match (kernel.inner(Seal), &self.plan) {
+        let tiled = match (weights.inner(), &self.plan) {
             (Inner::Tiled(tiled), _) => tiled,
             (Inner::Framed(framed), Some(plan)) => {
                 let input = Input { codes, layout: self.layout, shape, plan, output: self.output };
@@ -271,8 +281,7 @@ impl Geometry {
         let [pad_y, pad_x] = self.shape.padding;
         let pixel = self.layout.pixel_bytes();
         let [height, width] = self.framed;
-        // The code of 0: all bits clear for level 0 of the half range (code -1), z and p set for code 0.
-        frame.fill(if self.half_range { 0x00 } else { 0xFF });
+        frame.fill(self.zero);
         if h > 0 && w > 0 {
             let images = codes.chunks_exact(h * w * pixel);
             for (frame, image) in frame.chunks_exact_mut(height * width * pixel).zip(images) {

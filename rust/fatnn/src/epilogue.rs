@@ -4,14 +4,16 @@
 //! tile while it is in the nearest cache. The order of operations is part of the contract, because a deployed network must
 //! give the eager model's values bit for bit on every CPU:
 //!
-//! * codes: `level = [acc ≥ low] + [acc ≥ high]`, code `level - 1` (for half- and full-range activations alike);
+//! * codes: `level = [acc ≥ low] + [acc ≥ high]`, code `level - 1` (for half- and full-range activations alike); with a third
+//!   threshold the level is the code, of two bits;
 //! * float32: `y = fma(float(acc), scale, bias)` **with one rounding** (what PyTorch's BatchNorm computes in evaluation
 //!   mode on CPUs with FMA), an absent scale being 1 and an absent bias 0, so that `float(acc) * scale` and
 //!   `float(acc) + bias` come out of the same formula; then `y + residual`, rounded separately; then `max(y, 0)` where asked for, with NaN passing through.
 //!
 //! Accumulators are below 2²⁴ in magnitude (checked when weights are packed), so `float(acc)` is exact.
 
-use crate::codec::CodesLayout;
+use crate::codec::{CodesLayout, Coding, MOST_THRESHOLDS};
+use crate::error::{Result, bad_value, check_len};
 
 /// A finished tile of accumulators and where it belongs.
 pub struct TileAcc<'a> {
@@ -27,12 +29,23 @@ pub struct TileAcc<'a> {
 
 /// Thresholds to codes.
 pub struct ToCodes<'a> {
-    /// Per output channel: the smallest accumulator of level 1.
-    pub low: &'a [i32],
-    /// Per output channel: the smallest accumulator of level 2; at least `low`.
-    pub high: &'a [i32],
+    /// The smallest accumulator of level 1 for every output channel; behind them those of level 2, which are not smaller, and
+    /// where the codes have two bits those of level 3.
+    pub thresholds: &'a [i32],
     /// Layout of the codes that come out.
     pub layout: CodesLayout,
+}
+
+impl ToCodes<'_> {
+    /// The thresholds of a level, from 0 on, for some channels; the largest integer where there is no such channel or level.
+    #[inline(always)]
+    fn level<const NR: usize>(&self, level: usize, first: usize, channels: usize) -> [i32; NR] {
+        let mut thresholds = [i32::MAX; NR];
+        if level < self.layout.coding().thresholds() {
+            fill(&mut thresholds, &self.thresholds[level * self.layout.channels() + first..][..channels]);
+        }
+        thresholds
+    }
 }
 
 /// Scale and bias to float32.
@@ -63,10 +76,30 @@ pub enum Residual<'a> {
 /// Thresholds from float32 to codes, the same for all channels.
 #[derive(Clone, Copy, Debug)]
 pub struct Quantizer {
-    /// The smallest values of levels 1 and 2; the second at least the first.
-    pub thresholds: [f32; 2],
-    /// Layout of the codes that come out.
-    pub layout: CodesLayout,
+    /// The smallest values of levels 1, 2, 3; NaN, which no comparison reaches, for those that nothing reaches.
+    pub(crate) thresholds: [f32; MOST_THRESHOLDS],
+    pub(crate) layout: CodesLayout,
+}
+
+impl Quantizer {
+    /// A quantizer by the smallest values of levels 1, 2 and, for codes of two bits, 3; infinity for levels that nothing
+    /// reaches, infinity neither.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] where there is another number of them than the layout's coding has;
+    /// [`crate::Error::Value`] where one is NaN or below the one before.
+    pub fn new(thresholds: &[f32], layout: CodesLayout) -> Result<Self> {
+        check_len("thresholds", layout.coding().thresholds(), thresholds.len())?;
+        // Not `a > b`, which NaN would pass.
+        if !thresholds.is_sorted_by(|a, b| a <= b) {
+            return bad_value("thresholds", "numbers, none below the one before", format!("{thresholds:?}"));
+        }
+        let mut all = [f32::NAN; MOST_THRESHOLDS];
+        for (to, &threshold) in all.iter_mut().zip(thresholds) {
+            *to = if threshold == f32::INFINITY { f32::NAN } else { threshold };
+        }
+        Ok(Quantizer { thresholds: all, layout })
+    }
 }
 
 /// Writes the tile's codes into `out`, which starts at the tile's first row and whose bits are zero. `at_least(acc,
@@ -78,16 +111,20 @@ pub(crate) fn to_codes<const NR: usize>(
     out: &mut [u8],
     at_least: impl Fn(&[i32; NR], &[i32; NR]) -> u64,
 ) {
-    let channels = tile.first_channel..tile.first_channel + tile.channels;
-    let (mut low, mut high) = ([i32::MAX; NR], [i32::MAX; NR]);
-    fill(&mut low, &to.low[channels.clone()]);
-    fill(&mut high, &to.high[channels]);
+    let coding = to.layout.coding();
+    let [first, second, third] = std::array::from_fn(|level| to.level::<NR>(level, tile.first_channel, tile.channels));
     let exists = u64::MAX >> (64 - tile.channels);
     let write = to.layout.writer(tile.first_channel, tile.channels);
     let rows = tile.acc.as_chunks::<NR>().0.iter();
-    for (acc, out) in rows.zip(out.chunks_exact_mut(to.layout.pixel_bytes())).take(tile.rows) {
-        let (p, x2) = (at_least(acc, &low) & exists, at_least(acc, &high) & exists);
-        write(out, p & !x2, p);
+    let rows = rows.zip(out.chunks_exact_mut(to.layout.pixel_bytes())).take(tile.rows);
+    if coding == Coding::Ternary {
+        for (acc, out) in rows {
+            write(out, Coding::Ternary.planes([at_least(acc, &first) & exists, at_least(acc, &second) & exists, 0]));
+        }
+    } else {
+        for (acc, out) in rows {
+            write(out, coding.planes([&first, &second, &third].map(|threshold| at_least(acc, threshold) & exists)));
+        }
     }
 }
 
@@ -164,7 +201,7 @@ fn float_rows<const NR: usize, const RESIDUAL: u8>(
     let mut numbers = true;
     for (r, acc) in tile.acc.as_chunks::<NR>().0.iter().take(tile.rows).enumerate() {
         let row = r * to.channels + tile.first_channel..r * to.channels + tile.first_channel + tile.channels;
-        let mut levels = Levels { p: 0, x2: 0, numbers: true };
+        let mut levels = Levels { reached: [0; MOST_THRESHOLDS], numbers: true };
         let ahead = row.start + AHEAD * to.channels;
         for i in (0..NR).step_by(WIDE) {
             crate::kernels::prefetch(out.as_ptr().wrapping_add(ahead + i));
@@ -189,18 +226,17 @@ fn float_rows<const NR: usize, const RESIDUAL: u8>(
         }
         if let Some((quantizer, write)) = &codes_to {
             let bytes = quantizer.layout.pixel_bytes();
-            let (p, x2) = (levels.p & exists, levels.x2 & exists);
-            write(&mut codes[r * bytes..(r + 1) * bytes], p & !x2, p);
+            let planes = quantizer.layout.coding().planes(levels.reached.map(|reached| reached & exists));
+            write(&mut codes[r * bytes..(r + 1) * bytes], planes);
             numbers &= levels.numbers;
         }
     }
     numbers
 }
 
-/// Which values of a row reach levels 1 and 2, and whether all are numbers.
+/// Which values of a row reach levels 1, 2 and 3, and whether all are numbers.
 struct Levels {
-    p: u64,
-    x2: u64,
+    reached: [u64; MOST_THRESHOLDS],
     numbers: bool,
 }
 
@@ -219,9 +255,12 @@ fn float_row<const NR: usize, const RESIDUAL: u8>(
     at_least: &impl Fn(&[f32; WIDE], f32) -> u16,
 ) {
     let mut part = |first: usize, y: &[f32; WIDE]| {
-        if let Some(Quantizer { thresholds: [low, high], .. }) = to.codes {
-            levels.p |= u64::from(at_least(y, low)) << first;
-            levels.x2 |= u64::from(at_least(y, high)) << first;
+        if let Some(Quantizer { thresholds: [one, two, three], layout }) = to.codes {
+            levels.reached[0] |= u64::from(at_least(y, one)) << first;
+            levels.reached[1] |= u64::from(at_least(y, two)) << first;
+            if layout.coding() == Coding::Uint2 {
+                levels.reached[2] |= u64::from(at_least(y, three)) << first;
+            }
             // The comparison with -∞ finds NaN.
             levels.numbers &= at_least(y, f32::NEG_INFINITY) == u16::MAX;
         }

@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use crate::codec::CodesLayout;
+use crate::codec::{Act, CodesLayout};
 use crate::conv::ConvShape;
 use crate::epilogue::TileAcc;
 use crate::error::Result;
@@ -185,7 +185,7 @@ impl Rectangle {
         let plane = height * width * framed.unit_bytes();
         let bytes = plan.phases.len() * units * plane + framed.slack();
         let frame = Line::bytes_mut(Line::at_least(&mut scratch.frame, bytes));
-        self.fill(framed, weights.half_range(), input, group, [height, width], frame);
+        self.fill(framed, weights.act() == Act::Half, input, group, [height, width], frame);
         scratch.offsets.clear();
         for unit in 0..units {
             for tap in &plan.taps {

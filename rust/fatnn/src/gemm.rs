@@ -3,7 +3,7 @@
 //! A product has `m` rows (output pixels), `n` columns (output channels) and a reduction of `taps × units`. Rows are split
 //! among threads; within a block of rows ([`BLOCK`]), panels of weights are the outer loop, so that a panel stays in the
 //! first-level cache while the block's activations pass by. The epilogue runs right behind each panel, on a few kilobytes of
-//! accumulators that have not left the cache.
+//! accumulators that have not left the cache. Weights of two bits have two panels, whose accumulators are added up before it.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,11 +18,17 @@ use crate::weights::PackedWeights;
 struct Scratch {
     bases: [usize; BLOCK + MAX_MR],
     acc: [i32; (BLOCK + MAX_MR) * MAX_NR],
+    /// Of the low bits, where weights have two.
+    low: [i32; (BLOCK + MAX_MR) * MAX_NR],
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const {
-        RefCell::new(Scratch { bases: [0; BLOCK + MAX_MR], acc: [0; (BLOCK + MAX_MR) * MAX_NR] })
+        RefCell::new(Scratch {
+            bases: [0; BLOCK + MAX_MR],
+            acc: [0; (BLOCK + MAX_MR) * MAX_NR],
+            low: [0; (BLOCK + MAX_MR) * MAX_NR],
+        })
     };
 }
 
@@ -168,7 +174,7 @@ pub(crate) fn run<S: Sink>(
     let m = piece.out.len().checked_div(sink.row_len()).unwrap_or(0);
     let cost = m.saturating_mul(weights.macs_per_row());
     for_each_piece(kernel, sink, piece, mr, cost, |first, count, write| {
-        SCRATCH.with_borrow_mut(|Scratch { bases, acc }| {
+        SCRATCH.with_borrow_mut(|Scratch { bases, acc, low }| {
             for block in (0..count).step_by(BLOCK) {
                 let block_rows = BLOCK.min(count - block);
                 // Rows past the end repeat the last one; their results are dropped.
@@ -181,6 +187,13 @@ pub(crate) fn run<S: Sink>(
                     let tile_rows = TileRows::new(layout, mr, rows.codes, bases, taps, units);
                     for panel in 0..weights.panels_per_group() {
                         tiled.tiles(&Tiles::new(layout, tile_rows, weights.panel(group, panel)), acc);
+                        if let Some(panel) = weights.low_panel(group, panel) {
+                            let low = &mut low[..acc.len()];
+                            tiled.tiles(&Tiles::new(layout, tile_rows, panel), low);
+                            for (acc, low) in acc.iter_mut().zip(low) {
+                                *acc = 2 * *acc + *low;
+                            }
+                        }
                         let tile = TileAcc {
                             acc,
                             rows: block_rows,

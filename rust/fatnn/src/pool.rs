@@ -1,12 +1,13 @@
 //! Max pooling on codes, without unpacking them.
 //!
 //! The larger of two codes has the union of their thermometer planes: `p = [x ≥ 0]` and `x₂ = [x ≥ 1] = p ∧ ¬z`. So a
-//! window's maximum is two ORs per 64 channels and pixel, and `z = p ∧ ¬x₂` at the end. Quantizers are monotone, so pooling
-//! after quantization gives what quantization after pooling would.
+//! window's maximum is two ORs per 64 channels and pixel, and `z = p ∧ ¬x₂` at the end. Codes of two bits are compared bit by
+//! bit: an operand's low bit counts unless the other's high bit is the larger. Quantizers are monotone, so pooling after
+//! quantization gives what quantization after pooling would.
 
 use std::ops::Range;
 
-use crate::codec::CodesLayout;
+use crate::codec::{CodesLayout, Coding};
 use crate::conv::ConvShape;
 use crate::error::{Result, bad_value, check_len};
 use crate::parallel;
@@ -53,10 +54,16 @@ pub fn max_pool_codes(
             for y in rows[y].clone().step_by(step_y) {
                 for x in columns[x].clone().step_by(step_x) {
                     let at = ((image * h + y) * w + x) * pixel;
-                    or_planes(out, &codes[at..at + pixel]);
+                    let tap = &codes[at..at + pixel];
+                    match layout.coding() {
+                        Coding::Ternary => or_planes(out, tap),
+                        Coding::Uint2 => max_of_two_bits(out, tap),
+                    }
                 }
             }
-            finish(out);
+            if layout.coding() == Coding::Ternary {
+                finish(out);
+            }
         }
     };
     // A word of 64 channels and a tap cost about as much as this many products.
@@ -97,6 +104,17 @@ fn or_planes(out: &mut [u8], pixel: &[u8]) {
         let (z, p) = (unit as u64, (unit >> 64) as u64);
         let planes = u128::from(p) << 64 | u128::from(p & !z);
         *out = (u128::from_le_bytes(*out) | planes).to_le_bytes();
+    }
+}
+
+/// Merges a pixel's codes of two bits into `out`.
+#[inline(always)]
+fn max_of_two_bits(out: &mut [u8], pixel: &[u8]) {
+    for (out, unit) in out.as_chunks_mut::<16>().0.iter_mut().zip(pixel.as_chunks::<16>().0) {
+        let (a, b) = (u128::from_le_bytes(*out), u128::from_le_bytes(*unit));
+        let (a0, a1, b0, b1) = (a as u64, (a >> 64) as u64, b as u64, (b >> 64) as u64);
+        let low = a0 & (a1 | !b1) | b0 & (b1 | !a1);
+        *out = (u128::from(a1 | b1) << 64 | u128::from(low)).to_le_bytes();
     }
 }
 

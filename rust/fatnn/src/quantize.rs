@@ -1,9 +1,11 @@
 //! Float activations to codes: the border between float layers and ternary ones.
 //!
 //! A quantizer with three levels is two thresholds: `level = [x ≥ low] + [x ≥ high]`, code `level - 1`, whatever formula it
-//! was trained with. The thresholds are **the smallest floats of levels 1 and 2**. They are found from the trained quantizer
-//! itself, for its formula may round: `torch.round` is half-to-even, so that in `round(clip(x·α, 0, 1))` a value exactly on
-//! `0.5/α` still belongs to the level below, and the threshold to pass is the next float up.
+//! was trained with; one with four levels is three, and its code the level. The thresholds are **the smallest floats of levels
+//! 1, 2 (and 3)**. They are found from the trained quantizer itself, for its formula may round: `torch.round` is half-to-even,
+//! so that in `round(clip(x·α, 0, 1))` a value exactly on `0.5/α` still belongs to the level below, and the threshold to pass
+//! is the next float up. A level that nothing reaches, infinity neither, has the threshold infinity: binary activations
+//! {0, 1} have such a second one.
 //!
 //! The work is gathering comparisons into words of bits. Channels-last, neighbours in memory become neighbouring bits: each
 //! instruction set has an instruction for that. Channels-first, neighbours are pixels: 16 of them (one cache line) are kept
@@ -12,7 +14,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::codec::CodesLayout;
+use crate::codec::{CodesLayout, Coding, MOST_THRESHOLDS};
+use crate::epilogue::Quantizer;
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::{kernels, parallel};
 
@@ -31,32 +34,27 @@ pub struct QuantizeInput<'a> {
     /// Per image.
     pixels: usize,
     order: PixelOrder,
-    low: f32,
-    high: f32,
-    layout: CodesLayout,
+    to: Quantizer,
 }
 
 /// Writes the code of every element of `x` into `out`: `batch × pixels` pixels in `layout`.
 ///
-/// `thresholds` are the smallest floats of level 1 and of level 2. Infinities are values like any other.
+/// `thresholds` are the smallest floats of level 1, of level 2 and, where `layout` has codes of two bits, of level 3. Infinities
+/// are values like any other, but for thresholds: infinity says that nothing reaches the level.
 ///
 /// # Errors
-/// [`Error::NotANumber`] with the index of the first NaN of `x`; [`Error::Value`] where a threshold is NaN or the first is
-/// above the second; [`Error::Shape`] where sizes do not fit. `out` is unspecified after an error.
+/// [`Error::NotANumber`] with the index of the first NaN of `x`; [`Error::Value`] where a threshold is NaN or below the one
+/// before; [`Error::Shape`] where sizes do not fit. `out` is unspecified after an error.
 pub fn quantize(
     x: &[f32],
     batch: usize,
     pixels: usize,
     order: PixelOrder,
-    thresholds: [f32; 2],
+    thresholds: &[f32],
     layout: CodesLayout,
     out: &mut [u8],
 ) -> Result<()> {
-    let [low, high] = thresholds;
-    // Not `low > high`, which NaN would pass.
-    if !matches!(low.partial_cmp(&high), Some(std::cmp::Ordering::Less | std::cmp::Ordering::Equal)) {
-        return bad_value("thresholds", "two numbers, the first at most the second", format!("{low} and {high}"));
-    }
+    let to = Quantizer::new(thresholds, layout)?;
     let sizes = batch
         .checked_mul(pixels)
         .and_then(|n| Some((n.checked_mul(layout.channels())?, n.checked_mul(layout.pixel_bytes())?)));
@@ -66,7 +64,7 @@ pub fn quantize(
     check_len("input", elements, x.len())?;
     check_len("packed codes", bytes, out.len())?;
     let order = if pixels == 1 { PixelOrder::ChannelsLast } else { order };
-    let input = QuantizeInput { x, pixels, order, low, high, layout };
+    let input = QuantizeInput { x, pixels, order, to };
     let kernel = kernels::best()?;
     let all_numbers = AtomicBool::new(true);
     let work = |first: usize, out: &mut [u8]| {
@@ -100,9 +98,12 @@ pub(crate) fn pixels(
     out: &mut [u8],
     at_least: impl Fn(&[f32; BLOCK], f32) -> u16,
 ) -> bool {
-    match input.order {
-        PixelOrder::ChannelsLast => channels_last(input, first, out, at_least),
-        PixelOrder::ChannelsFirst => channels_first(input, first, out),
+    // Each coding compiled on its own: ternary codes take no third comparison.
+    match (input.order, input.to.layout.coding()) {
+        (PixelOrder::ChannelsLast, Coding::Ternary) => channels_last::<2>(input, first, out, at_least),
+        (PixelOrder::ChannelsLast, Coding::Uint2) => channels_last::<3>(input, first, out, at_least),
+        (PixelOrder::ChannelsFirst, Coding::Ternary) => channels_first::<2>(input, first, out),
+        (PixelOrder::ChannelsFirst, Coding::Uint2) => channels_first::<3>(input, first, out),
     }
 }
 
@@ -117,23 +118,27 @@ pub(crate) fn at_least(x: &[f32; BLOCK], threshold: f32) -> u16 {
 }
 
 #[inline(always)]
-fn channels_last(
+fn channels_last<const THRESHOLDS: usize>(
     input: &QuantizeInput<'_>,
     first: usize,
     out: &mut [u8],
     at_least: impl Fn(&[f32; BLOCK], f32) -> u16,
 ) -> bool {
-    let layout = input.layout;
+    let layout = input.to.layout;
     let (channels, bytes) = (layout.channels(), layout.pixel_bytes());
     let x = &input.x[first * channels..][..out.len() / bytes * channels];
     let mut numbers = true;
     // The comparison with -∞ finds NaN.
     let word = |x: &[f32; WORD], real: u64| {
-        let [p, x2, number] = [input.low, input.high, f32::NEG_INFINITY].map(|threshold| {
+        let bits = |threshold: f32| {
             let blocks = x.as_chunks::<BLOCK>().0.iter().enumerate();
             blocks.fold(0, |bits, (i, block)| bits | u64::from(at_least(block, threshold)) << (i * BLOCK))
-        });
-        (unit(p & !x2 & real, p & real), number == u64::MAX)
+        };
+        let mut reached = [0; MOST_THRESHOLDS];
+        for (reached, threshold) in reached.iter_mut().zip(input.to.thresholds).take(THRESHOLDS) {
+            *reached = bits(threshold) & real;
+        }
+        (unit(layout.coding().planes(reached)), bits(f32::NEG_INFINITY) == u64::MAX)
     };
     let groups = x.chunks_exact(layout.group_channels()).zip(out.chunks_exact_mut(layout.group_bytes()));
     for (x, out) in groups {
@@ -156,13 +161,13 @@ fn channels_last(
 }
 
 #[inline(always)]
-fn unit(z: u64, p: u64) -> [u8; UNIT] {
-    (u128::from(p) << 64 | u128::from(z)).to_le_bytes()
+fn unit([first, second]: [u64; 2]) -> [u8; UNIT] {
+    (u128::from(second) << 64 | u128::from(first)).to_le_bytes()
 }
 
 #[inline(always)]
-fn channels_first(input: &QuantizeInput<'_>, first: usize, out: &mut [u8]) -> bool {
-    let layout = input.layout;
+fn channels_first<const THRESHOLDS: usize>(input: &QuantizeInput<'_>, first: usize, out: &mut [u8]) -> bool {
+    let layout = input.to.layout;
     let bytes = layout.pixel_bytes();
     let image_floats = layout.channels() * input.pixels;
     let mut numbers = true;
@@ -175,7 +180,8 @@ fn channels_first(input: &QuantizeInput<'_>, first: usize, out: &mut [u8]) -> bo
         let out = &mut out[done * bytes..][..count * bytes];
         for (g, group) in x.chunks_exact(layout.group_channels() * input.pixels).enumerate() {
             for (u, channels) in group.chunks(WORD * input.pixels).enumerate() {
-                numbers &= unit_pixels(input, channels, begin, count, g * layout.group_bytes() + u * UNIT, out);
+                let offset = g * layout.group_bytes() + u * UNIT;
+                numbers &= unit_pixels::<THRESHOLDS>(input, channels, begin, count, offset, out);
             }
         }
         done += count;
@@ -186,7 +192,7 @@ fn channels_first(input: &QuantizeInput<'_>, first: usize, out: &mut [u8]) -> bo
 /// The unit at byte `offset` of `count` pixels of one image, of which `begin` is the first one's number, from that unit's
 /// `channels`.
 #[inline(always)]
-fn unit_pixels(
+fn unit_pixels<const THRESHOLDS: usize>(
     input: &QuantizeInput<'_>,
     channels: &[f32],
     begin: usize,
@@ -194,7 +200,8 @@ fn unit_pixels(
     offset: usize,
     out: &mut [u8],
 ) -> bool {
-    let bytes = input.layout.pixel_bytes();
+    let bytes = input.to.layout.pixel_bytes();
+    let coding = input.to.layout.coding();
     let (low, high) = channels.split_at(channels.len().min(WORD / 2 * input.pixels));
     let mut numbers = true;
     let mut at = 0;
@@ -202,33 +209,36 @@ fn unit_pixels(
         // The last block overlaps the one before, where there is one.
         at = at.min(count.saturating_sub(BLOCK));
         let take = BLOCK.min(count);
-        let (p_low, x2_low, ok_low) = half_words(input, low, begin + at, take);
-        let (p_high, x2_high, ok_high) = half_words(input, high, begin + at, take);
+        let (reached_low, ok_low) = half_words::<THRESHOLDS>(input, low, begin + at, take);
+        let (reached_high, ok_high) = half_words::<THRESHOLDS>(input, high, begin + at, take);
         numbers &= ok_low & ok_high;
         for (i, pixel) in out[at * bytes..].chunks_exact_mut(bytes).take(take).enumerate() {
-            let p = u64::from(p_low[i]) | u64::from(p_high[i]) << 32;
-            let x2 = u64::from(x2_low[i]) | u64::from(x2_high[i]) << 32;
-            pixel[offset..offset + UNIT].copy_from_slice(&unit(p & !x2, p));
+            let mut reached = [0; MOST_THRESHOLDS];
+            for t in 0..THRESHOLDS {
+                reached[t] = u64::from(reached_low[t][i]) | u64::from(reached_high[t][i]) << 32;
+            }
+            pixel[offset..offset + UNIT].copy_from_slice(&unit(coding.planes(reached)));
         }
         at += take;
     }
     numbers
 }
 
-/// `p` and `x₂` of up to 32 channels for `count` pixels, and whether none was NaN.
+/// Which thresholds up to 32 channels reach, for `count` pixels, and whether none was NaN.
 #[inline(always)]
-fn half_words(
+fn half_words<const THRESHOLDS: usize>(
     input: &QuantizeInput<'_>,
     channels: &[f32],
     at: usize,
     count: usize,
-) -> ([u32; BLOCK], [u32; BLOCK], bool) {
-    let (mut p, mut x2, mut nan) = ([0u32; BLOCK], [0u32; BLOCK], [0u32; BLOCK]);
-    let (low, high) = (input.low, input.high);
+) -> ([[u32; BLOCK]; THRESHOLDS], bool) {
+    let (mut reached, mut nan) = ([[0u32; BLOCK]; THRESHOLDS], [0u32; BLOCK]);
+    let thresholds: [f32; THRESHOLDS] = std::array::from_fn(|t| input.to.thresholds[t]);
     let mut add = |x: &[f32; BLOCK], bit: u32| {
         for i in 0..BLOCK {
-            p[i] |= if x[i] >= low { bit } else { 0 };
-            x2[i] |= if x[i] >= high { bit } else { 0 };
+            for t in 0..THRESHOLDS {
+                reached[t][i] |= if x[i] >= thresholds[t] { bit } else { 0 };
+            }
             nan[i] = if x[i].is_nan() { 1 } else { nan[i] };
         }
     };
@@ -244,7 +254,7 @@ fn half_words(
             add(&x, 1 << c);
         }
     }
-    (p, x2, nan == [0; BLOCK])
+    (reached, nan == [0; BLOCK])
 }
 
 #[cfg(test)]
@@ -255,11 +265,14 @@ mod tests {
     /// The public function uses the best kernel only; here all of them, on pieces that begin anywhere.
     #[test]
     fn every_kernel_quantizes_alike() {
-        let thresholds = [-0.4, 0.3];
+        let inf = f32::INFINITY;
         let values =
-            [0.3, 0.3f32.next_down(), -0.4, (-0.4f32).next_down(), 9.0, -9.0, 0.0, f32::INFINITY, -f32::INFINITY];
-        for (pixels, channels, groups) in [(1, 64, 1), (5, 70, 1), (16, 33, 1), (37, 130, 2), (50, 6, 6)] {
-            let layout = CodesLayout::new(channels, groups).unwrap();
+            [0.3, 0.3f32.next_down(), -0.4, (-0.4f32).next_down(), 9.0, -9.0, 0.0, 0.7, 0.7f32.next_down(), inf, -inf];
+        let sizes = [(1, 64, 1), (5, 70, 1), (16, 33, 1), (37, 130, 2), (50, 6, 6)];
+        let quantizers: [&[f32]; 4] = [&[-0.4, 0.3], &[-0.4, 0.3, 0.7], &[0.3, inf], &[0.3, 0.7, inf]];
+        for ((pixels, channels, groups), thresholds) in sizes.into_iter().flat_map(|s| quantizers.map(|q| (s, q))) {
+            let coding = if thresholds.len() == 2 { Coding::Ternary } else { Coding::Uint2 };
+            let layout = CodesLayout::new(channels, groups).unwrap().with(coding);
             let n = 3 * pixels * channels;
             // 251 is prime: no two words are the same.
             let x: Vec<f32> = (0..n).map(|i| values[i % 251 % values.len()]).collect();
@@ -267,8 +280,8 @@ mod tests {
                 let codes = reference::quantize(&x, [3, pixels, channels], order, thresholds);
                 let mut expected = vec![0; 3 * pixels * layout.pixel_bytes()];
                 layout.pack(&codes, &mut expected).unwrap();
-                let [low, high] = thresholds;
-                let input = QuantizeInput { x: &x, pixels, order, low, high, layout };
+                let to = Quantizer::new(thresholds, layout).unwrap();
+                let input = QuantizeInput { x: &x, pixels, order, to };
                 for kernel in kernels::detected() {
                     for piece in [1, 7, 16, 40, 3 * pixels] {
                         let mut out = vec![0xA5; expected.len()];

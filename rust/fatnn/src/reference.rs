@@ -5,6 +5,7 @@
 //!
 //! These functions panic where sizes do not fit.
 
+use crate::codec::{Act, Coding};
 use crate::conv::ConvShape;
 use crate::quantize::PixelOrder;
 use crate::weights::WeightShape;
@@ -17,9 +18,9 @@ fn input_at(shape: &ConvShape, axis: usize, window: usize, tap: usize) -> Option
 
 /// Accumulators of a convolution, `batch × output height × output width × out_channels`.
 ///
-/// `codes` is `batch × height × width × channels`, `weight` is `out_channels × channels / groups × kernel`. With
-/// `half_range`, activations are levels: codes plus one. Padding is the value 0 in both ranges.
-pub fn conv2d_acc(codes: &[i8], weight: &[i8], weights: WeightShape, half_range: bool, shape: &ConvShape) -> Vec<i32> {
+/// `codes` is `batch × height × width × channels`, `weight` is `out_channels × channels / groups × kernel`. What a code stands
+/// for is `act`'s business. Padding is the value 0 whatever it is.
+pub fn conv2d_acc(codes: &[i8], weight: &[i8], weights: WeightShape, act: Act, shape: &ConvShape) -> Vec<i32> {
     let [out_h, out_w] = shape.output().expect("a window that fits");
     let [h, w] = shape.input;
     let [kh, kw] = weights.kernel;
@@ -42,8 +43,8 @@ pub fn conv2d_acc(codes: &[i8], weight: &[i8], weights: WeightShape, half_range:
                             for c in 0..group_channels {
                                 let channel = group * group_channels + c;
                                 let code = codes[((image * h + y) * w + x) * weights.channels + channel];
-                                let value = i32::from(code) + i32::from(half_range);
-                                acc += value * i32::from(weight[((n * group_channels + c) * kh + ky) * kw + kx]);
+                                acc +=
+                                    act.level(code) * i32::from(weight[((n * group_channels + c) * kh + ky) * kw + kx]);
                             }
                         }
                     }
@@ -60,12 +61,17 @@ pub fn quantize_int8(x: &[f32], inv_step: f32) -> Vec<i8> {
     x.iter().map(|x| (x * inv_step).round_ties_even().clamp(-127.0, 127.0) as i8).collect()
 }
 
-/// Codes of accumulators: one less than the number of the channel's thresholds that are reached.
-pub fn to_codes(acc: &[i32], low: &[i32], high: &[i32]) -> Vec<i8> {
+/// The number of thresholds that are reached, less one in ternary codes.
+fn code(coding: Coding, reached: impl Iterator<Item = bool>) -> i8 {
+    reached.map(i8::from).sum::<i8>() - i8::from(coding == Coding::Ternary)
+}
+
+/// Codes of accumulators with `channels` channels, by the thresholds that [`crate::epilogue::ToCodes`] describes.
+pub fn to_codes(acc: &[i32], thresholds: &[i32], channels: usize, coding: Coding) -> Vec<i8> {
+    assert_eq!(thresholds.len(), channels * coding.thresholds());
     let mut codes = Vec::new();
     for (i, &a) in acc.iter().enumerate() {
-        let channel = i % low.len();
-        codes.push(i8::from(a >= low[channel]) + i8::from(a >= high[channel]) - 1);
+        codes.push(code(coding, thresholds.chunks(channels).map(|level| a >= level[i % channels])));
     }
     codes
 }
@@ -99,8 +105,10 @@ pub fn to_float(
     out
 }
 
-/// Codes of floats, `batch × pixels × channels`; `x` has no NaN.
-pub fn quantize(x: &[f32], [batch, pixels, channels]: [usize; 3], order: PixelOrder, [low, high]: [f32; 2]) -> Vec<i8> {
+/// Codes of floats, `batch × pixels × channels`, by two thresholds or, to codes of two bits, three; `x` has no NaN. Nothing
+/// reaches the threshold infinity.
+pub fn quantize(x: &[f32], [batch, pixels, channels]: [usize; 3], order: PixelOrder, thresholds: &[f32]) -> Vec<i8> {
+    let coding = if thresholds.len() == 2 { Coding::Ternary } else { Coding::Uint2 };
     assert_eq!(x.len(), batch * pixels * channels);
     let mut codes = Vec::new();
     for image in 0..batch {
@@ -110,7 +118,7 @@ pub fn quantize(x: &[f32], [batch, pixels, channels]: [usize; 3], order: PixelOr
                     PixelOrder::ChannelsFirst => (image * channels + channel) * pixels + pixel,
                     PixelOrder::ChannelsLast => (image * pixels + pixel) * channels + channel,
                 }];
-                codes.push(i8::from(x >= low) + i8::from(x >= high) - 1);
+                codes.push(code(coding, thresholds.iter().map(|&t| t < f32::INFINITY && x >= t)));
             }
         }
     }

@@ -3,22 +3,27 @@
 //! A packed blob begins with a header of 64 bytes (magic, layout, shape, a checksum of these), so that it can travel
 //! through places that only know arrays of bytes and be checked on the other side: "packed for another kernel" is an error,
 //! not wrong numbers.
+//!
+//! Weights are ternary, or have two bits, -3, -1, 1, 3, which are twice one sign plus another: two panels of ordinary ternary
+//! weights then stand behind each other, `w = 2·high + low`, and the product takes twice the work.
 
 use std::sync::Arc;
 
-use crate::codec::{CodesLayout, check_codes};
+use crate::codec::{Act, CodesLayout, check_codes, two_bit};
 use crate::error::{Error, Result, bad_value, check_len};
-use crate::kernels::{self, Kernel, Layout, Line};
+use crate::kernels::{self, Inner, Kernel, Layout, Line, Operands, Seal};
 
 /// Bytes before the first panel.
 pub(crate) const HEADER: usize = 64;
 /// Word of the header that holds the checksum of those before.
 const CHECKSUM: usize = HEADER / 4 - 1;
 const MAGIC: u32 = u32::from_le_bytes(*b"ftnw");
-/// Accumulators stay exact in float32 below this.
-const MAX_REDUCTION: usize = 1 << 23;
+/// Accumulators stay exact in float32 below this, in magnitude.
+const EXACT: usize = 1 << 24;
+/// No reduction is longer, whatever the operands: levels and weights that are both up to 2.
+const MAX_REDUCTION: usize = EXACT / 2;
 
-/// Shape of a ternary weight: `out_channels × (channels / groups) × kernel`.
+/// Shape of a weight: `out_channels × (channels / groups) × kernel`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WeightShape {
     /// Output channels, over all groups.
@@ -77,6 +82,38 @@ impl WeightShape {
     }
 }
 
+/// Whether weights have two bits, -3, -1, 1, 3, rather than being ternary. Those of which none is ±3 are ternary: they take
+/// half the work.
+///
+/// # Errors
+/// [`Error::Value`] where they are neither.
+pub fn has_two_bits(weights: &[i8]) -> Result<bool> {
+    let two_bit = weights.iter().any(|w| w.abs_diff(0) == 3);
+    match two_bit {
+        true => two_bit::check("weight", weights)?,
+        false => check_codes("weight", weights)?,
+    }
+    Ok(two_bit)
+}
+
+impl Operands {
+    /// `Ok` where the accumulators of such a shape are exact in float32.
+    fn check(self, shape: WeightShape) -> Result<()> {
+        let most = self.act.most() * if self.two_bit { 3 } else { 1 };
+        match shape.reduction().saturating_mul(most) <= EXACT {
+            true => Ok(()),
+            false => {
+                let longest = EXACT / most;
+                bad_value(
+                    "weight shape",
+                    format!("a reduction of at most {longest} for {self:?}"),
+                    format!("{shape:?}"),
+                )
+            }
+        }
+    }
+}
+
 /// FNV-1a over the header's words before the checksum: changes with every single one of them.
 fn checksum(header: &[u32; HEADER / 4]) -> u32 {
     header[..CHECKSUM].iter().fold(0x811c_9dc5, |hash, word| (hash ^ word).wrapping_mul(0x0100_0193))
@@ -94,14 +131,16 @@ pub(crate) struct Header {
     pub layout: u32,
     /// Not checked yet where it was read.
     pub shape: WeightShape,
-    pub half_range: bool,
+    pub act: Act,
+    /// Whether there are two panels for each.
+    pub two_bit: bool,
 }
 
 impl Header {
     fn words(&self, magic: u32) -> [u32; HEADER / 4] {
         let s = self.shape;
         let mut header = [0; HEADER / 4];
-        header[..8].copy_from_slice(&[
+        header[..9].copy_from_slice(&[
             magic,
             self.layout,
             s.out_channels as u32,
@@ -109,7 +148,8 @@ impl Header {
             s.kernel[0] as u32,
             s.kernel[1] as u32,
             s.groups as u32,
-            u32::from(self.half_range),
+            self.act as u32,
+            u32::from(self.two_bit),
         ]);
         header[CHECKSUM] = checksum(&header);
         header
@@ -119,20 +159,21 @@ impl Header {
     pub fn read(bytes: &[u8], magic: u32, what: &str) -> Result<Self> {
         let (words, _) = bytes.get(..HEADER).ok_or_else(|| damaged("they are too short to hold a header"))?.as_chunks();
         let header: [u32; HEADER / 4] = std::array::from_fn(|i| u32::from_le_bytes(words[i]));
-        let [found, layout, out_channels, channels, kh, kw, groups, half_range, ..] = header;
+        let [found, layout, out_channels, channels, kh, kw, groups, act, two_bit, ..] = header;
         if found != magic {
             return Err(damaged(&format!("they do not begin with the mark of {what}")));
         }
-        if header[CHECKSUM] != checksum(&header) || half_range > 1 {
+        let act = [Act::Full, Act::Half, Act::Uint2].get(act as usize).copied();
+        let (Some(act), 0 | 1, true) = (act, two_bit, header[CHECKSUM] == checksum(&header)) else {
             return Err(damaged("their header is damaged"));
-        }
+        };
         let shape = WeightShape {
             out_channels: out_channels as usize,
             channels: channels as usize,
             kernel: [kh as usize, kw as usize],
             groups: groups as usize,
         };
-        Ok(Header { layout, shape, half_range: half_range == 1 })
+        Ok(Header { layout, shape, act, two_bit: two_bit == 1 })
     }
 }
 
@@ -174,44 +215,59 @@ impl<'a> Blob<'a> {
     }
 }
 
-/// Ternary weights laid out for a kernel.
+/// Ternary weights, or weights of two bits, laid out for a kernel.
 #[derive(Clone, Debug)]
 pub struct PackedWeights<'a> {
     blob: Blob<'a>,
     shape: WeightShape,
-    half_range: bool,
+    operands: Operands,
     layout: Layout,
     kernel: &'static dyn Kernel,
 }
 
 impl PackedWeights<'static> {
-    /// Packs `codes` (-1, 0, 1), ordered `out_channels, channels / groups, kernel height, kernel width` as in PyTorch, for
-    /// the best kernel that this CPU has for the shape. `half_range` says that activations are levels 0, 1, 2 instead of -1, 0, 1.
+    /// Packs `codes` (all of -1, 0, 1, or all of -3, -1, 1, 3), ordered `out_channels, channels / groups, kernel height, kernel
+    /// width` as in PyTorch, for the best kernel that this CPU has for a convolution of the shape and activations of the kind
+    /// `act`.
     ///
     /// # Errors
-    /// [`Error::Value`] for an impossible shape or a code that is none, [`Error::Shape`] for a slice of another size,
-    /// [`Error::Environment`] as [`kernels::available`].
-    pub fn new(codes: &[i8], shape: WeightShape, half_range: bool) -> Result<Self> {
+    /// [`Error::Value`] for an impossible shape, or one whose sums float32 could not hold, or a code that is none,
+    /// [`Error::Shape`] for a slice of another size, [`Error::Environment`] as [`kernels::available`].
+    pub fn new(codes: &[i8], shape: WeightShape, act: Act) -> Result<Self> {
         let shape = shape.check()?;
-        let kernel = kernels::choose(shape.out_channels / shape.groups, shape.reduction())?;
-        Self::for_kernel(kernel, codes, shape, half_range)
+        let operands = Operands { act, two_bit: has_two_bits(codes)? };
+        let kernel = kernels::choose(shape.out_channels / shape.groups, shape.reduction(), operands)?;
+        Self::for_kernel(kernel, codes, shape, act)
+    }
+
+    /// As [`PackedWeights::new`], for a linear layer, which has as few rows as a batch has images.
+    ///
+    /// # Errors
+    /// As [`PackedWeights::new`].
+    pub fn for_linear(codes: &[i8], shape: WeightShape, act: Act) -> Result<Self> {
+        let operands = Operands { act, two_bit: has_two_bits(codes)? };
+        Self::for_kernel(kernels::choose_for_linear(operands)?, codes, shape, act)
     }
 
     /// As [`PackedWeights::new`], for a given kernel: for tests and benchmarks.
     ///
     /// # Errors
-    /// As [`PackedWeights::new`].
-    pub fn for_kernel(kernel: &'static dyn Kernel, codes: &[i8], shape: WeightShape, half_range: bool) -> Result<Self> {
+    /// As [`PackedWeights::new`]; [`Error::Value`] where the kernel cannot run these operands.
+    pub fn for_kernel(kernel: &'static dyn Kernel, codes: &[i8], shape: WeightShape, act: Act) -> Result<Self> {
         let shape = shape.check()?;
         check_len("weight", shape.len(), codes.len())?;
-        check_codes("weight", codes)?;
+        let operands = Operands { act, two_bit: has_two_bits(codes)? };
+        operands.check(shape)?;
+        if !operands.run_on(kernel) {
+            return bad_value("kernel", format!("one that runs {operands:?}"), kernel.name());
+        }
         let layout = kernel.layout();
-        let mut packed = PackedWeights { blob: Blob::Borrowed(&[]), shape, half_range, layout, kernel };
+        let mut packed = PackedWeights { blob: Blob::Borrowed(&[]), shape, operands, layout, kernel };
         let (taps, group_channels, k) =
             (shape.kernel[0] * shape.kernel[1], shape.channels / shape.groups, shape.reduction());
         // One output channel's codes, taps before channels: the order in which activations are walked.
         let mut reordered = vec![0i8; layout.nr * k];
-        let header = Header { layout: layout.id(), shape, half_range };
+        let header = Header { layout: layout.id(), shape, act, two_bit: operands.two_bit };
         packed.blob = Blob::new(&header, MAGIC, packed.total_bytes(), |bytes| {
             for group in 0..shape.groups {
                 for panel in 0..packed.panels_per_group() {
@@ -225,14 +281,20 @@ impl PackedWeights<'static> {
                             }
                         }
                     }
-                    let range = packed.panel_range(group, panel);
-                    layout.pack_panel(
-                        taps,
-                        group_channels,
-                        half_range,
-                        |j| (j < count).then(|| &reordered[j * k..(j + 1) * k]),
-                        &mut bytes[range],
-                    );
+                    let mut pack = |plane: usize, codes: &[i8]| {
+                        let channel = |j: usize| (j < count).then(|| &codes[j * k..(j + 1) * k]);
+                        let range = packed.panel_range(group, panel, plane);
+                        layout.pack_panel(taps, group_channels, act, channel, &mut bytes[range]);
+                    };
+                    if !operands.two_bit {
+                        pack(0, &reordered);
+                        continue;
+                    }
+                    // w = 2·high + low, both of them signs.
+                    let high: Vec<i8> = reordered.iter().map(|w| w.signum()).collect();
+                    let low: Vec<i8> = reordered.iter().zip(&high).map(|(w, high)| w - 2 * high).collect();
+                    pack(0, &high);
+                    pack(1, &low);
                 }
             }
         });
@@ -247,10 +309,12 @@ impl<'a> PackedWeights<'a> {
     /// [`Error::Packed`] where the blob is damaged or meant for another CPU's kernel.
     pub fn from_bytes(bytes: &'a [u8]) -> Result<Self> {
         let header = Header::read(bytes, MAGIC, "packed weights")?;
-        let kernel = kernels::for_layout(header.layout)?;
-        let shape = header.shape.check().map_err(|e| damaged(&format!("their header is damaged ({e})")))?;
-        let (layout, half_range) = (kernel.layout(), header.half_range);
-        let packed = PackedWeights { blob: Blob::Borrowed(&[]), shape, half_range, layout, kernel };
+        let operands = Operands { act: header.act, two_bit: header.two_bit };
+        let kernel = kernels::for_layout(header.layout, operands)?;
+        let shape = header.shape.check().and_then(|shape| operands.check(shape).map(|()| shape));
+        let shape = shape.map_err(|e| damaged(&format!("their header is damaged ({e})")))?;
+        let layout = kernel.layout();
+        let packed = PackedWeights { blob: Blob::Borrowed(&[]), shape, operands, layout, kernel };
         Ok(PackedWeights { blob: Blob::borrow(bytes, packed.total_bytes())?, ..packed })
     }
 
@@ -264,9 +328,19 @@ impl<'a> PackedWeights<'a> {
         self.shape
     }
 
-    /// Whether activations are levels 0, 1, 2 (else -1, 0, 1).
-    pub fn half_range(&self) -> bool {
-        self.half_range
+    /// The kind of activations.
+    pub fn act(&self) -> Act {
+        self.operands.act
+    }
+
+    /// Whether weights have two bits: -3, -1, 1, 3 (else -1, 0, 1).
+    pub fn two_bit(&self) -> bool {
+        self.operands.two_bit
+    }
+
+    /// The layout of the codes that a convolution with these weights reads.
+    pub(crate) fn codes_layout(&self) -> Result<CodesLayout> {
+        Ok(CodesLayout::new(self.shape.channels, self.shape.groups)?.with(self.act().coding()))
     }
 
     /// The kernel that will run them.
@@ -274,8 +348,18 @@ impl<'a> PackedWeights<'a> {
         self.kernel
     }
 
+    /// The inner loop that will run them.
+    pub(crate) fn inner(&self) -> Inner<'static> {
+        self.kernel.inner(self.act(), Seal).expect("checked when they were packed or borrowed")
+    }
+
+    /// Panels for each one of output channels.
+    fn planes(&self) -> usize {
+        1 + usize::from(self.two_bit())
+    }
+
     fn total_bytes(&self) -> usize {
-        let panels = self.shape.groups.saturating_mul(self.panels_per_group());
+        let panels = self.shape.groups.saturating_mul(self.panels_per_group()).saturating_mul(self.planes());
         panels.saturating_mul(self.panel_bytes()).saturating_add(HEADER)
     }
 
@@ -283,14 +367,20 @@ impl<'a> PackedWeights<'a> {
         self.layout.panel_bytes(self.shape.kernel[0] * self.shape.kernel[1] * self.units_per_tap())
     }
 
-    fn panel_range(&self, group: usize, panel: usize) -> std::ops::Range<usize> {
+    fn panel_range(&self, group: usize, panel: usize, plane: usize) -> std::ops::Range<usize> {
         let size = self.panel_bytes();
-        let start = HEADER + (group * self.panels_per_group() + panel) * size;
+        let start = HEADER + ((group * self.panels_per_group() + panel) * self.planes() + plane) * size;
         start..start + size
     }
 
+    /// A panel; of weights of two bits, that of the high ones.
     pub(crate) fn panel(&self, group: usize, panel: usize) -> &[u8] {
-        &self.blob.bytes()[self.panel_range(group, panel)]
+        &self.blob.bytes()[self.panel_range(group, panel, 0)]
+    }
+
+    /// The panel of low bits, where weights have two.
+    pub(crate) fn low_panel(&self, group: usize, panel: usize) -> Option<&[u8]> {
+        self.two_bit().then(|| &self.blob.bytes()[self.panel_range(group, panel, 1)])
     }
 
     pub(crate) fn groups(&self) -> usize {

@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::codes;
+use common::{codes, codes_of, values, weights_of};
 use fatnn::Error;
-use fatnn::codec::{CodesLayout, base3, trits};
+use fatnn::codec::{CodesLayout, Coding, base3, trits, two_bit};
 use proptest::prelude::*;
 
 /// Every number of codes around a byte or a word, and each with every code.
@@ -37,6 +37,34 @@ fn base3_groups_round_trip_and_mean_what_they_say() {
         let mut back = vec![9; codes.len()];
         base3::unpack(&bytes, &mut back).unwrap();
         assert_eq!(back, codes);
+    }
+}
+
+#[test]
+fn weights_of_two_bits_round_trip_and_mean_what_they_say() {
+    for n in 0..=67 {
+        for weights in [values(weights_of(true), n, n as u64), vec![-3; n], vec![3; n]] {
+            let mut bytes = vec![0xFF; two_bit::encoded_len(n)];
+            two_bit::encode(&weights, &mut bytes).unwrap();
+            for (i, &w) in weights.iter().enumerate() {
+                assert_eq!(2 * (bytes[i / 4] >> (2 * (i % 4)) & 3) as i8 - 3, w);
+            }
+            let mut back = vec![9; n];
+            two_bit::decode(&bytes, &mut back).unwrap();
+            assert_eq!(back, weights);
+            // Every bit that no weight has is zero, and must be.
+            for place in n..4 * bytes.len() {
+                let mut other = bytes.clone();
+                other[place / 4] |= 2 << (2 * (place % 4));
+                assert!(matches!(two_bit::decode(&other, &mut back), Err(Error::Value { .. })));
+            }
+        }
+    }
+    assert!(matches!(two_bit::encode(&[3; 5], &mut [0]), Err(Error::Shape { .. })));
+    assert!(matches!(two_bit::decode(&[0; 2], &mut [0; 4]), Err(Error::Shape { .. })));
+    for bad in [-4, -2, 0, 2, 5, i8::MIN] {
+        let error = two_bit::encode(&[1, bad], &mut [0]).unwrap_err().to_string();
+        assert!(error.contains(&format!("{bad} at element 1")), "{error}");
     }
 }
 
@@ -84,6 +112,9 @@ fn wrong_sizes_and_codes_are_refused() {
     shape(layout.unpack(&[0; 15], &mut [0; 3]));
     shape(layout.unpack(&[0; 16], &mut [0; 6]));
     value(layout.pack(&[0, 0, i8::MIN], &mut [0; 16]));
+    value(layout.with(Coding::Uint2).pack(&[0, 3, -1], &mut [0; 16]));
+    value(layout.with(Coding::Uint2).pack(&[0, 4, 1], &mut [0; 16]));
+    value(layout.pack(&[0, 2, 1], &mut [0; 16]));
     assert!(CodesLayout::new(0, 1).is_err());
     assert!(CodesLayout::new(6, 0).is_err());
     assert!(CodesLayout::new(6, 4).is_err());
@@ -111,6 +142,21 @@ fn planes_lie_where_the_layout_says() {
             }
         }
         assert_eq!(packed, expected, "{channels} channels in {groups} groups");
+        // Two bits: the level in binary, in the same places.
+        let levels = values(codes_of(Coding::Uint2), 3 * channels, channels as u64);
+        let layout_of_two_bits = layout.with(Coding::Uint2);
+        let binary = common::pack(layout_of_two_bits, &levels);
+        for (i, &level) in levels.iter().enumerate() {
+            let (group, place) = (i % channels / per_group, i % channels % per_group);
+            let unit = i / channels * bytes + (group * per_group.div_ceil(64) + place / 64) * 16;
+            let bit = |byte: usize| (binary[unit + byte + place % 64 / 8] >> (place % 8) & 1) as i8;
+            assert_eq!(bit(0) + 2 * bit(8), level);
+        }
+        let ones = |bytes: &[u8]| bytes.iter().map(|byte| byte.count_ones()).sum::<u32>();
+        assert_eq!(ones(&binary), levels.iter().map(|level| level.count_ones()).sum::<u32>(), "unused bits are zero");
+        let mut back = vec![9; levels.len()];
+        layout_of_two_bits.unpack(&binary, &mut back).unwrap();
+        assert_eq!(back, levels);
         let mut back = vec![9; codes.len()];
         layout.unpack(&packed, &mut back).unwrap();
         assert_eq!(back, codes);

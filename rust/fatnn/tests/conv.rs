@@ -2,12 +2,20 @@
 
 mod common;
 
-use common::{Case, Random, accumulators, check, codes};
+use common::{Case, Random, accumulators, check, codes_of, operands, values, weights_of};
+use fatnn::codec::Act;
 use fatnn::conv::{ConvShape, conv2d_acc};
-use fatnn::kernels;
+use fatnn::kernels::{self, Operands};
 use fatnn::weights::{PackedWeights, WeightShape};
 use fatnn::{Error, reference};
 use proptest::prelude::*;
+
+const HALF: Operands = Operands { act: Act::Half, two_bit: false };
+const FULL: Operands = Operands { act: Act::Full, two_bit: false };
+
+fn every_operands() -> impl Iterator<Item = Operands> {
+    Act::ALL.into_iter().flat_map(|act| [false, true].map(|two_bit| Operands { act, two_bit }))
+}
 
 /// Channels on both sides of every multiple of a word, few and many.
 const CHANNELS: [usize; 14] = [1, 2, 7, 31, 33, 63, 64, 65, 100, 127, 128, 129, 192, 257];
@@ -17,11 +25,11 @@ fn output_channels_and_rows_around_every_tile_edge() {
     let kernels = kernels::detected();
     for n in 1..=41 {
         for m in [1, 2, 3, 4, 5, 7, 8, 9, 17] {
-            check(&kernels, &Case::product(m, 70, n, (n + m) % 2 == 0), (n * 100 + m) as u64);
+            check(&kernels, &Case::product(m, 70, n, operands(n + m)), (n * 100 + m) as u64);
         }
     }
     for n in [63, 64, 65, 80, 127, 130] {
-        check(&kernels, &Case::product(6, 40, n, n % 2 == 0), n as u64);
+        check(&kernels, &Case::product(6, 40, n, operands(n)), n as u64);
     }
 }
 
@@ -29,7 +37,7 @@ fn output_channels_and_rows_around_every_tile_edge() {
 fn rows_around_every_block_edge() {
     let kernels = kernels::detected();
     for m in (58..=72).chain(125..=133) {
-        check(&kernels, &Case::product(m, 64, 9, m % 2 == 0), m as u64);
+        check(&kernels, &Case::product(m, 64, 9, operands(m)), m as u64);
     }
 }
 
@@ -37,48 +45,56 @@ fn rows_around_every_block_edge() {
 fn channels_around_every_word_edge() {
     let kernels = kernels::detected();
     for channels in CHANNELS {
-        for half_range in [false, true] {
-            check(&kernels, &Case::product(5, channels, 19, half_range), channels as u64);
+        for operands in every_operands() {
+            check(&kernels, &Case::product(5, channels, 19, operands), channels as u64);
         }
     }
 }
 
 #[test]
 fn reductions_beyond_every_counter() {
-    // All ones: the largest counts. 8-bit counters hold 31 steps, 16-bit ones 8191.
+    // All alike: the largest counts. 8-bit counters hold 31 steps (of two bits: 80), 16-bit ones 8191.
     let kernels = kernels::detected();
     for words in [1, 2, 3, 4, 7, 8, 15, 16, 17, 30, 31, 32, 33, 61, 62, 63, 64, 65, 124, 128, 129, 255, 256, 257, 520] {
-        let case = Case::product(5, words * 64, 17, true);
-        for (x, w) in [(1, 1), (1, -1), (0, 1), (-1, -1), (-1, 1)] {
-            let expected = (x + 1) * w * (words * 64) as i32;
-            let (x, w) = (vec![x as i8; case.pixels() * words * 64], vec![w as i8; case.weights().len()]);
-            for &kernel in &kernels {
-                let acc = accumulators(kernel, &case, &x, &w);
-                assert!(acc.iter().all(|&a| a == expected), "{} {words} words {expected}", kernel.name());
+        for operands in every_operands() {
+            let case = Case::product(5, words * 64, 17, operands);
+            let (codes, weights) = (codes_of(operands.act.coding()), weights_of(operands.two_bit));
+            for (&x, &w) in
+                codes.iter().flat_map(|x| [weights.first().unwrap(), weights.last().unwrap()].map(|w| (x, w)))
+            {
+                let expected = operands.act.level(x) * i32::from(w) * (words * 64) as i32;
+                let (x, w) = (vec![x; case.pixels() * words * 64], vec![w; case.weights().len()]);
+                for &kernel in kernels.iter().filter(|kernel| operands.run_on(**kernel)) {
+                    let acc = accumulators(kernel, &case, &x, &w);
+                    assert!(acc.iter().all(|&a| a == expected), "{} {words} words {expected}", kernel.name());
+                }
             }
         }
-        check(&kernels, &case, words as u64);
+        check(&kernels, &Case::product(5, words * 64, 17, operands(words)), words as u64);
     }
 }
 
 #[test]
 fn every_pair_of_codes_in_every_place() {
     const CHANNELS: usize = 130;
-    for half_range in [false, true] {
-        // A pixel and an output channel per code, over zeros and over what is no zero.
-        let case = Case::product(3, CHANNELS, 3, half_range);
-        for background in [vec![0; CHANNELS], codes(CHANNELS, 3)] {
+    for operands in every_operands() {
+        // A pixel and an output channel per code, over zeros (or what comes next to it) and over others.
+        let (codes, weights) = (codes_of(operands.act.coding()), weights_of(operands.two_bit));
+        let case = Case::product(codes.len(), CHANNELS, weights.len(), operands);
+        let plain = (vec![codes[1]; CHANNELS], vec![weights[1]; CHANNELS]);
+        for (x, w) in [plain, (values(codes, CHANNELS, 3), values(weights, CHANNELS, 3))] {
             for at in 0..CHANNELS {
-                let mut x = background.repeat(3);
-                let mut w = background.repeat(3);
-                for code in 0..3 {
-                    x[code * CHANNELS + at] = code as i8 - 1;
-                    w[code * CHANNELS + at] = code as i8 - 1;
+                let (mut x, mut w) = (x.repeat(codes.len()), w.repeat(weights.len()));
+                for (i, &code) in codes.iter().enumerate() {
+                    x[i * CHANNELS + at] = code;
                 }
-                let expected = reference::conv2d_acc(&x, &w, case.weights(), half_range, &case.shape());
-                for &kernel in &kernels::detected() {
+                for (i, &weight) in weights.iter().enumerate() {
+                    w[i * CHANNELS + at] = weight;
+                }
+                let expected = reference::conv2d_acc(&x, &w, case.weights(), operands.act, &case.shape());
+                for &kernel in kernels::detected().iter().filter(|kernel| operands.run_on(**kernel)) {
                     let acc = accumulators(kernel, &case, &x, &w);
-                    assert_eq!(acc, expected, "{} place {at}, half range: {half_range}", kernel.name());
+                    assert_eq!(acc, expected, "{} place {at}, {operands:?}", kernel.name());
                 }
             }
         }
@@ -88,7 +104,7 @@ fn every_pair_of_codes_in_every_place() {
 #[test]
 fn windows_of_every_kind() {
     let kernels = kernels::detected();
-    let plain = Case { kernel: [3, 3], padding: [1, 1], input: [7, 9], ..Case::product(0, 66, 18, true) };
+    let plain = Case { kernel: [3, 3], padding: [1, 1], input: [7, 9], ..Case::product(0, 66, 18, HALF) };
     let mut cases = Vec::new();
     for kernel in 1..=5 {
         for stride in 1..=3 {
@@ -101,7 +117,7 @@ fn windows_of_every_kind() {
                         dilation: [dilation; 2],
                         padding: [padding; 2],
                         input,
-                        half_range: cases.len() % 2 == 0,
+                        operands: operands(cases.len()),
                         ..plain
                     });
                 }
@@ -110,12 +126,14 @@ fn windows_of_every_kind() {
     }
     cases.extend([
         Case { kernel: [1, 5], stride: [2, 1], padding: [0, 3], dilation: [1, 2], ..plain },
-        Case { kernel: [4, 1], stride: [1, 3], padding: [2, 0], dilation: [2, 1], half_range: false, ..plain },
+        Case { kernel: [4, 1], stride: [1, 3], padding: [2, 0], dilation: [2, 1], operands: FULL, ..plain },
+        Case { kernel: [2, 3], padding: [1, 2], operands: Operands { act: Act::Uint2, two_bit: true }, ..plain },
+        Case { kernel: [2, 3], padding: [1, 2], operands: Operands { act: Act::Full, two_bit: true }, ..plain },
         // One-dimensional.
         Case { input: [1, 50], kernel: [1, 7], padding: [0, 3], dilation: [1, 1], ..plain },
         // Windows that see nothing but padding.
         Case { input: [1, 1], kernel: [1, 1], padding: [2, 2], ..plain },
-        Case { input: [2, 1], kernel: [3, 3], padding: [4, 4], half_range: false, ..plain },
+        Case { input: [2, 1], kernel: [3, 3], padding: [4, 4], operands: FULL, ..plain },
         Case { batch: 3, ..plain },
         Case { batch: 0, ..plain },
         Case { batch: 2, input: [1, 1], padding: [1, 1], ..plain },
@@ -128,12 +146,12 @@ fn windows_of_every_kind() {
 #[test]
 fn groups_of_every_size() {
     let kernels = kernels::detected();
-    let plain = Case { kernel: [3, 3], padding: [1, 1], input: [4, 5], ..Case::product(0, 1, 1, true) };
+    let plain = Case { kernel: [3, 3], padding: [1, 1], input: [4, 5], ..Case::product(0, 1, 1, HALF) };
     for (groups, channels, out_channels) in
         [(2, 64, 16), (2, 65, 17), (3, 33, 5), (4, 10, 1), (5, 1, 3), (7, 130, 20), (32, 1, 1), (70, 1, 1), (9, 1, 2)]
     {
-        for half_range in [false, true] {
-            check(&kernels, &Case { groups, channels, out_channels, half_range, ..plain }, groups as u64);
+        for operands in every_operands() {
+            check(&kernels, &Case { groups, channels, out_channels, operands, ..plain }, groups as u64);
         }
     }
 }
@@ -151,7 +169,7 @@ fn a_window_that_spans_too_much_is_an_error() {
             dilation: [far, far],
         };
         for kernel in kernels::detected() {
-            let weights = PackedWeights::for_kernel(kernel, &vec![1; shape.len()], shape, true).unwrap();
+            let weights = PackedWeights::for_kernel(kernel, &vec![1; shape.len()], shape, Act::Half).unwrap();
             let error = conv2d_acc(&[0; 16], &weights, &conv, &mut [0; 64]).unwrap_err();
             assert!(matches!(error, Error::Value { .. }), "{}: {error}", kernel.name());
         }
@@ -160,24 +178,26 @@ fn a_window_that_spans_too_much_is_an_error() {
 
 #[test]
 fn the_number_of_threads_changes_nothing() {
-    let case = Case { input: [19, 21], kernel: [3, 3], padding: [1, 1], ..Case::product(0, 96, 70, true) };
+    let case = Case { input: [19, 21], kernel: [3, 3], padding: [1, 1], ..Case::product(0, 96, 70, HALF) };
     let kernels = kernels::detected();
     for threads in [1, 2, 3, 5] {
         fatnn::parallel::set_num_threads(threads).unwrap();
-        check(&kernels, &case, 1);
+        for operands in every_operands() {
+            check(&kernels, &Case { operands, ..case }, 1);
+        }
     }
 }
 
 #[test]
 fn all_forms_of_zero_and_nothing_in_the_epilogue() {
     // acc 0 with negative scales, NaN and infinities in scale, bias and residual: bits as in the reference.
-    let case = Case::product(2, 3, 6, false);
+    let case = Case::product(2, 3, 6, FULL);
     let special = [-1.0, -0.0, 0.0, f32::NAN, f32::INFINITY, f32::MIN_POSITIVE];
-    let (x, w) = (vec![0i8, 0, 0, 1, 0, -1], codes(18, 9));
-    let acc = reference::conv2d_acc(&x, &w, case.weights(), false, &case.shape());
+    let (x, w) = (vec![0i8, 0, 0, 1, 0, -1], common::codes(18, 9));
+    let acc = reference::conv2d_acc(&x, &w, case.weights(), Act::Full, &case.shape());
     let packed = common::pack(case.layout(), &x);
     for &kernel in &kernels::detected() {
-        let weights = fatnn::weights::PackedWeights::for_kernel(kernel, &w, case.weights(), false).unwrap();
+        let weights = PackedWeights::for_kernel(kernel, &w, case.weights(), Act::Full).unwrap();
         for form in 0..16 {
             let on = |bit: usize| form >> bit & 1 == 1;
             let (scale, bias) = (on(0).then_some(&special[..]), on(1).then_some(&special[..]));
@@ -218,7 +238,7 @@ proptest! {
             stride: [upto(3), upto(3)],
             padding,
             dilation,
-            half_range: upto(2) == 1,
+            operands: operands(upto(21)),
         };
         check(&kernels::detected(), &case, seed);
     }

@@ -5,6 +5,7 @@
 
 use std::process::{Command, Output};
 
+use fatnn::codec::Act;
 use fatnn::cpu::Isa;
 use fatnn::kernels;
 use fatnn::weights::{PackedWeights, WeightShape};
@@ -69,7 +70,7 @@ fn child_kernels_obey_the_cap() {
     assert!(fatnn::int8::available().unwrap().iter().map(|kernel| kernel.name()).eq(expected));
     // Weights packed by default are for that kernel.
     let shape = WeightShape { out_channels: 3, channels: 5, kernel: [1, 1], groups: 1 };
-    assert_eq!(PackedWeights::new(&[1; 15], shape, false).unwrap().kernel().name(), available[0]);
+    assert_eq!(PackedWeights::new(&[1; 15], shape, Act::Full).unwrap().kernel().name(), available[0]);
 }
 
 #[test]
@@ -86,7 +87,7 @@ fn child_nonsense_is_an_error() {
         assert!(message.contains("FATNN_ISA") && message.contains("sse9") && message.contains("avx2"), "{message}");
     }
     let shape = WeightShape { out_channels: 1, channels: 1, kernel: [1, 1], groups: 1 };
-    assert!(PackedWeights::new(&[1], shape, false).is_err());
+    assert!(PackedWeights::new(&[1], shape, Act::Full).is_err());
 }
 
 #[test]

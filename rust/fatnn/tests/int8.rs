@@ -5,6 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::Random;
+use fatnn::codec::Act;
 use fatnn::conv::ConvShape;
 use fatnn::int8::{Int8Epilogue, Int8Kernel, Int8Weights, MAX_REDUCTION, conv2d_int8, detected};
 use fatnn::net::{Input, Network, Tensor, load, save};
@@ -76,7 +77,7 @@ impl Layer {
 
     fn expected(&self, x: &[f32], w: &[i8], epilogue: &Int8Epilogue<'_>) -> Vec<f32> {
         let codes = reference::quantize_int8(x, epilogue.inv_step);
-        let acc = reference::conv2d_acc(&codes, w, self.weights(), false, &self.shape());
+        let acc = reference::conv2d_acc(&codes, w, self.weights(), Act::Full, &self.shape());
         let n = self.weights().out_channels;
         let y = |(i, &acc): (usize, &i32)| {
             let y = acc as f32 * epilogue.scale[i % n];

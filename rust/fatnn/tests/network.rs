@@ -4,7 +4,8 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Random, codes};
+use common::{Random, codes, values, weights_of};
+use fatnn::codec::Act;
 use fatnn::conv::ConvShape;
 use fatnn::net::{Input, Network, Tensor, load, save};
 use fatnn::quantize::PixelOrder;
@@ -22,7 +23,8 @@ struct Example {
     thresholds: Vec<i32>,
     scale: Vec<f32>,
     bias: Vec<f32>,
-    steps: [f32; 2],
+    steps: Vec<f32>,
+    act: Act,
 }
 
 fn node(
@@ -44,7 +46,7 @@ fn example() -> Example {
     let thresholds = [low, high].concat();
     let scale: Vec<f32> = (0..C).map(|_| random.float()).collect();
     let bias: Vec<f32> = (0..C).map(|_| random.float() * 9.0).collect();
-    let steps = [0.25, 1.5];
+    let steps = vec![0.25, 1.5];
     let window = |kernel: usize, padding: usize, stride: usize| {
         serde_json::json!({"kernel": [kernel, kernel], "stride": [stride, stride], "padding": [padding, padding],
             "dilation": [1, 1], "groups": 1, "half_range": true, "channels": C, "dims": 2, "out_groups": 1,
@@ -70,9 +72,9 @@ fn example() -> Example {
         ("t".to_owned(), Tensor::I32(vec![2, C], thresholds.clone())),
         ("s".to_owned(), Tensor::F32(vec![C], scale.clone())),
         ("b".to_owned(), Tensor::F32(vec![C], bias.clone())),
-        ("steps".to_owned(), Tensor::F32(vec![2], steps.to_vec())),
+        ("steps".to_owned(), Tensor::F32(vec![2], steps.clone())),
     ]);
-    Example { graph, tensors, w1, w2, thresholds, scale, bias, steps }
+    Example { graph, tensors, w1, w2, thresholds, scale, bias, steps, act: Act::Half }
 }
 
 impl Example {
@@ -87,13 +89,13 @@ impl Example {
             dilation: [1; 2],
         };
         let weight = |kernel: usize| WeightShape { out_channels: C, channels: C, kernel: [kernel; 2], groups: 1 };
-        let q = reference::quantize(x, [images, h * w, C], PixelOrder::ChannelsLast, self.steps);
-        let acc = reference::conv2d_acc(&q, &self.w1, weight(3), true, &shape([h, w], 3, 1, 1));
-        let (low, high) = self.thresholds.split_at(C);
+        let q = reference::quantize(x, [images, h * w, C], PixelOrder::ChannelsLast, &self.steps);
+        let acc = reference::conv2d_acc(&q, &self.w1, weight(3), self.act, &shape([h, w], 3, 1, 1));
         let pooling = shape([h, w], 2, 0, 2);
         let half = [h / 2, w / 2];
-        let p = reference::max_pool(&reference::to_codes(&acc, low, high), C, &pooling, half);
-        let acc = reference::conv2d_acc(&p, &self.w2, weight(1), true, &shape(half, 1, 0, 1));
+        let p =
+            reference::max_pool(&reference::to_codes(&acc, &self.thresholds, C, self.act.coding()), C, &pooling, half);
+        let acc = reference::conv2d_acc(&p, &self.w2, weight(1), self.act, &shape(half, 1, 0, 1));
         let b = reference::to_float(&acc, C, Some(&self.scale), Some(&self.bias), None, false);
         let at = |n: usize, y: usize, x: usize, c: usize| ((n * h + y) * w + x) * C + c;
         let value = |i: usize| {
@@ -105,6 +107,27 @@ impl Example {
     }
 }
 
+/// The same with activations of two bits and, in the first convolution, weights of two bits.
+fn example_of_two_bits() -> Example {
+    let mut example = example();
+    let mut json: serde_json::Value = serde_json::from_str(&example.graph).unwrap();
+    for node in json["nodes"].as_array_mut().unwrap() {
+        if node["attrs"].get("half_range").is_some() {
+            node["attrs"]["act"] = "uint2".into();
+        }
+    }
+    example.graph = json.to_string();
+    example.act = Act::Uint2;
+    example.w1 = values(weights_of(true), C * C * 9, 1);
+    example.steps.push(2.0);
+    let third: Vec<i32> = example.thresholds[C..].iter().map(|high| high + 25).collect();
+    example.thresholds.extend(third);
+    example.tensors.insert("w1".to_owned(), Tensor::TwoBit(vec![C, C, 3, 3], example.w1.clone()));
+    example.tensors.insert("t".to_owned(), Tensor::I32(vec![3, C], example.thresholds.clone()));
+    example.tensors.insert("steps".to_owned(), Tensor::F32(vec![3], example.steps.clone()));
+    example
+}
+
 fn image(images: usize, [h, w]: [usize; 2], seed: u64) -> Vec<f32> {
     let mut random = Random(seed);
     (0..images * h * w * C).map(|_| random.float() * 3.0).collect()
@@ -112,7 +135,44 @@ fn image(images: usize, [h, w]: [usize; 2], seed: u64) -> Vec<f32> {
 
 #[test]
 fn a_network_equals_the_reference_for_every_size_order_and_number_of_threads() {
-    let example = example();
+    equals_the_reference(&example());
+}
+
+#[test]
+fn a_network_of_two_bits_equals_the_reference() {
+    equals_the_reference(&example_of_two_bits());
+}
+
+#[test]
+fn kinds_of_activations_that_do_not_fit_are_refused() {
+    let example = example_of_two_bits();
+    let json: serde_json::Value = serde_json::from_str(&example.graph).unwrap();
+    let build = |json: &serde_json::Value, tensors: &BTreeMap<String, Tensor>| {
+        Network::new(&json.to_string(), tensors).unwrap_err().to_string()
+    };
+    // A kind that a later release might have.
+    let mut other = json.clone();
+    other["nodes"][1]["attrs"]["act"] = "uint4".into();
+    assert!(build(&other, &example.tensors).contains("activations \"uint4\""), "{}", build(&other, &example.tensors));
+    // A convolution that reads another coding than its input has; steps and thresholds of another number.
+    let mut other = json.clone();
+    other["nodes"][2]["attrs"].as_object_mut().unwrap().remove("act");
+    let message = build(&other, &example.tensors);
+    assert!(message.contains("a ternary convolution's input") && message.contains("Uint2"), "{message}");
+    for (name, tensor, says) in [
+        ("steps", Tensor::F32(vec![2], vec![0.0, 1.0]), "steps must be 3 numbers, got 2"),
+        ("t", Tensor::I32(vec![4, C], vec![0; 4 * C]), "(2 or 3, channels)"),
+        ("t", Tensor::I32(vec![2, C], vec![0; 2 * C]), "Ternary"),
+        ("w1", Tensor::I8(vec![C, C, 3, 3], vec![1; C * C * 9]), "ternary codes or weights of two bits"),
+    ] {
+        let mut tensors = example.tensors.clone();
+        tensors.insert(name.to_owned(), tensor);
+        let message = build(&json, &tensors);
+        assert!(message.contains(says), "{message}");
+    }
+}
+
+fn equals_the_reference(example: &Example) {
     let net = Network::new(&example.graph, &example.tensors).unwrap();
     for threads in [1, 2, 5] {
         parallel::set_num_threads(threads).unwrap();
@@ -155,8 +215,13 @@ fn buffers_are_kept_and_reused() {
 
 #[test]
 fn a_file_runs_without_python() {
-    let example = example();
-    let path = std::env::temp_dir().join(format!("fatnn-network-{}.safetensors", std::process::id()));
+    for (example, name) in [(example(), "ternary"), (example_of_two_bits(), "two-bits")] {
+        runs_from_a_file(&example, name);
+    }
+}
+
+fn runs_from_a_file(example: &Example, name: &str) {
+    let path = std::env::temp_dir().join(format!("fatnn-network-{name}-{}.safetensors", std::process::id()));
     save(&path, &example.graph, &example.tensors).unwrap();
     assert_eq!(load(&path).unwrap(), (example.graph.clone(), example.tensors.clone()));
     let net = Network::load(&path).unwrap();
@@ -269,7 +334,12 @@ fn what_does_not_fit_is_an_error_that_names_the_place() {
 
 #[test]
 fn damaged_graphs_are_errors_and_never_panics() {
-    let example = example();
+    for example in [example(), example_of_two_bits()] {
+        damage(&example);
+    }
+}
+
+fn damage(example: &Example) {
     let json: serde_json::Value = serde_json::from_str(&example.graph).unwrap();
     let mut tried = 0;
     // Every value anywhere in the graph, replaced by several that make no sense there.

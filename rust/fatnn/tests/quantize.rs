@@ -4,7 +4,7 @@ mod common;
 
 use common::{Random, pack};
 use fatnn::Error;
-use fatnn::codec::CodesLayout;
+use fatnn::codec::{CodesLayout, Coding};
 use fatnn::quantize::{PixelOrder, quantize};
 use fatnn::reference;
 use proptest::prelude::*;
@@ -12,9 +12,9 @@ use proptest::prelude::*;
 const ORDERS: [PixelOrder; 2] = [PixelOrder::ChannelsFirst, PixelOrder::ChannelsLast];
 
 /// Floats among which the thresholds, their neighbours, both zeros and infinities are frequent.
-fn floats(n: usize, thresholds: [f32; 2], seed: u64) -> Vec<f32> {
+fn floats(n: usize, thresholds: &[f32], seed: u64) -> Vec<f32> {
     let mut random = Random(seed);
-    let [low, high] = thresholds;
+    let (low, high) = (thresholds[0], thresholds[thresholds.len() - 1]);
     let special = [
         low,
         low.next_up(),
@@ -37,8 +37,9 @@ fn floats(n: usize, thresholds: [f32; 2], seed: u64) -> Vec<f32> {
         .collect()
 }
 
-fn check(batch: usize, pixels: usize, channels: usize, groups: usize, thresholds: [f32; 2], seed: u64) {
-    let layout = CodesLayout::new(channels, groups).unwrap();
+fn check(batch: usize, pixels: usize, channels: usize, groups: usize, thresholds: &[f32], seed: u64) {
+    let coding = if thresholds.len() == 2 { Coding::Ternary } else { Coding::Uint2 };
+    let layout = CodesLayout::new(channels, groups).unwrap().with(coding);
     let x = floats(batch * pixels * channels, thresholds, seed);
     for order in ORDERS {
         let expected = pack(layout, &reference::quantize(&x, [batch, pixels, channels], order, thresholds));
@@ -52,14 +53,16 @@ fn check(batch: usize, pixels: usize, channels: usize, groups: usize, thresholds
 fn channels_and_pixels_around_every_edge() {
     for pixels in [1, 2, 3, 15, 16, 17, 31, 33, 48, 63, 64, 65, 100] {
         for channels in [1, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 96, 97, 128, 129, 200] {
-            check(2, pixels, channels, 1, [-0.5, 0.25], (pixels * channels) as u64);
+            check(2, pixels, channels, 1, &[-0.5, 0.25], (pixels * channels) as u64);
+            check(2, pixels, channels, 1, &[0.25, 0.5, 0.8], (pixels * channels) as u64);
         }
     }
     for (channels, groups) in [(6, 6), (66, 33), (130, 2), (256, 2), (300, 3), (64, 64)] {
-        check(3, 19, channels, groups, [-0.5, 0.25], channels as u64);
+        check(3, 19, channels, groups, &[-0.5, 0.25], channels as u64);
+        check(3, 19, channels, groups, &[0.25, 0.5, 0.8], channels as u64);
     }
-    check(0, 5, 7, 1, [0.0, 1.0], 1);
-    check(4, 0, 7, 1, [0.0, 1.0], 1);
+    check(0, 5, 7, 1, &[0.0, 1.0], 1);
+    check(4, 0, 7, 1, &[0.0, 1.0], 1);
 }
 
 #[test]
@@ -68,7 +71,29 @@ fn thresholds_of_every_kind() {
     for thresholds in
         [[0.0, 0.0], [-0.0, 0.0], [0.0, -0.0], [1.0, 1.0], [-inf, inf], [inf, inf], [-inf, -inf], [1e-45, f32::MAX]]
     {
-        check(1, 40, 70, 1, thresholds, 5);
+        check(1, 40, 70, 1, &thresholds, 5);
+    }
+    for thresholds in [[0.5, 0.5, 0.5], [0.1, 0.5, inf], [0.1, inf, inf], [-inf, 0.0, 0.0], [0.0, 1e-45, 1.0]] {
+        check(1, 40, 70, 1, &thresholds, 5);
+    }
+}
+
+/// Binary activations {0, 1} are ternary codes whose second step nothing reaches.
+#[test]
+fn nothing_reaches_infinity() {
+    let layout = CodesLayout::new(2, 1).unwrap();
+    let (x, inf) = ([f32::INFINITY, 0.4], f32::INFINITY);
+    for order in ORDERS {
+        for (coding, thresholds, expected) in [
+            (Coding::Ternary, &[0.5, inf][..], [0, -1]),
+            (Coding::Ternary, &[inf, inf], [-1, -1]),
+            (Coding::Uint2, &[0.5, f32::MAX, inf], [2, 0]),
+        ] {
+            let (mut packed, mut codes, layout) = ([0; 16], [9; 2], layout.with(coding));
+            quantize(&x, 1, 1, order, thresholds, layout, &mut packed).unwrap();
+            layout.unpack(&packed, &mut codes).unwrap();
+            assert_eq!(codes, expected, "{thresholds:?}");
+        }
     }
 }
 
@@ -77,7 +102,8 @@ fn the_number_of_threads_changes_nothing() {
     for threads in [1, 2, 3, 5] {
         fatnn::parallel::set_num_threads(threads).unwrap();
         // Enough elements to be worth a thread; images end within pieces.
-        check(7, 31 * 37, 70, 2, [-0.5, 0.5], 11);
+        check(7, 31 * 37, 70, 2, &[-0.5, 0.5], 11);
+        check(7, 31 * 37, 70, 2, &[-0.5, 0.5, 0.6], 11);
     }
 }
 
@@ -93,7 +119,7 @@ fn the_first_nan_is_named() {
                 x[n - 1] = nan;
                 for order in ORDERS {
                     let mut out = vec![0; 2 * pixels * layout.pixel_bytes()];
-                    let error = quantize(&x, 2, pixels, order, [0.0, 1.0], layout, &mut out).unwrap_err();
+                    let error = quantize(&x, 2, pixels, order, &[0.0, 1.0], layout, &mut out).unwrap_err();
                     assert!(matches!(error, Error::NotANumber { index, .. } if index == at), "{error} {order:?} {at}");
                 }
             }
@@ -104,17 +130,28 @@ fn the_first_nan_is_named() {
 #[test]
 fn bad_arguments_are_refused() {
     let layout = CodesLayout::new(4, 1).unwrap();
-    let call = |x: &[f32], batch, pixels, thresholds, out: &mut [u8]| {
+    let call = |x: &[f32], batch, pixels, thresholds: &[f32], out: &mut [u8]| {
         quantize(x, batch, pixels, PixelOrder::ChannelsLast, thresholds, layout, out)
     };
     for thresholds in [[1.0, 0.0], [f32::NAN, 0.0], [0.0, f32::NAN], [f32::NAN, f32::NAN]] {
-        let error = call(&[0.0; 4], 1, 1, thresholds, &mut [0; 16]).unwrap_err();
+        let error = call(&[0.0; 4], 1, 1, &thresholds, &mut [0; 16]).unwrap_err();
         assert!(matches!(error, Error::Value { what: "thresholds", .. }), "{error}");
     }
-    assert!(matches!(call(&[0.0; 5], 1, 1, [0.0, 1.0], &mut [0; 16]), Err(Error::Shape { .. })));
-    assert!(matches!(call(&[0.0; 4], 1, 1, [0.0, 1.0], &mut [0; 15]), Err(Error::Shape { .. })));
-    assert!(matches!(call(&[], usize::MAX, 2, [0.0, 1.0], &mut []), Err(Error::Value { .. })));
-    assert!(matches!(call(&[], usize::MAX / 8, 2, [0.0, 1.0], &mut []), Err(Error::Value { .. })));
+    for thresholds in [&[0.0][..], &[], &[0.0, 1.0, 2.0]] {
+        assert!(matches!(
+            call(&[0.0; 4], 1, 1, thresholds, &mut [0; 16]),
+            Err(Error::Shape { what: "thresholds", .. })
+        ));
+    }
+    let uint2 = layout.with(Coding::Uint2);
+    for thresholds in [[1.0, 0.0, 2.0], [0.0, 2.0, 1.0], [0.0, 1.0, f32::NAN], [f32::NAN, 0.0, 1.0]] {
+        let error = quantize(&[0.0; 4], 1, 1, PixelOrder::ChannelsLast, &thresholds, uint2, &mut [0; 16]).unwrap_err();
+        assert!(matches!(error, Error::Value { what: "thresholds", .. }), "{error}");
+    }
+    assert!(matches!(call(&[0.0; 5], 1, 1, &[0.0, 1.0], &mut [0; 16]), Err(Error::Shape { .. })));
+    assert!(matches!(call(&[0.0; 4], 1, 1, &[0.0, 1.0], &mut [0; 15]), Err(Error::Shape { .. })));
+    assert!(matches!(call(&[], usize::MAX, 2, &[0.0, 1.0], &mut []), Err(Error::Value { .. })));
+    assert!(matches!(call(&[], usize::MAX / 8, 2, &[0.0, 1.0], &mut []), Err(Error::Value { .. })));
 }
 
 proptest! {
@@ -124,7 +161,8 @@ proptest! {
     fn any_input(seed in any::<u64>(), batch in 1usize..4, pixels in 1usize..90, per_group in 1usize..150, groups in 1usize..4) {
         let mut random = Random(seed);
         let low = random.float();
-        let thresholds = [low, low + random.float().abs()];
-        check(batch, pixels, per_group * groups, groups, thresholds, seed);
+        let middle = low + random.float().abs();
+        let thresholds = [low, middle, middle + random.float().abs()];
+        check(batch, pixels, per_group * groups, groups, &thresholds[..2 + random.below(2)], seed);
     }
 }

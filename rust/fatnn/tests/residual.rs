@@ -4,8 +4,10 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Random, codes};
+use common::{Random, values, weights_of};
+use fatnn::codec::Act;
 use fatnn::conv::ConvShape;
+use fatnn::kernels::Operands;
 use fatnn::net::{Input, Network, Tensor};
 use fatnn::quantize::PixelOrder;
 use fatnn::weights::WeightShape;
@@ -13,47 +15,61 @@ use fatnn::{Error, parallel, reference};
 use serde_json::json;
 
 const BLOCKS: usize = 3;
-const STEPS: [f32; 2] = [0.5, 2.0];
+const HALF: Operands = Operands { act: Act::Half, two_bit: false };
+const STEPS: [f32; 3] = [0.5, 2.0, 2.5];
 
 /// `x → [quantize → 3×3 convolution, scale and bias, + residual, ReLU] × BLOCKS`, each block's sum being the next one's residual
 /// and input.
 struct Stream {
     channels: usize,
+    operands: Operands,
     weights: Vec<Vec<i8>>,
     scale: Vec<f32>,
     bias: Vec<f32>,
 }
 
 impl Stream {
-    fn new(channels: usize) -> Self {
+    fn new(channels: usize, operands: Operands) -> Self {
         let mut random = Random(channels as u64);
-        let weights = (0..BLOCKS).map(|block| codes(channels * channels * 9, block as u64)).collect();
+        let weight = |block| values(weights_of(operands.two_bit), channels * channels * 9, block as u64);
+        let weights = (0..BLOCKS).map(weight).collect();
         let scale = (0..channels).map(|_| random.float() * 0.1).collect();
         let bias = (0..channels).map(|_| random.float()).collect();
-        Stream { channels, weights, scale, bias }
+        Stream { channels, operands, weights, scale, bias }
+    }
+
+    fn steps(&self) -> &'static [f32] {
+        &STEPS[..self.operands.act.coding().thresholds()]
     }
 
     fn network(&self) -> Network {
         let c = self.channels;
         let node = |name: String, op: &str, inputs: Vec<String>, tensors: serde_json::Value| {
-            json!({"name": name, "op": op, "inputs": inputs, "tensors": tensors, "shape": [1, c, 8, 8],
+            let mut node = json!({"name": name, "op": op, "inputs": inputs, "tensors": tensors, "shape": [1, c, 8, 8],
                 "layer": format!("layer of {name}"), "attrs": {"kernel": [3, 3], "stride": [1, 1], "padding": [1, 1],
                 "dilation": [1, 1], "groups": 1, "half_range": true, "channels": c, "dims": 2, "out_groups": 1,
-                "relu": true}})
+                "relu": true}});
+            match self.operands.act {
+                Act::Half => (),
+                Act::Full => node["attrs"]["half_range"] = false.into(),
+                Act::Uint2 => node["attrs"]["act"] = "uint2".into(),
+            }
+            node
         };
         let mut nodes = vec![json!({"name": "s0", "op": "input", "inputs": [], "tensors": {}, "shape": [1, c, 8, 8],
             "layer": "", "attrs": {"dtype": "float32", "fixed": [], "channel_dim": 1}})];
         let mut tensors = BTreeMap::from([
             ("scale".to_owned(), Tensor::F32(vec![c], self.scale.clone())),
             ("bias".to_owned(), Tensor::F32(vec![c], self.bias.clone())),
-            ("steps".to_owned(), Tensor::F32(vec![2], STEPS.to_vec())),
+            ("steps".to_owned(), Tensor::F32(vec![self.steps().len()], self.steps().to_vec())),
         ]);
         for (block, weight) in self.weights.iter().enumerate() {
             let (from, q, weight_name) = (format!("s{block}"), format!("q{block}"), format!("w{block}"));
             nodes.push(node(q.clone(), "quantize", vec![from.clone()], json!({"steps": "steps"})));
             let read = json!({"weight": weight_name, "scale": "scale", "bias": "bias"});
             nodes.push(node(format!("s{}", block + 1), "conv_float", vec![q, from], read));
-            tensors.insert(weight_name, Tensor::Ternary(vec![c, c, 3, 3], weight.clone()));
+            let tensor = if self.operands.two_bit { Tensor::TwoBit } else { Tensor::Ternary };
+            tensors.insert(weight_name, tensor(vec![c, c, 3, 3], weight.clone()));
         }
         let last = format!("s{BLOCKS}");
         let graph = json!({"nodes": nodes, "outputs": {"value": last}, "notes": []}).to_string();
@@ -75,8 +91,8 @@ impl Stream {
         let mut sums = vec![x.to_vec()];
         for weight in &self.weights {
             let x = sums.last().unwrap();
-            let q = reference::quantize(x, [images, h * w, c], PixelOrder::ChannelsLast, STEPS);
-            let acc = reference::conv2d_acc(&q, weight, of, true, &shape);
+            let q = reference::quantize(x, [images, h * w, c], PixelOrder::ChannelsLast, self.steps());
+            let acc = reference::conv2d_acc(&q, weight, of, self.operands.act, &shape);
             sums.push(reference::to_float(&acc, c, Some(&self.scale), Some(&self.bias), Some(x), true));
         }
         sums
@@ -85,8 +101,11 @@ impl Stream {
 
 #[test]
 fn sums_and_their_codes_equal_the_reference() {
-    for channels in [5, 16, 64, 70, 192] {
-        let stream = Stream::new(channels);
+    let every_act = Act::ALL.map(|act| (act, false)).into_iter().chain([(Act::Half, true), (Act::Uint2, true)]);
+    let cases = [5, 16, 64, 70].map(|channels| (channels, every_act.clone())).into_iter();
+    let cases = cases.flat_map(|(channels, acts)| acts.map(move |of| (channels, of)));
+    for (channels, (act, two_bit)) in cases.chain([(192, (Act::Half, false)), (192, (Act::Uint2, false))]) {
+        let stream = Stream::new(channels, Operands { act, two_bit });
         let net = stream.network();
         for (threads, images, map) in [(1, 1, [8, 8]), (2, 3, [7, 7]), (1, 1, [1, 33]), (3, 2, [40, 12])] {
             parallel::set_num_threads(threads).unwrap();
@@ -113,7 +132,7 @@ fn sums_and_their_codes_equal_the_reference() {
                 assert_eq!(floats.as_ref().unwrap(), &expected[block + 1]);
                 let pixels = map[0] * map[1];
                 let sizes = [images, pixels, channels];
-                let q = reference::quantize(&expected[block], sizes, PixelOrder::ChannelsLast, STEPS);
+                let q = reference::quantize(&expected[block], sizes, PixelOrder::ChannelsLast, stream.steps());
                 let (_, codes) = &seen[&format!("q{block}")];
                 assert_eq!(codes.as_ref().unwrap(), &q, "codes of block {block}");
             }
@@ -123,7 +142,7 @@ fn sums_and_their_codes_equal_the_reference() {
 
 #[test]
 fn a_quantizer_that_meets_nan_is_named() {
-    let mut stream = Stream::new(70);
+    let mut stream = Stream::new(70, HALF);
     stream.bias[69] = f32::NAN;
     let x = vec![0.0; 70 * 4];
     let input = [Input { shape: &[1, 70, 2, 2], data: &x, channels_last: true }];
@@ -135,7 +154,7 @@ fn a_quantizer_that_meets_nan_is_named() {
 #[test]
 fn images_of_a_large_batch_equal_images_alone() {
     let (channels, images, map) = (64, 5, [24, 24]);
-    let net = Stream::new(channels).network();
+    let net = Stream::new(channels, HALF).network();
     let len = channels * map[0] * map[1];
     let mut random = Random(3);
     let x: Vec<f32> = (0..images * len).map(|_| random.float() * 3.0).collect();

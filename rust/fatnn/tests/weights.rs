@@ -2,42 +2,84 @@
 
 mod common;
 
-use common::{Case, codes};
+use common::{Case, codes, values, weights_of};
 use fatnn::Error;
+use fatnn::codec::{Act, Coding};
 use fatnn::conv::{ConvShape, conv2d_acc, conv2d_codes, conv2d_float};
 use fatnn::epilogue::{ToCodes, ToFloat};
-use fatnn::kernels;
+use fatnn::kernels::{self, Kernel, Operands};
 use fatnn::weights::{PackedWeights, WeightShape};
 
 fn shape() -> WeightShape {
     WeightShape { out_channels: 18, channels: 70, kernel: [3, 2], groups: 2 }
 }
 
-/// Blobs of every kernel that may run under the environment, half range and full.
-fn blobs() -> Vec<Vec<u8>> {
-    let kernels = kernels::available().unwrap();
-    let pack = |&kernel, half_range| {
-        PackedWeights::for_kernel(kernel, &codes(shape().len(), 1), shape(), half_range).unwrap().as_bytes().to_vec()
-    };
-    kernels.iter().flat_map(|kernel| [pack(kernel, false), pack(kernel, true)]).collect()
+/// Blobs of every kernel that may run under the environment, for every pair of operands that it runs.
+fn blobs() -> Vec<(Operands, &'static dyn Kernel, Vec<u8>)> {
+    let mut blobs = Vec::new();
+    for &kernel in kernels::available().unwrap() {
+        for act in Act::ALL {
+            for two_bit in [false, true] {
+                let operands = Operands { act, two_bit };
+                if operands.run_on(kernel) {
+                    let weights = values(weights_of(two_bit), shape().len(), 1);
+                    let packed = PackedWeights::for_kernel(kernel, &weights, shape(), act).unwrap();
+                    blobs.push((operands, kernel, packed.as_bytes().to_vec()));
+                }
+            }
+        }
+    }
+    blobs
 }
 
 #[test]
 fn a_blob_says_what_it_holds() {
-    for (i, blob) in blobs().iter().enumerate() {
-        let weights = PackedWeights::from_bytes(blob).unwrap();
-        assert_eq!((weights.shape(), weights.half_range()), (shape(), i % 2 == 1));
+    for (operands, kernel, blob) in blobs() {
+        let weights = PackedWeights::from_bytes(&blob).unwrap();
+        assert_eq!((weights.shape(), weights.act(), weights.two_bit()), (shape(), operands.act, operands.two_bit));
         assert_eq!(weights.as_bytes(), blob);
         // The first that reads this layout.
-        let layout = kernels::available().unwrap()[i / 2].layout();
-        let first = kernels::available().unwrap().iter().find(|kernel| kernel.layout() == layout).unwrap();
+        let reads = |other: &&&'static dyn Kernel| other.layout() == kernel.layout() && operands.run_on(**other);
+        let first = kernels::available().unwrap().iter().find(reads).unwrap();
         assert_eq!(weights.kernel().name(), first.name());
     }
 }
 
 #[test]
+fn a_kernel_that_cannot_run_the_operands_is_refused() {
+    for kernel in kernels::detected() {
+        for act in Act::ALL {
+            for two_bit in [false, true] {
+                let weights = values(weights_of(two_bit), shape().len(), 1);
+                let packed = PackedWeights::for_kernel(kernel, &weights, shape(), act);
+                if (Operands { act, two_bit }).run_on(kernel) {
+                    packed.unwrap();
+                } else {
+                    assert!(matches!(packed, Err(Error::Value { what: "kernel", .. })), "{packed:?}");
+                }
+                let packed = PackedWeights::new(&weights, shape(), act).unwrap();
+                assert_eq!((packed.act(), packed.two_bit()), (act, two_bit));
+                PackedWeights::for_linear(&weights, shape(), act).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn sums_that_float32_could_not_hold_are_refused() {
+    // Three times three a product: 2²⁴ / 9 of them are the most.
+    let of = |channels| WeightShape { out_channels: 1, channels, kernel: [1, 1], groups: 1 };
+    let most = (1 << 24) / 9;
+    for (channels, fits) in [(most, true), (most + 1, false)] {
+        let packed = PackedWeights::new(&vec![3; channels], of(channels), Act::Uint2);
+        assert_eq!(packed.is_ok(), fits);
+        assert!(PackedWeights::new(&vec![1; channels], of(channels), Act::Uint2).is_ok());
+    }
+}
+
+#[test]
 fn every_damage_to_the_header_is_refused() {
-    for blob in blobs() {
+    for (_, _, blob) in blobs() {
         for bit in 0..64 * 8 {
             let mut damaged = blob.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
@@ -57,7 +99,7 @@ fn every_damage_to_the_header_is_refused() {
 
 #[test]
 fn every_other_length_is_refused() {
-    for blob in blobs() {
+    for (_, _, blob) in blobs() {
         let longer = [&blob[..], &[0; 64]].concat();
         for len in (0..200).chain(blob.len() - 200..blob.len()).chain(blob.len() + 1..longer.len()) {
             let result = PackedWeights::from_bytes(&longer[..len]);
@@ -70,7 +112,7 @@ fn every_other_length_is_refused() {
 fn nonsense_behind_the_header_is_wrong_numbers_but_no_panic() {
     let shape =
         ConvShape { batch: 1, input: [4, 5], kernel: [3, 2], stride: [1, 1], padding: [1, 1], dilation: [1, 1] };
-    for mut blob in blobs() {
+    for (_, _, mut blob) in blobs() {
         blob[64..].fill(0xFF);
         let weights = PackedWeights::from_bytes(&blob).unwrap();
         // Planes that say so of zeros, and planes that no code has: 0, but not at least 0.
@@ -82,11 +124,11 @@ fn nonsense_behind_the_header_is_wrong_numbers_but_no_panic() {
 
 #[test]
 fn another_kernels_blob_is_named_as_such() {
-    for blob in blobs() {
+    for (_, _, blob) in blobs() {
         let other = codes(shape().len(), 1);
         let layouts: Vec<_> = kernels::detected().iter().map(|k| k.layout()).collect();
         for kernel in kernels::detected() {
-            let bytes = PackedWeights::for_kernel(kernel, &other, shape(), false).unwrap().as_bytes().to_vec();
+            let bytes = PackedWeights::for_kernel(kernel, &other, shape(), Act::Full).unwrap().as_bytes().to_vec();
             // Either this process may run it, or it says why not.
             match PackedWeights::from_bytes(&bytes) {
                 Ok(weights) => assert_eq!(weights.kernel().layout(), kernel.layout()),
@@ -122,22 +164,32 @@ fn impossible_shapes_and_codes_are_refused() {
         WeightShape { out_channels: huge, groups: 1, ..good },
         WeightShape { out_channels: huge / 4 * 2, channels: 1 << 31, groups: 2, ..good },
     ] {
-        let result = PackedWeights::new(&[], bad, false);
+        let result = PackedWeights::new(&[], bad, Act::Full);
         assert!(matches!(result, Err(Error::Value { .. })), "{bad:?}: {result:?}");
         // Sizes of impossible shapes are numbers too.
         let _ = (bad.reduction(), bad.len(), bad.is_empty());
     }
-    assert!(matches!(PackedWeights::new(&[0; 7], good, false), Err(Error::Shape { .. })));
+    assert!(matches!(PackedWeights::new(&[0; 7], good, Act::Full), Err(Error::Shape { .. })));
     let mut codes = codes(good.len(), 1);
     codes[33] = 2;
-    let error = PackedWeights::new(&codes, good, false).unwrap_err().to_string();
+    let error = PackedWeights::new(&codes, good, Act::Full).unwrap_err().to_string();
     assert!(error.contains("2 at element 33"), "{error}");
+    // One ±3 makes all of them weights of two bits, which have no zero.
+    let mut codes = vec![1; good.len()];
+    (codes[34], codes[40]) = (-3, 0);
+    let error = PackedWeights::new(&codes, good, Act::Full).unwrap_err().to_string();
+    assert!(error.contains("0 at element 40") && error.contains("-3, -1, 1 or 3"), "{error}");
 }
 
 #[test]
 fn convolutions_refuse_what_does_not_fit() {
-    let case = Case { kernel: [3, 3], input: [5, 6], padding: [1, 1], ..Case::product(0, 10, 4, true) };
-    let weights = PackedWeights::new(&codes(case.weights().len(), 1), case.weights(), true).unwrap();
+    let case = Case {
+        kernel: [3, 3],
+        input: [5, 6],
+        padding: [1, 1],
+        ..Case::product(0, 10, 4, Operands { act: Act::Half, two_bit: false })
+    };
+    let weights = PackedWeights::new(&codes(case.weights().len(), 1), case.weights(), Act::Half).unwrap();
     let (input, good) = (vec![0u8; 30 * 16], case.shape());
     let acc = |shape: &ConvShape, codes: &[u8], out: usize| conv2d_acc(codes, &weights, shape, &mut vec![0; out]);
     acc(&good, &input, 120).unwrap();
@@ -161,16 +213,24 @@ fn convolutions_refuse_what_does_not_fit() {
     }
 
     let layout = fatnn::codec::CodesLayout::new(4, 1).unwrap();
-    let codes = |low: &[i32], high: &[i32], layout, out: usize| {
-        conv2d_codes(&input, &weights, &good, &ToCodes { low, high, layout }, &mut vec![0; out])
+    let codes = |thresholds: &[i32], layout, out: usize| {
+        conv2d_codes(&input, &weights, &good, &ToCodes { thresholds, layout }, &mut vec![0; out])
     };
-    codes(&[0; 4], &[0; 4], layout, 30 * 16).unwrap();
-    assert!(matches!(codes(&[0; 3], &[0; 4], layout, 30 * 16), Err(Error::Shape { .. })));
-    assert!(matches!(codes(&[0; 4], &[0; 5], layout, 30 * 16), Err(Error::Shape { .. })));
-    assert!(matches!(codes(&[0; 4], &[0; 4], layout, 30 * 16 - 1), Err(Error::Shape { .. })));
-    assert!(matches!(codes(&[0; 4], &[0, 0, -1, 0], layout, 30 * 16), Err(Error::Value { .. })));
+    codes(&[0; 8], layout, 30 * 16).unwrap();
+    codes(&[0; 12], layout.with(Coding::Uint2), 30 * 16).unwrap();
+    assert!(matches!(codes(&[0; 7], layout, 30 * 16), Err(Error::Shape { .. })));
+    assert!(matches!(codes(&[0; 12], layout, 30 * 16), Err(Error::Shape { .. })));
+    assert!(matches!(codes(&[0; 8], layout.with(Coding::Uint2), 30 * 16), Err(Error::Shape { .. })));
+    assert!(matches!(codes(&[0; 8], layout, 30 * 16 - 1), Err(Error::Shape { .. })));
+    let error = codes(&[0, 0, 5, 0, 0, 0, 4, 0], layout, 30 * 16).unwrap_err();
+    assert!(
+        matches!(error, Error::Value { .. }) && error.to_string().contains("5 and then 4 for channel 2"),
+        "{error}"
+    );
+    let falls = codes(&[0, 0, 0, 0, 0, 0, 0, 0, 0, -1, 0, 0], layout.with(Coding::Uint2), 30 * 16);
+    assert!(matches!(falls, Err(Error::Value { .. })));
     let other = fatnn::codec::CodesLayout::new(5, 1).unwrap();
-    assert!(matches!(codes(&[0; 4], &[0; 4], other, 30 * 16), Err(Error::Shape { .. })));
+    assert!(matches!(codes(&[0; 8], other, 30 * 16), Err(Error::Shape { .. })));
 
     let float = |scale: Option<&[f32]>, bias: Option<&[f32]>, residual: Option<&[f32]>, channels| {
         let to = ToFloat { scale, bias, relu: false, channels, codes: None };

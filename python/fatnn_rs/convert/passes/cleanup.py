@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from fatnn_rs.convert.graph import Graph, Node, refs
+from fatnn_rs.convert.levels import act_of
 
 __all__ = ["drop_unread", "share_leading_shapes", "share_quantizers"]
 
@@ -42,7 +43,7 @@ def share_quantizers(graph: Graph) -> None:
         if node.op != "act_quant":
             continue
         steps = graph.tensors[node.tensors["steps"]]
-        key = (node.inputs[0], tuple(steps.view(torch.int32).tolist()), node.attrs["groups"], node.attrs["half_range"])
+        key = (node.inputs[0], tuple(steps.view(torch.int32).tolist()), node.attrs["groups"], act_of(node.attrs))
         other = first.setdefault(key, node)
         if other is not node:
             graph.rename_value(node.name, other.name)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fatnn_rs.convert.graph import Graph, Node
+from fatnn_rs.convert.levels import ACT_LEVELS, act_attrs, act_of
 from fatnn_rs.convert.ops_float import FLOAT_OPS
 from fatnn_rs.convert.ops_table import bind
 from fatnn_rs.convert.thresholds import Thresholds, accumulator_range, integer_thresholds
@@ -148,15 +149,15 @@ def _fuse(graph: Graph, chain: _Chain, quantizer: Node) -> str:
     """Replace a chain; or say why its function has no thresholds."""
     root, dims = chain.root, chain.root.attrs["dims"]
     weight = graph.tensors[root.tensors["weight"]]
-    low, high = accumulator_range(weight, root.attrs["half_range"])
-    base = 0 if quantizer.attrs["half_range"] else -1
+    low, high = accumulator_range(weight, ACT_LEVELS[act_of(root.attrs)])
+    levels = ACT_LEVELS[act_of(quantizer.attrs)]
     monotone = all(_monotone(graph, step) for step in chain.steps) and type(quantizer.call) in _MONOTONE
-    found = integer_thresholds(_function(graph, chain, quantizer), low, high, dims, base, monotone)
+    found = integer_thresholds(_function(graph, chain, quantizer), low, high, dims, levels, monotone)
     if found is None:
         return "the float functions before the quantizer are not monotone in some channel"
     made = [_conv_node(graph, chain, quantizer, weight, found)]
     for step in chain.of_kind("pool"):
-        made.append(_pool_node(graph, step, made[-1]))
+        made.append(_pool_node(graph, step, made[-1], act_of(quantizer.attrs)))
     if any(step.op == "flatten" for step in chain.steps):
         _read_flattened(graph, quantizer, chain)
     place = graph.nodes.index(quantizer)
@@ -182,7 +183,7 @@ def _conv_node(graph: Graph, chain: _Chain, quantizer: Node, weight: Tensor, fou
     return node
 
 
-def _pool_node(graph: Graph, step: Node, source: Node) -> Node:
+def _pool_node(graph: Graph, step: Node, source: Node, act: str) -> Node:
     """Make a max-pool on codes, in two dimensions."""
     one, zero = ([1], [0]) if step.op == "max_pool1d" else ([], [])
     attrs = {
@@ -192,6 +193,8 @@ def _pool_node(graph: Graph, step: Node, source: Node) -> Node:
         "dilation": one + step.attrs["dilation"],
         "ceil_mode": step.attrs["ceil_mode"],
     }
+    if "act" in act_attrs(act):
+        attrs["act"] = act
     name = graph.fresh_name(f"{step.name}_of_codes")
     return Node(name, "max_pool_codes", [source.name], attrs, layer=step.layer, shape=step.shape)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fatnn_rs.convert.affine import single_fma
 from fatnn_rs.convert.graph import Graph, Node
+from fatnn_rs.convert.levels import ACT_LEVELS, act_of
 from fatnn_rs.convert.ops_table import bind
 from fatnn_rs.convert.shapes import same_shape
 from fatnn_rs.convert.thresholds import accumulator_range
@@ -62,7 +63,7 @@ def _compose(graph: Graph, nodes: list[Node]) -> Callable[[Tensor], Tensor]:
 def _epilogue(graph: Graph, node: Node, tail: list[Node]) -> tuple[list[Node], dict[str, Tensor]]:
     """Find the longest start of ``tail`` that one fused multiply-add reproduces, and its factors."""
     weight = graph.tensors[node.tensors["weight"]]
-    low, high = accumulator_range(weight, node.attrs["half_range"])
+    low, high = accumulator_range(weight, ACT_LEVELS[act_of(node.attrs)])
     for length in range(len(tail), 0, -1):
         pair = single_fma(_compose(graph, tail[:length]), low, high, node.attrs["dims"])
         if pair is None:

@@ -3,20 +3,24 @@
 //! FATNN's 2-bit code writes -1 as `00`, 0 as `01` or `10`, +1 as `11`: the number of set bits is the value plus one. As
 //! planes this is `p = [x ≥ 0]` and `x₂ = [x ≥ 1]`. What is stored is the pair `(z, p)` with `z = [x = 0] = p ⊕ x₂`, since
 //! that is what the kernels' adder wants (see `kernels/popcount.rs`); `x₂ = p ∧ ¬z`.
+//!
+//! Activations of two bits are binary planes in the same places: the low bit of the level where `z` is, the high bit where
+//! `p` is.
 
-use crate::codec::check_codes;
+use crate::codec::{Coding, MOST_THRESHOLDS};
 use crate::error::{Result, bad_value, check_len};
 
 const WORD: usize = 64;
-/// Bytes of one unit: `z` and `p` of 64 channels.
+/// Bytes of one unit: two planes of 64 channels.
 const UNIT: usize = 16;
 
 /// How the codes of one pixel lie in memory: per group of channels, per 64 channels of it (the last padded with zero
-/// bits), `z` and then `p` as little-endian 64-bit words.
+/// bits), the two planes of their [`Coding`] as little-endian 64-bit words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CodesLayout {
     channels: usize,
     groups: usize,
+    coding: Coding,
 }
 
 /// A place in a pixel's unit: the byte where the unit begins, and a bit in each word.
@@ -30,19 +34,19 @@ struct Word {
 
 impl Word {
     #[inline(always)]
-    fn or(self, pixel: &mut [u8], z: u64, p: u64) {
+    fn or(self, pixel: &mut [u8], [first, second]: [u64; 2]) {
         let unit: &mut [u8; UNIT] = (&mut pixel[self.at..self.at + UNIT]).try_into().expect("as long");
         if self.whole {
-            *unit = (u128::from(z) | u128::from(p) << WORD).to_le_bytes();
+            *unit = (u128::from(first) | u128::from(second) << WORD).to_le_bytes();
         } else {
-            or_word(&mut unit[..8], z << self.shift);
-            or_word(&mut unit[8..], p << self.shift);
+            or_word(&mut unit[..8], first << self.shift);
+            or_word(&mut unit[8..], second << self.shift);
         }
     }
 }
 
 impl CodesLayout {
-    /// A layout for `channels` channels that a convolution with `groups` groups will read.
+    /// A layout of ternary codes for `channels` channels that a convolution with `groups` groups will read.
     ///
     /// # Errors
     /// [`crate::Error::Value`] where `groups` is 0 or does not divide `channels`, or there are no channels.
@@ -53,7 +57,17 @@ impl CodesLayout {
         if groups == 0 || !channels.is_multiple_of(groups) {
             return bad_value("groups", format!("a divisor of the {channels} channels"), groups);
         }
-        Ok(CodesLayout { channels, groups })
+        Ok(CodesLayout { channels, groups, coding: Coding::Ternary })
+    }
+
+    /// The same for codes of another coding.
+    pub fn with(self, coding: Coding) -> Self {
+        CodesLayout { coding, ..self }
+    }
+
+    /// How codes are written.
+    pub fn coding(self) -> Coding {
+        self.coding
     }
 
     /// Channels of a pixel.
@@ -86,23 +100,23 @@ impl CodesLayout {
         self.groups * self.group_bytes()
     }
 
-    /// Sets bits of `channels` (at most 64) channels from `first` on in one pixel whose bits there are zero: bit `j` of `z`
-    /// and `p` is channel `first + j`.
+    /// Sets bits of `channels` (at most 64) channels from `first` on in one pixel whose bits there are zero: bit `j` of
+    /// either plane is channel `first + j`.
     #[inline(always)]
-    pub(crate) fn or_planes(self, pixel: &mut [u8], first: usize, channels: usize, z: u64, p: u64) {
+    pub(crate) fn or_planes(self, pixel: &mut [u8], first: usize, channels: usize, planes: [u64; 2]) {
         match self.word_of(first, channels) {
-            Some(word) => word.or(pixel, z, p),
-            None => self.or_planes_across(pixel, first, channels, z, p),
+            Some(word) => word.or(pixel, planes),
+            None => self.or_planes_across(pixel, first, channels, planes),
         }
     }
 
     /// [`CodesLayout::or_planes`] for the same channels of many pixels: finds the place once.
     #[inline(always)]
-    pub(crate) fn writer(self, first: usize, channels: usize) -> impl Fn(&mut [u8], u64, u64) {
+    pub(crate) fn writer(self, first: usize, channels: usize) -> impl Fn(&mut [u8], [u64; 2]) {
         let word = self.word_of(first, channels);
-        move |pixel, z, p| match word {
-            Some(word) => word.or(pixel, z, p),
-            None => self.or_planes_across(pixel, first, channels, z, p),
+        move |pixel, planes| match word {
+            Some(word) => word.or(pixel, planes),
+            None => self.or_planes_across(pixel, first, channels, planes),
         }
     }
 
@@ -119,13 +133,13 @@ impl CodesLayout {
 
     /// [`CodesLayout::or_planes`] where the channels cross a word or a group.
     #[cold]
-    fn or_planes_across(self, pixel: &mut [u8], first: usize, channels: usize, z: u64, p: u64) {
+    fn or_planes_across(self, pixel: &mut [u8], first: usize, channels: usize, planes: [u64; 2]) {
         let mut done = 0;
         while done < channels {
             let in_group = (first + done) % self.group_channels();
             let take = (channels - done).min(self.group_channels() - in_group).min(WORD - in_group % WORD);
             let mask = u64::MAX >> (WORD - take);
-            self.or_planes(pixel, first + done, take, z >> done & mask, p >> done & mask);
+            self.or_planes(pixel, first + done, take, planes.map(|plane| plane >> done & mask));
             done += take;
         }
     }
@@ -133,20 +147,22 @@ impl CodesLayout {
     /// Packs `codes`, whole pixels of `channels` values each, into `out`.
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] where the sizes do not fit; [`crate::Error::Value`] where a code is not -1, 0 or 1.
+    /// [`crate::Error::Shape`] where the sizes do not fit; [`crate::Error::Value`] where a code is none of the layout's coding.
     pub fn pack(self, codes: &[i8], out: &mut [u8]) -> Result<()> {
         let pixels = self.pixels("codes", codes.len(), self.channels)?;
         check_len("packed codes", pixels * self.pixel_bytes(), out.len())?;
-        check_codes("codes", codes)?;
+        self.coding.check(codes)?;
         out.fill(0);
         for (codes, out) in codes.chunks_exact(self.channels).zip(out.chunks_exact_mut(self.pixel_bytes())) {
             for (c, run) in codes.chunks(WORD).enumerate() {
-                let (mut z, mut p) = (0u64, 0u64);
+                let mut reached = [0u64; MOST_THRESHOLDS];
                 for (j, &code) in run.iter().enumerate() {
-                    z |= u64::from(code == 0) << j;
-                    p |= u64::from(code >= 0) << j;
+                    let level = code - self.coding.lowest();
+                    for (i, reached) in reached.iter_mut().enumerate() {
+                        *reached |= u64::from(level > i as i8) << j;
+                    }
                 }
-                self.or_planes(out, c * WORD, run.len(), z, p);
+                self.or_planes(out, c * WORD, run.len(), self.coding.planes(reached));
             }
         }
         Ok(())
@@ -164,9 +180,13 @@ impl CodesLayout {
                 packed.chunks_exact(self.group_bytes()).zip(codes.chunks_exact_mut(self.group_channels()))
             {
                 for (unit, codes) in packed.chunks_exact(UNIT).zip(codes.chunks_mut(WORD)) {
-                    let (z, p) = (word(&unit[..8]), word(&unit[8..]));
+                    let (first, second) = (word(&unit[..8]), word(&unit[8..]));
                     for (j, code) in codes.iter_mut().enumerate() {
-                        *code = 2 * (p >> j & 1) as i8 - (z >> j & 1) as i8 - 1 + ((z & !p) >> j & 1) as i8;
+                        let (low, high) = ((first >> j & 1) as i8, (second >> j & 1) as i8);
+                        *code = match self.coding {
+                            Coding::Ternary => 2 * high - low - 1 + (low & !high),
+                            Coding::Uint2 => 2 * high + low,
+                        };
                     }
                 }
             }

@@ -24,6 +24,7 @@ use std::sync::OnceLock;
 use super::framed::{Emitted, Framed, FramedKernel, Line, Panel, Pixels};
 use super::matrix::{ROW_BYTES, ROWS};
 use super::{Family, Inner, Kernel, Layout, Seal, epilogue_methods};
+use crate::codec::Act;
 use crate::cpu::{Features, Isa};
 
 /// Rows, and channels, of a hardware tile.
@@ -89,8 +90,8 @@ impl Kernel for Amx {
         Layout { family: Family::Matrix, nr: NR, lanes: SIDE }
     }
 
-    fn inner(&self, _: Seal) -> Inner<'_> {
-        Inner::Framed(self)
+    fn inner(&self, act: Act, _: Seal) -> Option<Inner<'_>> {
+        (act != Act::Uint2).then_some(Inner::Framed(self))
     }
 
     epilogue_methods!(

@@ -1,8 +1,8 @@
 //! Micro-kernels: the only room with `unsafe`; no shapes, no threads, no allocation (but for the buffer that
 //! framed kernels are given to grow).
 //!
-//! A [`Kernel`] computes one tile, `mr` output rows × `nr` output channels, of a product between packed ternary
-//! activations and packed ternary weights, and runs the epilogue on it. Everything else (which rows, which channels,
+//! A [`Kernel`] computes one tile, `mr` output rows × `nr` output channels, of a product between packed activations and packed
+//! ternary weights, and runs the epilogue on it. Everything else (which rows, which channels,
 //! which thread) is decided by the driver in `gemm`; convolution is the same product with other addresses
 //! ([`crate::conv`]), never a second inner loop.
 //!
@@ -32,6 +32,7 @@
 
 use std::sync::OnceLock;
 
+use crate::codec::Act;
 use crate::cpu::{Features, Isa};
 use crate::epilogue::{Residual, TileAcc, ToCodes, ToFloat};
 use crate::error::Result;
@@ -142,12 +143,13 @@ impl Layout {
         self,
         taps: usize,
         channels: usize,
-        half_range: bool,
+        act: Act,
         channel: impl Fn(usize) -> Option<&'a [i8]>,
         panel: &mut [u8],
     ) {
+        let half_range = act == Act::Half;
         match self.family {
-            Family::Popcount => popcount::pack_panel(self, taps, channels, half_range, channel, panel),
+            Family::Popcount => popcount::pack_panel(self, taps, channels, act, channel, panel),
             Family::Matrix => matrix::pack_panel(self, taps, channels, half_range, channel, panel),
             Family::Table => table::pack_panel(self, taps, channels, half_range, channel, panel),
         }
@@ -162,9 +164,9 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
     fn isa(&self) -> Isa;
     /// Layout of the weights it reads.
     fn layout(&self) -> Layout;
-    /// The inner loop.
+    /// The inner loop for activations of a kind, where the kernel has one.
     #[doc(hidden)]
-    fn inner(&self, _: Seal) -> Inner<'_>;
+    fn inner(&self, act: Act, _: Seal) -> Option<Inner<'_>>;
     /// Epilogue: accumulators to codes. See [`crate::epilogue::to_codes`].
     #[doc(hidden)]
     fn to_codes(&self, acc: &TileAcc<'_>, to: &ToCodes<'_>, out: &mut [u8]);
@@ -296,21 +298,57 @@ pub(crate) const KERNELS: &[Make] = &[
     table_scalar::make,
 ];
 
+/// What a product's operands are, as far as kernels differ in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Operands {
+    /// The kind of activations.
+    pub act: Act,
+    /// Whether weights have two bits, -3, -1, 1, 3, rather than being ternary.
+    pub two_bit: bool,
+}
+
+impl Operands {
+    /// Whether a kernel runs them. (Only the driver of tiled kernels adds two panels up.)
+    pub fn run_on(self, kernel: &'static dyn Kernel) -> bool {
+        match kernel.inner(self.act, Seal) {
+            Some(Inner::Tiled(_)) => true,
+            Some(Inner::Framed(_)) => !self.two_bit,
+            None => false,
+        }
+    }
+}
+
 /// The kernels that this process may run, best first.
 ///
 /// # Errors
 /// [`crate::Error::Environment`] where a `FATNN_*` variable has a meaningless value.
 pub fn available() -> Result<&'static [&'static dyn Kernel]> {
     static AVAILABLE: OnceLock<Vec<&'static dyn Kernel>> = OnceLock::new();
-    let features = Features::usable()?;
+    let usable = usable()?;
     let family = crate::config::get()?.family;
     Ok(AVAILABLE.get_or_init(|| {
-        let all: Vec<_> = KERNELS.iter().filter_map(|make| make(features)).collect();
         // A family that this CPU does not have restricts nothing.
-        let Some(family) = family else { return all };
-        let of_family: Vec<_> = all.iter().copied().filter(|kernel| kernel.layout().family == family).collect();
-        if of_family.is_empty() { all } else { of_family }
+        let Some(family) = family else { return usable.to_vec() };
+        let of_family: Vec<_> = usable.iter().copied().filter(|kernel| kernel.layout().family == family).collect();
+        if of_family.is_empty() { usable.to_vec() } else { of_family }
     }))
+}
+
+/// The kernels of every family that this CPU has, below the tier that `FATNN_ISA` sets.
+fn usable() -> Result<&'static [&'static dyn Kernel]> {
+    static USABLE: OnceLock<Vec<&'static dyn Kernel>> = OnceLock::new();
+    let features = Features::usable()?;
+    Ok(USABLE.get_or_init(|| KERNELS.iter().filter_map(|make| make(features)).collect()))
+}
+
+/// The kernels that may run these operands, best first: of those that [`available`] gives or, where none of these can, of all
+/// families.
+fn for_operands(operands: Operands) -> Result<Vec<&'static dyn Kernel>> {
+    let able = |kernels: &[&'static dyn Kernel]| -> Vec<_> {
+        kernels.iter().copied().filter(|kernel| operands.run_on(*kernel)).collect()
+    };
+    let found = able(available()?);
+    Ok(if found.is_empty() { able(usable()?) } else { found })
 }
 
 /// Every kernel that this CPU can run, whatever the environment says: for tests and benchmarks.
@@ -319,7 +357,7 @@ pub fn detected() -> Vec<&'static dyn Kernel> {
 }
 
 /// The kernel for a convolution with so many output channels (per group) and so long a reduction. (Not for linear layers,
-/// which have as few rows as a batch has images: those call [`best`].)
+/// which have as few rows as a batch has images: those take [`choose_for_linear`].)
 ///
 /// Measured with `make bench` and its like on one core of a Sapphire Rapids, from codes to codes, GMAC/s:
 ///
@@ -338,10 +376,27 @@ pub fn detected() -> Vec<&'static dyn Kernel> {
 /// long, and tables everywhere else: on every CPU without that instruction, and for short reductions, which fill a word of
 /// 64 badly. On NEON tables need 7 instructions for 192 products and popcount 6 for 128; neither was measured on hardware.
 ///
+/// Activations of two bits and weights of two bits run on popcount kernels only; of those for AVX-512 there is none for
+/// activations of two bits yet, so CPUs that have it, or a matrix unit, take the one for AVX2.
+///
 /// # Errors
 /// As [`available`].
-pub fn choose(out_channels: usize, reduction: usize) -> Result<&'static dyn Kernel> {
-    Ok(choose_among(available()?, best()?, out_channels, reduction))
+pub fn choose(out_channels: usize, reduction: usize, operands: Operands) -> Result<&'static dyn Kernel> {
+    let kernels = for_operands(operands)?;
+    Ok(choose_among(&kernels, first(&kernels)?, out_channels, reduction))
+}
+
+/// The kernel for a linear layer.
+///
+/// # Errors
+/// As [`available`].
+pub fn choose_for_linear(operands: Operands) -> Result<&'static dyn Kernel> {
+    first(&for_operands(operands)?)
+}
+
+fn first(kernels: &[&'static dyn Kernel]) -> Result<&'static dyn Kernel> {
+    // The scalar kernels are always there: the table ends with them.
+    kernels.first().copied().ok_or_else(|| crate::Error::Packed { why: "no kernel is available".into() })
 }
 
 /// [`choose`] among given kernels.
@@ -371,22 +426,21 @@ fn choose_among(
     pixels.unwrap_or(table)
 }
 
-/// The best kernel for everything but large products: see `choose`.
+/// The best kernel for everything that is no product.
 ///
 /// # Errors
 /// As [`available`].
 pub fn best() -> Result<&'static dyn Kernel> {
-    let kernels = available()?;
-    // The scalar kernels are always there: the table ends with them.
-    kernels.first().copied().ok_or_else(|| crate::Error::Packed { why: "no kernel is available".into() })
+    first(available()?)
 }
 
-/// The best kernel that reads weights of the layout with this id.
+/// The best kernel that reads weights of the layout with this id, and runs these operands.
 ///
 /// # Errors
 /// [`crate::Error::Packed`] where there is none; as [`available`].
-pub(crate) fn for_layout(id: u32) -> Result<&'static dyn Kernel> {
-    available()?.iter().copied().find(|kernel| kernel.layout().id() == id).ok_or_else(|| crate::Error::Packed {
+pub(crate) fn for_layout(id: u32, operands: Operands) -> Result<&'static dyn Kernel> {
+    let kernels = for_operands(operands)?;
+    kernels.iter().copied().find(|kernel| kernel.layout().id() == id).ok_or_else(|| crate::Error::Packed {
         why: format!("they are laid out for another CPU's kernel (layout {id:#x})"),
     })
 }
@@ -405,6 +459,20 @@ mod tests {
             let best = kernels.first()?;
             Some(choose_among(&kernels, *best, out_channels, reduction).name())
         };
+        for act in Act::ALL {
+            for two_bit in [false, true] {
+                let operands = Operands { act, two_bit };
+                let chosen = choose(64, 576, operands).unwrap();
+                assert!(operands.run_on(chosen) && operands.run_on(choose_for_linear(operands).unwrap()));
+                if two_bit || act == Act::Uint2 {
+                    assert_eq!(chosen.layout().family, Family::Popcount, "{operands:?}");
+                }
+                for kernel in detected() {
+                    let ternary = Operands { act: Act::Half, two_bit: false };
+                    assert!(ternary.run_on(kernel), "every kernel runs ternary operands");
+                }
+            }
+        }
         for shape in [[1, 9], [16, 144], [64, 576], [512, 4608]] {
             assert_eq!(choice(&[Isa::Scalar], None, shape), Some("generic-popcount-scalar"));
             assert_eq!(choice(&[Isa::Scalar], Some(Family::Table), shape), Some("generic-table-scalar"));

@@ -20,16 +20,27 @@
 //! so that a step has one plane to count instead of two, and counting is what is scarce. It takes three ternary-logic
 //! operations, one popcount and one addition; six logic operations where there are only those of two operands.
 //!
+//! **Activations of two bits**, `x = b₀ + 2·b₁ ∈ {0, 1, 2, 3}`, have binary planes instead. For a plane of zeros and ones,
+//! `(b ⊕ s) ∧ ¬k` is `b·w + [w = -1]`, so
+//!
+//! ```text
+//! Σ x·w = pop((b₀ ⊕ s) ∧ ¬k) + 2·pop((b₁ ⊕ s) ∧ ¬k) - 3·pop(s)
+//! ```
+//!
+//! from the same weights: four levels for two passes over bits, as three of them take. There is no adder of the kind above,
+//! for both planes may be set: both are counted.
+//!
 //! **Lanes are output channels**: each 64-bit lane belongs to one channel, activations are broadcast. So there is no
 //! horizontal sum at the end, and the reduction needs no padding beyond a multiple of 64 channels.
 //!
-//! **Activations**, per pixel, group and 64 channels: `z`, `p` as two little-endian 64-bit words.
+//! **Activations**, per pixel, group and 64 channels: `z`, `p` (or `b₀`, `b₁`) as two little-endian 64-bit words.
 //! **Weights**, per panel of `nr` channels: for every unit of the reduction and every vector of `lanes` channels, first
 //! the `lanes` words of `s`, then those of `k`; behind the units one `i32` per channel, which the kernel adds to the count:
-//! `-N`, plus `Σ w` for half-range activations, whose level is the code plus one. `N` counts whole words: the weights that
-//! fill the last one up are zeros, for which every activation will do.
+//! `-N`, plus `Σ w` for half-range activations, whose level is the code plus one; `-3·pop(s)` for those of two bits. `N` counts
+//! whole words: the weights that fill the last one up are zeros, for which every activation will do.
 
 use super::{Layout, Tiles};
+use crate::codec::Act;
 
 /// Channels in a unit.
 pub(super) const CHANNELS: usize = 64;
@@ -41,7 +52,7 @@ pub(super) fn pack_panel<'a>(
     layout: Layout,
     taps: usize,
     channels: usize,
-    half_range: bool,
+    act: Act,
     channel: impl Fn(usize) -> Option<&'a [i8]>,
     panel: &mut [u8],
 ) {
@@ -52,7 +63,7 @@ pub(super) fn pack_panel<'a>(
     for j in 0..layout.nr {
         let Some(codes) = channel(j) else { continue };
         let (vector, lane) = (j / layout.lanes, j % layout.lanes);
-        let mut sum = 0i32;
+        let (mut sum, mut negative) = (0i32, 0i32);
         for (t, tap) in codes.chunks_exact(channels.max(1)).enumerate() {
             for (u, unit) in tap.chunks(CHANNELS).enumerate() {
                 let (mut s, mut k) = (0u64, u64::MAX);
@@ -61,12 +72,18 @@ pub(super) fn pack_panel<'a>(
                     k ^= u64::from(w != 0) << bit;
                 }
                 sum += k.count_zeros() as i32 - 2 * s.count_ones() as i32;
+                negative += s.count_ones() as i32;
                 let at = (t * units + u) * unit_stride + vector * layout.lanes * UNIT_BYTES + lane * 8;
                 panel[at..at + 8].copy_from_slice(&s.to_le_bytes());
                 panel[at + layout.lanes * 8..at + layout.lanes * 8 + 8].copy_from_slice(&k.to_le_bytes());
             }
         }
-        let offset = if half_range { sum } else { 0 } - (taps * units * CHANNELS) as i32;
+        let count = (taps * units * CHANNELS) as i32;
+        let offset = match act {
+            Act::Full => -count,
+            Act::Half => sum - count,
+            Act::Uint2 => -3 * negative,
+        };
         panel[offsets + j * 4..offsets + j * 4 + 4].copy_from_slice(&offset.to_le_bytes());
     }
 }

@@ -8,6 +8,7 @@
 use std::arch::x86_64::*;
 
 use super::{Family, Inner, Kernel, Layout, Seal, TiledKernel, Tiles, epilogue_methods};
+use crate::codec::Act;
 use crate::cpu::{Features, Isa};
 
 const MR: usize = 4;
@@ -36,8 +37,8 @@ impl Kernel for Avx512 {
         Layout { family: Family::Popcount, nr: NR, lanes: 8 }
     }
 
-    fn inner(&self, _: Seal) -> Inner<'_> {
-        Inner::Tiled(self)
+    fn inner(&self, act: Act, _: Seal) -> Option<Inner<'_>> {
+        (act != Act::Uint2).then_some(Inner::Tiled(self))
     }
 
     epilogue_methods!(NR, at_least, float_at_least, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");

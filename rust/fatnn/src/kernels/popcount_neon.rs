@@ -5,12 +5,15 @@
 //! not pay: a full adder takes three instructions and saves two. Two vectors of two channels beside four rows fill the
 //! registers; further vectors of the panel follow one another.
 //!
+//! Activations of two bits take eight: four of logic for two planes, of which both are counted and added.
+//!
 //! Tested under emulation only; no speed was measured on hardware yet.
 
 use std::arch::aarch64::*;
 
 use super::popcount::in_parts;
 use super::{Family, Inner, Kernel, Layout, Seal, TiledKernel, Tiles, epilogue_methods};
+use crate::codec::Act;
 use crate::cpu::{Features, Isa};
 
 const MR: usize = 4;
@@ -47,8 +50,11 @@ impl Kernel for Neon {
         Layout { family: Family::Popcount, nr: NR, lanes: 2 }
     }
 
-    fn inner(&self, _: Seal) -> Inner<'_> {
-        Inner::Tiled(self)
+    fn inner(&self, act: Act, _: Seal) -> Option<Inner<'_>> {
+        Some(match act {
+            Act::Full | Act::Half => Inner::Tiled(self),
+            Act::Uint2 => Inner::Tiled(&Uint2),
+        })
     }
 
     epilogue_methods!(NR, at_least, float_at_least, "neon");
@@ -130,6 +136,82 @@ unsafe fn count(rows: [*const u8; MR], offsets: &[usize], mut weights: *const u8
             both[v] = vpaddlq_u16(vaddq_u16(vaddq_u16(wide[r][v], wide[r][v]), ones));
         }
         counts[r] = vreinterpretq_s32_u32(vpaddq_u32(both[0], both[1]));
+    }
+    counts
+}
+
+/// The inner loop for activations of two bits.
+struct Uint2;
+
+impl TiledKernel for Uint2 {
+    fn mr(&self) -> usize {
+        MR
+    }
+
+    fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
+        // SAFETY: this inner loop is `Neon`'s, which exists where `make` saw the feature.
+        unsafe { run_uint2(tiles, acc) }
+    }
+}
+
+#[target_feature(enable = "neon")]
+fn run_uint2(tiles: &Tiles<'_>, acc: &mut [i32]) {
+    in_parts::<NR, MAX_STEPS>(tiles, acc, |offsets, weights, acc| {
+        for (rows, acc) in tiles.rows::<MR>().zip(acc.as_chunks_mut::<{ MR * NR }>().0) {
+            for v in (0..NV).step_by(VECTORS) {
+                // SAFETY: as in `run`.
+                let counts = unsafe { count_uint2(rows, offsets, weights.as_ptr().add(v * 32)) };
+                for r in 0..MR {
+                    let out = acc[r * NR + v * 2..][..4].as_mut_ptr();
+                    // SAFETY: `out` has four elements.
+                    unsafe { vst1q_s32(out, vaddq_s32(vld1q_s32(out), counts[r])) };
+                }
+            }
+        }
+    });
+}
+
+/// `Σ (x·w + 3·[w = -1])`, for four channels.
+///
+/// # Safety
+/// As [`count`].
+#[target_feature(enable = "neon")]
+#[inline]
+unsafe fn count_uint2(rows: [*const u8; MR], offsets: &[usize], mut weights: *const u8) -> [int32x4_t; MR] {
+    // Three times eight bits for each of 248 steps and two bytes: 16 bits hold them.
+    let mut wide = [[vdupq_n_u16(0); VECTORS]; MR];
+    for offsets in offsets.chunks(BYTE_STEPS) {
+        let (mut ones, mut twos) = ([[vdupq_n_u8(0); VECTORS]; MR], [[vdupq_n_u8(0); VECTORS]; MR]);
+        for &offset in offsets {
+            let (mut s, mut k) = ([vdupq_n_u64(0); VECTORS], [vdupq_n_u64(0); VECTORS]);
+            for v in 0..VECTORS {
+                // SAFETY: this function's own contract.
+                unsafe {
+                    s[v] = vreinterpretq_u64_u8(vld1q_u8(weights.add(v * 32)));
+                    k[v] = vreinterpretq_u64_u8(vld1q_u8(weights.add(v * 32 + 16)));
+                }
+            }
+            for r in 0..MR {
+                // SAFETY: as above.
+                let planes = vreinterpretq_u64_u8(unsafe { vld1q_u8(rows[r].add(offset)) });
+                let (b0, b1) = (vdupq_laneq_u64::<0>(planes), vdupq_laneq_u64::<1>(planes));
+                for v in 0..VECTORS {
+                    let (low, high) = (vbicq_u64(veorq_u64(b0, s[v]), k[v]), vbicq_u64(veorq_u64(b1, s[v]), k[v]));
+                    ones[r][v] = vaddq_u8(ones[r][v], vcntq_u8(vreinterpretq_u8_u64(low)));
+                    twos[r][v] = vaddq_u8(twos[r][v], vcntq_u8(vreinterpretq_u8_u64(high)));
+                }
+            }
+            weights = weights.wrapping_add(STEP_BYTES);
+        }
+        for r in 0..MR {
+            for v in 0..VECTORS {
+                wide[r][v] = vpadalq_u8(vpadalq_u8(vpadalq_u8(wide[r][v], ones[r][v]), twos[r][v]), twos[r][v]);
+            }
+        }
+    }
+    let mut counts = [vdupq_n_s32(0); MR];
+    for r in 0..MR {
+        counts[r] = vreinterpretq_s32_u32(vpaddq_u32(vpaddlq_u16(wide[r][0]), vpaddlq_u16(wide[r][1])));
     }
     counts
 }

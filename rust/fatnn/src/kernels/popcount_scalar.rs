@@ -1,13 +1,17 @@
 //! The popcount family in portable Rust: the fallback everywhere, and the family's second opinion in tests.
 //!
 //! Fast where `u64::count_ones` is an instruction (AArch64; x86-64 compiled with `popcnt`); on baseline x86-64 it is a dozen
-//! operations, which the carry-save step of [`super::popcount`] halves.
+//! operations, which the carry-save step of [`super::popcount`] halves. Activations of two bits have no such step here.
 
+use super::popcount::in_parts;
 use super::{Family, Inner, Kernel, Layout, Seal, TiledKernel, Tiles, epilogue_methods};
+use crate::codec::Act;
 use crate::cpu::{Features, Isa};
 
 const MR: usize = 2;
 const NR: usize = 4;
+/// Steps that [`Uint2`] takes at a time: any number would do.
+const STEPS: usize = 64;
 
 #[derive(Debug)]
 struct Scalar;
@@ -30,8 +34,11 @@ impl Kernel for Scalar {
         Layout { family: Family::Popcount, nr: NR, lanes: NR }
     }
 
-    fn inner(&self, _: Seal) -> Inner<'_> {
-        Inner::Tiled(self)
+    fn inner(&self, act: Act, _: Seal) -> Option<Inner<'_>> {
+        Some(match act {
+            Act::Full | Act::Half => Inner::Tiled(self),
+            Act::Uint2 => Inner::Tiled(&Uint2),
+        })
     }
 
     epilogue_methods!(NR, crate::epilogue::at_least, crate::quantize::at_least);
@@ -77,5 +84,33 @@ fn run(tiles: &Tiles<'_>, rows: [*const u8; MR], acc: &mut [i32; MR * NR]) {
             let offset = i32::from_le_bytes(offsets[j * 4..j * 4 + 4].try_into().expect("4 bytes"));
             acc[r * NR + j] = 2 * twos[r][j] as i32 + ones[r][j].count_ones() as i32 + offset;
         }
+    }
+}
+
+/// The inner loop for activations of two bits.
+struct Uint2;
+
+impl TiledKernel for Uint2 {
+    fn mr(&self) -> usize {
+        MR
+    }
+
+    fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
+        in_parts::<NR, STEPS>(tiles, acc, |offsets, weights, acc| {
+            for (rows, acc) in tiles.rows::<MR>().zip(acc.as_chunks_mut::<{ MR * NR }>().0) {
+                for (&offset, weights) in offsets.iter().zip(weights.as_chunks::<{ NR * 16 }>().0) {
+                    let word = |i: usize| u64::from_le_bytes(weights[i * 8..i * 8 + 8].try_into().expect("8 bytes"));
+                    for r in 0..MR {
+                        let at = rows[r].wrapping_add(offset).cast::<u64>();
+                        // SAFETY: `Tiles::new` checked that every row has a unit of 16 bytes at every offset.
+                        let planes = unsafe { [at.read_unaligned(), at.add(1).read_unaligned()] }.map(u64::from_le);
+                        for j in 0..NR {
+                            let [low, high] = planes.map(|b| ((b ^ word(j)) & !word(NR + j)).count_ones() as i32);
+                            acc[r * NR + j] += low + 2 * high;
+                        }
+                    }
+                }
+            }
+        });
     }
 }

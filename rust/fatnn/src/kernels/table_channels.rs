@@ -168,8 +168,8 @@ macro_rules! channels_kernel {
                 super::Layout { family: super::Family::Table, nr: Self::NR, lanes }
             }
 
-            fn inner(&self, _: super::Seal) -> super::Inner<'_> {
-                super::Inner::Framed(self)
+            fn inner(&self, act: crate::codec::Act, _: super::Seal) -> Option<super::Inner<'_>> {
+                (act != crate::codec::Act::Uint2).then_some(super::Inner::Framed(self))
             }
 
             epilogue_methods!($kernel::NR, $at_least, $float_at_least, $features);

@@ -160,8 +160,8 @@ macro_rules! pixels_kernel {
                 super::table_pixels::LAYOUT
             }
 
-            fn inner(&self, _: super::Seal) -> super::Inner<'_> {
-                super::Inner::Framed(self)
+            fn inner(&self, act: crate::codec::Act, _: super::Seal) -> Option<super::Inner<'_>> {
+                (act != crate::codec::Act::Uint2).then_some(super::Inner::Framed(self))
             }
 
             epilogue_methods!(super::table_pixels::NR, $at_least, $float_at_least, $features);

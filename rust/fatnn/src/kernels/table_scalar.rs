@@ -3,6 +3,7 @@
 use super::framed::{Emitted, Framed, FramedKernel, Line, Panel, Pixels};
 use super::table::{STATES, STEPS, Weights, entry, states, steps};
 use super::{Family, Inner, Kernel, Layout, Seal, epilogue_methods, table};
+use crate::codec::Act;
 use crate::cpu::{Features, Isa};
 
 const NR: usize = 8;
@@ -41,8 +42,8 @@ impl Kernel for Scalar {
         Layout { family: Family::Table, nr: NR, lanes: NR }
     }
 
-    fn inner(&self, _: Seal) -> Inner<'_> {
-        Inner::Framed(self)
+    fn inner(&self, act: Act, _: Seal) -> Option<Inner<'_>> {
+        (act != Act::Uint2).then_some(Inner::Framed(self))
     }
 
     epilogue_methods!(NR, crate::epilogue::at_least, crate::quantize::at_least);

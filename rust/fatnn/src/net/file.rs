@@ -7,11 +7,15 @@
 //! | `version` | [`FORMAT_VERSION`] |
 //! | `sha256` | hex digest over everything else that the file says, as below |
 //! | `ternary` | name → shape, for tensors of codes stored as `u8`, five trits a byte ([`crate::codec::trits`]) |
+//! | `two_bit` | name → shape, for weights -3, -1, 1, 3 stored as `u8`, four a byte ([`crate::codec::two_bit`]); absent where there are none |
 //! | `graph` | the network's graph as JSON text |
 //!
 //! The digest is over parts, each preceded by its length as a little-endian `u64`: the graph's text; then, for every tensor in
-//! order of names, its name, its kind (`f32`, `i32`, `i64`, `i8` or `ternary`), its sizes as little-endian `u64`, and its bytes
-//! in the file. (Files without `i8` tensors are those that releases before it wrote, byte for byte.)
+//! order of names, its name, its kind (`f32`, `i32`, `i64`, `i8`, `ternary` or `two_bit`), its sizes as little-endian `u64`, and its bytes
+//! in the file. (Files without `i8` and `two_bit` tensors are those that releases before them wrote, byte for byte.)
+//!
+//! In the graph, a node whose codes are activations of two bits says so by an attribute `act`, `"uint2"`; `steps` are then
+//! three numbers, and `thresholds` that make such codes have three rows. Networks of ternary codes have neither.
 //!
 //! What a CPU's kernel wants is derived when a file is loaded and never written, so a file does not depend on the machine
 //! that wrote it. Files are written beside their place and moved there, so that a crash leaves the old file or the new one.
@@ -24,7 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 
-use crate::codec::trits;
+use crate::codec::{trits, two_bit};
 use crate::error::{Error, Result, check_len};
 
 /// Version of the format that this crate writes, and the only one it reads.
@@ -46,6 +50,8 @@ pub enum Tensor {
     I8(Vec<usize>, Vec<i8>),
     /// Codes -1, 0, 1; five to a byte in the file.
     Ternary(Vec<usize>, Vec<i8>),
+    /// Weights -3, -1, 1, 3; four to a byte in the file.
+    TwoBit(Vec<usize>, Vec<i8>),
 }
 
 impl Tensor {
@@ -56,7 +62,8 @@ impl Tensor {
             | Tensor::I32(shape, _)
             | Tensor::I64(shape, _)
             | Tensor::I8(shape, _)
-            | Tensor::Ternary(shape, _) => shape,
+            | Tensor::Ternary(shape, _)
+            | Tensor::TwoBit(shape, _) => shape,
         }
     }
 
@@ -65,7 +72,7 @@ impl Tensor {
             Tensor::F32(_, v) => v.len(),
             Tensor::I32(_, v) => v.len(),
             Tensor::I64(_, v) => v.len(),
-            Tensor::I8(_, v) | Tensor::Ternary(_, v) => v.len(),
+            Tensor::I8(_, v) | Tensor::Ternary(_, v) | Tensor::TwoBit(_, v) => v.len(),
         }
     }
 
@@ -81,6 +88,11 @@ impl Tensor {
             Tensor::Ternary(_, v) => {
                 let mut bytes = vec![0; trits::encoded_len(v.len())];
                 trits::encode(v, &mut bytes)?;
+                (Dtype::U8, vec![bytes.len()], bytes)
+            }
+            Tensor::TwoBit(_, v) => {
+                let mut bytes = vec![0; two_bit::encoded_len(v.len())];
+                two_bit::encode(v, &mut bytes)?;
                 (Dtype::U8, vec![bytes.len()], bytes)
             }
         };
@@ -112,17 +124,24 @@ fn digest<'a>(graph: &str, tensors: impl Iterator<Item = (&'a str, &'a str, &'a 
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A tensor's kind, by its type in the file and by whether it is listed as ternary.
-fn kind(dtype: Dtype, ternary: bool) -> Option<&'static str> {
-    match (dtype, ternary) {
-        (Dtype::F32, false) => Some("f32"),
-        (Dtype::I32, false) => Some("i32"),
-        (Dtype::I64, false) => Some("i64"),
-        (Dtype::I8, false) => Some("i8"),
-        (Dtype::U8, true) => Some("ternary"),
+/// The lists of packed tensors in a file's metadata, which are also their kinds.
+const TERNARY: &str = "ternary";
+const TWO_BIT: &str = "two_bit";
+
+/// A tensor's kind, by its type in the file and by which list it is in.
+fn kind(dtype: Dtype, list: Option<&'static str>) -> Option<&'static str> {
+    match (dtype, list) {
+        (Dtype::F32, None) => Some("f32"),
+        (Dtype::I32, None) => Some("i32"),
+        (Dtype::I64, None) => Some("i64"),
+        (Dtype::I8, None) => Some("i8"),
+        (Dtype::U8, list) => list,
         _ => None,
     }
 }
+
+/// Packed tensors: name → the list they are in, and their shape.
+type Packed = BTreeMap<String, (&'static str, Vec<usize>)>;
 
 /// Writes a network: its graph as JSON text and its tensors by name.
 ///
@@ -132,20 +151,27 @@ fn kind(dtype: Dtype, ternary: bool) -> Option<&'static str> {
 pub fn save(path: impl AsRef<Path>, graph: &str, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
     let path = path.as_ref();
     let mut stored = BTreeMap::new();
-    let mut ternary = BTreeMap::new();
+    let (mut ternary, mut two_bit) = (BTreeMap::new(), BTreeMap::new());
     for (name, tensor) in tensors {
         stored.insert(name.as_str(), tensor.stored()?);
-        if let Tensor::Ternary(shape, _) = tensor {
-            ternary.insert(name.clone(), shape.clone());
-        }
+        match tensor {
+            Tensor::Ternary(shape, _) => ternary.insert(name.as_str(), shape),
+            Tensor::TwoBit(shape, _) => two_bit.insert(name.as_str(), shape),
+            _ => None,
+        };
     }
     let parts = stored.iter().map(|(name, t)| {
-        let kind = kind(t.dtype, ternary.contains_key(*name)).expect("what `stored` makes");
+        let packed = |list: &BTreeMap<_, _>, name_of| list.contains_key(name).then_some(name_of);
+        let list = packed(&ternary, TERNARY).or_else(|| packed(&two_bit, TWO_BIT));
+        let kind = kind(t.dtype, list).expect("what `stored` makes");
         (*name, kind, tensors[*name].shape(), t.bytes.as_slice())
     });
     let sha256 = digest(graph, parts);
-    let entry = serde_json::json!({"version": FORMAT_VERSION, "sha256": sha256, "ternary": ternary, "graph": graph})
-        .to_string();
+    let mut entry = serde_json::json!({"version": FORMAT_VERSION, "sha256": sha256, TERNARY: ternary, "graph": graph});
+    if !two_bit.is_empty() {
+        entry[TWO_BIT] = serde_json::json!(two_bit);
+    }
+    let entry = entry.to_string();
     let views = stored
         .iter()
         .map(|(name, t)| Ok((*name, TensorView::new(t.dtype, t.shape.clone(), &t.bytes)?)))
@@ -216,8 +242,19 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), String> {
             .to_owned()
     };
     let graph = entry["graph"].as_str().ok_or_else(damaged)?;
-    let ternary: BTreeMap<String, Vec<usize>> =
-        serde_json::from_value(entry["ternary"].clone()).map_err(|_| damaged())?;
+    let mut packed = Packed::new();
+    for list in [TERNARY, TWO_BIT] {
+        let absent = list == TWO_BIT && entry[list].is_null();
+        let shapes: BTreeMap<String, Vec<usize>> = match absent {
+            true => BTreeMap::new(),
+            false => serde_json::from_value(entry[list].clone()).map_err(|_| damaged())?,
+        };
+        for (name, shape) in shapes {
+            if packed.insert(name, (list, shape)).is_some() {
+                return Err(damaged());
+            }
+        }
+    }
     let mut names: Vec<&str> = file.names();
     names.sort_unstable();
     let views = names
@@ -228,11 +265,9 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), String> {
     let parts = views
         .iter()
         .map(|(name, view)| {
-            let listed = ternary.get(*name);
-            let kind = kind(view.dtype(), listed.is_some()).ok_or_else(|| {
-                format!("tensor {name:?}: expected f32, i32, i64, i8 or ternary, got {:?}", view.dtype())
-            })?;
-            Ok((*name, kind, listed.map_or(view.shape(), Vec::as_slice), view.data()))
+            let (list, shape) = packed.get(*name).map_or((None, view.shape()), |(list, shape)| (Some(*list), shape));
+            let kind = kind(view.dtype(), list).ok_or_else(|| unknown(name, view.dtype()))?;
+            Ok((*name, kind, shape, view.data()))
         })
         .collect::<Result<Vec<_>, String>>()?;
     let found = digest(graph, parts.into_iter());
@@ -242,28 +277,37 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), String> {
     let mut tensors = BTreeMap::new();
     for (name, view) in views {
         let shape = view.shape().to_vec();
-        let tensor = match (ternary.get(name), view.dtype()) {
-            (Some(shape), Dtype::U8) => {
+        let tensor = match (packed.get(name), view.dtype()) {
+            (Some((list, shape)), Dtype::U8) => {
                 let len = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).ok_or_else(damaged)?;
-                if trits::encoded_len(len) != view.data().len() {
+                let ternary = *list == TERNARY;
+                let expected = if ternary { trits::encoded_len(len) } else { two_bit::encoded_len(len) };
+                if expected != view.data().len() {
                     return Err(damaged());
                 }
-                let mut codes = vec![0; len];
-                trits::decode(view.data(), &mut codes).map_err(|e| format!("tensor {name:?}: {e}"))?;
-                Tensor::Ternary(shape.clone(), codes)
+                let (mut codes, decode) = (vec![0; len], if ternary { trits::decode } else { two_bit::decode });
+                decode(view.data(), &mut codes).map_err(|e| format!("tensor {name:?}: {e}"))?;
+                if ternary { Tensor::Ternary(shape.clone(), codes) } else { Tensor::TwoBit(shape.clone(), codes) }
             }
             (None, Dtype::F32) => Tensor::F32(shape, values(view.data(), f32::from_le_bytes)),
             (None, Dtype::I32) => Tensor::I32(shape, values(view.data(), i32::from_le_bytes)),
             (None, Dtype::I64) => Tensor::I64(shape, values(view.data(), i64::from_le_bytes)),
             (None, Dtype::I8) => Tensor::I8(shape, values(view.data(), i8::from_le_bytes)),
-            (_, dtype) => return Err(format!("tensor {name:?}: expected f32, i32, i64, i8 or ternary, got {dtype:?}")),
+            (_, dtype) => return Err(unknown(name, dtype)),
         };
         tensors.insert(name.to_owned(), tensor);
     }
-    if let Some(missing) = ternary.keys().find(|name| !tensors.contains_key(*name)) {
-        return Err(format!("ternary tensor {missing:?} is missing; convert and save the model again"));
+    if let Some((missing, (list, _))) = packed.iter().find(|(name, _)| !tensors.contains_key(*name)) {
+        return Err(format!("{list} tensor {missing:?} is missing; convert and save the model again"));
     }
     Ok((graph.to_owned(), tensors))
+}
+
+fn unknown(name: &str, dtype: Dtype) -> String {
+    format!(
+        "tensor {name:?}: expected f32, i32, i64, i8, ternary or two_bit, got {dtype:?}; load it with the release of fatnn-rs \
+         that wrote it, or convert and save the model again"
+    )
 }
 
 fn values<T, const N: usize>(bytes: &[u8], convert: fn([u8; N]) -> T) -> Vec<T> {
@@ -282,6 +326,7 @@ mod tests {
             ("a.thresholds".to_owned(), Tensor::I32(vec![2, 2], vec![i32::MIN, -1, 0, i32::MAX])),
             ("b.weight".to_owned(), Tensor::I8(vec![2, 3], vec![i8::MIN, -127, -1, 0, 1, 127])),
             ("step".to_owned(), Tensor::I64(vec![], vec![-7])),
+            ("c.weight".to_owned(), Tensor::TwoBit(vec![3, 3], vec![-3, -1, 1, 3, 3, 1, -1, -3, 1])),
             ("none".to_owned(), Tensor::F32(vec![0, 4], vec![])),
         ]);
         (r#"{"nodes": ["a"], "ü": 1}"#.to_owned(), tensors)

@@ -1,10 +1,10 @@
 //! What the integration tests share: inputs, and one convolution compared with the reference in every form.
 #![allow(dead_code, reason = "every test binary uses another part of it")]
 
-use fatnn::codec::CodesLayout;
+use fatnn::codec::{Act, CodesLayout, Coding};
 use fatnn::conv::{ConvShape, conv2d_acc, conv2d_codes, conv2d_float};
 use fatnn::epilogue::{ToCodes, ToFloat};
-use fatnn::kernels::Kernel;
+use fatnn::kernels::{Kernel, Operands};
 use fatnn::reference;
 use fatnn::weights::{PackedWeights, WeightShape};
 
@@ -27,11 +27,35 @@ impl Random {
     }
 }
 
-/// Codes that repeat with a prime period, so that no two words, rows or panels hold the same: swapped blocks cannot cancel.
-pub fn codes(n: usize, seed: u64) -> Vec<i8> {
+/// Values that repeat with a prime period, so that no two words, rows or panels hold the same: swapped blocks cannot cancel.
+pub fn values(of: &[i8], n: usize, seed: u64) -> Vec<i8> {
     let mut random = Random(seed);
-    let period: Vec<i8> = (0..251).map(|_| random.below(3) as i8 - 1).collect();
+    let period: Vec<i8> = (0..251).map(|_| of[random.below(of.len())]).collect();
     (0..n).map(|i| period[i % 251]).collect()
+}
+
+/// Ternary codes, as [`values`].
+pub fn codes(n: usize, seed: u64) -> Vec<i8> {
+    values(&[-1, 0, 1], n, seed)
+}
+
+/// The codes of a coding.
+pub fn codes_of(coding: Coding) -> &'static [i8] {
+    match coding {
+        Coding::Ternary => &[-1, 0, 1],
+        Coding::Uint2 => &[0, 1, 2, 3],
+    }
+}
+
+/// The weights that there are.
+pub fn weights_of(two_bit: bool) -> &'static [i8] {
+    if two_bit { &[-3, -1, 1, 3] } else { &[-1, 0, 1] }
+}
+
+/// A quarter of all pairs of operands each, by number; ternary ones come oftener, for more kernels run them.
+pub fn operands(number: usize) -> Operands {
+    let act = [Act::Full, Act::Half, Act::Uint2, Act::Half, Act::Full, Act::Uint2, Act::Half][number % 7];
+    Operands { act, two_bit: number % 3 == 2 }
 }
 
 /// A convolution to test. `channels` and `out_channels` are per group.
@@ -46,12 +70,12 @@ pub struct Case {
     pub stride: [usize; 2],
     pub padding: [usize; 2],
     pub dilation: [usize; 2],
-    pub half_range: bool,
+    pub operands: Operands,
 }
 
 impl Case {
     /// A plain product of `m × k` by `k × n`.
-    pub fn product(m: usize, k: usize, n: usize, half_range: bool) -> Self {
+    pub fn product(m: usize, k: usize, n: usize, operands: Operands) -> Self {
         Case {
             batch: 1,
             input: [1, m],
@@ -62,7 +86,7 @@ impl Case {
             stride: [1, 1],
             padding: [0, 0],
             dilation: [1, 1],
-            half_range,
+            operands,
         }
     }
 
@@ -87,7 +111,22 @@ impl Case {
     }
 
     pub fn layout(&self) -> CodesLayout {
-        CodesLayout::new(self.channels * self.groups, self.groups).unwrap()
+        CodesLayout::new(self.channels * self.groups, self.groups).unwrap().with(self.operands.act.coding())
+    }
+
+    /// Codes of the input.
+    pub fn codes(&self, seed: u64) -> Vec<i8> {
+        values(codes_of(self.operands.act.coding()), self.pixels() * self.weights().channels, seed)
+    }
+
+    /// Codes of the weights.
+    pub fn weight_codes(&self, seed: u64) -> Vec<i8> {
+        let mut weights = values(weights_of(self.operands.two_bit), self.weights().len(), seed);
+        if self.operands.two_bit {
+            // Else they might all be ternary.
+            weights[0] = 3;
+        }
+        weights
     }
 
     pub fn pixels(&self) -> usize {
@@ -109,32 +148,31 @@ pub fn pack(layout: CodesLayout, codes: &[i8]) -> Vec<u8> {
 
 /// The accumulators that `kernel` gives.
 pub fn accumulators(kernel: &'static dyn Kernel, case: &Case, x: &[i8], w: &[i8]) -> Vec<i32> {
-    let weights = PackedWeights::for_kernel(kernel, w, case.weights(), case.half_range).unwrap();
+    let weights = PackedWeights::for_kernel(kernel, w, case.weights(), case.operands.act).unwrap();
     let mut acc = vec![i32::MIN; case.outputs() * case.weights().out_channels];
     conv2d_acc(&pack(case.layout(), x), &weights, &case.shape(), &mut acc).unwrap();
     acc
 }
 
-/// Runs `case` on `kernel` with all three epilogues and compares every bit with the reference.
+/// Runs `case` on those of `kernels` that can, with all three epilogues and compares every bit with the reference.
 pub fn check(kernels: &[&'static dyn Kernel], case: &Case, seed: u64) {
     let n = case.weights().out_channels;
-    let x = codes(case.pixels() * case.weights().channels, seed);
-    let w = codes(case.weights().len(), seed ^ 0x5555);
+    let (x, w) = (case.codes(seed), case.weight_codes(seed ^ 0x5555));
     let packed = pack(case.layout(), &x);
-    let expected = reference::conv2d_acc(&x, &w, case.weights(), case.half_range, &case.shape());
+    let expected = reference::conv2d_acc(&x, &w, case.weights(), case.operands.act, &case.shape());
     let mut random = Random(seed ^ 0xAAAA);
     // Thresholds around the accumulators that occur, so that all codes do.
     let low: Vec<i32> = (0..n).map(|_| random.below(7) as i32 - 4).collect();
     let high: Vec<i32> = low.iter().map(|low| low + random.below(6) as i32).collect();
+    let third: Vec<i32> = high.iter().map(|high| high + random.below(6) as i32).collect();
     let scale: Vec<f32> = (0..n).map(|_| random.float()).collect();
     let bias: Vec<f32> = (0..n).map(|_| random.float() * 3.0).collect();
     let residual: Vec<f32> = (0..expected.len()).map(|_| random.float() * 9.0).collect();
     let out_groups = *[1, 2, 3, case.groups].iter().filter(|&g| n.is_multiple_of(*g)).max().unwrap();
     let out_layout = CodesLayout::new(n, out_groups).unwrap();
-    let expected_codes = pack(out_layout, &reference::to_codes(&expected, &low, &high));
-    for &kernel in kernels {
+    for &kernel in kernels.iter().filter(|kernel| case.operands.run_on(**kernel)) {
         let what = || format!("{} on {case:?}", kernel.name());
-        let weights = PackedWeights::for_kernel(kernel, &w, case.weights(), case.half_range).unwrap();
+        let weights = PackedWeights::for_kernel(kernel, &w, case.weights(), case.operands.act).unwrap();
         // Where another kernel reads the same layout first, it would be the one that is tested.
         let weights = match PackedWeights::from_bytes(weights.as_bytes()) {
             Ok(borrowed) if borrowed.kernel().name() == kernel.name() => borrowed,
@@ -144,10 +182,16 @@ pub fn check(kernels: &[&'static dyn Kernel], case: &Case, seed: u64) {
         conv2d_acc(&packed, &weights, &case.shape(), &mut acc).unwrap();
         assert_eq!(acc, expected, "accumulators of {}", what());
 
-        let mut codes = vec![0xA5; expected_codes.len()];
-        let to = ToCodes { low: &low, high: &high, layout: out_layout };
-        conv2d_codes(&packed, &weights, &case.shape(), &to, &mut codes).unwrap();
-        assert_eq!(codes, expected_codes, "codes of {}", what());
+        for coding in [Coding::Ternary, Coding::Uint2] {
+            let layout = out_layout.with(coding);
+            let all = [&low[..], &high, &third].concat();
+            let thresholds = &all[..n * coding.thresholds()];
+            let expected_codes = pack(layout, &reference::to_codes(&expected, thresholds, n, coding));
+            let mut codes = vec![0xA5; expected_codes.len()];
+            let to = ToCodes { thresholds, layout };
+            conv2d_codes(&packed, &weights, &case.shape(), &to, &mut codes).unwrap();
+            assert_eq!(codes, expected_codes, "{coding:?} codes of {}", what());
+        }
 
         for form in 0..16 {
             let on = |bit: usize| form >> bit & 1 == 1;

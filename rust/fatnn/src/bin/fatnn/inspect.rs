@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use fatnn::Error;
-use fatnn::codec::trits;
+use fatnn::codec::{trits, two_bit};
 use fatnn::net::{self, Network, Tensor};
 use serde_json::{Value as Json, json};
 
@@ -64,6 +64,7 @@ fn row(node: &Json, tensors: &BTreeMap<String, Tensor>) -> Row {
     };
     let ternary_bytes = match weight {
         Some(Tensor::Ternary(_, codes)) => trits::encoded_len(codes.len()) as u64,
+        Some(Tensor::TwoBit(_, weights)) => two_bit::encoded_len(weights.len()) as u64,
         _ => 0,
     };
     let int8_bytes = match weight {

@@ -15,7 +15,7 @@ use crate::weights::PackedWeights;
 /// Floats to codes.
 #[derive(Debug)]
 pub(crate) struct Quantize {
-    pub thresholds: [f32; 2],
+    pub thresholds: Vec<f32>,
     pub layout: CodesLayout,
 }
 
@@ -33,8 +33,7 @@ impl Operation for Quantize {
 
     fn quantizer(&self) -> Option<Quantizer> {
         // Thresholds in the wrong order are an error when it runs.
-        let [low, high] = self.thresholds;
-        (low <= high).then_some(Quantizer { thresholds: self.thresholds, layout: self.layout })
+        Quantizer::new(&self.thresholds, self.layout).ok()
     }
 }
 
@@ -49,7 +48,7 @@ impl Step for QuantizeStep {
         let q = &self.quantize;
         let pixels = self.dims.map[0] * self.dims.map[1];
         let order = PixelOrder::ChannelsLast;
-        quantize(inputs[0].floats(), self.dims.images, pixels, order, q.thresholds, q.layout, out.codes())
+        quantize(inputs[0].floats(), self.dims.images, pixels, order, &q.thresholds, q.layout, out.codes())
     }
 }
 
@@ -72,8 +71,8 @@ impl Window {
 /// What a ternary convolution's accumulators become.
 #[derive(Debug)]
 pub(crate) enum Tail {
-    /// Per channel: the smallest accumulators of levels 1 and 2.
-    Codes { low: Vec<i32>, high: Vec<i32>, layout: CodesLayout },
+    /// As [`ToCodes`] has them.
+    Codes { thresholds: Vec<i32>, layout: CodesLayout },
     /// `fma(acc, scale, bias)`, a residual as the second input, ReLU; codes of that beside it.
     Float { scale: Option<Vec<f32>>, bias: Option<Vec<f32>>, relu: bool, codes: Option<Quantizer> },
 }
@@ -93,7 +92,7 @@ impl TernaryConv {
     pub fn check(self) -> Result<Self> {
         let n = self.weights.shape().out_channels;
         match &self.tail {
-            Tail::Codes { low, high, layout } => check_thresholds(n, &ToCodes { low, high, layout: *layout })?,
+            Tail::Codes { thresholds, layout } => check_thresholds(n, &ToCodes { thresholds, layout: *layout })?,
             Tail::Float { scale, bias, .. } => {
                 for values in [scale, bias].into_iter().flatten() {
                     check_len("scale or bias", n, values.len())?;
@@ -106,8 +105,7 @@ impl TernaryConv {
 
 impl Operation for TernaryConv {
     fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
-        let w = self.weights.shape();
-        let wanted = CodesLayout::new(w.channels, w.groups)?;
+        let wanted = self.weights.codes_layout()?;
         if inputs.first() != Some(&Some(wanted)) {
             return bad_value("a ternary convolution's input", format!("codes of {wanted:?}"), format!("{inputs:?}"));
         }
@@ -195,8 +193,8 @@ impl Step for ConvStep {
     fn run_beside(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>, beside: &mut [u8]) -> Result<()> {
         let (codes, weights) = (inputs[0].codes(), &self.conv.weights);
         match &self.conv.tail {
-            Tail::Codes { low, high, layout } => {
-                let to = ToCodes { low, high, layout: *layout };
+            Tail::Codes { thresholds, layout } => {
+                let to = ToCodes { thresholds, layout: *layout };
                 self.geometry.run(codes, weights, &to, scratch, out.codes(), beside)
             }
             Tail::Float { scale, bias, relu, codes: quantizer } => {

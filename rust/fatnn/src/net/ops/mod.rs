@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
-use crate::codec::CodesLayout;
+use crate::codec::{Act, CodesLayout, Coding};
 use crate::error::{Result, bad_value};
-use crate::kernels;
 use crate::net::file::Tensor;
 use crate::net::value::Operation;
 use crate::weights::{PackedWeights, WeightShape};
@@ -124,18 +123,22 @@ pub(crate) const OPERATIONS: &[Row] = &[
         (start, end) => Err(Refusal::Foreign(format!("flattening the dimensions from {start} to {end}"))),
     }),
     ("quantize", |node| {
-        let &[low, high] = node.floats("steps")? else { return Err("steps must be two numbers".into()) };
-        let layout = layout(node.number("channels")?, node.number("groups")?)?;
-        Ok(Box::new(Quantize { thresholds: [low, high], layout }))
+        let (steps, coding) = (node.floats("steps")?, node.act()?.coding());
+        if steps.len() != coding.thresholds() {
+            return Err(format!("steps must be {} numbers, got {}", coding.thresholds(), steps.len()).into());
+        }
+        let layout = layout(node.number("channels")?, node.number("groups")?)?.with(coding);
+        Ok(Box::new(Quantize { thresholds: steps.to_vec(), layout }))
     }),
     ("conv_codes", |node| {
         let (shape, thresholds) = node.int32("thresholds")?;
-        if shape.len() != 2 || shape[0] != 2 {
-            return Err(format!("thresholds must have shape (2, channels), got {shape:?}").into());
-        }
-        let (low, high) = thresholds.split_at(shape[1]);
-        let layout = layout(shape[1], node.number("out_groups")?)?;
-        ternary_conv(node, Tail::Codes { low: low.to_vec(), high: high.to_vec(), layout })
+        let coding = match shape {
+            [2, _] => Coding::Ternary,
+            [3, _] => Coding::Uint2,
+            _ => return Err(format!("thresholds must have shape (2 or 3, channels), got {shape:?}").into()),
+        };
+        let layout = layout(shape[1], node.number("out_groups")?)?.with(coding);
+        ternary_conv(node, Tail::Codes { thresholds: thresholds.to_vec(), layout })
     }),
     ("conv_float", |node| {
         let owned = |role| node.optional(role).map(|v| v.map(<[f32]>::to_vec));
@@ -216,12 +219,9 @@ fn ternary_conv(node: &Node<'_>, tail: Tail) -> Made {
     if axes > 2 {
         return Err(format!("dims must be 0, 1 or 2, got {axes}").into());
     }
-    let half_range = node.flag("half_range")?;
-    let weights = match axes {
-        0 => kernels::best().and_then(|kernel| PackedWeights::for_kernel(kernel, codes, shape, half_range)),
-        _ => PackedWeights::new(codes, shape, half_range),
-    };
-    let weights = weights.map_err(text)?;
+    let act = node.act()?;
+    let pack = if axes == 0 { PackedWeights::for_linear } else { PackedWeights::new };
+    let weights = pack(codes, shape, act).map_err(text)?;
     let window = node.window(2)?;
     if window.kernel != [kh, kw] {
         return Err(format!("kernel {:?} and weight {:?} disagree", window.kernel, shape.kernel).into());
@@ -239,6 +239,17 @@ impl Node<'_> {
 
     fn flag(&self, key: &str) -> Result<bool, String> {
         self.attr(key)?.as_bool().ok_or_else(|| format!("attribute {key:?} must be true or false"))
+    }
+
+    /// The kind of activations: ternary ones of either range, unless `act` names another.
+    fn act(&self) -> Result<Act, Refusal> {
+        let half_range = self.flag("half_range")?;
+        match self.attrs.get("act").map(Json::as_str) {
+            None if half_range => Ok(Act::Half),
+            None => Ok(Act::Full),
+            Some(Some("uint2")) if half_range => Ok(Act::Uint2),
+            Some(_) => Err(Refusal::Foreign(format!("activations {}", self.attrs["act"]))),
+        }
     }
 
     fn float(&self, key: &str) -> Result<f64, String> {
@@ -326,8 +337,8 @@ impl Node<'_> {
 
     fn codes(&self, role: &str) -> Result<(&[usize], &[i8]), String> {
         match self.tensor(role)? {
-            Some(Tensor::Ternary(shape, values)) => Ok((shape, values)),
-            _ => Err(format!("tensor {role:?} must be there, as ternary codes")),
+            Some(Tensor::Ternary(shape, values) | Tensor::TwoBit(shape, values)) => Ok((shape, values)),
+            _ => Err(format!("tensor {role:?} must be there, as ternary codes or weights of two bits")),
         }
     }
 
