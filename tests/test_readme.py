@@ -1,4 +1,4 @@
-"""The README's own code runs as printed."""
+"""The README's own code, and that of the page on training, runs as printed."""
 
 import re
 from pathlib import Path
@@ -7,8 +7,11 @@ import pytest
 import torch
 
 import fatnn_rs
+from fatnn_rs.quant import QUANTIZERS
+from fatnn_rs.train.recipe import recipe_names
 
 README = Path(__file__).parent.parent / "README.md"
+TRAINING = README.parent / "docs" / "training.md"
 
 
 def test_the_ten_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,6 +26,26 @@ def test_the_ten_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     net, images, logits = names["net"], names["images"], names["logits"]
     assert isinstance(net, torch.nn.Module)
     assert torch.equal(net(images), logits)  # type: ignore[arg-type]
+
+
+def test_the_training_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.+?)```", TRAINING.read_text(encoding="utf-8"), re.DOTALL)
+    torch.manual_seed(0)
+    names: dict[str, object] = {}
+    exec(compile(code, str(TRAINING), "exec"), names)
+    assert capsys.readouterr().out.count("LayerState(layer=") == 9
+    assert "net" in names
+
+
+def test_the_training_page_names_what_there_is() -> None:
+    text = TRAINING.read_text(encoding="utf-8")
+    for name in recipe_names():
+        family, _, last = name.rpartition("-")
+        assert f"`{name}`" in text or (f"`-{last}`" in text and f"`{family}-" in text), name
+    for family in QUANTIZERS:
+        assert f"| `{family}` |" in text, family
+    for config in re.findall(r"--config ([a-z0-9-]+)(?=[ \n])", text):
+        assert config in recipe_names(), config
 
 
 def test_every_command_and_link_it_names_exists() -> None:

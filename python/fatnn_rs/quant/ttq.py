@@ -1,7 +1,9 @@
 """Trained ternary quantization: a threshold that follows the weights, and two learned scales.
 
 C. Zhu, S. Han, H. Mao, W. Dally, "Trained Ternary Quantization", ICLR 2017 (arXiv 1612.01064). The paper quantizes
-weights only; the family's activations are FATNN's.
+weights only; the family's activations are FATNN's. The gradients of the two scales are sums over all weights that share
+them; here they are divided by the square root of those weights' number, as LSQ does for its steps (arXiv 1902.08153,
+section 2.2): undivided, they diverge at learning rates that suit the weights.
 
 Its weights are {-Wn, 0, +Wp}. Two scales in one sum are not an integer times a scale: this family trains, for
 comparison, and ``convert`` refuses it.
@@ -9,12 +11,13 @@ comparison, and ``convert`` refuses it.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fatnn_rs.quant.base import WeightQuantizer, widen
+from fatnn_rs.quant.base import WeightQuantizer, scale_gradient, widen
 
 __all__ = ["TtqWeight"]
 
@@ -50,7 +53,8 @@ class TtqWeight(WeightQuantizer):
     :math:`\Delta = 0.05\,max|w|`.
 
     Not integers: ``refused`` says why, and ``codes`` returns the signs alone. Gradient: ``dq/dw`` is ``Wp``, ``Wn`` or,
-    for zeros, 1; ``dq/dWp = 1`` where :math:`w > \Delta`, ``dq/dWn = -1`` where :math:`w < -\Delta`.
+    for zeros, 1; ``dq/dWp = g`` where :math:`w > \Delta`, ``dq/dWn = -g`` where :math:`w < -\Delta`, with
+    ``g = 1 / sqrt(weights that share the scale)``.
 
     Parameters
     ----------
@@ -90,7 +94,8 @@ class TtqWeight(WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         """Return what stands for ``weight``: same shape, float32 (or wider), values ``-Wn``, 0.0, ``Wp``."""
         wide = widen(weight)
-        scales = [self._spread(scale, wide) for scale in (self.scale_neg, self.scale_pos)]
+        factor = 1.0 / math.sqrt(max(weight.numel() // len(self.scale_pos), 1))
+        scales = [self._spread(scale_gradient(scale, factor), wide) for scale in (self.scale_neg, self.scale_pos)]
         result: Tensor = _Trained.apply(wide, *scales, self._threshold(wide))
         return result + 0.0  # turns -0.0 into 0.0
 
