@@ -5,10 +5,13 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help tools tools-rust setup build demo test test-rust test-isa test-python test-neon \
-	bench bench-kernels bench-networks lint fmt docs clean
+	results bench bench-kernels bench-networks lint fmt docs clean
 
 PYTHON ?= python3
 PIP_ARGS ?=
+# Where data sets are, or are put, and how many runs train at a time.
+DATA ?= $(if $(FATNN_DATA),$(FATNN_DATA),data)
+JOBS ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -56,6 +59,10 @@ test-python: build
 
 test-neon: tools-rust ## the core's tests for AArch64, under qemu
 	bash scripts/test-neon.sh
+
+results: build ## train the quantizers side by side on Fashion-MNIST and CIFAR-10 (a GPU, or days); DATA=folder
+	$(BIN)/fatnn compare --config fashion-mnist --data $(DATA) --jobs $(JOBS)
+	$(BIN)/fatnn compare --config cifar10-resnet20 --data $(DATA) --jobs $(JOBS)
 
 bench: bench-kernels bench-networks ## kernels against this machine's ceilings, networks against other runtimes
 

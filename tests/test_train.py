@@ -165,6 +165,10 @@ def test_a_float_model_alone_and_a_start_from_it(tmp_path: Path) -> None:
     assert equal(states(tmp_path / "rest"), states(tmp_path / "both"))
     assert rest["float_accuracy"] == both["float_accuracy"]
     assert both == run(tmp_path / "both", "digits", *SHORT)  # is finished: nothing is trained again
+    (tmp_path / "both" / "result.json").unlink()  # as if killed while it converted
+    last = run(tmp_path / "both", "digits", *SHORT)
+    assert last["log"] == both["log"]
+    assert last["rust_accuracy"] == both["rust_accuracy"]
     bare = tmp_path / "bare.pt"
     torch.save(states(tmp_path / "float", "float"), bare)
     again = run(tmp_path / "bare", "digits", *SHORT, float_from=bare)
@@ -475,8 +479,8 @@ def test_train_and_eval_from_the_shell(tmp_path: Path, capsys: pytest.CaptureFix
         assert done.value.code == 0
         assert json.loads(capsys.readouterr().out)["accuracy"] == trained["rust_accuracy"]
         with pytest.raises(SystemExit):
-            cli.main(["train", "--config", "list"])
-        assert capsys.readouterr().out.split() == recipe_names()
+            cli.main(["recipes"])
+        assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == recipe_names()
     finally:
         torch.set_num_threads(threads)
 

@@ -1,4 +1,4 @@
-"""The command line: ``fatnn info | demo | train | eval | compare | inspect | run | bench``.
+"""The command line: ``fatnn info | demo | recipes | train | eval | compare | inspect | run | bench``.
 
 All but ``info``, ``inspect`` and ``run`` need torch.
 
@@ -102,13 +102,28 @@ def demo(
         print(json.dumps(result, indent=2))
 
 
-Config = Annotated[str, typer.Option("--config", help="A recipe: its name, or a .yaml file. 'list' names them.")]
+Config = Annotated[str, typer.Option("--config", help="A recipe: its name (see `fatnn recipes`), or a .yaml file.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Change a value: ternary.epochs=2. Repeatable.")]
 Folder = Annotated[
     Path | None, typer.Option("--data", envvar="FATNN_DATA", help="Where the data set is, or is to be put.")
 ]
 Download = Annotated[bool, typer.Option(help="Fetch data that are not there, through torchvision.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Torch's threads.")]
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """List the recipes that come with the package."""
+    _need_training()
+    from fatnn_rs.train.recipe import load_recipe, recipe_names
+
+    described = {name: load_recipe(name).description for name in recipe_names()}
+    if as_json:
+        print(json.dumps(described, indent=2))
+        return
+    width = max(map(len, described))
+    for name, description in described.items():
+        print(f"{name:<{width}}  {description}")
 
 
 @app.command()
@@ -136,11 +151,8 @@ def train(
     _need_training()
     from fatnn_rs.train.loop import TrainOptions
     from fatnn_rs.train.loop import train as run_recipe
-    from fatnn_rs.train.recipe import load_recipe, recipe_names
+    from fatnn_rs.train.recipe import load_recipe
 
-    if config == "list":
-        print("\n".join(recipe_names()))
-        return
     given = list(settings or ())
     recipe = load_recipe(config, given if model is None else [f"model={json.dumps(model)}", *given])
     _set_threads(threads)

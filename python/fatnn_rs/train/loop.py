@@ -170,9 +170,7 @@ class _Job:
         result["log"] = log
         if self.accelerator.is_main_process:
             if recipe.ternary is not None:
-                result |= deploy(
-                    _own_norms(model).cpu().eval(), self.data, run.folder / "net.safetensors", recipe.verify_images
-                )
+                result |= deploy(model.cpu().eval(), self.data, run.folder / "net.safetensors", recipe.verify_images)
             result["seconds"] = round(time.perf_counter() - started, 1)
             run.finish(_with_machine(result, run))
             run.discard("checkpoint")
@@ -194,7 +192,7 @@ class _Job:
         run, accelerator = self.run, self.accelerator
         if (finished := run.load(name)) is not None:
             _load(model, finished["model"], run.folder / f"{name}.pt")
-            log += finished["log"]
+            log[:] = finished["log"]
             return
         state = run.load("checkpoint")
         state = state if state is not None and state["phase"] == name else None
@@ -291,6 +289,7 @@ class _Fit:
             task = progress.add_task(f"{self.name} training", total=total, note="")
             while self.epoch < self.phase.epochs:
                 self._epoch(progress, task)
+        _own_norms(self.raw)
 
     def _epoch(self, progress: Progress, task: TaskID) -> None:
         job, share = self.job, Share(self.job.accelerator.process_index, self.job.accelerator.num_processes)
@@ -434,8 +433,8 @@ def _frozen_copy(model: nn.Module, recipe: Recipe, data: Data) -> nn.Module:
     return teacher.eval().requires_grad_(False)
 
 
-def _own_norms(model: nn.Module) -> nn.Module:
-    """Put every process's own BatchNorm, which is what ``convert`` knows, where one over all processes was."""
+def _own_norms(model: nn.Module) -> None:
+    """Put every process's own BatchNorm, which ``prepare`` and ``convert`` know, where one over all processes was."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.SyncBatchNorm):
@@ -443,7 +442,6 @@ def _own_norms(model: nn.Module) -> nn.Module:
                 own.load_state_dict(child.state_dict())
                 own.train(child.training)
                 setattr(module, name, own)
-    return model
 
 
 def _weights(state: dict[str, Any]) -> dict[str, Any]:
