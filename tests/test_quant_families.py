@@ -374,7 +374,8 @@ def test_networks_train_convert_verify_and_load(family: str, act: str, per_chann
     assert verify(model, loaded, IMAGES).codes_different == 0
     save(loaded, again_path)
     assert path.read_bytes() == again_path.read_bytes()
-    arrays = load_numpy(path)(IMAGES.numpy())
+    numpy_net = load_numpy(path)
+    arrays = numpy_net(IMAGES.numpy())
     assert torch.equal(torch.from_numpy(arrays), load(path, float_layers="rust")(IMAGES))
     torch.testing.assert_close(torch.from_numpy(arrays), net(IMAGES))
     levels = len(QUANTIZERS[family].weight.levels)
@@ -386,6 +387,11 @@ def test_networks_train_convert_verify_and_load(family: str, act: str, per_chann
         assert kinds == {expected}
         assert all(row.weight_bits == (1 if row.weights == "binary" else 2) for row in few)
         assert {row.act_bits for row in few} == {1 if act == "binary" else 2}
+    per_byte = 4 if family == "dorefa" else 5
+    for report_ in (net.report, numpy_net.report):
+        packed = {row.name: row.packed_bytes for row in report_.rows if row.packed_bytes}
+        assert packed == {name: -(-model.get_submodule(name).weight.numel() // per_byte) for name in packed}
+        assert set(packed) == {"a.0", "b.0", "d.0", "c"}
     # Codes that no release before them could read have a mark in the file; others have none.
     written = path.read_bytes()
     header = written[8 : 8 + int.from_bytes(written[:8], "little")]
