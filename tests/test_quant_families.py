@@ -375,7 +375,8 @@ def test_networks_train_convert_verify_and_load(family: str, act: str, per_chann
     assert verify(model, loaded, IMAGES).codes_different == 0
     save(loaded, again_path)
     assert path.read_bytes() == again_path.read_bytes()
-    arrays = load_numpy(path)(IMAGES.numpy())
+    numpy_net = load_numpy(path)
+    arrays = numpy_net(IMAGES.numpy())
     assert torch.equal(torch.from_numpy(arrays), load(path, float_layers="rust")(IMAGES))
     torch.testing.assert_close(torch.from_numpy(arrays), net(IMAGES))
     levels = len(QUANTIZERS[family].weight.levels)
@@ -387,6 +388,11 @@ def test_networks_train_convert_verify_and_load(family: str, act: str, per_chann
         assert kinds == {expected}
         assert all(row.weight_bits == (1 if row.weights == "binary" else 2) for row in few)
         assert {row.act_bits for row in few} == {1 if act == "binary" else 2}
+    per_byte = 4 if family == "dorefa" else 5
+    for report_ in (net.report, numpy_net.report):
+        packed = {row.name: row.packed_bytes for row in report_.rows if row.packed_bytes}
+        assert packed == {name: -(-model.get_submodule(name).weight.numel() // per_byte) for name in packed}
+        assert set(packed) == {"a.0", "b.0", "d.0", "c"}
     # Codes that no release before them could read have a mark in the file; others have none.
     written = path.read_bytes()
     header = written[8 : 8 + int.from_bytes(written[:8], "little")]
@@ -412,4 +418,40 @@ def test_levels_that_the_engine_does_not_have_are_refused() -> None:
     del model.b[0].act_quant.half_levels
     model.b[0].weight_quant.levels = (-2, 0, 2)
     with pytest.raises(ConversionError, match=r"layer 'b\.0': its weights \(LsqWeight\) .*\{-2, 0, 2\}"):
+        convert(model, IMAGES)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("act", config._ACT)
+@pytest.mark.parametrize("act_range", ["half", "full"])
+def test_infinite_inputs_reach_what_the_quantizer_gives_them(act: str, act_range: str, sign: float) -> None:
+    if act == "uint2" and act_range == "full":
+        return
+    torch.manual_seed(0)
+    x = randn(2, 3, 5, 5)
+    x = x.abs() if act_range == "half" else x
+    options = TernaryConfig(act=act, first="ternary", last="ternary")
+    model = prepare(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), options, x).eval()
+    assert model[0].act_quant.half_range is (act_range == "half")
+    net = convert(model, x)
+    x[0, :, 2, 1:4] = sign * math.inf
+    report = verify(model, net, x)
+    assert report.codes_total > 0
+    assert report.codes_different == 0, str(report)
+    top = model[0].act_quant.levels[-1 if sign > 0 else 0]
+    assert set(model[0].act_quant(x)[0, :, 2, 1:4].unique().tolist()) == {top}
+
+
+def test_a_step_that_only_infinity_reaches_is_refused() -> None:
+    class Late(LsqActivation):
+        """Reaches its top level at infinity only."""
+
+        def quantize(self, x: Tensor) -> Tensor:
+            return super().quantize(x).clamp(max=1.0) + (x == math.inf)
+
+    model, _ = trained("lsq", "ternary", False)
+    model.b[0].act_quant.__class__ = Late
+    with pytest.raises(
+        ConversionError, match=r"layer 'b\.0': .*staircase over the levels 0, 1, 2 \(at inf it gives 2\)"
+    ):
         convert(model, IMAGES)
