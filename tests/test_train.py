@@ -23,7 +23,7 @@ import fatnn_rs
 from fatnn_rs import ConfigError, FatnnError, FormatError, InputError, TernaryConfig, cli, prepare
 from fatnn_rs.models.cifar_resnet import CifarResNet
 from fatnn_rs.models.digits import DigitsNet
-from fatnn_rs.train.compare import ROWS, CompareOptions, compare
+from fatnn_rs.train.compare import ABLATIONS, ROWS, CompareOptions, compare
 from fatnn_rs.train.data import DATASETS, Share, load_data
 from fatnn_rs.train.loop import TrainOptions, _own_norms, train
 from fatnn_rs.train.models import MODELS
@@ -492,24 +492,26 @@ def test_compare(tmp_path: Path) -> None:
         runs=tmp_path / "runs",
         results=tmp_path / "results",
         settings=SHORT,
-        rows=("fatnn",),
+        rows=("fatnn", "scratch"),
+        name="quantizers",
         seeds=2,
         jobs=2,
         cpu=True,
     )
     results = compare(options, console)
-    assert [row["name"] for row in results["rows"]] == ["float", "fatnn"]
-    wide, fatnn = results["rows"]
+    assert [row["name"] for row in results["rows"]] == ["float", "fatnn", "scratch"]
+    wide, fatnn, scratch = results["rows"]
+    assert scratch["mean"] < fatnn["mean"]
     runs = [json.loads((tmp_path / "runs" / f"fatnn-seed{seed}" / "result.json").read_text()) for seed in range(2)]
     assert fatnn["accuracies"] == [run["rust_accuracy"] for run in runs]
     assert fatnn["mean"] == pytest.approx(sum(fatnn["accuracies"]) / 2)
     assert fatnn["std"] == pytest.approx(abs(fatnn["accuracies"][0] - fatnn["accuracies"][1]) / 2**0.5)
     assert fatnn["below_float"] == pytest.approx(wide["mean"] - fatnn["mean"])
     assert fatnn["codes_total"] == sum(run["codes_total"] for run in runs) > 0
-    page = (tmp_path / "results" / "digits.md").read_text()
+    page = (tmp_path / "results" / "quantizers.md").read_text()
     assert f"| FATNN | ternary | ternary | 2N | **{100 * fatnn['mean']:.2f}" in page
     assert "fatnn compare --config digits" in page
-    assert (tmp_path / "results" / "digits.png").stat().st_size > 10_000
+    assert (tmp_path / "results" / "quantizers.png").stat().st_size > 10_000
     before = (tmp_path / "runs" / "fatnn-seed0" / "result.json").stat().st_mtime_ns
     assert compare(options, console)["rows"] == results["rows"]
     assert (tmp_path / "runs" / "fatnn-seed0" / "result.json").stat().st_mtime_ns == before
@@ -519,7 +521,7 @@ def test_errors_of_compare(tmp_path: Path) -> None:
     def options(**changes: Any) -> CompareOptions:
         return CompareOptions(recipe="digits", runs=tmp_path / "runs", results=tmp_path, cpu=True, **changes)
 
-    with pytest.raises(ConfigError, match=f"row 'nope' is unknown; rows are {', '.join(ROWS)}"):
+    with pytest.raises(ConfigError, match=f"row 'nope' is unknown; rows are {', '.join((*ROWS, *ABLATIONS))}"):
         options(rows=("nope",))
     with pytest.raises(ConfigError, match="seeds and jobs must be at least 1"):
         options(seeds=0)

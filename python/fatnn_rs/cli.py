@@ -208,7 +208,7 @@ def evaluate(
 def compare(
     config: Config,
     data: Folder = None,
-    rows: Annotated[str, typer.Option(help="Rows, separated by commas; 'all'.")] = "all",
+    rows: Annotated[str, typer.Option(help="Rows, separated by commas; 'all', 'ablations'.")] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every row.")] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, one thread each.")] = 1,
     runs: Annotated[Path | None, typer.Option(help="Folder of the runs; runs/RECIPE by default.")] = None,
@@ -223,15 +223,17 @@ def compare(
     from rich.console import Console
 
     _need_training()
-    from fatnn_rs.train.compare import ROWS, CompareOptions
+    from fatnn_rs.train.compare import ABLATIONS, ROWS, CompareOptions
     from fatnn_rs.train.compare import compare as run_all
 
+    groups = {"all": tuple(ROWS), "ablations": ("fatnn", *ABLATIONS)}
     options = CompareOptions(
         recipe=config,
         runs=runs or Path("runs") / Path(config).stem,
         results=results,
         settings=tuple(settings or ()),
-        rows=tuple(ROWS) if rows == "all" else _names(rows),
+        rows=groups[rows] if rows in groups else _names(rows),
+        name=f"{Path(config).stem}-ablations" if rows == "ablations" else "",
         seeds=seeds,
         data=data,
         jobs=jobs,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -40,6 +41,8 @@ class Row:
         Of what is stored.
     cost
         Passes over N bits that a product of N values takes: 2 for ternary ones.
+    from_float
+        Whether it starts from its seed's float network.
     """
 
     title: str
@@ -47,6 +50,7 @@ class Row:
     weight_bits: str
     act_bits: str
     cost: str
+    from_float: bool = True
 
 
 def _row(title: str, weight: str, act: str, bits: tuple[str, str], cost: str) -> Row:
@@ -65,6 +69,23 @@ ROWS: dict[str, Row] = {
 }
 
 
+def _ablation(title: str, *settings: str, from_float: bool = True) -> Row:
+    return Row(title, settings, "ternary", "ternary", "2N", from_float)
+
+
+#: Name → FATNN's row with one thing changed. In the same runs' folder and table as ``fatnn``: ``--rows ablations``.
+ABLATIONS: dict[str, Row] = {
+    "no-distill": _ablation("no distillation", "ternary.distill=0"),
+    "scratch": _ablation("from scratch (no distillation)", "float=null", "ternary.distill=0", from_float=False),
+    "constant": _ablation("constant learning rate", "ternary.schedule=constant"),
+    "decay-all": _ablation("weight decay on steps and BatchNorm", "ternary.decay_all=true"),
+    "calibrate-1": _ablation("steps from one image", "quantize.calibration_images=1"),
+    "per-channel": _ablation("weight steps per channel", 'quantize.overrides={"re:.*": {per_channel: true}}'),
+}
+
+_ALL = {**ROWS, **ABLATIONS}
+
+
 @dataclass(frozen=True)
 class CompareOptions:
     """What is compared, and where it goes.
@@ -76,7 +97,9 @@ class CompareOptions:
     settings
         Changes of the recipe, for all rows.
     rows
-        Names out of :data:`ROWS`.
+        Names out of :data:`ROWS` and :data:`ABLATIONS`.
+    name
+        Of the results' files; the recipe's by default.
     seeds
         0 to seeds - 1.
     runs
@@ -96,6 +119,7 @@ class CompareOptions:
     results: Path
     settings: tuple[str, ...] = ()
     rows: tuple[str, ...] = tuple(ROWS)
+    name: str = ""
     seeds: int = 3
     data: Path | None = None
     jobs: int = 1
@@ -104,9 +128,9 @@ class CompareOptions:
 
     def __post_init__(self) -> None:
         """Validate."""
-        unknown = [name for name in self.rows if name not in ROWS]
+        unknown = [name for name in self.rows if name not in _ALL]
         if unknown:
-            raise ConfigError(f"row {unknown[0]!r} is unknown; rows are {', '.join(ROWS)}")
+            raise ConfigError(f"row {unknown[0]!r} is unknown; rows are {', '.join(_ALL)}")
         if self.seeds < 1 or self.jobs < 1:
             raise ConfigError(f"seeds and jobs must be at least 1, got {self.seeds} and {self.jobs}")
 
@@ -159,9 +183,10 @@ def _float_call(options: CompareOptions, seed: int) -> _Call:
 
 def _row_call(options: CompareOptions, name: str, seed: int) -> _Call:
     folder = options.runs / f"{name}-seed{seed}"
-    settings = [part for setting in ROWS[name].settings for part in ("--set", setting)]
-    start = str(_float_folder(options, seed) / "float.pt")
-    return _Call(folder, [*_common(options, folder, seed), *settings, "--float-from", start])
+    row = _ALL[name]
+    settings = [part for setting in row.settings for part in ("--set", setting)]
+    start = ["--float-from", str(_float_folder(options, seed) / "float.pt")] if row.from_float else []
+    return _Call(folder, [*_common(options, folder, seed), *settings, *start])
 
 
 def _common(options: CompareOptions, folder: Path, seed: int) -> list[str]:
@@ -210,7 +235,7 @@ def _collect(options: CompareOptions, recipe: Recipe) -> dict[str, Any]:
     rows = [_line("float", Row("float", (), "32 bits", "32 bits", "-"), floats, "float_accuracy", floats)]
     for name in options.rows:
         runs = [_result(options.runs / f"{name}-seed{seed}") for seed in range(options.seeds)]
-        rows.append(_line(name, ROWS[name], runs, "ternary_accuracy", floats))
+        rows.append(_line(name, _ALL[name], runs, "ternary_accuracy", floats))
     machine = floats[0]["machine"]
     return {
         "recipe": options.recipe,
@@ -224,8 +249,9 @@ def _collect(options: CompareOptions, recipe: Recipe) -> dict[str, Any]:
 
 
 def _command(options: CompareOptions) -> str:
-    rows = "" if options.rows == tuple(ROWS) else f" --rows {','.join(options.rows)}"
-    settings = "".join(f" --set {setting}" for setting in options.settings)
+    groups = {tuple(ROWS): "", ("fatnn", *ABLATIONS): " --rows ablations"}
+    rows = groups.get(options.rows, f" --rows {','.join(options.rows)}")
+    settings = "".join(f" --set {shlex.quote(setting)}" for setting in options.settings)
     return f"fatnn compare --config {options.recipe} --data DATA --seeds {options.seeds}{rows}{settings}"
 
 
@@ -239,7 +265,7 @@ def _line(name: str, row: Row, runs: list[dict[str, Any]], key: str, floats: lis
     curves = [[line["test_accuracy"] for line in run["log"] if line["phase"] == phase] for run in runs]
     return {
         "name": name,
-        **{field: value for field, value in asdict(row).items() if field != "settings"},
+        **{field: value for field, value in asdict(row).items() if field not in ("settings", "from_float")},
         "accuracies": scores,
         "mean": mean(scores),
         "std": stdev(scores) if len(scores) > 1 else None,
@@ -275,7 +301,7 @@ def table(results: dict[str, Any]) -> str:
 
 def _write(options: CompareOptions, results: dict[str, Any]) -> None:
     options.results.mkdir(parents=True, exist_ok=True)
-    name = Path(options.recipe).stem
+    name = options.name or Path(options.recipe).stem
     machine, recipe = results["machine"], results["options"]
     versions = ", ".join(f"{key} {value}" for key, value in machine["versions"].items() if key in ("fatnn-rs", "torch"))
     epochs = [recipe[phase]["epochs"] for phase in ("float", "ternary")]

@@ -381,6 +381,8 @@ class _Fit:
 
 def _optimizer(phase: Phase, model: nn.Module) -> torch.optim.Optimizer:
     groups = param_groups(model, phase.weight_decay)
+    if phase.decay_all:
+        groups = [{**group, "weight_decay": phase.weight_decay} for group in groups]
     if phase.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=phase.lr)
     return torch.optim.SGD(groups, lr=phase.lr, momentum=phase.momentum, nesterov=phase.momentum > 0)

@@ -58,6 +58,8 @@ class Phase(_Section):
         Of SGD.
     weight_decay
         On weights; step sizes, scales, biases and BatchNorm have none (:func:`fatnn_rs.param_groups`).
+    decay_all
+        Weight decay on those, too: for comparison.
     schedule
         ``"cosine"`` to zero, ``"step"``: times ``gamma`` at each of ``milestones`` (epochs), or ``"constant"``.
     warmup_epochs
@@ -77,6 +79,7 @@ class Phase(_Section):
     lr: float = Field(gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
+    decay_all: bool = False
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     milestones: tuple[float, ...] = ()
     gamma: float = Field(default=0.1, gt=0)
