@@ -35,7 +35,8 @@ def test_the_whole_path(tmp_path: Path) -> None:
         assert len(run["ternary_history"]) == 1
     sizes = result["sizes"]
     assert sizes["file_bytes"] == (tmp_path / "digits.safetensors").stat().st_size
-    assert sizes["ternary_layers_float_bytes"] > 10 * sizes["ternary_layers_packed_bytes"]
+    # Two bits of 32, less what the kernel pads: product tables fill layers of 32 channels up to 64.
+    assert 16 >= sizes["ternary_layers_float_bytes"] / sizes["ternary_layers_packed_bytes"] > 5
     assert sizes["float_network_bytes"] > 5 * sizes["file_bytes"]
     assert {row["batch"] for row in result["latency_ms"]} == {1, 64}
     assert all(row["rust"] > 0 and row["torch"] > 0 for row in result["latency_ms"])

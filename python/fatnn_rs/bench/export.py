@@ -14,8 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from fatnn_rs.errors import UnsupportedError
+from fatnn_rs.machine import here
 
 __all__ = ["Task"]
+
+
+def _saturates() -> bool:
+    """Whether products of eight bits are added up in 16 here: AVX2 and AVX-512 without VNNI."""
+    flags = here().flags
+    return "avx2" in flags and not {"avx_vnni", "avx512_vnni"} & set(flags)
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,8 @@ class Task:
     def qdq(self) -> Path:
         """The same statically quantized by onnxruntime: QDQ, uint8 activations, int8 weights per output channel.
 
-        Ranges are the least and greatest values for these inputs.
+        Ranges are the least and greatest values for these inputs. Weights keep to seven of their bits on x86 processors
+        without VNNI: there onnxruntime's sums of two products saturate 16 bits, as its documentation says.
         """
         return self._made("int8.onnx", self._quantize)
 
@@ -90,6 +98,7 @@ class Task:
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
+            reduce_range=_saturates(),
             calibrate_method=quantization.CalibrationMethod.MinMax,
         )
 
