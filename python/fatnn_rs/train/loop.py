@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -119,14 +119,24 @@ def train(recipe: Recipe, options: TrainOptions, console: Console | None = None)
     }
     with accelerator.main_process_first():
         run = Run(options.out, identity, write=accelerator.is_main_process)
-        if (done := run.result) is not None:
-            return done
+    done: dict[str, Any] | None = _from_main(accelerator, lambda: run.result)
+    if done is not None:
+        return done
+    with accelerator.main_process_first():
         data = load_data(recipe, options.data, options.download)
     accelerator.init_trackers("tensorboard")
     job = _Job(recipe, options, accelerator, run, data, console)
     result = job.everything()
     accelerator.end_training()
     return run.result or {**identity, **result}
+
+
+def _from_main(accelerator: Accelerator, read: Callable[[], Any]) -> Any:
+    """Return what the first process reads to all of them: the run's folder may be on its machine alone."""
+    values = [read() if accelerator.is_main_process else None]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(values)
+    return values[0]
 
 
 def _trackers() -> str | None:
@@ -190,11 +200,11 @@ class _Job:
     ) -> None:
         """Train ``model`` in place, from where a checkpoint says, to the end of the phase."""
         run, accelerator = self.run, self.accelerator
-        if (finished := run.load(name)) is not None:
+        if (finished := _from_main(accelerator, lambda: run.load(name))) is not None:
             _load(model, finished["model"], run.folder / f"{name}.pt")
             log[:] = finished["log"]
             return
-        state = run.load("checkpoint")
+        state = _from_main(accelerator, lambda: run.load("checkpoint"))
         state = state if state is not None and state["phase"] == name else None
         if state is not None:
             _load(model, state["model"], run.folder / "checkpoint.pt")
@@ -353,10 +363,13 @@ class _Fit:
             if not bool(torch.isfinite(parameter).all()):
                 raise self._diverged(f"{name} became NaN or infinite")
         job, accelerator = self.job, self.job.accelerator
+        loss = self.loss / self.batches
+        if accelerator.num_processes > 1:
+            loss = float(accelerator.reduce(torch.tensor(loss, device=accelerator.device), reduction="mean"))
         line: dict[str, Any] = {
             "phase": self.name,
             "epoch": self.epoch + 1,
-            "loss": self.loss / self.batches,
+            "loss": loss,
             "lr": self.schedule.get_last_lr()[0],
             "test_accuracy": accuracy(self.raw, job.data, accelerator),
         }
