@@ -523,7 +523,7 @@ def test_errors_of_compare(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=f"row 'nope' is unknown; rows are {', '.join((*ROWS, *ABLATIONS))}"):
         options(rows=("nope",))
-    with pytest.raises(ConfigError, match="seeds and jobs must be at least 1"):
+    with pytest.raises(ConfigError, match="seeds, jobs and threads must be at least 1"):
         options(seeds=0)
     with pytest.raises(ConfigError, match="needs both phases"):
         compare(options(settings=("float=null",)), quiet())

@@ -210,7 +210,8 @@ def compare(
     data: Folder = None,
     rows: Annotated[str, typer.Option(help="Rows, separated by commas; 'all', 'ablations'.")] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every row.")] = 3,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, one thread each.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each run.")] = 1,
     runs: Annotated[Path | None, typer.Option(help="Folder of the runs; runs/RECIPE by default.")] = None,
     results: Annotated[Path, typer.Option(help="Folder of the table, the figures and the plot.")] = Path(
         "docs/results"
@@ -237,6 +238,7 @@ def compare(
         seeds=seeds,
         data=data,
         jobs=jobs,
+        threads=threads,
         download=download,
         cpu=cpu,
     )

@@ -1,8 +1,8 @@
 """Quantizers side by side: one recipe, several rows, several seeds; a table and plots.
 
 Every row starts from the same float network of its seed and is trained by the same recipe for as many epochs. Runs are
-processes of their own (``fatnn train``), one thread each, so that a CPU's cores are used and a run that fails stops no
-other; a comparison that was interrupted goes on where it stopped.
+processes of their own (``fatnn train``), by default of one thread each: that is how a CPU's cores train most, and a run
+that fails stops no other; a comparison that was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -110,6 +110,8 @@ class CompareOptions:
         Folder of the data set.
     jobs
         Runs at a time.
+    threads
+        Of each run.
     download, cpu
         As in :class:`fatnn_rs.train.loop.TrainOptions`.
     """
@@ -123,6 +125,7 @@ class CompareOptions:
     seeds: int = 3
     data: Path | None = None
     jobs: int = 1
+    threads: int = 1
     download: bool = True
     cpu: bool = False
 
@@ -131,8 +134,10 @@ class CompareOptions:
         unknown = [name for name in self.rows if name not in _ALL]
         if unknown:
             raise ConfigError(f"row {unknown[0]!r} is unknown; rows are {', '.join(_ALL)}")
-        if self.seeds < 1 or self.jobs < 1:
-            raise ConfigError(f"seeds and jobs must be at least 1, got {self.seeds} and {self.jobs}")
+        if min(self.seeds, self.jobs, self.threads) < 1:
+            raise ConfigError(
+                f"seeds, jobs and threads must be at least 1, got {self.seeds}, {self.jobs} and {self.threads}"
+            )
 
 
 def compare(options: CompareOptions, console: Console) -> dict[str, Any]:
@@ -193,18 +198,19 @@ def _common(options: CompareOptions, folder: Path, seed: int) -> list[str]:
     settings = [part for setting in options.settings for part in ("--set", setting)]
     place = [] if options.data is None else ["--data", str(options.data)]
     flags = ["--download" if options.download else "--no-download", *(["--cpu"] if options.cpu else [])]
-    fixed = ["--config", options.recipe, "--out", str(folder), "--seed", str(seed), "--threads", "1", "--json"]
+    fixed = ["--config", options.recipe, "--out", str(folder), "--seed", str(seed), "--json"]
+    fixed += ["--threads", str(options.threads)]
     return [*fixed, *place, *flags, *settings]
 
 
 def _run_all(options: CompareOptions, calls: Sequence[_Call], console: Console) -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
-        failed = [message for message in pool.map(lambda call: _run(call, console), calls) if message]
+        failed = [message for message in pool.map(lambda call: _run(call, options.threads, console), calls) if message]
     if failed:
         raise FatnnError(f"{len(failed)} of {len(calls)} runs failed; {failed[0]}")
 
 
-def _run(call: _Call, console: Console) -> str | None:
+def _run(call: _Call, threads: int, console: Console) -> str | None:
     """Run one, unless it is finished; why it failed, if it did."""
     if (call.folder / "result.json").exists():
         return None
@@ -217,7 +223,7 @@ def _run(call: _Call, console: Console) -> str | None:
             stdout=subprocess.DEVNULL,
             stderr=file,
             check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )
     if done.returncode == 0:
         return None
