@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from fatnn_rs.models.cifar_resnet import CifarResNet
 from fatnn_rs.models.digits import DigitsNet
 from fatnn_rs.train.compare import ABLATIONS, ROWS, CompareOptions, compare
 from fatnn_rs.train.data import DATASETS, Share, load_data
-from fatnn_rs.train.loop import TrainOptions, _own_norms, train
+from fatnn_rs.train.loop import TrainOptions, _restore_norms, _share_norms, train
 from fatnn_rs.train.models import MODELS
 from fatnn_rs.train.monitor import CodeMonitor, LayerState
 from fatnn_rs.train.recipe import load_recipe, recipe_names
@@ -91,6 +92,12 @@ def test_the_recipe_on_cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
+    make_pictures(folder)
+    return folder
+
+
+def make_pictures(folder: Path) -> None:
+    """Three classes of three pictures each, to train on and to test on."""
     generator = np.random.default_rng(0)
     for part in ("train", "val"):
         for name in ("cat", "dog", "owl"):
@@ -98,7 +105,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number in range(3):
                 pixels = generator.integers(0, 256, (40, 52, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / part / name / f"{number}.png")
-    return folder
 
 
 @pytest.mark.parametrize("name", ["imagenet-resnet18", "imagenet-resnet34", "imagenet-resnet50"])
@@ -176,44 +182,54 @@ def test_a_float_model_alone_and_a_start_from_it(tmp_path: Path) -> None:
 
 
 RESUMED = ("train_images=256", "batch_size=16", "test_images=32", "float.epochs=2", "ternary.epochs=2")
+RESUMED += ("float.warmup_epochs=0.5", "ternary.warmup_epochs=0.5")
+
+#: A run that saves a checkpoint after every step, and kills itself right after the one whose number it is given.
 SCRIPT = """
-import sys, torch
+import os, signal, sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
 from fatnn_rs.train.loop import TrainOptions, train
 from fatnn_rs.train.recipe import load_recipe
+from fatnn_rs.train.run import Run
+left = int(sys.argv[3])
+save = Run.save
+def counted(self, name, state):
+    global left
+    save(self, name, state)
+    left -= name == "checkpoint"
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+Run.save = counted
 recipe = load_recipe("digits", sys.argv[2].split(";"))
 train(recipe, TrainOptions(out=Path(sys.argv[1]), cpu=True, checkpoint_seconds=0.0))
 """
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
-    arguments = [sys.executable, "-c", SCRIPT, str(folder), ";".join(RESUMED)]
-    return subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
+def resumable(folder: Path, checkpoints: int = -1, processes: int = 1) -> int:
+    """Start a run, or go on with it; the exit code."""
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--no-python"]
+    launcher = [*several, sys.executable] if processes > 1 else []
+    arguments = [sys.executable, *launcher, "-c", SCRIPT, str(folder), ";".join(RESUMED), str(checkpoints)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(arguments, stderr=subprocess.DEVNULL, env=env, timeout=150, check=False).returncode
 
 
-def killed_within(folder: Path, phase: str) -> None:
-    """Start a run, and kill it in the middle of an epoch of ``phase``."""
-    process = start(folder)
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it was killed"
-        if (folder / "checkpoint.pt").exists():
-            state = read_state(folder / "checkpoint.pt")
-            if state["phase"] == phase and 3 <= state["batch"] <= 13:
-                break
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+def killed_within(folder: Path, phase: str, checkpoints: int, processes: int = 1) -> None:
+    """Start a run and let it be killed in the middle of an epoch of ``phase``."""
+    assert resumable(folder, checkpoints, processes) == (-signal.SIGKILL if processes == 1 else 1)
     state = read_state(folder / "checkpoint.pt")
-    assert state["batch"] > 0, "the kill was not in the middle of an epoch"
+    assert (state["phase"], state["batch"]) == (phase, 5)
 
 
-def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_run_ends_with_the_same_weights(processes: int, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert start(whole).wait(timeout=100) == 0
-    killed_within(broken, "float")
-    killed_within(broken, "ternary")
-    assert start(broken).wait(timeout=100) == 0
+    assert resumable(whole, processes=processes) == 0
+    # An epoch has 16 steps, and a checkpoint after each.
+    killed_within(broken, "float", 5, processes)
+    killed_within(broken, "ternary", 16 - 5 + 16 + 5, processes)
+    assert resumable(broken, processes=processes) == 0
     for name in ("float", "ternary"):
         assert equal(states(whole, name), states(broken, name)), name
     assert (whole / "net.safetensors").read_bytes() == (broken / "net.safetensors").read_bytes()
@@ -223,26 +239,23 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """Gradients are averaged over processes, so weights agree up to the rounding of float sums: 1e-5 after 8 steps.
 
-    Without BatchNorm, whose statistics are each process's own on CPUs.
+    Without BatchNorm, which normalises by each process's own share on CPUs.
     """
     common = ["-m", "fatnn_rs", "train", "--config", "digits", "--cpu", "--threads", "1", "--json"]
-    options = ["model=small-cnn", "model_options={norm: false}", "batch_size=32", "train_images=128", "test_images=33"]
+    options = ["model=small-cnn", "model_options={norm: false, width: 4}", "batch_size=32", "train_images=128"]
     options += ["float.epochs=1", "ternary.epochs=1", "ternary.optimizer=sgd", "float.optimizer=sgd"]
-    options += ["float.lr=0.05", "ternary.lr=0.05"]
+    options += ["float.lr=0.05", "ternary.lr=0.05", "test_images=33"]
+    options += ["float.warmup_epochs=0.5", "ternary.warmup_epochs=0.5"]
     common += [part for option in options for part in ("--set", option)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", sys.executable]
     figures = []
-    for name, launcher in (
-        ("one", []),
-        (
-            "two",
-            ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", sys.executable],
-        ),
-    ):
+    for name, launcher in (("one", []), ("two", several)):
         arguments = [sys.executable, *launcher, *common, "--out", str(tmp_path / name)]
         done = subprocess.run(arguments, capture_output=True, text=True, env=env, timeout=200, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
-        figures.append(json.loads(done.stdout.splitlines()[-1]))
+        (line,) = done.stdout.splitlines()  # one of the two speaks
+        figures.append(json.loads(line))
     one, two = (states(tmp_path / name) for name in ("one", "two"))
     assert one.keys() == two.keys()
     for key, value in one.items():
@@ -317,6 +330,13 @@ def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["data=nope"], "data set 'nope' is unknown; known are digits"),
         (["batch_size=5000"], "1437 training images, fewer than batch_size=5000"),
         (["nonsense"], "expected key=value"),
+        (["model=cifar-resnet20"], "does not take the images of data set 'digits', 1x8x8 .*expected input"),
+        (["model_options={width: -1}"], "model 'digits' cannot be made: .*see model_options"),
+        (["ternary.schedule=step"], "schedule 'step' goes with milestones, got 'step' with"),
+        (["float.milestones=[3]"], "schedule 'step' goes with milestones, got 'cosine'"),
+        (["ternary.warmup_epochs=24"], "warmup_epochs must be less than epochs, got 24 of 24"),
+        (["float=null"], "ternary.distill: there is no trained float model to learn from"),
+        (["mixed_precision=fp16"], "fp16 needs a GPU"),
         (["model.x=1"], "'model' is not a section"),
     ],
 )
@@ -326,7 +346,7 @@ def test_errors_of_recipes(
     import re
 
     arguments = [part for setting in settings for part in ("--set", setting)]
-    text = error(capsys, "--config", "digits", "--out", str(tmp_path / "run"), *arguments)
+    text = error(capsys, "--cpu", "--config", "digits", "--out", str(tmp_path / "run"), *arguments)
     assert re.search(message, text), text
 
 
@@ -353,8 +373,8 @@ def test_errors_of_data(tmp_path: Path, pictures: Path, monkeypatch: pytest.Monk
         run(tmp_path / "c", "imagenet-resnet18", data=tmp_path / "nothing")
     # A model of 1000 classes, as pretrained ones are, and data of three.
     monkeypatch.setitem(MODELS, "of-1000", lambda classes: CifarResNet(8, 1000))
-    toy = ("model=of-1000", "pretrained=false", "batch_size=4", "image_size=32", "mixed_precision=null")
-    with pytest.raises(ConfigError, match=r"gives \[1000\] outputs, but data set 'imagenet' has 3 classes"):
+    toy = ("model=of-1000", "pretrained=false", "batch_size=4", "image_size=32", "ternary.distill=0")
+    with pytest.raises(ConfigError, match=r"gives 1000 outputs, but data set 'imagenet' has 3 classes"):
         run(tmp_path / "d", "imagenet-resnet18", *toy, data=pictures)
     odd = tmp_path / "odd"
     for part, names in (("train", "ab"), ("val", "ac")):
@@ -363,6 +383,14 @@ def test_errors_of_data(tmp_path: Path, pictures: Path, monkeypatch: pytest.Monk
             Image.new("RGB", (8, 8)).save(odd / part / name / "0.png")
     with pytest.raises(InputError, match=r"train has 2 classes and .*val 2; only in one of them: b, c"):
         run(tmp_path / "e", "imagenet-resnet18", data=odd)
+    with pytest.raises(ConfigError, match="crop and cutout are for small images"):
+        run(tmp_path / "f", "imagenet-resnet18", "augment={crop: 4}", data=pictures)
+    broken = tmp_path / "broken"
+    shutil.copytree(pictures, broken)
+    (broken / "train" / "cat" / "0.png").write_bytes(b"no picture")
+    toy = ("pretrained=false", "image_size=32", "batch_size=9", "mixed_precision=null", "ternary.distill=0")
+    with pytest.raises(InputError, match=r"a picture cannot be read: .*cannot identify image file"):
+        run(tmp_path / "g", "imagenet-resnet18", *toy, data=broken)
     assert set(DATASETS) == {"digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder", "imagenet"}
 
 
@@ -391,6 +419,13 @@ def test_errors_of_the_run_folder(tmp_path: Path) -> None:
         run(tmp_path / "a", "digits", *SHORT, "ternary.epochs=2")
     with pytest.raises(ConfigError, match=r"seed: 0 there, 1 now"):
         run(tmp_path / "a", "digits", *SHORT, seed=1)
+    run(tmp_path / "a", "digits", *SHORT, "description=other words")
+    with pytest.raises(ConfigError, match="no float phase to train"):
+        load_recipe("imagenet-resnet18").float_only()
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "run.json").write_text("{")
+    with pytest.raises(FormatError, match=r"run\.json does not describe a run"):
+        run(tmp_path / "d", "digits", *SHORT)
     (tmp_path / "b.pt").write_bytes(b"nothing")
     with pytest.raises(FormatError, match=r"b\.pt: expected a PyTorch checkpoint"):
         run(tmp_path / "b", "digits", *SHORT, float_from=tmp_path / "b.pt")
@@ -452,15 +487,27 @@ def test_warnings_reach_the_console_and_the_log(tmp_path: Path) -> None:
 
 
 def test_norms_of_all_processes_become_each_ones_own() -> None:
-    model = DigitsNet()
+    class WithActivation(torch.nn.BatchNorm2d):
+        """As timm's: torch's replacement would lose what it adds."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(super().forward(x))
+
+    head = torch.nn.BatchNorm1d(10, track_running_stats=False)
+    model = torch.nn.Sequential(DigitsNet(), torch.nn.Unflatten(1, (10, 1, 1)), WithActivation(10))
+    model.extend([torch.nn.Flatten(), head])
+    kinds = [type(module) for module in model.modules()]
+    own = _share_norms(model)
+    assert sum(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules()) == len(own) == 11
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.uniform_()
-    before = model.state_dict()
-    torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())
-    _own_norms(model)
-    assert not any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())
+        for buffer in model.buffers():
+            buffer.copy_(torch.rand(buffer.shape) * 9)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    _restore_norms(model, own)
+    assert [type(module) for module in model.modules()] == kinds
+    assert model[4] is head
     assert equal(model.state_dict(), before)
 
 
@@ -478,6 +525,11 @@ def test_train_and_eval_from_the_shell(tmp_path: Path, capsys: pytest.CaptureFix
             cli.main(["eval", net, "--config", "digits", "--json", *settings])
         assert done.value.code == 0
         assert json.loads(capsys.readouterr().out)["accuracy"] == trained["rust_accuracy"]
+        images = tmp_path / "images"
+        make_pictures(images)
+        folder = ["--config", "imagenet-resnet18", "--data", str(images), "--set", "batch_size=4"]
+        assert cli.main(["eval", net, *folder, "--set", "image_size=8"]) == 1
+        assert capsys.readouterr().err.startswith("fatnn: ")
         with pytest.raises(SystemExit):
             cli.main(["recipes"])
         assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == recipe_names()
@@ -501,7 +553,7 @@ def test_compare(tmp_path: Path) -> None:
     results = compare(options, console)
     assert [row["name"] for row in results["rows"]] == ["float", "fatnn", "scratch"]
     wide, fatnn, scratch = results["rows"]
-    assert scratch["mean"] < fatnn["mean"]
+    assert scratch["curves"] != fatnn["curves"]
     runs = [json.loads((tmp_path / "runs" / f"fatnn-seed{seed}" / "result.json").read_text()) for seed in range(2)]
     assert fatnn["accuracies"] == [run["rust_accuracy"] for run in runs]
     assert fatnn["mean"] == pytest.approx(sum(fatnn["accuracies"]) / 2)
@@ -512,6 +564,10 @@ def test_compare(tmp_path: Path) -> None:
     assert f"| FATNN | ternary | ternary | 2N | **{100 * fatnn['mean']:.2f}" in page
     assert "fatnn compare --config digits" in page
     assert (tmp_path / "results" / "quantizers.png").stat().st_size > 10_000
+    with pytest.raises(
+        FatnnError, match=r"float-seed0 holds a run with other settings \(recipe.float.epochs: 1 there, 2"
+    ):
+        compare(replace(options, settings=(*SHORT, "float.epochs=2")), console)
     before = (tmp_path / "runs" / "fatnn-seed0" / "result.json").stat().st_mtime_ns
     assert compare(options, console)["rows"] == results["rows"]
     assert (tmp_path / "runs" / "fatnn-seed0" / "result.json").stat().st_mtime_ns == before

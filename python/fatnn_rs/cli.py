@@ -137,7 +137,7 @@ def train(
         str | None, typer.Option(help="Another model than the recipe's: torchvision:NAME, timm:NAME.")
     ] = None,
     settings: Settings = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and augmentation.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights, order and augmentation.")] = 0,
     float_from: Annotated[Path | None, typer.Option(help="Start from this float checkpoint.", dir_okay=False)] = None,
     float_only: Annotated[bool, typer.Option("--float-only", help="Train the float model, nothing else.")] = False,
     threads: Threads = None,
@@ -193,6 +193,13 @@ def evaluate(
 
     test = load_data(load_recipe(config, settings or ()), data, download)
     net = _load(network)
+    outputs = net(next(iter(test.test_batches(1)))[0])
+    if getattr(outputs, "shape", None) != (1, test.classes):
+        shape = list(getattr(outputs, "shape", ()))
+        raise InputError(
+            f"{network}: gives {shape or type(outputs).__name__} for one image, but data set {test.name!r} has "
+            f"{test.classes} classes"
+        )
     start = time.perf_counter()
     right = sum(int((net(x).argmax(1) == y).sum()) for x, y in test.test_batches(batch))
     seconds = time.perf_counter() - start

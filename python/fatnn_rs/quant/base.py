@@ -200,7 +200,8 @@ class WeightQuantizer(nn.Module):
 class InputQuantizer(nn.Module):
     """Contract: float activations in, integer-valued float codes out: a monotone function, the same for every element.
 
-    Zero always has code 0. Steps come from the first data seen; whether they were is part of the ``state_dict``.
+    Zero has code 0 (but for signs: :mod:`fatnn_rs.quant.binary`). Steps come from the first data seen; whether they
+    were is part of the ``state_dict``.
     """
 
     initialized_flag: Tensor

@@ -152,7 +152,7 @@ class BinaryActivation(ActivationQuantizer):
     def fitted_step(self, x: Tensor) -> float:
         """Half range: the best fit; full range: ``mean(|x|)``."""
         fitted = super().fitted_step(x)
-        return fitted if self.half_range else float(mean_size(x, 1))
+        return float(mean_size(x, 1)) if fitted and not self.half_range else fitted
 
     @property
     def step(self) -> float:

@@ -30,9 +30,9 @@ _REACH = 3.0
 class SttnWeight(WeightQuantizer):
     r"""Ternary weights: :math:`q(w) = (sign(w + o) + sign(w - o)) / 2`, ``o`` learned for every weight.
 
-    So :math:`q(w) = sign(w)` where :math:`|w| > |o|`, else 0. Gradient: with ``r = 3 mean(|w|)`` over the layer or the
-    output channel and ``g(v) = max(2 - 2 |v| / r, 0) / r``: ``dq/dw = (g(w + o) + g(w - o)) / 2``,
-    ``dq/do = (g(w + o) - g(w - o)) / 2``.
+    So :math:`q(w) = sign(w)` where :math:`|w| > |o|`, and 0 where :math:`|w| < |o|`. Gradient: with
+    ``r = 3 mean(|w|)`` over the layer or the output channel and ``g(v) = max(2 - 2 |v| / r, 0) / r``:
+    ``dq/dw = (g(w + o) + g(w - o)) / 2``, ``dq/do = (g(w + o) - g(w - o)) / 2``.
 
     Parameters
     ----------

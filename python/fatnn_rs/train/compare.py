@@ -2,7 +2,7 @@
 
 Every row starts from the same float network of its seed and is trained by the same recipe for as many epochs. Runs are
 processes of their own (``fatnn train``), by default of one thread each: that is how a CPU's cores train most, and a run
-that fails stops no other; a comparison that was interrupted goes on where it stopped.
+that fails stops none beside it; a comparison that was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rich.console import Console
 
 from fatnn_rs.errors import ConfigError, FatnnError, UnsupportedError
 from fatnn_rs.train.recipe import Recipe, load_recipe
+from fatnn_rs.train.run import Run, identity
 
 __all__ = ["ROWS", "CompareOptions", "Row", "compare"]
 
@@ -159,9 +160,10 @@ def compare(options: CompareOptions, console: Console) -> dict[str, Any]:
     if recipe.float_phase is None or recipe.ternary is None:
         raise ConfigError(f"recipe {options.recipe}: a comparison needs both phases, float and ternary")
     _need_matplotlib()
+    rows = tuple(dict.fromkeys(options.rows))
     seeds = range(options.seeds)
     _run_all(options, [_float_call(options, seed) for seed in seeds], console)
-    calls = [_row_call(options, name, seed) for seed in seeds for name in options.rows]
+    calls = [_row_call(options, name, seed) for seed in seeds for name in rows]
     _run_all(options, calls, console)
     results = _collect(options, recipe)
     _write(options, results)
@@ -171,9 +173,10 @@ def compare(options: CompareOptions, console: Console) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Call:
-    """One run: its folder, and what `fatnn train` is told."""
+    """One run: its folder, what it is, and what `fatnn train` is told."""
 
     folder: Path
+    identity: dict[str, Any]
     arguments: list[str]
 
 
@@ -183,15 +186,20 @@ def _float_folder(options: CompareOptions, seed: int) -> Path:
 
 def _float_call(options: CompareOptions, seed: int) -> _Call:
     folder = _float_folder(options, seed)
-    return _Call(folder, [*_common(options, folder, seed), "--float-only"])
+    recipe = load_recipe(options.recipe, options.settings).float_only()
+    what = identity(recipe, seed, 1, options.threads, None)
+    return _Call(folder, what, [*_common(options, folder, seed), "--float-only"])
 
 
 def _row_call(options: CompareOptions, name: str, seed: int) -> _Call:
     folder = options.runs / f"{name}-seed{seed}"
     row = _ALL[name]
     settings = [part for setting in row.settings for part in ("--set", setting)]
-    start = ["--float-from", str(_float_folder(options, seed) / "float.pt")] if row.from_float else []
-    return _Call(folder, [*_common(options, folder, seed), *settings, *start])
+    start = _float_folder(options, seed) / "float.pt" if row.from_float else None
+    recipe = load_recipe(options.recipe, (*options.settings, *row.settings))
+    what = identity(recipe, seed, 1, options.threads, start)
+    given = ["--float-from", str(start)] if start else []
+    return _Call(folder, what, [*_common(options, folder, seed), *settings, *given])
 
 
 def _common(options: CompareOptions, folder: Path, seed: int) -> list[str]:
@@ -212,8 +220,11 @@ def _run_all(options: CompareOptions, calls: Sequence[_Call], console: Console) 
 
 def _run(call: _Call, threads: int, console: Console) -> str | None:
     """Run one, unless it is finished; why it failed, if it did."""
-    if (call.folder / "result.json").exists():
-        return None
+    try:
+        if Run(call.folder, call.identity, write=False).result is not None:
+            return None
+    except FatnnError as error:  # the folder holds something else
+        return str(error)
     call.folder.mkdir(parents=True, exist_ok=True)
     console.print(f"training {call.folder}", highlight=False)
     log = call.folder / "output.txt"
@@ -227,8 +238,9 @@ def _run(call: _Call, threads: int, console: Console) -> str | None:
         )
     if done.returncode == 0:
         return None
-    last = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()][-1:]
-    return f"{call.folder}: {last[0] if last else f'exit code {done.returncode}'}"
+    said = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("fatnn:")][-1:]
+    reason = said[0] if done.returncode == 1 and said else f"exit code {done.returncode}, see {log}"
+    return f"{call.folder}: {reason}"
 
 
 def _result(folder: Path) -> dict[str, Any]:
@@ -258,7 +270,8 @@ def _command(options: CompareOptions) -> str:
     groups = {tuple(ROWS): "", ("fatnn", *ABLATIONS): " --rows ablations"}
     rows = groups.get(options.rows, f" --rows {','.join(options.rows)}")
     settings = "".join(f" --set {shlex.quote(setting)}" for setting in options.settings)
-    return f"fatnn compare --config {options.recipe} --data DATA --seeds {options.seeds}{rows}{settings}"
+    threads = "" if options.threads == 1 else f" --threads {options.threads}"
+    return f"fatnn compare --config {options.recipe} --data DATA --seeds {options.seeds}{rows}{threads}{settings}"
 
 
 def _line(name: str, row: Row, runs: list[dict[str, Any]], key: str, floats: list[dict[str, Any]]) -> dict[str, Any]:
@@ -279,7 +292,6 @@ def _line(name: str, row: Row, runs: list[dict[str, Any]], key: str, floats: lis
         "rust_accuracies": [run.get("rust_accuracy") for run in runs],
         "codes_total": sum(codes),
         "codes_different": sum(run.get("codes_different", 0) for run in runs),
-        "refused": runs[0].get("refused"),
         "file_bytes": runs[0].get("file_bytes"),
         "curves": curves,
     }

@@ -64,7 +64,7 @@ class Data(Protocol):
         ...
 
     def first(self, train: int | None, test: int | None) -> Data:
-        """Return the first so many training and test images; None: all."""
+        """Return only so many training and test images; None: all."""
         ...
 
     def train_batches(self, seed: int, epoch: int, batch_size: int, first: int, share: Share) -> Iterator[Batch]:
@@ -75,7 +75,7 @@ class Data(Protocol):
         ...
 
     def test_batches(self, batch_size: int, share: Share = ...) -> Iterator[Batch]:
-        """Yield this process's share of the test images, in order, not augmented."""
+        """Yield this process's share of the test images, always in the same order, not augmented."""
         ...
 
 
@@ -180,6 +180,12 @@ class ImageData:
         return x
 
 
+def _evenly(count: int, wanted: int) -> list[int]:
+    """Up to ``wanted`` places, an even stride apart: folders are sorted by class."""
+    wanted = min(count, wanted)
+    return [i * count // wanted for i in range(wanted)]
+
+
 class _Seeded(torch.utils.data.Dataset[Batch]):
     """A data set whose random transforms depend on the seed, the epoch and the image alone."""
 
@@ -229,13 +235,19 @@ class FolderData:
 
     def first(self, train: int | None, test: int | None) -> FolderData:
         """See :class:`Data`."""
-        parts = ((self.train, train), (self.test, test))
-        some = [data if n is None else torch.utils.data.Subset(data, range(min(n, len(data)))) for data, n in parts]
+        some = [
+            data if n is None else torch.utils.data.Subset(data, _evenly(len(data), n))
+            for data, n in ((self.train, train), (self.test, test))
+        ]
         return replace(self, train=some[0], test=some[1])
 
     def _load(self, data: Any, indices: list[list[int]]) -> Iterator[Batch]:
         loader = torch.utils.data.DataLoader(data, batch_sampler=indices, num_workers=self.workers)
-        yield from loader
+        try:
+            yield from loader
+        except Exception as error:  # a worker's, whose traceback is its message
+            last = [line for line in str(error).splitlines() if line.strip()][-1:]
+            raise InputError(f"data set {self.name!r}: a picture cannot be read: {''.join(last)}") from error
 
     def train_batches(self, seed: int, epoch: int, batch_size: int, first: int, share: Share) -> Iterator[Batch]:
         """See :class:`Data`."""
@@ -248,7 +260,8 @@ class FolderData:
 
     def test_batches(self, batch_size: int, share: Share = Share()) -> Iterator[Batch]:
         """See :class:`Data`."""
-        order = list(range(share.rank, self.test_count, share.world))
+        # Mixed, for the first ones of a folder are of one class.
+        order = _order(self.test_count, 0, 0)[share.rank :: share.world].tolist()
         yield from self._load(self.test, [order[at : at + batch_size] for at in range(0, len(order), batch_size)])
 
 
@@ -324,6 +337,11 @@ def _folder(recipe: Recipe, folder: Path | None, download: bool) -> Data:
     datasets = _torchvision().datasets
     from torchvision.transforms import v2
 
+    if recipe.augment.crop or recipe.augment.cutout:
+        raise ConfigError(
+            f"augment: crop and cutout are for small images; pictures of data set {recipe.data!r} are cut out at "
+            "random sizes anyway"
+        )
     size = recipe.image_size
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     tail = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]

@@ -1,25 +1,27 @@
 """The training loop: a float phase, a ternary phase, a converted network. On accelerate; one file, to be read.
 
 Every step depends on the recipe, the seed and the step's number alone, so a run that was killed goes on from its last
-checkpoint to the very weights that it would have had (on the same machine, with the same number of threads and
-processes). Several processes, of one machine or of many, are torchrun's business: the batch is shared out among them,
-gradients are averaged. BatchNorm then sees each process's share, as in any PyTorch training; on GPUs its statistics are
-taken over all of them.
+checkpoint to the very weights that it would have had: on the same CPU, with the same number of threads and processes;
+on a GPU as far as PyTorch's kernels repeat themselves. Several processes, of one machine or of many, are torchrun's
+business: the batch is shared out among them, gradients are averaged. BatchNorm then normalises by each process's share,
+as in any PyTorch training, and keeps the first one's statistics; on GPUs it takes them over all of them.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, set_seed
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -34,7 +36,7 @@ from fatnn_rs.train.deploy import deploy
 from fatnn_rs.train.models import build_model
 from fatnn_rs.train.monitor import CodeMonitor
 from fatnn_rs.train.recipe import Phase, Recipe
-from fatnn_rs.train.run import Run, read_state
+from fatnn_rs.train.run import Run, identity, read_state
 
 __all__ = ["TrainOptions", "accuracy", "train"]
 
@@ -100,35 +102,44 @@ def train(recipe: Recipe, options: TrainOptions, console: Console | None = None)
     ConversionError
         The converted network does not compute the trained one's codes.
     """
+    has_teacher = recipe.float_phase is not None or options.float_from is not None or recipe.pretrained
+    if recipe.ternary is not None and recipe.ternary.distill and not has_teacher:
+        raise ConfigError(
+            "ternary.distill: there is no trained float model to learn from; give the recipe a float phase, "
+            "pretrained=true or --float-from, or set ternary.distill=0"
+        )
     if not torch.distributed.is_initialized():
         AcceleratorState._reset_state(True)  # else a second run in this process could not have another precision
     accelerator = Accelerator(
-        cpu=options.cpu, mixed_precision=recipe.mixed_precision or "no", log_with=_trackers(), project_dir=options.out
+        cpu=options.cpu,
+        mixed_precision=recipe.mixed_precision or "no",
+        log_with=_trackers(),
+        project_dir=options.out,
+        # The other processes wait while the first one fetches data, or converts and verifies.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
     )
+    if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigError("mixed_precision: fp16 needs a GPU; set bf16, or null")
+    if accelerator.device.type == "cuda":
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     if recipe.batch_size % accelerator.num_processes:
         raise ConfigError(
             f"batch_size={recipe.batch_size} cannot be shared evenly among {accelerator.num_processes} processes"
         )
     console = console or Console(stderr=True)
-    identity = {
-        "recipe": recipe.to_json(),
-        "seed": options.seed,
-        "processes": accelerator.num_processes,
-        "threads": torch.get_num_threads(),
-        "float_from": str(options.float_from) if options.float_from else None,
-    }
+    what = identity(recipe, options.seed, accelerator.num_processes, torch.get_num_threads(), options.float_from)
     with accelerator.main_process_first():
-        run = Run(options.out, identity, write=accelerator.is_main_process)
+        run = Run(options.out, what, write=accelerator.is_main_process)
     done: dict[str, Any] | None = _from_main(accelerator, lambda: run.result)
     if done is not None:
         return done
-    with accelerator.main_process_first():
+    with accelerator.local_main_process_first():
         data = load_data(recipe, options.data, options.download)
     accelerator.init_trackers("tensorboard")
     job = _Job(recipe, options, accelerator, run, data, console)
     result = job.everything()
     accelerator.end_training()
-    return run.result or {**identity, **result}
+    return run.result or {**what, **result}
 
 
 def _from_main(accelerator: Accelerator, read: Callable[[], Any]) -> Any:
@@ -173,7 +184,7 @@ class _Job:
         if recipe.float_phase is not None or self.options.float_from is not None or recipe.pretrained:
             result["float_accuracy"] = accuracy(model, self.data, self.accelerator)
         if recipe.ternary is not None:
-            teacher = _frozen_copy(model, recipe, self.data) if recipe.ternary.distill else None
+            teacher = copy.deepcopy(model).eval().requires_grad_(False) if recipe.ternary.distill else None
             self.prepare(model)
             self.phase("ternary", recipe.ternary, model, teacher, log)
             result["ternary_accuracy"] = accuracy(model, self.data, self.accelerator)
@@ -193,7 +204,8 @@ class _Job:
         wanted = math.ceil(quantize.calibration_images / batch)
         batches = self.data.train_batches(self.options.seed, 0, batch, 0, Share())
         images = torch.cat([x for _, (x, _) in zip(range(wanted), batches, strict=False)])
-        prepare(model.cpu(), quantize.config(), images[: quantize.calibration_images])
+        device = self.accelerator.device
+        prepare(model.to(device), quantize.config(), images[: quantize.calibration_images].to(device))
 
     def phase(
         self, name: str, phase: Phase, model: nn.Module, teacher: nn.Module | None, log: list[dict[str, Any]]
@@ -210,20 +222,30 @@ class _Job:
             _load(model, state["model"], run.folder / "checkpoint.pt")
             log[:] = state["log"]
         _Fit(self, name, phase, model, teacher, log, state)()
+        accelerator.free_memory()  # what it knows of this phase's optimizer would take part in the next one
         if accelerator.is_main_process:
-            run.save(name, {"model": model.state_dict(), "log": log})
+            run.save(name, {"model": {key: value.cpu() for key, value in model.state_dict().items()}, "log": log})
         accelerator.wait_for_everyone()
 
     def _check_classes(self, model: nn.Module) -> None:
         """Compare the model's outputs with the data's classes before hours are spent."""
-        was = model.training
-        with torch.no_grad():
-            logits = model.eval()(torch.zeros(1, *self.data.shape))
-        model.train(was)
-        if logits.dim() != 2 or logits.shape[1] != self.data.classes:
+        was, what = model.training, f"model {self.recipe.model!r}"
+        try:
+            with torch.no_grad():
+                logits = model.eval()(torch.zeros(1, *self.data.shape))
+        except Exception as error:  # models raise what they like
             raise ConfigError(
-                f"model {self.recipe.model!r} gives {list(logits.shape[1:])} outputs, but data set {self.data.name!r} "
-                f"has {self.data.classes} classes; change model_options, or use a model without pretrained weights"
+                f"{what} does not take the images of data set {self.data.name!r}, "
+                f"{'x'.join(map(str, self.data.shape))} ({type(error).__name__}: {error}); choose another, or see "
+                "model_options and image_size"
+            ) from error
+        model.train(was)
+        _check_logits(what, logits)
+        if logits.shape[1] != self.data.classes:
+            raise ConfigError(
+                f"{what} gives {logits.shape[1]} outputs, but data set {self.data.name!r} has {self.data.classes} "
+                "classes; set pretrained=false (torchvision's weights are for 1000), or use one of timm's, which take "
+                "any number"
             )
 
 
@@ -244,10 +266,12 @@ class _Fit:
         recipe, accelerator = job.recipe, job.accelerator
         self.batches = job.data.train_count // recipe.batch_size
         self.monitor = CodeMonitor(model)
-        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         # Channels last: what convolutions are fastest on, CPU or GPU. Only memory changes.
         model.to(accelerator.device).to(memory_format=torch.channels_last)
+        shared = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
+        self.own_norms = _share_norms(model) if shared else {}
+        if accelerator.scaler is not None:  # one for all phases: begins each as if it were the first
+            accelerator.scaler.load_state_dict(torch.amp.GradScaler(accelerator.device.type).state_dict())
         optimizer = _optimizer(phase, model)
         self.schedule = _schedule(phase, optimizer, self.batches)
         model.train()
@@ -266,6 +290,8 @@ class _Fit:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.monitor.load_state_dict(state["monitor"])
+        if state["scaler"]:
+            self.job.accelerator.scaler.load_state_dict(state["scaler"])
         self.epoch, self.batch, self.loss = state["epoch"], state["batch"], state["loss"]
 
     def _checkpoint(self) -> None:
@@ -278,6 +304,7 @@ class _Fit:
                     "optimizer": self.optimizer.state_dict(),
                     "schedule": self.schedule.state_dict(),
                     "monitor": self.monitor.state_dict(),
+                    "scaler": {} if self.job.accelerator.scaler is None else self.job.accelerator.scaler.state_dict(),
                     "epoch": self.epoch,
                     "batch": self.batch,
                     "loss": self.loss,
@@ -297,9 +324,15 @@ class _Fit:
         with Progress(*columns, console=self.job.console, disable=quiet, transient=True) as progress:
             total = self.phase.epochs * self.batches
             task = progress.add_task(f"{self.name} training", total=total, note="")
-            while self.epoch < self.phase.epochs:
-                self._epoch(progress, task)
-        _own_norms(self.raw)
+            try:
+                while self.epoch < self.phase.epochs:
+                    self._epoch(progress, task)
+            except torch.OutOfMemoryError as error:
+                raise FatnnError(
+                    f"{self.name} phase: the GPU has too little memory ({str(error).splitlines()[0]}); lower "
+                    "batch_size or image_size, or set mixed_precision=bf16"
+                ) from error
+        _restore_norms(self.raw, self.own_norms)
 
     def _epoch(self, progress: Progress, task: TaskID) -> None:
         job, share = self.job, Share(self.job.accelerator.process_index, self.job.accelerator.num_processes)
@@ -332,6 +365,7 @@ class _Fit:
         y = y.to(accelerator.device)
         with accelerator.autocast():
             logits = self.model(x)
+        _check_logits(f"model {self.job.recipe.model!r}, in training mode,", logits)
         loss = functional.cross_entropy(logits.float(), y, label_smoothing=phase.label_smoothing)
         if self.teacher is not None:
             with torch.no_grad(), accelerator.autocast():
@@ -340,6 +374,8 @@ class _Fit:
                 logits.float(), answers, phase.temperature
             )
         value = loss.item()
+        if accelerator.num_processes > 1:  # so that all of them see, log and refuse the same
+            value = float(accelerator.reduce(loss.detach(), reduction="mean"))
         if not math.isfinite(value):
             raise self._diverged(f"the loss became {value}")
         self.optimizer.zero_grad()
@@ -363,13 +399,13 @@ class _Fit:
             if not bool(torch.isfinite(parameter).all()):
                 raise self._diverged(f"{name} became NaN or infinite")
         job, accelerator = self.job, self.job.accelerator
-        loss = self.loss / self.batches
-        if accelerator.num_processes > 1:
-            loss = float(accelerator.reduce(torch.tensor(loss, device=accelerator.device), reduction="mean"))
+        if accelerator.num_processes > 1:  # BatchNorm's statistics: the first process's, as at every step's beginning
+            for buffer in self.raw.buffers():
+                torch.distributed.broadcast(buffer, 0)
         line: dict[str, Any] = {
             "phase": self.name,
             "epoch": self.epoch + 1,
-            "loss": loss,
+            "loss": self.loss / self.batches,
             "lr": self.schedule.get_last_lr()[0],
             "test_accuracy": accuracy(self.raw, job.data, accelerator),
         }
@@ -427,6 +463,8 @@ def _divergence(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
 @torch.no_grad()
 def accuracy(model: nn.Module, data: Data, accelerator: Accelerator | None = None) -> float:
     """Share of the test images that ``model``, in eval mode, classifies right; over all processes."""
+    if accelerator is not None:
+        model.to(accelerator.device)
     device = next(model.parameters()).device
     share = Share() if accelerator is None else Share(accelerator.process_index, accelerator.num_processes)
     training = model.training
@@ -441,22 +479,34 @@ def accuracy(model: nn.Module, data: Data, accelerator: Accelerator | None = Non
     return float(right) / data.test_count
 
 
-def _frozen_copy(model: nn.Module, recipe: Recipe, data: Data) -> nn.Module:
-    """Copy the float model, as a teacher."""
-    teacher = build_model(recipe, data.classes)
-    teacher.load_state_dict(model.state_dict())
-    return teacher.eval().requires_grad_(False)
+def _check_logits(what: str, logits: Any) -> None:
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(f"{what} must return logits [images, classes], got {got}; recipes train classifiers")
 
 
-def _own_norms(model: nn.Module) -> None:
-    """Put every process's own BatchNorm, which ``prepare`` and ``convert`` know, where one over all processes was."""
-    for module in list(model.modules()):
+def _share_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Let BatchNorm take its statistics over all processes; return the original ones by name.
+
+    Exact types only: a subclass, as timm's with their activation inside, does more than torch's replacement.
+    """
+    own: dict[str, nn.Module] = {}
+    for path, module in list(model.named_modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.SyncBatchNorm):
-                own = nn.BatchNorm2d(child.num_features, child.eps, child.momentum, child.affine)
-                own.load_state_dict(child.state_dict())
-                own.train(child.training)
-                setattr(module, name, own)
+            if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+                own[f"{path}.{name}" if path else name] = child
+                setattr(module, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))  # type: ignore[no-untyped-call]
+    return own
+
+
+def _restore_norms(model: nn.Module, own: dict[str, nn.Module]) -> None:
+    """Put the original ones back, which ``prepare`` and ``convert`` know, with the statistics that were taken."""
+    for path, norm in own.items():
+        parent, _, name = path.rpartition(".")
+        shared = getattr(model.get_submodule(parent), name)
+        norm.load_state_dict(shared.state_dict())
+        norm.train(shared.training)
+        setattr(model.get_submodule(parent), name, norm)
 
 
 def _weights(state: dict[str, Any]) -> dict[str, Any]:

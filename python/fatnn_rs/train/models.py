@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fatnn_rs.errors import ConfigError, UnsupportedError
+from fatnn_rs.errors import ConfigError, FatnnError, UnsupportedError
 from fatnn_rs.models.cifar_resnet import resnet20, resnet32
 from fatnn_rs.models.digits import DigitsNet
 from fatnn_rs.models.small_cnn import SmallCnn
@@ -92,5 +92,12 @@ def build_model(recipe: Recipe, classes: int) -> nn.Module:
                 f"model {recipe.model!r} comes without pretrained weights; only torchvision's and timm's do"
             )
         return MODELS[recipe.model](classes, **recipe.model_options)
-    except TypeError as error:
-        raise ConfigError(f"model {recipe.model!r}: {error}; see model_options") from error
+    except FatnnError:
+        raise
+    except OSError as error:
+        raise ConfigError(
+            f"model {recipe.model!r}: its pretrained weights cannot be fetched ({error}); set pretrained=false, or "
+            "give a float checkpoint with --float-from"
+        ) from error
+    except Exception as error:  # constructors raise what they like
+        raise ConfigError(f"model {recipe.model!r} cannot be made: {error}; see model_options") from error

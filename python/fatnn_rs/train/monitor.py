@@ -33,9 +33,9 @@ class LayerState:
     act_zeros
         Share of activation codes that are 0.
     saturation
-        Share of activations at the end of their range (either end in full range).
+        Share of activations at the end of their range (either end in full range; 0 where the ends are all there is).
     steps
-        Name of a quantizer's learned parameter → its mean.
+        Name of a quantizer's learned parameter → the mean of its size.
     """
 
     layer: str
@@ -99,7 +99,7 @@ class CodeMonitor:
             def look(module: nn.Module, args: Any, codes: Tensor) -> None:
                 levels = layer.act_quant.levels
                 ends = (codes == levels[-1]) | (codes == levels[0]) if levels[0] < 0 else codes == levels[-1]
-                seen[name] = (_share(codes == 0), _share(ends))
+                seen[name] = (_share(codes == 0), _share(ends) if 0 in levels else 0.0)
 
             return layer.act_quant.register_forward_hook(look)
 
@@ -143,4 +143,4 @@ class CodeMonitor:
 
 
 def _share(mask: Tensor) -> float:
-    return float(mask.double().mean()) if mask.numel() else 0.0
+    return float(mask.sum()) / mask.numel() if mask.numel() else 0.0

@@ -22,7 +22,7 @@ __all__ = ["Augment", "Monitor", "Phase", "Quantize", "Recipe", "load_recipe", "
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Augment(_Section):
@@ -89,6 +89,14 @@ class Phase(_Section):
     temperature: float = Field(default=1.0, gt=0)
     clip: float | None = Field(default=None, gt=0)
 
+    @model_validator(mode="after")
+    def _check(self) -> Phase:
+        if (self.schedule == "step") != bool(self.milestones):
+            raise ValueError(f"schedule 'step' goes with milestones, got {self.schedule!r} with {self.milestones}")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs must be less than epochs, got {self.warmup_epochs:g} of {self.epochs}")
+        return self
+
 
 class Quantize(_Section):
     """What becomes ternary: the fields of :class:`fatnn_rs.TernaryConfig`, and how it begins.
@@ -149,7 +157,7 @@ class Recipe(_Section):
     data
         A row of :data:`fatnn_rs.train.data.DATASETS`.
     train_images, test_images
-        Only the first so many of the data set's, for trying things out; None: all.
+        Only so many of the data set's, for trying things out; None: all.
     image_size
         Side of the images that are cut out of a folder's pictures.
     batch_size
@@ -191,7 +199,17 @@ class Recipe(_Section):
         return self
 
     def float_only(self) -> Recipe:
-        """Return the recipe of the float model alone, without what cannot change it."""
+        """Return the recipe of the float model alone, without what cannot change it.
+
+        Raises
+        ------
+        ConfigError
+            Where there is no float phase.
+        """
+        if self.float_phase is None:
+            raise ConfigError(
+                "the recipe has no float phase to train: --set float='{epochs: ..., lr: ...}' gives it one"
+            )
         return self.model_copy(
             update={
                 "description": "",
@@ -235,7 +253,7 @@ def load_recipe(source: str | Path, settings: Sequence[str] = ()) -> Recipe:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ConfigError(f"recipe {name}: no such file; recipes by name are {', '.join(recipe_names())}")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8", errors="replace")
     elif name in recipe_names():
         text = resources.files("fatnn_rs").joinpath("recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     else:

@@ -7,7 +7,8 @@
 ``ternary.pt``         the prepared model's ``state_dict`` after its phase
 ``log.jsonl``          one line per epoch
 ``net.safetensors``    the converted network
-``result.json``        accuracies, codes compared, machine, versions: there when all is done
+``result.json``        accuracies, codes compared, machine, versions, seconds since the last start: there
+                       when all is done
 ``tensorboard/``       curves, where TensorBoard is installed
 =====================  ==================================================================
 """
@@ -22,9 +23,20 @@ from typing import Any
 import torch
 
 from fatnn_rs.errors import ConfigError, FormatError
-from fatnn_rs.train.recipe import parse_recipe
+from fatnn_rs.train.recipe import Recipe, parse_recipe
 
-__all__ = ["Run", "read_state"]
+__all__ = ["Run", "identity", "read_state"]
+
+
+def identity(recipe: Recipe, seed: int, processes: int, threads: int, float_from: Path | None) -> dict[str, Any]:
+    """Return all that decides a run's weights, as plain data."""
+    return {
+        "recipe": {**recipe.to_json(), "description": ""},
+        "seed": seed,
+        "processes": processes,
+        "threads": threads,
+        "float_from": str(float_from) if float_from else None,
+    }
 
 
 class Run:
@@ -35,7 +47,7 @@ class Run:
     folder
         Made where it is missing.
     identity
-        What the run is, as plain data.
+        What the run is: :func:`identity`.
 
     Raises
     ------
@@ -49,13 +61,11 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
         path = folder / "run.json"
         if path.exists():
-            before = json.loads(path.read_text(encoding="utf-8"))
-            # Options that recipes did not have when the run began are at their defaults.
-            before["recipe"] = parse_recipe(before["recipe"], str(path)).to_json()
+            before = _read_identity(path)
             if before != identity:
                 raise ConfigError(
-                    f"{folder} holds a run with other settings ({_difference(before, identity)}); give another --out, "
-                    "or remove that folder"
+                    f"{folder} holds a run with other settings ({_difference(before, identity)}); give the same ones "
+                    "again, another --out, or remove that folder"
                 )
         elif write:
             _replace(path, (json.dumps(identity, indent=2) + "\n").encode())
@@ -95,6 +105,16 @@ class Run:
     def log(self, lines: list[dict[str, Any]]) -> None:
         """Write the log anew: it holds just these epochs, also after a resumption."""
         _replace(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def _read_identity(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        # Options that recipes did not have when the run began are at their defaults.
+        recipe = parse_recipe(found["recipe"], str(path)).to_json()
+    except (ValueError, KeyError, TypeError) as error:  # ConfigError is a ValueError
+        raise FormatError(f"{path} does not describe a run of this version ({error}); give another --out") from error
+    return {**found, "recipe": {**recipe, "description": ""}}
 
 
 def read_state(path: Path) -> dict[str, Any]:
