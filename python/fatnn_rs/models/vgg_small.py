@@ -16,7 +16,7 @@ __all__ = ["VggSmall"]
 
 
 class VggSmall(nn.Module):
-    """The network above; 4.6 million parameters.
+    """The network above; 4.7 million parameters.
 
     Parameters
     ----------
