@@ -71,18 +71,22 @@ impl TiledKernel for Avx2 {
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
         // SAFETY: `self` exists, so `make` saw the features.
-        unsafe { run(tiles, acc) }
+        unsafe { run::<false, MAX_STEPS>(tiles, acc) }
     }
 }
 
+/// All tiles, `STEPS` at a time: of ternary codes, or of two bits.
 #[target_feature(enable = "avx2")]
-fn run(tiles: &Tiles<'_>, acc: &mut [i32]) {
-    in_parts::<NR, MAX_STEPS>(tiles, acc, |offsets, weights, acc| {
+fn run<const UINT2: bool, const STEPS: usize>(tiles: &Tiles<'_>, acc: &mut [i32]) {
+    in_parts::<NR, STEPS>(tiles, acc, |offsets, weights, acc| {
         for (rows, acc) in tiles.rows::<MR>().zip(acc.as_chunks_mut::<{ MR * NR }>().0) {
             for v in 0..NV {
                 // SAFETY: `weights` holds `NV` pairs of vectors for every offset, and `Tiles::new` checked that every row
                 // has a unit of 16 bytes at every offset.
-                let counts = unsafe { count(rows, offsets, weights.as_ptr().add(v * 64)) };
+                let counts = unsafe {
+                    let weights = weights.as_ptr().add(v * 64);
+                    if UINT2 { count_uint2(rows, offsets, weights) } else { count(rows, offsets, weights) }
+                };
                 for r in 0..MR {
                     add_to(&mut acc[r * NR + v * 4..][..4], counts[r]);
                 }
@@ -190,23 +194,8 @@ impl TiledKernel for Uint2 {
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
         // SAFETY: this inner loop is `Avx2`'s, which exists where `make` saw the features.
-        unsafe { run_uint2(tiles, acc) }
+        unsafe { run::<true, UINT2_STEPS>(tiles, acc) }
     }
-}
-
-#[target_feature(enable = "avx2")]
-fn run_uint2(tiles: &Tiles<'_>, acc: &mut [i32]) {
-    in_parts::<NR, UINT2_STEPS>(tiles, acc, |offsets, weights, acc| {
-        for (rows, acc) in tiles.rows::<MR>().zip(acc.as_chunks_mut::<{ MR * NR }>().0) {
-            for v in 0..NV {
-                // SAFETY: as in `run`.
-                let counts = unsafe { count_uint2(rows, offsets, weights.as_ptr().add(v * 64)) };
-                for r in 0..MR {
-                    add_to(&mut acc[r * NR + v * 4..][..4], counts[r]);
-                }
-            }
-        }
-    });
 }
 
 /// `Σ (x·w + 3·[w = -1])`, four channels in 64-bit lanes.

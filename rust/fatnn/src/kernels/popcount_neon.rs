@@ -67,18 +67,22 @@ impl TiledKernel for Neon {
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
         // SAFETY: `self` exists, so `make` saw the feature.
-        unsafe { run(tiles, acc) }
+        unsafe { run::<false>(tiles, acc) }
     }
 }
 
+/// All tiles: of ternary codes, or of two bits.
 #[target_feature(enable = "neon")]
-fn run(tiles: &Tiles<'_>, acc: &mut [i32]) {
+fn run<const UINT2: bool>(tiles: &Tiles<'_>, acc: &mut [i32]) {
     in_parts::<NR, MAX_STEPS>(tiles, acc, |offsets, weights, acc| {
         for (rows, acc) in tiles.rows::<MR>().zip(acc.as_chunks_mut::<{ MR * NR }>().0) {
             for v in (0..NV).step_by(VECTORS) {
                 // SAFETY: `weights` holds `NV` pairs of vectors for every offset, and `Tiles::new` checked that every row
                 // has a unit of 16 bytes at every offset.
-                let counts = unsafe { count(rows, offsets, weights.as_ptr().add(v * 32)) };
+                let counts = unsafe {
+                    let weights = weights.as_ptr().add(v * 32);
+                    if UINT2 { count_uint2(rows, offsets, weights) } else { count(rows, offsets, weights) }
+                };
                 for r in 0..MR {
                     let out = acc[r * NR + v * 2..][..4].as_mut_ptr();
                     // SAFETY: `out` has four elements.
@@ -150,25 +154,8 @@ impl TiledKernel for Uint2 {
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
         // SAFETY: this inner loop is `Neon`'s, which exists where `make` saw the feature.
-        unsafe { run_uint2(tiles, acc) }
+        unsafe { run::<true>(tiles, acc) }
     }
-}
-
-#[target_feature(enable = "neon")]
-fn run_uint2(tiles: &Tiles<'_>, acc: &mut [i32]) {
-    in_parts::<NR, MAX_STEPS>(tiles, acc, |offsets, weights, acc| {
-        for (rows, acc) in tiles.rows::<MR>().zip(acc.as_chunks_mut::<{ MR * NR }>().0) {
-            for v in (0..NV).step_by(VECTORS) {
-                // SAFETY: as in `run`.
-                let counts = unsafe { count_uint2(rows, offsets, weights.as_ptr().add(v * 32)) };
-                for r in 0..MR {
-                    let out = acc[r * NR + v * 2..][..4].as_mut_ptr();
-                    // SAFETY: `out` has four elements.
-                    unsafe { vst1q_s32(out, vaddq_s32(vld1q_s32(out), counts[r])) };
-                }
-            }
-        }
-    });
 }
 
 /// `Σ (x·w + 3·[w = -1])`, for four channels.
