@@ -167,7 +167,7 @@ def compare(options: CompareOptions, console: Console) -> dict[str, Any]:
     _run_all(options, calls, console)
     results = _collect(options, recipe)
     _write(options, results)
-    console.print(table(results), highlight=False)
+    console.print(table(results), highlight=False, soft_wrap=True)
     return results
 
 
