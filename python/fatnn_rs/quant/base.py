@@ -26,6 +26,7 @@ __all__ = [
     "positive",
     "round_ste",
     "scale_gradient",
+    "sums_dtype",
     "widen",
 ]
 
@@ -102,6 +103,14 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 def widen(x: Tensor) -> Tensor:
     """float16 and bfloat16 as float32 (quantizers compute in float32 or wider); anything else as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def sums_dtype(x: Tensor) -> torch.dtype:
+    """Return what to sum statistics of ``x`` in, so that the number of threads does not show in them: float64.
+
+    Apple's devices have none; there it is the dtype of ``x``.
+    """
+    return torch.float64 if x.device.type != "mps" else x.dtype
 
 
 @torch.no_grad()

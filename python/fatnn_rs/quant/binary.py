@@ -22,6 +22,7 @@ from fatnn_rs.quant.base import (
     positive,
     round_ste,
     scale_gradient,
+    sums_dtype,
     widen,
 )
 
@@ -70,12 +71,8 @@ def approximate_sign(x: Tensor) -> Tensor:
 
 
 def mean_size(weight: Tensor, rows: int) -> Tensor:
-    """``mean(|w|)`` of each of ``rows`` parts of ``weight``, detached, shaped to combine with it; never zero.
-
-    Summed in float64, so that the number of threads does not show.
-    """
-    exact = torch.float64 if weight.device.type != "mps" else weight.dtype
-    size = weight.detach().abs().to(exact).reshape(rows, -1).mean(dim=1).clamp(min=_LEAST)
+    """``mean(|w|)`` of each of ``rows`` parts of ``weight``, detached, shaped to combine with it; never zero."""
+    size = weight.detach().abs().to(sums_dtype(weight)).reshape(rows, -1).mean(dim=1).clamp(min=_LEAST)
     return size.to(weight.dtype).view(-1, *([1] * (weight.dim() - 1)))
 
 

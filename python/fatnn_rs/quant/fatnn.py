@@ -18,7 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import hardtanh
 
-from fatnn_rs.quant.base import MIN_STEP, ActivationQuantizer, WeightQuantizer, fit_step, positive, round_ste, widen
+from fatnn_rs.quant.base import (
+    MIN_STEP,
+    ActivationQuantizer,
+    WeightQuantizer,
+    fit_step,
+    positive,
+    round_ste,
+    sums_dtype,
+    widen,
+)
 
 __all__ = ["FatnnActivation", "FatnnUint2", "FatnnWeight"]
 
@@ -82,9 +91,8 @@ class FatnnWeight(WeightQuantizer):
     def normalize(self, weight: Tensor) -> Tensor:
         """``(w - mean) / std`` with detached statistics: same shape as ``weight``, float32 or wider."""
         weight = widen(weight)
-        wide = torch.float64 if weight.device.type != "mps" else weight.dtype
         # A copy of its own, which is worked on in place: fresh memory costs more than the arithmetic.
-        sample = weight.detach().to(wide, copy=True)
+        sample = weight.detach().to(sums_dtype(weight), copy=True)
         rows = sample.reshape(self.out_channels if self.per_channel else 1, -1)
         mean = rows.mean(dim=1, keepdim=True)
         std = rows.sub_(mean).square_().mean(dim=1).sqrt().clamp(min=_MIN_STD)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fatnn_rs.quant.base import WeightQuantizer, widen
+from fatnn_rs.quant.base import WeightQuantizer, sums_dtype, widen
 
 __all__ = ["TwnWeight"]
 
@@ -57,9 +57,7 @@ class TwnWeight(WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the codes of ``weight``: same shape, float32 (or wider), values -1.0, 0.0, +1.0."""
         wide = widen(weight)
-        # Summed in float64, so that the number of threads does not show in the codes.
-        exact = torch.float64 if weight.device.type != "mps" else wide.dtype
-        size = wide.detach().abs().to(exact).reshape(self.out_channels if self.per_channel else 1, -1)
+        size = wide.detach().abs().to(sums_dtype(wide)).reshape(self.out_channels if self.per_channel else 1, -1)
         threshold = _FACTOR * size.mean(dim=1, keepdim=True)
         beyond = size > threshold
         scale = (size * beyond).sum(dim=1) / beyond.sum(dim=1).clamp(min=1)

@@ -154,6 +154,7 @@ class Recipe(_Section):
         Arguments of the model's constructor.
     pretrained
         Start the float model from the weights that torchvision or timm offer (fetched, where there is a network).
+        Pictures are brought to ImageNet's mean and deviation, whatever those weights were trained on.
     data
         A row of :data:`fatnn_rs.train.data.DATASETS`.
     train_images, test_images
