@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,32 @@ def report(pair: tuple[nn.Module, Any]) -> BenchReport:
     """Against every peer, installed or not."""
     model, net = pair
     return fatnn_rs.bench(net, INPUTS, tuple(PEERS), float_model=model, rounds=3)
+
+
+AFTERWARDS = """
+import signal, subprocess, sys, tempfile, torch
+from pathlib import Path
+from fatnn_rs.bench import PEERS
+from fatnn_rs.bench.export import Task
+seen = []
+signal.signal(signal.SIGCHLD, lambda number, frame: seen.append(number))
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)).eval()
+with tempfile.TemporaryDirectory() as folder:
+    built = PEERS[sys.argv[1]].build(Task(model, (torch.zeros(1, 3, 8, 8),), 1, Path(folder)))
+    del built
+seen.clear()  # the quantizer starts processes, too
+subprocess.run([sys.executable, "-c", ""], check=True)
+assert seen == [signal.SIGCHLD], seen
+"""
+
+
+@pytest.mark.parametrize("name", list(PEERS))
+def test_signals_are_handled_after_a_peer_is_gone(name: str) -> None:
+    if PEERS[name].missing():
+        pytest.skip(f"{name} is not installed")
+    arguments = [sys.executable, "-W", "ignore", "-X", "faulthandler", "-c", AFTERWARDS, name]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
 
 
 @pytest.mark.parametrize("name", list(PEERS))

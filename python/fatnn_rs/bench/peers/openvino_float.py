@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,6 @@ def compiled(task: Task, path: Path, **properties: Any) -> Built:
     """
     import openvino
 
-    core = openvino.Core()
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
@@ -30,8 +33,10 @@ def compiled(task: Task, path: Path, **properties: Any) -> Built:
         "ENABLE_CPU_PINNING": False,
         **properties,
     }
-    network = core.compile_model(core.read_model(str(path)), "CPU", options)
-    request = network.create_infer_request()
+    with _own_signal_stack():
+        core = openvino.Core()
+        network = core.compile_model(core.read_model(str(path)), "CPU", options)
+        request = network.create_infer_request()
     feed = task.feed([port.get_any_name() for port in network.inputs])
     values = [feed[port.get_any_name()] for port in network.inputs]
     kernels = _kernels(network)
@@ -40,6 +45,30 @@ def compiled(task: Task, path: Path, **properties: Any) -> Built:
         details=", ".join(f"{count} x {name}" for name, count in kernels.most_common()),
         amx=any("amx" in name for name in kernels) if kernels else None,
     )
+
+
+class _Stack(ctypes.Structure):
+    """``stack_t`` on Linux."""
+
+    _fields_ = (("base", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def _own_signal_stack() -> Iterator[None]:
+    """Keep this thread's alternate stack for signals.
+
+    OpenVINO (2026.4) installs one of its own and unmaps it with the network, still installed: the next signal that
+    Python handles, an interrupt or a child's exit, would then end the process.
+    """
+    sigaltstack = getattr(ctypes.CDLL(None), "sigaltstack", None) if sys.platform == "linux" else None
+    before = _Stack()
+    if sigaltstack is None or sigaltstack(None, ctypes.byref(before)):
+        yield
+        return
+    try:
+        yield
+    finally:
+        sigaltstack(ctypes.byref(before), None)
 
 
 def _kernels(network: Any) -> Counter[str]:
