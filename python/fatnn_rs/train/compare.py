@@ -250,9 +250,11 @@ def _result(folder: Path) -> dict[str, Any]:
 
 def _collect(options: CompareOptions, recipe: Recipe) -> dict[str, Any]:
     floats = [_result(_float_folder(options, seed)) for seed in range(options.seeds)]
+    everything = list(floats)
     rows = [_line("float", Row("float", (), "32 bits", "32 bits", "-"), floats, "float_accuracy", floats)]
     for name in options.rows:
         runs = [_result(options.runs / f"{name}-seed{seed}") for seed in range(options.seeds)]
+        everything += runs
         rows.append(_line(name, _ALL[name], runs, "ternary_accuracy", floats))
     machine = floats[0]["machine"]
     return {
@@ -262,6 +264,7 @@ def _collect(options: CompareOptions, recipe: Recipe) -> dict[str, Any]:
         "command": _command(options),
         "options": recipe.to_json(),
         "machine": machine,
+        "commits": sorted({str(run["machine"]["commit"]) for run in everything}),
         "rows": rows,
     }
 
@@ -322,19 +325,20 @@ def _write(options: CompareOptions, results: dict[str, Any]) -> None:
     name = options.name or Path(options.recipe).stem
     machine, recipe = results["machine"], results["options"]
     versions = ", ".join(f"{key} {value}" for key, value in machine["versions"].items() if key in ("fatnn-rs", "torch"))
+    spread = _spread(results)
     epochs = [recipe[phase]["epochs"] for phase in ("float", "ternary")]
     text = [
-        f"# {name}: quantizers compared",
+        f"# {name}",
         "",
         f"{recipe['description']} {epochs[0]} epochs of float training, then {epochs[1]} of ternary training from the "
-        f"same float network for every row; mean ± standard deviation over {results['seeds']} seeds. The last epoch "
+        f"same float network for every row (but those from scratch); {spread}. The last epoch "
         "counts, not the best one. `cost`: passes over N bits for a product of N values.",
         "",
         table(results),
         "",
         f"    {results['command']}",
         "",
-        f"{machine['cpu']} ({machine['cpu_id']}), {machine['date'][:10]}, commit {machine['commit'] or 'unknown'}; "
+        f"{machine['cpu']} ({machine['cpu_id']}), {machine['date'][:10]}, commit {', '.join(results['commits'])}; "
         f"{versions}. Every figure, with seeds and curves: [{name}.json]({name}.json).",
         "",
         f"![accuracy of every row, and over epochs]({name}.png)",
@@ -342,6 +346,11 @@ def _write(options: CompareOptions, results: dict[str, Any]) -> None:
     (options.results / f"{name}.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     (options.results / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     _draw(results, options.results / f"{name}.png")
+
+
+def _spread(results: dict[str, Any]) -> str:
+    seeds = results["seeds"]
+    return f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
 
 
 def _need_matplotlib() -> None:
@@ -370,7 +379,7 @@ def _draw(results: dict[str, Any], path: Path) -> None:
     bars.set_yticks(list(places), [row["title"] for row in rows])
     bars.invert_yaxis()
     bars.grid(axis="x", alpha=0.3)
-    bars.set(xlabel="test accuracy, %", title=f"mean and standard deviation, {results['seeds']} seeds")
+    bars.set(xlabel="test accuracy, %", title=_spread(results))
     for row, colour in zip(rows, colours, strict=True):
         points = [100 * mean(values) for values in zip(*row["curves"], strict=True)]
         curves.plot(range(1, len(points) + 1), points, color=colour, label=row["title"])
