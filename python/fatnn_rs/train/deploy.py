@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fatnn_rs
 from fatnn_rs.errors import ConversionError, UnsupportedError
@@ -64,7 +64,7 @@ def deploy(model: nn.Module, data: Data, path: Path, verify_images: int | None =
             if verify_images is None or seen < verify_images:
                 report = fatnn_rs.verify(model, net, x)
                 total, different = total + report.codes_total, different + report.codes_different
-            eager, rust = _classes(model(x)), _classes(net(x))
+            eager, rust = model(x).argmax(1), net(x).argmax(1)
             if not torch.equal(eager, rust):
                 raise ConversionError(
                     f"{path}: {int((eager != rust).sum())} of {len(x)} images are classified otherwise in Rust than in "
@@ -82,7 +82,3 @@ def deploy(model: nn.Module, data: Data, path: Path, verify_images: int | None =
         "codes_different": different,
         **kept,
     }
-
-
-def _classes(logits: Tensor) -> Tensor:
-    return logits.argmax(1)

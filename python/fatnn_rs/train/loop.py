@@ -13,7 +13,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, SequentialLR
 
 from fatnn_rs.errors import ConfigError, FatnnError
+from fatnn_rs.machine import here
 from fatnn_rs.nn.layers import held_weights
 from fatnn_rs.prepare import param_groups, prepare
 from fatnn_rs.train.data import Data, Share, load_data
@@ -193,7 +194,7 @@ class _Job:
             if recipe.ternary is not None:
                 result |= deploy(model.cpu().eval(), self.data, run.folder / "net.safetensors", recipe.verify_images)
             result["seconds"] = round(time.perf_counter() - started, 1)
-            run.finish(_with_machine(result, run))
+            run.finish({**run.identity, **result, "machine": asdict(here())})
             run.discard("checkpoint")
         self.accelerator.wait_for_everyone()
         return result
@@ -521,13 +522,3 @@ def _load(model: nn.Module, weights: dict[str, Any], source: Path) -> None:
     except RuntimeError as error:
         text = " ".join(str(error).split())
         raise ConfigError(f"{source} does not fit the recipe's model: {text[:300]}") from error
-
-
-def _with_machine(result: dict[str, Any], run: Run) -> dict[str, Any]:
-    import json
-    from dataclasses import asdict
-
-    from fatnn_rs.machine import here
-
-    identity = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
-    return {**identity, **result, "machine": asdict(here())}

@@ -56,7 +56,7 @@ class Run:
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any], write: bool = True) -> None:
-        self.folder = folder
+        self.folder, self.identity = folder, identity
         if write:
             folder.mkdir(parents=True, exist_ok=True)
         path = folder / "run.json"
