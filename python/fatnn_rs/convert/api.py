@@ -15,7 +15,7 @@ from fatnn_rs.convert.passes import run_passes
 from fatnn_rs.nn.layers import held_weights
 from fatnn_rs.threads import one_thread
 
-__all__ = ["convert"]
+__all__ = ["convert", "convert_float"]
 
 
 @torch.no_grad()
@@ -53,6 +53,30 @@ def convert(model: nn.Module, example_inputs: Any, float_layers: str = "torch") 
         ``float_layers`` is neither.
     """
     check_model(model)
+    return _convert(model, example_inputs, float_layers)
+
+
+@torch.no_grad()
+def convert_float(model: nn.Module, example_inputs: Any) -> TernaryNetwork:
+    """Convert a float model to a network that the engine runs in float32: what quantized ones are compared with.
+
+    Parameters
+    ----------
+    model
+        In eval mode, on the CPU. It is not changed.
+    example_inputs
+        As for :func:`convert`.
+
+    Raises
+    ------
+    ConversionError, InputError
+        As :func:`convert`.
+    """
+    check_model(model, quantized=False)
+    return _convert(model, example_inputs, "rust")
+
+
+def _convert(model: nn.Module, example_inputs: Any, float_layers: str) -> TernaryNetwork:
     arguments = check_inputs("example_inputs", example_inputs)
     root = as_root(model)
     with held_weights(root):

@@ -45,8 +45,8 @@ def check_inputs(what: str, inputs: Any) -> tuple[Any, ...]:
     return arguments
 
 
-def check_model(model: nn.Module) -> None:
-    """Check that a model can be converted at all.
+def check_model(model: nn.Module, quantized: bool = True) -> None:
+    """Check that a model can be converted at all; ``quantized``: it has to hold layers that are.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise ConversionError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     layers = quantized_layers(model)
-    if not layers:
+    if quantized and not layers:
         raise ConversionError(
             f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to convert; call "
             "fatnn_rs.prepare(model) first, and train it"

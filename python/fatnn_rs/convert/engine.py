@@ -125,7 +125,9 @@ _CONDITIONS: dict[str, Callable[[Node, int], bool]] = {
 _RANKS = (2, 3, 4)
 
 
-def cut(graph: Graph, float_layers: str, declined: Container[str] = ()) -> list[Node | Segment]:
+def cut(
+    graph: Graph, float_layers: str, declined: Container[str] = (), family: str | None = None
+) -> list[Node | Segment]:
     """Group a graph's nodes into segments and nodes that run one by one.
 
     Parameters
@@ -136,6 +138,8 @@ def cut(graph: Graph, float_layers: str, declined: Container[str] = ()) -> list[
         One of :data:`FLOAT_LAYERS`.
     declined
         Names of nodes that no segment may take.
+    family
+        Of the kernels that segments take; what suits the CPU by default.
 
     Returns
     -------
@@ -149,7 +153,7 @@ def cut(graph: Graph, float_layers: str, declined: Container[str] = ()) -> list[
     return [
         part
         for run in _runs(graph, taken)
-        for part in (_segment(graph, run, float_layers) if run[0].name in taken else run)
+        for part in (_segment(graph, run, float_layers, family) if run[0].name in taken else run)
     ]
 
 
@@ -200,9 +204,9 @@ def _able(graph: Graph, float_layers: str) -> Callable[[Node], bool]:
     return able
 
 
-def _segment(graph: Graph, nodes: list[Node], float_layers: str) -> list[Node | Segment]:
-    """Nodes as one segment, or one by one where nothing in them is ternary or int8, or codes go in or out."""
-    if not any(node.op in ("conv_codes", "conv_float", *INT8_OPS) for node in nodes):
+def _segment(graph: Graph, nodes: list[Node], float_layers: str, family: str | None) -> list[Node | Segment]:
+    """Nodes as one segment, or one by one where codes go in or out, or the graph's integers are all elsewhere."""
+    if any(map(_on_integers, graph.nodes)) and not any(map(_on_integers, nodes)):
         return list(nodes)
     inside = {node.name for node in nodes}
     reads = list(dict.fromkeys(name for node in nodes for name in node.inputs if name not in inside))
@@ -237,10 +241,16 @@ def _segment(graph: Graph, nodes: list[Node], float_layers: str) -> list[Node | 
         )
     text = json.dumps({"nodes": described, "outputs": {"list": [{"value": name} for name in makes]}})
     try:
-        network = _core.Network(text, tensors, plain)
+        network = _core.Network(text, tensors, plain, family)
     except UnsupportedError:  # an operation of the tables above that this build of the engine lacks
+        if family is not None:
+            raise
         return list(nodes)
     return [Segment(list(nodes), reads, makes, network)]
+
+
+def _on_integers(node: Node) -> bool:
+    return node.op in ("conv_codes", "conv_float", *INT8_OPS)
 
 
 def _affine(graph: Graph, node: Node, float_layers: str) -> tuple[str, dict[str, Tensor]] | None:

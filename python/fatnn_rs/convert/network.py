@@ -39,21 +39,27 @@ class TernaryNetwork(nn.Module):
     float_layers
         Who runs float convolutions, linear layers and means: ``"torch"`` gives the eager model's bits, ``"rust"`` fewer
         calls (usually one for the whole network) and sums that may differ in the last place.
+    family
+        Of the kernels that products in the engine take, ``"popcount"``, ``"table"`` or ``"matrix"``, for benchmarks;
+        what suits the CPU by default.
 
     Raises
     ------
     ConfigError
         ``float_layers`` is something else.
+    UnsupportedError
+        ``family`` has no kernel for some product here.
     InputError
         From calls: wrong number, dtype, device, rank or channels of inputs; NaN where a quantizer reads it.
     """
 
-    def __init__(self, graph: Graph, float_layers: str = "torch") -> None:
+    def __init__(self, graph: Graph, float_layers: str = "torch", family: str | None = None) -> None:
         super().__init__()
         if float_layers not in FLOAT_LAYERS:
             raise ConfigError(f"float_layers must be one of {', '.join(map(repr, FLOAT_LAYERS))}, got {float_layers!r}")
         self.graph = graph
         self.float_layers = float_layers
+        self.family = family
         self.training = False
         self._declined: frozenset[str] = frozenset()
         self._prepare()
@@ -61,7 +67,7 @@ class TernaryNetwork(nn.Module):
     def _prepare(self) -> None:
         graph = self.graph
         self._inputs = [node for node in graph.nodes if node.op == "input"]
-        self._parts = _plan(graph, cut(graph, self.float_layers, self._declined))
+        self._parts = _plan(graph, cut(graph, self.float_layers, self._declined, self.family))
         self._single: list[_Part] | None = None
         self._single_lock = threading.Lock()
         self._key = uuid.uuid4().hex

@@ -203,16 +203,54 @@ fn packed_blob<'py>(
 }
 
 /// Weight codes (n, channels / groups, height, width), ternary or of two bits, to the blob that this CPU's kernel wants for
-/// activations of the kind `act`.
+/// activations of the kind `act`; or that the kernel named `kernel` wants, which has to be one that would run it.
 #[pyfunction]
+#[pyo3(signature = (weight, groups, act, kernel = None))]
 fn prepack<'py>(
     py: Python<'py>,
     weight: &Bound<'py, PyAny>,
     groups: usize,
     act: &str,
+    kernel: Option<&str>,
 ) -> PyResult<Bound<'py, PyArray1<u8>>> {
     let act = Act::from_name(act).map_err(|e| raise(py, e))?;
-    packed_blob(py, weight, groups, |codes, shape| Ok(PackedWeights::new(codes, shape, act)?.as_bytes().to_vec()))
+    let kernel = kernel.map(kernels::named).transpose().map_err(|e| raise(py, e))?;
+    packed_blob(py, weight, groups, |codes, shape| {
+        let Some(kernel) = kernel else { return Ok(PackedWeights::new(codes, shape, act)?.as_bytes().to_vec()) };
+        let blob = PackedWeights::for_kernel(kernel, codes, shape, act)?.as_bytes().to_vec();
+        // Blobs carry the layout's number, which kernels may share, and the environment may have excluded.
+        let runs = PackedWeights::from_bytes(&blob).map(|packed| packed.kernel().name());
+        match runs {
+            Ok(name) if name == kernel.name() => Ok(blob),
+            other => Err(fatnn::Error::Value {
+                what: "kernel",
+                expected: "one that this process takes for its layout (FATNN_ISA and FATNN_KERNEL choose)".into(),
+                got: format!("{}, in whose place {} would run", kernel.name(), other.unwrap_or("none")),
+            }),
+        }
+    })
+}
+
+/// The kernels that this process may run for such weights and activations of the kind `act`, best first, each as a dictionary of
+/// its name, family and isa; where several share a layout of weights, the best of them.
+#[pyfunction]
+fn kernels_for<'py>(py: Python<'py>, weight: &Bound<'py, PyAny>, act: &str) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    let weight = In::<i8>::new(weight, "weight", None)?;
+    let operands = Act::from_name(act).and_then(|act| Operands::of(weight.slice(), act)).map_err(|e| raise(py, e))?;
+    let mut layouts = Vec::new();
+    let mut found = Vec::new();
+    for kernel in kernels::available().map_err(|e| raise(py, e))? {
+        if !operands.run_on(*kernel) || layouts.contains(&kernel.layout()) {
+            continue;
+        }
+        layouts.push(kernel.layout());
+        let row = PyDict::new(py);
+        row.set_item("name", kernel.name())?;
+        row.set_item("family", kernel.layout().family.name())?;
+        row.set_item("isa", kernel.isa().name())?;
+        found.push(row);
+    }
+    Ok(found)
 }
 
 /// What a blob of packed weights holds: its shape, operands and the kernel that runs it.
@@ -516,6 +554,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(cpu_info, module)?,
         wrap_pyfunction!(int8_kernel_for, module)?,
         wrap_pyfunction!(kernel_for, module)?,
+        wrap_pyfunction!(kernels_for, module)?,
         wrap_pyfunction!(set_num_threads, module)?,
         wrap_pyfunction!(set_default_threads, module)?,
         wrap_pyfunction!(get_num_threads, module)?,

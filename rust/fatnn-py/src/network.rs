@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use fatnn::kernels::Family;
 use fatnn::net::{self, Input, Observed};
 use numpy::{IntoPyArray, PyArrayDyn, PyArrayMethods};
 use pyo3::prelude::*;
@@ -18,13 +19,24 @@ pub(crate) struct Network {
 
 #[pymethods]
 impl Network {
-    /// Builds a network from a graph's JSON text and its arrays, of which `plain_int8` means what it does to `save`.
+    /// Builds a network from a graph's JSON text and its arrays, of which `plain_int8` means what it does to `save`; `family`:
+    /// that of the kernels that its ternary products take, what suits the CPU by default.
     #[new]
-    #[pyo3(signature = (graph, tensors, plain_int8 = Vec::new()))]
-    fn new(py: Python<'_>, graph: &str, tensors: &Bound<'_, PyDict>, plain_int8: Vec<String>) -> PyResult<Self> {
+    #[pyo3(signature = (graph, tensors, plain_int8 = Vec::new(), family = None))]
+    fn new(
+        py: Python<'_>,
+        graph: &str,
+        tensors: &Bound<'_, PyDict>,
+        plain_int8: Vec<String>,
+        family: Option<&str>,
+    ) -> PyResult<Self> {
         let tensors = crate::tensors(tensors, &plain_int8)?;
-        let net = py.detach(|| net::Network::new(graph, &tensors)).map_err(|e| raise(py, e))?;
-        Ok(Network { net })
+        let family = family.map(Family::from_name).transpose().map_err(|e| raise(py, e))?;
+        let net = py.detach(|| match family {
+            Some(family) => net::Network::for_family(graph, &tensors, family),
+            None => net::Network::new(graph, &tensors),
+        });
+        Ok(Network { net: net.map_err(|e| raise(py, e))? })
     }
 
     /// Reads a network from a file.
@@ -44,6 +56,12 @@ impl Network {
     #[getter]
     fn outputs(&self) -> Vec<(String, Vec<usize>)> {
         self.net.outputs().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect()
+    }
+
+    /// Every product, in order: the node's name, the kernel that it runs on, and bytes of its weights as that has them.
+    #[getter]
+    fn products(&self) -> Vec<(String, &'static str, usize)> {
+        self.net.products().map(|(node, kernel, bytes)| (node.to_owned(), kernel, bytes)).collect()
     }
 
     /// Bytes of the buffers that are kept for later runs.

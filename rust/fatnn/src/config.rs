@@ -50,7 +50,7 @@ fn read() -> Result<Config> {
         isa: variable(ISA, |v| Isa::from_name(v).map(Some))?,
         family: variable(KERNEL, |v| match v {
             "auto" => Some(None),
-            name => [Family::Popcount, Family::Matrix, Family::Table].into_iter().find(|f| f.name() == name).map(Some),
+            name => Family::from_name(name).ok().map(Some),
         })?,
         threads: variable(THREADS, |v| {
             v.parse().ok().filter(|n| (1..=crate::parallel::MAX_THREADS).contains(n)).map(Some)

@@ -97,6 +97,14 @@ pub fn has_two_bits(weights: &[i8]) -> Result<bool> {
 }
 
 impl Operands {
+    /// Those of such weights and activations of the kind `act`.
+    ///
+    /// # Errors
+    /// As [`has_two_bits`].
+    pub fn of(weights: &[i8], act: Act) -> Result<Self> {
+        Ok(Operands { act, two_bit: has_two_bits(weights)? })
+    }
+
     /// `Ok` where the accumulators of such a shape are exact in float32.
     fn check(self, shape: WeightShape) -> Result<()> {
         let most = self.act.most() * if self.two_bit { 3 } else { 1 };

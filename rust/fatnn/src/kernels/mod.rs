@@ -35,7 +35,7 @@ use std::sync::OnceLock;
 use crate::codec::Act;
 use crate::cpu::{Features, Isa};
 use crate::epilogue::{Residual, TileAcc, ToCodes, ToFloat};
-use crate::error::Result;
+use crate::error::{Result, bad_value};
 use crate::net::Elementwise;
 use crate::quantize::QuantizeInput;
 
@@ -86,6 +86,20 @@ pub enum Family {
 }
 
 impl Family {
+    /// Every family there is.
+    pub const ALL: [Family; 3] = [Family::Popcount, Family::Matrix, Family::Table];
+
+    /// The family of that name.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] where there is none.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match Family::ALL.into_iter().find(|family| family.name() == name) {
+            Some(family) => Ok(family),
+            None => bad_value("kernel family", "\"popcount\", \"matrix\" or \"table\"", format!("{name:?}")),
+        }
+    }
+
     /// Name as in `FATNN_KERNEL`.
     pub fn name(self) -> &'static str {
         match self {
@@ -392,6 +406,41 @@ pub fn choose(out_channels: usize, reduction: usize, operands: Operands) -> Resu
 /// As [`available`].
 pub fn choose_for_linear(operands: Operands) -> Result<&'static dyn Kernel> {
     first(&for_operands(operands)?)
+}
+
+/// As [`choose`], or for a linear layer as [`choose_for_linear`], among the kernels of one family: for benchmarks.
+///
+/// # Errors
+/// [`crate::Error::Value`] where the family has none that runs these operands here; as [`available`].
+pub fn choose_in(
+    family: Family,
+    linear: bool,
+    out_channels: usize,
+    reduction: usize,
+    operands: Operands,
+) -> Result<&'static dyn Kernel> {
+    let able = |kernel: &&'static dyn Kernel| kernel.layout().family == family && operands.run_on(*kernel);
+    let kernels: Vec<_> = usable()?.iter().copied().filter(able).collect();
+    match kernels.first() {
+        None => bad_value("kernel family", format!("one that runs {operands:?} on this machine"), family.name()),
+        Some(&best) if linear => Ok(best),
+        Some(&best) => Ok(choose_among(&kernels, best, out_channels, reduction)),
+    }
+}
+
+/// The kernel of that name, whatever the environment says: for tests and benchmarks.
+///
+/// # Errors
+/// [`crate::Error::Value`] where this CPU has none.
+pub fn named(name: &str) -> Result<&'static dyn Kernel> {
+    let kernels = detected();
+    match kernels.iter().find(|kernel| kernel.name() == name) {
+        Some(&kernel) => Ok(kernel),
+        None => {
+            let names: Vec<_> = kernels.iter().map(|kernel| kernel.name()).collect();
+            bad_value("kernel", format!("one that this CPU has: {}", names.join(", ")), format!("{name:?}"))
+        }
+    }
 }
 
 fn first(kernels: &[&'static dyn Kernel]) -> Result<&'static dyn Kernel> {

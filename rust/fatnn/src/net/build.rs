@@ -7,15 +7,16 @@ use serde_json::Value as Json;
 
 use crate::codec::CodesLayout;
 use crate::error::{Error, Result};
+use crate::kernels::Family;
 use crate::net::file::Tensor;
 use crate::net::network::{Beside, NetNode, Network, Port};
 use crate::net::ops::{Node, Refusal, share};
 use crate::net::value::Operation;
 
 /// See [`Network::new`].
-pub(super) fn network(graph: &str, tensors: &BTreeMap<String, Tensor>) -> Result<Network> {
+pub(super) fn network(graph: &str, tensors: &BTreeMap<String, Tensor>, family: Option<Family>) -> Result<Network> {
     let json: Json = serde_json::from_str(graph).map_err(|e| malformed(format!("the graph is not JSON: {e}")))?;
-    Builder::default().build(&json, tensors)
+    Builder { family, ..Builder::default() }.build(&json, tensors)
 }
 
 fn malformed(why: String) -> Error {
@@ -33,6 +34,7 @@ struct Draft {
 /// Turns JSON into nodes.
 #[derive(Default)]
 struct Builder {
+    family: Option<Family>,
     inputs: Vec<Port>,
     nodes: Vec<Draft>,
     /// Name → value; and per value its kind, rank and number of readers.
@@ -115,7 +117,7 @@ impl Builder {
             self.kinds.push(None);
             return Ok(());
         }
-        let node = Node { rank, attrs: object("attrs")?, tensors: &named, all: tensors };
+        let node = Node { rank, attrs: object("attrs")?, tensors: &named, all: tensors, family: self.family };
         let operation = match node.make(op) {
             Ok(operation) => operation,
             Err(Refusal::Malformed(why)) => return Err(wrong(why)),

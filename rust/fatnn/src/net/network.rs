@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::codec::CodesLayout;
 use crate::error::{Error, Result, bad_value, check_len};
-use crate::kernels::Line;
+use crate::kernels::{Family, Line};
 use crate::net::build;
 use crate::net::file::{self, Tensor};
 use crate::net::ops::transpose;
@@ -181,7 +181,15 @@ impl Network {
     /// [`Error::Environment`] where a `FATNN_*` variable has a meaningless value.
     pub fn new(graph: &str, tensors: &BTreeMap<String, Tensor>) -> Result<Self> {
         crate::kernels::best()?;
-        build::network(graph, tensors)
+        build::network(graph, tensors, None)
+    }
+
+    /// As [`Network::new`], all its products on one family of kernels: for benchmarks.
+    ///
+    /// # Errors
+    /// As [`Network::new`]; [`Error::Unsupported`] naming the nodes where the family has no kernel for its operands.
+    pub fn for_family(graph: &str, tensors: &BTreeMap<String, Tensor>, family: Family) -> Result<Self> {
+        build::network(graph, tensors, Some(family))
     }
 
     pub(super) fn of(inputs: Vec<Port>, outputs: Vec<Port>, nodes: Vec<NetNode>, values: usize) -> Self {
@@ -196,6 +204,14 @@ impl Network {
     /// Names of the outputs, with their shapes at conversion.
     pub fn outputs(&self) -> impl Iterator<Item = (&str, &[usize])> {
         self.outputs.iter().map(|port| (port.name.as_str(), port.shape.as_slice()))
+    }
+
+    /// What every product runs on, in order: the node's name, the kernel's, and the bytes that its weights take as they are laid
+    /// out for it.
+    pub fn products(&self) -> impl Iterator<Item = (&str, &'static str, usize)> {
+        self.nodes
+            .iter()
+            .filter_map(|node| node.operation.product().map(|(kernel, bytes)| (node.name.as_str(), kernel, bytes)))
     }
 
     /// Bytes of the buffers kept at this moment, over all input shapes seen.

@@ -157,6 +157,10 @@ pub(crate) trait Operation: Send + Sync + std::fmt::Debug {
     fn quantizer(&self) -> Option<Quantizer> {
         None
     }
+    /// The kernel of the product that this operation is, where it is one, and the bytes of its weights as they are laid out.
+    fn product(&self) -> Option<(&'static str, usize)> {
+        None
+    }
     /// The elementwise functions that this operation consists of, where it is nothing else.
     fn elementwise(&mut self) -> Option<Vec<super::ops::Elementwise>> {
         None

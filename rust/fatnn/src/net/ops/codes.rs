@@ -104,6 +104,10 @@ impl TernaryConv {
 }
 
 impl Operation for TernaryConv {
+    fn product(&self) -> Option<(&'static str, usize)> {
+        Some((self.weights.kernel().name(), self.weights.as_bytes().len()))
+    }
+
     fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
         let wanted = self.weights.codes_layout()?;
         if inputs.first() != Some(&Some(wanted)) {

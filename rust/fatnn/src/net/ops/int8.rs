@@ -50,6 +50,10 @@ pub(super) fn make(node: &Node<'_>, axes: usize) -> Made {
 }
 
 impl Operation for Int8Conv {
+    fn product(&self) -> Option<(&'static str, usize)> {
+        Some((self.weights.kernel().name(), self.weights.as_bytes().len()))
+    }
+
     fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
         super::floats("an int8 layer", inputs, 1)
     }

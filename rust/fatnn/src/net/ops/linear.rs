@@ -70,6 +70,10 @@ impl FloatConv {
 }
 
 impl Operation for FloatConv {
+    fn product(&self) -> Option<(&'static str, usize)> {
+        Some(("gemm-f32", size_of_val(self.weight.as_slice())))
+    }
+
     fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
         super::floats("a float convolution", inputs, 1)
     }

@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 
 use crate::codec::{Act, CodesLayout, Coding};
 use crate::error::{Result, bad_value};
+use crate::kernels::{self, Family, Operands};
 use crate::net::file::Tensor;
 use crate::net::value::Operation;
 use crate::weights::{PackedWeights, WeightShape};
@@ -36,6 +37,8 @@ pub(crate) struct Node<'a> {
     pub attrs: &'a serde_json::Map<String, Json>,
     pub tensors: &'a BTreeMap<String, String>,
     pub all: &'a BTreeMap<String, Tensor>,
+    /// The family whose kernels products take; what suits the CPU where `None`.
+    pub family: Option<Family>,
 }
 
 /// Why a node could not be made into an operation.
@@ -220,8 +223,18 @@ fn ternary_conv(node: &Node<'_>, tail: Tail) -> Made {
         return Err(format!("dims must be 0, 1 or 2, got {axes}").into());
     }
     let act = node.act()?;
-    let pack = if axes == 0 { PackedWeights::for_linear } else { PackedWeights::new };
-    let weights = pack(codes, shape, act).map_err(text)?;
+    let weights = match node.family {
+        Some(family) => {
+            let operands = Operands::of(codes, act).map_err(text)?;
+            let reduction = group_channels.saturating_mul(kh).saturating_mul(kw);
+            let kernel = kernels::choose_in(family, axes == 0, out_channels / groups.max(1), reduction, operands)
+                .map_err(|e| Refusal::Foreign(text(e)))?;
+            PackedWeights::for_kernel(kernel, codes, shape, act)
+        }
+        None if axes == 0 => PackedWeights::for_linear(codes, shape, act),
+        None => PackedWeights::new(codes, shape, act),
+    };
+    let weights = weights.map_err(text)?;
     let window = node.window(2)?;
     if window.kernel != [kh, kw] {
         return Err(format!("kernel {:?} and weight {:?} disagree", window.kernel, shape.kernel).into());
