@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
-import re
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from fatnn_rs import _core
+from fatnn_rs.bench.candidates import Candidate, build, finish, milliseconds, note, threads_of_all
 from fatnn_rs.bench.export import Task
 from fatnn_rs.bench.layers import time_layers
-from fatnn_rs.bench.peers import INSTALL, PEERS, Built, Peer, arrays_of
-from fatnn_rs.bench.report import ABSENT, FAILED, MEASURED, NO_MODEL, OURS, BenchReport, PeerRow
-from fatnn_rs.bench.timing import PAUSE_SECONDS, Spread, interleaved, ratios
+from fatnn_rs.bench.peers import PEERS, arrays_of
+from fatnn_rs.bench.report import MEASURED, NO_MODEL, OURS, BenchReport, PeerRow
+from fatnn_rs.bench.timing import PAUSE_SECONDS, interleaved
 from fatnn_rs.convert import TernaryNetwork, summary
 from fatnn_rs.convert.checks import check_inputs
 from fatnn_rs.errors import ConfigError, InputError
@@ -35,19 +31,6 @@ __all__ = ["bench"]
 Progress = Callable[[str, int, int], None]
 
 _FEWEST_ROUNDS = 3
-
-#: Terminal colours inside other packages' messages.
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-
-
-@dataclass
-class _Candidate:
-    """A peer on its way into the report."""
-
-    name: str
-    peer: Peer
-    row: PeerRow
-    calls: dict[str, Callable[[], Any]] = field(default_factory=dict)
 
 
 def bench(
@@ -115,12 +98,12 @@ def bench(
     _check_model(float_model)
     report = progress or _no_progress
     machine = here()
-    rows = [_Candidate(name, PEERS[name], PeerRow(name, PEERS[name].describe, NO_MODEL)) for name in names]
-    with tempfile.TemporaryDirectory(prefix="fatnn-bench-") as folder, _threads(threads), torch.inference_mode():
+    rows = [Candidate(name, PEERS[name], PeerRow(name, PEERS[name].describe, NO_MODEL)) for name in names]
+    with tempfile.TemporaryDirectory(prefix="fatnn-bench-") as folder, threads_of_all(threads), torch.inference_mode():
         answer = list(arrays_of(net(*arguments)))
         if float_model is None:
             for candidate in rows:
-                _note(candidate, NO_MODEL, "it needs the float model: bench(..., float_model=model before prepare)")
+                note(candidate, NO_MODEL, "it needs the float model: bench(..., float_model=model before prepare)")
         else:
             with torch.inference_mode(False):
                 model = copy.deepcopy(float_model).eval()
@@ -129,7 +112,7 @@ def bench(
             task = Task(model, arguments, threads, Path(folder))
             for done, candidate in enumerate(rows):
                 report(f"building {candidate.name}", done, len(rows))
-                _build(candidate, task, wanted, AMX in machine.flags)
+                build(candidate, task, wanted, AMX in machine.flags)
         calls: dict[tuple[str, str], Callable[[], Any]] = {(OURS, ""): lambda: net(*arguments)}
         calls |= {(c.name, variant): call for c in rows for variant, call in c.calls.items()}
         keyed = {f"{number}": call for number, call in enumerate(calls.values())}
@@ -141,7 +124,7 @@ def bench(
     ours = by_call[OURS, ""]
     # Convolutions take the matrix unit where there is one.
     amx = "yes" if any("amx" in kernel for kernel in _core.cpu_info()["kernels"]) else "no"
-    first = PeerRow(OURS, "this network", MEASURED, milliseconds=_milliseconds(ours), amx=amx)
+    first = PeerRow(OURS, "this network", MEASURED, milliseconds=milliseconds(ours), amx=amx)
     return BenchReport(
         network=label or f"network of {net.report.layers_ternary} ternary layers",
         shapes=tuple(tuple(value.shape) for value in arguments if isinstance(value, Tensor)),
@@ -149,7 +132,7 @@ def bench(
         rounds=rounds,
         macs=sizes.macs,
         macs_ternary=sum(row.macs for row in sizes.rows if row.weight_bits <= 2),
-        rows=(first, *(_finish(candidate, by_call, ours) for candidate in rows)),
+        rows=(first, *(finish(candidate, by_call, ours) for candidate in rows)),
         layers=layers,
         machine=machine,
     )
@@ -197,115 +180,3 @@ def _cloned(value: Any) -> Any:
 
 def _no_progress(what: str, done: int, total: int) -> None:
     pass
-
-
-@contextmanager
-def _threads(threads: int) -> Iterator[None]:
-    """Set torch's and the core's number of threads, and put both back.
-
-    The core follows torch unless told a number of its own (set_num_threads, FATNN_NUM_THREADS); it is told only then,
-    so that it goes on following afterwards where it did before.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    _core.set_default_threads(threads)
-    own = _core.get_num_threads()
-    if own != threads:
-        _core.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        _core.set_default_threads(before)
-        if own != threads:
-            _core.set_num_threads(own)
-
-
-def _note(candidate: _Candidate, state: str, reason: str) -> None:
-    candidate.row = PeerRow(candidate.name, candidate.peer.describe, state, reason)
-
-
-def _build(candidate: _Candidate, task: Task, wanted: list[np.ndarray], has_amx: bool) -> None:
-    """Make a peer ready and check its answer; what goes wrong goes into its row."""
-    peer = candidate.peer
-    missing = peer.missing()
-    if missing:
-        _note(candidate, ABSENT, f"{', '.join(missing)} not installed: {INSTALL}")
-        return
-    start = time.perf_counter()
-    try:
-        # Exporters and runtimes write into the model's tensors' metadata, which inference mode forbids.
-        with torch.inference_mode(False), torch.no_grad():
-            built = peer.build(task)
-        seconds = time.perf_counter() - start
-        errors = {variant: _difference(call(), wanted) for variant, call in built.variants.items()}
-    except Exception as error:  # whatever another runtime raises belongs in its row, not in the caller's lap
-        _note(candidate, FAILED, _reason(error))
-        return
-    worst = max(errors.values())
-    if not math.isfinite(worst) or (peer.tolerance is not None and worst > peer.tolerance):
-        _note(candidate, FAILED, f"its answer differs from the float model's by {worst:.1e} of the largest value")
-        return
-    candidate.calls = dict(built.variants)
-    candidate.row = PeerRow(
-        candidate.name,
-        peer.describe,
-        MEASURED,
-        details=built.details,
-        amx=_amx(peer, built, has_amx),
-        error=worst,
-        build_seconds=round(seconds, 3),
-    )
-
-
-def _reason(error: BaseException) -> str:
-    """Name an exception and what it came from, in one line without terminal colours."""
-    root = error
-    while root.__cause__ is not None:
-        root = root.__cause__
-    parts = [f"{type(e).__name__}: {' '.join(_COLOUR.sub('', str(e)).split())[:300]}" for e in (error, root)]
-    return parts[0] if root is error else f"{parts[0]} (from {parts[1]})"
-
-
-def _difference(answer: Any, wanted: list[np.ndarray]) -> float:
-    """Largest difference relative to the largest wanted value; infinity where shapes differ or a value is NaN."""
-    got = list(arrays_of(answer))
-    if [array.shape for array in got] != [array.shape for array in wanted]:
-        return math.inf
-    scale = max((float(np.abs(array).max()) for array in wanted if array.size), default=0.0) or 1.0
-    worst = max((float(np.abs(a - b).max()) for a, b in zip(got, wanted, strict=True) if a.size), default=0.0)
-    return worst / scale if math.isfinite(worst) else math.inf
-
-
-def _amx(peer: Peer, built: Built, has_amx: bool) -> str:
-    if not has_amx:
-        return "no"
-    if built.amx is not None:
-        return "yes" if built.amx else "no"
-    return "may" if peer.may_use_amx else "no"
-
-
-def _milliseconds(seconds: list[float]) -> Spread:
-    return Spread.of([1e3 * value for value in seconds])
-
-
-def _finish(candidate: _Candidate, times: dict[tuple[str, str], list[float]], ours: list[float]) -> PeerRow:
-    """Put the best variant's figures into the row."""
-    if not candidate.calls:
-        return candidate.row
-    spreads = {variant: _milliseconds(times[candidate.name, variant]) for variant in candidate.calls}
-    best = min(spreads, key=lambda variant: spreads[variant].median)
-    row = candidate.row
-    return PeerRow(
-        row.name,
-        row.describe,
-        row.state,
-        milliseconds=spreads[best],
-        ratio=Spread.of(ratios(times[row.name, best], ours)),
-        variant=best,
-        variants={variant: spread.median for variant, spread in spreads.items()},
-        details=row.details,
-        amx=row.amx,
-        error=row.error,
-        build_seconds=row.build_seconds,
-    )

@@ -1,4 +1,4 @@
-"""The networks that ``fatnn bench`` knows by name. Nothing else in the package does.
+"""The networks that ``fatnn bench`` and ``fatnn ladder`` know by name. Nothing else in the package does.
 
 Weights are random and BatchNorm is randomised, for time depends on neither; the answers are compared all the same.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,9 @@ from fatnn_rs.convert import TernaryNetwork
 from fatnn_rs.errors import ConfigError, ConversionError, UnsupportedError
 from fatnn_rs.models.cifar_resnet import resnet20, resnet32
 from fatnn_rs.models.digits import DigitsNet
+from fatnn_rs.models.small_cnn import SmallCnn
 
-__all__ = ["ENDS", "NETWORKS", "Network", "Ready", "make"]
+__all__ = ["ENDS", "NETWORKS", "Built", "Network", "Ready", "build", "make", "quantized"]
 
 #: What the first and the last layer may be.
 ENDS = ("float", "int8", "ternary")
@@ -75,9 +77,29 @@ NETWORKS: dict[str, Network] = {
     **{name: Network(_torchvision(name), 3, 224) for name in ("resnet18", "resnet34", "resnet50", "vgg16_bn")},
     "cifar-resnet20": Network(resnet20, 3, 32, sizes_free=False),
     "cifar-resnet32": Network(resnet32, 3, 32, sizes_free=False),
+    "cifar-resnet20-conv": Network(partial(resnet20, shortcut="conv"), 3, 32, sizes_free=False),  # the recipe's
+    "small-cnn": Network(SmallCnn, 1, 28, sizes_free=False),
     "mlp": Network(_mlp, 1, 28, sizes_free=False),
     "digits": Network(DigitsNet, 1, 8, sizes_free=False),
 }
+
+
+@dataclass(frozen=True)
+class Built:
+    """A float model with random weights, and images for it.
+
+    Attributes
+    ----------
+    batch
+        Images that initialise step sizes.
+    images
+        Makes so many others.
+    """
+
+    name: str
+    model: nn.Module
+    batch: Tensor
+    images: Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -97,8 +119,8 @@ class Ready:
     codes: int
 
 
-def make(name: str, size: int | None = None, ends: str = "float") -> Ready:
-    """Build, prepare and convert one of :data:`NETWORKS`, and verify the result.
+def build(name: str, size: int | None = None) -> Built:
+    """Build one of :data:`NETWORKS`.
 
     Parameters
     ----------
@@ -106,15 +128,11 @@ def make(name: str, size: int | None = None, ends: str = "float") -> Ready:
         Row of :data:`NETWORKS`.
     size
         Height and width of the images; the network's usual one by default, and for networks made for one size.
-    ends
-        What its first and its last layer are: ``"float"``, ``"int8"`` or ``"ternary"``.
 
     Raises
     ------
     ConfigError
-        An unknown name, a size the network cannot take, or ends that are none of these.
-    ConversionError
-        Where a code of the converted network differs from its model's.
+        An unknown name, or a size the network cannot take.
     UnsupportedError
         torchvision is missing.
     """
@@ -124,24 +142,61 @@ def make(name: str, size: int | None = None, ends: str = "float") -> Ready:
     size = size if size is not None and network.sizes_free else network.size
     if size < 32 and network.sizes_free:
         raise ConfigError(f"size: {name} halves its images five times and needs at least 32 pixels, got {size}")
-    config = fatnn_rs.TernaryConfig(first=ends, last=ends)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = network.build()
         batch = torch.randn(_CALIBRATION, network.channels, size, size)
         _randomise(model, batch)
-    prepared = fatnn_rs.prepare(copy.deepcopy(model), config, batch).eval()
-    # What a user would choose for speed: float convolutions are faster in torch, and a network without any is one call.
-    net = fatnn_rs.convert(prepared, batch[:1], float_layers="torch" if ends == "float" else "rust")
-    check = fatnn_rs.verify(prepared, net, batch[:1])
-    if check.codes_different:
-        raise ConversionError(f"{name}: {check.codes_different} of {check.codes_total} codes differ from the model's")
 
     def images(count: int) -> Tensor:
         generator = torch.Generator().manual_seed(1)
         return torch.randn(count, network.channels, size, size, generator=generator)
 
-    return Ready(name, model, net, images, check.codes_total)
+    return Built(name, model, batch, images)
+
+
+def quantized(built: Built, config: fatnn_rs.TernaryConfig, float_layers: str) -> tuple[TernaryNetwork, int]:
+    """Prepare and convert a copy of a float model, and verify the result; how many codes were compared.
+
+    Raises
+    ------
+    ConversionError
+        Where a code of the converted network differs from its model's.
+    """
+    prepared = fatnn_rs.prepare(copy.deepcopy(built.model), config, built.batch).eval()
+    net = fatnn_rs.convert(prepared, built.batch[:1], float_layers=float_layers)
+    check = fatnn_rs.verify(prepared, net, built.batch[:1])
+    if check.codes_different:
+        raise ConversionError(
+            f"{built.name}: {check.codes_different} of {check.codes_total} codes differ from the model's"
+        )
+    return net, check.codes_total
+
+
+def make(name: str, size: int | None = None, ends: str = "float") -> Ready:
+    """Build, prepare and convert one of :data:`NETWORKS`, and verify the result.
+
+    Parameters
+    ----------
+    name, size
+        As for :func:`build`.
+    ends
+        What its first and its last layer are: ``"float"``, ``"int8"`` or ``"ternary"``.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`build`, or ends that are none of these.
+    ConversionError
+        As :func:`quantized`.
+    UnsupportedError
+        torchvision is missing.
+    """
+    built = build(name, size)
+    # What a user would choose for speed: float convolutions are faster in torch, and a network without any is one call.
+    float_layers = "torch" if ends == "float" else "rust"
+    net, codes = quantized(built, fatnn_rs.TernaryConfig(first=ends, last=ends), float_layers)
+    return Ready(name, built.model, net, built.images, codes)
 
 
 @torch.no_grad()
