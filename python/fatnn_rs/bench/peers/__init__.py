@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from fatnn_rs.bench.peers import onnxruntime_float, onnxruntime_int8, openvino_float, openvino_int8, torch_float
+from fatnn_rs.bench.peers import (
+    onnxruntime_float,
+    onnxruntime_int8,
+    openvino_float,
+    openvino_int8,
+    torch_bf16,
+    torch_float,
+)
 from fatnn_rs.bench.peers.base import INSTALL, Built, Peer, arrays_of
 
 __all__ = ["INSTALL", "PEERS", "Built", "Peer", "arrays_of"]
@@ -10,6 +17,7 @@ __all__ = ["INSTALL", "PEERS", "Built", "Peer", "arrays_of"]
 #: Name in ``against`` → peer.
 PEERS: dict[str, Peer] = {
     "torch": torch_float.PEER,
+    "torch-bf16": torch_bf16.PEER,
     "onnxruntime": onnxruntime_float.PEER,
     "onnxruntime-int8": onnxruntime_int8.PEER,
     "openvino": openvino_float.PEER,

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fatnn_rs.bench.export import Task
 from fatnn_rs.bench.peers.base import Built, Peer
 
-__all__ = ["PEER"]
+__all__ = ["PEER", "eager"]
 
 
 def _call(model: torch.nn.Module, inputs: tuple[Any, ...]) -> Callable[[], Any]:
@@ -23,25 +22,26 @@ def _call(model: torch.nn.Module, inputs: tuple[Any, ...]) -> Callable[[], Any]:
     return run
 
 
-def _build(task: Task) -> Built:
-    variants = {"contiguous": _call(task.model, task.inputs)}
-    if any(isinstance(value, Tensor) and value.dim() == 4 for value in task.inputs):
+def eager(model: torch.nn.Module, inputs: tuple[Any, ...]) -> Built:
+    """Make a model ready to run as it is, in both memory formats where its inputs are images."""
+    variants = {"contiguous": _call(model, inputs)}
+    if any(isinstance(value, Tensor) and value.dim() == 4 for value in inputs):
         # The inputs are converted beforehand, in the peer's favour: a real input would have to be converted each time.
-        inputs = tuple(
+        last = tuple(
             value.contiguous(memory_format=torch.channels_last)
             if isinstance(value, Tensor) and value.dim() == 4
             else value
-            for value in task.inputs
+            for value in inputs
         )
-        model: torch.nn.Module = copy.deepcopy(task.model)
-        model = model.to(memory_format=torch.channels_last)
-        variants["channels_last"] = _call(model, inputs)
+        other: torch.nn.Module = copy.deepcopy(model)
+        other = other.to(memory_format=torch.channels_last)
+        variants["channels_last"] = _call(other, last)
     return Built(variants)
 
 
 PEER = Peer(
     describe="torch eager, float32, better of contiguous and channels_last",
     modules=("torch",),
-    build=_build,
+    build=lambda task: eager(task.model, task.inputs),
     tolerance=1e-3,
 )
