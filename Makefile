@@ -5,13 +5,15 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help tools tools-rust setup build demo test test-rust test-isa test-python test-neon \
-	results bench bench-kernels bench-networks lint fmt docs clean
+	results bench bench-kernels bench-networks ladder lint fmt docs clean
 
 PYTHON ?= python3
 PIP_ARGS ?=
 # Where data sets are, or are put, and how many runs train at a time.
 DATA ?= $(if $(FATNN_DATA),$(FATNN_DATA),data)
 JOBS ?= 1
+# Where a ladder keeps what it measured.
+LADDER ?= runs/ladder
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -67,10 +69,17 @@ results: build ## train the quantizers side by side on Fashion-MNIST and CIFAR-1
 bench: bench-kernels bench-networks ## kernels against this machine's ceilings, networks against other runtimes
 
 bench-kernels: tools-rust # criterion, then a table in which every kernel is measured with the int8 ceiling
-	cargo bench --package fatnn
+	cargo bench --package fatnn --bench kernels --bench int8
 
 bench-networks: build # one thread, batch 1; `fatnn bench --help` has more
 	$(BIN)/fatnn bench --model resnet18,resnet34,resnet50 --ends float,int8 --results benches/results
+
+ladder: build tools-rust ## every precision on the same layers and networks, beside other runtimes (hours); goes on where it stopped
+	mkdir -p $(LADDER)
+	@echo "==> counting instructions (needs valgrind)"
+	cargo bench --quiet --package fatnn --bench instructions > $(LADDER)/instructions.new
+	mv $(LADDER)/instructions.new $(LADDER)/instructions.json
+	$(BIN)/fatnn ladder --out $(LADDER) --instructions $(LADDER)/instructions.json --results benches/results
 
 lint: build ## formatting, clippy, ruff, mypy, stubs
 	cargo fmt --all --check
