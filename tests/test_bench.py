@@ -252,7 +252,9 @@ def test_several_inputs_and_outputs() -> None:
 
 def test_misuse_is_one_clear_error(pair: tuple[nn.Module, Any]) -> None:
     model, net = pair
-    with pytest.raises(ConfigError, match=r"unknown peer 'tensorflow'.*torch, onnxruntime, onnxruntime-int8, openvino"):
+    with pytest.raises(
+        ConfigError, match=r"unknown peer 'tensorflow'.*torch, torch-bf16, onnxruntime, onnxruntime-int8, openvino"
+    ):
         fatnn_rs.bench(net, INPUTS, ("torch", "tensorflow"), float_model=model)
     with pytest.raises(ConfigError, match=r"write \('torch',\)"):
         fatnn_rs.bench(net, INPUTS, "torch", float_model=model)

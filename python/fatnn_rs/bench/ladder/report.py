@@ -144,7 +144,7 @@ def _theory(results: dict[str, Any]) -> str:
     slower = [
         rung["title"] for rung in results["rungs"].values() if rung["passes"] and rung["executed"] != rung["passes"]
     ]
-    note = "One thread, the first batch, codes to codes."
+    note = "The first batch and number of threads, codes to codes."
     if slower:
         note += f" No kernel makes use of theory's fewer planes yet, so more are read: {'; '.join(slower)}."
     return note + "\n\n" + _table(head, rows)

@@ -499,6 +499,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_benchmark_may_choose_a_kernel_or_a_family() {
+        for kernel in detected() {
+            assert_eq!(named(kernel.name()).unwrap().name(), kernel.name());
+        }
+        let message = named("nonsense").unwrap_err().to_string();
+        assert!(message.contains("generic-popcount-scalar") && message.ends_with("got \"nonsense\""), "{message}");
+        for act in Act::ALL {
+            for two_bit in [false, true] {
+                let operands = Operands { act, two_bit };
+                for family in Family::ALL {
+                    assert_eq!(Family::from_name(family.name()).unwrap(), family);
+                    let able = usable().unwrap().iter().any(|k| k.layout().family == family && operands.run_on(*k));
+                    for linear in [false, true] {
+                        let chosen = choose_in(family, linear, 64, 576, operands);
+                        assert_eq!(chosen.is_ok(), able, "{family:?} {operands:?}");
+                        assert!(chosen.is_err() || chosen.is_ok_and(|kernel| kernel.layout().family == family));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn every_shape_gets_the_kernel_that_was_the_fastest() {
         let choice = |isas: &[Isa], family: Option<Family>, [out_channels, reduction]: [usize; 2]| {
             let allowed = |kernel: &&'static dyn Kernel| {
