@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use criterion::{Criterion, Throughput};
-use fatnn::codec::{Act, CodesLayout};
+use fatnn::codec::{Act, CodesLayout, WeightKind};
 use fatnn::conv::{ConvShape, conv2d_acc, conv2d_codes, conv2d_float};
 use fatnn::cpu::Features;
 use fatnn::epilogue::{ToCodes, ToFloat};
@@ -30,13 +30,15 @@ const LAYERS: [[usize; 2]; 4] = [[64, 56], [128, 28], [256, 14], [512, 7]];
 const ROUNDS: usize = 31;
 
 /// What most layers are made of: activations behind a ReLU.
-const TERNARY: Operands = Operands { act: Act::Half, two_bit: false };
+const TERNARY: Operands = Operands { act: Act::Half, weights: WeightKind::Ternary };
 
 /// Other operands that kernels run.
-const OTHERS: [(&str, Operands); 3] = [
-    ("activations of two bits", Operands { act: Act::Uint2, two_bit: false }),
-    ("weights of two bits", Operands { act: Act::Half, two_bit: true }),
-    ("both", Operands { act: Act::Uint2, two_bit: true }),
+const OTHERS: [(&str, Operands); 5] = [
+    ("both binary", Operands { act: Act::Binary, weights: WeightKind::Binary }),
+    ("binary activations", Operands { act: Act::Binary, weights: WeightKind::Ternary }),
+    ("activations of two bits", Operands { act: Act::Uint2, weights: WeightKind::Ternary }),
+    ("weights of two bits", Operands { act: Act::Half, weights: WeightKind::TwoBit }),
+    ("both of two bits", Operands { act: Act::Uint2, weights: WeightKind::TwoBit }),
 ];
 
 /// A convolution with its operands.
@@ -71,8 +73,16 @@ impl Problem {
             dilation: [1, 1],
         };
         let weight = WeightShape { out_channels, channels, kernel: shape.kernel, groups: 1 };
-        let levels: &[i8] = if operands.act == Act::Uint2 { &[0, 1, 2, 3] } else { &[-1, 0, 1] };
-        let weights: &[i8] = if operands.two_bit { &[-3, -1, 1, 3] } else { &[-1, 0, 1] };
+        let levels: &[i8] = match operands.act {
+            Act::Full | Act::Half => &[-1, 0, 1],
+            Act::Uint2 => &[0, 1, 2, 3],
+            Act::Binary => &[-1, 0],
+        };
+        let weights: &[i8] = match operands.weights {
+            WeightKind::Ternary => &[-1, 0, 1],
+            WeightKind::Binary => &[-1, 1],
+            WeightKind::TwoBit => &[-3, -1, 1, 3],
+        };
         let codes = random_codes(levels, input[0] * input[1] * channels, 1);
         let layout = CodesLayout::new(channels, 1).unwrap().with(operands.act.coding());
         let mut packed = vec![0; input[0] * input[1] * layout.pixel_bytes()];

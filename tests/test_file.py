@@ -212,6 +212,14 @@ WRONG: dict[str, tuple[Any, str]] = {
         _attr("conv_codes", "act", "uint2"),
         r"reads ternary codes of .* wants two-bit codes of",
     ),
+    "binary steps that are reached": (
+        _attr("quantize", "act", "binary"),
+        "steps of binary codes must end with infinity",
+    ),
+    "binary codes from ternary ones": (
+        _attr("conv_float", "act", "binary"),
+        r"reads ternary codes of .* \(channels, groups\), wants binary codes",
+    ),
     "too few steps": (_attr("quantize", "act", "uint2"), r"steps must have shape \(3,\)"),
     "one more row of thresholds": (
         _array("conv_codes", "thresholds", lambda a: np.concatenate([a, a[1:]])),

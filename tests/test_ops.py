@@ -13,6 +13,7 @@ from torch.library import opcheck
 from torch.nn import functional
 
 from fatnn_rs import InputError, _core
+from fatnn_rs.convert.levels import weight_kind
 from fatnn_rs.ops import OPS, packed_bytes, prepack, prepack_int8
 
 ops = torch.ops.fatnn_rs
@@ -216,17 +217,22 @@ def test_nothing_reaches_infinity() -> None:
     stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
     dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
-    act=st.sampled_from(["full", "half", "uint2"]),
-    two_bit=st.booleans(),
+    act=st.sampled_from(["full", "half", "uint2", "binary"]),
+    weights=st.sampled_from(["ternary", "binary", "two-bit"]),
     seed=st.integers(0, 1 << 30),
 )
-def test_convolutions(batch, groups, cin, cout, kernel, stride, padding, dilation, act, two_bit, seed) -> None:  # type: ignore[no-untyped-def]
-    weight = (two_bit_of if two_bit else codes_of)((groups * cout, cin, *kernel), seed)
+def test_convolutions(batch, groups, cin, cout, kernel, stride, padding, dilation, act, weights, seed) -> None:  # type: ignore[no-untyped-def]
+    weight = (two_bit_of if weights == "two-bit" else codes_of)((groups * cout, cin, *kernel), seed)
+    if weights == "binary":
+        weight = torch.where(weight == 0, 1, weight)
     codes = (levels_of if act == "uint2" else codes_of)((batch, 7, 6, groups * cin), seed + 1)
+    if act == "binary":
+        codes = codes.clamp(max=0)
     packed, blob = ops.pack_codes(codes, groups, act == "uint2"), prepack(weight, groups, act)
     info = _core.packed_info(blob.numpy())
-    assert (info["act"], info["two_bit"]) == (act, two_bit)
-    image = codes.permute(0, 3, 1, 2).float() + (1.0 if act == "half" else 0.0)
+    assert info["act"] == act
+    assert info["weights"] == weight_kind(weight)
+    image = codes.permute(0, 3, 1, 2).float() + (1.0 if act in ("half", "binary") else 0.0)
     window = (stride, padding, dilation)
     acc = functional.conv2d(image, weight.float(), None, *window, groups)
     n = groups * cout
@@ -411,7 +417,10 @@ SQUARE = ((3, 3), (1, 1), (0, 0), (1, 1))
             lambda: prepack(torch.tensor([3, 0], dtype=torch.int8).view(1, 2, 1, 1)),
             "-3, -1, 1 or 3, got 0 at element 1",
         ),
-        (lambda: prepack(codes_of((4, 4, 1, 1)), 1, "int4"), 'act: expected "full", "half" or "uint2", got "int4"'),
+        (
+            lambda: prepack(codes_of((4, 4, 1, 1)), 1, "int4"),
+            'act: expected "full", "half", "uint2" or "binary", got "int4"',
+        ),
     ],
 )
 def test_refuses(call, says: str) -> None:  # type: ignore[no-untyped-def]

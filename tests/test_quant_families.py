@@ -398,6 +398,8 @@ def test_networks_train_convert_verify_and_load(family: str, act: str, per_chann
     header = written[8 : 8 + int.from_bytes(written[:8], "little")]
     assert (b"two_bit" in header) == (family == "dorefa")
     assert (b"uint2" in header) == (act == "uint2")
+    kinds = {node.attrs["act"] for node in net.graph.nodes if "act" in node.attrs}
+    assert kinds == ({act} if act != "ternary" else set())
     again = prepare(Net(), options)
     again.load_state_dict(model.state_dict())
     assert torch.equal(again.eval()(IMAGES), model(IMAGES))

@@ -1,9 +1,10 @@
 """What codes stand for: the kinds of activations and of weights that the engine has.
 
-Activations are ``"full"`` ({-1, 0, +1}), ``"half"`` ({0, 1, 2}, stored less one) or ``"uint2"`` ({0, 1, 2, 3}); binary
-ones are two levels of the first two kinds. Weights are {-1, 0, +1}, of which binary ones are a part, or of two bits,
-{-3, -1, +1, +3}. In a graph, ``half_range`` tells full range from the other two, and an attribute ``act`` is there for
-``"uint2"`` only: networks of ternary codes do without.
+Activations are ``"full"`` ({-1, 0, +1}), ``"half"`` ({0, 1, 2}, stored less one), ``"uint2"`` ({0, 1, 2, 3}) or
+``"binary"`` ({0, 1}, stored as those of half range, of which a kernel reads one bit); signs, {-1, +1}, are two levels
+of the full range, for padding gives them a third. Weights are {-1, 0, +1}, of which binary ones are a part, or of two
+bits, {-3, -1, +1, +3}. In a graph, ``half_range`` tells full range from the others, and an attribute ``act`` is there
+for ``"uint2"`` and ``"binary"`` only: networks of ternary codes do without.
 """
 
 from __future__ import annotations
@@ -13,10 +14,25 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["ACT_LEVELS", "WEIGHT_LEVELS", "act_attrs", "act_kind", "act_of", "is_two_bit", "stored"]
+__all__ = [
+    "ACT_LEVELS",
+    "WEIGHT_LEVELS",
+    "act_attrs",
+    "act_kind",
+    "act_of",
+    "coded_levels",
+    "is_two_bit",
+    "stored",
+    "weight_kind",
+]
 
 #: Kind → levels, in order of preference where levels are a part of several.
-ACT_LEVELS: dict[str, tuple[int, ...]] = {"half": (0, 1, 2), "uint2": (0, 1, 2, 3), "full": (-1, 0, 1)}
+ACT_LEVELS: dict[str, tuple[int, ...]] = {
+    "binary": (0, 1),
+    "half": (0, 1, 2),
+    "uint2": (0, 1, 2, 3),
+    "full": (-1, 0, 1),
+}
 
 #: What weights may be, or a part of it.
 WEIGHT_LEVELS: tuple[tuple[int, ...], ...] = ((-1, 0, 1), (-3, -1, 1, 3))
@@ -30,7 +46,7 @@ def act_kind(levels: tuple[int, ...]) -> str | None:
 
 def act_attrs(kind: str) -> dict[str, Any]:
     """Return the attributes by which a node of a graph names a kind of activations."""
-    return {"half_range": kind != "full"} | ({"act": kind} if kind == "uint2" else {})
+    return {"half_range": kind != "full"} | ({"act": kind} if kind in ("uint2", "binary") else {})
 
 
 def act_of(attrs: Mapping[str, Any]) -> str:
@@ -38,11 +54,21 @@ def act_of(attrs: Mapping[str, Any]) -> str:
     return str(attrs.get("act", "half" if attrs["half_range"] else "full"))
 
 
+def coded_levels(kind: str) -> tuple[int, ...]:
+    """Return the levels that a kind's codes have room for, between which its thresholds lie."""
+    return ACT_LEVELS["half" if kind == "binary" else kind]
+
+
 def stored(levels: Tensor, kind: str) -> Tensor:
     """Levels as the codes that are packed: half range has one less."""
-    return levels - 1 if kind == "half" else levels
+    return levels - 1 if kind in ("half", "binary") else levels
 
 
 def is_two_bit(weight: Tensor) -> bool:
     """Whether weight codes take two bits, rather than being ternary: where one is -3 or +3."""
     return bool((weight.abs() > 1).any())
+
+
+def weight_kind(weight: Tensor) -> str:
+    """Return what weight codes are: ``"two-bit"``, ``"ternary"``, or, where none is 0, ``"binary"``."""
+    return "two-bit" if is_two_bit(weight) else "ternary" if bool((weight == 0).any()) else "binary"

@@ -14,7 +14,7 @@ from torch import nn
 
 from fatnn_rs.convert import rows_functions as rows
 from fatnn_rs.convert.graph import Ref
-from fatnn_rs.convert.levels import ACT_LEVELS, act_attrs, act_kind
+from fatnn_rs.convert.levels import act_attrs, act_kind, coded_levels
 from fatnn_rs.convert.lower import Lowering, Row
 from fatnn_rs.convert.steps import float_steps
 from fatnn_rs.nn import (
@@ -161,7 +161,7 @@ def _ternary_core(
     weight = layer.ternary_weight().detach()
     dims, channels = geometry["dims"], shape[1]
     weight = weight.reshape(*weight.shape[:2], *([1] * (4 - weight.dim())), *weight.shape[2:])
-    steps = float_steps(ctx.layer, quantizer, ACT_LEVELS[kind])
+    steps = float_steps(ctx.layer, quantizer, coded_levels(kind))
     common = {"groups": geometry["groups"], **act_attrs(kind), "channels": channels, "dims": dims}
     codes = ctx.emit(
         "act_quant",

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from fatnn_rs.convert.graph import Graph, Node, Ref
-from fatnn_rs.convert.levels import ACT_LEVELS, WEIGHT_LEVELS, act_of, is_two_bit
+from fatnn_rs.convert.levels import WEIGHT_LEVELS, act_of, coded_levels, is_two_bit
 from fatnn_rs.convert.ops_code import ACT_ATTR, CODE_OPS
 from fatnn_rs.convert.ops_float import FLOAT_OPS, FloatOp
 from fatnn_rs.convert.ops_int8 import INT8_OPS
+from fatnn_rs.convert.thresholds import NEVER
 from fatnn_rs.errors import FormatError
 
 __all__ = ["graph_from_json", "graph_to_json"]
@@ -140,16 +141,21 @@ def _check_layout(node: Node) -> None:
     _require(layout in ("any", "contiguous", "channels_last"), f"node {node.name!r}: unknown layout {layout!r}")
 
 
-#: Value → None for float, or (channels, groups, whether they have two bits) of codes.
-Kind = tuple[int, int, bool]
+#: Value → None for float, or (channels, groups, what they are) of codes: ``"ternary"``, ``"two-bit"``, or ``"binary"``,
+#: which are ternary ones as well.
+Kind = tuple[int, int, str]
 Kinds = dict[str, "Kind | None"]
 
 
 def _shown(kind: Kind | None) -> str:
     if kind is None:
         return "floats"
-    channels, groups, uint2 = kind
-    return f"{'two-bit' if uint2 else 'ternary'} codes of {(channels, groups)} (channels, groups)"
+    channels, groups, what = kind
+    return f"{what} codes of {(channels, groups)} (channels, groups)"
+
+
+#: Kind of activations → what their codes are.
+_CODES = {"full": "ternary", "half": "ternary", "uint2": "two-bit", "binary": "binary"}
 
 
 def _check_inputs(node: Node, kinds: Kinds) -> None:
@@ -184,13 +190,14 @@ def _check_conv(node: Node, tensors: Mapping[str, Tensor], source: Kind | None) 
     groups = a["groups"]
     _require(a["dims"] in (0, 1, 2), f"{where}: dims must be 0, 1 or 2")
     _require(groups >= 1 and n % groups == 0 and per_group * groups == a["channels"], f"{where}: groups do not fit")
-    wanted = (a["channels"], groups, act_of(a) == "uint2")
-    _require(source == wanted, f"{where}: reads {_shown(source)}, wants {_shown(wanted)}")
+    _check_act(node, "uint2", "binary")
+    wanted = (a["channels"], groups, _CODES[act_of(a)])
+    fits = source == wanted or (wanted[2] == "ternary" and source == (*wanted[:2], "binary"))
+    _require(fits, f"{where}: reads {_shown(source)}, wants {_shown(wanted)}")
     _require(a["kernel"] == window, f"{where}: kernel {a['kernel']} and weight {tuple(weight.shape)} disagree")
     levels = WEIGHT_LEVELS[is_two_bit(weight)]
     holds = torch.isin(weight, torch.tensor(levels, dtype=weight.dtype))
     _require(bool(holds.all()), f"{where}: weight holds values outside {', '.join(map(str, levels))}")
-    _check_act(node)
     for role in ("scale", "bias", "thresholds"):
         if role in node.tensors:
             shapes = [(2, n), (3, n)] if role == "thresholds" else [(n,)]
@@ -235,10 +242,10 @@ def _check_window(node: Node) -> None:
         )
 
 
-def _check_act(node: Node) -> None:
+def _check_act(node: Node, *known: str) -> None:
     act = node.attrs.get("act", "uint2")
     where = f"node {node.name!r} ({node.op})"
-    _require(act == "uint2", f"{where}: unknown activations {act!r}")
+    _require(act in known, f"{where}: unknown activations {act!r}")
     _require("act" not in node.attrs or node.attrs.get("half_range", True), f"{where}: {act!r} has no full range")
 
 
@@ -246,26 +253,30 @@ def _code_kind(node: Node, kinds: Kinds, tensors: Mapping[str, Tensor]) -> Kind 
     """Check an operation on codes; the kind of the codes it makes."""
     where, a = f"node {node.name!r} ({node.op})", node.attrs
     if node.op == "quantize":
-        _check_act(node)
-        steps, count = tensors[node.tensors["steps"]], len(ACT_LEVELS[act_of(a)]) - 1
+        _check_act(node, "uint2", "binary")
+        steps, count = tensors[node.tensors["steps"]], len(coded_levels(act_of(a))) - 1
         _require(tuple(steps.shape) == (count,), f"{where}: steps must have shape ({count},)")
         _require(bool((steps[:-1] <= steps[1:]).all()), f"{where}: steps must not fall, got {steps.tolist()}")
         _require(
             a["groups"] >= 1 and a["channels"] >= 1 and a["channels"] % a["groups"] == 0, f"{where}: groups do not fit"
         )
-        return a["channels"], a["groups"], act_of(a) == "uint2"
+        binary = act_of(a) == "binary"
+        _require(not binary or float(steps[1]) == math.inf, f"{where}: steps of binary codes must end with infinity")
+        return a["channels"], a["groups"], _CODES[act_of(a)]
     _check_window(node)
     source = kinds[node.inputs[0]]
     if node.op == "max_pool_codes":
-        _check_act(node)
-        _require(source is not None and source[2] == ("act" in a), f"{where}: reads codes of another kind")
+        _check_act(node, "uint2")
+        fits = source is not None and (source[2] == "two-bit") == ("act" in a)
+        _require(fits, f"{where}: reads codes of another kind")
         return source
     _check_conv(node, tensors, source)
     if node.op == "conv_float":
         return None
-    n, rows = tensors[node.tensors["weight"]].shape[0], tensors[node.tensors["thresholds"]].shape[0]
+    n, thresholds = tensors[node.tensors["weight"]].shape[0], tensors[node.tensors["thresholds"]]
     _require(a["out_groups"] >= 1 and n % a["out_groups"] == 0, f"{where}: out_groups do not fit")
-    return n, a["out_groups"], rows == 3
+    never_one = bool((thresholds[-1] == NEVER).all())
+    return n, a["out_groups"], "two-bit" if len(thresholds) == 3 else "binary" if never_one else "ternary"
 
 
 def _check_node(node: Node, kinds: Kinds, tensors: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fatnn_rs import _core
 from fatnn_rs.convert.checks import as_root, check_inputs
 from fatnn_rs.convert.graph import Graph, Node
-from fatnn_rs.convert.levels import act_of, is_two_bit
+from fatnn_rs.convert.levels import act_of, weight_kind
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.ops_int8 import INT8_OPS
 from fatnn_rs.errors import InputError
@@ -137,8 +137,8 @@ def _kernel(node: Node, weight: Tensor) -> str:
     if node.op not in ("conv_codes", "conv_float"):
         return "torch (float32)"
     per_group, reduction = weight.shape[0] // node.attrs["groups"], math.prod(weight.shape[1:])
-    act, two_bit = act_of(node.attrs), is_two_bit(weight)
-    return f"rust {_core.kernel_for(per_group, reduction, node.attrs['dims'] == 0, act, two_bit)}"
+    linear, kinds = node.attrs["dims"] == 0, (act_of(node.attrs), weight_kind(weight))
+    return f"rust {_core.kernel_for(per_group, reduction, linear, *kinds)}"
 
 
 def _weight_bytes(weights: int, kind: str) -> int:
@@ -219,8 +219,7 @@ def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[Summa
             return
         kind, act_bits = ("int8", 8) if int8 else ("float32", 32)
         if ternary:
-            # Where no weight is 0 there are two levels, or four.
-            kind = "two-bit" if is_two_bit(weight) else "ternary" if bool((weight == 0).any()) else "binary"
+            kind = weight_kind(weight)
             act_bits = _bits(_levels_of_codes(net.graph, node.inputs[0]))
         # The result of conv_codes is packed: its pixels count, its bytes do not.
         outputs = math.prod(result.shape[:3]) * weight.shape[0] if node.op == "conv_codes" else result.numel()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Thresholds", "accumulator_range", "integer_thresholds", "spread"]
+__all__ = ["NEVER", "Thresholds", "accumulator_range", "integer_thresholds", "spread"]
 
 #: Evaluations up to which every integer of the range is tried; beyond, bisection and samples.
 EXHAUSTIVE = 1 << 25
@@ -27,7 +27,9 @@ EXHAUSTIVE_IF_MONOTONE = 1 << 17
 _CHUNK = 1 << 20
 _SAMPLES = 512
 _ALWAYS = torch.iinfo(torch.int32).min
-_NEVER = torch.iinfo(torch.int32).max
+
+#: A threshold that no accumulator reaches.
+NEVER = torch.iinfo(torch.int32).max
 
 Function = Callable[[Tensor], Tensor]
 
@@ -131,7 +133,7 @@ def integer_thresholds(
         return None
     # A place p is the accumulator low + p, or, with negated weights, -(high - p).
     origin = torch.where(flip, -high, low)
-    values = torch.where(places > span, _NEVER, torch.where(places == 0, _ALWAYS, origin + places))
+    values = torch.where(places > span, NEVER, torch.where(places == 0, _ALWAYS, origin + places))
     return Thresholds(values.to(torch.int32), flip)
 
 

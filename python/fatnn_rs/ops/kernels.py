@@ -223,7 +223,7 @@ def prepack(weight: Tensor, groups: int = 1, act: str = "full") -> Tensor:
         Groups of the convolution; divides n.
     act
         What activation codes stand for: ``"full"``: {-1, 0, +1}; ``"half"``: the same codes for the levels {0, 1, 2};
-        ``"uint2"``: codes of two bits, {0, 1, 2, 3}.
+        ``"uint2"``: codes of two bits, {0, 1, 2, 3}; ``"binary"``: codes -1 and 0 alone, for the levels {0, 1}.
 
     Returns
     -------

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use fatnn::codec::{Act, CodesLayout, Coding};
+use fatnn::codec::{Act, CodesLayout, Coding, WeightKind};
 use fatnn::conv::{self, ConvShape};
 use fatnn::cpu::Features;
 use fatnn::epilogue::{ToCodes, ToFloat};
@@ -12,7 +12,7 @@ use fatnn::int8::{self, Int8Epilogue, Int8Weights};
 use fatnn::kernels::Operands;
 use fatnn::net::{self, Tensor};
 use fatnn::quantize::PixelOrder;
-use fatnn::weights::{PackedWeights, WeightShape, has_two_bits};
+use fatnn::weights::{PackedWeights, WeightShape};
 use fatnn::{kernels, parallel, pool, quantize as quantizing};
 use numpy::{IntoPyArray, PyArray1, PyArrayDyn, PyArrayMethods};
 use pyo3::prelude::*;
@@ -50,19 +50,19 @@ fn int8_kernel_for(py: Python<'_>, linear: bool) -> PyResult<&'static str> {
 }
 
 /// Name of the kernel that a ternary layer takes: a convolution with so many output channels per group and so long a reduction,
-/// or a linear layer; for activations of the kind `act`, and ternary weights or weights of two bits.
+/// or a linear layer; for activations of the kind `act` and weights of the kind `weights`.
 #[pyfunction]
-#[pyo3(signature = (out_channels, reduction, linear, act = "half", two_bit = false))]
+#[pyo3(signature = (out_channels, reduction, linear, act = "half", weights = "ternary"))]
 fn kernel_for(
     py: Python<'_>,
     out_channels: usize,
     reduction: usize,
     linear: bool,
     act: &str,
-    two_bit: bool,
+    weights: &str,
 ) -> PyResult<&'static str> {
     let kernel = Act::from_name(act).and_then(|act| {
-        let operands = Operands { act, two_bit };
+        let operands = Operands { act, weights: WeightKind::from_name(weights)? };
         if linear { kernels::choose_for_linear(operands) } else { kernels::choose(out_channels, reduction, operands) }
     });
     kernel.map(|kernel| kernel.name()).map_err(|e| raise(py, e))
@@ -264,7 +264,7 @@ fn packed_info<'py>(py: Python<'py>, weight: &Bound<'py, PyAny>) -> PyResult<Bou
     info.set_item("kernel", shape.kernel)?;
     info.set_item("groups", shape.groups)?;
     info.set_item("act", packed.act().name())?;
-    info.set_item("two_bit", packed.two_bit())?;
+    info.set_item("weights", packed.kind().name())?;
     info.set_item("isa", packed.kernel().isa().name())?;
     info.set_item("name", packed.kernel().name())?;
     Ok(info)
@@ -512,7 +512,8 @@ fn tensor(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
         Ok("int64") => In::<i64>::new(value, name, None).map(|a| Tensor::I64(a.shape().to_vec(), a.slice().to_vec())),
         Ok("int8") => In::<i8>::new(value, name, None).map(|a| {
             // What is neither is named where it is used as one.
-            let kind = if let Ok(true) = has_two_bits(a.slice()) { Tensor::TwoBit } else { Tensor::Ternary };
+            let two_bit = matches!(WeightKind::of(a.slice()), Ok(WeightKind::TwoBit));
+            let kind = if two_bit { Tensor::TwoBit } else { Tensor::Ternary };
             kind(a.shape().to_vec(), a.slice().to_vec())
         }),
         other => Err(input_error(

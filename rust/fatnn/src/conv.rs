@@ -161,7 +161,7 @@ fn run<S: Sink>(
 fn zero_planes(act: Act) -> u8 {
     match act {
         Act::Full => 0xFF,
-        Act::Half | Act::Uint2 => 0x00,
+        Act::Half | Act::Uint2 | Act::Binary => 0x00,
     }
 }
 

@@ -185,7 +185,7 @@ impl Rectangle {
         let plane = height * width * framed.unit_bytes();
         let bytes = plan.phases.len() * units * plane + framed.slack();
         let frame = Line::bytes_mut(Line::at_least(&mut scratch.frame, bytes));
-        self.fill(framed, weights.act() == Act::Half, input, group, [height, width], frame);
+        self.fill(framed, weights.act() != Act::Full, input, group, [height, width], frame);
         scratch.offsets.clear();
         for unit in 0..units {
             for tap in &plan.taps {
@@ -220,7 +220,7 @@ impl Rectangle {
     fn fill(
         &self,
         framed: &dyn FramedKernel,
-        half_range: bool,
+        of_levels: bool,
         input: &Input<'_>,
         group: usize,
         [height, width]: [usize; 2],
@@ -241,17 +241,17 @@ impl Rectangle {
                 let y = (self.corner[0] + r) * shape.stride[0] + phase_y;
                 let y = y.checked_sub(shape.padding[0]).filter(|&y| y < in_h && left < right);
                 let Some(y) = y else {
-                    framed.clear(half_range, width, plane, row, height * width);
+                    framed.clear(of_levels, width, plane, row, height * width);
                     continue;
                 };
                 let first = (self.image * in_h + y) * in_w + column(left) - shape.padding[1];
                 let codes = &input.codes[first * pixel + group * input.layout.group_bytes() + unit * PLANES..];
-                framed.clear(half_range, left, plane, row, height * width);
+                framed.clear(of_levels, left, plane, row, height * width);
                 let channels = input.layout.group_channels() - unit * CHANNELS;
                 let step = shape.stride[1] * pixel;
                 let pixels = Pixels { planes: codes, step, count: right - left, channels: channels.min(CHANNELS) };
                 framed.encode(&pixels, plane, row + left, height * width);
-                framed.clear(half_range, width - right, plane, row + right, height * width);
+                framed.clear(of_levels, width - right, plane, row + right, height * width);
             }
             framed.finish(plane);
         }

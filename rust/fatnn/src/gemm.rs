@@ -170,7 +170,7 @@ pub(crate) fn run<S: Sink>(
     let layout = kernel.layout();
     let max_tap = rows.taps.iter().copied().max().unwrap_or(0);
     let taps = (rows.taps, max_tap);
-    let (mr, units) = (tiled.mr(), weights.units_per_tap());
+    let (mr, counting, units) = (tiled.mr(), tiled.counting(), weights.units_per_tap());
     let m = piece.out.len().checked_div(sink.row_len()).unwrap_or(0);
     let cost = m.saturating_mul(weights.macs_per_row());
     for_each_piece(kernel, sink, piece, mr, cost, |first, count, write| {
@@ -186,10 +186,10 @@ pub(crate) fn run<S: Sink>(
                 for group in 0..weights.groups() {
                     let tile_rows = TileRows::new(layout, mr, rows.codes, bases, taps, units);
                     for panel in 0..weights.panels_per_group() {
-                        tiled.tiles(&Tiles::new(layout, tile_rows, weights.panel(group, panel)), acc);
+                        tiled.tiles(&Tiles::new(layout, counting, tile_rows, weights.panel(group, panel)), acc);
                         if let Some(panel) = weights.low_panel(group, panel) {
                             let low = &mut low[..acc.len()];
-                            tiled.tiles(&Tiles::new(layout, tile_rows, panel), low);
+                            tiled.tiles(&Tiles::new(layout, counting, tile_rows, panel), low);
                             for (acc, low) in acc.iter_mut().zip(low) {
                                 *acc = 2 * *acc + *low;
                             }

@@ -9,9 +9,9 @@
 
 use std::sync::Arc;
 
-use crate::codec::{Act, CodesLayout, check_codes, two_bit};
+use crate::codec::{Act, CodesLayout, WeightKind};
 use crate::error::{Error, Result, bad_value, check_len};
-use crate::kernels::{self, Inner, Kernel, Layout, Line, Operands, Seal};
+use crate::kernels::{self, Counting, Inner, Kernel, Layout, Line, Operands, Seal};
 
 /// Bytes before the first panel.
 pub(crate) const HEADER: usize = 64;
@@ -82,20 +82,6 @@ impl WeightShape {
     }
 }
 
-/// Whether weights have two bits, -3, -1, 1, 3, rather than being ternary. Those of which none is ±3 are ternary: they take
-/// half the work.
-///
-/// # Errors
-/// [`Error::Value`] where they are neither.
-pub fn has_two_bits(weights: &[i8]) -> Result<bool> {
-    let two_bit = weights.iter().any(|w| w.abs_diff(0) == 3);
-    match two_bit {
-        true => two_bit::check("weight", weights)?,
-        false => check_codes("weight", weights)?,
-    }
-    Ok(two_bit)
-}
-
 impl Operands {
     /// Those of such weights and activations of the kind `act`.
     ///
@@ -107,7 +93,7 @@ impl Operands {
 
     /// `Ok` where the accumulators of such a shape are exact in float32.
     fn check(self, shape: WeightShape) -> Result<()> {
-        let most = self.act.most() * if self.two_bit { 3 } else { 1 };
+        let most = self.act.most() * self.weights.most();
         match shape.reduction().saturating_mul(most) <= EXACT {
             true => Ok(()),
             false => {
@@ -140,8 +126,7 @@ pub(crate) struct Header {
     /// Not checked yet where it was read.
     pub shape: WeightShape,
     pub act: Act,
-    /// Whether there are two panels for each.
-    pub two_bit: bool,
+    pub weights: WeightKind,
 }
 
 impl Header {
@@ -157,7 +142,7 @@ impl Header {
             s.kernel[1] as u32,
             s.groups as u32,
             self.act as u32,
-            u32::from(self.two_bit),
+            self.weights as u32,
         ]);
         header[CHECKSUM] = checksum(&header);
         header
@@ -167,12 +152,12 @@ impl Header {
     pub fn read(bytes: &[u8], magic: u32, what: &str) -> Result<Self> {
         let (words, _) = bytes.get(..HEADER).ok_or_else(|| damaged("they are too short to hold a header"))?.as_chunks();
         let header: [u32; HEADER / 4] = std::array::from_fn(|i| u32::from_le_bytes(words[i]));
-        let [found, layout, out_channels, channels, kh, kw, groups, act, two_bit, ..] = header;
+        let [found, layout, out_channels, channels, kh, kw, groups, act, weights, ..] = header;
         if found != magic {
             return Err(damaged(&format!("they do not begin with the mark of {what}")));
         }
-        let act = [Act::Full, Act::Half, Act::Uint2].get(act as usize).copied();
-        let (Some(act), 0 | 1, true) = (act, two_bit, header[CHECKSUM] == checksum(&header)) else {
+        let (act, weights) = (Act::ALL.get(act as usize), WeightKind::ALL.get(weights as usize));
+        let (Some(&act), Some(&weights), true) = (act, weights, header[CHECKSUM] == checksum(&header)) else {
             return Err(damaged("their header is damaged"));
         };
         let shape = WeightShape {
@@ -181,7 +166,7 @@ impl Header {
             kernel: [kh as usize, kw as usize],
             groups: groups as usize,
         };
-        Ok(Header { layout, shape, act, two_bit: two_bit == 1 })
+        Ok(Header { layout, shape, act, weights })
     }
 }
 
@@ -243,7 +228,7 @@ impl PackedWeights<'static> {
     /// [`Error::Shape`] for a slice of another size, [`Error::Environment`] as [`kernels::available`].
     pub fn new(codes: &[i8], shape: WeightShape, act: Act) -> Result<Self> {
         let shape = shape.check()?;
-        let operands = Operands { act, two_bit: has_two_bits(codes)? };
+        let operands = Operands { act, weights: WeightKind::of(codes)? };
         let kernel = kernels::choose(shape.out_channels / shape.groups, shape.reduction(), operands)?;
         Self::for_kernel(kernel, codes, shape, act)
     }
@@ -253,7 +238,7 @@ impl PackedWeights<'static> {
     /// # Errors
     /// As [`PackedWeights::new`].
     pub fn for_linear(codes: &[i8], shape: WeightShape, act: Act) -> Result<Self> {
-        let operands = Operands { act, two_bit: has_two_bits(codes)? };
+        let operands = Operands { act, weights: WeightKind::of(codes)? };
         Self::for_kernel(kernels::choose_for_linear(operands)?, codes, shape, act)
     }
 
@@ -264,18 +249,19 @@ impl PackedWeights<'static> {
     pub fn for_kernel(kernel: &'static dyn Kernel, codes: &[i8], shape: WeightShape, act: Act) -> Result<Self> {
         let shape = shape.check()?;
         check_len("weight", shape.len(), codes.len())?;
-        let operands = Operands { act, two_bit: has_two_bits(codes)? };
+        let operands = Operands { act, weights: WeightKind::of(codes)? };
         operands.check(shape)?;
         if !operands.run_on(kernel) {
             return bad_value("kernel", format!("one that runs {operands:?}"), kernel.name());
         }
         let layout = kernel.layout();
         let mut packed = PackedWeights { blob: Blob::Borrowed(&[]), shape, operands, layout, kernel };
+        let counting = packed.counting();
         let (taps, group_channels, k) =
             (shape.kernel[0] * shape.kernel[1], shape.channels / shape.groups, shape.reduction());
         // One output channel's codes, taps before channels: the order in which activations are walked.
         let mut reordered = vec![0i8; layout.nr * k];
-        let header = Header { layout: layout.id(), shape, act, two_bit: operands.two_bit };
+        let header = Header { layout: layout.id(), shape, act, weights: operands.weights };
         packed.blob = Blob::new(&header, MAGIC, packed.total_bytes(), |bytes| {
             for group in 0..shape.groups {
                 for panel in 0..packed.panels_per_group() {
@@ -292,9 +278,9 @@ impl PackedWeights<'static> {
                     let mut pack = |plane: usize, codes: &[i8]| {
                         let channel = |j: usize| (j < count).then(|| &codes[j * k..(j + 1) * k]);
                         let range = packed.panel_range(group, panel, plane);
-                        layout.pack_panel(taps, group_channels, act, channel, &mut bytes[range]);
+                        layout.pack_panel(taps, group_channels, (act, counting), channel, &mut bytes[range]);
                     };
-                    if !operands.two_bit {
+                    if operands.weights != WeightKind::TwoBit {
                         pack(0, &reordered);
                         continue;
                     }
@@ -317,7 +303,7 @@ impl<'a> PackedWeights<'a> {
     /// [`Error::Packed`] where the blob is damaged or meant for another CPU's kernel.
     pub fn from_bytes(bytes: &'a [u8]) -> Result<Self> {
         let header = Header::read(bytes, MAGIC, "packed weights")?;
-        let operands = Operands { act: header.act, two_bit: header.two_bit };
+        let operands = Operands { act: header.act, weights: header.weights };
         let kernel = kernels::for_layout(header.layout, operands)?;
         let shape = header.shape.check().and_then(|shape| operands.check(shape).map(|()| shape));
         let shape = shape.map_err(|e| damaged(&format!("their header is damaged ({e})")))?;
@@ -341,9 +327,9 @@ impl<'a> PackedWeights<'a> {
         self.operands.act
     }
 
-    /// Whether weights have two bits: -3, -1, 1, 3 (else -1, 0, 1).
-    pub fn two_bit(&self) -> bool {
-        self.operands.two_bit
+    /// What the weights are.
+    pub fn kind(&self) -> WeightKind {
+        self.operands.weights
     }
 
     /// The layout of the codes that a convolution with these weights reads.
@@ -358,12 +344,20 @@ impl<'a> PackedWeights<'a> {
 
     /// The inner loop that will run them.
     pub(crate) fn inner(&self) -> Inner<'static> {
-        self.kernel.inner(self.act(), Seal).expect("checked when they were packed or borrowed")
+        self.kernel.inner(self.operands, Seal).expect("checked when they were packed or borrowed")
+    }
+
+    /// What the inner loop counts, for whom panels are laid out.
+    fn counting(&self) -> Counting {
+        match self.inner() {
+            Inner::Tiled(tiled) => tiled.counting(),
+            Inner::Framed(_) => Counting::Ternary,
+        }
     }
 
     /// Panels for each one of output channels.
     fn planes(&self) -> usize {
-        1 + usize::from(self.two_bit())
+        1 + usize::from(self.kind() == WeightKind::TwoBit)
     }
 
     fn total_bytes(&self) -> usize {
@@ -372,7 +366,7 @@ impl<'a> PackedWeights<'a> {
     }
 
     fn panel_bytes(&self) -> usize {
-        self.layout.panel_bytes(self.shape.kernel[0] * self.shape.kernel[1] * self.units_per_tap())
+        self.layout.panel_bytes(self.shape.kernel[0] * self.shape.kernel[1] * self.units_per_tap(), self.counting())
     }
 
     fn panel_range(&self, group: usize, panel: usize, plane: usize) -> std::ops::Range<usize> {
@@ -388,7 +382,7 @@ impl<'a> PackedWeights<'a> {
 
     /// The panel of low bits, where weights have two.
     pub(crate) fn low_panel(&self, group: usize, panel: usize) -> Option<&[u8]> {
-        self.two_bit().then(|| &self.blob.bytes()[self.panel_range(group, panel, 1)])
+        (self.kind() == WeightKind::TwoBit).then(|| &self.blob.bytes()[self.panel_range(group, panel, 1)])
     }
 
     pub(crate) fn groups(&self) -> usize {

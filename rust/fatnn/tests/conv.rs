@@ -2,20 +2,16 @@
 
 mod common;
 
-use common::{Case, Random, accumulators, check, codes_of, operands, values, weights_of};
-use fatnn::codec::Act;
+use common::{Case, Random, accumulators, check, codes_of, every_operands, operands, values, weights_of};
+use fatnn::codec::{Act, WeightKind};
 use fatnn::conv::{ConvShape, conv2d_acc};
 use fatnn::kernels::{self, Operands};
 use fatnn::weights::{PackedWeights, WeightShape};
 use fatnn::{Error, reference};
 use proptest::prelude::*;
 
-const HALF: Operands = Operands { act: Act::Half, two_bit: false };
-const FULL: Operands = Operands { act: Act::Full, two_bit: false };
-
-fn every_operands() -> impl Iterator<Item = Operands> {
-    Act::ALL.into_iter().flat_map(|act| [false, true].map(|two_bit| Operands { act, two_bit }))
-}
+const HALF: Operands = Operands { act: Act::Half, weights: WeightKind::Ternary };
+const FULL: Operands = Operands { act: Act::Full, weights: WeightKind::Ternary };
 
 /// Channels on both sides of every multiple of a word, few and many.
 const CHANNELS: [usize; 14] = [1, 2, 7, 31, 33, 63, 64, 65, 100, 127, 128, 129, 192, 257];
@@ -53,12 +49,12 @@ fn channels_around_every_word_edge() {
 
 #[test]
 fn reductions_beyond_every_counter() {
-    // All alike: the largest counts. 8-bit counters hold 31 steps (of two bits: 80), 16-bit ones 8191.
+    // All alike: the largest counts. 8-bit counters hold 31 steps (of bits: 248 or 80), 16-bit ones 8191.
     let kernels = kernels::detected();
     for words in [1, 2, 3, 4, 7, 8, 15, 16, 17, 30, 31, 32, 33, 61, 62, 63, 64, 65, 124, 128, 129, 255, 256, 257, 520] {
         for operands in every_operands() {
             let case = Case::product(5, words * 64, 17, operands);
-            let (codes, weights) = (codes_of(operands.act.coding()), weights_of(operands.two_bit));
+            let (codes, weights) = (codes_of(operands.act), weights_of(operands.weights));
             for (&x, &w) in
                 codes.iter().flat_map(|x| [weights.first().unwrap(), weights.last().unwrap()].map(|w| (x, w)))
             {
@@ -79,7 +75,7 @@ fn every_pair_of_codes_in_every_place() {
     const CHANNELS: usize = 130;
     for operands in every_operands() {
         // A pixel and an output channel per code, over zeros (or what comes next to it) and over others.
-        let (codes, weights) = (codes_of(operands.act.coding()), weights_of(operands.two_bit));
+        let (codes, weights) = (codes_of(operands.act), weights_of(operands.weights));
         let case = Case::product(codes.len(), CHANNELS, weights.len(), operands);
         let plain = (vec![codes[1]; CHANNELS], vec![weights[1]; CHANNELS]);
         for (x, w) in [plain, (values(codes, CHANNELS, 3), values(weights, CHANNELS, 3))] {
@@ -127,8 +123,18 @@ fn windows_of_every_kind() {
     cases.extend([
         Case { kernel: [1, 5], stride: [2, 1], padding: [0, 3], dilation: [1, 2], ..plain },
         Case { kernel: [4, 1], stride: [1, 3], padding: [2, 0], dilation: [2, 1], operands: FULL, ..plain },
-        Case { kernel: [2, 3], padding: [1, 2], operands: Operands { act: Act::Uint2, two_bit: true }, ..plain },
-        Case { kernel: [2, 3], padding: [1, 2], operands: Operands { act: Act::Full, two_bit: true }, ..plain },
+        Case {
+            kernel: [2, 3],
+            padding: [1, 2],
+            operands: Operands { act: Act::Uint2, weights: WeightKind::TwoBit },
+            ..plain
+        },
+        Case {
+            kernel: [2, 3],
+            padding: [1, 2],
+            operands: Operands { act: Act::Full, weights: WeightKind::TwoBit },
+            ..plain
+        },
         // One-dimensional.
         Case { input: [1, 50], kernel: [1, 7], padding: [0, 3], dilation: [1, 1], ..plain },
         // Windows that see nothing but padding.

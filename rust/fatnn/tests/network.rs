@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::{Random, codes, values, weights_of};
-use fatnn::codec::Act;
+use fatnn::codec::{Act, WeightKind};
 use fatnn::conv::ConvShape;
 use fatnn::net::{Input, Network, Tensor, load, save};
 use fatnn::quantize::PixelOrder;
@@ -107,18 +107,37 @@ impl Example {
     }
 }
 
-/// The same with activations of two bits and, in the first convolution, weights of two bits.
-fn example_of_two_bits() -> Example {
+/// The same with activations of another kind.
+fn example_of(act: Act) -> Example {
     let mut example = example();
     let mut json: serde_json::Value = serde_json::from_str(&example.graph).unwrap();
     for node in json["nodes"].as_array_mut().unwrap() {
         if node["attrs"].get("half_range").is_some() {
-            node["attrs"]["act"] = "uint2".into();
+            node["attrs"]["act"] = act.name().into();
         }
     }
     example.graph = json.to_string();
-    example.act = Act::Uint2;
-    example.w1 = values(weights_of(true), C * C * 9, 1);
+    example.act = act;
+    example
+}
+
+/// The same with binary activations and, in the first convolution, binary weights.
+fn example_of_one_bit() -> Example {
+    let mut example = example_of(Act::Binary);
+    example.w1 = values(weights_of(WeightKind::Binary), C * C * 9, 1);
+    // What the second threshold separates does not occur.
+    example.steps[1] = f32::INFINITY;
+    example.thresholds[C..].fill(i32::MAX);
+    example.tensors.insert("w1".to_owned(), Tensor::Ternary(vec![C, C, 3, 3], example.w1.clone()));
+    example.tensors.insert("t".to_owned(), Tensor::I32(vec![2, C], example.thresholds.clone()));
+    example.tensors.insert("steps".to_owned(), Tensor::F32(vec![2], example.steps.clone()));
+    example
+}
+
+/// The same with activations of two bits and, in the first convolution, weights of two bits.
+fn example_of_two_bits() -> Example {
+    let mut example = example_of(Act::Uint2);
+    example.w1 = values(weights_of(WeightKind::TwoBit), C * C * 9, 1);
     example.steps.push(2.0);
     let third: Vec<i32> = example.thresholds[C..].iter().map(|high| high + 25).collect();
     example.thresholds.extend(third);
@@ -141,6 +160,7 @@ fn a_network_equals_the_reference_for_every_size_order_and_number_of_threads() {
 #[test]
 fn a_network_of_two_bits_equals_the_reference() {
     equals_the_reference(&example_of_two_bits());
+    equals_the_reference(&example_of_one_bit());
 }
 
 #[test]

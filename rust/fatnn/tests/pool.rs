@@ -4,7 +4,7 @@ mod common;
 
 use common::{Random, codes_of, pack, values};
 use fatnn::Error;
-use fatnn::codec::{CodesLayout, Coding};
+use fatnn::codec::{Act, CodesLayout};
 use fatnn::conv::ConvShape;
 use fatnn::pool::max_pool_codes;
 use fatnn::reference;
@@ -15,13 +15,13 @@ fn window(batch: usize, input: [usize; 2], kernel: usize, stride: usize, padding
 }
 
 fn check(shape: &ConvShape, output: [usize; 2], channels: usize, groups: usize, seed: u64) {
-    for coding in [Coding::Ternary, Coding::Uint2] {
-        let layout = CodesLayout::new(channels, groups).unwrap().with(coding);
-        let x = values(codes_of(coding), shape.batch * shape.input[0] * shape.input[1] * channels, seed);
+    for act in [Act::Full, Act::Uint2] {
+        let layout = CodesLayout::new(channels, groups).unwrap().with(act.coding());
+        let x = values(codes_of(act), shape.batch * shape.input[0] * shape.input[1] * channels, seed);
         let expected = pack(layout, &reference::max_pool(&x, channels, shape, output));
         let mut out = vec![0xA5; expected.len()];
         max_pool_codes(&pack(layout, &x), layout, shape, output, &mut out).unwrap();
-        assert_eq!(out, expected, "{shape:?} to {output:?}, {channels} channels in {groups} groups, {coding:?}");
+        assert_eq!(out, expected, "{shape:?} to {output:?}, {channels} channels in {groups} groups, {act:?}");
     }
 }
 

@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::{Random, values, weights_of};
-use fatnn::codec::Act;
+use fatnn::codec::{Act, WeightKind};
 use fatnn::conv::ConvShape;
 use fatnn::kernels::Operands;
 use fatnn::net::{Input, Network, Tensor};
@@ -15,8 +15,10 @@ use fatnn::{Error, parallel, reference};
 use serde_json::json;
 
 const BLOCKS: usize = 3;
-const HALF: Operands = Operands { act: Act::Half, two_bit: false };
+const HALF: Operands = Operands { act: Act::Half, weights: WeightKind::Ternary };
 const STEPS: [f32; 3] = [0.5, 2.0, 2.5];
+/// Of binary codes: the second is never reached.
+const BINARY_STEPS: [f32; 2] = [0.5, f32::INFINITY];
 
 /// `x → [quantize → 3×3 convolution, scale and bias, + residual, ReLU] × BLOCKS`, each block's sum being the next one's residual
 /// and input.
@@ -31,7 +33,7 @@ struct Stream {
 impl Stream {
     fn new(channels: usize, operands: Operands) -> Self {
         let mut random = Random(channels as u64);
-        let weight = |block| values(weights_of(operands.two_bit), channels * channels * 9, block as u64);
+        let weight = |block| values(weights_of(operands.weights), channels * channels * 9, block as u64);
         let weights = (0..BLOCKS).map(weight).collect();
         let scale = (0..channels).map(|_| random.float() * 0.1).collect();
         let bias = (0..channels).map(|_| random.float()).collect();
@@ -39,7 +41,10 @@ impl Stream {
     }
 
     fn steps(&self) -> &'static [f32] {
-        &STEPS[..self.operands.act.coding().thresholds()]
+        match self.operands.act {
+            Act::Binary => &BINARY_STEPS,
+            act => &STEPS[..act.coding().thresholds()],
+        }
     }
 
     fn network(&self) -> Network {
@@ -52,7 +57,7 @@ impl Stream {
             match self.operands.act {
                 Act::Half => (),
                 Act::Full => node["attrs"]["half_range"] = false.into(),
-                Act::Uint2 => node["attrs"]["act"] = "uint2".into(),
+                act => node["attrs"]["act"] = act.name().into(),
             }
             node
         };
@@ -68,7 +73,7 @@ impl Stream {
             nodes.push(node(q.clone(), "quantize", vec![from.clone()], json!({"steps": "steps"})));
             let read = json!({"weight": weight_name, "scale": "scale", "bias": "bias"});
             nodes.push(node(format!("s{}", block + 1), "conv_float", vec![q, from], read));
-            let tensor = if self.operands.two_bit { Tensor::TwoBit } else { Tensor::Ternary };
+            let tensor = if self.operands.weights == WeightKind::TwoBit { Tensor::TwoBit } else { Tensor::Ternary };
             tensors.insert(weight_name, tensor(vec![c, c, 3, 3], weight.clone()));
         }
         let last = format!("s{BLOCKS}");
@@ -101,11 +106,14 @@ impl Stream {
 
 #[test]
 fn sums_and_their_codes_equal_the_reference() {
-    let every_act = Act::ALL.map(|act| (act, false)).into_iter().chain([(Act::Half, true), (Act::Uint2, true)]);
+    let every_act = Act::ALL.map(|act| (act, WeightKind::Ternary)).into_iter();
+    let every_act = every_act.chain([Act::Half, Act::Uint2].map(|act| (act, WeightKind::TwoBit)));
+    let every_act = every_act.chain([(Act::Binary, WeightKind::Binary)]);
     let cases = [5, 16, 64, 70].map(|channels| (channels, every_act.clone())).into_iter();
     let cases = cases.flat_map(|(channels, acts)| acts.map(move |of| (channels, of)));
-    for (channels, (act, two_bit)) in cases.chain([(192, (Act::Half, false)), (192, (Act::Uint2, false))]) {
-        let stream = Stream::new(channels, Operands { act, two_bit });
+    let wide = [Act::Half, Act::Uint2].map(|act| (192, (act, WeightKind::Ternary)));
+    for (channels, (act, weights)) in cases.chain(wide) {
+        let stream = Stream::new(channels, Operands { act, weights });
         let net = stream.network();
         for (threads, images, map) in [(1, 1, [8, 8]), (2, 3, [7, 7]), (1, 1, [1, 33]), (3, 2, [40, 12])] {
             parallel::set_num_threads(threads).unwrap();

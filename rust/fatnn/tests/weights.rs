@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::{Case, codes, values, weights_of};
+use common::{Case, codes, every_operands, values, weights_of};
 use fatnn::Error;
-use fatnn::codec::{Act, Coding};
+use fatnn::codec::{Act, Coding, WeightKind};
 use fatnn::conv::{ConvShape, conv2d_acc, conv2d_codes, conv2d_float};
 use fatnn::epilogue::{ToCodes, ToFloat};
 use fatnn::kernels::{self, Kernel, Operands};
@@ -18,15 +18,10 @@ fn shape() -> WeightShape {
 fn blobs() -> Vec<(Operands, &'static dyn Kernel, Vec<u8>)> {
     let mut blobs = Vec::new();
     for &kernel in kernels::available().unwrap() {
-        for act in Act::ALL {
-            for two_bit in [false, true] {
-                let operands = Operands { act, two_bit };
-                if operands.run_on(kernel) {
-                    let weights = values(weights_of(two_bit), shape().len(), 1);
-                    let packed = PackedWeights::for_kernel(kernel, &weights, shape(), act).unwrap();
-                    blobs.push((operands, kernel, packed.as_bytes().to_vec()));
-                }
-            }
+        for operands in every_operands().filter(|operands| operands.run_on(kernel)) {
+            let weights = values(weights_of(operands.weights), shape().len(), 1);
+            let packed = PackedWeights::for_kernel(kernel, &weights, shape(), operands.act).unwrap();
+            blobs.push((operands, kernel, packed.as_bytes().to_vec()));
         }
     }
     blobs
@@ -36,7 +31,7 @@ fn blobs() -> Vec<(Operands, &'static dyn Kernel, Vec<u8>)> {
 fn a_blob_says_what_it_holds() {
     for (operands, kernel, blob) in blobs() {
         let weights = PackedWeights::from_bytes(&blob).unwrap();
-        assert_eq!((weights.shape(), weights.act(), weights.two_bit()), (shape(), operands.act, operands.two_bit));
+        assert_eq!((weights.shape(), weights.act(), weights.kind()), (shape(), operands.act, operands.weights));
         assert_eq!(weights.as_bytes(), blob);
         // The first that reads this layout.
         let reads = |other: &&&'static dyn Kernel| other.layout() == kernel.layout() && operands.run_on(**other);
@@ -48,19 +43,17 @@ fn a_blob_says_what_it_holds() {
 #[test]
 fn a_kernel_that_cannot_run_the_operands_is_refused() {
     for kernel in kernels::detected() {
-        for act in Act::ALL {
-            for two_bit in [false, true] {
-                let weights = values(weights_of(two_bit), shape().len(), 1);
-                let packed = PackedWeights::for_kernel(kernel, &weights, shape(), act);
-                if (Operands { act, two_bit }).run_on(kernel) {
-                    packed.unwrap();
-                } else {
-                    assert!(matches!(packed, Err(Error::Value { what: "kernel", .. })), "{packed:?}");
-                }
-                let packed = PackedWeights::new(&weights, shape(), act).unwrap();
-                assert_eq!((packed.act(), packed.two_bit()), (act, two_bit));
-                PackedWeights::for_linear(&weights, shape(), act).unwrap();
+        for operands in every_operands() {
+            let weights = values(weights_of(operands.weights), shape().len(), 1);
+            let packed = PackedWeights::for_kernel(kernel, &weights, shape(), operands.act);
+            if operands.run_on(kernel) {
+                packed.unwrap();
+            } else {
+                assert!(matches!(packed, Err(Error::Value { what: "kernel", .. })), "{packed:?}");
             }
+            let packed = PackedWeights::new(&weights, shape(), operands.act).unwrap();
+            assert_eq!((packed.act(), packed.kind()), (operands.act, operands.weights));
+            PackedWeights::for_linear(&weights, shape(), operands.act).unwrap();
         }
     }
 }
@@ -187,7 +180,7 @@ fn convolutions_refuse_what_does_not_fit() {
         kernel: [3, 3],
         input: [5, 6],
         padding: [1, 1],
-        ..Case::product(0, 10, 4, Operands { act: Act::Half, two_bit: false })
+        ..Case::product(0, 10, 4, Operands { act: Act::Half, weights: WeightKind::Ternary })
     };
     let weights = PackedWeights::new(&codes(case.weights().len(), 1), case.weights(), Act::Half).unwrap();
     let (input, good) = (vec![0u8; 30 * 16], case.shape());

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fatnn_rs.convert.graph import Graph, Node
-from fatnn_rs.convert.levels import ACT_LEVELS, act_attrs, act_of
+from fatnn_rs.convert.levels import ACT_LEVELS, act_of, coded_levels
 from fatnn_rs.convert.ops_float import FLOAT_OPS
 from fatnn_rs.convert.ops_table import bind
 from fatnn_rs.convert.thresholds import Thresholds, accumulator_range, integer_thresholds
@@ -150,7 +150,7 @@ def _fuse(graph: Graph, chain: _Chain, quantizer: Node) -> str:
     root, dims = chain.root, chain.root.attrs["dims"]
     weight = graph.tensors[root.tensors["weight"]]
     low, high = accumulator_range(weight, ACT_LEVELS[act_of(root.attrs)])
-    levels = ACT_LEVELS[act_of(quantizer.attrs)]
+    levels = coded_levels(act_of(quantizer.attrs))
     monotone = all(_monotone(graph, step) for step in chain.steps) and type(quantizer.call) in _MONOTONE
     found = integer_thresholds(_function(graph, chain, quantizer), low, high, dims, levels, monotone)
     if found is None:
@@ -193,7 +193,7 @@ def _pool_node(graph: Graph, step: Node, source: Node, act: str) -> Node:
         "dilation": one + step.attrs["dilation"],
         "ceil_mode": step.attrs["ceil_mode"],
     }
-    if "act" in act_attrs(act):
+    if act == "uint2":
         attrs["act"] = act
     name = graph.fresh_name(f"{step.name}_of_codes")
     return Node(name, "max_pool_codes", [source.name], attrs, layer=step.layer, shape=step.shape)

@@ -78,11 +78,14 @@ pub enum Act {
     Half,
     /// Two bits: levels 0, 1, 2, 3, behind a ReLU.
     Uint2,
+    /// One bit: the levels 0 and 1 of [`Act::Half`], written like those. (Signs, -1 and 1, are ternary codes: padding gives
+    /// them a third level.)
+    Binary,
 }
 
 impl Act {
     /// Every kind there is.
-    pub const ALL: [Act; 3] = [Act::Full, Act::Half, Act::Uint2];
+    pub const ALL: [Act; 4] = [Act::Full, Act::Half, Act::Uint2, Act::Binary];
 
     /// Its name, as bindings have it.
     pub fn name(self) -> &'static str {
@@ -90,6 +93,7 @@ impl Act {
             Act::Full => "full",
             Act::Half => "half",
             Act::Uint2 => "uint2",
+            Act::Binary => "binary",
         }
     }
 
@@ -100,14 +104,14 @@ impl Act {
     pub fn from_name(name: &str) -> Result<Self> {
         match Act::ALL.into_iter().find(|act| act.name() == name) {
             Some(act) => Ok(act),
-            None => bad_value("act", "\"full\", \"half\" or \"uint2\"", format!("{name:?}")),
+            None => bad_value("act", "\"full\", \"half\", \"uint2\" or \"binary\"", format!("{name:?}")),
         }
     }
 
     /// How its codes are written.
     pub fn coding(self) -> Coding {
         match self {
-            Act::Full | Act::Half => Coding::Ternary,
+            Act::Full | Act::Half | Act::Binary => Coding::Ternary,
             Act::Uint2 => Coding::Uint2,
         }
     }
@@ -115,7 +119,7 @@ impl Act {
     /// The largest size of a level.
     pub fn most(self) -> usize {
         match self {
-            Act::Full => 1,
+            Act::Full | Act::Binary => 1,
             Act::Half => 2,
             Act::Uint2 => 3,
         }
@@ -123,7 +127,61 @@ impl Act {
 
     /// The level that a code stands for.
     pub fn level(self, code: i8) -> i32 {
-        i32::from(code) + i32::from(self == Act::Half)
+        i32::from(code) + i32::from(matches!(self, Act::Half | Act::Binary))
+    }
+}
+
+/// What a layer's weights are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeightKind {
+    /// -1, 0, 1.
+    Ternary,
+    /// -1 and 1: ternary ones that no kernel needs a mask for.
+    Binary,
+    /// Two bits: -3, -1, 1, 3.
+    TwoBit,
+}
+
+impl WeightKind {
+    /// Every kind there is.
+    pub const ALL: [WeightKind; 3] = [WeightKind::Ternary, WeightKind::Binary, WeightKind::TwoBit];
+
+    /// The kind that takes the least work: binary ones without a zero, those of two bits where one is ±3.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] naming the first weight that does not fit the others.
+    pub fn of(weights: &[i8]) -> Result<Self> {
+        if weights.iter().any(|w| w.abs_diff(0) == 3) {
+            two_bit::check("weight", weights)?;
+            return Ok(WeightKind::TwoBit);
+        }
+        check_codes("weight", weights)?;
+        Ok(if weights.contains(&0) { WeightKind::Ternary } else { WeightKind::Binary })
+    }
+
+    /// Its name, as bindings have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            WeightKind::Ternary => "ternary",
+            WeightKind::Binary => "binary",
+            WeightKind::TwoBit => "two-bit",
+        }
+    }
+
+    /// The kind of that name.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] where there is none.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match WeightKind::ALL.into_iter().find(|kind| kind.name() == name) {
+            Some(kind) => Ok(kind),
+            None => bad_value("weights", "\"ternary\", \"binary\" or \"two-bit\"", format!("{name:?}")),
+        }
+    }
+
+    /// The largest size of a weight.
+    pub fn most(self) -> usize {
+        if self == WeightKind::TwoBit { 3 } else { 1 }
     }
 }
 

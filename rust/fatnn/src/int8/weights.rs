@@ -1,7 +1,7 @@
 //! Int8 weights, laid out for a kernel. Like ternary ones, they are derived when a network is loaded, and travel as a blob that
 //! begins with a header.
 
-use crate::codec::Act;
+use crate::codec::{Act, WeightKind};
 use crate::error::{Result, bad_value, check_len};
 use crate::kernels::int8::{self, Int8Kernel};
 use crate::weights::{Blob, HEADER, Header, WeightShape, damaged};
@@ -77,7 +77,7 @@ impl Int8Weights<'static> {
         let group_channels = shape.channels / shape.groups;
         // A panel's weights in the order of activations: columns, rows, channels.
         let mut reordered = vec![0i8; kernel.layout().panel * k];
-        let header = Header { layout: kernel.layout().id, shape, act: Act::Full, two_bit: false };
+        let header = Header { layout: kernel.layout().id, shape, act: Act::Full, weights: WeightKind::Ternary };
         packed.blob = Blob::new(&header, MAGIC, packed.total_bytes(), |bytes| {
             for group in 0..shape.groups {
                 for panel in packed.panels(group) {

@@ -68,11 +68,11 @@ pub trait FramedKernel {
     /// # Panics
     /// Where a slice is too short.
     fn encode(&self, pixels: &Pixels<'_>, plane: &mut [u8], first: usize, positions: usize);
-    /// Writes zeros instead: code 0, or of the half range level 0.
+    /// Writes zeros instead: level 0, or else code 0.
     ///
     /// # Panics
     /// As [`FramedKernel::encode`].
-    fn clear(&self, half_range: bool, count: usize, plane: &mut [u8], first: usize, positions: usize);
+    fn clear(&self, of_levels: bool, count: usize, plane: &mut [u8], first: usize, positions: usize);
     /// Called once for a plane all of whose positions were written.
     fn finish(&self, plane: &mut [u8]) {
         let _ = plane;
@@ -203,7 +203,7 @@ impl<'a> Panel<'a> {
     /// # Panics
     /// Where it has the wrong size: a bug in the driver.
     pub(crate) fn new(layout: super::Layout, units: usize, bytes: &'a [u8], channels: usize) -> Self {
-        assert_eq!(bytes.len(), layout.panel_bytes(units), "panel of another size");
+        assert_eq!(bytes.len(), layout.panel_bytes(units, super::Counting::Ternary), "panel of another size");
         assert!((1..=layout.nr).contains(&channels));
         Panel { bytes, channels }
     }

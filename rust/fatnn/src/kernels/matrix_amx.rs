@@ -23,8 +23,7 @@ use std::sync::OnceLock;
 
 use super::framed::{Emitted, Framed, FramedKernel, Line, Panel, Pixels};
 use super::matrix::{ROW_BYTES, ROWS};
-use super::{Family, Inner, Kernel, Layout, Seal, epilogue_methods};
-use crate::codec::Act;
+use super::{Family, Inner, Kernel, Layout, Operands, Seal, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
 /// Rows, and channels, of a hardware tile.
@@ -90,8 +89,8 @@ impl Kernel for Amx {
         Layout { family: Family::Matrix, nr: NR, lanes: SIDE }
     }
 
-    fn inner(&self, act: Act, _: Seal) -> Option<Inner<'_>> {
-        (act != Act::Uint2).then_some(Inner::Framed(self))
+    fn inner(&self, operands: Operands, _: Seal) -> Option<Inner<'_>> {
+        operands.ternary().then_some(Inner::Framed(self))
     }
 
     epilogue_methods!(
@@ -117,8 +116,8 @@ impl FramedKernel for Amx {
         unsafe { encode(pixels, out) }
     }
 
-    fn clear(&self, half_range: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
-        plane[first * DEPTH..][..count * DEPTH].fill(if half_range { -1i8 as u8 } else { 0 });
+    fn clear(&self, of_levels: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
+        plane[first * DEPTH..][..count * DEPTH].fill(if of_levels { -1i8 as u8 } else { 0 });
     }
 
     fn run(&self, framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, emit: &mut dyn FnMut(Emitted<'_>)) {

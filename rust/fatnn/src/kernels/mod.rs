@@ -19,7 +19,7 @@
 //! | --- | --- | --- | --- |
 //! | `x86_64-matrix-amx` | matrix, framed | 64×16 | `tdpbssd`: 16384 products in 16 cycles |
 //! | `x86_64-popcount-avx512` | popcount | 4×16 | 5 instructions for 512 products: ternary logic, `vpopcntq` |
-//! | `x86_64-popcount-avx2` | popcount | 2×16 | 11.5 for 256 products: carry-save adders, then a table of nibbles |
+//! | `x86_64-popcount-avx2` | popcount | 2×16 | 11.5 for 256 products: carry-save adders, then a table of nibbles (binary: 6.5) |
 //! | `aarch64-popcount-neon` | popcount | 4×16 | 6 instructions for 128 products: `bsl`, `cnt` |
 //! | `x86_64-table-avx512` | table, framed | 8×64 | 9 for 768 products: `vpshufb` |
 //! | `x86_64-table-avx512-pixels` | table, framed | 64×8 | the same, positions in the lanes |
@@ -32,7 +32,7 @@
 
 use std::sync::OnceLock;
 
-use crate::codec::Act;
+use crate::codec::{Act, WeightKind};
 use crate::cpu::{Features, Isa};
 use crate::epilogue::{Residual, TileAcc, ToCodes, ToFloat};
 use crate::error::{Result, bad_value};
@@ -71,8 +71,8 @@ mod tile;
 pub(crate) use float::matmul;
 pub use framed::FramedKernel;
 pub(crate) use framed::{Emitted, Framed, Line, Panel, Pixels, Seal};
-pub use tile::TiledKernel;
 pub(crate) use tile::{BLOCK, MAX_MR, MAX_NR, TileRows, Tiles};
+pub use tile::{Counting, TiledKernel};
 
 /// Kernel families: they differ in the layout of both operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -142,11 +142,12 @@ impl Layout {
     }
 
     /// Bytes of one panel: `units` units (all taps counted) of `nr` channels and one `i32` per channel, and whatever else the family
-    /// wants.
-    pub(crate) fn panel_bytes(self, units: usize) -> usize {
+    /// wants; of the loops for tiles, those that are `counting` so.
+    pub(crate) fn panel_bytes(self, units: usize, counting: Counting) -> usize {
         match self.family {
-            // Two bits a weight in either.
-            Family::Popcount | Family::Matrix => units * self.nr * popcount::UNIT_BYTES + self.nr * 4,
+            Family::Popcount => units * self.nr * counting.weight_bytes() + self.nr * 4,
+            // Two bits a weight.
+            Family::Matrix => units * self.nr * popcount::UNIT_BYTES + self.nr * 4,
             Family::Table => table::panel_bytes(self, units),
         }
     }
@@ -157,15 +158,15 @@ impl Layout {
         self,
         taps: usize,
         channels: usize,
-        act: Act,
+        (act, counting): (Act, Counting),
         channel: impl Fn(usize) -> Option<&'a [i8]>,
         panel: &mut [u8],
     ) {
-        let half_range = act == Act::Half;
+        let half_range = matches!(act, Act::Half | Act::Binary);
         match self.family {
-            Family::Popcount => popcount::pack_panel(self, taps, channels, act, channel, panel),
+            Family::Popcount => popcount::pack_panel(self, taps, channels, (act, counting), channel, panel),
             Family::Matrix => matrix::pack_panel(self, taps, channels, half_range, channel, panel),
-            Family::Table => table::pack_panel(self, taps, channels, half_range, channel, panel),
+            Family::Table => table::pack_panel(self, taps, channels, act, channel, panel),
         }
     }
 }
@@ -178,9 +179,9 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
     fn isa(&self) -> Isa;
     /// Layout of the weights it reads.
     fn layout(&self) -> Layout;
-    /// The inner loop for activations of a kind, where the kernel has one.
+    /// The inner loop for operands, where the kernel has one.
     #[doc(hidden)]
-    fn inner(&self, act: Act, _: Seal) -> Option<Inner<'_>>;
+    fn inner(&self, operands: Operands, _: Seal) -> Option<Inner<'_>>;
     /// Epilogue: accumulators to codes. See [`crate::epilogue::to_codes`].
     #[doc(hidden)]
     fn to_codes(&self, acc: &TileAcc<'_>, to: &ToCodes<'_>, out: &mut [u8]);
@@ -317,18 +318,20 @@ pub(crate) const KERNELS: &[Make] = &[
 pub struct Operands {
     /// The kind of activations.
     pub act: Act,
-    /// Whether weights have two bits, -3, -1, 1, 3, rather than being ternary.
-    pub two_bit: bool,
+    /// The kind of weights.
+    pub weights: WeightKind,
 }
 
 impl Operands {
-    /// Whether a kernel runs them. (Only the driver of tiled kernels adds two panels up.)
+    /// Whether a kernel runs them.
     pub fn run_on(self, kernel: &'static dyn Kernel) -> bool {
-        match kernel.inner(self.act, Seal) {
-            Some(Inner::Tiled(_)) => true,
-            Some(Inner::Framed(_)) => !self.two_bit,
-            None => false,
-        }
+        kernel.inner(self, Seal).is_some()
+    }
+
+    /// Whether both are ternary, or a part of that: what every kernel runs. (Two panels, of weights of two bits, are added up
+    /// by the driver of tiled kernels only.)
+    fn ternary(self) -> bool {
+        self.act != Act::Uint2 && self.weights != WeightKind::TwoBit
     }
 }
 
@@ -390,14 +393,25 @@ pub fn detected() -> Vec<&'static dyn Kernel> {
 /// long, and tables everywhere else: on every CPU without that instruction, and for short reductions, which fill a word of
 /// 64 badly. On NEON tables need 7 instructions for 192 products and popcount 6 for 128; neither was measured on hardware.
 ///
-/// Activations of two bits and weights of two bits run on popcount kernels only; of those for AVX-512 there is none for
-/// activations of two bits yet, so CPUs that have it, or a matrix unit, take the one for AVX2.
+/// Weights of two bits run on popcount kernels only, activations of two bits on those and on tables. On Zen 3 (AVX2), one core,
+/// from codes to accumulators (`cargo bench -- operands`), GMAC/s, popcount / table:
+///
+/// | layer | both binary | ternary weights, binary | ternary | ternary weights, two bits | both of two bits |
+/// | --- | --- | --- | --- | --- | --- |
+/// | 3×3, 64 → 64, 56×56 | 142 / 179 | 131 / 185 | 99 / 178 | 83 / 165 | 46 |
+/// | 3×3, 128 → 128, 28×28 | 268 / 284 | 229 / 294 | 172 / 297 | 143 / 265 | 80 |
+/// | 3×3, 256 → 256, 14×14 | 325 / 297 | 282 / 315 | 198 / 313 | 159 / 281 | 89 |
+/// | 3×3, 512 → 512, 7×7 | 347 / 268 | 260 / 282 | 189 / 279 | 107 / 247 | 66 |
+///
+/// So a table is what activations of two bits take, and popcount, without a vector instruction for it, wins where both operands
+/// are binary and reductions long. No popcount kernel for AVX-512 counts bits yet: its loop for ternary codes runs binary
+/// ones, and activations of two bits take its table.
 ///
 /// # Errors
 /// As [`available`].
 pub fn choose(out_channels: usize, reduction: usize, operands: Operands) -> Result<&'static dyn Kernel> {
     let kernels = for_operands(operands)?;
-    Ok(choose_among(&kernels, first(&kernels)?, out_channels, reduction))
+    Ok(choose_among(&kernels, first(&kernels)?, operands, out_channels, reduction))
 }
 
 /// The kernel for a linear layer.
@@ -452,6 +466,7 @@ fn first(kernels: &[&'static dyn Kernel]) -> Result<&'static dyn Kernel> {
 fn choose_among(
     kernels: &[&'static dyn Kernel],
     best: &'static dyn Kernel,
+    operands: Operands,
     out_channels: usize,
     reduction: usize,
 ) -> &'static dyn Kernel {
@@ -463,8 +478,15 @@ fn choose_among(
     }
     let vector_popcount = best.layout().family == Family::Popcount && best.isa() == Isa::Avx512;
     let Some(table) = of(Family::Table).find(|kernel| kernel.isa() != Isa::Scalar) else { return best };
+    let both_binary = operands == (Operands { act: Act::Binary, weights: WeightKind::Binary });
     if reduction < 16 || (vector_popcount && out_channels >= 32 && reduction >= 256) {
         return best;
+    }
+    if both_binary
+        && reduction >= 2048
+        && let Some(popcount) = of(Family::Popcount).find(|kernel| kernel.isa() == table.isa())
+    {
+        return popcount;
     }
     // Lanes of output channels, unless fewer than three quarters of them would be used.
     let Layout { lanes, .. } = table.layout();
@@ -523,25 +545,26 @@ mod tests {
 
     #[test]
     fn every_shape_gets_the_kernel_that_was_the_fastest() {
-        let choice = |isas: &[Isa], family: Option<Family>, [out_channels, reduction]: [usize; 2]| {
+        let ternary = Operands { act: Act::Half, weights: WeightKind::Ternary };
+        let of = |operands, isas: &[Isa], family: Option<Family>, [out_channels, reduction]: [usize; 2]| {
             let allowed = |kernel: &&'static dyn Kernel| {
                 isas.contains(&kernel.isa()) && family.is_none_or(|family| kernel.layout().family == family)
             };
             let kernels: Vec<_> = detected().into_iter().filter(allowed).collect();
             let best = kernels.first()?;
-            Some(choose_among(&kernels, *best, out_channels, reduction).name())
+            Some(choose_among(&kernels, *best, operands, out_channels, reduction).name())
         };
+        let choice = |isas: &[Isa], family, shape| of(ternary, isas, family, shape);
         for act in Act::ALL {
-            for two_bit in [false, true] {
-                let operands = Operands { act, two_bit };
+            for weights in WeightKind::ALL {
+                let operands = Operands { act, weights };
                 let chosen = choose(64, 576, operands).unwrap();
                 assert!(operands.run_on(chosen) && operands.run_on(choose_for_linear(operands).unwrap()));
-                if two_bit || act == Act::Uint2 {
+                if weights == WeightKind::TwoBit {
                     assert_eq!(chosen.layout().family, Family::Popcount, "{operands:?}");
                 }
                 for kernel in detected() {
-                    let ternary = Operands { act: Act::Half, two_bit: false };
-                    assert!(ternary.run_on(kernel), "every kernel runs ternary operands");
+                    assert!(!operands.ternary() || operands.run_on(kernel), "every kernel runs ternary operands");
                 }
             }
         }
@@ -565,5 +588,9 @@ mod tests {
         expect(Isa::Neon, None, [32, 288], "aarch64-table-neon");
         expect(Isa::Neon, None, [8, 72], "aarch64-table-neon-pixels");
         expect(Isa::Avx2, None, [64, 9], "x86_64-popcount-avx2");
+        let binary = Operands { act: Act::Binary, weights: WeightKind::Binary };
+        for (shape, name) in [([128, 1152], "x86_64-table-avx2"), ([256, 2304], "x86_64-popcount-avx2")] {
+            assert!([None, Some(name)].contains(&of(binary, &[Isa::Avx2], None, shape)));
+        }
     }
 }

@@ -28,19 +28,29 @@
 //! ```
 //!
 //! from the same weights: four levels for two passes over bits, as three of them take. There is no adder of the kind above,
-//! for both planes may be set: both are counted.
+//! for both planes may be set: both are counted. **Activations of one bit**, 0 and 1, are one such plane, and one pass: as
+//! ternary codes they are -1 and 0, of which `p` is that bit. And **weights that are never zero** need no `∧ ¬k`: binary ones,
+//! and the two signs that weights of two bits are made of (`w = 2·high + low`), whose product takes the passes of both. So
+//! with `N` values, passes over so many bits:
+//!
+//! | | binary activations | ternary | two bits |
+//! | --- | --- | --- | --- |
+//! | binary weights | N | 2 N | 2 N |
+//! | ternary weights | N | 2 N | 2 N |
+//! | weights of two bits | 2 N | 4 N | 4 N |
 //!
 //! **Lanes are output channels**: each 64-bit lane belongs to one channel, activations are broadcast. So there is no
 //! horizontal sum at the end, and the reduction needs no padding beyond a multiple of 64 channels.
 //!
 //! **Activations**, per pixel, group and 64 channels: `z`, `p` (or `b₀`, `b₁`) as two little-endian 64-bit words.
 //! **Weights**, per panel of `nr` channels: for every unit of the reduction and every vector of `lanes` channels, first
-//! the `lanes` words of `s`, then those of `k`; behind the units one `i32` per channel, which the kernel adds to the count:
-//! `-N`, plus `Σ w` for half-range activations, whose level is the code plus one; `-3·pop(s)` for those of two bits. `N` counts
-//! whole words: the weights that fill the last one up are zeros, for which every activation will do.
+//! the `lanes` words of `s`, then those of `k` (but [`Counting::Bits`] that are not masked); behind the units one `i32` per
+//! channel, which the kernel adds to the count: `-N`, plus `Σ w` for half-range activations, whose level is the code plus one;
+//! `-3·pop(s)` for bits of two planes, `-pop(s)` for one. `N` counts whole words: the weights that fill the last one up are
+//! zeros, for which every activation will do; where there is no `k`, signs of 0, for activations that have no bit set there.
 
-use super::{Layout, Tiles};
-use crate::codec::Act;
+use super::{Counting, Inner, Layout, Operands, TiledKernel, Tiles};
+use crate::codec::{Act, WeightKind};
 
 /// Channels in a unit.
 pub(super) const CHANNELS: usize = 64;
@@ -52,12 +62,12 @@ pub(super) fn pack_panel<'a>(
     layout: Layout,
     taps: usize,
     channels: usize,
-    act: Act,
+    (act, counting): (Act, Counting),
     channel: impl Fn(usize) -> Option<&'a [i8]>,
     panel: &mut [u8],
 ) {
     let units = channels.div_ceil(CHANNELS);
-    let unit_stride = layout.nr * UNIT_BYTES;
+    let unit_stride = layout.nr * counting.weight_bytes();
     let offsets = taps * units * unit_stride;
     panel.fill(0);
     for j in 0..layout.nr {
@@ -73,26 +83,43 @@ pub(super) fn pack_panel<'a>(
                 }
                 sum += k.count_zeros() as i32 - 2 * s.count_ones() as i32;
                 negative += s.count_ones() as i32;
-                let at = (t * units + u) * unit_stride + vector * layout.lanes * UNIT_BYTES + lane * 8;
+                let at = (t * units + u) * unit_stride + vector * layout.lanes * counting.weight_bytes() + lane * 8;
                 panel[at..at + 8].copy_from_slice(&s.to_le_bytes());
-                panel[at + layout.lanes * 8..at + layout.lanes * 8 + 8].copy_from_slice(&k.to_le_bytes());
+                if counting != (Counting::Bits { masked: false }) {
+                    panel[at + layout.lanes * 8..at + layout.lanes * 8 + 8].copy_from_slice(&k.to_le_bytes());
+                }
             }
         }
         let count = (taps * units * CHANNELS) as i32;
-        let offset = match act {
-            Act::Full => -count,
-            Act::Half => sum - count,
-            Act::Uint2 => -3 * negative,
+        let offset = match (counting, act) {
+            (Counting::Bits { .. }, _) => -(act.most() as i32) * negative,
+            (Counting::Ternary, Act::Full) => -count,
+            (Counting::Ternary, _) => sum - count,
         };
         panel[offsets + j * 4..offsets + j * 4 + 4].copy_from_slice(&offset.to_le_bytes());
     }
 }
 
+/// An inner loop.
+pub(super) type Loop = dyn TiledKernel + Sync;
+
+/// The inner loop for operands: that for ternary activations, or one of those for bits, of one plane or of two, first for
+/// weights that are never zero.
+pub(super) fn inner<'a>(operands: Operands, ternary: &'a Loop, [one, two]: [[&'a Loop; 2]; 2]) -> Inner<'a> {
+    let masked = usize::from(operands.weights == WeightKind::Ternary);
+    Inner::Tiled(match operands.act {
+        Act::Full | Act::Half => ternary,
+        Act::Binary => one[masked],
+        Act::Uint2 => two[masked],
+    })
+}
+
 /// What kernels whose counters hold `STEPS` steps do outside of them: writes the channels' constants to every row of `acc`,
 /// then calls `part(offsets, weights, acc)` for pieces of the reduction, one after another, to add theirs. `offsets` are
-/// those of the steps' activations from a row's start, `weights` has `NR` pairs of words for each.
+/// those of the steps' activations from a row's start, `weights` has the words of `NR` channels for each.
 #[inline(always)]
 pub(super) fn in_parts<const NR: usize, const STEPS: usize>(
+    counting: Counting,
     tiles: &Tiles<'_>,
     acc: &mut [i32],
     mut part: impl FnMut(&[usize], &[u8], &mut [i32]),
@@ -105,8 +132,9 @@ pub(super) fn in_parts<const NR: usize, const STEPS: usize>(
     }
     let mut steps = tiles.taps().iter().flat_map(|tap| (0..tiles.units()).map(move |unit| tap + unit * UNIT_BYTES));
     let mut offsets = [0; STEPS];
-    for weights in weights.chunks(STEPS * NR * UNIT_BYTES) {
-        let offsets = &mut offsets[..weights.len() / (NR * UNIT_BYTES)];
+    let step_bytes = NR * counting.weight_bytes();
+    for weights in weights.chunks(STEPS * step_bytes) {
+        let offsets = &mut offsets[..weights.len() / step_bytes];
         for offset in offsets.iter_mut() {
             *offset = steps.next().expect("Tiles::new checked the panel");
         }

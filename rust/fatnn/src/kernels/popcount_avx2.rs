@@ -17,9 +17,8 @@
 
 use std::arch::x86_64::*;
 
-use super::popcount::in_parts;
-use super::{Family, Inner, Kernel, Layout, Seal, TiledKernel, Tiles, epilogue_methods};
-use crate::codec::Act;
+use super::popcount::{Loop, in_parts, inner};
+use super::{Counting, Family, Inner, Kernel, Layout, Operands, Seal, TiledKernel, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
 const MR: usize = 2;
@@ -27,11 +26,23 @@ const MR: usize = 2;
 const NV: usize = 4;
 const NR: usize = NV * 4;
 /// Bytes of a panel's weights for one step.
-const STEP_BYTES: usize = NV * 64;
+const STEP_BYTES: usize = step_bytes(true);
+/// Where others say how many planes of bits there are.
+const TERNARY: usize = 0;
 /// Steps whose carries are merged before they are counted.
 const ROUND: usize = 4;
 /// Steps after which byte counters might overflow: a round adds up to eight.
 const MAX_STEPS: usize = 255 / 8 * ROUND;
+
+/// Bytes of a vector's weights: signs and, where they are `masked`, which are zero.
+const fn vector_bytes(masked: bool) -> usize {
+    if masked { 64 } else { 32 }
+}
+
+/// Bytes of a panel's weights for one step.
+const fn step_bytes(masked: bool) -> usize {
+    NV * vector_bytes(masked)
+}
 
 #[derive(Debug)]
 struct Avx2;
@@ -54,11 +65,9 @@ impl Kernel for Avx2 {
         Layout { family: Family::Popcount, nr: NR, lanes: 4 }
     }
 
-    fn inner(&self, act: Act, _: Seal) -> Option<Inner<'_>> {
-        Some(match act {
-            Act::Full | Act::Half => Inner::Tiled(self),
-            Act::Uint2 => Inner::Tiled(&Uint2),
-        })
+    fn inner(&self, operands: Operands, _: Seal) -> Option<Inner<'_>> {
+        let bits: [[&Loop; 2]; 2] = [[&Bits::<1, false>, &Bits::<1, true>], [&Bits::<2, false>, &Bits::<2, true>]];
+        Some(inner(operands, self, bits))
     }
 
     epilogue_methods!(NR, at_least, float_at_least, "avx2,fma,popcnt");
@@ -71,21 +80,26 @@ impl TiledKernel for Avx2 {
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
         // SAFETY: `self` exists, so `make` saw the features.
-        unsafe { run::<false, MAX_STEPS>(tiles, acc) }
+        unsafe { run::<TERNARY, true, MAX_STEPS>(tiles, acc) }
     }
 }
 
-/// All tiles, `STEPS` at a time: of ternary codes, or of two bits.
+/// All tiles, `STEPS` at a time: of ternary codes, or of bits of `PLANES` planes.
 #[target_feature(enable = "avx2")]
-fn run<const UINT2: bool, const STEPS: usize>(tiles: &Tiles<'_>, acc: &mut [i32]) {
-    in_parts::<NR, STEPS>(tiles, acc, |offsets, weights, acc| {
+fn run<const PLANES: usize, const MASKED: bool, const STEPS: usize>(tiles: &Tiles<'_>, acc: &mut [i32]) {
+    let counting = if PLANES == TERNARY { Counting::Ternary } else { Counting::Bits { masked: MASKED } };
+    in_parts::<NR, STEPS>(counting, tiles, acc, |offsets, weights, acc| {
         for (rows, acc) in tiles.rows::<MR>().zip(acc.as_chunks_mut::<{ MR * NR }>().0) {
             for v in 0..NV {
-                // SAFETY: `weights` holds `NV` pairs of vectors for every offset, and `Tiles::new` checked that every row
-                // has a unit of 16 bytes at every offset.
+                // SAFETY: `weights` holds `NV` vectors of signs, and as many masks unless it is not `MASKED`, for every offset, and
+                // `Tiles::new` checked that every row has a unit of 16 bytes at every offset.
                 let counts = unsafe {
-                    let weights = weights.as_ptr().add(v * 64);
-                    if UINT2 { count_uint2(rows, offsets, weights) } else { count(rows, offsets, weights) }
+                    let weights = weights.as_ptr().add(v * vector_bytes(MASKED));
+                    match PLANES {
+                        TERNARY => count(rows, offsets, weights),
+                        1 => count_one::<MASKED>(rows, offsets, weights),
+                        _ => count_two::<MASKED>(rows, offsets, weights),
+                    }
                 };
                 for r in 0..MR {
                     add_to(&mut acc[r * NR + v * 4..][..4], counts[r]);
@@ -179,46 +193,108 @@ fn full_add(sum: &mut [__m256i; MR], a: [__m256i; MR], b: [__m256i; MR]) -> [__m
     carries
 }
 
-/// The inner loop for activations of two bits.
-struct Uint2;
+/// The inner loop for bits, of `PLANES` planes.
+struct Bits<const PLANES: usize, const MASKED: bool>;
 
 /// Steps whose planes are merged before they are counted.
-const UINT2_ROUND: usize = 8;
-/// Steps after which byte counters might overflow: a round adds up to three times eight.
-const UINT2_STEPS: usize = 255 / 24 * UINT2_ROUND;
+const BITS_ROUND: usize = 8;
+/// Steps after which byte counters might overflow: a round adds up to eight, or three times that.
+const ONE_STEPS: usize = 255 / 8 * BITS_ROUND;
+const TWO_STEPS: usize = 255 / 24 * BITS_ROUND;
 
-impl TiledKernel for Uint2 {
+impl<const PLANES: usize, const MASKED: bool> TiledKernel for Bits<PLANES, MASKED> {
     fn mr(&self) -> usize {
         MR
     }
 
+    fn counting(&self) -> Counting {
+        Counting::Bits { masked: MASKED }
+    }
+
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
         // SAFETY: this inner loop is `Avx2`'s, which exists where `make` saw the features.
-        unsafe { run::<true, UINT2_STEPS>(tiles, acc) }
+        unsafe {
+            if PLANES == 1 {
+                run::<PLANES, MASKED, ONE_STEPS>(tiles, acc);
+            } else {
+                run::<PLANES, MASKED, TWO_STEPS>(tiles, acc);
+            }
+        }
     }
 }
 
-/// `Σ (x·w + 3·[w = -1])`, four channels in 64-bit lanes.
+/// `Σ (x·w + [w = -1])` of one plane, four channels in 64-bit lanes.
 ///
 /// # Safety
-/// As [`count`].
+/// `rows` are readable for 16 bytes at every offset, `weights` for [`vector_bytes`] at [`step_bytes`] times every offset's
+/// index.
 #[target_feature(enable = "avx2")]
 #[inline]
-unsafe fn count_uint2(rows: [*const u8; MR], offsets: &[usize], mut weights: *const u8) -> [__m256i; MR] {
+unsafe fn count_one<const MASKED: bool>(
+    rows: [*const u8; MR],
+    offsets: &[usize],
+    mut weights: *const u8,
+) -> [__m256i; MR] {
     let zero = _mm256_setzero_si256();
     let (mut ones, mut twos, mut fours) = ([zero; MR], [zero; MR], [zero; MR]);
     // Counts of planes of weight one and eight.
     let (mut few, mut many) = ([zero; MR], [zero; MR]);
-    let (rounds, rest) = offsets.as_chunks::<UINT2_ROUND>();
+    let (rounds, rest) = offsets.as_chunks::<BITS_ROUND>();
+    for offsets in rounds {
+        // A plane of weight four that waits for another one.
+        let mut waiting = [zero; MR];
+        for (half, offsets) in offsets.as_chunks::<4>().0.iter().enumerate() {
+            // SAFETY: this function's own contract.
+            let [a, b, c, d] = unsafe {
+                let step = |i: usize| step_bits::<1, MASKED>(rows, offsets[i], weights.add(i * step_bytes(MASKED)))[0];
+                [step(0), step(1), step(2), step(3)]
+            };
+            let (ab, cd) = (full_add(&mut ones, a, b), full_add(&mut ones, c, d));
+            let four = full_add(&mut twos, ab, cd);
+            if half == 0 {
+                waiting = four;
+            } else {
+                count_into(&mut many, full_add(&mut fours, waiting, four));
+            }
+            weights = weights.wrapping_add(4 * step_bytes(MASKED));
+        }
+    }
+    for &offset in rest {
+        // SAFETY: as above.
+        let [plane] = unsafe { step_bits::<1, MASKED>(rows, offset, weights) };
+        count_into(&mut few, plane);
+        weights = weights.wrapping_add(step_bytes(MASKED));
+    }
+    // At most (8·2 + 8)·2 + 8 + 7·8 = 112 in a byte.
+    sums([ones, twos, fours], few, many)
+}
+
+/// `Σ (x·w + 3·[w = -1])` of two planes, four channels in 64-bit lanes.
+///
+/// # Safety
+/// As [`count_one`].
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn count_two<const MASKED: bool>(
+    rows: [*const u8; MR],
+    offsets: &[usize],
+    mut weights: *const u8,
+) -> [__m256i; MR] {
+    let zero = _mm256_setzero_si256();
+    let (mut ones, mut twos, mut fours) = ([zero; MR], [zero; MR], [zero; MR]);
+    // Counts of planes of weight one and eight.
+    let (mut few, mut many) = ([zero; MR], [zero; MR]);
+    let (rounds, rest) = offsets.as_chunks::<BITS_ROUND>();
     for offsets in rounds {
         // A plane of weight four that waits for another one.
         let mut waiting = [zero; MR];
         for (half, offsets) in offsets.as_chunks::<4>().0.iter().enumerate() {
             // SAFETY: this function's own contract.
             let (low, high) = unsafe {
-                let (low_a, high_a) = two_steps(rows, [offsets[0], offsets[1]], weights, &mut ones, &mut twos);
-                let next = weights.add(2 * STEP_BYTES);
-                let (low_b, high_b) = two_steps(rows, [offsets[2], offsets[3]], next, &mut ones, &mut twos);
+                let (low_a, high_a) =
+                    two_steps::<MASKED>(rows, [offsets[0], offsets[1]], weights, &mut ones, &mut twos);
+                let next = weights.add(2 * step_bytes(MASKED));
+                let (low_b, high_b) = two_steps::<MASKED>(rows, [offsets[2], offsets[3]], next, &mut ones, &mut twos);
                 (full_add(&mut twos, low_a, low_b), full_add(&mut fours, high_a, high_b))
             };
             count_into(&mut many, high);
@@ -227,23 +303,31 @@ unsafe fn count_uint2(rows: [*const u8; MR], offsets: &[usize], mut weights: *co
             } else {
                 count_into(&mut many, full_add(&mut fours, waiting, low));
             }
-            weights = weights.wrapping_add(4 * STEP_BYTES);
+            weights = weights.wrapping_add(4 * step_bytes(MASKED));
         }
     }
     for &offset in rest {
         // SAFETY: as above.
-        let (low, high) = unsafe { step_uint2(rows, offset, weights) };
+        let [low, high] = unsafe { step_bits::<2, MASKED>(rows, offset, weights) };
         count_into(&mut few, low);
         for r in 0..MR {
             let high = bytes(high[r]);
             few[r] = _mm256_add_epi8(few[r], _mm256_add_epi8(high, high));
         }
-        weights = weights.wrapping_add(STEP_BYTES);
+        weights = weights.wrapping_add(step_bytes(MASKED));
     }
+    // At most (8·2 + 8)·2 + 8 + 7·24 = 224 in a byte.
+    sums([ones, twos, fours], few, many)
+}
+
+/// The numbers of bits of planes of weight one, two and four, counts `few` of weight one and `many` of weight eight, added up.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn sums([ones, twos, fours]: [[__m256i; MR]; 3], few: [__m256i; MR], many: [__m256i; MR]) -> [__m256i; MR] {
+    let zero = _mm256_setzero_si256();
     let mut sums = [zero; MR];
     for r in 0..MR {
         let twice = |v| _mm256_add_epi8(v, v);
-        // At most (8·2 + 8)·2 + 8 + 7·24 = 224 in a byte.
         let low = _mm256_add_epi8(twice(bytes(fours[r])), bytes(twos[r]));
         let low = _mm256_add_epi8(_mm256_add_epi8(twice(low), bytes(ones[r])), few[r]);
         let high = _mm256_slli_epi64::<3>(_mm256_sad_epu8(many[r], zero));
@@ -252,13 +336,13 @@ unsafe fn count_uint2(rows: [*const u8; MR], offsets: &[usize], mut weights: *co
     sums
 }
 
-/// Two steps: adds to `ones` and `twos`, returns the carries of weight two and of weight four.
+/// Two steps of two planes: adds to `ones` and `twos`, returns the carries of weight two and of weight four.
 ///
 /// # Safety
-/// As [`step`], for both.
+/// As [`step_bits`], for both.
 #[target_feature(enable = "avx2")]
 #[inline]
-unsafe fn two_steps(
+unsafe fn two_steps<const MASKED: bool>(
     rows: [*const u8; MR],
     offsets: [usize; 2],
     weights: *const u8,
@@ -266,31 +350,43 @@ unsafe fn two_steps(
     twos: &mut [__m256i; MR],
 ) -> ([__m256i; MR], [__m256i; MR]) {
     // SAFETY: this function's own contract.
-    let ((low_a, high_a), (low_b, high_b)) =
-        unsafe { (step_uint2(rows, offsets[0], weights), step_uint2(rows, offsets[1], weights.add(STEP_BYTES))) };
+    let ([low_a, high_a], [low_b, high_b]) = unsafe {
+        let next = weights.add(step_bytes(MASKED));
+        (step_bits::<2, MASKED>(rows, offsets[0], weights), step_bits::<2, MASKED>(rows, offsets[1], next))
+    };
     (full_add(ones, low_a, low_b), full_add(twos, high_a, high_b))
 }
 
-/// The planes of weight one and two of a step.
+/// The planes of a step, of weight one and, where there are `PLANES` two, of weight two.
 ///
 /// # Safety
-/// As [`step`].
+/// `rows` are readable for 16 bytes at `offset`, `weights` for [`vector_bytes`].
 #[target_feature(enable = "avx2")]
 #[inline]
-unsafe fn step_uint2(rows: [*const u8; MR], offset: usize, weights: *const u8) -> ([__m256i; MR], [__m256i; MR]) {
-    let (mut low, mut high) = ([_mm256_setzero_si256(); MR], [_mm256_setzero_si256(); MR]);
+unsafe fn step_bits<const PLANES: usize, const MASKED: bool>(
+    rows: [*const u8; MR],
+    offset: usize,
+    weights: *const u8,
+) -> [[__m256i; MR]; PLANES] {
+    let mut planes = [[_mm256_setzero_si256(); MR]; PLANES];
     // SAFETY: this function's own contract.
-    let (s, k) = unsafe { (_mm256_loadu_si256(weights.cast()), _mm256_loadu_si256(weights.add(32).cast())) };
+    let s = unsafe { _mm256_loadu_si256(weights.cast()) };
     for r in 0..MR {
-        // SAFETY: as above.
-        let (b0, b1) = unsafe {
-            let at = rows[r].add(offset).cast::<i64>();
-            (_mm256_set1_epi64x(at.read_unaligned()), _mm256_set1_epi64x(at.add(1).read_unaligned()))
-        };
-        low[r] = _mm256_andnot_si256(k, _mm256_xor_si256(b0, s));
-        high[r] = _mm256_andnot_si256(k, _mm256_xor_si256(b1, s));
+        for (i, plane) in planes.iter_mut().enumerate() {
+            // One plane is the second of ternary codes.
+            // SAFETY: as above.
+            let bits = unsafe { rows[r].add(offset).cast::<i64>().add(i + 2 - PLANES).read_unaligned() };
+            let bits = _mm256_xor_si256(_mm256_set1_epi64x(bits), s);
+            plane[r] = if MASKED {
+                // SAFETY: as above.
+                let k = unsafe { _mm256_loadu_si256(weights.add(32).cast()) };
+                _mm256_andnot_si256(k, bits)
+            } else {
+                bits
+            };
+        }
     }
-    (low, high)
+    planes
 }
 
 /// Adds the number of bits set in every byte of `planes` to `counts`.

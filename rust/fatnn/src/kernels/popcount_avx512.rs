@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Family, Inner, Kernel, Layout, Seal, TiledKernel, Tiles, epilogue_methods};
+use super::{Family, Inner, Kernel, Layout, Operands, Seal, TiledKernel, Tiles, epilogue_methods};
 use crate::codec::Act;
 use crate::cpu::{Features, Isa};
 
@@ -37,8 +37,8 @@ impl Kernel for Avx512 {
         Layout { family: Family::Popcount, nr: NR, lanes: 8 }
     }
 
-    fn inner(&self, act: Act, _: Seal) -> Option<Inner<'_>> {
-        (act != Act::Uint2).then_some(Inner::Tiled(self))
+    fn inner(&self, operands: Operands, _: Seal) -> Option<Inner<'_>> {
+        (operands.act != Act::Uint2).then_some(Inner::Tiled(self))
     }
 
     epilogue_methods!(NR, at_least, float_at_least, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");

@@ -5,15 +5,15 @@
 //! not pay: a full adder takes three instructions and saves two. Two vectors of two channels beside four rows fill the
 //! registers; further vectors of the panel follow one another.
 //!
-//! Activations of two bits take eight: four of logic for two planes, of which both are counted and added.
+//! Bits take two of logic a plane, or one where weights are never zero, and two to count and add it: eight or six for two
+//! planes, four or three for one.
 //!
 //! Tested under emulation only; no speed was measured on hardware yet.
 
 use std::arch::aarch64::*;
 
-use super::popcount::in_parts;
-use super::{Family, Inner, Kernel, Layout, Seal, TiledKernel, Tiles, epilogue_methods};
-use crate::codec::Act;
+use super::popcount::{Loop, in_parts, inner};
+use super::{Counting, Family, Inner, Kernel, Layout, Operands, Seal, TiledKernel, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
 const MR: usize = 4;
@@ -23,11 +23,18 @@ const NV: usize = 8;
 const VECTORS: usize = 2;
 const NR: usize = NV * 2;
 /// Bytes of a panel's weights for one step.
-const STEP_BYTES: usize = NV * 32;
+const STEP_BYTES: usize = NV * vector_bytes(true);
+/// Where others say how many planes of bits there are.
+const TERNARY: usize = 0;
 /// Steps that a byte can count: eight bits each.
 const BYTE_STEPS: usize = 255 / 8;
 /// Steps that are counted at once: 16 bits hold more.
 const MAX_STEPS: usize = 8 * BYTE_STEPS;
+
+/// Bytes of a vector's weights: signs and, where they are `masked`, which are zero.
+const fn vector_bytes(masked: bool) -> usize {
+    if masked { 32 } else { 16 }
+}
 
 #[derive(Debug)]
 struct Neon;
@@ -50,11 +57,9 @@ impl Kernel for Neon {
         Layout { family: Family::Popcount, nr: NR, lanes: 2 }
     }
 
-    fn inner(&self, act: Act, _: Seal) -> Option<Inner<'_>> {
-        Some(match act {
-            Act::Full | Act::Half => Inner::Tiled(self),
-            Act::Uint2 => Inner::Tiled(&Uint2),
-        })
+    fn inner(&self, operands: Operands, _: Seal) -> Option<Inner<'_>> {
+        let bits: [[&Loop; 2]; 2] = [[&Bits::<1, false>, &Bits::<1, true>], [&Bits::<2, false>, &Bits::<2, true>]];
+        Some(inner(operands, self, bits))
     }
 
     epilogue_methods!(NR, at_least, float_at_least, "neon");
@@ -67,21 +72,25 @@ impl TiledKernel for Neon {
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
         // SAFETY: `self` exists, so `make` saw the feature.
-        unsafe { run::<false>(tiles, acc) }
+        unsafe { run::<TERNARY, true>(tiles, acc) }
     }
 }
 
-/// All tiles: of ternary codes, or of two bits.
+/// All tiles: of ternary codes, or of bits of `PLANES` planes.
 #[target_feature(enable = "neon")]
-fn run<const UINT2: bool>(tiles: &Tiles<'_>, acc: &mut [i32]) {
-    in_parts::<NR, MAX_STEPS>(tiles, acc, |offsets, weights, acc| {
+fn run<const PLANES: usize, const MASKED: bool>(tiles: &Tiles<'_>, acc: &mut [i32]) {
+    let counting = if PLANES == TERNARY { Counting::Ternary } else { Counting::Bits { masked: MASKED } };
+    in_parts::<NR, MAX_STEPS>(counting, tiles, acc, |offsets, weights, acc| {
         for (rows, acc) in tiles.rows::<MR>().zip(acc.as_chunks_mut::<{ MR * NR }>().0) {
             for v in (0..NV).step_by(VECTORS) {
-                // SAFETY: `weights` holds `NV` pairs of vectors for every offset, and `Tiles::new` checked that every row
-                // has a unit of 16 bytes at every offset.
+                // SAFETY: `weights` holds `NV` vectors of signs, and as many masks unless it is not `MASKED`, for every offset, and
+                // `Tiles::new` checked that every row has a unit of 16 bytes at every offset.
                 let counts = unsafe {
-                    let weights = weights.as_ptr().add(v * 32);
-                    if UINT2 { count_uint2(rows, offsets, weights) } else { count(rows, offsets, weights) }
+                    let weights = weights.as_ptr().add(v * vector_bytes(MASKED));
+                    match PLANES {
+                        TERNARY => count(rows, offsets, weights),
+                        _ => count_bits::<PLANES, MASKED>(rows, offsets, weights),
+                    }
                 };
                 for r in 0..MR {
                     let out = acc[r * NR + v * 2..][..4].as_mut_ptr();
@@ -144,55 +153,73 @@ unsafe fn count(rows: [*const u8; MR], offsets: &[usize], mut weights: *const u8
     counts
 }
 
-/// The inner loop for activations of two bits.
-struct Uint2;
+/// The inner loop for bits, of `PLANES` planes.
+struct Bits<const PLANES: usize, const MASKED: bool>;
 
-impl TiledKernel for Uint2 {
+impl<const PLANES: usize, const MASKED: bool> TiledKernel for Bits<PLANES, MASKED> {
     fn mr(&self) -> usize {
         MR
     }
 
+    fn counting(&self) -> Counting {
+        Counting::Bits { masked: MASKED }
+    }
+
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
         // SAFETY: this inner loop is `Neon`'s, which exists where `make` saw the feature.
-        unsafe { run::<true>(tiles, acc) }
+        unsafe { run::<PLANES, MASKED>(tiles, acc) }
     }
 }
 
-/// `Σ (x·w + 3·[w = -1])`, for four channels.
+/// `Σ (x·w + most·[w = -1])`, `most` being the highest level of the planes, for four channels.
 ///
 /// # Safety
-/// As [`count`].
+/// `rows` are readable for 16 bytes at every offset, `weights` for two vectors at `NV` vectors times every offset's index.
 #[target_feature(enable = "neon")]
 #[inline]
-unsafe fn count_uint2(rows: [*const u8; MR], offsets: &[usize], mut weights: *const u8) -> [int32x4_t; MR] {
+unsafe fn count_bits<const PLANES: usize, const MASKED: bool>(
+    rows: [*const u8; MR],
+    offsets: &[usize],
+    mut weights: *const u8,
+) -> [int32x4_t; MR] {
     // Three times eight bits for each of 248 steps and two bytes: 16 bits hold them.
     let mut wide = [[vdupq_n_u16(0); VECTORS]; MR];
     for offsets in offsets.chunks(BYTE_STEPS) {
-        let (mut ones, mut twos) = ([[vdupq_n_u8(0); VECTORS]; MR], [[vdupq_n_u8(0); VECTORS]; MR]);
+        let mut counts = [[[vdupq_n_u8(0); VECTORS]; MR]; PLANES];
         for &offset in offsets {
             let (mut s, mut k) = ([vdupq_n_u64(0); VECTORS], [vdupq_n_u64(0); VECTORS]);
             for v in 0..VECTORS {
                 // SAFETY: this function's own contract.
                 unsafe {
-                    s[v] = vreinterpretq_u64_u8(vld1q_u8(weights.add(v * 32)));
-                    k[v] = vreinterpretq_u64_u8(vld1q_u8(weights.add(v * 32 + 16)));
+                    s[v] = vreinterpretq_u64_u8(vld1q_u8(weights.add(v * vector_bytes(MASKED))));
+                    if MASKED {
+                        k[v] = vreinterpretq_u64_u8(vld1q_u8(weights.add(v * vector_bytes(MASKED) + 16)));
+                    }
                 }
             }
             for r in 0..MR {
                 // SAFETY: as above.
                 let planes = vreinterpretq_u64_u8(unsafe { vld1q_u8(rows[r].add(offset)) });
-                let (b0, b1) = (vdupq_laneq_u64::<0>(planes), vdupq_laneq_u64::<1>(planes));
-                for v in 0..VECTORS {
-                    let (low, high) = (vbicq_u64(veorq_u64(b0, s[v]), k[v]), vbicq_u64(veorq_u64(b1, s[v]), k[v]));
-                    ones[r][v] = vaddq_u8(ones[r][v], vcntq_u8(vreinterpretq_u8_u64(low)));
-                    twos[r][v] = vaddq_u8(twos[r][v], vcntq_u8(vreinterpretq_u8_u64(high)));
+                let (first, second) = (vdupq_laneq_u64::<0>(planes), vdupq_laneq_u64::<1>(planes));
+                for (i, counts) in counts.iter_mut().enumerate() {
+                    // One plane is the second of ternary codes.
+                    let bits = if i + 2 - PLANES == 0 { first } else { second };
+                    for v in 0..VECTORS {
+                        let bits = veorq_u64(bits, s[v]);
+                        let bits = if MASKED { vbicq_u64(bits, k[v]) } else { bits };
+                        counts[r][v] = vaddq_u8(counts[r][v], vcntq_u8(vreinterpretq_u8_u64(bits)));
+                    }
                 }
             }
-            weights = weights.wrapping_add(STEP_BYTES);
+            weights = weights.wrapping_add(NV * vector_bytes(MASKED));
         }
-        for r in 0..MR {
-            for v in 0..VECTORS {
-                wide[r][v] = vpadalq_u8(vpadalq_u8(vpadalq_u8(wide[r][v], ones[r][v]), twos[r][v]), twos[r][v]);
+        for (i, counts) in counts.iter().enumerate() {
+            for r in 0..MR {
+                for v in 0..VECTORS {
+                    for _ in 0..1 << i {
+                        wide[r][v] = vpadalq_u8(wide[r][v], counts[r][v]);
+                    }
+                }
             }
         }
     }

@@ -1,16 +1,15 @@
 //! The popcount family in portable Rust: the fallback everywhere, and the family's second opinion in tests.
 //!
 //! Fast where `u64::count_ones` is an instruction (AArch64; x86-64 compiled with `popcnt`); on baseline x86-64 it is a dozen
-//! operations, which the carry-save step of [`super::popcount`] halves. Activations of two bits have no such step here.
+//! operations, which the carry-save step of [`super::popcount`] halves. Bits have no such step here.
 
-use super::popcount::in_parts;
-use super::{Family, Inner, Kernel, Layout, Seal, TiledKernel, Tiles, epilogue_methods};
-use crate::codec::Act;
+use super::popcount::{in_parts, inner};
+use super::{Counting, Family, Inner, Kernel, Layout, Operands, Seal, TiledKernel, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
 const MR: usize = 2;
 const NR: usize = 4;
-/// Steps that [`Uint2`] takes at a time: any number would do.
+/// Steps that [`Bits`] takes at a time: any number would do.
 const STEPS: usize = 64;
 
 #[derive(Debug)]
@@ -34,11 +33,10 @@ impl Kernel for Scalar {
         Layout { family: Family::Popcount, nr: NR, lanes: NR }
     }
 
-    fn inner(&self, act: Act, _: Seal) -> Option<Inner<'_>> {
-        Some(match act {
-            Act::Full | Act::Half => Inner::Tiled(self),
-            Act::Uint2 => Inner::Tiled(&Uint2),
-        })
+    fn inner(&self, operands: Operands, _: Seal) -> Option<Inner<'_>> {
+        let bits: [[&super::popcount::Loop; 2]; 2] =
+            [[&Bits::<1, false>, &Bits::<1, true>], [&Bits::<2, false>, &Bits::<2, true>]];
+        Some(inner(operands, self, bits))
     }
 
     epilogue_methods!(NR, crate::epilogue::at_least, crate::quantize::at_least);
@@ -87,26 +85,32 @@ fn run(tiles: &Tiles<'_>, rows: [*const u8; MR], acc: &mut [i32; MR * NR]) {
     }
 }
 
-/// The inner loop for activations of two bits.
-struct Uint2;
+/// The inner loop for bits, of `PLANES` planes.
+struct Bits<const PLANES: usize, const MASKED: bool>;
 
-impl TiledKernel for Uint2 {
+impl<const PLANES: usize, const MASKED: bool> TiledKernel for Bits<PLANES, MASKED> {
     fn mr(&self) -> usize {
         MR
     }
 
+    fn counting(&self) -> Counting {
+        Counting::Bits { masked: MASKED }
+    }
+
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
-        in_parts::<NR, STEPS>(tiles, acc, |offsets, weights, acc| {
+        let step_bytes = NR * self.counting().weight_bytes();
+        in_parts::<NR, STEPS>(self.counting(), tiles, acc, |offsets, weights, acc| {
             for (rows, acc) in tiles.rows::<MR>().zip(acc.as_chunks_mut::<{ MR * NR }>().0) {
-                for (&offset, weights) in offsets.iter().zip(weights.as_chunks::<{ NR * 16 }>().0) {
+                for (&offset, weights) in offsets.iter().zip(weights.chunks_exact(step_bytes)) {
                     let word = |i: usize| u64::from_le_bytes(weights[i * 8..i * 8 + 8].try_into().expect("8 bytes"));
                     for r in 0..MR {
                         let at = rows[r].wrapping_add(offset).cast::<u64>();
                         // SAFETY: `Tiles::new` checked that every row has a unit of 16 bytes at every offset.
                         let planes = unsafe { [at.read_unaligned(), at.add(1).read_unaligned()] }.map(u64::from_le);
                         for j in 0..NR {
-                            let [low, high] = planes.map(|b| ((b ^ word(j)) & !word(NR + j)).count_ones() as i32);
-                            acc[r * NR + j] += low + 2 * high;
+                            let exists = if MASKED { !word(NR + j) } else { u64::MAX };
+                            let [low, high] = planes.map(|b| ((b ^ word(j)) & exists).count_ones() as i32);
+                            acc[r * NR + j] += if PLANES == 1 { high } else { low + 2 * high };
                         }
                     }
                 }

@@ -23,6 +23,11 @@
 //! ones, and those be widened to 32 bits ([`SPILL`], [`WIDEN`]): every two to four units, where the worst case would
 //! be every 63 steps; and zeros that fill up the last group cost nothing.
 //!
+//! **Activations of two bits** have sixteen states in a group, which is what a 16-byte shuffle has indices for. With three times
+//! the number of weights of -1 added, each product is at most 3 and a group's at most 6, so a round is two steps (12 ≤ 15):
+//! seven operations for 256 multiply-accumulates per 32 bytes, against the six of ternary codes. Where activations select,
+//! there are 256 rows, 4 KB.
+//!
 //! **Two ways to lay it over a convolution**, one inner loop:
 //!
 //! * [`super::table_channels`]: lanes are output channels. Weights are the indices; two neighbouring positions select the row.
@@ -32,25 +37,36 @@
 //! **Weights**, per panel of `nr` channels, for every unit of 64 channels of the input, for every tap, 32 steps: of `nr`
 //! indices (lanes = channels; a vector's even bytes hold the first half of its channels and its odd ones the second, for this
 //! is how bytes become words), or of `nr / 2` selecting bytes (lanes = positions). Behind the steps one `i32` per channel:
-//! minus its nonzero weights, plus `Σ w` for half-range activations; then a byte per (unit, tap): its steps and two flags.
+//! minus its nonzero weights, plus `Σ w` for half-range activations (of two bits: minus three times its weights of -1); then a
+//! byte per (unit, tap): its steps and two flags.
 
-use super::framed::Pixels;
-use super::{Layout, popcount};
+use super::framed::{FramedKernel, Pixels};
+use super::{Inner, Layout, Operands, popcount};
+use crate::codec::{Act, WeightKind};
 
 /// Steps in a unit of 64 channels: groups of two.
 pub(super) const STEPS: usize = popcount::CHANNELS / 2;
 /// `Layout::lanes` where lanes are positions: output channels in a byte.
 pub(super) const PAIRED: usize = 2;
-/// States of a group.
+/// States of a group of ternary values, and of two bits each.
 pub(super) const STATES: usize = 9;
+pub(super) const UINT2_STATES: usize = 16;
 /// The state of two zeros.
 pub(super) const ZEROS: u8 = 4;
-/// A row's address is this often its selecting byte.
-const SCALE: usize = 8;
+/// A row's address is this often its selecting byte, which is so often its number.
+pub(super) const SCALE: usize = 8;
+const ROW: usize = 16 / SCALE;
+/// The same where activations of two bits select: all bytes do.
+pub(super) const UINT2_SCALE: usize = 16;
 /// Steps whose sums fit half a byte.
-const ROUND: usize = 3;
+pub(super) const ROUND: usize = 3;
+/// The same with activations of two bits.
+pub(super) const UINT2_ROUND: usize = 2;
+
 /// Nonzero weights that sums of bytes hold, and those of 16 bits.
-const HELD: [u32; 2] = [u8::MAX as u32 / 2, u16::MAX as u32 / 2];
+fn held(act: Act) -> [u32; 2] {
+    [u32::from(u8::MAX), u32::from(u16::MAX)].map(|sum| sum / if act == Act::Uint2 { 3 } else { 2 })
+}
 
 /// Steps of a (unit, tap), in its byte of the plan.
 const STEPS_MASK: u8 = 63;
@@ -66,37 +82,84 @@ const fn state(values: [i8; 2]) -> u8 {
 
 /// The byte that selects the row of two states.
 pub(super) const fn selector(low: u8, high: u8) -> u8 {
-    (low * STATES as u8 + high) * 2
+    (low * STATES as u8 + high) * ROW as u8
+}
+
+/// The same of activations of two bits.
+pub(super) const fn uint2_selector(low: u8, high: u8) -> u8 {
+    low * UINT2_STATES as u8 + high
 }
 
 /// A row for every byte, used or not, so that none selects anything outside.
 #[repr(C, align(64))]
-pub(super) struct Table([[u8; 16]; u8::MAX as usize * SCALE / 16 + 2]);
+pub(super) struct Table([[u8; 16]; u8::MAX as usize + 1]);
 
 impl Table {
-    /// Selected by activations.
-    pub(super) const BY_ACTIVATIONS: &Table = &Table::new(false);
-    /// Selected by weights.
-    pub(super) const BY_WEIGHTS: &Table = &Table::new(true);
+    /// Ternary codes, which select.
+    pub(super) const BY_ACTIVATIONS: &Table = &Table::new(false, false);
+    /// Ternary codes, selected by weights.
+    pub(super) const BY_WEIGHTS: &Table = &Table::new(false, true);
+    /// Activations of two bits, which select.
+    pub(super) const UINT2_BY_ACTIVATIONS: &Table = &Table::new(true, false);
+    /// Activations of two bits, selected by weights.
+    pub(super) const UINT2_BY_WEIGHTS: &Table = &Table::new(true, true);
 
-    const fn new(by_weights: bool) -> Self {
+    const fn new(uint2: bool, by_weights: bool) -> Self {
+        let activations = if uint2 { UINT2_STATES } else { STATES };
+        let (selecting, indices) = if by_weights { (STATES, activations) } else { (activations, STATES) };
         let mut table = Table([[0; 16]; _]);
         let mut i = 0;
-        while i < STATES * STATES * STATES {
-            let [low, high, index] = [i / (STATES * STATES), i / STATES % STATES, i % STATES];
-            let byte = entry(low as u8, index as u8, by_weights) + 16 * entry(high as u8, index as u8, by_weights);
-            table.0[selector(low as u8, high as u8) as usize * SCALE / 16][index] = byte;
+        while i < selecting * selecting * indices {
+            let (low, high, index) = (i / indices / selecting, i / indices % selecting, i % indices);
+            let (by_low, by_high) = if by_weights {
+                (entry(index as u8, low as u8, uint2), entry(index as u8, high as u8, uint2))
+            } else {
+                (entry(low as u8, index as u8, uint2), entry(high as u8, index as u8, uint2))
+            };
+            // A selecting byte times its scale, in rows.
+            table.0[low * selecting + high][index] = by_low + 16 * by_high;
             i += 1;
         }
         table
     }
 }
 
-/// The dot product of two groups plus the nonzero weights, the first group being the weights or else the second.
-pub(super) const fn entry(a: u8, b: u8, a_is_weights: bool) -> u8 {
-    let (a0, a1, b0, b1) = (a as i8 % 3 - 1, a as i8 / 3 - 1, b as i8 % 3 - 1, b as i8 / 3 - 1);
-    let nonzero = if a_is_weights { a0 * a0 + a1 * a1 } else { b0 * b0 + b1 * b1 };
-    (a0 * b0 + a1 * b1 + nonzero) as u8
+/// The dot product of a group of activations and one of weights, plus the nonzero weights; of activations of two bits, plus
+/// three times the weights of -1.
+pub(super) const fn entry(activations: u8, weights: u8, uint2: bool) -> u8 {
+    let w = [weights as i8 % 3 - 1, weights as i8 / 3 - 1];
+    let x = if uint2 {
+        [activations as i8 % 4, activations as i8 / 4]
+    } else {
+        [activations as i8 % 3 - 1, activations as i8 / 3 - 1]
+    };
+    let (mut sum, mut i) = (0, 0);
+    while i < 2 {
+        let added = if !uint2 {
+            w[i] * w[i]
+        } else if w[i] < 0 {
+            3
+        } else {
+            0
+        };
+        sum += x[i] * w[i] + added;
+        i += 1;
+    }
+    sum as u8
+}
+
+/// The inner loop for operands, of those for ternary codes and for activations of two bits.
+pub(super) fn inner<'a>(
+    operands: Operands,
+    ternary: &'a (dyn FramedKernel + Sync),
+    uint2: &'a (dyn FramedKernel + Sync),
+) -> Option<Inner<'a>> {
+    // Only the driver of tiled kernels adds two panels up.
+    (operands.weights != WeightKind::TwoBit).then_some(Inner::Framed(if operands.act == Act::Uint2 {
+        uint2
+    } else {
+        ternary
+    }))
 }
 
 /// [`super::FramedKernel::encode`] where a frame's byte is a position's state of a group. `states` is [`states`], or the same
@@ -110,8 +173,8 @@ pub(super) fn encode(pixels: &Pixels<'_>, plane: &mut [u8], first: usize, states
 }
 
 /// [`super::FramedKernel::clear`] of such a frame.
-pub(super) fn clear(half_range: bool, count: usize, plane: &mut [u8], first: usize) {
-    plane[first * STEPS..][..count * STEPS].fill(zeros(half_range));
+pub(super) fn clear(of_levels: bool, count: usize, plane: &mut [u8], first: usize) {
+    plane[first * STEPS..][..count * STEPS].fill(zeros(of_levels));
 }
 
 /// States of a unit's groups, from its planes `z` and `p` (see [`crate::codec`]).
@@ -125,9 +188,17 @@ pub(super) fn states(unit: &[u8; 16]) -> [u8; STEPS] {
     std::array::from_fn(|i| 2 * digits(p, i) - digits(z, i))
 }
 
+/// [`states`] of activations of two bits: all there are.
+#[inline(always)]
+pub(super) fn uint2_states(unit: &[u8; 16]) -> [u8; STEPS] {
+    let unit = u128::from_le_bytes(*unit);
+    let digits = |bits: u64, i: usize| (bits >> (2 * i) & 1) as u8 + 4 * (bits >> (2 * i + 1) & 1) as u8;
+    std::array::from_fn(|i| digits(unit as u64, i) + 2 * digits((unit >> 64) as u64, i))
+}
+
 /// The state of two codes of 0, or of two levels 0.
-pub(super) fn zeros(half_range: bool) -> u8 {
-    if half_range { 0 } else { ZEROS }
+pub(super) fn zeros(of_levels: bool) -> u8 {
+    if of_levels { 0 } else { ZEROS }
 }
 
 /// Bytes of a panel over so many (unit, tap)s.
@@ -183,7 +254,7 @@ pub(super) fn pack_panel<'a>(
     layout: Layout,
     taps: usize,
     channels: usize,
-    half_range: bool,
+    act: Act,
     channel: impl Fn(usize) -> Option<&'a [i8]>,
     panel: &mut [u8],
 ) {
@@ -219,8 +290,14 @@ pub(super) fn pack_panel<'a>(
                 }
             }
         }
-        let sum: i32 = if half_range { codes.iter().map(|&w| i32::from(w)).sum() } else { 0 };
-        let constant = sum - codes.iter().filter(|&&w| w != 0).count() as i32;
+        let count = |of: fn(i8) -> bool| codes.iter().filter(|&&w| of(w)).count() as i32;
+        let (negative, nonzero) = (count(|w| w < 0), count(|w| w != 0));
+        let constant = match act {
+            Act::Full => -nonzero,
+            // The sum of all weights, less that.
+            Act::Half | Act::Binary => -2 * negative,
+            Act::Uint2 => -3 * negative,
+        };
         constants[j * 4..j * 4 + 4].copy_from_slice(&constant.to_le_bytes());
     }
     // Nonzero weights of every channel since the last spill, and since the last widening.
@@ -230,7 +307,7 @@ pub(super) fn pack_panel<'a>(
         plan[at] = of_unit.div_ceil(2) as u8;
         let here = &nonzero[at * layout.nr..][..layout.nr];
         for (level, flag) in [(0, SPILL), (1, WIDEN)] {
-            let full = since.iter().zip(here).any(|(since, here)| since[level] + here > HELD[level]);
+            let full = since.iter().zip(here).any(|(since, here)| since[level] + here > held(act)[level]);
             if full {
                 plan[at - 1] |= flag;
                 since.iter_mut().for_each(|since| since[level] = 0);
@@ -304,12 +381,13 @@ impl<const P: usize> Tile<'_, P> {
     /// The CPU has the features of `V`. From each offset on, there are as many steps as `plan` says, each of a byte at each
     /// address of `rows` and of `N` vectors at `indices`; `sums` are readable and writable.
     #[inline(always)]
-    pub unsafe fn run<V: Vector, const N: usize>(
+    pub unsafe fn run<V: Vector, const N: usize, const ROUND: usize, const SCALE: usize>(
         &self,
         plan: &[u8],
         offsets: impl Iterator<Item = (usize, usize)>,
         mut yet: bool,
     ) {
+        const { assert!(ROUND <= 3 && SCALE <= 16) };
         // SAFETY: the caller vouches for the features.
         let nothing = unsafe { [[V::nothing(); N]; P] };
         let mut sums = nothing;
@@ -321,13 +399,13 @@ impl<const P: usize> Tile<'_, P> {
             // SAFETY: the caller vouches for `steps` steps.
             unsafe {
                 for _ in 0..steps / ROUND {
-                    self.round::<V, N, ROUND>(rows, indices, &mut sums);
+                    self.round::<V, N, ROUND, SCALE>(rows, indices, &mut sums);
                     rows = rows.map(|at| at.wrapping_add(ROUND * self.row_step));
                     indices = indices.wrapping_add(ROUND * self.index_step);
                 }
                 match steps % ROUND {
-                    1 => self.round::<V, N, 1>(rows, indices, &mut sums),
-                    2 => self.round::<V, N, 2>(rows, indices, &mut sums),
+                    1 => self.round::<V, N, 1, SCALE>(rows, indices, &mut sums),
+                    2 => self.round::<V, N, 2, SCALE>(rows, indices, &mut sums),
                     _ => {}
                 }
             }
@@ -348,7 +426,7 @@ impl<const P: usize> Tile<'_, P> {
     /// # Safety
     /// As [`Tile::run`], for `S` steps.
     #[inline(always)]
-    unsafe fn round<V: Vector, const N: usize, const S: usize>(
+    unsafe fn round<V: Vector, const N: usize, const S: usize, const SCALE: usize>(
         &self,
         rows: [*const u8; P],
         indices: *const u8,

@@ -19,11 +19,11 @@ use crate::cpu::{Features, Isa};
 const LANES: usize = 32;
 
 channels_kernel!(
-    Channels, "x86_64-table-avx2", Isa::Avx2, Bytes, 2 by 2, states, (at_least, float_at_least), "avx2", "avx2,fma,popcnt"
+    Channels, ChannelFrames, "x86_64-table-avx2", Isa::Avx2, Bytes, 2 by 2, (states, uint2_states), (at_least, float_at_least), "avx2", "avx2,fma,popcnt"
 );
 
 pixels_kernel!(
-    Pixels, "x86_64-table-avx2-pixels", Isa::Avx2, Bytes, 2 by 2, states, (at_least, float_at_least), "avx2", "avx2,fma,popcnt"
+    Pixels, PixelFrames, "x86_64-table-avx2-pixels", Isa::Avx2, Bytes, 2 by 2, (states, uint2_states), (at_least, float_at_least), "avx2", "avx2,fma,popcnt"
 );
 
 /// Where the CPU has AVX2 (with FMA and POPCNT, as every such CPU).
@@ -42,15 +42,6 @@ pub(super) fn pixels(features: Features) -> Option<&'static dyn Kernel> {
 pub(super) fn states(unit: &[u8; 16]) -> [u8; STEPS] {
     let unit = u128::from_le_bytes(*unit);
     let (p, z) = ((unit >> 64) as u64, unit as u64 & (unit >> 64) as u64);
-    // Byte `i` gets the plane's byte `i / 4`, of which it wants bits `2·(i mod 4)` and the next.
-    let of_byte =
-        _mm256_setr_epi32(0, 0x0101_0101, 0x0202_0202, 0x0303_0303, 0x0404_0404, 0x0505_0505, 0x0606_0606, 0x0707_0707);
-    let spread = |bits: u64| _mm256_shuffle_epi8(_mm256_set1_epi64x(bits as i64), of_byte);
-    let test = |bytes, bits: u32| {
-        let bits = _mm256_set1_epi32(bits as i32);
-        _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bits), bits)
-    };
-    const FIRST: u32 = 0x4010_0401;
     let (z, p) = (spread(z), spread(p));
     let times = |bytes, factor: i8| _mm256_and_si256(bytes, _mm256_set1_epi8(factor));
     // `2·(p₀ + 3·p₁) - (z₀ + 3·z₁)`, of which `test` gives the negatives of the bits.
@@ -60,6 +51,41 @@ pub(super) fn states(unit: &[u8; 16]) -> [u8; STEPS] {
     // SAFETY: `states` has 32 bytes.
     unsafe { _mm256_storeu_si256(states.as_mut_ptr().cast(), _mm256_add_epi8(of_p, of_z)) };
     states
+}
+
+/// [`super::table::uint2_states`].
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn uint2_states(unit: &[u8; 16]) -> [u8; STEPS] {
+    let unit = u128::from_le_bytes(*unit);
+    let (low, high) = (spread(unit as u64), spread((unit >> 64) as u64));
+    let bit = |mask, value: i8| _mm256_and_si256(mask, _mm256_set1_epi8(value));
+    let first = _mm256_or_si256(bit(test(low, FIRST), 1), bit(test(high, FIRST), 2));
+    let second = _mm256_or_si256(bit(test(low, FIRST << 1), 4), bit(test(high, FIRST << 1), 8));
+    let mut states = [0; STEPS];
+    // SAFETY: `states` has 32 bytes.
+    unsafe { _mm256_storeu_si256(states.as_mut_ptr().cast(), _mm256_or_si256(first, second)) };
+    states
+}
+
+/// Byte `i` gets the plane's byte `i / 4`, of which it wants bits `2·(i mod 4)` and the next.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn spread(plane: u64) -> __m256i {
+    let of_byte =
+        _mm256_setr_epi32(0, 0x0101_0101, 0x0202_0202, 0x0303_0303, 0x0404_0404, 0x0505_0505, 0x0606_0606, 0x0707_0707);
+    _mm256_shuffle_epi8(_mm256_set1_epi64x(plane as i64), of_byte)
+}
+
+/// The first of the two bits that each byte wants, of four bytes.
+const FIRST: u32 = 0x4010_0401;
+
+/// Whether each byte has the bits that four bytes name: -1 or 0.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn test(bytes: __m256i, bits: u32) -> __m256i {
+    let bits = _mm256_set1_epi32(bits as i32);
+    _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bits), bits)
 }
 
 /// A vector, which only exists where there is AVX2.

@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 
 use super::popcount_avx512::{at_least, float_at_least};
 use super::table::Vector;
-use super::table_avx2::states;
+use super::table_avx2::{states, uint2_states};
 use super::table_channels::channels_kernel;
 use super::table_pixels::pixels_kernel;
 use super::{Kernel, epilogue_methods};
@@ -20,12 +20,12 @@ use crate::cpu::{Features, Isa};
 const LANES: usize = 64;
 
 channels_kernel!(
-    Channels, "x86_64-table-avx512", Isa::Avx512, Bytes, 4 by 1, states, (at_least, float_at_least), "avx512f,avx512bw",
+    Channels, ChannelFrames, "x86_64-table-avx512", Isa::Avx512, Bytes, 4 by 1, (states, uint2_states), (at_least, float_at_least), "avx512f,avx512bw",
     "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
 );
 
 pixels_kernel!(
-    Pixels, "x86_64-table-avx512-pixels", Isa::Avx512, Bytes, 4 by 1, states, (at_least, float_at_least), "avx512f,avx512bw",
+    Pixels, PixelFrames, "x86_64-table-avx512-pixels", Isa::Avx512, Bytes, 4 by 1, (states, uint2_states), (at_least, float_at_least), "avx512f,avx512bw",
     "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
 );
 

@@ -8,7 +8,9 @@
 
 use super::Layout;
 use super::framed::{Emitted, Framed, Line, Panel};
-use super::table::{STEPS, Table, Tile, Vector, Weights, selector};
+use super::table::{
+    ROUND, SCALE, STEPS, Table, Tile, UINT2_ROUND, UINT2_SCALE, Vector, Weights, selector, uint2_selector,
+};
 
 /// Positions in a block.
 pub(super) const BLOCK: usize = 64;
@@ -21,13 +23,13 @@ const ROWS: usize = BLOCK + 3;
 
 /// See [`super::FramedKernel::finish`].
 #[inline(always)]
-pub(super) fn finish(plane: &mut [u8]) {
+pub(super) fn finish<const UINT2: bool>(plane: &mut [u8]) {
     let positions = plane.as_chunks_mut::<UNIT_BYTES>().0;
     for i in 0..positions.len() {
         // Behind the last one there is none that anybody asks for.
         let next = positions[(i + 1).min(positions.len() - 1)];
         for (low, high) in positions[i].iter_mut().zip(next) {
-            *low = selector(*low, high);
+            *low = if UINT2 { uint2_selector(*low, high) } else { selector(*low, high) };
         }
     }
 }
@@ -37,7 +39,7 @@ pub(super) fn finish(plane: &mut [u8]) {
 /// # Safety
 /// The CPU has the features of `V`.
 #[inline(always)]
-pub(super) unsafe fn run<V: Vector, const P: usize, const N: usize>(
+pub(super) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2: bool>(
     layout: Layout,
     framed: &Framed<'_>,
     panel: &Panel<'_>,
@@ -74,7 +76,7 @@ pub(super) unsafe fn run<V: Vector, const P: usize, const N: usize>(
                     V::prefetch(next.wrapping_add(line * 64));
                 }
                 let tile = Tile {
-                    table: Table::BY_ACTIVATIONS,
+                    table: if UINT2 { Table::UINT2_BY_ACTIVATIONS } else { Table::BY_ACTIVATIONS },
                     // Places that are not used read the block's first position, and write where nobody reads.
                     rows: pairs.map(|pair| {
                         framed.start().wrapping_add((first + if pair < BLOCK { pair } else { 0 }) * UNIT_BYTES)
@@ -91,10 +93,11 @@ pub(super) unsafe fn run<V: Vector, const P: usize, const N: usize>(
                 // SAFETY: features as the caller says. A frame has a byte for every step at every position of a block, and the
                 // panel `nr` indices; `counts` has `ROWS` rows.
                 unsafe {
-                    if narrow {
-                        tile.run::<V, 1>(plan, offsets, yet);
-                    } else {
-                        tile.run::<V, N>(plan, offsets, yet);
+                    match (UINT2, narrow) {
+                        (false, true) => tile.run::<V, 1, ROUND, SCALE>(plan, offsets, yet),
+                        (false, false) => tile.run::<V, N, ROUND, SCALE>(plan, offsets, yet),
+                        (true, true) => tile.run::<V, 1, UINT2_ROUND, UINT2_SCALE>(plan, offsets, yet),
+                        (true, false) => tile.run::<V, N, UINT2_ROUND, UINT2_SCALE>(plan, offsets, yet),
                     }
                 }
             }
@@ -140,11 +143,12 @@ fn pairs_of(framed: &Framed<'_>, first: usize, block: usize, pairs: &mut [usize]
 }
 
 /// A kernel `$kernel` with lanes = channels, in tiles of `$pairs` pairs × `$vectors` vectors. Its inner loop is compiled with
-/// `$inner`, all of whose features are among `$features`; `$states` is [`super::table::states`] and `$at_least` and
-/// `$float_at_least` are those of [`super::epilogue_methods`], or the same in the instruction set's own words.
+/// `$inner`, all of whose features are among `$features`; `$states` and `$uint2_states` are [`super::table::states`] and
+/// [`super::table::uint2_states`], `$at_least` and `$float_at_least` are those of [`super::epilogue_methods`], or the same in the
+/// instruction set's own words. `$frames` is its inner loop.
 macro_rules! channels_kernel {
     (
-        $kernel:ident, $name:literal, $isa:expr, $vector:ty, $pairs:literal by $vectors:literal, $states:path,
+        $kernel:ident, $frames:ident, $name:literal, $isa:expr, $vector:ty, $pairs:literal by $vectors:literal, ($states:path, $uint2_states:path),
         ($at_least:path, $float_at_least:path), $inner:literal, $features:literal
     ) => {
         #[derive(Debug)]
@@ -168,14 +172,17 @@ macro_rules! channels_kernel {
                 super::Layout { family: super::Family::Table, nr: Self::NR, lanes }
             }
 
-            fn inner(&self, act: crate::codec::Act, _: super::Seal) -> Option<super::Inner<'_>> {
-                (act != crate::codec::Act::Uint2).then_some(super::Inner::Framed(self))
+            fn inner(&self, operands: super::Operands, _: super::Seal) -> Option<super::Inner<'_>> {
+                super::table::inner(operands, &$frames::<false>, &$frames::<true>)
             }
 
             epilogue_methods!($kernel::NR, $at_least, $float_at_least, $features);
         }
 
-        impl super::FramedKernel for $kernel {
+        /// The inner loop, for activations of two bits or ternary ones.
+        struct $frames<const UINT2: bool>;
+
+        impl<const UINT2: bool> super::FramedKernel for $frames<UINT2> {
             fn unit_bytes(&self) -> usize {
                 super::table_channels::UNIT_BYTES
             }
@@ -186,24 +193,31 @@ macro_rules! channels_kernel {
 
             fn encode(&self, pixels: &super::Pixels<'_>, plane: &mut [u8], first: usize, _: usize) {
                 #[target_feature(enable = $inner)]
-                fn encode(pixels: &super::Pixels<'_>, plane: &mut [u8], first: usize) {
-                    super::table::encode(pixels, plane, first, |unit| $states(unit));
+                fn encode<const UINT2: bool>(pixels: &super::Pixels<'_>, plane: &mut [u8], first: usize) {
+                    super::table::encode(
+                        pixels,
+                        plane,
+                        first,
+                        |unit| {
+                            if UINT2 { $uint2_states(unit) } else { $states(unit) }
+                        },
+                    );
                 }
-                // SAFETY: `self` exists, so the features were detected.
-                unsafe { encode(pixels, plane, first) }
+                // SAFETY: this inner loop is a kernel's that exists, so the features were detected.
+                unsafe { encode::<UINT2>(pixels, plane, first) }
             }
 
-            fn clear(&self, half_range: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
-                super::table::clear(half_range, count, plane, first);
+            fn clear(&self, of_levels: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
+                super::table::clear(of_levels, count, plane, first);
             }
 
             fn finish(&self, plane: &mut [u8]) {
                 #[target_feature(enable = $inner)]
-                fn finish(plane: &mut [u8]) {
-                    super::table_channels::finish(plane);
+                fn finish<const UINT2: bool>(plane: &mut [u8]) {
+                    super::table_channels::finish::<UINT2>(plane);
                 }
-                // SAFETY: `self` exists, so the features were detected.
-                unsafe { finish(plane) }
+                // SAFETY: as above.
+                unsafe { finish::<UINT2>(plane) }
             }
 
             fn run(
@@ -214,7 +228,7 @@ macro_rules! channels_kernel {
                 emit: &mut dyn FnMut(super::Emitted<'_>),
             ) {
                 #[target_feature(enable = $inner)]
-                fn run(
+                fn run<const UINT2: bool>(
                     layout: super::Layout,
                     framed: &super::Framed<'_>,
                     panel: &super::Panel<'_>,
@@ -223,12 +237,14 @@ macro_rules! channels_kernel {
                 ) {
                     // SAFETY: this function has the features.
                     unsafe {
-                        super::table_channels::run::<$vector, $pairs, $vectors>(layout, framed, panel, scratch, emit)
+                        super::table_channels::run::<$vector, $pairs, $vectors, UINT2>(
+                            layout, framed, panel, scratch, emit,
+                        )
                     }
                 }
-                let layout = super::Kernel::layout(self);
-                // SAFETY: `self` exists, so the features were detected.
-                unsafe { run(layout, framed, panel, scratch, emit) }
+                let layout = super::Kernel::layout(&$kernel);
+                // SAFETY: as above.
+                unsafe { run::<UINT2>(layout, framed, panel, scratch, emit) }
             }
         }
     };

@@ -18,11 +18,11 @@ use crate::cpu::{Features, Isa};
 const LANES: usize = 16;
 
 channels_kernel!(
-    Channels, "aarch64-table-neon", Isa::Neon, Bytes, 4 by 2, states, (at_least, float_at_least), "neon", "neon"
+    Channels, ChannelFrames, "aarch64-table-neon", Isa::Neon, Bytes, 4 by 2, (states, uint2_states), (at_least, float_at_least), "neon", "neon"
 );
 
 pixels_kernel!(
-    Pixels, "aarch64-table-neon-pixels", Isa::Neon, Bytes, 4 by 2, states, (at_least, float_at_least), "neon", "neon"
+    Pixels, PixelFrames, "aarch64-table-neon-pixels", Isa::Neon, Bytes, 4 by 2, (states, uint2_states), (at_least, float_at_least), "neon", "neon"
 );
 
 /// Where there is Advanced SIMD: on every AArch64 CPU that runs an operating system.
@@ -58,6 +58,31 @@ fn states(unit: &[u8; 16]) -> [u8; STEPS] {
         let of_z = vaddq_u8(vtstq_u8(z, first), times(vtstq_u8(z, second), -3));
         // SAFETY: `states` has 16 bytes.
         unsafe { vst1q_u8(states.as_mut_ptr(), vaddq_u8(of_p, of_z)) };
+    }
+    states
+}
+
+/// [`super::table::uint2_states`].
+#[target_feature(enable = "neon")]
+#[inline]
+fn uint2_states(unit: &[u8; 16]) -> [u8; STEPS] {
+    let unit = u128::from_le_bytes(*unit);
+    let vector = |bytes: [u8; 16]| {
+        // SAFETY: the array has 16 bytes.
+        unsafe { vld1q_u8(bytes.as_ptr()) }
+    };
+    let [first, second] = [1, 2].map(|bit| vector(std::array::from_fn(|i| bit << (i % 4 * 2))));
+    let bit = |bytes, wanted, value| vandq_u8(vtstq_u8(bytes, wanted), vdupq_n_u8(value));
+    let mut states = [0; STEPS];
+    for (half, states) in states.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        // As above.
+        let of_byte = vector(std::array::from_fn(|i| (half * 4 + i / 4) as u8));
+        let spread = |bits: u64| vqtbl1q_u8(vreinterpretq_u8_u64(vdupq_n_u64(bits)), of_byte);
+        let (low, high) = (spread(unit as u64), spread((unit >> 64) as u64));
+        let of_first = vorrq_u8(bit(low, first, 1), bit(high, first, 2));
+        let of_second = vorrq_u8(bit(low, second, 4), bit(high, second, 8));
+        // SAFETY: `states` has 16 bytes.
+        unsafe { vst1q_u8(states.as_mut_ptr(), vorrq_u8(of_first, of_second)) };
     }
     states
 }

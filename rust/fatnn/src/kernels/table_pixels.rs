@@ -6,7 +6,7 @@
 
 use super::Layout;
 use super::framed::{Emitted, Framed, Line, Panel, Pixels};
-use super::table::{PAIRED, STEPS, Table, Tile, Vector, Weights, zeros};
+use super::table::{PAIRED, ROUND, SCALE, STEPS, Table, Tile, UINT2_ROUND, Vector, Weights, zeros};
 
 /// Bytes of a position's unit in a frame.
 pub(super) const UNIT_BYTES: usize = STEPS;
@@ -53,9 +53,9 @@ pub(super) fn encode(
 }
 
 /// See [`super::FramedKernel::clear`].
-pub(super) fn clear(half_range: bool, count: usize, plane: &mut [u8], first: usize, positions: usize) {
+pub(super) fn clear(of_levels: bool, count: usize, plane: &mut [u8], first: usize, positions: usize) {
     for plane in plane.chunks_exact_mut(positions) {
-        let zeros = zeros(half_range);
+        let zeros = zeros(of_levels);
         match &mut plane[first..first + count] {
             // Padding is this narrow, and a call would take longer.
             [one] => *one = zeros,
@@ -69,7 +69,7 @@ pub(super) fn clear(half_range: bool, count: usize, plane: &mut [u8], first: usi
 /// # Safety
 /// The CPU has the features of `V`.
 #[inline(always)]
-pub(super) unsafe fn run<V: Vector, const P: usize, const N: usize>(
+pub(super) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2: bool>(
     framed: &Framed<'_>,
     panel: &Panel<'_>,
     scratch: &mut Vec<Line>,
@@ -93,7 +93,7 @@ pub(super) unsafe fn run<V: Vector, const P: usize, const N: usize>(
             for channel in (0..used).step_by(P * PAIRED) {
                 let pair = |p: usize| channel / PAIRED + p;
                 let tile = Tile {
-                    table: Table::BY_WEIGHTS,
+                    table: if UINT2 { Table::UINT2_BY_WEIGHTS } else { Table::BY_WEIGHTS },
                     rows: std::array::from_fn(|p| weights.steps.as_ptr().wrapping_add(pair(p))),
                     row_step: NR / PAIRED,
                     indices: framed.start().wrapping_add(first),
@@ -105,7 +105,13 @@ pub(super) unsafe fn run<V: Vector, const P: usize, const N: usize>(
                 let offsets = offsets.clone().map(|(i, &offset)| ((from + i) * STEPS * NR / PAIRED, offset));
                 // SAFETY: features as the caller says. The panel has `NR / 2` bytes for every step, a frame a block of positions at
                 // every offset in every group's plane, and `counts` a block for every channel.
-                unsafe { tile.run::<V, N>(plan, offsets, yet) };
+                unsafe {
+                    if UINT2 {
+                        tile.run::<V, N, UINT2_ROUND, SCALE>(plan, offsets, yet);
+                    } else {
+                        tile.run::<V, N, ROUND, SCALE>(plan, offsets, yet);
+                    }
+                }
             }
             yet = true;
             if widen {
@@ -141,7 +147,7 @@ fn position<V: Vector>(word: usize) -> usize {
 /// [`super::table_channels::channels_kernel`].
 macro_rules! pixels_kernel {
     (
-        $kernel:ident, $name:literal, $isa:expr, $vector:ty, $pairs:literal by $vectors:literal, $states:path,
+        $kernel:ident, $frames:ident, $name:literal, $isa:expr, $vector:ty, $pairs:literal by $vectors:literal, ($states:path, $uint2_states:path),
         ($at_least:path, $float_at_least:path), $inner:literal, $features:literal
     ) => {
         #[derive(Debug)]
@@ -160,14 +166,17 @@ macro_rules! pixels_kernel {
                 super::table_pixels::LAYOUT
             }
 
-            fn inner(&self, act: crate::codec::Act, _: super::Seal) -> Option<super::Inner<'_>> {
-                (act != crate::codec::Act::Uint2).then_some(super::Inner::Framed(self))
+            fn inner(&self, operands: super::Operands, _: super::Seal) -> Option<super::Inner<'_>> {
+                super::table::inner(operands, &$frames::<false>, &$frames::<true>)
             }
 
             epilogue_methods!(super::table_pixels::NR, $at_least, $float_at_least, $features);
         }
 
-        impl super::FramedKernel for $kernel {
+        /// The inner loop, for activations of two bits or ternary ones.
+        struct $frames<const UINT2: bool>;
+
+        impl<const UINT2: bool> super::FramedKernel for $frames<UINT2> {
             fn unit_bytes(&self) -> usize {
                 super::table_pixels::UNIT_BYTES
             }
@@ -182,15 +191,21 @@ macro_rules! pixels_kernel {
 
             fn encode(&self, pixels: &super::Pixels<'_>, plane: &mut [u8], first: usize, positions: usize) {
                 #[target_feature(enable = $inner)]
-                fn encode(pixels: &super::Pixels<'_>, to: (&mut [u8], usize, usize)) {
-                    super::table_pixels::encode(pixels, to, |unit| $states(unit));
+                fn encode<const UINT2: bool>(pixels: &super::Pixels<'_>, to: (&mut [u8], usize, usize)) {
+                    super::table_pixels::encode(
+                        pixels,
+                        to,
+                        |unit| {
+                            if UINT2 { $uint2_states(unit) } else { $states(unit) }
+                        },
+                    );
                 }
-                // SAFETY: `self` exists, so the features were detected.
-                unsafe { encode(pixels, (plane, first, positions)) }
+                // SAFETY: this inner loop is a kernel's that exists, so the features were detected.
+                unsafe { encode::<UINT2>(pixels, (plane, first, positions)) }
             }
 
-            fn clear(&self, half_range: bool, count: usize, plane: &mut [u8], first: usize, positions: usize) {
-                super::table_pixels::clear(half_range, count, plane, first, positions);
+            fn clear(&self, of_levels: bool, count: usize, plane: &mut [u8], first: usize, positions: usize) {
+                super::table_pixels::clear(of_levels, count, plane, first, positions);
             }
 
             fn run(
@@ -201,17 +216,19 @@ macro_rules! pixels_kernel {
                 emit: &mut dyn FnMut(super::Emitted<'_>),
             ) {
                 #[target_feature(enable = $inner)]
-                fn run(
+                fn run<const UINT2: bool>(
                     framed: &super::Framed<'_>,
                     panel: &super::Panel<'_>,
                     scratch: &mut Vec<super::Line>,
                     emit: &mut dyn FnMut(super::Emitted<'_>),
                 ) {
                     // SAFETY: this function has the features.
-                    unsafe { super::table_pixels::run::<$vector, $pairs, $vectors>(framed, panel, scratch, emit) }
+                    unsafe {
+                        super::table_pixels::run::<$vector, $pairs, $vectors, UINT2>(framed, panel, scratch, emit)
+                    }
                 }
-                // SAFETY: `self` exists, so the features were detected.
-                unsafe { run(framed, panel, scratch, emit) }
+                // SAFETY: as above.
+                unsafe { run::<UINT2>(framed, panel, scratch, emit) }
             }
         }
     };

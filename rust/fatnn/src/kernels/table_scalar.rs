@@ -1,9 +1,8 @@
 //! The product-table family in portable Rust: products looked up one by one, to check the others by.
 
 use super::framed::{Emitted, Framed, FramedKernel, Line, Panel, Pixels};
-use super::table::{STATES, STEPS, Weights, entry, states, steps};
-use super::{Family, Inner, Kernel, Layout, Seal, epilogue_methods, table};
-use crate::codec::Act;
+use super::table::{STATES, STEPS, UINT2_STATES, Weights, entry, states, steps, uint2_states};
+use super::{Family, Inner, Kernel, Layout, Operands, Seal, epilogue_methods, table};
 use crate::cpu::{Features, Isa};
 
 const NR: usize = 8;
@@ -18,16 +17,16 @@ pub(super) fn make(_: Features) -> Option<&'static dyn Kernel> {
     Some(&Scalar)
 }
 
-/// Dot products of groups plus the nonzero weights, `[activations][weights]`; padded, so that masks do for checks.
-const PRODUCTS: [[u8; 16]; 16] = {
+/// [`entry`] of every pair of groups, `[activations][weights]`; padded, so that masks do for checks.
+const fn products(uint2: bool) -> [[u8; 16]; 16] {
     let mut products = [[0; 16]; 16];
     let mut i = 0;
-    while i < STATES * STATES {
-        products[i / STATES][i % STATES] = entry((i / STATES) as u8, (i % STATES) as u8, false);
+    while i < if uint2 { UINT2_STATES } else { STATES } * STATES {
+        products[i / STATES][i % STATES] = entry((i / STATES) as u8, (i % STATES) as u8, uint2);
         i += 1;
     }
     products
-};
+}
 
 impl Kernel for Scalar {
     fn name(&self) -> &'static str {
@@ -42,14 +41,21 @@ impl Kernel for Scalar {
         Layout { family: Family::Table, nr: NR, lanes: NR }
     }
 
-    fn inner(&self, act: Act, _: Seal) -> Option<Inner<'_>> {
-        (act != Act::Uint2).then_some(Inner::Framed(self))
+    fn inner(&self, operands: Operands, _: Seal) -> Option<Inner<'_>> {
+        table::inner(operands, &Frames::<false>, &Frames::<true>)
     }
 
     epilogue_methods!(NR, crate::epilogue::at_least, crate::quantize::at_least);
 }
 
-impl FramedKernel for Scalar {
+/// The inner loop, for activations of two bits or ternary ones.
+struct Frames<const UINT2: bool>;
+
+impl<const UINT2: bool> Frames<UINT2> {
+    const PRODUCTS: [[u8; 16]; 16] = products(UINT2);
+}
+
+impl<const UINT2: bool> FramedKernel for Frames<UINT2> {
     fn unit_bytes(&self) -> usize {
         STEPS
     }
@@ -59,15 +65,15 @@ impl FramedKernel for Scalar {
     }
 
     fn encode(&self, pixels: &Pixels<'_>, plane: &mut [u8], first: usize, _: usize) {
-        table::encode(pixels, plane, first, states);
+        table::encode(pixels, plane, first, if UINT2 { uint2_states } else { states });
     }
 
-    fn clear(&self, half_range: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
-        table::clear(half_range, count, plane, first);
+    fn clear(&self, of_levels: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
+        table::clear(of_levels, count, plane, first);
     }
 
     fn run(&self, framed: &Framed<'_>, panel: &Panel<'_>, _: &mut Vec<Line>, emit: &mut dyn FnMut(Emitted<'_>)) {
-        let weights = Weights::new(self.layout(), framed.offsets().len(), panel.bytes());
+        let weights = Weights::new(Scalar.layout(), framed.offsets().len(), panel.bytes());
         for first in (0..framed.positions()).step_by(BLOCK) {
             let mut acc = [[0i32; NR]; BLOCK];
             for (i, acc) in acc.iter_mut().enumerate() {
@@ -77,10 +83,10 @@ impl FramedKernel for Scalar {
                     let at = framed.start().wrapping_add(offset + (first + i) * STEPS);
                     // SAFETY: `Framed::new` checked that there is a unit of every position of a block at every offset.
                     let states = unsafe { std::slice::from_raw_parts(at, STEPS) };
-                    // At most 4 a step.
+                    // At most 6 a step.
                     let mut sums = [0u16; NR];
                     for (&state, indices) in states.iter().zip(unit.as_chunks::<NR>().0).take(steps(plan)) {
-                        let row = &PRODUCTS[usize::from(state & 15)];
+                        let row = &Self::PRODUCTS[usize::from(state & 15)];
                         for (sum, &index) in sums.iter_mut().zip(indices) {
                             *sum += u16::from(row[usize::from(index & 15)]);
                         }

@@ -8,10 +8,33 @@ pub(crate) const MAX_NR: usize = 16;
 /// Rows that a driver takes at a time: all panels of weights pass by while these rows' activations are in cache.
 pub(crate) const BLOCK: usize = 64;
 
+/// What an inner loop counts: see [`super::popcount`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counting {
+    /// FATNN's planes of ternary codes.
+    Ternary,
+    /// The bits of levels: one plane, or two.
+    Bits {
+        /// Whether weights may be zero.
+        masked: bool,
+    },
+}
+
+impl Counting {
+    /// Bytes that 64 weights take in a panel: their signs, and which of them are zero.
+    pub(super) fn weight_bytes(self) -> usize {
+        if self == (Counting::Bits { masked: false }) { 8 } else { 16 }
+    }
+}
+
 /// The inner loop of a kernel that reads codes as they pass between layers.
 pub trait TiledKernel {
     /// Output rows in a tile.
     fn mr(&self) -> usize;
+    /// What it counts.
+    fn counting(&self) -> Counting {
+        Counting::Ternary
+    }
     /// Accumulates tiles into `acc[row * nr + channel]`, which has `nr` elements for every row of `tiles`.
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]);
 }
@@ -76,8 +99,8 @@ impl<'a> Tiles<'a> {
     /// # Panics
     /// Where `panel` has the wrong size: a bug in the driver.
     #[inline]
-    pub(crate) fn new(layout: super::Layout, rows: TileRows<'a>, panel: &'a [u8]) -> Self {
-        assert_eq!(panel.len(), layout.panel_bytes(rows.taps.len() * rows.units), "panel of another size");
+    pub(crate) fn new(layout: super::Layout, counting: Counting, rows: TileRows<'a>, panel: &'a [u8]) -> Self {
+        assert_eq!(panel.len(), layout.panel_bytes(rows.taps.len() * rows.units, counting), "panel of another size");
         Tiles { rows, panel }
     }
 

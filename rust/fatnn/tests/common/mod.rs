@@ -1,7 +1,7 @@
 //! What the integration tests share: inputs, and one convolution compared with the reference in every form.
 #![allow(dead_code, reason = "every test binary uses another part of it")]
 
-use fatnn::codec::{Act, CodesLayout, Coding};
+use fatnn::codec::{Act, CodesLayout, Coding, WeightKind};
 use fatnn::conv::{ConvShape, conv2d_acc, conv2d_codes, conv2d_float};
 use fatnn::epilogue::{ToCodes, ToFloat};
 use fatnn::kernels::{Kernel, Operands};
@@ -39,23 +39,34 @@ pub fn codes(n: usize, seed: u64) -> Vec<i8> {
     values(&[-1, 0, 1], n, seed)
 }
 
-/// The codes of a coding.
-pub fn codes_of(coding: Coding) -> &'static [i8] {
-    match coding {
-        Coding::Ternary => &[-1, 0, 1],
-        Coding::Uint2 => &[0, 1, 2, 3],
+/// The codes of a kind of activations.
+pub fn codes_of(act: Act) -> &'static [i8] {
+    match act {
+        Act::Full | Act::Half => &[-1, 0, 1],
+        Act::Uint2 => &[0, 1, 2, 3],
+        Act::Binary => &[-1, 0],
     }
 }
 
-/// The weights that there are.
-pub fn weights_of(two_bit: bool) -> &'static [i8] {
-    if two_bit { &[-3, -1, 1, 3] } else { &[-1, 0, 1] }
+/// The weights of a kind.
+pub fn weights_of(kind: WeightKind) -> &'static [i8] {
+    match kind {
+        WeightKind::Ternary => &[-1, 0, 1],
+        WeightKind::Binary => &[-1, 1],
+        WeightKind::TwoBit => &[-3, -1, 1, 3],
+    }
 }
 
-/// A quarter of all pairs of operands each, by number; ternary ones come oftener, for more kernels run them.
+/// Every pair of operands.
+pub fn every_operands() -> impl Iterator<Item = Operands> {
+    Act::ALL.into_iter().flat_map(|act| WeightKind::ALL.map(|weights| Operands { act, weights }))
+}
+
+/// Pairs of operands by number; ternary ones come oftener, for more kernels run them.
 pub fn operands(number: usize) -> Operands {
-    let act = [Act::Full, Act::Half, Act::Uint2, Act::Half, Act::Full, Act::Uint2, Act::Half][number % 7];
-    Operands { act, two_bit: number % 3 == 2 }
+    let act = [Act::Full, Act::Half, Act::Uint2, Act::Half, Act::Binary, Act::Uint2, Act::Half][number % 7];
+    let kinds = [WeightKind::Ternary, WeightKind::TwoBit, WeightKind::Ternary, WeightKind::Binary, WeightKind::Ternary];
+    Operands { act, weights: kinds[number % 5] }
 }
 
 /// A convolution to test. `channels` and `out_channels` are per group.
@@ -116,16 +127,18 @@ impl Case {
 
     /// Codes of the input.
     pub fn codes(&self, seed: u64) -> Vec<i8> {
-        values(codes_of(self.operands.act.coding()), self.pixels() * self.weights().channels, seed)
+        values(codes_of(self.operands.act), self.pixels() * self.weights().channels, seed)
     }
 
     /// Codes of the weights.
     pub fn weight_codes(&self, seed: u64) -> Vec<i8> {
-        let mut weights = values(weights_of(self.operands.two_bit), self.weights().len(), seed);
-        if self.operands.two_bit {
-            // Else they might all be ternary.
-            weights[0] = 3;
-        }
+        let mut weights = values(weights_of(self.operands.weights), self.weights().len(), seed);
+        // Else they might all be of another kind.
+        weights[0] = match self.operands.weights {
+            WeightKind::Ternary => 0,
+            WeightKind::Binary => -1,
+            WeightKind::TwoBit => 3,
+        };
         weights
     }
 

@@ -261,6 +261,7 @@ impl Node<'_> {
             None if half_range => Ok(Act::Half),
             None => Ok(Act::Full),
             Some(Some("uint2")) if half_range => Ok(Act::Uint2),
+            Some(Some("binary")) if half_range => Ok(Act::Binary),
             Some(_) => Err(Refusal::Foreign(format!("activations {}", self.attrs["act"]))),
         }
     }
