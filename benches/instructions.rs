@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 
-use fatnn::codec::{Act, CodesLayout, Coding};
+use fatnn::codec::{Act, CodesLayout, WeightKind};
 use fatnn::conv::{ConvShape, conv2d_codes};
 use fatnn::epilogue::ToCodes;
 use fatnn::kernels::{self, Kernel, Operands};
@@ -60,12 +60,19 @@ fn convolve(kernel: &'static dyn Kernel, operands: Operands, layer: &Layer, repe
     };
     let weight = WeightShape { out_channels, channels, kernel: shape.kernel, groups: 1 };
     let coding = operands.act.coding();
-    let lowest = if coding == Coding::Ternary { -1 } else { 0 };
-    let levels: Vec<i8> = (0..=coding.thresholds()).map(|level| level as i8 + lowest).collect();
-    let weights: &[i8] = if operands.two_bit { &[-3, -1, 1, 3] } else { &[-1, 0, 1] };
+    let levels: &[i8] = match operands.act {
+        Act::Full | Act::Half => &[-1, 0, 1],
+        Act::Uint2 => &[0, 1, 2, 3],
+        Act::Binary => &[-1, 0],
+    };
+    let weights: &[i8] = match operands.weights {
+        WeightKind::Ternary => &[-1, 0, 1],
+        WeightKind::Binary => &[-1, 1],
+        WeightKind::TwoBit => &[-3, -1, 1, 3],
+    };
     let layout = CodesLayout::new(channels, 1).expect("a layout").with(coding);
     let mut packed = vec![0; size * size * layout.pixel_bytes()];
-    layout.pack(&random_codes(&levels, size * size * channels, 1), &mut packed).expect("codes");
+    layout.pack(&random_codes(levels, size * size * channels, 1), &mut packed).expect("codes");
     let codes = random_codes(weights, weight.len(), 2);
     let weights = PackedWeights::for_kernel(kernel, &codes, weight, operands.act).expect("weights");
     let layout = CodesLayout::new(out_channels, 1).expect("a layout").with(coding);
@@ -85,7 +92,7 @@ fn count(kernel: &str, operands: Operands, layer: &Layer, repetitions: usize) ->
     let done = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg(program)
-        .args([COUNTED, kernel, operands.act.name(), if operands.two_bit { "two-bit" } else { "ternary" }, layer.0])
+        .args([COUNTED, kernel, operands.act.name(), operands.weights.name(), layer.0])
         .arg(repetitions.to_string())
         .env_remove("FATNN_ISA")
         .env_remove("FATNN_KERNEL")
@@ -108,7 +115,10 @@ fn counted(arguments: &[String]) {
         eprintln!("valgrind has not the instructions of {kernel}");
         std::process::exit(1);
     };
-    let operands = Operands { act: Act::from_name(act).expect("a kind of activations"), two_bit: weights == "two-bit" };
+    let operands = Operands {
+        act: Act::from_name(act).expect("a kind of activations"),
+        weights: WeightKind::from_name(weights).expect("a kind of weights"),
+    };
     let layer = LAYERS.iter().find(|(name, ..)| name == layer).expect("a layer");
     convolve(kernel, operands, layer, repetitions.parse().expect("a number"));
 }
@@ -124,7 +134,7 @@ fn main() {
     if arguments.first().is_some_and(|first| first == COUNTED) {
         return counted(&arguments[1..]);
     }
-    let operands = Act::ALL.into_iter().flat_map(|act| [false, true].map(|two_bit| Operands { act, two_bit }));
+    let operands = Act::ALL.into_iter().flat_map(|act| WeightKind::ALL.map(|weights| Operands { act, weights }));
     let pairs: Vec<_> = operands
         .flat_map(|operands| kernels::detected().into_iter().map(move |kernel| (kernel, operands)))
         .filter(|(kernel, operands)| operands.run_on(*kernel))
@@ -142,7 +152,7 @@ fn main() {
     }
     let (mut rows, mut not_counted) = (Vec::<Value>::new(), BTreeSet::new());
     for (kernel, operands) in pairs {
-        let weights = if operands.two_bit { "two-bit" } else { "ternary" };
+        let weights = operands.weights.name();
         for layer in &LAYERS {
             if version.is_none() || not_counted.iter().any(|(name, _)| *name == kernel.name()) {
                 break;

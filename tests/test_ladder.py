@@ -270,7 +270,7 @@ def test_rungs_are_rows_of_other_tables(name: str) -> None:
     assert set(rung.levels) <= set(ACTS[rung.act].levels)
     fatnn_rs.TernaryConfig(**dict(rung.config))  # type: ignore[arg-type]
     assert rung.passes is None or rung.passes <= (rung.executed or 0)
-    weight = np.array(WEIGHTS[rung.weight].levels, np.int8).reshape(-1, 1, 1, 1)
+    weight = np.array(WEIGHTS[rung.weight], np.int8).reshape(-1, 1, 1, 1)
     for kernel in rung.kernels():
         info = _core.packed_info(_core.prepack(weight, 1, rung.act, kernel))
         assert info["name"] == kernel
@@ -295,7 +295,7 @@ def test_a_kernel_is_taken_by_its_name_or_refused() -> None:
     with pytest.raises(InputError, match=r"kernel: expected one that runs .*Uint2.*, got generic-table-scalar"):
         _core.prepack(3 * weight, 1, "uint2", "generic-table-scalar")
     for row in _core.kernels_for(weight, "half"):
-        assert row.keys() == {"name", "family", "isa"}
+        assert row.keys() == {"name", "family", "isa", "passes"}
         assert _core.packed_info(_core.prepack(weight, 1, "half", row["name"]))["name"] == row["name"]
 
 

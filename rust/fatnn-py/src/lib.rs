@@ -232,7 +232,7 @@ fn prepack<'py>(
 }
 
 /// The kernels that this process may run for such weights and activations of the kind `act`, best first, each as a dictionary of
-/// its name, family and isa; where several share a layout of weights, the best of them.
+/// its name, family, isa and, where it counts bits, passes over them; where several share a layout of weights, the best of them.
 #[pyfunction]
 fn kernels_for<'py>(py: Python<'py>, weight: &Bound<'py, PyAny>, act: &str) -> PyResult<Vec<Bound<'py, PyDict>>> {
     let weight = In::<i8>::new(weight, "weight", None)?;
@@ -248,6 +248,7 @@ fn kernels_for<'py>(py: Python<'py>, weight: &Bound<'py, PyAny>, act: &str) -> P
         row.set_item("name", kernel.name())?;
         row.set_item("family", kernel.layout().family.name())?;
         row.set_item("isa", kernel.isa().name())?;
+        row.set_item("passes", operands.passes_on(*kernel))?;
         found.push(row);
     }
     Ok(found)

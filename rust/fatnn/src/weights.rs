@@ -86,9 +86,9 @@ impl Operands {
     /// Those of such weights and activations of the kind `act`.
     ///
     /// # Errors
-    /// As [`has_two_bits`].
+    /// As [`WeightKind::of`].
     pub fn of(weights: &[i8], act: Act) -> Result<Self> {
-        Ok(Operands { act, two_bit: has_two_bits(weights)? })
+        Ok(Operands { act, weights: WeightKind::of(weights)? })
     }
 
     /// `Ok` where the accumulators of such a shape are exact in float32.

@@ -130,7 +130,7 @@ def _codes(name: str, rung: Rung, shape: Shape, batch: int) -> list[Entry]:
         return []
     random = np.random.default_rng(0)
     size = (shape.out_channels, shape.channels, shape.window, shape.window)
-    weight = random.choice(np.array(WEIGHTS[rung.weight].levels, np.int8), size)
+    weight = random.choice(np.array(WEIGHTS[rung.weight], np.int8), size)
     levels = np.array(rung.levels, np.float32)
     x = _copy(random.choice(levels, (batch, shape.size, shape.size, shape.channels)))
     between = [(a + b) / 2 for a, b in zip(rung.levels, rung.levels[1:], strict=False)]

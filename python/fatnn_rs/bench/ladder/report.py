@@ -137,16 +137,18 @@ def _theory(results: dict[str, Any]) -> str:
         found = [figure(cell, name, CODES) for cell in layers]
         row += [_ratio(one, "of_popcount") for one in found]
         if counted:
-            keys = {(one["variant"], rung["weight"].replace("binary", "ternary"), rung["act"]) for one in found if one}
+            keys = {(one["variant"], rung["weight"], rung["act"]) for one in found if one}
             counts = [value for key in keys for value in counted.get(key, {}).values()]
             row.append(f"{min(counts):.3f}–{max(counts):.3f}" if counts else NONE)
         rows.append(row)
     slower = [
-        rung["title"] for rung in results["rungs"].values() if rung["passes"] and rung["executed"] != rung["passes"]
+        rung["title"]
+        for rung in results["rungs"].values()
+        if rung["passes"] and rung["executed"] and rung["executed"] != rung["passes"]
     ]
     note = "The first batch and number of threads, codes to codes."
     if slower:
-        note += f" No kernel makes use of theory's fewer planes yet, so more are read: {'; '.join(slower)}."
+        note += f" The kernels here read more planes than theory for: {'; '.join(slower)}."
     return note + "\n\n" + _table(head, rows)
 
 

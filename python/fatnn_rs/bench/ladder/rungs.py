@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from fatnn_rs import _core
 
-__all__ = ["ACTS", "FLOAT32", "INT8", "POPCOUNT", "RUNGS", "WEIGHTS", "Act", "Rung", "Weight"]
+__all__ = ["ACTS", "FLOAT32", "INT8", "POPCOUNT", "RUNGS", "WEIGHTS", "Act", "Rung"]
 
 
 @dataclass(frozen=True)
@@ -19,36 +20,23 @@ class Act:
     Attributes
     ----------
     levels
-        What its codes stand for.
-    planes
-        Planes of bits that a popcount kernel reads.
+        Those that its codes have room for.
     """
 
     levels: tuple[int, ...]
-    planes: int
 
 
 #: Name in the core (``act``) → kind.
 ACTS: dict[str, Act] = {
-    "full": Act((-1, 0, 1), 2),
-    "half": Act((0, 1, 2), 2),
-    "uint2": Act((0, 1, 2, 3), 2),
+    "full": Act((-1, 0, 1)),
+    "half": Act((0, 1, 2)),
+    "uint2": Act((0, 1, 2, 3)),
+    "binary": Act((0, 1, 2)),  # written as half range, of which kernels may read one bit
 }
 
 
-@dataclass(frozen=True)
-class Weight:
-    """A kind of weights; ``panels``: how often a kernel goes through the activations' planes."""
-
-    levels: tuple[int, ...]
-    panels: int
-
-
-WEIGHTS: dict[str, Weight] = {
-    "ternary": Weight((-1, 0, 1), 1),
-    "two-bit": Weight((-3, -1, 1, 3), 2),
-    "binary": Weight((-1, 1), 1),
-}
+#: Kind of weights → their levels.
+WEIGHTS: dict[str, tuple[int, ...]] = {"ternary": (-1, 0, 1), "two-bit": (-3, -1, 1, 3), "binary": (-1, 1)}
 
 
 @dataclass(frozen=True)
@@ -101,16 +89,20 @@ class Rung:
 
     @property
     def executed(self) -> int | None:
-        """Passes over N bits that today's kernels make, from the planes of what they run."""
-        return ACTS[self.act].planes * WEIGHTS[self.weight].panels if self.family == "popcount" else None
+        """Passes over N bits that this process's kernel makes; None where there is none, or it counts no bits."""
+        rows = self._rows()
+        return rows[0]["passes"] if rows else None
 
     def kernels(self) -> list[str]:
         """Name this process's kernels for it, those of the family's best instruction set; none where none runs it."""
+        rows = self._rows()
+        return [row["name"] for row in rows if row["isa"] == rows[0]["isa"]]
+
+    def _rows(self) -> list[dict[str, Any]]:
         if self.kind != "codes":
             return []
-        codes = np.array(WEIGHTS[self.weight].levels, np.int8)
-        rows = [row for row in _core.kernels_for(codes, self.act) if row["family"] == self.family]
-        return [row["name"] for row in rows if row["isa"] == rows[0]["isa"]]
+        codes = np.array(WEIGHTS[self.weight], np.int8)
+        return [row for row in _core.kernels_for(codes, self.act) if row["family"] == self.family]
 
     def missing(self) -> str:
         """Say why nothing runs it here."""
@@ -165,7 +157,7 @@ RUNGS: dict[str, Rung] = {
         1,
         "ternary",
         (0, 1),
-        "half",
+        "binary",
         "popcount",
         {"weight": "fatnn", "act": "binary"},
     ),
@@ -176,8 +168,8 @@ RUNGS: dict[str, Rung] = {
         "binary",
         1,
         "binary",
-        (-1, 1),
-        "full",
+        (0, 1),
+        "binary",
         "popcount",
         {"weight": "binary", "act": "binary"},
         "binary",

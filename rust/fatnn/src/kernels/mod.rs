@@ -328,6 +328,17 @@ impl Operands {
         kernel.inner(self, Seal).is_some()
     }
 
+    /// Passes that a kernel makes over as many bits as there are products: planes of activations times panels of weights; `None`
+    /// where it counts no bits.
+    pub fn passes_on(self, kernel: &'static dyn Kernel) -> Option<usize> {
+        let Some(Inner::Tiled(tiled)) = kernel.inner(self, Seal) else { return None };
+        let planes = match (tiled.counting(), self.act) {
+            (Counting::Bits { .. }, Act::Binary) => 1,
+            _ => 2,
+        };
+        Some(planes * if self.weights == WeightKind::TwoBit { 2 } else { 1 })
+    }
+
     /// Whether both are ternary, or a part of that: what every kernel runs. (Two panels, of weights of two bits, are added up
     /// by the driver of tiled kernels only.)
     fn ternary(self) -> bool {
@@ -438,7 +449,7 @@ pub fn choose_in(
     match kernels.first() {
         None => bad_value("kernel family", format!("one that runs {operands:?} on this machine"), family.name()),
         Some(&best) if linear => Ok(best),
-        Some(&best) => Ok(choose_among(&kernels, best, out_channels, reduction)),
+        Some(&best) => Ok(choose_among(&kernels, best, operands, out_channels, reduction)),
     }
 }
 
@@ -528,8 +539,8 @@ mod tests {
         let message = named("nonsense").unwrap_err().to_string();
         assert!(message.contains("generic-popcount-scalar") && message.ends_with("got \"nonsense\""), "{message}");
         for act in Act::ALL {
-            for two_bit in [false, true] {
-                let operands = Operands { act, two_bit };
+            for weights in WeightKind::ALL {
+                let operands = Operands { act, weights };
                 for family in Family::ALL {
                     assert_eq!(Family::from_name(family.name()).unwrap(), family);
                     let able = usable().unwrap().iter().any(|k| k.layout().family == family && operands.run_on(*k));
