@@ -33,6 +33,15 @@ const LAYERS: [Layer; 6] = [
     ("1x1-2048-512-7", [2048, 512], 7, 1),
 ];
 
+/// What the ladder's rungs multiply.
+const OPERANDS: [Operands; 5] = [
+    Operands { act: Act::Uint2, weights: WeightKind::TwoBit },
+    Operands { act: Act::Uint2, weights: WeightKind::Ternary },
+    Operands { act: Act::Half, weights: WeightKind::Ternary },
+    Operands { act: Act::Binary, weights: WeightKind::Ternary },
+    Operands { act: Act::Binary, weights: WeightKind::Binary },
+];
+
 /// First argument of a process that valgrind watches.
 const COUNTED: &str = "counted";
 
@@ -134,8 +143,8 @@ fn main() {
     if arguments.first().is_some_and(|first| first == COUNTED) {
         return counted(&arguments[1..]);
     }
-    let operands = Act::ALL.into_iter().flat_map(|act| WeightKind::ALL.map(|weights| Operands { act, weights }));
-    let pairs: Vec<_> = operands
+    let pairs: Vec<_> = OPERANDS
+        .into_iter()
         .flat_map(|operands| kernels::detected().into_iter().map(move |kernel| (kernel, operands)))
         .filter(|(kernel, operands)| operands.run_on(*kernel))
         .collect();
