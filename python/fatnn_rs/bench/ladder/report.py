@@ -130,8 +130,8 @@ def _theory(results: dict[str, Any]) -> str:
             rung["title"],
             rung["weight_bits"],
             rung["act_bits"],
-            NONE if passes is None else f"{passes}N",
-            NONE if executed is None else f"{executed}N",
+            _passes(passes),
+            _passes(executed),
             NONE if passes is None else f"{passes / 2:g}",
         ]
         found = [figure(cell, name, CODES) for cell in layers]
@@ -150,6 +150,10 @@ def _theory(results: dict[str, Any]) -> str:
     if slower:
         note += f" The kernels here read more planes than theory for: {'; '.join(slower)}."
     return note + "\n\n" + _table(head, rows)
+
+
+def _passes(passes: int | None) -> str:
+    return NONE if passes is None else "N" if passes == 1 else f"{passes}N"
 
 
 def _first(cells: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
