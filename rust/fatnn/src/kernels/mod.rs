@@ -313,12 +313,6 @@ impl Operands {
     pub fn run_on(self, kernel: &'static dyn Kernel) -> bool {
         kernel.inner(self, Seal).is_some()
     }
-
-    /// Whether both are ternary, or a part of that: what every kernel runs. (Two panels, of weights of two bits, are added up
-    /// by the driver of tiled kernels only.)
-    fn ternary(self) -> bool {
-        self.act != Act::Uint2 && self.weights != WeightKind::TwoBit
-    }
 }
 
 /// The kernels that this process may run, best first.
@@ -491,8 +485,9 @@ mod tests {
                 if weights == WeightKind::TwoBit {
                     assert_eq!(chosen.layout().family, Family::Popcount, "{operands:?}");
                 }
+                let few_levels = act != Act::Uint2 && weights != WeightKind::TwoBit;
                 for kernel in detected() {
-                    assert!(!operands.ternary() || operands.run_on(kernel), "every kernel runs ternary operands");
+                    assert!(!few_levels || operands.run_on(kernel), "every kernel runs ternary operands");
                 }
             }
         }
