@@ -24,6 +24,7 @@ use std::sync::OnceLock;
 use super::framed::{Emitted, Framed, FramedKernel, Line, Panel, Pixels};
 use super::matrix::{ROW_BYTES, ROWS};
 use super::{Family, Inner, Kernel, Layout, Operands, Seal, epilogue_methods};
+use crate::codec::{Act, WeightKind};
 use crate::cpu::{Features, Isa};
 
 /// Rows, and channels, of a hardware tile.
@@ -90,7 +91,8 @@ impl Kernel for Amx {
     }
 
     fn inner(&self, operands: Operands, _: Seal) -> Option<Inner<'_>> {
-        operands.ternary().then_some(Inner::Framed(self))
+        // Only the driver of tiled kernels adds up the two panels of weights of two bits.
+        (operands.act != Act::Uint2 && operands.weights != WeightKind::TwoBit).then_some(Inner::Framed(self))
     }
 
     epilogue_methods!(

@@ -338,12 +338,6 @@ impl Operands {
         };
         Some(planes * if self.weights == WeightKind::TwoBit { 2 } else { 1 })
     }
-
-    /// Whether both are ternary, or a part of that: what every kernel runs. (Two panels, of weights of two bits, are added up
-    /// by the driver of tiled kernels only.)
-    fn ternary(self) -> bool {
-        self.act != Act::Uint2 && self.weights != WeightKind::TwoBit
-    }
 }
 
 /// The kernels that this process may run, best first.
@@ -574,8 +568,9 @@ mod tests {
                 if weights == WeightKind::TwoBit {
                     assert_eq!(chosen.layout().family, Family::Popcount, "{operands:?}");
                 }
+                let few_levels = act != Act::Uint2 && weights != WeightKind::TwoBit;
                 for kernel in detected() {
-                    assert!(!operands.ternary() || operands.run_on(kernel), "every kernel runs ternary operands");
+                    assert!(!few_levels || operands.run_on(kernel), "every kernel runs ternary operands");
                 }
             }
         }
