@@ -8,7 +8,7 @@ pub(crate) const MAX_NR: usize = 16;
 /// Rows that a driver takes at a time: all panels of weights pass by while these rows' activations are in cache.
 pub(crate) const BLOCK: usize = 64;
 
-/// What an inner loop counts: see [`super::popcount`].
+/// What an inner loop counts: `kernels/popcount.rs` has the arithmetic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counting {
     /// FATNN's planes of ternary codes.
