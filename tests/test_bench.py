@@ -89,9 +89,9 @@ model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)).eval()
 with tempfile.TemporaryDirectory() as folder:
     built = PEERS[sys.argv[1]].build(Task(model, (torch.zeros(1, 3, 8, 8),), 1, Path(folder)))
     del built
-seen.clear()  # the quantizer starts processes, too
+seen.clear()  # the quantizer starts processes, too, one of which may end late
 subprocess.run([sys.executable, "-c", ""], check=True)
-assert seen == [signal.SIGCHLD], seen
+assert set(seen) == {signal.SIGCHLD}, seen
 """
 
 
