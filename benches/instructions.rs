@@ -69,16 +69,8 @@ fn convolve(kernel: &'static dyn Kernel, operands: Operands, layer: &Layer, repe
     };
     let weight = WeightShape { out_channels, channels, kernel: shape.kernel, groups: 1 };
     let coding = operands.act.coding();
-    let levels: &[i8] = match operands.act {
-        Act::Full | Act::Half => &[-1, 0, 1],
-        Act::Uint2 => &[0, 1, 2, 3],
-        Act::Binary => &[-1, 0],
-    };
-    let weights: &[i8] = match operands.weights {
-        WeightKind::Ternary => &[-1, 0, 1],
-        WeightKind::Binary => &[-1, 1],
-        WeightKind::TwoBit => &[-3, -1, 1, 3],
-    };
+    let levels = operands.act.codes();
+    let weights = operands.weights.codes();
     let layout = CodesLayout::new(channels, 1).expect("a layout").with(coding);
     let mut packed = vec![0; size * size * layout.pixel_bytes()];
     layout.pack(&random_codes(levels, size * size * channels, 1), &mut packed).expect("codes");

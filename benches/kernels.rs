@@ -73,16 +73,8 @@ impl Problem {
             dilation: [1, 1],
         };
         let weight = WeightShape { out_channels, channels, kernel: shape.kernel, groups: 1 };
-        let levels: &[i8] = match operands.act {
-            Act::Full | Act::Half => &[-1, 0, 1],
-            Act::Uint2 => &[0, 1, 2, 3],
-            Act::Binary => &[-1, 0],
-        };
-        let weights: &[i8] = match operands.weights {
-            WeightKind::Ternary => &[-1, 0, 1],
-            WeightKind::Binary => &[-1, 1],
-            WeightKind::TwoBit => &[-3, -1, 1, 3],
-        };
+        let levels = operands.act.codes();
+        let weights = operands.weights.codes();
         let codes = random_codes(levels, input[0] * input[1] * channels, 1);
         let layout = CodesLayout::new(channels, 1).unwrap().with(operands.act.coding());
         let mut packed = vec![0; input[0] * input[1] * layout.pixel_bytes()];

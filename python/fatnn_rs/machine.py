@@ -88,6 +88,20 @@ class Machine:
         plain = re.sub(r"\((r|tm|c)\)|@.*", " ", f"{self.cpu.lower()} ")
         return re.sub(r"[^a-z0-9]+", "-", f"{plain} {self.cpu_id}").strip("-")
 
+    def results_file(self, folder: Path, what: str) -> Path:
+        """Return a place for results, ``folder/<slug>/<date>-<what>.json``, whose directory is made.
+
+        A second file on the same day gets a number rather than the first one's place.
+        """
+        place = folder / self.slug
+        place.mkdir(parents=True, exist_ok=True)
+        stem, number = f"{self.date[:10]}-{what}", 1
+        path = place / f"{stem}.json"
+        while path.exists():
+            number += 1
+            path = place / f"{stem}-{number}.json"
+        return path
+
     def lines(self) -> list[str]:
         """Describe it, for a report."""
         clock = "" if self.clock_mhz is None else f", {self.clock_mhz:.0f} MHz stated"

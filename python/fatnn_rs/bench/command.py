@@ -143,14 +143,7 @@ def write_results(reports: Sequence[BenchReport], folder: Path) -> Path:
     """
     if not reports:
         raise FatnnError("there are no reports to write")
-    machine = reports[0].machine
-    place = folder / machine.slug
-    place.mkdir(parents=True, exist_ok=True)
-    stem, number = f"{machine.date[:10]}-networks", 1
-    path = place / f"{stem}.json"
-    while path.exists():
-        number += 1
-        path = place / f"{stem}-{number}.json"
+    path = reports[0].machine.results_file(folder, "networks")
     path.write_text(to_json(reports) + "\n", encoding="utf-8")
     path.with_suffix(".txt").write_text("\n\n\n".join(map(str, reports)) + "\n", encoding="utf-8")
     return path

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{codes, codes_of, values, weights_of};
+use common::{codes, values};
 use fatnn::Error;
 use fatnn::codec::{Act, CodesLayout, Coding, WeightKind, base3, trits, two_bit};
 use proptest::prelude::*;
@@ -43,7 +43,7 @@ fn base3_groups_round_trip_and_mean_what_they_say() {
 #[test]
 fn weights_of_two_bits_round_trip_and_mean_what_they_say() {
     for n in 0..=67 {
-        for weights in [values(weights_of(WeightKind::TwoBit), n, n as u64), vec![-3; n], vec![3; n]] {
+        for weights in [values(WeightKind::TwoBit.codes(), n, n as u64), vec![-3; n], vec![3; n]] {
             let mut bytes = vec![0xFF; two_bit::encoded_len(n)];
             two_bit::encode(&weights, &mut bytes).unwrap();
             for (i, &w) in weights.iter().enumerate() {
@@ -143,7 +143,7 @@ fn planes_lie_where_the_layout_says() {
         }
         assert_eq!(packed, expected, "{channels} channels in {groups} groups");
         // Two bits: the level in binary, in the same places.
-        let levels = values(codes_of(Act::Uint2), 3 * channels, channels as u64);
+        let levels = values(Act::Uint2.codes(), 3 * channels, channels as u64);
         let layout_of_two_bits = layout.with(Coding::Uint2);
         let binary = common::pack(layout_of_two_bits, &levels);
         for (i, &level) in levels.iter().enumerate() {

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Case, Random, accumulators, check, codes_of, every_operands, operands, values, weights_of};
+use common::{Case, Random, accumulators, check, every_operands, operands, values};
 use fatnn::codec::{Act, WeightKind};
 use fatnn::conv::{ConvShape, conv2d_acc};
 use fatnn::kernels::{self, Operands};
@@ -54,7 +54,7 @@ fn reductions_beyond_every_counter() {
     for words in [1, 2, 3, 4, 7, 8, 15, 16, 17, 30, 31, 32, 33, 61, 62, 63, 64, 65, 124, 128, 129, 255, 256, 257, 520] {
         for operands in every_operands() {
             let case = Case::product(5, words * 64, 17, operands);
-            let (codes, weights) = (codes_of(operands.act), weights_of(operands.weights));
+            let (codes, weights) = (operands.act.codes(), operands.weights.codes());
             for (&x, &w) in
                 codes.iter().flat_map(|x| [weights.first().unwrap(), weights.last().unwrap()].map(|w| (x, w)))
             {
@@ -75,7 +75,7 @@ fn every_pair_of_codes_in_every_place() {
     const CHANNELS: usize = 130;
     for operands in every_operands() {
         // A pixel and an output channel per code, over zeros (or what comes next to it) and over others.
-        let (codes, weights) = (codes_of(operands.act), weights_of(operands.weights));
+        let (codes, weights) = (operands.act.codes(), operands.weights.codes());
         let case = Case::product(codes.len(), CHANNELS, weights.len(), operands);
         let plain = (vec![codes[1]; CHANNELS], vec![weights[1]; CHANNELS]);
         for (x, w) in [plain, (values(codes, CHANNELS, 3), values(weights, CHANNELS, 3))] {

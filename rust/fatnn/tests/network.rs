@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Random, codes, values, weights_of};
+use common::{Random, codes, values};
 use fatnn::codec::{Act, WeightKind};
 use fatnn::conv::ConvShape;
 use fatnn::net::{Input, Network, Tensor, load, save};
@@ -124,7 +124,7 @@ fn example_of(act: Act) -> Example {
 /// The same with binary activations and, in the first convolution, binary weights.
 fn example_of_one_bit() -> Example {
     let mut example = example_of(Act::Binary);
-    example.w1 = values(weights_of(WeightKind::Binary), C * C * 9, 1);
+    example.w1 = values(WeightKind::Binary.codes(), C * C * 9, 1);
     // What the second threshold separates does not occur.
     example.steps[1] = f32::INFINITY;
     example.thresholds[C..].fill(i32::MAX);
@@ -137,7 +137,7 @@ fn example_of_one_bit() -> Example {
 /// The same with activations of two bits and, in the first convolution, weights of two bits.
 fn example_of_two_bits() -> Example {
     let mut example = example_of(Act::Uint2);
-    example.w1 = values(weights_of(WeightKind::TwoBit), C * C * 9, 1);
+    example.w1 = values(WeightKind::TwoBit.codes(), C * C * 9, 1);
     example.steps.push(2.0);
     let third: Vec<i32> = example.thresholds[C..].iter().map(|high| high + 25).collect();
     example.thresholds.extend(third);

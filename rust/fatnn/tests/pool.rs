@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Random, codes_of, pack, values};
+use common::{Random, pack, values};
 use fatnn::Error;
 use fatnn::codec::{Act, CodesLayout};
 use fatnn::conv::ConvShape;
@@ -17,7 +17,7 @@ fn window(batch: usize, input: [usize; 2], kernel: usize, stride: usize, padding
 fn check(shape: &ConvShape, output: [usize; 2], channels: usize, groups: usize, seed: u64) {
     for act in [Act::Full, Act::Uint2] {
         let layout = CodesLayout::new(channels, groups).unwrap().with(act.coding());
-        let x = values(codes_of(act), shape.batch * shape.input[0] * shape.input[1] * channels, seed);
+        let x = values(act.codes(), shape.batch * shape.input[0] * shape.input[1] * channels, seed);
         let expected = pack(layout, &reference::max_pool(&x, channels, shape, output));
         let mut out = vec![0xA5; expected.len()];
         max_pool_codes(&pack(layout, &x), layout, shape, output, &mut out).unwrap();

@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Random, values, weights_of};
+use common::{Random, values};
 use fatnn::codec::{Act, WeightKind};
 use fatnn::conv::ConvShape;
 use fatnn::kernels::Operands;
@@ -33,7 +33,7 @@ struct Stream {
 impl Stream {
     fn new(channels: usize, operands: Operands) -> Self {
         let mut random = Random(channels as u64);
-        let weight = |block| values(weights_of(operands.weights), channels * channels * 9, block as u64);
+        let weight = |block| values(operands.weights.codes(), channels * channels * 9, block as u64);
         let weights = (0..BLOCKS).map(weight).collect();
         let scale = (0..channels).map(|_| random.float() * 0.1).collect();
         let bias = (0..channels).map(|_| random.float()).collect();

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Case, codes, every_operands, values, weights_of};
+use common::{Case, codes, every_operands, values};
 use fatnn::Error;
 use fatnn::codec::{Act, Coding, WeightKind};
 use fatnn::conv::{ConvShape, conv2d_acc, conv2d_codes, conv2d_float};
@@ -19,7 +19,7 @@ fn blobs() -> Vec<(Operands, &'static dyn Kernel, Vec<u8>)> {
     let mut blobs = Vec::new();
     for &kernel in kernels::available().unwrap() {
         for operands in every_operands().filter(|operands| operands.run_on(kernel)) {
-            let weights = values(weights_of(operands.weights), shape().len(), 1);
+            let weights = values(operands.weights.codes(), shape().len(), 1);
             let packed = PackedWeights::for_kernel(kernel, &weights, shape(), operands.act).unwrap();
             blobs.push((operands, kernel, packed.as_bytes().to_vec()));
         }
@@ -44,7 +44,7 @@ fn a_blob_says_what_it_holds() {
 fn a_kernel_that_cannot_run_the_operands_is_refused() {
     for kernel in kernels::detected() {
         for operands in every_operands() {
-            let weights = values(weights_of(operands.weights), shape().len(), 1);
+            let weights = values(operands.weights.codes(), shape().len(), 1);
             let packed = PackedWeights::for_kernel(kernel, &weights, shape(), operands.act);
             if operands.run_on(kernel) {
                 packed.unwrap();

@@ -193,14 +193,7 @@ def publish(results: dict[str, Any], folder: Path) -> Path:
     Path
         The Markdown file.
     """
-    machine = here()
-    place = folder / machine.slug
-    place.mkdir(parents=True, exist_ok=True)
-    stem, number = f"{machine.date[:10]}-ladder", 1
-    path = place / f"{stem}.json"
-    while path.exists():
-        number += 1
-        path = place / f"{stem}-{number}.json"
+    path = here().results_file(folder, "ladder")
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     drawn = plots.draw(results, path.with_suffix(""))
     text = report.markdown(results, [file.name for file in drawn])

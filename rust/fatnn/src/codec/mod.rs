@@ -108,6 +108,15 @@ impl Act {
         }
     }
 
+    /// Its codes, in order.
+    pub fn codes(self) -> &'static [i8] {
+        match self {
+            Act::Full | Act::Half => &[-1, 0, 1],
+            Act::Uint2 => &[0, 1, 2, 3],
+            Act::Binary => &[-1, 0],
+        }
+    }
+
     /// How its codes are written.
     pub fn coding(self) -> Coding {
         match self {
@@ -176,6 +185,15 @@ impl WeightKind {
         match WeightKind::ALL.into_iter().find(|kind| kind.name() == name) {
             Some(kind) => Ok(kind),
             None => bad_value("weights", "\"ternary\", \"binary\" or \"two-bit\"", format!("{name:?}")),
+        }
+    }
+
+    /// Its weights, in order.
+    pub fn codes(self) -> &'static [i8] {
+        match self {
+            WeightKind::Ternary => &[-1, 0, 1],
+            WeightKind::Binary => &[-1, 1],
+            WeightKind::TwoBit => &[-3, -1, 1, 3],
         }
     }
 

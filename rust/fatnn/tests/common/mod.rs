@@ -39,24 +39,6 @@ pub fn codes(n: usize, seed: u64) -> Vec<i8> {
     values(&[-1, 0, 1], n, seed)
 }
 
-/// The codes of a kind of activations.
-pub fn codes_of(act: Act) -> &'static [i8] {
-    match act {
-        Act::Full | Act::Half => &[-1, 0, 1],
-        Act::Uint2 => &[0, 1, 2, 3],
-        Act::Binary => &[-1, 0],
-    }
-}
-
-/// The weights of a kind.
-pub fn weights_of(kind: WeightKind) -> &'static [i8] {
-    match kind {
-        WeightKind::Ternary => &[-1, 0, 1],
-        WeightKind::Binary => &[-1, 1],
-        WeightKind::TwoBit => &[-3, -1, 1, 3],
-    }
-}
-
 /// Every pair of operands.
 pub fn every_operands() -> impl Iterator<Item = Operands> {
     Act::ALL.into_iter().flat_map(|act| WeightKind::ALL.map(|weights| Operands { act, weights }))
@@ -127,12 +109,12 @@ impl Case {
 
     /// Codes of the input.
     pub fn codes(&self, seed: u64) -> Vec<i8> {
-        values(codes_of(self.operands.act), self.pixels() * self.weights().channels, seed)
+        values(self.operands.act.codes(), self.pixels() * self.weights().channels, seed)
     }
 
     /// Codes of the weights.
     pub fn weight_codes(&self, seed: u64) -> Vec<i8> {
-        let mut weights = values(weights_of(self.operands.weights), self.weights().len(), seed);
+        let mut weights = values(self.operands.weights.codes(), self.weights().len(), seed);
         // Else they might all be of another kind.
         weights[0] = match self.operands.weights {
             WeightKind::Ternary => 0,
