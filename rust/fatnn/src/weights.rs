@@ -228,7 +228,7 @@ impl PackedWeights<'static> {
     /// [`Error::Shape`] for a slice of another size, [`Error::Environment`] as [`kernels::available`].
     pub fn new(codes: &[i8], shape: WeightShape, act: Act) -> Result<Self> {
         let shape = shape.check()?;
-        let operands = Operands { act, weights: WeightKind::of(codes)? };
+        let operands = Operands::of(codes, act)?;
         let kernel = kernels::choose(shape.out_channels / shape.groups, shape.reduction(), operands)?;
         Self::for_kernel(kernel, codes, shape, act)
     }
@@ -238,7 +238,7 @@ impl PackedWeights<'static> {
     /// # Errors
     /// As [`PackedWeights::new`].
     pub fn for_linear(codes: &[i8], shape: WeightShape, act: Act) -> Result<Self> {
-        let operands = Operands { act, weights: WeightKind::of(codes)? };
+        let operands = Operands::of(codes, act)?;
         Self::for_kernel(kernels::choose_for_linear(operands)?, codes, shape, act)
     }
 
@@ -249,7 +249,7 @@ impl PackedWeights<'static> {
     pub fn for_kernel(kernel: &'static dyn Kernel, codes: &[i8], shape: WeightShape, act: Act) -> Result<Self> {
         let shape = shape.check()?;
         check_len("weight", shape.len(), codes.len())?;
-        let operands = Operands { act, weights: WeightKind::of(codes)? };
+        let operands = Operands::of(codes, act)?;
         operands.check(shape)?;
         if !operands.run_on(kernel) {
             return bad_value("kernel", format!("one that runs {operands:?}"), kernel.name());

@@ -54,8 +54,13 @@ def _halved(results: dict[str, Any]) -> Iterator[Found]:
 
 
 def _two_bits(results: dict[str, Any]) -> Iterator[Found]:
-    for cell, ratio in _of_popcount(results, "uint2-popcount"):
-        yield where(cell), ratio, "uint2-popcount / ternary-popcount"
+    found: dict[str, Found] = {}
+    for who in ("uint2-popcount", "uint2-table"):
+        for cell, ratio in _of_popcount(results, who):
+            place = where(cell)
+            if place not in found or ratio < found[place][1]:
+                found[place] = place, ratio, f"{who} / ternary-popcount"
+    yield from found.values()
 
 
 def _int8_peers(results: dict[str, Any]) -> Iterator[Found]:
@@ -72,7 +77,7 @@ def _int8_peers(results: dict[str, Any]) -> Iterator[Found]:
 
 TARGETS: tuple[Target, ...] = (
     Target("ternary popcount takes at most 0.6 of the 4N kernel's time, from 128 channels on", 0.6, _halved),
-    Target("ternary weights with 2-bit activations take at most 1.1 of ternary popcount's time", 1.1, _two_bits),
+    Target("2-bit activations, by the faster family, take at most 1.1 of ternary popcount's time", 1.1, _two_bits),
     Target("the fastest ternary rung is as fast as the fastest int8 peer, floats to floats", 1.0, _int8_peers),
 )
 
