@@ -21,10 +21,11 @@ from fatnn_rs.bench.ladder.agree import agree
 from fatnn_rs.bench.ladder.collect import collect, figure, inside, summarise
 from fatnn_rs.bench.ladder.plan import Cell, LadderOptions
 from fatnn_rs.bench.ladder.report import markdown
-from fatnn_rs.bench.ladder.rungs import ACTS, WEIGHTS
+from fatnn_rs.bench.ladder.rungs import WEIGHTS
 from fatnn_rs.bench.ladder.targets import check
 from fatnn_rs.convert import TernaryNetwork
 from fatnn_rs.convert.api import convert_float
+from fatnn_rs.convert.levels import coded_levels
 from fatnn_rs.train.compare import ROWS
 from nets import image
 
@@ -267,7 +268,7 @@ def test_rungs_are_rows_of_other_tables(name: str) -> None:
     if rung.kind != "codes":
         assert rung.kernels() == []
         return
-    assert set(rung.levels) <= set(ACTS[rung.act].levels)
+    assert set(rung.levels) <= set(coded_levels(rung.act))
     fatnn_rs.TernaryConfig(**dict(rung.config))  # type: ignore[arg-type]
     assert rung.passes is None or rung.passes <= (rung.executed or 0)
     weight = np.array(WEIGHTS[rung.weight], np.int8).reshape(-1, 1, 1, 1)

@@ -24,10 +24,11 @@ from fatnn_rs import _core
 from fatnn_rs.bench.candidates import threads_of_all
 from fatnn_rs.bench.export import Task
 from fatnn_rs.bench.ladder.measure import CODES, FLOATS, Entry, Found, Progress
-from fatnn_rs.bench.ladder.rungs import ACTS, RUNGS, WEIGHTS, Rung
+from fatnn_rs.bench.ladder.rungs import RUNGS, WEIGHTS, Rung
 from fatnn_rs.bench.ladder.shapes import Shape
 from fatnn_rs.bench.peers import arrays_of
 from fatnn_rs.convert.api import convert_float
+from fatnn_rs.convert.levels import coded_levels
 from fatnn_rs.errors import ConversionError
 from fatnn_rs.quant.int8 import LEVELS
 
@@ -109,7 +110,7 @@ def _check(what: str, right: bool) -> None:
 def _steps(levels: tuple[int, ...], act: str, steps: list[float]) -> list[float]:
     """Turn steps between levels into thresholds of a kind of codes that may have more: infinity where none reaches."""
     reached = [(level, step) for level, step in zip(levels[1:], steps, strict=True)]
-    return [next((step for level, step in reached if level >= wanted), math.inf) for wanted in ACTS[act].levels[1:]]
+    return [next((step for level, step in reached if level >= wanted), math.inf) for wanted in coded_levels(act)[1:]]
 
 
 def _quantize(x: Array, act: str, steps: list[float]) -> Callable[[], Array]:

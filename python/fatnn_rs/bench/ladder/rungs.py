@@ -10,29 +10,7 @@ import numpy as np
 
 from fatnn_rs import _core
 
-__all__ = ["ACTS", "FLOAT32", "INT8", "POPCOUNT", "RUNGS", "WEIGHTS", "Act", "Rung"]
-
-
-@dataclass(frozen=True)
-class Act:
-    """A kind of activation codes that the core knows.
-
-    Attributes
-    ----------
-    levels
-        Those that its codes have room for.
-    """
-
-    levels: tuple[int, ...]
-
-
-#: Name in the core (``act``) → kind.
-ACTS: dict[str, Act] = {
-    "full": Act((-1, 0, 1)),
-    "half": Act((0, 1, 2)),
-    "uint2": Act((0, 1, 2, 3)),
-    "binary": Act((0, 1, 2)),  # written as half range, of which kernels may read one bit
-}
+__all__ = ["FLOAT32", "INT8", "POPCOUNT", "RUNGS", "WEIGHTS", "Rung"]
 
 
 #: Kind of weights → their levels.
@@ -58,7 +36,7 @@ class Rung:
     levels
         Of the activations.
     act
-        Row of :data:`ACTS` that expresses these levels.
+        Row of :data:`fatnn_rs.convert.levels.ACT_LEVELS` that expresses these levels.
     family
         Of the kernels.
     config
