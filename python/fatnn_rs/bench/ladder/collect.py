@@ -11,7 +11,7 @@ from fatnn_rs.bench.ladder.plan import NATIVE, Cell
 from fatnn_rs.bench.ladder.rungs import FLOAT32, POPCOUNT
 from fatnn_rs.bench.timing import Spread, ratios
 
-__all__ = ["collect", "every", "figure", "inside", "summarise"]
+__all__ = ["collect", "every", "figure", "first", "inside", "summarise"]
 
 #: Seconds of one candidate's call: round by round, process by process.
 Times = list[list[float]]
@@ -117,3 +117,11 @@ def every(results: dict[str, Any], kind: str, isa: str = NATIVE) -> Iterator[dic
     for cell in results["cells"]:
         if cell["kind"] == kind and cell["isa"] == isa:
             yield cell
+
+
+def first(cells: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Keep of every layer or network the cell that was measured first: the first batch and number of threads."""
+    found: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        found.setdefault(cell["name"], cell)
+    return list(found.values())

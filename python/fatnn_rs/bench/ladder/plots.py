@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fatnn_rs.bench.ladder.collect import every, figure, inside
+from fatnn_rs.bench.ladder.collect import every, figure, first, inside
 from fatnn_rs.bench.ladder.measure import FLOATS
 from fatnn_rs.bench.ladder.rungs import FLOAT32
 from fatnn_rs.errors import UnsupportedError
@@ -48,14 +48,11 @@ def _figure(width: float, height: float) -> Any:
 
 def _speedups(results: dict[str, Any], path: Path) -> Path | None:
     """Draw bars for every rung, a group for every layer and network: the first batch and number of threads."""
-    first: dict[str, dict[str, Any]] = {}
-    for kind in ("layer", "network"):
-        for cell in every(results, kind):
-            first.setdefault(cell["name"], cell)
+    cells = [cell for kind in ("layer", "network") for cell in first(every(results, kind))]
     rungs = [name for name in results["rungs"] if name != FLOAT32]
     groups = {
-        name: [found["over_float32"] if (found := inside(cell, rung)) is not None else None for rung in rungs]
-        for name, cell in first.items()
+        cell["name"]: [found["over_float32"] if (found := inside(cell, rung)) is not None else None for rung in rungs]
+        for cell in cells
     }
     groups = {name: values for name, values in groups.items() if any(values)}
     if not groups:
@@ -85,10 +82,7 @@ def _speedups(results: dict[str, Any], path: Path) -> Path | None:
 
 def _accuracies(results: dict[str, Any], path: Path) -> Path | None:
     """Draw a point for every rung of every network whose accuracies are known, at its latency."""
-    cells: dict[str, dict[str, Any]] = {}
-    for cell in every(results, "network"):
-        if cell["name"] in results["accuracies"]:
-            cells.setdefault(cell["name"], cell)
+    cells = {cell["name"]: cell for cell in first(every(results, "network")) if cell["name"] in results["accuracies"]}
     if not cells:
         return None
     chart = _figure(6.5 * len(cells), 4.5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fatnn_rs.bench.ladder.collect import every, figure, inside
+from fatnn_rs.bench.ladder.collect import every, figure, first, inside
 from fatnn_rs.bench.ladder.measure import CODES, FLOATS
 from fatnn_rs.bench.ladder.targets import where
 
@@ -116,7 +116,7 @@ def _targets(results: dict[str, Any]) -> Iterable[str]:
 
 def _theory(results: dict[str, Any]) -> str:
     """Compare the passes that bits make in theory, those that kernels make, and what was measured."""
-    layers = _first(every(results, "layer"))
+    layers = first(every(results, "layer"))
     head = ["rung", "weights", "activations", "theory", "kernels run", "theory, of 2N"]
     head += [f"{cell['name']}, of 2N" for cell in layers]
     counted = _counted(results)
@@ -154,14 +154,6 @@ def _theory(results: dict[str, Any]) -> str:
 
 def _passes(passes: int | None) -> str:
     return NONE if passes is None else "N" if passes == 1 else f"{passes}N"
-
-
-def _first(cells: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of every layer or network, the cell that was measured first: the first batch and number of threads."""
-    found: dict[str, dict[str, Any]] = {}
-    for cell in cells:
-        found.setdefault(cell["name"], cell)
-    return list(found.values())
 
 
 def _layers(results: dict[str, Any]) -> Iterable[str]:
@@ -213,7 +205,7 @@ def _tiers(results: dict[str, Any]) -> str:
     if len(tiers) < 2:
         return "One tier was measured."
     by_tier = {
-        isa: {cell["name"]: cell for kind in ("layer", "network") for cell in _first(every(results, kind, isa))}
+        isa: {cell["name"]: cell for kind in ("layer", "network") for cell in first(every(results, kind, isa))}
         for isa in tiers
     }
     rows = []
