@@ -21,7 +21,7 @@ __all__ = ["AMX", "Machine", "here", "usable_cpus"]
 #: Processor flags that decide which kernels the compared runtimes can use.
 FLAGS = (
     *("avx2", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_vbmi", "avx512_vpopcntdq", "avx512_bf16"),
-    *("avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve", "sve2"),
+    *("avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "bf16", "asimd", "asimddp", "i8mm", "sve", "sve2"),
 )
 
 #: The flag that says that int8 matrix tiles exist: several times the int8 throughput of vector instructions.

@@ -150,6 +150,22 @@ fn windows_of_every_kind() {
 }
 
 #[test]
+fn batches_whose_window_is_a_pixel() {
+    let kernels = kernels::detected();
+    for operands in every_operands() {
+        let pixel = Case { input: [1, 1], kernel: [1, 1], ..Case::product(0, 130, 21, operands) };
+        for batch in [1, 2, 3, 7, 16, 33, 65, 130] {
+            check(&kernels, &Case { batch, ..pixel }, batch as u64);
+        }
+        for (i, input) in [[1, 5], [5, 1], [3, 4], [7, 7]].into_iter().enumerate() {
+            check(&kernels, &Case { batch: 3, input, ..pixel }, i as u64);
+            check(&kernels, &Case { batch: 3, input, stride: [2, 1], ..pixel }, i as u64);
+            check(&kernels, &Case { batch: 3, input, padding: [0, 1], ..pixel }, i as u64);
+        }
+    }
+}
+
+#[test]
 fn groups_of_every_size() {
     let kernels = kernels::detected();
     let plain = Case { kernel: [3, 3], padding: [1, 1], input: [4, 5], ..Case::product(0, 1, 1, HALF) };

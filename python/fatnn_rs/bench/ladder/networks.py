@@ -20,10 +20,11 @@ from fatnn_rs.bench.ladder.measure import FLOATS, Entry, Found, Progress
 from fatnn_rs.bench.ladder.plan import NATIVE, write
 from fatnn_rs.bench.ladder.rungs import RUNGS, Rung
 from fatnn_rs.bench.ladder.shapes import Net
-from fatnn_rs.bench.peers import arrays_of
+from fatnn_rs.bench.peers import PEERS, arrays_of
 from fatnn_rs.convert import TernaryNetwork, summary
 from fatnn_rs.convert.api import convert_float
 from fatnn_rs.errors import ConversionError
+from fatnn_rs.machine import here
 from fatnn_rs.nn.calibrate import calibrate
 from fatnn_rs.nn.int8 import INT8_TWINS
 
@@ -59,7 +60,14 @@ def measure(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
                 facts |= _sizes(net, Path(folder))
             facts["kernels"] = dict(Counter(kernel for _, kernel, _ in _products(net)))
             found.entries.append(Entry(name, "rung", FLOATS, "", _call(net, images), facts))
-        found.add_peers(spec["against"], Task(built.model, (images,), threads, Path(folder)), wanted, progress)
+        flags = here().flags
+        against = [name for name in spec["against"] if not PEERS[name].emulated(flags)]
+        found.missing += [
+            {"who": name, "reason": "this processor only emulates its precision, so it is measured on layers alone"}
+            for name in spec["against"]
+            if name not in against
+        ]
+        found.add_peers(against, Task(built.model, (images,), threads, Path(folder)), wanted, progress)
         with torch.inference_mode():
             return found.timed(spec["rounds"], threads, progress)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,9 @@ class Peer:
     tolerance
         Largest difference from the float model's answer, relative to that answer's largest value, above which
         something is wrong; None where rounding is part of the method (int8).
+    instructions
+        Processor flags (:data:`fatnn_rs.machine.FLAGS`) one of which it takes to compute in this precision; a processor
+        without them only emulates it. Empty: every processor has what it takes.
     """
 
     describe: str
@@ -62,10 +65,15 @@ class Peer:
     build: Callable[[Task], Built]
     may_use_amx: bool = False
     tolerance: float | None = None
+    instructions: tuple[str, ...] = ()
 
     def missing(self) -> tuple[str, ...]:
         """Names of the modules that are not installed."""
         return tuple(name for name in self.modules if importlib.util.find_spec(name) is None)
+
+    def emulated(self, flags: Collection[str]) -> bool:
+        """Whether a processor with these flags only emulates the precision."""
+        return bool(self.instructions) and not set(self.instructions) & set(flags)
 
 
 def arrays_of(answer: Any) -> Iterator[np.ndarray]:

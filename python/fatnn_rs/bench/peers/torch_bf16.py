@@ -42,4 +42,5 @@ PEER = Peer(
     modules=("torch",),
     build=_build,
     may_use_amx=True,
+    instructions=("avx512_bf16", "amx_bf16", "bf16"),
 )
