@@ -169,6 +169,21 @@ pub(crate) fn try_for_each_rows<T: Send>(
     try_for_each_pair(out, row_len, &mut [(); 0], 0, granularity, cost, |first, rows, _| work(first, rows))
 }
 
+/// Whether work of so many multiply-accumulates stays on the thread that it comes from.
+fn alone(cost: usize) -> bool {
+    /// Below, handing work to another thread costs more than it saves.
+    const SERIAL_BELOW: usize = 4 << 20;
+    cost < SERIAL_BELOW || ALONE.get()
+}
+
+/// How many threads work of so many multiply-accumulates is split among.
+///
+/// # Errors
+/// As [`num_threads`].
+pub(crate) fn threads_for(cost: usize) -> Result<usize> {
+    if alone(cost) { Ok(1) } else { num_threads() }
+}
+
 /// [`try_for_each_rows`] for two outputs that have equally many rows; the second may be empty, with rows of no length.
 pub(crate) fn try_for_each_pair<T: Send, U: Send>(
     out: &mut [T],
@@ -179,14 +194,12 @@ pub(crate) fn try_for_each_pair<T: Send, U: Send>(
     cost: usize,
     work: impl Fn(usize, &mut [T], &mut [U]) -> Result<()> + Sync,
 ) -> Result<()> {
-    /// Below this many multiply-accumulates, handing work to another thread costs more than it saves.
-    const SERIAL_BELOW: usize = 4 << 20;
     let rows = out.len().checked_div(row_len).unwrap_or(0);
     if rows == 0 {
         return Ok(());
     }
     assert_eq!(beside.len(), rows * beside_len);
-    let (threads, pool) = if cost < SERIAL_BELOW || ALONE.get() { (1, None) } else { pool()? };
+    let (threads, pool) = if alone(cost) { (1, None) } else { pool()? };
     let Some(pool) = pool else {
         return work(0, out, beside);
     };

@@ -200,12 +200,20 @@ fn a_window_that_spans_too_much_is_an_error() {
 
 #[test]
 fn the_number_of_threads_changes_nothing() {
-    let case = Case { input: [19, 21], kernel: [3, 3], padding: [1, 1], ..Case::product(0, 96, 70, HALF) };
+    let cases = [
+        Case { input: [19, 21], kernel: [3, 3], padding: [1, 1], ..Case::product(0, 96, 70, HALF) },
+        // So few rows that threads share the channels, and so many weights that it is worth it.
+        Case::product(1, 4096, 1100, HALF),
+        Case::product(33, 512, 300, HALF),
+        Case { input: [7, 9], kernel: [3, 3], padding: [1, 1], groups: 3, ..Case::product(0, 128, 50, HALF) },
+    ];
     let kernels = kernels::detected();
     for threads in [1, 2, 3, 5] {
         fatnn::parallel::set_num_threads(threads).unwrap();
-        for operands in every_operands() {
-            check(&kernels, &Case { operands, ..case }, 1);
+        for case in cases {
+            for operands in every_operands() {
+                check(&kernels, &Case { operands, ..case }, 1);
+            }
         }
     }
 }
