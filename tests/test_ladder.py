@@ -205,7 +205,14 @@ def test_ladders_agree_within_their_spread(
     assert call("--agree", str(finished.file), str(path)) == 1
     captured = capsys.readouterr()
     assert f"tiny b1 t1 native: {row['who']}, {row['way']}" in captured.out
+    assert "1 times and 0 ratios" in captured.out
     assert "do not agree" in captured.err
+    row["over_float32"] = {name: 1e3 * value for name, value in row["over_float32"].items()}
+    path.write_text(json.dumps(other))
+    found = agree(finished.file, path)
+    assert found.ratios == 1
+    assert len(found.different) == 2
+    assert "1 times and 1 ratios" in str(found)
     del other["cells"][0]
     path.write_text(json.dumps(other))
     assert not agree(finished.file, path).holds

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fatnn_rs.bench.ladder.rungs import FLOAT32
 from fatnn_rs.errors import FormatError
 from fatnn_rs.table import render
 
 __all__ = ["Agreement", "agree"]
+
+#: Ends of figures' names.
+_TIME, _RATIO = ", ms", ", × float32"
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Agreement:
     compared
         Figures in both.
     different
-        Those whose spreads do not overlap: where, the first ladder's time, the second's, as text, and their ratio.
+        Those whose spreads do not overlap: where, the first ladder's figure, the second's, as text, and their ratio.
     alone
         Figures in one of them only.
     notes
@@ -35,6 +39,11 @@ class Agreement:
     notes: tuple[str, ...]
 
     @property
+    def ratios(self) -> int:
+        """How many of those that differ are ratios, which other work on the machine moves less than times."""
+        return sum(where.endswith(_RATIO) for where, *_ in self.different)
+
+    @property
     def holds(self) -> bool:
         """Whether all figures were in both ladders, some at least, and agreed."""
         return bool(self.compared) and not self.different and not self.alone
@@ -42,11 +51,12 @@ class Agreement:
     def __str__(self) -> str:
         lines = [
             *self.notes,
-            f"{self.compared} figures in both, {len(self.different)} differ by more than their spread",
+            f"{self.compared} figures in both, {len(self.different)} differ by more than their spread: "
+            f"{len(self.different) - self.ratios} times and {self.ratios} ratios to float32 in the same rounds",
         ]
         if self.different:
             rows = [[*texts, f"{ratio:.2f}"] for *texts, ratio in self.different]
-            lines += ["", render(["figure", "first, ms", "second, ms", "second / first"], rows, right=(1, 2, 3))]
+            lines += ["", render(["figure", "first", "second", "second / first"], rows, right=(1, 2, 3))]
         if self.alone:
             lines += ["", f"in one only: {len(self.alone)}", *(f"  {name}" for name in self.alone)]
         return "\n".join(lines)
@@ -84,14 +94,15 @@ def _text(figure: dict[str, float]) -> str:
 
 
 def _figures(results: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Name → milliseconds of every figure."""
-    return {
-        f"{cell['name']} b{cell['batch']} t{cell['threads']} {cell['isa']}: {row['who']}, {row['way']}": row[
-            "milliseconds"
-        ]
-        for cell in results["cells"]
-        for row in cell["figures"]
-    }
+    """Name → milliseconds, and multiples of float32's speed, of every figure."""
+    found = {}
+    for cell in results["cells"]:
+        for row in cell["figures"]:
+            name = f"{cell['name']} b{cell['batch']} t{cell['threads']} {cell['isa']}: {row['who']}, {row['way']}"
+            found[name + _TIME] = row["milliseconds"]
+            if row["over_float32"] is not None and row["who"] != FLOAT32:
+                found[name + _RATIO] = row["over_float32"]
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:
