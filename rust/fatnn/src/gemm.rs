@@ -48,6 +48,34 @@ pub(crate) struct Rows<'a, F> {
     pub group_bytes: usize,
 }
 
+impl<F: Fn(usize) -> usize> Rows<'_, F> {
+    fn max_tap(&self) -> usize {
+        self.taps.iter().copied().max().unwrap_or(0)
+    }
+
+    /// Bases of `count` rows from `first` on, for tiles of `mr`: rows past the end repeat the last one, their results are dropped.
+    fn bases<'a>(&self, bases: &'a mut [usize], mr: usize, [first, count]: [usize; 2]) -> &'a mut [usize] {
+        let bases = &mut bases[..count.next_multiple_of(mr)];
+        for (r, base) in bases.iter_mut().enumerate() {
+            *base = (self.base)(first + r.min(count - 1));
+        }
+        bases
+    }
+
+    /// Tiles of a group, at the same bases for every group.
+    fn tiles<'a>(
+        &'a self,
+        weights: &PackedWeights<'_>,
+        mr: usize,
+        bases: &'a [usize],
+        max_tap: usize,
+        group: usize,
+    ) -> TileRows<'a> {
+        let (layout, codes) = (weights.kernel().layout(), &self.codes[group * self.group_bytes..]);
+        TileRows::new(layout, mr, codes, bases, (self.taps, max_tap), weights.units_per_tap())
+    }
+}
+
 /// Rows of the output, and of the codes beside it where there are any.
 pub(crate) struct Piece<'a, T> {
     pub out: &'a mut [T],
@@ -171,10 +199,7 @@ pub(crate) fn run<S: Sink>(
     sink: &S,
     piece: Piece<'_, S::Elem>,
 ) -> Result<()> {
-    let layout = kernel.layout();
-    let max_tap = rows.taps.iter().copied().max().unwrap_or(0);
-    let taps = (rows.taps, max_tap);
-    let (mr, units) = (tiled.mr(), weights.units_per_tap());
+    let (layout, mr, max_tap) = (kernel.layout(), tiled.mr(), rows.max_tap());
     let m = piece.out.len().checked_div(sink.row_len()).unwrap_or(0);
     let cost = m.saturating_mul(weights.macs_per_row());
     if m <= BLOCK && weights.groups() * weights.panels_per_group() > 1 && parallel::threads_for(cost)? > 1 {
@@ -184,16 +209,13 @@ pub(crate) fn run<S: Sink>(
         SCRATCH.with_borrow_mut(|Scratch { bases, acc, low }| {
             for block in (0..count).step_by(BLOCK) {
                 let block_rows = BLOCK.min(count - block);
-                let bases = bases_of(rows, bases, mr, [first + block, block_rows]);
+                let bases = rows.bases(bases, mr, [first + block, block_rows]);
                 let acc = &mut acc[..bases.len() * layout.nr];
                 for group in 0..weights.groups() {
-                    let tile_rows = TileRows::new(layout, mr, rows.codes, bases, taps, units);
+                    let tile_rows = rows.tiles(weights, mr, bases, max_tap, group);
                     for panel in 0..weights.panels_per_group() {
                         sums(tiled, weights, tile_rows, [group, panel], acc, low);
                         write(&tile_of(weights, [group, panel], acc, block_rows), block);
-                    }
-                    for base in bases.iter_mut() {
-                        *base += rows.group_bytes;
                     }
                 }
             }
@@ -210,48 +232,29 @@ fn by_panels<S: Sink>(
     sink: &S,
     piece: Piece<'_, S::Elem>,
 ) -> Result<()> {
-    let (layout, mr, units) = (kernel.layout(), tiled.mr(), weights.units_per_tap());
-    let taps = (rows.taps, rows.taps.iter().copied().max().unwrap_or(0));
+    let (mr, max_tap) = (tiled.mr(), rows.max_tap());
     let m = piece.out.len() / sink.row_len();
+    let mut bases = [0; BLOCK + MAX_MR];
+    let bases: &[usize] = rows.bases(&mut bases, mr, [0, m]);
     let panels = weights.panels_per_group();
-    let len = m.next_multiple_of(mr) * layout.nr;
+    let len = bases.len() * kernel.layout().nr;
     let mut every = vec![0; weights.groups() * panels * len];
     let cost = m.saturating_mul(weights.macs_per_row());
     parallel::try_for_each_rows(&mut every, len, 1, cost, |first, every| {
-        SCRATCH.with_borrow_mut(|Scratch { bases, low, .. }| {
+        SCRATCH.with_borrow_mut(|Scratch { low, .. }| {
             for (i, acc) in every.chunks_exact_mut(len).enumerate() {
                 let at = [(first + i) / panels, (first + i) % panels];
-                let bases = bases_of(rows, bases, mr, [0, m]);
-                bases.iter_mut().for_each(|base| *base += at[0] * rows.group_bytes);
-                sums(tiled, weights, TileRows::new(layout, mr, rows.codes, bases, taps, units), at, acc, low);
+                sums(tiled, weights, rows.tiles(weights, mr, bases, max_tap, at[0]), at, acc, low);
             }
         });
         Ok(())
     })?;
-    let Piece { out, beside } = piece;
-    if S::ZEROED {
-        out.fill(S::Elem::default());
-    }
-    beside.fill(0);
-    for (i, acc) in every.chunks_exact(len).enumerate() {
-        let tile = tile_of(weights, [i / panels, i % panels], acc, m);
-        sink.write(kernel, &tile, 0, Piece { out: &mut *out, beside: &mut *beside });
-    }
-    Ok(())
-}
-
-/// Bases of `count` rows from `first` on, for tiles of `mr`: rows past the end repeat the last one, their results are dropped.
-fn bases_of<'a>(
-    rows: &Rows<'_, impl Fn(usize) -> usize + Sync>,
-    bases: &'a mut [usize],
-    mr: usize,
-    [first, count]: [usize; 2],
-) -> &'a mut [usize] {
-    let bases = &mut bases[..count.next_multiple_of(mr)];
-    for (r, base) in bases.iter_mut().enumerate() {
-        *base = (rows.base)(first + r.min(count - 1));
-    }
-    bases
+    // In one piece: next to the sums it costs nothing.
+    for_each_piece(kernel, sink, piece, m, 0, |_, _, write| {
+        for (i, acc) in every.chunks_exact(len).enumerate() {
+            write(&tile_of(weights, [i / panels, i % panels], acc, m), 0);
+        }
+    })
 }
 
 /// The sums of a group's panel at some rows; `low` has room for those of the low bits, where weights have two.
