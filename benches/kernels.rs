@@ -3,7 +3,7 @@
 //! `cargo bench` runs the criterion groups (each first asserts its answer against the reference) and then prints a table in
 //! which every kernel is measured interleaved with the int8 ceiling, one thread, medians of [`ROUNDS`] rounds: on a machine
 //! whose clock moves, only such ratios mean something. `cargo bench -- table` prints the table alone, `cargo bench -- operands`
-//! what other operands than ternary ones cost.
+//! what other operands than ternary ones cost, `cargo bench -- operands x86_64-popcount-avx2` the same of one kernel.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -237,6 +237,8 @@ fn table() {
 
 /// Other operands beside ternary ones, from codes to accumulators.
 fn operands_table() {
+    let named = |argument: &String| kernels::named(argument).is_ok();
+    let wanted: Vec<_> = std::env::args().filter(named).collect();
     parallel::set_num_threads(1).unwrap();
     let names = OTHERS.map(|(name, _)| name).join(" | ");
     println!("\nGMAC/s, and in brackets the multiple of ternary operands on the same kernel\n");
@@ -245,6 +247,9 @@ fn operands_table() {
         let others = OTHERS.map(|(_, operands)| ternary.with(operands));
         let problems: Vec<_> = std::iter::once(ternary).chain(others).map(|p| (p.expected(), p)).collect();
         for kernel in kernels::detected() {
+            if !wanted.is_empty() && !wanted.contains(&kernel.name().to_owned()) {
+                continue;
+            }
             // Framed kernels run ternary operands only, some tiled ones not all others.
             let able: Vec<_> = problems.iter().filter(|(_, problem)| problem.operands.run_on(kernel)).collect();
             if able.len() == 1 {

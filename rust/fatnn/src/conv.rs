@@ -178,7 +178,8 @@ pub(crate) struct Geometry {
     pub frame_bytes: usize,
     /// Output height and width.
     pub output: [usize; 2],
-    taps: Vec<usize>,
+    /// Byte offsets of a window's units: those of a tap's channels behind each other.
+    steps: Vec<usize>,
     /// For kernels that want frames of their own.
     plan: Option<FramePlan>,
 }
@@ -211,9 +212,11 @@ impl Geometry {
         };
         let padded = shape.size("padded input", framed, pixel)?;
         let frame_bytes = if shape.padding == [0, 0] || plan.is_some() { 0 } else { padded };
-        let taps = (0..shape.kernel[0])
+        let unit_bytes = weights.kernel().layout().family.unit_bytes();
+        let steps = (0..shape.kernel[0])
             .flat_map(|y| (0..shape.kernel[1]).map(move |x| (y, x)))
             .map(|(y, x)| (y * shape.dilation[0] * framed[1] + x * shape.dilation[1]) * pixel)
+            .flat_map(|tap| (0..layout.group_bytes()).step_by(unit_bytes).map(move |unit| tap + unit))
             .collect();
         Ok(Geometry {
             shape: *shape,
@@ -222,7 +225,7 @@ impl Geometry {
             framed,
             frame_bytes,
             output,
-            taps,
+            steps,
             plan,
         })
     }
@@ -271,7 +274,7 @@ impl Geometry {
             let (y, x) = (at / out_w, at % out_w);
             ((image * height + y * stride_y) * width + x * stride_x) * pixel
         };
-        let rows = Rows { codes, base, taps: &self.taps, group_bytes: self.layout.group_bytes() };
+        let rows = Rows { codes, base, steps: &self.steps, group_bytes: self.layout.group_bytes() };
         gemm::run(kernel, tiled, weights, &rows, sink, piece)
     }
 

@@ -1,6 +1,6 @@
 //! The driver over tiles: which rows and channels are computed when and by which thread.
 //!
-//! A product has `m` rows (output pixels), `n` columns (output channels) and a reduction of `taps × units`. Rows are split
+//! A product has `m` rows (output pixels), `n` columns (output channels) and a reduction of so many steps of 64 channels. Rows are split
 //! among threads; within a block of rows ([`BLOCK`]), panels of weights are the outer loop, so that a panel stays in the
 //! first-level cache while the block's activations pass by. The epilogue runs right behind each panel, on a few kilobytes of
 //! accumulators that have not left the cache. Weights of two bits have two panels, whose accumulators are added up before it.
@@ -42,15 +42,15 @@ pub(crate) struct Rows<'a, F> {
     pub codes: &'a [u8],
     /// Byte offset of a row's window in `codes`, for group 0 and tap offset 0.
     pub base: F,
-    /// Byte offset of every tap in the window.
-    pub taps: &'a [usize],
+    /// Byte offset of every step's unit in the window.
+    pub steps: &'a [usize],
     /// Bytes from one group of channels to the next.
     pub group_bytes: usize,
 }
 
 impl<F: Fn(usize) -> usize> Rows<'_, F> {
-    fn max_tap(&self) -> usize {
-        self.taps.iter().copied().max().unwrap_or(0)
+    fn max_step(&self) -> usize {
+        self.steps.iter().copied().max().unwrap_or(0)
     }
 
     /// Bases of `count` rows from `first` on, for tiles of `mr`: rows past the end repeat the last one, their results are dropped.
@@ -68,11 +68,11 @@ impl<F: Fn(usize) -> usize> Rows<'_, F> {
         weights: &PackedWeights<'_>,
         mr: usize,
         bases: &'a [usize],
-        max_tap: usize,
+        max_step: usize,
         group: usize,
     ) -> TileRows<'a> {
         let (layout, codes) = (weights.kernel().layout(), &self.codes[group * self.group_bytes..]);
-        TileRows::new(layout, mr, codes, bases, (self.taps, max_tap), weights.units_per_tap())
+        TileRows::new(layout, mr, codes, bases, (self.steps, max_step))
     }
 }
 
@@ -199,7 +199,7 @@ pub(crate) fn run<S: Sink>(
     sink: &S,
     piece: Piece<'_, S::Elem>,
 ) -> Result<()> {
-    let (layout, mr, max_tap) = (kernel.layout(), tiled.mr(), rows.max_tap());
+    let (layout, mr, max_step) = (kernel.layout(), tiled.mr(), rows.max_step());
     let m = piece.out.len().checked_div(sink.row_len()).unwrap_or(0);
     let cost = m.saturating_mul(weights.macs_per_row());
     if m <= BLOCK && weights.groups() * weights.panels_per_group() > 1 && parallel::threads_for(cost)? > 1 {
@@ -212,7 +212,7 @@ pub(crate) fn run<S: Sink>(
                 let bases = rows.bases(bases, mr, [first + block, block_rows]);
                 let acc = &mut acc[..bases.len() * layout.nr];
                 for group in 0..weights.groups() {
-                    let tile_rows = rows.tiles(weights, mr, bases, max_tap, group);
+                    let tile_rows = rows.tiles(weights, mr, bases, max_step, group);
                     for panel in 0..weights.panels_per_group() {
                         sums(tiled, weights, tile_rows, [group, panel], acc, low);
                         write(&tile_of(weights, [group, panel], acc, block_rows), block);
@@ -232,7 +232,7 @@ fn by_panels<S: Sink>(
     sink: &S,
     piece: Piece<'_, S::Elem>,
 ) -> Result<()> {
-    let (mr, max_tap) = (tiled.mr(), rows.max_tap());
+    let (mr, max_step) = (tiled.mr(), rows.max_step());
     let m = piece.out.len() / sink.row_len();
     let mut bases = [0; BLOCK + MAX_MR];
     let bases: &[usize] = rows.bases(&mut bases, mr, [0, m]);
@@ -244,7 +244,7 @@ fn by_panels<S: Sink>(
         SCRATCH.with_borrow_mut(|Scratch { low, .. }| {
             for (i, acc) in every.chunks_exact_mut(len).enumerate() {
                 let at = [(first + i) / panels, (first + i) % panels];
-                sums(tiled, weights, rows.tiles(weights, mr, bases, max_tap, at[0]), at, acc, low);
+                sums(tiled, weights, rows.tiles(weights, mr, bases, max_step, at[0]), at, acc, low);
             }
         });
         Ok(())

@@ -124,20 +124,14 @@ pub(super) fn in_parts<const NR: usize, const STEPS: usize>(
     acc: &mut [i32],
     mut part: impl FnMut(&[usize], &[u8], &mut [i32]),
 ) {
-    let (weights, constants) = tiles.panel().split_at(tiles.panel().len() - NR * 4);
+    let (weights, constants) = tiles.panel::<NR>();
     for acc in acc.as_chunks_mut::<NR>().0 {
-        for (acc, constant) in acc.iter_mut().zip(constants.as_chunks().0) {
+        for (acc, constant) in acc.iter_mut().zip(constants) {
             *acc = i32::from_le_bytes(*constant);
         }
     }
-    let mut steps = tiles.taps().iter().flat_map(|tap| (0..tiles.units()).map(move |unit| tap + unit * UNIT_BYTES));
-    let mut offsets = [0; STEPS];
-    let step_bytes = NR * counting.weight_bytes();
-    for weights in weights.chunks(STEPS * step_bytes) {
-        let offsets = &mut offsets[..weights.len() / step_bytes];
-        for offset in offsets.iter_mut() {
-            *offset = steps.next().expect("Tiles::new checked the panel");
-        }
+    let weights = weights.chunks(STEPS * NR * counting.weight_bytes());
+    for (offsets, weights) in tiles.steps().chunks(STEPS).zip(weights) {
         part(offsets, weights, acc);
     }
 }

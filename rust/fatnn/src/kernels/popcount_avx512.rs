@@ -4,17 +4,43 @@
 //! cycles, 205 products a cycle, whatever the port of the popcount; the straightforward form (gated XOR, popcount, add per
 //! plane) needs six, 171 a cycle. Activations are broadcast from memory by the load ports, which a 4×2 tile keeps
 //! 60% busy; two vectors of weights' `s` and `k` stay in registers for the four rows.
+//!
+//! **Bits.** A plane of masked weights takes three instructions, `(b ⊕ s) ∧ ¬k` being one `vpternlogq`: three for binary
+//! activations, six for two bits. (Merging planes by full adders gains nothing: each takes two instructions, and saves a
+//! popcount and an addition.) Where weights are never zero, a full adder takes two planes as they come, before `b ⊕ s` is made,
+//!
+//! ```text
+//! t = ones ⊕ b ⊕ s      ones' = t ⊕ b' ⊕ s'      carry = t ? ¬ones' : ones
+//! ```
+//!
+//! (where `t` is set, `ones` and the first plane differ, and the carry is the second plane, `t ⊕ ones'`): three instructions,
+//! popcount and addition for two planes, 2.5 a plane instead of 3. So binary operands take half of ternary codes' instructions,
+//! two bits on either side (two panels) twice as many, and ternary weights with activations of two bits 1.2 times.
 
 use std::arch::x86_64::*;
 
-use super::{Family, Inner, Kernel, Layout, Operands, Seal, TiledKernel, Tiles, epilogue_methods};
-use crate::codec::Act;
+use super::popcount::{Loop, inner};
+use super::{Counting, Family, Inner, Kernel, Layout, Operands, Seal, TiledKernel, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
 const MR: usize = 4;
 /// Vectors of eight channels in a panel.
 const NV: usize = 2;
 const NR: usize = NV * 8;
+/// How far ahead weights are asked for where a single row meets them.
+const AHEAD: usize = 16 * step_bytes(true);
+/// Where others say how many planes of bits there are.
+const TERNARY: usize = 0;
+
+/// Bytes of a vector's weights: signs and, where they are `masked`, which are zero.
+const fn vector_bytes(masked: bool) -> usize {
+    if masked { 128 } else { 64 }
+}
+
+/// Bytes of a panel's weights for one step.
+const fn step_bytes(masked: bool) -> usize {
+    NV * vector_bytes(masked)
+}
 
 #[derive(Debug)]
 struct Avx512;
@@ -38,7 +64,8 @@ impl Kernel for Avx512 {
     }
 
     fn inner(&self, operands: Operands, _: Seal) -> Option<Inner<'_>> {
-        (operands.act != Act::Uint2).then_some(Inner::Tiled(self))
+        let bits: [[&Loop; 2]; 2] = [[&Bits::<1, false>, &Bits::<1, true>], [&Bits::<2, false>, &Bits::<2, true>]];
+        Some(inner(operands, self, bits))
     }
 
     epilogue_methods!(NR, at_least, float_at_least, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
@@ -50,9 +77,76 @@ impl TiledKernel for Avx512 {
     }
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
-        for (rows, acc) in tiles.rows().zip(acc.as_chunks_mut().0) {
-            // SAFETY: `self` exists, so `make` saw these features.
-            unsafe { run(tiles, rows, acc) }
+        // SAFETY: `self` exists, so `make` saw these features.
+        unsafe { run::<MR, TERNARY, true>(tiles, acc) }
+    }
+}
+
+/// The inner loop for bits, of `PLANES` planes.
+struct Bits<const PLANES: usize, const MASKED: bool>;
+
+impl<const PLANES: usize, const MASKED: bool> TiledKernel for Bits<PLANES, MASKED> {
+    fn mr(&self) -> usize {
+        // Both planes' adders and counters of four rows would fill all registers.
+        if PLANES == 2 && !MASKED { MR / 2 } else { MR }
+    }
+
+    fn counting(&self) -> Counting {
+        Counting::Bits { masked: MASKED }
+    }
+
+    fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
+        // SAFETY: this inner loop is `Avx512`'s, which exists where `make` saw the features.
+        unsafe {
+            if PLANES == 2 && !MASKED {
+                run::<{ MR / 2 }, PLANES, MASKED>(tiles, acc);
+            } else {
+                run::<MR, PLANES, MASKED>(tiles, acc);
+            }
+        }
+    }
+}
+
+/// All tiles of `ROWS` rows: of ternary codes, or of bits of `PLANES` planes. (Counters of 64 bits hold any number of steps.)
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq")]
+fn run<const ROWS: usize, const PLANES: usize, const MASKED: bool>(tiles: &Tiles<'_>, acc: &mut [i32]) {
+    let (weights, constants) = tiles.panel::<NR>();
+    // SAFETY: four bytes for each of sixteen channels.
+    let constants = unsafe { _mm512_loadu_si512(constants.as_ptr().cast()) };
+    for (rows, acc) in tiles.rows::<ROWS>().zip(acc.chunks_exact_mut(ROWS * NR)) {
+        // SAFETY: `Tiles::new` checked that the panel holds `NV` vectors of signs, and as many masks unless it is not `MASKED`, for
+        // every step, and that every row has a unit of 16 bytes there.
+        unsafe {
+            // The driver fills the last tile by repeating a row, whose counts are the same.
+            let counts = if rows[0] == rows[ROWS - 1] {
+                [tile::<1, PLANES, MASKED>([rows[0]], tiles.steps(), weights.as_ptr())[0]; ROWS]
+            } else {
+                tile::<ROWS, PLANES, MASKED>(rows, tiles.steps(), weights.as_ptr())
+            };
+            for (acc, counts) in acc.as_chunks_mut().0.iter_mut().zip(counts) {
+                store(acc, constants, counts);
+            }
+        }
+    }
+}
+
+/// The counts of a panel's channels, by what is counted.
+///
+/// # Safety
+/// `rows` are readable for 16 bytes at every offset, `weights` for [`step_bytes`] at as many times every offset's index.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq")]
+#[inline]
+unsafe fn tile<const R: usize, const PLANES: usize, const MASKED: bool>(
+    rows: [*const u8; R],
+    offsets: &[usize],
+    weights: *const u8,
+) -> [[__m512i; NV]; R] {
+    // SAFETY: this function's own contract.
+    unsafe {
+        match (PLANES, MASKED) {
+            (TERNARY, _) => count(rows, offsets, weights),
+            (_, true) => count_masked::<R, PLANES>(rows, offsets, weights),
+            (_, false) => count_signs::<R, PLANES>(rows, offsets, weights),
         }
     }
 }
@@ -61,54 +155,198 @@ impl TiledKernel for Avx512 {
 const XOR_OR: i32 = 0x1E;
 /// `a ≠ b ? a : c`.
 const CARRY: i32 = 0xB2;
+/// `(a ⊕ b) ∧ ¬c`.
+const XOR_ANDNOT: i32 = 0x14;
+/// `a ⊕ b ⊕ c`.
+const XOR: i32 = 0x96;
+/// `a ? ¬b : c`.
+const CARRY_OF_TWO: i32 = 0x3A;
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq")]
-fn run(tiles: &Tiles<'_>, rows: [*const u8; MR], acc: &mut [i32; MR * NR]) {
-    let mut w = tiles.panel().as_ptr();
-    let mut ones = [[_mm512_setzero_si512(); NV]; MR];
-    let mut twos = [[_mm512_setzero_si512(); NV]; MR];
-    for &tap in tiles.taps() {
-        let mut at = rows.map(|row| row.wrapping_add(tap));
-        for _ in 0..tiles.units() {
-            let mut s = [_mm512_setzero_si512(); NV];
-            let mut k = [_mm512_setzero_si512(); NV];
+/// A step's vectors `at` those of signs, or of masks.
+///
+/// # Safety
+/// `weights` is readable for a step of vectors of `vector_bytes`, from `at` bytes on.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn vectors(weights: *const u8, at: usize, vector_bytes: usize) -> [__m512i; NV] {
+    let mut vectors = [_mm512_setzero_si512(); NV];
+    for (v, vector) in vectors.iter_mut().enumerate() {
+        // SAFETY: this function's own contract.
+        *vector = unsafe { _mm512_loadu_si512(weights.add(v * vector_bytes + at).cast()) };
+    }
+    vectors
+}
+
+/// Plane `i` of two at an address, in every lane.
+///
+/// # Safety
+/// The address is readable for 16 bytes.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn plane(at: *const u8, i: usize) -> __m512i {
+    // SAFETY: this function's own contract.
+    _mm512_set1_epi64(unsafe { at.cast::<i64>().add(i).read_unaligned() })
+}
+
+/// `Σ x·w + 64` per step.
+///
+/// # Safety
+/// As [`tile`].
+#[target_feature(enable = "avx512f,avx512vpopcntdq")]
+#[inline]
+unsafe fn count<const R: usize>(rows: [*const u8; R], offsets: &[usize], mut weights: *const u8) -> [[__m512i; NV]; R] {
+    let mut ones = [[_mm512_setzero_si512(); NV]; R];
+    let mut twos = [[_mm512_setzero_si512(); NV]; R];
+    for &offset in offsets {
+        if R == 1 {
+            ahead(weights);
+        }
+        // SAFETY: this function's own contract.
+        let (s, k) = unsafe { (vectors(weights, 0, vector_bytes(true)), vectors(weights, 64, vector_bytes(true))) };
+        for r in 0..R {
+            // SAFETY: as above.
+            let (z, p) = unsafe { (plane(rows[r].add(offset), 0), plane(rows[r].add(offset), 1)) };
             for v in 0..NV {
-                // SAFETY: `Tiles::new` checked that the panel holds `taps × units` blocks of `NV` pairs of vectors.
-                unsafe {
-                    s[v] = _mm512_loadu_si512(w.cast());
-                    k[v] = _mm512_loadu_si512(w.add(64).cast());
-                }
-                w = w.wrapping_add(128);
+                let old = ones[r][v];
+                ones[r][v] = _mm512_ternarylogic_epi64::<XOR_OR>(old, z, k[v]);
+                let carry = _mm512_ternarylogic_epi64::<CARRY>(old, ones[r][v], _mm512_xor_si512(p, s[v]));
+                twos[r][v] = _mm512_add_epi64(twos[r][v], _mm512_popcnt_epi64(carry));
             }
-            for r in 0..MR {
-                // SAFETY: `Tiles::new` checked that every row has `units` units of 16 bytes at every tap.
-                let (z, p) = unsafe {
-                    let at = at[r].cast::<i64>();
-                    (_mm512_set1_epi64(at.read_unaligned()), _mm512_set1_epi64(at.add(1).read_unaligned()))
-                };
-                at[r] = at[r].wrapping_add(16);
+        }
+        weights = weights.wrapping_add(step_bytes(true));
+    }
+    for r in 0..R {
+        for v in 0..NV {
+            let twice = _mm512_add_epi64(twos[r][v], twos[r][v]);
+            twos[r][v] = _mm512_add_epi64(twice, _mm512_popcnt_epi64(ones[r][v]));
+        }
+    }
+    twos
+}
+
+/// `Σ (x·w + most·[w = -1])`, `most` being the highest level of the planes, of weights that may be zero.
+///
+/// # Safety
+/// As [`tile`].
+#[target_feature(enable = "avx512f,avx512vpopcntdq")]
+#[inline]
+unsafe fn count_masked<const R: usize, const PLANES: usize>(
+    rows: [*const u8; R],
+    offsets: &[usize],
+    mut weights: *const u8,
+) -> [[__m512i; NV]; R] {
+    let mut counts = [[[_mm512_setzero_si512(); NV]; R]; PLANES];
+    for &offset in offsets {
+        if R == 1 {
+            ahead(weights);
+        }
+        // SAFETY: this function's own contract.
+        let (s, k) = unsafe { (vectors(weights, 0, vector_bytes(true)), vectors(weights, 64, vector_bytes(true))) };
+        for r in 0..R {
+            for (i, counts) in counts.iter_mut().enumerate() {
+                // One plane is the second of ternary codes.
+                // SAFETY: as above.
+                let b = unsafe { plane(rows[r].add(offset), i + 2 - PLANES) };
                 for v in 0..NV {
-                    let old = ones[r][v];
-                    ones[r][v] = _mm512_ternarylogic_epi64::<XOR_OR>(old, z, k[v]);
-                    let carry = _mm512_ternarylogic_epi64::<CARRY>(old, ones[r][v], _mm512_xor_si512(p, s[v]));
-                    twos[r][v] = _mm512_add_epi64(twos[r][v], _mm512_popcnt_epi64(carry));
+                    let bits = _mm512_ternarylogic_epi64::<XOR_ANDNOT>(b, s[v], k[v]);
+                    counts[r][v] = _mm512_add_epi64(counts[r][v], _mm512_popcnt_epi64(bits));
+                }
+            }
+        }
+        weights = weights.wrapping_add(step_bytes(true));
+    }
+    weighted(counts)
+}
+
+/// `Σ (x·w + most·[w = -1])` of weights that are never zero, two steps at a time.
+///
+/// # Safety
+/// As [`tile`].
+#[target_feature(enable = "avx512f,avx512vpopcntdq")]
+#[inline]
+unsafe fn count_signs<const R: usize, const PLANES: usize>(
+    rows: [*const u8; R],
+    offsets: &[usize],
+    mut weights: *const u8,
+) -> [[__m512i; NV]; R] {
+    let mut ones = [[[_mm512_setzero_si512(); NV]; R]; PLANES];
+    let mut twos = [[[_mm512_setzero_si512(); NV]; R]; PLANES];
+    let (pairs, rest) = offsets.as_chunks::<2>();
+    for offsets in pairs {
+        if R == 1 {
+            ahead(weights);
+        }
+        // SAFETY: this function's own contract.
+        let (s, t) = unsafe {
+            let next = weights.add(step_bytes(false));
+            (vectors(weights, 0, vector_bytes(false)), vectors(next, 0, vector_bytes(false)))
+        };
+        for r in 0..R {
+            for i in 0..PLANES {
+                // SAFETY: as above.
+                let [a, b] = offsets.map(|offset| unsafe { plane(rows[r].add(offset), i + 2 - PLANES) });
+                for v in 0..NV {
+                    let old = ones[i][r][v];
+                    let half = _mm512_ternarylogic_epi64::<XOR>(old, a, s[v]);
+                    ones[i][r][v] = _mm512_ternarylogic_epi64::<XOR>(half, b, t[v]);
+                    let carry = _mm512_ternarylogic_epi64::<CARRY_OF_TWO>(half, ones[i][r][v], old);
+                    twos[i][r][v] = _mm512_add_epi64(twos[i][r][v], _mm512_popcnt_epi64(carry));
+                }
+            }
+        }
+        weights = weights.wrapping_add(2 * step_bytes(false));
+    }
+    for i in 0..PLANES {
+        for r in 0..R {
+            // SAFETY: as above; behind the pairs there is one step or none.
+            let last = rest.first().map(|&offset| unsafe {
+                (plane(rows[r].add(offset), i + 2 - PLANES), vectors(weights, 0, vector_bytes(false)))
+            });
+            for v in 0..NV {
+                let twice = _mm512_add_epi64(twos[i][r][v], twos[i][r][v]);
+                twos[i][r][v] = _mm512_add_epi64(twice, _mm512_popcnt_epi64(ones[i][r][v]));
+                if let Some((b, s)) = last {
+                    let bits = _mm512_xor_si512(b, s[v]);
+                    twos[i][r][v] = _mm512_add_epi64(twos[i][r][v], _mm512_popcnt_epi64(bits));
                 }
             }
         }
     }
-    // SAFETY: behind the units the panel holds `NR` offsets of four bytes.
-    let offset = unsafe { _mm512_loadu_si512(w.cast()) };
-    // The low halves of sixteen 64-bit lanes, in order: one shuffle where two narrowing moves would take four.
-    let low_halves = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-    for r in 0..MR {
-        let count = std::array::from_fn::<_, NV, _>(|v| {
-            _mm512_add_epi64(_mm512_add_epi64(twos[r][v], twos[r][v]), _mm512_popcnt_epi64(ones[r][v]))
-        });
-        let sum = _mm512_add_epi32(_mm512_permutex2var_epi32(count[0], low_halves, count[1]), offset);
-        let out = &mut acc[r * NR..][..NR];
-        // SAFETY: `out` has sixteen elements.
-        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), sum) };
+    weighted(twos)
+}
+
+/// The counts of one plane, or those of two, of weight one and two, added up.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn weighted<const R: usize, const PLANES: usize>(counts: [[[__m512i; NV]; R]; PLANES]) -> [[__m512i; NV]; R] {
+    let mut sums = counts[0];
+    for counts in &counts[1..] {
+        for r in 0..R {
+            for v in 0..NV {
+                sums[r][v] = _mm512_add_epi64(sums[r][v], _mm512_add_epi64(counts[r][v], counts[r][v]));
+            }
+        }
     }
+    sums
+}
+
+/// Asks for as many weights of a few steps later as a step of masked ones has, or two of others.
+#[inline(always)]
+fn ahead(weights: *const u8) {
+    for line in 0..step_bytes(true) / 64 {
+        super::prefetch(weights.wrapping_add(AHEAD + line * 64));
+    }
+}
+
+/// Sets a row's sixteen numbers to the constants plus the low halves of sixteen 64-bit lanes.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn store(acc: &mut [i32; NR], constants: __m512i, counts: [__m512i; NV]) {
+    // In order: one shuffle where two narrowing moves would take four.
+    let low_halves = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    let counts = _mm512_permutex2var_epi32(counts[0], low_halves, counts[1]);
+    // SAFETY: `acc` has sixteen elements.
+    unsafe { _mm512_storeu_si512(acc.as_mut_ptr().cast(), _mm512_add_epi32(constants, counts)) };
 }
 
 /// [`crate::epilogue::at_least`]: comparisons into masks.

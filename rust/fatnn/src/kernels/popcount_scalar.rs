@@ -55,32 +55,28 @@ impl TiledKernel for Scalar {
 }
 
 fn run(tiles: &Tiles<'_>, rows: [*const u8; MR], acc: &mut [i32; MR * NR]) {
-    let mut weights = tiles.panel().chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("8 bytes")));
+    let (weights, constants) = tiles.panel::<NR>();
+    let mut weights = weights.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word));
     let mut ones = [[0u64; NR]; MR];
     let mut twos = [[0u32; NR]; MR];
-    for &tap in tiles.taps() {
-        for unit in 0..tiles.units() {
-            let mut next =
-                || std::array::from_fn::<u64, NR, _>(|_| weights.next().expect("Tiles::new checked the panel"));
-            let (s, k) = (next(), next());
-            for r in 0..MR {
-                let at = rows[r].wrapping_add(tap + unit * 16).cast::<u64>();
-                // SAFETY: `Tiles::new` checked that every row has `units` units of 16 bytes at every tap.
-                let (z, p) = unsafe { (u64::from_le(at.read_unaligned()), u64::from_le(at.add(1).read_unaligned())) };
-                for j in 0..NR {
-                    let (old, o) = (ones[r][j], z | k[j]);
-                    ones[r][j] = old ^ o;
-                    let carry = (o & old) | (!o & (p ^ s[j]));
-                    twos[r][j] += carry.count_ones();
-                }
+    for &step in tiles.steps() {
+        let mut next = || std::array::from_fn::<u64, NR, _>(|_| weights.next().expect("Tiles::new checked the panel"));
+        let (s, k) = (next(), next());
+        for r in 0..MR {
+            let at = rows[r].wrapping_add(step).cast::<u64>();
+            // SAFETY: `Tiles::new` checked that every row has a unit of 16 bytes at every step.
+            let (z, p) = unsafe { (u64::from_le(at.read_unaligned()), u64::from_le(at.add(1).read_unaligned())) };
+            for j in 0..NR {
+                let (old, o) = (ones[r][j], z | k[j]);
+                ones[r][j] = old ^ o;
+                let carry = (o & old) | (!o & (p ^ s[j]));
+                twos[r][j] += carry.count_ones();
             }
         }
     }
-    let offsets = &tiles.panel()[tiles.panel().len() - NR * 4..];
     for r in 0..MR {
-        for j in 0..NR {
-            let offset = i32::from_le_bytes(offsets[j * 4..j * 4 + 4].try_into().expect("4 bytes"));
-            acc[r * NR + j] = 2 * twos[r][j] as i32 + ones[r][j].count_ones() as i32 + offset;
+        for (j, constant) in constants.iter().enumerate() {
+            acc[r * NR + j] = 2 * twos[r][j] as i32 + ones[r][j].count_ones() as i32 + i32::from_le_bytes(*constant);
         }
     }
 }

@@ -41,20 +41,18 @@ pub trait TiledKernel {
 
 /// Addresses of the activations of one or more tiles below each other, `mr` rows each.
 ///
-/// The reduction runs over `taps × units`. Row `r`'s activations for tap `t` are the `units` consecutive units that start
-/// at byte `bases[r] + taps[t]` of `codes`. (An address is a sum of two small tables rather than one pointer per row and
+/// Row `r`'s unit of activations for step `i` of the reduction starts at byte `bases[r] + steps[i]` of `codes`. (An address is a sum of two small tables rather than one pointer per row and
 /// tap: padding is materialised once per image, so that every window is at the same offsets, and building a pointer per
 /// row and tap, measured, cost up to a quarter of a 64-channel layer.)
 #[derive(Clone, Copy)]
 pub struct TileRows<'a> {
     codes: &'a [u8],
     bases: &'a [usize],
-    taps: &'a [usize],
-    units: usize,
+    steps: &'a [usize],
 }
 
 impl<'a> TileRows<'a> {
-    /// Checks and makes tiles of `mr` rows. `bases` has a multiple of `mr` elements; `max_tap` is the largest element of `taps`.
+    /// Checks and makes tiles of `mr` rows. `bases` has a multiple of `mr` elements; `max_step` is the largest element of `steps`.
     ///
     /// # Panics
     /// Where an address would fall outside `codes`: a bug in the driver, since the public functions check shapes first.
@@ -64,20 +62,18 @@ impl<'a> TileRows<'a> {
         mr: usize,
         codes: &'a [u8],
         bases: &'a [usize],
-        (taps, max_tap): (&'a [usize], usize),
-        units: usize,
+        (steps, max_step): (&'a [usize], usize),
     ) -> Self {
         assert!(bases.len().is_multiple_of(mr));
-        debug_assert_eq!(taps.iter().copied().max().unwrap_or(0), max_tap);
-        let reach = max_tap + units * layout.family.unit_bytes();
+        debug_assert_eq!(steps.iter().copied().max().unwrap_or(0), max_step);
+        let reach = max_step + layout.family.unit_bytes();
         for &base in bases {
             assert!(base <= codes.len() && reach <= codes.len() - base, "tile outside its codes");
         }
-        TileRows { codes, bases, taps, units }
+        TileRows { codes, bases, steps }
     }
 
-    /// Start of every row's activations, tile by tile, without a tap's offset. All reads at `+ tap + 0..units` units are in
-    /// bounds.
+    /// Start of every row's activations, tile by tile, without a step's offset. Units at `+ step` are in bounds.
     #[inline(always)]
     pub(crate) fn rows<const MR: usize>(&self) -> impl Iterator<Item = [*const u8; MR]> {
         let codes = self.codes.as_ptr();
@@ -100,7 +96,7 @@ impl<'a> Tiles<'a> {
     /// Where `panel` has the wrong size: a bug in the driver.
     #[inline]
     pub(crate) fn new(layout: super::Layout, counting: Counting, rows: TileRows<'a>, panel: &'a [u8]) -> Self {
-        assert_eq!(panel.len(), layout.panel_bytes(rows.taps.len() * rows.units, counting), "panel of another size");
+        assert_eq!(panel.len(), layout.panel_bytes(rows.steps.len(), counting), "panel of another size");
         Tiles { rows, panel }
     }
 
@@ -110,21 +106,16 @@ impl<'a> Tiles<'a> {
         self.rows.rows()
     }
 
-    /// Byte offset of every tap.
+    /// Byte offset of every step's unit from a row's start.
     #[inline(always)]
-    pub(crate) fn taps(&self) -> &'a [usize] {
-        self.rows.taps
+    pub(crate) fn steps(&self) -> &'a [usize] {
+        self.rows.steps
     }
 
-    /// Units in every tap.
+    /// The panel's weights, of `NR` channels for every step, and what is added to the channels' counts, little-endian.
     #[inline(always)]
-    pub(crate) fn units(&self) -> usize {
-        self.rows.units
-    }
-
-    /// The panel's weights: `taps × units` units of `nr` channels, then `nr` `i32` offsets.
-    #[inline(always)]
-    pub(crate) fn panel(&self) -> &'a [u8] {
-        self.panel
+    pub(crate) fn panel<const NR: usize>(&self) -> (&'a [u8], &'a [[u8; 4]; NR]) {
+        let (weights, constants) = self.panel.split_at(self.panel.len() - NR * 4);
+        (weights, constants.as_chunks().0.try_into().expect("as many constants as channels"))
     }
 }
