@@ -1,13 +1,15 @@
-//! Instructions per multiply-accumulate of every kernel, counted by valgrind's callgrind and printed as JSON.
+//! Instructions per multiply-accumulate of every kernel, counted by valgrind's callgrind or by single steps, printed as JSON.
 //!
 //! `cargo bench --bench instructions > FILE`; `fatnn ladder --instructions FILE` puts them into its table. Counts depend on no
 //! clock and no load. For every kernel, operands and layer this program runs itself under valgrind with [`FEW`] repetitions
 //! of a convolution from codes to codes and with [`MANY`], on one thread: the difference is what the repetitions in between
 //! took, driver and epilogue included, and everything that is done once (packing, checking) drops out. Valgrind knows no
-//! AVX-512 and no AMX; kernels that it cannot run are listed as not counted.
+//! AVX-512 and no AMX; a convolution on kernels that it cannot run is counted by [`stepping`], on Linux. As many are counted at a
+//! time as there are processors. `cargo bench --bench instructions KERNEL...` counts those kernels only.
 
-use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::thread;
 
 use fatnn::codec::{Act, CodesLayout, WeightKind};
 use fatnn::conv::{ConvShape, conv2d_codes};
@@ -15,7 +17,11 @@ use fatnn::epilogue::ToCodes;
 use fatnn::kernels::{self, Kernel, Operands};
 use fatnn::parallel;
 use fatnn::weights::{PackedWeights, WeightShape};
-use serde_json::{Value, json};
+use serde_json::json;
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[path = "stepping.rs"]
+mod stepping;
 
 /// Repetitions of the two runs.
 const FEW: usize = 1;
@@ -55,8 +61,13 @@ fn random_codes(of: &[i8], len: usize, seed: u64) -> Vec<i8> {
     (0..len).map(|_| next()).collect()
 }
 
-/// Runs a convolution so many times; products of one run.
-fn convolve(kernel: &'static dyn Kernel, operands: Operands, layer: &Layer, repetitions: usize) -> usize {
+/// Products of a layer.
+fn macs(&(_, [channels, out_channels], size, window): &Layer) -> usize {
+    size * size * channels * out_channels * window * window
+}
+
+/// Makes a convolution of random codes, from codes to codes on one thread.
+fn convolution(kernel: &'static dyn Kernel, operands: Operands, layer: &Layer) -> impl FnMut() {
     parallel::set_num_threads(1).expect("one thread");
     let &(_, [channels, out_channels], size, window) = layer;
     let shape = ConvShape {
@@ -80,15 +91,14 @@ fn convolve(kernel: &'static dyn Kernel, operands: Operands, layer: &Layer, repe
     let thresholds: Vec<i32> =
         (0..coding.thresholds()).flat_map(|level| vec![8 * level as i32; out_channels]).collect();
     let mut out = vec![0; size * size * layout.pixel_bytes()];
-    for _ in 0..repetitions {
+    move || {
         let to = ToCodes { thresholds: &thresholds, layout };
         conv2d_codes(&packed, &weights, &shape, &to, &mut out).expect("a convolution");
     }
-    size * size * weight.len()
 }
 
 /// Instructions of this program with so many repetitions, or why valgrind did not count them.
-fn count(kernel: &str, operands: Operands, layer: &Layer, repetitions: usize) -> Result<u64, String> {
+fn valgrind_counts(kernel: &str, operands: Operands, layer: &Layer, repetitions: usize) -> Result<u64, String> {
     let program = std::env::current_exe().map_err(|e| e.to_string())?;
     let done = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
@@ -121,7 +131,10 @@ fn counted(arguments: &[String]) {
         weights: WeightKind::from_name(weights).expect("a kind of weights"),
     };
     let layer = LAYERS.iter().find(|(name, ..)| name == layer).expect("a layer");
-    convolve(kernel, operands, layer, repetitions.parse().expect("a number"));
+    let mut run = convolution(kernel, operands, layer);
+    for _ in 0..repetitions.parse().expect("a number") {
+        run();
+    }
 }
 
 /// Valgrind's version, where there is one.
@@ -130,53 +143,104 @@ fn valgrind() -> Option<String> {
     done.status.success().then(|| String::from_utf8_lossy(&done.stdout).trim().to_owned())
 }
 
+/// Instructions of one convolution and what counted them, or why nothing did.
+fn count(kernel: &'static dyn Kernel, operands: Operands, layer: &Layer) -> Result<(f64, &'static str), String> {
+    let by_valgrind = |repetitions| valgrind_counts(kernel.name(), operands, layer, repetitions);
+    match by_valgrind(FEW).and_then(|few| by_valgrind(MANY).map(|many| many - few)) {
+        Ok(difference) => Ok((difference as f64 / (MANY - FEW) as f64, "callgrind")),
+        Err(why) => step(kernel, operands, layer).ok_or(why),
+    }
+}
+
+/// [`count`] by single steps, where there are any.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn step(kernel: &'static dyn Kernel, operands: Operands, layer: &Layer) -> Option<(f64, &'static str)> {
+    let mut run = convolution(kernel, operands, layer);
+    // What is done once drops out.
+    run();
+    Some((stepping::count(run) as f64, "single steps"))
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+fn step(_: &'static dyn Kernel, _: Operands, _: &Layer) -> Option<(f64, &'static str)> {
+    None
+}
+
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     if arguments.first().is_some_and(|first| first == COUNTED) {
         return counted(&arguments[1..]);
     }
-    let pairs: Vec<_> = OPERANDS
+    let test = arguments.iter().any(|argument| argument == "--test");
+    let wanted: Vec<_> = if test || arguments.is_empty() {
+        kernels::detected()
+    } else {
+        arguments.iter().map(|name| kernels::named(name).unwrap_or_else(|error| panic!("{error}"))).collect()
+    };
+    let mut pairs: Vec<_> = OPERANDS
         .into_iter()
-        .flat_map(|operands| kernels::detected().into_iter().map(move |kernel| (kernel, operands)))
+        .flat_map(|operands| wanted.iter().map(move |kernel| (*kernel, operands)))
         .filter(|(kernel, operands)| operands.run_on(*kernel))
         .collect();
-    if arguments.iter().any(|argument| argument == "--test") {
+    if test {
         // `cargo test --benches` only wants to know that everything runs.
         for (kernel, operands) in pairs {
-            convolve(kernel, operands, &LAYERS[3], FEW);
+            convolution(kernel, operands, &LAYERS[3])();
         }
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        stepping::check();
         return;
     }
     let version = valgrind();
     if version.is_none() {
         eprintln!("valgrind is not installed, so no instruction is counted; install it (apt-get install valgrind)");
+        pairs.clear();
     }
-    let (mut rows, mut not_counted) = (Vec::<Value>::new(), BTreeSet::new());
-    for (kernel, operands) in pairs {
-        let weights = operands.weights.name();
-        for layer in &LAYERS {
-            if version.is_none() || not_counted.iter().any(|(name, _)| *name == kernel.name()) {
-                break;
-            }
-            let &(name, [channels, out_channels], size, window) = layer;
-            let macs = size * size * channels * out_channels * window * window;
-            let counts = count(kernel.name(), operands, layer, FEW)
-                .and_then(|few| count(kernel.name(), operands, layer, MANY).map(|many| many - few));
-            match counts {
-                Err(why) => drop(not_counted.insert((kernel.name(), why))),
-                Ok(difference) => {
-                    let per_mac = difference as f64 / ((MANY - FEW) * macs) as f64;
-                    eprintln!("{name} {} {} {weights}: {per_mac:.4}", kernel.name(), operands.act.name());
-                    rows.push(json!({
-                        "layer": name, "kernel": kernel.name(), "act": operands.act.name(), "weights": weights,
-                        "macs": macs, "instructions_per_mac": per_mac,
-                    }));
+    let work: Vec<_> = pairs
+        .iter()
+        .enumerate()
+        .flat_map(|(i, pair)| LAYERS.iter().enumerate().map(move |(j, layer)| ([i, j], pair, layer)))
+        .collect();
+    let (queue, results) = (Mutex::new(work.into_iter()), Mutex::new(Vec::new()));
+    let next = || queue.lock().expect("no thread panicked").next();
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while let Some((place, &(kernel, operands), layer)) = next() {
+                    let counted = count(kernel, operands, layer);
+                    let said = match &counted {
+                        Ok((instructions, by)) => format!("{:.4} by {by}", instructions / macs(layer) as f64),
+                        Err(why) => why.clone(),
+                    };
+                    eprintln!(
+                        "{} {} {} {}: {said}",
+                        layer.0,
+                        kernel.name(),
+                        operands.act.name(),
+                        operands.weights.name()
+                    );
+                    results.lock().expect("no thread panicked").push((place, kernel, operands, layer, counted));
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner().expect("no thread panicked");
+    results.sort_by_key(|(place, ..)| *place);
+    let (mut rows, mut not_counted) = (Vec::new(), Vec::new());
+    for (_, kernel, operands, layer, counted) in results {
+        match counted {
+            Ok((instructions, by)) => rows.push(json!({
+                "layer": layer.0, "kernel": kernel.name(), "act": operands.act.name(), "weights": operands.weights.name(),
+                "macs": macs(layer), "instructions_per_mac": instructions / macs(layer) as f64, "by": by,
+            })),
+            Err(why) => {
+                let row = json!({ "kernel": kernel.name(), "reason": why });
+                if !not_counted.contains(&row) {
+                    not_counted.push(row);
                 }
             }
         }
     }
-    let not_counted: Vec<Value> =
-        not_counted.into_iter().map(|(kernel, why)| json!({ "kernel": kernel, "reason": why })).collect();
     let all = json!({ "valgrind": version, "rows": rows, "not_counted": not_counted });
     println!("{}", serde_json::to_string_pretty(&all).expect("plain values"));
 }

@@ -246,7 +246,10 @@ def _instructions(results: dict[str, Any]) -> Iterable[str]:
         [*key, *(f"{counts[layer]:.4f}" if layer in counts else NONE for layer in layers)]
         for key, counts in _counted(results).items()
     ]
-    yield f"Counted by {counted['valgrind']}'s callgrind, one thread, codes to codes, driver and epilogue included."
+    yield (
+        f"Counted by {counted['valgrind']}'s callgrind or, of instructions that it does not know, by single steps; one thread, "
+        "codes to codes, driver and epilogue included."
+    )
     yield _table(["kernel", "weights", "activations", *layers], rows)
     if counted["not_counted"]:
         yield "Not counted: " + "; ".join(f"{row['kernel']} ({row['reason']})" for row in counted["not_counted"]) + "."

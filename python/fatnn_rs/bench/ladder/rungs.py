@@ -124,6 +124,7 @@ RUNGS: dict[str, Rung] = {
     ),
     "uint2-popcount": _uint2("ternary weights, 2-bit activations, popcount", "popcount", 2),
     "uint2-table": _uint2("ternary weights, 2-bit activations, product table", "table"),
+    "uint2-matrix": _uint2("ternary weights, 2-bit activations, matrix unit", "matrix"),
     POPCOUNT: _ternary("ternary (FATNN), popcount", "popcount", 2),
     "ternary-table": _ternary("ternary (FATNN), product table", "table"),
     "ternary-matrix": _ternary("ternary (FATNN), matrix unit", "matrix"),

@@ -11,6 +11,9 @@
 //! slack behind the last, so that a kernel may compute whole blocks. The reduction runs over units first and taps second:
 //! nine taps read the same few kilobytes.
 
+use super::{Inner, Operands};
+use crate::codec::{Act, WeightKind};
+
 /// A block of accumulators that [`FramedKernel::run`] is done with.
 pub struct Emitted<'a> {
     /// Position of the first row.
@@ -79,6 +82,20 @@ pub trait FramedKernel {
     }
     /// Accumulates all positions of `framed` against one panel of weights and hands them on block by block, in order.
     fn run(&self, framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, emit: &mut dyn FnMut(Emitted<'_>));
+}
+
+/// The inner loop for operands, of those for ternary codes and for activations of two bits.
+pub(super) fn inner<'a>(
+    operands: Operands,
+    ternary: &'a (dyn FramedKernel + Sync),
+    uint2: &'a (dyn FramedKernel + Sync),
+) -> Option<Inner<'a>> {
+    // Only the driver of tiled kernels adds two panels up.
+    (operands.weights != WeightKind::TwoBit).then_some(Inner::Framed(if operands.act == Act::Uint2 {
+        uint2
+    } else {
+        ternary
+    }))
 }
 
 /// A cache line of memory, which vectors and tiles should not straddle: measured, a convolution with a residual took a sixth

@@ -21,10 +21,10 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
+use super::framed::inner;
 use super::framed::{Emitted, Framed, FramedKernel, Line, Panel, Pixels};
 use super::matrix::{ROW_BYTES, ROWS};
 use super::{Family, Inner, Kernel, Layout, Operands, Seal, epilogue_methods};
-use crate::codec::{Act, WeightKind};
 use crate::cpu::{Features, Isa};
 
 /// Rows, and channels, of a hardware tile.
@@ -52,6 +52,9 @@ const AHEAD: usize = 2;
 
 #[derive(Debug)]
 struct Amx;
+
+/// The inner loop for activations of two bits: only a frame's codes are others.
+struct Uint2;
 
 /// Where the CPU has AMX with int8, and AVX-512 with what comes with it on every such CPU, and the operating system lets this
 /// process use it.
@@ -91,8 +94,7 @@ impl Kernel for Amx {
     }
 
     fn inner(&self, operands: Operands, _: Seal) -> Option<Inner<'_>> {
-        // Only the driver of tiled kernels adds up the two panels of weights of two bits.
-        (operands.act != Act::Uint2 && operands.weights != WeightKind::TwoBit).then_some(Inner::Framed(self))
+        inner(operands, self, &Uint2)
     }
 
     epilogue_methods!(
@@ -103,39 +105,59 @@ impl Kernel for Amx {
     );
 }
 
-impl FramedKernel for Amx {
-    fn unit_bytes(&self) -> usize {
-        DEPTH
-    }
+/// Implements [`FramedKernel`] for codes that `encode::<UINT2>` writes, of which `zero` is level 0.
+macro_rules! framed_kernel {
+    ($kernel:ident, $uint2:literal, $zero:literal) => {
+        impl FramedKernel for $kernel {
+            fn unit_bytes(&self) -> usize {
+                DEPTH
+            }
 
-    fn block(&self) -> usize {
-        BLOCK
-    }
+            fn block(&self) -> usize {
+                BLOCK
+            }
 
-    fn encode(&self, pixels: &Pixels<'_>, plane: &mut [u8], first: usize, _: usize) {
-        let out = &mut plane[first * DEPTH..][..pixels.count * DEPTH];
-        // SAFETY: `self` exists, so `make` saw AVX-512.
-        unsafe { encode(pixels, out) }
-    }
+            fn encode(&self, pixels: &Pixels<'_>, plane: &mut [u8], first: usize, _: usize) {
+                let out = &mut plane[first * DEPTH..][..pixels.count * DEPTH];
+                // SAFETY: this is an inner loop of `Amx`, which exists where `make` saw AVX-512.
+                unsafe { encode::<$uint2>(pixels, out) }
+            }
 
-    fn clear(&self, of_levels: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
-        plane[first * DEPTH..][..count * DEPTH].fill(if of_levels { -1i8 as u8 } else { 0 });
-    }
+            fn clear(&self, of_levels: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
+                let zero: i8 = if of_levels { $zero } else { 0 };
+                plane[first * DEPTH..][..count * DEPTH].fill(zero as u8);
+            }
 
-    fn run(&self, framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, emit: &mut dyn FnMut(Emitted<'_>)) {
-        // SAFETY: `self` exists, so `make` saw AVX-512 and AMX and was allowed tiles.
-        unsafe { run(framed, panel, scratch, emit) }
-    }
+            fn run(
+                &self,
+                framed: &Framed<'_>,
+                panel: &Panel<'_>,
+                scratch: &mut Vec<Line>,
+                emit: &mut dyn FnMut(Emitted<'_>),
+            ) {
+                // SAFETY: this is an inner loop of `Amx`, which exists where `make` saw AVX-512 and AMX and was allowed tiles.
+                unsafe { run(framed, panel, scratch, emit) }
+            }
+        }
+    };
 }
 
-/// Codes as int8, a unit of a pixel after the other.
+framed_kernel!(Amx, false, -1);
+framed_kernel!(Uint2, true, 0);
+
+/// Codes, or activations of two bits, as int8, a unit of a pixel after the other.
 #[target_feature(enable = "avx512f,avx512bw")]
-fn encode(pixels: &Pixels<'_>, out: &mut [u8]) {
-    let (one, minus_one) = (_mm512_set1_epi8(1), _mm512_set1_epi8(-1));
+fn encode<const UINT2: bool>(pixels: &Pixels<'_>, out: &mut [u8]) {
+    let (one, two, minus_one) = (_mm512_set1_epi8(1), _mm512_set1_epi8(2), _mm512_set1_epi8(-1));
     for (i, out) in out.as_chunks_mut::<DEPTH>().0.iter_mut().enumerate() {
         let unit = u128::from_le_bytes(*pixels.unit(i));
-        let (z, p) = (unit as u64, (unit >> 64) as u64);
-        let code = _mm512_maskz_mov_epi8(!z, _mm512_mask_blend_epi8(p, minus_one, one));
+        let (first, second) = (unit as u64, (unit >> 64) as u64);
+        let code = if UINT2 {
+            _mm512_or_si512(_mm512_maskz_mov_epi8(first, one), _mm512_maskz_mov_epi8(second, two))
+        } else {
+            // Planes `z` and `p`.
+            _mm512_maskz_mov_epi8(!first, _mm512_mask_blend_epi8(second, minus_one, one))
+        };
         // SAFETY: `out` has 64 bytes.
         unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), code) };
     }

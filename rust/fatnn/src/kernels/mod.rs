@@ -410,7 +410,7 @@ pub fn detected() -> Vec<&'static dyn Kernel> {
 ///
 /// So a table is what activations of two bits take, and popcount, without a vector instruction for it, wins where both operands
 /// are binary and reductions long. With that instruction it wins everywhere, which the rule for ternary codes already says:
-/// on one core of a Xeon 6 with AVX-512 (the same command), popcount / table:
+/// on one core of a Xeon with AMX (the same command), popcount / table:
 ///
 /// | layer | both binary | ternary weights, binary | ternary | ternary weights, two bits | both of two bits |
 /// | --- | --- | --- | --- | --- | --- |

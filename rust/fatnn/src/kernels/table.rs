@@ -40,9 +40,9 @@
 //! minus its nonzero weights, plus `Σ w` for half-range activations (of two bits: minus three times its weights of -1); then a
 //! byte per (unit, tap): its steps and two flags.
 
-use super::framed::{FramedKernel, Pixels};
-use super::{Inner, Layout, Operands, popcount};
-use crate::codec::{Act, WeightKind};
+use super::framed::Pixels;
+use super::{Layout, popcount};
+use crate::codec::Act;
 
 /// Steps in a unit of 64 channels: groups of two.
 pub(super) const STEPS: usize = popcount::CHANNELS / 2;
@@ -146,20 +146,6 @@ pub(super) const fn entry(activations: u8, weights: u8, uint2: bool) -> u8 {
         i += 1;
     }
     sum as u8
-}
-
-/// The inner loop for operands, of those for ternary codes and for activations of two bits.
-pub(super) fn inner<'a>(
-    operands: Operands,
-    ternary: &'a (dyn FramedKernel + Sync),
-    uint2: &'a (dyn FramedKernel + Sync),
-) -> Option<Inner<'a>> {
-    // Only the driver of tiled kernels adds two panels up.
-    (operands.weights != WeightKind::TwoBit).then_some(Inner::Framed(if operands.act == Act::Uint2 {
-        uint2
-    } else {
-        ternary
-    }))
 }
 
 /// [`super::FramedKernel::encode`] where a frame's byte is a position's state of a group. `states` is [`states`], or the same

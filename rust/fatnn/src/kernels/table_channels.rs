@@ -173,7 +173,7 @@ macro_rules! channels_kernel {
             }
 
             fn inner(&self, operands: super::Operands, _: super::Seal) -> Option<super::Inner<'_>> {
-                super::table::inner(operands, &$frames::<false>, &$frames::<true>)
+                super::framed::inner(operands, &$frames::<false>, &$frames::<true>)
             }
 
             epilogue_methods!($kernel::NR, $at_least, $float_at_least, $features);

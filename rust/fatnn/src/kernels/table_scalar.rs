@@ -1,6 +1,6 @@
 //! The product-table family in portable Rust: products looked up one by one, to check the others by.
 
-use super::framed::{Emitted, Framed, FramedKernel, Line, Panel, Pixels};
+use super::framed::{Emitted, Framed, FramedKernel, Line, Panel, Pixels, inner};
 use super::table::{STATES, STEPS, UINT2_STATES, Weights, entry, states, steps, uint2_states};
 use super::{Family, Inner, Kernel, Layout, Operands, Seal, epilogue_methods, table};
 use crate::cpu::{Features, Isa};
@@ -42,7 +42,7 @@ impl Kernel for Scalar {
     }
 
     fn inner(&self, operands: Operands, _: Seal) -> Option<Inner<'_>> {
-        table::inner(operands, &Frames::<false>, &Frames::<true>)
+        inner(operands, &Frames::<false>, &Frames::<true>)
     }
 
     epilogue_methods!(NR, crate::epilogue::at_least, crate::quantize::at_least);
