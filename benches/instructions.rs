@@ -48,8 +48,10 @@ const OPERANDS: [Operands; 5] = [
     Operands { act: Act::Binary, weights: WeightKind::Binary },
 ];
 
-/// First argument of a process that valgrind watches.
+/// First argument of a process that is counted.
 const COUNTED: &str = "counted";
+/// What its sum is printed behind: callgrind's words.
+const COLLECTED: &str = "Collected :";
 
 /// Codes of equal shares, from a linear congruential generator.
 fn random_codes(of: &[i8], len: usize, seed: u64) -> Vec<i8> {
@@ -97,14 +99,17 @@ fn convolution(kernel: &'static dyn Kernel, operands: Operands, layer: &Layer) -
     }
 }
 
-/// Instructions of this program with so many repetitions, or why valgrind did not count them.
-fn valgrind_counts(kernel: &str, operands: Operands, layer: &Layer, repetitions: usize) -> Result<u64, String> {
+/// Instructions of this program with so many repetitions under valgrind, or of one repetition by single steps where none are
+/// given; or why they were not counted.
+fn counts(kernel: &dyn Kernel, operands: Operands, layer: &Layer, repetitions: Option<usize>) -> Result<u64, String> {
     let program = std::env::current_exe().map_err(|e| e.to_string())?;
-    let done = Command::new("valgrind")
-        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        .arg(program)
-        .args([COUNTED, kernel, operands.act.name(), operands.weights.name(), layer.0])
-        .arg(repetitions.to_string())
+    let mut command = Command::new(if repetitions.is_some() { "valgrind".as_ref() } else { program.as_os_str() });
+    if repetitions.is_some() {
+        command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(program);
+    }
+    let done = command
+        .args([COUNTED, kernel.name(), operands.act.name(), operands.weights.name(), layer.0])
+        .args(repetitions.map(|repetitions| repetitions.to_string()))
         .env_remove("FATNN_ISA")
         .env_remove("FATNN_KERNEL")
         .output()
@@ -114,13 +119,13 @@ fn valgrind_counts(kernel: &str, operands: Operands, layer: &Layer, repetitions:
         let reason = said.lines().find(|line| !line.starts_with("==")).unwrap_or("valgrind failed").trim();
         return Err(reason.to_owned());
     }
-    let counted = said.lines().find_map(|line| line.split("Collected :").nth(1)?.trim().parse().ok());
-    counted.ok_or_else(|| "callgrind printed no sum".to_owned())
+    let counted = said.lines().find_map(|line| line.split(COLLECTED).nth(1)?.trim().parse().ok());
+    counted.ok_or_else(|| "no sum was printed".to_owned())
 }
 
-/// What a process under valgrind does: kernel, activations, weights, layer, repetitions.
+/// What a process that is counted does: kernel, activations, weights, layer, and repetitions under valgrind.
 fn counted(arguments: &[String]) {
-    let [kernel, act, weights, layer, repetitions] = arguments else { panic!("five arguments") };
+    let [kernel, act, weights, layer, repetitions @ ..] = arguments else { panic!("four arguments") };
     // Under valgrind, features are those that valgrind has.
     let Ok(kernel) = kernels::named(kernel) else {
         eprintln!("valgrind has not the instructions of {kernel}");
@@ -132,9 +137,27 @@ fn counted(arguments: &[String]) {
     };
     let layer = LAYERS.iter().find(|(name, ..)| name == layer).expect("a layer");
     let mut run = convolution(kernel, operands, layer);
-    for _ in 0..repetitions.parse().expect("a number") {
+    if let [repetitions] = repetitions {
+        for _ in 0..repetitions.parse().expect("a number") {
+            run();
+        }
+    } else {
+        // What is done once drops out.
         run();
+        let counted = step(run);
+        eprintln!("{COLLECTED} {counted}");
     }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn step(run: impl FnOnce()) -> u64 {
+    stepping::count(run)
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+fn step(_: impl FnOnce()) -> u64 {
+    eprintln!("valgrind has not its instructions, and there are no single steps here");
+    std::process::exit(1);
 }
 
 /// Valgrind's version, where there is one.
@@ -144,26 +167,12 @@ fn valgrind() -> Option<String> {
 }
 
 /// Instructions of one convolution and what counted them, or why nothing did.
-fn count(kernel: &'static dyn Kernel, operands: Operands, layer: &Layer) -> Result<(f64, &'static str), String> {
-    let by_valgrind = |repetitions| valgrind_counts(kernel.name(), operands, layer, repetitions);
-    match by_valgrind(FEW).and_then(|few| by_valgrind(MANY).map(|many| many - few)) {
+fn count(kernel: &dyn Kernel, operands: Operands, layer: &Layer) -> Result<(f64, &'static str), String> {
+    let counts = |repetitions| counts(kernel, operands, layer, repetitions);
+    match counts(Some(FEW)).and_then(|few| counts(Some(MANY)).map(|many| many - few)) {
         Ok(difference) => Ok((difference as f64 / (MANY - FEW) as f64, "callgrind")),
-        Err(why) => step(kernel, operands, layer).ok_or(why),
+        Err(_) => counts(None).map(|counted| (counted as f64, "single steps")),
     }
-}
-
-/// [`count`] by single steps, where there are any.
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-fn step(kernel: &'static dyn Kernel, operands: Operands, layer: &Layer) -> Option<(f64, &'static str)> {
-    let mut run = convolution(kernel, operands, layer);
-    // What is done once drops out.
-    run();
-    Some((stepping::count(run) as f64, "single steps"))
-}
-
-#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-fn step(_: &'static dyn Kernel, _: Operands, _: &Layer) -> Option<(f64, &'static str)> {
-    None
 }
 
 fn main() {

@@ -70,12 +70,17 @@ def _speedups(results: dict[str, Any], path: Path) -> Path | None:
             [ratio["high"] - ratio["median"] for _, ratio in bars],
         ]
         places = [place + (position - (len(shown) - 1) / 2) * width for place, _ in bars]
-        axes.bar(places, tops, width, yerr=spread, label=results["rungs"][rung]["title"], error_kw={"lw": 0.6})
+        # From 1, which is float32: on a logarithmic axis equal heights are equal factors, and slower bars hang down.
+        heights = [top - 1 for top in tops]
+        label = results["rungs"][rung]["title"]
+        axes.bar(places, heights, width, bottom=1, yerr=spread, label=label, error_kw={"lw": 0.6})
     axes.axhline(1, color="black", lw=0.8)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xticks(range(len(groups)), list(groups), rotation=20, ha="right")
     axes.set(ylabel="times as fast as our float32", title=results["machine"]["cpu"])
     axes.grid(axis="y", alpha=0.3)
-    chart.legend(loc="outside lower center", ncols=3, fontsize=8)
+    chart.legend(loc="outside lower center", ncols=3 if len(groups) > 5 else 2, fontsize=8)
     chart.savefig(path, dpi=110)
     return path
 

@@ -247,8 +247,8 @@ def _instructions(results: dict[str, Any]) -> Iterable[str]:
         for key, counts in _counted(results).items()
     ]
     yield (
-        f"Counted by {counted['valgrind']}'s callgrind or, of instructions that it does not know, by single steps; one thread, "
-        "codes to codes, driver and epilogue included."
+        f"Counted by {counted['valgrind']}'s callgrind or, of instructions that it does not know, by single steps; "
+        "one thread, codes to codes, driver and epilogue included."
     )
     yield _table(["kernel", "weights", "activations", *layers], rows)
     if counted["not_counted"]:
