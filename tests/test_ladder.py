@@ -160,7 +160,10 @@ def test_layers_are_measured_both_ways_and_networks_say_what_they_hold(finished:
         assert all(family in kernel or kernel == "gemm-f32" for kernel in facts["kernels"])
     assert figure(layer, "int8", "codes") is None
     assert figure(layer, "float32", "floats")["over_float32"]["median"] == 1  # type: ignore[index]
-    assert inside(network, "int8")["facts"]["kernels"].keys() == {_core.int8_kernel_for(False)}  # type: ignore[index]
+    # Not all layers' shapes suit the best one.
+    kernels = inside(network, "int8")["facts"]["kernels"]  # type: ignore[index]
+    assert _core.int8_kernel_for(False) in kernels
+    assert all("int8" in kernel for kernel in kernels)
 
 
 def test_the_report_and_the_plots(finished: Finished) -> None:
@@ -170,12 +173,13 @@ def test_the_report_and_the_plots(finished: Finished) -> None:
     ]
     assert json.loads(next(place.glob("*.json")).read_text()) == finished.results
     text = next(place.glob("*.md")).read_text()
+    tiers = "scalar" if RUNGS["ternary-matrix"].kernels() else "native, scalar"
     for part in (
         *("## Targets", "## Theory and practice", "3×3, 20 channels, 6×6", "digits, batch 1", "| scalar |", "4N"),
-        *("0.1250", "other (not here)", "matrix unit (native, scalar): no matrix kernel here", "-ladder-accuracy.png"),
+        *("0.1250", "other (not here)", f"matrix unit ({tiers}): no matrix kernel here", "-ladder-accuracy.png"),
         "fatnn ladder --layers tiny --networks digits --batch 1 --threads 1 --against torch --rounds 3 --processes 1",
     ):
-        assert part in text or ("matrix" in part and _core.cpu_info()["kernels"][0].startswith("x86_64-matrix")), part
+        assert part in text, part
 
 
 def test_a_cell_that_fails_is_named_and_the_others_go_on(
