@@ -5,7 +5,7 @@
 //! of a convolution from codes to codes and with [`MANY`], on one thread: the difference is what the repetitions in between
 //! took, driver and epilogue included, and everything that is done once (packing, checking) drops out. Valgrind knows no
 //! AVX-512 and no AMX; a convolution on kernels that it cannot run is counted by [`stepping`], on Linux. As many are counted at a
-//! time as there are processors. `cargo bench --bench instructions KERNEL...` counts those kernels only.
+//! time as there are processors. `cargo bench --bench instructions -- NAME...` counts those kernels and layers only.
 
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -181,11 +181,17 @@ fn main() {
         return counted(&arguments[1..]);
     }
     let test = arguments.iter().any(|argument| argument == "--test");
-    let wanted: Vec<_> = if test || arguments.is_empty() {
+    // Names of layers and of kernels; where there are none of a kind, all.
+    let names: &[String] = if test { &[] } else { &arguments };
+    let (layers, names): (Vec<_>, Vec<_>) =
+        names.iter().partition(|name| LAYERS.iter().any(|(layer, ..)| layer == name));
+    let wanted: Vec<_> = if names.is_empty() {
         kernels::detected()
     } else {
-        arguments.iter().map(|name| kernels::named(name).unwrap_or_else(|error| panic!("{error}"))).collect()
+        names.iter().map(|name| kernels::named(name).unwrap_or_else(|error| panic!("{error}"))).collect()
     };
+    let layers: Vec<_> =
+        LAYERS.iter().filter(|(name, ..)| layers.is_empty() || layers.iter().any(|layer| layer == name)).collect();
     let mut pairs: Vec<_> = OPERANDS
         .into_iter()
         .flat_map(|operands| wanted.iter().map(move |kernel| (*kernel, operands)))
@@ -208,7 +214,7 @@ fn main() {
     let work: Vec<_> = pairs
         .iter()
         .enumerate()
-        .flat_map(|(i, pair)| LAYERS.iter().enumerate().map(move |(j, layer)| ([i, j], pair, layer)))
+        .flat_map(|(i, pair)| layers.iter().enumerate().map(move |(j, layer)| ([i, j], pair, *layer)))
         .collect();
     let (queue, results) = (Mutex::new(work.into_iter()), Mutex::new(Vec::new()));
     let next = || queue.lock().expect("no thread panicked").next();
