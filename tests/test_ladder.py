@@ -172,7 +172,8 @@ def test_the_report_and_the_plots(finished: Finished) -> None:
         *("-ladder-accuracy.png", "-ladder.json", "-ladder.md", "-ladder.png"),
     ]
     assert json.loads(next(place.glob("*.json")).read_text()) == finished.results
-    text = next(place.glob("*.md")).read_text()
+    # The command says which instruction sets where they are not all that this CPU has.
+    text = next(place.glob("*.md")).read_text().replace(" --isa native,scalar", "")
     tiers = "scalar" if RUNGS["ternary-matrix"].kernels() else "native, scalar"
     for part in (
         *("## Targets", "## Theory and practice", "3×3, 20 channels, 6×6", "digits, batch 1", "| scalar |", "4N"),

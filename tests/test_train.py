@@ -561,7 +561,9 @@ def test_compare(tmp_path: Path) -> None:
     assert fatnn["below_float"] == pytest.approx(wide["mean"] - fatnn["mean"])
     assert fatnn["codes_total"] == sum(run["codes_total"] for run in runs) > 0
     page = (tmp_path / "results" / "quantizers.md").read_text()
-    assert f"| FATNN | ternary | ternary | 2N | **{100 * fatnn['mean']:.2f}" in page
+    # Which of two short runs is better, and so in bold, depends on the CPU's floats.
+    bold = "**" if fatnn["mean"] >= scratch["mean"] else ""
+    assert f"| FATNN | ternary | ternary | 2N | {bold}{100 * fatnn['mean']:.2f}" in page
     assert "fatnn compare --config digits" in page
     assert (tmp_path / "results" / "quantizers.png").stat().st_size > 10_000
     with pytest.raises(
