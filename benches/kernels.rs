@@ -237,8 +237,8 @@ fn table() {
 
 /// Other operands beside ternary ones, from codes to accumulators.
 fn operands_table() {
-    let named = |argument: &String| kernels::named(argument).is_ok();
-    let wanted: Vec<_> = std::env::args().filter(named).collect();
+    let named: Vec<_> = std::env::args().filter_map(|argument| kernels::named(&argument).ok()).collect();
+    let kernels = if named.is_empty() { kernels::detected() } else { named };
     parallel::set_num_threads(1).unwrap();
     let names = OTHERS.map(|(name, _)| name).join(" | ");
     println!("\nGMAC/s, and in brackets the multiple of ternary operands on the same kernel\n");
@@ -246,10 +246,7 @@ fn operands_table() {
     for ternary in PRODUCTS.map(Problem::product).into_iter().chain(LAYERS.map(Problem::layer)) {
         let others = OTHERS.map(|(_, operands)| ternary.with(operands));
         let problems: Vec<_> = std::iter::once(ternary).chain(others).map(|p| (p.expected(), p)).collect();
-        for kernel in kernels::detected() {
-            if !wanted.is_empty() && !wanted.contains(&kernel.name().to_owned()) {
-                continue;
-            }
+        for &kernel in &kernels {
             // Framed kernels run ternary operands only, some tiled ones not all others.
             let able: Vec<_> = problems.iter().filter(|(_, problem)| problem.operands.run_on(kernel)).collect();
             if able.len() == 1 {

@@ -2,8 +2,8 @@
 //!
 //! The trap flag makes the CPU raise a debug exception behind every instruction, which the operating system turns into a signal
 //! whose handler counts. So the program itself runs, on its own CPU, with every instruction that this has; each costs a few
-//! microseconds, or some more on a virtual machine. What a system call does inside the operating system is not counted. Repetitions of a string instruction trap one
-//! by one and count as one, as for callgrind.
+//! microseconds, or some more on a virtual machine. What a system call does inside the operating
+//! system is not counted. Repetitions of a string instruction trap one by one and count as one, as for callgrind.
 
 use std::arch::asm;
 use std::cell::Cell;

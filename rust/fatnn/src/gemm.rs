@@ -1,7 +1,7 @@
 //! The driver over tiles: which rows and channels are computed when and by which thread.
 //!
-//! A product has `m` rows (output pixels), `n` columns (output channels) and a reduction of so many steps of 64 channels. Rows are split
-//! among threads; within a block of rows ([`BLOCK`]), panels of weights are the outer loop, so that a panel stays in the
+//! A product has `m` rows (output pixels), `n` columns (output channels) and a reduction of so many steps of 64 channels.
+//! Rows are split among threads; within a block of rows ([`BLOCK`]), panels of weights are the outer loop, so that a panel stays in the
 //! first-level cache while the block's activations pass by. The epilogue runs right behind each panel, on a few kilobytes of
 //! accumulators that have not left the cache. Weights of two bits have two panels, whose accumulators are added up before it.
 //!

@@ -21,8 +21,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
-use super::framed::inner;
-use super::framed::{Emitted, Framed, FramedKernel, Line, Panel, Pixels};
+use super::framed::{Emitted, Framed, FramedKernel, Line, Panel, Pixels, inner};
 use super::matrix::{ROW_BYTES, ROWS};
 use super::{Family, Inner, Kernel, Layout, Operands, Seal, epilogue_methods};
 use crate::cpu::{Features, Isa};

@@ -100,6 +100,9 @@ pub(super) fn pack_panel<'a>(
     }
 }
 
+/// Where inner loops of bits say how many planes there are.
+pub(super) const TERNARY: usize = 0;
+
 /// An inner loop.
 pub(super) type Loop = dyn TiledKernel + Sync;
 

@@ -26,7 +26,7 @@
 
 use std::arch::x86_64::*;
 
-use super::popcount::{Loop, in_parts, inner};
+use super::popcount::{Loop, TERNARY, in_parts, inner};
 use super::{Counting, Family, Inner, Kernel, Layout, Operands, Seal, TiledKernel, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
@@ -39,8 +39,6 @@ const STEP_BYTES: usize = step_bytes(true);
 /// How far ahead weights are asked for where a single row meets them, which is faster than they come by themselves (4096 → 4096:
 /// 25 GB/s without, 31 with; half and twice the distance were no better).
 const AHEAD: usize = 16 * STEP_BYTES;
-/// Where others say how many planes of bits there are.
-const TERNARY: usize = 0;
 /// Steps whose carries are merged before they are counted.
 const ROUND: usize = 4;
 /// Steps after which byte counters might overflow: a round adds up to eight.

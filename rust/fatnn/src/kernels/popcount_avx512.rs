@@ -19,7 +19,7 @@
 
 use std::arch::x86_64::*;
 
-use super::popcount::{Loop, inner};
+use super::popcount::{Loop, TERNARY, inner};
 use super::{Counting, Family, Inner, Kernel, Layout, Operands, Seal, TiledKernel, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
@@ -29,8 +29,6 @@ const NV: usize = 2;
 const NR: usize = NV * 8;
 /// How far ahead weights are asked for where a single row meets them.
 const AHEAD: usize = 16 * step_bytes(true);
-/// Where others say how many planes of bits there are.
-const TERNARY: usize = 0;
 
 /// Bytes of a vector's weights: signs and, where they are `masked`, which are zero.
 const fn vector_bytes(masked: bool) -> usize {
@@ -217,8 +215,7 @@ unsafe fn count<const R: usize>(rows: [*const u8; R], offsets: &[usize], mut wei
     }
     for r in 0..R {
         for v in 0..NV {
-            let twice = _mm512_add_epi64(twos[r][v], twos[r][v]);
-            twos[r][v] = _mm512_add_epi64(twice, _mm512_popcnt_epi64(ones[r][v]));
+            twos[r][v] = twice_and(twos[r][v], _mm512_popcnt_epi64(ones[r][v]));
         }
     }
     twos
@@ -303,8 +300,7 @@ unsafe fn count_signs<const R: usize, const PLANES: usize>(
                 (plane(rows[r].add(offset), i + 2 - PLANES), vectors(weights, 0, vector_bytes(false)))
             });
             for v in 0..NV {
-                let twice = _mm512_add_epi64(twos[i][r][v], twos[i][r][v]);
-                twos[i][r][v] = _mm512_add_epi64(twice, _mm512_popcnt_epi64(ones[i][r][v]));
+                twos[i][r][v] = twice_and(twos[i][r][v], _mm512_popcnt_epi64(ones[i][r][v]));
                 if let Some((b, s)) = last {
                     let bits = _mm512_xor_si512(b, s[v]);
                     twos[i][r][v] = _mm512_add_epi64(twos[i][r][v], _mm512_popcnt_epi64(bits));
@@ -323,11 +319,18 @@ fn weighted<const R: usize, const PLANES: usize>(counts: [[[__m512i; NV]; R]; PL
     for counts in &counts[1..] {
         for r in 0..R {
             for v in 0..NV {
-                sums[r][v] = _mm512_add_epi64(sums[r][v], _mm512_add_epi64(counts[r][v], counts[r][v]));
+                sums[r][v] = twice_and(counts[r][v], sums[r][v]);
             }
         }
     }
     sums
+}
+
+/// `2·a + b`.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn twice_and(a: __m512i, b: __m512i) -> __m512i {
+    _mm512_add_epi64(_mm512_add_epi64(a, a), b)
 }
 
 /// Asks for as many weights of a few steps later as a step of masked ones has, or two of others.

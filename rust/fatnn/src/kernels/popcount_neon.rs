@@ -12,7 +12,7 @@
 
 use std::arch::aarch64::*;
 
-use super::popcount::{Loop, in_parts, inner};
+use super::popcount::{Loop, TERNARY, in_parts, inner};
 use super::{Counting, Family, Inner, Kernel, Layout, Operands, Seal, TiledKernel, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
 
@@ -24,8 +24,6 @@ const VECTORS: usize = 2;
 const NR: usize = NV * 2;
 /// Bytes of a panel's weights for one step.
 const STEP_BYTES: usize = NV * vector_bytes(true);
-/// Where others say how many planes of bits there are.
-const TERNARY: usize = 0;
 /// Steps that a byte can count: eight bits each.
 const BYTE_STEPS: usize = 255 / 8;
 /// Steps that are counted at once: 16 bits hold more.

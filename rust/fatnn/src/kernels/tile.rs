@@ -41,8 +41,8 @@ pub trait TiledKernel {
 
 /// Addresses of the activations of one or more tiles below each other, `mr` rows each.
 ///
-/// Row `r`'s unit of activations for step `i` of the reduction starts at byte `bases[r] + steps[i]` of `codes`. (An address is a sum of two small tables rather than one pointer per row and
-/// tap: padding is materialised once per image, so that every window is at the same offsets, and building a pointer per
+/// Row `r`'s unit of activations for step `i` of the reduction starts at byte `bases[r] + steps[i]` of `codes`. (An address
+/// is a sum of two small tables rather than one pointer per row and tap: padding is materialised once per image, so that every window is at the same offsets, and building a pointer per
 /// row and tap, measured, cost up to a quarter of a 64-channel layer.)
 #[derive(Clone, Copy)]
 pub struct TileRows<'a> {
