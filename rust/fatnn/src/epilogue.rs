@@ -36,18 +36,6 @@ pub struct ToCodes<'a> {
     pub layout: CodesLayout,
 }
 
-impl ToCodes<'_> {
-    /// The thresholds of a level, from 0 on, for some channels; the largest integer where there is no such channel or level.
-    #[inline(always)]
-    fn level<const NR: usize>(&self, level: usize, first: usize, channels: usize) -> [i32; NR] {
-        let mut thresholds = [i32::MAX; NR];
-        if level < self.layout.coding().thresholds() {
-            fill(&mut thresholds, &self.thresholds[level * self.layout.channels() + first..][..channels]);
-        }
-        thresholds
-    }
-}
-
 /// Scale and bias to float32.
 pub struct ToFloat<'a> {
     /// Per output channel.
@@ -111,30 +99,52 @@ pub(crate) fn to_codes<const NR: usize>(
     out: &mut [u8],
     at_least: impl Fn(&[i32; NR], &[i32; NR]) -> u64,
 ) {
-    let coding = to.layout.coding();
-    let [first, second, third] = std::array::from_fn(|level| to.level::<NR>(level, tile.first_channel, tile.channels));
-    let exists = u64::MAX >> (64 - tile.channels);
-    let write = to.layout.writer(tile.first_channel, tile.channels);
-    let rows = tile.acc.as_chunks::<NR>().0.iter();
-    let rows = rows.zip(out.chunks_exact_mut(to.layout.pixel_bytes())).take(tile.rows);
-    if coding == Coding::Ternary {
-        for (acc, out) in rows {
-            write(out, Coding::Ternary.planes([at_least(acc, &first) & exists, at_least(acc, &second) & exists, 0]));
-        }
-    } else {
-        for (acc, out) in rows {
-            write(out, coding.planes([&first, &second, &third].map(|threshold| at_least(acc, threshold) & exists)));
-        }
+    match to.layout.coding() {
+        Coding::Ternary => code_rows::<NR, 2>(tile, to, out, at_least),
+        Coding::Uint2 => code_rows::<NR, 3>(tile, to, out, at_least),
     }
 }
 
-/// Copies `from` to the start of `to`: one move of constant size for a whole tile.
+/// [`to_codes`] by so many thresholds.
 #[inline(always)]
-fn fill<T: Copy, const NR: usize>(to: &mut [T; NR], from: &[T]) {
-    match from.try_into() {
-        Ok(whole) => *to = whole,
-        Err(_) => to[..from.len()].copy_from_slice(from),
+fn code_rows<const NR: usize, const THRESHOLDS: usize>(
+    tile: &TileAcc<'_>,
+    to: &ToCodes<'_>,
+    out: &mut [u8],
+    at_least: impl Fn(&[i32; NR], &[i32; NR]) -> u64,
+) {
+    let (coding, mut padded) = (to.layout.coding(), None);
+    let of_level = |level| &to.thresholds[level * to.layout.channels() + tile.first_channel..][..tile.channels];
+    let thresholds: [_; THRESHOLDS] = columns::<_, NR, _>(std::array::from_fn(of_level), i32::MAX, &mut padded);
+    let exists = u64::MAX >> (64 - tile.channels);
+    let write = to.layout.writer(tile.first_channel, tile.channels);
+    let rows = tile.acc.as_chunks::<NR>().0.iter();
+    for (acc, out) in rows.zip(out.chunks_exact_mut(to.layout.pixel_bytes())).take(tile.rows) {
+        let mut reached = [0; MOST_THRESHOLDS];
+        for (reached, threshold) in reached.iter_mut().zip(thresholds) {
+            *reached = at_least(acc, threshold) & exists;
+        }
+        write(out, coding.planes(reached));
     }
+}
+
+/// Every slice as a whole tile's columns: itself where it has so many, else its copy, padded with `rest`. (Copying whole ones
+/// too, once a tile, took a seventh of a layer of 64 to 256 channels.)
+#[inline(always)]
+fn columns<'a, T: Copy, const NR: usize, const N: usize>(
+    slices: [&'a [T]; N],
+    rest: T,
+    padded: &'a mut Option<[[T; NR]; N]>,
+) -> [&'a [T; NR]; N] {
+    if slices.iter().all(|slice| slice.len() == NR) {
+        return slices.map(|slice| slice.try_into().expect("as long"));
+    }
+    let copy = |slice: &[T]| {
+        let mut copy = [rest; NR];
+        copy[..slice.len()].copy_from_slice(slice);
+        copy
+    };
+    padded.insert(slices.map(copy)).each_ref()
 }
 
 /// Bit `j` says whether `acc[j] >= threshold[j]`. (Compilers do not find the instruction for it: measured, a third of a
@@ -158,23 +168,22 @@ pub(crate) fn to_float<const NR: usize>(
     residual: Residual<'_>,
     out: &mut [f32],
     codes: &mut [u8],
-    at_least: impl Fn(&[f32; WIDE], f32) -> u16,
+    at_least: impl Fn(&[f32; NR], f32) -> u64,
 ) -> bool {
-    let channels = tile.first_channel..tile.first_channel + tile.channels;
-    // Absent ones change nothing: a factor of one and a summand of *negative* zero (0.0 would turn -0.0 into 0.0).
-    let (mut scale, mut bias) = ([1.0; NR], [-0.0; NR]);
-    if let Some(s) = to.scale {
-        fill(&mut scale, &s[channels.clone()]);
-    }
-    if let Some(b) = to.bias {
-        fill(&mut bias, &b[channels.clone()]);
-    }
-    let factors = (&scale, &bias);
     // Each kind compiled on its own: decided per vector, measured, it took as long as everything else here.
+    macro_rules! rows {
+        ($kind:ident, $residual:expr) => {
+            match to.codes.map(|codes| codes.layout.coding()) {
+                None => float_rows::<NR, $kind, 0>(tile, to, $residual, out, codes, at_least),
+                Some(Coding::Ternary) => float_rows::<NR, $kind, 2>(tile, to, $residual, out, codes, at_least),
+                Some(Coding::Uint2) => float_rows::<NR, $kind, 3>(tile, to, $residual, out, codes, at_least),
+            }
+        };
+    }
     match residual {
-        Residual::None => float_rows::<NR, NOTHING>(tile, to, factors, &[], out, codes, at_least),
-        Residual::Of(x) => float_rows::<NR, ELSEWHERE>(tile, to, factors, x, out, codes, at_least),
-        Residual::InPlace => float_rows::<NR, IN_PLACE>(tile, to, factors, &[], out, codes, at_least),
+        Residual::None => rows!(NOTHING, &[]),
+        Residual::Of(x) => rows!(ELSEWHERE, x),
+        Residual::InPlace => rows!(IN_PLACE, &[]),
     }
 }
 
@@ -186,122 +195,111 @@ const NOTHING: u8 = 0;
 const ELSEWHERE: u8 = 1;
 const IN_PLACE: u8 = 2;
 
+/// [`to_float`] with such a residual and so many thresholds.
 #[inline(always)]
-fn float_rows<const NR: usize, const RESIDUAL: u8>(
+fn float_rows<const NR: usize, const RESIDUAL: u8, const THRESHOLDS: usize>(
     tile: &TileAcc<'_>,
     to: &ToFloat<'_>,
-    factors: (&[f32; NR], &[f32; NR]),
     residual: &[f32],
     out: &mut [f32],
     codes: &mut [u8],
-    at_least: impl Fn(&[f32; WIDE], f32) -> u16,
+    at_least: impl Fn(&[f32; NR], f32) -> u64,
 ) -> bool {
-    let exists = u64::MAX >> (64 - tile.channels);
+    // Absent ones change nothing: a factor of one and a summand of *negative* zero (0.0 would turn -0.0 into 0.0).
+    const { assert!(NR <= 64) };
+    let channels = tile.first_channel..tile.first_channel + tile.channels;
+    let scale = to.scale.map_or(&[1.0; 64][..tile.channels], |scale| &scale[channels.clone()]);
+    let bias = to.bias.map_or(&[-0.0; 64][..tile.channels], |bias| &bias[channels.clone()]);
+    let mut padded = None;
+    let factors = columns::<_, NR, 2>([scale, bias], 0.0, &mut padded);
     let codes_to = to.codes.map(|codes| (codes, codes.layout.writer(tile.first_channel, tile.channels)));
-    let mut numbers = true;
+    let exists = u64::MAX >> (64 - tile.channels);
+    let mut largest = [0; LANES];
+    // What is not above it becomes it; NaN passes through, as through PyTorch's ReLU.
+    let floor = if to.relu { 0.0 } else { f32::NEG_INFINITY };
     for (r, acc) in tile.acc.as_chunks::<NR>().0.iter().take(tile.rows).enumerate() {
         let row = r * to.channels + tile.first_channel..r * to.channels + tile.first_channel + tile.channels;
-        let mut levels = Levels { reached: [0; MOST_THRESHOLDS], numbers: true };
         let ahead = row.start + AHEAD * to.channels;
-        for i in (0..NR).step_by(WIDE) {
+        for i in (0..NR).step_by(LINE) {
             crate::kernels::prefetch(out.as_ptr().wrapping_add(ahead + i));
             if RESIDUAL == ELSEWHERE {
                 crate::kernels::prefetch(residual.as_ptr().wrapping_add(ahead + i));
             }
         }
-        if let Ok(out) = TryInto::<&mut [f32; NR]>::try_into(&mut out[row.clone()]) {
-            let none = [0.0; NR];
-            let residual = if RESIDUAL == ELSEWHERE { residual[row].try_into().expect("as `out`") } else { &none };
-            float_row::<NR, RESIDUAL>(acc, factors, residual, to, out, &mut levels, &at_least);
+        let mut padded = None;
+        let [x] = match RESIDUAL {
+            ELSEWHERE => columns([&residual[row.clone()]], 0.0, &mut padded),
+            _ => [&[0.0; NR]],
+        };
+        let mut whole;
+        let y: &[f32; NR] = if tile.channels == NR {
+            let y: &mut [f32; NR] = (&mut out[row]).try_into().expect("as long");
+            float_row::<NR, RESIDUAL>(acc, factors, x, floor, y);
+            y
         } else {
-            let (mut x, mut y) = ([0.0; NR], [0.0; NR]);
-            match RESIDUAL {
-                ELSEWHERE => x[..tile.channels].copy_from_slice(&residual[row.clone()]),
-                IN_PLACE => y[..tile.channels].copy_from_slice(&out[row.clone()]),
-                _ => (),
-            }
-            // Columns that do not exist are numbers too, and their bits are masked.
-            float_row::<NR, RESIDUAL>(acc, factors, &x, to, &mut y, &mut levels, &at_least);
-            store(&mut out[row], &y);
-        }
+            whole = [0.0; NR];
+            whole[..tile.channels].copy_from_slice(&out[row.clone()]);
+            float_row::<NR, RESIDUAL>(acc, factors, x, floor, &mut whole);
+            store(&mut out[row], &whole);
+            &whole
+        };
         if let Some((quantizer, write)) = &codes_to {
+            let planes = row_codes::<NR, THRESHOLDS>(y, quantizer, exists, &at_least, &mut largest);
             let bytes = quantizer.layout.pixel_bytes();
-            let planes = quantizer.layout.coding().planes(levels.reached.map(|reached| reached & exists));
             write(&mut codes[r * bytes..(r + 1) * bytes], planes);
-            numbers &= levels.numbers;
         }
     }
-    numbers
+    // Without their signs NaNs are the largest, as integers.
+    largest.iter().all(|&largest| largest <= f32::INFINITY.to_bits())
 }
 
-/// Which values of a row reach levels 1, 2 and 3, and whether all are numbers.
-struct Levels {
-    reached: [u64; MOST_THRESHOLDS],
-    numbers: bool,
-}
-
-/// Floats in the widest vector: compilers keep arrays of so many in registers.
-const WIDE: usize = 16;
+/// Floats in a cache line.
+const LINE: usize = 16;
+/// Floats that are looked at side by side for NaN.
+const LANES: usize = 16;
+/// The sign of a float32.
+const SIGN: u32 = 1 << 31;
 
 /// One row of [`to_float`].
 #[inline(always)]
 fn float_row<const NR: usize, const RESIDUAL: u8>(
     acc: &[i32; NR],
-    (scale, bias): (&[f32; NR], &[f32; NR]),
+    [scale, bias]: [&[f32; NR]; 2],
     residual: &[f32; NR],
-    to: &ToFloat<'_>,
+    floor: f32,
     out: &mut [f32; NR],
-    levels: &mut Levels,
-    at_least: &impl Fn(&[f32; WIDE], f32) -> u16,
 ) {
-    let mut part = |first: usize, y: &[f32; WIDE]| {
-        if let Some(Quantizer { thresholds: [one, two, three], layout }) = to.codes {
-            levels.reached[0] |= u64::from(at_least(y, one)) << first;
-            levels.reached[1] |= u64::from(at_least(y, two)) << first;
-            if layout.coding() == Coding::Uint2 {
-                levels.reached[2] |= u64::from(at_least(y, three)) << first;
-            }
-            // The comparison with -∞ finds NaN.
-            levels.numbers &= at_least(y, f32::NEG_INFINITY) == u16::MAX;
+    for j in 0..NR {
+        let mut y = (acc[j] as f32).mul_add(scale[j], bias[j]);
+        match RESIDUAL {
+            ELSEWHERE => y += residual[j],
+            IN_PLACE => y += out[j],
+            _ => (),
         }
-    };
-    if NR < WIDE {
-        let x = if RESIDUAL == IN_PLACE { *out } else { *residual };
-        *out = float_vector::<NR, RESIDUAL>(acc, (scale, bias), &x, to.relu);
-        let mut padded = [0.0; WIDE];
-        padded[..NR].copy_from_slice(out);
-        return part(0, &padded);
-    }
-    for (i, out) in out.as_chunks_mut::<WIDE>().0.iter_mut().enumerate() {
-        let factors = (&scale.as_chunks().0[i], &bias.as_chunks().0[i]);
-        let x = if RESIDUAL == IN_PLACE { *out } else { residual.as_chunks().0[i] };
-        *out = float_vector::<WIDE, RESIDUAL>(&acc.as_chunks().0[i], factors, &x, to.relu);
-        part(i * WIDE, out);
+        out[j] = if y <= floor { floor } else { y };
     }
 }
 
+/// The planes of a row's codes, of those columns whose bits are set in `exists`; `largest` is how [`float_rows`] finds NaN.
 #[inline(always)]
-fn float_vector<const N: usize, const RESIDUAL: u8>(
-    acc: &[i32; N],
-    (scale, bias): (&[f32; N], &[f32; N]),
-    residual: &[f32; N],
-    relu: bool,
-) -> [f32; N] {
-    let mut y = acc.map(|a| a as f32);
-    // A factor of one and a summand of -0.0 change nothing, so one form serves all four cases.
-    for j in 0..N {
-        y[j] = y[j].mul_add(scale[j], bias[j]);
+fn row_codes<const NR: usize, const THRESHOLDS: usize>(
+    y: &[f32; NR],
+    quantizer: &Quantizer,
+    exists: u64,
+    at_least: &impl Fn(&[f32; NR], f32) -> u64,
+    largest: &mut [u32; LANES],
+) -> [u64; 2] {
+    let mut reached = [0; MOST_THRESHOLDS];
+    for (reached, threshold) in reached.iter_mut().zip(quantizer.thresholds).take(THRESHOLDS) {
+        *reached = at_least(y, threshold) & exists;
     }
-    if RESIDUAL != NOTHING {
-        for j in 0..N {
-            y[j] += residual[j];
+    // Columns that do not exist are numbers too.
+    for first in (0..NR).step_by(LANES) {
+        for lane in 0..LANES.min(NR - first) {
+            largest[lane] = largest[lane].max(y[first + lane].to_bits() & !SIGN);
         }
     }
-    if relu {
-        // Not `max`: NaN passes through, as in PyTorch.
-        y = y.map(|y| if y <= 0.0 { 0.0 } else { y });
-    }
-    y
+    quantizer.layout.coding().planes(reached)
 }
 
 /// Copies the start of `from` to `to`: one move of constant size for a whole tile.

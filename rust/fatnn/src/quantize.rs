@@ -82,8 +82,8 @@ pub fn quantize(
     Ok(())
 }
 
-/// Pixels (channels-first) or channels (channels-last) that are compared at once.
-pub(crate) const BLOCK: usize = 16;
+/// Pixels that are compared at once, where channels come first.
+const BLOCK: usize = 16;
 /// Channels in a word.
 const WORD: usize = 64;
 /// Bytes of two words.
@@ -96,7 +96,7 @@ pub(crate) fn pixels(
     input: &QuantizeInput<'_>,
     first: usize,
     out: &mut [u8],
-    at_least: impl Fn(&[f32; BLOCK], f32) -> u16,
+    at_least: impl Fn(&[f32; WORD], f32) -> u64,
 ) -> bool {
     // Each coding compiled on its own: ternary codes take no third comparison.
     match (input.order, input.to.layout.coding()) {
@@ -109,10 +109,10 @@ pub(crate) fn pixels(
 
 /// Bit `j` says whether `x[j] >= threshold`.
 #[inline(always)]
-pub(crate) fn at_least(x: &[f32; BLOCK], threshold: f32) -> u16 {
+pub(crate) fn at_least<const N: usize>(x: &[f32; N], threshold: f32) -> u64 {
     let mut bits = 0;
     for (j, &x) in x.iter().enumerate() {
-        bits |= if x >= threshold { 1 << j } else { 0 };
+        bits |= u64::from(x >= threshold) << j;
     }
     bits
 }
@@ -122,7 +122,7 @@ fn channels_last<const THRESHOLDS: usize>(
     input: &QuantizeInput<'_>,
     first: usize,
     out: &mut [u8],
-    at_least: impl Fn(&[f32; BLOCK], f32) -> u16,
+    at_least: impl Fn(&[f32; WORD], f32) -> u64,
 ) -> bool {
     let layout = input.to.layout;
     let (channels, bytes) = (layout.channels(), layout.pixel_bytes());
@@ -130,15 +130,11 @@ fn channels_last<const THRESHOLDS: usize>(
     let mut numbers = true;
     // The comparison with -∞ finds NaN.
     let word = |x: &[f32; WORD], real: u64| {
-        let bits = |threshold: f32| {
-            let blocks = x.as_chunks::<BLOCK>().0.iter().enumerate();
-            blocks.fold(0, |bits, (i, block)| bits | u64::from(at_least(block, threshold)) << (i * BLOCK))
-        };
         let mut reached = [0; MOST_THRESHOLDS];
         for (reached, threshold) in reached.iter_mut().zip(input.to.thresholds).take(THRESHOLDS) {
-            *reached = bits(threshold) & real;
+            *reached = at_least(x, threshold) & real;
         }
-        (unit(layout.coding().planes(reached)), bits(f32::NEG_INFINITY) == u64::MAX)
+        (unit(layout.coding().planes(reached)), at_least(x, f32::NEG_INFINITY) == u64::MAX)
     };
     let groups = x.chunks_exact(layout.group_channels()).zip(out.chunks_exact_mut(layout.group_bytes()));
     for (x, out) in groups {

@@ -37,7 +37,8 @@ impl Word {
     fn or(self, pixel: &mut [u8], [first, second]: [u64; 2]) {
         let unit: &mut [u8; UNIT] = (&mut pixel[self.at..self.at + UNIT]).try_into().expect("as long");
         if self.whole {
-            *unit = (u128::from(first) | u128::from(second) << WORD).to_le_bytes();
+            unit[..8].copy_from_slice(&first.to_le_bytes());
+            unit[8..].copy_from_slice(&second.to_le_bytes());
         } else {
             or_word(&mut unit[..8], first << self.shift);
             or_word(&mut unit[8..], second << self.shift);

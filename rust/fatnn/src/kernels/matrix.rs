@@ -8,8 +8,10 @@
 //! **Weights**, per panel of `nr` channels: for every `lanes` channels, for every unit of 64 channels of the input, for every
 //! tap, 16 rows of 64 weights in 16 bytes. A row is what the unit wants side by side: for every channel four consecutive
 //! positions of the reduction. Weight `i` of a row, two's complement in two bits, lies at bit
-//! `64·(i/8 mod 2) + 16·(i/16) + 2·(i mod 8)`, from where one byte-wise shift of a vector fetches it ([`field`]). Behind them
-//! one `i32` per channel: where accumulation starts, `Σ w` for half-range activations, else 0.
+//! `64·(i/8 mod 2) + 16·(i/16) + 2·(i mod 8)`, from where one byte-wise shift of a vector fetches it ([`field`]).
+//!
+//! **Activations** are expanded to what they stand for, so that a sum begins at zero: ternary codes of half-range activations
+//! to their levels 0, 1, 2.
 
 use super::{Layout, popcount};
 
@@ -30,7 +32,6 @@ pub(super) fn pack_panel<'a>(
     layout: Layout,
     taps: usize,
     channels: usize,
-    half_range: bool,
     channel: impl Fn(usize) -> Option<&'a [i8]>,
     panel: &mut [u8],
 ) {
@@ -47,11 +48,6 @@ pub(super) fn pack_panel<'a>(
                 let bit = field(j % layout.lanes * TOGETHER + at % TOGETHER);
                 strip[row * ROW_BYTES + bit / 8] |= (w as u8 & 3) << (bit % 8);
             }
-        }
-        if half_range {
-            let sum: i32 = codes.iter().map(|&w| i32::from(w)).sum();
-            let at = layout.nr / layout.lanes * strip_bytes + j * 4;
-            panel[at..at + 4].copy_from_slice(&sum.to_le_bytes());
         }
     }
 }

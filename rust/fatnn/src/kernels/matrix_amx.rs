@@ -21,9 +21,10 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
-use super::framed::{Emitted, Framed, FramedKernel, Line, Panel, Pixels, inner};
+use super::framed::{Emitted, Framed, FramedKernel, Line, Panel, Pixels};
 use super::matrix::{ROW_BYTES, ROWS};
 use super::{Family, Inner, Kernel, Layout, Operands, Seal, epilogue_methods};
+use crate::codec::{Act, WeightKind};
 use crate::cpu::{Features, Isa};
 
 /// Rows, and channels, of a hardware tile.
@@ -52,8 +53,15 @@ const AHEAD: usize = 2;
 #[derive(Debug)]
 struct Amx;
 
-/// The inner loop for activations of two bits: only a frame's codes are others.
-struct Uint2;
+/// Ternary codes as they are.
+const CODES: u8 = 0;
+/// Ternary codes plus one.
+const LEVELS: u8 = 1;
+/// Activations of two bits.
+const UINT2: u8 = 2;
+
+/// The inner loop for activations of a kind: they differ in what a frame's bytes are made of.
+struct Frames<const KIND: u8>;
 
 /// Where the CPU has AMX with int8, and AVX-512 with what comes with it on every such CPU, and the operating system lets this
 /// process use it.
@@ -93,7 +101,14 @@ impl Kernel for Amx {
     }
 
     fn inner(&self, operands: Operands, _: Seal) -> Option<Inner<'_>> {
-        inner(operands, self, &Uint2)
+        // Only the driver of tiled kernels adds two panels up.
+        let loops: &(dyn FramedKernel + Sync) = match operands {
+            Operands { weights: WeightKind::TwoBit, .. } => return None,
+            Operands { act: Act::Full, .. } => &Frames::<CODES>,
+            Operands { act: Act::Half | Act::Binary, .. } => &Frames::<LEVELS>,
+            Operands { act: Act::Uint2, .. } => &Frames::<UINT2>,
+        };
+        Some(Inner::Framed(loops))
     }
 
     epilogue_methods!(
@@ -104,61 +119,53 @@ impl Kernel for Amx {
     );
 }
 
-/// Implements [`FramedKernel`] for codes that `encode::<UINT2>` writes, of which `zero` is level 0.
-macro_rules! framed_kernel {
-    ($kernel:ident, $uint2:literal, $zero:literal) => {
-        impl FramedKernel for $kernel {
-            fn unit_bytes(&self) -> usize {
-                DEPTH
-            }
+impl<const KIND: u8> FramedKernel for Frames<KIND> {
+    fn unit_bytes(&self) -> usize {
+        DEPTH
+    }
 
-            fn block(&self) -> usize {
-                BLOCK
-            }
+    fn block(&self) -> usize {
+        BLOCK
+    }
 
-            fn encode(&self, pixels: &Pixels<'_>, plane: &mut [u8], first: usize, _: usize) {
-                let out = &mut plane[first * DEPTH..][..pixels.count * DEPTH];
-                // SAFETY: this is an inner loop of `Amx`, which exists where `make` saw AVX-512.
-                unsafe { encode::<$uint2>(pixels, out) }
-            }
+    fn encode(&self, pixels: &Pixels<'_>, plane: &mut [u8], first: usize, _: usize) {
+        let out = &mut plane[first * DEPTH..][..pixels.count * DEPTH];
+        // SAFETY: this is an inner loop of `Amx`, which exists where `make` saw AVX-512.
+        unsafe { encode::<KIND>(pixels, out) }
+    }
 
-            fn clear(&self, of_levels: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
-                let zero: i8 = if of_levels { $zero } else { 0 };
-                plane[first * DEPTH..][..count * DEPTH].fill(zero as u8);
-            }
+    fn clear(&self, _: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
+        // Level 0 and code 0 are written alike.
+        plane[first * DEPTH..][..count * DEPTH].fill(0);
+    }
 
-            fn run(
-                &self,
-                framed: &Framed<'_>,
-                panel: &Panel<'_>,
-                scratch: &mut Vec<Line>,
-                emit: &mut dyn FnMut(Emitted<'_>),
-            ) {
-                // SAFETY: this is an inner loop of `Amx`, which exists where `make` saw AVX-512 and AMX and was allowed tiles.
-                unsafe { run(framed, panel, scratch, emit) }
-            }
-        }
-    };
+    fn run(
+        &self,
+        framed: &Framed<'_>,
+        panel: &Panel<'_>,
+        scratch: &mut Vec<Line>,
+        emit: &mut dyn FnMut(Emitted<'_>),
+    ) {
+        // SAFETY: this is an inner loop of `Amx`, which exists where `make` saw AVX-512 and AMX and was allowed tiles.
+        unsafe { run(framed, panel, scratch, emit) }
+    }
 }
 
-framed_kernel!(Amx, false, -1);
-framed_kernel!(Uint2, true, 0);
-
-/// Codes, or activations of two bits, as int8, a unit of a pixel after the other.
+/// What activations stand for, as int8, a unit of a pixel after the other.
 #[target_feature(enable = "avx512f,avx512bw")]
-fn encode<const UINT2: bool>(pixels: &Pixels<'_>, out: &mut [u8]) {
+fn encode<const KIND: u8>(pixels: &Pixels<'_>, out: &mut [u8]) {
     let (one, two, minus_one) = (_mm512_set1_epi8(1), _mm512_set1_epi8(2), _mm512_set1_epi8(-1));
     for (i, out) in out.as_chunks_mut::<DEPTH>().0.iter_mut().enumerate() {
         let unit = u128::from_le_bytes(*pixels.unit(i));
+        // Planes `z` and `p`, or the low bit and the high one.
         let (first, second) = (unit as u64, (unit >> 64) as u64);
-        let code = if UINT2 {
-            _mm512_or_si512(_mm512_maskz_mov_epi8(first, one), _mm512_maskz_mov_epi8(second, two))
-        } else {
-            // Planes `z` and `p`.
-            _mm512_maskz_mov_epi8(!first, _mm512_mask_blend_epi8(second, minus_one, one))
+        let byte = match KIND {
+            CODES => _mm512_maskz_mov_epi8(!first, _mm512_mask_blend_epi8(second, minus_one, one)),
+            LEVELS => _mm512_maskz_mov_epi8(second, _mm512_mask_blend_epi8(first, two, one)),
+            _ => _mm512_or_si512(_mm512_maskz_mov_epi8(first, one), _mm512_maskz_mov_epi8(second, two)),
         };
         // SAFETY: `out` has 64 bytes.
-        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), code) };
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), byte) };
     }
 }
 
@@ -204,8 +211,8 @@ pub(super) unsafe fn release() {
 unsafe fn run(framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, emit: &mut dyn FnMut(Emitted<'_>)) {
     let depth = framed.offsets().len();
     let blocks = framed.positions().div_ceil(BLOCK);
-    let (weights, sums) = panel.bytes().split_at(NR / SIDE * depth * PACKED_TILE);
-    assert_eq!(sums.len(), NR * 4);
+    let weights = panel.bytes();
+    assert_eq!(weights.len(), NR / SIDE * depth * PACKED_TILE);
     let strips = panel.channels().div_ceil(SIDE);
     let expanded = depth <= EXPANDED && blocks >= EXPANDED_BLOCKS;
     let weight_tiles = if expanded { NR / SIDE * depth } else { RING };
@@ -237,22 +244,21 @@ unsafe fn run(framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, e
                     let a = a.wrapping_add(half * 2 * TILE);
                     let b = tiles[pair * 2 * depth * TILE..].as_ptr();
                     // SAFETY: `Framed` has a whole block of rows at every offset from `first` on; `tiles` has `depth` tiles for each
-                    // of four strips; `sums` and `out` have 32 channels from here on, `out` 32 rows.
-                    unsafe { square(a, framed.offsets(), b, depth * TILE, &sums[pair * 2 * SIDE * 4..], out) };
+                    // of four strips; `out` has 32 channels from here on, of 32 rows.
+                    unsafe { square(a, framed.offsets(), b, depth * TILE, out) };
                 }
             }
         } else {
             for strip in 0..strips {
                 let w = &weights[strip * depth * PACKED_TILE..][..depth * PACKED_TILE];
-                let sums = &sums[strip * SIDE * 4..];
                 let out = &mut acc[strip * SIDE..];
                 // SAFETY: as above, `out` having a block of rows and `tiles` room for the ring.
                 unsafe {
                     match rows {
-                        1 => column::<1>(a, framed.offsets(), w, tiles, sums, out),
-                        2 => column::<2>(a, framed.offsets(), w, tiles, sums, out),
-                        3 => column::<3>(a, framed.offsets(), w, tiles, sums, out),
-                        _ => column::<4>(a, framed.offsets(), w, tiles, sums, out),
+                        1 => column::<1>(a, framed.offsets(), w, tiles, out),
+                        2 => column::<2>(a, framed.offsets(), w, tiles, out),
+                        3 => column::<3>(a, framed.offsets(), w, tiles, out),
+                        _ => column::<4>(a, framed.offsets(), w, tiles, out),
                     }
                 }
             }
@@ -303,7 +309,7 @@ fn expand_from<const N: usize>(packed: &[u8; PACKED_TILE], tile: &mut [u8; TILE]
 ///
 /// # Safety
 /// Tiles are configured; at every offset from `a` there are `R` row tiles; `packed` has a tile for every offset; `ring` has
-/// room for [`RING`] tiles, `sums` for 16 numbers, and `out` for `R` tiles of rows of [`NR`].
+/// room for [`RING`] tiles, `out` for `R` tiles of rows of [`NR`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
 #[inline]
 unsafe fn column<const R: usize>(
@@ -311,18 +317,15 @@ unsafe fn column<const R: usize>(
     offsets: &[usize],
     packed: &[u8],
     ring: &mut [u8],
-    sums: &[u8],
     out: &mut [i32],
 ) {
     const { assert!(R >= 1 && R <= 4) };
     const QUARTER: usize = ROWS / 4;
     let (packed, ring) = (packed.as_chunks::<PACKED_TILE>().0, &mut ring.as_chunks_mut::<TILE>().0[..RING]);
-    debug_assert!(packed.len() == offsets.len() && sums.len() >= SIDE * 4 && out.len() >= (R * SIDE - 1) * NR + SIDE);
-    // A row stride of zero repeats the sums in every row.
+    debug_assert!(packed.len() == offsets.len() && out.len() >= (R * SIDE - 1) * NR + SIDE);
     macro_rules! start {
         ($c:literal) => {
-            asm!(concat!("tileloadd ", $c, ", [{s} + {zero}*1]"), s = in(reg) sums.as_ptr(), zero = in(reg) 0usize,
-                options(nostack, readonly, preserves_flags))
+            asm!(concat!("tilezero ", $c), options(nostack, nomem, preserves_flags))
         };
     }
     macro_rules! multiply {
@@ -399,19 +402,19 @@ unsafe fn column<const R: usize>(
 ///
 /// # Safety
 /// Tiles are configured; at every offset from `a` there are two row tiles; `b` and `b + next` have a tile for every offset;
-/// `sums` has 32 numbers, and `out` 32 rows of [`NR`].
+/// `out` has 32 rows of [`NR`].
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-unsafe fn square(a: *const u8, offsets: &[usize], b: *const u8, next: usize, sums: &[u8], out: &mut [i32]) {
-    debug_assert!(sums.len() >= 2 * SIDE * 4 && out.len() >= (2 * SIDE - 1) * NR + 2 * SIDE);
+unsafe fn square(a: *const u8, offsets: &[usize], b: *const u8, next: usize, out: &mut [i32]) {
+    debug_assert!(out.len() >= (2 * SIDE - 1) * NR + 2 * SIDE);
     // SAFETY: the caller vouches for every address.
     unsafe {
         asm!(
-            "tileloadd tmm0, [{s} + {zero}*1]",
-            "tileloadd tmm1, [{s} + {zero}*1 + 64]",
-            "tileloadd tmm2, [{s} + {zero}*1]",
-            "tileloadd tmm3, [{s} + {zero}*1 + 64]",
-            s = in(reg) sums.as_ptr(), zero = in(reg) 0usize, options(nostack, readonly, preserves_flags)
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            options(nostack, nomem, preserves_flags)
         );
         let mut b = b;
         for &offset in offsets {

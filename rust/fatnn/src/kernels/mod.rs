@@ -147,7 +147,7 @@ impl Layout {
         match self.family {
             Family::Popcount => units * self.nr * counting.weight_bytes() + self.nr * 4,
             // Two bits a weight.
-            Family::Matrix => units * self.nr * popcount::UNIT_BYTES + self.nr * 4,
+            Family::Matrix => units * self.nr * popcount::UNIT_BYTES,
             Family::Table => table::panel_bytes(self, units),
         }
     }
@@ -162,10 +162,9 @@ impl Layout {
         channel: impl Fn(usize) -> Option<&'a [i8]>,
         panel: &mut [u8],
     ) {
-        let half_range = matches!(act, Act::Half | Act::Binary);
         match self.family {
             Family::Popcount => popcount::pack_panel(self, taps, channels, (act, counting), channel, panel),
-            Family::Matrix => matrix::pack_panel(self, taps, channels, half_range, channel, panel),
+            Family::Matrix => matrix::pack_panel(self, taps, channels, channel, panel),
             Family::Table => table::pack_panel(self, taps, channels, act, channel, panel),
         }
     }

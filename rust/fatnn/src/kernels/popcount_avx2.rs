@@ -504,14 +504,15 @@ pub(super) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) 
 /// [`crate::quantize::at_least`].
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) fn float_at_least(x: &[f32; 16], threshold: f32) -> u16 {
+pub(super) fn float_at_least<const N: usize>(x: &[f32; N], threshold: f32) -> u64 {
+    const { assert!(N.is_multiple_of(8) && N <= 64) };
     let threshold = _mm256_set1_ps(threshold);
     let mut bits = 0;
     for (i, x) in x.as_chunks::<8>().0.iter().enumerate() {
         // SAFETY: the array has eight elements.
         let x = unsafe { _mm256_loadu_ps(x.as_ptr()) };
         let mask = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(x, threshold));
-        bits |= (mask as u16) << (i * 8);
+        bits |= u64::from(mask as u8) << (i * 8);
     }
     bits
 }

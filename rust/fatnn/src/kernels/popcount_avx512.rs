@@ -370,8 +370,14 @@ pub(super) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) 
 /// [`crate::quantize::at_least`].
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(super) fn float_at_least(x: &[f32; 16], threshold: f32) -> u16 {
-    // SAFETY: the array has sixteen elements.
-    let x = unsafe { _mm512_loadu_ps(x.as_ptr()) };
-    _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, _mm512_set1_ps(threshold))
+pub(super) fn float_at_least<const N: usize>(x: &[f32; N], threshold: f32) -> u64 {
+    const { assert!(N.is_multiple_of(16) && N <= 64) };
+    let threshold = _mm512_set1_ps(threshold);
+    let mut bits = 0;
+    for (i, x) in x.as_chunks::<16>().0.iter().enumerate() {
+        // SAFETY: the array has sixteen elements.
+        let x = unsafe { _mm512_loadu_ps(x.as_ptr()) };
+        bits |= u64::from(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, threshold)) << (i * 16);
+    }
+    bits
 }

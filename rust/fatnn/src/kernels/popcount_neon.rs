@@ -245,15 +245,20 @@ pub(super) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) 
 /// [`crate::quantize::at_least`].
 #[target_feature(enable = "neon")]
 #[inline]
-pub(super) fn float_at_least(x: &[f32; 16], threshold: f32) -> u16 {
+pub(super) fn float_at_least<const N: usize>(x: &[f32; N], threshold: f32) -> u64 {
+    const { assert!(N.is_multiple_of(4) && N <= 64) };
     let threshold = vdupq_n_f32(threshold);
-    let mut bits = vdupq_n_u32(0);
-    for (i, x) in x.as_chunks::<4>().0.iter().enumerate() {
-        // SAFETY: the array has four elements.
-        let x = unsafe { vld1q_f32(x.as_ptr()) };
-        bits = vorrq_u32(bits, vandq_u32(vcgeq_f32(x, threshold), four_bits(i)));
+    let mut halves = [0, 0];
+    for (half, x) in halves.iter_mut().zip(x.chunks(32)) {
+        let mut bits = vdupq_n_u32(0);
+        for (i, x) in x.as_chunks::<4>().0.iter().enumerate() {
+            // SAFETY: the array has four elements.
+            let x = unsafe { vld1q_f32(x.as_ptr()) };
+            bits = vorrq_u32(bits, vandq_u32(vcgeq_f32(x, threshold), four_bits(i)));
+        }
+        *half = u64::from(vaddvq_u32(bits));
     }
-    vaddvq_u32(bits) as u16
+    halves[0] | halves[1] << 32
 }
 
 /// Bits `4 i` to `4 i + 3`, one in each lane.
