@@ -188,7 +188,7 @@ pub(crate) fn to_float<const NR: usize>(
 }
 
 /// Rows between prefetch and use. A tile's part of a row is a few lines, too few for the hardware to see a pattern.
-const AHEAD: usize = 8;
+const AHEAD: usize = 4;
 
 /// [`Residual`] as a constant.
 const NOTHING: u8 = 0;
@@ -294,11 +294,15 @@ fn row_codes<const NR: usize, const THRESHOLDS: usize>(
         *reached = at_least(y, threshold) & exists;
     }
     // Columns that do not exist are numbers too.
-    for first in (0..NR).step_by(LANES) {
-        for lane in 0..LANES.min(NR - first) {
-            largest[lane] = largest[lane].max(y[first + lane].to_bits() & !SIGN);
-        }
+    let (vectors, rest) = y.as_chunks::<LANES>();
+    let mut now = *largest;
+    for y in vectors {
+        now = std::array::from_fn(|lane| now[lane].max(y[lane].to_bits() & !SIGN));
     }
+    for (now, y) in now.iter_mut().zip(rest) {
+        *now = (*now).max(y.to_bits() & !SIGN);
+    }
+    *largest = now;
     quantizer.layout.coding().planes(reached)
 }
 

@@ -221,12 +221,13 @@ impl Rectangle {
                 let mut at = first;
                 while at < end {
                     let (y, x) = (at / width, at % width);
-                    let rows = (end - at).min(columns.saturating_sub(x));
+                    // Where rows have no positions but their own, a block of them is one run.
+                    let rows = if columns == width { end - at } else { (end - at).min(columns.saturating_sub(x)) };
                     if rows > 0 {
                         let acc = &acc[(at - first) * layout.nr..(at - first + rows) * layout.nr];
                         write(&TileAcc { acc, rows, first_channel, channels }, y * columns + x);
                     }
-                    at = (y + 1) * width;
+                    at = (at + rows).max((y + 1) * width);
                 }
             });
         }
