@@ -90,36 +90,87 @@ impl Quantizer {
     }
 }
 
-/// Writes the tile's codes into `out`, which starts at the tile's first row and whose bits are zero. `at_least(acc,
-/// threshold)` is [`at_least`], or the same in the instruction set's own words.
-#[inline(always)]
-pub(crate) fn to_codes<const NR: usize>(
-    tile: &TileAcc<'_>,
-    to: &ToCodes<'_>,
-    out: &mut [u8],
-    at_least: impl Fn(&[i32; NR], &[i32; NR]) -> u64,
-) {
-    match to.layout.coding() {
-        Coding::Ternary => code_rows::<NR, 2>(tile, to, out, at_least),
-        Coding::Uint2 => code_rows::<NR, 3>(tile, to, out, at_least),
+/// Columns of a tile that the epilogue looks at together: all of them, or where fewer exist, parts of so many as a vector has.
+/// (Sixteen channels on the matrix unit, whose tiles have 64: a third of the time.)
+#[derive(Clone, Copy)]
+struct Part {
+    /// Column of the tile where it begins.
+    from: usize,
+    /// Output channel of that column.
+    first_channel: usize,
+    /// Columns that exist.
+    channels: usize,
+}
+
+impl Part {
+    fn whole(tile: &TileAcc<'_>) -> Self {
+        Part { from: 0, first_channel: tile.first_channel, channels: tile.channels }
+    }
+
+    fn each(tile: &TileAcc<'_>, width: usize) -> impl Iterator<Item = Self> {
+        let (first_channel, channels) = (tile.first_channel, tile.channels);
+        let part =
+            move |from| Part { from, first_channel: first_channel + from, channels: width.min(channels - from) };
+        (0..channels).step_by(width).map(part)
+    }
+
+    /// The part's columns of every row.
+    #[inline(always)]
+    fn rows<'a, const NR: usize, const WIDTH: usize>(
+        self,
+        tile: &TileAcc<'a>,
+    ) -> impl Iterator<Item = &'a [i32; WIDTH]> {
+        let rows = tile.acc.as_chunks::<NR>().0.iter().take(tile.rows);
+        rows.map(move |row| row[self.from..].first_chunk().expect("parts are as wide as vectors, tiles some of these"))
+    }
+
+    /// Bits of the columns that exist.
+    fn exists(self) -> u64 {
+        u64::MAX >> (64 - self.channels)
     }
 }
 
-/// [`to_codes`] by so many thresholds.
+/// Writes the tile's codes into `out`, which starts at the tile's first row and whose bits are zero. `at_least(acc,
+/// threshold)` is [`at_least`], or the same in the instruction set's own words, and so is `part_at_least`; `PART` divides `NR`.
 #[inline(always)]
-fn code_rows<const NR: usize, const THRESHOLDS: usize>(
+pub(crate) fn to_codes<const NR: usize, const PART: usize>(
     tile: &TileAcc<'_>,
     to: &ToCodes<'_>,
     out: &mut [u8],
     at_least: impl Fn(&[i32; NR], &[i32; NR]) -> u64,
+    part_at_least: impl Fn(&[i32; PART], &[i32; PART]) -> u64,
 ) {
-    let (coding, mut padded) = (to.layout.coding(), None);
-    let of_level = |level| &to.thresholds[level * to.layout.channels() + tile.first_channel..][..tile.channels];
-    let thresholds: [_; THRESHOLDS] = columns::<_, NR, _>(std::array::from_fn(of_level), i32::MAX, &mut padded);
-    let exists = u64::MAX >> (64 - tile.channels);
-    let write = to.layout.writer(tile.first_channel, tile.channels);
-    let rows = tile.acc.as_chunks::<NR>().0.iter();
-    for (acc, out) in rows.zip(out.chunks_exact_mut(to.layout.pixel_bytes())).take(tile.rows) {
+    const { assert!(NR.is_multiple_of(PART)) };
+    let ternary = to.layout.coding() == Coding::Ternary;
+    if NR == PART || tile.channels == NR {
+        let whole = Part::whole(tile);
+        return match ternary {
+            true => code_rows::<NR, NR, 2>(tile, whole, to, out, at_least),
+            false => code_rows::<NR, NR, 3>(tile, whole, to, out, at_least),
+        };
+    }
+    for part in Part::each(tile, PART) {
+        match ternary {
+            true => code_rows::<NR, PART, 2>(tile, part, to, out, &part_at_least),
+            false => code_rows::<NR, PART, 3>(tile, part, to, out, &part_at_least),
+        }
+    }
+}
+
+/// [`to_codes`] of a part, by so many thresholds.
+#[inline(always)]
+fn code_rows<const NR: usize, const WIDTH: usize, const THRESHOLDS: usize>(
+    tile: &TileAcc<'_>,
+    part: Part,
+    to: &ToCodes<'_>,
+    out: &mut [u8],
+    at_least: impl Fn(&[i32; WIDTH], &[i32; WIDTH]) -> u64,
+) {
+    let (coding, exists, mut padded) = (to.layout.coding(), part.exists(), None);
+    let of_level = |level| &to.thresholds[level * to.layout.channels() + part.first_channel..][..part.channels];
+    let thresholds: [_; THRESHOLDS] = columns::<_, WIDTH, _>(std::array::from_fn(of_level), i32::MAX, &mut padded);
+    let write = to.layout.writer(part.first_channel, part.channels);
+    for (acc, out) in part.rows::<NR, WIDTH>(tile).zip(out.chunks_exact_mut(to.layout.pixel_bytes())) {
         let mut reached = [0; MOST_THRESHOLDS];
         for (reached, threshold) in reached.iter_mut().zip(thresholds) {
             *reached = at_least(acc, threshold) & exists;
@@ -128,19 +179,19 @@ fn code_rows<const NR: usize, const THRESHOLDS: usize>(
     }
 }
 
-/// Every slice as a whole tile's columns: itself where it has so many, else its copy, padded with `rest`. (Copying whole ones
+/// Every slice as a whole part's columns: itself where it has so many, else its copy, padded with `rest`. (Copying whole ones
 /// too, once a tile, took a seventh of a layer of 64 to 256 channels.)
 #[inline(always)]
-fn columns<'a, T: Copy, const NR: usize, const N: usize>(
+fn columns<'a, T: Copy, const WIDTH: usize, const N: usize>(
     slices: [&'a [T]; N],
     rest: T,
-    padded: &'a mut Option<[[T; NR]; N]>,
-) -> [&'a [T; NR]; N] {
-    if slices.iter().all(|slice| slice.len() == NR) {
+    padded: &'a mut Option<[[T; WIDTH]; N]>,
+) -> [&'a [T; WIDTH]; N] {
+    if slices.iter().all(|slice| slice.len() == WIDTH) {
         return slices.map(|slice| slice.try_into().expect("as long"));
     }
     let copy = |slice: &[T]| {
-        let mut copy = [rest; NR];
+        let mut copy = [rest; WIDTH];
         copy[..slice.len()].copy_from_slice(slice);
         copy
     };
@@ -160,23 +211,49 @@ pub(crate) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) 
 
 /// Writes the tile's float32 values into `out`, which starts at the tile's first row, as do `residual` and `codes`. The
 /// codes, where `to` asks for them, are set in bits that are zero, with `at_least(x, threshold)` of
-/// [`crate::quantize::at_least`]; false where a value that became one was NaN.
+/// [`crate::quantize::at_least`], and `part_at_least` likewise; false where a value that became one was NaN.
 #[inline(always)]
-pub(crate) fn to_float<const NR: usize>(
+pub(crate) fn to_float<const NR: usize, const PART: usize>(
     tile: &TileAcc<'_>,
     to: &ToFloat<'_>,
     residual: Residual<'_>,
     out: &mut [f32],
     codes: &mut [u8],
     at_least: impl Fn(&[f32; NR], f32) -> u64,
+    part_at_least: impl Fn(&[f32; PART], f32) -> u64,
+) -> bool {
+    if NR == PART || tile.channels == NR {
+        return float_part::<NR, NR>(tile, Part::whole(tile), to, residual, out, codes, at_least);
+    }
+    let mut numbers = true;
+    for part in Part::each(tile, PART) {
+        numbers &= float_part::<NR, PART>(tile, part, to, residual, out, codes, &part_at_least);
+    }
+    numbers
+}
+
+/// [`to_float`] of a part.
+#[inline(always)]
+fn float_part<const NR: usize, const WIDTH: usize>(
+    tile: &TileAcc<'_>,
+    part: Part,
+    to: &ToFloat<'_>,
+    residual: Residual<'_>,
+    out: &mut [f32],
+    codes: &mut [u8],
+    at_least: impl Fn(&[f32; WIDTH], f32) -> u64,
 ) -> bool {
     // Each kind compiled on its own: decided per vector, measured, it took as long as everything else here.
     macro_rules! rows {
         ($kind:ident, $residual:expr) => {
             match to.codes.map(|codes| codes.layout.coding()) {
-                None => float_rows::<NR, $kind, 0>(tile, to, $residual, out, codes, at_least),
-                Some(Coding::Ternary) => float_rows::<NR, $kind, 2>(tile, to, $residual, out, codes, at_least),
-                Some(Coding::Uint2) => float_rows::<NR, $kind, 3>(tile, to, $residual, out, codes, at_least),
+                None => float_rows::<NR, WIDTH, $kind, 0>(tile, part, to, $residual, out, codes, at_least),
+                Some(Coding::Ternary) => {
+                    float_rows::<NR, WIDTH, $kind, 2>(tile, part, to, $residual, out, codes, at_least)
+                }
+                Some(Coding::Uint2) => {
+                    float_rows::<NR, WIDTH, $kind, 3>(tile, part, to, $residual, out, codes, at_least)
+                }
             }
         };
     }
@@ -187,40 +264,51 @@ pub(crate) fn to_float<const NR: usize>(
     }
 }
 
-/// Rows between prefetch and use. A tile's part of a row is a few lines, too few for the hardware to see a pattern.
-const AHEAD: usize = 4;
+/// Floats in a cache line.
+const LINE: usize = 16;
+/// Cache lines between prefetch and use, as rows: a tile's part of a row is a few lines, too few for the hardware to see a
+/// pattern, and rows often lie so that the first-level cache has room for a dozen of them only.
+const fn ahead(width: usize) -> usize {
+    let rows = 16 * LINE / width;
+    if rows < 8 { rows } else { 8 }
+}
 
 /// [`Residual`] as a constant.
 const NOTHING: u8 = 0;
 const ELSEWHERE: u8 = 1;
 const IN_PLACE: u8 = 2;
 
-/// [`to_float`] with such a residual and so many thresholds.
+/// Floats that are looked at side by side for NaN.
+const LANES: usize = 16;
+/// The sign of a float32.
+const SIGN: u32 = 1 << 31;
+
+/// [`float_part`] with such a residual and so many thresholds.
 #[inline(always)]
-fn float_rows<const NR: usize, const RESIDUAL: u8, const THRESHOLDS: usize>(
+fn float_rows<const NR: usize, const WIDTH: usize, const RESIDUAL: u8, const THRESHOLDS: usize>(
     tile: &TileAcc<'_>,
+    part: Part,
     to: &ToFloat<'_>,
     residual: &[f32],
     out: &mut [f32],
     codes: &mut [u8],
-    at_least: impl Fn(&[f32; NR], f32) -> u64,
+    at_least: impl Fn(&[f32; WIDTH], f32) -> u64,
 ) -> bool {
     // Absent ones change nothing: a factor of one and a summand of *negative* zero (0.0 would turn -0.0 into 0.0).
-    const { assert!(NR <= 64) };
-    let channels = tile.first_channel..tile.first_channel + tile.channels;
-    let scale = to.scale.map_or(&[1.0; 64][..tile.channels], |scale| &scale[channels.clone()]);
-    let bias = to.bias.map_or(&[-0.0; 64][..tile.channels], |bias| &bias[channels.clone()]);
+    const { assert!(WIDTH <= 64) };
+    let channels = part.first_channel..part.first_channel + part.channels;
+    let scale = to.scale.map_or(&[1.0; 64][..part.channels], |scale| &scale[channels.clone()]);
+    let bias = to.bias.map_or(&[-0.0; 64][..part.channels], |bias| &bias[channels.clone()]);
     let mut padded = None;
-    let factors = columns::<_, NR, 2>([scale, bias], 0.0, &mut padded);
-    let codes_to = to.codes.map(|codes| (codes, codes.layout.writer(tile.first_channel, tile.channels)));
-    let exists = u64::MAX >> (64 - tile.channels);
-    let mut largest = [0; LANES];
+    let factors = columns::<_, WIDTH, 2>([scale, bias], 0.0, &mut padded);
+    let codes_to = to.codes.map(|codes| (codes, codes.layout.writer(part.first_channel, part.channels)));
     // What is not above it becomes it; NaN passes through, as through PyTorch's ReLU.
     let floor = if to.relu { 0.0 } else { f32::NEG_INFINITY };
-    for (r, acc) in tile.acc.as_chunks::<NR>().0.iter().take(tile.rows).enumerate() {
-        let row = r * to.channels + tile.first_channel..r * to.channels + tile.first_channel + tile.channels;
-        let ahead = row.start + AHEAD * to.channels;
-        for i in (0..NR).step_by(LINE) {
+    let mut largest = [0; LANES];
+    for (r, acc) in part.rows::<NR, WIDTH>(tile).enumerate() {
+        let row = r * to.channels + channels.start..r * to.channels + channels.end;
+        let ahead = row.start + const { ahead(WIDTH) } * to.channels;
+        for i in (0..WIDTH).step_by(LINE) {
             crate::kernels::prefetch(out.as_ptr().wrapping_add(ahead + i));
             if RESIDUAL == ELSEWHERE {
                 crate::kernels::prefetch(residual.as_ptr().wrapping_add(ahead + i));
@@ -229,22 +317,22 @@ fn float_rows<const NR: usize, const RESIDUAL: u8, const THRESHOLDS: usize>(
         let mut padded = None;
         let [x] = match RESIDUAL {
             ELSEWHERE => columns([&residual[row.clone()]], 0.0, &mut padded),
-            _ => [&[0.0; NR]],
+            _ => [&[0.0; WIDTH]],
         };
         let mut whole;
-        let y: &[f32; NR] = if tile.channels == NR {
-            let y: &mut [f32; NR] = (&mut out[row]).try_into().expect("as long");
-            float_row::<NR, RESIDUAL>(acc, factors, x, floor, y);
+        let y: &[f32; WIDTH] = if part.channels == WIDTH {
+            let y: &mut [f32; WIDTH] = (&mut out[row]).try_into().expect("as long");
+            float_row::<WIDTH, RESIDUAL>(acc, factors, x, floor, y);
             y
         } else {
-            whole = [0.0; NR];
-            whole[..tile.channels].copy_from_slice(&out[row.clone()]);
-            float_row::<NR, RESIDUAL>(acc, factors, x, floor, &mut whole);
+            whole = [0.0; WIDTH];
+            whole[..part.channels].copy_from_slice(&out[row.clone()]);
+            float_row::<WIDTH, RESIDUAL>(acc, factors, x, floor, &mut whole);
             store(&mut out[row], &whole);
             &whole
         };
         if let Some((quantizer, write)) = &codes_to {
-            let planes = row_codes::<NR, THRESHOLDS>(y, quantizer, exists, &at_least, &mut largest);
+            let planes = row_codes::<WIDTH, THRESHOLDS>(y, quantizer, part.exists(), &at_least, &mut largest);
             let bytes = quantizer.layout.pixel_bytes();
             write(&mut codes[r * bytes..(r + 1) * bytes], planes);
         }
@@ -253,23 +341,16 @@ fn float_rows<const NR: usize, const RESIDUAL: u8, const THRESHOLDS: usize>(
     largest.iter().all(|&largest| largest <= f32::INFINITY.to_bits())
 }
 
-/// Floats in a cache line.
-const LINE: usize = 16;
-/// Floats that are looked at side by side for NaN.
-const LANES: usize = 16;
-/// The sign of a float32.
-const SIGN: u32 = 1 << 31;
-
-/// One row of [`to_float`].
+/// One row of [`float_rows`].
 #[inline(always)]
-fn float_row<const NR: usize, const RESIDUAL: u8>(
-    acc: &[i32; NR],
-    [scale, bias]: [&[f32; NR]; 2],
-    residual: &[f32; NR],
+fn float_row<const WIDTH: usize, const RESIDUAL: u8>(
+    acc: &[i32; WIDTH],
+    [scale, bias]: [&[f32; WIDTH]; 2],
+    residual: &[f32; WIDTH],
     floor: f32,
-    out: &mut [f32; NR],
+    out: &mut [f32; WIDTH],
 ) {
-    for j in 0..NR {
+    for j in 0..WIDTH {
         let mut y = (acc[j] as f32).mul_add(scale[j], bias[j]);
         match RESIDUAL {
             ELSEWHERE => y += residual[j],
@@ -282,18 +363,18 @@ fn float_row<const NR: usize, const RESIDUAL: u8>(
 
 /// The planes of a row's codes, of those columns whose bits are set in `exists`; `largest` is how [`float_rows`] finds NaN.
 #[inline(always)]
-fn row_codes<const NR: usize, const THRESHOLDS: usize>(
-    y: &[f32; NR],
+fn row_codes<const WIDTH: usize, const THRESHOLDS: usize>(
+    y: &[f32; WIDTH],
     quantizer: &Quantizer,
     exists: u64,
-    at_least: &impl Fn(&[f32; NR], f32) -> u64,
+    at_least: &impl Fn(&[f32; WIDTH], f32) -> u64,
     largest: &mut [u32; LANES],
 ) -> [u64; 2] {
     let mut reached = [0; MOST_THRESHOLDS];
     for (reached, threshold) in reached.iter_mut().zip(quantizer.thresholds).take(THRESHOLDS) {
         *reached = at_least(y, threshold) & exists;
     }
-    // Columns that do not exist are numbers too.
+    // Columns that do not exist are numbers too. (An array at a time: lane by lane, compilers shuffle.)
     let (vectors, rest) = y.as_chunks::<LANES>();
     let mut now = *largest;
     for y in vectors {

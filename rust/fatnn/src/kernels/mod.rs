@@ -235,11 +235,13 @@ pub enum Inner<'a> {
 macro_rules! epilogue_methods {
     ($nr:expr, $at_least:path, $float_at_least:path $(, $feature:literal)?) => {
         epilogue_methods!(
-            @ $nr, to_codes(to: &crate::epilogue::ToCodes<'_>, out: &mut [u8]; |a, t| $at_least(a, t)) -> () $(, $feature)?);
+            @ $nr, { if $nr < 16 { $nr } else { 16 } },
+            to_codes(to: &crate::epilogue::ToCodes<'_>, out: &mut [u8]; |a, t| $at_least(a, t), |a, t| $at_least(a, t)) -> ()
+            $(, $feature)?);
         epilogue_methods!(
-            @ $nr, to_float(
+            @ $nr, { if $nr < 16 { $nr } else { 16 } }, to_float(
                 to: &crate::epilogue::ToFloat<'_>, residual: crate::epilogue::Residual<'_>, out: &mut [f32], codes: &mut [u8];
-                |x, t| $float_at_least(x, t)
+                |x, t| $float_at_least(x, t), |x, t| $float_at_least(x, t)
             ) -> bool $(, $feature)?);
         epilogue_methods!(@ $nr, to_acc(channels: usize, out: &mut [i32];) -> () $(, $feature)?);
 
@@ -267,11 +269,11 @@ macro_rules! epilogue_methods {
             }
         }
     };
-    (@ $nr:expr, $name:ident($($arg:ident: $type:ty),*; $($extra:expr)?) -> $result:ty $(, $feature:literal)?) => {
+    (@ $nr:expr $(, $part:block)?, $name:ident($($arg:ident: $type:ty),*; $($extra:expr),*) -> $result:ty $(, $feature:literal)?) => {
         fn $name(&self, tile: &crate::epilogue::TileAcc<'_>, $($arg: $type),*) -> $result {
             $(#[target_feature(enable = $feature)])?
             fn run(tile: &crate::epilogue::TileAcc<'_>, $($arg: $type),*) -> $result {
-                crate::epilogue::$name::<{ $nr }>(tile, $($arg,)* $($extra)?)
+                crate::epilogue::$name::<{ $nr } $(, $part)?>(tile, $($arg,)* $($extra),*)
             }
             #[allow(unused_unsafe)]
             // SAFETY: `self` exists, so the features were detected.
