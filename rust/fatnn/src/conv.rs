@@ -8,9 +8,9 @@
 use crate::codec::{Act, CodesLayout};
 use crate::epilogue::{Residual, ToCodes, ToFloat};
 use crate::error::{Result, bad_value, check_len};
-use crate::frame::{self, FramePlan, Input};
+use crate::frame::{self, FramePlan, Input, Job};
 use crate::gemm::{self, AccSink, FloatSink, Piece, Rows, Sink};
-use crate::kernels::Inner;
+use crate::kernels::{FramedKernel, Inner};
 use crate::weights::PackedWeights;
 
 /// Geometry of a convolution over `batch × height × width` pixels; one-dimensional ones have height 1.
@@ -241,23 +241,15 @@ impl Geometry {
         out: &mut [S::Elem],
         beside: &mut [u8],
     ) -> Result<()> {
-        let shape = &self.shape;
-        let pixel = self.layout.pixel_bytes();
-        check_len("packed codes", shape.size("input", shape.input, pixel)?, codes.len())?;
-        check_len("output", shape.size("output", self.output, sink.row_len())?, out.len())?;
-        check_len("codes beside the output", shape.size("output", self.output, sink.beside_len())?, beside.len())?;
+        self.check(codes, sink, out, beside)?;
         if out.is_empty() {
             return Ok(());
         }
         let piece = Piece { out, beside };
-        let kernel = weights.kernel();
-        let tiled = match (weights.inner(), &self.plan) {
-            (Inner::Tiled(tiled), _) => tiled,
-            (Inner::Framed(framed), Some(plan)) => {
-                let input = Input { codes, layout: self.layout, shape, plan, output: self.output };
-                return frame::run(kernel, framed, weights, &input, sink, piece);
-            }
-            (Inner::Framed(_), None) => unreachable!("a geometry is used with the weights that it was made for"),
+        let (kernel, shape, pixel) = (weights.kernel(), &self.shape, self.layout.pixel_bytes());
+        let tiled = match weights.inner() {
+            Inner::Tiled(tiled) => tiled,
+            Inner::Framed(framed) => return frame::run(kernel, [self.job(framed, codes, weights, sink)], piece),
         };
         let codes = if self.frame_bytes == 0 {
             codes
@@ -276,6 +268,52 @@ impl Geometry {
         };
         let rows = Rows { codes, base, steps: &self.steps, group_bytes: self.layout.group_bytes() };
         gemm::run(kernel, tiled, weights, &rows, sink, piece)
+    }
+
+    /// Runs two convolutions that write the same output, the second's sink adding to what the first's has written there: as one
+    /// after the other, but that the first's results need not leave the cache where the kernel can help it. `codes`, `weights` and
+    /// `sinks` are the first's and the second's; `frame` and `beside` as for [`Geometry::run`], for both.
+    pub fn run_sum<S: Sink>(
+        [first, second]: [&Geometry; 2],
+        codes: [&[u8]; 2],
+        weights: [&PackedWeights<'_>; 2],
+        sinks: [&S; 2],
+        frame: &mut [u8],
+        out: &mut [S::Elem],
+        beside: &mut [u8],
+    ) -> Result<()> {
+        if let [Inner::Framed(a), Inner::Framed(b)] = weights.map(PackedWeights::inner)
+            && weights[0].kernel().name() == weights[1].kernel().name()
+        {
+            first.check(codes[0], sinks[0], out, &[])?;
+            second.check(codes[1], sinks[1], out, beside)?;
+            if out.is_empty() {
+                return Ok(());
+            }
+            let jobs = [first.job(a, codes[0], weights[0], sinks[0]), second.job(b, codes[1], weights[1], sinks[1])];
+            return frame::run(weights[1].kernel(), jobs, Piece { out, beside });
+        }
+        first.run(codes[0], weights[0], sinks[0], frame, out, &mut [])?;
+        second.run(codes[1], weights[1], sinks[1], frame, out, beside)
+    }
+
+    fn check<S: Sink>(&self, codes: &[u8], sink: &S, out: &[S::Elem], beside: &[u8]) -> Result<()> {
+        let (shape, pixel) = (&self.shape, self.layout.pixel_bytes());
+        check_len("packed codes", shape.size("input", shape.input, pixel)?, codes.len())?;
+        check_len("output", shape.size("output", self.output, sink.row_len())?, out.len())?;
+        check_len("codes beside the output", shape.size("output", self.output, sink.beside_len())?, beside.len())
+    }
+
+    fn job<'a, S>(
+        &'a self,
+        framed: &'a (dyn FramedKernel + Sync),
+        codes: &'a [u8],
+        weights: &'a PackedWeights<'a>,
+        sink: &'a S,
+    ) -> Job<'a, S> {
+        let plan = self.plan.as_ref().expect("a geometry is used with the weights that it was made for");
+        let input = Input { codes, layout: self.layout, shape: self.shape, plan, output: self.output };
+        Job { framed, weights, input, sink }
     }
 
     /// Copies the codes into a frame of zero-codes.

@@ -109,8 +109,7 @@ impl Part {
 
     fn each(tile: &TileAcc<'_>, width: usize) -> impl Iterator<Item = Self> {
         let (first_channel, channels) = (tile.first_channel, tile.channels);
-        let part =
-            move |from| Part { from, first_channel: first_channel + from, channels: width.min(channels - from) };
+        let part = move |from| Part { from, first_channel: first_channel + from, channels: width.min(channels - from) };
         (0..channels).step_by(width).map(part)
     }
 
@@ -211,7 +210,8 @@ pub(crate) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) 
 
 /// Writes the tile's float32 values into `out`, which starts at the tile's first row, as do `residual` and `codes`. The
 /// codes, where `to` asks for them, are set in bits that are zero, with `at_least(x, threshold)` of
-/// [`crate::quantize::at_least`], and `part_at_least` likewise; false where a value that became one was NaN.
+/// [`crate::quantize::at_least`], and `part_at_least` likewise; false where a value that became one was NaN, or several are so large
+/// that their sum is.
 #[inline(always)]
 pub(crate) fn to_float<const NR: usize, const PART: usize>(
     tile: &TileAcc<'_>,
@@ -278,11 +278,6 @@ const NOTHING: u8 = 0;
 const ELSEWHERE: u8 = 1;
 const IN_PLACE: u8 = 2;
 
-/// Floats that are looked at side by side for NaN.
-const LANES: usize = 16;
-/// The sign of a float32.
-const SIGN: u32 = 1 << 31;
-
 /// [`float_part`] with such a residual and so many thresholds.
 #[inline(always)]
 fn float_rows<const NR: usize, const WIDTH: usize, const RESIDUAL: u8, const THRESHOLDS: usize>(
@@ -304,7 +299,7 @@ fn float_rows<const NR: usize, const WIDTH: usize, const RESIDUAL: u8, const THR
     let codes_to = to.codes.map(|codes| (codes, codes.layout.writer(part.first_channel, part.channels)));
     // What is not above it becomes it; NaN passes through, as through PyTorch's ReLU.
     let floor = if to.relu { 0.0 } else { f32::NEG_INFINITY };
-    let mut largest = [0; LANES];
+    let mut total = [0.0; WIDTH];
     for (r, acc) in part.rows::<NR, WIDTH>(tile).enumerate() {
         let row = r * to.channels + channels.start..r * to.channels + channels.end;
         let ahead = row.start + const { ahead(WIDTH) } * to.channels;
@@ -332,13 +327,12 @@ fn float_rows<const NR: usize, const WIDTH: usize, const RESIDUAL: u8, const THR
             &whole
         };
         if let Some((quantizer, write)) = &codes_to {
-            let planes = row_codes::<WIDTH, THRESHOLDS>(y, quantizer, part.exists(), &at_least, &mut largest);
+            let planes = row_codes::<WIDTH, THRESHOLDS>(y, quantizer, part.exists(), &at_least, &mut total);
             let bytes = quantizer.layout.pixel_bytes();
             write(&mut codes[r * bytes..(r + 1) * bytes], planes);
         }
     }
-    // Without their signs NaNs are the largest, as integers.
-    largest.iter().all(|&largest| largest <= f32::INFINITY.to_bits())
+    total.iter().all(|total| !total.is_nan())
 }
 
 /// One row of [`float_rows`].
@@ -361,29 +355,23 @@ fn float_row<const WIDTH: usize, const RESIDUAL: u8>(
     }
 }
 
-/// The planes of a row's codes, of those columns whose bits are set in `exists`; `largest` is how [`float_rows`] finds NaN.
+/// The planes of a row's codes, of those columns whose bits are set in `exists`; `total` adds up what there is.
 #[inline(always)]
 fn row_codes<const WIDTH: usize, const THRESHOLDS: usize>(
     y: &[f32; WIDTH],
     quantizer: &Quantizer,
     exists: u64,
     at_least: &impl Fn(&[f32; WIDTH], f32) -> u64,
-    largest: &mut [u32; LANES],
+    total: &mut [f32; WIDTH],
 ) -> [u64; 2] {
     let mut reached = [0; MOST_THRESHOLDS];
     for (reached, threshold) in reached.iter_mut().zip(quantizer.thresholds).take(THRESHOLDS) {
         *reached = at_least(y, threshold) & exists;
     }
-    // Columns that do not exist are numbers too. (An array at a time: lane by lane, compilers shuffle.)
-    let (vectors, rest) = y.as_chunks::<LANES>();
-    let mut now = *largest;
-    for y in vectors {
-        now = std::array::from_fn(|lane| now[lane].max(y[lane].to_bits() & !SIGN));
+    // Whatever is added to NaN is NaN: an addition a vector, where comparisons and integers take two and wait for each other.
+    for j in 0..WIDTH {
+        total[j] += y[j];
     }
-    for (now, y) in now.iter_mut().zip(rest) {
-        *now = (*now).max(y.to_bits() & !SIGN);
-    }
-    *largest = now;
     quantizer.layout.coding().planes(reached)
 }
 

@@ -3,6 +3,9 @@
 //! Output pixels are split among threads; each thread cuts its own into rectangles whose frames fit the second-level cache,
 //! writes the frame of one, and runs all panels of weights over it. A frame is written once and read for every tap and
 //! every panel; neighbouring rectangles write their common rows twice, a few percent.
+//!
+//! Several products whose results belong in the same place, one added to the other, run rectangle by rectangle: the second finds
+//! the first's results where it has just left them, and only the sum goes out to memory.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -92,13 +95,22 @@ impl FramePlan {
 }
 
 /// A convolution's input and everything that says where in it a frame lies.
+#[derive(Clone, Copy)]
 pub(crate) struct Input<'a> {
     pub codes: &'a [u8],
     pub layout: CodesLayout,
-    pub shape: &'a ConvShape,
+    pub shape: ConvShape,
     pub plan: &'a FramePlan,
     /// Output height and width.
     pub output: [usize; 2],
+}
+
+/// A convolution and where its results go.
+pub(crate) struct Job<'a, S> {
+    pub framed: &'a (dyn FramedKernel + Sync),
+    pub weights: &'a PackedWeights<'a>,
+    pub input: Input<'a>,
+    pub sink: &'a S,
 }
 
 /// A rectangle of output pixels in one image.
@@ -111,13 +123,17 @@ struct Rectangle {
 
 impl Rectangle {
     /// The next piece of the pixels `first..end` (counted through all images): whole rows where possible, and no larger than
-    /// `limit` positions with their frame's reach, nor than `most` pixels; but not so small that most of the work would be its
+    /// `limit` positions with their frames' reach, nor than `most` pixels; but not so small that most of the work would be its
     /// frame's.
-    fn next(input: &Input<'_>, [first, end]: [usize; 2], limit: usize, most: usize) -> Self {
-        let [height, width] = input.output;
+    fn next(
+        [height, width]: [usize; 2],
+        [reach_y, reach_x]: [usize; 2],
+        [first, end]: [usize; 2],
+        limit: usize,
+        most: usize,
+    ) -> Self {
         let (image, at) = (first / (height * width), first % (height * width));
         let (y, x) = (at / width, at % width);
-        let [reach_y, reach_x] = input.plan.reach;
         let widest = (limit / (1 + reach_y)).saturating_sub(reach_x).min(most).max(reach_x).max(NARROWEST);
         let columns = (width - x).min(end - first).min(widest);
         let rows = if columns < width {
@@ -131,49 +147,55 @@ impl Rectangle {
     }
 }
 
-/// The same convolution over one image, where its window is a pixel, so that it does not matter which image a pixel is in:
-/// a linear layer's pairs and vectors of positions would else be one position each. (4096 → 4096, batch 16, on Zen 3: 4.4 ms
-/// image by image, 1.2 ms joined.)
-fn joined(shape: &ConvShape, output: [usize; 2]) -> (ConvShape, [usize; 2]) {
-    let same = shape.kernel == [1, 1] && shape.stride == [1, 1] && shape.padding == [0, 0];
-    if !same || shape.batch == 1 {
-        return (*shape, output);
+impl Input<'_> {
+    /// Whether its window is a pixel, so that it does not matter which image a pixel is in.
+    fn pixelwise(&self) -> bool {
+        self.shape.kernel == [1, 1] && self.shape.stride == [1, 1] && self.shape.padding == [0, 0]
     }
-    // `Geometry::run` found that so many pixels can be counted.
-    let [height, width] = output;
-    let output = if width == 1 { [1, shape.batch * height] } else { [shape.batch * height, width] };
-    (ConvShape { batch: 1, input: output, ..*shape }, output)
+
+    /// The same over one image: a linear layer's pairs and vectors of positions would else be one position each. (4096 → 4096,
+    /// batch 16, on Zen 3: 4.4 ms image by image, 1.2 ms joined.)
+    fn joined(self) -> Self {
+        // `Geometry::run` found that so many pixels can be counted.
+        let ([height, width], batch) = (self.output, self.shape.batch);
+        let output = if width == 1 { [1, batch * height] } else { [batch * height, width] };
+        Input { shape: ConvShape { batch: 1, input: output, ..self.shape }, output, ..self }
+    }
 }
 
-/// Computes the whole output.
-pub(crate) fn run<S: Sink>(
+/// Computes the whole output: of one product, or of several on the same kernel, one after the other for every part of it.
+/// The last one's sink says what a row is.
+pub(crate) fn run<S: Sink, const N: usize>(
     kernel: &'static dyn Kernel,
-    framed: &(dyn FramedKernel + Sync),
-    weights: &PackedWeights<'_>,
-    input: &Input<'_>,
-    sink: &S,
+    jobs: [Job<'_, S>; N],
     piece: Piece<'_, S::Elem>,
 ) -> Result<()> {
-    let (shape, output) = joined(input.shape, input.output);
-    let input = &Input { shape: &shape, output, ..*input };
-    let position_bytes = input.plan.phases.len() * input.layout.group_units() * framed.unit_bytes();
-    let limit = FRAME_BYTES / position_bytes;
-    let row_bytes = sink.row_len() * size_of::<S::Elem>() + sink.beside_len();
-    let panels = weights.groups() * weights.panels_per_group();
+    const { assert!(N > 0) };
+    let pixelwise = jobs.iter().all(|job| job.input.pixelwise() && job.input.shape.batch > 1);
+    let jobs = jobs.map(|job| if pixelwise { Job { input: job.input.joined(), ..job } } else { job });
+    let Input { shape: ConvShape { batch, .. }, output: output @ [height, width], .. } = jobs[N - 1].input;
+    let position_bytes =
+        |job: &Job<'_, S>| job.input.plan.phases.len() * job.input.layout.group_units() * job.framed.unit_bytes();
+    let limit = FRAME_BYTES / jobs.iter().map(position_bytes).max().unwrap_or(1);
+    let reach = [0, 1].map(|axis| jobs.iter().map(|job| job.input.plan.reach[axis]).max().unwrap_or(0));
+    let sinks = jobs.each_ref().map(|job| job.sink);
+    let row_bytes = sinks[N - 1].row_len() * size_of::<S::Elem>() + sinks[N - 1].beside_len();
+    let panels: usize = jobs.iter().map(|job| job.weights.groups() * job.weights.panels_per_group()).sum();
     let most = if panels > 1 { OUTPUT_BYTES / row_bytes } else { usize::MAX };
-    let [height, width] = input.output;
-    let pixels = input.shape.batch * height * width;
+    let pixels = batch * height * width;
     // Whole rows, and for each thread enough of them.
-    let rows = WORTHWHILE.div_ceil(width).min((input.shape.batch * height).div_ceil(parallel::num_threads()?));
+    let rows = WORTHWHILE.div_ceil(width).min((batch * height).div_ceil(parallel::num_threads()?));
     let granularity = if height > 1 { rows * width } else { WORTHWHILE };
-    let cost = pixels.saturating_mul(weights.macs_per_row());
-    for_each_piece(kernel, sink, piece, granularity, cost, |first, count, write| {
+    let macs: usize = jobs.iter().map(|job| job.weights.macs_per_row()).sum();
+    for_each_piece(kernel, &sinks, piece, granularity, pixels.saturating_mul(macs), |first, count, write| {
         SCRATCH.with_borrow_mut(|scratch| {
             let mut done = 0;
             while done < count {
-                let rectangle = Rectangle::next(input, [first + done, first + count], limit, most);
-                for group in 0..weights.groups() {
-                    rectangle.run(kernel, framed, weights, input, group, scratch, |tile, row| write(tile, done + row));
+                let rectangle = Rectangle::next(output, reach, [first + done, first + count], limit, most);
+                for (j, job) in jobs.iter().enumerate() {
+                    for group in 0..job.weights.groups() {
+                        rectangle.run(kernel, job, group, scratch, |tile, row| write(j, tile, done + row));
+                    }
                 }
                 done += rectangle.size[0] * rectangle.size[1];
             }
@@ -183,13 +205,10 @@ pub(crate) fn run<S: Sink>(
 
 impl Rectangle {
     /// Runs one group over the rectangle; `write` gets every run of neighbouring pixels, counted from the rectangle's first.
-    #[allow(clippy::too_many_arguments)]
-    fn run(
+    fn run<S>(
         &self,
         kernel: &dyn Kernel,
-        framed: &dyn FramedKernel,
-        weights: &PackedWeights<'_>,
-        input: &Input<'_>,
+        &Job { framed, weights, ref input, .. }: &Job<'_, S>,
         group: usize,
         scratch: &mut Scratch,
         mut write: impl FnMut(&TileAcc<'_>, usize),
@@ -243,7 +262,7 @@ impl Rectangle {
         [height, width]: [usize; 2],
         frame: &mut [u8],
     ) {
-        let (shape, units, pixel) = (input.shape, input.layout.group_units(), input.layout.pixel_bytes());
+        let (shape, units, pixel) = (&input.shape, input.layout.group_units(), input.layout.pixel_bytes());
         let [in_h, in_w] = shape.input;
         let plane_bytes = height * width * framed.unit_bytes();
         let planes = frame.chunks_exact_mut(plane_bytes).take(input.plan.phases.len() * units);

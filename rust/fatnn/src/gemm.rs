@@ -132,7 +132,7 @@ impl Sink for ToCodes<'_> {
 pub(crate) struct FloatSink<'a> {
     pub to: ToFloat<'a>,
     pub residual: Residual<'a>,
-    /// Set where a value that became a code was NaN.
+    /// Set where a value that became a code may be NaN.
     pub nan: AtomicBool,
 }
 
@@ -164,17 +164,17 @@ impl Sink for FloatSink<'_> {
     }
 }
 
-/// Calls `work(first_row, rows, write)` over disjoint pieces of the output; `write(tile, row)` hands finished tiles, which
-/// begin at row `row` of the piece, to the sink.
+/// Calls `work(first_row, rows, write)` over disjoint pieces of the output; `write(sink, tile, row)` hands finished tiles, which
+/// begin at row `row` of the piece, to the sink of that number. The last sink says what a row is.
 pub(crate) fn for_each_piece<S: Sink>(
     kernel: &'static dyn Kernel,
-    sink: &S,
+    sinks: &[&S],
     piece: Piece<'_, S::Elem>,
     granularity: usize,
     cost: usize,
-    work: impl Fn(usize, usize, &mut dyn FnMut(&TileAcc<'_>, usize)) + Sync,
+    work: impl Fn(usize, usize, &mut dyn FnMut(usize, &TileAcc<'_>, usize)) + Sync,
 ) -> Result<()> {
-    let (row_len, beside_len) = (sink.row_len(), sink.beside_len());
+    let (row_len, beside_len) = sinks.last().map_or((0, 0), |sink| (sink.row_len(), sink.beside_len()));
     let Piece { out, beside } = piece;
     parallel::try_for_each_pair(out, row_len, beside, beside_len, granularity, cost, |first, out, beside| {
         if S::ZEROED {
@@ -182,9 +182,9 @@ pub(crate) fn for_each_piece<S: Sink>(
         }
         beside.fill(0);
         let rows = out.len() / row_len;
-        work(first, rows, &mut |tile, row| {
+        work(first, rows, &mut |sink, tile, row| {
             let piece = Piece { out: &mut out[row * row_len..], beside: &mut beside[row * beside_len..] };
-            sink.write(kernel, tile, first + row, piece);
+            sinks[sink].write(kernel, tile, first + row, piece);
         });
         Ok(())
     })
@@ -205,7 +205,7 @@ pub(crate) fn run<S: Sink>(
     if m <= BLOCK && weights.groups() * weights.panels_per_group() > 1 && parallel::threads_for(cost)? > 1 {
         return by_panels(kernel, tiled, weights, rows, sink, piece);
     }
-    for_each_piece(kernel, sink, piece, mr, cost, |first, count, write| {
+    for_each_piece(kernel, &[sink], piece, mr, cost, |first, count, write| {
         SCRATCH.with_borrow_mut(|Scratch { bases, acc, low }| {
             for block in (0..count).step_by(BLOCK) {
                 let block_rows = BLOCK.min(count - block);
@@ -215,7 +215,7 @@ pub(crate) fn run<S: Sink>(
                     let tile_rows = rows.tiles(weights, mr, bases, max_step, group);
                     for panel in 0..weights.panels_per_group() {
                         sums(tiled, weights, tile_rows, [group, panel], acc, low);
-                        write(&tile_of(weights, [group, panel], acc, block_rows), block);
+                        write(0, &tile_of(weights, [group, panel], acc, block_rows), block);
                     }
                 }
             }
@@ -250,9 +250,9 @@ fn by_panels<S: Sink>(
         Ok(())
     })?;
     // In one piece: next to the sums it costs nothing.
-    for_each_piece(kernel, sink, piece, m, 0, |_, _, write| {
+    for_each_piece(kernel, &[sink], piece, m, 0, |_, _, write| {
         for (i, acc) in every.chunks_exact(len).enumerate() {
-            write(&tile_of(weights, [i / panels, i % panels], acc, m), 0);
+            write(0, &tile_of(weights, [i / panels, i % panels], acc, m), 0);
         }
     })
 }

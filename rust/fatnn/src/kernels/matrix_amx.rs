@@ -139,13 +139,7 @@ impl<const KIND: u8> FramedKernel for Frames<KIND> {
         plane[first * DEPTH..][..count * DEPTH].fill(0);
     }
 
-    fn run(
-        &self,
-        framed: &Framed<'_>,
-        panel: &Panel<'_>,
-        scratch: &mut Vec<Line>,
-        emit: &mut dyn FnMut(Emitted<'_>),
-    ) {
+    fn run(&self, framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, emit: &mut dyn FnMut(Emitted<'_>)) {
         // SAFETY: this is an inner loop of `Amx`, which exists where `make` saw AVX-512 and AMX and was allowed tiles.
         unsafe { run(framed, panel, scratch, emit) }
     }
@@ -312,13 +306,7 @@ fn expand_from<const N: usize>(packed: &[u8; PACKED_TILE], tile: &mut [u8; TILE]
 /// room for [`RING`] tiles, `out` for `R` tiles of rows of [`NR`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
 #[inline]
-unsafe fn column<const R: usize>(
-    a: *const u8,
-    offsets: &[usize],
-    packed: &[u8],
-    ring: &mut [u8],
-    out: &mut [i32],
-) {
+unsafe fn column<const R: usize>(a: *const u8, offsets: &[usize], packed: &[u8], ring: &mut [u8], out: &mut [i32]) {
     const { assert!(R >= 1 && R <= 4) };
     const QUARTER: usize = ROWS / 4;
     let (packed, ring) = (packed.as_chunks::<PACKED_TILE>().0, &mut ring.as_chunks_mut::<TILE>().0[..RING]);

@@ -184,7 +184,7 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
     /// Epilogue: accumulators to codes. See [`crate::epilogue::to_codes`].
     #[doc(hidden)]
     fn to_codes(&self, acc: &TileAcc<'_>, to: &ToCodes<'_>, out: &mut [u8]);
-    /// Epilogue: accumulators to float32, and to codes of those; whether no value that became a code was NaN. See
+    /// Epilogue: accumulators to float32, and to codes of those; false where a value that became a code may be NaN. See
     /// [`crate::epilogue::to_float`].
     #[doc(hidden)]
     fn to_float(

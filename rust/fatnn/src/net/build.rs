@@ -1,5 +1,6 @@
 //! Building a network: every node of a graph becomes an operation with its weights packed for this CPU; elementwise
-//! functions, max pooling and quantizers move into the operation whose output they read, where it can run them on the way.
+//! functions, max pooling and quantizers move into the operation whose output they read, where it can run them on the way, and
+//! what makes a summand into the operation that alone adds it.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use crate::kernels::Family;
 use crate::net::file::Tensor;
 use crate::net::network::{Beside, NetNode, Network, Port};
 use crate::net::ops::{Node, Refusal, share};
-use crate::net::value::Operation;
+use crate::net::value::{Maker, Operation};
 
 /// See [`Network::new`].
 pub(super) fn network(graph: &str, tensors: &BTreeMap<String, Tensor>, family: Option<Family>) -> Result<Network> {
@@ -173,7 +174,8 @@ impl Builder {
         Ok(())
     }
 
-    /// Moves elementwise functions, and max pooling, into the operation whose output they alone read; the emptied nodes go.
+    /// Moves elementwise functions and max pooling into the operation whose output they alone read, and what alone makes a summand
+    /// into the operation that alone reads it; the emptied nodes go.
     fn fuse(&mut self, outputs: &mut [Port]) {
         let first = self.inputs.len();
         let mut readers = vec![0; self.kinds.len()];
@@ -185,26 +187,54 @@ impl Builder {
         }
         let mut n = 0;
         while n < self.nodes.len() {
-            let source = self.nodes[n].inputs[0];
-            let fusible = source >= first && readers[source] == 1 && self.nodes[n].inputs.len() == 1;
-            if !fusible || !self.moves(n, source - first) {
-                n += 1;
-                continue;
-            }
-            // Value `first + n` becomes `source`; what comes behind moves up by one.
-            let gone = first + n;
-            self.nodes.remove(n);
-            readers[source] = readers[gone];
-            readers.remove(gone);
-            let moved = |v: &mut usize| {
-                *v = match (*v).cmp(&gone) {
-                    std::cmp::Ordering::Less => *v,
-                    std::cmp::Ordering::Equal => source,
-                    std::cmp::Ordering::Greater => *v - 1,
+            let alone = |value: usize| value >= first && readers[value] == 1;
+            let inputs = self.nodes[n].inputs.clone();
+            match *inputs.as_slice() {
+                [source] if alone(source) && self.moves(n, source - first) => {
+                    self.nodes.remove(n);
+                    readers[source] = readers[first + n];
+                    self.gone(first + n, source, &mut readers, outputs);
                 }
-            };
-            let reads = self.nodes.iter_mut().flat_map(|node| &mut node.inputs);
-            reads.chain(outputs.iter_mut().map(|port| &mut port.value)).for_each(moved);
+                // The next node stands where this one stood.
+                [_, summand] if alone(summand) && self.sums(n, summand - first) => {
+                    self.gone(summand, summand, &mut readers, outputs);
+                }
+                _ => n += 1,
+            }
+        }
+    }
+
+    /// Gives values new numbers where one is gone: its readers read `instead`, and those behind it move up by one.
+    fn gone(&mut self, gone: usize, instead: usize, readers: &mut Vec<usize>, outputs: &mut [Port]) {
+        readers.remove(gone);
+        let moved = |v: &mut usize| {
+            *v = match (*v).cmp(&gone) {
+                std::cmp::Ordering::Less => *v,
+                std::cmp::Ordering::Equal => instead,
+                std::cmp::Ordering::Greater => *v - 1,
+            }
+        };
+        let reads = self.nodes.iter_mut().flat_map(|node| &mut node.inputs);
+        reads.chain(outputs.iter_mut().map(|port| &mut port.value)).for_each(moved);
+    }
+
+    /// Moves node `summand` into node `n`, which adds its output, where that takes it; whether it is gone.
+    fn sums(&mut self, n: usize, summand: usize) -> bool {
+        if self.nodes[summand].inputs.len() != 1 {
+            return false;
+        }
+        let Draft { name, label, operation, inputs } = self.nodes.remove(summand);
+        // One place nearer than it was.
+        let node = &mut self.nodes[n - 1];
+        match node.operation.summand(Maker { name, label, operation }) {
+            None => {
+                node.inputs[1] = inputs[0];
+                true
+            }
+            Some(Maker { name, label, operation }) => {
+                self.nodes.insert(summand, Draft { name, label, operation, inputs });
+                false
+            }
         }
     }
 

@@ -78,8 +78,8 @@ pub struct Input<'a> {
     pub channels_last: bool,
 }
 
-/// A node's value, for [`Network::run_observed`]. Elementwise functions and pooling that run inside another node are not seen
-/// apart: its value is what they make of it.
+/// A node's value, for [`Network::run_observed`]. Elementwise functions, pooling and summands that run inside another node are not
+/// seen apart: its value is what they make of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Observed<'a> {
     /// The node's name.
@@ -209,9 +209,7 @@ impl Network {
     /// What every product runs on, in order: the node's name, the kernel's, and the bytes that its weights take as they are laid
     /// out for it.
     pub fn products(&self) -> impl Iterator<Item = (&str, &'static str, usize)> {
-        self.nodes
-            .iter()
-            .filter_map(|node| node.operation.product().map(|(kernel, bytes)| (node.name.as_str(), kernel, bytes)))
+        self.nodes.iter().flat_map(|node| node.operation.products(&node.name))
     }
 
     /// Bytes of the buffers kept at this moment, over all input shapes seen.

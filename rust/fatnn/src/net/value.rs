@@ -1,5 +1,6 @@
 //! What flows between a network's operations, and the contract that an operation keeps.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use crate::codec::CodesLayout;
@@ -123,8 +124,18 @@ impl<'a> SliceMut<'a> {
     }
 }
 
+/// An operation on its way into another.
+#[derive(Debug)]
+pub(crate) struct Maker {
+    /// Of its node.
+    pub name: String,
+    /// For messages.
+    pub label: String,
+    pub operation: Box<dyn Operation>,
+}
+
 /// An operation with its weights, for any input shape.
-pub(crate) trait Operation: Send + Sync + std::fmt::Debug {
+pub(crate) trait Operation: Any + Send + Sync + std::fmt::Debug {
     /// Whether it makes codes, and of which layout, given what it reads; checks kinds.
     fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>>;
     /// Settles everything that depends on shapes: what it makes, and how.
@@ -157,9 +168,16 @@ pub(crate) trait Operation: Send + Sync + std::fmt::Debug {
     fn quantizer(&self) -> Option<Quantizer> {
         None
     }
-    /// The kernel of the product that this operation is, where it is one, and the bytes of its weights as they are laid out.
-    fn product(&self) -> Option<(&'static str, usize)> {
-        None
+    /// Takes over the operation that alone makes its second input, where it can run that on the way: it then reads what that one
+    /// read in this input's place. Else gives it back.
+    fn summand(&mut self, maker: Maker) -> Option<Maker> {
+        Some(maker)
+    }
+    /// The products that this operation of that name is: the node's name, the kernel's, and the bytes of the weights as they are
+    /// laid out.
+    fn products<'a>(&'a self, name: &'a str) -> Vec<(&'a str, &'static str, usize)> {
+        let _ = name;
+        Vec::new()
     }
     /// The elementwise functions that this operation consists of, where it is nothing else.
     fn elementwise(&mut self) -> Option<Vec<super::ops::Elementwise>> {

@@ -1,5 +1,6 @@
 //! Operations that make or read codes: thin fronts of [`crate::quantize`], [`crate::conv`] and [`crate::pool`].
 
+use std::any::Any;
 use std::sync::Arc;
 
 use crate::codec::CodesLayout;
@@ -7,7 +8,7 @@ use crate::conv::{ConvShape, Geometry, check_thresholds};
 use crate::epilogue::{Quantizer, Residual, ToCodes, ToFloat};
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::gemm::FloatSink;
-use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
+use crate::net::value::{Dims, Maker, Operation, Slice, SliceMut, Step, Value};
 use crate::pool::max_pool_codes;
 use crate::quantize::{PixelOrder, quantize};
 use crate::weights::PackedWeights;
@@ -85,6 +86,9 @@ pub(crate) struct TernaryConv {
     /// Spatial axes of the output.
     pub axes: usize,
     pub tail: Tail,
+    /// A convolution whose floats are the residual, and whose codes are the second input then; its node's name, and its label for
+    /// messages. A block's shortcut: written by itself, its output would go out to memory and come back.
+    pub summand: Option<(String, String, Box<TernaryConv>)>,
 }
 
 impl TernaryConv {
@@ -101,11 +105,36 @@ impl TernaryConv {
         }
         Ok(self)
     }
+
+    /// What does not change from run to run over inputs of such dimensions, and the output's.
+    fn geometry(&self, dims: &Dims) -> Result<(Geometry, Dims)> {
+        if self.axes == 0 && self.window.kernel != dims.map {
+            let ([h, w], [got_h, got_w]) = (self.window.kernel, dims.map);
+            return bad_value(
+                "map in front of a linear layer",
+                format!("{h}x{w} pixels, as when the network was converted"),
+                format!("{got_h}x{got_w}; give inputs of that size"),
+            );
+        }
+        let geometry = Geometry::new(&self.weights, &self.window.over(dims))?;
+        let channels = self.weights.shape().out_channels;
+        let out = Dims { images: dims.images, channels, map: geometry.output, axes: self.axes };
+        Ok((geometry, out))
+    }
+
+    /// The sink of a tail of floats.
+    fn sink<'a>(&'a self, residual: Residual<'a>) -> Option<FloatSink<'a>> {
+        let Tail::Float { scale, bias, relu, codes } = &self.tail else { return None };
+        let channels = self.weights.shape().out_channels;
+        let (scale, bias) = (scale.as_deref(), bias.as_deref());
+        Some(FloatSink::new(ToFloat { scale, bias, relu: *relu, channels, codes: *codes }, residual))
+    }
 }
 
 impl Operation for TernaryConv {
-    fn product(&self) -> Option<(&'static str, usize)> {
-        Some((self.weights.kernel().name(), self.weights.as_bytes().len()))
+    fn products<'a>(&'a self, name: &'a str) -> Vec<(&'a str, &'static str, usize)> {
+        let summand = self.summand.iter().flat_map(|(name, _, conv)| conv.products(name));
+        summand.chain([(name, self.weights.kernel().name(), self.weights.as_bytes().len())]).collect()
     }
 
     fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
@@ -121,32 +150,24 @@ impl Operation for TernaryConv {
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
-        let dims = inputs[0].dims;
-        if self.axes == 0 && self.window.kernel != dims.map {
-            let ([h, w], [got_h, got_w]) = (self.window.kernel, dims.map);
-            return bad_value(
-                "map in front of a linear layer",
-                format!("{h}x{w} pixels, as when the network was converted"),
-                format!("{got_h}x{got_w}; give inputs of that size"),
-            );
+        let (geometry, out) = self.geometry(&inputs[0].dims)?;
+        let (mut summand, mut residual) = (None, inputs.get(1).map(|residual| residual.dims));
+        if let (Some((_, label, conv)), Some(dims)) = (&self.summand, residual) {
+            let (geometry, dims) =
+                conv.geometry(&dims).map_err(|e| Error::Node { node: label.clone(), source: Box::new(e) })?;
+            (summand, residual) = (Some(geometry), Some(dims));
         }
-        let geometry = Geometry::new(&self.weights, &self.window.over(&dims))?;
-        let out = Dims {
-            images: dims.images,
-            channels: self.weights.shape().out_channels,
-            map: geometry.output,
-            axes: self.axes,
-        };
-        if let Some(residual) = inputs.get(1)
-            && residual.dims.shape() != out.shape()
+        if let Some(residual) = residual
+            && residual.shape() != out.shape()
         {
-            return bad_value("residual", format!("shape {:?}", out.shape()), format!("{:?}", residual.dims.shape()));
+            return bad_value("residual", format!("shape {:?}", out.shape()), format!("{:?}", residual.shape()));
         }
         let codes = match self.tail {
             Tail::Codes { layout, .. } => Some(layout),
             Tail::Float { .. } => None,
         };
-        Ok((Value { dims: out, codes }, Box::new(ConvStep { conv: self, geometry, residual: inputs.len() == 2 })))
+        let step = ConvStep { conv: self, geometry, summand, residual: inputs.len() == 2 };
+        Ok((Value { dims: out, codes }, Box::new(step)))
     }
 
     fn absorb(&mut self, mut functions: Vec<super::Elementwise>) -> Option<Vec<super::Elementwise>> {
@@ -161,7 +182,21 @@ impl Operation for TernaryConv {
     }
 
     fn adds_in_place(&self) -> bool {
-        true
+        self.summand.is_none()
+    }
+
+    fn summand(&mut self, maker: Maker) -> Option<Maker> {
+        if !matches!(self.tail, Tail::Float { .. }) || self.summand.is_some() {
+            return Some(maker);
+        }
+        let Maker { name, label, operation } = maker;
+        let plain = |conv: &TernaryConv| matches!(conv.tail, Tail::Float { codes: None, .. }) && conv.summand.is_none();
+        if !(&*operation as &dyn Any).downcast_ref().is_some_and(plain) {
+            return Some(Maker { name, label, operation });
+        }
+        let conv = (operation as Box<dyn Any>).downcast().expect("it is one");
+        self.summand = Some((name, label, conv));
+        None
     }
 
     fn quantize(&mut self, quantizer: Quantizer) -> bool {
@@ -181,13 +216,15 @@ impl Operation for TernaryConv {
 struct ConvStep {
     conv: Arc<TernaryConv>,
     geometry: Geometry,
+    /// Of the summand, where there is one.
+    summand: Option<Geometry>,
     /// Whether there is a residual: where it is not among the inputs, it stands in the output.
     residual: bool,
 }
 
 impl Step for ConvStep {
     fn scratch(&self) -> usize {
-        self.geometry.frame_bytes
+        self.geometry.frame_bytes.max(self.summand.as_ref().map_or(0, |summand| summand.frame_bytes))
     }
 
     fn run(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>) -> Result<()> {
@@ -196,31 +233,38 @@ impl Step for ConvStep {
 
     fn run_beside(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>, beside: &mut [u8]) -> Result<()> {
         let (codes, weights) = (inputs[0].codes(), &self.conv.weights);
-        match &self.conv.tail {
-            Tail::Codes { thresholds, layout } => {
-                let to = ToCodes { thresholds, layout: *layout };
-                self.geometry.run(codes, weights, &to, scratch, out.codes(), beside)
-            }
-            Tail::Float { scale, bias, relu, codes: quantizer } => {
-                let channels = weights.shape().out_channels;
-                let (scale, bias) = (scale.as_deref(), bias.as_deref());
-                let to = ToFloat { scale, bias, relu: *relu, channels, codes: *quantizer };
-                let residual = match inputs.get(1) {
-                    Some(residual) => Residual::Of(residual.floats()),
-                    None if self.residual => Residual::InPlace,
-                    None => Residual::None,
-                };
-                let sink = FloatSink::new(to, residual);
-                let out = out.floats();
-                self.geometry.run(codes, weights, &sink, scratch, out, beside)?;
-                if sink.nan.into_inner()
-                    && let Some(index) = out.iter().position(|y| y.is_nan())
-                {
-                    return Err(Error::NotANumber { what: "input", index });
-                }
-                Ok(())
-            }
+        if let Tail::Codes { thresholds, layout } = &self.conv.tail {
+            let to = ToCodes { thresholds, layout: *layout };
+            return self.geometry.run(codes, weights, &to, scratch, out.codes(), beside);
         }
+        let residual = match inputs.get(1) {
+            Some(residual) if self.summand.is_none() => Residual::Of(residual.floats()),
+            _ if self.residual => Residual::InPlace,
+            _ => Residual::None,
+        };
+        let sink = self.conv.sink(residual).expect("the other tail");
+        let out = out.floats();
+        match (&self.summand, &self.conv.summand) {
+            (Some(geometry), Some((_, _, conv))) => {
+                let first = conv.sink(Residual::None).expect("summands are floats");
+                Geometry::run_sum(
+                    [geometry, &self.geometry],
+                    [inputs[1].codes(), codes],
+                    [&conv.weights, weights],
+                    [&first, &sink],
+                    scratch,
+                    out,
+                    beside,
+                )?;
+            }
+            _ => self.geometry.run(codes, weights, &sink, scratch, out, beside)?,
+        }
+        if sink.nan.into_inner()
+            && let Some(index) = out.iter().position(|y| y.is_nan())
+        {
+            return Err(Error::NotANumber { what: "input", index });
+        }
+        Ok(())
     }
 }
 

@@ -50,8 +50,8 @@ pub(super) fn make(node: &Node<'_>, axes: usize) -> Made {
 }
 
 impl Operation for Int8Conv {
-    fn product(&self) -> Option<(&'static str, usize)> {
-        Some((self.weights.kernel().name(), self.weights.as_bytes().len()))
+    fn products<'a>(&'a self, name: &'a str) -> Vec<(&'a str, &'static str, usize)> {
+        vec![(name, self.weights.kernel().name(), self.weights.as_bytes().len())]
     }
 
     fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {

@@ -70,8 +70,8 @@ impl FloatConv {
 }
 
 impl Operation for FloatConv {
-    fn product(&self) -> Option<(&'static str, usize)> {
-        Some(("gemm-f32", size_of_val(self.weight.as_slice())))
+    fn products<'a>(&'a self, name: &'a str) -> Vec<(&'a str, &'static str, usize)> {
+        vec![(name, "gemm-f32", size_of_val(self.weight.as_slice()))]
     }
 
     fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {

@@ -239,7 +239,7 @@ fn ternary_conv(node: &Node<'_>, tail: Tail) -> Made {
     if window.kernel != [kh, kw] {
         return Err(format!("kernel {:?} and weight {:?} disagree", window.kernel, shape.kernel).into());
     }
-    Ok(Box::new(TernaryConv { weights, window, axes, tail }.check().map_err(text)?))
+    Ok(Box::new(TernaryConv { weights, window, axes, tail, summand: None }.check().map_err(text)?))
 }
 
 /// Largest number in a file: windows and sizes stay far from overflow.
