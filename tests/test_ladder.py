@@ -18,10 +18,11 @@ from fatnn_rs import ConfigError, FormatError, InputError, UnsupportedError, _co
 from fatnn_rs.bench import networks
 from fatnn_rs.bench.ladder import NETWORKS, RUNGS, SHAPES, Net, Shape, command, plan
 from fatnn_rs.bench.ladder.agree import agree
-from fatnn_rs.bench.ladder.collect import collect, figure, inside, summarise
+from fatnn_rs.bench.ladder.collect import collect, figure, inside
 from fatnn_rs.bench.ladder.plan import Cell, LadderOptions
 from fatnn_rs.bench.ladder.report import markdown
 from fatnn_rs.bench.ladder.rungs import WEIGHTS
+from fatnn_rs.bench.ladder.spread import summarise, widen
 from fatnn_rs.bench.ladder.targets import check
 from fatnn_rs.convert import TernaryNetwork
 from fatnn_rs.convert.api import convert_float
@@ -203,14 +204,20 @@ def test_ladders_agree_within_their_spread(
     path = tmp_path / "other.json"
     path.write_text(json.dumps(other))
     assert call("--agree", str(finished.file), str(path)) == 0
-    row["milliseconds"] = {name: 1e3 * value for name, value in row["milliseconds"].items()}
+    row["milliseconds"] = {
+        **row["milliseconds"],
+        **{name: 1e3 * row["milliseconds"][name] for name in ("low", "median", "high")},
+    }
     path.write_text(json.dumps(other))
     assert call("--agree", str(finished.file), str(path)) == 1
     captured = capsys.readouterr()
     assert f"tiny b1 t1 native: {row['who']}, {row['way']}" in captured.out
     assert "1 times and 0 ratios" in captured.out
     assert "do not agree" in captured.err
-    row["over_float32"] = {name: 1e3 * value for name, value in row["over_float32"].items()}
+    row["over_float32"] = {
+        **row["over_float32"],
+        **{name: 1e3 * row["over_float32"][name] for name in ("low", "median", "high")},
+    }
     path.write_text(json.dumps(other))
     found = agree(finished.file, path)
     assert found.ratios == 1
@@ -332,7 +339,36 @@ def test_a_float_model_runs_in_the_engine_whole() -> None:
 
 
 def test_spreads_are_those_of_all_processes() -> None:
-    assert summarise([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]]) == {"median": 2.5, "low": 1.5, "high": 5.0, "minimum": 1.0}
+    found = summarise([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]])
+    assert found == {"median": 2.5, "low": 1.5, "high": 5.0, "minimum": 1.0, "medians": [2.0, 4.0]}
+
+
+def test_no_spread_is_less_than_what_figures_like_it_move_by() -> None:
+    def row(*processes: list[float]) -> dict[str, Any]:
+        same = summarise([[1.0, 1.0, 1.0]] * len(processes))
+        return {"milliseconds": summarise(processes), "over_float32": same, "of_popcount": None}
+
+    def cell(kind: str, threads: int, *rows: dict[str, Any]) -> dict[str, Any]:
+        return {"kind": kind, "threads": threads, "figures": list(rows)}
+
+    steady, restless = row([10.0] * 3, [10.0] * 3), row([10.0] * 3, [20.0] * 3)
+    other, alone = row([5.0] * 3, [5.0] * 3), row([5.0, 6.0, 7.0])
+    found = widen([cell("layer", 1, steady, restless), cell("layer", 2, other), cell("network", 1, alone)])
+    # Two pairs, which moved by 1 and by 2: the 95th percentile lies 95 of 100 of the way from one to the other.
+    factor = 2.0**0.95
+    assert [(one["kind"], one["threads"], one["ratios"], one["pairs"], one["factor"]) for one in found] == [
+        ("layer", 1, False, 2, pytest.approx(factor)),
+        ("layer", 2, False, 1, 1.0),
+        ("network", 1, False, 0, 1.0),
+    ]
+    times = steady["milliseconds"]
+    assert (times["low"], times["high"]) == (pytest.approx(10 / factor), pytest.approx(10 * factor))
+    assert restless["milliseconds"]["low"] == pytest.approx(15 / factor)
+    assert restless["milliseconds"]["high"] == pytest.approx(15 * factor)
+    assert (other["milliseconds"]["low"], other["milliseconds"]["high"]) == (5.0, 5.0)
+    assert (alone["milliseconds"]["low"], alone["milliseconds"]["high"]) == (5.5, 6.5)
+    # What is divided by itself does not move.
+    assert steady["over_float32"]["high"] == 1.0
 
 
 def _unit(seconds: dict[tuple[str, str, str], list[float]]) -> dict[str, Any]:
@@ -365,7 +401,7 @@ def test_ratios_are_taken_inside_rounds_and_the_fastest_variant_counts() -> None
     table = figure(cell, "ternary-table", "codes")
     assert table is not None
     assert table["variant"] == "fast"
-    assert table["over_float32"] == {"median": 16.0, "low": 16.0, "high": 16.0, "minimum": 16.0}
+    assert table["over_float32"] == {**dict.fromkeys(("median", "low", "high", "minimum"), 16.0), "medians": [16.0] * 2}
     assert table["of_popcount"]["median"] == 0.5
     targets = check({"cells": [cell]})
     assert [[(place["ratio"], place["met"]) for place in target["places"]] for target in targets] == [

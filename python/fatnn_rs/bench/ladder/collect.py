@@ -9,27 +9,13 @@ from typing import Any
 from fatnn_rs.bench.ladder.measure import CODES, FLOATS
 from fatnn_rs.bench.ladder.plan import NATIVE, Cell
 from fatnn_rs.bench.ladder.rungs import FLOAT32, POPCOUNT
-from fatnn_rs.bench.timing import Spread, ratios
+from fatnn_rs.bench.ladder.spread import summarise
+from fatnn_rs.bench.timing import ratios
 
-__all__ = ["collect", "every", "figure", "first", "inside", "summarise"]
+__all__ = ["collect", "every", "figure", "first", "inside"]
 
 #: Seconds of one candidate's call: round by round, process by process.
 Times = list[list[float]]
-
-
-def summarise(processes: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Median and minimum over all rounds of all processes, and the spread: the outermost quartiles of any process.
-
-    Quartiles inside a process say how quiet the machine was; what differs from process to process, where memory lies
-    above all, shows between them.
-    """
-    spreads = [Spread.of(values) for values in processes]
-    return {
-        "median": median(value for values in processes for value in values),
-        "low": min(spread.lower for spread in spreads),
-        "high": max(spread.upper for spread in spreads),
-        "minimum": min(spread.minimum for spread in spreads),
-    }
 
 
 def collect(cell: Cell, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -95,7 +81,7 @@ def _middle(times: Times) -> float:
     return median(value for values in times for value in values)
 
 
-def _ratio(times: Times, reference: Times) -> dict[str, float] | None:
+def _ratio(times: Times, reference: Times) -> dict[str, Any] | None:
     """Divide round by round, in the processes that have both."""
     pairs = [(mine, other) for mine, other in zip(times, reference, strict=True) if mine and other]
     return summarise([ratios(mine, other) for mine, other in pairs]) if pairs else None

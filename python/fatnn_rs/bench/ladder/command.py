@@ -22,6 +22,7 @@ from fatnn_rs.bench.ladder.collect import collect
 from fatnn_rs.bench.ladder.plan import NATIVE, Cell, LadderOptions, State, cells
 from fatnn_rs.bench.ladder.rungs import RUNGS
 from fatnn_rs.bench.ladder.shapes import NETWORKS
+from fatnn_rs.bench.ladder.spread import widen
 from fatnn_rs.bench.ladder.targets import check
 from fatnn_rs.errors import FormatError
 from fatnn_rs.machine import here
@@ -66,6 +67,7 @@ def ladder(
         units = [unit for process in range(options.processes) if (unit := state.read(cell, process)) is not None]
         if units:
             collected.append(collect(cell, units))
+    moves = widen(collected)
     results: dict[str, Any] = {
         "command": command(options),
         "machine": asdict(state.machine),
@@ -73,6 +75,7 @@ def ladder(
             name: {**asdict(rung), "executed": rung.executed} for name, rung in RUNGS.items() if name in options.rungs
         },
         "cells": collected,
+        "moves": moves,
         "failed_cells": [{"cell": str(cell), "reason": reason} for cell, reason in failed.items()],
         "accuracies": {} if accuracies is None else _accuracies(accuracies, options),
         "instructions": counted,

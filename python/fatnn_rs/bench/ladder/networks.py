@@ -73,7 +73,8 @@ def measure(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
 
 
 def _call(net: TernaryNetwork, images: Tensor) -> Any:
-    return lambda: net(images)
+    last = images.contiguous(memory_format=torch.channels_last)
+    return lambda: net(last)
 
 
 class _Maker:

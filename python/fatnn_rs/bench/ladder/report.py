@@ -92,11 +92,23 @@ def _method(results: dict[str, Any]) -> str:
         )
     return (
         f"Medians of {rounds} interleaved rounds (fewer where they would take over a minute) in each of {processes} "
-        "processes; in brackets the outermost quartiles of any process. `× float32`: how many times as fast as our own "
+        "processes; in brackets the outermost quartiles of any process, or what such figures move by from one process "
+        "to another, where that is more" + _moves(results) + ". `× float32`: how many times as fast as our own "
         "float32 layer or network, round by round; `of 2N`: time as a multiple of the ternary popcount kernel's. Every "
         "kernel's sums, codes and floats equalled a reference before it was timed. What each column means: "
         "docs/ladder.md." + busy
     )
+
+
+def _moves(results: dict[str, Any]) -> str:
+    """Say what 95 of 100 figures move by between processes, by kind."""
+    found = [
+        f"{'ratios' if row['ratios'] else 'times'} of {row['kind']}s, {row['threads']} "
+        f"thread{'s' if row['threads'] > 1 else ''}, {100 * (row['factor'] - 1):.0f}%"
+        for row in results["moves"]
+        if row["factor"] > 1
+    ]
+    return f" (95 of 100 by at most: {'; '.join(found)})" if found else ""
 
 
 def _targets(results: dict[str, Any]) -> Iterable[str]:
