@@ -144,7 +144,9 @@ def test_seconds_of_every_node_that_runs(case: tuple[nn.Module, Tensor]) -> None
     net = fatnn.convert(model, x)
     seconds = net.node_seconds(x)
     ternary = {node.name for node in net.graph.nodes if node.op in ("conv_codes", "conv_float")}
-    assert ternary <= set(seconds)
+    # A shortcut's convolution runs inside the sum that alone reads it.
+    summands = {name for node in net.graph.nodes if node.op == "conv_float" for name in node.inputs[1:]}
+    assert ternary - summands <= set(seconds)
     assert all(value >= 0 for value in seconds.values())
 
 

@@ -143,7 +143,8 @@ class TernaryNetwork(nn.Module):
     def node_seconds(self, *inputs: Tensor) -> dict[str, float]:
         """Run the network as ever and return how long each node took, by name.
 
-        Elementwise functions that run inside another node's operation have no time of their own.
+        What runs inside another node's operation (elementwise functions, pooling, a shortcut's convolution inside the
+        sum that alone reads it) has no time of its own.
         """
         values: dict[str, Any] = {node.name: x for node, x in zip(self._inputs, inputs, strict=True)}
         seconds: dict[str, float] = {}
