@@ -86,9 +86,19 @@ pub(crate) struct TernaryConv {
     /// Spatial axes of the output.
     pub axes: usize,
     pub tail: Tail,
-    /// A convolution whose floats are the residual, and whose codes are the second input then; its node's name, and its label for
-    /// messages. A block's shortcut: written by itself, its output would go out to memory and come back.
-    pub summand: Option<(String, String, Box<TernaryConv>)>,
+    /// What makes the residual: then the second input is that one's codes.
+    pub summand: Option<Summand>,
+}
+
+/// A convolution whose floats another one alone adds: a block's shortcut. By itself it would write them out to memory, from where
+/// they would come back.
+#[derive(Debug)]
+pub(crate) struct Summand {
+    /// Of its node.
+    name: String,
+    /// For messages.
+    label: String,
+    conv: Box<TernaryConv>,
 }
 
 impl TernaryConv {
@@ -133,7 +143,7 @@ impl TernaryConv {
 
 impl Operation for TernaryConv {
     fn products<'a>(&'a self, name: &'a str) -> Vec<(&'a str, &'static str, usize)> {
-        let summand = self.summand.iter().flat_map(|(name, _, conv)| conv.products(name));
+        let summand = self.summand.iter().flat_map(|summand| summand.conv.products(&summand.name));
         summand.chain([(name, self.weights.kernel().name(), self.weights.as_bytes().len())]).collect()
     }
 
@@ -152,7 +162,7 @@ impl Operation for TernaryConv {
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
         let (geometry, out) = self.geometry(&inputs[0].dims)?;
         let (mut summand, mut residual) = (None, inputs.get(1).map(|residual| residual.dims));
-        if let (Some((_, label, conv)), Some(dims)) = (&self.summand, residual) {
+        if let (Some(Summand { label, conv, .. }), Some(dims)) = (&self.summand, residual) {
             let (geometry, dims) =
                 conv.geometry(&dims).map_err(|e| Error::Node { node: label.clone(), source: Box::new(e) })?;
             (summand, residual) = (Some(geometry), Some(dims));
@@ -195,7 +205,7 @@ impl Operation for TernaryConv {
             return Some(Maker { name, label, operation });
         }
         let conv = (operation as Box<dyn Any>).downcast().expect("it is one");
-        self.summand = Some((name, label, conv));
+        self.summand = Some(Summand { name, label, conv });
         None
     }
 
@@ -245,7 +255,7 @@ impl Step for ConvStep {
         let sink = self.conv.sink(residual).expect("the other tail");
         let out = out.floats();
         match (&self.summand, &self.conv.summand) {
-            (Some(geometry), Some((_, _, conv))) => {
+            (Some(geometry), Some(Summand { conv, .. })) => {
                 let first = conv.sink(Residual::None).expect("summands are floats");
                 Geometry::run_sum(
                     [geometry, &self.geometry],
