@@ -204,20 +204,14 @@ def test_ladders_agree_within_their_spread(
     path = tmp_path / "other.json"
     path.write_text(json.dumps(other))
     assert call("--agree", str(finished.file), str(path)) == 0
-    row["milliseconds"] = {
-        **row["milliseconds"],
-        **{name: 1e3 * row["milliseconds"][name] for name in ("low", "median", "high")},
-    }
+    row["milliseconds"].update({name: 1e3 * row["milliseconds"][name] for name in ("low", "median", "high")})
     path.write_text(json.dumps(other))
     assert call("--agree", str(finished.file), str(path)) == 1
     captured = capsys.readouterr()
     assert f"tiny b1 t1 native: {row['who']}, {row['way']}" in captured.out
     assert "1 times and 0 ratios" in captured.out
     assert "do not agree" in captured.err
-    row["over_float32"] = {
-        **row["over_float32"],
-        **{name: 1e3 * row["over_float32"][name] for name in ("low", "median", "high")},
-    }
+    row["over_float32"].update({name: 1e3 * row["over_float32"][name] for name in ("low", "median", "high")})
     path.write_text(json.dumps(other))
     found = agree(finished.file, path)
     assert found.ratios == 1

@@ -90,6 +90,11 @@ impl Quantizer {
     }
 }
 
+/// Columns of a part of a tile of `nr`: the widest vector's floats, or all.
+pub(crate) const fn part_width(nr: usize) -> usize {
+    if nr < LINE { nr } else { LINE }
+}
+
 /// Columns of a tile that the epilogue looks at together: all of them, or where fewer exist, parts of so many as a vector has.
 /// (Sixteen channels on the matrix unit, whose tiles have 64: a third of the time.)
 #[derive(Clone, Copy)]

@@ -15,10 +15,10 @@ from typing import Any
 
 from fatnn_rs.bench.timing import Spread
 
-__all__ = ["SUMMARIES", "summarise", "widen"]
+__all__ = ["summarise", "widen"]
 
 #: A figure's parts → whether they are ratios taken inside rounds.
-SUMMARIES = {"milliseconds": False, "over_float32": True, "of_popcount": True}
+_SUMMARIES = {"milliseconds": False, "over_float32": True, "of_popcount": True}
 
 
 def summarise(processes: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def widen(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _summaries(cells: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[str, int, bool], dict[str, Any]]]:
     for cell in cells:
         for row in cell["figures"]:
-            for name, ratios in SUMMARIES.items():
+            for name, ratios in _SUMMARIES.items():
                 # What is divided by itself does not move.
                 if row[name] is not None and (row[name]["low"] < row[name]["high"] or not ratios):
                     yield (cell["kind"], cell["threads"], ratios), row[name]

@@ -21,10 +21,10 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
-use super::framed::{Emitted, Framed, FramedKernel, Line, Panel, Pixels};
+use super::framed::{Emitted, Framed, FramedKernel, Line, Panel, Pixels, inner};
 use super::matrix::{ROW_BYTES, ROWS};
 use super::{Family, Inner, Kernel, Layout, Operands, Seal, epilogue_methods};
-use crate::codec::{Act, WeightKind};
+use crate::codec::Act;
 use crate::cpu::{Features, Isa};
 
 /// Rows, and channels, of a hardware tile.
@@ -101,14 +101,9 @@ impl Kernel for Amx {
     }
 
     fn inner(&self, operands: Operands, _: Seal) -> Option<Inner<'_>> {
-        // Only the driver of tiled kernels adds two panels up.
-        let loops: &(dyn FramedKernel + Sync) = match operands {
-            Operands { weights: WeightKind::TwoBit, .. } => return None,
-            Operands { act: Act::Full, .. } => &Frames::<CODES>,
-            Operands { act: Act::Half | Act::Binary, .. } => &Frames::<LEVELS>,
-            Operands { act: Act::Uint2, .. } => &Frames::<UINT2>,
-        };
-        Some(Inner::Framed(loops))
+        let ternary: &(dyn FramedKernel + Sync) =
+            if operands.act == Act::Full { &Frames::<CODES> } else { &Frames::<LEVELS> };
+        inner(operands, ternary, &Frames::<UINT2>)
     }
 
     epilogue_methods!(

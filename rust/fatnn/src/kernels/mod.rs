@@ -235,11 +235,11 @@ pub enum Inner<'a> {
 macro_rules! epilogue_methods {
     ($nr:expr, $at_least:path, $float_at_least:path $(, $feature:literal)?) => {
         epilogue_methods!(
-            @ $nr, { if $nr < 16 { $nr } else { 16 } },
+            @ $nr, { crate::epilogue::part_width($nr) },
             to_codes(to: &crate::epilogue::ToCodes<'_>, out: &mut [u8]; |a, t| $at_least(a, t), |a, t| $at_least(a, t)) -> ()
             $(, $feature)?);
         epilogue_methods!(
-            @ $nr, { if $nr < 16 { $nr } else { 16 } }, to_float(
+            @ $nr, { crate::epilogue::part_width($nr) }, to_float(
                 to: &crate::epilogue::ToFloat<'_>, residual: crate::epilogue::Residual<'_>, out: &mut [f32], codes: &mut [u8];
                 |x, t| $float_at_least(x, t), |x, t| $float_at_least(x, t)
             ) -> bool $(, $feature)?);
