@@ -104,15 +104,15 @@ def with_nan(place: int) -> Tensor:
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [
-        ((), r"takes 1 input tensor\(s\) \(x\), got 0"),
-        ((X, X), r"takes 1 input tensor\(s\) \(x\), got 2"),
+        ((), r"takes 1 argument\(s\) \(x\), and 'x' is missing"),
+        ((X, X), r"takes 1 argument\(s\) \(x\), got 2"),
         ((X.double(),), r"input 'x': expected torch.float32, got torch.float64; convert it with .float\(\)"),
         ((X.half(),), "expected torch.float32, got torch.float16"),
         ((X.long(),), "expected torch.float32, got torch.int64"),
         ((X.to("meta"),), r"expected a tensor on the CPU, got one on meta; move it with .cpu\(\)"),
         ((X[0],), r"expected 4 dimensions \(as \[2, 3, 32, 32\]\), got shape \[3, 32, 32\]"),
         ((X[:, :2],), r"expected 3 channels \(dimension 1"),
-        ((X.numpy(),), "got 0"),
+        ((X.numpy(),), "expected a torch tensor, got ndarray; torch.from_numpy makes one"),
         ((with_nan(7),), "NaN"),
     ],
 )
@@ -165,8 +165,9 @@ class Recursive(nn.Module):
         self.fc = nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        while float(x.sum()) > 0:
-            x = self.fc(x)
+        for _ in range(5):
+            if float(x.sum()) > 0:
+                x = self.fc(x)
         return x
 
 
@@ -177,24 +178,6 @@ def test_models_that_cannot_be_captured() -> None:
     model = ready(model, x)
     with pytest.raises(ConversionError, match=r"cannot be captured. torch.fx: .*torch.export: .*Move Python"):
         convert(model, x)
-
-
-class OnView(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x)
-        flat = y.flatten(1)
-        y.relu_()
-        return flat
-
-
-def test_in_place_on_views() -> None:
-    model = ready(OnView(), X)
-    with pytest.raises(ConversionError, match="works in place on a view"):
-        convert(model, X)
 
 
 ALL: list[Callable[[], object]] = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from fatnn_rs import _core
 from fatnn_rs.errors import FormatError, InputError, UnsupportedError
 from fatnn_rs.report import INT8, Report, ReportRow, macs, packed_weight_bytes, runs
+from fatnn_rs.signature import arguments_from_json, bind_call
 
 __all__ = ["NumpyNetwork", "load", "load_numpy", "read_report"]
 
@@ -37,20 +39,22 @@ class NumpyNetwork:
     outputs: tuple[tuple[str, tuple[int, ...]], ...]
     report: Report
 
-    def __init__(self, network: _core.Network, structure: Any, report: Report) -> None:
+    def __init__(self, network: _core.Network, structure: Any, report: Report, arguments: Any = None) -> None:
         self._network = network
+        self._arguments = arguments_from_json(arguments, [name for name, _ in network.inputs])
         self._structure = structure
         self.inputs = tuple((name, tuple(shape)) for name, shape in network.inputs)
         self.outputs = tuple((name, tuple(shape)) for name, shape in network.outputs)
         self.report = report
 
-    def __call__(self, *inputs: npt.NDArray[np.float32]) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network.
 
         Parameters
         ----------
-        *inputs
-            The original model's arguments in order: float32 arrays of shape (images, channels, spatial axes).
+        *args, **kwargs
+            The original model's arguments, with float32 arrays of shape (images, channels, spatial axes) for tensors.
+            What was no tensor at conversion has to be what it was then.
 
         Returns
         -------
@@ -64,11 +68,7 @@ class NumpyNetwork:
             Wrong number, type, dtype, rank, channels or size of inputs, or NaN where a quantizer reads it.
         """
         names = [name for name, _ in self.inputs]
-        if len(inputs) != len(names):
-            raise InputError(
-                f"the network takes {len(names)} input array(s) ({', '.join(names)}), got {len(inputs)}; call it with "
-                "the arrays its model takes"
-            )
+        inputs = bind_call(self._arguments, args, kwargs)
         arrays = [_checked(name, x) for name, x in zip(names, inputs, strict=True)]
         results = self._network.run(arrays, [False] * len(arrays))
         values = {
@@ -105,7 +105,7 @@ def load_numpy(path: str | os.PathLike[str]) -> NumpyNetwork:
     """
     graph, text, arrays = _read(path)
     network = _core.Network(text, arrays, _plain_int8(graph, arrays))
-    return NumpyNetwork(network, graph["outputs"], _report(graph, arrays, in_engine=True))
+    return NumpyNetwork(network, graph["outputs"], _report(graph, arrays, in_engine=True), graph.get("arguments"))
 
 
 def load(path: str | os.PathLike[str], float_layers: str = "rust") -> NumpyNetwork:
@@ -209,6 +209,9 @@ def _rebuilt(structure: Any, values: dict[str, npt.NDArray[np.float32]]) -> Any:
         return values[inner]
     if kind == "dict":
         return {key: _rebuilt(item, values) for key, item in inner.items()}
+    if kind in ("dict_items", "ordered_dict"):
+        pairs = [(key, _rebuilt(item, values)) for key, item in inner]
+        return dict(pairs) if kind == "dict_items" else OrderedDict(pairs)
     if kind in ("list", "tuple"):
         items = [_rebuilt(item, values) for item in inner]
         return tuple(items) if kind == "tuple" else items

@@ -1,9 +1,10 @@
 """``acc * scale + bias`` in one rounding, where that reproduces the eager model's float tail bit for bit.
 
 torch's eval BatchNorm on the CPU is ``fma(x, alpha, beta)`` with per-channel factors it computes itself, in an order
-that is nobody's interface. So the factors are read off the function: ``beta`` is its value at 0, and ``alpha`` its
-value at a power of two so large that ``beta`` vanishes. Whether the pair reproduces the function is then checked at
-the integers the accumulator can reach; where it does not, the float functions stay in torch.
+that is nobody's interface. So the factors are read off the function: ``beta`` is its value at 0, and ``alpha`` half the
+distance between its values at plus and minus a power of two so large that ``beta`` vanishes in them. Whether the pair
+reproduces the function is then checked, at the integers the accumulator can reach or at floats of every size; where it
+does not, the float functions stay in torch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from fatnn_rs.convert.thresholds import spread
 
-__all__ = ["fma", "single_fma"]
+__all__ = ["fma", "single_fma", "slope"]
 
 _EXPONENTS = (0, 24, 48, 64, 80, 96, 112, 126)
 _POINTS = 1024
@@ -82,8 +83,8 @@ def single_fma(
         y = function(x)
         return y if dims == 0 else y.reshape(y.shape[1], -1).t()
 
-    bias = evaluate(torch.zeros(1, len(low)))[0]
-    scale = _slope(evaluate, len(low))
+    bias = evaluate(torch.zeros(1, len(low), dtype=torch.float64, device="cpu"))[0]
+    scale = slope(evaluate, len(low))
     if scale is None or not bool(torch.isfinite(bias).all()):
         return None
     points = _sample(low, high)
@@ -92,14 +93,28 @@ def single_fma(
     return (scale.clone(), bias.clone()) if same else None
 
 
-def _slope(evaluate: Callable[[Tensor], Tensor], channels: int) -> Tensor | None:
-    """Return the factor of x: the function at the greatest power of two where it is finite, divided by that power."""
-    scale = torch.full((channels,), float("nan"))
+def slope(evaluate: Callable[[Tensor], Tensor], channels: int) -> Tensor | None:
+    """Return the factor of x of a function that is a product and a sum in every channel.
+
+    Parameters
+    ----------
+    evaluate
+        The function: points [P, n] to values [P, n].
+    channels
+        n.
+
+    Returns
+    -------
+    Tensor or None
+        float32 [n]; 0 where the function is a constant. None where it is finite at no power of two and its negative.
+    """
+    scale = torch.full((channels,), float("nan"), dtype=torch.float32, device="cpu")
     for exponent in _EXPONENTS:
         power = 2.0**exponent
-        value = evaluate(torch.full((1, channels), power, dtype=torch.float64))[0]
-        slope = (value.double() / power).float()
-        scale = torch.where(torch.isfinite(value), slope, scale)
+        points = torch.tensor([[power], [-power]], dtype=torch.float64, device="cpu").expand(2, channels)
+        high, low = evaluate(points)
+        found = ((high.double() - low.double()) / (2.0 * power)).float()
+        scale = torch.where(torch.isfinite(high) & torch.isfinite(low), found, scale)
     return scale if bool(torch.isfinite(scale).all()) else None
 
 
@@ -108,8 +123,9 @@ def _sample(low: Tensor, high: Tensor) -> Tensor:
     span = high - low
     count = int(span.max()) + 1
     if count <= _POINTS:
-        return torch.minimum(torch.arange(count)[:, None], span) + low
-    generator = torch.Generator().manual_seed(0)
-    even = (torch.linspace(0, 1, _POINTS // 2, dtype=torch.float64)[:, None] * span).round().long()
-    random = (torch.rand(_POINTS // 2, len(low), generator=generator, dtype=torch.float64) * (span + 1)).long()
+        return torch.minimum(torch.arange(count, device="cpu")[:, None], span) + low
+    generator = torch.Generator("cpu").manual_seed(0)
+    even = torch.linspace(0, 1, _POINTS // 2, dtype=torch.float64, device="cpu")[:, None]
+    random = torch.rand(_POINTS // 2, len(low), generator=generator, dtype=torch.float64, device="cpu")
+    even, random = (even * span).round().long(), (random * (span + 1)).long()
     return torch.cat([even, torch.minimum(random, span)]) + low

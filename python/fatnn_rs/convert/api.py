@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fatnn_rs.convert.capture import capture
+from fatnn_rs.convert.capture import capture, copies
 from fatnn_rs.convert.checks import as_root, check_inputs, check_model
+from fatnn_rs.convert.engine import FLOAT_LAYERS
+from fatnn_rs.convert.graph import Graph
 from fatnn_rs.convert.lower import lower
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.passes import run_passes
+from fatnn_rs.convert.trial import check_batches, check_outputs
+from fatnn_rs.errors import ConfigError
 from fatnn_rs.nn.layers import held_weights
+from fatnn_rs.replica import unwrapped
 from fatnn_rs.threads import one_thread
 
 __all__ = ["convert", "convert_float"]
@@ -29,10 +34,14 @@ def convert(model: nn.Module, example_inputs: Any, float_layers: str = "torch") 
     Parameters
     ----------
     model
-        In eval mode, on the CPU, prepared and trained. It is not changed, and shares nothing with the result.
+        In eval mode, on the CPU, prepared and trained; a wrapper (``DistributedDataParallel``, ``torch.compile``,
+        accelerate's, ``AveragedModel``) stands for what it wraps. It is not changed, and shares nothing with the
+        result. Its forward must be a function of its arguments, without state or chance.
     example_inputs
         A tensor, or a tuple of the model's positional arguments. Batch and image sizes stay free where the model leaves
-        them free; ranks, channels and dtypes are fixed.
+        them free; ranks, channels and dtypes are fixed, and so is the value of what is no tensor. Results are the
+        model's bit for bit for inputs in the example's memory format (contiguous or channels last): in another one
+        torch's own float layers may sum in another order, in the network as in the model.
     float_layers
         Who runs float convolutions, linear layers and means: ``"torch"`` gives the eager model's bits; ``"rust"`` saves
         calls (usually the whole network is one), and their sums may differ in the last place.
@@ -46,13 +55,17 @@ def convert(model: nn.Module, example_inputs: Any, float_layers: str = "torch") 
     ------
     ConversionError
         No ternary layer in the model; training mode; steps never initialised; NaN or infinity in weights, parameters or
-        statistics; a model that can be captured in neither way.
+        statistics, or in what a layer makes of them; a model that can be captured in neither way, or whose network
+        gives other results on the example.
     InputError
         ``example_inputs`` hold no tensor, or NaN reaches a quantizer from them.
     ConfigError
         ``float_layers`` is neither.
     """
+    model = unwrapped(model)
     check_model(model)
+    if float_layers not in FLOAT_LAYERS:
+        raise ConfigError(f"float_layers must be one of {', '.join(map(repr, FLOAT_LAYERS))}, got {float_layers!r}")
     return _convert(model, example_inputs, float_layers)
 
 
@@ -72,6 +85,7 @@ def convert_float(model: nn.Module, example_inputs: Any) -> TernaryNetwork:
     ConversionError, InputError
         As :func:`convert`.
     """
+    model = unwrapped(model)
     check_model(model, quantized=False)
     return _convert(model, example_inputs, "rust")
 
@@ -79,11 +93,22 @@ def convert_float(model: nn.Module, example_inputs: Any) -> TernaryNetwork:
 def _convert(model: nn.Module, example_inputs: Any, float_layers: str) -> TernaryNetwork:
     arguments = check_inputs("example_inputs", example_inputs)
     root = as_root(model)
-    with held_weights(root):
-        captured = capture(root, arguments)
-        with one_thread():
-            graph = run_passes(lower(captured))
+    # Tensors made in inference mode do not count what is written into them.
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with held_weights(root):
+            captured = capture(root, arguments)
+            with one_thread():
+                graph = run_passes(lower(captured))
+            net = _network(graph, "torch", arguments)
+            check_outputs(net, arguments, captured.expected)
+            check_batches(root, net, arguments)
+        if float_layers != "torch":
+            net = _network(graph, float_layers, arguments)
+    return net
+
+
+def _network(graph: Graph, float_layers: str, arguments: tuple[Any, ...]) -> TernaryNetwork:
     with one_thread():
         net = TernaryNetwork(graph, float_layers)
-    net.settle(tuple(value.clone() if isinstance(value, Tensor) else value for value in arguments))
+    net.settle(copies(arguments))
     return net

@@ -2,7 +2,8 @@
 
 Two ways, in this order: symbolic tracing (torch.fx), and, where the model's Python branches on shapes or values,
 ``torch.export`` (:mod:`fatnn_rs.convert.capture_export`). A captured graph is accepted only where it gives the
-example's outputs bit for bit; its intermediate shapes and memory formats are recorded on the way.
+example's outputs bit for bit; what its values were is recorded on the way (:mod:`fatnn_rs.convert.record`). Models are
+run and traced as copies (:func:`fatnn_rs.replica.replica`), for their code may write what it likes.
 """
 
 from __future__ import annotations
@@ -15,33 +16,31 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fatnn_rs.convert.ops_table import layout_of
-from fatnn_rs.errors import ConversionError
+from fatnn_rs.convert.record import Seen, record
+from fatnn_rs.convert.structure import refilled, same_values
+from fatnn_rs.errors import ConversionError, FatnnError
 from fatnn_rs.nn import QuantizedLayer
+from fatnn_rs.replica import patched_methods, replica
+from fatnn_rs.signature import NOTHING, Argument
 
-__all__ = ["Captured", "Seen", "capture", "record"]
+__all__ = ["Captured", "SizeRange", "capture"]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Say what a value was at the example inputs.
+class SizeRange:
+    """Which batch sizes an input may have.
 
     Attributes
     ----------
-    shape
-        Empty for what is not a tensor.
-    layout
-        See :func:`fatnn_rs.convert.ops_table.layout_of`.
-    value
-        The value itself where it is an integer, else None.
-    dtype
-        Of a tensor, else None.
+    least, most
+        Both included; ``most`` is None where there is no limit.
+    multiple
+        Sizes are multiples of this.
     """
 
-    shape: tuple[int, ...] = ()
-    layout: str = "any"
-    value: int | None = None
-    dtype: torch.dtype | None = None
+    least: int = 0
+    most: int | None = None
+    multiple: int = 1
 
 
 @dataclass
@@ -58,89 +57,83 @@ class Captured:
         Where ``get_attr`` nodes look things up.
     inputs
         Names of the placeholder nodes that the given arguments fill.
+    arguments
+        The model's arguments.
     outputs
         The structure returned, with fx nodes for values.
     seen
         fx node → what its value was.
+    expected
+        What the model returned.
     notes
         Remarks for the report.
     fixed
         Dimensions of the inputs in which sizes other than the example's are refused.
+    batch
+        Sizes that the first dimension of every input may have.
     """
 
     graph: fx.Graph
     modules: dict[str, nn.Module]
     root: nn.Module
     inputs: list[str]
+    arguments: tuple[Argument, ...]
     outputs: Any
     seen: dict[fx.Node, Seen]
+    expected: Any = None
     notes: list[str] = field(default_factory=list)
     fixed: tuple[int, ...] = ()
+    batch: SizeRange | None = None
 
 
 class _Tracer(fx.Tracer):
-    """Quantized layers and torch's own modules stay calls, except containers that hold a quantized layer."""
+    """Quantized layers, torch's own modules and modules with methods of their own stay calls.
+
+    Except containers of torch's that hold a quantized layer.
+    """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, QuantizedLayer):
+        if isinstance(m, QuantizedLayer) or patched_methods(m):
             return True
         if any(isinstance(child, QuantizedLayer) for child in m.modules()):
             return False
         return super().is_leaf_module(m, module_qualified_name)
 
 
-class _Recorder(fx.Interpreter):
-    """Runs a graph and notes every value's shape and memory format before anything can change it."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.seen: dict[fx.Node, Seen] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if isinstance(value, Tensor):
-            self.seen[n] = Seen(tuple(value.shape), layout_of(value), None, value.dtype)
-        else:
-            self.seen[n] = Seen(value=value if type(value) is int else None)
-        return value
-
-
-def _copies(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def copies(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Tensors cloned, so that a model that works in place cannot change the caller's."""
     return tuple(pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, list(arguments)))
 
 
-def same(left: Any, right: Any) -> bool:
-    """Whether two nested outputs have the same structure and bits."""
-    left_leaves, left_spec = pytree.tree_flatten(left)
-    right_leaves, right_spec = pytree.tree_flatten(right)
-    if left_spec != right_spec:
-        return False
-    for one, other in zip(left_leaves, right_leaves, strict=True):
-        if isinstance(one, Tensor) != isinstance(other, Tensor):
-            return False
-        if isinstance(one, Tensor):
-            if (
-                one.shape != other.shape
-                or one.dtype != other.dtype
-                or not torch.equal(torch.nan_to_num(one), torch.nan_to_num(other))
-            ):
-                return False
-        elif one != other:
-            return False
-    return True
+def described(model: nn.Module, given: tuple[Any, ...]) -> tuple[Argument, ...]:
+    """Describe the arguments of a model's forward, as ``given`` fills them."""
+    made: list[Argument] = []
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    for p in parameters:
+        if p.kind == p.VAR_POSITIONAL:
+            rest = given[len(made) :]
+            made.extend(
+                Argument(f"{p.name}_{i}", isinstance(v, Tensor), _constant(v), keyword=False)
+                for i, v in enumerate(rest)
+            )
+        elif p.kind != p.VAR_KEYWORD:
+            default = NOTHING if p.default is p.empty else p.default
+            value = given[len(made)] if len(made) < len(given) else default
+            made.append(
+                Argument(
+                    p.name,
+                    isinstance(value, Tensor),
+                    _constant(value),
+                    default,
+                    positional=p.kind != p.KEYWORD_ONLY,
+                    keyword=p.kind != p.POSITIONAL_ONLY,
+                )
+            )
+    return tuple(made)
 
 
-def record(module: fx.GraphModule, arguments: tuple[Any, ...], expected: Any) -> dict[fx.Node, Seen] | str:
-    """Run a captured graph; what its values were, or why it does not reproduce the model."""
-    recorder = _Recorder(module)
-    try:
-        result = recorder.run(*_copies(arguments))
-    except Exception as error:  # whatever a wrongly captured graph may raise, the answer is the same
-        return f"the captured graph fails where the model does not ({type(error).__name__}: {error})"
-    if not same(result, expected):
-        return "the captured graph does not reproduce the model's output"
-    return recorder.seen
+def _constant(value: Any) -> Any:
+    return None if isinstance(value, Tensor) else value
 
 
 def _by_fx(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captured | str:
@@ -148,6 +141,8 @@ def _by_fx(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captu
     parameters = list(inspect.signature(model.forward).parameters.values())
     if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
         return "its forward takes *args or **kwargs"
+    if patched_methods(model):
+        return f"{patched_methods(model)[0]!r} was replaced on the instance"
     # Arguments that were left out, and those that are no tensors, are constants of the capture.
     constants = {p.name: p.default for p in parameters[len(arguments) :]}
     constants |= {
@@ -155,19 +150,50 @@ def _by_fx(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captu
     }
     if any(not isinstance(value, (type(None), bool, int, float, str)) for value in constants.values()):
         return "it takes arguments that are neither tensors nor plain constants"
+    traced = replica(model)
     tracer = _Tracer()
     try:
-        graph = tracer.trace(model, concrete_args=constants)
+        graph = tracer.trace(traced, concrete_args=constants)
         module = fx.GraphModule(tracer.root, graph)
     except Exception as error:  # user code meets proxies here and may raise anything
         return f"{type(error).__name__}: {error}"
-    seen = record(module, arguments, expected)
+    seen = record(module, copies(arguments), expected)
     if isinstance(seen, str):
         return seen
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     filled = [node.name for node, value in zip(placeholders, arguments, strict=False) if isinstance(value, Tensor)]
     output = next(node for node in module.graph.nodes if node.op == "output")
-    return Captured(module.graph, dict(model.named_modules()), module, filled, output.args[0], seen)
+    outputs = refilled(expected, output.args[0])
+    return Captured(
+        module.graph, dict(traced.named_modules()), module, filled, described(model, arguments), outputs, seen, expected
+    )
+
+
+def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
+    """Return what a model makes of its arguments; refuse one that makes something else the second time.
+
+    Raises
+    ------
+    ConversionError
+        Where it fails, or where what it returns depends on earlier calls or on chance.
+    """
+    run = replica(model)
+    try:
+        expected, again = run(*copies(arguments)), run(*copies(arguments))
+    except FatnnError as error:
+        raise ConversionError(f"{type(model).__name__} fails on the example inputs: {error}") from error
+    except Exception as error:
+        raise ConversionError(
+            f"{type(model).__name__} fails on the example inputs ({type(error).__name__}: {error}); give inputs that "
+            "the model accepts"
+        ) from error
+    if problem := same_values(expected, again):
+        raise ConversionError(
+            f"{type(model).__name__} gives two results for the same inputs ({problem}): it draws random numbers, or "
+            "keeps state from call to call, which a converted network does not; make forward a function of its "
+            "arguments in eval mode"
+        )
+    return expected
 
 
 @torch.no_grad()
@@ -177,17 +203,12 @@ def capture(model: nn.Module, arguments: tuple[Any, ...]) -> Captured:
     Raises
     ------
     ConversionError
-        Where the model itself fails on the example, or neither way captures it.
+        Where the model itself fails on the example, gives another result the second time, returns what is no structure
+        of tensors and plain values, or neither way captures it.
     """
     from fatnn_rs.convert.capture_export import by_export
 
-    try:
-        expected = model(*_copies(arguments))
-    except Exception as error:
-        raise ConversionError(
-            f"{type(model).__name__} fails on the example inputs ({type(error).__name__}: {error}); give inputs that "
-            "the model accepts"
-        ) from error
+    expected = _run_twice(model, arguments)
     traced = _by_fx(model, arguments, expected)
     if isinstance(traced, Captured):
         return traced

@@ -3,13 +3,12 @@
 Export turns everything into aten operations, and quantized layers would dissolve with it. So, in a copy of the model,
 the layers that the conversion knows as wholes are replaced by a marker whose forward calls one custom op,
 ``fatnn_rs::module_call(x, name)``; its fake kernel knows the layer's output shape, its real kernel calls the layer.
-Branches on sizes are decided as the example decides them, so only the batch size stays free, and that only where export
-found it to be.
+Branches on sizes are decided as the example decides them, so only the batch size stays free, in the range in which
+export found that they are decided in the same way, and every call is held to that range.
 """
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,9 +20,12 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from fatnn_rs.convert.capture import Captured, record
+from fatnn_rs.convert.capture import Captured, SizeRange, copies, described
+from fatnn_rs.convert.record import record
+from fatnn_rs.convert.structure import refilled
 from fatnn_rs.nn import QuantizedLayer
 from fatnn_rs.ops.schema import LIBRARY
+from fatnn_rs.replica import replica
 
 __all__ = ["by_export"]
 
@@ -91,34 +93,47 @@ torch.library.register_fake("fatnn_rs::module_call", _module_call_fake, lib=LIBR
 
 
 class _Marker(nn.Module):
-    """Stands for a layer while its model is exported."""
+    """Stands for a layer while its model is exported.
 
-    def __init__(self, name: str) -> None:
+    Whoever reads the layer's weight, its dtype or its sizes finds them here.
+    """
+
+    def __init__(self, name: str, layer: nn.Module) -> None:
         super().__init__()
-        self.name = name
+        self._stands_for = (name, layer)  # in a tuple, so that the layer is no submodule
+        self._parameters.update(layer._parameters)
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = torch.ops.fatnn_rs.module_call(x, self.name)
+        result: Tensor = torch.ops.fatnn_rs.module_call(x, self._stands_for[0])
         return result
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_stands_for"][1], name)
 
 
 @contextmanager
-def _marked(model: nn.Module) -> Iterator[nn.Module]:
-    """Give a copy of the model with markers for the layers that stay whole."""
-    layers = {name: module for name, module in model.named_modules() if name and _shape_row(module) is not None}
-    # The markers go into the copy's memo, so that the layers themselves are not copied.
-    memo: dict[int, Any] = {id(module): _Marker(name).eval() for name, module in layers.items()}
-    copied = copy.deepcopy(model, memo)
+def _marked(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, nn.Module]]]:
+    """Give a copy of the model with markers for the layers that stay whole, and the modules that they stand for."""
+    whole = replica(model)
+    modules = dict(whole.named_modules())
+    layers = {name: module for name, module in modules.items() if name and _shape_row(module) is not None}
+    copied = replica(whole, {module: _Marker(name, module).eval() for name, module in layers.items()})
     _MARKED.update(layers)
     try:
-        yield copied
+        yield copied, modules
     finally:
         for name in layers:
             del _MARKED[name]
 
 
-def _export(model: nn.Module, arguments: tuple[Any, ...], dynamic: bool) -> fx.GraphModule:
-    """Export; with ``dynamic``, the first dimension of every tensor stays open where the model allows it."""
+def _export(model: nn.Module, arguments: tuple[Any, ...], dynamic: bool) -> tuple[fx.GraphModule, Callable[..., Any]]:
+    """Export, and what checks that sizes are as export took them to be.
+
+    With ``dynamic``, the first dimension of every tensor stays open where the model allows it.
+    """
     shapes = None
     if dynamic:
         shapes = tuple(
@@ -128,8 +143,43 @@ def _export(model: nn.Module, arguments: tuple[Any, ...], dynamic: bool) -> fx.G
         warnings.simplefilter("ignore")
         program = torch.export.export(model, arguments, dynamic_shapes=shapes, strict=False)
         exported: Any = program.module(check_guards=False)
+        guards = getattr(program.module(check_guards=True), "_guards_fn", None) if dynamic else None
     assert isinstance(exported, fx.GraphModule)
-    return exported
+    return exported, (lambda *values: None) if guards is None else guards
+
+
+#: Batch sizes that are tried against export's guards, beside the example's.
+_TRIED = 130
+
+
+def _batch_range(check: Callable[..., Any], arguments: tuple[Any, ...]) -> SizeRange | None:
+    """Find which batch sizes pass the guards; None where it is only some that no range and factor describe."""
+    sizes = {value.shape[0] for value in arguments if isinstance(value, Tensor) and value.dim()}
+    if len(sizes) != 1:
+        return None
+    example = sizes.pop()
+    # Tensors of any batch size, without the memory.
+    ones = [v[:1] if isinstance(v, Tensor) and v.dim() else v for v in arguments]
+
+    def passes(batch: int) -> bool:
+        try:
+            check(*(v.expand(batch, *v.shape[1:]) if isinstance(v, Tensor) and v.dim() else v for v in ones))
+        except Exception:  # guards raise AssertionError, and whatever their expressions do
+            return False
+        return True
+
+    tried = range(1, max(_TRIED, 2 * example + 2))
+    good = [batch for batch in tried if passes(batch)]
+    if example not in good:
+        return None
+    multiple = next((m for m in range(example, 0, -1) if all(batch % m == 0 for batch in good)), 1)
+    least, most = good[0], good[-1]
+    if good != [batch for batch in tried if least <= batch <= most and batch % multiple == 0]:
+        return None
+    open_end = most + multiple > tried[-1]
+    if open_end and not all(passes(multiple * factor) for factor in (1000 // multiple, 4096)):
+        return None
+    return SizeRange(least, None if open_end else most, multiple)
 
 
 def _doubled(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -144,43 +194,51 @@ def by_export(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Ca
     """Capture by torch.export, or say why not."""
     reason = "no way tried"
     for dynamic in (True, False):
-        given = _doubled(arguments) if dynamic else arguments
+        given = _doubled(copies(arguments)) if dynamic else copies(arguments)
         try:
-            with _marked(model) as copied:
-                module = _export(copied, given, dynamic)
-                seen = record(module, arguments, expected)
+            with _marked(model) as (copied, modules):
+                module, check = _export(copied, given, dynamic)
+                seen = record(module, copies(arguments), expected)
         except Exception as error:  # export runs user code and may raise anything
             reason = f"{type(error).__name__}: {error}"
             continue
         if isinstance(seen, str):
             reason = seen
             continue
-        if dynamic and not _batch_is_free(module):
+        batch = _batch_range(check, arguments) if dynamic and _batch_is_free(module) else None
+        if dynamic and batch is None:
             reason = "the batch size decides what it does"
             continue
-        return _captured(model, module, arguments, seen, free_batch=dynamic)
+        placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+        values = pytree.tree_leaves(arguments)
+        if len(values) != len(placeholders) or len(values) != len(arguments):
+            return "its arguments are nested"
+        output = next(node for node in module.graph.nodes if node.op == "output")
+        return Captured(
+            module.graph,
+            modules,
+            module,
+            [n.name for n, value in zip(placeholders, arguments, strict=True) if isinstance(value, Tensor)],
+            described(model, arguments),
+            refilled(expected, output.args[0]),
+            seen,
+            expected,
+            [f"input sizes are fixed to the example's{'' if batch is None else _shown(batch)}"],
+            tuple(range(0 if batch is None else 1, max(v.dim() for v in arguments if isinstance(v, Tensor)))),
+            batch,
+        )
     return reason
+
+
+def _shown(batch: SizeRange) -> str:
+    if batch == SizeRange(1):
+        return ", but for the batch"
+    most = "" if batch.most is None else f" to {batch.most}"
+    factor = "" if batch.multiple == 1 else f", in multiples of {batch.multiple}"
+    return f", but for the batch, from {batch.least}{most}{factor}"
 
 
 def _batch_is_free(module: fx.GraphModule) -> bool:
     """Whether export left the first dimension of every tensor input open."""
     values = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
     return not any(is_concrete_int(v.shape[0]) for v in values if isinstance(v, Tensor) and v.dim())
-
-
-def _captured(
-    model: nn.Module, module: fx.GraphModule, arguments: tuple[Any, ...], seen: Any, free_batch: bool
-) -> Captured | str:
-    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-    leaves = pytree.tree_leaves(arguments)
-    if len(leaves) != len(placeholders) or len(leaves) != len(arguments):
-        return "its arguments are nested"
-    inputs = [n.name for n, value in zip(placeholders, arguments, strict=True) if isinstance(value, Tensor)]
-    output = next(node for node in module.graph.nodes if node.op == "output")
-    codegen: Any = module.graph._codegen
-    spec = codegen.pytree_info.out_spec
-    outputs = pytree.tree_unflatten(list(output.args[0]), spec)
-    ranks = [value.dim() for value in arguments if isinstance(value, Tensor)]
-    fixed = tuple(range(1 if free_batch else 0, max(ranks)))
-    notes = [f"input sizes are fixed to the example's{', but for the batch' if free_batch else ''}"]
-    return Captured(module.graph, dict(model.named_modules()), module, inputs, outputs, seen, notes, fixed)

@@ -75,6 +75,9 @@ def check_model(model: nn.Module, quantized: bool = True) -> None:
             )
         if isinstance(layer, TernaryLayer):
             _check_levels(name, layer)
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
+            _check_norm(name, module)
     for name, tensor in _watched(model):
         _check_tensor(name, tensor, quantized=any(name.startswith(f"{layer}.") for layer in layers if layer))
 
@@ -118,5 +121,24 @@ def _check_tensor(name: str, tensor: Tensor, quantized: bool) -> None:
     if tensor.numel() and not all(math.isfinite(end) for end in torch.aminmax(tensor)):
         raise ConversionError(
             f"{where} holds NaN or infinity, so the network has no meaning; look at the training run, or load an "
+            "earlier checkpoint"
+        )
+
+
+def _check_norm(name: str, norm: _BatchNorm) -> None:
+    """Refuse a BatchNorm that makes NaN or infinity of every number."""
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert var is not None
+    if not all(t.device.type == "cpu" and bool(t.isfinite().all()) for t in (mean, var)):
+        return  # which _check_tensor names
+    scale = (var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
+    bad = ~torch.isfinite(scale) | ~torch.isfinite(mean * scale)
+    if bool(bad.any()):
+        channel = int(bad.nonzero()[0])
+        weight = "" if norm.weight is None else f", weight {float(norm.weight[channel]):g}"
+        raise ConversionError(
+            f"module {name!r}: channel {channel} (running_var {float(var[channel]):g}, eps {norm.eps:g}{weight}) makes "
+            "NaN or infinity of its inputs, so the network has no meaning; look at the training run, or load an "
             "earlier checkpoint"
         )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fatnn_rs import _core
-from fatnn_rs.convert.affine import fma
+from fatnn_rs.convert.affine import fma, slope
 from fatnn_rs.convert.graph import Graph, Node, refs
 from fatnn_rs.convert.ops_code import CODE_OPS
 from fatnn_rs.convert.ops_float import FLOAT_OPS
@@ -254,24 +254,41 @@ def _on_integers(node: Node) -> bool:
 
 
 def _affine(graph: Graph, node: Node, float_layers: str) -> tuple[str, dict[str, Tensor]] | None:
-    """Describe a BatchNorm to the engine: ``fma(x, scale, bias)`` where that has torch's bits.
+    """Describe a BatchNorm to the engine: as ``fma(x, scale, bias)`` where that has torch's bits.
 
-    ``bias`` is its value at 0 and ``scale`` its slope far out; whether they reproduce it is checked on a range of
-    floats. Where they do not, it stays in torch, unless sums may be rounded differently anyway.
+    Whether it does is checked on floats of every size. Where it does not, it stays in torch. Where sums may be rounded
+    differently anyway, the engine takes the BatchNorm itself, as it does in a file that runs without torch.
     """
     tensors = {role: graph.tensors[name] for role, name in node.tensors.items()}
+    if float_layers == "rust":
+        return "batch_norm", tensors
     function = FLOAT_OPS["batch_norm"].bind(node, tensors)
     channels = len(tensors["mean"])
-    bias = function(torch.zeros(1, channels))[0]
-    power = 2.0**64
-    scale = (function(torch.full((1, channels), power))[0].double() / power).float()
-    generator = torch.Generator().manual_seed(0)
-    spread = torch.logspace(-4, 4, 256)[:, None]
-    x = torch.randn(256, channels, generator=generator) * spread
-    predicted = torch.from_numpy(fma(x.numpy(), scale.numpy(), bias.numpy()))
-    if torch.equal(predicted, function(x)) and torch.equal(predicted, _as_map(function, x)):
-        return "affine", {"scale": scale, "bias": bias}
-    return ("batch_norm", tensors) if float_layers == "rust" else None
+
+    def evaluate(points: Tensor) -> Tensor:
+        y: Tensor = function(points.float())
+        return y
+
+    bias = evaluate(torch.zeros(1, channels, dtype=torch.float32, device="cpu"))[0]
+    scale = slope(evaluate, channels)
+    if scale is None:
+        return None
+    x = _floats_of_every_size(channels)
+    with np.errstate(all="ignore"):
+        predicted = torch.from_numpy(fma(x.numpy(), scale.numpy(), bias.numpy()))
+    same = torch.equal(predicted, function(x)) and torch.equal(predicted, _as_map(function, x))
+    return ("affine", {"scale": scale, "bias": bias}) if same else None
+
+
+def _floats_of_every_size(channels: int) -> Tensor:
+    """Points [P, channels] at which two functions of a float are compared: usual ones, and up to the greatest."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    kind: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+    powers = torch.cat([torch.linspace(-4, 4, 256, **kind), torch.arange(-44, 39, **kind)])
+    x = torch.randn(len(powers), channels, generator=generator, **kind) * 10.0 ** powers[:, None]
+    largest = torch.finfo(torch.float32).max
+    ends = torch.tensor([0.0, largest, -largest], **kind)[:, None].expand(3, channels)
+    return torch.cat([x, ends]).clamp(-largest, largest).float()
 
 
 def _as_map(function: Any, x: Tensor) -> Tensor:

@@ -13,6 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
+from fatnn_rs.convert.structure import Container
+from fatnn_rs.signature import Argument
+
 __all__ = ["Graph", "Node", "Ref"]
 
 
@@ -74,7 +77,10 @@ class Graph:
     tensors
         Contiguous CPU tensors.
     outputs
-        The structure the model returns: tuples, lists, dicts, constants, with :class:`Ref` for values.
+        The structure the model returns: tuples, lists, dicts, containers (:mod:`fatnn_rs.convert.structure`) and
+        constants, with :class:`Ref` for values.
+    arguments
+        The model's arguments, by which calls are bound: see :class:`fatnn_rs.signature.Argument`.
     notes
         Remarks on the capture, for the report.
     """
@@ -83,6 +89,7 @@ class Graph:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     outputs: Any = None
     notes: list[str] = field(default_factory=list)
+    arguments: tuple[Argument, ...] = ()
 
     def node(self, name: str) -> Node:
         """Look a node up by name."""
@@ -148,6 +155,8 @@ def refs(structure: Any) -> Iterator[Ref]:
     elif isinstance(structure, (list, tuple)):
         for value in structure:
             yield from refs(value)
+    elif isinstance(structure, Container):
+        yield from refs(structure.items)
     elif isinstance(structure, slice):
         yield from refs((structure.start, structure.stop, structure.step))
 
@@ -158,6 +167,8 @@ def map_refs(structure: Any, function: Callable[[Ref], Any]) -> Any:
         return function(structure)
     if isinstance(structure, dict):
         return {key: map_refs(value, function) for key, value in structure.items()}
+    if isinstance(structure, Container):
+        return structure.with_items([map_refs(item, function) for item in structure.items])
     if isinstance(structure, tuple) and hasattr(structure, "_fields"):
         return type(structure)(*(map_refs(value, function) for value in structure))
     if isinstance(structure, (list, tuple)):

@@ -2,23 +2,30 @@
 
 Every call is looked up in three tables: modules by class, functions, and tensor methods by name
 (:mod:`fatnn_rs.convert.rows_modules`, :mod:`fatnn_rs.convert.rows_functions`). A row either emits nodes or declines;
-what no row takes becomes a ``torch`` node that calls the original in its place. In-place operations become ordinary
-ones: every later reading of the tensor they change reads their result.
+what no row takes becomes a ``torch`` node that calls the original in its place. Operations that write into their
+arguments become functions: every later reading of the memory they change reads their result
+(:mod:`fatnn_rs.convert.mutation`).
 """
 
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from fatnn_rs.convert.capture import Captured, Seen
-from fatnn_rs.convert.graph import Graph, Node, Ref, map_refs, refs
+from fatnn_rs.convert.capture import Captured
+from fatnn_rs.convert.graph import Graph, Node, Ref, refs
+from fatnn_rs.convert.mutation import Aliases
+from fatnn_rs.convert.record import Seen
+from fatnn_rs.convert.shapes import run_time_shapes
+from fatnn_rs.convert.structure import fill
 from fatnn_rs.errors import ConversionError
 from fatnn_rs.nn import QuantizedLayer, TernaryLayer
+from fatnn_rs.replica import patched_methods
 
 __all__ = ["Lowering", "Row", "lower"]
 
@@ -33,11 +40,13 @@ class Lowering:
 
     def __init__(self, captured: Captured) -> None:
         self.captured = captured
-        self.graph = Graph(notes=list(captured.notes))
+        self.graph = Graph(notes=list(captured.notes), arguments=captured.arguments)
         self.env: dict[fx.Node, Any] = {}
         self.node: fx.Node
         self.layer = ""
-        self._bases: dict[str, str] = {}
+        #: Values whose sizes behind the batch forward takes to be the example's: ``x.view(-1, 400)``.
+        self.of_one_size: list[str] = []
+        self.aliases = Aliases(captured.graph, captured.seen, self.call_of)
 
     def seen(self, value: Any) -> Seen:
         """Say what a value was at the example inputs."""
@@ -83,20 +92,18 @@ class Lowering:
             if tensor is not None:
                 node.tensors[role] = self.graph.add_tensor(f"{prefix}.{role}", tensor)
         self.graph.nodes.append(node)
-        if op in ("flatten", "reshape_like", "rows"):
-            self._bases[name] = self._bases.get(inputs[0], inputs[0])
         return Ref(name)
 
     def torch_node(self, call: Callable[..., Any], args: Any, kwargs: Any, target: str, note: str = "") -> Ref:
         """Add a node that calls torch (or the user's code) as the model did."""
-        args, kwargs = self.resolve((tuple(args), dict(kwargs)))
-        inputs = list(dict.fromkeys(ref.name for ref in refs((args, kwargs))))
         layouts = {
             ref.name: self.seen(argument).layout
-            for argument, ref in ((a, self.env[a]) for a in self.node.all_input_nodes)
+            for argument, ref in ((a, self.env[a]) for a in _fx_nodes((args, kwargs)))
             if isinstance(ref, Ref)
         }
-        attrs = {"target": target, "layouts": [layouts[name] for name in inputs]}
+        args, kwargs = self.resolve((tuple(args), dict(kwargs)))
+        inputs = list(dict.fromkeys(ref.name for ref in refs((args, kwargs))))
+        attrs = {"target": target, "layouts": [layouts.get(name, "any") for name in inputs]}
         result = self.emit("torch", inputs, attrs, note=note or "no Rust kernel and no row in the tables", call=call)
         self.graph.nodes[-1].arguments = (args, kwargs)
         return result
@@ -105,45 +112,41 @@ class Lowering:
         """Express a structure of fx nodes as one of our references and constants."""
         return fx.node.map_arg(structure, lambda node: self.env[node])
 
-    def replace_in_place(self, changed: Any, result: Ref) -> None:
-        """Let whoever still reads ``changed`` read ``result``: the call works in place."""
-        if not isinstance(changed, fx.Node) or not isinstance(self.env.get(changed), Ref):
-            return
-        old = self.env[changed].name
-        base = self._bases.get(old, old)
-        for node, ref in self.env.items():
-            if not isinstance(ref, Ref):
-                continue
-            if ref.name == old:
-                self.env[node] = result
-            elif self._bases.get(ref.name, ref.name) == base and ref.name != result.name and self._read_later(node):
-                raise ConversionError(
-                    f"{self.node.format_node()}: works in place on a view of {base!r}, and {node.name!r}, another view "
-                    "of it, is read afterwards; use the operation that returns a new tensor"
-                )
-
-    def _read_later(self, node: fx.Node) -> bool:
-        return any(self.node < user for user in node.users)
+    def call_of(self, node: fx.Node) -> Callable[..., Any]:
+        """Return the function that a captured node calls, which shares nothing with the model."""
+        if node.op == "call_method":
+            return _Method(str(node.target))
+        if node.op == "call_module":
+            return _clean_copy(self.captured.modules[str(node.target)])
+        if node.target is torch.ops.fatnn_rs.module_call.default:
+            layer = _clean_copy(self.captured.modules[str(node.args[1])])
+            return lambda x, name: layer(x)
+        assert callable(node.target)
+        return node.target
 
 
-def _is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether a call changes its first argument."""
-    if module is not None:
-        return bool(getattr(module, "inplace", False))
-    if node.kwargs.get("inplace"):
-        return True
-    target = node.target
-    name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema.is_mutable
-    if name.endswith("_") and not name.endswith("__"):
-        return True
-    return getattr(target, "__module__", "") == "_operator" and name in _IN_PLACE_OPERATORS
+def _fx_nodes(structure: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.node.map_arg(structure, found.append)
+    return found
 
 
-_IN_PLACE_OPERATORS = frozenset(
-    {"iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "iand", "ior", "ixor"}
-)
+class _Method:
+    """Calls a method of its first argument."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(x, self.name)(*args, **kwargs)
+
+
+def _target_name(node: fx.Node) -> str:
+    """Name what a node calls, for reports."""
+    if node.op == "call_method":
+        return f"Tensor.{node.target}"
+    return str(getattr(node.target, "__name__", node.target))
+
 
 #: Calls that only check something at capture and have no value.
 _ASSERTIONS = frozenset({"_assert", "_assert_is_none", "_assert_scalar.default", "_assert_async.msg"})
@@ -168,7 +171,8 @@ def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
 
     module = ctx.captured.modules[name]
     ctx.layer = name
-    row = None if _has_hooks(module) else module_row(module)
+    own = patched_methods(module)
+    row = None if _has_hooks(module) or own else module_row(module)
     if row is not None:
         try:
             result = row(ctx, module, *args, **kwargs)
@@ -179,6 +183,8 @@ def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
     note = f"{type(module).__name__} is not one of the converted layers"
     if _has_hooks(module):
         note = "has forward hooks"
+    elif own:
+        note = f"its {own[0]} was replaced on the instance"
     elif isinstance(module, QuantizedLayer):
         note = "its input is no float32 batch"
     return ctx.torch_node(_clean_copy(module), args, kwargs, type(module).__name__, note)
@@ -203,43 +209,72 @@ def _lower_attribute(ctx: Lowering, target: str) -> Any:
 
 
 def _lower_call(ctx: Lowering, node: fx.Node) -> Any:
-    from fatnn_rs.convert.rows_functions import FUNCTIONS, METHODS
-
     if node.op == "get_attr":
         return _lower_attribute(ctx, str(node.target))
     ctx.layer = ""
-    marker = node.target is torch.ops.fatnn_rs.module_call.default if node.op == "call_function" else False
-    module = None
+    if not ctx.seen(node).writes and not ctx.seen(node).reshapes:
+        return _lower_function(ctx, node)
+    buffer = ctx.aliases.constant_written(node)
+    if buffer:
+        return _lower_state(ctx, node, buffer)
+    target = ctx.aliases.whole(node)
+    before = len(ctx.graph.nodes)
+    if target is not None:
+        result = _lower_function(ctx, node)
+        if all(made.op != "torch" for made in ctx.graph.nodes[before:]):
+            ctx.aliases.replaced(node)
+            (number,) = ctx.seen(node).writes
+            for alias in (target, *ctx.aliases.read_after(number, node)):
+                ctx.env[alias] = result
+            return result
+        del ctx.graph.nodes[before:]
+    return _lower_write(ctx, node)
+
+
+def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
+    """Lower a call that changes nothing, or what it would be without changing anything."""
+    from fatnn_rs.convert.rows_functions import FUNCTIONS, METHODS
+
     if node.op == "call_module":
-        module = ctx.captured.modules.get(str(node.target))
-        result = _lower_module(ctx, str(node.target), node.args, node.kwargs)
-    elif marker:
-        result = _lower_module(ctx, str(node.args[1]), node.args[:1], {})
-        module = ctx.captured.modules[str(node.args[1])]
-    else:
-        table: Mapping[Any, Row] = METHODS if node.op == "call_method" else FUNCTIONS
-        row = table.get(node.target)
-        made: Ref | None = None
-        if row is not None:
-            try:
-                made = row(ctx, *node.args, **node.kwargs)
-            except TypeError:
-                made = None  # called with arguments the row does not know
-        result = made if made is not None else _torch_call(ctx, node)
-    if node.args and _is_in_place(node, module):
-        ctx.replace_in_place(node.args[0], result)
-    return result
+        return _lower_module(ctx, str(node.target), node.args, node.kwargs)
+    if node.target is torch.ops.fatnn_rs.module_call.default:
+        return _lower_module(ctx, str(node.args[1]), node.args[:1], {})
+    table: Mapping[Any, Row] = METHODS if node.op == "call_method" else FUNCTIONS
+    row = table.get(node.target)
+    made: Ref | None = None
+    if row is not None:
+        try:
+            made = row(ctx, *node.args, **node.kwargs)
+        except TypeError:
+            made = None  # called with arguments the row does not know
+    return made if made is not None else ctx.torch_node(ctx.call_of(node), node.args, node.kwargs, _target_name(node))
 
 
-def _torch_call(ctx: Lowering, node: fx.Node) -> Ref:
-    if node.op == "call_method":
-        method = str(node.target)
-        return ctx.torch_node(
-            lambda x, *a, **k: getattr(x, method)(*a, **k), node.args, node.kwargs, f"Tensor.{method}"
+def _lower_write(ctx: Lowering, node: fx.Node) -> Ref:
+    """Lower a call that writes into its arguments, by copying them."""
+    function, inputs, changed = ctx.aliases.rewrite(node)
+    whole = ctx.torch_node(function, inputs, {}, _target_name(node), "writes into a tensor: torch does, into a copy")
+    parts = []
+    for index, (part, suffix) in enumerate(((node, "_result"), *((alias, f"_{alias.name}") for alias in changed))):
+        shape, seen = ctx.shape(part), ctx.seen(part)
+        attrs = {"target": "getitem", "layouts": ["any"]}
+        item = ctx.emit("torch", [whole.name], attrs, suffix=suffix, shape=shape, call=operator.getitem)
+        ctx.graph.nodes[-1].arguments = ((Ref(whole.name), index), {})
+        ctx.graph.nodes[-1].note = "" if seen.shape else "no tensor"
+        parts.append(item)
+    for alias, item in zip(changed, parts[1:], strict=True):
+        ctx.env[alias] = item
+    return parts[0]
+
+
+def _lower_state(ctx: Lowering, node: fx.Node, buffer: str) -> None:
+    """Leave out a call that writes into a parameter or buffer, where nobody would see what it wrote."""
+    if ctx.aliases.matters(node):
+        raise ConversionError(
+            f"forward writes into {buffer!r} and computes with it: a converted network keeps nothing from call to "
+            "call; hand what changes in and out as arguments and results, or compute it before"
         )
-    assert callable(node.target)
-    name = getattr(node.target, "__name__", str(node.target))
-    return ctx.torch_node(node.target, node.args, node.kwargs, name)
+    ctx.graph.notes.append(f"what forward writes into {buffer!r} is left out: no result depends on it")
 
 
 def lower(captured: Captured) -> Graph:
@@ -253,7 +288,7 @@ def lower(captured: Captured) -> Graph:
     Raises
     ------
     ConversionError
-        Where an operation works in place on a tensor whose views are read afterwards.
+        Where an operation writes into memory in a way that no function expresses.
     """
     ctx = Lowering(captured)
     for node in captured.graph.nodes:
@@ -264,6 +299,9 @@ def lower(captured: Captured) -> Graph:
                 ctx.layer = ""
                 fixed = [dim for dim in captured.fixed if dim < len(seen.shape)]
                 attrs = {"dtype": str(seen.dtype).removeprefix("torch."), "fixed": fixed}
+                if captured.batch is not None:
+                    most = NO_LIMIT if captured.batch.most is None else captured.batch.most
+                    attrs["batch"] = [captured.batch.least, most, captured.batch.multiple]
                 ctx.env[node] = ctx.emit("input", [], attrs)
             else:
                 ctx.env[node] = None
@@ -271,10 +309,25 @@ def lower(captured: Captured) -> Graph:
             break
         elif getattr(node.target, "__name__", "") not in _ASSERTIONS and node.target != "_guards_fn":
             ctx.env[node] = _lower_call(ctx, node)
-    ctx.graph.outputs = map_refs(ctx.resolve(captured.outputs), lambda ref: ref)
+    ctx.graph.outputs = fill(captured.outputs, lambda leaf: ctx.env[leaf] if isinstance(leaf, fx.Node) else leaf)
     _find_channels(ctx.graph)
+    _hold_sizes(ctx.graph, ctx.of_one_size)
     return ctx.graph
 
+
+def _hold_sizes(graph: Graph, values: list[str]) -> None:
+    """Fix the inputs' sizes where values must have the example's, and would have others with other inputs."""
+    shapes = run_time_shapes(graph) if values else {}
+    if all(size.base is None for name in values for size in shapes[name][1:]):
+        return
+    for node in graph.nodes:
+        if node.op == "input":
+            node.attrs["fixed"] = sorted({*node.attrs["fixed"], *range(1, len(node.shape))})
+    graph.notes.append("input sizes are fixed to the example's, but for the batch: forward has a size of it in a view")
+
+
+#: Greatest batch size where there is no limit, in the attribute ``batch`` of inputs.
+NO_LIMIT = (1 << 31) - 1
 
 _CHANNELS_SECOND = frozenset({"act_quant", "pad", "conv1d", "conv2d", "conv1d_int8", "conv2d_int8", "batch_norm"})
 _CHANNELS_LAST = frozenset({"rows", "linear", "linear_int8"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 import uuid
@@ -14,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from fatnn_rs.convert.engine import FLOAT_LAYERS, Segment, cut
-from fatnn_rs.convert.graph import Graph, Node, map_refs, refs
+from fatnn_rs.convert.graph import Graph, Node, Ref, refs
+from fatnn_rs.convert.inputs import check_call, check_input, refuse_tracing
 from fatnn_rs.convert.ops_table import bind
 from fatnn_rs.convert.report import Report, make_report
-from fatnn_rs.errors import ConfigError, InputError, UnsupportedError
+from fatnn_rs.convert.structure import fill
+from fatnn_rs.errors import ConfigError, UnsupportedError
+from fatnn_rs.signature import Argument, bind_call
 
 __all__ = ["TernaryNetwork"]
 
@@ -67,6 +71,7 @@ class TernaryNetwork(nn.Module):
     def _prepare(self) -> None:
         graph = self.graph
         self._inputs = [node for node in graph.nodes if node.op == "input"]
+        self._arguments = graph.arguments or tuple(Argument(node.name) for node in self._inputs)
         self._parts = _plan(graph, cut(graph, self.float_layers, self._declined, self.family))
         self._single: list[_Part] | None = None
         self._single_lock = threading.Lock()
@@ -161,56 +166,96 @@ class TernaryNetwork(nn.Module):
         return seconds
 
     @torch.no_grad()
-    def forward(self, *inputs: Tensor) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network.
 
         Parameters
         ----------
-        *inputs
-            The tensor arguments of the original model, in order.
+        *args, **kwargs
+            The original model's arguments. What was no tensor at conversion has to be what it was then.
 
         Returns
         -------
         Any
             What the original model returns.
         """
-        return self.run_observed(inputs, None, as_run=True)
+        return self.run_observed(args, None, as_run=True, kwargs=kwargs)
 
     @torch.no_grad()
-    def run_observed(self, inputs: tuple[Any, ...], observer: Observer | None, as_run: bool = False) -> Any:
+    def run_observed(
+        self,
+        inputs: tuple[Any, ...],
+        observer: Observer | None,
+        as_run: bool = False,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         """Run, and show ``observer`` every node with its result and the values it read.
 
         With ``as_run`` the network runs as ever, in segments: the observer sees the codes that were really used, and
         None for floats that never left the engine. Without it nodes run one by one, and every value is seen.
         """
-        tensors = [value for value in inputs if isinstance(value, Tensor)]
-        if len(tensors) != len(self._inputs):
-            raise InputError(
-                f"the network takes {len(self._inputs)} input tensor(s) ({', '.join(n.name for n in self._inputs)}), "
-                f"got {len(tensors)}; call it with the tensors its model takes"
-            )
-        values: dict[str, Any] = {}
+        tensors = bind_call(self._arguments, inputs, kwargs or {})
+        refuse_tracing(tensors)
         for node, tensor in zip(self._inputs, tensors, strict=True):
-            _check_input(node, tensor)
-            values[node.name] = tensor
-        if torch.compiler.is_compiling():
+            check_input(node, tensor)
+        check_call(self._inputs, tensors)
+        compiling = torch.compiler.is_compiling()
+        if compiling:
             _make_one_by_one(self._key)
             parts = cast("list[_Part]", self._single)
         else:
             parts = self._parts if as_run else self._one_by_one()
-        for part in parts:
-            arguments = [values[name] for name in part.reads]
-            if observer is None:
-                results = part.run(*arguments)
-            elif isinstance(part.what, Segment):
-                results = _observe_segment(part.what, arguments, observer)
-            else:
-                results = part.run(*arguments)
-                observer(part.what, results[0], arguments)
-            values.update(zip(part.makes, results, strict=True))
-            for name in part.drops:
-                del values[name]
-        return map_refs(self.graph.outputs, lambda ref: values[ref.name])
+        values: dict[str, Any] = dict(zip((node.name for node in self._inputs), tensors, strict=True))
+        # Autocast would hand bfloat16 to layers that the eager model ran in float32 when it was converted.
+        with torch.autocast("cpu", enabled=False):
+            for part in parts:
+                arguments = [values[name] for name in part.reads]
+                if observer is None:
+                    results = part.run(*arguments)
+                elif isinstance(part.what, Segment):
+                    results = _observe_segment(part.what, arguments, observer)
+                else:
+                    results = part.run(*arguments)
+                    observer(part.what, results[0], arguments)
+                values.update(zip(part.makes, results, strict=True))
+                for name in part.drops:
+                    del values[name]
+        return fill(self.graph.outputs, lambda leaf: values[leaf.name] if isinstance(leaf, Ref) else leaf, build=True)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: a converted network has no parameters, and its state dict would lose it.
+
+        Raises
+        ------
+        UnsupportedError
+            Always.
+        """
+        raise UnsupportedError(
+            "a converted network has no state dict, and saving one would lose the network; write it with "
+            "fatnn_rs.save(net, path), or keep the state dict of the model that it was converted from"
+        )
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse, as :meth:`state_dict`.
+
+        Raises
+        ------
+        UnsupportedError
+            Always.
+        """
+        raise UnsupportedError(
+            "a converted network takes no state dict; read a saved network with fatnn_rs.load(path), or load the state "
+            "dict into the prepared model and convert that"
+        )
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.load_state_dict()
+
+    def __prepare_scriptable__(self) -> Any:
+        raise UnsupportedError(
+            "torch.jit.script cannot compile a converted network; torch.compile takes it, and fatnn_rs.save writes it "
+            "to a file that runs without Python"
+        )
 
     def train(self, mode: bool = True) -> TernaryNetwork:
         """Refuse training; ``eval()`` is fine.
@@ -228,7 +273,7 @@ class TernaryNetwork(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        for name in ("_parts", "_single", "_single_lock", "_inputs", "_key"):
+        for name in ("_parts", "_single", "_single_lock", "_inputs", "_arguments", "_key"):
             del state[name]
         return state
 
@@ -242,6 +287,14 @@ class TernaryNetwork(nn.Module):
         return (
             f"{report.layers_ternary} ternary layers, {len(self.graph.nodes)} nodes, {report.bytes_packed} bytes packed"
         )
+
+
+def _of_one_argument(self: TernaryNetwork, x: Any) -> None:
+    """Stand in for ``forward``, whose ``**kwargs`` torch.fx cannot trace: so it gets there, and is refused."""
+
+
+TernaryNetwork.forward.__wrapped__ = _of_one_argument  # type: ignore[attr-defined]
+TernaryNetwork.forward.__signature__ = inspect.signature(lambda self, *args, **kwargs: None)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -308,32 +361,3 @@ def _observe_segment(segment: Segment, arguments: list[Any], observer: Observer)
             values[node.name] = torch.from_numpy(codes)
         observer(node, values.get(node.name), [values.get(name) for name in node.inputs])
     return results
-
-
-def _check_input(node: Node, x: Tensor) -> None:
-    """Check one input against what the network was converted for."""
-    where = f"input {node.name!r}"
-    if x.device.type != "cpu":
-        raise InputError(f"{where}: expected a tensor on the CPU, got one on {x.device}; move it with .cpu()")
-    dtype = getattr(torch, node.attrs["dtype"])
-    if x.dtype != dtype:
-        way = ".float()" if dtype == torch.float32 else f".to({dtype})"
-        raise InputError(f"{where}: expected {dtype}, got {x.dtype}; convert it with {way}")
-    shape = node.shape
-    if x.dim() != len(shape):
-        raise InputError(
-            f"{where}: expected {len(shape)} dimensions (as {list(shape)}), got shape {list(x.shape)}; reshape it"
-        )
-    fixed = node.attrs["fixed"]
-    if any(x.shape[i] != shape[i] for i in fixed):
-        free = [str(size) if i in fixed else "any" for i, size in enumerate(shape)]
-        raise InputError(
-            f"{where}: this network was captured for one shape only, expected [{', '.join(free)}], got "
-            f"{list(x.shape)}; convert the model again with example inputs of that shape"
-        )
-    dim = node.attrs["channel_dim"]
-    if dim and x.shape[dim] != shape[dim]:
-        raise InputError(
-            f"{where}: expected {shape[dim]} channels (dimension {dim}, as {list(shape)}), got {x.shape[dim]} in shape "
-            f"{list(x.shape)}; give the input the model was made for"
-        )

@@ -5,38 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from fatnn_rs.convert.graph import Graph, Node, Ref, map_refs
+from fatnn_rs.convert.memory_format import in_layout
 from fatnn_rs.convert.ops_code import CODE_OPS, CodeOp
 from fatnn_rs.convert.ops_float import FLOAT_OPS, FloatOp
 from fatnn_rs.convert.ops_int8 import INT8_OPS
 
-__all__ = ["RUNTIME_OPS", "bind", "in_layout", "layout_of"]
+__all__ = ["RUNTIME_OPS", "bind"]
 
 #: Every operation but ``torch``, which exists in memory only, and ``input``.
 RUNTIME_OPS: dict[str, FloatOp | CodeOp] = {**FLOAT_OPS, **INT8_OPS, **CODE_OPS}
-
-
-def layout_of(value: Any) -> str:
-    """Memory format of a value: ``"contiguous"``, ``"channels_last"``, or ``"any"`` for everything else."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided:
-        return "any"
-    if value.is_contiguous():
-        return "contiguous"
-    if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
-        return "channels_last"
-    return "any"
-
-
-def in_layout(value: Any, layout: str) -> Any:
-    """Return the value in that memory format; copied only where it is in another."""
-    if not isinstance(value, Tensor) or layout == "any":
-        return value
-    if layout == "contiguous" or value.dim() != 4:
-        return value.contiguous()
-    return value.contiguous(memory_format=torch.channels_last)
 
 
 def bind(graph: Graph, node: Node) -> Callable[..., Any]:

@@ -99,6 +99,8 @@ def view(ctx: Lowering, input: Any, *shape: Any) -> Ref | None:
         return None
     if not (_is_batch_size(ctx, batch) or (batch == -1 and rest == features)):
         return None
+    if rest != -1 and isinstance(rest, int):
+        ctx.of_one_size.append(name)
     return Ref(name) if len(source) == 2 else ctx.emit("flatten", [name], {"start": 1, "end": -1})
 
 

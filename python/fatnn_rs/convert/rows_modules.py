@@ -1,20 +1,21 @@
 """How modules are lowered: one row per class.
 
-A row applies to a class and to subclasses that did not override ``forward``. It calls the row of the function that the
+A row applies to a class and to subclasses that override none of its methods. It calls the row of the function that the
 module's forward calls, with the module's own numbers.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fatnn_rs.convert import rows_functions as rows
 from fatnn_rs.convert.graph import Ref
-from fatnn_rs.convert.levels import act_attrs, act_kind, coded_levels
+from fatnn_rs.convert.levels import act_attrs, act_kind, coded_levels, is_two_bit
 from fatnn_rs.convert.lower import Lowering, Row
 from fatnn_rs.convert.steps import float_steps
 from fatnn_rs.nn import (
@@ -36,8 +37,25 @@ def module_row(module: nn.Module) -> Row | None:
     for cls in type(module).__mro__:
         row = MODULES.get(cls)
         if row is not None:
-            return row if type(module).forward is cls.forward else None  # type: ignore[attr-defined]
+            return None if _overrides(type(module), cls) else row
     return None
+
+
+#: Methods that may differ in a subclass without a difference to what forward computes.
+_HARMLESS = frozenset(
+    {"__init__", "__repr__", "__setstate__", "__getstate__", "__deepcopy__", "extra_repr", "reset_parameters"}
+)
+
+
+def _overrides(kind: type, known: type) -> bool:
+    """Whether a subclass has other methods than a class whose forward the conversion knows."""
+    names = {name for cls in known.__mro__ if cls not in nn.Module.__mro__ for name in vars(cls)} | {"__call__"}
+    return any(
+        inspect.isroutine(inspect.getattr_static(known, name, None))
+        and inspect.getattr_static(kind, name) is not inspect.getattr_static(known, name)
+        for name in names - _HARMLESS
+        if not name.startswith(("_load_from", "_save_to"))
+    )
 
 
 def _window(values: Any, dims: int) -> list[int]:
@@ -137,8 +155,15 @@ def _ternary(dims: int) -> Row:
 _LINEAR: dict[str, Any] = {"dims": 0, "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1}
 
 
-def _ternary_conv(ctx: Lowering, layer: Any, name: str, shape: tuple[int, ...], dims: int) -> Ref:
+def _ternary_conv(ctx: Lowering, layer: Any, name: str, shape: tuple[int, ...], dims: int) -> Ref | None:
     padding, pad = _padding(layer, dims)
+    weight = layer.ternary_weight().detach()
+    if pad is not None and pad["mode"] == "constant" and _code_of_zero(layer) != 0:
+        # The eager layer pads codes by 0, and no number has that code: padding cannot come before the quantizer.
+        wider = _with_leading_zeros(layer, weight, pad["pad"])
+        if wider is None:
+            return None
+        weight, padding, pad = *wider, None
     name, shape = _padded(ctx, name, shape, pad)
     one, zero = ([1], [0]) if dims == 1 else ([], [])
     attrs = {
@@ -148,17 +173,44 @@ def _ternary_conv(ctx: Lowering, layer: Any, name: str, shape: tuple[int, ...], 
         "dilation": one + _window(layer.dilation, dims),
         "groups": layer.groups,
     }
-    return _ternary_core(ctx, layer, name, shape, attrs, "")
+    return _ternary_core(ctx, layer, name, shape, attrs, "", weight)
+
+
+def _code_of_zero(layer: TernaryLayer) -> int:
+    return int(layer.act_quant(torch.zeros(1, dtype=torch.float32, device="cpu")))
+
+
+def _with_leading_zeros(layer: Any, weight: Tensor, around: list[int]) -> tuple[Tensor, list[int]] | None:
+    """Make padding alike on both sides by a kernel that begins with a zero; None where that is not to be had.
+
+    Padding of one more behind than before is that many on both sides, for a kernel that is longer by a first element 0.
+    """
+    padding = []
+    for axis in range(weight.dim() - 2):
+        before, after = around[2 * (weight.dim() - 3 - axis) :][:2]
+        if before != after:
+            if after != before + 1 or layer.dilation[axis] != 1 or is_two_bit(weight):
+                return None
+            zeros = weight.new_zeros(weight.shape).narrow(2 + axis, 0, 1)
+            weight = torch.cat([zeros, weight], 2 + axis)
+        padding.append(after)
+    return weight, padding
 
 
 def _ternary_core(
-    ctx: Lowering, layer: TernaryLayer, name: str, shape: tuple[int, ...], geometry: dict[str, Any], tail: str
+    ctx: Lowering,
+    layer: TernaryLayer,
+    name: str,
+    shape: tuple[int, ...],
+    geometry: dict[str, Any],
+    tail: str,
+    weight: Tensor | None = None,
 ) -> Ref:
     """Emit quantizer, integer convolution, scale and bias; the last one's name ends in ``tail``."""
     quantizer = copy.deepcopy(layer.act_quant)
     kind = act_kind(quantizer.levels)
     assert kind is not None, "check_model refused it"
-    weight = layer.ternary_weight().detach()
+    weight = layer.ternary_weight().detach() if weight is None else weight
     dims, channels = geometry["dims"], shape[1]
     weight = weight.reshape(*weight.shape[:2], *([1] * (4 - weight.dim())), *weight.shape[2:])
     steps = float_steps(ctx.layer, quantizer, coded_levels(kind))

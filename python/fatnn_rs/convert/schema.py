@@ -6,16 +6,21 @@ The JSON of a graph::
                 "shape": [1, 64, 56, 56], "attrs": {"stride": [1, 1], ...}, "tensors": {"weight": "conv1.codes"},
                 "note": "..."}, ...],
      "outputs": {"value": "fc"},
-     "notes": ["..."]}
+     "notes": ["..."],
+     "arguments": [{"name": "x", "tensor": true, "positional": true, "keyword": true}, ...]}
 
 Nodes stand in the order they run; a node reads only what stands before it. ``outputs`` is a value, ``{"list": [...]}``,
-``{"tuple": [...]}``, ``{"dict": {...}}`` or ``{"constant": ...}``. Attributes and tensors are those of the rows in
+``{"tuple": [...]}``, ``{"dict": {...}}``, ``{"constant": ...}``, ``{"ordered_dict": [[key, ...], ...]}`` or, for a dict
+whose keys are not in the alphabet's order, ``{"dict_items": [[key, ...], ...]}``. ``arguments`` describe the call
+(:mod:`fatnn_rs.signature`), and are absent where every argument is a tensor that is called as its input. Attributes
+and tensors are those of the rows in
 :mod:`fatnn_rs.convert.ops_float`, :mod:`fatnn_rs.convert.ops_int8` and :mod:`fatnn_rs.convert.ops_code`.
 """
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,8 +32,10 @@ from fatnn_rs.convert.levels import WEIGHT_LEVELS, act_of, coded_levels, is_two_
 from fatnn_rs.convert.ops_code import ACT_ATTR, CODE_OPS
 from fatnn_rs.convert.ops_float import FLOAT_OPS, FloatOp
 from fatnn_rs.convert.ops_int8 import INT8_OPS
+from fatnn_rs.convert.structure import Container, ordered_dict
 from fatnn_rs.convert.thresholds import NEVER
 from fatnn_rs.errors import FormatError
+from fatnn_rs.signature import Argument, argument_to_json, arguments_from_json
 
 __all__ = ["graph_from_json", "graph_to_json"]
 
@@ -42,12 +49,22 @@ _VALUE_OPS: dict[str, FloatOp] = {**FLOAT_OPS, **INT8_OPS}
 def _outputs_to_json(value: Any) -> Any:
     if isinstance(value, Ref):
         return {"value": value.name}
+    if isinstance(value, Container):
+        if value.kind is not OrderedDict or not all(isinstance(key, str) for key in value.keys or ()):
+            raise TypeError(value.kind.__name__)
+        return {
+            "ordered_dict": [
+                [key, _outputs_to_json(item)] for key, item in zip(value.keys or (), value.items, strict=True)
+            ]
+        }
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {"dict": {key: _outputs_to_json(item) for key, item in value.items()}}
+        if list(value) == sorted(value):
+            return {"dict": {key: _outputs_to_json(item) for key, item in value.items()}}
+        return {"dict_items": [[key, _outputs_to_json(item)] for key, item in value.items()]}
     for kind, name in ((tuple, "tuple"), (list, "list")):
         if type(value) is kind:
             return {name: [_outputs_to_json(item) for item in value]}
-    if value is None or isinstance(value, (bool, int, str)):
+    if _is_plain(value):
         return {"constant": value}
     raise TypeError(type(value).__name__)
 
@@ -73,7 +90,15 @@ def graph_to_json(graph: Graph) -> dict[str, Any]:
         }
         for node in graph.nodes
     ]
-    return {"nodes": nodes, "outputs": _outputs_to_json(graph.outputs), "notes": graph.notes}
+    made = {"nodes": nodes, "outputs": _outputs_to_json(graph.outputs), "notes": graph.notes}
+    plain_call = tuple(Argument(node.name) for node in graph.nodes if node.op == "input")
+    if graph.arguments not in ((), plain_call):
+        made["arguments"] = [argument_to_json(argument) for argument in graph.arguments]
+    return made
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, str)) or (type(value) is float and math.isfinite(value))
 
 
 def _require(condition: bool, message: str) -> None:
@@ -196,7 +221,7 @@ def _check_conv(node: Node, tensors: Mapping[str, Tensor], source: Kind | None) 
     _require(fits, f"{where}: reads {_shown(source)}, wants {_shown(wanted)}")
     _require(a["kernel"] == window, f"{where}: kernel {a['kernel']} and weight {tuple(weight.shape)} disagree")
     levels = WEIGHT_LEVELS[is_two_bit(weight)]
-    holds = torch.isin(weight, torch.tensor(levels, dtype=weight.dtype))
+    holds = torch.isin(weight, torch.tensor(levels, dtype=weight.dtype, device="cpu"))
     _require(bool(holds.all()), f"{where}: weight holds values outside {', '.join(map(str, levels))}")
     for role in ("scale", "bias", "thresholds"):
         if role in node.tensors:
@@ -282,7 +307,11 @@ def _code_kind(node: Node, kinds: Kinds, tensors: Mapping[str, Tensor]) -> Kind 
 def _check_node(node: Node, kinds: Kinds, tensors: Mapping[str, Tensor]) -> None:
     _require(node.name not in kinds, f"node {node.name!r}: its name is not unique")
     if node.op == "input":
-        _check_attrs(node, _INPUT_ATTRS)
+        _check_attrs(node, {**_INPUT_ATTRS, **({"batch": list} if "batch" in node.attrs else {})})
+        _require(
+            len(node.attrs.get("batch", [1, 1, 1])) == 3 and min(node.attrs.get("batch", [1])) >= 0,
+            f"node {node.name!r}: batch must be three integers >= 0",
+        )
         _require(
             isinstance(getattr(torch, node.attrs["dtype"], None), torch.dtype), f"node {node.name!r}: unknown dtype"
         )
@@ -319,11 +348,18 @@ def _outputs_from_json(data: Any, kinds: Kinds) -> Any:
         _require(kinds[value] is None, f"outputs: {value!r} is codes")
         return Ref(value)
     if kind == "constant":
-        _require(value is None or isinstance(value, (bool, int, str)), "outputs: a constant must be plain")
+        _require(_is_plain(value), "outputs: a constant must be plain")
         return value
     if kind == "dict":
         _require(isinstance(value, dict), "outputs: 'dict' must hold an object")
         return {key: _outputs_from_json(item, kinds) for key, item in value.items()}
+    if kind in ("dict_items", "ordered_dict"):
+        pairs = isinstance(value, list) and all(
+            isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in value
+        )
+        _require(pairs, f"outputs: {kind!r} must hold pairs of a key and an item")
+        made = {key: _outputs_from_json(item, kinds) for key, item in value}
+        return made if kind == "dict_items" else ordered_dict(made)
     _require(kind in ("list", "tuple") and isinstance(value, list), f"outputs: unknown structure {kind!r}")
     items = [_outputs_from_json(item, kinds) for item in value]
     return tuple(items) if kind == "tuple" else items
@@ -339,7 +375,8 @@ def graph_from_json(data: Any, tensors: Mapping[str, Tensor]) -> Graph:
     """
     _require(isinstance(data, dict), "the graph must be an object")
     _require(
-        set(data) == {"nodes", "outputs", "notes"}, f"the graph must hold nodes, outputs, notes; got {sorted(data)}"
+        set(data) - {"arguments"} == {"nodes", "outputs", "notes"},
+        f"the graph must hold nodes, outputs, notes; got {sorted(data)}",
     )
     _require(isinstance(data["nodes"], list) and bool(data["nodes"]), "nodes must be a list that is not empty")
     _require(
@@ -353,4 +390,6 @@ def graph_from_json(data: Any, tensors: Mapping[str, Tensor]) -> Graph:
     named = {name for node in nodes for name in node.tensors.values()}
     _require(named == set(tensors), f"tensors that no node names: {sorted(set(tensors) - named)[:5]}")
     outputs = _outputs_from_json(data["outputs"], kinds)
-    return Graph(nodes, dict(tensors), outputs, list(data["notes"]))
+    inputs = [node.name for node in nodes if node.op == "input"]
+    arguments = arguments_from_json(data.get("arguments"), inputs)
+    return Graph(nodes, dict(tensors), outputs, list(data["notes"]), arguments)

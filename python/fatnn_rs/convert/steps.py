@@ -58,7 +58,7 @@ def float_steps(layer: str, quantizer: Callable[[Tensor], Tensor], levels: tuple
     """
     low = np.full(len(levels) - 1, -_LARGEST, dtype=np.int64)
     high = np.full(len(levels) - 1, _LARGEST, dtype=np.int64)
-    wanted = torch.tensor(levels[1:], dtype=torch.float32)
+    wanted = torch.tensor(levels[1:], dtype=torch.float32, device="cpu")
     ends = quantizer(_from_order(np.array([-_LARGEST, _LARGEST])))
     always, never = (ends[0] >= wanted).numpy(), (ends[1] < wanted).numpy()
     while (high - low > 1).any():
@@ -78,10 +78,11 @@ def _check(layer: str, quantizer: Callable[[Tensor], Tensor], levels: tuple[int,
     finite = _to_order(steps[torch.isfinite(steps)])
     near = (finite[:, None] + np.arange(-32, 33)).reshape(-1)
     points = _from_order(np.clip(np.concatenate([keys, near]), -_LARGEST, _LARGEST))
-    generator = torch.Generator().manual_seed(0)
-    spread = steps[torch.isfinite(steps)].abs().max() if len(finite) else torch.tensor(1.0)
-    others = torch.tensor([0.0, float("inf")])
-    points = torch.cat([points, torch.randn(4096, generator=generator) * spread.clamp(max=1e30) * 2, others])
+    generator = torch.Generator("cpu").manual_seed(0)
+    spread = float(steps[torch.isfinite(steps)].abs().max().clamp(max=1e30)) if len(finite) else 1.0
+    others = torch.tensor([0.0, float("inf")], dtype=torch.float32, device="cpu")
+    usual = torch.randn(4096, generator=generator, dtype=torch.float32, device="cpu")
+    points = torch.cat([points, usual * spread * 2, others])
     stairs = (points[:, None] >= steps[torch.isfinite(steps)]).float().sum(1) + levels[0]
     wrong = stairs != quantizer(points)
     if bool(wrong.any()):

@@ -18,6 +18,7 @@ from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.ops_int8 import INT8_OPS
 from fatnn_rs.errors import InputError
 from fatnn_rs.nn import Int8Layer, TernaryLayer
+from fatnn_rs.replica import unwrapped
 from fatnn_rs.report import TRITS, TWO_BIT
 from fatnn_rs.table import render
 
@@ -270,6 +271,7 @@ def summary(model_or_net: nn.Module, example_inputs: Any) -> Summary:
         raise InputError(
             f"summary: expected a torch.nn.Module or a converted network, got {type(model_or_net).__name__}"
         )
+    model_or_net = unwrapped(model_or_net)
     arguments = check_inputs("example_inputs", example_inputs)
     if isinstance(model_or_net, TernaryNetwork):
         return Summary(tuple(_network_rows(model_or_net, arguments)))

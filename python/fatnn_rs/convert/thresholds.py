@@ -1,11 +1,10 @@
 """Integer thresholds: the function from a ternary layer's accumulator to the next layer's codes, tabulated.
 
 Between the two lie only functions of one channel (scale, bias, BatchNorm, activation) and the next quantizer. Where the
-whole is monotone over the accumulator's range it is two integer thresholds per channel (for activations of two bits
-three); where it falls, the channel's
-weights are negated. The function evaluated is the eager model's own, at every integer of the range where that is
-affordable, so the thresholds are exact by construction; functions that are monotone by what they are made of are
-bisected.
+whole is monotone over the accumulator's range it is two integer thresholds per channel (for two-bit activations three);
+where it falls, the channel's weights are negated. The function evaluated is the eager model's own, at every integer of
+the range where that is affordable, so the thresholds are exact by construction; functions that are monotone by what
+they are made of are bisected.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["NEVER", "Thresholds", "accumulator_range", "integer_thresholds", "spread"]
+__all__ = ["NEVER", "NotANumberError", "Thresholds", "accumulator_range", "integer_thresholds", "spread"]
 
 #: Evaluations up to which every integer of the range is tried; beyond, bisection and samples.
 EXHAUSTIVE = 1 << 25
@@ -32,6 +31,13 @@ _ALWAYS = torch.iinfo(torch.int32).min
 NEVER = torch.iinfo(torch.int32).max
 
 Function = Callable[[Tensor], Tensor]
+
+
+class NotANumberError(Exception):
+    """The function gives NaN, for which no code stands."""
+
+    def __init__(self, channel: int, accumulator: int) -> None:
+        super().__init__(f"channel {channel}, integer sum {accumulator}")
 
 
 @dataclass(frozen=True)
@@ -112,10 +118,19 @@ def integer_thresholds(
     -------
     Thresholds or None
         None where the function is not monotone in some channel.
+
+    Raises
+    ------
+    NotANumberError
+        The function gives NaN somewhere.
     """
 
     def reached(points: Tensor) -> Tensor:
-        return _gather(function(spread(points, dims)), dims) - levels[0]
+        found = _gather(function(spread(points, dims)), dims) - levels[0]
+        if bool(found.isnan().any()):
+            place, channel = (int(i) for i in found.isnan().nonzero()[0])
+            raise NotANumberError(channel, int(points.expand_as(found)[place, channel]))
+        return found
 
     first, last = reached(low[None])[0], reached(high[None])[0]
     flip = last < first
@@ -140,11 +155,11 @@ def integer_thresholds(
 def _scan(rising: Function, span: Tensor, count: int, steps: int) -> Tensor | None:
     """Evaluate everywhere; the first place of every level but the lowest, ``span + 1`` where there is none."""
     channels = len(span)
-    places = torch.zeros(steps, channels, dtype=torch.int64)
+    places = torch.zeros(steps, channels, dtype=torch.int64, device="cpu")
     step = max(1, _CHUNK // channels)
-    before = torch.zeros(channels)
+    before = torch.zeros(channels, dtype=torch.float32, device="cpu")
     for start in range(0, count, step):
-        points = torch.arange(start, min(start + step, count))[:, None]
+        points = torch.arange(start, min(start + step, count), device="cpu")[:, None]
         level = rising(torch.minimum(points, span))
         if bool((level.diff(dim=0, prepend=before[None]) < 0).any()):
             return None
@@ -158,17 +173,18 @@ def _scan(rising: Function, span: Tensor, count: int, steps: int) -> Tensor | No
 def _bisect(rising: Function, span: Tensor, steps: int) -> Tensor | None:
     """Bisect, then compare with samples."""
     channels = len(span)
-    low = torch.full((steps, channels), -1)
+    low = torch.full((steps, channels), -1, dtype=torch.int64, device="cpu")
     high = (span + 1).repeat(steps, 1)
-    wanted = torch.arange(1.0, steps + 1)[:, None]
+    wanted = torch.arange(1, steps + 1, dtype=torch.float32, device="cpu")[:, None]
     while bool((high - low > 1).any()):
         middle = (low + high) // 2
-        reached = torch.where(middle > span, torch.tensor(True), _pairwise(rising, middle.clamp(max=span), wanted))
+        reached = (middle > span) | _pairwise(rising, middle.clamp(max=span), wanted)
         open_ = high - low > 1
         high = torch.where(open_ & reached, middle, high)
         low = torch.where(open_ & ~reached, middle, low)
-    generator = torch.Generator().manual_seed(0)
-    random = (torch.rand(_SAMPLES, channels, generator=generator, dtype=torch.float64) * (span + 1)).long()
+    generator = torch.Generator("cpu").manual_seed(0)
+    random = torch.rand(_SAMPLES, channels, generator=generator, dtype=torch.float64, device="cpu")
+    random = (random * (span + 1)).long()
     near = torch.cat([high + offset for offset in range(-2, 3)])
     points = torch.cat([random, near.clamp(min=0), span[None]]).minimum(span)
     stairs = (points >= high[:, None]).float().sum(0)

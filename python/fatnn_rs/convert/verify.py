@@ -26,6 +26,7 @@ from fatnn_rs.convert.ops_code import squeeze_to
 from fatnn_rs.convert.ops_int8 import INT8_OPS
 from fatnn_rs.errors import ConversionError
 from fatnn_rs.nn import Int8Layer
+from fatnn_rs.replica import unwrapped
 from fatnn_rs.table import render
 
 __all__ = ["VerifyReport", "VerifyRow", "verify"]
@@ -111,13 +112,29 @@ class VerifyReport:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class _Codes:
+    """Codes of one run of a layer: levels, how the layer pads them, and their kind."""
+
+    levels: Tensor
+    around: list[int]
+    kind: str
+
+    def as_in(self, other: Tensor) -> Tensor:
+        """Return them as stored in the packed format; padded, where the network padded before it quantized."""
+        levels = self.levels
+        if levels.numel() != other.numel() and any(self.around):
+            levels = functional.pad(levels, self.around)
+        return stored(levels, self.kind).to(torch.int8)
+
+
 @contextmanager
-def _eager_codes(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+def _eager_codes(model: nn.Module) -> Iterator[dict[str, list[_Codes]]]:
     """Codes of every run of every ternary layer of a model, taken by hooks while the context is open.
 
     An int8 layer that ran has an empty list.
     """
-    taken: dict[str, list[Tensor]] = {}
+    taken: dict[str, list[_Codes]] = {}
     handles = []
 
     def hook_for(name: str, layer: Any) -> Any:
@@ -125,13 +142,12 @@ def _eager_codes(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
             if isinstance(layer, Int8Layer):
                 taken[name] = []
                 return
-            codes = output.detach()
+            codes, around = output.detach(), [0, 0]
             if getattr(layer, "padding", 0) == "same" and layer.padding_mode == "zeros":
                 around = layer._reversed_padding_repeated_twice
-                if around[::2] != around[1::2]:  # the network pads in front of the quantizer; zero has code 0
-                    codes = functional.pad(codes, around)
-            # Kept as stored in the packed format. Levels of no kind are another model's, and differ as they are.
-            taken.setdefault(name, []).append(stored(codes, act_kind(module.levels) or "full").to(torch.int8))
+            # As stored in the packed format. Levels of no kind are another model's, and differ as they are.
+            kind = act_kind(module.levels) or "full"
+            taken.setdefault(name, []).append(_Codes(codes, around, kind))
 
         return hook
 
@@ -202,6 +218,7 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     InputError
         Where ``inputs`` hold no tensor, or the network refuses them.
     """
+    model = unwrapped(model)
     if not quantized_layers(model):
         raise ConversionError(
             f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to compare; give the prepared "
@@ -249,13 +266,14 @@ def _cloned(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(value.clone() if isinstance(value, Tensor) else value for value in arguments)
 
 
-def _compare_layer(name: str, eager: list[Tensor], observer: _NetworkCodes) -> Iterator[VerifyRow]:
+def _compare_layer(name: str, eager: list[_Codes], observer: _NetworkCodes) -> Iterator[VerifyRow]:
     packed = observer.taken.get(name)
     if packed is None:
         return
     if len(packed) != len(eager):
         raise ConversionError(f"layer {name!r} ran {len(eager)} times in the model, {len(packed)} times in the network")
-    for call, (one, other) in enumerate(zip(eager, packed, strict=True)):
+    for call, (codes, other) in enumerate(zip(eager, packed, strict=True)):
+        one = codes.as_in(other)
         if one.numel() != other.numel():
             raise ConversionError(
                 f"layer {name!r} reads {tuple(one.shape)} in the model and {tuple(other.shape)} in the network: the "

@@ -14,26 +14,17 @@ _KEEP_SHAPE = frozenset({"relu", "hardtanh", "leaky_relu", "prelu", "batch_norm"
 
 
 def drop_unread(graph: Graph) -> None:
-    """Remove nodes whose values nobody reads, and tensors no node refers to; inputs stay.
-
-    Torch nodes that work in place count as read.
-    """
+    """Remove nodes whose values nobody reads, and tensors no node refers to; inputs and assertions stay."""
     read = {ref.name for ref in refs(graph.outputs)}
     kept: list[Node] = []
     for node in reversed(graph.nodes):
-        if node.op == "input" or node.name in read or _has_effect(node):
+        asserts = node.op == "torch" and "assert" in str(node.attrs["target"])
+        if node.op == "input" or node.name in read or asserts:
             kept.append(node)
             read.update(node.inputs)
     graph.nodes = kept[::-1]
     named = {name for node in graph.nodes for name in node.tensors.values()}
     graph.tensors = {name: tensor for name, tensor in graph.tensors.items() if name in named}
-
-
-def _has_effect(node: Node) -> bool:
-    if node.op != "torch":
-        return False
-    name = str(node.attrs["target"]).rpartition(".")[2]
-    return (name.endswith("_") and not name.endswith("__")) or name == "setitem" or "assert" in name
 
 
 def share_quantizers(graph: Graph) -> None:

@@ -21,7 +21,8 @@ from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.levels import ACT_LEVELS, act_of, coded_levels
 from fatnn_rs.convert.ops_float import FLOAT_OPS
 from fatnn_rs.convert.ops_table import bind
-from fatnn_rs.convert.thresholds import Thresholds, accumulator_range, integer_thresholds
+from fatnn_rs.convert.thresholds import NotANumberError, Thresholds, accumulator_range, integer_thresholds
+from fatnn_rs.errors import ConversionError
 from fatnn_rs.quant import QUANTIZERS
 
 __all__ = ["fuse_codes"]
@@ -152,7 +153,16 @@ def _fuse(graph: Graph, chain: _Chain, quantizer: Node) -> str:
     low, high = accumulator_range(weight, ACT_LEVELS[act_of(root.attrs)])
     levels = coded_levels(act_of(quantizer.attrs))
     monotone = all(_monotone(graph, step) for step in chain.steps) and type(quantizer.call) in _MONOTONE
-    found = integer_thresholds(_function(graph, chain, quantizer), low, high, dims, levels, monotone)
+    try:
+        found = integer_thresholds(_function(graph, chain, quantizer), low, high, dims, levels, monotone)
+    except NotANumberError as error:
+        names = ", ".join(
+            dict.fromkeys(repr(step.layer or step.op) for step in chain.steps if step.layer != root.layer)
+        )
+        raise ConversionError(
+            f"layer {root.layer!r}: {names} make NaN of its results ({error}), for which no code stands; look at "
+            "their parameters and statistics (a variance of 0 or less, a huge weight)"
+        ) from error
     if found is None:
         return "the float functions before the quantizer are not monotone in some channel"
     made = [_conv_node(graph, chain, quantizer, weight, found)]

@@ -169,6 +169,13 @@ impl Builder {
                     self.outputs(item, found)?;
                 }
             }
+            // Keys in an order of their own: pairs of key and item.
+            ("dict_items" | "ordered_dict", Json::Array(items)) => {
+                for item in items {
+                    let pair = item.as_array().filter(|pair| pair.len() == 2 && pair[0].is_string()).ok_or_else(wrong)?;
+                    self.outputs(&pair[1], found)?;
+                }
+            }
             _ => return Err(wrong()),
         }
         Ok(())

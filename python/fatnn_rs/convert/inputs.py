@@ -1,0 +1,109 @@
+"""What a converted network checks of a call, and who may not call it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
+
+from fatnn_rs.convert.graph import Node
+from fatnn_rs.errors import InputError, UnsupportedError
+
+__all__ = ["check_call", "check_input", "refuse_tracing"]
+
+
+def refuse_tracing(values: Sequence[Any]) -> None:
+    """Refuse tracers that would bake one answer in, or meet what they cannot trace.
+
+    Raises
+    ------
+    UnsupportedError
+        Under ``torch.jit.trace`` (and the ONNX exporter that uses it), ``torch.fx``, ``torch.func``, ``torch.export``.
+    """
+    who = ""
+    if any(isinstance(value, fx.Proxy) for value in values):
+        who = "torch.fx"
+    elif torch.compiler.is_dynamo_compiling():
+        return
+    elif torch._C._is_tracing():
+        who = "torch.jit.trace (and the ONNX exporter that uses it)"
+    elif any(isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value) for value in values):
+        who = "torch.func (vmap, grad, jvp)"
+    elif any(isinstance(value, FakeTensor) for value in values):
+        who = "torch.export"
+    if who:
+        raise UnsupportedError(
+            f"{who} cannot trace a converted network, whose layers run in Rust; call it outside of the trace, give "
+            "torch.compile the model around it, or write it with fatnn_rs.save, to a file that runs without torch"
+        )
+
+
+def check_input(node: Node, x: Any) -> None:
+    """Check one input against what the network was converted for.
+
+    Raises
+    ------
+    InputError
+        No tensor, or wrong device, dtype, layout, rank, channels or a size that is fixed.
+    """
+    where = f"input {node.name!r}"
+    if not isinstance(x, Tensor):
+        way = "torch.from_numpy makes one from an array" if type(x).__module__ == "numpy" else "give a tensor"
+        raise InputError(f"{where}: expected a torch tensor, got {type(x).__name__}; {way}")
+    if x.device.type != "cpu":
+        raise InputError(f"{where}: expected a tensor on the CPU, got one on {x.device}; move it with .cpu()")
+    if x.layout != torch.strided or x.is_quantized:
+        raise InputError(f"{where}: expected a dense tensor, got {x.layout}; convert it with .to_dense()")
+    dtype = getattr(torch, node.attrs["dtype"])
+    if x.dtype != dtype:
+        way = ".float()" if dtype == torch.float32 else f".to({dtype})"
+        raise InputError(f"{where}: expected {dtype}, got {x.dtype}; convert it with {way}")
+    shape = node.shape
+    if x.dim() != len(shape):
+        raise InputError(
+            f"{where}: expected {len(shape)} dimensions (as {list(shape)}), got shape {list(x.shape)}; reshape it"
+        )
+    fixed = node.attrs["fixed"]
+    if any(x.shape[i] != shape[i] for i in fixed):
+        free = [str(size) if i in fixed else "any" for i, size in enumerate(shape)]
+        raise InputError(
+            f"{where}: this network was captured for one shape only, expected [{', '.join(free)}], got "
+            f"{list(x.shape)}; convert the model again with example inputs of that shape"
+        )
+    dim = node.attrs["channel_dim"]
+    if dim and x.shape[dim] != shape[dim]:
+        raise InputError(
+            f"{where}: expected {shape[dim]} channels (dimension {dim}, as {list(shape)}), got {x.shape[dim]} in shape "
+            f"{list(x.shape)}; give the input the model was made for"
+        )
+    if "batch" in node.attrs:
+        _check_batch(where, x.shape[0], *node.attrs["batch"])
+
+
+def _check_batch(where: str, got: int, least: int, most: int, multiple: int) -> None:
+    if least <= got <= most and got % multiple == 0:
+        return
+    wanted = f"from {least}" + ("" if most >= (1 << 31) - 1 else f" to {most}")
+    factor = "" if multiple == 1 else f", in multiples of {multiple}"
+    raise InputError(
+        f"{where}: expected a batch {wanted}{factor}, got {got}: the model branches on its size; convert the model "
+        "again with example inputs of that batch"
+    )
+
+
+def check_call(nodes: Sequence[Node], tensors: Sequence[Tensor]) -> None:
+    """Check what inputs must have in common.
+
+    Raises
+    ------
+    InputError
+        Batches of several sizes, where the model was captured for one.
+    """
+    batches = {x.shape[0] for node, x in zip(nodes, tensors, strict=True) if "batch" in node.attrs}
+    if len(batches) > 1:
+        raise InputError(
+            f"inputs: expected batches of one size, got {sorted(batches)}: the model was captured with equal ones"
+        )

@@ -1,0 +1,81 @@
+"""Memory formats: the order of a tensor's dimensions in memory, by which torch chooses how it sums.
+
+Two convolutions of one image in two memory formats may differ in the last place. So every float function of torch's
+gets its input in the format, stride for stride, that the eager model had.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["in_layout", "layout_of"]
+
+
+def _strides(shape: torch.Size, order: list[int]) -> tuple[int, ...]:
+    """Strides of a dense tensor whose dimensions lie in memory in this order, outermost first."""
+    strides = [1] * len(shape)
+    step = 1
+    for dim in reversed(order):
+        strides[dim] = step
+        step *= max(int(shape[dim]), 1)
+    return tuple(strides)
+
+
+def _channels_last(x: Tensor) -> tuple[int, ...]:
+    return _strides(x.shape, [0, 2, 3, 1])
+
+
+def layout_of(value: Any) -> str:
+    """Memory format of a value.
+
+    Returns
+    -------
+    str
+        ``"contiguous"``; ``"channels_last"``, of four dimensions; ``"order:0,2,1"``, dense, with the dimensions in that
+        order, outermost first; ``"any"`` for everything else. A tensor that is of two formats (one channel, one pixel)
+        has the one that its strides say.
+    """
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return "any"
+    if value.is_contiguous():
+        own = value.dim() != 4 or tuple(value.stride()) != _channels_last(value)
+        return "contiguous" if own or tuple(value.stride()) == _strides(value.shape, [0, 1, 2, 3]) else "channels_last"
+    if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
+        return "channels_last"
+    strides = tuple(value.stride())
+    order = sorted(range(value.dim()), key=lambda dim: -strides[dim])
+    dense = value.numel() and tuple(value.stride()) == _strides(value.shape, order)
+    return f"order:{','.join(map(str, order))}" if dense else "any"
+
+
+def in_layout(value: Any, layout: str) -> Any:
+    """Return the value in that memory format, stride for stride; copied only where it is in another."""
+    if not isinstance(value, Tensor) or layout == "any" or value.layout != torch.strided:
+        return value
+    if torch.compiler.is_compiling():  # strides of dimensions of size 1 are not for it to look at
+        last = layout == "channels_last" and value.dim() == 4
+        return value.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    if layout.startswith("order:"):
+        order = [int(dim) for dim in layout[6:].split(",")]
+        if len(order) != value.dim():
+            return value
+        return _dense(value, _strides(value.shape, order))
+    if layout == "contiguous" or value.dim() != 4:
+        return _dense(value, _strides(value.shape, list(range(value.dim()))))
+    return _dense(value, _channels_last(value))
+
+
+def _dense(value: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """Return the value with those strides, of a dense tensor; a view where no element has to move."""
+    if tuple(value.stride()) == strides:
+        return value
+    moves = any(
+        size > 1 and have != want for size, have, want in zip(value.shape, value.stride(), strides, strict=True)
+    )
+    if not moves and value.numel():
+        return value.as_strided(value.shape, strides)
+    made = torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device)
+    return made.copy_(value)

@@ -1,0 +1,213 @@
+"""Operations that write into their arguments, as functions.
+
+A graph of ours has values, and nothing in it changes one. So what writes becomes a function: it copies the memory that
+is written into, makes the views of it that matter, writes, and returns what every later reader would see. Which values
+share that memory, and which node writes, was recorded while the captured graph ran (:mod:`fatnn_rs.convert.record`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from fatnn_rs.convert.record import Seen
+from fatnn_rs.errors import ConversionError
+
+__all__ = ["Aliases", "Rewritten"]
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """The result of an earlier step, among the arguments of a later one."""
+
+    index: int
+
+
+def _slot(index: int) -> Any:
+    return _Slot(index)
+
+
+class Rewritten:
+    """A function in place of a node that writes: of its bases and its other arguments, with nothing changed.
+
+    Calling it returns a list: what the node returns, then every value asked for as it is afterwards.
+    """
+
+    def __init__(self, bases: int, steps: list[tuple[Callable[..., Any], Any, Any]], results: list[int]) -> None:
+        self._bases, self._steps, self._results = bases, steps, results
+
+    def __call__(self, *values: Any) -> list[Any]:
+        """Compute it."""
+        slots = [_copied(value) if i < self._bases else value for i, value in enumerate(values)]
+        for function, args, kwargs in self._steps:
+            args, kwargs = fx.node.map_aggregate(
+                (args, kwargs), lambda leaf: slots[leaf.index] if isinstance(leaf, _Slot) else leaf
+            )
+            slots.append(function(*args, **kwargs))
+        return [slots[index] for index in self._results]
+
+
+def _copied(value: Any) -> Any:
+    return pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, value)
+
+
+class Aliases:
+    """Which nodes of a captured graph share memory, as far as it has been lowered.
+
+    Parameters
+    ----------
+    graph
+        The captured one.
+    seen
+        What was recorded of it.
+    call
+        From a node to the function that it calls, which must hold nothing of the user's model.
+    """
+
+    def __init__(
+        self, graph: fx.Graph, seen: dict[fx.Node, Seen], call: Callable[[fx.Node], Callable[..., Any]]
+    ) -> None:
+        self._seen, self._call = seen, call
+        self._nodes = list(graph.nodes)
+        #: Number of memory → the node whose value, as it is now, everything in that memory can be made from.
+        self._bases: dict[int, fx.Node] = {}
+        for node in self._nodes:
+            for number in seen[node].memory if node in seen else ():
+                self._bases.setdefault(number, node)
+
+    def sharing(self, number: int, before: fx.Node) -> list[fx.Node]:
+        """Nodes before ``before`` with that memory whose values are read by it or later."""
+        return [
+            node
+            for node in self._nodes[: self._nodes.index(before)]
+            if node in self._seen and number in self._seen[node].memory and any(not u < before for u in node.users)
+        ]
+
+    def read_after(self, number: int, writer: fx.Node) -> list[fx.Node]:
+        """Nodes before ``writer`` with that memory whose values are read after it."""
+        return [n for n in self.sharing(number, writer) if any(writer < user for user in n.users)]
+
+    def whole(self, writer: fx.Node) -> fx.Node | None:
+        """Return the argument that ``writer`` replaces, where it does nothing else; None for other writers.
+
+        That is: it returns the object that it writes into, and whoever reads that memory later reads the same elements
+        in the same order.
+        """
+        seen = self._seen[writer]
+        target = seen.same_as
+        if target is None or seen.reshapes or len(seen.writes) != 1 or self._seen[target].memory != seen.writes:
+            return None
+        (number,) = seen.writes
+        geometry = self._seen[target].geometry
+        same = all(self._seen[node].geometry == geometry for node in self.read_after(number, writer))
+        constant = self._bases[number].op == "get_attr"
+        return target if geometry and same and not constant else None
+
+    def replaced(self, writer: fx.Node) -> None:
+        """Note that a writer's result is what everything in its memory is made from now."""
+        for number in self._seen[writer].writes:
+            self._bases[number] = writer
+
+    def rewrite(self, writer: fx.Node) -> tuple[Rewritten, list[fx.Node], list[fx.Node]]:
+        """Make a function of a writer.
+
+        Returns
+        -------
+        tuple
+            The function; the nodes whose values it takes; and those whose new values it returns, after the writer's.
+
+        Raises
+        ------
+        ConversionError
+            Where no such function can be made.
+        """
+        seen = self._seen[writer]
+        if seen.reshapes:
+            raise _refused(writer, "changes the shape or the memory of a tensor in place")
+        bases = list(dict.fromkeys(self._bases[number] for number in sorted(seen.writes)))
+        if any(self._seen[base].overlaps for base in bases):
+            raise _refused(writer, "writes into one of several results that share their memory")
+        wanted = [n for number in sorted(seen.writes) for n in self.read_after(number, writer)]
+        wanted = list(dict.fromkeys((*bases, *wanted)))
+        inputs, order = list(bases), list[fx.Node]()
+        for node in (*wanted, *writer.all_input_nodes):
+            self._need(node, writer, bases, inputs, order)
+        slots = {node: index for index, node in enumerate((*inputs, *order, writer))}
+        for node in (*wanted, *order, *writer.all_input_nodes, *(s for n in order for s in self._sources(n))):
+            equal = self._equal(node, bases)
+            if node not in slots and equal is not None:
+                slots[node] = slots[equal]
+        steps: list[tuple[Callable[..., Any], Any, Any]] = []
+        for node in (*order, writer):
+            same = self._seen[node].same_as
+            if node is not writer and self._seen[node].writes and same is not None:
+                steps.append((_first, (_Slot(slots[same]),), {}))  # it wrote, and was rewritten; this is its argument
+                continue
+            filled: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: _slot(slots[n]))
+            args, kwargs = filled
+            steps.append((self._call(node), args, kwargs))
+        return Rewritten(len(bases), steps, [slots[writer], *(slots[n] for n in wanted)]), inputs, wanted
+
+    def _equal(self, node: fx.Node, bases: list[fx.Node]) -> fx.Node | None:
+        """Return the base that is the same tensor as a node's value, if there is one."""
+        seen = self._seen[node]
+        same = (b for b in bases if seen.geometry and seen.geometry == self._seen[b].geometry)
+        return next((b for b in same if self._seen[b].memory == seen.memory), None)
+
+    def _need(
+        self, node: fx.Node, writer: fx.Node, bases: list[fx.Node], inputs: list[fx.Node], order: list[fx.Node]
+    ) -> None:
+        """Add what makes a node's value from the bases: to ``inputs`` what is taken, to ``order`` what is called."""
+        if node in inputs or node in order or self._equal(node, bases) is not None:
+            return
+        shared = self._seen[node].memory & self._seen[writer].writes
+        if not shared:
+            inputs.append(node)
+            return
+        if node.op in ("placeholder", "get_attr") or not node.all_input_nodes:
+            raise _refused(writer, f"writes into memory that {node.name!r} shares with another value")
+        if self._seen[node].writes and self._seen[node].same_as is None:
+            raise _refused(writer, f"writes into a view that {node.name!r} made while it wrote")
+        for source in self._sources(node):
+            self._need(source, writer, bases, inputs, order)
+        order.append(node)
+
+    def _sources(self, node: fx.Node) -> Iterator[fx.Node]:
+        same = self._seen[node].same_as
+        if self._seen[node].writes and same is not None:
+            yield same
+        else:
+            yield from node.all_input_nodes
+
+    def constant_written(self, writer: fx.Node) -> str:
+        """Name of the parameter or buffer that a node writes into; empty where it is none."""
+        for number in self._seen[writer].writes:
+            if self._bases[number].op == "get_attr":
+                return str(self._bases[number].target)
+        return ""
+
+    def matters(self, writer: fx.Node) -> bool:
+        """Whether anything that the graph returns depends on the memory that a node writes into."""
+        written = self._seen[writer].writes
+        needed: set[fx.Node] = set()
+        for node in reversed(self._nodes):
+            seen = self._seen.get(node)
+            writes = frozenset() if seen is None else seen.writes
+            if node.op == "output" or (writes and not writes <= written) or (node in needed and not writes):
+                needed.update(node.all_input_nodes)
+        return any(n in self._seen and self._seen[n].memory & written for n in needed)
+
+
+def _first(value: Any) -> Any:
+    return value
+
+
+def _refused(writer: fx.Node, why: str) -> ConversionError:
+    return ConversionError(
+        f"{writer.format_node()}: {why}, which a converted network cannot do; use the operation that returns a new "
+        "tensor"
+    )

@@ -1,0 +1,223 @@
+"""Nested structures of tensors: what models return, and how the same is built from other leaves.
+
+Tuples, lists and dicts are plain. Every other container (named tuples, ordered dicts, dataclasses, what is registered
+with torch's pytree, as Hugging Face's ``ModelOutput``) is a :class:`Container`, which knows how to build one.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+__all__ = ["Container", "fill", "leaves", "ordered_dict", "plain", "refilled", "same_values"]
+
+
+@dataclass(frozen=True)
+class Container:
+    """A container that is no plain tuple, list or dict.
+
+    Attributes
+    ----------
+    kind
+        Its class.
+    keys
+        Of its items where they have names: fields of a dataclass or keys of a dict; else None.
+    items
+        Its items in order.
+    build
+        From items to a container of the class.
+    """
+
+    kind: type
+    keys: tuple[Any, ...] | None
+    items: tuple[Any, ...]
+    build: Callable[[list[Any]], Any]
+
+    def with_items(self, items: list[Any]) -> Container:
+        """Return the same container around other items."""
+        return Container(self.kind, self.keys, tuple(items), self.build)
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Builds named tuples."""
+
+    kind: Any
+
+    def __call__(self, items: list[Any]) -> Any:
+        return self.kind(*items)
+
+
+@dataclass(frozen=True)
+class _Dict:
+    """Builds dicts of other classes than ``dict``: a copy of one with its values replaced."""
+
+    empty: Any
+    keys: tuple[Any, ...]
+
+    def __call__(self, items: list[Any]) -> Any:
+        made = copy.copy(self.empty)
+        for key, item in zip(self.keys, items, strict=True):
+            made[key] = item
+        return made
+
+
+@dataclass(frozen=True)
+class _Dataclass:
+    """Builds dataclasses, without calling their constructor, which may compute."""
+
+    kind: Any
+    keys: tuple[str, ...]
+
+    def __call__(self, items: list[Any]) -> Any:
+        made = object.__new__(self.kind)
+        for key, item in zip(self.keys, items, strict=True):
+            object.__setattr__(made, key, item)
+        return made
+
+
+@dataclass(frozen=True)
+class _Registered:
+    """Builds what is registered with torch's pytree."""
+
+    kind: Any
+    context: Any
+
+    def __call__(self, items: list[Any]) -> Any:
+        return pytree.SUPPORTED_NODES[self.kind].unflatten_fn(items, self.context)
+
+
+def plain(value: Any) -> Any:
+    """Return a value with its containers as tuples, lists, dicts and :class:`Container`.
+
+    torch.fx has subclasses of list and dict of its own, which the model never returned; they become plain.
+    """
+    kind = type(value)
+    if kind in pytree.SUPPORTED_NODES and kind not in (tuple, list, dict) and not _is_fx(kind):
+        # Named tuples and ordered dicts are registered, too; the general way serves them all.
+        if isinstance(value, OrderedDict) and kind is OrderedDict:
+            return _of_dict(value)
+        node = pytree.SUPPORTED_NODES[kind]
+        items, context = node.flatten_fn(value)
+        keys = tuple(value) if isinstance(value, dict) else None
+        return Container(kind, keys, tuple(map(plain, items)), _Registered(kind, context))
+    if isinstance(value, tuple):
+        items = [plain(item) for item in value]
+        return Container(kind, value._fields, tuple(items), _Named(kind)) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        if kind is dict or _is_fx(kind):
+            return {key: plain(item) for key, item in value.items()}
+        return _of_dict(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        keys = tuple(f.name for f in dataclasses.fields(value))
+        return Container(kind, keys, tuple(plain(getattr(value, key)) for key in keys), _Dataclass(kind, keys))
+    # What torch.fx makes of named tuples and dataclasses that forward returns.
+    target = value.target if isinstance(value, fx.Node) else None
+    if isinstance(target, type) and (dataclasses.is_dataclass(target) or hasattr(target, "_fields")):
+        return tuple(map(plain, (*value.args, *value.kwargs.values())))
+    return value
+
+
+def _is_fx(kind: type) -> bool:
+    return kind.__module__.startswith("torch.fx")
+
+
+def _of_dict(value: Any) -> Container:
+    keys, empty = tuple(value), copy.copy(value)
+    for key in keys:
+        empty[key] = None
+    return Container(type(value), keys, tuple(plain(value[key]) for key in keys), _Dict(empty, keys))
+
+
+def ordered_dict(items: dict[str, Any]) -> Container:
+    """Return an ordered dict of items that are such structures already."""
+    keys = tuple(items)
+    empty = OrderedDict.fromkeys(keys)
+    return Container(OrderedDict, keys, tuple(items.values()), _Dict(empty, keys))
+
+
+def leaves(structure: Any) -> Iterator[Any]:
+    """Everything in a structure that :func:`plain` made which is no container, in order."""
+    if isinstance(structure, Container):
+        for item in structure.items:
+            yield from leaves(item)
+    elif isinstance(structure, dict):
+        for item in structure.values():
+            yield from leaves(item)
+    elif type(structure) in (tuple, list):
+        for item in structure:
+            yield from leaves(item)
+    else:
+        yield structure
+
+
+def fill(structure: Any, function: Callable[[Any], Any], build: bool = False) -> Any:
+    """Return a structure that :func:`plain` made with every leaf replaced; ``build``: with containers built."""
+    if isinstance(structure, Container):
+        items = [fill(item, function, build) for item in structure.items]
+        return structure.build(items) if build else structure.with_items(items)
+    if isinstance(structure, dict):
+        return {key: fill(item, function, build) for key, item in structure.items()}
+    if type(structure) in (tuple, list):
+        return type(structure)(fill(item, function, build) for item in structure)
+    return function(structure)
+
+
+def refilled(value: Any, other: Any) -> Any:
+    """Return the plain structure of ``value`` with the leaves of ``other``, whose containers may be of other classes."""
+    made = leaves(plain(other))
+    return fill(plain(value), lambda leaf: next(made))
+
+
+def same_values(left: Any, right: Any) -> str:
+    """Say how two values differ, bit for bit (any NaN equals any other), or nothing where they do not."""
+    left, right = plain(left), plain(right)
+    if _shape_of(left) != _shape_of(right):
+        return "it is built differently"
+    for place, (one, other) in enumerate(zip(leaves(left), leaves(right), strict=True)):
+        if isinstance(one, Tensor) != isinstance(other, Tensor):
+            return f"value {place} is a tensor on one side only"
+        problem = _tensors_differ(one, other) if isinstance(one, Tensor) else _objects_differ(one, other)
+        if problem:
+            return f"value {place} {problem}"
+    return ""
+
+
+def _objects_differ(one: Any, other: Any) -> str:
+    try:
+        equal = type(one) is type(other) and (one is other or bool(one == other) or (one != one and other != other))
+    except Exception:  # whatever a foreign class's comparison raises
+        equal = False
+    return "" if equal else f"is {one!r} on one side, {other!r} on the other"
+
+
+def _tensors_differ(one: Tensor, other: Tensor) -> str:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return f"is {one.dtype} {list(one.shape)} on one side, {other.dtype} {list(other.shape)} on the other"
+    if one.layout != other.layout or one.device != other.device:
+        return "has another layout or device"
+    if one.is_sparse or one.is_quantized:
+        one, other = (t.to_dense() if t.is_sparse else t.dequantize() for t in (one, other))
+    different = (one != other) & ~((one != one) & (other != other))
+    count = int(different.sum())
+    return f"differs in {count} of {one.numel()} elements" if count else ""
+
+
+def _shape_of(structure: Any) -> Any:
+    """Return what two structures must have in common."""
+    if isinstance(structure, Container):
+        return (structure.kind, structure.keys, tuple(map(_shape_of, structure.items)))
+    if isinstance(structure, dict):
+        return (dict, tuple(structure), tuple(map(_shape_of, structure.values())))
+    if type(structure) in (tuple, list):
+        return (type(structure), tuple(map(_shape_of, structure)))
+    return None

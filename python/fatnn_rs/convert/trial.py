@@ -1,0 +1,76 @@
+"""Trial runs of a new network: its outputs are the model's, on the example and at other batch sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fatnn_rs.convert.capture import copies
+from fatnn_rs.convert.network import TernaryNetwork
+from fatnn_rs.convert.structure import same_values
+from fatnn_rs.errors import ConversionError, InputError
+from fatnn_rs.replica import replica
+
+__all__ = ["check_batches", "check_outputs"]
+
+
+def check_outputs(net: TernaryNetwork, arguments: tuple[Any, ...], expected: Any) -> None:
+    """Compare a network with what the model returned for the example.
+
+    Raises
+    ------
+    ConversionError
+        They differ: the model does something that the conversion did not see.
+    """
+    if problem := same_values(net(*copies(arguments)), expected):
+        raise ConversionError(
+            f"the converted network does not give the model's outputs on the example inputs ({problem}), so it is "
+            "refused: forward does something that the conversion does not see. Look for writes into tensors, state "
+            "outside of modules and patched functions in forward, or leave layers out with TernaryConfig(skip=...)"
+        )
+
+
+def check_batches(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ...]) -> None:
+    """Compare network and model at two other batch sizes; where they differ, hold the network to the example's.
+
+    Sizes that the model refuses are not compared.
+    """
+    inputs = [node for node in net.graph.nodes if node.op == "input"]
+    tensors = [value for value in arguments if isinstance(value, Tensor)]
+    sizes = {value.shape[0] for value in tensors if value.dim()}
+    if len(sizes) != 1 or any(not value.dim() for value in tensors) or any(0 in n.attrs["fixed"] for n in inputs):
+        return
+    (size,) = sizes
+    for batch in (1, size + 1):
+        given = tuple(_of_batch(value, batch) for value in arguments)
+        try:
+            expected = replica(model)(*copies(given))
+        except Exception:  # the model takes no such batch
+            continue
+        problem = _difference(net, given, expected)
+        if problem:
+            for node in inputs:
+                node.attrs["fixed"] = sorted({0, *node.attrs["fixed"]})
+            net.graph.notes.append(f"the batch is fixed to {size}, for at {batch} {problem}")
+            return
+
+
+def _difference(net: TernaryNetwork, given: tuple[Any, ...], expected: Any) -> str:
+    try:
+        return same_values(net(*copies(given)), expected)
+    except InputError:  # a size that it refuses in words
+        return ""
+    except Exception as error:  # whatever runs in torch may raise
+        return f"it fails ({type(error).__name__}: {str(error)[:200]})"
+
+
+def _of_batch(value: Any, batch: int) -> Any:
+    """Repeat or drop samples of a tensor, so that there are ``batch``."""
+    if not isinstance(value, Tensor) or len(value) == batch or not len(value):
+        return value
+    index = torch.arange(batch, dtype=torch.int64, device="cpu") % len(value)
+    made = value.index_select(0, index)
+    last = value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
+    return made.contiguous(memory_format=torch.channels_last) if last else made

@@ -1,0 +1,124 @@
+"""Copies of a model's structure, for whoever runs or traces a model that must stay as it is."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["patched_methods", "replica", "unwrapped"]
+
+
+def replica(model: nn.Module, replace: Mapping[nn.Module, nn.Module] | None = None) -> nn.Module:
+    """Copy a model's modules and containers, but not its parameters.
+
+    Tracing and running execute the model's own code, which may write attributes, caches and buffers. They do so in
+    the copy. Modules, lists, dicts, sets and tuples are copied at any depth, and so are buffers and other tensors;
+    parameters and foreign objects (a trainer, a lock) are shared.
+
+    Parameters
+    ----------
+    model
+        Any module.
+    replace
+        Modules of ``model`` → what takes their place in the copy.
+
+    Returns
+    -------
+    nn.Module
+        Of the same class.
+    """
+    made: nn.Module = _Copier({id(old): new for old, new in (replace or {}).items()}).module(model)
+    return made
+
+
+class _Copier:
+    """One copy in progress: ``id`` of what was copied → its copy."""
+
+    def __init__(self, done: dict[int, Any]) -> None:
+        self._done = done
+
+    def module(self, module: nn.Module) -> Any:
+        if id(module) in self._done:
+            return self._done[id(module)]
+        made = object.__new__(type(module))
+        self._done[id(module)] = made
+        made.__dict__.update({key: self.value(value) for key, value in module.__dict__.items()})
+        return made
+
+    def value(self, value: Any) -> Any:
+        if id(value) in self._done:
+            return self._done[id(value)]
+        made = self._new(value)
+        if made is not value:
+            self._done[id(value)] = made
+        return made
+
+    def _new(self, value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            return value if isinstance(value, torch.jit.ScriptModule) else self.module(value)
+        if isinstance(value, Tensor):
+            return value if isinstance(value, nn.Parameter) else value.detach().clone()
+        if isinstance(value, dict):
+            made = copy.copy(value)
+            self._done[id(value)] = made
+            for key in list(made):
+                made[key] = self.value(value[key])
+            return made
+        if type(value) is list:
+            items: list[Any] = []
+            self._done[id(value)] = items
+            items.extend(self.value(item) for item in value)
+            return items
+        if type(value) is tuple:
+            copies = tuple(self.value(item) for item in value)
+            return value if all(a is b for a, b in zip(copies, value, strict=True)) else copies
+        return copy.copy(value) if isinstance(value, set) else value
+
+
+def patched_methods(module: nn.Module) -> list[str]:
+    """Names of the methods that a module has of its own, in place of its class's: ``m.forward = ...``.
+
+    Hand patches and libraries (accelerate's hooks) put them there. Who replaces the module or reads its numbers does
+    not see them.
+    """
+    kind = type(module)
+    return [key for key, value in module.__dict__.items() if callable(value) and _is_method(kind, key)]
+
+
+def _is_method(kind: type, name: str) -> bool:
+    return inspect.isroutine(inspect.getattr_static(kind, name, None))
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the model inside wrappers that compute what it computes.
+
+    Those are ``DataParallel`` and ``DistributedDataParallel``, ``torch.compile``, ``AveragedModel``, and accelerate's
+    mixed precision, which replaces ``forward`` and keeps the original.
+    """
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
+    while True:
+        if isinstance(model, parallel):
+            model = model.module
+        elif isinstance(model, torch._dynamo.OptimizedModule):
+            model = model._orig_mod
+        elif isinstance(model, nn.Module) and "_original_forward" in model.__dict__:
+            model = _without_accelerate(model)
+        else:
+            return model
+
+
+def _without_accelerate(model: nn.Module) -> nn.Module:
+    """Return the model, in another object, without accelerate's forward."""
+    made = object.__new__(type(model))
+    made.__dict__.update(model.__dict__)
+    original = made.__dict__.pop("_original_forward")
+    if getattr(original, "__func__", None) is type(model).forward:
+        made.__dict__.pop("forward", None)
+    else:
+        made.__dict__["forward"] = original
+    return made

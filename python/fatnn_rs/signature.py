@@ -1,0 +1,179 @@
+"""How a converted network is called: as the model that it came from. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fatnn_rs.errors import FormatError, InputError
+
+__all__ = ["NOTHING", "Argument", "argument_to_json", "arguments_from_json", "bind_call"]
+
+
+class _Nothing:
+    """Stands for a default that there is not."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+    def __reduce__(self) -> str:
+        return "NOTHING"
+
+
+NOTHING = _Nothing()
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of the model's forward.
+
+    Attributes
+    ----------
+    name
+        As forward calls it.
+    tensor
+        Whether it is a tensor, which every call gives.
+    constant
+        What it was at conversion, where it is no tensor: the network computes with that.
+    default
+        What forward takes where a call does not give it, or :data:`NOTHING`.
+    positional
+        Whether it may be given by place.
+    keyword
+        Whether it may be given by name.
+    """
+
+    name: str
+    tensor: bool = True
+    constant: Any = None
+    default: Any = NOTHING
+    positional: bool = True
+    keyword: bool = True
+
+
+def bind_call(arguments: Sequence[Argument], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """Bind a call to a model's arguments.
+
+    Parameters
+    ----------
+    arguments
+        The model's, in order.
+    args, kwargs
+        What a call gives.
+
+    Returns
+    -------
+    list
+        What it gives for arguments that are tensors, in order, whatever type that is.
+
+    Raises
+    ------
+    InputError
+        Too many or unknown arguments, one given twice, one that is missing, or another value than the network was
+        converted for.
+    """
+    places = [argument for argument in arguments if argument.positional]
+    takes = ", ".join(argument.name for argument in arguments) or "nothing"
+    if len(args) > len(places):
+        raise InputError(
+            f"the network takes {len(places)} argument(s) ({takes}), got {len(args)}; call it as its model"
+        )
+    given = dict(zip((argument.name for argument in places), args, strict=False))
+    for name, value in kwargs.items():
+        if not any(argument.name == name and argument.keyword for argument in arguments):
+            raise InputError(f"the network takes no argument {name!r}, only {takes}; call it as its model")
+        if name in given:
+            raise InputError(f"argument {name!r} is given twice, by place and by name; give it once")
+        given[name] = value
+    tensors = []
+    for argument in arguments:
+        if argument.tensor:
+            if argument.name not in given:
+                raise InputError(
+                    f"the network takes {len(arguments)} argument(s) ({takes}), and {argument.name!r} is missing; "
+                    "call it with the tensors its model takes"
+                )
+            tensors.append(given[argument.name])
+            continue
+        value = given.get(argument.name, argument.default)
+        if not _equal(value, argument.constant):
+            raise InputError(
+                f"argument {argument.name!r}: the network was converted for {argument.constant!r}, got "
+                f"{_shown(value)}; give {argument.constant!r}, or convert the model again with the value you want"
+            )
+    return tensors
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two plain values are the same, whichever way a model looks at them."""
+    try:
+        same = type(one) is type(other) and bool(one == other or (one != one and other != other))
+    except Exception:  # whatever a foreign class's comparison raises
+        return False
+    return same
+
+
+def _shown(value: Any) -> str:
+    plain = value is NOTHING or isinstance(value, (type(None), bool, int, float, str))
+    return repr(value)[:80] if plain else f"a {type(value).__name__}"
+
+
+def argument_to_json(argument: Argument) -> dict[str, Any]:
+    """Describe an argument in a file.
+
+    Raises
+    ------
+    TypeError
+        Where a constant is nothing that JSON holds, naming its type.
+    """
+    made: dict[str, Any] = {
+        "name": argument.name,
+        "tensor": argument.tensor,
+        "positional": argument.positional,
+        "keyword": argument.keyword,
+    }
+    if not argument.tensor:
+        made["constant"] = _plain(argument.constant)
+    if argument.default is not NOTHING:
+        made["default"] = _plain(argument.default)
+    return made
+
+
+def _plain(value: Any) -> Any:
+    if not _is_plain(value):
+        raise TypeError(f"{type(value).__name__} as an argument")
+    return value
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
+
+
+def arguments_from_json(data: Any, inputs: Sequence[str]) -> tuple[Argument, ...]:
+    """Read the arguments of a file's graph with these inputs.
+
+    Raises
+    ------
+    FormatError
+        They are not as :func:`argument_to_json` writes them, or are not those of the inputs.
+    """
+    if data is None:
+        return tuple(Argument(name) for name in inputs)
+    flags = ("tensor", "positional", "keyword")
+    good = isinstance(data, list) and all(
+        isinstance(item, dict)
+        and isinstance(item.get("name"), str)
+        and all(type(item.get(flag)) is bool for flag in flags)
+        and (item["tensor"] or "constant" in item)
+        and set(item) <= {"name", *flags, "constant", "default"}
+        and all(_is_plain(item.get(key)) for key in ("constant", "default"))
+        for item in data
+    )
+    if not good or sum(item["tensor"] for item in data) != len(inputs):
+        raise FormatError(
+            "the graph's arguments are not well-formed; the file was not written by fatnn_rs.save, or by another "
+            "version of it"
+        )
+    return tuple(Argument(**{"default": NOTHING, **item}) for item in data)

@@ -1,0 +1,349 @@
+"""Models that write into tensors: the network gives eager's result, or the conversion refuses by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fatnn_rs import ConversionError, UnsupportedError, save
+from fatnn_rs.convert import convert
+from nets import exact, image, ready
+
+X = image(2, 4, 6, 6)
+
+
+class Between(nn.Module):
+    """Two ternary layers with something between."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.function(self.a(x)))
+
+
+def scaled_view(x: Tensor) -> Tensor:
+    x = x.relu()
+    x[:, :4] *= 0.5
+    return x
+
+
+def set_channel(x: Tensor) -> Tensor:
+    x[:, 0] = 1.0
+    return x
+
+
+def set_from_another(x: Tensor) -> Tensor:
+    x[:, -1] = x[:, 0]
+    return x
+
+
+def chunks(x: Tensor) -> Tensor:
+    a, b = x.chunk(2, 1)
+    a += b
+    return x
+
+
+def chunk_read_afterwards(x: Tensor) -> Tensor:
+    a, b = x.split(4, 1)
+    b.mul_(2.0)
+    return torch.cat([b, a], 1) + x
+
+
+def view_of_view(x: Tensor) -> Tensor:
+    part = x[:, 2:6]
+    rows = part[:, :, 1:3]
+    rows.add_(1.0)
+    part.relu_()
+    return x
+
+
+def flat_then_relu(x: Tensor) -> Tensor:
+    flat = x.flatten(1)
+    x.relu_()
+    return flat.view_as(x)
+
+
+def relu_of_flat(x: Tensor) -> Tensor:
+    x.flatten(1).relu_()
+    return x
+
+
+def twice(x: Tensor) -> Tensor:
+    y = x.view(x.shape)
+    x.mul_(0.5)
+    y[:, 1] = 0.25
+    x.add_(y)
+    return x + y
+
+
+def out_argument(x: Tensor) -> Tensor:
+    torch.add(x, 1.0, out=x)
+    return x
+
+
+def out_of_another(x: Tensor) -> Tensor:
+    y = torch.empty_like(x)
+    torch.mul(x, 0.5, out=y)
+    torch.sub(y, x, out=y[:, :])
+    return x + y
+
+
+def copied_into(x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    y[:, ::2].copy_(x[:, ::2])
+    return y
+
+
+def transposed(x: Tensor) -> Tensor:
+    x.transpose(0, 1).swapaxes(2, 3).add_(0.5)
+    return x
+
+
+def filled_where(x: Tensor) -> Tensor:
+    x.masked_fill_(x < 0, 0.125)
+    return x
+
+
+def index_put(x: Tensor) -> Tensor:
+    x[x > 0.5] = 0.0
+    return x
+
+
+def foreach(x: Tensor) -> Tensor:
+    a, b = x[:, :4], x[:, 4:]
+    torch._foreach_mul_([a, b], 0.5)
+    return x
+
+
+def through_data(x: Tensor) -> Tensor:
+    x.data[:, 1].mul_(3.0)
+    return x
+
+
+def detached(x: Tensor) -> Tensor:
+    x.detach().clamp_(-0.5, 0.5)
+    return x
+
+
+def module_in_place(x: Tensor) -> Tensor:
+    nn.functional.silu(x[:, :3], inplace=True)
+    return x
+
+
+def unbound(x: Tensor) -> Tensor:
+    torch.unbind(x, 1)[2].zero_()
+    return x
+
+
+def initialised(x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    nn.init.constant_(y, 0.5)
+    return x + y
+
+
+def expanded(x: Tensor) -> Tensor:
+    y = x.mean(1, keepdim=True).expand_as(x)
+    x += y
+    return x + y
+
+
+def old_value_kept(x: Tensor) -> Tensor:
+    y = x * 1.0
+    x.sub_(1.0)
+    return x * y
+
+
+def loop(x: Tensor) -> Tensor:
+    for i in range(4):
+        x[:, i] = x[:, i] + x[:, i + 1] * 0.5
+    return x
+
+
+def diagonal(x: Tensor) -> Tensor:
+    x.diagonal(dim1=2, dim2=3).fill_(0.75)
+    return x
+
+
+def narrow_addcmul(x: Tensor) -> Tensor:
+    x.narrow(1, 1, 2).addcmul_(x[:, :2].clone(), x[:, 2:4].clone(), value=0.5)
+    return x
+
+
+def scatter(x: Tensor) -> Tensor:
+    index = torch.tensor([3, 1])
+    x.index_add_(1, index, x[:, :2] * 0.5)
+    x.index_fill_(1, torch.tensor([0]), 0.5)
+    return x
+
+
+FUNCTIONS = [
+    scaled_view, set_channel, set_from_another, chunks, chunk_read_afterwards, view_of_view, flat_then_relu,
+    relu_of_flat, twice, out_argument, out_of_another, copied_into, transposed, filled_where, index_put, foreach,
+    through_data, detached, module_in_place, unbound, initialised, expanded, old_value_kept, loop, diagonal,
+    narrow_addcmul, scatter,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("last", [False, True])
+def test_eager_result(function: Callable[[Tensor], Tensor], last: bool) -> None:
+    torch.manual_seed(3)
+    x = X.contiguous(memory_format=torch.channels_last) if last else X
+    model = ready(Between(function), x)
+    net = exact(model, x, (image(1, 4, 6, 6, seed=5), image(3, 4, 6, 6, seed=6)) if not last else ())
+    before = x.clone()
+    net(x)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_result_of_export(function: Callable[[Tensor], Tensor]) -> None:
+    """The same where torch.fx cannot trace."""
+
+    class Branches(Between):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if x.shape[1] == 4 else x
+
+    torch.manual_seed(3)
+    model = ready(Branches(function), X)
+    if function is through_data:
+        with pytest.raises(ConversionError, match="cannot be captured"):
+            convert(model, X)
+        return
+    exact(model, X)
+
+
+def test_a_write_is_not_saved(tmp_path: Any) -> None:
+    torch.manual_seed(3)
+    net = convert(ready(Between(scaled_view), X), X)
+    with pytest.raises(UnsupportedError, match=r"mul|setitem"):
+        save(net, tmp_path / "net.safetensors")
+
+
+def test_in_place_sums_and_activations_stay_in_the_engine() -> None:
+    def function(x: Tensor) -> Tensor:
+        y = x
+        x += 0 * x.mean() if False else y
+        return x.relu_()
+
+    torch.manual_seed(3)
+    net = exact(ready(Between(function), X), X)
+    assert not [node for node in net.graph.nodes if node.op == "torch"]
+
+
+class Counts(nn.Module):
+    """A buffer that forward changes, and reads or not."""
+
+    count: Tensor
+
+    def __init__(self, reads: bool, at_once: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3)
+        self.register_buffer("count", torch.zeros(()))
+        self.reads, self.at_once = reads, at_once
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if self.reads and not self.at_once:
+            y = y + self.count
+        self.count.add_(1.0)
+        return y + self.count if self.reads and self.at_once else y
+
+
+def test_a_counter_that_nobody_reads_is_left_out() -> None:
+    model = ready(Counts(reads=False), X)
+    before = model.get_buffer("count").clone()
+    convert(model, X)
+    assert torch.equal(model.get_buffer("count"), before)
+    exact(model, X)
+
+
+def test_a_counter_that_export_sees_is_left_out_by_name() -> None:
+    class Branches(Counts):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if x.shape[1] == 4 else x
+
+    net = exact(ready(Branches(reads=False), X), X)
+    assert any("'count'" in note for note in net.graph.notes)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_state_is_refused(at_once: bool) -> None:
+    model = ready(Counts(reads=True, at_once=at_once), X)
+    before = model.get_buffer("count").clone()
+    with pytest.raises(ConversionError, match=r"keeps state from call to call"):
+        convert(model, X)
+    assert torch.equal(model.get_buffer("count"), before)
+
+
+class Remembers(nn.Module):
+    """Keeps its last input in an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3)
+        self.last: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if self.last:
+            y = y + self.last[-1]
+        self.last.append(y)
+        return y
+
+
+def test_state_in_attributes_is_refused_and_not_left_behind() -> None:
+    model = ready(Remembers(), X)
+    model.last.clear()
+    with pytest.raises(ConversionError, match=r"two results for the same inputs"):
+        convert(model, X)
+    assert not model.last
+
+
+def test_chance_is_refused() -> None:
+    class Noise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.randn_like(x)
+
+    model = ready(nn.Sequential(nn.Conv2d(4, 4, 3), Noise(), nn.Conv2d(4, 4, 3)), X)
+    with pytest.raises(ConversionError, match=r"draws random numbers"):
+        convert(model, X)
+
+
+def test_caches_of_tensors_do_not_keep_proxies() -> None:
+    """A forward that fills a cache while it is traced (as timm's LeViT): nothing of that stays in the model."""
+
+    class Caches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3)
+            self.bias = nn.Parameter(torch.randn(4, 1, 1))
+            self.cache: dict[str, Tensor] = {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            if "bias" not in self.cache:
+                self.cache["bias"] = self.bias * 2
+            return y + self.cache["bias"]
+
+    model = ready(Caches(), X)
+    model.cache.clear()
+    for _ in range(2):
+        exact(model, X)
+        assert all(type(value) is Tensor for value in model.cache.values())
+
+
+@pytest.mark.parametrize("change", [lambda x: x.unsqueeze_(0)[0], lambda x: x.transpose_(0, 1), lambda x: x.t_()])
+def test_shapes_changed_in_place(change: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(3)
+
+    model = ready(Between(lambda x: x + change(x[0, 0].clone()).sum()), X)
+    with pytest.raises(ConversionError, match=r"changes the shape or the memory of a tensor in place"):
+        exact(model, X)
