@@ -370,3 +370,34 @@ def test_summary() -> None:
 def test_block_alone() -> None:
     x = image(2, 8, 6, 6)
     exact(ready(Block(8, 8, 1), x), x)
+
+
+@pytest.mark.parametrize("act", ["binary", "ternary", "uint2"])
+@pytest.mark.parametrize("weight", ["fatnn", "binary", "dorefa"])
+@pytest.mark.parametrize("dilation", [1, 2, 3])
+def test_same_padding_with_even_kernels(act: str, weight: str, dilation: int) -> None:
+    """Padding is of codes; before the quantizer it is only where zero has code 0, which signs have not."""
+    torch.manual_seed(0)
+    x = image(2, 4, 11)
+    layers = [
+        nn.Conv1d(4, 5, 2, padding="same", dilation=dilation),
+        nn.Conv1d(5, 4, 4, padding="same"),
+        nn.Conv1d(4, 4, 1),
+    ]
+    model = ready(nn.Sequential(*layers), x, act=act, weight=weight)
+    net = convert(model, x)
+    report = verify(model, net, x)
+    assert report.codes_different == 0
+    assert report.max_abs_diff == 0.0
+    # One more on one side is a longer kernel, where a weight can be 0 and the first element is one step away.
+    even = [layer for layer, step in (("0", dilation), ("1", 1)) if step % 2 and (step > 1 or weight == "dorefa")]
+    assert report.not_compared == (tuple(even) if act == "binary" else ())
+
+
+def test_same_padding_with_even_kernels_in_two_dimensions() -> None:
+    torch.manual_seed(0)
+    x = image(2, 4, 9, 8)
+    sizes: list[Any] = [((2, 3), 1), ((3, 4), 1), ((4, 2), (1, 2))]
+    layers = [nn.Conv2d(4, 4, kernel, padding="same", dilation=dilation) for kernel, dilation in sizes]
+    net = exact(ready(nn.Sequential(*layers), x, act="binary"), x, (image(1, 4, 5, 12),))
+    assert ops_of(net) == ["quantize", "conv_codes", "conv_codes", "conv_float", "channel_bias"]

@@ -95,7 +95,7 @@ ZEROS = np.zeros((1, 3, 32, 32), np.float32)
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [
-        ((), r"takes 1 input array\(s\) \(x\), got 0"),
+        ((), r"takes 1 argument\(s\) \(x\), and 'x' is missing"),
         ((ZEROS, ZEROS), "got 2"),
         ((ZEROS.astype(np.float64),), r"input 'x': expected float32, got float64; .*astype\(numpy.float32\)"),
         ((ZEROS.astype(">f4"),), "expected float32, got >f4"),

@@ -168,7 +168,7 @@ def _batch_range(check: Callable[..., Any], arguments: tuple[Any, ...]) -> SizeR
             return False
         return True
 
-    tried = range(1, max(_TRIED, 2 * example + 2))
+    tried = range(max(_TRIED, 2 * example + 2))
     good = [batch for batch in tried if passes(batch)]
     if example not in good:
         return None
@@ -231,7 +231,7 @@ def by_export(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Ca
 
 
 def _shown(batch: SizeRange) -> str:
-    if batch == SizeRange(1):
+    if batch == SizeRange():
         return ", but for the batch"
     most = "" if batch.most is None else f" to {batch.most}"
     factor = "" if batch.multiple == 1 else f", in multiples of {batch.multiple}"

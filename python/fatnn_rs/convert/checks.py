@@ -130,7 +130,8 @@ def _check_norm(name: str, norm: _BatchNorm) -> None:
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None
     assert var is not None
-    if not all(t.device.type == "cpu" and bool(t.isfinite().all()) for t in (mean, var)):
+    tensors = [t for t in (mean, var, norm.weight) if t is not None]
+    if not all(t.device.type == "cpu" and bool(t.isfinite().all()) for t in tensors):
         return  # which _check_tensor names
     scale = (var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
     bad = ~torch.isfinite(scale) | ~torch.isfinite(mean * scale)

@@ -8,6 +8,7 @@ those run in Rust too, usually the whole network in one call, and float sums may
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
@@ -273,22 +274,23 @@ def _affine(graph: Graph, node: Node, float_layers: str) -> tuple[str, dict[str,
     scale = slope(evaluate, channels)
     if scale is None:
         return None
-    x = _floats_of_every_size(channels)
+    x = _floats_of_every_size().expand(-1, channels).contiguous()
     with np.errstate(all="ignore"):
         predicted = torch.from_numpy(fma(x.numpy(), scale.numpy(), bias.numpy()))
     same = torch.equal(predicted, function(x)) and torch.equal(predicted, _as_map(function, x))
     return ("affine", {"scale": scale, "bias": bias}) if same else None
 
 
-def _floats_of_every_size(channels: int) -> Tensor:
-    """Points [P, channels] at which two functions of a float are compared: usual ones, and up to the greatest."""
+@functools.cache
+def _floats_of_every_size() -> Tensor:
+    """Points [P, 1] at which two functions of a float are compared: usual ones, and up to the greatest."""
     generator = torch.Generator("cpu").manual_seed(0)
     kind: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
-    powers = torch.cat([torch.linspace(-4, 4, 256, **kind), torch.arange(-44, 39, **kind)])
-    x = torch.randn(len(powers), channels, generator=generator, **kind) * 10.0 ** powers[:, None]
+    powers = torch.cat([torch.linspace(-4, 4, 381, **kind), torch.arange(-44, 39, **kind), torch.zeros(45, **kind)])
+    x = torch.randn(len(powers), generator=generator, **kind) * 10.0**powers
     largest = torch.finfo(torch.float32).max
-    ends = torch.tensor([0.0, largest, -largest], **kind)[:, None].expand(3, channels)
-    return torch.cat([x, ends]).clamp(-largest, largest).float()
+    ends = torch.tensor([0.0, largest, -largest], **kind)
+    return torch.cat([x, ends]).clamp(-largest, largest).float()[:, None]
 
 
 def _as_map(function: Any, x: Tensor) -> Tensor:

@@ -173,7 +173,7 @@ def fill(structure: Any, function: Callable[[Any], Any], build: bool = False) ->
 
 
 def refilled(value: Any, other: Any) -> Any:
-    """Return the plain structure of ``value`` with the leaves of ``other``, whose containers may be of other classes."""
+    """Return the structure of ``value`` with the leaves of ``other``, whose containers may be of other classes."""
     made = leaves(plain(other))
     return fill(plain(value), lambda leaf: next(made))
 
