@@ -11,7 +11,11 @@ use crate::error::{Result, bad_value, check_len};
 use crate::frame::{self, FramePlan, Input, Job};
 use crate::gemm::{self, AccSink, FloatSink, Piece, Rows, Sink};
 use crate::kernels::{FramedKernel, Inner};
+use crate::memory;
 use crate::weights::PackedWeights;
+
+/// Sizes, in elements or bytes, stay below this, so that sums of a few of them can be counted.
+const MAX_SIZE: usize = 1 << (usize::BITS - 4);
 
 /// Geometry of a convolution over `batch × height × width` pixels; one-dimensional ones have height 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,9 +68,9 @@ impl ConvShape {
 
     /// `batch × height × width × elements`.
     pub(crate) fn size(&self, what: &'static str, [height, width]: [usize; 2], elements: usize) -> Result<usize> {
-        match [height, width, elements].iter().try_fold(self.batch, |n, &f| n.checked_mul(f)) {
-            Some(size) => Ok(size),
-            None => bad_value(what, "a size that fits in memory", format!("{} × {height} × {width}", self.batch)),
+        match memory::product([self.batch, height, width, elements]) {
+            Some(size) if size < MAX_SIZE => Ok(size),
+            _ => bad_value(what, "a size that fits in memory", format!("{} × {height} × {width}", self.batch)),
         }
     }
 }
@@ -132,7 +136,7 @@ pub fn conv2d_float(
 /// Checks thresholds for `n` output channels.
 pub(crate) fn check_thresholds(n: usize, to: &ToCodes<'_>) -> Result<()> {
     check_len("channels of the output layout", n, to.layout.channels())?;
-    check_len("thresholds", n * to.layout.coding().thresholds(), to.thresholds.len())?;
+    check_len("thresholds", n.saturating_mul(to.layout.coding().thresholds()), to.thresholds.len())?;
     if let Some(at) = (n..to.thresholds.len()).find(|&at| to.thresholds[at - n] > to.thresholds[at]) {
         let got = format!("{} and then {} for channel {}", to.thresholds[at - n], to.thresholds[at], at % n);
         return bad_value("thresholds", "none below the one before", got);
@@ -148,12 +152,7 @@ fn run<S: Sink>(
     out: &mut [S::Elem],
 ) -> Result<()> {
     let geometry = Geometry::new(weights, shape)?;
-    let mut frame = Vec::new();
-    if frame.try_reserve_exact(geometry.frame_bytes).is_err() {
-        let [h, w] = geometry.framed;
-        return bad_value("padding", "a padded input that fits in memory", format!("{h} × {w} pixels"));
-    }
-    frame.resize(geometry.frame_bytes, 0);
+    let mut frame = memory::filled("the padded input", geometry.frame_bytes, 0)?;
     geometry.run(codes, weights, sink, &mut frame, out, &mut [])
 }
 
@@ -198,10 +197,11 @@ impl Geometry {
         let output = shape.output()?;
         let pixel = layout.pixel_bytes();
         let framed = [shape.input[0] + 2 * shape.padding[0], shape.input[1] + 2 * shape.padding[1]];
+        let padded = shape.size("padded input", framed, pixel)?;
         let plan = match weights.inner() {
             Inner::Tiled(_) => None,
             Inner::Framed(framed) => {
-                let plan = FramePlan::new(shape);
+                let plan = FramePlan::new(shape)?;
                 let unit_bytes = layout.group_units().saturating_mul(framed.unit_bytes());
                 if !plan.fits(output[1], unit_bytes) {
                     let got = format!("dilation {:?} of a kernel of {:?}", shape.dilation, shape.kernel);
@@ -210,14 +210,16 @@ impl Geometry {
                 Some(plan)
             }
         };
-        let padded = shape.size("padded input", framed, pixel)?;
         let frame_bytes = if shape.padding == [0, 0] || plan.is_some() { 0 } else { padded };
         let unit_bytes = weights.kernel().layout().family.unit_bytes();
-        let steps = (0..shape.kernel[0])
-            .flat_map(|y| (0..shape.kernel[1]).map(move |x| (y, x)))
-            .map(|(y, x)| (y * shape.dilation[0] * framed[1] + x * shape.dilation[1]) * pixel)
-            .flat_map(|tap| (0..layout.group_bytes()).step_by(unit_bytes).map(move |unit| tap + unit))
-            .collect();
+        let taps = shape.kernel[0] * shape.kernel[1];
+        // Kernels with frames of their own have their own offsets.
+        let units = if plan.is_some() { 0 } else { layout.group_bytes() / unit_bytes };
+        let mut steps = memory::reserved("addresses of a convolution", taps.saturating_mul(units))?;
+        for (y, x) in (0..shape.kernel[0]).flat_map(|y| (0..shape.kernel[1]).map(move |x| (y, x))) {
+            let tap = (y * shape.dilation[0] * framed[1] + x * shape.dilation[1]) * pixel;
+            steps.extend((0..units).map(|unit| tap + unit * unit_bytes));
+        }
         Ok(Geometry {
             shape: *shape,
             layout,

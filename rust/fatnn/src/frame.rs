@@ -16,6 +16,7 @@ use crate::epilogue::TileAcc;
 use crate::error::Result;
 use crate::gemm::{Piece, Sink, for_each_piece};
 use crate::kernels::{Emitted, Framed, FramedKernel, Kernel, Line, Panel, Pixels};
+use crate::memory;
 use crate::parallel;
 use crate::weights::PackedWeights;
 
@@ -66,10 +67,10 @@ pub(crate) struct FramePlan {
 }
 
 impl FramePlan {
-    pub fn new(shape: &ConvShape) -> Self {
+    pub fn new(shape: &ConvShape) -> Result<Self> {
         let mut phases = Vec::new();
         let mut numbers = BTreeMap::new();
-        let mut taps = Vec::with_capacity(shape.kernel[0] * shape.kernel[1]);
+        let mut taps = memory::reserved("taps of a convolution", shape.kernel[0].saturating_mul(shape.kernel[1]))?;
         for y in 0..shape.kernel[0] {
             for x in 0..shape.kernel[1] {
                 let offset = [y * shape.dilation[0], x * shape.dilation[1]];
@@ -82,13 +83,13 @@ impl FramePlan {
             }
         }
         let reach = [0, 1].map(|axis| taps.iter().map(|tap| tap.shift[axis]).max().unwrap_or(0));
-        FramePlan { taps, phases, reach }
+        Ok(FramePlan { taps, phases, reach })
     }
 
     /// Whether frames for an output so wide stay below [`MOST_BYTES`], by a margin for rectangles of more than one row; a
     /// position takes `unit_bytes` in every phase.
     pub fn fits(&self, width: usize, unit_bytes: usize) -> bool {
-        let sides = [2 * self.reach[0] + NARROWEST, 2 * self.reach[1] + width];
+        let sides = [2 * self.reach[0] + NARROWEST, (2 * self.reach[1]).saturating_add(width)];
         let factors = [sides[0], sides[1], self.phases.len(), unit_bytes];
         factors.iter().try_fold(1usize, |n, &f| n.checked_mul(f)).is_some_and(|bytes| bytes <= MOST_BYTES)
     }
@@ -194,12 +195,13 @@ pub(crate) fn run<S: Sink, const N: usize>(
                 let rectangle = Rectangle::next(output, reach, [first + done, first + count], limit, most);
                 for (j, job) in jobs.iter().enumerate() {
                     for group in 0..job.weights.groups() {
-                        rectangle.run(kernel, job, group, scratch, |tile, row| write(j, tile, done + row));
+                        rectangle.run(kernel, job, group, scratch, |tile, row| write(j, tile, done + row))?;
                     }
                 }
                 done += rectangle.size[0] * rectangle.size[1];
             }
-        });
+            Ok(())
+        })
     })
 }
 
@@ -212,16 +214,17 @@ impl Rectangle {
         group: usize,
         scratch: &mut Scratch,
         mut write: impl FnMut(&TileAcc<'_>, usize),
-    ) {
+    ) -> Result<()> {
         let layout = kernel.layout();
         let (plan, units) = (input.plan, input.layout.group_units());
         let [rows, columns] = self.size;
         let (height, width) = (rows + plan.reach[0], columns + plan.reach[1]);
         let plane = height * width * framed.unit_bytes();
         let bytes = plan.phases.len() * units * plane + framed.slack();
-        let frame = Line::bytes_mut(Line::at_least(&mut scratch.frame, bytes));
+        let frame = Line::bytes_mut(Line::at_least(&mut scratch.frame, bytes)?);
         self.fill(framed, weights.act() != Act::Full, input, group, [height, width], frame);
         scratch.offsets.clear();
+        memory::reserve("addresses of a frame", &mut scratch.offsets, units.saturating_mul(plan.taps.len()))?;
         for unit in 0..units {
             for tap in &plan.taps {
                 let shift = (tap.shift[0] * width + tap.shift[1]) * framed.position_bytes();
@@ -250,6 +253,7 @@ impl Rectangle {
                 }
             });
         }
+        Ok(())
     }
 
     /// Writes the rectangle's frame: `height × width` positions of every phase and unit.

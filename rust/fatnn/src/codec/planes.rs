@@ -13,6 +13,8 @@ use crate::error::{Result, bad_value, check_len};
 const WORD: usize = 64;
 /// Bytes of one unit: two planes of 64 channels.
 const UNIT: usize = 16;
+/// Most bytes of a pixel.
+const MAX_PIXEL_BYTES: usize = 1 << (usize::BITS / 2 + 8);
 
 /// How the codes of one pixel lie in memory: per group of channels, per 64 channels of it (the last padded with zero
 /// bits), the two planes of their [`Coding`] as little-endian 64-bit words.
@@ -50,7 +52,8 @@ impl CodesLayout {
     /// A layout of ternary codes for `channels` channels that a convolution with `groups` groups will read.
     ///
     /// # Errors
-    /// [`crate::Error::Value`] where `groups` is 0 or does not divide `channels`, or there are no channels.
+    /// [`crate::Error::Value`] where `groups` is 0 or does not divide `channels`, there are no channels, or so many that a
+    /// pixel's bytes cannot be counted.
     pub fn new(channels: usize, groups: usize) -> Result<Self> {
         if channels == 0 {
             return bad_value("channels", "at least 1", channels);
@@ -58,7 +61,13 @@ impl CodesLayout {
         if groups == 0 || !channels.is_multiple_of(groups) {
             return bad_value("groups", format!("a divisor of the {channels} channels"), groups);
         }
-        Ok(CodesLayout { channels, groups, coding: Coding::Ternary })
+        let layout = CodesLayout { channels, groups, coding: Coding::Ternary };
+        // Below this, bytes of a pixel and bits of a group are far from overflow.
+        if layout.group_bytes().checked_mul(groups).is_none_or(|bytes| bytes > MAX_PIXEL_BYTES) {
+            let got = format!("{channels} in {groups} groups");
+            return bad_value("channels", format!("so many that a pixel takes at most {MAX_PIXEL_BYTES} bytes"), got);
+        }
+        Ok(layout)
     }
 
     /// The same for codes of another coding.
@@ -151,7 +160,7 @@ impl CodesLayout {
     /// [`crate::Error::Shape`] where the sizes do not fit; [`crate::Error::Value`] where a code is none of the layout's coding.
     pub fn pack(self, codes: &[i8], out: &mut [u8]) -> Result<()> {
         let pixels = self.pixels("codes", codes.len(), self.channels)?;
-        check_len("packed codes", pixels * self.pixel_bytes(), out.len())?;
+        check_len("packed codes", pixels.saturating_mul(self.pixel_bytes()), out.len())?;
         self.coding.check(codes)?;
         out.fill(0);
         for (codes, out) in codes.chunks_exact(self.channels).zip(out.chunks_exact_mut(self.pixel_bytes())) {
@@ -175,7 +184,7 @@ impl CodesLayout {
     /// [`crate::Error::Shape`] where the sizes do not fit.
     pub fn unpack(self, packed: &[u8], codes: &mut [i8]) -> Result<()> {
         let pixels = self.pixels("packed codes", packed.len(), self.pixel_bytes())?;
-        check_len("codes", pixels * self.channels, codes.len())?;
+        check_len("codes", pixels.saturating_mul(self.channels), codes.len())?;
         for (packed, codes) in packed.chunks_exact(self.pixel_bytes()).zip(codes.chunks_exact_mut(self.channels)) {
             for (packed, codes) in
                 packed.chunks_exact(self.group_bytes()).zip(codes.chunks_exact_mut(self.group_channels()))

@@ -144,6 +144,7 @@ impl Layout {
     /// Bytes of one panel: `units` units (all taps counted) of `nr` channels and one `i32` per channel, and whatever else the family
     /// wants; of the loops for tiles, those that are `counting` so.
     pub(crate) fn panel_bytes(self, units: usize, counting: Counting) -> usize {
+        // (A reduction is at most 2²³ long, so none of these overflows.)
         match self.family {
             Family::Popcount => units * self.nr * counting.weight_bytes() + self.nr * 4,
             // Two bits a weight.
@@ -161,12 +162,13 @@ impl Layout {
         (act, counting): (Act, Counting),
         channel: impl Fn(usize) -> Option<&'a [i8]>,
         panel: &mut [u8],
-    ) {
+    ) -> Result<()> {
         match self.family {
             Family::Popcount => popcount::pack_panel(self, taps, channels, (act, counting), channel, panel),
             Family::Matrix => matrix::pack_panel(self, taps, channels, channel, panel),
-            Family::Table => table::pack_panel(self, taps, channels, act, channel, panel),
+            Family::Table => table::pack_panel(self, taps, channels, act, channel, panel)?,
         }
+        Ok(())
     }
 }
 

@@ -71,7 +71,7 @@ impl Operation for Int8Conv {
         // BatchNorm and ReLU, in this order, run with the epilogue; what else there is, behind it.
         let (mut constants, mut rest) = (self.constants.clone(), 0);
         if let Some(Elementwise::Affine(scale, bias)) = self.post.first() {
-            constants.affine = Some((Padded::new(&self.weights, scale), Padded::new(&self.weights, bias)));
+            constants.affine = Some((Padded::new(&self.weights, scale)?, Padded::new(&self.weights, bias)?));
             rest = 1;
         }
         if self.post.get(rest) == Some(&Elementwise::Relu) {

@@ -11,6 +11,7 @@ use crate::codec::CodesLayout;
 use crate::conv::ConvShape;
 use crate::error::{Result, bad_value, check_len};
 use crate::kernels::matmul;
+use crate::memory;
 use crate::net::ops::codes::Window;
 use crate::net::ops::elementwise::{Elementwise, apply_all, check_channels};
 use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
@@ -53,7 +54,7 @@ impl FloatConv {
             return bad_value("weight", "a shape of as many values, all sizes at least 1", format!("{sizes:?}"));
         }
         let (taps, group_out) = (kh * kw, out_channels / groups);
-        let mut packed = vec![0.0; weight.len()];
+        let mut packed = memory::filled("weights of a float layer", weight.len(), 0.0)?;
         for n in 0..out_channels {
             let (group, column) = (n / group_out, n % group_out);
             for c in 0..group_channels {
@@ -110,6 +111,12 @@ thread_local! {
     static WINDOWS: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
+/// Gives a buffer so many elements, whatever they are.
+fn sized(buffer: &mut Vec<f32>, len: usize) -> Result<()> {
+    buffer.truncate(len);
+    memory::grow("windows of a float convolution", buffer, len, 0.0)
+}
+
 impl FloatConvStep {
     /// Copies the windows of output pixels `first..` into `windows`, one after the other, for one group.
     fn gather(&self, x: &[f32], first: usize, group: usize, windows: &mut [f32]) {
@@ -159,8 +166,8 @@ impl Step for FloatConvStep {
             WINDOWS.with_borrow_mut(|(windows, part)| {
                 for (b, out) in out.chunks_mut(BLOCK * n).enumerate() {
                     let m = out.len() / n;
-                    windows.resize(m * k, 0.0);
-                    part.resize(if conv.groups == 1 { 0 } else { m * group_n }, 0.0);
+                    sized(windows, m * k)?;
+                    sized(part, if conv.groups == 1 { 0 } else { m * group_n })?;
                     for group in 0..conv.groups {
                         self.gather(x, first + b * BLOCK, group, windows);
                         let weight = &conv.weight[group * k * group_n..][..k * group_n];
@@ -218,6 +225,10 @@ pub(crate) fn transpose(x: &[f32], out: &mut [f32], rows: usize, columns: usize)
     const SIDE: usize = 16;
     if rows == 1 || columns == 1 {
         out.copy_from_slice(x);
+        return;
+    }
+    // No pixels, no channels or no images: pieces of no elements cannot be walked.
+    if x.is_empty() {
         return;
     }
     // Images: the square walk below takes five times as long on three rows.
