@@ -77,12 +77,15 @@ class Graph:
         The structure the model returns: tuples, lists, dicts, constants, with :class:`Ref` for values.
     notes
         Remarks on the capture, for the report.
+    limits
+        ``max_bytes`` and ``max_macs`` of its runs, as :func:`fatnn_rs.load` has them; None is no bound.
     """
 
     nodes: list[Node] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     outputs: Any = None
     notes: list[str] = field(default_factory=list)
+    limits: tuple[int | None, int | None] = (None, None)
 
     def node(self, name: str) -> Node:
         """Look a node up by name."""

@@ -81,7 +81,8 @@ impl ConvShape {
 /// `codes` holds `batch × height × width` pixels in the layout of `weights.shape()`'s channels and groups.
 ///
 /// # Errors
-/// [`crate::Error::Shape`] or [`crate::Error::Value`] where sizes do not fit; [`crate::Error::Environment`] or
+/// [`crate::Error::Shape`] or [`crate::Error::Value`] where sizes do not fit; [`crate::Error::Value`] where `codes` holds bits
+/// that no code of the weights' kind of activations has; [`crate::Error::Environment`] or
 /// [`crate::Error::Threads`] where the pool cannot be had.
 pub fn conv2d_acc(codes: &[u8], weights: &PackedWeights<'_>, shape: &ConvShape, out: &mut [i32]) -> Result<()> {
     run(codes, weights, shape, &AccSink { channels: weights.shape().out_channels }, out)
@@ -152,6 +153,8 @@ fn run<S: Sink>(
     out: &mut [S::Elem],
 ) -> Result<()> {
     let geometry = Geometry::new(weights, shape)?;
+    geometry.check(codes, sink, out, &[])?;
+    geometry.layout.check_for(weights.act(), codes)?;
     let mut frame = memory::filled("the padded input", geometry.frame_bytes, 0)?;
     geometry.run(codes, weights, sink, &mut frame, out, &mut [])
 }
@@ -183,8 +186,22 @@ pub(crate) struct Geometry {
     plan: Option<FramePlan>,
 }
 
+/// Sizes of a convolution, counted before anything is allocated.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    /// Output height and width.
+    pub output: [usize; 2],
+    /// Height and width with padding.
+    framed: [usize; 2],
+    /// See [`Geometry::frame_bytes`].
+    pub frame_bytes: usize,
+    /// Bytes of a geometry, and of a thread's frame.
+    pub table_bytes: u128,
+}
+
 impl Geometry {
-    pub fn new(weights: &PackedWeights<'_>, shape: &ConvShape) -> Result<Self> {
+    /// Checks that the shape is one that the weights can be run on.
+    pub fn sizes(weights: &PackedWeights<'_>, shape: &ConvShape) -> Result<Sizes> {
         let w = weights.shape();
         let layout = weights.codes_layout()?;
         if w.kernel != shape.kernel {
@@ -198,19 +215,32 @@ impl Geometry {
         let pixel = layout.pixel_bytes();
         let framed = [shape.input[0] + 2 * shape.padding[0], shape.input[1] + 2 * shape.padding[1]];
         let padded = shape.size("padded input", framed, pixel)?;
-        let plan = match weights.inner() {
-            Inner::Tiled(_) => None,
+        let taps = shape.kernel[0].saturating_mul(shape.kernel[1]);
+        let (frame_bytes, table_bytes) = match weights.inner() {
+            Inner::Tiled(_) => {
+                let units = layout.group_bytes() / weights.kernel().layout().family.unit_bytes();
+                (if shape.padding == [0, 0] { 0 } else { padded }, taps as u128 * units as u128 * 8)
+            }
             Inner::Framed(framed) => {
-                let plan = FramePlan::new(shape)?;
                 let unit_bytes = layout.group_units().saturating_mul(framed.unit_bytes());
-                if !plan.fits(output[1], unit_bytes) {
+                let Some(frame) = FramePlan::frame_bytes(shape, output[1], unit_bytes) else {
                     let got = format!("dilation {:?} of a kernel of {:?}", shape.dilation, shape.kernel);
                     return bad_value("convolution", "a window whose part of the input fits in memory", got);
-                }
-                Some(plan)
+                };
+                (0, FramePlan::bytes(shape) + taps as u128 * layout.group_units() as u128 * 8 + frame as u128)
             }
         };
-        let frame_bytes = if shape.padding == [0, 0] || plan.is_some() { 0 } else { padded };
+        Ok(Sizes { output, framed, frame_bytes, table_bytes })
+    }
+
+    pub fn new(weights: &PackedWeights<'_>, shape: &ConvShape) -> Result<Self> {
+        let Sizes { output, framed, frame_bytes, .. } = Self::sizes(weights, shape)?;
+        let layout = weights.codes_layout()?;
+        let pixel = layout.pixel_bytes();
+        let plan = match weights.inner() {
+            Inner::Tiled(_) => None,
+            Inner::Framed(_) => Some(FramePlan::new(shape)?),
+        };
         let unit_bytes = weights.kernel().layout().family.unit_bytes();
         let taps = shape.kernel[0] * shape.kernel[1];
         // Kernels with frames of their own have their own offsets.

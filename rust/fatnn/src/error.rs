@@ -83,7 +83,9 @@ pub enum Error {
         source: Box<Error>,
     },
     /// Memory for something whose size data decides could not be had.
-    #[error("out of memory: {what} needs {bytes} bytes; use smaller inputs, fewer images at a time, or a larger machine")]
+    #[error(
+        "out of memory: {what} needs {bytes} bytes; use smaller inputs, fewer images at a time, or a larger machine"
+    )]
     Memory {
         /// What it was for.
         what: &'static str,
@@ -91,7 +93,9 @@ pub enum Error {
         bytes: usize,
     },
     /// A network would cost more than its [`crate::net::Limits`] allow.
-    #[error("{what}: {needed} {unit}, more than {argument} = {limit}; if that is intended, load it with a larger {argument}")]
+    #[error(
+        "{what}: {needed} {unit}, more than {argument} = {limit}; if that is intended, load it with a larger {argument}"
+    )]
     Limit {
         /// The node, or what of the network.
         what: String,

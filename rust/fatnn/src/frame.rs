@@ -86,12 +86,36 @@ impl FramePlan {
         Ok(FramePlan { taps, phases, reach })
     }
 
-    /// Whether frames for an output so wide stay below [`MOST_BYTES`], by a margin for rectangles of more than one row; a
-    /// position takes `unit_bytes` in every phase.
-    pub fn fits(&self, width: usize, unit_bytes: usize) -> bool {
-        let sides = [2 * self.reach[0] + NARROWEST, (2 * self.reach[1]).saturating_add(width)];
-        let factors = [sides[0], sides[1], self.phases.len(), unit_bytes];
-        factors.iter().try_fold(1usize, |n, &f| n.checked_mul(f)).is_some_and(|bytes| bytes <= MOST_BYTES)
+    /// Bytes that a frame for an output so wide has at most, with a margin for rectangles of more than one row; a position takes
+    /// `unit_bytes` in every phase. `None` above [`MOST_BYTES`]. Counts what [`FramePlan::new`] would make.
+    pub fn frame_bytes(shape: &ConvShape, width: usize, unit_bytes: usize) -> Option<usize> {
+        let reach =
+            [0, 1].map(|axis| (shape.kernel[axis] - 1).saturating_mul(shape.dilation[axis]) / shape.stride[axis]);
+        let double = reach.map(|reach| reach.saturating_mul(2));
+        let sides = [double[0].saturating_add(NARROWEST), double[1].saturating_add(width)];
+        memory::product([sides[0], sides[1], Self::phases(shape), unit_bytes]).filter(|bytes| *bytes <= MOST_BYTES)
+    }
+
+    /// Bytes of the plan itself, while it is made.
+    pub fn bytes(shape: &ConvShape) -> u128 {
+        let taps = shape.kernel[0].saturating_mul(shape.kernel[1]);
+        taps as u128 * size_of::<Tap>() as u128 + Self::phases(shape) as u128 * 64
+    }
+
+    /// How many offsets within the stride taps have.
+    fn phases(shape: &ConvShape) -> usize {
+        // The multiples of the dilation take `stride / gcd` values, of which a kernel meets as many as it has taps.
+        let gcd = |mut a: usize, mut b: usize| {
+            while b != 0 {
+                (a, b) = (b, a % b);
+            }
+            a
+        };
+        let axis = |axis: usize| {
+            let stride = shape.stride[axis];
+            shape.kernel[axis].min(stride / gcd(stride, shape.dilation[axis]))
+        };
+        axis(0).saturating_mul(axis(1))
     }
 }
 

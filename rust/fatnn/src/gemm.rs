@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::epilogue::{Residual, TileAcc, ToCodes, ToFloat};
 use crate::error::Result;
 use crate::kernels::{BLOCK, Kernel, MAX_MR, MAX_NR, TileRows, TiledKernel, Tiles};
-use crate::{memory, parallel};
 use crate::weights::PackedWeights;
+use crate::{memory, parallel};
 
 /// A thread's working memory, kept from call to call.
 struct Scratch {

@@ -20,7 +20,7 @@ use crate::{memory, parallel};
 ///
 /// # Errors
 /// [`crate::Error::Value`] where kernel, stride or dilation is 0, or a window contains nothing but padding;
-/// [`crate::Error::Shape`] where sizes do not fit.
+/// [`crate::Error::Shape`] where sizes do not fit; [`crate::Error::Value`] as [`CodesLayout::check`].
 pub fn max_pool_codes(
     codes: &[u8],
     layout: CodesLayout,
@@ -36,6 +36,19 @@ pub fn max_pool_codes(
     let [out_h, out_w] = output;
     check_len("packed codes", shape.size("input", [h, w], pixel)?, codes.len())?;
     check_len("output", shape.size("output", [out_h, out_w], pixel)?, out.len())?;
+    layout.check(codes)?;
+    pool_checked(codes, layout, shape, output, out)
+}
+
+/// [`max_pool_codes`] of codes that this crate has made, for sizes that fit.
+pub(crate) fn pool_checked(
+    codes: &[u8],
+    layout: CodesLayout,
+    shape: &ConvShape,
+    [out_h, out_w]: [usize; 2],
+    out: &mut [u8],
+) -> Result<()> {
+    let ([h, w], pixel) = (shape.input, layout.pixel_bytes());
     if out.is_empty() {
         return Ok(());
     }

@@ -304,6 +304,15 @@ impl PackedWeights<'static> {
 }
 
 impl<'a> PackedWeights<'a> {
+    /// Bytes that weights of a checked shape take for a kernel that runs the operands.
+    pub(crate) fn packed_bytes(kernel: &'static dyn Kernel, shape: WeightShape, operands: Operands) -> usize {
+        if !operands.run_on(kernel) {
+            return 0;
+        }
+        let layout = kernel.layout();
+        PackedWeights { blob: Blob::Borrowed(&[]), shape, operands, layout, kernel }.total_bytes()
+    }
+
     /// Checks and borrows a blob that [`PackedWeights::as_bytes`] gave.
     ///
     /// # Errors

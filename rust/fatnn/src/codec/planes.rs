@@ -4,10 +4,14 @@
 //! planes this is `p = [x ≥ 0]` and `x₂ = [x ≥ 1]`. What is stored is the pair `(z, p)` with `z = [x = 0] = p ⊕ x₂`, since
 //! that is what the kernels' adder wants (see `kernels/popcount.rs`); `x₂ = p ∧ ¬z`.
 //!
+//! **Words that are no codes.** `z` without `p` is no code, and neither is a bit of a channel that does not exist. Kernels read
+//! such bits in ways of their own, so they never get them: every public function that takes packed codes from outside refuses
+//! them ([`CodesLayout::check`]). Inside a network codes are only made by this crate.
+//!
 //! Activations of two bits are binary planes in the same places: the low bit of the level where `z` is, the high bit where
 //! `p` is.
 
-use crate::codec::{Coding, MOST_THRESHOLDS};
+use crate::codec::{Act, Coding, MOST_THRESHOLDS};
 use crate::error::{Result, bad_value, check_len};
 
 const WORD: usize = 64;
@@ -178,13 +182,62 @@ impl CodesLayout {
         Ok(())
     }
 
+    /// `Ok` where every bit of packed pixels belongs to a code: of two planes neither is set for a channel that does not
+    /// exist, and ternary codes have no `z` without `p`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] naming the first pixel that holds another word.
+    pub fn check(self, packed: &[u8]) -> Result<()> {
+        match self.coding {
+            Coding::Ternary => self.check_planes(packed, |z, p| z & !p),
+            Coding::Uint2 => self.check_planes(packed, |_, _| 0),
+        }
+    }
+
+    /// [`CodesLayout::check`] for codes that are activations of this kind: binary ones are -1 and 0 only.
+    pub(crate) fn check_for(self, act: Act, packed: &[u8]) -> Result<()> {
+        match act {
+            Act::Binary => self.check_planes(packed, |z, p| z ^ p),
+            _ => self.check(packed),
+        }
+    }
+
+    fn check_planes(self, packed: &[u8], wrong: impl Fn(u64, u64) -> u64) -> Result<()> {
+        let tail = match self.group_channels() % WORD {
+            0 => u64::MAX,
+            rest => u64::MAX >> (WORD - rest),
+        };
+        let unit_wrong = |unit: &[u8; UNIT], exists: u64| {
+            let unit = u128::from_le_bytes(*unit);
+            let (z, p) = (unit as u64, (unit >> 64) as u64);
+            wrong(z, p) | (z | p) & !exists
+        };
+        let group_wrong = |group: &[u8]| {
+            let Some((last, units)) = group.as_chunks().0.split_last() else { return false };
+            units.iter().fold(unit_wrong(last, tail), |all, unit| all | unit_wrong(unit, u64::MAX)) != 0
+        };
+        let whole = match tail == u64::MAX {
+            // Without channels that do not exist, groups are all alike: one long loop.
+            true => packed.as_chunks().0.iter().fold(0, |all, unit| all | unit_wrong(unit, u64::MAX)) != 0,
+            false => packed.chunks_exact(self.group_bytes()).fold(false, |all, group| all | group_wrong(group)),
+        };
+        if !whole {
+            return Ok(());
+        }
+        let at = packed.chunks_exact(self.group_bytes()).position(group_wrong).unwrap_or(0) / self.groups;
+        let expected =
+            format!("codes of {} channels in {} groups, and of the kind that is read", self.channels, self.groups);
+        bad_value("packed codes", expected, format!("bits in pixel {at} that no such code has"))
+    }
+
     /// The inverse of [`CodesLayout::pack`].
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] where the sizes do not fit.
+    /// [`crate::Error::Shape`] where the sizes do not fit; [`crate::Error::Value`] as [`CodesLayout::check`].
     pub fn unpack(self, packed: &[u8], codes: &mut [i8]) -> Result<()> {
         let pixels = self.pixels("packed codes", packed.len(), self.pixel_bytes())?;
         check_len("codes", pixels.saturating_mul(self.channels), codes.len())?;
+        self.check(packed)?;
         for (packed, codes) in packed.chunks_exact(self.pixel_bytes()).zip(codes.chunks_exact_mut(self.channels)) {
             for (packed, codes) in
                 packed.chunks_exact(self.group_bytes()).zip(codes.chunks_exact_mut(self.group_channels()))
@@ -194,7 +247,7 @@ impl CodesLayout {
                     for (j, code) in codes.iter_mut().enumerate() {
                         let (low, high) = ((first >> j & 1) as i8, (second >> j & 1) as i8);
                         *code = match self.coding {
-                            Coding::Ternary => 2 * high - low - 1 + (low & !high),
+                            Coding::Ternary => 2 * high - low - 1,
                             Coding::Uint2 => 2 * high + low,
                         };
                     }

@@ -21,8 +21,8 @@ use crate::kernels::Line;
 use crate::kernels::int8::{COPY_SLACK, Finish, Int8Layout, Pixels, Product, Rows, interleave, roll};
 use crate::kernels::pooling::pooling;
 use crate::net::{Elementwise, PoolStep, apply_all, transpose};
-use crate::{memory, parallel};
 use crate::quantize::PixelOrder;
+use crate::{memory, parallel};
 
 /// Bytes of columns in a block: with a panel of weights, they stay in the second-level cache.
 const BLOCK_BYTES: usize = 128 << 10;
@@ -234,6 +234,12 @@ impl Geometry {
             scratch: image.saturating_add(row_bytes),
             zeros: image.saturating_add(COPY_SLACK),
         })
+    }
+
+    /// Bytes of a thread's columns.
+    pub fn column_bytes(&self, weights: &Int8Weights<'_>) -> u128 {
+        let rows = self.lines as u128 * self.line_rows as u128 + self.segment as u128;
+        (rows + weights.kernel().layout().rows as u128) * self.row as u128
     }
 
     /// Runs the convolution on pixels whose channels are last. `scratch` has at least [`Geometry::scratch`] bytes, whatever they

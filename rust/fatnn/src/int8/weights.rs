@@ -101,6 +101,11 @@ impl Int8Weights<'static> {
 }
 
 impl<'a> Int8Weights<'a> {
+    /// Bytes that weights of a shape take for a kernel.
+    pub(crate) fn packed_bytes(kernel: &'static dyn Int8Kernel, shape: WeightShape) -> Result<usize> {
+        Ok(Int8Weights { blob: Blob::Borrowed(&[]), shape: check(shape)?, kernel }.total_bytes())
+    }
+
     /// Checks and borrows a blob that [`Int8Weights::as_bytes`] gave.
     ///
     /// # Errors

@@ -40,6 +40,7 @@ use crate::net::Elementwise;
 use crate::quantize::QuantizeInput;
 
 mod float;
+mod float_mode;
 mod framed;
 pub(crate) mod int8;
 mod matrix;
@@ -69,6 +70,7 @@ mod table_scalar;
 mod tile;
 
 pub(crate) use float::matmul;
+pub(crate) use float_mode::FloatMode;
 pub use framed::FramedKernel;
 pub(crate) use framed::{Emitted, Framed, Line, Panel, Pixels, Seal};
 pub(crate) use tile::{BLOCK, MAX_MR, MAX_NR, TileRows, Tiles};
@@ -171,6 +173,12 @@ impl Layout {
         Ok(())
     }
 }
+
+mod private {
+    /// Only this crate implements it.
+    pub trait Sealed {}
+}
+pub(crate) use private::Sealed;
 
 /// A micro-kernel for one family on one instruction set.
 pub trait Kernel: Send + Sync + std::fmt::Debug {

@@ -14,7 +14,7 @@ use crate::kernels::matmul;
 use crate::memory;
 use crate::net::ops::codes::Window;
 use crate::net::ops::elementwise::{Elementwise, apply_all, check_channels};
-use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
+use crate::net::value::{Cost, Dims, Operation, Slice, SliceMut, Step, Value};
 use crate::parallel;
 
 /// Output pixels whose windows are gathered at a time.
@@ -79,7 +79,7 @@ impl Operation for FloatConv {
         super::floats("a float convolution", inputs, 1)
     }
 
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+    fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let dims = inputs[0].dims;
         check_len("channels", self.channels, dims.channels)?;
         check_channels(&self.post, self.out_channels)?;
@@ -87,10 +87,16 @@ impl Operation for FloatConv {
             let expected = format!("images, channels and {} spatial axes", self.axes);
             return bad_value("a float layer's input", expected, format!("shape {:?}", dims.shape()));
         }
-        let shape = self.window.over(&dims);
-        let map = shape.output()?;
+        let map = self.window.over(&dims).output()?;
         let out = Dims { images: dims.images, channels: self.out_channels, map, axes: self.axes };
-        Ok((Value::float(out), Box::new(FloatConvStep { conv: self, shape, map })))
+        let reduction = self.weight.len() / self.out_channels;
+        let bytes = (BLOCK * size_of::<f32>()) as u128 * reduction.saturating_add(self.out_channels) as u128;
+        Ok((Value::float(out), Cost { bytes, ..Cost::of(&out, reduction) }))
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+        let (value, shape) = (self.measure(inputs)?.0, self.window.over(&inputs[0].dims));
+        Ok((value, Box::new(FloatConvStep { conv: self, shape, map: value.dims.map })))
     }
 
     fn absorb(&mut self, functions: Vec<Elementwise>) -> Option<Vec<Elementwise>> {
@@ -197,11 +203,17 @@ impl Operation for Flatten {
         super::floats("flattening", inputs, 1)
     }
 
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+    fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let dims = inputs[0].dims;
-        let channels = dims.channels * dims.map[0] * dims.map[1];
+        let Some(channels) = memory::product([dims.channels, dims.map[0], dims.map[1]]) else {
+            return bad_value("flattening", "a size that fits in memory", format!("{:?}", dims.shape()));
+        };
         let out = Dims { images: dims.images, channels, map: [1, 1], axes: 0 };
-        Ok((Value::float(out), Box::new(FlattenStep { dims })))
+        Ok((Value::float(out), Cost::of(&out, 1)))
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+        Ok((self.measure(inputs)?.0, Box::new(FlattenStep { dims: inputs[0].dims })))
     }
 }
 
