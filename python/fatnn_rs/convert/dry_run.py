@@ -48,7 +48,9 @@ def _conv(node: Node, tensors: dict[str, Tensor], codes: Tensor, residual: Tenso
     blob = torch.empty(1, dtype=torch.uint8, device="meta")
     window = (a["kernel"], a["stride"], a["padding"], a["dilation"])
     if a["dims"] == 0:
-        _require(list(codes.shape[1:3]) == a["kernel"], f"a map of {a['kernel']} expected, got {list(codes.shape[1:3])}")
+        _require(
+            list(codes.shape[1:3]) == a["kernel"], f"a map of {a['kernel']} expected, got {list(codes.shape[1:3])}"
+        )
     if node.op == "conv_codes":
         thresholds = _meta(tensors["thresholds"])
         made = schema.conv_codes(codes, blob, thresholds, out, *window, a["out_groups"])
@@ -60,7 +62,9 @@ def _conv(node: Node, tensors: dict[str, Tensor], codes: Tensor, residual: Tenso
             residual = unsqueeze_from(residual, a["dims"])
         made = schema.conv_float(codes, blob, scale, bias, residual, a["relu"], out, *window)
         size = made.shape[2:]
-    _require(all(side == 1 for side in size[: 2 - a["dims"]]), f"{a['dims']} spatial dimensions expected, got {list(size)}")
+    _require(
+        all(side == 1 for side in size[: 2 - a["dims"]]), f"{a['dims']} spatial dimensions expected, got {list(size)}"
+    )
     return made if node.op == "conv_codes" else squeeze_to(made, a["dims"])
 
 

@@ -335,5 +335,8 @@ KERNELS: dict[str, Callable[..., Tensor]] = {
 for _name, _kernel in KERNELS.items():
     # Registered for every device, so that a tensor elsewhere meets the check that names it, not a missing kernel.
     schema.LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+    # These are no part of that; their tensors meet the same check.
+    for _key in ("NestedTensorCPU", "NestedTensorCUDA"):
+        schema.LIBRARY.impl(_name, _kernel, _key)
     # Inference only: results carry no gradient, whatever went in.
     schema.LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")

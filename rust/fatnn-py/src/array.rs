@@ -63,7 +63,7 @@ impl<'py, T: Element> Out<'py, T> {
     }
 
     pub(crate) fn shape(&self) -> Vec<usize> {
-        self.array.shape().to_vec()
+        self.array.shape().to_vec() // small: at most 64 sizes
     }
 
     /// The elements to be written. `inputs` are the bytes that the same call reads.

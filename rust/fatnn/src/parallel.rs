@@ -167,7 +167,11 @@ impl<'a> Watch<'a> {
     fn install<R: Send>(&self, pool: &rayon::ThreadPool, work: impl FnOnce() -> R + Send) -> Result<R> {
         let mode = FloatMode::current();
         let work = move || mode.run(work);
-        let Some(go_on) = self.go_on else { return Ok(pool.install(work)) };
+        // A thread of the pool must not wait here: it calls the work itself, and only the caller asks.
+        let go_on = match self.go_on {
+            Some(go_on) if pool.current_thread_index().is_none() => go_on,
+            _ => return Ok(pool.install(work)),
+        };
         /// Wakes the caller, also where the work panics.
         struct Done<'a>(&'a Mutex<bool>, &'a Condvar);
         impl Drop for Done<'_> {

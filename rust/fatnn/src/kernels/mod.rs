@@ -361,9 +361,9 @@ pub fn available() -> Result<&'static [&'static dyn Kernel]> {
     let family = crate::config::get()?.family;
     Ok(AVAILABLE.get_or_init(|| {
         // A family that this CPU does not have restricts nothing.
-        let Some(family) = family else { return usable.to_vec() };
+        let Some(family) = family else { return usable.to_vec() }; // small: all kernels
         let of_family: Vec<_> = usable.iter().copied().filter(|kernel| kernel.layout().family == family).collect();
-        if of_family.is_empty() { usable.to_vec() } else { of_family }
+        if of_family.is_empty() { usable.to_vec() } else { of_family } // small: as above
     }))
 }
 

@@ -25,9 +25,6 @@ pub(super) fn network(
 ) -> Result<Network> {
     let json: Json = serde_json::from_str(graph).map_err(|e| malformed(format!("the graph is not JSON: {e}")))?;
     schema::check(&json).map_err(malformed)?;
-    for (name, tensor) in tensors {
-        tensor.check().map_err(|e| malformed(format!("tensor {name:?}: {e}")))?;
-    }
     let builder = Builder {
         family,
         budget: Budget::new(limits),

@@ -363,12 +363,12 @@ impl Network {
 
     /// Runs images one by one.
     fn run_apart(&self, inputs: &[Input<'_>], images: usize, watch: &Watch<'_>) -> Result<Vec<Output>> {
-        let mut shapes: Vec<Vec<usize>> = inputs.iter().map(|input| input.shape.to_vec()).collect();
+        let mut shapes: Vec<Vec<usize>> = inputs.iter().map(|input| input.shape.to_vec()).collect(); // small: sizes
         for shape in &mut shapes {
             shape[0] = 1;
         }
         let apart = parallel::for_each_alone(watch, images, |image| {
-            let mut one = inputs.to_vec();
+            let mut one = inputs.to_vec(); // small: an input each
             for (input, shape) in one.iter_mut().zip(&shapes) {
                 let len = input.data.len() / images;
                 (input.shape, input.data) = (shape, &input.data[image * len..(image + 1) * len]);

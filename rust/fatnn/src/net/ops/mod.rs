@@ -360,7 +360,9 @@ impl Node<'_> {
 
     fn tensor(&self, role: &str) -> Result<Option<&Tensor>, String> {
         let Some(name) = self.tensors.get(role) else { return Ok(None) };
-        self.all.get(name).map(Some).ok_or_else(|| format!("tensor {name:?} is missing"))
+        let tensor = self.all.get(name).ok_or_else(|| format!("tensor {name:?} is missing"))?;
+        tensor.check().map_err(|e| format!("tensor {name:?}, its {role}: {e}"))?;
+        Ok(Some(tensor))
     }
 
     fn float_tensor(&self, role: &str) -> Result<(&[usize], &[f32]), String> {
