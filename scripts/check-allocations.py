@@ -1,7 +1,8 @@
 """Find allocations that abort the process where memory runs out, in the core and its bindings.
 
-Sizes that data decides go through ``fatnn::memory``, whose functions return an error. A vector of a few elements, or one
-that is no longer than a text that was read, may be made otherwise: its line says why, in a comment ``// small: ...``.
+Sizes that data decides go through ``fatnn::memory``, whose functions return an error. A vector of a few elements, or
+one that is no longer than a text that was read, may be made otherwise: its line says why, in a comment
+``// small: ...``.
 Tests, the reference and the command-line binary are not looked at.
 """
 

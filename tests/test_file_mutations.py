@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from nets import ready
 from torch import nn
 
 import fatnn_rs as fatnn
 from fatnn_rs import _core
 from fatnn_rs.errors import FormatError, InputError, UnsupportedError
 from fatnn_rs.numpy_network import read_report
+from nets import ready
 
 #: What a loaded file may raise, and what a call of the network may.
 LOAD, CALL = (FormatError, UnsupportedError, MemoryError), (InputError, MemoryError)
@@ -209,7 +210,7 @@ def test_many_nodes_load_in_time(tmp_path: Path) -> None:
     x["attrs"] = {"dtype": "float32", "fixed": [], "channel_dim": 1}  # type: ignore[assignment]
     names = ["x", *(f"n{i}" for i in range(20_000))]
     rest = {"op": "relu", "attrs": {}, "tensors": {}, "shape": [1, 2], "layer": "", "note": ""}
-    nodes = [x, *({"name": b, "inputs": [a], **rest} for a, b in zip(names, names[1:], strict=False))]
+    nodes = [x, *({"name": b, "inputs": [a], **rest} for a, b in pairwise(names))]
     text = json.dumps({"nodes": nodes, "outputs": {"value": names[-1]}, "notes": []})
     _core.save(tmp_path / "net", text, {})
     start = time.monotonic()

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fatnn_rs.convert.graph import Graph, Node, refs
-from fatnn_rs.convert.ops_code import CODE_OPS, squeeze_to, unsqueeze_from
+from fatnn_rs.convert.ops_code import squeeze_to, unsqueeze_from
 from fatnn_rs.convert.ops_float import FLOAT_OPS
 from fatnn_rs.convert.ops_int8 import INT8_OPS
 from fatnn_rs.errors import FormatError, LimitError
@@ -88,9 +87,35 @@ def _int8(node: Node, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
     return schema.conv_int8(x, blob, scale, bias, 1.0, len(weight), kernel, *window)
 
 
+#: Attributes that have a number for every spatial axis.
+_PER_AXIS = ("kernel", "stride", "padding", "dilation", "size")
+
+
+def _check_float(node: Node, tensors: dict[str, Tensor], values: tuple[Tensor, ...]) -> None:
+    """Check what torch's functions for meta tensors do not."""
+    axes = 1 if node.op.endswith("1d") else 2
+    if node.op.endswith(("1d", "2d")):
+        for key in _PER_AXIS:
+            _require(len(node.attrs.get(key, [0] * axes)) == axes, f"{key} must be {axes} numbers")
+    weight = tensors.get("weight")
+    if node.op in ("conv1d", "conv2d", "linear") and weight is not None and "bias" in tensors:
+        shape = list(tensors["bias"].shape)
+        _require(shape == [len(weight)], f"a bias of {len(weight)} numbers expected, got the shape {shape}")
+    if node.op == "batch_norm":
+        for role, tensor in tensors.items():
+            fits = list(tensor.shape) == [values[0].shape[1]]
+            _require(fits, f"{role}: {values[0].shape[1]} numbers expected, got the shape {list(tensor.shape)}")
+    if node.op == "prelu" and weight is not None:
+        fits = weight.dim() == 1 and len(weight) in (1, values[0].shape[1])
+        _require(fits, f"one slope, or {values[0].shape[1]}, expected, got the shape {list(weight.shape)}")
+
+
 def _float(node: Node, tensors: dict[str, Tensor], *values: Tensor) -> Tensor:
+    _check_float(node, tensors, values)
     held = {role: _meta(tensor) for role, tensor in tensors.items()}
     made: Tensor = FLOAT_OPS[node.op].bind(node, held)(*values)
+    if FLOAT_OPS[node.op].kind in ("scalar", "channel"):
+        _require(made.shape == values[0].shape, f"constants do not fit the shape {list(values[0].shape)}")
     return made
 
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from fatnn_rs import _core
+from fatnn_rs.convert.dry_run import check_sizes
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.ops_int8 import plain_int8
-from fatnn_rs.convert.dry_run import check_sizes
 from fatnn_rs.convert.schema import graph_from_json, graph_to_json
 from fatnn_rs.errors import ConversionError, FormatError, InputError, UnsupportedError
 from fatnn_rs.numpy_network import checked_limits
