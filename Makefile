@@ -84,6 +84,7 @@ ladder: build tools-rust ## every precision on the same layers and networks, bes
 lint: build ## formatting, clippy, ruff, mypy, stubs
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
+	$(BIN)/python scripts/check-allocations.py
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 __all__ = [
     "FORMAT_VERSION",
+    "MAX_BYTES",
+    "MAX_MACS",
     "Network",
     "__version__",
     "conv_acc",
@@ -25,6 +27,7 @@ __all__ = [
     "pack_codes",
     "packed_bytes",
     "packed_info",
+    "packed_shape",
     "prepack",
     "prepack_int8",
     "quantize",
@@ -36,6 +39,8 @@ __all__ = [
 
 __version__: str
 FORMAT_VERSION: int
+MAX_BYTES: int
+MAX_MACS: int
 
 def cpu_info() -> dict[str, Any]: ...
 def int8_kernel_for(linear: bool) -> str: ...
@@ -61,6 +66,7 @@ def unpack_codes(
 def kernels_for(weight: NDArray[np.int8], act: str) -> list[dict[str, Any]]: ...
 def prepack(weight: NDArray[np.int8], groups: int, act: str, kernel: str | None = None) -> NDArray[np.uint8]: ...
 def packed_info(weight: NDArray[np.uint8]) -> dict[str, Any]: ...
+def packed_shape(weight: NDArray[np.uint8], int8: bool) -> tuple[int, tuple[int, int]]: ...
 def conv_codes(
     codes: NDArray[np.uint8],
     weight: NDArray[np.uint8],
@@ -128,9 +134,11 @@ class Network:
         tensors: dict[str, NDArray[Any]],
         plain_int8: Sequence[str] = ...,
         family: str | None = None,
+        max_bytes: int | None = None,
+        max_macs: int | None = None,
     ) -> Network: ...
     @staticmethod
-    def load(path: str | PathLike[str]) -> Network: ...
+    def load(path: str | PathLike[str], max_bytes: int | None = ..., max_macs: int | None = ...) -> Network: ...
     @property
     def inputs(self) -> list[tuple[str, list[int]]]: ...
     @property

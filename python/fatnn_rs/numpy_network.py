@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fatnn_rs import _core
-from fatnn_rs.errors import FormatError, InputError, UnsupportedError
+from fatnn_rs.errors import ConfigError, FormatError, InputError, LimitError, UnsupportedError
 from fatnn_rs.report import INT8, Report, ReportRow, macs, packed_weight_bytes, runs
 from fatnn_rs.signature import arguments_from_json, bind_call
 
@@ -65,7 +65,10 @@ class NumpyNetwork:
         Raises
         ------
         InputError
-            Wrong number, type, dtype, rank, channels or size of inputs, or NaN where a quantizer reads it.
+            Wrong number, type, dtype, rank, channels or size of inputs, NaN where a quantizer reads it, or a run that
+            would cost more than the limits that the network was loaded with.
+        MemoryError
+            There is no memory for a run at these sizes.
         """
         names = [name for name, _ in self.inputs]
         inputs = bind_call(self._arguments, args, kwargs)
@@ -82,13 +85,21 @@ class NumpyNetwork:
         return f"NumpyNetwork({takes}; {self.report.layers_ternary} ternary layers, {len(self.report.rows)} nodes)"
 
 
-def load_numpy(path: str | os.PathLike[str]) -> NumpyNetwork:
+def load_numpy(
+    path: str | os.PathLike[str], *, max_bytes: int | None = _core.MAX_BYTES, max_macs: int | None = _core.MAX_MACS
+) -> NumpyNetwork:
     """Read a network that :func:`fatnn_rs.save` wrote, to run on NumPy arrays; torch is not needed.
 
     Parameters
     ----------
     path
         The file.
+    max_bytes
+        Most memory that packed weights and one run may take, by default 16 GiB; None: no bound. Checked from sizes
+        alone, before anything is allocated: when the network is loaded, for the shapes it was converted at, and in
+        every run, for the shapes it gets.
+    max_macs
+        Most multiply-accumulates per image, by default 10¹²; None: no bound.
 
     Returns
     -------
@@ -98,17 +109,46 @@ def load_numpy(path: str | os.PathLike[str]) -> NumpyNetwork:
     ------
     UnsupportedError
         Some nodes run only in torch; they are named.
+    LimitError
+        It would cost more than ``max_bytes`` or ``max_macs``; the node, the amount and the argument are named.
     FormatError
         Truncated, damaged, of another version, no fatnn-rs file, or a graph that is not well-formed.
+    MemoryError
+        There is no memory for its weights.
     OSError
         The file cannot be read.
     """
+    bounds = checked_limits(max_bytes, max_macs)
     graph, text, arrays = _read(path)
-    network = _core.Network(text, arrays, _plain_int8(graph, arrays))
+    network = _core.Network(text, arrays, _plain_int8(graph, arrays), None, *bounds)
     return NumpyNetwork(network, graph["outputs"], _report(graph, arrays, in_engine=True), graph.get("arguments"))
 
 
-def load(path: str | os.PathLike[str], float_layers: str = "rust") -> NumpyNetwork:
+def checked_limits(max_bytes: Any, max_macs: Any) -> tuple[int | None, int | None]:
+    """Limits as the core takes them.
+
+    Raises
+    ------
+    ConfigError
+        One is neither None nor a whole number that is not negative.
+    """
+    bounds = []
+    for name, value in (("max_bytes", max_bytes), ("max_macs", max_macs)):
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0
+        if value is not None and not whole:
+            raise ConfigError(f"{name}: expected a whole number that is not negative, or None, got {value!r}")
+        # The core counts in 64 bits; more is no bound.
+        bounds.append(None if value is None or value >= 1 << 64 else int(value))
+    return bounds[0], bounds[1]
+
+
+def load(
+    path: str | os.PathLike[str],
+    float_layers: str = "rust",
+    *,
+    max_bytes: int | None = _core.MAX_BYTES,
+    max_macs: int | None = _core.MAX_MACS,
+) -> NumpyNetwork:
     """Stand in for ``fatnn_rs.load`` where torch is not installed: as :func:`load_numpy`.
 
     Raises
@@ -120,7 +160,7 @@ def load(path: str | os.PathLike[str], float_layers: str = "rust") -> NumpyNetwo
         raise UnsupportedError(
             f"load: float_layers={float_layers!r} needs torch, which is not installed: pip install torch"
         )
-    return load_numpy(path)
+    return load_numpy(path, max_bytes=max_bytes, max_macs=max_macs)
 
 
 def read_report(path: str | os.PathLike[str]) -> Report:
@@ -133,7 +173,10 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     """
     graph, text, arrays = _read(path)
     try:
-        _core.Network(text, arrays, _plain_int8(graph, arrays))
+        _core.Network(text, arrays, _plain_int8(graph, arrays), None, _core.MAX_BYTES, _core.MAX_MACS)
+    except LimitError as error:
+        report = _report(graph, arrays, in_engine=True)
+        return Report(report.rows, (*report.notes, f"above the default limits: {error}"))
     except UnsupportedError as error:
         report = _report(graph, arrays, in_engine=False)
         return Report(report.rows, (*report.notes, f"needs torch to run: {error}"))
@@ -183,23 +226,41 @@ def _report(graph: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], in_engin
                     note=node["note"],
                 )
             )
+            _check_row(rows[-1])
         return Report(tuple(rows), tuple(graph["notes"]))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FormatError(
             f"the graph is not well-formed ({type(error).__name__}: {error}); the file was not written by "
             "fatnn_rs.save, or by another version of it"
         ) from error
 
 
+def _check_row(row: ReportRow) -> None:
+    """Check what a table and JSON show.
+
+    Raises
+    ------
+    TypeError
+        A name or a note is no string, or a size is no number.
+    """
+    if not all(isinstance(text, str) for text in (row.name, row.op, row.note)):
+        raise TypeError(f"node {row.name!r}: names and notes must be strings")
+    if not all(type(size) is int for size in row.shape):
+        raise TypeError(f"node {row.name!r}: sizes must be integers")
+
+
 def _checked(name: str, x: Any) -> npt.NDArray[np.float32]:
-    """One input as a C-contiguous float32 array; shapes are checked in Rust."""
+    """One input as a C-contiguous, aligned float32 array, copied where it is not one; shapes are checked in Rust."""
     if not isinstance(x, np.ndarray):
         raise InputError(
             f"input {name!r}: expected a NumPy array, got {type(x).__name__}; convert it with numpy.asarray"
         )
+    if isinstance(x, np.ma.MaskedArray):
+        raise InputError(f"input {name!r}: expected an array without a mask; fill it with .filled(...)")
     if x.dtype != np.float32:
         raise InputError(f"input {name!r}: expected float32, got {x.dtype}; convert it with .astype(numpy.float32)")
-    return np.ascontiguousarray(x)
+    # Not `ascontiguousarray`, which takes elements between addresses as they are.
+    return np.require(x, requirements=["C", "A", "E"])
 
 
 def _rebuilt(structure: Any, values: dict[str, npt.NDArray[np.float32]]) -> Any:

@@ -26,8 +26,8 @@ from fatnn_rs.convert.ops_code import CODE_OPS
 from fatnn_rs.convert.ops_float import FLOAT_OPS
 from fatnn_rs.convert.ops_int8 import INT8_OPS
 from fatnn_rs.convert.shapes import run_time_shapes, same_shape
-from fatnn_rs.errors import UnsupportedError
-from fatnn_rs.ops.kernels import follow_torch_threads
+from fatnn_rs.errors import FormatError, LimitError, UnsupportedError
+from fatnn_rs.ops.kernels import aligned_array, follow_torch_threads
 
 __all__ = ["FLOAT_LAYERS", "Segment", "cut"]
 
@@ -84,7 +84,7 @@ def _arrays(inputs: Iterable[Tensor]) -> tuple[list[npt.NDArray[np.float32]], li
     for x in inputs:
         x = x.detach()
         channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-        arrays.append((x.permute(0, 2, 3, 1) if channels_last else x.contiguous()).numpy())
+        arrays.append(aligned_array(x.permute(0, 2, 3, 1) if channels_last else x.contiguous()))
         last.append(channels_last)
     return arrays, last
 
@@ -228,7 +228,7 @@ def _segment(graph: Graph, nodes: list[Node], float_layers: str, family: str | N
         if op == "batch_norm" and (found := _affine(graph, node, float_layers)):
             op, named = found
         roles = {role: f"{node.name}/{role}" for role in named}
-        tensors |= {roles[role]: np.ascontiguousarray(value.numpy()) for role, value in named.items()}
+        tensors |= {roles[role]: np.ascontiguousarray(aligned_array(value)) for role, value in named.items()}
         described.append(
             {
                 "name": node.name,
@@ -242,8 +242,11 @@ def _segment(graph: Graph, nodes: list[Node], float_layers: str, family: str | N
         )
     text = json.dumps({"nodes": described, "outputs": {"list": [{"value": name} for name in makes]}})
     try:
-        network = _core.Network(text, tensors, plain, family)
-    except UnsupportedError:  # an operation of the tables above that this build of the engine lacks
+        network = _core.Network(text, tensors, plain, family, *graph.limits)
+    except LimitError:
+        raise
+    # An operation of the tables above that this build of the engine lacks, or sizes that do not fit at the example.
+    except (UnsupportedError, FormatError):
         if family is not None:
             raise
         return list(nodes)

@@ -16,10 +16,13 @@ import numpy as np
 import torch
 
 from fatnn_rs import _core
+from fatnn_rs.convert.dry_run import check_sizes
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.ops_int8 import plain_int8
 from fatnn_rs.convert.schema import graph_from_json, graph_to_json
-from fatnn_rs.errors import ConversionError, FormatError, UnsupportedError
+from fatnn_rs.errors import ConversionError, FormatError, InputError, UnsupportedError
+from fatnn_rs.numpy_network import checked_limits
+from fatnn_rs.ops.kernels import aligned_array
 
 __all__ = ["load", "save"]
 
@@ -61,11 +64,17 @@ def save(net: TernaryNetwork, path: str | os.PathLike[str]) -> None:
             f"save: the model returns a {error}, which a file cannot hold; return tensors in tuples, lists or dicts "
             "with string keys"
         ) from None
-    arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in graph.tensors.items()}
+    arrays = {name: np.ascontiguousarray(aligned_array(tensor)) for name, tensor in graph.tensors.items()}
     _core.save(os.fspath(path), text, arrays, plain_int8(graph))
 
 
-def load(path: str | os.PathLike[str], float_layers: str = "torch") -> TernaryNetwork:
+def load(
+    path: str | os.PathLike[str],
+    float_layers: str = "torch",
+    *,
+    max_bytes: int | None = _core.MAX_BYTES,
+    max_macs: int | None = _core.MAX_MACS,
+) -> TernaryNetwork:
     """Read a network that :func:`save` wrote, on any machine.
 
     Parameters
@@ -74,6 +83,12 @@ def load(path: str | os.PathLike[str], float_layers: str = "torch") -> TernaryNe
         The file.
     float_layers
         As for :func:`fatnn_rs.convert.convert`.
+    max_bytes
+        Most memory that weights and one run may take, by default 16 GiB; None: no bound. Checked from sizes alone,
+        before anything is allocated: here for the shapes that the network was converted at, and in every run, for the
+        parts that run in Rust, for the shapes they get.
+    max_macs
+        Most multiply-accumulates per image, by default 10¹²; None: no bound.
 
     Returns
     -------
@@ -83,15 +98,26 @@ def load(path: str | os.PathLike[str], float_layers: str = "torch") -> TernaryNe
     ------
     FormatError
         Truncated, damaged, of another version, no fatnn-rs file, or a graph that is not well-formed.
+    LimitError
+        It would cost more than ``max_bytes`` or ``max_macs``; the node, the amount and the argument are named.
+    MemoryError
+        There is no memory for its weights.
     OSError
         The file cannot be read.
     """
     if Path(path).is_dir():
         raise IsADirectoryError(f"{os.fspath(path)!r} is a directory; give the file that fatnn_rs.save wrote")
+    bounds = checked_limits(max_bytes, max_macs)
     text, arrays = _core.load(os.fspath(path))
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{os.fspath(path)!r}: the graph is not JSON ({error}); get the file again") from error
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-    return TernaryNetwork(graph_from_json(data, tensors), float_layers)
+    graph = graph_from_json(data, tensors)
+    check_sizes(graph, *bounds)
+    graph.limits = bounds
+    try:
+        return TernaryNetwork(graph, float_layers)
+    except InputError as error:  # weights that cannot be packed: here they are the file's
+        raise FormatError(f"{os.fspath(path)!r}: {error}; get the file again") from error

@@ -83,6 +83,8 @@ class Graph:
         The model's arguments, by which calls are bound: see :class:`fatnn_rs.signature.Argument`.
     notes
         Remarks on the capture, for the report.
+    limits
+        ``max_bytes`` and ``max_macs`` of its runs, as :func:`fatnn_rs.load` has them; None is no bound.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -90,6 +92,7 @@ class Graph:
     outputs: Any = None
     notes: list[str] = field(default_factory=list)
     arguments: tuple[Argument, ...] = ()
+    limits: tuple[int | None, int | None] = (None, None)
 
     def node(self, name: str) -> Node:
         """Look a node up by name."""

@@ -41,6 +41,9 @@ __all__ = ["graph_from_json", "graph_to_json"]
 
 _INPUT_ATTRS: dict[str, type] = {"dtype": str, "fixed": list, "channel_dim": int}
 _LIMIT = 1 << 31
+_MAX_FLOAT = torch.finfo(torch.float32).max
+#: Most axes behind the channels of a value, and most dimensions of any.
+_MAX_RANK = 32
 
 #: Operations that read and make floats.
 _VALUE_OPS: dict[str, FloatOp] = {**FLOAT_OPS, **INT8_OPS}
@@ -111,26 +114,32 @@ def _typed(value: Any, kind: type) -> bool:
     if kind is list:
         return isinstance(value, list) and all(type(item) is int and abs(item) < _LIMIT for item in value)
     if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        # Everything is computed in float32, which the engine's constants must fit.
+        return type(value) in (int, float) and abs(value) <= _MAX_FLOAT
     if kind is int:
         return type(value) is int and abs(value) < _LIMIT
     return type(value) is kind
 
 
+def _text(value: Any) -> bool:
+    """Whether a JSON value is text that can be printed: surrogates alone cannot."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def _parse_node(data: Any, position: int) -> Node:
     _require(isinstance(data, dict), f"node {position}: expected an object, got {type(data).__name__}")
     fields: dict[str, tuple[str, Callable[[Any], bool]]] = {
-        "name": ("a string", lambda v: isinstance(v, str) and bool(v)),
-        "op": ("a string", lambda v: isinstance(v, str)),
-        "inputs": ("a list of strings", lambda v: isinstance(v, list) and all(isinstance(i, str) for i in v)),
+        "name": ("a string", lambda v: _text(v) and bool(v)),
+        "op": ("a string", _text),
+        "inputs": ("a list of strings", lambda v: isinstance(v, list) and all(map(_text, v))),
         "attrs": ("an object", lambda v: isinstance(v, dict)),
         "tensors": (
             "an object of strings",
-            lambda v: isinstance(v, dict) and all(isinstance(i, str) for i in v.values()),
+            lambda v: isinstance(v, dict) and all(map(_text, v.values())),
         ),
-        "layer": ("a string", lambda v: isinstance(v, str)),
+        "layer": ("a string", _text),
         "shape": ("a list of integers", lambda v: _typed(v, list) and all(i >= 0 for i in v)),
-        "note": ("a string", lambda v: isinstance(v, str)),
+        "note": ("a string", _text),
     }
     for key, (what, holds) in fields.items():
         _require(key in data and holds(data[key]), f"node {position} ({data.get('name')!r}): {key!r} must be {what}")
@@ -148,6 +157,20 @@ def _check_attrs(node: Node, wanted: Mapping[str, type]) -> None:
             _typed(node.attrs[key], kind),
             f"{where}: attribute {key!r} must be {kind.__name__}, got {node.attrs[key]!r}",
         )
+
+
+#: Attributes of float and int8 operations that are never below a number.
+_LEAST = {"kernel": 1, "stride": 1, "dilation": 1, "padding": 0, "size": 0, "groups": 1, "trailing": 0}
+
+
+def _check_ranges(node: Node) -> None:
+    where = f"node {node.name!r} ({node.op})"
+    for key, least in _LEAST.items():
+        value = node.attrs.get(key)
+        numbers = value if isinstance(value, list) else [] if value is None else [value]
+        _require(all(n >= least for n in numbers), f"{where}: {key} must be at least {least}, got {value}")
+    _require(node.attrs.get("trailing", 0) <= _MAX_RANK, f"{where}: trailing is out of range")
+    _require(node.attrs.get("eps", 0) >= 0, f"{where}: eps must not be negative")
 
 
 def _check_tensors(node: Node, wanted: Mapping[str, tuple[torch.dtype, bool]], tensors: Mapping[str, Tensor]) -> None:
@@ -247,7 +270,7 @@ def _check_int8(node: Node, tensors: Mapping[str, Tensor]) -> None:
         if role in node.tensors:
             got = tuple(tensors[node.tensors[role]].shape)
             _require(got == shape, f"{where}: {role} must have shape {shape}, got {got}")
-    inverse = float(tensors[node.tensors["inv_step"]])
+    inverse = float(tensors[node.tensors["inv_step"]].reshape(()))
     _require(0 < inverse < math.inf, f"{where}: inv_step must be positive and finite, got {inverse}")
     if dims:
         _require(a["groups"] >= 1 and len(weight) % a["groups"] == 0, f"{where}: groups do not fit")
@@ -325,9 +348,11 @@ def _check_node(node: Node, kinds: Kinds, tensors: Mapping[str, Tensor]) -> None
     _require(node.op in _VALUE_OPS or node.op in CODE_OPS, f"node {node.name!r}: unknown op {node.op!r}")
     _check_inputs(node, kinds)
     _check_layout(node)
+    _require(len(node.shape) <= _MAX_RANK, f"node {node.name!r}: shape has {len(node.shape)} dimensions")
     if node.op in _VALUE_OPS:
         row = _VALUE_OPS[node.op]
         _check_attrs(node, row.attrs)
+        _check_ranges(node)
         dtypes = dict.fromkeys(row.tensors, torch.float32) | ({"weight": torch.int8} if node.op in INT8_OPS else {})
         _check_tensors(node, {role: (dtypes[role], needed) for role, needed in row.tensors.items()}, tensors)
         if node.op in INT8_OPS:
@@ -380,7 +405,7 @@ def graph_from_json(data: Any, tensors: Mapping[str, Tensor]) -> Graph:
     )
     _require(isinstance(data["nodes"], list) and bool(data["nodes"]), "nodes must be a list that is not empty")
     _require(
-        isinstance(data["notes"], list) and all(isinstance(note, str) for note in data["notes"]),
+        isinstance(data["notes"], list) and all(map(_text, data["notes"])),
         "notes must be a list of strings",
     )
     kinds: Kinds = {}

@@ -10,7 +10,15 @@ from torch import Tensor
 from fatnn_rs.errors import InputError
 from fatnn_rs.ops.geometry import packed_bytes
 
-__all__ = ["check_codes", "check_geometry", "check_groups", "check_output", "check_tensor", "check_vector"]
+__all__ = [
+    "check_codes",
+    "check_devices",
+    "check_geometry",
+    "check_groups",
+    "check_output",
+    "check_tensor",
+    "check_vector",
+]
 
 
 def check_tensor(op: str, name: str, tensor: Tensor, dtype: torch.dtype, ranks: Sequence[int]) -> None:
@@ -22,6 +30,10 @@ def check_tensor(op: str, name: str, tensor: Tensor, dtype: torch.dtype, ranks: 
         Naming the op, the argument, what was expected and what was got.
     """
     where = f"fatnn_rs::{op}: {name}"
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized:
+        kind = "nested" if tensor.is_nested else "quantized" if tensor.is_quantized else str(tensor.layout)
+        way = "convert it with .dequantize()" if tensor.is_quantized else "convert it with .to_dense() or padding"
+        raise InputError(f"{where}: expected a dense tensor, got a {kind} one; {way}")
     if tensor.device.type not in ("cpu", "meta"):
         raise InputError(f"{where}: expected a tensor on the CPU, got one on {tensor.device}; move it with .cpu()")
     if tensor.dtype != dtype:
@@ -32,8 +44,28 @@ def check_tensor(op: str, name: str, tensor: Tensor, dtype: torch.dtype, ranks: 
         raise InputError(f"{where}: expected {wanted} dimensions, got shape {tuple(tensor.shape)}; reshape it")
 
 
+def check_devices(op: str, **tensors: Tensor | None) -> None:
+    """Check that all tensors are on the CPU or all on meta: a kernel for meta tensors computes nothing.
+
+    Raises
+    ------
+    InputError
+        Naming two arguments on different devices.
+    """
+    given = {name: tensor.device.type for name, tensor in tensors.items() if tensor is not None}
+    first, device = next(iter(given.items()))
+    for name, other in given.items():
+        if other != device:
+            raise InputError(
+                f"fatnn_rs::{op}: {name}: expected a tensor on {device!r} as {first}, got one on {other!r}; move all "
+                "tensors to the CPU"
+            )
+
+
 def check_groups(op: str, channels: int, groups: int) -> None:
-    """Check that ``groups`` divides ``channels``."""
+    """Check that there are channels, and that ``groups`` divides them."""
+    if channels < 1:
+        raise InputError(f"fatnn_rs::{op}: channels: expected at least 1, got {channels}")
     if groups < 1 or channels % groups:
         raise InputError(
             f"fatnn_rs::{op}: groups: expected a divisor of the {channels} channels, got {groups}; use the groups of "

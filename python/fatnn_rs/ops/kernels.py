@@ -19,7 +19,7 @@ from fatnn_rs.ops import schema
 from fatnn_rs.ops.checks import check_groups, check_tensor
 from fatnn_rs.ops.geometry import WORD_BYTES, WORD_CODES
 
-__all__ = ["follow_torch_threads", "prepack", "prepack_int8"]
+__all__ = ["aligned_array", "follow_torch_threads", "prepack", "prepack_int8"]
 
 
 def follow_torch_threads() -> None:
@@ -27,9 +27,54 @@ def follow_torch_threads() -> None:
     _core.set_default_threads(torch.get_num_threads())
 
 
+def aligned_array(tensor: Tensor) -> Any:
+    """View a dense CPU tensor's memory as a NumPy array; a copy where no array can be a view of it.
+
+    Tensors may begin between elements (:func:`torch.frombuffer` with an offset), or be views that negate.
+    """
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    if tensor.data_ptr() % tensor.element_size():
+        tensor = tensor.clone(memory_format=torch.preserve_format)
+    return tensor.numpy()
+
+
 def _view(tensor: Tensor) -> Any:
     """View the tensor's memory as a C-contiguous NumPy array."""
-    return tensor.detach().contiguous().numpy()
+    return aligned_array(tensor.contiguous())
+
+
+def _check_packed(op: str, weight: Tensor, out_channels: int, kernel: Sequence[int]) -> None:
+    """Check the op's numbers against those of the packed weights, which only the real kernel can read.
+
+    Raises
+    ------
+    InputError
+        The weights were packed for another number of channels or another kernel.
+    """
+    check_tensor(op, "weight", weight, torch.uint8, (1,))
+    if weight.device.type != "cpu":
+        raise InputError(f"fatnn_rs::{op}: weight: expected a tensor on the CPU, got one on {weight.device}")
+    channels, size = _core.packed_shape(_view(weight), op == "conv_int8")
+    for name, expected, got in (("out_channels", channels, out_channels), ("kernel", list(size), list(kernel))):
+        if expected != got:
+            raise InputError(
+                f"fatnn_rs::{op}: {name}: expected {expected}, as the weights were packed, got {got}; pack the weights "
+                "that the convolution has"
+            )
+
+
+def _made(fake: Callable[..., Tensor], *args: Any) -> Tensor:
+    """Run an op's checks and allocate its output.
+
+    Raises
+    ------
+    MemoryError
+        There is no memory for it.
+    """
+    try:
+        return fake(*args)
+    except RuntimeError as error:  # torch's allocator, or sizes that it cannot count
+        raise MemoryError(f"fatnn_rs::{fake.__name__}: no memory for the output: {error}") from error
 
 
 def _optional(tensor: Tensor | None) -> Any:
@@ -40,12 +85,12 @@ def _pixels_last(x: Tensor) -> tuple[Any, bool]:
     """``x`` [N, C, …] as an array, and whether that array has its channels last; copies only where it must."""
     x = x.detach()
     if x.is_contiguous():
-        return x.numpy(), x.dim() == 2
-    return x.movedim(1, -1).contiguous().numpy(), True
+        return aligned_array(x), x.dim() == 2
+    return aligned_array(x.movedim(1, -1).contiguous()), True
 
 
 def _quantize(x: Tensor, thresholds: Sequence[float], groups: int = 1) -> Tensor:
-    out = schema.quantize(x, thresholds, groups)
+    out = _made(schema.quantize, x, thresholds, groups)
     if out.numel():
         array, channels_last = _pixels_last(x)
         pixels = out.shape[1] * out.shape[2]
@@ -55,7 +100,7 @@ def _quantize(x: Tensor, thresholds: Sequence[float], groups: int = 1) -> Tensor
 
 
 def _pack_codes(codes: Tensor, groups: int = 1, uint2: bool = False) -> Tensor:
-    out = schema.pack_codes(codes, groups, uint2)
+    out = _made(schema.pack_codes, codes, groups, uint2)
     if not out.numel():
         return out
     packed = _core.pack_codes(_view(codes).reshape(-1, codes.shape[-1]), groups, uint2)
@@ -63,7 +108,7 @@ def _pack_codes(codes: Tensor, groups: int = 1, uint2: bool = False) -> Tensor:
 
 
 def _unpack_codes(packed: Tensor, channels: int, groups: int = 1, uint2: bool = False) -> Tensor:
-    out = schema.unpack_codes(packed, channels, groups, uint2)
+    out = _made(schema.unpack_codes, packed, channels, groups, uint2)
     if not out.numel():
         return out
     codes = _core.unpack_codes(_view(packed).reshape(-1, packed.shape[-1]), channels, groups, uint2)
@@ -83,7 +128,8 @@ def _conv_acc(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
 ) -> Tensor:
-    out = schema.conv_acc(codes, weight, out_channels, kernel, stride, padding, dilation)
+    _check_packed("conv_acc", weight, out_channels, kernel)
+    out = _made(schema.conv_acc, codes, weight, out_channels, kernel, stride, padding, dilation)
     if out.numel():
         follow_torch_threads()
         _core.conv_acc(
@@ -103,7 +149,9 @@ def _conv_codes(
     dilation: Sequence[int] = (1, 1),
     out_groups: int = 1,
 ) -> Tensor:
-    out = schema.conv_codes(codes, weight, thresholds, out_channels, kernel, stride, padding, dilation, out_groups)
+    _check_packed("conv_codes", weight, out_channels, kernel)
+    window = (kernel, stride, padding, dilation)
+    out = _made(schema.conv_codes, codes, weight, thresholds, out_channels, *window, out_groups)
     if out.numel():
         follow_torch_threads()
         _core.conv_codes(
@@ -132,7 +180,9 @@ def _conv_float(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
 ) -> Tensor:
-    out = schema.conv_float(codes, weight, scale, bias, residual, relu, out_channels, kernel, stride, padding, dilation)
+    _check_packed("conv_float", weight, out_channels, kernel)
+    window = (kernel, stride, padding, dilation)
+    out = _made(schema.conv_float, codes, weight, scale, bias, residual, relu, out_channels, *window)
     if out.numel():
         follow_torch_threads()
         _core.conv_float(
@@ -162,7 +212,9 @@ def _conv_int8(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
 ) -> Tensor:
-    out = schema.conv_int8(x, weight, scale, bias, inv_step, out_channels, kernel, stride, padding, dilation)
+    _check_packed("conv_int8", weight, out_channels, kernel)
+    window = (kernel, stride, padding, dilation)
+    out = _made(schema.conv_int8, x, weight, scale, bias, inv_step, out_channels, *window)
     if out.numel():
         array, channels_last = _pixels_last(x)
         # Four axes: spatial ones are missing in front of those there are.
@@ -192,7 +244,7 @@ def _max_pool_codes(
     ceil_mode: bool = False,
     uint2: bool = False,
 ) -> Tensor:
-    out = schema.max_pool_codes(codes, kernel, stride, padding, dilation, ceil_mode, uint2)
+    out = _made(schema.max_pool_codes, codes, kernel, stride, padding, dilation, ceil_mode, uint2)
     if out.numel():
         # Pooling looks at no channel by itself: every bit of every word is pooled, and unused bits stay zero.
         channels = codes.shape[3] // WORD_BYTES * WORD_CODES
@@ -206,6 +258,8 @@ def _max_pool_codes(
 def _check_weight(op: str, weight: Tensor, groups: int) -> None:
     """Refuse what is no weight of a convolution, in the name of ``op``."""
     check_tensor(op, "weight", weight, torch.int8, (4,))
+    if weight.device.type != "cpu":
+        raise InputError(f"fatnn_rs.ops.{op}: weight: expected a tensor on the CPU, got one on {weight.device}")
     check_groups(op, weight.shape[0], groups)
     if not weight.numel():
         raise InputError(f"fatnn_rs.ops.{op}: weight: expected at least one value, got shape {tuple(weight.shape)}")
@@ -281,5 +335,8 @@ KERNELS: dict[str, Callable[..., Tensor]] = {
 for _name, _kernel in KERNELS.items():
     # Registered for every device, so that a tensor elsewhere meets the check that names it, not a missing kernel.
     schema.LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+    # These are no part of that; their tensors meet the same check.
+    for _key in ("NestedTensorCPU", "NestedTensorCUDA"):
+        schema.LIBRARY.impl(_name, _kernel, _key)
     # Inference only: results carry no gradient, whatever went in.
     schema.LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")

@@ -17,6 +17,7 @@ from torch import Tensor
 from fatnn_rs.errors import InputError
 from fatnn_rs.ops.checks import (
     check_codes,
+    check_devices,
     check_geometry,
     check_groups,
     check_output,
@@ -112,6 +113,7 @@ def _conv(
     """Check what the three convolutions share; batch, height and width of the output."""
     check_codes(op, "codes", codes)
     check_tensor(op, "weight", weight, torch.uint8, (1,))
+    check_devices(op, codes=codes, weight=weight)
     check_geometry(op, *window)
     if out_channels < 1:
         raise InputError(f"fatnn_rs::{op}: out_channels: expected at least 1, got {out_channels}")
@@ -177,6 +179,7 @@ def conv_codes(
         uint8 [N, OH, OW, B'].
     """
     batch, height, width = _conv("conv_codes", codes, weight, out_channels, (kernel, stride, padding, dilation))
+    check_devices("conv_codes", codes=codes, weight=weight, thresholds=thresholds)
     rows = 3 if thresholds.dim() == 2 and len(thresholds) == 3 else 2
     check_vector("conv_codes", "thresholds", thresholds, (rows, out_channels), torch.int32)
     check_groups("conv_codes", out_channels, out_groups)
@@ -215,6 +218,7 @@ def conv_float(
         float32 [N, out_channels, OH, OW], memory channels last.
     """
     batch, height, width = _conv("conv_float", codes, weight, out_channels, (kernel, stride, padding, dilation))
+    check_devices("conv_float", codes=codes, weight=weight, scale=scale, bias=bias, residual=residual)
     check_vector("conv_float", "scale", scale, (out_channels,), torch.float32)
     check_vector("conv_float", "bias", bias, (out_channels,), torch.float32)
     if bias is not None and scale is None:
@@ -264,6 +268,7 @@ def conv_int8(
     """
     check_tensor("conv_int8", "x", x, torch.float32, (2, 3, 4))
     check_tensor("conv_int8", "weight", weight, torch.uint8, (1,))
+    check_devices("conv_int8", x=x, weight=weight, scale=scale, bias=bias)
     window = (kernel, stride, padding, dilation)
     check_geometry("conv_int8", *window)
     if out_channels < 1:

@@ -1,10 +1,12 @@
 //! NumPy arrays in and out: the one file in which tensors cross the border.
 //!
-//! Every array is checked for type, number of axes and contiguity, and a slice over it is all that the rest sees.
+//! Every array is checked for type, number of axes, contiguity and alignment, and a slice over it is all that the rest sees.
+
+use std::ops::Range;
 
 use numpy::{
-    Element, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArray,
-    PyUntypedArrayMethods,
+    Element, IntoPyArray, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn,
+    PyUntypedArray, PyUntypedArrayMethods,
 };
 use pyo3::prelude::*;
 
@@ -27,9 +29,24 @@ impl<'py, T: Element> In<'py, T> {
         self.array.shape()
     }
 
-    pub(crate) fn slice(&self) -> &[T] {
-        self.array.as_slice().expect("checked: contiguous")
+    /// # Errors
+    /// `InputError` where another thread has changed the array's shape since it was checked.
+    pub(crate) fn slice(&self) -> PyResult<&[T]> {
+        // Arrays without elements may have no memory, to which no slice may point.
+        if self.array.is_empty() {
+            return Ok(&[]);
+        }
+        self.array.as_slice().map_err(|e| input_error(self.array.py(), &format!("array: {e}")))
     }
+}
+
+/// An array that a network or a file wrote, of such a shape.
+pub(crate) fn array<T: Element>(
+    py: Python<'_>,
+    values: Vec<T>,
+    shape: Vec<usize>,
+) -> PyResult<Bound<'_, PyArrayDyn<T>>> {
+    values.into_pyarray(py).reshape(shape)
 }
 
 /// A writable array.
@@ -46,12 +63,31 @@ impl<'py, T: Element> Out<'py, T> {
     }
 
     pub(crate) fn shape(&self) -> Vec<usize> {
-        self.array.shape().to_vec()
+        self.array.shape().to_vec() // small: at most 64 sizes
     }
 
-    pub(crate) fn slice(&mut self) -> &mut [T] {
-        self.array.as_slice_mut().expect("checked: contiguous")
+    /// The elements to be written. `inputs` are the bytes that the same call reads.
+    ///
+    /// # Errors
+    /// `InputError` where they overlap: arrays over one buffer need not know of each other.
+    pub(crate) fn slice(&mut self, name: &str, inputs: &[Range<usize>]) -> PyResult<&mut [T]> {
+        if self.array.is_empty() {
+            return Ok(&mut []);
+        }
+        let py = self.array.py();
+        let start = self.array.data().addr();
+        let end = start.saturating_add(self.array.len().saturating_mul(size_of::<T>()));
+        if inputs.iter().any(|input| input.start < end && start < input.end) {
+            return Err(input_error(py, &format!("{name}: expected memory of its own, got an input's; copy that one")));
+        }
+        self.array.as_slice_mut().map_err(|e| input_error(py, &format!("{name}: {e}")))
     }
+}
+
+/// Where a slice lies.
+pub(crate) fn bytes_of<T>(slice: &[T]) -> Range<usize> {
+    let start = slice.as_ptr().addr();
+    start..start + size_of_val(slice)
 }
 
 fn checked<'py, T: Element>(
@@ -83,5 +119,10 @@ fn checked<'py, T: Element>(
             &format!("{name}: expected a C-contiguous array; copy it with numpy.ascontiguousarray(...)"),
         ));
     }
-    value.cast::<PyArrayDyn<T>>().cloned().map_err(Into::into)
+    let array = value.cast::<PyArrayDyn<T>>().cloned()?;
+    if !array.is_empty() && !array.data().addr().is_multiple_of(align_of::<T>()) {
+        let way = "copy it with numpy.require(..., requirements=['C', 'A'])";
+        return Err(input_error(py, &format!("{name}: expected aligned elements, got a view between them; {way}")));
+    }
+    Ok(array)
 }

@@ -1,6 +1,11 @@
-//! Errors of the core as the package's exceptions, which are defined in Python (`fatnn_rs/errors.py`).
+//! Errors of the core as the package's exceptions, which are defined in Python (`fatnn_rs/errors.py`); panics, which are
+//! bugs, as `FatnnError`.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use fatnn::Error;
+use pyo3::exceptions::PyMemoryError;
 use pyo3::prelude::*;
 
 /// An instance of `fatnn_rs.errors.<class>`.
@@ -26,22 +31,51 @@ pub(crate) fn config_error(py: Python<'_>, message: &str) -> PyErr {
 pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
     match class(&error) {
         Some(class) => exception(py, class, &error.to_string()),
-        // The standard OSError subclasses, with the file named in the message.
-        None => match &error {
+        // The standard library's, with what failed in the message.
+        None => match root(&error) {
+            Error::Memory { .. } => PyMemoryError::new_err(error.to_string()),
             Error::Io { source, .. } => PyErr::from(std::io::Error::new(source.kind(), error.to_string())),
             _ => exception(py, "FatnnError", &error.to_string()),
         },
     }
 }
 
+/// The error that a node's carries.
+fn root(error: &Error) -> &Error {
+    match error {
+        Error::Node { source, .. } => root(source),
+        other => other,
+    }
+}
+
 /// Which of the package's exceptions an error is; `None` for the standard library's.
 fn class(error: &Error) -> Option<&'static str> {
-    Some(match error {
+    Some(match root(error) {
         Error::Shape { .. } | Error::Value { .. } | Error::NotANumber { .. } | Error::Packed { .. } => "InputError",
         Error::Environment { .. } | Error::Threads { .. } => "ConfigError",
         Error::Format { .. } | Error::Graph { .. } => "FormatError",
         Error::Unsupported { .. } => "UnsupportedError",
-        Error::Node { source, .. } => return class(source),
+        Error::Limit { .. } => "LimitError",
         _ => return None,
     })
+}
+
+/// The body of every function of this module: a panic of the core, which would be a bug, leaves as `FatnnError` rather than as
+/// an exception that `except Exception` does not catch.
+pub(crate) fn guarded<T>(py: Python<'_>, body: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(done) => done,
+        Err(panic) => Err(exception(py, "FatnnError", &bug(&*panic))),
+    }
+}
+
+fn bug(panic: &(dyn Any + Send)) -> String {
+    let what = panic.downcast_ref::<String>().map(String::as_str);
+    let what = what.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+    format!("internal error of the Rust core ({what}); this is a bug of fatnn-rs, please report it with this message")
+}
+
+/// Lets other Python threads run while the core does `work`.
+pub(crate) fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> fatnn::Result<T> + Send) -> PyResult<T> {
+    py.detach(work).map_err(|e| raise(py, e))
 }

@@ -13,13 +13,13 @@ use fatnn::kernels::Operands;
 use fatnn::net::{self, Tensor};
 use fatnn::quantize::PixelOrder;
 use fatnn::weights::{PackedWeights, WeightShape};
-use fatnn::{kernels, parallel, pool, quantize as quantizing};
-use numpy::{IntoPyArray, PyArray1, PyArrayDyn, PyArrayMethods};
+use fatnn::{kernels, memory, parallel, pool, quantize as quantizing};
+use numpy::{Element, IntoPyArray, PyArray1, PyArrayDyn};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::array::{In, Out};
-use crate::errors::{config_error, input_error, raise};
+use crate::array::{In, Out, array, bytes_of};
+use crate::errors::{config_error, detached, guarded, input_error, raise};
 
 mod array;
 mod errors;
@@ -30,23 +30,25 @@ type Pair = [usize; 2];
 /// What this process runs on: architecture, features, kernels (best first), threads.
 #[pyfunction]
 fn cpu_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
-    let info = PyDict::new(py);
-    let usable = Features::usable().map_err(|e| raise(py, e))?;
-    let kernels = kernels::available().map_err(|e| raise(py, e))?;
-    info.set_item("arch", std::env::consts::ARCH)?;
-    info.set_item("features_detected", Features::detected().names())?;
-    info.set_item("features", usable.names())?;
-    info.set_item("kernels", kernels.iter().map(|k| k.name()).collect::<Vec<_>>())?;
-    let kernels = int8::available().map_err(|e| raise(py, e))?;
-    info.set_item("int8_kernels", kernels.iter().map(|k| k.name()).collect::<Vec<_>>())?;
-    info.set_item("threads", parallel::num_threads().map_err(|e| raise(py, e))?)?;
-    Ok(info)
+    guarded(py, || {
+        let info = PyDict::new(py);
+        let usable = Features::usable().map_err(|e| raise(py, e))?;
+        let kernels = kernels::available().map_err(|e| raise(py, e))?;
+        info.set_item("arch", std::env::consts::ARCH)?;
+        info.set_item("features_detected", Features::detected().names())?;
+        info.set_item("features", usable.names())?;
+        info.set_item("kernels", kernels.iter().map(|k| k.name()).collect::<Vec<_>>())?;
+        let kernels = int8::available().map_err(|e| raise(py, e))?;
+        info.set_item("int8_kernels", kernels.iter().map(|k| k.name()).collect::<Vec<_>>())?;
+        info.set_item("threads", parallel::num_threads().map_err(|e| raise(py, e))?)?;
+        Ok(info)
+    })
 }
 
 /// Name of the kernel that an int8 layer takes.
 #[pyfunction]
 fn int8_kernel_for(py: Python<'_>, linear: bool) -> PyResult<&'static str> {
-    int8::choose(linear).map(|kernel| kernel.name()).map_err(|e| raise(py, e))
+    guarded(py, || int8::choose(linear).map(|kernel| kernel.name()).map_err(|e| raise(py, e)))
 }
 
 /// Name of the kernel that a ternary layer takes: a convolution with so many output channels per group and so long a reduction,
@@ -61,11 +63,17 @@ fn kernel_for(
     act: &str,
     weights: &str,
 ) -> PyResult<&'static str> {
-    let kernel = Act::from_name(act).and_then(|act| {
-        let operands = Operands { act, weights: WeightKind::from_name(weights)? };
-        if linear { kernels::choose_for_linear(operands) } else { kernels::choose(out_channels, reduction, operands) }
-    });
-    kernel.map(|kernel| kernel.name()).map_err(|e| raise(py, e))
+    guarded(py, || {
+        let kernel = Act::from_name(act).and_then(|act| {
+            let operands = Operands { act, weights: WeightKind::from_name(weights)? };
+            if linear {
+                kernels::choose_for_linear(operands)
+            } else {
+                kernels::choose(out_channels, reduction, operands)
+            }
+        });
+        kernel.map(|kernel| kernel.name()).map_err(|e| raise(py, e))
+    })
 }
 
 /// How codes are written, as bindings say it.
@@ -85,26 +93,26 @@ fn thread_count(py: Python<'_>, threads: &Bound<'_, PyAny>) -> PyResult<usize> {
 /// Sets the number of threads of later calls.
 #[pyfunction]
 fn set_num_threads(py: Python<'_>, threads: &Bound<'_, PyAny>) -> PyResult<()> {
-    parallel::set_num_threads(thread_count(py, threads)?).map_err(|e| raise(py, e))
+    guarded(py, || parallel::set_num_threads(thread_count(py, threads)?).map_err(|e| raise(py, e)))
 }
 
 /// Sets the number of threads for as long as nothing else does.
 #[pyfunction]
 fn set_default_threads(py: Python<'_>, threads: &Bound<'_, PyAny>) -> PyResult<()> {
-    parallel::set_default_threads(thread_count(py, threads)?).map_err(|e| raise(py, e))
+    guarded(py, || parallel::set_default_threads(thread_count(py, threads)?).map_err(|e| raise(py, e)))
 }
 
 /// The number of threads of later calls.
 #[pyfunction]
 fn get_num_threads(py: Python<'_>) -> PyResult<usize> {
-    parallel::num_threads().map_err(|e| raise(py, e))
+    guarded(py, || parallel::num_threads().map_err(|e| raise(py, e)))
 }
 
 /// Bytes of one pixel's packed codes.
 #[pyfunction]
 #[pyo3(signature = (channels, groups = 1))]
 fn packed_bytes(py: Python<'_>, channels: usize, groups: usize) -> PyResult<usize> {
-    Ok(CodesLayout::new(channels, groups).map_err(|e| raise(py, e))?.pixel_bytes())
+    guarded(py, || Ok(CodesLayout::new(channels, groups).map_err(|e| raise(py, e))?.pixel_bytes()))
 }
 
 /// Floats to packed codes; see `fatnn_rs.ops.quantize`.
@@ -122,15 +130,17 @@ fn quantize(
     groups: usize,
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    let x = In::<f32>::new(x, "x", None)?;
-    let mut out = Out::<u8>::new(out, "out", None)?;
-    let (x, out) = (x.slice(), out.slice());
-    let order = if channels_last { PixelOrder::ChannelsLast } else { PixelOrder::ChannelsFirst };
-    py.detach(|| {
-        let layout = CodesLayout::new(channels, groups)?.with(coding(thresholds.len() == 3));
-        quantizing::quantize(x, batch, pixels, order, &thresholds, layout, out)
+    guarded(py, || {
+        let x = In::<f32>::new(x, "x", None)?;
+        let mut out = Out::<u8>::new(out, "out", None)?;
+        let x = x.slice()?;
+        let out = out.slice("out", &[bytes_of(x)])?;
+        let order = if channels_last { PixelOrder::ChannelsLast } else { PixelOrder::ChannelsFirst };
+        detached(py, || {
+            let layout = CodesLayout::new(channels, groups)?.with(coding(thresholds.len() == 3));
+            quantizing::quantize(x, batch, pixels, order, &thresholds, layout, out)
+        })
     })
-    .map_err(|e| raise(py, e))
 }
 
 /// Codes (pixels, channels) to packed codes (pixels, bytes).
@@ -142,18 +152,20 @@ fn pack_codes<'py>(
     groups: usize,
     uint2: bool,
 ) -> PyResult<Bound<'py, PyArrayDyn<u8>>> {
-    let codes = In::<i8>::new(codes, "codes", Some(2))?;
-    let &[pixels, channels] = codes.shape() else { unreachable!("two axes were checked") };
-    let codes = codes.slice();
-    let (bytes, packed) = py
-        .detach(|| {
-            let layout = CodesLayout::new(channels, groups)?.with(coding(uint2));
-            let mut packed = vec![0; pixels * layout.pixel_bytes()];
-            layout.pack(codes, &mut packed)?;
-            Ok((layout.pixel_bytes(), packed))
-        })
-        .map_err(|e| raise(py, e))?;
-    packed.into_pyarray(py).reshape(vec![pixels, bytes])
+    guarded(py, || {
+        let codes = In::<i8>::new(codes, "codes", Some(2))?;
+        let &[pixels, channels] = codes.shape() else { unreachable!("two axes were checked") };
+        let codes = codes.slice()?;
+        let (bytes, packed) = py
+            .detach(|| {
+                let layout = CodesLayout::new(channels, groups)?.with(coding(uint2));
+                let mut packed = memory::filled("packed codes", pixels.saturating_mul(layout.pixel_bytes()), 0)?;
+                layout.pack(codes, &mut packed)?;
+                Ok((layout.pixel_bytes(), packed))
+            })
+            .map_err(|e| raise(py, e))?;
+        array(py, packed, vec![pixels, bytes]) // small: two sizes
+    })
 }
 
 /// Packed codes (pixels, bytes) to codes (pixels, channels).
@@ -166,24 +178,26 @@ fn unpack_codes<'py>(
     groups: usize,
     uint2: bool,
 ) -> PyResult<Bound<'py, PyArrayDyn<i8>>> {
-    let packed = In::<u8>::new(packed, "packed", Some(2))?;
-    let &[pixels, bytes] = packed.shape() else { unreachable!("two axes were checked") };
-    let layout = CodesLayout::new(channels, groups).map_err(|e| raise(py, e))?.with(coding(uint2));
-    if bytes != layout.pixel_bytes() {
-        let expected = layout.pixel_bytes();
-        return Err(input_error(
-            py,
-            &format!("packed: expected {expected} bytes a pixel for {channels} channels, got {bytes}"),
-        ));
-    }
-    let packed = packed.slice();
-    let codes = py
-        .detach(|| {
-            let mut codes = vec![0; pixels * channels];
-            layout.unpack(packed, &mut codes).map(|()| codes)
-        })
-        .map_err(|e| raise(py, e))?;
-    codes.into_pyarray(py).reshape(vec![pixels, channels])
+    guarded(py, || {
+        let packed = In::<u8>::new(packed, "packed", Some(2))?;
+        let &[pixels, bytes] = packed.shape() else { unreachable!("two axes were checked") };
+        let layout = CodesLayout::new(channels, groups).map_err(|e| raise(py, e))?.with(coding(uint2));
+        if bytes != layout.pixel_bytes() {
+            let expected = layout.pixel_bytes();
+            return Err(input_error(
+                py,
+                &format!("packed: expected {expected} bytes a pixel for {channels} channels, got {bytes}"),
+            ));
+        }
+        let packed = packed.slice()?;
+        let codes = py
+            .detach(|| {
+                let mut codes = memory::filled("codes", pixels.saturating_mul(channels), 0)?;
+                layout.unpack(packed, &mut codes).map(|()| codes)
+            })
+            .map_err(|e| raise(py, e))?;
+        array(py, codes, vec![pixels, channels]) // small: two sizes
+    })
 }
 
 /// Weights (n, channels / groups, height, width) to the blob that `pack` makes.
@@ -197,9 +211,8 @@ fn packed_blob<'py>(
     let &[out_channels, group_channels, height, width] = weight.shape() else { unreachable!("four axes were checked") };
     let shape =
         WeightShape { out_channels, channels: group_channels.saturating_mul(groups), kernel: [height, width], groups };
-    let weight = weight.slice();
-    let blob = py.detach(|| pack(weight, shape));
-    Ok(blob.map_err(|e| raise(py, e))?.into_pyarray(py))
+    let weight = weight.slice()?;
+    Ok(detached(py, || pack(weight, shape))?.into_pyarray(py))
 }
 
 /// Weight codes (n, channels / groups, height, width), ternary or of two bits, to the blob that this CPU's kernel wants for
@@ -213,21 +226,23 @@ fn prepack<'py>(
     act: &str,
     kernel: Option<&str>,
 ) -> PyResult<Bound<'py, PyArray1<u8>>> {
-    let act = Act::from_name(act).map_err(|e| raise(py, e))?;
-    let kernel = kernel.map(kernels::named).transpose().map_err(|e| raise(py, e))?;
-    packed_blob(py, weight, groups, |codes, shape| {
-        let Some(kernel) = kernel else { return Ok(PackedWeights::new(codes, shape, act)?.as_bytes().to_vec()) };
-        let blob = PackedWeights::for_kernel(kernel, codes, shape, act)?.as_bytes().to_vec();
-        // Blobs carry the layout's number, which kernels may share, and the environment may have excluded.
-        let runs = PackedWeights::from_bytes(&blob).map(|packed| packed.kernel().name());
-        match runs {
-            Ok(name) if name == kernel.name() => Ok(blob),
-            other => Err(fatnn::Error::Value {
-                what: "kernel",
-                expected: "one that this process takes for its layout (FATNN_ISA and FATNN_KERNEL choose)".into(),
-                got: format!("{}, in whose place {} would run", kernel.name(), other.unwrap_or("none")),
-            }),
-        }
+    guarded(py, || {
+        let act = Act::from_name(act).map_err(|e| raise(py, e))?;
+        let kernel = kernel.map(kernels::named).transpose().map_err(|e| raise(py, e))?;
+        packed_blob(py, weight, groups, |codes, shape| {
+            let Some(kernel) = kernel else { return copied(PackedWeights::new(codes, shape, act)?.as_bytes()) };
+            let blob = copied(PackedWeights::for_kernel(kernel, codes, shape, act)?.as_bytes())?;
+            // Blobs carry the layout's number, which kernels may share, and the environment may have excluded.
+            let runs = PackedWeights::from_bytes(&blob).map(|packed| packed.kernel().name());
+            match runs {
+                Ok(name) if name == kernel.name() => Ok(blob),
+                other => Err(fatnn::Error::Value {
+                    what: "kernel",
+                    expected: "one that this process takes for its layout (FATNN_ISA and FATNN_KERNEL choose)".into(),
+                    got: format!("{}, in whose place {} would run", kernel.name(), other.unwrap_or("none")),
+                }),
+            }
+        })
     })
 }
 
@@ -235,40 +250,90 @@ fn prepack<'py>(
 /// its name, family, isa and, where it counts bits, passes over them; where several share a layout of weights, the best of them.
 #[pyfunction]
 fn kernels_for<'py>(py: Python<'py>, weight: &Bound<'py, PyAny>, act: &str) -> PyResult<Vec<Bound<'py, PyDict>>> {
-    let weight = In::<i8>::new(weight, "weight", None)?;
-    let operands = Act::from_name(act).and_then(|act| Operands::of(weight.slice(), act)).map_err(|e| raise(py, e))?;
-    let mut layouts = Vec::new();
-    let mut found = Vec::new();
-    for kernel in kernels::available().map_err(|e| raise(py, e))? {
-        if !operands.run_on(*kernel) || layouts.contains(&kernel.layout()) {
-            continue;
+    guarded(py, || {
+        let weight = In::<i8>::new(weight, "weight", None)?;
+        let values = weight.slice()?;
+        let operands = Act::from_name(act).and_then(|act| Operands::of(values, act)).map_err(|e| raise(py, e))?;
+        let mut layouts = Vec::new();
+        let mut found = Vec::new();
+        for kernel in kernels::available().map_err(|e| raise(py, e))? {
+            if !operands.run_on(*kernel) || layouts.contains(&kernel.layout()) {
+                continue;
+            }
+            layouts.push(kernel.layout());
+            let row = PyDict::new(py);
+            row.set_item("name", kernel.name())?;
+            row.set_item("family", kernel.layout().family.name())?;
+            row.set_item("isa", kernel.isa().name())?;
+            row.set_item("passes", operands.passes_on(*kernel))?;
+            found.push(row);
         }
-        layouts.push(kernel.layout());
-        let row = PyDict::new(py);
-        row.set_item("name", kernel.name())?;
-        row.set_item("family", kernel.layout().family.name())?;
-        row.set_item("isa", kernel.isa().name())?;
-        row.set_item("passes", operands.passes_on(*kernel))?;
-        found.push(row);
-    }
-    Ok(found)
+        Ok(found)
+    })
 }
 
 /// What a blob of packed weights holds: its shape, operands and the kernel that runs it.
 #[pyfunction]
 fn packed_info<'py>(py: Python<'py>, weight: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
-    let weight = In::<u8>::new(weight, "weight", Some(1))?;
-    let packed = PackedWeights::from_bytes(weight.slice()).map_err(|e| raise(py, e))?;
-    let (shape, info) = (packed.shape(), PyDict::new(py));
-    info.set_item("out_channels", shape.out_channels)?;
-    info.set_item("channels", shape.channels)?;
-    info.set_item("kernel", shape.kernel)?;
-    info.set_item("groups", shape.groups)?;
-    info.set_item("act", packed.act().name())?;
-    info.set_item("weights", packed.kind().name())?;
-    info.set_item("isa", packed.kernel().isa().name())?;
-    info.set_item("name", packed.kernel().name())?;
-    Ok(info)
+    guarded(py, || {
+        let weight = In::<u8>::new(weight, "weight", Some(1))?;
+        let packed = PackedWeights::from_bytes(weight.slice()?).map_err(|e| raise(py, e))?;
+        let (shape, info) = (packed.shape(), PyDict::new(py));
+        info.set_item("out_channels", shape.out_channels)?;
+        info.set_item("channels", shape.channels)?;
+        info.set_item("kernel", shape.kernel)?;
+        info.set_item("groups", shape.groups)?;
+        info.set_item("act", packed.act().name())?;
+        info.set_item("weights", packed.kind().name())?;
+        info.set_item("isa", packed.kernel().isa().name())?;
+        info.set_item("name", packed.kernel().name())?;
+        Ok(info)
+    })
+}
+
+/// Output channels and kernel of a blob that `prepack` or, for `int8`, `prepack_int8` made.
+#[pyfunction]
+fn packed_shape(py: Python<'_>, weight: &Bound<'_, PyAny>, int8: bool) -> PyResult<(usize, (usize, usize))> {
+    guarded(py, || {
+        let weight = In::<u8>::new(weight, "weight", Some(1))?;
+        let blob = weight.slice()?;
+        let shape = match int8 {
+            true => Int8Weights::from_bytes(blob).map(|packed| packed.shape()),
+            false => PackedWeights::from_bytes(blob).map(|packed| packed.shape()),
+        };
+        let WeightShape { out_channels, kernel: [height, width], .. } = shape.map_err(|e| raise(py, e))?;
+        Ok((out_channels, (height, width)))
+    })
+}
+
+/// `Ok` where sizes are those expected.
+fn check_axes(what: &'static str, expected: &[usize], got: &[usize]) -> fatnn::Result<()> {
+    match expected == got {
+        true => Ok(()),
+        false => Err(fatnn::Error::Shape { what, expected: format!("{expected:?}"), got: format!("{got:?}") }),
+    }
+}
+
+/// `Ok` where codes have as many bytes a pixel as the weights' channels take.
+fn check_codes(codes: &[usize], weights: WeightShape) -> fatnn::Result<()> {
+    let layout = CodesLayout::new(weights.channels, weights.groups)?;
+    check_axes("bytes a pixel of the codes", &[layout.pixel_bytes()], &codes[3..])
+}
+
+/// `Ok` where the output is (batch, output height, output width, `last`).
+fn check_out(out: &[usize], shape: &ConvShape, last: usize) -> fatnn::Result<()> {
+    let [height, width] = shape.output()?;
+    check_axes("shape of out", &[shape.batch, height, width, last], out)
+}
+
+/// The elements of an argument that may be absent.
+fn optional<'a, T: Element>(array: Option<&'a In<'_, T>>) -> PyResult<Option<&'a [T]>> {
+    array.map(In::slice).transpose()
+}
+
+/// A copy of packed weights, for Python.
+fn copied(blob: &[u8]) -> fatnn::Result<Vec<u8>> {
+    memory::copied("packed weights", blob)
 }
 
 /// The shape of a convolution over `codes`, whose array has the axes (batch, height, width, bytes).
@@ -291,25 +356,29 @@ fn conv_codes(
     out_groups: usize,
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    let codes = In::<u8>::new(codes, "codes", Some(4))?;
-    let weight = In::<u8>::new(weight, "weight", Some(1))?;
-    let thresholds = In::<i32>::new(thresholds, "thresholds", Some(2))?;
-    let mut out = Out::<u8>::new(out, "out", Some(4))?;
-    let levels = thresholds.shape()[0];
-    if !(2..=3).contains(&levels) {
-        let shape = thresholds.shape();
-        return Err(input_error(py, &format!("thresholds: expected shape (2 or 3, out_channels), got {shape:?}")));
-    }
-    let (thresholds, out) = (thresholds.slice(), out.slice());
-    let (blob, input) = (weight.slice(), codes.slice());
-    let shape = conv_shape(&codes, [0, 0], stride, padding, dilation);
-    py.detach(|| {
-        let weights = PackedWeights::from_bytes(blob)?;
-        let shape = ConvShape { kernel: weights.shape().kernel, ..shape };
-        let layout = CodesLayout::new(weights.shape().out_channels, out_groups)?.with(coding(levels == 3));
-        conv::conv2d_codes(input, &weights, &shape, &ToCodes { thresholds, layout }, out)
+    guarded(py, || {
+        let codes = In::<u8>::new(codes, "codes", Some(4))?;
+        let weight = In::<u8>::new(weight, "weight", Some(1))?;
+        let thresholds = In::<i32>::new(thresholds, "thresholds", Some(2))?;
+        let mut out = Out::<u8>::new(out, "out", Some(4))?;
+        let levels = thresholds.shape()[0];
+        if !(2..=3).contains(&levels) {
+            let shape = thresholds.shape();
+            return Err(input_error(py, &format!("thresholds: expected shape (2 or 3, out_channels), got {shape:?}")));
+        }
+        let (thresholds, blob, input) = (thresholds.slice()?, weight.slice()?, codes.slice()?);
+        let (codes_shape, out_shape) = (codes.shape(), out.shape());
+        let out = out.slice("out", &[bytes_of(thresholds), bytes_of(blob), bytes_of(input)])?;
+        let shape = conv_shape(&codes, [0, 0], stride, padding, dilation);
+        detached(py, || {
+            let weights = PackedWeights::from_bytes(blob)?;
+            let shape = ConvShape { kernel: weights.shape().kernel, ..shape };
+            let layout = CodesLayout::new(weights.shape().out_channels, out_groups)?.with(coding(levels == 3));
+            check_codes(codes_shape, weights.shape())?;
+            check_out(&out_shape, &shape, layout.pixel_bytes())?;
+            conv::conv2d_codes(input, &weights, &shape, &ToCodes { thresholds, layout }, out)
+        })
     })
-    .map_err(|e| raise(py, e))
 }
 
 /// Ternary convolution to float32; see `fatnn_rs.ops.conv_float`.
@@ -329,29 +398,36 @@ fn conv_float(
     dilation: Pair,
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    let codes = In::<u8>::new(codes, "codes", Some(4))?;
-    let weight = In::<u8>::new(weight, "weight", Some(1))?;
-    let scale = scale.map(|s| In::<f32>::new(s, "scale", Some(1))).transpose()?;
-    let bias = bias.map(|b| In::<f32>::new(b, "bias", Some(1))).transpose()?;
-    let residual = residual.map(|r| In::<f32>::new(r, "residual", Some(4))).transpose()?;
-    let mut out = Out::<f32>::new(out, "out", Some(4))?;
-    if let Some(residual) = &residual
-        && residual.shape() != out.shape()
-    {
-        let (expected, got) = (out.shape(), residual.shape());
-        return Err(input_error(py, &format!("residual: expected shape {expected:?}, got {got:?}")));
-    }
-    let shape = conv_shape(&codes, [0, 0], stride, padding, dilation);
-    let (input, blob, out) = (codes.slice(), weight.slice(), out.slice());
-    let (scale, bias) = (scale.as_ref().map(In::slice), bias.as_ref().map(In::slice));
-    let residual = residual.as_ref().map(In::slice);
-    py.detach(|| {
-        let weights = PackedWeights::from_bytes(blob)?;
-        let shape = ConvShape { kernel: weights.shape().kernel, ..shape };
-        let to = ToFloat { scale, bias, relu, channels: weights.shape().out_channels, codes: None };
-        conv::conv2d_float(input, &weights, &shape, to, residual, out)
+    guarded(py, || {
+        let codes = In::<u8>::new(codes, "codes", Some(4))?;
+        let weight = In::<u8>::new(weight, "weight", Some(1))?;
+        let scale = scale.map(|s| In::<f32>::new(s, "scale", Some(1))).transpose()?;
+        let bias = bias.map(|b| In::<f32>::new(b, "bias", Some(1))).transpose()?;
+        let residual = residual.map(|r| In::<f32>::new(r, "residual", Some(4))).transpose()?;
+        let mut out = Out::<f32>::new(out, "out", Some(4))?;
+        if let Some(residual) = &residual
+            && residual.shape() != out.shape()
+        {
+            let (expected, got) = (out.shape(), residual.shape());
+            return Err(input_error(py, &format!("residual: expected shape {expected:?}, got {got:?}")));
+        }
+        let shape = conv_shape(&codes, [0, 0], stride, padding, dilation);
+        let (input, blob) = (codes.slice()?, weight.slice()?);
+        let (scale, bias) = (optional(scale.as_ref())?, optional(bias.as_ref())?);
+        let residual = optional(residual.as_ref())?;
+        let (codes_shape, out_shape) = (codes.shape(), out.shape());
+        let floats = [scale, bias, residual].map(|values| bytes_of(values.unwrap_or(&[])));
+        let [a, b, c] = floats;
+        let out = out.slice("out", &[bytes_of(input), bytes_of(blob), a, b, c])?;
+        detached(py, || {
+            let weights = PackedWeights::from_bytes(blob)?;
+            let shape = ConvShape { kernel: weights.shape().kernel, ..shape };
+            check_codes(codes_shape, weights.shape())?;
+            check_out(&out_shape, &shape, weights.shape().out_channels)?;
+            let to = ToFloat { scale, bias, relu, channels: weights.shape().out_channels, codes: None };
+            conv::conv2d_float(input, &weights, &shape, to, residual, out)
+        })
     })
-    .map_err(|e| raise(py, e))
 }
 
 /// Ternary convolution to its int32 accumulators; see `fatnn_rs.ops.conv_acc`.
@@ -365,17 +441,22 @@ fn conv_acc(
     dilation: Pair,
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    let codes = In::<u8>::new(codes, "codes", Some(4))?;
-    let weight = In::<u8>::new(weight, "weight", Some(1))?;
-    let mut out = Out::<i32>::new(out, "out", Some(4))?;
-    let shape = conv_shape(&codes, [0, 0], stride, padding, dilation);
-    let (input, blob, out) = (codes.slice(), weight.slice(), out.slice());
-    py.detach(|| {
-        let weights = PackedWeights::from_bytes(blob)?;
-        let shape = ConvShape { kernel: weights.shape().kernel, ..shape };
-        conv::conv2d_acc(input, &weights, &shape, out)
+    guarded(py, || {
+        let codes = In::<u8>::new(codes, "codes", Some(4))?;
+        let weight = In::<u8>::new(weight, "weight", Some(1))?;
+        let mut out = Out::<i32>::new(out, "out", Some(4))?;
+        let shape = conv_shape(&codes, [0, 0], stride, padding, dilation);
+        let (input, blob) = (codes.slice()?, weight.slice()?);
+        let (codes_shape, out_shape) = (codes.shape(), out.shape());
+        let out = out.slice("out", &[bytes_of(input), bytes_of(blob)])?;
+        detached(py, || {
+            let weights = PackedWeights::from_bytes(blob)?;
+            let shape = ConvShape { kernel: weights.shape().kernel, ..shape };
+            check_codes(codes_shape, weights.shape())?;
+            check_out(&out_shape, &shape, weights.shape().out_channels)?;
+            conv::conv2d_acc(input, &weights, &shape, out)
+        })
     })
-    .map_err(|e| raise(py, e))
 }
 
 /// Max pooling on packed codes; see `fatnn_rs.ops.max_pool_codes`.
@@ -393,16 +474,22 @@ fn max_pool_codes(
     uint2: bool,
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    let codes = In::<u8>::new(codes, "codes", Some(4))?;
-    let mut out = Out::<u8>::new(out, "out", Some(4))?;
-    let shape = conv_shape(&codes, kernel, stride, padding, dilation);
-    let (height, width) = (out.shape()[1], out.shape()[2]);
-    let (input, out) = (codes.slice(), out.slice());
-    py.detach(|| {
-        let layout = CodesLayout::new(channels, groups)?.with(coding(uint2));
-        pool::max_pool_codes(input, layout, &shape, [height, width], out)
+    guarded(py, || {
+        let codes = In::<u8>::new(codes, "codes", Some(4))?;
+        let mut out = Out::<u8>::new(out, "out", Some(4))?;
+        let shape = conv_shape(&codes, kernel, stride, padding, dilation);
+        let (height, width) = (out.shape()[1], out.shape()[2]);
+        let (codes_shape, out_shape) = (codes.shape(), out.shape());
+        let input = codes.slice()?;
+        let out = out.slice("out", &[bytes_of(input)])?;
+        detached(py, || {
+            let layout = CodesLayout::new(channels, groups)?.with(coding(uint2));
+            let bytes = layout.pixel_bytes();
+            check_axes("bytes a pixel of the codes", &[bytes], &codes_shape[3..])?;
+            check_axes("images and bytes a pixel of out", &[shape.batch, bytes], &[out_shape[0], out_shape[3]])?;
+            pool::max_pool_codes(input, layout, &shape, [height, width], out)
+        })
     })
-    .map_err(|e| raise(py, e))
 }
 
 /// Int8 weights (n, channels / groups, height, width) to the blob that this CPU's int8 kernel wants; `linear` says that they are
@@ -414,8 +501,10 @@ fn prepack_int8<'py>(
     groups: usize,
     linear: bool,
 ) -> PyResult<Bound<'py, PyArray1<u8>>> {
-    let pack = if linear { Int8Weights::for_linear } else { Int8Weights::new };
-    packed_blob(py, weight, groups, |weight, shape| Ok(pack(weight, shape)?.as_bytes().to_vec()))
+    guarded(py, || {
+        let pack = if linear { Int8Weights::for_linear } else { Int8Weights::new };
+        packed_blob(py, weight, groups, |weight, shape| copied(pack(weight, shape)?.as_bytes()))
+    })
 }
 
 /// Int8 convolution of floats to floats; see `fatnn_rs.ops.conv_int8`. `x` has the axes (batch, channels, height, width), or
@@ -436,31 +525,35 @@ fn conv_int8(
     channels_last: bool,
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    let x = In::<f32>::new(x, "x", Some(4))?;
-    let weight = In::<u8>::new(weight, "weight", Some(1))?;
-    let scale = In::<f32>::new(scale, "scale", Some(1))?;
-    let bias = bias.map(|b| In::<f32>::new(b, "bias", Some(1))).transpose()?;
-    let mut out = Out::<f32>::new(out, "out", Some(4))?;
-    let &[batch, a, b, c] = x.shape() else { unreachable!("four axes were checked") };
-    let (order, channels, input) = match channels_last {
-        true => (PixelOrder::ChannelsLast, c, [a, b]),
-        false => (PixelOrder::ChannelsFirst, a, [b, c]),
-    };
-    let out = out.slice();
-    let (x, blob, scale, bias) = (x.slice(), weight.slice(), scale.slice(), bias.as_ref().map(In::slice));
-    py.detach(|| {
-        let weights = Int8Weights::from_bytes(blob)?;
-        if weights.shape().channels != channels {
-            return Err(fatnn::Error::Shape {
-                what: "channels of x",
-                expected: weights.shape().channels.to_string(),
-                got: channels.to_string(),
-            });
-        }
-        let shape = ConvShape { batch, input, kernel: weights.shape().kernel, stride, padding, dilation };
-        int8::conv2d_int8(x, order, &weights, &shape, &Int8Epilogue { inv_step, scale, bias }, out)
+    guarded(py, || {
+        let x = In::<f32>::new(x, "x", Some(4))?;
+        let weight = In::<u8>::new(weight, "weight", Some(1))?;
+        let scale = In::<f32>::new(scale, "scale", Some(1))?;
+        let bias = bias.map(|b| In::<f32>::new(b, "bias", Some(1))).transpose()?;
+        let mut out = Out::<f32>::new(out, "out", Some(4))?;
+        let &[batch, a, b, c] = x.shape() else { unreachable!("four axes were checked") };
+        let (order, channels, input) = match channels_last {
+            true => (PixelOrder::ChannelsLast, c, [a, b]),
+            false => (PixelOrder::ChannelsFirst, a, [b, c]),
+        };
+        let (x, blob, scale, bias) = (x.slice()?, weight.slice()?, scale.slice()?, optional(bias.as_ref())?);
+        let out_shape = out.shape();
+        let inputs = [bytes_of(x), bytes_of(blob), bytes_of(scale), bytes_of(bias.unwrap_or(&[]))];
+        let out = out.slice("out", &inputs)?;
+        detached(py, || {
+            let weights = Int8Weights::from_bytes(blob)?;
+            if weights.shape().channels != channels {
+                return Err(fatnn::Error::Shape {
+                    what: "channels of x",
+                    expected: weights.shape().channels.to_string(),
+                    got: channels.to_string(),
+                });
+            }
+            let shape = ConvShape { batch, input, kernel: weights.shape().kernel, stride, padding, dilation };
+            check_out(&out_shape, &shape, weights.shape().out_channels)?;
+            int8::conv2d_int8(x, order, &weights, &shape, &Int8Epilogue { inv_step, scale, bias }, out)
+        })
     })
-    .map_err(|e| raise(py, e))
 }
 
 /// Writes the canonical file; arrays may be float32, int32, int64, or int8: ternary codes or, where one is ±3, weights of two
@@ -474,8 +567,10 @@ fn save(
     tensors: &Bound<'_, PyDict>,
     plain_int8: Vec<String>,
 ) -> PyResult<()> {
-    let stored = self::tensors(tensors, &plain_int8)?;
-    py.detach(|| net::save(path, graph, &stored)).map_err(|e| raise(py, e))
+    guarded(py, || {
+        let stored = self::tensors(tensors, &plain_int8)?;
+        detached(py, || net::save(path, graph, &stored))
+    })
 }
 
 /// A dictionary of arrays as the core's tensors; int8 ones are weights' codes but where `plain_int8` names them.
@@ -489,7 +584,7 @@ fn tensors(arrays: &Bound<'_, PyDict>, plain_int8: &[String]) -> PyResult<BTreeM
     for name in plain_int8 {
         match tensors.get_mut(name) {
             Some(tensor @ (Tensor::Ternary(..) | Tensor::TwoBit(..))) => {
-                let whole = std::mem::replace(tensor, Tensor::I8(vec![], vec![]));
+                let whole = std::mem::replace(tensor, Tensor::I8(Vec::new(), Vec::new()));
                 if let Tensor::Ternary(shape, values) | Tensor::TwoBit(shape, values) = whole {
                     *tensor = Tensor::I8(shape, values);
                 }
@@ -505,17 +600,23 @@ fn tensors(arrays: &Bound<'_, PyDict>, plain_int8: &[String]) -> PyResult<BTreeM
     Ok(tensors)
 }
 
+/// A copy of an array: shape and elements.
+fn owned<T: Element + Copy>(value: &Bound<'_, PyAny>, name: &str) -> PyResult<(Vec<usize>, Vec<T>)> {
+    let array = In::<T>::new(value, name, None)?;
+    let copied = |slice: &[T]| memory::copied("a tensor", slice).map_err(|e| raise(value.py(), e));
+    Ok((array.shape().to_vec(), copied(array.slice()?)?)) // small: at most 64 sizes
+}
+
 fn tensor(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
     let dtype = value.getattr("dtype").and_then(|d| d.getattr("name")).and_then(|n| n.extract::<String>());
     match dtype.as_deref() {
-        Ok("float32") => In::<f32>::new(value, name, None).map(|a| Tensor::F32(a.shape().to_vec(), a.slice().to_vec())),
-        Ok("int32") => In::<i32>::new(value, name, None).map(|a| Tensor::I32(a.shape().to_vec(), a.slice().to_vec())),
-        Ok("int64") => In::<i64>::new(value, name, None).map(|a| Tensor::I64(a.shape().to_vec(), a.slice().to_vec())),
-        Ok("int8") => In::<i8>::new(value, name, None).map(|a| {
+        Ok("float32") => owned(value, name).map(|(shape, values)| Tensor::F32(shape, values)),
+        Ok("int32") => owned(value, name).map(|(shape, values)| Tensor::I32(shape, values)),
+        Ok("int64") => owned(value, name).map(|(shape, values)| Tensor::I64(shape, values)),
+        Ok("int8") => owned(value, name).map(|(shape, values)| {
             // What is neither is named where it is used as one.
-            let two_bit = matches!(WeightKind::of(a.slice()), Ok(WeightKind::TwoBit));
-            let kind = if two_bit { Tensor::TwoBit } else { Tensor::Ternary };
-            kind(a.shape().to_vec(), a.slice().to_vec())
+            let two_bit = matches!(WeightKind::of(&values), Ok(WeightKind::TwoBit));
+            if two_bit { Tensor::TwoBit(shape, values) } else { Tensor::Ternary(shape, values) }
         }),
         other => Err(input_error(
             value.py(),
@@ -530,20 +631,27 @@ fn tensor(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
 /// Reads the canonical file: the graph's JSON text and the arrays by name; weights' codes and plain int8 all as int8.
 #[pyfunction]
 fn load(py: Python<'_>, path: PathBuf) -> PyResult<(String, Bound<'_, PyDict>)> {
-    let (graph, tensors) = py.detach(|| net::load(path)).map_err(|e| raise(py, e))?;
-    let arrays = PyDict::new(py);
-    for (name, tensor) in tensors {
-        match tensor {
-            Tensor::F32(shape, v) => arrays.set_item(name, v.into_pyarray(py).reshape(shape)?)?,
-            Tensor::I32(shape, v) => arrays.set_item(name, v.into_pyarray(py).reshape(shape)?)?,
-            Tensor::I64(shape, v) => arrays.set_item(name, v.into_pyarray(py).reshape(shape)?)?,
-            Tensor::I8(shape, v) | Tensor::Ternary(shape, v) | Tensor::TwoBit(shape, v) => {
-                arrays.set_item(name, v.into_pyarray(py).reshape(shape)?)?
+    guarded(py, || {
+        let (graph, tensors) = detached(py, || net::load(path))?;
+        let arrays = PyDict::new(py);
+        for (name, tensor) in tensors {
+            match tensor {
+                Tensor::F32(shape, v) => arrays.set_item(name, array(py, v, shape)?)?,
+                Tensor::I32(shape, v) => arrays.set_item(name, array(py, v, shape)?)?,
+                Tensor::I64(shape, v) => arrays.set_item(name, array(py, v, shape)?)?,
+                Tensor::I8(shape, v) | Tensor::Ternary(shape, v) | Tensor::TwoBit(shape, v) => {
+                    arrays.set_item(name, array(py, v, shape)?)?
+                }
+                _ => {
+                    return Err(input_error(
+                        py,
+                        &format!("tensor {name:?}: of a type that these bindings do not know"),
+                    ));
+                }
             }
-            _ => return Err(input_error(py, &format!("tensor {name:?}: of a type that these bindings do not know"))),
         }
-    }
-    Ok((graph, arrays))
+        Ok((graph, arrays))
+    })
 }
 
 /// The Rust core of fatnn-rs.
@@ -551,6 +659,8 @@ fn load(py: Python<'_>, path: PathBuf) -> PyResult<(String, Bound<'_, PyDict>)> 
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("FORMAT_VERSION", net::FORMAT_VERSION)?;
+    module.add("MAX_BYTES", net::Limits::DEFAULT.max_bytes)?;
+    module.add("MAX_MACS", net::Limits::DEFAULT.max_macs)?;
     module.add_class::<network::Network>()?;
     for function in [
         wrap_pyfunction!(cpu_info, module)?,
@@ -566,6 +676,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(unpack_codes, module)?,
         wrap_pyfunction!(prepack, module)?,
         wrap_pyfunction!(packed_info, module)?,
+        wrap_pyfunction!(packed_shape, module)?,
         wrap_pyfunction!(conv_codes, module)?,
         wrap_pyfunction!(conv_float, module)?,
         wrap_pyfunction!(conv_acc, module)?,

@@ -1,15 +1,17 @@
 //! `fatnn_rs._core.Network`: a whole network in one call.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use fatnn::kernels::Family;
-use fatnn::net::{self, Input, Observed};
-use numpy::{IntoPyArray, PyArrayDyn, PyArrayMethods};
+use fatnn::memory;
+use fatnn::net::{self, Input, Limits, Observed};
+use numpy::PyArrayDyn;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::array::In;
-use crate::errors::{input_error, raise};
+use crate::array::{In, array};
+use crate::errors::{detached, guarded, input_error, raise};
 
 /// A network that runs in Rust as a whole.
 #[pyclass(frozen, module = "fatnn_rs._core")]
@@ -17,45 +19,62 @@ pub(crate) struct Network {
     net: net::Network,
 }
 
+/// A node that ran: its name, nanoseconds, and its packed codes (images, height, width, bytes).
+type Seen<'py> = (String, u64, Option<Bound<'py, PyArrayDyn<u8>>>);
+
+/// Limits from Python's arguments, of which `None` means no bound.
+fn limits(max_bytes: Option<u64>, max_macs: Option<u64>) -> Limits {
+    let Limits { max_bytes: all_bytes, max_macs: all_macs } = Limits::NONE;
+    Limits { max_bytes: max_bytes.unwrap_or(all_bytes), max_macs: max_macs.unwrap_or(all_macs) }
+}
+
 #[pymethods]
 impl Network {
     /// Builds a network from a graph's JSON text and its arrays, of which `plain_int8` means what it does to `save`; `family`:
-    /// that of the kernels that its ternary products take, what suits the CPU by default.
+    /// that of the kernels that its ternary products take, what suits the CPU by default. `max_bytes` and `max_macs` bound what
+    /// it may cost, when it is built and in every run; `None` is no bound.
     #[new]
-    #[pyo3(signature = (graph, tensors, plain_int8 = Vec::new(), family = None))]
+    #[pyo3(signature = (graph, tensors, plain_int8 = Vec::new(), family = None, max_bytes = None, max_macs = None))]
     fn new(
         py: Python<'_>,
         graph: &str,
         tensors: &Bound<'_, PyDict>,
         plain_int8: Vec<String>,
         family: Option<&str>,
+        max_bytes: Option<u64>,
+        max_macs: Option<u64>,
     ) -> PyResult<Self> {
-        let tensors = crate::tensors(tensors, &plain_int8)?;
-        let family = family.map(Family::from_name).transpose().map_err(|e| raise(py, e))?;
-        let net = py.detach(|| match family {
-            Some(family) => net::Network::for_family(graph, &tensors, family),
-            None => net::Network::new(graph, &tensors),
-        });
-        Ok(Network { net: net.map_err(|e| raise(py, e))? })
+        guarded(py, || {
+            let tensors = crate::tensors(tensors, &plain_int8)?;
+            let family = family.map(Family::from_name).transpose().map_err(|e| raise(py, e))?;
+            let net = detached(py, || match family {
+                Some(family) => net::Network::for_family(graph, &tensors, family),
+                None => net::Network::within(graph, &tensors, limits(max_bytes, max_macs)),
+            })?;
+            Ok(Network { net })
+        })
     }
 
-    /// Reads a network from a file.
+    /// Reads a network from a file, within the limits that are the default for files.
     #[staticmethod]
-    fn load(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let net = py.detach(|| net::Network::load(path)).map_err(|e| raise(py, e))?;
-        Ok(Network { net })
+    #[pyo3(signature = (path, max_bytes = Some(Limits::DEFAULT.max_bytes), max_macs = Some(Limits::DEFAULT.max_macs)))]
+    fn load(py: Python<'_>, path: PathBuf, max_bytes: Option<u64>, max_macs: Option<u64>) -> PyResult<Self> {
+        guarded(py, || {
+            let net = detached(py, || net::Network::load_within(path, limits(max_bytes, max_macs)))?;
+            Ok(Network { net })
+        })
     }
 
     /// Name and shape at conversion of every input.
     #[getter]
     fn inputs(&self) -> Vec<(String, Vec<usize>)> {
-        self.net.inputs().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect()
+        self.net.inputs().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect() // small: a few
     }
 
     /// Name and shape at conversion of every output.
     #[getter]
     fn outputs(&self) -> Vec<(String, Vec<usize>)> {
-        self.net.outputs().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect()
+        self.net.outputs().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect() // small: a few
     }
 
     /// Every product, in order: the node's name, the kernel that it runs on, and bytes of its weights as that has them.
@@ -71,14 +90,15 @@ impl Network {
     }
 
     /// Runs the network on float32 arrays whose memory is channels-first (shape as PyTorch has it) or, where `channels_last`
-    /// says so, channels-last (shape (images, ..., channels)). Outputs are channels-last.
+    /// says so, channels-last (shape (images, ..., channels)). Outputs are channels-last. Signals are handled between nodes, so
+    /// that Ctrl-C ends a long run.
     fn run<'py>(
         &self,
         py: Python<'py>,
         inputs: Vec<Bound<'py, PyAny>>,
         channels_last: Vec<bool>,
     ) -> PyResult<Vec<Bound<'py, PyArrayDyn<f32>>>> {
-        self.run_with(py, &inputs, &channels_last, None)
+        guarded(py, || self.run_with(py, &inputs, &channels_last, None))
     }
 
     /// As `run`; also returns, for every node that ran: its name, nanoseconds, and its packed codes (images, height, width,
@@ -89,22 +109,28 @@ impl Network {
         py: Python<'py>,
         inputs: Vec<Bound<'py, PyAny>>,
         channels_last: Vec<bool>,
-    ) -> PyResult<(Vec<Bound<'py, PyArrayDyn<f32>>>, Vec<(String, u64, Option<Bound<'py, PyArrayDyn<u8>>>)>)> {
-        let mut seen = Vec::new();
-        let mut observe = |value: Observed<'_>| {
-            let nanoseconds = u64::try_from(value.nanoseconds).unwrap_or(u64::MAX);
-            let codes = value.codes.map(|(codes, layout)| (value.pixels(), layout.pixel_bytes(), codes.to_vec()));
-            seen.push((value.node.to_owned(), nanoseconds, codes));
-        };
-        let outputs = self.run_with(py, &inputs, &channels_last, Some(&mut observe))?;
-        let seen = seen
-            .into_iter()
-            .map(|(node, nanoseconds, codes)| {
-                let array = codes.map(|([n, h, w], bytes, codes)| codes.into_pyarray(py).reshape(vec![n, h, w, bytes]));
-                Ok((node, nanoseconds, array.transpose()?))
-            })
-            .collect::<PyResult<_>>()?;
-        Ok((outputs, seen))
+    ) -> PyResult<(Vec<Bound<'py, PyArrayDyn<f32>>>, Vec<Seen<'py>>)> {
+        guarded(py, || {
+            let mut seen = Vec::new();
+            let mut observe = |value: Observed<'_>| {
+                let nanoseconds = u64::try_from(value.nanoseconds).unwrap_or(u64::MAX);
+                let copied = |codes| memory::copied("codes that are shown", codes);
+                let codes = value.codes.map(|(codes, layout)| (value.pixels(), layout.pixel_bytes(), copied(codes)));
+                seen.push((value.node.to_owned(), nanoseconds, codes));
+            };
+            let outputs = self.run_with(py, &inputs, &channels_last, Some(&mut observe))?;
+            let mut shown = Vec::new();
+            for (node, nanoseconds, codes) in seen {
+                let codes = match codes {
+                    None => None,
+                    Some(([n, h, w], bytes, codes)) => {
+                        Some(array(py, codes.map_err(|e| raise(py, e))?, [n, h, w, bytes].into())?)
+                    }
+                };
+                shown.push((node, nanoseconds, codes));
+            }
+            Ok((outputs, shown))
+        })
     }
 }
 
@@ -129,30 +155,46 @@ impl Network {
             .iter()
             .zip(channels_last)
             .map(|(array, &last)| {
-                let mut shape = array.shape().to_vec();
+                let mut shape = array.shape().to_vec(); // small: at most 64 sizes
                 if last && shape.len() > 2 {
                     shape[1..].rotate_right(1);
                 }
                 shape
             })
             .collect();
-        let inputs: Vec<Input<'_>> = arrays
+        let inputs = arrays
             .iter()
             .zip(&shapes)
             .zip(channels_last)
-            .map(|((array, shape), &channels_last)| Input { shape, data: array.slice(), channels_last })
-            .collect();
-        let run = || match observe {
-            None => self.net.run(&inputs),
-            Some(observe) => self.net.run_observed(&inputs, observe),
+            .map(|((array, shape), &channels_last)| Ok(Input { shape, data: array.slice()?, channels_last }))
+            .collect::<PyResult<Vec<Input<'_>>>>()?;
+        // What a signal's handler raised: KeyboardInterrupt, usually.
+        let raised = Mutex::new(None);
+        let go_on = || match Python::attach(|py| py.check_signals()) {
+            Ok(()) => true,
+            Err(error) => {
+                *raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                false
+            }
         };
-        let outputs = py.detach(run).map_err(|e| raise(py, e))?;
+        let done = py.detach(|| match observe {
+            None => self.net.run_while(&inputs, &go_on),
+            Some(observe) => self.net.run_observed(&inputs, observe),
+        });
+        if let Some(error) = raised.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(error);
+        }
+        let outputs = done.map_err(|e| match e {
+            // Here it is the inputs that ask for so much.
+            limit @ fatnn::Error::Limit { .. } => input_error(py, &limit.to_string()),
+            other => raise(py, other),
+        })?;
         outputs
             .into_iter()
             .map(|output| {
                 let mut shape = output.shape;
                 shape[1..].rotate_left(1);
-                output.data.into_pyarray(py).reshape(shape)
+                array(py, output.data, shape)
             })
             .collect()
     }

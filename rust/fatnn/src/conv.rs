@@ -11,7 +11,11 @@ use crate::error::{Result, bad_value, check_len};
 use crate::frame::{self, FramePlan, Input, Job};
 use crate::gemm::{self, AccSink, FloatSink, Piece, Rows, Sink};
 use crate::kernels::{FramedKernel, Inner};
+use crate::memory;
 use crate::weights::PackedWeights;
+
+/// Sizes, in elements or bytes, stay below this, so that sums of a few of them can be counted.
+const MAX_SIZE: usize = 1 << (usize::BITS - 4);
 
 /// Geometry of a convolution over `batch × height × width` pixels; one-dimensional ones have height 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,9 +68,9 @@ impl ConvShape {
 
     /// `batch × height × width × elements`.
     pub(crate) fn size(&self, what: &'static str, [height, width]: [usize; 2], elements: usize) -> Result<usize> {
-        match [height, width, elements].iter().try_fold(self.batch, |n, &f| n.checked_mul(f)) {
-            Some(size) => Ok(size),
-            None => bad_value(what, "a size that fits in memory", format!("{} × {height} × {width}", self.batch)),
+        match memory::product([self.batch, height, width, elements]) {
+            Some(size) if size < MAX_SIZE => Ok(size),
+            _ => bad_value(what, "a size that fits in memory", format!("{} × {height} × {width}", self.batch)),
         }
     }
 }
@@ -77,7 +81,8 @@ impl ConvShape {
 /// `codes` holds `batch × height × width` pixels in the layout of `weights.shape()`'s channels and groups.
 ///
 /// # Errors
-/// [`crate::Error::Shape`] or [`crate::Error::Value`] where sizes do not fit; [`crate::Error::Environment`] or
+/// [`crate::Error::Shape`] or [`crate::Error::Value`] where sizes do not fit; [`crate::Error::Value`] where `codes` holds bits
+/// that no code of the weights' kind of activations has; [`crate::Error::Environment`] or
 /// [`crate::Error::Threads`] where the pool cannot be had.
 pub fn conv2d_acc(codes: &[u8], weights: &PackedWeights<'_>, shape: &ConvShape, out: &mut [i32]) -> Result<()> {
     run(codes, weights, shape, &AccSink { channels: weights.shape().out_channels }, out)
@@ -132,7 +137,7 @@ pub fn conv2d_float(
 /// Checks thresholds for `n` output channels.
 pub(crate) fn check_thresholds(n: usize, to: &ToCodes<'_>) -> Result<()> {
     check_len("channels of the output layout", n, to.layout.channels())?;
-    check_len("thresholds", n * to.layout.coding().thresholds(), to.thresholds.len())?;
+    check_len("thresholds", n.saturating_mul(to.layout.coding().thresholds()), to.thresholds.len())?;
     if let Some(at) = (n..to.thresholds.len()).find(|&at| to.thresholds[at - n] > to.thresholds[at]) {
         let got = format!("{} and then {} for channel {}", to.thresholds[at - n], to.thresholds[at], at % n);
         return bad_value("thresholds", "none below the one before", got);
@@ -148,12 +153,9 @@ fn run<S: Sink>(
     out: &mut [S::Elem],
 ) -> Result<()> {
     let geometry = Geometry::new(weights, shape)?;
-    let mut frame = Vec::new();
-    if frame.try_reserve_exact(geometry.frame_bytes).is_err() {
-        let [h, w] = geometry.framed;
-        return bad_value("padding", "a padded input that fits in memory", format!("{h} × {w} pixels"));
-    }
-    frame.resize(geometry.frame_bytes, 0);
+    geometry.check(codes, sink, out, &[])?;
+    geometry.layout.check_for(weights.act(), codes)?;
+    let mut frame = memory::filled("the padded input", geometry.frame_bytes, 0)?;
     geometry.run(codes, weights, sink, &mut frame, out, &mut [])
 }
 
@@ -184,8 +186,22 @@ pub(crate) struct Geometry {
     plan: Option<FramePlan>,
 }
 
+/// Sizes of a convolution, counted before anything is allocated.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    /// Output height and width.
+    pub output: [usize; 2],
+    /// Height and width with padding.
+    framed: [usize; 2],
+    /// See [`Geometry::frame_bytes`].
+    pub frame_bytes: usize,
+    /// Bytes of a geometry, and of a thread's frame.
+    pub table_bytes: u128,
+}
+
 impl Geometry {
-    pub fn new(weights: &PackedWeights<'_>, shape: &ConvShape) -> Result<Self> {
+    /// Checks that the shape is one that the weights can be run on.
+    pub fn sizes(weights: &PackedWeights<'_>, shape: &ConvShape) -> Result<Sizes> {
         let w = weights.shape();
         let layout = weights.codes_layout()?;
         if w.kernel != shape.kernel {
@@ -198,26 +214,42 @@ impl Geometry {
         let output = shape.output()?;
         let pixel = layout.pixel_bytes();
         let framed = [shape.input[0] + 2 * shape.padding[0], shape.input[1] + 2 * shape.padding[1]];
-        let plan = match weights.inner() {
-            Inner::Tiled(_) => None,
+        let padded = shape.size("padded input", framed, pixel)?;
+        let taps = shape.kernel[0].saturating_mul(shape.kernel[1]);
+        let (frame_bytes, table_bytes) = match weights.inner() {
+            Inner::Tiled(_) => {
+                let units = layout.group_bytes() / weights.kernel().layout().family.unit_bytes();
+                (if shape.padding == [0, 0] { 0 } else { padded }, taps as u128 * units as u128 * 8)
+            }
             Inner::Framed(framed) => {
-                let plan = FramePlan::new(shape);
                 let unit_bytes = layout.group_units().saturating_mul(framed.unit_bytes());
-                if !plan.fits(output[1], unit_bytes) {
+                let Some(frame) = FramePlan::frame_bytes(shape, output[1], unit_bytes) else {
                     let got = format!("dilation {:?} of a kernel of {:?}", shape.dilation, shape.kernel);
                     return bad_value("convolution", "a window whose part of the input fits in memory", got);
-                }
-                Some(plan)
+                };
+                (0, FramePlan::bytes(shape) + taps as u128 * layout.group_units() as u128 * 8 + frame as u128)
             }
         };
-        let padded = shape.size("padded input", framed, pixel)?;
-        let frame_bytes = if shape.padding == [0, 0] || plan.is_some() { 0 } else { padded };
+        Ok(Sizes { output, framed, frame_bytes, table_bytes })
+    }
+
+    pub fn new(weights: &PackedWeights<'_>, shape: &ConvShape) -> Result<Self> {
+        let Sizes { output, framed, frame_bytes, .. } = Self::sizes(weights, shape)?;
+        let layout = weights.codes_layout()?;
+        let pixel = layout.pixel_bytes();
+        let plan = match weights.inner() {
+            Inner::Tiled(_) => None,
+            Inner::Framed(_) => Some(FramePlan::new(shape)?),
+        };
         let unit_bytes = weights.kernel().layout().family.unit_bytes();
-        let steps = (0..shape.kernel[0])
-            .flat_map(|y| (0..shape.kernel[1]).map(move |x| (y, x)))
-            .map(|(y, x)| (y * shape.dilation[0] * framed[1] + x * shape.dilation[1]) * pixel)
-            .flat_map(|tap| (0..layout.group_bytes()).step_by(unit_bytes).map(move |unit| tap + unit))
-            .collect();
+        let taps = shape.kernel[0] * shape.kernel[1];
+        // Kernels with frames of their own have their own offsets.
+        let units = if plan.is_some() { 0 } else { layout.group_bytes() / unit_bytes };
+        let mut steps = memory::reserved("addresses of a convolution", taps.saturating_mul(units))?;
+        for (y, x) in (0..shape.kernel[0]).flat_map(|y| (0..shape.kernel[1]).map(move |x| (y, x))) {
+            let tap = (y * shape.dilation[0] * framed[1] + x * shape.dilation[1]) * pixel;
+            steps.extend((0..units).map(|unit| tap + unit * unit_bytes));
+        }
         Ok(Geometry {
             shape: *shape,
             layout,

@@ -18,13 +18,13 @@ use crate::error::{Result, bad_value, check_len};
 /// A finished tile of accumulators and where it belongs.
 pub struct TileAcc<'a> {
     /// `acc[row * nr + channel]`.
-    pub acc: &'a [i32],
+    pub(crate) acc: &'a [i32],
     /// Rows that exist.
-    pub rows: usize,
+    pub(crate) rows: usize,
     /// Output channel of column 0.
-    pub first_channel: usize,
+    pub(crate) first_channel: usize,
     /// Columns that exist, at most 64.
-    pub channels: usize,
+    pub(crate) channels: usize,
 }
 
 /// Thresholds to codes.

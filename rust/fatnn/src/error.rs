@@ -82,6 +82,35 @@ pub enum Error {
         /// What went wrong there.
         source: Box<Error>,
     },
+    /// Memory for something whose size data decides could not be had.
+    #[error(
+        "out of memory: {what} needs {bytes} bytes; use smaller inputs, fewer images at a time, or a larger machine"
+    )]
+    Memory {
+        /// What it was for.
+        what: &'static str,
+        /// How many bytes were asked for; `usize::MAX` stands for more than can be counted.
+        bytes: usize,
+    },
+    /// A network would cost more than its [`crate::net::Limits`] allow.
+    #[error(
+        "{what}: {needed} {unit}, more than {argument} = {limit}; if that is intended, load it with a larger {argument}"
+    )]
+    Limit {
+        /// The node, or what of the network.
+        what: String,
+        /// What it would cost.
+        needed: u128,
+        /// What is counted: `"bytes"` or `"multiply-accumulates per image"`.
+        unit: &'static str,
+        /// The field of the limits: `"max_bytes"` or `"max_macs"`.
+        argument: &'static str,
+        /// Its value.
+        limit: u64,
+    },
+    /// A run was told to stop: see [`crate::net::Network::run_while`].
+    #[error("interrupted: the run was told to stop before it was done")]
+    Interrupted,
     /// The operating system refused to read or write a file.
     #[error("{path}: {source}")]
     Io {

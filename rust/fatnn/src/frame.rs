@@ -16,6 +16,7 @@ use crate::epilogue::TileAcc;
 use crate::error::Result;
 use crate::gemm::{Piece, Sink, for_each_piece};
 use crate::kernels::{Emitted, Framed, FramedKernel, Kernel, Line, Panel, Pixels};
+use crate::memory;
 use crate::parallel;
 use crate::weights::PackedWeights;
 
@@ -66,10 +67,10 @@ pub(crate) struct FramePlan {
 }
 
 impl FramePlan {
-    pub fn new(shape: &ConvShape) -> Self {
+    pub fn new(shape: &ConvShape) -> Result<Self> {
         let mut phases = Vec::new();
         let mut numbers = BTreeMap::new();
-        let mut taps = Vec::with_capacity(shape.kernel[0] * shape.kernel[1]);
+        let mut taps = memory::reserved("taps of a convolution", shape.kernel[0].saturating_mul(shape.kernel[1]))?;
         for y in 0..shape.kernel[0] {
             for x in 0..shape.kernel[1] {
                 let offset = [y * shape.dilation[0], x * shape.dilation[1]];
@@ -82,15 +83,39 @@ impl FramePlan {
             }
         }
         let reach = [0, 1].map(|axis| taps.iter().map(|tap| tap.shift[axis]).max().unwrap_or(0));
-        FramePlan { taps, phases, reach }
+        Ok(FramePlan { taps, phases, reach })
     }
 
-    /// Whether frames for an output so wide stay below [`MOST_BYTES`], by a margin for rectangles of more than one row; a
-    /// position takes `unit_bytes` in every phase.
-    pub fn fits(&self, width: usize, unit_bytes: usize) -> bool {
-        let sides = [2 * self.reach[0] + NARROWEST, 2 * self.reach[1] + width];
-        let factors = [sides[0], sides[1], self.phases.len(), unit_bytes];
-        factors.iter().try_fold(1usize, |n, &f| n.checked_mul(f)).is_some_and(|bytes| bytes <= MOST_BYTES)
+    /// Bytes that a frame for an output so wide has at most, with a margin for rectangles of more than one row; a position takes
+    /// `unit_bytes` in every phase. `None` above [`MOST_BYTES`]. Counts what [`FramePlan::new`] would make.
+    pub fn frame_bytes(shape: &ConvShape, width: usize, unit_bytes: usize) -> Option<usize> {
+        let reach =
+            [0, 1].map(|axis| (shape.kernel[axis] - 1).saturating_mul(shape.dilation[axis]) / shape.stride[axis]);
+        let double = reach.map(|reach| reach.saturating_mul(2));
+        let sides = [double[0].saturating_add(NARROWEST), double[1].saturating_add(width)];
+        memory::product([sides[0], sides[1], Self::phases(shape), unit_bytes]).filter(|bytes| *bytes <= MOST_BYTES)
+    }
+
+    /// Bytes of the plan itself, while it is made.
+    pub fn bytes(shape: &ConvShape) -> u128 {
+        let taps = shape.kernel[0].saturating_mul(shape.kernel[1]);
+        taps as u128 * size_of::<Tap>() as u128 + Self::phases(shape) as u128 * 64
+    }
+
+    /// How many offsets within the stride taps have.
+    fn phases(shape: &ConvShape) -> usize {
+        // The multiples of the dilation take `stride / gcd` values, of which a kernel meets as many as it has taps.
+        let gcd = |mut a: usize, mut b: usize| {
+            while b != 0 {
+                (a, b) = (b, a % b);
+            }
+            a
+        };
+        let axis = |axis: usize| {
+            let stride = shape.stride[axis];
+            shape.kernel[axis].min(stride / gcd(stride, shape.dilation[axis]))
+        };
+        axis(0).saturating_mul(axis(1))
     }
 }
 
@@ -194,12 +219,13 @@ pub(crate) fn run<S: Sink, const N: usize>(
                 let rectangle = Rectangle::next(output, reach, [first + done, first + count], limit, most);
                 for (j, job) in jobs.iter().enumerate() {
                     for group in 0..job.weights.groups() {
-                        rectangle.run(kernel, job, group, scratch, |tile, row| write(j, tile, done + row));
+                        rectangle.run(kernel, job, group, scratch, |tile, row| write(j, tile, done + row))?;
                     }
                 }
                 done += rectangle.size[0] * rectangle.size[1];
             }
-        });
+            Ok(())
+        })
     })
 }
 
@@ -212,16 +238,17 @@ impl Rectangle {
         group: usize,
         scratch: &mut Scratch,
         mut write: impl FnMut(&TileAcc<'_>, usize),
-    ) {
+    ) -> Result<()> {
         let layout = kernel.layout();
         let (plan, units) = (input.plan, input.layout.group_units());
         let [rows, columns] = self.size;
         let (height, width) = (rows + plan.reach[0], columns + plan.reach[1]);
         let plane = height * width * framed.unit_bytes();
         let bytes = plan.phases.len() * units * plane + framed.slack();
-        let frame = Line::bytes_mut(Line::at_least(&mut scratch.frame, bytes));
+        let frame = Line::bytes_mut(Line::at_least(&mut scratch.frame, bytes)?);
         self.fill(framed, weights.act() != Act::Full, input, group, [height, width], frame);
         scratch.offsets.clear();
+        memory::reserve("addresses of a frame", &mut scratch.offsets, units.saturating_mul(plan.taps.len()))?;
         for unit in 0..units {
             for tap in &plan.taps {
                 let shift = (tap.shift[0] * width + tap.shift[1]) * framed.position_bytes();
@@ -250,6 +277,7 @@ impl Rectangle {
                 }
             });
         }
+        Ok(())
     }
 
     /// Writes the rectangle's frame: `height × width` positions of every phase and unit.

@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::epilogue::{Residual, TileAcc, ToCodes, ToFloat};
 use crate::error::Result;
 use crate::kernels::{BLOCK, Kernel, MAX_MR, MAX_NR, TileRows, TiledKernel, Tiles};
-use crate::parallel;
 use crate::weights::PackedWeights;
+use crate::{memory, parallel};
 
 /// A thread's working memory, kept from call to call.
 struct Scratch {
@@ -172,7 +172,7 @@ pub(crate) fn for_each_piece<S: Sink>(
     piece: Piece<'_, S::Elem>,
     granularity: usize,
     cost: usize,
-    work: impl Fn(usize, usize, &mut dyn FnMut(usize, &TileAcc<'_>, usize)) + Sync,
+    work: impl Fn(usize, usize, &mut dyn FnMut(usize, &TileAcc<'_>, usize)) -> Result<()> + Sync,
 ) -> Result<()> {
     let (row_len, beside_len) = sinks.last().map_or((0, 0), |sink| (sink.row_len(), sink.beside_len()));
     let Piece { out, beside } = piece;
@@ -185,8 +185,7 @@ pub(crate) fn for_each_piece<S: Sink>(
         work(first, rows, &mut |sink, tile, row| {
             let piece = Piece { out: &mut out[row * row_len..], beside: &mut beside[row * beside_len..] };
             sinks[sink].write(kernel, tile, first + row, piece);
-        });
-        Ok(())
+        })
     })
 }
 
@@ -220,6 +219,7 @@ pub(crate) fn run<S: Sink>(
                 }
             }
         });
+        Ok(())
     })
 }
 
@@ -238,7 +238,7 @@ fn by_panels<S: Sink>(
     let bases: &[usize] = rows.bases(&mut bases, mr, [0, m]);
     let panels = weights.panels_per_group();
     let len = bases.len() * kernel.layout().nr;
-    let mut every = vec![0; weights.groups() * panels * len];
+    let mut every = memory::filled("sums of a layer with few rows", weights.groups() * panels * len, 0)?;
     let cost = m.saturating_mul(weights.macs_per_row());
     parallel::try_for_each_rows(&mut every, len, 1, cost, |first, every| {
         SCRATCH.with_borrow_mut(|Scratch { low, .. }| {
@@ -254,6 +254,7 @@ fn by_panels<S: Sink>(
         for (i, acc) in every.chunks_exact(len).enumerate() {
             write(0, &tile_of(weights, [i / panels, i % panels], acc, m), 0);
         }
+        Ok(())
     })
 }
 

@@ -15,6 +15,7 @@
 //! | [`net`] | the canonical file, and whole networks in one call: [`net::Network`] |
 //! | [`kernels`] | the micro-kernels and their table |
 //! | [`cpu`], [`parallel`] | CPU features, threads |
+//! | [`memory`] | memory that may be refused |
 //! | [`reference`](mod@reference) | obvious loops that everything above is compared with, bit for bit |
 //!
 //! Integer results are exact and equal on every instruction set and for every number of threads.
@@ -33,6 +34,7 @@ pub mod int8;
 // The only room with `unsafe`: loads, stores and calls of functions with CPU features.
 #[allow(unsafe_code)]
 pub mod kernels;
+pub mod memory;
 pub mod net;
 pub mod parallel;
 pub mod pool;

@@ -3,16 +3,21 @@
 //! Its size is what [`set_num_threads`] said last, else `FATNN_NUM_THREADS`, else what [`set_default_threads`] said last (the
 //! host framework's number), else the number of CPUs this process may use.
 //! Work is split by output rows, and every row is computed the same way whoever computes it, so results do not depend on
-//! the number of threads. After a `fork` the child builds a pool of its own, for threads do not survive a fork. (As with every
+//! the number of threads. Pool threads round floats, and flush denormals or not, as the calling thread does
+//! (`kernels::float_mode`). After a `fork` the child builds a pool of its own, for threads do not survive a fork. (As with every
 //! library that has locks, fork while no other thread is inside a call.)
 
 use std::cell::Cell;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
 use crate::config;
 use crate::error::{Error, Result, bad_value};
+use crate::kernels::FloatMode;
 
 /// More threads than this are refused: a typing error, not a machine.
 pub const MAX_THREADS: usize = 4096;
@@ -110,11 +115,99 @@ fn pool() -> Result<(usize, Option<Arc<rayon::ThreadPool>>)> {
     Ok((threads, Some(pool)))
 }
 
+/// Asks the caller of a run whether it may go on. Only the calling thread asks, at most every [`Watch::INTERVAL`]: while pool
+/// threads work it waits and asks, and where it works itself it asks in [`Watch::check`].
+pub(crate) struct Watch<'a> {
+    go_on: Option<&'a (dyn Fn() -> bool + Sync)>,
+    caller: ThreadId,
+    asked: Mutex<Instant>,
+    stopped: AtomicBool,
+}
+
+impl<'a> Watch<'a> {
+    const INTERVAL: Duration = Duration::from_millis(50);
+
+    /// For a run of this thread; `None` lets it go on to its end.
+    pub fn new(go_on: Option<&'a (dyn Fn() -> bool + Sync)>) -> Self {
+        let (asked, stopped) = (Mutex::new(Instant::now()), AtomicBool::new(false));
+        Watch { go_on, caller: thread::current().id(), asked, stopped }
+    }
+
+    pub fn none() -> Self {
+        Watch::new(None)
+    }
+
+    /// Comes between the parts of a run.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] where the run is to stop.
+    pub fn check(&self) -> Result<()> {
+        let Some(go_on) = self.go_on else { return Ok(()) };
+        if thread::current().id() == self.caller {
+            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            if asked.elapsed() >= Self::INTERVAL {
+                *asked = Instant::now();
+                drop(asked);
+                self.ask(go_on);
+            }
+        }
+        match self.stopped.load(Ordering::Relaxed) {
+            true => Err(Error::Interrupted),
+            false => Ok(()),
+        }
+    }
+
+    fn ask(&self, go_on: &(dyn Fn() -> bool + Sync)) {
+        if !go_on() {
+            self.stopped.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Calls `work` on one of the pool's threads, in this thread's floating-point mode; asks meanwhile.
+    fn install<R: Send>(&self, pool: &rayon::ThreadPool, work: impl FnOnce() -> R + Send) -> Result<R> {
+        let mode = FloatMode::current();
+        let work = move || mode.run(work);
+        // A thread of the pool must not wait here: it calls the work itself, and only the caller asks.
+        let go_on = match self.go_on {
+            Some(go_on) if pool.current_thread_index().is_none() => go_on,
+            _ => return Ok(pool.install(work)),
+        };
+        /// Wakes the caller, also where the work panics.
+        struct Done<'a>(&'a Mutex<bool>, &'a Condvar);
+        impl Drop for Done<'_> {
+            fn drop(&mut self) {
+                *self.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+                self.1.notify_one();
+            }
+        }
+        let (done, woken, mut made) = (Mutex::new(false), Condvar::new(), None);
+        pool.in_place_scope(|scope| {
+            scope.spawn(|_| {
+                let _done = Done(&done, &woken);
+                made = Some(work());
+            });
+            let mut finished = done.lock().unwrap_or_else(PoisonError::into_inner);
+            while !*finished {
+                let waited = woken.wait_timeout(finished, Self::INTERVAL).unwrap_or_else(PoisonError::into_inner);
+                finished = waited.0;
+                if !*finished && waited.1.timed_out() {
+                    // Not while the lock is held: the caller may take long to answer.
+                    drop(finished);
+                    self.ask(go_on);
+                    finished = done.lock().unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        });
+        // A panic of the work has left the scope already.
+        made.ok_or(Error::Interrupted)
+    }
+}
+
 /// Calls `work` on one of the pool's threads: what it splits then finds the others awake, where each call from outside would
 /// wake them anew (measured, in a network of twenty layers that takes as long as half its work).
-pub(crate) fn inside<R: Send>(work: impl FnOnce() -> R + Send) -> Result<R> {
+pub(crate) fn inside<R: Send>(watch: &Watch<'_>, work: impl FnOnce() -> R + Send) -> Result<R> {
     match pool()? {
-        (_, Some(pool)) => Ok(pool.install(work)),
+        (_, Some(pool)) => watch.install(&pool, work),
         (_, None) => Ok(work()),
     }
 }
@@ -126,17 +219,27 @@ thread_local! {
 
 /// Calls `work` for every index below `count`, and returns what it makes, in order. Where there are at least as many as
 /// threads, each call stays on one thread.
-pub(crate) fn for_each_alone<R: Send>(count: usize, work: impl Fn(usize) -> Result<R> + Sync) -> Result<Vec<R>> {
+pub(crate) fn for_each_alone<R: Send>(
+    watch: &Watch<'_>,
+    count: usize,
+    work: impl Fn(usize) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    /// Puts the flag back, also where the work panics.
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            ALONE.set(self.0);
+        }
+    }
+    let mode = FloatMode::current();
     match pool()? {
-        (threads, Some(pool)) if count >= threads => pool.install(|| {
+        (threads, Some(pool)) if count >= threads => watch.install(&pool, || {
             let alone = |i| {
-                let before = ALONE.replace(true);
-                let made = work(i);
-                ALONE.set(before);
-                made
+                let _before = Before(ALONE.replace(true));
+                mode.run(|| work(i))
             };
             (0..count).into_par_iter().map(alone).collect()
-        }),
+        })?,
         _ => (0..count).map(work).collect(),
     }
 }
@@ -198,11 +301,13 @@ pub(crate) fn try_for_each_pair<T: Send, U: Send>(
     if rows == 0 {
         return Ok(());
     }
-    assert_eq!(beside.len(), rows * beside_len);
+    debug_assert_eq!(Some(beside.len()), rows.checked_mul(beside_len));
     let (threads, pool) = if alone(cost) { (1, None) } else { pool()? };
     let Some(pool) = pool else {
         return work(0, out, beside);
     };
+    let mode = FloatMode::current();
+    let work = |first, out: &mut [T], beside: &mut [U]| mode.run(|| work(first, out, beside));
     // A few pieces per thread even out unequal cores without making pieces so small that their set-up shows.
     let piece = rows.div_ceil(threads * 4).next_multiple_of(granularity).max(granularity);
     pool.install(|| {

@@ -10,7 +10,7 @@ use std::ops::Range;
 use crate::codec::{CodesLayout, Coding};
 use crate::conv::ConvShape;
 use crate::error::{Result, bad_value, check_len};
-use crate::parallel;
+use crate::{memory, parallel};
 
 /// The maximum of each window's codes. Padding never wins.
 ///
@@ -20,7 +20,7 @@ use crate::parallel;
 ///
 /// # Errors
 /// [`crate::Error::Value`] where kernel, stride or dilation is 0, or a window contains nothing but padding;
-/// [`crate::Error::Shape`] where sizes do not fit.
+/// [`crate::Error::Shape`] where sizes do not fit; [`crate::Error::Value`] as [`CodesLayout::check`].
 pub fn max_pool_codes(
     codes: &[u8],
     layout: CodesLayout,
@@ -29,17 +29,26 @@ pub fn max_pool_codes(
     out: &mut [u8],
 ) -> Result<()> {
     let pixel = layout.pixel_bytes();
-    if [shape.kernel, shape.stride, shape.dilation].concat().contains(&0) {
+    if [shape.kernel, shape.stride, shape.dilation].as_flattened().contains(&0) {
         return bad_value("kernel, stride and dilation", "at least 1 each", format!("{shape:?}"));
     }
     let [h, w] = shape.input;
     let [out_h, out_w] = output;
-    let total = |what, h: usize, w: usize| match [h, w, pixel].iter().try_fold(shape.batch, |n, &f| n.checked_mul(f)) {
-        Some(n) => Ok(n),
-        None => bad_value(what, "a size that fits in memory", format!("{} × {h} × {w} pixels", shape.batch)),
-    };
-    check_len("packed codes", total("input", h, w)?, codes.len())?;
-    check_len("output", total("output", out_h, out_w)?, out.len())?;
+    check_len("packed codes", shape.size("input", [h, w], pixel)?, codes.len())?;
+    check_len("output", shape.size("output", [out_h, out_w], pixel)?, out.len())?;
+    layout.check(codes)?;
+    pool_checked(codes, layout, shape, output, out)
+}
+
+/// [`max_pool_codes`] of codes that this crate has made, for sizes that fit.
+pub(crate) fn pool_checked(
+    codes: &[u8],
+    layout: CodesLayout,
+    shape: &ConvShape,
+    [out_h, out_w]: [usize; 2],
+    out: &mut [u8],
+) -> Result<()> {
+    let ([h, w], pixel) = (shape.input, layout.pixel_bytes());
     if out.is_empty() {
         return Ok(());
     }
@@ -84,16 +93,18 @@ fn windows(shape: &ConvShape, axis: usize, outputs: usize) -> Result<Vec<Range<u
         let end = last.min(padding.checked_add(input)?.checked_sub(1)?);
         (begin <= end).then(|| begin - padding..end - padding + 1)
     };
-    (0..outputs)
-        .map(|o| match window(o) {
-            Some(range) => Ok(range),
-            None => bad_value(
+    let mut ranges = memory::reserved("windows of a pooling", outputs)?;
+    for o in 0..outputs {
+        let Some(range) = window(o) else {
+            return bad_value(
                 "output size",
                 format!("windows that each contain a pixel on axis {axis} (of height, width)"),
                 format!("{outputs}, and window {o} of {shape:?} contains none"),
-            ),
-        })
-        .collect()
+            );
+        };
+        ranges.push(range);
+    }
+    Ok(ranges)
 }
 
 /// Merges a pixel's planes into `out`, which holds `x₂` in the place of `z`.

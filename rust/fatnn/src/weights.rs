@@ -12,6 +12,7 @@ use std::sync::Arc;
 use crate::codec::{Act, CodesLayout, WeightKind};
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::kernels::{self, Counting, Inner, Kernel, Layout, Line, Operands, Seal};
+use crate::memory;
 
 /// Bytes before the first panel.
 pub(crate) const HEADER: usize = 64;
@@ -180,14 +181,14 @@ pub(crate) enum Blob<'a> {
 
 impl Blob<'static> {
     /// A blob of `len` bytes: the header, then what `fill` writes into the zeros behind it, given all of them.
-    pub fn new(header: &Header, magic: u32, len: usize, fill: impl FnOnce(&mut [u8])) -> Self {
-        let mut lines = vec![Line::ZERO; len.div_ceil(size_of::<Line>())];
+    pub fn new(header: &Header, magic: u32, len: usize, fill: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<Self> {
+        let mut lines = memory::filled("packed weights", len.div_ceil(size_of::<Line>()), Line::ZERO)?;
         let bytes = &mut Line::bytes_mut(&mut lines)[..len];
         for (slot, value) in bytes[..HEADER].chunks_exact_mut(4).zip(header.words(magic)) {
             slot.copy_from_slice(&value.to_le_bytes());
         }
-        fill(bytes);
-        Blob::Owned(Arc::new(lines), len)
+        fill(bytes)?;
+        Ok(Blob::Owned(Arc::new(lines), len))
     }
 }
 
@@ -260,7 +261,11 @@ impl PackedWeights<'static> {
         let (taps, group_channels, k) =
             (shape.kernel[0] * shape.kernel[1], shape.channels / shape.groups, shape.reduction());
         // One output channel's codes, taps before channels: the order in which activations are walked.
-        let mut reordered = vec![0i8; layout.nr * k];
+        let panel_codes = layout.nr.saturating_mul(k);
+        let mut reordered = memory::filled("weights of a panel", panel_codes, 0i8)?;
+        // w = 2·high + low, both of them signs.
+        let two_bit = operands.weights == WeightKind::TwoBit;
+        let mut signs = memory::filled("weights of a panel", if two_bit { panel_codes } else { 0 }, 0i8)?;
         let header = Header { layout: layout.id(), shape, act, weights: operands.weights };
         packed.blob = Blob::new(&header, MAGIC, packed.total_bytes(), |bytes| {
             for group in 0..shape.groups {
@@ -278,25 +283,36 @@ impl PackedWeights<'static> {
                     let mut pack = |plane: usize, codes: &[i8]| {
                         let channel = |j: usize| (j < count).then(|| &codes[j * k..(j + 1) * k]);
                         let range = packed.panel_range(group, panel, plane);
-                        layout.pack_panel(taps, group_channels, (act, counting), channel, &mut bytes[range]);
+                        layout.pack_panel(taps, group_channels, (act, counting), channel, &mut bytes[range])
                     };
-                    if operands.weights != WeightKind::TwoBit {
-                        pack(0, &reordered);
+                    if !two_bit {
+                        pack(0, &reordered)?;
                         continue;
                     }
-                    // w = 2·high + low, both of them signs.
-                    let high: Vec<i8> = reordered.iter().map(|w| w.signum()).collect();
-                    let low: Vec<i8> = reordered.iter().zip(&high).map(|(w, high)| w - 2 * high).collect();
-                    pack(0, &high);
-                    pack(1, &low);
+                    for (plane, sign) in [i8::signum as fn(i8) -> i8, |w| w - 2 * w.signum()].into_iter().enumerate() {
+                        for (to, &from) in signs.iter_mut().zip(&reordered) {
+                            *to = sign(from);
+                        }
+                        pack(plane, &signs)?;
+                    }
                 }
             }
-        });
+            Ok(())
+        })?;
         Ok(packed)
     }
 }
 
 impl<'a> PackedWeights<'a> {
+    /// Bytes that weights of a checked shape take for a kernel that runs the operands.
+    pub(crate) fn packed_bytes(kernel: &'static dyn Kernel, shape: WeightShape, operands: Operands) -> usize {
+        if !operands.run_on(kernel) {
+            return 0;
+        }
+        let layout = kernel.layout();
+        PackedWeights { blob: Blob::Borrowed(&[]), shape, operands, layout, kernel }.total_bytes()
+    }
+
     /// Checks and borrows a blob that [`PackedWeights::as_bytes`] gave.
     ///
     /// # Errors

@@ -175,7 +175,7 @@ fn run_writes_what_the_library_computes() {
     let text = succeeds(&[Path::new("run"), &file, &input, Path::new("--out"), &out]);
     let network = Network::load(&file).unwrap();
     let expected = network.run(&[Input { shape: &[3, C, 8, 8], data: &x, channels_last: false }]).unwrap();
-    let values = expected[0].channels_first();
+    let values = expected[0].channels_first().unwrap();
     let written = std::fs::read(&out).unwrap();
     let header = String::from_utf8_lossy(&written[..128]).into_owned();
     assert!(header.contains("'<f4'") && header.contains("False") && header.contains("(3, 6, 8, 8"), "{header}");

@@ -193,7 +193,8 @@ fn a_window_that_spans_too_much_is_an_error() {
         for kernel in kernels::detected() {
             let weights = PackedWeights::for_kernel(kernel, &vec![1; shape.len()], shape, Act::Half).unwrap();
             let error = conv2d_acc(&[0; 16], &weights, &conv, &mut [0; 64]).unwrap_err();
-            assert!(matches!(error, Error::Value { .. }), "{}: {error}", kernel.name());
+            let refused = matches!(error, Error::Value { .. } | Error::Memory { .. });
+            assert!(refused, "{}: {error}", kernel.name());
         }
     }
 }

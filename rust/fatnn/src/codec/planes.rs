@@ -4,15 +4,21 @@
 //! planes this is `p = [x ≥ 0]` and `x₂ = [x ≥ 1]`. What is stored is the pair `(z, p)` with `z = [x = 0] = p ⊕ x₂`, since
 //! that is what the kernels' adder wants (see `kernels/popcount.rs`); `x₂ = p ∧ ¬z`.
 //!
+//! **Words that are no codes.** `z` without `p` is no code, and neither is a bit of a channel that does not exist. Kernels read
+//! such bits in ways of their own, so they never get them: every public function that takes packed codes from outside refuses
+//! them ([`CodesLayout::check`]). Inside a network codes are only made by this crate.
+//!
 //! Activations of two bits are binary planes in the same places: the low bit of the level where `z` is, the high bit where
 //! `p` is.
 
-use crate::codec::{Coding, MOST_THRESHOLDS};
+use crate::codec::{Act, Coding, MOST_THRESHOLDS};
 use crate::error::{Result, bad_value, check_len};
 
 const WORD: usize = 64;
 /// Bytes of one unit: two planes of 64 channels.
 const UNIT: usize = 16;
+/// Most bytes of a pixel.
+const MAX_PIXEL_BYTES: usize = 1 << (usize::BITS / 2 + 8);
 
 /// How the codes of one pixel lie in memory: per group of channels, per 64 channels of it (the last padded with zero
 /// bits), the two planes of their [`Coding`] as little-endian 64-bit words.
@@ -50,7 +56,8 @@ impl CodesLayout {
     /// A layout of ternary codes for `channels` channels that a convolution with `groups` groups will read.
     ///
     /// # Errors
-    /// [`crate::Error::Value`] where `groups` is 0 or does not divide `channels`, or there are no channels.
+    /// [`crate::Error::Value`] where `groups` is 0 or does not divide `channels`, there are no channels, or so many that a
+    /// pixel's bytes cannot be counted.
     pub fn new(channels: usize, groups: usize) -> Result<Self> {
         if channels == 0 {
             return bad_value("channels", "at least 1", channels);
@@ -58,7 +65,13 @@ impl CodesLayout {
         if groups == 0 || !channels.is_multiple_of(groups) {
             return bad_value("groups", format!("a divisor of the {channels} channels"), groups);
         }
-        Ok(CodesLayout { channels, groups, coding: Coding::Ternary })
+        let layout = CodesLayout { channels, groups, coding: Coding::Ternary };
+        // Below this, bytes of a pixel and bits of a group are far from overflow.
+        if layout.group_bytes().checked_mul(groups).is_none_or(|bytes| bytes > MAX_PIXEL_BYTES) {
+            let got = format!("{channels} in {groups} groups");
+            return bad_value("channels", format!("so many that a pixel takes at most {MAX_PIXEL_BYTES} bytes"), got);
+        }
+        Ok(layout)
     }
 
     /// The same for codes of another coding.
@@ -151,7 +164,7 @@ impl CodesLayout {
     /// [`crate::Error::Shape`] where the sizes do not fit; [`crate::Error::Value`] where a code is none of the layout's coding.
     pub fn pack(self, codes: &[i8], out: &mut [u8]) -> Result<()> {
         let pixels = self.pixels("codes", codes.len(), self.channels)?;
-        check_len("packed codes", pixels * self.pixel_bytes(), out.len())?;
+        check_len("packed codes", pixels.saturating_mul(self.pixel_bytes()), out.len())?;
         self.coding.check(codes)?;
         out.fill(0);
         for (codes, out) in codes.chunks_exact(self.channels).zip(out.chunks_exact_mut(self.pixel_bytes())) {
@@ -169,13 +182,62 @@ impl CodesLayout {
         Ok(())
     }
 
+    /// `Ok` where every bit of packed pixels belongs to a code: of two planes neither is set for a channel that does not
+    /// exist, and ternary codes have no `z` without `p`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] naming the first pixel that holds another word.
+    pub fn check(self, packed: &[u8]) -> Result<()> {
+        match self.coding {
+            Coding::Ternary => self.check_planes(packed, |z, p| z & !p),
+            Coding::Uint2 => self.check_planes(packed, |_, _| 0),
+        }
+    }
+
+    /// [`CodesLayout::check`] for codes that are activations of this kind: binary ones are -1 and 0 only.
+    pub(crate) fn check_for(self, act: Act, packed: &[u8]) -> Result<()> {
+        match act {
+            Act::Binary => self.check_planes(packed, |z, p| z ^ p),
+            _ => self.check(packed),
+        }
+    }
+
+    fn check_planes(self, packed: &[u8], wrong: impl Fn(u64, u64) -> u64) -> Result<()> {
+        let tail = match self.group_channels() % WORD {
+            0 => u64::MAX,
+            rest => u64::MAX >> (WORD - rest),
+        };
+        let unit_wrong = |unit: &[u8; UNIT], exists: u64| {
+            let unit = u128::from_le_bytes(*unit);
+            let (z, p) = (unit as u64, (unit >> 64) as u64);
+            wrong(z, p) | (z | p) & !exists
+        };
+        let group_wrong = |group: &[u8]| {
+            let Some((last, units)) = group.as_chunks().0.split_last() else { return false };
+            units.iter().fold(unit_wrong(last, tail), |all, unit| all | unit_wrong(unit, u64::MAX)) != 0
+        };
+        let whole = match tail == u64::MAX {
+            // Without channels that do not exist, groups are all alike: one long loop.
+            true => packed.as_chunks().0.iter().fold(0, |all, unit| all | unit_wrong(unit, u64::MAX)) != 0,
+            false => packed.chunks_exact(self.group_bytes()).fold(false, |all, group| all | group_wrong(group)),
+        };
+        if !whole {
+            return Ok(());
+        }
+        let at = packed.chunks_exact(self.group_bytes()).position(group_wrong).unwrap_or(0) / self.groups;
+        let expected =
+            format!("codes of {} channels in {} groups, and of the kind that is read", self.channels, self.groups);
+        bad_value("packed codes", expected, format!("bits in pixel {at} that no such code has"))
+    }
+
     /// The inverse of [`CodesLayout::pack`].
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] where the sizes do not fit.
+    /// [`crate::Error::Shape`] where the sizes do not fit; [`crate::Error::Value`] as [`CodesLayout::check`].
     pub fn unpack(self, packed: &[u8], codes: &mut [i8]) -> Result<()> {
         let pixels = self.pixels("packed codes", packed.len(), self.pixel_bytes())?;
-        check_len("codes", pixels * self.channels, codes.len())?;
+        check_len("codes", pixels.saturating_mul(self.channels), codes.len())?;
+        self.check(packed)?;
         for (packed, codes) in packed.chunks_exact(self.pixel_bytes()).zip(codes.chunks_exact_mut(self.channels)) {
             for (packed, codes) in
                 packed.chunks_exact(self.group_bytes()).zip(codes.chunks_exact_mut(self.group_channels()))
@@ -185,7 +247,7 @@ impl CodesLayout {
                     for (j, code) in codes.iter_mut().enumerate() {
                         let (low, high) = ((first >> j & 1) as i8, (second >> j & 1) as i8);
                         *code = match self.coding {
-                            Coding::Ternary => 2 * high - low - 1 + (low & !high),
+                            Coding::Ternary => 2 * high - low - 1,
                             Coding::Uint2 => 2 * high + low,
                         };
                     }

@@ -21,8 +21,8 @@ use crate::kernels::Line;
 use crate::kernels::int8::{COPY_SLACK, Finish, Int8Layout, Pixels, Product, Rows, interleave, roll};
 use crate::kernels::pooling::pooling;
 use crate::net::{Elementwise, PoolStep, apply_all, transpose};
-use crate::parallel;
 use crate::quantize::PixelOrder;
+use crate::{memory, parallel};
 
 /// Bytes of columns in a block: with a panel of weights, they stay in the second-level cache.
 const BLOCK_BYTES: usize = 128 << 10;
@@ -49,12 +49,12 @@ pub struct Int8Epilogue<'a> {
 pub(crate) struct Padded(Vec<f32>);
 
 impl Padded {
-    pub fn new(weights: &Int8Weights<'_>, values: &[f32]) -> Self {
-        let mut padded = vec![0.0; weights.padded_channels()];
+    pub fn new(weights: &Int8Weights<'_>, values: &[f32]) -> Result<Self> {
+        let mut padded = memory::filled("constants of an int8 layer", weights.padded_channels(), 0.0)?;
         for panel in (0..weights.shape().groups).flat_map(|group| weights.panels(group)) {
             padded[panel.padded..][..panel.channels].copy_from_slice(&values[panel.first..][..panel.channels]);
         }
-        Padded(padded)
+        Ok(Padded(padded))
     }
 
     fn of(&self, panel: &Panel) -> &[f32] {
@@ -83,10 +83,10 @@ impl Constants {
         check_len("scale", n, scale.len())?;
         check_len("bias", n, bias.map_or(n, <[f32]>::len))?;
         let bias = match bias {
-            Some(bias) => Padded::new(weights, bias),
-            None => Padded(vec![-0.0; weights.padded_channels()]),
+            Some(bias) => Padded::new(weights, bias)?,
+            None => Padded(memory::filled("constants of an int8 layer", weights.padded_channels(), -0.0)?),
         };
-        Ok(Constants { inv_step, scale: Padded::new(weights, scale), bias, affine: None, relu: false })
+        Ok(Constants { inv_step, scale: Padded::new(weights, scale)?, bias, affine: None, relu: false })
     }
 }
 
@@ -107,17 +107,13 @@ pub fn conv2d_int8(
     let geometry = Geometry::new(weights, shape)?;
     let channels = weights.shape().channels;
     check_len("input", shape.size("input", shape.input, channels)?, x.len())?;
-    let mut scratch = Vec::new();
-    if scratch.try_reserve_exact(geometry.scratch).is_err() {
-        return bad_value("input", "a size that fits in memory", format!("{shape:?}"));
-    }
-    scratch.resize(geometry.scratch, 0);
+    let mut scratch = memory::filled("quantized inputs", geometry.scratch, 0)?;
     let pixels = shape.input[0] * shape.input[1];
     let layer = Layer { weights, constants: &constants, post: &[] };
     if order == PixelOrder::ChannelsLast || pixels == 1 || x.is_empty() {
         return geometry.run(x, &layer, &mut scratch, out);
     }
-    let mut last = vec![0.0; x.len()];
+    let mut last = memory::filled("inputs with channels last", x.len(), 0.0)?;
     transpose(x, &mut last, channels, pixels);
     geometry.run(&last, &layer, &mut scratch, out).map_err(|e| match e {
         // The index in the caller's memory.
@@ -240,6 +236,12 @@ impl Geometry {
         })
     }
 
+    /// Bytes of a thread's columns.
+    pub fn column_bytes(&self, weights: &Int8Weights<'_>) -> u128 {
+        let rows = self.lines as u128 * self.line_rows as u128 + self.segment as u128;
+        (rows + weights.kernel().layout().rows as u128) * self.row as u128
+    }
+
     /// Runs the convolution on pixels whose channels are last. `scratch` has at least [`Geometry::scratch`] bytes, whatever they
     /// are.
     pub fn run(&self, x: &[f32], layer: &Layer<'_>, scratch: &mut [u8], out: &mut [f32]) -> Result<()> {
@@ -298,9 +300,7 @@ impl Geometry {
                         let end = (wanted.end + (BAND_FLOATS / line)).min(last).max(wanted.end);
                         let (have, need) = (kept.len() * line, (end - start) * line);
                         band.copy_within(from..from + have, 0);
-                        if band.len() < need {
-                            band.resize(need, 0.0);
-                        }
+                        memory::grow("lines of a convolution before pooling", band, need, 0.0)?;
                         let at = (number * height + start) * width + kept.len() * width;
                         SCRATCH
                             .with_borrow_mut(|scratch| self.pixels(image, layer, at, scratch, &mut band[have..need]))?;
@@ -318,7 +318,7 @@ impl Geometry {
     /// Products of the whole layer; an int8 product costs about four ternary ones.
     fn cost(&self, layer: &Layer<'_>) -> usize {
         let w = layer.weights.shape();
-        let pixels = self.shape.batch * self.output[0] * self.output[1];
+        let pixels = self.shape.batch.saturating_mul(self.output[0]).saturating_mul(self.output[1]);
         pixels.saturating_mul(w.out_channels).saturating_mul(w.reduction()).saturating_mul(4)
     }
 
@@ -367,7 +367,7 @@ impl Geometry {
             };
             let pixels = block.lines * block.width;
             let out = &mut out[(at - first) * n..][..pixels * n];
-            self.block(image, layer.weights, layer.constants, &block, scratch, out);
+            self.block(image, layer.weights, layer.constants, &block, scratch, out)?;
             apply_all(layer.post, out, n)?;
             at += pixels;
         }
@@ -383,12 +383,12 @@ impl Geometry {
         block: &Block,
         Scratch { columns, offsets, above }: &mut Scratch,
         out: &mut [f32],
-    ) {
+    ) -> Result<()> {
         let kernel = weights.kernel();
         let layout = kernel.layout();
         let shape = weights.shape();
         let count = (block.lines - 1) * self.line_rows + block.width;
-        let columns = self.columns(layout, shape.reduction(), count, columns);
+        let columns = self.columns(layout, shape.reduction(), count, columns)?;
         for group in 0..shape.groups {
             for line in 0..block.lines {
                 let columns = &mut columns[line * self.line_rows * self.row..];
@@ -415,6 +415,7 @@ impl Geometry {
                 kernel.multiply(&product, &mut out[panel.first..]);
             }
         }
+        Ok(())
     }
 
     /// Memory for the columns of `count` rows of products.
@@ -424,11 +425,11 @@ impl Geometry {
         reduction: usize,
         count: usize,
         columns: &'b mut Vec<Line>,
-    ) -> &'b mut [u8] {
+    ) -> Result<&'b mut [u8]> {
         let depth = reduction.next_multiple_of(layout.depth) * layout.element.bytes();
         // Rows up to the kernel's multiple are read, whatever they hold; so is one row's reduction up to the depth.
         let size = (count + layout.rows) * self.row + self.column * self.shape.kernel[1] + depth + COPY_SLACK;
-        Line::bytes_mut(Line::at_least(columns, size))
+        Ok(Line::bytes_mut(Line::at_least(columns, size)?))
     }
 
     /// Gathers the columns under one line of a block.
@@ -472,8 +473,8 @@ impl Geometry {
         }
     }
 
-    /// Gathers `count` neighbouring columns, of which the last `new` rows are not there yet; the first of which is at `at`, where `pad` columns of zeroes are before the image's `w`
-    /// pixels.
+    /// Gathers `count` neighbouring columns, of which the last `new` rows are not there yet; the first of which is at `at`, where
+    /// `pad` columns of zeroes are before the image's `w` pixels.
     fn stretch(
         &self,
         image: &[u8],

@@ -4,6 +4,7 @@
 use crate::codec::{Act, WeightKind};
 use crate::error::{Result, bad_value, check_len};
 use crate::kernels::int8::{self, Int8Kernel};
+use crate::memory;
 use crate::weights::{Blob, HEADER, Header, WeightShape, damaged};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"ftn8");
@@ -76,7 +77,7 @@ impl Int8Weights<'static> {
         let ([kh, kw], k) = (shape.kernel, shape.reduction());
         let group_channels = shape.channels / shape.groups;
         // A panel's weights in the order of activations: columns, rows, channels.
-        let mut reordered = vec![0i8; kernel.layout().panel * k];
+        let mut reordered = memory::filled("weights of a panel", kernel.layout().panel.saturating_mul(k), 0i8)?;
         let header = Header { layout: kernel.layout().id, shape, act: Act::Full, weights: WeightKind::Ternary };
         packed.blob = Blob::new(&header, MAGIC, packed.total_bytes(), |bytes| {
             for group in 0..shape.groups {
@@ -93,12 +94,18 @@ impl Int8Weights<'static> {
                     kernel.layout().pack(k, panel.width, channel, &mut bytes[panel.bytes..panel.bytes + len]);
                 }
             }
-        });
+            Ok(())
+        })?;
         Ok(packed)
     }
 }
 
 impl<'a> Int8Weights<'a> {
+    /// Bytes that weights of a shape take for a kernel.
+    pub(crate) fn packed_bytes(kernel: &'static dyn Int8Kernel, shape: WeightShape) -> Result<usize> {
+        Ok(Int8Weights { blob: Blob::Borrowed(&[]), shape: check(shape)?, kernel }.total_bytes())
+    }
+
     /// Checks and borrows a blob that [`Int8Weights::as_bytes`] gave.
     ///
     /// # Errors

@@ -13,6 +13,8 @@
 
 use super::{Inner, Operands};
 use crate::codec::{Act, WeightKind};
+use crate::error::Result;
+use crate::memory;
 
 /// A block of accumulators that [`FramedKernel::run`] is done with.
 pub struct Emitted<'a> {
@@ -132,13 +134,23 @@ impl Line {
         unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines) / size_of::<f32>()) }
     }
 
-    /// At least `bytes` bytes of lines, whatever they hold.
-    pub(crate) fn at_least(lines: &mut Vec<Line>, bytes: usize) -> &mut [Line] {
+    /// [`Line::at_least`] for a kernel's own working memory, which a constant bounds.
+    pub(crate) fn bounded(lines: &mut Vec<Line>, bytes: usize) -> &mut [Line] {
         let count = bytes.div_ceil(size_of::<Line>());
         if lines.len() < count {
-            lines.resize(count, Line::ZERO);
+            lines.resize(count, Line::ZERO); // small: a constant of the kernel
         }
         &mut lines[..count]
+    }
+
+    /// At least `bytes` bytes of lines, whatever they hold.
+    ///
+    /// # Errors
+    /// [`crate::Error::Memory`] where there is not so much.
+    pub(crate) fn at_least(lines: &mut Vec<Line>, bytes: usize) -> Result<&mut [Line]> {
+        let count = bytes.div_ceil(size_of::<Line>());
+        memory::grow("working memory of a convolution", lines, count, Line::ZERO)?;
+        Ok(&mut lines[..count])
     }
 }
 

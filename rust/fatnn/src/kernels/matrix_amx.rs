@@ -205,7 +205,7 @@ unsafe fn run(framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, e
     let strips = panel.channels().div_ceil(SIDE);
     let expanded = depth <= EXPANDED && blocks >= EXPANDED_BLOCKS;
     let weight_tiles = if expanded { NR / SIDE * depth } else { RING };
-    let scratch = Line::at_least(scratch, weight_tiles * TILE + BLOCK * NR * 4);
+    let scratch = Line::bounded(scratch, weight_tiles * TILE + BLOCK * NR * 4);
     let (tiles, acc) = scratch.split_at_mut(weight_tiles * TILE / size_of::<Line>());
     let tiles = Line::bytes_mut(tiles);
     // SAFETY: the lines hold `BLOCK × NR` numbers, any bytes are a number, and a line is aligned for them.

@@ -40,6 +40,7 @@ use crate::net::Elementwise;
 use crate::quantize::QuantizeInput;
 
 mod float;
+mod float_mode;
 mod framed;
 pub(crate) mod int8;
 mod matrix;
@@ -69,6 +70,7 @@ mod table_scalar;
 mod tile;
 
 pub(crate) use float::matmul;
+pub(crate) use float_mode::FloatMode;
 pub use framed::FramedKernel;
 pub(crate) use framed::{Emitted, Framed, Line, Panel, Pixels, Seal};
 pub(crate) use tile::{BLOCK, MAX_MR, MAX_NR, TileRows, Tiles};
@@ -144,6 +146,7 @@ impl Layout {
     /// Bytes of one panel: `units` units (all taps counted) of `nr` channels and one `i32` per channel, and whatever else the family
     /// wants; of the loops for tiles, those that are `counting` so.
     pub(crate) fn panel_bytes(self, units: usize, counting: Counting) -> usize {
+        // (A reduction is at most 2²³ long, so none of these overflows.)
         match self.family {
             Family::Popcount => units * self.nr * counting.weight_bytes() + self.nr * 4,
             // Two bits a weight.
@@ -161,14 +164,21 @@ impl Layout {
         (act, counting): (Act, Counting),
         channel: impl Fn(usize) -> Option<&'a [i8]>,
         panel: &mut [u8],
-    ) {
+    ) -> Result<()> {
         match self.family {
             Family::Popcount => popcount::pack_panel(self, taps, channels, (act, counting), channel, panel),
             Family::Matrix => matrix::pack_panel(self, taps, channels, channel, panel),
-            Family::Table => table::pack_panel(self, taps, channels, act, channel, panel),
+            Family::Table => table::pack_panel(self, taps, channels, act, channel, panel)?,
         }
+        Ok(())
     }
 }
+
+mod private {
+    /// Only this crate implements it.
+    pub trait Sealed {}
+}
+pub(crate) use private::Sealed;
 
 /// A micro-kernel for one family on one instruction set.
 pub trait Kernel: Send + Sync + std::fmt::Debug {
@@ -351,9 +361,9 @@ pub fn available() -> Result<&'static [&'static dyn Kernel]> {
     let family = crate::config::get()?.family;
     Ok(AVAILABLE.get_or_init(|| {
         // A family that this CPU does not have restricts nothing.
-        let Some(family) = family else { return usable.to_vec() };
+        let Some(family) = family else { return usable.to_vec() }; // small: all kernels
         let of_family: Vec<_> = usable.iter().copied().filter(|kernel| kernel.layout().family == family).collect();
-        if of_family.is_empty() { usable.to_vec() } else { of_family }
+        if of_family.is_empty() { usable.to_vec() } else { of_family } // small: as above
     }))
 }
 

@@ -43,6 +43,8 @@
 use super::framed::Pixels;
 use super::{Layout, popcount};
 use crate::codec::Act;
+use crate::error::Result;
+use crate::memory;
 
 /// Steps in a unit of 64 channels: groups of two.
 pub(super) const STEPS: usize = popcount::CHANNELS / 2;
@@ -243,7 +245,7 @@ pub(super) fn pack_panel<'a>(
     act: Act,
     channel: impl Fn(usize) -> Option<&'a [i8]>,
     panel: &mut [u8],
-) {
+) -> Result<()> {
     let units = channels.div_ceil(popcount::CHANNELS);
     let depth = units * taps;
     let paired = layout.lanes == PAIRED;
@@ -252,7 +254,7 @@ pub(super) fn pack_panel<'a>(
     steps.fill(if paired { selector(ZEROS, ZEROS) } else { ZEROS });
     constants.fill(0);
     plan.fill(0);
-    let mut nonzero = vec![0u32; layout.nr * depth];
+    let mut nonzero = memory::filled("counts of a panel's weights", layout.nr.saturating_mul(depth), 0u32)?;
     for j in 0..layout.nr {
         let Some(codes) = channel(j) else { continue };
         for (t, tap) in codes.chunks_exact(channels.max(1)).enumerate() {
@@ -287,7 +289,7 @@ pub(super) fn pack_panel<'a>(
         constants[j * 4..j * 4 + 4].copy_from_slice(&constant.to_le_bytes());
     }
     // Nonzero weights of every channel since the last spill, and since the last widening.
-    let mut since = vec![[0; 2]; layout.nr];
+    let mut since = memory::filled("counts of a panel's weights", layout.nr, [0; 2])?;
     for at in 0..depth {
         let of_unit = (channels - at / taps * popcount::CHANNELS).min(popcount::CHANNELS);
         plan[at] = of_unit.div_ceil(2) as u8;
@@ -303,6 +305,7 @@ pub(super) fn pack_panel<'a>(
             since.iter_mut().for_each(|since| *since += here);
         }
     }
+    Ok(())
 }
 
 /// A vector of bytes, in the words of an instruction set.

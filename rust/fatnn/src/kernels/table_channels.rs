@@ -50,7 +50,7 @@ pub(super) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2:
     assert!(layout.nr == nr && layout.lanes == V::LANES);
     let weights = Weights::new(layout, framed.offsets().len(), panel.bytes());
     let narrow = panel.channels() <= V::LANES;
-    let lines = Line::at_least(scratch, ROWS * nr * (size_of::<u16>() + size_of::<i32>()));
+    let lines = Line::bounded(scratch, ROWS * nr * (size_of::<u16>() + size_of::<i32>()));
     let (counts, acc) = lines.split_at_mut(ROWS * nr * size_of::<u16>() / size_of::<Line>());
     let counts = counts.as_mut_ptr().cast::<u16>();
     // SAFETY: the lines hold so many numbers, any bytes are a number, and a line is aligned for them.

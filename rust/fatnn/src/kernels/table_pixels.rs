@@ -78,7 +78,7 @@ pub(super) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2:
     const { assert!(NR.is_multiple_of(P * PAIRED) && V::LANES.is_multiple_of(2 * WORDS)) };
     let block = N * V::LANES;
     let weights = Weights::new(LAYOUT, framed.offsets().len(), panel.bytes());
-    let lines = Line::at_least(scratch, NR * block * (size_of::<u16>() + size_of::<i32>()));
+    let lines = Line::bounded(scratch, NR * block * (size_of::<u16>() + size_of::<i32>()));
     let (counts, acc) = lines.split_at_mut(NR * block * size_of::<u16>() / size_of::<Line>());
     let counts = counts.as_mut_ptr().cast::<u16>();
     // SAFETY: the lines hold so many numbers, any bytes are a number, and a line is aligned for them.

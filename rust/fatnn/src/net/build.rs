@@ -10,14 +10,31 @@ use crate::codec::CodesLayout;
 use crate::error::{Error, Result};
 use crate::kernels::Family;
 use crate::net::file::Tensor;
+use crate::net::limits::{Budget, Limits};
 use crate::net::network::{Beside, NetNode, Network, Port};
-use crate::net::ops::{Node, Refusal, share};
+use crate::net::ops::{LIMIT, Node, Refusal, share};
+use crate::net::schema;
 use crate::net::value::{Maker, Operation};
 
 /// See [`Network::new`].
-pub(super) fn network(graph: &str, tensors: &BTreeMap<String, Tensor>, family: Option<Family>) -> Result<Network> {
+pub(super) fn network(
+    graph: &str,
+    tensors: &BTreeMap<String, Tensor>,
+    family: Option<Family>,
+    limits: Limits,
+) -> Result<Network> {
     let json: Json = serde_json::from_str(graph).map_err(|e| malformed(format!("the graph is not JSON: {e}")))?;
-    Builder { family, ..Builder::default() }.build(&json, tensors)
+    schema::check(&json).map_err(malformed)?;
+    let builder = Builder {
+        family,
+        budget: Budget::new(limits),
+        inputs: Vec::new(),
+        nodes: Vec::new(),
+        names: BTreeMap::new(),
+        kinds: Vec::new(),
+        shapes: Vec::new(),
+    };
+    builder.build(&json, tensors)
 }
 
 fn malformed(why: String) -> Error {
@@ -33,11 +50,12 @@ struct Draft {
 }
 
 /// Turns JSON into nodes.
-#[derive(Default)]
 struct Builder {
     family: Option<Family>,
+    budget: Budget,
     inputs: Vec<Port>,
-    nodes: Vec<Draft>,
+    /// `None` where a node has moved into another.
+    nodes: Vec<Option<Draft>>,
     /// Name → value; and per value its kind, rank and number of readers.
     names: BTreeMap<String, usize>,
     kinds: Vec<Option<CodesLayout>>,
@@ -60,7 +78,11 @@ impl Builder {
         self.fuse(&mut outputs);
         let values = self.inputs.len() + self.nodes.len();
         let nodes = finish(self.nodes, self.inputs.len());
-        Ok(Network::of(self.inputs, outputs, nodes, values))
+        let cost = (self.budget.limits, self.budget.spent());
+        Network::of(self.inputs, outputs, nodes, values, cost).map_err(|e| match e {
+            Error::Memory { .. } | Error::Limit { .. } | Error::Environment { .. } => e,
+            other => malformed(format!("at the shapes that it was converted at: {other}")),
+        })
     }
 
     fn add(&mut self, json: &Json, tensors: &BTreeMap<String, Tensor>, foreign: &mut Vec<String>) -> Result<()> {
@@ -68,7 +90,8 @@ impl Builder {
         let (name, op) = (text("name")?, text("op")?);
         let wrong = |why: String| malformed(format!("node {name:?} ({op}): {why}"));
         let shape = json["shape"].as_array().ok_or_else(|| wrong("it has no shape".into()))?;
-        let shape: Option<Vec<usize>> = shape.iter().map(|d| d.as_u64().map(|d| d as usize)).collect();
+        let shape: Option<Vec<usize>> =
+            shape.iter().map(|d| d.as_u64().filter(|d| *d < LIMIT).map(|d| d as usize)).collect();
         let shape = shape.ok_or_else(|| wrong("its shape is not a list of sizes".into()))?;
         if self.names.contains_key(name) {
             return Err(wrong("its name is not unique".into()));
@@ -118,10 +141,17 @@ impl Builder {
             self.kinds.push(None);
             return Ok(());
         }
-        let node = Node { rank, attrs: object("attrs")?, tensors: &named, all: tensors, family: self.family };
+        let (attrs, family, budget) = (object("attrs")?, self.family, &self.budget);
+        let node = Node { rank, attrs, tensors: &named, all: tensors, family, budget };
         let operation = match node.make(op) {
             Ok(operation) => operation,
             Err(Refusal::Malformed(why)) => return Err(wrong(why)),
+            // A limit says what it counts; here is where it was met.
+            Err(Refusal::Failed(Error::Limit { what, needed, unit, argument, limit })) => {
+                let what = format!("node {name:?} ({op}): {what}");
+                return Err(Error::Limit { what, needed, unit, argument, limit });
+            }
+            Err(Refusal::Failed(error)) => return Err(error),
             Err(Refusal::Foreign(why)) => {
                 foreign.push(format!("node {name:?}: operation {op:?} ({why})"));
                 self.kinds.push(None);
@@ -141,7 +171,7 @@ impl Builder {
             Some(layer) if !layer.is_empty() => format!("layer '{layer}'"),
             _ => format!("node '{name}'"),
         };
-        self.nodes.push(Draft { name: name.to_owned(), label, operation, inputs });
+        self.nodes.push(Some(Draft { name: name.to_owned(), label, operation, inputs }));
         Ok(())
     }
 
@@ -182,92 +212,75 @@ impl Builder {
     }
 
     /// Moves elementwise functions and max pooling into the operation whose output they alone read, and what alone makes a summand
-    /// into the operation that alone reads it; the emptied nodes go.
+    /// into the operation that alone reads it. Values keep their numbers; the time is linear in the number of nodes.
     fn fuse(&mut self, outputs: &mut [Port]) {
         let first = self.inputs.len();
-        let mut readers = vec![0; self.kinds.len()];
-        for &value in self.nodes.iter().flat_map(|node| &node.inputs) {
+        let mut readers = vec![0; self.kinds.len()]; // small: as long as the graph's text at most
+        for &value in self.nodes.iter().flatten().flat_map(|node| &node.inputs) {
             readers[value] += 1;
         }
         for output in outputs.iter() {
             readers[output.value] += 2;
         }
-        let mut n = 0;
-        while n < self.nodes.len() {
+        // Per value: the one that stands for it, itself unless its node has moved.
+        let mut stands: Vec<usize> = (0..self.kinds.len()).collect(); // small: as above
+        for n in 0..self.nodes.len() {
+            // A node reads those before it, which are settled.
+            let Some(mut node) = self.nodes[n].take() else { continue };
+            node.inputs.iter_mut().for_each(|value| *value = stands[*value]);
             let alone = |value: usize| value >= first && readers[value] == 1;
-            let inputs = self.nodes[n].inputs.clone();
-            match *inputs.as_slice() {
-                [source] if alone(source) && self.moves(n, source - first) => {
-                    self.nodes.remove(n);
-                    readers[source] = readers[first + n];
-                    self.gone(first + n, source, &mut readers, outputs);
-                }
-                // The next node stands where this one stood.
-                [_, summand] if alone(summand) && self.sums(n, summand - first) => {
-                    self.gone(summand, summand, &mut readers, outputs);
-                }
-                _ => n += 1,
-            }
-        }
-    }
-
-    /// Gives values new numbers where one is gone: its readers read `instead`, and those behind it move up by one.
-    fn gone(&mut self, gone: usize, instead: usize, readers: &mut Vec<usize>, outputs: &mut [Port]) {
-        readers.remove(gone);
-        let moved = |v: &mut usize| {
-            *v = match (*v).cmp(&gone) {
-                std::cmp::Ordering::Less => *v,
-                std::cmp::Ordering::Equal => instead,
-                std::cmp::Ordering::Greater => *v - 1,
-            }
-        };
-        let reads = self.nodes.iter_mut().flat_map(|node| &mut node.inputs);
-        reads.chain(outputs.iter_mut().map(|port| &mut port.value)).for_each(moved);
-    }
-
-    /// Moves node `summand` into node `n`, which adds its output, where that takes it; whether it is gone.
-    fn sums(&mut self, n: usize, summand: usize) -> bool {
-        if self.nodes[summand].inputs.len() != 1 {
-            return false;
-        }
-        let Draft { name, label, operation, inputs } = self.nodes.remove(summand);
-        // One place nearer than it was.
-        let node = &mut self.nodes[n - 1];
-        match node.operation.summand(Maker { name, label, operation }) {
-            None => {
-                node.inputs[1] = inputs[0];
-                true
-            }
-            Some(Maker { name, label, operation }) => {
-                self.nodes.insert(summand, Draft { name, label, operation, inputs });
-                false
-            }
-        }
-    }
-
-    /// Moves node `n` into node `source`, where that takes it; whether it left nothing.
-    fn moves(&mut self, n: usize, source: usize) -> bool {
-        let [source, node] = self.nodes.get_disjoint_mut([source, n]).expect("a node reads those before it");
-        if let Some(functions) = node.operation.elementwise() {
-            let rest = source.operation.absorb(functions);
-            return match rest {
-                None => true,
-                Some(rest) => {
-                    node.operation.absorb(rest);
-                    false
-                }
+            let kept = match *node.inputs.as_slice() {
+                [source] if alone(source) => match self.moved(node, source - first) {
+                    None => {
+                        stands[first + n] = source;
+                        readers[source] = readers[first + n];
+                        None
+                    }
+                    kept => kept,
+                },
+                [_, summand] if alone(summand) => Some(self.summed(node, summand - first)),
+                _ => Some(node),
             };
+            self.nodes[n] = kept;
         }
-        node.operation.max_pool().is_some_and(|pool| source.operation.pool(pool))
+        outputs.iter_mut().for_each(|port| port.value = stands[port.value]);
+    }
+
+    /// The node, into which node `summand` has moved if it takes that.
+    fn summed(&mut self, mut node: Draft, summand: usize) -> Draft {
+        let Some(Draft { name, label, operation, inputs }) = self.nodes[summand].take_if(|d| d.inputs.len() == 1)
+        else {
+            return node;
+        };
+        match node.operation.summand(Maker { name, label, operation }) {
+            None => node.inputs[1] = inputs[0],
+            Some(Maker { name, label, operation }) => {
+                self.nodes[summand] = Some(Draft { name, label, operation, inputs });
+            }
+        }
+        node
+    }
+
+    /// Moves a node into node `source`, where that takes it; gives back what is left of it.
+    fn moved(&mut self, mut node: Draft, source: usize) -> Option<Draft> {
+        let Some(source) = &mut self.nodes[source] else { return Some(node) };
+        if let Some(functions) = node.operation.elementwise() {
+            let rest = source.operation.absorb(functions)?;
+            node.operation.absorb(rest);
+            return Some(node);
+        }
+        let moved = node.operation.max_pool().is_some_and(|pool| source.operation.pool(pool));
+        (!moved).then_some(node)
     }
 }
 
 /// The finished nodes; draft `n` makes value `first + n`. A quantizer whose source can run it moves there.
-fn finish(drafts: Vec<Draft>, first: usize) -> Vec<NetNode> {
+fn finish(drafts: Vec<Option<Draft>>, first: usize) -> Vec<NetNode> {
     let mut kept: Vec<(Draft, usize, Option<Beside>)> = Vec::new();
     // Per value: which of those makes it.
     let mut makers: BTreeMap<usize, usize> = BTreeMap::new();
     for (n, draft) in drafts.into_iter().enumerate() {
+        let Some(draft) = draft else { continue };
         let value = first + n;
         if let Some(quantizer) = draft.operation.quantizer()
             && let Some(&maker) = makers.get(&draft.inputs[0])

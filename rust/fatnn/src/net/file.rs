@@ -21,7 +21,6 @@
 //! that wrote it. Files are written beside their place and moved there, so that a crash leaves the old file or the new one.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -29,7 +28,8 @@ use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 
 use crate::codec::{trits, two_bit};
-use crate::error::{Error, Result, check_len};
+use crate::error::{Error, Result, bad_value, check_len};
+use crate::memory;
 
 /// Version of the format that this crate writes, and the only one it reads.
 pub const FORMAT_VERSION: u64 = 1;
@@ -67,6 +67,12 @@ impl Tensor {
         }
     }
 
+    /// `Ok` where its values fit its shape, and the shape is one that array libraries have.
+    pub(super) fn check(&self) -> Result<()> {
+        check_shape(self.shape())?;
+        check_len("tensor values", memory::product(self.shape().iter().copied()).unwrap_or(usize::MAX), self.len())
+    }
+
     fn len(&self) -> usize {
         match self {
             Tensor::F32(_, v) => v.len(),
@@ -78,26 +84,49 @@ impl Tensor {
 
     /// As stored: type, shape and bytes.
     fn stored(&self) -> Result<Stored> {
-        let elements = self.shape().iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        check_len("tensor values", elements.unwrap_or(usize::MAX), self.len())?;
+        self.check()?;
         let (dtype, shape, bytes) = match self {
-            Tensor::F32(shape, v) => (Dtype::F32, shape.clone(), v.iter().flat_map(|x| x.to_le_bytes()).collect()),
-            Tensor::I32(shape, v) => (Dtype::I32, shape.clone(), v.iter().flat_map(|x| x.to_le_bytes()).collect()),
-            Tensor::I64(shape, v) => (Dtype::I64, shape.clone(), v.iter().flat_map(|x| x.to_le_bytes()).collect()),
-            Tensor::I8(shape, v) => (Dtype::I8, shape.clone(), v.iter().map(|x| x.cast_unsigned()).collect()),
+            Tensor::F32(shape, v) => (Dtype::F32, shape.clone(), bytes(v, f32::to_le_bytes)?),
+            Tensor::I32(shape, v) => (Dtype::I32, shape.clone(), bytes(v, i32::to_le_bytes)?),
+            Tensor::I64(shape, v) => (Dtype::I64, shape.clone(), bytes(v, i64::to_le_bytes)?),
+            Tensor::I8(shape, v) => (Dtype::I8, shape.clone(), bytes(v, i8::to_le_bytes)?),
             Tensor::Ternary(_, v) => {
-                let mut bytes = vec![0; trits::encoded_len(v.len())];
+                let mut bytes = memory::filled(FILE, trits::encoded_len(v.len()), 0)?;
                 trits::encode(v, &mut bytes)?;
-                (Dtype::U8, vec![bytes.len()], bytes)
+                (Dtype::U8, vec![bytes.len()], bytes) // small: one
             }
             Tensor::TwoBit(_, v) => {
-                let mut bytes = vec![0; two_bit::encoded_len(v.len())];
+                let mut bytes = memory::filled(FILE, two_bit::encoded_len(v.len()), 0)?;
                 two_bit::encode(v, &mut bytes)?;
-                (Dtype::U8, vec![bytes.len()], bytes)
+                (Dtype::U8, vec![bytes.len()], bytes) // small: one
             }
         };
         Ok(Stored { dtype, shape, bytes })
     }
+}
+
+/// What memory is for.
+const FILE: &str = "tensors of a file";
+/// Most dimensions of a tensor; array libraries have a bound of their own.
+const MAX_RANK: usize = 32;
+
+fn check_shape(shape: &[usize]) -> Result<()> {
+    // In bits below the address space, so that every element type's bytes can be counted.
+    let fits = memory::product(shape.iter().copied()).is_some_and(|n| n < 1 << (usize::BITS - 8));
+    match shape.len() <= MAX_RANK && fits {
+        true => Ok(()),
+        false => {
+            let shown =
+                if shape.len() > MAX_RANK { format!("{} dimensions", shape.len()) } else { format!("{shape:?}") };
+            bad_value("shape of a tensor", format!("at most {MAX_RANK} dimensions that fit in memory"), shown)
+        }
+    }
+}
+
+fn bytes<T: Copy, const N: usize>(values: &[T], convert: fn(T) -> [u8; N]) -> Result<Vec<u8>> {
+    let mut bytes = memory::reserved(FILE, values.len().saturating_mul(N))?;
+    bytes.extend(values.iter().flat_map(|value| convert(*value)));
+    Ok(bytes)
 }
 
 struct Stored {
@@ -163,7 +192,7 @@ pub fn save(path: impl AsRef<Path>, graph: &str, tensors: &BTreeMap<String, Tens
     let parts = stored.iter().map(|(name, t)| {
         let packed = |list: &BTreeMap<_, _>, name_of| list.contains_key(name).then_some(name_of);
         let list = packed(&ternary, TERNARY).or_else(|| packed(&two_bit, TWO_BIT));
-        let kind = kind(t.dtype, list).expect("what `stored` makes");
+        let kind = kind(t.dtype, list).unwrap_or("unknown");
         (*name, kind, tensors[*name].shape(), t.bytes.as_slice())
     });
     let sha256 = digest(graph, parts);
@@ -176,25 +205,28 @@ pub fn save(path: impl AsRef<Path>, graph: &str, tensors: &BTreeMap<String, Tens
         .iter()
         .map(|(name, t)| Ok((*name, TensorView::new(t.dtype, t.shape.clone(), &t.bytes)?)))
         .collect::<Result<Vec<_>, SafeTensorError>>();
-    let bytes = views
-        .and_then(|views| safetensors::serialize(views, Some(HashMap::from([(ENTRY.to_owned(), entry)]))))
-        .map_err(|e| Error::Format { path: path.into(), why: format!("cannot be written as safetensors: {e}") })?;
-    write(path, &bytes).map_err(|source| Error::Io { path: path.into(), source })
+    let failed = |e| match e {
+        SafeTensorError::IoError(source) => Error::Io { path: path.into(), source },
+        other => Error::Format { path: path.into(), why: format!("cannot be written as safetensors: {other}") },
+    };
+    let views = views.map_err(failed)?;
+    let metadata = Some(HashMap::from([(ENTRY.to_owned(), entry)]));
+    let io = |source| Error::Io { path: path.into(), source };
+    write(path, io, |beside| safetensors::serialize_to_file(views, metadata, beside).map_err(failed))
 }
 
 /// Writes beside `path`, then moves into place.
-fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let name = path.file_name().ok_or_else(|| std::io::Error::other("not the name of a file"))?;
+fn write(path: &Path, io: impl Fn(std::io::Error) -> Error, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let name = path.file_name().ok_or_else(|| io(std::io::Error::other("not the name of a file")))?;
     let mut beside = name.to_owned();
     // Unlike that of any other writer, in this process or another.
     static WRITES: AtomicU64 = AtomicU64::new(0);
     beside.push(format!(".{}-{}.tmp", std::process::id(), WRITES.fetch_add(1, Ordering::Relaxed)));
     let beside = path.with_file_name(beside);
     let written = (|| {
-        let mut file = std::fs::File::create(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&beside, path)
+        fill(&beside)?;
+        std::fs::OpenOptions::new().write(true).open(&beside).and_then(|file| file.sync_all()).map_err(&io)?;
+        std::fs::rename(&beside, path).map_err(&io)
     })();
     if written.is_err() {
         // Nothing more can be done where even this fails; the first error is the one to report.
@@ -210,11 +242,34 @@ fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 /// network of this crate, or of another version.
 pub fn load(path: impl AsRef<Path>) -> Result<(String, BTreeMap<String, Tensor>)> {
     let path = path.as_ref();
-    let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
-    parse(&bytes).map_err(|why| Error::Format { path: path.into(), why })
+    let bytes = std::fs::read(path).map_err(|source| match source.kind() {
+        std::io::ErrorKind::OutOfMemory => {
+            let len = std::fs::metadata(path).map_or(u64::MAX, |file| file.len());
+            Error::Memory { what: "the file", bytes: usize::try_from(len).unwrap_or(usize::MAX) }
+        }
+        _ => Error::Io { path: path.into(), source },
+    })?;
+    parse(&bytes).map_err(|wrong| match wrong {
+        Wrong::Format(why) => Error::Format { path: path.into(), why },
+        Wrong::Memory(error) => error,
+    })
 }
 
-fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), String> {
+/// Why a file could not be read.
+#[derive(Debug)]
+enum Wrong {
+    Format(String),
+    /// [`Error::Memory`].
+    Memory(Error),
+}
+
+impl From<String> for Wrong {
+    fn from(why: String) -> Self {
+        Wrong::Format(why)
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), Wrong> {
     let not_ours = |why: String| {
         format!(
             "not a network saved by fatnn-rs, or cut short ({why}); save it again with fatnn_rs.save, or copy it again"
@@ -235,7 +290,8 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), String> {
             "expected version {FORMAT_VERSION} of the format, got {}; load it with the release of fatnn-rs that wrote it, or \
              convert and save the model again",
             entry["version"]
-        ));
+        )
+        .into());
     }
     let damaged = || {
         "damaged: its content does not match its checksum; copy it again from its source, or convert and save again"
@@ -251,7 +307,7 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), String> {
         };
         for (name, shape) in shapes {
             if packed.insert(name, (list, shape)).is_some() {
-                return Err(damaged());
+                return Err(damaged().into());
             }
         }
     }
@@ -272,33 +328,36 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), String> {
         .collect::<Result<Vec<_>, String>>()?;
     let found = digest(graph, parts.into_iter());
     if entry["sha256"].as_str() != Some(found.as_str()) {
-        return Err(damaged());
+        return Err(damaged().into());
     }
     let mut tensors = BTreeMap::new();
     for (name, view) in views {
-        let shape = view.shape().to_vec();
+        let declared = packed.get(name).map_or(view.shape(), |(_, shape)| shape);
+        check_shape(declared).map_err(|e| format!("tensor {name:?}: {e}; convert and save the model again"))?;
+        let shape = memory::copied(FILE, view.shape()).map_err(Wrong::Memory)?;
         let tensor = match (packed.get(name), view.dtype()) {
             (Some((list, shape)), Dtype::U8) => {
-                let len = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).ok_or_else(damaged)?;
+                let len = memory::product(shape.iter().copied()).ok_or_else(damaged)?;
                 let ternary = *list == TERNARY;
                 let expected = if ternary { trits::encoded_len(len) } else { two_bit::encoded_len(len) };
                 if expected != view.data().len() {
-                    return Err(damaged());
+                    return Err(damaged().into());
                 }
-                let (mut codes, decode) = (vec![0; len], if ternary { trits::decode } else { two_bit::decode });
+                let mut codes = memory::filled(FILE, len, 0).map_err(Wrong::Memory)?;
+                let decode = if ternary { trits::decode } else { two_bit::decode };
                 decode(view.data(), &mut codes).map_err(|e| format!("tensor {name:?}: {e}"))?;
                 if ternary { Tensor::Ternary(shape.clone(), codes) } else { Tensor::TwoBit(shape.clone(), codes) }
             }
-            (None, Dtype::F32) => Tensor::F32(shape, values(view.data(), f32::from_le_bytes)),
-            (None, Dtype::I32) => Tensor::I32(shape, values(view.data(), i32::from_le_bytes)),
-            (None, Dtype::I64) => Tensor::I64(shape, values(view.data(), i64::from_le_bytes)),
-            (None, Dtype::I8) => Tensor::I8(shape, values(view.data(), i8::from_le_bytes)),
-            (_, dtype) => return Err(unknown(name, dtype)),
+            (None, Dtype::F32) => Tensor::F32(shape, values(view.data(), f32::from_le_bytes)?),
+            (None, Dtype::I32) => Tensor::I32(shape, values(view.data(), i32::from_le_bytes)?),
+            (None, Dtype::I64) => Tensor::I64(shape, values(view.data(), i64::from_le_bytes)?),
+            (None, Dtype::I8) => Tensor::I8(shape, values(view.data(), i8::from_le_bytes)?),
+            (_, dtype) => return Err(unknown(name, dtype).into()),
         };
         tensors.insert(name.to_owned(), tensor);
     }
     if let Some((missing, (list, _))) = packed.iter().find(|(name, _)| !tensors.contains_key(*name)) {
-        return Err(format!("{list} tensor {missing:?} is missing; convert and save the model again"));
+        return Err(format!("{list} tensor {missing:?} is missing; convert and save the model again").into());
     }
     Ok((graph.to_owned(), tensors))
 }
@@ -310,8 +369,8 @@ fn unknown(name: &str, dtype: Dtype) -> String {
     )
 }
 
-fn values<T, const N: usize>(bytes: &[u8], convert: fn([u8; N]) -> T) -> Vec<T> {
-    bytes.as_chunks::<N>().0.iter().map(|chunk| convert(*chunk)).collect()
+fn values<T, const N: usize>(bytes: &[u8], convert: fn([u8; N]) -> T) -> Result<Vec<T>, Wrong> {
+    memory::collected(FILE, bytes.as_chunks::<N>().0.iter().map(|chunk| convert(*chunk))).map_err(Wrong::Memory)
 }
 
 #[cfg(test)]

@@ -2,11 +2,14 @@
 
 mod build;
 mod file;
+mod limits;
 mod network;
 mod ops;
+mod schema;
 mod value;
 
 pub use file::{FORMAT_VERSION, Tensor, load, save};
+pub use limits::Limits;
 pub use network::{Input, Network, Observed, Output};
 #[doc(hidden)]
 pub use ops::Elementwise;

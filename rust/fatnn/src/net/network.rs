@@ -4,18 +4,20 @@
 //! settles every value's shape and buffer (a buffer is reused as soon as its value has been read for the last time). Later runs
 //! at that shape allocate no memory for values. Runs at the same time are safe: each takes a set of buffers of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::codec::CodesLayout;
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::kernels::{Family, Line};
+use crate::memory;
 use crate::net::build;
 use crate::net::file::{self, Tensor};
+use crate::net::limits::Limits;
 use crate::net::ops::transpose;
 use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
-use crate::parallel;
+use crate::parallel::{self, Watch};
 
 /// Elements of the inputs from which threads are woken for a whole run; the layers of networks on less are mostly too small to
 /// be split.
@@ -31,6 +33,9 @@ pub struct Network {
     nodes: Vec<NetNode>,
     /// Number of values: inputs first, then what nodes make.
     values: usize,
+    limits: Limits,
+    /// Bytes of packed weights.
+    weight_bytes: u128,
     workspaces: Mutex<Vec<Workspace>>,
 }
 
@@ -111,13 +116,63 @@ pub struct Output {
 
 impl Output {
     /// The values in the order of the shape: images, channels, pixels.
-    pub fn channels_first(&self) -> Vec<f32> {
-        let pixels = self.shape[2..].iter().product();
-        let mut data = vec![0.0; self.data.len()];
-        if !data.is_empty() {
-            transpose(&self.data, &mut data, pixels, self.shape[1]);
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the shape has no channels or another number of values than there are; [`Error::Memory`].
+    pub fn channels_first(&self) -> Result<Vec<f32>> {
+        let elements = memory::product(self.shape.iter().copied());
+        let ([_, channels, map @ ..], true) = (self.shape.as_slice(), elements == Some(self.data.len())) else {
+            return Err(Error::Shape {
+                what: "output",
+                expected: format!("images, channels and axes of {} values in all", self.data.len()),
+                got: format!("shape {:?}", self.shape),
+            });
+        };
+        let mut data = memory::filled("output with channels first", self.data.len(), 0.0)?;
+        transpose(&self.data, &mut data, map.iter().product(), *channels);
+        Ok(data)
+    }
+}
+
+/// Sizes of everything that a run at one input shape needs, settled by arithmetic only.
+struct Sizes {
+    values: Vec<Value>,
+    /// Per value: its buffer.
+    slots: Vec<usize>,
+    /// Bytes of each.
+    buffers: Vec<usize>,
+    scratch: usize,
+}
+
+/// Buffers while their sizes are settled: a buffer is reused as soon as its value has been read for the last time.
+#[derive(Default)]
+struct Slots {
+    bytes: Vec<usize>,
+    /// Free buffers by size.
+    free: BTreeSet<(usize, usize)>,
+}
+
+impl Slots {
+    /// A buffer for so many bytes: the free one whose size is nearest, or a new one.
+    fn place(&mut self, bytes: usize) -> usize {
+        let below = self.free.range(..(bytes, 0)).next_back().copied();
+        let above = self.free.range((bytes, 0)..).next().copied();
+        let nearest = [below, above].into_iter().flatten().min_by_key(|(size, _)| size.abs_diff(bytes));
+        match nearest {
+            Some(free @ (size, slot)) => {
+                self.free.remove(&free);
+                self.bytes[slot] = size.max(bytes);
+                slot
+            }
+            None => {
+                self.bytes.push(bytes);
+                self.bytes.len() - 1
+            }
         }
-        data
+    }
+
+    fn release(&mut self, slot: usize) {
+        self.free.insert((self.bytes[slot], slot));
     }
 }
 
@@ -154,6 +209,21 @@ impl Buffer {
 }
 
 impl NetNode {
+    /// The one or two values that it reads, and how many.
+    fn read(&self, values: &[Value]) -> ([Value; 2], usize) {
+        let at = |i: usize| values[self.inputs[i.min(self.inputs.len() - 1)]];
+        ([at(0), at(1)], self.inputs.len().min(2))
+    }
+
+    /// An error that names it.
+    fn error(&self, error: Error) -> Error {
+        match error {
+            // A summand that runs inside it has named itself.
+            Error::Node { .. } => error,
+            _ => Error::Node { node: self.label.clone(), source: Box::new(error) },
+        }
+    }
+
     /// The values that it makes: its output first.
     fn makes(&self) -> impl Iterator<Item = usize> {
         std::iter::once(self.output).chain(self.beside.iter().map(|beside| beside.value))
@@ -164,11 +234,21 @@ impl Network {
     /// Reads a network that [`crate::net::save`] wrote.
     ///
     /// # Errors
-    /// As [`crate::net::load`]; [`Error::Unsupported`] naming the nodes that only PyTorch can run.
+    /// As [`crate::net::load`]; [`Error::Unsupported`] naming the nodes that only PyTorch can run; [`Error::Limit`] where it
+    /// would cost more than [`Limits::DEFAULT`].
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        Self::load_within(path, Limits::default())
+    }
+
+    /// As [`Network::load`], within other limits. They hold when it is loaded, for the shapes that it was converted at, and in
+    /// every run for the shapes that it gets then.
+    ///
+    /// # Errors
+    /// As [`Network::load`].
+    pub fn load_within(path: impl AsRef<Path>, limits: Limits) -> Result<Self> {
         let path = path.as_ref();
         let (graph, tensors) = file::load(path)?;
-        Self::new(&graph, &tensors).map_err(|e| match e {
+        Self::within(&graph, &tensors, limits).map_err(|e| match e {
             Error::Graph { why } => Error::Format { path: path.into(), why },
             other => other,
         })
@@ -178,10 +258,19 @@ impl Network {
     ///
     /// # Errors
     /// [`Error::Graph`] where the graph is not well-formed, [`Error::Unsupported`] naming the nodes that only PyTorch can run,
-    /// [`Error::Environment`] where a `FATNN_*` variable has a meaningless value.
+    /// [`Error::Limit`] where it would cost more than [`Limits::DEFAULT`], [`Error::Memory`] where there is no memory for its
+    /// weights, [`Error::Environment`] where a `FATNN_*` variable has a meaningless value.
     pub fn new(graph: &str, tensors: &BTreeMap<String, Tensor>) -> Result<Self> {
+        Self::within(graph, tensors, Limits::default())
+    }
+
+    /// As [`Network::new`], within other limits: see [`Network::load_within`].
+    ///
+    /// # Errors
+    /// As [`Network::new`].
+    pub fn within(graph: &str, tensors: &BTreeMap<String, Tensor>, limits: Limits) -> Result<Self> {
         crate::kernels::best()?;
-        build::network(graph, tensors, None)
+        build::network(graph, tensors, None, limits)
     }
 
     /// As [`Network::new`], all its products on one family of kernels: for benchmarks.
@@ -189,11 +278,26 @@ impl Network {
     /// # Errors
     /// As [`Network::new`]; [`Error::Unsupported`] naming the nodes where the family has no kernel for its operands.
     pub fn for_family(graph: &str, tensors: &BTreeMap<String, Tensor>, family: Family) -> Result<Self> {
-        build::network(graph, tensors, Some(family))
+        build::network(graph, tensors, Some(family), Limits::NONE)
     }
 
-    pub(super) fn of(inputs: Vec<Port>, outputs: Vec<Port>, nodes: Vec<NetNode>, values: usize) -> Self {
-        Network { inputs, outputs, nodes, values, workspaces: Mutex::default() }
+    /// Checks that it can run at the shapes it was converted at, and within the limits.
+    pub(super) fn of(
+        inputs: Vec<Port>,
+        outputs: Vec<Port>,
+        nodes: Vec<NetNode>,
+        values: usize,
+        (limits, weight_bytes): (Limits, u128),
+    ) -> Result<Self> {
+        let net = Network { inputs, outputs, nodes, values, limits, weight_bytes, workspaces: Mutex::default() };
+        let noted = net.inputs.iter().map(Port::noted).collect::<Result<Vec<_>>>()?;
+        net.measure(&noted)?;
+        Ok(net)
+    }
+
+    /// What it may cost.
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// Names of the inputs, with their shapes at conversion.
@@ -220,11 +324,25 @@ impl Network {
     /// Runs the network.
     ///
     /// # Errors
-    /// [`Error::Shape`] or [`Error::Value`] where the inputs do not fit, [`Error::NotANumber`] where a quantizer reads NaN.
+    /// [`Error::Shape`] or [`Error::Value`] where the inputs do not fit, [`Error::NotANumber`] where a quantizer reads NaN,
+    /// [`Error::Limit`] where a run at their sizes would cost more than the limits, [`Error::Memory`] where there is no memory.
     pub fn run(&self, inputs: &[Input<'_>]) -> Result<Vec<Output>> {
+        self.run_watched(inputs, &Watch::none())
+    }
+
+    /// As [`Network::run`], for as long as `go_on` says so: it is asked on the calling thread, every 50 ms or so, and the run
+    /// stops behind the node that is at work then.
+    ///
+    /// # Errors
+    /// As [`Network::run`]; [`Error::Interrupted`] where it was stopped.
+    pub fn run_while(&self, inputs: &[Input<'_>], go_on: &(dyn Fn() -> bool + Sync)) -> Result<Vec<Output>> {
+        self.run_watched(inputs, &Watch::new(Some(go_on)))
+    }
+
+    fn run_watched(&self, inputs: &[Input<'_>], watch: &Watch<'_>) -> Result<Vec<Output>> {
         match self.images_apart(inputs) {
-            None => self.run_observed(inputs, &mut |_| ()),
-            Some(images) => self.run_apart(inputs, images),
+            None => self.run_whole(inputs, &mut |_| (), watch),
+            Some(images) => self.run_apart(inputs, images, watch),
         }
     }
 
@@ -244,23 +362,24 @@ impl Network {
     }
 
     /// Runs images one by one.
-    fn run_apart(&self, inputs: &[Input<'_>], images: usize) -> Result<Vec<Output>> {
-        let mut shapes: Vec<Vec<usize>> = inputs.iter().map(|input| input.shape.to_vec()).collect();
+    fn run_apart(&self, inputs: &[Input<'_>], images: usize, watch: &Watch<'_>) -> Result<Vec<Output>> {
+        let mut shapes: Vec<Vec<usize>> = inputs.iter().map(|input| input.shape.to_vec()).collect(); // small: sizes
         for shape in &mut shapes {
             shape[0] = 1;
         }
-        let apart = parallel::for_each_alone(images, |image| {
-            let mut one = inputs.to_vec();
+        let apart = parallel::for_each_alone(watch, images, |image| {
+            let mut one = inputs.to_vec(); // small: an input each
             for (input, shape) in one.iter_mut().zip(&shapes) {
                 let len = input.data.len() / images;
                 (input.shape, input.data) = (shape, &input.data[image * len..(image + 1) * len]);
             }
-            self.run_observed(&one, &mut |_| ())
+            self.run_whole(&one, &mut |_| (), watch)
         })?;
         let mut apart = apart.into_iter();
         let mut outputs = apart.next().unwrap_or_default();
         for output in &mut outputs {
-            output.data.reserve_exact(output.data.len() * (images - 1));
+            let rest = output.data.len().saturating_mul(images - 1);
+            memory::reserve("outputs of the network", &mut output.data, rest)?;
             output.shape[0] *= images;
         }
         for image in apart {
@@ -280,19 +399,33 @@ impl Network {
         inputs: &[Input<'_>],
         observe: &mut (dyn FnMut(Observed<'_>) + Send),
     ) -> Result<Vec<Output>> {
-        let elements: usize = inputs.iter().map(|input| input.data.len()).sum();
-        if elements < WORTHWHILE {
-            return self.run_here(inputs, observe);
-        }
-        parallel::inside(|| self.run_here(inputs, observe))?
+        self.run_whole(inputs, observe, &Watch::none())
     }
 
-    /// [`Network::run_observed`] on this thread, and those that it finds awake.
-    fn run_here(&self, inputs: &[Input<'_>], observe: &mut dyn FnMut(Observed<'_>)) -> Result<Vec<Output>> {
+    fn run_whole(
+        &self,
+        inputs: &[Input<'_>],
+        observe: &mut (dyn FnMut(Observed<'_>) + Send),
+        watch: &Watch<'_>,
+    ) -> Result<Vec<Output>> {
+        let elements: usize = inputs.iter().map(|input| input.data.len()).sum();
+        if elements < WORTHWHILE {
+            return self.run_here(inputs, observe, watch);
+        }
+        parallel::inside(watch, || self.run_here(inputs, observe, watch))?
+    }
+
+    /// [`Network::run_whole`] on this thread, and those that it finds awake.
+    fn run_here(
+        &self,
+        inputs: &[Input<'_>],
+        observe: &mut dyn FnMut(Observed<'_>),
+        watch: &Watch<'_>,
+    ) -> Result<Vec<Output>> {
         check_len("inputs of the network", self.inputs.len(), inputs.len())?;
         let dims = self.inputs.iter().zip(inputs).map(|(port, input)| port.dims(input)).collect::<Result<Vec<_>>>()?;
         let mut workspace = self.take(&dims)?;
-        let outputs = self.run_in(&mut workspace, inputs, observe)?;
+        let outputs = self.run_in(&mut workspace, inputs, observe, watch)?;
         let mut kept = self.lock();
         if kept.len() >= KEPT.max(parallel::num_threads()?) {
             kept.remove(0);
@@ -318,57 +451,66 @@ impl Network {
     }
 
     fn plan(&self, input_dims: &[Dims]) -> Result<Workspace> {
-        // Values that nothing makes any more, since their node moved into another, stay empty.
-        let nothing = Value::float(Dims { images: 0, channels: 0, map: [0, 0], axes: 0 });
-        let mut values = vec![nothing; self.values];
-        for (value, dims) in values.iter_mut().zip(input_dims) {
-            *value = Value::float(*dims);
-        }
-        let mut steps: Vec<Box<dyn Step>> = Vec::new();
+        let Sizes { values, slots, buffers, scratch } = self.measure(input_dims)?;
+        let mut steps: Vec<Box<dyn Step>> = memory::reserved("steps of the network", self.nodes.len())?;
         for node in &self.nodes {
-            let read: Vec<Value> = node.inputs.iter().map(|&v| values[v]).collect();
-            let (value, step) = node
-                .operation
-                .clone()
-                .plan(&read)
-                .map_err(|e| Error::Node { node: node.label.clone(), source: Box::new(e) })?;
-            value.check_size().map_err(|e| Error::Node { node: node.label.clone(), source: Box::new(e) })?;
-            values[node.output] = value;
-            if let Some(Beside { value, layout, .. }) = node.beside {
-                values[value] = Value { codes: Some(layout), ..values[node.output] };
-            }
+            let (read, count) = node.read(&values);
+            let (_, step) = node.operation.clone().plan(&read[..count]).map_err(|e| node.error(e))?;
             steps.push(step);
         }
+        let mut allocated = memory::reserved("values of the network", buffers.len())?;
+        for bytes in buffers {
+            allocated.push(Buffer(zeros(bytes)?));
+        }
+        let scratch = zeros(scratch)?;
+        let input_dims = memory::copied("values of the network", input_dims)?;
+        Ok(Workspace { input_dims, steps, values, slots, buffers: allocated, scratch })
+    }
+
+    /// Settles sizes at these input shapes and checks them against the limits; allocates only a few numbers per node.
+    fn measure(&self, input_dims: &[Dims]) -> Result<Sizes> {
+        // Values that nothing makes any more, since their node moved into another, stay empty.
+        let nothing = Value::float(Dims { images: 0, channels: 0, map: [1, 1], axes: 0 });
+        let mut values = memory::filled("values of the network", self.values, nothing)?;
+        for (value, dims) in values.iter_mut().zip(input_dims) {
+            *value = Value::float(*dims);
+            value.check()?;
+        }
+        let images = input_dims.first().map_or(1, |dims| dims.images.max(1)) as u128;
+        let (mut scratch, mut tables, mut macs) = (0, 0u128, 0u128);
+        for node in &self.nodes {
+            let (read, count) = node.read(&values);
+            let (value, cost) = node.operation.measure(&read[..count]).map_err(|e| node.error(e))?;
+            value.check().map_err(|e| node.error(e))?;
+            values[node.output] = value;
+            let mut bytes = value.buffer_bytes() as u128 + cost.scratch as u128 + cost.bytes;
+            if let Some(Beside { value, layout, .. }) = node.beside {
+                values[value] = Value { codes: Some(layout), ..values[node.output] };
+                values[value].check().map_err(|e| node.error(e))?;
+                bytes += values[value].buffer_bytes() as u128;
+            }
+            self.limits.check_bytes(|| node.label.clone(), bytes)?;
+            macs = macs.saturating_add(cost.macs);
+            self.limits.check_macs(|| format!("{}, with the nodes before it", node.label), macs / images)?;
+            scratch = scratch.max(cost.scratch);
+            tables = tables.saturating_add(cost.bytes);
+        }
         // The last node that reads each value; outputs live to the end.
-        let mut last = vec![0; self.values];
+        let mut last = memory::filled("values of the network", self.values, 0)?;
         for (n, node) in self.nodes.iter().enumerate() {
             for &value in &node.inputs {
                 last[value] = n;
             }
         }
+        let mut output_bytes = 0;
         for output in &self.outputs {
             last[output.value] = usize::MAX;
+            output_bytes += values[output.value].buffer_bytes() as u128;
         }
-        let mut buffers: Vec<usize> = Vec::new();
-        let mut free: Vec<usize> = Vec::new();
-        let mut slots = vec![usize::MAX; self.values];
-        let mut place = |value: &Value, free: &mut Vec<usize>| {
-            let bytes = value.buffer_bytes();
-            // The free buffer whose size is nearest.
-            match free.iter().enumerate().min_by_key(|(_, b)| buffers[**b].abs_diff(bytes)).map(|(at, _)| at) {
-                Some(at) => {
-                    let slot = free.swap_remove(at);
-                    buffers[slot] = buffers[slot].max(bytes);
-                    slot
-                }
-                None => {
-                    buffers.push(bytes);
-                    buffers.len() - 1
-                }
-            }
-        };
+        let mut placed = Slots::default();
+        let mut slots = memory::filled("values of the network", self.values, usize::MAX)?;
         for v in 0..self.inputs.len() {
-            slots[v] = place(&values[v], &mut free);
+            slots[v] = placed.place(values[v].buffer_bytes());
         }
         for (n, node) in self.nodes.iter().enumerate() {
             // A sum may take the place of a summand that nobody else will read.
@@ -380,19 +522,20 @@ impl Network {
             for made in node.makes() {
                 slots[made] = match replaced {
                     Some(value) if made == node.output => slots[value],
-                    _ => place(&values[made], &mut free),
+                    _ => placed.place(values[made].buffer_bytes()),
                 };
             }
-            for (value, &slot) in slots.iter().enumerate() {
-                if last[value] == n && node.inputs.contains(&value) && replaced != Some(value) {
-                    free.push(slot);
+            for (i, &value) in node.inputs.iter().enumerate() {
+                if last[value] == n && replaced != Some(value) && !node.inputs[..i].contains(&value) {
+                    placed.release(slots[value]);
                 }
             }
         }
-        let scratch = steps.iter().map(|step| step.scratch()).max().unwrap_or(0);
-        let buffers = buffers.into_iter().map(|bytes| Ok(Buffer(zeros(bytes)?))).collect::<Result<_>>()?;
-        let scratch = zeros(scratch)?;
-        Ok(Workspace { input_dims: input_dims.to_vec(), steps, values, slots, buffers, scratch })
+        let buffers = placed.bytes;
+        let values_bytes = buffers.iter().fold(0u128, |n, &bytes| n + bytes as u128);
+        let all = values_bytes + output_bytes + scratch as u128 + tables;
+        self.limits.check_bytes(|| "the network, with its weights and values".into(), all + self.weight_bytes)?;
+        Ok(Sizes { values, slots, buffers, scratch })
     }
 
     fn run_in(
@@ -400,6 +543,7 @@ impl Network {
         workspace: &mut Workspace,
         inputs: &[Input<'_>],
         observe: &mut dyn FnMut(Observed<'_>),
+        watch: &Watch<'_>,
     ) -> Result<Vec<Output>> {
         let Workspace { steps, values, slots, buffers, scratch, .. } = workspace;
         let scratch = Line::bytes_mut(scratch);
@@ -413,6 +557,7 @@ impl Network {
             }
         }
         for (node, step) in self.nodes.iter().zip(steps) {
+            watch.check()?;
             let start = std::time::Instant::now();
             // Empty stand-ins cost nothing and let the other buffers be read meanwhile.
             let mut taken = |value: usize| std::mem::take(&mut buffers[slots[value]]);
@@ -429,7 +574,7 @@ impl Network {
                 // The output stands in the second input's place.
                 [a, b] if slots[b] == slots[node.output] => step.run_beside(&[read(a)], scratch, target, codes),
                 [a, b] => step.run_beside(&[read(a), read(b)], scratch, target, codes),
-                _ => unreachable!("operations read one or two values"),
+                _ => Err(Error::Graph { why: format!("node {:?} reads {} values", node.name, node.inputs.len()) }),
             };
             let label = match (&done, &node.beside) {
                 (Err(Error::NotANumber { .. }), Some(beside)) => &beside.label,
@@ -456,9 +601,9 @@ impl Network {
         let output = |port: &Port| {
             let value = &values[port.value];
             let data = buffers[slots[port.value]].read(value).floats();
-            Output { shape: value.dims.shape(), data: data.to_vec() }
+            Ok(Output { shape: value.dims.shape(), data: memory::copied("outputs of the network", data)? })
         };
-        Ok(self.outputs.iter().map(output).collect())
+        self.outputs.iter().map(output).collect()
     }
 }
 
@@ -500,21 +645,29 @@ impl Port {
             return bad_value("input of the network", "a size that fits in memory", format!("{shape:?}"));
         };
         check_len("values of the input", elements, input.data.len())?;
-        let map = match shape[2..] {
-            [h, w] => [h, w],
-            [w] => [1, w],
-            _ => [1, 1],
-        };
-        Ok(Dims { images: shape[0], channels: shape[1], map, axes: shape.len() - 2 })
+        Ok(dims(shape))
+    }
+
+    /// The dimensions at conversion.
+    fn noted(&self) -> Result<Dims> {
+        if !(2..=4).contains(&self.shape.len()) || self.shape.iter().any(|side| *side >= 1 << 31) {
+            return bad_value("input of the network", "a shape of two to four sizes", format!("{:?}", self.shape));
+        }
+        Ok(dims(&self.shape))
     }
 }
 
-/// Memory for so many bytes, or an error where there is none.
+/// Dimensions of a shape of two to four sizes.
+fn dims(shape: &[usize]) -> Dims {
+    let map = match shape[2..] {
+        [h, w] => [h, w],
+        [w] => [1, w],
+        _ => [1, 1],
+    };
+    Dims { images: shape[0], channels: shape[1], map, axes: shape.len() - 2 }
+}
+
+/// Memory for so many bytes.
 fn zeros(bytes: usize) -> Result<Vec<Line>> {
-    let (mut buffer, lines) = (Vec::new(), bytes.div_ceil(size_of::<Line>()));
-    if buffer.try_reserve_exact(lines).is_err() {
-        return bad_value("memory of the network", "values that fit in memory", format!("{bytes} bytes in one"));
-    }
-    buffer.resize(lines, Line::ZERO);
-    Ok(buffer)
+    memory::filled("values of the network", bytes.div_ceil(size_of::<Line>()), Line::ZERO)
 }

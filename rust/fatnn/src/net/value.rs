@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::codec::CodesLayout;
 use crate::epilogue::Quantizer;
 use crate::error::{Result, bad_value};
+use crate::memory;
 
 /// Dimensions of a value: images, channels, and as many spatial axes as it has. In memory, floats are always
 /// `images × height × width × channels`.
@@ -26,6 +27,11 @@ impl Dims {
 
     pub fn elements(&self) -> usize {
         self.pixels() * self.channels
+    }
+
+    /// Elements, where only arithmetic can overflow.
+    fn counted(&self) -> u128 {
+        [self.images, self.channels, self.map[0], self.map[1]].iter().fold(1, |n, &f| n.saturating_mul(f as u128))
     }
 
     /// As PyTorch writes it: images, channels, then the spatial axes.
@@ -49,13 +55,15 @@ impl Value {
         Value { dims, codes: None }
     }
 
-    /// `Ok` where all its sizes, in bytes too, are far from overflow.
-    pub fn check_size(&self) -> Result<()> {
-        let per_pixel = self.codes.map_or(self.dims.channels.saturating_mul(4), CodesLayout::pixel_bytes);
-        let factors = [self.dims.images, self.dims.map[0], self.dims.map[1], per_pixel];
-        // Sides of empty values count as well: other code multiplies them before it meets the zero.
-        let bytes = factors.iter().try_fold(1usize, |n, &f| n.checked_mul(f.max(1)));
-        match bytes {
+    /// `Ok` where all its sizes, in bytes too, are far from overflow, and axes that it does not have are of size 1.
+    pub fn check(&self) -> Result<()> {
+        let Dims { images, channels, map, axes } = self.dims;
+        if map[..2 - axes].iter().any(|side| *side != 1) {
+            let expected = format!("a map of {axes} spatial axes");
+            return bad_value("shape of a value", expected, format!("{} × {} pixels", map[0], map[1]));
+        }
+        let per_pixel = self.codes.map_or(channels.saturating_mul(4), CodesLayout::pixel_bytes);
+        match memory::product([images, map[0], map[1], per_pixel]) {
             Some(bytes) if bytes < 1 << 42 => Ok(()),
             _ => bad_value("size of a value", "one that fits in memory", format!("{:?}", self.dims.shape())),
         }
@@ -124,6 +132,24 @@ impl<'a> SliceMut<'a> {
     }
 }
 
+/// What running an operation costs, counted from sizes alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Cost {
+    /// Multiply-accumulates, or other operations on an element.
+    pub macs: u128,
+    /// Bytes of tables and of a thread's working memory, beside values and scratch.
+    pub bytes: u128,
+    /// Bytes of scratch memory that [`Step::run`] wants.
+    pub scratch: usize,
+}
+
+impl Cost {
+    /// Of a value each of whose elements takes so many operations.
+    pub fn of(dims: &Dims, each: usize) -> Self {
+        Cost { macs: dims.counted().saturating_mul(each as u128), ..Cost::default() }
+    }
+}
+
 /// An operation on its way into another.
 #[derive(Debug)]
 pub(crate) struct Maker {
@@ -138,7 +164,9 @@ pub(crate) struct Maker {
 pub(crate) trait Operation: Any + Send + Sync + std::fmt::Debug {
     /// Whether it makes codes, and of which layout, given what it reads; checks kinds.
     fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>>;
-    /// Settles everything that depends on shapes: what it makes, and how.
+    /// Checks the sizes of what it reads; what it makes, and what that costs. Allocates nothing that sizes decide.
+    fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)>;
+    /// Settles everything that depends on shapes: what it makes, and how. Comes after [`Operation::measure`] of the same.
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)>;
     /// Takes over elementwise functions of its output, where it can run them on the way; else gives them back.
     fn absorb(&mut self, functions: Vec<super::ops::Elementwise>) -> Option<Vec<super::ops::Elementwise>> {
@@ -187,11 +215,7 @@ pub(crate) trait Operation: Any + Send + Sync + std::fmt::Debug {
 
 /// An operation for one shape.
 pub(crate) trait Step: Send + Sync + std::fmt::Debug {
-    /// Bytes of scratch memory that [`Step::run`] wants.
-    fn scratch(&self) -> usize {
-        0
-    }
-    /// Runs it. Buffers have the planned sizes.
+    /// Runs it. Buffers have the planned sizes, `scratch` at least [`Cost::scratch`] bytes.
     fn run(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>) -> Result<()>;
     /// Runs it and writes `codes` of the output, where [`Operation::quantize`] asked for them; else `codes` is empty.
     fn run_beside(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>, codes: &mut [u8]) -> Result<()> {

@@ -46,7 +46,11 @@ pub(crate) fn bench(
     let network = Network::load(file)?;
     let shapes: Vec<Vec<usize>> =
         network.inputs().map(|(_, shape)| std::iter::once(batch).chain(shape[1..].iter().copied()).collect()).collect();
-    let arrays: Vec<Vec<f32>> = shapes.iter().map(|shape| random(shape.iter().product())).collect();
+    let size = |shape: &Vec<usize>| shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|n| *n < 1 << 40);
+    let sizes = shapes.iter().map(size).collect::<Option<Vec<_>>>();
+    let sizes =
+        sizes.ok_or_else(|| format!("--batch {batch}: inputs of the shapes {shapes:?} do not fit in memory"))?;
+    let arrays: Vec<Vec<f32>> = sizes.into_iter().map(random).collect();
     let inputs: Vec<Input<'_>> = shapes
         .iter()
         .zip(&arrays)

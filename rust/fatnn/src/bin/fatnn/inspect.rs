@@ -81,6 +81,8 @@ pub(crate) fn inspect(file: &Path, as_json: bool) -> Result<String, Failure> {
     let missing = match Network::new(&graph, &tensors) {
         Ok(_) => None,
         Err(Error::Unsupported { what }) => Some(what),
+        // It can be described all the same.
+        Err(limit @ Error::Limit { .. }) => Some(limit.to_string()),
         Err(Error::Graph { why }) => return Err(Error::Format { path: file.into(), why }.into()),
         Err(other) => return Err(other.into()),
     };

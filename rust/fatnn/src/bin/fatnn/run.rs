@@ -27,7 +27,7 @@ pub(crate) fn run(file: &Path, input: &Path, out: Option<&Path>) -> Result<Strin
     let mut outputs = network.run(&[Input { shape: &shape, data: &data, channels_last: false }])?;
     let seconds = start.elapsed().as_secs_f64();
     let output = outputs.remove(0);
-    let values = output.channels_first();
+    let values = output.channels_first()?;
     let mut text = format!("output {:?} in {:.2} ms", output.shape, seconds * 1e3);
     if let Some(out) = out {
         npy::write(out, &output.shape, &values)?;

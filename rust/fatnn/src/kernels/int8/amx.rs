@@ -31,6 +31,8 @@ pub(super) fn make(features: Features) -> Option<&'static dyn Int8Kernel> {
     (features.amx_int8 && matrix_amx::allowed()).then_some(&Amx)
 }
 
+impl crate::kernels::Sealed for Amx {}
+
 impl Int8Kernel for Amx {
     fn name(&self) -> &'static str {
         "x86_64-int8-amx"

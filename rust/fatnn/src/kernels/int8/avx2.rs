@@ -24,6 +24,8 @@ pub(super) fn make(features: Features) -> Option<&'static dyn Int8Kernel> {
     features.avx2.then_some(&Avx2)
 }
 
+impl crate::kernels::Sealed for Avx2 {}
+
 impl Int8Kernel for Avx2 {
     fn name(&self) -> &'static str {
         "x86_64-int8-avx2"

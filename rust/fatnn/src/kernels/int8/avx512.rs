@@ -27,6 +27,8 @@ pub(super) fn make(features: Features) -> Option<&'static dyn Int8Kernel> {
     (features.avx512 && features.avx512_vnni).then_some(&Avx512)
 }
 
+impl crate::kernels::Sealed for Avx512 {}
+
 impl Int8Kernel for Avx512 {
     fn name(&self) -> &'static str {
         "x86_64-int8-avx512"

@@ -192,8 +192,8 @@ impl<'a> Product<'a> {
     }
 }
 
-/// A kernel for int8 products on one instruction set.
-pub trait Int8Kernel: Send + Sync + std::fmt::Debug {
+/// A kernel for int8 products on one instruction set. Sealed: an incorrect layout would cause reads outside a panel.
+pub trait Int8Kernel: super::Sealed + Send + Sync + std::fmt::Debug {
     /// `{arch}-int8-{variant}`.
     fn name(&self) -> &'static str;
     /// The tier that `FATNN_ISA` caps it by.

@@ -26,6 +26,8 @@ pub(super) fn make(features: Features) -> Option<&'static dyn Int8Kernel> {
     features.neon.then_some(&Neon)
 }
 
+impl crate::kernels::Sealed for Neon {}
+
 impl Int8Kernel for Neon {
     fn name(&self) -> &'static str {
         "aarch64-int8-neon"

@@ -16,6 +16,8 @@ pub(super) fn make(_: Features) -> Option<&'static dyn Int8Kernel> {
     Some(&Scalar)
 }
 
+impl crate::kernels::Sealed for Scalar {}
+
 impl Int8Kernel for Scalar {
     fn name(&self) -> &'static str {
         "generic-int8-scalar"

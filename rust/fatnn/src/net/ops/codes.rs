@@ -8,8 +8,8 @@ use crate::conv::{ConvShape, Geometry, check_thresholds};
 use crate::epilogue::{Quantizer, Residual, ToCodes, ToFloat};
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::gemm::FloatSink;
-use crate::net::value::{Dims, Maker, Operation, Slice, SliceMut, Step, Value};
-use crate::pool::max_pool_codes;
+use crate::net::value::{Cost, Dims, Maker, Operation, Slice, SliceMut, Step, Value};
+use crate::pool::pool_checked;
 use crate::quantize::{PixelOrder, quantize};
 use crate::weights::PackedWeights;
 
@@ -26,9 +26,14 @@ impl Operation for Quantize {
         Ok(Some(self.layout))
     }
 
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+    fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let dims = inputs[0].dims;
         check_len("channels", self.layout.channels(), dims.channels)?;
+        Ok((Value { dims, codes: Some(self.layout) }, Cost::of(&dims, 1)))
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+        let dims = inputs[0].dims;
         Ok((Value { dims, codes: Some(self.layout) }, Box::new(QuantizeStep { quantize: self, dims })))
     }
 
@@ -116,8 +121,8 @@ impl TernaryConv {
         Ok(self)
     }
 
-    /// What does not change from run to run over inputs of such dimensions, and the output's.
-    fn geometry(&self, dims: &Dims) -> Result<(Geometry, Dims)> {
+    /// The output's dimensions over inputs of such dimensions, and what it costs.
+    fn sizes(&self, dims: &Dims) -> Result<(Dims, Cost)> {
         if self.axes == 0 && self.window.kernel != dims.map {
             let ([h, w], [got_h, got_w]) = (self.window.kernel, dims.map);
             return bad_value(
@@ -126,10 +131,21 @@ impl TernaryConv {
                 format!("{got_h}x{got_w}; give inputs of that size"),
             );
         }
-        let geometry = Geometry::new(&self.weights, &self.window.over(dims))?;
-        let channels = self.weights.shape().out_channels;
-        let out = Dims { images: dims.images, channels, map: geometry.output, axes: self.axes };
-        Ok((geometry, out))
+        if self.axes > 0 && self.axes != dims.axes {
+            let expected = format!("codes with {} spatial axes", self.axes);
+            return bad_value("a ternary convolution's input", expected, format!("shape {:?}", dims.shape()));
+        }
+        let sizes = Geometry::sizes(&self.weights, &self.window.over(dims))?;
+        let shape = self.weights.shape();
+        let out = Dims { images: dims.images, channels: shape.out_channels, map: sizes.output, axes: self.axes };
+        // Axes that the output does not have must not have come out of stride and padding.
+        Value::float(out).check()?;
+        let cost = Cost { bytes: sizes.table_bytes, scratch: sizes.frame_bytes, ..Cost::of(&out, shape.reduction()) };
+        Ok((out, cost))
+    }
+
+    fn geometry(&self, dims: &Dims) -> Result<Geometry> {
+        Geometry::new(&self.weights, &self.window.over(dims))
     }
 
     /// The sink of a tail of floats.
@@ -159,13 +175,16 @@ impl Operation for TernaryConv {
         }
     }
 
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
-        let (geometry, out) = self.geometry(&inputs[0].dims)?;
-        let (mut summand, mut residual) = (None, inputs.get(1).map(|residual| residual.dims));
+    fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
+        let (out, mut cost) = self.sizes(&inputs[0].dims)?;
+        let mut residual = inputs.get(1).map(|residual| residual.dims);
         if let (Some(Summand { label, conv, .. }), Some(dims)) = (&self.summand, residual) {
-            let (geometry, dims) =
-                conv.geometry(&dims).map_err(|e| Error::Node { node: label.clone(), source: Box::new(e) })?;
-            (summand, residual) = (Some(geometry), Some(dims));
+            let (dims, more) =
+                conv.sizes(&dims).map_err(|e| Error::Node { node: label.clone(), source: Box::new(e) })?;
+            residual = Some(dims);
+            cost.macs = cost.macs.saturating_add(more.macs);
+            cost.bytes = cost.bytes.saturating_add(more.bytes);
+            cost.scratch = cost.scratch.max(more.scratch);
         }
         if let Some(residual) = residual
             && residual.shape() != out.shape()
@@ -176,8 +195,17 @@ impl Operation for TernaryConv {
             Tail::Codes { layout, .. } => Some(layout),
             Tail::Float { .. } => None,
         };
+        Ok((Value { dims: out, codes }, cost))
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+        let (value, geometry) = (self.measure(inputs)?.0, self.geometry(&inputs[0].dims)?);
+        let summand = match (&self.summand, inputs.get(1)) {
+            (Some(Summand { conv, .. }), Some(residual)) => Some(conv.geometry(&residual.dims)?),
+            _ => None,
+        };
         let step = ConvStep { conv: self, geometry, summand, residual: inputs.len() == 2 };
-        Ok((Value { dims: out, codes }, Box::new(step)))
+        Ok((value, Box::new(step)))
     }
 
     fn absorb(&mut self, mut functions: Vec<super::Elementwise>) -> Option<Vec<super::Elementwise>> {
@@ -204,8 +232,9 @@ impl Operation for TernaryConv {
         if !(&*operation as &dyn Any).downcast_ref().is_some_and(plain) {
             return Some(Maker { name, label, operation });
         }
-        let conv = (operation as Box<dyn Any>).downcast().expect("it is one");
-        self.summand = Some(Summand { name, label, conv });
+        if let Ok(conv) = (operation as Box<dyn Any>).downcast() {
+            self.summand = Some(Summand { name, label, conv });
+        }
         None
     }
 
@@ -233,10 +262,6 @@ struct ConvStep {
 }
 
 impl Step for ConvStep {
-    fn scratch(&self) -> usize {
-        self.geometry.frame_bytes.max(self.summand.as_ref().map_or(0, |summand| summand.frame_bytes))
-    }
-
     fn run(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>) -> Result<()> {
         self.run_beside(inputs, scratch, out, &mut [])
     }
@@ -293,12 +318,20 @@ impl Operation for MaxPoolCodes {
         }
     }
 
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+    fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let shape = self.window.over(&inputs[0].dims);
-        let layout = inputs[0].codes.expect("`codes` checked");
         let map = super::pool::pooled(&shape, self.ceil_mode)?;
         let dims = Dims { map, ..inputs[0].dims };
-        Ok((Value { dims, codes: Some(layout) }, Box::new(MaxPoolStep { shape, layout, map })))
+        let taps: usize = (0..2).map(|axis| shape.kernel[axis].min(shape.input[axis].max(1))).product();
+        Ok((Value { dims, ..inputs[0] }, Cost { bytes: super::pool::table_bytes(map), ..Cost::of(&dims, taps) }))
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+        let (value, shape) = (self.measure(inputs)?.0, self.window.over(&inputs[0].dims));
+        let Some(layout) = value.codes else {
+            return bad_value("max pooling on codes", "one input of codes", "floats");
+        };
+        Ok((value, Box::new(MaxPoolStep { shape, layout, map: value.dims.map })))
     }
 }
 
@@ -311,6 +344,6 @@ struct MaxPoolStep {
 
 impl Step for MaxPoolStep {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
-        max_pool_codes(inputs[0].codes(), self.layout, &self.shape, self.map, out.codes())
+        pool_checked(inputs[0].codes(), self.layout, &self.shape, self.map, out.codes())
     }
 }

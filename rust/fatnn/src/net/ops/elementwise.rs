@@ -5,7 +5,8 @@ use std::sync::Arc;
 use crate::codec::CodesLayout;
 use crate::error::{Result, bad_value, check_len};
 use crate::kernels;
-use crate::net::value::{Operation, Slice, SliceMut, Step, Value};
+use crate::memory;
+use crate::net::value::{Cost, Operation, Slice, SliceMut, Step, Value};
 use crate::parallel;
 
 /// A function of one element.
@@ -28,14 +29,31 @@ pub enum Elementwise {
 impl Elementwise {
     /// BatchNorm in evaluation mode as one multiplication and addition: `scale = weight / √(var + eps)`,
     /// `bias = fma(-mean, scale, bias)`, in float32.
-    pub fn batch_norm(mean: &[f32], var: &[f32], weight: Option<&[f32]>, bias: Option<&[f32]>, eps: f32) -> Self {
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] where sizes differ; [`crate::Error::Memory`].
+    pub fn batch_norm(
+        mean: &[f32],
+        var: &[f32],
+        weight: Option<&[f32]>,
+        bias: Option<&[f32]>,
+        eps: f32,
+    ) -> Result<Self> {
+        for values in [Some(var), weight, bias].into_iter().flatten() {
+            check_len("statistics of a BatchNorm", mean.len(), values.len())?;
+        }
         let channel = |c: usize| {
             let inverse = 1.0 / (var[c] + eps).sqrt();
             let scale = weight.map_or(inverse, |w| inverse * w[c]);
             (scale, (-mean[c]).mul_add(scale, bias.map_or(0.0, |b| b[c])))
         };
-        let (scale, bias) = (0..mean.len()).map(channel).unzip();
-        Elementwise::Affine(scale, bias)
+        let mut scales = memory::reserved("constants of a BatchNorm", mean.len())?;
+        let mut biases = memory::reserved("constants of a BatchNorm", mean.len())?;
+        for (scale, bias) in (0..mean.len()).map(channel) {
+            scales.push(scale);
+            biases.push(bias);
+        }
+        Ok(Elementwise::Affine(scales, biases))
     }
 
     fn channels(&self) -> Option<usize> {
@@ -98,6 +116,9 @@ impl Elementwise {
 /// Applies functions one after the other to whole pixels: compiled by every kernel with its CPU features.
 #[inline(always)]
 pub(crate) fn map(functions: &[Elementwise], x: &mut [f32], channels: usize) {
+    if channels == 0 {
+        return;
+    }
     for function in functions {
         function.apply(x, channels);
     }
@@ -133,8 +154,12 @@ impl Operation for Map {
         super::floats("an elementwise function", inputs, 1)
     }
 
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+    fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         check_channels(&self.0, inputs[0].dims.channels)?;
+        Ok((inputs[0], Cost::of(&inputs[0].dims, 1 + self.0.len())))
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
         let channels = inputs[0].dims.channels;
         Ok((inputs[0], Box::new(MapStep { map: self, channels })))
     }
@@ -176,13 +201,17 @@ impl Operation for Add {
         super::floats("an addition", inputs, 2)
     }
 
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+    fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         if inputs[0] != inputs[1] {
             let (a, b) = (inputs[0].dims.shape(), inputs[1].dims.shape());
             return bad_value("addition", "two values of one shape", format!("{a:?} and {b:?}"));
         }
+        check_channels(&self.post, inputs[0].dims.channels)?;
+        Ok((inputs[0], Cost::of(&inputs[0].dims, 1 + self.post.len())))
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
         let channels = inputs[0].dims.channels;
-        check_channels(&self.post, channels)?;
         Ok((inputs[0], Box::new(AddStep { add: self, channels })))
     }
 

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use super::{Made, Node, text};
+use super::{Made, Node};
 use crate::codec::CodesLayout;
 use crate::error::{Result, bad_value, check_len};
-use crate::int8::{Constants, Geometry, Int8Epilogue, Int8Weights, Layer, Padded};
+use crate::int8::{self, Constants, Geometry, Int8Epilogue, Int8Weights, Layer, Padded};
 use crate::net::ops::codes::Window;
 use crate::net::ops::elementwise::{Elementwise, check_channels};
 use crate::net::ops::pool::{Pool, PoolStep};
-use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
+use crate::net::value::{Cost, Dims, Operation, Slice, SliceMut, Step, Value};
 use crate::weights::WeightShape;
 
 /// An int8 convolution; a linear layer is one whose window is a single pixel.
@@ -41,11 +41,12 @@ pub(super) fn make(node: &Node<'_>, axes: usize) -> Made {
     window.kernel = [kh, kw];
     let channels = group_channels.checked_mul(groups).ok_or("too many groups")?;
     let shape = WeightShape { out_channels, channels, kernel: window.kernel, groups };
-    let weights = if axes == 0 { Int8Weights::for_linear(weight, shape) } else { Int8Weights::new(weight, shape) }
-        .map_err(text)?;
+    let kernel = int8::choose(axes == 0)?;
+    node.budget.spend(Int8Weights::packed_bytes(kernel, shape)? as u128)?;
+    let weights = Int8Weights::for_kernel(kernel, weight, shape)?;
     let &[inv_step] = node.floats("inv_step")? else { return Err("inv_step must be one number".into()) };
     let epilogue = Int8Epilogue { inv_step, scale: node.floats("scale")?, bias: node.optional("bias")? };
-    let constants = Constants::new(&weights, &epilogue).map_err(text)?;
+    let constants = Constants::new(&weights, &epilogue)?;
     Ok(Box::new(Int8Conv { weights, constants, window, axes, post: Vec::new(), pool: None }))
 }
 
@@ -58,7 +59,7 @@ impl Operation for Int8Conv {
         super::floats("an int8 layer", inputs, 1)
     }
 
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+    fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let (dims, channels) = (inputs[0].dims, self.weights.shape().out_channels);
         check_len("channels", self.weights.shape().channels, dims.channels)?;
         check_channels(&self.post, channels)?;
@@ -66,12 +67,27 @@ impl Operation for Int8Conv {
             let expected = format!("images, channels and {} spatial axes", self.axes);
             return bad_value("an int8 layer's input", expected, format!("shape {:?}", dims.shape()));
         }
+        // Arithmetic only: it allocates nothing.
+        let geometry = Geometry::new(&self.weights, &self.window.over(&dims))?;
+        let out = Dims { images: dims.images, channels, map: geometry.output, axes: self.axes };
+        let mut cost = Cost::of(&out, self.weights.shape().reduction());
+        (cost.bytes, cost.scratch) = (geometry.column_bytes(&self.weights), geometry.scratch);
+        let Some(pool) = &self.pool else { return Ok((Value::float(out), cost)) };
+        let (pooled, more) = pool.measure_dims(&out)?;
+        let line = out.map[1] as u128 * channels as u128 * size_of::<f32>() as u128;
+        cost.macs = cost.macs.saturating_add(more.macs);
+        cost.bytes = cost.bytes.saturating_add(more.bytes + line * (pool.window_lines(&out) as u128 + 1));
+        Ok((Value::float(pooled), cost))
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+        let (dims, channels) = (inputs[0].dims, self.weights.shape().out_channels);
         let geometry = Geometry::new(&self.weights, &self.window.over(&dims))?;
         let out = Dims { images: dims.images, channels, map: geometry.output, axes: self.axes };
         // BatchNorm and ReLU, in this order, run with the epilogue; what else there is, behind it.
         let (mut constants, mut rest) = (self.constants.clone(), 0);
         if let Some(Elementwise::Affine(scale, bias)) = self.post.first() {
-            constants.affine = Some((Padded::new(&self.weights, scale), Padded::new(&self.weights, bias)));
+            constants.affine = Some((Padded::new(&self.weights, scale)?, Padded::new(&self.weights, bias)?));
             rest = 1;
         }
         if self.post.get(rest) == Some(&Elementwise::Relu) {
@@ -114,10 +130,6 @@ struct Int8Step {
 }
 
 impl Step for Int8Step {
-    fn scratch(&self) -> usize {
-        self.geometry.scratch
-    }
-
     fn run(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>) -> Result<()> {
         let (conv, x, out) = (&*self.conv, inputs[0].floats(), out.floats());
         let layer = Layer { weights: &conv.weights, constants: &self.constants, post: &conv.post[self.rest..] };

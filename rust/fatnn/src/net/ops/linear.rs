@@ -11,9 +11,10 @@ use crate::codec::CodesLayout;
 use crate::conv::ConvShape;
 use crate::error::{Result, bad_value, check_len};
 use crate::kernels::matmul;
+use crate::memory;
 use crate::net::ops::codes::Window;
 use crate::net::ops::elementwise::{Elementwise, apply_all, check_channels};
-use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
+use crate::net::value::{Cost, Dims, Operation, Slice, SliceMut, Step, Value};
 use crate::parallel;
 
 /// Output pixels whose windows are gathered at a time.
@@ -53,7 +54,7 @@ impl FloatConv {
             return bad_value("weight", "a shape of as many values, all sizes at least 1", format!("{sizes:?}"));
         }
         let (taps, group_out) = (kh * kw, out_channels / groups);
-        let mut packed = vec![0.0; weight.len()];
+        let mut packed = memory::filled("weights of a float layer", weight.len(), 0.0)?;
         for n in 0..out_channels {
             let (group, column) = (n / group_out, n % group_out);
             for c in 0..group_channels {
@@ -78,7 +79,7 @@ impl Operation for FloatConv {
         super::floats("a float convolution", inputs, 1)
     }
 
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+    fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let dims = inputs[0].dims;
         check_len("channels", self.channels, dims.channels)?;
         check_channels(&self.post, self.out_channels)?;
@@ -86,10 +87,16 @@ impl Operation for FloatConv {
             let expected = format!("images, channels and {} spatial axes", self.axes);
             return bad_value("a float layer's input", expected, format!("shape {:?}", dims.shape()));
         }
-        let shape = self.window.over(&dims);
-        let map = shape.output()?;
+        let map = self.window.over(&dims).output()?;
         let out = Dims { images: dims.images, channels: self.out_channels, map, axes: self.axes };
-        Ok((Value::float(out), Box::new(FloatConvStep { conv: self, shape, map })))
+        let reduction = self.weight.len() / self.out_channels;
+        let bytes = (BLOCK * size_of::<f32>()) as u128 * reduction.saturating_add(self.out_channels) as u128;
+        Ok((Value::float(out), Cost { bytes, ..Cost::of(&out, reduction) }))
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+        let (value, shape) = (self.measure(inputs)?.0, self.window.over(&inputs[0].dims));
+        Ok((value, Box::new(FloatConvStep { conv: self, shape, map: value.dims.map })))
     }
 
     fn absorb(&mut self, functions: Vec<Elementwise>) -> Option<Vec<Elementwise>> {
@@ -108,6 +115,12 @@ struct FloatConvStep {
 thread_local! {
     /// Windows of a block, and a group's results: kept from call to call, so that a run allocates nothing after the first.
     static WINDOWS: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+}
+
+/// Gives a buffer so many elements, whatever they are.
+fn sized(buffer: &mut Vec<f32>, len: usize) -> Result<()> {
+    buffer.truncate(len);
+    memory::grow("windows of a float convolution", buffer, len, 0.0)
 }
 
 impl FloatConvStep {
@@ -159,8 +172,8 @@ impl Step for FloatConvStep {
             WINDOWS.with_borrow_mut(|(windows, part)| {
                 for (b, out) in out.chunks_mut(BLOCK * n).enumerate() {
                     let m = out.len() / n;
-                    windows.resize(m * k, 0.0);
-                    part.resize(if conv.groups == 1 { 0 } else { m * group_n }, 0.0);
+                    sized(windows, m * k)?;
+                    sized(part, if conv.groups == 1 { 0 } else { m * group_n })?;
                     for group in 0..conv.groups {
                         self.gather(x, first + b * BLOCK, group, windows);
                         let weight = &conv.weight[group * k * group_n..][..k * group_n];
@@ -190,11 +203,17 @@ impl Operation for Flatten {
         super::floats("flattening", inputs, 1)
     }
 
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+    fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let dims = inputs[0].dims;
-        let channels = dims.channels * dims.map[0] * dims.map[1];
+        let Some(channels) = memory::product([dims.channels, dims.map[0], dims.map[1]]) else {
+            return bad_value("flattening", "a size that fits in memory", format!("{:?}", dims.shape()));
+        };
         let out = Dims { images: dims.images, channels, map: [1, 1], axes: 0 };
-        Ok((Value::float(out), Box::new(FlattenStep { dims })))
+        Ok((Value::float(out), Cost::of(&out, 1)))
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+        Ok((self.measure(inputs)?.0, Box::new(FlattenStep { dims: inputs[0].dims })))
     }
 }
 
@@ -218,6 +237,10 @@ pub(crate) fn transpose(x: &[f32], out: &mut [f32], rows: usize, columns: usize)
     const SIDE: usize = 16;
     if rows == 1 || columns == 1 {
         out.copy_from_slice(x);
+        return;
+    }
+    // No pixels, no channels or no images: pieces of no elements cannot be walked.
+    if x.is_empty() {
         return;
     }
     // Images: the square walk below takes five times as long on three rows.

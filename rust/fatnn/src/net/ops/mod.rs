@@ -6,9 +6,11 @@ use std::sync::Arc;
 use serde_json::Value as Json;
 
 use crate::codec::{Act, CodesLayout, Coding};
-use crate::error::{Result, bad_value};
-use crate::kernels::{self, Family, Operands};
+use crate::error::{Error, Result, bad_value};
+use crate::kernels::{self, Family, Kernel, Operands};
+use crate::memory;
 use crate::net::file::Tensor;
+use crate::net::limits::Budget;
 use crate::net::value::Operation;
 use crate::weights::{PackedWeights, WeightShape};
 
@@ -39,6 +41,8 @@ pub(crate) struct Node<'a> {
     pub all: &'a BTreeMap<String, Tensor>,
     /// The family whose kernels products take; what suits the CPU where `None`.
     pub family: Option<Family>,
+    /// Counts the memory of weights before it is allocated.
+    pub budget: &'a Budget,
 }
 
 /// Why a node could not be made into an operation.
@@ -48,10 +52,27 @@ pub(crate) enum Refusal {
     Malformed(String),
     /// It means something that only PyTorch can run.
     Foreign(String),
+    /// There is no memory for it, or it may not have so much, or the environment means nothing.
+    Failed(Error),
 }
 
-impl<T: Into<String>> From<T> for Refusal {
-    fn from(why: T) -> Self {
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Memory { .. } | Error::Limit { .. } | Error::Environment { .. } => Refusal::Failed(error),
+            other => Refusal::Malformed(other.to_string()),
+        }
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(why: String) -> Self {
+        Refusal::Malformed(why)
+    }
+}
+
+impl From<&str> for Refusal {
+    fn from(why: &str) -> Self {
         Refusal::Malformed(why.into())
     }
 }
@@ -71,30 +92,33 @@ pub(crate) const OPERATIONS: &[Row] = &[
     ("conv2d_int8", |node| int8::make(node, 2)),
     ("linear_int8", |node| int8::make(node, 0)),
     ("batch_norm", |node| {
-        let eps = node.float("eps")? as f32;
+        let eps = node.float("eps")?;
+        if eps < 0.0 {
+            return Err(format!("eps must not be negative, got {eps}").into());
+        }
         let (mean, var) = (node.floats("mean")?, node.floats("var")?);
         let (weight, bias) = (node.optional("weight")?, node.optional("bias")?);
         if [Some(var), weight, bias].into_iter().flatten().any(|v| v.len() != mean.len()) {
             return Err("its tensors have different sizes".into());
         }
-        map(Elementwise::batch_norm(mean, var, weight, bias, eps))
+        map(Elementwise::batch_norm(mean, var, weight, bias, eps)?)
     }),
     ("affine", |node| {
         let (scale, bias) = (node.floats("scale")?, node.floats("bias")?);
         match scale.len() == bias.len() {
-            true => map(Elementwise::Affine(scale.to_vec(), bias.to_vec())),
+            true => map(Elementwise::Affine(node.owned("scale")?, node.owned("bias")?)),
             false => Err("scale and bias have different sizes".into()),
         }
     }),
     ("relu", |_| map(Elementwise::Relu)),
-    ("hardtanh", |node| map(Elementwise::Clamp(node.float("min_val")? as f32, node.float("max_val")? as f32))),
-    ("leaky_relu", |node| map(Elementwise::Leaky(vec![node.float("negative_slope")? as f32]))),
+    ("hardtanh", |node| map(Elementwise::Clamp(node.float("min_val")?, node.float("max_val")?))),
+    ("leaky_relu", |node| map(Elementwise::Leaky(vec![node.float("negative_slope")?]))),
     ("prelu", |node| match node.floats("weight")? {
         [] => Err("a slope per channel, or one, must be there".into()),
-        slopes => map(Elementwise::Leaky(slopes.to_vec())),
+        _ => map(Elementwise::Leaky(node.owned("weight")?)),
     }),
-    ("channel_scale", |node| map(Elementwise::Scale(node.floats("scale")?.to_vec()))),
-    ("channel_bias", |node| map(Elementwise::Bias(node.floats("bias")?.to_vec()))),
+    ("channel_scale", |node| map(Elementwise::Scale(node.owned("scale")?))),
+    ("channel_bias", |node| map(Elementwise::Bias(node.owned("bias")?))),
     ("add", |_| Ok(Box::new(Add::default()))),
     ("pad", pad),
     ("max_pool1d", |node| pool(node.pool_window(1)?, node.flag("ceil_mode")?, Reduce::Max)),
@@ -108,8 +132,8 @@ pub(crate) const OPERATIONS: &[Row] = &[
         let reduce = Reduce::Mean { count_padding: node.flag("count_include_pad")?, divisor };
         pool(node.pool_window(2)?, node.flag("ceil_mode")?, reduce)
     }),
-    ("adaptive_avg_pool1d", |node| adaptive(node)),
-    ("adaptive_avg_pool2d", |node| adaptive(node)),
+    ("adaptive_avg_pool1d", |node| adaptive(node, 1)),
+    ("adaptive_avg_pool2d", |node| adaptive(node, 2)),
     ("mean", |node| {
         let dims: Vec<i64> = node.integers("dims")?;
         let mut reduced: Vec<i64> = dims.iter().map(|d| if *d < 0 { d + node.rank as i64 } else { *d }).collect();
@@ -131,7 +155,10 @@ pub(crate) const OPERATIONS: &[Row] = &[
             return Err(format!("steps must be {} numbers, got {}", coding.thresholds(), steps.len()).into());
         }
         let layout = layout(node.number("channels")?, node.number("groups")?)?.with(coding);
-        Ok(Box::new(Quantize { thresholds: steps.to_vec(), layout }))
+        if !steps.windows(2).all(|pair| pair[0] <= pair[1]) {
+            return Err(format!("steps must not fall, got {steps:?}").into());
+        }
+        Ok(Box::new(Quantize { thresholds: node.owned("steps")?, layout }))
     }),
     ("conv_codes", |node| {
         let (shape, thresholds) = node.int32("thresholds")?;
@@ -141,11 +168,14 @@ pub(crate) const OPERATIONS: &[Row] = &[
             _ => return Err(format!("thresholds must have shape (2 or 3, channels), got {shape:?}").into()),
         };
         let layout = layout(shape[1], node.number("out_groups")?)?.with(coding);
-        ternary_conv(node, Tail::Codes { thresholds: thresholds.to_vec(), layout })
+        let thresholds = memory::copied("thresholds", thresholds)?;
+        ternary_conv(node, Tail::Codes { thresholds, layout })
     }),
     ("conv_float", |node| {
-        let owned = |role| node.optional(role).map(|v| v.map(<[f32]>::to_vec));
-        let (scale, bias, relu) = (owned("scale")?, owned("bias")?, node.flag("relu")?);
+        let (scale, bias, relu) = (node.owned_optional("scale")?, node.owned_optional("bias")?, node.flag("relu")?);
+        if bias.is_some() && scale.is_none() {
+            return Err("a bias needs a scale".into());
+        }
         ternary_conv(node, Tail::Float { scale, bias, relu, codes: None })
     }),
     ("max_pool_codes", |node| {
@@ -161,12 +191,8 @@ fn floats(what: &'static str, inputs: &[Option<CodesLayout>], count: usize) -> R
     bad_value(what, format!("{count} inputs of floats"), format!("{inputs:?}"))
 }
 
-fn text(error: crate::Error) -> String {
-    error.to_string()
-}
-
-fn layout(channels: usize, groups: usize) -> Result<CodesLayout, String> {
-    CodesLayout::new(channels, groups).map_err(text)
+fn layout(channels: usize, groups: usize) -> Result<CodesLayout> {
+    CodesLayout::new(channels, groups)
 }
 
 fn map(function: Elementwise) -> Made {
@@ -177,13 +203,8 @@ fn pool(window: Window, ceil_mode: bool, reduce: Reduce) -> Made {
     Ok(Box::new(Pool { windows: Windows::Fixed { window, ceil_mode }, reduce, axes: None }))
 }
 
-fn adaptive(node: &Node<'_>) -> Made {
-    let size: Vec<usize> = node.integers("size")?;
-    let size = match size.as_slice() {
-        &[w] => [1, w],
-        &[h, w] => [h, w],
-        other => return Err(format!("size must have one or two numbers, got {other:?}").into()),
-    };
+fn adaptive(node: &Node<'_>, axes: usize) -> Made {
+    let size = node.pair("size", axes, 1)?;
     let reduce = Reduce::Mean { count_padding: false, divisor: 0 };
     Ok(Box::new(Pool { windows: Windows::Adaptive(size), reduce, axes: None }))
 }
@@ -197,8 +218,9 @@ fn float_conv(node: &Node<'_>, axes: usize) -> Made {
     };
     let mut window = node.window_without_kernel(axes)?;
     window.kernel = [shape[2], shape[3]];
-    let bias = node.optional("bias")?.map(<[f32]>::to_vec);
-    Ok(Box::new(FloatConv::new(weight, shape, bias, window, node.number("groups")?, axes).map_err(text)?))
+    node.budget.spend(size_of_val(weight) as u128)?;
+    let bias = node.owned_optional("bias")?;
+    Ok(Box::new(FloatConv::new(weight, shape, bias, window, node.number("groups")?, axes)?))
 }
 
 fn linear(node: &Node<'_>) -> Made {
@@ -206,8 +228,9 @@ fn linear(node: &Node<'_>) -> Made {
     let &[n, c] = shape else { return Err(format!("weight has the shape {shape:?}").into()) };
     let one = [1, 1];
     let window = Window { kernel: one, stride: one, padding: [0, 0], dilation: one };
-    let bias = node.optional("bias")?.map(<[f32]>::to_vec);
-    Ok(Box::new(FloatConv::new(weight, [n, c, 1, 1], bias, window, 1, 0).map_err(text)?))
+    node.budget.spend(size_of_val(weight) as u128)?;
+    let bias = node.owned_optional("bias")?;
+    Ok(Box::new(FloatConv::new(weight, [n, c, 1, 1], bias, window, 1, 0)?))
 }
 
 fn ternary_conv(node: &Node<'_>, tail: Tail) -> Made {
@@ -223,27 +246,28 @@ fn ternary_conv(node: &Node<'_>, tail: Tail) -> Made {
         return Err(format!("dims must be 0, 1 or 2, got {axes}").into());
     }
     let act = node.act()?;
-    let weights = match node.family {
-        Some(family) => {
-            let operands = Operands::of(codes, act).map_err(text)?;
-            let reduction = group_channels.saturating_mul(kh).saturating_mul(kw);
-            let kernel = kernels::choose_in(family, axes == 0, out_channels / groups.max(1), reduction, operands)
-                .map_err(|e| Refusal::Foreign(text(e)))?;
-            PackedWeights::for_kernel(kernel, codes, shape, act)
-        }
-        None if axes == 0 => PackedWeights::for_linear(codes, shape, act),
-        None => PackedWeights::new(codes, shape, act),
+    let (shape, operands) = (shape.check()?, Operands::of(codes, act)?);
+    if node.attrs.get("channels").is_some_and(|given| given.as_u64() != Some(channels as u64)) {
+        return Err(format!("channels {} and weight {shape:?} disagree", node.attrs["channels"]).into());
+    }
+    let group_out_channels = out_channels / groups;
+    let kernel: &'static dyn Kernel = match node.family {
+        Some(family) => kernels::choose_in(family, axes == 0, group_out_channels, shape.reduction(), operands)
+            .map_err(|e| Refusal::Foreign(e.to_string()))?,
+        None if axes == 0 => kernels::choose_for_linear(operands)?,
+        None => kernels::choose(group_out_channels, shape.reduction(), operands)?,
     };
-    let weights = weights.map_err(text)?;
+    node.budget.spend(PackedWeights::packed_bytes(kernel, shape, operands) as u128)?;
+    let weights = PackedWeights::for_kernel(kernel, codes, shape, act)?;
     let window = node.window(2)?;
     if window.kernel != [kh, kw] {
         return Err(format!("kernel {:?} and weight {:?} disagree", window.kernel, shape.kernel).into());
     }
-    Ok(Box::new(TernaryConv { weights, window, axes, tail, summand: None }.check().map_err(text)?))
+    Ok(Box::new(TernaryConv { weights, window, axes, tail, summand: None }.check()?))
 }
 
 /// Largest number in a file: windows and sizes stay far from overflow.
-const LIMIT: i64 = 1 << 31;
+pub(super) const LIMIT: u64 = 1 << 31;
 
 impl Node<'_> {
     fn attr(&self, key: &str) -> Result<&Json, String> {
@@ -266,12 +290,14 @@ impl Node<'_> {
         }
     }
 
-    fn float(&self, key: &str) -> Result<f64, String> {
-        self.attr(key)?.as_f64().ok_or_else(|| format!("attribute {key:?} must be a number"))
+    /// A number that float32 holds.
+    fn float(&self, key: &str) -> Result<f32, String> {
+        let found = self.attr(key)?.as_f64().map(|value| value as f32).filter(|value| value.is_finite());
+        found.ok_or_else(|| format!("attribute {key:?} must be a number that float32 holds"))
     }
 
     fn integer(&self, key: &str) -> Result<i64, String> {
-        let found = self.attr(key)?.as_i64().filter(|n| n.abs() < LIMIT);
+        let found = self.attr(key)?.as_i64().filter(|n| n.unsigned_abs() < LIMIT);
         found.ok_or_else(|| format!("attribute {key:?} must be an integer"))
     }
 
@@ -283,7 +309,9 @@ impl Node<'_> {
         let wrong = || format!("attribute {key:?} must be a list of integers in range");
         let list = self.attr(key)?.as_array().ok_or_else(wrong)?;
         list.iter()
-            .map(|v| v.as_i64().filter(|n| n.abs() < LIMIT).and_then(|n| T::try_from(n).ok()).ok_or_else(wrong))
+            .map(|v| {
+                v.as_i64().filter(|n| n.unsigned_abs() < LIMIT).and_then(|n| T::try_from(n).ok()).ok_or_else(wrong)
+            })
             .collect()
     }
 
@@ -296,17 +324,25 @@ impl Node<'_> {
         }
     }
 
+    /// As [`Node::pair`], of numbers that are not 0.
+    fn steps(&self, key: &str, axes: usize) -> Result<[usize; 2], String> {
+        match self.pair(key, axes, 1)? {
+            pair if pair.contains(&0) => Err(format!("attribute {key:?} must have numbers of at least 1")),
+            pair => Ok(pair),
+        }
+    }
+
     fn window_without_kernel(&self, axes: usize) -> Result<Window, String> {
         Ok(Window {
             kernel: [1, 1],
-            stride: self.pair("stride", axes, 1)?,
+            stride: self.steps("stride", axes)?,
             padding: self.pair("padding", axes, 0)?,
-            dilation: self.pair("dilation", axes, 1)?,
+            dilation: self.steps("dilation", axes)?,
         })
     }
 
     fn window(&self, axes: usize) -> Result<Window, String> {
-        Ok(Window { kernel: self.pair("kernel", axes, 1)?, ..self.window_without_kernel(axes)? })
+        Ok(Window { kernel: self.steps("kernel", axes)?, ..self.window_without_kernel(axes)? })
     }
 
     /// As [`Node::window`]; average pooling has no dilation.
@@ -315,8 +351,8 @@ impl Node<'_> {
             return self.window(axes);
         }
         Ok(Window {
-            kernel: self.pair("kernel", axes, 1)?,
-            stride: self.pair("stride", axes, 1)?,
+            kernel: self.steps("kernel", axes)?,
+            stride: self.steps("stride", axes)?,
             padding: self.pair("padding", axes, 0)?,
             dilation: [1, 1],
         })
@@ -324,7 +360,9 @@ impl Node<'_> {
 
     fn tensor(&self, role: &str) -> Result<Option<&Tensor>, String> {
         let Some(name) = self.tensors.get(role) else { return Ok(None) };
-        self.all.get(name).map(Some).ok_or_else(|| format!("tensor {name:?} is missing"))
+        let tensor = self.all.get(name).ok_or_else(|| format!("tensor {name:?} is missing"))?;
+        tensor.check().map_err(|e| format!("tensor {name:?}, its {role}: {e}"))?;
+        Ok(Some(tensor))
     }
 
     fn float_tensor(&self, role: &str) -> Result<(&[usize], &[f32]), String> {
@@ -340,6 +378,15 @@ impl Node<'_> {
 
     fn optional(&self, role: &str) -> Result<Option<&[f32]>, String> {
         self.tensors.contains_key(role).then(|| self.floats(role)).transpose()
+    }
+
+    fn owned(&self, role: &str) -> Result<Vec<f32>, Refusal> {
+        let values = self.floats(role)?;
+        Ok(memory::copied("constants of a layer", values)?)
+    }
+
+    fn owned_optional(&self, role: &str) -> Result<Option<Vec<f32>>, Refusal> {
+        self.tensors.contains_key(role).then(|| self.owned(role)).transpose()
     }
 
     fn int32(&self, role: &str) -> Result<(&[usize], &[i32]), String> {
@@ -375,7 +422,7 @@ impl Node<'_> {
 /// Padding with a constant. The list is PyTorch's: before and behind, from the last dimension on.
 fn pad(node: &Node<'_>) -> Made {
     let around: Vec<i64> = node.integers("pad")?;
-    let value = node.float("value")? as f32;
+    let value = node.float("value")?;
     if !around.len().is_multiple_of(2) {
         return Err("pad must have two numbers for every dimension".into());
     }

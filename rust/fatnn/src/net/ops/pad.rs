@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::codec::CodesLayout;
 use crate::error::{Result, bad_value};
 use crate::net::ops::elementwise::in_rows;
-use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
+use crate::net::value::{Cost, Dims, Operation, Slice, SliceMut, Step, Value};
 
 /// Elements before and behind.
 pub(super) type Around = [usize; 2];
@@ -28,7 +28,7 @@ impl Operation for Pad {
         super::floats("padding", inputs, 1)
     }
 
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+    fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let from = inputs[0].dims;
         let all = [self.channels, self.map[0], self.map[1]];
         if all.as_flattened().iter().any(|n| *n >= LIMIT) {
@@ -37,6 +37,11 @@ impl Operation for Pad {
         let grown = |size: usize, [before, behind]: Around| size.saturating_add(before + behind);
         let map = [0, 1].map(|axis| grown(from.map[axis], self.map[axis]));
         let to = Dims { channels: grown(from.channels, self.channels), map, ..from };
+        Ok((Value::float(to), Cost::of(&to, 1)))
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+        let (from, to) = (inputs[0].dims, self.measure(inputs)?.0.dims);
         Ok((Value::float(to), Box::new(PadStep { pad: self, from, to })))
     }
 }

@@ -7,9 +7,10 @@ use crate::codec::CodesLayout;
 use crate::conv::ConvShape;
 use crate::error::{Result, bad_value};
 use crate::kernels::pooling::{Pooling, Taps, pooling};
+use crate::memory;
 use crate::net::ops::codes::Window;
 use crate::net::ops::elementwise::in_rows;
-use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
+use crate::net::value::{Cost, Dims, Operation, Slice, SliceMut, Step, Value};
 
 /// Height and width after pooling, by PyTorch's rules: with `ceil_mode` the last window may reach over the edge, as long as
 /// it starts inside the input or its left padding.
@@ -81,27 +82,53 @@ pub(crate) struct Pool {
     pub axes: Option<usize>,
 }
 
+/// Bytes of the tables of windows for a map of so many results.
+pub(crate) fn table_bytes(map: [usize; 2]) -> u128 {
+    (map[0] as u128 + map[1] as u128) * size_of::<Span>() as u128
+}
+
 /// One output index on one axis: real inputs from, to, step; and how many positions count with padding.
 type Span = (Range<usize>, usize);
 
 impl Pool {
+    /// Height and width of the result, and elements of a window on each axis at most.
+    fn sizes(&self, dims: &Dims) -> Result<([usize; 2], [usize; 2])> {
+        let input = dims.map;
+        if input.contains(&0) {
+            return bad_value("pooling", "a map with pixels in it", format!("{input:?}"));
+        }
+        match self.windows {
+            Windows::Whole => Ok(([1, 1], input)),
+            Windows::Adaptive(sizes) => {
+                let out = [0, 1].map(|axis| if sizes[axis] == 0 { input[axis] } else { sizes[axis] });
+                check_map(out)?;
+                check_map(input)?;
+                Ok((out, [0, 1].map(|axis| (input[axis] / out[axis] + 2).min(input[axis]))))
+            }
+            Windows::Fixed { window, ceil_mode } => {
+                let out = pooled(&window.over(dims), ceil_mode)?;
+                Ok((out, [0, 1].map(|axis| window.kernel[axis].min(input[axis]))))
+            }
+        }
+    }
+
     fn spans(&self, dims: &Dims) -> Result<[(Vec<Span>, usize); 2]> {
+        let (map, _) = self.sizes(dims)?;
+        let collected =
+            |out: usize, span: &dyn Fn(usize) -> Span| memory::collected("windows of a pooling", (0..out).map(span));
         let axis = |axis: usize| -> Result<(Vec<Span>, usize)> {
-            let input = dims.map[axis];
+            let (input, out) = (dims.map[axis], map[axis]);
             match self.windows {
-                Windows::Whole => Ok((vec![(0..input, input)], 1)),
-                Windows::Adaptive(sizes) => {
-                    let out = if sizes[axis] == 0 { input } else { sizes[axis] };
-                    check_map([out, input])?;
+                Windows::Whole => Ok((vec![(0..input, input)], 1)), // small: one
+                Windows::Adaptive(_) => {
                     let span = |i: usize| {
                         let range = i * input / out..((i + 1) * input).div_ceil(out);
                         (range.clone(), range.len())
                     };
-                    Ok(((0..out).map(span).collect(), 1))
+                    Ok((collected(out, &span)?, 1))
                 }
-                Windows::Fixed { window, ceil_mode } => {
+                Windows::Fixed { window, .. } => {
                     let shape = window.over(dims);
-                    let out = pooled(&shape, ceil_mode)?[axis];
                     let (kernel, step, padding) = (window.kernel[axis], window.dilation[axis], window.padding[axis]);
                     let span = |i: usize| {
                         let start = i * window.stride[axis];
@@ -112,7 +139,7 @@ impl Pool {
                         // Padding counts up to the padded edge, not beyond (a window of `ceil_mode`).
                         (first..last, end.min(input + 2 * padding) - start)
                     };
-                    let spans: Vec<Span> = (0..out).map(span).collect();
+                    let spans = collected(out, &span)?;
                     match spans.iter().all(|(range, _)| range.start < range.end) {
                         true => Ok((spans, step)),
                         false => bad_value("pooling", "windows that each contain a pixel", format!("{shape:?}")),
@@ -129,12 +156,13 @@ impl Operation for Pool {
         super::floats("pooling", inputs, 1)
     }
 
+    fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
+        let (out, cost) = self.measure_dims(&inputs[0].dims)?;
+        Ok((Value::float(out), cost))
+    }
+
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
-        let dims = inputs[0].dims;
-        if dims.map.contains(&0) {
-            return bad_value("pooling", "a map with pixels in it", format!("{:?}", dims.map));
-        }
-        let (out, step) = self.step(dims)?;
+        let (out, step) = self.step(inputs[0].dims)?;
         Ok((Value::float(out), Box::new(step)))
     }
 
@@ -144,6 +172,19 @@ impl Operation for Pool {
 }
 
 impl Pool {
+    /// What comes out of maps of this size, and what it costs.
+    pub fn measure_dims(&self, dims: &Dims) -> Result<(Dims, Cost)> {
+        let (map, window) = self.sizes(dims)?;
+        let out = Dims { map, axes: self.axes.unwrap_or(dims.axes), ..*dims };
+        let taps = window[0].saturating_mul(window[1]);
+        Ok((out, Cost { bytes: table_bytes(map), ..Cost::of(&out, taps) }))
+    }
+
+    /// The lines of a map that a line of the result is made of, at most.
+    pub fn window_lines(&self, dims: &Dims) -> usize {
+        self.sizes(dims).map_or(0, |(_, window)| window[0])
+    }
+
     /// The pooling of maps of this size, and what comes out.
     pub fn step(&self, dims: Dims) -> Result<(Dims, PoolStep)> {
         let spans = self.spans(&dims)?;

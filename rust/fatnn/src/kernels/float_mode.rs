@@ -1,0 +1,131 @@
+//! How a thread rounds floats and whether it flushes denormals: registers of each thread, which a caller may have set.
+//!
+//! Results must not depend on which thread computes them, so pool threads take the caller's mode for as long as they work for
+//! it. The caller's, and not a fixed one, because float layers that a framework runs between this crate's honour that mode
+//! too: a network under `torch.set_flush_denormal(True)` then gives what the eager model gives under it.
+
+/// The control bits that change results; sticky flags and traps are a thread's own business.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FloatMode(u64);
+
+#[cfg(target_arch = "x86_64")]
+mod register {
+    /// Flush to zero, rounding, denormals are zero.
+    pub const MASK: u64 = 0xE040;
+
+    pub fn read() -> u64 {
+        let mut value = 0u32;
+        // SAFETY: stores the register into four bytes that are there.
+        unsafe { std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut value, options(nostack, preserves_flags)) };
+        u64::from(value)
+    }
+
+    pub fn write(value: u64) {
+        let value = value as u32;
+        // SAFETY: loads the register from four bytes; only bits of `MASK` differ from what it held, and those were set on
+        // some thread of this CPU before.
+        unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const value, options(nostack, preserves_flags)) };
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod register {
+    /// Default NaN, flush to zero, rounding, the same of halves, alternate handling, flush inputs.
+    pub const MASK: u64 = 0x03C8_0003;
+
+    pub fn read() -> u64 {
+        let value;
+        // SAFETY: reads a register that every program may read.
+        unsafe { std::arch::asm!("mrs {}, fpcr", out(reg) value, options(nostack, preserves_flags)) };
+        value
+    }
+
+    pub fn write(value: u64) {
+        // SAFETY: a register that every program may write; only bits of `MASK` differ from what it held.
+        unsafe { std::arch::asm!("msr fpcr, {}", in(reg) value, options(nostack, preserves_flags)) };
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod register {
+    /// Unknown here: every thread keeps its mode.
+    pub const MASK: u64 = 0;
+
+    pub fn read() -> u64 {
+        0
+    }
+
+    pub fn write(_: u64) {}
+}
+
+impl FloatMode {
+    /// This thread's.
+    pub fn current() -> Self {
+        FloatMode(register::read() & register::MASK)
+    }
+
+    /// Calls `work` with this mode, and puts back what was there before.
+    pub fn run<R>(self, work: impl FnOnce() -> R) -> R {
+        struct Restore(u64);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                register::write(self.0);
+            }
+        }
+        let before = register::read();
+        if before & register::MASK == self.0 {
+            return work();
+        }
+        let restore = Restore(before);
+        register::write(before & !register::MASK | self.0);
+        let made = work();
+        drop(restore);
+        made
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parallel;
+
+    #[cfg(target_arch = "x86_64")]
+    const FLUSHING: FloatMode = FloatMode(0x8040);
+    #[cfg(target_arch = "aarch64")]
+    const FLUSHING: FloatMode = FloatMode(1 << 24);
+
+    /// Denormal products of every row, by this number of threads.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    fn products(threads: usize) -> Vec<u32> {
+        parallel::set_num_threads(threads).unwrap();
+        let mut out = vec![0.0f32; 64];
+        let small = std::hint::black_box(1e-30f32);
+        let factor = std::hint::black_box(1e-12f32);
+        parallel::for_each_rows(&mut out, 1, 1, usize::MAX, |_, rows| {
+            rows.iter_mut().for_each(|y| *y = std::hint::black_box(small) * std::hint::black_box(factor));
+        })
+        .unwrap();
+        let apart = parallel::for_each_alone(&parallel::Watch::none(), 8, |_| {
+            Ok(std::hint::black_box(small) * std::hint::black_box(factor))
+        });
+        let inside =
+            parallel::inside(&parallel::Watch::none(), || std::hint::black_box(small) * std::hint::black_box(factor));
+        out.extend(apart.unwrap());
+        out.push(inside.unwrap());
+        out.into_iter().map(f32::to_bits).collect()
+    }
+
+    #[test]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    fn pool_threads_take_the_callers_mode() {
+        let before = FloatMode::current();
+        for mode in [before, FLUSHING, before] {
+            for threads in [1, 2, 3] {
+                let found = mode.run(|| products(threads));
+                let flushed = mode == FLUSHING;
+                assert!(found.iter().all(|&bits| (bits == 0) == flushed), "{mode:?} {threads}: {found:?}");
+            }
+        }
+        assert_eq!(FloatMode::current(), before);
+    }
+}

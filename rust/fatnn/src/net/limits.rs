@@ -1,0 +1,71 @@
+//! What a network may cost, checked from sizes alone before anything is allocated.
+
+use std::cell::Cell;
+
+use crate::error::{Error, Result};
+
+/// Bounds on a network's memory and work. A file of a few hundred bytes can ask for any amount of either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of packed weights, and of the values and working memory of one run. Images that run apart from each other count
+    /// once, and so does what every thread has for itself.
+    pub max_bytes: u64,
+    /// Multiply-accumulates per image, or other operations on an element where there are no products.
+    pub max_macs: u64,
+}
+
+impl Limits {
+    /// Enough for every network that runs in a sensible time: 16 GiB, and 10¹² multiply-accumulates an image, two hundred
+    /// times those of ResNet-50.
+    pub const DEFAULT: Limits = Limits { max_bytes: 16 << 30, max_macs: 1_000_000_000_000 };
+    /// No bounds.
+    pub const NONE: Limits = Limits { max_bytes: u64::MAX, max_macs: u64::MAX };
+
+    pub(crate) fn check_bytes(&self, what: impl FnOnce() -> String, needed: u128) -> Result<()> {
+        if needed <= u128::from(self.max_bytes) {
+            return Ok(());
+        }
+        let (unit, argument, limit) = ("bytes", "max_bytes", self.max_bytes);
+        Err(Error::Limit { what: what(), needed, unit, argument, limit })
+    }
+
+    pub(crate) fn check_macs(&self, what: impl FnOnce() -> String, needed: u128) -> Result<()> {
+        if needed <= u128::from(self.max_macs) {
+            return Ok(());
+        }
+        let (unit, argument, limit) = ("multiply-accumulates per image", "max_macs", self.max_macs);
+        Err(Error::Limit { what: what(), needed, unit, argument, limit })
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits::DEFAULT
+    }
+}
+
+/// Memory of weights, counted while a network is built.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    pub limits: Limits,
+    spent: Cell<u128>,
+}
+
+impl Budget {
+    pub fn new(limits: Limits) -> Self {
+        Budget { limits, spent: Cell::new(0) }
+    }
+
+    /// Takes some bytes of it, or says that they are too many.
+    pub fn spend(&self, bytes: u128) -> Result<()> {
+        let all = self.spent.get().saturating_add(bytes);
+        self.limits.check_bytes(|| "weights, with those of the nodes before".into(), all)?;
+        self.spent.set(all);
+        Ok(())
+    }
+
+    /// Bytes taken.
+    pub fn spent(&self) -> u128 {
+        self.spent.get()
+    }
+}
