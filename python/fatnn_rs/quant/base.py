@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from fatnn_rs.errors import ConfigError, InputError
+from fatnn_rs.quant.flags import INITIALIZED, RANGE, convert_flags, flag, read_flag
 
 __all__ = [
     "MIN_STEP",
@@ -25,7 +27,9 @@ __all__ = [
     "fit_step",
     "positive",
     "round_ste",
+    "says_nothing",
     "scale_gradient",
+    "set_value",
     "sums_dtype",
     "widen",
 ]
@@ -34,6 +38,9 @@ __all__ = [
 MIN_STEP = 1e-12
 
 _SAMPLES = 1 << 14
+
+#: Smaller sizes count as zero: CPUs may flush them, and their reciprocals overflow float32.
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 class _RoundSTE(torch.autograd.Function):
@@ -114,6 +121,19 @@ def sums_dtype(x: Tensor) -> torch.dtype:
 
 
 @torch.no_grad()
+def says_nothing(x: Tensor) -> bool:
+    """Whether no step can be fitted to ``x``: all of it is zero, or too small for a normal float32."""
+    return x.numel() > 0 and max(abs(float(end)) for end in torch.aminmax(x.detach())) < _TINY
+
+
+@torch.no_grad()
+def set_value(tensor: Tensor, value: float) -> None:
+    """Fill a tensor in place; a value that its dtype does not reach becomes the nearest positive one that it does."""
+    info = torch.finfo(tensor.dtype)
+    tensor.fill_(min(max(value, info.tiny), info.max))
+
+
+@torch.no_grad()
 def fit_step(x: Tensor, low: int, high: int) -> float:
     """Find the step ``d`` that makes ``d * round(clip(x / d, low, high))`` the best fit to ``x`` in the mean square.
 
@@ -128,13 +148,16 @@ def fit_step(x: Tensor, low: int, high: int) -> float:
     Returns
     -------
     float
-        The step, or 0.0 where every value looked at is zero and nothing can be said.
+        The step, a normal float32; or 0.0 where every value looked at is zero, or no normal float32, and nothing can
+        be said.
     """
     sample = _sample(x)
     if not len(sample):
         return 0.0
     # The factor keeps squares of very large and very small values inside float32.
     peak = float(np.abs(sample).max())
+    if peak < _TINY:
+        return 0.0
     sample = sample / np.float32(peak)
     if high > 3:
         candidates = [float(2.0 ** (-k / 12.0)) / high for k in range(49)]
@@ -142,7 +165,7 @@ def fit_step(x: Tensor, low: int, high: int) -> float:
         rms = float(torch.from_numpy(sample).square().mean().sqrt())
         candidates = [rms * float(2.0 ** (k / 12.0)) for k in range(-24, 25)]
     errors = [_misfit(sample, np.float32(step), low, high) for step in candidates]
-    return candidates[errors.index(min(errors))] * peak
+    return min(max(candidates[errors.index(min(errors))] * peak, _TINY), float(np.finfo(np.float32).max))
 
 
 def _sample(x: Tensor) -> npt.NDArray[np.float32]:
@@ -209,8 +232,11 @@ class WeightQuantizer(nn.Module):
 class InputQuantizer(nn.Module):
     """Contract: float activations in, integer-valued float codes out: a monotone function, the same for every element.
 
-    Zero has code 0 (but for signs: :mod:`fatnn_rs.quant.binary`). Steps come from the first data seen; whether they
-    were is part of the ``state_dict``.
+    Zero has code 0 (but for signs: :mod:`fatnn_rs.quant.binary`). Steps come from the first data seen that are not all
+    zero; whether they did is a buffer, and so part of the ``state_dict`` (:mod:`fatnn_rs.quant.flags`).
+
+    Two rules for subclasses. ``quantize`` reads its parameters anew in every call. ``set_step`` may write to them in
+    place: what earlier calls saved for their backward pass are copies.
     """
 
     initialized_flag: Tensor
@@ -221,15 +247,46 @@ class InputQuantizer(nn.Module):
         self.layer_name = ""
         #: While True, data initialises the steps in eval mode too (see :func:`fatnn_rs.nn.calibrate`).
         self.calibrating = False
-        self.register_buffer("initialized_flag", torch.tensor(False))
-        # A Python mirror of the buffer: the forward pass branches on it, and reading a buffer would wait for the device
-        # and break graph capture.
-        self._initialized = False
+        self.register_buffer(INITIALIZED, flag(0))
+        # What the flags were when they could last be read: used only where they cannot (see read_flag).
+        self._last_initialized = False
+        self._last_range = 0.0
+        # Off the CPU reading waits for the device: there, what was read is kept while its buffer is unchanged.
+        self._kept: dict[str, tuple[Tensor, int, float]] = {}
 
     @property
     def initialized(self) -> bool:
         """Whether the steps have been initialised from data (or loaded)."""
-        return self._initialized
+        value = self._flag(INITIALIZED, settled=True)
+        if value is None:
+            return self._last_initialized
+        self._last_initialized = value > 0
+        return value > 0
+
+    def _flag(self, name: str, settled: bool) -> float | None:
+        """Return a flag's value, None where it cannot be read; ``settled``: only a positive value may be kept."""
+        if torch.compiler.is_compiling():
+            return None
+        buffer = self._buffers[name]
+        assert buffer is not None
+        if buffer.device.type == "cpu":
+            return read_flag(buffer)
+        kept = self._kept.get(name)
+        if kept is not None and kept[0] is buffer and kept[1] == buffer._version:
+            return kept[2]
+        value = read_flag(buffer)
+        if value is not None and not buffer.is_inference() and (value > 0 or not settled):
+            self._kept[name] = (buffer, buffer._version, value)
+        return value
+
+    def train(self, mode: bool = True) -> InputQuantizer:
+        """Set the mode as torch does, and note the flags for a graph capture that may follow."""
+        super().train(mode)
+        self._look_at_flags()
+        return self
+
+    def _look_at_flags(self) -> None:
+        _ = self.initialized
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the codes of ``x``, same shape, integer-valued float32 (or wider).
@@ -237,22 +294,41 @@ class InputQuantizer(nn.Module):
         Raises
         ------
         ConfigError
-            In eval mode, before the steps were initialised.
+            In eval mode, before the steps were initialised, where ``x`` is not all zero.
         InputError
             Where ``x`` is not floating point, or initialises the steps and holds NaN or infinity.
         """
         if not x.is_floating_point():
             raise InputError(f"{self._where()}: expected a floating point input, got {x.dtype}; use .float()")
         x = widen(x)
-        if not self._initialized:
-            if not (self.training or self.calibrating):
-                raise ConfigError(
-                    f"{self._where()}: the activation steps were never initialised, so an eval-mode forward has no "
-                    "meaning; run a training batch first, or give prepare(..., example_inputs=...) or "
-                    "fatnn_rs.nn.calibrate(model, inputs) a batch of real data"
-                )
-            self.initialize(x)
+        if not self.initialized:
+            return self._uninitialized(x)
         return self.quantize(x)
+
+    @_disable_dynamo
+    def _uninitialized(self, x: Tensor) -> Tensor:
+        """Forward pass where no data have set the steps: they do so now, or all of ``x`` is zero."""
+        if not self.initialized:
+            if self.training or self.calibrating:
+                self.initialize(x)
+            elif not says_nothing(x):
+                raise ConfigError(
+                    f"{self._where()}: its activation steps were never initialised, so an eval-mode forward has no "
+                    "meaning; run a training batch first, or give prepare(..., example_inputs=...) or "
+                    "fatnn_rs.nn.calibrate(model, inputs) a batch of real data (float weights that are loaded and "
+                    "batches of zeros leave steps to be initialised)"
+                )
+        if self.initialized:
+            return self.quantize(x)
+        # Codes of zeros do not depend on the steps. Copies, because a later call may initialise these in place.
+        own = self._parameters, self._buffers
+        self._parameters, self._buffers = (  # type: ignore[assignment]
+            {name: None if value is None else value.clone() for name, value in tensors.items()} for tensors in own
+        )
+        try:
+            return self.quantize(x)
+        finally:
+            self._parameters, self._buffers = own
 
     def quantize(self, x: Tensor) -> Tensor:
         """Return the codes of ``x`` with the present steps."""
@@ -283,26 +359,47 @@ class InputQuantizer(nn.Module):
                 "data and the layers before this one"
             )
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if distributed and not self.calibrating and torch.distributed.get_world_size() > 1:
+        if distributed and not self.calibrating and torch.distributed.get_world_size() > 1 and not says_nothing(x):
             raise ConfigError(
                 f"{self._where()}: activation steps must be initialised before the model is wrapped for distributed "
                 "training, else every process gets its own; give prepare(..., example_inputs=...), in every process, "
-                "the same batch of real data first"
+                "the same batch of real data first (where a layer saw only zeros then, call fatnn_rs.nn.calibrate "
+                "with such a batch once it gets others)"
             )
         step = self.fitted_step(x)
         if step > 0:
             self.set_step(step)
-            self._initialized = True
-            self.initialized_flag.fill_(True)
+            self.initialized_flag.fill_(1.0)
+            self._look_at_flags()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Forget the steps: the next data initialise them."""
+        self.set_step(1.0)
+        self.initialized_flag.zero_()
+        self._look_at_flags()
 
     def fitted_step(self, x: Tensor) -> float:
         """Find the step for a batch of finite values; 0.0 where it says nothing."""
         raise NotImplementedError
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        if not self.initialized_flag.is_meta:
-            self._initialized = bool(self.initialized_flag)
+    def _open_range(self) -> float | None:
+        """Return what ``half_range_flag`` is before data decide; None where there is no such flag."""
+        return None
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        convert_flags(state_dict, prefix, self._open_range())
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._look_at_flags()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle, quantizers of earlier versions too."""
+        super().__setstate__(state)
+        self.__dict__.setdefault("_kept", {})
+        convert_flags(self._buffers, "", self._open_range())
+        self._last_initialized = bool(self.__dict__.pop("_initialized", self.__dict__.get("_last_initialized", False)))
+        half = self.__dict__.pop("_half_range", None)
+        self._last_range = self.__dict__.get("_last_range", 0.0) if half is None else 2.0 * half - 1.0
 
     def _where(self) -> str:
         return f"layer {self.layer_name!r}" if self.layer_name else "activation quantizer (layer not named yet)"
@@ -311,7 +408,8 @@ class InputQuantizer(nn.Module):
 class ActivationQuantizer(InputQuantizer):
     """Ternary codes: {0, 1, 2} in half range (the input is never negative: after a ReLU), {-1, 0, +1} in full range.
 
-    Subclasses may have other levels. Which range is part of the ``state_dict``.
+    Subclasses may have other levels. Which range is part of the ``state_dict``. A subclass gives ``quantize_half`` and
+    ``quantize_full``.
 
     Parameters
     ----------
@@ -339,22 +437,53 @@ class ActivationQuantizer(InputQuantizer):
                 "must be 'auto' or 'half', got 'full'; choose act='ternary' or 'binary' for signed activations"
             )
         self.act_range = act_range
-        self.register_buffer("half_range_flag", torch.tensor(act_range == "half"))
-        self._half_range = act_range == "half"
+        self.register_buffer(RANGE, flag(self._open_range() or 0.0))
+        self._look_at_flags()
+
+    def _open_range(self) -> float | None:
+        if self.act_range == "auto":
+            return 0.0 if self.full_levels else 1.0
+        return 1.0 if self.act_range == "half" else -1.0
+
+    @property
+    def _range_is_open(self) -> bool:
+        """Whether data decide the range, and not options."""
+        return self.act_range == "auto" and bool(self.full_levels)
 
     @property
     def half_range(self) -> bool:
-        """Whether codes begin at 0 (True) or at -1 (False). Not decided before initialisation."""
-        return self._half_range
+        """Whether codes begin at 0 (True) or at -1 (False); True before data decided."""
+        if not self._range_is_open:
+            return self.act_range != "full"
+        value = self._flag(RANGE, settled=False)
+        if value is None:
+            return self._last_range >= 0
+        self._last_range = value
+        return value >= 0
 
     @property
     def levels(self) -> tuple[int, ...]:
         """What codes may be, in order. Not decided before initialisation."""
-        return self.half_levels if self._half_range else self.full_levels
+        return self.half_levels if self.half_range else self.full_levels
 
     @property
     def step(self) -> float:
         """The mean size of the steps: how much of ``x`` one level stands for."""
+        raise NotImplementedError
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Return the codes of ``x`` with the present steps and range."""
+        if self._range_is_open and self._flag(RANGE, settled=False) is None:
+            # In a captured graph both are there, and the buffer decides when it runs.
+            return torch.where(self.half_range_flag >= 0, self.quantize_half(x), self.quantize_full(x))
+        return self.quantize_half(x) if self.half_range else self.quantize_full(x)
+
+    def quantize_half(self, x: Tensor) -> Tensor:
+        """Return the codes of ``x`` in half range."""
+        raise NotImplementedError
+
+    def quantize_full(self, x: Tensor) -> Tensor:
+        """Return the codes of ``x`` in full range."""
         raise NotImplementedError
 
     def fitted_step(self, x: Tensor) -> float:
@@ -370,21 +499,31 @@ class ActivationQuantizer(InputQuantizer):
             others = "use 'full' or 'auto'" if self.full_levels else "'auto' takes negative ones for 0"
             raise InputError(f"{self._where()}: act_range='half' needs inputs >= 0, got {minimum:g}; {others}")
         half = self.act_range == "half" or (self.act_range == "auto" and minimum >= 0) or not self.full_levels
-        self._set_state(initialized=False, half_range=half)
-        return fit_step(x, self.levels[0], self.levels[-1])
+        levels = self.half_levels if half else self.full_levels
+        step = fit_step(x, levels[0], levels[-1])
+        if step > 0:
+            self._set_state(initialized=False, half_range=half)
+        return step
 
+    def reset(self) -> None:
+        """Forget steps and range: the next data decide both."""
+        super().reset()
+        with torch.no_grad():
+            self.half_range_flag.fill_(self._open_range() or 0.0)
+        self._look_at_flags()
+
+    @torch.no_grad()
     def _set_state(self, *, initialized: bool, half_range: bool) -> None:
-        self._initialized, self._half_range = initialized, half_range
-        self.initialized_flag.fill_(initialized)
-        self.half_range_flag.fill_(half_range)
+        self.initialized_flag.fill_(float(initialized))
+        self.half_range_flag.fill_(1.0 if half_range else -1.0)
+        self._look_at_flags()
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        if not self.half_range_flag.is_meta:
-            self._half_range = bool(self.half_range_flag)
+    def _look_at_flags(self) -> None:
+        super()._look_at_flags()
+        _ = RANGE in self._buffers and self.half_range
 
     def extra_repr(self) -> str:
         """Range and state, for ``print(model)``."""
-        if not self._initialized:
+        if not self.initialized:
             return f"act_range={self.act_range!r}, not initialised"
-        return "half range" if self._half_range else "full range"
+        return "half range" if self.half_range else "full range"
