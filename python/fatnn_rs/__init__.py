@@ -13,7 +13,15 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fatnn_rs.config import TernaryConfig
-from fatnn_rs.errors import ConfigError, ConversionError, FatnnError, FormatError, InputError, UnsupportedError
+from fatnn_rs.errors import (
+    ConfigError,
+    ConversionError,
+    FatnnError,
+    FormatError,
+    InputError,
+    PrepareWarning,
+    UnsupportedError,
+)
 
 if TYPE_CHECKING:
     from fatnn_rs import nn, ops, quant
@@ -32,6 +40,7 @@ __all__ = [
     "FatnnError",
     "FormatError",
     "InputError",
+    "PrepareWarning",
     "TernaryConfig",
     "UnsupportedError",
     "__version__",

@@ -5,7 +5,15 @@ Every message names the layer or the argument, what was expected, what was got, 
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "ConversionError", "FatnnError", "FormatError", "InputError", "UnsupportedError"]
+__all__ = [
+    "ConfigError",
+    "ConversionError",
+    "FatnnError",
+    "FormatError",
+    "InputError",
+    "PrepareWarning",
+    "UnsupportedError",
+]
 
 
 class FatnnError(Exception):
@@ -30,3 +38,7 @@ class FormatError(FatnnError, ValueError):
 
 class UnsupportedError(FatnnError):
     """The request is valid but this version or this machine does not offer it."""
+
+
+class PrepareWarning(UserWarning):
+    """Layers of a prepared model compute in float although nobody asked for it."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
 from fatnn_rs.config import LayerOptions, TernaryConfig, matches
-from fatnn_rs.errors import ConfigError
-from fatnn_rs.nn.base import QuantizedLayer
+from fatnn_rs.errors import ConfigError, PrepareWarning
+from fatnn_rs.nn.base import QuantizedLayer, replaced_methods, why_replaced
 from fatnn_rs.nn.calibrate import calibrate
+from fatnn_rs.nn.fused import reads_weight, restore, use_layers
 from fatnn_rs.nn.int8 import INT8_TWINS
 from fatnn_rs.nn.layers import TERNARY_TWINS
 from fatnn_rs.threads import one_thread
@@ -25,7 +27,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def prepare(
-    model: Model, config: TernaryConfig | None = None, example_inputs: Tensor | Sequence[Any] | None = None
+    model: Model,
+    config: TernaryConfig | None = None,
+    example_inputs: Tensor | Sequence[Any] | Mapping[str, Any] | None = None,
 ) -> Model:
     """Swap ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Linear`` for their ternary (or int8) twins, in place.
 
@@ -70,23 +74,104 @@ def prepare(
                 f"{type(model).__name__} already holds quantized layers ({name!r}); prepare a float model, and only "
                 "once (fatnn_rs.nn.calibrate initialises the steps of a model written with such layers)"
             )
-    candidates = {name: module for name, module in model.named_modules() if type(module) in TERNARY_TWINS}
-    if not candidates:
-        raise ConfigError(f"{type(model).__name__} holds no nn.Conv1d, nn.Conv2d or nn.Linear to quantize")
+    _refuse_wrappers(model)
+    candidates, left = _candidates(model)
     chosen = _choose(config, candidates, _look(model, candidates))
+    for name in chosen:
+        if changed := replaced_methods(candidates[name]):
+            raise ConfigError(f"layer {name!r}: {why_replaced(changed)}")
     twins: dict[nn.Module, QuantizedLayer] = {}
     with one_thread():
         for name, kind in chosen.items():
             twins[candidates[name]] = _twin(candidates[name], config.options_for(name), kind)
             twins[candidates[name]].set_name(name)
     # A module may hang in several places: replace it in all of them.
-    for parent in list(model.modules()):
-        for key, child in list(parent._modules.items()):
-            if child in twins:
-                parent._modules[key] = twins[child]
-    if example_inputs is not None:
-        calibrate(model, example_inputs)
+    places = [
+        (parent._modules, key, child)
+        for parent in model.modules()
+        for key, child in parent._modules.items()
+        if child in twins
+    ]
+    changes: list[Any] = []
+    try:
+        for modules, key, child in places:
+            modules[key] = twins[child]
+        changes = use_layers(model)
+        if left:
+            _warn_left(left)
+        if example_inputs is not None:
+            calibrate(model, example_inputs)
+    except BaseException:
+        for modules, key, child in places:
+            modules[key] = child
+        restore(changes)
+        raise
     return model
+
+
+def _refuse_wrappers(model: nn.Module) -> None:
+    """Refuse models whose parameters somebody has already counted."""
+    for name, module in model.named_modules():
+        kind = type(module)
+        if isinstance(module, nn.parallel.DistributedDataParallel) or "FullyShardedDataParallel" in {
+            base.__name__ for base in kind.__mro__
+        }:
+            where = f"module {name!r}" if name else "the model"
+            raise ConfigError(
+                f"{where} is a {kind.__name__}, which would not synchronise the parameters of the quantizers; prepare "
+                "the model first and wrap it then"
+            )
+
+
+def _candidates(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Layers that may be swapped, and why others of these kinds are left float although their type may not tell.
+
+    Raises
+    ------
+    ConfigError
+        There are none; or one holds no values.
+    """
+    found: dict[str, nn.Module] = {}
+    left: dict[str, str] = {}
+    read = {
+        child: type(parent).__name__
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if reads_weight(parent, name)
+    }
+    for name, module in model.named_modules():
+        if not isinstance(module, tuple(TERNARY_TWINS)):
+            continue
+        if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+            raise ConfigError(
+                f"layer {name!r} ({type(module).__name__}) has no shape yet; run one batch through the model first"
+            )
+        if parametrize.is_parametrized(module):
+            left[name] = "it is parametrized; torch.nn.utils.parametrize.remove_parametrizations makes it a plain layer"
+        if type(module) not in TERNARY_TWINS:
+            continue
+        weight = cast(Tensor, module.weight)
+        if weight.is_meta:
+            raise ConfigError(
+                f"layer {name!r} is on the meta device, which holds no values to fit quantizers to; give the model "
+                "values first (to_empty(device=...), then load_state_dict), then prepare it"
+            )
+        if not weight.numel():
+            left[name] = f"its weight of shape {tuple(weight.shape)} is empty"
+        elif module in read:
+            left[name] = f"{read[module]} reads its weight and never calls it"
+        else:
+            found[name] = module
+    if not found:
+        reasons = "".join(f"; {name!r} is left float: {reason}" for name, reason in left.items())
+        raise ConfigError(f"{type(model).__name__} holds no nn.Conv1d, nn.Conv2d or nn.Linear to quantize{reasons}")
+    return found, left
+
+
+def _warn_left(left: dict[str, str]) -> None:
+    """Warn once of layers that stay float for what they are."""
+    listed = "; ".join(f"{name!r} ({reason})" for name, reason in left.items())
+    warnings.warn(f"these layers stay float: {listed}", PrepareWarning, stacklevel=3)
 
 
 def _twin(module: nn.Module, options: LayerOptions, kind: _Kind) -> QuantizedLayer:

@@ -300,6 +300,11 @@ class InputQuantizer(nn.Module):
         """
         if not x.is_floating_point():
             raise InputError(f"{self._where()}: expected a floating point input, got {x.dtype}; use .float()")
+        if x.is_nested:
+            raise InputError(
+                f"{self._where()}: got a nested tensor, which quantizers do not take; pad it "
+                "(torch.nested.to_padded_tensor), and build nn.TransformerEncoder with enable_nested_tensor=False"
+            )
         x = widen(x)
         if not self.initialized:
             return self._uninitialized(x)
