@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -139,8 +139,9 @@ def _candidates(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]
         for name, child in parent.named_children()
         if reads_weight(parent, name)
     }
+    module: nn.Module
     for name, module in model.named_modules():
-        if not isinstance(module, tuple(TERNARY_TWINS)):
+        if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
             continue
         if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False)):
             raise ConfigError(
@@ -150,7 +151,7 @@ def _candidates(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]
             left[name] = "it is parametrized; torch.nn.utils.parametrize.remove_parametrizations makes it a plain layer"
         if type(module) not in TERNARY_TWINS:
             continue
-        weight = cast(Tensor, module.weight)
+        weight = module.weight
         if weight.is_meta:
             raise ConfigError(
                 f"layer {name!r} is on the meta device, which holds no values to fit quantizers to; give the model "

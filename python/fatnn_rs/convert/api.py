@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fatnn_rs.convert.capture import capture
-from fatnn_rs.convert.checks import as_root, check_inputs, check_model
+from fatnn_rs.convert.checks import as_root, check_inputs, check_model, check_reached
 from fatnn_rs.convert.lower import lower
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.passes import run_passes
@@ -81,6 +81,7 @@ def _convert(model: nn.Module, example_inputs: Any, float_layers: str) -> Ternar
     root = as_root(model)
     with held_weights(root):
         captured = capture(root, arguments)
+        check_reached(captured.graph, root)
         with one_thread():
             graph = run_passes(lower(captured))
     with one_thread():

@@ -112,7 +112,9 @@ def _calibrating(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iter
 @contextmanager
 def _unchanged_on_failure(model: nn.Module, layers: Iterable[QuantizedLayer]) -> Iterator[None]:
     """Bring buffers, steps and scales back where the body raises."""
-    places = [(module._buffers, name) for module in model.modules() for name in module._buffers]
+    places: list[tuple[dict[str, Any], str]] = [
+        (module._buffers, name) for module in model.modules() for name in module._buffers
+    ]
     for layer in layers:
         for module in (layer, *layer.act_quant.modules()):
             places += [(module._parameters, name) for name in module._parameters if name not in ("weight", "bias")]

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.nn import functional
 
 from fatnn_rs.errors import ConfigError
@@ -100,6 +101,7 @@ class TernaryLayer(QuantizedLayer):
         if self.scale is not None:
             self.scale.copy_(self._fitted_scale())
 
+    @_disable_dynamo
     def _scale_at_start(self) -> Tensor:
         """Return ``scale`` where steps were not initialised before this call: with the input's step once they are."""
         assert self.scale is not None

@@ -399,7 +399,7 @@ class InputQuantizer(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle, quantizers of earlier versions too."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.__dict__.setdefault("_kept", {})
         convert_flags(self._buffers, "", self._open_range())
         self._last_initialized = bool(self.__dict__.pop("_initialized", self.__dict__.get("_last_initialized", False)))

@@ -34,11 +34,11 @@ def read_flag(buffer: Tensor) -> float | None:
     if torch.compiler.is_compiling() or buffer.is_meta:
         return None
     try:
-        if torch.jit.is_tracing():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", torch.jit.TracerWarning)
-                return float(buffer.item())
-        return float(buffer.item())
+        if torch._C._get_tracing_state() is None:
+            return float(buffer.item())
+        with warnings.catch_warnings():  # torch.jit.trace warns that the value becomes a constant
+            warnings.simplefilter("ignore")
+            return float(buffer.item())
     except RuntimeError:  # torch's answer to a value that depends on data it does not have
         return None
 
