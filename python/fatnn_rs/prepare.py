@@ -34,7 +34,9 @@ def prepare(
     """Swap ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Linear`` for their ternary (or int8) twins, in place.
 
     Parameter names and float ``state_dict`` keys stay as they were; step sizes are added beside them. Start from a
-    trained float model where there is one. Only exact types are swapped: a subclass may compute something else.
+    trained float model where there is one; its ``state_dict`` also loads later, and what depends on the weights is then
+    fitted anew. Only exact types are swapped: a subclass may compute something else, and stays float without a word
+    (so do the parts of ``nn.MultiheadAttention``).
 
     First and last layer are found in order of execution where ``torch.fx`` can trace the model, else in order of
     registration. A layer whose output goes only into BatchNorm gets no learned ``scale``; where the model cannot be
@@ -47,21 +49,33 @@ def prepare(
     config
         What to quantize and how; ``TernaryConfig()`` by default.
     example_inputs
-        One batch of *real* data (the model's argument, or a tuple of its arguments), run through once to initialise
-        the activation steps; see :func:`fatnn_rs.nn.calibrate`. Without it the first training batch does that.
+        One batch of *real* data (the model's argument, a tuple of its positional arguments, or a dict of its keyword
+        arguments), run through once in eval mode to initialise the activation steps; see
+        :func:`fatnn_rs.nn.calibrate`. Without it the first training batch does that, and nothing can be said about
+        layers that the model never calls.
 
     Returns
     -------
     nn.Module
         ``model`` itself.
 
+    Warns
+    -----
+    PrepareWarning
+        Names layers that stay float although their type may not tell (parametrized, empty, or read by an attention
+        module), and layers that the example does not run or whose float weights the model uses itself. ``skip`` leaves
+        them out.
+
     Raises
     ------
     ConfigError
-        A pattern matches no layer, nothing is left to quantize, or the model was prepared before. The model is then
-        unchanged.
+        A pattern matches no layer, nothing is left to quantize, the model was prepared before, is wrapped for
+        distributed training, on the meta device or without shapes yet, or a layer's methods were replaced on the
+        instance.
     InputError
-        NaN or infinity in ``example_inputs`` or in what a layer makes of them.
+        ``example_inputs`` are nothing that the model takes; NaN or infinity in them or in what a layer makes of them.
+
+    Whatever is raised, the model is then unchanged.
     """
     config = TernaryConfig() if config is None else config
     if not isinstance(model, nn.Module):
@@ -75,8 +89,9 @@ def prepare(
                 "once (fatnn_rs.nn.calibrate initialises the steps of a model written with such layers)"
             )
     _refuse_wrappers(model)
-    candidates, left = _candidates(model)
-    chosen = _choose(config, candidates, _look(model, candidates))
+    candidates, left = _candidates(model, config)
+    chosen = _choose(config, candidates, left, _look(model, candidates))
+    left = {name: why for name, why in left.items() if not any(matches(pattern, name) for pattern in config.skip)}
     for name in chosen:
         if changed := replaced_methods(candidates[name]):
             raise ConfigError(f"layer {name!r}: {why_replaced(changed)}")
@@ -113,9 +128,8 @@ def _refuse_wrappers(model: nn.Module) -> None:
     """Refuse models whose parameters somebody has already counted."""
     for name, module in model.named_modules():
         kind = type(module)
-        if isinstance(module, nn.parallel.DistributedDataParallel) or "FullyShardedDataParallel" in {
-            base.__name__ for base in kind.__mro__
-        }:
+        sharded = {"FullyShardedDataParallel", "FSDPModule"} & {base.__name__ for base in kind.__mro__}
+        if sharded or isinstance(module, nn.parallel.DistributedDataParallel):
             where = f"module {name!r}" if name else "the model"
             raise ConfigError(
                 f"{where} is a {kind.__name__}, which would not synchronise the parameters of the quantizers; prepare "
@@ -123,7 +137,7 @@ def _refuse_wrappers(model: nn.Module) -> None:
             )
 
 
-def _candidates(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
+def _candidates(model: nn.Module, config: TernaryConfig) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """Layers that may be swapped, and why others of these kinds are left float although their type may not tell.
 
     Raises
@@ -143,7 +157,11 @@ def _candidates(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]
     for name, module in model.named_modules():
         if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
             continue
+        skipped = any(matches(pattern, name) for pattern in config.skip)
         if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+            if skipped:
+                left[name] = "it has no shape yet"
+                continue
             raise ConfigError(
                 f"layer {name!r} ({type(module).__name__}) has no shape yet; run one batch through the model first"
             )
@@ -152,7 +170,7 @@ def _candidates(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]
         if type(module) not in TERNARY_TWINS:
             continue
         weight = module.weight
-        if weight.is_meta:
+        if weight.is_meta and not skipped:
             raise ConfigError(
                 f"layer {name!r} is on the meta device, which holds no values to fit quantizers to; give the model "
                 "values first (to_empty(device=...), then load_state_dict), then prepare it"
@@ -265,11 +283,14 @@ def _look(model: nn.Module, candidates: dict[str, nn.Module]) -> _Look:
     return _Look(order, {name for name, only_norm in feeds_norm.items() if only_norm})
 
 
-def _choose(config: TernaryConfig, candidates: dict[str, nn.Module], look: _Look) -> dict[str, _Kind]:
+def _choose(
+    config: TernaryConfig, candidates: dict[str, nn.Module], left_float: dict[str, str], look: _Look
+) -> dict[str, _Kind]:
     """Layers to quantize → what they become."""
     for what, patterns in (("skip", config.skip), ("overrides", tuple(config.overrides))):
         for pattern in patterns:
-            if not any(matches(pattern, name) for name in candidates):
+            known_names = [*candidates, *left_float] if what == "skip" else candidates
+            if not any(matches(pattern, name) for name in known_names):
                 known = ", ".join(candidates)
                 raise ConfigError(f"{what}: {pattern!r} matches no layer; the layers are: {known}")
     ends = (("first", config.first, look.order[0]), ("last", config.last, look.order[-1]))

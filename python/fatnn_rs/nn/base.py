@@ -93,8 +93,16 @@ class QuantizedLayer(nn.Module):
         if len(error_msgs) == errors and not self.weight.is_meta:
             self._materialize()
             with torch.no_grad(), one_thread():
+                self._recompute_weight()
                 self._refit()
         state_dict.update({prefix + key: value for key, value in self._state(added).items()})
+
+    def _recompute_weight(self) -> None:
+        """Bring a weight that hooks of torch.nn.utils compute (weight_norm, prune) up to date."""
+        if "weight" not in self._parameters:
+            for hook in self._forward_pre_hooks.values():
+                if type(hook).__module__.startswith("torch.nn.utils."):
+                    hook(self, ())
 
     def _materialize(self) -> None:
         """Give quantizers memory where the layer just left the meta device (``assign=True``)."""

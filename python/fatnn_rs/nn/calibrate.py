@@ -78,8 +78,8 @@ def _calibrating(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iter
     momenta = {norm: norm.momentum for norm in norms}
     fed: list[Tensor] = []
 
-    def after_ternary(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        fed[:] = [output]
+    def after_ternary(module: TernaryLayer, args: tuple[Any, ...], output: Tensor) -> None:
+        fed[:] = [output] if module.act_quant.initialized else []  # zeros have no statistics
 
     def before_norm(module: _BatchNorm, args: tuple[Any, ...]) -> None:
         x = args[0] if args else None

@@ -52,10 +52,10 @@ class Observed:
         for name in layers:
             use = self.used.get(name)
             if use is not None:
-                how = "never called; " if name not in self.called else ""
+                how = "" if name in self.called else "never called in eval mode; "
                 found[name] = f"{how}{use} uses its float weight outside of the layer"
             elif name not in self.called:
-                found[name] = "never called"
+                found[name] = "never called in eval mode"
         return found
 
 
@@ -81,6 +81,18 @@ def observe(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[
         nonlocal inside
         inside -= 1
 
+    def run_of(layer: QuantizedLayer) -> Any:
+        run = layer._run
+
+        def watched(*args: Any) -> Tensor:
+            enter(layer, args)
+            try:
+                return run(*args)
+            finally:
+                leave(layer, args, None)
+
+        return watched
+
     class Watch(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if not inside and _reads_values(func):
@@ -92,6 +104,8 @@ def observe(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[
     handles: list[Any] = []
     try:
         for layer in set(layers.values()):
+            # Forward may also be called by name, past the hooks.
+            vars(layer)["_run"] = run_of(layer)
             handles.append(layer.register_forward_pre_hook(enter, prepend=True))
             handles.append(layer.register_forward_hook(leave, always_call=True))
         with Watch():
@@ -99,6 +113,8 @@ def observe(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[
     finally:
         for handle in handles:
             handle.remove()
+        for layer in layers.values():
+            vars(layer).pop("_run", None)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
