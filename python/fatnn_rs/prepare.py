@@ -19,6 +19,7 @@ from fatnn_rs.nn.calibrate import calibrate
 from fatnn_rs.nn.fused import reads_weight, restore, use_layers
 from fatnn_rs.nn.int8 import INT8_TWINS
 from fatnn_rs.nn.layers import TERNARY_TWINS
+from fatnn_rs.nn.snapshot import Snapshot
 from fatnn_rs.threads import one_thread
 
 __all__ = ["param_groups", "prepare"]
@@ -259,12 +260,15 @@ class _Tracer(torch.fx.Tracer):
 
 def _look(model: nn.Module, candidates: dict[str, nn.Module]) -> _Look:
     """Trace ``model``; where that fails, order of registration and no BatchNorm known."""
+    before = Snapshot(model)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph = _Tracer().trace(model)
     except Exception:  # tracing runs the model's own code, which may object in any way
         return _Look(list(candidates))
+    finally:
+        before.restore()  # and may keep what it was given
     by_path = dict(model.named_modules(remove_duplicate=False))
     names = {module: name for name, module in candidates.items()}
     order: list[str] = []
@@ -303,7 +307,8 @@ def _choose(
         name: _Kind(int8=name in int8, scale=name not in look.feeds_norm) for name in candidates if name not in left
     }
     if not chosen:
-        reasons = ", ".join(f"{name or 'the model itself'} ({reason})" for name, reason in left.items())
+        others = {**left_float, **left}
+        reasons = ", ".join(f"{name or 'the model itself'} ({reason})" for name, reason in others.items())
         raise ConfigError(
             f"nothing is left to quantize: {reasons}; skip less, or give first or last as 'int8' or 'ternary'"
         )

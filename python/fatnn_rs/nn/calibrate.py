@@ -18,6 +18,7 @@ from fatnn_rs.nn.examples import run_example
 from fatnn_rs.nn.fused import check_readers, use_layers
 from fatnn_rs.nn.layers import TernaryLayer, held_weights
 from fatnn_rs.nn.observe import observe
+from fatnn_rs.nn.snapshot import Snapshot
 
 __all__ = ["calibrate", "warn_float"]
 
@@ -111,26 +112,19 @@ def _calibrating(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iter
 
 @contextmanager
 def _unchanged_on_failure(model: nn.Module, layers: Iterable[QuantizedLayer]) -> Iterator[None]:
-    """Bring buffers, steps and scales back where the body raises."""
-    places: list[tuple[dict[str, Any], str]] = [
-        (module._buffers, name) for module in model.modules() for name in module._buffers
+    """Bring the model back where the body raises."""
+    steps = [
+        parameter
+        for layer in layers
+        for name, parameter in (*layer.named_parameters(recurse=False), *layer.act_quant.named_parameters())
+        if name not in ("weight", "bias")
     ]
-    for layer in layers:
-        for module in (layer, *layer.act_quant.modules()):
-            places += [(module._parameters, name) for name in module._parameters if name not in ("weight", "bias")]
-    saved = [(store, name, store[name], _copy(store[name])) for store, name in places]
+    before = Snapshot(model, steps)
     try:
         yield
     except BaseException:
-        for store, name, tensor, copied in saved:
-            store[name] = tensor
-            if tensor is not None and copied is not None and not torch.equal(tensor, copied):
-                tensor.copy_(copied)
+        before.restore()
         raise
-
-
-def _copy(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None or tensor.is_meta else tensor.detach().clone()
 
 
 def warn_float(problems: Mapping[str, str], stacklevel: int = 3) -> None:
