@@ -65,8 +65,9 @@ def observe(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[
     observed = Observed()
     inside = 0
     weights: dict[int, list[str]] = {}
-    # Another module may own the same parameter: an embedding, say. What it computes is its own business.
-    others = {id(p) for m in model.modules() if not isinstance(m, QuantizedLayer) for p in m._parameters.values()}
+    # A layer of torch's may share the parameter, an embedding say: what that computes is its own business.
+    torchs = [m for m in model.modules() if type(m).__module__.startswith("torch.nn.")]
+    others = {id(parameter) for module in torchs for parameter in module._parameters.values()}
     for name, layer in layers.items():
         weight = getattr(layer, "weight", None)
         if isinstance(weight, Tensor) and id(weight) not in others:

@@ -113,14 +113,14 @@ class InputQuantizer(nn.Module):
     @property
     def initialized(self) -> bool:
         """Whether the steps have been initialised from data (or loaded)."""
-        value = self._flag(INITIALIZED, settled=True)
+        value = self._flag(INITIALIZED)
         if value is None:
             return self._last_initialized
         self._last_initialized = value > 0
         return value > 0
 
-    def _flag(self, name: str, settled: bool) -> float | None:
-        """Return a flag's value, None where it cannot be read; ``settled``: only a positive value may be kept."""
+    def _flag(self, name: str) -> float | None:
+        """Return a flag's value, None where it cannot be read."""
         if torch.compiler.is_compiling():
             return None
         buffer = self._buffers[name]
@@ -131,7 +131,7 @@ class InputQuantizer(nn.Module):
         if kept is not None and kept[0] is buffer and kept[1] == buffer._version:
             return kept[2]
         value = read_flag(buffer)
-        if value is not None and not buffer.is_inference() and (value > 0 or not settled):
+        if value is not None and (value > 0 or (value < 0 and name == RANGE)) and not buffer.is_inference():
             self._kept[name] = (buffer, buffer._version, value)
         return value
 
@@ -317,7 +317,7 @@ class ActivationQuantizer(InputQuantizer):
         """Whether codes begin at 0 (True) or at -1 (False); True before data decided."""
         if not self._range_is_open:
             return self.act_range != "full"
-        value = self._flag(RANGE, settled=False)
+        value = self._flag(RANGE)
         if value is None:
             return self._last_range >= 0
         self._last_range = value
@@ -335,7 +335,7 @@ class ActivationQuantizer(InputQuantizer):
 
     def quantize(self, x: Tensor) -> Tensor:
         """Return the codes of ``x`` with the present steps and range."""
-        if self._range_is_open and self._flag(RANGE, settled=False) is None:
+        if self._range_is_open and self._flag(RANGE) is None:
             # In a captured graph both are there, and the buffer decides when it runs.
             return torch.where(self.half_range_flag >= 0, self.quantize_half(x), self.quantize_full(x))
         return self.quantize_half(x) if self.half_range else self.quantize_full(x)
