@@ -20,6 +20,7 @@ from fatnn_rs.errors import (
     FormatError,
     InputError,
     LimitError,
+    PrepareWarning,
     UnsupportedError,
 )
 
@@ -41,6 +42,7 @@ __all__ = [
     "FormatError",
     "InputError",
     "LimitError",
+    "PrepareWarning",
     "TernaryConfig",
     "UnsupportedError",
     "__version__",

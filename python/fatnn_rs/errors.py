@@ -12,6 +12,7 @@ __all__ = [
     "FormatError",
     "InputError",
     "LimitError",
+    "PrepareWarning",
     "UnsupportedError",
 ]
 
@@ -42,3 +43,7 @@ class UnsupportedError(FatnnError):
 
 class LimitError(UnsupportedError):
     """A file asks for more memory or work than ``load`` was told to allow."""
+
+
+class PrepareWarning(UserWarning):
+    """Layers of a prepared model compute in float although nobody asked for it."""

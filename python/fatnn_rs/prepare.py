@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
 from fatnn_rs.config import LayerOptions, TernaryConfig, matches
-from fatnn_rs.errors import ConfigError
-from fatnn_rs.nn.base import QuantizedLayer
+from fatnn_rs.errors import ConfigError, PrepareWarning
+from fatnn_rs.nn.base import QuantizedLayer, replaced_methods, why_replaced
 from fatnn_rs.nn.calibrate import calibrate
+from fatnn_rs.nn.fused import reads_weight, restore, use_layers
 from fatnn_rs.nn.int8 import INT8_TWINS
 from fatnn_rs.nn.layers import TERNARY_TWINS
+from fatnn_rs.nn.snapshot import Snapshot
 from fatnn_rs.threads import one_thread
 
 __all__ = ["param_groups", "prepare"]
@@ -25,12 +28,16 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def prepare(
-    model: Model, config: TernaryConfig | None = None, example_inputs: Tensor | Sequence[Any] | None = None
+    model: Model,
+    config: TernaryConfig | None = None,
+    example_inputs: Tensor | Sequence[Any] | Mapping[str, Any] | None = None,
 ) -> Model:
     """Swap ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Linear`` for their ternary (or int8) twins, in place.
 
     Parameter names and float ``state_dict`` keys stay as they were; step sizes are added beside them. Start from a
-    trained float model where there is one. Only exact types are swapped: a subclass may compute something else.
+    trained float model where there is one; its ``state_dict`` also loads later, and what depends on the weights is then
+    fitted anew. Only exact types are swapped: a subclass may compute something else, and stays float without a word
+    (so do the parts of ``nn.MultiheadAttention``).
 
     First and last layer are found in order of execution where ``torch.fx`` can trace the model, else in order of
     registration. A layer whose output goes only into BatchNorm gets no learned ``scale``; where the model cannot be
@@ -43,21 +50,33 @@ def prepare(
     config
         What to quantize and how; ``TernaryConfig()`` by default.
     example_inputs
-        One batch of *real* data (the model's argument, or a tuple of its arguments), run through once to initialise
-        the activation steps; see :func:`fatnn_rs.nn.calibrate`. Without it the first training batch does that.
+        One batch of *real* data (the model's argument, a tuple of its positional arguments, or a dict of its keyword
+        arguments), run through once in eval mode to initialise the activation steps; see
+        :func:`fatnn_rs.nn.calibrate`. Without it the first training batch does that, and nothing can be said about
+        layers that the model never calls.
 
     Returns
     -------
     nn.Module
         ``model`` itself.
 
+    Warns
+    -----
+    PrepareWarning
+        Names layers that stay float although their type may not tell (parametrized, empty, or read by an attention
+        module), and layers that the example does not run or whose float weights the model uses itself. ``skip`` leaves
+        them out.
+
     Raises
     ------
     ConfigError
-        A pattern matches no layer, nothing is left to quantize, or the model was prepared before. The model is then
-        unchanged.
+        A pattern matches no layer, nothing is left to quantize, the model was prepared before, is wrapped for
+        distributed training, on the meta device or without shapes yet, or a layer's methods were replaced on the
+        instance.
     InputError
-        NaN or infinity in ``example_inputs`` or in what a layer makes of them.
+        ``example_inputs`` are nothing that the model takes; NaN or infinity in them or in what a layer makes of them.
+
+    Whatever is raised, the model is then unchanged.
     """
     config = TernaryConfig() if config is None else config
     if not isinstance(model, nn.Module):
@@ -70,23 +89,109 @@ def prepare(
                 f"{type(model).__name__} already holds quantized layers ({name!r}); prepare a float model, and only "
                 "once (fatnn_rs.nn.calibrate initialises the steps of a model written with such layers)"
             )
-    candidates = {name: module for name, module in model.named_modules() if type(module) in TERNARY_TWINS}
-    if not candidates:
-        raise ConfigError(f"{type(model).__name__} holds no nn.Conv1d, nn.Conv2d or nn.Linear to quantize")
-    chosen = _choose(config, candidates, _look(model, candidates))
+    _refuse_wrappers(model)
+    candidates, left = _candidates(model, config)
+    chosen = _choose(config, candidates, left, _look(model, candidates))
+    left = {name: why for name, why in left.items() if not any(matches(pattern, name) for pattern in config.skip)}
+    for name in chosen:
+        if changed := replaced_methods(candidates[name]):
+            raise ConfigError(f"layer {name!r}: {why_replaced(changed)}")
     twins: dict[nn.Module, QuantizedLayer] = {}
     with one_thread():
         for name, kind in chosen.items():
             twins[candidates[name]] = _twin(candidates[name], config.options_for(name), kind)
             twins[candidates[name]].set_name(name)
     # A module may hang in several places: replace it in all of them.
-    for parent in list(model.modules()):
-        for key, child in list(parent._modules.items()):
-            if child in twins:
-                parent._modules[key] = twins[child]
-    if example_inputs is not None:
-        calibrate(model, example_inputs)
+    places = [
+        (parent._modules, key, child)
+        for parent in model.modules()
+        for key, child in parent._modules.items()
+        if child in twins
+    ]
+    changes: list[Any] = []
+    try:
+        for modules, key, child in places:
+            modules[key] = twins[child]
+        changes = use_layers(model)
+        if left:
+            _warn_left(left)
+        if example_inputs is not None:
+            calibrate(model, example_inputs)
+    except BaseException:
+        for modules, key, child in places:
+            modules[key] = child
+        restore(changes)
+        raise
     return model
+
+
+def _refuse_wrappers(model: nn.Module) -> None:
+    """Refuse models whose parameters somebody has already counted."""
+    for name, module in model.named_modules():
+        kind = type(module)
+        sharded = {"FullyShardedDataParallel", "FSDPModule"} & {base.__name__ for base in kind.__mro__}
+        if sharded or isinstance(module, nn.parallel.DistributedDataParallel):
+            where = f"module {name!r}" if name else "the model"
+            raise ConfigError(
+                f"{where} is a {kind.__name__}, which would not synchronise the parameters of the quantizers; prepare "
+                "the model first and wrap it then"
+            )
+
+
+def _candidates(model: nn.Module, config: TernaryConfig) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Layers that may be swapped, and why others of these kinds are left float although their type may not tell.
+
+    Raises
+    ------
+    ConfigError
+        There are none; or one holds no values.
+    """
+    found: dict[str, nn.Module] = {}
+    left: dict[str, str] = {}
+    read = {
+        child: type(parent).__name__
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if reads_weight(parent, name)
+    }
+    module: nn.Module
+    for name, module in model.named_modules():
+        if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+            continue
+        skipped = any(matches(pattern, name) for pattern in config.skip)
+        if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+            if skipped:
+                left[name] = "it has no shape yet"
+                continue
+            raise ConfigError(
+                f"layer {name!r} ({type(module).__name__}) has no shape yet; run one batch through the model first"
+            )
+        if parametrize.is_parametrized(module):
+            left[name] = "it is parametrized; torch.nn.utils.parametrize.remove_parametrizations makes it a plain layer"
+        if type(module) not in TERNARY_TWINS:
+            continue
+        weight = module.weight
+        if weight.is_meta and not skipped:
+            raise ConfigError(
+                f"layer {name!r} is on the meta device, which holds no values to fit quantizers to; give the model "
+                "values first (to_empty(device=...), then load_state_dict), then prepare it"
+            )
+        if not weight.numel():
+            left[name] = f"its weight of shape {tuple(weight.shape)} is empty"
+        elif module in read:
+            left[name] = f"{read[module]} reads its weight and never calls it"
+        else:
+            found[name] = module
+    if not found:
+        reasons = "".join(f"; {name!r} is left float: {reason}" for name, reason in left.items())
+        raise ConfigError(f"{type(model).__name__} holds no nn.Conv1d, nn.Conv2d or nn.Linear to quantize{reasons}")
+    return found, left
+
+
+def _warn_left(left: dict[str, str]) -> None:
+    """Warn once of layers that stay float for what they are."""
+    listed = "; ".join(f"{name!r} ({reason})" for name, reason in left.items())
+    warnings.warn(f"these layers stay float: {listed}", PrepareWarning, stacklevel=3)
 
 
 def _twin(module: nn.Module, options: LayerOptions, kind: _Kind) -> QuantizedLayer:
@@ -155,12 +260,15 @@ class _Tracer(torch.fx.Tracer):
 
 def _look(model: nn.Module, candidates: dict[str, nn.Module]) -> _Look:
     """Trace ``model``; where that fails, order of registration and no BatchNorm known."""
+    before = Snapshot(model)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph = _Tracer().trace(model)
     except Exception:  # tracing runs the model's own code, which may object in any way
         return _Look(list(candidates))
+    finally:
+        before.restore()  # and may keep what it was given
     by_path = dict(model.named_modules(remove_duplicate=False))
     names = {module: name for name, module in candidates.items()}
     order: list[str] = []
@@ -179,11 +287,14 @@ def _look(model: nn.Module, candidates: dict[str, nn.Module]) -> _Look:
     return _Look(order, {name for name, only_norm in feeds_norm.items() if only_norm})
 
 
-def _choose(config: TernaryConfig, candidates: dict[str, nn.Module], look: _Look) -> dict[str, _Kind]:
+def _choose(
+    config: TernaryConfig, candidates: dict[str, nn.Module], left_float: dict[str, str], look: _Look
+) -> dict[str, _Kind]:
     """Layers to quantize → what they become."""
     for what, patterns in (("skip", config.skip), ("overrides", tuple(config.overrides))):
         for pattern in patterns:
-            if not any(matches(pattern, name) for name in candidates):
+            known_names = [*candidates, *left_float] if what == "skip" else candidates
+            if not any(matches(pattern, name) for name in known_names):
                 known = ", ".join(candidates)
                 raise ConfigError(f"{what}: {pattern!r} matches no layer; the layers are: {known}")
     ends = (("first", config.first, look.order[0]), ("last", config.last, look.order[-1]))
@@ -196,7 +307,8 @@ def _choose(config: TernaryConfig, candidates: dict[str, nn.Module], look: _Look
         name: _Kind(int8=name in int8, scale=name not in look.feeds_norm) for name in candidates if name not in left
     }
     if not chosen:
-        reasons = ", ".join(f"{name or 'the model itself'} ({reason})" for name, reason in left.items())
+        others = {**left_float, **left}
+        reasons = ", ".join(f"{name or 'the model itself'} ({reason})" for name, reason in others.items())
         raise ConfigError(
             f"nothing is left to quantize: {reasons}; skip less, or give first or last as 'int8' or 'ternary'"
         )

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fatnn_rs.convert.capture import capture, copies
-from fatnn_rs.convert.checks import as_root, check_inputs, check_model
+from fatnn_rs.convert.checks import as_root, check_inputs, check_model, check_reached
 from fatnn_rs.convert.engine import FLOAT_LAYERS
 from fatnn_rs.convert.graph import Graph
 from fatnn_rs.convert.lower import lower
@@ -97,6 +97,7 @@ def _convert(model: nn.Module, example_inputs: Any, float_layers: str) -> Ternar
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
         with held_weights(root):
             captured = capture(root, arguments)
+            check_reached(captured.graph, root)
             with one_thread():
                 graph = run_passes(lower(captured))
             net = _network(graph, "torch", arguments)

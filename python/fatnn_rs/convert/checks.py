@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fatnn_rs.convert.levels import ACT_LEVELS, WEIGHT_LEVELS
 from fatnn_rs.errors import ConversionError, InputError
 from fatnn_rs.nn import QuantizedLayer, TernaryLayer
 
-__all__ = ["as_root", "check_inputs", "check_model", "quantized_layers"]
+__all__ = ["as_root", "check_inputs", "check_model", "check_reached", "quantized_layers"]
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
@@ -51,9 +51,8 @@ def check_model(model: nn.Module, quantized: bool = True) -> None:
     Raises
     ------
     ConversionError
-        Not a module; no ternary or int8 layer in it; training mode; activation steps never initialised; weights or
-        activations whose levels no integer code expresses; parameters or BatchNorm statistics that are not finite, not
-        float32, or not on the CPU.
+        Not a module; no ternary or int8 layer in it; training mode; weights or activations whose levels no integer code
+        expresses; parameters or BatchNorm statistics that are not finite, not float32, or not on the CPU.
     """
     if not isinstance(model, nn.Module):
         raise ConversionError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -68,11 +67,8 @@ def check_model(model: nn.Module, quantized: bool = True) -> None:
             where = f"module {name!r}" if name else type(model).__name__
             raise ConversionError(f"{where} is in training mode; call model.eval() before converting")
     for name, layer in layers.items():
-        if not layer.act_quant.initialized:
-            raise ConversionError(
-                f"layer {name!r}: its activation steps were never initialised; train the model, or give "
-                "prepare(..., example_inputs=...) or fatnn_rs.nn.calibrate(model, inputs) a batch of real data"
-            )
+        if name and not layer.layer_name:
+            layer.set_name(name)  # for messages
         if isinstance(layer, TernaryLayer):
             _check_levels(name, layer)
     for name, module in model.named_modules():
@@ -80,6 +76,27 @@ def check_model(model: nn.Module, quantized: bool = True) -> None:
             _check_norm(name, module)
     for name, tensor in _watched(model):
         _check_tensor(name, tensor, quantized=any(name.startswith(f"{layer}.") for layer in layers if layer))
+
+
+def check_reached(graph: fx.Graph, root: nn.Module) -> None:
+    """Check the quantized layers that a captured graph calls; those that it never reaches are left out.
+
+    Raises
+    ------
+    ConversionError
+        Activation steps that were never initialised.
+    """
+    for node in graph.nodes:
+        name = node.target if node.op == "call_module" else None
+        if node.op == "call_function" and getattr(node.target, "__name__", "").startswith("module_call"):
+            name = node.args[1]
+        layer = root.get_submodule(name) if isinstance(name, str) else None
+        if isinstance(layer, QuantizedLayer) and not layer.act_quant.initialized:
+            raise ConversionError(
+                f"layer {name!r}: its activation steps were never initialised, for it has seen nothing but zeros (a "
+                "branch that is zero at first feeds it, say); train the model, or leave the layer out with "
+                "TernaryConfig(skip=...)"
+            )
 
 
 def _check_levels(name: str, layer: TernaryLayer) -> None:
@@ -90,6 +107,8 @@ def _check_levels(name: str, layer: TernaryLayer) -> None:
         ("weights", layer.weight_quant, WEIGHT_LEVELS),
         ("activations", layer.act_quant, tuple(ACT_LEVELS.values())),
     ):
+        if quantizer is layer.act_quant and not layer.act_quant.initialized:
+            continue  # not decided yet
         levels = quantizer.levels
         if not levels or not any(set(levels) <= set(one) for one in known):
             shown = " or ".join("{" + ", ".join(map(str, one)) + "}" for one in known)

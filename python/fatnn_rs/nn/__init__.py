@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fatnn_rs.nn import fused  # noqa: F401 (models written by hand need what it registers)
 from fatnn_rs.nn.base import QuantizedLayer
 from fatnn_rs.nn.calibrate import calibrate
 from fatnn_rs.nn.int8 import INT8_TWINS, Int8Conv1d, Int8Conv2d, Int8Layer, Int8Linear

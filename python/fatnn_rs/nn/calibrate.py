@@ -2,59 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fatnn_rs.errors import ConfigError
+from fatnn_rs.errors import ConfigError, PrepareWarning
 from fatnn_rs.nn.base import QuantizedLayer
+from fatnn_rs.nn.examples import run_example
+from fatnn_rs.nn.fused import check_readers, use_layers
 from fatnn_rs.nn.layers import TernaryLayer, held_weights
+from fatnn_rs.nn.observe import observe
+from fatnn_rs.nn.snapshot import Snapshot
 
-__all__ = ["as_arguments", "calibrate"]
-
-
-def as_arguments(inputs: Any) -> tuple[Any, ...]:
-    """Turn example inputs into positional arguments: a tuple or list as it is, anything else as the only one."""
-    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+__all__ = ["calibrate", "warn_float"]
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any]) -> None:
+def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any]) -> None:
     """Initialise the activation steps of every quantized layer that has none yet, from one batch of real data.
 
     A BatchNorm fed directly by a ternary layer also takes its running statistics from this batch: integer accumulators
     have another scale than the float layer's outputs. Everything else runs in eval mode and stays as it was, and so
-    does the training mode of every module.
+    does the training mode of every module. Where the model fails, nothing has changed.
+
+    A layer that this batch brings nothing but zeros (behind a branch that is zero at first) stays uninitialised: the
+    first training batch that brings it anything else initialises it.
 
     Parameters
     ----------
     model
         Holds at least one ternary or int8 layer.
     inputs
-        One batch: the model's argument, or a tuple of its arguments.
+        One batch: the model's argument, a tuple of its positional arguments, or a dict of its keyword arguments.
+
+    Warns
+    -----
+    PrepareWarning
+        Names quantized layers that the model did not call, or whose float weights it used without calling them.
 
     Raises
     ------
     ConfigError
-        Where the model holds no such layer.
+        Where the model holds no such layer, or one that its parent never calls (``nn.MultiheadAttention``).
     InputError
-        Where NaN or infinity reaches a layer that is being initialised.
+        Where ``inputs`` are nothing that the model takes, or NaN or infinity reaches a layer that is being initialised.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
     if not layers:
         raise ConfigError(
             f"{type(model).__name__} holds no ternary or int8 layer to calibrate; call prepare(model) first"
         )
+    check_readers(model)
+    use_layers(model)
+    with ExitStack() as stack:
+        stack.enter_context(_unchanged_on_failure(model, layers.values()))
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(_calibrating(model, layers))
+        stack.enter_context(held_weights(model))
+        observed = stack.enter_context(observe(model, layers))
+        run_example(model, inputs)
+    warn_float(observed.problems(layers), stacklevel=4)
+
+
+@contextmanager
+def _calibrating(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[None]:
+    """Eval mode, but for the quantizers and the BatchNorms that ternary layers feed."""
     modes = {module: module.training for module in model.modules()}
     norms = [module for module in modes if isinstance(module, _BatchNorm)]
     momenta = {norm: norm.momentum for norm in norms}
     fed: list[Tensor] = []
 
-    def after_ternary(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        fed[:] = [output]
+    def after_ternary(module: TernaryLayer, args: tuple[Any, ...], output: Tensor) -> None:
+        fed[:] = [output] if module.act_quant.initialized else []  # zeros have no statistics
 
     def before_norm(module: _BatchNorm, args: tuple[Any, ...]) -> None:
         x = args[0] if args else None
@@ -72,8 +98,7 @@ def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any]) -> None:
                 handles.append(layer.register_forward_hook(after_ternary))
         for norm in norms:
             handles.append(norm.register_forward_pre_hook(before_norm))
-        with held_weights(model):
-            model(*as_arguments(inputs))
+        yield
     finally:
         for handle in handles:
             handle.remove()
@@ -83,3 +108,34 @@ def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any]) -> None:
             norm.momentum = momentum
         for layer in layers.values():
             layer.act_quant.calibrating = False
+
+
+@contextmanager
+def _unchanged_on_failure(model: nn.Module, layers: Iterable[QuantizedLayer]) -> Iterator[None]:
+    """Bring the model back where the body raises."""
+    steps = [
+        parameter
+        for layer in layers
+        for name, parameter in (*layer.named_parameters(recurse=False), *layer.act_quant.named_parameters())
+        if name not in ("weight", "bias")
+    ]
+    before = Snapshot(model, steps)
+    try:
+        yield
+    except BaseException:
+        before.restore()
+        raise
+
+
+def warn_float(problems: Mapping[str, str], stacklevel: int = 3) -> None:
+    """Warn once of layers that compute in float, if there are any."""
+    if not problems:
+        return
+    listed = "; ".join(f"{name!r} ({reason})" for name, reason in problems.items())
+    names = ", ".join(map(repr, problems))
+    warnings.warn(
+        f"these layers do not compute in low precision: {listed}. Leave out those that the model does not call: "
+        f"TernaryConfig(skip=({names}{',' * (len(problems) == 1)})); or change the model so that it calls them",
+        PrepareWarning,
+        stacklevel=stacklevel,
+    )

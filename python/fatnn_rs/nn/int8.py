@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fatnn_rs.errors import ConfigError
-from fatnn_rs.nn.base import EXACT, Product, QuantizedLayer, convolve, exact_product, twin
+from fatnn_rs.nn.base import EXACT, Product, QuantizedLayer, check_weight, convolve, exact_product, twin
 from fatnn_rs.quant.base import widen
 from fatnn_rs.quant.int8 import LEVELS, Int8Activation, weight_codes, weight_steps
 
@@ -49,6 +49,7 @@ class Int8Layer(QuantizedLayer):
 
     def _add_quantizer(self) -> None:
         """Give a complete torch layer its quantizer."""
+        check_weight(self)
         count = self.weight[0].numel()
         if count > _MOST:
             raise ConfigError(

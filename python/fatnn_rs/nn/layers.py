@@ -25,10 +25,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.nn import functional
 
 from fatnn_rs.errors import ConfigError
-from fatnn_rs.nn.base import EXACT, Product, QuantizedLayer, convolve, exact_product, twin
+from fatnn_rs.nn.base import EXACT, Product, QuantizedLayer, check_weight, convolve, exact_product, twin
 from fatnn_rs.quant import QUANTIZERS, ActivationQuantizer, QuantizerFamily, WeightQuantizer, activation_quantizer
 from fatnn_rs.threads import one_thread
 
@@ -64,6 +65,7 @@ class TernaryLayer(QuantizedLayer):
         if act not in kinds:
             raise ConfigError(f"act must be one of {', '.join(map(repr, kinds))}, got {act!r}")
         weight, made = self.weight, QUANTIZERS[quantizer].weight
+        check_weight(self)
         activation = activation_quantizer(quantizer if act_quantizer is None else act_quantizer, act)
         most = made.levels[-1] * activation.half_levels[-1]
         if most * weight[0].numel() >= EXACT:
@@ -92,14 +94,22 @@ class TernaryLayer(QuantizedLayer):
         """Return the weight codes that forward uses: int8 out of the quantizer's ``levels``, shape of ``weight``."""
         return self.weight_quant.codes(self.weight) if self._held is None else self._held.to(torch.int8)
 
-    def _codes(self, x: Tensor) -> Tensor:
-        """Activation codes; a first initialisation also brings ``scale`` to the input's step."""
-        before = self.act_quant.initialized
-        codes: Tensor = self.act_quant(x)
-        if self.scale is not None and self.act_quant.initialized and not before:
-            with torch.no_grad():
-                self.scale.mul_(self.act_quant.step)
-        return codes
+    @torch.no_grad()
+    def _refit(self) -> None:
+        super()._refit()
+        self.weight_quant.initialize(self.weight.detach())
+        if self.scale is not None:
+            self.scale.copy_(self._fitted_scale())
+
+    @_disable_dynamo
+    def _scale_at_start(self) -> Tensor:
+        """Return ``scale`` where steps were not initialised before this call: with the input's step once they are."""
+        assert self.scale is not None
+        if not self.act_quant.initialized:
+            return self.scale.clone()  # what autograd saves must outlive the change of scale to come
+        with torch.no_grad():
+            self.scale.mul_(self.act_quant.step)
+        return self.scale
 
     def _weight_codes(self) -> Tensor:
         codes: Tensor = self.weight_quant(self.weight) if self._held is None else self._held
@@ -107,12 +117,14 @@ class TernaryLayer(QuantizedLayer):
 
     def _run(self, product: Product, x: Tensor, dims: int) -> Tensor:
         """``acc * scale + bias``, with exact integers in the dtype of ``weight`` for ``acc``."""
-        codes, weight = self._codes(x), self._weight_codes()
+        started = self.act_quant.initialized
+        codes, weight = self.act_quant(x), self._weight_codes()
         exact = product if self.weight_quant.refused else partial(exact_product, product)
         acc = exact(codes, weight).to(self.weight.dtype)
         shape = (-1, *([1] * dims))
         if self.scale is not None:
-            acc = acc * self.scale.to(acc.dtype).view(shape)
+            scale = self.scale if started else self._scale_at_start()
+            acc = acc * scale.to(acc.dtype).view(shape)
         if self.bias is not None:
             acc = acc + self.bias.view(shape)
         return acc

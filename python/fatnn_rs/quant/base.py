@@ -1,4 +1,4 @@
-"""The contract of the quantizers and the arithmetic they share.
+"""The contract of the quantizers.
 
 A quantizer family is one file in this package, one row in :data:`fatnn_rs.quant.QUANTIZERS`, and two classes: a
 :class:`WeightQuantizer` and an :class:`ActivationQuantizer`. Both are modules whose forward returns *integer-valued*
@@ -10,12 +10,23 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from fatnn_rs.errors import ConfigError, InputError
+from fatnn_rs.quant.arithmetic import (
+    MIN_STEP,
+    fit_step,
+    positive,
+    round_ste,
+    says_nothing,
+    scale_gradient,
+    set_value,
+    sums_dtype,
+    widen,
+)
+from fatnn_rs.quant.flags import INITIALIZED, RANGE, convert_flags, flag, read_flag
 
 __all__ = [
     "MIN_STEP",
@@ -25,144 +36,12 @@ __all__ = [
     "fit_step",
     "positive",
     "round_ste",
+    "says_nothing",
     "scale_gradient",
+    "set_value",
     "sums_dtype",
     "widen",
 ]
-
-#: Learned step reciprocals are clamped to at least this in the forward pass.
-MIN_STEP = 1e-12
-
-_SAMPLES = 1 << 14
-
-
-class _RoundSTE(torch.autograd.Function):
-    """``torch.round`` (half to even) with the gradient of the identity."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return torch.round(x).add_(0.0)  # + 0.0 turns -0.0 into 0.0
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0]
-
-
-class _PositiveSTE(torch.autograd.Function):
-    """Clamp from below with the gradient of the identity, so that a step can come back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, least: float) -> Tensor:
-        return x.clamp(min=least)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
-
-
-class _ScaleGradient(torch.autograd.Function):
-    """The identity; its gradient is multiplied by a constant."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0] * ctx.factor, None
-
-
-def round_ste(x: Tensor) -> Tensor:
-    """Round half to even; the gradient passes unchanged (straight-through estimator).
-
-    Parameters
-    ----------
-    x
-        Any shape, floating point. NaN stays NaN.
-    """
-    result: Tensor = _RoundSTE.apply(x)
-    return result
-
-
-def positive(step: Tensor, least: float = MIN_STEP) -> Tensor:
-    """Return ``max(step, least)`` for a learned step or its reciprocal; the gradient passes unchanged.
-
-    Passing the gradient below the clamp matters: a step that an optimizer pushed below zero would otherwise stay there.
-    """
-    result: Tensor = _PositiveSTE.apply(step, least)
-    return result
-
-
-def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """Return ``x``; its gradient is multiplied by ``factor``."""
-    result: Tensor = _ScaleGradient.apply(x, factor)
-    return result
-
-
-def widen(x: Tensor) -> Tensor:
-    """float16 and bfloat16 as float32 (quantizers compute in float32 or wider); anything else as it is."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def sums_dtype(x: Tensor) -> torch.dtype:
-    """Return what to sum statistics of ``x`` in, so that the number of threads does not show in them: float64.
-
-    Apple's devices have none; there it is the dtype of ``x``.
-    """
-    return torch.float64 if x.device.type != "mps" else x.dtype
-
-
-@torch.no_grad()
-def fit_step(x: Tensor, low: int, high: int) -> float:
-    """Find the step ``d`` that makes ``d * round(clip(x / d, low, high))`` the best fit to ``x`` in the mean square.
-
-    Parameters
-    ----------
-    x
-        Any shape, floating point, finite. At most 16384 values are looked at (an even stride through ``x``).
-    low, high
-        The integer levels' range, as ``(-1, 1)`` or ``(0, 2)``: a few levels, whose step is near the values' size; or
-        ``(-127, 127)``: many, whose step is near the peak divided by ``high``.
-
-    Returns
-    -------
-    float
-        The step, or 0.0 where every value looked at is zero and nothing can be said.
-    """
-    sample = _sample(x)
-    if not len(sample):
-        return 0.0
-    # The factor keeps squares of very large and very small values inside float32.
-    peak = float(np.abs(sample).max())
-    sample = sample / np.float32(peak)
-    if high > 3:
-        candidates = [float(2.0 ** (-k / 12.0)) / high for k in range(49)]
-    else:
-        rms = float(torch.from_numpy(sample).square().mean().sqrt())
-        candidates = [rms * float(2.0 ** (k / 12.0)) for k in range(-24, 25)]
-    errors = [_misfit(sample, np.float32(step), low, high) for step in candidates]
-    return candidates[errors.index(min(errors))] * peak
-
-
-def _sample(x: Tensor) -> npt.NDArray[np.float32]:
-    """At most ``_SAMPLES`` of the values that are not zero, an even stride apart.
-
-    NumPy, because each of its calls is one thread's: torch would wake its other threads for every few thousand values.
-    """
-    values = x.detach().reshape(-1).float().cpu().numpy()
-    places = np.flatnonzero(values != 0)
-    return values[places[:: max(1, -(-len(places) // _SAMPLES))]]
-
-
-def _misfit(sample: npt.NDArray[np.float32], step: np.float32, low: int, high: int) -> float:
-    """Sum of squares of what quantization with this step loses."""
-    lost = sample / step
-    np.clip(lost, low, high, out=lost)
-    np.rint(lost, out=lost)
-    lost *= -step
-    lost += sample
-    return float(np.dot(lost, lost))
 
 
 class WeightQuantizer(nn.Module):
@@ -209,8 +88,11 @@ class WeightQuantizer(nn.Module):
 class InputQuantizer(nn.Module):
     """Contract: float activations in, integer-valued float codes out: a monotone function, the same for every element.
 
-    Zero has code 0 (but for signs: :mod:`fatnn_rs.quant.binary`). Steps come from the first data seen; whether they
-    were is part of the ``state_dict``.
+    Zero has code 0 (but for signs: :mod:`fatnn_rs.quant.binary`). Steps come from the first data seen that are not all
+    zero; whether they did is a buffer, and so part of the ``state_dict`` (:mod:`fatnn_rs.quant.flags`).
+
+    Two rules for subclasses. ``quantize`` reads its parameters anew in every call. ``set_step`` may write to them in
+    place: what earlier calls saved for their backward pass are copies.
     """
 
     initialized_flag: Tensor
@@ -221,15 +103,46 @@ class InputQuantizer(nn.Module):
         self.layer_name = ""
         #: While True, data initialises the steps in eval mode too (see :func:`fatnn_rs.nn.calibrate`).
         self.calibrating = False
-        self.register_buffer("initialized_flag", torch.tensor(False))
-        # A Python mirror of the buffer: the forward pass branches on it, and reading a buffer would wait for the device
-        # and break graph capture.
-        self._initialized = False
+        self.register_buffer(INITIALIZED, flag(0))
+        # What the flags were when they could last be read: used only where they cannot (see read_flag).
+        self._last_initialized = False
+        self._last_range = 0.0
+        # Off the CPU reading waits for the device: there, what was read is kept while its buffer is unchanged.
+        self._kept: dict[str, tuple[Tensor, int, float]] = {}
 
     @property
     def initialized(self) -> bool:
         """Whether the steps have been initialised from data (or loaded)."""
-        return self._initialized
+        value = self._flag(INITIALIZED)
+        if value is None:
+            return self._last_initialized
+        self._last_initialized = value > 0
+        return value > 0
+
+    def _flag(self, name: str) -> float | None:
+        """Return a flag's value, None where it cannot be read."""
+        if torch.compiler.is_compiling():
+            return None
+        buffer = self._buffers[name]
+        assert buffer is not None
+        if buffer.device.type == "cpu":
+            return read_flag(buffer)
+        kept = self._kept.get(name)
+        if kept is not None and kept[0] is buffer and kept[1] == buffer._version:
+            return kept[2]
+        value = read_flag(buffer)
+        if value is not None and (value > 0 or (value < 0 and name == RANGE)) and not buffer.is_inference():
+            self._kept[name] = (buffer, buffer._version, value)
+        return value
+
+    def train(self, mode: bool = True) -> InputQuantizer:
+        """Set the mode as torch does, and note the flags for a graph capture that may follow."""
+        super().train(mode)
+        self._look_at_flags()
+        return self
+
+    def _look_at_flags(self) -> None:
+        _ = self.initialized
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the codes of ``x``, same shape, integer-valued float32 (or wider).
@@ -237,22 +150,47 @@ class InputQuantizer(nn.Module):
         Raises
         ------
         ConfigError
-            In eval mode, before the steps were initialised.
+            In eval mode, before the steps were initialised, where ``x`` is not all zero.
         InputError
             Where ``x`` is not floating point, or initialises the steps and holds NaN or infinity.
         """
         if not x.is_floating_point():
             raise InputError(f"{self._where()}: expected a floating point input, got {x.dtype}; use .float()")
+        if x.is_nested:
+            raise InputError(
+                f"{self._where()}: got a nested tensor, which quantizers do not take; pad it "
+                "(torch.nested.to_padded_tensor), and build nn.TransformerEncoder with enable_nested_tensor=False"
+            )
         x = widen(x)
-        if not self._initialized:
-            if not (self.training or self.calibrating):
-                raise ConfigError(
-                    f"{self._where()}: the activation steps were never initialised, so an eval-mode forward has no "
-                    "meaning; run a training batch first, or give prepare(..., example_inputs=...) or "
-                    "fatnn_rs.nn.calibrate(model, inputs) a batch of real data"
-                )
-            self.initialize(x)
+        if not self.initialized:
+            return self._uninitialized(x)
         return self.quantize(x)
+
+    @_disable_dynamo
+    def _uninitialized(self, x: Tensor) -> Tensor:
+        """Forward pass where no data have set the steps: they do so now, or all of ``x`` is zero."""
+        if not self.initialized:
+            if self.training or self.calibrating:
+                self.initialize(x)
+            elif not says_nothing(x):
+                raise ConfigError(
+                    f"{self._where()}: its activation steps were never initialised, so an eval-mode forward has no "
+                    "meaning; run a training batch first, or give prepare(..., example_inputs=...) or "
+                    "fatnn_rs.nn.calibrate(model, inputs) a batch of real data (float weights that are loaded and "
+                    "batches of zeros leave steps to be initialised)"
+                )
+        if self.initialized:
+            return self.quantize(x)
+        # Codes of zeros do not depend on the steps. Copies, because a later call may initialise these in place. The
+        # gradient passes as it would in a float layer: what feeds this one must be able to leave zero.
+        own = self._parameters, self._buffers
+        self._parameters, self._buffers = (  # type: ignore[assignment]
+            {name: None if value is None else value.clone() for name, value in tensors.items()} for tensors in own
+        )
+        try:
+            return self.quantize(x.detach()) + (x - x.detach())
+        finally:
+            self._parameters, self._buffers = own
 
     def quantize(self, x: Tensor) -> Tensor:
         """Return the codes of ``x`` with the present steps."""
@@ -283,26 +221,47 @@ class InputQuantizer(nn.Module):
                 "data and the layers before this one"
             )
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if distributed and not self.calibrating and torch.distributed.get_world_size() > 1:
+        if distributed and not self.calibrating and torch.distributed.get_world_size() > 1 and not says_nothing(x):
             raise ConfigError(
                 f"{self._where()}: activation steps must be initialised before the model is wrapped for distributed "
                 "training, else every process gets its own; give prepare(..., example_inputs=...), in every process, "
-                "the same batch of real data first"
+                "the same batch of real data first (where a layer saw only zeros then, call fatnn_rs.nn.calibrate "
+                "with such a batch once it gets others)"
             )
         step = self.fitted_step(x)
         if step > 0:
             self.set_step(step)
-            self._initialized = True
-            self.initialized_flag.fill_(True)
+            self.initialized_flag.fill_(1.0)
+            self._look_at_flags()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Forget the steps: the next data initialise them."""
+        self.set_step(1.0)
+        self.initialized_flag.zero_()
+        self._look_at_flags()
 
     def fitted_step(self, x: Tensor) -> float:
         """Find the step for a batch of finite values; 0.0 where it says nothing."""
         raise NotImplementedError
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        if not self.initialized_flag.is_meta:
-            self._initialized = bool(self.initialized_flag)
+    def _open_range(self) -> float | None:
+        """Return what ``half_range_flag`` is before data decide; None where there is no such flag."""
+        return None
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        convert_flags(state_dict, prefix, self._open_range())
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._look_at_flags()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle, quantizers of earlier versions too."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.__dict__.setdefault("_kept", {})
+        convert_flags(self._buffers, "", self._open_range())
+        self._last_initialized = bool(self.__dict__.pop("_initialized", self.__dict__.get("_last_initialized", False)))
+        half = self.__dict__.pop("_half_range", None)
+        self._last_range = self.__dict__.get("_last_range", 0.0) if half is None else 2.0 * half - 1.0
 
     def _where(self) -> str:
         return f"layer {self.layer_name!r}" if self.layer_name else "activation quantizer (layer not named yet)"
@@ -311,7 +270,8 @@ class InputQuantizer(nn.Module):
 class ActivationQuantizer(InputQuantizer):
     """Ternary codes: {0, 1, 2} in half range (the input is never negative: after a ReLU), {-1, 0, +1} in full range.
 
-    Subclasses may have other levels. Which range is part of the ``state_dict``.
+    Subclasses may have other levels. Which range is part of the ``state_dict``. A subclass gives ``quantize_half`` and
+    ``quantize_full``.
 
     Parameters
     ----------
@@ -339,22 +299,53 @@ class ActivationQuantizer(InputQuantizer):
                 "must be 'auto' or 'half', got 'full'; choose act='ternary' or 'binary' for signed activations"
             )
         self.act_range = act_range
-        self.register_buffer("half_range_flag", torch.tensor(act_range == "half"))
-        self._half_range = act_range == "half"
+        self.register_buffer(RANGE, flag(self._open_range() or 0.0))
+        self._look_at_flags()
+
+    def _open_range(self) -> float | None:
+        if self.act_range == "auto":
+            return 0.0 if self.full_levels else 1.0
+        return 1.0 if self.act_range == "half" else -1.0
+
+    @property
+    def _range_is_open(self) -> bool:
+        """Whether data decide the range, and not options."""
+        return self.act_range == "auto" and bool(self.full_levels)
 
     @property
     def half_range(self) -> bool:
-        """Whether codes begin at 0 (True) or at -1 (False). Not decided before initialisation."""
-        return self._half_range
+        """Whether codes begin at 0 (True) or at -1 (False); True before data decided."""
+        if not self._range_is_open:
+            return self.act_range != "full"
+        value = self._flag(RANGE)
+        if value is None:
+            return self._last_range >= 0
+        self._last_range = value
+        return value >= 0
 
     @property
     def levels(self) -> tuple[int, ...]:
         """What codes may be, in order. Not decided before initialisation."""
-        return self.half_levels if self._half_range else self.full_levels
+        return self.half_levels if self.half_range else self.full_levels
 
     @property
     def step(self) -> float:
         """The mean size of the steps: how much of ``x`` one level stands for."""
+        raise NotImplementedError
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Return the codes of ``x`` with the present steps and range."""
+        if self._range_is_open and self._flag(RANGE) is None:
+            # In a captured graph both are there, and the buffer decides when it runs.
+            return torch.where(self.half_range_flag >= 0, self.quantize_half(x), self.quantize_full(x))
+        return self.quantize_half(x) if self.half_range else self.quantize_full(x)
+
+    def quantize_half(self, x: Tensor) -> Tensor:
+        """Return the codes of ``x`` in half range."""
+        raise NotImplementedError
+
+    def quantize_full(self, x: Tensor) -> Tensor:
+        """Return the codes of ``x`` in full range."""
         raise NotImplementedError
 
     def fitted_step(self, x: Tensor) -> float:
@@ -370,21 +361,31 @@ class ActivationQuantizer(InputQuantizer):
             others = "use 'full' or 'auto'" if self.full_levels else "'auto' takes negative ones for 0"
             raise InputError(f"{self._where()}: act_range='half' needs inputs >= 0, got {minimum:g}; {others}")
         half = self.act_range == "half" or (self.act_range == "auto" and minimum >= 0) or not self.full_levels
-        self._set_state(initialized=False, half_range=half)
-        return fit_step(x, self.levels[0], self.levels[-1])
+        levels = self.half_levels if half else self.full_levels
+        step = fit_step(x, levels[0], levels[-1])
+        if step > 0:
+            self._set_state(initialized=False, half_range=half)
+        return step
 
+    def reset(self) -> None:
+        """Forget steps and range: the next data decide both."""
+        super().reset()
+        with torch.no_grad():
+            self.half_range_flag.fill_(self._open_range() or 0.0)
+        self._look_at_flags()
+
+    @torch.no_grad()
     def _set_state(self, *, initialized: bool, half_range: bool) -> None:
-        self._initialized, self._half_range = initialized, half_range
-        self.initialized_flag.fill_(initialized)
-        self.half_range_flag.fill_(half_range)
+        self.initialized_flag.fill_(float(initialized))
+        self.half_range_flag.fill_(1.0 if half_range else -1.0)
+        self._look_at_flags()
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        if not self.half_range_flag.is_meta:
-            self._half_range = bool(self.half_range_flag)
+    def _look_at_flags(self) -> None:
+        super()._look_at_flags()
+        _ = RANGE in self._buffers and self.half_range
 
     def extra_repr(self) -> str:
         """Range and state, for ``print(model)``."""
-        if not self._initialized:
+        if not self.initialized:
             return f"act_range={self.act_range!r}, not initialised"
-        return "half range" if self._half_range else "full range"
+        return "half range" if self.half_range else "full range"

@@ -22,6 +22,7 @@ from fatnn_rs.quant.base import (
     positive,
     round_ste,
     scale_gradient,
+    set_value,
     sums_dtype,
     widen,
 )
@@ -138,13 +139,14 @@ class BinaryActivation(ActivationQuantizer):
         super().__init__(act_range)
         self.alpha = nn.Parameter(torch.tensor(1.0))
 
-    def quantize(self, x: Tensor) -> Tensor:
-        """Return the codes of ``x`` with the present step."""
-        alpha = positive(self.alpha).to(x.dtype)
-        if self.half_range:
-            return round_ste(hardtanh(x * alpha, 0.0, 1.0, inplace=True))
+    def quantize_half(self, x: Tensor) -> Tensor:
+        """Return the codes of ``x`` in half range."""
+        return round_ste(hardtanh(x * positive(self.alpha).to(x.dtype), 0.0, 1.0, inplace=True))
+
+    def quantize_full(self, x: Tensor) -> Tensor:
+        """Return the codes of ``x`` in full range."""
         # The step is in the graph with a gradient of zero: distributed training wants one from every parameter.
-        return approximate_sign(x * (scale_gradient(alpha, 0.0) / _REACH))
+        return approximate_sign(x * (scale_gradient(positive(self.alpha).to(x.dtype), 0.0) / _REACH))
 
     def fitted_step(self, x: Tensor) -> float:
         """Half range: the best fit; full range: ``mean(|x|)``."""
@@ -159,4 +161,4 @@ class BinaryActivation(ActivationQuantizer):
     @torch.no_grad()
     def set_step(self, step: float) -> None:
         """Set the step."""
-        self.alpha.fill_(max(1.0 / step, MIN_STEP))
+        set_value(self.alpha, max(1.0 / step, MIN_STEP))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardtanh
 
-from fatnn_rs.quant.base import ActivationQuantizer, WeightQuantizer, round_ste, widen
+from fatnn_rs.quant.base import ActivationQuantizer, WeightQuantizer, round_ste, set_value, widen
 
 __all__ = ["DorefaUint2", "DorefaWeight"]
 
@@ -80,7 +80,7 @@ class DorefaUint2(ActivationQuantizer):
         super().__init__(act_range)
         self.register_buffer("inverse_step", torch.tensor(1.0))
 
-    def quantize(self, x: Tensor) -> Tensor:
+    def quantize_half(self, x: Tensor) -> Tensor:
         """Return the codes of ``x``."""
         return round_ste(hardtanh(x * self.inverse_step.to(x.dtype), 0.0, 3.0, inplace=True))
 
@@ -92,4 +92,4 @@ class DorefaUint2(ActivationQuantizer):
     @torch.no_grad()
     def set_step(self, step: float) -> None:
         """Set the step."""
-        self.inverse_step.fill_(1.0 / step)
+        set_value(self.inverse_step, 1.0 / step)

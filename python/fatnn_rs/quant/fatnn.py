@@ -25,6 +25,7 @@ from fatnn_rs.quant.base import (
     fit_step,
     positive,
     round_ste,
+    set_value,
     sums_dtype,
     widen,
 )
@@ -32,6 +33,9 @@ from fatnn_rs.quant.base import (
 __all__ = ["FatnnActivation", "FatnnUint2", "FatnnWeight"]
 
 _MIN_STD = 1e-12
+
+#: 1 / 1.224: the reciprocal of the least-squares ternary step for a normal distribution.
+_NORMAL = 0.817
 
 
 def two_sided(x: Tensor, alpha_neg: Tensor, alpha_pos: Tensor) -> Tensor:
@@ -84,9 +88,8 @@ class FatnnWeight(WeightQuantizer):
     def __init__(self, out_channels: int, per_channel: bool = False) -> None:
         super().__init__(out_channels, per_channel)
         size = out_channels if per_channel else 1
-        # 0.817 = 1 / 1.224: the least-squares ternary step for a normal distribution.
-        self.alpha_neg = nn.Parameter(torch.full((size,), 0.817))
-        self.alpha_pos = nn.Parameter(torch.full((size,), 0.817))
+        self.alpha_neg = nn.Parameter(torch.full((size,), _NORMAL))
+        self.alpha_pos = nn.Parameter(torch.full((size,), _NORMAL))
 
     def normalize(self, weight: Tensor) -> Tensor:
         """``(w - mean) / std`` with detached statistics: same shape as ``weight``, float32 or wider."""
@@ -107,6 +110,8 @@ class FatnnWeight(WeightQuantizer):
     @torch.no_grad()
     def initialize(self, weight: Tensor) -> None:
         """Both steps to the least-squares ternary step of the normalised weights."""
+        self.alpha_neg.fill_(_NORMAL)
+        self.alpha_pos.fill_(_NORMAL)
         normal = self.normalize(weight).reshape(self.out_channels if self.per_channel else 1, -1)
         for index, row in enumerate(normal):
             step = fit_step(row, -1, 1)
@@ -154,11 +159,13 @@ class FatnnActivation(ActivationQuantizer):
         self.alpha1 = nn.Parameter(torch.tensor(1.0))
         self.alpha2 = nn.Parameter(torch.tensor(1.0))
 
-    def quantize(self, x: Tensor) -> Tensor:
-        """Return the codes of ``x`` with the present steps."""
-        alpha1 = positive(self.alpha1).to(x.dtype)
-        alpha2 = positive(self.alpha2).to(x.dtype)
-        return stacked(x, alpha1, alpha2) if self.half_range else two_sided(x, alpha1, alpha2)
+    def quantize_half(self, x: Tensor) -> Tensor:
+        """Return the codes of ``x`` in half range."""
+        return stacked(x, positive(self.alpha1).to(x.dtype), positive(self.alpha2).to(x.dtype))
+
+    def quantize_full(self, x: Tensor) -> Tensor:
+        """Return the codes of ``x`` in full range."""
+        return two_sided(x, positive(self.alpha1).to(x.dtype), positive(self.alpha2).to(x.dtype))
 
     @property
     def step(self) -> float:
@@ -168,8 +175,8 @@ class FatnnActivation(ActivationQuantizer):
     @torch.no_grad()
     def set_step(self, step: float) -> None:
         """Both steps to ``step``."""
-        self.alpha1.fill_(max(1.0 / step, MIN_STEP))
-        self.alpha2.fill_(max(1.0 / step, MIN_STEP))
+        for alpha in (self.alpha1, self.alpha2):
+            set_value(alpha, max(1.0 / step, MIN_STEP))
 
 
 class FatnnUint2(ActivationQuantizer):
@@ -207,7 +214,7 @@ class FatnnUint2(ActivationQuantizer):
         self.alpha2 = nn.Parameter(torch.tensor(1.0))
         self.alpha3 = nn.Parameter(torch.tensor(1.0))
 
-    def quantize(self, x: Tensor) -> Tensor:
+    def quantize_half(self, x: Tensor) -> Tensor:
         """Return the codes of ``x`` with the present steps."""
         alphas = [positive(alpha).to(x.dtype) for alpha in (self.alpha1, self.alpha2, self.alpha3)]
         codes = round_ste(hardtanh(x * alphas[0], 0.0, 1.0, inplace=True))
@@ -226,4 +233,4 @@ class FatnnUint2(ActivationQuantizer):
     def set_step(self, step: float) -> None:
         """All steps to ``step``."""
         for alpha in (self.alpha1, self.alpha2, self.alpha3):
-            alpha.fill_(max(1.0 / step, MIN_STEP))
+            set_value(alpha, max(1.0 / step, MIN_STEP))

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import hardtanh
 
-from fatnn_rs.quant.base import InputQuantizer, fit_step, positive, round_ste, scale_gradient
+from fatnn_rs.quant.base import InputQuantizer, fit_step, positive, round_ste, scale_gradient, set_value
 
 __all__ = ["LEVELS", "Int8Activation", "weight_codes", "weight_steps"]
 
@@ -94,7 +94,7 @@ class Int8Activation(InputQuantizer):
     @torch.no_grad()
     def set_step(self, step: float) -> None:
         """Set the step."""
-        self.step.fill_(max(step, _LEAST))
+        set_value(self.step, max(step, _LEAST))
 
     def extra_repr(self) -> str:
         """State, for ``print(model)``."""

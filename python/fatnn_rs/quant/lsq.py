@@ -25,6 +25,7 @@ from fatnn_rs.quant.base import (
     positive,
     round_ste,
     scale_gradient,
+    set_value,
     widen,
 )
 
@@ -69,6 +70,7 @@ class LsqWeight(WeightQuantizer):
     @torch.no_grad()
     def initialize(self, weight: Tensor) -> None:
         """Every step to the least-squares ternary step of its weights."""
+        self.step_size.fill_(1.0)
         for index, row in enumerate(widen(weight).reshape(len(self.step_size), -1)):
             step = fit_step(row, -1, 1)
             if step > 0:
@@ -103,9 +105,16 @@ class LsqActivation(ActivationQuantizer):
         super().__init__(act_range)
         self.step_size = nn.Parameter(torch.tensor(1.0))
 
-    def quantize(self, x: Tensor) -> Tensor:
-        """Return the codes of ``x`` with the present step."""
-        low, high = float(self.levels[0]), float(self.levels[-1])
+    def quantize_half(self, x: Tensor) -> Tensor:
+        """Return the codes of ``x`` in half range."""
+        return self._rounded(x, self.half_levels)
+
+    def quantize_full(self, x: Tensor) -> Tensor:
+        """Return the codes of ``x`` in full range."""
+        return self._rounded(x, self.full_levels)
+
+    def _rounded(self, x: Tensor, levels: tuple[int, ...]) -> Tensor:
+        low, high = float(levels[0]), float(levels[-1])
         count = x[0].numel() if x.dim() > 1 and len(x) else x.numel()
         step = scale_gradient(positive(self.step_size), 1.0 / math.sqrt(max(count, 1) * high))
         return round_ste(hardtanh(x * step.reciprocal().to(x.dtype), low, high))
@@ -118,7 +127,7 @@ class LsqActivation(ActivationQuantizer):
     @torch.no_grad()
     def set_step(self, step: float) -> None:
         """Set the step."""
-        self.step_size.fill_(step)
+        set_value(self.step_size, step)
 
 
 class LsqUint2(LsqActivation):

@@ -68,7 +68,11 @@ class SttnWeight(WeightQuantizer):
     def initialize(self, weight: Tensor) -> None:
         """Every offset to TWN's threshold, ``0.7 mean(|w|)``."""
         wide = widen(weight)
-        self.offset = nn.Parameter((_THRESHOLD * mean_size(wide, self._rows())).expand_as(wide).clone())
+        offset = (_THRESHOLD * mean_size(wide, self._rows())).expand_as(wide)
+        if getattr(self, "offset", None) is not None and self.offset.shape == offset.shape:
+            self.offset.copy_(offset)  # an optimizer may hold it already
+        else:
+            self.offset = nn.Parameter(offset.clone())
 
     def _rows(self) -> int:
         return self.out_channels if self.per_channel else 1

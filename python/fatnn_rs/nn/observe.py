@@ -1,0 +1,141 @@
+"""Watch a model run: which quantized layers are called, and whose weights are used without calling the layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fatnn_rs.nn.base import QuantizedLayer
+
+__all__ = ["Observed", "observe"]
+
+#: Attributes of a tensor through which its values are reached; the others tell what it is.
+_VALUES = ("T", "H", "mT", "mH", "data", "real", "imag")
+
+#: Methods that tell what a tensor is: models ask a layer's weight for its size or dtype.
+# fmt: off
+_METADATA = frozenset(
+    {
+        "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset",
+        "element_size", "is_contiguous", "is_floating_point", "is_complex", "is_inference",
+        "is_signed", "is_conj", "is_neg", "get_device", "data_ptr", "untyped_storage", "type",
+        "type_as", "requires_grad_", "register_hook", "__len__", "__hash__", "__repr__",
+        "__format__", "__reduce_ex__", "__deepcopy__", "__set__", "__delete__", "is_tensor"
+    }
+)
+# fmt: on
+
+
+@dataclass
+class Observed:
+    """What a run of the model did.
+
+    Attributes
+    ----------
+    called
+        Names of the layers that were called.
+    used
+        Name of a layer → name of the function that took its weight outside of the layer's own forward.
+    """
+
+    called: set[str] = field(default_factory=set)
+    used: dict[str, str] = field(default_factory=dict)
+
+    def problems(self, layers: Mapping[str, QuantizedLayer]) -> dict[str, str]:
+        """Layer → why it computes in float, or not at all."""
+        found: dict[str, str] = {}
+        for name in layers:
+            use = self.used.get(name)
+            if use is not None:
+                how = "" if name in self.called else "never called in eval mode; "
+                found[name] = f"{how}{use} uses its float weight outside of the layer"
+            elif name not in self.called:
+                found[name] = "never called in eval mode"
+        return found
+
+
+@contextmanager
+def observe(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[Observed]:
+    """Note calls and uses of weights in the runs of ``model`` until the context is left."""
+    observed = Observed()
+    inside = 0
+    weights: dict[int, list[str]] = {}
+    # A layer of torch's may share the parameter, an embedding say: what that computes is its own business.
+    torchs = [m for m in model.modules() if type(m).__module__.startswith("torch.nn.")]
+    others = {id(parameter) for module in torchs for parameter in module._parameters.values()}
+    for name, layer in layers.items():
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, Tensor) and id(weight) not in others:
+            weights.setdefault(id(weight), []).append(name)
+
+    def enter(layer: nn.Module, args: Any) -> None:
+        nonlocal inside
+        inside += 1
+        observed.called.update(name for name, one in layers.items() if one is layer)
+
+    def leave(layer: nn.Module, args: Any, output: Any) -> None:
+        nonlocal inside
+        inside -= 1
+
+    def run_of(layer: QuantizedLayer) -> Any:
+        run = layer._run
+
+        def watched(*args: Any) -> Tensor:
+            enter(layer, args)
+            try:
+                return run(*args)
+            finally:
+                leave(layer, args, None)
+
+        return watched
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if not inside and _reads_values(func):
+                for tensor in _tensors((args, kwargs)):
+                    for name in weights.get(id(tensor), ()):
+                        observed.used.setdefault(name, _name(func))
+            return func(*args, **(kwargs or {}))
+
+    handles: list[Any] = []
+    try:
+        for layer in set(layers.values()):
+            # Forward may also be called by name, past the hooks.
+            vars(layer)["_run"] = run_of(layer)
+            handles.append(layer.register_forward_pre_hook(enter, prepend=True))
+            handles.append(layer.register_forward_hook(leave, always_call=True))
+        with Watch():
+            yield observed
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer in layers.values():
+            vars(layer).pop("_run", None)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for one in value:
+            yield from _tensors(one)
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from _tensors(one)
+
+
+def _reads_values(function: Any) -> bool:
+    name = getattr(function, "__name__", "")
+    if name == "__get__":
+        return getattr(getattr(function, "__self__", None), "__name__", "") in _VALUES
+    return name not in _METADATA
+
+
+def _name(function: Any) -> str:
+    name = getattr(function, "__name__", "") or "a function"
+    return f"Tensor.{function.__self__.__name__}" if name == "__get__" else str(name)
