@@ -376,6 +376,7 @@ class ReadsWeights(Base):
         return self.b(y + self.a.weight.mean() * self.b.bias.numel())
 
 
+@pytest.mark.filterwarnings("ignore:these layers do not compute in low precision")
 def test_attributes_of_layers_are_read() -> None:
     exact(ready(ReadsWeights(), X), X)
 
@@ -478,3 +479,32 @@ def test_views_of_the_examples_size(how: str) -> None:
     else:
         with pytest.raises(InputError, match=r"one shape only, expected \[any, 4, 6, 6\]"):
             net(larger)
+
+
+class TwoOnBatch(Base):
+    """Saveable, and captured by export: the branch is on the batch size, and both ways are engine operations."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        a, b = self.both(x), self.both(y)
+        if x.shape[0] > 2:
+            a = a + b
+        return a.relu() if x.shape[0] < 9 else a
+
+
+def test_batch_ranges_in_files(tmp_path: Path) -> None:
+    model = ready(TwoOnBatch(), (X, X))
+    fatnn_rs.save(convert(model, (X, X)), tmp_path / "net")
+    loaded, numpy = fatnn_rs.load(tmp_path / "net"), fatnn_rs.load_numpy(tmp_path / "net")
+    for batch in range(1, 12):
+        x, y = image(batch, 4, 6, 6, seed=batch), image(batch, 4, 6, 6, seed=-batch)
+        if 3 <= batch <= 8:
+            assert torch.equal(loaded(x, y), model(x, y))
+            np.testing.assert_allclose(numpy(x.numpy(), y.numpy()), model(x, y).detach().numpy(), rtol=1e-5, atol=1e-6)
+            continue
+        with pytest.raises(InputError, match=r"batch.*from 3 to 8"):
+            loaded(x, y)
+        with pytest.raises(InputError, match=r"batch.*from 3 to 8"):
+            numpy(x.numpy(), y.numpy())
+    for call, (x, y) in ((loaded, (X, X[:3])), (numpy, (X.numpy(), X[:3].numpy()))):
+        with pytest.raises(InputError, match=r"one size"):
+            call(x, y)

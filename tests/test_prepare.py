@@ -280,3 +280,12 @@ def test_public_names_resolve_and_functions_are_not_hidden_by_modules() -> None:
     assert "prepare" in dir(fatnn_rs)
     with pytest.raises(AttributeError, match="no attribute 'nope'"):
         getattr(fatnn_rs, "nope")  # noqa: B009
+
+
+def test_batch_norm_without_eps() -> None:
+    """torch refuses an eps of 0 in training mode, in which a BatchNorm takes its statistics from the example."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=0.0), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    before = model[1].running_var.clone()
+    prepare(model, TernaryConfig(first="ternary", last="ternary"), example_inputs=torch.randn(2, 3, 8, 8))
+    assert model[1].eps == 0.0
+    assert not torch.equal(model[1].running_var, before)

@@ -19,7 +19,7 @@ from fatnn_rs.nn.calibrate import calibrate
 from fatnn_rs.nn.fused import reads_weight, restore, use_layers
 from fatnn_rs.nn.int8 import INT8_TWINS
 from fatnn_rs.nn.layers import TERNARY_TWINS
-from fatnn_rs.nn.snapshot import Snapshot
+from fatnn_rs.replica import replica
 from fatnn_rs.threads import one_thread
 
 __all__ = ["param_groups", "prepare"]
@@ -260,17 +260,15 @@ class _Tracer(torch.fx.Tracer):
 
 def _look(model: nn.Module, candidates: dict[str, nn.Module]) -> _Look:
     """Trace ``model``; where that fails, order of registration and no BatchNorm known."""
-    before = Snapshot(model)
+    traced = replica(model)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            graph = _Tracer().trace(model)
+            graph = _Tracer().trace(traced)
     except Exception:  # tracing runs the model's own code, which may object in any way
         return _Look(list(candidates))
-    finally:
-        before.restore()  # and may keep what it was given
-    by_path = dict(model.named_modules(remove_duplicate=False))
-    names = {module: name for name, module in candidates.items()}
+    by_path = dict(traced.named_modules(remove_duplicate=False))
+    names = {by_path[name]: name for name in candidates}
     order: list[str] = []
     feeds_norm: dict[str, bool] = {}
     for node in graph.nodes:

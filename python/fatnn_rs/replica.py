@@ -87,7 +87,8 @@ def patched_methods(module: nn.Module) -> list[str]:
     not see them.
     """
     kind = type(module)
-    return [key for key, value in module.__dict__.items() if callable(value) and _is_method(kind, key)]
+    found = (key for key, value in module.__dict__.items() if callable(value) and _is_method(kind, key))
+    return [key for key in found if key != "extra_repr"]
 
 
 def _is_method(kind: type, name: str) -> bool:

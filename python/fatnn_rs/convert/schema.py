@@ -331,9 +331,10 @@ def _check_node(node: Node, kinds: Kinds, tensors: Mapping[str, Tensor]) -> None
     _require(node.name not in kinds, f"node {node.name!r}: its name is not unique")
     if node.op == "input":
         _check_attrs(node, {**_INPUT_ATTRS, **({"batch": list} if "batch" in node.attrs else {})})
+        batch = node.attrs.get("batch", [0, 0, 1])
         _require(
-            len(node.attrs.get("batch", [1, 1, 1])) == 3 and min(node.attrs.get("batch", [1])) >= 0,
-            f"node {node.name!r}: batch must be three integers >= 0",
+            len(batch) == 3 and min(batch) >= 0 and batch[2] > 0 and (bool(node.shape) or "batch" not in node.attrs),
+            f"node {node.name!r}: batch must be a least, a most and a factor",
         )
         _require(
             isinstance(getattr(torch, node.attrs["dtype"], None), torch.dtype), f"node {node.name!r}: unknown dtype"

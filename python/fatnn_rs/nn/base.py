@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from fatnn_rs.errors import ConfigError
 from fatnn_rs.quant.base import InputQuantizer, round_ste
+from fatnn_rs.replica import patched_methods
 from fatnn_rs.threads import one_thread
 
 __all__ = [
@@ -29,9 +30,6 @@ EXACT = 1 << 24
 
 #: Attributes that quantized layers have and float layers do not.
 _ADDED = ("act_quant", "weight_quant", "scale")
-
-#: Methods that instances may replace: they compute nothing.
-_HARMLESS = ("extra_repr",)
 
 Layer = TypeVar("Layer", bound="QuantizedLayer")
 Product = Callable[[Tensor, Tensor], Tensor]
@@ -160,7 +158,7 @@ def replaced_methods(module: nn.Module) -> list[str]:
 
     accelerate's hooks replace ``forward`` so, ``nn.Module.compile`` the call, and patches by hand anything.
     """
-    names = [name for name in vars(module) if name not in _HARMLESS and callable(getattr(type(module), name, None))]
+    names = patched_methods(module)
     if module.__dict__.get("_compiled_call_impl") is not None:
         names.append("_compiled_call_impl")
     return names

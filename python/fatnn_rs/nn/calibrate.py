@@ -23,6 +23,10 @@ from fatnn_rs.nn.snapshot import Snapshot
 __all__ = ["calibrate", "warn_float"]
 
 
+#: In place of an ``eps`` of 0 where BatchNorm takes its statistics from the batch.
+_LEAST_EPS = 1e-30
+
+
 @torch.no_grad()
 def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any]) -> None:
     """Initialise the activation steps of every quantized layer that has none yet, from one batch of real data.
@@ -76,7 +80,7 @@ def _calibrating(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iter
     """Eval mode, but for the quantizers and the BatchNorms that ternary layers feed."""
     modes = {module: module.training for module in model.modules()}
     norms = [module for module in modes if isinstance(module, _BatchNorm)]
-    momenta = {norm: norm.momentum for norm in norms}
+    numbers = {norm: (norm.momentum, norm.eps) for norm in norms}
     fed: list[Tensor] = []
 
     def after_ternary(module: TernaryLayer, args: tuple[Any, ...], output: Tensor) -> None:
@@ -86,7 +90,9 @@ def _calibrating(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iter
         x = args[0] if args else None
         adapts = isinstance(x, Tensor) and bool(fed) and x is fed[0] and x.numel() > x.shape[1]
         module.training = adapts
-        module.momentum = 1.0 if adapts else momenta[module]
+        momentum, eps = numbers[module]
+        # torch refuses an eps of 0 in training mode only.
+        module.momentum, module.eps = (1.0, max(eps, _LEAST_EPS)) if adapts else (momentum, eps)
 
     handles = []
     try:
@@ -104,8 +110,8 @@ def _calibrating(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iter
             handle.remove()
         for module, mode in modes.items():
             module.training = mode
-        for norm, momentum in momenta.items():
-            norm.momentum = momentum
+        for norm, (momentum, eps) in numbers.items():
+            norm.momentum, norm.eps = momentum, eps
         for layer in layers.values():
             layer.act_quant.calibrating = False
 

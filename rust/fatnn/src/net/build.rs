@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Family;
 use crate::net::file::Tensor;
 use crate::net::limits::{Budget, Limits};
-use crate::net::network::{Beside, NetNode, Network, Port};
+use crate::net::network::{BatchRange, Beside, NetNode, Network, Port};
 use crate::net::ops::{LIMIT, Node, Refusal, share};
 use crate::net::schema;
 use crate::net::value::{Maker, Operation};
@@ -39,6 +39,14 @@ pub(super) fn network(
 
 fn malformed(why: String) -> Error {
     Error::Graph { why }
+}
+
+/// The attribute `batch` of an input.
+fn batch_range(json: &Json) -> Option<BatchRange> {
+    let [least, most, multiple] = json.as_array()?.as_slice() else { return None };
+    let size = |json: &Json| json.as_u64().filter(|n| *n < LIMIT).map(|n| n as usize);
+    let multiple = size(multiple).filter(|n| *n > 0)?;
+    Some(BatchRange { least: size(least)?, most: size(most)?, multiple })
 }
 
 /// A node while the graph is built.
@@ -108,7 +116,13 @@ impl Builder {
             let fixed = fixed.iter().map(|d| d.as_u64().map(|d| d as usize).filter(|d| *d < shape.len()));
             let fixed =
                 fixed.collect::<Option<Vec<_>>>().ok_or_else(|| wrong("its fixed dimensions mean nothing".into()))?;
-            self.inputs.push(Port { name: name.to_owned(), shape, fixed, value });
+            let batch = match json["attrs"].get("batch") {
+                None => None,
+                Some(range) => {
+                    Some(batch_range(range).ok_or_else(|| wrong("its range of batch sizes means nothing".into()))?)
+                }
+            };
+            self.inputs.push(Port { name: name.to_owned(), shape, fixed, batch, value });
             return Ok(());
         }
         let object = |key: &str| json[key].as_object().ok_or_else(|| wrong(format!("{key:?} is no object")));
@@ -186,7 +200,8 @@ impl Builder {
                 if self.kinds[value].is_some() {
                     return Err(wrong());
                 }
-                found.push(Port { name: name.clone(), shape: self.shapes[value].clone(), fixed: Vec::new(), value });
+                let shape = self.shapes[value].clone();
+                found.push(Port { name: name.clone(), shape, fixed: Vec::new(), batch: None, value });
             }
             ("constant", _) => {}
             ("list" | "tuple", Json::Array(items)) => {
@@ -202,7 +217,8 @@ impl Builder {
             // Keys in an order of their own: pairs of key and item.
             ("dict_items" | "ordered_dict", Json::Array(items)) => {
                 for item in items {
-                    let pair = item.as_array().filter(|pair| pair.len() == 2 && pair[0].is_string()).ok_or_else(wrong)?;
+                    let pair =
+                        item.as_array().filter(|pair| pair.len() == 2 && pair[0].is_string()).ok_or_else(wrong)?;
                     self.outputs(&pair[1], found)?;
                 }
             }

@@ -47,7 +47,34 @@ pub(super) struct Port {
     pub shape: Vec<usize>,
     /// Dimensions whose size is part of the network: the model was captured for that size only.
     pub fixed: Vec<usize>,
+    /// Sizes that the first dimension may have, where the model branches on it.
+    pub batch: Option<BatchRange>,
     pub value: usize,
+}
+
+/// The attribute `batch` of an input: sizes from `least` to `most` that are multiples of `multiple`. Inputs that have one have
+/// one batch size.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct BatchRange {
+    pub least: usize,
+    pub most: usize,
+    pub multiple: usize,
+}
+
+impl BatchRange {
+    fn check(self, batch: usize) -> Result<()> {
+        if (self.least..=self.most).contains(&batch) && batch.is_multiple_of(self.multiple) {
+            return Ok(());
+        }
+        let BatchRange { least, most, multiple } = self;
+        let most = if most >= (1 << 31) - 1 { String::new() } else { format!(" to {most}") };
+        let factor = if multiple == 1 { String::new() } else { format!(", in multiples of {multiple}") };
+        bad_value(
+            "batch of the network's input, on whose size the model branches",
+            format!("from {least}{most}{factor}"),
+            batch,
+        )
+    }
 }
 
 #[derive(Debug)]
@@ -357,7 +384,7 @@ impl Network {
                 let elements = input.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
                 input.shape.first() == Some(&images) && elements == Some(input.data.len())
             });
-        let free = self.inputs.iter().all(|port| !port.fixed.contains(&0));
+        let free = self.inputs.iter().all(|port| !port.fixed.contains(&0) && port.batch.is_none());
         (alike && free && images > 1 && elements / images >= WORTHWHILE).then_some(images)
     }
 
@@ -424,6 +451,12 @@ impl Network {
     ) -> Result<Vec<Output>> {
         check_len("inputs of the network", self.inputs.len(), inputs.len())?;
         let dims = self.inputs.iter().zip(inputs).map(|(port, input)| port.dims(input)).collect::<Result<Vec<_>>>()?;
+        let mut batches = self.inputs.iter().zip(&dims).filter(|(port, _)| port.batch.is_some()).map(|(_, d)| d.images);
+        if let Some(first) = batches.next()
+            && let Some(other) = batches.find(|images| *images != first)
+        {
+            return bad_value("batches of the network's inputs", "one size", format!("{first} and {other}"));
+        }
         let mut workspace = self.take(&dims)?;
         let outputs = self.run_in(&mut workspace, inputs, observe, watch)?;
         let mut kept = self.lock();
@@ -638,6 +671,9 @@ impl Port {
                 expected: format!("[{}]", sizes.join(", ")),
                 got: format!("{shape:?}"),
             });
+        }
+        if let Some(batch) = self.batch {
+            batch.check(shape[0])?;
         }
         let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|n| *n < 1 << 40);
         let sides = shape.iter().all(|side| *side < 1 << 31);

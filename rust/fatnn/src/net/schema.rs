@@ -22,6 +22,7 @@ enum Kind {
 /// Every attribute that an operation of this crate reads or Python does: a name means one thing in all of them.
 const ATTRIBUTES: &[(&str, Kind)] = &[
     ("act", Kind::Text),
+    ("batch", Kind::Integers),
     ("ceil_mode", Kind::Flag),
     ("channel_dim", Kind::Integer),
     ("channels", Kind::Integer),
@@ -84,12 +85,17 @@ impl Kind {
 /// Which field is not what it must be.
 pub(super) fn check(graph: &Json) -> Result<(), String> {
     let graph = graph.as_object().ok_or("the graph is no object")?;
-    if let Some(key) = graph.keys().find(|key| !["nodes", "outputs", "notes"].contains(&key.as_str())) {
+    if let Some(key) = graph.keys().find(|key| !["nodes", "outputs", "notes", "arguments"].contains(&key.as_str())) {
         return Err(format!("the graph holds {key:?}, which is not known"));
     }
     let strings = |list: &Json| list.as_array().is_some_and(|list| list.iter().all(Json::is_string));
     if graph.get("notes").is_some_and(|notes| !strings(notes)) {
         return Err("notes must be a list of strings".into());
+    }
+    // How Python calls the network; arrays come in the order of the inputs here.
+    if graph.get("arguments").is_some_and(|list| !list.as_array().is_some_and(|list| list.iter().all(Json::is_object)))
+    {
+        return Err("arguments must be a list of objects".into());
     }
     let nodes = graph.get("nodes").and_then(Json::as_array).ok_or("the graph has no list of nodes")?;
     for (position, node) in nodes.iter().enumerate() {
