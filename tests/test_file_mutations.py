@@ -139,7 +139,7 @@ def test_every_tensor(parts: tuple[Any, dict[str, Any], Any], tmp_path: Path) ->
             np.zeros((), array.dtype),
         ]
         if array.dtype == np.float32:
-            others += [array * np.float32("nan"), array * np.float32("inf"), -array, array * 0]
+            others += [np.full_like(array, value) for value in (np.nan, np.inf, -1, 0)]
         for i, other in enumerate(others):
             kept = [key for key in plain if key != name or other.dtype == np.int8]
             try:

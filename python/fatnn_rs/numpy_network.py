@@ -255,6 +255,8 @@ def _checked(name: str, x: Any) -> npt.NDArray[np.float32]:
         raise InputError(
             f"input {name!r}: expected a NumPy array, got {type(x).__name__}; convert it with numpy.asarray"
         )
+    if type(x) is np.ndarray and x.dtype == np.float32 and x.flags.c_contiguous and x.flags.aligned:
+        return x
     if isinstance(x, np.ma.MaskedArray):
         raise InputError(f"input {name!r}: expected an array without a mask; fill it with .filled(...)")
     if x.dtype != np.float32:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fatnn_rs.convert.graph import Graph, Node, refs
-from fatnn_rs.convert.ops_code import squeeze_to, unsqueeze_from
+from fatnn_rs.convert.ops_code import CODE_OPS, squeeze_to, unsqueeze_from
 from fatnn_rs.convert.ops_float import FLOAT_OPS
 from fatnn_rs.convert.ops_int8 import INT8_OPS
 from fatnn_rs.errors import FormatError, LimitError
@@ -98,7 +98,10 @@ def _check_float(node: Node, tensors: dict[str, Tensor], values: tuple[Tensor, .
         for key in _PER_AXIS:
             _require(len(node.attrs.get(key, [0] * axes)) == axes, f"{key} must be {axes} numbers")
     weight = tensors.get("weight")
-    if node.op in ("conv1d", "conv2d", "linear") and weight is not None and "bias" in tensors:
+    ranks = {"conv1d": 3, "conv2d": 4, "linear": 2}
+    if node.op in ranks and weight is not None:
+        _require(weight.dim() == ranks[node.op], f"weight: unexpected shape {list(weight.shape)}")
+    if node.op in ranks and weight is not None and "bias" in tensors:
         shape = list(tensors["bias"].shape)
         _require(shape == [len(weight)], f"a bias of {len(weight)} numbers expected, got the shape {shape}")
     if node.op == "batch_norm":
@@ -126,6 +129,16 @@ _RUN: dict[str, Callable[..., Tensor]] = {
     **dict.fromkeys(("conv_codes", "conv_float"), _conv),
     "max_pool_codes": _max_pool,
 }
+
+
+def _noted(node: Node, made: Tensor) -> bool:
+    """Whether a node's noted shape, which says where it can run, is that of its result."""
+    if node.op not in CODE_OPS or not CODE_OPS[node.op].makes_codes:
+        return tuple(made.shape) == node.shape
+    # Codes are noted as the values that they stand for, of as many spatial dimensions as those have.
+    batch, *size, _ = made.shape
+    rank = len(node.shape)
+    return 2 <= rank <= 4 and node.shape[0] == batch and list(node.shape[2:]) == size[4 - rank :]
 
 
 def _work(node: Node, tensors: dict[str, Tensor], made: Tensor, values: list[Tensor]) -> int:
@@ -174,6 +187,7 @@ def check_sizes(graph: Graph, max_bytes: int | None, max_macs: int | None) -> No
                 tensors = {role: graph.tensors[name] for role, name in node.tensors.items()}
                 made = _RUN[node.op](node, tensors, *read)
                 work += _work(node, tensors, made, read)
+            _require(_noted(node, made), f"a result of the shape {list(node.shape)} was noted, of another it is")
             _require(made.numel() < _MAX_ELEMENTS, f"a result of the shape {list(made.shape)} is too large")
         # Whatever torch and the ops find wrong with sizes, and numbers that are too large for either.
         except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:

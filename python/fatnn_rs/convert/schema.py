@@ -353,7 +353,8 @@ def _check_node(node: Node, kinds: Kinds, tensors: Mapping[str, Tensor]) -> None
     if node.op in _VALUE_OPS:
         row = _VALUE_OPS[node.op]
         _check_attrs(node, row.attrs)
-        _check_ranges(node)
+        if node.op not in INT8_OPS:  # those have a check of their own
+            _check_ranges(node)
         dtypes = dict.fromkeys(row.tensors, torch.float32) | ({"weight": torch.int8} if node.op in INT8_OPS else {})
         _check_tensors(node, {role: (dtypes[role], needed) for role, needed in row.tensors.items()}, tensors)
         if node.op in INT8_OPS:
