@@ -264,7 +264,7 @@ class Builder:
         if x.dim() not in (2, 3, 4):
             return False
         name = self.name("b")
-        extra = self.pick("", "", "", "", ", affine=False", ", eps=0.0", ", track_running_stats=False", ", momentum=None")
+        extra = self.pick(*("",) * 12, ", affine=False", ", eps=0.0", ", track_running_stats=False", ", momentum=None", ", eps=1.0")
         kind = "2d" if x.dim() == 4 else "1d"
         return self.add("batch norm" + extra.split("=")[0][1:], [f"self.{name} = nn.BatchNorm{kind}({x.shape[1]}{extra})"], [f"x = self.{name}(x)"])
 
