@@ -41,11 +41,12 @@ def normal(message: Any, length: int = 110) -> str:
     text = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "'…'", text)
     text = re.sub(r"\[[^\]]*\]|\([\d, ]*\)", "[…]", text)
     text = re.sub(r"0x[0-9a-f]+|-?\d+(\.\d+)?(e[+-]?\d+)?", "#", text)
-    return text[:length]
+    return "".join(char if char.isprintable() else "?" for char in text[:length])
 
 
 def described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:600]
+    text = f"{type(error).__name__}: {error}"[:600]
+    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
 
 
 def is_ours(error: BaseException) -> bool:
