@@ -15,9 +15,9 @@ from collections.abc import Iterator
 THREADS = 2
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 
-from campaign.kinds import KINDS, prepare_kind
-from campaign.outcome import FINDING, OK, REFUSED, Outcome
-from campaign.runner import run
+from campaign.kinds import KINDS, prepare_kind  # noqa: E402
+from campaign.outcome import FINDING, OK, REFUSED, Outcome  # noqa: E402
+from campaign.runner import run  # noqa: E402
 
 
 def parse() -> argparse.Namespace:
@@ -89,7 +89,7 @@ def main() -> int:
                 share = minutes * 60 / len(names)
                 until = START + share * (index + 1)
                 until = max(until, time.monotonic() + share / 4)
-            for seed, outcome in run(kind, seeds(), until, args.jobs, folder, lambda: False):
+            for seed, outcome in run(kind, seeds(), until, args.jobs, folder):
                 tally.add(seed, outcome)
     print()
     for tally in tallies:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -75,6 +76,7 @@ def _write_bases(folder: str) -> None:
         "resnet binary": {"act": "binary", "weight": "binary"},
         "mobile dorefa": {"act": "uint2", "weight": "dorefa"},
     }
+
     class Structured(torch.nn.Module):
         """Two inputs, and outputs of every structure that a file holds."""
 
@@ -145,10 +147,8 @@ class Forged:
         """Write the file; its checksum fits."""
         text = self.graph_text or json.dumps(self.graph, sort_keys=True, separators=(",", ":"))
         entry = {**self.entry, "graph": text}
-        try:
+        with contextlib.suppress(TypeError, KeyError, struct.error):  # some files have no checksum that fits
             entry["sha256"] = self.digest(text)
-        except (TypeError, KeyError, struct.error):
-            pass  # nothing has such a checksum
         header: dict[str, Any] = {"__metadata__": {"fatnn-rs": json.dumps(entry)}}
         at, content = 0, b""
         for name, info in self.header.items():
@@ -268,7 +268,7 @@ class Mutator:
                     f"f.graph['nodes'][{i}]['inputs'] = []",
                     f"f.graph['nodes'][{i}]['op'] = {op}",
                     f"f.graph['outputs'] = {{'value': f.graph['nodes'][{j}]['name']}}",
-                    f"f.graph['outputs'] = {{'list': [{{'value': n['name']}} for n in f.graph['nodes']]}}",
+                    "f.graph['outputs'] = {'list': [{'value': n['name']} for n in f.graph['nodes']]}",
                     f"f.graph['nodes'][{i}]['name'] = f.graph['nodes'][{j}]['name']",
                     "f.graph['nodes'] = f.graph['nodes'] * 30",
                 )
@@ -277,9 +277,13 @@ class Mutator:
 
     def nesting(self) -> None:
         depth = self.rng.choice((60, 200, 1000, 100000))
-        form = self.rng.choice(("'[' * {n} + ']' * {n}", "'{{\"a\":' * {n} + '1' + '}}' * {n}", "'{{\"tuple\":[' * {n} + ']}}' * {n}"))
+        form = self.rng.choice(
+            ("'[' * {n} + ']' * {n}", "'{{\"a\":' * {n} + '1' + '}}' * {n}", "'{{\"tuple\":[' * {n} + ']}}' * {n}")
+        )
         place = self.rng.choice(("outputs", "notes", "nodes"))
-        text = f"json.dumps(f.graph).replace('\"{place}\":', '\"{place}\": ' + {form.format(n=depth)} + ', \"was\":', 1)"
+        text = (
+            f"json.dumps(f.graph).replace('\"{place}\":', '\"{place}\": ' + {form.format(n=depth)} + ', \"was\":', 1)"
+        )
         self.apply(f"deep {place}", f"f.graph_text = {text}")
 
     def tensor(self) -> None:
@@ -314,11 +318,15 @@ class Mutator:
             if fits and r.random() < 0.8:
                 wanted = int(np.prod(new, dtype=object)) * _SIZES.get(info["dtype"], 1)
                 if wanted < 1 << 22:
-                    self.apply("fit", f"f.data[{name!r}] = (f.data[{name!r}] * {wanted // max(size, 1) + 1})[:{wanted}]")
+                    self.apply(
+                        "fit", f"f.data[{name!r}] = (f.data[{name!r}] * {wanted // max(size, 1) + 1})[:{wanted}]"
+                    )
         elif action == 3:
             self.apply("tensor dtype", f"{where}['dtype'] = {r.choice(list(_SIZES))!r}")
         elif action == 4:
-            fill = r.choice(("0000c07f", "0000807f", "000080ff", "ffff7f7f", "01000000", "00000080", "ffffffff", "00000000"))
+            fill = r.choice(
+                ("0000c07f", "0000807f", "000080ff", "ffff7f7f", "01000000", "00000080", "ffffffff", "00000000")
+            )
             self.apply("tensor data", f"f.data[{name!r}] = (bytes.fromhex({fill!r}) * {size // 4 + 1})[:{size}]")
         elif action == 5:
             content = bytes(r.randrange(256) for _ in range(min(size, 64)))
@@ -335,7 +343,9 @@ class Mutator:
     def meta(self) -> None:
         key = self.rng.choice(("version", "ternary", "two_bit", "graph"))
         if key == "graph":
-            text = self.rng.choice(("", "null", "[]", "{}", "NaN", "1e999", '{"nodes": [], "outputs": {}}', "{", "\\ud800"))
+            text = self.rng.choice(
+                ("", "null", "[]", "{}", "NaN", "1e999", '{"nodes": [], "outputs": {}}', "{", "\\ud800")
+            )
             self.apply("graph text", f"f.graph_text = {text!r} or ' '")
         else:
             self.apply(key, f"f.entry[{key!r}] = {self.value(self.forged.entry.get(key))}")

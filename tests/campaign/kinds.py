@@ -15,11 +15,6 @@ KINDS = {
 def prepare_kind(name: str, folder: str) -> Kind:
     """Import a kind's module; what it needs is put into ``folder``."""
     if name == "networks":
-        import torch._dynamo
-        import torch.export
-
-        import fatnn_rs.bench
-        import fatnn_rs.convert
         from campaign import networks as module
     elif name == "files":
         from campaign import files as module  # type: ignore[no-redef]

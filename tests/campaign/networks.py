@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from campaign.outcome import FINDING, OK, REFUSED, Outcome, described, is_ours, normal, refusal
@@ -43,10 +43,6 @@ def _run(text: str, namespace: dict[str, Any], name: str) -> None:
     exec(compile(text, name, "exec"), namespace)
 
 
-def _cloned(arguments: Any) -> tuple[Any, ...]:
-    return tuple(value.clone() if isinstance(value, Tensor) and value.is_contiguous() else value for value in arguments)
-
-
 def _fresh(arguments: Any) -> tuple[Any, ...]:
     """Copies that keep strides, so that a model that works in place on its input cannot change the original."""
     return tuple(copy.deepcopy(value.detach()) if isinstance(value, Tensor) else value for value in arguments)
@@ -75,7 +71,9 @@ def difference(expected: Any, got: Any) -> str | None:
 
 
 def _has_nan(value: Any) -> bool:
-    return any(isinstance(t, Tensor) and t.is_floating_point() and bool(t.isnan().any()) for t in pytree.tree_leaves(value))
+    return any(
+        isinstance(t, Tensor) and t.is_floating_point() and bool(t.isnan().any()) for t in pytree.tree_leaves(value)
+    )
 
 
 def _greatest(value: Any) -> float:
@@ -135,7 +133,7 @@ class Trial:
             return None
 
     def compare(self, net: Any, name: str, make: str) -> None:
-        given = [("the example", "example")] + list(self.program.others)
+        given = [("the example", "example"), *self.program.others]
         for label, text in given:
             torch.manual_seed(self.program.seed % 1000 + 1)
             arguments = eval(text, self.space)
@@ -242,7 +240,9 @@ class Trial:
             if self.program.seed % 4 == 0:
                 self.compare(copy.deepcopy(loaded), "deepcopy", load + "import copy\nnet = copy.deepcopy(net)\n")
                 self.compare(
-                    pickle.loads(pickle.dumps(net)), "pickle", make + "import pickle\nnet = pickle.loads(pickle.dumps(net))\n"
+                    pickle.loads(pickle.dumps(net)),
+                    "pickle",
+                    make + "import pickle\nnet = pickle.loads(pickle.dumps(net))\n",
                 )
             self.stage = "load rust"
             rust = self.space["fatnn"].load(file, float_layers="rust")
@@ -371,7 +371,8 @@ def trial(seed: int) -> Outcome:
         tags = {step.tag for step in given.steps}
         tags = (tags - PLAIN) or tags
         extra = ([f"dress {given.dress}"] if given.dress not in ("none", "plain") else []) + [
-            text.split("(")[0] if "forward =" not in text else "patched forward" for text in (*given.before, *given.after)
+            text.split("(")[0] if "forward =" not in text else "patched forward"
+            for text in (*given.before, *given.after)
         ]
         if len(tags) <= 3:
             what += f" [{'; '.join(sorted(tags) + extra)}]"
@@ -385,6 +386,3 @@ def reproduction(seed: int) -> str:
     given = program(seed)
     text = given.define() + given.prepare() + (given.training() if given.train else "") + given.dressing()
     return text + "net = fatnn.convert(model, example)\n"
-
-
-_ = nn

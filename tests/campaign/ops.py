@@ -6,7 +6,6 @@ import linecache
 import random
 import re
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,7 +58,20 @@ LISTS = ("[]", "[1]", "[0, 0]", "[-1, -1]", "[1, 3]", "[3, 1]", "[1, 1]", "[2, 2
 FLOATS = ("0.0", "-1.0", "nan", "inf", "-inf", "1e-45", "1e-320", "1e308", "1e39", "None", "'x'", "1 << 200", "True", "-0.0", "3.4e38")  # fmt: skip
 FLOAT_LISTS = ("[]", "[0.5]", "[1.0, 0.5]", "[nan, nan]", "[0.5, inf]", "[-inf, inf]", "[inf, inf]", "[0.5, 1.0, 1.5, 2.0]", "[0.1, 0.2, 0.3]", "None", "0.5", "['a', 'b']", "[1e-46, 1e300]", "[0.0, -0.0]", "[0.5, 1.0] * 1000", "torch.tensor([0.5, 1.0])", "[1 << 2000, 1]")  # fmt: skip
 BOOLS = ("True", "False", "None", "2", "'x'", "nan", "[]")
-TEXTS = ("''", "'x'", "None", "3", "b'half'", "'\\0'", "'half'", "'uint2'", "'a' * 100000", "['half']", "'\\ud800'", "'HALF'")
+TEXTS = (
+    "''",
+    "'x'",
+    "None",
+    "3",
+    "b'half'",
+    "'\\0'",
+    "'half'",
+    "'uint2'",
+    "'a' * 100000",
+    "['half']",
+    "'\\ud800'",
+    "'HALF'",
+)
 POOLS = {"t": TENSORS, "a": ARRAYS, "i": INTEGERS, "l": LISTS, "f": FLOATS, "F": FLOAT_LISTS, "b": BOOLS, "s": TEXTS}
 
 
@@ -96,7 +108,12 @@ levels = codes.float() {shift}
 acc = nn.functional.conv2d(levels.permute(0, 3, 1, 2).double(), weight.double(), None, {stride}, {padding}, {dilation}, {groups})
 """
 
-_WINDOW = (("kernel", "l", "{kernel}"), ("stride", "l", "{stride}"), ("padding", "l", "{padding}"), ("dilation", "l", "{dilation}"))
+_WINDOW = (
+    ("kernel", "l", "{kernel}"),
+    ("stride", "l", "{stride}"),
+    ("padding", "l", "{padding}"),
+    ("dilation", "l", "{dilation}"),
+)
 
 #: Operator → arguments: name, pool, right value; then what a right call gives, or "".
 OPERATORS: dict[str, tuple[tuple[tuple[str, str, str], ...], str]] = {
@@ -358,10 +375,12 @@ class _Call:
             texts[name] = form.replace("{0}", old if pool == "t" else "{}")
             self.changed.append(name)
         self.right = right if not changed else ""
-        if self.name.startswith("conv") and {"kernel", "out_channels"} & set(self.changed) and "weight" not in self.changed:
-            kernel = "list(kernel)" if "kernel" in self.changed else str(g["kernel"])
+        if (
+            self.name.startswith("conv")
+            and {"kernel", "out_channels"} & set(self.changed)
+            and "weight" not in self.changed
+        ):
             self.wrong_geometry = f"[{texts['out_channels']}, *({texts['kernel']})] != [{g['o']}, *{g['kernel']}]"
-            assert kernel
         self.call = f"torch.ops.fatnn_rs.{self.name}({', '.join(f'{k}={v}' for k, v in texts.items())})"
 
     def _core(self) -> None:
@@ -420,7 +439,7 @@ def _acceptable(call: _Call, error: BaseException) -> bool:
         return True  # torch's form of MemoryError
     if isinstance(error, TypeError) and "os.PathLike" in str(error):
         return True
-    if call.public and call.changed and call.name.startswith(("torch.", "fatnn.nn.Ternary")):
+    if call.public and call.changed and call.name.startswith(("torch.", "fatnn.nn.Ternary", "net.to")):
         return isinstance(error, Exception)  # torch's own checks of its own arguments
     inner = traceback.extract_tb(error.__traceback__)[-1].filename if error.__traceback__ else ""
     own_frame = inner.startswith("<campaign")
@@ -430,7 +449,7 @@ def _acceptable(call: _Call, error: BaseException) -> bool:
         if isinstance(error, NotImplementedError):
             return True  # a tensor of a backend that no op has
         return isinstance(error, (RuntimeError, ValueError, OverflowError)) and bool(_SCHEMA.search(str(error)))
-    if call.call.startswith("_core.") and isinstance(error, OverflowError) and own_frame:
+    if call.call.startswith("_core.") and isinstance(error, (OverflowError, ValueError)) and own_frame:
         return True
     # Torch's own message about the argument, before the package is called at all.
     return own_frame and not call.call.startswith(("_core.", "ops.", "array(", "fatnn."))
@@ -500,7 +519,9 @@ def _judged(call: _Call, space: dict[str, Any], label: str, source: str) -> Outc
     check = source + f"assert not ({call.wrong_geometry})\n" if call.wrong_geometry else source
     try:
         if call.wrong_geometry and eval(call.wrong_geometry, space):
-            return Outcome(FINDING, f"{call.name}: accepts a kernel or out_channels that is not the weight's", "", check)
+            return Outcome(
+                FINDING, f"{call.name}: accepts a kernel or out_channels that is not the weight's", "", check
+            )
     except Exception:
         pass
     tensors = [t for t in _tensors(call, space) if isinstance(t, torch.Tensor)]
@@ -527,6 +548,3 @@ def _tensors(call: _Call, space: dict[str, Any]) -> list[Any]:
 
 def reproduction(seed: int) -> str:
     return _Call(seed).source()
-
-
-_: Callable[[int], Outcome] = trial

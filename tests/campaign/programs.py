@@ -11,7 +11,7 @@ import operator
 import random
 from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -143,8 +143,7 @@ DRESSES: dict[str, tuple[str, ...]] = {
     "tiny gamma": _dress("1e-30", "0.1", "0.5", "torch.rand(m.num_features) + 0.1", "0.5"),
     "denormal gamma": _dress("1e-41", "0.1", "1e-41", "torch.rand(m.num_features) + 0.1", "0.5"),
     "tiny variance": _dress("1.0", "0.1", "0.5", "torch.rand(m.num_features) * 1e-30", "0.5"),
-    "no variance": _dress("1.0", "0.1", "0.5", "torch.zeros(m.num_features)", "0.5")
-    + ("m.eps = 0.0",),
+    "no variance": (*_dress("1.0", "0.1", "0.5", "torch.zeros(m.num_features)", "0.5"), "m.eps = 0.0"),
     "negative variance": _dress("1.0", "0.1", "0.5", "torch.rand(m.num_features) - 0.5", "0.5"),
     "huge mean": _dress("1.0", "0.1", "0.5", "torch.rand(m.num_features) + 0.1", "1e20"),
     "none": (),
@@ -194,7 +193,7 @@ class Builder:
 
     def add(self, tag: str, init: list[str], forward: list[str]) -> bool:
         """Run a step; whether it is kept."""
-        before = {name: value for name, value in self.env.items()}
+        before = dict(self.env)
         try:
             with torch.no_grad():
                 exec("\n".join(init), self.env)
@@ -239,10 +238,14 @@ class Builder:
         name = self.name("c")
         extra = "" if mode == "zeros" else f", padding_mode={mode!r}"
         text = (
-            f"self.{name} = nn.Conv{dims}d({inner}, {outer}, {tuple(kernel)}, stride={tuple(stride)}, "
-            f"padding={padding if isinstance(padding, str) else tuple(padding)!r}, dilation={tuple(dilation)}, "
-            f"groups={groups}, bias={self.chance(0.5)}{extra})"
-        ).replace("padding=same", "padding='same'").replace("padding=valid", "padding='valid'")
+            (
+                f"self.{name} = nn.Conv{dims}d({inner}, {outer}, {tuple(kernel)}, stride={tuple(stride)}, "
+                f"padding={padding if isinstance(padding, str) else tuple(padding)!r}, dilation={tuple(dilation)}, "
+                f"groups={groups}, bias={self.chance(0.5)}{extra})"
+            )
+            .replace("padding=same", "padding='same'")
+            .replace("padding=valid", "padding='valid'")
+        )
         tag = "conv" + (" same" if padding == "same" else "") + ("" if mode == "zeros" else f" {mode}")
         kept = self.add(tag, [text], [f"x = self.{name}(x)"])
         self.layers += [name] if kept else []
@@ -264,9 +267,15 @@ class Builder:
         if x.dim() not in (2, 3, 4):
             return False
         name = self.name("b")
-        extra = self.pick(*("",) * 12, ", affine=False", ", eps=0.0", ", track_running_stats=False", ", momentum=None", ", eps=1.0")
+        extra = self.pick(
+            *("",) * 12, ", affine=False", ", eps=0.0", ", track_running_stats=False", ", momentum=None", ", eps=1.0"
+        )
         kind = "2d" if x.dim() == 4 else "1d"
-        return self.add("batch norm" + extra.split("=")[0][1:], [f"self.{name} = nn.BatchNorm{kind}({x.shape[1]}{extra})"], [f"x = self.{name}(x)"])
+        return self.add(
+            "batch norm" + extra.split("=")[0][1:],
+            [f"self.{name} = nn.BatchNorm{kind}({x.shape[1]}{extra})"],
+            [f"x = self.{name}(x)"],
+        )
 
     def activation(self) -> bool:
         r = self.rng
@@ -394,8 +403,12 @@ class Builder:
         ones = ", 1" * max(0, x.dim() - 2)
         c = x.shape[1] if x.dim() > 1 else 1
         if self.chance(0.5):
-            text = self.pick(f"torch.randn(1, {c}{ones})", f"torch.randn({c}{ones})", "torch.randn(1)", f"torch.randn({x.shape[-1]})")
-            form = self.pick(f"x = x + self.{name}", f"x = self.{name} + x", f"x += self.{name}", f"x = x * self.{name}")
+            text = self.pick(
+                f"torch.randn(1, {c}{ones})", f"torch.randn({c}{ones})", "torch.randn(1)", f"torch.randn({x.shape[-1]})"
+            )
+            form = self.pick(
+                f"x = x + self.{name}", f"x = self.{name} + x", f"x += self.{name}", f"x = x * self.{name}"
+            )
             return self.add("parameter " + form.replace(name, "q"), [f"self.{name} = nn.Parameter({text})"], [form])
         n = self.number()
         form = self.pick(
@@ -428,13 +441,13 @@ class Builder:
             f"x[:, :{k}] *= {n}",
             f"x[:, :{k}] += {n}",
             f"x[:, 0] = {n}",
-            f"x[:, -1] = x[:, 0]",
+            "x[:, -1] = x[:, 0]",
             f"x[..., 0] = {n}",
             f"x[0] *= {n}",
             f"x[:, ::2] = {n}",
-            f"a, b = x.chunk(2, 1); a += b",
-            f"a, b = x.chunk(2, 1); a += b; x = a",
-            f"a, b = torch.chunk(x, 2, 1); b.relu_()",
+            "a, b = x.chunk(2, 1); a += b",
+            "a, b = x.chunk(2, 1); a += b; x = a",
+            "a, b = torch.chunk(x, 2, 1); b.relu_()",
             f"a = x.split({k}, 1)[0]; a.mul_({n})",
             f"a = torch.split(x, {k}, dim=1)[-1]; a.add_({n})",
             f"{v} = x[:, :{k}]; {v} += {n}",
@@ -453,43 +466,43 @@ class Builder:
             f"x.narrow(1, 0, {k}).mul_({n})",
             f"x.select(1, 0).fill_({n})",
             f"x.unbind(1)[0].add_({n})",
-            f"x.diagonal().zero_()",
+            "x.diagonal().zero_()",
             f"x.squeeze().mul_({n})",
             f"x.unsqueeze(0).mul_({n})",
             f"x.detach().mul_({n})",
             f"x.data.mul_({n})",
             f"x.data[:, 0] = {n}",
             f"x.expand_as(x).mul_({n})",
-            f"x.copy_(x.flip(1))",
+            "x.copy_(x.flip(1))",
             f"x[:, :{k}].copy_(x[:, -{k}:])",
             f"x.fill_({n})",
             f"x.mul_({n})",
-            f"x.neg_()",
-            f"x.clamp_(0, 1)",
-            f"x.clamp_(min=0.0)",
-            f"x.relu_()",
-            f"F.relu_(x)",
-            f"F.hardtanh_(x, -0.5, 0.5)",
-            f"F.leaky_relu_(x, 0.2)",
-            f"F.elu_(x)",
-            f"torch.relu_(x)",
+            "x.neg_()",
+            "x.clamp_(0, 1)",
+            "x.clamp_(min=0.0)",
+            "x.relu_()",
+            "F.relu_(x)",
+            "F.hardtanh_(x, -0.5, 0.5)",
+            "F.leaky_relu_(x, 0.2)",
+            "F.elu_(x)",
+            "torch.relu_(x)",
             f"torch.add(x, {n}, out=x)",
             f"torch.mul(x, {n}, out=x)",
-            f"torch.clamp(x, 0, 1, out=x)",
+            "torch.clamp(x, 0, 1, out=x)",
             f"torch.mul(x[:, :{k}], {n}, out=x[:, :{k}])",
             f"{v} = torch.empty_like(x); torch.add(x, {n}, out={v}); x = {v}",
-            f"torch.abs(x, out=x)",
+            "torch.abs(x, out=x)",
             f"x.index_put_((torch.tensor([0]),), torch.tensor({n}))",
             f"x.index_fill_(1, torch.tensor([0]), {n})",
-            f"x.index_add_(1, torch.tensor([0]), x[:, :1])",
-            f"x.index_copy_(1, torch.tensor([0]), x[:, -1:].clone())",
+            "x.index_add_(1, torch.tensor([0]), x[:, :1])",
+            "x.index_copy_(1, torch.tensor([0]), x[:, -1:].clone())",
             f"x.masked_fill_(x > 0.5, {n})",
             f"x[x > 0.5] = {n}",
-            f"x.lerp_(torch.ones_like(x), 0.5)",
-            f"x.addcmul_(x, x)",
+            "x.lerp_(torch.ones_like(x), 0.5)",
+            "x.addcmul_(x, x)",
             f"x.scatter_(1, torch.zeros_like(x, dtype=torch.long)[:, :1], {n})",
             f"x.put_(torch.tensor([0]), torch.tensor([{n}]))",
-            f"x.requires_grad_(False)",
+            "x.requires_grad_(False)",
             f"x.set_(x * {n})",
             f"x.resize_(x.shape).mul_({n})",
             f"x.as_strided(x.shape, x.stride()).mul_({n})",
@@ -507,20 +520,20 @@ class Builder:
             f"torch.ops.aten.mul_.Scalar(x, {n})",
             f"torch.ops.aten.relu_(x[:, :{k}])",
             f"torch.fill_(x[:, :{k}], {n})",
-            f"x.bernoulli_(1.0)",
+            "x.bernoulli_(1.0)",
             f"x = x.add_({n}).mul_(2)",
             f"x[:, :{k}].add_(1)[:, 0].mul_({n})",
             f"x = F.pad(x, (1, 1)); x[..., 0] = {n}",
-            f"F.dropout(x, 0.5, self.training, inplace=True)",
+            "F.dropout(x, 0.5, self.training, inplace=True)",
             f"F.batch_norm(x, torch.zeros({c}), torch.ones({c}), out=x)",
-            f"x.unfold(-1, 2, 1).mul_(1.5)",
-            f"torch.nn.functional.threshold_(x, 0.1, 0.0)",
-            f"x.sub_(x.mean())",
-            f"x.sigmoid_()",
-            f"x.div_(x.shape[1])",
-            f"x.view(torch.int32).bitwise_and_(-65536)",
+            "x.unfold(-1, 2, 1).mul_(1.5)",
+            "torch.nn.functional.threshold_(x, 0.1, 0.0)",
+            "x.sub_(x.mean())",
+            "x.sigmoid_()",
+            "x.div_(x.shape[1])",
+            "x.view(torch.int32).bitwise_and_(-65536)",
             f"x.apply_(lambda t: t * {n})",
-            f"x.map_(x, lambda a, b: a + b)",
+            "x.map_(x, lambda a, b: a + b)",
         )
         form = r.choice(forms)
         lines = form.split("; ")
@@ -528,7 +541,13 @@ class Builder:
         if self.chance(0.15):
             name = self.name("r")
             view = self.pick(f"x[:, :{k}]", "x", "x.flatten(1)", "x.transpose(0, 1)")
-            return self.add(f"inplace module on {view.replace(str(k), 'k')}", [f"self.{name} = {self.pick('nn.ReLU(inplace=True)', 'nn.Hardtanh(-0.5, 0.5, inplace=True)', 'nn.ELU(inplace=True)')}"], [f"self.{name}({view})"])
+            return self.add(
+                f"inplace module on {view.replace(str(k), 'k')}",
+                [
+                    f"self.{name} = {self.pick('nn.ReLU(inplace=True)', 'nn.Hardtanh(-0.5, 0.5, inplace=True)', 'nn.ELU(inplace=True)')}"
+                ],
+                [f"self.{name}({view})"],
+            )
         tag = form.replace(n, "n").replace(v, "v").replace(f":{k}", ":k").replace(f"({k},", "(k,")
         return self.add(tag + extra_tag, [], lines)
 
@@ -583,7 +602,7 @@ class Builder:
             "x = F.pad(x, (1, 1), mode='replicate')",
             "x = F.pad(x, (-1, 0))",
             "x = F.pad(x, (0, 1, 0, 1), mode='constant', value=-1.0)",
-            f"x = F.pad(x, (0, 0, 0, 0, 1, 1))",
+            "x = F.pad(x, (0, 0, 0, 0, 1, 1))",
             "x = F.interpolate(x, scale_factor=2)",
             "x = x.mean((2, 3))",
             "x = x.mean(-1)",
@@ -611,7 +630,16 @@ class Builder:
         )
         form = r.choice(forms)
         if self.chance(0.1):
-            text = self.pick("nn.Flatten()", "nn.Flatten(2)", "nn.ZeroPad2d(1)", "nn.ReflectionPad2d(1)", "nn.Upsample(scale_factor=2)", "nn.ConstantPad1d(1, 0.5)", "nn.ChannelShuffle(2)", "nn.Unflatten(1, (1, -1))")
+            text = self.pick(
+                "nn.Flatten()",
+                "nn.Flatten(2)",
+                "nn.ZeroPad2d(1)",
+                "nn.ReflectionPad2d(1)",
+                "nn.Upsample(scale_factor=2)",
+                "nn.ConstantPad1d(1, 0.5)",
+                "nn.ChannelShuffle(2)",
+                "nn.Unflatten(1, (1, -1))",
+            )
             return self.add(text.split("(")[0][3:], [f"self.{name} = {text}"], [f"x = self.{name}(x)"])
         return self.add(form[:60], [], form.split("; "))
 
@@ -621,11 +649,11 @@ class Builder:
         form = self.pick(
             f"if x.shape[0] > {b - 1}: x = x * {n}",
             f"if x.shape[0] == 1: x = x * {n}",
-            f"if x.shape[0] > 2: x = x - x.mean(0)",
+            "if x.shape[0] > 2: x = x - x.mean(0)",
             f"x = x if x.size(0) != 1 else x + {n}",
             f"if x.shape[0] % 2 == 0: x = x + {n}",
             f"if x.shape[-1] % 2 == 0: x = x * {n}",
-            f"if x.shape[-1] > 3: x = x[..., 1:]",
+            "if x.shape[-1] > 3: x = x[..., 1:]",
             f"if x.numel() > 100: x = x * {n}",
             "x = x - x.mean(0)",
             "x = x / x.shape[0]",
@@ -644,7 +672,7 @@ class Builder:
             f"x = torch.stack([t * {n} for t in x])",
             "x = x.view(x.shape[0] // 1, *x.shape[1:])",
             f"x = torch.cond(x.sum() > 0, lambda t: t * {n}, lambda t: t + 0.0, (x,))",
-            f"if not hasattr(self, 'seen'): self.seen = x.shape[0]",
+            "if not hasattr(self, 'seen'): self.seen = x.shape[0]",
             "self.cache = x",
         )
         return self.add(form.replace(n, "n"), [], [form])
@@ -712,7 +740,7 @@ def _inputs(rng: random.Random, shape: tuple[int, ...]) -> list[tuple[str, str]]
     rest = shape[1:]
     found = []
     for batch in rng.sample([1, 2, 3, 4, 5, 7], 2):
-        found.append((f"another batch", f"torch.randn({(batch, *rest)})"))
+        found.append(("another batch", f"torch.randn({(batch, *rest)})"))
     if rng.random() < 0.15:
         found.append(("an empty batch", f"torch.randn({(0, *rest)})"))
     label = rng.choice(list(SPECIAL))
@@ -763,7 +791,9 @@ def _config(rng: random.Random, layers: int) -> str:
     if rng.random() < 0.15:
         options.append(f"act_quantizer={rng.choice(('fatnn', 'lsq', 'dorefa'))!r}")
     if rng.random() < 0.25:
-        key = rng.choice(["'per_channel': True", "'act_range': 'full'", "'act_range': 'half'", "'scale': True", "'scale': False"])
+        key = rng.choice(
+            ["'per_channel': True", "'act_range': 'full'", "'act_range': 'half'", "'scale': True", "'scale': False"]
+        )
         options.append(f"overrides={{'re:.*': {{{key}}}}}")
     return ", ".join(options)
 
@@ -841,7 +871,14 @@ def program(seed: int) -> Program:
         others += [("another number", f"({base}, 5.0)"), ("the default", f"({base},)")]
     elif kind < 0.1:
         parameters, arguments = "x, y", f", torch.randn({shape})"
-        steps = (Step("two inputs", (), (rng.choice(("x = x + y", "x = torch.cat([x, y], 0)[:x.shape[0]]", "x += y", "x = x * y")),)), *steps)
+        steps = (
+            Step(
+                "two inputs",
+                (),
+                (rng.choice(("x = x + y", "x = torch.cat([x, y], 0)[:x.shape[0]]", "x += y", "x = x * y")),),
+            ),
+            *steps,
+        )
         others = [(label, f"{text[:-1]} torch.randn({shape}))") for label, text in others if "batch" not in label]
         others = [(label, text) for label, text in others if "size" not in label]
     elif kind < 0.13:
@@ -891,6 +928,3 @@ def without(given: Program) -> list[Program]:
         found.append(replace(given, others=()))
         found += [replace(given, others=(other,)) for other in given.others]
     return found
-
-
-_ = field

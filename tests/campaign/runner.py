@@ -195,9 +195,7 @@ def _ended(child: _Child, kind: Kind) -> Iterator[tuple[int, Outcome]]:
         yield seed, Outcome(FINDING, what, said[-1500:], reproduction)
 
 
-def run(
-    kind: Kind, seeds: Iterator[int], until: float | None, jobs: int, folder: str, nice_end: Callable[[], bool]
-) -> Iterator[tuple[int, Outcome]]:
+def run(kind: Kind, seeds: Iterator[int], until: float | None, jobs: int, folder: str) -> Iterator[tuple[int, Outcome]]:
     """Run trials until ``until`` (a time of ``time.monotonic``) or the end of ``seeds``; pairs of seed and outcome."""
     children: dict[int, _Child] = {}
     waiting: list[list[int]] = []
@@ -213,7 +211,7 @@ def run(
         return found
 
     while True:
-        over = over or (until is not None and time.monotonic() > until) or nice_end()
+        over = over or (until is not None and time.monotonic() > until)
         while len(children) < jobs and not over:
             given = waiting.pop() if waiting else batch()
             if not given:
