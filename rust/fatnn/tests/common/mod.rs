@@ -191,7 +191,7 @@ fn check_then(kernels: &[&'static dyn Kernel], case: &Case, seed: u64, repeat: &
         (thresholds, layout, pack(layout, &reference::to_codes(&expected, thresholds, n, coding)))
     });
     let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
-    let forms = [0; 16].iter().enumerate().map(|(form, _)| {
+    let forms = (0..16).map(|form| {
         let on = |bit: usize| form >> bit & 1 == 1;
         let (scale, bias) = (on(0).then_some(&scale[..]), on(1).then_some(&bias[..]));
         let (residual, relu) = (on(2).then_some(&residual[..]), on(3));
@@ -200,7 +200,7 @@ fn check_then(kernels: &[&'static dyn Kernel], case: &Case, seed: u64, repeat: &
     });
     let forms: Vec<_> = forms.collect();
     for &kernel in kernels.iter().filter(|kernel| case.operands.run_on(**kernel)) {
-        let what = || format!("{} on {case:?}, {} threads", kernel.name(), fatnn::parallel::num_threads());
+        let what = || format!("{} on {case:?}, {} threads", kernel.name(), fatnn::parallel::num_threads().unwrap());
         let weights = PackedWeights::for_kernel(kernel, &w, case.weights(), case.operands.act).unwrap();
         // Where another kernel reads the same layout first, it would be the one that is tested.
         let weights = match PackedWeights::from_bytes(weights.as_bytes()) {
