@@ -19,9 +19,11 @@ def python(*arguments: str, timeout: float = 280.0) -> subprocess.CompletedProce
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=env, timeout=timeout)
 
 
-def campaign(kind: str, seed: int, trials: int) -> None:
+def campaign(kind: str, seed: int, trials: int, timeout: float = 280.0) -> None:
     """Nothing may be found, and enough trials must end in a right result rather than in a refusal."""
-    done = python("-m", "campaign", "--kind", kind, "--seed", str(seed), "--trials", str(trials), "--jobs", "2")
+    done = python(
+        "-m", "campaign", "--kind", kind, "--seed", str(seed), "--trials", str(trials), "--jobs", "2", timeout=timeout
+    )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     counts = re.search(r": (\d+) trials: (\d+) ok, (\d+) refused, 0 with a finding", done.stdout)
     assert counts, done.stdout
@@ -43,7 +45,7 @@ def test_a_sample_finds_nothing(kind: str, trials: int) -> None:
 @pytest.mark.parametrize("seed", [1_000, 2_000, 3_000, 4_000])
 @pytest.mark.parametrize(("kind", "trials"), [("networks", 100), ("files", 300), ("ops", 200)])
 def test_a_longer_sample_finds_nothing(kind: str, trials: int, seed: int) -> None:
-    campaign(kind, seed, trials)
+    campaign(kind, seed, trials, timeout=800)
 
 
 FAULTS = """
