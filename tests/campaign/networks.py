@@ -156,8 +156,18 @@ class Trial:
                 self.refused.append(f"call: {refusal(error)}")
                 continue
             found = difference(expected[0], got)
-            if found:
+            if found and not self.excused(arguments, expected[0], got):
                 raise Found(self.stage, "differs from the eager model", found, show)
+
+    def excused(self, arguments: tuple[Any, ...], expected: Any, got: Any) -> bool:
+        """Whether inputs have another memory format than the example, and only the order of float sums differs."""
+        strides = [
+            [t.dim_order() if t.dim() and t.numel() else () for t in given if isinstance(t, Tensor)]
+            for given in (arguments, self.space["example"])
+        ]
+        if strides[0] == strides[1]:
+            return False
+        return _gap(expected, got) <= TOLERANCE or self.sensitive(arguments, expected)
 
     def run(self) -> None:
         p = self.program

@@ -207,6 +207,7 @@ fn check_then(kernels: &[&'static dyn Kernel], case: &Case, seed: u64, repeat: &
             Ok(borrowed) if borrowed.kernel().name() == kernel.name() => borrowed,
             _ => weights.clone(),
         };
+        let mut repeated = false;
         repeat(&mut || {
             let mut acc = vec![i32::MIN; expected.len()];
             conv2d_acc(&packed, &weights, &case.shape(), &mut acc).unwrap();
@@ -219,7 +220,12 @@ fn check_then(kernels: &[&'static dyn Kernel], case: &Case, seed: u64, repeat: &
                 assert_eq!(&codes, expected, "codes in {layout:?} of {}", what());
             }
 
+            // Threads share out the outputs; after the first number of them, few forms tell as much.
+            let few = std::mem::replace(&mut repeated, true) && !long();
             for (form, (to, residual, expected)) in forms.iter().enumerate() {
+                if few && ![0, 3, 15].contains(&form) {
+                    continue;
+                }
                 let mut y = vec![f32::NAN; acc.len()];
                 let to = ToFloat { codes: None, ..*to };
                 conv2d_float(&packed, &weights, &case.shape(), to, *residual, &mut y).unwrap();
