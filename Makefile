@@ -76,7 +76,7 @@ test-long: build ## every test at full length, then a campaign of MINUTES (an ho
 	$(MAKE) campaign
 
 test-sample: build # one in four of the long tests, by SAMPLE, and a minute of the campaign from one seed
-	$(BIN)/python -m pytest -m long --long=sample --sample-seed=$(SAMPLE) --timeout=900
+	$(BIN)/python -m pytest -m long --long=sample --sample-seed=$(SAMPLE) --timeout=900 || [ $$? = 5 ] # 5: no test is in it
 	$(MAKE) campaign MINUTES=1 SEED=1
 
 campaign: build ## search for faults: MINUTES, SEED, KIND=networks|files|ops|all
