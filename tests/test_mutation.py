@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fatnn_rs import ConversionError, UnsupportedError, save
+from fatnn_rs import ConversionError, InputError, UnsupportedError, save
 from fatnn_rs.convert import convert
 from nets import exact, image, ready
 
@@ -197,10 +197,15 @@ def test_eager_result(function: Callable[[Tensor], Tensor], last: bool) -> None:
     torch.manual_seed(3)
     x = X.contiguous(memory_format=torch.channels_last) if last else X
     model = ready(Between(function), x)
-    net = exact(model, x, (image(1, 4, 6, 6, seed=5), image(3, 4, 6, 6, seed=6)) if not last else ())
+    others = (image(1, 4, 6, 6, seed=5), image(3, 4, 6, 6, seed=6))
+    net = exact(model, x, others if not last else ())
     before = x.clone()
     net(x)
     assert torch.equal(x, before)
+    if any(node.op == "torch" and "writes" in node.note for node in net.graph.nodes):
+        other = X if last else X.contiguous(memory_format=torch.channels_last)
+        with pytest.raises(InputError, match=r"expected the example's memory format"):
+            net(other)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
@@ -347,3 +352,15 @@ def test_shapes_changed_in_place(change: Callable[[Tensor], Tensor]) -> None:
     model = ready(Between(lambda x: x + change(x[0, 0].clone()).sum()), X)
     with pytest.raises(ConversionError, match=r"changes the shape or the memory of a tensor in place"):
         exact(model, X)
+
+
+def test_a_branch_on_the_memory_format() -> None:
+    class Asks(Between):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * 0.5 if x.is_contiguous() else x)
+
+    torch.manual_seed(3)
+    model = ready(Asks(torch.relu), X)
+    net = exact(model, X, (image(5, 4, 6, 6),))
+    with pytest.raises(InputError, match=r"expected the example's memory format \(contiguous\)"):
+        net(X.contiguous(memory_format=torch.channels_last))

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fatnn_rs.convert.record import Seen, record
@@ -71,6 +72,8 @@ class Captured:
         Dimensions of the inputs in which sizes other than the example's are refused.
     batch
         Sizes that the first dimension of every input may have.
+    asks_format
+        Whether the model asks for strides or memory formats, and so may branch on them.
     """
 
     graph: fx.Graph
@@ -84,6 +87,23 @@ class Captured:
     notes: list[str] = field(default_factory=list)
     fixed: tuple[int, ...] = ()
     batch: SizeRange | None = None
+    asks_format: bool = False
+
+
+class _AsksFormat(TorchFunctionMode):
+    """Notes whether anybody asks a tensor for its place in memory."""
+
+    _QUESTIONS = frozenset(
+        {Tensor.is_contiguous, Tensor.stride, Tensor.storage_offset, Tensor.data_ptr, Tensor.untyped_storage}
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.asked |= func in self._QUESTIONS
+        return func(*args, **(kwargs or {}))
 
 
 class _Tracer(fx.Tracer):
@@ -169,8 +189,10 @@ def _by_fx(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captu
     )
 
 
-def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
-    """Return what a model makes of its arguments; refuse one that makes something else the second time.
+def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, bool]:
+    """Return what a model makes of its arguments, and whether it asks for memory formats.
+
+    One that makes something else the second time is refused.
 
     Raises
     ------
@@ -179,7 +201,9 @@ def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
     """
     run = replica(model)
     try:
-        expected, again = run(*copies(arguments)), run(*copies(arguments))
+        expected = run(*copies(arguments))
+        with _AsksFormat() as watch:
+            again = run(*copies(arguments))
     except FatnnError as error:
         raise ConversionError(f"{type(model).__name__} fails on the example inputs: {error}") from error
     except Exception as error:
@@ -193,7 +217,7 @@ def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
             "keeps state from call to call, which a converted network does not; make forward a function of its "
             "arguments in eval mode"
         )
-    return expected
+    return expected, watch.asked
 
 
 @torch.no_grad()
@@ -208,12 +232,14 @@ def capture(model: nn.Module, arguments: tuple[Any, ...]) -> Captured:
     """
     from fatnn_rs.convert.capture_export import by_export
 
-    expected = _run_twice(model, arguments)
+    expected, asks_format = _run_twice(model, arguments)
     traced = _by_fx(model, arguments, expected)
     if isinstance(traced, Captured):
+        traced.asks_format = asks_format
         return traced
     exported = by_export(model, arguments, expected)
     if isinstance(exported, Captured):
+        exported.asks_format = asks_format
         exported.notes.insert(0, f"captured by torch.export, for torch.fx cannot trace it: {_short(traced)}")
         return exported
     raise ConversionError(

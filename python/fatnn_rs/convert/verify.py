@@ -219,6 +219,8 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
         Where ``inputs`` hold no tensor, or the network refuses them.
     """
     model = unwrapped(model)
+    if not isinstance(model, nn.Module):
+        raise ConversionError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if not quantized_layers(model):
         raise ConversionError(
             f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to compare; give the prepared "
