@@ -183,11 +183,40 @@ def scatter(x: Tensor) -> Tensor:
     return x
 
 
+def augmented(x: Tensor) -> Tensor:
+    h = x
+    h += 1.0
+    h -= 0.5
+    y = x[:, :3]
+    y *= 0.5
+    y /= 3.0
+    return x * h
+
+
+def augmented_integers(x: Tensor) -> Tensor:
+    n = x.shape[0]
+    n += 2
+    n //= 2
+    codes = (x > 0).int()
+    codes <<= 1
+    codes |= 1
+    codes %= 3
+    return x * codes + float(2) * n
+
+
+def swapped(x: Tensor) -> Tensor:
+    top, bottom = x[:, :4], x[:, 4:]
+    kept = top.clone()
+    top.copy_(bottom)
+    bottom.copy_(kept)
+    return x
+
+
 FUNCTIONS = [
     scaled_view, set_channel, set_from_another, chunks, chunk_read_afterwards, view_of_view, flat_then_relu,
     relu_of_flat, twice, out_argument, out_of_another, copied_into, transposed, filled_where, index_put, foreach,
     through_data, detached, module_in_place, unbound, initialised, expanded, old_value_kept, loop, diagonal,
-    narrow_addcmul, scatter,
+    narrow_addcmul, scatter, augmented, augmented_integers, swapped,
 ]  # fmt: skip
 
 
@@ -364,3 +393,20 @@ def test_a_branch_on_the_memory_format() -> None:
     net = exact(model, X, (image(5, 4, 6, 6),))
     with pytest.raises(InputError, match=r"expected the example's memory format \(contiguous\)"):
         net(X.contiguous(memory_format=torch.channels_last))
+
+
+def test_assigning_to_data_is_seen() -> None:
+    class Assigns(Between):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            y.data = y.data * 0.5
+            return self.b(y)
+
+    torch.manual_seed(3)
+    model = ready(Assigns(torch.relu), X)
+    try:
+        net = convert(model, X)
+    except ConversionError as error:
+        assert "cannot be captured" in str(error)  # noqa: PT017
+    else:
+        assert torch.equal(net(X), model(X))

@@ -9,6 +9,9 @@ run and traced as copies (:func:`fatnn_rs.replica.replica`), for their code may 
 from __future__ import annotations
 
 import inspect
+import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,6 +123,41 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name)
 
 
+#: Python's operators that change a tensor: ``x += y``.
+_IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
+
+
+@contextmanager
+def _faithful_proxies() -> Iterator[None]:
+    """Let torch.fx trace ``x += y`` as what it is, and refuse ``x.data = y``.
+
+    Its proxies have no such operators, so that Python takes ``x = x + y`` instead, and the tensor that others read
+    stays as it was; and they keep what is assigned to their attributes.
+    """
+    before = {name: vars(fx.Proxy).get(name) for name in (*(f"__i{op}__" for op in _IN_PLACE), "__setattr__")}
+
+    def in_place(op: str) -> Any:
+        function = getattr(operator, f"i{op}")
+        return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    def assign(self: fx.Proxy, name: str, value: Any) -> None:
+        if name not in ("tracer", "node", "root", "attr", "_node", "name", "default", "scope"):
+            raise TypeError(f"assigning to {name!r} of a tensor cannot be traced")
+        object.__setattr__(self, name, value)
+
+    try:
+        for op in _IN_PLACE:
+            setattr(fx.Proxy, f"__i{op}__", in_place(op))
+        fx.Proxy.__setattr__ = assign  # type: ignore[assignment,method-assign]
+        yield
+    finally:
+        for name, method in before.items():
+            if method is None:
+                delattr(fx.Proxy, name)
+            else:
+                setattr(fx.Proxy, name, method)
+
+
 def copies(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Tensors cloned, so that a model that works in place cannot change the caller's."""
     return tuple(pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, list(arguments)))
@@ -173,7 +211,8 @@ def _by_fx(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captu
     traced = replica(model)
     tracer = _Tracer()
     try:
-        graph = tracer.trace(traced, concrete_args=constants)
+        with _faithful_proxies():
+            graph = tracer.trace(traced, concrete_args=constants)
         module = fx.GraphModule(tracer.root, graph)
     except Exception as error:  # user code meets proxies here and may raise anything
         return f"{type(error).__name__}: {error}"

@@ -46,6 +46,8 @@ class Lowering:
         self.layer = ""
         #: Values whose sizes behind the batch forward takes to be the example's: ``x.view(-1, 400)``.
         self.of_one_size: list[str] = []
+        #: Placeholder → name of the input.
+        self.inputs: dict[fx.Node, str] = {}
         #: Whether a call became a function that writes into a copy.
         self.writes = False
         self.aliases = Aliases(captured.graph, captured.seen, self.call_of)
@@ -306,6 +308,7 @@ def lower(captured: Captured) -> Graph:
                     most = NO_LIMIT if captured.batch.most is None else captured.batch.most
                     attrs["batch"] = [captured.batch.least, most, captured.batch.multiple]
                 ctx.env[node] = ctx.emit("input", [], attrs)
+                ctx.inputs[node] = ctx.env[node].name
             else:
                 ctx.env[node] = None
         elif node.op == "output":
@@ -322,9 +325,8 @@ def lower(captured: Captured) -> Graph:
 
 def _hold_formats(ctx: Lowering) -> None:
     """Hold inputs to the example's memory format, on which it depends what is a view of what."""
-    for node, ref in ctx.env.items():
-        if node.op == "placeholder" and isinstance(ref, Ref):
-            ctx.graph.node(ref.name).attrs["layout"] = ctx.seen(node).layout
+    for node, name in ctx.inputs.items():
+        ctx.graph.node(name).attrs["layout"] = ctx.seen(node).layout
     ctx.graph.notes.append("inputs must have the example's memory format: forward asks for it, or writes into tensors")
 
 
