@@ -107,7 +107,7 @@ def bench(
         else:
             with torch.inference_mode(False):
                 model = copy.deepcopy(float_model).eval()
-            wanted = list(arrays_of(model(*(_cloned(value) for value in arguments))))
+            wanted = _answer_of(model, arguments)
             _check_answer(answer, wanted)
             task = Task(model, arguments, threads, Path(folder))
             for done, candidate in enumerate(rows):
@@ -165,6 +165,23 @@ def _check_model(model: Any) -> None:
                 f"float_model holds quantized layers ({name or 'the model itself'!r}), which other runtimes would run "
                 "as slow float code; give the model as it was before fatnn_rs.prepare (keep a copy.deepcopy)"
             )
+
+
+def _answer_of(model: nn.Module, arguments: tuple[Any, ...]) -> list[np.ndarray]:
+    """Return what the float model gives for the inputs.
+
+    Raises
+    ------
+    ConfigError
+        It raises an error of its own, which is the cause.
+    """
+    try:
+        return list(arrays_of(model(*(_cloned(value) for value in arguments))))
+    except Exception as error:
+        raise ConfigError(
+            f"float_model fails on these inputs ({type(error).__name__}: {error}); give the float32 model that the "
+            "network was made from"
+        ) from error
 
 
 def _check_answer(ours: list[np.ndarray], theirs: list[np.ndarray]) -> None:

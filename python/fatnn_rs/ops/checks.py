@@ -14,11 +14,25 @@ __all__ = [
     "check_codes",
     "check_devices",
     "check_geometry",
+    "check_given",
     "check_groups",
     "check_output",
     "check_tensor",
     "check_vector",
 ]
+
+
+def check_given(op: str, **tensors: Tensor | None) -> None:
+    """Check that arguments that an op cannot do without are there: torch lets None pass for a tensor.
+
+    Raises
+    ------
+    InputError
+        Naming the first that is none.
+    """
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"fatnn_rs::{op}: {name}: expected a tensor, got {type(tensor).__name__}")
 
 
 def check_tensor(op: str, name: str, tensor: Tensor, dtype: torch.dtype, ranks: Sequence[int]) -> None:
@@ -30,8 +44,7 @@ def check_tensor(op: str, name: str, tensor: Tensor, dtype: torch.dtype, ranks: 
         Naming the op, the argument, what was expected and what was got.
     """
     where = f"fatnn_rs::{op}: {name}"
-    if not isinstance(tensor, Tensor):
-        raise InputError(f"{where}: expected a tensor, got {type(tensor).__name__}")
+    check_given(op, **{name: tensor})
     if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized:
         kind = "nested" if tensor.is_nested else "quantized" if tensor.is_quantized else str(tensor.layout)
         way = "convert it with .dequantize()" if tensor.is_quantized else "convert it with .to_dense() or padding"

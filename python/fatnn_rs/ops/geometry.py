@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fatnn_rs.errors import InputError
+
 __all__ = ["conv_size", "packed_bytes", "pool_size"]
 
 #: Codes in one word of the packed layout, and the bytes its two planes take.
@@ -20,7 +22,14 @@ def packed_bytes(channels: int, groups: int = 1) -> int:
         All channels, a multiple of ``groups``.
     groups
         Groups of the convolution that will read the codes.
+
+    Raises
+    ------
+    InputError
+        Less than one channel, or groups that do not divide them.
     """
+    if channels < 1 or groups < 1 or channels % groups:
+        raise InputError(f"packed_bytes: expected groups that divide the channels, got {channels} in {groups} groups")
     return groups * (-(-(channels // groups) // WORD_CODES)) * WORD_BYTES
 
 

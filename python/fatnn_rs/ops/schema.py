@@ -19,6 +19,7 @@ from fatnn_rs.ops.checks import (
     check_codes,
     check_devices,
     check_geometry,
+    check_given,
     check_groups,
     check_output,
     check_tensor,
@@ -178,6 +179,7 @@ def conv_codes(
     Tensor
         uint8 [N, OH, OW, B'].
     """
+    check_given("conv_codes", thresholds=thresholds)
     batch, height, width = _conv("conv_codes", codes, weight, out_channels, (kernel, stride, padding, dilation))
     check_devices("conv_codes", codes=codes, weight=weight, thresholds=thresholds)
     rows = 3 if thresholds.dim() == 2 and len(thresholds) == 3 else 2
@@ -273,6 +275,7 @@ def conv_int8(
     check_geometry("conv_int8", *window)
     if out_channels < 1:
         raise InputError(f"fatnn_rs::conv_int8: out_channels: expected at least 1, got {out_channels}")
+    check_given("conv_int8", scale=scale)
     check_vector("conv_int8", "scale", scale, (out_channels,), torch.float32)
     check_vector("conv_int8", "bias", bias, (out_channels,), torch.float32)
     if not 0 < inv_step < math.inf:
