@@ -28,6 +28,7 @@ __all__ = ["param_groups", "prepare"]
 Model = TypeVar("Model", bound=nn.Module)
 
 
+@torch.inference_mode(False)
 def prepare(
     model: Model,
     config: TernaryConfig | None = None,

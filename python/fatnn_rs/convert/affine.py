@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fatnn_rs.convert.thresholds import spread
 
-__all__ = ["fma", "single_fma", "slope"]
+__all__ = ["fma", "same_bits", "single_fma", "slope"]
 
 _EXPONENTS = (0, 24, 48, 64, 80, 96, 112, 126)
 _POINTS = 1024
@@ -55,10 +55,15 @@ def _fma(x: Array, scale: Array, bias: Array) -> Array:
     return odd.view(np.float64).astype(np.float32)
 
 
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two float32 tensors are the same, signs of zeros included."""
+    return torch.equal(one, other) and torch.equal(torch.signbit(one), torch.signbit(other))
+
+
 @torch.no_grad()
 def single_fma(
     function: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, dims: int
-) -> tuple[Tensor, Tensor] | None:
+) -> tuple[Tensor, Tensor | None] | None:
     """Factors with which ``fma(acc, scale, bias)`` equals ``function(acc)`` over ``[low, high]``.
 
     Parameters
@@ -73,7 +78,8 @@ def single_fma(
     Returns
     -------
     tuple of Tensor or None
-        ``scale`` and ``bias``, float32 [n]; None where no pair reproduces the function.
+        ``scale`` and ``bias``, float32 [n], ``bias`` None where the product alone has the same bits; None where no pair
+        reproduces the function.
     """
 
     def evaluate(points: Tensor, channels_last: bool = False) -> Tensor:
@@ -88,9 +94,13 @@ def single_fma(
     if scale is None or not bool(torch.isfinite(bias).all()):
         return None
     points = _sample(low, high)
+    wanted = [evaluate(points, channels_last) for channels_last in (False, True)]
     predicted = torch.from_numpy(fma(points.float().numpy(), scale.numpy(), bias.numpy()))
-    same = all(torch.equal(predicted, evaluate(points, channels_last)) for channels_last in (False, True))
-    return (scale.clone(), bias.clone()) if same else None
+    if not all(same_bits(predicted, one) for one in wanted):
+        return None
+    # Without the sum where that has the same bits: adding +0 turns -0 to +0.
+    bare = not bool(bias.any()) and all(same_bits(points.float() * scale, one) for one in wanted)
+    return scale.clone(), None if bare else bias.clone()
 
 
 def slope(evaluate: Callable[[Tensor], Tensor], channels: int) -> Tensor | None:

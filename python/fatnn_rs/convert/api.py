@@ -14,7 +14,7 @@ from fatnn_rs.convert.graph import Graph
 from fatnn_rs.convert.lower import lower
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.passes import run_passes
-from fatnn_rs.convert.trial import check_batches, check_outputs
+from fatnn_rs.convert.trial import check_batches, check_outputs, check_sizes, check_values
 from fatnn_rs.errors import ConfigError
 from fatnn_rs.nn.layers import held_weights
 from fatnn_rs.replica import unwrapped
@@ -102,7 +102,9 @@ def _convert(model: nn.Module, example_inputs: Any, float_layers: str) -> Ternar
                 graph = run_passes(lower(captured))
             net = _network(graph, "torch", arguments)
             check_outputs(net, arguments, captured.expected)
+            check_values(root, net, arguments)
             check_batches(root, net, arguments)
+            check_sizes(root, net, arguments)
         if float_layers != "torch":
             net = _network(graph, float_layers, arguments)
     return net

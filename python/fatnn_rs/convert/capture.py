@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fatnn_rs.convert.record import Seen, record
-from fatnn_rs.convert.structure import refilled, same_values
+from fatnn_rs.convert.structure import fill, leaves, plain, refilled, same_values
 from fatnn_rs.errors import ConversionError, FatnnError
 from fatnn_rs.nn import QuantizedLayer
 from fatnn_rs.replica import patched_methods, replica
@@ -109,6 +109,17 @@ class _AsksFormat(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class _UntraceableError(BaseException):
+    """Tracing ends here; not an ``Exception``, for a model's own ``except`` must not take it for one of its own."""
+
+
+def _untraceable(what: str) -> Any:
+    def refuse(self: Any, *args: Any) -> Any:
+        raise _UntraceableError(f"its forward {what} what is not known while it is traced")
+
+    return refuse
+
+
 class _Tracer(fx.Tracer):
     """Quantized layers, torch's own modules and modules with methods of their own stay calls.
 
@@ -122,6 +133,10 @@ class _Tracer(fx.Tracer):
             return False
         return super().is_leaf_module(m, module_qualified_name)
 
+    to_bool = _untraceable("branches on")
+    iter = _untraceable("iterates over")
+    keys = _untraceable("takes keys of")
+
 
 #: Python's operators that change a tensor: ``x += y``.
 _IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
@@ -129,12 +144,13 @@ _IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "o
 
 @contextmanager
 def _faithful_proxies() -> Iterator[None]:
-    """Let torch.fx trace ``x += y`` as what it is, and refuse ``x.data = y``.
+    """Let torch.fx trace ``x += y`` as what it is, and refuse ``x.data = y`` and ``x.shape[0] in {8}``.
 
     Its proxies have no such operators, so that Python takes ``x = x + y`` instead, and the tensor that others read
-    stays as it was; and they keep what is assigned to their attributes.
+    stays as it was; they keep what is assigned to their attributes; and as keys of sets and dicts they equal nothing.
     """
-    before = {name: vars(fx.Proxy).get(name) for name in (*(f"__i{op}__" for op in _IN_PLACE), "__setattr__")}
+    names = (*(f"__i{op}__" for op in _IN_PLACE), "__setattr__", "__hash__")
+    before = {name: vars(fx.Proxy).get(name) for name in names}
 
     def in_place(op: str) -> Any:
         function = getattr(operator, f"i{op}")
@@ -142,13 +158,14 @@ def _faithful_proxies() -> Iterator[None]:
 
     def assign(self: fx.Proxy, name: str, value: Any) -> None:
         if name not in ("tracer", "node", "root", "attr", "_node", "name", "default", "scope"):
-            raise TypeError(f"assigning to {name!r} of a tensor cannot be traced")
+            raise _UntraceableError(f"its forward assigns to {name!r} of a tensor")
         object.__setattr__(self, name, value)
 
     try:
         for op in _IN_PLACE:
             setattr(fx.Proxy, f"__i{op}__", in_place(op))
         fx.Proxy.__setattr__ = assign  # type: ignore[assignment,method-assign]
+        fx.Proxy.__hash__ = _untraceable("looks up")  # type: ignore[method-assign]
         yield
     finally:
         for name, method in before.items():
@@ -214,6 +231,8 @@ def _by_fx(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captu
         with _faithful_proxies():
             graph = tracer.trace(traced, concrete_args=constants)
         module = fx.GraphModule(tracer.root, graph)
+    except _UntraceableError as error:
+        return str(error)
     except Exception as error:  # user code meets proxies here and may raise anything
         return f"{type(error).__name__}: {error}"
     seen = record(module, copies(arguments), expected)
@@ -240,9 +259,9 @@ def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, bool]
     """
     run = replica(model)
     try:
-        expected = run(*copies(arguments))
-        with _AsksFormat() as watch:
-            again = run(*copies(arguments))
+        expected, again = run(*copies(arguments)), run(*copies(arguments))
+        with _AsksFormat() as watch:  # which switches fast paths of torch's off
+            run(*copies(arguments))
     except FatnnError as error:
         raise ConversionError(f"{type(model).__name__} fails on the example inputs: {error}") from error
     except Exception as error:
@@ -256,7 +275,56 @@ def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, bool]
             "keeps state from call to call, which a converted network does not; make forward a function of its "
             "arguments in eval mode"
         )
+    _check_state(model, run, arguments)
+    _check_grad_mode(model, arguments, expected)
     return expected, watch.asked
+
+
+def other_values(arguments: tuple[Any, ...], factor: float) -> tuple[Any, ...]:
+    """Floating-point tensors multiplied, and their samples in another order."""
+
+    def changed(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value.clone() if isinstance(value, Tensor) else value
+        made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+        return made.copy_((value.flip(0) if value.dim() else value) * factor)
+
+    return tuple(pytree.tree_map(changed, list(arguments)))
+
+
+def _check_state(model: nn.Module, used: nn.Module, arguments: tuple[Any, ...]) -> None:
+    """Compare a model that has run with one that has not, on other values.
+
+    Raises
+    ------
+    ConversionError
+        They differ: the first call left something behind.
+    """
+    others = other_values(arguments, 1.25)
+    try:
+        fresh, after = replica(model)(*copies(others)), used(*copies(others))
+    except Exception:  # values that it refuses
+        return
+    if problem := same_values(fresh, after):
+        raise ConversionError(
+            f"{type(model).__name__} gives another result after an earlier call ({problem}): it keeps state from call "
+            "to call, which a converted network does not; make forward a function of its arguments in eval mode"
+        )
+
+
+def _check_grad_mode(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> None:
+    """Refuse a model that computes something else where gradients are recorded, by more than rounding."""
+    try:
+        with torch.enable_grad():
+            other = replica(model)(*copies(arguments))
+    except Exception:  # an in-place write, say, that autograd refuses
+        return
+    detached = fill(plain(other), lambda v: v.detach() if isinstance(v, Tensor) else v)
+    if problem := same_values(list(leaves(detached)), list(leaves(plain(expected))), 0.05):
+        raise ConversionError(
+            f"{type(model).__name__} gives another result where gradients are recorded ({problem}), and a converted "
+            "network does not record any; let forward not branch on torch.is_grad_enabled() or requires_grad"
+        )
 
 
 @torch.no_grad()

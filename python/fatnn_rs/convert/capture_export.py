@@ -9,6 +9,7 @@ export found that they are decided in the same way, and every call is held to th
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from fatnn_rs.convert.capture import Captured, SizeRange, copies, described
 from fatnn_rs.convert.record import record
-from fatnn_rs.convert.structure import refilled
+from fatnn_rs.convert.structure import filled
 from fatnn_rs.nn import QuantizedLayer
 from fatnn_rs.ops.schema import LIBRARY
 from fatnn_rs.replica import replica
@@ -129,8 +130,10 @@ def _marked(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, nn.Module]]
             del _MARKED[name]
 
 
-def _export(model: nn.Module, arguments: tuple[Any, ...], dynamic: bool) -> tuple[fx.GraphModule, Callable[..., Any]]:
-    """Export, and what checks that sizes are as export took them to be.
+def _export(
+    model: nn.Module, arguments: tuple[Any, ...], dynamic: bool
+) -> tuple[fx.GraphModule, Callable[..., Any], bool]:
+    """Export; what checks that sizes are as export took them to be; and whether that is nothing but bounds.
 
     With ``dynamic``, the first dimension of every tensor stays open where the model allows it.
     """
@@ -145,15 +148,23 @@ def _export(model: nn.Module, arguments: tuple[Any, ...], dynamic: bool) -> tupl
         exported: Any = program.module(check_guards=False)
         guards = getattr(program.module(check_guards=True), "_guards_fn", None) if dynamic else None
     assert isinstance(exported, fx.GraphModule)
-    return exported, (lambda *values: None) if guards is None else guards
+    bounds = all(re.fullmatch(_BOUND, str(code)) for code in getattr(program, "_guards_code", ["unknown"]))
+    return exported, (lambda *values: None) if guards is None else guards, bounds
 
 
 #: Batch sizes that are tried against export's guards, beside the example's.
 _TRIED = 130
 
 
-def _batch_range(check: Callable[..., Any], arguments: tuple[Any, ...]) -> SizeRange | None:
-    """Find which batch sizes pass the guards; None where it is only some that no range and factor describe."""
+#: A guard that bounds a size, in the words of export.
+_BOUND = r"L\[.*\]\.size\(\)\[\d+\] (<=|<|>=|>) \d+|\d+ (<=|<|>=|>) L\[.*\]\.size\(\)\[\d+\]"
+
+
+def _batch_range(check: Callable[..., Any], arguments: tuple[Any, ...], bounds: bool) -> SizeRange | None:
+    """Find which batch sizes pass the guards; None where it is only some that no range and factor describe.
+
+    Sizes that were not tried are in the range only where all guards are bounds.
+    """
     sizes = {value.shape[0] for value in arguments if isinstance(value, Tensor) and value.dim()}
     if len(sizes) != 1:
         return None
@@ -176,7 +187,7 @@ def _batch_range(check: Callable[..., Any], arguments: tuple[Any, ...]) -> SizeR
     least, most = good[0], good[-1]
     if good != [batch for batch in tried if least <= batch <= most and batch % multiple == 0]:
         return None
-    open_end = most + multiple > tried[-1]
+    open_end = bounds and most + multiple > tried[-1]
     if open_end and not all(passes(multiple * factor) for factor in (1000 // multiple, 4096)):
         return None
     return SizeRange(least, None if open_end else most, multiple)
@@ -197,7 +208,7 @@ def by_export(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Ca
         given = _doubled(copies(arguments)) if dynamic else copies(arguments)
         try:
             with _marked(model) as (copied, modules):
-                module, check = _export(copied, given, dynamic)
+                module, check, bounds = _export(copied, given, dynamic)
                 seen = record(module, copies(arguments), expected)
         except Exception as error:  # export runs user code and may raise anything
             reason = f"{type(error).__name__}: {error}"
@@ -205,7 +216,7 @@ def by_export(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Ca
         if isinstance(seen, str):
             reason = seen
             continue
-        batch = _batch_range(check, arguments) if dynamic and _batch_is_free(module) else None
+        batch = _batch_range(check, arguments, bounds) if dynamic and _batch_is_free(module) else None
         if dynamic and batch is None:
             reason = "the batch size decides what it does"
             continue
@@ -220,7 +231,7 @@ def by_export(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Ca
             module,
             [n.name for n, value in zip(placeholders, arguments, strict=True) if isinstance(value, Tensor)],
             described(model, arguments),
-            refilled(expected, output.args[0]),
+            filled(expected, output.args[0]),
             seen,
             expected,
             [f"input sizes are fixed to the example's{'' if batch is None else _shown(batch)}"],

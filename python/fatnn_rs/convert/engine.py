@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fatnn_rs import _core
-from fatnn_rs.convert.affine import fma, slope
+from fatnn_rs.convert.affine import fma, same_bits, slope
 from fatnn_rs.convert.graph import Graph, Node, refs
 from fatnn_rs.convert.ops_code import CODE_OPS
 from fatnn_rs.convert.ops_float import FLOAT_OPS
@@ -280,7 +280,7 @@ def _affine(graph: Graph, node: Node, float_layers: str) -> tuple[str, dict[str,
     x = _floats_of_every_size().expand(-1, channels).contiguous()
     with np.errstate(all="ignore"):
         predicted = torch.from_numpy(fma(x.numpy(), scale.numpy(), bias.numpy()))
-    same = torch.equal(predicted, function(x)) and torch.equal(predicted, _as_map(function, x))
+    same = same_bits(predicted, function(x)) and same_bits(predicted, _as_map(function, x))
     return ("affine", {"scale": scale, "bias": bias}) if same else None
 
 

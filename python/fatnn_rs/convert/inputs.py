@@ -56,8 +56,9 @@ def check_input(node: Node, x: Any) -> None:
         raise InputError(f"{where}: expected a torch tensor, got {type(x).__name__}; {way}")
     if x.device.type != "cpu":
         raise InputError(f"{where}: expected a tensor on the CPU, got one on {x.device}; move it with .cpu()")
-    if x.layout != torch.strided or x.is_quantized:
-        raise InputError(f"{where}: expected a dense tensor, got {x.layout}; convert it with .to_dense()")
+    if x.is_nested or x.layout != torch.strided or x.is_quantized:
+        kind = "nested" if x.is_nested else "quantized" if x.is_quantized else str(x.layout)
+        raise InputError(f"{where}: expected a dense tensor, got a {kind} one; convert it with .to_dense(), or pad it")
     dtype = getattr(torch, node.attrs["dtype"])
     if x.dtype != dtype:
         way = ".float()" if dtype == torch.float32 else f".to({dtype})"

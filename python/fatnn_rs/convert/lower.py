@@ -159,7 +159,7 @@ _ASSERTIONS = frozenset({"_assert", "_assert_is_none", "_assert_scalar.default",
 def _clean_copy(module: nn.Module) -> nn.Module:
     copied = copy.deepcopy(module).eval()
     for parameter in copied.parameters():
-        parameter.requires_grad_(False)
+        parameter.grad = None  # it still requires one, for torch runs its recurrent layers otherwise without
     for layer in copied.modules():
         if isinstance(layer, TernaryLayer):
             layer._held = None
@@ -316,6 +316,10 @@ def lower(captured: Captured) -> Graph:
         elif getattr(node.target, "__name__", "") not in _ASSERTIONS and node.target != "_guards_fn":
             ctx.env[node] = _lower_call(ctx, node)
     ctx.graph.outputs = fill(captured.outputs, lambda leaf: ctx.env[leaf] if isinstance(leaf, fx.Node) else leaf)
+    for name in ctx.aliases.inputs_written():
+        ctx.graph.notes.append(f"forward writes into its argument {name!r}; the network leaves the caller's as it is")
+    if maker := ctx.aliases.depends_on_sizes():
+        _hold(ctx.graph, f"{maker!r} is a view or a copy by its size, and forward writes into it")
     if captured.asks_format or ctx.writes:
         _hold_formats(ctx)
     _find_channels(ctx.graph)
@@ -335,10 +339,15 @@ def _hold_sizes(graph: Graph, values: list[str]) -> None:
     shapes = run_time_shapes(graph) if values else {}
     if all(size.base is None for name in values for size in shapes[name][1:]):
         return
+    _hold(graph, "forward has a size of it in a view", 1)
+
+
+def _hold(graph: Graph, why: str, first: int = 0) -> None:
+    """Fix the inputs' sizes from dimension ``first`` on."""
     for node in graph.nodes:
         if node.op == "input":
-            node.attrs["fixed"] = sorted({*node.attrs["fixed"], *range(1, len(node.shape))})
-    graph.notes.append("input sizes are fixed to the example's, but for the batch: forward has a size of it in a view")
+            node.attrs["fixed"] = sorted({*node.attrs["fixed"], *range(first, len(node.shape))})
+    graph.notes.append(f"input sizes are fixed to the example's{', but for the batch' if first else ''}: {why}")
 
 
 #: Greatest batch size where there is no limit, in the attribute ``batch`` of inputs.

@@ -20,6 +20,12 @@ from fatnn_rs.errors import ConversionError
 __all__ = ["Aliases", "Rewritten"]
 
 
+#: Functions and methods whose result is a view of their argument or a copy, by its sizes and strides.
+_VIEW_OR_COPY = frozenset(
+    {"contiguous", "reshape", "reshape_as", "flatten", "ravel", "to", "type", "type_as", "float", "expand_copy"}
+)
+
+
 @dataclass(frozen=True)
 class _Slot:
     """The result of an earlier step, among the arguments of a later one."""
@@ -182,6 +188,24 @@ class Aliases:
             yield same
         else:
             yield from node.all_input_nodes
+
+    def inputs_written(self) -> list[str]:
+        """Names of the model's arguments into whose memory a node writes."""
+        written = frozenset[int]().union(*(seen.writes for seen in self._seen.values()))
+        return [
+            n.name for n in self._nodes if n.op == "placeholder" and n in self._seen and self._seen[n].memory & written
+        ]
+
+    def depends_on_sizes(self) -> str:
+        """Name of a node that writes into what is a view at some sizes and a copy at others; empty where none does."""
+        written = frozenset[int]().union(*(seen.writes for seen in self._seen.values()))
+        for node in self._nodes:
+            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+            if str(name).split(".")[0] in _VIEW_OR_COPY:
+                memory = self._seen[node].memory.union(*(self._seen[n].memory for n in node.all_input_nodes))
+                if memory & written:
+                    return str(node.name)
+        return ""
 
     def constant_written(self, writer: fx.Node) -> str:
         """Name of the parameter or buffer that a node writes into; empty where it is none."""

@@ -72,6 +72,8 @@ class TernaryNetwork(nn.Module):
         graph = self.graph
         self._inputs = [node for node in graph.nodes if node.op == "input"]
         self._arguments = graph.arguments or tuple(Argument(node.name) for node in self._inputs)
+        constants = [graph.tensors[name] for n in graph.nodes if n.op == "constant" for name in n.tensors.values()]
+        self._constants = {tensor.untyped_storage().data_ptr() for tensor in constants}
         self._parts = _plan(graph, cut(graph, self.float_layers, self._declined, self.family))
         self._single: list[_Part] | None = None
         self._single_lock = threading.Lock()
@@ -226,7 +228,14 @@ class TernaryNetwork(nn.Module):
                 values.update(zip(part.makes, results, strict=True))
                 for name in part.drops:
                     del values[name]
-        return fill(self.graph.outputs, lambda leaf: values[leaf.name] if isinstance(leaf, Ref) else leaf, build=True)
+        return fill(self.graph.outputs, lambda leaf: self._output(values, leaf), build=True)
+
+    def _output(self, values: dict[str, Any], leaf: Any) -> Any:
+        """Return an output; a copy of what lies in the memory of constants, for callers may write into it."""
+        value = values[leaf.name] if isinstance(leaf, Ref) else leaf
+        if not self._constants or not isinstance(value, Tensor) or torch.compiler.is_compiling():
+            return value
+        return value.clone() if value.untyped_storage().data_ptr() in self._constants else value
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: a converted network has no parameters, and its state dict would lose it.
@@ -279,7 +288,7 @@ class TernaryNetwork(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        for name in ("_parts", "_single", "_single_lock", "_inputs", "_arguments", "_key"):
+        for name in ("_parts", "_single", "_single_lock", "_inputs", "_arguments", "_constants", "_key"):
             del state[name]
         return state
 

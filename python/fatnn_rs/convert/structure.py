@@ -9,14 +9,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-__all__ = ["Container", "fill", "leaves", "ordered_dict", "plain", "refilled", "same_values"]
+__all__ = ["Container", "fill", "filled", "leaves", "ordered_dict", "plain", "refilled", "same_values"]
 
 
 @dataclass(frozen=True)
@@ -172,10 +172,39 @@ def fill(structure: Any, function: Callable[[Any], Any], build: bool = False) ->
     return function(structure)
 
 
-def refilled(value: Any, other: Any) -> Any:
-    """Return the structure of ``value`` with the leaves of ``other``, whose containers may be of other classes."""
-    made = leaves(plain(other))
+def filled(value: Any, flat: Sequence[Any]) -> Any:
+    """Return the structure of ``value`` with other leaves, given in order."""
+    made = iter(flat)
     return fill(plain(value), lambda leaf: next(made))
+
+
+def refilled(value: Any, other: Any) -> Any:
+    """Return the structure of ``value`` with the leaves of ``other``, whose containers may be of other classes.
+
+    A leaf of ``other`` in the place of a container stands for the whole of it.
+    """
+    return _refilled(plain(value), plain(other))
+
+
+def _refilled(structure: Any, other: Any) -> Any:
+    if isinstance(other, fx.Node):
+        return other
+    items = iter(_items(other))
+    if isinstance(structure, Container):
+        return structure.with_items([_refilled(item, next(items)) for item in structure.items])
+    if isinstance(structure, dict):
+        return {key: _refilled(item, next(items)) for key, item in structure.items()}
+    if type(structure) in (tuple, list):
+        return type(structure)([_refilled(item, next(items)) for item in structure])
+    return other
+
+
+def _items(structure: Any) -> list[Any]:
+    if isinstance(structure, Container):
+        return list(structure.items)
+    if isinstance(structure, dict):
+        return list(structure.values())
+    return list(structure) if type(structure) in (tuple, list) else []
 
 
 def same_values(left: Any, right: Any, tolerance: float = 0.0) -> str:

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fatnn_rs.convert.capture import copies
+from fatnn_rs.convert.capture import copies, other_values
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.structure import same_values
 from fatnn_rs.errors import ConversionError, InputError
 from fatnn_rs.replica import replica
 
-__all__ = ["check_batches", "check_outputs"]
+__all__ = ["check_batches", "check_outputs", "check_sizes", "check_values"]
 
 
 def check_outputs(net: TernaryNetwork, arguments: tuple[Any, ...], expected: Any) -> None:
@@ -30,6 +30,59 @@ def check_outputs(net: TernaryNetwork, arguments: tuple[Any, ...], expected: Any
             "refused: forward does something that the conversion does not see. Look for writes into tensors, state "
             "outside of modules and patched functions in forward, or leave layers out with TernaryConfig(skip=...)"
         )
+
+
+def check_values(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ...]) -> None:
+    """Compare network and model on other values: five times the example's, and their negatives.
+
+    Raises
+    ------
+    ConversionError
+        They differ: the model branches on values, which the example decided.
+    """
+    for factor in (5.0, -1.0):
+        given = other_values(arguments, factor)
+        try:
+            expected = replica(model)(*copies(given))
+        except Exception:  # values that the model refuses
+            continue
+        problem, _ = _difference(net, given, expected)
+        if problem:
+            raise ConversionError(
+                f"the converted network does not give the model's outputs on {factor:g} times the example inputs "
+                f"({problem}), so it is refused: forward seems to branch on values (a try around a comparison, say); "
+                "compute both ways and choose with torch.where"
+            )
+
+
+def check_sizes(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ...]) -> None:
+    """Compare network and model on larger maps; where they differ, hold the network to the example's sizes."""
+    inputs = [node for node in net.graph.nodes if node.op == "input"]
+    maps = [value for value in arguments if isinstance(value, Tensor) and value.dim() in (3, 4) and value.numel()]
+    if not maps or any(set(node.attrs["fixed"]) & set(range(2, len(node.shape))) for node in inputs):
+        return
+    given = tuple(
+        _larger(value) if isinstance(value, Tensor) and value.dim() in (3, 4) else value for value in arguments
+    )
+    try:
+        expected = replica(model)(*copies(given))
+    except Exception:  # the model takes no such maps
+        return
+    problem, is_rounding = _difference(net, given, expected)
+    if problem and not is_rounding:
+        for node in inputs:
+            node.attrs["fixed"] = sorted({*node.attrs["fixed"], *range(1, len(node.shape))})
+        net.graph.notes.append(f"sizes are fixed to the example's, for with two more {problem}")
+
+
+def _larger(value: Tensor) -> Tensor:
+    """Repeat the last two elements of every axis behind the channels."""
+    last = value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
+    for dim in range(2, value.dim()):
+        size = value.shape[dim]
+        index = torch.arange(size + 2, dtype=torch.int64, device="cpu").clamp(max=size - 1)
+        value = value.index_select(dim, index)
+    return value.contiguous(memory_format=torch.channels_last) if last else value
 
 
 def check_batches(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ...]) -> None:

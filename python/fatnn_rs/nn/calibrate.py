@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fatnn_rs.errors import ConfigError, PrepareWarning
+from fatnn_rs.errors import ConfigError, InputError, PrepareWarning
 from fatnn_rs.nn.base import QuantizedLayer
 from fatnn_rs.nn.examples import run_example
 from fatnn_rs.nn.fused import check_readers, use_layers
@@ -91,6 +91,11 @@ def _calibrating(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iter
     def before_norm(module: _BatchNorm, args: tuple[Any, ...]) -> None:
         x = args[0] if args else None
         adapts = isinstance(x, Tensor) and bool(fed) and x is fed[0] and x.numel() > x.shape[1]
+        if adapts and isinstance(x, Tensor) and not bool(torch.isfinite(x).all()):
+            raise InputError(
+                "calibrate: NaN or infinity reaches a BatchNorm that takes its statistics from the batch; check the "
+                "data and the layers before it"
+            )
         module.training = adapts
         momentum, eps = numbers[module]
         # torch refuses an eps of 0 in training mode only.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from fatnn_rs.convert.affine import single_fma
@@ -69,7 +68,7 @@ def _epilogue(graph: Graph, node: Node, tail: list[Node]) -> tuple[list[Node], d
         if pair is None:
             continue
         scale, bias = pair
-        if not bool(bias.any()) and not bool(torch.signbit(bias).any()):
+        if bias is None:
             return tail[:length], {"scale": scale}
         return tail[:length], {"scale": scale, "bias": bias}
     return [], {}
