@@ -26,14 +26,17 @@ pub mod codec;
 mod config;
 pub mod conv;
 pub mod cpu;
+pub mod dtype;
 pub mod epilogue;
 mod error;
 mod frame;
 mod gemm;
+pub mod graph;
 pub mod int8;
 // The only room with `unsafe`: loads, stores and calls of functions with CPU features.
 #[allow(unsafe_code)]
 pub mod kernels;
+mod limits;
 pub mod memory;
 pub mod net;
 pub mod parallel;

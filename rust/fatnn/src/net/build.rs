@@ -8,9 +8,9 @@ use serde_json::Value as Json;
 
 use crate::codec::CodesLayout;
 use crate::error::{Error, Result};
+use crate::graph::Tensor;
 use crate::kernels::Family;
-use crate::net::file::Tensor;
-use crate::net::limits::{Budget, Limits};
+use crate::limits::{Budget, Limits};
 use crate::net::network::{BatchRange, Beside, NetNode, Network, Port};
 use crate::net::ops::{LIMIT, Node, Refusal, share};
 use crate::net::schema;

@@ -1,15 +1,15 @@
 //! Networks: the canonical file, and a graph that runs as a whole.
 
 mod build;
-mod file;
-mod limits;
+
 mod network;
 mod ops;
 mod schema;
 mod value;
 
-pub use file::{FORMAT_VERSION, Tensor, load, save};
-pub use limits::Limits;
+pub use crate::graph::file::{FORMAT_VERSION, load, save};
+pub use crate::graph::tensor::Tensor;
+pub use crate::limits::Limits;
 pub use network::{Input, Network, Observed, Output};
 #[doc(hidden)]
 pub use ops::Elementwise;

@@ -10,11 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::codec::CodesLayout;
 use crate::error::{Error, Result, bad_value, check_len};
+use crate::graph::Tensor;
+use crate::graph::file;
 use crate::kernels::{Family, Line};
+use crate::limits::Limits;
 use crate::memory;
 use crate::net::build;
-use crate::net::file::{self, Tensor};
-use crate::net::limits::Limits;
 use crate::net::ops::transpose;
 use crate::net::value::{Dims, Operation, Slice, SliceMut, Step, Value};
 use crate::parallel::{self, Watch};

@@ -7,10 +7,10 @@ use serde_json::Value as Json;
 
 use crate::codec::{Act, CodesLayout, Coding};
 use crate::error::{Error, Result, bad_value};
+use crate::graph::Tensor;
 use crate::kernels::{self, Family, Kernel, Operands};
+use crate::limits::Budget;
 use crate::memory;
-use crate::net::file::Tensor;
-use crate::net::limits::Budget;
 use crate::net::value::Operation;
 use crate::weights::{PackedWeights, WeightShape};
 
