@@ -27,6 +27,7 @@ mod config;
 pub mod conv;
 pub mod cpu;
 pub mod dtype;
+pub mod engine;
 pub mod epilogue;
 mod error;
 mod frame;

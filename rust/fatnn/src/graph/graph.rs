@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value as Json;
 
 use super::op::Op;
-use super::ops::OpInfo;
+use super::ops::{Form, OpInfo};
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
 
@@ -68,6 +68,11 @@ impl Node {
             Op::Other { name, .. } => name,
             _ => self.info.map_or("", |info| info.name),
         }
+    }
+
+    /// Whether it is a function of single elements, for all or per channel.
+    pub(crate) fn is_elementwise(&self) -> bool {
+        self.info.is_some_and(|info| matches!(info.form, Form::Scalar | Form::Channel))
     }
 
     /// The layer, as messages name it; the node where there is none.
@@ -179,7 +184,7 @@ impl<'a> NodeView<'a> {
     ///
     /// # Errors
     /// That it is missing.
-    pub(super) fn shape(&self, role: &str) -> Result<&'a [usize], String> {
+    pub fn shape(&self, role: &str) -> Result<&'a [usize], String> {
         self.tensor(role).map(Tensor::shape).ok_or_else(|| format!("tensor role {role:?} is missing"))
     }
 

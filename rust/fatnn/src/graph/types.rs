@@ -18,7 +18,7 @@ pub(super) fn int8(view: NodeView<'_>, _: &[ValueType]) -> Result<ValueType, Str
         _ => (2, 1),
     };
     if weight.len() != dims || weight.contains(&0) {
-        return Err(format!("weight must have {dims} dimensions, got {weight:?}"));
+        return Err(format!("weight must have {dims} dimensions of at least 1, it has the shape {weight:?}"));
     }
     if !weight[0].is_multiple_of(groups) {
         return Err("groups do not fit".into());
