@@ -12,7 +12,10 @@
 //! | [`quantize`] | float activations to codes |
 //! | [`pool`] | max pooling on codes |
 //! | [`int8`] | int8 layers: the first and the last of a network |
-//! | [`net`] | the canonical file, and whole networks in one call: [`net::Network`] |
+//! | [`dtype`] | names of element types: activations, weights, codes, values, tensors |
+//! | [`graph`] | networks as data: typed nodes, the table of operations, checks, the canonical file |
+//! | [`engine`] | graphs compiled for this CPU, and run |
+//! | [`net`] | the public names of both: [`net::Network`], [`net::load`], [`net::save`] |
 //! | [`kernels`] | the micro-kernels and their table |
 //! | [`cpu`], [`parallel`] | CPU features, threads |
 //! | [`memory`] | memory that may be refused |
