@@ -13,17 +13,22 @@ __all__ = [
     "MAX_MACS",
     "Network",
     "__version__",
+    "check_graph",
     "conv_acc",
     "conv_codes",
     "conv_float",
     "conv_int8",
     "cpu_info",
+    "engine_refusal",
     "get_num_threads",
+    "graph_report",
     "int8_kernel_for",
     "kernel_for",
     "kernels_for",
     "load",
+    "macs",
     "max_pool_codes",
+    "ops",
     "pack_codes",
     "packed_bytes",
     "packed_info",
@@ -122,9 +127,18 @@ def conv_int8(
     out: NDArray[np.float32],
 ) -> None: ...
 def save(
-    path: str | PathLike[str], graph: str, tensors: dict[str, NDArray[Any]], plain_int8: Sequence[str] = ...
+    path: str | PathLike[str], graph: str, tensors: dict[str, NDArray[Any]], plain_int8: Sequence[str] | None = None
 ) -> None: ...
-def load(path: str | PathLike[str]) -> tuple[str, dict[str, NDArray[Any]]]: ...
+def load(
+    path: str | PathLike[str], check: bool = False, max_bytes: int | None = None, max_macs: int | None = None
+) -> tuple[str, dict[str, NDArray[Any]]]: ...
+def ops() -> list[dict[str, Any]]: ...
+def check_graph(
+    graph: str, tensors: dict[str, NDArray[Any]], max_bytes: int | None = None, max_macs: int | None = None
+) -> None: ...
+def engine_refusal(op: str, attrs: str, shapes: Sequence[Sequence[int]]) -> str | None: ...
+def macs(op: str, shape: Sequence[int], weight: Sequence[int] | None = None) -> int: ...
+def graph_report(graph: str, tensors: dict[str, NDArray[Any]]) -> list[dict[str, Any]]: ...
 
 @final
 class Network:
@@ -132,7 +146,7 @@ class Network:
         cls,
         graph: str,
         tensors: dict[str, NDArray[Any]],
-        plain_int8: Sequence[str] = ...,
+        plain_int8: Sequence[str] | None = None,
         family: str | None = None,
         max_bytes: int | None = None,
         max_macs: int | None = None,

@@ -109,7 +109,7 @@ def _pad_of_constants(node: Node, rank: int) -> bool:
 
 
 #: Operation → whether the engine can express this node of it, given the dimensions of the first value it reads. What is
-#: not here it always can. The conditions are those of the rows in ``rust/fatnn/src/net/ops``.
+#: not here it always can. The conditions are those of ``rust/fatnn/src/graph/support.rs``.
 _CONDITIONS: dict[str, Callable[[Node, int], bool]] = {
     "mean": _mean_of_all_pixels,
     "flatten": _flatten_behind_batch,

@@ -23,6 +23,7 @@ use crate::errors::{config_error, detached, guarded, input_error, raise};
 
 mod array;
 mod errors;
+mod graph;
 mod network;
 
 type Pair = [usize; 2];
@@ -559,18 +560,40 @@ fn conv_int8(
 /// Writes the canonical file; arrays may be float32, int32, int64, or int8: ternary codes or, where one is ±3, weights of two
 /// bits, but for those named in `plain_int8`, which are any int8.
 #[pyfunction]
-#[pyo3(signature = (path, graph, tensors, plain_int8 = Vec::new()))]
+#[pyo3(signature = (path, graph, tensors, plain_int8 = None))]
 fn save(
     py: Python<'_>,
     path: PathBuf,
     graph: &str,
     tensors: &Bound<'_, PyDict>,
-    plain_int8: Vec<String>,
+    plain_int8: Option<Vec<String>>,
 ) -> PyResult<()> {
     guarded(py, || {
-        let stored = self::tensors(tensors, &plain_int8)?;
+        let stored = typed_tensors(graph, tensors, plain_int8)?;
         detached(py, || net::save(path, graph, &stored))
     })
+}
+
+/// A dictionary of arrays as the core's tensors. Which int8 ones are plain integers, `plain_int8` says, or else the graph.
+pub(crate) fn typed_tensors(
+    graph: &str,
+    arrays: &Bound<'_, PyDict>,
+    plain_int8: Option<Vec<String>>,
+) -> PyResult<BTreeMap<String, Tensor>> {
+    match plain_int8 {
+        Some(names) => tensors(arrays, &names),
+        None => {
+            let int8 = |name: &String| {
+                let array = arrays.get_item(name).ok().flatten();
+                let dtype = array.and_then(|array| array.getattr("dtype").ok()?.getattr("name").ok());
+                dtype.is_some_and(|dtype| dtype.extract::<String>().is_ok_and(|dtype| dtype == "int8"))
+            };
+            let mut names = graph::plain_int8(graph).map_err(|e| raise(arrays.py(), e))?;
+            // What is missing or of another type is named where it is used.
+            names.retain(int8);
+            tensors(arrays, &names)
+        }
+    }
 }
 
 /// A dictionary of arrays as the core's tensors; int8 ones are weights' codes but where `plain_int8` names them.
@@ -628,11 +651,28 @@ fn tensor(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
     }
 }
 
-/// Reads the canonical file: the graph's JSON text and the arrays by name; weights' codes and plain int8 all as int8.
+/// Reads the canonical file: the graph's JSON text and the arrays by name; weights' codes and plain int8 all as int8. With
+/// `check`, also checks the graph as `check_graph` does, without a copy of the tensors.
 #[pyfunction]
-fn load(py: Python<'_>, path: PathBuf) -> PyResult<(String, Bound<'_, PyDict>)> {
+#[pyo3(signature = (path, check = false, max_bytes = None, max_macs = None))]
+fn load(
+    py: Python<'_>,
+    path: PathBuf,
+    check: bool,
+    max_bytes: Option<u64>,
+    max_macs: Option<u64>,
+) -> PyResult<(String, Bound<'_, PyDict>)> {
     guarded(py, || {
-        let (graph, tensors) = detached(py, || net::load(path))?;
+        let (graph, tensors) = detached(py, || {
+            let (graph, tensors) = net::load(&path)?;
+            if check {
+                graph::checked(&graph, &tensors, max_bytes, max_macs).map_err(|e| match e {
+                    fatnn::Error::Graph { why } => fatnn::Error::Format { path, why },
+                    other => other,
+                })?;
+            }
+            Ok((graph, tensors))
+        })?;
         let arrays = PyDict::new(py);
         for (name, tensor) in tensors {
             match tensor {
@@ -685,6 +725,11 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(conv_int8, module)?,
         wrap_pyfunction!(save, module)?,
         wrap_pyfunction!(load, module)?,
+        wrap_pyfunction!(graph::ops, module)?,
+        wrap_pyfunction!(graph::check_graph, module)?,
+        wrap_pyfunction!(graph::engine_refusal, module)?,
+        wrap_pyfunction!(graph::macs, module)?,
+        wrap_pyfunction!(graph::graph_report, module)?,
     ] {
         module.add_function(function)?;
     }

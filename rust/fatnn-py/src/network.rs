@@ -23,7 +23,7 @@ pub(crate) struct Network {
 type Seen<'py> = (String, u64, Option<Bound<'py, PyArrayDyn<u8>>>);
 
 /// Limits from Python's arguments, of which `None` means no bound.
-fn limits(max_bytes: Option<u64>, max_macs: Option<u64>) -> Limits {
+pub(crate) fn limits(max_bytes: Option<u64>, max_macs: Option<u64>) -> Limits {
     let Limits { max_bytes: all_bytes, max_macs: all_macs } = Limits::NONE;
     Limits { max_bytes: max_bytes.unwrap_or(all_bytes), max_macs: max_macs.unwrap_or(all_macs) }
 }
@@ -34,18 +34,18 @@ impl Network {
     /// that of the kernels that its ternary products take, what suits the CPU by default. `max_bytes` and `max_macs` bound what
     /// it may cost, when it is built and in every run; `None` is no bound.
     #[new]
-    #[pyo3(signature = (graph, tensors, plain_int8 = Vec::new(), family = None, max_bytes = None, max_macs = None))]
+    #[pyo3(signature = (graph, tensors, plain_int8 = None, family = None, max_bytes = None, max_macs = None))]
     fn new(
         py: Python<'_>,
         graph: &str,
         tensors: &Bound<'_, PyDict>,
-        plain_int8: Vec<String>,
+        plain_int8: Option<Vec<String>>,
         family: Option<&str>,
         max_bytes: Option<u64>,
         max_macs: Option<u64>,
     ) -> PyResult<Self> {
         guarded(py, || {
-            let tensors = crate::tensors(tensors, &plain_int8)?;
+            let tensors = crate::typed_tensors(graph, tensors, plain_int8)?;
             let family = family.map(Family::from_name).transpose().map_err(|e| raise(py, e))?;
             let net = detached(py, || match family {
                 Some(family) => net::Network::for_family(graph, &tensors, family),

@@ -12,7 +12,10 @@
 //! | [`quantize`] | float activations to codes |
 //! | [`pool`] | max pooling on codes |
 //! | [`int8`] | int8 layers: the first and the last of a network |
-//! | [`net`] | the canonical file, and whole networks in one call: [`net::Network`] |
+//! | [`dtype`] | names of element types: activations, weights, codes, values, tensors |
+//! | [`graph`] | networks as data: typed nodes, the table of operations, checks, the canonical file |
+//! | [`engine`] | graphs compiled for this CPU, and run |
+//! | [`net`] | the public names of both: [`net::Network`], [`net::load`], [`net::save`] |
 //! | [`kernels`] | the micro-kernels and their table |
 //! | [`cpu`], [`parallel`] | CPU features, threads |
 //! | [`memory`] | memory that may be refused |
@@ -26,14 +29,18 @@ pub mod codec;
 mod config;
 pub mod conv;
 pub mod cpu;
+pub mod dtype;
+pub mod engine;
 pub mod epilogue;
 mod error;
 mod frame;
 mod gemm;
+pub mod graph;
 pub mod int8;
 // The only room with `unsafe`: loads, stores and calls of functions with CPU features.
 #[allow(unsafe_code)]
 pub mod kernels;
+mod limits;
 pub mod memory;
 pub mod net;
 pub mod parallel;

@@ -178,11 +178,11 @@ fn kinds_of_activations_that_do_not_fit_are_refused() {
     let mut other = json.clone();
     other["nodes"][2]["attrs"].as_object_mut().unwrap().remove("act");
     let message = build(&other, &example.tensors);
-    assert!(message.contains("a ternary convolution's input") && message.contains("Uint2"), "{message}");
+    assert!(message.contains("layer of a") && message.contains("reads two-bit codes"), "{message}");
     for (name, tensor, says) in [
         ("steps", Tensor::F32(vec![2], vec![0.0, 1.0]), "steps must be 3 numbers, got 2"),
         ("t", Tensor::I32(vec![4, C], vec![0; 4 * C]), "(2 or 3, channels)"),
-        ("t", Tensor::I32(vec![2, C], vec![0; 2 * C]), "Ternary"),
+        ("t", Tensor::I32(vec![2, C], vec![0; 2 * C]), "reads ternary codes"),
         ("w1", Tensor::I8(vec![C, C, 3, 3], vec![1; C * C * 9]), "ternary codes or weights of two bits"),
     ] {
         let mut tensors = example.tensors.clone();

@@ -1,16 +1,11 @@
-//! Networks: the canonical file, and a graph that runs as a whole.
+//! Networks: the canonical file, and a graph that runs as a whole. The public face of [`crate::graph`] and
+//! [`crate::engine`].
 
-mod build;
-mod file;
-mod limits;
-mod network;
-mod ops;
-mod schema;
-mod value;
+pub use crate::engine::{Input, Network, Observed, Output};
+pub use crate::graph::file::{FORMAT_VERSION, load, save};
+pub use crate::graph::tensor::Tensor;
+pub use crate::limits::Limits;
 
-pub use file::{FORMAT_VERSION, Tensor, load, save};
-pub use limits::Limits;
-pub use network::{Input, Network, Observed, Output};
 #[doc(hidden)]
-pub use ops::Elementwise;
-pub(crate) use ops::{PoolStep, apply_all, map_elements, transpose};
+pub use crate::engine::Elementwise;
+pub(crate) use crate::engine::{PoolStep, apply_all, map_elements, transpose};

@@ -6,10 +6,11 @@ use std::time::Instant;
 
 use fatnn::net::{self, Input, Network};
 use fatnn::parallel;
-use serde_json::{Value as Json, json};
+use serde_json::json;
 
-use crate::inspect::rows;
 use crate::{Failure, table};
+use fatnn::graph::report::{Row, rows};
+use fatnn::graph::{Graph, Source};
 
 /// Values in [-1, 1) that are the same in every run: splitmix64.
 fn random(count: usize) -> Vec<f32> {
@@ -75,7 +76,7 @@ pub(crate) fn bench(
         }
     }
     let (graph, tensors) = net::load(file)?;
-    let described = rows(&serde_json::from_str::<Json>(&graph)?, &tensors);
+    let described = rows(&Graph::parse(&graph, Source::Description)?, &tensors);
     let [low, median, high] = quartiles(whole).map(|ns| ns / 1e6);
     let threads = parallel::num_threads()?;
     let timed: Vec<_> = order
@@ -86,7 +87,8 @@ pub(crate) fn bench(
         })
         .collect();
     if as_json {
-        let node = |(row, ms): &(&crate::inspect::Row, f64)| json!({"node": row.node, "layer": row.layer, "op": row.op, "milliseconds": ms});
+        let node =
+            |(row, ms): &(&Row, f64)| json!({"node": row.node, "layer": row.layer, "op": row.op, "milliseconds": ms});
         return Ok(serde_json::to_string_pretty(&json!({
             "inputs": shapes,
             "threads": threads,

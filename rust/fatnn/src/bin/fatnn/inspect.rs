@@ -1,79 +1,16 @@
 //! `fatnn inspect`.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use fatnn::Error;
-use fatnn::codec::{trits, two_bit};
-use fatnn::net::{self, Network, Tensor};
+use fatnn::graph::op::Op;
+use fatnn::graph::ops::Products;
+use fatnn::graph::report::{Row, rows};
+use fatnn::graph::{Graph, Source};
+use fatnn::net::{self, Network};
 use serde_json::{Value as Json, json};
 
 use crate::{Failure, table};
-
-/// A node of the file's graph, as people want to see it.
-pub(crate) struct Row {
-    /// In the graph.
-    pub node: String,
-    /// The layer it came from, else the node.
-    pub layer: String,
-    pub op: String,
-    pub shape: Vec<u64>,
-    macs: u64,
-    ternary_bytes: u64,
-    int8_bytes: u64,
-    note: String,
-}
-
-/// What a layer multiplies.
-#[derive(Clone, Copy, PartialEq)]
-enum Kind {
-    Ternary,
-    Int8,
-    Float,
-}
-
-impl Row {
-    fn kind(&self) -> Kind {
-        match self.op.as_str() {
-            "conv_codes" | "conv_float" => Kind::Ternary,
-            op if op.ends_with("_int8") => Kind::Int8,
-            _ => Kind::Float,
-        }
-    }
-}
-
-/// Every node of a graph but its inputs; empty where the graph is not one of ours.
-pub(crate) fn rows(graph: &Json, tensors: &BTreeMap<String, Tensor>) -> Vec<Row> {
-    let nodes = graph["nodes"].as_array().into_iter().flatten();
-    nodes.filter(|node| node["op"] != "input").map(|node| row(node, tensors)).collect()
-}
-
-fn row(node: &Json, tensors: &BTreeMap<String, Tensor>) -> Row {
-    let text = |key: &str| node[key].as_str().unwrap_or_default().to_owned();
-    let (name, op, layer) = (text("name"), text("op"), text("layer"));
-    let shape: Vec<u64> = node["shape"].as_array().into_iter().flatten().filter_map(Json::as_u64).collect();
-    let weight = node["tensors"]["weight"].as_str().and_then(|name| tensors.get(name));
-    let product = |sizes: &mut dyn Iterator<Item = u64>| sizes.fold(1u64, u64::saturating_mul);
-    let macs = match weight {
-        Some(weight)
-            if matches!(op.trim_end_matches("_int8"), "conv_codes" | "conv_float" | "conv1d" | "conv2d" | "linear") =>
-        {
-            product(&mut shape.iter().copied().chain(weight.shape().iter().skip(1).map(|&d| d as u64)))
-        }
-        _ => 0,
-    };
-    let ternary_bytes = match weight {
-        Some(Tensor::Ternary(_, codes)) => trits::encoded_len(codes.len()) as u64,
-        Some(Tensor::TwoBit(_, weights)) => two_bit::encoded_len(weights.len()) as u64,
-        _ => 0,
-    };
-    let int8_bytes = match weight {
-        Some(Tensor::I8(_, values)) => values.len() as u64,
-        _ => 0,
-    };
-    let layer = if layer.is_empty() { name.clone() } else { layer };
-    Row { node: name, layer, op, shape, macs, ternary_bytes, int8_bytes, note: text("note") }
-}
 
 /// The table, or JSON. A network that only PyTorch can run is shown too, with the reason.
 pub(crate) fn inspect(file: &Path, as_json: bool) -> Result<String, Failure> {
@@ -86,25 +23,24 @@ pub(crate) fn inspect(file: &Path, as_json: bool) -> Result<String, Failure> {
         Err(Error::Graph { why }) => return Err(Error::Format { path: file.into(), why }.into()),
         Err(other) => return Err(other.into()),
     };
-    let graph: Json = serde_json::from_str(&graph)?;
+    let graph = Graph::parse(&graph, Source::Description)?;
     let rows = rows(&graph, &tensors);
     let file_bytes = std::fs::metadata(file).map_err(|source| Error::Io { path: file.into(), source })?.len();
-    let sum = |value: fn(&Row) -> u64, kind: Option<Kind>| {
-        rows.iter().filter(|row| kind.is_none_or(|k| row.kind() == k)).map(value).fold(0, u64::saturating_add)
+    let sum = |value: fn(&Row) -> u64, kind: Option<Products>| {
+        rows.iter().filter(|row| kind.is_none_or(|k| row.products == k)).map(value).fold(0, u64::saturating_add)
     };
-    let layers = |kind: Kind| rows.iter().filter(|row| row.kind() == kind).count();
-    let (ternary_layers, int8_layers) = (layers(Kind::Ternary), layers(Kind::Int8));
+    let layers = |kind: Products| rows.iter().filter(|row| row.products == kind).count();
+    let (ternary_layers, int8_layers) = (layers(Products::Codes), layers(Products::Int8));
     let [macs_ternary, macs_int8, macs_float] =
-        [Kind::Ternary, Kind::Int8, Kind::Float].map(|kind| sum(|row| row.macs, Some(kind)));
-    let (ternary_bytes, int8_bytes) = (sum(|row| row.ternary_bytes, None), sum(|row| row.int8_bytes, None));
+        [Products::Codes, Products::Int8, Products::Float].map(|kind| sum(|row| row.macs, Some(kind)));
+    let (ternary_bytes, int8_bytes) = (sum(|row| row.code_bytes, None), sum(|row| row.int8_bytes, None));
     if as_json {
         let row = |row: &Row| {
             json!({"node": row.node, "layer": row.layer, "op": row.op, "shape": row.shape, "macs": row.macs,
-                "ternary_bytes": row.ternary_bytes, "int8_bytes": row.int8_bytes, "note": row.note})
+                "ternary_bytes": row.code_bytes, "int8_bytes": row.int8_bytes, "note": row.note})
         };
-        let inputs: Vec<&Json> =
-            graph["nodes"].as_array().into_iter().flatten().filter(|n| n["op"] == "input").collect();
-        let inputs: Vec<Json> = inputs.iter().map(|n| json!({"name": n["name"], "shape": n["shape"]})).collect();
+        let inputs = graph.nodes.iter().filter(|node| matches!(node.op, Op::Input(_)));
+        let inputs: Vec<Json> = inputs.map(|n| json!({"name": n.name, "shape": n.shape})).collect();
         return Ok(serde_json::to_string_pretty(&json!({
             "file_bytes": file_bytes,
             "ternary_layers": ternary_layers,
@@ -123,7 +59,7 @@ pub(crate) fn inspect(file: &Path, as_json: bool) -> Result<String, Failure> {
     let cells: Vec<[String; 6]> = rows
         .iter()
         .map(|row| {
-            let (macs, bytes) = (table::count(row.macs), table::count(row.ternary_bytes + row.int8_bytes));
+            let (macs, bytes) = (table::count(row.macs), table::count(row.code_bytes + row.int8_bytes));
             [row.layer.clone(), row.op.clone(), table::shape(&row.shape), macs, bytes, row.note.clone()]
         })
         .collect();

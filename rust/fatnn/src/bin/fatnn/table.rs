@@ -18,8 +18,8 @@ pub(crate) fn render<const N: usize>(head: [&str; N], rows: &[[String; N]], righ
 }
 
 /// A shape as `1x64x56x56`.
-pub(crate) fn shape(shape: &[u64]) -> String {
-    shape.iter().map(u64::to_string).collect::<Vec<_>>().join("x")
+pub(crate) fn shape(shape: &[usize]) -> String {
+    shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x")
 }
 
 /// A number with a comma after every three digits.

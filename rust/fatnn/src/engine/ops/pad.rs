@@ -3,31 +3,45 @@
 
 use std::sync::Arc;
 
-use crate::codec::CodesLayout;
+use crate::engine::ops::elementwise::in_rows;
+use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Slice, SliceMut, Value};
 use crate::error::{Result, bad_value};
-use crate::net::ops::elementwise::in_rows;
-use crate::net::value::{Cost, Dims, Operation, Slice, SliceMut, Step, Value};
 
 /// Elements before and behind.
-pub(super) type Around = [usize; 2];
+pub(crate) type Around = [usize; 2];
 
 /// Sides stay below this.
 const LIMIT: usize = 1 << 24;
 
 /// Constant padding.
 #[derive(Debug)]
-pub(super) struct Pad {
+pub(crate) struct Pad {
     pub channels: Around,
     /// Of height and width.
     pub map: [Around; 2],
     pub value: f32,
 }
 
-impl Operation for Pad {
-    fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
-        super::floats("padding", inputs, 1)
+impl Pad {
+    /// From PyTorch's list, before and after each dimension from the last on, for values of so many dimensions.
+    ///
+    /// # Errors
+    /// Where the numbers are no pairs.
+    pub fn new(around: &[i64], value: f32, rank: usize) -> std::result::Result<Self, String> {
+        if !around.len().is_multiple_of(2) {
+            return Err("pad must have two numbers for every dimension".into());
+        }
+        let mut sides = around.chunks_exact(2).map(|pair| [pair[0].max(0) as usize, pair[1].max(0) as usize]);
+        let mut map = [[0; 2]; 2];
+        // The last dimension is the width where there are pixels at all.
+        for axis in (4usize.saturating_sub(rank)..2).rev() {
+            map[axis] = sides.next().unwrap_or_default();
+        }
+        Ok(Pad { channels: sides.next().unwrap_or_default(), map, value })
     }
+}
 
+impl Operation for Pad {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let from = inputs[0].dims;
         let all = [self.channels, self.map[0], self.map[1]];
@@ -40,7 +54,7 @@ impl Operation for Pad {
         Ok((Value::float(to), Cost::of(&to, 1)))
     }
 
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
         let (from, to) = (inputs[0].dims, self.measure(inputs)?.0.dims);
         Ok((Value::float(to), Box::new(PadStep { pad: self, from, to })))
     }
@@ -53,7 +67,7 @@ struct PadStep {
     to: Dims,
 }
 
-impl Step for PadStep {
+impl ExecutableOp for PadStep {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
         let (x, value) = (inputs[0].floats(), self.pad.value);
         let ([h, w], [out_h, out_w]) = (self.from.map, self.to.map);

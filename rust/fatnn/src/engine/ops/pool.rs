@@ -3,14 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::codec::CodesLayout;
 use crate::conv::ConvShape;
+use crate::engine::ops::elementwise::in_rows;
+use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Slice, SliceMut, Value};
 use crate::error::{Result, bad_value};
+use crate::graph::ConvParams;
 use crate::kernels::pooling::{Pooling, Taps, pooling};
 use crate::memory;
-use crate::net::ops::codes::Window;
-use crate::net::ops::elementwise::in_rows;
-use crate::net::value::{Cost, Dims, Operation, Slice, SliceMut, Step, Value};
 
 /// Height and width after pooling, by PyTorch's rules: with `ceil_mode` the last window may reach over the edge, as long as
 /// it starts inside the input or its left padding.
@@ -53,7 +52,7 @@ fn check_map(map: [usize; 2]) -> Result<[usize; 2]> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Windows {
     Fixed {
-        window: Window,
+        window: ConvParams,
         ceil_mode: bool,
     },
     /// As many windows as these sizes say (0: as the input), each from `⌊i·in/out⌋` to `⌈(i+1)·in/out⌉`.
@@ -152,22 +151,14 @@ impl Pool {
 }
 
 impl Operation for Pool {
-    fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
-        super::floats("pooling", inputs, 1)
-    }
-
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let (out, cost) = self.measure_dims(&inputs[0].dims)?;
         Ok((Value::float(out), cost))
     }
 
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
         let (out, step) = self.step(inputs[0].dims)?;
         Ok((Value::float(out), Box::new(step)))
-    }
-
-    fn max_pool(&self) -> Option<&Pool> {
-        (self.reduce == Reduce::Max).then_some(self)
     }
 }
 
@@ -242,7 +233,7 @@ impl PoolStep {
     }
 }
 
-impl Step for PoolStep {
+impl ExecutableOp for PoolStep {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
         let (x, [rows, columns]) = (inputs[0].floats(), self.output());
         let (channels, [h, w]) = (self.dims.channels, self.dims.map);

@@ -1,14 +1,14 @@
 //! Operations that make or read codes: thin fronts of [`crate::quantize`], [`crate::conv`] and [`crate::pool`].
 
-use std::any::Any;
 use std::sync::Arc;
 
 use crate::codec::CodesLayout;
 use crate::conv::{ConvShape, Geometry, check_thresholds};
+use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Slice, SliceMut, Value};
 use crate::epilogue::{Quantizer, Residual, ToCodes, ToFloat};
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::gemm::FloatSink;
-use crate::net::value::{Cost, Dims, Maker, Operation, Slice, SliceMut, Step, Value};
+use crate::graph::ConvParams;
 use crate::pool::pool_checked;
 use crate::quantize::{PixelOrder, quantize};
 use crate::weights::PackedWeights;
@@ -21,25 +21,15 @@ pub(crate) struct Quantize {
 }
 
 impl Operation for Quantize {
-    fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
-        super::floats("a quantizer", inputs, 1)?;
-        Ok(Some(self.layout))
-    }
-
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let dims = inputs[0].dims;
         check_len("channels", self.layout.channels(), dims.channels)?;
         Ok((Value { dims, codes: Some(self.layout) }, Cost::of(&dims, 1)))
     }
 
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
         let dims = inputs[0].dims;
         Ok((Value { dims, codes: Some(self.layout) }, Box::new(QuantizeStep { quantize: self, dims })))
-    }
-
-    fn quantizer(&self) -> Option<Quantizer> {
-        // Thresholds in the wrong order are an error when it runs.
-        Quantizer::new(&self.thresholds, self.layout).ok()
     }
 }
 
@@ -49,7 +39,7 @@ struct QuantizeStep {
     dims: Dims,
 }
 
-impl Step for QuantizeStep {
+impl ExecutableOp for QuantizeStep {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
         let q = &self.quantize;
         let pixels = self.dims.map[0] * self.dims.map[1];
@@ -58,25 +48,9 @@ impl Step for QuantizeStep {
     }
 }
 
-/// A window's numbers, as files have them.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Window {
-    pub kernel: [usize; 2],
-    pub stride: [usize; 2],
-    pub padding: [usize; 2],
-    pub dilation: [usize; 2],
-}
-
-impl Window {
-    pub fn over(&self, dims: &Dims) -> ConvShape {
-        let Window { kernel, stride, padding, dilation } = *self;
-        ConvShape { batch: dims.images, input: dims.map, kernel, stride, padding, dilation }
-    }
-}
-
 /// What a ternary convolution's accumulators become.
 #[derive(Debug)]
-pub(crate) enum Tail {
+pub(crate) enum Epilogue {
     /// As [`ToCodes`] has them.
     Codes { thresholds: Vec<i32>, layout: CodesLayout },
     /// `fma(acc, scale, bias)`, a residual as the second input, ReLU; codes of that beside it.
@@ -87,32 +61,32 @@ pub(crate) enum Tail {
 #[derive(Debug)]
 pub(crate) struct TernaryConv {
     pub weights: PackedWeights<'static>,
-    pub window: Window,
+    pub window: ConvParams,
     /// Spatial axes of the output.
     pub axes: usize,
-    pub tail: Tail,
+    pub epilogue: Epilogue,
     /// What makes the residual: then the second input is that one's codes.
-    pub summand: Option<Summand>,
+    pub shortcut: Option<Shortcut>,
 }
 
 /// A convolution whose floats another one alone adds: a block's shortcut. By itself it would write them out to memory, from where
 /// they would come back.
 #[derive(Debug)]
-pub(crate) struct Summand {
+pub(crate) struct Shortcut {
     /// Of its node.
-    name: String,
+    pub name: String,
     /// For messages.
-    label: String,
-    conv: Box<TernaryConv>,
+    pub label: String,
+    pub conv: Box<TernaryConv>,
 }
 
 impl TernaryConv {
-    /// Checks the tail's sizes against the weights.
+    /// Checks the epilogue's sizes against the weights.
     pub fn check(self) -> Result<Self> {
         let n = self.weights.shape().out_channels;
-        match &self.tail {
-            Tail::Codes { thresholds, layout } => check_thresholds(n, &ToCodes { thresholds, layout: *layout })?,
-            Tail::Float { scale, bias, .. } => {
+        match &self.epilogue {
+            Epilogue::Codes { thresholds, layout } => check_thresholds(n, &ToCodes { thresholds, layout: *layout })?,
+            Epilogue::Float { scale, bias, .. } => {
                 for values in [scale, bias].into_iter().flatten() {
                     check_len("scale or bias", n, values.len())?;
                 }
@@ -148,9 +122,9 @@ impl TernaryConv {
         Geometry::new(&self.weights, &self.window.over(dims))
     }
 
-    /// The sink of a tail of floats.
+    /// The sink of a epilogue of floats.
     fn sink<'a>(&'a self, residual: Residual<'a>) -> Option<FloatSink<'a>> {
-        let Tail::Float { scale, bias, relu, codes } = &self.tail else { return None };
+        let Epilogue::Float { scale, bias, relu, codes } = &self.epilogue else { return None };
         let channels = self.weights.shape().out_channels;
         let (scale, bias) = (scale.as_deref(), bias.as_deref());
         Some(FloatSink::new(ToFloat { scale, bias, relu: *relu, channels, codes: *codes }, residual))
@@ -159,26 +133,14 @@ impl TernaryConv {
 
 impl Operation for TernaryConv {
     fn products<'a>(&'a self, name: &'a str) -> Vec<(&'a str, &'static str, usize)> {
-        let summand = self.summand.iter().flat_map(|summand| summand.conv.products(&summand.name));
-        summand.chain([(name, self.weights.kernel().name(), self.weights.as_bytes().len())]).collect()
-    }
-
-    fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
-        let wanted = self.weights.codes_layout()?;
-        if inputs.first() != Some(&Some(wanted)) {
-            return bad_value("a ternary convolution's input", format!("codes of {wanted:?}"), format!("{inputs:?}"));
-        }
-        match self.tail {
-            Tail::Codes { layout, .. } if inputs.len() == 1 => Ok(Some(layout)),
-            Tail::Float { .. } if inputs.len() == 1 || inputs[1..] == [None] => Ok(None),
-            _ => bad_value("a ternary convolution's inputs", "codes, and a residual of floats at most", inputs.len()),
-        }
+        let shortcut = self.shortcut.iter().flat_map(|shortcut| shortcut.conv.products(&shortcut.name));
+        shortcut.chain([(name, self.weights.kernel().name(), self.weights.as_bytes().len())]).collect()
     }
 
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let (out, mut cost) = self.sizes(&inputs[0].dims)?;
         let mut residual = inputs.get(1).map(|residual| residual.dims);
-        if let (Some(Summand { label, conv, .. }), Some(dims)) = (&self.summand, residual) {
+        if let (Some(Shortcut { label, conv, .. }), Some(dims)) = (&self.shortcut, residual) {
             let (dims, more) =
                 conv.sizes(&dims).map_err(|e| Error::Node { node: label.clone(), source: Box::new(e) })?;
             residual = Some(dims);
@@ -191,63 +153,25 @@ impl Operation for TernaryConv {
         {
             return bad_value("residual", format!("shape {:?}", out.shape()), format!("{:?}", residual.shape()));
         }
-        let codes = match self.tail {
-            Tail::Codes { layout, .. } => Some(layout),
-            Tail::Float { .. } => None,
+        let codes = match self.epilogue {
+            Epilogue::Codes { layout, .. } => Some(layout),
+            Epilogue::Float { .. } => None,
         };
         Ok((Value { dims: out, codes }, cost))
     }
 
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
         let (value, geometry) = (self.measure(inputs)?.0, self.geometry(&inputs[0].dims)?);
-        let summand = match (&self.summand, inputs.get(1)) {
-            (Some(Summand { conv, .. }), Some(residual)) => Some(conv.geometry(&residual.dims)?),
+        let shortcut = match (&self.shortcut, inputs.get(1)) {
+            (Some(Shortcut { conv, .. }), Some(residual)) => Some(conv.geometry(&residual.dims)?),
             _ => None,
         };
-        let step = ConvStep { conv: self, geometry, summand, residual: inputs.len() == 2 };
+        let step = ConvStep { conv: self, geometry, shortcut, residual: inputs.len() == 2 };
         Ok((value, Box::new(step)))
     }
 
-    fn absorb(&mut self, mut functions: Vec<super::Elementwise>) -> Option<Vec<super::Elementwise>> {
-        // Files hold ReLU in the tail already; this catches graphs that were written without.
-        if let Tail::Float { relu, .. } = &mut self.tail
-            && functions.first() == Some(&super::Elementwise::Relu)
-        {
-            *relu = true;
-            functions.remove(0);
-        }
-        (!functions.is_empty()).then_some(functions)
-    }
-
     fn adds_in_place(&self) -> bool {
-        self.summand.is_none()
-    }
-
-    fn summand(&mut self, maker: Maker) -> Option<Maker> {
-        if !matches!(self.tail, Tail::Float { .. }) || self.summand.is_some() {
-            return Some(maker);
-        }
-        let Maker { name, label, operation } = maker;
-        let plain = |conv: &TernaryConv| matches!(conv.tail, Tail::Float { codes: None, .. }) && conv.summand.is_none();
-        if !(&*operation as &dyn Any).downcast_ref().is_some_and(plain) {
-            return Some(Maker { name, label, operation });
-        }
-        if let Ok(conv) = (operation as Box<dyn Any>).downcast() {
-            self.summand = Some(Summand { name, label, conv });
-        }
-        None
-    }
-
-    fn quantize(&mut self, quantizer: Quantizer) -> bool {
-        match &mut self.tail {
-            Tail::Float { codes: codes @ None, .. }
-                if quantizer.layout.channels() == self.weights.shape().out_channels =>
-            {
-                *codes = Some(quantizer);
-                true
-            }
-            _ => false,
-        }
+        self.shortcut.is_none()
     }
 }
 
@@ -255,33 +179,39 @@ impl Operation for TernaryConv {
 struct ConvStep {
     conv: Arc<TernaryConv>,
     geometry: Geometry,
-    /// Of the summand, where there is one.
-    summand: Option<Geometry>,
+    /// Of the shortcut, where there is one.
+    shortcut: Option<Geometry>,
     /// Whether there is a residual: where it is not among the inputs, it stands in the output.
     residual: bool,
 }
 
-impl Step for ConvStep {
+impl ExecutableOp for ConvStep {
     fn run(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>) -> Result<()> {
-        self.run_beside(inputs, scratch, out, &mut [])
+        self.run_with_codes(inputs, scratch, out, &mut [])
     }
 
-    fn run_beside(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>, beside: &mut [u8]) -> Result<()> {
+    fn run_with_codes(
+        &self,
+        inputs: &[Slice<'_>],
+        scratch: &mut [u8],
+        out: SliceMut<'_>,
+        beside: &mut [u8],
+    ) -> Result<()> {
         let (codes, weights) = (inputs[0].codes(), &self.conv.weights);
-        if let Tail::Codes { thresholds, layout } = &self.conv.tail {
+        if let Epilogue::Codes { thresholds, layout } = &self.conv.epilogue {
             let to = ToCodes { thresholds, layout: *layout };
             return self.geometry.run(codes, weights, &to, scratch, out.codes(), beside);
         }
         let residual = match inputs.get(1) {
-            Some(residual) if self.summand.is_none() => Residual::Of(residual.floats()),
+            Some(residual) if self.shortcut.is_none() => Residual::Of(residual.floats()),
             _ if self.residual => Residual::InPlace,
             _ => Residual::None,
         };
-        let sink = self.conv.sink(residual).expect("the other tail");
+        let sink = self.conv.sink(residual).expect("the other epilogue");
         let out = out.floats();
-        match (&self.summand, &self.conv.summand) {
-            (Some(geometry), Some(Summand { conv, .. })) => {
-                let first = conv.sink(Residual::None).expect("summands are floats");
+        match (&self.shortcut, &self.conv.shortcut) {
+            (Some(geometry), Some(Shortcut { conv, .. })) => {
+                let first = conv.sink(Residual::None).expect("shortcuts are floats");
                 Geometry::run_sum(
                     [geometry, &self.geometry],
                     [inputs[1].codes(), codes],
@@ -306,27 +236,23 @@ impl Step for ConvStep {
 /// Max pooling on codes.
 #[derive(Debug)]
 pub(crate) struct MaxPoolCodes {
-    pub window: Window,
+    pub window: ConvParams,
     pub ceil_mode: bool,
 }
 
 impl Operation for MaxPoolCodes {
-    fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
-        match inputs {
-            [Some(layout)] => Ok(Some(*layout)),
-            _ => bad_value("max pooling on codes", "one input of codes", format!("{inputs:?}")),
-        }
-    }
-
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let shape = self.window.over(&inputs[0].dims);
-        let map = super::pool::pooled(&shape, self.ceil_mode)?;
+        let map = crate::engine::ops::pool::pooled(&shape, self.ceil_mode)?;
         let dims = Dims { map, ..inputs[0].dims };
         let taps: usize = (0..2).map(|axis| shape.kernel[axis].min(shape.input[axis].max(1))).product();
-        Ok((Value { dims, ..inputs[0] }, Cost { bytes: super::pool::table_bytes(map), ..Cost::of(&dims, taps) }))
+        Ok((
+            Value { dims, ..inputs[0] },
+            Cost { bytes: crate::engine::ops::pool::table_bytes(map), ..Cost::of(&dims, taps) },
+        ))
     }
 
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
         let (value, shape) = (self.measure(inputs)?.0, self.window.over(&inputs[0].dims));
         let Some(layout) = value.codes else {
             return bad_value("max pooling on codes", "one input of codes", "floats");
@@ -342,7 +268,7 @@ struct MaxPoolStep {
     map: [usize; 2],
 }
 
-impl Step for MaxPoolStep {
+impl ExecutableOp for MaxPoolStep {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
         pool_checked(inputs[0].codes(), self.layout, &self.shape, self.map, out.codes())
     }

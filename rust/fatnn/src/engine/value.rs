@@ -1,11 +1,11 @@
 //! What flows between a network's operations, and the contract that an operation keeps.
 
-use std::any::Any;
 use std::sync::Arc;
 
 use crate::codec::CodesLayout;
-use crate::epilogue::Quantizer;
+use crate::conv::ConvShape;
 use crate::error::{Result, bad_value};
+use crate::graph::ConvParams;
 use crate::memory;
 
 /// Dimensions of a value: images, channels, and as many spatial axes as it has. In memory, floats are always
@@ -39,6 +39,14 @@ impl Dims {
         let mut shape = vec![self.images, self.channels];
         shape.extend(&self.map[2 - self.axes..]);
         shape
+    }
+}
+
+impl ConvParams {
+    /// The convolution of these parameters over such values.
+    pub(crate) fn over(&self, dims: &Dims) -> ConvShape {
+        let ConvParams { kernel, stride, padding, dilation } = *self;
+        ConvShape { batch: dims.images, input: dims.map, kernel, stride, padding, dilation }
     }
 }
 
@@ -139,7 +147,7 @@ pub(crate) struct Cost {
     pub macs: u128,
     /// Bytes of tables and of a thread's working memory, beside values and scratch.
     pub bytes: u128,
-    /// Bytes of scratch memory that [`Step::run`] wants.
+    /// Bytes of scratch memory that [`ExecutableOp::run`] wants.
     pub scratch: usize,
 }
 
@@ -150,75 +158,39 @@ impl Cost {
     }
 }
 
-/// An operation on its way into another.
-#[derive(Debug)]
-pub(crate) struct Maker {
-    /// Of its node.
-    pub name: String,
-    /// For messages.
-    pub label: String,
-    pub operation: Box<dyn Operation>,
-}
-
 /// An operation with its weights, for any input shape.
-pub(crate) trait Operation: Any + Send + Sync + std::fmt::Debug {
-    /// Whether it makes codes, and of which layout, given what it reads; checks kinds.
-    fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>>;
+pub(crate) trait Operation: Send + Sync + std::fmt::Debug {
     /// Checks the sizes of what it reads; what it makes, and what that costs. Allocates nothing that sizes decide.
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)>;
     /// Settles everything that depends on shapes: what it makes, and how. Comes after [`Operation::measure`] of the same.
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)>;
-    /// Takes over elementwise functions of its output, where it can run them on the way; else gives them back.
-    fn absorb(&mut self, functions: Vec<super::ops::Elementwise>) -> Option<Vec<super::ops::Elementwise>> {
-        Some(functions)
-    }
-    /// Takes over a quantizer of its output, where it can make codes on the way: [`Step::run_beside`] then does. False where
-    /// it cannot, or has one already.
-    fn quantize(&mut self, quantizer: Quantizer) -> bool {
-        let _ = quantizer;
-        false
-    }
-    /// Takes over max pooling of its output, where it can pool on the way; whether it does.
-    fn pool(&mut self, pool: &super::ops::Pool) -> bool {
-        let _ = pool;
-        false
-    }
-    /// The max pooling that this operation is, where it is one.
-    fn max_pool(&self) -> Option<&super::ops::Pool> {
-        None
-    }
-    /// Whether its output may stand where its second input stood, of the same shape: [`Step::run_beside`] then gets the first
-    /// alone, and finds the second in the output.
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)>;
+
+    /// Whether its output may take the place of its second input, of the same shape:
+    /// [`ExecutableOp::run_with_codes`] then gets only the first, and finds the second in the output.
     fn adds_in_place(&self) -> bool {
         false
     }
-    /// The quantizer that this operation is, where it is one.
-    fn quantizer(&self) -> Option<Quantizer> {
-        None
-    }
-    /// Takes over the operation that alone makes its second input, where it can run that on the way: it then reads what that one
-    /// read in this input's place. Else gives it back.
-    fn summand(&mut self, maker: Maker) -> Option<Maker> {
-        Some(maker)
-    }
+
     /// The products that this operation of that name is: the node's name, the kernel's, and the bytes of the weights as they are
     /// laid out.
     fn products<'a>(&'a self, name: &'a str) -> Vec<(&'a str, &'static str, usize)> {
         let _ = name;
         Vec::new()
     }
-    /// The elementwise functions that this operation consists of, where it is nothing else.
-    fn elementwise(&mut self) -> Option<Vec<super::ops::Elementwise>> {
-        None
-    }
 }
 
 /// An operation for one shape.
-pub(crate) trait Step: Send + Sync + std::fmt::Debug {
+pub(crate) trait ExecutableOp: Send + Sync + std::fmt::Debug {
     /// Runs it. Buffers have the planned sizes, `scratch` at least [`Cost::scratch`] bytes.
     fn run(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>) -> Result<()>;
-    /// Runs it and writes `codes` of the output, where [`Operation::quantize`] asked for them; else `codes` is empty.
-    fn run_beside(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>, codes: &mut [u8]) -> Result<()> {
+    /// Runs it and writes `codes` of the output, where it was built with a quantizer; else `codes` is empty.
+    fn run_with_codes(
+        &self,
+        inputs: &[Slice<'_>],
+        scratch: &mut [u8],
+        out: SliceMut<'_>,
+        codes: &mut [u8],
+    ) -> Result<()> {
         debug_assert!(codes.is_empty());
         self.run(inputs, scratch, out)
     }

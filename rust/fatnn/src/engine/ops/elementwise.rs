@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::codec::CodesLayout;
+use crate::engine::value::{Cost, ExecutableOp, Operation, Slice, SliceMut, Value};
 use crate::error::{Result, bad_value, check_len};
+use crate::graph::op::Op;
+use crate::graph::{BuildError, NodeView};
 use crate::kernels;
 use crate::memory;
-use crate::net::value::{Cost, Operation, Slice, SliceMut, Step, Value};
 use crate::parallel;
 
 /// A function of one element.
@@ -27,6 +28,40 @@ pub enum Elementwise {
 }
 
 impl Elementwise {
+    /// The function that a node is.
+    pub(crate) fn from_node(view: NodeView<'_>) -> std::result::Result<Self, BuildError> {
+        Ok(match &view.node.op {
+            Op::BatchNorm { eps } => {
+                if *eps < 0.0 {
+                    return Err(format!("eps must not be negative, got {eps}").into());
+                }
+                let (mean, var) = (view.floats("mean")?, view.floats("var")?);
+                let (weight, bias) = (view.optional_floats("weight")?, view.optional_floats("bias")?);
+                if [Some(var), weight, bias].into_iter().flatten().any(|v| v.len() != mean.len()) {
+                    return Err("its tensors have different sizes".into());
+                }
+                Elementwise::batch_norm(mean, var, weight, bias, *eps)?
+            }
+            Op::Affine => {
+                let (scale, bias) = (constants(view, "scale")?, constants(view, "bias")?);
+                if scale.len() != bias.len() {
+                    return Err("scale and bias have different sizes".into());
+                }
+                Elementwise::Affine(scale, bias)
+            }
+            Op::Relu => Elementwise::Relu,
+            Op::Hardtanh { min, max } => Elementwise::Clamp(*min, *max),
+            Op::LeakyRelu { negative_slope } => Elementwise::Leaky(vec![*negative_slope]), // small: one
+            Op::Prelu => match constants(view, "weight")? {
+                slopes if slopes.is_empty() => return Err("a slope per channel, or one, must be there".into()),
+                slopes => Elementwise::Leaky(slopes),
+            },
+            Op::ChannelScale { .. } => Elementwise::Scale(constants(view, "scale")?),
+            Op::ChannelBias { .. } => Elementwise::Bias(constants(view, "bias")?),
+            other => return Err(format!("{other:?} is no function of elements").into()),
+        })
+    }
+
     /// BatchNorm in evaluation mode as one multiplication and addition: `scale = weight / √(var + eps)`,
     /// `bias = fma(-mean, scale, bias)`, in float32.
     ///
@@ -145,32 +180,29 @@ pub(crate) fn check_channels(functions: &[Elementwise], channels: usize) -> Resu
         .try_for_each(|c| check_len("channels of a function", channels, c))
 }
 
+/// A copy of a float32 tensor.
+fn constants(view: NodeView<'_>, role: &str) -> std::result::Result<Vec<f32>, BuildError> {
+    Ok(memory::copied("constants of a layer", view.floats(role)?)?)
+}
+
+/// As [`constants`], of a tensor that may be absent.
+pub(crate) fn optional_constants(view: NodeView<'_>, role: &str) -> std::result::Result<Option<Vec<f32>>, BuildError> {
+    view.node.tensors.contains_key(role).then(|| constants(view, role)).transpose()
+}
+
 /// Elementwise functions as an operation of their own.
 #[derive(Debug)]
 pub(crate) struct Map(pub Vec<Elementwise>);
 
 impl Operation for Map {
-    fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
-        super::floats("an elementwise function", inputs, 1)
-    }
-
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         check_channels(&self.0, inputs[0].dims.channels)?;
         Ok((inputs[0], Cost::of(&inputs[0].dims, 1 + self.0.len())))
     }
 
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
         let channels = inputs[0].dims.channels;
         Ok((inputs[0], Box::new(MapStep { map: self, channels })))
-    }
-
-    fn absorb(&mut self, functions: Vec<Elementwise>) -> Option<Vec<Elementwise>> {
-        self.0.extend(functions);
-        None
-    }
-
-    fn elementwise(&mut self) -> Option<Vec<Elementwise>> {
-        Some(std::mem::take(&mut self.0))
     }
 }
 
@@ -180,7 +212,7 @@ struct MapStep {
     channels: usize,
 }
 
-impl Step for MapStep {
+impl ExecutableOp for MapStep {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
         let (x, out) = (inputs[0].floats(), out.floats());
         in_rows(out, self.channels, |first, out| {
@@ -191,16 +223,19 @@ impl Step for MapStep {
 }
 
 /// `a + b`, then elementwise functions.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Add {
     post: Vec<Elementwise>,
 }
 
-impl Operation for Add {
-    fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
-        super::floats("an addition", inputs, 2)
+impl Add {
+    /// A sum with functions of it.
+    pub fn new(post: Vec<Elementwise>) -> Self {
+        Add { post }
     }
+}
 
+impl Operation for Add {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         if inputs[0] != inputs[1] {
             let (a, b) = (inputs[0].dims.shape(), inputs[1].dims.shape());
@@ -210,14 +245,9 @@ impl Operation for Add {
         Ok((inputs[0], Cost::of(&inputs[0].dims, 1 + self.post.len())))
     }
 
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
         let channels = inputs[0].dims.channels;
         Ok((inputs[0], Box::new(AddStep { add: self, channels })))
-    }
-
-    fn absorb(&mut self, functions: Vec<Elementwise>) -> Option<Vec<Elementwise>> {
-        self.post.extend(functions);
-        None
     }
 }
 
@@ -227,7 +257,7 @@ struct AddStep {
     channels: usize,
 }
 
-impl Step for AddStep {
+impl ExecutableOp for AddStep {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
         let (a, b) = (inputs[0].floats(), inputs[1].floats());
         in_rows(out.floats(), self.channels, |first, out| {

@@ -28,7 +28,8 @@ use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 
 use crate::codec::{trits, two_bit};
-use crate::error::{Error, Result, bad_value, check_len};
+use crate::error::{Error, Result};
+use crate::graph::tensor::{Tensor, check_shape};
 use crate::memory;
 
 /// Version of the format that this crate writes, and the only one it reads.
@@ -36,92 +37,30 @@ pub const FORMAT_VERSION: u64 = 1;
 
 const ENTRY: &str = "fatnn-rs";
 
-/// A tensor of a file: shape and values in row-major order.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Tensor {
-    /// float32.
-    F32(Vec<usize>, Vec<f32>),
-    /// int32.
-    I32(Vec<usize>, Vec<i32>),
-    /// int64.
-    I64(Vec<usize>, Vec<i64>),
-    /// int8, a byte each in the file: the weights of int8 layers.
-    I8(Vec<usize>, Vec<i8>),
-    /// Codes -1, 0, 1; five to a byte in the file.
-    Ternary(Vec<usize>, Vec<i8>),
-    /// Weights -3, -1, 1, 3; four to a byte in the file.
-    TwoBit(Vec<usize>, Vec<i8>),
-}
-
-impl Tensor {
-    /// Its shape.
-    pub fn shape(&self) -> &[usize] {
-        match self {
-            Tensor::F32(shape, _)
-            | Tensor::I32(shape, _)
-            | Tensor::I64(shape, _)
-            | Tensor::I8(shape, _)
-            | Tensor::Ternary(shape, _)
-            | Tensor::TwoBit(shape, _) => shape,
+/// As stored: type, shape and bytes.
+fn stored(tensor: &Tensor) -> Result<Stored> {
+    tensor.check()?;
+    let (dtype, shape, bytes) = match tensor {
+        Tensor::F32(shape, v) => (Dtype::F32, shape.clone(), bytes(v, f32::to_le_bytes)?),
+        Tensor::I32(shape, v) => (Dtype::I32, shape.clone(), bytes(v, i32::to_le_bytes)?),
+        Tensor::I64(shape, v) => (Dtype::I64, shape.clone(), bytes(v, i64::to_le_bytes)?),
+        Tensor::I8(shape, v) => (Dtype::I8, shape.clone(), bytes(v, i8::to_le_bytes)?),
+        Tensor::Ternary(_, v) => {
+            let mut bytes = memory::filled(FILE, trits::encoded_len(v.len()), 0)?;
+            trits::encode(v, &mut bytes)?;
+            (Dtype::U8, vec![bytes.len()], bytes) // small: one
         }
-    }
-
-    /// `Ok` where its values fit its shape, and the shape is one that array libraries have.
-    pub(super) fn check(&self) -> Result<()> {
-        check_shape(self.shape())?;
-        check_len("tensor values", memory::product(self.shape().iter().copied()).unwrap_or(usize::MAX), self.len())
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Tensor::F32(_, v) => v.len(),
-            Tensor::I32(_, v) => v.len(),
-            Tensor::I64(_, v) => v.len(),
-            Tensor::I8(_, v) | Tensor::Ternary(_, v) | Tensor::TwoBit(_, v) => v.len(),
+        Tensor::TwoBit(_, v) => {
+            let mut bytes = memory::filled(FILE, two_bit::encoded_len(v.len()), 0)?;
+            two_bit::encode(v, &mut bytes)?;
+            (Dtype::U8, vec![bytes.len()], bytes) // small: one
         }
-    }
-
-    /// As stored: type, shape and bytes.
-    fn stored(&self) -> Result<Stored> {
-        self.check()?;
-        let (dtype, shape, bytes) = match self {
-            Tensor::F32(shape, v) => (Dtype::F32, shape.clone(), bytes(v, f32::to_le_bytes)?),
-            Tensor::I32(shape, v) => (Dtype::I32, shape.clone(), bytes(v, i32::to_le_bytes)?),
-            Tensor::I64(shape, v) => (Dtype::I64, shape.clone(), bytes(v, i64::to_le_bytes)?),
-            Tensor::I8(shape, v) => (Dtype::I8, shape.clone(), bytes(v, i8::to_le_bytes)?),
-            Tensor::Ternary(_, v) => {
-                let mut bytes = memory::filled(FILE, trits::encoded_len(v.len()), 0)?;
-                trits::encode(v, &mut bytes)?;
-                (Dtype::U8, vec![bytes.len()], bytes) // small: one
-            }
-            Tensor::TwoBit(_, v) => {
-                let mut bytes = memory::filled(FILE, two_bit::encoded_len(v.len()), 0)?;
-                two_bit::encode(v, &mut bytes)?;
-                (Dtype::U8, vec![bytes.len()], bytes) // small: one
-            }
-        };
-        Ok(Stored { dtype, shape, bytes })
-    }
+    };
+    Ok(Stored { dtype, shape, bytes })
 }
 
 /// What memory is for.
 const FILE: &str = "tensors of a file";
-/// Most dimensions of a tensor; array libraries have a bound of their own.
-const MAX_RANK: usize = 32;
-
-fn check_shape(shape: &[usize]) -> Result<()> {
-    // In bits below the address space, so that every element type's bytes can be counted.
-    let fits = memory::product(shape.iter().copied()).is_some_and(|n| n < 1 << (usize::BITS - 8));
-    match shape.len() <= MAX_RANK && fits {
-        true => Ok(()),
-        false => {
-            let shown =
-                if shape.len() > MAX_RANK { format!("{} dimensions", shape.len()) } else { format!("{shape:?}") };
-            bad_value("shape of a tensor", format!("at most {MAX_RANK} dimensions that fit in memory"), shown)
-        }
-    }
-}
 
 fn bytes<T: Copy, const N: usize>(values: &[T], convert: fn(T) -> [u8; N]) -> Result<Vec<u8>> {
     let mut bytes = memory::reserved(FILE, values.len().saturating_mul(N))?;
@@ -179,29 +118,29 @@ type Packed = BTreeMap<String, (&'static str, Vec<usize>)>;
 /// cannot be written.
 pub fn save(path: impl AsRef<Path>, graph: &str, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
     let path = path.as_ref();
-    let mut stored = BTreeMap::new();
+    let mut parts = BTreeMap::new();
     let (mut ternary, mut two_bit) = (BTreeMap::new(), BTreeMap::new());
     for (name, tensor) in tensors {
-        stored.insert(name.as_str(), tensor.stored()?);
+        parts.insert(name.as_str(), stored(tensor)?);
         match tensor {
             Tensor::Ternary(shape, _) => ternary.insert(name.as_str(), shape),
             Tensor::TwoBit(shape, _) => two_bit.insert(name.as_str(), shape),
             _ => None,
         };
     }
-    let parts = stored.iter().map(|(name, t)| {
+    let digested = parts.iter().map(|(name, t)| {
         let packed = |list: &BTreeMap<_, _>, name_of| list.contains_key(name).then_some(name_of);
         let list = packed(&ternary, TERNARY).or_else(|| packed(&two_bit, TWO_BIT));
         let kind = kind(t.dtype, list).unwrap_or("unknown");
         (*name, kind, tensors[*name].shape(), t.bytes.as_slice())
     });
-    let sha256 = digest(graph, parts);
+    let sha256 = digest(graph, digested);
     let mut entry = serde_json::json!({"version": FORMAT_VERSION, "sha256": sha256, TERNARY: ternary, "graph": graph});
     if !two_bit.is_empty() {
         entry[TWO_BIT] = serde_json::json!(two_bit);
     }
     let entry = entry.to_string();
-    let views = stored
+    let views = parts
         .iter()
         .map(|(name, t)| Ok((*name, TensorView::new(t.dtype, t.shape.clone(), &t.bytes)?)))
         .collect::<Result<Vec<_>, SafeTensorError>>();

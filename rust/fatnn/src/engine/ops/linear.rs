@@ -7,14 +7,13 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use crate::codec::CodesLayout;
 use crate::conv::ConvShape;
+use crate::engine::ops::elementwise::{Elementwise, apply_all, check_channels};
+use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Slice, SliceMut, Value};
 use crate::error::{Result, bad_value, check_len};
+use crate::graph::ConvParams;
 use crate::kernels::matmul;
 use crate::memory;
-use crate::net::ops::codes::Window;
-use crate::net::ops::elementwise::{Elementwise, apply_all, check_channels};
-use crate::net::value::{Cost, Dims, Operation, Slice, SliceMut, Step, Value};
 use crate::parallel;
 
 /// Output pixels whose windows are gathered at a time.
@@ -23,7 +22,7 @@ const BLOCK: usize = 64;
 /// A float convolution; a linear layer is one whose window is a single pixel.
 #[derive(Debug)]
 pub(crate) struct FloatConv {
-    window: Window,
+    window: ConvParams,
     groups: usize,
     channels: usize,
     out_channels: usize,
@@ -40,7 +39,7 @@ impl FloatConv {
         weight: &[f32],
         [out_channels, group_channels, kh, kw]: [usize; 4],
         bias: Option<Vec<f32>>,
-        window: Window,
+        window: ConvParams,
         groups: usize,
         axes: usize,
     ) -> Result<Self> {
@@ -70,13 +69,17 @@ impl FloatConv {
     }
 }
 
+impl FloatConv {
+    /// The same with functions of its output.
+    pub fn with(mut self, functions: Vec<Elementwise>) -> Self {
+        self.post.extend(functions);
+        self
+    }
+}
+
 impl Operation for FloatConv {
     fn products<'a>(&'a self, name: &'a str) -> Vec<(&'a str, &'static str, usize)> {
         vec![(name, "gemm-f32", size_of_val(self.weight.as_slice()))]
-    }
-
-    fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
-        super::floats("a float convolution", inputs, 1)
     }
 
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
@@ -94,14 +97,9 @@ impl Operation for FloatConv {
         Ok((Value::float(out), Cost { bytes, ..Cost::of(&out, reduction) }))
     }
 
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
         let (value, shape) = (self.measure(inputs)?.0, self.window.over(&inputs[0].dims));
         Ok((value, Box::new(FloatConvStep { conv: self, shape, map: value.dims.map })))
-    }
-
-    fn absorb(&mut self, functions: Vec<Elementwise>) -> Option<Vec<Elementwise>> {
-        self.post.extend(functions);
-        None
     }
 }
 
@@ -161,7 +159,7 @@ impl FloatConvStep {
     }
 }
 
-impl Step for FloatConvStep {
+impl ExecutableOp for FloatConvStep {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
         let (x, out, conv) = (inputs[0].floats(), out.floats(), &*self.conv);
         let n = conv.out_channels;
@@ -199,10 +197,6 @@ impl Step for FloatConvStep {
 pub(crate) struct Flatten;
 
 impl Operation for Flatten {
-    fn codes(&self, inputs: &[Option<CodesLayout>]) -> Result<Option<CodesLayout>> {
-        super::floats("flattening", inputs, 1)
-    }
-
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let dims = inputs[0].dims;
         let Some(channels) = memory::product([dims.channels, dims.map[0], dims.map[1]]) else {
@@ -212,7 +206,7 @@ impl Operation for Flatten {
         Ok((Value::float(out), Cost::of(&out, 1)))
     }
 
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn Step>)> {
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
         Ok((self.measure(inputs)?.0, Box::new(FlattenStep { dims: inputs[0].dims })))
     }
 }
@@ -222,7 +216,7 @@ struct FlattenStep {
     dims: Dims,
 }
 
-impl Step for FlattenStep {
+impl ExecutableOp for FlattenStep {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
         let (x, out) = (inputs[0].floats(), out.floats());
         let (channels, pixels) = (self.dims.channels, self.dims.map[0] * self.dims.map[1]);

@@ -1,0 +1,130 @@
+//! The table of operations and the checks of `fatnn::graph`, as plain Python data.
+
+use fatnn::graph::attrs::Presence;
+use fatnn::graph::ops::{OPS, OpInfo};
+use fatnn::graph::{Graph, Source, Tensors, check, cost, report, support};
+use fatnn::memory;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+
+use crate::errors::{detached, guarded, raise};
+use crate::network::limits;
+
+/// Every operation that a graph may hold, one dictionary each.
+#[pyfunction]
+pub(crate) fn ops(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
+    guarded(py, || OPS.iter().map(|row| described(py, row)).collect())
+}
+
+fn described<'py>(py: Python<'py>, row: &OpInfo) -> PyResult<Bound<'py, PyDict>> {
+    let made = PyDict::new(py);
+    made.set_item("name", row.name)?;
+    made.set_item("inputs", row.inputs)?;
+    let attrs = PyDict::new(py);
+    for attr in row.attrs {
+        attrs.set_item(attr.name, (attr.kind.name(), attr.presence == Presence::Optional))?;
+    }
+    made.set_item("attrs", attrs)?;
+    let tensors = PyDict::new(py);
+    for role in row.tensors {
+        tensors.set_item(role.name, (role.dtype.name(), role.required))?;
+    }
+    made.set_item("tensors", tensors)?;
+    made.set_item("reads_codes", row.reads_codes)?;
+    made.set_item("makes_codes", row.makes_codes)?;
+    made.set_item("signature", row.signature())?;
+    made.set_item("exactness", row.exactness.name())?;
+    made.set_item("products", row.products.name())?;
+    made.set_item("form", row.form.name())?;
+    made.set_item("in_files", row.in_files)?;
+    made.set_item("in_engine", row.in_engine())?;
+    Ok(made)
+}
+
+/// Checks a graph from a file and its tensors: that it is well-formed, that it runs at the shapes that it was
+/// converted at, and within limits.
+#[pyfunction]
+#[pyo3(signature = (graph, tensors, max_bytes = None, max_macs = None))]
+pub(crate) fn check_graph(
+    py: Python<'_>,
+    graph: &str,
+    tensors: &Bound<'_, PyDict>,
+    max_bytes: Option<u64>,
+    max_macs: Option<u64>,
+) -> PyResult<()> {
+    guarded(py, || {
+        let tensors = crate::typed_tensors(graph, tensors, None)?;
+        detached(py, || checked(graph, &tensors, max_bytes, max_macs))
+    })
+}
+
+/// Checks what a file holds.
+pub(crate) fn checked(
+    graph: &str,
+    tensors: &Tensors,
+    max_bytes: Option<u64>,
+    max_macs: Option<u64>,
+) -> fatnn::Result<()> {
+    let graph = Graph::parse(graph, Source::File)?;
+    let types = check::check(&graph, tensors, Source::File)?;
+    cost::check_sizes(&graph, tensors, &types, limits(max_bytes, max_macs)).map(|_| ())
+}
+
+/// Why the engine cannot run an operation whose attributes are this JSON object, on values of such shapes; `None`
+/// where it can.
+#[pyfunction]
+pub(crate) fn engine_refusal(
+    py: Python<'_>,
+    op: &str,
+    attrs: &str,
+    shapes: Vec<Vec<usize>>,
+) -> PyResult<Option<String>> {
+    guarded(py, || {
+        let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
+        support::refusal(op, attrs, &shapes).map_err(|e| raise(py, e))
+    })
+}
+
+/// Multiply-accumulates of an operation whose value and weight have such shapes; 0 where it has no products.
+#[pyfunction]
+#[pyo3(signature = (op, shape, weight = None))]
+pub(crate) fn macs(py: Python<'_>, op: &str, shape: Vec<usize>, weight: Option<Vec<usize>>) -> PyResult<u128> {
+    guarded(py, || cost::macs_of(op, &shape, weight.as_deref()).map_err(|e| raise(py, e)))
+}
+
+/// What a report shows of a graph, one dictionary per node that is no input.
+#[pyfunction]
+pub(crate) fn graph_report<'py>(
+    py: Python<'py>,
+    graph: &str,
+    tensors: &Bound<'py, PyDict>,
+) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    guarded(py, || {
+        let tensors = crate::typed_tensors(graph, tensors, None)?;
+        let rows = detached(py, || {
+            let graph = Graph::parse(graph, Source::Description)?;
+            check::check(&graph, &tensors, Source::Description)?;
+            Ok(report::rows(&graph, &tensors))
+        })?;
+        let row = |row: report::Row| {
+            let made = PyDict::new(py);
+            made.set_item("node", row.node)?;
+            made.set_item("layer", row.layer)?;
+            made.set_item("op", row.op)?;
+            made.set_item("shape", PyTuple::new(py, row.shape)?)?;
+            made.set_item("products", row.products.name())?;
+            made.set_item("signature", row.signature)?;
+            made.set_item("macs", row.macs)?;
+            made.set_item("packed_bytes", row.code_bytes + row.int8_bytes)?;
+            made.set_item("note", row.note)?;
+            Ok(made)
+        };
+        rows.into_iter().map(row).collect()
+    })
+}
+
+/// Names of the tensors that a graph's nodes use as plain int8; what is no graph names none.
+pub(crate) fn plain_int8(graph: &str) -> fatnn::Result<Vec<String>> {
+    let names = check::plain_int8(graph);
+    memory::collected("names of tensors", names.into_iter())
+}

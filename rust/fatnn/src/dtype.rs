@@ -1,0 +1,437 @@
+//! The one vocabulary of element types: what activations, weights, values and tensors are made of.
+//!
+//! | type | of | names |
+//! | --- | --- | --- |
+//! | [`ActType`] | activations of a layer | `full`, `half`, `uint2`, `binary` |
+//! | [`WeightType`] | weights of a layer | `binary`, `ternary`, `two-bit`, `int8`, `float32` |
+//! | [`CodeType`] | packed codes between layers | `ternary`, `two-bit`, `binary` |
+//! | [`ValueType`] | a value between nodes | `float32`, or codes with channels and groups |
+//! | [`TensorType`] | a tensor of a file | `float32`, `int32`, `int64`, `int8`, `codes` |
+//!
+//! Configuration, graph, file, kernels and bindings use these names and no others.
+
+use crate::codec;
+use crate::error::{Result, bad_value};
+
+/// How the two planes of a unit write codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Coding {
+    /// -1, 0, 1, as `z = [x = 0]` and `p = [x ≥ 0]`: FATNN's code.
+    Ternary,
+    /// 0, 1, 2, 3 in binary: the low bit, then the high bit. Level 0 has no bit set.
+    Uint2,
+}
+
+impl Coding {
+    /// Thresholds between its levels, one less than there are levels.
+    pub fn thresholds(self) -> usize {
+        match self {
+            Coding::Ternary => 2,
+            Coding::Uint2 => 3,
+        }
+    }
+
+    /// The lowest code, which no threshold was reached for.
+    pub(crate) fn lowest(self) -> i8 {
+        match self {
+            Coding::Ternary => -1,
+            Coding::Uint2 => 0,
+        }
+    }
+
+    /// The planes of values of which `reached[i]` says whether they reach threshold `i`; with two thresholds `reached[2]` is
+    /// not looked at.
+    #[inline(always)]
+    pub(crate) fn planes(self, [first, second, third]: [u64; MAX_THRESHOLDS]) -> [u64; 2] {
+        match self {
+            Coding::Ternary => [first & !second, first],
+            Coding::Uint2 => [first & !second | third, second],
+        }
+    }
+
+    /// `Ok` where every code is one of this coding's.
+    pub(crate) fn check(self, codes: &[i8]) -> Result<()> {
+        match self {
+            Coding::Ternary => codec::check_codes("codes", codes),
+            Coding::Uint2 => match codes.iter().position(|c| !(0..=3).contains(c)) {
+                None => Ok(()),
+                Some(at) => bad_value("codes", "codes 0, 1, 2 or 3", format!("{} at element {at}", codes[at])),
+            },
+        }
+    }
+}
+
+/// The largest number of thresholds of any [`Coding`].
+pub(crate) const MAX_THRESHOLDS: usize = 3;
+
+/// What a layer's activation codes stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ActType {
+    /// Ternary codes as they are: -1, 0, 1 (binary ones are two of them).
+    Full,
+    /// Ternary codes plus one: levels 0, 1, 2, behind a ReLU.
+    Half,
+    /// Two bits: levels 0, 1, 2, 3, behind a ReLU.
+    Uint2,
+    /// One bit: the levels 0 and 1 of [`ActType::Half`], written like those. (Signs, -1 and 1, are ternary codes: padding gives
+    /// them a third level.)
+    Binary,
+}
+
+impl ActType {
+    /// Every kind there is.
+    pub const ALL: [ActType; 4] = [ActType::Full, ActType::Half, ActType::Uint2, ActType::Binary];
+
+    /// Its name, as bindings have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            ActType::Full => "full",
+            ActType::Half => "half",
+            ActType::Uint2 => "uint2",
+            ActType::Binary => "binary",
+        }
+    }
+
+    /// The kind of that name.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] where there is none.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match ActType::ALL.into_iter().find(|act| act.name() == name) {
+            Some(act) => Ok(act),
+            None => bad_value("act", "\"full\", \"half\", \"uint2\" or \"binary\"", format!("{name:?}")),
+        }
+    }
+
+    /// Its codes, in order.
+    pub fn codes(self) -> &'static [i8] {
+        match self {
+            ActType::Full | ActType::Half => &[-1, 0, 1],
+            ActType::Uint2 => &[0, 1, 2, 3],
+            ActType::Binary => &[-1, 0],
+        }
+    }
+
+    /// How its codes are written.
+    pub fn coding(self) -> Coding {
+        match self {
+            ActType::Full | ActType::Half | ActType::Binary => Coding::Ternary,
+            ActType::Uint2 => Coding::Uint2,
+        }
+    }
+
+    /// The largest size of a level.
+    pub fn most(self) -> usize {
+        match self {
+            ActType::Full | ActType::Binary => 1,
+            ActType::Half => 2,
+            ActType::Uint2 => 3,
+        }
+    }
+
+    /// The level that a code stands for.
+    pub fn level(self, code: i8) -> i32 {
+        i32::from(code) + i32::from(matches!(self, ActType::Half | ActType::Binary))
+    }
+}
+
+/// What a layer's weights are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeightKind {
+    /// -1, 0, 1.
+    Ternary,
+    /// -1 and 1: ternary ones that no kernel needs a mask for.
+    Binary,
+    /// Two bits: -3, -1, 1, 3.
+    TwoBit,
+}
+
+impl WeightKind {
+    /// Every kind there is.
+    pub const ALL: [WeightKind; 3] = [WeightKind::Ternary, WeightKind::Binary, WeightKind::TwoBit];
+
+    /// The kind that takes the least work: binary ones without a zero, those of two bits where one is ±3.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] naming the first weight that does not fit the others.
+    pub fn of(weights: &[i8]) -> Result<Self> {
+        if weights.iter().any(|w| w.abs_diff(0) == 3) {
+            codec::two_bit::check("weight", weights)?;
+            return Ok(WeightKind::TwoBit);
+        }
+        codec::check_codes("weight", weights)?;
+        Ok(if weights.contains(&0) { WeightKind::Ternary } else { WeightKind::Binary })
+    }
+
+    /// Its name, as bindings have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            WeightKind::Ternary => "ternary",
+            WeightKind::Binary => "binary",
+            WeightKind::TwoBit => "two-bit",
+        }
+    }
+
+    /// The kind of that name.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] where there is none.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match WeightKind::ALL.into_iter().find(|kind| kind.name() == name) {
+            Some(kind) => Ok(kind),
+            None => bad_value("weights", "\"ternary\", \"binary\" or \"two-bit\"", format!("{name:?}")),
+        }
+    }
+
+    /// Its weights, in order.
+    pub fn codes(self) -> &'static [i8] {
+        match self {
+            WeightKind::Ternary => &[-1, 0, 1],
+            WeightKind::Binary => &[-1, 1],
+            WeightKind::TwoBit => &[-3, -1, 1, 3],
+        }
+    }
+
+    /// The largest size of a weight.
+    pub fn most(self) -> usize {
+        if self == WeightKind::TwoBit { 3 } else { 1 }
+    }
+}
+
+/// What a layer's weights are, of every kind of layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeightType {
+    /// -1 and 1.
+    Binary,
+    /// -1, 0, 1.
+    Ternary,
+    /// -3, -1, 1, 3.
+    TwoBit,
+    /// From -127 to 127.
+    Int8,
+    /// float32.
+    Float32,
+}
+
+impl WeightType {
+    /// Every type there is.
+    pub const ALL: [WeightType; 5] =
+        [WeightType::Binary, WeightType::Ternary, WeightType::TwoBit, WeightType::Int8, WeightType::Float32];
+
+    /// Its name, as configuration, files and bindings have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            WeightType::Binary => WeightKind::Binary.name(),
+            WeightType::Ternary => WeightKind::Ternary.name(),
+            WeightType::TwoBit => WeightKind::TwoBit.name(),
+            WeightType::Int8 => "int8",
+            WeightType::Float32 => "float32",
+        }
+    }
+
+    /// The type of that name.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] where there is none.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match WeightType::ALL.into_iter().find(|kind| kind.name() == name) {
+            Some(kind) => Ok(kind),
+            None => {
+                let names = WeightType::ALL.map(WeightType::name).join(", ");
+                bad_value("weights", format!("one of {names}"), format!("{name:?}"))
+            }
+        }
+    }
+
+    /// The kind of codes that these weights are; `None` for int8 and float32.
+    pub fn codes(self) -> Option<WeightKind> {
+        match self {
+            WeightType::Binary => Some(WeightKind::Binary),
+            WeightType::Ternary => Some(WeightKind::Ternary),
+            WeightType::TwoBit => Some(WeightKind::TwoBit),
+            WeightType::Int8 | WeightType::Float32 => None,
+        }
+    }
+}
+
+impl From<WeightKind> for WeightType {
+    fn from(kind: WeightKind) -> Self {
+        match kind {
+            WeightKind::Ternary => WeightType::Ternary,
+            WeightKind::Binary => WeightType::Binary,
+            WeightKind::TwoBit => WeightType::TwoBit,
+        }
+    }
+}
+
+/// What packed codes between two layers may be. [`ActType`] says what their reader takes them for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CodeType {
+    /// -1, 0, 1: read as [`ActType::Full`] or [`ActType::Half`].
+    Ternary,
+    /// 0 to 3: read as [`ActType::Uint2`].
+    TwoBit,
+    /// -1 and 0: read as [`ActType::Binary`], or as ternary ones.
+    Binary,
+}
+
+impl CodeType {
+    /// Its name in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            CodeType::Ternary => "ternary",
+            CodeType::TwoBit => "two-bit",
+            CodeType::Binary => "binary",
+        }
+    }
+
+    /// How these codes are written.
+    pub fn coding(self) -> Coding {
+        match self {
+            CodeType::Ternary | CodeType::Binary => Coding::Ternary,
+            CodeType::TwoBit => Coding::Uint2,
+        }
+    }
+}
+
+impl ActType {
+    /// The codes that such activations are packed as.
+    pub fn code_type(self) -> CodeType {
+        match self {
+            ActType::Full | ActType::Half => CodeType::Ternary,
+            ActType::Uint2 => CodeType::TwoBit,
+            ActType::Binary => CodeType::Binary,
+        }
+    }
+}
+
+/// The type of a value between nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ValueType {
+    /// float32.
+    F32,
+    /// Packed codes.
+    Codes {
+        /// What the codes are.
+        codes: CodeType,
+        /// Channels of a pixel.
+        channels: usize,
+        /// Groups of channels, each packed from a word boundary.
+        groups: usize,
+    },
+}
+
+impl ValueType {
+    /// Whether it is packed codes.
+    pub fn is_codes(self) -> bool {
+        self != ValueType::F32
+    }
+
+    /// Whether a reader that wants `wanted` can read it: binary codes are ternary ones as well.
+    pub fn fits(self, wanted: ValueType) -> bool {
+        match (self, wanted) {
+            (
+                ValueType::Codes { codes: CodeType::Binary, channels, groups },
+                ValueType::Codes { codes: CodeType::Ternary, channels: c, groups: g },
+            ) => (channels, groups) == (c, g),
+            _ => self == wanted,
+        }
+    }
+}
+
+impl std::fmt::Display for ValueType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ValueType::F32 => f.write_str("floats"),
+            ValueType::Codes { codes, channels, groups } => {
+                write!(f, "{} codes of ({channels}, {groups}) (channels, groups)", codes.name())
+            }
+        }
+    }
+}
+
+/// The type of a tensor's elements in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TensorType {
+    /// float32.
+    F32,
+    /// int32.
+    I32,
+    /// int64.
+    I64,
+    /// int8, any value.
+    I8,
+    /// Weights that are codes: binary, ternary or two-bit; int8 in an array.
+    Codes,
+}
+
+impl TensorType {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            TensorType::F32 => "float32",
+            TensorType::I32 => "int32",
+            TensorType::I64 => "int64",
+            TensorType::I8 => "int8",
+            TensorType::Codes => "codes",
+        }
+    }
+
+    /// Name of the type that an array library has it as.
+    pub fn array_name(self) -> &'static str {
+        if self == TensorType::Codes { "int8" } else { self.name() }
+    }
+
+    /// Bytes of an element in an array.
+    pub fn array_bytes(self) -> usize {
+        match self {
+            TensorType::F32 | TensorType::I32 => 4,
+            TensorType::I64 => 8,
+            TensorType::I8 | TensorType::Codes => 1,
+        }
+    }
+}
+
+/// Types that an input of a network may have in PyTorch, and bytes of an element. The engine runs float32.
+pub const INPUT_TYPES: &[(&str, usize)] = &[
+    ("float32", 4),
+    ("float64", 8),
+    ("float16", 2),
+    ("bfloat16", 2),
+    ("int8", 1),
+    ("int16", 2),
+    ("int32", 4),
+    ("int64", 8),
+    ("uint8", 1),
+    ("uint16", 2),
+    ("uint32", 4),
+    ("uint64", 8),
+    ("bool", 1),
+    ("complex64", 8),
+    ("complex128", 16),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_read_back() {
+        for act in ActType::ALL {
+            assert_eq!(ActType::from_name(act.name()).unwrap(), act);
+        }
+        for weight in WeightType::ALL {
+            assert_eq!(WeightType::from_name(weight.name()).unwrap(), weight);
+            assert!(weight.codes().is_none_or(|kind| WeightType::from(kind) == weight));
+        }
+        assert!(WeightType::from_name("one").unwrap_err().to_string().contains("float32"));
+    }
+
+    #[test]
+    fn binary_codes_are_ternary_ones_as_well() {
+        let of = |codes| ValueType::Codes { codes, channels: 8, groups: 2 };
+        assert!(of(CodeType::Binary).fits(of(CodeType::Ternary)));
+        assert!(!of(CodeType::Ternary).fits(of(CodeType::Binary)));
+        assert!(!ValueType::F32.fits(of(CodeType::Ternary)));
+    }
+}

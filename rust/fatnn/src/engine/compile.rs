@@ -1,0 +1,285 @@
+//! From a graph to executable operations: the only place that packs weights for this CPU.
+
+use super::fused::{FusedGraph, FusedNode};
+use super::input::ValueInfo;
+use super::network::{FusedQuantizer, NetNode, Network};
+use super::ops::conv::{Epilogue, MaxPoolCodes, Quantize, Shortcut, TernaryConv};
+use super::ops::elementwise::{Add, Elementwise, Map, optional_constants};
+use super::ops::int8::Int8Conv;
+use super::ops::linear::{Flatten, FloatConv};
+use super::ops::pad::Pad;
+use super::ops::pool::{Pool, Reduce, Windows};
+use super::passes;
+use super::passes::quantizer;
+use super::value::Operation;
+use crate::codec::CodesLayout;
+use crate::dtype::ValueType;
+use crate::epilogue::Quantizer;
+use crate::error::{Error, Result};
+use crate::graph::op::{self, CodesConv, Op};
+use crate::graph::{BuildError, ConvParams, Graph, NodeView, Source, Tensor, Tensors, check, support};
+use crate::int8::{self, Constants, Int8Epilogue, Int8Weights};
+use crate::kernels::{self, Family, Kernel, Operands};
+use crate::limits::{Budget, Limits};
+use crate::memory;
+use crate::weights::{PackedWeights, WeightShape};
+
+type OpResult = std::result::Result<Box<dyn Operation>, BuildError>;
+
+/// See [`Network::new`].
+pub(super) fn network(text: &str, tensors: &Tensors, family: Option<Family>, limits: Limits) -> Result<Network> {
+    let graph = Graph::parse(text, Source::Description)?;
+    let types = check::check(&graph, tensors, Source::Description)?;
+    let mut unsupported = support::unsupported(&graph, tensors);
+    if !unsupported.is_empty() {
+        return Err(Error::Unsupported { what: unsupported.join("; ") });
+    }
+    let mut fused = FusedGraph::new(&graph, tensors);
+    passes::run(&mut fused);
+    let (fused, outputs) = fused.finish();
+    let compiler = Compiler { graph: &graph, tensors, types: &types, family, budget: Budget::new(limits) };
+    let mut nodes = memory::reserved("nodes of the network", fused.len())?;
+    for node in fused {
+        match compiler.node(node) {
+            Ok(node) => nodes.push(node),
+            Err((_, BuildError::Failed(error))) => return Err(error),
+            Err((node, BuildError::Invalid(why))) => return Err(graph.nodes[node].invalid(why)),
+            Err((node, BuildError::Unsupported(why))) => {
+                let node = &graph.nodes[node];
+                unsupported.push(format!("node {:?}: operation {:?} ({why})", node.name, node.op_name()));
+            }
+        }
+    }
+    if !unsupported.is_empty() {
+        return Err(Error::Unsupported { what: unsupported.join("; ") });
+    }
+    let inputs = graph.nodes.iter().enumerate().filter_map(|(value, node)| match &node.op {
+        Op::Input(input) => Some(ValueInfo::input(node, input, value)),
+        _ => None,
+    });
+    // An output has the name and shape of its own node, also where that runs inside another.
+    let outputs = graph.outputs.values().into_iter().zip(outputs);
+    let outputs = outputs.map(|(node, value)| ValueInfo::output(&graph.nodes[node], value));
+    let cost = (limits, compiler.budget.spent());
+    Network::of(inputs.collect(), outputs.collect(), nodes, graph.nodes.len(), cost).map_err(|e| match e {
+        Error::Memory { .. } | Error::Limit { .. } | Error::Environment { .. } => e,
+        other => Error::Graph { why: format!("at the shapes that it was converted at: {other}") },
+    })
+}
+
+struct Compiler<'a> {
+    graph: &'a Graph,
+    tensors: &'a Tensors,
+    types: &'a [ValueType],
+    /// The family whose kernels products take; what suits the CPU where `None`.
+    family: Option<Family>,
+    /// Counts the memory of weights before it is allocated.
+    budget: Budget,
+}
+
+impl<'a> Compiler<'a> {
+    fn view(&self, node: usize) -> NodeView<'a> {
+        NodeView { node: &self.graph.nodes[node], tensors: self.tensors }
+    }
+
+    /// Compiles a node; which node of the graph is wrong, where one is.
+    fn node(&self, fused: FusedNode) -> Result<NetNode, (usize, BuildError)> {
+        let at = fused.node;
+        let operation = self.operation(&fused).map_err(|(node, error)| (node, self.placed(node, error)))?;
+        let quantizer = fused.quantizer.map(|node| {
+            let layout = self.layout(node).map_err(|e| (node, e.into()))?;
+            let node_info = &self.graph.nodes[node];
+            Ok(FusedQuantizer { name: node_info.name.clone(), label: node_info.label(), value: node, layout })
+        });
+        let node = &self.graph.nodes[at];
+        Ok(NetNode {
+            name: node.name.clone(),
+            label: node.label(),
+            operation: operation.into(),
+            inputs: fused.inputs,
+            output: at,
+            quantizer: quantizer.transpose()?,
+        })
+    }
+
+    /// A limit says what it counts; here is where it was met.
+    fn placed(&self, node: usize, error: BuildError) -> BuildError {
+        match error {
+            BuildError::Failed(Error::Limit { what, needed, unit, argument, limit }) => {
+                let what = format!("{}: {what}", self.graph.nodes[node].place());
+                BuildError::Failed(Error::Limit { what, needed, unit, argument, limit })
+            }
+            other => other,
+        }
+    }
+
+    fn layout(&self, value: usize) -> Result<CodesLayout> {
+        match self.types[value] {
+            ValueType::Codes { codes, channels, groups } => {
+                Ok(CodesLayout::new(channels, groups)?.with(codes.coding()))
+            }
+            ValueType::F32 => Err(Error::Graph { why: "floats where codes are needed".into() }),
+        }
+    }
+
+    fn operation(&self, fused: &FusedNode) -> Result<Box<dyn Operation>, (usize, BuildError)> {
+        let mut post = Vec::new();
+        for &node in &fused.elementwise {
+            post.push(Elementwise::from_node(self.view(node)).map_err(|e| (node, e))?);
+        }
+        let shortcut = match &fused.shortcut {
+            None => None,
+            Some(inner) => {
+                let (node, at) = (&self.graph.nodes[inner.node], inner.node);
+                let conv = self.conv_float(inner, None).map_err(|e| (at, e))?;
+                Some(Shortcut { name: node.name.clone(), label: node.label(), conv: Box::new(conv) })
+            }
+        };
+        self.build(fused, post, shortcut).map_err(|e| (fused.node, e))
+    }
+
+    fn build(&self, fused: &FusedNode, post: Vec<Elementwise>, shortcut: Option<Shortcut>) -> OpResult {
+        let view = self.view(fused.node);
+        let rank = self.graph.nodes[fused.inputs[0]].shape.len();
+        Ok(match &view.node.op {
+            Op::Conv(conv) => self.float_conv(view, conv, post)?,
+            Op::Linear => self.linear(view, post)?,
+            Op::ConvInt8(_) | Op::LinearInt8 => self.int8(view, post, fused.max_pool)?,
+            Op::MaxPool(pool) => Box::new(max_pool(pool)),
+            Op::AvgPool { pool, count_include_pad, divisor } => {
+                let divisor = usize::try_from(*divisor).map_err(|e| e.to_string())?;
+                let reduce = Reduce::Mean { count_padding: *count_include_pad, divisor };
+                Box::new(Pool { reduce, ..max_pool(pool) })
+            }
+            Op::AdaptiveAvgPool { size, .. } => {
+                Box::new(Pool { windows: Windows::Adaptive(*size), reduce: MEAN, axes: None })
+            }
+            Op::Mean { keepdim, .. } => {
+                let axes = if *keepdim { None } else { Some(0) };
+                Box::new(Pool { windows: Windows::Whole, reduce: MEAN, axes })
+            }
+            Op::Flatten { .. } => Box::new(Flatten),
+            Op::Pad { pad, value, .. } => Box::new(Pad::new(pad, *value, rank)?),
+            Op::Add => Box::new(Add::new(post)),
+            Op::Quantize { .. } => {
+                let thresholds = memory::copied("thresholds", view.floats("steps")?)?;
+                Box::new(Quantize { thresholds, layout: self.layout(fused.node)? })
+            }
+            Op::ConvCodes { conv, .. } => {
+                let Some(Tensor::I32(_, thresholds)) = view.tensor("thresholds") else {
+                    return Err("thresholds must be there, as int32".into());
+                };
+                let thresholds = memory::copied("thresholds", thresholds)?;
+                let epilogue = Epilogue::Codes { thresholds, layout: self.layout(fused.node)? };
+                Box::new(self.ternary_conv(view, conv, epilogue, None)?)
+            }
+            Op::ConvFloat { .. } => Box::new(self.conv_float(fused, shortcut)?),
+            Op::MaxPoolCodes { params, ceil_mode, .. } => {
+                Box::new(MaxPoolCodes { window: *params, ceil_mode: *ceil_mode })
+            }
+            _ if view.node.is_elementwise() => {
+                let mut functions = vec![Elementwise::from_node(view)?]; // small: one
+                functions.extend(post);
+                Box::new(Map(functions))
+            }
+            _ => return Err(BuildError::Unsupported("not one of this crate's".into())),
+        })
+    }
+
+    fn float_conv(&self, view: NodeView<'_>, conv: &op::Conv, post: Vec<Elementwise>) -> OpResult {
+        let (shape, weight) = (view.shape("weight")?, view.floats("weight")?);
+        let shape = match (conv.axes, shape) {
+            (1, &[n, c, w]) => [n, c, 1, w],
+            (2, &[n, c, h, w]) => [n, c, h, w],
+            (_, other) => return Err(format!("weight has the shape {other:?}").into()),
+        };
+        let window = ConvParams { kernel: [shape[2], shape[3]], ..conv.params };
+        self.budget.spend(size_of_val(weight) as u128)?;
+        let bias = optional_constants(view, "bias")?;
+        Ok(Box::new(FloatConv::new(weight, shape, bias, window, conv.groups, conv.axes)?.with(post)))
+    }
+
+    fn linear(&self, view: NodeView<'_>, post: Vec<Elementwise>) -> OpResult {
+        let (shape, weight) = (view.shape("weight")?, view.floats("weight")?);
+        let &[n, c] = shape else { return Err(format!("weight has the shape {shape:?}").into()) };
+        self.budget.spend(size_of_val(weight) as u128)?;
+        let bias = optional_constants(view, "bias")?;
+        Ok(Box::new(FloatConv::new(weight, [n, c, 1, 1], bias, ConvParams::ONE, 1, 0)?.with(post)))
+    }
+
+    fn int8(&self, view: NodeView<'_>, post: Vec<Elementwise>, pool: Option<usize>) -> OpResult {
+        let Some(Tensor::I8(shape, weight)) = view.tensor("weight") else {
+            return Err("tensor \"weight\" must be there, as int8".into());
+        };
+        let (axes, groups, mut window) = match &view.node.op {
+            Op::ConvInt8(conv) => (conv.axes, conv.groups, conv.params),
+            _ => (0, 1, ConvParams::ONE),
+        };
+        let [out_channels, group_channels, kh, kw] = match (axes, shape.as_slice()) {
+            (0, &[n, c]) => [n, c, 1, 1],
+            (1, &[n, c, w]) => [n, c, 1, w],
+            (2, &[n, c, h, w]) => [n, c, h, w],
+            (_, other) => return Err(format!("weight has the shape {other:?}").into()),
+        };
+        window.kernel = [kh, kw];
+        let channels = group_channels.checked_mul(groups).ok_or("too many groups")?;
+        let shape = WeightShape { out_channels, channels, kernel: window.kernel, groups };
+        let kernel = int8::choose(axes == 0)?;
+        self.budget.spend(Int8Weights::packed_bytes(kernel, shape)? as u128)?;
+        let weights = Int8Weights::for_kernel(kernel, weight, shape)?;
+        let &[inv_step] = view.floats("inv_step")? else { return Err("inv_step must be one number".into()) };
+        let epilogue = Int8Epilogue { inv_step, scale: view.floats("scale")?, bias: view.optional_floats("bias")? };
+        let constants = Constants::new(&weights, &epilogue)?;
+        let pool = pool.and_then(|node| match &self.graph.nodes[node].op {
+            Op::MaxPool(pool) => Some(max_pool(pool)),
+            _ => None,
+        });
+        Ok(Box::new(Int8Conv { weights, constants, window, axes, post, pool }))
+    }
+
+    fn conv_float(&self, fused: &FusedNode, shortcut: Option<Shortcut>) -> Result<TernaryConv, BuildError> {
+        let view = self.view(fused.node);
+        let Op::ConvFloat { conv, relu } = &view.node.op else { return Err("no convolution to floats".into()) };
+        let (scale, bias) = (optional_constants(view, "scale")?, optional_constants(view, "bias")?);
+        // The only function that runs inside is a ReLU.
+        let relu = *relu || !fused.elementwise.is_empty();
+        let codes: Option<Quantizer> = fused.quantizer.and_then(|node| quantizer(self.view(node)));
+        self.ternary_conv(view, conv, Epilogue::Float { scale, bias, relu, codes }, shortcut)
+    }
+
+    fn ternary_conv(
+        &self,
+        view: NodeView<'_>,
+        conv: &CodesConv,
+        epilogue: Epilogue,
+        shortcut: Option<Shortcut>,
+    ) -> Result<TernaryConv, BuildError> {
+        let Some(Tensor::Ternary(shape, codes) | Tensor::TwoBit(shape, codes)) = view.tensor("weight") else {
+            return Err("tensor \"weight\" must be there, as ternary codes or weights of two bits".into());
+        };
+        let &[out_channels, group_channels, kh, kw] = shape.as_slice() else {
+            return Err(format!("weight has the shape {shape:?}").into());
+        };
+        let groups = conv.groups;
+        let channels = group_channels.checked_mul(groups).ok_or("too many groups")?;
+        let shape = WeightShape { out_channels, channels, kernel: [kh, kw], groups };
+        let (shape, operands) = (shape.check()?, Operands::of(codes, conv.act)?);
+        let (group_out_channels, linear) = (out_channels / groups, conv.axes == 0);
+        let kernel: &'static dyn Kernel = match self.family {
+            Some(family) => kernels::choose_in(family, linear, group_out_channels, shape.reduction(), operands)
+                .map_err(|e| BuildError::Unsupported(e.to_string()))?,
+            None if linear => kernels::choose_for_linear(operands)?,
+            None => kernels::choose(group_out_channels, shape.reduction(), operands)?,
+        };
+        self.budget.spend(PackedWeights::packed_bytes(kernel, shape, operands) as u128)?;
+        let weights = PackedWeights::for_kernel(kernel, codes, shape, conv.act)?;
+        Ok(TernaryConv { weights, window: conv.params, axes: conv.axes, epilogue, shortcut }.check()?)
+    }
+}
+
+const MEAN: Reduce = Reduce::Mean { count_padding: false, divisor: 0 };
+
+fn max_pool(pool: &op::Pool) -> Pool {
+    let windows = Windows::Fixed { window: pool.params, ceil_mode: pool.ceil_mode };
+    Pool { windows, reduce: Reduce::Max, axes: None }
+}

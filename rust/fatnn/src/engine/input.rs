@@ -1,0 +1,113 @@
+//! Inputs and outputs of a network: what a run's arrays are checked against.
+
+use super::value::Dims;
+use crate::error::{Error, Result, bad_value, check_len};
+use crate::graph::Node;
+use crate::graph::op::{self, BatchRange};
+
+/// A float32 array: shape as PyTorch writes it (images, channels, spatial axes).
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// Images, channels, and up to two spatial axes.
+    pub shape: &'a [usize],
+    /// Values in memory order.
+    pub data: &'a [f32],
+    /// Whether channels are last in memory (the shape is written channels-first all the same).
+    pub channels_last: bool,
+}
+
+/// An input or an output.
+#[derive(Clone, Debug)]
+pub(super) struct ValueInfo {
+    pub name: String,
+    /// Shape at conversion.
+    pub shape: Vec<usize>,
+    /// Dimensions whose size is part of the network: the model was captured for that size only.
+    pub fixed: Vec<usize>,
+    /// Sizes that the first dimension may have, where the model branches on it.
+    pub batch: Option<BatchRange>,
+    pub value: usize,
+}
+
+impl BatchRange {
+    /// `Ok` where a batch may have this size.
+    fn check(self, batch: usize) -> Result<()> {
+        if (self.min..=self.max).contains(&batch) && batch.is_multiple_of(self.multiple) {
+            return Ok(());
+        }
+        let BatchRange { min, max, multiple } = self;
+        let max = if max >= (1 << 31) - 1 { String::new() } else { format!(" to {max}") };
+        let factor = if multiple == 1 { String::new() } else { format!(", in multiples of {multiple}") };
+        bad_value(
+            "batch of the network's input, on whose size the model branches",
+            format!("from {min}{max}{factor}"),
+            batch,
+        )
+    }
+}
+
+impl ValueInfo {
+    pub fn input(node: &Node, input: &op::Input, value: usize) -> Self {
+        let (name, shape, fixed) = (node.name.clone(), node.shape.clone(), input.fixed.clone());
+        ValueInfo { name, shape, fixed, batch: input.batch, value }
+    }
+
+    pub fn output(node: &Node, value: usize) -> Self {
+        let (name, shape) = (node.name.clone(), node.shape.clone());
+        ValueInfo { name, shape, fixed: Vec::new(), batch: None, value }
+    }
+
+    /// Checks an input against what the network was converted for: everything but images and spatial sizes is fixed.
+    pub fn dims(&self, input: &Input<'_>) -> Result<Dims> {
+        let shape = input.shape;
+        if shape.len() != self.shape.len() || shape[1] != self.shape[1] {
+            return Err(Error::Shape {
+                what: "input of the network",
+                expected: format!(
+                    "{} dimensions with {} channels, as {:?}",
+                    self.shape.len(),
+                    self.shape[1],
+                    self.shape
+                ),
+                got: format!("{shape:?}"),
+            });
+        }
+        if self.fixed.iter().any(|&d| shape[d] != self.shape[d]) {
+            let size = |(d, n): (usize, &usize)| if self.fixed.contains(&d) { n.to_string() } else { "any".into() };
+            let sizes: Vec<String> = self.shape.iter().enumerate().map(size).collect();
+            return Err(Error::Shape {
+                what: "input of the network, which was captured for one shape only",
+                expected: format!("[{}]", sizes.join(", ")),
+                got: format!("{shape:?}"),
+            });
+        }
+        if let Some(batch) = self.batch {
+            batch.check(shape[0])?;
+        }
+        let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|n| *n < 1 << 40);
+        let sides = shape.iter().all(|side| *side < 1 << 31);
+        let Some(elements) = elements.filter(|_| sides) else {
+            return bad_value("input of the network", "a size that fits in memory", format!("{shape:?}"));
+        };
+        check_len("values of the input", elements, input.data.len())?;
+        Ok(dims(shape))
+    }
+
+    /// The dimensions at conversion.
+    pub fn noted(&self) -> Result<Dims> {
+        if !(2..=4).contains(&self.shape.len()) || self.shape.iter().any(|side| *side >= 1 << 31) {
+            return bad_value("input of the network", "a shape of two to four sizes", format!("{:?}", self.shape));
+        }
+        Ok(dims(&self.shape))
+    }
+}
+
+/// Dimensions of a shape of two to four sizes.
+fn dims(shape: &[usize]) -> Dims {
+    let map = match shape[2..] {
+        [h, w] => [h, w],
+        [w] => [1, w],
+        _ => [1, 1],
+    };
+    Dims { images: shape[0], channels: shape[1], map, axes: shape.len() - 2 }
+}

@@ -1,0 +1,28 @@
+//! The engine: a graph becomes executable operations, and runs.
+//!
+//! | module | what lives in it |
+//! | --- | --- |
+//! | `passes` | rewrites of the graph, each with a reason where it does not apply |
+//! | `fused` | the graph that they rewrite |
+//! | `compile` | from that to operations: the only place that packs weights |
+//! | `ops` | the operations; they know nothing of fusion |
+//! | `plan` | sizes and buffers for one shape of inputs |
+//! | `run` | running |
+//! | `network` | [`Network`], the public face |
+
+mod compile;
+mod fused;
+mod input;
+mod network;
+mod ops;
+mod passes;
+mod plan;
+mod run;
+mod value;
+
+pub use input::Input;
+pub use network::Network;
+#[doc(hidden)]
+pub use ops::Elementwise;
+pub(crate) use ops::{PoolStep, apply_all, map_elements, transpose};
+pub use run::{Observed, Output};

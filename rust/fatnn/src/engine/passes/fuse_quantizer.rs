@@ -1,0 +1,71 @@
+//! A quantizer runs inside the convolution whose floats it reads: codes are made next to the floats, while those
+//! are in registers. Others may read the floats too.
+
+use super::{FusedGraph, Outcome, Reason};
+use crate::codec::CodesLayout;
+use crate::epilogue::Quantizer;
+use crate::graph::NodeView;
+use crate::graph::op::Op;
+
+/// The quantizer that a node is, as data of an epilogue.
+pub(in super::super) fn quantizer(view: NodeView<'_>) -> Option<Quantizer> {
+    let Op::Quantize { act, channels, groups, .. } = &view.node.op else { return None };
+    let layout = CodesLayout::new(*channels, *groups).ok()?.with(act.coding());
+    Quantizer::new(view.floats("steps").ok()?, layout).ok()
+}
+
+pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
+    let (Op::Quantize { channels, .. }, Some(source)) = (graph.op(node), graph.input(node, 0)) else {
+        return Outcome::NoMatch;
+    };
+    match graph.op(source) {
+        Op::Input(_) => return Outcome::Refused(Reason::ReadsInput),
+        Op::ConvFloat { .. } => (),
+        _ => return Outcome::Refused(Reason::ProducerCannot),
+    }
+    let out_channels = graph.view(source).tensor("weight").and_then(|weight| weight.shape().first().copied());
+    if out_channels != Some(*channels) || quantizer(graph.view(node)).is_none() {
+        return Outcome::Refused(Reason::DoesNotFit);
+    }
+    match graph.node_mut(source) {
+        Some(producer) if producer.quantizer.is_none() => producer.quantizer = Some(node),
+        _ => return Outcome::Refused(Reason::ProducerHasOne),
+    }
+    graph.take(node);
+    Outcome::Applied
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{graph, outcome, tensors};
+    use super::*;
+
+    type Nodes<'a> = &'a [(&'a str, &'a str, &'a [&'a str])];
+
+    #[test]
+    fn one_quantizer_runs_inside_a_convolution() {
+        let tensors = tensors();
+        let nodes: Nodes = &[
+            ("q", "quantize", &["x"]),
+            ("a", "conv_float", &["q"]),
+            ("r", "quantize", &["a"]),
+            ("y", "conv_float", &["r", "a"]),
+        ];
+        let block = graph(nodes, &[]);
+        let (_, fused) = outcome("fuse_quantizer", &block, &tensors);
+        assert_eq!(fused.node(2).unwrap().quantizer, Some(3));
+        assert!(fused.node(3).is_none() && fused.node(4).is_some());
+        assert_eq!(
+            outcome("fuse_quantizer", &graph(&nodes[..1], &[]), &tensors).0,
+            Outcome::Refused(Reason::ReadsInput)
+        );
+        let twice = graph(&[nodes[0], nodes[1], nodes[2], ("s", "quantize", &["a"])], &[]);
+        assert_eq!(outcome("fuse_quantizer", &twice, &tensors).0, Outcome::Refused(Reason::ProducerHasOne));
+        let float = graph(&[("a", "conv2d", &["x"]), ("r", "quantize", &["a"])], &[]);
+        assert_eq!(outcome("fuse_quantizer", &float, &tensors).0, Outcome::Refused(Reason::ProducerCannot));
+        let mut other = super::super::testing::tensors();
+        other.insert("s".to_owned(), crate::graph::Tensor::F32(vec![2], vec![1.0, f32::NAN]));
+        let block = graph(&nodes[..3], &[]);
+        assert_eq!(outcome("fuse_quantizer", &block, &other).0, Outcome::Refused(Reason::DoesNotFit));
+    }
+}

@@ -1,0 +1,154 @@
+//! Rewrites: each looks at one node and says whether it fused it, and if not, why.
+//!
+//! A pass walks over the nodes in order, so its time is linear in their number. Passes run in the order of
+//! [`PASSES`].
+
+mod fuse_elementwise;
+mod fuse_max_pool;
+mod fuse_quantizer;
+mod fuse_shortcut;
+
+pub(super) use fuse_quantizer::quantizer;
+
+use super::fused::FusedGraph;
+use crate::graph::ValueId;
+use crate::graph::op::Op;
+
+/// Why a rewrite that is for a node did not apply to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// It reads an input of the network.
+    ReadsInput,
+    /// Others read the same value, or the network returns it.
+    OtherReaders,
+    /// What makes the value cannot do this on the way.
+    ProducerCannot,
+    /// What makes the value does so already.
+    ProducerHasOne,
+    /// Channels or thresholds do not fit what makes the value.
+    DoesNotFit,
+}
+
+/// What became of a rewrite at a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It is not for such nodes.
+    NoMatch,
+    /// The node now runs inside another.
+    Applied,
+    /// It is for such nodes, but not here.
+    Refused(Reason),
+}
+
+/// A rewrite.
+pub(crate) struct Pass {
+    pub name: &'static str,
+    pub apply: fn(&mut FusedGraph<'_>, usize) -> Outcome,
+}
+
+/// All of them, in the order in which they run.
+pub(crate) const PASSES: &[Pass] = &[
+    Pass { name: "fuse_elementwise", apply: fuse_elementwise::apply },
+    Pass { name: "fuse_max_pool", apply: fuse_max_pool::apply },
+    Pass { name: "fuse_shortcut", apply: fuse_shortcut::apply },
+    Pass { name: "fuse_quantizer", apply: fuse_quantizer::apply },
+];
+
+/// A rewrite that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub pass: &'static str,
+    pub node: usize,
+    pub reason: Reason,
+}
+
+/// Runs all passes; what was refused.
+pub(crate) fn run(graph: &mut FusedGraph<'_>) -> Vec<Refusal> {
+    let mut refused = Vec::new();
+    for pass in PASSES {
+        for node in 0..graph.len() {
+            if graph.node(node).is_none() {
+                continue;
+            }
+            if let Outcome::Refused(reason) = (pass.apply)(graph, node) {
+                refused.push(Refusal { pass: pass.name, node, reason });
+            }
+        }
+    }
+    refused
+}
+
+/// The node that makes a value that nothing else reads.
+fn only_producer(graph: &FusedGraph<'_>, value: ValueId) -> Result<usize, Reason> {
+    match graph.op(value) {
+        Op::Input(_) => Err(Reason::ReadsInput),
+        _ if graph.readers(value) != 1 => Err(Reason::OtherReaders),
+        _ if graph.node(value).is_none() => Err(Reason::ProducerCannot),
+        _ => Ok(value),
+    }
+}
+
+#[cfg(test)]
+mod testing {
+    //! Graphs of a few nodes for the tests of passes.
+
+    use std::collections::BTreeMap;
+
+    use serde_json::{Value as Json, json};
+
+    use super::{FusedGraph, Outcome, Pass};
+    use crate::graph::{Graph, Source, Tensor, Tensors};
+
+    pub fn tensors() -> Tensors {
+        BTreeMap::from([
+            ("w".to_owned(), Tensor::Ternary(vec![64, 64, 1, 1], vec![1; 64 * 64])),
+            ("i8".to_owned(), Tensor::I8(vec![64, 64, 1, 1], vec![1; 64 * 64])),
+            ("f".to_owned(), Tensor::F32(vec![64, 64, 1, 1], vec![1.0; 64 * 64])),
+            ("s".to_owned(), Tensor::F32(vec![2], vec![0.5, 1.5])),
+            ("c".to_owned(), Tensor::F32(vec![64], vec![1.0; 64])),
+            ("one".to_owned(), Tensor::F32(vec![1], vec![1.0])),
+        ])
+    }
+
+    /// A node over maps of 4 × 4 pixels.
+    fn node(name: &str, op: &str, inputs: &[&str]) -> Json {
+        let window = |kernel: usize| {
+            json!({"kernel": [kernel, kernel], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1],
+                "ceil_mode": false, "groups": 1, "half_range": true, "channels": 64, "dims": 2, "relu": false})
+        };
+        let (attrs, tensors) = match op {
+            "quantize" => (json!({"channels": 64, "groups": 1, "half_range": true, "dims": 2}), json!({"steps": "s"})),
+            "conv_float" => (window(1), json!({"weight": "w"})),
+            "conv2d" => (window(1), json!({"weight": "f"})),
+            "conv2d_int8" => (window(1), json!({"weight": "i8", "scale": "c", "inv_step": "one"})),
+            "channel_scale" => (json!({}), json!({"scale": "c"})),
+            "input" => (json!({"dtype": "float32"}), json!({})),
+            _ => (window(2), json!({})),
+        };
+        json!({"name": name, "op": op, "inputs": inputs, "attrs": attrs, "tensors": tensors,
+            "shape": [1, 64, 4, 4]})
+    }
+
+    /// Nodes as (name, operation, inputs), after an input `x`; the last is returned, and those in `returned`.
+    pub fn graph(nodes: &[(&str, &str, &[&str])], returned: &[&str]) -> Graph {
+        let mut all = vec![node("x", "input", &[])];
+        all.extend(nodes.iter().map(|(name, op, inputs)| node(name, op, inputs)));
+        let last = nodes[nodes.len() - 1].0;
+        let outputs: Vec<Json> = returned.iter().copied().chain([last]).map(|name| json!({"value": name})).collect();
+        let text = json!({"nodes": all, "outputs": {"list": outputs}}).to_string();
+        Graph::parse(&text, Source::Description).unwrap()
+    }
+
+    /// What a pass says of the last node, and the graph after it went over all.
+    pub fn outcome<'a>(pass: &str, graph: &'a Graph, tensors: &'a Tensors) -> (Outcome, FusedGraph<'a>) {
+        let Pass { apply, .. } = super::PASSES.iter().find(|found| found.name == pass).unwrap();
+        let mut fused = FusedGraph::new(graph, tensors);
+        let mut last = Outcome::NoMatch;
+        for node in 0..fused.len() {
+            if fused.node(node).is_some() {
+                last = apply(&mut fused, node);
+            }
+        }
+        (last, fused)
+    }
+}

@@ -1,0 +1,200 @@
+//! Sizes and buffers of a run at one shape of inputs.
+//!
+//! Sizes come from arithmetic only and are checked against the limits before anything is allocated. A buffer is
+//! reused as soon as its value has been read for the last time.
+
+use std::collections::BTreeSet;
+
+use super::network::{FusedQuantizer, Network};
+use super::value::{Dims, ExecutableOp, Slice, SliceMut, Value};
+use crate::error::Result;
+use crate::kernels::Line;
+use crate::memory;
+
+/// Sizes of everything that a run at one input shape needs, settled by arithmetic only.
+pub(super) struct Sizes {
+    values: Vec<Value>,
+    /// Per value: its buffer.
+    slots: Vec<usize>,
+    /// Bytes of each.
+    buffers: Vec<usize>,
+    scratch: usize,
+}
+
+/// Buffers while their sizes are settled: a buffer is reused as soon as its value has been read for the last time.
+#[derive(Default)]
+struct Slots {
+    bytes: Vec<usize>,
+    /// Free buffers by size.
+    free: BTreeSet<(usize, usize)>,
+}
+
+impl Slots {
+    /// A buffer for so many bytes: the free one whose size is nearest, or a new one.
+    fn place(&mut self, bytes: usize) -> usize {
+        let below = self.free.range(..(bytes, 0)).next_back().copied();
+        let above = self.free.range((bytes, 0)..).next().copied();
+        let nearest = [below, above].into_iter().flatten().min_by_key(|(size, _)| size.abs_diff(bytes));
+        match nearest {
+            Some(free @ (size, slot)) => {
+                self.free.remove(&free);
+                self.bytes[slot] = size.max(bytes);
+                slot
+            }
+            None => {
+                self.bytes.push(bytes);
+                self.bytes.len() - 1
+            }
+        }
+    }
+
+    fn release(&mut self, slot: usize) {
+        self.free.insert((self.bytes[slot], slot));
+    }
+}
+
+/// Everything that belongs to one input shape: steps and buffers.
+#[derive(Debug)]
+pub(super) struct Workspace {
+    pub input_dims: Vec<Dims>,
+    pub steps: Vec<Box<dyn ExecutableOp>>,
+    pub values: Vec<Value>,
+    /// Per value: its buffer.
+    pub slots: Vec<usize>,
+    pub buffers: Vec<Buffer>,
+    pub scratch: Vec<Line>,
+}
+
+/// Memory for a value, floats or codes, from the beginning of a cache line.
+#[derive(Debug, Default)]
+pub(super) struct Buffer(Vec<Line>);
+
+impl Buffer {
+    pub fn read(&self, value: &Value) -> Slice<'_> {
+        match value.codes {
+            None => Slice::Float(&Line::floats(&self.0)[..value.buffer_len()]),
+            Some(_) => Slice::Codes(&Line::bytes(&self.0)[..value.buffer_len()]),
+        }
+    }
+
+    pub fn write(&mut self, value: &Value) -> SliceMut<'_> {
+        match value.codes {
+            None => SliceMut::Float(&mut Line::floats_mut(&mut self.0)[..value.buffer_len()]),
+            Some(_) => SliceMut::Codes(&mut Line::bytes_mut(&mut self.0)[..value.buffer_len()]),
+        }
+    }
+}
+
+impl Workspace {
+    pub fn bytes(&self) -> usize {
+        let buffers = self.buffers.iter().map(|buffer| buffer.0.capacity() * size_of::<Line>());
+        buffers.sum::<usize>() + self.scratch.capacity() * size_of::<Line>()
+    }
+}
+
+impl Network {
+    /// A workspace for these shapes: one that is free, or a new one.
+    pub(super) fn take(&self, dims: &[Dims]) -> Result<Workspace> {
+        let mut kept = self.lock();
+        match kept.iter().rposition(|w| w.input_dims == dims) {
+            Some(at) => Ok(kept.remove(at)),
+            None => {
+                drop(kept);
+                self.plan(dims)
+            }
+        }
+    }
+
+    fn plan(&self, input_dims: &[Dims]) -> Result<Workspace> {
+        let Sizes { values, slots, buffers, scratch } = self.measure(input_dims)?;
+        let mut steps: Vec<Box<dyn ExecutableOp>> = memory::reserved("steps of the network", self.nodes.len())?;
+        for node in &self.nodes {
+            let (read, count) = node.read(&values);
+            let (_, step) = node.operation.clone().plan(&read[..count]).map_err(|e| node.error(e))?;
+            steps.push(step);
+        }
+        let mut allocated = memory::reserved("values of the network", buffers.len())?;
+        for bytes in buffers {
+            allocated.push(Buffer(zeros(bytes)?));
+        }
+        let scratch = zeros(scratch)?;
+        let input_dims = memory::copied("values of the network", input_dims)?;
+        Ok(Workspace { input_dims, steps, values, slots, buffers: allocated, scratch })
+    }
+
+    /// Settles sizes at these input shapes and checks them against the limits; allocates only a few numbers per node.
+    pub(super) fn measure(&self, input_dims: &[Dims]) -> Result<Sizes> {
+        // Values that nothing makes any more, since their node moved into another, stay empty.
+        let nothing = Value::float(Dims { images: 0, channels: 0, map: [1, 1], axes: 0 });
+        let mut values = memory::filled("values of the network", self.values, nothing)?;
+        for (value, dims) in values.iter_mut().zip(input_dims) {
+            *value = Value::float(*dims);
+            value.check()?;
+        }
+        let images = input_dims.first().map_or(1, |dims| dims.images.max(1)) as u128;
+        let (mut scratch, mut tables, mut macs) = (0, 0u128, 0u128);
+        for node in &self.nodes {
+            let (read, count) = node.read(&values);
+            let (value, cost) = node.operation.measure(&read[..count]).map_err(|e| node.error(e))?;
+            value.check().map_err(|e| node.error(e))?;
+            values[node.output] = value;
+            let mut bytes = value.buffer_bytes() as u128 + cost.scratch as u128 + cost.bytes;
+            if let Some(FusedQuantizer { value, layout, .. }) = node.quantizer {
+                values[value] = Value { codes: Some(layout), ..values[node.output] };
+                values[value].check().map_err(|e| node.error(e))?;
+                bytes += values[value].buffer_bytes() as u128;
+            }
+            self.limits.check_bytes(|| node.label.clone(), bytes)?;
+            macs = macs.saturating_add(cost.macs);
+            self.limits.check_macs(|| format!("{}, with the nodes before it", node.label), macs / images)?;
+            scratch = scratch.max(cost.scratch);
+            tables = tables.saturating_add(cost.bytes);
+        }
+        // The last node that reads each value; outputs live to the end.
+        let mut last = memory::filled("values of the network", self.values, 0)?;
+        for (n, node) in self.nodes.iter().enumerate() {
+            for &value in &node.inputs {
+                last[value] = n;
+            }
+        }
+        let mut output_bytes = 0;
+        for output in &self.outputs {
+            last[output.value] = usize::MAX;
+            output_bytes += values[output.value].buffer_bytes() as u128;
+        }
+        let mut placed = Slots::default();
+        let mut slots = memory::filled("values of the network", self.values, usize::MAX)?;
+        for v in 0..self.inputs.len() {
+            slots[v] = placed.place(values[v].buffer_bytes());
+        }
+        for (n, node) in self.nodes.iter().enumerate() {
+            // A sum may take the place of a summand that nobody else will read.
+            let summand = match *node.inputs.as_slice() {
+                [a, b] if a != b && last[b] == n && values[b] == values[node.output] => Some(b),
+                _ => None,
+            };
+            let replaced = summand.filter(|_| node.operation.adds_in_place());
+            for made in node.makes() {
+                slots[made] = match replaced {
+                    Some(value) if made == node.output => slots[value],
+                    _ => placed.place(values[made].buffer_bytes()),
+                };
+            }
+            for (i, &value) in node.inputs.iter().enumerate() {
+                if last[value] == n && replaced != Some(value) && !node.inputs[..i].contains(&value) {
+                    placed.release(slots[value]);
+                }
+            }
+        }
+        let buffers = placed.bytes;
+        let values_bytes = buffers.iter().fold(0u128, |n, &bytes| n + bytes as u128);
+        let all = values_bytes + output_bytes + scratch as u128 + tables;
+        self.limits.check_bytes(|| "the network, with its weights and values".into(), all + self.weight_bytes)?;
+        Ok(Sizes { values, slots, buffers, scratch })
+    }
+}
+
+/// Memory for so many bytes.
+fn zeros(bytes: usize) -> Result<Vec<Line>> {
+    memory::filled("values of the network", bytes.div_ceil(size_of::<Line>()), Line::ZERO)
+}

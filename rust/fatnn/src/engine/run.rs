@@ -1,0 +1,264 @@
+//! Running a network.
+
+use std::sync::PoisonError;
+
+use super::input::{Input, ValueInfo};
+use super::network::{FusedQuantizer, Network};
+use super::ops::transpose;
+use super::plan::Workspace;
+use super::value::{Dims, Slice, Value};
+use crate::codec::CodesLayout;
+use crate::error::{Error, Result, bad_value, check_len};
+use crate::kernels::Line;
+use crate::memory;
+use crate::parallel::{self, Watch};
+
+/// Elements of the inputs from which threads are woken for a whole run; the layers of networks on less are mostly
+/// too small to be split.
+const MIN_PARALLEL_ELEMENTS: usize = 32 << 10;
+/// Sets of buffers that are kept for later runs, or as many as there are threads.
+const MAX_CACHED_WORKSPACES: usize = 8;
+
+/// A node's value, for [`Network::run_observed`]. Elementwise functions, pooling and summands that run inside another node are not
+/// seen apart: its value is what they make of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Observed<'a> {
+    /// The node's name.
+    pub node: &'a str,
+    /// How long it took.
+    pub nanoseconds: u128,
+    dims: Dims,
+    /// Its value, channels last, where it is floats.
+    pub floats: Option<&'a [f32]>,
+    /// Its value where it is packed codes: `images × height × width` pixels of this layout.
+    pub codes: Option<(&'a [u8], CodesLayout)>,
+}
+
+impl Observed<'_> {
+    /// Images, height and width.
+    pub fn pixels(&self) -> [usize; 3] {
+        [self.dims.images, self.dims.map[0], self.dims.map[1]]
+    }
+}
+
+/// A float32 array that a network made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    /// Images, channels, and up to two spatial axes.
+    pub shape: Vec<usize>,
+    /// Values, channels last.
+    pub data: Vec<f32>,
+}
+
+impl Output {
+    /// The values in the order of the shape: images, channels, pixels.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the shape has no channels or another number of values than there are; [`Error::Memory`].
+    pub fn channels_first(&self) -> Result<Vec<f32>> {
+        let elements = memory::product(self.shape.iter().copied());
+        let ([_, channels, map @ ..], true) = (self.shape.as_slice(), elements == Some(self.data.len())) else {
+            return Err(Error::Shape {
+                what: "output",
+                expected: format!("images, channels and axes of {} values in all", self.data.len()),
+                got: format!("shape {:?}", self.shape),
+            });
+        };
+        let mut data = memory::filled("output with channels first", self.data.len(), 0.0)?;
+        transpose(&self.data, &mut data, map.iter().product(), *channels);
+        Ok(data)
+    }
+}
+
+impl Network {
+    /// Runs the network.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] or [`Error::Value`] where the inputs do not fit, [`Error::NotANumber`] where a quantizer reads NaN,
+    /// [`Error::Limit`] where a run at their sizes would cost more than the limits, [`Error::Memory`] where there is no memory.
+    pub fn run(&self, inputs: &[Input<'_>]) -> Result<Vec<Output>> {
+        self.run_watched(inputs, &Watch::none())
+    }
+
+    /// As [`Network::run`], for as long as `go_on` says so: it is asked on the calling thread, every 50 ms or so, and the run
+    /// stops behind the node that is at work then.
+    ///
+    /// # Errors
+    /// As [`Network::run`]; [`Error::Interrupted`] where it was stopped.
+    pub fn run_while(&self, inputs: &[Input<'_>], go_on: &(dyn Fn() -> bool + Sync)) -> Result<Vec<Output>> {
+        self.run_watched(inputs, &Watch::new(Some(go_on)))
+    }
+
+    fn run_watched(&self, inputs: &[Input<'_>], watch: &Watch<'_>) -> Result<Vec<Output>> {
+        match self.images_apart(inputs) {
+            None => self.run_whole(inputs, &mut |_| (), watch),
+            Some(images) => self.run_apart(inputs, images, watch),
+        }
+    }
+
+    /// The number of images, where they are better run one by one: whatever the batch, an image's values stay in cache then, and
+    /// threads that have an image each need not wait for each other behind every layer.
+    fn images_apart(&self, inputs: &[Input<'_>]) -> Option<usize> {
+        let images = *inputs.first()?.shape.first()?;
+        let elements: usize = inputs.iter().map(|input| input.data.len()).sum();
+        let alike = inputs.len() == self.inputs.len()
+            && inputs.iter().all(|input| {
+                // Anything else is an error, and `run_observed` says which.
+                let elements = input.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+                input.shape.first() == Some(&images) && elements == Some(input.data.len())
+            });
+        let free = self.inputs.iter().all(|port| !port.fixed.contains(&0) && port.batch.is_none());
+        (alike && free && images > 1 && elements / images >= MIN_PARALLEL_ELEMENTS).then_some(images)
+    }
+
+    /// Runs images one by one.
+    fn run_apart(&self, inputs: &[Input<'_>], images: usize, watch: &Watch<'_>) -> Result<Vec<Output>> {
+        let mut shapes: Vec<Vec<usize>> = inputs.iter().map(|input| input.shape.to_vec()).collect(); // small: sizes
+        for shape in &mut shapes {
+            shape[0] = 1;
+        }
+        let apart = parallel::for_each_alone(watch, images, |image| {
+            let mut one = inputs.to_vec(); // small: an input each
+            for (input, shape) in one.iter_mut().zip(&shapes) {
+                let len = input.data.len() / images;
+                (input.shape, input.data) = (shape, &input.data[image * len..(image + 1) * len]);
+            }
+            self.run_whole(&one, &mut |_| (), watch)
+        })?;
+        let mut apart = apart.into_iter();
+        let mut outputs = apart.next().unwrap_or_default();
+        for output in &mut outputs {
+            let rest = output.data.len().saturating_mul(images - 1);
+            memory::reserve("outputs of the network", &mut output.data, rest)?;
+            output.shape[0] *= images;
+        }
+        for image in apart {
+            for (output, one) in outputs.iter_mut().zip(image) {
+                output.data.extend_from_slice(&one.data);
+            }
+        }
+        Ok(outputs)
+    }
+
+    /// As [`Network::run`], and shows `observe` every node's value as it is made, and how long that took.
+    ///
+    /// # Errors
+    /// As [`Network::run`].
+    pub fn run_observed(
+        &self,
+        inputs: &[Input<'_>],
+        observe: &mut (dyn FnMut(Observed<'_>) + Send),
+    ) -> Result<Vec<Output>> {
+        self.run_whole(inputs, observe, &Watch::none())
+    }
+
+    fn run_whole(
+        &self,
+        inputs: &[Input<'_>],
+        observe: &mut (dyn FnMut(Observed<'_>) + Send),
+        watch: &Watch<'_>,
+    ) -> Result<Vec<Output>> {
+        let elements: usize = inputs.iter().map(|input| input.data.len()).sum();
+        if elements < MIN_PARALLEL_ELEMENTS {
+            return self.run_here(inputs, observe, watch);
+        }
+        parallel::inside(watch, || self.run_here(inputs, observe, watch))?
+    }
+
+    /// [`Network::run_whole`] on this thread, and those that it finds awake.
+    fn run_here(
+        &self,
+        inputs: &[Input<'_>],
+        observe: &mut dyn FnMut(Observed<'_>),
+        watch: &Watch<'_>,
+    ) -> Result<Vec<Output>> {
+        check_len("inputs of the network", self.inputs.len(), inputs.len())?;
+        let dims = self.inputs.iter().zip(inputs).map(|(port, input)| port.dims(input)).collect::<Result<Vec<_>>>()?;
+        let mut batches = self.inputs.iter().zip(&dims).filter(|(port, _)| port.batch.is_some()).map(|(_, d)| d.images);
+        if let Some(first) = batches.next()
+            && let Some(other) = batches.find(|images| *images != first)
+        {
+            return bad_value("batches of the network's inputs", "one size", format!("{first} and {other}"));
+        }
+        let mut workspace = self.take(&dims)?;
+        let outputs = self.run_in(&mut workspace, inputs, observe, watch)?;
+        let mut kept = self.lock();
+        if kept.len() >= MAX_CACHED_WORKSPACES.max(parallel::num_threads()?) {
+            kept.remove(0);
+        }
+        kept.push(workspace);
+        Ok(outputs)
+    }
+
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Workspace>> {
+        self.workspaces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run_in(
+        &self,
+        workspace: &mut Workspace,
+        inputs: &[Input<'_>],
+        observe: &mut dyn FnMut(Observed<'_>),
+        watch: &Watch<'_>,
+    ) -> Result<Vec<Output>> {
+        let Workspace { steps, values, slots, buffers, scratch, .. } = workspace;
+        let scratch = Line::bytes_mut(scratch);
+        for (v, input) in inputs.iter().enumerate() {
+            let len = values[v].buffer_len();
+            let (dims, buffer) = (values[v].dims, buffers[slots[v]].write(&values[v]).floats());
+            if input.channels_last || len == 0 {
+                buffer.copy_from_slice(input.data);
+            } else {
+                transpose(input.data, buffer, dims.channels, dims.map[0] * dims.map[1]);
+            }
+        }
+        for (node, step) in self.nodes.iter().zip(steps) {
+            watch.check()?;
+            let start = std::time::Instant::now();
+            // Empty stand-ins cost nothing and let the other buffers be read meanwhile.
+            let mut taken = |value: usize| std::mem::take(&mut buffers[slots[value]]);
+            let mut out = taken(node.output);
+            let mut codes_buffer = node.quantizer.as_ref().map(|codes_buffer| taken(codes_buffer.value));
+            let read = |v: usize| buffers[slots[v]].read(&values[v]);
+            let target = out.write(&values[node.output]);
+            let codes = match (&node.quantizer, &mut codes_buffer) {
+                (Some(FusedQuantizer { value, .. }), Some(buffer)) => buffer.write(&values[*value]).codes(),
+                _ => &mut [],
+            };
+            let done = match *node.inputs.as_slice() {
+                [a] => step.run_with_codes(&[read(a)], scratch, target, codes),
+                // The output stands in the second input's place.
+                [a, b] if slots[b] == slots[node.output] => step.run_with_codes(&[read(a)], scratch, target, codes),
+                [a, b] => step.run_with_codes(&[read(a), read(b)], scratch, target, codes),
+                _ => Err(Error::Graph { why: format!("node {:?} reads {} values", node.name, node.inputs.len()) }),
+            };
+            let label = match (&done, &node.quantizer) {
+                (Err(Error::NotANumber { .. }), Some(codes_buffer)) => &codes_buffer.label,
+                _ => &node.label,
+            };
+            buffers[slots[node.output]] = out;
+            if let (Some(FusedQuantizer { value, .. }), Some(buffer)) = (&node.quantizer, codes_buffer) {
+                buffers[slots[*value]] = buffer;
+            }
+            done.map_err(|e| Error::Node { node: label.clone(), source: Box::new(e) })?;
+            let mut nanoseconds = start.elapsed().as_nanos();
+            let names = std::iter::once(&node.name).chain(node.quantizer.iter().map(|codes_buffer| &codes_buffer.name));
+            for (name, made) in names.zip(node.makes()) {
+                let Value { dims, codes: layout } = values[made];
+                let (floats, codes) = match buffers[slots[made]].read(&values[made]) {
+                    Slice::Float(x) => (Some(x), None),
+                    Slice::Codes(x) => (None, layout.map(|layout| (x, layout))),
+                };
+                observe(Observed { node: name, nanoseconds, dims, floats, codes });
+                // Codes codes_buffer the output come with it.
+                nanoseconds = 0;
+            }
+        }
+        let output = |port: &ValueInfo| {
+            let value = &values[port.value];
+            let data = buffers[slots[port.value]].read(value).floats();
+            Ok(Output { shape: value.dims.shape(), data: memory::copied("outputs of the network", data)? })
+        };
+        self.outputs.iter().map(output).collect()
+    }
+}

@@ -1,0 +1,205 @@
+//! Attributes of nodes: their types, and reading them from a file's JSON.
+
+use serde_json::{Map, Value as Json};
+
+use super::BuildError;
+use super::op::ConvParams;
+use crate::dtype::ActType;
+
+/// Numbers in a file stay below this, so that sizes are far from overflow.
+pub(crate) const LIMIT: u64 = 1 << 31;
+
+/// The type of an attribute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttrType {
+    /// An integer below 2³¹ in magnitude.
+    Int,
+    /// A list of such integers.
+    Ints,
+    /// A number that float32 holds.
+    Float,
+    /// True or false.
+    Bool,
+    /// Text.
+    Str,
+}
+
+impl AttrType {
+    /// Name of the Python type: `int`, `list`, `float`, `bool` or `str`.
+    pub fn name(self) -> &'static str {
+        match self {
+            AttrType::Int => "int",
+            AttrType::Ints => "list",
+            AttrType::Float => "float",
+            AttrType::Bool => "bool",
+            AttrType::Str => "str",
+        }
+    }
+
+    pub(super) fn described(self) -> &'static str {
+        match self {
+            AttrType::Int => "an integer",
+            AttrType::Ints => "a list of integers",
+            AttrType::Float => "a number",
+            AttrType::Bool => "true or false",
+            AttrType::Str => "a string",
+        }
+    }
+
+    pub(super) fn holds(self, value: &Json) -> bool {
+        let integer = |value: &Json| value.as_i64().is_some_and(|n| n.unsigned_abs() < LIMIT);
+        match self {
+            AttrType::Int => integer(value),
+            AttrType::Ints => value.as_array().is_some_and(|list| list.iter().all(integer)),
+            AttrType::Float => value.as_f64().is_some_and(|x| (x as f32).is_finite()),
+            AttrType::Bool => value.is_boolean(),
+            AttrType::Str => value.is_string(),
+        }
+    }
+}
+
+/// Where an attribute has to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// Everywhere.
+    Always,
+    /// In files. A graph that is described to the engine may leave it out.
+    InFiles,
+    /// Nowhere: its absence means something.
+    Optional,
+}
+
+/// One attribute of an operation.
+#[derive(Clone, Copy, Debug)]
+pub struct Attr {
+    /// Its name.
+    pub name: &'static str,
+    /// Its type.
+    pub kind: AttrType,
+    /// Where it has to be there.
+    pub presence: Presence,
+}
+
+/// Attributes that are never below a number, in any operation.
+pub(super) const MIN_VALUES: &[(&str, i64)] = &[
+    ("kernel", 1),
+    ("stride", 1),
+    ("dilation", 1),
+    ("padding", 0),
+    ("size", 0),
+    ("fixed", 0),
+    ("groups", 1),
+    ("out_groups", 1),
+    ("channels", 1),
+    ("channel_dim", 0),
+    ("trailing", 0),
+];
+
+/// A node's attributes.
+pub(super) struct Attrs<'a>(pub &'a Map<String, Json>);
+
+impl Attrs<'_> {
+    pub fn has(&self, key: &str) -> bool {
+        self.0.contains_key(key)
+    }
+
+    fn attr(&self, key: &str) -> Result<&Json, String> {
+        self.0.get(key).ok_or_else(|| format!("attribute {key:?} is missing"))
+    }
+
+    pub fn flag(&self, key: &str) -> Result<bool, String> {
+        self.attr(key)?.as_bool().ok_or_else(|| format!("attribute {key:?} must be true or false"))
+    }
+
+    pub fn text(&self, key: &str) -> Result<String, String> {
+        let text = self.attr(key)?.as_str().map(str::to_owned);
+        text.ok_or_else(|| format!("attribute {key:?} must be a string"))
+    }
+
+    /// A number that float32 holds.
+    pub fn float(&self, key: &str) -> Result<f32, String> {
+        let found = self.attr(key)?.as_f64().map(|value| value as f32).filter(|value| value.is_finite());
+        found.ok_or_else(|| format!("attribute {key:?} must be a number that float32 holds"))
+    }
+
+    pub fn integer(&self, key: &str) -> Result<i64, String> {
+        let found = self.attr(key)?.as_i64().filter(|n| n.unsigned_abs() < LIMIT);
+        found.ok_or_else(|| format!("attribute {key:?} must be an integer"))
+    }
+
+    pub fn number(&self, key: &str) -> Result<usize, String> {
+        usize::try_from(self.integer(key)?).map_err(|_| format!("attribute {key:?} must not be negative"))
+    }
+
+    /// A number that may be absent.
+    pub fn optional_number(&self, key: &str) -> Result<Option<usize>, String> {
+        self.has(key).then(|| self.number(key)).transpose()
+    }
+
+    pub fn integers<T: TryFrom<i64>>(&self, key: &str) -> Result<Vec<T>, String> {
+        let wrong = || format!("attribute {key:?} must be a list of integers in range");
+        let list = self.attr(key)?.as_array().ok_or_else(wrong)?;
+        list.iter()
+            .map(|v| {
+                let integer = v.as_i64().filter(|n| n.unsigned_abs() < LIMIT);
+                integer.and_then(|n| T::try_from(n).ok()).ok_or_else(wrong)
+            })
+            .collect()
+    }
+
+    /// Numbers for two axes. One-dimensional operations have the second only; `other` fills the first.
+    pub fn pair(&self, key: &str, axes: usize, other: usize) -> Result<[usize; 2], String> {
+        match (axes, self.integers(key)?.as_slice()) {
+            (2, &[h, w]) => Ok([h, w]),
+            (1, &[w]) => Ok([other, w]),
+            (_, list) => Err(format!("attribute {key:?} must have {axes} numbers, got {list:?}")),
+        }
+    }
+
+    /// As [`Attrs::pair`], of numbers that are at least 1.
+    fn positive_pair(&self, key: &str, axes: usize) -> Result<[usize; 2], String> {
+        match self.pair(key, axes, 1)? {
+            pair if pair.contains(&0) => Err(format!("attribute {key:?} must have {axes} integers >= 1, got {pair:?}")),
+            pair => Ok(pair),
+        }
+    }
+
+    /// Parameters of a convolution whose weight says what its kernel is.
+    pub fn conv_without_kernel(&self, axes: usize) -> Result<ConvParams, String> {
+        Ok(ConvParams {
+            kernel: [1, 1],
+            stride: self.positive_pair("stride", axes)?,
+            padding: self.pair("padding", axes, 0)?,
+            dilation: self.positive_pair("dilation", axes)?,
+        })
+    }
+
+    pub fn conv(&self, axes: usize) -> Result<ConvParams, String> {
+        Ok(ConvParams { kernel: self.positive_pair("kernel", axes)?, ..self.conv_without_kernel(axes)? })
+    }
+
+    /// As [`Attrs::conv`]; average pooling has no dilation.
+    pub fn pool(&self, axes: usize) -> Result<ConvParams, String> {
+        if self.has("dilation") {
+            return self.conv(axes);
+        }
+        Ok(ConvParams {
+            kernel: self.positive_pair("kernel", axes)?,
+            stride: self.positive_pair("stride", axes)?,
+            padding: self.pair("padding", axes, 0)?,
+            dilation: [1, 1],
+        })
+    }
+
+    /// The type of activations: `act` names those that `half_range` does not tell apart.
+    pub fn act(&self) -> Result<ActType, BuildError> {
+        let half_range = self.flag("half_range")?;
+        match self.0.get("act").map(Json::as_str) {
+            None if half_range => Ok(ActType::Half),
+            None => Ok(ActType::Full),
+            Some(Some("uint2")) if half_range => Ok(ActType::Uint2),
+            Some(Some("binary")) if half_range => Ok(ActType::Binary),
+            Some(_) => Err(BuildError::Unsupported(format!("activations {}", self.0["act"]))),
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Sizes of a graph at the shapes that it was converted at: whether they fit, and what a run costs.
+
+use super::graph::{Graph, Node, NodeView, Tensors};
+use super::op::Op;
+use super::ops::{OpInfo, Products};
+use super::tensor::Tensor;
+use crate::codec::CodesLayout;
+use crate::dtype::{INPUT_TYPES, ValueType};
+use crate::error::{Error, Result};
+use crate::limits::Limits;
+
+/// No value may have more elements: their bytes could not be counted in 64 bits.
+const MAX_ELEMENTS: u128 = 1 << 48;
+
+/// Elements of a shape.
+pub(super) fn elements(shape: &[usize]) -> u128 {
+    shape.iter().fold(1, |n, &size| n.saturating_mul(size as u128))
+}
+
+/// Multiply-accumulates of a convolution or linear layer; 0 for anything else.
+pub fn macs(node: &Node, shape: &[usize], weight: Option<&Tensor>) -> u128 {
+    let kind = node.info.map_or(Products::None, |info| info.products);
+    products(kind, shape, weight.map(Tensor::shape))
+}
+
+/// As [`macs`], from an operation's name and the shapes of its value and weight.
+///
+/// # Errors
+/// [`Error::Graph`] where there is no such operation.
+pub fn macs_of(op: &str, shape: &[usize], weight: Option<&[usize]>) -> Result<u128> {
+    let info = OpInfo::named(op).ok_or_else(|| Error::Graph { why: format!("unknown op {op:?}") })?;
+    Ok(products(info.products, shape, weight))
+}
+
+fn products(products: Products, shape: &[usize], weight: Option<&[usize]>) -> u128 {
+    match (products, weight) {
+        (Products::None, _) | (_, None) => 0,
+        (_, Some(weight)) => elements(shape).saturating_mul(elements(weight.get(1..).unwrap_or_default())),
+    }
+}
+
+/// Bytes of a value in PyTorch, and its elements there: codes are packed.
+fn stored(node: &Node, shape: &[usize], kind: ValueType) -> (u128, u128) {
+    let (count, bytes) = match kind {
+        ValueType::F32 => {
+            let size = match &node.op {
+                Op::Input(input) => INPUT_TYPES.iter().find(|(name, _)| *name == input.dtype).map_or(4, |row| row.1),
+                _ => 4,
+            };
+            (elements(shape), size)
+        }
+        ValueType::Codes { channels, groups, .. } => {
+            let pixel = CodesLayout::new(channels, groups).map_or(0, CodesLayout::pixel_bytes);
+            let front = elements(shape.get(..1).unwrap_or_default());
+            let pixels = front.saturating_mul(elements(shape.get(2..).unwrap_or_default()));
+            (pixels.saturating_mul(pixel as u128), 1)
+        }
+    };
+    (count, count.saturating_mul(bytes as u128))
+}
+
+/// Multiply-accumulates, or else other operations on an element.
+fn work(view: NodeView<'_>, shape: &[usize], made: u128, read: u128) -> u128 {
+    let window = match &view.node.op {
+        Op::MaxPool(pool) | Op::AvgPool { pool, .. } => elements(&pool.params.kernel),
+        Op::MaxPoolCodes { params, .. } => elements(&params.kernel),
+        _ => 1,
+    };
+    match macs(view.node, shape, view.tensor("weight")) {
+        0 => made.saturating_mul(window).saturating_add(read),
+        macs => macs,
+    }
+}
+
+/// Whether the shape that a node notes is that of its value; of codes, but for channels.
+fn is_noted(node: &Node, made: &[usize], kind: ValueType) -> bool {
+    match kind {
+        ValueType::F32 => node.shape == made,
+        ValueType::Codes { .. } => {
+            let noted = &node.shape;
+            let map = |shape: &[usize]| {
+                let mut map = [1, 1];
+                map[4 - shape.len()..].copy_from_slice(&shape[2..]);
+                map
+            };
+            (2..=4).contains(&noted.len()) && noted[0] == made[0] && map(noted) == map(made)
+        }
+    }
+}
+
+/// Shapes of all values, with what a run costs checked on the way: that nodes can run on what they read, that
+/// noted shapes are those of their values, and that a run keeps to the limits.
+///
+/// # Errors
+/// [`Error::Graph`] naming the node that cannot run; [`Error::Limit`] naming the first node that, with those
+/// before it, needs more than a limit.
+pub fn check_sizes(graph: &Graph, tensors: &Tensors, types: &[ValueType], limits: Limits) -> Result<Vec<Vec<usize>>> {
+    let count = graph.nodes.len();
+    let mut last = vec![usize::MAX; count]; // small: as long as the graph's text
+    for (i, node) in graph.nodes.iter().enumerate() {
+        node.inputs.iter().for_each(|&value| last[value] = i);
+    }
+    let mut kept = vec![false; count]; // small: as above
+    graph.outputs.for_each(&mut |value| kept[value] = true);
+    let mut shapes: Vec<Vec<usize>> = Vec::new();
+    let mut bytes: Vec<(u128, u128)> = Vec::new();
+    let mut live = tensors.values().fold(0u128, |n, tensor| n.saturating_add(tensor.array_bytes()));
+    let (mut all_work, mut images) = (0u128, 1u128);
+    for (i, node) in graph.nodes.iter().enumerate() {
+        let view = NodeView { node, tensors };
+        let label = node.label();
+        let cannot = |why: &str| Error::Graph {
+            why: format!(
+                "{label} ({}): it cannot run at the shapes that the network was converted at ({why}); get the file \
+                 again, or convert and save the model again",
+                node.op_name()
+            ),
+        };
+        let made = made(view, &shapes).map_err(|why| cannot(&why))?;
+        if !is_noted(node, &made, types[i]) {
+            return Err(cannot(&format!("a result of the shape {:?} was noted, it is {made:?}", node.shape)));
+        }
+        let (stored_elements, stored_bytes) = stored(node, &made, types[i]);
+        if stored_elements >= MAX_ELEMENTS || elements_of_nonzero(&made) >= MAX_ELEMENTS {
+            return Err(cannot(&format!("a result of the shape {made:?} is too large")));
+        }
+        if let Op::Input(_) = node.op {
+            images = if images == 1 { made.first().map_or(1, |&n| n.max(1)) as u128 } else { images };
+        } else {
+            let read = node.inputs.iter().fold(0u128, |n, &value| n.saturating_add(bytes[value].0));
+            all_work = all_work.saturating_add(work(view, &made, stored_elements, read));
+        }
+        live = live.saturating_add(stored_bytes);
+        let what = || format!("{label}, with the nodes before it");
+        limits.check_bytes(what, live)?;
+        limits.check_macs(what, all_work / images)?;
+        bytes.push((stored_elements, stored_bytes));
+        shapes.push(made);
+        let mut ended = node.inputs.clone();
+        ended.push(i);
+        ended.sort_unstable();
+        ended.dedup();
+        for value in ended {
+            if !kept[value] && (last[value] == i || last[value] == usize::MAX) {
+                live = live.saturating_sub(bytes[value].1);
+            }
+        }
+    }
+    Ok(shapes)
+}
+
+/// Elements where sizes of 0 count as 1: code multiplies sizes in any order.
+fn elements_of_nonzero(shape: &[usize]) -> u128 {
+    shape.iter().fold(1, |n, &size| n.saturating_mul(size.max(1) as u128))
+}
+
+/// Shape of a node's value.
+fn made(view: NodeView<'_>, shapes: &[Vec<usize>]) -> Result<Vec<usize>, String> {
+    let Some(info) = view.node.info else { return Ok(view.node.shape.clone()) };
+    let read: Vec<&[usize]> = view.node.inputs.iter().map(|&value| shapes[value].as_slice()).collect();
+    (info.shape)(view, &read)
+}

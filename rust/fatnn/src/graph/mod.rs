@@ -1,0 +1,68 @@
+//! Networks as data: a typed graph, the table of operations, the file. No CPU, no kernel, no packing.
+//!
+//! | module | what lives in it |
+//! | --- | --- |
+//! | [`op`] | [`Op`]: what a node does, with typed attributes |
+//! | [`ops`] | [`ops::OPS`]: one row per operation, read by checks, reports and bindings |
+//! | [`graph`](mod@graph) | [`Graph`]: nodes, values, outputs |
+//! | [`tensor`] | [`Tensor`]: weights, scales, thresholds |
+//! | [`check`] | whether a graph is well-formed, and the types of its values |
+//! | [`cost`] | shapes of all values at conversion, and what a run costs |
+//! | [`support`] | what the engine can run |
+//! | [`file`](mod@file) | the canonical file |
+//! | [`report`] | what `fatnn inspect` and `net.report` show |
+//!
+//! A graph is read with [`Graph::parse`] and checked with [`check::check`]; the engine compiles it.
+
+pub mod attrs;
+pub mod check;
+pub mod cost;
+pub mod file;
+#[allow(clippy::module_inception, reason = "the type that the module is about")]
+pub mod graph;
+pub mod op;
+pub mod ops;
+mod parse;
+pub mod report;
+mod shapes;
+pub mod support;
+mod table;
+pub mod tensor;
+mod types;
+
+pub use graph::{Graph, Node, NodeView, Outputs, Source, Tensors, ValueId};
+pub use op::{ConvParams, Op};
+pub use tensor::Tensor;
+
+/// Why a node could not be built.
+#[derive(Debug)]
+pub(crate) enum BuildError {
+    /// It means nothing: the graph is damaged.
+    Invalid(String),
+    /// It means something that this engine cannot run.
+    Unsupported(String),
+    /// Memory, a limit or the environment.
+    Failed(crate::error::Error),
+}
+
+impl From<String> for BuildError {
+    fn from(why: String) -> Self {
+        BuildError::Invalid(why)
+    }
+}
+
+impl From<&str> for BuildError {
+    fn from(why: &str) -> Self {
+        BuildError::Invalid(why.into())
+    }
+}
+
+impl From<crate::error::Error> for BuildError {
+    fn from(error: crate::error::Error) -> Self {
+        use crate::error::Error;
+        match error {
+            Error::Memory { .. } | Error::Limit { .. } | Error::Environment { .. } => BuildError::Failed(error),
+            other => BuildError::Invalid(other.to_string()),
+        }
+    }
+}

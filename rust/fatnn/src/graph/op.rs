@@ -1,0 +1,241 @@
+//! Operations with typed attributes.
+//!
+//! [`Op`] says what a node does. What all nodes of an operation have in common, such as roles of
+//! tensors and rules for types and shapes, is its row in [`super::ops::OPS`].
+
+use serde_json::Value as Json;
+
+use crate::dtype::ActType;
+
+/// A window that slides over two axes. In one dimension the first axis has kernel 1 and no padding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvParams {
+    /// Height and width.
+    pub kernel: [usize; 2],
+    /// Steps from one window to the next.
+    pub stride: [usize; 2],
+    /// Elements added on each side.
+    pub padding: [usize; 2],
+    /// Steps between two elements of a window.
+    pub dilation: [usize; 2],
+}
+
+impl ConvParams {
+    /// A window of one element on each axis.
+    pub const ONE: ConvParams = ConvParams { kernel: [1, 1], stride: [1, 1], padding: [0, 0], dilation: [1, 1] };
+}
+
+/// A float or int8 convolution. The kernel's size is that of the weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conv {
+    /// Spatial axes: 1 or 2.
+    pub axes: usize,
+    /// Stride, padding and dilation; `kernel` is not used.
+    pub params: ConvParams,
+    /// Groups of channels.
+    pub groups: usize,
+}
+
+/// A convolution or linear layer on codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CodesConv {
+    /// Its window; a linear layer's covers the map.
+    pub params: ConvParams,
+    /// Groups of channels.
+    pub groups: usize,
+    /// What the codes stand for.
+    pub act: ActType,
+    /// Channels that it reads, where the node says so.
+    pub channels: Option<usize>,
+    /// Spatial axes of the result: 0 for linear layers.
+    pub axes: usize,
+}
+
+/// Pooling with a window of a fixed size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Spatial axes: 1 or 2.
+    pub axes: usize,
+    /// The window.
+    pub params: ConvParams,
+    /// Whether the last window may reach over the edge.
+    pub ceil_mode: bool,
+}
+
+/// Sizes that an input's first dimension may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchRange {
+    /// The smallest.
+    pub min: usize,
+    /// The largest.
+    pub max: usize,
+    /// A factor of all of them.
+    pub multiple: usize,
+}
+
+/// An input of the network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Input {
+    /// Its type, as PyTorch names it.
+    pub dtype: String,
+    /// Dimensions whose size is part of the network.
+    pub fixed: Vec<usize>,
+    /// The dimension of channels.
+    pub channel_dim: Option<usize>,
+    /// Sizes of the first dimension, where the model branches on it.
+    pub batch: Option<BatchRange>,
+}
+
+impl Input {
+    /// The attribute `batch`.
+    pub(super) fn batch_range(json: &Json) -> Option<BatchRange> {
+        let [min, max, multiple] = json.as_array()?.as_slice() else { return None };
+        let size = |json: &Json| json.as_u64().filter(|n| *n < super::attrs::LIMIT).map(|n| n as usize);
+        let multiple = size(multiple).filter(|n| *n > 0)?;
+        Some(BatchRange { min: size(min)?, max: size(max)?, multiple })
+    }
+}
+
+/// What a node does.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Op {
+    /// An input of the network.
+    Input(Input),
+    /// Float convolution.
+    Conv(Conv),
+    /// Float linear layer over the last dimension.
+    Linear,
+    /// BatchNorm in evaluation mode.
+    BatchNorm {
+        /// Added to the variance.
+        eps: f32,
+    },
+    /// `fma(x, scale, bias)` per channel. Graphs that are described to the engine have it, files do not.
+    Affine,
+    /// `max(x, 0)`.
+    Relu,
+    /// `min(max(x, min), max)`.
+    Hardtanh {
+        /// Lower bound.
+        min: f32,
+        /// Upper bound.
+        max: f32,
+    },
+    /// `x > 0 ? x : x * negative_slope`.
+    LeakyRelu {
+        /// The slope below 0.
+        negative_slope: f32,
+    },
+    /// Leaky ReLU with learned slopes: one, or one per channel.
+    Prelu,
+    /// `x * scale` per channel.
+    ChannelScale {
+        /// Dimensions after the channels.
+        trailing: Option<usize>,
+    },
+    /// `x + bias` per channel.
+    ChannelBias {
+        /// Dimensions after the channels.
+        trailing: Option<usize>,
+    },
+    /// Max pooling.
+    MaxPool(Pool),
+    /// Average pooling.
+    AvgPool {
+        /// Its window.
+        pool: Pool,
+        /// Whether padding counts.
+        count_include_pad: bool,
+        /// Divisor in place of the count; 0: the count.
+        divisor: i64,
+    },
+    /// Average pooling to a fixed size.
+    AdaptiveAvgPool {
+        /// Spatial axes: 1 or 2.
+        axes: usize,
+        /// Sizes of the result; 0: as the input.
+        size: [usize; 2],
+    },
+    /// Mean over dimensions.
+    Mean {
+        /// The dimensions; negative ones count from the end, none means all.
+        dims: Vec<i64>,
+        /// Whether they stay, with size 1.
+        keepdim: bool,
+    },
+    /// Dimensions from `start` to `end` become one.
+    Flatten {
+        /// The first; negative ones count from the end.
+        start: i64,
+        /// The last.
+        end: i64,
+    },
+    /// All dimensions but the last become one.
+    FlattenLeading,
+    /// The first input with the leading dimensions of the second.
+    ReshapeLike,
+    /// Padding. Pairs of sizes before and after, from the last dimension on.
+    Pad {
+        /// The sizes; negative ones cut.
+        pad: Vec<i64>,
+        /// `constant`, `reflect`, `replicate` or `circular`.
+        mode: String,
+        /// The constant.
+        value: f32,
+    },
+    /// The sum of two values.
+    Add,
+    /// Values one after the other.
+    Cat {
+        /// Along this dimension.
+        dim: i64,
+    },
+    /// A tensor of the file.
+    Constant,
+    /// Int8 convolution.
+    ConvInt8(Conv),
+    /// Int8 linear layer.
+    LinearInt8,
+    /// Floats to codes.
+    Quantize {
+        /// What the codes stand for.
+        act: ActType,
+        /// Channels.
+        channels: usize,
+        /// Groups of channels.
+        groups: usize,
+        /// Spatial axes, where the node says so.
+        axes: Option<usize>,
+    },
+    /// Convolution of codes to codes.
+    ConvCodes {
+        /// The convolution.
+        conv: CodesConv,
+        /// Groups of the output's channels.
+        out_groups: usize,
+    },
+    /// Convolution of codes to floats.
+    ConvFloat {
+        /// The convolution.
+        conv: CodesConv,
+        /// Whether a ReLU follows.
+        relu: bool,
+    },
+    /// Max pooling on codes.
+    MaxPoolCodes {
+        /// The window.
+        params: ConvParams,
+        /// Whether the last window may reach over the edge.
+        ceil_mode: bool,
+        /// Whether the codes are two-bit ones, as the node says.
+        two_bit: bool,
+    },
+    /// An operation that this release does not know.
+    Other {
+        /// Its name.
+        name: String,
+        /// What is unknown about it.
+        why: String,
+    },
+}

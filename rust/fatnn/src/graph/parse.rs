@@ -1,0 +1,287 @@
+//! From a graph's JSON to a [`Graph`]: every field's type is checked before anything is made of it.
+//!
+//! ```text
+//! {"nodes": [{"name": "conv1", "op": "conv_codes", "inputs": ["x_codes"], "layer": "layer1.0.conv1",
+//!             "shape": [1, 64, 56, 56], "attrs": {"stride": [1, 1], ...},
+//!             "tensors": {"weight": "conv1.codes"}, "note": "..."}, ...],
+//!  "outputs": {"value": "fc"}, "notes": ["..."], "arguments": [{...}, ...]}
+//! ```
+//!
+//! `outputs` is a value, `{"list": [...]}`, `{"tuple": [...]}`, `{"dict": {...}}`, `{"constant": ...}`,
+//! `{"ordered_dict": [[key, ...], ...]}` or `{"dict_items": [[key, ...], ...]}`.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::{Map, Value as Json};
+
+use super::BuildError;
+use super::attrs::{Attr, AttrType, Attrs, LIMIT, MIN_VALUES, Presence};
+use super::graph::{Graph, Layout, Node, Outputs, Source, ValueId};
+use super::op::Op;
+use super::ops::{OPS, OpInfo};
+use super::tensor::MAX_RANK;
+use crate::error::{Error, Result};
+
+const GRAPH_FIELDS: [&str; 4] = ["nodes", "outputs", "notes", "arguments"];
+const NODE_FIELDS: [&str; 8] = ["name", "op", "inputs", "attrs", "tensors", "layer", "shape", "note"];
+
+fn invalid(why: impl Into<String>) -> Error {
+    Error::Graph { why: why.into() }
+}
+
+pub(super) fn graph(json: &Json, source: Source) -> Result<Graph> {
+    let graph = json.as_object().ok_or_else(|| invalid("the graph is no object"))?;
+    if let Some(key) = graph.keys().find(|key| !GRAPH_FIELDS.contains(&key.as_str())) {
+        let keys: Vec<_> = graph.keys().collect();
+        return Err(invalid(format!(
+            "the graph holds {key:?}, which is not known: it must hold nodes, outputs, notes; got {keys:?}"
+        )));
+    }
+    let file = source == Source::File;
+    if file && let Some(key) = GRAPH_FIELDS[..3].iter().find(|key| !graph.contains_key(**key)) {
+        return Err(invalid(format!("the graph must hold nodes, outputs, notes; {key:?} is missing")));
+    }
+    let notes = match graph.get("notes") {
+        None => Vec::new(),
+        Some(notes) => strings(notes).ok_or_else(|| invalid("notes must be a list of strings"))?,
+    };
+    let arguments = graph.get("arguments");
+    if arguments.is_some_and(|list| !list.as_array().is_some_and(|list| list.iter().all(Json::is_object))) {
+        return Err(invalid("arguments must be a list of objects"));
+    }
+    let list = graph.get("nodes").and_then(Json::as_array).ok_or_else(|| invalid("the graph has no list of nodes"))?;
+    if file && list.is_empty() {
+        return Err(invalid("nodes must be a list that is not empty"));
+    }
+    let mut reader = Reader { names: HashMap::new(), nodes: Vec::new(), source };
+    for (position, node) in list.iter().enumerate() {
+        let wrong = |why: String| invalid(format!("node {position} ({}): {why}", node["name"]));
+        check_fields(node, source).map_err(wrong)?;
+    }
+    let (inputs, others): (Vec<_>, Vec<_>) = list.iter().enumerate().partition(|(_, node)| node["op"] == "input");
+    for (position, node) in inputs.into_iter().chain(others) {
+        reader.node(position, node)?;
+    }
+    let outputs = reader.outputs(&json["outputs"])?;
+    Ok(Graph { nodes: reader.nodes, outputs, notes, arguments: arguments.cloned() })
+}
+
+/// A JSON value that is a list of strings.
+fn strings(list: &Json) -> Option<Vec<String>> {
+    list.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
+}
+
+/// Checks the types of a node's fields and attributes.
+fn check_fields(node: &Json, source: Source) -> Result<(), String> {
+    let fields = node.as_object().ok_or("it is no object")?;
+    for (key, value) in fields {
+        let list_of_strings = || value.as_array().is_some_and(|list| list.iter().all(Json::is_string));
+        let (holds, what) = match key.as_str() {
+            "name" => (value.as_str().is_some_and(|name| !name.is_empty()), "a string that is not empty"),
+            "op" | "layer" | "note" => (value.is_string(), "a string"),
+            "inputs" => (list_of_strings(), "a list of strings"),
+            "attrs" => (value.is_object(), "an object"),
+            "tensors" => {
+                let named = value.as_object();
+                (named.is_some_and(|named| named.values().all(Json::is_string)), "an object of strings")
+            }
+            "shape" => {
+                let size = |d: &Json| d.as_u64().is_some_and(|d| d < LIMIT);
+                (value.as_array().is_some_and(|list| list.iter().all(size)), "a list of sizes below 2³¹")
+            }
+            _ => return Err(format!("unknown fields {:?}", [key])),
+        };
+        if !holds {
+            return Err(format!("{key:?} must be {what}"));
+        }
+    }
+    let wanted = NODE_FIELDS.iter().filter(|key| source == Source::File || ["name", "op", "shape"].contains(*key));
+    if let Some(key) = wanted.copied().find(|key| !fields.contains_key(*key)) {
+        return Err(format!("{key:?} must be there"));
+    }
+    let info = node["op"].as_str().and_then(OpInfo::named);
+    let rank = node["shape"].as_array().map_or(0, Vec::len);
+    if source == Source::File && info.is_some() && rank > MAX_RANK {
+        return Err(format!("shape has {rank} dimensions"));
+    }
+    let none = Map::new();
+    check_attrs(node["attrs"].as_object().unwrap_or(&none), info, source, rank)
+}
+
+/// The attribute of that name: the operation's, or, where it has none, another's whose type the value has.
+fn attr(info: Option<&OpInfo>, name: &str, value: &Json) -> Option<&'static Attr> {
+    let mut others = OPS.iter().filter_map(|row| row.attr(name));
+    info.and_then(|info| info.attr(name))
+        .or_else(|| others.clone().find(|attr| attr.kind.holds(value)))
+        .or_else(|| others.next())
+}
+
+/// Checks the types of attributes, and that they are not below their least values.
+fn check_attrs(attrs: &Map<String, Json>, info: Option<&OpInfo>, source: Source, rank: usize) -> Result<(), String> {
+    if let Some(info) = info.filter(|_| source == Source::File) {
+        let unknown = attrs.keys().any(|key| info.attr(key).is_none());
+        let missing =
+            info.attrs.iter().any(|attr| attr.presence != Presence::Optional && !attrs.contains_key(attr.name));
+        if unknown || missing {
+            let wanted: Vec<_> = info.attrs.iter().map(|attr| attr.name).collect();
+            let got: Vec<_> = attrs.keys().collect();
+            return Err(format!("expected the attributes {wanted:?}, got {got:?}"));
+        }
+    }
+    for (key, value) in attrs {
+        // Operations read what they know.
+        let Some(attr) = attr(info, key, value) else { continue };
+        if !attr.kind.holds(value) {
+            return Err(format!(
+                "attribute {key:?} must be {} ({}), got {value}",
+                attr.kind.name(),
+                attr.kind.described()
+            ));
+        }
+        let numbers: &[Json] = match (attr.kind, value) {
+            (AttrType::Ints, Json::Array(list)) => list,
+            (AttrType::Int, _) => std::slice::from_ref(value),
+            _ => &[],
+        };
+        if let Some((_, least)) = MIN_VALUES.iter().find(|(name, _)| name == key)
+            && numbers.iter().any(|n| n.as_i64().is_some_and(|n| n < *least))
+        {
+            let count = if numbers.len() == 2 { "two integers" } else { "numbers" };
+            return Err(format!("attribute {key:?} must be at least {least}: {count} >= {least}, got {value}"));
+        }
+    }
+    if source == Source::File {
+        if attrs.get("trailing").and_then(Json::as_u64).is_some_and(|n| n > MAX_RANK as u64) {
+            return Err("trailing is out of range".into());
+        }
+        if attrs.get("eps").and_then(Json::as_f64).is_some_and(|eps| eps < 0.0) {
+            return Err("eps must not be negative".into());
+        }
+    }
+    if info.is_some_and(|info| info.name == "input") {
+        let rank = rank as u64;
+        let fixed = attrs.get("fixed").and_then(Json::as_array).into_iter().flatten();
+        if fixed.filter_map(Json::as_u64).any(|d| d >= rank)
+            || attrs.get("channel_dim").and_then(Json::as_u64).is_some_and(|dim| dim >= rank.max(1))
+        {
+            return Err("a dimension of the input is out of range: fixed or channel_dim out of range".into());
+        }
+    }
+    layout(attrs).map(|_| ())
+}
+
+fn layout(attrs: &Map<String, Json>) -> Result<Layout, String> {
+    match attrs.get("layout").and_then(Json::as_str) {
+        None | Some("any") => Ok(Layout::Any),
+        Some("contiguous") => Ok(Layout::Contiguous),
+        Some("channels_last") => Ok(Layout::ChannelsLast),
+        Some(other) => Err(format!("unknown layout {other:?}")),
+    }
+}
+
+/// Turns JSON into nodes.
+struct Reader {
+    names: HashMap<String, ValueId>,
+    nodes: Vec<Node>,
+    source: Source,
+}
+
+impl Reader {
+    fn node(&mut self, position: usize, json: &Json) -> Result<()> {
+        let text = |key: &str| json[key].as_str().unwrap_or_default().to_owned();
+        let (name, op, layer) = (text("name"), text("op"), text("layer"));
+        let wrong = |why: String| {
+            let layer = if layer.is_empty() { String::new() } else { format!(", layer {layer:?}") };
+            invalid(format!("node {name:?} ({op}{layer}): {why}"))
+        };
+        let none = Map::new();
+        let attrs = json["attrs"].as_object().unwrap_or(&none);
+        let info = OpInfo::named(&op);
+        let built = match info {
+            None => Err(BuildError::Unsupported("not one of this crate's".into())),
+            Some(info) => (info.build)(&Attrs(attrs)),
+        };
+        let built = match built {
+            Ok(built) => built,
+            Err(BuildError::Unsupported(why)) => match (self.source, info) {
+                (Source::File, None) => return Err(wrong(format!("unknown op {op:?}"))),
+                (Source::File, Some(_)) => return Err(wrong(format!("unknown {why}"))),
+                _ => Op::Other { name: op.clone(), why },
+            },
+            Err(BuildError::Invalid(why)) => return Err(wrong(why)),
+            Err(BuildError::Failed(error)) => return Err(error),
+        };
+        let mut inputs = Vec::new();
+        for input in strings(&json["inputs"]).unwrap_or_default() {
+            // In a file an input, too, stands before what reads it.
+            let before = |value: &&ValueId| self.source != Source::File || self.nodes[**value].position < position;
+            let known = self.names.get(&input).filter(before);
+            inputs.push(*known.ok_or_else(|| wrong(format!("reads {input:?}, which no node before it makes")))?);
+        }
+        let named = json["tensors"].as_object().into_iter().flatten();
+        let tensors: BTreeMap<String, String> =
+            named.filter_map(|(role, name)| Some((role.clone(), name.as_str()?.to_owned()))).collect();
+        let sizes = json["shape"].as_array().into_iter().flatten().filter_map(Json::as_u64);
+        let shape = sizes.map(|size| size as usize).collect();
+        let layout = layout(attrs).map_err(wrong)?;
+        if self.names.insert(name.clone(), self.nodes.len()).is_some() {
+            return Err(wrong("its name is not unique".into()));
+        }
+        let info = if matches!(built, Op::Other { .. }) { None } else { info };
+        let note = text("note");
+        self.nodes.push(Node { name, op: built, info, inputs, tensors, layer, shape, note, layout, position });
+        Ok(())
+    }
+
+    fn outputs(&self, json: &Json) -> Result<Outputs> {
+        let shown = || {
+            let text = json.to_string();
+            if text.chars().count() > 200 { text.chars().take(200).chain("...".chars()).collect() } else { text }
+        };
+        let wrong = || invalid(format!("outputs: {} is no structure of float values", shown()));
+        let object = json.as_object().filter(|o| o.len() == 1).ok_or_else(wrong)?;
+        let (kind, inner) = object.iter().next().ok_or_else(wrong)?;
+        let all = |items: &[Json]| items.iter().map(|item| self.outputs(item)).collect::<Result<Vec<_>>>();
+        let pairs = |items: &[Json]| {
+            let pair = |item: &Json| match item.as_array().map(Vec::as_slice) {
+                Some([Json::String(key), item]) => Ok((key.clone(), self.outputs(item)?)),
+                _ => Err(invalid(format!("outputs: {kind:?} must hold pairs of a key and an item"))),
+            };
+            items.iter().map(pair).collect::<Result<Vec<_>>>()
+        };
+        Ok(match (kind.as_str(), inner) {
+            ("value", Json::String(name)) => match self.names.get(name) {
+                Some(value) => Outputs::Value(*value),
+                None => return Err(invalid(format!("outputs: {name:?} is no value of the graph"))),
+            },
+            ("constant", value) => {
+                if self.source == Source::File && (value.is_array() || value.is_object()) {
+                    return Err(invalid("outputs: a constant must be plain"));
+                }
+                Outputs::Constant(value.clone())
+            }
+            ("list", Json::Array(items)) => Outputs::List(all(items)?),
+            ("tuple", Json::Array(items)) => Outputs::Tuple(all(items)?),
+            ("dict", Json::Object(items)) => {
+                let item = |(key, item): (&String, &Json)| Ok((key.clone(), self.outputs(item)?));
+                Outputs::Dict(items.iter().map(item).collect::<Result<Vec<_>>>()?)
+            }
+            ("dict_items", Json::Array(items)) => Outputs::DictItems(pairs(items)?),
+            ("ordered_dict", Json::Array(items)) => Outputs::OrderedDict(pairs(items)?),
+            _ => return Err(wrong()),
+        })
+    }
+}
+
+/// The operation of that name with such attributes, by itself.
+///
+/// # Errors
+/// [`Error::Graph`] where there is none, or an attribute is missing or wrong.
+pub(super) fn op(name: &str, attrs: &Map<String, Json>) -> Result<(Op, &'static OpInfo)> {
+    let info = OpInfo::named(name).ok_or_else(|| invalid(format!("unknown op {name:?}")))?;
+    match (info.build)(&Attrs(attrs)) {
+        Ok(op) => Ok((op, info)),
+        Err(BuildError::Invalid(why) | BuildError::Unsupported(why)) => Err(invalid(format!("{name}: {why}"))),
+        Err(BuildError::Failed(error)) => Err(error),
+    }
+}

@@ -1,0 +1,382 @@
+//! The table of operations: one row each. Checks, shape inference, reports, the engine's choice of
+//! nodes and the bindings read it; nothing else lists operations.
+
+use super::attrs::AttrType::{self, Bool, Float, Int, Ints, Str};
+use super::attrs::{Attr, Attrs, Presence};
+use super::op::{CodesConv, Conv, Input, Op, Pool};
+use super::ops::{Exactness, Form, OpInfo, Products, Role};
+use super::{BuildError, shapes, support, types};
+use crate::dtype::TensorType::{self, Codes, F32, I8, I32};
+
+const fn always(name: &'static str, kind: AttrType) -> Attr {
+    Attr { name, kind, presence: Presence::Always }
+}
+
+const fn in_files(name: &'static str, kind: AttrType) -> Attr {
+    Attr { name, kind, presence: Presence::InFiles }
+}
+
+const fn optional(name: &'static str, kind: AttrType) -> Attr {
+    Attr { name, kind, presence: Presence::Optional }
+}
+
+const fn role(name: &'static str, dtype: TensorType, required: bool) -> Role {
+    Role { name, dtype, required }
+}
+
+const KERNEL: Attr = always("kernel", Ints);
+const STRIDE: Attr = always("stride", Ints);
+const PADDING: Attr = always("padding", Ints);
+const DILATION: Attr = always("dilation", Ints);
+const GROUPS: Attr = always("groups", Int);
+const CEIL_MODE: Attr = always("ceil_mode", Bool);
+const HALF_RANGE: Attr = always("half_range", Bool);
+const LAYOUT: Attr = in_files("layout", Str);
+const ACT: Attr = optional("act", Str);
+
+const CONV: &[Attr] = &[STRIDE, PADDING, DILATION, GROUPS, LAYOUT];
+const WEIGHTED: &[Role] = &[role("weight", F32, true), role("bias", F32, false)];
+const MAX_POOL: &[Attr] = &[KERNEL, STRIDE, PADDING, in_files("dilation", Ints), CEIL_MODE];
+const CONV_INT8: &[Attr] = &[STRIDE, PADDING, DILATION, GROUPS];
+const INT8: &[Role] =
+    &[role("weight", I8, true), role("scale", F32, true), role("inv_step", F32, true), role("bias", F32, false)];
+
+/// A row of an operation that reads one value of floats, makes floats of the same shape, and that the engine
+/// always has.
+const ROW: OpInfo = OpInfo {
+    name: "",
+    inputs: (1, Some(1)),
+    attrs: &[],
+    tensors: &[],
+    reads_codes: false,
+    makes_codes: false,
+    exactness: Exactness::Exact,
+    products: Products::None,
+    form: Form::Other,
+    in_files: true,
+    build: |_| Err(BuildError::Invalid("no operation".into())),
+    types: types::floats,
+    shape: shapes::same,
+    support: Some(support::any),
+};
+
+const FLOAT_CONV: OpInfo = OpInfo {
+    attrs: CONV,
+    tensors: WEIGHTED,
+    exactness: Exactness::SumOrder,
+    products: Products::Float,
+    shape: shapes::conv,
+    ..ROW
+};
+const INT8_CONV: OpInfo = OpInfo {
+    attrs: CONV_INT8,
+    tensors: INT8,
+    products: Products::Int8,
+    types: types::int8,
+    shape: shapes::conv,
+    ..ROW
+};
+const POOL: OpInfo = OpInfo { form: Form::Pool, attrs: MAX_POOL, shape: shapes::pool, ..ROW };
+const CHANNEL: OpInfo = OpInfo { form: Form::Channel, shape: shapes::channel, ..ROW };
+const SUM: OpInfo = OpInfo { exactness: Exactness::SumOrder, ..ROW };
+
+/// Every operation.
+pub static OPS: &[OpInfo] = &[
+    OpInfo {
+        name: "input",
+        inputs: (0, Some(0)),
+        attrs: &[always("dtype", Str), in_files("fixed", Ints), in_files("channel_dim", Int), optional("batch", Ints)],
+        build: |a| {
+            let fixed = if a.has("fixed") { a.integers("fixed")? } else { Vec::new() };
+            let batch = match a.0.get("batch") {
+                None => None,
+                Some(range) => Some(Input::batch_range(range).ok_or("its range of batch sizes means nothing")?),
+            };
+            let channel_dim = a.optional_number("channel_dim")?;
+            Ok(Op::Input(Input { dtype: a.text("dtype")?, fixed, channel_dim, batch }))
+        },
+        shape: shapes::noted,
+        ..ROW
+    },
+    OpInfo { name: "conv1d", build: |a| conv(a, 1).map(Op::Conv), support: Some(support::rank::<3>), ..FLOAT_CONV },
+    OpInfo { name: "conv2d", build: |a| conv(a, 2).map(Op::Conv), support: Some(support::rank::<4>), ..FLOAT_CONV },
+    OpInfo {
+        name: "linear",
+        attrs: &[LAYOUT],
+        build: |_| Ok(Op::Linear),
+        shape: shapes::linear,
+        support: Some(support::rank::<2>),
+        ..FLOAT_CONV
+    },
+    OpInfo {
+        name: "batch_norm",
+        attrs: &[always("eps", Float), LAYOUT],
+        tensors: &[
+            role("mean", F32, true),
+            role("var", F32, true),
+            role("weight", F32, false),
+            role("bias", F32, false),
+        ],
+        build: |a| Ok(Op::BatchNorm { eps: a.float("eps")? }),
+        ..CHANNEL
+    },
+    OpInfo {
+        name: "affine",
+        tensors: &[role("scale", F32, true), role("bias", F32, true)],
+        in_files: false,
+        build: |_| Ok(Op::Affine),
+        ..CHANNEL
+    },
+    OpInfo { name: "relu", form: Form::Scalar, build: |_| Ok(Op::Relu), ..ROW },
+    OpInfo {
+        name: "hardtanh",
+        attrs: &[always("min_val", Float), always("max_val", Float)],
+        form: Form::Scalar,
+        build: |a| Ok(Op::Hardtanh { min: a.float("min_val")?, max: a.float("max_val")? }),
+        ..ROW
+    },
+    OpInfo {
+        name: "leaky_relu",
+        attrs: &[always("negative_slope", Float)],
+        form: Form::Scalar,
+        build: |a| Ok(Op::LeakyRelu { negative_slope: a.float("negative_slope")? }),
+        ..ROW
+    },
+    OpInfo {
+        name: "prelu",
+        attrs: &[in_files("shared", Bool)],
+        tensors: &[role("weight", F32, true)],
+        build: |_| Ok(Op::Prelu),
+        ..CHANNEL
+    },
+    OpInfo {
+        name: "channel_scale",
+        attrs: &[in_files("trailing", Int)],
+        tensors: &[role("scale", F32, true)],
+        build: |a| Ok(Op::ChannelScale { trailing: a.optional_number("trailing")? }),
+        ..CHANNEL
+    },
+    OpInfo {
+        name: "channel_bias",
+        attrs: &[in_files("trailing", Int)],
+        tensors: &[role("bias", F32, true)],
+        build: |a| Ok(Op::ChannelBias { trailing: a.optional_number("trailing")? }),
+        ..CHANNEL
+    },
+    OpInfo { name: "max_pool1d", build: |a| max_pool(a, 1), support: Some(support::rank::<3>), ..POOL },
+    OpInfo { name: "max_pool2d", build: |a| max_pool(a, 2), support: Some(support::rank::<4>), ..POOL },
+    OpInfo {
+        name: "avg_pool1d",
+        attrs: &[KERNEL, STRIDE, PADDING, CEIL_MODE, always("count_include_pad", Bool), LAYOUT],
+        build: |a| avg_pool(a, 1, 0),
+        shape: shapes::pool,
+        support: Some(support::rank::<3>),
+        ..SUM
+    },
+    OpInfo {
+        name: "avg_pool2d",
+        attrs: &[KERNEL, STRIDE, PADDING, CEIL_MODE, always("count_include_pad", Bool), always("divisor", Int), LAYOUT],
+        build: |a| avg_pool(a, 2, a.integer("divisor")?),
+        shape: shapes::pool,
+        support: Some(support::avg_pool2d),
+        ..SUM
+    },
+    OpInfo {
+        name: "adaptive_avg_pool1d",
+        attrs: &[always("size", Ints), LAYOUT],
+        build: |a| Ok(Op::AdaptiveAvgPool { axes: 1, size: a.pair("size", 1, 1)? }),
+        shape: shapes::adaptive,
+        support: Some(support::rank::<3>),
+        ..SUM
+    },
+    OpInfo {
+        name: "adaptive_avg_pool2d",
+        attrs: &[always("size", Ints), LAYOUT],
+        build: |a| Ok(Op::AdaptiveAvgPool { axes: 2, size: a.pair("size", 2, 1)? }),
+        shape: shapes::adaptive,
+        support: Some(support::rank::<4>),
+        ..SUM
+    },
+    OpInfo {
+        name: "mean",
+        attrs: &[always("dims", Ints), always("keepdim", Bool), LAYOUT],
+        build: |a| Ok(Op::Mean { dims: a.integers("dims")?, keepdim: a.flag("keepdim")? }),
+        shape: shapes::mean,
+        support: Some(support::mean),
+        ..SUM
+    },
+    OpInfo {
+        name: "flatten",
+        attrs: &[always("start", Int), always("end", Int)],
+        form: Form::Shape,
+        build: |a| Ok(Op::Flatten { start: a.integer("start")?, end: a.integer("end")? }),
+        shape: shapes::flatten,
+        support: Some(support::flatten),
+        ..ROW
+    },
+    OpInfo {
+        name: "rows",
+        form: Form::Shape,
+        build: |_| Ok(Op::FlattenLeading),
+        shape: shapes::flatten_leading,
+        support: None,
+        ..ROW
+    },
+    OpInfo {
+        name: "reshape_like",
+        inputs: (2, Some(2)),
+        form: Form::Shape,
+        build: |_| Ok(Op::ReshapeLike),
+        shape: shapes::reshape_like,
+        support: None,
+        ..ROW
+    },
+    OpInfo {
+        name: "pad",
+        attrs: &[always("pad", Ints), always("mode", Str), always("value", Float)],
+        build: |a| Ok(Op::Pad { pad: a.integers("pad")?, mode: a.text("mode")?, value: a.float("value")? }),
+        shape: shapes::pad,
+        support: Some(support::pad),
+        ..ROW
+    },
+    OpInfo {
+        name: "add",
+        inputs: (2, Some(2)),
+        build: |_| Ok(Op::Add),
+        shape: shapes::add,
+        support: Some(support::add),
+        ..ROW
+    },
+    OpInfo {
+        name: "cat",
+        inputs: (1, None),
+        attrs: &[always("dim", Int)],
+        build: |a| Ok(Op::Cat { dim: a.integer("dim")? }),
+        shape: shapes::cat,
+        support: None,
+        ..ROW
+    },
+    OpInfo {
+        name: "constant",
+        inputs: (0, Some(0)),
+        tensors: &[role("value", F32, true)],
+        build: |_| Ok(Op::Constant),
+        shape: shapes::constant,
+        support: None,
+        ..ROW
+    },
+    OpInfo {
+        name: "conv1d_int8",
+        build: |a| conv(a, 1).map(Op::ConvInt8),
+        support: Some(support::rank::<3>),
+        ..INT8_CONV
+    },
+    OpInfo {
+        name: "conv2d_int8",
+        build: |a| conv(a, 2).map(Op::ConvInt8),
+        support: Some(support::rank::<4>),
+        ..INT8_CONV
+    },
+    OpInfo {
+        name: "linear_int8",
+        attrs: &[],
+        build: |_| Ok(Op::LinearInt8),
+        shape: shapes::linear,
+        support: Some(support::rank::<2>),
+        ..INT8_CONV
+    },
+    OpInfo {
+        name: "quantize",
+        attrs: &[GROUPS, always("channels", Int), HALF_RANGE, in_files("dims", Int), ACT],
+        tensors: &[role("steps", F32, true)],
+        makes_codes: true,
+        build: |a| {
+            let (act, channels, groups) = (a.act()?, a.number("channels")?, a.number("groups")?);
+            Ok(Op::Quantize { act, channels, groups, axes: a.optional_number("dims")? })
+        },
+        types: types::quantize,
+        shape: shapes::quantize,
+        ..ROW
+    },
+    OpInfo {
+        name: "conv_codes",
+        attrs: CODES_TO_CODES,
+        tensors: &[role("weight", Codes, true), role("thresholds", I32, true)],
+        reads_codes: true,
+        makes_codes: true,
+        products: Products::Codes,
+        build: |a| Ok(Op::ConvCodes { conv: codes_conv(a)?, out_groups: a.number("out_groups")? }),
+        types: types::conv_codes,
+        shape: shapes::codes_conv,
+        ..ROW
+    },
+    OpInfo {
+        name: "conv_float",
+        inputs: (1, Some(2)),
+        attrs: CODES_TO_FLOAT,
+        tensors: &[role("weight", Codes, true), role("scale", F32, false), role("bias", F32, false)],
+        reads_codes: true,
+        products: Products::Codes,
+        build: |a| Ok(Op::ConvFloat { conv: codes_conv(a)?, relu: a.flag("relu")? }),
+        types: types::conv_float,
+        shape: shapes::codes_conv,
+        ..ROW
+    },
+    OpInfo {
+        name: "max_pool_codes",
+        attrs: &[KERNEL, STRIDE, PADDING, DILATION, CEIL_MODE, ACT],
+        reads_codes: true,
+        makes_codes: true,
+        build: |a| Ok(Op::MaxPoolCodes { params: a.conv(2)?, ceil_mode: a.flag("ceil_mode")?, two_bit: a.has("act") }),
+        types: types::max_pool_codes,
+        shape: shapes::max_pool_codes,
+        ..ROW
+    },
+];
+
+const CODES_TO_CODES: &[Attr] = &[
+    KERNEL,
+    STRIDE,
+    PADDING,
+    DILATION,
+    GROUPS,
+    HALF_RANGE,
+    in_files("channels", Int),
+    always("dims", Int),
+    always("out_groups", Int),
+    ACT,
+];
+const CODES_TO_FLOAT: &[Attr] = &[
+    KERNEL,
+    STRIDE,
+    PADDING,
+    DILATION,
+    GROUPS,
+    HALF_RANGE,
+    in_files("channels", Int),
+    always("dims", Int),
+    always("relu", Bool),
+    ACT,
+];
+
+fn conv(attrs: &Attrs<'_>, axes: usize) -> Result<Conv, BuildError> {
+    Ok(Conv { axes, params: attrs.conv_without_kernel(axes)?, groups: attrs.number("groups")? })
+}
+
+fn max_pool(attrs: &Attrs<'_>, axes: usize) -> Result<Op, BuildError> {
+    Ok(Op::MaxPool(Pool { axes, params: attrs.pool(axes)?, ceil_mode: attrs.flag("ceil_mode")? }))
+}
+
+fn avg_pool(attrs: &Attrs<'_>, axes: usize, divisor: i64) -> Result<Op, BuildError> {
+    let pool = Pool { axes, params: attrs.pool(axes)?, ceil_mode: attrs.flag("ceil_mode")? };
+    Ok(Op::AvgPool { pool, count_include_pad: attrs.flag("count_include_pad")?, divisor })
+}
+
+fn codes_conv(attrs: &Attrs<'_>) -> Result<CodesConv, BuildError> {
+    let axes = attrs.number("dims")?;
+    if axes > 2 {
+        return Err(format!("dims must be 0, 1 or 2, got {axes}").into());
+    }
+    let (act, channels) = (attrs.act()?, attrs.optional_number("channels")?);
+    Ok(CodesConv { params: attrs.conv(2)?, groups: attrs.number("groups")?, act, channels, axes })
+}

@@ -1,0 +1,93 @@
+//! Tensors of a graph: weights, scales, thresholds.
+
+use crate::dtype::TensorType;
+use crate::error::{Result, bad_value, check_len};
+use crate::memory;
+
+/// A tensor of a file: shape and values in row-major order.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Tensor {
+    /// float32.
+    F32(Vec<usize>, Vec<f32>),
+    /// int32.
+    I32(Vec<usize>, Vec<i32>),
+    /// int64.
+    I64(Vec<usize>, Vec<i64>),
+    /// int8, a byte each in the file: the weights of int8 layers.
+    I8(Vec<usize>, Vec<i8>),
+    /// Codes -1, 0, 1; five to a byte in the file.
+    Ternary(Vec<usize>, Vec<i8>),
+    /// Weights -3, -1, 1, 3; four to a byte in the file.
+    TwoBit(Vec<usize>, Vec<i8>),
+}
+
+impl Tensor {
+    /// Its shape.
+    pub fn shape(&self) -> &[usize] {
+        match self {
+            Tensor::F32(shape, _)
+            | Tensor::I32(shape, _)
+            | Tensor::I64(shape, _)
+            | Tensor::I8(shape, _)
+            | Tensor::Ternary(shape, _)
+            | Tensor::TwoBit(shape, _) => shape,
+        }
+    }
+
+    /// `Ok` where its values fit its shape, and the shape is one that array libraries have.
+    pub(crate) fn check(&self) -> Result<()> {
+        check_shape(self.shape())?;
+        check_len("tensor values", memory::product(self.shape().iter().copied()).unwrap_or(usize::MAX), self.len())
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Tensor::F32(_, v) => v.len(),
+            Tensor::I32(_, v) => v.len(),
+            Tensor::I64(_, v) => v.len(),
+            Tensor::I8(_, v) | Tensor::Ternary(_, v) | Tensor::TwoBit(_, v) => v.len(),
+        }
+    }
+
+    /// The type of its elements.
+    pub fn dtype(&self) -> TensorType {
+        match self {
+            Tensor::F32(..) => TensorType::F32,
+            Tensor::I32(..) => TensorType::I32,
+            Tensor::I64(..) => TensorType::I64,
+            Tensor::I8(..) => TensorType::I8,
+            Tensor::Ternary(..) | Tensor::TwoBit(..) => TensorType::Codes,
+        }
+    }
+
+    /// An int8 tensor of codes as one of any int8 values; others as they are.
+    pub fn into_plain_int8(self) -> Self {
+        match self {
+            Tensor::Ternary(shape, values) | Tensor::TwoBit(shape, values) => Tensor::I8(shape, values),
+            other => other,
+        }
+    }
+
+    /// Bytes that it takes as an array.
+    pub(crate) fn array_bytes(&self) -> u128 {
+        self.len() as u128 * self.dtype().array_bytes() as u128
+    }
+}
+
+/// The largest number of dimensions of a tensor; array libraries have a bound of their own.
+pub(crate) const MAX_RANK: usize = 32;
+
+/// `Ok` where a shape is one that array libraries have.
+pub(super) fn check_shape(shape: &[usize]) -> Result<()> {
+    // In bits below the address space, so that every element type's bytes can be counted.
+    let fits = memory::product(shape.iter().copied()).is_some_and(|n| n < 1 << (usize::BITS - 8));
+    match shape.len() <= MAX_RANK && fits {
+        true => Ok(()),
+        false => {
+            let shown =
+                if shape.len() > MAX_RANK { format!("{} dimensions", shape.len()) } else { format!("{shape:?}") };
+            bad_value("shape of a tensor", format!("at most {MAX_RANK} dimensions that fit in memory"), shown)
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Rules for types: what a node's tensors and the values that it reads must be, and what it makes.
+
+use super::graph::NodeView;
+use super::op::{CodesConv, Op};
+use super::tensor::Tensor;
+use crate::codec::CodesLayout;
+use crate::dtype::{CodeType, ValueType};
+
+/// Reads floats, makes floats; that inputs are floats is checked for all operations alike.
+pub(super) fn floats(_: NodeView<'_>, _: &[ValueType]) -> Result<ValueType, String> {
+    Ok(ValueType::F32)
+}
+
+pub(super) fn int8(view: NodeView<'_>, _: &[ValueType]) -> Result<ValueType, String> {
+    let weight = view.shape("weight")?;
+    let (dims, groups) = match &view.node.op {
+        Op::ConvInt8(conv) => (2 + conv.axes, conv.groups),
+        _ => (2, 1),
+    };
+    if weight.len() != dims || weight.contains(&0) {
+        return Err(format!("weight must have {dims} dimensions of at least 1, it has the shape {weight:?}"));
+    }
+    if !weight[0].is_multiple_of(groups) {
+        return Err("groups do not fit".into());
+    }
+    if let Some(Tensor::I8(_, values)) = view.tensor("weight")
+        && values.contains(&-128)
+    {
+        return Err("weight holds -128, which no code is".into());
+    }
+    let [inverse] = view.floats("inv_step")? else {
+        return Err(format!("inv_step must have shape (1,), got {:?}", view.shape("inv_step")?));
+    };
+    if !(*inverse > 0.0 && inverse.is_finite()) {
+        return Err(format!("inv_step must be positive and finite, got {inverse}"));
+    }
+    per_output(view, &["scale", "bias"], weight[0])?;
+    Ok(ValueType::F32)
+}
+
+/// `Ok` where tensors have a number per output channel.
+fn per_output(view: NodeView<'_>, roles: &[&str], out_channels: usize) -> Result<(), String> {
+    for role in roles {
+        match view.tensor(role).map(Tensor::shape) {
+            Some(shape) if *shape != [out_channels] => {
+                return Err(format!("{role} must have shape ({out_channels},), got {shape:?}"));
+            }
+            _ => (),
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn quantize(view: NodeView<'_>, _: &[ValueType]) -> Result<ValueType, String> {
+    let &Op::Quantize { act, channels, groups, .. } = &view.node.op else { return Ok(ValueType::F32) };
+    let (steps, count) = (view.floats("steps")?, act.coding().thresholds());
+    if view.shape("steps")? != [count] {
+        return Err(format!("steps must have shape ({count},): steps must be {count} numbers, got {}", steps.len()));
+    }
+    if !steps.is_sorted() {
+        return Err(format!("steps must not fall, got {steps:?}"));
+    }
+    let codes = act.code_type();
+    if codes == CodeType::Binary && steps[1] != f32::INFINITY {
+        return Err("steps of binary codes must end with infinity".into());
+    }
+    made(codes, channels, groups)
+}
+
+/// Codes of a layout that exists.
+fn made(codes: CodeType, channels: usize, groups: usize) -> Result<ValueType, String> {
+    CodesLayout::new(channels, groups).map_err(|e| format!("groups do not fit ({e})"))?;
+    Ok(ValueType::Codes { codes, channels, groups })
+}
+
+/// Checks a convolution of codes and what it reads; its output channels.
+fn codes_conv(view: NodeView<'_>, conv: &CodesConv, read: &[ValueType]) -> Result<usize, String> {
+    let weight = view.shape("weight")?;
+    let &[n, per_group, kh, kw] = weight else {
+        return Err(format!("weight must have 4 dimensions, got {weight:?}"));
+    };
+    if weight.contains(&0) {
+        return Err(format!("weight must have 4 dimensions of at least 1, got {weight:?}"));
+    }
+    let channels = per_group.checked_mul(conv.groups).ok_or("too many groups")?;
+    if conv.groups == 0 || !n.is_multiple_of(conv.groups) || conv.channels.is_some_and(|c| c != channels) {
+        return Err(format!("groups do not fit: {conv:?} and weight {weight:?} disagree"));
+    }
+    let wanted = ValueType::Codes { codes: conv.act.code_type(), channels, groups: conv.groups };
+    if !read[0].fits(wanted) {
+        return Err(format!("reads {}, wants {wanted}", read[0]));
+    }
+    if conv.params.kernel != [kh, kw] {
+        return Err(format!("kernel {:?} and weight {weight:?} disagree", conv.params.kernel));
+    }
+    Ok(n)
+}
+
+pub(super) fn conv_codes(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
+    let Op::ConvCodes { conv, out_groups } = &view.node.op else { return Ok(ValueType::F32) };
+    let n = codes_conv(view, conv, read)?;
+    let (rows, values) = match view.tensor("thresholds") {
+        Some(Tensor::I32(shape, values)) if matches!(shape.as_slice(), [2 | 3, c] if *c == n) => (shape[0], values),
+        _ => {
+            let got = view.shape("thresholds")?;
+            return Err(format!(
+                "thresholds must have shape (2, {n}) or (3, {n}), that is (2 or 3, channels), got {got:?}"
+            ));
+        }
+    };
+    let falls = (n..values.len()).any(|i| values[i] < values[i - n]);
+    if falls {
+        return Err("thresholds must not fall".into());
+    }
+    let never = values[(rows - 1) * n..].iter().all(|threshold| *threshold == i32::MAX);
+    let codes = match rows {
+        3 => CodeType::TwoBit,
+        _ if never => CodeType::Binary,
+        _ => CodeType::Ternary,
+    };
+    made(codes, n, *out_groups).map_err(|e| format!("out_{e}"))
+}
+
+pub(super) fn conv_float(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
+    let Op::ConvFloat { conv, .. } = &view.node.op else { return Ok(ValueType::F32) };
+    let n = codes_conv(view, conv, read)?;
+    per_output(view, &["scale", "bias"], n)?;
+    if view.tensor("bias").is_some() && view.tensor("scale").is_none() {
+        return Err("a bias needs a scale".into());
+    }
+    Ok(ValueType::F32)
+}
+
+pub(super) fn max_pool_codes(_: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
+    Ok(read[0])
+}

@@ -1,0 +1,148 @@
+//! The table of operations, and graphs read and checked as data.
+
+use std::collections::BTreeMap;
+
+use fatnn::Error;
+use fatnn::dtype::{CodeType, ValueType};
+use fatnn::graph::check::check;
+use fatnn::graph::cost::check_sizes;
+use fatnn::graph::ops::{OPS, OpInfo};
+use fatnn::graph::{Graph, Source, Tensor, Tensors, support};
+use fatnn::net::{Limits, load};
+use serde_json::{Value as Json, json};
+
+fn node(name: &str, op: &str, inputs: &[&str], attrs: Json, shape: &[usize]) -> Json {
+    json!({"name": name, "op": op, "inputs": inputs, "attrs": attrs, "tensors": {}, "shape": shape,
+        "layer": format!("layer of {name}"), "note": ""})
+}
+
+fn input(shape: &[usize]) -> Json {
+    node("x", "input", &[], json!({"dtype": "float32", "fixed": [], "channel_dim": 0}), shape)
+}
+
+fn text(nodes: &[Json], output: &str) -> String {
+    json!({"nodes": nodes, "outputs": {"value": output}, "notes": []}).to_string()
+}
+
+fn sizes(text: &str, tensors: &Tensors, limits: Limits) -> fatnn::Result<Vec<Vec<usize>>> {
+    let graph = Graph::parse(text, Source::File)?;
+    let types = check(&graph, tensors, Source::File)?;
+    check_sizes(&graph, tensors, &types, limits)
+}
+
+#[test]
+fn names_in_the_table_are_unique_and_attributes_mean_one_thing() {
+    for (i, row) in OPS.iter().enumerate() {
+        assert!(OPS[..i].iter().all(|other| other.name != row.name), "{}", row.name);
+        assert_eq!(OpInfo::named(row.name).map(|found| found.name), Some(row.name));
+        for (j, attr) in row.attrs.iter().enumerate() {
+            assert!(row.attrs[..j].iter().all(|other| other.name != attr.name), "{}: {}", row.name, attr.name);
+            // "dims" of a mean is a list, elsewhere a number.
+            let same = OPS.iter().filter_map(|row| row.attr(attr.name)).all(|other| other.kind == attr.kind);
+            assert!(same || attr.name == "dims", "{}: {}", row.name, attr.name);
+        }
+    }
+}
+
+#[test]
+fn shapes_of_every_rank() {
+    let cases = [
+        ("mean", json!({"dims": [-1, 1], "keepdim": false, "layout": "any"}), vec![2, 3, 4, 5, 6], vec![2, 4, 5]),
+        ("mean", json!({"dims": [], "keepdim": true, "layout": "any"}), vec![2, 3], vec![1, 1]),
+        ("flatten", json!({"start": -3, "end": -2}), vec![2, 3, 4, 5], vec![2, 12, 5]),
+        ("flatten", json!({"start": 0, "end": -1}), vec![], vec![1]),
+        ("rows", json!({}), vec![2, 3, 4, 5], vec![24, 5]),
+        ("pad", json!({"pad": [1, 2, -1, 0], "mode": "constant", "value": 0.0}), vec![7, 5, 6], vec![7, 4, 9]),
+        ("pad", json!({"pad": [3, 3], "mode": "reflect", "value": 0.0}), vec![1, 2, 4], vec![1, 2, 10]),
+        ("cat", json!({"dim": -1}), vec![2, 3, 4], vec![2, 3, 8]),
+        ("max_pool2d", window(3, 2, 1, true), vec![1, 2, 6, 6], vec![1, 2, 4, 4]),
+        ("max_pool2d", window(3, 2, 1, false), vec![2, 6, 6], vec![2, 3, 3]),
+        ("adaptive_avg_pool2d", json!({"size": [0, 3], "layout": "any"}), vec![1, 2, 7, 9], vec![1, 2, 7, 3]),
+    ];
+    for (op, attrs, from, to) in cases {
+        let reads: &[&str] = if op == "cat" { &["x", "x"] } else { &["x"] };
+        let graph = |to: &[usize]| text(&[input(&from), node("y", op, reads, attrs.clone(), to)], "y");
+        let found = sizes(&graph(&to), &BTreeMap::new(), Limits::NONE).unwrap();
+        assert_eq!(found[1], to, "{op} {attrs}");
+        let other = [to.as_slice(), &[1]].concat();
+        let error = sizes(&graph(&other), &BTreeMap::new(), Limits::NONE).unwrap_err().to_string();
+        assert!(error.contains("layer of y") && error.contains("was noted"), "{error}");
+    }
+}
+
+fn window(kernel: usize, stride: usize, padding: usize, ceil_mode: bool) -> Json {
+    json!({"kernel": [kernel, kernel], "stride": [stride, stride], "padding": [padding, padding], "dilation": [1, 1],
+        "ceil_mode": ceil_mode})
+}
+
+#[test]
+fn what_does_not_fit_names_the_layer() {
+    let pad = |mode: &str, pad: &[i64]| json!({"pad": pad, "mode": mode, "value": 0.0});
+    let cases = [
+        ("flatten", json!({"start": 2, "end": 1}), "dimensions from 2 to 1"),
+        ("flatten", json!({"start": 0, "end": 4}), "out of range"),
+        ("mean", json!({"dims": [1, -3], "keepdim": true, "layout": "any"}), "stands twice"),
+        ("pad", pad("constant", &[-9, 0]), "leaves nothing"),
+        ("pad", pad("reflect", &[6, 0, 0, 0]), "reflect padding"),
+        ("pad", pad("mirror", &[1, 1]), "unknown mode"),
+        ("max_pool2d", window(9, 1, 0, false), "does not fit a map"),
+        ("max_pool2d", window(3, 1, 2, false), "at most half"),
+        ("max_pool1d", window(3, 1, 0, false), "must have 1 numbers"),
+        ("relu", json!({"slope": 1}), "expected the attributes"),
+        ("leaky_relu", json!({"negative_slope": "1"}), "must be float"),
+        ("softmax", json!({}), "unknown op"),
+    ];
+    for (op, attrs, words) in cases {
+        let graph = text(&[input(&[2, 3, 6, 6]), node("y", op, &["x"], attrs, &[2, 3, 6, 6])], "y");
+        let error = sizes(&graph, &BTreeMap::new(), Limits::NONE).unwrap_err().to_string();
+        assert!(error.contains(words), "{op}: {error}");
+        assert!(error.contains("layer of y") || error.contains("\"y\""), "{op}: {error}");
+    }
+}
+
+#[test]
+fn limits_name_the_first_node_above_them() {
+    let graph = text(&[input(&[2, 64]), node("y", "relu", &["x"], json!({}), &[2, 64])], "y");
+    let run = |limits| sizes(&graph, &BTreeMap::new(), limits);
+    assert!(run(Limits { max_bytes: 1024, max_macs: 128 }).is_ok());
+    for limits in [Limits { max_bytes: 1023, max_macs: 128 }, Limits { max_bytes: 1024, max_macs: 127 }] {
+        let error = run(limits).unwrap_err();
+        assert!(matches!(error, Error::Limit { .. }) && error.to_string().contains("layer of y"), "{error}");
+    }
+}
+
+#[test]
+fn types_follow_from_the_table() {
+    let attrs = json!({"channels": 6, "groups": 2, "half_range": true, "dims": 0});
+    let mut quantize = node("q", "quantize", &["x"], attrs, &[1, 6]);
+    quantize["tensors"] = json!({"steps": "s"});
+    let tensors = BTreeMap::from([("s".to_owned(), Tensor::F32(vec![2], vec![0.0, 1.0]))]);
+    let graph = |output: &str| Graph::parse(&text(&[input(&[1, 6]), quantize.clone()], output), Source::File).unwrap();
+    let types = check(&graph("x"), &tensors, Source::File).unwrap();
+    assert_eq!(types, [ValueType::F32, ValueType::Codes { codes: CodeType::Ternary, channels: 6, groups: 2 }]);
+    let error = check(&graph("q"), &tensors, Source::File).unwrap_err().to_string();
+    assert!(error.contains("\"q\" is codes"), "{error}");
+    let error = check(&graph("x"), &BTreeMap::new(), Source::File).unwrap_err().to_string();
+    assert!(error.contains("layer of q") && error.contains("tensor \"s\" is missing"), "{error}");
+}
+
+#[test]
+fn the_engine_says_what_it_cannot_run() {
+    let refused = |op, attrs: Json, shape: &[usize]| support::refusal(op, &attrs.to_string(), &[shape]).unwrap();
+    let mean = |dims: &[i64]| json!({"dims": dims, "keepdim": true});
+    assert_eq!(refused("mean", mean(&[2, 3]), &[1, 2, 3, 4]), None);
+    assert!(refused("mean", mean(&[1]), &[1, 2, 3, 4]).unwrap().contains("not all pixels"));
+    assert!(refused("relu", json!({}), &[1, 2, 3, 4, 5]).unwrap().contains("shapes"));
+    assert!(refused("cat", json!({"dim": 1}), &[1, 2]).is_some());
+    assert!(support::refusal("softmax", "{}", &[&[1, 2]]).is_err());
+}
+
+#[test]
+fn the_golden_file_is_a_graph() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/network-v1.safetensors");
+    let (text, tensors) = load(path).unwrap();
+    let graph = Graph::parse(&text, Source::Description).unwrap();
+    check(&graph, &tensors, Source::Description).unwrap();
+    assert!(support::unsupported(&graph, &tensors).is_empty());
+    assert_eq!(graph.input_count(), 1);
+}

@@ -1,0 +1,79 @@
+"""The table of operations that the core returns, and its checks of graphs, against what Python binds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fatnn_rs as fatnn
+from fatnn_rs import _core
+from fatnn_rs.convert.ops_code import CODE_OPS
+from fatnn_rs.convert.ops_float import FLOAT_OPS
+from fatnn_rs.convert.ops_int8 import INT8_OPS
+from nets import MODELS, ready
+
+TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list}
+OPS = {row["name"]: row for row in _core.ops()}
+
+
+@pytest.fixture(scope="module", params=["resnet", "token mlp", "one dimension", "two inputs"])
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model, inputs, _ = MODELS[request.param]
+    path = tmp_path_factory.mktemp("table") / "net"
+    fatnn.save(fatnn.convert(ready(model(), inputs, first="int8"), inputs), path)
+    return path
+
+
+def test_python_binds_exactly_the_operations_of_files() -> None:
+    bound: dict[str, Any] = {**FLOAT_OPS, **INT8_OPS, **CODE_OPS}
+    assert set(bound) == {name for name, row in OPS.items() if row["in_files"]} - {"input"}
+    for name, row in bound.items():
+        attrs = {key: TYPES[kind] for key, (kind, optional) in OPS[name]["attrs"].items() if not optional}
+        assert attrs == dict(row.attrs), name
+        assert set(OPS[name]["tensors"]) == set(row.tensors), name
+
+
+def test_saved_graphs_pass_the_core_s_checks(saved: Path) -> None:
+    text, arrays = _core.load(saved, check=True, max_bytes=_core.MAX_BYTES, max_macs=_core.MAX_MACS)
+    _core.check_graph(text, arrays)
+    rows = _core.graph_report(text, arrays)
+    nodes = [node for node in json.loads(text)["nodes"] if node["op"] != "input"]
+    assert [(row["node"], row["op"], list(row["shape"])) for row in rows] == [
+        (node["name"], node["op"], node["shape"]) for node in nodes
+    ]
+    for row, node in zip(rows, nodes, strict=True):
+        weight = arrays[node["tensors"]["weight"]].shape if "weight" in node["tensors"] else None
+        assert row["macs"] == _core.macs(node["op"], node["shape"], weight)
+
+
+def test_saving_needs_no_list_of_int8_tensors(saved: Path, tmp_path: Path) -> None:
+    text, arrays = _core.load(saved)
+    _core.save(tmp_path / "again", text, arrays)
+    assert (tmp_path / "again").read_bytes() == saved.read_bytes()
+
+
+def test_wrong_graphs_are_named_by_layer(saved: Path) -> None:
+    text, arrays = _core.load(saved)
+    graph: dict[str, Any] = json.loads(text)
+    node = next(node for node in graph["nodes"] if node["layer"])
+    node["shape"] = [*node["shape"], 7]
+    with pytest.raises(fatnn.FormatError, match=node["layer"]):
+        _core.check_graph(json.dumps(graph), arrays)
+    with pytest.raises(fatnn.LimitError, match="max_macs"):
+        _core.check_graph(text, arrays, max_macs=1)
+    with pytest.raises(fatnn.FormatError, match="no node names"):
+        _core.check_graph(text, {**arrays, "extra": np.zeros(1, np.float32)})
+
+
+def test_what_the_engine_cannot_run() -> None:
+    mean = json.dumps({"dims": [2, 3], "keepdim": True})
+    assert _core.engine_refusal("mean", mean, [[1, 2, 3, 4]]) is None
+    assert "not all pixels" in (_core.engine_refusal("mean", mean, [[1, 2, 3]]) or "")
+    assert _core.engine_refusal("relu", "{}", [[1, 2, 3, 4, 5]]) is not None
+    assert _core.engine_refusal("cat", '{"dim": 1}', [[1, 2], [1, 2]]) is not None
+    with pytest.raises(fatnn.FormatError, match="unknown op"):
+        _core.engine_refusal("softmax", "{}", [[1, 2]])
