@@ -4,8 +4,8 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help tools tools-rust setup build demo test test-rust test-isa test-python test-neon \
-	results bench bench-kernels bench-networks ladder lint fmt docs clean
+.PHONY: help tools tools-rust setup build demo test test-rust test-isa test-python test-long test-sample \
+	campaign test-neon results bench bench-kernels bench-networks ladder lint fmt docs clean
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -14,6 +14,12 @@ DATA ?= $(if $(FATNN_DATA),$(FATNN_DATA),data)
 JOBS ?= 1
 # Where a ladder keeps what it measured.
 LADDER ?= runs/ladder
+# What a campaign looks for, for how long, and the seed of its first trial (random where it is empty).
+KIND ?= all
+MINUTES ?= 5
+SEED ?=
+# Chooses which of the long tests a sample has.
+SAMPLE ?= $(shell git rev-list --count HEAD 2>/dev/null || echo 0)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -44,20 +50,37 @@ setup: build ## make .venv with everything in it
 demo: build ## train, convert, verify and run a ternary network on real data; prints a table
 	$(BIN)/fatnn demo
 
-test: test-rust test-isa test-python ## every test
+test: test-rust test-isa test-python ## every kind of test
+
+# With the command line's feature, so that the crate is compiled once.
+CARGO_TEST := cargo test --package fatnn --features cli --quiet
+# Tests whose answer a kernel computes, or a loop that is chosen by the CPU.
+ISA_TESTS := conv int8 network pool quantize residual shortcut
 
 test-rust: tools-rust
 	@echo "==> tests of the core"
-	cargo test --package fatnn --quiet
-	cargo test --package fatnn --features cli --test cli --quiet
+	$(CARGO_TEST)
 
-test-isa: tools-rust # the same tests with kernels capped, tier by tier
+test-isa: tools-rust # kernels again, capped tier by tier
 	@for isa in scalar avx2; do \
-		echo "==> tests of the core with FATNN_ISA=$$isa"; FATNN_ISA=$$isa cargo test --package fatnn --quiet; done
+		echo "==> tests of kernels with FATNN_ISA=$$isa"; \
+		FATNN_ISA=$$isa $(CARGO_TEST) $(addprefix --test ,$(ISA_TESTS)); done
 
 test-python: build
 	@echo "==> tests of the package"
 	$(BIN)/python -m pytest
+
+test-long: build ## every test at full length, then a campaign of MINUTES (an hour in all)
+	FATNN_TEST_LONG=1 $(MAKE) test-rust test-isa
+	$(BIN)/python -m pytest --long=all --timeout=900
+	$(MAKE) campaign
+
+test-sample: build # one in four of the long tests, by SAMPLE, and some trials of the campaign
+	$(BIN)/python -m pytest -m long --long=sample --sample-seed=$(SAMPLE) --timeout=900 || [ $$? = 5 ] # 5: no test is in it
+	PYTHONPATH=tests $(BIN)/python -m campaign --kind all --trials 120 --seed 1
+
+campaign: build ## search for faults: MINUTES, SEED, KIND=networks|files|ops|all
+	PYTHONPATH=tests $(BIN)/python -m campaign --kind $(KIND) --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 test-neon: tools-rust ## the core's tests for AArch64, under qemu
 	bash scripts/test-neon.sh

@@ -1,13 +1,43 @@
-"""Where real data are for the tests that use them."""
+"""Where real data are for the tests that use them, and which of the long tests run."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+#: Of the long tests, a sample has one in this many.
+ONE_IN = 4
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long",
+        choices=("none", "sample", "all"),
+        default="none",
+        help="which tests marked long run: none of them, a sample that --sample-seed chooses, or all",
+    )
+    parser.addoption("--sample-seed", default="0", help="chooses the sample of --long=sample")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the long tests that were not asked for."""
+    wanted, seed = config.getoption("--long"), config.getoption("--sample-seed")
+
+    def runs(item: pytest.Item) -> bool:
+        if wanted == "all" or item.get_closest_marker("long") is None:
+            return True
+        digest = hashlib.sha256(f"{seed} {item.nodeid}".encode()).digest()
+        return wanted == "sample" and digest[0] % ONE_IN == 0
+
+    left_out = [item for item in items if not runs(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if runs(item)]
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,11 @@ assert set(seen) == {signal.SIGCHLD}, seen
 """
 
 
-@pytest.mark.parametrize("name", list(PEERS))
+#: One that is part of torch, and the one that starts processes.
+QUICK_PEERS = ("torch", "openvino-int8")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK_PEERS else pytest.param(n, marks=pytest.mark.long) for n in PEERS])
 def test_signals_are_handled_after_a_peer_is_gone(name: str) -> None:
     if PEERS[name].missing():
         pytest.skip(f"{name} is not installed")

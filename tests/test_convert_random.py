@@ -168,7 +168,8 @@ def check(stages: list[Stage], dims: int, channels: int, size: int, seed: int, *
         assert torch.equal(net(last), model(x))
 
 
-SETTINGS = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+LONG = settings(SETTINGS, max_examples=100)
 
 #: What the first layer becomes (the last one is quantized like those between), and the quantizers.
 OPTIONS = st.fixed_dictionaries(
@@ -193,6 +194,21 @@ def test_two_dimensions(stages: list[Stage], channels: int, size: int, seed: int
     check(stages, 2, channels, size, seed, **options)
 
 
+@pytest.mark.long
+@LONG
+@given(
+    stages=st.lists(STAGES, min_size=1, max_size=4),
+    channels=st.integers(1, 6),
+    size=st.integers(4, 11),
+    seed=st.integers(0, 1 << 20),
+    options=OPTIONS,
+)
+def test_two_dimensions_at_length(
+    stages: list[Stage], channels: int, size: int, seed: int, options: dict[str, str]
+) -> None:
+    check(stages, 2, channels, size, seed, **options)
+
+
 @SETTINGS
 @given(
     stages=st.lists(STAGES, min_size=1, max_size=4),
@@ -205,6 +221,21 @@ def test_one_dimension(stages: list[Stage], channels: int, size: int, seed: int,
     check(stages, 1, channels, size, seed, **options)
 
 
+@pytest.mark.long
+@LONG
+@given(
+    stages=st.lists(STAGES, min_size=1, max_size=4),
+    channels=st.integers(1, 6),
+    size=st.integers(6, 20),
+    seed=st.integers(0, 1 << 20),
+    options=OPTIONS,
+)
+def test_one_dimension_at_length(
+    stages: list[Stage], channels: int, size: int, seed: int, options: dict[str, str]
+) -> None:
+    check(stages, 1, channels, size, seed, **options)
+
+
 @SETTINGS
 @given(
     stages=st.lists(STAGES, min_size=1, max_size=4),
@@ -213,6 +244,18 @@ def test_one_dimension(stages: list[Stage], channels: int, size: int, seed: int,
     options=OPTIONS,
 )
 def test_linear(stages: list[Stage], channels: int, seed: int, options: dict[str, str]) -> None:
+    check(stages, 0, channels, 0, seed, **options)
+
+
+@pytest.mark.long
+@LONG
+@given(
+    stages=st.lists(STAGES, min_size=1, max_size=4),
+    channels=st.integers(1, 140),
+    seed=st.integers(0, 1 << 20),
+    options=OPTIONS,
+)
+def test_linear_at_length(stages: list[Stage], channels: int, seed: int, options: dict[str, str]) -> None:
     check(stages, 0, channels, 0, seed, **options)
 
 

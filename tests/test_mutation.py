@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fatnn_rs import ConversionError, UnsupportedError, save
+from fatnn_rs import ConversionError, InputError, UnsupportedError, save
 from fatnn_rs.convert import convert
 from nets import exact, image, ready
 
@@ -183,11 +183,40 @@ def scatter(x: Tensor) -> Tensor:
     return x
 
 
+def augmented(x: Tensor) -> Tensor:
+    h = x
+    h += 1.0
+    h -= 0.5
+    y = x[:, :3]
+    y *= 0.5
+    y /= 3.0
+    return x * h
+
+
+def augmented_integers(x: Tensor) -> Tensor:
+    n = x.shape[0]
+    n += 2
+    n //= 2
+    codes = (x > 0).int()
+    codes <<= 1
+    codes |= 1
+    codes %= 3
+    return x * codes + float(2) * n
+
+
+def swapped(x: Tensor) -> Tensor:
+    top, bottom = x[:, :4], x[:, 4:]
+    kept = top.clone()
+    top.copy_(bottom)
+    bottom.copy_(kept)
+    return x
+
+
 FUNCTIONS = [
     scaled_view, set_channel, set_from_another, chunks, chunk_read_afterwards, view_of_view, flat_then_relu,
     relu_of_flat, twice, out_argument, out_of_another, copied_into, transposed, filled_where, index_put, foreach,
     through_data, detached, module_in_place, unbound, initialised, expanded, old_value_kept, loop, diagonal,
-    narrow_addcmul, scatter,
+    narrow_addcmul, scatter, augmented, augmented_integers, swapped,
 ]  # fmt: skip
 
 
@@ -197,10 +226,15 @@ def test_eager_result(function: Callable[[Tensor], Tensor], last: bool) -> None:
     torch.manual_seed(3)
     x = X.contiguous(memory_format=torch.channels_last) if last else X
     model = ready(Between(function), x)
-    net = exact(model, x, (image(1, 4, 6, 6, seed=5), image(3, 4, 6, 6, seed=6)) if not last else ())
+    others = (image(1, 4, 6, 6, seed=5), image(3, 4, 6, 6, seed=6))
+    net = exact(model, x, others if not last else ())
     before = x.clone()
     net(x)
     assert torch.equal(x, before)
+    if any(node.op == "torch" and "writes" in node.note for node in net.graph.nodes):
+        other = X if last else X.contiguous(memory_format=torch.channels_last)
+        with pytest.raises(InputError, match=r"expected the example's memory format"):
+            net(other)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
@@ -347,3 +381,32 @@ def test_shapes_changed_in_place(change: Callable[[Tensor], Tensor]) -> None:
     model = ready(Between(lambda x: x + change(x[0, 0].clone()).sum()), X)
     with pytest.raises(ConversionError, match=r"changes the shape or the memory of a tensor in place"):
         exact(model, X)
+
+
+def test_a_branch_on_the_memory_format() -> None:
+    class Asks(Between):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * 0.5 if x.is_contiguous() else x)
+
+    torch.manual_seed(3)
+    model = ready(Asks(torch.relu), X)
+    net = exact(model, X, (image(5, 4, 6, 6),))
+    with pytest.raises(InputError, match=r"expected the example's memory format \(contiguous\)"):
+        net(X.contiguous(memory_format=torch.channels_last))
+
+
+def test_assigning_to_data_is_seen() -> None:
+    class Assigns(Between):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            y.data = y.data * 0.5
+            return self.b(y)
+
+    torch.manual_seed(3)
+    model = ready(Assigns(torch.relu), X)
+    try:
+        net = convert(model, X)
+    except ConversionError as error:
+        assert "cannot be captured" in str(error)  # noqa: PT017
+    else:
+        assert torch.equal(net(X), model(X))

@@ -69,7 +69,12 @@ SMALL = ("digits", "fashion-mnist", "cifar10-resnet20")
 LARGE = ("cifar10-vgg-small", "cifar10-resnet18")
 
 
-@pytest.mark.parametrize("name", ["fashion-mnist", "cifar10-resnet20", *LARGE])
+def long(*values: Any) -> Any:
+    """A case that `make test` leaves to `make test-long`: a shorter one of the same kind runs always."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "cifar10-resnet20", *map(long, LARGE)])
 def test_recipes_on_real_data(name: str, tmp_path: Path, data_folder: Path) -> None:
     small = ("batch_size=8", "train_images=16", "test_images=16", "quantize.calibration_images=16") * (name in LARGE)
     result = run(tmp_path, name, *SHORT, *small, data=data_folder)
@@ -107,7 +112,7 @@ def make_pictures(folder: Path) -> None:
                 Image.fromarray(pixels).save(folder / part / name / f"{number}.png")
 
 
-@pytest.mark.parametrize("name", ["imagenet-resnet18", "imagenet-resnet34", "imagenet-resnet50"])
+@pytest.mark.parametrize("name", ["imagenet-resnet18", long("imagenet-resnet34"), long("imagenet-resnet50")])
 def test_recipes_on_folders_of_pictures(name: str, tmp_path: Path, pictures: Path) -> None:
     # Without the weights that torchvision would fetch, and without a teacher, which they would be.
     toy = (
@@ -129,7 +134,7 @@ def test_every_recipe_is_tested_here() -> None:
     assert recipe_names() == [load_recipe(name) and name for name in recipe_names()]
 
 
-@pytest.mark.parametrize("model", ["torchvision:shufflenet_v2_x0_5", "timm:resnet10t"])
+@pytest.mark.parametrize("model", [long("torchvision:shufflenet_v2_x0_5"), "timm:resnet10t"])
 def test_models_of_torchvision_and_timm(model: str, tmp_path: Path, pictures: Path) -> None:
     """One of them has operations between its layers that a file cannot hold: the run says so, and ends well."""
     toy = (f"model={model!r}", "pretrained=false", "image_size=32", "batch_size=4", "mixed_precision=null")
@@ -222,7 +227,7 @@ def killed_within(folder: Path, phase: str, checkpoints: int, processes: int = 1
     assert (state["phase"], state["batch"]) == (phase, 5)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, long(2)])
 def test_a_killed_run_ends_with_the_same_weights(processes: int, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert resumable(whole, processes=processes) == 0

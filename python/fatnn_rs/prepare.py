@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -222,9 +223,16 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     -------
     list of dict
         For any ``torch.optim`` optimizer. Parameters that need no gradient are left out.
+
+    Raises
+    ------
+    ConfigError
+        ``model`` is no module, or ``weight_decay`` no number that is at least 0.
     """
-    if weight_decay < 0:
-        raise ConfigError(f"weight_decay must be >= 0, got {weight_decay}")
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"param_groups takes a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(weight_decay, (int, float)) or isinstance(weight_decay, bool) or not 0 <= weight_decay < math.inf:
+        raise ConfigError(f"weight_decay must be a finite number >= 0, got {weight_decay!r}")
     decay: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for parameter in model.parameters():

@@ -141,8 +141,10 @@ def bench(
 def _check_names(against: Sequence[str]) -> tuple[str, ...]:
     if isinstance(against, str):
         raise ConfigError(f"against must be a sequence of names, got {against!r}; write ({against!r},) for one")
+    if not isinstance(against, Sequence):
+        raise ConfigError(f"against must be a sequence of names, got {type(against).__name__}")
     for name in against:
-        if name not in PEERS:
+        if not isinstance(name, str) or name not in PEERS:
             raise ConfigError(f"against: unknown peer {name!r}; the peers are: {', '.join(PEERS)}")
     return tuple(dict.fromkeys(against))
 

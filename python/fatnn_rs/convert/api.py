@@ -64,7 +64,7 @@ def convert(model: nn.Module, example_inputs: Any, float_layers: str = "torch") 
     """
     model = unwrapped(model)
     check_model(model)
-    if float_layers not in FLOAT_LAYERS:
+    if not isinstance(float_layers, str) or float_layers not in FLOAT_LAYERS:
         raise ConfigError(f"float_layers must be one of {', '.join(map(repr, FLOAT_LAYERS))}, got {float_layers!r}")
     return _convert(model, example_inputs, float_layers)
 

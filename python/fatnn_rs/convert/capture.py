@@ -9,11 +9,15 @@ run and traced as copies (:func:`fatnn_rs.replica.replica`), for their code may 
 from __future__ import annotations
 
 import inspect
+import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fatnn_rs.convert.record import Seen, record
@@ -71,6 +75,8 @@ class Captured:
         Dimensions of the inputs in which sizes other than the example's are refused.
     batch
         Sizes that the first dimension of every input may have.
+    asks_format
+        Whether the model asks for strides or memory formats, and so may branch on them.
     """
 
     graph: fx.Graph
@@ -84,6 +90,23 @@ class Captured:
     notes: list[str] = field(default_factory=list)
     fixed: tuple[int, ...] = ()
     batch: SizeRange | None = None
+    asks_format: bool = False
+
+
+class _AsksFormat(TorchFunctionMode):
+    """Notes whether anybody asks a tensor for its place in memory."""
+
+    _QUESTIONS = frozenset(
+        {Tensor.is_contiguous, Tensor.stride, Tensor.storage_offset, Tensor.data_ptr, Tensor.untyped_storage}
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.asked |= func in self._QUESTIONS
+        return func(*args, **(kwargs or {}))
 
 
 class _Tracer(fx.Tracer):
@@ -98,6 +121,41 @@ class _Tracer(fx.Tracer):
         if any(isinstance(child, QuantizedLayer) for child in m.modules()):
             return False
         return super().is_leaf_module(m, module_qualified_name)
+
+
+#: Python's operators that change a tensor: ``x += y``.
+_IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
+
+
+@contextmanager
+def _faithful_proxies() -> Iterator[None]:
+    """Let torch.fx trace ``x += y`` as what it is, and refuse ``x.data = y``.
+
+    Its proxies have no such operators, so that Python takes ``x = x + y`` instead, and the tensor that others read
+    stays as it was; and they keep what is assigned to their attributes.
+    """
+    before = {name: vars(fx.Proxy).get(name) for name in (*(f"__i{op}__" for op in _IN_PLACE), "__setattr__")}
+
+    def in_place(op: str) -> Any:
+        function = getattr(operator, f"i{op}")
+        return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    def assign(self: fx.Proxy, name: str, value: Any) -> None:
+        if name not in ("tracer", "node", "root", "attr", "_node", "name", "default", "scope"):
+            raise TypeError(f"assigning to {name!r} of a tensor cannot be traced")
+        object.__setattr__(self, name, value)
+
+    try:
+        for op in _IN_PLACE:
+            setattr(fx.Proxy, f"__i{op}__", in_place(op))
+        fx.Proxy.__setattr__ = assign  # type: ignore[assignment,method-assign]
+        yield
+    finally:
+        for name, method in before.items():
+            if method is None:
+                delattr(fx.Proxy, name)
+            else:
+                setattr(fx.Proxy, name, method)
 
 
 def copies(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -153,7 +211,8 @@ def _by_fx(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captu
     traced = replica(model)
     tracer = _Tracer()
     try:
-        graph = tracer.trace(traced, concrete_args=constants)
+        with _faithful_proxies():
+            graph = tracer.trace(traced, concrete_args=constants)
         module = fx.GraphModule(tracer.root, graph)
     except Exception as error:  # user code meets proxies here and may raise anything
         return f"{type(error).__name__}: {error}"
@@ -169,8 +228,10 @@ def _by_fx(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captu
     )
 
 
-def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
-    """Return what a model makes of its arguments; refuse one that makes something else the second time.
+def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, bool]:
+    """Return what a model makes of its arguments, and whether it asks for memory formats.
+
+    One that makes something else the second time is refused.
 
     Raises
     ------
@@ -179,7 +240,9 @@ def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
     """
     run = replica(model)
     try:
-        expected, again = run(*copies(arguments)), run(*copies(arguments))
+        expected = run(*copies(arguments))
+        with _AsksFormat() as watch:
+            again = run(*copies(arguments))
     except FatnnError as error:
         raise ConversionError(f"{type(model).__name__} fails on the example inputs: {error}") from error
     except Exception as error:
@@ -193,7 +256,7 @@ def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
             "keeps state from call to call, which a converted network does not; make forward a function of its "
             "arguments in eval mode"
         )
-    return expected
+    return expected, watch.asked
 
 
 @torch.no_grad()
@@ -208,12 +271,14 @@ def capture(model: nn.Module, arguments: tuple[Any, ...]) -> Captured:
     """
     from fatnn_rs.convert.capture_export import by_export
 
-    expected = _run_twice(model, arguments)
+    expected, asks_format = _run_twice(model, arguments)
     traced = _by_fx(model, arguments, expected)
     if isinstance(traced, Captured):
+        traced.asks_format = asks_format
         return traced
     exported = by_export(model, arguments, expected)
     if isinstance(exported, Captured):
+        exported.asks_format = asks_format
         exported.notes.insert(0, f"captured by torch.export, for torch.fx cannot trace it: {_short(traced)}")
         return exported
     raise ConversionError(

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fatnn_rs.convert.graph import Node
+from fatnn_rs.convert.memory_format import has_layout, layout_of
 from fatnn_rs.errors import InputError, UnsupportedError
 
 __all__ = ["check_call", "check_input", "refuse_tracing"]
@@ -78,6 +79,13 @@ def check_input(node: Node, x: Any) -> None:
         raise InputError(
             f"{where}: expected {shape[dim]} channels (dimension {dim}, as {list(shape)}), got {x.shape[dim]} in shape "
             f"{list(x.shape)}; give the input the model was made for"
+        )
+    layout = node.attrs.get("layout", "any")
+    if layout != "any" and not has_layout(x, layout):
+        raise InputError(
+            f"{where}: expected the example's memory format ({layout}), got {layout_of(x)} with strides "
+            f"{tuple(x.stride())}, on which what the model computes may depend; bring it there (x.contiguous(), "
+            "memory_format=torch.channels_last for channels_last), or convert the model with such an example"
         )
     if "batch" in node.attrs:
         _check_batch(where, x.shape[0], *node.attrs["batch"])

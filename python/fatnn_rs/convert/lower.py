@@ -46,6 +46,10 @@ class Lowering:
         self.layer = ""
         #: Values whose sizes behind the batch forward takes to be the example's: ``x.view(-1, 400)``.
         self.of_one_size: list[str] = []
+        #: Placeholder → name of the input.
+        self.inputs: dict[fx.Node, str] = {}
+        #: Whether a call became a function that writes into a copy.
+        self.writes = False
         self.aliases = Aliases(captured.graph, captured.seen, self.call_of)
 
     def seen(self, value: Any) -> Seen:
@@ -253,6 +257,7 @@ def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
 def _lower_write(ctx: Lowering, node: fx.Node) -> Ref:
     """Lower a call that writes into its arguments, by copying them."""
     function, inputs, changed = ctx.aliases.rewrite(node)
+    ctx.writes = True
     whole = ctx.torch_node(function, inputs, {}, _target_name(node), "writes into a tensor: torch does, into a copy")
     parts = []
     for index, (part, suffix) in enumerate(((node, "_result"), *((alias, f"_{alias.name}") for alias in changed))):
@@ -303,6 +308,7 @@ def lower(captured: Captured) -> Graph:
                     most = NO_LIMIT if captured.batch.most is None else captured.batch.most
                     attrs["batch"] = [captured.batch.least, most, captured.batch.multiple]
                 ctx.env[node] = ctx.emit("input", [], attrs)
+                ctx.inputs[node] = ctx.env[node].name
             else:
                 ctx.env[node] = None
         elif node.op == "output":
@@ -310,9 +316,18 @@ def lower(captured: Captured) -> Graph:
         elif getattr(node.target, "__name__", "") not in _ASSERTIONS and node.target != "_guards_fn":
             ctx.env[node] = _lower_call(ctx, node)
     ctx.graph.outputs = fill(captured.outputs, lambda leaf: ctx.env[leaf] if isinstance(leaf, fx.Node) else leaf)
+    if captured.asks_format or ctx.writes:
+        _hold_formats(ctx)
     _find_channels(ctx.graph)
     _hold_sizes(ctx.graph, ctx.of_one_size)
     return ctx.graph
+
+
+def _hold_formats(ctx: Lowering) -> None:
+    """Hold inputs to the example's memory format, on which it depends what is a view of what."""
+    for node, name in ctx.inputs.items():
+        ctx.graph.node(name).attrs["layout"] = ctx.seen(node).layout
+    ctx.graph.notes.append("inputs must have the example's memory format: forward asks for it, or writes into tensors")
 
 
 def _hold_sizes(graph: Graph, values: list[str]) -> None:

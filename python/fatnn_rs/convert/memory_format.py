@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["in_layout", "layout_of"]
+__all__ = ["has_layout", "in_layout", "layout_of"]
 
 
 def _strides(shape: torch.Size, order: list[int]) -> tuple[int, ...]:
@@ -51,6 +51,29 @@ def layout_of(value: Any) -> str:
     return f"order:{','.join(map(str, order))}" if dense else "any"
 
 
+def _wanted(value: Tensor, layout: str) -> tuple[int, ...] | None:
+    """Strides of a value of this shape in a memory format; None where it says nothing of such shapes."""
+    if layout == "any":
+        return None
+    if layout.startswith("order:"):
+        order = [int(dim) for dim in layout[6:].split(",")]
+        return _strides(value.shape, order) if len(order) == value.dim() else None
+    if layout == "contiguous" or value.dim() != 4:
+        return _strides(value.shape, list(range(value.dim())))
+    return _channels_last(value)
+
+
+def _moves(value: Tensor, strides: tuple[int, ...]) -> bool:
+    """Whether elements of a value lie elsewhere than these strides say."""
+    return any(size > 1 and have != want for size, have, want in zip(value.shape, value.stride(), strides, strict=True))
+
+
+def has_layout(value: Tensor, layout: str) -> bool:
+    """Whether a value is in a memory format; one of several (one channel, one pixel, nothing) is in all of them."""
+    strides = _wanted(value, layout)
+    return strides is None or not value.numel() or not _moves(value, strides)
+
+
 def in_layout(value: Any, layout: str) -> Any:
     """Return the value in that memory format, stride for stride; copied only where it is in another."""
     if not isinstance(value, Tensor) or layout == "any" or value.layout != torch.strided:
@@ -58,24 +81,10 @@ def in_layout(value: Any, layout: str) -> Any:
     if torch.compiler.is_compiling():  # strides of dimensions of size 1 are not for it to look at
         last = layout == "channels_last" and value.dim() == 4
         return value.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-    if layout.startswith("order:"):
-        order = [int(dim) for dim in layout[6:].split(",")]
-        if len(order) != value.dim():
-            return value
-        return _dense(value, _strides(value.shape, order))
-    if layout == "contiguous" or value.dim() != 4:
-        return _dense(value, _strides(value.shape, list(range(value.dim()))))
-    return _dense(value, _channels_last(value))
-
-
-def _dense(value: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """Return the value with those strides, of a dense tensor; a view where no element has to move."""
-    if tuple(value.stride()) == strides:
+    strides = _wanted(value, layout)
+    if strides is None or tuple(value.stride()) == strides:
         return value
-    moves = any(
-        size > 1 and have != want for size, have, want in zip(value.shape, value.stride(), strides, strict=True)
-    )
-    if not moves and value.numel():
+    if not _moves(value, strides) and value.numel():
         return value.as_strided(value.shape, strides)
     made = torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device)
     return made.copy_(value)

@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -59,7 +59,7 @@ class TernaryNetwork(nn.Module):
 
     def __init__(self, graph: Graph, float_layers: str = "torch", family: str | None = None) -> None:
         super().__init__()
-        if float_layers not in FLOAT_LAYERS:
+        if not isinstance(float_layers, str) or float_layers not in FLOAT_LAYERS:
             raise ConfigError(f"float_layers must be one of {', '.join(map(repr, FLOAT_LAYERS))}, got {float_layers!r}")
         self.graph = graph
         self.float_layers = float_layers
@@ -145,13 +145,13 @@ class TernaryNetwork(nn.Module):
         return make_report(self.graph, {node.name for segment in self.segments for node in segment.nodes})
 
     @torch.no_grad()
-    def node_seconds(self, *inputs: Tensor) -> dict[str, float]:
+    def node_seconds(self, *inputs: Any) -> dict[str, float]:
         """Run the network as ever and return how long each node took, by name.
 
         What runs inside another node's operation (elementwise functions, pooling, a shortcut's convolution inside the
         sum that alone reads it) has no time of its own.
         """
-        values: dict[str, Any] = {node.name: x for node, x in zip(self._inputs, inputs, strict=True)}
+        values = self._bound(inputs, {})
         seconds: dict[str, float] = {}
         for part in self._parts:
             arguments = [values[name] for name in part.reads]
@@ -164,6 +164,15 @@ class TernaryNetwork(nn.Module):
                 seconds[part.what.name] = time.perf_counter() - before
             values.update(zip(part.makes, results, strict=True))
         return seconds
+
+    def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of the inputs, by name, of a call."""
+        tensors = bind_call(self._arguments, args, kwargs)
+        refuse_tracing(tensors)
+        for node, tensor in zip(self._inputs, tensors, strict=True):
+            check_input(node, tensor)
+        check_call(self._inputs, tensors)
+        return dict(zip((node.name for node in self._inputs), tensors, strict=True))
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -194,18 +203,15 @@ class TernaryNetwork(nn.Module):
         With ``as_run`` the network runs as ever, in segments: the observer sees the codes that were really used, and
         None for floats that never left the engine. Without it nodes run one by one, and every value is seen.
         """
-        tensors = bind_call(self._arguments, inputs, kwargs or {})
-        refuse_tracing(tensors)
-        for node, tensor in zip(self._inputs, tensors, strict=True):
-            check_input(node, tensor)
-        check_call(self._inputs, tensors)
+        if not isinstance(inputs, (tuple, list)) or not (observer is None or callable(observer)):
+            raise ConfigError("run_observed takes a tuple of arguments, and a function or None")
+        values = self._bound(inputs, kwargs or {})
         compiling = torch.compiler.is_compiling()
         if compiling:
             _make_one_by_one(self._key)
             parts = cast("list[_Part]", self._single)
         else:
             parts = self._parts if as_run else self._one_by_one()
-        values: dict[str, Any] = dict(zip((node.name for node in self._inputs), tensors, strict=True))
         # Autocast would hand bfloat16 to layers that the eager model ran in float32 when it was converted.
         with torch.autocast("cpu", enabled=False):
             for part in parts:
@@ -265,7 +271,7 @@ class TernaryNetwork(nn.Module):
         UnsupportedError
             For ``mode=True``.
         """
-        if mode:
+        if mode is not False:
             raise UnsupportedError(
                 "a converted network is for inference only; train the model it was converted from, then convert again"
             )

@@ -20,6 +20,7 @@ and tensors are those of the rows in
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -186,7 +187,9 @@ def _check_tensors(node: Node, wanted: Mapping[str, tuple[torch.dtype, bool]], t
 
 def _check_layout(node: Node) -> None:
     layout = node.attrs.get("layout", "any")
-    _require(layout in ("any", "contiguous", "channels_last"), f"node {node.name!r}: unknown layout {layout!r}")
+    known = layout in ("any", "contiguous", "channels_last")
+    order = isinstance(layout, str) and re.fullmatch(r"order:\d+(,\d+)*", layout) is not None
+    _require(known or order, f"node {node.name!r}: unknown layout {layout!r}")
 
 
 #: Value → None for float, or (channels, groups, what they are) of codes: ``"ternary"``, ``"two-bit"``, or ``"binary"``,
@@ -330,7 +333,9 @@ def _code_kind(node: Node, kinds: Kinds, tensors: Mapping[str, Tensor]) -> Kind 
 def _check_node(node: Node, kinds: Kinds, tensors: Mapping[str, Tensor]) -> None:
     _require(node.name not in kinds, f"node {node.name!r}: its name is not unique")
     if node.op == "input":
-        _check_attrs(node, {**_INPUT_ATTRS, **({"batch": list} if "batch" in node.attrs else {})})
+        also = {"batch": list, "layout": str}
+        _check_attrs(node, {**_INPUT_ATTRS, **{key: kind for key, kind in also.items() if key in node.attrs}})
+        _check_layout(node)
         batch = node.attrs.get("batch", [0, 0, 1])
         _require(
             len(batch) == 3 and min(batch) >= 0 and batch[2] > 0 and (bool(node.shape) or "batch" not in node.attrs),

@@ -178,15 +178,18 @@ def refilled(value: Any, other: Any) -> Any:
     return fill(plain(value), lambda leaf: next(made))
 
 
-def same_values(left: Any, right: Any) -> str:
-    """Say how two values differ, bit for bit (any NaN equals any other), or nothing where they do not."""
+def same_values(left: Any, right: Any, tolerance: float = 0.0) -> str:
+    """Say how two values differ, or nothing where they do not: bit for bit, any NaN being equal to any other.
+
+    With ``tolerance``, floats may differ by that share of a tensor's greatest magnitude.
+    """
     left, right = plain(left), plain(right)
     if _shape_of(left) != _shape_of(right):
         return "it is built differently"
     for place, (one, other) in enumerate(zip(leaves(left), leaves(right), strict=True)):
         if isinstance(one, Tensor) != isinstance(other, Tensor):
             return f"value {place} is a tensor on one side only"
-        problem = _tensors_differ(one, other) if isinstance(one, Tensor) else _objects_differ(one, other)
+        problem = _tensors_differ(one, other, tolerance) if isinstance(one, Tensor) else _objects_differ(one, other)
         if problem:
             return f"value {place} {problem}"
     return ""
@@ -200,7 +203,7 @@ def _objects_differ(one: Any, other: Any) -> str:
     return "" if equal else f"is {one!r} on one side, {other!r} on the other"
 
 
-def _tensors_differ(one: Tensor, other: Tensor) -> str:
+def _tensors_differ(one: Tensor, other: Tensor, tolerance: float) -> str:
     if one.shape != other.shape or one.dtype != other.dtype:
         return f"is {one.dtype} {list(one.shape)} on one side, {other.dtype} {list(other.shape)} on the other"
     if one.layout != other.layout or one.device != other.device:
@@ -208,6 +211,9 @@ def _tensors_differ(one: Tensor, other: Tensor) -> str:
     if one.is_sparse or one.is_quantized:
         one, other = (t.to_dense() if t.is_sparse else t.dequantize() for t in (one, other))
     different = (one != other) & ~((one != one) & (other != other))
+    if tolerance and one.is_floating_point() and one.numel():
+        most = other.abs().nan_to_num(0.0, 0.0, 0.0).max()
+        different &= ~((one - other).abs() <= tolerance * most)
     count = int(different.sum())
     return f"differs in {count} of {one.numel()} elements" if count else ""
 

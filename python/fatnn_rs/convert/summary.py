@@ -16,7 +16,7 @@ from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.levels import act_of, weight_kind
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.ops_int8 import INT8_OPS
-from fatnn_rs.errors import InputError
+from fatnn_rs.errors import FatnnError, InputError
 from fatnn_rs.nn import Int8Layer, TernaryLayer
 from fatnn_rs.replica import unwrapped
 from fatnn_rs.report import TRITS, TWO_BIT
@@ -201,7 +201,15 @@ def _model_rows(model: nn.Module, arguments: tuple[Any, ...]) -> list[SummaryRow
             if isinstance(module, kinds):
                 handles.append(module.register_forward_hook(hook_for(name)))
         model.eval()
-        model(*(value.clone() if isinstance(value, Tensor) else value for value in arguments))
+        try:
+            model(*(value.clone() if isinstance(value, Tensor) else value for value in arguments))
+        except FatnnError:
+            raise
+        except Exception as error:  # the model's own
+            raise InputError(
+                f"summary: {type(model).__name__} fails on the example inputs ({type(error).__name__}: {error}); give "
+                "inputs that the model accepts"
+            ) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -219,6 +219,8 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
         Where ``inputs`` hold no tensor, or the network refuses them.
     """
     model = unwrapped(model)
+    if not isinstance(model, nn.Module):
+        raise ConversionError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if not quantized_layers(model):
         raise ConversionError(
             f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to compare; give the prepared "
@@ -309,6 +311,6 @@ def _max_abs_diff(expected: Any, result: Any) -> float:
 
 def _top1(expected: Any, result: Any) -> float | None:
     for one, other in _tensor_pairs(expected, result):
-        if one.dim() == 2 and one.numel():
+        if one.dim() == 2 and one.numel() and one.dtype != torch.bool and not one.is_complex():
             return float((one.argmax(1) == other.argmax(1)).double().mean())
     return None

@@ -57,6 +57,8 @@ def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, An
     InputError
         Where ``inputs`` are nothing that the model takes, or NaN or infinity reaches a layer that is being initialised.
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"calibrate takes a torch.nn.Module, got {type(model).__name__}")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
     if not layers:
         raise ConfigError(

@@ -30,6 +30,8 @@ def check_tensor(op: str, name: str, tensor: Tensor, dtype: torch.dtype, ranks: 
         Naming the op, the argument, what was expected and what was got.
     """
     where = f"fatnn_rs::{op}: {name}"
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"{where}: expected a tensor, got {type(tensor).__name__}")
     if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized:
         kind = "nested" if tensor.is_nested else "quantized" if tensor.is_quantized else str(tensor.layout)
         way = "convert it with .dequantize()" if tensor.is_quantized else "convert it with .to_dense() or padding"

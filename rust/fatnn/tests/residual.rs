@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Random, values};
+use common::{Random, long, values};
 use fatnn::codec::{Act, WeightKind};
 use fatnn::conv::ConvShape;
 use fatnn::kernels::Operands;
@@ -116,6 +116,10 @@ fn sums_and_their_codes_equal_the_reference() {
         let stream = Stream::new(channels, Operands { act, weights });
         let net = stream.network();
         for (threads, images, map) in [(1, 1, [8, 8]), (2, 3, [7, 7]), (1, 1, [1, 33]), (3, 2, [40, 12])] {
+            // The reference takes its time on the greatest map; few channels show as much of how it is divided.
+            if map == [40, 12] && channels > 16 && !long() {
+                continue;
+            }
             parallel::set_num_threads(threads).unwrap();
             let mut random = Random(9);
             let x: Vec<f32> = (0..images * map[0] * map[1] * channels).map(|_| random.float() * 3.0).collect();

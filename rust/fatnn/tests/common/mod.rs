@@ -149,8 +149,27 @@ pub fn accumulators(kernel: &'static dyn Kernel, case: &Case, x: &[i8], w: &[i8]
     acc
 }
 
+/// Whether the tests run at full length: `make test-long` asks for that.
+pub fn long() -> bool {
+    std::env::var_os("FATNN_TEST_LONG").is_some()
+}
+
 /// Runs `case` on those of `kernels` that can, with all three epilogues and compares every bit with the reference.
 pub fn check(kernels: &[&'static dyn Kernel], case: &Case, seed: u64) {
+    check_then(kernels, case, seed, &mut |run| run());
+}
+
+/// As [`check`], once for every number of threads; the reference is computed only once.
+pub fn check_with_threads(kernels: &[&'static dyn Kernel], case: &Case, seed: u64, threads: &[usize]) {
+    check_then(kernels, case, seed, &mut |run| {
+        for &n in threads {
+            fatnn::parallel::set_num_threads(n).unwrap();
+            run();
+        }
+    });
+}
+
+fn check_then(kernels: &[&'static dyn Kernel], case: &Case, seed: u64, repeat: &mut dyn FnMut(&mut dyn FnMut())) {
     let n = case.weights().out_channels;
     let (x, w) = (case.codes(seed), case.weight_codes(seed ^ 0x5555));
     let packed = pack(case.layout(), &x);
@@ -165,39 +184,53 @@ pub fn check(kernels: &[&'static dyn Kernel], case: &Case, seed: u64) {
     let residual: Vec<f32> = (0..expected.len()).map(|_| random.float() * 9.0).collect();
     let out_groups = *[1, 2, 3, case.groups].iter().filter(|&g| n.is_multiple_of(*g)).max().unwrap();
     let out_layout = CodesLayout::new(n, out_groups).unwrap();
+    let all = [&low[..], &high, &third].concat();
+    let codings = [Coding::Ternary, Coding::Uint2].map(|coding| {
+        let thresholds = &all[..n * coding.thresholds()];
+        let layout = out_layout.with(coding);
+        (thresholds, layout, pack(layout, &reference::to_codes(&expected, thresholds, n, coding)))
+    });
+    let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+    let forms = (0..16).map(|form| {
+        let on = |bit: usize| form >> bit & 1 == 1;
+        let (scale, bias) = (on(0).then_some(&scale[..]), on(1).then_some(&bias[..]));
+        let (residual, relu) = (on(2).then_some(&residual[..]), on(3));
+        let y = bits(&reference::to_float(&expected, n, scale, bias, residual, relu));
+        (ToFloat { scale, bias, relu, channels: n, codes: None }, residual, y)
+    });
+    let forms: Vec<_> = forms.collect();
     for &kernel in kernels.iter().filter(|kernel| case.operands.run_on(**kernel)) {
-        let what = || format!("{} on {case:?}", kernel.name());
+        let what = || format!("{} on {case:?}, {} threads", kernel.name(), fatnn::parallel::num_threads().unwrap());
         let weights = PackedWeights::for_kernel(kernel, &w, case.weights(), case.operands.act).unwrap();
         // Where another kernel reads the same layout first, it would be the one that is tested.
         let weights = match PackedWeights::from_bytes(weights.as_bytes()) {
             Ok(borrowed) if borrowed.kernel().name() == kernel.name() => borrowed,
             _ => weights.clone(),
         };
-        let mut acc = vec![i32::MIN; expected.len()];
-        conv2d_acc(&packed, &weights, &case.shape(), &mut acc).unwrap();
-        assert_eq!(acc, expected, "accumulators of {}", what());
+        let mut repeated = false;
+        repeat(&mut || {
+            let mut acc = vec![i32::MIN; expected.len()];
+            conv2d_acc(&packed, &weights, &case.shape(), &mut acc).unwrap();
+            assert_eq!(acc, expected, "accumulators of {}", what());
 
-        for coding in [Coding::Ternary, Coding::Uint2] {
-            let layout = out_layout.with(coding);
-            let all = [&low[..], &high, &third].concat();
-            let thresholds = &all[..n * coding.thresholds()];
-            let expected_codes = pack(layout, &reference::to_codes(&expected, thresholds, n, coding));
-            let mut codes = vec![0xA5; expected_codes.len()];
-            let to = ToCodes { thresholds, layout };
-            conv2d_codes(&packed, &weights, &case.shape(), &to, &mut codes).unwrap();
-            assert_eq!(codes, expected_codes, "{coding:?} codes of {}", what());
-        }
+            for (thresholds, layout, expected) in &codings {
+                let mut codes = vec![0xA5; expected.len()];
+                let to = ToCodes { thresholds, layout: *layout };
+                conv2d_codes(&packed, &weights, &case.shape(), &to, &mut codes).unwrap();
+                assert_eq!(&codes, expected, "codes in {layout:?} of {}", what());
+            }
 
-        for form in 0..16 {
-            let on = |bit: usize| form >> bit & 1 == 1;
-            let (scale, bias) = (on(0).then_some(&scale[..]), on(1).then_some(&bias[..]));
-            let (residual, relu) = (on(2).then_some(&residual[..]), on(3));
-            let expected = reference::to_float(&expected, n, scale, bias, residual, relu);
-            let mut y = vec![f32::NAN; expected.len()];
-            let to = ToFloat { scale, bias, relu, channels: n, codes: None };
-            conv2d_float(&packed, &weights, &case.shape(), to, residual, &mut y).unwrap();
-            let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
-            assert_eq!(bits(&y), bits(&expected), "floats (form {form:04b}) of {}", what());
-        }
+            // Threads share out the outputs; after the first number of them, few forms tell as much.
+            let few = std::mem::replace(&mut repeated, true) && !long();
+            for (form, (to, residual, expected)) in forms.iter().enumerate() {
+                if few && ![0, 3, 15].contains(&form) {
+                    continue;
+                }
+                let mut y = vec![f32::NAN; acc.len()];
+                let to = ToFloat { codes: None, ..*to };
+                conv2d_float(&packed, &weights, &case.shape(), to, *residual, &mut y).unwrap();
+                assert_eq!(&bits(&y), expected, "floats (form {form:04b}) of {}", what());
+            }
+        });
     }
 }
