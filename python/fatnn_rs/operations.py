@@ -1,7 +1,8 @@
 """The core's table of operations: what each reads, makes and multiplies. Needs no torch.
 
-Nothing in this package repeats what the table says. A graph in memory may also hold operations that are not in it
-(``torch``, and those that only the passes of a conversion know): they multiply nothing and make no codes.
+Nothing in this package repeats what the table says. A graph in memory may also hold operations that
+are not in it (``torch``, and those that only the passes of a conversion know): they multiply nothing
+and make no codes.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class Operation:
     inputs
         Least and greatest number of values that it reads; None for any.
     attrs
-        Name → type (``"int"``, ``"float"``, ``"bool"``, ``"str"``, or ``"list"`` of integers), and whether it may be
-        absent.
+        Name → type (``"int"``, ``"float"``, ``"bool"``, ``"str"``, or ``"list"`` of integers), and
+        whether it may be absent.
     tensors
         Role → dtype, and whether it must be there.
     reads_codes, makes_codes
@@ -34,12 +35,14 @@ class Operation:
     signature
         ``"codes -> float"`` and the like.
     exactness
-        ``"exact"``, ``"sum-order"`` or ``"transcendental"``: how far results depend on who computes them.
+        ``"exact"``, ``"sum-order"`` or ``"transcendental"``: how far results depend on who computes
+        them.
     products
-        ``"none"``, ``"float"``, ``"int8"`` or ``"codes"``: what it multiplies, if it is a convolution or linear layer.
+        ``"none"``, ``"float"``, ``"int8"`` or ``"codes"``: what it multiplies, if it is a convolution
+        or linear layer.
     form
-        ``"scalar"``: the same function of every element; ``"channel"``: one function per channel; ``"pool"``: maximum
-        over windows; ``"shape"``: moves elements only; ``"other"``.
+        ``"scalar"``: the same function of every element; ``"channel"``: one function per channel;
+        ``"pool"``: maximum over windows; ``"shape"``: moves elements only; ``"other"``.
     in_files
         Whether files hold it.
     in_engine
@@ -71,7 +74,7 @@ def products_of(op: str) -> str:
 
 
 def form_of(op: str) -> str:
-    """Return how an operation treats the elements of its first input: see :attr:`Operation.form`."""
+    """Return how an operation treats the elements of what it reads: see :attr:`Operation.form`."""
     row = OPERATIONS.get(op)
     return "other" if row is None else row.form
 
