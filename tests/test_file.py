@@ -174,9 +174,10 @@ def _array(op: str, role: str, change: Any) -> Any:
 
 WRONG: dict[str, tuple[Any, str]] = {
     "not JSON": (lambda graph, arrays: "{", "not JSON"),
-    "a list": (lambda graph, arrays: "[]", "must be an object"),
-    "unknown op": (_put("conv_codes", "op", "exec"), "unknown op 'exec'"),
-    "torch op": (_put("relu", "op", "torch"), "unknown op 'torch'"),
+    "a list": (lambda graph, arrays: "[]", "the graph is no object"),
+    "unknown op": (_put("conv_codes", "op", "exec"), 'unknown op "exec"'),
+    "torch op": (_put("relu", "op", "torch"), 'unknown op "torch"'),
+    "the engine's own op": (_put("relu", "op", "affine"), 'unknown op "affine"'),
     "no nodes": (lambda graph, arrays: graph.__setitem__("nodes", []), "not empty"),
     "unknown key": (lambda graph, arrays: graph.update(extra=1), "must hold nodes, outputs, notes"),
     "unknown output": (lambda graph, arrays: graph.__setitem__("outputs", {"value": "nowhere"}), "no value"),
@@ -193,11 +194,11 @@ WRONG: dict[str, tuple[Any, str]] = {
     "same name": (lambda graph, arrays: graph["nodes"].append(dict(graph["nodes"][-1])), "not unique"),
     "missing tensor": (
         lambda graph, arrays: node(graph, "conv_codes")["tensors"].__setitem__("weight", "nothing"),
-        "tensor 'nothing' is missing",
+        'tensor "nothing" is missing',
     ),
     "missing role": (lambda graph, arrays: node(graph, "conv_codes")["tensors"].pop("thresholds"), "is missing"),
     "unread tensor": (lambda graph, arrays: arrays.__setitem__("extra", np.zeros(1, np.float32)), "no node names"),
-    "wrong dtype": (_array("conv_codes", "thresholds", lambda a: a.astype(np.float32)), "must be torch.int32"),
+    "wrong dtype": (_array("conv_codes", "thresholds", lambda a: a.astype(np.float32)), "must be int32, got float32"),
     "wrong shape": (_array("conv_codes", "thresholds", lambda a: a[:, :-1]), "must have shape"),
     "wrong rank": (_array("conv_codes", "weight", lambda a: a[0]), "must have 4 dimensions"),
     "falling thresholds": (_array("conv_codes", "thresholds", lambda a: a[::-1].copy()), "must not fall"),
@@ -205,9 +206,9 @@ WRONG: dict[str, tuple[Any, str]] = {
     "no steps": (_array("quantize", "steps", lambda a: a * np.float32("nan")), "must not fall"),
     "wrong kernel": (_attr("conv_codes", "kernel", [1, 1]), "disagree"),
     "wrong groups": (_attr("conv_codes", "groups", 3), "groups do not fit"),
-    "zero groups": (_attr("quantize", "groups", 0), "groups do not fit"),
+    "zero groups": (_attr("quantize", "groups", 0), '"groups" must be at least 1'),
     "wrong channels": (_attr("quantize", "channels", 7), r"reads ternary codes of \(7, 1\)"),
-    "unknown activations": (_attr("conv_codes", "act", "uint4"), "unknown activations 'uint4'"),
+    "unknown activations": (_attr("conv_codes", "act", "uint4"), 'unknown activations "uint4"'),
     "activations of another kind": (
         _attr("conv_codes", "act", "uint2"),
         r"reads ternary codes of .* wants two-bit codes of",
@@ -230,15 +231,17 @@ WRONG: dict[str, tuple[Any, str]] = {
         r"must have shape \(2, .*\) or \(3, ",
     ),
     "zero stride": (_attr("conv_codes", "stride", [0, 1]), "two integers >= 1"),
-    "huge padding": (_attr("conv_codes", "padding", [1 << 40, 0]), "'padding' must be list"),
-    "float stride": (_attr("conv_codes", "stride", [1.5, 1]), "'stride' must be list"),
-    "bool for int": (_attr("conv_codes", "out_groups", True), "'out_groups' must be int"),
-    "text for number": (_attr("batch_norm", "eps", "1"), "'eps' must be float"),
+    "huge padding": (_attr("conv_codes", "padding", [1 << 40, 0]), '"padding" must be list'),
+    "float stride": (_attr("conv_codes", "stride", [1.5, 1]), '"stride" must be list'),
+    "bool for int": (_attr("conv_codes", "out_groups", True), '"out_groups" must be int'),
+    "text for number": (_attr("batch_norm", "eps", "1"), '"eps" must be float'),
     "unknown attribute": (_attr("relu", "slope", 1), "expected the attributes"),
     "unknown field": (_put("relu", "code", "import os"), "unknown fields"),
     "unknown layout": (_attr("conv2d", "layout", "diagonal"), "unknown layout"),
+    "unknown layout of an input": (_attr("input", "layout", "diagonal"), "unknown layout"),
+    "an order with a dimension twice": (_attr("input", "layout", "order:0,2,2,1"), "unknown layout"),
     "unknown dtype": (_attr("input", "dtype", "load"), "unknown dtype"),
-    "negative shape": (_put("relu", "shape", [-1]), "'shape' must be"),
+    "negative shape": (_put("relu", "shape", [-1]), '"shape" must be'),
 }
 
 
@@ -247,6 +250,12 @@ def test_wrong_graphs(name: str, net: TernaryNetwork, tmp_path: Path) -> None:
     change, says = WRONG[name]
     with pytest.raises(FormatError, match=says):
         load(edited(net, tmp_path, change))
+
+
+def test_memory_formats_of_inputs(net: TernaryNetwork, tmp_path: Path) -> None:
+    for layout in ("any", "contiguous", "channels_last", "order:0,3,1,2"):
+        path = edited(net, tmp_path, _attr("input", "layout", layout))
+        assert load(path).graph.nodes[0].attrs["layout"] == layout
 
 
 def test_what_a_file_cannot_hold(tmp_path: Path) -> None:

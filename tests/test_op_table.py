@@ -11,13 +11,7 @@ import pytest
 
 import fatnn_rs as fatnn
 from fatnn_rs import _core
-from fatnn_rs.convert.ops_code import CODE_OPS
-from fatnn_rs.convert.ops_float import FLOAT_OPS
-from fatnn_rs.convert.ops_int8 import INT8_OPS
 from nets import MODELS, ready
-
-TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list}
-OPS = {row["name"]: row for row in _core.ops()}
 
 
 @pytest.fixture(scope="module", params=["resnet", "token mlp", "one dimension", "two inputs"])
@@ -26,15 +20,6 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     path = tmp_path_factory.mktemp("table") / "net"
     fatnn.save(fatnn.convert(ready(model(), inputs, first="int8"), inputs), path)
     return path
-
-
-def test_python_binds_exactly_the_operations_of_files() -> None:
-    bound: dict[str, Any] = {**FLOAT_OPS, **INT8_OPS, **CODE_OPS}
-    assert set(bound) == {name for name, row in OPS.items() if row["in_files"]} - {"input"}
-    for name, row in bound.items():
-        attrs = {key: TYPES[kind] for key, (kind, optional) in OPS[name]["attrs"].items() if not optional}
-        assert attrs == dict(row.attrs), name
-        assert set(OPS[name]["tensors"]) == set(row.tensors), name
 
 
 def test_saved_graphs_pass_the_core_s_checks(saved: Path) -> None:

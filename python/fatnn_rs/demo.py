@@ -28,6 +28,7 @@ from fatnn_rs.convert.levels import act_of
 from fatnn_rs.errors import ConfigError, ConversionError, FatnnError
 from fatnn_rs.models.digits import DigitsNet
 from fatnn_rs.nn import TernaryLayer
+from fatnn_rs.operations import products_of
 from fatnn_rs.ops import prepack
 from fatnn_rs.train.digits import Digits, Epoch, accuracy, fit, load_digits
 from fatnn_rs.train.timing import interleaved_medians
@@ -287,7 +288,7 @@ def _sizes(trained: Trained, network: TernaryNetwork, path: Path) -> dict[str, i
     """
     layers = _ternary(trained.ternary_model).values()
     graph = network.graph
-    ternary = [node for node in graph.nodes if node.op in ("conv_codes", "conv_float")]
+    ternary = [node for node in graph.nodes if products_of(node.op) == "codes"]
     packed = [
         prepack(graph.tensors[node.tensors["weight"]], node.attrs["groups"], act_of(node.attrs)) for node in ternary
     ]

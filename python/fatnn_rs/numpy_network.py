@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from fatnn_rs import _core
 from fatnn_rs.errors import ConfigError, FormatError, InputError, LimitError, UnsupportedError
-from fatnn_rs.report import INT8, Report, ReportRow, macs, packed_weight_bytes, runs
+from fatnn_rs.report import Report, ReportRow, runs
 from fatnn_rs.signature import arguments_from_json, bind_call
 
 __all__ = ["NumpyNetwork", "load", "load_numpy", "read_report"]
@@ -120,8 +120,8 @@ def load_numpy(
     """
     bounds = checked_limits(max_bytes, max_macs)
     graph, text, arrays = _read(path)
-    network = _core.Network(text, arrays, _plain_int8(graph, arrays), None, *bounds)
-    return NumpyNetwork(network, graph["outputs"], _report(graph, arrays, in_engine=True), graph.get("arguments"))
+    network = _core.Network(text, arrays, None, None, *bounds)
+    return NumpyNetwork(network, graph["outputs"], _report(graph, text, arrays, in_engine=True), graph.get("arguments"))
 
 
 def checked_limits(max_bytes: Any, max_macs: Any) -> tuple[int | None, int | None]:
@@ -173,14 +173,14 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     """
     graph, text, arrays = _read(path)
     try:
-        _core.Network(text, arrays, _plain_int8(graph, arrays), None, _core.MAX_BYTES, _core.MAX_MACS)
+        _core.Network(text, arrays, None, None, _core.MAX_BYTES, _core.MAX_MACS)
     except LimitError as error:
-        report = _report(graph, arrays, in_engine=True)
+        report = _report(graph, text, arrays, in_engine=True)
         return Report(report.rows, (*report.notes, f"above the default limits: {error}"))
     except UnsupportedError as error:
-        report = _report(graph, arrays, in_engine=False)
+        report = _report(graph, text, arrays, in_engine=False)
         return Report(report.rows, (*report.notes, f"needs torch to run: {error}"))
-    return _report(graph, arrays, in_engine=True)
+    return _report(graph, text, arrays, in_engine=True)
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str, dict[str, npt.NDArray[Any]]]:
@@ -197,56 +197,21 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str, dict[str, 
     return graph, text, arrays
 
 
-def _plain_int8(graph: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> list[str]:
-    """Names of the int8 tensors that are no ternary codes, in a graph that nobody has checked yet."""
-    nodes = [node for node in graph["nodes"] if isinstance(node, dict) and node.get("op") in INT8]
-    tensors = [node["tensors"].get("weight") for node in nodes if isinstance(node.get("tensors"), dict)]
-    # What is missing or of another type is left for the core to name.
-    named = {name for name in tensors if isinstance(name, str) and name in arrays}
-    return sorted(name for name in named if arrays[name].dtype == np.int8)
-
-
-def _report(graph: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], in_engine: bool) -> Report:
+def _report(graph: dict[str, Any], text: str, arrays: dict[str, npt.NDArray[Any]], in_engine: bool) -> Report:
     """Describe a file's graph."""
-    try:
-        nodes = [node for node in graph["nodes"] if node["op"] != "input"]
-        rows = []
-        for node in nodes:
-            op, shape, weight = node["op"], tuple(node["shape"]), node["tensors"].get("weight")
-            sizes = None if weight is None else arrays[weight].shape
-            two_bit = weight is not None and bool((np.abs(arrays[weight]) > 1).any())
-            rows.append(
-                ReportRow(
-                    name=node["layer"] or node["name"],
-                    op=op,
-                    runs=runs(op, in_engine),
-                    shape=shape,
-                    macs=macs(op, shape, sizes),
-                    packed_bytes=packed_weight_bytes(op, sizes, two_bit),
-                    note=node["note"],
-                )
-            )
-            _check_row(rows[-1])
-        return Report(tuple(rows), tuple(graph["notes"]))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise FormatError(
-            f"the graph is not well-formed ({type(error).__name__}: {error}); the file was not written by "
-            "fatnn_rs.save, or by another version of it"
-        ) from error
-
-
-def _check_row(row: ReportRow) -> None:
-    """Check what a table and JSON show.
-
-    Raises
-    ------
-    TypeError
-        A name or a note is no string, or a size is no number.
-    """
-    if not all(isinstance(text, str) for text in (row.name, row.op, row.note)):
-        raise TypeError(f"node {row.name!r}: names and notes must be strings")
-    if not all(type(size) is int for size in row.shape):
-        raise TypeError(f"node {row.name!r}: sizes must be integers")
+    rows = tuple(
+        ReportRow(
+            name=row["layer"],
+            op=row["op"],
+            runs=runs(row["op"], in_engine),
+            shape=row["shape"],
+            macs=row["macs"],
+            packed_bytes=row["packed_bytes"],
+            note=row["note"],
+        )
+        for row in _core.graph_report(text, arrays)
+    )
+    return Report(rows, tuple(graph.get("notes", ())))
 
 
 def _checked(name: str, x: Any) -> npt.NDArray[np.float32]:

@@ -7,27 +7,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from fatnn_rs import _core
+from fatnn_rs.operations import OPERATIONS, products_of
 from fatnn_rs.table import render
 
-__all__ = ["INT8", "TRITS", "TWO_BIT", "Report", "ReportRow", "macs", "packed_weight_bytes", "runs"]
+__all__ = ["TRITS", "TWO_BIT", "Report", "ReportRow", "macs", "packed_weight_bytes", "runs"]
 
 #: Trits, and weights of two bits, in a byte of the file.
 TRITS = 5
 TWO_BIT = 4
-
-#: Convolutions and linear layers on codes.
-_TERNARY = ("conv_codes", "conv_float")
-
-#: Convolutions and linear layers on 8-bit integers.
-INT8 = ("conv1d_int8", "conv2d_int8", "linear_int8")
-
-#: What operations on codes read and make.
-_CODES = {
-    "quantize": "float -> codes",
-    "conv_codes": "codes -> codes",
-    "conv_float": "codes -> float",
-    "max_pool_codes": "codes -> codes",
-}
 
 
 @dataclass(frozen=True)
@@ -69,40 +57,43 @@ class Report:
     rows: tuple[ReportRow, ...]
     notes: tuple[str, ...] = ()
 
+    def _multiplying(self, what: str) -> list[ReportRow]:
+        return [row for row in self.rows if products_of(row.op) == what]
+
     @property
     def layers_ternary(self) -> int:
         """Convolutions and linear layers that run on codes."""
-        return sum(row.op in _TERNARY for row in self.rows)
+        return len(self._multiplying("codes"))
 
     @property
     def bytes_packed(self) -> int:
         """Bytes of all weights of layers on codes in a file."""
-        return sum(row.packed_bytes for row in self.rows if row.op in _TERNARY)
+        return sum(row.packed_bytes for row in self._multiplying("codes"))
 
     @property
     def layers_int8(self) -> int:
         """Convolutions and linear layers that run on 8-bit integers."""
-        return sum(row.op in INT8 for row in self.rows)
+        return len(self._multiplying("int8"))
 
     @property
     def bytes_int8(self) -> int:
         """Bytes of all int8 weights in a file."""
-        return sum(row.packed_bytes for row in self.rows if row.op in INT8)
+        return sum(row.packed_bytes for row in self._multiplying("int8"))
 
     @property
     def macs_ternary(self) -> int:
         """Multiply-accumulates on codes."""
-        return sum(row.macs for row in self.rows if row.op in _TERNARY)
+        return sum(row.macs for row in self._multiplying("codes"))
 
     @property
     def macs_float(self) -> int:
         """Multiply-accumulates in float layers that the conversion knows."""
-        return sum(row.macs for row in self.rows if row.op not in (*_TERNARY, *INT8))
+        return sum(row.macs for row in self._multiplying("float"))
 
     @property
     def macs_int8(self) -> int:
         """Multiply-accumulates on 8-bit integers."""
-        return sum(row.macs for row in self.rows if row.op in INT8)
+        return sum(row.macs for row in self._multiplying("int8"))
 
     @property
     def unsaveable(self) -> tuple[str, ...]:
@@ -144,20 +135,20 @@ class Report:
 
 def runs(op: str, in_engine: bool) -> str:
     """Who runs an operation, and what it reads and makes; ``in_engine``: whether the engine has a float operation."""
-    if op in _CODES:
-        return f"rust {_CODES[op]}"
+    row = OPERATIONS.get(op)
+    if row is not None and (row.reads_codes or row.makes_codes):
+        return f"rust {row.signature}"
     return "rust float -> float" if in_engine else "torch"
 
 
 def macs(op: str, shape: Sequence[int], weight: Sequence[int] | None) -> int:
     """Multiply-accumulates of a convolution or linear layer with such a result and weight; 0 for anything else."""
-    if weight is None or op not in (*_TERNARY, *INT8, "conv1d", "conv2d", "linear"):
-        return 0
-    return math.prod(shape) * math.prod(weight[1:])
+    return _core.macs(op, shape, weight) if op in OPERATIONS else 0
 
 
 def packed_weight_bytes(op: str, weight: Sequence[int] | None, two_bit: bool) -> int:
     """Bytes of an operation's ternary weights, five to a byte, of two bits, four to a byte, or of its int8 weights."""
-    if weight is None or op not in (*_TERNARY, *INT8):
+    products = products_of(op)
+    if weight is None or products not in ("codes", "int8"):
         return 0
-    return math.prod(weight) if op in INT8 else -(-math.prod(weight) // (TWO_BIT if two_bit else TRITS))
+    return math.prod(weight) if products == "int8" else -(-math.prod(weight) // (TWO_BIT if two_bit else TRITS))

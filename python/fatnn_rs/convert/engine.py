@@ -22,28 +22,16 @@ from torch import Tensor
 from fatnn_rs import _core
 from fatnn_rs.convert.affine import fma, same_bits, slope
 from fatnn_rs.convert.graph import Graph, Node, refs
-from fatnn_rs.convert.ops_code import CODE_OPS
 from fatnn_rs.convert.ops_float import FLOAT_OPS
-from fatnn_rs.convert.ops_int8 import INT8_OPS
 from fatnn_rs.convert.shapes import run_time_shapes, same_shape
 from fatnn_rs.errors import FormatError, LimitError, UnsupportedError
+from fatnn_rs.operations import OPERATIONS, makes_codes, products_of
 from fatnn_rs.ops.kernels import aligned_array, follow_torch_threads
 
 __all__ = ["FLOAT_LAYERS", "Segment", "cut"]
 
 #: Where float convolutions, linear layers and means may run.
 FLOAT_LAYERS = ("torch", "rust")
-
-#: Operations whose results are the eager model's bit for bit, whoever runs them.
-_EXACT = {
-    *CODE_OPS,
-    *INT8_OPS,
-    *("batch_norm", "relu", "hardtanh", "leaky_relu", "prelu", "channel_scale", "channel_bias"),
-    *("add", "pad", "max_pool1d", "max_pool2d", "flatten"),
-}
-
-#: Operations that the engine has, but whose sums it rounds in another order than torch.
-_SUMS = {"conv1d", "conv2d", "linear", "mean", *(op for op in FLOAT_OPS if "avg_pool" in op)}
 
 Seen = dict[str, "tuple[int, npt.NDArray[np.uint8] | None]"]
 
@@ -92,38 +80,6 @@ def _arrays(inputs: Iterable[Tensor]) -> tuple[list[npt.NDArray[np.float32]], li
 def _tensor(array: npt.NDArray[np.float32]) -> Tensor:
     x = torch.from_numpy(array)
     return x.movedim(-1, 1) if x.dim() > 2 else x
-
-
-def _mean_of_all_pixels(node: Node, rank: int) -> bool:
-    return rank > 2 and sorted(dim % rank for dim in node.attrs["dims"]) == list(range(2, rank))
-
-
-def _flatten_behind_batch(node: Node, rank: int) -> bool:
-    return rank > 2 and node.attrs["start"] == 1 and node.attrs["end"] in (-1, rank - 1)
-
-
-def _pad_of_constants(node: Node, rank: int) -> bool:
-    """Whether padding is by a constant, around pixels and channels only, and cuts nothing off."""
-    around = node.attrs["pad"]
-    return node.attrs["mode"] == "constant" and min(around, default=0) >= 0 and len(around) <= 2 * (rank - 1)
-
-
-#: Operation → whether the engine can express this node of it, given the dimensions of the first value it reads. What is
-#: not here it always can. The conditions are those of ``rust/fatnn/src/graph/support.rs``.
-_CONDITIONS: dict[str, Callable[[Node, int], bool]] = {
-    "mean": _mean_of_all_pixels,
-    "flatten": _flatten_behind_batch,
-    **dict.fromkeys(("linear", "linear_int8"), lambda node, rank: rank == 2),
-    "conv1d_int8": lambda node, rank: rank == 3,
-    "conv2d_int8": lambda node, rank: rank == 4,
-    "avg_pool2d": lambda node, rank: node.attrs["divisor"] >= 0,
-    "pad": _pad_of_constants,
-    **{f"{op}1d": lambda node, rank: rank == 3 for op in ("conv", "max_pool", "avg_pool", "adaptive_avg_pool")},
-    **{f"{op}2d": lambda node, rank: rank == 4 for op in ("conv", "max_pool", "adaptive_avg_pool")},
-}
-
-#: Dimensions of the values that the engine knows.
-_RANKS = (2, 3, 4)
 
 
 def cut(
@@ -178,31 +134,35 @@ def _codes_across(graph: Graph, taken: set[str]) -> set[str]:
     across: set[str] = set()
     for node in graph.nodes:
         for name in node.inputs:
-            row = CODE_OPS.get(index[name].op)
-            if row is not None and row.makes_codes and place[name] != place[node.name]:
+            if makes_codes(index[name].op) and place[name] != place[node.name]:
                 across |= {name, node.name}
     return across & taken
 
 
 def _able(graph: Graph, float_layers: str) -> Callable[[Node], bool]:
     """Return whether the engine can run a node, and with the bits it must have."""
-    ops = _EXACT | _SUMS if float_layers == "rust" else _EXACT
     index, shapes = graph.index(), run_time_shapes(graph)
 
     def able(node: Node) -> bool:
-        if node.op not in ops:
+        row = OPERATIONS.get(node.op)
+        if row is None or not (row.exactness == "exact" or float_layers == "rust"):
             return False
-        read = [index[name] for name in node.inputs]
-        if any(len(value.shape) not in _RANKS for value in (node, *read)):
+        if _refused(node, [index[name].shape for name in node.inputs]):
             return False
-        condition = _CONDITIONS.get(node.op)
-        if condition is not None and not condition(node, len(read[0].shape)):
+        # The engine broadcasts nothing. Where a convolution of codes adds a value, the passes have made sure of that.
+        if len(node.inputs) > 1 and not row.reads_codes and not same_shape(graph, node, shapes):
             return False
-        if node.op == "add":
-            return same_shape(graph, node, shapes)
         return node.op != "batch_norm" or _affine(graph, node, float_layers) is not None
 
     return able
+
+
+def _refused(node: Node, shapes: list[tuple[int, ...]]) -> bool:
+    """Whether the engine cannot run a node that reads values of such shapes."""
+    try:
+        return _core.engine_refusal(node.op, json.dumps(node.attrs), shapes) is not None
+    except FormatError:  # an attribute means nothing to it
+        return True
 
 
 def _segment(graph: Graph, nodes: list[Node], float_layers: str, family: str | None) -> list[Node | Segment]:
@@ -215,11 +175,9 @@ def _segment(graph: Graph, nodes: list[Node], float_layers: str, family: str | N
     outside |= {ref.name for ref in refs(graph.outputs)}
     makes = [node.name for node in nodes if node.name in outside]
     index = graph.index()
-    makes_codes = {name for name in (*reads, *makes) if (row := CODE_OPS.get(index[name].op)) and row.makes_codes}
-    if makes_codes:
+    if any(makes_codes(index[name].op) for name in (*reads, *makes)):
         return list(nodes)
     tensors: dict[str, npt.NDArray[Any]] = {}
-    plain = [f"{node.name}/weight" for node in nodes if node.op in INT8_OPS]
     described: list[dict[str, Any]] = [
         {"name": name, "op": "input", "shape": list(index[name].shape), "attrs": {"dtype": "float32"}} for name in reads
     ]
@@ -242,10 +200,10 @@ def _segment(graph: Graph, nodes: list[Node], float_layers: str, family: str | N
         )
     text = json.dumps({"nodes": described, "outputs": {"list": [{"value": name} for name in makes]}})
     try:
-        network = _core.Network(text, tensors, plain, family, *graph.limits)
+        network = _core.Network(text, tensors, None, family, *graph.limits)
     except LimitError:
         raise
-    # An operation of the tables above that this build of the engine lacks, or sizes that do not fit at the example.
+    # Sizes that do not fit at the example.
     except (UnsupportedError, FormatError):
         if family is not None:
             raise
@@ -254,7 +212,7 @@ def _segment(graph: Graph, nodes: list[Node], float_layers: str, family: str | N
 
 
 def _on_integers(node: Node) -> bool:
-    return node.op in ("conv_codes", "conv_float", *INT8_OPS)
+    return products_of(node.op) in ("codes", "int8")
 
 
 def _affine(graph: Graph, node: Node, float_layers: str) -> tuple[str, dict[str, Tensor]] | None:

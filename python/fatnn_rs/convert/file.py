@@ -3,7 +3,7 @@
 Only what every machine understands is written: ternary weights five to a byte, int8 weights, thresholds, scales, float
 tensors.
 Layouts that belong to one CPU's kernels are derived when a network is built from the file. Rust writes and reads the
-bytes and checks them (version, checksum); :mod:`fatnn_rs.convert.schema` checks the graph.
+bytes, and checks them (version, checksum) and the graph.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ import numpy as np
 import torch
 
 from fatnn_rs import _core
-from fatnn_rs.convert.dry_run import check_sizes
 from fatnn_rs.convert.network import TernaryNetwork
-from fatnn_rs.convert.ops_int8 import plain_int8
 from fatnn_rs.convert.schema import graph_from_json, graph_to_json
 from fatnn_rs.errors import ConversionError, FormatError, InputError, UnsupportedError
 from fatnn_rs.numpy_network import checked_limits
@@ -65,7 +63,7 @@ def save(net: TernaryNetwork, path: str | os.PathLike[str]) -> None:
             "with string keys"
         ) from None
     arrays = {name: np.ascontiguousarray(aligned_array(tensor)) for name, tensor in graph.tensors.items()}
-    _core.save(os.fspath(path), text, arrays, plain_int8(graph))
+    _core.save(os.fspath(path), text, arrays)
 
 
 def load(
@@ -108,14 +106,9 @@ def load(
     if Path(path).is_dir():
         raise IsADirectoryError(f"{os.fspath(path)!r} is a directory; give the file that fatnn_rs.save wrote")
     bounds = checked_limits(max_bytes, max_macs)
-    text, arrays = _core.load(os.fspath(path))
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{os.fspath(path)!r}: the graph is not JSON ({error}); get the file again") from error
+    text, arrays = _core.load(os.fspath(path), True, *bounds)
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-    graph = graph_from_json(data, tensors)
-    check_sizes(graph, *bounds)
+    graph = graph_from_json(json.loads(text), tensors)
     graph.limits = bounds
     try:
         return TernaryNetwork(graph, float_layers)

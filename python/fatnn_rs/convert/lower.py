@@ -25,6 +25,7 @@ from fatnn_rs.convert.shapes import run_time_shapes
 from fatnn_rs.convert.structure import fill
 from fatnn_rs.errors import ConversionError
 from fatnn_rs.nn import QuantizedLayer, TernaryLayer
+from fatnn_rs.operations import OPERATIONS, products_of
 from fatnn_rs.replica import patched_methods
 
 __all__ = ["Lowering", "Row", "lower"]
@@ -353,8 +354,19 @@ def _hold(graph: Graph, why: str, first: int = 0) -> None:
 #: Greatest batch size where there is no limit, in the attribute ``batch`` of inputs.
 NO_LIMIT = (1 << 31) - 1
 
-_CHANNELS_SECOND = frozenset({"act_quant", "pad", "conv1d", "conv2d", "conv1d_int8", "conv2d_int8", "batch_norm"})
-_CHANNELS_LAST = frozenset({"rows", "linear", "linear_int8"})
+
+def _channels_second(op: str) -> bool:
+    """Whether an operation has channels in the second dimension of what it reads."""
+    if products_of(op) != "none":
+        return "stride" in OPERATIONS[op].attrs
+    return op in ("act_quant", "pad", "batch_norm")
+
+
+def _channels_last(op: str) -> bool:
+    """Whether an operation has channels in the last dimension of what it reads."""
+    if products_of(op) != "none":
+        return "stride" not in OPERATIONS[op].attrs
+    return op == "rows"
 
 
 def _find_channels(graph: Graph) -> None:
@@ -362,5 +374,5 @@ def _find_channels(graph: Graph) -> None:
     for node in graph.nodes:
         if node.op == "input":
             readers = {reader.op for reader in graph.users()[node.name] if reader is not None}
-            second, last = bool(readers & _CHANNELS_SECOND), bool(readers & _CHANNELS_LAST)
+            second, last = any(map(_channels_second, readers)), any(map(_channels_last, readers))
             node.attrs["channel_dim"] = 1 if second else (len(node.shape) - 1 if last else 0)

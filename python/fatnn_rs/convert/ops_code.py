@@ -1,4 +1,4 @@
-"""The operations on codes: rows whose functions call ``torch.ops.fatnn_rs``.
+"""The operations on codes as torch runs them: functions that call ``torch.ops.fatnn_rs``.
 
 Values here are packed codes, uint8 [N, H, W, B] (H = W = 1 after a linear layer, H = 1 in one dimension). A node's
 ``dims`` says how many spatial dimensions its float side has: 0 (linear), 1 or 2.
@@ -7,7 +7,6 @@ Values here are packed codes, uint8 [N, H, W, B] (H = W = 1 after a linear layer
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,38 +17,10 @@ from fatnn_rs.convert.levels import act_of
 from fatnn_rs.errors import InputError
 from fatnn_rs.ops import prepack
 
-__all__ = ["ACT_ATTR", "CODE_OPS", "CONV_ATTRS", "CodeOp", "squeeze_to", "unsqueeze_from"]
+__all__ = ["CODE_OPS", "squeeze_to"]
 
 Tensors = Mapping[str, Tensor]
 Function = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class CodeOp:
-    """One operation on codes.
-
-    Attributes
-    ----------
-    bind
-        Node and its tensors (by role) → function of the input tensors.
-    attrs
-        Name → type, as in :class:`fatnn_rs.convert.ops_float.FloatOp`.
-    tensors
-        Role → (dtype, whether it must be there).
-    inputs
-        Least and greatest number of values it reads.
-    makes_codes
-        Whether the result is codes (True) or float (False).
-    takes_codes
-        Whether the first value it reads is codes.
-    """
-
-    bind: Callable[[Node, Tensors], Function]
-    attrs: Mapping[str, type]
-    tensors: Mapping[str, tuple[torch.dtype, bool]] = field(default_factory=dict)
-    inputs: tuple[int, int] = (1, 1)
-    makes_codes: bool = True
-    takes_codes: bool = True
 
 
 def squeeze_to(y: Tensor, dims: int) -> Tensor:
@@ -59,7 +30,7 @@ def squeeze_to(y: Tensor, dims: int) -> Tensor:
     return y.flatten(1) if dims == 0 else y.squeeze(2)
 
 
-def unsqueeze_from(x: Tensor, dims: int) -> Tensor:
+def _unsqueeze_from(x: Tensor, dims: int) -> Tensor:
     """Undo :func:`squeeze_to`, a view."""
     if dims == 2:
         return x
@@ -110,7 +81,7 @@ def _conv_float(node: Node, tensors: Tensors) -> Function:
     def run(codes: Tensor, residual: Tensor | None = None) -> Tensor:
         _check_map(node, codes)
         if residual is not None:
-            residual = unsqueeze_from(residual, dims)
+            residual = _unsqueeze_from(residual, dims)
         y = torch.ops.fatnn_rs.conv_float(codes, blob, scale, bias, residual, relu, out, *window)
         return squeeze_to(y, dims)
 
@@ -122,36 +93,10 @@ def _max_pool_codes(node: Node, tensors: Tensors) -> Function:
     return lambda codes: torch.ops.fatnn_rs.max_pool_codes(codes, *window, ceil_mode, uint2)
 
 
-_WINDOW: dict[str, type] = {"kernel": list, "stride": list, "padding": list, "dilation": list}
-
-#: What every convolution of codes says about itself.
-CONV_ATTRS: dict[str, type] = {**_WINDOW, "groups": int, "half_range": bool, "channels": int, "dims": int}
-
-_WEIGHT = {"weight": (torch.int8, True)}
-
-#: An attribute that any of these operations has where its codes are activations of two bits: see
-#: :mod:`fatnn_rs.convert.levels`.
-ACT_ATTR: dict[str, type] = {"act": str}
-
-#: Every operation on codes a file may hold.
-CODE_OPS: dict[str, CodeOp] = {
-    "quantize": CodeOp(
-        _quantize,
-        {"groups": int, "channels": int, "half_range": bool, "dims": int},
-        {"steps": (torch.float32, True)},
-        takes_codes=False,
-    ),
-    "conv_codes": CodeOp(
-        _conv_codes,
-        {**CONV_ATTRS, "out_groups": int},
-        {**_WEIGHT, "thresholds": (torch.int32, True)},
-    ),
-    "conv_float": CodeOp(
-        _conv_float,
-        {**CONV_ATTRS, "relu": bool},
-        {**_WEIGHT, "scale": (torch.float32, False), "bias": (torch.float32, False)},
-        inputs=(1, 2),
-        makes_codes=False,
-    ),
-    "max_pool_codes": CodeOp(_max_pool_codes, {**_WINDOW, "ceil_mode": bool}),
+#: Every operation on codes a file may hold: function of a node and its tensors by role.
+CODE_OPS: dict[str, Callable[[Node, Tensors], Function]] = {
+    "quantize": _quantize,
+    "conv_codes": _conv_codes,
+    "conv_float": _conv_float,
+    "max_pool_codes": _max_pool_codes,
 }

@@ -1,4 +1,4 @@
-"""The float operations of a graph: one row each, run by torch's own functions.
+"""The float operations of a graph as torch runs them: one row each, of torch's own functions.
 
 A row's ``bind`` turns a node into a function of its input tensors. The same function is what a network runs and what
 the conversion evaluates to find integer thresholds, and it is the function the eager module itself calls, so the bits
@@ -8,7 +8,7 @@ agree.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,34 +33,21 @@ def _never(node: Node, tensors: Tensors) -> bool:
 
 @dataclass(frozen=True)
 class FloatOp:
-    """One float operation.
+    """How torch runs one float operation.
 
     Attributes
     ----------
     bind
         Node and its tensors (by role) → function of the input tensors.
-    attrs
-        Name → type of what it needs: ``int``, ``float``, ``bool``, ``str``, or ``list`` of integers.
-    tensors
-        Role → whether it must be there; all are float32.
-    inputs
-        How many values it reads; None for one or more.
-    kind
-        ``"scalar"``: the same function of every element; ``"channel"``: one function per channel; ``"pool"``: maximum
-        over windows; ``"shape"``: moves elements only; ``"other"``.
     rising
         For scalar and channel functions: whether it never decreases, in any channel.
-    layout
-        Whether the order of summation may depend on the memory format, so that the eager model's must be kept.
+    affine
+        Whether it multiplies a channel by a constant, adds one, or both.
     """
 
     bind: Callable[[Node, Tensors], Function]
-    attrs: Mapping[str, type] = field(default_factory=dict)
-    tensors: Mapping[str, bool] = field(default_factory=dict)
-    inputs: int | None = 1
-    kind: str = "other"
     rising: Callable[[Node, Tensors], bool] = _never
-    layout: bool = False
+    affine: bool = False
 
 
 def _conv(function: Function) -> Callable[[Node, Tensors], Function]:
@@ -194,52 +181,30 @@ def _reshape_like(y: Tensor, x: Tensor) -> Tensor:
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-_CONV = {"stride": list, "padding": list, "dilation": list, "groups": int, "layout": str}
-_POOL = {"kernel": list, "stride": list, "padding": list, "ceil_mode": bool}
-_WEIGHTED = {"weight": True, "bias": False}
-
-#: Every float operation a file may hold.
+#: Every float operation a file may hold. What it reads and has is in :mod:`fatnn_rs.operations`.
 FLOAT_OPS: dict[str, FloatOp] = {
-    "conv1d": FloatOp(_conv(functional.conv1d), _CONV, _WEIGHTED, layout=True),
-    "conv2d": FloatOp(_conv(functional.conv2d), _CONV, _WEIGHTED, layout=True),
-    "linear": FloatOp(_linear, {"layout": str}, _WEIGHTED, layout=True),
-    "batch_norm": FloatOp(
-        _batch_norm,
-        {"eps": float, "layout": str},
-        {"mean": True, "var": True, **dict.fromkeys(("weight", "bias"), False)},
-        kind="channel",
-        rising=_batch_norm_rises,
-        layout=True,
-    ),
-    "relu": FloatOp(lambda node, tensors: torch.relu, kind="scalar", rising=_always),
-    "hardtanh": FloatOp(_hardtanh, {"min_val": float, "max_val": float}, kind="scalar", rising=_always),
-    "leaky_relu": FloatOp(
-        _leaky_relu,
-        {"negative_slope": float},
-        kind="scalar",
-        rising=lambda node, tensors: bool(node.attrs["negative_slope"] >= 0),
-    ),
-    "prelu": FloatOp(_prelu, {"shared": bool}, {"weight": True}, kind="channel", rising=_prelu_rises),
-    "channel_scale": FloatOp(_channel_scale, {"trailing": int}, {"scale": True}, kind="channel"),
-    "channel_bias": FloatOp(_channel_bias, {"trailing": int}, {"bias": True}, kind="channel", rising=_always),
-    "max_pool1d": FloatOp(_max_pool(functional.max_pool1d), {**_POOL, "dilation": list}, kind="pool"),
-    "max_pool2d": FloatOp(_max_pool2d, {**_POOL, "dilation": list}, kind="pool"),
-    "avg_pool1d": FloatOp(_avg_pool1d, {**_POOL, "count_include_pad": bool, "layout": str}, layout=True),
-    "avg_pool2d": FloatOp(
-        _avg_pool2d, {**_POOL, "count_include_pad": bool, "divisor": int, "layout": str}, layout=True
-    ),
-    "adaptive_avg_pool1d": FloatOp(
-        _adaptive(functional.adaptive_avg_pool1d), {"size": list, "layout": str}, layout=True
-    ),
-    "adaptive_avg_pool2d": FloatOp(
-        _adaptive(functional.adaptive_avg_pool2d), {"size": list, "layout": str}, layout=True
-    ),
-    "mean": FloatOp(_mean, {"dims": list, "keepdim": bool, "layout": str}, layout=True),
-    "flatten": FloatOp(_flatten, {"start": int, "end": int}, kind="shape"),
-    "rows": FloatOp(lambda node, tensors: _rows, kind="shape"),
-    "reshape_like": FloatOp(lambda node, tensors: _reshape_like, inputs=2, kind="shape"),
-    "pad": FloatOp(_pad, {"pad": list, "mode": str, "value": float}),
-    "add": FloatOp(lambda node, tensors: torch.add, inputs=2),
-    "cat": FloatOp(_cat, {"dim": int}, inputs=None),
-    "constant": FloatOp(_constant, {}, {"value": True}, inputs=0),
+    "conv1d": FloatOp(_conv(functional.conv1d)),
+    "conv2d": FloatOp(_conv(functional.conv2d)),
+    "linear": FloatOp(_linear),
+    "batch_norm": FloatOp(_batch_norm, _batch_norm_rises, affine=True),
+    "relu": FloatOp(lambda node, tensors: torch.relu, _always),
+    "hardtanh": FloatOp(_hardtanh, _always),
+    "leaky_relu": FloatOp(_leaky_relu, lambda node, tensors: bool(node.attrs["negative_slope"] >= 0)),
+    "prelu": FloatOp(_prelu, _prelu_rises),
+    "channel_scale": FloatOp(_channel_scale, affine=True),
+    "channel_bias": FloatOp(_channel_bias, _always, affine=True),
+    "max_pool1d": FloatOp(_max_pool(functional.max_pool1d)),
+    "max_pool2d": FloatOp(_max_pool2d),
+    "avg_pool1d": FloatOp(_avg_pool1d),
+    "avg_pool2d": FloatOp(_avg_pool2d),
+    "adaptive_avg_pool1d": FloatOp(_adaptive(functional.adaptive_avg_pool1d)),
+    "adaptive_avg_pool2d": FloatOp(_adaptive(functional.adaptive_avg_pool2d)),
+    "mean": FloatOp(_mean),
+    "flatten": FloatOp(_flatten),
+    "rows": FloatOp(lambda node, tensors: _rows),
+    "reshape_like": FloatOp(lambda node, tensors: _reshape_like),
+    "pad": FloatOp(_pad),
+    "add": FloatOp(lambda node, tensors: torch.add),
+    "cat": FloatOp(_cat),
+    "constant": FloatOp(_constant),
 }

@@ -1,4 +1,4 @@
-"""The operations of int8 layers: rows that read floats and make floats, with integers between.
+"""The operations of int8 layers as torch runs them: from floats to floats, with integers between.
 
 The engine runs them in its segments. Alone (under ``torch.compile``, or where values are observed one by one) they are
 :func:`fatnn_rs.ops.schema.conv_int8`.
@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fatnn_rs.convert.graph import Graph, Node
-from fatnn_rs.convert.ops_float import FloatOp
+from fatnn_rs.convert.graph import Node
 from fatnn_rs.ops import prepack_int8
 
-__all__ = ["INT8_OPS", "plain_int8"]
+__all__ = ["INT8_OPS"]
 
 
 def _int8(node: Node, tensors: Mapping[str, Tensor]) -> Callable[..., Any]:
@@ -30,17 +29,9 @@ def _int8(node: Node, tensors: Mapping[str, Tensor]) -> Callable[..., Any]:
     return lambda x: torch.ops.fatnn_rs.conv_int8(x, blob, scale, bias, inverse, out, kernel, stride, padding, dilation)
 
 
-_CONV: dict[str, type] = {"stride": list, "padding": list, "dilation": list, "groups": int}
-_TENSORS = {"weight": True, "scale": True, "inv_step": True, "bias": False}
-
-#: Every operation on 8-bit integers that a file may hold; ``weight`` is int8, other tensors are float32.
-INT8_OPS: dict[str, FloatOp] = {
-    "conv1d_int8": FloatOp(_int8, _CONV, _TENSORS),
-    "conv2d_int8": FloatOp(_int8, _CONV, _TENSORS),
-    "linear_int8": FloatOp(_int8, {}, _TENSORS),
+#: Every operation on 8-bit integers that a file may hold: function of a node and its tensors by role.
+INT8_OPS: dict[str, Callable[[Node, Mapping[str, Tensor]], Callable[..., Any]]] = {
+    "conv1d_int8": _int8,
+    "conv2d_int8": _int8,
+    "linear_int8": _int8,
 }
-
-
-def plain_int8(graph: Graph) -> list[str]:
-    """Names of the int8 tensors that are no ternary codes, which the core has to be told."""
-    return sorted({node.tensors["weight"] for node in graph.nodes if node.op in INT8_OPS})

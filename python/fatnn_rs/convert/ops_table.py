@@ -1,28 +1,35 @@
-"""Everything a network can run: the union of float, int8 and code operations, plus ``torch`` and ``input``."""
+"""What torch can run of a graph: float, int8 and code operations, and ``torch`` nodes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from torch import Tensor
 
 from fatnn_rs.convert.graph import Graph, Node, Ref, map_refs
 from fatnn_rs.convert.memory_format import in_layout
-from fatnn_rs.convert.ops_code import CODE_OPS, CodeOp
-from fatnn_rs.convert.ops_float import FLOAT_OPS, FloatOp
+from fatnn_rs.convert.ops_code import CODE_OPS
+from fatnn_rs.convert.ops_float import FLOAT_OPS
 from fatnn_rs.convert.ops_int8 import INT8_OPS
 
 __all__ = ["RUNTIME_OPS", "bind"]
 
-#: Every operation but ``torch``, which exists in memory only, and ``input``.
-RUNTIME_OPS: dict[str, FloatOp | CodeOp] = {**FLOAT_OPS, **INT8_OPS, **CODE_OPS}
+#: Every operation but ``torch``, which exists in memory only, and ``input``: function of a node and
+#: its tensors by role.
+RUNTIME_OPS: dict[str, Callable[[Node, Mapping[str, Tensor]], Callable[..., Any]]] = {
+    **{name: row.bind for name, row in FLOAT_OPS.items()},
+    **INT8_OPS,
+    **CODE_OPS,
+}
 
 
 def bind(graph: Graph, node: Node) -> Callable[..., Any]:
     """Return a node's function of its input values."""
     if node.op == "torch":
         return _bind_torch(node)
-    row = RUNTIME_OPS[node.op]
-    function = row.bind(node, {role: graph.tensors[name] for role, name in node.tensors.items()})
+    tensors = {role: graph.tensors[name] for role, name in node.tensors.items()}
+    function = RUNTIME_OPS[node.op](node, tensors)
     layout = node.attrs.get("layout", "any")
     if layout == "any":
         return function

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fatnn_rs.convert.graph import Graph, Node
+from fatnn_rs.operations import form_of
 
 __all__ = ["Size", "run_time_shapes", "same_shape"]
 
@@ -133,16 +134,27 @@ def _like_first(graph: Graph, node: Node, x: Shape) -> Shape:
     return x
 
 
-_KEEP = ("relu", "hardtanh", "leaky_relu", "prelu", "batch_norm", "channel_scale", "channel_bias")
-
-#: Operation → shape of its result from those of its inputs; None where it cannot say.
+#: Operation → shape of its result from those of its inputs; None where it cannot say. Functions of
+#: single elements and of channels, which are not here, keep the shape.
 _RULES: dict[str, Callable[..., Shape | None]] = {
-    **dict.fromkeys((*_KEEP, "act_quant", "quantize"), _like_first),
-    **dict.fromkeys(("conv1d", "conv2d", "conv1d_int8", "conv2d_int8"), _slid),
-    **dict.fromkeys(("ternary", "conv_codes", "conv_float"), _ternary),
-    **dict.fromkeys(("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "max_pool_codes"), _pool),
-    **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d"), _adaptive),
-    **dict.fromkeys(("linear", "linear_int8"), _linear),
+    "act_quant": _like_first,
+    "quantize": _like_first,
+    "conv1d": _slid,
+    "conv2d": _slid,
+    "conv1d_int8": _slid,
+    "conv2d_int8": _slid,
+    "ternary": _ternary,
+    "conv_codes": _ternary,
+    "conv_float": _ternary,
+    "max_pool1d": _pool,
+    "max_pool2d": _pool,
+    "avg_pool1d": _pool,
+    "avg_pool2d": _pool,
+    "max_pool_codes": _pool,
+    "adaptive_avg_pool1d": _adaptive,
+    "adaptive_avg_pool2d": _adaptive,
+    "linear": _linear,
+    "linear_int8": _linear,
     "mean": _mean,
     "flatten": _flatten,
     "rows": lambda graph, node, x: (_combined("product", x[:-1]), x[-1]),
@@ -160,6 +172,10 @@ def _input(node: Node) -> Shape:
     return tuple(_constant(size) if i in held else Size((node.name, i)) for i, size in enumerate(node.shape))
 
 
+def _rule(op: str) -> Callable[..., Shape | None] | None:
+    return _like_first if form_of(op) in ("scalar", "channel") else _RULES.get(op)
+
+
 def run_time_shapes(graph: Graph) -> dict[str, Shape]:
     """Find every value's shape; of codes, that of the values they stand for.
 
@@ -173,11 +189,11 @@ def run_time_shapes(graph: Graph) -> dict[str, Shape]:
         made: Shape | None = None
         if node.op == "input":
             made = _input(node)
-        elif node.op in _RULES:
+        elif (rule := _rule(node.op)) is not None:
             inputs = [shapes[name] for name in node.inputs]
             # The second value that a convolution reads is added to its result, which does not change its shape.
             try:
-                made = _RULES[node.op](graph, node, *(inputs[:1] if node.op == "conv_float" else inputs))
+                made = rule(graph, node, *(inputs[:1] if node.op == "conv_float" else inputs))
             except (ArithmeticError, LookupError, TypeError, ValueError):
                 made = None  # a graph from a file may be nonsense; whoever runs the node says so
         if made is None or len(made) != len(node.shape):

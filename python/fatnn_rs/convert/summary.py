@@ -15,11 +15,11 @@ from fatnn_rs.convert.checks import as_root, check_inputs
 from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.levels import act_of, weight_kind
 from fatnn_rs.convert.network import TernaryNetwork
-from fatnn_rs.convert.ops_int8 import INT8_OPS
 from fatnn_rs.errors import FatnnError, InputError
 from fatnn_rs.nn import Int8Layer, TernaryLayer
+from fatnn_rs.operations import makes_codes, products_of
 from fatnn_rs.replica import unwrapped
-from fatnn_rs.report import TRITS, TWO_BIT
+from fatnn_rs.report import TRITS, TWO_BIT, macs
 from fatnn_rs.table import render
 
 __all__ = ["Summary", "SummaryRow", "summary"]
@@ -133,9 +133,10 @@ def _kind_of_levels(levels: int) -> str:
 
 def _kernel(node: Node, weight: Tensor) -> str:
     """Name what runs a layer with ``weight`` on this machine."""
-    if node.op in INT8_OPS:
-        return f"rust {_core.int8_kernel_for(node.op == 'linear_int8')}"
-    if node.op not in ("conv_codes", "conv_float"):
+    products = products_of(node.op)
+    if products == "int8":
+        return f"rust {_core.int8_kernel_for(weight.dim() == 2)}"
+    if products != "codes":
         return "torch (float32)"
     per_group, reduction = weight.shape[0] // node.attrs["groups"], math.prod(weight.shape[1:])
     linear, kinds = node.attrs["dims"] == 0, (act_of(node.attrs), weight_kind(weight))
@@ -223,17 +224,15 @@ def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[Summa
 
     def observe(node: Node, result: Any, values: list[Any]) -> None:
         weight = net.graph.tensor(node, "weight")
-        ternary, int8 = node.op in ("conv_codes", "conv_float"), node.op in INT8_OPS
-        if weight is None or not (ternary or int8 or node.op in ("conv1d", "conv2d", "linear")):
+        products = products_of(node.op)
+        if weight is None or products == "none":
             return
-        kind, act_bits = ("int8", 8) if int8 else ("float32", 32)
-        if ternary:
+        kind, act_bits = ("int8", 8) if products == "int8" else ("float32", 32)
+        if products == "codes":
             kind = weight_kind(weight)
             act_bits = _bits(_levels_of_codes(net.graph, node.inputs[0]))
-        # The result of conv_codes is packed: its pixels count, its bytes do not.
-        outputs = math.prod(result.shape[:3]) * weight.shape[0] if node.op == "conv_codes" else result.numel()
         batch, *size = result.shape
-        if node.op == "conv_codes":
+        if makes_codes(node.op):  # packed: its pixels count, its bytes do not
             size = [weight.shape[0], *result.shape[3 - node.attrs["dims"] : 3]]
         others = sum(net.graph.tensors[name].numel() for role, name in node.tensors.items() if role != "weight")
         rows.append(
@@ -243,7 +242,7 @@ def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[Summa
                 shape=(batch, *size),
                 weight_bits=_KINDS[kind][0],
                 act_bits=act_bits,
-                macs=outputs * math.prod(weight.shape[1:]),
+                macs=macs(node.op, (batch, *size), tuple(weight.shape)),
                 bytes=_weight_bytes(weight.numel(), kind) + 4 * others,
                 kernel=_kernel(node, weight),
                 weights=kind,

@@ -23,9 +23,9 @@ from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.levels import act_kind, act_of, stored
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.ops_code import squeeze_to
-from fatnn_rs.convert.ops_int8 import INT8_OPS
 from fatnn_rs.errors import ConversionError
 from fatnn_rs.nn import Int8Layer
+from fatnn_rs.operations import products_of
 from fatnn_rs.replica import unwrapped
 from fatnn_rs.table import render
 
@@ -172,9 +172,10 @@ class _NetworkCodes:
         self._added = _behind_addition(graph)
 
     def __call__(self, node: Node, result: Any, values: list[Any]) -> None:
-        if node.op in INT8_OPS:
+        products = products_of(node.op)
+        if products == "int8":
             self.taken[node.layer], self.behind[node.layer] = [], False
-        if node.op not in ("conv_codes", "conv_float"):
+        if products != "codes":
             return
         a = node.attrs
         uint2 = act_of(a) == "uint2"

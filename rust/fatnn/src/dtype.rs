@@ -155,11 +155,15 @@ impl WeightKind {
     /// # Errors
     /// [`crate::Error::Value`] naming the first weight that does not fit the others.
     pub fn of(weights: &[i8]) -> Result<Self> {
-        if weights.iter().any(|w| w.abs_diff(0) == 3) {
+        // A loop without an early exit, so that it is vectorized: networks are loaded through it.
+        let max_abs = weights.iter().fold(0, |max, w| w.unsigned_abs().max(max));
+        if max_abs > 1 && weights.iter().any(|w| w.unsigned_abs() == 3) {
             codec::two_bit::check("weight", weights)?;
             return Ok(WeightKind::TwoBit);
         }
-        codec::check_codes("weight", weights)?;
+        if max_abs > 1 {
+            codec::check_codes("weight", weights)?;
+        }
         Ok(if weights.contains(&0) { WeightKind::Ternary } else { WeightKind::Binary })
     }
 

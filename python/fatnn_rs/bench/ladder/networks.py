@@ -27,6 +27,7 @@ from fatnn_rs.errors import ConversionError
 from fatnn_rs.machine import here
 from fatnn_rs.nn.calibrate import calibrate
 from fatnn_rs.nn.int8 import INT8_TWINS
+from fatnn_rs.operations import products_of
 
 __all__ = ["measure"]
 
@@ -93,7 +94,7 @@ class _Maker:
         net = TernaryNetwork(whole.graph, "rust", rung.family)
         x = self.built.batch[:1]
         net.settle((x,))
-        outside = {node.name for node in net.graph.nodes if node.op in ("conv_codes", "conv_float")}
+        outside = {node.name for node in net.graph.nodes if products_of(node.op) == "codes"}
         outside -= {node.name for segment in net.segments for node in segment.nodes}
         if outside:
             raise ConversionError(f"{self.built.name}: {', '.join(sorted(outside))} run outside the engine")

@@ -6,11 +6,9 @@ import torch
 
 from fatnn_rs.convert.graph import Graph, Node, refs
 from fatnn_rs.convert.levels import act_of
+from fatnn_rs.operations import form_of
 
 __all__ = ["drop_unread", "share_leading_shapes", "share_quantizers"]
-
-#: Operations that keep the shape of their first input.
-_KEEP_SHAPE = frozenset({"relu", "hardtanh", "leaky_relu", "prelu", "batch_norm", "channel_scale", "channel_bias"})
 
 
 def drop_unread(graph: Graph) -> None:
@@ -52,7 +50,7 @@ def share_leading_shapes(graph: Graph) -> None:
         if node.op != "reshape_like":
             continue
         source = nodes[node.inputs[1]]
-        while source.op in _KEEP_SHAPE:
+        while form_of(source.op) in ("scalar", "channel"):
             source = nodes[source.inputs[0]]
         if source.op == "reshape_like":
             node.inputs[1] = source.inputs[1]

@@ -23,6 +23,7 @@ from fatnn_rs.convert.ops_float import FLOAT_OPS
 from fatnn_rs.convert.ops_table import bind
 from fatnn_rs.convert.thresholds import NotANumberError, Thresholds, accumulator_range, integer_thresholds
 from fatnn_rs.errors import ConversionError
+from fatnn_rs.operations import form_of
 from fatnn_rs.quant import QUANTIZERS
 
 __all__ = ["fuse_codes"]
@@ -49,13 +50,10 @@ class _Chain:
 
 
 def _kind(node: Node) -> str:
-    row = FLOAT_OPS.get(node.op)
-    if row is None:
-        return "other"
     # One slope for all channels makes no difference between channels.
     if node.op == "prelu" and node.attrs["shared"]:
         return "scalar"
-    return row.kind
+    return form_of(node.op)
 
 
 def fuse_codes(graph: Graph) -> None:
@@ -98,7 +96,7 @@ def _why_float(graph: Graph, stopped: Node) -> str:
 def _check(graph: Graph, chain: _Chain, quantizer: Node) -> str:
     """Why a chain cannot run on codes, or nothing."""
     shapes = [step.op for step in chain.of_kind("shape")]
-    if shapes not in ([], ["flatten"], ["reshape_like", "rows"]):
+    if shapes != ["reshape_like", "rows"] and shapes not in ([], ["flatten"]):
         return f"reshaped on the way ({', '.join(shapes)})"
     flattened = pooled = False
     for step in chain.steps:
@@ -125,7 +123,7 @@ def _rises(graph: Graph, node: Node) -> bool:
 
 def _monotone(graph: Graph, node: Node) -> bool:
     """Whether a step rises or falls in every channel: rounded sums and products of a variable with constants do."""
-    return node.op in ("batch_norm", "channel_scale") or _kind(node) in ("pool", "shape") or _rises(graph, node)
+    return FLOAT_OPS[node.op].affine or _kind(node) in ("pool", "shape") or _rises(graph, node)
 
 
 def _function(graph: Graph, chain: _Chain, quantizer: Node) -> Callable[[Tensor], Tensor]:

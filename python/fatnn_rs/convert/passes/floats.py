@@ -14,13 +14,12 @@ from torch import Tensor
 from fatnn_rs.convert.affine import single_fma
 from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.levels import ACT_LEVELS, act_of
+from fatnn_rs.convert.ops_float import FLOAT_OPS
 from fatnn_rs.convert.ops_table import bind
 from fatnn_rs.convert.shapes import same_shape
 from fatnn_rs.convert.thresholds import accumulator_range
 
 __all__ = ["lower_rest"]
-
-_AFFINE = ("channel_scale", "channel_bias", "batch_norm")
 
 
 def lower_rest(graph: Graph) -> None:
@@ -38,11 +37,11 @@ def _only_reader(graph: Graph, name: str) -> Node | None:
     return readers[0] if len(readers) == 1 else None
 
 
-def _following(graph: Graph, node: Node, ops: tuple[str, ...]) -> list[Node]:
-    """Return the run of nodes of these ops behind ``node``, each the only reader of the one before."""
+def _affine_after(graph: Graph, node: Node) -> list[Node]:
+    """Return the run of affine nodes after ``node``, each the only reader of the one before."""
     found: list[Node] = []
     reader = _only_reader(graph, node.name)
-    while reader is not None and reader.op in ops:
+    while reader is not None and reader.op in FLOAT_OPS and FLOAT_OPS[reader.op].affine:
         found.append(reader)
         reader = _only_reader(graph, reader.name)
     return found
@@ -75,7 +74,7 @@ def _epilogue(graph: Graph, node: Node, tail: list[Node]) -> tuple[list[Node], d
 
 
 def _to_conv_float(graph: Graph, node: Node) -> None:
-    tail = _following(graph, node, _AFFINE)
+    tail = _affine_after(graph, node)
     absorbed, factors = _epilogue(graph, node, tail)
     residual: list[str] = []
     relu = False

@@ -25,7 +25,7 @@ pub enum Source {
 }
 
 /// The memory format that a node wants its input in, where PyTorch runs it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Layout {
     /// As it comes.
     #[default]
@@ -34,6 +34,8 @@ pub enum Layout {
     Contiguous,
     /// Channels last.
     ChannelsLast,
+    /// Dense, with the dimensions in this order in memory, outermost first.
+    Order(Vec<usize>),
 }
 
 /// A node.

@@ -175,8 +175,16 @@ fn layout(attrs: &Map<String, Json>) -> Result<Layout, String> {
         None | Some("any") => Ok(Layout::Any),
         Some("contiguous") => Ok(Layout::Contiguous),
         Some("channels_last") => Ok(Layout::ChannelsLast),
-        Some(other) => Err(format!("unknown layout {other:?}")),
+        Some(other) => order(other).map(Layout::Order).ok_or_else(|| format!("unknown layout {other:?}")),
     }
+}
+
+/// The dimensions that `order:0,2,1` lists: each one once.
+fn order(text: &str) -> Option<Vec<usize>> {
+    let dims: Vec<usize> =
+        text.strip_prefix("order:")?.split(',').map(|dim| dim.parse().ok()).collect::<Option<_>>()?;
+    let listed = |dim| dims.contains(&dim);
+    (dims.len() <= MAX_RANK && (0..dims.len()).all(listed)).then_some(dims)
 }
 
 /// Turns JSON into nodes.
@@ -196,7 +204,7 @@ impl Reader {
         };
         let none = Map::new();
         let attrs = json["attrs"].as_object().unwrap_or(&none);
-        let info = OpInfo::named(&op);
+        let info = OpInfo::named(&op).filter(|row| row.in_files || self.source != Source::File);
         let built = match info {
             None => Err(BuildError::Unsupported("not one of this crate's".into())),
             Some(info) => (info.build)(&Attrs(attrs)),

@@ -85,7 +85,13 @@ pub static OPS: &[OpInfo] = &[
     OpInfo {
         name: "input",
         inputs: (0, Some(0)),
-        attrs: &[always("dtype", Str), in_files("fixed", Ints), in_files("channel_dim", Int), optional("batch", Ints)],
+        attrs: &[
+            always("dtype", Str),
+            in_files("fixed", Ints),
+            in_files("channel_dim", Int),
+            optional("batch", Ints),
+            optional("layout", Str),
+        ],
         build: |a| {
             let fixed = if a.has("fixed") { a.integers("fixed")? } else { Vec::new() };
             let batch = match a.0.get("batch") {
