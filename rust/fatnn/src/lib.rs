@@ -28,8 +28,6 @@ pub mod conv;
 pub mod cpu;
 pub mod epilogue;
 mod error;
-mod frame;
-mod gemm;
 pub mod int8;
 // The only room with `unsafe`: loads, stores and calls of functions with CPU features.
 #[allow(unsafe_code)]

@@ -4,11 +4,10 @@
 //! are exact; each becomes `y = sum · scale + bias`, two float32 operations. So results are equal on every instruction set
 //! and for every number of threads, unlike a float layer's.
 
-mod conv;
-mod weights;
+pub(crate) mod weights;
 
-pub(crate) use conv::{Constants, Geometry, Layer, Padded};
-pub use conv::{Int8Epilogue, conv2d_int8};
+pub(crate) use crate::conv::columns::{Constants, Geometry, Layer, Padded};
+pub use crate::conv::columns::{Int8Epilogue, conv2d_int8};
 pub use weights::{Int8Weights, MAX_REDUCTION};
 
 pub use crate::kernels::int8::{Int8Kernel, available, choose, detected};

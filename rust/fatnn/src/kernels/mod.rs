@@ -41,40 +41,20 @@ use crate::quantize::QuantizeInput;
 
 mod float;
 mod float_mode;
-mod framed;
 pub(crate) mod int8;
 mod matrix;
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-mod matrix_amx;
+mod packed_input;
 pub(crate) mod pooling;
 mod popcount;
-#[cfg(target_arch = "x86_64")]
-mod popcount_avx2;
-#[cfg(target_arch = "x86_64")]
-mod popcount_avx512;
-#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-mod popcount_neon;
-mod popcount_scalar;
 mod table;
-#[cfg(target_arch = "x86_64")]
-mod table_avx2;
-#[cfg(target_arch = "x86_64")]
-mod table_avx512;
-#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))]
-mod table_channels;
-#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-mod table_neon;
-#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))]
-mod table_pixels;
-mod table_scalar;
-mod tile;
+mod tiled;
 
 pub(crate) use float::matmul;
 pub(crate) use float_mode::FloatMode;
-pub use framed::FramedKernel;
-pub(crate) use framed::{Emitted, Framed, Line, Panel, Pixels, Seal};
-pub(crate) use tile::{BLOCK, MAX_MR, MAX_NR, TileRows, Tiles};
-pub use tile::{Counting, TiledKernel};
+pub use packed_input::FramedKernel;
+pub(crate) use packed_input::{Emitted, Framed, Line, Panel, Pixels, Seal};
+pub(crate) use tiled::{BLOCK, MAX_MR, MAX_NR, TileRows, Tiles};
+pub use tiled::{Counting, TiledKernel};
 
 /// Kernel families: they differ in the layout of both operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -301,27 +281,27 @@ type Make = fn(Features) -> Option<&'static dyn Kernel>;
 /// Every kernel of this architecture, best first.
 pub(crate) const KERNELS: &[Make] = &[
     #[cfg(target_arch = "x86_64")]
-    popcount_avx512::make,
+    popcount::avx512::make,
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    matrix_amx::make,
+    matrix::amx::make,
     #[cfg(target_arch = "x86_64")]
-    popcount_avx2::make,
+    popcount::avx2::make,
     #[cfg(target_arch = "x86_64")]
-    table_avx512::channels,
+    table::avx512::channels,
     #[cfg(target_arch = "x86_64")]
-    table_avx512::pixels,
+    table::avx512::pixels,
     #[cfg(target_arch = "x86_64")]
-    table_avx2::channels,
+    table::avx2::channels,
     #[cfg(target_arch = "x86_64")]
-    table_avx2::pixels,
+    table::avx2::pixels,
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-    popcount_neon::make,
+    popcount::neon::make,
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-    table_neon::channels,
+    table::neon::channels,
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-    table_neon::pixels,
-    popcount_scalar::make,
-    table_scalar::make,
+    table::neon::pixels,
+    popcount::scalar::make,
+    table::scalar::make,
 ];
 
 /// What a product's operands are, as far as kernels differ in it.

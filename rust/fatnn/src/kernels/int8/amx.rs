@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 
 use super::{Element, Int8Kernel, Int8Layout, Product, avx512, quantize_method};
 use crate::cpu::{Features, Isa};
-use crate::kernels::matrix_amx;
+use crate::kernels::matrix::amx as matrix_amx;
 
 /// Rows, and channels, of a hardware tile.
 const SIDE: usize = 16;

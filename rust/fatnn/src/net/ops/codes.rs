@@ -4,10 +4,10 @@ use std::any::Any;
 use std::sync::Arc;
 
 use crate::codec::CodesLayout;
+use crate::conv::tiled::FloatSink;
 use crate::conv::{ConvShape, Geometry, check_thresholds};
 use crate::epilogue::{Quantizer, Residual, ToCodes, ToFloat};
 use crate::error::{Error, Result, bad_value, check_len};
-use crate::gemm::FloatSink;
 use crate::net::value::{Cost, Dims, Maker, Operation, Slice, SliceMut, Step, Value};
 use crate::pool::pool_checked;
 use crate::quantize::{PixelOrder, quantize};

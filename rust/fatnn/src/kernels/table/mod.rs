@@ -30,8 +30,8 @@
 //!
 //! **Two ways to lay it over a convolution**, one inner loop:
 //!
-//! * [`super::table_channels`]: lanes are output channels. Weights are the indices; two neighbouring positions select the row.
-//! * [`super::table_pixels`]: lanes are positions of a frame whose groups are planes of their own. Activations are the
+//! * [`channels`]: lanes are output channels. Weights are the indices; two neighbouring positions select the row.
+//! * [`pixels`]: lanes are positions of a frame whose groups are planes of their own. Activations are the
 //!   indices; two output channels select the row. For layers whose channels would not fill the lanes.
 //!
 //! **Weights**, per panel of `nr` channels, for every unit of 64 channels of the input, for every tap, 32 steps: of `nr`
@@ -40,30 +40,42 @@
 //! minus its nonzero weights, plus `Σ w` for half-range activations (of two bits: minus three times its weights of -1); then a
 //! byte per (unit, tap): its steps and two flags.
 
-use super::framed::Pixels;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))]
+mod channels;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+pub(crate) mod neon;
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))]
+mod pixels;
+pub(crate) mod scalar;
+
+use super::packed_input::Pixels;
 use super::{Layout, popcount};
 use crate::codec::Act;
 use crate::error::Result;
 use crate::memory;
 
 /// Steps in a unit of 64 channels: groups of two.
-pub(super) const STEPS: usize = popcount::CHANNELS / 2;
+pub(crate) const STEPS: usize = popcount::CHANNELS / 2;
 /// `Layout::lanes` where lanes are positions: output channels in a byte.
-pub(super) const PAIRED: usize = 2;
+pub(crate) const PAIRED: usize = 2;
 /// States of a group of ternary values, and of two bits each.
-pub(super) const STATES: usize = 9;
-pub(super) const UINT2_STATES: usize = 16;
+pub(crate) const STATES: usize = 9;
+pub(crate) const UINT2_STATES: usize = 16;
 /// The state of two zeros.
-pub(super) const ZEROS: u8 = 4;
+pub(crate) const ZEROS: u8 = 4;
 /// A row's address is this often its selecting byte, which is so often its number.
-pub(super) const SCALE: usize = 8;
+pub(crate) const SCALE: usize = 8;
 const ROW: usize = 16 / SCALE;
 /// The same where activations of two bits select: all bytes do.
-pub(super) const UINT2_SCALE: usize = 16;
+pub(crate) const UINT2_SCALE: usize = 16;
 /// Steps whose sums fit half a byte.
-pub(super) const ROUND: usize = 3;
+pub(crate) const ROUND: usize = 3;
 /// The same with activations of two bits.
-pub(super) const UINT2_ROUND: usize = 2;
+pub(crate) const UINT2_ROUND: usize = 2;
 
 /// Nonzero weights that sums of bytes hold, and those of 16 bits.
 fn held(act: Act) -> [u32; 2] {
@@ -73,7 +85,7 @@ fn held(act: Act) -> [u32; 2] {
 /// Steps of a (unit, tap), in its byte of the plan.
 const STEPS_MASK: u8 = 63;
 /// Set where 16-bit sums are to be widened behind a (unit, tap).
-pub(super) const WIDEN: u8 = 64;
+pub(crate) const WIDEN: u8 = 64;
 /// Set where byte sums are to be spilled behind a (unit, tap).
 const SPILL: u8 = 128;
 
@@ -83,28 +95,28 @@ const fn state(values: [i8; 2]) -> u8 {
 }
 
 /// The byte that selects the row of two states.
-pub(super) const fn selector(low: u8, high: u8) -> u8 {
+pub(crate) const fn selector(low: u8, high: u8) -> u8 {
     (low * STATES as u8 + high) * ROW as u8
 }
 
 /// The same of activations of two bits.
-pub(super) const fn uint2_selector(low: u8, high: u8) -> u8 {
+pub(crate) const fn uint2_selector(low: u8, high: u8) -> u8 {
     low * UINT2_STATES as u8 + high
 }
 
 /// A row for every byte, used or not, so that none selects anything outside.
 #[repr(C, align(64))]
-pub(super) struct Table([[u8; 16]; u8::MAX as usize + 1]);
+pub(crate) struct Table([[u8; 16]; u8::MAX as usize + 1]);
 
 impl Table {
     /// Ternary codes, which select.
-    pub(super) const BY_ACTIVATIONS: &Table = &Table::new(false, false);
+    pub(crate) const BY_ACTIVATIONS: &Table = &Table::new(false, false);
     /// Ternary codes, selected by weights.
-    pub(super) const BY_WEIGHTS: &Table = &Table::new(false, true);
+    pub(crate) const BY_WEIGHTS: &Table = &Table::new(false, true);
     /// Activations of two bits, which select.
-    pub(super) const UINT2_BY_ACTIVATIONS: &Table = &Table::new(true, false);
+    pub(crate) const UINT2_BY_ACTIVATIONS: &Table = &Table::new(true, false);
     /// Activations of two bits, selected by weights.
-    pub(super) const UINT2_BY_WEIGHTS: &Table = &Table::new(true, true);
+    pub(crate) const UINT2_BY_WEIGHTS: &Table = &Table::new(true, true);
 
     const fn new(uint2: bool, by_weights: bool) -> Self {
         let activations = if uint2 { UINT2_STATES } else { STATES };
@@ -128,7 +140,7 @@ impl Table {
 
 /// The dot product of a group of activations and one of weights, plus the nonzero weights; of activations of two bits, plus
 /// three times the weights of -1.
-pub(super) const fn entry(activations: u8, weights: u8, uint2: bool) -> u8 {
+pub(crate) const fn entry(activations: u8, weights: u8, uint2: bool) -> u8 {
     let w = [weights as i8 % 3 - 1, weights as i8 / 3 - 1];
     let x = if uint2 {
         [activations as i8 % 4, activations as i8 / 4]
@@ -153,7 +165,7 @@ pub(super) const fn entry(activations: u8, weights: u8, uint2: bool) -> u8 {
 /// [`super::FramedKernel::encode`] where a frame's byte is a position's state of a group. `states` is [`states`], or the same
 /// in an instruction set's own words.
 #[inline(always)]
-pub(super) fn encode(pixels: &Pixels<'_>, plane: &mut [u8], first: usize, states: impl Fn(&[u8; 16]) -> [u8; STEPS]) {
+pub(crate) fn encode(pixels: &Pixels<'_>, plane: &mut [u8], first: usize, states: impl Fn(&[u8; 16]) -> [u8; STEPS]) {
     let out = &mut plane.as_chunks_mut().0[first..first + pixels.count];
     for (i, out) in out.iter_mut().enumerate() {
         *out = states(pixels.unit(i));
@@ -161,13 +173,13 @@ pub(super) fn encode(pixels: &Pixels<'_>, plane: &mut [u8], first: usize, states
 }
 
 /// [`super::FramedKernel::clear`] of such a frame.
-pub(super) fn clear(of_levels: bool, count: usize, plane: &mut [u8], first: usize) {
+pub(crate) fn clear(of_levels: bool, count: usize, plane: &mut [u8], first: usize) {
     plane[first * STEPS..][..count * STEPS].fill(zeros(of_levels));
 }
 
 /// States of a unit's groups, from its planes `z` and `p` (see [`crate::codec`]).
 #[inline(always)]
-pub(super) fn states(unit: &[u8; 16]) -> [u8; STEPS] {
+pub(crate) fn states(unit: &[u8; 16]) -> [u8; STEPS] {
     let unit = u128::from_le_bytes(*unit);
     // Codes from outside may be none; they must not become states that are none.
     let (p, z) = ((unit >> 64) as u64, unit as u64 & (unit >> 64) as u64);
@@ -178,25 +190,25 @@ pub(super) fn states(unit: &[u8; 16]) -> [u8; STEPS] {
 
 /// [`states`] of activations of two bits: all there are.
 #[inline(always)]
-pub(super) fn uint2_states(unit: &[u8; 16]) -> [u8; STEPS] {
+pub(crate) fn uint2_states(unit: &[u8; 16]) -> [u8; STEPS] {
     let unit = u128::from_le_bytes(*unit);
     let digits = |bits: u64, i: usize| (bits >> (2 * i) & 1) as u8 + 4 * (bits >> (2 * i + 1) & 1) as u8;
     std::array::from_fn(|i| digits(unit as u64, i) + 2 * digits((unit >> 64) as u64, i))
 }
 
 /// The state of two codes of 0, or of two levels 0.
-pub(super) fn zeros(of_levels: bool) -> u8 {
+pub(crate) fn zeros(of_levels: bool) -> u8 {
     if of_levels { 0 } else { ZEROS }
 }
 
 /// Bytes of a panel over so many (unit, tap)s.
-pub(super) fn panel_bytes(layout: Layout, units: usize) -> usize {
+pub(crate) fn panel_bytes(layout: Layout, units: usize) -> usize {
     let step = if layout.lanes == PAIRED { layout.nr / PAIRED } else { layout.nr };
     (units * (STEPS * step + 1) + layout.nr * 4).next_multiple_of(64)
 }
 
 /// A panel taken apart.
-pub(super) struct Weights<'a> {
+pub(crate) struct Weights<'a> {
     /// Indices or selecting bytes.
     pub steps: &'a [u8],
     /// One `i32` per channel.
@@ -233,12 +245,12 @@ impl<'a> Weights<'a> {
 
 /// Steps of a (unit, tap), never more than there are.
 #[inline(always)]
-pub(super) fn steps(plan: u8) -> usize {
+pub(crate) fn steps(plan: u8) -> usize {
     usize::from(plan & STEPS_MASK).min(STEPS)
 }
 
 /// See [`Layout::pack_panel`].
-pub(super) fn pack_panel<'a>(
+pub(crate) fn pack_panel<'a>(
     layout: Layout,
     taps: usize,
     channels: usize,
@@ -312,7 +324,7 @@ pub(super) fn pack_panel<'a>(
 ///
 /// # Safety
 /// An implementation does with memory what its functions say, and nothing else.
-pub(super) unsafe trait Vector: Copy {
+pub(crate) unsafe trait Vector: Copy {
     /// Bytes.
     const LANES: usize;
     /// Sums of low and high nibbles that have not parted yet.
@@ -350,7 +362,7 @@ pub(super) unsafe trait Vector: Copy {
 }
 
 /// Where the operands of one tile are: `P` selecting bytes and `N` vectors of indices for every step.
-pub(super) struct Tile<'a, const P: usize> {
+pub(crate) struct Tile<'a, const P: usize> {
     pub table: &'a Table,
     /// Selecting bytes of the first step at offset 0, and bytes from step to step.
     pub rows: [*const u8; P],

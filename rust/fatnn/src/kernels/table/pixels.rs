@@ -1,17 +1,17 @@
-//! Product tables with positions in the lanes: see [`super::table`].
+//! Product tables with positions in the lanes: see [`crate::kernels::table`].
 //!
 //! A frame's planes are split: the states of one group at all positions lie beside each other, and a tap is the same load
 //! shifted by some bytes. One byte of weights, two output channels, selects the row. Positions past a row's end are
 //! computed like others. Sums come out channel by channel and are transposed, 8 × 8 words at a time, at a block's end.
 
-use super::Layout;
-use super::framed::{Emitted, Framed, Line, Panel, Pixels};
-use super::table::{PAIRED, ROUND, SCALE, STEPS, Table, Tile, UINT2_ROUND, Vector, Weights, zeros};
+use crate::kernels::Layout;
+use crate::kernels::packed_input::{Emitted, Framed, Line, Panel, Pixels};
+use crate::kernels::table::{PAIRED, ROUND, SCALE, STEPS, Table, Tile, UINT2_ROUND, Vector, Weights, zeros};
 
 /// Bytes of a position's unit in a frame.
-pub(super) const UNIT_BYTES: usize = STEPS;
+pub(crate) const UNIT_BYTES: usize = STEPS;
 /// Output channels in a panel: two tiles of two pairs where there are 16 channels.
-pub(super) const NR: usize = 16;
+pub(crate) const NR: usize = 16;
 /// (unit, tap)s in a stretch: their activations stay in the first-level cache.
 const STRETCH: usize = 9;
 /// Positions that are encoded together.
@@ -20,11 +20,11 @@ const RUN: usize = 16;
 const WORDS: usize = 8;
 
 /// See [`Layout`].
-pub(super) const LAYOUT: Layout = Layout { family: super::Family::Table, nr: NR, lanes: PAIRED };
+pub(crate) const LAYOUT: Layout = Layout { family: crate::kernels::Family::Table, nr: NR, lanes: PAIRED };
 
-/// See [`super::FramedKernel::encode`]; `states` is [`super::table::states`], or the same in an instruction set's own words.
+/// See [`crate::kernels::FramedKernel::encode`]; `states` is [`crate::kernels::table::states`], or the same in an instruction set's own words.
 #[inline(always)]
-pub(super) fn encode(
+pub(crate) fn encode(
     pixels: &Pixels<'_>,
     (plane, first, positions): (&mut [u8], usize, usize),
     states: impl Fn(&[u8; 16]) -> [u8; STEPS],
@@ -52,8 +52,8 @@ pub(super) fn encode(
     }
 }
 
-/// See [`super::FramedKernel::clear`].
-pub(super) fn clear(of_levels: bool, count: usize, plane: &mut [u8], first: usize, positions: usize) {
+/// See [`crate::kernels::FramedKernel::clear`].
+pub(crate) fn clear(of_levels: bool, count: usize, plane: &mut [u8], first: usize, positions: usize) {
     for plane in plane.chunks_exact_mut(positions) {
         let zeros = zeros(of_levels);
         match &mut plane[first..first + count] {
@@ -64,12 +64,12 @@ pub(super) fn clear(of_levels: bool, count: usize, plane: &mut [u8], first: usiz
     }
 }
 
-/// See [`super::FramedKernel::run`]: tiles of `P` pairs of channels × `N` vectors of positions.
+/// See [`crate::kernels::FramedKernel::run`]: tiles of `P` pairs of channels × `N` vectors of positions.
 ///
 /// # Safety
 /// The CPU has the features of `V`.
 #[inline(always)]
-pub(super) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2: bool>(
+pub(crate) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2: bool>(
     framed: &Framed<'_>,
     panel: &Panel<'_>,
     scratch: &mut Vec<Line>,
@@ -144,7 +144,7 @@ fn position<V: Vector>(word: usize) -> usize {
 }
 
 /// A kernel `$kernel` with lanes = positions, in tiles of `$pairs` pairs of channels × `$vectors` vectors. The rest is as in
-/// [`super::table_channels::channels_kernel`].
+/// [`crate::kernels::table::channels::channels_kernel`].
 macro_rules! pixels_kernel {
     (
         $kernel:ident, $frames:ident, $name:literal, $isa:expr, $vector:ty, $pairs:literal by $vectors:literal, ($states:path, $uint2_states:path),
@@ -153,7 +153,7 @@ macro_rules! pixels_kernel {
         #[derive(Debug)]
         struct $kernel;
 
-        impl super::Kernel for $kernel {
+        impl crate::kernels::Kernel for $kernel {
             fn name(&self) -> &'static str {
                 $name
             }
@@ -162,23 +162,27 @@ macro_rules! pixels_kernel {
                 $isa
             }
 
-            fn layout(&self) -> super::Layout {
-                super::table_pixels::LAYOUT
+            fn layout(&self) -> crate::kernels::Layout {
+                crate::kernels::table::pixels::LAYOUT
             }
 
-            fn inner(&self, operands: super::Operands, _: super::Seal) -> Option<super::Inner<'_>> {
-                super::framed::inner(operands, &$frames::<false>, &$frames::<true>)
+            fn inner(
+                &self,
+                operands: crate::kernels::Operands,
+                _: crate::kernels::Seal,
+            ) -> Option<crate::kernels::Inner<'_>> {
+                crate::kernels::packed_input::inner(operands, &$frames::<false>, &$frames::<true>)
             }
 
-            epilogue_methods!(super::table_pixels::NR, $at_least, $float_at_least, $features);
+            epilogue_methods!(crate::kernels::table::pixels::NR, $at_least, $float_at_least, $features);
         }
 
         /// The inner loop, for activations of two bits or ternary ones.
         struct $frames<const UINT2: bool>;
 
-        impl<const UINT2: bool> super::FramedKernel for $frames<UINT2> {
+        impl<const UINT2: bool> crate::kernels::FramedKernel for $frames<UINT2> {
             fn unit_bytes(&self) -> usize {
-                super::table_pixels::UNIT_BYTES
+                crate::kernels::table::pixels::UNIT_BYTES
             }
 
             fn position_bytes(&self) -> usize {
@@ -186,45 +190,43 @@ macro_rules! pixels_kernel {
             }
 
             fn block(&self) -> usize {
-                $vectors * <$vector as super::table::Vector>::LANES
+                $vectors * <$vector as crate::kernels::table::Vector>::LANES
             }
 
-            fn encode(&self, pixels: &super::Pixels<'_>, plane: &mut [u8], first: usize, positions: usize) {
+            fn encode(&self, pixels: &crate::kernels::Pixels<'_>, plane: &mut [u8], first: usize, positions: usize) {
                 #[target_feature(enable = $inner)]
-                fn encode<const UINT2: bool>(pixels: &super::Pixels<'_>, to: (&mut [u8], usize, usize)) {
-                    super::table_pixels::encode(
-                        pixels,
-                        to,
-                        |unit| {
-                            if UINT2 { $uint2_states(unit) } else { $states(unit) }
-                        },
-                    );
+                fn encode<const UINT2: bool>(pixels: &crate::kernels::Pixels<'_>, to: (&mut [u8], usize, usize)) {
+                    crate::kernels::table::pixels::encode(pixels, to, |unit| {
+                        if UINT2 { $uint2_states(unit) } else { $states(unit) }
+                    });
                 }
                 // SAFETY: this inner loop is a kernel's that exists, so the features were detected.
                 unsafe { encode::<UINT2>(pixels, (plane, first, positions)) }
             }
 
             fn clear(&self, of_levels: bool, count: usize, plane: &mut [u8], first: usize, positions: usize) {
-                super::table_pixels::clear(of_levels, count, plane, first, positions);
+                crate::kernels::table::pixels::clear(of_levels, count, plane, first, positions);
             }
 
             fn run(
                 &self,
-                framed: &super::Framed<'_>,
-                panel: &super::Panel<'_>,
-                scratch: &mut Vec<super::Line>,
-                emit: &mut dyn FnMut(super::Emitted<'_>),
+                framed: &crate::kernels::Framed<'_>,
+                panel: &crate::kernels::Panel<'_>,
+                scratch: &mut Vec<crate::kernels::Line>,
+                emit: &mut dyn FnMut(crate::kernels::Emitted<'_>),
             ) {
                 #[target_feature(enable = $inner)]
                 fn run<const UINT2: bool>(
-                    framed: &super::Framed<'_>,
-                    panel: &super::Panel<'_>,
-                    scratch: &mut Vec<super::Line>,
-                    emit: &mut dyn FnMut(super::Emitted<'_>),
+                    framed: &crate::kernels::Framed<'_>,
+                    panel: &crate::kernels::Panel<'_>,
+                    scratch: &mut Vec<crate::kernels::Line>,
+                    emit: &mut dyn FnMut(crate::kernels::Emitted<'_>),
                 ) {
                     // SAFETY: this function has the features.
                     unsafe {
-                        super::table_pixels::run::<$vector, $pairs, $vectors, UINT2>(framed, panel, scratch, emit)
+                        crate::kernels::table::pixels::run::<$vector, $pairs, $vectors, UINT2>(
+                            framed, panel, scratch, emit,
+                        )
                     }
                 }
                 // SAFETY: as above.
@@ -233,14 +235,14 @@ macro_rules! pixels_kernel {
         }
     };
 }
-pub(super) use pixels_kernel;
+pub(crate) use pixels_kernel;
 
 /// Transposition by interleaving: `log₂ n` times, rows `i` and `i + n/2` become rows `2 i` and `2 i + 1`.
 mod zip {
     use super::{RUN, WORDS};
 
     #[inline(always)]
-    pub(super) fn transpose_bytes(mut rows: [[u8; RUN]; RUN]) -> [[u8; RUN]; RUN] {
+    pub(crate) fn transpose_bytes(mut rows: [[u8; RUN]; RUN]) -> [[u8; RUN]; RUN] {
         for _ in 0..4 {
             let mut next = rows;
             for i in 0..RUN / 2 {
@@ -252,7 +254,7 @@ mod zip {
     }
 
     #[inline(always)]
-    pub(super) fn transpose_words(mut rows: [[u16; WORDS]; WORDS]) -> [[u16; WORDS]; WORDS] {
+    pub(crate) fn transpose_words(mut rows: [[u16; WORDS]; WORDS]) -> [[u16; WORDS]; WORDS] {
         for _ in 0..3 {
             let mut next = rows;
             for i in 0..WORDS / 2 {

@@ -1,21 +1,21 @@
 //! The product-table family for AVX-512 with BW (Skylake-X and later): `vpshufb` looks 64 indices up.
 //!
-//! Nine instructions for 768 products per 64 bytes (see [`super::table`]) on the two ports that take 512 bits, one of which
+//! Nine instructions for 768 products per 64 bytes (see [`crate::kernels::table`]) on the two ports that take 512 bits, one of which
 //! shuffles: at best 170 products a cycle; 360 to 410 GMAC/s on Sapphire Rapids in the 3×3 layers of a ResNet-18. It is for the
-//! CPUs without `vpopcntq`, and for short reductions: popcount's bound is 205 (see [`super::popcount_avx512`]).
+//! CPUs without `vpopcntq`, and for short reductions: popcount's bound is 205 (see [`crate::kernels::popcount::avx512`]).
 //!
 //! VBMI has wider tables: `vpermi2b` looks up groups of four channels, 256 products with one addition, but is three
 //! micro-ops on Intel, and each of its rows is two loads of 64 bytes, shared by one vector where a panel has 64 channels.
 
 use std::arch::x86_64::*;
 
-use super::popcount_avx512::{at_least, float_at_least};
-use super::table::Vector;
-use super::table_avx2::{states, uint2_states};
-use super::table_channels::channels_kernel;
-use super::table_pixels::pixels_kernel;
-use super::{Kernel, epilogue_methods};
 use crate::cpu::{Features, Isa};
+use crate::kernels::popcount::avx512::{at_least, float_at_least};
+use crate::kernels::table::Vector;
+use crate::kernels::table::avx2::{states, uint2_states};
+use crate::kernels::table::channels::channels_kernel;
+use crate::kernels::table::pixels::pixels_kernel;
+use crate::kernels::{Kernel, epilogue_methods};
 
 const LANES: usize = 64;
 
@@ -30,12 +30,12 @@ pixels_kernel!(
 );
 
 /// Where the CPU has AVX-512 F, BW, DQ and VL.
-pub(super) fn channels(features: Features) -> Option<&'static dyn Kernel> {
+pub(crate) fn channels(features: Features) -> Option<&'static dyn Kernel> {
     features.avx512.then_some(&Channels)
 }
 
 /// As [`channels`].
-pub(super) fn pixels(features: Features) -> Option<&'static dyn Kernel> {
+pub(crate) fn pixels(features: Features) -> Option<&'static dyn Kernel> {
     features.avx512.then_some(&Pixels)
 }
 

@@ -19,9 +19,9 @@
 
 use std::arch::x86_64::*;
 
-use super::popcount::{Loop, TERNARY, inner};
-use super::{Counting, Family, Inner, Kernel, Layout, Operands, Seal, TiledKernel, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
+use crate::kernels::popcount::{Loop, TERNARY, inner};
+use crate::kernels::{Counting, Family, Inner, Kernel, Layout, Operands, Seal, TiledKernel, Tiles, epilogue_methods};
 
 const MR: usize = 4;
 /// Vectors of eight channels in a panel.
@@ -44,7 +44,7 @@ const fn step_bytes(masked: bool) -> usize {
 struct Avx512;
 
 /// Where the CPU has AVX-512 F, BW, DQ, VL and VPOPCNTDQ.
-pub(super) fn make(features: Features) -> Option<&'static dyn Kernel> {
+pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
     (features.avx512 && features.avx512_vpopcntdq).then_some(&Avx512)
 }
 
@@ -337,7 +337,7 @@ fn twice_and(a: __m512i, b: __m512i) -> __m512i {
 #[inline(always)]
 fn ahead(weights: *const u8) {
     for line in 0..step_bytes(true) / 64 {
-        super::prefetch(weights.wrapping_add(AHEAD + line * 64));
+        crate::kernels::prefetch(weights.wrapping_add(AHEAD + line * 64));
     }
 }
 
@@ -355,7 +355,7 @@ fn store(acc: &mut [i32; NR], constants: __m512i, counts: [__m512i; NV]) {
 /// [`crate::epilogue::at_least`]: comparisons into masks.
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(super) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
+pub(crate) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
     const { assert!(NR.is_multiple_of(16) && NR <= 64) };
     let mut bits = 0;
     for (i, (acc, threshold)) in acc.as_chunks::<16>().0.iter().zip(threshold.as_chunks::<16>().0).enumerate() {
@@ -370,7 +370,7 @@ pub(super) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) 
 /// [`crate::quantize::at_least`].
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(super) fn float_at_least<const N: usize>(x: &[f32; N], threshold: f32) -> u64 {
+pub(crate) fn float_at_least<const N: usize>(x: &[f32; N], threshold: f32) -> u64 {
     const { assert!(N.is_multiple_of(16) && N <= 64) };
     let threshold = _mm512_set1_ps(threshold);
     let mut bits = 0;

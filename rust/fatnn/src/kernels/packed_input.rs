@@ -87,7 +87,7 @@ pub trait FramedKernel {
 }
 
 /// The inner loop for operands, of those for ternary codes and for activations of two bits.
-pub(super) fn inner<'a>(
+pub(crate) fn inner<'a>(
     operands: Operands,
     ternary: &'a (dyn FramedKernel + Sync),
     uint2: &'a (dyn FramedKernel + Sync),

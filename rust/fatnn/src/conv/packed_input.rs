@@ -12,9 +12,9 @@ use std::collections::BTreeMap;
 
 use crate::codec::{Act, CodesLayout};
 use crate::conv::ConvShape;
+use crate::conv::tiled::{Piece, Sink, for_each_piece};
 use crate::epilogue::TileAcc;
 use crate::error::Result;
-use crate::gemm::{Piece, Sink, for_each_piece};
 use crate::kernels::{Emitted, Framed, FramedKernel, Kernel, Line, Panel, Pixels};
 use crate::memory;
 use crate::parallel;

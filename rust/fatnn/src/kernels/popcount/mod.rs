@@ -49,16 +49,24 @@
 //! `-3·pop(s)` for bits of two planes, `-pop(s)` for one. `N` counts whole words: the weights that fill the last one up are
 //! zeros, for which every activation will do; where there is no `k`, signs of 0, for activations that have no bit set there.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+pub(crate) mod neon;
+pub(crate) mod scalar;
+
 use super::{Counting, Inner, Layout, Operands, TiledKernel, Tiles};
 use crate::codec::{Act, WeightKind};
 
 /// Channels in a unit.
-pub(super) const CHANNELS: usize = 64;
+pub(crate) const CHANNELS: usize = 64;
 /// Bytes of a unit: two planes of 64 bits.
-pub(super) const UNIT_BYTES: usize = 16;
+pub(crate) const UNIT_BYTES: usize = 16;
 
 /// See [`Layout::pack_panel`].
-pub(super) fn pack_panel<'a>(
+pub(crate) fn pack_panel<'a>(
     layout: Layout,
     taps: usize,
     channels: usize,
@@ -101,14 +109,14 @@ pub(super) fn pack_panel<'a>(
 }
 
 /// Where inner loops of bits say how many planes there are.
-pub(super) const TERNARY: usize = 0;
+pub(crate) const TERNARY: usize = 0;
 
 /// An inner loop.
-pub(super) type Loop = dyn TiledKernel + Sync;
+pub(crate) type Loop = dyn TiledKernel + Sync;
 
 /// The inner loop for operands: that for ternary activations, or one of those for bits, of one plane or of two, first for
 /// weights that are never zero.
-pub(super) fn inner<'a>(operands: Operands, ternary: &'a Loop, [one, two]: [[&'a Loop; 2]; 2]) -> Inner<'a> {
+pub(crate) fn inner<'a>(operands: Operands, ternary: &'a Loop, [one, two]: [[&'a Loop; 2]; 2]) -> Inner<'a> {
     let masked = usize::from(operands.weights == WeightKind::Ternary);
     Inner::Tiled(match operands.act {
         Act::Full | Act::Half => ternary,
@@ -121,7 +129,7 @@ pub(super) fn inner<'a>(operands: Operands, ternary: &'a Loop, [one, two]: [[&'a
 /// then calls `part(offsets, weights, acc)` for pieces of the reduction, one after another, to add theirs. `offsets` are
 /// those of the steps' activations from a row's start, `weights` has the words of `NR` channels for each.
 #[inline(always)]
-pub(super) fn in_parts<const NR: usize, const STEPS: usize>(
+pub(crate) fn in_parts<const NR: usize, const STEPS: usize>(
     counting: Counting,
     tiles: &Tiles<'_>,
     acc: &mut [i32],

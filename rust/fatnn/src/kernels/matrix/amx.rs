@@ -21,11 +21,11 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
-use super::framed::{Emitted, Framed, FramedKernel, Line, Panel, Pixels, inner};
-use super::matrix::{ROW_BYTES, ROWS};
-use super::{Family, Inner, Kernel, Layout, Operands, Seal, epilogue_methods};
 use crate::codec::Act;
 use crate::cpu::{Features, Isa};
+use crate::kernels::matrix::{ROW_BYTES, ROWS};
+use crate::kernels::packed_input::{Emitted, Framed, FramedKernel, Line, Panel, Pixels, inner};
+use crate::kernels::{Family, Inner, Kernel, Layout, Operands, Seal, epilogue_methods};
 
 /// Rows, and channels, of a hardware tile.
 const SIDE: usize = 16;
@@ -65,13 +65,13 @@ struct Frames<const KIND: u8>;
 
 /// Where the CPU has AMX with int8, and AVX-512 with what comes with it on every such CPU, and the operating system lets this
 /// process use it.
-pub(super) fn make(features: Features) -> Option<&'static dyn Kernel> {
+pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
     let cpu = features.amx_int8 && features.avx512_vbmi && features.gfni;
     (cpu && allowed()).then_some(&Amx)
 }
 
 /// Whether the operating system lets this process use tiles. Only where the CPU has them.
-pub(super) fn allowed() -> bool {
+pub(crate) fn allowed() -> bool {
     static ALLOWED: OnceLock<bool> = OnceLock::new();
     *ALLOWED.get_or_init(request_tiles)
 }
@@ -108,8 +108,8 @@ impl Kernel for Amx {
 
     epilogue_methods!(
         NR,
-        super::popcount_avx512::at_least,
-        super::popcount_avx512::float_at_least,
+        crate::kernels::popcount::avx512::at_least,
+        crate::kernels::popcount::avx512::float_at_least,
         "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
     );
 }
@@ -179,7 +179,7 @@ static CONFIG: TileConfig = {
 /// # Safety
 /// AMX must be there and [`allowed`]; no other code of this thread holds tiles meanwhile.
 #[inline(always)]
-pub(super) unsafe fn configure() {
+pub(crate) unsafe fn configure() {
     // SAFETY: the configuration is 64 bytes; the caller vouches for the rest.
     unsafe { asm!("ldtilecfg [{0}]", in(reg) &raw const CONFIG, options(nostack, readonly, preserves_flags)) };
 }
@@ -189,7 +189,7 @@ pub(super) unsafe fn configure() {
 /// # Safety
 /// Tiles were configured by [`configure`].
 #[inline(always)]
-pub(super) unsafe fn release() {
+pub(crate) unsafe fn release() {
     // SAFETY: as the caller promises.
     unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
 }

@@ -1,9 +1,9 @@
 //! The product-table family in portable Rust: products looked up one by one, to check the others by.
 
-use super::framed::{Emitted, Framed, FramedKernel, Line, Panel, Pixels, inner};
-use super::table::{STATES, STEPS, UINT2_STATES, Weights, entry, states, steps, uint2_states};
-use super::{Family, Inner, Kernel, Layout, Operands, Seal, epilogue_methods, table};
 use crate::cpu::{Features, Isa};
+use crate::kernels::packed_input::{Emitted, Framed, FramedKernel, Line, Panel, Pixels, inner};
+use crate::kernels::table::{STATES, STEPS, UINT2_STATES, Weights, entry, states, steps, uint2_states};
+use crate::kernels::{Family, Inner, Kernel, Layout, Operands, Seal, epilogue_methods, table};
 
 const NR: usize = 8;
 /// Positions in a block.
@@ -13,7 +13,7 @@ const BLOCK: usize = 8;
 struct Scalar;
 
 /// Always available.
-pub(super) fn make(_: Features) -> Option<&'static dyn Kernel> {
+pub(crate) fn make(_: Features) -> Option<&'static dyn Kernel> {
     Some(&Scalar)
 }
 

@@ -8,8 +8,12 @@
 use crate::codec::{Act, CodesLayout};
 use crate::epilogue::{Residual, ToCodes, ToFloat};
 use crate::error::{Result, bad_value, check_len};
-use crate::frame::{self, FramePlan, Input, Job};
-use crate::gemm::{self, AccSink, FloatSink, Piece, Rows, Sink};
+pub(crate) mod columns;
+mod packed_input;
+pub(crate) mod tiled;
+
+use self::packed_input::{FramePlan, Input, Job};
+use self::tiled::{AccSink, FloatSink, Piece, Rows, Sink};
 use crate::kernels::{FramedKernel, Inner};
 use crate::memory;
 use crate::weights::PackedWeights;
@@ -281,7 +285,7 @@ impl Geometry {
         let (kernel, shape, pixel) = (weights.kernel(), &self.shape, self.layout.pixel_bytes());
         let tiled = match weights.inner() {
             Inner::Tiled(tiled) => tiled,
-            Inner::Framed(framed) => return frame::run(kernel, [self.job(framed, codes, weights, sink)], piece),
+            Inner::Framed(framed) => return packed_input::run(kernel, [self.job(framed, codes, weights, sink)], piece),
         };
         let codes = if self.frame_bytes == 0 {
             codes
@@ -299,7 +303,7 @@ impl Geometry {
             ((image * height + y * stride_y) * width + x * stride_x) * pixel
         };
         let rows = Rows { codes, base, steps: &self.steps, group_bytes: self.layout.group_bytes() };
-        gemm::run(kernel, tiled, weights, &rows, sink, piece)
+        tiled::run(kernel, tiled, weights, &rows, sink, piece)
     }
 
     /// Runs two convolutions that write the same output, the second's sink adding to what the first's has written there: as one
@@ -323,7 +327,7 @@ impl Geometry {
                 return Ok(());
             }
             let jobs = [first.job(a, codes[0], weights[0], sinks[0]), second.job(b, codes[1], weights[1], sinks[1])];
-            return frame::run(weights[1].kernel(), jobs, Piece { out, beside });
+            return packed_input::run(weights[1].kernel(), jobs, Piece { out, beside });
         }
         first.run(codes[0], weights[0], sinks[0], frame, out, &mut [])?;
         second.run(codes[1], weights[1], sinks[1], frame, out, beside)

@@ -14,9 +14,9 @@
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::weights::{Int8Weights, Panel};
 use crate::conv::ConvShape;
 use crate::error::{Error, Result, bad_value, check_len};
+use crate::int8::weights::{Int8Weights, Panel};
 use crate::kernels::Line;
 use crate::kernels::int8::{COPY_SLACK, Finish, Int8Layout, Pixels, Product, Rows, interleave, roll};
 use crate::kernels::pooling::pooling;

@@ -13,14 +13,17 @@
 //! **Activations** are expanded to what they stand for, so that a sum begins at zero: ternary codes of half-range activations
 //! to their levels 0, 1, 2.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) mod amx;
+
 use super::{Layout, popcount};
 
 /// Positions of the reduction that lie side by side in a tile's row.
 const TOGETHER: usize = 4;
 /// Bytes of a row of weights.
-pub(super) const ROW_BYTES: usize = 16;
+pub(crate) const ROW_BYTES: usize = 16;
 /// Rows of weights for a unit and a tap.
-pub(super) const ROWS: usize = popcount::CHANNELS / TOGETHER;
+pub(crate) const ROWS: usize = popcount::CHANNELS / TOGETHER;
 
 /// Bit in a row's 16 bytes where weight `i` begins.
 const fn field(i: usize) -> usize {
@@ -28,7 +31,7 @@ const fn field(i: usize) -> usize {
 }
 
 /// See [`Layout::pack_panel`].
-pub(super) fn pack_panel<'a>(
+pub(crate) fn pack_panel<'a>(
     layout: Layout,
     taps: usize,
     channels: usize,

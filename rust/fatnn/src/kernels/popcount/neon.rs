@@ -1,6 +1,6 @@
 //! The popcount family for AArch64, whose `cnt` counts the bits of bytes.
 //!
-//! Six instructions for 128 products: four of logic (see [`super::popcount`]; `bsl` selects the carry in one), `cnt`, and an
+//! Six instructions for 128 products: four of logic (see [`crate::kernels::popcount`]; `bsl` selects the carry in one), `cnt`, and an
 //! addition of bytes, which hold 31 steps before they are widened. Merging carries before counting them, as on AVX2, does
 //! not pay: a full adder takes three instructions and saves two. Two vectors of two channels beside four rows fill the
 //! registers; further vectors of the panel follow one another.
@@ -12,9 +12,9 @@
 
 use std::arch::aarch64::*;
 
-use super::popcount::{Loop, TERNARY, in_parts, inner};
-use super::{Counting, Family, Inner, Kernel, Layout, Operands, Seal, TiledKernel, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
+use crate::kernels::popcount::{Loop, TERNARY, in_parts, inner};
+use crate::kernels::{Counting, Family, Inner, Kernel, Layout, Operands, Seal, TiledKernel, Tiles, epilogue_methods};
 
 const MR: usize = 4;
 /// Vectors of two channels in a panel.
@@ -38,7 +38,7 @@ const fn vector_bytes(masked: bool) -> usize {
 struct Neon;
 
 /// Where there is Advanced SIMD: on every AArch64 CPU that runs an operating system.
-pub(super) fn make(features: Features) -> Option<&'static dyn Kernel> {
+pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
     features.neon.then_some(&Neon)
 }
 
@@ -231,7 +231,7 @@ unsafe fn count_bits<const PLANES: usize, const MASKED: bool>(
 /// [`crate::epilogue::at_least`].
 #[target_feature(enable = "neon")]
 #[inline]
-pub(super) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
+pub(crate) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
     const { assert!(NR.is_multiple_of(4) && NR <= 32) };
     let mut bits = vdupq_n_u32(0);
     for (i, (acc, threshold)) in acc.as_chunks::<4>().0.iter().zip(threshold.as_chunks::<4>().0).enumerate() {
@@ -245,7 +245,7 @@ pub(super) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) 
 /// [`crate::quantize::at_least`].
 #[target_feature(enable = "neon")]
 #[inline]
-pub(super) fn float_at_least<const N: usize>(x: &[f32; N], threshold: f32) -> u64 {
+pub(crate) fn float_at_least<const N: usize>(x: &[f32; N], threshold: f32) -> u64 {
     const { assert!(N.is_multiple_of(4) && N <= 64) };
     let threshold = vdupq_n_f32(threshold);
     let mut halves = [0, 0];

@@ -2,18 +2,18 @@
 //!
 //! `usra` shifts right and adds in one instruction, byte by byte, so high nibbles come out exactly, and low ones are what is
 //! left of the sum of whole bytes modulo 256: a round is 3 `tbl`, 3 `add` and one `usra` for 192 products per vector
-//! (see [`super::table`]), 27 an instruction where popcount has 21.
+//! (see [`crate::kernels::table`]), 27 an instruction where popcount has 21.
 //!
 //! Tested under emulation only; no speed was measured on hardware yet.
 
 use std::arch::aarch64::*;
 
-use super::popcount_neon::{at_least, float_at_least};
-use super::table::{STEPS, Vector};
-use super::table_channels::channels_kernel;
-use super::table_pixels::pixels_kernel;
-use super::{Kernel, epilogue_methods};
 use crate::cpu::{Features, Isa};
+use crate::kernels::popcount::neon::{at_least, float_at_least};
+use crate::kernels::table::channels::channels_kernel;
+use crate::kernels::table::pixels::pixels_kernel;
+use crate::kernels::table::{STEPS, Vector};
+use crate::kernels::{Kernel, epilogue_methods};
 
 const LANES: usize = 16;
 
@@ -26,16 +26,16 @@ pixels_kernel!(
 );
 
 /// Where there is Advanced SIMD: on every AArch64 CPU that runs an operating system.
-pub(super) fn channels(features: Features) -> Option<&'static dyn Kernel> {
+pub(crate) fn channels(features: Features) -> Option<&'static dyn Kernel> {
     features.neon.then_some(&Channels)
 }
 
 /// As [`channels`].
-pub(super) fn pixels(features: Features) -> Option<&'static dyn Kernel> {
+pub(crate) fn pixels(features: Features) -> Option<&'static dyn Kernel> {
     features.neon.then_some(&Pixels)
 }
 
-/// [`super::table::states`]: each bit of a plane becomes a byte, which is -1 or 0.
+/// [`crate::kernels::table::states`]: each bit of a plane becomes a byte, which is -1 or 0.
 #[target_feature(enable = "neon")]
 #[inline]
 fn states(unit: &[u8; 16]) -> [u8; STEPS] {
@@ -62,7 +62,7 @@ fn states(unit: &[u8; 16]) -> [u8; STEPS] {
     states
 }
 
-/// [`super::table::uint2_states`].
+/// [`crate::kernels::table::uint2_states`].
 #[target_feature(enable = "neon")]
 #[inline]
 fn uint2_states(unit: &[u8; 16]) -> [u8; STEPS] {

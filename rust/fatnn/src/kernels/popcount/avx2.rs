@@ -1,6 +1,6 @@
 //! The popcount family for AVX2, which has no popcount on vectors.
 //!
-//! A step makes one plane of carries from 256 products with six logic operations (see [`super::popcount`]). Carries are
+//! A step makes one plane of carries from 256 products with six logic operations (see [`crate::kernels::popcount`]). Carries are
 //! merged by full adders (five operations each) from four steps into one plane of weight eight, and only that is counted:
 //! two table lookups of nibbles, seven operations. So 2.5 + 1.25 + 1.75 operations a step come on top: 11.5 for 256
 //! products, of which CPUs do three or four a cycle. Counts stay in bytes for 31 rounds, 124 steps.
@@ -26,9 +26,9 @@
 
 use std::arch::x86_64::*;
 
-use super::popcount::{Loop, TERNARY, in_parts, inner};
-use super::{Counting, Family, Inner, Kernel, Layout, Operands, Seal, TiledKernel, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
+use crate::kernels::popcount::{Loop, TERNARY, in_parts, inner};
+use crate::kernels::{Counting, Family, Inner, Kernel, Layout, Operands, Seal, TiledKernel, Tiles, epilogue_methods};
 
 const MR: usize = 2;
 /// Vectors of four channels in a panel.
@@ -58,7 +58,7 @@ const fn step_bytes(masked: bool) -> usize {
 struct Avx2;
 
 /// Where the CPU has AVX2 (with FMA and POPCNT, as every such CPU).
-pub(super) fn make(features: Features) -> Option<&'static dyn Kernel> {
+pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
     features.avx2.then_some(&Avx2)
 }
 
@@ -205,7 +205,7 @@ unsafe fn step<const R: usize>(
     ones: &mut [__m256i; R],
 ) -> [__m256i; R] {
     if R == 1 {
-        super::prefetch(weights.wrapping_add(AHEAD));
+        crate::kernels::prefetch(weights.wrapping_add(AHEAD));
     }
     let mut carries = [_mm256_setzero_si256(); R];
     // SAFETY: this function's own contract.
@@ -423,7 +423,7 @@ unsafe fn step_bits<const R: usize, const PLANES: usize, const MASKED: bool>(
 ) -> [[__m256i; R]; PLANES] {
     let mut planes = [[_mm256_setzero_si256(); R]; PLANES];
     if R == 1 {
-        super::prefetch(weights.wrapping_add(AHEAD));
+        crate::kernels::prefetch(weights.wrapping_add(AHEAD));
     }
     // SAFETY: this function's own contract.
     let s = unsafe { _mm256_loadu_si256(weights.cast()) };
@@ -480,7 +480,7 @@ fn bytes(plane: __m256i) -> __m256i {
 /// [`crate::epilogue::at_least`].
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
+pub(crate) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
     const { assert!(NR.is_multiple_of(16) && NR <= 64) };
     let below = |i: usize| {
         // SAFETY: both arrays have `NR` elements, of which every pair of vectors asked for is a part.
@@ -504,7 +504,7 @@ pub(super) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) 
 /// [`crate::quantize::at_least`].
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) fn float_at_least<const N: usize>(x: &[f32; N], threshold: f32) -> u64 {
+pub(crate) fn float_at_least<const N: usize>(x: &[f32; N], threshold: f32) -> u64 {
     const { assert!(N.is_multiple_of(8) && N <= 64) };
     let threshold = _mm256_set1_ps(threshold);
     let mut bits = 0;

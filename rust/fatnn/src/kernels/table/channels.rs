@@ -1,4 +1,4 @@
-//! Product tables with output channels in the lanes: see [`super::table`].
+//! Product tables with output channels in the lanes: see [`crate::kernels::table`].
 //!
 //! A frame's byte holds the states of a position and of the next one, so one byte selects the row for two positions. Pairs
 //! begin at every row's first column, and those that lie past its last one are left out. A unit's weights, one byte for two,
@@ -6,24 +6,24 @@
 //! tiles prefetch the next stretch meanwhile: weights of deep layers come from beyond the second-level cache (measured, the
 //! 512-channel layers of a ResNet-50 took a fifth less time).
 
-use super::Layout;
-use super::framed::{Emitted, Framed, Line, Panel};
-use super::table::{
+use crate::kernels::Layout;
+use crate::kernels::packed_input::{Emitted, Framed, Line, Panel};
+use crate::kernels::table::{
     ROUND, SCALE, STEPS, Table, Tile, UINT2_ROUND, UINT2_SCALE, Vector, Weights, selector, uint2_selector,
 };
 
 /// Positions in a block.
-pub(super) const BLOCK: usize = 64;
+pub(crate) const BLOCK: usize = 64;
 /// Bytes of a position's unit in a frame.
-pub(super) const UNIT_BYTES: usize = STEPS;
+pub(crate) const UNIT_BYTES: usize = STEPS;
 /// (unit, tap)s in a stretch: their weights stay in the first-level cache.
 const STRETCH: usize = 9;
 /// Rows of sums: a block's, one for the last pair's second position, and two that nobody reads.
 const ROWS: usize = BLOCK + 3;
 
-/// See [`super::FramedKernel::finish`].
+/// See [`crate::kernels::FramedKernel::finish`].
 #[inline(always)]
-pub(super) fn finish<const UINT2: bool>(plane: &mut [u8]) {
+pub(crate) fn finish<const UINT2: bool>(plane: &mut [u8]) {
     let positions = plane.as_chunks_mut::<UNIT_BYTES>().0;
     for i in 0..positions.len() {
         // Behind the last one there is none that anybody asks for.
@@ -34,12 +34,12 @@ pub(super) fn finish<const UINT2: bool>(plane: &mut [u8]) {
     }
 }
 
-/// See [`super::FramedKernel::run`]: tiles of `P` pairs × `N` vectors, or one, where it has room for the channels.
+/// See [`crate::kernels::FramedKernel::run`]: tiles of `P` pairs × `N` vectors, or one, where it has room for the channels.
 ///
 /// # Safety
 /// The CPU has the features of `V`.
 #[inline(always)]
-pub(super) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2: bool>(
+pub(crate) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2: bool>(
     layout: Layout,
     framed: &Framed<'_>,
     panel: &Panel<'_>,
@@ -143,8 +143,8 @@ fn pairs_of(framed: &Framed<'_>, first: usize, block: usize, pairs: &mut [usize]
 }
 
 /// A kernel `$kernel` with lanes = channels, in tiles of `$pairs` pairs × `$vectors` vectors. Its inner loop is compiled with
-/// `$inner`, all of whose features are among `$features`; `$states` and `$uint2_states` are [`super::table::states`] and
-/// [`super::table::uint2_states`], `$at_least` and `$float_at_least` are those of [`super::epilogue_methods`], or the same in the
+/// `$inner`, all of whose features are among `$features`; `$states` and `$uint2_states` are [`crate::kernels::table::states`] and
+/// [`crate::kernels::table::uint2_states`], `$at_least` and `$float_at_least` are those of [`crate::kernels::epilogue_methods`], or the same in the
 /// instruction set's own words. `$frames` is its inner loop.
 macro_rules! channels_kernel {
     (
@@ -155,10 +155,10 @@ macro_rules! channels_kernel {
         struct $kernel;
 
         impl $kernel {
-            const NR: usize = $vectors * <$vector as super::table::Vector>::LANES;
+            const NR: usize = $vectors * <$vector as crate::kernels::table::Vector>::LANES;
         }
 
-        impl super::Kernel for $kernel {
+        impl crate::kernels::Kernel for $kernel {
             fn name(&self) -> &'static str {
                 $name
             }
@@ -167,13 +167,17 @@ macro_rules! channels_kernel {
                 $isa
             }
 
-            fn layout(&self) -> super::Layout {
-                let lanes = <$vector as super::table::Vector>::LANES;
-                super::Layout { family: super::Family::Table, nr: Self::NR, lanes }
+            fn layout(&self) -> crate::kernels::Layout {
+                let lanes = <$vector as crate::kernels::table::Vector>::LANES;
+                crate::kernels::Layout { family: crate::kernels::Family::Table, nr: Self::NR, lanes }
             }
 
-            fn inner(&self, operands: super::Operands, _: super::Seal) -> Option<super::Inner<'_>> {
-                super::framed::inner(operands, &$frames::<false>, &$frames::<true>)
+            fn inner(
+                &self,
+                operands: crate::kernels::Operands,
+                _: crate::kernels::Seal,
+            ) -> Option<crate::kernels::Inner<'_>> {
+                crate::kernels::packed_input::inner(operands, &$frames::<false>, &$frames::<true>)
             }
 
             epilogue_methods!($kernel::NR, $at_least, $float_at_least, $features);
@@ -182,39 +186,34 @@ macro_rules! channels_kernel {
         /// The inner loop, for activations of two bits or ternary ones.
         struct $frames<const UINT2: bool>;
 
-        impl<const UINT2: bool> super::FramedKernel for $frames<UINT2> {
+        impl<const UINT2: bool> crate::kernels::FramedKernel for $frames<UINT2> {
             fn unit_bytes(&self) -> usize {
-                super::table_channels::UNIT_BYTES
+                crate::kernels::table::channels::UNIT_BYTES
             }
 
             fn block(&self) -> usize {
-                super::table_channels::BLOCK
+                crate::kernels::table::channels::BLOCK
             }
 
-            fn encode(&self, pixels: &super::Pixels<'_>, plane: &mut [u8], first: usize, _: usize) {
+            fn encode(&self, pixels: &crate::kernels::Pixels<'_>, plane: &mut [u8], first: usize, _: usize) {
                 #[target_feature(enable = $inner)]
-                fn encode<const UINT2: bool>(pixels: &super::Pixels<'_>, plane: &mut [u8], first: usize) {
-                    super::table::encode(
-                        pixels,
-                        plane,
-                        first,
-                        |unit| {
-                            if UINT2 { $uint2_states(unit) } else { $states(unit) }
-                        },
-                    );
+                fn encode<const UINT2: bool>(pixels: &crate::kernels::Pixels<'_>, plane: &mut [u8], first: usize) {
+                    crate::kernels::table::encode(pixels, plane, first, |unit| {
+                        if UINT2 { $uint2_states(unit) } else { $states(unit) }
+                    });
                 }
                 // SAFETY: this inner loop is a kernel's that exists, so the features were detected.
                 unsafe { encode::<UINT2>(pixels, plane, first) }
             }
 
             fn clear(&self, of_levels: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
-                super::table::clear(of_levels, count, plane, first);
+                crate::kernels::table::clear(of_levels, count, plane, first);
             }
 
             fn finish(&self, plane: &mut [u8]) {
                 #[target_feature(enable = $inner)]
                 fn finish<const UINT2: bool>(plane: &mut [u8]) {
-                    super::table_channels::finish::<UINT2>(plane);
+                    crate::kernels::table::channels::finish::<UINT2>(plane);
                 }
                 // SAFETY: as above.
                 unsafe { finish::<UINT2>(plane) }
@@ -222,31 +221,31 @@ macro_rules! channels_kernel {
 
             fn run(
                 &self,
-                framed: &super::Framed<'_>,
-                panel: &super::Panel<'_>,
-                scratch: &mut Vec<super::Line>,
-                emit: &mut dyn FnMut(super::Emitted<'_>),
+                framed: &crate::kernels::Framed<'_>,
+                panel: &crate::kernels::Panel<'_>,
+                scratch: &mut Vec<crate::kernels::Line>,
+                emit: &mut dyn FnMut(crate::kernels::Emitted<'_>),
             ) {
                 #[target_feature(enable = $inner)]
                 fn run<const UINT2: bool>(
-                    layout: super::Layout,
-                    framed: &super::Framed<'_>,
-                    panel: &super::Panel<'_>,
-                    scratch: &mut Vec<super::Line>,
-                    emit: &mut dyn FnMut(super::Emitted<'_>),
+                    layout: crate::kernels::Layout,
+                    framed: &crate::kernels::Framed<'_>,
+                    panel: &crate::kernels::Panel<'_>,
+                    scratch: &mut Vec<crate::kernels::Line>,
+                    emit: &mut dyn FnMut(crate::kernels::Emitted<'_>),
                 ) {
                     // SAFETY: this function has the features.
                     unsafe {
-                        super::table_channels::run::<$vector, $pairs, $vectors, UINT2>(
+                        crate::kernels::table::channels::run::<$vector, $pairs, $vectors, UINT2>(
                             layout, framed, panel, scratch, emit,
                         )
                     }
                 }
-                let layout = super::Kernel::layout(&$kernel);
+                let layout = crate::kernels::Kernel::layout(&$kernel);
                 // SAFETY: as above.
                 unsafe { run::<UINT2>(layout, framed, panel, scratch, emit) }
             }
         }
     };
 }
-pub(super) use channels_kernel;
+pub(crate) use channels_kernel;

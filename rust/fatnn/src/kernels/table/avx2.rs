@@ -1,6 +1,6 @@
 //! The product-table family for AVX2: `vpshufb` looks 32 indices up.
 //!
-//! Nine instructions for 384 products per 32 bytes (see [`super::table`]) on three ports, two of which shuffle: at best 128
+//! Nine instructions for 384 products per 32 bytes (see [`crate::kernels::table`]) on three ports, two of which shuffle: at best 128
 //! products a cycle, about 120 with spills. A tile of two selectors × two vectors has its sums in eight registers; of the
 //! tiles from 1 × 1 to 4 × 1, 1 × 4 and 3 × 2 it was the fastest (the last by a quarter: its registers spill). Measured on
 //! Sapphire Rapids, one core, from codes to codes: 290 to 325 GMAC/s in the 3×3 layers of a ResNet-18 with lanes = channels,
@@ -9,12 +9,12 @@
 
 use std::arch::x86_64::*;
 
-use super::popcount_avx2::{at_least, float_at_least};
-use super::table::{STEPS, Vector};
-use super::table_channels::channels_kernel;
-use super::table_pixels::pixels_kernel;
-use super::{Kernel, epilogue_methods};
 use crate::cpu::{Features, Isa};
+use crate::kernels::popcount::avx2::{at_least, float_at_least};
+use crate::kernels::table::channels::channels_kernel;
+use crate::kernels::table::pixels::pixels_kernel;
+use crate::kernels::table::{STEPS, Vector};
+use crate::kernels::{Kernel, epilogue_methods};
 
 const LANES: usize = 32;
 
@@ -27,19 +27,19 @@ pixels_kernel!(
 );
 
 /// Where the CPU has AVX2 (with FMA and POPCNT, as every such CPU).
-pub(super) fn channels(features: Features) -> Option<&'static dyn Kernel> {
+pub(crate) fn channels(features: Features) -> Option<&'static dyn Kernel> {
     features.avx2.then_some(&Channels)
 }
 
 /// As [`channels`].
-pub(super) fn pixels(features: Features) -> Option<&'static dyn Kernel> {
+pub(crate) fn pixels(features: Features) -> Option<&'static dyn Kernel> {
     features.avx2.then_some(&Pixels)
 }
 
-/// [`super::table::states`]: each bit of a plane becomes the sign of a byte, which is -1 or 0.
+/// [`crate::kernels::table::states`]: each bit of a plane becomes the sign of a byte, which is -1 or 0.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) fn states(unit: &[u8; 16]) -> [u8; STEPS] {
+pub(crate) fn states(unit: &[u8; 16]) -> [u8; STEPS] {
     let unit = u128::from_le_bytes(*unit);
     let (p, z) = ((unit >> 64) as u64, unit as u64 & (unit >> 64) as u64);
     let (z, p) = (spread(z), spread(p));
@@ -53,10 +53,10 @@ pub(super) fn states(unit: &[u8; 16]) -> [u8; STEPS] {
     states
 }
 
-/// [`super::table::uint2_states`].
+/// [`crate::kernels::table::uint2_states`].
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) fn uint2_states(unit: &[u8; 16]) -> [u8; STEPS] {
+pub(crate) fn uint2_states(unit: &[u8; 16]) -> [u8; STEPS] {
     let unit = u128::from_le_bytes(*unit);
     let (low, high) = (spread(unit as u64), spread((unit >> 64) as u64));
     let bit = |mask, value: i8| _mm256_and_si256(mask, _mm256_set1_epi8(value));

@@ -1,11 +1,11 @@
 //! The popcount family in portable Rust: the fallback everywhere, and the family's second opinion in tests.
 //!
 //! Fast where `u64::count_ones` is an instruction (AArch64; x86-64 compiled with `popcnt`); on baseline x86-64 it is a dozen
-//! operations, which the carry-save step of [`super::popcount`] halves. Bits have no such step here.
+//! operations, which the carry-save step of [`crate::kernels::popcount`] halves. Bits have no such step here.
 
-use super::popcount::{in_parts, inner};
-use super::{Counting, Family, Inner, Kernel, Layout, Operands, Seal, TiledKernel, Tiles, epilogue_methods};
 use crate::cpu::{Features, Isa};
+use crate::kernels::popcount::{in_parts, inner};
+use crate::kernels::{Counting, Family, Inner, Kernel, Layout, Operands, Seal, TiledKernel, Tiles, epilogue_methods};
 
 const MR: usize = 2;
 const NR: usize = 4;
@@ -16,7 +16,7 @@ const STEPS: usize = 64;
 struct Scalar;
 
 /// Always available.
-pub(super) fn make(_: Features) -> Option<&'static dyn Kernel> {
+pub(crate) fn make(_: Features) -> Option<&'static dyn Kernel> {
     Some(&Scalar)
 }
 
@@ -34,7 +34,7 @@ impl Kernel for Scalar {
     }
 
     fn inner(&self, operands: Operands, _: Seal) -> Option<Inner<'_>> {
-        let bits: [[&super::popcount::Loop; 2]; 2] =
+        let bits: [[&crate::kernels::popcount::Loop; 2]; 2] =
             [[&Bits::<1, false>, &Bits::<1, true>], [&Bits::<2, false>, &Bits::<2, true>]];
         Some(inner(operands, self, bits))
     }
