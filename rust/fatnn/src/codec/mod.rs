@@ -49,7 +49,7 @@ impl Coding {
     /// The planes of values of which `reached[i]` says whether they reach threshold `i`; with two thresholds `reached[2]` is
     /// not looked at.
     #[inline(always)]
-    pub(crate) fn planes(self, [first, second, third]: [u64; MOST_THRESHOLDS]) -> [u64; 2] {
+    pub(crate) fn planes(self, [first, second, third]: [u64; MAX_THRESHOLDS]) -> [u64; 2] {
         match self {
             Coding::Ternary => [first & !second, first],
             Coding::Uint2 => [first & !second | third, second],
@@ -69,7 +69,7 @@ impl Coding {
 }
 
 /// Most thresholds of any [`Coding`].
-pub(crate) const MOST_THRESHOLDS: usize = 3;
+pub(crate) const MAX_THRESHOLDS: usize = 3;
 
 /// What a layer's activation codes stand for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -128,7 +128,7 @@ impl Act {
     }
 
     /// The largest size of a level.
-    pub fn most(self) -> usize {
+    pub fn max_abs(self) -> usize {
         match self {
             Act::Full | Act::Binary => 1,
             Act::Half => 2,
@@ -200,7 +200,7 @@ impl WeightKind {
     }
 
     /// The largest size of a weight.
-    pub fn most(self) -> usize {
+    pub fn max_abs(self) -> usize {
         if self == WeightKind::TwoBit { 3 } else { 1 }
     }
 }

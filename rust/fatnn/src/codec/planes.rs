@@ -11,7 +11,7 @@
 //! Activations of two bits are binary planes in the same places: the low bit of the level where `z` is, the high bit where
 //! `p` is.
 
-use crate::codec::{Act, Coding, MOST_THRESHOLDS};
+use crate::codec::{Act, Coding, MAX_THRESHOLDS};
 use crate::error::{Result, bad_value, check_len};
 
 const WORD: usize = 64;
@@ -169,7 +169,7 @@ impl CodesLayout {
         out.fill(0);
         for (codes, out) in codes.chunks_exact(self.channels).zip(out.chunks_exact_mut(self.pixel_bytes())) {
             for (c, run) in codes.chunks(WORD).enumerate() {
-                let mut reached = [0u64; MOST_THRESHOLDS];
+                let mut reached = [0u64; MAX_THRESHOLDS];
                 for (j, &code) in run.iter().enumerate() {
                     let level = code - self.coding.lowest();
                     for (i, reached) in reached.iter_mut().enumerate() {

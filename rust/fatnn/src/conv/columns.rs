@@ -14,12 +14,13 @@
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::conv::ConvShape;
+use super::ConvShape;
 use crate::error::{Error, Result, bad_value, check_len};
-use crate::int8::weights::{Int8Weights, Panel};
-use crate::kernels::Line;
-use crate::kernels::int8::{COPY_SLACK, Finish, Int8Layout, Pixels, Product, Rows, interleave, roll};
+use crate::int8::{Constants, Int8Epilogue, Int8Weights};
+use crate::kernels::columns::{Int8Layout, Product, Rows};
+use crate::kernels::int8::{COPY_SLACK, Finish, QuantizeInt8};
 use crate::kernels::pooling::pooling;
+use crate::kernels::{CacheLine, Level};
 use crate::net::{Elementwise, PoolStep, apply_all, transpose};
 use crate::quantize::PixelOrder;
 use crate::{memory, parallel};
@@ -32,63 +33,6 @@ const MIN_BLOCK: usize = 64;
 const MAX_BLOCK: usize = 512;
 /// Inputs that a thread quantizes at least.
 const QUANTIZE_PIECE: usize = 4096;
-
-/// What turns inputs into codes, and sums into outputs.
-#[derive(Clone, Copy, Debug)]
-pub struct Int8Epilogue<'a> {
-    /// One over the step of activations.
-    pub inv_step: f32,
-    /// Per output channel.
-    pub scale: &'a [f32],
-    /// Per output channel.
-    pub bias: Option<&'a [f32]>,
-}
-
-/// A value per output channel, where a kernel's panels want it.
-#[derive(Clone, Debug)]
-pub(crate) struct Padded(Vec<f32>);
-
-impl Padded {
-    pub fn new(weights: &Int8Weights<'_>, values: &[f32]) -> Result<Self> {
-        let mut padded = memory::filled("constants of an int8 layer", weights.padded_channels(), 0.0)?;
-        for panel in (0..weights.shape().groups).flat_map(|group| weights.panels(group)) {
-            padded[panel.padded..][..panel.channels].copy_from_slice(&values[panel.first..][..panel.channels]);
-        }
-        Ok(Padded(padded))
-    }
-
-    fn of(&self, panel: &Panel) -> &[f32] {
-        &self.0[panel.padded..][..panel.width]
-    }
-}
-
-/// The constants of a layer, checked.
-#[derive(Clone, Debug)]
-pub(crate) struct Constants {
-    inv_step: f32,
-    scale: Padded,
-    bias: Padded,
-    /// Part of the epilogue in networks.
-    pub affine: Option<(Padded, Padded)>,
-    pub relu: bool,
-}
-
-impl Constants {
-    pub fn new(weights: &Int8Weights<'_>, epilogue: &Int8Epilogue<'_>) -> Result<Self> {
-        let &Int8Epilogue { inv_step, scale, bias } = epilogue;
-        if !(inv_step.is_finite() && inv_step > 0.0) {
-            return bad_value("inv_step", "a positive, finite number", inv_step);
-        }
-        let n = weights.shape().out_channels;
-        check_len("scale", n, scale.len())?;
-        check_len("bias", n, bias.map_or(n, <[f32]>::len))?;
-        let bias = match bias {
-            Some(bias) => Padded::new(weights, bias)?,
-            None => Padded(memory::filled("constants of an int8 layer", weights.padded_channels(), -0.0)?),
-        };
-        Ok(Constants { inv_step, scale: Padded::new(weights, scale)?, bias, affine: None, relu: false })
-    }
-}
 
 /// Int8 convolution of floats to floats: `out` is `pixels × out_channels`, `x` is `batch × height × width` pixels in `order`.
 ///
@@ -127,15 +71,15 @@ pub fn conv2d_int8(
 /// How a layer's output is cut into blocks, worked out once for a shape.
 #[derive(Debug)]
 pub(crate) struct Geometry {
-    shape: ConvShape,
+    pub(super) shape: ConvShape,
     /// Bytes of a pixel's channels, of those of a group, and of a column (or of a column's share of a copied window).
-    pixel: usize,
-    part: usize,
-    column: usize,
+    pub(super) pixel: usize,
+    pub(super) part: usize,
+    pub(super) column: usize,
     /// Whether windows share columns.
-    shared: bool,
+    pub(super) shared: bool,
     /// Bytes between the rows of a product.
-    row: usize,
+    pub(super) row: usize,
     /// Pixels in a block, of one line; lines in a block of whole lines.
     segment: usize,
     lines: usize,
@@ -145,7 +89,7 @@ pub(crate) struct Geometry {
     pub output: [usize; 2],
     /// Bytes of scratch memory: the quantized input, then a row of zeroes.
     pub scratch: usize,
-    zeros: usize,
+    pub(super) zeros: usize,
 }
 
 /// A layer's weights and what follows the products.
@@ -160,7 +104,7 @@ pub(crate) struct Layer<'a> {
 /// A thread's columns, kept from call to call, so that a run allocates nothing after the first.
 #[derive(Default)]
 struct Scratch {
-    columns: Vec<Line>,
+    columns: Vec<CacheLine>,
     /// Byte offsets of a window's image rows.
     offsets: Vec<usize>,
     /// The block whose columns are there, while they can be rolled into those of the line below.
@@ -185,13 +129,13 @@ thread_local! {
 
 /// Consecutive output pixels that are computed together.
 #[derive(Clone, Copy, Debug)]
-struct Block {
+pub(super) struct Block {
     /// The first one's line, over all images, and its place there.
-    line: usize,
-    x: usize,
+    pub line: usize,
+    pub x: usize,
     /// Lines, and pixels in each.
-    lines: usize,
-    width: usize,
+    pub lines: usize,
+    pub width: usize,
 }
 
 impl Geometry {
@@ -203,7 +147,7 @@ impl Geometry {
         }
         let output = shape.output()?;
         let ([kh, kw], stride) = (shape.kernel, shape.stride[1]);
-        let element = weights.kernel().layout().element.bytes();
+        let element = weights.inner().layout().element.bytes();
         let pixel = w.channels * element;
         let part = pixel / w.groups;
         // Sizes that later products stay below.
@@ -239,7 +183,7 @@ impl Geometry {
     /// Bytes of a thread's columns.
     pub fn column_bytes(&self, weights: &Int8Weights<'_>) -> u128 {
         let rows = self.lines as u128 * self.line_rows as u128 + self.segment as u128;
-        (rows + weights.kernel().layout().rows as u128) * self.row as u128
+        (rows + weights.inner().layout().rows as u128) * self.row as u128
     }
 
     /// Runs the convolution on pixels whose channels are last. `scratch` has at least [`Geometry::scratch`] bytes, whatever they
@@ -324,16 +268,16 @@ impl Geometry {
 
     /// The quantized input, and the row of zeroes.
     fn quantize<'s>(&self, x: &[f32], layer: &Layer<'_>, scratch: &'s mut [u8]) -> Result<&'s [u8]> {
-        let kernel = layer.weights.kernel();
+        let level = Level::usable()?;
         check_len("input", self.shape.size("input", self.shape.input, layer.weights.shape().channels)?, x.len())?;
-        let element = kernel.layout().element;
+        let element = layer.weights.inner().layout().element;
         let scratch = &mut scratch[..self.scratch];
         let (image, zeros) = scratch.split_at_mut(x.len() * element.bytes());
         zeros.fill(element.zero());
         let numbers = AtomicBool::new(true);
         let quantize = |first: usize, out: &mut [u8]| {
             let x = &x[first..][..out.len() / element.bytes()];
-            if !kernel.quantize(x, layer.constants.inv_step, out) {
+            if !level.run(QuantizeInt8 { element, x, inv_step: layer.constants.inv_step, out }) {
                 numbers.store(false, Ordering::Relaxed);
             }
         };
@@ -384,7 +328,7 @@ impl Geometry {
         Scratch { columns, offsets, above }: &mut Scratch,
         out: &mut [f32],
     ) -> Result<()> {
-        let kernel = weights.kernel();
+        let kernel = weights.inner();
         let layout = kernel.layout();
         let shape = weights.shape();
         let count = (block.lines - 1) * self.line_rows + block.width;
@@ -424,76 +368,11 @@ impl Geometry {
         layout: &Int8Layout,
         reduction: usize,
         count: usize,
-        columns: &'b mut Vec<Line>,
+        columns: &'b mut Vec<CacheLine>,
     ) -> Result<&'b mut [u8]> {
         let depth = reduction.next_multiple_of(layout.depth) * layout.element.bytes();
         // Rows up to the kernel's multiple are read, whatever they hold; so is one row's reduction up to the depth.
         let size = (count + layout.rows) * self.row + self.column * self.shape.kernel[1] + depth + COPY_SLACK;
-        Ok(Line::bytes_mut(Line::at_least(columns, size)?))
-    }
-
-    /// Gathers the columns under one line of a block.
-    #[allow(clippy::too_many_arguments, reason = "a block's whole state, used once")]
-    fn gather(
-        &self,
-        image: &[u8],
-        layout: &Int8Layout,
-        group: usize,
-        block: &Block,
-        line: usize,
-        (offsets, above): (&mut Vec<usize>, Option<Block>),
-        columns: &mut [u8],
-    ) {
-        let ([h, w], [_, kw], [stride_y, stride]) = (self.shape.input, self.shape.kernel, self.shape.stride);
-        let ([pad_y, pad], [dilation_y, dilation]) = (self.shape.padding, self.shape.dilation);
-        let line = block.line + line;
-        let (number, y) = (line / self.output[0], line % self.output[0] * stride_y);
-        offsets.clear();
-        offsets.extend((0..self.shape.kernel[0]).map(|ky| match (y + ky * dilation_y).checked_sub(pad_y) {
-            Some(y) if y < h => (number * h + y) * w * self.pixel + group * self.part,
-            _ => self.zeros,
-        }));
-        let zero = layout.element.zero();
-        if self.shared {
-            let wanted = (block.width - 1) * stride + kw;
-            // Most image rows under a line are under the line above it.
-            let rolls = above.is_some_and(|above| {
-                block.lines == 1 && above.line + 1 == block.line && (above.x, above.width) == (block.x, block.width)
-            });
-            let new = if rolls && y > 0 && dilation_y == 1 { stride_y } else { offsets.len() };
-            self.stretch(image, offsets, (block.x * stride, pad, w), wanted, (zero, new), columns);
-        } else {
-            for x in 0..block.width {
-                for kx in 0..kw {
-                    let columns = &mut columns[x * self.row + kx * self.column..];
-                    let at = (block.x + x) * stride + kx * dilation;
-                    self.stretch(image, offsets, (at, pad, w), 1, (zero, offsets.len()), columns);
-                }
-            }
-        }
-    }
-
-    /// Gathers `count` neighbouring columns, of which the last `new` rows are not there yet; the first of which is at `at`, where
-    /// `pad` columns of zeroes are before the image's `w` pixels.
-    fn stretch(
-        &self,
-        image: &[u8],
-        rows: &[usize],
-        (at, pad, w): (usize, usize, usize),
-        count: usize,
-        (zero, new): (u8, usize),
-        columns: &mut [u8],
-    ) {
-        let left = pad.saturating_sub(at).min(count);
-        let from = (at + left).saturating_sub(pad);
-        let real = w.saturating_sub(from).min(count - left);
-        columns[..left * self.column].fill(zero);
-        let pixels = Pixels { first: from, count: real, bytes: self.part, pitch: self.pixel };
-        let inner = &mut columns[left * self.column..];
-        let keep = rows.len().saturating_sub(new);
-        if keep == 0 || !roll(image, &rows[keep..], keep, &pixels, inner) {
-            interleave(image, rows, &pixels, inner);
-        }
-        columns[(left + real) * self.column..count * self.column].fill(zero);
+        Ok(CacheLine::bytes_mut(CacheLine::grow(columns, size)?))
     }
 }

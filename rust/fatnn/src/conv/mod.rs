@@ -9,12 +9,13 @@ use crate::codec::{Act, CodesLayout};
 use crate::epilogue::{Residual, ToCodes, ToFloat};
 use crate::error::{Result, bad_value, check_len};
 pub(crate) mod columns;
+mod gather;
 mod packed_input;
 pub(crate) mod tiled;
 
 use self::packed_input::{FramePlan, Input, Job};
-use self::tiled::{AccSink, FloatSink, Piece, Rows, Sink};
-use crate::kernels::{FramedKernel, Inner};
+use self::tiled::{AccSink, FloatSink, OutputChunk, Rows, Sink};
+use crate::kernels::{Inner, PackedInputKernel, UNIT_BYTES};
 use crate::memory;
 use crate::weights::PackedWeights;
 
@@ -221,11 +222,11 @@ impl Geometry {
         let padded = shape.size("padded input", framed, pixel)?;
         let taps = shape.kernel[0].saturating_mul(shape.kernel[1]);
         let (frame_bytes, table_bytes) = match weights.inner() {
-            Inner::Tiled(_) => {
-                let units = layout.group_bytes() / weights.kernel().layout().family.unit_bytes();
+            Inner::Tiled(_) | Inner::Columns(_) => {
+                let units = layout.group_bytes() / UNIT_BYTES;
                 (if shape.padding == [0, 0] { 0 } else { padded }, taps as u128 * units as u128 * 8)
             }
-            Inner::Framed(framed) => {
+            Inner::PackedInput(framed) => {
                 let unit_bytes = layout.group_units().saturating_mul(framed.unit_bytes());
                 let Some(frame) = FramePlan::frame_bytes(shape, output[1], unit_bytes) else {
                     let got = format!("dilation {:?} of a kernel of {:?}", shape.dilation, shape.kernel);
@@ -242,17 +243,16 @@ impl Geometry {
         let layout = weights.codes_layout()?;
         let pixel = layout.pixel_bytes();
         let plan = match weights.inner() {
-            Inner::Tiled(_) => None,
-            Inner::Framed(_) => Some(FramePlan::new(shape)?),
+            Inner::Tiled(_) | Inner::Columns(_) => None,
+            Inner::PackedInput(_) => Some(FramePlan::new(shape)?),
         };
-        let unit_bytes = weights.kernel().layout().family.unit_bytes();
         let taps = shape.kernel[0] * shape.kernel[1];
         // Kernels with frames of their own have their own offsets.
-        let units = if plan.is_some() { 0 } else { layout.group_bytes() / unit_bytes };
+        let units = if plan.is_some() { 0 } else { layout.group_bytes() / UNIT_BYTES };
         let mut steps = memory::reserved("addresses of a convolution", taps.saturating_mul(units))?;
         for (y, x) in (0..shape.kernel[0]).flat_map(|y| (0..shape.kernel[1]).map(move |x| (y, x))) {
             let tap = (y * shape.dilation[0] * framed[1] + x * shape.dilation[1]) * pixel;
-            steps.extend((0..units).map(|unit| tap + unit * unit_bytes));
+            steps.extend((0..units).map(|unit| tap + unit * UNIT_BYTES));
         }
         Ok(Geometry {
             shape: *shape,
@@ -281,11 +281,12 @@ impl Geometry {
         if out.is_empty() {
             return Ok(());
         }
-        let piece = Piece { out, beside };
-        let (kernel, shape, pixel) = (weights.kernel(), &self.shape, self.layout.pixel_bytes());
+        let piece = OutputChunk { out, beside };
+        let (shape, pixel) = (&self.shape, self.layout.pixel_bytes());
         let tiled = match weights.inner() {
             Inner::Tiled(tiled) => tiled,
-            Inner::Framed(framed) => return packed_input::run(kernel, [self.job(framed, codes, weights, sink)], piece),
+            Inner::Columns(_) => unreachable!("weights of codes are packed for kernels of codes"),
+            Inner::PackedInput(framed) => return packed_input::run([self.job(framed, codes, weights, sink)], piece),
         };
         let codes = if self.frame_bytes == 0 {
             codes
@@ -303,7 +304,7 @@ impl Geometry {
             ((image * height + y * stride_y) * width + x * stride_x) * pixel
         };
         let rows = Rows { codes, base, steps: &self.steps, group_bytes: self.layout.group_bytes() };
-        tiled::run(kernel, tiled, weights, &rows, sink, piece)
+        tiled::run(tiled, weights, &rows, sink, piece)
     }
 
     /// Runs two convolutions that write the same output, the second's sink adding to what the first's has written there: as one
@@ -318,7 +319,7 @@ impl Geometry {
         out: &mut [S::Elem],
         beside: &mut [u8],
     ) -> Result<()> {
-        if let [Inner::Framed(a), Inner::Framed(b)] = weights.map(PackedWeights::inner)
+        if let [Inner::PackedInput(a), Inner::PackedInput(b)] = weights.map(PackedWeights::inner)
             && weights[0].kernel().name() == weights[1].kernel().name()
         {
             first.check(codes[0], sinks[0], out, &[])?;
@@ -327,7 +328,7 @@ impl Geometry {
                 return Ok(());
             }
             let jobs = [first.job(a, codes[0], weights[0], sinks[0]), second.job(b, codes[1], weights[1], sinks[1])];
-            return packed_input::run(weights[1].kernel(), jobs, Piece { out, beside });
+            return packed_input::run(jobs, OutputChunk { out, beside });
         }
         first.run(codes[0], weights[0], sinks[0], frame, out, &mut [])?;
         second.run(codes[1], weights[1], sinks[1], frame, out, beside)
@@ -342,7 +343,7 @@ impl Geometry {
 
     fn job<'a, S>(
         &'a self,
-        framed: &'a (dyn FramedKernel + Sync),
+        framed: &'a (dyn PackedInputKernel + Sync),
         codes: &'a [u8],
         weights: &'a PackedWeights<'a>,
         sink: &'a S,

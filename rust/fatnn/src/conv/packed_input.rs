@@ -1,4 +1,4 @@
-//! The driver over frames: for kernels that read activations in a layout of their own ([`crate::kernels::FramedKernel`]).
+//! The driver over frames: for kernels that read activations in a layout of their own ([`crate::kernels::PackedInputKernel`]).
 //!
 //! Output pixels are split among threads; each thread cuts its own into rectangles whose frames fit the second-level cache,
 //! writes the frame of one, and runs all panels of weights over it. A frame is written once and read for every tap and
@@ -12,10 +12,9 @@ use std::collections::BTreeMap;
 
 use crate::codec::{Act, CodesLayout};
 use crate::conv::ConvShape;
-use crate::conv::tiled::{Piece, Sink, for_each_piece};
-use crate::epilogue::TileAcc;
+use crate::conv::tiled::{OutputChunk, Sink, for_each_piece};
 use crate::error::Result;
-use crate::kernels::{Emitted, Framed, FramedKernel, Kernel, Line, Panel, Pixels};
+use crate::kernels::{AccBlock, CacheLine, PackedInput, PackedInputKernel, Panel, Pixels, TileAcc};
 use crate::memory;
 use crate::parallel;
 use crate::weights::PackedWeights;
@@ -26,9 +25,9 @@ const FRAME_BYTES: usize = 512 << 10;
 /// (64 to 256 channels on 56×56, to float32 with a residual: 649 µs without this bound, 438 µs with it.)
 const OUTPUT_BYTES: usize = 384 << 10;
 /// Positions that a thread should have at least: below, weights are expanded for too little.
-const WORTHWHILE: usize = 128;
+const MIN_PARALLEL_POSITIONS: usize = 128;
 /// No frame is larger: the window of a convolution that would need one spans more of the input than is sensible.
-const MOST_BYTES: usize = 1 << 30;
+const MAX_BYTES: usize = 1 << 30;
 /// Columns of a rectangle, where there are as many.
 const NARROWEST: usize = 64;
 /// Channels of a unit.
@@ -38,8 +37,8 @@ const PLANES: usize = 16;
 
 /// A thread's working memory, kept from call to call.
 struct Scratch {
-    frame: Vec<Line>,
-    kernel: Vec<Line>,
+    frame: Vec<CacheLine>,
+    kernel: Vec<CacheLine>,
     offsets: Vec<usize>,
 }
 
@@ -87,13 +86,13 @@ impl FramePlan {
     }
 
     /// Bytes that a frame for an output so wide has at most, with a margin for rectangles of more than one row; a position takes
-    /// `unit_bytes` in every phase. `None` above [`MOST_BYTES`]. Counts what [`FramePlan::new`] would make.
+    /// `unit_bytes` in every phase. `None` above [`MAX_BYTES`]. Counts what [`FramePlan::new`] would make.
     pub fn frame_bytes(shape: &ConvShape, width: usize, unit_bytes: usize) -> Option<usize> {
         let reach =
             [0, 1].map(|axis| (shape.kernel[axis] - 1).saturating_mul(shape.dilation[axis]) / shape.stride[axis]);
         let double = reach.map(|reach| reach.saturating_mul(2));
         let sides = [double[0].saturating_add(NARROWEST), double[1].saturating_add(width)];
-        memory::product([sides[0], sides[1], Self::phases(shape), unit_bytes]).filter(|bytes| *bytes <= MOST_BYTES)
+        memory::product([sides[0], sides[1], Self::phases(shape), unit_bytes]).filter(|bytes| *bytes <= MAX_BYTES)
     }
 
     /// Bytes of the plan itself, while it is made.
@@ -132,7 +131,7 @@ pub(crate) struct Input<'a> {
 
 /// A convolution and where its results go.
 pub(crate) struct Job<'a, S> {
-    pub framed: &'a (dyn FramedKernel + Sync),
+    pub framed: &'a (dyn PackedInputKernel + Sync),
     pub weights: &'a PackedWeights<'a>,
     pub input: Input<'a>,
     pub sink: &'a S,
@@ -190,11 +189,7 @@ impl Input<'_> {
 
 /// Computes the whole output: of one product, or of several on the same kernel, one after the other for every part of it.
 /// The last one's sink says what a row is.
-pub(crate) fn run<S: Sink, const N: usize>(
-    kernel: &'static dyn Kernel,
-    jobs: [Job<'_, S>; N],
-    piece: Piece<'_, S::Elem>,
-) -> Result<()> {
+pub(crate) fn run<S: Sink, const N: usize>(jobs: [Job<'_, S>; N], piece: OutputChunk<'_, S::Elem>) -> Result<()> {
     const { assert!(N > 0) };
     let pixelwise = jobs.iter().all(|job| job.input.pixelwise() && job.input.shape.batch > 1);
     let jobs = jobs.map(|job| if pixelwise { Job { input: job.input.joined(), ..job } } else { job });
@@ -209,43 +204,49 @@ pub(crate) fn run<S: Sink, const N: usize>(
     let most = if panels > 1 { OUTPUT_BYTES / row_bytes } else { usize::MAX };
     let pixels = batch * height * width;
     // Whole rows, and for each thread enough of them.
-    let rows = WORTHWHILE.div_ceil(width).min((batch * height).div_ceil(parallel::num_threads()?));
-    let granularity = if height > 1 { rows * width } else { WORTHWHILE };
+    let rows = MIN_PARALLEL_POSITIONS.div_ceil(width).min((batch * height).div_ceil(parallel::num_threads()?));
+    let granularity = if height > 1 { rows * width } else { MIN_PARALLEL_POSITIONS };
     let macs: usize = jobs.iter().map(|job| job.weights.macs_per_row()).sum();
-    for_each_piece(kernel, &sinks, piece, granularity, pixels.saturating_mul(macs), |first, count, write| {
-        SCRATCH.with_borrow_mut(|scratch| {
-            let mut done = 0;
-            while done < count {
-                let rectangle = Rectangle::next(output, reach, [first + done, first + count], limit, most);
-                for (j, job) in jobs.iter().enumerate() {
-                    for group in 0..job.weights.groups() {
-                        rectangle.run(kernel, job, group, scratch, |tile, row| write(j, tile, done + row))?;
+    for_each_piece(
+        jobs[N - 1].framed.epilogue(),
+        &sinks,
+        piece,
+        granularity,
+        pixels.saturating_mul(macs),
+        |first, count, write| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                let mut done = 0;
+                while done < count {
+                    let rectangle = Rectangle::next(output, reach, [first + done, first + count], limit, most);
+                    for (j, job) in jobs.iter().enumerate() {
+                        for group in 0..job.weights.groups() {
+                            rectangle.run(job, group, scratch, |tile, row| write(j, tile, done + row))?;
+                        }
                     }
+                    done += rectangle.size[0] * rectangle.size[1];
                 }
-                done += rectangle.size[0] * rectangle.size[1];
-            }
-            Ok(())
-        })
-    })
+                Ok(())
+            })
+        },
+    )
 }
 
 impl Rectangle {
     /// Runs one group over the rectangle; `write` gets every run of neighbouring pixels, counted from the rectangle's first.
     fn run<S>(
         &self,
-        kernel: &dyn Kernel,
         &Job { framed, weights, ref input, .. }: &Job<'_, S>,
         group: usize,
         scratch: &mut Scratch,
         mut write: impl FnMut(&TileAcc<'_>, usize),
     ) -> Result<()> {
-        let layout = kernel.layout();
+        let layout = framed.layout();
         let (plan, units) = (input.plan, input.layout.group_units());
         let [rows, columns] = self.size;
         let (height, width) = (rows + plan.reach[0], columns + plan.reach[1]);
         let plane = height * width * framed.unit_bytes();
         let bytes = plan.phases.len() * units * plane + framed.slack();
-        let frame = Line::bytes_mut(Line::at_least(&mut scratch.frame, bytes)?);
+        let frame = CacheLine::bytes_mut(CacheLine::grow(&mut scratch.frame, bytes)?);
         self.fill(framed, weights.act() != Act::Full, input, group, [height, width], frame);
         scratch.offsets.clear();
         memory::reserve("addresses of a frame", &mut scratch.offsets, units.saturating_mul(plan.taps.len()))?;
@@ -257,12 +258,13 @@ impl Rectangle {
         }
         // Past a row's last column lie positions that only the frame has.
         let positions = (rows - 1) * width + columns;
-        let framed_input = Framed::new(framed, frame, &scratch.offsets, [positions, height * width], [columns, width]);
+        let framed_input =
+            PackedInput::new(framed, frame, &scratch.offsets, [positions, height * width], [columns, width]);
         for panel in 0..weights.panels_per_group() {
             let channels = layout.nr.min(weights.group_out_channels() - panel * layout.nr);
             let first_channel = group * weights.group_out_channels() + panel * layout.nr;
-            let panel = Panel::new(layout, scratch.offsets.len(), weights.panel(group, panel), channels);
-            framed.run(&framed_input, &panel, &mut scratch.kernel, &mut |Emitted { first, acc }| {
+            let panel = Panel::new(framed, scratch.offsets.len(), weights.panel(group, panel), channels);
+            framed.run(&framed_input, &panel, &mut scratch.kernel, &mut |AccBlock { first, acc }| {
                 let end = (first + acc.len() / layout.nr).min(positions);
                 let mut at = first;
                 while at < end {
@@ -283,7 +285,7 @@ impl Rectangle {
     /// Writes the rectangle's frame: `height × width` positions of every phase and unit.
     fn fill(
         &self,
-        framed: &dyn FramedKernel,
+        framed: &dyn PackedInputKernel,
         of_levels: bool,
         input: &Input<'_>,
         group: usize,
@@ -305,17 +307,17 @@ impl Rectangle {
                 let y = (self.corner[0] + r) * shape.stride[0] + phase_y;
                 let y = y.checked_sub(shape.padding[0]).filter(|&y| y < in_h && left < right);
                 let Some(y) = y else {
-                    framed.clear(of_levels, width, plane, row, height * width);
+                    framed.pack_zeros(of_levels, width, plane, row, height * width);
                     continue;
                 };
                 let first = (self.image * in_h + y) * in_w + column(left) - shape.padding[1];
                 let codes = &input.codes[first * pixel + group * input.layout.group_bytes() + unit * PLANES..];
-                framed.clear(of_levels, left, plane, row, height * width);
+                framed.pack_zeros(of_levels, left, plane, row, height * width);
                 let channels = input.layout.group_channels() - unit * CHANNELS;
                 let step = shape.stride[1] * pixel;
                 let pixels = Pixels { planes: codes, step, count: right - left, channels: channels.min(CHANNELS) };
-                framed.encode(&pixels, plane, row + left, height * width);
-                framed.clear(of_levels, width - right, plane, row + right, height * width);
+                framed.pack_input(&pixels, plane, row + left, height * width);
+                framed.pack_zeros(of_levels, width - right, plane, row + right, height * width);
             }
             framed.finish(plane);
         }

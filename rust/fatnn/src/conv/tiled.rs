@@ -12,9 +12,9 @@
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::epilogue::{Residual, TileAcc, ToCodes, ToFloat};
+use crate::epilogue::{Residual, ToCodes, ToFloat};
 use crate::error::Result;
-use crate::kernels::{BLOCK, Kernel, MAX_MR, MAX_NR, TileRows, TiledKernel, Tiles};
+use crate::kernels::{BLOCK, MAX_MR, MAX_NR, TileAcc, TileEpilogue, TileRows, TiledKernel, Tiles};
 use crate::weights::PackedWeights;
 use crate::{memory, parallel};
 
@@ -63,21 +63,14 @@ impl<F: Fn(usize) -> usize> Rows<'_, F> {
     }
 
     /// Tiles of a group, at the same bases for every group.
-    fn tiles<'a>(
-        &'a self,
-        weights: &PackedWeights<'_>,
-        mr: usize,
-        bases: &'a [usize],
-        max_step: usize,
-        group: usize,
-    ) -> TileRows<'a> {
-        let (layout, codes) = (weights.kernel().layout(), &self.codes[group * self.group_bytes..]);
-        TileRows::new(layout, mr, codes, bases, (self.steps, max_step))
+    fn tiles<'a>(&'a self, mr: usize, bases: &'a [usize], max_step: usize, group: usize) -> TileRows<'a> {
+        let codes = &self.codes[group * self.group_bytes..];
+        TileRows::new(mr, codes, bases, (self.steps, max_step))
     }
 }
 
 /// Rows of the output, and of the codes beside it where there are any.
-pub(crate) struct Piece<'a, T> {
+pub(crate) struct OutputChunk<'a, T> {
     pub out: &'a mut [T],
     pub beside: &'a mut [u8],
 }
@@ -95,7 +88,7 @@ pub(crate) trait Sink: Sync {
     /// Whether [`Sink::write`] only sets bits, so that the output must be zeroed before.
     const ZEROED: bool = false;
     /// Writes tiles. `piece` starts at their first row, which is row `row` of the whole product.
-    fn write(&self, kernel: &dyn Kernel, tile: &TileAcc<'_>, row: usize, piece: Piece<'_, Self::Elem>);
+    fn write(&self, epilogue: &dyn TileEpilogue, tile: &TileAcc<'_>, row: usize, piece: OutputChunk<'_, Self::Elem>);
 }
 
 /// Raw accumulators.
@@ -110,8 +103,8 @@ impl Sink for AccSink {
         self.channels
     }
 
-    fn write(&self, kernel: &dyn Kernel, tile: &TileAcc<'_>, _: usize, piece: Piece<'_, i32>) {
-        kernel.to_acc(tile, self.channels, piece.out);
+    fn write(&self, epilogue: &dyn TileEpilogue, tile: &TileAcc<'_>, _: usize, piece: OutputChunk<'_, i32>) {
+        epilogue.to_acc(tile, self.channels, piece.out);
     }
 }
 
@@ -123,8 +116,8 @@ impl Sink for ToCodes<'_> {
         self.layout.pixel_bytes()
     }
 
-    fn write(&self, kernel: &dyn Kernel, tile: &TileAcc<'_>, _: usize, piece: Piece<'_, u8>) {
-        kernel.to_codes(tile, self, piece.out);
+    fn write(&self, epilogue: &dyn TileEpilogue, tile: &TileAcc<'_>, _: usize, piece: OutputChunk<'_, u8>) {
+        epilogue.to_codes(tile, self, piece.out);
     }
 }
 
@@ -153,12 +146,12 @@ impl Sink for FloatSink<'_> {
         self.to.codes.map_or(0, |codes| codes.layout.pixel_bytes())
     }
 
-    fn write(&self, kernel: &dyn Kernel, tile: &TileAcc<'_>, row: usize, piece: Piece<'_, f32>) {
+    fn write(&self, epilogue: &dyn TileEpilogue, tile: &TileAcc<'_>, row: usize, piece: OutputChunk<'_, f32>) {
         let residual = match self.residual {
             Residual::Of(r) => Residual::Of(&r[row * self.to.channels..]),
             other => other,
         };
-        if !kernel.to_float(tile, &self.to, residual, piece.out, piece.beside) {
+        if !epilogue.to_float(tile, &self.to, residual, piece.out, piece.beside) {
             self.nan.store(true, Ordering::Relaxed);
         }
     }
@@ -167,15 +160,15 @@ impl Sink for FloatSink<'_> {
 /// Calls `work(first_row, rows, write)` over disjoint pieces of the output; `write(sink, tile, row)` hands finished tiles, which
 /// begin at row `row` of the piece, to the sink of that number. The last sink says what a row is.
 pub(crate) fn for_each_piece<S: Sink>(
-    kernel: &'static dyn Kernel,
+    epilogue: &dyn TileEpilogue,
     sinks: &[&S],
-    piece: Piece<'_, S::Elem>,
+    piece: OutputChunk<'_, S::Elem>,
     granularity: usize,
     cost: usize,
     work: impl Fn(usize, usize, &mut dyn FnMut(usize, &TileAcc<'_>, usize)) -> Result<()> + Sync,
 ) -> Result<()> {
     let (row_len, beside_len) = sinks.last().map_or((0, 0), |sink| (sink.row_len(), sink.beside_len()));
-    let Piece { out, beside } = piece;
+    let OutputChunk { out, beside } = piece;
     parallel::try_for_each_pair(out, row_len, beside, beside_len, granularity, cost, |first, out, beside| {
         if S::ZEROED {
             out.fill(S::Elem::default());
@@ -183,35 +176,34 @@ pub(crate) fn for_each_piece<S: Sink>(
         beside.fill(0);
         let rows = out.len() / row_len;
         work(first, rows, &mut |sink, tile, row| {
-            let piece = Piece { out: &mut out[row * row_len..], beside: &mut beside[row * beside_len..] };
-            sinks[sink].write(kernel, tile, first + row, piece);
+            let piece = OutputChunk { out: &mut out[row * row_len..], beside: &mut beside[row * beside_len..] };
+            sinks[sink].write(epilogue, tile, first + row, piece);
         })
     })
 }
 
 /// Computes `piece.out.len() / sink.row_len()` rows.
 pub(crate) fn run<S: Sink>(
-    kernel: &'static dyn Kernel,
     tiled: &(dyn TiledKernel + Sync),
     weights: &PackedWeights<'_>,
     rows: &Rows<'_, impl Fn(usize) -> usize + Sync>,
     sink: &S,
-    piece: Piece<'_, S::Elem>,
+    piece: OutputChunk<'_, S::Elem>,
 ) -> Result<()> {
-    let (layout, mr, max_step) = (kernel.layout(), tiled.mr(), rows.max_step());
+    let (layout, mr, max_step) = (tiled.layout(), tiled.mr(), rows.max_step());
     let m = piece.out.len().checked_div(sink.row_len()).unwrap_or(0);
     let cost = m.saturating_mul(weights.macs_per_row());
     if m <= BLOCK && weights.groups() * weights.panels_per_group() > 1 && parallel::threads_for(cost)? > 1 {
-        return by_panels(kernel, tiled, weights, rows, sink, piece);
+        return by_panels(tiled, weights, rows, sink, piece);
     }
-    for_each_piece(kernel, &[sink], piece, mr, cost, |first, count, write| {
+    for_each_piece(tiled.epilogue(), &[sink], piece, mr, cost, |first, count, write| {
         SCRATCH.with_borrow_mut(|Scratch { bases, acc, low }| {
             for block in (0..count).step_by(BLOCK) {
                 let block_rows = BLOCK.min(count - block);
                 let bases = rows.bases(bases, mr, [first + block, block_rows]);
                 let acc = &mut acc[..bases.len() * layout.nr];
                 for group in 0..weights.groups() {
-                    let tile_rows = rows.tiles(weights, mr, bases, max_step, group);
+                    let tile_rows = rows.tiles(mr, bases, max_step, group);
                     for panel in 0..weights.panels_per_group() {
                         sums(tiled, weights, tile_rows, [group, panel], acc, low);
                         write(0, &tile_of(weights, [group, panel], acc, block_rows), block);
@@ -225,32 +217,31 @@ pub(crate) fn run<S: Sink>(
 
 /// [`run`] for at most a block of rows: sums panel by panel, by all threads, then the epilogue.
 fn by_panels<S: Sink>(
-    kernel: &'static dyn Kernel,
     tiled: &(dyn TiledKernel + Sync),
     weights: &PackedWeights<'_>,
     rows: &Rows<'_, impl Fn(usize) -> usize + Sync>,
     sink: &S,
-    piece: Piece<'_, S::Elem>,
+    piece: OutputChunk<'_, S::Elem>,
 ) -> Result<()> {
     let (mr, max_step) = (tiled.mr(), rows.max_step());
     let m = piece.out.len() / sink.row_len();
     let mut bases = [0; BLOCK + MAX_MR];
     let bases: &[usize] = rows.bases(&mut bases, mr, [0, m]);
     let panels = weights.panels_per_group();
-    let len = bases.len() * kernel.layout().nr;
+    let len = bases.len() * tiled.layout().nr;
     let mut every = memory::filled("sums of a layer with few rows", weights.groups() * panels * len, 0)?;
     let cost = m.saturating_mul(weights.macs_per_row());
     parallel::try_for_each_rows(&mut every, len, 1, cost, |first, every| {
         SCRATCH.with_borrow_mut(|Scratch { low, .. }| {
             for (i, acc) in every.chunks_exact_mut(len).enumerate() {
                 let at = [(first + i) / panels, (first + i) % panels];
-                sums(tiled, weights, rows.tiles(weights, mr, bases, max_step, at[0]), at, acc, low);
+                sums(tiled, weights, rows.tiles(mr, bases, max_step, at[0]), at, acc, low);
             }
         });
         Ok(())
     })?;
     // In one piece: next to the sums it costs nothing.
-    for_each_piece(kernel, &[sink], piece, m, 0, |_, _, write| {
+    for_each_piece(tiled.epilogue(), &[sink], piece, m, 0, |_, _, write| {
         for (i, acc) in every.chunks_exact(len).enumerate() {
             write(0, &tile_of(weights, [i / panels, i % panels], acc, m), 0);
         }
@@ -268,11 +259,10 @@ fn sums(
     acc: &mut [i32],
     low: &mut [i32],
 ) {
-    let (layout, counting) = (weights.kernel().layout(), tiled.counting());
-    tiled.tiles(&Tiles::new(layout, counting, rows, weights.panel(group, panel)), acc);
+    tiled.tiles(&Tiles::new(tiled, rows, weights.panel(group, panel)), acc);
     if let Some(panel) = weights.low_panel(group, panel) {
         let low = &mut low[..acc.len()];
-        tiled.tiles(&Tiles::new(layout, counting, rows, panel), low);
+        tiled.tiles(&Tiles::new(tiled, rows, panel), low);
         for (acc, low) in acc.iter_mut().zip(low) {
             *acc = 2 * *acc + *low;
         }

@@ -7,17 +7,18 @@
 //! *position* `y · width + x`, `width` being the frame's; tap `(i, j)` of position `q` reads position `q + shift` of its
 //! phase, whatever `q`. Positions past a row's end are computed like any other and dropped: 2 of 58 in a layer of 56×56.
 //!
-//! **Memory.** Per group, phase and unit of 64 channels a *plane* of [`FramedKernel::unit_bytes`] for every position, and
+//! **Memory.** Per group, phase and unit of 64 channels a *plane* of [`PackedInputKernel::unit_bytes`] for every position, and
 //! slack behind the last, so that a kernel may compute whole blocks. The reduction runs over units first and taps second:
 //! nine taps read the same few kilobytes.
 
-use super::{Inner, Operands};
+use super::cache_line::CacheLine;
+use super::epilogue::TileEpilogue;
+use super::kernel::{Inner, Layout, OperandTypes, PanelWeights, private};
 use crate::codec::{Act, WeightKind};
 use crate::error::Result;
-use crate::memory;
 
-/// A block of accumulators that [`FramedKernel::run`] is done with.
-pub struct Emitted<'a> {
+/// A block of accumulators that [`PackedInputKernel::run`] is done with.
+pub struct AccBlock<'a> {
     /// Position of the first row.
     pub first: usize,
     /// `acc[position][nr]`; rows of positions that nobody asked for are dropped, whatever they hold. The next block begins behind
@@ -49,13 +50,23 @@ impl<'a> Pixels<'a> {
     }
 }
 
-/// Only this crate can name it, so only this crate can implement [`super::Kernel`]: a layout that lies would let another's inner
-/// loop read outside its panel.
-#[derive(Clone, Copy, Debug)]
-pub struct Seal;
-
 /// The inner loop of a kernel that wants its input in a layout of its own.
-pub trait FramedKernel {
+pub trait PackedInputKernel: private::Sealed {
+    /// Layout of the weights.
+    fn layout(&self) -> Layout;
+
+    /// What follows, for tiles of this width.
+    fn epilogue(&self) -> &'static dyn TileEpilogue;
+
+    /// Bytes of a panel of weights over `units` units, all taps counted.
+    fn panel_bytes(&self, units: usize) -> usize;
+
+    /// Packs one panel of [`PackedInputKernel::panel_bytes`] bytes.
+    ///
+    /// # Errors
+    /// [`crate::Error::Memory`].
+    fn pack_panel(&self, weights: &PanelWeights<'_>, panel: &mut [u8]) -> Result<()>;
+
     /// Bytes that 64 channels of a position take in a frame.
     fn unit_bytes(&self) -> usize;
     /// Bytes from one position to the next: a unit's, where the unit is not split further.
@@ -72,91 +83,41 @@ pub trait FramedKernel {
     ///
     /// # Panics
     /// Where a slice is too short.
-    fn encode(&self, pixels: &Pixels<'_>, plane: &mut [u8], first: usize, positions: usize);
+    fn pack_input(&self, pixels: &Pixels<'_>, plane: &mut [u8], first: usize, positions: usize);
     /// Writes zeros instead: level 0, or else code 0.
     ///
     /// # Panics
-    /// As [`FramedKernel::encode`].
-    fn clear(&self, of_levels: bool, count: usize, plane: &mut [u8], first: usize, positions: usize);
+    /// As [`PackedInputKernel::pack_input`].
+    fn pack_zeros(&self, of_levels: bool, count: usize, plane: &mut [u8], first: usize, positions: usize);
     /// Called once for a plane all of whose positions were written.
     fn finish(&self, plane: &mut [u8]) {
         let _ = plane;
     }
     /// Accumulates all positions of `framed` against one panel of weights and hands them on block by block, in order.
-    fn run(&self, framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, emit: &mut dyn FnMut(Emitted<'_>));
+    fn run(
+        &self,
+        framed: &PackedInput<'_>,
+        panel: &Panel<'_>,
+        scratch: &mut Vec<CacheLine>,
+        emit: &mut dyn FnMut(AccBlock<'_>),
+    );
 }
 
 /// The inner loop for operands, of those for ternary codes and for activations of two bits.
-pub(crate) fn inner<'a>(
-    operands: Operands,
-    ternary: &'a (dyn FramedKernel + Sync),
-    uint2: &'a (dyn FramedKernel + Sync),
+pub(super) fn inner<'a>(
+    operands: OperandTypes,
+    ternary: &'a (dyn PackedInputKernel + Sync),
+    uint2: &'a (dyn PackedInputKernel + Sync),
 ) -> Option<Inner<'a>> {
+    let OperandTypes::Codes(operands) = operands else { return None };
     // Only the driver of tiled kernels adds two panels up.
-    (operands.weights != WeightKind::TwoBit).then_some(Inner::Framed(if operands.act == Act::Uint2 {
-        uint2
-    } else {
-        ternary
-    }))
-}
-
-/// A cache line of memory, which vectors and tiles should not straddle: measured, a convolution with a residual took a sixth
-/// less time with buffers that begin on one.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-pub struct Line(pub [u8; 64]);
-
-impl Line {
-    /// Sixteen zeros, or 64.
-    pub(crate) const ZERO: Self = Line([0; 64]);
-
-    /// All lines' bytes.
-    pub(crate) fn bytes(lines: &[Line]) -> &[u8] {
-        // SAFETY: a line is 64 bytes without padding, and bytes have no alignment.
-        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
-    }
-
-    /// All lines' bytes.
-    pub(crate) fn bytes_mut(lines: &mut [Line]) -> &mut [u8] {
-        // SAFETY: as above, and any bytes are a line.
-        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
-    }
-
-    /// All lines as float32.
-    pub(crate) fn floats(lines: &[Line]) -> &[f32] {
-        // SAFETY: a line is sixteen floats without padding, more aligned than they need be; any bytes are a float.
-        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines) / size_of::<f32>()) }
-    }
-
-    /// All lines as float32.
-    pub(crate) fn floats_mut(lines: &mut [Line]) -> &mut [f32] {
-        // SAFETY: as above, and any bytes are a line.
-        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines) / size_of::<f32>()) }
-    }
-
-    /// [`Line::at_least`] for a kernel's own working memory, which a constant bounds.
-    pub(crate) fn bounded(lines: &mut Vec<Line>, bytes: usize) -> &mut [Line] {
-        let count = bytes.div_ceil(size_of::<Line>());
-        if lines.len() < count {
-            lines.resize(count, Line::ZERO); // small: a constant of the kernel
-        }
-        &mut lines[..count]
-    }
-
-    /// At least `bytes` bytes of lines, whatever they hold.
-    ///
-    /// # Errors
-    /// [`crate::Error::Memory`] where there is not so much.
-    pub(crate) fn at_least(lines: &mut Vec<Line>, bytes: usize) -> Result<&mut [Line]> {
-        let count = bytes.div_ceil(size_of::<Line>());
-        memory::grow("working memory of a convolution", lines, count, Line::ZERO)?;
-        Ok(&mut lines[..count])
-    }
+    let inner = if operands.act == Act::Uint2 { uint2 } else { ternary };
+    (operands.weights != WeightKind::TwoBit).then_some(Inner::PackedInput(inner))
 }
 
 /// A frame, checked so that kernels need no bounds of their own.
 #[derive(Clone, Copy)]
-pub struct Framed<'a> {
+pub struct PackedInput<'a> {
     frame: &'a [u8],
     offsets: &'a [usize],
     positions: usize,
@@ -164,14 +125,14 @@ pub struct Framed<'a> {
     row: [usize; 2],
 }
 
-impl<'a> Framed<'a> {
+impl<'a> PackedInput<'a> {
     /// `offsets` are the bytes where every (unit, tap) of position 0 begins; `positions` of the `plane_positions` that a plane
     /// has are to be computed, and of every `row[1]` of these, a row of the frame, the first `row[0]` are wanted.
     ///
     /// # Panics
     /// Where a block that begins below `positions` would leave the frame, or there is nothing to reduce: a bug in the driver.
     pub(crate) fn new(
-        kernel: &dyn FramedKernel,
+        kernel: &dyn PackedInputKernel,
         frame: &'a [u8],
         offsets: &'a [usize],
         [positions, plane_positions]: [usize; 2],
@@ -185,10 +146,10 @@ impl<'a> Framed<'a> {
         for &offset in offsets {
             assert!(offset <= frame.len() && reach <= frame.len() - offset, "frame too small");
         }
-        Framed { frame, offsets, positions, plane_positions, row }
+        PackedInput { frame, offsets, positions, plane_positions, row }
     }
 
-    /// Start of the frame: at every offset there are [`Framed::positions`] positions, rounded up to whole blocks.
+    /// Start of the frame: at every offset there are [`PackedInput::positions`] positions, rounded up to whole blocks.
     #[inline(always)]
     pub(crate) fn start(&self) -> *const u8 {
         self.frame.as_ptr()
@@ -231,9 +192,9 @@ impl<'a> Panel<'a> {
     ///
     /// # Panics
     /// Where it has the wrong size: a bug in the driver.
-    pub(crate) fn new(layout: super::Layout, units: usize, bytes: &'a [u8], channels: usize) -> Self {
-        assert_eq!(bytes.len(), layout.panel_bytes(units, super::Counting::Ternary), "panel of another size");
-        assert!((1..=layout.nr).contains(&channels));
+    pub(crate) fn new(kernel: &dyn PackedInputKernel, units: usize, bytes: &'a [u8], channels: usize) -> Self {
+        assert_eq!(bytes.len(), kernel.panel_bytes(units), "panel of another size");
+        assert!((1..=kernel.layout().nr).contains(&channels));
         Panel { bytes, channels }
     }
 

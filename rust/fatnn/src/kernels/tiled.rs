@@ -1,5 +1,9 @@
 //! The operands of a column of tiles, checked once so that kernels need no bounds of their own.
 
+use super::epilogue::TileEpilogue;
+use super::kernel::{Layout, PanelWeights, UNIT_BYTES, private};
+use super::popcount::{self, PopcountMode};
+
 /// Most rows that any kernel's tile has.
 pub(crate) const MAX_MR: usize = 4;
 /// Most channels that any kernel's tile has.
@@ -8,35 +12,35 @@ pub(crate) const MAX_NR: usize = 16;
 /// Rows that a driver takes at a time: all panels of weights pass by while these rows' activations are in cache.
 pub(crate) const BLOCK: usize = 64;
 
-/// What an inner loop counts: `kernels/popcount.rs` has the arithmetic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Counting {
-    /// FATNN's planes of ternary codes.
-    Ternary,
-    /// The bits of levels: one plane, or two.
-    Bits {
-        /// Whether weights may be zero.
-        masked: bool,
-    },
-}
-
-impl Counting {
-    /// Bytes that 64 weights take in a panel: their signs, and which of them are zero.
-    pub(super) fn weight_bytes(self) -> usize {
-        if self == (Counting::Bits { masked: false }) { 8 } else { 16 }
-    }
-}
-
 /// The inner loop of a kernel that reads codes as they pass between layers.
-pub trait TiledKernel {
-    /// Output rows in a tile.
+pub trait TiledKernel: private::Sealed {
+    /// Output rows in a tile, at most [`MAX_MR`].
     fn mr(&self) -> usize;
-    /// What it counts.
-    fn counting(&self) -> Counting {
-        Counting::Ternary
+
+    /// Layout of the weights, of at most [`MAX_NR`] channels a panel.
+    fn layout(&self) -> Layout;
+
+    /// What it counts, which settles what panels hold.
+    fn mode(&self) -> PopcountMode {
+        PopcountMode::Ternary
     }
-    /// Accumulates tiles into `acc[row * nr + channel]`, which has `nr` elements for every row of `tiles`.
+
+    /// Bytes of a panel over `units` units, all taps counted.
+    fn panel_bytes(&self, units: usize) -> usize {
+        popcount::panel_bytes(self.layout(), self.mode(), units)
+    }
+
+    /// Packs one panel of [`TiledKernel::panel_bytes`] bytes.
+    fn pack_panel(&self, weights: &PanelWeights<'_>, panel: &mut [u8]) {
+        popcount::pack_panel(self.layout(), self.mode(), weights, panel);
+    }
+
+    /// Accumulates tiles into `acc[row * nr + channel]`, which has `nr` elements for every row of
+    /// `tiles`.
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]);
+
+    /// What follows, for tiles of this width.
+    fn epilogue(&self) -> &'static dyn TileEpilogue;
 }
 
 /// Addresses of the activations of one or more tiles below each other, `mr` rows each.
@@ -57,16 +61,10 @@ impl<'a> TileRows<'a> {
     /// # Panics
     /// Where an address would fall outside `codes`: a bug in the driver, since the public functions check shapes first.
     #[inline]
-    pub(crate) fn new(
-        layout: super::Layout,
-        mr: usize,
-        codes: &'a [u8],
-        bases: &'a [usize],
-        (steps, max_step): (&'a [usize], usize),
-    ) -> Self {
+    pub(crate) fn new(mr: usize, codes: &'a [u8], bases: &'a [usize], (steps, max_step): (&'a [usize], usize)) -> Self {
         assert!(bases.len().is_multiple_of(mr));
         debug_assert_eq!(steps.iter().copied().max().unwrap_or(0), max_step);
-        let reach = max_step + layout.family.unit_bytes();
+        let reach = max_step + UNIT_BYTES;
         for &base in bases {
             assert!(base <= codes.len() && reach <= codes.len() - base, "tile outside its codes");
         }
@@ -95,8 +93,8 @@ impl<'a> Tiles<'a> {
     /// # Panics
     /// Where `panel` has the wrong size: a bug in the driver.
     #[inline]
-    pub(crate) fn new(layout: super::Layout, counting: Counting, rows: TileRows<'a>, panel: &'a [u8]) -> Self {
-        assert_eq!(panel.len(), layout.panel_bytes(rows.steps.len(), counting), "panel of another size");
+    pub(crate) fn new(kernel: &dyn TiledKernel, rows: TileRows<'a>, panel: &'a [u8]) -> Self {
+        assert_eq!(panel.len(), kernel.panel_bytes(rows.steps.len()), "panel of another size");
         Tiles { rows, panel }
     }
 

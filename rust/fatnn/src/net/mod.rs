@@ -13,4 +13,4 @@ pub use limits::Limits;
 pub use network::{Input, Network, Observed, Output};
 #[doc(hidden)]
 pub use ops::Elementwise;
-pub(crate) use ops::{PoolStep, apply_all, map_elements, transpose};
+pub(crate) use ops::{PoolStep, apply_all, transpose};

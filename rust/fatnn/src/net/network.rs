@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::codec::CodesLayout;
 use crate::error::{Error, Result, bad_value, check_len};
-use crate::kernels::{Family, Line};
+use crate::kernels::{CacheLine as Line, Family};
 use crate::memory;
 use crate::net::build;
 use crate::net::file::{self, Tensor};

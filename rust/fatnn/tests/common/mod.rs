@@ -165,7 +165,7 @@ pub fn check(kernels: &[&'static dyn Kernel], case: &Case, seed: u64) {
     let residual: Vec<f32> = (0..expected.len()).map(|_| random.float() * 9.0).collect();
     let out_groups = *[1, 2, 3, case.groups].iter().filter(|&g| n.is_multiple_of(*g)).max().unwrap();
     let out_layout = CodesLayout::new(n, out_groups).unwrap();
-    for &kernel in kernels.iter().filter(|kernel| case.operands.run_on(**kernel)) {
+    for &kernel in kernels.iter().filter(|kernel| case.operands.supported_by(**kernel)) {
         let what = || format!("{} on {case:?}", kernel.name());
         let weights = PackedWeights::for_kernel(kernel, &w, case.weights(), case.operands.act).unwrap();
         // Where another kernel reads the same layout first, it would be the one that is tested.

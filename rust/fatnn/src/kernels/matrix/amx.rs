@@ -19,24 +19,22 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
-use std::sync::OnceLock;
 
+use super::{ROW_BYTES, ROWS};
 use crate::codec::Act;
 use crate::cpu::{Features, Isa};
-use crate::kernels::matrix::{ROW_BYTES, ROWS};
-use crate::kernels::packed_input::{Emitted, Framed, FramedKernel, Line, Panel, Pixels, inner};
-use crate::kernels::{Family, Inner, Kernel, Layout, Operands, Seal, epilogue_methods};
+use crate::error::Result;
+use crate::kernels::CacheLine;
+use crate::kernels::epilogue::{Epilogue, TileEpilogue, part_width};
+use crate::kernels::isa::amx::{self, DEPTH, SIDE, TILE};
+use crate::kernels::isa::avx512::Avx512;
+use crate::kernels::kernel::{Family, Inner, Kernel, Layout, OperandTypes, Operands, PanelWeights, private};
+use crate::kernels::packed_input::{AccBlock, PackedInput, PackedInputKernel, Panel, Pixels, inner};
 
-/// Rows, and channels, of a hardware tile.
-const SIDE: usize = 16;
 /// Channels in a panel: a word of the codes that come out.
 const NR: usize = 64;
 /// Positions of a block: four hardware tiles.
 const BLOCK: usize = 4 * SIDE;
-/// Positions of the reduction in a hardware tile: one unit.
-const DEPTH: usize = 64;
-/// Bytes of a hardware tile.
-const TILE: usize = SIDE * DEPTH;
 /// Bytes of a tile's weights as packed.
 const PACKED_TILE: usize = ROWS * ROW_BYTES;
 /// Longest reduction, in tiles, whose weights are expanded before the product: 72 KB for a panel.
@@ -49,6 +47,14 @@ const RING: usize = 4;
 const PREFETCH: usize = 12;
 /// Tiles between expansion and use.
 const AHEAD: usize = 2;
+
+/// Layout of the weights.
+const LAYOUT: Layout = Layout { family: Family::Matrix, nr: NR, lanes: SIDE };
+/// What follows a tile.
+const EPILOGUE: &dyn TileEpilogue = {
+    // SAFETY: only the kernel has it, which exists where `make` saw the features.
+    const { &unsafe { Epilogue::<Avx512, NR, { part_width(NR) }>::new() } }
+};
 
 #[derive(Debug)]
 struct Amx;
@@ -67,25 +73,10 @@ struct Frames<const KIND: u8>;
 /// process use it.
 pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
     let cpu = features.amx_int8 && features.avx512_vbmi && features.gfni;
-    (cpu && allowed()).then_some(&Amx)
+    (cpu && amx::allowed()).then_some(&Amx)
 }
 
-/// Whether the operating system lets this process use tiles. Only where the CPU has them.
-pub(crate) fn allowed() -> bool {
-    static ALLOWED: OnceLock<bool> = OnceLock::new();
-    *ALLOWED.get_or_init(request_tiles)
-}
-
-/// Asks the kernel for the tiles' state (`arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`), once for all threads.
-fn request_tiles() -> bool {
-    let answer: i64;
-    // SAFETY: the system call takes two numbers, touches no memory, and changes registers as declared.
-    unsafe {
-        asm!("syscall", inlateout("rax") 158i64 => answer, in("rdi") 0x1023, in("rsi") 18, out("rcx") _, out("r11") _,
-            options(nostack));
-    }
-    answer == 0
-}
+impl private::Sealed for Amx {}
 
 impl Kernel for Amx {
     fn name(&self) -> &'static str {
@@ -97,24 +88,40 @@ impl Kernel for Amx {
     }
 
     fn layout(&self) -> Layout {
-        Layout { family: Family::Matrix, nr: NR, lanes: SIDE }
+        LAYOUT
     }
 
-    fn inner(&self, operands: Operands, _: Seal) -> Option<Inner<'_>> {
-        let ternary: &(dyn FramedKernel + Sync) =
-            if operands.act == Act::Full { &Frames::<CODES> } else { &Frames::<LEVELS> };
+    fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>> {
+        let full = matches!(operands, OperandTypes::Codes(Operands { act: Act::Full, .. }));
+        let ternary: &(dyn PackedInputKernel + Sync) = if full { &Frames::<CODES> } else { &Frames::<LEVELS> };
         inner(operands, ternary, &Frames::<UINT2>)
     }
 
-    epilogue_methods!(
-        NR,
-        crate::kernels::popcount::avx512::at_least,
-        crate::kernels::popcount::avx512::float_at_least,
-        "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
-    );
+    fn uses_matrix_unit(&self) -> bool {
+        true
+    }
 }
 
-impl<const KIND: u8> FramedKernel for Frames<KIND> {
+impl<const KIND: u8> private::Sealed for Frames<KIND> {}
+
+impl<const KIND: u8> PackedInputKernel for Frames<KIND> {
+    fn layout(&self) -> Layout {
+        LAYOUT
+    }
+
+    fn epilogue(&self) -> &'static dyn TileEpilogue {
+        EPILOGUE
+    }
+
+    fn panel_bytes(&self, units: usize) -> usize {
+        super::panel_bytes(LAYOUT, units)
+    }
+
+    fn pack_panel(&self, weights: &PanelWeights<'_>, panel: &mut [u8]) -> Result<()> {
+        super::pack_panel(LAYOUT, weights, panel);
+        Ok(())
+    }
+
     fn unit_bytes(&self) -> usize {
         DEPTH
     }
@@ -123,18 +130,24 @@ impl<const KIND: u8> FramedKernel for Frames<KIND> {
         BLOCK
     }
 
-    fn encode(&self, pixels: &Pixels<'_>, plane: &mut [u8], first: usize, _: usize) {
+    fn pack_input(&self, pixels: &Pixels<'_>, plane: &mut [u8], first: usize, _: usize) {
         let out = &mut plane[first * DEPTH..][..pixels.count * DEPTH];
         // SAFETY: this is an inner loop of `Amx`, which exists where `make` saw AVX-512.
-        unsafe { encode::<KIND>(pixels, out) }
+        unsafe { pack_input::<KIND>(pixels, out) }
     }
 
-    fn clear(&self, _: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
+    fn pack_zeros(&self, _: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
         // Level 0 and code 0 are written alike.
         plane[first * DEPTH..][..count * DEPTH].fill(0);
     }
 
-    fn run(&self, framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, emit: &mut dyn FnMut(Emitted<'_>)) {
+    fn run(
+        &self,
+        framed: &PackedInput<'_>,
+        panel: &Panel<'_>,
+        scratch: &mut Vec<CacheLine>,
+        emit: &mut dyn FnMut(AccBlock<'_>),
+    ) {
         // SAFETY: this is an inner loop of `Amx`, which exists where `make` saw AVX-512 and AMX and was allowed tiles.
         unsafe { run(framed, panel, scratch, emit) }
     }
@@ -142,7 +155,7 @@ impl<const KIND: u8> FramedKernel for Frames<KIND> {
 
 /// What activations stand for, as int8, a unit of a pixel after the other.
 #[target_feature(enable = "avx512f,avx512bw")]
-fn encode<const KIND: u8>(pixels: &Pixels<'_>, out: &mut [u8]) {
+fn pack_input<const KIND: u8>(pixels: &Pixels<'_>, out: &mut [u8]) {
     let (one, two, minus_one) = (_mm512_set1_epi8(1), _mm512_set1_epi8(2), _mm512_set1_epi8(-1));
     for (i, out) in out.as_chunks_mut::<DEPTH>().0.iter_mut().enumerate() {
         let unit = u128::from_le_bytes(*pixels.unit(i));
@@ -158,46 +171,15 @@ fn encode<const KIND: u8>(pixels: &Pixels<'_>, out: &mut [u8]) {
     }
 }
 
-/// The configuration of all eight tiles: 16 rows of 64 bytes.
-#[repr(C, align(64))]
-struct TileConfig([u8; 64]);
-
-static CONFIG: TileConfig = {
-    let mut config = [0; 64];
-    config[0] = 1;
-    let mut tile = 0;
-    while tile < 8 {
-        config[16 + 2 * tile] = 64;
-        config[48 + tile] = SIDE as u8;
-        tile += 1;
-    }
-    TileConfig(config)
-};
-
-/// Configures this thread's tiles, until [`release`].
-///
-/// # Safety
-/// AMX must be there and [`allowed`]; no other code of this thread holds tiles meanwhile.
-#[inline(always)]
-pub(crate) unsafe fn configure() {
-    // SAFETY: the configuration is 64 bytes; the caller vouches for the rest.
-    unsafe { asm!("ldtilecfg [{0}]", in(reg) &raw const CONFIG, options(nostack, readonly, preserves_flags)) };
-}
-
-/// Gives tiles back.
-///
-/// # Safety
-/// Tiles were configured by [`configure`].
-#[inline(always)]
-pub(crate) unsafe fn release() {
-    // SAFETY: as the caller promises.
-    unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
-}
-
 /// # Safety
 /// AMX, AVX-512 with VBMI, and GFNI must be there.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
-unsafe fn run(framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, emit: &mut dyn FnMut(Emitted<'_>)) {
+unsafe fn run(
+    framed: &PackedInput<'_>,
+    panel: &Panel<'_>,
+    scratch: &mut Vec<CacheLine>,
+    emit: &mut dyn FnMut(AccBlock<'_>),
+) {
     let depth = framed.offsets().len();
     let blocks = framed.positions().div_ceil(BLOCK);
     let weights = panel.bytes();
@@ -205,9 +187,9 @@ unsafe fn run(framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, e
     let strips = panel.channels().div_ceil(SIDE);
     let expanded = depth <= EXPANDED && blocks >= EXPANDED_BLOCKS;
     let weight_tiles = if expanded { NR / SIDE * depth } else { RING };
-    let scratch = Line::bounded(scratch, weight_tiles * TILE + BLOCK * NR * 4);
-    let (tiles, acc) = scratch.split_at_mut(weight_tiles * TILE / size_of::<Line>());
-    let tiles = Line::bytes_mut(tiles);
+    let scratch = CacheLine::bounded(scratch, weight_tiles * TILE + BLOCK * NR * 4);
+    let (tiles, acc) = scratch.split_at_mut(weight_tiles * TILE / size_of::<CacheLine>());
+    let tiles = CacheLine::bytes_mut(tiles);
     // SAFETY: the lines hold `BLOCK × NR` numbers, any bytes are a number, and a line is aligned for them.
     let acc = unsafe { std::slice::from_raw_parts_mut(acc.as_mut_ptr().cast::<i32>(), BLOCK * NR) };
     if expanded {
@@ -216,7 +198,7 @@ unsafe fn run(framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, e
         }
     }
     // SAFETY: as the caller promises; no other code of this thread holds tiles meanwhile.
-    unsafe { configure() };
+    unsafe { amx::configure() };
     let mut tile = 0;
     for left in (1..=blocks).rev() {
         // Tiles of rows in this block. Long reductions share them out evenly: the expansion of a tile of weights hides behind the
@@ -232,7 +214,7 @@ unsafe fn run(framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, e
                     let out = &mut acc[half * 2 * SIDE * NR + pair * 2 * SIDE..];
                     let a = a.wrapping_add(half * 2 * TILE);
                     let b = tiles[pair * 2 * depth * TILE..].as_ptr();
-                    // SAFETY: `Framed` has a whole block of rows at every offset from `first` on; `tiles` has `depth` tiles for each
+                    // SAFETY: `PackedInput` has a whole block of rows at every offset from `first` on; `tiles` has `depth` tiles for each
                     // of four strips; `out` has 32 channels from here on, of 32 rows.
                     unsafe { square(a, framed.offsets(), b, depth * TILE, out) };
                 }
@@ -252,10 +234,10 @@ unsafe fn run(framed: &Framed<'_>, panel: &Panel<'_>, scratch: &mut Vec<Line>, e
                 }
             }
         }
-        emit(Emitted { first, acc: &acc[..rows * SIDE * NR] });
+        emit(AccBlock { first, acc: &acc[..rows * SIDE * NR] });
     }
     // SAFETY: configured above.
-    unsafe { release() };
+    unsafe { amx::release() };
 }
 
 /// Two-bit weights to int8, `N` rows.
@@ -348,7 +330,7 @@ unsafe fn column<const R: usize>(a: *const u8, offsets: &[usize], packed: &[u8],
             let a = a.wrapping_add(offset);
             // Past the end the last tile is expanded again, where nobody looks.
             let (next, tile) = (&packed[(k + AHEAD).min(last)], (k + AHEAD) % RING);
-            for line in next.as_chunks::<{ size_of::<Line>() }>().0 {
+            for line in next.as_chunks::<{ size_of::<CacheLine>() }>().0 {
                 _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(PREFETCH * PACKED_TILE).cast());
             }
             asm!("tileloadd tmm4, [{b} + {stride}*1]", b = in(reg) ring[k % RING].as_ptr(), stride = in(reg) DEPTH,

@@ -16,37 +16,37 @@
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) mod amx;
 
-use super::{Layout, popcount};
+use super::kernel::{Layout, PanelWeights, UNIT_CHANNELS};
 
 /// Positions of the reduction that lie side by side in a tile's row.
 const TOGETHER: usize = 4;
 /// Bytes of a row of weights.
 pub(crate) const ROW_BYTES: usize = 16;
 /// Rows of weights for a unit and a tap.
-pub(crate) const ROWS: usize = popcount::CHANNELS / TOGETHER;
+pub(crate) const ROWS: usize = UNIT_CHANNELS / TOGETHER;
 
 /// Bit in a row's 16 bytes where weight `i` begins.
 const fn field(i: usize) -> usize {
     i / 8 % 2 * 64 + i / 16 * 16 + i % 8 * 2
 }
 
-/// See [`Layout::pack_panel`].
-pub(crate) fn pack_panel<'a>(
-    layout: Layout,
-    taps: usize,
-    channels: usize,
-    channel: impl Fn(usize) -> Option<&'a [i8]>,
-    panel: &mut [u8],
-) {
-    let units = channels.div_ceil(popcount::CHANNELS);
+/// Bytes of a panel over `units` units: two bits a weight.
+pub(crate) fn panel_bytes(layout: Layout, units: usize) -> usize {
+    units * layout.nr * UNIT_CHANNELS / 4
+}
+
+/// See [`super::PackedInputKernel::pack_panel`].
+pub(crate) fn pack_panel(layout: Layout, weights: &PanelWeights<'_>, panel: &mut [u8]) {
+    let &PanelWeights { taps, inputs: channels, .. } = weights;
+    let units = channels.div_ceil(UNIT_CHANNELS);
     let strip_bytes = units * taps * ROWS * ROW_BYTES;
     panel.fill(0);
     for j in 0..layout.nr {
-        let Some(codes) = channel(j) else { continue };
+        let Some(codes) = weights.channel(j) else { continue };
         let strip = &mut panel[j / layout.lanes * strip_bytes..][..strip_bytes];
         for (t, tap) in codes.chunks_exact(channels.max(1)).enumerate() {
             for (c, &w) in tap.iter().enumerate() {
-                let (unit, at) = (c / popcount::CHANNELS, c % popcount::CHANNELS);
+                let (unit, at) = (c / UNIT_CHANNELS, c % UNIT_CHANNELS);
                 let row = (unit * taps + t) * ROWS + at / TOGETHER;
                 let bit = field(j % layout.lanes * TOGETHER + at % TOGETHER);
                 strip[row * ROW_BYTES + bit / 8] |= (w as u8 & 3) << (bit % 8);

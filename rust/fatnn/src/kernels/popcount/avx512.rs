@@ -19,9 +19,13 @@
 
 use std::arch::x86_64::*;
 
+use super::{Loop, PopcountMode, TERNARY, inner};
 use crate::cpu::{Features, Isa};
-use crate::kernels::popcount::{Loop, TERNARY, inner};
-use crate::kernels::{Counting, Family, Inner, Kernel, Layout, Operands, Seal, TiledKernel, Tiles, epilogue_methods};
+use crate::kernels::epilogue::{Epilogue, TileEpilogue, part_width};
+use crate::kernels::isa;
+use crate::kernels::kernel::prefetch;
+use crate::kernels::kernel::{Family, Inner, Kernel, Layout, OperandTypes, private};
+use crate::kernels::tiled::{TiledKernel, Tiles};
 
 const MR: usize = 4;
 /// Vectors of eight channels in a panel.
@@ -40,6 +44,14 @@ const fn step_bytes(masked: bool) -> usize {
     NV * vector_bytes(masked)
 }
 
+/// Layout of the weights.
+const LAYOUT: Layout = Layout { family: Family::Popcount, nr: NR, lanes: 8 };
+/// What follows a tile.
+const EPILOGUE: &dyn TileEpilogue = {
+    // SAFETY: only the kernel has it, which exists where `make` saw the features.
+    const { &unsafe { Epilogue::<isa::avx512::Avx512, NR, { part_width(NR) }>::new() } }
+};
+
 #[derive(Debug)]
 struct Avx512;
 
@@ -47,6 +59,8 @@ struct Avx512;
 pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
     (features.avx512 && features.avx512_vpopcntdq).then_some(&Avx512)
 }
+
+impl private::Sealed for Avx512 {}
 
 impl Kernel for Avx512 {
     fn name(&self) -> &'static str {
@@ -58,20 +72,26 @@ impl Kernel for Avx512 {
     }
 
     fn layout(&self) -> Layout {
-        Layout { family: Family::Popcount, nr: NR, lanes: 8 }
+        LAYOUT
     }
 
-    fn inner(&self, operands: Operands, _: Seal) -> Option<Inner<'_>> {
+    fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>> {
         let bits: [[&Loop; 2]; 2] = [[&Bits::<1, false>, &Bits::<1, true>], [&Bits::<2, false>, &Bits::<2, true>]];
-        Some(inner(operands, self, bits))
+        inner(operands, self, bits)
     }
-
-    epilogue_methods!(NR, at_least, float_at_least, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
 }
 
 impl TiledKernel for Avx512 {
     fn mr(&self) -> usize {
         MR
+    }
+
+    fn layout(&self) -> Layout {
+        LAYOUT
+    }
+
+    fn epilogue(&self) -> &'static dyn TileEpilogue {
+        EPILOGUE
     }
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
@@ -83,14 +103,24 @@ impl TiledKernel for Avx512 {
 /// The inner loop for bits, of `PLANES` planes.
 struct Bits<const PLANES: usize, const MASKED: bool>;
 
+impl<const PLANES: usize, const MASKED: bool> private::Sealed for Bits<PLANES, MASKED> {}
+
 impl<const PLANES: usize, const MASKED: bool> TiledKernel for Bits<PLANES, MASKED> {
     fn mr(&self) -> usize {
         // Both planes' adders and counters of four rows would fill all registers.
         if PLANES == 2 && !MASKED { MR / 2 } else { MR }
     }
 
-    fn counting(&self) -> Counting {
-        Counting::Bits { masked: MASKED }
+    fn layout(&self) -> Layout {
+        LAYOUT
+    }
+
+    fn epilogue(&self) -> &'static dyn TileEpilogue {
+        EPILOGUE
+    }
+
+    fn mode(&self) -> PopcountMode {
+        PopcountMode::Bits { masked: MASKED }
     }
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
@@ -337,7 +367,7 @@ fn twice_and(a: __m512i, b: __m512i) -> __m512i {
 #[inline(always)]
 fn ahead(weights: *const u8) {
     for line in 0..step_bytes(true) / 64 {
-        crate::kernels::prefetch(weights.wrapping_add(AHEAD + line * 64));
+        prefetch(weights.wrapping_add(AHEAD + line * 64));
     }
 }
 
@@ -350,34 +380,4 @@ fn store(acc: &mut [i32; NR], constants: __m512i, counts: [__m512i; NV]) {
     let counts = _mm512_permutex2var_epi32(counts[0], low_halves, counts[1]);
     // SAFETY: `acc` has sixteen elements.
     unsafe { _mm512_storeu_si512(acc.as_mut_ptr().cast(), _mm512_add_epi32(constants, counts)) };
-}
-
-/// [`crate::epilogue::at_least`]: comparisons into masks.
-#[target_feature(enable = "avx512f")]
-#[inline]
-pub(crate) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
-    const { assert!(NR.is_multiple_of(16) && NR <= 64) };
-    let mut bits = 0;
-    for (i, (acc, threshold)) in acc.as_chunks::<16>().0.iter().zip(threshold.as_chunks::<16>().0).enumerate() {
-        // SAFETY: both arrays have sixteen elements.
-        let (acc, threshold) =
-            unsafe { (_mm512_loadu_si512(acc.as_ptr().cast()), _mm512_loadu_si512(threshold.as_ptr().cast())) };
-        bits |= u64::from(_mm512_cmpge_epi32_mask(acc, threshold)) << (i * 16);
-    }
-    bits
-}
-
-/// [`crate::quantize::at_least`].
-#[target_feature(enable = "avx512f")]
-#[inline]
-pub(crate) fn float_at_least<const N: usize>(x: &[f32; N], threshold: f32) -> u64 {
-    const { assert!(N.is_multiple_of(16) && N <= 64) };
-    let threshold = _mm512_set1_ps(threshold);
-    let mut bits = 0;
-    for (i, x) in x.as_chunks::<16>().0.iter().enumerate() {
-        // SAFETY: the array has sixteen elements.
-        let x = unsafe { _mm512_loadu_ps(x.as_ptr()) };
-        bits |= u64::from(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, threshold)) << (i * 16);
-    }
-    bits
 }

@@ -17,7 +17,7 @@
 //! Σ x·w = 2 · Σ pop(carry) + pop(ones) - N
 //! ```
 //!
-//! so that a step has one plane to count instead of two, and counting is what is scarce. It takes three ternary-logic
+//! so that a step has one plane to count instead of two, and mode is what is scarce. It takes three ternary-logic
 //! operations, one popcount and one addition; six logic operations where there are only those of two operands.
 //!
 //! **Activations of two bits**, `x = b₀ + 2·b₁ ∈ {0, 1, 2, 3}`, have binary planes instead. For a plane of zeros and ones,
@@ -44,7 +44,7 @@
 //!
 //! **Activations**, per pixel, group and 64 channels: `z`, `p` (or `b₀`, `b₁`) as two little-endian 64-bit words.
 //! **Weights**, per panel of `nr` channels: for every unit of the reduction and every vector of `lanes` channels, first
-//! the `lanes` words of `s`, then those of `k` (but [`Counting::Bits`] that are not masked); behind the units one `i32` per
+//! the `lanes` words of `s`, then those of `k` (but [`PopcountMode::Bits`] that are not masked); behind the units one `i32` per
 //! channel, which the kernel adds to the count: `-N`, plus `Σ w` for half-range activations, whose level is the code plus one;
 //! `-3·pop(s)` for bits of two planes, `-pop(s)` for one. `N` counts whole words: the weights that fill the last one up are
 //! zeros, for which every activation will do; where there is no `k`, signs of 0, for activations that have no bit set there.
@@ -52,12 +52,15 @@
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx2_bits;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 pub(crate) mod neon;
 pub(crate) mod scalar;
 
-use super::{Counting, Inner, Layout, Operands, TiledKernel, Tiles};
+use super::kernel::{Inner, Layout, OperandTypes, PanelWeights};
+use super::tiled::{TiledKernel, Tiles};
 use crate::codec::{Act, WeightKind};
 
 /// Channels in a unit.
@@ -65,21 +68,40 @@ pub(crate) const CHANNELS: usize = 64;
 /// Bytes of a unit: two planes of 64 bits.
 pub(crate) const UNIT_BYTES: usize = 16;
 
-/// See [`Layout::pack_panel`].
-pub(crate) fn pack_panel<'a>(
-    layout: Layout,
-    taps: usize,
-    channels: usize,
-    (act, counting): (Act, Counting),
-    channel: impl Fn(usize) -> Option<&'a [i8]>,
-    panel: &mut [u8],
-) {
+/// What an inner loop counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PopcountMode {
+    /// FATNN's planes of ternary codes.
+    Ternary,
+    /// The bits of levels: one plane, or two.
+    Bits {
+        /// Whether weights may be zero.
+        masked: bool,
+    },
+}
+
+impl PopcountMode {
+    /// Bytes that 64 weights take in a panel: their signs, and which of them are zero.
+    fn weight_bytes(self) -> usize {
+        if self == (PopcountMode::Bits { masked: false }) { 8 } else { 16 }
+    }
+}
+
+/// Bytes of a panel over `units` units: their weights, and one `i32` per channel.
+pub(super) fn panel_bytes(layout: Layout, mode: PopcountMode, units: usize) -> usize {
+    // A reduction is at most 2²³ long, so this does not overflow.
+    units * layout.nr * mode.weight_bytes() + layout.nr * 4
+}
+
+/// See [`super::TiledKernel::pack_panel`].
+pub(super) fn pack_panel(layout: Layout, mode: PopcountMode, weights: &PanelWeights<'_>, panel: &mut [u8]) {
+    let &PanelWeights { taps, inputs: channels, act, .. } = weights;
     let units = channels.div_ceil(CHANNELS);
-    let unit_stride = layout.nr * counting.weight_bytes();
+    let unit_stride = layout.nr * mode.weight_bytes();
     let offsets = taps * units * unit_stride;
     panel.fill(0);
     for j in 0..layout.nr {
-        let Some(codes) = channel(j) else { continue };
+        let Some(codes) = weights.channel(j) else { continue };
         let (vector, lane) = (j / layout.lanes, j % layout.lanes);
         let (mut sum, mut negative) = (0i32, 0i32);
         for (t, tap) in codes.chunks_exact(channels.max(1)).enumerate() {
@@ -91,18 +113,18 @@ pub(crate) fn pack_panel<'a>(
                 }
                 sum += k.count_zeros() as i32 - 2 * s.count_ones() as i32;
                 negative += s.count_ones() as i32;
-                let at = (t * units + u) * unit_stride + vector * layout.lanes * counting.weight_bytes() + lane * 8;
+                let at = (t * units + u) * unit_stride + vector * layout.lanes * mode.weight_bytes() + lane * 8;
                 panel[at..at + 8].copy_from_slice(&s.to_le_bytes());
-                if counting != (Counting::Bits { masked: false }) {
+                if mode != (PopcountMode::Bits { masked: false }) {
                     panel[at + layout.lanes * 8..at + layout.lanes * 8 + 8].copy_from_slice(&k.to_le_bytes());
                 }
             }
         }
         let count = (taps * units * CHANNELS) as i32;
-        let offset = match (counting, act) {
-            (Counting::Bits { .. }, _) => -(act.most() as i32) * negative,
-            (Counting::Ternary, Act::Full) => -count,
-            (Counting::Ternary, _) => sum - count,
+        let offset = match (mode, act) {
+            (PopcountMode::Bits { .. }, _) => -(act.max_abs() as i32) * negative,
+            (PopcountMode::Ternary, Act::Full) => -count,
+            (PopcountMode::Ternary, _) => sum - count,
         };
         panel[offsets + j * 4..offsets + j * 4 + 4].copy_from_slice(&offset.to_le_bytes());
     }
@@ -116,13 +138,18 @@ pub(crate) type Loop = dyn TiledKernel + Sync;
 
 /// The inner loop for operands: that for ternary activations, or one of those for bits, of one plane or of two, first for
 /// weights that are never zero.
-pub(crate) fn inner<'a>(operands: Operands, ternary: &'a Loop, [one, two]: [[&'a Loop; 2]; 2]) -> Inner<'a> {
+pub(crate) fn inner<'a>(
+    operands: OperandTypes,
+    ternary: &'a Loop,
+    [one, two]: [[&'a Loop; 2]; 2],
+) -> Option<Inner<'a>> {
+    let OperandTypes::Codes(operands) = operands else { return None };
     let masked = usize::from(operands.weights == WeightKind::Ternary);
-    Inner::Tiled(match operands.act {
+    Some(Inner::Tiled(match operands.act {
         Act::Full | Act::Half => ternary,
         Act::Binary => one[masked],
         Act::Uint2 => two[masked],
-    })
+    }))
 }
 
 /// What kernels whose counters hold `STEPS` steps do outside of them: writes the channels' constants to every row of `acc`,
@@ -130,7 +157,7 @@ pub(crate) fn inner<'a>(operands: Operands, ternary: &'a Loop, [one, two]: [[&'a
 /// those of the steps' activations from a row's start, `weights` has the words of `NR` channels for each.
 #[inline(always)]
 pub(crate) fn in_parts<const NR: usize, const STEPS: usize>(
-    counting: Counting,
+    mode: PopcountMode,
     tiles: &Tiles<'_>,
     acc: &mut [i32],
     mut part: impl FnMut(&[usize], &[u8], &mut [i32]),
@@ -141,7 +168,7 @@ pub(crate) fn in_parts<const NR: usize, const STEPS: usize>(
             *acc = i32::from_le_bytes(*constant);
         }
     }
-    let weights = weights.chunks(STEPS * NR * counting.weight_bytes());
+    let weights = weights.chunks(STEPS * NR * mode.weight_bytes());
     for (offsets, weights) in tiles.steps().chunks(STEPS).zip(weights) {
         part(offsets, weights, acc);
     }

@@ -1,7 +1,7 @@
 //! The popcount family for AArch64, whose `cnt` counts the bits of bytes.
 //!
-//! Six instructions for 128 products: four of logic (see [`crate::kernels::popcount`]; `bsl` selects the carry in one), `cnt`, and an
-//! addition of bytes, which hold 31 steps before they are widened. Merging carries before counting them, as on AVX2, does
+//! Six instructions for 128 products: four of logic (see [`super`]; `bsl` selects the carry in one), `cnt`, and an
+//! addition of bytes, which hold 31 steps before they are widened. Merging carries before mode them, as on AVX2, does
 //! not pay: a full adder takes three instructions and saves two. Two vectors of two channels beside four rows fill the
 //! registers; further vectors of the panel follow one another.
 //!
@@ -12,9 +12,12 @@
 
 use std::arch::aarch64::*;
 
+use super::{Loop, PopcountMode, TERNARY, in_parts, inner};
 use crate::cpu::{Features, Isa};
-use crate::kernels::popcount::{Loop, TERNARY, in_parts, inner};
-use crate::kernels::{Counting, Family, Inner, Kernel, Layout, Operands, Seal, TiledKernel, Tiles, epilogue_methods};
+use crate::kernels::epilogue::{Epilogue, TileEpilogue, part_width};
+use crate::kernels::isa;
+use crate::kernels::kernel::{Family, Inner, Kernel, Layout, OperandTypes, private};
+use crate::kernels::tiled::{TiledKernel, Tiles};
 
 const MR: usize = 4;
 /// Vectors of two channels in a panel.
@@ -34,6 +37,14 @@ const fn vector_bytes(masked: bool) -> usize {
     if masked { 32 } else { 16 }
 }
 
+/// Layout of the weights.
+const LAYOUT: Layout = Layout { family: Family::Popcount, nr: NR, lanes: 2 };
+/// What follows a tile.
+const EPILOGUE: &dyn TileEpilogue = {
+    // SAFETY: only the kernel has it, which exists where `make` saw the features.
+    const { &unsafe { Epilogue::<isa::neon::Neon, NR, { part_width(NR) }>::new() } }
+};
+
 #[derive(Debug)]
 struct Neon;
 
@@ -41,6 +52,8 @@ struct Neon;
 pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
     features.neon.then_some(&Neon)
 }
+
+impl private::Sealed for Neon {}
 
 impl Kernel for Neon {
     fn name(&self) -> &'static str {
@@ -52,20 +65,26 @@ impl Kernel for Neon {
     }
 
     fn layout(&self) -> Layout {
-        Layout { family: Family::Popcount, nr: NR, lanes: 2 }
+        LAYOUT
     }
 
-    fn inner(&self, operands: Operands, _: Seal) -> Option<Inner<'_>> {
+    fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>> {
         let bits: [[&Loop; 2]; 2] = [[&Bits::<1, false>, &Bits::<1, true>], [&Bits::<2, false>, &Bits::<2, true>]];
-        Some(inner(operands, self, bits))
+        inner(operands, self, bits)
     }
-
-    epilogue_methods!(NR, at_least, float_at_least, "neon");
 }
 
 impl TiledKernel for Neon {
     fn mr(&self) -> usize {
         MR
+    }
+
+    fn layout(&self) -> Layout {
+        LAYOUT
+    }
+
+    fn epilogue(&self) -> &'static dyn TileEpilogue {
+        EPILOGUE
     }
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
@@ -77,8 +96,8 @@ impl TiledKernel for Neon {
 /// All tiles: of ternary codes, or of bits of `PLANES` planes.
 #[target_feature(enable = "neon")]
 fn run<const PLANES: usize, const MASKED: bool>(tiles: &Tiles<'_>, acc: &mut [i32]) {
-    let counting = if PLANES == TERNARY { Counting::Ternary } else { Counting::Bits { masked: MASKED } };
-    in_parts::<NR, MAX_STEPS>(counting, tiles, acc, |offsets, weights, acc| {
+    let mode = if PLANES == TERNARY { PopcountMode::Ternary } else { PopcountMode::Bits { masked: MASKED } };
+    in_parts::<NR, MAX_STEPS>(mode, tiles, acc, |offsets, weights, acc| {
         for (rows, acc) in tiles.rows::<MR>().zip(acc.as_chunks_mut::<{ MR * NR }>().0) {
             for v in (0..NV).step_by(VECTORS) {
                 // SAFETY: `weights` holds `NV` vectors of signs, and as many masks unless it is not `MASKED`, for every offset, and
@@ -154,13 +173,23 @@ unsafe fn count(rows: [*const u8; MR], offsets: &[usize], mut weights: *const u8
 /// The inner loop for bits, of `PLANES` planes.
 struct Bits<const PLANES: usize, const MASKED: bool>;
 
+impl<const PLANES: usize, const MASKED: bool> private::Sealed for Bits<PLANES, MASKED> {}
+
 impl<const PLANES: usize, const MASKED: bool> TiledKernel for Bits<PLANES, MASKED> {
     fn mr(&self) -> usize {
         MR
     }
 
-    fn counting(&self) -> Counting {
-        Counting::Bits { masked: MASKED }
+    fn layout(&self) -> Layout {
+        LAYOUT
+    }
+
+    fn epilogue(&self) -> &'static dyn TileEpilogue {
+        EPILOGUE
+    }
+
+    fn mode(&self) -> PopcountMode {
+        PopcountMode::Bits { masked: MASKED }
     }
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
@@ -226,47 +255,4 @@ unsafe fn count_bits<const PLANES: usize, const MASKED: bool>(
         counts[r] = vreinterpretq_s32_u32(vpaddq_u32(vpaddlq_u16(wide[r][0]), vpaddlq_u16(wide[r][1])));
     }
     counts
-}
-
-/// [`crate::epilogue::at_least`].
-#[target_feature(enable = "neon")]
-#[inline]
-pub(crate) fn at_least<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
-    const { assert!(NR.is_multiple_of(4) && NR <= 32) };
-    let mut bits = vdupq_n_u32(0);
-    for (i, (acc, threshold)) in acc.as_chunks::<4>().0.iter().zip(threshold.as_chunks::<4>().0).enumerate() {
-        // SAFETY: both arrays have four elements.
-        let (acc, threshold) = unsafe { (vld1q_s32(acc.as_ptr()), vld1q_s32(threshold.as_ptr())) };
-        bits = vorrq_u32(bits, vandq_u32(vcgeq_s32(acc, threshold), four_bits(i)));
-    }
-    u64::from(vaddvq_u32(bits))
-}
-
-/// [`crate::quantize::at_least`].
-#[target_feature(enable = "neon")]
-#[inline]
-pub(crate) fn float_at_least<const N: usize>(x: &[f32; N], threshold: f32) -> u64 {
-    const { assert!(N.is_multiple_of(4) && N <= 64) };
-    let threshold = vdupq_n_f32(threshold);
-    let mut halves = [0, 0];
-    for (half, x) in halves.iter_mut().zip(x.chunks(32)) {
-        let mut bits = vdupq_n_u32(0);
-        for (i, x) in x.as_chunks::<4>().0.iter().enumerate() {
-            // SAFETY: the array has four elements.
-            let x = unsafe { vld1q_f32(x.as_ptr()) };
-            bits = vorrq_u32(bits, vandq_u32(vcgeq_f32(x, threshold), four_bits(i)));
-        }
-        *half = u64::from(vaddvq_u32(bits));
-    }
-    halves[0] | halves[1] << 32
-}
-
-/// Bits `4 i` to `4 i + 3`, one in each lane.
-#[target_feature(enable = "neon")]
-#[inline]
-fn four_bits(i: usize) -> uint32x4_t {
-    const BITS: [u32; 4] = [1, 2, 4, 8];
-    // SAFETY: the array has four elements.
-    let bits = unsafe { vld1q_u32(BITS.as_ptr()) };
-    vshlq_u32(bits, vdupq_n_s32(4 * i as i32))
 }

@@ -1,16 +1,27 @@
 //! The popcount family in portable Rust: the fallback everywhere, and the family's second opinion in tests.
 //!
 //! Fast where `u64::count_ones` is an instruction (AArch64; x86-64 compiled with `popcnt`); on baseline x86-64 it is a dozen
-//! operations, which the carry-save step of [`crate::kernels::popcount`] halves. Bits have no such step here.
+//! operations, which the carry-save step of [`super`] halves. Bits have no such step here.
 
+use super::{Loop, PopcountMode, in_parts, inner};
 use crate::cpu::{Features, Isa};
-use crate::kernels::popcount::{in_parts, inner};
-use crate::kernels::{Counting, Family, Inner, Kernel, Layout, Operands, Seal, TiledKernel, Tiles, epilogue_methods};
+use crate::kernels::epilogue::{Epilogue, TileEpilogue, part_width};
+use crate::kernels::isa;
+use crate::kernels::kernel::{Family, Inner, Kernel, Layout, OperandTypes, private};
+use crate::kernels::tiled::{TiledKernel, Tiles};
 
 const MR: usize = 2;
 const NR: usize = 4;
 /// Steps that [`Bits`] takes at a time: any number would do.
 const STEPS: usize = 64;
+
+/// Layout of the weights.
+const LAYOUT: Layout = Layout { family: Family::Popcount, nr: NR, lanes: NR };
+/// What follows a tile.
+const EPILOGUE: &dyn TileEpilogue = {
+    // SAFETY: it needs no features.
+    const { &unsafe { Epilogue::<isa::scalar::Scalar, NR, { part_width(NR) }>::new() } }
+};
 
 #[derive(Debug)]
 struct Scalar;
@@ -19,6 +30,8 @@ struct Scalar;
 pub(crate) fn make(_: Features) -> Option<&'static dyn Kernel> {
     Some(&Scalar)
 }
+
+impl private::Sealed for Scalar {}
 
 impl Kernel for Scalar {
     fn name(&self) -> &'static str {
@@ -30,21 +43,26 @@ impl Kernel for Scalar {
     }
 
     fn layout(&self) -> Layout {
-        Layout { family: Family::Popcount, nr: NR, lanes: NR }
+        LAYOUT
     }
 
-    fn inner(&self, operands: Operands, _: Seal) -> Option<Inner<'_>> {
-        let bits: [[&crate::kernels::popcount::Loop; 2]; 2] =
-            [[&Bits::<1, false>, &Bits::<1, true>], [&Bits::<2, false>, &Bits::<2, true>]];
-        Some(inner(operands, self, bits))
+    fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>> {
+        let bits: [[&Loop; 2]; 2] = [[&Bits::<1, false>, &Bits::<1, true>], [&Bits::<2, false>, &Bits::<2, true>]];
+        inner(operands, self, bits)
     }
-
-    epilogue_methods!(NR, crate::epilogue::at_least, crate::quantize::at_least);
 }
 
 impl TiledKernel for Scalar {
     fn mr(&self) -> usize {
         MR
+    }
+
+    fn layout(&self) -> Layout {
+        LAYOUT
+    }
+
+    fn epilogue(&self) -> &'static dyn TileEpilogue {
+        EPILOGUE
     }
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
@@ -84,18 +102,28 @@ fn run(tiles: &Tiles<'_>, rows: [*const u8; MR], acc: &mut [i32; MR * NR]) {
 /// The inner loop for bits, of `PLANES` planes.
 struct Bits<const PLANES: usize, const MASKED: bool>;
 
+impl<const PLANES: usize, const MASKED: bool> private::Sealed for Bits<PLANES, MASKED> {}
+
 impl<const PLANES: usize, const MASKED: bool> TiledKernel for Bits<PLANES, MASKED> {
     fn mr(&self) -> usize {
         MR
     }
 
-    fn counting(&self) -> Counting {
-        Counting::Bits { masked: MASKED }
+    fn layout(&self) -> Layout {
+        LAYOUT
+    }
+
+    fn epilogue(&self) -> &'static dyn TileEpilogue {
+        EPILOGUE
+    }
+
+    fn mode(&self) -> PopcountMode {
+        PopcountMode::Bits { masked: MASKED }
     }
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
-        let step_bytes = NR * self.counting().weight_bytes();
-        in_parts::<NR, STEPS>(self.counting(), tiles, acc, |offsets, weights, acc| {
+        let step_bytes = NR * self.mode().weight_bytes();
+        in_parts::<NR, STEPS>(self.mode(), tiles, acc, |offsets, weights, acc| {
             for (rows, acc) in tiles.rows::<MR>().zip(acc.as_chunks_mut::<{ MR * NR }>().0) {
                 for (&offset, weights) in offsets.iter().zip(weights.chunks_exact(step_bytes)) {
                     let word = |i: usize| u64::from_le_bytes(weights[i * 8..i * 8 + 8].try_into().expect("8 bytes"));

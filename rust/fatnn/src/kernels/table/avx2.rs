@@ -1,6 +1,6 @@
 //! The product-table family for AVX2: `vpshufb` looks 32 indices up.
 //!
-//! Nine instructions for 384 products per 32 bytes (see [`crate::kernels::table`]) on three ports, two of which shuffle: at best 128
+//! Nine instructions for 384 products per 32 bytes (see [`super`]) on three ports, two of which shuffle: at best 128
 //! products a cycle, about 120 with spills. A tile of two selectors × two vectors has its sums in eight registers; of the
 //! tiles from 1 × 1 to 4 × 1, 1 × 4 and 3 × 2 it was the fastest (the last by a quarter: its registers spill). Measured on
 //! Sapphire Rapids, one core, from codes to codes: 290 to 325 GMAC/s in the 3×3 layers of a ResNet-18 with lanes = channels,
@@ -9,21 +9,22 @@
 
 use std::arch::x86_64::*;
 
+use super::STEPS;
+use super::channels::channels_kernel;
+use super::pixels::pixels_kernel;
+use super::tile::Vector;
 use crate::cpu::{Features, Isa};
-use crate::kernels::popcount::avx2::{at_least, float_at_least};
-use crate::kernels::table::channels::channels_kernel;
-use crate::kernels::table::pixels::pixels_kernel;
-use crate::kernels::table::{STEPS, Vector};
-use crate::kernels::{Kernel, epilogue_methods};
+use crate::kernels::isa::avx2::Avx2;
+use crate::kernels::kernel::Kernel;
 
 const LANES: usize = 32;
 
 channels_kernel!(
-    Channels, ChannelFrames, "x86_64-table-avx2", Isa::Avx2, Bytes, 2 by 2, (states, uint2_states), (at_least, float_at_least), "avx2", "avx2,fma,popcnt"
+    Channels, ChannelFrames, "x86_64-table-avx2", Isa::Avx2, Bytes, 2 by 2, (states, uint2_states), Avx2, "avx2"
 );
 
 pixels_kernel!(
-    Pixels, PixelFrames, "x86_64-table-avx2-pixels", Isa::Avx2, Bytes, 2 by 2, (states, uint2_states), (at_least, float_at_least), "avx2", "avx2,fma,popcnt"
+    Pixels, PixelFrames, "x86_64-table-avx2-pixels", Isa::Avx2, Bytes, 2 by 2, (states, uint2_states), Avx2, "avx2"
 );
 
 /// Where the CPU has AVX2 (with FMA and POPCNT, as every such CPU).
@@ -36,7 +37,7 @@ pub(crate) fn pixels(features: Features) -> Option<&'static dyn Kernel> {
     features.avx2.then_some(&Pixels)
 }
 
-/// [`crate::kernels::table::states`]: each bit of a plane becomes the sign of a byte, which is -1 or 0.
+/// [`super::states`]: each bit of a plane becomes the sign of a byte, which is -1 or 0.
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(crate) fn states(unit: &[u8; 16]) -> [u8; STEPS] {
@@ -53,7 +54,7 @@ pub(crate) fn states(unit: &[u8; 16]) -> [u8; STEPS] {
     states
 }
 
-/// [`crate::kernels::table::uint2_states`].
+/// [`super::uint2_states`].
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(crate) fn uint2_states(unit: &[u8; 16]) -> [u8; STEPS] {

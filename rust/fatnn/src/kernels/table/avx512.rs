@@ -1,6 +1,6 @@
 //! The product-table family for AVX-512 with BW (Skylake-X and later): `vpshufb` looks 64 indices up.
 //!
-//! Nine instructions for 768 products per 64 bytes (see [`crate::kernels::table`]) on the two ports that take 512 bits, one of which
+//! Nine instructions for 768 products per 64 bytes (see [`super`]) on the two ports that take 512 bits, one of which
 //! shuffles: at best 170 products a cycle; 360 to 410 GMAC/s on Sapphire Rapids in the 3×3 layers of a ResNet-18. It is for the
 //! CPUs without `vpopcntq`, and for short reductions: popcount's bound is 205 (see [`crate::kernels::popcount::avx512`]).
 //!
@@ -9,24 +9,22 @@
 
 use std::arch::x86_64::*;
 
+use super::avx2::{states, uint2_states};
+use super::channels::channels_kernel;
+use super::pixels::pixels_kernel;
+use super::tile::Vector;
 use crate::cpu::{Features, Isa};
-use crate::kernels::popcount::avx512::{at_least, float_at_least};
-use crate::kernels::table::Vector;
-use crate::kernels::table::avx2::{states, uint2_states};
-use crate::kernels::table::channels::channels_kernel;
-use crate::kernels::table::pixels::pixels_kernel;
-use crate::kernels::{Kernel, epilogue_methods};
+use crate::kernels::isa::avx512::Avx512;
+use crate::kernels::kernel::Kernel;
 
 const LANES: usize = 64;
 
 channels_kernel!(
-    Channels, ChannelFrames, "x86_64-table-avx512", Isa::Avx512, Bytes, 4 by 1, (states, uint2_states), (at_least, float_at_least), "avx512f,avx512bw",
-    "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
+    Channels, ChannelFrames, "x86_64-table-avx512", Isa::Avx512, Bytes, 4 by 1, (states, uint2_states), Avx512, "avx512f,avx512bw"
 );
 
 pixels_kernel!(
-    Pixels, PixelFrames, "x86_64-table-avx512-pixels", Isa::Avx512, Bytes, 4 by 1, (states, uint2_states), (at_least, float_at_least), "avx512f,avx512bw",
-    "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
+    Pixels, PixelFrames, "x86_64-table-avx512-pixels", Isa::Avx512, Bytes, 4 by 1, (states, uint2_states), Avx512, "avx512f,avx512bw"
 );
 
 /// Where the CPU has AVX-512 F, BW, DQ and VL.

@@ -6,11 +6,12 @@
 //! tiles prefetch the next stretch meanwhile: weights of deep layers come from beyond the second-level cache (measured, the
 //! 512-channel layers of a ResNet-50 took a fifth less time).
 
-use crate::kernels::Layout;
-use crate::kernels::packed_input::{Emitted, Framed, Line, Panel};
-use crate::kernels::table::{
-    ROUND, SCALE, STEPS, Table, Tile, UINT2_ROUND, UINT2_SCALE, Vector, Weights, selector, uint2_selector,
-};
+use super::pack::Weights;
+use super::tile::{Tile, Vector};
+use super::{ROUND, SCALE, STEPS, Table, UINT2_ROUND, UINT2_SCALE, selector, uint2_selector};
+use crate::kernels::CacheLine;
+use crate::kernels::kernel::Layout;
+use crate::kernels::packed_input::{AccBlock, PackedInput, Panel};
 
 /// Positions in a block.
 pub(crate) const BLOCK: usize = 64;
@@ -21,7 +22,7 @@ const STRETCH: usize = 9;
 /// Rows of sums: a block's, one for the last pair's second position, and two that nobody reads.
 const ROWS: usize = BLOCK + 3;
 
-/// See [`crate::kernels::FramedKernel::finish`].
+/// See [`crate::kernels::PackedInputKernel::finish`].
 #[inline(always)]
 pub(crate) fn finish<const UINT2: bool>(plane: &mut [u8]) {
     let positions = plane.as_chunks_mut::<UNIT_BYTES>().0;
@@ -34,24 +35,24 @@ pub(crate) fn finish<const UINT2: bool>(plane: &mut [u8]) {
     }
 }
 
-/// See [`crate::kernels::FramedKernel::run`]: tiles of `P` pairs × `N` vectors, or one, where it has room for the channels.
+/// See [`crate::kernels::PackedInputKernel::run`]: tiles of `P` pairs × `N` vectors, or one, where it has room for the channels.
 ///
 /// # Safety
 /// The CPU has the features of `V`.
 #[inline(always)]
 pub(crate) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2: bool>(
     layout: Layout,
-    framed: &Framed<'_>,
+    framed: &PackedInput<'_>,
     panel: &Panel<'_>,
-    scratch: &mut Vec<Line>,
-    emit: &mut dyn FnMut(Emitted<'_>),
+    scratch: &mut Vec<CacheLine>,
+    emit: &mut dyn FnMut(AccBlock<'_>),
 ) {
     let nr = N * V::LANES;
     assert!(layout.nr == nr && layout.lanes == V::LANES);
     let weights = Weights::new(layout, framed.offsets().len(), panel.bytes());
     let narrow = panel.channels() <= V::LANES;
-    let lines = Line::bounded(scratch, ROWS * nr * (size_of::<u16>() + size_of::<i32>()));
-    let (counts, acc) = lines.split_at_mut(ROWS * nr * size_of::<u16>() / size_of::<Line>());
+    let lines = CacheLine::bounded(scratch, ROWS * nr * (size_of::<u16>() + size_of::<i32>()));
+    let (counts, acc) = lines.split_at_mut(ROWS * nr * size_of::<u16>() / size_of::<CacheLine>());
     let counts = counts.as_mut_ptr().cast::<u16>();
     // SAFETY: the lines hold so many numbers, any bytes are a number, and a line is aligned for them.
     let acc = unsafe { std::slice::from_raw_parts_mut(acc.as_mut_ptr().cast::<i32>(), BLOCK * nr) };
@@ -114,13 +115,13 @@ pub(crate) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2:
                 (yet, widened) = (false, true);
             }
         }
-        emit(Emitted { first, acc });
+        emit(AccBlock { first, acc });
     }
 }
 
 /// Writes the positions, counted from the block's first, that begin a pair; returns how many.
 #[inline(always)]
-fn pairs_of(framed: &Framed<'_>, first: usize, block: usize, pairs: &mut [usize]) -> usize {
+fn pairs_of(framed: &PackedInput<'_>, first: usize, block: usize, pairs: &mut [usize]) -> usize {
     // Where all positions are wanted, they are one row.
     let [columns, width] = match framed.row() {
         [columns, width] if columns == width => [framed.positions(); 2],
@@ -144,19 +145,25 @@ fn pairs_of(framed: &Framed<'_>, first: usize, block: usize, pairs: &mut [usize]
 
 /// A kernel `$kernel` with lanes = channels, in tiles of `$pairs` pairs × `$vectors` vectors. Its inner loop is compiled with
 /// `$inner`, all of whose features are among `$features`; `$states` and `$uint2_states` are [`crate::kernels::table::states`] and
-/// [`crate::kernels::table::uint2_states`], `$at_least` and `$float_at_least` are those of [`crate::kernels::epilogue_methods`], or the same in the
-/// instruction set's own words. `$frames` is its inner loop.
+/// [`crate::kernels::table::uint2_states`] or the same in the instruction set's own words, and `$simd` is that set. `$frames` is
+/// its inner loop.
 macro_rules! channels_kernel {
     (
         $kernel:ident, $frames:ident, $name:literal, $isa:expr, $vector:ty, $pairs:literal by $vectors:literal, ($states:path, $uint2_states:path),
-        ($at_least:path, $float_at_least:path), $inner:literal, $features:literal
+        $simd:ty, $inner:literal
     ) => {
         #[derive(Debug)]
         struct $kernel;
 
         impl $kernel {
-            const NR: usize = $vectors * <$vector as crate::kernels::table::Vector>::LANES;
+            const LAYOUT: crate::kernels::Layout = crate::kernels::Layout {
+                family: crate::kernels::Family::Table,
+                nr: $vectors * <$vector as crate::kernels::table::tile::Vector>::LANES,
+                lanes: <$vector as crate::kernels::table::tile::Vector>::LANES,
+            };
         }
+
+        impl crate::kernels::private::Sealed for $kernel {}
 
         impl crate::kernels::Kernel for $kernel {
             fn name(&self) -> &'static str {
@@ -168,25 +175,43 @@ macro_rules! channels_kernel {
             }
 
             fn layout(&self) -> crate::kernels::Layout {
-                let lanes = <$vector as crate::kernels::table::Vector>::LANES;
-                crate::kernels::Layout { family: crate::kernels::Family::Table, nr: Self::NR, lanes }
+                Self::LAYOUT
             }
 
-            fn inner(
-                &self,
-                operands: crate::kernels::Operands,
-                _: crate::kernels::Seal,
-            ) -> Option<crate::kernels::Inner<'_>> {
+            fn inner(&self, operands: crate::kernels::OperandTypes) -> Option<crate::kernels::Inner<'_>> {
                 crate::kernels::packed_input::inner(operands, &$frames::<false>, &$frames::<true>)
             }
-
-            epilogue_methods!($kernel::NR, $at_least, $float_at_least, $features);
         }
 
         /// The inner loop, for activations of two bits or ternary ones.
         struct $frames<const UINT2: bool>;
 
-        impl<const UINT2: bool> crate::kernels::FramedKernel for $frames<UINT2> {
+        impl<const UINT2: bool> crate::kernels::private::Sealed for $frames<UINT2> {}
+
+        impl<const UINT2: bool> crate::kernels::PackedInputKernel for $frames<UINT2> {
+            fn layout(&self) -> crate::kernels::Layout {
+                $kernel::LAYOUT
+            }
+
+            fn epilogue(&self) -> &'static dyn crate::kernels::TileEpilogue {
+                const NR: usize = $kernel::LAYOUT.nr;
+                const PART: usize = crate::kernels::epilogue::part_width(NR);
+                // SAFETY: only the kernel has it, which exists where the features were detected.
+                const { &unsafe { crate::kernels::epilogue::Epilogue::<$simd, NR, PART>::new() } }
+            }
+
+            fn panel_bytes(&self, units: usize) -> usize {
+                crate::kernels::table::pack::panel_bytes($kernel::LAYOUT, units)
+            }
+
+            fn pack_panel(
+                &self,
+                weights: &crate::kernels::PanelWeights<'_>,
+                panel: &mut [u8],
+            ) -> crate::error::Result<()> {
+                crate::kernels::table::pack::pack_panel($kernel::LAYOUT, weights, panel)
+            }
+
             fn unit_bytes(&self) -> usize {
                 crate::kernels::table::channels::UNIT_BYTES
             }
@@ -195,19 +220,19 @@ macro_rules! channels_kernel {
                 crate::kernels::table::channels::BLOCK
             }
 
-            fn encode(&self, pixels: &crate::kernels::Pixels<'_>, plane: &mut [u8], first: usize, _: usize) {
+            fn pack_input(&self, pixels: &crate::kernels::Pixels<'_>, plane: &mut [u8], first: usize, _: usize) {
                 #[target_feature(enable = $inner)]
-                fn encode<const UINT2: bool>(pixels: &crate::kernels::Pixels<'_>, plane: &mut [u8], first: usize) {
-                    crate::kernels::table::encode(pixels, plane, first, |unit| {
+                fn pack_input<const UINT2: bool>(pixels: &crate::kernels::Pixels<'_>, plane: &mut [u8], first: usize) {
+                    crate::kernels::table::pack_input(pixels, plane, first, |unit| {
                         if UINT2 { $uint2_states(unit) } else { $states(unit) }
                     });
                 }
                 // SAFETY: this inner loop is a kernel's that exists, so the features were detected.
-                unsafe { encode::<UINT2>(pixels, plane, first) }
+                unsafe { pack_input::<UINT2>(pixels, plane, first) }
             }
 
-            fn clear(&self, of_levels: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
-                crate::kernels::table::clear(of_levels, count, plane, first);
+            fn pack_zeros(&self, of_levels: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
+                crate::kernels::table::pack_zeros(of_levels, count, plane, first);
             }
 
             fn finish(&self, plane: &mut [u8]) {
@@ -221,18 +246,18 @@ macro_rules! channels_kernel {
 
             fn run(
                 &self,
-                framed: &crate::kernels::Framed<'_>,
+                framed: &crate::kernels::PackedInput<'_>,
                 panel: &crate::kernels::Panel<'_>,
-                scratch: &mut Vec<crate::kernels::Line>,
-                emit: &mut dyn FnMut(crate::kernels::Emitted<'_>),
+                scratch: &mut Vec<crate::kernels::CacheLine>,
+                emit: &mut dyn FnMut(crate::kernels::AccBlock<'_>),
             ) {
                 #[target_feature(enable = $inner)]
                 fn run<const UINT2: bool>(
                     layout: crate::kernels::Layout,
-                    framed: &crate::kernels::Framed<'_>,
+                    framed: &crate::kernels::PackedInput<'_>,
                     panel: &crate::kernels::Panel<'_>,
-                    scratch: &mut Vec<crate::kernels::Line>,
-                    emit: &mut dyn FnMut(crate::kernels::Emitted<'_>),
+                    scratch: &mut Vec<crate::kernels::CacheLine>,
+                    emit: &mut dyn FnMut(crate::kernels::AccBlock<'_>),
                 ) {
                     // SAFETY: this function has the features.
                     unsafe {
@@ -241,7 +266,7 @@ macro_rules! channels_kernel {
                         )
                     }
                 }
-                let layout = crate::kernels::Kernel::layout(&$kernel);
+                let layout = $kernel::LAYOUT;
                 // SAFETY: as above.
                 unsafe { run::<UINT2>(layout, framed, panel, scratch, emit) }
             }

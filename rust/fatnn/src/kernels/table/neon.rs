@@ -2,27 +2,28 @@
 //!
 //! `usra` shifts right and adds in one instruction, byte by byte, so high nibbles come out exactly, and low ones are what is
 //! left of the sum of whole bytes modulo 256: a round is 3 `tbl`, 3 `add` and one `usra` for 192 products per vector
-//! (see [`crate::kernels::table`]), 27 an instruction where popcount has 21.
+//! (see [`super`]), 27 an instruction where popcount has 21.
 //!
 //! Tested under emulation only; no speed was measured on hardware yet.
 
 use std::arch::aarch64::*;
 
+use super::STEPS;
+use super::channels::channels_kernel;
+use super::pixels::pixels_kernel;
+use super::tile::Vector;
 use crate::cpu::{Features, Isa};
-use crate::kernels::popcount::neon::{at_least, float_at_least};
-use crate::kernels::table::channels::channels_kernel;
-use crate::kernels::table::pixels::pixels_kernel;
-use crate::kernels::table::{STEPS, Vector};
-use crate::kernels::{Kernel, epilogue_methods};
+use crate::kernels::isa::neon::Neon;
+use crate::kernels::kernel::Kernel;
 
 const LANES: usize = 16;
 
 channels_kernel!(
-    Channels, ChannelFrames, "aarch64-table-neon", Isa::Neon, Bytes, 4 by 2, (states, uint2_states), (at_least, float_at_least), "neon", "neon"
+    Channels, ChannelFrames, "aarch64-table-neon", Isa::Neon, Bytes, 4 by 2, (states, uint2_states), Neon, "neon"
 );
 
 pixels_kernel!(
-    Pixels, PixelFrames, "aarch64-table-neon-pixels", Isa::Neon, Bytes, 4 by 2, (states, uint2_states), (at_least, float_at_least), "neon", "neon"
+    Pixels, PixelFrames, "aarch64-table-neon-pixels", Isa::Neon, Bytes, 4 by 2, (states, uint2_states), Neon, "neon"
 );
 
 /// Where there is Advanced SIMD: on every AArch64 CPU that runs an operating system.
@@ -35,7 +36,7 @@ pub(crate) fn pixels(features: Features) -> Option<&'static dyn Kernel> {
     features.neon.then_some(&Pixels)
 }
 
-/// [`crate::kernels::table::states`]: each bit of a plane becomes a byte, which is -1 or 0.
+/// [`super::states`]: each bit of a plane becomes a byte, which is -1 or 0.
 #[target_feature(enable = "neon")]
 #[inline]
 fn states(unit: &[u8; 16]) -> [u8; STEPS] {
@@ -62,7 +63,7 @@ fn states(unit: &[u8; 16]) -> [u8; STEPS] {
     states
 }
 
-/// [`crate::kernels::table::uint2_states`].
+/// [`super::uint2_states`].
 #[target_feature(enable = "neon")]
 #[inline]
 fn uint2_states(unit: &[u8; 16]) -> [u8; STEPS] {

@@ -4,9 +4,13 @@
 //! shifted by some bytes. One byte of weights, two output channels, selects the row. Positions past a row's end are
 //! computed like others. Sums come out channel by channel and are transposed, 8 × 8 words at a time, at a block's end.
 
-use crate::kernels::Layout;
-use crate::kernels::packed_input::{Emitted, Framed, Line, Panel, Pixels};
-use crate::kernels::table::{PAIRED, ROUND, SCALE, STEPS, Table, Tile, UINT2_ROUND, Vector, Weights, zeros};
+use super::pack::Weights;
+use super::tile::{Tile, Vector};
+use super::transpose::{self, RUN, WORDS};
+use super::{PAIRED, ROUND, SCALE, STEPS, Table, UINT2_ROUND, zeros};
+use crate::kernels::CacheLine;
+use crate::kernels::kernel::{Family, Layout};
+use crate::kernels::packed_input::{AccBlock, PackedInput, Panel, Pixels};
 
 /// Bytes of a position's unit in a frame.
 pub(crate) const UNIT_BYTES: usize = STEPS;
@@ -14,17 +18,13 @@ pub(crate) const UNIT_BYTES: usize = STEPS;
 pub(crate) const NR: usize = 16;
 /// (unit, tap)s in a stretch: their activations stay in the first-level cache.
 const STRETCH: usize = 9;
-/// Positions that are encoded together.
-const RUN: usize = 16;
-/// Words, and rows of them, that are transposed together.
-const WORDS: usize = 8;
 
 /// See [`Layout`].
-pub(crate) const LAYOUT: Layout = Layout { family: crate::kernels::Family::Table, nr: NR, lanes: PAIRED };
+pub(crate) const LAYOUT: Layout = Layout { family: Family::Table, nr: NR, lanes: PAIRED };
 
-/// See [`crate::kernels::FramedKernel::encode`]; `states` is [`crate::kernels::table::states`], or the same in an instruction set's own words.
+/// See [`crate::kernels::PackedInputKernel::pack_input`]; `states` is [`crate::kernels::table::states`], or the same in an instruction set's own words.
 #[inline(always)]
-pub(crate) fn encode(
+pub(crate) fn pack_input(
     pixels: &Pixels<'_>,
     (plane, first, positions): (&mut [u8], usize, usize),
     states: impl Fn(&[u8; 16]) -> [u8; STEPS],
@@ -39,7 +39,7 @@ pub(crate) fn encode(
             }
         }
         for (half, plane) in halves.into_iter().zip(plane.chunks_mut(RUN * positions)).take(groups.div_ceil(RUN)) {
-            let rows = zip::transpose_bytes(half);
+            let rows = transpose::transpose_bytes(half);
             for (row, plane) in rows.iter().zip(plane.chunks_exact_mut(positions)) {
                 let out = &mut plane[first + run..][..here];
                 // A constant length is one move.
@@ -52,8 +52,8 @@ pub(crate) fn encode(
     }
 }
 
-/// See [`crate::kernels::FramedKernel::clear`].
-pub(crate) fn clear(of_levels: bool, count: usize, plane: &mut [u8], first: usize, positions: usize) {
+/// See [`crate::kernels::PackedInputKernel::pack_zeros`].
+pub(crate) fn pack_zeros(of_levels: bool, count: usize, plane: &mut [u8], first: usize, positions: usize) {
     for plane in plane.chunks_exact_mut(positions) {
         let zeros = zeros(of_levels);
         match &mut plane[first..first + count] {
@@ -64,22 +64,22 @@ pub(crate) fn clear(of_levels: bool, count: usize, plane: &mut [u8], first: usiz
     }
 }
 
-/// See [`crate::kernels::FramedKernel::run`]: tiles of `P` pairs of channels × `N` vectors of positions.
+/// See [`crate::kernels::PackedInputKernel::run`]: tiles of `P` pairs of channels × `N` vectors of positions.
 ///
 /// # Safety
 /// The CPU has the features of `V`.
 #[inline(always)]
 pub(crate) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2: bool>(
-    framed: &Framed<'_>,
+    framed: &PackedInput<'_>,
     panel: &Panel<'_>,
-    scratch: &mut Vec<Line>,
-    emit: &mut dyn FnMut(Emitted<'_>),
+    scratch: &mut Vec<CacheLine>,
+    emit: &mut dyn FnMut(AccBlock<'_>),
 ) {
     const { assert!(NR.is_multiple_of(P * PAIRED) && V::LANES.is_multiple_of(2 * WORDS)) };
     let block = N * V::LANES;
     let weights = Weights::new(LAYOUT, framed.offsets().len(), panel.bytes());
-    let lines = Line::bounded(scratch, NR * block * (size_of::<u16>() + size_of::<i32>()));
-    let (counts, acc) = lines.split_at_mut(NR * block * size_of::<u16>() / size_of::<Line>());
+    let lines = CacheLine::bounded(scratch, NR * block * (size_of::<u16>() + size_of::<i32>()));
+    let (counts, acc) = lines.split_at_mut(NR * block * size_of::<u16>() / size_of::<CacheLine>());
     let counts = counts.as_mut_ptr().cast::<u16>();
     // SAFETY: the lines hold so many numbers, any bytes are a number, and a line is aligned for them.
     let acc = unsafe { std::slice::from_raw_parts_mut(acc.as_mut_ptr().cast::<[[i32; WORDS]; NR / WORDS]>(), block) };
@@ -122,7 +122,7 @@ pub(crate) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2:
                             // nothing else borrows it now.
                             unsafe { *counts.add((channel + i) * block + word).cast::<[u16; WORDS]>() }
                         });
-                        for (i, row) in zip::transpose_words(rows).iter().enumerate() {
+                        for (i, row) in transpose::transpose_words(rows).iter().enumerate() {
                             let acc = &mut acc[position::<V>(word + i)][channel / WORDS];
                             let before = if widened { *acc } else { constants[channel / WORDS] };
                             *acc = std::array::from_fn(|j| before[j].wrapping_add(i32::from(row[j])));
@@ -132,7 +132,7 @@ pub(crate) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2:
                 (yet, widened) = (false, true);
             }
         }
-        emit(Emitted { first, acc: acc.as_flattened().as_flattened() });
+        emit(AccBlock { first, acc: acc.as_flattened().as_flattened() });
     }
 }
 
@@ -148,10 +148,12 @@ fn position<V: Vector>(word: usize) -> usize {
 macro_rules! pixels_kernel {
     (
         $kernel:ident, $frames:ident, $name:literal, $isa:expr, $vector:ty, $pairs:literal by $vectors:literal, ($states:path, $uint2_states:path),
-        ($at_least:path, $float_at_least:path), $inner:literal, $features:literal
+        $simd:ty, $inner:literal
     ) => {
         #[derive(Debug)]
         struct $kernel;
+
+        impl crate::kernels::private::Sealed for $kernel {}
 
         impl crate::kernels::Kernel for $kernel {
             fn name(&self) -> &'static str {
@@ -166,21 +168,40 @@ macro_rules! pixels_kernel {
                 crate::kernels::table::pixels::LAYOUT
             }
 
-            fn inner(
-                &self,
-                operands: crate::kernels::Operands,
-                _: crate::kernels::Seal,
-            ) -> Option<crate::kernels::Inner<'_>> {
+            fn inner(&self, operands: crate::kernels::OperandTypes) -> Option<crate::kernels::Inner<'_>> {
                 crate::kernels::packed_input::inner(operands, &$frames::<false>, &$frames::<true>)
             }
-
-            epilogue_methods!(crate::kernels::table::pixels::NR, $at_least, $float_at_least, $features);
         }
 
         /// The inner loop, for activations of two bits or ternary ones.
         struct $frames<const UINT2: bool>;
 
-        impl<const UINT2: bool> crate::kernels::FramedKernel for $frames<UINT2> {
+        impl<const UINT2: bool> crate::kernels::private::Sealed for $frames<UINT2> {}
+
+        impl<const UINT2: bool> crate::kernels::PackedInputKernel for $frames<UINT2> {
+            fn layout(&self) -> crate::kernels::Layout {
+                crate::kernels::table::pixels::LAYOUT
+            }
+
+            fn epilogue(&self) -> &'static dyn crate::kernels::TileEpilogue {
+                const NR: usize = crate::kernels::table::pixels::LAYOUT.nr;
+                const PART: usize = crate::kernels::epilogue::part_width(NR);
+                // SAFETY: only the kernel has it, which exists where the features were detected.
+                const { &unsafe { crate::kernels::epilogue::Epilogue::<$simd, NR, PART>::new() } }
+            }
+
+            fn panel_bytes(&self, units: usize) -> usize {
+                crate::kernels::table::pack::panel_bytes(crate::kernels::table::pixels::LAYOUT, units)
+            }
+
+            fn pack_panel(
+                &self,
+                weights: &crate::kernels::PanelWeights<'_>,
+                panel: &mut [u8],
+            ) -> crate::error::Result<()> {
+                crate::kernels::table::pack::pack_panel(crate::kernels::table::pixels::LAYOUT, weights, panel)
+            }
+
             fn unit_bytes(&self) -> usize {
                 crate::kernels::table::pixels::UNIT_BYTES
             }
@@ -190,37 +211,43 @@ macro_rules! pixels_kernel {
             }
 
             fn block(&self) -> usize {
-                $vectors * <$vector as crate::kernels::table::Vector>::LANES
+                $vectors * <$vector as crate::kernels::table::tile::Vector>::LANES
             }
 
-            fn encode(&self, pixels: &crate::kernels::Pixels<'_>, plane: &mut [u8], first: usize, positions: usize) {
+            fn pack_input(
+                &self,
+                pixels: &crate::kernels::Pixels<'_>,
+                plane: &mut [u8],
+                first: usize,
+                positions: usize,
+            ) {
                 #[target_feature(enable = $inner)]
-                fn encode<const UINT2: bool>(pixels: &crate::kernels::Pixels<'_>, to: (&mut [u8], usize, usize)) {
-                    crate::kernels::table::pixels::encode(pixels, to, |unit| {
+                fn pack_input<const UINT2: bool>(pixels: &crate::kernels::Pixels<'_>, to: (&mut [u8], usize, usize)) {
+                    crate::kernels::table::pixels::pack_input(pixels, to, |unit| {
                         if UINT2 { $uint2_states(unit) } else { $states(unit) }
                     });
                 }
                 // SAFETY: this inner loop is a kernel's that exists, so the features were detected.
-                unsafe { encode::<UINT2>(pixels, (plane, first, positions)) }
+                unsafe { pack_input::<UINT2>(pixels, (plane, first, positions)) }
             }
 
-            fn clear(&self, of_levels: bool, count: usize, plane: &mut [u8], first: usize, positions: usize) {
-                crate::kernels::table::pixels::clear(of_levels, count, plane, first, positions);
+            fn pack_zeros(&self, of_levels: bool, count: usize, plane: &mut [u8], first: usize, positions: usize) {
+                crate::kernels::table::pixels::pack_zeros(of_levels, count, plane, first, positions);
             }
 
             fn run(
                 &self,
-                framed: &crate::kernels::Framed<'_>,
+                framed: &crate::kernels::PackedInput<'_>,
                 panel: &crate::kernels::Panel<'_>,
-                scratch: &mut Vec<crate::kernels::Line>,
-                emit: &mut dyn FnMut(crate::kernels::Emitted<'_>),
+                scratch: &mut Vec<crate::kernels::CacheLine>,
+                emit: &mut dyn FnMut(crate::kernels::AccBlock<'_>),
             ) {
                 #[target_feature(enable = $inner)]
                 fn run<const UINT2: bool>(
-                    framed: &crate::kernels::Framed<'_>,
+                    framed: &crate::kernels::PackedInput<'_>,
                     panel: &crate::kernels::Panel<'_>,
-                    scratch: &mut Vec<crate::kernels::Line>,
-                    emit: &mut dyn FnMut(crate::kernels::Emitted<'_>),
+                    scratch: &mut Vec<crate::kernels::CacheLine>,
+                    emit: &mut dyn FnMut(crate::kernels::AccBlock<'_>),
                 ) {
                     // SAFETY: this function has the features.
                     unsafe {
@@ -236,76 +263,3 @@ macro_rules! pixels_kernel {
     };
 }
 pub(crate) use pixels_kernel;
-
-/// Transposition by interleaving: `log₂ n` times, rows `i` and `i + n/2` become rows `2 i` and `2 i + 1`.
-mod zip {
-    use super::{RUN, WORDS};
-
-    #[inline(always)]
-    pub(crate) fn transpose_bytes(mut rows: [[u8; RUN]; RUN]) -> [[u8; RUN]; RUN] {
-        for _ in 0..4 {
-            let mut next = rows;
-            for i in 0..RUN / 2 {
-                [next[2 * i], next[2 * i + 1]] = bytes(rows[i], rows[i + RUN / 2]);
-            }
-            rows = next;
-        }
-        rows
-    }
-
-    #[inline(always)]
-    pub(crate) fn transpose_words(mut rows: [[u16; WORDS]; WORDS]) -> [[u16; WORDS]; WORDS] {
-        for _ in 0..3 {
-            let mut next = rows;
-            for i in 0..WORDS / 2 {
-                [next[2 * i], next[2 * i + 1]] = words(rows[i], rows[i + WORDS / 2]);
-            }
-            rows = next;
-        }
-        rows
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    fn bytes(a: [u8; RUN], b: [u8; RUN]) -> [[u8; RUN]; 2] {
-        use std::arch::x86_64::*;
-        // SAFETY: vectors and arrays are 16 bytes, any of which are valid in both; every x86-64 CPU has SSE2.
-        unsafe {
-            let [a, b] = std::mem::transmute::<[[u8; RUN]; 2], [__m128i; 2]>([a, b]);
-            std::mem::transmute::<[__m128i; 2], [[u8; RUN]; 2]>([_mm_unpacklo_epi8(a, b), _mm_unpackhi_epi8(a, b)])
-        }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    fn words(a: [u16; WORDS], b: [u16; WORDS]) -> [[u16; WORDS]; 2] {
-        use std::arch::x86_64::*;
-        // SAFETY: as above.
-        unsafe {
-            let [a, b] = std::mem::transmute::<[[u16; WORDS]; 2], [__m128i; 2]>([a, b]);
-            std::mem::transmute::<[__m128i; 2], [[u16; WORDS]; 2]>([_mm_unpacklo_epi16(a, b), _mm_unpackhi_epi16(a, b)])
-        }
-    }
-
-    #[cfg(target_arch = "aarch64")]
-    #[inline(always)]
-    fn bytes(a: [u8; RUN], b: [u8; RUN]) -> [[u8; RUN]; 2] {
-        use std::arch::aarch64::*;
-        // SAFETY: vectors and arrays are 16 bytes, any of which are valid in both; every AArch64 CPU has the instructions.
-        unsafe {
-            let [a, b] = std::mem::transmute::<[[u8; RUN]; 2], [uint8x16_t; 2]>([a, b]);
-            std::mem::transmute::<[uint8x16_t; 2], [[u8; RUN]; 2]>([vzip1q_u8(a, b), vzip2q_u8(a, b)])
-        }
-    }
-
-    #[cfg(target_arch = "aarch64")]
-    #[inline(always)]
-    fn words(a: [u16; WORDS], b: [u16; WORDS]) -> [[u16; WORDS]; 2] {
-        use std::arch::aarch64::*;
-        // SAFETY: as above.
-        unsafe {
-            let [a, b] = std::mem::transmute::<[[u16; WORDS]; 2], [uint16x8_t; 2]>([a, b]);
-            std::mem::transmute::<[uint16x8_t; 2], [[u16; WORDS]; 2]>([vzip1q_u16(a, b), vzip2q_u16(a, b)])
-        }
-    }
-}

@@ -1,13 +1,26 @@
 //! The product-table family in portable Rust: products looked up one by one, to check the others by.
 
+use super::pack::{self, Weights, steps};
+use super::{STATES, STEPS, UINT2_STATES, entry, states, uint2_states};
 use crate::cpu::{Features, Isa};
-use crate::kernels::packed_input::{Emitted, Framed, FramedKernel, Line, Panel, Pixels, inner};
-use crate::kernels::table::{STATES, STEPS, UINT2_STATES, Weights, entry, states, steps, uint2_states};
-use crate::kernels::{Family, Inner, Kernel, Layout, Operands, Seal, epilogue_methods, table};
+use crate::error::Result;
+use crate::kernels::CacheLine;
+use crate::kernels::epilogue::{Epilogue, TileEpilogue, part_width};
+use crate::kernels::isa;
+use crate::kernels::kernel::{Family, Inner, Kernel, Layout, OperandTypes, PanelWeights, private};
+use crate::kernels::packed_input::{AccBlock, PackedInput, PackedInputKernel, Panel, Pixels, inner};
 
 const NR: usize = 8;
 /// Positions in a block.
 const BLOCK: usize = 8;
+
+/// Layout of the weights.
+const LAYOUT: Layout = Layout { family: Family::Table, nr: NR, lanes: NR };
+/// What follows a tile.
+const EPILOGUE: &dyn TileEpilogue = {
+    // SAFETY: it needs no features.
+    const { &unsafe { Epilogue::<isa::scalar::Scalar, NR, { part_width(NR) }>::new() } }
+};
 
 #[derive(Debug)]
 struct Scalar;
@@ -28,6 +41,8 @@ const fn products(uint2: bool) -> [[u8; 16]; 16] {
     products
 }
 
+impl private::Sealed for Scalar {}
+
 impl Kernel for Scalar {
     fn name(&self) -> &'static str {
         "generic-table-scalar"
@@ -38,14 +53,12 @@ impl Kernel for Scalar {
     }
 
     fn layout(&self) -> Layout {
-        Layout { family: Family::Table, nr: NR, lanes: NR }
+        LAYOUT
     }
 
-    fn inner(&self, operands: Operands, _: Seal) -> Option<Inner<'_>> {
+    fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>> {
         inner(operands, &Frames::<false>, &Frames::<true>)
     }
-
-    epilogue_methods!(NR, crate::epilogue::at_least, crate::quantize::at_least);
 }
 
 /// The inner loop, for activations of two bits or ternary ones.
@@ -55,7 +68,25 @@ impl<const UINT2: bool> Frames<UINT2> {
     const PRODUCTS: [[u8; 16]; 16] = products(UINT2);
 }
 
-impl<const UINT2: bool> FramedKernel for Frames<UINT2> {
+impl<const UINT2: bool> private::Sealed for Frames<UINT2> {}
+
+impl<const UINT2: bool> PackedInputKernel for Frames<UINT2> {
+    fn layout(&self) -> Layout {
+        LAYOUT
+    }
+
+    fn epilogue(&self) -> &'static dyn TileEpilogue {
+        EPILOGUE
+    }
+
+    fn panel_bytes(&self, units: usize) -> usize {
+        pack::panel_bytes(LAYOUT, units)
+    }
+
+    fn pack_panel(&self, weights: &PanelWeights<'_>, panel: &mut [u8]) -> Result<()> {
+        pack::pack_panel(LAYOUT, weights, panel)
+    }
+
     fn unit_bytes(&self) -> usize {
         STEPS
     }
@@ -64,16 +95,22 @@ impl<const UINT2: bool> FramedKernel for Frames<UINT2> {
         BLOCK
     }
 
-    fn encode(&self, pixels: &Pixels<'_>, plane: &mut [u8], first: usize, _: usize) {
-        table::encode(pixels, plane, first, if UINT2 { uint2_states } else { states });
+    fn pack_input(&self, pixels: &Pixels<'_>, plane: &mut [u8], first: usize, _: usize) {
+        super::pack_input(pixels, plane, first, if UINT2 { uint2_states } else { states });
     }
 
-    fn clear(&self, of_levels: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
-        table::clear(of_levels, count, plane, first);
+    fn pack_zeros(&self, of_levels: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
+        super::pack_zeros(of_levels, count, plane, first);
     }
 
-    fn run(&self, framed: &Framed<'_>, panel: &Panel<'_>, _: &mut Vec<Line>, emit: &mut dyn FnMut(Emitted<'_>)) {
-        let weights = Weights::new(Scalar.layout(), framed.offsets().len(), panel.bytes());
+    fn run(
+        &self,
+        framed: &PackedInput<'_>,
+        panel: &Panel<'_>,
+        _: &mut Vec<CacheLine>,
+        emit: &mut dyn FnMut(AccBlock<'_>),
+    ) {
+        let weights = Weights::new(LAYOUT, framed.offsets().len(), panel.bytes());
         for first in (0..framed.positions()).step_by(BLOCK) {
             let mut acc = [[0i32; NR]; BLOCK];
             for (i, acc) in acc.iter_mut().enumerate() {
@@ -81,7 +118,7 @@ impl<const UINT2: bool> FramedKernel for Frames<UINT2> {
                 let units = weights.steps.as_chunks::<{ STEPS * NR }>().0;
                 for ((&offset, unit), &plan) in framed.offsets().iter().zip(units).zip(weights.plan) {
                     let at = framed.start().wrapping_add(offset + (first + i) * STEPS);
-                    // SAFETY: `Framed::new` checked that there is a unit of every position of a block at every offset.
+                    // SAFETY: `PackedInput::new` checked that there is a unit of every position of a block at every offset.
                     let states = unsafe { std::slice::from_raw_parts(at, STEPS) };
                     // At most 6 a step.
                     let mut sums = [0u16; NR];
@@ -97,7 +134,7 @@ impl<const UINT2: bool> FramedKernel for Frames<UINT2> {
                     }
                 }
             }
-            emit(Emitted { first, acc: acc.as_flattened() });
+            emit(AccBlock { first, acc: acc.as_flattened() });
         }
     }
 }

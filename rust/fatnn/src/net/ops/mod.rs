@@ -22,7 +22,7 @@ mod pad;
 mod pool;
 
 pub use elementwise::Elementwise;
-pub(crate) use elementwise::{apply_all, map as map_elements};
+pub(crate) use elementwise::apply_all;
 pub(crate) use linear::transpose;
 pub(crate) use pool::{Pool, PoolStep};
 

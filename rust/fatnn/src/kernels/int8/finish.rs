@@ -1,5 +1,4 @@
-//! What happens to every activation before an int8 product and to every accumulator behind it: plain loops, which every
-//! kernel compiles with its own CPU features.
+//! What follows an int8 product: a plain loop, which every kernel compiles with its own CPU features.
 
 /// Accumulators to floats: `acc * scale`, `+ bias`, then, where they are given, `fma(y, scale, bias)` and ReLU.
 ///
@@ -101,42 +100,4 @@ fn one<const AFFINE: bool, const RELU: bool>(
         y = if y <= 0.0 { 0.0 } else { y };
     }
     y
-}
-
-/// [`super::Element`] as a constant.
-pub(super) const I8: u8 = 0;
-/// See [`I8`].
-#[cfg(target_arch = "x86_64")]
-pub(super) const BIASED: u8 = 1;
-/// See [`I8`].
-#[cfg(target_arch = "x86_64")]
-pub(super) const I16: u8 = 2;
-
-#[inline(always)]
-pub(super) fn quantize_as<const ELEMENT: u8>(x: &[f32], inv_step: f32, out: &mut [u8]) -> bool {
-    /// What is added to a small float so that its last bits are the nearest integer, halves to even: 1.5 · 2²³.
-    const ROUND: f32 = 12_582_912.0;
-    let code = |x: f32| {
-        let y = x * inv_step;
-        let y = if y > -127.0 { y } else { -127.0 };
-        let y = if y < 127.0 { y } else { 127.0 };
-        (y + ROUND).to_bits()
-    };
-    let mut nan = 0;
-    if ELEMENT == 2 {
-        let out = out.as_chunks_mut::<2>().0;
-        assert_eq!(x.len(), out.len());
-        for (&x, out) in x.iter().zip(out) {
-            nan |= u32::from(x.is_nan());
-            *out = (code(x) as u16).to_le_bytes();
-        }
-    } else {
-        assert_eq!(x.len(), out.len());
-        let flip = if ELEMENT == 1 { 128 } else { 0 };
-        for (&x, out) in x.iter().zip(out) {
-            nan |= u32::from(x.is_nan());
-            *out = code(x) as u8 ^ flip;
-        }
-    }
-    nan == 0
 }
