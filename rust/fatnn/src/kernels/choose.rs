@@ -1,11 +1,14 @@
 //! Which kernel a layer takes.
 //!
-//! `docs/kernels.md` has the measurements that the rules come from.
+//! By predicted time (`cost.rs`) where the CPU is one of those that costs were measured on, and every
+//! candidate was measured; else by rules. `docs/kernels.md` has the measurements behind both, and the
+//! regret.
 
+use super::cost;
 use super::kernel::{Family, Inner, Kernel, OperandTypes, Operands};
 use super::registry::{available, available_for, usable};
 use crate::codec::{Act, WeightKind};
-use crate::cpu::Isa;
+use crate::cpu::{self, Isa};
 use crate::error::{Result, bad_value};
 
 /// The shape of a layer, as far as the choice of a kernel depends on it.
@@ -32,7 +35,8 @@ pub fn choose_for(shape: LayerShape, operands: impl Into<OperandTypes>) -> Resul
     let best = first(&kernels)?;
     match (operands, shape) {
         (OperandTypes::Codes(operands), LayerShape::Conv { out_channels, reduction }) => {
-            Ok(choose_among(&kernels, best, operands, out_channels, reduction))
+            let fastest = if cpu::is_zen4() { fastest(&kernels, shape, operands) } else { None };
+            Ok(fastest.unwrap_or_else(|| choose_among(&kernels, best, operands, out_channels, reduction)))
         }
         (OperandTypes::Codes(_), LayerShape::Linear) | (OperandTypes::Int8, LayerShape::Conv { .. }) => Ok(best),
         (OperandTypes::Int8, LayerShape::Linear) => {
@@ -78,8 +82,31 @@ pub fn choose_in(
     match kernels.first() {
         None => bad_value("kernel family", format!("one that runs {operands:?} on this machine"), family.name()),
         Some(&best) if linear => Ok(best),
-        Some(&best) => Ok(choose_among(&kernels, best, operands, out_channels, reduction)),
+        Some(&best) => {
+            let shape = LayerShape::Conv { out_channels, reduction };
+            let fastest = if cpu::is_zen4() { fastest(&kernels, shape, operands) } else { None };
+            Ok(fastest.unwrap_or_else(|| choose_among(&kernels, best, operands, out_channels, reduction)))
+        }
     }
+}
+
+/// Shortest reduction that costs were measured of.
+const MIN_MEASURED_REDUCTION: usize = 8;
+
+/// The kernel with the least predicted time, portable ones excepted; `None` where one was not
+/// measured, or nothing was of such layers.
+fn fastest(kernels: &[&'static dyn Kernel], shape: LayerShape, operands: Operands) -> Option<&'static dyn Kernel> {
+    if matches!(shape, LayerShape::Conv { reduction, .. } if reduction < MIN_MEASURED_REDUCTION) {
+        return None;
+    }
+    let mut best: Option<(f64, &'static dyn Kernel)> = None;
+    for &kernel in kernels.iter().filter(|kernel| kernel.isa() != Isa::Scalar) {
+        let time = cost::predicted_time(kernel, shape, operands)?;
+        if best.is_none_or(|(least, _)| time < least) {
+            best = Some((time, kernel));
+        }
+    }
+    best.map(|(_, kernel)| kernel)
 }
 
 /// The kernel that the rules take of those given, which are in the registry's order and all run the

@@ -1,6 +1,6 @@
 //! What a layer costs on a kernel: a linear model, fitted to committed measurements.
 //!
-//! `benches/costs.rs` measures and fits, `benches/results/costs/` has what it measured, and
+//! `benches/costs.rs` measures and fits, `benches/results/costs/` has what it measured on Zen 4, and
 //! `docs/kernels.md` the regret. Kernels without a row in `costs.rs` have no prediction.
 
 use super::choose::LayerShape;
@@ -20,7 +20,6 @@ pub(super) struct Cost {
 }
 
 /// A row, briefly.
-#[allow(dead_code, reason = "the table may be empty")]
 pub(super) const fn row(kernel: &'static str, act: Act, weights: WeightKind, nanoseconds: [f32; FEATURES]) -> Cost {
     Cost { kernel, operands: Operands { act, weights }, nanoseconds }
 }
@@ -48,9 +47,18 @@ pub fn features(kernel: &dyn Kernel, shape: LayerShape) -> Option<[f64; FEATURES
     Some([panels * steps as f64, panels, steps as f64, 1.0])
 }
 
+/// The operands whose row stands for these: those that run the same loops.
+fn measured(Operands { act, weights }: Operands) -> Operands {
+    let act = if act == Act::Full { Act::Half } else { act };
+    // Only kernels that count bits run weights without zeros faster, and only by one instruction.
+    let ternary = weights == WeightKind::Binary && act != Act::Binary;
+    Operands { act, weights: if ternary { WeightKind::Ternary } else { weights } }
+}
+
 /// Predicted nanoseconds per output pixel, on the CPU that the table was measured on; `None` where it
 /// has no row.
 pub fn predicted_time(kernel: &dyn Kernel, shape: LayerShape, operands: Operands) -> Option<f64> {
+    let operands = measured(operands);
     let cost = COSTS.iter().find(|cost| cost.kernel == kernel.name() && cost.operands == operands)?;
     let features = features(kernel, shape)?;
     Some(features.iter().zip(cost.nanoseconds).map(|(feature, ns)| feature * f64::from(ns)).sum())

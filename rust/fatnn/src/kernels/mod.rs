@@ -51,6 +51,7 @@ mod float_mode;
 pub(crate) mod int8;
 mod isa;
 mod kernel;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod matrix;
 mod packed_input;
 pub(crate) mod pooling;

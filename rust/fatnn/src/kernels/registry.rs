@@ -3,7 +3,9 @@
 use std::sync::OnceLock;
 
 use super::kernel::{Family, Kernel, OperandTypes};
-use super::{int8, matrix, popcount, table};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::matrix;
+use super::{int8, popcount, table};
 use crate::cpu::Features;
 use crate::error::{Result, bad_value};
 

@@ -13,7 +13,6 @@
 //! **Activations** are expanded to what they stand for, so that a sum begins at zero: ternary codes of half-range activations
 //! to their levels 0, 1, 2.
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) mod amx;
 
 use super::kernel::{Layout, PanelWeights, UNIT_CHANNELS};
