@@ -1,21 +1,15 @@
 //! The matrix family for Intel AMX (Sapphire Rapids and later), on Linux.
 //!
-//! `tdpbssd` multiplies 16×64 by 64×16 int8 in 16 cycles: 1024 products a cycle, eight times what `vpdpbusd` reaches on the
-//! same core. It is fed by tile loads of 16 cache lines, and what it waits for is memory: expanded weights do not fit the
-//! first-level cache for long. Two ways, measured as the faster for few and for many weights:
+//! `tdpbssd` multiplies 16×64 by 64×16 int8 in 16 cycles. It is fed by tile loads of 16 cache lines, and
+//! what it waits for is memory: expanded weights do not fit the first-level cache for long. Two ways:
 //!
-//! * **Long reductions**: 64 positions × 16 channels. A tile of weights serves four products; while they run (64 cycles), the
-//!   vector units expand the tile after the next, from 256 bytes into a ring of four tiles that never leaves the first-level
-//!   cache: a load, a byte-wise shift, a sign extension (as an affine map over bits) and a store for 64 weights. Weights are
-//!   read at two bits a value, every time. (512 channels on 7×7: 75 µs; expanding all of them beforehand takes 79 µs for that
-//!   alone, with 88 µs of products behind it.)
-//! * **Short reductions**, of at most [`EXPANDED`] tiles: the panel is expanded once, and 32 positions × 32 channels share
-//!   four tile loads among four products. (64 channels on 56×56: 48 µs against 60.)
+//! * **Long reductions**: 64 positions × 16 channels. A tile of weights serves four products. While they
+//!   run, the vector units expand the tile after the next from two bits into a ring of four tiles.
+//! * **Short reductions**, of at most [`EXPANDED`] tiles: the panel is expanded once, and 32 positions ×
+//!   32 channels share four tile loads among four products.
 //!
-//! Figures are for one core of a Sapphire Rapids at about 3.35 GHz, whose bound for the product is 35 to 44 µs.
-//!
-//! Tiles are instructions that compilers do not emit, so the state needs no care but this: configured at the start of a call,
-//! released at its end.
+//! Compilers emit no tile instructions, so the state needs no care but this: configured at the start of
+//! a call, released at its end. `docs/kernels.md` has what was measured.
 
 use std::arch::asm;
 use std::arch::x86_64::*;

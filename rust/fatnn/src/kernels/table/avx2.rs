@@ -1,11 +1,8 @@
 //! The product-table family for AVX2: `vpshufb` looks 32 indices up.
 //!
-//! Nine instructions for 384 products per 32 bytes (see [`super`]) on three ports, two of which shuffle: at best 128
-//! products a cycle, about 120 with spills. A tile of two selectors × two vectors has its sums in eight registers; of the
-//! tiles from 1 × 1 to 4 × 1, 1 × 4 and 3 × 2 it was the fastest (the last by a quarter: its registers spill). Measured on
-//! Sapphire Rapids, one core, from codes to codes: 290 to 325 GMAC/s in the 3×3 layers of a ResNet-18 with lanes = channels,
-//! 90 to 100 products a cycle, of which the inner loop itself does 126; about 70 with lanes = positions, whose loads straddle
-//! cache lines.
+//! Nine instructions for 384 products per 32 bytes (see [`super`]) on three ports, two of which shuffle.
+//! A tile of two selectors × two vectors has its sums in eight registers; larger ones spill.
+//! `docs/kernels.md` has what was measured.
 
 use std::arch::x86_64::*;
 

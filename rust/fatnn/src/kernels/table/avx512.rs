@@ -1,11 +1,10 @@
 //! The product-table family for AVX-512 with BW (Skylake-X and later): `vpshufb` looks 64 indices up.
 //!
-//! Nine instructions for 768 products per 64 bytes (see [`super`]) on the two ports that take 512 bits, one of which
-//! shuffles: at best 170 products a cycle; 360 to 410 GMAC/s on Sapphire Rapids in the 3×3 layers of a ResNet-18. It is for the
-//! CPUs without `vpopcntq`, and for short reductions: popcount's bound is 205 (see [`crate::kernels::popcount::avx512`]).
+//! Nine instructions for 768 products per 64 bytes (see [`super`]) on the two ports that take 512 bits,
+//! one of which shuffles. It is for CPUs without `vpopcntq`, and for short reductions.
 //!
-//! VBMI has wider tables: `vpermi2b` looks up groups of four channels, 256 products with one addition, but is three
-//! micro-ops on Intel, and each of its rows is two loads of 64 bytes, shared by one vector where a panel has 64 channels.
+//! VBMI has wider tables: `vpermi2b` looks up groups of four channels, 256 products with one addition,
+//! but is three micro-ops on Intel, and each of its rows is two loads of 64 bytes.
 
 use std::arch::x86_64::*;
 
