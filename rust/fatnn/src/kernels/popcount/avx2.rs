@@ -105,6 +105,7 @@ impl TiledKernel for Avx2 {
 
 /// All tiles, `STEPS` at a time: of ternary codes, or of bits of `PLANES` planes.
 #[target_feature(enable = "avx2")]
+#[inline]
 pub(super) fn run<const PLANES: usize, const MASKED: bool, const STEPS: usize>(tiles: &Tiles<'_>, acc: &mut [i32]) {
     let mode = if PLANES == TERNARY { PopcountMode::Ternary } else { PopcountMode::Bits { masked: MASKED } };
     in_parts::<NR, STEPS>(mode, tiles, acc, |offsets, weights, acc| {
