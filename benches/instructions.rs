@@ -195,7 +195,7 @@ fn main() {
     let mut pairs: Vec<_> = OPERANDS
         .into_iter()
         .flat_map(|operands| wanted.iter().map(move |kernel| (*kernel, operands)))
-        .filter(|(kernel, operands)| operands.run_on(*kernel))
+        .filter(|(kernel, operands)| operands.supported_by(*kernel))
         .collect();
     if test {
         // `cargo test --benches` only wants to know that everything runs.

@@ -8,7 +8,8 @@ use std::time::Instant;
 use fatnn::codec::Act;
 use fatnn::conv::ConvShape;
 use fatnn::cpu::Features;
-use fatnn::int8::{Int8Epilogue, Int8Weights, conv2d_int8, detected};
+use fatnn::int8::{Int8Epilogue, Int8Weights, conv2d_int8};
+use fatnn::kernels::{OperandTypes, detected_for};
 use fatnn::quantize::PixelOrder;
 use fatnn::weights::WeightShape;
 use fatnn::{parallel, reference};
@@ -81,7 +82,7 @@ fn main() {
         let epilogue = Int8Epilogue { inv_step: 63.5, scale: &scale, bias: None };
         let pixels = batch * shape.output().unwrap().iter().product::<usize>();
         let acc = reference::conv2d_acc(&reference::quantize_int8(&x, 63.5), &w, weight, Act::Full, &shape);
-        let kernels = detected();
+        let kernels = detected_for(OperandTypes::Int8);
         // From where a cache line begins, as in networks.
         let mut buffer = vec![0.0f32; pixels * n + 15];
         let start = buffer.as_ptr().align_offset(64).min(15);

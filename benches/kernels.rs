@@ -10,15 +10,17 @@ use std::time::Instant;
 
 use criterion::{Criterion, Throughput};
 use fatnn::codec::{Act, CodesLayout, WeightKind};
-use fatnn::conv::{ConvShape, conv2d_acc, conv2d_codes, conv2d_float};
+use fatnn::conv::{conv2d_acc, conv2d_codes, conv2d_float};
 use fatnn::cpu::Features;
 use fatnn::epilogue::{ToCodes, ToFloat};
-use fatnn::kernels::{self, Kernel, Operands};
-use fatnn::weights::{PackedWeights, WeightShape};
-use fatnn::{parallel, reference};
+use fatnn::kernels::{self, Operands};
+use fatnn::parallel;
 
 #[path = "ceilings.rs"]
 mod ceilings;
+#[path = "problem.rs"]
+mod problem;
+use problem::{Problem, TERNARY};
 
 /// Products m·k·n: the 3×3 layers of a ResNet at 224×224 as matrices, and one large linear layer.
 const PRODUCTS: [[usize; 3]; 6] =
@@ -29,9 +31,6 @@ const LAYERS: [[usize; 2]; 4] = [[64, 56], [128, 28], [256, 14], [512, 7]];
 
 const ROUNDS: usize = 31;
 
-/// What most layers are made of: activations behind a ReLU.
-const TERNARY: Operands = Operands { act: Act::Half, weights: WeightKind::Ternary };
-
 /// Other operands that kernels run.
 const OTHERS: [(&str, Operands); 5] = [
     ("both binary", Operands { act: Act::Binary, weights: WeightKind::Binary }),
@@ -40,97 +39,6 @@ const OTHERS: [(&str, Operands); 5] = [
     ("weights of two bits", Operands { act: Act::Half, weights: WeightKind::TwoBit }),
     ("both of two bits", Operands { act: Act::Uint2, weights: WeightKind::TwoBit }),
 ];
-
-/// A convolution with its operands.
-struct Problem {
-    operands: Operands,
-    name: String,
-    shape: ConvShape,
-    weight: WeightShape,
-    weight_codes: Vec<i8>,
-    codes: Vec<i8>,
-    packed: Vec<u8>,
-}
-
-impl Problem {
-    fn new(name: String, input: [usize; 2], channels: usize, out_channels: usize, kernel: usize) -> Self {
-        Problem::of(TERNARY, name, input, [channels, out_channels], kernel)
-    }
-
-    fn of(
-        operands: Operands,
-        name: String,
-        input: [usize; 2],
-        [channels, out_channels]: [usize; 2],
-        kernel: usize,
-    ) -> Self {
-        let shape = ConvShape {
-            batch: 1,
-            input,
-            kernel: [kernel, kernel],
-            stride: [1, 1],
-            padding: [kernel / 2, kernel / 2],
-            dilation: [1, 1],
-        };
-        let weight = WeightShape { out_channels, channels, kernel: shape.kernel, groups: 1 };
-        let levels = operands.act.codes();
-        let weights = operands.weights.codes();
-        let codes = random_codes(levels, input[0] * input[1] * channels, 1);
-        let layout = CodesLayout::new(channels, 1).unwrap().with(operands.act.coding());
-        let mut packed = vec![0; input[0] * input[1] * layout.pixel_bytes()];
-        layout.pack(&codes, &mut packed).unwrap();
-        Problem { operands, name, shape, weight, weight_codes: random_codes(weights, weight.len(), 2), codes, packed }
-    }
-
-    /// The same with other operands.
-    fn with(&self, operands: Operands) -> Self {
-        let channels = [self.weight.channels, self.weight.out_channels];
-        Problem::of(operands, self.name.clone(), self.shape.input, channels, self.shape.kernel[0])
-    }
-
-    fn product([m, k, n]: [usize; 3]) -> Self {
-        Problem::new(format!("{m}x{k}x{n}"), [1, m], k, n, 1)
-    }
-
-    fn layer([channels, size]: [usize; 2]) -> Self {
-        Problem::new(format!("3x3 {channels}ch {size}x{size}"), [size, size], channels, channels, 3)
-    }
-
-    fn outputs(&self) -> usize {
-        let [h, w] = self.shape.output().unwrap();
-        h * w * self.weight.out_channels
-    }
-
-    fn macs(&self) -> usize {
-        self.outputs() * self.weight.reduction()
-    }
-
-    fn weights(&self, kernel: &'static dyn Kernel) -> PackedWeights<'static> {
-        PackedWeights::for_kernel(kernel, &self.weight_codes, self.weight, self.operands.act).unwrap()
-    }
-
-    /// The accumulators, by the reference.
-    fn expected(&self) -> Vec<i32> {
-        reference::conv2d_acc(&self.codes, &self.weight_codes, self.weight, self.operands.act, &self.shape)
-    }
-
-    /// Asserts that a kernel's accumulators are the reference's.
-    fn check(&self, kernel: &'static dyn Kernel, expected: &[i32]) {
-        let mut found = vec![0; self.outputs()];
-        conv2d_acc(&self.packed, &self.weights(kernel), &self.shape, &mut found).unwrap();
-        assert!(found == expected, "{} {}", kernel.name(), self.name);
-    }
-}
-
-/// Codes of equal shares, from a linear congruential generator.
-fn random_codes(of: &[i8], len: usize, seed: u64) -> Vec<i8> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        of[(state >> 33) as usize % of.len()]
-    };
-    (0..len).map(|_| next()).collect()
-}
 
 fn criterion_groups(criterion: &mut Criterion) {
     parallel::set_num_threads(1).unwrap();
@@ -141,7 +49,7 @@ fn criterion_groups(criterion: &mut Criterion) {
             let mut group = criterion.benchmark_group(format!("{group_name}/{}", problem.name));
             group.throughput(Throughput::Elements(problem.macs() as u64)).sample_size(20);
             let expected = problem.expected();
-            for kernel in kernels::detected() {
+            for kernel in kernels::detected_for(TERNARY) {
                 problem.check(kernel, &expected);
                 let weights = problem.weights(kernel);
                 let mut out = vec![0; problem.outputs()];
@@ -199,7 +107,7 @@ fn table() {
         let (scale, bias) = (vec![0.5; n], vec![1.0; n]);
         let residual = vec![1.0; problem.outputs()];
         let expected = problem.expected();
-        for kernel in kernels::detected() {
+        for kernel in kernels::detected_for(TERNARY) {
             problem.check(kernel, &expected);
             let weights = problem.weights(kernel);
             let mut acc = vec![0; problem.outputs()];
@@ -247,8 +155,8 @@ fn operands_table() {
         let others = OTHERS.map(|(_, operands)| ternary.with(operands));
         let problems: Vec<_> = std::iter::once(ternary).chain(others).map(|p| (p.expected(), p)).collect();
         for &kernel in &kernels {
-            // Framed kernels run ternary operands only, some tiled ones not all others.
-            let able: Vec<_> = problems.iter().filter(|(_, problem)| problem.operands.run_on(kernel)).collect();
+            // Not every kernel runs all operands.
+            let able: Vec<_> = problems.iter().filter(|(_, problem)| problem.operands.supported_by(kernel)).collect();
             if able.len() == 1 {
                 continue;
             }

@@ -9,7 +9,7 @@ use fatnn::conv::{self, ConvShape};
 use fatnn::cpu::Features;
 use fatnn::epilogue::{ToCodes, ToFloat};
 use fatnn::int8::{self, Int8Epilogue, Int8Weights};
-use fatnn::kernels::Operands;
+use fatnn::kernels::{Family, Operands};
 use fatnn::net::{self, Tensor};
 use fatnn::quantize::PixelOrder;
 use fatnn::weights::{PackedWeights, WeightShape};
@@ -38,9 +38,12 @@ fn cpu_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
         info.set_item("arch", std::env::consts::ARCH)?;
         info.set_item("features_detected", Features::detected().names())?;
         info.set_item("features", usable.names())?;
-        info.set_item("kernels", kernels.iter().map(|k| k.name()).collect::<Vec<_>>())?;
-        let kernels = int8::available().map_err(|e| raise(py, e))?;
-        info.set_item("int8_kernels", kernels.iter().map(|k| k.name()).collect::<Vec<_>>())?;
+        let names = |int8: bool| -> Vec<&str> {
+            let wanted = kernels.iter().filter(|k| (k.layout().family == Family::Int8) == int8);
+            wanted.map(|k| k.name()).collect()
+        };
+        info.set_item("kernels", names(false))?;
+        info.set_item("int8_kernels", names(true))?;
         info.set_item("threads", parallel::num_threads().map_err(|e| raise(py, e))?)?;
         Ok(info)
     })
@@ -258,7 +261,7 @@ fn kernels_for<'py>(py: Python<'py>, weight: &Bound<'py, PyAny>, act: &str) -> P
         let mut layouts = Vec::new();
         let mut found = Vec::new();
         for kernel in kernels::available().map_err(|e| raise(py, e))? {
-            if !operands.run_on(*kernel) || layouts.contains(&kernel.layout()) {
+            if !operands.supported_by(*kernel) || layouts.contains(&kernel.layout()) {
                 continue;
             }
             layouts.push(kernel.layout());
@@ -266,7 +269,7 @@ fn kernels_for<'py>(py: Python<'py>, weight: &Bound<'py, PyAny>, act: &str) -> P
             row.set_item("name", kernel.name())?;
             row.set_item("family", kernel.layout().family.name())?;
             row.set_item("isa", kernel.isa().name())?;
-            row.set_item("passes", operands.passes_on(*kernel))?;
+            row.set_item("passes", operands.bit_passes(*kernel))?;
             found.push(row);
         }
         Ok(found)

@@ -117,6 +117,21 @@ impl Features {
     }
 }
 
+/// Whether the CPU is an AMD Zen 4 or later, known by its AVX-512: costs of kernels were measured there.
+pub(crate) fn is_zen4() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        static AMD: OnceLock<bool> = OnceLock::new();
+        *AMD.get_or_init(|| {
+            let leaf = std::arch::x86_64::__cpuid(0);
+            [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
+                && Features::detected().avx512
+        })
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 #[cfg(target_arch = "x86_64")]
 fn detect() -> Features {
     let avx2 =

@@ -121,7 +121,7 @@ impl ActType {
     }
 
     /// The largest size of a level.
-    pub fn most(self) -> usize {
+    pub fn max_abs(self) -> usize {
         match self {
             ActType::Full | ActType::Binary => 1,
             ActType::Half => 2,
@@ -197,7 +197,7 @@ impl WeightKind {
     }
 
     /// The largest size of a weight.
-    pub fn most(self) -> usize {
+    pub fn max_abs(self) -> usize {
         if self == WeightKind::TwoBit { 3 } else { 1 }
     }
 }

@@ -33,8 +33,6 @@ pub mod dtype;
 pub mod engine;
 pub mod epilogue;
 mod error;
-mod frame;
-mod gemm;
 pub mod graph;
 pub mod int8;
 // The only room with `unsafe`: loads, stores and calls of functions with CPU features.

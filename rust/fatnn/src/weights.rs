@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::codec::{Act, CodesLayout, WeightKind};
 use crate::error::{Error, Result, bad_value, check_len};
-use crate::kernels::{self, Counting, Inner, Kernel, Layout, Line, Operands, Seal};
+use crate::kernels::{self, CacheLine, Inner, Kernel, Layout, Operands, PanelWeights, UNIT_CHANNELS};
 use crate::memory;
 
 /// Bytes before the first panel.
@@ -94,7 +94,7 @@ impl Operands {
 
     /// `Ok` where the accumulators of such a shape are exact in float32.
     fn check(self, shape: WeightShape) -> Result<()> {
-        let most = self.act.most() * self.weights.most();
+        let most = self.act.max_abs() * self.weights.max_abs();
         match shape.reduction().saturating_mul(most) <= EXACT {
             true => Ok(()),
             false => {
@@ -176,14 +176,14 @@ impl Header {
 pub(crate) enum Blob<'a> {
     Borrowed(&'a [u8]),
     /// So many bytes, from the beginning of a cache line: measured, vectors that straddle lines cost up to an eighth.
-    Owned(Arc<Vec<Line>>, usize),
+    Owned(Arc<Vec<CacheLine>>, usize),
 }
 
 impl Blob<'static> {
     /// A blob of `len` bytes: the header, then what `fill` writes into the zeros behind it, given all of them.
     pub fn new(header: &Header, magic: u32, len: usize, fill: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<Self> {
-        let mut lines = memory::filled("packed weights", len.div_ceil(size_of::<Line>()), Line::ZERO)?;
-        let bytes = &mut Line::bytes_mut(&mut lines)[..len];
+        let mut lines = memory::filled("packed weights", len.div_ceil(size_of::<CacheLine>()), CacheLine::ZERO)?;
+        let bytes = &mut CacheLine::bytes_mut(&mut lines)[..len];
         for (slot, value) in bytes[..HEADER].chunks_exact_mut(4).zip(header.words(magic)) {
             slot.copy_from_slice(&value.to_le_bytes());
         }
@@ -204,7 +204,7 @@ impl<'a> Blob<'a> {
     pub fn bytes(&self) -> &[u8] {
         match self {
             Blob::Borrowed(bytes) => bytes,
-            Blob::Owned(lines, len) => &Line::bytes(lines)[..*len],
+            Blob::Owned(lines, len) => &CacheLine::bytes(lines)[..*len],
         }
     }
 }
@@ -252,12 +252,11 @@ impl PackedWeights<'static> {
         check_len("weight", shape.len(), codes.len())?;
         let operands = Operands::of(codes, act)?;
         operands.check(shape)?;
-        if !operands.run_on(kernel) {
+        if !operands.supported_by(kernel) {
             return bad_value("kernel", format!("one that runs {operands:?}"), kernel.name());
         }
         let layout = kernel.layout();
         let mut packed = PackedWeights { blob: Blob::Borrowed(&[]), shape, operands, layout, kernel };
-        let counting = packed.counting();
         let (taps, group_channels, k) =
             (shape.kernel[0] * shape.kernel[1], shape.channels / shape.groups, shape.reduction());
         // One output channel's codes, taps before channels: the order in which activations are walked.
@@ -266,7 +265,7 @@ impl PackedWeights<'static> {
         // w = 2·high + low, both of them signs.
         let two_bit = operands.weights == WeightKind::TwoBit;
         let mut signs = memory::filled("weights of a panel", if two_bit { panel_codes } else { 0 }, 0i8)?;
-        let header = Header { layout: layout.id(), shape, act, weights: operands.weights };
+        let header = Header { layout: kernel.layout_id(), shape, act, weights: operands.weights };
         packed.blob = Blob::new(&header, MAGIC, packed.total_bytes(), |bytes| {
             for group in 0..shape.groups {
                 for panel in 0..packed.panels_per_group() {
@@ -281,9 +280,9 @@ impl PackedWeights<'static> {
                         }
                     }
                     let mut pack = |plane: usize, codes: &[i8]| {
-                        let channel = |j: usize| (j < count).then(|| &codes[j * k..(j + 1) * k]);
                         let range = packed.panel_range(group, panel, plane);
-                        layout.pack_panel(taps, group_channels, (act, counting), channel, &mut bytes[range])
+                        let weights = PanelWeights { weights: codes, taps, inputs: group_channels, count, act };
+                        packed.inner().pack_panel(&weights, &mut bytes[range])
                     };
                     if !two_bit {
                         pack(0, &reordered)?;
@@ -306,7 +305,7 @@ impl PackedWeights<'static> {
 impl<'a> PackedWeights<'a> {
     /// Bytes that weights of a checked shape take for a kernel that runs the operands.
     pub(crate) fn packed_bytes(kernel: &'static dyn Kernel, shape: WeightShape, operands: Operands) -> usize {
-        if !operands.run_on(kernel) {
+        if !operands.supported_by(kernel) {
             return 0;
         }
         let layout = kernel.layout();
@@ -360,15 +359,7 @@ impl<'a> PackedWeights<'a> {
 
     /// The inner loop that will run them.
     pub(crate) fn inner(&self) -> Inner<'static> {
-        self.kernel.inner(self.operands, Seal).expect("checked when they were packed or borrowed")
-    }
-
-    /// What the inner loop counts, for whom panels are laid out.
-    fn counting(&self) -> Counting {
-        match self.inner() {
-            Inner::Tiled(tiled) => tiled.counting(),
-            Inner::Framed(_) => Counting::Ternary,
-        }
+        self.kernel.inner(self.operands.into()).expect("checked when they were packed or borrowed")
     }
 
     /// Panels for each one of output channels.
@@ -382,7 +373,7 @@ impl<'a> PackedWeights<'a> {
     }
 
     fn panel_bytes(&self) -> usize {
-        self.layout.panel_bytes(self.shape.kernel[0] * self.shape.kernel[1] * self.units_per_tap(), self.counting())
+        self.inner().panel_bytes(self.shape.kernel[0] * self.shape.kernel[1] * self.units_per_tap())
     }
 
     fn panel_range(&self, group: usize, panel: usize, plane: usize) -> std::ops::Range<usize> {
@@ -414,7 +405,7 @@ impl<'a> PackedWeights<'a> {
     }
 
     pub(crate) fn units_per_tap(&self) -> usize {
-        (self.shape.channels / self.shape.groups).div_ceil(self.layout.family.unit_channels())
+        (self.shape.channels / self.shape.groups).div_ceil(UNIT_CHANNELS)
     }
 
     pub(crate) fn macs_per_row(&self) -> usize {

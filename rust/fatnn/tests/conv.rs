@@ -18,7 +18,7 @@ const CHANNELS: [usize; 14] = [1, 2, 7, 31, 33, 63, 64, 65, 100, 127, 128, 129, 
 
 #[test]
 fn output_channels_and_rows_around_every_tile_edge() {
-    let kernels = kernels::detected();
+    let kernels = kernels::detected_for(HALF);
     for n in 1..=41 {
         for m in [1, 2, 3, 4, 5, 7, 8, 9, 17] {
             check(&kernels, &Case::product(m, 70, n, operands(n + m)), (n * 100 + m) as u64);
@@ -31,7 +31,7 @@ fn output_channels_and_rows_around_every_tile_edge() {
 
 #[test]
 fn rows_around_every_block_edge() {
-    let kernels = kernels::detected();
+    let kernels = kernels::detected_for(HALF);
     for m in (58..=72).chain(125..=133) {
         check(&kernels, &Case::product(m, 64, 9, operands(m)), m as u64);
     }
@@ -39,7 +39,7 @@ fn rows_around_every_block_edge() {
 
 #[test]
 fn channels_around_every_word_edge() {
-    let kernels = kernels::detected();
+    let kernels = kernels::detected_for(HALF);
     for channels in CHANNELS {
         for operands in every_operands() {
             check(&kernels, &Case::product(5, channels, 19, operands), channels as u64);
@@ -50,7 +50,7 @@ fn channels_around_every_word_edge() {
 #[test]
 fn reductions_beyond_every_counter() {
     // All alike: the largest counts. 8-bit counters hold 31 steps (of bits: 248 or 80), 16-bit ones 8191.
-    let kernels = kernels::detected();
+    let kernels = kernels::detected_for(HALF);
     // Around every counter's end; the others are those of more and fewer accumulators in a kernel.
     let short = [1, 4, 8, 16, 30, 31, 32, 33, 62, 64, 124, 128, 129, 257];
     let all = [1, 2, 3, 4, 7, 8, 15, 16, 17, 30, 31, 32, 33, 61, 62, 63, 64, 65, 124, 128, 129, 255, 256, 257, 520];
@@ -63,7 +63,7 @@ fn reductions_beyond_every_counter() {
             {
                 let expected = operands.act.level(x) * i32::from(w) * (words * 64) as i32;
                 let (x, w) = (vec![x; case.pixels() * words * 64], vec![w; case.weights().len()]);
-                for &kernel in kernels.iter().filter(|kernel| operands.run_on(**kernel)) {
+                for &kernel in kernels.iter().filter(|kernel| operands.supported_by(**kernel)) {
                     let acc = accumulators(kernel, &case, &x, &w);
                     assert!(acc.iter().all(|&a| a == expected), "{} {words} words {expected}", kernel.name());
                 }
@@ -91,7 +91,7 @@ fn every_pair_of_codes_in_every_place() {
                     w[i * CHANNELS + at] = weight;
                 }
                 let expected = reference::conv2d_acc(&x, &w, case.weights(), operands.act, &case.shape());
-                for &kernel in kernels::detected().iter().filter(|kernel| operands.run_on(**kernel)) {
+                for &kernel in kernels::detected().iter().filter(|kernel| operands.supported_by(**kernel)) {
                     let acc = accumulators(kernel, &case, &x, &w);
                     assert_eq!(acc, expected, "{} place {at}, {operands:?}", kernel.name());
                 }
@@ -102,7 +102,7 @@ fn every_pair_of_codes_in_every_place() {
 
 #[test]
 fn windows_of_every_kind() {
-    let kernels = kernels::detected();
+    let kernels = kernels::detected_for(HALF);
     let plain = Case { kernel: [3, 3], padding: [1, 1], input: [7, 9], ..Case::product(0, 66, 18, HALF) };
     let mut cases = Vec::new();
     for kernel in 1..=5 {
@@ -154,7 +154,7 @@ fn windows_of_every_kind() {
 
 #[test]
 fn batches_whose_window_is_a_pixel() {
-    let kernels = kernels::detected();
+    let kernels = kernels::detected_for(HALF);
     for operands in every_operands() {
         let pixel = Case { input: [1, 1], kernel: [1, 1], ..Case::product(0, 130, 21, operands) };
         for batch in [1, 2, 3, 7, 16, 33, 65, 130] {
@@ -170,7 +170,7 @@ fn batches_whose_window_is_a_pixel() {
 
 #[test]
 fn groups_of_every_size() {
-    let kernels = kernels::detected();
+    let kernels = kernels::detected_for(HALF);
     let plain = Case { kernel: [3, 3], padding: [1, 1], input: [4, 5], ..Case::product(0, 1, 1, HALF) };
     for (groups, channels, out_channels) in
         [(2, 64, 16), (2, 65, 17), (3, 33, 5), (4, 10, 1), (5, 1, 3), (7, 130, 20), (32, 1, 1), (70, 1, 1), (9, 1, 2)]
@@ -193,7 +193,7 @@ fn a_window_that_spans_too_much_is_an_error() {
             padding: [far, far],
             dilation: [far, far],
         };
-        for kernel in kernels::detected() {
+        for kernel in kernels::detected_for(HALF) {
             let weights = PackedWeights::for_kernel(kernel, &vec![1; shape.len()], shape, Act::Half).unwrap();
             let error = conv2d_acc(&[0; 16], &weights, &conv, &mut [0; 64]).unwrap_err();
             let refused = matches!(error, Error::Value { .. } | Error::Memory { .. });
@@ -211,7 +211,7 @@ fn the_number_of_threads_changes_nothing() {
         Case::product(33, 512, 260, Operands { act: Act::Uint2, weights: WeightKind::TwoBit }),
         Case { groups: 3, input: [7, 9], kernel: [3, 3], padding: [1, 1], ..Case::product(0, 65, 41, FULL) },
     ];
-    let kernels = kernels::detected();
+    let kernels = kernels::detected_for(HALF);
     let threads = [1, 2, 3, 5];
     for operands in every_operands() {
         check_with_threads(&kernels, &Case { operands, ..case }, 1, &threads);
@@ -229,7 +229,7 @@ fn all_forms_of_zero_and_nothing_in_the_epilogue() {
     let (x, w) = (vec![0i8, 0, 0, 1, 0, -1], common::codes(18, 9));
     let acc = reference::conv2d_acc(&x, &w, case.weights(), Act::Full, &case.shape());
     let packed = common::pack(case.layout(), &x);
-    for &kernel in &kernels::detected() {
+    for &kernel in &kernels::detected_for(HALF) {
         let weights = PackedWeights::for_kernel(kernel, &w, case.weights(), Act::Full).unwrap();
         for form in 0..16 {
             let on = |bit: usize| form >> bit & 1 == 1;
@@ -273,6 +273,6 @@ proptest! {
             dilation,
             operands: operands(upto(21)),
         };
-        check(&kernels::detected(), &case, seed);
+        check(&kernels::detected_for(HALF), &case, seed);
     }
 }

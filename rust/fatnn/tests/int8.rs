@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use common::Random;
 use fatnn::codec::Act;
 use fatnn::conv::ConvShape;
-use fatnn::int8::{Int8Epilogue, Int8Kernel, Int8Weights, MAX_REDUCTION, conv2d_int8, detected};
+use fatnn::int8::{Int8Epilogue, Int8Weights, MAX_REDUCTION, conv2d_int8};
+use fatnn::kernels::{self, Kernel, OperandTypes};
 use fatnn::net::{Input, Network, Tensor, load, save};
 use fatnn::quantize::PixelOrder;
 use fatnn::weights::WeightShape;
@@ -88,7 +89,7 @@ impl Layer {
 
     fn found(
         &self,
-        kernel: &'static dyn Int8Kernel,
+        kernel: &'static dyn Kernel,
         x: &[f32],
         order: PixelOrder,
         w: &[i8],
@@ -114,7 +115,7 @@ impl Layer {
         for bias in [None, Some(&bias[..])] {
             let epilogue = Int8Epilogue { inv_step: 0.9, scale: &scale, bias };
             let expected = bits(&self.expected(&x, &w, &epilogue));
-            for kernel in detected() {
+            for kernel in kernels::detected_for(OperandTypes::Int8) {
                 let found = self.found(kernel, &x, PixelOrder::ChannelsLast, &w, &epilogue);
                 assert_eq!(bits(&found), expected, "{} on {self:?}", kernel.name());
                 let found = self.found(kernel, &first, PixelOrder::ChannelsFirst, &w, &epilogue);
@@ -185,7 +186,7 @@ fn the_largest_sums_are_exact() {
             let x = vec![f32::from(a) * 2.0; layer.inputs()];
             let w = vec![b; layer.weights().len()];
             let expected = (channels as i32 * i32::from(a) * i32::from(b)) as f32;
-            for kernel in detected() {
+            for kernel in kernels::detected_for(OperandTypes::Int8) {
                 let found = layer.found(kernel, &x, PixelOrder::ChannelsLast, &w, &epilogue);
                 assert!(found.iter().all(|y| *y == expected), "{}: {channels} times {a} · {b}", kernel.name());
             }
@@ -206,7 +207,7 @@ fn codes_are_rounded_halves_to_even_and_clamped() {
     for inv_step in [1.0, inv_step, 1e-30, 1e30, f32::MAX] {
         let epilogue = Int8Epilogue { inv_step, scale: &[1.0], bias: None };
         let expected: Vec<f32> = reference::quantize_int8(&x, inv_step).iter().map(|q| f32::from(*q)).collect();
-        for kernel in detected() {
+        for kernel in kernels::detected_for(OperandTypes::Int8) {
             assert_eq!(
                 layer.found(kernel, &x, PixelOrder::ChannelsLast, &[1], &epilogue),
                 expected,
@@ -221,7 +222,7 @@ fn codes_are_rounded_halves_to_even_and_clamped() {
 fn bad_arguments_are_errors_that_name_them() {
     let layer = Layer::new([5, 5], 3, 4, 3, 1);
     let w = int8(layer.weights().len(), 1);
-    for kernel in detected() {
+    for kernel in kernels::detected_for(OperandTypes::Int8) {
         let weights = Int8Weights::for_kernel(kernel, &w, layer.weights()).unwrap();
         let x = floats(layer.inputs(), 2);
         let mut out = vec![0.0; 100];

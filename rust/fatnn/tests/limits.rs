@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::codes;
-use fatnn::codec::{Act, CodesLayout, Coding};
+use fatnn::codec::{Act, CodesLayout, Coding, WeightKind};
 use fatnn::conv::{ConvShape, conv2d_acc};
+use fatnn::kernels::Operands;
 use fatnn::net::{Input, Limits, Network, Output, Tensor};
 use fatnn::pool::max_pool_codes;
 use fatnn::weights::{PackedWeights, WeightShape};
@@ -326,7 +327,8 @@ fn words_that_are_no_codes_are_refused_by_every_reader() {
     for (at, bit) in [(32, 1), (48, 1), (32 + 16, 1 << 6), (32 + 24, 1 << 7)] {
         let mut bad = good.clone();
         bad[at] |= bit;
-        for kernel in kernels::detected() {
+        let ternary = Operands { act: Act::Full, weights: WeightKind::Ternary };
+        for kernel in kernels::detected_for(ternary) {
             for act in [Act::Full, Act::Half, Act::Binary] {
                 let packed = PackedWeights::for_kernel(kernel, &codes(140, 3), weight, act).unwrap();
                 assert!(conv2d_acc(&good, &packed, &shape, &mut [0; 4]).is_ok(), "{}", kernel.name());

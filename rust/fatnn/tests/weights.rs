@@ -18,7 +18,7 @@ fn shape() -> WeightShape {
 fn blobs() -> Vec<(Operands, &'static dyn Kernel, Vec<u8>)> {
     let mut blobs = Vec::new();
     for &kernel in kernels::available().unwrap() {
-        for operands in every_operands().filter(|operands| operands.run_on(kernel)) {
+        for operands in every_operands().filter(|operands| operands.supported_by(kernel)) {
             let weights = values(operands.weights.codes(), shape().len(), 1);
             let packed = PackedWeights::for_kernel(kernel, &weights, shape(), operands.act).unwrap();
             blobs.push((operands, kernel, packed.as_bytes().to_vec()));
@@ -34,7 +34,7 @@ fn a_blob_says_what_it_holds() {
         assert_eq!((weights.shape(), weights.act(), weights.kind()), (shape(), operands.act, operands.weights));
         assert_eq!(weights.as_bytes(), blob);
         // The first that reads this layout.
-        let reads = |other: &&&'static dyn Kernel| other.layout() == kernel.layout() && operands.run_on(**other);
+        let reads = |other: &&&'static dyn Kernel| other.layout() == kernel.layout() && operands.supported_by(**other);
         let first = kernels::available().unwrap().iter().find(reads).unwrap();
         assert_eq!(weights.kernel().name(), first.name());
     }
@@ -46,7 +46,7 @@ fn a_kernel_that_cannot_run_the_operands_is_refused() {
         for operands in every_operands() {
             let weights = values(operands.weights.codes(), shape().len(), 1);
             let packed = PackedWeights::for_kernel(kernel, &weights, shape(), operands.act);
-            if operands.run_on(kernel) {
+            if operands.supported_by(kernel) {
                 packed.unwrap();
             } else {
                 assert!(matches!(packed, Err(Error::Value { what: "kernel", .. })), "{packed:?}");
@@ -119,8 +119,9 @@ fn nonsense_behind_the_header_is_wrong_numbers_but_no_panic() {
 fn another_kernels_blob_is_named_as_such() {
     for (_, _, blob) in blobs() {
         let other = codes(shape().len(), 1);
-        let layouts: Vec<_> = kernels::detected().iter().map(|k| k.layout()).collect();
-        for kernel in kernels::detected() {
+        let ternary = Operands { act: Act::Full, weights: WeightKind::Ternary };
+        let layouts: Vec<_> = kernels::detected_for(ternary).iter().map(|k| k.layout()).collect();
+        for kernel in kernels::detected_for(ternary) {
             let bytes = PackedWeights::for_kernel(kernel, &other, shape(), Act::Full).unwrap().as_bytes().to_vec();
             // Either this process may run it, or it says why not.
             match PackedWeights::from_bytes(&bytes) {

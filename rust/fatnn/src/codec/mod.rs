@@ -19,7 +19,7 @@ pub mod two_bit;
 pub use crate::dtype::{ActType as Act, Coding, WeightKind};
 pub use planes::CodesLayout;
 
-pub(crate) use crate::dtype::{MAX_THRESHOLDS, MAX_THRESHOLDS as MOST_THRESHOLDS};
+pub(crate) use crate::dtype::MAX_THRESHOLDS;
 use crate::error::{Result, bad_value};
 
 /// `Ok` where every code is -1, 0 or 1.

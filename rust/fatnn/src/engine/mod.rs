@@ -24,5 +24,5 @@ pub use input::Input;
 pub use network::Network;
 #[doc(hidden)]
 pub use ops::Elementwise;
-pub(crate) use ops::{PoolStep, apply_all, map_elements, transpose};
+pub(crate) use ops::{PoolStep, apply_all, transpose};
 pub use run::{Observed, Output};

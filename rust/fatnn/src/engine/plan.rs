@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use super::network::{FusedQuantizer, Network};
 use super::value::{Dims, ExecutableOp, Slice, SliceMut, Value};
 use crate::error::Result;
-use crate::kernels::Line;
+use crate::kernels::CacheLine as Line;
 use crate::memory;
 
 /// Sizes of everything that a run at one input shape needs, settled by arithmetic only.

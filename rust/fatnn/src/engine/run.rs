@@ -9,7 +9,7 @@ use super::plan::Workspace;
 use super::value::{Dims, Slice, Value};
 use crate::codec::CodesLayout;
 use crate::error::{Error, Result, bad_value, check_len};
-use crate::kernels::Line;
+use crate::kernels::CacheLine as Line;
 use crate::memory;
 use crate::parallel::{self, Watch};
 

@@ -1,6 +1,7 @@
-//! Pooling of floats, one output pixel at a time: plain loops over blocks of channels, compiled for every set of CPU features.
+//! Pooling of floats, one output pixel at a time: plain loops over blocks of channels.
 
-use crate::cpu::Features;
+use super::isa::Simd;
+use super::vector::{Level, VectorLoop};
 use crate::error::Result;
 
 /// The input pixels that an output pixel is made of: rows of columns, by where their channels are among the floats.
@@ -22,16 +23,44 @@ impl Taps {
     }
 }
 
-/// A function that pools.
-type Pass = fn(&[f32], &Taps, &mut [f32]);
-
 /// Pooling with the best CPU features there are.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Pooling {
+pub(crate) struct Pooling(Level);
+
+impl Pooling {
     /// The largest value of every channel of the taps; NaN wins.
-    pub max: Pass,
+    pub fn max(self, x: &[f32], taps: &Taps, out: &mut [f32]) {
+        struct Max<'a>(&'a [f32], &'a Taps, &'a mut [f32]);
+        impl VectorLoop for Max<'_> {
+            type Output = ();
+            #[inline(always)]
+            fn run<S: Simd>(self, _: S) {
+                max_pixel(self.0, self.1, self.2);
+            }
+        }
+        self.0.run(Max(x, taps, out));
+    }
+
     /// The sum of every channel of the taps, row by row.
-    pub sum: Pass,
+    pub fn sum(self, x: &[f32], taps: &Taps, out: &mut [f32]) {
+        struct Sum<'a>(&'a [f32], &'a Taps, &'a mut [f32]);
+        impl VectorLoop for Sum<'_> {
+            type Output = ();
+            #[inline(always)]
+            fn run<S: Simd>(self, _: S) {
+                sum_pixel(self.0, self.1, self.2);
+            }
+        }
+        self.0.run(Sum(x, taps, out));
+    }
+}
+
+/// Pooling with the best features that this process may use.
+///
+/// # Errors
+/// [`crate::Error::Environment`] where a `FATNN_*` variable has a meaningless value.
+pub(crate) fn pooling() -> Result<Pooling> {
+    Ok(Pooling(Level::usable()?))
 }
 
 /// Channels that are in registers together: four of the widest vectors, as many chains of additions.
@@ -96,67 +125,10 @@ fn sum_pixel(x: &[f32], taps: &Taps, out: &mut [f32]) {
     pool(x, taps, out, Some(0.0), |sum, x| sum + x);
 }
 
-/// A [`Pooling`] whose functions are compiled with features.
-macro_rules! compiled {
-    ($name:ident $(, $feature:literal)?) => {
-        /// Only where the features are there.
-        fn $name() -> Pooling {
-            fn max(x: &[f32], taps: &Taps, out: &mut [f32]) {
-                $(#[target_feature(enable = $feature)])?
-                fn run(x: &[f32], taps: &Taps, out: &mut [f32]) {
-                    max_pixel(x, taps, out);
-                }
-                #[allow(unused_unsafe)]
-                // SAFETY: `pooling` hands this function out where the features were detected.
-                unsafe {
-                    run(x, taps, out)
-                }
-            }
-            fn sum(x: &[f32], taps: &Taps, out: &mut [f32]) {
-                $(#[target_feature(enable = $feature)])?
-                fn run(x: &[f32], taps: &Taps, out: &mut [f32]) {
-                    sum_pixel(x, taps, out);
-                }
-                #[allow(unused_unsafe)]
-                // SAFETY: `pooling` hands this function out where the features were detected.
-                unsafe {
-                    run(x, taps, out)
-                }
-            }
-            Pooling { max, sum }
-        }
-    };
-}
-compiled!(plain);
-#[cfg(target_arch = "x86_64")]
-compiled!(avx2, "avx2");
-#[cfg(target_arch = "x86_64")]
-compiled!(avx512, "avx512f,avx512bw,avx512dq,avx512vl");
-
-/// Every way to pool that these features allow, best first.
-fn all(features: Features) -> Vec<Pooling> {
-    let mut all = Vec::new();
-    #[cfg(target_arch = "x86_64")]
-    {
-        all.extend(features.avx512.then(avx512));
-        all.extend(features.avx2.then(avx2));
-    }
-    let _ = features;
-    all.push(plain());
-    all
-}
-
-/// The best way to pool.
-///
-/// # Errors
-/// [`crate::Error::Environment`] where a `FATNN_*` variable has a meaningless value.
-pub(crate) fn pooling() -> Result<Pooling> {
-    Ok(all(Features::usable()?)[0])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::Features;
 
     #[test]
     fn every_instruction_set_pools_like_torch() {
@@ -194,11 +166,11 @@ mod tests {
                 }
                 // NaN equals NaN, whatever its bits.
                 let bits = |x: &[f32]| x.iter().map(|x| if x.is_nan() { 1 } else { x.to_bits() }).collect::<Vec<_>>();
-                for pooling in all(Features::detected()) {
+                for pooling in Level::all(Features::detected()).map(Pooling) {
                     let mut out = vec![9.0; channels];
-                    (pooling.max)(&x, &taps, &mut out);
+                    pooling.max(&x, &taps, &mut out);
                     assert_eq!(bits(&out), bits(&max), "max of {taps:?}, {channels} channels");
-                    (pooling.sum)(&x, &taps, &mut out);
+                    pooling.sum(&x, &taps, &mut out);
                     assert_eq!(bits(&out), bits(&sum), "sum of {taps:?}, {channels} channels");
                 }
             }

@@ -8,4 +8,4 @@ pub use crate::limits::Limits;
 
 #[doc(hidden)]
 pub use crate::engine::Elementwise;
-pub(crate) use crate::engine::{PoolStep, apply_all, map_elements, transpose};
+pub(crate) use crate::engine::{PoolStep, apply_all, transpose};

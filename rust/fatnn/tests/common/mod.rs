@@ -199,7 +199,7 @@ fn check_then(kernels: &[&'static dyn Kernel], case: &Case, seed: u64, repeat: &
         (ToFloat { scale, bias, relu, channels: n, codes: None }, residual, y)
     });
     let forms: Vec<_> = forms.collect();
-    for &kernel in kernels.iter().filter(|kernel| case.operands.run_on(**kernel)) {
+    for &kernel in kernels.iter().filter(|kernel| case.operands.supported_by(**kernel)) {
         let what = || format!("{} on {case:?}, {} threads", kernel.name(), fatnn::parallel::num_threads().unwrap());
         let weights = PackedWeights::for_kernel(kernel, &w, case.weights(), case.operands.act).unwrap();
         // Where another kernel reads the same layout first, it would be the one that is tested.

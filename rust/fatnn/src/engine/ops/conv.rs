@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use crate::codec::CodesLayout;
+use crate::conv::tiled::FloatSink;
 use crate::conv::{ConvShape, Geometry, check_thresholds};
 use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Slice, SliceMut, Value};
 use crate::epilogue::{Quantizer, Residual, ToCodes, ToFloat};
 use crate::error::{Error, Result, bad_value, check_len};
-use crate::gemm::FloatSink;
 use crate::graph::ConvParams;
 use crate::pool::pool_checked;
 use crate::quantize::{PixelOrder, quantize};

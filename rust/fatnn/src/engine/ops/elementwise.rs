@@ -6,7 +6,7 @@ use crate::engine::value::{Cost, ExecutableOp, Operation, Slice, SliceMut, Value
 use crate::error::{Result, bad_value, check_len};
 use crate::graph::op::Op;
 use crate::graph::{BuildError, NodeView};
-use crate::kernels;
+use crate::kernels::{Level, Simd, VectorLoop};
 use crate::memory;
 use crate::parallel;
 
@@ -148,26 +148,33 @@ impl Elementwise {
     }
 }
 
-/// Applies functions one after the other to whole pixels: compiled by every kernel with its CPU features.
-#[inline(always)]
-pub(crate) fn map(functions: &[Elementwise], x: &mut [f32], channels: usize) {
-    if channels == 0 {
-        return;
-    }
-    for function in functions {
-        function.apply(x, channels);
+/// Functions one after the other on whole pixels.
+struct MapPixels<'a> {
+    functions: &'a [Elementwise],
+    x: &'a mut [f32],
+    channels: usize,
+}
+
+impl VectorLoop for MapPixels<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for function in self.functions {
+            function.apply(self.x, self.channels);
+        }
     }
 }
 
 /// Applies functions one after the other to whole pixels, with the best CPU features there are.
 pub(crate) fn apply_all(functions: &[Elementwise], x: &mut [f32], channels: usize) -> Result<()> {
-    if functions.is_empty() || x.is_empty() {
+    if functions.is_empty() || x.is_empty() || channels == 0 {
         return Ok(());
     }
-    let kernel = kernels::best()?;
+    let level = Level::usable()?;
     // A piece stays in the first-level cache for all functions.
     for x in x.chunks_mut(channels * (4096 / channels).max(1)) {
-        kernel.map(functions, x, channels);
+        level.run(MapPixels { functions, x, channels });
     }
     Ok(())
 }

@@ -8,6 +8,6 @@ pub(super) mod pad;
 pub(super) mod pool;
 
 pub use elementwise::Elementwise;
-pub(crate) use elementwise::{apply_all, map as map_elements};
+pub(crate) use elementwise::apply_all;
 pub(crate) use linear::transpose;
 pub(crate) use pool::PoolStep;

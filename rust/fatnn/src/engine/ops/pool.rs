@@ -217,9 +217,9 @@ impl PoolStep {
             column_step: step_x * channels,
         };
         match self.reduce {
-            Reduce::Max => (pooling.max)(x, &taps, out),
+            Reduce::Max => pooling.max(x, &taps, out),
             Reduce::Mean { count_padding, divisor } => {
-                (pooling.sum)(x, &taps, out);
+                pooling.sum(x, &taps, out);
                 let count = match (divisor, count_padding) {
                     (0, false) => taps.rows * taps.columns,
                     (0, true) => high * wide,

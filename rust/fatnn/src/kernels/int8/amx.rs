@@ -7,18 +7,14 @@
 use std::arch::asm;
 use std::mem::MaybeUninit;
 
-use super::{Element, Int8Kernel, Int8Layout, Product, avx512, quantize_method};
+use super::avx512;
 use crate::cpu::{Features, Isa};
-use crate::kernels::matrix_amx;
+use crate::kernels::columns::{ColumnsKernel, Element, Int8Layout, Product, inner};
+use crate::kernels::isa::amx::{self, DEPTH, SIDE, TILE};
+use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
 
-/// Rows, and channels, of a hardware tile.
-const SIDE: usize = 16;
 /// Most channels in a panel.
 const WIDTH: usize = 4 * SIDE;
-/// Bytes of the reduction in a hardware tile.
-const DEPTH: usize = 64;
-/// Bytes of a hardware tile.
-const TILE: usize = SIDE * DEPTH;
 
 static LAYOUT: Int8Layout =
     Int8Layout { id: 5, depth: DEPTH, unit: 4, lanes: SIDE, panel: WIDTH, rows: SIDE, element: Element::I8 };
@@ -27,13 +23,13 @@ static LAYOUT: Int8Layout =
 struct Amx;
 
 /// Where the CPU has AMX with int8 and AVX-512, and the operating system lets this process use it.
-pub(super) fn make(features: Features) -> Option<&'static dyn Int8Kernel> {
-    (features.amx_int8 && matrix_amx::allowed()).then_some(&Amx)
+pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
+    (features.amx_int8 && amx::allowed()).then_some(&Amx)
 }
 
-impl crate::kernels::Sealed for Amx {}
+impl private::Sealed for Amx {}
 
-impl Int8Kernel for Amx {
+impl Kernel for Amx {
     fn name(&self) -> &'static str {
         "x86_64-int8-amx"
     }
@@ -42,6 +38,24 @@ impl Int8Kernel for Amx {
         Isa::Avx512
     }
 
+    fn layout(&self) -> Layout {
+        LAYOUT.common()
+    }
+
+    fn layout_id(&self) -> u32 {
+        LAYOUT.id
+    }
+
+    fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>> {
+        inner(operands, self)
+    }
+
+    fn uses_matrix_unit(&self) -> bool {
+        true
+    }
+}
+
+impl ColumnsKernel for Amx {
     fn layout(&self) -> &'static Int8Layout {
         &LAYOUT
     }
@@ -55,18 +69,16 @@ impl Int8Kernel for Amx {
         // SAFETY: `self` exists, so `make` saw AVX-512 and AMX and was allowed tiles, of which no other code of this thread
         // holds any; `Product::new` checked the sizes of rows, up to a multiple of 16, and of the panel.
         unsafe {
-            matrix_amx::configure();
+            amx::configure();
             match product.width / SIDE {
                 1 => run::<1>(product, out),
                 2 => run::<2>(product, out),
                 3 => run::<3>(product, out),
                 _ => run::<4>(product, out),
             }
-            matrix_amx::release();
+            amx::release();
         }
     }
-
-    quantize_method!(I8, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
 }
 
 /// Sums of 32 rows × a panel.

@@ -5,9 +5,10 @@
 
 use std::arch::x86_64::*;
 
-use super::passes::finish;
-use super::{Element, Int8Kernel, Int8Layout, Product, quantize_method};
+use super::finish::finish;
 use crate::cpu::{Features, Isa};
+use crate::kernels::columns::{ColumnsKernel, Element, Int8Layout, Product, inner};
+use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
 
 const WIDTH: usize = 16;
 /// Most rows at a time: with two vectors of weights, one of activations and one of products, the sums fill the registers.
@@ -20,13 +21,13 @@ static LAYOUT: Int8Layout =
 struct Avx2;
 
 /// Where the CPU has AVX2.
-pub(super) fn make(features: Features) -> Option<&'static dyn Int8Kernel> {
+pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
     features.avx2.then_some(&Avx2)
 }
 
-impl crate::kernels::Sealed for Avx2 {}
+impl private::Sealed for Avx2 {}
 
-impl Int8Kernel for Avx2 {
+impl Kernel for Avx2 {
     fn name(&self) -> &'static str {
         "x86_64-int8-avx2"
     }
@@ -35,6 +36,20 @@ impl Int8Kernel for Avx2 {
         Isa::Avx2
     }
 
+    fn layout(&self) -> Layout {
+        LAYOUT.common()
+    }
+
+    fn layout_id(&self) -> u32 {
+        LAYOUT.id
+    }
+
+    fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>> {
+        inner(operands, self)
+    }
+}
+
+impl ColumnsKernel for Avx2 {
     fn layout(&self) -> &'static Int8Layout {
         &LAYOUT
     }
@@ -56,8 +71,6 @@ impl Int8Kernel for Avx2 {
             }
         });
     }
-
-    quantize_method!(I16, "avx2,fma");
 }
 
 /// `MR` rows × 16 channels.

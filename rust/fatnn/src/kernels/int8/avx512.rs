@@ -7,8 +7,10 @@
 
 use std::arch::x86_64::*;
 
-use super::{Element, Finish, Int8Kernel, Int8Layout, Product, quantize_method};
+use super::Finish;
 use crate::cpu::{Features, Isa};
+use crate::kernels::columns::{ColumnsKernel, Element, Int8Layout, Product, inner};
+use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
 
 const LANES: usize = 16;
 /// Most vectors in a panel.
@@ -23,13 +25,13 @@ static LAYOUT: Int8Layout =
 struct Avx512;
 
 /// Where the CPU has AVX-512 F, BW, DQ, VL and VNNI.
-pub(super) fn make(features: Features) -> Option<&'static dyn Int8Kernel> {
+pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
     (features.avx512 && features.avx512_vnni).then_some(&Avx512)
 }
 
-impl crate::kernels::Sealed for Avx512 {}
+impl private::Sealed for Avx512 {}
 
-impl Int8Kernel for Avx512 {
+impl Kernel for Avx512 {
     fn name(&self) -> &'static str {
         "x86_64-int8-avx512"
     }
@@ -38,6 +40,20 @@ impl Int8Kernel for Avx512 {
         Isa::Avx512
     }
 
+    fn layout(&self) -> Layout {
+        LAYOUT.common()
+    }
+
+    fn layout_id(&self) -> u32 {
+        LAYOUT.id
+    }
+
+    fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>> {
+        inner(operands, self)
+    }
+}
+
+impl ColumnsKernel for Avx512 {
     fn layout(&self) -> &'static Int8Layout {
         &LAYOUT
     }
@@ -54,8 +70,6 @@ impl Int8Kernel for Avx512 {
             }
         }
     }
-
-    quantize_method!(BIASED, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
 }
 
 /// # Safety

@@ -7,9 +7,10 @@
 
 use std::arch::aarch64::*;
 
-use super::passes::finish;
-use super::{Element, Int8Kernel, Int8Layout, Product, quantize_method};
+use super::finish::finish;
 use crate::cpu::{Features, Isa};
+use crate::kernels::columns::{ColumnsKernel, Element, Int8Layout, Product, inner};
+use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
 
 const WIDTH: usize = 16;
 /// Most rows at a time.
@@ -22,13 +23,13 @@ static LAYOUT: Int8Layout =
 struct Neon;
 
 /// Where there is Advanced SIMD: on every AArch64 CPU that runs an operating system.
-pub(super) fn make(features: Features) -> Option<&'static dyn Int8Kernel> {
+pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
     features.neon.then_some(&Neon)
 }
 
-impl crate::kernels::Sealed for Neon {}
+impl private::Sealed for Neon {}
 
-impl Int8Kernel for Neon {
+impl Kernel for Neon {
     fn name(&self) -> &'static str {
         "aarch64-int8-neon"
     }
@@ -37,6 +38,20 @@ impl Int8Kernel for Neon {
         Isa::Neon
     }
 
+    fn layout(&self) -> Layout {
+        LAYOUT.common()
+    }
+
+    fn layout_id(&self) -> u32 {
+        LAYOUT.id
+    }
+
+    fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>> {
+        inner(operands, self)
+    }
+}
+
+impl ColumnsKernel for Neon {
     fn layout(&self) -> &'static Int8Layout {
         &LAYOUT
     }
@@ -56,8 +71,6 @@ impl Int8Kernel for Neon {
             }
         });
     }
-
-    quantize_method!(I8, "neon");
 }
 
 /// `MR` rows × 16 channels.

@@ -1,8 +1,9 @@
 //! Int8 products in portable Rust.
 
-use super::passes::finish;
-use super::{Element, Int8Kernel, Int8Layout, Product, quantize_method};
+use super::finish::finish;
 use crate::cpu::{Features, Isa};
+use crate::kernels::columns::{ColumnsKernel, Element, Int8Layout, Product, inner};
+use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
 
 const WIDTH: usize = 8;
 
@@ -12,13 +13,13 @@ static LAYOUT: Int8Layout =
 #[derive(Debug)]
 struct Scalar;
 
-pub(super) fn make(_: Features) -> Option<&'static dyn Int8Kernel> {
+pub(crate) fn make(_: Features) -> Option<&'static dyn Kernel> {
     Some(&Scalar)
 }
 
-impl crate::kernels::Sealed for Scalar {}
+impl private::Sealed for Scalar {}
 
-impl Int8Kernel for Scalar {
+impl Kernel for Scalar {
     fn name(&self) -> &'static str {
         "generic-int8-scalar"
     }
@@ -27,6 +28,20 @@ impl Int8Kernel for Scalar {
         Isa::Scalar
     }
 
+    fn layout(&self) -> Layout {
+        LAYOUT.common()
+    }
+
+    fn layout_id(&self) -> u32 {
+        LAYOUT.id
+    }
+
+    fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>> {
+        inner(operands, self)
+    }
+}
+
+impl ColumnsKernel for Scalar {
     fn layout(&self) -> &'static Int8Layout {
         &LAYOUT
     }
@@ -38,8 +53,6 @@ impl Int8Kernel for Scalar {
             finish(&product.finish, &acc, &mut out[at..]);
         });
     }
-
-    quantize_method!(I8);
 }
 
 /// A function of its own, so that compilers see nothing but a loop that they vectorise.

@@ -1,0 +1,63 @@
+//! What an int8 layer does before its products and after them.
+
+use super::Int8Weights;
+use super::weights::Panel;
+use crate::error::{Result, bad_value, check_len};
+use crate::memory;
+
+/// What turns inputs into codes, and sums into outputs.
+#[derive(Clone, Copy, Debug)]
+pub struct Int8Epilogue<'a> {
+    /// One over the step of activations.
+    pub inv_step: f32,
+    /// Per output channel.
+    pub scale: &'a [f32],
+    /// Per output channel.
+    pub bias: Option<&'a [f32]>,
+}
+
+/// A value per output channel, where a kernel's panels want it.
+#[derive(Clone, Debug)]
+pub(crate) struct Padded(Vec<f32>);
+
+impl Padded {
+    pub fn new(weights: &Int8Weights<'_>, values: &[f32]) -> Result<Self> {
+        let mut padded = memory::filled("constants of an int8 layer", weights.padded_channels(), 0.0)?;
+        for panel in (0..weights.shape().groups).flat_map(|group| weights.panels(group)) {
+            padded[panel.padded..][..panel.channels].copy_from_slice(&values[panel.first..][..panel.channels]);
+        }
+        Ok(Padded(padded))
+    }
+
+    pub fn of(&self, panel: &Panel) -> &[f32] {
+        &self.0[panel.padded..][..panel.width]
+    }
+}
+
+/// The constants of a layer, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Constants {
+    pub inv_step: f32,
+    pub scale: Padded,
+    pub bias: Padded,
+    /// Part of the epilogue in networks.
+    pub affine: Option<(Padded, Padded)>,
+    pub relu: bool,
+}
+
+impl Constants {
+    pub fn new(weights: &Int8Weights<'_>, epilogue: &Int8Epilogue<'_>) -> Result<Self> {
+        let &Int8Epilogue { inv_step, scale, bias } = epilogue;
+        if !(inv_step.is_finite() && inv_step > 0.0) {
+            return bad_value("inv_step", "a positive, finite number", inv_step);
+        }
+        let n = weights.shape().out_channels;
+        check_len("scale", n, scale.len())?;
+        check_len("bias", n, bias.map_or(n, <[f32]>::len))?;
+        let bias = match bias {
+            Some(bias) => Padded::new(weights, bias)?,
+            None => Padded(memory::filled("constants of an int8 layer", weights.padded_channels(), -0.0)?),
+        };
+        Ok(Constants { inv_step, scale: Padded::new(weights, scale)?, bias, affine: None, relu: false })
+    }
+}

@@ -1,0 +1,253 @@
+//! Which kernel a layer takes.
+//!
+//! By predicted time (`cost.rs`) where the CPU is one of those that costs were measured on, and every
+//! candidate was measured; else by rules. `docs/kernels.md` has the measurements behind both, and the
+//! regret.
+
+use super::cost;
+use super::kernel::{Family, Inner, Kernel, OperandTypes, Operands};
+use super::registry::{available, available_for, usable};
+use crate::codec::{Act, WeightKind};
+use crate::cpu::{self, Isa};
+use crate::error::{Result, bad_value};
+
+/// The shape of a layer, as far as the choice of a kernel depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LayerShape {
+    /// A convolution.
+    Conv {
+        /// Output channels per group.
+        out_channels: usize,
+        /// Products per output: input channels per group times taps.
+        reduction: usize,
+    },
+    /// A linear layer, which has as few rows as a batch has images.
+    Linear,
+}
+
+/// The kernel for a layer, of those that this process may run.
+///
+/// # Errors
+/// As [`available`].
+pub fn choose_for(shape: LayerShape, operands: impl Into<OperandTypes>) -> Result<&'static dyn Kernel> {
+    let operands = operands.into();
+    let kernels = available_for(operands)?;
+    let best = first(&kernels)?;
+    match (operands, shape) {
+        (OperandTypes::Codes(operands), LayerShape::Conv { out_channels, reduction }) => {
+            let fastest = if cpu::is_zen4() { fastest(&kernels, shape, operands) } else { None };
+            Ok(fastest.unwrap_or_else(|| choose_among(&kernels, best, operands, out_channels, reduction)))
+        }
+        (OperandTypes::Codes(_), LayerShape::Linear) | (OperandTypes::Int8, LayerShape::Conv { .. }) => Ok(best),
+        (OperandTypes::Int8, LayerShape::Linear) => {
+            let for_few_rows = |kernel: &&dyn Kernel| match kernel.inner(operands) {
+                Some(Inner::Columns(columns)) => columns.for_few_rows(),
+                _ => false,
+            };
+            Ok(kernels.iter().copied().find(for_few_rows).unwrap_or(best))
+        }
+    }
+}
+
+/// [`choose_for`] a convolution.
+///
+/// # Errors
+/// As [`available`].
+pub fn choose(out_channels: usize, reduction: usize, operands: Operands) -> Result<&'static dyn Kernel> {
+    choose_for(LayerShape::Conv { out_channels, reduction }, operands)
+}
+
+/// [`choose_for`] a linear layer.
+///
+/// # Errors
+/// As [`available`].
+pub fn choose_for_linear(operands: Operands) -> Result<&'static dyn Kernel> {
+    choose_for(LayerShape::Linear, operands)
+}
+
+/// As [`choose`], or for a linear layer as [`choose_for_linear`], among the kernels of one family:
+/// for benchmarks.
+///
+/// # Errors
+/// [`crate::Error::Value`] where the family has none that runs these operands here; as [`available`].
+pub fn choose_in(
+    family: Family,
+    linear: bool,
+    out_channels: usize,
+    reduction: usize,
+    operands: Operands,
+) -> Result<&'static dyn Kernel> {
+    let able = |kernel: &&'static dyn Kernel| kernel.layout().family == family && operands.supported_by(*kernel);
+    let kernels: Vec<_> = usable()?.iter().copied().filter(able).collect();
+    match kernels.first() {
+        None => bad_value("kernel family", format!("one that runs {operands:?} on this machine"), family.name()),
+        Some(&best) if linear => Ok(best),
+        Some(&best) => {
+            let shape = LayerShape::Conv { out_channels, reduction };
+            let fastest = if cpu::is_zen4() { fastest(&kernels, shape, operands) } else { None };
+            Ok(fastest.unwrap_or_else(|| choose_among(&kernels, best, operands, out_channels, reduction)))
+        }
+    }
+}
+
+/// Shortest reduction that costs were measured of.
+const MIN_MEASURED_REDUCTION: usize = 8;
+
+/// The kernel with the least predicted time, portable ones excepted; `None` where one was not
+/// measured, or nothing was of such layers.
+fn fastest(kernels: &[&'static dyn Kernel], shape: LayerShape, operands: Operands) -> Option<&'static dyn Kernel> {
+    if matches!(shape, LayerShape::Conv { reduction, .. } if reduction < MIN_MEASURED_REDUCTION) {
+        return None;
+    }
+    let mut best: Option<(f64, &'static dyn Kernel)> = None;
+    for &kernel in kernels.iter().filter(|kernel| kernel.isa() != Isa::Scalar) {
+        let time = cost::predicted_time(kernel, shape, operands)?;
+        if best.is_none_or(|(least, _)| time < least) {
+            best = Some((time, kernel));
+        }
+    }
+    best.map(|(_, kernel)| kernel)
+}
+
+/// The kernel that the rules take of those given, which are in the registry's order and all run the
+/// operands; the first one for a linear layer: for benchmarks.
+///
+/// # Panics
+/// Where no kernel is given.
+pub fn choose_by_rules(kernels: &[&'static dyn Kernel], shape: LayerShape, operands: Operands) -> &'static dyn Kernel {
+    match shape {
+        LayerShape::Linear => kernels[0],
+        LayerShape::Conv { out_channels, reduction } => {
+            choose_among(kernels, kernels[0], operands, out_channels, reduction)
+        }
+    }
+}
+
+fn first(kernels: &[&'static dyn Kernel]) -> Result<&'static dyn Kernel> {
+    // The scalar kernels are always there: the table ends with them.
+    kernels.first().copied().ok_or_else(|| crate::Error::Packed { why: "no kernel is available".into() })
+}
+
+/// [`choose`] among given kernels.
+fn choose_among(
+    kernels: &[&'static dyn Kernel],
+    best: &'static dyn Kernel,
+    operands: Operands,
+    out_channels: usize,
+    reduction: usize,
+) -> &'static dyn Kernel {
+    let of = |family| kernels.iter().copied().filter(move |kernel| kernel.layout().family == family);
+    if out_channels >= 24
+        && let Some(matrix) = of(Family::Matrix).next()
+    {
+        return matrix;
+    }
+    let vector_popcount = best.layout().family == Family::Popcount && best.isa() == Isa::Avx512;
+    let Some(table) = of(Family::Table).find(|kernel| kernel.isa() != Isa::Scalar) else { return best };
+    let both_binary = operands == (Operands { act: Act::Binary, weights: WeightKind::Binary });
+    if reduction < 16 || (vector_popcount && out_channels >= 32 && reduction >= 256) {
+        return best;
+    }
+    if both_binary
+        && reduction >= 2048
+        && let Some(popcount) = of(Family::Popcount).find(|kernel| kernel.isa() == table.isa())
+    {
+        return popcount;
+    }
+    // Lanes of output channels, unless fewer than three quarters of them would be used.
+    if 4 * out_channels >= 3 * out_channels.next_multiple_of(table.layout().lanes) {
+        return table;
+    }
+    let pixels = of(Family::Table).find(|kernel| kernel.layout().lanes_are_positions());
+    pixels.unwrap_or(table)
+}
+
+/// The kernel that comes first of [`available`].
+///
+/// # Errors
+/// As [`available`].
+pub fn best() -> Result<&'static dyn Kernel> {
+    first(available()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::registry::{detected, detected_for, named};
+    use super::*;
+
+    #[test]
+    fn a_benchmark_may_choose_a_kernel_or_a_family() {
+        for kernel in detected() {
+            assert_eq!(named(kernel.name()).unwrap().name(), kernel.name());
+        }
+        let message = named("nonsense").unwrap_err().to_string();
+        assert!(message.contains("generic-popcount-scalar") && message.ends_with("got \"nonsense\""), "{message}");
+        for act in Act::ALL {
+            for weights in WeightKind::ALL {
+                let operands = Operands { act, weights };
+                for family in Family::ALL {
+                    assert_eq!(Family::from_name(family.name()).unwrap(), family);
+                    let able =
+                        usable().unwrap().iter().any(|k| k.layout().family == family && operands.supported_by(*k));
+                    for linear in [false, true] {
+                        let chosen = choose_in(family, linear, 64, 576, operands);
+                        assert_eq!(chosen.is_ok(), able, "{family:?} {operands:?}");
+                        assert!(chosen.is_err() || chosen.is_ok_and(|kernel| kernel.layout().family == family));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_shape_gets_the_kernel_that_was_the_fastest() {
+        let ternary = Operands { act: Act::Half, weights: WeightKind::Ternary };
+        let of = |operands, isas: &[Isa], family: Option<Family>, [out_channels, reduction]: [usize; 2]| {
+            let allowed = |kernel: &&'static dyn Kernel| {
+                isas.contains(&kernel.isa()) && family.is_none_or(|family| kernel.layout().family == family)
+            };
+            let kernels: Vec<_> = detected_for(operands).into_iter().filter(allowed).collect();
+            let best = kernels.first()?;
+            Some(choose_among(&kernels, *best, operands, out_channels, reduction).name())
+        };
+        let choice = |isas: &[Isa], family, shape| of(ternary, isas, family, shape);
+        for act in Act::ALL {
+            for weights in WeightKind::ALL {
+                let operands = Operands { act, weights };
+                let chosen = choose(64, 576, operands).unwrap();
+                assert!(operands.supported_by(chosen) && operands.supported_by(choose_for_linear(operands).unwrap()));
+                if weights == WeightKind::TwoBit {
+                    assert_eq!(chosen.layout().family, Family::Popcount, "{operands:?}");
+                }
+                let few_levels = act != Act::Uint2 && weights != WeightKind::TwoBit;
+                for kernel in detected().into_iter().filter(|k| k.layout().family != Family::Int8) {
+                    assert!(!few_levels || operands.supported_by(kernel), "every kernel runs ternary operands");
+                }
+            }
+        }
+        for shape in [[1, 9], [16, 144], [64, 576], [512, 4608]] {
+            assert_eq!(choice(&[Isa::Scalar], None, shape), Some("generic-popcount-scalar"));
+            assert_eq!(choice(&[Isa::Scalar], Some(Family::Table), shape), Some("generic-table-scalar"));
+        }
+        let expect = |isa, family, shape, name| {
+            assert!([None, Some(name)].contains(&choice(&[isa], family, shape)), "{name} for {shape:?}");
+        };
+        for shape in [[64, 64], [64, 576], [512, 4608], [56, 504], [100, 900]] {
+            expect(Isa::Avx2, None, shape, "x86_64-table-avx2");
+            expect(Isa::Avx512, Some(Family::Table), shape, "x86_64-table-avx512");
+            expect(Isa::Avx2, Some(Family::Popcount), shape, "x86_64-popcount-avx2");
+            expect(Isa::Avx512, Some(Family::Matrix), shape, "x86_64-matrix-amx");
+        }
+        for shape in [[1, 16], [16, 144], [40, 360], [36, 324]] {
+            expect(Isa::Avx2, None, shape, "x86_64-table-avx2-pixels");
+        }
+        expect(Isa::Avx2, None, [32, 288], "x86_64-table-avx2");
+        expect(Isa::Neon, None, [32, 288], "aarch64-table-neon");
+        expect(Isa::Neon, None, [8, 72], "aarch64-table-neon-pixels");
+        expect(Isa::Avx2, None, [64, 9], "x86_64-popcount-avx2");
+        let binary = Operands { act: Act::Binary, weights: WeightKind::Binary };
+        for (shape, name) in [([128, 1152], "x86_64-table-avx2"), ([256, 2304], "x86_64-popcount-avx2")] {
+            assert!([None, Some(name)].contains(&of(binary, &[Isa::Avx2], None, shape)));
+        }
+    }
+}

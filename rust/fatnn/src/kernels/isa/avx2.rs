@@ -1,0 +1,127 @@
+//! AVX2 with FMA and POPCNT.
+
+use std::arch::x86_64::*;
+
+use super::Simd;
+use crate::cpu::Features;
+use crate::kernels::vector::VectorLoop;
+
+/// Proof of AVX2, FMA and POPCNT.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx2(());
+
+// SAFETY: `Features::avx2` stands for all three features.
+unsafe impl Simd for Avx2 {
+    fn new(features: Features) -> Option<Self> {
+        features.avx2.then_some(Avx2(()))
+    }
+
+    unsafe fn assume() -> Self {
+        Avx2(())
+    }
+
+    #[inline(always)]
+    fn ge_mask<const N: usize>(self, acc: &[i32; N], threshold: &[i32; N]) -> u64 {
+        // SAFETY: `self` exists, so the features were detected.
+        unsafe { ge_mask(acc, threshold) }
+    }
+
+    #[inline(always)]
+    fn ge_mask_f32<const N: usize>(self, x: &[f32; N], threshold: f32) -> u64 {
+        // SAFETY: as above.
+        unsafe { ge_mask_f32(x, threshold) }
+    }
+
+    #[inline]
+    fn run<L: VectorLoop>(self, work: L) -> L::Output {
+        #[target_feature(enable = "avx2,fma,popcnt")]
+        fn compiled<L: VectorLoop>(simd: Avx2, work: L) -> L::Output {
+            work.run(simd)
+        }
+        // SAFETY: as above.
+        unsafe { compiled(self, work) }
+    }
+}
+
+/// [`Simd::ge_mask`]: comparisons whose signs are gathered.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn ge_mask<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
+    const { assert!(NR.is_multiple_of(16) && NR <= 64) };
+    let below = |i: usize| {
+        // SAFETY: both arrays have `NR` elements, of which every pair of vectors asked for is a part.
+        unsafe {
+            let (acc, threshold) = (acc.as_ptr().add(i * 8).cast(), threshold.as_ptr().add(i * 8).cast());
+            _mm256_cmpgt_epi32(_mm256_loadu_si256(threshold), _mm256_loadu_si256(acc))
+        }
+    };
+    // Four vectors of comparisons become one of bytes, whose signs are one number: their quarters come interleaved.
+    let in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    let mut bits = 0;
+    for i in (0..NR / 8).step_by(4) {
+        let first = _mm256_packs_epi32(below(i), below(i + 1));
+        let second = if i + 2 < NR / 8 { _mm256_packs_epi32(below(i + 2), below(i + 3)) } else { first };
+        let bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(first, second), in_order);
+        bits |= u64::from(_mm256_movemask_epi8(bytes) as u32) << (i * 8);
+    }
+    !bits & u64::MAX >> (64 - NR)
+}
+
+/// [`Simd::ge_mask_f32`].
+#[target_feature(enable = "avx2")]
+#[inline]
+fn ge_mask_f32<const N: usize>(x: &[f32; N], threshold: f32) -> u64 {
+    const { assert!(N.is_multiple_of(8) && N <= 64) };
+    let threshold = _mm256_set1_ps(threshold);
+    let mut bits = 0;
+    for (i, x) in x.as_chunks::<8>().0.iter().enumerate() {
+        // SAFETY: the array has eight elements.
+        let x = unsafe { _mm256_loadu_ps(x.as_ptr()) };
+        let mask = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(x, threshold));
+        bits |= u64::from(mask as u8) << (i * 8);
+    }
+    bits
+}
+
+/// The number of bits set in every byte.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(crate) fn count_bytes(plane: __m256i) -> __m256i {
+    let table = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+    let nibble = _mm256_set1_epi8(15);
+    let low = _mm256_shuffle_epi8(table, _mm256_and_si256(plane, nibble));
+    let high = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16::<4>(plane), nibble));
+    _mm256_add_epi8(low, high)
+}
+
+/// The sum of eight bytes in every 64-bit lane.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(crate) fn sum_bytes(counts: __m256i) -> __m256i {
+    _mm256_sad_epu8(counts, _mm256_setzero_si256())
+}
+
+/// Adds two planes to `sum`, returns the carries.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(crate) fn full_add<const R: usize>(sum: &mut [__m256i; R], a: [__m256i; R], b: [__m256i; R]) -> [__m256i; R] {
+    let mut carries = a;
+    for r in 0..R {
+        let half = _mm256_xor_si256(a[r], sum[r]);
+        carries[r] = _mm256_or_si256(_mm256_and_si256(a[r], sum[r]), _mm256_and_si256(half, b[r]));
+        sum[r] = _mm256_xor_si256(half, b[r]);
+    }
+    carries
+}
+
+/// Adds the low halves of four 64-bit lanes to four numbers.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(crate) fn add_low_halves(out: &mut [i32], counts: __m256i) {
+    let out: &mut [i32; 4] = out.try_into().expect("four elements");
+    let low_halves = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
+    let counts = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(counts, low_halves));
+    let at = out.as_mut_ptr().cast();
+    // SAFETY: `out` has four elements.
+    unsafe { _mm_storeu_si128(at, _mm_add_epi32(_mm_loadu_si128(at), counts)) };
+}

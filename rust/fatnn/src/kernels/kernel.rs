@@ -1,0 +1,228 @@
+//! The seam: what every kernel of every family is, and what it says of itself.
+//!
+//! A [`Kernel`] multiplies operands of the types that it supports. It does so by one of three kinds
+//! of inner loop, which differ in how they read activations; each packs the weights that it reads.
+//! A kernel exists only where its CPU features were detected, so holding one proves that it may run.
+
+use super::columns::ColumnsKernel;
+use super::packed_input::PackedInputKernel;
+use super::tiled::TiledKernel;
+use super::{popcount, table};
+use crate::codec::{Act, WeightKind};
+use crate::cpu::Isa;
+use crate::error::{Result, bad_value};
+
+/// Kernel families: they differ in the layout of both operands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// FATNN's halved inner product over bit planes, 64 channels a word.
+    Popcount,
+    /// Int8 products on a matrix unit, of codes that are expanded from the same bit planes.
+    Matrix,
+    /// Products of groups of two channels, looked up by shuffles of bytes.
+    Table,
+    /// Int8 weights and activations as they are.
+    Int8,
+}
+
+impl Family {
+    /// Every family that runs codes: those that `FATNN_KERNEL` chooses among.
+    pub const ALL: [Family; 3] = [Family::Popcount, Family::Matrix, Family::Table];
+
+    /// The family of that name, among [`Family::ALL`].
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] where there is none.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match Family::ALL.into_iter().find(|family| family.name() == name) {
+            Some(family) => Ok(family),
+            None => bad_value("kernel family", "\"popcount\", \"matrix\" or \"table\"", format!("{name:?}")),
+        }
+    }
+
+    /// Name as in `FATNN_KERNEL`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::Popcount => "popcount",
+            Family::Matrix => "matrix",
+            Family::Table => "table",
+            Family::Int8 => "int8",
+        }
+    }
+}
+
+/// Channels in a unit of the reduction, for every family that runs codes.
+pub(crate) const UNIT_CHANNELS: usize = popcount::CHANNELS;
+/// Bytes of a unit of packed codes: two planes.
+pub(crate) const UNIT_BYTES: usize = popcount::UNIT_BYTES;
+
+/// How weights are laid out for a kernel. Kernels with equal layouts can run each other's packed
+/// weights of codes; int8 layouts differ in more, see [`Kernel::layout_id`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Layout {
+    /// The family, which settles the unit of the reduction.
+    pub family: Family,
+    /// Output channels in a panel, at most.
+    pub nr: usize,
+    /// Output channels that lie side by side in one vector; 2 where lanes are positions.
+    pub lanes: usize,
+}
+
+impl Layout {
+    /// Whether lanes are positions of the output, not channels.
+    pub fn lanes_are_positions(self) -> bool {
+        self.family == Family::Table && self.lanes == table::PAIRED
+    }
+}
+
+/// Operands of few levels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Operands {
+    /// The kind of activations.
+    pub act: Act,
+    /// The kind of weights.
+    pub weights: WeightKind,
+}
+
+/// The types of a product's operands, which a kernel supports or does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OperandTypes {
+    /// Packed codes and weights of few levels.
+    Codes(Operands),
+    /// Int8 activations and int8 weights.
+    Int8,
+}
+
+impl From<Operands> for OperandTypes {
+    fn from(operands: Operands) -> Self {
+        OperandTypes::Codes(operands)
+    }
+}
+
+impl OperandTypes {
+    /// Whether a kernel runs them.
+    pub fn supported_by(self, kernel: &'static dyn Kernel) -> bool {
+        kernel.inner(self).is_some()
+    }
+}
+
+impl Operands {
+    /// Whether a kernel runs them.
+    pub fn supported_by(self, kernel: &'static dyn Kernel) -> bool {
+        OperandTypes::from(self).supported_by(kernel)
+    }
+
+    /// Passes that a kernel makes over as many bits as there are products: planes of activations times
+    /// panels of weights; `None` where it counts no bits.
+    pub fn bit_passes(self, kernel: &'static dyn Kernel) -> Option<usize> {
+        let Some(Inner::Tiled(tiled)) = kernel.inner(self.into()) else { return None };
+        let planes = match (tiled.mode(), self.act) {
+            (popcount::PopcountMode::Bits { .. }, Act::Binary) => 1,
+            _ => 2,
+        };
+        Some(planes * if self.weights == WeightKind::TwoBit { 2 } else { 1 })
+    }
+}
+
+/// The weights of one panel, as they are to be packed.
+#[derive(Clone, Copy, Debug)]
+pub struct PanelWeights<'a> {
+    /// `channels[count][taps][inputs]`, taps in the order in which activations are walked.
+    pub(crate) weights: &'a [i8],
+    /// Taps of the window.
+    pub(crate) taps: usize,
+    /// Input channels of the group.
+    pub(crate) inputs: usize,
+    /// Output channels that exist.
+    pub(crate) count: usize,
+    /// What the codes of activations stand for.
+    pub(crate) act: Act,
+}
+
+impl<'a> PanelWeights<'a> {
+    /// The weights of channel `j` of the panel, or `None` past the last channel.
+    pub(crate) fn channel(&self, j: usize) -> Option<&'a [i8]> {
+        let k = self.taps * self.inputs;
+        (j < self.count).then(|| &self.weights[j * k..(j + 1) * k])
+    }
+}
+
+pub(crate) mod private {
+    /// Only this crate implements it: a layout that lies would let another kernel's inner loop read
+    /// outside its panel.
+    pub trait Sealed {}
+}
+
+/// A kernel of one family on one instruction set.
+pub trait Kernel: private::Sealed + Send + Sync + std::fmt::Debug {
+    /// `{arch}-{family}-{variant}`; no two kernels share it.
+    fn name(&self) -> &'static str;
+
+    /// The tier that `FATNN_ISA` caps it by. It uses no features above.
+    fn isa(&self) -> Isa;
+
+    /// Layout of the weights that it reads, the same for all operands.
+    fn layout(&self) -> Layout;
+
+    /// A number that tells layouts apart, stored at the head of packed weights. Equal numbers mean
+    /// equal bytes for equal weights.
+    fn layout_id(&self) -> u32 {
+        let Layout { family, nr, lanes } = self.layout();
+        (family as u32 + 1) << 16 | (nr as u32) << 8 | lanes as u32
+    }
+
+    /// The inner loop for such operands; `None` where the kernel does not run them. Always the same
+    /// one for the same operands.
+    #[doc(hidden)]
+    fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>>;
+
+    /// Whether it runs on a matrix unit, which `FATNN_KERNEL` may exclude.
+    fn uses_matrix_unit(&self) -> bool {
+        false
+    }
+}
+
+/// The kinds of inner loop: they differ in how they read activations.
+#[doc(hidden)]
+#[derive(Clone, Copy)]
+pub enum Inner<'a> {
+    /// Reads codes as they pass between layers.
+    Tiled(&'a (dyn TiledKernel + Sync)),
+    /// Reads a layout of its own, packed for the call.
+    PackedInput(&'a (dyn PackedInputKernel + Sync)),
+    /// Reads int8 windows that lie in one piece of memory.
+    Columns(&'a dyn ColumnsKernel),
+}
+
+impl Inner<'_> {
+    /// Bytes of a panel of codes' weights over so many units, all taps counted.
+    pub(crate) fn panel_bytes(&self, units: usize) -> usize {
+        match self {
+            Inner::Tiled(tiled) => tiled.panel_bytes(units),
+            Inner::PackedInput(packed) => packed.panel_bytes(units),
+            Inner::Columns(_) => 0,
+        }
+    }
+
+    /// Packs a panel of [`Inner::panel_bytes`] bytes.
+    pub(crate) fn pack_panel(&self, weights: &PanelWeights<'_>, panel: &mut [u8]) -> Result<()> {
+        match self {
+            Inner::Tiled(tiled) => tiled.pack_panel(weights, panel),
+            Inner::PackedInput(packed) => return packed.pack_panel(weights, panel),
+            Inner::Columns(columns) => columns.layout().pack(weights, panel),
+        }
+        Ok(())
+    }
+}
+
+/// Asks for the cache line at an address, which may be any, before it is needed.
+#[inline(always)]
+pub(crate) fn prefetch<T>(address: *const T) {
+    // SAFETY: a hint; it reads nothing and cannot fault.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}

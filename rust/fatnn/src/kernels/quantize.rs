@@ -1,0 +1,193 @@
+//! The loops of [`crate::quantize`]: floats to codes.
+//!
+//! The work is gathering comparisons into words of bits. Channels-last, neighbours in memory become neighbouring bits: each
+//! instruction set has an instruction for that. Channels-first, neighbours are pixels: 16 of them (one cache line) are kept
+//! in a vector, a 32-bit word each, and every channel sets its bit in all of them, a plain loop that compilers vectorise.
+//! Units of 64 channels are the outermost loop, so that memory is read in 32 streams, which prefetchers follow.
+
+use super::isa::Simd;
+use super::vector::VectorLoop;
+use crate::codec::{Coding, MAX_THRESHOLDS};
+use crate::epilogue::Quantizer;
+use crate::quantize::PixelOrder;
+
+/// What [`Quantize`] reads.
+#[derive(Clone, Copy)]
+pub(crate) struct QuantizeInput<'a> {
+    pub x: &'a [f32],
+    /// Per image.
+    pub pixels: usize,
+    pub order: PixelOrder,
+    pub to: Quantizer,
+}
+
+/// Pixels that are compared at once, where channels come first.
+pub(crate) const BLOCK_PIXELS: usize = 16;
+/// Channels in a word.
+const WORD: usize = 64;
+/// Bytes of two words.
+const UNIT: usize = 16;
+
+/// Quantizes the pixels whose codes `out` holds, `first` being the first one's number; whether none
+/// was NaN.
+pub(crate) struct Quantize<'a> {
+    pub input: &'a QuantizeInput<'a>,
+    pub first: usize,
+    pub out: &'a mut [u8],
+}
+
+impl VectorLoop for Quantize<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> bool {
+        pixels(simd, self.input, self.first, self.out)
+    }
+}
+
+#[inline(always)]
+fn pixels<S: Simd>(simd: S, input: &QuantizeInput<'_>, first: usize, out: &mut [u8]) -> bool {
+    // Each coding compiled on its own: ternary codes take no third comparison.
+    match (input.order, input.to.layout.coding()) {
+        (PixelOrder::ChannelsLast, Coding::Ternary) => channels_last::<S, 2>(simd, input, first, out),
+        (PixelOrder::ChannelsLast, Coding::Uint2) => channels_last::<S, 3>(simd, input, first, out),
+        (PixelOrder::ChannelsFirst, Coding::Ternary) => channels_first::<2>(input, first, out),
+        (PixelOrder::ChannelsFirst, Coding::Uint2) => channels_first::<3>(input, first, out),
+    }
+}
+
+#[inline(always)]
+fn channels_last<S: Simd, const THRESHOLDS: usize>(
+    simd: S,
+    input: &QuantizeInput<'_>,
+    first: usize,
+    out: &mut [u8],
+) -> bool {
+    let layout = input.to.layout;
+    let (channels, bytes) = (layout.channels(), layout.pixel_bytes());
+    let x = &input.x[first * channels..][..out.len() / bytes * channels];
+    let mut numbers = true;
+    // The comparison with -∞ finds NaN.
+    let word = |x: &[f32; WORD], real: u64| {
+        let mut reached = [0; MAX_THRESHOLDS];
+        for (reached, threshold) in reached.iter_mut().zip(input.to.thresholds).take(THRESHOLDS) {
+            *reached = simd.ge_mask_f32(x, threshold) & real;
+        }
+        (unit(layout.coding().planes(reached)), simd.ge_mask_f32(x, f32::NEG_INFINITY) == u64::MAX)
+    };
+    let groups = x.chunks_exact(layout.group_channels()).zip(out.chunks_exact_mut(layout.group_bytes()));
+    for (x, out) in groups {
+        let (words, tail) = x.as_chunks::<WORD>();
+        let (units, tail_unit) = out.split_at_mut(words.len() * UNIT);
+        for (x, unit) in words.iter().zip(units.as_chunks_mut::<UNIT>().0) {
+            let ok;
+            (*unit, ok) = word(x, u64::MAX);
+            numbers &= ok;
+        }
+        if !tail.is_empty() {
+            let mut padded = [0.0; WORD];
+            padded[..tail.len()].copy_from_slice(tail);
+            let (unit, ok) = word(&padded, u64::MAX >> (WORD - tail.len()));
+            tail_unit.copy_from_slice(&unit);
+            numbers &= ok;
+        }
+    }
+    numbers
+}
+
+#[inline(always)]
+fn unit([first, second]: [u64; 2]) -> [u8; UNIT] {
+    (u128::from(second) << 64 | u128::from(first)).to_le_bytes()
+}
+
+#[inline(always)]
+fn channels_first<const THRESHOLDS: usize>(input: &QuantizeInput<'_>, first: usize, out: &mut [u8]) -> bool {
+    let layout = input.to.layout;
+    let bytes = layout.pixel_bytes();
+    let image_floats = layout.channels() * input.pixels;
+    let mut numbers = true;
+    let (mut done, total) = (0, out.len() / bytes);
+    while done < total {
+        // The pixels of one image that `out` holds.
+        let (image, begin) = ((first + done) / input.pixels, (first + done) % input.pixels);
+        let count = (input.pixels - begin).min(total - done);
+        let x = &input.x[image * image_floats..][..image_floats];
+        let out = &mut out[done * bytes..][..count * bytes];
+        for (g, group) in x.chunks_exact(layout.group_channels() * input.pixels).enumerate() {
+            for (u, channels) in group.chunks(WORD * input.pixels).enumerate() {
+                let offset = g * layout.group_bytes() + u * UNIT;
+                numbers &= unit_pixels::<THRESHOLDS>(input, channels, begin, count, offset, out);
+            }
+        }
+        done += count;
+    }
+    numbers
+}
+
+/// The unit at byte `offset` of `count` pixels of one image, of which `begin` is the first one's number, from that unit's
+/// `channels`.
+#[inline(always)]
+fn unit_pixels<const THRESHOLDS: usize>(
+    input: &QuantizeInput<'_>,
+    channels: &[f32],
+    begin: usize,
+    count: usize,
+    offset: usize,
+    out: &mut [u8],
+) -> bool {
+    let bytes = input.to.layout.pixel_bytes();
+    let coding = input.to.layout.coding();
+    let (low, high) = channels.split_at(channels.len().min(WORD / 2 * input.pixels));
+    let mut numbers = true;
+    let mut at = 0;
+    while at < count {
+        // The last block overlaps the one before, where there is one.
+        at = at.min(count.saturating_sub(BLOCK_PIXELS));
+        let take = BLOCK_PIXELS.min(count);
+        let (reached_low, ok_low) = half_words::<THRESHOLDS>(input, low, begin + at, take);
+        let (reached_high, ok_high) = half_words::<THRESHOLDS>(input, high, begin + at, take);
+        numbers &= ok_low & ok_high;
+        for (i, pixel) in out[at * bytes..].chunks_exact_mut(bytes).take(take).enumerate() {
+            let mut reached = [0; MAX_THRESHOLDS];
+            for t in 0..THRESHOLDS {
+                reached[t] = u64::from(reached_low[t][i]) | u64::from(reached_high[t][i]) << 32;
+            }
+            pixel[offset..offset + UNIT].copy_from_slice(&unit(coding.planes(reached)));
+        }
+        at += take;
+    }
+    numbers
+}
+
+/// Which thresholds up to 32 channels reach, for `count` pixels, and whether none was NaN.
+#[inline(always)]
+fn half_words<const THRESHOLDS: usize>(
+    input: &QuantizeInput<'_>,
+    channels: &[f32],
+    at: usize,
+    count: usize,
+) -> ([[u32; BLOCK_PIXELS]; THRESHOLDS], bool) {
+    let (mut reached, mut nan) = ([[0u32; BLOCK_PIXELS]; THRESHOLDS], [0u32; BLOCK_PIXELS]);
+    let thresholds: [f32; THRESHOLDS] = std::array::from_fn(|t| input.to.thresholds[t]);
+    let mut add = |x: &[f32; BLOCK_PIXELS], bit: u32| {
+        for i in 0..BLOCK_PIXELS {
+            for t in 0..THRESHOLDS {
+                reached[t][i] |= if x[i] >= thresholds[t] { bit } else { 0 };
+            }
+            nan[i] = if x[i].is_nan() { 1 } else { nan[i] };
+        }
+    };
+    let channels = channels.chunks_exact(input.pixels).enumerate();
+    if count == BLOCK_PIXELS {
+        for (c, channel) in channels {
+            add(channel[at..at + BLOCK_PIXELS].try_into().expect("BLOCK_PIXELS elements"), 1 << c);
+        }
+    } else {
+        for (c, channel) in channels {
+            let mut x = [0.0; BLOCK_PIXELS];
+            x[..count].copy_from_slice(&channel[at..at + count]);
+            add(&x, 1 << c);
+        }
+    }
+    (reached, nan == [0; BLOCK_PIXELS])
+}
