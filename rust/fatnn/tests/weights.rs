@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::{Case, codes, every_operands, values};
+use common::{Case, codes, every_operands, pack, values};
 use fatnn::Error;
-use fatnn::codec::{Act, Coding, WeightKind};
+use fatnn::codec::{Act, CodesLayout, Coding, WeightKind};
 use fatnn::conv::{ConvShape, conv2d_acc, conv2d_codes, conv2d_float};
 use fatnn::epilogue::{ToCodes, ToFloat};
 use fatnn::kernels::{self, Kernel, Operands};
@@ -108,9 +108,13 @@ fn nonsense_behind_the_header_is_wrong_numbers_but_no_panic() {
     for (_, _, mut blob) in blobs() {
         blob[64..].fill(0xFF);
         let weights = PackedWeights::from_bytes(&blob).unwrap();
-        // Planes that say so of zeros, and planes that no code has: 0, but not at least 0.
+        let layout = CodesLayout::new(70, 2).unwrap().with(weights.act().coding());
+        let zeros = pack(layout, &[0; 20 * 70]);
+        conv2d_acc(&zeros, &weights, &shape, &mut [0; 4 * 6 * 18]).unwrap();
+        // Bits of channels that do not exist, and planes that no code has, are refused.
         for codes in [vec![0xFF; 20 * 32], [[0xFF; 8], [0; 8]].as_flattened().repeat(20 * 2)] {
-            conv2d_acc(&codes, &weights, &shape, &mut [0; 4 * 6 * 18]).unwrap();
+            let refused = conv2d_acc(&codes, &weights, &shape, &mut [0; 4 * 6 * 18]);
+            assert!(matches!(refused, Err(Error::Value { what: "packed codes", .. })), "{refused:?}");
         }
     }
 }
