@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -278,3 +279,28 @@ def test_missing_files(net: TernaryNetwork, tmp_path: Path) -> None:
         load(tmp_path)
     with pytest.raises(OSError, match="nowhere"):
         save(net, tmp_path / "nowhere" / "net")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions and links of POSIX")
+def test_links_permissions_and_special_files(tmp_path: Path) -> None:
+    x = image(2, 3, 8, 8)
+    net = convert(ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)), x), x)
+    path, link = tmp_path / "net", tmp_path / "link"
+    umask = os.umask(0o027)
+    try:
+        save(net, path)
+    finally:
+        os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o640
+    path.chmod(0o604)
+    link.symlink_to(path)
+    path.write_bytes(b"")
+    save(net, link)
+    assert link.is_symlink()
+    assert path.stat().st_mode & 0o777 == 0o604
+    assert torch.equal(load(path)(x), net(x))
+    os.mkfifo(tmp_path / "pipe")
+    for special in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(OSError, match=r"regular file|directory"):
+            save(net, special)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "net", "pipe"]

@@ -154,8 +154,18 @@ pub fn save(path: impl AsRef<Path>, graph: &str, tensors: &BTreeMap<String, Tens
     write(path, io, |beside| safetensors::serialize_to_file(views, metadata, beside).map_err(failed))
 }
 
-/// Writes beside `path`, then moves into place.
+/// Writes next to `path`, then moves into place. A link's file is replaced, not the link; a file keeps its permissions, and a
+/// new one has those of any new file.
 fn write(path: &Path, io: impl Fn(std::io::Error) -> Error, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let path = target.as_path();
+    let before = std::fs::metadata(path).ok();
+    if before.as_ref().is_some_and(|target| !target.is_file()) {
+        return Err(io(std::io::Error::new(
+            std::io::ErrorKind::InvalidInput,
+            "not a regular file, which alone is replaced",
+        )));
+    }
     let name = path.file_name().ok_or_else(|| io(std::io::Error::other("not the name of a file")))?;
     let mut beside = name.to_owned();
     // Unlike that of any other writer, in this process or another.
@@ -163,8 +173,11 @@ fn write(path: &Path, io: impl Fn(std::io::Error) -> Error, fill: impl FnOnce(&P
     beside.push(format!(".{}-{}.tmp", std::process::id(), WRITES.fetch_add(1, Ordering::Relaxed)));
     let beside = path.with_file_name(beside);
     let written = (|| {
+        let made = std::fs::File::create(&beside).and_then(|file| file.metadata()).map_err(&io)?;
         fill(&beside)?;
+        let permissions = before.map_or(made.permissions(), |target| target.permissions());
         std::fs::OpenOptions::new().write(true).open(&beside).and_then(|file| file.sync_all()).map_err(&io)?;
+        std::fs::set_permissions(&beside, permissions).map_err(&io)?;
         std::fs::rename(&beside, path).map_err(&io)
     })();
     if written.is_err() {
