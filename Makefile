@@ -68,7 +68,7 @@ test-isa: tools-rust # kernels again, capped tier by tier
 
 test-python: build
 	@echo "==> tests of the package"
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-long: build ## every test at full length, then a campaign of MINUTES (an hour in all)
 	FATNN_TEST_LONG=1 $(MAKE) test-rust test-isa
