@@ -289,6 +289,8 @@ def prepack(weight: Tensor, groups: int = 1, act: str = "full") -> Tensor:
     InputError
         Wrong dtype, device, rank, groups or values, or sums that float32 could not hold; an unknown ``act``.
     """
+    if not isinstance(act, str) or not act.isascii():
+        raise InputError(f"prepack: act: expected the name of a kind of activations, got {act!a}")
     _check_weight("prepack", weight, groups)
     blob = _core.prepack(_view(weight), groups, act)
     return torch.from_numpy(np.asarray(blob, dtype=np.uint8))
