@@ -393,7 +393,7 @@ def script(seed: int, path: str = "forged.safetensors") -> str:
             "from campaign import files",
             "nan, inf = float('nan'), float('inf')",
             "files.make_bases('/tmp')",
-            f"f = files.Forged.read('/tmp/{base}.safetensors')",
+            f"f = files.Forged.read('{base}.safetensors')",
             *shown,
             f"f.write({path!r})",
             f"# or: files.forge({seed}, {path!r})",

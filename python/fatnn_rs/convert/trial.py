@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fatnn_rs.convert.capture import copies, other_values
+from fatnn_rs.convert.memory_format import in_layout, layout_of
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.structure import same_values
 from fatnn_rs.errors import ConversionError, InputError
@@ -77,12 +78,13 @@ def check_sizes(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ...
 
 def _larger(value: Tensor) -> Tensor:
     """Repeat the last two elements of every axis behind the channels."""
-    last = value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
+    layout = layout_of(value)
     for dim in range(2, value.dim()):
         size = value.shape[dim]
         index = torch.arange(size + 2, dtype=torch.int64, device="cpu").clamp(max=size - 1)
         value = value.index_select(dim, index)
-    return value.contiguous(memory_format=torch.channels_last) if last else value
+    made: Tensor = in_layout(value, layout)
+    return made
 
 
 def check_batches(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ...]) -> None:
@@ -134,6 +136,4 @@ def _of_batch(value: Any, batch: int) -> Any:
     if not isinstance(value, Tensor) or len(value) == batch or not len(value):
         return value
     index = torch.arange(batch, dtype=torch.int64, device="cpu") % len(value)
-    made = value.index_select(0, index)
-    last = value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
-    return made.contiguous(memory_format=torch.channels_last) if last else made
+    return in_layout(value.index_select(0, index), layout_of(value))
