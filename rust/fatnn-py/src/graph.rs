@@ -53,7 +53,7 @@ pub(crate) fn check_graph(
     max_macs: Option<u64>,
 ) -> PyResult<()> {
     guarded(py, || {
-        let tensors = crate::typed_tensors(graph, tensors, None)?;
+        let tensors = crate::file::typed_tensors(graph, tensors, None)?;
         detached(py, || checked(graph, &tensors, max_bytes, max_macs))
     })
 }
@@ -100,7 +100,7 @@ pub(crate) fn graph_report<'py>(
     tensors: &Bound<'py, PyDict>,
 ) -> PyResult<Vec<Bound<'py, PyDict>>> {
     guarded(py, || {
-        let tensors = crate::typed_tensors(graph, tensors, None)?;
+        let tensors = crate::file::typed_tensors(graph, tensors, None)?;
         let rows = detached(py, || {
             let graph = Graph::parse(graph, Source::Description)?;
             check::check(&graph, &tensors, Source::Description)?;

@@ -45,7 +45,7 @@ impl Network {
         max_macs: Option<u64>,
     ) -> PyResult<Self> {
         guarded(py, || {
-            let tensors = crate::typed_tensors(graph, tensors, plain_int8)?;
+            let tensors = crate::file::typed_tensors(graph, tensors, plain_int8)?;
             let family = family.map(Family::from_name).transpose().map_err(|e| raise(py, e))?;
             let net = detached(py, || match family {
                 Some(family) => net::Network::for_family(graph, &tensors, family),

@@ -1,0 +1,141 @@
+//! Floats to packed codes, packed codes to codes, pooling of codes.
+
+use fatnn::codec::{CodesLayout, Coding};
+use fatnn::quantize::PixelOrder;
+use fatnn::{memory, pool, quantize as quantizing};
+use numpy::PyArrayDyn;
+use pyo3::prelude::*;
+
+use crate::array::{In, Out, array, bytes_of};
+use crate::conv::{Pair, check_axes, conv_shape};
+use crate::errors::{detached, guarded, input_error, raise};
+
+/// How codes are written, as bindings say it.
+pub(crate) fn coding(uint2: bool) -> Coding {
+    if uint2 { Coding::Uint2 } else { Coding::Ternary }
+}
+
+/// Bytes of one pixel's packed codes.
+#[pyfunction]
+#[pyo3(signature = (channels, groups = 1))]
+pub(crate) fn packed_bytes(py: Python<'_>, channels: usize, groups: usize) -> PyResult<usize> {
+    guarded(py, || Ok(CodesLayout::new(channels, groups).map_err(|e| raise(py, e))?.pixel_bytes()))
+}
+
+/// Floats to packed codes; see `fatnn_rs.ops.quantize`.
+#[pyfunction]
+#[pyo3(signature = (x, batch, channels, pixels, channels_last, thresholds, groups, out))]
+#[allow(clippy::too_many_arguments, reason = "the Python signature")]
+pub(crate) fn quantize(
+    py: Python<'_>,
+    x: &Bound<'_, PyAny>,
+    batch: usize,
+    channels: usize,
+    pixels: usize,
+    channels_last: bool,
+    thresholds: Vec<f32>,
+    groups: usize,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    guarded(py, || {
+        let x = In::<f32>::new(x, "x", None)?;
+        let mut out = Out::<u8>::new(out, "out", None)?;
+        let x = x.slice()?;
+        let out = out.slice("out", &[bytes_of(x)])?;
+        let order = if channels_last { PixelOrder::ChannelsLast } else { PixelOrder::ChannelsFirst };
+        detached(py, || {
+            let layout = CodesLayout::new(channels, groups)?.with(coding(thresholds.len() == 3));
+            quantizing::quantize(x, batch, pixels, order, &thresholds, layout, out)
+        })
+    })
+}
+
+/// Codes (pixels, channels) to packed codes (pixels, bytes).
+#[pyfunction]
+#[pyo3(signature = (codes, groups = 1, uint2 = false))]
+pub(crate) fn pack_codes<'py>(
+    py: Python<'py>,
+    codes: &Bound<'py, PyAny>,
+    groups: usize,
+    uint2: bool,
+) -> PyResult<Bound<'py, PyArrayDyn<u8>>> {
+    guarded(py, || {
+        let codes = In::<i8>::new(codes, "codes", Some(2))?;
+        let &[pixels, channels] = codes.shape() else { unreachable!("two axes were checked") };
+        let codes = codes.slice()?;
+        let (bytes, packed) = py
+            .detach(|| {
+                let layout = CodesLayout::new(channels, groups)?.with(coding(uint2));
+                let mut packed = memory::filled("packed codes", pixels.saturating_mul(layout.pixel_bytes()), 0)?;
+                layout.pack(codes, &mut packed)?;
+                Ok((layout.pixel_bytes(), packed))
+            })
+            .map_err(|e| raise(py, e))?;
+        array(py, packed, vec![pixels, bytes]) // small: two sizes
+    })
+}
+
+/// Packed codes (pixels, bytes) to codes (pixels, channels).
+#[pyfunction]
+#[pyo3(signature = (packed, channels, groups = 1, uint2 = false))]
+pub(crate) fn unpack_codes<'py>(
+    py: Python<'py>,
+    packed: &Bound<'py, PyAny>,
+    channels: usize,
+    groups: usize,
+    uint2: bool,
+) -> PyResult<Bound<'py, PyArrayDyn<i8>>> {
+    guarded(py, || {
+        let packed = In::<u8>::new(packed, "packed", Some(2))?;
+        let &[pixels, bytes] = packed.shape() else { unreachable!("two axes were checked") };
+        let layout = CodesLayout::new(channels, groups).map_err(|e| raise(py, e))?.with(coding(uint2));
+        if bytes != layout.pixel_bytes() {
+            let expected = layout.pixel_bytes();
+            return Err(input_error(
+                py,
+                &format!("packed: expected {expected} bytes a pixel for {channels} channels, got {bytes}"),
+            ));
+        }
+        let packed = packed.slice()?;
+        let codes = py
+            .detach(|| {
+                let mut codes = memory::filled("codes", pixels.saturating_mul(channels), 0)?;
+                layout.unpack(packed, &mut codes).map(|()| codes)
+            })
+            .map_err(|e| raise(py, e))?;
+        array(py, codes, vec![pixels, channels]) // small: two sizes
+    })
+}
+
+/// Max pooling on packed codes; see `fatnn_rs.ops.max_pool_codes`.
+#[pyfunction]
+#[allow(clippy::too_many_arguments, reason = "the Python signature")]
+pub(crate) fn max_pool_codes(
+    py: Python<'_>,
+    codes: &Bound<'_, PyAny>,
+    channels: usize,
+    groups: usize,
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    uint2: bool,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    guarded(py, || {
+        let codes = In::<u8>::new(codes, "codes", Some(4))?;
+        let mut out = Out::<u8>::new(out, "out", Some(4))?;
+        let shape = conv_shape(&codes, kernel, stride, padding, dilation);
+        let (height, width) = (out.shape()[1], out.shape()[2]);
+        let (codes_shape, out_shape) = (codes.shape(), out.shape());
+        let input = codes.slice()?;
+        let out = out.slice("out", &[bytes_of(input)])?;
+        detached(py, || {
+            let layout = CodesLayout::new(channels, groups)?.with(coding(uint2));
+            let bytes = layout.pixel_bytes();
+            check_axes("bytes a pixel of the codes", &[bytes], &codes_shape[3..])?;
+            check_axes("images and bytes a pixel of out", &[shape.batch, bytes], &[out_shape[0], out_shape[3]])?;
+            pool::max_pool_codes(input, layout, &shape, [height, width], out)
+        })
+    })
+}

@@ -1,0 +1,120 @@
+//! What this process runs on, which kernels layers take, and the number of threads.
+
+use fatnn::codec::{Act, WeightKind};
+use fatnn::cpu::Features;
+use fatnn::kernels::{self, Family, Operands};
+use fatnn::{int8, parallel};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::array::In;
+use crate::errors::{config_error, guarded, raise};
+
+/// What this process runs on: architecture, features, kernels (best first), threads.
+#[pyfunction]
+pub(crate) fn cpu_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    guarded(py, || {
+        let info = PyDict::new(py);
+        let usable = Features::usable().map_err(|e| raise(py, e))?;
+        let kernels = kernels::available().map_err(|e| raise(py, e))?;
+        info.set_item("arch", std::env::consts::ARCH)?;
+        info.set_item("features_detected", Features::detected().names())?;
+        info.set_item("features", usable.names())?;
+        let names = |int8: bool| -> Vec<&str> {
+            let wanted = kernels.iter().filter(|k| (k.layout().family == Family::Int8) == int8);
+            wanted.map(|k| k.name()).collect()
+        };
+        info.set_item("kernels", names(false))?;
+        info.set_item("int8_kernels", names(true))?;
+        info.set_item("threads", parallel::num_threads().map_err(|e| raise(py, e))?)?;
+        Ok(info)
+    })
+}
+
+/// Name of the kernel that an int8 layer takes.
+#[pyfunction]
+pub(crate) fn int8_kernel_for(py: Python<'_>, linear: bool) -> PyResult<&'static str> {
+    guarded(py, || int8::choose(linear).map(|kernel| kernel.name()).map_err(|e| raise(py, e)))
+}
+
+/// Name of the kernel that a ternary layer takes: a convolution with so many output channels per group and so long a reduction,
+/// or a linear layer; for activations of the kind `act` and weights of the kind `weights`.
+#[pyfunction]
+#[pyo3(signature = (out_channels, reduction, linear, act = "half", weights = "ternary"))]
+pub(crate) fn kernel_for(
+    py: Python<'_>,
+    out_channels: usize,
+    reduction: usize,
+    linear: bool,
+    act: &str,
+    weights: &str,
+) -> PyResult<&'static str> {
+    guarded(py, || {
+        let kernel = Act::from_name(act).and_then(|act| {
+            let operands = Operands { act, weights: WeightKind::from_name(weights)? };
+            if linear {
+                kernels::choose_for_linear(operands)
+            } else {
+                kernels::choose(out_channels, reduction, operands)
+            }
+        });
+        kernel.map(|kernel| kernel.name()).map_err(|e| raise(py, e))
+    })
+}
+
+/// The kernels that this process may run for such weights and activations of the kind `act`, best first, each as a dictionary of
+/// its name, family, isa and, where it counts bits, passes over them; where several share a layout of weights, the best of them.
+#[pyfunction]
+pub(crate) fn kernels_for<'py>(
+    py: Python<'py>,
+    weight: &Bound<'py, PyAny>,
+    act: &str,
+) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    guarded(py, || {
+        let weight = In::<i8>::new(weight, "weight", None)?;
+        let values = weight.slice()?;
+        let operands = Act::from_name(act).and_then(|act| Operands::of(values, act)).map_err(|e| raise(py, e))?;
+        let mut layouts = Vec::new();
+        let mut found = Vec::new();
+        for kernel in kernels::available().map_err(|e| raise(py, e))? {
+            if !operands.supported_by(*kernel) || layouts.contains(&kernel.layout()) {
+                continue;
+            }
+            layouts.push(kernel.layout());
+            let row = PyDict::new(py);
+            row.set_item("name", kernel.name())?;
+            row.set_item("family", kernel.layout().family.name())?;
+            row.set_item("isa", kernel.isa().name())?;
+            row.set_item("passes", operands.bit_passes(*kernel))?;
+            found.push(row);
+        }
+        Ok(found)
+    })
+}
+
+fn thread_count(py: Python<'_>, threads: &Bound<'_, PyAny>) -> PyResult<usize> {
+    let whole = !threads.is_instance_of::<pyo3::types::PyBool>();
+    threads.extract::<usize>().ok().filter(|n| whole && (1..=parallel::MAX_THREADS).contains(n)).ok_or_else(|| {
+        let got = threads.repr().map_or_else(|_| "something unprintable".into(), |r| r.to_string());
+        let most = parallel::MAX_THREADS;
+        config_error(py, &format!("number of threads: expected a whole number from 1 to {most}, got {got}"))
+    })
+}
+
+/// Sets the number of threads of later calls.
+#[pyfunction]
+pub(crate) fn set_num_threads(py: Python<'_>, threads: &Bound<'_, PyAny>) -> PyResult<()> {
+    guarded(py, || parallel::set_num_threads(thread_count(py, threads)?).map_err(|e| raise(py, e)))
+}
+
+/// Sets the number of threads for as long as nothing else does.
+#[pyfunction]
+pub(crate) fn set_default_threads(py: Python<'_>, threads: &Bound<'_, PyAny>) -> PyResult<()> {
+    guarded(py, || parallel::set_default_threads(thread_count(py, threads)?).map_err(|e| raise(py, e)))
+}
+
+/// The number of threads of later calls.
+#[pyfunction]
+pub(crate) fn get_num_threads(py: Python<'_>) -> PyResult<usize> {
+    guarded(py, || parallel::num_threads().map_err(|e| raise(py, e)))
+}

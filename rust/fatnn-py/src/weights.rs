@@ -1,0 +1,112 @@
+//! Packing weights for this CPU's kernels, and what packed ones hold.
+
+use fatnn::codec::Act;
+use fatnn::int8::Int8Weights;
+use fatnn::weights::{PackedWeights, WeightShape};
+use fatnn::{kernels, memory};
+use numpy::{IntoPyArray, PyArray1};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::array::In;
+use crate::errors::{detached, guarded, raise};
+
+/// Weights (n, channels / groups, height, width) to the blob that `pack` makes.
+fn packed_blob<'py>(
+    py: Python<'py>,
+    weight: &Bound<'py, PyAny>,
+    groups: usize,
+    pack: impl FnOnce(&[i8], WeightShape) -> fatnn::Result<Vec<u8>> + Send,
+) -> PyResult<Bound<'py, PyArray1<u8>>> {
+    let weight = In::<i8>::new(weight, "weight", Some(4))?;
+    let &[out_channels, group_channels, height, width] = weight.shape() else { unreachable!("four axes were checked") };
+    let shape =
+        WeightShape { out_channels, channels: group_channels.saturating_mul(groups), kernel: [height, width], groups };
+    let weight = weight.slice()?;
+    Ok(detached(py, || pack(weight, shape))?.into_pyarray(py))
+}
+
+/// Weight codes (n, channels / groups, height, width), ternary or of two bits, to the blob that this CPU's kernel wants for
+/// activations of the kind `act`; or that the kernel named `kernel` wants, which has to be one that would run it.
+#[pyfunction]
+#[pyo3(signature = (weight, groups, act, kernel = None))]
+pub(crate) fn prepack<'py>(
+    py: Python<'py>,
+    weight: &Bound<'py, PyAny>,
+    groups: usize,
+    act: &str,
+    kernel: Option<&str>,
+) -> PyResult<Bound<'py, PyArray1<u8>>> {
+    guarded(py, || {
+        let act = Act::from_name(act).map_err(|e| raise(py, e))?;
+        let kernel = kernel.map(kernels::named).transpose().map_err(|e| raise(py, e))?;
+        packed_blob(py, weight, groups, |codes, shape| {
+            let Some(kernel) = kernel else { return copied(PackedWeights::new(codes, shape, act)?.as_bytes()) };
+            let blob = copied(PackedWeights::for_kernel(kernel, codes, shape, act)?.as_bytes())?;
+            // Blobs carry the layout's number, which kernels may share, and the environment may have excluded.
+            let runs = PackedWeights::from_bytes(&blob).map(|packed| packed.kernel().name());
+            match runs {
+                Ok(name) if name == kernel.name() => Ok(blob),
+                other => Err(fatnn::Error::Value {
+                    what: "kernel",
+                    expected: "one that this process takes for its layout (FATNN_ISA and FATNN_KERNEL choose)".into(),
+                    got: format!("{}, in whose place {} would run", kernel.name(), other.unwrap_or("none")),
+                }),
+            }
+        })
+    })
+}
+
+/// Int8 weights (n, channels / groups, height, width) to the blob that this CPU's int8 kernel wants; `linear` says that they are
+/// a linear layer's.
+#[pyfunction]
+pub(crate) fn prepack_int8<'py>(
+    py: Python<'py>,
+    weight: &Bound<'py, PyAny>,
+    groups: usize,
+    linear: bool,
+) -> PyResult<Bound<'py, PyArray1<u8>>> {
+    guarded(py, || {
+        let pack = if linear { Int8Weights::for_linear } else { Int8Weights::new };
+        packed_blob(py, weight, groups, |weight, shape| copied(pack(weight, shape)?.as_bytes()))
+    })
+}
+
+/// What a blob of packed weights holds: its shape, operands and the kernel that runs it.
+#[pyfunction]
+pub(crate) fn packed_info<'py>(py: Python<'py>, weight: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
+    guarded(py, || {
+        let weight = In::<u8>::new(weight, "weight", Some(1))?;
+        let packed = PackedWeights::from_bytes(weight.slice()?).map_err(|e| raise(py, e))?;
+        let (shape, info) = (packed.shape(), PyDict::new(py));
+        info.set_item("out_channels", shape.out_channels)?;
+        info.set_item("channels", shape.channels)?;
+        info.set_item("kernel", shape.kernel)?;
+        info.set_item("groups", shape.groups)?;
+        info.set_item("act", packed.act().name())?;
+        info.set_item("weights", packed.kind().name())?;
+        info.set_item("isa", packed.kernel().isa().name())?;
+        info.set_item("name", packed.kernel().name())?;
+        Ok(info)
+    })
+}
+
+/// Output channels and kernel of a blob that `prepack` or, for `int8`, `prepack_int8` made.
+#[pyfunction]
+pub(crate) fn packed_shape(py: Python<'_>, weight: &Bound<'_, PyAny>, int8: bool) -> PyResult<(usize, (usize, usize))> {
+    guarded(py, || {
+        let weight = In::<u8>::new(weight, "weight", Some(1))?;
+        let blob = weight.slice()?;
+        let shape = match int8 {
+            true => Int8Weights::from_bytes(blob).map(|packed| packed.shape()),
+            false => PackedWeights::from_bytes(blob).map(|packed| packed.shape()),
+        };
+        let WeightShape { out_channels, kernel: [height, width], .. } = shape.map_err(|e| raise(py, e))?;
+        Ok((out_channels, (height, width)))
+    })
+}
+
+/// A copy of packed weights, for Python.
+fn copied(blob: &[u8]) -> fatnn::Result<Vec<u8>> {
+    memory::copied("packed weights", blob)
+}
