@@ -24,7 +24,6 @@ from torch import Tensor, nn
 import fatnn_rs
 from fatnn_rs import demo_report
 from fatnn_rs.convert import TernaryNetwork
-from fatnn_rs.convert.levels import act_of
 from fatnn_rs.errors import ConfigError, ConversionError, FatnnError
 from fatnn_rs.models.digits import DigitsNet
 from fatnn_rs.nn import TernaryLayer
@@ -290,7 +289,7 @@ def _sizes(trained: Trained, network: TernaryNetwork, path: Path) -> dict[str, i
     graph = network.graph
     ternary = [node for node in graph.nodes if products_of(node.op) == "codes"]
     packed = [
-        prepack(graph.tensors[node.tensors["weight"]], node.attrs["groups"], act_of(node.attrs)) for node in ternary
+        prepack(graph.tensors[node.tensors["weight"]], node.attrs["groups"], node.attrs["act"]) for node in ternary
     ]
     float_state = trained.float_model.state_dict().values()
     return {

@@ -157,7 +157,7 @@ _RULES: dict[str, Callable[..., Shape | None]] = {
     "linear_int8": _linear,
     "mean": _mean,
     "flatten": _flatten,
-    "rows": lambda graph, node, x: (_combined("product", x[:-1]), x[-1]),
+    "flatten_leading": lambda graph, node, x: (_combined("product", x[:-1]), x[-1]),
     "reshape_like": lambda graph, node, y, x: (*x[:-1], y[-1]),
     "pad": _pad,
     "add": _add,

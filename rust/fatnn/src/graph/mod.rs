@@ -10,6 +10,7 @@
 //! | [`cost`] | shapes of all values at conversion, and what a run costs |
 //! | [`support`] | what the engine can run |
 //! | [`file`](mod@file) | the canonical file |
+//! | `file_v1` | files of version 1, as graphs of the present version |
 //! | [`report`] | what `fatnn inspect` and `net.report` show |
 //!
 //! A graph is read with [`Graph::parse`] and checked with [`check::check`]; the engine compiles it.
@@ -18,6 +19,7 @@ pub mod attrs;
 pub mod check;
 pub mod cost;
 pub mod file;
+mod file_v1;
 #[allow(clippy::module_inception, reason = "the type that the module is about")]
 pub mod graph;
 pub mod op;

@@ -2,6 +2,7 @@
 
 use super::graph::{Graph, NodeView};
 use super::op::Op;
+use crate::dtype::ValueType;
 
 /// Whether the engine can run every node.
 ///
@@ -23,9 +24,9 @@ pub fn unsupported(graph: &Graph, tensors: &super::Tensors) -> Vec<String> {
 pub fn supported(view: NodeView<'_>, read: &[&[usize]]) -> Result<(), String> {
     let (node, op) = (view.node, view.node.op_name());
     let name = &node.name;
-    if let Op::Input(input) = &node.op {
-        let shape = &node.shape;
-        if !RANKS.contains(&shape.len()) || input.dtype != "float32" || shape[1] == 0 {
+    if let Op::Input(_) = &node.op {
+        let (shape, float) = (&node.shape, node.dtype.is_none_or(|dtype| dtype == ValueType::F32));
+        if !RANKS.contains(&shape.len()) || !float || shape[1] == 0 {
             return Err(format!("input {name:?} is not float32 of two to four dimensions"));
         }
         return Ok(());
