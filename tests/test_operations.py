@@ -17,7 +17,6 @@ FUNCTIONS = {
     ("convert/ops_int8.py", "INT8_OPS"),
     ("convert/ops_code.py", "CODE_OPS"),
     ("convert/rows_functions.py", "METHODS"),  # rows of the lowering, by methods of tensors
-    ("convert/shapes.py", "_RULES"),  # sizes as expressions of the inputs' sizes
     ("ops/schema.py", "OPS"),  # operators of torch, by their own names
     ("ops/kernels.py", "KERNELS"),
 }

@@ -62,8 +62,7 @@ pub fn check(graph: &Graph, tensors: &Tensors, source: Source) -> Result<Vec<Val
 
 /// Checks a node; the type of its value.
 fn node_type(view: NodeView<'_>, info: &OpInfo, read: &[ValueType], source: Source) -> Result<ValueType, String> {
-    let (least, most) = info.inputs;
-    if read.len() < least || most.is_some_and(|most| read.len() > most) {
+    if !info.reads(read.len()) {
         return Err(format!("reads {} values", read.len()));
     }
     for (i, kind) in read.iter().enumerate() {
