@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 
 
 def _described(node: Node) -> dict[str, Any]:
-    """A node as the core reads it. What only a conversion knows has the shape of what it becomes, or its own."""
+    """Describe a node to the core; what only a conversion knows has the shape of what it becomes, or its own."""
     op, attrs = node.op, node.attrs
     if op == "act_quant":
         op = "quantize"
