@@ -1,6 +1,6 @@
 """The Rust core; private: `fatnn_rs.ops` and `fatnn_rs.convert` are its callers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, final
 
@@ -143,6 +143,7 @@ def check_graph(
     max_macs: int | None = None,
 ) -> None: ...
 def engine_refusal(op: str, attrs: str, shapes: Sequence[Sequence[int]]) -> str | None: ...
+def shapes_in_every_run(graph: str, tensors: Mapping[str, Sequence[int]]) -> dict[str, list[int]]: ...
 def macs(op: str, shape: Sequence[int], weight: Sequence[int] | None = None) -> int: ...
 def graph_report(
     graph: str, tensors: dict[str, NDArray[Any]], dtypes: dict[str, str] | None = None

@@ -143,7 +143,7 @@ def macs(op: str, shape: Sequence[int], weight: Sequence[int] | None) -> int:
 
 
 def packed_weight_bytes(op: str, weight: Sequence[int] | None, dtype: str) -> int:
-    """Bytes in a file of an operation's weights of such a shape and type, where they are codes or int8."""
+    """Bytes in a file of weights of such a shape and type, where they are codes or int8."""
     if weight is None or products_of(op) not in ("codes", "int8"):
         return 0
     return _core.file_bytes(dtype, math.prod(weight))

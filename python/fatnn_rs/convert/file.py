@@ -1,7 +1,7 @@
 """One file for a network: safetensors with the graph as JSON in its metadata. No pickle, no code.
 
-Only what every machine understands is written: ternary weights five to a byte (two-bit ones four, binary ones eight),
-int8 weights, thresholds, scales, float tensors.
+Only what every machine understands is written: ternary weights five to a byte (two-bit ones four,
+binary ones eight), int8 weights, thresholds, scales, float tensors.
 Layouts that belong to one CPU's kernels are derived when a network is built from the file. Rust writes and reads the
 bytes, and checks them (version, checksum) and the graph.
 """

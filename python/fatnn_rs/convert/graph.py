@@ -18,7 +18,8 @@ from fatnn_rs.signature import Argument
 
 __all__ = ["Dtype", "Graph", "Node", "Ref"]
 
-#: Type of a value: "float32", or ``{"codes": "ternary", "channels": 64, "groups": 1}``; an input's is any of torch's.
+#: Type of a value: "float32", or ``{"codes": "ternary", "channels": 64, "groups": 1}``; an input's
+#: is any of torch's.
 Dtype = str | dict[str, Any]
 
 
@@ -73,7 +74,7 @@ class Node:
 
     @property
     def codes(self) -> str:
-        """What the codes are that the node makes: ``"ternary"``, ``"two-bit"`` or ``"binary"``; empty for floats."""
+        """Codes that it makes: ``"ternary"``, ``"two-bit"`` or ``"binary"``; empty for floats."""
         return "" if isinstance(self.dtype, str) else str(self.dtype["codes"])
 
 
@@ -88,8 +89,8 @@ class Graph:
     tensors
         Contiguous CPU tensors.
     dtypes
-        Name of a tensor → ``"binary"``, ``"ternary"`` or ``"two-bit"``, for int8 tensors that hold such weights. The
-        type of every other tensor is its own.
+        Name of a tensor → ``"binary"``, ``"ternary"`` or ``"two-bit"``, for int8 tensors that hold
+        such weights. The type of every other tensor is its own.
     outputs
         The structure the model returns: tuples, lists, dicts, containers (:mod:`fatnn_rs.convert.structure`) and
         constants, with :class:`Ref` for values.
@@ -136,12 +137,12 @@ class Graph:
         return None if name is None else self.tensors[name]
 
     def dtype(self, node: Node, role: str) -> str:
-        """Return the type of a node's tensor, as :data:`fatnn_rs.operations.OPERATIONS` names it."""
+        """Return the type of a node's tensor, as the table of operations names it."""
         name = node.tensors[role]
         return self.dtypes.get(name) or str(self.tensors[name].dtype).removeprefix("torch.")
 
     def add_tensor(self, name: str, tensor: Tensor, dtype: str | None = None) -> str:
-        """Keep a copy of a tensor under ``name``, or a numbered variant of it; return the name it got.
+        """Keep a copy of a tensor under ``name``, or a numbered variant of it; return its name.
 
         ``dtype`` names the type of weights that are codes, as :attr:`dtypes` does.
         """

@@ -17,8 +17,8 @@ use crate::graph;
 /// Names of tensors → names of their types.
 pub(crate) type Dtypes = BTreeMap<String, String>;
 
-/// Writes the canonical file. Arrays are float32, int32, int64 or int8; `dtypes` names the types of int8 arrays that
-/// are `"binary"`, `"ternary"` or `"two-bit"` weights.
+/// Writes the canonical file. Arrays are float32, int32, int64 or int8; `dtypes` names the types of
+/// int8 arrays that are `"binary"`, `"ternary"` or `"two-bit"` weights.
 #[pyfunction]
 #[pyo3(signature = (path, graph, tensors, dtypes = None))]
 pub(crate) fn save(
@@ -34,7 +34,8 @@ pub(crate) fn save(
     })
 }
 
-/// A dictionary of arrays as the core's tensors. One that `dtypes` does not name has its array's type.
+/// A dictionary of arrays as the core's tensors. One that `dtypes` does not name has its array's
+/// type.
 pub(crate) fn typed_tensors(arrays: &Bound<'_, PyDict>, dtypes: Option<Dtypes>) -> PyResult<BTreeMap<String, Tensor>> {
     let py = arrays.py();
     let mut dtypes = dtypes.unwrap_or_default();
@@ -53,7 +54,8 @@ pub(crate) fn typed_tensors(arrays: &Bound<'_, PyDict>, dtypes: Option<Dtypes>) 
     }
 }
 
-/// A tensor as one of another type, whose array is the same. Values are checked where the tensor is used.
+/// A tensor as one of another type, whose array is the same. Values are checked where the tensor is
+/// used.
 fn typed(name: &str, tensor: Tensor, dtype: Option<TensorType>) -> Result<Tensor, String> {
     match (tensor, dtype) {
         (Tensor::I8(shape, values), Some(TensorType::Codes(kind))) => Ok(Tensor::Codes(kind, shape, values)),
@@ -94,7 +96,8 @@ fn tensor(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
 /// What a file holds: the graph's JSON text, arrays by name, and `dtypes` as `save` takes them.
 type Loaded<'py> = (String, Bound<'py, PyDict>, Dtypes);
 
-/// Reads the canonical file. With `check`, also checks the graph as `check_graph` does, without a copy of the tensors.
+/// Reads the canonical file. With `check`, also checks the graph as `check_graph` does, without a
+/// copy of the tensors.
 #[pyfunction]
 #[pyo3(signature = (path, check = false, max_bytes = None, max_macs = None))]
 pub(crate) fn load(

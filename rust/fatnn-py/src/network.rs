@@ -30,9 +30,10 @@ pub(crate) fn limits(max_bytes: Option<u64>, max_macs: Option<u64>) -> Limits {
 
 #[pymethods]
 impl Network {
-    /// Builds a network from a graph's JSON text and its arrays, of which `dtypes` means what it does to `save`; `family`: that
-    /// of the kernels that its ternary products take, what suits the CPU by default. `max_bytes` and `max_macs` bound what
-    /// it may cost, when it is built and in every run; `None` is no bound.
+    /// Builds a network from a graph's JSON text and its arrays, of which `dtypes` means what it
+    /// does to `save`; `family`: that of the kernels that its ternary products take, what suits the
+    /// CPU by default. `max_bytes` and `max_macs` bound what it may cost, when it is built and in
+    /// every run; `None` is no bound.
     #[new]
     #[pyo3(signature = (graph, tensors, dtypes = None, family = None, max_bytes = None, max_macs = None))]
     fn new(

@@ -428,7 +428,8 @@ pub enum TensorType {
     I64,
     /// int8, any value.
     I8,
-    /// Weights of a few levels: binary, ternary or two-bit. An array holds them as int8; a file packs them.
+    /// Weights of a few levels: binary, ternary or two-bit. An array holds them as int8; a file
+    /// packs them.
     Codes(WeightKind),
 }
 

@@ -45,6 +45,7 @@ pub mod parallel;
 pub mod pool;
 pub mod quantize;
 pub mod reference;
+mod scalar;
 pub mod weights;
 
 pub use error::{Error, Result};

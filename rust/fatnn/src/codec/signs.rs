@@ -1,7 +1,8 @@
-//! Binary weights, eight a byte, for files: bit `i` is set where weight `i` is 1, clear where it is -1.
+//! Binary weights, eight a byte, for files: bit `i` is set where weight `i` is 1, else it is -1.
 //!
-//! As trits they would take 1.6 bits each. Where the number of weights is no multiple of eight, the unused
-//! bits of the last byte are zero. [`decode`] refuses everything else, so equal weights are equal bytes.
+//! As trits they would take 1.6 bits each. Where the number of weights is no multiple of eight, the
+//! unused bits of the last byte are zero. [`decode`] refuses everything else, so equal weights are
+//! equal bytes.
 
 use crate::dtype::WeightKind;
 use crate::error::{Result, bad_value, check_len};
@@ -17,7 +18,8 @@ pub fn encoded_len(weights: usize) -> usize {
 /// Encodes `weights` into `out`, which has [`encoded_len`] bytes.
 ///
 /// # Errors
-/// [`crate::Error::Shape`] where `out` has another size; [`crate::Error::Value`] where a weight is not -1 or 1.
+/// [`crate::Error::Shape`] where `out` has another size; [`crate::Error::Value`] where a weight is
+/// not -1 or 1.
 pub fn encode(weights: &[i8], out: &mut [u8]) -> Result<()> {
     check_len("binary weights", encoded_len(weights.len()), out.len())?;
     WeightKind::Binary.check("binary weights", weights)?;
@@ -30,8 +32,8 @@ pub fn encode(weights: &[i8], out: &mut [u8]) -> Result<()> {
 /// Decodes `weights.len()` weights from `bytes`.
 ///
 /// # Errors
-/// [`crate::Error::Shape`] where `bytes` does not have [`encoded_len`] bytes; [`crate::Error::Value`] where an
-/// unused bit of the last one is set.
+/// [`crate::Error::Shape`] where `bytes` does not have [`encoded_len`] bytes;
+/// [`crate::Error::Value`] where an unused bit of the last one is set.
 pub fn decode(bytes: &[u8], weights: &mut [i8]) -> Result<()> {
     check_len("binary weights", encoded_len(weights.len()), bytes.len())?;
     let unused = encoded_len(weights.len()) * PER_BYTE - weights.len();

@@ -8,6 +8,7 @@ use super::op::Op;
 use super::ops::OpInfo;
 use crate::dtype::{TensorType, ValueType};
 use crate::error::{Error, Result};
+use crate::scalar::Scalar;
 
 /// Checks a graph; the types of its values.
 ///
@@ -60,8 +61,7 @@ pub fn check(graph: &Graph, tensors: &Tensors, source: Source) -> Result<Vec<Val
 
 /// Checks a node; the type of its value.
 fn node_type(view: NodeView<'_>, info: &OpInfo, read: &[ValueType], source: Source) -> Result<ValueType, String> {
-    let (least, most) = info.inputs;
-    if read.len() < least || most.is_some_and(|most| read.len() > most) {
+    if !info.reads(read.len()) {
         return Err(format!("reads {} values", read.len()));
     }
     for (i, kind) in read.iter().enumerate() {
@@ -125,7 +125,7 @@ fn check_as_file(view: NodeView<'_>) -> Result<(), String> {
                 return Err("batch must be a least, a most and a factor".into());
             }
         }
-        Op::Hardtanh { min, max } if min > max => {
+        Op::Scalar(Scalar::Hardtanh { min, max }) if min > max => {
             return Err(format!("min_val cannot be greater than max_val, got {min} and {max}"));
         }
         _ => (),

@@ -9,15 +9,18 @@
 //! | `tensors` | name → `{"dtype": ..., "shape": [...]}`, for tensors that are packed and stored as `u8` |
 //! | `graph` | the network's graph as JSON text |
 //!
-//! Packed are weights that are codes: `ternary` ones, five trits a byte ([`crate::codec::trits`]), `two-bit` ones, four
-//! a byte ([`crate::codec::two_bit`]), and `binary` ones, eight a byte ([`crate::codec::signs`]). All others, `float32`,
-//! `int32`, `int64` and `int8`, are stored as safetensors has them.
+//! Packed are weights that are codes: `ternary` ones, five trits a byte ([`crate::codec::trits`]),
+//! `two-bit` ones, four a byte ([`crate::codec::two_bit`]), and `binary` ones, eight a byte
+//! ([`crate::codec::signs`]). All others, `float32`, `int32`, `int64` and `int8`, are stored as
+//! safetensors has them.
 //!
-//! The digest is over parts, each preceded by its length as a little-endian `u64`: the graph's text; then, for every
-//! tensor in order of names, its name, the name of its type, its sizes as little-endian `u64`, and its bytes in the file.
+//! The digest is over parts, each preceded by its length as a little-endian `u64`: the graph's
+//! text; then, for every tensor in order of names, its name, the name of its type, its sizes as
+//! little-endian `u64`, and its bytes in the file.
 //!
 //! In the graph every node says the type of its value, and codes what they stand for (`act`): see
-//! [`Graph::parse`](crate::graph::Graph::parse). Files of version 1 are read too; they become graphs of this version.
+//! [`Graph::parse`](crate::graph::Graph::parse). Files of version 1 are read too; they become
+//! graphs of this version.
 //!
 //! What a CPU's kernel wants is derived when a file is loaded and never written, so a file does not depend on the machine
 //! that wrote it. Files are written beside their place and moved there, so that a crash leaves the old file or the new one.
@@ -78,8 +81,8 @@ struct Stored {
     bytes: Vec<u8>,
 }
 
-/// Digest over everything that a file says: see the module. Tensors come in order of names, with the names of their types, and with
-/// the shapes that they have once they are read.
+/// Digest over everything that a file says: see the module. Tensors come in order of names, with
+/// the names of their types, and with the shapes that they have once they are read.
 fn digest<'a>(graph: &str, tensors: impl Iterator<Item = (&'a str, &'a str, &'a [usize], &'a [u8])>) -> String {
     let mut hash = Sha256::new();
     let mut part = |bytes: &[u8]| {
@@ -125,8 +128,8 @@ fn packed(entry: &Json) -> Option<Packed> {
 /// Writes a network: its graph as JSON text and its tensors by name.
 ///
 /// # Errors
-/// [`Error::Node`] naming a tensor whose values do not fit its shape or type, [`Error::Io`] where the file cannot be
-/// written.
+/// [`Error::Node`] naming a tensor whose values do not fit its shape or type, [`Error::Io`] where
+/// the file cannot be written.
 pub fn save(path: impl AsRef<Path>, graph: &str, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
     let path = path.as_ref();
     let (mut parts, mut packed) = (BTreeMap::new(), serde_json::Map::new());
@@ -194,8 +197,8 @@ fn write(path: &Path, io: impl Fn(std::io::Error) -> Error, fill: impl FnOnce(&P
     written
 }
 
-/// Reads a network that [`save`] wrote: its graph as JSON text and its tensors by name. One of version 1 comes as this
-/// version would have it.
+/// Reads a network that [`save`] wrote: its graph as JSON text and its tensors by name. One of
+/// version 1 comes as this version would have it.
 ///
 /// # Errors
 /// [`Error::Io`] where the file cannot be read; [`Error::Format`] where it is truncated, damaged, no safetensors file, no

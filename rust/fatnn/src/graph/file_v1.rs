@@ -2,10 +2,11 @@
 //!
 //! What version 1 wrote otherwise:
 //!
-//! - packed tensors stood in two lists of the metadata, `ternary` and `two_bit`; binary weights were among
-//!   the ternary ones, so their values say which they are;
+//! - packed tensors stood in two lists of the metadata, `ternary` and `two_bit`; binary weights
+//!   were among the ternary ones, so their values say which they are;
 //! - nodes did not say the type of their value, and inputs had theirs in the attribute `dtype`;
-//! - `half_range` and `act` together said what codes stand for, and pooling of two-bit codes had an `act`;
+//! - `half_range` and `act` together said what codes stand for, and pooling of two-bit codes had an
+//!   `act`;
 //! - the operation `flatten_leading` was called `rows`.
 
 use std::collections::{BTreeMap, HashMap};
@@ -49,8 +50,8 @@ pub(super) fn name(dtype: TensorType) -> &'static str {
     }
 }
 
-/// A graph's text as the present version has it. Weights get the narrowest kind that holds them: nothing
-/// else in this crate finds a kind by looking at values.
+/// A graph's text as the present version has it. Weights get the narrowest kind that holds them:
+/// nothing else in this crate finds a kind by looking at values.
 ///
 /// What is no graph comes back as it is; whoever parses it reports that.
 ///

@@ -3,14 +3,17 @@
 //! ```text
 //! {"nodes": [{"name": "conv1", "op": "conv_codes", "inputs": ["x_codes"], "layer": "layer1.0.conv1",
 //!             "shape": [1, 64, 56, 56], "dtype": {"codes": "ternary", "channels": 64, "groups": 1},
-//!             "attrs": {"stride": [1, 1], "act": "half", ...}, "tensors": {"weight": "conv1.codes"},
-//!             "note": "..."}, ...],
+//!             "attrs": {"stride": [1, 1], "act": "half", ...},
+//!             "tensors": {"weight": "conv1.codes"}, "note": "..."}, ...],
 //!  "outputs": {"value": "fc"}, "notes": ["..."], "arguments": [{...}, ...]}
 //! ```
 //!
-//! `dtype` is the type of the node's value: `"float32"`, or codes. An input's is any type of PyTorch's.
-//! `outputs` is a value, `{"list": [...]}`, `{"tuple": [...]}`, `{"dict": {...}}`, `{"constant": ...}`,
-//! `{"ordered_dict": [[key, ...], ...]}` or `{"dict_items": [[key, ...], ...]}`.
+//! `dtype` is the type of the node's value: `"float32"`, or codes. An input's is any type of
+//! PyTorch's.
+//!
+//! `outputs` is a value, `{"list": [...]}`, `{"tuple": [...]}`, `{"dict": {...}}`,
+//! `{"constant": ...}`, `{"ordered_dict": [[key, ...], ...]}` or
+//! `{"dict_items": [[key, ...], ...]}`.
 
 use std::collections::{BTreeMap, HashMap};
 

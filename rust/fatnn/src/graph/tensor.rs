@@ -32,10 +32,10 @@ impl Tensor {
         }
     }
 
-    /// `Ok` where its values fit its shape and type, and the shape is one that array libraries have.
+    /// `Ok` where its values fit its shape and type, and array libraries have such shapes.
     ///
     /// # Errors
-    /// [`crate::Error::Shape`], or [`crate::Error::Value`] naming the first value that does not fit.
+    /// [`crate::Error::Shape`], or [`crate::Error::Value`] naming the first wrong value.
     pub(crate) fn check(&self) -> Result<()> {
         check_shape(self.shape())?;
         check_len("tensor values", memory::product(self.shape().iter().copied()).unwrap_or(usize::MAX), self.len())?;

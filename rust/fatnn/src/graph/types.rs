@@ -9,7 +9,7 @@ use super::tensor::Tensor;
 use crate::codec::CodesLayout;
 use crate::dtype::{CodeType, ValueType};
 
-/// A type as a node says it: the name of one, or `{"codes": "ternary", "channels": 64, "groups": 1}`.
+/// A type as a node says it: a name, or `{"codes": "ternary", "channels": 64, "groups": 1}`.
 pub(super) fn from_json(json: &Json) -> Result<ValueType, String> {
     if let Some(name) = json.as_str() {
         return ValueType::of_input(name).map_err(|_| format!("unknown dtype {name:?}"));

@@ -9,6 +9,7 @@ use crate::graph::{BuildError, NodeView};
 use crate::kernels::{Level, Simd, VectorLoop};
 use crate::memory;
 use crate::parallel;
+use crate::scalar::Scalar;
 
 /// A function of one element.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,12 +20,10 @@ pub enum Elementwise {
     Scale(Vec<f32>),
     /// `x + bias` per channel.
     Bias(Vec<f32>),
-    /// `max(x, 0)`.
-    Relu,
-    /// `min(max(x, low), high)`.
-    Clamp(f32, f32),
+    /// The same for all channels.
+    Scalar(Scalar),
     /// `x > 0 ? x : x * slope` per channel (one slope for all channels where there is one).
-    Leaky(Vec<f32>),
+    Prelu(Vec<f32>),
 }
 
 impl Elementwise {
@@ -49,12 +48,10 @@ impl Elementwise {
                 }
                 Elementwise::Affine(scale, bias)
             }
-            Op::Relu => Elementwise::Relu,
-            Op::Hardtanh { min, max } => Elementwise::Clamp(*min, *max),
-            Op::LeakyRelu { negative_slope } => Elementwise::Leaky(vec![*negative_slope]), // small: one
+            Op::Scalar(scalar) => Elementwise::Scalar(*scalar),
             Op::Prelu => match constants(view, "weight")? {
                 slopes if slopes.is_empty() => return Err("a slope per channel, or one, must be there".into()),
-                slopes => Elementwise::Leaky(slopes),
+                slopes => Elementwise::Prelu(slopes),
             },
             Op::ChannelScale { .. } => Elementwise::Scale(constants(view, "scale")?),
             Op::ChannelBias { .. } => Elementwise::Bias(constants(view, "bias")?),
@@ -94,7 +91,7 @@ impl Elementwise {
     fn channels(&self) -> Option<usize> {
         match self {
             Elementwise::Affine(v, _) | Elementwise::Scale(v) | Elementwise::Bias(v) => Some(v.len()),
-            Elementwise::Leaky(v) if v.len() > 1 => Some(v.len()),
+            Elementwise::Prelu(v) if v.len() > 1 => Some(v.len()),
             _ => None,
         }
     }
@@ -124,19 +121,8 @@ impl Elementwise {
                     }
                 }
             }
-            Elementwise::Relu => {
-                for x in x {
-                    // Not `max`: NaN passes through.
-                    *x = if *x <= 0.0 { 0.0 } else { *x };
-                }
-            }
-            &Elementwise::Clamp(low, high) => {
-                for x in x {
-                    *x = if *x < low { low } else { *x };
-                    *x = if *x > high { high } else { *x };
-                }
-            }
-            Elementwise::Leaky(slope) => {
+            Elementwise::Scalar(scalar) => scalar.apply(x),
+            Elementwise::Prelu(slope) => {
                 for x in x.chunks_exact_mut(channels) {
                     for (c, x) in x.iter_mut().enumerate() {
                         let slope = slope[if slope.len() == 1 { 0 } else { c }];

@@ -8,6 +8,7 @@ use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Slice, SliceMut,
 use crate::error::{Result, bad_value, check_len};
 use crate::graph::ConvParams;
 use crate::int8::{Constants, Geometry, Int8Weights, Layer, Padded};
+use crate::scalar::Scalar;
 
 /// An int8 convolution; a linear layer is one whose window is a single pixel.
 #[derive(Debug)]
@@ -59,7 +60,7 @@ impl Operation for Int8Conv {
             constants.affine = Some((Padded::new(&self.weights, scale)?, Padded::new(&self.weights, bias)?));
             rest = 1;
         }
-        if self.post.get(rest) == Some(&Elementwise::Relu) {
+        if self.post.get(rest) == Some(&Elementwise::Scalar(Scalar::Relu)) {
             constants.relu = true;
             rest += 1;
         }
