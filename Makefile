@@ -104,7 +104,7 @@ ladder: build tools-rust ## every precision on the same layers and networks, bes
 	@echo "==> counting instructions (needs valgrind)"
 	cargo bench --quiet --package fatnn --bench instructions > $(LADDER)/instructions.new
 	mv $(LADDER)/instructions.new $(LADDER)/instructions.json
-	$(BIN)/fatnn ladder --out $(LADDER) --instructions $(LADDER)/instructions.json --results benches/results
+	PYTHONPATH=benches $(BIN)/python -m ladder --out $(LADDER) --instructions $(LADDER)/instructions.json --results benches/results
 
 lint: build ## formatting, clippy, ruff, mypy, stubs
 	cargo fmt --all --check

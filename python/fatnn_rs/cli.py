@@ -1,4 +1,4 @@
-"""The command line: ``fatnn info | demo | recipes | train | eval | compare | inspect | run | bench | ladder``.
+"""The command line: ``fatnn info | demo | recipes | train | eval | compare | inspect | run | bench``.
 
 All but ``info``, ``inspect`` and ``run`` need torch.
 
@@ -22,7 +22,7 @@ import typer
 
 from fatnn_rs.errors import ConfigError, FatnnError, InputError, UnsupportedError
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "run_app", "split_names", "split_numbers"]
 
 app = typer.Typer(
     help="Ternary neural networks that really run in 2 bits.",
@@ -48,10 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         1 where a command failed. Success and wrong usage leave through ``SystemExit`` with 0 and 2.
     """
+    return run_app(app, arguments, "fatnn")
+
+
+def run_app(app: typer.Typer, arguments: Sequence[str] | None, name: str) -> int:
+    """Run a command line whose expected errors are one line on standard error and exit code 1."""
     try:
-        app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="fatnn")
+        app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name=name)
     except (FatnnError, ImportError, OSError) as error:
-        print("fatnn:", " ".join(str(error).split()), file=sys.stderr)
+        print(f"{name}:", " ".join(str(error).split()), file=sys.stderr)
         return 1
     return 0
 
@@ -240,7 +245,7 @@ def compare(
         runs=runs or Path("runs") / Path(config).stem,
         results=results,
         settings=tuple(settings or ()),
-        rows=groups[rows] if rows in groups else _names(rows),
+        rows=groups[rows] if rows in groups else split_names(rows),
         name=f"{Path(config).stem}-ablations" if rows == "ablations" else "",
         seeds=seeds,
         data=data,
@@ -342,13 +347,13 @@ def bench(
 
     everyone: dict[str, tuple[str, ...]] = {"all": tuple(PEERS), "none": ()}
     options = command.BenchOptions(
-        models=_names(model),
-        batches=_numbers("--batch", batch),
-        threads=_numbers("--threads", threads),
+        models=split_names(model),
+        batches=split_numbers("--batch", batch),
+        threads=split_numbers("--threads", threads),
         size=size,
-        against=everyone[against] if against in everyone else _names(against),
+        against=everyone[against] if against in everyone else split_names(against),
         rounds=rounds,
-        ends=_names(ends),
+        ends=split_names(ends),
     )
     reports = command.main(options, Console(stderr=True))
     if json_file == Path("-"):
@@ -365,85 +370,15 @@ def bench(
         raise UnsupportedError(f"installed peers that could not be measured: {', '.join(failed)}; the report says why")
 
 
-@app.command()
-def ladder(
-    layers: Annotated[str, typer.Option(help="Layers, separated by commas; 'all' or 'none'.")] = "all",
-    networks: Annotated[str, typer.Option(help="Networks, separated by commas; 'all' or 'none'.")] = "all",
-    rungs: Annotated[str, typer.Option(help="Precisions, separated by commas; 'all'.")] = "all",
-    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8",
-    threads: Annotated[str, typer.Option(help="Numbers of threads, separated by commas; 'all': one, and all.")] = "all",
-    isa: Annotated[str, typer.Option(help="Instruction sets: native, scalar, avx2, ...; 'all' of this CPU.")] = "all",
-    against: Annotated[str, typer.Option(help="Peers, separated by commas; 'all' or 'none'.")] = "all",
-    rounds: Annotated[int, typer.Option(min=3, help="Turns of every candidate in each process.")] = 11,
-    processes: Annotated[int, typer.Option(min=1, help="Processes that measure each cell, one after the other.")] = 3,
-    out: Annotated[Path, typer.Option(help="Folder of what was measured; a ladder interrupted there goes on.")] = Path(
-        "runs/ladder"
-    ),
-    instructions: Annotated[
-        Path | None, typer.Option(help="What `cargo bench --bench instructions` printed.", exists=True, dir_okay=False)
-    ] = None,
-    accuracies: Annotated[Path, typer.Option(help="Folder of the results of `fatnn compare`.")] = Path("docs/results"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here; '-': print them.")] = None,
-    results: Annotated[Path | None, typer.Option(help="Write report, figures, plots to RESULTS/<cpu>/<date>.")] = None,
-    agree: Annotated[
-        tuple[Path, Path] | None, typer.Option(help="Compare two JSON files of ladders instead.", show_default=False)
-    ] = None,
-) -> None:
-    """Time every precision on the same layers and networks, and other runtimes beside them; resumable."""
-    from rich.console import Console
-
-    _need("torch", "torch")
-    from fatnn_rs.bench import PEERS
-    from fatnn_rs.bench import ladder as rows
-    from fatnn_rs.bench.ladder import agree as agreement
-    from fatnn_rs.bench.ladder import command, plan, plots, report
-
-    if agree is not None:
-        compared = agreement.agree(*agree)
-        print(compared)
-        if not compared.holds:
-            raise FatnnError(f"{agree[0]} and {agree[1]} do not agree")
-        return
-    if results is not None:
-        plots.need_matplotlib()
-
-    def chosen(text: str, every: Sequence[str]) -> tuple[str, ...]:
-        return {"all": tuple(every), "none": ()}[text] if text in ("all", "none") else _names(text)
-
-    options = plan.LadderOptions(
-        layers=chosen(layers, tuple(rows.SHAPES)),
-        networks=chosen(networks, tuple(rows.NETWORKS)),
-        rungs=chosen(rungs, tuple(rows.RUNGS)),
-        batches=_numbers("--batch", batch),
-        threads=() if threads == "all" else _numbers("--threads", threads),
-        isas=chosen(isa, plan.isas()),
-        against=chosen(against, tuple(PEERS)),
-        rounds=rounds,
-        processes=processes,
-        out=out,
-    )
-    found = command.ladder(options, Console(stderr=True), instructions, accuracies)
-    if json_file == Path("-"):
-        print(json.dumps(found, indent=1))
-    else:
-        print(report.markdown(found))
-    if json_file is not None and json_file != Path("-"):
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if results is not None:
-        print(f"written to {command.publish(found, results)}", file=sys.stderr)
-    failed = command.failures(found)
-    if failed:
-        raise UnsupportedError(f"not measured: {'; '.join(failed)}; the report says why")
-
-
-def _names(text: str) -> tuple[str, ...]:
+def split_names(text: str) -> tuple[str, ...]:
+    """Split names at commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _numbers(option: str, text: str) -> tuple[int, ...]:
+def split_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Split whole numbers at commas; a :class:`ConfigError` names the option where that fails."""
     try:
-        return tuple(int(name) for name in _names(text))
+        return tuple(int(name) for name in split_names(text))
     except ValueError as error:
         raise ConfigError(f"{option}: expected whole numbers separated by commas, got {text!r}") from error
 

@@ -1,4 +1,4 @@
-"""The networks that ``fatnn bench`` and ``fatnn ladder`` know by name. Nothing else in the package does.
+"""The networks that ``fatnn bench`` knows by name, and the ladder in ``benches/ladder``.
 
 Weights are random and BatchNorm is randomised, for time depends on neither; the answers are compared all the same.
 """

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fatnn_rs.bench.ladder.collect import every, figure, first, inside
-from fatnn_rs.bench.ladder.measure import CODES, FLOATS
-from fatnn_rs.bench.ladder.targets import where
+from ladder.collect import every, figure, first, inside
+from ladder.measure import CODES, FLOATS
 
 __all__ = ["markdown"]
 
@@ -21,7 +20,7 @@ def markdown(results: dict[str, Any], plots: Sequence[str] = ()) -> str:
     Parameters
     ----------
     results
-        What :func:`fatnn_rs.bench.ladder.command.ladder` returned, or read from its JSON.
+        What :func:`ladder.command.ladder` returned, or read from its JSON.
     plots
         Names of picture files beside it.
     """
@@ -31,8 +30,6 @@ def markdown(results: dict[str, Any], plots: Sequence[str] = ()) -> str:
         f"    {results['command']}",
         _method(results),
         *(f"![{name}]({name})" for name in plots),
-        "## Targets",
-        *_targets(results),
         "## Theory and practice",
         _theory(results),
         "## Layers",
@@ -56,6 +53,10 @@ def markdown(results: dict[str, Any], plots: Sequence[str] = ()) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _place(cell: dict[str, Any]) -> str:
+    return f"{cell['name']}, batch {cell['batch']}, threads {cell['threads']}"
 
 
 def _title(results: dict[str, Any], who: str) -> str:
@@ -109,21 +110,6 @@ def _moves(results: dict[str, Any]) -> str:
         if row["factor"] > 1
     ]
     return f" (95 of 100 by at most: {'; '.join(found)})" if found else ""
-
-
-def _targets(results: dict[str, Any]) -> Iterable[str]:
-    for target in results["targets"]:
-        places = target["places"]
-        met = sum(place["met"] for place in places)
-        verdict = "not measured" if not places else "met" if met == len(places) else "not met"
-        count = f", in {met} of {len(places)} places" if places else ""
-        yield f"**{target['title']}** (at most {target['bound']:g}): {verdict}{count}"
-        if places:
-            rows = [
-                [place["where"], place["between"], f"{place['ratio']:.2f}", "met" if place["met"] else "**not met**"]
-                for place in places
-            ]
-            yield _table(["where", "time of", "ratio", ""], rows)
 
 
 def _theory(results: dict[str, Any]) -> str:
@@ -282,7 +268,7 @@ def _absent(results: dict[str, Any]) -> str:
     for cell in results["cells"]:
         for state in ("failed", "missing"):
             for row in cell[state]:
-                place = where(cell) if state == "failed" else cell["isa"]
+                place = _place(cell) if state == "failed" else cell["isa"]
                 seen.setdefault((state, row["who"], row["reason"]), []).append(place)
     for (state, who, reason), places in seen.items():
         among = ", ".join(dict.fromkeys(places))

@@ -61,11 +61,6 @@ class Rung:
     capped: bool = True
 
     @property
-    def ternary(self) -> bool:
-        """Whether weights and activations both have three levels."""
-        return self.weight == "ternary" and self.levels == (0, 1, 2)
-
-    @property
     def executed(self) -> int | None:
         """Passes over N bits that this process's kernel makes; None where there is none, or it counts no bits."""
         rows = self._rows()

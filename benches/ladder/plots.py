@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fatnn_rs.bench.ladder.collect import every, figure, first, inside
-from fatnn_rs.bench.ladder.measure import FLOATS
-from fatnn_rs.bench.ladder.rungs import FLOAT32
 from fatnn_rs.errors import UnsupportedError
+from ladder.collect import every, figure, first, inside
+from ladder.measure import FLOATS
+from ladder.rungs import FLOAT32
 
 __all__ = ["draw", "need_matplotlib"]
 

@@ -16,10 +16,6 @@ import fatnn_rs
 from fatnn_rs.bench import networks
 from fatnn_rs.bench.candidates import difference, threads_of_all
 from fatnn_rs.bench.export import Task
-from fatnn_rs.bench.ladder.measure import FLOATS, Entry, Found, Progress
-from fatnn_rs.bench.ladder.plan import NATIVE, write
-from fatnn_rs.bench.ladder.rungs import RUNGS, Rung
-from fatnn_rs.bench.ladder.shapes import Net
 from fatnn_rs.bench.peers import PEERS, arrays_of
 from fatnn_rs.convert import TernaryNetwork, summary
 from fatnn_rs.convert.api import convert_float
@@ -28,6 +24,10 @@ from fatnn_rs.machine import here
 from fatnn_rs.nn.calibrate import calibrate
 from fatnn_rs.nn.int8 import INT8_TWINS
 from fatnn_rs.operations import products_of
+from ladder.measure import FLOATS, Entry, Found, Progress
+from ladder.plan import NATIVE, write
+from ladder.rungs import RUNGS, Rung
+from ladder.shapes import Net
 
 __all__ = ["measure"]
 

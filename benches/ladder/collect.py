@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
-from fatnn_rs.bench.ladder.measure import CODES, FLOATS
-from fatnn_rs.bench.ladder.plan import NATIVE, Cell
-from fatnn_rs.bench.ladder.rungs import FLOAT32, POPCOUNT
-from fatnn_rs.bench.ladder.spread import summarise
 from fatnn_rs.bench.timing import ratios
+from ladder.measure import CODES, FLOATS
+from ladder.plan import NATIVE, Cell
+from ladder.rungs import FLOAT32, POPCOUNT
+from ladder.spread import summarise
 
 __all__ = ["collect", "every", "figure", "first", "inside"]
 

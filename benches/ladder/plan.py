@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from fatnn_rs import _core
-from fatnn_rs.bench.ladder.measure import FEWEST_ROUNDS
-from fatnn_rs.bench.ladder.rungs import RUNGS
-from fatnn_rs.bench.ladder.shapes import NETWORKS, SHAPES
 from fatnn_rs.bench.peers import PEERS
 from fatnn_rs.errors import ConfigError
 from fatnn_rs.machine import Machine, usable_cpus
+from ladder.measure import FEWEST_ROUNDS
+from ladder.rungs import RUNGS
+from ladder.shapes import NETWORKS, SHAPES
 
 __all__ = ["NATIVE", "Cell", "LadderOptions", "State", "cells", "isas", "write"]
 

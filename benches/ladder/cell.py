@@ -1,4 +1,4 @@
-"""One cell in a process of its own: ``python -m fatnn_rs.bench.ladder.cell FILE``.
+"""One cell in a process of its own: ``python -m ladder.cell FILE``.
 
 What to do comes as JSON on standard input, figures go into the file. Lines on standard output that begin with
 :data:`MARK` say what is being done.
@@ -13,11 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fatnn_rs.bench.ladder import layers, networks
-from fatnn_rs.bench.ladder.measure import Progress
-from fatnn_rs.bench.ladder.plan import write
 from fatnn_rs.errors import FatnnError
 from fatnn_rs.machine import here
+from ladder import layers, networks
+from ladder.measure import Progress
+from ladder.plan import write
 
 __all__ = ["MARK", "main"]
 

@@ -1,4 +1,4 @@
-"""What ``fatnn ladder`` does: every cell in a process of its own, results as they come, then figures and a report."""
+"""Runs every cell in its own process, keeps results as they come, then writes figures and a report."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fatnn_rs.bench.ladder import plots, report
-from fatnn_rs.bench.ladder.cell import MARK
-from fatnn_rs.bench.ladder.collect import collect
-from fatnn_rs.bench.ladder.plan import NATIVE, Cell, LadderOptions, State, cells
-from fatnn_rs.bench.ladder.rungs import RUNGS
-from fatnn_rs.bench.ladder.shapes import NETWORKS
-from fatnn_rs.bench.ladder.spread import widen
-from fatnn_rs.bench.ladder.targets import check
 from fatnn_rs.errors import FormatError
 from fatnn_rs.machine import here
+from ladder import plots, report
+from ladder.cell import MARK
+from ladder.collect import collect
+from ladder.plan import NATIVE, Cell, LadderOptions, State, cells
+from ladder.rungs import RUNGS
+from ladder.shapes import NETWORKS
+from ladder.spread import widen
 
 __all__ = ["failures", "ladder", "publish"]
 
 #: What the environment may say about kernels and threads, which cells settle themselves.
 _SETTLED = ("FATNN_ISA", "FATNN_KERNEL", "FATNN_NUM_THREADS")
+
+#: The folder of this package, for the processes that measure.
+_HERE = str(Path(__file__).resolve().parents[1])
 
 
 def ladder(
@@ -80,14 +82,13 @@ def ladder(
         "accuracies": {} if accuracies is None else _accuracies(accuracies, options),
         "instructions": counted,
     }
-    results["targets"] = check(results)
     plain: dict[str, Any] = json.loads(json.dumps(results))
     return plain
 
 
 def command(options: LadderOptions) -> str:
     """Return the command line that measures the same."""
-    usual, words = LadderOptions(), ["fatnn ladder"]
+    usual, words = LadderOptions(), ["python -m ladder"]
     for option, name in (
         ("layers", "layers"),
         ("networks", "networks"),
@@ -132,6 +133,7 @@ def _run(state: State, cell: Cell, process: int, show: Callable[[str], None]) ->
     """Measure a cell in a process of its own; why it failed, if it did."""
     environment = {name: value for name, value in os.environ.items() if name not in _SETTLED}
     environment["OMP_NUM_THREADS"] = str(cell.threads)
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in (_HERE, environment.get("PYTHONPATH")) if path)
     if cell.isa != NATIVE:
         environment["FATNN_ISA"] = cell.isa
     path = state.path(cell, process)
@@ -140,7 +142,7 @@ def _run(state: State, cell: Cell, process: int, show: Callable[[str], None]) ->
     given = {"spec": state.spec(cell), "process": process, "cache": str(state.options.out / "networks")}
     with log.open("w", encoding="utf-8") as said:
         child = subprocess.Popen(
-            [sys.executable, "-m", "fatnn_rs.bench.ladder.cell", str(path)],
+            [sys.executable, "-m", "ladder.cell", str(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fatnn_rs.bench.ladder.rungs import FLOAT32
 from fatnn_rs.errors import FormatError
 from fatnn_rs.table import render
+from ladder.rungs import FLOAT32
 
 __all__ = ["Agreement", "agree"]
 
@@ -63,7 +63,7 @@ class Agreement:
 
 
 def agree(first: Path, second: Path) -> Agreement:
-    """Compare two result files of ``fatnn ladder``.
+    """Compare two result files of the ladder.
 
     Two figures differ where the spreads (``low`` to ``high``) that they are printed with do not overlap.
 
@@ -111,5 +111,5 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise FormatError(f"{path}: expected the JSON file of a ladder, got something else: {error}") from error
     if not isinstance(results, dict) or not {"cells", "machine"} <= results.keys():
-        raise FormatError(f"{path}: expected the JSON file that `fatnn ladder` writes, got other JSON")
+        raise FormatError(f"{path}: expected the JSON file that the ladder writes, got other JSON")
     return results
