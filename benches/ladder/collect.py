@@ -59,7 +59,7 @@ def collect(cell: Cell, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "variants": {name: 1e3 * _middle(values) for name, values in times[who, way].items()},
                 "milliseconds": summarise([[1e3 * value for value in values] for values in mine if values]),
                 "over_float32": None if float32 is None else _ratio(float32, mine),
-                "of_popcount": None if popcount is None else _ratio(mine, popcount),
+                "of_popcount": None if popcount is None else _median_ratio(mine, popcount),
                 "facts": facts[who, way, best[who, way]],
             }
         )
@@ -85,6 +85,11 @@ def _ratio(times: Times, reference: Times) -> dict[str, Any] | None:
     """Divide round by round, in the processes that have both."""
     pairs = [(mine, other) for mine, other in zip(times, reference, strict=True) if mine and other]
     return summarise([ratios(mine, other) for mine, other in pairs]) if pairs else None
+
+
+def _median_ratio(times: Times, reference: Times) -> dict[str, Any] | None:
+    found = _ratio(times, reference)
+    return None if found is None else {"median": found["median"]}
 
 
 def figure(cell: dict[str, Any], who: str, way: str) -> dict[str, Any] | None:

@@ -89,7 +89,7 @@ class Found:
             for state, rows in ((ABSENT, self.missing), (FAILED, self.failed)):
                 if row.state == state:
                     rows.append({"who": name, "reason": row.reason})
-            facts = {"describe": row.describe, "details": row.details, "amx": row.amx, "error": row.error}
+            facts = {"details": row.details, "amx": row.amx, "error": row.error}
             self.entries += [
                 Entry(name, "peer", FLOATS, variant, call, facts) for variant, call in candidate.calls.items()
             ]

@@ -18,11 +18,11 @@ from fatnn_rs.bench.timing import Spread
 __all__ = ["summarise", "widen"]
 
 #: A figure's parts → whether they are ratios taken inside rounds.
-_SUMMARIES = {"milliseconds": False, "over_float32": True, "of_popcount": True}
+_SUMMARIES = {"milliseconds": False, "over_float32": True}
 
 
 def summarise(processes: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Summarise all rounds of all processes: median, minimum, spread, and each process's median.
+    """Summarise all rounds of all processes: median, spread, and each process's median.
 
     The spread reaches from the lowest lower quartile to the highest upper quartile of any process, until :func:`widen`.
     """
@@ -31,13 +31,12 @@ def summarise(processes: Sequence[Sequence[float]]) -> dict[str, Any]:
         "median": median(value for values in processes for value in values),
         "low": min(spread.lower for spread in spreads),
         "high": max(spread.upper for spread in spreads),
-        "minimum": min(spread.minimum for spread in spreads),
         "medians": [spread.median for spread in spreads],
     }
 
 
 def widen(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give every figure of collected cells the least spread of its kind; changes the cells.
+    """Give every figure of collected cells the least spread of its kind, in place; processes' medians are dropped.
 
     Returns
     -------
@@ -58,6 +57,11 @@ def widen(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             summary["low"] = min(summary["low"], summary["median"] / factor)
             summary["high"] = max(summary["high"], summary["median"] * factor)
         found.append({"kind": kind, "threads": threads, "ratios": ratios, "pairs": len(moves), "factor": factor})
+    for cell in cells:
+        for row in cell["figures"]:
+            for name in _SUMMARIES:
+                if row[name] is not None:
+                    row[name].pop("medians", None)
     return found
 
 

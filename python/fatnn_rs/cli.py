@@ -85,8 +85,8 @@ def info(as_json: Json = False) -> None:
 @app.command()
 def demo(
     seeds: Annotated[int, typer.Option(min=1, help="Networks to train.")] = 3,
-    float_epochs: Annotated[int, typer.Option(min=1, help="Epochs of float training.")] = 8,
-    ternary_epochs: Annotated[int, typer.Option(min=1, help="Epochs of ternary training.")] = 12,
+    float_epochs: Annotated[int, typer.Option(min=1, help="Epochs of float training.")] = 6,
+    ternary_epochs: Annotated[int, typer.Option(min=1, help="Epochs of ternary training.")] = 10,
     out: Annotated[Path, typer.Option(help="Directory for the network, the picture and the figures.")] = Path(
         "demo-output"
     ),
@@ -96,7 +96,7 @@ def demo(
     """Train, convert, verify, save, load and time a ternary network on handwritten digits, offline."""
     from rich.console import Console
 
-    _need("torch", "torch")
+    _need_training()
     from fatnn_rs import demo as demonstration
 
     options = demonstration.DemoOptions(
@@ -337,7 +337,7 @@ def bench(
     ends: Annotated[
         str, typer.Option(help="First and last layer: float, int8, ternary; separated by commas.")
     ] = "float",
-    results: Annotated[Path | None, typer.Option(help="Write a table and figures to RESULTS/<cpu>/<date>.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Write figures to RESULTS/<cpu>/<date>-networks.json.")] = None,
 ) -> None:
     """Time converted networks against other runtimes, in turns: medians, per network and per layer."""
     from rich.console import Console
