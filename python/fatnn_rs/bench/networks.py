@@ -72,9 +72,11 @@ def _mlp() -> nn.Module:
     return nn.Sequential(*first, *hidden, *copy.deepcopy(hidden), nn.Linear(width, 10))
 
 
+_TORCHVISION = ("resnet18", "resnet34", "resnet50", "vgg16_bn", "mobilenet_v2")
+
 #: Name → network.
 NETWORKS: dict[str, Network] = {
-    **{name: Network(_torchvision(name), 3, 224) for name in ("resnet18", "resnet34", "resnet50", "vgg16_bn", "mobilenet_v2")},
+    **{name: Network(_torchvision(name), 3, 224) for name in _TORCHVISION},
     "cifar-resnet20": Network(resnet20, 3, 32, sizes_free=False),
     "cifar-resnet32": Network(resnet32, 3, 32, sizes_free=False),
     "cifar-resnet20-conv": Network(partial(resnet20, shortcut="conv"), 3, 32, sizes_free=False),  # the recipe's
