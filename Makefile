@@ -88,8 +88,8 @@ test-neon: tools-rust ## the core's tests for AArch64, under qemu
 	bash scripts/test-neon.sh
 
 results: build ## train the quantizers side by side on Fashion-MNIST and CIFAR-10 (a GPU, or days); DATA=folder
-	$(BIN)/fatnn compare --config fashion-mnist --data $(DATA) --jobs $(JOBS)
-	$(BIN)/fatnn compare --config cifar10-resnet20 --data $(DATA) --jobs $(JOBS)
+	PYTHONPATH=benches $(BIN)/python -m quantizers --config fashion-mnist --data $(DATA) --jobs $(JOBS)
+	PYTHONPATH=benches $(BIN)/python -m quantizers --config cifar10-resnet20 --data $(DATA) --jobs $(JOBS)
 	$(BIN)/python scripts/compact_results.py
 
 bench: bench-kernels bench-networks ## kernels against this machine's ceilings, networks against other runtimes

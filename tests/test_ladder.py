@@ -20,7 +20,6 @@ from fatnn_rs.bench import networks
 from fatnn_rs.convert import TernaryNetwork
 from fatnn_rs.convert.api import convert_float
 from fatnn_rs.convert.levels import coded_levels
-from fatnn_rs.train.compare import ROWS
 from ladder import NETWORKS, RUNGS, SHAPES, Net, Shape, command, plan
 from ladder.agree import agree
 from ladder.collect import collect, figure, inside
@@ -29,6 +28,7 @@ from ladder.report import markdown
 from ladder.rungs import WEIGHTS
 from ladder.spread import summarise, widen
 from nets import image
+from quantizers.compare import ROWS
 
 TINY = Shape("3×3, 20 channels, 6×6", 20, 24, 6, 3)
 OPTIONS = (

@@ -44,7 +44,7 @@ def measure(
     instructions: Annotated[
         Path | None, typer.Option(help="What `cargo bench --bench instructions` printed.", exists=True, dir_okay=False)
     ] = None,
-    accuracies: Annotated[Path, typer.Option(help="Folder of the results of `fatnn compare`.")] = Path("docs/results"),
+    accuracies: Annotated[Path, typer.Option(help="Folder of the quantizers' accuracies.")] = Path("docs/results"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here; '-': print them.")] = None,
     results: Annotated[Path | None, typer.Option(help="Write report, figures, plots to RESULTS/<cpu>/<date>.")] = None,
     agree: Annotated[

@@ -49,7 +49,7 @@ def ladder(
     instructions
         What ``cargo bench --bench instructions`` printed.
     accuracies
-        Folder of the results of ``fatnn compare``.
+        Folder of the results of ``benches/quantizers``.
 
     Returns
     -------
@@ -219,7 +219,7 @@ def _instructions(path: Path) -> dict[str, Any]:
 
 
 def _accuracies(folder: Path, options: LadderOptions) -> dict[str, Any]:
-    """Network → rung → accuracy, from the results of ``fatnn compare`` that are there."""
+    """Network → rung → accuracy, from the results of ``benches/quantizers`` that are there."""
     found: dict[str, Any] = {}
     for name in options.networks:
         stem = NETWORKS[name].accuracies

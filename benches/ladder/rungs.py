@@ -42,7 +42,7 @@ class Rung:
     config
         ``weight`` and ``act`` of :class:`fatnn_rs.TernaryConfig`, for networks.
     accuracy
-        Row of the comparison of quantizers (``fatnn compare``) with this precision; empty where there is none.
+        Row of the comparison of quantizers (``benches/quantizers``) with this precision; empty where there is none.
     capped
         Whether ``FATNN_ISA`` caps what it runs on.
     """

@@ -1,4 +1,4 @@
-"""The command line: ``fatnn info | demo | recipes | train | eval | compare | inspect | run | bench``.
+"""The command line: ``fatnn info | demo | recipes | train | eval | inspect | run | bench``.
 
 All but ``info``, ``inspect`` and ``run`` need torch.
 
@@ -22,7 +22,10 @@ import typer
 
 from fatnn_rs.errors import ConfigError, FatnnError, InputError, UnsupportedError
 
-__all__ = ["app", "main", "run_app", "split_names", "split_numbers"]
+__all__ = [
+    *("DataOption", "DownloadOption", "RecipeOption", "SettingsOption"),
+    *("app", "main", "run_app", "split_names", "split_numbers"),
+]
 
 app = typer.Typer(
     help="Ternary neural networks that really run in 2 bits.",
@@ -107,12 +110,16 @@ def demo(
         print(json.dumps(result, indent=2))
 
 
-Config = Annotated[str, typer.Option("--config", help="A recipe: its name (see `fatnn recipes`), or a .yaml file.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="Change a value: ternary.epochs=2. Repeatable.")]
-Folder = Annotated[
+RecipeOption = Annotated[
+    str, typer.Option("--config", help="A recipe: its name (see `fatnn recipes`), or a .yaml file.")
+]
+SettingsOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a value: ternary.epochs=2. Repeatable.")
+]
+DataOption = Annotated[
     Path | None, typer.Option("--data", envvar="FATNN_DATA", help="Where the data set is, or is to be put.")
 ]
-Download = Annotated[bool, typer.Option(help="Fetch data that are not there, through torchvision.")]
+DownloadOption = Annotated[bool, typer.Option(help="Fetch data that are not there, through torchvision.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Torch's threads.")]
 
 
@@ -133,21 +140,21 @@ def recipes(as_json: Json = False) -> None:
 
 @app.command()
 def train(
-    config: Config,
-    data: Folder = None,
+    config: RecipeOption,
+    data: DataOption = None,
     out: Annotated[Path, typer.Option(help="The run's folder; a run that was interrupted there goes on.")] = Path(
         "run"
     ),
     model: Annotated[
         str | None, typer.Option(help="Another model than the recipe's: torchvision:NAME, timm:NAME.")
     ] = None,
-    settings: Settings = None,
+    settings: SettingsOption = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights, order and augmentation.")] = 0,
     float_from: Annotated[Path | None, typer.Option(help="Start from this float checkpoint.", dir_okay=False)] = None,
     float_only: Annotated[bool, typer.Option("--float-only", help="Train the float model, nothing else.")] = False,
     threads: Threads = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")] = False,
-    download: Download = True,
+    download: DownloadOption = True,
     as_json: Json = False,
 ) -> None:
     """Train a recipe: a float model, a ternary model from it, and the converted network. Under torchrun, on several."""
@@ -184,11 +191,11 @@ _FIGURES = (
 @app.command(name="eval")
 def evaluate(
     network: Network,
-    config: Config,
-    data: Folder = None,
-    settings: Settings = None,
+    config: RecipeOption,
+    data: DataOption = None,
+    settings: SettingsOption = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
-    download: Download = True,
+    download: DownloadOption = True,
     as_json: Json = False,
 ) -> None:
     """Measure a saved network's accuracy on a recipe's test images."""
@@ -214,47 +221,6 @@ def evaluate(
         if as_json
         else f"{right / test.test_count:.2%} of {test.test_count:,} images, {seconds:.1f} s"
     )
-
-
-@app.command()
-def compare(
-    config: Config,
-    data: Folder = None,
-    rows: Annotated[str, typer.Option(help="Rows, separated by commas; 'all', 'ablations'.")] = "all",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of every row.")] = 3,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each run.")] = 1,
-    runs: Annotated[Path | None, typer.Option(help="Folder of the runs; runs/RECIPE by default.")] = None,
-    results: Annotated[Path, typer.Option(help="Folder of the table, the figures and the plot.")] = Path(
-        "docs/results"
-    ),
-    settings: Settings = None,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")] = False,
-    download: Download = True,
-) -> None:
-    """Train quantizers side by side, from the same float networks by the same recipe; write a table and a plot."""
-    from rich.console import Console
-
-    _need_training()
-    from fatnn_rs.train.compare import ABLATIONS, ROWS, CompareOptions
-    from fatnn_rs.train.compare import compare as run_all
-
-    groups = {"all": tuple(ROWS), "ablations": ("fatnn", *ABLATIONS)}
-    options = CompareOptions(
-        recipe=config,
-        runs=runs or Path("runs") / Path(config).stem,
-        results=results,
-        settings=tuple(settings or ()),
-        rows=groups[rows] if rows in groups else split_names(rows),
-        name=f"{Path(config).stem}-ablations" if rows == "ablations" else "",
-        seeds=seeds,
-        data=data,
-        jobs=jobs,
-        threads=threads,
-        download=download,
-        cpu=cpu,
-    )
-    run_all(options, Console())
 
 
 def _need_training() -> None:
