@@ -23,9 +23,10 @@ from fatnn_rs import ConfigError, FatnnError, FormatError, InputError, TernaryCo
 from fatnn_rs.models.cifar_resnet import CifarResNet
 from fatnn_rs.models.digits import DigitsNet
 from fatnn_rs.train.data import DATASETS, Share, load_data
-from fatnn_rs.train.loop import TrainOptions, _restore_norms, _share_norms, train
+from fatnn_rs.train.loop import TrainOptions, train
 from fatnn_rs.train.models import MODELS
 from fatnn_rs.train.monitor import CodeMonitor, LayerState
+from fatnn_rs.train.phase import _restore_norms, _share_norms
 from fatnn_rs.train.recipe import load_recipe, recipe_names
 from fatnn_rs.train.run import read_state
 
