@@ -138,7 +138,7 @@ def test_every_rung_is_measured_or_named_with_the_reason(finished: Finished) -> 
 def _kernels(who: str, isa: str) -> list[str]:
     """What the rung runs on here, or below the cap at scalar."""
     kernels = RUNGS[who].kernels()
-    return kernels if isa == "native" else [name for name in machine.here().kernels if _is(name, who)]
+    return kernels if isa == "native" else [name for name in machine.Machine.current().kernels if _is(name, who)]
 
 
 def _is(name: str, who: str) -> bool:
@@ -166,7 +166,7 @@ def test_layers_are_measured_both_ways_and_networks_say_what_they_hold(finished:
 
 
 def test_the_report_and_the_plots(finished: Finished) -> None:
-    place = finished.folder / "results" / machine.here().slug
+    place = finished.folder / "results" / machine.Machine.current().slug
     assert sorted(re.sub(r"^[\d-]{10}", "", path.name) for path in place.iterdir()) == [
         *("-ladder-accuracy.png", "-ladder.json", "-ladder.md", "-ladder.png"),
     ]

@@ -22,7 +22,7 @@ from rich.console import Console
 from fatnn_rs import ConfigError, FatnnError, FormatError, InputError, TernaryConfig, cli, prepare
 from fatnn_rs.models.cifar_resnet import CifarResNet
 from fatnn_rs.models.digits import DigitsNet
-from fatnn_rs.train.data import DATASETS, Share, load_data
+from fatnn_rs.train.data import DATASETS, ProcessShard, load_data
 from fatnn_rs.train.loop import TrainOptions, train
 from fatnn_rs.train.models import MODELS
 from fatnn_rs.train.monitor import CodeMonitor, LayerState
@@ -268,20 +268,20 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 def test_batches_depend_on_seed_epoch_and_number_alone() -> None:
     data = load_data(load_recipe("digits", ["augment={crop: 1, flip: true, cutout: 3}"]), None)
-    whole = list(data.train_batches(5, 2, 96, 0, Share()))
+    whole = list(data.train_batches(5, 2, 96, 0, ProcessShard()))
     assert len(whole) == data.train_count // 96
-    later = list(data.train_batches(5, 2, 96, 9, Share()))
+    later = list(data.train_batches(5, 2, 96, 9, ProcessShard()))
     for (x, y), (again_x, again_y) in zip(whole[9:], later, strict=True):
         assert torch.equal(x, again_x)
         assert torch.equal(y, again_y)
-    shares = [list(data.train_batches(5, 2, 96, 0, Share(rank, 3))) for rank in range(3)]
+    shares = [list(data.train_batches(5, 2, 96, 0, ProcessShard(rank, 3))) for rank in range(3)]
     for number, (x, y) in enumerate(whole):
         for rank in range(3):
             assert torch.equal(shares[rank][number][0], x[rank::3])
             assert torch.equal(shares[rank][number][1], y[rank::3])
-    other = list(data.train_batches(5, 3, 96, 0, Share()))
+    other = list(data.train_batches(5, 3, 96, 0, ProcessShard()))
     assert not torch.equal(whole[0][0], other[0][0])
-    labels = torch.cat([y for share in range(2) for _, y in data.test_batches(100, Share(share, 2))])
+    labels = torch.cat([y for share in range(2) for _, y in data.test_batches(100, ProcessShard(share, 2))])
     assert sorted(labels.tolist()) == sorted(y for _, part in data.test_batches(77) for y in part.tolist())
 
 

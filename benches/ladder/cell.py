@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fatnn_rs.errors import FatnnError
-from fatnn_rs.machine import here
+from fatnn_rs.machine import Machine
 from ladder import layers, networks
 from ladder.measure import Progress
 from ladder.plan import write
@@ -38,7 +38,7 @@ def main() -> int:
 
     given = json.loads(sys.stdin.read())
     spec = given["spec"]
-    machine = asdict(here())
+    machine = asdict(Machine.current())
     try:
         found = _MEASURES[spec["cell"]["kind"]]({**spec, "cache": given["cache"]}, progress)
     except FatnnError as error:

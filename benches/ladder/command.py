@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fatnn_rs.errors import FormatError
-from fatnn_rs.machine import here
+from fatnn_rs.machine import Machine
 from ladder import plots, report
 from ladder.cell import MARK
 from ladder.collect import collect
@@ -62,7 +62,7 @@ def ladder(
         ``instructions`` is no such file.
     """
     counted = None if instructions is None else _instructions(instructions)
-    state = State(options, here())
+    state = State(options, Machine.current())
     failed = _run_all(state, console)
     collected = []
     for cell in cells(options):
@@ -198,7 +198,7 @@ def publish(results: dict[str, Any], folder: Path) -> Path:
     Path
         The Markdown file.
     """
-    path = here().results_file(folder, "ladder")
+    path = Machine.current().results_file(folder, "ladder")
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     drawn = plots.draw(results, path.with_suffix(""))
     text = report.markdown(results, [file.name for file in drawn])

@@ -14,7 +14,7 @@ from fatnn_rs.bench.export import Task
 from fatnn_rs.bench.peers import PEERS
 from fatnn_rs.bench.report import ABSENT, FAILED, PeerRow
 from fatnn_rs.bench.timing import PAUSE_SECONDS, interleaved
-from fatnn_rs.machine import AMX, here
+from fatnn_rs.machine import AMX, Machine
 
 __all__ = ["CODES", "FEWEST_ROUNDS", "FLOATS", "Entry", "Found", "Progress"]
 
@@ -80,7 +80,7 @@ class Found:
 
     def add_peers(self, names: Sequence[str], task: Task, wanted: list[np.ndarray], progress: Progress) -> None:
         """Build peers on the float model, check their answers, and add those that can be timed."""
-        has_amx = AMX in here().flags
+        has_amx = AMX in Machine.current().flags
         for done, name in enumerate(names):
             progress(f"building {name}", done, len(names))
             candidate = Candidate(name, PEERS[name], PeerRow(name, PEERS[name].describe, ""))

@@ -20,7 +20,7 @@ from fatnn_rs.bench.peers import PEERS, arrays_of
 from fatnn_rs.convert import TernaryNetwork, summary
 from fatnn_rs.convert.api import convert_float
 from fatnn_rs.errors import ConversionError
-from fatnn_rs.machine import here
+from fatnn_rs.machine import Machine
 from fatnn_rs.nn.calibrate import calibrate
 from fatnn_rs.nn.int8 import INT8_TWINS
 from fatnn_rs.operations import products_of
@@ -61,7 +61,7 @@ def measure(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
                 facts |= _sizes(net, Path(folder))
             facts["kernels"] = dict(Counter(kernel for _, kernel, _ in _products(net)))
             found.entries.append(Entry(name, "rung", FLOATS, "", _call(net, images), facts))
-        flags = here().flags
+        flags = Machine.current().flags
         against = [name for name in spec["against"] if not PEERS[name].emulated(flags)]
         found.missing += [
             {"who": name, "reason": "this processor only emulates its precision, so it is measured on layers alone"}

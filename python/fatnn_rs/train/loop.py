@@ -26,9 +26,9 @@ from rich.console import Console
 from torch import nn
 
 from fatnn_rs.errors import ConfigError
-from fatnn_rs.machine import here
+from fatnn_rs.machine import Machine
 from fatnn_rs.prepare import prepare
-from fatnn_rs.train.data import Data, Share, load_data
+from fatnn_rs.train.data import Data, ProcessShard, load_data
 from fatnn_rs.train.deploy import deploy
 from fatnn_rs.train.models import build_model
 from fatnn_rs.train.phase import PhaseTrainer, accuracy, check_logits
@@ -188,7 +188,7 @@ class Job:
             if recipe.ternary is not None:
                 result |= deploy(model.cpu().eval(), self.data, run.folder / "net.safetensors", recipe.verify_images)
             result["seconds"] = round(time.perf_counter() - started, 1)
-            run.finish({**run.identity, **result, "machine": asdict(here())})
+            run.finish({**run.identity, **result, "machine": asdict(Machine.current())})
             run.discard("checkpoint")
         self.accelerator.wait_for_everyone()
         return result
@@ -197,7 +197,7 @@ class Job:
         """Make a float model ternary; activation steps come from the first training images, the same everywhere."""
         quantize, batch = self.recipe.quantize, self.recipe.batch_size
         wanted = math.ceil(quantize.calibration_images / batch)
-        batches = self.data.train_batches(self.options.seed, 0, batch, 0, Share())
+        batches = self.data.train_batches(self.options.seed, 0, batch, 0, ProcessShard())
         images = torch.cat([x for _, (x, _) in zip(range(wanted), batches, strict=False)])
         device = self.accelerator.device
         prepare(model.to(device), quantize.config(), images[: quantize.calibration_images].to(device))

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LR
 from fatnn_rs.errors import ConfigError, FatnnError
 from fatnn_rs.nn.layers import held_weights
 from fatnn_rs.prepare import param_groups
-from fatnn_rs.train.data import Data, Share
+from fatnn_rs.train.data import Data, ProcessShard
 from fatnn_rs.train.monitor import CodeMonitor
 from fatnn_rs.train.recipe import Phase
 
@@ -115,7 +115,7 @@ class PhaseTrainer:
         _restore_norms(self.raw, self.own_norms)
 
     def _epoch(self, progress: Progress, task: TaskID) -> None:
-        job, share = self.job, Share(self.job.accelerator.process_index, self.job.accelerator.num_processes)
+        job, share = self.job, ProcessShard(self.job.accelerator.process_index, self.job.accelerator.num_processes)
         seed, size = job.options.seed, job.recipe.batch_size
         # The two phases see different orders.
         source = job.data.train_batches(
@@ -246,7 +246,9 @@ def accuracy(model: nn.Module, data: Data, accelerator: Accelerator | None = Non
     if accelerator is not None:
         model.to(accelerator.device)
     device = next(model.parameters()).device
-    share = Share() if accelerator is None else Share(accelerator.process_index, accelerator.num_processes)
+    share = (
+        ProcessShard() if accelerator is None else ProcessShard(accelerator.process_index, accelerator.num_processes)
+    )
     training = model.training
     right = torch.zeros((), device=device)
     with held_weights(model.eval()):
