@@ -15,7 +15,7 @@ from fatnn_rs.bench import PEERS
 from fatnn_rs.cli import run_app, split_names, split_numbers
 from fatnn_rs.errors import FatnnError, UnsupportedError
 from ladder import NETWORKS, RUNGS, SHAPES, command, plan, plots, report
-from ladder.agree import agree as compare
+from ladder.compare import compare
 
 __all__ = ["main"]
 
@@ -37,7 +37,7 @@ def measure(
     isa: Annotated[str, typer.Option(help="Instruction sets: native, scalar, avx2, ...; 'all' of this CPU.")] = "all",
     against: Annotated[str, typer.Option(help="Peers, separated by commas; 'all' or 'none'.")] = "all",
     rounds: Annotated[int, typer.Option(min=3, help="Turns of every candidate in each process.")] = 11,
-    processes: Annotated[int, typer.Option(min=1, help="Processes that measure each cell, one after the other.")] = 3,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that measure each case, one after the other.")] = 3,
     out: Annotated[Path, typer.Option(help="Folder of what was measured; a ladder interrupted there goes on.")] = Path(
         "runs/ladder"
     ),
@@ -47,16 +47,17 @@ def measure(
     accuracies: Annotated[Path, typer.Option(help="Folder of the quantizers' accuracies.")] = Path("docs/results"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here; '-': print them.")] = None,
     results: Annotated[Path | None, typer.Option(help="Write report, figures, plots to RESULTS/<cpu>/<date>.")] = None,
-    agree: Annotated[
-        tuple[Path, Path] | None, typer.Option(help="Compare two JSON files of ladders instead.", show_default=False)
+    pair: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--compare", help="Compare two JSON files of ladders instead.", show_default=False),
     ] = None,
 ) -> None:
-    """Time every precision on the same layers and networks, and other runtimes beside them; resumable."""
-    if agree is not None:
-        compared = compare(*agree)
+    """Time every precision on the same layers and networks, and other runtimes; resumable."""
+    if pair is not None:
+        compared = compare(*pair)
         print(compared)
         if not compared.holds:
-            raise FatnnError(f"{agree[0]} and {agree[1]} do not agree")
+            raise FatnnError(f"{pair[0]} and {pair[1]} do not agree")
         return
     if results is not None:
         plots.need_matplotlib()

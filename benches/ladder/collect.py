@@ -1,4 +1,4 @@
-"""Seconds of all processes of a cell to figures: medians, spreads, ratios."""
+"""Seconds of all processes of a case to figures: medians, spreads, ratios."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from fatnn_rs.bench.timing import ratios
 from ladder.measure import CODES, FLOATS
-from ladder.plan import NATIVE, Cell
+from ladder.noise import summarise
+from ladder.plan import NATIVE, BenchCase
 from ladder.rungs import FLOAT32, POPCOUNT
-from ladder.spread import summarise
 
 __all__ = ["collect", "every", "figure", "first", "inside"]
 
@@ -18,12 +18,12 @@ __all__ = ["collect", "every", "figure", "first", "inside"]
 Times = list[list[float]]
 
 
-def collect(cell: Cell, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Make one cell's figures.
+def collect(case: BenchCase, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Make one case's figures.
 
     Parameters
     ----------
-    cell
+    case
         What was measured.
     units
         What its processes found, at least one.
@@ -65,7 +65,7 @@ def collect(cell: Cell, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
         )
     named = {what: {row["who"]: row for unit in units for row in unit[what]} for what in ("missing", "failed")}
     return {
-        **{name: getattr(cell, name) for name in ("kind", "name", "batch", "threads", "isa")},
+        **{name: getattr(case, name) for name in ("kind", "name", "batch", "threads", "isa")},
         "row": units[0]["spec"]["row"],
         "macs": units[0]["macs"],
         "rounds": units[0]["rounds"],
@@ -92,27 +92,27 @@ def _median_ratio(times: Times, reference: Times) -> dict[str, Any] | None:
     return None if found is None else {"median": found["median"]}
 
 
-def figure(cell: dict[str, Any], who: str, way: str) -> dict[str, Any] | None:
+def figure(case: dict[str, Any], who: str, way: str) -> dict[str, Any] | None:
     """Find the figure of a rung or peer; None where there is none."""
-    found: Iterable[dict[str, Any]] = (row for row in cell["figures"] if row["who"] == who and row["way"] == way)
+    found: Iterable[dict[str, Any]] = (row for row in case["figures"] if row["who"] == who and row["way"] == way)
     return next(iter(found), None)
 
 
-def inside(cell: dict[str, Any], who: str) -> dict[str, Any] | None:
+def inside(case: dict[str, Any], who: str) -> dict[str, Any] | None:
     """Find what a layer costs inside a network: codes to codes, or floats to floats where it has no codes."""
-    return figure(cell, who, CODES) or figure(cell, who, FLOATS)
+    return figure(case, who, CODES) or figure(case, who, FLOATS)
 
 
 def every(results: dict[str, Any], kind: str, isa: str = NATIVE) -> Iterator[dict[str, Any]]:
-    """All collected cells of a kind and a tier, in order."""
-    for cell in results["cells"]:
-        if cell["kind"] == kind and cell["isa"] == isa:
-            yield cell
+    """All collected cases of a kind and a tier, in order."""
+    for case in results["cases"]:
+        if case["kind"] == kind and case["isa"] == isa:
+            yield case
 
 
-def first(cells: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Keep of every layer or network the cell that was measured first: the first batch and number of threads."""
+def first(cases: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Keep of every layer or network the case that was measured first: the first batch and number of threads."""
     found: dict[str, dict[str, Any]] = {}
-    for cell in cells:
-        found.setdefault(cell["name"], cell)
+    for case in cases:
+        found.setdefault(case["name"], case)
     return list(found.values())

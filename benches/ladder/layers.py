@@ -44,8 +44,8 @@ _NEVER = np.iinfo(np.int32).max
 
 
 def measure(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Measure one cell; ``spec``: :meth:`.plan.State.spec`."""
-    shape, batch, threads = Shape(**spec["row"]), spec["cell"]["batch"], spec["cell"]["threads"]
+    """Measure one case; ``spec``: :meth:`.plan.State.spec`."""
+    shape, batch, threads = Shape(**spec["row"]), spec["case"]["batch"], spec["case"]["threads"]
     found = Found(shape.macs(batch))
     with tempfile.TemporaryDirectory(prefix="fatnn-ladder-") as folder, threads_of_all(threads):
         for done, name in enumerate(spec["rungs"]):

@@ -61,7 +61,7 @@ class Entry:
 
 @dataclass
 class Found:
-    """The candidates of a cell.
+    """The candidates of a case.
 
     Attributes
     ----------
@@ -95,7 +95,7 @@ class Found:
             ]
 
     def timed(self, rounds: int, threads: int, progress: Progress) -> dict[str, Any]:
-        """Time everything in turns; all there is to say about the cell, as plain data."""
+        """Time everything in turns; all there is to say about the case, as plain data."""
         calls = {str(number): entry.call for number, entry in enumerate(self.entries)}
         pause = PAUSE_SECONDS if threads > 1 else 0.0
         rounds = _affordable(calls.values(), rounds)

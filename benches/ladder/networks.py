@@ -36,11 +36,11 @@ _ROUNDING = 1e-3
 
 
 def measure(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Measure one cell; ``spec``: :meth:`.plan.State.spec`, and ``cache``: where networks are kept."""
-    cell = spec["cell"]
-    threads, cache = cell["threads"], Path(spec["cache"])
-    built = networks.build(cell["name"])
-    images = built.images(cell["batch"])
+    """Measure one case; ``spec``: :meth:`.plan.State.spec`, and ``cache``: where networks are kept."""
+    case = spec["case"]
+    threads, cache = case["threads"], Path(spec["cache"])
+    built = networks.build(case["name"])
+    images = built.images(case["batch"])
     with torch.inference_mode():
         wanted = list(arrays_of(built.model(images)))
     maker = _Maker(built, Net(**spec["row"]), cache, spec["machine"]["commit"] or "unknown")
@@ -56,7 +56,7 @@ def measure(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
             found.macs = summary(net, images).macs
             if rung.kind == "float32" and difference(net(images), wanted) > _ROUNDING:
                 raise ConversionError(f"{name}: the engine's answer differs from the float model's")
-            if threads == 1 and cell["isa"] == NATIVE:
+            if threads == 1 and case["isa"] == NATIVE:
                 net(images)
                 facts |= _sizes(net, Path(folder))
             facts["kernels"] = dict(Counter(kernel for _, kernel, _ in _products(net)))

@@ -1,4 +1,4 @@
-"""One cell in a process of its own: ``python -m ladder.cell FILE``.
+"""One case in a process of its own: ``python -m ladder.worker FILE``.
 
 What to do comes as JSON on standard input, figures go into the file. Lines on standard output that begin with
 :data:`MARK` say what is being done.
@@ -23,7 +23,7 @@ __all__ = ["MARK", "main"]
 
 MARK = "@fatnn "
 
-#: Kind of a cell → what measures it.
+#: Kind of a case → what measures it.
 _MEASURES: dict[str, Callable[[dict[str, Any], Progress], dict[str, Any]]] = {
     "layer": layers.measure,
     "network": networks.measure,
@@ -40,7 +40,7 @@ def main() -> int:
     spec = given["spec"]
     machine = asdict(Machine.current())
     try:
-        found = _MEASURES[spec["cell"]["kind"]]({**spec, "cache": given["cache"]}, progress)
+        found = _MEASURES[spec["case"]["kind"]]({**spec, "cache": given["cache"]}, progress)
     except FatnnError as error:
         print("fatnn:", " ".join(str(error).split()), file=sys.stderr)
         return 1
