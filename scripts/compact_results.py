@@ -1,4 +1,4 @@
-"""Make committed results small: four significant digits, one line per entry, pictures of 256 colours.
+"""Make committed results small: four significant digits, one line per entry, pictures of 64 colours.
 
     python scripts/compact_results.py            # rewrite what is not compact yet
     python scripts/compact_results.py --check    # only name it; exit code 1 where there is any
@@ -55,7 +55,7 @@ def compact(path: Path) -> bytes:
         image = Image.open(io.BytesIO(before))
         if image.mode != "P":
             after = io.BytesIO()
-            image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(after, "PNG", optimize=True)
+            image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(after, "PNG", optimize=True)
             return after.getvalue()
     return before
 

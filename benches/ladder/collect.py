@@ -56,7 +56,7 @@ def collect(case: BenchCase, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "kind": kinds[who],
                 "way": way,
                 "variant": best[who, way],
-                "variants": {name: 1e3 * _middle(values) for name, values in times[who, way].items()},
+                "variants": _variants(times[who, way]),
                 "milliseconds": summarise([[1e3 * value for value in values] for values in mine if values]),
                 "over_float32": None if float32 is None else _ratio(float32, mine),
                 "of_popcount": None if popcount is None else _median_ratio(mine, popcount),
@@ -79,6 +79,11 @@ def collect(case: BenchCase, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _middle(times: Times) -> float:
     return median(value for values in times for value in values)
+
+
+def _variants(times: dict[str, Times]) -> dict[str, float]:
+    """Milliseconds of each kernel or memory format; nothing where there is only one."""
+    return {name: 1e3 * _middle(values) for name, values in times.items()} if len(times) > 1 else {}
 
 
 def _ratio(times: Times, reference: Times) -> dict[str, Any] | None:
