@@ -28,11 +28,9 @@ import fatnn_rs
 from fatnn_rs import demo_report
 from fatnn_rs.bench.timing import PAUSE_SECONDS, interleaved
 from fatnn_rs.convert import TernaryNetwork
-from fatnn_rs.convert.levels import act_of
 from fatnn_rs.errors import ConfigError, FatnnError
 from fatnn_rs.machine import usable_cpus
 from fatnn_rs.operations import products_of
-from fatnn_rs.ops import prepack
 from fatnn_rs.train.data import Data, load_data
 from fatnn_rs.train.loop import TrainOptions, train
 from fatnn_rs.train.models import build_model
@@ -236,26 +234,27 @@ def _figures(seed: int, folder: Path) -> dict[str, Any]:
     return {"seed": seed, **{name: result[name] for name in names}, **histories}
 
 
-def _codes(network: TernaryNetwork) -> dict[str, tuple[Tensor, int]]:
-    """Ternary layer → its weight codes, and the bytes of them as packed for the CPU's kernel, padding included."""
+def _codes(network: TernaryNetwork) -> dict[str, Tensor]:
+    """Ternary layer → its weight codes."""
     graph = network.graph
     return {
-        node.layer or node.name: (weight, prepack(weight, node.attrs["groups"], act_of(node.attrs)).numel())
+        node.layer or node.name: graph.tensors[node.tensors["weight"]]
         for node in graph.nodes
         if products_of(node.op) == "codes"
-        for weight in (graph.tensors[node.tensors["weight"]],)
     }
 
 
-def _sizes(
-    model: nn.Module, network: TernaryNetwork, codes: dict[str, tuple[Tensor, int]], path: Path
-) -> dict[str, int]:
-    """Bytes: the float network and the file; the ternary layers' weights in float32 and packed for the kernels."""
+def _sizes(model: nn.Module, network: TernaryNetwork, codes: dict[str, Tensor], path: Path) -> dict[str, int]:
+    """Bytes: the float network and the file; the ternary layers' weights in float32 and packed for the kernels.
+
+    Packed weights are in the layout of this CPU's kernels, padding included.
+    """
+    products = [product for segment in network.segments for product in segment.network.products]
     return {
         "float_network_bytes": sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()),
         "file_bytes": path.stat().st_size,
-        "ternary_layers_float_bytes": sum(4 * weight.numel() for weight, _ in codes.values()),
-        "ternary_layers_packed_bytes": sum(size for _, size in codes.values()),
+        "ternary_layers_float_bytes": sum(4 * weight.numel() for weight in codes.values()),
+        "ternary_layers_packed_bytes": sum(size for _, _, size in products),
     }
 
 

@@ -101,7 +101,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         console.print(f"{name}: {path}", soft_wrap=True, highlight=False)
 
 
-def draw(runs: list[dict[str, Any]], codes: dict[str, tuple[Tensor, int]], path: Path) -> None:
+def draw(runs: list[dict[str, Any]], codes: dict[str, Tensor], path: Path) -> None:
     """Draw training curves and the share of each weight code per layer.
 
     Parameters
@@ -109,7 +109,7 @@ def draw(runs: list[dict[str, Any]], codes: dict[str, tuple[Tensor, int]], path:
     runs
         The figures of every seed.
     codes
-        Layer → int8 codes, and their bytes.
+        Layer → int8 codes.
     path
         PNG file to write.
     """
@@ -133,7 +133,7 @@ def draw(runs: list[dict[str, Any]], codes: dict[str, tuple[Tensor, int]], path:
 
     base = [0.0] * len(codes)
     for code, colour in ((-1, "tab:red"), (0, "lightgrey"), (1, "tab:green")):
-        share = [100 * float((value == code).float().mean()) for value, _ in codes.values()]
+        share = [100 * float((value == code).float().mean()) for value in codes.values()]
         bars.bar(range(len(codes)), share, bottom=base, color=colour, label=f"{code:+d}" if code else "0")
         base = [low + value for low, value in zip(base, share, strict=True)]
     bars.set(title="weight codes (first seed)", ylabel="%", ylim=(0, 100))
