@@ -13,8 +13,8 @@ use fatnn::conv::conv2d_codes;
 use fatnn::cpu::Isa;
 use fatnn::epilogue::ToCodes;
 use fatnn::kernels::{self, LayerShape, Operands, cost};
+use fatnn::pack::PackedWeights;
 use fatnn::parallel;
-use fatnn::weights::PackedWeights;
 use serde_json::{Value, json};
 
 #[path = "problem.rs"]
@@ -82,7 +82,7 @@ struct Row {
 impl Row {
     fn shape(&self) -> LayerShape {
         let [channels, out_channels, _, kernel] = self.layer;
-        LayerShape::Conv { out_channels, reduction: channels * kernel * kernel }
+        LayerShape::Conv { out_channels, reduction: channels * kernel * kernel, taps: kernel * kernel }
     }
 
     fn positions(&self) -> f64 {

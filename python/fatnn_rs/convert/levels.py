@@ -20,6 +20,7 @@ __all__ = [
     "act_attrs",
     "act_kind",
     "act_of",
+    "code_type",
     "coded_levels",
     "is_two_bit",
     "stored",
@@ -52,6 +53,11 @@ def act_attrs(kind: str) -> dict[str, Any]:
 def act_of(attrs: Mapping[str, Any]) -> str:
     """Return the kind of activations that a node's attributes name."""
     return str(attrs.get("act", "half" if attrs["half_range"] else "full"))
+
+
+def code_type(attrs: Mapping[str, Any]) -> str:
+    """Return the type of the codes that a node of such attributes reads or makes."""
+    return {"uint2": "two-bit", "binary": "binary"}.get(attrs.get("act", ""), "ternary")
 
 
 def coded_levels(kind: str) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fatnn_rs.convert.graph import Node
-from fatnn_rs.convert.levels import act_of
+from fatnn_rs.convert.levels import act_of, code_type
 from fatnn_rs.errors import InputError
 from fatnn_rs.ops import prepack
 
@@ -89,8 +89,8 @@ def _conv_float(node: Node, tensors: Tensors) -> Function:
 
 
 def _max_pool_codes(node: Node, tensors: Tensors) -> Function:
-    window, ceil_mode, uint2 = _window(node), node.attrs["ceil_mode"], "act" in node.attrs
-    return lambda codes: torch.ops.fatnn_rs.max_pool_codes(codes, *window, ceil_mode, uint2)
+    window, ceil_mode, kind = _window(node), node.attrs["ceil_mode"], code_type(node.attrs)
+    return lambda codes: torch.ops.fatnn_rs.max_pool_codes(codes, *window, ceil_mode, kind)
 
 
 #: Every operation on codes a file may hold: function of a node and its tensors by role.

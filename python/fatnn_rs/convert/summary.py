@@ -140,7 +140,7 @@ def _kernel(node: Node, weight: Tensor) -> str:
         return "torch (float32)"
     per_group, reduction = weight.shape[0] // node.attrs["groups"], math.prod(weight.shape[1:])
     linear, kinds = node.attrs["dims"] == 0, (act_of(node.attrs), weight_kind(weight))
-    return f"rust {_core.kernel_for(per_group, reduction, linear, *kinds)}"
+    return f"rust {_core.kernel_for(per_group, reduction, linear, *kinds, math.prod(weight.shape[2:]))}"
 
 
 def _weight_bytes(weights: int, kind: str) -> int:

@@ -135,6 +135,9 @@ impl ActType {
     }
 }
 
+/// Weights that are checked between two looks at the result.
+const CHUNK: usize = 4096;
+
 /// What a layer's weights are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightKind {
@@ -199,6 +202,28 @@ impl WeightKind {
     /// The largest size of a weight.
     pub fn max_abs(self) -> usize {
         if self == WeightKind::TwoBit { 3 } else { 1 }
+    }
+
+    /// `Ok` where every weight is of this kind.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] naming the first that is not.
+    pub fn check(self, what: &'static str, weights: &[i8]) -> Result<()> {
+        let (codes, wrong) = (self.codes(), |w: &i8| !self.codes().contains(w));
+        // Whole chunks first, without an early exit, so that the loop is vectorized.
+        let fits = |chunk: &[i8]| match self {
+            WeightKind::Ternary => chunk.iter().fold(true, |all, w| all & (w.unsigned_abs() <= 1)),
+            WeightKind::Binary => chunk.iter().fold(true, |all, w| all & (w.unsigned_abs() == 1)),
+            WeightKind::TwoBit => chunk.iter().fold(true, |all, w| all & (w.unsigned_abs() & !2 == 1)),
+        };
+        match weights.chunks(CHUNK).position(|chunk| !fits(chunk)) {
+            None => Ok(()),
+            Some(chunk) => {
+                let at = chunk * CHUNK + weights[chunk * CHUNK..].iter().position(wrong).unwrap_or(0);
+                let expected = format!("{} weights, each one of {codes:?}", self.name());
+                bad_value(what, expected, format!("{} at element {at}", weights[at]))
+            }
+        }
     }
 }
 
@@ -280,12 +305,26 @@ pub enum CodeType {
 }
 
 impl CodeType {
-    /// Its name in messages.
+    /// Every type there is.
+    pub const ALL: [CodeType; 3] = [CodeType::Ternary, CodeType::TwoBit, CodeType::Binary];
+
+    /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             CodeType::Ternary => "ternary",
             CodeType::TwoBit => "two-bit",
             CodeType::Binary => "binary",
+        }
+    }
+
+    /// The type of that name.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] where there is none.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match CodeType::ALL.into_iter().find(|codes| codes.name() == name) {
+            Some(codes) => Ok(codes),
+            None => bad_value("codes", "\"ternary\", \"two-bit\" or \"binary\"", format!("{name:?}")),
         }
     }
 

@@ -7,8 +7,8 @@
 
 use crate::codec::{Act, Coding};
 use crate::conv::ConvShape;
+use crate::pack::WeightShape;
 use crate::quantize::PixelOrder;
-use crate::weights::WeightShape;
 
 /// The input coordinate that tap `tap` of window `window` reads on an axis, or `None` in the padding.
 fn input_at(shape: &ConvShape, axis: usize, window: usize, tap: usize) -> Option<usize> {

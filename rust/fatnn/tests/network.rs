@@ -8,8 +8,8 @@ use common::{Random, codes, values};
 use fatnn::codec::{Act, WeightKind};
 use fatnn::conv::ConvShape;
 use fatnn::net::{Input, Network, Tensor, load, save};
+use fatnn::pack::WeightShape;
 use fatnn::quantize::PixelOrder;
-use fatnn::weights::WeightShape;
 use fatnn::{Error, parallel, reference};
 
 const C: usize = 70;

@@ -10,14 +10,19 @@ use crate::epilogue::{Residual, ToCodes, ToFloat};
 use crate::error::{Result, bad_value, check_len};
 pub(crate) mod columns;
 mod gather;
+mod int8;
 mod packed_input;
 pub(crate) mod tiled;
+
+pub use self::columns::conv2d_int8;
+pub use self::int8::Int8Epilogue;
+pub(crate) use self::int8::{Constants, Padded};
 
 use self::packed_input::{FramePlan, Input, Job};
 use self::tiled::{AccSink, FloatSink, OutputChunk, Rows, Sink};
 use crate::kernels::{Inner, PackedInputKernel, UNIT_BYTES};
 use crate::memory;
-use crate::weights::PackedWeights;
+use crate::pack::PackedWeights;
 
 /// Sizes, in elements or bytes, stay below this, so that sums of a few of them can be counted.
 const MAX_SIZE: usize = 1 << (usize::BITS - 4);
@@ -159,7 +164,7 @@ fn run<S: Sink>(
 ) -> Result<()> {
     let geometry = Geometry::new(weights, shape)?;
     geometry.check(codes, sink, out, &[])?;
-    geometry.layout.check_for(weights.act(), codes)?;
+    geometry.layout.check_for(weights.code_operands()?.act, codes)?;
     let mut frame = memory::filled("the padded input", geometry.frame_bytes, 0)?;
     geometry.run(codes, weights, sink, &mut frame, out, &mut [])
 }
@@ -257,7 +262,7 @@ impl Geometry {
         Ok(Geometry {
             shape: *shape,
             layout,
-            zero: zero_planes(weights.act()),
+            zero: zero_planes(weights.code_operands()?.act),
             framed,
             frame_bytes,
             output,
@@ -285,7 +290,7 @@ impl Geometry {
         let (shape, pixel) = (&self.shape, self.layout.pixel_bytes());
         let tiled = match weights.inner() {
             Inner::Tiled(tiled) => tiled,
-            Inner::Columns(_) => unreachable!("weights of codes are packed for kernels of codes"),
+            Inner::Columns(_) => return weights.code_operands().map(|_| ()),
             Inner::PackedInput(framed) => return packed_input::run([self.job(framed, codes, weights, sink)], piece),
         };
         let codes = if self.frame_bytes == 0 {

@@ -16,8 +16,8 @@ use crate::conv::tiled::{OutputChunk, Sink, for_each_piece};
 use crate::error::Result;
 use crate::kernels::{AccBlock, CacheLine, PackedInput, PackedInputKernel, Panel, Pixels, TileAcc};
 use crate::memory;
+use crate::pack::PackedWeights;
 use crate::parallel;
-use crate::weights::PackedWeights;
 
 /// Bytes of a frame that may stay in the second-level cache beside weights and results.
 const FRAME_BYTES: usize = 512 << 10;
@@ -245,7 +245,7 @@ impl Rectangle {
         let plane = height * width * framed.unit_bytes();
         let bytes = plan.phases.len() * units * plane + framed.slack();
         let frame = CacheLine::bytes_mut(CacheLine::grow(&mut scratch.frame, bytes)?);
-        self.fill(framed, weights.act() != Act::Full, input, group, [height, width], frame);
+        self.fill(framed, weights.operands().act() != Some(Act::Full), input, group, [height, width], frame);
         scratch.offsets.clear();
         memory::reserve("addresses of a frame", &mut scratch.offsets, units.saturating_mul(plan.taps.len()))?;
         for unit in 0..units {

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::epilogue::{Residual, ToCodes, ToFloat};
 use crate::error::Result;
 use crate::kernels::{BLOCK, MAX_MR, MAX_NR, TileAcc, TileEpilogue, TileRows, TiledKernel, Tiles};
-use crate::weights::PackedWeights;
+use crate::pack::PackedWeights;
 use crate::{memory, parallel};
 
 /// A thread's working memory, kept from call to call.

@@ -12,17 +12,17 @@ use super::ops::pool::{Pool, Reduce, Windows};
 use super::passes;
 use super::passes::quantizer;
 use super::value::Operation;
-use crate::codec::CodesLayout;
+use crate::codec::{CodesLayout, WeightKind};
+use crate::conv::{Constants, Int8Epilogue};
 use crate::dtype::ValueType;
 use crate::epilogue::Quantizer;
 use crate::error::{Error, Result};
 use crate::graph::op::{self, CodesConv, Op};
 use crate::graph::{BuildError, ConvParams, Graph, NodeView, Source, Tensor, Tensors, check, support};
-use crate::int8::{self, Constants, Int8Epilogue, Int8Weights};
-use crate::kernels::{self, Family, Kernel, Operands};
+use crate::kernels::{self, Family, Kernel, LayerShape, OperandTypes, Operands};
 use crate::limits::{Budget, Limits};
 use crate::memory;
-use crate::weights::{PackedWeights, WeightShape};
+use crate::pack::{PackedWeights, WeightShape};
 
 type OpResult = std::result::Result<Box<dyn Operation>, BuildError>;
 
@@ -224,9 +224,9 @@ impl<'a> Compiler<'a> {
         window.kernel = [kh, kw];
         let channels = group_channels.checked_mul(groups).ok_or("too many groups")?;
         let shape = WeightShape { out_channels, channels, kernel: window.kernel, groups };
-        let kernel = int8::choose(axes == 0)?;
-        self.budget.spend(Int8Weights::packed_bytes(kernel, shape)? as u128)?;
-        let weights = Int8Weights::for_kernel(kernel, weight, shape)?;
+        let layer = if axes == 0 { LayerShape::Linear } else { shape.layer() };
+        let weights =
+            self.packed(kernels::choose_for(layer, OperandTypes::Int8)?, weight, shape, OperandTypes::Int8)?;
         let &[inv_step] = view.floats("inv_step")? else { return Err("inv_step must be one number".into()) };
         let epilogue = Int8Epilogue { inv_step, scale: view.floats("scale")?, bias: view.optional_floats("bias")? };
         let constants = Constants::new(&weights, &epilogue)?;
@@ -235,6 +235,18 @@ impl<'a> Compiler<'a> {
             _ => None,
         });
         Ok(Box::new(Int8Conv { weights, constants, window, axes, post, pool }))
+    }
+
+    /// Packs weights, if what they take may be spent.
+    fn packed(
+        &self,
+        kernel: &'static dyn Kernel,
+        values: &[i8],
+        shape: WeightShape,
+        operands: OperandTypes,
+    ) -> Result<PackedWeights<'static>> {
+        self.budget.spend(PackedWeights::packed_bytes(kernel, shape, operands)? as u128)?;
+        PackedWeights::for_kernel(kernel, values, shape, operands)
     }
 
     fn conv_float(&self, fused: &FusedNode, shortcut: Option<Shortcut>) -> Result<TernaryConv, BuildError> {
@@ -263,16 +275,16 @@ impl<'a> Compiler<'a> {
         let groups = conv.groups;
         let channels = group_channels.checked_mul(groups).ok_or("too many groups")?;
         let shape = WeightShape { out_channels, channels, kernel: [kh, kw], groups };
-        let (shape, operands) = (shape.check()?, Operands::of(codes, conv.act)?);
-        let (group_out_channels, linear) = (out_channels / groups, conv.axes == 0);
-        let kernel: &'static dyn Kernel = match self.family {
-            Some(family) => kernels::choose_in(family, linear, group_out_channels, shape.reduction(), operands)
-                .map_err(|e| BuildError::Unsupported(e.to_string()))?,
-            None if linear => kernels::choose_for_linear(operands)?,
-            None => kernels::choose(group_out_channels, shape.reduction(), operands)?,
+        // The type that takes the least work: the graph does not say which it is.
+        let operands = Operands { act: conv.act, weights: WeightKind::of(codes)? };
+        let layer = if conv.axes == 0 { LayerShape::Linear } else { shape.check()?.layer() };
+        let kernel = match self.family {
+            Some(family) => {
+                kernels::choose_in(family, layer, operands).map_err(|e| BuildError::Unsupported(e.to_string()))?
+            }
+            None => kernels::choose_for(layer, operands)?,
         };
-        self.budget.spend(PackedWeights::packed_bytes(kernel, shape, operands) as u128)?;
-        let weights = PackedWeights::for_kernel(kernel, codes, shape, conv.act)?;
+        let weights = self.packed(kernel, codes, shape, operands.into())?;
         Ok(TernaryConv { weights, window: conv.params, axes: conv.axes, epilogue, shortcut }.check()?)
     }
 }

@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | `kernel.rs` | the trait, operand types, layouts |
 //! | `tiled.rs`, `packed_input.rs`, `columns.rs` | the three kinds of inner loop, each with its operands, and packing as its method |
+//! | `panels.rs` | how all of them cut weights into panels |
 //! | `registry.rs` | every kernel of every family, one table |
 //! | `choose.rs` | which kernel a layer takes |
 //! | `popcount/`, `table/`, `matrix/`, `int8/` | the families, one file per instruction set |
@@ -54,6 +55,7 @@ mod kernel;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod matrix;
 mod packed_input;
+mod panels;
 pub(crate) mod pooling;
 mod popcount;
 mod quantize;
@@ -63,17 +65,19 @@ mod tiled;
 mod vector;
 
 pub use cache_line::CacheLine;
-pub use choose::{LayerShape, best, choose, choose_by_rules, choose_for, choose_for_linear, choose_in};
+pub use choose::{LayerShape, best, choose_by_rules, choose_for, choose_in};
 pub use columns::ColumnsKernel;
 pub(crate) use epilogue::TileAcc;
 pub use epilogue::TileEpilogue;
 pub(crate) use float::matmul;
 pub(crate) use float_mode::FloatMode;
 pub(crate) use isa::Simd;
-pub use kernel::{Family, Inner, Kernel, Layout, OperandTypes, Operands, PanelWeights};
-pub(crate) use kernel::{UNIT_BYTES, UNIT_CHANNELS, prefetch, private};
+pub use kernel::{Family, Inner, Kernel, Layout, OperandTypes, Operands};
+pub(crate) use kernel::{UNIT_BYTES, prefetch, private};
 pub use packed_input::PackedInputKernel;
 pub(crate) use packed_input::{AccBlock, PackedInput, Panel, Pixels};
+pub use panels::PanelWeights;
+pub(crate) use panels::TapOrder;
 pub use popcount::PopcountMode;
 pub(crate) use quantize::{BLOCK_PIXELS, Quantize, QuantizeInput};
 pub(crate) use registry::for_layout;

@@ -5,8 +5,8 @@ use fatnn::codec::{Act, CodesLayout, Coding, WeightKind};
 use fatnn::conv::{ConvShape, conv2d_acc, conv2d_codes, conv2d_float};
 use fatnn::epilogue::{ToCodes, ToFloat};
 use fatnn::kernels::{Kernel, Operands};
+use fatnn::pack::{PackedWeights, WeightShape};
 use fatnn::reference;
-use fatnn::weights::{PackedWeights, WeightShape};
 
 /// A small generator: tests must not depend on a library's idea of randomness.
 pub struct Random(pub u64);
@@ -134,6 +134,11 @@ impl Case {
     }
 }
 
+/// Ternary weights, and activations of such a type.
+pub fn ternary(act: Act) -> Operands {
+    Operands { act, weights: WeightKind::Ternary }
+}
+
 /// `codes`, packed.
 pub fn pack(layout: CodesLayout, codes: &[i8]) -> Vec<u8> {
     let mut packed = vec![0xA5; codes.len() / layout.channels() * layout.pixel_bytes()];
@@ -143,7 +148,7 @@ pub fn pack(layout: CodesLayout, codes: &[i8]) -> Vec<u8> {
 
 /// The accumulators that `kernel` gives.
 pub fn accumulators(kernel: &'static dyn Kernel, case: &Case, x: &[i8], w: &[i8]) -> Vec<i32> {
-    let weights = PackedWeights::for_kernel(kernel, w, case.weights(), case.operands.act).unwrap();
+    let weights = PackedWeights::for_kernel(kernel, w, case.weights(), case.operands).unwrap();
     let mut acc = vec![i32::MIN; case.outputs() * case.weights().out_channels];
     conv2d_acc(&pack(case.layout(), x), &weights, &case.shape(), &mut acc).unwrap();
     acc
@@ -201,7 +206,7 @@ fn check_then(kernels: &[&'static dyn Kernel], case: &Case, seed: u64, repeat: &
     let forms: Vec<_> = forms.collect();
     for &kernel in kernels.iter().filter(|kernel| case.operands.supported_by(**kernel)) {
         let what = || format!("{} on {case:?}, {} threads", kernel.name(), fatnn::parallel::num_threads().unwrap());
-        let weights = PackedWeights::for_kernel(kernel, &w, case.weights(), case.operands.act).unwrap();
+        let weights = PackedWeights::for_kernel(kernel, &w, case.weights(), case.operands).unwrap();
         // Where another kernel reads the same layout first, it would be the one that is tested.
         let weights = match PackedWeights::from_bytes(weights.as_bytes()) {
             Ok(borrowed) if borrowed.kernel().name() == kernel.name() => borrowed,

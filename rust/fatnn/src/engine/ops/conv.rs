@@ -9,9 +9,9 @@ use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Slice, SliceMut,
 use crate::epilogue::{Quantizer, Residual, ToCodes, ToFloat};
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::graph::ConvParams;
+use crate::pack::PackedWeights;
 use crate::pool::pool_checked;
 use crate::quantize::{PixelOrder, quantize};
-use crate::weights::PackedWeights;
 
 /// Floats to codes.
 #[derive(Debug)]
