@@ -13,7 +13,7 @@ use std::thread;
 
 use fatnn::codec::{Act, CodesLayout, WeightKind};
 use fatnn::conv::{ConvShape, conv2d_codes};
-use fatnn::epilogue::ToCodes;
+use fatnn::epilogue::Requantize;
 use fatnn::kernels::{self, Kernel, Operands};
 use fatnn::pack::{PackedWeights, WeightShape};
 use fatnn::parallel;
@@ -94,7 +94,7 @@ fn convolution(kernel: &'static dyn Kernel, operands: Operands, layer: &Layer) -
         (0..coding.thresholds()).flat_map(|level| vec![8 * level as i32; out_channels]).collect();
     let mut out = vec![0; size * size * layout.pixel_bytes()];
     move || {
-        let to = ToCodes { thresholds: &thresholds, layout };
+        let to = Requantize { thresholds: &thresholds, layout };
         conv2d_codes(&packed, &weights, &shape, &to, &mut out).expect("a convolution");
     }
 }

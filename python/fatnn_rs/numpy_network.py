@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from fatnn_rs import _core
 from fatnn_rs.errors import ConfigError, FormatError, InputError, LimitError, UnsupportedError
-from fatnn_rs.report import Report, ReportRow, runs
+from fatnn_rs.report import NotFused, Report, ReportRow, runs
 from fatnn_rs.signature import arguments_from_json, bind_call
 
 __all__ = ["NumpyNetwork", "load", "load_numpy", "read_report"]
@@ -121,7 +121,8 @@ def load_numpy(
     bounds = checked_limits(max_bytes, max_macs)
     graph, text, arrays = _read(path)
     network = _core.Network(text, arrays, None, None, *bounds)
-    return NumpyNetwork(network, graph["outputs"], _report(graph, text, arrays, in_engine=True), graph.get("arguments"))
+    report = _report(graph, text, arrays, network)
+    return NumpyNetwork(network, graph["outputs"], report, graph.get("arguments"))
 
 
 def checked_limits(max_bytes: Any, max_macs: Any) -> tuple[int | None, int | None]:
@@ -173,14 +174,14 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     """
     graph, text, arrays = _read(path)
     try:
-        _core.Network(text, arrays, None, None, _core.MAX_BYTES, _core.MAX_MACS)
+        network = _core.Network(text, arrays, None, None, _core.MAX_BYTES, _core.MAX_MACS)
     except LimitError as error:
-        report = _report(graph, text, arrays, in_engine=True)
+        report = _report(graph, text, arrays, None)
         return Report(report.rows, (*report.notes, f"above the default limits: {error}"))
     except UnsupportedError as error:
-        report = _report(graph, text, arrays, in_engine=False)
+        report = _report(graph, text, arrays, None, in_engine=False)
         return Report(report.rows, (*report.notes, f"needs torch to run: {error}"))
-    return _report(graph, text, arrays, in_engine=True)
+    return _report(graph, text, arrays, network)
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str, dict[str, npt.NDArray[Any]]]:
@@ -197,8 +198,14 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str, dict[str, 
     return graph, text, arrays
 
 
-def _report(graph: dict[str, Any], text: str, arrays: dict[str, npt.NDArray[Any]], in_engine: bool) -> Report:
-    """Describe a file's graph."""
+def _report(
+    graph: dict[str, Any],
+    text: str,
+    arrays: dict[str, npt.NDArray[Any]],
+    network: _core.Network | None,
+    in_engine: bool = True,
+) -> Report:
+    """Describe a file's graph, and what was not fused in ``network``."""
     rows = tuple(
         ReportRow(
             name=row["layer"],
@@ -211,7 +218,8 @@ def _report(graph: dict[str, Any], text: str, arrays: dict[str, npt.NDArray[Any]
         )
         for row in _core.graph_report(text, arrays)
     )
-    return Report(rows, tuple(graph.get("notes", ())))
+    not_fused = () if network is None else tuple(NotFused(*found) for found in network.not_fused)
+    return Report(rows, tuple(graph.get("notes", ())), not_fused)
 
 
 def _checked(name: str, x: Any) -> npt.NDArray[np.float32]:

@@ -2,7 +2,7 @@
 
 use fatnn::codec::CodesLayout;
 use fatnn::conv::{self, ConvShape, Int8Epilogue};
-use fatnn::epilogue::{ToCodes, ToFloat};
+use fatnn::epilogue::{Dequantize, Requantize};
 use fatnn::pack::{PackedWeights, WeightShape};
 use fatnn::quantize::PixelOrder;
 use numpy::Element;
@@ -79,7 +79,7 @@ pub(crate) fn conv_codes(
             let layout = CodesLayout::new(weights.shape().out_channels, out_groups)?.with(coding(levels));
             check_codes(codes_shape, weights.shape())?;
             check_out(&out_shape, &shape, layout.pixel_bytes())?;
-            conv::conv2d_codes(input, &weights, &shape, &ToCodes { thresholds, layout }, out)
+            conv::conv2d_codes(input, &weights, &shape, &Requantize { thresholds, layout }, out)
         })
     })
 }
@@ -127,7 +127,7 @@ pub(crate) fn conv_float(
             let shape = ConvShape { kernel: weights.shape().kernel, ..shape };
             check_codes(codes_shape, weights.shape())?;
             check_out(&out_shape, &shape, weights.shape().out_channels)?;
-            let to = ToFloat { scale, bias, relu, channels: weights.shape().out_channels, codes: None };
+            let to = Dequantize { scale, bias, relu, channels: weights.shape().out_channels, codes: None };
             conv::conv2d_float(input, &weights, &shape, to, residual, out)
         })
     })

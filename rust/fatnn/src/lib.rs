@@ -44,5 +44,7 @@ pub mod parallel;
 pub mod pool;
 pub mod quantize;
 pub mod reference;
+mod transpose;
+mod window;
 
 pub use error::{Error, Result};

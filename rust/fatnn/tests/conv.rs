@@ -238,7 +238,7 @@ fn all_forms_of_zero_and_nothing_in_the_epilogue() {
             let (residual, relu) = (residual.as_deref(), on(3));
             let expected = reference::to_float(&acc, 6, scale, bias, residual, relu);
             let mut y = vec![9.0; 12];
-            let to = fatnn::epilogue::ToFloat { scale, bias, relu, channels: 6, codes: None };
+            let to = fatnn::epilogue::Dequantize { scale, bias, relu, channels: 6, codes: None };
             fatnn::conv::conv2d_float(&packed, &weights, &case.shape(), to, residual, &mut y).unwrap();
             // A NaN's sign and payload are not IEEE's business, nor ours.
             let bits = |y: &f32| if y.is_nan() { None } else { Some(y.to_bits()) };

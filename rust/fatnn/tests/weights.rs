@@ -6,7 +6,7 @@ use common::{Case, codes, every_operands, pack, ternary, values};
 use fatnn::Error;
 use fatnn::codec::{Act, CodesLayout, Coding, WeightKind};
 use fatnn::conv::{ConvShape, Int8Epilogue, conv2d_acc, conv2d_codes, conv2d_float, conv2d_int8};
-use fatnn::epilogue::{ToCodes, ToFloat};
+use fatnn::epilogue::{Dequantize, Requantize};
 use fatnn::kernels::{self, Kernel, OperandTypes, Operands};
 use fatnn::pack::{PackedWeights, WeightShape};
 use fatnn::quantize::PixelOrder;
@@ -251,7 +251,7 @@ fn convolutions_refuse_what_does_not_fit() {
 
     let layout = fatnn::codec::CodesLayout::new(4, 1).unwrap();
     let codes = |thresholds: &[i32], layout, out: usize| {
-        conv2d_codes(&input, &weights, &good, &ToCodes { thresholds, layout }, &mut vec![0; out])
+        conv2d_codes(&input, &weights, &good, &Requantize { thresholds, layout }, &mut vec![0; out])
     };
     codes(&[0; 8], layout, 30 * 16).unwrap();
     codes(&[0; 12], layout.with(Coding::Uint2), 30 * 16).unwrap();
@@ -270,7 +270,7 @@ fn convolutions_refuse_what_does_not_fit() {
     assert!(matches!(codes(&[0; 8], other, 30 * 16), Err(Error::Shape { .. })));
 
     let float = |scale: Option<&[f32]>, bias: Option<&[f32]>, residual: Option<&[f32]>, channels| {
-        let to = ToFloat { scale, bias, relu: false, channels, codes: None };
+        let to = Dequantize { scale, bias, relu: false, channels, codes: None };
         conv2d_float(&input, &weights, &good, to, residual, &mut [0.0; 120])
     };
     float(Some(&[1.0; 4]), Some(&[1.0; 4]), Some(&[0.0; 120]), 4).unwrap();

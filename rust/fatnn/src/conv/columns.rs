@@ -16,14 +16,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::ConvShape;
 use super::int8::{Constants, Int8Epilogue};
+use super::pooling::PoolStep;
+use crate::epilogue::Elementwise;
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::kernels::columns::{ColumnsKernel, Int8Layout, Product, Rows};
 use crate::kernels::int8::{COPY_SLACK, Finish, QuantizeInt8};
 use crate::kernels::pooling::pooling;
-use crate::kernels::{CacheLine, Level};
-use crate::net::{Elementwise, PoolStep, apply_all, transpose};
+use crate::kernels::{CacheLine, Level, apply_all};
 use crate::pack::PackedWeights;
 use crate::quantize::PixelOrder;
+use crate::transpose::transpose;
 use crate::{memory, parallel};
 
 /// Bytes of columns in a block: with a panel of weights, they stay in the second-level cache.
@@ -120,7 +122,7 @@ thread_local! {
     };
 }
 
-/// Floats of a band, beside what its first pooled line wants: a quarter of the second-level cache.
+/// Floats of a band, next to what its first pooled line wants: a quarter of the second-level cache.
 const BAND_FLOATS: usize = 64 << 10;
 /// Pooled lines in a thread's piece, where there are enough.
 const POOLED_LINES: usize = 4;

@@ -2,20 +2,20 @@
 
 use super::fused::{FusedGraph, FusedNode};
 use super::input::ValueInfo;
-use super::network::{FusedQuantizer, NetNode, Network};
+use super::network::{FusedQuantizer, NetNode, Network, NotFused};
 use super::ops::conv::{Epilogue, MaxPoolCodes, Quantize, Shortcut, TernaryConv};
-use super::ops::elementwise::{Add, Elementwise, Map, optional_constants};
+use super::ops::elementwise::{Add, Map, elementwise_of, optional_constants};
 use super::ops::int8::Int8Conv;
 use super::ops::linear::{Flatten, FloatConv};
 use super::ops::pad::Pad;
-use super::ops::pool::{Pool, Reduce, Windows};
-use super::passes;
-use super::passes::quantizer;
+use super::ops::pool::{Pool, Windows};
+use super::passes::{self, Refusal, quantizer};
 use super::value::Operation;
 use crate::codec::{CodesLayout, WeightKind};
+use crate::conv::pooling::Reduce;
 use crate::conv::{Constants, Int8Epilogue};
 use crate::dtype::ValueType;
-use crate::epilogue::Quantizer;
+use crate::epilogue::{Elementwise, Quantizer};
 use crate::error::{Error, Result};
 use crate::graph::op::{self, CodesConv, Op};
 use crate::graph::{BuildError, ConvParams, Graph, NodeView, Source, Tensor, Tensors, check, support};
@@ -35,7 +35,7 @@ pub(super) fn network(text: &str, tensors: &Tensors, family: Option<Family>, lim
         return Err(Error::Unsupported { what: unsupported.join("; ") });
     }
     let mut fused = FusedGraph::new(&graph, tensors);
-    passes::run(&mut fused);
+    let not_fused = not_fused(&graph, &passes::run(&mut fused))?;
     let (fused, outputs) = fused.finish();
     let compiler = Compiler { graph: &graph, tensors, types: &types, family, budget: Budget::new(limits) };
     let mut nodes = memory::reserved("nodes of the network", fused.len())?;
@@ -61,10 +61,22 @@ pub(super) fn network(text: &str, tensors: &Tensors, family: Option<Family>, lim
     let outputs = graph.outputs.values().into_iter().zip(outputs);
     let outputs = outputs.map(|(node, value)| ValueInfo::output(&graph.nodes[node], value));
     let cost = (limits, compiler.budget.spent());
-    Network::of(inputs.collect(), outputs.collect(), nodes, graph.nodes.len(), cost).map_err(|e| match e {
-        Error::Memory { .. } | Error::Limit { .. } | Error::Environment { .. } => e,
-        other => Error::Graph { why: format!("at the shapes that it was converted at: {other}") },
-    })
+    let net =
+        Network::of(inputs.collect(), outputs.collect(), nodes, graph.nodes.len(), cost).map_err(|e| match e {
+            Error::Memory { .. } | Error::Limit { .. } | Error::Environment { .. } => e,
+            other => Error::Graph { why: format!("at the shapes that it was converted at: {other}") },
+        })?;
+    Ok(Network { not_fused, ..net })
+}
+
+/// What passes said, in the graph's names.
+fn not_fused(graph: &Graph, refused: &[Refusal]) -> Result<Vec<NotFused>> {
+    let named = refused.iter().map(|&Refusal { pass, node, reason }| {
+        let node = &graph.nodes[node];
+        let layer = if node.layer.is_empty() { &node.name } else { &node.layer };
+        NotFused { node: node.name.clone(), layer: layer.clone(), pass, reason: reason.why() }
+    });
+    memory::collected("what was not fused", named)
 }
 
 struct Compiler<'a> {
@@ -125,7 +137,7 @@ impl<'a> Compiler<'a> {
     fn operation(&self, fused: &FusedNode) -> Result<Box<dyn Operation>, (usize, BuildError)> {
         let mut post = Vec::new();
         for &node in &fused.elementwise {
-            post.push(Elementwise::from_node(self.view(node)).map_err(|e| (node, e))?);
+            post.push(elementwise_of(self.view(node)).map_err(|e| (node, e))?);
         }
         let shortcut = match &fused.shortcut {
             None => None,
@@ -178,7 +190,7 @@ impl<'a> Compiler<'a> {
                 Box::new(MaxPoolCodes { window: *params, ceil_mode: *ceil_mode })
             }
             _ if view.node.is_elementwise() => {
-                let mut functions = vec![Elementwise::from_node(view)?]; // small: one
+                let mut functions = vec![elementwise_of(view)?]; // small: one
                 functions.extend(post);
                 Box::new(Map(functions))
             }

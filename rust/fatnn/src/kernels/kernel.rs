@@ -9,48 +9,9 @@ use super::packed_input::PackedInputKernel;
 use super::tiled::TiledKernel;
 use super::{popcount, table};
 use crate::codec::{Act, WeightKind};
+pub use crate::config::Family;
 use crate::cpu::Isa;
 use crate::dtype::WeightType;
-use crate::error::{Result, bad_value};
-
-/// Kernel families: they differ in the layout of both operands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Family {
-    /// FATNN's halved inner product over bit planes, 64 channels a word.
-    Popcount,
-    /// Int8 products on a matrix unit, of codes that are expanded from the same bit planes.
-    Matrix,
-    /// Products of groups of two channels, looked up by shuffles of bytes.
-    Table,
-    /// Int8 weights and activations as they are.
-    Int8,
-}
-
-impl Family {
-    /// Every family that runs codes: those that `FATNN_KERNEL` chooses among.
-    pub const ALL: [Family; 3] = [Family::Popcount, Family::Matrix, Family::Table];
-
-    /// The family of that name, among [`Family::ALL`].
-    ///
-    /// # Errors
-    /// [`crate::Error::Value`] where there is none.
-    pub fn from_name(name: &str) -> Result<Self> {
-        match Family::ALL.into_iter().find(|family| family.name() == name) {
-            Some(family) => Ok(family),
-            None => bad_value("kernel family", "\"popcount\", \"matrix\" or \"table\"", format!("{name:?}")),
-        }
-    }
-
-    /// Name as in `FATNN_KERNEL`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Family::Popcount => "popcount",
-            Family::Matrix => "matrix",
-            Family::Table => "table",
-            Family::Int8 => "int8",
-        }
-    }
-}
 
 /// Channels in a unit of the reduction, for every family that runs codes.
 pub(crate) const UNIT_CHANNELS: usize = popcount::CHANNELS;

@@ -3,7 +3,7 @@
 
 use fatnn::codec::{Act, CodesLayout, Coding, WeightKind};
 use fatnn::conv::{ConvShape, conv2d_acc, conv2d_codes, conv2d_float};
-use fatnn::epilogue::{ToCodes, ToFloat};
+use fatnn::epilogue::{Dequantize, Requantize};
 use fatnn::kernels::{Kernel, Operands};
 use fatnn::pack::{PackedWeights, WeightShape};
 use fatnn::reference;
@@ -201,7 +201,7 @@ fn check_then(kernels: &[&'static dyn Kernel], case: &Case, seed: u64, repeat: &
         let (scale, bias) = (on(0).then_some(&scale[..]), on(1).then_some(&bias[..]));
         let (residual, relu) = (on(2).then_some(&residual[..]), on(3));
         let y = bits(&reference::to_float(&expected, n, scale, bias, residual, relu));
-        (ToFloat { scale, bias, relu, channels: n, codes: None }, residual, y)
+        (Dequantize { scale, bias, relu, channels: n, codes: None }, residual, y)
     });
     let forms: Vec<_> = forms.collect();
     for &kernel in kernels.iter().filter(|kernel| case.operands.supported_by(**kernel)) {
@@ -220,7 +220,7 @@ fn check_then(kernels: &[&'static dyn Kernel], case: &Case, seed: u64, repeat: &
 
             for (thresholds, layout, expected) in &codings {
                 let mut codes = vec![0xA5; expected.len()];
-                let to = ToCodes { thresholds, layout: *layout };
+                let to = Requantize { thresholds, layout: *layout };
                 conv2d_codes(&packed, &weights, &case.shape(), &to, &mut codes).unwrap();
                 assert_eq!(&codes, expected, "codes in {layout:?} of {}", what());
             }
@@ -232,7 +232,7 @@ fn check_then(kernels: &[&'static dyn Kernel], case: &Case, seed: u64, repeat: &
                     continue;
                 }
                 let mut y = vec![f32::NAN; acc.len()];
-                let to = ToFloat { codes: None, ..*to };
+                let to = Dequantize { codes: None, ..*to };
                 conv2d_float(&packed, &weights, &case.shape(), to, *residual, &mut y).unwrap();
                 assert_eq!(&bits(&y), expected, "floats (form {form:04b}) of {}", what());
             }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use crate::conv::columns::{Geometry, Layer};
+use crate::conv::pooling::PoolStep;
 use crate::conv::{Constants, Padded};
-use crate::engine::ops::elementwise::{Elementwise, check_channels};
-use crate::engine::ops::pool::{Pool, PoolStep};
+use crate::engine::ops::pool::Pool;
 use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Slice, SliceMut, Value};
+use crate::epilogue::{Elementwise, check_channels};
 use crate::error::{Result, bad_value, check_len};
 use crate::graph::ConvParams;
 use crate::pack::PackedWeights;
