@@ -14,10 +14,10 @@ from fatnn_rs.operations import OPERATIONS
 #: Python has.
 FUNCTIONS = {
     ("convert/ops_float.py", "FLOAT_OPS"),  # functions of torch
+    ("convert/scalar.py", "SCALARS"),  # functions of torch, and the calls that become them
     ("convert/ops_int8.py", "INT8_OPS"),
     ("convert/ops_code.py", "CODE_OPS"),
     ("convert/rows_functions.py", "METHODS"),  # rows of the lowering, by methods of tensors
-    ("convert/shapes.py", "_RULES"),  # sizes as expressions of the inputs' sizes
     ("ops/schema.py", "OPS"),  # operators of torch, by their own names
     ("ops/kernels.py", "KERNELS"),
 }

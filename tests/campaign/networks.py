@@ -49,7 +49,7 @@ def _fresh(arguments: Any) -> tuple[Any, ...]:
 
 
 def difference(expected: Any, got: Any) -> str | None:
-    """How two outputs differ: structure, types, shapes, or bits (signs of zeros and payloads of NaN left aside)."""
+    """How two outputs differ: structure, types, shapes, or bits (those that NaN carries left aside)."""
     left, left_spec = pytree.tree_flatten(expected)
     right, right_spec = pytree.tree_flatten(got)
     if left_spec != right_spec:
@@ -64,6 +64,8 @@ def difference(expected: Any, got: Any) -> str | None:
         if one.shape != other.shape or one.dtype != other.dtype:
             return f"expected {one.dtype} {tuple(one.shape)}, got {other.dtype} {tuple(other.shape)}"
         same = (one == other) | ((one != one) & (other != other))
+        if one.is_floating_point():
+            same &= (one != 0) | (one.signbit() == other.signbit())
         if not bool(same.all()):
             gap = (one.double() - other.double()).abs()[~same]
             return f"{int((~same).sum())} of {one.numel()} values differ, by up to {float(gap.max()):g}"

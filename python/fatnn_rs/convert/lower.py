@@ -338,7 +338,7 @@ def _hold_formats(ctx: Lowering) -> None:
 def _hold_sizes(graph: Graph, values: list[str]) -> None:
     """Fix the inputs' sizes where values must have the example's, and would have others with other inputs."""
     shapes = run_time_shapes(graph) if values else {}
-    if all(size.base is None for name in values for size in shapes[name][1:]):
+    if all(size >= 0 for name in values for size in shapes[name][1:]):
         return
     _hold(graph, "forward has a size of it in a view", 1)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fatnn_rs.convert.graph import Node
+from fatnn_rs.convert.scalar import SCALARS, ScalarFunction
 
 __all__ = ["FLOAT_OPS", "FloatOp"]
 
@@ -50,6 +51,10 @@ class FloatOp:
     affine: bool = False
 
 
+def _scalar(scalar: ScalarFunction) -> FloatOp:
+    return FloatOp(scalar.bind, lambda node, tensors: scalar.nondecreasing(node.attrs))
+
+
 def _conv(function: Function) -> Callable[[Node, Tensors], Function]:
     def bind(node: Node, tensors: Tensors) -> Function:
         weight, bias, attrs = tensors["weight"], tensors.get("bias"), node.attrs
@@ -73,16 +78,6 @@ def _batch_norm(node: Node, tensors: Tensors) -> Function:
 def _batch_norm_rises(node: Node, tensors: Tensors) -> bool:
     weight = tensors.get("weight")
     return weight is None or bool((weight >= 0).all())
-
-
-def _hardtanh(node: Node, tensors: Tensors) -> Function:
-    low, high = node.attrs["min_val"], node.attrs["max_val"]
-    return lambda x: functional.hardtanh(x, low, high)
-
-
-def _leaky_relu(node: Node, tensors: Tensors) -> Function:
-    slope = node.attrs["negative_slope"]
-    return lambda x: functional.leaky_relu(x, slope)
 
 
 def _prelu(node: Node, tensors: Tensors) -> Function:
@@ -183,13 +178,11 @@ def _reshape_like(y: Tensor, x: Tensor) -> Tensor:
 
 #: Every float operation a file may hold. What it reads and has is in :mod:`fatnn_rs.operations`.
 FLOAT_OPS: dict[str, FloatOp] = {
+    **{op: _scalar(scalar) for op, scalar in SCALARS.items()},
     "conv1d": FloatOp(_conv(functional.conv1d)),
     "conv2d": FloatOp(_conv(functional.conv2d)),
     "linear": FloatOp(_linear),
     "batch_norm": FloatOp(_batch_norm, _batch_norm_rises, affine=True),
-    "relu": FloatOp(lambda node, tensors: torch.relu, _always),
-    "hardtanh": FloatOp(_hardtanh, _always),
-    "leaky_relu": FloatOp(_leaky_relu, lambda node, tensors: bool(node.attrs["negative_slope"] >= 0)),
     "prelu": FloatOp(_prelu, _prelu_rises),
     "channel_scale": FloatOp(_channel_scale, affine=True),
     "channel_bias": FloatOp(_channel_bias, _always, affine=True),

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 from torch.nn import functional
 
+from fatnn_rs.convert import scalar
 from fatnn_rs.convert.graph import Ref
 from fatnn_rs.convert.lower import Lowering, Row
 
@@ -29,35 +30,6 @@ def identity(ctx: Lowering, input: Any) -> Ref | None:
 def dropout(ctx: Lowering, input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Ref | None:
     """Dropout that is switched off."""
     return identity(ctx, input) if training is False else None
-
-
-def relu(ctx: Lowering, input: Any, inplace: bool = False) -> Ref | None:
-    """ReLU."""
-    name = ctx.value(input)
-    return None if name is None else ctx.emit("relu", [name])
-
-
-def hardtanh(
-    ctx: Lowering, input: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
-) -> Ref | None:
-    """Clamp between two constants."""
-    name = ctx.value(input)
-    if name is None or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in (min_val, max_val)):
-        return None
-    return ctx.emit("hardtanh", [name], {"min_val": float(min_val), "max_val": float(max_val)})
-
-
-def relu6(ctx: Lowering, input: Any, inplace: bool = False) -> Ref | None:
-    """ReLU6."""
-    return hardtanh(ctx, input, 0.0, 6.0)
-
-
-def leaky_relu(ctx: Lowering, input: Any, negative_slope: float = 0.01, inplace: bool = False) -> Ref | None:
-    """Leaky ReLU."""
-    name = ctx.value(input)
-    if name is None or not isinstance(negative_slope, (int, float)) or not math.isfinite(negative_slope):
-        return None
-    return ctx.emit("leaky_relu", [name], {"negative_slope": float(negative_slope)})
 
 
 def add(ctx: Lowering, input: Any, other: Any, *, alpha: Any = 1) -> Ref | None:
@@ -233,13 +205,7 @@ _aten = torch.ops.aten
 
 #: Functions and operators → row.
 FUNCTIONS: dict[Any, Row] = {
-    torch.relu: relu,
-    torch.relu_: relu,
-    functional.relu: relu,
-    functional.relu_: relu,
-    functional.relu6: relu6,
-    functional.hardtanh: hardtanh,
-    functional.leaky_relu: leaky_relu,
+    **scalar.FUNCTIONS,
     functional.dropout: dropout,
     functional.dropout2d: dropout,
     operator.add: add,
@@ -259,13 +225,6 @@ FUNCTIONS: dict[Any, Row] = {
     functional.avg_pool2d: avg_pool(2),
     functional.adaptive_avg_pool1d: adaptive_avg_pool(1),
     functional.adaptive_avg_pool2d: adaptive_avg_pool(2),
-    _aten.relu.default: relu,
-    _aten.relu_.default: relu,
-    _aten.hardtanh.default: hardtanh,
-    _aten.hardtanh_.default: hardtanh,
-    _aten.relu6.default: relu6,
-    _aten.leaky_relu.default: leaky_relu,
-    _aten.leaky_relu_.default: leaky_relu,
     _aten.dropout.default: dropout,
     _aten.feature_dropout.default: dropout,
     _aten.add.Tensor: add,
@@ -286,8 +245,7 @@ FUNCTIONS: dict[Any, Row] = {
 
 #: Tensor methods → row.
 METHODS: dict[str, Row] = {
-    "relu": relu,
-    "relu_": relu,
+    **scalar.METHODS,
     "add": add,
     "add_": add,
     "flatten": flatten,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fatnn_rs.convert import rows_functions as rows
+from fatnn_rs.convert import scalar
 from fatnn_rs.convert.graph import Ref
 from fatnn_rs.convert.levels import act_attrs, act_kind, coded_levels, is_two_bit
 from fatnn_rs.convert.lower import Lowering, Row
@@ -290,6 +291,7 @@ _AVG = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
 
 #: Module class → row.
 MODULES: dict[type[nn.Module], Row] = {
+    **scalar.MODULES,
     TernaryConv1d: _ternary(1),
     TernaryConv2d: _ternary(2),
     TernaryLinear: _ternary(0),
@@ -302,10 +304,6 @@ MODULES: dict[type[nn.Module], Row] = {
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     nn.PReLU: _prelu,
-    nn.ReLU: lambda ctx, m, input: rows.relu(ctx, input),
-    nn.ReLU6: lambda ctx, m, input: rows.hardtanh(ctx, input, 0.0, 6.0),
-    nn.Hardtanh: lambda ctx, m, input: rows.hardtanh(ctx, input, m.min_val, m.max_val),
-    nn.LeakyReLU: lambda ctx, m, input: rows.leaky_relu(ctx, input, m.negative_slope),
     nn.Identity: lambda ctx, m, input: rows.identity(ctx, input),
     nn.Dropout: lambda ctx, m, input: rows.identity(ctx, input),
     nn.Dropout1d: lambda ctx, m, input: rows.identity(ctx, input),

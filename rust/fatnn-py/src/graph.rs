@@ -1,8 +1,11 @@
 //! The table of operations and the checks of `fatnn::graph`, as plain Python data.
 
+use std::collections::HashMap;
+
 use fatnn::graph::attrs::Presence;
 use fatnn::graph::ops::{OPS, OpInfo};
-use fatnn::graph::{Graph, Source, Tensors, check, cost, report, support};
+use fatnn::graph::size::Size;
+use fatnn::graph::{Graph, Source, Tensor, Tensors, check, cost, report, shapes, support};
 use fatnn::memory;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -82,6 +85,33 @@ pub(crate) fn engine_refusal(
     guarded(py, || {
         let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
         support::refusal(op, attrs, &shapes).map_err(|e| raise(py, e))
+    })
+}
+
+/// Every value's shape in every run, by name: numbers, and where runs choose a size, negative numbers that are equal
+/// where the sizes are. `tensors` has the shapes of the tensors that nodes name.
+#[pyfunction]
+pub(crate) fn shapes_in_every_run(
+    py: Python<'_>,
+    graph: &str,
+    tensors: HashMap<String, Vec<usize>>,
+) -> PyResult<HashMap<String, Vec<i64>>> {
+    guarded(py, || {
+        detached(py, || {
+            let graph = Graph::parse(graph, Source::Description)?;
+            let tensors = tensors.into_iter().map(|(name, shape)| (name, Tensor::F32(shape, Vec::new()))).collect();
+            let mut free: HashMap<Size, i64> = HashMap::new();
+            let mut number = |size: Size| match size {
+                Size::Known(size) => size as i64,
+                Size::Free { .. } => {
+                    let next = -1 - free.len() as i64;
+                    *free.entry(size).or_insert(next)
+                }
+            };
+            let shapes = shapes::in_every_run(&graph, &tensors);
+            let named = graph.nodes.iter().zip(shapes);
+            Ok(named.map(|(node, shape)| (node.name.clone(), shape.into_iter().map(&mut number).collect())).collect())
+        })
     })
 }
 

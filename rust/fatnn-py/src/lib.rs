@@ -50,6 +50,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(graph::ops, module)?,
         wrap_pyfunction!(graph::check_graph, module)?,
         wrap_pyfunction!(graph::engine_refusal, module)?,
+        wrap_pyfunction!(graph::shapes_in_every_run, module)?,
         wrap_pyfunction!(graph::macs, module)?,
         wrap_pyfunction!(graph::graph_report, module)?,
     ] {

@@ -14,6 +14,7 @@
 use crate::codec::{CodesLayout, MAX_THRESHOLDS};
 use crate::error::{Result, bad_value, check_len};
 use crate::memory;
+use crate::scalar::Scalar;
 
 /// Thresholds to codes.
 pub struct Requantize<'a> {
@@ -87,12 +88,10 @@ pub enum Elementwise {
     Scale(Vec<f32>),
     /// `x + bias` per channel.
     Bias(Vec<f32>),
-    /// `max(x, 0)`.
-    Relu,
-    /// `min(max(x, low), high)`.
-    Clamp(f32, f32),
+    /// The same for all channels.
+    Scalar(Scalar),
     /// `x > 0 ? x : x * slope` per channel (one slope for all channels where there is one).
-    Leaky(Vec<f32>),
+    Prelu(Vec<f32>),
 }
 
 impl Elementwise {
@@ -128,7 +127,7 @@ impl Elementwise {
     fn channels(&self) -> Option<usize> {
         match self {
             Elementwise::Affine(v, _) | Elementwise::Scale(v) | Elementwise::Bias(v) => Some(v.len()),
-            Elementwise::Leaky(v) if v.len() > 1 => Some(v.len()),
+            Elementwise::Prelu(v) if v.len() > 1 => Some(v.len()),
             _ => None,
         }
     }

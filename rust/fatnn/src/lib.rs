@@ -44,6 +44,7 @@ pub mod parallel;
 pub mod pool;
 pub mod quantize;
 pub mod reference;
+mod scalar;
 mod transpose;
 mod window;
 

@@ -97,7 +97,7 @@ pub fn to_float(
         if let Some(residual) = residual {
             y += residual[i];
         }
-        if relu && y <= 0.0 {
+        if relu && y < 0.0 {
             y = 0.0;
         }
         out.push(y);

@@ -146,3 +146,47 @@ fn the_golden_file_is_a_graph() {
     assert!(support::unsupported(&graph, &tensors).is_empty());
     assert_eq!(graph.input_count(), 1);
 }
+
+/// Every node after the first reads the one before it.
+fn chain(operations: &[(&str, Json, &[usize])]) -> Vec<Vec<fatnn::graph::size::Size>> {
+    let mut nodes = vec![input(&[2, 4, 8, 8])];
+    for (i, (op, attrs, shape)) in operations.iter().enumerate() {
+        let before = if i == 0 { "x".to_owned() } else { format!("n{}", i - 1) };
+        nodes.push(node(&format!("n{i}"), op, &[&before], attrs.clone(), shape));
+    }
+    let graph = Graph::parse(&text(&nodes, "x"), Source::Description).unwrap();
+    fatnn::graph::shapes::in_every_run(&graph, &Tensors::new())
+}
+
+#[test]
+fn shapes_in_every_run_are_equal_where_expressions_are() {
+    let pad = |n: i64| json!({"pad": [n, n, n, n], "mode": "constant", "value": 0.0});
+    // Padding by one, then a window of 3: the size that it was.
+    let shapes = chain(&[("pad", pad(1), &[2, 4, 10, 10]), ("max_pool2d", window(3, 1, 0, false), &[2, 4, 8, 8])]);
+    assert_eq!(shapes[0], shapes[2]);
+    // Two strides of 2 are not one of 4, and a ceiling is no floor.
+    let twice = chain(&[
+        ("max_pool2d", window(2, 2, 0, false), &[2, 4, 4, 4]),
+        ("max_pool2d", window(2, 2, 0, true), &[2, 4, 2, 2]),
+        ("mean", json!({"dims": [2, 3], "keepdim": true}), &[2, 4, 1, 1]),
+        ("mean", json!({"dims": [2, 3], "keepdim": false}), &[2, 4]),
+        ("relu", json!({}), &[2, 4]),
+    ]);
+    assert!((1..4).all(|i| twice[i] != twice[0] && twice[i] != twice[i - 1]));
+    assert_eq!(twice[3].iter().map(|size| size.known()).collect::<Vec<_>>(), [None, None, Some(1), Some(1)]);
+    assert_eq!(twice[4], twice[3][..2]);
+    assert_eq!(twice[5], twice[4]);
+}
+
+#[test]
+fn sizes_of_long_chains_and_doubled_sums_take_no_longer() {
+    let mut nodes = vec![input(&[2, 4, 8, 8])];
+    for i in 0..5000 {
+        let before = if i == 0 { "x".to_owned() } else { format!("n{}", i - 1) };
+        nodes.push(node(&format!("n{i}"), "cat", &[&before, &before], json!({"dim": 1}), &[2, 8, 8, 8]));
+    }
+    let graph = Graph::parse(&text(&nodes, "x"), Source::Description).unwrap();
+    let shapes = fatnn::graph::shapes::in_every_run(&graph, &Tensors::new());
+    assert_eq!(shapes[0][2], shapes[5000][2]);
+    assert_ne!(shapes[4999][1], shapes[5000][1]);
+}

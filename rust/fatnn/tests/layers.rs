@@ -15,7 +15,8 @@ const LAYERS: &[(&[&str], &[&str])] = &[
     (&["transpose"], &[]),
     (&["dtype", "codec"], &["error"]),
     (&["cpu", "config"], &["error"]),
-    (&["epilogue"], &["codec", "error", "memory"]),
+    (&["scalar"], &[]),
+    (&["epilogue"], &["codec", "error", "memory", "scalar"]),
     (&["kernels"], &["codec", "config", "cpu", "dtype", "epilogue", "error", "memory", "transpose"]),
     (&["parallel"], &["config", "error", "kernels", "memory"]),
     (&["quantize"], &["codec", "epilogue", "error", "kernels", "parallel", "transpose"]),
@@ -27,7 +28,7 @@ const LAYERS: &[(&[&str], &[&str])] = &[
     (&["pool"], &["codec", "conv", "error", "memory", "parallel"]),
     (&["reference"], &["codec", "conv", "pack", "quantize"]),
     // A graph is data: it knows no CPU.
-    (&["graph"], &["codec", "dtype", "error", "limits", "memory", "window"]),
+    (&["graph"], &["codec", "dtype", "error", "limits", "memory", "scalar", "window"]),
     (
         &["engine"],
         &[
@@ -44,6 +45,7 @@ const LAYERS: &[(&[&str], &[&str])] = &[
             "parallel",
             "pool",
             "quantize",
+            "scalar",
             "transpose",
             "window",
         ],

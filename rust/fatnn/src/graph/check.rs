@@ -10,6 +10,7 @@ use super::tensor::Tensor;
 use crate::codec::two_bit;
 use crate::dtype::{CodeType, INPUT_TYPES, TensorType, ValueType};
 use crate::error::{Error, Result};
+use crate::scalar::Scalar;
 
 /// Checks a graph; the types of its values.
 ///
@@ -62,8 +63,7 @@ pub fn check(graph: &Graph, tensors: &Tensors, source: Source) -> Result<Vec<Val
 
 /// Checks a node; the type of its value.
 fn node_type(view: NodeView<'_>, info: &OpInfo, read: &[ValueType], source: Source) -> Result<ValueType, String> {
-    let (least, most) = info.inputs;
-    if read.len() < least || most.is_some_and(|most| read.len() > most) {
+    if !info.reads(read.len()) {
         return Err(format!("reads {} values", read.len()));
     }
     for (i, kind) in read.iter().enumerate() {
@@ -139,7 +139,7 @@ fn check_as_file(view: NodeView<'_>, read: &[ValueType]) -> Result<(), String> {
             }
             _ => (),
         },
-        Op::Hardtanh { min, max } if min > max => {
+        Op::Scalar(Scalar::Hardtanh { min, max }) if min > max => {
             return Err(format!("min_val cannot be greater than max_val, got {min} and {max}"));
         }
         Op::MaxPoolCodes { two_bit, .. } => {

@@ -3,6 +3,7 @@
 use super::graph::{Graph, Node, NodeView, Tensors};
 use super::op::Op;
 use super::ops::{OpInfo, Products};
+use super::shapes;
 use super::tensor::Tensor;
 use crate::codec::CodesLayout;
 use crate::dtype::{INPUT_TYPES, ValueType};
@@ -116,7 +117,8 @@ pub fn check_sizes(graph: &Graph, tensors: &Tensors, types: &[ValueType], limits
                 node.op_name()
             ),
         };
-        let made = made(view, &shapes).map_err(|why| cannot(&why))?;
+        let read: Vec<&[usize]> = node.inputs.iter().map(|&value| shapes[value].as_slice()).collect();
+        let made = shapes::made(view, &read).map_err(|why| cannot(&why))?;
         if !is_noted(node, &made, types[i]) {
             return Err(cannot(&format!("a result of the shape {:?} was noted, it is {made:?}", node.shape)));
         }
@@ -152,11 +154,4 @@ pub fn check_sizes(graph: &Graph, tensors: &Tensors, types: &[ValueType], limits
 /// Elements where sizes of 0 count as 1: code multiplies sizes in any order.
 fn elements_of_nonzero(shape: &[usize]) -> u128 {
     shape.iter().fold(1, |n, &size| n.saturating_mul(size.max(1) as u128))
-}
-
-/// Shape of a node's value.
-fn made(view: NodeView<'_>, shapes: &[Vec<usize>]) -> Result<Vec<usize>, String> {
-    let Some(info) = view.node.info else { return Ok(view.node.shape.clone()) };
-    let read: Vec<&[usize]> = view.node.inputs.iter().map(|&value| shapes[value].as_slice()).collect();
-    (info.shape)(view, &read)
 }

@@ -8,6 +8,8 @@
 //! | [`tensor`] | [`Tensor`]: weights, scales, thresholds |
 //! | [`check`] | whether a graph is well-formed, and the types of its values |
 //! | [`cost`] | shapes of all values at conversion, and what a run costs |
+//! | [`shapes`] | shapes of all values in every run |
+//! | [`size`] | [`size::Size`]: a number, or an expression of what runs choose |
 //! | [`support`] | what the engine can run |
 //! | [`file`](mod@file) | the canonical file |
 //! | [`report`] | what `fatnn inspect` and `net.report` show |
@@ -24,7 +26,8 @@ pub mod op;
 pub mod ops;
 mod parse;
 pub mod report;
-mod shapes;
+pub mod shapes;
+pub mod size;
 pub mod support;
 mod table;
 pub mod tensor;

@@ -6,6 +6,7 @@
 use serde_json::Value as Json;
 
 use crate::dtype::ActType;
+use crate::scalar::Scalar;
 
 /// A window that slides over two axes. In one dimension the first axis has kernel 1 and no padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,20 +114,8 @@ pub enum Op {
     },
     /// `fma(x, scale, bias)` per channel. Graphs that are described to the engine have it, files do not.
     Affine,
-    /// `max(x, 0)`.
-    Relu,
-    /// `min(max(x, min), max)`.
-    Hardtanh {
-        /// Lower bound.
-        min: f32,
-        /// Upper bound.
-        max: f32,
-    },
-    /// `x > 0 ? x : x * negative_slope`.
-    LeakyRelu {
-        /// The slope below 0.
-        negative_slope: f32,
-    },
+    /// A function of one element.
+    Scalar(Scalar),
     /// Leaky ReLU with learned slopes: one, or one per channel.
     Prelu,
     /// `x * scale` per channel.

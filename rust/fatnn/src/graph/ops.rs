@@ -4,6 +4,7 @@ use super::BuildError;
 use super::attrs::{Attr, Attrs};
 use super::graph::NodeView;
 use super::op::Op;
+use super::size::{Size, Sizes};
 pub use super::table::OPS;
 use crate::dtype::{TensorType, ValueType};
 
@@ -95,8 +96,8 @@ pub struct Role {
 
 /// Types of the values that a node reads → type of its value, or what is wrong with them or with the tensors.
 pub(crate) type TypeRule = fn(NodeView<'_>, &[ValueType]) -> Result<ValueType, String>;
-/// Shapes of the values that a node reads → shape of its value, or why they do not fit.
-pub(crate) type ShapeRule = fn(NodeView<'_>, &[&[usize]]) -> Result<Vec<usize>, String>;
+/// Shapes of the values that a node reads → shape of its value, or why they fit in no run.
+pub(super) type ShapeRule = fn(&Sizes, NodeView<'_>, &[&[Size]]) -> Result<Vec<Size>, String>;
 /// Why the engine cannot run an operation on values of such shapes.
 pub(crate) type SupportRule = fn(&Op, &[&[usize]]) -> Result<(), String>;
 
@@ -145,6 +146,12 @@ impl OpInfo {
     /// Whether the engine has the operation, for some attributes and shapes at least.
     pub fn in_engine(&self) -> bool {
         self.support.is_some()
+    }
+
+    /// Whether it reads so many values.
+    pub fn reads(&self, count: usize) -> bool {
+        let (least, most) = self.inputs;
+        count >= least && most.is_none_or(|most| count <= most)
     }
 
     /// The attribute of that name.

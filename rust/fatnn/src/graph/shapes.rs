@@ -1,23 +1,69 @@
 //! Rules for shapes: what shape a node's value has, given those that it reads. Any rank, PyTorch's rules.
 //!
-//! Codes have the shape of the values that they stand for: images, channels, pixels.
+//! Codes have the shape of the values that they stand for: images, channels, pixels. Sizes may be
+//! expressions; a rule fails only where no run can have such shapes.
 
-use super::graph::NodeView;
-use super::op::{ConvParams, Op};
+use super::graph::{Graph, NodeView, Tensors};
+use super::op::{ConvParams, Input, Op};
+use super::size::{Axis, Size, Sizes, may_equal};
 use super::tensor::Tensor;
 use crate::memory;
 
-type Made = Result<Vec<usize>, String>;
+type Made = Result<Vec<Size>, String>;
+
+/// Shape of a node's value from those that it reads, where all are numbers.
+///
+/// # Errors
+/// Why they do not fit.
+pub(super) fn made(view: NodeView<'_>, read: &[&[usize]]) -> Result<Vec<usize>, String> {
+    let Some(info) = view.node.info else { return Ok(view.node.shape.clone()) };
+    let read: Vec<Vec<Size>> = read.iter().map(|shape| known(shape)).collect();
+    let read: Vec<&[Size]> = read.iter().map(Vec::as_slice).collect();
+    let made = (info.shape)(&Sizes::default(), view, &read)?;
+    let number = |size: Size| size.known().ok_or_else(|| "a size that is no number".to_owned());
+    made.into_iter().map(number).collect()
+}
+
+/// Shapes of all values in every run: sizes that inputs leave free, and whatever follows from them, are
+/// expressions. What a rule cannot say has a size of its own.
+///
+/// Of the tensors only shapes are read.
+pub fn in_every_run(graph: &Graph, tensors: &Tensors) -> Vec<Vec<Size>> {
+    let sizes = Sizes::default();
+    let mut shapes: Vec<Vec<Size>> = Vec::new();
+    for node in &graph.nodes {
+        let read: Vec<&[Size]> = node.inputs.iter().map(|&value| shapes[value].as_slice()).collect();
+        let made = match (&node.op, node.info) {
+            (Op::Input(input), _) => Some(held(&sizes, input, &node.shape)),
+            (_, Some(info)) if info.reads(read.len()) => (info.shape)(&sizes, NodeView { node, tensors }, &read).ok(),
+            _ => None,
+        };
+        let made = made.filter(|made| made.len() == node.shape.len());
+        shapes.push(made.unwrap_or_else(|| node.shape.iter().map(|_| sizes.fresh()).collect()));
+    }
+    shapes
+}
+
+/// Sizes of an input: those that calls are held to are numbers.
+fn held(sizes: &Sizes, input: &Input, shape: &[usize]) -> Vec<Size> {
+    let held = |dim: usize| input.fixed.contains(&dim) || dim > 0 && input.channel_dim == Some(dim);
+    let size = |(dim, &size): (usize, &usize)| if held(dim) { Size::Known(size) } else { sizes.fresh() };
+    shape.iter().enumerate().map(size).collect()
+}
+
+fn known(shape: &[usize]) -> Vec<Size> {
+    shape.iter().copied().map(Size::Known).collect()
+}
 
 fn require(condition: bool, why: impl FnOnce() -> String) -> Result<(), String> {
     if condition { Ok(()) } else { Err(why()) }
 }
 
-pub(super) fn noted(view: NodeView<'_>, _: &[&[usize]]) -> Made {
-    Ok(view.node.shape.clone())
+pub(super) fn noted(_: &Sizes, view: NodeView<'_>, _: &[&[Size]]) -> Made {
+    Ok(known(&view.node.shape))
 }
 
-pub(super) fn same(_: NodeView<'_>, read: &[&[usize]]) -> Made {
+pub(super) fn same(_: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Made {
     Ok(read[0].to_vec()) // small: sizes
 }
 
@@ -48,8 +94,30 @@ fn pooled(size: usize, axis: usize, params: &ConvParams, ceil_mode: bool) -> Res
     usize::try_from(last + 1).map_err(|e| e.to_string())
 }
 
+/// Size of an axis after windows.
+fn windows(sizes: &Sizes, size: Size, axis: usize, params: &ConvParams) -> Result<Size, String> {
+    match size {
+        Size::Known(size) => slid(size, axis, params).map(Size::Known),
+        Size::Free { base, offset } => Ok(sizes.windows(base, offset, along(axis, params))),
+    }
+}
+
+/// As [`windows`], of a pool.
+fn pool_windows(sizes: &Sizes, size: Size, axis: usize, params: &ConvParams, ceil_mode: bool) -> Result<Size, String> {
+    match size {
+        Size::Known(size) => pooled(size, axis, params, ceil_mode).map(Size::Known),
+        Size::Free { base, offset } if ceil_mode => Ok(sizes.ceil_windows(base, offset, along(axis, params))),
+        Size::Free { .. } => windows(sizes, size, axis, params),
+    }
+}
+
+fn along(axis: usize, params: &ConvParams) -> Axis {
+    let ConvParams { kernel, stride, padding, dilation } = params;
+    Axis { kernel: kernel[axis], stride: stride[axis], padding: padding[axis], dilation: dilation[axis] }
+}
+
 /// Splits a shape into what is before its `axes` spatial axes, and those; both with and without a batch.
-fn spatial(shape: &[usize], axes: usize) -> Result<(&[usize], &[usize]), String> {
+fn spatial(shape: &[Size], axes: usize) -> Result<(&[Size], &[Size]), String> {
     require(shape.len() == axes + 1 || shape.len() == axes + 2, || {
         format!("{} or {} dimensions expected, got the shape {shape:?}", axes + 1, axes + 2)
     })?;
@@ -57,33 +125,31 @@ fn spatial(shape: &[usize], axes: usize) -> Result<(&[usize], &[usize]), String>
 }
 
 /// The axes of a map, of which one-dimensional ones are the second.
-fn each_axis(
-    axes: usize,
-    sizes: &[usize],
-    rule: impl Fn(usize, usize) -> Result<usize, String>,
-) -> Result<Vec<usize>, String> {
-    sizes.iter().enumerate().map(|(i, &size)| rule(size, 2 - axes + i)).collect()
+fn each_axis(axes: usize, map: &[Size], rule: impl Fn(Size, usize) -> Result<Size, String>) -> Made {
+    map.iter().enumerate().map(|(i, &size)| rule(size, 2 - axes + i)).collect()
 }
 
 /// Convolutions of floats, with float or int8 weights.
-pub(super) fn conv(view: NodeView<'_>, read: &[&[usize]]) -> Made {
+pub(super) fn conv(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
     let (conv, int8) = match &view.node.op {
         Op::Conv(conv) => (conv, false),
         Op::ConvInt8(conv) => (conv, true),
-        _ => return same(view, read),
+        _ => return same(sizes, view, read),
     };
     let (weight, axes) = (view.shape("weight")?, conv.axes);
     require(weight.len() == 2 + axes && !weight.contains(&0), || format!("weight: unexpected shape {weight:?}"))?;
     let (front, map) = spatial(read[0], axes)?;
     require(!int8 || front.len() == 2, || format!("{} dimensions expected, got the shape {:?}", 2 + axes, read[0]))?;
     let channels = weight[1].saturating_mul(conv.groups);
-    require(front.last() == Some(&channels), || format!("{channels} channels expected, got the shape {:?}", read[0]))?;
+    require(front.last().is_some_and(|size| size.may_be(channels)), || {
+        format!("{channels} channels expected, got the shape {:?}", read[0])
+    })?;
     require(weight[0].is_multiple_of(conv.groups), || format!("{} groups do not fit", conv.groups))?;
     bias(view, weight[0])?;
     let mut params = conv.params;
     params.kernel[2 - axes..].copy_from_slice(&weight[2..]);
-    let map = each_axis(axes, map, |size, axis| slid(size, axis, &params))?;
-    Ok([&front[..front.len() - 1], &[weight[0]], &map].concat())
+    let map = each_axis(axes, map, |size, axis| windows(sizes, size, axis, &params))?;
+    Ok([&front[..front.len() - 1], &[Size::Known(weight[0])], &map].concat())
 }
 
 fn bias(view: NodeView<'_>, out: usize) -> Result<(), String> {
@@ -93,24 +159,24 @@ fn bias(view: NodeView<'_>, out: usize) -> Result<(), String> {
     }
 }
 
-pub(super) fn linear(view: NodeView<'_>, read: &[&[usize]]) -> Made {
+pub(super) fn linear(_: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
     let weight = view.shape("weight")?;
     let &[out, features] = weight else { return Err(format!("weight: unexpected shape {weight:?}")) };
     let int8 = view.node.op == Op::LinearInt8;
     require(!int8 || read[0].len() == 2, || format!("2 dimensions expected, got the shape {:?}", read[0]))?;
-    let (&last, front) = read[0].split_last().ok_or("no dimensions")?;
-    require(last == features, || format!("{features} channels expected, got the shape {:?}", read[0]))?;
+    let (last, front) = read[0].split_last().ok_or("no dimensions")?;
+    require(last.may_be(features), || format!("{features} channels expected, got the shape {:?}", read[0]))?;
     bias(view, out)?;
-    Ok([front, &[out]].concat())
+    Ok([front, &[Size::Known(out)]].concat())
 }
 
 /// Functions per channel: their constants fit the channels.
-pub(super) fn channel(view: NodeView<'_>, read: &[&[usize]]) -> Made {
+pub(super) fn channel(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
     let x = read[0];
     let trailing = match &view.node.op {
         Op::ChannelScale { trailing } | Op::ChannelBias { trailing } => match trailing {
             Some(trailing) => Some(*trailing),
-            None => return same(view, read),
+            None => return same(sizes, view, read),
         },
         _ => None,
     };
@@ -118,7 +184,7 @@ pub(super) fn channel(view: NodeView<'_>, read: &[&[usize]]) -> Made {
     let channels = at.and_then(|at| x.get(at).copied());
     let channels = match view.node.op {
         // PReLU takes a vector as one sample of channels.
-        Op::Prelu if x.len() < 2 => Some(1),
+        Op::Prelu if x.len() < 2 => Some(Size::Known(1)),
         _ => channels,
     };
     let channels = channels.ok_or_else(|| format!("no dimension of channels in the shape {x:?}"))?;
@@ -127,19 +193,19 @@ pub(super) fn channel(view: NodeView<'_>, read: &[&[usize]]) -> Made {
         let shape = view.shape(role)?;
         let numbers = if trailing.is_some() { memory::product(shape.iter().copied()) } else { None };
         let numbers = numbers.or(if let &[n] = shape { Some(n) } else { None });
-        let fits = numbers == Some(channels) || shared && numbers == Some(1);
+        let fits = numbers.is_some_and(|n| channels.may_be(n) || shared && n == 1);
         require(fits, || {
-            format!("{role}: {channels} numbers expected, got the shape {shape:?}; constants do not fit")
+            format!("{role}: {channels:?} numbers expected, got the shape {shape:?}; constants do not fit")
         })?;
     }
-    same(view, read)
+    same(sizes, view, read)
 }
 
-pub(super) fn pool(view: NodeView<'_>, read: &[&[usize]]) -> Made {
+pub(super) fn pool(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
     let (pool, average) = match &view.node.op {
         Op::MaxPool(pool) => (pool, false),
         Op::AvgPool { pool, .. } => (pool, true),
-        _ => return same(view, read),
+        _ => return same(sizes, view, read),
     };
     let (front, map) = spatial(read[0], pool.axes)?;
     let ConvParams { kernel, padding, dilation, .. } = pool.params;
@@ -147,15 +213,16 @@ pub(super) fn pool(view: NodeView<'_>, read: &[&[usize]]) -> Made {
     require((0..2).all(|axis| padding[axis] <= half(axis)), || {
         format!("padding {padding:?} must be at most half of the window {kernel:?}")
     })?;
-    let map = each_axis(pool.axes, map, |size, axis| pooled(size, axis, &pool.params, pool.ceil_mode))?;
+    let map = each_axis(pool.axes, map, |size, axis| pool_windows(sizes, size, axis, &pool.params, pool.ceil_mode))?;
     Ok([front, &map].concat())
 }
 
-pub(super) fn adaptive(view: NodeView<'_>, read: &[&[usize]]) -> Made {
-    let Op::AdaptiveAvgPool { axes, size } = &view.node.op else { return same(view, read) };
+pub(super) fn adaptive(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+    let Op::AdaptiveAvgPool { axes, size } = &view.node.op else { return same(sizes, view, read) };
     let (front, map) = spatial(read[0], *axes)?;
-    require(!map.contains(&0), || format!("a map with pixels expected, got the shape {:?}", read[0]))?;
-    let map = each_axis(*axes, map, |from, axis| Ok(if size[axis] == 0 { from } else { size[axis] }))?;
+    require(map.iter().all(|size| !size.is(0)), || format!("a map with pixels expected, got the shape {:?}", read[0]))?;
+    let wanted = |from, axis: usize| if size[axis] == 0 { from } else { Size::Known(size[axis]) };
+    let map = each_axis(*axes, map, |from, axis| Ok(wanted(from, axis)))?;
     Ok([front, &map].concat())
 }
 
@@ -166,56 +233,52 @@ fn dimension(dim: i64, rank: usize) -> Result<usize, String> {
     found.ok_or_else(|| format!("dimension {dim} is out of range for {rank} dimensions"))
 }
 
-pub(super) fn mean(view: NodeView<'_>, read: &[&[usize]]) -> Made {
-    let Op::Mean { dims, keepdim } = &view.node.op else { return same(view, read) };
+pub(super) fn mean(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+    let Op::Mean { dims, keepdim } = &view.node.op else { return same(sizes, view, read) };
     let x = read[0];
-    let mut gone = vec![dims.is_empty(); x.len()]; // small: a flag per dimension
+    let mut reduced = vec![dims.is_empty(); x.len()]; // small: a flag per dimension
     for &dim in dims {
         let dim = dimension(dim, x.len())?;
-        if let Some(gone) = gone.get_mut(dim) {
-            require(!*gone, || format!("dimension {dim} stands twice in {dims:?}"))?;
-            *gone = true;
+        if let Some(reduced) = reduced.get_mut(dim) {
+            require(!*reduced, || format!("dimension {dim} stands twice in {dims:?}"))?;
+            *reduced = true;
         }
     }
-    let sizes = x.iter().zip(gone).filter(|(_, gone)| *keepdim || !gone);
-    Ok(sizes.map(|(&size, gone)| if gone { 1 } else { size }).collect())
+    let kept = x.iter().zip(reduced).filter(|(_, reduced)| *keepdim || !reduced);
+    Ok(kept.map(|(&size, reduced)| if reduced { Size::Known(1) } else { size }).collect())
 }
 
-fn elements(shape: &[usize]) -> Result<usize, String> {
-    memory::product(shape.iter().copied()).ok_or_else(|| format!("the shape {shape:?} is too large"))
-}
-
-pub(super) fn flatten(view: NodeView<'_>, read: &[&[usize]]) -> Made {
-    let Op::Flatten { start, end } = &view.node.op else { return same(view, read) };
+pub(super) fn flatten(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+    let Op::Flatten { start, end } = &view.node.op else { return same(sizes, view, read) };
     let x = read[0];
     let (start, end) = (dimension(*start, x.len())?, dimension(*end, x.len())?);
     require(start <= end, || format!("dimensions from {start} to {end}"))?;
     if x.is_empty() {
-        return Ok(vec![1]); // small: one
+        return Ok(known(&[1]));
     }
-    Ok([&x[..start], &[elements(&x[start..=end])?], &x[end + 1..]].concat())
+    Ok([&x[..start], &[sizes.product(&x[start..=end])?], &x[end + 1..]].concat())
 }
 
-pub(super) fn flatten_leading(_: NodeView<'_>, read: &[&[usize]]) -> Made {
+pub(super) fn flatten_leading(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Made {
     let (&last, front) = read[0].split_last().ok_or("no dimensions")?;
-    require(last > 0, || format!("the shape {:?} has no last dimension to keep", read[0]))?;
-    Ok(vec![elements(front)?, last]) // small: two sizes
+    require(!last.is(0), || format!("the shape {:?} has no last dimension to keep", read[0]))?;
+    Ok(vec![sizes.product(front)?, last]) // small: two sizes
 }
 
-pub(super) fn reshape_like(_: NodeView<'_>, read: &[&[usize]]) -> Made {
+pub(super) fn reshape_like(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Made {
     let (y, x) = (read[0], read[1]);
     let (&last, (_, front)) = (y.last().ok_or("no dimensions")?, x.split_last().ok_or("no dimensions")?);
     let made = [front, &[last]].concat();
-    require(elements(&made)? == elements(y)?, || format!("{y:?} cannot become {made:?}"))?;
+    require(sizes.product(&made)?.may_equal(sizes.product(y)?), || format!("{y:?} cannot become {made:?}"))?;
     Ok(made)
 }
 
-pub(super) fn pad(view: NodeView<'_>, read: &[&[usize]]) -> Made {
-    let Op::Pad { pad, mode, .. } = &view.node.op else { return same(view, read) };
-    let mut sizes = read[0].to_vec(); // small: sizes
-    let (rank, dims) = (sizes.len(), pad.len() / 2);
+pub(super) fn pad(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+    let Op::Pad { pad, mode, .. } = &view.node.op else { return same(sizes, view, read) };
+    let mut made = read[0].to_vec(); // small: sizes
+    let (rank, dims) = (made.len(), pad.len() / 2);
     require(pad.len().is_multiple_of(2), || "pad must have two numbers for every dimension".into())?;
-    require(dims <= rank, || format!("padding of {dims} dimensions, got the shape {sizes:?}"))?;
+    require(dims <= rank, || format!("padding of {dims} dimensions, got the shape {made:?}"))?;
     let limit = match mode.as_str() {
         "constant" => None,
         "reflect" => Some(1),
@@ -226,94 +289,113 @@ pub(super) fn pad(view: NodeView<'_>, read: &[&[usize]]) -> Made {
         format!("{mode} padding of {dims} of {rank} dimensions")
     })?;
     for (i, pair) in pad.chunks_exact(2).enumerate() {
-        let size = sizes[rank - 1 - i] as i64;
+        let from = &mut made[rank - 1 - i];
+        let Some(size) = from.known().map(|size| size as i64) else {
+            *from = sizes.plus(*from, pair[0] + pair[1])?;
+            continue;
+        };
         let least = i64::from(mode != "constant");
         let most = if mode == "replicate" { i64::MAX } else { size - limit.unwrap_or(0) };
         require(limit.is_none() || size > 0 && pair.iter().all(|n| *n <= most), || {
             format!("{mode} padding of {pair:?} on a dimension of {size}")
         })?;
-        let made = size + pair[0] + pair[1];
-        require(made >= least, || format!("padding {pair:?} leaves nothing of a dimension of {size}"))?;
-        sizes[rank - 1 - i] = made as usize;
-    }
-    Ok(sizes)
-}
-
-pub(super) fn add(_: NodeView<'_>, read: &[&[usize]]) -> Made {
-    let (a, b) = (read[0], read[1]);
-    let rank = a.len().max(b.len());
-    let at = |shape: &[usize], i: usize| (i + shape.len()).checked_sub(rank).map_or(1, |i| shape[i]);
-    let sizes = (0..rank).map(|i| match (at(a, i), at(b, i)) {
-        (a, b) if a == b || b == 1 => Ok(a),
-        (1, b) => Ok(b),
-        _ => Err(format!("the shapes {a:?} and {b:?} do not fit each other")),
-    });
-    sizes.collect()
-}
-
-pub(super) fn cat(view: NodeView<'_>, read: &[&[usize]]) -> Made {
-    let Op::Cat { dim } = view.node.op else { return same(view, read) };
-    // PyTorch skips vectors without elements.
-    let mut parts = read.iter().filter(|shape| **shape != [0]);
-    let Some(first) = parts.next() else { return same(view, read) };
-    require(!first.is_empty(), || "values without dimensions".into())?;
-    let (dim, mut made) = (dimension(dim, first.len())?, first.to_vec()); // small: sizes
-    for part in parts {
-        let fits = part.len() == first.len() && (0..first.len()).all(|i| i == dim || part[i] == first[i]);
-        require(fits, || format!("the shapes {first:?} and {part:?} do not fit each other"))?;
-        made[dim] = made[dim].saturating_add(part[dim]);
+        let padded = size + pair[0] + pair[1];
+        require(padded >= least, || format!("padding {pair:?} leaves nothing of a dimension of {size}"))?;
+        *from = Size::Known(padded as usize);
     }
     Ok(made)
 }
 
-pub(super) fn constant(view: NodeView<'_>, _: &[&[usize]]) -> Made {
-    Ok(view.shape("value")?.to_vec()) // small: sizes
+/// Broadcasting.
+pub(super) fn add(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Made {
+    let (a, b) = (read[0], read[1]);
+    let rank = a.len().max(b.len());
+    let at = |shape: &[Size], i: usize| (i + shape.len()).checked_sub(rank).map_or(Size::Known(1), |i| shape[i]);
+    let made = (0..rank).map(|i| match (at(a, i), at(b, i)) {
+        (a, b) if a == b || b.is(1) => Ok(a),
+        (a, b) if a.is(1) => Ok(b),
+        (Size::Known(_), Size::Known(_)) => Err(format!("the shapes {a:?} and {b:?} do not fit each other")),
+        // The other one is equal to it, or 1.
+        (known @ Size::Known(_), _) | (_, known @ Size::Known(_)) => Ok(known),
+        _ => Ok(sizes.fresh()),
+    });
+    made.collect()
 }
 
-pub(super) fn quantize(view: NodeView<'_>, read: &[&[usize]]) -> Made {
-    let Op::Quantize { channels, axes, .. } = &view.node.op else { return same(view, read) };
+pub(super) fn cat(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+    let Op::Cat { dim } = view.node.op else { return same(sizes, view, read) };
+    // PyTorch skips vectors without elements.
+    let parts: Vec<&[Size]> = read.iter().copied().filter(|shape| **shape != [Size::Known(0)]).collect();
+    let Some(first) = parts.first() else { return same(sizes, view, read) };
+    require(!first.is_empty(), || "values without dimensions".into())?;
+    let dim = dimension(dim, first.len())?;
+    for part in &parts {
+        let fits = part.len() == first.len() && (0..first.len()).all(|i| i == dim || part[i].may_equal(first[i]));
+        require(fits, || format!("the shapes {first:?} and {part:?} do not fit each other"))?;
+    }
+    let mut made = first.to_vec(); // small: sizes
+    for (i, size) in made.iter_mut().enumerate().filter(|(i, _)| *i != dim) {
+        // All are equal in every run: a number where one is.
+        *size = parts.iter().map(|part| part[i]).find(|size| size.known().is_some()).unwrap_or(*size);
+    }
+    made[dim] = sizes.sum(&parts.iter().map(|part| part[dim]).collect::<Vec<_>>())?;
+    Ok(made)
+}
+
+pub(super) fn constant(_: &Sizes, view: NodeView<'_>, _: &[&[Size]]) -> Made {
+    Ok(known(view.shape("value")?))
+}
+
+pub(super) fn quantize(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+    let Op::Quantize { channels, axes, .. } = &view.node.op else { return same(sizes, view, read) };
     let x = read[0];
     require(axes.is_none_or(|axes| x.len() == axes + 2) && (2..=4).contains(&x.len()), || {
         format!("{axes:?} spatial dimensions expected, got the shape {x:?}")
     })?;
-    require(x[1] == *channels, || format!("{channels} channels expected, got the shape {x:?}"))?;
-    same(view, read)
+    require(x[1].may_be(*channels), || format!("{channels} channels expected, got the shape {x:?}"))?;
+    same(sizes, view, read)
 }
 
+const ONE: Size = Size::Known(1);
+
 /// Height and width of codes.
-fn code_map(shape: &[usize]) -> Result<[usize; 2], String> {
+fn code_map(shape: &[Size]) -> Result<[Size; 2], String> {
     match shape {
-        [_, _] => Ok([1, 1]),
-        &[_, _, w] => Ok([1, w]),
+        [_, _] => Ok([ONE, ONE]),
+        &[_, _, w] => Ok([ONE, w]),
         &[_, _, h, w] => Ok([h, w]),
         _ => Err(format!("codes of the shape {shape:?}")),
     }
 }
 
 /// A shape of so many spatial axes; others must have size 1.
-fn with_axes(front: [usize; 2], map: [usize; 2], axes: usize) -> Made {
+fn with_axes(front: [Size; 2], map: [Size; 2], axes: usize) -> Made {
     let (left_out, kept) = map.split_at(2 - axes);
-    require(left_out.iter().all(|side| *side == 1), || format!("{axes} spatial dimensions expected, got {map:?}"))?;
+    require(left_out.iter().all(|side| side.may_be(1)), || format!("{axes} spatial dimensions expected, got {map:?}"))?;
     Ok([&front, kept].concat())
 }
 
-pub(super) fn codes_conv(view: NodeView<'_>, read: &[&[usize]]) -> Made {
-    let (Op::ConvCodes { conv, .. } | Op::ConvFloat { conv, .. }) = &view.node.op else { return same(view, read) };
+pub(super) fn codes_conv(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+    let (Op::ConvCodes { conv, .. } | Op::ConvFloat { conv, .. }) = &view.node.op else {
+        return same(sizes, view, read);
+    };
     let map = code_map(read[0])?;
-    require(conv.axes > 0 || map == conv.params.kernel, || {
+    require(conv.axes > 0 || may_equal(&map, &known(&conv.params.kernel)), || {
         format!("a map of {:?} expected, got {map:?}", conv.params.kernel)
     })?;
-    let map = [slid(map[0], 0, &conv.params)?, slid(map[1], 1, &conv.params)?];
-    let made = with_axes([read[0][0], view.shape("weight")?[0]], map, conv.axes)?;
+    let map = [windows(sizes, map[0], 0, &conv.params)?, windows(sizes, map[1], 1, &conv.params)?];
+    let out_channels = view.shape("weight")?.first().ok_or("weight: no dimensions")?;
+    let made = with_axes([read[0][0], Size::Known(*out_channels)], map, conv.axes)?;
     if let Some(residual) = read.get(1) {
-        require(*residual == made, || format!("residual: shape {made:?} expected, got {residual:?}"))?;
+        require(may_equal(residual, &made), || format!("residual: shape {made:?} expected, got {residual:?}"))?;
     }
     Ok(made)
 }
 
-pub(super) fn max_pool_codes(view: NodeView<'_>, read: &[&[usize]]) -> Made {
-    let Op::MaxPoolCodes { params, ceil_mode, .. } = &view.node.op else { return same(view, read) };
+pub(super) fn max_pool_codes(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+    let Op::MaxPoolCodes { params, ceil_mode, .. } = &view.node.op else { return same(sizes, view, read) };
     let map = code_map(read[0])?;
-    let map = [pooled(map[0], 0, params, *ceil_mode)?, pooled(map[1], 1, params, *ceil_mode)?];
-    with_axes([read[0][0], read[0][1]], map, read[0].len() - 2)
+    let map = [0, 1].map(|axis| pool_windows(sizes, map[axis], axis, params, *ceil_mode));
+    let [h, w] = map;
+    with_axes([read[0][0], read[0][1]], [h?, w?], read[0].len() - 2)
 }

@@ -7,6 +7,7 @@ use super::op::{CodesConv, Conv, Input, Op, Pool};
 use super::ops::{Exactness, Form, OpInfo, Products, Role};
 use super::{BuildError, shapes, support, types};
 use crate::dtype::TensorType::{self, Codes, F32, I8, I32};
+use crate::scalar::Scalar;
 
 const fn always(name: &'static str, kind: AttrType) -> Attr {
     Attr { name, kind, presence: Presence::Always }
@@ -77,6 +78,7 @@ const INT8_CONV: OpInfo = OpInfo {
     ..ROW
 };
 const POOL: OpInfo = OpInfo { form: Form::Pool, attrs: MAX_POOL, shape: shapes::pool, ..ROW };
+const SCALAR: OpInfo = OpInfo { form: Form::Scalar, ..ROW };
 const CHANNEL: OpInfo = OpInfo { form: Form::Channel, shape: shapes::channel, ..ROW };
 const SUM: OpInfo = OpInfo { exactness: Exactness::SumOrder, ..ROW };
 
@@ -133,21 +135,20 @@ pub static OPS: &[OpInfo] = &[
         build: |_| Ok(Op::Affine),
         ..CHANNEL
     },
-    OpInfo { name: "relu", form: Form::Scalar, build: |_| Ok(Op::Relu), ..ROW },
+    OpInfo { name: "relu", build: |_| Ok(Op::Scalar(Scalar::Relu)), ..SCALAR },
     OpInfo {
         name: "hardtanh",
         attrs: &[always("min_val", Float), always("max_val", Float)],
-        form: Form::Scalar,
-        build: |a| Ok(Op::Hardtanh { min: a.float("min_val")?, max: a.float("max_val")? }),
-        ..ROW
+        build: |a| Ok(Op::Scalar(Scalar::Hardtanh { min: a.float("min_val")?, max: a.float("max_val")? })),
+        ..SCALAR
     },
     OpInfo {
         name: "leaky_relu",
         attrs: &[always("negative_slope", Float)],
-        form: Form::Scalar,
-        build: |a| Ok(Op::LeakyRelu { negative_slope: a.float("negative_slope")? }),
-        ..ROW
+        build: |a| Ok(Op::Scalar(Scalar::LeakyRelu { negative_slope: a.float("negative_slope")? })),
+        ..SCALAR
     },
+    OpInfo { name: "hardswish", build: |_| Ok(Op::Scalar(Scalar::Hardswish)), ..SCALAR },
     OpInfo {
         name: "prelu",
         attrs: &[in_files("shared", Bool)],

@@ -30,19 +30,8 @@ fn apply(function: &Elementwise, x: &mut [f32], channels: usize) {
                 }
             }
         }
-        Elementwise::Relu => {
-            for x in x {
-                // Not `max`: NaN passes through.
-                *x = if *x <= 0.0 { 0.0 } else { *x };
-            }
-        }
-        &Elementwise::Clamp(low, high) => {
-            for x in x {
-                *x = if *x < low { low } else { *x };
-                *x = if *x > high { high } else { *x };
-            }
-        }
-        Elementwise::Leaky(slope) => {
+        Elementwise::Scalar(scalar) => scalar.apply(x),
+        Elementwise::Prelu(slope) => {
             for x in x.chunks_exact_mut(channels) {
                 for (c, x) in x.iter_mut().enumerate() {
                     let slope = slope[if slope.len() == 1 { 0 } else { c }];

@@ -309,7 +309,7 @@ fn float_rows<S: Simd, const NR: usize, const WIDTH: usize, const RESIDUAL: u8, 
     let mut padded = None;
     let factors = columns::<_, WIDTH, 2>([scale, bias], 0.0, &mut padded);
     let codes_to = to.codes.map(|codes| (codes, codes.layout.writer(part.first_channel, part.channels)));
-    // What is not above it becomes it; NaN passes through, as through PyTorch's ReLU.
+    // What is below it becomes it; NaN and -0.0 pass through, as through PyTorch's ReLU.
     let floor = if to.relu { 0.0 } else { f32::NEG_INFINITY };
     let mut total = [0.0; WIDTH];
     for (r, acc) in part.rows::<NR, WIDTH>(tile).enumerate() {
@@ -363,7 +363,7 @@ fn float_row<const WIDTH: usize, const RESIDUAL: u8>(
             IN_PLACE => y += out[j],
             _ => (),
         }
-        out[j] = if y <= floor { floor } else { y };
+        out[j] = if y < floor { floor } else { y };
     }
 }
 

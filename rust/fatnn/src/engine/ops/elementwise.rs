@@ -32,12 +32,10 @@ pub(crate) fn elementwise_of(view: NodeView<'_>) -> std::result::Result<Elementw
             }
             Elementwise::Affine(scale, bias)
         }
-        Op::Relu => Elementwise::Relu,
-        Op::Hardtanh { min, max } => Elementwise::Clamp(*min, *max),
-        Op::LeakyRelu { negative_slope } => Elementwise::Leaky(vec![*negative_slope]), // small: one
+        Op::Scalar(scalar) => Elementwise::Scalar(*scalar),
         Op::Prelu => match constants(view, "weight")? {
             slopes if slopes.is_empty() => return Err("a slope per channel, or one, must be there".into()),
-            slopes => Elementwise::Leaky(slopes),
+            slopes => Elementwise::Prelu(slopes),
         },
         Op::ChannelScale { .. } => Elementwise::Scale(constants(view, "scale")?),
         Op::ChannelBias { .. } => Elementwise::Bias(constants(view, "bias")?),

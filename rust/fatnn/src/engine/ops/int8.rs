@@ -11,6 +11,7 @@ use crate::epilogue::{Elementwise, check_channels};
 use crate::error::{Result, bad_value, check_len};
 use crate::graph::ConvParams;
 use crate::pack::PackedWeights;
+use crate::scalar::Scalar;
 
 /// An int8 convolution; a linear layer is one whose window is a single pixel.
 #[derive(Debug)]
@@ -62,7 +63,7 @@ impl Operation for Int8Conv {
             constants.affine = Some((Padded::new(&self.weights, scale)?, Padded::new(&self.weights, bias)?));
             rest = 1;
         }
-        if self.post.get(rest) == Some(&Elementwise::Relu) {
+        if self.post.get(rest) == Some(&Elementwise::Scalar(Scalar::Relu)) {
             constants.relu = true;
             rest += 1;
         }

@@ -2,6 +2,7 @@
 
 use super::{FusedGraph, Outcome, Reason, only_producer};
 use crate::graph::op::Op;
+use crate::scalar::Scalar;
 
 pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
     let op = graph.op(node);
@@ -14,7 +15,7 @@ pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
     let takes = match graph.op(producer) {
         Op::Conv(_) | Op::Linear | Op::ConvInt8(_) | Op::LinearInt8 | Op::Add => true,
         // Its epilogue has a ReLU and no other function.
-        Op::ConvFloat { .. } => *op == Op::Relu,
+        Op::ConvFloat { .. } => *op == Op::Scalar(Scalar::Relu),
         _ => elementwise(producer),
     };
     let Some(producer_node) = graph.node_mut(producer).filter(|node| takes && node.max_pool.is_none()) else {

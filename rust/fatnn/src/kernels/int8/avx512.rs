@@ -209,8 +209,8 @@ unsafe fn finish_rows<const NV: usize, const AFFINE: bool, const RELU: bool>(
                     y = _mm512_fmadd_ps(y, slope[v], offset[v]);
                 }
                 if RELU {
-                    // Not `max`: NaN passes through, and -0.0 does not.
-                    y = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLE_UQ>(y, zero), y);
+                    // The second operand passes through where it is NaN or -0.0, as through PyTorch's ReLU.
+                    y = _mm512_max_ps(zero, y);
                 }
                 let out = out.wrapping_add(r * finish.pitch + v * LANES);
                 if v + 1 < NV || whole == NV {

@@ -96,8 +96,8 @@ fn one<const AFFINE: bool, const RELU: bool>(
         y = y.mul_add(affine.0[c], affine.1[c]);
     }
     if RELU {
-        // Not `max`: NaN passes through.
-        y = if y <= 0.0 { 0.0 } else { y };
+        // Not `max`: NaN and -0.0 pass through.
+        y = if y < 0.0 { 0.0 } else { y };
     }
     y
 }

@@ -1,0 +1,178 @@
+//! Sizes of dimensions: numbers, or expressions of sizes that every run chooses.
+//!
+//! Equal shapes at the example prove little: a map of one pixel equals its mean, a parameter of shape
+//! `[1, C, H, W]` equals a map at batch 1 only. Expressions have a normal form, so that equal expressions
+//! are equal sizes in every run. Two sizes may be equal and not be found so, never the other way round.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+
+/// Size of a dimension.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Size {
+    /// The same in every run.
+    Known(usize),
+    /// An expression of [`Sizes`], and a number added to it.
+    Free {
+        /// Number of the expression.
+        base: u32,
+        /// Added to it.
+        offset: i64,
+    },
+}
+
+impl fmt::Debug for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Size::Known(size) => write!(f, "{size}"),
+            Size::Free { .. } => write!(f, "?"),
+        }
+    }
+}
+
+impl Size {
+    /// The number, where it is one.
+    pub fn known(self) -> Option<usize> {
+        match self {
+            Size::Known(size) => Some(size),
+            Size::Free { .. } => None,
+        }
+    }
+
+    /// Whether it is this number in every run.
+    pub fn is(self, size: usize) -> bool {
+        self == Size::Known(size)
+    }
+
+    /// Whether it may be this number in some run.
+    pub fn may_be(self, size: usize) -> bool {
+        self.known().is_none_or(|known| known == size)
+    }
+
+    /// Whether both may be equal in some run.
+    pub fn may_equal(self, other: Size) -> bool {
+        other.known().is_none_or(|size| self.may_be(size))
+    }
+}
+
+/// Whether two shapes may be equal in some run.
+pub(super) fn may_equal(a: &[Size], b: &[Size]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.may_equal(*b))
+}
+
+/// A window over one axis.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Axis {
+    pub kernel: usize,
+    pub stride: usize,
+    pub padding: usize,
+    pub dilation: usize,
+}
+
+#[derive(PartialEq, Eq, Hash)]
+enum Expression {
+    /// Equal to nothing else.
+    Fresh(usize),
+    /// `⌊(base + add) / by⌋`.
+    Quotient {
+        base: u32,
+        add: i64,
+        by: i64,
+    },
+    /// Windows of a pool whose last one may reach over the edge.
+    CeilWindows {
+        size: Size,
+        axis: Axis,
+    },
+    Sum(Vec<Size>),
+    Product(Vec<Size>),
+}
+
+/// The expressions of a graph's sizes. Each is held once, so that comparing two compares numbers.
+#[derive(Default)]
+pub struct Sizes(RefCell<HashMap<Expression, u32>>);
+
+impl Sizes {
+    fn expression(&self, expression: Expression) -> Size {
+        let mut held = self.0.borrow_mut();
+        // More than 2³² expressions do not fit in memory.
+        let next = held.len() as u32;
+        Size::Free { base: *held.entry(expression).or_insert(next), offset: 0 }
+    }
+
+    /// A size that is equal to no other.
+    pub fn fresh(&self) -> Size {
+        let count = self.0.borrow().len();
+        self.expression(Expression::Fresh(count))
+    }
+
+    /// `size + add`.
+    pub(super) fn plus(&self, size: Size, add: i64) -> Result<Size, String> {
+        let too_large = || format!("a size of {size:?} + {add}");
+        Ok(match size {
+            Size::Known(size) => Size::Known(size.checked_add_signed(add as isize).ok_or_else(too_large)?),
+            Size::Free { base, offset } => Size::Free { base, offset: offset.checked_add(add).ok_or_else(too_large)? },
+        })
+    }
+
+    /// Windows over an axis of which the last ends inside: `⌊(size + 2·padding - reach) / stride⌋ + 1`.
+    pub(super) fn windows(&self, base: u32, offset: i64, axis: Axis) -> Size {
+        let reach = (axis.kernel as i64 - 1).saturating_mul(axis.dilation as i64).saturating_add(1);
+        let by = axis.stride.max(1) as i64;
+        let add = offset.saturating_add(2 * axis.padding as i64).saturating_sub(reach);
+        let (whole, rest) = (add.div_euclid(by), add.rem_euclid(by));
+        let quotient = match by {
+            1 => Size::Free { base, offset: 0 },
+            _ => self.expression(Expression::Quotient { base, add: rest, by }),
+        };
+        match quotient {
+            Size::Free { base, .. } => Size::Free { base, offset: whole.saturating_add(1) },
+            known => known,
+        }
+    }
+
+    /// As [`Sizes::windows`], where the last window may reach over the edge.
+    pub(super) fn ceil_windows(&self, base: u32, offset: i64, axis: Axis) -> Size {
+        match axis.stride {
+            1 => self.windows(base, offset, axis),
+            _ => self.expression(Expression::CeilWindows { size: Size::Free { base, offset }, axis }),
+        }
+    }
+
+    /// The sum of sizes.
+    pub(super) fn sum(&self, sizes: &[Size]) -> Result<Size, String> {
+        let (mut known, mut free) = (0i64, Vec::new());
+        for size in sizes {
+            let add = match *size {
+                Size::Known(size) => i64::try_from(size).ok(),
+                Size::Free { base, offset } => {
+                    free.push(Size::Free { base, offset: 0 });
+                    Some(offset)
+                }
+            };
+            let sum = add.and_then(|add| known.checked_add(add));
+            known = sum.ok_or_else(|| format!("a sum of the sizes {sizes:?}, which is too large"))?;
+        }
+        match free.as_slice() {
+            [] => Ok(Size::Known(known as usize)),
+            [one] => self.plus(*one, known),
+            _ => self.plus(self.expression(Expression::Sum(free)), known),
+        }
+    }
+
+    /// The product of sizes.
+    pub(super) fn product(&self, sizes: &[Size]) -> Result<Size, String> {
+        let too_large = || format!("the shape {sizes:?} is too large");
+        let known = crate::memory::product(sizes.iter().filter_map(|size| size.known())).ok_or_else(too_large)?;
+        let mut free: Vec<Size> = sizes.iter().copied().filter(|size| size.known().is_none()).collect();
+        match (free.as_slice(), known) {
+            ([], _) | (_, 0) => Ok(Size::Known(known)),
+            ([one], 1) => Ok(*one),
+            _ => {
+                free.push(Size::Known(known));
+                Ok(self.expression(Expression::Product(free)))
+            }
+        }
+    }
+}
