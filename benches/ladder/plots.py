@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fatnn_rs.bench.ladder.collect import every, figure, first, inside
-from fatnn_rs.bench.ladder.measure import FLOATS
-from fatnn_rs.bench.ladder.rungs import FLOAT32
 from fatnn_rs.errors import UnsupportedError
+from ladder.collect import every, figure, first, inside
+from ladder.measure import FLOATS
+from ladder.rungs import FLOAT32
 
 __all__ = ["draw", "need_matplotlib"]
 
@@ -48,11 +48,11 @@ def _figure(width: float, height: float) -> Any:
 
 def _speedups(results: dict[str, Any], path: Path) -> Path | None:
     """Draw bars for every rung, a group for every layer and network: the first batch and number of threads."""
-    cells = [cell for kind in ("layer", "network") for cell in first(every(results, kind))]
+    cases = [case for kind in ("layer", "network") for case in first(every(results, kind))]
     rungs = [name for name in results["rungs"] if name != FLOAT32]
     groups = {
-        cell["name"]: [found["over_float32"] if (found := inside(cell, rung)) is not None else None for rung in rungs]
-        for cell in cells
+        case["name"]: [found["over_float32"] if (found := inside(case, rung)) is not None else None for rung in rungs]
+        for case in cases
     }
     groups = {name: values for name, values in groups.items() if any(values)}
     if not groups:
@@ -87,13 +87,13 @@ def _speedups(results: dict[str, Any], path: Path) -> Path | None:
 
 def _accuracies(results: dict[str, Any], path: Path) -> Path | None:
     """Draw a point for every rung of every network whose accuracies are known, at its latency."""
-    cells = {cell["name"]: cell for cell in first(every(results, "network")) if cell["name"] in results["accuracies"]}
-    if not cells:
+    cases = {case["name"]: case for case in first(every(results, "network")) if case["name"] in results["accuracies"]}
+    if not cases:
         return None
-    chart = _figure(6.5 * len(cells), 4.5)
-    for axes, (name, cell) in zip(chart.subplots(1, len(cells), squeeze=False)[0], cells.items(), strict=True):
+    chart = _figure(6.5 * len(cases), 4.5)
+    for axes, (name, case) in zip(chart.subplots(1, len(cases), squeeze=False)[0], cases.items(), strict=True):
         for rung, accuracy in results["accuracies"][name].items():
-            found = figure(cell, rung, FLOATS)
+            found = figure(case, rung, FLOATS)
             if found is None:
                 continue
             [point] = axes.plot([found["milliseconds"]["median"]], [100 * accuracy["mean"]], "o")
@@ -106,7 +106,7 @@ def _accuracies(results: dict[str, Any], path: Path) -> Path | None:
                 label=results["rungs"][rung]["title"],
             )
         axes.set(
-            xlabel=f"milliseconds, batch {cell['batch']}, threads {cell['threads']}",
+            xlabel=f"milliseconds, batch {case['batch']}, threads {case['threads']}",
             ylabel="test accuracy, %",
             title=name,
         )

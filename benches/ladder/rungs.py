@@ -42,7 +42,7 @@ class Rung:
     config
         ``weight`` and ``act`` of :class:`fatnn_rs.TernaryConfig`, for networks.
     accuracy
-        Row of the comparison of quantizers (``fatnn compare``) with this precision; empty where there is none.
+        Row of the comparison of quantizers (``benches/quantizers``) with this precision; empty where there is none.
     capped
         Whether ``FATNN_ISA`` caps what it runs on.
     """
@@ -59,11 +59,6 @@ class Rung:
     config: Mapping[str, str] = field(default_factory=dict)
     accuracy: str = ""
     capped: bool = True
-
-    @property
-    def ternary(self) -> bool:
-        """Whether weights and activations both have three levels."""
-        return self.weight == "ternary" and self.levels == (0, 1, 2)
 
     @property
     def executed(self) -> int | None:

@@ -23,14 +23,14 @@ from torch.nn import functional
 from fatnn_rs import _core
 from fatnn_rs.bench.candidates import threads_of_all
 from fatnn_rs.bench.export import Task
-from fatnn_rs.bench.ladder.measure import CODES, FLOATS, Entry, Found, Progress
-from fatnn_rs.bench.ladder.rungs import RUNGS, WEIGHTS, Rung
-from fatnn_rs.bench.ladder.shapes import Shape
 from fatnn_rs.bench.peers import arrays_of
 from fatnn_rs.convert.api import convert_float
 from fatnn_rs.convert.levels import coded_levels
 from fatnn_rs.errors import ConversionError
 from fatnn_rs.quant.int8 import LEVELS
+from ladder.measure import CODES, FLOATS, Entry, Found, Progress
+from ladder.rungs import RUNGS, WEIGHTS, Rung
+from ladder.shapes import Shape
 
 __all__ = ["measure"]
 
@@ -44,8 +44,8 @@ _NEVER = np.iinfo(np.int32).max
 
 
 def measure(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Measure one cell; ``spec``: :meth:`.plan.State.spec`."""
-    shape, batch, threads = Shape(**spec["row"]), spec["cell"]["batch"], spec["cell"]["threads"]
+    """Measure one case; ``spec``: :meth:`.plan.State.spec`."""
+    shape, batch, threads = Shape(**spec["row"]), spec["case"]["batch"], spec["case"]["threads"]
     found = Found(shape.macs(batch))
     with tempfile.TemporaryDirectory(prefix="fatnn-ladder-") as folder, threads_of_all(threads):
         for done, name in enumerate(spec["rungs"]):

@@ -1,4 +1,4 @@
-"""One cell in a process of its own: ``python -m fatnn_rs.bench.ladder.cell FILE``.
+"""One case in a process of its own: ``python -m ladder.worker FILE``.
 
 What to do comes as JSON on standard input, figures go into the file. Lines on standard output that begin with
 :data:`MARK` say what is being done.
@@ -13,17 +13,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fatnn_rs.bench.ladder import layers, networks
-from fatnn_rs.bench.ladder.measure import Progress
-from fatnn_rs.bench.ladder.plan import write
 from fatnn_rs.errors import FatnnError
-from fatnn_rs.machine import here
+from fatnn_rs.machine import Machine
+from ladder import layers, networks
+from ladder.measure import Progress
+from ladder.plan import write
 
 __all__ = ["MARK", "main"]
 
 MARK = "@fatnn "
 
-#: Kind of a cell → what measures it.
+#: Kind of a case → what measures it.
 _MEASURES: dict[str, Callable[[dict[str, Any], Progress], dict[str, Any]]] = {
     "layer": layers.measure,
     "network": networks.measure,
@@ -38,9 +38,9 @@ def main() -> int:
 
     given = json.loads(sys.stdin.read())
     spec = given["spec"]
-    machine = asdict(here())
+    machine = asdict(Machine.current())
     try:
-        found = _MEASURES[spec["cell"]["kind"]]({**spec, "cache": given["cache"]}, progress)
+        found = _MEASURES[spec["case"]["kind"]]({**spec, "cache": given["cache"]}, progress)
     except FatnnError as error:
         print("fatnn:", " ".join(str(error).split()), file=sys.stderr)
         return 1

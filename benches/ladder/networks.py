@@ -16,18 +16,18 @@ import fatnn_rs
 from fatnn_rs.bench import networks
 from fatnn_rs.bench.candidates import difference, threads_of_all
 from fatnn_rs.bench.export import Task
-from fatnn_rs.bench.ladder.measure import FLOATS, Entry, Found, Progress
-from fatnn_rs.bench.ladder.plan import NATIVE, write
-from fatnn_rs.bench.ladder.rungs import RUNGS, Rung
-from fatnn_rs.bench.ladder.shapes import Net
 from fatnn_rs.bench.peers import PEERS, arrays_of
 from fatnn_rs.convert import TernaryNetwork, summary
 from fatnn_rs.convert.api import convert_float
 from fatnn_rs.errors import ConversionError
-from fatnn_rs.machine import here
+from fatnn_rs.machine import Machine
 from fatnn_rs.nn.calibrate import calibrate
 from fatnn_rs.nn.int8 import INT8_TWINS
 from fatnn_rs.operations import products_of
+from ladder.measure import FLOATS, Entry, Found, Progress
+from ladder.plan import NATIVE, write
+from ladder.rungs import RUNGS, Rung
+from ladder.shapes import Net
 
 __all__ = ["measure"]
 
@@ -36,11 +36,11 @@ _ROUNDING = 1e-3
 
 
 def measure(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Measure one cell; ``spec``: :meth:`.plan.State.spec`, and ``cache``: where networks are kept."""
-    cell = spec["cell"]
-    threads, cache = cell["threads"], Path(spec["cache"])
-    built = networks.build(cell["name"])
-    images = built.images(cell["batch"])
+    """Measure one case; ``spec``: :meth:`.plan.State.spec`, and ``cache``: where networks are kept."""
+    case = spec["case"]
+    threads, cache = case["threads"], Path(spec["cache"])
+    built = networks.build(case["name"])
+    images = built.images(case["batch"])
     with torch.inference_mode():
         wanted = list(arrays_of(built.model(images)))
     maker = _Maker(built, Net(**spec["row"]), cache, spec["machine"]["commit"] or "unknown")
@@ -56,12 +56,12 @@ def measure(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
             found.macs = summary(net, images).macs
             if rung.kind == "float32" and difference(net(images), wanted) > _ROUNDING:
                 raise ConversionError(f"{name}: the engine's answer differs from the float model's")
-            if threads == 1 and cell["isa"] == NATIVE:
+            if threads == 1 and case["isa"] == NATIVE:
                 net(images)
                 facts |= _sizes(net, Path(folder))
             facts["kernels"] = dict(Counter(kernel for _, kernel, _ in _products(net)))
             found.entries.append(Entry(name, "rung", FLOATS, "", _call(net, images), facts))
-        flags = here().flags
+        flags = Machine.current().flags
         against = [name for name in spec["against"] if not PEERS[name].emulated(flags)]
         found.missing += [
             {"who": name, "reason": "this processor only emulates its precision, so it is measured on layers alone"}

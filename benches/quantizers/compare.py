@@ -274,7 +274,9 @@ def _command(options: CompareOptions) -> str:
     rows = groups.get(options.rows, f" --rows {','.join(options.rows)}")
     settings = "".join(f" --set {shlex.quote(setting)}" for setting in options.settings)
     threads = "" if options.threads == 1 else f" --threads {options.threads}"
-    return f"fatnn compare --config {options.recipe} --data DATA --seeds {options.seeds}{rows}{threads}{settings}"
+    return (
+        f"python -m quantizers --config {options.recipe} --data DATA --seeds {options.seeds}{rows}{threads}{settings}"
+    )
 
 
 def _line(name: str, row: Row, runs: list[dict[str, Any]], key: str, floats: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Seconds of all processes of a cell to figures: medians, spreads, ratios."""
+"""Seconds of all processes of a case to figures: medians, spreads, ratios."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
-from fatnn_rs.bench.ladder.measure import CODES, FLOATS
-from fatnn_rs.bench.ladder.plan import NATIVE, Cell
-from fatnn_rs.bench.ladder.rungs import FLOAT32, POPCOUNT
-from fatnn_rs.bench.ladder.spread import summarise
 from fatnn_rs.bench.timing import ratios
+from ladder.measure import CODES, FLOATS
+from ladder.noise import summarise
+from ladder.plan import NATIVE, BenchCase
+from ladder.rungs import FLOAT32, POPCOUNT
 
 __all__ = ["collect", "every", "figure", "first", "inside"]
 
@@ -18,12 +18,12 @@ __all__ = ["collect", "every", "figure", "first", "inside"]
 Times = list[list[float]]
 
 
-def collect(cell: Cell, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Make one cell's figures.
+def collect(case: BenchCase, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Make one case's figures.
 
     Parameters
     ----------
-    cell
+    case
         What was measured.
     units
         What its processes found, at least one.
@@ -56,16 +56,16 @@ def collect(cell: Cell, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "kind": kinds[who],
                 "way": way,
                 "variant": best[who, way],
-                "variants": {name: 1e3 * _middle(values) for name, values in times[who, way].items()},
+                "variants": _variants(times[who, way]),
                 "milliseconds": summarise([[1e3 * value for value in values] for values in mine if values]),
                 "over_float32": None if float32 is None else _ratio(float32, mine),
-                "of_popcount": None if popcount is None else _ratio(mine, popcount),
+                "of_popcount": None if popcount is None else _median_ratio(mine, popcount),
                 "facts": facts[who, way, best[who, way]],
             }
         )
     named = {what: {row["who"]: row for unit in units for row in unit[what]} for what in ("missing", "failed")}
     return {
-        **{name: getattr(cell, name) for name in ("kind", "name", "batch", "threads", "isa")},
+        **{name: getattr(case, name) for name in ("kind", "name", "batch", "threads", "isa")},
         "row": units[0]["spec"]["row"],
         "macs": units[0]["macs"],
         "rounds": units[0]["rounds"],
@@ -81,33 +81,43 @@ def _middle(times: Times) -> float:
     return median(value for values in times for value in values)
 
 
+def _variants(times: dict[str, Times]) -> dict[str, float]:
+    """Milliseconds of each kernel or memory format; nothing where there is only one."""
+    return {name: 1e3 * _middle(values) for name, values in times.items()} if len(times) > 1 else {}
+
+
 def _ratio(times: Times, reference: Times) -> dict[str, Any] | None:
     """Divide round by round, in the processes that have both."""
     pairs = [(mine, other) for mine, other in zip(times, reference, strict=True) if mine and other]
     return summarise([ratios(mine, other) for mine, other in pairs]) if pairs else None
 
 
-def figure(cell: dict[str, Any], who: str, way: str) -> dict[str, Any] | None:
+def _median_ratio(times: Times, reference: Times) -> dict[str, Any] | None:
+    found = _ratio(times, reference)
+    return None if found is None else {"median": found["median"]}
+
+
+def figure(case: dict[str, Any], who: str, way: str) -> dict[str, Any] | None:
     """Find the figure of a rung or peer; None where there is none."""
-    found: Iterable[dict[str, Any]] = (row for row in cell["figures"] if row["who"] == who and row["way"] == way)
+    found: Iterable[dict[str, Any]] = (row for row in case["figures"] if row["who"] == who and row["way"] == way)
     return next(iter(found), None)
 
 
-def inside(cell: dict[str, Any], who: str) -> dict[str, Any] | None:
+def inside(case: dict[str, Any], who: str) -> dict[str, Any] | None:
     """Find what a layer costs inside a network: codes to codes, or floats to floats where it has no codes."""
-    return figure(cell, who, CODES) or figure(cell, who, FLOATS)
+    return figure(case, who, CODES) or figure(case, who, FLOATS)
 
 
 def every(results: dict[str, Any], kind: str, isa: str = NATIVE) -> Iterator[dict[str, Any]]:
-    """All collected cells of a kind and a tier, in order."""
-    for cell in results["cells"]:
-        if cell["kind"] == kind and cell["isa"] == isa:
-            yield cell
+    """All collected cases of a kind and a tier, in order."""
+    for case in results["cases"]:
+        if case["kind"] == kind and case["isa"] == isa:
+            yield case
 
 
-def first(cells: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Keep of every layer or network the cell that was measured first: the first batch and number of threads."""
+def first(cases: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Keep of every layer or network the case that was measured first: the first batch and number of threads."""
     found: dict[str, dict[str, Any]] = {}
-    for cell in cells:
-        found.setdefault(cell["name"], cell)
+    for case in cases:
+        found.setdefault(case["name"], case)
     return list(found.values())

@@ -1,4 +1,4 @@
-"""What ``fatnn ladder`` does: every cell in a process of its own, results as they come, then figures and a report."""
+"""Runs every case in its own process, keeps results as they come, then writes figures and a report."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fatnn_rs.bench.ladder import plots, report
-from fatnn_rs.bench.ladder.cell import MARK
-from fatnn_rs.bench.ladder.collect import collect
-from fatnn_rs.bench.ladder.plan import NATIVE, Cell, LadderOptions, State, cells
-from fatnn_rs.bench.ladder.rungs import RUNGS
-from fatnn_rs.bench.ladder.shapes import NETWORKS
-from fatnn_rs.bench.ladder.spread import widen
-from fatnn_rs.bench.ladder.targets import check
 from fatnn_rs.errors import FormatError
-from fatnn_rs.machine import here
+from fatnn_rs.machine import Machine
+from ladder import plots, report
+from ladder.collect import collect
+from ladder.noise import widen
+from ladder.plan import NATIVE, BenchCase, LadderOptions, State, cases
+from ladder.rungs import RUNGS
+from ladder.shapes import NETWORKS
+from ladder.worker import MARK
 
 __all__ = ["failures", "ladder", "publish"]
 
-#: What the environment may say about kernels and threads, which cells settle themselves.
+#: What the environment may say about kernels and threads, which cases settle themselves.
 _SETTLED = ("FATNN_ISA", "FATNN_KERNEL", "FATNN_NUM_THREADS")
+
+#: The folder of this package, for the processes that measure.
+_HERE = str(Path(__file__).resolve().parents[1])
 
 
 def ladder(
@@ -47,7 +49,7 @@ def ladder(
     instructions
         What ``cargo bench --bench instructions`` printed.
     accuracies
-        Folder of the results of ``fatnn compare``.
+        Folder of the results of ``benches/quantizers``.
 
     Returns
     -------
@@ -60,13 +62,13 @@ def ladder(
         ``instructions`` is no such file.
     """
     counted = None if instructions is None else _instructions(instructions)
-    state = State(options, here())
+    state = State(options, Machine.current())
     failed = _run_all(state, console)
     collected = []
-    for cell in cells(options):
-        units = [unit for process in range(options.processes) if (unit := state.read(cell, process)) is not None]
+    for case in cases(options):
+        units = [unit for process in range(options.processes) if (unit := state.read(case, process)) is not None]
         if units:
-            collected.append(collect(cell, units))
+            collected.append(collect(case, units))
     moves = widen(collected)
     results: dict[str, Any] = {
         "command": command(options),
@@ -74,20 +76,19 @@ def ladder(
         "rungs": {
             name: {**asdict(rung), "executed": rung.executed} for name, rung in RUNGS.items() if name in options.rungs
         },
-        "cells": collected,
+        "cases": collected,
         "moves": moves,
-        "failed_cells": [{"cell": str(cell), "reason": reason} for cell, reason in failed.items()],
+        "failed_cases": [{"case": str(case), "reason": reason} for case, reason in failed.items()],
         "accuracies": {} if accuracies is None else _accuracies(accuracies, options),
         "instructions": counted,
     }
-    results["targets"] = check(results)
     plain: dict[str, Any] = json.loads(json.dumps(results))
     return plain
 
 
 def command(options: LadderOptions) -> str:
     """Return the command line that measures the same."""
-    usual, words = LadderOptions(), ["fatnn ladder"]
+    usual, words = LadderOptions(), ["python -m ladder"]
     for option, name in (
         ("layers", "layers"),
         ("networks", "networks"),
@@ -106,41 +107,42 @@ def command(options: LadderOptions) -> str:
     return " ".join(words)
 
 
-def _run_all(state: State, console: Console) -> dict[Cell, str]:
-    """Measure what is missing; cells that failed, with reasons."""
+def _run_all(state: State, console: Console) -> dict[BenchCase, str]:
+    """Measure what is missing; cases that failed, with reasons."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    failed: dict[Cell, str] = {}
+    failed: dict[BenchCase, str] = {}
     with Progress(*columns, console=console, transient=True) as progress:
         units = state.units()
         task = progress.add_task("", total=len(units))
-        for cell, process in units:
-            if cell not in failed and state.read(cell, process) is None:
+        for case, process in units:
+            if case not in failed and state.read(case, process) is None:
 
-                def show(what: str, cell: Cell = cell) -> None:
-                    progress.update(task, description=f"{cell}: {what}")
+                def show(what: str, case: BenchCase = case) -> None:
+                    progress.update(task, description=f"{case}: {what}")
 
                 show("starting")
-                reason = _run(state, cell, process, show)
+                reason = _run(state, case, process, show)
                 if reason is not None:
-                    failed[cell] = reason
-                    console.print(f"failed: {cell}: {reason}", highlight=False, markup=False)
+                    failed[case] = reason
+                    console.print(f"failed: {case}: {reason}", highlight=False, markup=False)
             progress.advance(task)
     return failed
 
 
-def _run(state: State, cell: Cell, process: int, show: Callable[[str], None]) -> str | None:
-    """Measure a cell in a process of its own; why it failed, if it did."""
+def _run(state: State, case: BenchCase, process: int, show: Callable[[str], None]) -> str | None:
+    """Measure a case in a process of its own; why it failed, if it did."""
     environment = {name: value for name, value in os.environ.items() if name not in _SETTLED}
-    environment["OMP_NUM_THREADS"] = str(cell.threads)
-    if cell.isa != NATIVE:
-        environment["FATNN_ISA"] = cell.isa
-    path = state.path(cell, process)
+    environment["OMP_NUM_THREADS"] = str(case.threads)
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in (_HERE, environment.get("PYTHONPATH")) if path)
+    if case.isa != NATIVE:
+        environment["FATNN_ISA"] = case.isa
+    path = state.path(case, process)
     path.unlink(missing_ok=True)  # of another commit or machine
     log = path.with_suffix(".log")
-    given = {"spec": state.spec(cell), "process": process, "cache": str(state.options.out / "networks")}
+    given = {"spec": state.spec(case), "process": process, "cache": str(state.options.out / "networks")}
     with log.open("w", encoding="utf-8") as said:
         child = subprocess.Popen(
-            [sys.executable, "-m", "fatnn_rs.bench.ladder.cell", str(path)],
+            [sys.executable, "-m", "ladder.worker", str(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,
@@ -157,14 +159,14 @@ def _run(state: State, cell: Cell, process: int, show: Callable[[str], None]) ->
                     what, done, total = json.loads(line.removeprefix(MARK))
                     show(f"{what} {done}/{total}")
             code = child.wait()
-        except BaseException:  # an interrupt above all: the cell is measured again by whoever goes on
+        except BaseException:  # an interrupt above all: the case is measured again by whoever goes on
             child.kill()
             child.wait()
             raise
         finally:
             if child.stdout is not None:
                 child.stdout.close()
-    if code == 0 and state.read(cell, process) is not None:
+    if code == 0 and state.read(case, process) is not None:
         log.unlink()
         return None
     return _reason(code, log)
@@ -179,10 +181,10 @@ def _reason(code: int, log: Path) -> str:
 
 
 def failures(results: dict[str, Any]) -> list[str]:
-    """Name cells that failed, and candidates that failed inside others."""
-    cells_failed = [row["cell"] for row in results["failed_cells"]]
-    return cells_failed + sorted(
-        {f"{row['who']} on {cell['name']}" for cell in results["cells"] for row in cell["failed"]}
+    """Name cases that failed, and candidates that failed inside others."""
+    cases_failed = [row["case"] for row in results["failed_cases"]]
+    return cases_failed + sorted(
+        {f"{row['who']} on {case['name']}" for case in results["cases"] for row in case["failed"]}
     )
 
 
@@ -196,7 +198,7 @@ def publish(results: dict[str, Any], folder: Path) -> Path:
     Path
         The Markdown file.
     """
-    path = here().results_file(folder, "ladder")
+    path = Machine.current().results_file(folder, "ladder")
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     drawn = plots.draw(results, path.with_suffix(""))
     text = report.markdown(results, [file.name for file in drawn])
@@ -217,7 +219,7 @@ def _instructions(path: Path) -> dict[str, Any]:
 
 
 def _accuracies(folder: Path, options: LadderOptions) -> dict[str, Any]:
-    """Network → rung → accuracy, from the results of ``fatnn compare`` that are there."""
+    """Network → rung → accuracy, from the results of ``benches/quantizers`` that are there."""
     found: dict[str, Any] = {}
     for name in options.networks:
         stem = NETWORKS[name].accuracies

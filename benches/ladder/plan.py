@@ -1,4 +1,4 @@
-"""What a ladder consists of: its options, its cells, and which of them are measured already."""
+"""What a ladder consists of: its options, its cases, and which of them are measured already."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fatnn_rs import _core
-from fatnn_rs.bench.ladder.measure import FEWEST_ROUNDS
-from fatnn_rs.bench.ladder.rungs import RUNGS
-from fatnn_rs.bench.ladder.shapes import NETWORKS, SHAPES
 from fatnn_rs.bench.peers import PEERS
 from fatnn_rs.errors import ConfigError
 from fatnn_rs.machine import Machine, usable_cpus
+from ladder.measure import FEWEST_ROUNDS
+from ladder.rungs import RUNGS
+from ladder.shapes import NETWORKS, SHAPES
 
-__all__ = ["NATIVE", "Cell", "LadderOptions", "State", "cells", "isas", "write"]
+__all__ = ["NATIVE", "BenchCase", "LadderOptions", "State", "cases", "isas", "write"]
 
 #: The tier without a cap.
 NATIVE = "native"
@@ -48,7 +48,7 @@ class LadderOptions:
     rounds
         Turns of every candidate, in each process.
     processes
-        Processes that measure each cell, one after the other; their figures are put together.
+        Processes that measure each case, one after the other; their figures are put together.
     out
         Folder of what is measured; a ladder that was interrupted there goes on.
 
@@ -101,7 +101,7 @@ class LadderOptions:
 
 
 @dataclass(frozen=True)
-class Cell:
+class BenchCase:
     """A unit of work: a layer or a network, with so many images and threads, below one tier.
 
     Attributes
@@ -129,19 +129,19 @@ class Cell:
         return f"{self.kind}-{self.name}-b{self.batch}-t{self.threads}-{self.isa}"
 
 
-def cells(options: LadderOptions) -> Iterator[Cell]:
-    """Every cell, in the order in which they are measured."""
+def cases(options: LadderOptions) -> Iterator[BenchCase]:
+    """Every case, in the order in which they are measured."""
     for isa in dict.fromkeys(options.isas):
         for kind, names in (("layer", options.layers), ("network", options.networks)):
             for name in dict.fromkeys(names):
                 batches = (SHAPES[name].batches if kind == "layer" else ()) or tuple(options.batches)
                 every = [(batch, threads) for batch in batches for threads in options.threads]
                 for batch, threads in every if isa == NATIVE else every[:1]:
-                    yield Cell(kind, name, batch, threads, isa)
+                    yield BenchCase(kind, name, batch, threads, isa)
 
 
 class State:
-    """The folder of a ladder: one file for each process of each cell, and networks that are ready to be loaded.
+    """The folder of a ladder: one file for each process of each case, and networks that are ready to be loaded.
 
     Parameters
     ----------
@@ -153,22 +153,22 @@ class State:
 
     def __init__(self, options: LadderOptions, machine: Machine) -> None:
         self.options, self.machine = options, machine
-        self.folder = options.out / "cells"
+        self.folder = options.out / "cases"
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def path(self, cell: Cell, process: int) -> Path:
-        """Return where a process of a cell puts down what it found."""
-        return self.folder / f"{cell.slug}.{process}.json"
+    def path(self, case: BenchCase, process: int) -> Path:
+        """Return where a process of a case puts down what it found."""
+        return self.folder / f"{case.slug}.{process}.json"
 
-    def spec(self, cell: Cell) -> dict[str, Any]:
-        """Return all that decides a cell's figures, as plain data; what was measured for another is measured again."""
-        rows: Mapping[str, Any] = SHAPES if cell.kind == "layer" else NETWORKS
+    def spec(self, case: BenchCase) -> dict[str, Any]:
+        """Return all that decides a case's figures, as plain data; what was measured for another is measured again."""
+        rows: Mapping[str, Any] = SHAPES if case.kind == "layer" else NETWORKS
         machine = self.machine
         spec = {
-            "cell": asdict(cell),
-            "row": asdict(rows[cell.name]),
-            "rungs": [name for name in self.options.rungs if cell.isa == NATIVE or RUNGS[name].capped],
-            "against": list(self.options.against) if cell.isa == NATIVE else [],
+            "case": asdict(case),
+            "row": asdict(rows[case.name]),
+            "rungs": [name for name in self.options.rungs if case.isa == NATIVE or RUNGS[name].capped],
+            "against": list(self.options.against) if case.isa == NATIVE else [],
             "rounds": self.options.rounds,
             "machine": {
                 name: getattr(machine, name) for name in ("cpu", "cpu_id", "cpus", "kernels", "versions", "commit")
@@ -177,18 +177,18 @@ class State:
         plain: dict[str, Any] = json.loads(json.dumps(spec))
         return plain
 
-    def read(self, cell: Cell, process: int) -> dict[str, Any] | None:
-        """Return what a process of a cell found; None where it has still to be measured."""
+    def read(self, case: BenchCase, process: int) -> dict[str, Any] | None:
+        """Return what a process of a case found; None where it has still to be measured."""
         try:
-            found: dict[str, Any] = json.loads(self.path(cell, process).read_text(encoding="utf-8"))
+            found: dict[str, Any] = json.loads(self.path(case, process).read_text(encoding="utf-8"))
         except (OSError, ValueError):  # never begun, or broken off by a full disk
             return None
-        return found if found.get("spec") == self.spec(cell) else None
+        return found if found.get("spec") == self.spec(case) else None
 
-    def units(self) -> list[tuple[Cell, int]]:
-        """Every process of every cell: first all cells once, so that a ladder soon has every figure."""
-        every = list(cells(self.options))
-        return [(cell, process) for process in range(self.options.processes) for cell in every]
+    def units(self) -> list[tuple[BenchCase, int]]:
+        """Every process of every case: first all cases once, so that a ladder soon has every figure."""
+        every = list(cases(self.options))
+        return [(case, process) for process in range(self.options.processes) for case in every]
 
 
 def write(path: Path, data: Any) -> None:

@@ -14,7 +14,7 @@ from fatnn_rs.bench.export import Task
 from fatnn_rs.bench.peers import PEERS
 from fatnn_rs.bench.report import ABSENT, FAILED, PeerRow
 from fatnn_rs.bench.timing import PAUSE_SECONDS, interleaved
-from fatnn_rs.machine import AMX, here
+from fatnn_rs.machine import AMX, Machine
 
 __all__ = ["CODES", "FEWEST_ROUNDS", "FLOATS", "Entry", "Found", "Progress"]
 
@@ -61,7 +61,7 @@ class Entry:
 
 @dataclass
 class Found:
-    """The candidates of a cell.
+    """The candidates of a case.
 
     Attributes
     ----------
@@ -80,7 +80,7 @@ class Found:
 
     def add_peers(self, names: Sequence[str], task: Task, wanted: list[np.ndarray], progress: Progress) -> None:
         """Build peers on the float model, check their answers, and add those that can be timed."""
-        has_amx = AMX in here().flags
+        has_amx = AMX in Machine.current().flags
         for done, name in enumerate(names):
             progress(f"building {name}", done, len(names))
             candidate = Candidate(name, PEERS[name], PeerRow(name, PEERS[name].describe, ""))
@@ -89,13 +89,13 @@ class Found:
             for state, rows in ((ABSENT, self.missing), (FAILED, self.failed)):
                 if row.state == state:
                     rows.append({"who": name, "reason": row.reason})
-            facts = {"describe": row.describe, "details": row.details, "amx": row.amx, "error": row.error}
+            facts = {"details": row.details, "amx": row.amx, "error": row.error}
             self.entries += [
                 Entry(name, "peer", FLOATS, variant, call, facts) for variant, call in candidate.calls.items()
             ]
 
     def timed(self, rounds: int, threads: int, progress: Progress) -> dict[str, Any]:
-        """Time everything in turns; all there is to say about the cell, as plain data."""
+        """Time everything in turns; all there is to say about the case, as plain data."""
         calls = {str(number): entry.call for number, entry in enumerate(self.entries)}
         pause = PAUSE_SECONDS if threads > 1 else 0.0
         rounds = _affordable(calls.values(), rounds)

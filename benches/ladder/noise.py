@@ -1,6 +1,6 @@
 """How far a figure may lie from what another ladder finds: by its own rounds, and by all figures' processes together.
 
-A cell's few processes cannot tell by themselves how far the next one would lie from them; those of all cells can. So a
+A case's few processes cannot tell by themselves how far the next one would lie from them; those of all cases can. So a
 figure is printed with a spread of at least what 95 of 100 figures like it (of layers or of networks, times or ratios,
 with as many threads) move by from one process to another.
 """
@@ -18,11 +18,11 @@ from fatnn_rs.bench.timing import Spread
 __all__ = ["summarise", "widen"]
 
 #: A figure's parts → whether they are ratios taken inside rounds.
-_SUMMARIES = {"milliseconds": False, "over_float32": True, "of_popcount": True}
+_SUMMARIES = {"milliseconds": False, "over_float32": True}
 
 
 def summarise(processes: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Summarise all rounds of all processes: median, minimum, spread, and each process's median.
+    """Summarise all rounds of all processes: median, spread, and each process's median.
 
     The spread reaches from the lowest lower quartile to the highest upper quartile of any process, until :func:`widen`.
     """
@@ -31,13 +31,12 @@ def summarise(processes: Sequence[Sequence[float]]) -> dict[str, Any]:
         "median": median(value for values in processes for value in values),
         "low": min(spread.lower for spread in spreads),
         "high": max(spread.upper for spread in spreads),
-        "minimum": min(spread.minimum for spread in spreads),
         "medians": [spread.median for spread in spreads],
     }
 
 
-def widen(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give every figure of collected cells the least spread of its kind; changes the cells.
+def widen(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give every figure of collected cases the least spread of its kind, in place; processes' medians are dropped.
 
     Returns
     -------
@@ -46,7 +45,7 @@ def widen(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         factor that 95 of 100 pairs stay within (1 where there are fewer than two pairs).
     """
     kinds: dict[tuple[str, int, bool], list[dict[str, Any]]] = {}
-    for key, summary in _summaries(cells):
+    for key, summary in _summaries(cases):
         kinds.setdefault(key, []).append(summary)
     found = []
     for (kind, threads, ratios), summaries in kinds.items():
@@ -58,13 +57,18 @@ def widen(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             summary["low"] = min(summary["low"], summary["median"] / factor)
             summary["high"] = max(summary["high"], summary["median"] * factor)
         found.append({"kind": kind, "threads": threads, "ratios": ratios, "pairs": len(moves), "factor": factor})
+    for case in cases:
+        for row in case["figures"]:
+            for name in _SUMMARIES:
+                if row[name] is not None:
+                    row[name].pop("medians", None)
     return found
 
 
-def _summaries(cells: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[str, int, bool], dict[str, Any]]]:
-    for cell in cells:
-        for row in cell["figures"]:
+def _summaries(cases: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[str, int, bool], dict[str, Any]]]:
+    for case in cases:
+        for row in case["figures"]:
             for name, ratios in _SUMMARIES.items():
                 # What is divided by itself does not move.
                 if row[name] is not None and (row[name]["low"] < row[name]["high"] or not ratios):
-                    yield (cell["kind"], cell["threads"], ratios), row[name]
+                    yield (case["kind"], case["threads"], ratios), row[name]

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fatnn_rs.bench.ladder.rungs import FLOAT32
 from fatnn_rs.errors import FormatError
 from fatnn_rs.table import render
+from ladder.rungs import FLOAT32
 
-__all__ = ["Agreement", "agree"]
+__all__ = ["Comparison", "compare"]
 
 #: Ends of figures' names.
 _TIME, _RATIO = ", ms", ", × float32"
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Comparison:
     """What was compared. Print it.
 
     Attributes
@@ -62,8 +62,8 @@ class Agreement:
         return "\n".join(lines)
 
 
-def agree(first: Path, second: Path) -> Agreement:
-    """Compare two result files of ``fatnn ladder``.
+def compare(first: Path, second: Path) -> Comparison:
+    """Compare two result files of the ladder.
 
     Two figures differ where the spreads (``low`` to ``high``) that they are printed with do not overlap.
 
@@ -86,7 +86,7 @@ def agree(first: Path, second: Path) -> Agreement:
         for what in ("cpu", "cpu_id", "commit")
         if (a := results[0]["machine"][what]) != (b := results[1]["machine"][what])
     )
-    return Agreement(len(both), tuple(different), alone, notes)
+    return Comparison(len(both), tuple(different), alone, notes)
 
 
 def _text(figure: dict[str, float]) -> str:
@@ -96,9 +96,9 @@ def _text(figure: dict[str, float]) -> str:
 def _figures(results: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Name → milliseconds, and multiples of float32's speed, of every figure."""
     found = {}
-    for cell in results["cells"]:
-        for row in cell["figures"]:
-            name = f"{cell['name']} b{cell['batch']} t{cell['threads']} {cell['isa']}: {row['who']}, {row['way']}"
+    for case in results["cases"]:
+        for row in case["figures"]:
+            name = f"{case['name']} b{case['batch']} t{case['threads']} {case['isa']}: {row['who']}, {row['way']}"
             found[name + _TIME] = row["milliseconds"]
             if row["over_float32"] is not None and row["who"] != FLOAT32:
                 found[name + _RATIO] = row["over_float32"]
@@ -110,6 +110,6 @@ def _read(path: Path) -> dict[str, Any]:
         results: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise FormatError(f"{path}: expected the JSON file of a ladder, got something else: {error}") from error
-    if not isinstance(results, dict) or not {"cells", "machine"} <= results.keys():
-        raise FormatError(f"{path}: expected the JSON file that `fatnn ladder` writes, got other JSON")
+    if not isinstance(results, dict) or not {"cases", "machine"} <= results.keys():
+        raise FormatError(f"{path}: expected the JSON file that the ladder writes, got other JSON")
     return results

@@ -69,7 +69,7 @@ class Net:
     ends
         What its first and last layer are on rungs of codes: ``"int8"``, or ``"float"`` as in a recipe.
     accuracies
-        Results of ``fatnn compare`` for this very network: the file's name without ending; empty where there are none.
+        Results of ``benches/quantizers`` for this network: the file's name without ending; empty where there are none.
     """
 
     ends: str = "int8"

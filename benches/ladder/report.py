@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fatnn_rs.bench.ladder.collect import every, figure, first, inside
-from fatnn_rs.bench.ladder.measure import CODES, FLOATS
-from fatnn_rs.bench.ladder.targets import where
+from ladder.collect import every, figure, first, inside
+from ladder.measure import CODES, FLOATS
 
 __all__ = ["markdown"]
 
@@ -21,7 +20,7 @@ def markdown(results: dict[str, Any], plots: Sequence[str] = ()) -> str:
     Parameters
     ----------
     results
-        What :func:`fatnn_rs.bench.ladder.command.ladder` returned, or read from its JSON.
+        What :func:`ladder.command.ladder` returned, or read from its JSON.
     plots
         Names of picture files beside it.
     """
@@ -31,8 +30,6 @@ def markdown(results: dict[str, Any], plots: Sequence[str] = ()) -> str:
         f"    {results['command']}",
         _method(results),
         *(f"![{name}]({name})" for name in plots),
-        "## Targets",
-        *_targets(results),
         "## Theory and practice",
         _theory(results),
         "## Layers",
@@ -55,7 +52,11 @@ def markdown(results: dict[str, Any], plots: Sequence[str] = ()) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return "\n".join("| " + " | ".join(texts) + " |" for texts in lines)
+
+
+def _place(case: dict[str, Any]) -> str:
+    return f"{case['name']}, batch {case['batch']}, threads {case['threads']}"
 
 
 def _title(results: dict[str, Any], who: str) -> str:
@@ -80,10 +81,10 @@ def _ratio(found: dict[str, Any] | None, key: str) -> str:
 
 
 def _method(results: dict[str, Any]) -> str:
-    cells = results["cells"]
-    processes = max((cell["processes"] for cell in cells), default=0)
-    rounds = max((cell["rounds"] for cell in cells), default=0)
-    loads = [load for cell in cells for load in cell["loads"] if load is not None]
+    cases = results["cases"]
+    processes = max((case["processes"] for case in cases), default=0)
+    rounds = max((case["rounds"] for case in cases), default=0)
+    loads = [load for case in cases for load in case["loads"] if load is not None]
     busy = ""
     if loads and max(loads) > results["machine"]["cpus"]:
         busy = (
@@ -111,26 +112,11 @@ def _moves(results: dict[str, Any]) -> str:
     return f" (95 of 100 by at most: {'; '.join(found)})" if found else ""
 
 
-def _targets(results: dict[str, Any]) -> Iterable[str]:
-    for target in results["targets"]:
-        places = target["places"]
-        met = sum(place["met"] for place in places)
-        verdict = "not measured" if not places else "met" if met == len(places) else "not met"
-        count = f", in {met} of {len(places)} places" if places else ""
-        yield f"**{target['title']}** (at most {target['bound']:g}): {verdict}{count}"
-        if places:
-            rows = [
-                [place["where"], place["between"], f"{place['ratio']:.2f}", "met" if place["met"] else "**not met**"]
-                for place in places
-            ]
-            yield _table(["where", "time of", "ratio", ""], rows)
-
-
 def _theory(results: dict[str, Any]) -> str:
     """Compare the passes that bits make in theory, those that kernels make, and what was measured."""
     layers = first(every(results, "layer"))
     head = ["rung", "weights", "activations", "theory", "kernels run", "theory, of 2N"]
-    head += [f"{cell['name']}, of 2N" for cell in layers]
+    head += [f"{case['name']}, of 2N" for case in layers]
     counted = _counted(results)
     head += ["instructions per MAC"] if counted else []
     rows = []
@@ -146,7 +132,7 @@ def _theory(results: dict[str, Any]) -> str:
             _passes(executed),
             NONE if passes is None else f"{passes / 2:g}",
         ]
-        found = [figure(cell, name, CODES) for cell in layers]
+        found = [figure(case, name, CODES) for case in layers]
         row += [_ratio(one, "of_popcount") for one in found]
         if counted:
             keys = {(one["variant"], rung["weight"], rung["act"]) for one in found if one}
@@ -169,31 +155,31 @@ def _passes(passes: int | None) -> str:
 
 
 def _layers(results: dict[str, Any]) -> Iterable[str]:
-    for cell in every(results, "layer"):
-        names = list(dict.fromkeys(row["who"] for row in cell["figures"]))
+    for case in every(results, "layer"):
+        names = list(dict.fromkeys(row["who"] for row in case["figures"]))
         rows = []
         for who in names:
-            codes, floats = inside(cell, who), figure(cell, who, FLOATS)
+            codes, floats = inside(case, who), figure(case, who, FLOATS)
             is_rung = who in results["rungs"]
             row = [_title(results, who)]
             for found in (codes if is_rung else None, floats):
                 row += (
-                    [_times(found), _number(cell["macs"] / found["milliseconds"]["median"] / 1e6)]
+                    [_times(found), _number(case["macs"] / found["milliseconds"]["median"] / 1e6)]
                     if found
                     else [NONE, NONE]
                 )
                 row.append(_ratio(found, "over_float32"))
-            row += [_ratio(figure(cell, who, CODES), "of_popcount"), (codes or {}).get("variant", "") or NONE]
+            row += [_ratio(figure(case, who, CODES), "of_popcount"), (codes or {}).get("variant", "") or NONE]
             rows.append(row)
         head = ["", "inside a network, ms", "GMAC/s", "× float32", "floats to floats, ms", "GMAC/s", "× float32"]
-        yield f"### {cell['row']['title']}, batch {cell['batch']}, threads {cell['threads']}"
+        yield f"### {case['row']['title']}, batch {case['batch']}, threads {case['threads']}"
         yield _table([*head, "of 2N", "fastest of"], rows)
 
 
 def _networks(results: dict[str, Any]) -> Iterable[str]:
-    for cell in every(results, "network"):
+    for case in every(results, "network"):
         rows = []
-        for found in cell["figures"]:
+        for found in case["figures"]:
             facts = found["facts"]
             kernels = ", ".join(f"{count}× {name}" for name, count in facts.get("kernels", {}).items())
             codes = facts.get("codes_verified")
@@ -207,17 +193,17 @@ def _networks(results: dict[str, Any]) -> Iterable[str]:
                     kernels or found["variant"] or facts.get("details") or NONE,
                 ]
             )
-        yield f"### {cell['name']}, batch {cell['batch']}, threads {cell['threads']}, {cell['row']['ends']} ends"
+        yield f"### {case['name']}, batch {case['batch']}, threads {case['threads']}, {case['row']['ends']} ends"
         yield _table(["", "ms", "× float32", "of 2N", "codes that differ", "kernels"], rows)
 
 
 def _tiers(results: dict[str, Any]) -> str:
     """Show what every rung takes below each cap."""
-    tiers = list(dict.fromkeys(cell["isa"] for cell in results["cells"]))
+    tiers = list(dict.fromkeys(case["isa"] for case in results["cases"]))
     if len(tiers) < 2:
         return "One tier was measured."
     by_tier = {
-        isa: {cell["name"]: cell for kind in ("layer", "network") for cell in first(every(results, kind, isa))}
+        isa: {case["name"]: case for kind in ("layer", "network") for case in first(every(results, kind, isa))}
         for isa in tiers
     }
     rows = []
@@ -235,12 +221,12 @@ def _tiers(results: dict[str, Any]) -> str:
 
 def _memory(results: dict[str, Any]) -> str:
     rows = []
-    for cell in every(results, "network"):
-        for found in cell["figures"]:
+    for case in every(results, "network"):
+        for found in case["figures"]:
             facts = found["facts"]
             if "file_bytes" in facts:
                 sizes = [f"{facts[name] / 1024:,.0f}" for name in ("file_bytes", "weight_bytes", "buffer_bytes")]
-                rows.append([cell["name"], str(cell["batch"]), _title(results, found["who"]), *sizes])
+                rows.append([case["name"], str(case["batch"]), _title(results, found["who"]), *sizes])
     if not rows:
         return "Not measured: it is where networks run with one thread and without a cap."
     head = ["", "batch", "rung", "file, KiB", "weights as kernels have them, KiB", "buffers for values, KiB"]
@@ -277,12 +263,12 @@ def _counted(results: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, fl
 
 def _absent(results: dict[str, Any]) -> str:
     """Name everything that has no figure, with the reason."""
-    lines = [f"- **failed**: {row['cell']}: {row['reason']}" for row in results["failed_cells"]]
+    lines = [f"- **failed**: {row['case']}: {row['reason']}" for row in results["failed_cases"]]
     seen: dict[tuple[str, str, str], list[str]] = {}
-    for cell in results["cells"]:
+    for case in results["cases"]:
         for state in ("failed", "missing"):
-            for row in cell[state]:
-                place = where(cell) if state == "failed" else cell["isa"]
+            for row in case[state]:
+                place = _place(case) if state == "failed" else case["isa"]
                 seen.setdefault((state, row["who"], row["reason"]), []).append(place)
     for (state, who, reason), places in seen.items():
         among = ", ".join(dict.fromkeys(places))
@@ -295,7 +281,7 @@ def _absent(results: dict[str, Any]) -> str:
     counted = results["instructions"]
     if counted is None:
         lines.append("- instructions: no file was given")
-    return "\n".join(lines) or "Nothing: every rung and every peer has a figure in every cell."
+    return "\n".join(lines) or "Nothing: every rung and every peer has a figure in every case."
 
 
 def _machine(machine: dict[str, Any]) -> str:
