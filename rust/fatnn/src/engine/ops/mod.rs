@@ -6,8 +6,3 @@ pub(super) mod int8;
 pub(super) mod linear;
 pub(super) mod pad;
 pub(super) mod pool;
-
-pub use elementwise::Elementwise;
-pub(crate) use elementwise::apply_all;
-pub(crate) use linear::transpose;
-pub(crate) use pool::PoolStep;
