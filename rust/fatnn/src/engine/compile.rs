@@ -4,6 +4,7 @@ use super::fused::{FusedGraph, FusedNode};
 use super::input::ValueInfo;
 use super::network::{FusedQuantizer, NetNode, Network, NotFused};
 use super::ops::conv::{Epilogue, MaxPoolCodes, Quantize, Shortcut, TernaryConv};
+use super::ops::depthwise::DepthwiseConv;
 use super::ops::elementwise::{Add, Map, elementwise_of, optional_constants};
 use super::ops::int8::Int8Conv;
 use super::ops::linear::{Flatten, FloatConv};
@@ -237,11 +238,15 @@ impl<'a> Compiler<'a> {
         let channels = group_channels.checked_mul(groups).ok_or("too many groups")?;
         let shape = WeightShape { out_channels, channels, kernel: window.kernel, groups };
         let layer = if axes == 0 { LayerShape::Linear } else { shape.layer() };
-        let weights =
-            self.packed(kernels::choose_for(layer, OperandTypes::Int8)?, weight, shape, OperandTypes::Int8)?;
+        // Pooling runs inside dense kernels only.
+        let operands = if pool.is_none() { shape.int8_operands() } else { OperandTypes::Int8 };
+        let weights = self.packed(kernels::choose_for(layer, operands)?, weight, shape, operands)?;
         let &[inv_step] = view.floats("inv_step")? else { return Err("inv_step must be one number".into()) };
         let epilogue = Int8Epilogue { inv_step, scale: view.floats("scale")?, bias: view.optional_floats("bias")? };
         let constants = Constants::new(&weights, &epilogue)?;
+        if operands == OperandTypes::Int8Depthwise {
+            return Ok(Box::new(DepthwiseConv { weights, constants, window, axes, post }));
+        }
         let pool = pool.and_then(|node| match &self.graph.nodes[node].op {
             Op::MaxPool(pool) => Some(max_pool(pool)),
             _ => None,
