@@ -27,7 +27,7 @@ GOLDEN = Path(__file__).parent / "golden"
 NETWORKS: dict[str, dict[str, Any]] = {
     "vgg": {"first": "int8", "last": "int8"},
     "one dimension": {"act": "uint2", "weight": "dorefa"},
-    "mobile": {"act": "binary", "weight": "binary", "first": "int8"},
+    "mobile": {"act": "binary", "weight": "binary", "first": "int8", "depthwise": "ternary"},
     "token mlp": {"first": "int8"},
     "two inputs": {},
 }
