@@ -75,7 +75,7 @@ class NumpyNetwork:
         arrays = [_checked(name, x) for name, x in zip(names, inputs, strict=True)]
         results = self._network.run(arrays, [False] * len(arrays))
         values = {
-            name: np.ascontiguousarray(np.moveaxis(result, -1, 1))
+            name: np.ascontiguousarray(result)
             for (name, _), result in zip(self.outputs, results, strict=True)
         }
         return _rebuilt(self._structure, values)

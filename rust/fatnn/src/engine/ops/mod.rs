@@ -1,11 +1,13 @@
 //! The operations that the engine runs. Each is built with everything that it does; none knows how it was fused.
 
+pub(super) mod arithmetic;
 pub(super) mod conv;
 pub(super) mod elementwise;
 pub(super) mod int8;
 pub(super) mod linear;
 pub(super) mod pad;
 pub(super) mod pool;
+pub(super) mod shape;
 
 pub use elementwise::Elementwise;
 pub(crate) use elementwise::apply_all;
