@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help tools tools-rust setup build demo test test-rust test-isa test-python test-long test-sample campaign-sample \
-	campaign test-neon results bench bench-kernels bench-networks ladder lint fmt docs clean
+	campaign test-neon results bench bench-kernels bench-networks bench-readme ladder lint fmt docs clean
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -88,8 +88,9 @@ test-neon: tools-rust ## the core's tests for AArch64, under qemu
 	bash scripts/test-neon.sh
 
 results: build ## train the quantizers side by side on Fashion-MNIST and CIFAR-10 (a GPU, or days); DATA=folder
-	$(BIN)/fatnn compare --config fashion-mnist --data $(DATA) --jobs $(JOBS)
-	$(BIN)/fatnn compare --config cifar10-resnet20 --data $(DATA) --jobs $(JOBS)
+	PYTHONPATH=benches $(BIN)/python -m quantizers --config fashion-mnist --data $(DATA) --jobs $(JOBS)
+	PYTHONPATH=benches $(BIN)/python -m quantizers --config cifar10-resnet20 --data $(DATA) --jobs $(JOBS)
+	$(BIN)/python scripts/compact_results.py
 
 bench: bench-kernels bench-networks ## kernels against this machine's ceilings, networks against other runtimes
 
@@ -98,18 +99,28 @@ bench-kernels: tools-rust # criterion, then a table in which every kernel is mea
 
 bench-networks: build # one thread, batch 1; `fatnn bench --help` has more
 	$(BIN)/fatnn bench --model resnet18,resnet34,resnet50 --ends float,int8 --results benches/results
+	$(BIN)/python scripts/compact_results.py
+
+# What the README's table shows; ROUNDS=3 to try it.
+ROUNDS ?= 25
+bench-readme: build ## the README's table: three networks, int8 ends, one thread, batch 1, beside every other runtime
+	OMP_NUM_THREADS=1 $(BIN)/fatnn bench --model resnet18,resnet50,mobilenet_v2 --ends int8 --rounds $(ROUNDS) \
+		--results benches/results
+	$(BIN)/python scripts/compact_results.py
 
 ladder: build tools-rust ## every precision on the same layers and networks, beside other runtimes (hours); goes on where it stopped
 	mkdir -p $(LADDER)
 	@echo "==> counting instructions (needs valgrind)"
 	cargo bench --quiet --package fatnn --bench instructions > $(LADDER)/instructions.new
 	mv $(LADDER)/instructions.new $(LADDER)/instructions.json
-	$(BIN)/fatnn ladder --out $(LADDER) --instructions $(LADDER)/instructions.json --results benches/results
+	PYTHONPATH=benches $(BIN)/python -m ladder --out $(LADDER) --instructions $(LADDER)/instructions.json --results benches/results
+	$(BIN)/python scripts/compact_results.py
 
 lint: build ## formatting, clippy, ruff, mypy, stubs
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
 	$(BIN)/python scripts/check-allocations.py
+	$(BIN)/python scripts/compact_results.py --check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

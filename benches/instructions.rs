@@ -1,6 +1,6 @@
 //! Instructions per multiply-accumulate of every kernel, counted by valgrind's callgrind or by single steps, printed as JSON.
 //!
-//! `cargo bench --bench instructions > FILE`; `fatnn ladder --instructions FILE` puts them into its table. Counts depend on no
+//! `cargo bench --bench instructions > FILE`; the ladder (`--instructions FILE`) puts them into its table. Counts depend on no
 //! clock and no load. For every kernel, operands and layer this program runs itself under valgrind with [`FEW`] repetitions
 //! of a convolution from codes to codes and with [`MANY`], on one thread: the difference is what the repetitions in between
 //! took, driver and epilogue included, and everything that is done once (packing, checking) drops out. Valgrind knows no
@@ -27,7 +27,7 @@ mod stepping;
 const FEW: usize = 1;
 const MANY: usize = 3;
 
-/// A layer: its name in `fatnn_rs.bench.ladder.shapes`, channels in and out, size of the square map and of the kernel.
+/// A layer: its name in `benches/ladder/shapes.py`, channels in and out, size of the square map and of the kernel.
 type Layer = (&'static str, [usize; 2], usize, usize);
 
 const LAYERS: [Layer; 6] = [

@@ -164,7 +164,7 @@ def test_misuse(case: tuple[nn.Module, Tensor]) -> None:
 
 def test_what_the_engine_lacks_is_named() -> None:
     graph = (
-        '{"nodes": [{"name": "x", "op": "input", "shape": [1, 2], "attrs": {"dtype": "float32"}},'
+        '{"nodes": [{"name": "x", "op": "input", "shape": [1, 2], "dtype": "float32"},'
         ' {"name": "y", "op": "fft", "inputs": ["x"], "shape": [1, 2], "attrs": {}, "tensors": {}}],'
         ' "outputs": {"value": "y"}}'
     )

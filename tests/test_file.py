@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from fatnn_rs import ConversionError, FormatError, UnsupportedError, _core
+from fatnn_rs import ConversionError, FormatError, InputError, UnsupportedError, _core
 from fatnn_rs.convert import TernaryNetwork, convert, load, save, verify
 from nets import MODELS, Mlp, ResNet, image, ready
 
@@ -76,7 +76,8 @@ def test_weights_take_five_trits_a_byte(tmp_path: Path) -> None:
 
 def test_nothing_of_the_cpu_is_in_the_file(net: TernaryNetwork, tmp_path: Path) -> None:
     save(net, tmp_path / "net")
-    _, arrays = _core.load(str(tmp_path / "net"))
+    _, arrays, dtypes = _core.load(str(tmp_path / "net"))
+    assert dtypes == net.graph.dtypes
     assert set(arrays) == set(net.graph.tensors)
     assert {str(array.dtype) for array in arrays.values()} <= {"float32", "int32", "int8"}
     for name, array in arrays.items():
@@ -138,7 +139,7 @@ def test_other_version(written: bytes, tmp_path: Path) -> None:
     text += b" " * (-len(text) % 8)
     path = tmp_path / "later"
     path.write_bytes(len(text).to_bytes(8, "little") + text + written[8 + header_size :])
-    with pytest.raises(FormatError, match="version"):
+    with pytest.raises(FormatError, match=r"expected version 2 .*\(or 1\), got 3; .*convert and save the model again"):
         load(path)
 
 
@@ -146,10 +147,12 @@ def edited(net: TernaryNetwork, tmp_path: Path, change: Any) -> Path:
     """A file with a right checksum around a graph that was changed."""
     path = tmp_path / "edited"
     save(net, path)
-    text, arrays = _core.load(str(path))
+    text, arrays, dtypes = _core.load(str(path))
     graph = json.loads(text)
     result = change(graph, arrays)
-    _core.save(str(path), result if isinstance(result, str) and result in ("{", "[]") else json.dumps(graph), arrays)
+    dtypes = {name: dtype for name, dtype in dtypes.items() if arrays[name].dtype == np.int8}
+    text = result if isinstance(result, str) and result in ("{", "[]") else json.dumps(graph)
+    _core.save(str(path), text, arrays, dtypes)
     return path
 
 
@@ -171,6 +174,10 @@ def _array(op: str, role: str, change: Any) -> Any:
         arrays[name] = np.ascontiguousarray(change(arrays[name]))
 
     return apply
+
+
+def _dtype(op: str, **change: Any) -> Any:
+    return lambda graph, arrays: node(graph, op)["dtype"].update(change)
 
 
 WRONG: dict[str, tuple[Any, str]] = {
@@ -208,7 +215,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "wrong kernel": (_attr("conv_codes", "kernel", [1, 1]), "disagree"),
     "wrong groups": (_attr("conv_codes", "groups", 3), "groups do not fit"),
     "zero groups": (_attr("quantize", "groups", 0), '"groups" must be at least 1'),
-    "wrong channels": (_attr("quantize", "channels", 7), r"reads ternary codes of \(7, 1\)"),
+    "wrong channels": (_attr("quantize", "channels", 7), r"makes ternary codes of \(7, 1\)"),
     "unknown activations": (_attr("conv_codes", "act", "uint4"), 'unknown activations "uint4"'),
     "activations of another kind": (
         _attr("conv_codes", "act", "uint2"),
@@ -225,7 +232,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "too few steps": (_attr("quantize", "act", "uint2"), r"steps must have shape \(3,\)"),
     "one more row of thresholds": (
         _array("conv_codes", "thresholds", lambda a: np.concatenate([a, a[1:]])),
-        "reads two-bit codes of .* wants ternary codes of",
+        "makes two-bit codes of .* but its dtype says ternary codes of",
     ),
     "four rows of thresholds": (
         _array("conv_codes", "thresholds", lambda a: np.concatenate([a, a])),
@@ -241,7 +248,27 @@ WRONG: dict[str, tuple[Any, str]] = {
     "unknown layout": (_attr("conv2d", "layout", "diagonal"), "unknown layout"),
     "unknown layout of an input": (_attr("input", "layout", "diagonal"), "unknown layout"),
     "an order with a dimension twice": (_attr("input", "layout", "order:0,2,2,1"), "unknown layout"),
-    "unknown dtype": (_attr("input", "dtype", "load"), "unknown dtype"),
+    "unknown dtype": (_put("input", "dtype", "load"), 'unknown dtype "load"'),
+    "dtype as an attribute": (_attr("input", "dtype", "float32"), "expected the attributes"),
+    "codes as an input": (
+        _put("input", "dtype", {"codes": "ternary", "channels": 3, "groups": 1}),
+        "an input cannot be ternary codes",
+    ),
+    "an input of integers": (_put("input", "dtype", "int64"), "expected inputs of floats, got int64"),
+    "no dtype": (lambda graph, arrays: node(graph, "relu").pop("dtype"), '"dtype" must be there'),
+    "another dtype": (_put("relu", "dtype", "int8"), "makes floats, but its dtype says int8"),
+    "floats for codes": (_put("quantize", "dtype", "float32"), "makes ternary codes .* but its dtype says floats"),
+    "codes of another kind": (_dtype("conv_codes", codes="two-bit"), "makes ternary codes .* says two-bit codes"),
+    "codes of no kind": (_dtype("conv_codes", codes="four"), 'unknown codes "four"'),
+    "codes of other channels": (_dtype("quantize", channels=9), r"says ternary codes of \(9, 1\)"),
+    "codes of other groups": (_dtype("conv_codes", groups=2), "says ternary codes of .*2"),
+    "dtype with more in it": (_dtype("quantize", extra=1), '"dtype" must be a name, or an object'),
+    "half_range of version 1": (_attr("conv_codes", "half_range", True), "expected the attributes"),
+    "no act": (lambda graph, arrays: node(graph, "conv_codes")["attrs"].pop("act"), "expected the attributes"),
+    "weights that are no codes": (
+        _array("conv_codes", "weight", lambda a: a.astype(np.float32)),
+        "must be binary, ternary or two-bit, got float32",
+    ),
     "negative shape": (_put("relu", "shape", [-1]), '"shape" must be'),
 }
 
@@ -251,6 +278,49 @@ def test_wrong_graphs(name: str, net: TernaryNetwork, tmp_path: Path) -> None:
     change, says = WRONG[name]
     with pytest.raises(FormatError, match=says):
         load(edited(net, tmp_path, change))
+
+
+def test_types_of_tensors(net: TernaryNetwork, tmp_path: Path) -> None:
+    path = tmp_path / "net"
+    save(net, path)
+    text, arrays, dtypes = _core.load(path)
+    name = next(iter(dtypes))
+    for kind, bad, got in (("binary", 0, 0), ("ternary", 2, 2), ("two-bit", 2, 2)):
+        array = np.ones(arrays[name].shape, np.int8)
+        array.flat[7] = bad
+        says = rf'tensor "{name}": values: expected {kind} weights, .* got {got} at element 7'
+        with pytest.raises(InputError, match=says):
+            _core.save(path, text, {**arrays, name: array}, {**dtypes, name: kind})
+        with pytest.raises(FormatError, match=rf'tensor "{name}", its weight: values: expected {kind} .*element 7'):
+            _core.check_graph(text, {**arrays, name: array}, {**dtypes, name: kind})
+    plain = {key: dtype for key, dtype in dtypes.items() if key != name}
+    with pytest.raises(FormatError, match="must be binary, ternary or two-bit, got int8"):
+        _core.check_graph(text, arrays, plain)
+    for wrong, says in (
+        ({name: "codes"}, 'expected float32, int32, int64, int8, binary, ternary or two-bit, got "codes"'),
+        ({"nowhere": "ternary"}, 'expected names of tensors, got "nowhere"'),
+        ({name: "int32"}, 'expected an array of int32 for dtype "int32", got int8'),
+    ):
+        with pytest.raises(InputError, match=says):
+            _core.save(path, text, arrays, {**dtypes, **wrong})
+    _core.save(path, text, arrays, {**dtypes, **{key: str(a.dtype) for key, a in arrays.items() if key not in dtypes}})
+    assert _core.load(path)[2] == dtypes
+
+
+def test_weights_that_happen_to_be_signs_are_binary(tmp_path: Path) -> None:
+    x = image(2, 3, 8, 8)
+    model = ready(nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 3)), x)
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.copy_(torch.where(torch.rand(layer.weight.shape) < 0.5, -1.0, 1.0))
+        model[2].weight.view(-1)[::7] = 0.0
+    net = convert(model, x)
+    found = {node.layer: net.graph.dtype(node, "weight") for node in net.graph.nodes if "weight" in node.tensors}
+    assert found == {"0": "binary", "2": "ternary"}
+    assert [row.packed_bytes for row in net.report.rows if row.packed_bytes] == [-(-135 // 8), -(-180 // 5)]
+    save(net, tmp_path / "net")
+    assert load(tmp_path / "net").graph.dtypes == net.graph.dtypes
+    assert verify(model, load(tmp_path / "net"), x).identical
 
 
 def test_memory_formats_of_inputs(net: TernaryNetwork, tmp_path: Path) -> None:

@@ -48,10 +48,8 @@ def parts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     x = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     path = tmp_path_factory.mktemp("mutations") / "net"
     fatnn.save(fatnn.convert(ready(Small(), x, first=request.param, last=request.param), x), path)
-    text, arrays = _core.load(path)
-    graph = json.loads(text)
-    plain = [node["tensors"]["weight"] for node in graph["nodes"] if node["op"].endswith("_int8")]
-    return graph, arrays, plain
+    text, arrays, dtypes = _core.load(path)
+    return json.loads(text), arrays, dtypes
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -105,7 +103,7 @@ def tried(path: Path, what: str) -> None:
 
 
 def test_every_field(parts: tuple[Any, dict[str, Any], Any], tmp_path: Path) -> None:
-    graph, arrays, plain = parts
+    graph, arrays, dtypes = parts
     path, count = tmp_path / "net", 0
     generator = np.random.default_rng(0)
     for place in places(graph):
@@ -114,7 +112,7 @@ def test_every_field(parts: tuple[Any, dict[str, Any], Any], tmp_path: Path) -> 
         for value in [*values, "remove"]:
             text = changed(graph, place, value, remove=isinstance(value, str) and value == "remove")
             try:
-                _core.save(path, text, arrays, plain)
+                _core.save(path, text, arrays, dtypes)
             except InputError:
                 continue
             tried(path, f"{place} = {value!r}")
@@ -123,7 +121,7 @@ def test_every_field(parts: tuple[Any, dict[str, Any], Any], tmp_path: Path) -> 
 
 
 def test_every_tensor(parts: tuple[Any, dict[str, Any], Any], tmp_path: Path) -> None:
-    graph, arrays, plain = parts
+    graph, arrays, dtypes = parts
     path = tmp_path / "net"
     text = json.dumps(graph)
     for name, array in arrays.items():
@@ -141,14 +139,14 @@ def test_every_tensor(parts: tuple[Any, dict[str, Any], Any], tmp_path: Path) ->
         if array.dtype == np.float32:
             others += [np.full_like(array, value) for value in (np.nan, np.inf, -1, 0)]
         for i, other in enumerate(others):
-            kept = [key for key in plain if key != name or other.dtype == np.int8]
+            kept = {key: dtype for key, dtype in dtypes.items() if key != name or other.dtype == np.int8}
             try:
                 _core.save(path, text, {**arrays, name: np.ascontiguousarray(other).reshape(other.shape)}, kept)
             except InputError:
                 continue
             tried(path, f"{name}, change {i}")
         rest = {key: value for key, value in arrays.items() if key != name}
-        _core.save(path, text, rest, [key for key in plain if key != name])
+        _core.save(path, text, rest, {key: dtype for key, dtype in dtypes.items() if key != name})
         tried(path, f"{name} is missing")
 
 
@@ -156,9 +154,9 @@ def test_ranks_beyond_what_arrays_have(parts: tuple[Any, dict[str, Any], Any], t
     """Shapes that NumPy cannot make are put into the bytes, and the checksum mended."""
     import hashlib
 
-    graph, arrays, plain = parts
+    graph, arrays, dtypes = parts
     path = tmp_path / "net"
-    _core.save(path, json.dumps(graph), arrays, plain)
+    _core.save(path, json.dumps(graph), arrays, dtypes)
     content = path.read_bytes()
     size = int.from_bytes(content[:8], "little")
     for shape in ([1] * 65, [0, 1 << 62], [1 << 32, 1 << 32], [1 << 63], [-1], [1.5], ["1"]):
@@ -168,7 +166,7 @@ def test_ranks_beyond_what_arrays_have(parts: tuple[Any, dict[str, Any], Any], t
             inner = json.loads(json.dumps(entry))
             outer = json.loads(json.dumps(header))
             if where == "ternary":
-                inner["ternary"][next(iter(inner["ternary"]))] = shape
+                next(iter(inner["tensors"].values()))["shape"] = shape
             else:
                 name = next(key for key, value in outer.items() if value.get("dtype") == "F32")
                 outer[name]["shape"] = shape
@@ -178,14 +176,15 @@ def test_ranks_beyond_what_arrays_have(parts: tuple[Any, dict[str, Any], Any], t
                 digest.update(len(data).to_bytes(8, "little") + data)
 
             part(inner["graph"].encode())
-            kinds = {"F32": "f32", "I32": "i32", "I64": "i64", "I8": "i8"}
+            kinds = {"F32": "float32", "I32": "int32", "I64": "int64", "I8": "int8"}
             try:
                 for name in sorted(key for key in outer if key != "__metadata__"):
                     tensor = outer[name]
-                    sizes = inner["ternary"].get(name, tensor["shape"])
+                    packed = inner["tensors"].get(name, {"dtype": "", "shape": tensor["shape"]})
+                    sizes = packed["shape"]
                     start, end = tensor["data_offsets"]
                     part(name.encode())
-                    part((kinds.get(tensor["dtype"], "ternary")).encode())
+                    part((kinds.get(tensor["dtype"], packed["dtype"])).encode())
                     part(b"".join(int(d).to_bytes(8, "little") for d in sizes))
                     part(content[8 + size + start : 8 + size + end])
             except (OverflowError, ValueError):
@@ -207,9 +206,9 @@ def test_many_nodes_load_in_time(tmp_path: Path) -> None:
     import time
 
     x = {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, 2], "layer": "", "note": ""}
-    x["attrs"] = {"dtype": "float32", "fixed": [], "channel_dim": 1}  # type: ignore[assignment]
+    x["attrs"], x["dtype"] = {"fixed": [], "channel_dim": 1}, "float32"  # type: ignore[assignment]
     names = ["x", *(f"n{i}" for i in range(20_000))]
-    rest = {"op": "relu", "attrs": {}, "tensors": {}, "shape": [1, 2], "layer": "", "note": ""}
+    rest = {"op": "relu", "attrs": {}, "tensors": {}, "shape": [1, 2], "dtype": "float32", "layer": "", "note": ""}
     nodes = [x, *({"name": b, "inputs": [a], **rest} for a, b in pairwise(names))]
     text = json.dumps({"nodes": nodes, "outputs": {"value": names[-1]}, "notes": []})
     _core.save(tmp_path / "net", text, {})

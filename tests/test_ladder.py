@@ -14,21 +14,21 @@ import pytest
 import torch
 
 import fatnn_rs
-from fatnn_rs import ConfigError, FormatError, InputError, UnsupportedError, _core, cli, machine
+import ladder.__main__
+from fatnn_rs import ConfigError, FormatError, InputError, UnsupportedError, _core, machine
 from fatnn_rs.bench import networks
-from fatnn_rs.bench.ladder import NETWORKS, RUNGS, SHAPES, Net, Shape, command, plan
-from fatnn_rs.bench.ladder.agree import agree
-from fatnn_rs.bench.ladder.collect import collect, figure, inside
-from fatnn_rs.bench.ladder.plan import Cell, LadderOptions
-from fatnn_rs.bench.ladder.report import markdown
-from fatnn_rs.bench.ladder.rungs import WEIGHTS
-from fatnn_rs.bench.ladder.spread import summarise, widen
-from fatnn_rs.bench.ladder.targets import check
 from fatnn_rs.convert import TernaryNetwork
 from fatnn_rs.convert.api import convert_float
 from fatnn_rs.convert.levels import coded_levels
-from fatnn_rs.train.compare import ROWS
+from ladder import NETWORKS, RUNGS, SHAPES, Net, Shape, command, plan
+from ladder.collect import collect, figure, inside
+from ladder.compare import compare
+from ladder.noise import summarise, widen
+from ladder.plan import BenchCase, LadderOptions
+from ladder.report import markdown
+from ladder.rungs import WEIGHTS
 from nets import image
+from quantizers.compare import ROWS
 
 TINY = Shape("3×3, 20 channels, 6×6", 20, 24, 6, 3)
 OPTIONS = (
@@ -39,7 +39,7 @@ OPTIONS = (
 
 def call(*options: str) -> int:
     try:
-        code: Any = cli.main(["ladder", *options])
+        code: Any = ladder.__main__.main(options)
     except SystemExit as leaving:
         code = leaving.code
     return int(code or 0)
@@ -55,18 +55,18 @@ def _rows() -> Iterator[None]:
 
 
 class Finished:
-    """A ladder that was interrupted behind its first cell and went on, and what it left."""
+    """A ladder that was interrupted behind its first case and went on, and what it left."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.measured = folder, list[Cell]()
+        self.folder, self.measured = folder, list[BenchCase]()
         real = command._run
 
-        def run(state: Any, cell: Cell, *arguments: Any) -> str | None:
+        def run(state: Any, case: BenchCase, *arguments: Any) -> str | None:
             if len(self.measured) == 1 and self.interrupts:
                 self.interrupts -= 1
                 raise KeyboardInterrupt
-            reason = real(state, cell, *arguments)
-            self.measured.append(cell)
+            reason = real(state, case, *arguments)
+            self.measured.append(case)
             return reason
 
         self.interrupts = 1
@@ -97,8 +97,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 def test_an_interrupted_ladder_goes_on_where_it_stopped(finished: Finished) -> None:
-    assert [str(cell) for cell in finished.before] == ["tiny, batch 1, threads 1, native"]
-    assert [str(cell) for cell in finished.measured] == [
+    assert [str(case) for case in finished.before] == ["tiny, batch 1, threads 1, native"]
+    assert [str(case) for case in finished.measured] == [
         "tiny, batch 1, threads 1, native",
         "digits, batch 1, threads 1, native",
         "tiny, batch 1, threads 1, scalar",
@@ -109,7 +109,7 @@ def test_an_interrupted_ladder_goes_on_where_it_stopped(finished: Finished) -> N
 def test_nothing_is_measured_twice(
     finished: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "_run", lambda *arguments: pytest.fail("a cell was measured again"))
+    monkeypatch.setattr(command, "_run", lambda *arguments: pytest.fail("a case was measured again"))
     assert call(*finished.options[:-2]) == 0
     # All but the moment is the same.
     texts = [
@@ -119,26 +119,26 @@ def test_nothing_is_measured_twice(
 
 
 def test_every_rung_is_measured_or_named_with_the_reason(finished: Finished) -> None:
-    for cell in finished.results["cells"]:
-        capped = cell["isa"] != "native"
-        names = {row["who"] for row in cell["figures"]} | {row["who"] for row in cell["missing"]}
+    for case in finished.results["cases"]:
+        capped = case["isa"] != "native"
+        names = {row["who"] for row in case["figures"]} | {row["who"] for row in case["missing"]}
         assert names == {name for name, rung in RUNGS.items() if rung.capped or not capped} | (
             set() if capped else {"torch"}
         )
-        assert not cell["failed"]
-        for row in cell["figures"]:
+        assert not case["failed"]
+        for row in case["figures"]:
             times = row["milliseconds"]
-            assert 0 < times["minimum"] <= times["low"] <= times["median"] <= times["high"]
-            if row["kind"] == "rung" and RUNGS[row["who"]].kind == "codes" and cell["kind"] == "layer":
-                assert set(row["variants"]) == set(_kernels(row["who"], cell["isa"]))
-        for row in cell["missing"]:
+            assert 0 < times["low"] <= times["median"] <= times["high"]
+            if row["kind"] == "rung" and RUNGS[row["who"]].kind == "codes" and case["kind"] == "layer":
+                assert set(row["variants"] or [row["variant"]]) == set(_kernels(row["who"], case["isa"]))
+        for row in case["missing"]:
             assert RUNGS[row["who"]].family in row["reason"]
 
 
 def _kernels(who: str, isa: str) -> list[str]:
     """What the rung runs on here, or below the cap at scalar."""
     kernels = RUNGS[who].kernels()
-    return kernels if isa == "native" else [name for name in machine.here().kernels if _is(name, who)]
+    return kernels if isa == "native" else [name for name in machine.Machine.current().kernels if _is(name, who)]
 
 
 def _is(name: str, who: str) -> bool:
@@ -146,7 +146,7 @@ def _is(name: str, who: str) -> bool:
 
 
 def test_layers_are_measured_both_ways_and_networks_say_what_they_hold(finished: Finished) -> None:
-    by_slug = {(cell["name"], cell["isa"]): cell for cell in finished.results["cells"]}
+    by_slug = {(case["name"], case["isa"]): case for case in finished.results["cases"]}
     layer, network = by_slug["tiny", "native"], by_slug["digits", "native"]
     assert layer["macs"] == 36 * 20 * 24 * 9
     for who in ("ternary-popcount", "ternary-table", "dorefa-popcount", "binary"):
@@ -166,7 +166,7 @@ def test_layers_are_measured_both_ways_and_networks_say_what_they_hold(finished:
 
 
 def test_the_report_and_the_plots(finished: Finished) -> None:
-    place = finished.folder / "results" / machine.here().slug
+    place = finished.folder / "results" / machine.Machine.current().slug
     assert sorted(re.sub(r"^[\d-]{10}", "", path.name) for path in place.iterdir()) == [
         *("-ladder-accuracy.png", "-ladder.json", "-ladder.md", "-ladder.png"),
     ]
@@ -175,14 +175,15 @@ def test_the_report_and_the_plots(finished: Finished) -> None:
     text = next(place.glob("*.md")).read_text().replace(" --isa native,scalar", "")
     tiers = "scalar" if RUNGS["ternary-matrix"].kernels() else "native, scalar"
     for part in (
-        *("## Targets", "## Theory and practice", "3×3, 20 channels, 6×6", "digits, batch 1", "| scalar |", "4N"),
+        *("## Theory and practice", "3×3, 20 channels, 6×6", "digits, batch 1", "| scalar |", "4N"),
         *("0.1250", "other (not here)", f"matrix unit ({tiers}): no matrix kernel here", "-ladder-accuracy.png"),
-        "fatnn ladder --layers tiny --networks digits --batch 1 --threads 1 --against torch --rounds 3 --processes 1",
+        "python -m ladder --layers tiny --networks digits --batch 1 --threads 1 --against torch --rounds 3 "
+        "--processes 1",
     ):
         assert part in text, part
 
 
-def test_a_cell_that_fails_is_named_and_the_others_go_on(
+def test_a_case_that_fails_is_named_and_the_others_go_on(
     finished: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(SHAPES, "broken", Shape("no channels", 0, 8))
@@ -193,38 +194,38 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(
     captured = capsys.readouterr()
     assert "**failed**: broken, batch 1, threads 1, native: " in captured.out
     assert "### 3×3, 20 channels, 6×6" in captured.out
-    assert captured.err.splitlines()[-1].startswith("fatnn: not measured: broken, batch 1, threads 1, native; the rep")
+    assert captured.err.splitlines()[-1].startswith("ladder: not measured: broken, batch 1, threads 1, native; the rep")
 
 
 def test_ladders_agree_within_their_spread(
     finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = copy.deepcopy(finished.results)
-    row = other["cells"][0]["figures"][-1]
+    row = other["cases"][0]["figures"][-1]
     path = tmp_path / "other.json"
     path.write_text(json.dumps(other))
-    assert call("--agree", str(finished.file), str(path)) == 0
+    assert call("--compare", str(finished.file), str(path)) == 0
     row["milliseconds"].update({name: 1e3 * row["milliseconds"][name] for name in ("low", "median", "high")})
     path.write_text(json.dumps(other))
-    assert call("--agree", str(finished.file), str(path)) == 1
+    assert call("--compare", str(finished.file), str(path)) == 1
     captured = capsys.readouterr()
     assert f"tiny b1 t1 native: {row['who']}, {row['way']}" in captured.out
     assert "1 times and 0 ratios" in captured.out
     assert "do not agree" in captured.err
     row["over_float32"].update({name: 1e3 * row["over_float32"][name] for name in ("low", "median", "high")})
     path.write_text(json.dumps(other))
-    found = agree(finished.file, path)
+    found = compare(finished.file, path)
     assert found.ratios == 1
     assert len(found.different) == 2
     assert "1 times and 1 ratios" in str(found)
-    del other["cells"][0]
+    del other["cases"][0]
     path.write_text(json.dumps(other))
-    assert not agree(finished.file, path).holds
-    assert "in one only" in str(agree(finished.file, path))
+    assert not compare(finished.file, path).holds
+    assert "in one only" in str(compare(finished.file, path))
     for text in ("{", "[]"):
         path.write_text(text)
         with pytest.raises(FormatError, match="expected the JSON file"):
-            agree(finished.file, path)
+            compare(finished.file, path)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +246,7 @@ def test_misuse_is_one_clear_error(
     options: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(*options, "--out", str(tmp_path)) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"fatnn: {message}")
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"ladder: {message}")
 
 
 def test_a_file_of_instructions_has_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,18 +257,18 @@ def test_a_file_of_instructions_has_to_be_one(tmp_path: Path, capsys: pytest.Cap
         assert "expected what `cargo bench --package fatnn --bench instructions` prints" in capsys.readouterr().err
 
 
-def test_cells_are_every_combination_and_caps_are_measured_once() -> None:
+def test_cases_are_every_combination_and_caps_are_measured_once() -> None:
     options = LadderOptions(layers=("tiny", "fc-4096"), networks=("digits",), batches=(1, 8), threads=(1, 2))
-    cells = list(plan.cells(options))
-    assert len(set(cells)) == len(cells)
-    native = [cell for cell in cells if cell.isa == plan.NATIVE]
-    assert {(cell.batch, cell.threads) for cell in native if cell.name != "fc-4096"} == {(1, 1), (1, 2), (8, 1), (8, 2)}
-    assert {cell.batch for cell in native if cell.name == "fc-4096"} == {1, 16}
-    assert {cell.isa for cell in cells} == set(plan.isas())
+    cases = list(plan.cases(options))
+    assert len(set(cases)) == len(cases)
+    native = [case for case in cases if case.isa == plan.NATIVE]
+    assert {(case.batch, case.threads) for case in native if case.name != "fc-4096"} == {(1, 1), (1, 2), (8, 1), (8, 2)}
+    assert {case.batch for case in native if case.name == "fc-4096"} == {1, 16}
+    assert {case.isa for case in cases} == set(plan.isas())
     assert plan.isas()[0] == plan.NATIVE
     assert plan.isas()[-1] == "scalar"
-    capped = [cell for cell in cells if cell.isa == "scalar"]
-    assert [(cell.name, cell.batch, cell.threads) for cell in capped] == [
+    capped = [case for case in cases if case.isa == "scalar"]
+    assert [(case.name, case.batch, case.threads) for case in capped] == [
         *(("tiny", 1, 1), ("fc-4096", 1, 1), ("digits", 1, 1)),
     ]
 
@@ -334,7 +335,7 @@ def test_a_float_model_runs_in_the_engine_whole() -> None:
 
 def test_spreads_are_those_of_all_processes() -> None:
     found = summarise([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]])
-    assert found == {"median": 2.5, "low": 1.5, "high": 5.0, "minimum": 1.0, "medians": [2.0, 4.0]}
+    assert found == {"median": 2.5, "low": 1.5, "high": 5.0, "medians": [2.0, 4.0]}
 
 
 def test_no_spread_is_less_than_what_figures_like_it_move_by() -> None:
@@ -342,12 +343,12 @@ def test_no_spread_is_less_than_what_figures_like_it_move_by() -> None:
         same = summarise([[1.0, 1.0, 1.0]] * len(processes))
         return {"milliseconds": summarise(processes), "over_float32": same, "of_popcount": None}
 
-    def cell(kind: str, threads: int, *rows: dict[str, Any]) -> dict[str, Any]:
+    def case(kind: str, threads: int, *rows: dict[str, Any]) -> dict[str, Any]:
         return {"kind": kind, "threads": threads, "figures": list(rows)}
 
     steady, restless = row([10.0] * 3, [10.0] * 3), row([10.0] * 3, [20.0] * 3)
     other, alone = row([5.0] * 3, [5.0] * 3), row([5.0, 6.0, 7.0])
-    found = widen([cell("layer", 1, steady, restless), cell("layer", 2, other), cell("network", 1, alone)])
+    found = widen([case("layer", 1, steady, restless), case("layer", 2, other), case("network", 1, alone)])
     # Two pairs, which moved by 1 and by 2: the 95th percentile lies 95 of 100 of the way from one to the other.
     factor = 2.0**0.95
     assert [(one["kind"], one["threads"], one["ratios"], one["pairs"], one["factor"]) for one in found] == [
@@ -391,22 +392,16 @@ def test_ratios_are_taken_inside_rounds_and_the_fastest_variant_counts() -> None
             ("some-int8", "floats", ""): [1.0, 2.0, 1.0],
         }
     )
-    cell = collect(Cell("layer", "made", 1, 1, plan.NATIVE), [unit, unit])
-    table = figure(cell, "ternary-table", "codes")
+    case = collect(BenchCase("layer", "made", 1, 1, plan.NATIVE), [unit, unit])
+    table = figure(case, "ternary-table", "codes")
     assert table is not None
     assert table["variant"] == "fast"
-    assert table["over_float32"] == {**dict.fromkeys(("median", "low", "high", "minimum"), 16.0), "medians": [16.0] * 2}
+    assert table["over_float32"] == {**dict.fromkeys(("median", "low", "high"), 16.0), "medians": [16.0] * 2}
     assert table["of_popcount"]["median"] == 0.5
-    targets = check({"cells": [cell]})
-    assert [[(place["ratio"], place["met"]) for place in target["places"]] for target in targets] == [
-        [(0.5, True)],
-        [(pytest.approx(1.2), False)],
-        [(2.0, False)],
-    ]
 
 
 def test_options_are_the_command_that_measures_the_same() -> None:
-    assert command.command(LadderOptions()).startswith("fatnn ladder")
+    assert command.command(LadderOptions()).startswith("python -m ladder")
     options = LadderOptions(networks=(), rungs=("int8",), rounds=5)
     words = command.command(options)
     assert "--networks none" in words

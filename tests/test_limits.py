@@ -276,9 +276,9 @@ def test_no_memory_is_an_exception(saved: Path) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_ctrl_c_ends_a_run(tmp_path: Path, threads: int) -> None:
-    rest = {"shape": [1, 64, 8, 8], "layer": "", "note": ""}
+    rest = {"shape": [1, 64, 8, 8], "dtype": "float32", "layer": "", "note": ""}
     first = {"name": "n0", "op": "input", "inputs": [], "tensors": {}, **rest}
-    first["attrs"] = {"dtype": "float32", "fixed": [], "channel_dim": 1}
+    first["attrs"] = {"fixed": [], "channel_dim": 1}
     attrs = {"stride": [1, 1], "padding": [3, 3], "dilation": [1, 1], "groups": 1, "layout": "any"}
     conv = {"op": "conv2d", "attrs": attrs, "tensors": {"weight": "w"}, **rest}
     nodes = [first, *({"name": f"n{i + 1}", "inputs": [f"n{i}"], **conv} for i in range(60))]

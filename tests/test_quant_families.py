@@ -388,18 +388,17 @@ def test_networks_train_convert_verify_and_load(family: str, act: str, per_chann
         assert kinds == {expected}
         assert all(row.weight_bits == (1 if row.weights == "binary" else 2) for row in few)
         assert {row.act_bits for row in few} == {1 if act == "binary" else 2}
-    per_byte = 4 if family == "dorefa" else 5
+    per_byte = {"binary": 8, "ternary": 5, "two-bit": 4}
+    dtypes = {node.layer: net.graph.dtype(node, "weight") for node in net.graph.nodes if "weight" in node.tensors}
     for report_ in (net.report, numpy_net.report):
         packed = {row.name: row.packed_bytes for row in report_.rows if row.packed_bytes}
-        assert packed == {name: -(-model.get_submodule(name).weight.numel() // per_byte) for name in packed}
+        weights = {name: model.get_submodule(name).weight.numel() for name in packed}
+        assert packed == {name: -(-count // per_byte[dtypes[name]]) for name, count in weights.items()}
         assert set(packed) == {"a.0", "b.0", "d.0", "c"}
-    # Codes that no release before them could read have a mark in the file; others have none.
-    written = path.read_bytes()
-    header = written[8 : 8 + int.from_bytes(written[:8], "little")]
-    assert (b"two_bit" in header) == (family == "dorefa")
-    assert (b"uint2" in header) == (act == "uint2")
     kinds = {node.attrs["act"] for node in net.graph.nodes if "act" in node.attrs}
-    assert kinds == ({act} if act != "ternary" else set())
+    assert kinds <= ({act} if act != "ternary" else {"half", "full"})
+    codes = {"uint2": "two-bit"}.get(act, act)
+    assert {node.codes for node in net.graph.nodes if node.codes} == {codes}
     again = prepare(Net(), options)
     again.load_state_dict(model.state_dict())
     assert torch.equal(again.eval()(IMAGES), model(IMAGES))

@@ -48,12 +48,28 @@ def test_the_training_page_names_what_there_is() -> None:
         assert config in recipe_names(), config
 
 
-def test_every_command_and_link_it_names_exists() -> None:
-    text = README.read_text(encoding="utf-8")
-    makefile = (README.parent / "Makefile").read_text()
-    for target in set(re.findall(r"\bmake ([a-z-]+)\b", text)):
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("how-it-works", "ladder", "performance"))]
+PAGES += [
+    "docs/training.md",
+    *(str(path.relative_to(README.parent)) for path in README.parent.glob("*/results/**/*.md")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_link_and_path_exists(page: str) -> None:
+    root, file = README.parent, README.parent / page
+    text = file.read_text(encoding="utf-8")
+    makefile = (root / "Makefile").read_text()
+    for target in set(re.findall(r"\bmake ([a-z-]+)\b", "\n".join(re.findall(r"`[^`\n]+`|^    .+", text, re.M)))):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
-        assert (README.parent / link).exists(), link
-    for name in set(re.findall(r"\bfatnn\.([a-z_]+)\(", text)):
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", text):
+        assert (file.parent / link).exists(), link
+    for link in re.findall(r"\]\(([a-z/.-]*)#[^)]+\)", text):
+        assert (file.parent / link).exists(), link
+    for path in re.findall(r"`((?:benches|docs|python|rust|scripts|tests)/[\w/.-]+)`", text):
+        assert (root / path).exists(), path
+
+
+def test_functions_that_the_readme_names_exist() -> None:
+    for name in set(re.findall(r"\bfatnn\.([a-z_]+)\(", README.read_text(encoding="utf-8"))):
         assert name in fatnn_rs.__all__, name

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,15 +19,14 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-import fatnn_rs
 from fatnn_rs import ConfigError, FatnnError, FormatError, InputError, TernaryConfig, cli, prepare
 from fatnn_rs.models.cifar_resnet import CifarResNet
 from fatnn_rs.models.digits import DigitsNet
-from fatnn_rs.train.compare import ABLATIONS, ROWS, CompareOptions, compare
-from fatnn_rs.train.data import DATASETS, Share, load_data
-from fatnn_rs.train.loop import TrainOptions, _restore_norms, _share_norms, train
+from fatnn_rs.train.data import DATASETS, ProcessShard, load_data
+from fatnn_rs.train.loop import TrainOptions, train
 from fatnn_rs.train.models import MODELS
 from fatnn_rs.train.monitor import CodeMonitor, LayerState
+from fatnn_rs.train.phase import _restore_norms, _share_norms
 from fatnn_rs.train.recipe import load_recipe, recipe_names
 from fatnn_rs.train.run import read_state
 
@@ -270,20 +268,20 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 def test_batches_depend_on_seed_epoch_and_number_alone() -> None:
     data = load_data(load_recipe("digits", ["augment={crop: 1, flip: true, cutout: 3}"]), None)
-    whole = list(data.train_batches(5, 2, 96, 0, Share()))
+    whole = list(data.train_batches(5, 2, 96, 0, ProcessShard()))
     assert len(whole) == data.train_count // 96
-    later = list(data.train_batches(5, 2, 96, 9, Share()))
+    later = list(data.train_batches(5, 2, 96, 9, ProcessShard()))
     for (x, y), (again_x, again_y) in zip(whole[9:], later, strict=True):
         assert torch.equal(x, again_x)
         assert torch.equal(y, again_y)
-    shares = [list(data.train_batches(5, 2, 96, 0, Share(rank, 3))) for rank in range(3)]
+    shares = [list(data.train_batches(5, 2, 96, 0, ProcessShard(rank, 3))) for rank in range(3)]
     for number, (x, y) in enumerate(whole):
         for rank in range(3):
             assert torch.equal(shares[rank][number][0], x[rank::3])
             assert torch.equal(shares[rank][number][1], y[rank::3])
-    other = list(data.train_batches(5, 3, 96, 0, Share()))
+    other = list(data.train_batches(5, 3, 96, 0, ProcessShard()))
     assert not torch.equal(whole[0][0], other[0][0])
-    labels = torch.cat([y for share in range(2) for _, y in data.test_batches(100, Share(share, 2))])
+    labels = torch.cat([y for share in range(2) for _, y in data.test_batches(100, ProcessShard(share, 2))])
     assert sorted(labels.tolist()) == sorted(y for _, part in data.test_batches(77) for y in part.tolist())
 
 
@@ -540,56 +538,3 @@ def test_train_and_eval_from_the_shell(tmp_path: Path, capsys: pytest.CaptureFix
         assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == recipe_names()
     finally:
         torch.set_num_threads(threads)
-
-
-def test_compare(tmp_path: Path) -> None:
-    console = quiet()
-    options = CompareOptions(
-        recipe="digits",
-        runs=tmp_path / "runs",
-        results=tmp_path / "results",
-        settings=SHORT,
-        rows=("fatnn", "scratch"),
-        name="quantizers",
-        seeds=2,
-        jobs=2,
-        cpu=True,
-    )
-    results = compare(options, console)
-    assert [row["name"] for row in results["rows"]] == ["float", "fatnn", "scratch"]
-    wide, fatnn, scratch = results["rows"]
-    assert scratch["curves"] != fatnn["curves"]
-    runs = [json.loads((tmp_path / "runs" / f"fatnn-seed{seed}" / "result.json").read_text()) for seed in range(2)]
-    assert fatnn["accuracies"] == [run["rust_accuracy"] for run in runs]
-    assert fatnn["mean"] == pytest.approx(sum(fatnn["accuracies"]) / 2)
-    assert fatnn["std"] == pytest.approx(abs(fatnn["accuracies"][0] - fatnn["accuracies"][1]) / 2**0.5)
-    assert fatnn["below_float"] == pytest.approx(wide["mean"] - fatnn["mean"])
-    assert fatnn["codes_total"] == sum(run["codes_total"] for run in runs) > 0
-    page = (tmp_path / "results" / "quantizers.md").read_text()
-    # Which of two short runs is better, and so in bold, depends on the CPU's floats.
-    bold = "**" if fatnn["mean"] >= scratch["mean"] else ""
-    assert f"| FATNN | ternary | ternary | 2N | {bold}{100 * fatnn['mean']:.2f}" in page
-    assert "fatnn compare --config digits" in page
-    assert (tmp_path / "results" / "quantizers.png").stat().st_size > 10_000
-    with pytest.raises(
-        FatnnError, match=r"float-seed0 holds a run with other settings \(recipe.float.epochs: 1 there, 2"
-    ):
-        compare(replace(options, settings=(*SHORT, "float.epochs=2")), console)
-    before = (tmp_path / "runs" / "fatnn-seed0" / "result.json").stat().st_mtime_ns
-    assert compare(options, console)["rows"] == results["rows"]
-    assert (tmp_path / "runs" / "fatnn-seed0" / "result.json").stat().st_mtime_ns == before
-
-
-def test_errors_of_compare(tmp_path: Path) -> None:
-    def options(**changes: Any) -> CompareOptions:
-        return CompareOptions(recipe="digits", runs=tmp_path / "runs", results=tmp_path, cpu=True, **changes)
-
-    with pytest.raises(ConfigError, match=f"row 'nope' is unknown; rows are {', '.join((*ROWS, *ABLATIONS))}"):
-        options(rows=("nope",))
-    with pytest.raises(ConfigError, match="seeds, jobs and threads must be at least 1"):
-        options(seeds=0)
-    with pytest.raises(ConfigError, match="needs both phases"):
-        compare(options(settings=("float=null",)), quiet())
-    with pytest.raises(FatnnError, match=r"1 of 1 runs failed; .*float-seed0: fatnn: float phase: the loss became"):
-        compare(options(settings=(*SHORT, "float.lr=1e30", "float.optimizer=sgd"), rows=("fatnn",), seeds=1), quiet())
-    assert fatnn_rs.FatnnError is FatnnError

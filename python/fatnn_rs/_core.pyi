@@ -20,6 +20,7 @@ __all__ = [
     "conv_int8",
     "cpu_info",
     "engine_refusal",
+    "file_bytes",
     "get_num_threads",
     "graph_report",
     "int8_kernel_for",
@@ -127,19 +128,26 @@ def conv_int8(
     out: NDArray[np.float32],
 ) -> None: ...
 def save(
-    path: str | PathLike[str], graph: str, tensors: dict[str, NDArray[Any]], plain_int8: Sequence[str] | None = None
+    path: str | PathLike[str], graph: str, tensors: dict[str, NDArray[Any]], dtypes: dict[str, str] | None = None
 ) -> None: ...
 def load(
     path: str | PathLike[str], check: bool = False, max_bytes: int | None = None, max_macs: int | None = None
-) -> tuple[str, dict[str, NDArray[Any]]]: ...
+) -> tuple[str, dict[str, NDArray[Any]], dict[str, str]]: ...
+def file_bytes(dtype: str, elements: int) -> int: ...
 def ops() -> list[dict[str, Any]]: ...
 def check_graph(
-    graph: str, tensors: dict[str, NDArray[Any]], max_bytes: int | None = None, max_macs: int | None = None
+    graph: str,
+    tensors: dict[str, NDArray[Any]],
+    dtypes: dict[str, str] | None = None,
+    max_bytes: int | None = None,
+    max_macs: int | None = None,
 ) -> None: ...
 def engine_refusal(op: str, attrs: str, shapes: Sequence[Sequence[int]]) -> str | None: ...
 def shapes_in_every_run(graph: str, tensors: Mapping[str, Sequence[int]]) -> dict[str, list[int]]: ...
 def macs(op: str, shape: Sequence[int], weight: Sequence[int] | None = None) -> int: ...
-def graph_report(graph: str, tensors: dict[str, NDArray[Any]]) -> list[dict[str, Any]]: ...
+def graph_report(
+    graph: str, tensors: dict[str, NDArray[Any]], dtypes: dict[str, str] | None = None
+) -> list[dict[str, Any]]: ...
 
 @final
 class Network:
@@ -147,7 +155,7 @@ class Network:
         cls,
         graph: str,
         tensors: dict[str, NDArray[Any]],
-        plain_int8: Sequence[str] | None = None,
+        dtypes: dict[str, str] | None = None,
         family: str | None = None,
         max_bytes: int | None = None,
         max_macs: int | None = None,

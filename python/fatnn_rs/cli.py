@@ -1,4 +1,4 @@
-"""The command line: ``fatnn info | demo | recipes | train | eval | compare | inspect | run | bench | ladder``.
+"""The command line: ``fatnn info | demo | recipes | train | eval | inspect | run | bench``.
 
 All but ``info``, ``inspect`` and ``run`` need torch.
 
@@ -22,7 +22,10 @@ import typer
 
 from fatnn_rs.errors import ConfigError, FatnnError, InputError, UnsupportedError
 
-__all__ = ["app", "main"]
+__all__ = [
+    *("DataOption", "DownloadOption", "RecipeOption", "SettingsOption"),
+    *("app", "main", "run_app", "split_names", "split_numbers"),
+]
 
 app = typer.Typer(
     help="Ternary neural networks that really run in 2 bits.",
@@ -48,10 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         1 where a command failed. Success and wrong usage leave through ``SystemExit`` with 0 and 2.
     """
+    return run_app(app, arguments, "fatnn")
+
+
+def run_app(app: typer.Typer, arguments: Sequence[str] | None, name: str) -> int:
+    """Run a command line whose expected errors are one line on standard error and exit code 1."""
     try:
-        app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="fatnn")
+        app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name=name)
     except (FatnnError, ImportError, OSError) as error:
-        print("fatnn:", " ".join(str(error).split()), file=sys.stderr)
+        print(f"{name}:", " ".join(str(error).split()), file=sys.stderr)
         return 1
     return 0
 
@@ -80,8 +88,8 @@ def info(as_json: Json = False) -> None:
 @app.command()
 def demo(
     seeds: Annotated[int, typer.Option(min=1, help="Networks to train.")] = 3,
-    float_epochs: Annotated[int, typer.Option(min=1, help="Epochs of float training.")] = 8,
-    ternary_epochs: Annotated[int, typer.Option(min=1, help="Epochs of ternary training.")] = 12,
+    float_epochs: Annotated[int, typer.Option(min=1, help="Epochs of float training.")] = 6,
+    ternary_epochs: Annotated[int, typer.Option(min=1, help="Epochs of ternary training.")] = 10,
     out: Annotated[Path, typer.Option(help="Directory for the network, the picture and the figures.")] = Path(
         "demo-output"
     ),
@@ -91,7 +99,7 @@ def demo(
     """Train, convert, verify, save, load and time a ternary network on handwritten digits, offline."""
     from rich.console import Console
 
-    _need("torch", "torch")
+    _need_training()
     from fatnn_rs import demo as demonstration
 
     options = demonstration.DemoOptions(
@@ -102,12 +110,16 @@ def demo(
         print(json.dumps(result, indent=2))
 
 
-Config = Annotated[str, typer.Option("--config", help="A recipe: its name (see `fatnn recipes`), or a .yaml file.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="Change a value: ternary.epochs=2. Repeatable.")]
-Folder = Annotated[
+RecipeOption = Annotated[
+    str, typer.Option("--config", help="A recipe: its name (see `fatnn recipes`), or a .yaml file.")
+]
+SettingsOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a value: ternary.epochs=2. Repeatable.")
+]
+DataOption = Annotated[
     Path | None, typer.Option("--data", envvar="FATNN_DATA", help="Where the data set is, or is to be put.")
 ]
-Download = Annotated[bool, typer.Option(help="Fetch data that are not there, through torchvision.")]
+DownloadOption = Annotated[bool, typer.Option(help="Fetch data that are not there, through torchvision.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Torch's threads.")]
 
 
@@ -128,21 +140,21 @@ def recipes(as_json: Json = False) -> None:
 
 @app.command()
 def train(
-    config: Config,
-    data: Folder = None,
+    config: RecipeOption,
+    data: DataOption = None,
     out: Annotated[Path, typer.Option(help="The run's folder; a run that was interrupted there goes on.")] = Path(
         "run"
     ),
     model: Annotated[
         str | None, typer.Option(help="Another model than the recipe's: torchvision:NAME, timm:NAME.")
     ] = None,
-    settings: Settings = None,
+    settings: SettingsOption = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights, order and augmentation.")] = 0,
     float_from: Annotated[Path | None, typer.Option(help="Start from this float checkpoint.", dir_okay=False)] = None,
     float_only: Annotated[bool, typer.Option("--float-only", help="Train the float model, nothing else.")] = False,
     threads: Threads = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")] = False,
-    download: Download = True,
+    download: DownloadOption = True,
     as_json: Json = False,
 ) -> None:
     """Train a recipe: a float model, a ternary model from it, and the converted network. Under torchrun, on several."""
@@ -179,11 +191,11 @@ _FIGURES = (
 @app.command(name="eval")
 def evaluate(
     network: Network,
-    config: Config,
-    data: Folder = None,
-    settings: Settings = None,
+    config: RecipeOption,
+    data: DataOption = None,
+    settings: SettingsOption = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
-    download: Download = True,
+    download: DownloadOption = True,
     as_json: Json = False,
 ) -> None:
     """Measure a saved network's accuracy on a recipe's test images."""
@@ -209,47 +221,6 @@ def evaluate(
         if as_json
         else f"{right / test.test_count:.2%} of {test.test_count:,} images, {seconds:.1f} s"
     )
-
-
-@app.command()
-def compare(
-    config: Config,
-    data: Folder = None,
-    rows: Annotated[str, typer.Option(help="Rows, separated by commas; 'all', 'ablations'.")] = "all",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of every row.")] = 3,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each run.")] = 1,
-    runs: Annotated[Path | None, typer.Option(help="Folder of the runs; runs/RECIPE by default.")] = None,
-    results: Annotated[Path, typer.Option(help="Folder of the table, the figures and the plot.")] = Path(
-        "docs/results"
-    ),
-    settings: Settings = None,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")] = False,
-    download: Download = True,
-) -> None:
-    """Train quantizers side by side, from the same float networks by the same recipe; write a table and a plot."""
-    from rich.console import Console
-
-    _need_training()
-    from fatnn_rs.train.compare import ABLATIONS, ROWS, CompareOptions
-    from fatnn_rs.train.compare import compare as run_all
-
-    groups = {"all": tuple(ROWS), "ablations": ("fatnn", *ABLATIONS)}
-    options = CompareOptions(
-        recipe=config,
-        runs=runs or Path("runs") / Path(config).stem,
-        results=results,
-        settings=tuple(settings or ()),
-        rows=groups[rows] if rows in groups else _names(rows),
-        name=f"{Path(config).stem}-ablations" if rows == "ablations" else "",
-        seeds=seeds,
-        data=data,
-        jobs=jobs,
-        threads=threads,
-        download=download,
-        cpu=cpu,
-    )
-    run_all(options, Console())
 
 
 def _need_training() -> None:
@@ -332,7 +303,7 @@ def bench(
     ends: Annotated[
         str, typer.Option(help="First and last layer: float, int8, ternary; separated by commas.")
     ] = "float",
-    results: Annotated[Path | None, typer.Option(help="Write a table and figures to RESULTS/<cpu>/<date>.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Write figures to RESULTS/<cpu>/<date>-networks.json.")] = None,
 ) -> None:
     """Time converted networks against other runtimes, in turns: medians, per network and per layer."""
     from rich.console import Console
@@ -342,13 +313,13 @@ def bench(
 
     everyone: dict[str, tuple[str, ...]] = {"all": tuple(PEERS), "none": ()}
     options = command.BenchOptions(
-        models=_names(model),
-        batches=_numbers("--batch", batch),
-        threads=_numbers("--threads", threads),
+        models=split_names(model),
+        batches=split_numbers("--batch", batch),
+        threads=split_numbers("--threads", threads),
         size=size,
-        against=everyone[against] if against in everyone else _names(against),
+        against=everyone[against] if against in everyone else split_names(against),
         rounds=rounds,
-        ends=_names(ends),
+        ends=split_names(ends),
     )
     reports = command.main(options, Console(stderr=True))
     if json_file == Path("-"):
@@ -365,85 +336,15 @@ def bench(
         raise UnsupportedError(f"installed peers that could not be measured: {', '.join(failed)}; the report says why")
 
 
-@app.command()
-def ladder(
-    layers: Annotated[str, typer.Option(help="Layers, separated by commas; 'all' or 'none'.")] = "all",
-    networks: Annotated[str, typer.Option(help="Networks, separated by commas; 'all' or 'none'.")] = "all",
-    rungs: Annotated[str, typer.Option(help="Precisions, separated by commas; 'all'.")] = "all",
-    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8",
-    threads: Annotated[str, typer.Option(help="Numbers of threads, separated by commas; 'all': one, and all.")] = "all",
-    isa: Annotated[str, typer.Option(help="Instruction sets: native, scalar, avx2, ...; 'all' of this CPU.")] = "all",
-    against: Annotated[str, typer.Option(help="Peers, separated by commas; 'all' or 'none'.")] = "all",
-    rounds: Annotated[int, typer.Option(min=3, help="Turns of every candidate in each process.")] = 11,
-    processes: Annotated[int, typer.Option(min=1, help="Processes that measure each cell, one after the other.")] = 3,
-    out: Annotated[Path, typer.Option(help="Folder of what was measured; a ladder interrupted there goes on.")] = Path(
-        "runs/ladder"
-    ),
-    instructions: Annotated[
-        Path | None, typer.Option(help="What `cargo bench --bench instructions` printed.", exists=True, dir_okay=False)
-    ] = None,
-    accuracies: Annotated[Path, typer.Option(help="Folder of the results of `fatnn compare`.")] = Path("docs/results"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here; '-': print them.")] = None,
-    results: Annotated[Path | None, typer.Option(help="Write report, figures, plots to RESULTS/<cpu>/<date>.")] = None,
-    agree: Annotated[
-        tuple[Path, Path] | None, typer.Option(help="Compare two JSON files of ladders instead.", show_default=False)
-    ] = None,
-) -> None:
-    """Time every precision on the same layers and networks, and other runtimes beside them; resumable."""
-    from rich.console import Console
-
-    _need("torch", "torch")
-    from fatnn_rs.bench import PEERS
-    from fatnn_rs.bench import ladder as rows
-    from fatnn_rs.bench.ladder import agree as agreement
-    from fatnn_rs.bench.ladder import command, plan, plots, report
-
-    if agree is not None:
-        compared = agreement.agree(*agree)
-        print(compared)
-        if not compared.holds:
-            raise FatnnError(f"{agree[0]} and {agree[1]} do not agree")
-        return
-    if results is not None:
-        plots.need_matplotlib()
-
-    def chosen(text: str, every: Sequence[str]) -> tuple[str, ...]:
-        return {"all": tuple(every), "none": ()}[text] if text in ("all", "none") else _names(text)
-
-    options = plan.LadderOptions(
-        layers=chosen(layers, tuple(rows.SHAPES)),
-        networks=chosen(networks, tuple(rows.NETWORKS)),
-        rungs=chosen(rungs, tuple(rows.RUNGS)),
-        batches=_numbers("--batch", batch),
-        threads=() if threads == "all" else _numbers("--threads", threads),
-        isas=chosen(isa, plan.isas()),
-        against=chosen(against, tuple(PEERS)),
-        rounds=rounds,
-        processes=processes,
-        out=out,
-    )
-    found = command.ladder(options, Console(stderr=True), instructions, accuracies)
-    if json_file == Path("-"):
-        print(json.dumps(found, indent=1))
-    else:
-        print(report.markdown(found))
-    if json_file is not None and json_file != Path("-"):
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if results is not None:
-        print(f"written to {command.publish(found, results)}", file=sys.stderr)
-    failed = command.failures(found)
-    if failed:
-        raise UnsupportedError(f"not measured: {'; '.join(failed)}; the report says why")
-
-
-def _names(text: str) -> tuple[str, ...]:
+def split_names(text: str) -> tuple[str, ...]:
+    """Split names at commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _numbers(option: str, text: str) -> tuple[int, ...]:
+def split_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Split whole numbers at commas; a :class:`ConfigError` names the option where that fails."""
     try:
-        return tuple(int(name) for name in _names(text))
+        return tuple(int(name) for name in split_names(text))
     except ValueError as error:
         raise ConfigError(f"{option}: expected whole numbers separated by commas, got {text!r}") from error
 

@@ -1,6 +1,7 @@
 """The demonstration, offline on real data: train a float and a ternary network, convert, verify, save, load, time.
 
-The data are scikit-learn's 8x8 digits, a fifth of them held out. Every figure in the table is measured in this run.
+Each seed is one run of the recipe ``digits``, shortened, by the ordinary training code. The data are scikit-learn's 8x8
+digits, a fifth of them held out. Every figure in the table is measured in this run.
 """
 
 from __future__ import annotations
@@ -8,36 +9,44 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
 import fatnn_rs
 from fatnn_rs import demo_report
+from fatnn_rs.bench.timing import PAUSE_SECONDS, interleaved
 from fatnn_rs.convert import TernaryNetwork
-from fatnn_rs.convert.levels import act_of
-from fatnn_rs.errors import ConfigError, ConversionError, FatnnError
-from fatnn_rs.models.digits import DigitsNet
-from fatnn_rs.nn import TernaryLayer
+from fatnn_rs.errors import ConfigError, FatnnError
+from fatnn_rs.machine import usable_cpus
 from fatnn_rs.operations import products_of
-from fatnn_rs.ops import prepack
-from fatnn_rs.train.digits import Digits, Epoch, accuracy, fit, load_digits
-from fatnn_rs.train.timing import interleaved_medians
+from fatnn_rs.train.data import Data, load_data
+from fatnn_rs.train.loop import TrainOptions, train
+from fatnn_rs.train.models import build_model
+from fatnn_rs.train.recipe import load_recipe
+from fatnn_rs.train.run import read_state
 
 __all__ = ["TERNARY_GAP", "TERNARY_MEAN", "DemoOptions", "main"]
 
 #: Targets of the demonstration: least mean accuracy of the ternary networks, and how far it may lie below float's.
 TERNARY_MEAN = 0.985
 TERNARY_GAP = 0.007
+
+_RECIPE = "digits"
+
+#: What the processes that train import before they are forked.
+_PRELOADED = ["fatnn_rs.demo", "sklearn.model_selection", "torch._dynamo"]
 
 
 @dataclass(frozen=True)
@@ -47,45 +56,42 @@ class DemoOptions:
     Parameters
     ----------
     seeds
-        How many networks to train, from seed 0 on; the first one is timed and saved.
+        How many networks to train, from seed 0 on; the first one is timed and kept.
     float_epochs, ternary_epochs
         Length of training.
     out
-        Directory for the network, the picture and the figures; made where it is missing.
+        Directory for the network, the picture, the figures and the training runs; made where it is missing.
     json_path
         Where to write the figures; ``out/demo.json`` by default.
     picture
         Whether to draw (needs matplotlib).
-    seconds
-        Time for each of the latency measurements.
+    rounds
+        Turns of every call in the latency measurements.
     """
 
     seeds: int = 3
-    float_epochs: int = 8
-    ternary_epochs: int = 12
+    float_epochs: int = 6
+    ternary_epochs: int = 10
     out: Path = field(default_factory=lambda: Path("demo-output"))
     json_path: Path | None = None
     picture: bool = True
-    seconds: float = 0.6
+    rounds: int = 15
 
     def __post_init__(self) -> None:
         """Validate."""
-        for name in ("seeds", "float_epochs", "ternary_epochs"):
+        for name in ("seeds", "float_epochs", "ternary_epochs", "rounds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.seconds <= 0:
-            raise ConfigError(f"seconds must be positive, got {self.seconds}")
 
-
-@dataclass
-class Trained:
-    """What one seed gave."""
-
-    seed: int
-    float_model: nn.Module
-    ternary_model: nn.Module
-    float_history: list[Epoch]
-    ternary_history: list[Epoch]
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Changes of the recipe: shorter phases, with a warm-up in proportion."""
+        phases = {"float": self.float_epochs, "ternary": self.ternary_epochs}
+        return tuple(
+            f"{phase}.{key}={value}"
+            for phase, epochs in phases.items()
+            for key, value in (("epochs", epochs), ("warmup_epochs", epochs / 8))
+        )
 
 
 def main(options: DemoOptions | None = None, console: Console | None = None) -> dict[str, Any]:
@@ -105,26 +111,19 @@ def main(options: DemoOptions | None = None, console: Console | None = None) -> 
 
     Raises
     ------
-    ConversionError
-        Where a code differs between the model and the converted network, or the network loaded from its file does not
-        answer as the converted one does.
     FatnnError
-        Where the targets are missed although as many networks were trained, and for as long, as by default; everything
-        is written and shown before.
+        A training run failed: a code or the class of an image differs between PyTorch and Rust, for instance. Or the
+        targets are missed although as many networks were trained, and for as long, as by default; everything is
+        written and shown before.
     UnsupportedError
-        Where scikit-learn or, with ``picture``, matplotlib is missing.
+        Where matplotlib is missing and ``picture`` asks for it.
     """
     options = DemoOptions() if options is None else options
     console = Console() if console is None else console
     if options.picture:
         demo_report.require_matplotlib()
     options.out.mkdir(parents=True, exist_ok=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        result = _measure(options, console)
-    finally:
-        torch.set_num_threads(threads)
+    result = _measure(options, console)
     json_path = options.json_path or options.out / "demo.json"
     result["files"]["figures"] = str(json_path)
     json_path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,154 +154,112 @@ def _targets(average: dict[str, float], options: DemoOptions) -> dict[str, Any]:
 def _measure(options: DemoOptions, console: Console) -> dict[str, Any]:
     """Everything but the writing and the showing of figures."""
     started = time.perf_counter()
-    data = load_digits()
-    seeds = _train_all(options, data, console)
+    recipe = load_recipe(_RECIPE, options.settings)
+    data = load_data(recipe, None)
+    folders = [options.out / "runs" / f"seed-{seed}" for seed in range(options.seeds)]
+    _train_all(options, folders, console)
     trained_at = time.perf_counter()
 
+    runs = [_figures(seed, folder) for seed, folder in enumerate(folders)]
     path = options.out / "digits.safetensors"
-    runs, networks = [], []
-    for trained in seeds:
-        figures, network = _deploy(trained, data, path)
-        runs.append(figures)
-        networks.append(network)
-    # Every seed was saved and loaded; the file that stays is the first one's.
-    first = networks[0]
-    fatnn_rs.save(first, path)
-
+    shutil.copyfile(folders[0] / "net.safetensors", path)
+    network = fatnn_rs.load(path)
+    float_model = build_model(recipe, data.classes)
+    float_model.load_state_dict(read_state(folders[0] / "float.pt")["model"])
     average = {key: mean(run[key] for run in runs) for key in ("float_accuracy", "ternary_accuracy", "rust_accuracy")}
+    codes = _codes(network)
     result: dict[str, Any] = {
-        "data": {"train": len(data.train_x), "test": len(data.test_x), "split": "stratified, seed 0"},
+        "data": {"train": data.train_count, "test": data.test_count, "split": "stratified, seed 0"},
         "options": {"seeds": options.seeds, "epochs": [options.float_epochs, options.ternary_epochs]},
         "runs": runs,
         "mean": average,
         "targets": _targets(average, options),
         "codes_total": sum(run["codes_total"] for run in runs),
         "codes_different": sum(run["codes_different"] for run in runs),
-        "sizes": _sizes(seeds[0], first, path),
-        "latency_ms": _latencies(seeds[0].float_model, first, data.test_x, options.seconds),
+        "sizes": _sizes(float_model, network, codes, path),
+        "latency_ms": _latencies(float_model, network, data, options.rounds),
         "cpu": fatnn_rs.cpu_info(),
         "versions": {"torch": torch.__version__},
         "files": {"network": str(path)},
     }
     if options.picture:
         picture = options.out / "demo.png"
-        demo_report.draw(
-            [(run.seed, run.float_history, run.ternary_history) for run in seeds],
-            {name: layer.ternary_weight() for name, layer in _ternary(seeds[0].ternary_model).items()},
-            picture,
-        )
+        demo_report.draw(runs, codes, picture)
         result["files"]["picture"] = str(picture)
     result["seconds"] = {"training": trained_at - started, "total": time.perf_counter() - started}
     return result
 
 
-def _train_all(options: DemoOptions, data: Digits, console: Console) -> list[Trained]:
-    """Train the seeds side by side, each on one thread (up to two a core, so that none idles when one ends early).
+def _train_all(options: DemoOptions, folders: Sequence[Path], console: Console) -> None:
+    """Train the seeds in processes of one thread each, up to two per CPU so that none idles when one ends early.
 
-    One thread each, because layers this small gain little from more, and because results are then the same on every
-    number of cores. Making networks (torch's global random generator) and preparing them (``torch.fx`` patches torch
-    while it traces) stay outside the threads.
+    Layers this small gain little from more threads, and results do not depend on the number of cores.
     """
-    floats: list[nn.Module] = []
-    with torch.random.fork_rng(devices=[]):
-        for seed in range(options.seeds):
-            torch.manual_seed(seed)
-            floats.append(DigitsNet())
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    context: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    context.set_forkserver_preload(_PRELOADED)  # imports take longer than a phase of training
+    workers = min(options.seeds, 2 * usable_cpus())
     with (
         Progress(*columns, console=console, transient=True) as progress,
-        ThreadPoolExecutor(
-            min(options.seeds, 2 * (os.cpu_count() or 1)), initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool,
+        ProcessPoolExecutor(workers, context) as pool,
     ):
-        total = options.float_epochs + options.ternary_epochs
-        tasks = [progress.add_task(f"seed {seed}", total=total, state="waiting") for seed in range(options.seeds)]
-
-        def report(seed: int, kind: str) -> Callable[[Epoch], None]:
-            def update(epoch: Epoch) -> None:
-                progress.update(tasks[seed], advance=1, state=f"{kind} {epoch.test_accuracy:.1%}")
-
-            return update
-
-        def train_float(seed: int) -> list[Epoch]:
-            epochs, on_epoch = options.float_epochs, report(seed, "float")
-            return fit(floats[seed], data, epochs=epochs, lr=5e-3, seed=seed, on_epoch=on_epoch)
-
-        def train_ternary(seed: int) -> list[Epoch]:
-            epochs, on_epoch = options.ternary_epochs, report(seed, "ternary")
-            teacher = floats[seed]
-            return fit(
-                ternaries[seed], data, epochs=epochs, lr=6e-3, seed=seed + 1000, teacher=teacher, on_epoch=on_epoch
-            )
-
-        float_histories = list(pool.map(train_float, range(options.seeds)))
-        calibration = data.train_x[:512]
-        ternaries = [fatnn_rs.prepare(copy.deepcopy(model), example_inputs=calibration) for model in floats]
-        ternary_histories = list(pool.map(train_ternary, range(options.seeds)))
-    columns_of_runs = zip(floats, ternaries, float_histories, ternary_histories, strict=True)
-    return [Trained(seed, *parts) for seed, parts in enumerate(columns_of_runs)]
+        task = progress.add_task("training networks", total=options.seeds)
+        runs = [pool.submit(_train, options.settings, seed, folder) for seed, folder in enumerate(folders)]
+        for run in as_completed(runs):
+            run.result()
+            progress.advance(task)
 
 
-def _deploy(trained: Trained, data: Digits, path: Path) -> tuple[dict[str, Any], TernaryNetwork]:
-    """Convert, verify on the whole test set, save, load and run one network."""
-    model = trained.ternary_model.eval()
-    network = fatnn_rs.convert(model, data.test_x[:8])
-    check = fatnn_rs.verify(model, network, data.test_x)
-    fatnn_rs.save(network, path)
-    loaded = fatnn_rs.load(path)
-    if check.codes_different:
-        raise ConversionError(
-            f"{check.codes_different} of {check.codes_total} codes of the converted network differ from the model's"
-        )
-    if not torch.equal(_answers(loaded, data.test_x), _answers(network, data.test_x)):
-        raise ConversionError(f"{path}: the loaded network does not answer as the converted one does")
-    figures = {
-        "seed": trained.seed,
-        "float_accuracy": accuracy(trained.float_model.eval(), data.test_x, data.test_y),
-        "ternary_accuracy": accuracy(model, data.test_x, data.test_y),
-        "rust_accuracy": accuracy(loaded, data.test_x, data.test_y),
-        "codes_total": int(check.codes_total),
-        "codes_different": int(check.codes_different),
-        "max_abs_diff": float(check.max_abs_diff),
-        "top1_agreement": check.top1_agreement,
-        "float_history": [asdict(epoch) for epoch in trained.float_history],
-        "ternary_history": [asdict(epoch) for epoch in trained.ternary_history],
+def _train(settings: Sequence[str], seed: int, folder: Path) -> None:
+    """Run the recipe into an empty folder; in a process of its own, whose number of threads this sets."""
+    torch.set_num_threads(1)
+    if folder.exists():  # a demonstration measures anew
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    with (folder / "output.txt").open("w", encoding="utf-8") as file:
+        train(load_recipe(_RECIPE, settings), TrainOptions(folder, seed=seed, cpu=True), Console(file=file))
+
+
+def _figures(seed: int, folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    names = ("float_accuracy", "ternary_accuracy", "rust_accuracy", "codes_total", "codes_different")
+    histories = {
+        f"{phase}_history": [
+            {name: line[name] for name in ("epoch", "loss", "test_accuracy")}
+            for line in result["log"]
+            if line["phase"] == phase
+        ]
+        for phase in ("float", "ternary")
     }
-    return figures, loaded
+    return {"seed": seed, **{name: result[name] for name in names}, **histories}
 
 
-@torch.no_grad()
-def _answers(network: nn.Module, x: Tensor) -> Tensor:
-    answers: Tensor = network(x)
-    return answers
+def _codes(network: TernaryNetwork) -> dict[str, Tensor]:
+    """Ternary layer → its weight codes."""
+    graph = network.graph
+    return {
+        node.layer or node.name: graph.tensors[node.tensors["weight"]]
+        for node in graph.nodes
+        if products_of(node.op) == "codes"
+    }
 
 
-def _ternary(model: nn.Module) -> dict[str, TernaryLayer]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, TernaryLayer)}
-
-
-def _sizes(trained: Trained, network: TernaryNetwork, path: Path) -> dict[str, int]:
+def _sizes(model: nn.Module, network: TernaryNetwork, codes: dict[str, Tensor], path: Path) -> dict[str, int]:
     """Bytes: the float network and the file; the ternary layers' weights in float32 and packed for the kernels.
 
-    Packed weights are those of the layers that the network runs, in the layout of this CPU's kernel, padding included.
+    Packed weights are in the layout of this CPU's kernels, padding included.
     """
-    layers = _ternary(trained.ternary_model).values()
-    graph = network.graph
-    ternary = [node for node in graph.nodes if products_of(node.op) == "codes"]
-    packed = [
-        prepack(graph.tensors[node.tensors["weight"]], node.attrs["groups"], act_of(node.attrs)) for node in ternary
-    ]
-    float_state = trained.float_model.state_dict().values()
+    products = [product for segment in network.segments for product in segment.network.products]
     return {
-        "float_network_bytes": sum(tensor.numel() * tensor.element_size() for tensor in float_state),
+        "float_network_bytes": sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()),
         "file_bytes": path.stat().st_size,
-        "ternary_layers_float_bytes": sum(layer.weight.numel() * 4 for layer in layers),
-        "ternary_layers_packed_bytes": sum(blob.numel() for blob in packed),
+        "ternary_layers_float_bytes": sum(4 * weight.numel() for weight in codes.values()),
+        "ternary_layers_packed_bytes": sum(size for _, _, size in products),
     }
 
 
 @torch.inference_mode()
-def _latencies(model: nn.Module, network: nn.Module, x: Tensor, seconds: float) -> list[dict[str, Any]]:
+def _latencies(model: nn.Module, network: nn.Module, data: Data, rounds: int) -> list[dict[str, Any]]:
     """Milliseconds of torch's float network (in the better of two memory layouts) and of the Rust network."""
     model = copy.deepcopy(model).eval()
     channels_last = copy.deepcopy(model).to(memory_format=torch.channels_last)
@@ -313,13 +270,14 @@ def _latencies(model: nn.Module, network: nn.Module, x: Tensor, seconds: float) 
             torch.set_num_threads(threads)
             fatnn_rs.set_num_threads(threads)
             for batch in (1, 64):
-                images = x[:batch].contiguous()
+                images = next(iter(data.test_batches(batch)))[0].contiguous()
                 calls = {
                     "torch": lambda images=images: model(images),
                     "torch_channels_last": lambda images=images: channels_last(images),
                     "rust": lambda images=images: network(images),
                 }
-                times = {name: 1e3 * value for name, value in interleaved_medians(calls, seconds).items()}
+                seconds = interleaved(calls, rounds, PAUSE_SECONDS if threads > 1 else 0.0)
+                times = {name: 1e3 * median(values) for name, values in seconds.items()}
                 best = min(times["torch"], times["torch_channels_last"])
                 rows.append({"batch": batch, "threads": threads, **times, "speedup": best / times["rust"]})
     finally:

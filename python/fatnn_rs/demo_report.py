@@ -10,7 +10,6 @@ from rich.table import Table
 from torch import Tensor
 
 from fatnn_rs.errors import UnsupportedError
-from fatnn_rs.train.digits import Epoch
 
 __all__ = ["draw", "require_matplotlib", "show", "targets_line"]
 
@@ -102,13 +101,13 @@ def show(result: dict[str, Any], console: Console) -> None:
         console.print(f"{name}: {path}", soft_wrap=True, highlight=False)
 
 
-def draw(histories: list[tuple[int, list[Epoch], list[Epoch]]], codes: dict[str, Tensor], path: Path) -> None:
+def draw(runs: list[dict[str, Any]], codes: dict[str, Tensor], path: Path) -> None:
     """Draw training curves and the share of each weight code per layer.
 
     Parameters
     ----------
-    histories
-        Seed, float training, ternary training.
+    runs
+        The figures of every seed.
     codes
         Layer → int8 codes.
     path
@@ -120,13 +119,13 @@ def draw(histories: list[tuple[int, list[Epoch], list[Epoch]]], codes: dict[str,
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     loss, score, bars = figure.subplots(1, 3)
-    for seed, wide, narrow in histories:
-        for history, colour, name in ((wide, "tab:blue", "float"), (narrow, "tab:orange", "ternary")):
-            start = len(wide) if history is narrow else 0
-            steps = [start + epoch.epoch for epoch in history]
-            label = name if seed == histories[0][0] else None
-            loss.plot(steps, [epoch.loss for epoch in history], color=colour, label=label, alpha=0.7)
-            score.plot(steps, [100 * epoch.test_accuracy for epoch in history], color=colour, label=label, alpha=0.7)
+    for run in runs:
+        for name, colour, start in (("float", "tab:blue", 0), ("ternary", "tab:orange", len(run["float_history"]))):
+            history = run[f"{name}_history"]
+            steps = [start + epoch["epoch"] for epoch in history]
+            style = {"color": colour, "label": name if run is runs[0] else None, "alpha": 0.7}
+            loss.plot(steps, [epoch["loss"] for epoch in history], **style)
+            score.plot(steps, [100 * epoch["test_accuracy"] for epoch in history], **style)
     loss.set(title="training loss (ternary: with distillation)", xlabel="epoch", ylabel="cross-entropy")
     score.set(title="accuracy on held-out digits", xlabel="epoch", ylabel="%", ylim=(90, 100))
     loss.legend()

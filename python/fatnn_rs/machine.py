@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fatnn_rs import _core
 
-__all__ = ["AMX", "Machine", "here", "usable_cpus"]
+__all__ = ["AMX", "Machine", "usable_cpus"]
 
 #: Processor flags that decide which kernels the compared runtimes can use.
 FLAGS = (
@@ -82,6 +82,29 @@ class Machine:
     commit: str | None
     date: str
 
+    @classmethod
+    def current(cls) -> Machine:
+        """Record this machine now."""
+        cpuinfo = _cpuinfo()
+        stated = set(re.split(r"\s+", f"{cpuinfo.get('flags', '')} {cpuinfo.get('Features', '')}"))
+        identity = [cpuinfo.get(key, "") for key in ("cpu family", "model", "stepping")]
+        clock = cpuinfo.get("cpu MHz", "")
+        return cls(
+            cpu=cpuinfo.get("model name") or platform.processor() or platform.machine(),
+            cpu_id="-".join(part for part in identity if part),
+            cpus=usable_cpus(),
+            flags=tuple(flag for flag in FLAGS if flag in stated),
+            clock_mhz=float(clock) if clock else None,
+            load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+            kernels=tuple(_core.cpu_info()["kernels"]),
+            system=f"{platform.system()} {platform.machine()}",
+            python=platform.python_version(),
+            versions={name: version for name in PACKAGES if (version := _version(name)) is not None},
+            environment={name: os.environ[name] for name in VARIABLES if name in os.environ},
+            commit=_commit(),
+            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+
     @property
     def slug(self) -> str:
         """Name for a directory: ``intel-xeon-processor-6-167-1``."""
@@ -113,29 +136,6 @@ class Machine:
             + f", python {self.python}, commit {self.commit or 'unknown'}, {self.date}",
             f"environment: {environment or 'nothing set that changes speed'}",
         ]
-
-
-def here() -> Machine:
-    """Record this machine now."""
-    cpuinfo = _cpuinfo()
-    stated = set(re.split(r"\s+", f"{cpuinfo.get('flags', '')} {cpuinfo.get('Features', '')}"))
-    identity = [cpuinfo.get(key, "") for key in ("cpu family", "model", "stepping")]
-    clock = cpuinfo.get("cpu MHz", "")
-    return Machine(
-        cpu=cpuinfo.get("model name") or platform.processor() or platform.machine(),
-        cpu_id="-".join(part for part in identity if part),
-        cpus=usable_cpus(),
-        flags=tuple(flag for flag in FLAGS if flag in stated),
-        clock_mhz=float(clock) if clock else None,
-        load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        kernels=tuple(_core.cpu_info()["kernels"]),
-        system=f"{platform.system()} {platform.machine()}",
-        python=platform.python_version(),
-        versions={name: version for name in PACKAGES if (version := _version(name)) is not None},
-        environment={name: os.environ[name] for name in VARIABLES if name in os.environ},
-        commit=_commit(),
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    )
 
 
 def usable_cpus() -> int:

@@ -119,9 +119,9 @@ def load_numpy(
         The file cannot be read.
     """
     bounds = checked_limits(max_bytes, max_macs)
-    graph, text, arrays = _read(path)
-    network = _core.Network(text, arrays, None, None, *bounds)
-    return NumpyNetwork(network, graph["outputs"], _report(graph, text, arrays, in_engine=True), graph.get("arguments"))
+    graph, file = _read(path)
+    network = _core.Network(*file, None, *bounds)
+    return NumpyNetwork(network, graph["outputs"], _report(graph, file, in_engine=True), graph.get("arguments"))
 
 
 def checked_limits(max_bytes: Any, max_macs: Any) -> tuple[int | None, int | None]:
@@ -171,33 +171,37 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     FormatError, OSError
         As :func:`load_numpy`.
     """
-    graph, text, arrays = _read(path)
+    graph, file = _read(path)
     try:
-        _core.Network(text, arrays, None, None, _core.MAX_BYTES, _core.MAX_MACS)
+        _core.Network(*file, None, _core.MAX_BYTES, _core.MAX_MACS)
     except LimitError as error:
-        report = _report(graph, text, arrays, in_engine=True)
+        report = _report(graph, file, in_engine=True)
         return Report(report.rows, (*report.notes, f"above the default limits: {error}"))
     except UnsupportedError as error:
-        report = _report(graph, text, arrays, in_engine=False)
+        report = _report(graph, file, in_engine=False)
         return Report(report.rows, (*report.notes, f"needs torch to run: {error}"))
-    return _report(graph, text, arrays, in_engine=True)
+    return _report(graph, file, in_engine=True)
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str, dict[str, npt.NDArray[Any]]]:
-    """Graph, its text, and tensors of a file."""
+#: A graph's text, its tensors, and the types of those that are codes.
+_File = tuple[str, dict[str, npt.NDArray[Any]], dict[str, str]]
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], _File]:
+    """Graph of a file, and what the file holds."""
     if Path(path).is_dir():
         raise IsADirectoryError(f"{os.fspath(path)!r} is a directory; give the file that fatnn_rs.save wrote")
-    text, arrays = _core.load(os.fspath(path))
+    file = _core.load(os.fspath(path))
     try:
-        graph = json.loads(text)
+        graph = json.loads(file[0])
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{os.fspath(path)!r}: the graph is not JSON ({error}); get the file again") from error
     if not isinstance(graph, dict) or not isinstance(graph.get("nodes"), list) or "outputs" not in graph:
         raise FormatError(f"{os.fspath(path)!r}: the graph has no nodes or no outputs; get the file again")
-    return graph, text, arrays
+    return graph, file
 
 
-def _report(graph: dict[str, Any], text: str, arrays: dict[str, npt.NDArray[Any]], in_engine: bool) -> Report:
+def _report(graph: dict[str, Any], file: _File, in_engine: bool) -> Report:
     """Describe a file's graph."""
     rows = tuple(
         ReportRow(
@@ -209,7 +213,7 @@ def _report(graph: dict[str, Any], text: str, arrays: dict[str, npt.NDArray[Any]
             packed_bytes=row["packed_bytes"],
             note=row["note"],
         )
-        for row in _core.graph_report(text, arrays)
+        for row in _core.graph_report(*file)
     )
     return Report(rows, tuple(graph.get("notes", ())))
 

@@ -29,7 +29,7 @@ class Operation:
         Name → type (``"int"``, ``"float"``, ``"bool"``, ``"str"``, or ``"list"`` of integers), and
         whether it may be absent.
     tensors
-        Role → dtype, and whether it must be there.
+        Role → types that the tensor may have, and whether it must be there.
     reads_codes, makes_codes
         Whether the first value that it reads, and its result, are codes; others are floats.
     signature
@@ -52,7 +52,7 @@ class Operation:
     name: str
     inputs: tuple[int, int | None]
     attrs: Mapping[str, tuple[str, bool]]
-    tensors: Mapping[str, tuple[str, bool]]
+    tensors: Mapping[str, tuple[tuple[str, ...], bool]]
     reads_codes: bool
     makes_codes: bool
     signature: str

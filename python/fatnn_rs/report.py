@@ -11,11 +11,7 @@ from fatnn_rs import _core
 from fatnn_rs.operations import OPERATIONS, products_of
 from fatnn_rs.table import render
 
-__all__ = ["TRITS", "TWO_BIT", "Report", "ReportRow", "macs", "packed_weight_bytes", "runs"]
-
-#: Trits, and weights of two bits, in a byte of the file.
-TRITS = 5
-TWO_BIT = 4
+__all__ = ["Report", "ReportRow", "macs", "packed_weight_bytes", "runs"]
 
 
 @dataclass(frozen=True)
@@ -146,9 +142,8 @@ def macs(op: str, shape: Sequence[int], weight: Sequence[int] | None) -> int:
     return _core.macs(op, shape, weight) if op in OPERATIONS else 0
 
 
-def packed_weight_bytes(op: str, weight: Sequence[int] | None, two_bit: bool) -> int:
-    """Bytes of an operation's ternary weights, five to a byte, of two bits, four to a byte, or of its int8 weights."""
-    products = products_of(op)
-    if weight is None or products not in ("codes", "int8"):
+def packed_weight_bytes(op: str, weight: Sequence[int] | None, dtype: str) -> int:
+    """Bytes in a file of weights of such a shape and type, where they are codes or int8."""
+    if weight is None or products_of(op) not in ("codes", "int8"):
         return 0
-    return math.prod(weight) if products == "int8" else -(-math.prod(weight) // (TWO_BIT if two_bit else TRITS))
+    return _core.file_bytes(dtype, math.prod(weight))

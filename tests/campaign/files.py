@@ -19,6 +19,9 @@ import numpy as np
 
 from campaign.outcome import FINDING, OK, REFUSED, Outcome, described, is_ours, normal, refusal
 
+#: Names of types and modes, which mean something in other places than they stand.
+_WORDS = ("uint2", "binary", "half", "full", "ternary", "two-bit", "float32", "int64", "reflect")
+
 #: Names of the saved networks that mutations start from; `make_bases` writes them.
 BASES = (
     "resnet float",
@@ -37,7 +40,7 @@ BASES = (
 _FOLDER = ""
 
 _SIZES = {"F32": 4, "I32": 4, "I64": 8, "I8": 1, "U8": 1, "F16": 2, "BF16": 2, "F64": 8, "BOOL": 1, "U64": 8, "I16": 2}
-_KINDS = {"F32": "f32", "I32": "i32", "I64": "i64", "I8": "i8"}
+_KINDS = {"F32": "float32", "I32": "int32", "I64": "int64", "I8": "int8"}
 
 
 def make_bases(folder: str) -> None:
@@ -133,10 +136,9 @@ class Forged:
         for name in sorted(self.header, key=lambda name: name.encode("utf-8", "surrogatepass")):
             info = self.header[name]
             kind, shape = _KINDS.get(info["dtype"], "?"), info["shape"]
-            for packed in ("ternary", "two_bit"):
-                table = self.entry.get(packed)
-                if isinstance(table, dict) and name in table:
-                    kind, shape = packed if info["dtype"] == "U8" else kind, table[name]
+            table = self.entry.get("tensors")
+            if isinstance(table, dict) and name in table:
+                kind, shape = table[name]["dtype"] if info["dtype"] == "U8" else kind, table[name]["shape"]
             part(name.encode("utf-8", "surrogatepass"))
             part(kind.encode())
             part(b"".join(struct.pack("<Q", size) for size in shape))
@@ -147,7 +149,9 @@ class Forged:
         """Write the file; its checksum fits."""
         text = self.graph_text or json.dumps(self.graph, sort_keys=True, separators=(",", ":"))
         entry = {**self.entry, "graph": text}
-        with contextlib.suppress(TypeError, KeyError, struct.error):  # some files have no checksum that fits
+        with contextlib.suppress(
+            TypeError, KeyError, AttributeError, struct.error
+        ):  # some files have no checksum that fits
             entry["sha256"] = self.digest(text)
         header: dict[str, Any] = {"__metadata__": {"fatnn-rs": json.dumps(entry)}}
         at, content = 0, b""
@@ -238,13 +242,14 @@ class Mutator:
         names = [node.get("name") for node in nodes if isinstance(node, dict)]
         ops = [node["op"] for graph in self.others for node in graph["nodes"]]
         tensors = list(self.forged.header)
-        return [str(name) for name in (*names, *sorted(set(ops)) * 2, *tensors, "uint2", "binary", "half", "reflect")]
+        return [str(name) for name in (*names, *sorted(set(ops)) * 2, *tensors, *_WORDS)]
 
     def graph(self) -> None:
         graph = self.forged.graph
         nodes = graph.get("nodes") if isinstance(graph, dict) else None
         paths = _paths(graph)
-        inner = [path for path in paths if "attrs" in path or "shape" in path or "outputs" in path or "notes" in path]
+        places = {"attrs", "shape", "dtype", "outputs", "notes"}
+        inner = [path for path in paths if places & set(path)]
         path = self.rng.choice(inner if inner and self.rng.random() < 0.6 else paths)
         action = self.rng.random()
         where = "f.graph" + _subscripts(path)
@@ -291,8 +296,8 @@ class Mutator:
         name = r.choice(list(header))
         info, size = header[name], len(self.forged.data[name])
         where = f"f.header[{name!r}]"
-        packed = [key for key in ("ternary", "two_bit") if name in (self.forged.entry.get(key) or {})]
-        shape = (self.forged.entry[packed[0]][name] if packed else info["shape"]) or [1]
+        packed = name in (self.forged.entry.get("tensors") or {})
+        shape = (self.forged.entry["tensors"][name] if packed else info)["shape"] or [1]
         new = r.choice(
             (
                 list(reversed(shape)),
@@ -313,14 +318,17 @@ class Mutator:
         action = r.randrange(9)
         if action < 3:
             fits = not packed and all(isinstance(n, int) and 0 <= n < 1 << 30 for n in new)
-            place = f"f.entry[{packed[0]!r}][{name!r}]" if packed else f"{where}['shape']"
-            self.apply("tensor shape", f"{place} = {new!r}")
+            place = f"f.entry['tensors'][{name!r}]" if packed else where
+            self.apply("tensor shape", f"{place}['shape'] = {new!r}")
             if fits and r.random() < 0.8:
                 wanted = int(np.prod(new, dtype=object)) * _SIZES.get(info["dtype"], 1)
                 if wanted < 1 << 22:
                     self.apply(
                         "fit", f"f.data[{name!r}] = (f.data[{name!r}] * {wanted // max(size, 1) + 1})[:{wanted}]"
                     )
+        elif action == 3 and packed and r.random() < 0.5:
+            other = r.choice(("binary", "ternary", "two-bit", "int8", "float32", "codes", None, 3))
+            self.apply("packed dtype", f"f.entry['tensors'][{name!r}]['dtype'] = {other!r}")
         elif action == 3:
             self.apply("tensor dtype", f"{where}['dtype'] = {r.choice(list(_SIZES))!r}")
         elif action == 4:
@@ -341,7 +349,7 @@ class Mutator:
             self.apply("tensor offsets", f"{where}['forged_offsets'] = {value!r}")
 
     def meta(self) -> None:
-        key = self.rng.choice(("version", "ternary", "two_bit", "graph"))
+        key = self.rng.choice(("version", "tensors", "graph"))
         if key == "graph":
             text = self.rng.choice(
                 ("", "null", "[]", "{}", "NaN", "1e999", '{"nodes": [], "outputs": {}}', "{", "\\ud800")

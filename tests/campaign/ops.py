@@ -217,7 +217,7 @@ CORE: dict[str, tuple[tuple[str, str], ...]] = {
         *(("l", "{stride}"), ("l", "{padding}"), ("l", "{dilation}"), ("b", "False")),
         ("a", "np.zeros(({n}, *acc.shape[2:], {o}), np.float32)"),
     ),
-    "_core.save": (("s", "'net'"), ("s", "'{{}}'"), ("l", "{{'w': weight.numpy(), 'x': x.numpy()}}"), ("l", "[]")),
+    "_core.save": (("s", "'net'"), ("s", "'{{}}'"), ("l", "{{'w': weight.numpy(), 'x': x.numpy()}}"), ("l", "{{}}")),
     "_core.load": (("s", "'absent'"),),
     "_core.Network": (("s", "'{{}}'"), ("l", "{{}}"), ("l", "[]")),
     "_core.Network.load": (("s", "'absent'"),),

@@ -22,7 +22,7 @@ from fatnn_rs.bench.timing import PAUSE_SECONDS, interleaved
 from fatnn_rs.convert import TernaryNetwork, summary
 from fatnn_rs.convert.checks import check_inputs
 from fatnn_rs.errors import ConfigError, InputError
-from fatnn_rs.machine import AMX, here
+from fatnn_rs.machine import AMX, Machine
 from fatnn_rs.nn import QuantizedLayer
 
 __all__ = ["bench"]
@@ -97,7 +97,7 @@ def bench(
     _check_number("rounds", rounds, _FEWEST_ROUNDS)
     _check_model(float_model)
     report = progress or _no_progress
-    machine = here()
+    machine = Machine.current()
     rows = [Candidate(name, PEERS[name], PeerRow(name, PEERS[name].describe, NO_MODEL)) for name in names]
     with tempfile.TemporaryDirectory(prefix="fatnn-bench-") as folder, threads_of_all(threads), torch.inference_mode():
         answer = list(arrays_of(net(*arguments)))

@@ -120,7 +120,7 @@ def main(options: BenchOptions, console: Console) -> list[BenchReport]:
 
 
 def write_results(reports: Sequence[BenchReport], folder: Path) -> Path:
-    """Write reports as text and JSON to ``folder/<cpu>/<date>-networks.txt`` and ``.json``.
+    """Write reports as JSON to ``folder/<cpu>/<date>-networks.json``.
 
     A second run on the same day gets a number rather than the first one's place.
 
@@ -145,7 +145,6 @@ def write_results(reports: Sequence[BenchReport], folder: Path) -> Path:
         raise FatnnError("there are no reports to write")
     path = reports[0].machine.results_file(folder, "networks")
     path.write_text(to_json(reports) + "\n", encoding="utf-8")
-    path.with_suffix(".txt").write_text("\n\n\n".join(map(str, reports)) + "\n", encoding="utf-8")
     return path
 
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from fatnn_rs.errors import UnsupportedError
-from fatnn_rs.machine import here
+from fatnn_rs.machine import Machine
 
 __all__ = ["Task"]
 
 
 def _saturates() -> bool:
     """Whether products of eight bits are added up in 16 here: AVX2 and AVX-512 without VNNI."""
-    flags = here().flags
+    flags = Machine.current().flags
     return "avx2" in flags and not {"avx_vnni", "avx512_vnni"} & set(flags)
 
 

@@ -1,4 +1,4 @@
-"""The networks that ``fatnn bench`` and ``fatnn ladder`` know by name. Nothing else in the package does.
+"""The networks that ``fatnn bench`` knows by name, and the ladder in ``benches/ladder``.
 
 Weights are random and BatchNorm is randomised, for time depends on neither; the answers are compared all the same.
 """
@@ -72,9 +72,11 @@ def _mlp() -> nn.Module:
     return nn.Sequential(*first, *hidden, *copy.deepcopy(hidden), nn.Linear(width, 10))
 
 
+_TORCHVISION = ("resnet18", "resnet34", "resnet50", "vgg16_bn", "mobilenet_v2")
+
 #: Name → network.
 NETWORKS: dict[str, Network] = {
-    **{name: Network(_torchvision(name), 3, 224) for name in ("resnet18", "resnet34", "resnet50", "vgg16_bn")},
+    **{name: Network(_torchvision(name), 3, 224) for name in _TORCHVISION},
     "cifar-resnet20": Network(resnet20, 3, 32, sizes_free=False),
     "cifar-resnet32": Network(resnet32, 3, 32, sizes_free=False),
     "cifar-resnet20-conv": Network(partial(resnet20, shortcut="conv"), 3, 32, sizes_free=False),  # the recipe's

@@ -175,8 +175,9 @@ def _segment(graph: Graph, nodes: list[Node], float_layers: str, family: str | N
     if any(makes_codes(index[name].op) for name in (*reads, *makes)):
         return list(nodes)
     tensors: dict[str, npt.NDArray[Any]] = {}
+    dtypes: dict[str, str] = {}
     described: list[dict[str, Any]] = [
-        {"name": name, "op": "input", "shape": list(index[name].shape), "attrs": {"dtype": "float32"}} for name in reads
+        {"name": name, "op": "input", "shape": list(index[name].shape)} for name in reads
     ]
     for node in nodes:
         op, named = node.op, {role: graph.tensors[name] for role, name in node.tensors.items()}
@@ -184,12 +185,14 @@ def _segment(graph: Graph, nodes: list[Node], float_layers: str, family: str | N
             op, named = found
         roles = {role: f"{node.name}/{role}" for role in named}
         tensors |= {roles[role]: np.ascontiguousarray(aligned_array(value)) for role, value in named.items()}
+        dtypes |= {roles[role]: graph.dtypes[name] for role, name in node.tensors.items() if name in graph.dtypes}
         described.append(
             {
                 "name": node.name,
                 "op": op,
                 "inputs": node.inputs,
                 "shape": list(node.shape),
+                "dtype": node.dtype,
                 "attrs": node.attrs,
                 "tensors": roles,
                 "layer": node.layer,
@@ -197,7 +200,7 @@ def _segment(graph: Graph, nodes: list[Node], float_layers: str, family: str | N
         )
     text = json.dumps({"nodes": described, "outputs": {"list": [{"value": name} for name in makes]}})
     try:
-        network = _core.Network(text, tensors, None, family, *graph.limits)
+        network = _core.Network(text, tensors, dtypes, family, *graph.limits)
     except LimitError:
         raise
     # Sizes that do not fit at the example.

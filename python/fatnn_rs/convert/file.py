@@ -1,7 +1,7 @@
 """One file for a network: safetensors with the graph as JSON in its metadata. No pickle, no code.
 
-Only what every machine understands is written: ternary weights five to a byte, int8 weights, thresholds, scales, float
-tensors.
+Only what every machine understands is written: ternary weights five to a byte (two-bit ones four,
+binary ones eight), int8 weights, thresholds, scales, float tensors.
 Layouts that belong to one CPU's kernels are derived when a network is built from the file. Rust writes and reads the
 bytes, and checks them (version, checksum) and the graph.
 """
@@ -63,7 +63,7 @@ def save(net: TernaryNetwork, path: str | os.PathLike[str]) -> None:
             "with string keys"
         ) from None
     arrays = {name: np.ascontiguousarray(aligned_array(tensor)) for name, tensor in graph.tensors.items()}
-    _core.save(os.fspath(path), text, arrays)
+    _core.save(os.fspath(path), text, arrays, graph.dtypes)
 
 
 def load(
@@ -106,9 +106,9 @@ def load(
     if Path(path).is_dir():
         raise IsADirectoryError(f"{os.fspath(path)!r} is a directory; give the file that fatnn_rs.save wrote")
     bounds = checked_limits(max_bytes, max_macs)
-    text, arrays = _core.load(os.fspath(path), True, *bounds)
+    text, arrays, dtypes = _core.load(os.fspath(path), True, *bounds)
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-    graph = graph_from_json(json.loads(text), tensors)
+    graph = graph_from_json(json.loads(text), tensors, dtypes)
     graph.limits = bounds
     try:
         return TernaryNetwork(graph, float_layers)

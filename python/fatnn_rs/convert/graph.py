@@ -16,7 +16,11 @@ from torch import Tensor
 from fatnn_rs.convert.structure import Container
 from fatnn_rs.signature import Argument
 
-__all__ = ["Graph", "Node", "Ref"]
+__all__ = ["Dtype", "Graph", "Node", "Ref"]
+
+#: Type of a value: "float32", or ``{"codes": "ternary", "channels": 64, "groups": 1}``; an input's
+#: is any of torch's.
+Dtype = str | dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Node:
         Qualified name of the module it came from; empty for functions.
     shape
         Shape of the value at the example inputs, in torch's order of dimensions.
+    dtype
+        Type of the value; says nothing about a torch node's.
     note
         Why it runs the way it does, for the report.
     call
@@ -61,9 +67,15 @@ class Node:
     tensors: dict[str, str] = field(default_factory=dict)
     layer: str = ""
     shape: tuple[int, ...] = ()
+    dtype: Dtype = "float32"
     note: str = ""
     call: Callable[..., Any] | None = None
     arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+
+    @property
+    def codes(self) -> str:
+        """Codes that it makes: ``"ternary"``, ``"two-bit"`` or ``"binary"``; empty for floats."""
+        return "" if isinstance(self.dtype, str) else str(self.dtype["codes"])
 
 
 @dataclass
@@ -76,6 +88,9 @@ class Graph:
         The first ones have op ``"input"``.
     tensors
         Contiguous CPU tensors.
+    dtypes
+        Name of a tensor → ``"binary"``, ``"ternary"`` or ``"two-bit"``, for int8 tensors that hold
+        such weights. The type of every other tensor is its own.
     outputs
         The structure the model returns: tuples, lists, dicts, containers (:mod:`fatnn_rs.convert.structure`) and
         constants, with :class:`Ref` for values.
@@ -93,6 +108,7 @@ class Graph:
     notes: list[str] = field(default_factory=list)
     arguments: tuple[Argument, ...] = ()
     limits: tuple[int | None, int | None] = (None, None)
+    dtypes: dict[str, str] = field(default_factory=dict)
 
     def node(self, name: str) -> Node:
         """Look a node up by name."""
@@ -120,13 +136,23 @@ class Graph:
         name = node.tensors.get(role)
         return None if name is None else self.tensors[name]
 
-    def add_tensor(self, name: str, tensor: Tensor) -> str:
-        """Keep a copy of a tensor under ``name``, or a numbered variant of it; return the name it got."""
+    def dtype(self, node: Node, role: str) -> str:
+        """Return the type of a node's tensor, as the table of operations names it."""
+        name = node.tensors[role]
+        return self.dtypes.get(name) or str(self.tensors[name].dtype).removeprefix("torch.")
+
+    def add_tensor(self, name: str, tensor: Tensor, dtype: str | None = None) -> str:
+        """Keep a copy of a tensor under ``name``, or a numbered variant of it; return its name.
+
+        ``dtype`` names the type of weights that are codes, as :attr:`dtypes` does.
+        """
         free, number = name, 1
         while free in self.tensors:
             number += 1
             free = f"{name}.{number}"
         self.tensors[free] = tensor.detach().clone().contiguous()
+        if dtype is not None:
+            self.dtypes[free] = dtype
         return free
 
     def fresh_name(self, name: str) -> str:

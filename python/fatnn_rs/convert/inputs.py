@@ -59,7 +59,7 @@ def check_input(node: Node, x: Any) -> None:
     if x.is_nested or x.layout != torch.strided or x.is_quantized:
         kind = "nested" if x.is_nested else "quantized" if x.is_quantized else str(x.layout)
         raise InputError(f"{where}: expected a dense tensor, got a {kind} one; convert it with .to_dense(), or pad it")
-    dtype = getattr(torch, node.attrs["dtype"])
+    dtype = getattr(torch, str(node.dtype))
     if x.dtype != dtype:
         way = ".float()" if dtype == torch.float32 else f".to({dtype})"
         raise InputError(f"{where}: expected {dtype}, got {x.dtype}; convert it with {way}")

@@ -3,24 +3,21 @@
 Activations are ``"full"`` ({-1, 0, +1}), ``"half"`` ({0, 1, 2}, stored less one), ``"uint2"`` ({0, 1, 2, 3}) or
 ``"binary"`` ({0, 1}, stored as those of half range, of which a kernel reads one bit); signs, {-1, +1}, are two levels
 of the full range, for padding gives them a third. Weights are {-1, 0, +1}, of which binary ones are a part, or of two
-bits, {-3, -1, +1, +3}. In a graph, ``half_range`` tells full range from the others, and an attribute ``act`` is there
-for ``"uint2"`` and ``"binary"`` only: networks of ternary codes do without.
+bits, {-3, -1, +1, +3}. In a graph the attribute ``act`` of a node names its activations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
+
+from fatnn_rs.convert.graph import Dtype
 
 __all__ = [
     "ACT_LEVELS",
     "WEIGHT_LEVELS",
-    "act_attrs",
     "act_kind",
-    "act_of",
     "coded_levels",
+    "codes_dtype",
     "is_two_bit",
     "stored",
     "weight_kind",
@@ -44,14 +41,13 @@ def act_kind(levels: tuple[int, ...]) -> str | None:
     return next(fitting, None) if levels else None
 
 
-def act_attrs(kind: str) -> dict[str, Any]:
-    """Return the attributes by which a node of a graph names a kind of activations."""
-    return {"half_range": kind != "full"} | ({"act": kind} if kind in ("uint2", "binary") else {})
+#: Kind of activations → the codes that it is packed as.
+_CODES = {"full": "ternary", "half": "ternary", "uint2": "two-bit", "binary": "binary"}
 
 
-def act_of(attrs: Mapping[str, Any]) -> str:
-    """Return the kind of activations that a node's attributes name."""
-    return str(attrs.get("act", "half" if attrs["half_range"] else "full"))
+def codes_dtype(kind: str, channels: int, groups: int) -> Dtype:
+    """Return the type of a value of such activations, packed."""
+    return {"codes": _CODES[kind], "channels": channels, "groups": groups}
 
 
 def coded_levels(kind: str) -> tuple[int, ...]:
@@ -70,5 +66,8 @@ def is_two_bit(weight: Tensor) -> bool:
 
 
 def weight_kind(weight: Tensor) -> str:
-    """Return what weight codes are: ``"two-bit"``, ``"ternary"``, or, where none is 0, ``"binary"``."""
+    """Return the narrowest type that holds weights: ``"binary"``, ``"ternary"`` or ``"two-bit"``.
+
+    The conversion asks once, and notes the answer in :attr:`fatnn_rs.convert.graph.Graph.dtypes`.
+    """
     return "two-bit" if is_two_bit(weight) else "ternary" if bool((weight == 0).any()) else "binary"

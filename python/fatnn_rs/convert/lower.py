@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fatnn_rs.convert.capture import Captured
-from fatnn_rs.convert.graph import Graph, Node, Ref, refs
+from fatnn_rs.convert.graph import Dtype, Graph, Node, Ref, refs
 from fatnn_rs.convert.mutation import Aliases
 from fatnn_rs.convert.record import Seen
 from fatnn_rs.convert.shapes import run_time_shapes
@@ -77,6 +77,8 @@ class Lowering:
         *,
         suffix: str = "",
         shape: tuple[int, ...] | None = None,
+        dtype: Dtype = "float32",
+        dtypes: Mapping[str, str] | None = None,
         note: str = "",
         call: Callable[..., Any] | None = None,
     ) -> Ref:
@@ -88,14 +90,18 @@ class Lowering:
             For nodes inside a call that becomes several; the last one has none and carries the call's name.
         shape
             Of the value; that of the call's result by default.
+        dtype
+            Of the value.
+        dtypes
+            Role → type of weights that are codes.
         """
         name = self.graph.fresh_name(self.node.name + suffix)
-        node = Node(name, op, list(inputs), dict(attrs or {}), layer=self.layer, note=note, call=call)
+        node = Node(name, op, list(inputs), dict(attrs or {}), layer=self.layer, dtype=dtype, note=note, call=call)
         node.shape = self.shape(self.node) if shape is None else shape
         prefix = self.layer or name
         for role, tensor in (tensors or {}).items():
             if tensor is not None:
-                node.tensors[role] = self.graph.add_tensor(f"{prefix}.{role}", tensor)
+                node.tensors[role] = self.graph.add_tensor(f"{prefix}.{role}", tensor, (dtypes or {}).get(role))
         self.graph.nodes.append(node)
         return Ref(name)
 
@@ -304,11 +310,11 @@ def lower(captured: Captured) -> Graph:
                 seen = ctx.seen(node)
                 ctx.layer = ""
                 fixed = [dim for dim in captured.fixed if dim < len(seen.shape)]
-                attrs = {"dtype": str(seen.dtype).removeprefix("torch."), "fixed": fixed}
+                attrs: dict[str, Any] = {"fixed": fixed}
                 if captured.batch is not None:
                     most = NO_LIMIT if captured.batch.most is None else captured.batch.most
                     attrs["batch"] = [captured.batch.least, most, captured.batch.multiple]
-                ctx.env[node] = ctx.emit("input", [], attrs)
+                ctx.env[node] = ctx.emit("input", [], attrs, dtype=str(seen.dtype).removeprefix("torch."))
                 ctx.inputs[node] = ctx.env[node].name
             else:
                 ctx.env[node] = None
@@ -366,7 +372,7 @@ def _channels_last(op: str) -> bool:
     """Whether an operation has channels in the last dimension of what it reads."""
     if products_of(op) != "none":
         return "stride" not in OPERATIONS[op].attrs
-    return op == "rows"
+    return op == "flatten_leading"
 
 
 def _find_channels(graph: Graph) -> None:

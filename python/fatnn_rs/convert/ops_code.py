@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from fatnn_rs.convert.graph import Node
-from fatnn_rs.convert.levels import act_of
 from fatnn_rs.errors import InputError
 from fatnn_rs.ops import prepack
 
@@ -43,7 +42,7 @@ def _quantize(node: Node, tensors: Tensors) -> Function:
 
 
 def _blob(node: Node, tensors: Tensors) -> Tensor:
-    return prepack(tensors["weight"], node.attrs["groups"], act_of(node.attrs))
+    return prepack(tensors["weight"], node.attrs["groups"], node.attrs["act"])
 
 
 def _window(node: Node) -> tuple[list[int], list[int], list[int], list[int]]:
@@ -89,7 +88,7 @@ def _conv_float(node: Node, tensors: Tensors) -> Function:
 
 
 def _max_pool_codes(node: Node, tensors: Tensors) -> Function:
-    window, ceil_mode, uint2 = _window(node), node.attrs["ceil_mode"], "act" in node.attrs
+    window, ceil_mode, uint2 = _window(node), node.attrs["ceil_mode"], node.codes == "two-bit"
     return lambda codes: torch.ops.fatnn_rs.max_pool_codes(codes, *window, ceil_mode, uint2)
 
 

@@ -168,7 +168,7 @@ def _constant(node: Node, tensors: Tensors) -> Function:
     return lambda: value
 
 
-def _rows(x: Tensor) -> Tensor:
+def _flatten_leading(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
@@ -194,7 +194,7 @@ FLOAT_OPS: dict[str, FloatOp] = {
     "adaptive_avg_pool2d": FloatOp(_adaptive(functional.adaptive_avg_pool2d)),
     "mean": FloatOp(_mean),
     "flatten": FloatOp(_flatten),
-    "rows": FloatOp(lambda node, tensors: _rows),
+    "flatten_leading": FloatOp(lambda node, tensors: _flatten_leading),
     "reshape_like": FloatOp(lambda node, tensors: _reshape_like),
     "pad": FloatOp(_pad),
     "add": FloatOp(lambda node, tensors: torch.add),

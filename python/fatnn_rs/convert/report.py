@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Container
 
 from fatnn_rs.convert.graph import Graph
-from fatnn_rs.convert.levels import is_two_bit
 from fatnn_rs.report import Report, ReportRow, macs, packed_weight_bytes, runs
 
 __all__ = ["Report", "ReportRow", "make_report"]
@@ -26,7 +25,7 @@ def make_report(graph: Graph, in_engine: Container[str] = ()) -> Report:
                 runs=runs(node.op, node.name in in_engine),
                 shape=node.shape,
                 macs=macs(node.op, node.shape, shape),
-                packed_bytes=packed_weight_bytes(node.op, shape, weight is not None and is_two_bit(weight)),
+                packed_bytes=packed_weight_bytes(node.op, shape, "" if weight is None else graph.dtype(node, "weight")),
                 note=node.note,
             )
         )

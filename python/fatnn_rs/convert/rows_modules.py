@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fatnn_rs.convert import rows_functions as rows
 from fatnn_rs.convert import scalar
 from fatnn_rs.convert.graph import Ref
-from fatnn_rs.convert.levels import act_attrs, act_kind, coded_levels, is_two_bit
+from fatnn_rs.convert.levels import act_kind, coded_levels, codes_dtype, is_two_bit, weight_kind
 from fatnn_rs.convert.lower import Lowering, Row
 from fatnn_rs.convert.steps import float_steps
 from fatnn_rs.nn import (
@@ -146,7 +146,7 @@ def _ternary(dims: int) -> Row:
         if len(shape) == 2:
             return _ternary_core(ctx, layer, name, shape, _LINEAR, "")
         count = int(torch.Size(shape[:-1]).numel())
-        rows_ = ctx.emit("rows", [name], suffix="_rows", shape=(count, shape[-1]))
+        rows_ = ctx.emit("flatten_leading", [name], suffix="_rows", shape=(count, shape[-1]))
         result = _ternary_core(ctx, layer, rows_.name, (count, shape[-1]), _LINEAR, "_flat")
         return ctx.emit("reshape_like", [result.name, name])
 
@@ -215,7 +215,7 @@ def _ternary_core(
     dims, channels = geometry["dims"], shape[1]
     weight = weight.reshape(*weight.shape[:2], *([1] * (4 - weight.dim())), *weight.shape[2:])
     steps = float_steps(ctx.layer, quantizer, coded_levels(kind))
-    common = {"groups": geometry["groups"], **act_attrs(kind), "channels": channels, "dims": dims}
+    common = {"groups": geometry["groups"], "act": kind, "channels": channels, "dims": dims}
     codes = ctx.emit(
         "act_quant",
         [name],
@@ -223,6 +223,7 @@ def _ternary_core(
         {"steps": steps},
         suffix="_codes",
         shape=shape,
+        dtype=codes_dtype(kind, channels, geometry["groups"]),
         call=quantizer,
     )
     out = ctx.shape(ctx.node)
@@ -238,7 +239,8 @@ def _ternary_core(
     result = codes
     for index, (op, attrs, tensors) in enumerate(stages):
         suffix = tail if index == len(stages) - 1 else {"ternary": "_acc"}.get(op, "_scaled") + tail
-        result = ctx.emit(op, [result.name], attrs, tensors, suffix=suffix, shape=out)
+        dtypes = {"weight": weight_kind(weight)} if op == "ternary" else {}
+        result = ctx.emit(op, [result.name], attrs, tensors, suffix=suffix, shape=out, dtypes=dtypes)
     return result
 
 
@@ -255,7 +257,7 @@ def _int8(dims: int) -> Row:
         if len(shape) == 2:
             return ctx.emit("linear_int8", [name], {}, tensors)
         count = int(torch.Size(shape[:-1]).numel())
-        rows_ = ctx.emit("rows", [name], suffix="_rows", shape=(count, shape[-1]))
+        rows_ = ctx.emit("flatten_leading", [name], suffix="_rows", shape=(count, shape[-1]))
         result = ctx.emit("linear_int8", [rows_.name], {}, tensors, suffix="_flat", shape=(count, len(layer.weight)))
         return ctx.emit("reshape_like", [result.name, name])
 

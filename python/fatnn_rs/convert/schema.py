@@ -3,8 +3,9 @@
 The JSON of a graph::
 
     {"nodes": [{"name": "conv1", "op": "conv_codes", "inputs": ["x_codes"], "layer": "layer1.0.conv1",
-                "shape": [1, 64, 56, 56], "attrs": {"stride": [1, 1], ...}, "tensors": {"weight": "conv1.codes"},
-                "note": "..."}, ...],
+                "shape": [1, 64, 56, 56], "dtype": {"codes": "ternary", "channels": 64, "groups": 1},
+                "attrs": {"stride": [1, 1], "act": "half", ...}, "tensors": {"weight": "conv1.codes"}, "note": "..."},
+               ...],
      "outputs": {"value": "fc"},
      "notes": ["..."],
      "arguments": [{"name": "x", "tensor": true, "positional": true, "keyword": true}, ...]}
@@ -72,6 +73,7 @@ def graph_to_json(graph: Graph) -> dict[str, Any]:
             "tensors": node.tensors,
             "layer": node.layer,
             "shape": list(node.shape),
+            "dtype": node.dtype,
             "note": node.note,
         }
         for node in graph.nodes
@@ -106,8 +108,8 @@ def _outputs_from_json(data: Any) -> Any:
     return tuple(items) if kind == "tuple" else items
 
 
-def graph_from_json(data: Any, tensors: Mapping[str, Tensor]) -> Graph:
-    """Build a graph from a file's JSON and tensors, which the core has checked.
+def graph_from_json(data: Any, tensors: Mapping[str, Tensor], dtypes: Mapping[str, str]) -> Graph:
+    """Build a graph from a file's JSON and tensors with their types, which the core has checked.
 
     Raises
     ------
@@ -118,4 +120,4 @@ def graph_from_json(data: Any, tensors: Mapping[str, Tensor]) -> Graph:
     inputs = [node.name for node in nodes if node.op == "input"]
     arguments = arguments_from_json(data.get("arguments"), inputs)
     outputs = _outputs_from_json(data["outputs"])
-    return Graph(nodes, dict(tensors), outputs, list(data["notes"]), arguments)
+    return Graph(nodes, dict(tensors), outputs, list(data["notes"]), arguments, dtypes=dict(dtypes))

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from fatnn_rs import _core
 from fatnn_rs.convert.checks import as_root, check_inputs
 from fatnn_rs.convert.graph import Graph, Node
-from fatnn_rs.convert.levels import act_of, weight_kind
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.errors import FatnnError, InputError
 from fatnn_rs.nn import Int8Layer, TernaryLayer
 from fatnn_rs.operations import makes_codes, products_of
 from fatnn_rs.replica import unwrapped
-from fatnn_rs.report import TRITS, TWO_BIT, macs
+from fatnn_rs.report import macs
 from fatnn_rs.table import render
 
 __all__ = ["Summary", "SummaryRow", "summary"]
@@ -112,14 +111,8 @@ class Summary:
         return sum(row.macs for row in self.rows if row.weights == kind) / max(self.macs, 1)
 
 
-#: Kind of weights → their bits, and how many of them a byte of a file holds.
-_KINDS = {
-    "binary": (1, TRITS),
-    "ternary": (2, TRITS),
-    "two-bit": (2, TWO_BIT),
-    "int8": (8, 1),
-    "float32": (32, 0.25),
-}
+#: Type of weights → bits that tell their levels apart.
+_WEIGHT_BITS = {"binary": 1, "ternary": 2, "two-bit": 2, "int8": 8, "float32": 32}
 
 
 def _bits(levels: int) -> int:
@@ -131,21 +124,16 @@ def _kind_of_levels(levels: int) -> str:
     return {2: "binary", 4: "two-bit"}.get(levels, "ternary")
 
 
-def _kernel(node: Node, weight: Tensor) -> str:
-    """Name what runs a layer with ``weight`` on this machine."""
+def _kernel(node: Node, weight: Tensor, kind: str) -> str:
+    """Name what runs a layer with ``weight``, of type ``kind``, on this machine."""
     products = products_of(node.op)
     if products == "int8":
         return f"rust {_core.int8_kernel_for(weight.dim() == 2)}"
     if products != "codes":
         return "torch (float32)"
     per_group, reduction = weight.shape[0] // node.attrs["groups"], math.prod(weight.shape[1:])
-    linear, kinds = node.attrs["dims"] == 0, (act_of(node.attrs), weight_kind(weight))
+    linear, kinds = node.attrs["dims"] == 0, (node.attrs["act"], kind)
     return f"rust {_core.kernel_for(per_group, reduction, linear, *kinds)}"
-
-
-def _weight_bytes(weights: int, kind: str) -> int:
-    """Bytes of so many weights in a file."""
-    return math.ceil(weights / _KINDS[kind][1])
 
 
 def _levels_of_codes(graph: Graph, name: str) -> int:
@@ -184,10 +172,10 @@ def _model_rows(model: nn.Module, arguments: tuple[Any, ...]) -> list[SummaryRow
                     name=name,
                     kind=type(module).__name__,
                     shape=tuple(output.shape),
-                    weight_bits=_KINDS[kind][0],
+                    weight_bits=_WEIGHT_BITS[kind],
                     act_bits=act_bits,
                     macs=output.numel() * math.prod(module.weight.shape[1:]),
-                    bytes=_weight_bytes(weights, kind) + 4 * others,
+                    bytes=_core.file_bytes(kind, weights) + 4 * others,
                     kernel="torch (float32)" if kind == "float32" else "torch (float32, quantizers simulated)",
                     weights=kind,
                 )
@@ -227,9 +215,8 @@ def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[Summa
         products = products_of(node.op)
         if weight is None or products == "none":
             return
-        kind, act_bits = ("int8", 8) if products == "int8" else ("float32", 32)
+        kind, act_bits = net.graph.dtype(node, "weight"), 8 if products == "int8" else 32
         if products == "codes":
-            kind = weight_kind(weight)
             act_bits = _bits(_levels_of_codes(net.graph, node.inputs[0]))
         batch, *size = result.shape
         if makes_codes(node.op):  # packed: its pixels count, its bytes do not
@@ -240,11 +227,11 @@ def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[Summa
                 name=node.layer or node.name,
                 kind=node.op,
                 shape=(batch, *size),
-                weight_bits=_KINDS[kind][0],
+                weight_bits=_WEIGHT_BITS[kind],
                 act_bits=act_bits,
                 macs=macs(node.op, (batch, *size), tuple(weight.shape)),
-                bytes=_weight_bytes(weight.numel(), kind) + 4 * others,
-                kernel=_kernel(node, weight),
+                bytes=_core.file_bytes(kind, weight.numel()) + 4 * others,
+                kernel=_kernel(node, weight, kind),
                 weights=kind,
             )
         )

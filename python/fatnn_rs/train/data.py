@@ -22,13 +22,13 @@ from fatnn_rs.errors import ConfigError, InputError, UnsupportedError
 from fatnn_rs.machine import usable_cpus
 from fatnn_rs.train.recipe import Augment, Recipe
 
-__all__ = ["DATASETS", "Data", "FolderData", "ImageData", "Share", "load_data"]
+__all__ = ["DATASETS", "Data", "FolderData", "ImageData", "ProcessShard", "load_data"]
 
 Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Share:
+class ProcessShard:
     """Which of several processes this is: it takes every ``world``-th image of a batch."""
 
     rank: int = 0
@@ -67,14 +67,14 @@ class Data(Protocol):
         """Return only so many training and test images; None: all."""
         ...
 
-    def train_batches(self, seed: int, epoch: int, batch_size: int, first: int, share: Share) -> Iterator[Batch]:
+    def train_batches(self, seed: int, epoch: int, batch_size: int, first: int, share: ProcessShard) -> Iterator[Batch]:
         """Batches ``first, first + 1, ...`` of an epoch: this process's share, float32 [n, C, H, W] and int64 [n].
 
         The last images of an epoch's order that fill no batch are left out.
         """
         ...
 
-    def test_batches(self, batch_size: int, share: Share = ...) -> Iterator[Batch]:
+    def test_batches(self, batch_size: int, share: ProcessShard = ...) -> Iterator[Batch]:
         """Yield this process's share of the test images, always in the same order, not augmented."""
         ...
 
@@ -141,7 +141,7 @@ class ImageData:
             test_y=self.test_y[:test],
         )
 
-    def train_batches(self, seed: int, epoch: int, batch_size: int, first: int, share: Share) -> Iterator[Batch]:
+    def train_batches(self, seed: int, epoch: int, batch_size: int, first: int, share: ProcessShard) -> Iterator[Batch]:
         """See :class:`Data`."""
         order = _order(self.train_count, seed, epoch)
         for batch in range(first, self.train_count // batch_size):
@@ -150,7 +150,7 @@ class ImageData:
             y = self.train_y[chosen]
             yield x[share.rank :: share.world], y[share.rank :: share.world]
 
-    def test_batches(self, batch_size: int, share: Share = Share()) -> Iterator[Batch]:
+    def test_batches(self, batch_size: int, share: ProcessShard = ProcessShard()) -> Iterator[Batch]:
         """See :class:`Data`."""
         x, y = (part[share.rank :: share.world] for part in (self.test_x, self.test_y))
         for at in range(0, len(x), batch_size):
@@ -249,7 +249,7 @@ class FolderData:
             last = [line for line in str(error).splitlines() if line.strip()][-1:]
             raise InputError(f"data set {self.name!r}: a picture cannot be read: {''.join(last)}") from error
 
-    def train_batches(self, seed: int, epoch: int, batch_size: int, first: int, share: Share) -> Iterator[Batch]:
+    def train_batches(self, seed: int, epoch: int, batch_size: int, first: int, share: ProcessShard) -> Iterator[Batch]:
         """See :class:`Data`."""
         order = _order(self.train_count, seed, epoch).tolist()
         batches = [
@@ -258,7 +258,7 @@ class FolderData:
         ]
         yield from self._load(_Seeded(self.train, seed, epoch), batches)
 
-    def test_batches(self, batch_size: int, share: Share = Share()) -> Iterator[Batch]:
+    def test_batches(self, batch_size: int, share: ProcessShard = ProcessShard()) -> Iterator[Batch]:
         """See :class:`Data`."""
         # Mixed, for the first ones of a folder are of one class.
         order = _order(self.test_count, 0, 0)[share.rank :: share.world].tolist()

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use fatnn::codec::WeightKind;
+use fatnn::dtype::TensorType;
 use fatnn::memory;
 use fatnn::net::{self, Tensor};
 use numpy::Element;
@@ -14,70 +14,59 @@ use crate::array::{In, array};
 use crate::errors::{detached, guarded, input_error, raise};
 use crate::graph;
 
-/// Writes the canonical file; arrays may be float32, int32, int64, or int8: ternary codes or, where one is ±3, weights of two
-/// bits, but for those named in `plain_int8`, which are any int8.
+/// Names of tensors → names of their types.
+pub(crate) type Dtypes = BTreeMap<String, String>;
+
+/// Writes the canonical file. Arrays are float32, int32, int64 or int8; `dtypes` names the types of
+/// int8 arrays that are `"binary"`, `"ternary"` or `"two-bit"` weights.
 #[pyfunction]
-#[pyo3(signature = (path, graph, tensors, plain_int8 = None))]
+#[pyo3(signature = (path, graph, tensors, dtypes = None))]
 pub(crate) fn save(
     py: Python<'_>,
     path: PathBuf,
     graph: &str,
     tensors: &Bound<'_, PyDict>,
-    plain_int8: Option<Vec<String>>,
+    dtypes: Option<Dtypes>,
 ) -> PyResult<()> {
     guarded(py, || {
-        let stored = typed_tensors(graph, tensors, plain_int8)?;
+        let stored = typed_tensors(tensors, dtypes)?;
         detached(py, || net::save(path, graph, &stored))
     })
 }
 
-/// A dictionary of arrays as the core's tensors. Which int8 ones are plain integers, `plain_int8` says, or else the graph.
-pub(crate) fn typed_tensors(
-    graph: &str,
-    arrays: &Bound<'_, PyDict>,
-    plain_int8: Option<Vec<String>>,
-) -> PyResult<BTreeMap<String, Tensor>> {
-    match plain_int8 {
-        Some(names) => tensors(arrays, &names),
-        None => {
-            let int8 = |name: &String| {
-                let array = arrays.get_item(name).ok().flatten();
-                let dtype = array.and_then(|array| array.getattr("dtype").ok()?.getattr("name").ok());
-                dtype.is_some_and(|dtype| dtype.extract::<String>().is_ok_and(|dtype| dtype == "int8"))
-            };
-            let mut names = graph::plain_int8(graph).map_err(|e| raise(arrays.py(), e))?;
-            // What is missing or of another type is named where it is used.
-            names.retain(int8);
-            tensors(arrays, &names)
-        }
-    }
-}
-
-/// A dictionary of arrays as the core's tensors; int8 ones are weights' codes but where `plain_int8` names them.
-fn tensors(arrays: &Bound<'_, PyDict>, plain_int8: &[String]) -> PyResult<BTreeMap<String, Tensor>> {
+/// A dictionary of arrays as the core's tensors. One that `dtypes` does not name has its array's
+/// type.
+pub(crate) fn typed_tensors(arrays: &Bound<'_, PyDict>, dtypes: Option<Dtypes>) -> PyResult<BTreeMap<String, Tensor>> {
+    let py = arrays.py();
+    let mut dtypes = dtypes.unwrap_or_default();
     let mut tensors = BTreeMap::new();
     for (name, value) in arrays {
         let name: String = name.extract()?;
-        let tensor = tensor(&value, &name)?;
+        let dtype = dtypes.remove(&name);
+        let dtype = dtype.map(|dtype| TensorType::from_name(&dtype)).transpose();
+        let dtype = dtype.map_err(|e| input_error(py, &format!("tensor {name:?}: {e}")))?;
+        let tensor = typed(&name, tensor(&value, &name)?, dtype).map_err(|why| input_error(py, &why))?;
         tensors.insert(name, tensor);
     }
-    for name in plain_int8 {
-        match tensors.get_mut(name) {
-            Some(tensor @ (Tensor::Ternary(..) | Tensor::TwoBit(..))) => {
-                let whole = std::mem::replace(tensor, Tensor::I8(Vec::new(), Vec::new()));
-                if let Tensor::Ternary(shape, values) | Tensor::TwoBit(shape, values) = whole {
-                    *tensor = Tensor::I8(shape, values);
-                }
-            }
-            // Named twice.
-            Some(Tensor::I8(..)) => (),
-            _ => {
-                let message = format!("plain_int8: expected names of int8 tensors, got {name:?}");
-                return Err(input_error(arrays.py(), &message));
-            }
-        }
+    match dtypes.keys().next() {
+        Some(name) => Err(input_error(py, &format!("dtypes: expected names of tensors, got {name:?}"))),
+        None => Ok(tensors),
     }
-    Ok(tensors)
+}
+
+/// A tensor as one of another type, whose array is the same. Values are checked where the tensor is
+/// used.
+fn typed(name: &str, tensor: Tensor, dtype: Option<TensorType>) -> Result<Tensor, String> {
+    match (tensor, dtype) {
+        (Tensor::I8(shape, values), Some(TensorType::Codes(kind))) => Ok(Tensor::Codes(kind, shape, values)),
+        (tensor, Some(dtype)) if tensor.dtype() != dtype => Err(format!(
+            "tensor {name:?}: expected an array of {} for dtype {:?}, got {}",
+            dtype.array_name(),
+            dtype.name(),
+            tensor.dtype().name()
+        )),
+        (tensor, _) => Ok(tensor),
+    }
 }
 
 /// A copy of an array: shape and elements.
@@ -93,23 +82,22 @@ fn tensor(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
         Ok("float32") => owned(value, name).map(|(shape, values)| Tensor::F32(shape, values)),
         Ok("int32") => owned(value, name).map(|(shape, values)| Tensor::I32(shape, values)),
         Ok("int64") => owned(value, name).map(|(shape, values)| Tensor::I64(shape, values)),
-        Ok("int8") => owned(value, name).map(|(shape, values)| {
-            // What is neither is named where it is used as one.
-            let two_bit = matches!(WeightKind::of(&values), Ok(WeightKind::TwoBit));
-            if two_bit { Tensor::TwoBit(shape, values) } else { Tensor::Ternary(shape, values) }
-        }),
+        Ok("int8") => owned(value, name).map(|(shape, values)| Tensor::I8(shape, values)),
         other => Err(input_error(
             value.py(),
             &format!(
-                "tensor {name:?}: expected a NumPy array of float32, int32, int64 or int8 codes, got {}",
+                "tensor {name:?}: expected a NumPy array of float32, int32, int64 or int8, got {}",
                 other.map_or_else(|_| "no array".to_owned(), |d| format!("dtype {d}"))
             ),
         )),
     }
 }
 
-/// Reads the canonical file: the graph's JSON text and the arrays by name; weights' codes and plain int8 all as int8. With
-/// `check`, also checks the graph as `check_graph` does, without a copy of the tensors.
+/// What a file holds: the graph's JSON text, arrays by name, and `dtypes` as `save` takes them.
+type Loaded<'py> = (String, Bound<'py, PyDict>, Dtypes);
+
+/// Reads the canonical file. With `check`, also checks the graph as `check_graph` does, without a
+/// copy of the tensors.
 #[pyfunction]
 #[pyo3(signature = (path, check = false, max_bytes = None, max_macs = None))]
 pub(crate) fn load(
@@ -118,7 +106,7 @@ pub(crate) fn load(
     check: bool,
     max_bytes: Option<u64>,
     max_macs: Option<u64>,
-) -> PyResult<(String, Bound<'_, PyDict>)> {
+) -> PyResult<Loaded<'_>> {
     guarded(py, || {
         let (graph, tensors) = detached(py, || {
             let (graph, tensors) = net::load(&path)?;
@@ -130,15 +118,16 @@ pub(crate) fn load(
             }
             Ok((graph, tensors))
         })?;
-        let arrays = PyDict::new(py);
+        let (arrays, mut dtypes) = (PyDict::new(py), Dtypes::new());
         for (name, tensor) in tensors {
+            if let Tensor::Codes(kind, ..) = &tensor {
+                dtypes.insert(name.clone(), kind.name().to_owned());
+            }
             match tensor {
                 Tensor::F32(shape, v) => arrays.set_item(name, array(py, v, shape)?)?,
                 Tensor::I32(shape, v) => arrays.set_item(name, array(py, v, shape)?)?,
                 Tensor::I64(shape, v) => arrays.set_item(name, array(py, v, shape)?)?,
-                Tensor::I8(shape, v) | Tensor::Ternary(shape, v) | Tensor::TwoBit(shape, v) => {
-                    arrays.set_item(name, array(py, v, shape)?)?
-                }
+                Tensor::I8(shape, v) | Tensor::Codes(_, shape, v) => arrays.set_item(name, array(py, v, shape)?)?,
                 _ => {
                     return Err(input_error(
                         py,
@@ -147,6 +136,12 @@ pub(crate) fn load(
                 }
             }
         }
-        Ok((graph, arrays))
+        Ok((graph, arrays, dtypes))
     })
+}
+
+/// Bytes that so many elements of a type take in a file.
+#[pyfunction]
+pub(crate) fn file_bytes(py: Python<'_>, dtype: &str, elements: usize) -> PyResult<usize> {
+    guarded(py, || Ok(TensorType::from_name(dtype).map_err(|e| raise(py, e))?.file_bytes(elements)))
 }

@@ -6,11 +6,11 @@ use fatnn::graph::attrs::Presence;
 use fatnn::graph::ops::{OPS, OpInfo};
 use fatnn::graph::size::Size;
 use fatnn::graph::{Graph, Source, Tensor, Tensors, check, cost, report, shapes, support};
-use fatnn::memory;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use crate::errors::{detached, guarded, raise};
+use crate::file::Dtypes;
 use crate::network::limits;
 
 /// Every operation that a graph may hold, one dictionary each.
@@ -30,7 +30,8 @@ fn described<'py>(py: Python<'py>, row: &OpInfo) -> PyResult<Bound<'py, PyDict>>
     made.set_item("attrs", attrs)?;
     let tensors = PyDict::new(py);
     for role in row.tensors {
-        tensors.set_item(role.name, (role.dtype.name(), role.required))?;
+        let dtypes = PyTuple::new(py, role.dtypes.iter().map(|dtype| dtype.name()))?;
+        tensors.set_item(role.name, (dtypes, role.required))?;
     }
     made.set_item("tensors", tensors)?;
     made.set_item("reads_codes", row.reads_codes)?;
@@ -47,16 +48,17 @@ fn described<'py>(py: Python<'py>, row: &OpInfo) -> PyResult<Bound<'py, PyDict>>
 /// Checks a graph from a file and its tensors: that it is well-formed, that it runs at the shapes that it was
 /// converted at, and within limits.
 #[pyfunction]
-#[pyo3(signature = (graph, tensors, max_bytes = None, max_macs = None))]
+#[pyo3(signature = (graph, tensors, dtypes = None, max_bytes = None, max_macs = None))]
 pub(crate) fn check_graph(
     py: Python<'_>,
     graph: &str,
     tensors: &Bound<'_, PyDict>,
+    dtypes: Option<Dtypes>,
     max_bytes: Option<u64>,
     max_macs: Option<u64>,
 ) -> PyResult<()> {
     guarded(py, || {
-        let tensors = crate::file::typed_tensors(graph, tensors, None)?;
+        let tensors = crate::file::typed_tensors(tensors, dtypes)?;
         detached(py, || checked(graph, &tensors, max_bytes, max_macs))
     })
 }
@@ -124,13 +126,15 @@ pub(crate) fn macs(py: Python<'_>, op: &str, shape: Vec<usize>, weight: Option<V
 
 /// What a report shows of a graph, one dictionary per node that is no input.
 #[pyfunction]
+#[pyo3(signature = (graph, tensors, dtypes = None))]
 pub(crate) fn graph_report<'py>(
     py: Python<'py>,
     graph: &str,
     tensors: &Bound<'py, PyDict>,
+    dtypes: Option<Dtypes>,
 ) -> PyResult<Vec<Bound<'py, PyDict>>> {
     guarded(py, || {
-        let tensors = crate::file::typed_tensors(graph, tensors, None)?;
+        let tensors = crate::file::typed_tensors(tensors, dtypes)?;
         let rows = detached(py, || {
             let graph = Graph::parse(graph, Source::Description)?;
             check::check(&graph, &tensors, Source::Description)?;
@@ -151,10 +155,4 @@ pub(crate) fn graph_report<'py>(
         };
         rows.into_iter().map(row).collect()
     })
-}
-
-/// Names of the tensors that a graph's nodes use as plain int8; what is no graph names none.
-pub(crate) fn plain_int8(graph: &str) -> fatnn::Result<Vec<String>> {
-    let names = check::plain_int8(graph);
-    memory::collected("names of tensors", names.into_iter())
 }

@@ -45,6 +45,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(conv::conv_int8, module)?,
         wrap_pyfunction!(file::save, module)?,
         wrap_pyfunction!(file::load, module)?,
+        wrap_pyfunction!(file::file_bytes, module)?,
         wrap_pyfunction!(graph::ops, module)?,
         wrap_pyfunction!(graph::check_graph, module)?,
         wrap_pyfunction!(graph::engine_refusal, module)?,

@@ -30,22 +30,23 @@ pub(crate) fn limits(max_bytes: Option<u64>, max_macs: Option<u64>) -> Limits {
 
 #[pymethods]
 impl Network {
-    /// Builds a network from a graph's JSON text and its arrays, of which `plain_int8` means what it does to `save`; `family`:
-    /// that of the kernels that its ternary products take, what suits the CPU by default. `max_bytes` and `max_macs` bound what
-    /// it may cost, when it is built and in every run; `None` is no bound.
+    /// Builds a network from a graph's JSON text and its arrays, of which `dtypes` means what it
+    /// does to `save`; `family`: that of the kernels that its ternary products take, what suits the
+    /// CPU by default. `max_bytes` and `max_macs` bound what it may cost, when it is built and in
+    /// every run; `None` is no bound.
     #[new]
-    #[pyo3(signature = (graph, tensors, plain_int8 = None, family = None, max_bytes = None, max_macs = None))]
+    #[pyo3(signature = (graph, tensors, dtypes = None, family = None, max_bytes = None, max_macs = None))]
     fn new(
         py: Python<'_>,
         graph: &str,
         tensors: &Bound<'_, PyDict>,
-        plain_int8: Option<Vec<String>>,
+        dtypes: Option<crate::file::Dtypes>,
         family: Option<&str>,
         max_bytes: Option<u64>,
         max_macs: Option<u64>,
     ) -> PyResult<Self> {
         guarded(py, || {
-            let tensors = crate::file::typed_tensors(graph, tensors, plain_int8)?;
+            let tensors = crate::file::typed_tensors(tensors, dtypes)?;
             let family = family.map(Family::from_name).transpose().map_err(|e| raise(py, e))?;
             let net = detached(py, || match family {
                 Some(family) => net::Network::for_family(graph, &tensors, family),

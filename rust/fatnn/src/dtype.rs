@@ -6,7 +6,7 @@
 //! | [`WeightType`] | weights of a layer | `binary`, `ternary`, `two-bit`, `int8`, `float32` |
 //! | [`CodeType`] | packed codes between layers | `ternary`, `two-bit`, `binary` |
 //! | [`ValueType`] | a value between nodes | `float32`, or codes with channels and groups |
-//! | [`TensorType`] | a tensor of a file | `float32`, `int32`, `int64`, `int8`, `codes` |
+//! | [`TensorType`] | a tensor | `float32`, `int32`, `int64`, `int8`, `binary`, `ternary`, `two-bit` |
 //!
 //! Configuration, graph, file, kernels and bindings use these names and no others.
 
@@ -135,6 +135,9 @@ impl ActType {
     }
 }
 
+/// Weights that are checked between two looks at the result.
+const CHUNK: usize = 4096;
+
 /// What a layer's weights are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightKind {
@@ -199,6 +202,28 @@ impl WeightKind {
     /// The largest size of a weight.
     pub fn max_abs(self) -> usize {
         if self == WeightKind::TwoBit { 3 } else { 1 }
+    }
+
+    /// `Ok` where every weight is of this kind.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] naming the first that is not.
+    pub fn check(self, what: &'static str, weights: &[i8]) -> Result<()> {
+        let (codes, wrong) = (self.codes(), |w: &i8| !self.codes().contains(w));
+        // Whole chunks first, without an early exit, so that the loop is vectorized.
+        let fits = |chunk: &[i8]| match self {
+            WeightKind::Ternary => chunk.iter().fold(true, |all, w| all & (w.unsigned_abs() <= 1)),
+            WeightKind::Binary => chunk.iter().fold(true, |all, w| all & (w.unsigned_abs() == 1)),
+            WeightKind::TwoBit => chunk.iter().fold(true, |all, w| all & (w.unsigned_abs() & !2 == 1)),
+        };
+        match weights.chunks(CHUNK).position(|chunk| !fits(chunk)) {
+            None => Ok(()),
+            Some(chunk) => {
+                let at = chunk * CHUNK + weights[chunk * CHUNK..].iter().position(wrong).unwrap_or(0);
+                let expected = format!("{} weights, each one of {codes:?}", self.name());
+                bad_value(what, expected, format!("{} at element {at}", weights[at]))
+            }
+        }
     }
 }
 
@@ -280,12 +305,26 @@ pub enum CodeType {
 }
 
 impl CodeType {
-    /// Its name in messages.
+    /// Every type there is.
+    pub const ALL: [CodeType; 3] = [CodeType::Ternary, CodeType::TwoBit, CodeType::Binary];
+
+    /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             CodeType::Ternary => "ternary",
             CodeType::TwoBit => "two-bit",
             CodeType::Binary => "binary",
+        }
+    }
+
+    /// The type of that name.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] where there is none.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match CodeType::ALL.into_iter().find(|codes| codes.name() == name) {
+            Some(codes) => Ok(codes),
+            None => bad_value("codes", "\"ternary\", \"two-bit\" or \"binary\"", format!("{name:?}")),
         }
     }
 
@@ -323,12 +362,35 @@ pub enum ValueType {
         /// Groups of channels, each packed from a word boundary.
         groups: usize,
     },
+    /// Another of [`INPUT_TYPES`], which only an input has, and only in PyTorch.
+    Other(&'static str),
 }
 
 impl ValueType {
     /// Whether it is packed codes.
     pub fn is_codes(self) -> bool {
-        self != ValueType::F32
+        matches!(self, ValueType::Codes { .. })
+    }
+
+    /// The type of an input that PyTorch calls by that name.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] where there is none.
+    pub fn of_input(name: &str) -> Result<Self> {
+        match INPUT_TYPES.iter().find(|(known, _)| *known == name) {
+            Some(("float32", _)) => Ok(ValueType::F32),
+            Some((known, _)) => Ok(ValueType::Other(known)),
+            None => bad_value("dtype", "float32, or codes with channels and groups", format!("{name:?}")),
+        }
+    }
+
+    /// Bytes of an element in PyTorch, where codes are packed into bytes.
+    pub fn element_bytes(self) -> usize {
+        match self {
+            ValueType::F32 => 4,
+            ValueType::Codes { .. } => 1,
+            ValueType::Other(name) => INPUT_TYPES.iter().find(|row| row.0 == name).map_or(4, |row| row.1),
+        }
     }
 
     /// Whether a reader that wants `wanted` can read it: binary codes are ternary ones as well.
@@ -347,6 +409,7 @@ impl std::fmt::Display for ValueType {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             ValueType::F32 => f.write_str("floats"),
+            ValueType::Other(name) => f.write_str(name),
             ValueType::Codes { codes, channels, groups } => {
                 write!(f, "{} codes of ({channels}, {groups}) (channels, groups)", codes.name())
             }
@@ -354,7 +417,7 @@ impl std::fmt::Display for ValueType {
     }
 }
 
-/// The type of a tensor's elements in a file.
+/// The type of a tensor's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TensorType {
     /// float32.
@@ -365,25 +428,66 @@ pub enum TensorType {
     I64,
     /// int8, any value.
     I8,
-    /// Weights that are codes: binary, ternary or two-bit; int8 in an array.
-    Codes,
+    /// Weights of a few levels: binary, ternary or two-bit. An array holds them as int8; a file
+    /// packs them.
+    Codes(WeightKind),
 }
 
 impl TensorType {
-    /// Its name.
+    /// Every type there is.
+    pub const ALL: [TensorType; 7] = [
+        TensorType::F32,
+        TensorType::I32,
+        TensorType::I64,
+        TensorType::I8,
+        TensorType::Codes(WeightKind::Binary),
+        TensorType::Codes(WeightKind::Ternary),
+        TensorType::Codes(WeightKind::TwoBit),
+    ];
+
+    /// The types of weights that are codes.
+    pub const CODES: &[TensorType] = &[
+        TensorType::Codes(WeightKind::Binary),
+        TensorType::Codes(WeightKind::Ternary),
+        TensorType::Codes(WeightKind::TwoBit),
+    ];
+
+    /// Its name, as files and bindings have it.
     pub fn name(self) -> &'static str {
         match self {
             TensorType::F32 => "float32",
             TensorType::I32 => "int32",
             TensorType::I64 => "int64",
             TensorType::I8 => "int8",
-            TensorType::Codes => "codes",
+            TensorType::Codes(kind) => kind.name(),
+        }
+    }
+
+    /// The type of that name.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] where there is none.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match TensorType::ALL.into_iter().find(|dtype| dtype.name() == name) {
+            Some(dtype) => Ok(dtype),
+            None => bad_value("dtype", TensorType::names(&TensorType::ALL), format!("{name:?}")),
+        }
+    }
+
+    /// Names of types for a message: `"binary, ternary or two-bit"`.
+    pub fn names(types: &[TensorType]) -> String {
+        match types {
+            [] => String::new(),
+            [only] => only.name().into(),
+            [first @ .., last] => {
+                format!("{} or {}", first.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(", "), last.name())
+            }
         }
     }
 
     /// Name of the type that an array library has it as.
     pub fn array_name(self) -> &'static str {
-        if self == TensorType::Codes { "int8" } else { self.name() }
+        if let TensorType::Codes(_) = self { "int8" } else { self.name() }
     }
 
     /// Bytes of an element in an array.
@@ -391,7 +495,17 @@ impl TensorType {
         match self {
             TensorType::F32 | TensorType::I32 => 4,
             TensorType::I64 => 8,
-            TensorType::I8 | TensorType::Codes => 1,
+            TensorType::I8 | TensorType::Codes(_) => 1,
+        }
+    }
+
+    /// Bytes that so many elements take in a file.
+    pub fn file_bytes(self, elements: usize) -> usize {
+        match self {
+            TensorType::Codes(WeightKind::Binary) => codec::signs::encoded_len(elements),
+            TensorType::Codes(WeightKind::Ternary) => codec::trits::encoded_len(elements),
+            TensorType::Codes(WeightKind::TwoBit) => codec::two_bit::encoded_len(elements),
+            other => elements.saturating_mul(other.array_bytes()),
         }
     }
 }
@@ -429,6 +543,28 @@ mod tests {
             assert!(weight.codes().is_none_or(|kind| WeightType::from(kind) == weight));
         }
         assert!(WeightType::from_name("one").unwrap_err().to_string().contains("float32"));
+        for codes in CodeType::ALL {
+            assert_eq!(CodeType::from_name(codes.name()).unwrap(), codes);
+        }
+        for dtype in TensorType::ALL {
+            assert_eq!(TensorType::from_name(dtype.name()).unwrap(), dtype);
+        }
+        let message = TensorType::from_name("codes").unwrap_err().to_string();
+        assert!(message.contains("binary, ternary or two-bit, got \"codes\""), "{message}");
+    }
+
+    #[test]
+    fn weights_of_another_kind_are_named() {
+        for kind in WeightKind::ALL {
+            let mut weights: Vec<i8> = (0..CHUNK + 9).map(|i| kind.codes()[i % kind.codes().len()]).collect();
+            kind.check("weight", &weights).unwrap();
+            for wrong in (i8::MIN..=i8::MAX).filter(|w| !kind.codes().contains(w)) {
+                weights[CHUNK + 3] = wrong;
+                let message = kind.check("weight", &weights).unwrap_err().to_string();
+                assert!(message.contains(&format!("{wrong} at element {}", CHUNK + 3)), "{message}");
+                assert!(message.contains(kind.name()), "{message}");
+            }
+        }
     }
 
     #[test]

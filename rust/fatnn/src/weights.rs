@@ -248,9 +248,21 @@ impl PackedWeights<'static> {
     /// # Errors
     /// As [`PackedWeights::new`]; [`Error::Value`] where the kernel cannot run these operands.
     pub fn for_kernel(kernel: &'static dyn Kernel, codes: &[i8], shape: WeightShape, act: Act) -> Result<Self> {
-        let shape = shape.check()?;
+        Self::for_operands(kernel, codes, shape, Operands::of(codes, act)?)
+    }
+
+    /// As [`PackedWeights::for_kernel`], for weights whose kind is known and checked.
+    ///
+    /// # Errors
+    /// As [`PackedWeights::for_kernel`].
+    pub(crate) fn for_operands(
+        kernel: &'static dyn Kernel,
+        codes: &[i8],
+        shape: WeightShape,
+        operands: Operands,
+    ) -> Result<Self> {
+        let (shape, act) = (shape.check()?, operands.act);
         check_len("weight", shape.len(), codes.len())?;
-        let operands = Operands::of(codes, act)?;
         operands.check(shape)?;
         if !operands.supported_by(kernel) {
             return bad_value("kernel", format!("one that runs {operands:?}"), kernel.name());

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::{Random, codes};
+use fatnn::codec::WeightKind;
 use fatnn::net::{Input, Network, Tensor, save};
 use serde_json::{Value as Json, json};
 
@@ -42,17 +43,17 @@ fn network(path: &Path, last: &str) {
             "layer": format!("body.{name}"), "note": ""})
     };
     let window = json!({"kernel": [3, 3], "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1,
-        "half_range": true, "channels": C, "dims": 2, "relu": false});
+        "act": "half", "channels": C, "dims": 2, "relu": false});
     let graph = json!({"nodes": [
         {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, C, 8, 8], "layer": "", "note": "",
-            "attrs": {"dtype": "float32", "fixed": [], "channel_dim": 1}},
-        node("q", "quantize", "x", json!({"channels": C, "groups": 1, "half_range": true, "dims": 2}),
+            "attrs": {"fixed": [], "channel_dim": 1}},
+        node("q", "quantize", "x", json!({"channels": C, "groups": 1, "act": "half", "dims": 2}),
             json!({"steps": "steps"})),
         node("conv", "conv_float", "q", window, json!({"weight": "w", "scale": "s"})),
         node("end", last, "conv", json!({}), json!({})),
     ], "outputs": {"value": "end"}, "notes": []});
     let tensors = BTreeMap::from([
-        ("w".to_owned(), Tensor::Ternary(vec![C, C, 3, 3], codes(C * C * 9, 1))),
+        ("w".to_owned(), Tensor::Codes(WeightKind::Ternary, vec![C, C, 3, 3], codes(C * C * 9, 1))),
         ("s".to_owned(), Tensor::F32(vec![C], (0..C).map(|c| 0.5 + c as f32).collect())),
         ("steps".to_owned(), Tensor::F32(vec![2], vec![0.25, 1.5])),
     ]);
@@ -130,7 +131,7 @@ fn inspect_shows_int8_layers() {
     let file = directory.at("net.safetensors");
     let graph = json!({"nodes": [
         {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, 6], "layer": "", "note": "",
-            "attrs": {"dtype": "float32", "fixed": [], "channel_dim": 1}},
+            "attrs": {"fixed": [], "channel_dim": 1}},
         {"name": "head", "op": "linear_int8", "inputs": ["x"], "attrs": {}, "shape": [1, 5], "layer": "net.head", "note": "",
             "tensors": {"weight": "w", "scale": "s", "inv_step": "i"}},
     ], "outputs": {"value": "head"}, "notes": []});

@@ -4,7 +4,7 @@ mod common;
 
 use common::{codes, values};
 use fatnn::Error;
-use fatnn::codec::{Act, CodesLayout, Coding, WeightKind, base3, trits, two_bit};
+use fatnn::codec::{Act, CodesLayout, Coding, WeightKind, base3, signs, trits, two_bit};
 use proptest::prelude::*;
 
 /// Every number of codes around a byte or a word, and each with every code.
@@ -64,6 +64,34 @@ fn weights_of_two_bits_round_trip_and_mean_what_they_say() {
     assert!(matches!(two_bit::decode(&[0; 2], &mut [0; 4]), Err(Error::Shape { .. })));
     for bad in [-4, -2, 0, 2, 5, i8::MIN] {
         let error = two_bit::encode(&[1, bad], &mut [0]).unwrap_err().to_string();
+        assert!(error.contains(&format!("{bad} at element 1")), "{error}");
+    }
+}
+
+#[test]
+fn binary_weights_round_trip_and_mean_what_they_say() {
+    for n in 0..=67 {
+        for weights in [values(WeightKind::Binary.codes(), n, n as u64), vec![-1; n], vec![1; n]] {
+            let mut bytes = vec![0xFF; signs::encoded_len(n)];
+            signs::encode(&weights, &mut bytes).unwrap();
+            for (i, &w) in weights.iter().enumerate() {
+                assert_eq!(2 * (bytes[i / 8] >> (i % 8) & 1) as i8 - 1, w);
+            }
+            let mut back = vec![9; n];
+            signs::decode(&bytes, &mut back).unwrap();
+            assert_eq!(back, weights);
+            // Every bit that no weight has is zero, and must be.
+            for place in n..8 * bytes.len() {
+                let mut other = bytes.clone();
+                other[place / 8] |= 1 << (place % 8);
+                assert!(matches!(signs::decode(&other, &mut back), Err(Error::Value { .. })));
+            }
+        }
+    }
+    assert!(matches!(signs::encode(&[1; 9], &mut [0]), Err(Error::Shape { .. })));
+    assert!(matches!(signs::decode(&[0; 2], &mut [0; 8]), Err(Error::Shape { .. })));
+    for bad in [-3, 0, 2, 3, i8::MIN] {
+        let error = signs::encode(&[1, bad], &mut [0]).unwrap_err().to_string();
         assert!(error.contains(&format!("{bad} at element 1")), "{error}");
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use fatnn::Error;
-use fatnn::dtype::{CodeType, ValueType};
+use fatnn::dtype::{CodeType, ValueType, WeightKind};
 use fatnn::graph::check::check;
 use fatnn::graph::cost::check_sizes;
 use fatnn::graph::ops::{OPS, OpInfo};
@@ -12,12 +12,12 @@ use fatnn::net::{Limits, load};
 use serde_json::{Value as Json, json};
 
 fn node(name: &str, op: &str, inputs: &[&str], attrs: Json, shape: &[usize]) -> Json {
-    json!({"name": name, "op": op, "inputs": inputs, "attrs": attrs, "tensors": {}, "shape": shape,
+    json!({"name": name, "op": op, "inputs": inputs, "attrs": attrs, "tensors": {}, "shape": shape, "dtype": "float32",
         "layer": format!("layer of {name}"), "note": ""})
 }
 
 fn input(shape: &[usize]) -> Json {
-    node("x", "input", &[], json!({"dtype": "float32", "fixed": [], "channel_dim": 0}), shape)
+    node("x", "input", &[], json!({"fixed": [], "channel_dim": 0}), shape)
 }
 
 fn text(nodes: &[Json], output: &str) -> String {
@@ -51,7 +51,7 @@ fn shapes_of_every_rank() {
         ("mean", json!({"dims": [], "keepdim": true, "layout": "any"}), vec![2, 3], vec![1, 1]),
         ("flatten", json!({"start": -3, "end": -2}), vec![2, 3, 4, 5], vec![2, 12, 5]),
         ("flatten", json!({"start": 0, "end": -1}), vec![], vec![1]),
-        ("rows", json!({}), vec![2, 3, 4, 5], vec![24, 5]),
+        ("flatten_leading", json!({}), vec![2, 3, 4, 5], vec![24, 5]),
         ("pad", json!({"pad": [1, 2, -1, 0], "mode": "constant", "value": 0.0}), vec![7, 5, 6], vec![7, 4, 9]),
         ("pad", json!({"pad": [3, 3], "mode": "reflect", "value": 0.0}), vec![1, 2, 4], vec![1, 2, 10]),
         ("cat", json!({"dim": -1}), vec![2, 3, 4], vec![2, 3, 8]),
@@ -113,9 +113,10 @@ fn limits_name_the_first_node_above_them() {
 
 #[test]
 fn types_follow_from_the_table() {
-    let attrs = json!({"channels": 6, "groups": 2, "half_range": true, "dims": 0});
+    let attrs = json!({"channels": 6, "groups": 2, "act": "half", "dims": 0});
     let mut quantize = node("q", "quantize", &["x"], attrs, &[1, 6]);
     quantize["tensors"] = json!({"steps": "s"});
+    quantize["dtype"] = json!({"codes": "ternary", "channels": 6, "groups": 2});
     let tensors = BTreeMap::from([("s".to_owned(), Tensor::F32(vec![2], vec![0.0, 1.0]))]);
     let graph = |output: &str| Graph::parse(&text(&[input(&[1, 6]), quantize.clone()], output), Source::File).unwrap();
     let types = check(&graph("x"), &tensors, Source::File).unwrap();
@@ -124,6 +125,71 @@ fn types_follow_from_the_table() {
     assert!(error.contains("\"q\" is codes"), "{error}");
     let error = check(&graph("x"), &BTreeMap::new(), Source::File).unwrap_err().to_string();
     assert!(error.contains("layer of q") && error.contains("tensor \"s\" is missing"), "{error}");
+}
+
+#[test]
+fn a_node_s_dtype_is_checked_against_the_rule() {
+    let codes = |codes: &str, channels: usize| json!({"codes": codes, "channels": channels, "groups": 2});
+    let tensors = BTreeMap::from([("s".to_owned(), Tensor::F32(vec![2], vec![0.0, f32::INFINITY]))]);
+    let checked = |act: &str, dtype: Json, input_dtype: &str| {
+        let mut nodes = [input(&[1, 6]), node("q", "quantize", &["x"], json!({}), &[1, 6])];
+        nodes[0]["dtype"] = input_dtype.into();
+        nodes[1]["attrs"] = json!({"channels": 6, "groups": 2, "act": act, "dims": 0});
+        nodes[1]["tensors"] = json!({"steps": "s"});
+        nodes[1]["dtype"] = dtype;
+        let graph = Graph::parse(&text(&nodes, "x"), Source::File)?;
+        check(&graph, &tensors, Source::File)
+    };
+    let made = |codes| ValueType::Codes { codes, channels: 6, groups: 2 };
+    let types = checked("binary", codes("binary", 6), "float32").unwrap();
+    assert_eq!(types, [ValueType::F32, made(CodeType::Binary)]);
+    // Binary codes are ternary ones as well.
+    assert_eq!(checked("binary", codes("ternary", 6), "float32").unwrap()[1], made(CodeType::Ternary));
+    for (act, dtype, input_dtype, words) in [
+        ("half", codes("binary", 6), "float32", "makes ternary codes of (6, 2) (channels, groups), but its dtype says"),
+        ("half", codes("two-bit", 6), "float32", "but its dtype says two-bit codes"),
+        ("half", codes("ternary", 8), "float32", "but its dtype says ternary codes of (8, 2)"),
+        ("half", json!("float32"), "float32", "but its dtype says floats"),
+        ("half", json!("int8"), "float32", "but its dtype says int8"),
+        ("half", json!("float33"), "float32", "unknown dtype \"float33\""),
+        ("half", json!({"codes": "ternary"}), "float32", "codes, channels and groups"),
+        ("half", codes("quaternary", 6), "float32", "unknown codes \"quaternary\""),
+        ("half", codes("ternary", 0), "float32", "codes, channels and groups"),
+        ("half", json!(3), "float32", "codes, channels and groups"),
+        ("half", codes("ternary", 6), "int64", "expected inputs of floats, got int64"),
+    ] {
+        let error = checked(act, dtype, input_dtype).unwrap_err().to_string();
+        assert!(error.contains(words) && error.contains("\"q\""), "{error}");
+    }
+}
+
+#[test]
+fn weights_that_do_not_fit_their_type_are_named() {
+    let mut conv = node("y", "conv_float", &["q"], json!({}), &[1, 6, 1, 1]);
+    conv["attrs"] = json!({"kernel": [1, 1], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1,
+        "act": "half", "channels": 6, "dims": 2, "relu": false});
+    conv["tensors"] = json!({"weight": "w"});
+    let mut quantize = node("q", "quantize", &["x"], json!({}), &[1, 6, 1, 1]);
+    quantize["attrs"] = json!({"channels": 6, "groups": 1, "act": "half", "dims": 2});
+    quantize["tensors"] = json!({"steps": "s"});
+    quantize["dtype"] = json!({"codes": "ternary", "channels": 6, "groups": 1});
+    let graph = text(&[input(&[1, 6, 1, 1]), quantize, conv], "y");
+    let checked = |weight: Tensor| {
+        let steps = Tensor::F32(vec![2], vec![0.0, 1.0]);
+        let tensors = BTreeMap::from([("s".to_owned(), steps), ("w".to_owned(), weight)]);
+        check(&Graph::parse(&graph, Source::Description).unwrap(), &tensors, Source::Description)
+    };
+    for kind in WeightKind::ALL {
+        let mut values: Vec<i8> = (0..36).map(|i| kind.codes()[i % kind.codes().len()]).collect();
+        checked(Tensor::Codes(kind, vec![6, 6, 1, 1], values.clone())).unwrap();
+        values[20] = 2;
+        let error = checked(Tensor::Codes(kind, vec![6, 6, 1, 1], values)).unwrap_err().to_string();
+        for words in ["layer of y", "tensor \"w\"", kind.name(), "got 2 at element 20"] {
+            assert!(error.contains(words), "{error}");
+        }
+    }
+    let error = checked(Tensor::I8(vec![6, 6, 1, 1], vec![1; 36])).unwrap_err().to_string();
+    assert!(error.contains("tensor \"w\" must be binary, ternary or two-bit, got int8"), "{error}");
 }
 
 #[test]
@@ -140,13 +206,15 @@ fn the_engine_says_what_it_cannot_run() {
 }
 
 #[test]
-fn the_golden_file_is_a_graph() {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/network-v1.safetensors");
-    let (text, tensors) = load(path).unwrap();
-    let graph = Graph::parse(&text, Source::Description).unwrap();
-    check(&graph, &tensors, Source::Description).unwrap();
-    assert!(support::unsupported(&graph, &tensors).is_empty());
-    assert_eq!(graph.input_count(), 1);
+fn the_golden_files_are_graphs() {
+    for version in ["v1", "v2"] {
+        let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let (text, tensors) = load(golden.join(format!("network-{version}.safetensors"))).unwrap();
+        let graph = Graph::parse(&text, Source::Description).unwrap();
+        check(&graph, &tensors, Source::Description).unwrap();
+        assert!(support::unsupported(&graph, &tensors).is_empty());
+        assert_eq!(graph.input_count(), 1);
+    }
 }
 
 /// Every node after the first reads the one before it.

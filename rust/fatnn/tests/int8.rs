@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use common::Random;
 use fatnn::codec::Act;
+use fatnn::codec::WeightKind;
 use fatnn::conv::ConvShape;
 use fatnn::int8::{Int8Epilogue, Int8Weights, MAX_REDUCTION, conv2d_int8};
 use fatnn::kernels::{self, Kernel, OperandTypes};
@@ -276,7 +277,7 @@ fn network() -> (serde_json::Value, BTreeMap<String, Tensor>) {
     let conv = serde_json::json!({"stride": [2, 2], "padding": [1, 1], "dilation": [1, 1], "groups": 1});
     let nodes = serde_json::json!([
         {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, 3, 9, 9], "layer": "",
-            "attrs": {"dtype": "float32", "fixed": [], "channel_dim": 1}},
+            "attrs": {"fixed": [], "channel_dim": 1}},
         node("stem", "conv2d_int8", "x", &[1, 5, 5, 5], conv, serde_json::json!(
             {"weight": "w", "scale": "s", "inv_step": "i"})),
         node("bn", "batch_norm", "stem", &[1, 5, 5, 5], serde_json::json!({"eps": 1e-5}), serde_json::json!(
@@ -382,7 +383,7 @@ fn damaged_graphs_are_errors_that_name_the_node() {
         assert!(message(&graph, &tensors).contains("\"stem\""), "{key} {value}");
     }
     let cases: [(&str, Tensor, &str); 7] = [
-        ("w", Tensor::Ternary(vec![5, 3, 3, 3], vec![1; 135]), "int8"),
+        ("w", Tensor::Codes(WeightKind::Ternary, vec![5, 3, 3, 3], vec![1; 135]), "int8"),
         ("w", Tensor::I8(vec![5, 27], vec![1; 135]), "shape"),
         ("w", Tensor::I8(vec![5, 3, 3, 3], vec![-128; 135]), "-128"),
         ("w", Tensor::I8(vec![5, 3, 3, 3], vec![1; 7]), "weight"),
@@ -411,7 +412,7 @@ fn pooled(window: &serde_json::Value, seen: bool) -> Network {
     let conv = serde_json::json!({"stride": [2, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1});
     let nodes = serde_json::json!([
         {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, 3, 9, 9], "layer": "",
-            "attrs": {"dtype": "float32", "fixed": [], "channel_dim": 1}},
+            "attrs": {"fixed": [], "channel_dim": 1}},
         {"name": "conv", "op": "conv2d_int8", "inputs": ["x"], "shape": [1, 20, 5, 5], "layer": "conv", "attrs": conv,
             "tensors": {"weight": "w", "scale": "s", "inv_step": "i"}},
         {"name": "pool", "op": "max_pool2d", "inputs": ["conv"], "shape": [1, 20, 5, 5], "layer": "pool",

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 fn input(shape: &[usize]) -> Value {
     json!({"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": shape, "layer": "",
-        "attrs": {"dtype": "float32", "fixed": [], "channel_dim": 1}})
+        "attrs": {"fixed": [], "channel_dim": 1}})
 }
 
 fn node(name: &str, op: &str, read: &[&str], attrs: Value, tensors: Value) -> Value {
@@ -49,7 +49,7 @@ fn small_files_that_ask_for_much_are_refused_before_anything_is_allocated() {
     let around = json!({"stride": [1, 1], "padding": [100, 100], "dilation": [1, 1], "groups": 1});
     let ternary = |kernel: usize| {
         json!({"kernel": [kernel, kernel], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1,
-            "half_range": true, "channels": 1, "dims": 2, "out_groups": 1, "relu": false})
+            "act": "half", "channels": 1, "dims": 2, "out_groups": 1, "relu": false})
     };
     let cases = [
         ("adaptive_avg_pool2d", json!({"size": [1 << 23, 4]}), vec![], "max_bytes"),
@@ -72,14 +72,14 @@ fn small_files_that_ask_for_much_are_refused_before_anything_is_allocated() {
             "q",
             "quantize",
             &["x"],
-            json!({"channels": 1, "groups": 1, "half_range": true, "dims": 2}),
+            json!({"channels": 1, "groups": 1, "act": "half", "dims": 2}),
             json!({"steps": "s"}),
         ),
         node("y", "conv_float", &["q"], ternary(2000), json!({"weight": "w"})),
     ];
     let tensors = BTreeMap::from([
         ("s".to_owned(), Tensor::F32(vec![2], vec![0.0, 1.0])),
-        ("w".to_owned(), Tensor::Ternary(vec![1, 1, 2000, 2000], codes(4_000_000, 1))),
+        ("w".to_owned(), Tensor::Codes(WeightKind::Ternary, vec![1, 1, 2000, 2000], codes(4_000_000, 1))),
     ]);
     let error = Network::within(&graph(&nodes, "y"), &tensors, limits).unwrap_err();
     assert!(matches!(error, Error::Limit { argument: "max_bytes", .. }), "{error}");
@@ -173,7 +173,7 @@ fn a_run_stops_between_nodes_when_it_is_told_to() {
 #[test]
 fn maps_without_pixels_never_panic() {
     let window = json!({"kernel": [2, 2], "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1,
-        "ceil_mode": true, "count_include_pad": true, "divisor": 0, "half_range": true, "channels": 2, "dims": 2,
+        "ceil_mode": true, "count_include_pad": true, "divisor": 0, "act": "half", "channels": 2, "dims": 2,
         "out_groups": 1, "relu": false, "size": [2, 2], "start": 1, "end": -1, "keepdim": true, "pad": [1, 1],
         "mode": "constant", "value": 0.0, "eps": 1e-5, "min_val": 0.0, "max_val": 1.0, "negative_slope": 0.1});
     let vector = ones(&[2]);
@@ -295,8 +295,8 @@ fn numbers_at_the_edge_of_their_type_are_errors() {
 fn dims_that_do_not_fit_the_map_are_errors() {
     let conv = |dims: usize, padding: usize| {
         let attrs = json!({"kernel": [1, 1], "stride": [1, 1], "padding": [padding, padding], "dilation": [1, 1], "groups": 1,
-            "half_range": true, "channels": 2, "dims": dims, "out_groups": 1, "relu": false});
-        let quantize = json!({"channels": 2, "groups": 1, "half_range": true, "dims": 1});
+            "act": "half", "channels": 2, "dims": dims, "out_groups": 1, "relu": false});
+        let quantize = json!({"channels": 2, "groups": 1, "act": "half", "dims": 1});
         let mut x = input(&[1, 2, 5]);
         x["shape"] = json!([1, 2, 5]);
         let nodes = [
@@ -306,7 +306,7 @@ fn dims_that_do_not_fit_the_map_are_errors() {
         ];
         let tensors = BTreeMap::from([
             ("s".to_owned(), Tensor::F32(vec![2], vec![0.0, 1.0])),
-            ("w".to_owned(), Tensor::Ternary(vec![1, 2, 1, 1], vec![1, 1])),
+            ("w".to_owned(), Tensor::Codes(WeightKind::Ternary, vec![1, 2, 1, 1], vec![1, 1])),
         ]);
         Network::new(&graph(&nodes, "y"), &tensors)
     };

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use common::{Random, codes, values};
 use fatnn::codec::{Act, WeightKind};
 use fatnn::conv::ConvShape;
-use fatnn::net::{Input, Network, Tensor, load, save};
+use fatnn::graph::check::check;
+use fatnn::graph::{Graph, Source};
+use fatnn::net::{FORMAT_VERSION, Input, Network, Tensor, load, save};
 use fatnn::quantize::PixelOrder;
 use fatnn::weights::WeightShape;
 use fatnn::{Error, parallel, reference};
@@ -35,7 +37,7 @@ fn node(
     tensors: serde_json::Value,
 ) -> serde_json::Value {
     serde_json::json!({"name": name, "op": op, "inputs": inputs, "attrs": attrs, "tensors": tensors,
-        "shape": [1, C, 8, 8], "layer": format!("layer of {name}")})
+        "shape": [1, C, 8, 8], "layer": format!("layer of {name}"), "note": ""})
 }
 
 fn example() -> Example {
@@ -47,28 +49,41 @@ fn example() -> Example {
     let scale: Vec<f32> = (0..C).map(|_| random.float()).collect();
     let bias: Vec<f32> = (0..C).map(|_| random.float() * 9.0).collect();
     let steps = vec![0.25, 1.5];
-    let window = |kernel: usize, padding: usize, stride: usize| {
-        serde_json::json!({"kernel": [kernel, kernel], "stride": [stride, stride], "padding": [padding, padding],
-            "dilation": [1, 1], "groups": 1, "half_range": true, "channels": C, "dims": 2, "out_groups": 1,
-            "relu": false, "ceil_mode": false})
+    let window = |kernel: usize, padding: usize, stride: usize, attrs: serde_json::Value| {
+        let mut window = serde_json::json!({"kernel": [kernel, kernel], "stride": [stride, stride],
+            "padding": [padding, padding], "dilation": [1, 1]});
+        window.as_object_mut().unwrap().extend(attrs.as_object().unwrap().clone());
+        window
     };
+    let conv = serde_json::json!({"act": "half", "groups": 1, "channels": C, "dims": 2, "out_groups": 1});
+    let to_float = serde_json::json!({"act": "half", "groups": 1, "channels": C, "dims": 2, "relu": false});
+    let pool = serde_json::json!({"ceil_mode": false});
     let none = serde_json::json!({});
-    let nodes = serde_json::json!([
-        {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, C, 8, 8], "layer": "",
-            "attrs": {"dtype": "float32", "fixed": [], "channel_dim": 1}},
-        node("q", "quantize", &["x"], serde_json::json!({"channels": C, "groups": 1, "half_range": true, "dims": 2}),
+    let mut nodes = serde_json::json!([
+        {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, C, 8, 8], "layer": "", "note": "",
+            "attrs": {"fixed": [], "channel_dim": 1}},
+        node("q", "quantize", &["x"], serde_json::json!({"channels": C, "groups": 1, "act": "half", "dims": 2}),
             serde_json::json!({"steps": "steps"})),
-        node("a", "conv_codes", &["q"], window(3, 1, 1), serde_json::json!({"weight": "w1", "thresholds": "t"})),
-        node("p", "max_pool_codes", &["a"], window(2, 0, 2), none.clone()),
-        node("b", "conv_float", &["p"], window(1, 0, 1), serde_json::json!({"weight": "w2", "scale": "s", "bias": "b"})),
-        node("pooled", "max_pool2d", &["x"], window(2, 0, 2), none.clone()),
+        node("a", "conv_codes", &["q"], window(3, 1, 1, conv), serde_json::json!({"weight": "w1", "thresholds": "t"})),
+        node("p", "max_pool_codes", &["a"], window(2, 0, 2, pool.clone()), none.clone()),
+        node("b", "conv_float", &["p"], window(1, 0, 1, to_float),
+            serde_json::json!({"weight": "w2", "scale": "s", "bias": "b"})),
+        node("pooled", "max_pool2d", &["x"], window(2, 0, 2, pool), none.clone()),
         node("sum", "add", &["b", "pooled"], none.clone(), none.clone()),
         node("y", "relu", &["sum"], none.clone(), none),
     ]);
+    for node in nodes.as_array_mut().unwrap() {
+        let codes = ["q", "a", "p"].contains(&node["name"].as_str().unwrap());
+        let ternary = serde_json::json!({"codes": "ternary", "channels": C, "groups": 1});
+        node["dtype"] = if codes { ternary } else { "float32".into() };
+        if ["p", "b", "pooled", "sum", "y"].contains(&node["name"].as_str().unwrap()) {
+            node["shape"] = serde_json::json!([1, C, 4, 4]);
+        }
+    }
     let graph = serde_json::json!({"nodes": nodes, "outputs": {"tuple": [{"value": "y"}]}, "notes": []}).to_string();
     let tensors = BTreeMap::from([
-        ("w1".to_owned(), Tensor::Ternary(vec![C, C, 3, 3], w1.clone())),
-        ("w2".to_owned(), Tensor::Ternary(vec![C, C, 1, 1], w2.clone())),
+        ("w1".to_owned(), Tensor::Codes(WeightKind::Ternary, vec![C, C, 3, 3], w1.clone())),
+        ("w2".to_owned(), Tensor::Codes(WeightKind::Ternary, vec![C, C, 1, 1], w2.clone())),
         ("t".to_owned(), Tensor::I32(vec![2, C], thresholds.clone())),
         ("s".to_owned(), Tensor::F32(vec![C], scale.clone())),
         ("b".to_owned(), Tensor::F32(vec![C], bias.clone())),
@@ -112,8 +127,11 @@ fn example_of(act: Act) -> Example {
     let mut example = example();
     let mut json: serde_json::Value = serde_json::from_str(&example.graph).unwrap();
     for node in json["nodes"].as_array_mut().unwrap() {
-        if node["attrs"].get("half_range").is_some() {
+        if node["attrs"].get("act").is_some() {
             node["attrs"]["act"] = act.name().into();
+        }
+        if node["dtype"].get("codes").is_some() {
+            node["dtype"]["codes"] = act.code_type().name().into();
         }
     }
     example.graph = json.to_string();
@@ -128,7 +146,7 @@ fn example_of_one_bit() -> Example {
     // What the second threshold separates does not occur.
     example.steps[1] = f32::INFINITY;
     example.thresholds[C..].fill(i32::MAX);
-    example.tensors.insert("w1".to_owned(), Tensor::Ternary(vec![C, C, 3, 3], example.w1.clone()));
+    example.tensors.insert("w1".to_owned(), Tensor::Codes(WeightKind::Binary, vec![C, C, 3, 3], example.w1.clone()));
     example.tensors.insert("t".to_owned(), Tensor::I32(vec![2, C], example.thresholds.clone()));
     example.tensors.insert("steps".to_owned(), Tensor::F32(vec![2], example.steps.clone()));
     example
@@ -141,7 +159,7 @@ fn example_of_two_bits() -> Example {
     example.steps.push(2.0);
     let third: Vec<i32> = example.thresholds[C..].iter().map(|high| high + 25).collect();
     example.thresholds.extend(third);
-    example.tensors.insert("w1".to_owned(), Tensor::TwoBit(vec![C, C, 3, 3], example.w1.clone()));
+    example.tensors.insert("w1".to_owned(), Tensor::Codes(WeightKind::TwoBit, vec![C, C, 3, 3], example.w1.clone()));
     example.tensors.insert("t".to_owned(), Tensor::I32(vec![3, C], example.thresholds.clone()));
     example.tensors.insert("steps".to_owned(), Tensor::F32(vec![3], example.steps.clone()));
     example
@@ -176,14 +194,14 @@ fn kinds_of_activations_that_do_not_fit_are_refused() {
     assert!(build(&other, &example.tensors).contains("activations \"uint4\""), "{}", build(&other, &example.tensors));
     // A convolution that reads another coding than its input has; steps and thresholds of another number.
     let mut other = json.clone();
-    other["nodes"][2]["attrs"].as_object_mut().unwrap().remove("act");
+    other["nodes"][2]["attrs"]["act"] = "half".into();
     let message = build(&other, &example.tensors);
     assert!(message.contains("layer of a") && message.contains("reads two-bit codes"), "{message}");
     for (name, tensor, says) in [
         ("steps", Tensor::F32(vec![2], vec![0.0, 1.0]), "steps must be 3 numbers, got 2"),
         ("t", Tensor::I32(vec![4, C], vec![0; 4 * C]), "(2 or 3, channels)"),
-        ("t", Tensor::I32(vec![2, C], vec![0; 2 * C]), "reads ternary codes"),
-        ("w1", Tensor::I8(vec![C, C, 3, 3], vec![1; C * C * 9]), "ternary codes or weights of two bits"),
+        ("t", Tensor::I32(vec![2, C], vec![0; 2 * C]), "makes ternary codes"),
+        ("w1", Tensor::I8(vec![C, C, 3, 3], vec![1; C * C * 9]), "must be binary, ternary or two-bit, got int8"),
     ] {
         let mut tensors = example.tensors.clone();
         tensors.insert(name.to_owned(), tensor);
@@ -253,30 +271,58 @@ fn runs_from_a_file(example: &Example, name: &str) {
     assert_eq!(net.outputs().map(|(name, _)| name).collect::<Vec<_>>(), ["y"]);
 }
 
-fn golden() -> std::path::PathBuf {
-    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/network-v1.safetensors")
+fn golden(name: &str, version: u64) -> std::path::PathBuf {
+    let file = format!("tests/golden/{name}-v{version}.safetensors");
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file)
+}
+
+/// What the golden files hold.
+fn golden_examples() -> [(&'static str, Example); 3] {
+    [("network", example()), ("network-two-bits", example_of_two_bits()), ("network-one-bit", example_of_one_bit())]
 }
 
 #[test]
-#[ignore = "writes the golden file: only when the version of the format changes"]
-fn write_the_golden_file() {
-    let example = example();
-    save(golden(), &example.graph, &example.tensors).unwrap();
+#[ignore = "writes golden files: only when the version of the format changes"]
+fn write_the_golden_files() {
+    for (name, example) in golden_examples() {
+        save(golden(name, FORMAT_VERSION), &example.graph, &example.tensors).unwrap();
+    }
 }
 
 /// Written once, by the first release of the format: what users have on their disks.
 #[test]
-fn the_golden_file_still_loads_and_is_still_written_so() {
-    let example = example();
-    let (graph, tensors) = load(golden()).unwrap();
-    let parsed = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
-    assert_eq!(parsed(&graph), parsed(&example.graph));
-    assert_eq!(tensors, example.tensors);
-    let path = std::env::temp_dir().join(format!("fatnn-golden-{}.safetensors", std::process::id()));
-    save(&path, &graph, &tensors).unwrap();
-    let again = std::fs::read(&path).unwrap();
-    std::fs::remove_file(&path).unwrap();
-    assert!(again == std::fs::read(golden()).unwrap(), "the same network gives other bytes");
+fn the_golden_files_still_load_and_are_still_written_so() {
+    for (name, example) in golden_examples() {
+        let file = golden(name, FORMAT_VERSION);
+        let (graph, tensors) = load(&file).unwrap();
+        let parsed = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        assert_eq!(parsed(&graph), parsed(&example.graph));
+        assert_eq!(tensors, example.tensors);
+        let types = check(&Graph::parse(&graph, Source::File).unwrap(), &tensors, Source::File).unwrap();
+        assert_eq!(types.iter().filter(|dtype| dtype.is_codes()).count(), 3);
+        let path = std::env::temp_dir().join(format!("fatnn-golden-{name}-{}.safetensors", std::process::id()));
+        save(&path, &graph, &tensors).unwrap();
+        let again = std::fs::read(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(again == std::fs::read(&file).unwrap(), "the same network gives other bytes");
+    }
+}
+
+#[test]
+fn golden_files_of_version_1_give_the_same_tensors_and_results() {
+    for (name, example) in golden_examples() {
+        let file = golden(name, 1);
+        let (graph, tensors) = load(&file).unwrap();
+        assert_eq!(tensors, example.tensors);
+        let parsed: serde_json::Value = serde_json::from_str(&graph).unwrap();
+        let expected: serde_json::Value = serde_json::from_str(&example.graph).unwrap();
+        for (node, expected) in parsed["nodes"].as_array().unwrap().iter().zip(expected["nodes"].as_array().unwrap()) {
+            assert_eq!(node["dtype"], expected["dtype"], "{}", node["name"]);
+        }
+        let x = image(2, [8, 8], 3);
+        let found = Network::load(&file).unwrap().run(&[Input { shape: &[2, C, 8, 8], data: &x, channels_last: true }]);
+        assert_eq!(found.unwrap()[0].data, example.expected(&x, 2, [8, 8]));
+    }
 }
 
 /// A graph of one operation on two channels.
@@ -284,7 +330,7 @@ fn single(op: &str, attrs: &serde_json::Value, tensors: &[(&str, Tensor)]) -> fa
     let named: BTreeMap<&str, &str> = tensors.iter().map(|(role, _)| (*role, *role)).collect();
     let graph = serde_json::json!({"nodes": [
         {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, 2, 4, 4], "layer": "",
-            "attrs": {"dtype": "float32", "fixed": [], "channel_dim": 1}},
+            "attrs": {"fixed": [], "channel_dim": 1}},
         {"name": "y", "op": op, "inputs": ["x"], "attrs": attrs, "tensors": named, "shape": [1, 2, 4, 4], "layer": ""},
     ], "outputs": {"value": "y"}, "notes": []});
     let tensors = tensors.iter().map(|(role, tensor)| ((*role).to_owned(), tensor.clone())).collect();
@@ -385,7 +431,7 @@ fn damage(example: &Example) {
         let cut = match tensor {
             Tensor::F32(..) => Tensor::F32(vec![1], vec![1.0]),
             Tensor::I32(..) => Tensor::I32(vec![2, 1], vec![1, 2]),
-            _ => Tensor::Ternary(vec![1, C, 1, 1], vec![1; C]),
+            _ => Tensor::Codes(WeightKind::Ternary, vec![1, C, 1, 1], vec![1; C]),
         };
         tensors.insert(name.clone(), cut);
         assert!(Network::new(&example.graph, &tensors).is_err(), "{name}");

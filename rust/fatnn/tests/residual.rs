@@ -52,17 +52,13 @@ impl Stream {
         let node = |name: String, op: &str, inputs: Vec<String>, tensors: serde_json::Value| {
             let mut node = json!({"name": name, "op": op, "inputs": inputs, "tensors": tensors, "shape": [1, c, 8, 8],
                 "layer": format!("layer of {name}"), "attrs": {"kernel": [3, 3], "stride": [1, 1], "padding": [1, 1],
-                "dilation": [1, 1], "groups": 1, "half_range": true, "channels": c, "dims": 2, "out_groups": 1,
+                "dilation": [1, 1], "groups": 1, "channels": c, "dims": 2, "out_groups": 1,
                 "relu": true}});
-            match self.operands.act {
-                Act::Half => (),
-                Act::Full => node["attrs"]["half_range"] = false.into(),
-                act => node["attrs"]["act"] = act.name().into(),
-            }
+            node["attrs"]["act"] = self.operands.act.name().into();
             node
         };
         let mut nodes = vec![json!({"name": "s0", "op": "input", "inputs": [], "tensors": {}, "shape": [1, c, 8, 8],
-            "layer": "", "attrs": {"dtype": "float32", "fixed": [], "channel_dim": 1}})];
+            "layer": "", "attrs": {"fixed": [], "channel_dim": 1}})];
         let mut tensors = BTreeMap::from([
             ("scale".to_owned(), Tensor::F32(vec![c], self.scale.clone())),
             ("bias".to_owned(), Tensor::F32(vec![c], self.bias.clone())),
@@ -73,8 +69,7 @@ impl Stream {
             nodes.push(node(q.clone(), "quantize", vec![from.clone()], json!({"steps": "steps"})));
             let read = json!({"weight": weight_name, "scale": "scale", "bias": "bias"});
             nodes.push(node(format!("s{}", block + 1), "conv_float", vec![q, from], read));
-            let tensor = if self.operands.weights == WeightKind::TwoBit { Tensor::TwoBit } else { Tensor::Ternary };
-            tensors.insert(weight_name, tensor(vec![c, c, 3, 3], weight.clone()));
+            tensors.insert(weight_name, Tensor::Codes(self.operands.weights, vec![c, c, 3, 3], weight.clone()));
         }
         let last = format!("s{BLOCKS}");
         let graph = json!({"nodes": nodes, "outputs": {"value": last}, "notes": []}).to_string();

@@ -50,7 +50,7 @@ impl Block {
         let square = |side: usize| json!([side, side]);
         let of = |read: usize, kernel: usize, stride: usize, relu: bool| {
             json!({"kernel": square(kernel), "stride": square(stride), "padding": square(kernel / 2), "dilation": [1, 1],
-                "groups": 1, "half_range": true, "channels": read, "dims": 2, "out_groups": 1, "relu": relu})
+                "groups": 1, "act": "half", "channels": read, "dims": 2, "out_groups": 1, "relu": relu})
         };
         let node = |name: &str, op: &str, inputs: &[&str], tensors: Value, channels: usize, attrs: Value| {
             json!({"name": name, "op": op, "inputs": inputs, "tensors": tensors, "shape": [1, channels, 8, 8],
@@ -58,7 +58,7 @@ impl Block {
         };
         let product = |i: usize| json!({"weight": format!("w{i}"), "scale": format!("s{i}"), "bias": format!("b{i}")});
         let nodes = [
-            node("x", "input", &[], json!({}), c, json!({"dtype": "float32", "fixed": [], "channel_dim": 1})),
+            node("x", "input", &[], json!({}), c, json!({"fixed": [], "channel_dim": 1})),
             node("q", "quantize", &["x"], json!({"steps": "steps"}), c, of(c, 1, 1, false)),
             node("shortcut", "conv_float", &["q"], product(1), n, of(c, 1, shortcut_stride, false)),
             node("sum", "conv_float", &["q", "shortcut"], product(0), n, of(c, 3, s, true)),
@@ -73,7 +73,7 @@ impl Block {
         let outputs: Vec<Value> = outputs.into_iter().map(|name| json!({"value": name})).collect();
         let mut tensors = BTreeMap::from([("steps".to_owned(), Tensor::F32(vec![2], STEPS.to_vec()))]);
         for (i, kernel) in [3, 1].into_iter().enumerate() {
-            let weight = Tensor::Ternary(vec![n, c, kernel, kernel], self.weights[i].clone());
+            let weight = Tensor::Codes(WeightKind::Ternary, vec![n, c, kernel, kernel], self.weights[i].clone());
             tensors.insert(format!("w{i}"), weight);
             tensors.insert(format!("s{i}"), Tensor::F32(vec![n], self.scales[i].clone()));
             tensors.insert(format!("b{i}"), Tensor::F32(vec![n], self.biases[i].clone()));

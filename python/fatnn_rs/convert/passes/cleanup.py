@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from fatnn_rs.convert.graph import Graph, Node, refs
-from fatnn_rs.convert.levels import act_of
 from fatnn_rs.operations import form_of
 
 __all__ = ["drop_unread", "share_leading_shapes", "share_quantizers"]
@@ -23,6 +22,7 @@ def drop_unread(graph: Graph) -> None:
     graph.nodes = kept[::-1]
     named = {name for node in graph.nodes for name in node.tensors.values()}
     graph.tensors = {name: tensor for name, tensor in graph.tensors.items() if name in named}
+    graph.dtypes = {name: dtype for name, dtype in graph.dtypes.items() if name in named}
 
 
 def share_quantizers(graph: Graph) -> None:
@@ -32,7 +32,7 @@ def share_quantizers(graph: Graph) -> None:
         if node.op != "act_quant":
             continue
         steps = graph.tensors[node.tensors["steps"]]
-        key = (node.inputs[0], tuple(steps.view(torch.int32).tolist()), node.attrs["groups"], act_of(node.attrs))
+        key = (node.inputs[0], tuple(steps.view(torch.int32).tolist()), node.attrs["groups"], node.attrs["act"])
         other = first.setdefault(key, node)
         if other is not node:
             graph.rename_value(node.name, other.name)

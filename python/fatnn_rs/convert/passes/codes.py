@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fatnn_rs.convert.graph import Graph, Node
-from fatnn_rs.convert.levels import ACT_LEVELS, act_of, coded_levels
+from fatnn_rs.convert.levels import ACT_LEVELS, coded_levels, codes_dtype
 from fatnn_rs.convert.ops_float import FLOAT_OPS
 from fatnn_rs.convert.ops_table import bind
 from fatnn_rs.convert.thresholds import NotANumberError, Thresholds, accumulator_range, integer_thresholds
@@ -96,13 +96,13 @@ def _why_float(graph: Graph, stopped: Node) -> str:
 def _check(graph: Graph, chain: _Chain, quantizer: Node) -> str:
     """Why a chain cannot run on codes, or nothing."""
     shapes = [step.op for step in chain.of_kind("shape")]
-    if shapes != ["reshape_like", "rows"] and shapes not in ([], ["flatten"]):
+    if shapes != ["reshape_like", "flatten_leading"] and shapes not in ([], ["flatten"]):
         return f"reshaped on the way ({', '.join(shapes)})"
     flattened = pooled = False
     for step in chain.steps:
         kind = _kind(step)
         if kind == "shape":
-            flattened = not flattened or step.op != "rows"
+            flattened = not flattened or step.op != "flatten_leading"
             if step.op == "flatten" and (step.attrs["start"], step.attrs["end"]) != (1, -1):
                 return "flattened over other dimensions than those behind the batch"
         elif kind == "channel" and flattened:
@@ -148,8 +148,8 @@ def _fuse(graph: Graph, chain: _Chain, quantizer: Node) -> str:
     """Replace a chain; or say why its function has no thresholds."""
     root, dims = chain.root, chain.root.attrs["dims"]
     weight = graph.tensors[root.tensors["weight"]]
-    low, high = accumulator_range(weight, ACT_LEVELS[act_of(root.attrs)])
-    levels = coded_levels(act_of(quantizer.attrs))
+    low, high = accumulator_range(weight, ACT_LEVELS[root.attrs["act"]])
+    levels = coded_levels(quantizer.attrs["act"])
     monotone = all(_monotone(graph, step) for step in chain.steps) and type(quantizer.call) in _MONOTONE
     try:
         found = integer_thresholds(_function(graph, chain, quantizer), low, high, dims, levels, monotone)
@@ -165,7 +165,7 @@ def _fuse(graph: Graph, chain: _Chain, quantizer: Node) -> str:
         return "the float functions before the quantizer are not monotone in some channel"
     made = [_conv_node(graph, chain, quantizer, weight, found)]
     for step in chain.of_kind("pool"):
-        made.append(_pool_node(graph, step, made[-1], act_of(quantizer.attrs)))
+        made.append(_pool_node(graph, step, made[-1]))
     if any(step.op == "flatten" for step in chain.steps):
         _read_flattened(graph, quantizer, chain)
     place = graph.nodes.index(quantizer)
@@ -181,17 +181,18 @@ def _conv_node(graph: Graph, chain: _Chain, quantizer: Node, weight: Tensor, fou
     node = Node(graph.fresh_name(f"{root.name}_to_codes"), "conv_codes", list(root.inputs), dict(root.attrs))
     node.attrs["out_groups"] = quantizer.attrs["groups"]
     node.layer, node.shape = root.layer, root.shape
+    node.dtype = codes_dtype(quantizer.attrs["act"], weight.shape[0], quantizer.attrs["groups"])
     fused = [step.layer or step.op for step in chain.steps if step.layer != root.layer and _kind(step) != "shape"]
     node.note = f"thresholds hold {', '.join(fused)}" if fused else ""
     sign = 1 - 2 * found.flip.to(weight.dtype)
     node.tensors = {
-        "weight": graph.add_tensor(f"{root.layer}.codes", weight * sign.view(-1, 1, 1, 1)),
+        "weight": graph.add_tensor(f"{root.layer}.codes", weight * sign.view(-1, 1, 1, 1), graph.dtype(root, "weight")),
         "thresholds": graph.add_tensor(f"{root.layer}.thresholds", found.values),
     }
     return node
 
 
-def _pool_node(graph: Graph, step: Node, source: Node, act: str) -> Node:
+def _pool_node(graph: Graph, step: Node, source: Node) -> Node:
     """Make a max-pool on codes, in two dimensions."""
     one, zero = ([1], [0]) if step.op == "max_pool1d" else ([], [])
     attrs = {
@@ -201,10 +202,8 @@ def _pool_node(graph: Graph, step: Node, source: Node, act: str) -> Node:
         "dilation": one + step.attrs["dilation"],
         "ceil_mode": step.attrs["ceil_mode"],
     }
-    if act == "uint2":
-        attrs["act"] = act
     name = graph.fresh_name(f"{step.name}_of_codes")
-    return Node(name, "max_pool_codes", [source.name], attrs, layer=step.layer, shape=step.shape)
+    return Node(name, "max_pool_codes", [source.name], attrs, layer=step.layer, shape=step.shape, dtype=source.dtype)
 
 
 def _read_flattened(graph: Graph, quantizer: Node, chain: _Chain) -> None:
@@ -216,5 +215,6 @@ def _read_flattened(graph: Graph, quantizer: Node, chain: _Chain) -> None:
         if node.op == "ternary" and quantizer.name in node.inputs:
             weight = graph.tensors[node.tensors["weight"]]
             node.attrs = {**node.attrs, "kernel": window, "channels": channels}
-            name = graph.add_tensor(node.tensors["weight"], weight.reshape(weight.shape[0], channels, *window))
+            whole = weight.reshape(weight.shape[0], channels, *window)
+            name = graph.add_tensor(node.tensors["weight"], whole, graph.dtype(node, "weight"))
             node.tensors = {**node.tensors, "weight": name}

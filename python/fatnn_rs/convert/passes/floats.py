@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fatnn_rs.convert.affine import single_fma
 from fatnn_rs.convert.graph import Graph, Node
-from fatnn_rs.convert.levels import ACT_LEVELS, act_of
+from fatnn_rs.convert.levels import ACT_LEVELS
 from fatnn_rs.convert.ops_float import FLOAT_OPS
 from fatnn_rs.convert.ops_table import bind
 from fatnn_rs.convert.shapes import same_shape
@@ -61,7 +61,7 @@ def _compose(graph: Graph, nodes: list[Node]) -> Callable[[Tensor], Tensor]:
 def _epilogue(graph: Graph, node: Node, tail: list[Node]) -> tuple[list[Node], dict[str, Tensor]]:
     """Find the longest start of ``tail`` that one fused multiply-add reproduces, and its factors."""
     weight = graph.tensors[node.tensors["weight"]]
-    low, high = accumulator_range(weight, ACT_LEVELS[act_of(node.attrs)])
+    low, high = accumulator_range(weight, ACT_LEVELS[node.attrs["act"]])
     for length in range(len(tail), 0, -1):
         pair = single_fma(_compose(graph, tail[:length]), low, high, node.attrs["dims"])
         if pair is None:
@@ -94,7 +94,8 @@ def _to_conv_float(graph: Graph, node: Node) -> None:
     made.layer, made.shape = node.layer, last.shape
     fused = [step.layer or step.op for step in absorbed if step.layer != node.layer]
     made.note = "; ".join(note for note in (f"epilogue holds {', '.join(fused)}" if fused else "", node.note) if note)
-    made.tensors = {"weight": graph.add_tensor(f"{node.layer}.codes", graph.tensors[node.tensors["weight"]])}
+    weight, dtype = graph.tensors[node.tensors["weight"]], graph.dtype(node, "weight")
+    made.tensors = {"weight": graph.add_tensor(f"{node.layer}.codes", weight, dtype)}
     for role, tensor in factors.items():
         made.tensors[role] = graph.add_tensor(f"{node.layer}.{role}", tensor)
     gone = {id(step) for step in (node, *absorbed)}

@@ -7,12 +7,14 @@
 //! | [`base3`] groups | 4 in a byte (3⁴ = 81) | a compact plain form; product tables have groups of two of the same digits |
 //! | [`trits`] | 5 in a byte (3⁵ = 243) | ternary weights in files |
 //! | [`two_bit`] | 4 in a byte | weights -3, -1, 1, 3 in files |
+//! | [`signs`] | 8 in a byte | weights -1, 1 in files |
 //!
 //! One rule for bytes that are no codes: decoders and every function that reads packed codes refuse them.
 
 pub mod base3;
 mod digits;
 mod planes;
+pub mod signs;
 pub mod trits;
 pub mod two_bit;
 

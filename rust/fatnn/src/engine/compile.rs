@@ -125,7 +125,7 @@ impl<'a> Compiler<'a> {
             ValueType::Codes { codes, channels, groups } => {
                 Ok(CodesLayout::new(channels, groups)?.with(codes.coding()))
             }
-            ValueType::F32 => Err(Error::Graph { why: "floats where codes are needed".into() }),
+            other => Err(Error::Graph { why: format!("{other} where codes are needed") }),
         }
     }
 
@@ -295,8 +295,8 @@ impl<'a> Compiler<'a> {
         epilogue: Epilogue,
         shortcut: Option<Shortcut>,
     ) -> Result<TernaryConv, BuildError> {
-        let Some(Tensor::Ternary(shape, codes) | Tensor::TwoBit(shape, codes)) = view.tensor("weight") else {
-            return Err("tensor \"weight\" must be there, as ternary codes or weights of two bits".into());
+        let Some(Tensor::Codes(kind, shape, codes)) = view.tensor("weight") else {
+            return Err("tensor \"weight\" must be there, as binary, ternary or two-bit weights".into());
         };
         let &[out_channels, group_channels, kh, kw] = shape.as_slice() else {
             return Err(format!("weight has the shape {shape:?}").into());
@@ -304,7 +304,7 @@ impl<'a> Compiler<'a> {
         let groups = conv.groups;
         let channels = group_channels.checked_mul(groups).ok_or("too many groups")?;
         let shape = WeightShape { out_channels, channels, kernel: [kh, kw], groups };
-        let (shape, operands) = (shape.check()?, Operands::of(codes, conv.act)?);
+        let (shape, operands) = (shape.check()?, Operands { act: conv.act, weights: *kind });
         let (group_out_channels, linear) = (out_channels / groups, conv.axes == 0);
         let kernel: &'static dyn Kernel = match self.family {
             Some(family) => kernels::choose_in(family, linear, group_out_channels, shape.reduction(), operands)
@@ -313,7 +313,7 @@ impl<'a> Compiler<'a> {
             None => kernels::choose(group_out_channels, shape.reduction(), operands)?,
         };
         self.budget.spend(PackedWeights::packed_bytes(kernel, shape, operands) as u128)?;
-        let weights = PackedWeights::for_kernel(kernel, codes, shape, conv.act)?;
+        let weights = PackedWeights::for_operands(kernel, codes, shape, operands)?;
         Ok(TernaryConv { weights, window: conv.params, axes: conv.axes, epilogue, shortcut }.check()?)
     }
 }

@@ -191,15 +191,9 @@ impl Attrs<'_> {
         })
     }
 
-    /// The type of activations: `act` names those that `half_range` does not tell apart.
+    /// The type of activations.
     pub fn act(&self) -> Result<ActType, BuildError> {
-        let half_range = self.flag("half_range")?;
-        match self.0.get("act").map(Json::as_str) {
-            None if half_range => Ok(ActType::Half),
-            None => Ok(ActType::Full),
-            Some(Some("uint2")) if half_range => Ok(ActType::Uint2),
-            Some(Some("binary")) if half_range => Ok(ActType::Binary),
-            Some(_) => Err(BuildError::Unsupported(format!("activations {}", self.0["act"]))),
-        }
+        let name = self.text("act")?;
+        ActType::from_name(&name).map_err(|_| BuildError::Unsupported(format!("activations {name:?}")))
     }
 }

@@ -6,9 +6,7 @@
 use super::graph::{Graph, NodeView, Source, Tensors};
 use super::op::Op;
 use super::ops::OpInfo;
-use super::tensor::Tensor;
-use crate::codec::two_bit;
-use crate::dtype::{CodeType, INPUT_TYPES, TensorType, ValueType};
+use crate::dtype::{TensorType, ValueType};
 use crate::error::{Error, Result};
 use crate::scalar::Scalar;
 
@@ -68,16 +66,20 @@ fn node_type(view: NodeView<'_>, info: &OpInfo, read: &[ValueType], source: Sour
     }
     for (i, kind) in read.iter().enumerate() {
         let wanted = info.reads_codes && i == 0;
-        if kind.is_codes() != wanted {
+        if kind.is_codes() != wanted || matches!(kind, ValueType::Other(_)) {
             let what = if wanted { "an input of codes" } else { "inputs of floats" };
             return Err(format!("reads codes where it must not, or not: expected {what}, got {kind}"));
         }
     }
     check_tensors(view, info, source)?;
     if source == Source::File {
-        check_as_file(view, read)?;
+        check_as_file(view)?;
     }
-    (info.types)(view, read)
+    let found = (info.types)(view, read)?;
+    match view.node.dtype {
+        Some(declared) if !found.fits(declared) => Err(format!("makes {found}, but its dtype says {declared}")),
+        declared => Ok(declared.unwrap_or(found)),
+    }
 }
 
 /// Roles, and the types of their tensors.
@@ -93,34 +95,29 @@ fn check_tensors(view: NodeView<'_>, info: &OpInfo, source: Source) -> Result<()
         };
         let found = view.tensors.get(tensor).ok_or_else(|| format!("tensor {tensor:?} is missing"))?;
         found.check().map_err(|e| format!("tensor {tensor:?}, its {name}: {e}"))?;
-        let got = found.dtype();
-        if got != role.dtype {
-            let wanted = match role.dtype {
-                TensorType::Codes => "ternary codes or weights of two bits",
-                other => other.name(),
-            };
+        let (got, wanted) = (found.dtype(), role.dtypes);
+        if !wanted.contains(&got) {
             return Err(format!(
-                "tensor {name:?} must be there, as {wanted}: tensor {tensor:?} must be {}, got {}",
-                role.dtype.array_name(),
+                "tensor role {name:?}: tensor {tensor:?} must be {}, got {}",
+                TensorType::names(wanted),
                 got.name()
             ));
         }
     }
     match info.tensors.iter().find(|role| role.required && !node.tensors.contains_key(role.name)) {
-        Some(role) => {
-            Err(format!("tensor role {:?} is missing: it must be there, as {}", role.name, role.dtype.name()))
-        }
+        Some(role) => Err(format!(
+            "tensor role {:?} is missing: it must be there, as {}",
+            role.name,
+            TensorType::names(role.dtypes)
+        )),
         None => Ok(()),
     }
 }
 
 /// What packing weights or PyTorch would find later.
-fn check_as_file(view: NodeView<'_>, read: &[ValueType]) -> Result<(), String> {
+fn check_as_file(view: NodeView<'_>) -> Result<(), String> {
     match &view.node.op {
         Op::Input(input) => {
-            if !INPUT_TYPES.iter().any(|(name, _)| *name == input.dtype) {
-                return Err(format!("unknown dtype {:?}", input.dtype));
-            }
             if !view.node.tensors.is_empty() {
                 return Err("an input reads nothing".into());
             }
@@ -128,41 +125,10 @@ fn check_as_file(view: NodeView<'_>, read: &[ValueType]) -> Result<(), String> {
                 return Err("batch must be a least, a most and a factor".into());
             }
         }
-        Op::ConvCodes { .. } | Op::ConvFloat { .. } => match view.tensor("weight") {
-            Some(Tensor::TwoBit(_, values)) => {
-                two_bit::check("weight", values)
-                    .map_err(|e| format!("weight holds values outside -3, -1, 1, 3 ({e})"))?;
-            }
-            Some(Tensor::Ternary(_, values)) => {
-                crate::codec::check_codes("weight", values)
-                    .map_err(|e| format!("weight holds values outside -1, 0, 1 ({e})"))?;
-            }
-            _ => (),
-        },
         Op::Scalar(Scalar::Hardtanh { min, max }) if min > max => {
             return Err(format!("min_val cannot be greater than max_val, got {min} and {max}"));
-        }
-        Op::MaxPoolCodes { two_bit, .. } => {
-            let reads_two_bit = matches!(read[0], ValueType::Codes { codes: CodeType::TwoBit, .. });
-            if reads_two_bit != *two_bit {
-                return Err(format!("reads codes of another kind: {}", read[0]));
-            }
         }
         _ => (),
     }
     Ok(())
-}
-
-/// Names of the tensors that nodes use as plain int8 values. Arrays do not tell them from codes. A text that is
-/// no graph names none: who reads it reports that.
-pub fn plain_int8(graph: &str) -> Vec<String> {
-    let Ok(json) = serde_json::from_str::<serde_json::Value>(graph) else { return Vec::new() };
-    let mut names = Vec::new();
-    for node in json["nodes"].as_array().into_iter().flatten() {
-        let Some(info) = node["op"].as_str().and_then(OpInfo::named) else { continue };
-        for role in info.tensors.iter().filter(|role| role.dtype == TensorType::I8) {
-            names.extend(node["tensors"][role.name].as_str().map(str::to_owned));
-        }
-    }
-    names
 }

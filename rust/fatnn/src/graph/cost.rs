@@ -6,7 +6,7 @@ use super::ops::{OpInfo, Products};
 use super::shapes;
 use super::tensor::Tensor;
 use crate::codec::CodesLayout;
-use crate::dtype::{INPUT_TYPES, ValueType};
+use crate::dtype::ValueType;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 
@@ -41,23 +41,17 @@ fn products(products: Products, shape: &[usize], weight: Option<&[usize]>) -> u1
 }
 
 /// Bytes of a value in PyTorch, and its elements there: codes are packed.
-fn stored(node: &Node, shape: &[usize], kind: ValueType) -> (u128, u128) {
-    let (count, bytes) = match kind {
-        ValueType::F32 => {
-            let size = match &node.op {
-                Op::Input(input) => INPUT_TYPES.iter().find(|(name, _)| *name == input.dtype).map_or(4, |row| row.1),
-                _ => 4,
-            };
-            (elements(shape), size)
-        }
+fn stored(shape: &[usize], kind: ValueType) -> (u128, u128) {
+    let count = match kind {
+        ValueType::F32 | ValueType::Other(_) => elements(shape),
         ValueType::Codes { channels, groups, .. } => {
             let pixel = CodesLayout::new(channels, groups).map_or(0, CodesLayout::pixel_bytes);
             let front = elements(shape.get(..1).unwrap_or_default());
             let pixels = front.saturating_mul(elements(shape.get(2..).unwrap_or_default()));
-            (pixels.saturating_mul(pixel as u128), 1)
+            pixels.saturating_mul(pixel as u128)
         }
     };
-    (count, count.saturating_mul(bytes as u128))
+    (count, count.saturating_mul(kind.element_bytes() as u128))
 }
 
 /// Multiply-accumulates, or else other operations on an element.
@@ -76,7 +70,7 @@ fn work(view: NodeView<'_>, shape: &[usize], made: u128, read: u128) -> u128 {
 /// Whether the shape that a node notes is that of its value; of codes, but for channels.
 fn is_noted(node: &Node, made: &[usize], kind: ValueType) -> bool {
     match kind {
-        ValueType::F32 => node.shape == made,
+        ValueType::F32 | ValueType::Other(_) => node.shape == made,
         ValueType::Codes { .. } => {
             let noted = &node.shape;
             let map = |shape: &[usize]| {
@@ -122,7 +116,7 @@ pub fn check_sizes(graph: &Graph, tensors: &Tensors, types: &[ValueType], limits
         if !is_noted(node, &made, types[i]) {
             return Err(cannot(&format!("a result of the shape {:?} was noted, it is {made:?}", node.shape)));
         }
-        let (stored_elements, stored_bytes) = stored(node, &made, types[i]);
+        let (stored_elements, stored_bytes) = stored(&made, types[i]);
         if stored_elements >= MAX_ELEMENTS || elements_of_nonzero(&made) >= MAX_ELEMENTS {
             return Err(cannot(&format!("a result of the shape {made:?} is too large")));
         }

@@ -6,16 +6,21 @@
 //! | --- | --- |
 //! | `version` | [`FORMAT_VERSION`] |
 //! | `sha256` | hex digest over everything else that the file says, as below |
-//! | `ternary` | name → shape, for tensors of codes stored as `u8`, five trits a byte ([`crate::codec::trits`]) |
-//! | `two_bit` | name → shape, for weights -3, -1, 1, 3 stored as `u8`, four a byte ([`crate::codec::two_bit`]); absent where there are none |
+//! | `tensors` | name → `{"dtype": ..., "shape": [...]}`, for tensors that are packed and stored as `u8` |
 //! | `graph` | the network's graph as JSON text |
 //!
-//! The digest is over parts, each preceded by its length as a little-endian `u64`: the graph's text; then, for every tensor in
-//! order of names, its name, its kind (`f32`, `i32`, `i64`, `i8`, `ternary` or `two_bit`), its sizes as little-endian `u64`, and its bytes
-//! in the file. (Files without `i8` and `two_bit` tensors are those that releases before them wrote, byte for byte.)
+//! Packed are weights that are codes: `ternary` ones, five trits a byte ([`crate::codec::trits`]),
+//! `two-bit` ones, four a byte ([`crate::codec::two_bit`]), and `binary` ones, eight a byte
+//! ([`crate::codec::signs`]). All others, `float32`, `int32`, `int64` and `int8`, are stored as
+//! safetensors has them.
 //!
-//! In the graph, a node whose codes are activations of two bits says so by an attribute `act`, `"uint2"`; `steps` are then
-//! three numbers, and `thresholds` that make such codes have three rows. Networks of ternary codes have neither.
+//! The digest is over parts, each preceded by its length as a little-endian `u64`: the graph's
+//! text; then, for every tensor in order of names, its name, the name of its type, its sizes as
+//! little-endian `u64`, and its bytes in the file.
+//!
+//! In the graph every node says the type of its value, and codes what they stand for (`act`): see
+//! [`Graph::parse`](crate::graph::Graph::parse). Files of version 1 are read too; they become
+//! graphs of this version.
 //!
 //! What a CPU's kernel wants is derived when a file is loaded and never written, so a file does not depend on the machine
 //! that wrote it. Files are written beside their place and moved there, so that a crash leaves the old file or the new one.
@@ -25,15 +30,18 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
+use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
-use crate::codec::{trits, two_bit};
+use super::file_v1;
+use crate::codec::{signs, trits, two_bit};
+use crate::dtype::{TensorType, WeightKind};
 use crate::error::{Error, Result};
 use crate::graph::tensor::{Tensor, check_shape};
 use crate::memory;
 
-/// Version of the format that this crate writes, and the only one it reads.
-pub const FORMAT_VERSION: u64 = 1;
+/// Version of the format that this crate writes. It reads version 1, too.
+pub const FORMAT_VERSION: u64 = 2;
 
 const ENTRY: &str = "fatnn-rs";
 
@@ -45,14 +53,13 @@ fn stored(tensor: &Tensor) -> Result<Stored> {
         Tensor::I32(shape, v) => (Dtype::I32, shape.clone(), bytes(v, i32::to_le_bytes)?),
         Tensor::I64(shape, v) => (Dtype::I64, shape.clone(), bytes(v, i64::to_le_bytes)?),
         Tensor::I8(shape, v) => (Dtype::I8, shape.clone(), bytes(v, i8::to_le_bytes)?),
-        Tensor::Ternary(_, v) => {
-            let mut bytes = memory::filled(FILE, trits::encoded_len(v.len()), 0)?;
-            trits::encode(v, &mut bytes)?;
-            (Dtype::U8, vec![bytes.len()], bytes) // small: one
-        }
-        Tensor::TwoBit(_, v) => {
-            let mut bytes = memory::filled(FILE, two_bit::encoded_len(v.len()), 0)?;
-            two_bit::encode(v, &mut bytes)?;
+        Tensor::Codes(kind, _, v) => {
+            let mut bytes = memory::filled(FILE, tensor.file_bytes(), 0)?;
+            match kind {
+                WeightKind::Binary => signs::encode(v, &mut bytes)?,
+                WeightKind::Ternary => trits::encode(v, &mut bytes)?,
+                WeightKind::TwoBit => two_bit::encode(v, &mut bytes)?,
+            }
             (Dtype::U8, vec![bytes.len()], bytes) // small: one
         }
     };
@@ -74,8 +81,8 @@ struct Stored {
     bytes: Vec<u8>,
 }
 
-/// Digest over everything that a file says: see the module. Tensors come in order of names, with their kinds, and with the
-/// shapes that they have once they are read.
+/// Digest over everything that a file says: see the module. Tensors come in order of names, with
+/// the names of their types, and with the shapes that they have once they are read.
 fn digest<'a>(graph: &str, tensors: impl Iterator<Item = (&'a str, &'a str, &'a [usize], &'a [u8])>) -> String {
     let mut hash = Sha256::new();
     let mut part = |bytes: &[u8]| {
@@ -83,62 +90,65 @@ fn digest<'a>(graph: &str, tensors: impl Iterator<Item = (&'a str, &'a str, &'a 
         hash.update(bytes);
     };
     part(graph.as_bytes());
-    for (name, kind, shape, bytes) in tensors {
+    for (name, dtype, shape, bytes) in tensors {
         part(name.as_bytes());
-        part(kind.as_bytes());
+        part(dtype.as_bytes());
         part(&shape.iter().flat_map(|&size| (size as u64).to_le_bytes()).collect::<Vec<u8>>());
         part(bytes);
     }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The lists of packed tensors in a file's metadata, which are also their kinds.
-const TERNARY: &str = "ternary";
-const TWO_BIT: &str = "two_bit";
+/// Packed tensors: name → type and shape.
+pub(super) type Packed = BTreeMap<String, (TensorType, Vec<usize>)>;
 
-/// A tensor's kind, by its type in the file and by which list it is in.
-fn kind(dtype: Dtype, list: Option<&'static str>) -> Option<&'static str> {
-    match (dtype, list) {
-        (Dtype::F32, None) => Some("f32"),
-        (Dtype::I32, None) => Some("i32"),
-        (Dtype::I64, None) => Some("i64"),
-        (Dtype::I8, None) => Some("i8"),
-        (Dtype::U8, list) => list,
+/// A tensor's type, by how it is stored and by what the metadata says of it.
+fn dtype_of(stored: Dtype, packed: Option<TensorType>) -> Option<TensorType> {
+    match (stored, packed) {
+        (Dtype::F32, None) => Some(TensorType::F32),
+        (Dtype::I32, None) => Some(TensorType::I32),
+        (Dtype::I64, None) => Some(TensorType::I64),
+        (Dtype::I8, None) => Some(TensorType::I8),
+        (Dtype::U8, packed) => packed,
         _ => None,
     }
 }
 
-/// Packed tensors: name → the list they are in, and their shape.
-type Packed = BTreeMap<String, (&'static str, Vec<usize>)>;
+/// The metadata's list of packed tensors.
+fn packed(entry: &Json) -> Option<Packed> {
+    let tensor = |(name, said): (&String, &Json)| {
+        let fields = said.as_object().filter(|fields| fields.len() == 2)?;
+        let dtype = TensorType::from_name(fields.get("dtype")?.as_str()?).ok()?;
+        let shape = serde_json::from_value(fields.get("shape")?.clone()).ok()?;
+        TensorType::CODES.contains(&dtype).then(|| (name.clone(), (dtype, shape)))
+    };
+    entry["tensors"].as_object()?.iter().map(tensor).collect()
+}
 
 /// Writes a network: its graph as JSON text and its tensors by name.
 ///
 /// # Errors
-/// [`Error::Shape`] or [`Error::Value`] for a tensor whose values do not fit its shape or type, [`Error::Io`] where the file
-/// cannot be written.
+/// [`Error::Node`] naming a tensor whose values do not fit its shape or type, [`Error::Io`] where
+/// the file cannot be written.
 pub fn save(path: impl AsRef<Path>, graph: &str, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
     let path = path.as_ref();
-    let mut parts = BTreeMap::new();
-    let (mut ternary, mut two_bit) = (BTreeMap::new(), BTreeMap::new());
+    let (mut parts, mut packed) = (BTreeMap::new(), serde_json::Map::new());
     for (name, tensor) in tensors {
-        parts.insert(name.as_str(), stored(tensor)?);
-        match tensor {
-            Tensor::Ternary(shape, _) => ternary.insert(name.as_str(), shape),
-            Tensor::TwoBit(shape, _) => two_bit.insert(name.as_str(), shape),
-            _ => None,
+        let named = |error| match error {
+            Error::Memory { .. } => error,
+            other => Error::Node { node: format!("tensor {name:?}"), source: Box::new(other) },
         };
+        parts.insert(name.as_str(), stored(tensor).map_err(named)?);
+        if let Tensor::Codes(kind, shape, _) = tensor {
+            packed.insert(name.clone(), json!({"dtype": kind.name(), "shape": shape}));
+        }
     }
     let digested = parts.iter().map(|(name, t)| {
-        let packed = |list: &BTreeMap<_, _>, name_of| list.contains_key(name).then_some(name_of);
-        let list = packed(&ternary, TERNARY).or_else(|| packed(&two_bit, TWO_BIT));
-        let kind = kind(t.dtype, list).unwrap_or("unknown");
-        (*name, kind, tensors[*name].shape(), t.bytes.as_slice())
+        let tensor = &tensors[*name];
+        (*name, tensor.dtype().name(), tensor.shape(), t.bytes.as_slice())
     });
     let sha256 = digest(graph, digested);
-    let mut entry = serde_json::json!({"version": FORMAT_VERSION, "sha256": sha256, TERNARY: ternary, "graph": graph});
-    if !two_bit.is_empty() {
-        entry[TWO_BIT] = serde_json::json!(two_bit);
-    }
+    let entry = json!({"version": FORMAT_VERSION, "sha256": sha256, "tensors": packed, "graph": graph});
     let entry = entry.to_string();
     let views = parts
         .iter()
@@ -187,7 +197,8 @@ fn write(path: &Path, io: impl Fn(std::io::Error) -> Error, fill: impl FnOnce(&P
     written
 }
 
-/// Reads a network that [`save`] wrote: its graph as JSON text and its tensors by name.
+/// Reads a network that [`save`] wrote: its graph as JSON text and its tensors by name. One of
+/// version 1 comes as this version would have it.
 ///
 /// # Errors
 /// [`Error::Io`] where the file cannot be read; [`Error::Format`] where it is truncated, damaged, no safetensors file, no
@@ -234,35 +245,25 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), Wrong> {
         .as_ref()
         .and_then(|entries| entries.get(ENTRY))
         .ok_or_else(|| not_ours(format!("its metadata has no entry {ENTRY:?}")))?;
-    let entry: serde_json::Value =
+    let entry: Json =
         serde_json::from_str(entry).map_err(|e| not_ours(format!("its entry {ENTRY:?} is not JSON: {e}")))?;
-    let version = entry["version"].as_u64();
-    if version != Some(FORMAT_VERSION) {
+    let version = entry["version"].as_u64().filter(|version| [file_v1::VERSION, FORMAT_VERSION].contains(version));
+    let Some(version) = version else {
         return Err(format!(
-            "expected version {FORMAT_VERSION} of the format, got {}; load it with the release of fatnn-rs that wrote it, or \
-             convert and save the model again",
+            "expected version {FORMAT_VERSION} of the format (or {}), got {}; load it with the release of fatnn-rs that \
+             wrote it, or convert and save the model again",
+            file_v1::VERSION,
             entry["version"]
         )
         .into());
-    }
+    };
+    let old = version == file_v1::VERSION;
     let damaged = || {
         "damaged: its content does not match its checksum; copy it again from its source, or convert and save again"
             .to_owned()
     };
     let graph = entry["graph"].as_str().ok_or_else(damaged)?;
-    let mut packed = Packed::new();
-    for list in [TERNARY, TWO_BIT] {
-        let absent = list == TWO_BIT && entry[list].is_null();
-        let shapes: BTreeMap<String, Vec<usize>> = match absent {
-            true => BTreeMap::new(),
-            false => serde_json::from_value(entry[list].clone()).map_err(|_| damaged())?,
-        };
-        for (name, shape) in shapes {
-            if packed.insert(name, (list, shape)).is_some() {
-                return Err(damaged().into());
-            }
-        }
-    }
+    let packed = if old { file_v1::packed(&entry) } else { packed(&entry) }.ok_or_else(damaged)?;
     let mut names: Vec<&str> = file.names();
     names.sort_unstable();
     let views = names
@@ -273,9 +274,10 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), Wrong> {
     let parts = views
         .iter()
         .map(|(name, view)| {
-            let (list, shape) = packed.get(*name).map_or((None, view.shape()), |(list, shape)| (Some(*list), shape));
-            let kind = kind(view.dtype(), list).ok_or_else(|| unknown(name, view.dtype()))?;
-            Ok((*name, kind, shape, view.data()))
+            let said = packed.get(*name);
+            let shape = said.map_or(view.shape(), |(_, shape)| shape);
+            let dtype = dtype_of(view.dtype(), said.map(|said| said.0)).ok_or_else(|| unknown(name, view.dtype()))?;
+            Ok((*name, if old { file_v1::name(dtype) } else { dtype.name() }, shape, view.data()))
         })
         .collect::<Result<Vec<_>, String>>()?;
     let found = digest(graph, parts.into_iter());
@@ -288,17 +290,19 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), Wrong> {
         check_shape(declared).map_err(|e| format!("tensor {name:?}: {e}; convert and save the model again"))?;
         let shape = memory::copied(FILE, view.shape()).map_err(Wrong::Memory)?;
         let tensor = match (packed.get(name), view.dtype()) {
-            (Some((list, shape)), Dtype::U8) => {
+            (Some((TensorType::Codes(kind), shape)), Dtype::U8) => {
                 let len = memory::product(shape.iter().copied()).ok_or_else(damaged)?;
-                let ternary = *list == TERNARY;
-                let expected = if ternary { trits::encoded_len(len) } else { two_bit::encoded_len(len) };
-                if expected != view.data().len() {
+                if TensorType::Codes(*kind).file_bytes(len) != view.data().len() {
                     return Err(damaged().into());
                 }
                 let mut codes = memory::filled(FILE, len, 0).map_err(Wrong::Memory)?;
-                let decode = if ternary { trits::decode } else { two_bit::decode };
+                let decode = match kind {
+                    WeightKind::Binary => signs::decode,
+                    WeightKind::Ternary => trits::decode,
+                    WeightKind::TwoBit => two_bit::decode,
+                };
                 decode(view.data(), &mut codes).map_err(|e| format!("tensor {name:?}: {e}"))?;
-                if ternary { Tensor::Ternary(shape.clone(), codes) } else { Tensor::TwoBit(shape.clone(), codes) }
+                Tensor::Codes(*kind, shape.clone(), codes)
             }
             (None, Dtype::F32) => Tensor::F32(shape, values(view.data(), f32::from_le_bytes)?),
             (None, Dtype::I32) => Tensor::I32(shape, values(view.data(), i32::from_le_bytes)?),
@@ -308,16 +312,18 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), Wrong> {
         };
         tensors.insert(name.to_owned(), tensor);
     }
-    if let Some((missing, (list, _))) = packed.iter().find(|(name, _)| !tensors.contains_key(*name)) {
-        return Err(format!("{list} tensor {missing:?} is missing; convert and save the model again").into());
+    if let Some((missing, (dtype, _))) = packed.iter().find(|(name, _)| !tensors.contains_key(*name)) {
+        return Err(format!("{} tensor {missing:?} is missing; convert and save the model again", dtype.name()).into());
     }
-    Ok((graph.to_owned(), tensors))
+    let graph = if old { file_v1::upgraded(graph, &mut tensors)? } else { graph.to_owned() };
+    Ok((graph, tensors))
 }
 
 fn unknown(name: &str, dtype: Dtype) -> String {
     format!(
-        "tensor {name:?}: expected f32, i32, i64, i8, ternary or two_bit, got {dtype:?}; load it with the release of fatnn-rs \
-         that wrote it, or convert and save the model again"
+        "tensor {name:?}: expected {}, got {dtype:?}; load it with the release of fatnn-rs that wrote it, or convert and \
+         save the model again",
+        TensorType::names(&TensorType::ALL)
     )
 }
 
@@ -329,15 +335,21 @@ fn values<T, const N: usize>(bytes: &[u8], convert: fn([u8; N]) -> T) -> Result<
 mod tests {
     use super::*;
 
+    fn codes_of(kind: WeightKind, shape: &[usize], codes: &[i8]) -> Tensor {
+        Tensor::Codes(kind, shape.to_vec(), codes.to_vec())
+    }
+
     fn example() -> (String, BTreeMap<String, Tensor>) {
         let codes = (0..63).map(|i| (i % 251 % 3) as i8 - 1).collect();
         let tensors = BTreeMap::from([
-            ("a.weight".to_owned(), Tensor::Ternary(vec![7, 9], codes)),
+            ("a.weight".to_owned(), Tensor::Codes(WeightKind::Ternary, vec![7, 9], codes)),
             ("a.scale".to_owned(), Tensor::F32(vec![3], vec![0.5, f32::MIN_POSITIVE, -1e30])),
             ("a.thresholds".to_owned(), Tensor::I32(vec![2, 2], vec![i32::MIN, -1, 0, i32::MAX])),
             ("b.weight".to_owned(), Tensor::I8(vec![2, 3], vec![i8::MIN, -127, -1, 0, 1, 127])),
             ("step".to_owned(), Tensor::I64(vec![], vec![-7])),
-            ("c.weight".to_owned(), Tensor::TwoBit(vec![3, 3], vec![-3, -1, 1, 3, 3, 1, -1, -3, 1])),
+            ("c.weight".to_owned(), codes_of(WeightKind::TwoBit, &[3, 3], &[-3, -1, 1, 3, 3, 1, -1, -3, 1])),
+            ("d.weight".to_owned(), codes_of(WeightKind::Binary, &[11], &[-1, 1, 1, -1, -1, -1, 1, 1, -1, 1, 1])),
+            ("e.weight".to_owned(), codes_of(WeightKind::Ternary, &[2], &[-1, 1])),
             ("none".to_owned(), Tensor::F32(vec![0, 4], vec![])),
         ]);
         (r#"{"nodes": ["a"], "ü": 1}"#.to_owned(), tensors)
@@ -399,15 +411,34 @@ mod tests {
         }
         let (graph, tensors) = example();
         save(&path, &graph, &tensors).unwrap();
-        let old = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).contains(r#"\"version\":1"#);
-        assert!(old, "the version is where the next lines look for it");
-        let mut bytes = std::fs::read(&path).unwrap();
-        let at = bytes.windows(13).position(|w| w == br#"\"version\":1"#.as_slice()).unwrap() + 12;
-        bytes[at] = b'9';
-        std::fs::write(&path, &bytes).unwrap();
-        let message = load(&path).unwrap_err().to_string();
-        assert!(message.contains("version 1") && message.contains("got 9"), "{message}");
+        let bytes = std::fs::read(&path).unwrap();
+        let at = bytes.windows(13).position(|w| w == br#"\"version\":2"#.as_slice()).unwrap() + 12;
+        for version in [b'3', b'0'] {
+            let mut bytes = bytes.clone();
+            bytes[at] = version;
+            std::fs::write(&path, &bytes).unwrap();
+            let message = load(&path).unwrap_err().to_string();
+            let got = format!("got {}", char::from(version));
+            for words in ["version 2", "(or 1)", &got, "convert and save the model again"] {
+                assert!(message.contains(words), "{message}");
+            }
+        }
         assert!(matches!(load(folder.join("absent")), Err(Error::Io { .. })));
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn values_of_another_type_are_refused_and_named() {
+        let folder = folder("values");
+        let path = folder.join("net.safetensors");
+        for kind in WeightKind::ALL {
+            let tensors = BTreeMap::from([("a.weight".to_owned(), Tensor::Codes(kind, vec![3], vec![1, -1, 2]))]);
+            let message = save(&path, "{}", &tensors).unwrap_err().to_string();
+            for words in ["tensor \"a.weight\"", kind.name(), "got 2 at element 2"] {
+                assert!(message.contains(words), "{message}");
+            }
+        }
+        assert!(!path.exists());
         std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 use super::op::Op;
 use super::ops::{Form, OpInfo};
 use super::tensor::Tensor;
+use crate::dtype::ValueType;
 use crate::error::{Error, Result};
 
 /// Tensors of a graph by name.
@@ -53,6 +54,8 @@ pub struct Node {
     pub tensors: BTreeMap<String, String>,
     /// The layer that it came from; empty where there is none.
     pub layer: String,
+    /// The type that it says its value has; a description may leave it out.
+    pub dtype: Option<ValueType>,
     /// Shape of its value at conversion. Codes have that of the values they stand for.
     pub shape: Vec<usize>,
     /// What was fused, or why it runs as it does.

@@ -12,6 +12,7 @@
 //! | [`size`] | [`size::Size`]: a number, or an expression of what runs choose |
 //! | [`support`] | what the engine can run |
 //! | [`file`](mod@file) | the canonical file |
+//! | `file_v1` | files of version 1, as graphs of the present version |
 //! | [`report`] | what `fatnn inspect` and `net.report` show |
 //!
 //! A graph is read with [`Graph::parse`] and checked with [`check::check`]; the engine compiles it.
@@ -20,6 +21,7 @@ pub mod attrs;
 pub mod check;
 pub mod cost;
 pub mod file;
+mod file_v1;
 #[allow(clippy::module_inception, reason = "the type that the module is about")]
 pub mod graph;
 pub mod op;

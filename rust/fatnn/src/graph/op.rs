@@ -104,8 +104,6 @@ pub struct BatchRange {
 /// An input of the network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Input {
-    /// Its type, as PyTorch names it.
-    pub dtype: String,
     /// Dimensions whose size is part of the network.
     pub fixed: Vec<usize>,
     /// The dimension of channels.
@@ -271,8 +269,6 @@ pub enum Op {
         params: ConvParams,
         /// Whether the last window may reach over the edge.
         ceil_mode: bool,
-        /// Whether the codes are two-bit ones, as the node says.
-        two_bit: bool,
     },
     /// An operation that this release does not know.
     Other {

@@ -88,8 +88,8 @@ impl Form {
 pub struct Role {
     /// Its name.
     pub name: &'static str,
-    /// Type of its elements.
-    pub dtype: TensorType,
+    /// Types that its elements may have.
+    pub dtypes: &'static [TensorType],
     /// Whether it must be there.
     pub required: bool,
 }

@@ -2,28 +2,33 @@
 //!
 //! ```text
 //! {"nodes": [{"name": "conv1", "op": "conv_codes", "inputs": ["x_codes"], "layer": "layer1.0.conv1",
-//!             "shape": [1, 64, 56, 56], "attrs": {"stride": [1, 1], ...},
+//!             "shape": [1, 64, 56, 56], "dtype": {"codes": "ternary", "channels": 64, "groups": 1},
+//!             "attrs": {"stride": [1, 1], "act": "half", ...},
 //!             "tensors": {"weight": "conv1.codes"}, "note": "..."}, ...],
 //!  "outputs": {"value": "fc"}, "notes": ["..."], "arguments": [{...}, ...]}
 //! ```
 //!
-//! `outputs` is a value, `{"list": [...]}`, `{"tuple": [...]}`, `{"dict": {...}}`, `{"constant": ...}`,
-//! `{"ordered_dict": [[key, ...], ...]}` or `{"dict_items": [[key, ...], ...]}`.
+//! `dtype` is the type of the node's value: `"float32"`, or codes. An input's is any type of
+//! PyTorch's.
+//!
+//! `outputs` is a value, `{"list": [...]}`, `{"tuple": [...]}`, `{"dict": {...}}`,
+//! `{"constant": ...}`, `{"ordered_dict": [[key, ...], ...]}` or
+//! `{"dict_items": [[key, ...], ...]}`.
 
 use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value as Json};
 
-use super::BuildError;
 use super::attrs::{Attr, AttrType, Attrs, LIMIT, MIN_VALUES, Presence};
 use super::graph::{Graph, Layout, Node, Outputs, Source, ValueId};
 use super::op::Op;
 use super::ops::{OPS, OpInfo};
 use super::tensor::MAX_RANK;
+use super::{BuildError, types};
 use crate::error::{Error, Result};
 
 const GRAPH_FIELDS: [&str; 4] = ["nodes", "outputs", "notes", "arguments"];
-const NODE_FIELDS: [&str; 8] = ["name", "op", "inputs", "attrs", "tensors", "layer", "shape", "note"];
+const NODE_FIELDS: [&str; 9] = ["name", "op", "inputs", "attrs", "tensors", "layer", "dtype", "shape", "note"];
 
 fn invalid(why: impl Into<String>) -> Error {
     Error::Graph { why: why.into() }
@@ -84,6 +89,10 @@ fn check_fields(node: &Json, source: Source) -> Result<(), String> {
             "tensors" => {
                 let named = value.as_object();
                 (named.is_some_and(|named| named.values().all(Json::is_string)), "an object of strings")
+            }
+            "dtype" => {
+                types::from_json(value)?;
+                (true, "")
             }
             "shape" => {
                 let size = |d: &Json| d.as_u64().is_some_and(|d| d < LIMIT);
@@ -232,12 +241,13 @@ impl Reader {
         let sizes = json["shape"].as_array().into_iter().flatten().filter_map(Json::as_u64);
         let shape = sizes.map(|size| size as usize).collect();
         let layout = layout(attrs).map_err(wrong)?;
+        let dtype = json.get("dtype").map(types::from_json).transpose().map_err(wrong)?;
         if self.names.insert(name.clone(), self.nodes.len()).is_some() {
             return Err(wrong("its name is not unique".into()));
         }
         let info = if matches!(built, Op::Other { .. }) { None } else { info };
         let note = text("note");
-        self.nodes.push(Node { name, op: built, info, inputs, tensors, layer, shape, note, layout, position });
+        self.nodes.push(Node { name, op: built, info, inputs, tensors, layer, dtype, shape, note, layout, position });
         Ok(())
     }
 

@@ -5,7 +5,6 @@ use super::graph::{Graph, NodeView, Tensors};
 use super::op::Op;
 use super::ops::Products;
 use super::tensor::Tensor;
-use crate::codec::{trits, two_bit};
 
 /// A node.
 #[derive(Clone, Debug)]
@@ -42,9 +41,8 @@ fn row(view: NodeView<'_>) -> Row {
     let node = view.node;
     let weight = view.tensor("weight");
     let (code_bytes, int8_bytes) = match weight {
-        Some(Tensor::Ternary(_, codes)) => (trits::encoded_len(codes.len()), 0),
-        Some(Tensor::TwoBit(_, weights)) => (two_bit::encoded_len(weights.len()), 0),
-        Some(Tensor::I8(_, values)) => (0, values.len()),
+        Some(weight @ Tensor::Codes(..)) => (weight.file_bytes(), 0),
+        Some(weight @ Tensor::I8(..)) => (0, weight.file_bytes()),
         _ => (0, 0),
     };
     let layer = if node.layer.is_empty() { &node.name } else { &node.layer };

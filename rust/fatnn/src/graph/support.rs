@@ -2,6 +2,7 @@
 
 use super::graph::{Graph, NodeView};
 use super::op::Op;
+use crate::dtype::ValueType;
 
 /// Whether the engine can run every node.
 ///
@@ -23,8 +24,9 @@ pub fn unsupported(graph: &Graph, tensors: &super::Tensors) -> Vec<String> {
 pub fn supported(view: NodeView<'_>, read: &[&[usize]]) -> Result<(), String> {
     let (node, op) = (view.node, view.node.op_name());
     let name = &node.name;
-    if let Op::Input(input) = &node.op {
-        if node.shape.len() > MAX_RANK || input.dtype != "float32" || node.shape.get(1) == Some(&0) {
+    if let Op::Input(_) = &node.op {
+        let float = node.dtype.is_none_or(|dtype| dtype == ValueType::F32);
+        if node.shape.len() > MAX_RANK || !float || node.shape.get(1) == Some(&0) {
             return Err(format!("input {name:?} is not float32 of at most {MAX_RANK} dimensions"));
         }
         return Ok(());

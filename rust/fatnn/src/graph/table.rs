@@ -6,7 +6,7 @@ use super::attrs::{Attr, Attrs, Presence};
 use super::op::{Binary, CodesConv, Conv, Input, Op, Pool, Slice};
 use super::ops::{Exactness, Form, OpInfo, Products, Role};
 use super::{BuildError, shapes, support, types};
-use crate::dtype::TensorType::{self, Codes, F32, I8, I32};
+use crate::dtype::TensorType;
 use crate::scalar::Scalar;
 
 const fn always(name: &'static str, kind: AttrType) -> Attr {
@@ -21,9 +21,14 @@ const fn optional(name: &'static str, kind: AttrType) -> Attr {
     Attr { name, kind, presence: Presence::Optional }
 }
 
-const fn role(name: &'static str, dtype: TensorType, required: bool) -> Role {
-    Role { name, dtype, required }
+const fn role(name: &'static str, dtypes: &'static [TensorType], required: bool) -> Role {
+    Role { name, dtypes, required }
 }
+
+const F32: &[TensorType] = &[TensorType::F32];
+const I32: &[TensorType] = &[TensorType::I32];
+const I8: &[TensorType] = &[TensorType::I8];
+const CODES: &[TensorType] = TensorType::CODES;
 
 const KERNEL: Attr = always("kernel", Ints);
 const STRIDE: Attr = always("stride", Ints);
@@ -31,9 +36,8 @@ const PADDING: Attr = always("padding", Ints);
 const DILATION: Attr = always("dilation", Ints);
 const GROUPS: Attr = always("groups", Int);
 const CEIL_MODE: Attr = always("ceil_mode", Bool);
-const HALF_RANGE: Attr = always("half_range", Bool);
 const LAYOUT: Attr = in_files("layout", Str);
-const ACT: Attr = optional("act", Str);
+const ACT: Attr = always("act", Str);
 
 const CONV: &[Attr] = &[STRIDE, PADDING, DILATION, GROUPS, LAYOUT];
 const WEIGHTED: &[Role] = &[role("weight", F32, true), role("bias", F32, false)];
@@ -89,7 +93,6 @@ pub static OPS: &[OpInfo] = &[
         name: "input",
         inputs: (0, Some(0)),
         attrs: &[
-            always("dtype", Str),
             in_files("fixed", Ints),
             in_files("channel_dim", Int),
             optional("batch", Ints),
@@ -102,8 +105,9 @@ pub static OPS: &[OpInfo] = &[
                 Some(range) => Some(Input::batch_range(range).ok_or("its range of batch sizes means nothing")?),
             };
             let channel_dim = a.optional_number("channel_dim")?;
-            Ok(Op::Input(Input { dtype: a.text("dtype")?, fixed, channel_dim, batch }))
+            Ok(Op::Input(Input { fixed, channel_dim, batch }))
         },
+        types: types::input,
         shape: shapes::noted,
         ..ROW
     },
@@ -223,7 +227,7 @@ pub static OPS: &[OpInfo] = &[
         ..ROW
     },
     OpInfo {
-        name: "rows",
+        name: "flatten_leading",
         form: Form::Shape,
         build: |_| Ok(Op::FlattenLeading),
         shape: shapes::flatten_leading,
@@ -353,7 +357,7 @@ pub static OPS: &[OpInfo] = &[
     },
     OpInfo {
         name: "quantize",
-        attrs: &[GROUPS, always("channels", Int), HALF_RANGE, in_files("dims", Int), ACT],
+        attrs: &[GROUPS, always("channels", Int), ACT, in_files("dims", Int)],
         tensors: &[role("steps", F32, true)],
         makes_codes: true,
         build: |a| {
@@ -367,7 +371,7 @@ pub static OPS: &[OpInfo] = &[
     OpInfo {
         name: "conv_codes",
         attrs: CODES_TO_CODES,
-        tensors: &[role("weight", Codes, true), role("thresholds", I32, true)],
+        tensors: &[role("weight", CODES, true), role("thresholds", I32, true)],
         reads_codes: true,
         makes_codes: true,
         products: Products::Codes,
@@ -380,7 +384,7 @@ pub static OPS: &[OpInfo] = &[
         name: "conv_float",
         inputs: (1, Some(2)),
         attrs: CODES_TO_FLOAT,
-        tensors: &[role("weight", Codes, true), role("scale", F32, false), role("bias", F32, false)],
+        tensors: &[role("weight", CODES, true), role("scale", F32, false), role("bias", F32, false)],
         reads_codes: true,
         products: Products::Codes,
         build: |a| Ok(Op::ConvFloat { conv: codes_conv(a)?, relu: a.flag("relu")? }),
@@ -390,10 +394,10 @@ pub static OPS: &[OpInfo] = &[
     },
     OpInfo {
         name: "max_pool_codes",
-        attrs: &[KERNEL, STRIDE, PADDING, DILATION, CEIL_MODE, ACT],
+        attrs: &[KERNEL, STRIDE, PADDING, DILATION, CEIL_MODE],
         reads_codes: true,
         makes_codes: true,
-        build: |a| Ok(Op::MaxPoolCodes { params: a.conv(2)?, ceil_mode: a.flag("ceil_mode")?, two_bit: a.has("act") }),
+        build: |a| Ok(Op::MaxPoolCodes { params: a.conv(2)?, ceil_mode: a.flag("ceil_mode")? }),
         types: types::max_pool_codes,
         shape: shapes::max_pool_codes,
         ..ROW
@@ -406,11 +410,10 @@ const CODES_TO_CODES: &[Attr] = &[
     PADDING,
     DILATION,
     GROUPS,
-    HALF_RANGE,
+    ACT,
     in_files("channels", Int),
     always("dims", Int),
     always("out_groups", Int),
-    ACT,
 ];
 const CODES_TO_FLOAT: &[Attr] = &[
     KERNEL,
@@ -418,11 +421,10 @@ const CODES_TO_FLOAT: &[Attr] = &[
     PADDING,
     DILATION,
     GROUPS,
-    HALF_RANGE,
+    ACT,
     in_files("channels", Int),
     always("dims", Int),
     always("relu", Bool),
-    ACT,
 ];
 
 fn conv(attrs: &Attrs<'_>, axes: usize) -> Result<Conv, BuildError> {

@@ -1,10 +1,10 @@
 //! Tensors of a graph: weights, scales, thresholds.
 
-use crate::dtype::TensorType;
+use crate::dtype::{TensorType, WeightKind};
 use crate::error::{Result, bad_value, check_len};
 use crate::memory;
 
-/// A tensor of a file: shape and values in row-major order.
+/// A tensor of a graph: shape and values in row-major order.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Tensor {
@@ -14,12 +14,10 @@ pub enum Tensor {
     I32(Vec<usize>, Vec<i32>),
     /// int64.
     I64(Vec<usize>, Vec<i64>),
-    /// int8, a byte each in the file: the weights of int8 layers.
+    /// int8: the weights of int8 layers.
     I8(Vec<usize>, Vec<i8>),
-    /// Codes -1, 0, 1; five to a byte in the file.
-    Ternary(Vec<usize>, Vec<i8>),
-    /// Weights -3, -1, 1, 3; four to a byte in the file.
-    TwoBit(Vec<usize>, Vec<i8>),
+    /// Weights that are codes: all of them of this kind.
+    Codes(WeightKind, Vec<usize>, Vec<i8>),
 }
 
 impl Tensor {
@@ -30,15 +28,21 @@ impl Tensor {
             | Tensor::I32(shape, _)
             | Tensor::I64(shape, _)
             | Tensor::I8(shape, _)
-            | Tensor::Ternary(shape, _)
-            | Tensor::TwoBit(shape, _) => shape,
+            | Tensor::Codes(_, shape, _) => shape,
         }
     }
 
-    /// `Ok` where its values fit its shape, and the shape is one that array libraries have.
+    /// `Ok` where its values fit its shape and type, and array libraries have such shapes.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`], or [`crate::Error::Value`] naming the first wrong value.
     pub(crate) fn check(&self) -> Result<()> {
         check_shape(self.shape())?;
-        check_len("tensor values", memory::product(self.shape().iter().copied()).unwrap_or(usize::MAX), self.len())
+        check_len("tensor values", memory::product(self.shape().iter().copied()).unwrap_or(usize::MAX), self.len())?;
+        match self {
+            Tensor::Codes(kind, _, values) => kind.check("values", values),
+            _ => Ok(()),
+        }
     }
 
     fn len(&self) -> usize {
@@ -46,7 +50,7 @@ impl Tensor {
             Tensor::F32(_, v) => v.len(),
             Tensor::I32(_, v) => v.len(),
             Tensor::I64(_, v) => v.len(),
-            Tensor::I8(_, v) | Tensor::Ternary(_, v) | Tensor::TwoBit(_, v) => v.len(),
+            Tensor::I8(_, v) | Tensor::Codes(_, _, v) => v.len(),
         }
     }
 
@@ -57,16 +61,13 @@ impl Tensor {
             Tensor::I32(..) => TensorType::I32,
             Tensor::I64(..) => TensorType::I64,
             Tensor::I8(..) => TensorType::I8,
-            Tensor::Ternary(..) | Tensor::TwoBit(..) => TensorType::Codes,
+            Tensor::Codes(kind, ..) => TensorType::Codes(*kind),
         }
     }
 
-    /// An int8 tensor of codes as one of any int8 values; others as they are.
-    pub fn into_plain_int8(self) -> Self {
-        match self {
-            Tensor::Ternary(shape, values) | Tensor::TwoBit(shape, values) => Tensor::I8(shape, values),
-            other => other,
-        }
+    /// Bytes that its elements take in a file.
+    pub fn file_bytes(&self) -> usize {
+        self.dtype().file_bytes(self.len())
     }
 
     /// Bytes that it takes as an array.

@@ -1,10 +1,48 @@
 //! Rules for types: what a node's tensors and the values that it reads must be, and what it makes.
 
+use serde_json::{Value as Json, json};
+
+use super::attrs::LIMIT;
 use super::graph::NodeView;
 use super::op::{CodesConv, Op};
 use super::tensor::Tensor;
 use crate::codec::CodesLayout;
 use crate::dtype::{CodeType, ValueType};
+
+/// A type as a node says it: a name, or `{"codes": "ternary", "channels": 64, "groups": 1}`.
+pub(super) fn from_json(json: &Json) -> Result<ValueType, String> {
+    if let Some(name) = json.as_str() {
+        return ValueType::of_input(name).map_err(|_| format!("unknown dtype {name:?}"));
+    }
+    let wrong = || format!("\"dtype\" must be a name, or an object of codes, channels and groups, got {json}");
+    let object = json.as_object().filter(|object| object.len() == 3).ok_or_else(wrong)?;
+    let number = |key: &str| {
+        let number = object.get(key).and_then(Json::as_u64).filter(|n| (1..LIMIT).contains(n));
+        number.map(|n| n as usize).ok_or_else(wrong)
+    };
+    let name = object.get("codes").and_then(Json::as_str).ok_or_else(wrong)?;
+    let codes = CodeType::from_name(name).map_err(|_| format!("unknown codes {name:?} as \"dtype\""))?;
+    Ok(ValueType::Codes { codes, channels: number("channels")?, groups: number("groups")? })
+}
+
+/// The inverse of [`from_json`].
+pub(super) fn to_json(dtype: ValueType) -> Json {
+    match dtype {
+        ValueType::F32 => "float32".into(),
+        ValueType::Other(name) => name.into(),
+        ValueType::Codes { codes, channels, groups } => {
+            json!({"codes": codes.name(), "channels": channels, "groups": groups})
+        }
+    }
+}
+
+/// Whatever type of PyTorch's it says.
+pub(super) fn input(view: NodeView<'_>, _: &[ValueType]) -> Result<ValueType, String> {
+    match view.node.dtype {
+        Some(codes) if codes.is_codes() => Err(format!("an input cannot be {codes}")),
+        dtype => Ok(dtype.unwrap_or(ValueType::F32)),
+    }
+}
 
 /// Reads floats, makes floats; that inputs are floats is checked for all operations alike.
 pub(super) fn floats(_: NodeView<'_>, _: &[ValueType]) -> Result<ValueType, String> {
@@ -112,13 +150,17 @@ pub(super) fn conv_codes(view: NodeView<'_>, read: &[ValueType]) -> Result<Value
     if falls {
         return Err("thresholds must not fall".into());
     }
-    let never = values[(rows - 1) * n..].iter().all(|threshold| *threshold == i32::MAX);
-    let codes = match rows {
+    made(codes_of(rows, values), n, *out_groups).map_err(|e| format!("out_{e}"))
+}
+
+/// The narrowest codes that so many rows of thresholds make.
+pub(super) fn codes_of(rows: usize, thresholds: &[i32]) -> CodeType {
+    let last = thresholds.len().checked_div(rows).map_or(0, |n| thresholds.len() - n);
+    match rows {
         3 => CodeType::TwoBit,
-        _ if never => CodeType::Binary,
+        _ if thresholds[last..].iter().all(|threshold| *threshold == i32::MAX) => CodeType::Binary,
         _ => CodeType::Ternary,
-    };
-    made(codes, n, *out_groups).map_err(|e| format!("out_{e}"))
+    }
 }
 
 pub(super) fn conv_float(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {

@@ -97,11 +97,12 @@ mod testing {
     use serde_json::{Value as Json, json};
 
     use super::{FusedGraph, Outcome, Pass};
+    use crate::dtype::WeightKind;
     use crate::graph::{Graph, Source, Tensor, Tensors};
 
     pub fn tensors() -> Tensors {
         BTreeMap::from([
-            ("w".to_owned(), Tensor::Ternary(vec![64, 64, 1, 1], vec![1; 64 * 64])),
+            ("w".to_owned(), Tensor::Codes(WeightKind::Binary, vec![64, 64, 1, 1], vec![1; 64 * 64])),
             ("i8".to_owned(), Tensor::I8(vec![64, 64, 1, 1], vec![1; 64 * 64])),
             ("f".to_owned(), Tensor::F32(vec![64, 64, 1, 1], vec![1.0; 64 * 64])),
             ("s".to_owned(), Tensor::F32(vec![2], vec![0.5, 1.5])),
@@ -114,15 +115,15 @@ mod testing {
     fn node(name: &str, op: &str, inputs: &[&str]) -> Json {
         let window = |kernel: usize| {
             json!({"kernel": [kernel, kernel], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1],
-                "ceil_mode": false, "groups": 1, "half_range": true, "channels": 64, "dims": 2, "relu": false})
+                "ceil_mode": false, "groups": 1, "act": "half", "channels": 64, "dims": 2, "relu": false})
         };
         let (attrs, tensors) = match op {
-            "quantize" => (json!({"channels": 64, "groups": 1, "half_range": true, "dims": 2}), json!({"steps": "s"})),
+            "quantize" => (json!({"channels": 64, "groups": 1, "act": "half", "dims": 2}), json!({"steps": "s"})),
             "conv_float" => (window(1), json!({"weight": "w"})),
             "conv2d" => (window(1), json!({"weight": "f"})),
             "conv2d_int8" => (window(1), json!({"weight": "i8", "scale": "c", "inv_step": "one"})),
             "channel_scale" => (json!({}), json!({"scale": "c"})),
-            "input" => (json!({"dtype": "float32"}), json!({})),
+            "input" => (json!({}), json!({})),
             _ => (window(2), json!({})),
         };
         json!({"name": name, "op": op, "inputs": inputs, "attrs": attrs, "tensors": tensors,

@@ -1,0 +1,123 @@
+"""Seconds of all processes of a case to figures: medians, spreads, ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import median
+from typing import Any
+
+from fatnn_rs.bench.timing import ratios
+from ladder.measure import CODES, FLOATS
+from ladder.noise import summarise
+from ladder.plan import NATIVE, BenchCase
+from ladder.rungs import FLOAT32, POPCOUNT
+
+__all__ = ["collect", "every", "figure", "first", "inside"]
+
+#: Seconds of one candidate's call: round by round, process by process.
+Times = list[list[float]]
+
+
+def collect(case: BenchCase, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Make one case's figures.
+
+    Parameters
+    ----------
+    case
+        What was measured.
+    units
+        What its processes found, at least one.
+
+    Returns
+    -------
+    dict
+        Plain data: ``figures`` has one for each rung or peer and way, of the variant that was fastest.
+    """
+    times: dict[tuple[str, str], dict[str, Times]] = {}
+    kinds: dict[str, str] = {}
+    facts: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for number, unit in enumerate(units):
+        for entry in unit["entries"]:
+            who, way, variant = entry["who"], entry["way"], entry["variant"]
+            kinds[who] = entry["kind"]
+            facts.setdefault((who, way, variant), entry["facts"])
+            # As many as processes: where one has no figure, its place is empty.
+            of_all = times.setdefault((who, way), {}).setdefault(variant, [[] for _ in units])
+            of_all[number] = entry["seconds"]
+    best = {key: min(variants, key=lambda name: _middle(variants[name])) for key, variants in times.items()}
+    fastest = {key: times[key][variant] for key, variant in best.items()}
+    figures = []
+    for (who, way), mine in fastest.items():
+        float32 = fastest.get((FLOAT32, FLOATS))
+        popcount = fastest.get((POPCOUNT, way))
+        figures.append(
+            {
+                "who": who,
+                "kind": kinds[who],
+                "way": way,
+                "variant": best[who, way],
+                "variants": _variants(times[who, way]),
+                "milliseconds": summarise([[1e3 * value for value in values] for values in mine if values]),
+                "over_float32": None if float32 is None else _ratio(float32, mine),
+                "of_popcount": None if popcount is None else _median_ratio(mine, popcount),
+                "facts": facts[who, way, best[who, way]],
+            }
+        )
+    named = {what: {row["who"]: row for unit in units for row in unit[what]} for what in ("missing", "failed")}
+    return {
+        **{name: getattr(case, name) for name in ("kind", "name", "batch", "threads", "isa")},
+        "row": units[0]["spec"]["row"],
+        "macs": units[0]["macs"],
+        "rounds": units[0]["rounds"],
+        "processes": len(units),
+        "figures": figures,
+        **{what: list(rows.values()) for what, rows in named.items()},
+        "dates": [unit["machine"]["date"] for unit in units],
+        "loads": [unit["machine"]["load"] for unit in units],
+    }
+
+
+def _middle(times: Times) -> float:
+    return median(value for values in times for value in values)
+
+
+def _variants(times: dict[str, Times]) -> dict[str, float]:
+    """Milliseconds of each kernel or memory format; nothing where there is only one."""
+    return {name: 1e3 * _middle(values) for name, values in times.items()} if len(times) > 1 else {}
+
+
+def _ratio(times: Times, reference: Times) -> dict[str, Any] | None:
+    """Divide round by round, in the processes that have both."""
+    pairs = [(mine, other) for mine, other in zip(times, reference, strict=True) if mine and other]
+    return summarise([ratios(mine, other) for mine, other in pairs]) if pairs else None
+
+
+def _median_ratio(times: Times, reference: Times) -> dict[str, Any] | None:
+    found = _ratio(times, reference)
+    return None if found is None else {"median": found["median"]}
+
+
+def figure(case: dict[str, Any], who: str, way: str) -> dict[str, Any] | None:
+    """Find the figure of a rung or peer; None where there is none."""
+    found: Iterable[dict[str, Any]] = (row for row in case["figures"] if row["who"] == who and row["way"] == way)
+    return next(iter(found), None)
+
+
+def inside(case: dict[str, Any], who: str) -> dict[str, Any] | None:
+    """Find what a layer costs inside a network: codes to codes, or floats to floats where it has no codes."""
+    return figure(case, who, CODES) or figure(case, who, FLOATS)
+
+
+def every(results: dict[str, Any], kind: str, isa: str = NATIVE) -> Iterator[dict[str, Any]]:
+    """All collected cases of a kind and a tier, in order."""
+    for case in results["cases"]:
+        if case["kind"] == kind and case["isa"] == isa:
+            yield case
+
+
+def first(cases: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Keep of every layer or network the case that was measured first: the first batch and number of threads."""
+    found: dict[str, dict[str, Any]] = {}
+    for case in cases:
+        found.setdefault(case["name"], case)
+    return list(found.values())

@@ -1,0 +1,292 @@
+"""One phase of training: the steps, the epoch's figures, and checkpoints inside it. :mod:`.loop` runs the phases."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, SequentialLR
+
+from fatnn_rs.errors import ConfigError, FatnnError
+from fatnn_rs.nn.layers import held_weights
+from fatnn_rs.prepare import param_groups
+from fatnn_rs.train.data import Data, ProcessShard
+from fatnn_rs.train.monitor import CodeMonitor
+from fatnn_rs.train.recipe import Phase
+
+if TYPE_CHECKING:
+    from fatnn_rs.train.loop import Job
+
+__all__ = ["PhaseTrainer", "accuracy", "check_logits"]
+
+_TEST_BATCH = 500
+
+
+class PhaseTrainer:
+    """One phase of training."""
+
+    def __init__(
+        self,
+        job: Job,
+        name: str,
+        phase: Phase,
+        model: nn.Module,
+        teacher: nn.Module | None,
+        log: list[dict[str, Any]],
+        state: dict[str, Any] | None,
+    ) -> None:
+        self.job, self.name, self.phase, self.raw, self.log = job, name, phase, model, log
+        recipe, accelerator = job.recipe, job.accelerator
+        self.batches = job.data.train_count // recipe.batch_size
+        self.monitor = CodeMonitor(model)
+        # Channels last: what convolutions are fastest on, CPU or GPU. Only memory changes.
+        model.to(accelerator.device).to(memory_format=torch.channels_last)
+        shared = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
+        self.own_norms = _share_norms(model) if shared else {}
+        if accelerator.scaler is not None:  # one for all phases: begins each as if it were the first
+            accelerator.scaler.load_state_dict(torch.amp.GradScaler(accelerator.device.type).state_dict())
+        optimizer = _optimizer(phase, model)
+        self.schedule = _schedule(phase, optimizer, self.batches)
+        model.train()
+        compiled: Any = torch.compile(model) if recipe.compile else model
+        # In a shell of its own: accelerate changes the forward of what it is given, and the model stays as it is.
+        self.model, self.optimizer = accelerator.prepare(nn.Sequential(compiled), optimizer)
+        self.teacher: Callable[[Tensor], Tensor] | None = None
+        if teacher is not None:
+            teacher.to(accelerator.device).to(memory_format=torch.channels_last)
+            self.teacher = torch.compile(teacher) if recipe.compile else teacher
+        self.epoch, self.batch, self.loss = 0, 0, 0.0
+        if state is not None:
+            self._restore(state)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.monitor.load_state_dict(state["monitor"])
+        if state["scaler"]:
+            self.job.accelerator.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.batch, self.loss = state["epoch"], state["batch"], state["loss"]
+
+    def _checkpoint(self) -> None:
+        if self.job.accelerator.is_main_process:
+            self.job.run.save(
+                "checkpoint",
+                {
+                    "phase": self.name,
+                    "model": self.raw.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "schedule": self.schedule.state_dict(),
+                    "monitor": self.monitor.state_dict(),
+                    "scaler": {} if self.job.accelerator.scaler is None else self.job.accelerator.scaler.state_dict(),
+                    "epoch": self.epoch,
+                    "batch": self.batch,
+                    "loss": self.loss,
+                    "log": self.log,
+                },
+            )
+
+    def __call__(self) -> None:
+        """Train to the end of the phase."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
+        quiet = not self.job.accelerator.is_main_process
+        with Progress(*columns, console=self.job.console, disable=quiet, transient=True) as progress:
+            total = self.phase.epochs * self.batches
+            task = progress.add_task(f"{self.name} training", total=total, note="")
+            try:
+                while self.epoch < self.phase.epochs:
+                    self._epoch(progress, task)
+            except torch.OutOfMemoryError as error:
+                raise FatnnError(
+                    f"{self.name} phase: the GPU has too little memory ({str(error).splitlines()[0]}); lower "
+                    "batch_size or image_size, or set mixed_precision=bf16"
+                ) from error
+        _restore_norms(self.raw, self.own_norms)
+
+    def _epoch(self, progress: Progress, task: TaskID) -> None:
+        job, share = self.job, ProcessShard(self.job.accelerator.process_index, self.job.accelerator.num_processes)
+        seed, size = job.options.seed, job.recipe.batch_size
+        # The two phases see different orders.
+        source = job.data.train_batches(
+            seed + (1 << 20) * (self.name == "ternary"), self.epoch, size, self.batch, share
+        )
+        written = time.monotonic()
+        self.raw.train()
+        for x, y in source:
+            self.loss += self._step(x, y)
+            self.batch += 1
+            done = self.epoch * self.batches + self.batch
+            progress.update(task, completed=done, note=f"epoch {self.epoch + 1}, loss {self.loss / self.batch:.4f}")
+            if time.monotonic() - written >= job.options.checkpoint_seconds and self.batch < self.batches:
+                self._checkpoint()
+                written = time.monotonic()
+        self._end_of_epoch(progress)
+        self.epoch, self.batch, self.loss = self.epoch + 1, 0, 0.0
+        self._checkpoint()
+
+    def _step(self, x: Tensor, y: Tensor) -> float:
+        accelerator, phase = self.job.accelerator, self.phase
+        # What draws numbers inside the model (dropout) draws the same ones after a resumption.
+        torch.manual_seed(
+            hash((self.job.options.seed, self.epoch, self.batch, accelerator.process_index)) & (2**63 - 1)
+        )
+        x = x.to(accelerator.device, memory_format=torch.channels_last)
+        y = y.to(accelerator.device)
+        with accelerator.autocast():
+            logits = self.model(x)
+        check_logits(f"model {self.job.recipe.model!r}, in training mode,", logits)
+        loss = functional.cross_entropy(logits.float(), y, label_smoothing=phase.label_smoothing)
+        if self.teacher is not None:
+            with torch.no_grad(), accelerator.autocast():
+                answers = self.teacher(x).float()
+            loss = (1.0 - phase.distill) * loss + phase.distill * _divergence(
+                logits.float(), answers, phase.temperature
+            )
+        value = loss.item()
+        if accelerator.num_processes > 1:  # so that all of them see, log and refuse the same
+            value = float(accelerator.reduce(loss.detach(), reduction="mean"))
+        if not math.isfinite(value):
+            raise self._diverged(f"the loss became {value}")
+        self.optimizer.zero_grad()
+        accelerator.backward(loss)
+        if phase.clip is not None:
+            accelerator.clip_grad_norm_(self.model.parameters(), phase.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        return value
+
+    def _diverged(self, what: str) -> FatnnError:
+        return FatnnError(
+            f"{self.name} phase: {what} in epoch {self.epoch + 1}, batch {self.batch + 1}; lower lr (now "
+            f"{self.schedule.get_last_lr()[0]:g}), lengthen warmup_epochs or set clip, and start again with another "
+            "--out"
+        )
+
+    def _end_of_epoch(self, progress: Progress) -> None:
+        """Measure, look into the layers, log."""
+        for name, parameter in self.raw.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise self._diverged(f"{name} became NaN or infinite")
+        job, accelerator = self.job, self.job.accelerator
+        if accelerator.num_processes > 1:  # BatchNorm's statistics: the first process's, as at every step's beginning
+            for buffer in self.raw.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        line: dict[str, Any] = {
+            "phase": self.name,
+            "epoch": self.epoch + 1,
+            "loss": self.loss / self.batches,
+            "lr": self.schedule.get_last_lr()[0],
+            "test_accuracy": accuracy(self.raw, job.data, accelerator),
+        }
+        if accelerator.is_main_process and self.monitor.layers:
+            images = next(iter(job.data.test_batches(job.recipe.monitor.images)))[0]
+            states = self.monitor.look(images.to(accelerator.device))
+            line["warnings"] = [text for state in states for text in state.warnings(job.recipe.monitor.dead)]
+            line["layers"] = {key: value for state in states for key, value in state.scalars().items()}
+        self.log.append(line)
+        if accelerator.is_main_process:
+            job.run.log(self.log)
+            for warning in line.get("warnings", ()):
+                progress.console.print(f"warning: epoch {self.epoch + 1}: {warning}", style="yellow", highlight=False)
+            progress.console.print(
+                f"{self.name} epoch {self.epoch + 1}/{self.phase.epochs}: loss {line['loss']:.4f}, test accuracy "
+                f"{line['test_accuracy']:.2%}",
+                highlight=False,
+            )
+        figures = {f"{self.name}/{key}": line[key] for key in ("loss", "lr", "test_accuracy")}
+        accelerator.log(figures | line.get("layers", {}), step=len(self.log))
+
+
+def _optimizer(phase: Phase, model: nn.Module) -> torch.optim.Optimizer:
+    groups = param_groups(model, phase.weight_decay)
+    if phase.decay_all:
+        groups = [{**group, "weight_decay": phase.weight_decay} for group in groups]
+    if phase.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=phase.lr)
+    return torch.optim.SGD(groups, lr=phase.lr, momentum=phase.momentum, nesterov=phase.momentum > 0)
+
+
+def _schedule(phase: Phase, optimizer: torch.optim.Optimizer, batches: int) -> LRScheduler:
+    """One step of the schedule is one step of the optimizer."""
+    total, warmup = phase.epochs * batches, round(phase.warmup_epochs * batches)
+    after = max(1, total - warmup)
+    main: LRScheduler
+    if phase.schedule == "cosine":
+        main = CosineAnnealingLR(optimizer, after)
+    elif phase.schedule == "step":
+        places = [max(1, round(epoch * batches) - warmup) for epoch in phase.milestones]
+        main = MultiStepLR(optimizer, places, phase.gamma)
+    else:
+        main = ConstantLR(optimizer, 1.0, 1)
+    if not warmup:
+        return main
+    return SequentialLR(optimizer, [LinearLR(optimizer, 1.0 / (warmup + 1), 1.0, warmup), main], [warmup])
+
+
+def _divergence(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence of softened answers, times temperature squared (G. Hinton et al., 1503.02531)."""
+    student, teacher = (functional.log_softmax(value / temperature, dim=1) for value in (logits, answers))
+    return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, data: Data, accelerator: Accelerator | None = None) -> float:
+    """Share of the test images that ``model``, in eval mode, classifies right; over all processes."""
+    if accelerator is not None:
+        model.to(accelerator.device)
+    device = next(model.parameters()).device
+    share = (
+        ProcessShard() if accelerator is None else ProcessShard(accelerator.process_index, accelerator.num_processes)
+    )
+    training = model.training
+    right = torch.zeros((), device=device)
+    with held_weights(model.eval()):
+        for x, y in data.test_batches(_TEST_BATCH, share):
+            logits = model(x.to(device, memory_format=torch.channels_last))
+            right += (logits.argmax(1) == y.to(device)).sum()
+    model.train(training)
+    if accelerator is not None and accelerator.num_processes > 1:
+        right = accelerator.reduce(right, reduction="sum")
+    return float(right) / data.test_count
+
+
+def check_logits(what: str, logits: Any) -> None:
+    """Raise a :class:`ConfigError` unless a model returned one row of logits for each image."""
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(f"{what} must return logits [images, classes], got {got}; recipes train classifiers")
+
+
+def _share_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Let BatchNorm take its statistics over all processes; return the original ones by name.
+
+    Exact types only: a subclass, as timm's with their activation inside, does more than torch's replacement.
+    """
+    own: dict[str, nn.Module] = {}
+    for path, module in list(model.named_modules()):
+        for name, child in module.named_children():
+            if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+                own[f"{path}.{name}" if path else name] = child
+                setattr(module, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))  # type: ignore[no-untyped-call]
+    return own
+
+
+def _restore_norms(model: nn.Module, own: dict[str, nn.Module]) -> None:
+    """Put the original ones back, which ``prepare`` and ``convert`` know, with the statistics that were taken."""
+    for path, norm in own.items():
+        parent, _, name = path.rpartition(".")
+        shared = getattr(model.get_submodule(parent), name)
+        norm.load_state_dict(shared.state_dict())
+        norm.train(shared.training)
+        setattr(model.get_submodule(parent), name, norm)

@@ -1,0 +1,76 @@
+"""Make committed results small: four significant digits, one line per entry, pictures of 64 colours.
+
+    python scripts/compact_results.py            # rewrite what is not compact yet
+    python scripts/compact_results.py --check    # only name it; exit code 1 where there is any
+
+Measurements repeat to two or three digits, so more digits only make files larger. Running it again changes nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PATTERNS = ("benches/results/*/20*-*", "docs/results/*")
+DIGITS = 4
+
+
+def rounded(value: Any) -> Any:
+    """Round every float inside plain data; whole numbers are counts and stay."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    return value
+
+
+def line(value: Any) -> str:
+    """Write without spaces."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def lines(value: Any, depth: int = 2) -> str:
+    """Write the entries of the outer levels on lines of their own, so that a change of one shows as one."""
+    if depth == 0 or not value or not isinstance(value, (dict, list)):
+        return line(value)
+    if isinstance(value, list):
+        return "[\n" + ",\n".join(lines(item, depth - 1) for item in value) + "\n]"
+    return "{\n" + ",\n".join(f"{line(name)}:{lines(item, depth - 1)}" for name, item in value.items()) + "\n}"
+
+
+def compact(path: Path) -> bytes:
+    """Return what the file should hold."""
+    before = path.read_bytes()
+    if path.suffix == ".json":
+        return (lines(rounded(json.loads(before))) + "\n").encode()
+    if path.suffix == ".png":
+        from PIL import Image
+
+        image = Image.open(io.BytesIO(before))
+        if image.mode != "P":
+            after = io.BytesIO()
+            image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(after, "PNG", optimize=True)
+            return after.getvalue()
+    return before
+
+
+def main(arguments: list[str]) -> int:
+    """Rewrite or, with ``--check``, name."""
+    check = arguments == ["--check"]
+    paths = [path for pattern in PATTERNS for path in sorted(ROOT.glob(pattern))]
+    found = [(path, after) for path in paths if (after := compact(path)) != path.read_bytes()]
+    for path, after in found:
+        print(f"{'not compact' if check else 'compacted'}: {path.relative_to(ROOT)}")
+        if not check:
+            path.write_bytes(after)
+    return 1 if check and found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
