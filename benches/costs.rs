@@ -11,10 +11,10 @@ use std::time::Instant;
 use fatnn::codec::{Act, CodesLayout, WeightKind};
 use fatnn::conv::conv2d_codes;
 use fatnn::cpu::Isa;
-use fatnn::epilogue::ToCodes;
+use fatnn::epilogue::Requantize;
 use fatnn::kernels::{self, LayerShape, Operands, cost};
+use fatnn::pack::PackedWeights;
 use fatnn::parallel;
-use fatnn::weights::PackedWeights;
 use serde_json::{Value, json};
 
 #[path = "problem.rs"]
@@ -82,7 +82,7 @@ struct Row {
 impl Row {
     fn shape(&self) -> LayerShape {
         let [channels, out_channels, _, kernel] = self.layer;
-        LayerShape::Conv { out_channels, reduction: channels * kernel * kernel }
+        LayerShape::Conv { out_channels, reduction: channels * kernel * kernel, taps: kernel * kernel }
     }
 
     fn positions(&self) -> f64 {
@@ -103,7 +103,7 @@ fn measure(path: &str) {
             let problem = Problem::of(operands, String::new(), [size, size], [channels, out_channels], kernel);
             let layout = CodesLayout::new(out_channels, 1).unwrap();
             let thresholds = [vec![-3; out_channels], vec![5; out_channels]].concat();
-            let to = ToCodes { thresholds: &thresholds, layout };
+            let to = Requantize { thresholds: &thresholds, layout };
             let kernels: Vec<_> =
                 kernels::detected_for(operands).into_iter().filter(|kernel| kernel.isa() != Isa::Scalar).collect();
             let packed: Vec<PackedWeights<'_>> = kernels.iter().map(|kernel| problem.weights(*kernel)).collect();

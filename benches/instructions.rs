@@ -13,10 +13,10 @@ use std::thread;
 
 use fatnn::codec::{Act, CodesLayout, WeightKind};
 use fatnn::conv::{ConvShape, conv2d_codes};
-use fatnn::epilogue::ToCodes;
+use fatnn::epilogue::Requantize;
 use fatnn::kernels::{self, Kernel, Operands};
+use fatnn::pack::{PackedWeights, WeightShape};
 use fatnn::parallel;
-use fatnn::weights::{PackedWeights, WeightShape};
 use serde_json::json;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -88,13 +88,13 @@ fn convolution(kernel: &'static dyn Kernel, operands: Operands, layer: &Layer) -
     let mut packed = vec![0; size * size * layout.pixel_bytes()];
     layout.pack(&random_codes(levels, size * size * channels, 1), &mut packed).expect("codes");
     let codes = random_codes(weights, weight.len(), 2);
-    let weights = PackedWeights::for_kernel(kernel, &codes, weight, operands.act).expect("weights");
+    let weights = PackedWeights::for_kernel(kernel, &codes, weight, operands).expect("weights");
     let layout = CodesLayout::new(out_channels, 1).expect("a layout").with(coding);
     let thresholds: Vec<i32> =
         (0..coding.thresholds()).flat_map(|level| vec![8 * level as i32; out_channels]).collect();
     let mut out = vec![0; size * size * layout.pixel_bytes()];
     move || {
-        let to = ToCodes { thresholds: &thresholds, layout };
+        let to = Requantize { thresholds: &thresholds, layout };
         conv2d_codes(&packed, &weights, &shape, &to, &mut out).expect("a convolution");
     }
 }

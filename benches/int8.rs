@@ -6,12 +6,11 @@
 use std::time::Instant;
 
 use fatnn::codec::Act;
-use fatnn::conv::ConvShape;
+use fatnn::conv::{ConvShape, Int8Epilogue, conv2d_int8};
 use fatnn::cpu::Features;
-use fatnn::int8::{Int8Epilogue, Int8Weights, conv2d_int8};
 use fatnn::kernels::{OperandTypes, detected_for};
+use fatnn::pack::{PackedWeights, WeightShape};
 use fatnn::quantize::PixelOrder;
-use fatnn::weights::WeightShape;
 use fatnn::{parallel, reference};
 
 #[path = "ceilings.rs"]
@@ -87,7 +86,8 @@ fn main() {
         let mut buffer = vec![0.0f32; pixels * n + 15];
         let start = buffer.as_ptr().align_offset(64).min(15);
         let out = &mut buffer[start..][..pixels * n];
-        let packed: Vec<_> = kernels.iter().map(|k| Int8Weights::for_kernel(*k, &w, weight).unwrap()).collect();
+        let packed: Vec<_> =
+            kernels.iter().map(|k| PackedWeights::for_kernel(*k, &w, weight, OperandTypes::Int8).unwrap()).collect();
         for (weights, kernel) in packed.iter().zip(&kernels) {
             conv2d_int8(&x, PixelOrder::ChannelsLast, weights, &shape, &epilogue, out).unwrap();
             assert!(out.iter().zip(&acc).all(|(y, acc)| *y == *acc as f32 * 1e-4), "{} {name}", kernel.name());

@@ -12,7 +12,7 @@ use criterion::{Criterion, Throughput};
 use fatnn::codec::{Act, CodesLayout, WeightKind};
 use fatnn::conv::{conv2d_acc, conv2d_codes, conv2d_float};
 use fatnn::cpu::Features;
-use fatnn::epilogue::{ToCodes, ToFloat};
+use fatnn::epilogue::{Dequantize, Requantize};
 use fatnn::kernels::{self, Operands};
 use fatnn::parallel;
 
@@ -121,12 +121,13 @@ fn table() {
                     macs
                 }),
                 Box::new(|| {
-                    conv2d_codes(packed, &weights, shape, &ToCodes { thresholds: &thresholds, layout }, &mut codes)
+                    conv2d_codes(packed, &weights, shape, &Requantize { thresholds: &thresholds, layout }, &mut codes)
                         .unwrap();
                     macs
                 }),
                 Box::new(|| {
-                    let to = ToFloat { scale: Some(&scale), bias: Some(&bias), relu: true, channels: n, codes: None };
+                    let to =
+                        Dequantize { scale: Some(&scale), bias: Some(&bias), relu: true, channels: n, codes: None };
                     conv2d_float(packed, &weights, shape, to, Some(&residual), &mut float).unwrap();
                     macs
                 }),

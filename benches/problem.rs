@@ -4,8 +4,8 @@
 use fatnn::codec::{Act, CodesLayout, WeightKind};
 use fatnn::conv::{ConvShape, conv2d_acc};
 use fatnn::kernels::{Kernel, Operands};
+use fatnn::pack::{PackedWeights, WeightShape};
 use fatnn::reference;
-use fatnn::weights::{PackedWeights, WeightShape};
 
 /// What most layers are made of: activations behind a ReLU.
 pub const TERNARY: Operands = Operands { act: Act::Half, weights: WeightKind::Ternary };
@@ -75,7 +75,7 @@ impl Problem {
     }
 
     pub fn weights(&self, kernel: &'static dyn Kernel) -> PackedWeights<'static> {
-        PackedWeights::for_kernel(kernel, &self.weight_codes, self.weight, self.operands.act).unwrap()
+        PackedWeights::for_kernel(kernel, &self.weight_codes, self.weight, self.operands).unwrap()
     }
 
     /// The accumulators, by the reference.

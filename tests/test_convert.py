@@ -14,6 +14,7 @@ from torch.nn import functional
 from fatnn_rs import InputError, UnsupportedError
 from fatnn_rs.convert import convert, summary, verify
 from fatnn_rs.nn import TernaryConv2d, calibrate
+from fatnn_rs.report import NotFused, Report
 from nets import (
     MODELS,
     Block,
@@ -338,6 +339,22 @@ def test_under_compile() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(x), net(x))
+
+
+def test_report_says_what_was_not_fused() -> None:
+    quantizer = NotFused("block.q", "fuse_quantizer", "it reads an input of the network")
+    many = tuple(NotFused(f"relu{i}", "fuse_elementwise", "others read the same value") for i in range(6))
+    lines = str(Report((), (), (*many, quantizer))).splitlines()
+    assert lines[-2:] == [
+        "not fused: relu0, relu1, relu2, relu3 and 2 more (fuse_elementwise), because others read the same value",
+        "not fused: block.q (fuse_quantizer), because it reads an input of the network",
+    ]
+    x = torch.randn(1, 3, 32, 32)
+    report = convert(ready(Vgg(), x), x, float_layers="rust").report
+    assert report.not_fused
+    assert {found.rewrite for found in report.not_fused} <= {"fuse_elementwise", "fuse_max_pool", "fuse_quantizer"}
+    assert "\nnot fused: " in str(report)
+    assert '"not_fused"' in report.to_json()
 
 
 def test_report() -> None:

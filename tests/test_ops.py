@@ -18,6 +18,9 @@ from fatnn_rs.ops import OPS, packed_bytes, prepack, prepack_int8
 
 ops = torch.ops.fatnn_rs
 
+#: Types of codes, by what activations stand for.
+CODE_TYPES = {"uint2": "two-bit", "binary": "binary"}
+
 
 def codes_of(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return torch.randint(-1, 2, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
@@ -86,12 +89,12 @@ def two_bit_samples() -> dict[str, tuple[object, ...]]:
     thresholds = torch.cat([found["conv_codes"][2], torch.arange(3, 11).int()[None]])  # type: ignore[list-item]
     return {
         "quantize": (x, [0.2, 0.9, 1.3], 2),
-        "pack_codes": (levels_of((2, 3, 70)), 2, True),
-        "unpack_codes": (codes, 12, 2, True),
+        "pack_codes": (levels_of((2, 3, 70)), 2, "two-bit"),
+        "unpack_codes": (codes, 12, 2, "two-bit"),
         "conv_acc": (codes, weight, 8, *window),
         "conv_codes": (codes, weight, thresholds, *found["conv_codes"][3:]),
         "conv_float": (codes, weight, *found["conv_float"][2:]),
-        "max_pool_codes": (codes, *found["max_pool_codes"][1:], True),
+        "max_pool_codes": (codes, *found["max_pool_codes"][1:], "two-bit"),
     }
 
 
@@ -189,7 +192,7 @@ def test_quantize(spatial: list[int], batch: int, groups: int, per_group: int, s
         assert codes.shape[-1] == packed_bytes(channels, groups) == _core.packed_bytes(channels, groups)
         assert torch.equal(ops.unpack_codes(codes, channels, groups).reshape(expected.shape), expected)
         codes = ops.quantize(given_x, [-0.25, 0.5, 0.75], groups)
-        assert torch.equal(ops.unpack_codes(codes, channels, groups, True).reshape(expected.shape), of_two_bits)
+        assert torch.equal(ops.unpack_codes(codes, channels, groups, "two-bit").reshape(expected.shape), of_two_bits)
 
 
 @settings(max_examples=60, deadline=None)
@@ -198,13 +201,15 @@ def test_pack_and_unpack(pixels: int, groups: int, per_group: int, seed: int) ->
     codes = codes_of((pixels, groups * per_group), seed)
     assert torch.equal(ops.unpack_codes(ops.pack_codes(codes, groups), groups * per_group, groups), codes)
     codes = levels_of((pixels, groups * per_group), seed)
-    assert torch.equal(ops.unpack_codes(ops.pack_codes(codes, groups, True), groups * per_group, groups, True), codes)
+    assert torch.equal(
+        ops.unpack_codes(ops.pack_codes(codes, groups, "two-bit"), groups * per_group, groups, "two-bit"), codes
+    )
 
 
 def test_nothing_reaches_infinity() -> None:
     x = torch.tensor([[math.inf, 3.0, 0.1]])
     assert ops.unpack_codes(ops.quantize(x, [0.5, math.inf]), 3).tolist() == [[[[0, 0, -1]]]]
-    assert ops.unpack_codes(ops.quantize(x, [0.5, 1.0, math.inf]), 3, 1, True).tolist() == [[[[2, 2, 0]]]]
+    assert ops.unpack_codes(ops.quantize(x, [0.5, 1.0, math.inf]), 3, 1, "two-bit").tolist() == [[[[2, 2, 0]]]]
 
 
 @settings(max_examples=60, deadline=None)
@@ -228,7 +233,7 @@ def test_convolutions(batch, groups, cin, cout, kernel, stride, padding, dilatio
     codes = (levels_of if act == "uint2" else codes_of)((batch, 7, 6, groups * cin), seed + 1)
     if act == "binary":
         codes = codes.clamp(max=0)
-    packed, blob = ops.pack_codes(codes, groups, act == "uint2"), prepack(weight, groups, act)
+    packed, blob = ops.pack_codes(codes, groups, CODE_TYPES.get(act, "ternary")), prepack(weight, groups, act)
     info = _core.packed_info(blob.numpy())
     assert info["act"] == act
     assert info["weights"] == weight_kind(weight)
@@ -245,7 +250,9 @@ def test_convolutions(batch, groups, cin, cout, kernel, stride, padding, dilatio
         thresholds = torch.randint(-3, 4, (rows, n), dtype=torch.int32, generator=generator).sort(0).values
         made = ops.conv_codes(packed, blob, thresholds, n, kernel, *window, groups)
         expected = sum((acc >= t.view(1, -1, 1, 1)).to(torch.int8) for t in thresholds) - int(rows == 2)
-        assert torch.equal(ops.unpack_codes(made, n, groups, rows == 3).permute(0, 3, 1, 2), expected)
+        assert torch.equal(
+            ops.unpack_codes(made, n, groups, "two-bit" if rows == 3 else "ternary").permute(0, 3, 1, 2), expected
+        )
 
     scale, residual = torch.randn(n, generator=generator), torch.randn(acc.shape, generator=generator)
     plain = ops.conv_float(packed, blob, None, None, None, False, n, kernel, *window)
@@ -271,11 +278,11 @@ def test_max_pool(size, kernel, stride, pad, dilation, ceil_mode, channels, grou
     if any(size[i] + 2 * padding[i] < dilation * (kernel[i] - 1) + 1 for i in range(2)):
         return
     window = (kernel, stride, padding, (dilation, dilation), ceil_mode)
-    for uint2 in (False, True):
-        codes = (levels_of if uint2 else codes_of)((2, *size, groups * channels), seed)
-        pooled = ops.max_pool_codes(ops.pack_codes(codes, groups, uint2), *window, uint2)
+    for code_type in ("ternary", "two-bit"):
+        codes = (levels_of if code_type == "two-bit" else codes_of)((2, *size, groups * channels), seed)
+        pooled = ops.max_pool_codes(ops.pack_codes(codes, groups, code_type), *window, code_type)
         expected = functional.max_pool2d(codes.permute(0, 3, 1, 2).float(), *window)
-        found = ops.unpack_codes(pooled, groups * channels, groups, uint2)
+        found = ops.unpack_codes(pooled, groups * channels, groups, code_type)
         assert torch.equal(found.permute(0, 3, 1, 2).float(), expected)
 
 
@@ -338,9 +345,15 @@ SQUARE = ((3, 3), (1, 1), (0, 0), (1, 1))
         (lambda: ops.quantize(torch.zeros(1, 4), [0.0, math.nan]), "thresholds: expected two or three numbers"),
         (lambda: ops.quantize(torch.zeros(1, 4), [0.0]), "thresholds: expected two or three numbers"),
         (lambda: ops.pack_codes(torch.zeros(1, 4)), "codes: expected torch.int8"),
-        (lambda: ops.pack_codes(torch.full((1, 4), 4, dtype=torch.int8), 1, True), "codes 0, 1, 2 or 3, got 4"),
-        (lambda: ops.pack_codes(torch.full((1, 4), -1, dtype=torch.int8), 1, True), "codes 0, 1, 2 or 3, got -1"),
+        (lambda: ops.pack_codes(torch.full((1, 4), 4, dtype=torch.int8), 1, "two-bit"), "codes 0, 1, 2 or 3, got 4"),
+        (lambda: ops.pack_codes(torch.full((1, 4), -1, dtype=torch.int8), 1, "two-bit"), "codes 0, 1, 2 or 3, got -1"),
         (lambda: ops.pack_codes(torch.full((1, 4), 2, dtype=torch.int8)), "got 2"),
+        (
+            lambda: ops.pack_codes(torch.tensor([[-1, 1]], dtype=torch.int8), 1, "binary"),
+            "codes: expected codes -1 or 0, got 1 at element 1",
+        ),
+        (lambda: ops.unpack_codes(CODES, 64, 1, "uint2"), 'expected one of "ternary", "two-bit", "binary", got'),
+        (lambda: ops.max_pool_codes(CODES, (2, 2), code_type="full"), "code_type: expected one of"),
         (lambda: ops.unpack_codes(CODES, 65), "packed: expected 32 bytes a pixel"),
         (lambda: ops.unpack_codes(CODES, 0), "channels: expected at least 1, got 0"),
         (lambda: ops.conv_acc(CODES.float(), BLOB, 8, *SQUARE), "codes: expected torch.uint8"),
@@ -401,7 +414,7 @@ SQUARE = ((3, 3), (1, 1), (0, 0), (1, 1))
         (lambda: int8(x=torch.full((1, 4, 2, 2), float("nan"))), "NaN"),
         (lambda: int8(weight=torch.zeros(6, 4, 1, 1)), "weight: expected torch.uint8"),
         (lambda: int8(weight=torch.zeros(9, dtype=torch.uint8)), "too short"),
-        (lambda: int8(weight=BLOB), "mark of packed int8 weights"),
+        (lambda: int8(weight=BLOB), "expected weights for int8 activations, got ones for full activations and ternary"),
         (lambda: int8(out_channels=5, scale=torch.ones(5)), "out_channels: expected 6, as the weights were packed"),
         (lambda: int8(kernel=(2, 2)), r"kernel: expected \[1, 1\], as the weights were packed, got \[2, 2\]"),
         (lambda: int8(scale=torch.ones(5)), r"scale: expected shape \(6,\)"),

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from fatnn_rs import _core
 from fatnn_rs.errors import ConfigError, FormatError, InputError, LimitError, UnsupportedError
-from fatnn_rs.report import Report, ReportRow, runs
+from fatnn_rs.report import NotFused, Report, ReportRow, runs
 from fatnn_rs.signature import arguments_from_json, bind_call
 
 __all__ = ["NumpyNetwork", "load", "load_numpy", "read_report"]
@@ -121,7 +121,7 @@ def load_numpy(
     bounds = checked_limits(max_bytes, max_macs)
     graph, file = _read(path)
     network = _core.Network(*file, None, *bounds)
-    return NumpyNetwork(network, graph["outputs"], _report(graph, file, in_engine=True), graph.get("arguments"))
+    return NumpyNetwork(network, graph["outputs"], _report(graph, file, network), graph.get("arguments"))
 
 
 def checked_limits(max_bytes: Any, max_macs: Any) -> tuple[int | None, int | None]:
@@ -173,14 +173,14 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     """
     graph, file = _read(path)
     try:
-        _core.Network(*file, None, _core.MAX_BYTES, _core.MAX_MACS)
+        network = _core.Network(*file, None, _core.MAX_BYTES, _core.MAX_MACS)
     except LimitError as error:
-        report = _report(graph, file, in_engine=True)
+        report = _report(graph, file, None)
         return Report(report.rows, (*report.notes, f"above the default limits: {error}"))
     except UnsupportedError as error:
-        report = _report(graph, file, in_engine=False)
+        report = _report(graph, file, None, in_engine=False)
         return Report(report.rows, (*report.notes, f"needs torch to run: {error}"))
-    return _report(graph, file, in_engine=True)
+    return _report(graph, file, network)
 
 
 #: A graph's text, its tensors, and the types of those that are codes.
@@ -201,8 +201,8 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], _File]:
     return graph, file
 
 
-def _report(graph: dict[str, Any], file: _File, in_engine: bool) -> Report:
-    """Describe a file's graph."""
+def _report(graph: dict[str, Any], file: _File, network: _core.Network | None, in_engine: bool = True) -> Report:
+    """Describe a file's graph, and what was not fused in ``network``."""
     rows = tuple(
         ReportRow(
             name=row["layer"],
@@ -215,7 +215,8 @@ def _report(graph: dict[str, Any], file: _File, in_engine: bool) -> Report:
         )
         for row in _core.graph_report(*file)
     )
-    return Report(rows, tuple(graph.get("notes", ())))
+    not_fused = () if network is None else tuple(NotFused(*found) for found in network.not_fused)
+    return Report(rows, tuple(graph.get("notes", ())), not_fused)
 
 
 def _checked(name: str, x: Any) -> npt.NDArray[np.float32]:

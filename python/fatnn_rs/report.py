@@ -11,7 +11,10 @@ from fatnn_rs import _core
 from fatnn_rs.operations import OPERATIONS, products_of
 from fatnn_rs.table import render
 
-__all__ = ["Report", "ReportRow", "macs", "packed_weight_bytes", "runs"]
+__all__ = ["NotFused", "Report", "ReportRow", "macs", "packed_weight_bytes", "runs"]
+
+#: Layers that a line about what was not fused names.
+NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,32 @@ class ReportRow:
 
 
 @dataclass(frozen=True)
+class NotFused:
+    """A layer that the engine runs on its own, where it could run inside another.
+
+    Attributes
+    ----------
+    layer
+        The layer, or the node's own name.
+    rewrite
+        Name of the engine's rewrite: ``"fuse_elementwise"``, ``"fuse_max_pool"``, ``"fuse_shortcut"`` or
+        ``"fuse_quantizer"``.
+    reason
+        Why, as what follows "because".
+    """
+
+    layer: str
+    rewrite: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Report:
     """A converted network, node by node. Print it, or take ``to_json()``."""
 
     rows: tuple[ReportRow, ...]
     notes: tuple[str, ...] = ()
+    not_fused: tuple[NotFused, ...] = ()
 
     def _multiplying(self, what: str) -> list[ReportRow]:
         return [row for row in self.rows if products_of(row.op) == what]
@@ -126,6 +150,12 @@ class Report:
                 f"{self.layers_int8} int8 layers: {self.macs_int8:,} of {total:,} MACs; int8 weights take "
                 f"{self.bytes_int8:,} bytes"
             )
+        together: dict[tuple[str, str], list[str]] = {}
+        for found in self.not_fused:
+            together.setdefault((found.rewrite, found.reason), []).append(found.layer)
+        for (rewrite, reason), layers in together.items():
+            more = f" and {len(layers) - NAMED} more" if len(layers) > NAMED else ""
+            lines.append(f"not fused: {', '.join(layers[:NAMED])}{more} ({rewrite}), because {reason}")
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
 

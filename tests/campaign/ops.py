@@ -96,7 +96,7 @@ SETUP = """\
 torch.manual_seed(0)
 codes = torch.randint({low}, {high}, ({n}, {h}, {w}, {c}), dtype=torch.int8)
 weight = torch.randint(-1, 2, ({o}, {c} // {groups}, {kernel[0]}, {kernel[1]}), dtype=torch.int8)
-packed = torch.ops.fatnn_rs.pack_codes(codes, {groups}, {uint2})
+packed = torch.ops.fatnn_rs.pack_codes(codes, {groups}, {code_type!r})
 blob = ops.prepack(weight, {groups}, {coding!r})
 x = torch.randn({n}, {c}, {h}, {w})
 scale, bias = torch.rand({o}) + 0.5, torch.randn({o})
@@ -118,9 +118,17 @@ _WINDOW = (
 #: Operator → arguments: name, pool, right value; then what a right call gives, or "".
 OPERATORS: dict[str, tuple[tuple[tuple[str, str, str], ...], str]] = {
     "quantize": ((("x", "t", "x"), ("thresholds", "F", "[0.25, 1.0]"), ("groups", "i", "{groups}")), ""),
-    "pack_codes": ((("codes", "t", "codes"), ("groups", "i", "{groups}"), ("uint2", "b", "{uint2}")), "packed"),
+    "pack_codes": (
+        (("codes", "t", "codes"), ("groups", "i", "{groups}"), ("code_type", "s", "{code_type!r}")),
+        "packed",
+    ),
     "unpack_codes": (
-        (("packed", "t", "packed"), ("channels", "i", "{c}"), ("groups", "i", "{groups}"), ("uint2", "b", "{uint2}")),
+        (
+            ("packed", "t", "packed"),
+            ("channels", "i", "{c}"),
+            ("groups", "i", "{groups}"),
+            ("code_type", "s", "{code_type!r}"),
+        ),
         "codes",
     ),
     "conv_acc": ((("codes", "t", "packed"), ("weight", "t", "blob"), ("out_channels", "i", "{o}"), *_WINDOW), "acc"),
@@ -168,7 +176,7 @@ OPERATORS: dict[str, tuple[tuple[tuple[str, str, str], ...], str]] = {
             ("padding", "l", "[0, 1]"),
             ("dilation", "l", "[1, 1]"),
             ("ceil_mode", "b", "True"),
-            ("uint2", "b", "{uint2}"),
+            ("code_type", "s", "{code_type!r}"),
         ),
         "",
     ),
@@ -183,8 +191,8 @@ CORE: dict[str, tuple[tuple[str, str], ...]] = {
         *(("a", "x.numpy()"), ("i", "{n}"), ("i", "{c}"), ("i", "{h} * {w}"), ("b", "False"), ("F", "[0.25, 1.0]")),
         *(("i", "{groups}"), ("a", "np.zeros({n} * {h} * {w} * ops.packed_bytes({c}, {groups}), np.uint8)")),
     ),
-    "_core.pack_codes": (("a", "codes.numpy()"), ("i", "{groups}"), ("b", "{uint2}")),
-    "_core.unpack_codes": (("a", "packed.numpy()"), ("i", "{c}"), ("i", "{groups}"), ("b", "{uint2}")),
+    "_core.pack_codes": (("a", "codes.numpy()"), ("i", "{groups}"), ("s", "{code_type!r}")),
+    "_core.unpack_codes": (("a", "packed.numpy()"), ("i", "{c}"), ("i", "{groups}"), ("s", "{code_type!r}")),
     "_core.kernels_for": (("a", "weight.numpy()"), ("s", "{coding!r}")),
     "_core.prepack": (("a", "weight.numpy()"), ("i", "{groups}"), ("s", "{coding!r}"), ("s", "None")),
     "_core.packed_info": (("a", "blob.numpy()"),),
@@ -209,7 +217,7 @@ CORE: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "_core.max_pool_codes": (
         *(("a", "packed.numpy()"), ("i", "{c}"), ("i", "{groups}"), ("l", "[1, 1]"), ("l", "[1, 1]"), ("l", "[0, 0]")),
-        *(("l", "[1, 1]"), ("b", "{uint2}"), ("a", "np.zeros_like(packed.numpy())")),
+        *(("l", "[1, 1]"), ("s", "{code_type!r}"), ("a", "np.zeros_like(packed.numpy())")),
     ),
     "_core.prepack_int8": (("a", "plain.numpy()"), ("i", "{groups}"), ("b", "False")),
     "_core.conv_int8": (
@@ -348,9 +356,10 @@ class _Call:
     def _start(self) -> dict[str, Any]:
         while True:
             g = _geometry(self.rng)
-            g["uint2"] = g["coding"] == "uint2"
+            two_bit = g["coding"] == "uint2"
+            g["code_type"] = "two-bit" if two_bit else "ternary"
             # What is packed: half-range ternary codes -1, 0, 1 stand for 0, 1, 2.
-            g["low"], g["high"] = (0, 4) if g["uint2"] else (-1, 2)
+            g["low"], g["high"] = (0, 4) if two_bit else (-1, 2)
             g["shift"] = "+ 1" if g["coding"] == "half" else ""
             spans = [(g["kernel"][i] - 1) * g["dilation"][i] + 1 for i in range(2)]
             if g["coding"] == "half" and any(g["padding"]):

@@ -16,6 +16,7 @@ __all__ = [
     "ACT_LEVELS",
     "WEIGHT_LEVELS",
     "act_kind",
+    "code_type",
     "coded_levels",
     "codes_dtype",
     "is_two_bit",
@@ -48,6 +49,11 @@ _CODES = {"full": "ternary", "half": "ternary", "uint2": "two-bit", "binary": "b
 def codes_dtype(kind: str, channels: int, groups: int) -> Dtype:
     """Return the type of a value of such activations, packed."""
     return {"codes": _CODES[kind], "channels": channels, "groups": groups}
+
+
+def code_type(kind: str) -> str:
+    """Return the type of the codes of such activations."""
+    return _CODES[kind]
 
 
 def coded_levels(kind: str) -> tuple[int, ...]:

@@ -144,7 +144,9 @@ class TernaryNetwork(nn.Module):
     @property
     def report(self) -> Report:
         """What runs where, and why: one row per node. Print it."""
-        return make_report(self.graph, {node.name for segment in self.segments for node in segment.nodes})
+        segments = self.segments
+        inside = {node.name for segment in segments for node in segment.nodes}
+        return make_report(self.graph, inside, (found for segment in segments for found in segment.network.not_fused))
 
     @torch.no_grad()
     def node_seconds(self, *inputs: Any) -> dict[str, float]:

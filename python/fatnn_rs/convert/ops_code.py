@@ -88,8 +88,8 @@ def _conv_float(node: Node, tensors: Tensors) -> Function:
 
 
 def _max_pool_codes(node: Node, tensors: Tensors) -> Function:
-    window, ceil_mode, uint2 = _window(node), node.attrs["ceil_mode"], node.codes == "two-bit"
-    return lambda codes: torch.ops.fatnn_rs.max_pool_codes(codes, *window, ceil_mode, uint2)
+    window, ceil_mode, kind = _window(node), node.attrs["ceil_mode"], node.codes
+    return lambda codes: torch.ops.fatnn_rs.max_pool_codes(codes, *window, ceil_mode, kind)
 
 
 #: Every operation on codes a file may hold: function of a node and its tensors by role.

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 
 from fatnn_rs.convert.graph import Graph
-from fatnn_rs.report import Report, ReportRow, macs, packed_weight_bytes, runs
+from fatnn_rs.report import NotFused, Report, ReportRow, macs, packed_weight_bytes, runs
 
 __all__ = ["Report", "ReportRow", "make_report"]
 
 
-def make_report(graph: Graph, in_engine: Container[str] = ()) -> Report:
-    """Describe every node of a graph but its inputs; ``in_engine``: names of those in the engine's segments."""
+def make_report(graph: Graph, in_engine: Container[str] = (), not_fused: Iterable[tuple[str, str, str]] = ()) -> Report:
+    """Describe every node of a graph but its inputs.
+
+    ``in_engine``: names of those in the engine's segments; ``not_fused``: what these say of themselves.
+    """
     rows = []
     for node in graph.nodes:
         if node.op == "input":
@@ -29,4 +32,4 @@ def make_report(graph: Graph, in_engine: Container[str] = ()) -> Report:
                 note=node.note,
             )
         )
-    return Report(tuple(rows), tuple(graph.notes))
+    return Report(tuple(rows), tuple(graph.notes), tuple(NotFused(*found) for found in not_fused))

@@ -133,7 +133,7 @@ def _kernel(node: Node, weight: Tensor, kind: str) -> str:
         return "torch (float32)"
     per_group, reduction = weight.shape[0] // node.attrs["groups"], math.prod(weight.shape[1:])
     linear, kinds = node.attrs["dims"] == 0, (node.attrs["act"], kind)
-    return f"rust {_core.kernel_for(per_group, reduction, linear, *kinds)}"
+    return f"rust {_core.kernel_for(per_group, reduction, linear, *kinds, math.prod(weight.shape[2:]))}"
 
 
 def _levels_of_codes(graph: Graph, name: str) -> int:

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fatnn_rs.convert.checks import as_root, check_inputs, quantized_layers
 from fatnn_rs.convert.graph import Graph, Node
-from fatnn_rs.convert.levels import act_kind, stored
+from fatnn_rs.convert.levels import act_kind, code_type, stored
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.ops_code import squeeze_to
 from fatnn_rs.errors import ConversionError
@@ -178,8 +178,8 @@ class _NetworkCodes:
         if products != "codes":
             return
         a = node.attrs
-        uint2 = a["act"] == "uint2"
-        codes = torch.ops.fatnn_rs.unpack_codes(values[0], a["channels"], a["groups"], uint2).permute(0, 3, 1, 2)
+        kind = code_type(a["act"])
+        codes = torch.ops.fatnn_rs.unpack_codes(values[0], a["channels"], a["groups"], kind).permute(0, 3, 1, 2)
         self.taken.setdefault(node.layer, []).append(squeeze_to(codes, a["dims"]))
         self.behind[node.layer] = self.behind.get(node.layer, False) or node.inputs[0] in self._added
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fatnn_rs import _core
 from fatnn_rs.errors import InputError
 from fatnn_rs.ops.geometry import packed_bytes
 
 __all__ = [
+    "check_code_type",
     "check_codes",
     "check_devices",
     "check_geometry",
@@ -20,6 +22,9 @@ __all__ = [
     "check_tensor",
     "check_vector",
 ]
+
+#: Names of the types of packed codes.
+CODE_TYPES = _core.CODE_TYPES
 
 
 def check_given(op: str, **tensors: Tensor | None) -> None:
@@ -103,6 +108,13 @@ def check_codes(op: str, name: str, codes: Tensor, channels: int | None = None, 
             f"fatnn_rs::{op}: {name}: expected a whole number of 16-byte words a pixel, got {width} bytes; make codes "
             "with fatnn_rs::quantize or fatnn_rs::pack_codes"
         )
+
+
+def check_code_type(op: str, name: str) -> None:
+    """Check that a type of codes has that name."""
+    if name not in CODE_TYPES:
+        names = ", ".join(f'"{known}"' for known in CODE_TYPES)
+        raise InputError(f"fatnn_rs::{op}: code_type: expected one of {names}, got {name!a}")
 
 
 def check_vector(op: str, name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:

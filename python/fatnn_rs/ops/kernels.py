@@ -99,19 +99,19 @@ def _quantize(x: Tensor, thresholds: Sequence[float], groups: int = 1) -> Tensor
     return out
 
 
-def _pack_codes(codes: Tensor, groups: int = 1, uint2: bool = False) -> Tensor:
-    out = _made(schema.pack_codes, codes, groups, uint2)
+def _pack_codes(codes: Tensor, groups: int = 1, code_type: str = "ternary") -> Tensor:
+    out = _made(schema.pack_codes, codes, groups, code_type)
     if not out.numel():
         return out
-    packed = _core.pack_codes(_view(codes).reshape(-1, codes.shape[-1]), groups, uint2)
+    packed = _core.pack_codes(_view(codes).reshape(-1, codes.shape[-1]), groups, code_type)
     return torch.from_numpy(packed).reshape(out.shape)
 
 
-def _unpack_codes(packed: Tensor, channels: int, groups: int = 1, uint2: bool = False) -> Tensor:
-    out = _made(schema.unpack_codes, packed, channels, groups, uint2)
+def _unpack_codes(packed: Tensor, channels: int, groups: int = 1, code_type: str = "ternary") -> Tensor:
+    out = _made(schema.unpack_codes, packed, channels, groups, code_type)
     if not out.numel():
         return out
-    codes = _core.unpack_codes(_view(packed).reshape(-1, packed.shape[-1]), channels, groups, uint2)
+    codes = _core.unpack_codes(_view(packed).reshape(-1, packed.shape[-1]), channels, groups, code_type)
     return torch.from_numpy(codes).reshape(out.shape)
 
 
@@ -242,15 +242,23 @@ def _max_pool_codes(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     ceil_mode: bool = False,
-    uint2: bool = False,
+    code_type: str = "ternary",
 ) -> Tensor:
-    out = _made(schema.max_pool_codes, codes, kernel, stride, padding, dilation, ceil_mode, uint2)
+    out = _made(schema.max_pool_codes, codes, kernel, stride, padding, dilation, ceil_mode, code_type)
     if out.numel():
         # Pooling looks at no channel by itself: every bit of every word is pooled, and unused bits stay zero.
         channels = codes.shape[3] // WORD_BYTES * WORD_CODES
         follow_torch_threads()
         _core.max_pool_codes(
-            _view(codes), channels, 1, _pair(kernel), _pair(stride), _pair(padding), _pair(dilation), uint2, out.numpy()
+            _view(codes),
+            channels,
+            1,
+            _pair(kernel),
+            _pair(stride),
+            _pair(padding),
+            _pair(dilation),
+            code_type,
+            out.numpy(),
         )
     return out
 
@@ -265,7 +273,7 @@ def _check_weight(op: str, weight: Tensor, groups: int) -> None:
         raise InputError(f"fatnn_rs.ops.{op}: weight: expected at least one value, got shape {tuple(weight.shape)}")
 
 
-def prepack(weight: Tensor, groups: int = 1, act: str = "full") -> Tensor:
+def prepack(weight: Tensor, groups: int = 1, act: str = "full", weights: str | None = None) -> Tensor:
     """Lay weights out for this machine's kernels. Never save the result: it belongs to one kernel of one CPU.
 
     Parameters
@@ -277,7 +285,10 @@ def prepack(weight: Tensor, groups: int = 1, act: str = "full") -> Tensor:
         Groups of the convolution; divides n.
     act
         What activation codes stand for: ``"full"``: {-1, 0, +1}; ``"half"``: the same codes for the levels {0, 1, 2};
-        ``"uint2"``: codes of two bits, {0, 1, 2, 3}; ``"binary"``: codes -1 and 0 alone, for the levels {0, 1}.
+        ``"uint2"``: codes of two bits, {0, 1, 2, 3}; ``"binary"``: only codes -1 and 0, for the levels {0, 1}.
+    weights
+        The type of the weights: ``"ternary"``, ``"binary"`` ({-1, +1}) or ``"two-bit"``. Values that are not of it are
+        refused. None: the type that takes the least work of those that the values may be.
 
     Returns
     -------
@@ -287,12 +298,14 @@ def prepack(weight: Tensor, groups: int = 1, act: str = "full") -> Tensor:
     Raises
     ------
     InputError
-        Wrong dtype, device, rank, groups or values, or sums that float32 could not hold; an unknown ``act``.
+        Wrong dtype, device, rank, groups or values, or sums that float32 could not hold; an unknown ``act`` or
+        ``weights``.
     """
-    if not isinstance(act, str) or not act.isascii():
-        raise InputError(f"prepack: act: expected the name of a kind of activations, got {act!a}")
+    for name, what, value in (("act", "activations", act), ("weights", "weights", "" if weights is None else weights)):
+        if not isinstance(value, str) or not value.isascii():
+            raise InputError(f"prepack: {name}: expected the name of a kind of {what}, got {value!a}")
     _check_weight("prepack", weight, groups)
-    blob = _core.prepack(_view(weight), groups, act)
+    blob = _core.prepack(_view(weight), groups, act, None, weights)
     return torch.from_numpy(np.asarray(blob, dtype=np.uint8))
 
 

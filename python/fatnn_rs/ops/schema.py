@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fatnn_rs.errors import InputError
 from fatnn_rs.ops.checks import (
+    check_code_type,
     check_codes,
     check_devices,
     check_geometry,
@@ -71,27 +72,31 @@ def quantize(x: Tensor, thresholds: Sequence[float], groups: int = 1) -> Tensor:
     return x.new_empty((batch, height, width, packed_bytes(channels, groups)), dtype=torch.uint8)
 
 
-def pack_codes(codes: Tensor, groups: int = 1, uint2: bool = False) -> Tensor:
-    """Pack int8 codes in {-1, 0, +1} (or, ``uint2``, {0, 1, 2, 3}), channels last: [..., C] to uint8 [..., B].
+def pack_codes(codes: Tensor, groups: int = 1, code_type: str = "ternary") -> Tensor:
+    """Pack int8 codes, channels last: [..., C] to uint8 [..., B].
+
+    ``code_type``: ``"ternary"``, {-1, 0, +1}; ``"binary"``, {-1, 0}; or ``"two-bit"``, {0, 1, 2, 3}.
 
     Raises
     ------
     InputError
-        Wrong dtype, device, rank or groups; a value that is no such code.
+        Wrong dtype, device, rank or groups; an unknown ``code_type``; a value that is no such code.
     """
+    check_code_type("pack_codes", code_type)
     check_tensor("pack_codes", "codes", codes, torch.int8, (2, 3, 4))
     check_groups("pack_codes", codes.shape[-1], groups)
     return codes.new_empty((*codes.shape[:-1], packed_bytes(codes.shape[-1], groups)), dtype=torch.uint8)
 
 
-def unpack_codes(packed: Tensor, channels: int, groups: int = 1, uint2: bool = False) -> Tensor:
-    """Unpack codes: uint8 [..., B] to int8 [..., C] in {-1, 0, +1} (or, ``uint2``, {0, 1, 2, 3}).
+def unpack_codes(packed: Tensor, channels: int, groups: int = 1, code_type: str = "ternary") -> Tensor:
+    """Unpack codes: uint8 [..., B] to int8 [..., C], of the type that they were packed as: see :func:`pack_codes`.
 
     Raises
     ------
     InputError
-        Wrong dtype, device or rank; B does not fit ``channels`` and ``groups``.
+        Wrong dtype, device or rank; an unknown ``code_type``; B does not fit ``channels`` and ``groups``.
     """
+    check_code_type("unpack_codes", code_type)
     check_tensor("unpack_codes", "packed", packed, torch.uint8, (2, 3, 4))
     if channels < 1:
         raise InputError(f"fatnn_rs::unpack_codes: channels: expected at least 1, got {channels}")
@@ -292,17 +297,18 @@ def max_pool_codes(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     ceil_mode: bool = False,
-    uint2: bool = False,
+    code_type: str = "ternary",
 ) -> Tensor:
     """Max-pooling of codes; padding never wins. Arguments as in ``torch.nn.functional.max_pool2d``.
 
-    ``uint2`` says that codes have two bits; else they are ternary.
+    ``code_type`` is that of the codes: see :func:`pack_codes`.
 
     Returns
     -------
     Tensor
         uint8 [N, OH, OW, B].
     """
+    check_code_type("max_pool_codes", code_type)
     check_codes("max_pool_codes", "codes", codes)
     check_geometry("max_pool_codes", kernel, stride, padding, dilation)
     if any(2 * padding[i] > kernel[i] for i in range(2)):
@@ -319,8 +325,8 @@ _WINDOW = "int[2] kernel, int[2] stride=1, int[2] padding=0, int[2] dilation=1"
 #: Every op: name → (arguments, fake kernel).
 OPS: dict[str, tuple[str, Callable[..., Tensor]]] = {
     "quantize": ("Tensor x, float[] thresholds, int groups=1", quantize),
-    "pack_codes": ("Tensor codes, int groups=1, bool uint2=False", pack_codes),
-    "unpack_codes": ("Tensor packed, int channels, int groups=1, bool uint2=False", unpack_codes),
+    "pack_codes": ("Tensor codes, int groups=1, str code_type='ternary'", pack_codes),
+    "unpack_codes": ("Tensor packed, int channels, int groups=1, str code_type='ternary'", unpack_codes),
     "conv_acc": (f"Tensor codes, Tensor weight, int out_channels, {_WINDOW}", conv_acc),
     "conv_codes": (
         f"Tensor codes, Tensor weight, Tensor thresholds, int out_channels, {_WINDOW}, int out_groups=1",
@@ -335,7 +341,7 @@ OPS: dict[str, tuple[str, Callable[..., Tensor]]] = {
         "Tensor x, Tensor weight, Tensor scale, Tensor? bias, float inv_step, int out_channels, " + _WINDOW,
         conv_int8,
     ),
-    "max_pool_codes": (f"Tensor codes, {_WINDOW}, bool ceil_mode=False, bool uint2=False", max_pool_codes),
+    "max_pool_codes": (f"Tensor codes, {_WINDOW}, bool ceil_mode=False, str code_type='ternary'", max_pool_codes),
 }
 
 for _name, (_arguments, _fake) in OPS.items():

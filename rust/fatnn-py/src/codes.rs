@@ -1,6 +1,7 @@
 //! Floats to packed codes, packed codes to codes, pooling of codes.
 
-use fatnn::codec::{CodesLayout, Coding};
+use fatnn::codec::{Act, CodesLayout, Coding};
+use fatnn::dtype::CodeType;
 use fatnn::quantize::PixelOrder;
 use fatnn::{memory, pool, quantize as quantizing};
 use numpy::PyArrayDyn;
@@ -10,9 +11,20 @@ use crate::array::{In, Out, array, bytes_of};
 use crate::conv::{Pair, check_axes, conv_shape};
 use crate::errors::{detached, guarded, input_error, raise};
 
-/// How codes are written, as bindings say it.
-pub(crate) fn coding(uint2: bool) -> Coding {
-    if uint2 { Coding::Uint2 } else { Coding::Ternary }
+/// How the codes between so many thresholds are written.
+pub(crate) fn coding(thresholds: usize) -> Coding {
+    if thresholds == Coding::Uint2.thresholds() { Coding::Uint2 } else { Coding::Ternary }
+}
+
+/// The type of codes of that name, and their layout.
+fn typed(name: &str, channels: usize, groups: usize) -> fatnn::Result<(CodeType, CodesLayout)> {
+    let codes = CodeType::from_name(name)?;
+    Ok((codes, CodesLayout::new(channels, groups)?.with(codes.coding())))
+}
+
+/// `Ok` where binary codes are -1 and 0; the core checks those of other types.
+fn check_type(codes: CodeType, layout: CodesLayout, packed: &[u8]) -> fatnn::Result<()> {
+    if codes == CodeType::Binary { layout.check_for(Act::Binary, packed) } else { Ok(()) }
 }
 
 /// Bytes of one pixel's packed codes.
@@ -44,7 +56,7 @@ pub(crate) fn quantize(
         let out = out.slice("out", &[bytes_of(x)])?;
         let order = if channels_last { PixelOrder::ChannelsLast } else { PixelOrder::ChannelsFirst };
         detached(py, || {
-            let layout = CodesLayout::new(channels, groups)?.with(coding(thresholds.len() == 3));
+            let layout = CodesLayout::new(channels, groups)?.with(coding(thresholds.len()));
             quantizing::quantize(x, batch, pixels, order, &thresholds, layout, out)
         })
     })
@@ -52,12 +64,12 @@ pub(crate) fn quantize(
 
 /// Codes (pixels, channels) to packed codes (pixels, bytes).
 #[pyfunction]
-#[pyo3(signature = (codes, groups = 1, uint2 = false))]
+#[pyo3(signature = (codes, groups = 1, code_type = "ternary"))]
 pub(crate) fn pack_codes<'py>(
     py: Python<'py>,
     codes: &Bound<'py, PyAny>,
     groups: usize,
-    uint2: bool,
+    code_type: &str,
 ) -> PyResult<Bound<'py, PyArrayDyn<u8>>> {
     guarded(py, || {
         let codes = In::<i8>::new(codes, "codes", Some(2))?;
@@ -65,7 +77,13 @@ pub(crate) fn pack_codes<'py>(
         let codes = codes.slice()?;
         let (bytes, packed) = py
             .detach(|| {
-                let layout = CodesLayout::new(channels, groups)?.with(coding(uint2));
+                let (of, layout) = typed(code_type, channels, groups)?;
+                if of == CodeType::Binary
+                    && let Some(at) = codes.iter().position(|code| !Act::Binary.codes().contains(code))
+                {
+                    let got = format!("{} at element {at}", codes[at]);
+                    return Err(fatnn::Error::Value { what: "codes", expected: "codes -1 or 0".into(), got });
+                }
                 let mut packed = memory::filled("packed codes", pixels.saturating_mul(layout.pixel_bytes()), 0)?;
                 layout.pack(codes, &mut packed)?;
                 Ok((layout.pixel_bytes(), packed))
@@ -77,18 +95,18 @@ pub(crate) fn pack_codes<'py>(
 
 /// Packed codes (pixels, bytes) to codes (pixels, channels).
 #[pyfunction]
-#[pyo3(signature = (packed, channels, groups = 1, uint2 = false))]
+#[pyo3(signature = (packed, channels, groups = 1, code_type = "ternary"))]
 pub(crate) fn unpack_codes<'py>(
     py: Python<'py>,
     packed: &Bound<'py, PyAny>,
     channels: usize,
     groups: usize,
-    uint2: bool,
+    code_type: &str,
 ) -> PyResult<Bound<'py, PyArrayDyn<i8>>> {
     guarded(py, || {
         let packed = In::<u8>::new(packed, "packed", Some(2))?;
         let &[pixels, bytes] = packed.shape() else { unreachable!("two axes were checked") };
-        let layout = CodesLayout::new(channels, groups).map_err(|e| raise(py, e))?.with(coding(uint2));
+        let (of, layout) = typed(code_type, channels, groups).map_err(|e| raise(py, e))?;
         if bytes != layout.pixel_bytes() {
             let expected = layout.pixel_bytes();
             return Err(input_error(
@@ -100,6 +118,7 @@ pub(crate) fn unpack_codes<'py>(
         let codes = py
             .detach(|| {
                 let mut codes = memory::filled("codes", pixels.saturating_mul(channels), 0)?;
+                check_type(of, layout, packed)?;
                 layout.unpack(packed, &mut codes).map(|()| codes)
             })
             .map_err(|e| raise(py, e))?;
@@ -119,7 +138,7 @@ pub(crate) fn max_pool_codes(
     stride: Pair,
     padding: Pair,
     dilation: Pair,
-    uint2: bool,
+    code_type: &str,
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     guarded(py, || {
@@ -131,10 +150,11 @@ pub(crate) fn max_pool_codes(
         let input = codes.slice()?;
         let out = out.slice("out", &[bytes_of(input)])?;
         detached(py, || {
-            let layout = CodesLayout::new(channels, groups)?.with(coding(uint2));
+            let (of, layout) = typed(code_type, channels, groups)?;
             let bytes = layout.pixel_bytes();
             check_axes("bytes a pixel of the codes", &[bytes], &codes_shape[3..])?;
             check_axes("images and bytes a pixel of out", &[shape.batch, bytes], &[out_shape[0], out_shape[3]])?;
+            check_type(of, layout, input)?;
             pool::max_pool_codes(input, layout, &shape, [height, width], out)
         })
     })

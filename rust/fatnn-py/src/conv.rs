@@ -1,11 +1,10 @@
 //! Convolutions as operations on arrays.
 
 use fatnn::codec::CodesLayout;
-use fatnn::conv::{self, ConvShape};
-use fatnn::epilogue::{ToCodes, ToFloat};
-use fatnn::int8::{self, Int8Epilogue, Int8Weights};
+use fatnn::conv::{self, ConvShape, Int8Epilogue};
+use fatnn::epilogue::{Dequantize, Requantize};
+use fatnn::pack::{PackedWeights, WeightShape};
 use fatnn::quantize::PixelOrder;
-use fatnn::weights::{PackedWeights, WeightShape};
 use numpy::Element;
 use pyo3::prelude::*;
 
@@ -77,10 +76,10 @@ pub(crate) fn conv_codes(
         detached(py, || {
             let weights = PackedWeights::from_bytes(blob)?;
             let shape = ConvShape { kernel: weights.shape().kernel, ..shape };
-            let layout = CodesLayout::new(weights.shape().out_channels, out_groups)?.with(coding(levels == 3));
+            let layout = CodesLayout::new(weights.shape().out_channels, out_groups)?.with(coding(levels));
             check_codes(codes_shape, weights.shape())?;
             check_out(&out_shape, &shape, layout.pixel_bytes())?;
-            conv::conv2d_codes(input, &weights, &shape, &ToCodes { thresholds, layout }, out)
+            conv::conv2d_codes(input, &weights, &shape, &Requantize { thresholds, layout }, out)
         })
     })
 }
@@ -128,7 +127,7 @@ pub(crate) fn conv_float(
             let shape = ConvShape { kernel: weights.shape().kernel, ..shape };
             check_codes(codes_shape, weights.shape())?;
             check_out(&out_shape, &shape, weights.shape().out_channels)?;
-            let to = ToFloat { scale, bias, relu, channels: weights.shape().out_channels, codes: None };
+            let to = Dequantize { scale, bias, relu, channels: weights.shape().out_channels, codes: None };
             conv::conv2d_float(input, &weights, &shape, to, residual, out)
         })
     })
@@ -197,7 +196,7 @@ pub(crate) fn conv_int8(
         let inputs = [bytes_of(x), bytes_of(blob), bytes_of(scale), bytes_of(bias.unwrap_or(&[]))];
         let out = out.slice("out", &inputs)?;
         detached(py, || {
-            let weights = Int8Weights::from_bytes(blob)?;
+            let weights = PackedWeights::from_bytes(blob)?;
             if weights.shape().channels != channels {
                 return Err(fatnn::Error::Shape {
                     what: "channels of x",
@@ -207,7 +206,7 @@ pub(crate) fn conv_int8(
             }
             let shape = ConvShape { batch, input, kernel: weights.shape().kernel, stride, padding, dilation };
             check_out(&out_shape, &shape, weights.shape().out_channels)?;
-            int8::conv2d_int8(x, order, &weights, &shape, &Int8Epilogue { inv_step, scale, bias }, out)
+            conv::conv2d_int8(x, order, &weights, &shape, &Int8Epilogue { inv_step, scale, bias }, out)
         })
     })
 }

@@ -2,13 +2,14 @@
 
 use fatnn::codec::{Act, WeightKind};
 use fatnn::cpu::Features;
-use fatnn::kernels::{self, Family, Operands};
-use fatnn::{int8, parallel};
+use fatnn::kernels::{self, Family, LayerShape, OperandTypes, Operands};
+use fatnn::parallel;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::array::In;
 use crate::errors::{config_error, guarded, raise};
+use crate::weights::weight_kind;
 
 /// What this process runs on: architecture, features, kernels (best first), threads.
 #[pyfunction]
@@ -34,13 +35,16 @@ pub(crate) fn cpu_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 /// Name of the kernel that an int8 layer takes.
 #[pyfunction]
 pub(crate) fn int8_kernel_for(py: Python<'_>, linear: bool) -> PyResult<&'static str> {
-    guarded(py, || int8::choose(linear).map(|kernel| kernel.name()).map_err(|e| raise(py, e)))
+    // No choice among int8 kernels depends on the shape of a convolution yet.
+    let conv = LayerShape::Conv { out_channels: 1, reduction: 1, taps: 1 };
+    let shape = if linear { LayerShape::Linear } else { conv };
+    guarded(py, || kernels::choose_for(shape, OperandTypes::Int8).map(|kernel| kernel.name()).map_err(|e| raise(py, e)))
 }
 
-/// Name of the kernel that a ternary layer takes: a convolution with so many output channels per group and so long a reduction,
-/// or a linear layer; for activations of the kind `act` and weights of the kind `weights`.
+/// Name of the kernel that a layer of codes takes: a convolution with so many output channels per group, so long a reduction
+/// and so many taps, or a linear layer; for activations of the type `act` and weights of the type `weights`.
 #[pyfunction]
-#[pyo3(signature = (out_channels, reduction, linear, act = "half", weights = "ternary"))]
+#[pyo3(signature = (out_channels, reduction, linear, act = "half", weights = "ternary", taps = 1))]
 pub(crate) fn kernel_for(
     py: Python<'_>,
     out_channels: usize,
@@ -48,32 +52,35 @@ pub(crate) fn kernel_for(
     linear: bool,
     act: &str,
     weights: &str,
+    taps: usize,
 ) -> PyResult<&'static str> {
     guarded(py, || {
         let kernel = Act::from_name(act).and_then(|act| {
             let operands = Operands { act, weights: WeightKind::from_name(weights)? };
-            if linear {
-                kernels::choose_for_linear(operands)
-            } else {
-                kernels::choose(out_channels, reduction, operands)
-            }
+            let conv = LayerShape::Conv { out_channels, reduction, taps };
+            kernels::choose_for(if linear { LayerShape::Linear } else { conv }, operands)
         });
         kernel.map(|kernel| kernel.name()).map_err(|e| raise(py, e))
     })
 }
 
-/// The kernels that this process may run for such weights and activations of the kind `act`, best first, each as a dictionary of
-/// its name, family, isa and, where it counts bits, passes over them; where several share a layout of weights, the best of them.
+/// The kernels that this process may run for activations of the type `act` and such weights, of the type `weights` (without it,
+/// of the one that takes the least work), best first, each as a dictionary of its name, family, isa and, where it counts bits,
+/// passes over them; where several share a layout of weights, the best of them.
 #[pyfunction]
+#[pyo3(signature = (weight, act, weights = None))]
 pub(crate) fn kernels_for<'py>(
     py: Python<'py>,
     weight: &Bound<'py, PyAny>,
     act: &str,
+    weights: Option<&str>,
 ) -> PyResult<Vec<Bound<'py, PyDict>>> {
     guarded(py, || {
         let weight = In::<i8>::new(weight, "weight", None)?;
         let values = weight.slice()?;
-        let operands = Act::from_name(act).and_then(|act| Operands::of(values, act)).map_err(|e| raise(py, e))?;
+        let operands = Act::from_name(act)
+            .and_then(|act| Ok(Operands { act, weights: weight_kind(weights, values)? }))
+            .map_err(|e| raise(py, e))?;
         let mut layouts = Vec::new();
         let mut found = Vec::new();
         for kernel in kernels::available().map_err(|e| raise(py, e))? {

@@ -1,6 +1,7 @@
 //! `fatnn_rs._core`: the core for Python. Each function checks its arrays, lets other Python threads run, calls the core and
 //! maps its error; no arithmetic lives here. What the arguments mean is documented where users see it, in `fatnn_rs.ops`.
 
+use fatnn::dtype::CodeType;
 use fatnn::net;
 use pyo3::prelude::*;
 
@@ -21,6 +22,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("FORMAT_VERSION", net::FORMAT_VERSION)?;
     module.add("MAX_BYTES", net::Limits::DEFAULT.max_bytes)?;
     module.add("MAX_MACS", net::Limits::DEFAULT.max_macs)?;
+    module.add("CODE_TYPES", CodeType::ALL.map(CodeType::name))?;
     module.add_class::<network::Network>()?;
     for function in [
         wrap_pyfunction!(info::cpu_info, module)?,

@@ -84,6 +84,12 @@ impl Network {
         self.net.products().map(|(node, kernel, bytes)| (node.to_owned(), kernel, bytes)).collect()
     }
 
+    /// Every rewrite that is for a node but did not apply: the layer (or node), the rewrite's name, and why.
+    #[getter]
+    fn not_fused(&self) -> Vec<(String, &'static str, &'static str)> {
+        self.net.not_fused().iter().map(|refused| (refused.layer.clone(), refused.pass, refused.reason)).collect()
+    }
+
     /// Bytes of the buffers that are kept for later runs.
     #[getter]
     fn buffer_bytes(&self) -> usize {

@@ -1,8 +1,8 @@
 //! Packing weights for this CPU's kernels, and what packed ones hold.
 
-use fatnn::codec::Act;
-use fatnn::int8::Int8Weights;
-use fatnn::weights::{PackedWeights, WeightShape};
+use fatnn::codec::{Act, WeightKind};
+use fatnn::kernels::{OperandTypes, Operands};
+use fatnn::pack::{PackedWeights, WeightShape};
 use fatnn::{kernels, memory};
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
@@ -26,23 +26,31 @@ fn packed_blob<'py>(
     Ok(detached(py, || pack(weight, shape))?.into_pyarray(py))
 }
 
-/// Weight codes (n, channels / groups, height, width), ternary or of two bits, to the blob that this CPU's kernel wants for
-/// activations of the kind `act`; or that the kernel named `kernel` wants, which has to be one that would run it.
+/// The type of weights of that name; without a name, the one that takes the least work of those that `values` may be.
+pub(crate) fn weight_kind(name: Option<&str>, values: &[i8]) -> fatnn::Result<WeightKind> {
+    name.map_or_else(|| WeightKind::of(values), WeightKind::from_name)
+}
+
+/// Weight codes (n, channels / groups, height, width) of the type `weights` (without it, of the one that takes the least work)
+/// to the blob that this CPU's kernel reads for activations of the type `act`; or that the kernel named `kernel` reads, which
+/// has to be one that would run it.
 #[pyfunction]
-#[pyo3(signature = (weight, groups, act, kernel = None))]
+#[pyo3(signature = (weight, groups, act, kernel = None, weights = None))]
 pub(crate) fn prepack<'py>(
     py: Python<'py>,
     weight: &Bound<'py, PyAny>,
     groups: usize,
     act: &str,
     kernel: Option<&str>,
+    weights: Option<&str>,
 ) -> PyResult<Bound<'py, PyArray1<u8>>> {
     guarded(py, || {
         let act = Act::from_name(act).map_err(|e| raise(py, e))?;
         let kernel = kernel.map(kernels::named).transpose().map_err(|e| raise(py, e))?;
         packed_blob(py, weight, groups, |codes, shape| {
-            let Some(kernel) = kernel else { return copied(PackedWeights::new(codes, shape, act)?.as_bytes()) };
-            let blob = copied(PackedWeights::for_kernel(kernel, codes, shape, act)?.as_bytes())?;
+            let operands = Operands { act, weights: weight_kind(weights, codes)? };
+            let Some(kernel) = kernel else { return copied(PackedWeights::new(codes, shape, operands)?.as_bytes()) };
+            let blob = copied(PackedWeights::for_kernel(kernel, codes, shape, operands)?.as_bytes())?;
             // Blobs carry the layout's number, which kernels may share, and the environment may have excluded.
             let runs = PackedWeights::from_bytes(&blob).map(|packed| packed.kernel().name());
             match runs {
@@ -67,8 +75,8 @@ pub(crate) fn prepack_int8<'py>(
     linear: bool,
 ) -> PyResult<Bound<'py, PyArray1<u8>>> {
     guarded(py, || {
-        let pack = if linear { Int8Weights::for_linear } else { Int8Weights::new };
-        packed_blob(py, weight, groups, |weight, shape| copied(pack(weight, shape)?.as_bytes()))
+        let pack = if linear { PackedWeights::for_linear } else { PackedWeights::new };
+        packed_blob(py, weight, groups, |weight, shape| copied(pack(weight, shape, OperandTypes::Int8)?.as_bytes()))
     })
 }
 
@@ -83,8 +91,8 @@ pub(crate) fn packed_info<'py>(py: Python<'py>, weight: &Bound<'py, PyAny>) -> P
         info.set_item("channels", shape.channels)?;
         info.set_item("kernel", shape.kernel)?;
         info.set_item("groups", shape.groups)?;
-        info.set_item("act", packed.act().name())?;
-        info.set_item("weights", packed.kind().name())?;
+        info.set_item("act", packed.operands().act().map_or("int8", Act::name))?;
+        info.set_item("weights", packed.operands().weights().name())?;
         info.set_item("isa", packed.kernel().isa().name())?;
         info.set_item("name", packed.kernel().name())?;
         Ok(info)
@@ -97,10 +105,10 @@ pub(crate) fn packed_shape(py: Python<'_>, weight: &Bound<'_, PyAny>, int8: bool
     guarded(py, || {
         let weight = In::<u8>::new(weight, "weight", Some(1))?;
         let blob = weight.slice()?;
-        let shape = match int8 {
-            true => Int8Weights::from_bytes(blob).map(|packed| packed.shape()),
-            false => PackedWeights::from_bytes(blob).map(|packed| packed.shape()),
-        };
+        let shape = PackedWeights::from_bytes(blob).and_then(|packed| {
+            if int8 { packed.check_int8() } else { packed.code_operands().map(|_| ()) }?;
+            Ok(packed.shape())
+        });
         let WeightShape { out_channels, kernel: [height, width], .. } = shape.map_err(|e| raise(py, e))?;
         Ok((out_channels, (height, width)))
     })

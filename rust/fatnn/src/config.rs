@@ -11,8 +11,49 @@
 use std::sync::OnceLock;
 
 use crate::cpu::Isa;
-use crate::error::{Error, Result};
-use crate::kernels::Family;
+use crate::error::{Error, Result, bad_value};
+
+/// More threads than this are refused: a typing error, not a machine.
+pub const MAX_THREADS: usize = 4096;
+
+/// Kernel families: they differ in the layout of both operands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// FATNN's halved inner product over bit planes, 64 channels a word.
+    Popcount,
+    /// Int8 products on a matrix unit, of codes that are expanded from the same bit planes.
+    Matrix,
+    /// Products of groups of two channels, looked up by shuffles of bytes.
+    Table,
+    /// Int8 weights and activations as they are.
+    Int8,
+}
+
+impl Family {
+    /// Every family that runs codes: those that `FATNN_KERNEL` chooses among.
+    pub const ALL: [Family; 3] = [Family::Popcount, Family::Matrix, Family::Table];
+
+    /// The family of that name, among [`Family::ALL`].
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] where there is none.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match Family::ALL.into_iter().find(|family| family.name() == name) {
+            Some(family) => Ok(family),
+            None => bad_value("kernel family", "\"popcount\", \"matrix\" or \"table\"", format!("{name:?}")),
+        }
+    }
+
+    /// Name as in `FATNN_KERNEL`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::Popcount => "popcount",
+            Family::Matrix => "matrix",
+            Family::Table => "table",
+            Family::Int8 => "int8",
+        }
+    }
+}
 
 /// The environment as this process found it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,9 +93,7 @@ fn read() -> Result<Config> {
             "auto" => Some(None),
             name => Family::from_name(name).ok().map(Some),
         })?,
-        threads: variable(THREADS, |v| {
-            v.parse().ok().filter(|n| (1..=crate::parallel::MAX_THREADS).contains(n)).map(Some)
-        })?,
+        threads: variable(THREADS, |v| v.parse().ok().filter(|n| (1..=MAX_THREADS).contains(n)).map(Some))?,
     })
 }
 

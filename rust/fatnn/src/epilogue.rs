@@ -13,9 +13,11 @@
 
 use crate::codec::{CodesLayout, MAX_THRESHOLDS};
 use crate::error::{Result, bad_value, check_len};
+use crate::memory;
+use crate::scalar::Scalar;
 
 /// Thresholds to codes.
-pub struct ToCodes<'a> {
+pub struct Requantize<'a> {
     /// The smallest accumulator of level 1 for every output channel; behind them those of level 2, which are not smaller, and
     /// where the codes have two bits those of level 3.
     pub thresholds: &'a [i32],
@@ -24,7 +26,7 @@ pub struct ToCodes<'a> {
 }
 
 /// Scale and bias to float32.
-pub struct ToFloat<'a> {
+pub struct Dequantize<'a> {
     /// Per output channel.
     pub scale: Option<&'a [f32]>,
     /// Per output channel.
@@ -75,4 +77,66 @@ impl Quantizer {
         }
         Ok(Quantizer { thresholds: all, layout })
     }
+}
+
+/// A function of one element, per channel or for all, in PyTorch's order of operations, so that bits agree.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Elementwise {
+    /// `fma(x, scale, bias)` per channel: BatchNorm in evaluation mode.
+    Affine(Vec<f32>, Vec<f32>),
+    /// `x * scale` per channel.
+    Scale(Vec<f32>),
+    /// `x + bias` per channel.
+    Bias(Vec<f32>),
+    /// The same for all channels.
+    Scalar(Scalar),
+    /// `x > 0 ? x : x * slope` per channel (one slope for all channels where there is one).
+    Prelu(Vec<f32>),
+}
+
+impl Elementwise {
+    /// BatchNorm in evaluation mode as one multiplication and addition: `scale = weight / √(var + eps)`,
+    /// `bias = fma(-mean, scale, bias)`, in float32.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] where sizes differ; [`crate::Error::Memory`].
+    pub fn batch_norm(
+        mean: &[f32],
+        var: &[f32],
+        weight: Option<&[f32]>,
+        bias: Option<&[f32]>,
+        eps: f32,
+    ) -> Result<Self> {
+        for values in [Some(var), weight, bias].into_iter().flatten() {
+            check_len("statistics of a BatchNorm", mean.len(), values.len())?;
+        }
+        let channel = |c: usize| {
+            let inverse = 1.0 / (var[c] + eps).sqrt();
+            let scale = weight.map_or(inverse, |w| inverse * w[c]);
+            (scale, (-mean[c]).mul_add(scale, bias.map_or(0.0, |b| b[c])))
+        };
+        let mut scales = memory::reserved("constants of a BatchNorm", mean.len())?;
+        let mut biases = memory::reserved("constants of a BatchNorm", mean.len())?;
+        for (scale, bias) in (0..mean.len()).map(channel) {
+            scales.push(scale);
+            biases.push(bias);
+        }
+        Ok(Elementwise::Affine(scales, biases))
+    }
+
+    fn channels(&self) -> Option<usize> {
+        match self {
+            Elementwise::Affine(v, _) | Elementwise::Scale(v) | Elementwise::Bias(v) => Some(v.len()),
+            Elementwise::Prelu(v) if v.len() > 1 => Some(v.len()),
+            _ => None,
+        }
+    }
+}
+
+/// Checks that functions are for this many channels.
+pub(crate) fn check_channels(functions: &[Elementwise], channels: usize) -> Result<()> {
+    functions
+        .iter()
+        .filter_map(Elementwise::channels)
+        .try_for_each(|c| check_len("channels of a function", channels, c))
 }

@@ -6,12 +6,11 @@
 //! | module | what lives in it |
 //! | --- | --- |
 //! | [`codec`] | codes packed and unpacked: bit planes, base-3 groups, the file's trits |
-//! | [`weights`] | weights laid out for a kernel |
-//! | [`conv`] | convolution in one and two dimensions; a linear layer is a 1×1 convolution over one pixel |
+//! | [`pack`] | weights of every type laid out for a kernel |
+//! | [`conv`] | convolution of codes and of int8, in one and two dimensions; a linear layer is a 1×1 convolution over one pixel |
 //! | [`epilogue`] | thresholds to codes, scale and bias to float32 |
 //! | [`quantize`] | float activations to codes |
 //! | [`pool`] | max pooling on codes |
-//! | [`int8`] | int8 layers: the first and the last of a network |
 //! | [`dtype`] | names of element types: activations, weights, codes, values, tensors |
 //! | [`graph`] | networks as data: typed nodes, the table of operations, checks, the canonical file |
 //! | [`engine`] | graphs compiled for this CPU, and run |
@@ -34,18 +33,19 @@ pub mod engine;
 pub mod epilogue;
 mod error;
 pub mod graph;
-pub mod int8;
 // The only room with `unsafe`: loads, stores and calls of functions with CPU features.
 #[allow(unsafe_code)]
 pub mod kernels;
 mod limits;
 pub mod memory;
 pub mod net;
+pub mod pack;
 pub mod parallel;
 pub mod pool;
 pub mod quantize;
 pub mod reference;
 mod scalar;
-pub mod weights;
+mod transpose;
+mod window;
 
 pub use error::{Error, Result};

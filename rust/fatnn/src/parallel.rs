@@ -16,11 +16,9 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use crate::config;
+pub use crate::config::MAX_THREADS;
 use crate::error::{Error, Result, bad_value};
 use crate::kernels::FloatMode;
-
-/// More threads than this are refused: a typing error, not a machine.
-pub const MAX_THREADS: usize = 4096;
 
 struct State {
     /// From [`set_num_threads`]; `None` until then.

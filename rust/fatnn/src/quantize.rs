@@ -14,15 +14,7 @@ use crate::epilogue::Quantizer;
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::kernels::{BLOCK_PIXELS, Level, Quantize, QuantizeInput};
 use crate::parallel;
-
-/// How float activations lie in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PixelOrder {
-    /// `batch × channels × pixels`, PyTorch's default.
-    ChannelsFirst,
-    /// `batch × pixels × channels`.
-    ChannelsLast,
-}
+pub use crate::transpose::PixelOrder;
 
 /// Writes the code of every element of `x` into `out`: `batch × pixels` pixels in `layout`.
 ///

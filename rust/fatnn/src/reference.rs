@@ -7,8 +7,8 @@
 
 use crate::codec::{Act, Coding};
 use crate::conv::ConvShape;
+use crate::pack::WeightShape;
 use crate::quantize::PixelOrder;
-use crate::weights::WeightShape;
 
 /// The input coordinate that tap `tap` of window `window` reads on an axis, or `None` in the padding.
 fn input_at(shape: &ConvShape, axis: usize, window: usize, tap: usize) -> Option<usize> {
@@ -66,7 +66,7 @@ fn code(coding: Coding, reached: impl Iterator<Item = bool>) -> i8 {
     reached.map(i8::from).sum::<i8>() - i8::from(coding == Coding::Ternary)
 }
 
-/// Codes of accumulators with `channels` channels, by the thresholds that [`crate::epilogue::ToCodes`] describes.
+/// Codes of accumulators with `channels` channels, by the thresholds that [`crate::epilogue::Requantize`] describes.
 pub fn to_codes(acc: &[i32], thresholds: &[i32], channels: usize, coding: Coding) -> Vec<i8> {
     assert_eq!(thresholds.len(), channels * coding.thresholds());
     let mut codes = Vec::new();

@@ -2,11 +2,11 @@
 
 mod common;
 
-use common::{Case, Random, accumulators, check, check_with_threads, every_operands, long, operands, values};
+use common::{Case, Random, accumulators, check, check_with_threads, every_operands, long, operands, ternary, values};
 use fatnn::codec::{Act, WeightKind};
 use fatnn::conv::{ConvShape, conv2d_acc};
 use fatnn::kernels::{self, Operands};
-use fatnn::weights::{PackedWeights, WeightShape};
+use fatnn::pack::{PackedWeights, WeightShape};
 use fatnn::{Error, reference};
 use proptest::prelude::*;
 
@@ -194,7 +194,7 @@ fn a_window_that_spans_too_much_is_an_error() {
             dilation: [far, far],
         };
         for kernel in kernels::detected_for(HALF) {
-            let weights = PackedWeights::for_kernel(kernel, &vec![1; shape.len()], shape, Act::Half).unwrap();
+            let weights = PackedWeights::for_kernel(kernel, &vec![1; shape.len()], shape, ternary(Act::Half)).unwrap();
             let error = conv2d_acc(&[0; 16], &weights, &conv, &mut [0; 64]).unwrap_err();
             let refused = matches!(error, Error::Value { .. } | Error::Memory { .. });
             assert!(refused, "{}: {error}", kernel.name());
@@ -230,7 +230,7 @@ fn all_forms_of_zero_and_nothing_in_the_epilogue() {
     let acc = reference::conv2d_acc(&x, &w, case.weights(), Act::Full, &case.shape());
     let packed = common::pack(case.layout(), &x);
     for &kernel in &kernels::detected_for(HALF) {
-        let weights = PackedWeights::for_kernel(kernel, &w, case.weights(), Act::Full).unwrap();
+        let weights = PackedWeights::for_kernel(kernel, &w, case.weights(), ternary(Act::Full)).unwrap();
         for form in 0..16 {
             let on = |bit: usize| form >> bit & 1 == 1;
             let (scale, bias) = (on(0).then_some(&special[..]), on(1).then_some(&special[..]));
@@ -238,7 +238,7 @@ fn all_forms_of_zero_and_nothing_in_the_epilogue() {
             let (residual, relu) = (residual.as_deref(), on(3));
             let expected = reference::to_float(&acc, 6, scale, bias, residual, relu);
             let mut y = vec![9.0; 12];
-            let to = fatnn::epilogue::ToFloat { scale, bias, relu, channels: 6, codes: None };
+            let to = fatnn::epilogue::Dequantize { scale, bias, relu, channels: 6, codes: None };
             fatnn::conv::conv2d_float(&packed, &weights, &case.shape(), to, residual, &mut y).unwrap();
             // A NaN's sign and payload are not IEEE's business, nor ours.
             let bits = |y: &f32| if y.is_nan() { None } else { Some(y.to_bits()) };

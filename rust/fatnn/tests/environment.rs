@@ -5,10 +5,10 @@
 
 use std::process::{Command, Output};
 
-use fatnn::codec::Act;
+use fatnn::codec::{Act, WeightKind};
 use fatnn::cpu::Isa;
-use fatnn::kernels::{self, Family, OperandTypes};
-use fatnn::weights::{PackedWeights, WeightShape};
+use fatnn::kernels::{self, Family, OperandTypes, Operands};
+use fatnn::pack::{PackedWeights, WeightShape};
 
 /// Runs one test of this binary with these variables. Under an emulator without `binfmt`, `FATNN_TEST_RUNNER` names it.
 fn child(test: &str, variables: &[(&str, &str)]) -> Output {
@@ -73,7 +73,8 @@ fn child_kernels_obey_the_cap() {
     assert!(available_int8.iter().map(|kernel| kernel.name()).eq(expected));
     // Weights packed by default are for that kernel.
     let shape = WeightShape { out_channels: 3, channels: 5, kernel: [1, 1], groups: 1 };
-    assert_eq!(PackedWeights::new(&[1; 15], shape, Act::Full).unwrap().kernel().name(), available[0]);
+    let operands = Operands { act: Act::Full, weights: WeightKind::Ternary };
+    assert_eq!(PackedWeights::new(&[1; 15], shape, operands).unwrap().kernel().name(), available[0]);
 }
 
 #[test]
@@ -90,7 +91,8 @@ fn child_nonsense_is_an_error() {
         assert!(message.contains("FATNN_ISA") && message.contains("sse9") && message.contains("avx2"), "{message}");
     }
     let shape = WeightShape { out_channels: 1, channels: 1, kernel: [1, 1], groups: 1 };
-    assert!(PackedWeights::new(&[1], shape, Act::Full).is_err());
+    let operands = Operands { act: Act::Full, weights: WeightKind::Ternary };
+    assert!(PackedWeights::new(&[1], shape, operands).is_err());
 }
 
 #[test]

@@ -7,12 +7,11 @@ use std::collections::BTreeMap;
 use common::Random;
 use fatnn::codec::Act;
 use fatnn::codec::WeightKind;
-use fatnn::conv::ConvShape;
-use fatnn::int8::{Int8Epilogue, Int8Weights, MAX_REDUCTION, conv2d_int8};
+use fatnn::conv::{ConvShape, Int8Epilogue, conv2d_int8};
 use fatnn::kernels::{self, Kernel, OperandTypes};
 use fatnn::net::{Input, Network, Tensor, load, save};
+use fatnn::pack::{MAX_INT8_REDUCTION, PackedWeights, WeightShape};
 use fatnn::quantize::PixelOrder;
-use fatnn::weights::WeightShape;
 use fatnn::{Error, parallel, reference};
 use proptest::prelude::*;
 
@@ -97,7 +96,7 @@ impl Layer {
         epilogue: &Int8Epilogue<'_>,
     ) -> Vec<f32> {
         let [h, width] = self.shape().output().unwrap();
-        let weights = Int8Weights::for_kernel(kernel, w, self.weights()).unwrap();
+        let weights = PackedWeights::for_kernel(kernel, w, self.weights(), OperandTypes::Int8).unwrap();
         let mut out = vec![f32::NAN; self.batch * h * width * self.weights().out_channels];
         conv2d_int8(x, order, &weights, &self.shape(), epilogue, &mut out).unwrap();
         out
@@ -180,7 +179,7 @@ proptest! {
 
 #[test]
 fn the_largest_sums_are_exact() {
-    for channels in [1, 4, 63, 64, 4096, MAX_REDUCTION] {
+    for channels in [1, 4, 63, 64, 4096, MAX_INT8_REDUCTION] {
         let layer = Layer { batch: 3, ..Layer::new([1, 1], channels, 17, 1, 1) };
         let epilogue = Int8Epilogue { inv_step: 1.0, scale: &[1.0; 17], bias: None };
         for (a, b) in [(127i8, 127i8), (127, -127), (-127, 127), (-127, -127), (0, 127), (-127, 0)] {
@@ -224,7 +223,7 @@ fn bad_arguments_are_errors_that_name_them() {
     let layer = Layer::new([5, 5], 3, 4, 3, 1);
     let w = int8(layer.weights().len(), 1);
     for kernel in kernels::detected_for(OperandTypes::Int8) {
-        let weights = Int8Weights::for_kernel(kernel, &w, layer.weights()).unwrap();
+        let weights = PackedWeights::for_kernel(kernel, &w, layer.weights(), OperandTypes::Int8).unwrap();
         let x = floats(layer.inputs(), 2);
         let mut out = vec![0.0; 100];
         let mut run =
@@ -252,19 +251,19 @@ fn bad_arguments_are_errors_that_name_them() {
         }
     }
     let shape = |channels| WeightShape { out_channels: 1, channels, kernel: [1, 1], groups: 1 };
-    let message = |w: &[i8], shape| Int8Weights::new(w, shape).unwrap_err().to_string();
-    assert!(message(&[1, -128], shape(2)).contains("-128 at index 1"));
+    let message = |w: &[i8], shape| PackedWeights::new(w, shape, OperandTypes::Int8).unwrap_err().to_string();
+    assert!(message(&[1, -128], shape(2)).contains("-128 at element 1"));
     assert!(message(&[1, 2], shape(3)).contains("weight"));
-    assert!(message(&vec![1; MAX_REDUCTION + 1], shape(MAX_REDUCTION + 1)).contains("133000"));
-    let blob = Int8Weights::new(&[1, 2], shape(2)).unwrap().as_bytes().to_vec();
-    assert!(Int8Weights::from_bytes(&blob).is_ok());
+    assert!(message(&vec![1; MAX_INT8_REDUCTION + 1], shape(MAX_INT8_REDUCTION + 1)).contains("133000"));
+    let blob = PackedWeights::new(&[1, 2], shape(2), OperandTypes::Int8).unwrap().as_bytes().to_vec();
+    assert!(PackedWeights::from_bytes(&blob).is_ok());
     for at in 0..64 {
         let mut damaged = blob.clone();
         damaged[at] ^= 1;
-        let error = Int8Weights::from_bytes(&damaged).unwrap_err();
+        let error = PackedWeights::from_bytes(&damaged).unwrap_err();
         assert!(matches!(error, Error::Packed { .. }), "byte {at}: {error}");
     }
-    assert!(Int8Weights::from_bytes(&blob[..blob.len() - 1]).is_err() && Int8Weights::from_bytes(&[]).is_err());
+    assert!(PackedWeights::from_bytes(&blob[..blob.len() - 1]).is_err() && PackedWeights::from_bytes(&[]).is_err());
 }
 
 /// A stem with BatchNorm, ReLU and pooling, then a linear layer whose output is clamped.

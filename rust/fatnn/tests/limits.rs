@@ -6,13 +6,12 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::codes;
-use fatnn::codec::{Act, CodesLayout, Coding, WeightKind};
+use common::{codes, ternary};
+use fatnn::codec::{Act, CodesLayout, Coding};
 use fatnn::conv::{ConvShape, conv2d_acc};
-use fatnn::kernels::Operands;
 use fatnn::net::{Input, Limits, Network, Output, Tensor};
+use fatnn::pack::{PackedWeights, WeightShape};
 use fatnn::pool::max_pool_codes;
-use fatnn::weights::{PackedWeights, WeightShape};
 use fatnn::{Error, kernels, parallel};
 use serde_json::{Value, json};
 
@@ -237,7 +236,7 @@ fn structs_made_by_hand_are_errors_and_never_panics() {
     // Any numbers in the public structs.
     let layout = CodesLayout::new(3, 1).unwrap();
     let weight = WeightShape { out_channels: 2, channels: 3, kernel: [1, 1], groups: 1 };
-    let packed = PackedWeights::new(&codes(6, 1), weight, Act::Half).unwrap();
+    let packed = PackedWeights::new(&codes(6, 1), weight, ternary(Act::Half)).unwrap();
     let numbers = [0, 1, 2, usize::MAX, usize::MAX / 2, 1 << 31, 1 << 40];
     for &a in &numbers {
         for &b in &numbers {
@@ -252,7 +251,7 @@ fn structs_made_by_hand_are_errors_and_never_panics() {
                         max_pool_codes(&[0; 16], layout, &ConvShape { kernel: [b, a], ..shape }, [c, a], &mut [0; 16]);
                     let odd = WeightShape { out_channels: a, channels: b, kernel: [c, a], groups: c };
                     let _ = (odd.len(), odd.is_empty(), odd.reduction());
-                    assert!(PackedWeights::new(&[1, 0], odd, Act::Full).is_err() || odd.len() == 2);
+                    assert!(PackedWeights::new(&[1, 0], odd, ternary(Act::Full)).is_err() || odd.len() == 2);
                 }
             }
         }
@@ -327,10 +326,9 @@ fn words_that_are_no_codes_are_refused_by_every_reader() {
     for (at, bit) in [(32, 1), (48, 1), (32 + 16, 1 << 6), (32 + 24, 1 << 7)] {
         let mut bad = good.clone();
         bad[at] |= bit;
-        let ternary = Operands { act: Act::Full, weights: WeightKind::Ternary };
-        for kernel in kernels::detected_for(ternary) {
+        for kernel in kernels::detected_for(ternary(Act::Full)) {
             for act in [Act::Full, Act::Half, Act::Binary] {
-                let packed = PackedWeights::for_kernel(kernel, &codes(140, 3), weight, act).unwrap();
+                let packed = PackedWeights::for_kernel(kernel, &codes(140, 3), weight, ternary(act)).unwrap();
                 assert!(conv2d_acc(&good, &packed, &shape, &mut [0; 4]).is_ok(), "{}", kernel.name());
                 let error = conv2d_acc(&bad, &packed, &shape, &mut [0; 4]).unwrap_err().to_string();
                 assert!(error.contains("pixel 1"), "{} {at}: {error}", kernel.name());
@@ -342,7 +340,7 @@ fn words_that_are_no_codes_are_refused_by_every_reader() {
     // Binary codes are -1 and 0: +1 is none of them. Every pair of bits is a code of two.
     let mut one = good.clone();
     one[8] = 1;
-    let of = |act| PackedWeights::new(&codes(140, 3), weight, act).unwrap();
+    let of = |act| PackedWeights::new(&codes(140, 3), weight, ternary(act)).unwrap();
     assert!(conv2d_acc(&one, &of(Act::Half), &shape, &mut [0; 4]).is_ok());
     assert!(conv2d_acc(&one, &of(Act::Binary), &shape, &mut [0; 4]).is_err());
     one[8] = 0;

@@ -10,8 +10,8 @@ use fatnn::conv::ConvShape;
 use fatnn::graph::check::check;
 use fatnn::graph::{Graph, Source};
 use fatnn::net::{FORMAT_VERSION, Input, Network, Tensor, load, save};
+use fatnn::pack::WeightShape;
 use fatnn::quantize::PixelOrder;
-use fatnn::weights::WeightShape;
 use fatnn::{Error, parallel, reference};
 
 const C: usize = 70;

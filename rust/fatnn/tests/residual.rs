@@ -9,8 +9,8 @@ use fatnn::codec::{Act, WeightKind};
 use fatnn::conv::ConvShape;
 use fatnn::kernels::Operands;
 use fatnn::net::{Input, Network, Tensor};
+use fatnn::pack::WeightShape;
 use fatnn::quantize::PixelOrder;
-use fatnn::weights::WeightShape;
 use fatnn::{Error, parallel, reference};
 use serde_json::json;
 

@@ -9,8 +9,8 @@ use fatnn::codec::{Act, WeightKind};
 use fatnn::conv::ConvShape;
 use fatnn::kernels::Family;
 use fatnn::net::{Input, Network, Tensor};
+use fatnn::pack::WeightShape;
 use fatnn::quantize::PixelOrder;
-use fatnn::weights::WeightShape;
 use fatnn::{Error, parallel, reference};
 use serde_json::{Value, json};
 
@@ -170,4 +170,24 @@ fn nan_behind_a_shortcut_is_named() {
     let error = net.run(&[Input { shape: &[1, 64, 8, 8], data: &x, channels_last: true }]).unwrap_err();
     assert!(matches!(&error, Error::Node { source, .. } if matches!(**source, Error::NotANumber { .. })), "{error}");
     assert!(error.to_string().contains("layer of codes"), "{error}");
+}
+
+#[test]
+fn a_network_says_what_was_not_fused() {
+    let block = Block::new(4, 4, 1);
+    for (read, expected) in [
+        (false, vec![("layer of q", "fuse_quantizer", "it reads an input of the network")]),
+        (
+            true,
+            vec![
+                ("layer of sum", "fuse_shortcut", "others read the same value"),
+                ("layer of q", "fuse_quantizer", "it reads an input of the network"),
+            ],
+        ),
+    ] {
+        let (graph, tensors) = block.graph(read, 1);
+        let net = Network::new(&graph, &tensors).unwrap();
+        let found = net.not_fused().iter().map(|found| (found.layer.as_str(), found.pass, found.reason));
+        assert!(found.eq(expected.iter().copied()), "{:?}", net.not_fused());
+    }
 }

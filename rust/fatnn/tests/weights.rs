@@ -2,13 +2,14 @@
 
 mod common;
 
-use common::{Case, codes, every_operands, pack, values};
+use common::{Case, codes, every_operands, pack, ternary, values};
 use fatnn::Error;
 use fatnn::codec::{Act, CodesLayout, Coding, WeightKind};
-use fatnn::conv::{ConvShape, conv2d_acc, conv2d_codes, conv2d_float};
-use fatnn::epilogue::{ToCodes, ToFloat};
-use fatnn::kernels::{self, Kernel, Operands};
-use fatnn::weights::{PackedWeights, WeightShape};
+use fatnn::conv::{ConvShape, Int8Epilogue, conv2d_acc, conv2d_codes, conv2d_float, conv2d_int8};
+use fatnn::epilogue::{Dequantize, Requantize};
+use fatnn::kernels::{self, Kernel, OperandTypes, Operands};
+use fatnn::pack::{PackedWeights, WeightShape};
+use fatnn::quantize::PixelOrder;
 
 fn shape() -> WeightShape {
     WeightShape { out_channels: 18, channels: 70, kernel: [3, 2], groups: 2 }
@@ -20,7 +21,7 @@ fn blobs() -> Vec<(Operands, &'static dyn Kernel, Vec<u8>)> {
     for &kernel in kernels::available().unwrap() {
         for operands in every_operands().filter(|operands| operands.supported_by(kernel)) {
             let weights = values(operands.weights.codes(), shape().len(), 1);
-            let packed = PackedWeights::for_kernel(kernel, &weights, shape(), operands.act).unwrap();
+            let packed = PackedWeights::for_kernel(kernel, &weights, shape(), operands).unwrap();
             blobs.push((operands, kernel, packed.as_bytes().to_vec()));
         }
     }
@@ -31,7 +32,7 @@ fn blobs() -> Vec<(Operands, &'static dyn Kernel, Vec<u8>)> {
 fn a_blob_says_what_it_holds() {
     for (operands, kernel, blob) in blobs() {
         let weights = PackedWeights::from_bytes(&blob).unwrap();
-        assert_eq!((weights.shape(), weights.act(), weights.kind()), (shape(), operands.act, operands.weights));
+        assert_eq!((weights.shape(), weights.code_operands().unwrap()), (shape(), operands));
         assert_eq!(weights.as_bytes(), blob);
         // The first that reads this layout.
         let reads = |other: &&&'static dyn Kernel| other.layout() == kernel.layout() && operands.supported_by(**other);
@@ -45,15 +46,15 @@ fn a_kernel_that_cannot_run_the_operands_is_refused() {
     for kernel in kernels::detected() {
         for operands in every_operands() {
             let weights = values(operands.weights.codes(), shape().len(), 1);
-            let packed = PackedWeights::for_kernel(kernel, &weights, shape(), operands.act);
+            let packed = PackedWeights::for_kernel(kernel, &weights, shape(), operands);
             if operands.supported_by(kernel) {
                 packed.unwrap();
             } else {
                 assert!(matches!(packed, Err(Error::Value { what: "kernel", .. })), "{packed:?}");
             }
-            let packed = PackedWeights::new(&weights, shape(), operands.act).unwrap();
-            assert_eq!((packed.act(), packed.kind()), (operands.act, operands.weights));
-            PackedWeights::for_linear(&weights, shape(), operands.act).unwrap();
+            let packed = PackedWeights::new(&weights, shape(), operands).unwrap();
+            assert_eq!(packed.operands(), operands.into());
+            PackedWeights::for_linear(&weights, shape(), operands).unwrap();
         }
     }
 }
@@ -63,10 +64,11 @@ fn sums_that_float32_could_not_hold_are_refused() {
     // Three times three a product: 2²⁴ / 9 of them are the most.
     let of = |channels| WeightShape { out_channels: 1, channels, kernel: [1, 1], groups: 1 };
     let most = (1 << 24) / 9;
+    let two_bit = Operands { act: Act::Uint2, weights: WeightKind::TwoBit };
     for (channels, fits) in [(most, true), (most + 1, false)] {
-        let packed = PackedWeights::new(&vec![3; channels], of(channels), Act::Uint2);
+        let packed = PackedWeights::new(&vec![3; channels], of(channels), two_bit);
         assert_eq!(packed.is_ok(), fits);
-        assert!(PackedWeights::new(&vec![1; channels], of(channels), Act::Uint2).is_ok());
+        assert!(PackedWeights::new(&vec![1; channels], of(channels), ternary(Act::Uint2)).is_ok());
     }
 }
 
@@ -108,7 +110,7 @@ fn nonsense_behind_the_header_is_wrong_numbers_but_no_panic() {
     for (_, _, mut blob) in blobs() {
         blob[64..].fill(0xFF);
         let weights = PackedWeights::from_bytes(&blob).unwrap();
-        let layout = CodesLayout::new(70, 2).unwrap().with(weights.act().coding());
+        let layout = CodesLayout::new(70, 2).unwrap().with(weights.code_operands().unwrap().act.coding());
         let zeros = pack(layout, &[0; 20 * 70]);
         conv2d_acc(&zeros, &weights, &shape, &mut [0; 4 * 6 * 18]).unwrap();
         // Bits of channels that do not exist, and planes that no code has, are refused.
@@ -123,10 +125,10 @@ fn nonsense_behind_the_header_is_wrong_numbers_but_no_panic() {
 fn another_kernels_blob_is_named_as_such() {
     for (_, _, blob) in blobs() {
         let other = codes(shape().len(), 1);
-        let ternary = Operands { act: Act::Full, weights: WeightKind::Ternary };
-        let layouts: Vec<_> = kernels::detected_for(ternary).iter().map(|k| k.layout()).collect();
-        for kernel in kernels::detected_for(ternary) {
-            let bytes = PackedWeights::for_kernel(kernel, &other, shape(), Act::Full).unwrap().as_bytes().to_vec();
+        let layouts: Vec<_> = kernels::detected_for(ternary(Act::Full)).iter().map(|k| k.layout()).collect();
+        for kernel in kernels::detected_for(ternary(Act::Full)) {
+            let bytes =
+                PackedWeights::for_kernel(kernel, &other, shape(), ternary(Act::Full)).unwrap().as_bytes().to_vec();
             // Either this process may run it, or it says why not.
             match PackedWeights::from_bytes(&bytes) {
                 Ok(weights) => assert_eq!(weights.kernel().layout(), kernel.layout()),
@@ -162,21 +164,58 @@ fn impossible_shapes_and_codes_are_refused() {
         WeightShape { out_channels: huge, groups: 1, ..good },
         WeightShape { out_channels: huge / 4 * 2, channels: 1 << 31, groups: 2, ..good },
     ] {
-        let result = PackedWeights::new(&[], bad, Act::Full);
+        let result = PackedWeights::new(&[], bad, ternary(Act::Full));
         assert!(matches!(result, Err(Error::Value { .. })), "{bad:?}: {result:?}");
         // Sizes of impossible shapes are numbers too.
         let _ = (bad.reduction(), bad.len(), bad.is_empty());
     }
-    assert!(matches!(PackedWeights::new(&[0; 7], good, Act::Full), Err(Error::Shape { .. })));
+    assert!(matches!(PackedWeights::new(&[0; 7], good, ternary(Act::Full)), Err(Error::Shape { .. })));
     let mut codes = codes(good.len(), 1);
     codes[33] = 2;
-    let error = PackedWeights::new(&codes, good, Act::Full).unwrap_err().to_string();
+    let error = PackedWeights::new(&codes, good, ternary(Act::Full)).unwrap_err().to_string();
     assert!(error.contains("2 at element 33"), "{error}");
-    // One ±3 makes all of them weights of two bits, which have no zero.
-    let mut codes = vec![1; good.len()];
-    (codes[34], codes[40]) = (-3, 0);
-    let error = PackedWeights::new(&codes, good, Act::Full).unwrap_err().to_string();
-    assert!(error.contains("0 at element 40") && error.contains("-3, -1, 1 or 3"), "{error}");
+}
+
+#[test]
+fn weights_that_are_not_of_their_type_are_refused() {
+    let shape = shape();
+    for (weights, bad, expected) in [
+        (WeightKind::Binary, 0, "binary weights, each one of [-1, 1]"),
+        (WeightKind::Binary, 3, "binary weights, each one of [-1, 1]"),
+        (WeightKind::Ternary, 3, "ternary weights, each one of [-1, 0, 1]"),
+        (WeightKind::Ternary, i8::MIN, "ternary weights, each one of [-1, 0, 1]"),
+        (WeightKind::TwoBit, 0, "two-bit weights, each one of [-3, -1, 1, 3]"),
+        (WeightKind::TwoBit, 2, "two-bit weights, each one of [-3, -1, 1, 3]"),
+        (WeightKind::TwoBit, i8::MAX, "two-bit weights, each one of [-3, -1, 1, 3]"),
+    ] {
+        let operands = Operands { act: Act::Full, weights };
+        let mut codes = vec![1; shape.len()];
+        PackedWeights::new(&codes, shape, operands).unwrap();
+        // The first one is named.
+        (codes[40], codes[41]) = (bad, 100);
+        let error = PackedWeights::new(&codes, shape, operands).unwrap_err().to_string();
+        assert!(error.contains(&format!("{bad} at element 40")) && error.contains(expected), "{error}");
+    }
+    let mut values = vec![-127; shape.len()];
+    PackedWeights::new(&values, shape, OperandTypes::Int8).unwrap();
+    values[7] = i8::MIN;
+    let error = PackedWeights::new(&values, shape, OperandTypes::Int8).unwrap_err().to_string();
+    assert!(error.contains("-128 at element 7") && error.contains("int8 weights, from -127"), "{error}");
+}
+
+#[test]
+fn weights_for_other_activations_are_refused() {
+    let shape = WeightShape { out_channels: 2, channels: 3, kernel: [1, 1], groups: 1 };
+    let conv = ConvShape { batch: 1, input: [1, 1], kernel: [1, 1], stride: [1, 1], padding: [0, 0], dilation: [1, 1] };
+    let int8 = PackedWeights::new(&[1; 6], shape, OperandTypes::Int8).unwrap();
+    let error = conv2d_acc(&[0; 16], &int8, &conv, &mut [0; 2]).unwrap_err();
+    assert!(matches!(&error, Error::Packed { why } if why.contains("packed codes") && why.contains("int8")), "{error}");
+    let codes = PackedWeights::new(&[1; 6], shape, ternary(Act::Half)).unwrap();
+    let epilogue = Int8Epilogue { inv_step: 1.0, scale: &[1.0; 2], bias: None };
+    let order = PixelOrder::ChannelsLast;
+    let error = conv2d_int8(&[0.0; 3], order, &codes, &conv, &epilogue, &mut [0.0; 2]).unwrap_err();
+    let expected = "expected weights for int8 activations, got ones for half activations and ternary weights";
+    assert!(error.to_string().contains(expected), "{error}");
 }
 
 #[test]
@@ -187,7 +226,7 @@ fn convolutions_refuse_what_does_not_fit() {
         padding: [1, 1],
         ..Case::product(0, 10, 4, Operands { act: Act::Half, weights: WeightKind::Ternary })
     };
-    let weights = PackedWeights::new(&codes(case.weights().len(), 1), case.weights(), Act::Half).unwrap();
+    let weights = PackedWeights::new(&codes(case.weights().len(), 1), case.weights(), ternary(Act::Half)).unwrap();
     let (input, good) = (vec![0u8; 30 * 16], case.shape());
     let acc = |shape: &ConvShape, codes: &[u8], out: usize| conv2d_acc(codes, &weights, shape, &mut vec![0; out]);
     acc(&good, &input, 120).unwrap();
@@ -212,7 +251,7 @@ fn convolutions_refuse_what_does_not_fit() {
 
     let layout = fatnn::codec::CodesLayout::new(4, 1).unwrap();
     let codes = |thresholds: &[i32], layout, out: usize| {
-        conv2d_codes(&input, &weights, &good, &ToCodes { thresholds, layout }, &mut vec![0; out])
+        conv2d_codes(&input, &weights, &good, &Requantize { thresholds, layout }, &mut vec![0; out])
     };
     codes(&[0; 8], layout, 30 * 16).unwrap();
     codes(&[0; 12], layout.with(Coding::Uint2), 30 * 16).unwrap();
@@ -231,7 +270,7 @@ fn convolutions_refuse_what_does_not_fit() {
     assert!(matches!(codes(&[0; 8], other, 30 * 16), Err(Error::Shape { .. })));
 
     let float = |scale: Option<&[f32]>, bias: Option<&[f32]>, residual: Option<&[f32]>, channels| {
-        let to = ToFloat { scale, bias, relu: false, channels, codes: None };
+        let to = Dequantize { scale, bias, relu: false, channels, codes: None };
         conv2d_float(&input, &weights, &good, to, residual, &mut [0.0; 120])
     };
     float(Some(&[1.0; 4]), Some(&[1.0; 4]), Some(&[0.0; 120]), 4).unwrap();

@@ -195,7 +195,10 @@ impl CodesLayout {
     }
 
     /// [`CodesLayout::check`] for codes that are activations of this kind: binary ones are -1 and 0 only.
-    pub(crate) fn check_for(self, act: Act, packed: &[u8]) -> Result<()> {
+    ///
+    /// # Errors
+    /// As [`CodesLayout::check`].
+    pub fn check_for(self, act: Act, packed: &[u8]) -> Result<()> {
         match act {
             Act::Binary => self.check_planes(packed, |z, p| z ^ p),
             _ => self.check(packed),

@@ -15,14 +15,17 @@ use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::ConvShape;
+use super::int8::{Constants, Int8Epilogue};
+use super::pooling::PoolStep;
+use crate::epilogue::Elementwise;
 use crate::error::{Error, Result, bad_value, check_len};
-use crate::int8::{Constants, Int8Epilogue, Int8Weights};
-use crate::kernels::columns::{Int8Layout, Product, Rows};
+use crate::kernels::columns::{ColumnsKernel, Int8Layout, Product, Rows};
 use crate::kernels::int8::{COPY_SLACK, Finish, QuantizeInt8};
 use crate::kernels::pooling::pooling;
-use crate::kernels::{CacheLine, Level};
-use crate::net::{Elementwise, PoolStep, apply_all, transpose};
+use crate::kernels::{CacheLine, Level, apply_all};
+use crate::pack::PackedWeights;
 use crate::quantize::PixelOrder;
+use crate::transpose::transpose;
 use crate::{memory, parallel};
 
 /// Bytes of columns in a block: with a panel of weights, they stay in the second-level cache.
@@ -37,12 +40,13 @@ const QUANTIZE_PIECE: usize = 4096;
 /// Int8 convolution of floats to floats: `out` is `pixels × out_channels`, `x` is `batch × height × width` pixels in `order`.
 ///
 /// # Errors
-/// [`Error::NotANumber`] with the index of the first NaN of `x`; [`Error::Shape`] or [`Error::Value`] where sizes or numbers do
+/// [`Error::NotANumber`] with the index of the first NaN of `x`; [`Error::Packed`] where the weights are
+/// for other activations than int8; [`Error::Shape`] or [`Error::Value`] where sizes or numbers do
 /// not fit; [`Error::Environment`] or [`Error::Threads`] where the pool cannot be had.
 pub fn conv2d_int8(
     x: &[f32],
     order: PixelOrder,
-    weights: &Int8Weights<'_>,
+    weights: &PackedWeights<'_>,
     shape: &ConvShape,
     epilogue: &Int8Epilogue<'_>,
     out: &mut [f32],
@@ -71,6 +75,7 @@ pub fn conv2d_int8(
 /// How a layer's output is cut into blocks, worked out once for a shape.
 #[derive(Debug)]
 pub(crate) struct Geometry {
+    kernel: &'static dyn ColumnsKernel,
     pub(super) shape: ConvShape,
     /// Bytes of a pixel's channels, of those of a group, and of a column (or of a column's share of a copied window).
     pub(super) pixel: usize,
@@ -95,7 +100,7 @@ pub(crate) struct Geometry {
 /// A layer's weights and what follows the products.
 #[derive(Clone, Copy)]
 pub(crate) struct Layer<'a> {
-    pub weights: &'a Int8Weights<'a>,
+    pub weights: &'a PackedWeights<'a>,
     pub constants: &'a Constants,
     /// What the epilogue does not contain.
     pub post: &'a [Elementwise],
@@ -117,7 +122,7 @@ thread_local! {
     };
 }
 
-/// Floats of a band, beside what its first pooled line wants: a quarter of the second-level cache.
+/// Floats of a band, next to what its first pooled line wants: a quarter of the second-level cache.
 const BAND_FLOATS: usize = 64 << 10;
 /// Pooled lines in a thread's piece, where there are enough.
 const POOLED_LINES: usize = 4;
@@ -139,15 +144,15 @@ pub(super) struct Block {
 }
 
 impl Geometry {
-    pub fn new(weights: &Int8Weights<'_>, shape: &ConvShape) -> Result<Self> {
-        let w = weights.shape();
+    pub fn new(weights: &PackedWeights<'_>, shape: &ConvShape) -> Result<Self> {
+        let (w, kernel) = (weights.shape(), weights.int8_inner()?);
         if w.kernel != shape.kernel {
             let got = format!("{:?}", shape.kernel);
             return bad_value("kernel", format!("{:?}, as the weights were packed", w.kernel), got);
         }
         let output = shape.output()?;
         let ([kh, kw], stride) = (shape.kernel, shape.stride[1]);
-        let element = weights.inner().layout().element.bytes();
+        let element = kernel.layout().element.bytes();
         let pixel = w.channels * element;
         let part = pixel / w.groups;
         // Sizes that later products stay below.
@@ -165,6 +170,7 @@ impl Geometry {
         let lines = if segment < output[1] { 1 } else { (MIN_BLOCK / output[1].max(1)).max(1) };
         let line_rows = if shared { output[1].max(1) - 1 + kw.div_ceil(stride) } else { output[1] };
         Ok(Geometry {
+            kernel,
             shape: *shape,
             pixel,
             part,
@@ -181,9 +187,9 @@ impl Geometry {
     }
 
     /// Bytes of a thread's columns.
-    pub fn column_bytes(&self, weights: &Int8Weights<'_>) -> u128 {
+    pub fn column_bytes(&self) -> u128 {
         let rows = self.lines as u128 * self.line_rows as u128 + self.segment as u128;
-        (rows + weights.inner().layout().rows as u128) * self.row as u128
+        (rows + self.kernel.layout().rows as u128) * self.row as u128
     }
 
     /// Runs the convolution on pixels whose channels are last. `scratch` has at least [`Geometry::scratch`] bytes, whatever they
@@ -270,7 +276,7 @@ impl Geometry {
     fn quantize<'s>(&self, x: &[f32], layer: &Layer<'_>, scratch: &'s mut [u8]) -> Result<&'s [u8]> {
         let level = Level::usable()?;
         check_len("input", self.shape.size("input", self.shape.input, layer.weights.shape().channels)?, x.len())?;
-        let element = layer.weights.inner().layout().element;
+        let element = self.kernel.layout().element;
         let scratch = &mut scratch[..self.scratch];
         let (image, zeros) = scratch.split_at_mut(x.len() * element.bytes());
         zeros.fill(element.zero());
@@ -322,14 +328,13 @@ impl Geometry {
     fn block(
         &self,
         image: &[u8],
-        weights: &Int8Weights<'_>,
+        weights: &PackedWeights<'_>,
         constants: &Constants,
         block: &Block,
         Scratch { columns, offsets, above }: &mut Scratch,
         out: &mut [f32],
     ) -> Result<()> {
-        let kernel = weights.inner();
-        let layout = kernel.layout();
+        let layout = self.kernel.layout();
         let shape = weights.shape();
         let count = (block.lines - 1) * self.line_rows + block.width;
         let columns = self.columns(layout, shape.reduction(), count, columns)?;
@@ -355,8 +360,8 @@ impl Geometry {
                     channels: panel.channels,
                     pitch: shape.out_channels,
                 };
-                let product = Product::new(layout, rows, shape.reduction(), weights.panel_bytes(&panel), finish);
-                kernel.multiply(&product, &mut out[panel.first..]);
+                let product = Product::new(layout, rows, shape.reduction(), weights.panel(group, panel.index), finish);
+                self.kernel.multiply(&product, &mut out[panel.first..]);
             }
         }
         Ok(())

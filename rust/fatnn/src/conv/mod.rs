@@ -6,18 +6,25 @@
 //! with a layout of their own get frames in that layout, piece by piece.
 
 use crate::codec::{Act, CodesLayout};
-use crate::epilogue::{Residual, ToCodes, ToFloat};
+use crate::epilogue::{Dequantize, Requantize, Residual};
 use crate::error::{Result, bad_value, check_len};
 pub(crate) mod columns;
 mod gather;
+mod int8;
 mod packed_input;
+pub(crate) mod pooling;
 pub(crate) mod tiled;
+
+pub use self::columns::conv2d_int8;
+pub use self::int8::Int8Epilogue;
+pub(crate) use self::int8::{Constants, Padded};
 
 use self::packed_input::{FramePlan, Input, Job};
 use self::tiled::{AccSink, FloatSink, OutputChunk, Rows, Sink};
 use crate::kernels::{Inner, PackedInputKernel, UNIT_BYTES};
 use crate::memory;
-use crate::weights::PackedWeights;
+use crate::pack::PackedWeights;
+use crate::window::AxisParams;
 
 /// Sizes, in elements or bytes, stay below this, so that sums of a few of them can be counted.
 const MAX_SIZE: usize = 1 << (usize::BITS - 4);
@@ -47,28 +54,34 @@ impl ConvShape {
     pub fn output(&self) -> Result<[usize; 2]> {
         let mut out = [0; 2];
         for (axis, out) in out.iter_mut().enumerate() {
-            let (kernel, stride, dilation) = (self.kernel[axis], self.stride[axis], self.dilation[axis]);
-            if kernel == 0 || stride == 0 || dilation == 0 {
+            let (params, name) = (self.axis(axis), ["height", "width"][axis]);
+            if params.kernel == 0 || params.stride == 0 || params.dilation == 0 {
                 return bad_value("kernel, stride and dilation", "at least 1 each", format!("{self:?}"));
             }
-            let padded = self.padding[axis].checked_mul(2).and_then(|p| p.checked_add(self.input[axis]));
-            let window = (kernel - 1).checked_mul(dilation).and_then(|w| w.checked_add(1));
-            match (padded, window) {
-                (Some(padded), Some(window)) if window <= padded && padded < 1 << 31 => {
-                    *out = (padded - window) / stride + 1
-                }
+            let padded = params.padding.saturating_mul(2).saturating_add(self.input[axis]);
+            match params.count(self.input[axis]) {
+                Some(count) if padded < 1 << 31 => *out = count,
                 _ => {
-                    let (reach, name) =
-                        ((kernel - 1).saturating_mul(dilation).saturating_add(1), ["height", "width"][axis]);
+                    let reach = params.reach();
                     return bad_value(
                         "input",
                         format!("a map that, with padding, is not smaller than the kernel's window of {reach}"),
-                        format!("{name} {} with {} on each side", self.input[axis], self.padding[axis]),
+                        format!("{name} {} with {} on each side", self.input[axis], params.padding),
                     );
                 }
             }
         }
         Ok(out)
+    }
+
+    /// Its window on an axis: height, width.
+    pub(crate) fn axis(&self, axis: usize) -> AxisParams {
+        AxisParams {
+            kernel: self.kernel[axis],
+            stride: self.stride[axis],
+            padding: self.padding[axis],
+            dilation: self.dilation[axis],
+        }
     }
 
     /// `batch × height × width × elements`.
@@ -102,7 +115,7 @@ pub fn conv2d_codes(
     codes: &[u8],
     weights: &PackedWeights<'_>,
     shape: &ConvShape,
-    to: &ToCodes<'_>,
+    to: &Requantize<'_>,
     out: &mut [u8],
 ) -> Result<()> {
     check_thresholds(weights.shape().out_channels, to)?;
@@ -118,14 +131,14 @@ pub fn conv2d_float(
     codes: &[u8],
     weights: &PackedWeights<'_>,
     shape: &ConvShape,
-    to: ToFloat<'_>,
+    to: Dequantize<'_>,
     residual: Option<&[f32]>,
     out: &mut [f32],
 ) -> Result<()> {
     let n = weights.shape().out_channels;
     check_len("output channels", n, to.channels)?;
     if to.codes.is_some() {
-        return bad_value("codes beside the output", "none: there is nowhere to put them", "a quantizer");
+        return bad_value("codes next to the output", "none: there is nowhere to put them", "a quantizer");
     }
     if let Some(scale) = to.scale {
         check_len("scale", n, scale.len())?;
@@ -140,7 +153,7 @@ pub fn conv2d_float(
 }
 
 /// Checks thresholds for `n` output channels.
-pub(crate) fn check_thresholds(n: usize, to: &ToCodes<'_>) -> Result<()> {
+pub(crate) fn check_thresholds(n: usize, to: &Requantize<'_>) -> Result<()> {
     check_len("channels of the output layout", n, to.layout.channels())?;
     check_len("thresholds", n.saturating_mul(to.layout.coding().thresholds()), to.thresholds.len())?;
     if let Some(at) = (n..to.thresholds.len()).find(|&at| to.thresholds[at - n] > to.thresholds[at]) {
@@ -159,7 +172,7 @@ fn run<S: Sink>(
 ) -> Result<()> {
     let geometry = Geometry::new(weights, shape)?;
     geometry.check(codes, sink, out, &[])?;
-    geometry.layout.check_for(weights.act(), codes)?;
+    geometry.layout.check_for(weights.code_operands()?.act, codes)?;
     let mut frame = memory::filled("the padded input", geometry.frame_bytes, 0)?;
     geometry.run(codes, weights, sink, &mut frame, out, &mut [])
 }
@@ -180,7 +193,7 @@ pub(crate) struct Geometry {
     /// Of a frame's zeros.
     zero: u8,
     /// Height and width with padding.
-    framed: [usize; 2],
+    padded: [usize; 2],
     /// Bytes of the padded input; 0 where there is no padding.
     pub frame_bytes: usize,
     /// Output height and width.
@@ -197,7 +210,7 @@ pub(crate) struct Sizes {
     /// Output height and width.
     pub output: [usize; 2],
     /// Height and width with padding.
-    framed: [usize; 2],
+    padded: [usize; 2],
     /// See [`Geometry::frame_bytes`].
     pub frame_bytes: usize,
     /// Bytes of a geometry, and of a thread's frame.
@@ -218,16 +231,16 @@ impl Geometry {
         }
         let output = shape.output()?;
         let pixel = layout.pixel_bytes();
-        let framed = [shape.input[0] + 2 * shape.padding[0], shape.input[1] + 2 * shape.padding[1]];
-        let padded = shape.size("padded input", framed, pixel)?;
+        let padded = [shape.input[0] + 2 * shape.padding[0], shape.input[1] + 2 * shape.padding[1]];
+        let bytes = shape.size("padded input", padded, pixel)?;
         let taps = shape.kernel[0].saturating_mul(shape.kernel[1]);
         let (frame_bytes, table_bytes) = match weights.inner() {
             Inner::Tiled(_) | Inner::Columns(_) => {
                 let units = layout.group_bytes() / UNIT_BYTES;
-                (if shape.padding == [0, 0] { 0 } else { padded }, taps as u128 * units as u128 * 8)
+                (if shape.padding == [0, 0] { 0 } else { bytes }, taps as u128 * units as u128 * 8)
             }
-            Inner::PackedInput(framed) => {
-                let unit_bytes = layout.group_units().saturating_mul(framed.unit_bytes());
+            Inner::PackedInput(packed) => {
+                let unit_bytes = layout.group_units().saturating_mul(packed.unit_bytes());
                 let Some(frame) = FramePlan::frame_bytes(shape, output[1], unit_bytes) else {
                     let got = format!("dilation {:?} of a kernel of {:?}", shape.dilation, shape.kernel);
                     return bad_value("convolution", "a window whose part of the input fits in memory", got);
@@ -235,11 +248,11 @@ impl Geometry {
                 (0, FramePlan::bytes(shape) + taps as u128 * layout.group_units() as u128 * 8 + frame as u128)
             }
         };
-        Ok(Sizes { output, framed, frame_bytes, table_bytes })
+        Ok(Sizes { output, padded, frame_bytes, table_bytes })
     }
 
     pub fn new(weights: &PackedWeights<'_>, shape: &ConvShape) -> Result<Self> {
-        let Sizes { output, framed, frame_bytes, .. } = Self::sizes(weights, shape)?;
+        let Sizes { output, padded, frame_bytes, .. } = Self::sizes(weights, shape)?;
         let layout = weights.codes_layout()?;
         let pixel = layout.pixel_bytes();
         let plan = match weights.inner() {
@@ -251,14 +264,14 @@ impl Geometry {
         let units = if plan.is_some() { 0 } else { layout.group_bytes() / UNIT_BYTES };
         let mut steps = memory::reserved("addresses of a convolution", taps.saturating_mul(units))?;
         for (y, x) in (0..shape.kernel[0]).flat_map(|y| (0..shape.kernel[1]).map(move |x| (y, x))) {
-            let tap = (y * shape.dilation[0] * framed[1] + x * shape.dilation[1]) * pixel;
+            let tap = (y * shape.dilation[0] * padded[1] + x * shape.dilation[1]) * pixel;
             steps.extend((0..units).map(|unit| tap + unit * UNIT_BYTES));
         }
         Ok(Geometry {
             shape: *shape,
             layout,
-            zero: zero_planes(weights.act()),
-            framed,
+            zero: zero_planes(weights.code_operands()?.act),
+            padded,
             frame_bytes,
             output,
             steps,
@@ -266,8 +279,8 @@ impl Geometry {
         })
     }
 
-    /// Runs the convolution. `frame` has at least `frame_bytes` bytes, whatever they are; `beside` takes the codes that the
-    /// sink makes beside the output, where it does.
+    /// Runs the convolution. `frame` has at least `frame_bytes` bytes, whatever they are; `codes_out` takes the codes that the
+    /// sink makes next to the output, where it does.
     pub fn run<S: Sink>(
         &self,
         codes: &[u8],
@@ -275,27 +288,27 @@ impl Geometry {
         sink: &S,
         frame: &mut [u8],
         out: &mut [S::Elem],
-        beside: &mut [u8],
+        codes_out: &mut [u8],
     ) -> Result<()> {
-        self.check(codes, sink, out, beside)?;
+        self.check(codes, sink, out, codes_out)?;
         if out.is_empty() {
             return Ok(());
         }
-        let piece = OutputChunk { out, beside };
+        let piece = OutputChunk { out, codes_out };
         let (shape, pixel) = (&self.shape, self.layout.pixel_bytes());
         let tiled = match weights.inner() {
             Inner::Tiled(tiled) => tiled,
-            Inner::Columns(_) => unreachable!("weights of codes are packed for kernels of codes"),
-            Inner::PackedInput(framed) => return packed_input::run([self.job(framed, codes, weights, sink)], piece),
+            Inner::Columns(_) => return weights.code_operands().map(|_| ()),
+            Inner::PackedInput(kernel) => return packed_input::run([self.job(kernel, codes, weights, sink)], piece),
         };
         let codes = if self.frame_bytes == 0 {
             codes
         } else {
             let frame = &mut frame[..self.frame_bytes];
-            self.copy_framed(codes, frame);
+            self.copy_padded(codes, frame);
             frame
         };
-        let [height, width] = self.framed;
+        let [height, width] = self.padded;
         let [out_h, out_w] = self.output;
         let [stride_y, stride_x] = shape.stride;
         let base = |row: usize| {
@@ -309,7 +322,7 @@ impl Geometry {
 
     /// Runs two convolutions that write the same output, the second's sink adding to what the first's has written there: as one
     /// after the other, but that the first's results need not leave the cache where the kernel can help it. `codes`, `weights` and
-    /// `sinks` are the first's and the second's; `frame` and `beside` as for [`Geometry::run`], for both.
+    /// `sinks` are the first's and the second's; `frame` and `codes_out` as for [`Geometry::run`], for both.
     pub fn run_sum<S: Sink>(
         [first, second]: [&Geometry; 2],
         codes: [&[u8]; 2],
@@ -317,48 +330,48 @@ impl Geometry {
         sinks: [&S; 2],
         frame: &mut [u8],
         out: &mut [S::Elem],
-        beside: &mut [u8],
+        codes_out: &mut [u8],
     ) -> Result<()> {
         if let [Inner::PackedInput(a), Inner::PackedInput(b)] = weights.map(PackedWeights::inner)
             && weights[0].kernel().name() == weights[1].kernel().name()
         {
             first.check(codes[0], sinks[0], out, &[])?;
-            second.check(codes[1], sinks[1], out, beside)?;
+            second.check(codes[1], sinks[1], out, codes_out)?;
             if out.is_empty() {
                 return Ok(());
             }
             let jobs = [first.job(a, codes[0], weights[0], sinks[0]), second.job(b, codes[1], weights[1], sinks[1])];
-            return packed_input::run(jobs, OutputChunk { out, beside });
+            return packed_input::run(jobs, OutputChunk { out, codes_out });
         }
         first.run(codes[0], weights[0], sinks[0], frame, out, &mut [])?;
-        second.run(codes[1], weights[1], sinks[1], frame, out, beside)
+        second.run(codes[1], weights[1], sinks[1], frame, out, codes_out)
     }
 
-    fn check<S: Sink>(&self, codes: &[u8], sink: &S, out: &[S::Elem], beside: &[u8]) -> Result<()> {
+    fn check<S: Sink>(&self, codes: &[u8], sink: &S, out: &[S::Elem], codes_out: &[u8]) -> Result<()> {
         let (shape, pixel) = (&self.shape, self.layout.pixel_bytes());
         check_len("packed codes", shape.size("input", shape.input, pixel)?, codes.len())?;
         check_len("output", shape.size("output", self.output, sink.row_len())?, out.len())?;
-        check_len("codes beside the output", shape.size("output", self.output, sink.beside_len())?, beside.len())
+        check_len("codes next to the output", shape.size("output", self.output, sink.codes_len())?, codes_out.len())
     }
 
     fn job<'a, S>(
         &'a self,
-        framed: &'a (dyn PackedInputKernel + Sync),
+        kernel: &'a (dyn PackedInputKernel + Sync),
         codes: &'a [u8],
         weights: &'a PackedWeights<'a>,
         sink: &'a S,
     ) -> Job<'a, S> {
         let plan = self.plan.as_ref().expect("a geometry is used with the weights that it was made for");
         let input = Input { codes, layout: self.layout, shape: self.shape, plan, output: self.output };
-        Job { framed, weights, input, sink }
+        Job { kernel, weights, input, sink }
     }
 
     /// Copies the codes into a frame of zero-codes.
-    fn copy_framed(&self, codes: &[u8], frame: &mut [u8]) {
+    fn copy_padded(&self, codes: &[u8], frame: &mut [u8]) {
         let [h, w] = self.shape.input;
         let [pad_y, pad_x] = self.shape.padding;
         let pixel = self.layout.pixel_bytes();
-        let [height, width] = self.framed;
+        let [height, width] = self.padded;
         frame.fill(self.zero);
         if h > 0 && w > 0 {
             let images = codes.chunks_exact(h * w * pixel);

@@ -16,8 +16,8 @@ use crate::conv::tiled::{OutputChunk, Sink, for_each_piece};
 use crate::error::Result;
 use crate::kernels::{AccBlock, CacheLine, PackedInput, PackedInputKernel, Panel, Pixels, TileAcc};
 use crate::memory;
+use crate::pack::PackedWeights;
 use crate::parallel;
-use crate::weights::PackedWeights;
 
 /// Bytes of a frame that may stay in the second-level cache beside weights and results.
 const FRAME_BYTES: usize = 512 << 10;
@@ -130,7 +130,7 @@ pub(crate) struct Input<'a> {
 
 /// A convolution and where its results go.
 pub(crate) struct Job<'a, S> {
-    pub framed: &'a (dyn PackedInputKernel + Sync),
+    pub kernel: &'a (dyn PackedInputKernel + Sync),
     pub weights: &'a PackedWeights<'a>,
     pub input: Input<'a>,
     pub sink: &'a S,
@@ -193,11 +193,11 @@ pub(crate) fn run<S: Sink, const N: usize>(jobs: [Job<'_, S>; N], piece: OutputC
     let jobs = jobs.map(|job| if pixelwise { Job { input: job.input.joined(), ..job } } else { job });
     let Input { shape: ConvShape { batch, .. }, output: output @ [height, width], .. } = jobs[N - 1].input;
     let position_bytes =
-        |job: &Job<'_, S>| job.input.plan.phases.len() * job.input.layout.group_units() * job.framed.unit_bytes();
+        |job: &Job<'_, S>| job.input.plan.phases.len() * job.input.layout.group_units() * job.kernel.unit_bytes();
     let limit = FRAME_BYTES / jobs.iter().map(position_bytes).max().unwrap_or(1);
     let reach = [0, 1].map(|axis| jobs.iter().map(|job| job.input.plan.reach[axis]).max().unwrap_or(0));
     let sinks = jobs.each_ref().map(|job| job.sink);
-    let row_bytes = sinks[N - 1].row_len() * size_of::<S::Elem>() + sinks[N - 1].beside_len();
+    let row_bytes = sinks[N - 1].row_len() * size_of::<S::Elem>() + sinks[N - 1].codes_len();
     let panels: usize = jobs.iter().map(|job| job.weights.groups() * job.weights.panels_per_group()).sum();
     let most = if panels > 1 { OUTPUT_BYTES / row_bytes } else { usize::MAX };
     let pixels = batch * height * width;
@@ -206,7 +206,7 @@ pub(crate) fn run<S: Sink, const N: usize>(jobs: [Job<'_, S>; N], piece: OutputC
     let granularity = if height > 1 { rows * width } else { MIN_PARALLEL_POSITIONS };
     let macs: usize = jobs.iter().map(|job| job.weights.macs_per_row()).sum();
     for_each_piece(
-        jobs[N - 1].framed.epilogue(),
+        jobs[N - 1].kernel.epilogue(),
         &sinks,
         piece,
         granularity,
@@ -233,36 +233,36 @@ impl Rectangle {
     /// Runs one group over the rectangle; `write` gets every run of neighbouring pixels, counted from the rectangle's first.
     fn run<S>(
         &self,
-        &Job { framed, weights, ref input, .. }: &Job<'_, S>,
+        &Job { kernel, weights, ref input, .. }: &Job<'_, S>,
         group: usize,
         scratch: &mut Scratch,
         mut write: impl FnMut(&TileAcc<'_>, usize),
     ) -> Result<()> {
-        let layout = framed.layout();
+        let layout = kernel.layout();
         let (plan, units) = (input.plan, input.layout.group_units());
         let [rows, columns] = self.size;
         let (height, width) = (rows + plan.reach[0], columns + plan.reach[1]);
-        let plane = height * width * framed.unit_bytes();
-        let bytes = plan.phases.len() * units * plane + framed.slack();
+        let plane = height * width * kernel.unit_bytes();
+        let bytes = plan.phases.len() * units * plane + kernel.slack();
         let frame = CacheLine::bytes_mut(CacheLine::grow(&mut scratch.frame, bytes)?);
-        self.fill(framed, weights.act() != Act::Full, input, group, [height, width], frame);
+        self.fill(kernel, weights.operands().act() != Some(Act::Full), input, group, [height, width], frame);
         scratch.offsets.clear();
         memory::reserve("addresses of a frame", &mut scratch.offsets, units.saturating_mul(plan.taps.len()))?;
         for unit in 0..units {
             for tap in &plan.taps {
-                let shift = (tap.shift[0] * width + tap.shift[1]) * framed.position_bytes();
+                let shift = (tap.shift[0] * width + tap.shift[1]) * kernel.position_bytes();
                 scratch.offsets.push((tap.phase * units + unit) * plane + shift);
             }
         }
         // Past a row's last column lie positions that only the frame has.
         let positions = (rows - 1) * width + columns;
-        let framed_input =
-            PackedInput::new(framed, frame, &scratch.offsets, [positions, height * width], [columns, width]);
+        let packed_input =
+            PackedInput::new(kernel, frame, &scratch.offsets, [positions, height * width], [columns, width]);
         for panel in 0..weights.panels_per_group() {
             let channels = layout.nr.min(weights.group_out_channels() - panel * layout.nr);
             let first_channel = group * weights.group_out_channels() + panel * layout.nr;
-            let panel = Panel::new(framed, scratch.offsets.len(), weights.panel(group, panel), channels);
-            framed.run(&framed_input, &panel, &mut scratch.kernel, &mut |AccBlock { first, acc }| {
+            let panel = Panel::new(kernel, scratch.offsets.len(), weights.panel(group, panel), channels);
+            kernel.run(&packed_input, &panel, &mut scratch.kernel, &mut |AccBlock { first, acc }| {
                 let end = (first + acc.len() / layout.nr).min(positions);
                 let mut at = first;
                 while at < end {
@@ -283,7 +283,7 @@ impl Rectangle {
     /// Writes the rectangle's frame: `height × width` positions of every phase and unit.
     fn fill(
         &self,
-        framed: &dyn PackedInputKernel,
+        kernel: &dyn PackedInputKernel,
         of_levels: bool,
         input: &Input<'_>,
         group: usize,
@@ -292,7 +292,7 @@ impl Rectangle {
     ) {
         let (shape, units, pixel) = (&input.shape, input.layout.group_units(), input.layout.pixel_bytes());
         let [in_h, in_w] = shape.input;
-        let plane_bytes = height * width * framed.unit_bytes();
+        let plane_bytes = height * width * kernel.unit_bytes();
         let planes = frame.chunks_exact_mut(plane_bytes).take(input.plan.phases.len() * units);
         for (i, plane) in planes.enumerate() {
             let ([phase_y, phase_x], unit) = (input.plan.phases[i / units], i % units);
@@ -305,19 +305,19 @@ impl Rectangle {
                 let y = (self.corner[0] + r) * shape.stride[0] + phase_y;
                 let y = y.checked_sub(shape.padding[0]).filter(|&y| y < in_h && left < right);
                 let Some(y) = y else {
-                    framed.pack_zeros(of_levels, width, plane, row, height * width);
+                    kernel.pack_zeros(of_levels, width, plane, row, height * width);
                     continue;
                 };
                 let first = (self.image * in_h + y) * in_w + column(left) - shape.padding[1];
                 let codes = &input.codes[first * pixel + group * input.layout.group_bytes() + unit * PLANES..];
-                framed.pack_zeros(of_levels, left, plane, row, height * width);
+                kernel.pack_zeros(of_levels, left, plane, row, height * width);
                 let channels = input.layout.group_channels() - unit * CHANNELS;
                 let step = shape.stride[1] * pixel;
                 let pixels = Pixels { planes: codes, step, count: right - left, channels: channels.min(CHANNELS) };
-                framed.pack_input(&pixels, plane, row + left, height * width);
-                framed.pack_zeros(of_levels, width - right, plane, row + right, height * width);
+                kernel.pack_input(&pixels, plane, row + left, height * width);
+                kernel.pack_zeros(of_levels, width - right, plane, row + right, height * width);
             }
-            framed.finish(plane);
+            kernel.finish(plane);
         }
     }
 }

@@ -11,10 +11,10 @@
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::epilogue::{Residual, ToCodes, ToFloat};
+use crate::epilogue::{Dequantize, Requantize, Residual};
 use crate::error::Result;
 use crate::kernels::{BLOCK, MAX_MR, MAX_NR, TileAcc, TileEpilogue, TileRows, TiledKernel, Tiles};
-use crate::weights::PackedWeights;
+use crate::pack::PackedWeights;
 use crate::{memory, parallel};
 
 /// A thread's working memory, kept from call to call.
@@ -68,10 +68,10 @@ impl<F: Fn(usize) -> usize> Rows<'_, F> {
     }
 }
 
-/// Rows of the output, and of the codes beside it where there are any.
+/// Rows of the output, and of the codes next to it where there are any.
 pub(crate) struct OutputChunk<'a, T> {
     pub out: &'a mut [T],
-    pub beside: &'a mut [u8],
+    pub codes_out: &'a mut [u8],
 }
 
 /// Where results go: what a finished tile turns into.
@@ -80,8 +80,8 @@ pub(crate) trait Sink: Sync {
     type Elem: Send + Copy + Default;
     /// Elements in an output row.
     fn row_len(&self) -> usize;
-    /// Bytes in a row of the codes beside the output.
-    fn beside_len(&self) -> usize {
+    /// Bytes in a row of the codes next to the output.
+    fn codes_len(&self) -> usize {
         0
     }
     /// Whether [`Sink::write`] only sets bits, so that the output must be zeroed before.
@@ -107,7 +107,7 @@ impl Sink for AccSink {
     }
 }
 
-impl Sink for ToCodes<'_> {
+impl Sink for Requantize<'_> {
     type Elem = u8;
     const ZEROED: bool = true;
 
@@ -122,14 +122,14 @@ impl Sink for ToCodes<'_> {
 
 /// Float32 results, with an optional residual of the output's shape.
 pub(crate) struct FloatSink<'a> {
-    pub to: ToFloat<'a>,
+    pub to: Dequantize<'a>,
     pub residual: Residual<'a>,
     /// Set where a value that became a code may be NaN.
     pub nan: AtomicBool,
 }
 
 impl<'a> FloatSink<'a> {
-    pub fn new(to: ToFloat<'a>, residual: Residual<'a>) -> Self {
+    pub fn new(to: Dequantize<'a>, residual: Residual<'a>) -> Self {
         FloatSink { to, residual, nan: AtomicBool::new(false) }
     }
 }
@@ -141,7 +141,7 @@ impl Sink for FloatSink<'_> {
         self.to.channels
     }
 
-    fn beside_len(&self) -> usize {
+    fn codes_len(&self) -> usize {
         self.to.codes.map_or(0, |codes| codes.layout.pixel_bytes())
     }
 
@@ -150,7 +150,7 @@ impl Sink for FloatSink<'_> {
             Residual::Of(r) => Residual::Of(&r[row * self.to.channels..]),
             other => other,
         };
-        if !epilogue.to_float(tile, &self.to, residual, piece.out, piece.beside) {
+        if !epilogue.to_float(tile, &self.to, residual, piece.out, piece.codes_out) {
             self.nan.store(true, Ordering::Relaxed);
         }
     }
@@ -166,16 +166,16 @@ pub(crate) fn for_each_piece<S: Sink>(
     cost: usize,
     work: impl Fn(usize, usize, &mut dyn FnMut(usize, &TileAcc<'_>, usize)) -> Result<()> + Sync,
 ) -> Result<()> {
-    let (row_len, beside_len) = sinks.last().map_or((0, 0), |sink| (sink.row_len(), sink.beside_len()));
-    let OutputChunk { out, beside } = piece;
-    parallel::try_for_each_pair(out, row_len, beside, beside_len, granularity, cost, |first, out, beside| {
+    let (row_len, codes_len) = sinks.last().map_or((0, 0), |sink| (sink.row_len(), sink.codes_len()));
+    let OutputChunk { out, codes_out } = piece;
+    parallel::try_for_each_pair(out, row_len, codes_out, codes_len, granularity, cost, |first, out, codes_out| {
         if S::ZEROED {
             out.fill(S::Elem::default());
         }
-        beside.fill(0);
+        codes_out.fill(0);
         let rows = out.len() / row_len;
         work(first, rows, &mut |sink, tile, row| {
-            let piece = OutputChunk { out: &mut out[row * row_len..], beside: &mut beside[row * beside_len..] };
+            let piece = OutputChunk { out: &mut out[row * row_len..], codes_out: &mut codes_out[row * codes_len..] };
             sinks[sink].write(epilogue, tile, first + row, piece);
         })
     })

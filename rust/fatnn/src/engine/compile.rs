@@ -3,30 +3,30 @@
 use super::apart;
 use super::fused::{FusedGraph, FusedNode};
 use super::input::ValueInfo;
-use super::network::{FusedQuantizer, NetNode, Network};
+use super::network::{FusedQuantizer, NetNode, Network, NotFused};
 use super::ops::arithmetic::Arithmetic;
 use super::ops::conv::{Epilogue, MaxPoolCodes, Quantize, Shortcut, TernaryConv};
-use super::ops::elementwise::{ChannelDim, Elementwise, Map, optional_constants};
+use super::ops::elementwise::{ChannelDim, Map, elementwise_of, optional_constants};
 use super::ops::int8::Int8Conv;
 use super::ops::linear::FloatConv;
 use super::ops::pad::Pad;
-use super::ops::pool::{Pool, Reduce, Windows};
+use super::ops::pool::{Pool, Windows};
 use super::ops::shape::{Concat, Constant, Expand, Permute, Reshape, SliceDim};
 use super::order;
-use super::passes;
-use super::passes::quantizer;
+use super::passes::{self, Refusal, quantizer};
 use super::value::Operation;
 use crate::codec::CodesLayout;
+use crate::conv::pooling::Reduce;
+use crate::conv::{Constants, Int8Epilogue};
 use crate::dtype::ValueType;
-use crate::epilogue::Quantizer;
+use crate::epilogue::{Elementwise, Quantizer};
 use crate::error::{Error, Result};
 use crate::graph::op::{self, CodesConv, Op};
 use crate::graph::{BuildError, ConvParams, Graph, NodeView, Source, Tensor, Tensors, check, support};
-use crate::int8::{self, Constants, Int8Epilogue, Int8Weights};
-use crate::kernels::{self, Family, Kernel, Operands};
+use crate::kernels::{self, Family, Kernel, LayerShape, OperandTypes, Operands};
 use crate::limits::{Budget, Limits};
 use crate::memory;
-use crate::weights::{PackedWeights, WeightShape};
+use crate::pack::{PackedWeights, WeightShape};
 
 type OpResult = std::result::Result<Box<dyn Operation>, BuildError>;
 
@@ -39,7 +39,7 @@ pub(super) fn network(text: &str, tensors: &Tensors, family: Option<Family>, lim
         return Err(Error::Unsupported { what: unsupported.join("; ") });
     }
     let mut fused = FusedGraph::new(&graph, tensors);
-    passes::run(&mut fused);
+    let not_fused = not_fused(&graph, &passes::run(&mut fused))?;
     let (fused, outputs) = fused.finish();
     let compiler = Compiler { graph: &graph, tensors, types: &types, family, budget: Budget::new(limits) };
     let mut nodes = memory::reserved("nodes of the network", fused.len())?;
@@ -66,12 +66,22 @@ pub(super) fn network(text: &str, tensors: &Tensors, family: Option<Family>, lim
     let outputs = graph.outputs.values().into_iter().zip(outputs);
     let outputs = outputs.map(|(node, value)| ValueInfo::output(&graph.nodes[node], value));
     let cost = (limits, compiler.budget.spent());
-    Network::of(inputs.collect(), outputs.collect(), nodes, values, cost, apart::images_apart(&graph)).map_err(|e| {
-        match e {
-            Error::Memory { .. } | Error::Limit { .. } | Error::Environment { .. } => e,
-            other => Error::Graph { why: format!("at the shapes that it was converted at: {other}") },
-        }
-    })
+    let apart = apart::images_apart(&graph);
+    let net = Network::of(inputs.collect(), outputs.collect(), nodes, values, cost, apart).map_err(|e| match e {
+        Error::Memory { .. } | Error::Limit { .. } | Error::Environment { .. } => e,
+        other => Error::Graph { why: format!("at the shapes that it was converted at: {other}") },
+    })?;
+    Ok(Network { not_fused, ..net })
+}
+
+/// What passes said, in the graph's names.
+fn not_fused(graph: &Graph, refused: &[Refusal]) -> Result<Vec<NotFused>> {
+    let named = refused.iter().map(|&Refusal { pass, node, reason }| {
+        let node = &graph.nodes[node];
+        let layer = if node.layer.is_empty() { &node.name } else { &node.layer };
+        NotFused { node: node.name.clone(), layer: layer.clone(), pass, reason: reason.why() }
+    });
+    memory::collected("what was not fused", named)
 }
 
 struct Compiler<'a> {
@@ -132,7 +142,7 @@ impl<'a> Compiler<'a> {
     fn operation(&self, fused: &FusedNode) -> Result<Box<dyn Operation>, (usize, BuildError)> {
         let mut post = Vec::new();
         for &node in &fused.elementwise {
-            post.push(Elementwise::from_node(self.view(node)).map_err(|e| (node, e))?);
+            post.push(elementwise_of(self.view(node)).map_err(|e| (node, e))?);
         }
         let shortcut = match &fused.shortcut {
             None => None,
@@ -206,7 +216,7 @@ impl<'a> Compiler<'a> {
                 Box::new(MaxPoolCodes { window: *params, ceil_mode: *ceil_mode })
             }
             _ if view.node.is_elementwise() => {
-                let mut functions = vec![Elementwise::from_node(view)?]; // small: one
+                let mut functions = vec![elementwise_of(view)?]; // small: one
                 functions.extend(post);
                 Box::new(Map { functions, channel_dim })
             }
@@ -265,9 +275,9 @@ impl<'a> Compiler<'a> {
         window.kernel = [kh, kw];
         let channels = group_channels.checked_mul(groups).ok_or("too many groups")?;
         let shape = WeightShape { out_channels, channels, kernel: window.kernel, groups };
-        let kernel = int8::choose(axes == 0)?;
-        self.budget.spend(Int8Weights::packed_bytes(kernel, shape)? as u128)?;
-        let weights = Int8Weights::for_kernel(kernel, weight, shape)?;
+        let layer = if axes == 0 { LayerShape::Linear } else { shape.layer() };
+        let weights =
+            self.packed(kernels::choose_for(layer, OperandTypes::Int8)?, weight, shape, OperandTypes::Int8)?;
         let &[inv_step] = view.floats("inv_step")? else { return Err("inv_step must be one number".into()) };
         let epilogue = Int8Epilogue { inv_step, scale: view.floats("scale")?, bias: view.optional_floats("bias")? };
         let constants = Constants::new(&weights, &epilogue)?;
@@ -276,6 +286,18 @@ impl<'a> Compiler<'a> {
             _ => None,
         });
         Ok(Box::new(Int8Conv { weights, constants, window, axes, post, pool }))
+    }
+
+    /// Packs weights, if what they take may be spent.
+    fn packed(
+        &self,
+        kernel: &'static dyn Kernel,
+        values: &[i8],
+        shape: WeightShape,
+        operands: OperandTypes,
+    ) -> Result<PackedWeights<'static>> {
+        self.budget.spend(PackedWeights::packed_bytes(kernel, shape, operands)? as u128)?;
+        PackedWeights::for_kernel(kernel, values, shape, operands)
     }
 
     fn conv_float(&self, fused: &FusedNode, shortcut: Option<Shortcut>) -> Result<TernaryConv, BuildError> {
@@ -304,16 +326,15 @@ impl<'a> Compiler<'a> {
         let groups = conv.groups;
         let channels = group_channels.checked_mul(groups).ok_or("too many groups")?;
         let shape = WeightShape { out_channels, channels, kernel: [kh, kw], groups };
-        let (shape, operands) = (shape.check()?, Operands { act: conv.act, weights: *kind });
-        let (group_out_channels, linear) = (out_channels / groups, conv.axes == 0);
-        let kernel: &'static dyn Kernel = match self.family {
-            Some(family) => kernels::choose_in(family, linear, group_out_channels, shape.reduction(), operands)
-                .map_err(|e| BuildError::Unsupported(e.to_string()))?,
-            None if linear => kernels::choose_for_linear(operands)?,
-            None => kernels::choose(group_out_channels, shape.reduction(), operands)?,
+        let operands = Operands { act: conv.act, weights: *kind };
+        let layer = if conv.axes == 0 { LayerShape::Linear } else { shape.check()?.layer() };
+        let kernel = match self.family {
+            Some(family) => {
+                kernels::choose_in(family, layer, operands).map_err(|e| BuildError::Unsupported(e.to_string()))?
+            }
+            None => kernels::choose_for(layer, operands)?,
         };
-        self.budget.spend(PackedWeights::packed_bytes(kernel, shape, operands) as u128)?;
-        let weights = PackedWeights::for_operands(kernel, codes, shape, operands)?;
+        let weights = self.packed(kernel, codes, shape, operands.into())?;
         Ok(TernaryConv { weights, window: conv.params, axes: conv.axes, epilogue, shortcut }.check()?)
     }
 }

@@ -16,7 +16,7 @@ pub(crate) struct FusedNode {
     pub max_pool: Option<usize>,
     /// A quantizer of its output, whose codes it makes next to it.
     pub quantizer: Option<usize>,
-    /// What makes its second summand.
+    /// The convolution that makes its residual, the second input.
     pub shortcut: Option<Box<FusedNode>>,
 }
 

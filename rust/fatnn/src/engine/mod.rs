@@ -24,8 +24,5 @@ mod run;
 mod value;
 
 pub use input::Input;
-pub use network::Network;
-#[doc(hidden)]
-pub use ops::Elementwise;
-pub(crate) use ops::{PoolStep, apply_all, transpose};
+pub use network::{Network, NotFused};
 pub use run::{Observed, Output};

@@ -30,7 +30,21 @@ pub struct Network {
     pub(super) weight_bytes: u128,
     /// Whether a batch's results are those of its images, one after the other.
     pub(super) images_apart: bool,
+    pub(super) not_fused: Vec<NotFused>,
     pub(super) workspaces: Mutex<Vec<Workspace>>,
+}
+
+/// A rewrite that is for a node, but did not apply to it: the node runs on its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotFused {
+    /// The node's name.
+    pub node: String,
+    /// The layer that it came from; the node's name where there is none.
+    pub layer: String,
+    /// Name of the rewrite.
+    pub pass: &'static str,
+    /// Why, as what follows "because".
+    pub reason: &'static str,
 }
 
 #[derive(Debug)]
@@ -72,7 +86,7 @@ impl NetNode {
 
     /// The values that it makes: its output first.
     pub fn makes(&self) -> impl Iterator<Item = usize> {
-        std::iter::once(self.output).chain(self.quantizer.iter().map(|beside| beside.value))
+        std::iter::once(self.output).chain(self.quantizer.iter().map(|quantizer| quantizer.value))
     }
 }
 
@@ -136,8 +150,8 @@ impl Network {
         (limits, weight_bytes): (Limits, u128),
         images_apart: bool,
     ) -> Result<Self> {
-        let workspaces = Mutex::default();
-        let net = Network { inputs, outputs, nodes, values, limits, weight_bytes, images_apart, workspaces };
+        let (not_fused, workspaces) = (Vec::new(), Mutex::default());
+        let net = Network { inputs, outputs, nodes, values, limits, weight_bytes, images_apart, not_fused, workspaces };
         let noted = net.inputs.iter().map(ValueInfo::noted).collect::<Result<Vec<_>>>()?;
         net.measure(&noted)?;
         Ok(net)
@@ -150,18 +164,23 @@ impl Network {
 
     /// Names of the inputs, with their shapes at conversion.
     pub fn inputs(&self) -> impl Iterator<Item = (&str, &[usize])> {
-        self.inputs.iter().map(|port| (port.name.as_str(), port.shape.as_slice()))
+        self.inputs.iter().map(|info| (info.name.as_str(), info.shape.as_slice()))
     }
 
     /// Names of the outputs, with their shapes at conversion.
     pub fn outputs(&self) -> impl Iterator<Item = (&str, &[usize])> {
-        self.outputs.iter().map(|port| (port.name.as_str(), port.shape.as_slice()))
+        self.outputs.iter().map(|info| (info.name.as_str(), info.shape.as_slice()))
     }
 
     /// What every product runs on, in order: the node's name, the kernel's, and the bytes that its weights take as they are laid
     /// out for it.
     pub fn products(&self) -> impl Iterator<Item = (&str, &'static str, usize)> {
         self.nodes.iter().flat_map(|node| node.operation.products(&node.name))
+    }
+
+    /// Rewrites that are for a node but did not apply, by pass and then in the order of nodes.
+    pub fn not_fused(&self) -> &[NotFused] {
+        &self.not_fused
     }
 
     /// Bytes of the buffers kept at this moment, over all input shapes seen.

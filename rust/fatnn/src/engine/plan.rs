@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use super::network::{FusedQuantizer, Network};
 use super::value::{Dims, ExecutableOp, Slice, SliceMut, Value};
 use crate::error::Result;
-use crate::kernels::CacheLine as Line;
+use crate::kernels::CacheLine;
 use crate::memory;
 
 /// Sizes of everything that a run at one input shape needs, settled by arithmetic only.
@@ -62,33 +62,33 @@ pub(super) struct Workspace {
     /// Per value: its buffer.
     pub slots: Vec<usize>,
     pub buffers: Vec<Buffer>,
-    pub scratch: Vec<Line>,
+    pub scratch: Vec<CacheLine>,
 }
 
 /// Memory for a value, floats or codes, from the beginning of a cache line.
 #[derive(Debug, Default)]
-pub(super) struct Buffer(Vec<Line>);
+pub(super) struct Buffer(Vec<CacheLine>);
 
 impl Buffer {
     pub fn read(&self, value: &Value) -> Slice<'_> {
         match value.codes {
-            None => Slice::Float(&Line::floats(&self.0)[..value.buffer_len()]),
-            Some(_) => Slice::Codes(&Line::bytes(&self.0)[..value.buffer_len()]),
+            None => Slice::Float(&CacheLine::floats(&self.0)[..value.buffer_len()]),
+            Some(_) => Slice::Codes(&CacheLine::bytes(&self.0)[..value.buffer_len()]),
         }
     }
 
     pub fn write(&mut self, value: &Value) -> SliceMut<'_> {
         match value.codes {
-            None => SliceMut::Float(&mut Line::floats_mut(&mut self.0)[..value.buffer_len()]),
-            Some(_) => SliceMut::Codes(&mut Line::bytes_mut(&mut self.0)[..value.buffer_len()]),
+            None => SliceMut::Float(&mut CacheLine::floats_mut(&mut self.0)[..value.buffer_len()]),
+            Some(_) => SliceMut::Codes(&mut CacheLine::bytes_mut(&mut self.0)[..value.buffer_len()]),
         }
     }
 }
 
 impl Workspace {
     pub fn bytes(&self) -> usize {
-        let buffers = self.buffers.iter().map(|buffer| buffer.0.capacity() * size_of::<Line>());
-        buffers.sum::<usize>() + self.scratch.capacity() * size_of::<Line>()
+        let buffers = self.buffers.iter().map(|buffer| buffer.0.capacity() * size_of::<CacheLine>());
+        buffers.sum::<usize>() + self.scratch.capacity() * size_of::<CacheLine>()
     }
 }
 
@@ -182,12 +182,12 @@ impl Network {
             slots[v] = placed.place(values[v].buffer_bytes());
         }
         for (n, node) in self.nodes.iter().enumerate().filter(|(_, node)| !node.inputs.is_empty()) {
-            // A sum may take the place of a summand that nobody else will read.
-            let summand = match *node.inputs.as_slice() {
+            // A sum may take the place of a residual that nobody else will read.
+            let residual = match *node.inputs.as_slice() {
                 [a, b] if roots[a] != roots[b] && last[roots[b]] == n && values[b] == values[node.output] => Some(b),
                 _ => None,
             };
-            let replaced = summand.filter(|_| node.operation.adds_in_place());
+            let replaced = residual.filter(|_| node.operation.adds_in_place());
             let viewed = node.inputs.first().copied().filter(|first| roots[node.output] == roots[*first]);
             for made in node.makes() {
                 slots[made] = match viewed.or(replaced) {
@@ -211,6 +211,6 @@ impl Network {
 }
 
 /// Memory for so many bytes.
-fn zeros(bytes: usize) -> Result<Vec<Line>> {
-    memory::filled("values of the network", bytes.div_ceil(size_of::<Line>()), Line::ZERO)
+fn zeros(bytes: usize) -> Result<Vec<CacheLine>> {
+    memory::filled("values of the network", bytes.div_ceil(size_of::<CacheLine>()), CacheLine::ZERO)
 }

@@ -4,14 +4,14 @@ use std::sync::PoisonError;
 
 use super::input::{Input, ValueInfo};
 use super::network::{FusedQuantizer, NetNode, Network};
-use super::ops::transpose;
 use super::plan::{Buffer, Workspace};
 use super::value::{Dims, Order, Slice, Value};
 use crate::codec::CodesLayout;
 use crate::error::{Error, Result, bad_value, check_len};
-use crate::kernels::CacheLine as Line;
+use crate::kernels::CacheLine;
 use crate::memory;
 use crate::parallel::{self, Watch};
+use crate::transpose::transpose;
 
 /// Elements of the inputs from which threads are woken for a whole run; the layers of networks on less are mostly
 /// too small to be split.
@@ -19,7 +19,7 @@ const MIN_PARALLEL_ELEMENTS: usize = 32 << 10;
 /// Sets of buffers that are kept for later runs, or as many as there are threads.
 const MAX_CACHED_WORKSPACES: usize = 8;
 
-/// A node's value, for [`Network::run_observed`]. Elementwise functions, pooling and summands that run inside another node are not
+/// A node's value, for [`Network::run_observed`]. Elementwise functions, pooling and shortcuts that run inside another node are not
 /// seen apart: its value is what they make of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Observed<'a> {
@@ -113,7 +113,7 @@ impl Network {
                 let elements = input.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
                 input.shape.first() == Some(&images) && elements == Some(input.data.len())
             });
-        let free = self.images_apart && self.inputs.iter().all(|port| !port.fixed.contains(&0) && port.batch.is_none());
+        let free = self.images_apart && self.inputs.iter().all(|info| !info.fixed.contains(&0) && info.batch.is_none());
         (alike && free && images > 1 && elements / images >= MIN_PARALLEL_ELEMENTS).then_some(images)
     }
 
@@ -180,8 +180,8 @@ impl Network {
     ) -> Result<Vec<Output>> {
         check_len("inputs of the network", self.inputs.len(), inputs.len())?;
         let values =
-            self.inputs.iter().zip(inputs).map(|(port, input)| port.value(input)).collect::<Result<Vec<_>>>()?;
-        let held = self.inputs.iter().zip(inputs).filter(|(port, _)| port.batch.is_some());
+            self.inputs.iter().zip(inputs).map(|(info, input)| info.value(input)).collect::<Result<Vec<_>>>()?;
+        let held = self.inputs.iter().zip(inputs).filter(|(info, _)| info.batch.is_some());
         let mut batches = held.filter_map(|(_, input)| input.shape.first().copied());
         if let Some(first) = batches.next()
             && let Some(other) = batches.find(|images| *images != first)
@@ -215,7 +215,7 @@ impl Network {
         watch: &Watch<'_>,
     ) -> Result<Vec<Output>> {
         let Workspace { steps, values, slots, buffers, scratch, .. } = workspace;
-        let scratch = Line::bytes_mut(scratch);
+        let scratch = CacheLine::bytes_mut(scratch);
         for (v, input) in inputs.iter().enumerate() {
             let (value, buffer) = (&values[v], buffers[slots[v]].write(&values[v]).floats());
             let image = input.shape.len().clamp(2, 4) == input.shape.len();
@@ -284,9 +284,9 @@ impl Network {
                 nanoseconds = 0;
             }
         }
-        let output = |port: &ValueInfo| {
-            let value = &values[port.value];
-            let data = buffers[slots[port.value]].read(value).floats();
+        let output = |info: &ValueInfo| {
+            let value = &values[info.value];
+            let data = buffers[slots[info.value]].read(value).floats();
             let data = memory::copied("outputs of the network", data)?;
             let channels_last = value.order() == Order::ChannelsLast;
             Ok(Output { shape: value.shape().to_vec(), data, channels_last }) // small: sizes

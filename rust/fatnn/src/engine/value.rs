@@ -281,7 +281,7 @@ pub(crate) struct Ordered {
 pub(crate) struct Cost {
     /// Multiply-accumulates, or other operations on an element.
     pub macs: u128,
-    /// Bytes of tables and of a thread's working memory, beside values and scratch.
+    /// Bytes of tables and of a thread's working memory, next to values and scratch.
     pub bytes: u128,
     /// Bytes of scratch memory that [`ExecutableOp::run`] wants.
     pub scratch: usize,

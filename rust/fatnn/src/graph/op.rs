@@ -6,7 +6,7 @@
 use serde_json::Value as Json;
 
 use crate::dtype::ActType;
-use crate::scalar::Scalar;
+use crate::scalar::{Binary, Scalar};
 
 /// A window that slides over two axes. In one dimension the first axis has kernel 1 and no padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,19 +61,6 @@ pub struct Pool {
     pub params: ConvParams,
     /// Whether the last window may reach over the edge.
     pub ceil_mode: bool,
-}
-
-/// A function of two values, with PyTorch's broadcasting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Binary {
-    /// `a + b`.
-    Add,
-    /// `a - b`.
-    Sub,
-    /// `a * b`.
-    Mul,
-    /// `a / b`.
-    Div,
 }
 
 /// Every `step`th index of a dimension from `start` to before `end`; negative ones count from the end, others are
@@ -198,7 +185,7 @@ pub enum Op {
         /// The constant.
         value: f32,
     },
-    /// A function of two values.
+    /// A function of two values, with PyTorch's broadcasting.
     Binary(Binary),
     /// The same elements, in row-major order, in another shape.
     Reshape {

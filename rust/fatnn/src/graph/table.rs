@@ -3,11 +3,11 @@
 
 use super::attrs::AttrType::{self, Bool, Float, Int, Ints, Str};
 use super::attrs::{Attr, Attrs, Presence};
-use super::op::{Binary, CodesConv, Conv, Input, Op, Pool, Slice};
+use super::op::{CodesConv, Conv, Input, Op, Pool, Slice};
 use super::ops::{Exactness, Form, OpInfo, Products, Role};
 use super::{BuildError, shapes, support, types};
 use crate::dtype::TensorType;
-use crate::scalar::Scalar;
+use crate::scalar::{Binary, Scalar};
 
 const fn always(name: &'static str, kind: AttrType) -> Attr {
     Attr { name, kind, presence: Presence::Always }

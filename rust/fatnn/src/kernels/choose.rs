@@ -20,6 +20,8 @@ pub enum LayerShape {
         out_channels: usize,
         /// Products per output: input channels per group times taps.
         reduction: usize,
+        /// Taps of the window: kernel height times width.
+        taps: usize,
     },
     /// A linear layer, which has as few rows as a batch has images.
     Linear,
@@ -34,11 +36,9 @@ pub fn choose_for(shape: LayerShape, operands: impl Into<OperandTypes>) -> Resul
     let kernels = available_for(operands)?;
     let best = first(&kernels)?;
     match (operands, shape) {
-        (OperandTypes::Codes(operands), LayerShape::Conv { out_channels, reduction }) => {
-            let fastest = if cpu::is_zen4() { fastest(&kernels, shape, operands) } else { None };
-            Ok(fastest.unwrap_or_else(|| choose_among(&kernels, best, operands, out_channels, reduction)))
-        }
-        (OperandTypes::Codes(_), LayerShape::Linear) | (OperandTypes::Int8, LayerShape::Conv { .. }) => Ok(best),
+        (OperandTypes::Codes(operands), _) => Ok(choose_codes(&kernels, shape, operands)),
+        // No choice among int8 kernels depends on the shape of a convolution yet.
+        (OperandTypes::Int8, LayerShape::Conv { .. }) => Ok(best),
         (OperandTypes::Int8, LayerShape::Linear) => {
             let for_few_rows = |kernel: &&dyn Kernel| match kernel.inner(operands) {
                 Some(Inner::Columns(columns)) => columns.for_few_rows(),
@@ -49,45 +49,23 @@ pub fn choose_for(shape: LayerShape, operands: impl Into<OperandTypes>) -> Resul
     }
 }
 
-/// [`choose_for`] a convolution.
-///
-/// # Errors
-/// As [`available`].
-pub fn choose(out_channels: usize, reduction: usize, operands: Operands) -> Result<&'static dyn Kernel> {
-    choose_for(LayerShape::Conv { out_channels, reduction }, operands)
-}
-
-/// [`choose_for`] a linear layer.
-///
-/// # Errors
-/// As [`available`].
-pub fn choose_for_linear(operands: Operands) -> Result<&'static dyn Kernel> {
-    choose_for(LayerShape::Linear, operands)
-}
-
-/// As [`choose`], or for a linear layer as [`choose_for_linear`], among the kernels of one family:
-/// for benchmarks.
+/// As [`choose_for`], among the kernels of one family: for benchmarks.
 ///
 /// # Errors
 /// [`crate::Error::Value`] where the family has none that runs these operands here; as [`available`].
-pub fn choose_in(
-    family: Family,
-    linear: bool,
-    out_channels: usize,
-    reduction: usize,
-    operands: Operands,
-) -> Result<&'static dyn Kernel> {
+pub fn choose_in(family: Family, shape: LayerShape, operands: Operands) -> Result<&'static dyn Kernel> {
     let able = |kernel: &&'static dyn Kernel| kernel.layout().family == family && operands.supported_by(*kernel);
     let kernels: Vec<_> = usable()?.iter().copied().filter(able).collect();
-    match kernels.first() {
-        None => bad_value("kernel family", format!("one that runs {operands:?} on this machine"), family.name()),
-        Some(&best) if linear => Ok(best),
-        Some(&best) => {
-            let shape = LayerShape::Conv { out_channels, reduction };
-            let fastest = if cpu::is_zen4() { fastest(&kernels, shape, operands) } else { None };
-            Ok(fastest.unwrap_or_else(|| choose_among(&kernels, best, operands, out_channels, reduction)))
-        }
+    if kernels.is_empty() {
+        return bad_value("kernel family", format!("one that runs {operands:?} on this machine"), family.name());
     }
+    Ok(choose_codes(&kernels, shape, operands))
+}
+
+/// The kernel for a layer of codes, among given kernels, of which there is one.
+fn choose_codes(kernels: &[&'static dyn Kernel], shape: LayerShape, operands: Operands) -> &'static dyn Kernel {
+    let fastest = if cpu::is_zen4() { fastest(kernels, shape, operands) } else { None };
+    fastest.unwrap_or_else(|| choose_by_rules(kernels, shape, operands))
 }
 
 /// Shortest reduction for which predicted times decide. The model knows sums, not what is done with
@@ -97,8 +75,9 @@ const MIN_MEASURED_REDUCTION: usize = 256;
 /// The kernel with the least predicted time, portable ones excepted; `None` where one was not
 /// measured, or nothing was of such layers.
 fn fastest(kernels: &[&'static dyn Kernel], shape: LayerShape, operands: Operands) -> Option<&'static dyn Kernel> {
-    if matches!(shape, LayerShape::Conv { reduction, .. } if reduction < MIN_MEASURED_REDUCTION) {
-        return None;
+    match shape {
+        LayerShape::Conv { reduction, .. } if reduction >= MIN_MEASURED_REDUCTION => (),
+        _ => return None,
     }
     let mut best: Option<(f64, &'static dyn Kernel)> = None;
     for &kernel in kernels.iter().filter(|kernel| kernel.isa() != Isa::Scalar) {
@@ -118,7 +97,7 @@ fn fastest(kernels: &[&'static dyn Kernel], shape: LayerShape, operands: Operand
 pub fn choose_by_rules(kernels: &[&'static dyn Kernel], shape: LayerShape, operands: Operands) -> &'static dyn Kernel {
     match shape {
         LayerShape::Linear => kernels[0],
-        LayerShape::Conv { out_channels, reduction } => {
+        LayerShape::Conv { out_channels, reduction, .. } => {
             choose_among(kernels, kernels[0], operands, out_channels, reduction)
         }
     }
@@ -129,7 +108,7 @@ fn first(kernels: &[&'static dyn Kernel]) -> Result<&'static dyn Kernel> {
     kernels.first().copied().ok_or_else(|| crate::Error::Packed { why: "no kernel is available".into() })
 }
 
-/// [`choose`] among given kernels.
+/// [`choose_by_rules`] for a convolution.
 fn choose_among(
     kernels: &[&'static dyn Kernel],
     best: &'static dyn Kernel,
@@ -176,6 +155,8 @@ mod tests {
     use super::super::registry::{detected, detected_for, named};
     use super::*;
 
+    const CONV: LayerShape = LayerShape::Conv { out_channels: 64, reduction: 576, taps: 9 };
+
     #[test]
     fn a_benchmark_may_choose_a_kernel_or_a_family() {
         for kernel in detected() {
@@ -190,8 +171,8 @@ mod tests {
                     assert_eq!(Family::from_name(family.name()).unwrap(), family);
                     let able =
                         usable().unwrap().iter().any(|k| k.layout().family == family && operands.supported_by(*k));
-                    for linear in [false, true] {
-                        let chosen = choose_in(family, linear, 64, 576, operands);
+                    for shape in [CONV, LayerShape::Linear] {
+                        let chosen = choose_in(family, shape, operands);
                         assert_eq!(chosen.is_ok(), able, "{family:?} {operands:?}");
                         assert!(chosen.is_err() || chosen.is_ok_and(|kernel| kernel.layout().family == family));
                     }
@@ -215,8 +196,9 @@ mod tests {
         for act in Act::ALL {
             for weights in WeightKind::ALL {
                 let operands = Operands { act, weights };
-                let chosen = choose(64, 576, operands).unwrap();
-                assert!(operands.supported_by(chosen) && operands.supported_by(choose_for_linear(operands).unwrap()));
+                let chosen = choose_for(CONV, operands).unwrap();
+                let linear = choose_for(LayerShape::Linear, operands).unwrap();
+                assert!(operands.supported_by(chosen) && operands.supported_by(linear));
                 if weights == WeightKind::TwoBit {
                     assert_eq!(chosen.layout().family, Family::Popcount, "{operands:?}");
                 }

@@ -6,7 +6,8 @@
 //! -127..=127, and reductions so short that 127² times their length fits `i32`.
 
 use super::int8::Finish;
-use super::kernel::{Family, Inner, Layout, OperandTypes, PanelWeights, private};
+use super::kernel::{Family, Inner, Layout, OperandTypes, private};
+use super::panels::PanelWeights;
 
 /// How a kernel wants to read activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -75,7 +76,7 @@ impl Int8Layout {
     }
 
     /// Packs a panel, whose weights are in the order in which rows hold activations.
-    pub(crate) fn pack(&self, weights: &PanelWeights<'_>, panel: &mut [u8]) {
+    fn pack(&self, weights: &PanelWeights<'_>, panel: &mut [u8]) {
         let (reduction, width) = (weights.taps * weights.inputs, self.width(weights.count));
         assert_eq!(panel.len(), self.panel_bytes(reduction, width));
         panel.fill(0);
@@ -169,6 +170,11 @@ impl<'a> Product<'a> {
 pub trait ColumnsKernel: private::Sealed + Sync + std::fmt::Debug {
     /// Layout of what it reads.
     fn layout(&self) -> &'static Int8Layout;
+
+    /// Packs a panel, whose weights are in the order in which rows hold activations.
+    fn pack_panel(&self, weights: &PanelWeights<'_>, panel: &mut [u8]) {
+        self.layout().pack(weights, panel);
+    }
 
     /// Whether it is worth it for a few rows only.
     fn for_few_rows(&self) -> bool {

@@ -26,13 +26,12 @@ pub(super) const fn row(kernel: &'static str, act: Act, weights: WeightKind, nan
 
 /// The features of a layer for a kernel; `None` of linear layers and for int8 kernels.
 ///
-/// A reduction that is a multiple of nine is taken for a 3×3 window: how channels fill units
-/// depends on it, and only its length is known here.
+/// Channels of each tap are padded to units, so a window of many taps may cost more than a 1×1 window
+/// of as long a reduction.
 pub fn features(kernel: &dyn Kernel, shape: LayerShape) -> Option<[f64; FEATURES]> {
-    let LayerShape::Conv { out_channels, reduction } = shape else { return None };
+    let LayerShape::Conv { out_channels, reduction, taps } = shape else { return None };
     let layout = kernel.layout();
-    let taps = if reduction.is_multiple_of(9) { 9 } else { 1 };
-    let channels = reduction / taps;
+    let channels = reduction / taps.max(1);
     let steps = match layout.family {
         Family::Int8 => return None,
         Family::Popcount | Family::Matrix => channels.div_ceil(UNIT_CHANNELS) * taps,

@@ -8,20 +8,20 @@ use std::marker::PhantomData;
 use super::isa::Simd;
 use super::vector::VectorLoop;
 use crate::codec::{Coding, MAX_THRESHOLDS};
-use crate::epilogue::{Quantizer, Residual, ToCodes, ToFloat};
+use crate::epilogue::{Dequantize, Quantizer, Requantize, Residual};
 
 /// What follows the products of a tile. `out`, `codes` and `residual` start at the tile's first row.
 #[doc(hidden)]
 pub trait TileEpilogue: Send + Sync {
     /// Accumulators to codes, which are set in bits of `out` that are zero.
-    fn to_codes(&self, tile: &TileAcc<'_>, to: &ToCodes<'_>, out: &mut [u8]);
+    fn to_codes(&self, tile: &TileAcc<'_>, to: &Requantize<'_>, out: &mut [u8]);
 
     /// Accumulators to float32 and, where `to` asks for them, to codes of those, set in bits that are
     /// zero. False where a value that became a code may be NaN.
     fn to_float(
         &self,
         tile: &TileAcc<'_>,
-        to: &ToFloat<'_>,
+        to: &Dequantize<'_>,
         residual: Residual<'_>,
         out: &mut [f32],
         codes: &mut [u8],
@@ -50,8 +50,8 @@ impl<S: Simd, const NR: usize, const PART: usize> Epilogue<S, NR, PART> {
 }
 
 impl<S: Simd, const NR: usize, const PART: usize> TileEpilogue for Epilogue<S, NR, PART> {
-    fn to_codes(&self, tile: &TileAcc<'_>, to: &ToCodes<'_>, out: &mut [u8]) {
-        struct Work<'a, const NR: usize, const PART: usize>(&'a TileAcc<'a>, &'a ToCodes<'a>, &'a mut [u8]);
+    fn to_codes(&self, tile: &TileAcc<'_>, to: &Requantize<'_>, out: &mut [u8]) {
+        struct Work<'a, const NR: usize, const PART: usize>(&'a TileAcc<'a>, &'a Requantize<'a>, &'a mut [u8]);
         impl<const NR: usize, const PART: usize> VectorLoop for Work<'_, NR, PART> {
             type Output = ();
             #[inline(always)]
@@ -65,14 +65,14 @@ impl<S: Simd, const NR: usize, const PART: usize> TileEpilogue for Epilogue<S, N
     fn to_float(
         &self,
         tile: &TileAcc<'_>,
-        to: &ToFloat<'_>,
+        to: &Dequantize<'_>,
         residual: Residual<'_>,
         out: &mut [f32],
         codes: &mut [u8],
     ) -> bool {
         struct Work<'a, const NR: usize, const PART: usize> {
             tile: &'a TileAcc<'a>,
-            to: &'a ToFloat<'a>,
+            to: &'a Dequantize<'a>,
             residual: Residual<'a>,
             out: &'a mut [f32],
             codes: &'a mut [u8],
@@ -162,7 +162,7 @@ impl Part {
 fn to_codes<S: Simd, const NR: usize, const PART: usize>(
     simd: S,
     tile: &TileAcc<'_>,
-    to: &ToCodes<'_>,
+    to: &Requantize<'_>,
     out: &mut [u8],
 ) {
     const { assert!(NR.is_multiple_of(PART)) };
@@ -188,7 +188,7 @@ fn code_rows<S: Simd, const NR: usize, const WIDTH: usize, const THRESHOLDS: usi
     simd: S,
     tile: &TileAcc<'_>,
     part: Part,
-    to: &ToCodes<'_>,
+    to: &Requantize<'_>,
     out: &mut [u8],
 ) {
     let (coding, exists, mut padded) = (to.layout.coding(), part.exists(), None);
@@ -228,7 +228,7 @@ fn columns<'a, T: Copy, const WIDTH: usize, const N: usize>(
 fn to_float<S: Simd, const NR: usize, const PART: usize>(
     simd: S,
     tile: &TileAcc<'_>,
-    to: &ToFloat<'_>,
+    to: &Dequantize<'_>,
     residual: Residual<'_>,
     out: &mut [f32],
     codes: &mut [u8],
@@ -249,7 +249,7 @@ fn float_part<S: Simd, const NR: usize, const WIDTH: usize>(
     simd: S,
     tile: &TileAcc<'_>,
     part: Part,
-    to: &ToFloat<'_>,
+    to: &Dequantize<'_>,
     residual: Residual<'_>,
     out: &mut [f32],
     codes: &mut [u8],
@@ -296,7 +296,7 @@ fn float_rows<S: Simd, const NR: usize, const WIDTH: usize, const RESIDUAL: u8, 
     simd: S,
     tile: &TileAcc<'_>,
     part: Part,
-    to: &ToFloat<'_>,
+    to: &Dequantize<'_>,
     residual: &[f32],
     out: &mut [f32],
     codes: &mut [u8],

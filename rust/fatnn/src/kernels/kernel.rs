@@ -9,47 +9,9 @@ use super::packed_input::PackedInputKernel;
 use super::tiled::TiledKernel;
 use super::{popcount, table};
 use crate::codec::{Act, WeightKind};
+pub use crate::config::Family;
 use crate::cpu::Isa;
-use crate::error::{Result, bad_value};
-
-/// Kernel families: they differ in the layout of both operands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Family {
-    /// FATNN's halved inner product over bit planes, 64 channels a word.
-    Popcount,
-    /// Int8 products on a matrix unit, of codes that are expanded from the same bit planes.
-    Matrix,
-    /// Products of groups of two channels, looked up by shuffles of bytes.
-    Table,
-    /// Int8 weights and activations as they are.
-    Int8,
-}
-
-impl Family {
-    /// Every family that runs codes: those that `FATNN_KERNEL` chooses among.
-    pub const ALL: [Family; 3] = [Family::Popcount, Family::Matrix, Family::Table];
-
-    /// The family of that name, among [`Family::ALL`].
-    ///
-    /// # Errors
-    /// [`crate::Error::Value`] where there is none.
-    pub fn from_name(name: &str) -> Result<Self> {
-        match Family::ALL.into_iter().find(|family| family.name() == name) {
-            Some(family) => Ok(family),
-            None => bad_value("kernel family", "\"popcount\", \"matrix\" or \"table\"", format!("{name:?}")),
-        }
-    }
-
-    /// Name as in `FATNN_KERNEL`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Family::Popcount => "popcount",
-            Family::Matrix => "matrix",
-            Family::Table => "table",
-            Family::Int8 => "int8",
-        }
-    }
-}
+use crate::dtype::WeightType;
 
 /// Channels in a unit of the reduction, for every family that runs codes.
 pub(crate) const UNIT_CHANNELS: usize = popcount::CHANNELS;
@@ -99,7 +61,30 @@ impl From<Operands> for OperandTypes {
     }
 }
 
+impl std::fmt::Display for OperandTypes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let act = self.act().map_or(WeightType::Int8.name(), Act::name);
+        write!(f, "{act} activations and {} weights", self.weights().name())
+    }
+}
+
 impl OperandTypes {
+    /// The type of weights.
+    pub fn weights(self) -> WeightType {
+        match self {
+            OperandTypes::Codes(operands) => operands.weights.into(),
+            OperandTypes::Int8 => WeightType::Int8,
+        }
+    }
+
+    /// The type of activations that are codes; `None` of int8 ones.
+    pub fn act(self) -> Option<Act> {
+        match self {
+            OperandTypes::Codes(operands) => Some(operands.act),
+            OperandTypes::Int8 => None,
+        }
+    }
+
     /// Whether a kernel runs them.
     pub fn supported_by(self, kernel: &'static dyn Kernel) -> bool {
         kernel.inner(self).is_some()
@@ -121,29 +106,6 @@ impl Operands {
             _ => 2,
         };
         Some(planes * if self.weights == WeightKind::TwoBit { 2 } else { 1 })
-    }
-}
-
-/// The weights of one panel, as they are to be packed.
-#[derive(Clone, Copy, Debug)]
-pub struct PanelWeights<'a> {
-    /// `channels[count][taps][inputs]`, taps in the order in which activations are walked.
-    pub(crate) weights: &'a [i8],
-    /// Taps of the window.
-    pub(crate) taps: usize,
-    /// Input channels of the group.
-    pub(crate) inputs: usize,
-    /// Output channels that exist.
-    pub(crate) count: usize,
-    /// What the codes of activations stand for.
-    pub(crate) act: Act,
-}
-
-impl<'a> PanelWeights<'a> {
-    /// The weights of channel `j` of the panel, or `None` past the last channel.
-    pub(crate) fn channel(&self, j: usize) -> Option<&'a [i8]> {
-        let k = self.taps * self.inputs;
-        (j < self.count).then(|| &self.weights[j * k..(j + 1) * k])
     }
 }
 
@@ -192,27 +154,6 @@ pub enum Inner<'a> {
     PackedInput(&'a (dyn PackedInputKernel + Sync)),
     /// Reads int8 windows that lie in one piece of memory.
     Columns(&'a dyn ColumnsKernel),
-}
-
-impl Inner<'_> {
-    /// Bytes of a panel of codes' weights over so many units, all taps counted.
-    pub(crate) fn panel_bytes(&self, units: usize) -> usize {
-        match self {
-            Inner::Tiled(tiled) => tiled.panel_bytes(units),
-            Inner::PackedInput(packed) => packed.panel_bytes(units),
-            Inner::Columns(_) => 0,
-        }
-    }
-
-    /// Packs a panel of [`Inner::panel_bytes`] bytes.
-    pub(crate) fn pack_panel(&self, weights: &PanelWeights<'_>, panel: &mut [u8]) -> Result<()> {
-        match self {
-            Inner::Tiled(tiled) => tiled.pack_panel(weights, panel),
-            Inner::PackedInput(packed) => return packed.pack_panel(weights, panel),
-            Inner::Columns(columns) => columns.layout().pack(weights, panel),
-        }
-        Ok(())
-    }
 }
 
 /// Asks for the cache line at an address, which may be any, before it is needed.

@@ -8,11 +8,12 @@
 //! | --- | --- |
 //! | `kernel.rs` | the trait, operand types, layouts |
 //! | `tiled.rs`, `packed_input.rs`, `columns.rs` | the three kinds of inner loop, each with its operands, and packing as its method |
+//! | `panels.rs` | how all of them cut weights into panels |
 //! | `registry.rs` | every kernel of every family, one table |
 //! | `choose.rs` | which kernel a layer takes |
 //! | `popcount/`, `table/`, `matrix/`, `int8/` | the families, one file per instruction set |
 //! | `isa/` | what instruction sets name differently |
-//! | `vector.rs` | plain loops, compiled for every instruction set: `epilogue.rs`, `quantize.rs`, `pooling.rs` |
+//! | `vector.rs` | plain loops, compiled for every instruction set: `epilogue.rs`, `elementwise.rs`, `quantize.rs`, `pooling.rs` |
 //!
 //! A kernel exists only where its CPU features were detected, and operands can only be made with
 //! addresses inside their slices, so inner loops are safe functions.
@@ -22,29 +23,31 @@
 //!
 //! | kernel | family | tile | inner step |
 //! | --- | --- | --- | --- |
-//! | `x86_64-matrix-amx` | matrix, framed | 64×16 | `tdpbssd`: 16384 products in 16 cycles |
+//! | `x86_64-matrix-amx` | matrix, packed input | 64×16 | `tdpbssd`: 16384 products in 16 cycles |
 //! | `x86_64-popcount-avx512` | popcount | 4×16 | 5 instructions for 512 products: ternary logic, `vpopcntq` (binary: 2.5) |
 //! | `x86_64-popcount-avx2` | popcount | 2×16 | 11.5 for 256 products: carry-save adders, then a table of nibbles (binary: 6.5) |
 //! | `aarch64-popcount-neon` | popcount | 4×16 | 6 instructions for 128 products: `bsl`, `cnt` |
-//! | `x86_64-table-avx512` | table, framed | 8×64 | 9 for 768 products: `vpshufb` |
-//! | `x86_64-table-avx512-pixels` | table, framed | 64×8 | the same, positions in the lanes |
-//! | `x86_64-table-avx2` | table, framed | 4×64 | 9 for 384 products: `vpshufb` |
-//! | `x86_64-table-avx2-pixels` | table, framed | 64×4 | the same, positions in the lanes |
-//! | `aarch64-table-neon` | table, framed | 8×32 | 7 for 192 products: `tbl`, `usra` |
-//! | `aarch64-table-neon-pixels` | table, framed | 32×8 | the same, positions in the lanes |
+//! | `x86_64-table-avx512` | table, packed input | 8×64 | 9 for 768 products: `vpshufb` |
+//! | `x86_64-table-avx512-pixels` | table, packed input | 64×8 | the same, positions in the lanes |
+//! | `x86_64-table-avx2` | table, packed input | 4×64 | 9 for 384 products: `vpshufb` |
+//! | `x86_64-table-avx2-pixels` | table, packed input | 64×4 | the same, positions in the lanes |
+//! | `aarch64-table-neon` | table, packed input | 8×32 | 7 for 192 products: `tbl`, `usra` |
+//! | `aarch64-table-neon-pixels` | table, packed input | 32×8 | the same, positions in the lanes |
 //! | `generic-popcount-scalar` | popcount | 2×4 | `u64::count_ones` |
-//! | `generic-table-scalar` | table, framed | 1×8 | one lookup a group of two: the others' second opinion |
+//! | `generic-table-scalar` | table, packed input | 1×8 | one lookup a group of two: the others' second opinion |
 //! | `x86_64-int8-amx` | int8, columns | 16×16 | `tdpbssd`: 16384 products in 16 cycles |
 //! | `x86_64-int8-avx512` | int8, columns | 6×64 | `vpdpbusd` on activations plus 128 |
 //! | `x86_64-int8-avx2` | int8, columns | 6×16 | `vpmaddwd` on values widened to `i16` |
 //! | `aarch64-int8-neon` | int8, columns | 4×16 | `smull`, `smlal`, `sadalp` |
 //! | `generic-int8-scalar` | int8, columns | 1×8 | a product and an addition |
 
+pub(crate) mod arithmetic;
 mod cache_line;
 mod choose;
 pub(crate) mod columns;
 pub mod cost;
 mod costs;
+mod elementwise;
 mod epilogue;
 mod float;
 mod float_mode;
@@ -54,6 +57,7 @@ mod kernel;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod matrix;
 mod packed_input;
+mod panels;
 pub(crate) mod pooling;
 mod popcount;
 mod quantize;
@@ -63,21 +67,23 @@ mod tiled;
 mod vector;
 
 pub use cache_line::CacheLine;
-pub use choose::{LayerShape, best, choose, choose_by_rules, choose_for, choose_for_linear, choose_in};
+pub use choose::{LayerShape, best, choose_by_rules, choose_for, choose_in};
 pub use columns::ColumnsKernel;
+pub(crate) use elementwise::apply_all;
 pub(crate) use epilogue::TileAcc;
 pub use epilogue::TileEpilogue;
 pub(crate) use float::matmul;
 pub(crate) use float_mode::FloatMode;
-pub(crate) use isa::Simd;
-pub use kernel::{Family, Inner, Kernel, Layout, OperandTypes, Operands, PanelWeights};
-pub(crate) use kernel::{UNIT_BYTES, UNIT_CHANNELS, prefetch, private};
+pub use kernel::{Family, Inner, Kernel, Layout, OperandTypes, Operands};
+pub(crate) use kernel::{UNIT_BYTES, prefetch, private};
 pub use packed_input::PackedInputKernel;
 pub(crate) use packed_input::{AccBlock, PackedInput, Panel, Pixels};
+pub use panels::PanelWeights;
+pub(crate) use panels::TapOrder;
 pub use popcount::PopcountMode;
 pub(crate) use quantize::{BLOCK_PIXELS, Quantize, QuantizeInput};
 pub(crate) use registry::for_layout;
 pub use registry::{available, available_for, detected, detected_for, named};
 pub use tiled::TiledKernel;
 pub(crate) use tiled::{BLOCK, MAX_MR, MAX_NR, TileRows, Tiles};
-pub(crate) use vector::{Level, VectorLoop};
+pub(crate) use vector::Level;

@@ -13,7 +13,8 @@
 
 use super::cache_line::CacheLine;
 use super::epilogue::TileEpilogue;
-use super::kernel::{Inner, Layout, OperandTypes, PanelWeights, private};
+use super::kernel::{Inner, Layout, OperandTypes, private};
+use super::panels::PanelWeights;
 use crate::codec::{Act, WeightKind};
 use crate::error::Result;
 

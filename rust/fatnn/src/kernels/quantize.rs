@@ -9,7 +9,7 @@ use super::isa::Simd;
 use super::vector::VectorLoop;
 use crate::codec::{Coding, MAX_THRESHOLDS};
 use crate::epilogue::Quantizer;
-use crate::quantize::PixelOrder;
+use crate::transpose::PixelOrder;
 
 /// What [`Quantize`] reads.
 #[derive(Clone, Copy)]

@@ -1,7 +1,8 @@
 //! The operands of a column of tiles, checked once so that kernels need no bounds of their own.
 
 use super::epilogue::TileEpilogue;
-use super::kernel::{Layout, PanelWeights, UNIT_BYTES, private};
+use super::kernel::{Layout, UNIT_BYTES, private};
+use super::panels::PanelWeights;
 use super::popcount::{self, PopcountMode};
 
 /// Most rows that any kernel's tile has.

@@ -3,10 +3,10 @@
 
 use fatnn::codec::{Act, CodesLayout, Coding, WeightKind};
 use fatnn::conv::{ConvShape, conv2d_acc, conv2d_codes, conv2d_float};
-use fatnn::epilogue::{ToCodes, ToFloat};
+use fatnn::epilogue::{Dequantize, Requantize};
 use fatnn::kernels::{Kernel, Operands};
+use fatnn::pack::{PackedWeights, WeightShape};
 use fatnn::reference;
-use fatnn::weights::{PackedWeights, WeightShape};
 
 /// A small generator: tests must not depend on a library's idea of randomness.
 pub struct Random(pub u64);
@@ -134,6 +134,11 @@ impl Case {
     }
 }
 
+/// Ternary weights, and activations of such a type.
+pub fn ternary(act: Act) -> Operands {
+    Operands { act, weights: WeightKind::Ternary }
+}
+
 /// `codes`, packed.
 pub fn pack(layout: CodesLayout, codes: &[i8]) -> Vec<u8> {
     let mut packed = vec![0xA5; codes.len() / layout.channels() * layout.pixel_bytes()];
@@ -143,7 +148,7 @@ pub fn pack(layout: CodesLayout, codes: &[i8]) -> Vec<u8> {
 
 /// The accumulators that `kernel` gives.
 pub fn accumulators(kernel: &'static dyn Kernel, case: &Case, x: &[i8], w: &[i8]) -> Vec<i32> {
-    let weights = PackedWeights::for_kernel(kernel, w, case.weights(), case.operands.act).unwrap();
+    let weights = PackedWeights::for_kernel(kernel, w, case.weights(), case.operands).unwrap();
     let mut acc = vec![i32::MIN; case.outputs() * case.weights().out_channels];
     conv2d_acc(&pack(case.layout(), x), &weights, &case.shape(), &mut acc).unwrap();
     acc
@@ -196,12 +201,12 @@ fn check_then(kernels: &[&'static dyn Kernel], case: &Case, seed: u64, repeat: &
         let (scale, bias) = (on(0).then_some(&scale[..]), on(1).then_some(&bias[..]));
         let (residual, relu) = (on(2).then_some(&residual[..]), on(3));
         let y = bits(&reference::to_float(&expected, n, scale, bias, residual, relu));
-        (ToFloat { scale, bias, relu, channels: n, codes: None }, residual, y)
+        (Dequantize { scale, bias, relu, channels: n, codes: None }, residual, y)
     });
     let forms: Vec<_> = forms.collect();
     for &kernel in kernels.iter().filter(|kernel| case.operands.supported_by(**kernel)) {
         let what = || format!("{} on {case:?}, {} threads", kernel.name(), fatnn::parallel::num_threads().unwrap());
-        let weights = PackedWeights::for_kernel(kernel, &w, case.weights(), case.operands.act).unwrap();
+        let weights = PackedWeights::for_kernel(kernel, &w, case.weights(), case.operands).unwrap();
         // Where another kernel reads the same layout first, it would be the one that is tested.
         let weights = match PackedWeights::from_bytes(weights.as_bytes()) {
             Ok(borrowed) if borrowed.kernel().name() == kernel.name() => borrowed,
@@ -215,7 +220,7 @@ fn check_then(kernels: &[&'static dyn Kernel], case: &Case, seed: u64, repeat: &
 
             for (thresholds, layout, expected) in &codings {
                 let mut codes = vec![0xA5; expected.len()];
-                let to = ToCodes { thresholds, layout: *layout };
+                let to = Requantize { thresholds, layout: *layout };
                 conv2d_codes(&packed, &weights, &case.shape(), &to, &mut codes).unwrap();
                 assert_eq!(&codes, expected, "codes in {layout:?} of {}", what());
             }
@@ -227,7 +232,7 @@ fn check_then(kernels: &[&'static dyn Kernel], case: &Case, seed: u64, repeat: &
                     continue;
                 }
                 let mut y = vec![f32::NAN; acc.len()];
-                let to = ToFloat { codes: None, ..*to };
+                let to = Dequantize { codes: None, ..*to };
                 conv2d_float(&packed, &weights, &case.shape(), to, *residual, &mut y).unwrap();
                 assert_eq!(&bits(&y), expected, "floats (form {form:04b}) of {}", what());
             }

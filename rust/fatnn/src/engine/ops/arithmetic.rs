@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use crate::engine::ops::elementwise::{ChannelDim, Elementwise, apply_all, check_channels, in_rows};
+use crate::engine::ops::elementwise::{ChannelDim, in_rows};
 use crate::engine::value::{Cost, ExecutableOp, MAX_RANK, Operation, Order, Ordered, Slice, SliceMut, Value};
+use crate::epilogue::{Elementwise, check_channels};
 use crate::error::{Result, bad_value};
-use crate::graph::op::Binary;
-use crate::kernels::{Level, Simd, VectorLoop};
+use crate::kernels::arithmetic::{Row, run_row};
+use crate::kernels::{Level, apply_all};
 use crate::parallel;
+use crate::scalar::Binary;
 
 /// A function of two values, then elementwise functions.
 #[derive(Debug)]
@@ -97,57 +99,6 @@ fn walked(made: Value, inputs: [Value; 2]) -> Vec<(usize, [usize; 2])> {
     dims
 }
 
-/// `out = a ∘ b` over one row, each operand of which stands at a distance of 0, 1 or more.
-struct Row<'a> {
-    kind: Binary,
-    a: (&'a [f32], usize),
-    b: (&'a [f32], usize),
-    out: &'a mut [f32],
-}
-
-impl VectorLoop for Row<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let Row { kind, a, b, out } = self;
-        match kind {
-            Binary::Add => row(a, b, out, |a, b| a + b),
-            Binary::Sub => row(a, b, out, |a, b| a - b),
-            Binary::Mul => row(a, b, out, |a, b| a * b),
-            Binary::Div => row(a, b, out, |a, b| a / b),
-        }
-    }
-}
-
-#[inline(always)]
-fn row((a, sa): (&[f32], usize), (b, sb): (&[f32], usize), out: &mut [f32], f: impl Fn(f32, f32) -> f32) {
-    match (sa, sb) {
-        (1, 1) => {
-            for ((y, &a), &b) in out.iter_mut().zip(a).zip(b) {
-                *y = f(a, b);
-            }
-        }
-        (1, 0) => {
-            let b = b[0];
-            for (y, &a) in out.iter_mut().zip(a) {
-                *y = f(a, b);
-            }
-        }
-        (0, 1) => {
-            let a = a[0];
-            for (y, &b) in out.iter_mut().zip(b) {
-                *y = f(a, b);
-            }
-        }
-        _ => {
-            for (i, y) in out.iter_mut().enumerate() {
-                *y = f(a[i * sa], b[i * sb]);
-            }
-        }
-    }
-}
-
 #[derive(Debug)]
 struct SameShape {
     arithmetic: Arc<Arithmetic>,
@@ -160,7 +111,7 @@ impl ExecutableOp for SameShape {
         let level = Level::usable()?;
         in_rows(out.floats(), self.channels, |first, out| {
             let at = first * self.channels;
-            level.run(Row { kind, a: (&a[at..], 1), b: (&b[at..], 1), out });
+            run_row(level, Row { kind, a: (&a[at..], 1), b: (&b[at..], 1), out });
             apply_all(&self.arithmetic.post, out, self.channels)
         })
     }
@@ -190,7 +141,7 @@ impl ExecutableOp for Broadcast {
                 at = [at[0] + index[i] * steps[0], at[1] + index[i] * steps[1]];
             }
             for out in out.chunks_exact_mut(inner) {
-                level.run(Row { kind, a: (&a[at[0]..], sa), b: (&b[at[1]..], sb), out });
+                run_row(level, Row { kind, a: (&a[at[0]..], sa), b: (&b[at[1]..], sb), out });
                 for (i, &(size, steps)) in outer.iter().enumerate().rev() {
                     index[i] += 1;
                     at = [at[0] + steps[0], at[1] + steps[1]];

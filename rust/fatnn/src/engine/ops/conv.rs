@@ -6,12 +6,12 @@ use crate::codec::CodesLayout;
 use crate::conv::tiled::FloatSink;
 use crate::conv::{ConvShape, Geometry, check_thresholds};
 use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Slice, SliceMut, Value};
-use crate::epilogue::{Quantizer, Residual, ToCodes, ToFloat};
+use crate::epilogue::{Dequantize, Quantizer, Requantize, Residual};
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::graph::ConvParams;
+use crate::pack::PackedWeights;
 use crate::pool::pool_checked;
 use crate::quantize::{PixelOrder, quantize};
-use crate::weights::PackedWeights;
 
 /// Floats to codes.
 #[derive(Debug)]
@@ -51,9 +51,9 @@ impl ExecutableOp for QuantizeStep {
 /// What a ternary convolution's accumulators become.
 #[derive(Debug)]
 pub(crate) enum Epilogue {
-    /// As [`ToCodes`] has them.
+    /// As [`Requantize`] has them.
     Codes { thresholds: Vec<i32>, layout: CodesLayout },
-    /// `fma(acc, scale, bias)`, a residual as the second input, ReLU; codes of that beside it.
+    /// `fma(acc, scale, bias)`, a residual as the second input, ReLU; codes of that next to it.
     Float { scale: Option<Vec<f32>>, bias: Option<Vec<f32>>, relu: bool, codes: Option<Quantizer> },
 }
 
@@ -85,7 +85,7 @@ impl TernaryConv {
     pub fn check(self) -> Result<Self> {
         let n = self.weights.shape().out_channels;
         match &self.epilogue {
-            Epilogue::Codes { thresholds, layout } => check_thresholds(n, &ToCodes { thresholds, layout: *layout })?,
+            Epilogue::Codes { thresholds, layout } => check_thresholds(n, &Requantize { thresholds, layout: *layout })?,
             Epilogue::Float { scale, bias, .. } => {
                 for values in [scale, bias].into_iter().flatten() {
                     check_len("scale or bias", n, values.len())?;
@@ -127,7 +127,7 @@ impl TernaryConv {
         let Epilogue::Float { scale, bias, relu, codes } = &self.epilogue else { return None };
         let channels = self.weights.shape().out_channels;
         let (scale, bias) = (scale.as_deref(), bias.as_deref());
-        Some(FloatSink::new(ToFloat { scale, bias, relu: *relu, channels, codes: *codes }, residual))
+        Some(FloatSink::new(Dequantize { scale, bias, relu: *relu, channels, codes: *codes }, residual))
     }
 }
 
@@ -195,12 +195,12 @@ impl ExecutableOp for ConvStep {
         inputs: &[Slice<'_>],
         scratch: &mut [u8],
         out: SliceMut<'_>,
-        beside: &mut [u8],
+        codes_out: &mut [u8],
     ) -> Result<()> {
         let (codes, weights) = (inputs[0].codes(), &self.conv.weights);
         if let Epilogue::Codes { thresholds, layout } = &self.conv.epilogue {
-            let to = ToCodes { thresholds, layout: *layout };
-            return self.geometry.run(codes, weights, &to, scratch, out.codes(), beside);
+            let to = Requantize { thresholds, layout: *layout };
+            return self.geometry.run(codes, weights, &to, scratch, out.codes(), codes_out);
         }
         let residual = match inputs.get(1) {
             Some(residual) if self.shortcut.is_none() => Residual::Of(residual.floats()),
@@ -219,10 +219,10 @@ impl ExecutableOp for ConvStep {
                     [&first, &sink],
                     scratch,
                     out,
-                    beside,
+                    codes_out,
                 )?;
             }
-            _ => self.geometry.run(codes, weights, &sink, scratch, out, beside)?,
+            _ => self.geometry.run(codes, weights, &sink, scratch, out, codes_out)?,
         }
         if sink.nan.into_inner()
             && let Some(index) = out.iter().position(|y| y.is_nan())

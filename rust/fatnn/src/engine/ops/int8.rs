@@ -1,19 +1,22 @@
-//! Int8 convolutions and linear layers: [`crate::int8`] in a network.
+//! Int8 convolutions and linear layers: [`crate::conv::conv2d_int8`] in a network.
 
 use std::sync::Arc;
 
-use crate::engine::ops::elementwise::{Elementwise, check_channels};
-use crate::engine::ops::pool::{Pool, PoolStep};
+use crate::conv::columns::{Geometry, Layer};
+use crate::conv::pooling::PoolStep;
+use crate::conv::{Constants, Padded};
+use crate::engine::ops::pool::Pool;
 use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
+use crate::epilogue::{Elementwise, check_channels};
 use crate::error::{Result, bad_value, check_len};
 use crate::graph::ConvParams;
-use crate::int8::{Constants, Geometry, Int8Weights, Layer, Padded};
+use crate::pack::PackedWeights;
 use crate::scalar::Scalar;
 
 /// An int8 convolution; a linear layer is one whose window is a single pixel.
 #[derive(Debug)]
 pub(crate) struct Int8Conv {
-    pub weights: Int8Weights<'static>,
+    pub weights: PackedWeights<'static>,
     pub constants: Constants,
     pub window: ConvParams,
     /// Spatial axes.
@@ -41,7 +44,7 @@ impl Operation for Int8Conv {
         let geometry = Geometry::new(&self.weights, &self.window.over(&dims))?;
         let out = Dims { images: dims.images, channels, map: geometry.output, axes: self.axes };
         let mut cost = Cost::of(&out, self.weights.shape().reduction());
-        (cost.bytes, cost.scratch) = (geometry.column_bytes(&self.weights), geometry.scratch);
+        (cost.bytes, cost.scratch) = (geometry.column_bytes(), geometry.scratch);
         let made = if self.axes == 0 { inputs[0].with_channels(channels) } else { Value::float(out) };
         let Some(pool) = &self.pool else { return Ok((made, cost)) };
         let (pooled, more) = pool.measure_dims(&out)?;

@@ -8,8 +8,3 @@ pub(super) mod linear;
 pub(super) mod pad;
 pub(super) mod pool;
 pub(super) mod shape;
-
-pub use elementwise::Elementwise;
-pub(crate) use elementwise::apply_all;
-pub(crate) use linear::transpose;
-pub(crate) use pool::PoolStep;

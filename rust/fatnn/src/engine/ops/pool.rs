@@ -1,15 +1,16 @@
 //! Pooling and means over floats. Sums run over a window's pixels in row-major order, in float32.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use crate::conv::ConvShape;
+use crate::conv::pooling::{PoolStep, Reduce, Span};
 use crate::engine::ops::elementwise::in_rows;
 use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Slice, SliceMut, Value};
 use crate::error::{Result, bad_value};
 use crate::graph::ConvParams;
-use crate::kernels::pooling::{Pooling, Taps, pooling};
+use crate::kernels::pooling::pooling;
 use crate::memory;
+use crate::window::AxisParams;
 
 /// Height and width after pooling, by PyTorch's rules: with `ceil_mode` the last window may reach over the edge, as long as
 /// it starts inside the input or its left padding.
@@ -19,20 +20,16 @@ pub(crate) fn pooled(shape: &ConvShape, ceil_mode: bool) -> Result<[usize; 2]> {
     }
     let mut out = [0; 2];
     for (axis, out) in out.iter_mut().enumerate() {
-        let [kernel, dilation, stride, padding, input] =
-            [shape.kernel, shape.dilation, shape.stride, shape.padding, shape.input].map(|pair| pair[axis]);
+        let (params, input) = (shape.axis(axis), shape.input[axis]);
+        let AxisParams { kernel, stride, padding, dilation } = params;
         if kernel == 0 || dilation == 0 || stride == 0 || [kernel, dilation, padding, input].iter().any(|v| *v >= LIMIT)
         {
             return bad_value("pooling", format!("a window of at least 1 and below {LIMIT}"), format!("{shape:?}"));
         }
         // A window larger than the map is fine here, as long as it starts inside.
-        let reach = (kernel - 1) as i128 * dilation as i128 + 1;
-        let rest = input as i128 + 2 * padding as i128 - reach;
-        let last = (rest + stride as i128 - 1).div_euclid(stride as i128);
-        let starts_inside = last * (stride as i128) < (input + padding) as i128;
-        match usize::try_from(if starts_inside { last } else { last - 1 }) {
-            Ok(last) => *out = last + 1,
-            Err(_) => return bad_value("pooling", "a window that starts inside the map", format!("{shape:?}")),
+        match params.count_ceil(input) {
+            Some(count) => *out = count,
+            None => return bad_value("pooling", "a window that starts inside the map", format!("{shape:?}")),
         }
     }
     check_map(out)
@@ -61,17 +58,6 @@ pub(crate) enum Windows {
     Whole,
 }
 
-/// What a window becomes.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Reduce {
-    Max,
-    /// Divided by the number of elements: real ones, or with padding counted, or a fixed divisor.
-    Mean {
-        count_padding: bool,
-        divisor: usize,
-    },
-}
-
 /// Pooling over floats.
 #[derive(Clone, Debug)]
 pub(crate) struct Pool {
@@ -85,9 +71,6 @@ pub(crate) struct Pool {
 pub(crate) fn table_bytes(map: [usize; 2]) -> u128 {
     (map[0] as u128 + map[1] as u128) * size_of::<Span>() as u128
 }
-
-/// One output index on one axis: real inputs from, to, step; and how many positions count with padding.
-type Span = (Range<usize>, usize);
 
 impl Pool {
     /// Height and width of the result, and elements of a window on each axis at most.
@@ -181,62 +164,14 @@ impl Pool {
         let spans = self.spans(&dims)?;
         let map = [spans[0].0.len(), spans[1].0.len()];
         let out = Dims { map, axes: self.axes.unwrap_or(dims.axes), ..dims };
-        Ok((out, PoolStep { spans, reduce: self.reduce, dims }))
-    }
-}
-
-/// Pooling for one size of maps.
-#[derive(Debug)]
-pub(crate) struct PoolStep {
-    spans: [(Vec<Span>, usize); 2],
-    reduce: Reduce,
-    dims: Dims,
-}
-
-impl PoolStep {
-    /// Height and width of the output.
-    pub fn output(&self) -> [usize; 2] {
-        [self.spans[0].0.len(), self.spans[1].0.len()]
-    }
-
-    /// The lines of the input that a line of the output is made of, and those between.
-    pub fn lines(&self, y: usize) -> Range<usize> {
-        self.spans[0].0[y].0.clone()
-    }
-
-    /// One pixel of an image of which `x` holds the lines from `first` on.
-    pub fn pixel(&self, pooling: &Pooling, x: &[f32], first: usize, [y, column]: [usize; 2], out: &mut [f32]) {
-        let [(rows, step_y), (columns, step_x)] = &self.spans;
-        let (channels, w) = (self.dims.channels, self.dims.map[1]);
-        let ((ys, high), (xs, wide)) = (&rows[y], &columns[column]);
-        let taps = Taps {
-            first: ((ys.start - first) * w + xs.start) * channels,
-            rows: ys.len().div_ceil(*step_y),
-            row_step: step_y * w * channels,
-            columns: xs.len().div_ceil(*step_x),
-            column_step: step_x * channels,
-        };
-        match self.reduce {
-            Reduce::Max => pooling.max(x, &taps, out),
-            Reduce::Mean { count_padding, divisor } => {
-                pooling.sum(x, &taps, out);
-                let count = match (divisor, count_padding) {
-                    (0, false) => taps.rows * taps.columns,
-                    (0, true) => high * wide,
-                    (divisor, _) => divisor,
-                } as f32;
-                for out in out {
-                    *out /= count;
-                }
-            }
-        }
+        Ok((out, PoolStep::new(spans, self.reduce, dims.channels, dims.map)))
     }
 }
 
 impl ExecutableOp for PoolStep {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
         let (x, [rows, columns]) = (inputs[0].floats(), self.output());
-        let (channels, [h, w]) = (self.dims.channels, self.dims.map);
+        let (channels, [h, w]) = (self.channels, self.map);
         let pooling = pooling()?;
         in_rows(out.floats(), channels, |first, out| {
             for (i, out) in out.chunks_exact_mut(channels).enumerate() {

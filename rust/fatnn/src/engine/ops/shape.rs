@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::engine::ops::linear::transpose;
 use crate::engine::value::{Cost, ExecutableOp, MAX_RANK, Operation, Order, Ordered, Shape, Slice, SliceMut, Value};
 use crate::error::{Result, bad_value};
 use crate::memory;
 use crate::parallel;
+use crate::transpose::transpose;
 
 /// From one order in memory to the other.
 #[derive(Debug)]

@@ -29,6 +29,19 @@ pub(crate) enum Reason {
     DoesNotFit,
 }
 
+impl Reason {
+    /// What comes after "because", of a node.
+    pub fn why(self) -> &'static str {
+        match self {
+            Reason::ReadsInput => "it reads an input of the network",
+            Reason::OtherReaders => "others read the same value",
+            Reason::ProducerCannot => "what makes its input cannot do this on the way",
+            Reason::ProducerHasOne => "what makes its input does one already",
+            Reason::DoesNotFit => "its channels or thresholds do not fit what makes its input",
+        }
+    }
+}
+
 /// What became of a rewrite at a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {

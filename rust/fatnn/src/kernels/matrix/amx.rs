@@ -22,8 +22,9 @@ use crate::kernels::CacheLine;
 use crate::kernels::epilogue::{Epilogue, TileEpilogue, part_width};
 use crate::kernels::isa::amx::{self, DEPTH, SIDE, TILE};
 use crate::kernels::isa::avx512::Avx512;
-use crate::kernels::kernel::{Family, Inner, Kernel, Layout, OperandTypes, Operands, PanelWeights, private};
+use crate::kernels::kernel::{Family, Inner, Kernel, Layout, OperandTypes, Operands, private};
 use crate::kernels::packed_input::{AccBlock, PackedInput, PackedInputKernel, Panel, Pixels, inner};
+use crate::kernels::panels::PanelWeights;
 
 /// Channels in a panel: a word of the codes that come out.
 const NR: usize = 64;

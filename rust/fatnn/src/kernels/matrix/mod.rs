@@ -15,7 +15,8 @@
 
 pub(crate) mod amx;
 
-use super::kernel::{Layout, PanelWeights, UNIT_CHANNELS};
+use super::kernel::{Layout, UNIT_CHANNELS};
+use super::panels::PanelWeights;
 
 /// Positions of the reduction that lie side by side in a tile's row.
 const TOGETHER: usize = 4;

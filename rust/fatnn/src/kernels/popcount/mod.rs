@@ -59,7 +59,8 @@ pub(crate) mod avx512;
 pub(crate) mod neon;
 pub(crate) mod scalar;
 
-use super::kernel::{Inner, Layout, OperandTypes, PanelWeights};
+use super::kernel::{Inner, Layout, OperandTypes};
+use super::panels::PanelWeights;
 use super::tiled::{TiledKernel, Tiles};
 use crate::codec::{Act, WeightKind};
 

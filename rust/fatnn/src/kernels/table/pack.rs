@@ -3,7 +3,8 @@
 use super::{PAIRED, STEPS, ZEROS, selector};
 use crate::codec::Act;
 use crate::error::Result;
-use crate::kernels::kernel::{Layout, PanelWeights, UNIT_CHANNELS};
+use crate::kernels::kernel::{Layout, UNIT_CHANNELS};
+use crate::kernels::panels::PanelWeights;
 use crate::memory;
 
 /// Nonzero weights that sums of bytes hold, and those of 16 bits.

@@ -7,8 +7,9 @@ use crate::error::Result;
 use crate::kernels::CacheLine;
 use crate::kernels::epilogue::{Epilogue, TileEpilogue, part_width};
 use crate::kernels::isa;
-use crate::kernels::kernel::{Family, Inner, Kernel, Layout, OperandTypes, PanelWeights, private};
+use crate::kernels::kernel::{Family, Inner, Kernel, Layout, OperandTypes, private};
 use crate::kernels::packed_input::{AccBlock, PackedInput, PackedInputKernel, Panel, Pixels, inner};
+use crate::kernels::panels::PanelWeights;
 
 const NR: usize = 8;
 /// Positions in a block.

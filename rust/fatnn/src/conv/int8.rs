@@ -1,9 +1,8 @@
 //! What an int8 layer does before its products and after them.
 
-use super::Int8Weights;
-use super::weights::Panel;
 use crate::error::{Result, bad_value, check_len};
 use crate::memory;
+use crate::pack::{PackedWeights, Panel};
 
 /// What turns inputs into codes, and sums into outputs.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +20,7 @@ pub struct Int8Epilogue<'a> {
 pub(crate) struct Padded(Vec<f32>);
 
 impl Padded {
-    pub fn new(weights: &Int8Weights<'_>, values: &[f32]) -> Result<Self> {
+    pub fn new(weights: &PackedWeights<'_>, values: &[f32]) -> Result<Self> {
         let mut padded = memory::filled("constants of an int8 layer", weights.padded_channels(), 0.0)?;
         for panel in (0..weights.shape().groups).flat_map(|group| weights.panels(group)) {
             padded[panel.padded..][..panel.channels].copy_from_slice(&values[panel.first..][..panel.channels]);
@@ -46,7 +45,7 @@ pub(crate) struct Constants {
 }
 
 impl Constants {
-    pub fn new(weights: &Int8Weights<'_>, epilogue: &Int8Epilogue<'_>) -> Result<Self> {
+    pub fn new(weights: &PackedWeights<'_>, epilogue: &Int8Epilogue<'_>) -> Result<Self> {
         let &Int8Epilogue { inv_step, scale, bias } = epilogue;
         if !(inv_step.is_finite() && inv_step > 0.0) {
             return bad_value("inv_step", "a positive, finite number", inv_step);

@@ -1,0 +1,74 @@
+//! Functions of one element on pixels: plain loops.
+
+use super::isa::Simd;
+use super::vector::{Level, VectorLoop};
+use crate::epilogue::Elementwise;
+use crate::error::Result;
+
+/// Applies a function to whole pixels.
+#[inline(always)]
+fn apply(function: &Elementwise, x: &mut [f32], channels: usize) {
+    match function {
+        Elementwise::Affine(scale, bias) => {
+            for x in x.chunks_exact_mut(channels) {
+                for ((x, &s), &b) in x.iter_mut().zip(scale).zip(bias) {
+                    *x = x.mul_add(s, b);
+                }
+            }
+        }
+        Elementwise::Scale(scale) => {
+            for x in x.chunks_exact_mut(channels) {
+                for (x, &s) in x.iter_mut().zip(scale) {
+                    *x *= s;
+                }
+            }
+        }
+        Elementwise::Bias(bias) => {
+            for x in x.chunks_exact_mut(channels) {
+                for (x, &b) in x.iter_mut().zip(bias) {
+                    *x += b;
+                }
+            }
+        }
+        Elementwise::Scalar(scalar) => scalar.apply(x),
+        Elementwise::Prelu(slope) => {
+            for x in x.chunks_exact_mut(channels) {
+                for (c, x) in x.iter_mut().enumerate() {
+                    let slope = slope[if slope.len() == 1 { 0 } else { c }];
+                    *x = if *x > 0.0 { *x } else { *x * slope };
+                }
+            }
+        }
+    }
+}
+
+/// Functions one after the other on whole pixels.
+struct MapPixels<'a> {
+    functions: &'a [Elementwise],
+    x: &'a mut [f32],
+    channels: usize,
+}
+
+impl VectorLoop for MapPixels<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for function in self.functions {
+            apply(function, self.x, self.channels);
+        }
+    }
+}
+
+/// Applies functions one after the other to whole pixels, with the best CPU features there are.
+pub(crate) fn apply_all(functions: &[Elementwise], x: &mut [f32], channels: usize) -> Result<()> {
+    if functions.is_empty() || x.is_empty() || channels == 0 {
+        return Ok(());
+    }
+    let level = Level::usable()?;
+    // A piece stays in the first-level cache for all functions.
+    for x in x.chunks_mut(channels * (4096 / channels).max(1)) {
+        level.run(MapPixels { functions, x, channels });
+    }
+    Ok(())
+}

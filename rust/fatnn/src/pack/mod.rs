@@ -1,0 +1,337 @@
+//! Packed weights: what a kernel reads, made when a network is loaded and never stored in a file.
+//!
+//! A packed blob begins with a header of 64 bytes (mark, version, layout, shape, operand types, a
+//! checksum of these). So it can travel through places that only know arrays of bytes, and be checked
+//! on the other side: "packed for another kernel" is an error, not wrong numbers.
+//!
+//! After the header come the panels of the first group, then those of the next. How a panel is laid out
+//! is the kernel's ([`crate::kernels`]). Two-bit weights -3, -1, 1, 3 are twice one sign plus another,
+//! `w = 2·high + low`: each panel is two of ternary weights, one after the other, and the product takes
+//! twice the work.
+
+mod blob;
+mod shape;
+
+use std::ops::Range;
+
+use self::blob::{Blob, HEADER, Header, damaged};
+pub use self::shape::{MAX_INT8_REDUCTION, WeightShape};
+use self::shape::{check_sums, check_values};
+use crate::codec::{Act, CodesLayout};
+use crate::dtype::WeightType;
+use crate::error::{Error, Result, bad_value, check_len};
+use crate::kernels::{self, ColumnsKernel, Inner, Kernel, LayerShape, OperandTypes, Operands};
+use crate::kernels::{PanelWeights, TapOrder};
+use crate::memory;
+
+/// How weights of one shape are cut into panels for one kernel.
+#[derive(Clone, Copy, Debug)]
+struct Panels {
+    /// Output channels of a group, and of a panel, at most.
+    group_channels: usize,
+    channels: usize,
+    /// Panels for each one of output channels: two of two-bit weights.
+    planes: usize,
+    /// Channels of a group, padding included.
+    group_width: usize,
+    /// Bytes of a panel of `channels` channels, of the last one of a group, and of a group, all planes.
+    full_bytes: usize,
+    last_bytes: usize,
+    group_bytes: usize,
+}
+
+impl Panels {
+    fn new(inner: Inner<'_>, shape: WeightShape, operands: OperandTypes) -> Self {
+        let (group_channels, channels) = (shape.out_channels / shape.groups, inner.panel_channels());
+        let (taps, inputs) = (shape.kernel[0] * shape.kernel[1], shape.channels / shape.groups);
+        let planes = 1 + usize::from(operands.weights() == WeightType::TwoBit);
+        let full = (group_channels - 1) / channels;
+        let last = group_channels - full * channels;
+        let bytes = |channels| inner.panel_bytes(taps, inputs, channels);
+        let (full_bytes, last_bytes) = (bytes(channels), bytes(last));
+        Panels {
+            group_channels,
+            channels,
+            planes,
+            group_width: full * inner.panel_width(channels) + inner.panel_width(last),
+            full_bytes,
+            last_bytes,
+            group_bytes: full_bytes.saturating_mul(full).saturating_add(last_bytes).saturating_mul(planes),
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.group_channels.div_ceil(self.channels)
+    }
+
+    /// Where a panel's plane is in the blob.
+    #[inline]
+    fn range(&self, group: usize, panel: usize, plane: usize) -> Range<usize> {
+        let size = if panel + 1 == self.count() { self.last_bytes } else { self.full_bytes };
+        let start = HEADER + group * self.group_bytes + panel * self.planes * self.full_bytes + plane * size;
+        start..start + size
+    }
+}
+
+/// The place of a panel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Panel {
+    pub group: usize,
+    /// Its number in the group.
+    pub index: usize,
+    /// Output channels, over all groups, of its first channel.
+    pub first: usize,
+    /// Channels, and channels with padding.
+    pub channels: usize,
+    pub width: usize,
+    /// Where it begins among the channels of all panels, with padding.
+    pub padded: usize,
+}
+
+/// Weights of any type, laid out for a kernel.
+#[derive(Clone, Debug)]
+pub struct PackedWeights<'a> {
+    blob: Blob<'a>,
+    shape: WeightShape,
+    operands: OperandTypes,
+    kernel: &'static dyn Kernel,
+    inner: Inner<'static>,
+    panels: Panels,
+}
+
+impl PackedWeights<'static> {
+    /// Packs `values`, ordered `out_channels, channels / groups, kernel height, kernel width` as in
+    /// PyTorch, for the best kernel that this CPU has for a convolution of the shape and operands.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for an impossible shape, or one whose sums would not be exact, or a value that
+    /// is none of the operands' weight type; [`Error::Shape`] for a slice of another size;
+    /// [`Error::Environment`] as [`kernels::available`].
+    pub fn new(values: &[i8], shape: WeightShape, operands: impl Into<OperandTypes>) -> Result<Self> {
+        let (shape, operands) = (shape.check()?, operands.into());
+        Self::for_kernel(kernels::choose_for(shape.layer(), operands)?, values, shape, operands)
+    }
+
+    /// As [`PackedWeights::new`], for a linear layer, which has as few rows as a batch has images.
+    ///
+    /// # Errors
+    /// As [`PackedWeights::new`].
+    pub fn for_linear(values: &[i8], shape: WeightShape, operands: impl Into<OperandTypes>) -> Result<Self> {
+        let operands = operands.into();
+        Self::for_kernel(kernels::choose_for(LayerShape::Linear, operands)?, values, shape, operands)
+    }
+
+    /// As [`PackedWeights::new`], for a given kernel: for tests and benchmarks.
+    ///
+    /// # Errors
+    /// As [`PackedWeights::new`]; [`Error::Value`] where the kernel cannot run these operands.
+    pub fn for_kernel(
+        kernel: &'static dyn Kernel,
+        values: &[i8],
+        shape: WeightShape,
+        operands: impl Into<OperandTypes>,
+    ) -> Result<Self> {
+        let operands = operands.into();
+        let mut packed = PackedWeights::empty(kernel, shape, operands)?;
+        check_len("weight", shape.len(), values.len())?;
+        check_values(operands, values)?;
+        let header = Header { layout: kernel.layout_id(), shape, operands };
+        packed.blob = Blob::new(&header, packed.total_bytes(), |bytes| packed.pack(values, bytes))?;
+        Ok(packed)
+    }
+
+    /// Packs all panels into a blob.
+    fn pack(&self, values: &[i8], bytes: &mut [u8]) -> Result<()> {
+        let (shape, [kh, kw], k) = (self.shape, self.shape.kernel, self.shape.reduction());
+        let (taps, inputs) = (kh * kw, shape.channels / shape.groups);
+        // Where each tap of a row-by-row window goes.
+        let to_tap = |tap: usize| match self.inner.tap_order() {
+            TapOrder::Rows => tap,
+            TapOrder::Columns => tap % kw * kh + tap / kw,
+        };
+        let order = memory::collected("order of a window's taps", (0..taps).map(to_tap))?;
+        let panel_values = self.panels.channels.saturating_mul(k);
+        let mut reordered = memory::filled("weights of a panel", panel_values, 0i8)?;
+        let planes = self.panels.planes;
+        let mut signs = memory::filled("weights of a panel", if planes == 2 { panel_values } else { 0 }, 0i8)?;
+        let act = self.operands.act().unwrap_or(Act::Full);
+        for panel in (0..shape.groups).flat_map(|group| self.panels(group)) {
+            let from = values[panel.first * k..].chunks_exact(k).take(panel.channels);
+            for (to, from) in reordered.chunks_exact_mut(k).zip(from) {
+                for (c, from) in from.chunks_exact(taps).enumerate() {
+                    for (&t, &value) in order.iter().zip(from) {
+                        to[t * inputs + c] = value;
+                    }
+                }
+            }
+            let mut pack = |plane: usize, weights: &[i8]| {
+                let range = self.panels.range(panel.group, panel.index, plane);
+                let weights = PanelWeights { weights, taps, inputs, count: panel.channels, act };
+                self.inner.pack_panel(&weights, &mut bytes[range])
+            };
+            if planes == 1 {
+                pack(0, &reordered)?;
+                continue;
+            }
+            // w = 2·high + low, both of them signs.
+            for (plane, sign) in [i8::signum as fn(i8) -> i8, |w| w - 2 * w.signum()].into_iter().enumerate() {
+                for (to, &from) in signs.iter_mut().zip(&reordered) {
+                    *to = sign(from);
+                }
+                pack(plane, &signs)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Weights without their bytes.
+    fn empty(kernel: &'static dyn Kernel, shape: WeightShape, operands: OperandTypes) -> Result<Self> {
+        let shape = shape.check()?;
+        check_sums(operands, shape)?;
+        let Some(inner) = kernel.inner(operands) else {
+            return bad_value("kernel", format!("one that runs {operands}"), kernel.name());
+        };
+        let panels = Panels::new(inner, shape, operands);
+        Ok(PackedWeights { blob: Blob::Borrowed(&[]), shape, operands, kernel, inner, panels })
+    }
+
+    /// Bytes that such weights take for a kernel.
+    pub(crate) fn packed_bytes(
+        kernel: &'static dyn Kernel,
+        shape: WeightShape,
+        operands: impl Into<OperandTypes>,
+    ) -> Result<usize> {
+        Ok(PackedWeights::empty(kernel, shape, operands.into())?.total_bytes())
+    }
+}
+
+impl<'a> PackedWeights<'a> {
+    /// Checks and borrows a blob that [`PackedWeights::as_bytes`] gave.
+    ///
+    /// # Errors
+    /// [`Error::Packed`] where the blob is damaged or meant for another CPU's kernel.
+    pub fn from_bytes(bytes: &'a [u8]) -> Result<Self> {
+        let Header { layout, shape, operands } = Header::read(bytes)?;
+        let kernel = kernels::for_layout(layout, operands)?;
+        let packed = PackedWeights::empty(kernel, shape, operands)
+            .map_err(|e| damaged(&format!("their header is damaged ({e})")))?;
+        Ok(PackedWeights { blob: Blob::borrow(bytes, packed.total_bytes())?, ..packed })
+    }
+
+    /// The blob, header included. Keep it where it begins a cache line (64 bytes) if you can: that is faster.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.blob.bytes()
+    }
+
+    /// Shape of the weights.
+    pub fn shape(&self) -> WeightShape {
+        self.shape
+    }
+
+    /// The types of what they are multiplied with, and of themselves.
+    pub fn operands(&self) -> OperandTypes {
+        self.operands
+    }
+
+    /// The kernel that will run them.
+    pub fn kernel(&self) -> &'static dyn Kernel {
+        self.kernel
+    }
+
+    /// The inner loop that will run them.
+    pub(crate) fn inner(&self) -> Inner<'static> {
+        self.inner
+    }
+
+    /// The operands, where activations are codes.
+    ///
+    /// # Errors
+    /// [`Error::Packed`] where they are int8.
+    pub fn code_operands(&self) -> Result<Operands> {
+        match self.operands {
+            OperandTypes::Codes(operands) => Ok(operands),
+            OperandTypes::Int8 => Err(self.unfit("packed codes")),
+        }
+    }
+
+    /// The inner loop over int8 activations.
+    ///
+    /// # Errors
+    /// [`Error::Packed`] where they are codes.
+    pub(crate) fn int8_inner(&self) -> Result<&'static dyn ColumnsKernel> {
+        match self.inner {
+            Inner::Columns(columns) => Ok(columns),
+            Inner::Tiled(_) | Inner::PackedInput(_) => Err(self.unfit("int8 activations")),
+        }
+    }
+
+    /// `Ok` where activations are int8.
+    ///
+    /// # Errors
+    /// [`Error::Packed`] where they are codes.
+    pub fn check_int8(&self) -> Result<()> {
+        self.int8_inner().map(|_| ())
+    }
+
+    fn unfit(&self, expected: &str) -> Error {
+        damaged(&format!("expected weights for {expected}, got ones for {}", self.operands))
+    }
+
+    /// The layout of the codes that a convolution with these weights reads.
+    pub(crate) fn codes_layout(&self) -> Result<CodesLayout> {
+        let coding = self.code_operands()?.act.coding();
+        Ok(CodesLayout::new(self.shape.channels, self.shape.groups)?.with(coding))
+    }
+
+    fn total_bytes(&self) -> usize {
+        self.panels.group_bytes.saturating_mul(self.shape.groups).saturating_add(HEADER)
+    }
+
+    /// A panel; of two-bit weights, that of the high ones.
+    pub(crate) fn panel(&self, group: usize, panel: usize) -> &[u8] {
+        &self.blob.bytes()[self.panels.range(group, panel, 0)]
+    }
+
+    /// The panel of low bits, where weights have two.
+    pub(crate) fn low_panel(&self, group: usize, panel: usize) -> Option<&[u8]> {
+        (self.panels.planes == 2).then(|| &self.blob.bytes()[self.panels.range(group, panel, 1)])
+    }
+
+    /// The places of a group's panels.
+    pub(crate) fn panels(&self, group: usize) -> impl Iterator<Item = Panel> + use<> {
+        let (panels, inner) = (self.panels, self.inner);
+        (0..panels.count()).map(move |index| {
+            let at = index * panels.channels;
+            let channels = panels.channels.min(panels.group_channels - at);
+            Panel {
+                group,
+                index,
+                first: group * panels.group_channels + at,
+                channels,
+                width: inner.panel_width(channels),
+                padded: group * panels.group_width + at,
+            }
+        })
+    }
+
+    /// Channels of all groups, padding included.
+    pub(crate) fn padded_channels(&self) -> usize {
+        self.panels.group_width * self.shape.groups
+    }
+
+    pub(crate) fn groups(&self) -> usize {
+        self.shape.groups
+    }
+
+    pub(crate) fn group_out_channels(&self) -> usize {
+        self.panels.group_channels
+    }
+
+    pub(crate) fn panels_per_group(&self) -> usize {
+        self.panels.count()
+    }
+
+    pub(crate) fn macs_per_row(&self) -> usize {
+        self.shape.len()
+    }
+}

@@ -1,0 +1,105 @@
+//! Shapes and values of weights, and what packing refuses of them.
+
+use crate::codec::CodesLayout;
+use crate::error::{Result, bad_value};
+use crate::kernels::{LayerShape, OperandTypes, Operands};
+
+/// Accumulators stay exact in float32 below this, in magnitude.
+const EXACT: usize = 1 << 24;
+/// No reduction is longer, whatever the operands: levels and weights that are both up to 2.
+const MAX_REDUCTION: usize = EXACT / 2;
+/// Longest reduction (channels / groups × kernel) whose sums of int8 products fit `i32`.
+pub const MAX_INT8_REDUCTION: usize = 133_000;
+
+/// Shape of a weight: `out_channels × (channels / groups) × kernel`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WeightShape {
+    /// Output channels, over all groups.
+    pub out_channels: usize,
+    /// Input channels, over all groups.
+    pub channels: usize,
+    /// Height and width of the kernel; 1×1 for a linear layer.
+    pub kernel: [usize; 2],
+    /// Groups.
+    pub groups: usize,
+}
+
+impl WeightShape {
+    pub(crate) fn check(self) -> Result<Self> {
+        CodesLayout::new(self.channels, self.groups)?;
+        let [kh, kw] = self.kernel;
+        if self.out_channels == 0 || !self.out_channels.is_multiple_of(self.groups) {
+            return bad_value(
+                "out_channels",
+                format!("a positive multiple of the {} groups", self.groups),
+                self.out_channels,
+            );
+        }
+        let fits = (1..=u16::MAX as usize).contains(&kh)
+            && (1..=u16::MAX as usize).contains(&kw)
+            && self.out_channels <= u32::MAX as usize / 2
+            && self.channels <= u32::MAX as usize / 2
+            && self.reduction_checked().is_some_and(|k| k < MAX_REDUCTION);
+        if !fits {
+            return bad_value(
+                "weight shape",
+                format!("a reduction (channels / groups × kernel) of at least 1 and below {MAX_REDUCTION}"),
+                format!("{self:?}"),
+            );
+        }
+        Ok(self)
+    }
+
+    fn reduction_checked(self) -> Option<usize> {
+        self.channels.checked_div(self.groups)?.checked_mul(self.kernel[0])?.checked_mul(self.kernel[1])
+    }
+
+    /// Multiply-accumulates per output channel and pixel.
+    pub fn reduction(self) -> usize {
+        self.reduction_checked().unwrap_or(usize::MAX)
+    }
+
+    /// What the choice of a kernel for a convolution with such weights depends on.
+    pub fn layer(self) -> LayerShape {
+        let out_channels = self.out_channels.checked_div(self.groups).unwrap_or(0);
+        LayerShape::Conv {
+            out_channels,
+            reduction: self.reduction(),
+            taps: self.kernel[0].saturating_mul(self.kernel[1]),
+        }
+    }
+
+    /// Number of weights.
+    pub fn len(self) -> usize {
+        self.out_channels.saturating_mul(self.reduction())
+    }
+
+    /// Never: a checked shape has at least one weight.
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// `Ok` where the sums of such a shape are exact: those of codes in float32, those of int8 in `i32`.
+pub(super) fn check_sums(operands: OperandTypes, shape: WeightShape) -> Result<()> {
+    let longest = match operands {
+        OperandTypes::Codes(Operands { act, weights }) => EXACT / (act.max_abs() * weights.max_abs()),
+        OperandTypes::Int8 => MAX_INT8_REDUCTION,
+    };
+    if shape.reduction() <= longest {
+        return Ok(());
+    }
+    let expected = format!("a reduction (channels / groups × kernel) of at most {longest} for {operands}");
+    bad_value("weight shape", expected, format!("{} of {shape:?}", shape.reduction()))
+}
+
+/// `Ok` where all weights are of the type that is given for them.
+pub(super) fn check_values(operands: OperandTypes, values: &[i8]) -> Result<()> {
+    match operands {
+        OperandTypes::Codes(operands) => operands.weights.check("weight", values),
+        OperandTypes::Int8 => match values.iter().position(|&w| w == i8::MIN) {
+            None => Ok(()),
+            Some(at) => bad_value("weight", "int8 weights, from -127 to 127", format!("-128 at element {at}")),
+        },
+    }
+}
