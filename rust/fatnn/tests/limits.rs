@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{codes, ternary};
-use fatnn::codec::{Act, CodesLayout, Coding};
+use fatnn::codec::{Act, CodesLayout, Coding, WeightKind};
 use fatnn::conv::{ConvShape, conv2d_acc};
 use fatnn::net::{Input, Limits, Network, Output, Tensor};
 use fatnn::pack::{PackedWeights, WeightShape};
