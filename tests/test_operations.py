@@ -18,6 +18,8 @@ FUNCTIONS = {
     ("convert/ops_int8.py", "INT8_OPS"),
     ("convert/ops_code.py", "CODE_OPS"),
     ("convert/rows_functions.py", "METHODS"),  # rows of the lowering, by methods of tensors
+    ("convert/rows_functions.py", "_ARITHMETIC"),  # names of torch's functions and methods
+    ("convert/rows_shapes.py", "METHODS"),
     ("ops/schema.py", "OPS"),  # operators of torch, by their own names
     ("ops/kernels.py", "KERNELS"),
 }

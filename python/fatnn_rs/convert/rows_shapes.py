@@ -11,7 +11,7 @@ import operator
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from fatnn_rs.convert.graph import Ref
 from fatnn_rs.convert.lower import Lowering, Row
@@ -251,7 +251,7 @@ def select(ctx: Lowering, input: Any, dim: Any, index: Any) -> Any:
 
 
 def narrow(ctx: Lowering, input: Any, dim: Any, start: Any, length: Any) -> Any:
-    """Some indices of a dimension."""
+    """Take some indices of a dimension."""
     rank = len(ctx.shape(input))
     if not rank or not all(isinstance(v, int) for v in (dim, start, length)) or start < 0:
         return None
@@ -340,7 +340,7 @@ def stack(ctx: Lowering, tensors: Any, dim: Any = 0) -> Ref | None:
 
 
 def roll(ctx: Lowering, input: Any, shifts: Any, dims: Any = None) -> Ref | None:
-    """Indices moved around, one dimension after the other."""
+    """Move indices around, one dimension after the other."""
     name, shape = ctx.value(input), ctx.shape(input)
     shifts, dims = ([v] if isinstance(v, int) else v for v in (shifts, dims))
     if name is None or not isinstance(shifts, (tuple, list)) or not isinstance(dims, (tuple, list)):

@@ -59,7 +59,9 @@ pub(super) fn assign(graph: &Graph, nodes: Vec<NetNode>) -> Result<Assigned> {
                 }
             };
         }
-        values[node.output].order = order;
+        for value in node.makes() {
+            values[value].order = order;
+        }
         made.push(node);
     }
     Ok(Assigned { nodes: made, inputs, values: values.len() })
