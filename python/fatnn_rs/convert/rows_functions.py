@@ -185,7 +185,7 @@ def adaptive_avg_pool(dims: int) -> Row:
 
 _aten = torch.ops.aten
 
-#: Tensor methods and functions of torch → operation.
+#: Names of functions and methods of torch → operation.
 _ARITHMETIC = (
     ("add", "add"),
     ("sub", "sub"),
@@ -196,12 +196,14 @@ _ARITHMETIC = (
     ("divide", "div"),
     ("true_divide", "div"),
 )
+#: Names of Python's operators → operation.
+_OPERATORS = (("add", "add"), ("sub", "sub"), ("mul", "mul"), ("truediv", "div"))
 
 
 def _arithmetic_calls() -> dict[Any, Row]:
     """Rows of Python's operators, torch's functions and aten's operators."""
     found: dict[Any, Row] = {getattr(torch, name): arithmetic(op) for name, op in _ARITHMETIC}
-    for op, python in (("add", "add"), ("sub", "sub"), ("mul", "mul"), ("div", "truediv")):
+    for python, op in _OPERATORS:
         row = arithmetic(op)
         found |= {getattr(operator, python): row, getattr(operator, f"i{python}"): row}
         for packet in (getattr(_aten, op), getattr(_aten, f"{op}_")):
