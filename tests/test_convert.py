@@ -349,7 +349,7 @@ def test_report_says_what_was_not_fused() -> None:
         "not fused: relu0, relu1, relu2, relu3 and 2 more (fuse_elementwise), because others read the same value",
         "not fused: block.q (fuse_quantizer), because it reads an input of the network",
     ]
-    x = torch.randn(1, 3, 32, 32)
+    x = image(1, 3, 13, 11)
     report = convert(ready(Vgg(), x), x, float_layers="rust").report
     assert report.not_fused
     assert {found.rewrite for found in report.not_fused} <= {"fuse_elementwise", "fuse_max_pool", "fuse_quantizer"}

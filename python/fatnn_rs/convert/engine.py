@@ -56,13 +56,13 @@ class Segment:
     network: _core.Network = field(repr=False)
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
-        """Run it; results are channels last in memory."""
-        return [_tensor(array) for array in self.network.run(*_arrays(inputs))]
+        """Run it; results are channels last in memory, or as their shape says."""
+        return [torch.from_numpy(array) for array in self.network.run(*_arrays(inputs))]
 
     def observed(self, *inputs: Tensor) -> tuple[list[Tensor], Seen]:
         """Run it, and return nanoseconds and packed codes of the nodes that ran."""
         outputs, seen = self.network.run_observed(*_arrays(inputs))
-        return [_tensor(array) for array in outputs], {name: (time, codes) for name, time, codes in seen}
+        return [torch.from_numpy(array) for array in outputs], {name: (time, codes) for name, time, codes in seen}
 
 
 def _arrays(inputs: Iterable[Tensor]) -> tuple[list[npt.NDArray[np.float32]], list[bool]]:
@@ -75,11 +75,6 @@ def _arrays(inputs: Iterable[Tensor]) -> tuple[list[npt.NDArray[np.float32]], li
         arrays.append(aligned_array(x.permute(0, 2, 3, 1) if channels_last else x.contiguous()))
         last.append(channels_last)
     return arrays, last
-
-
-def _tensor(array: npt.NDArray[np.float32]) -> Tensor:
-    x = torch.from_numpy(array)
-    return x.movedim(-1, 1) if x.dim() > 2 else x
 
 
 def cut(
@@ -149,8 +144,10 @@ def _able(graph: Graph, float_layers: str) -> Callable[[Node], bool]:
             return False
         if _refused(node, [index[name].shape for name in node.inputs]):
             return False
-        # The engine broadcasts nothing. Where a convolution of codes adds a value, the passes have made sure of that.
-        if len(node.inputs) > 1 and not row.reads_codes and not same_shape(graph, node, shapes):
+        # The engine's additions broadcast nothing. Where a convolution of codes adds a value, the passes have made sure
+        # of that.
+        several = len(node.inputs) > 1 and not row.reads_codes and row.form != "shape"
+        if several and not same_shape(graph, node, shapes):
             return False
         return node.op != "batch_norm" or _affine(graph, node, float_layers) is not None
 
@@ -187,7 +184,7 @@ def _segment(graph: Graph, nodes: list[Node], float_layers: str, family: str | N
         if op == "batch_norm" and (found := _affine(graph, node, float_layers)):
             op, named = found
         roles = {role: f"{node.name}/{role}" for role in named}
-        tensors |= {roles[role]: np.ascontiguousarray(aligned_array(value)) for role, value in named.items()}
+        tensors |= {roles[role]: np.asarray(aligned_array(value), order="C") for role, value in named.items()}
         dtypes |= {roles[role]: graph.dtypes[name] for role, name in node.tensors.items() if name in graph.dtypes}
         described.append(
             {

@@ -31,7 +31,7 @@ from fatnn_rs.replica import patched_methods
 __all__ = ["Lowering", "Row", "lower"]
 
 #: Emits nodes for one call and returns their result, or declines with None.
-Row = Callable[..., Ref | None]
+Row = Callable[..., Any]
 
 _NOTHING = Seen()
 
@@ -186,7 +186,7 @@ def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
     row = None if _has_hooks(module) or own else module_row(module)
     if row is not None:
         try:
-            result = row(ctx, module, *args, **kwargs)
+            result: Ref | None = row(ctx, module, *args, **kwargs)
         except TypeError:
             result = None  # called with arguments the row does not know
         if result is not None:

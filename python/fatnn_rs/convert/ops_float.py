@@ -146,6 +146,36 @@ def _flatten(node: Node, tensors: Tensors) -> Function:
     return lambda x: torch.flatten(x, start, end)
 
 
+def _reshape(node: Node, tensors: Tensors) -> Function:
+    shape = node.attrs["shape"]
+    return lambda x: x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(shape)])
+
+
+def _squeeze(node: Node, tensors: Tensors) -> Function:
+    dim = node.attrs["dim"]
+    return lambda x: x.squeeze(dim)
+
+
+def _unsqueeze(node: Node, tensors: Tensors) -> Function:
+    dim = node.attrs["dim"]
+    return lambda x: x.unsqueeze(dim)
+
+
+def _permute(node: Node, tensors: Tensors) -> Function:
+    dims = node.attrs["dims"]
+    return lambda x: x.permute(dims)
+
+
+def _slice(node: Node, tensors: Tensors) -> Function:
+    dim, part = node.attrs["dim"], slice(node.attrs["start"], node.attrs["end"], node.attrs["step"])
+    return lambda x: x[tuple([slice(None)] * (dim % x.dim()) + [part])]
+
+
+def _expand(node: Node, tensors: Tensors) -> Function:
+    shape = node.attrs["shape"]
+    return lambda x, like=None: x.expand([like.shape[0] if size == -2 else size for size in shape])
+
+
 def _pad(node: Node, tensors: Tensors) -> Function:
     pad, mode, value = node.attrs["pad"], node.attrs["mode"], node.attrs["value"]
     if mode == "constant":
@@ -198,6 +228,15 @@ FLOAT_OPS: dict[str, FloatOp] = {
     "reshape_like": FloatOp(lambda node, tensors: _reshape_like),
     "pad": FloatOp(_pad),
     "add": FloatOp(lambda node, tensors: torch.add),
+    "sub": FloatOp(lambda node, tensors: torch.sub),
+    "mul": FloatOp(lambda node, tensors: torch.mul),
+    "div": FloatOp(lambda node, tensors: torch.div),
+    "reshape": FloatOp(_reshape),
+    "squeeze": FloatOp(_squeeze),
+    "unsqueeze": FloatOp(_unsqueeze),
+    "permute": FloatOp(_permute),
+    "slice": FloatOp(_slice),
+    "expand": FloatOp(_expand),
     "cat": FloatOp(_cat),
     "constant": FloatOp(_constant),
 }

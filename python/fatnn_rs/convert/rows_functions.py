@@ -14,7 +14,7 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from fatnn_rs.convert import scalar
+from fatnn_rs.convert import rows_shapes, scalar
 from fatnn_rs.convert.graph import Ref
 from fatnn_rs.convert.lower import Lowering, Row
 
@@ -32,19 +32,32 @@ def dropout(ctx: Lowering, input: Any, p: float = 0.5, training: bool = True, in
     return identity(ctx, input) if training is False else None
 
 
-def add(ctx: Lowering, input: Any, other: Any, *, alpha: Any = 1) -> Ref | None:
-    """Sum of two tensors (not scaled, not with a number)."""
-    left, right = ctx.value(input), ctx.value(other)
-    return None if left is None or right is None or alpha != 1 else ctx.emit("add", [left, right])
+def _operand(ctx: Lowering, value: Any) -> str | None:
+    """Name of a tensor's value, or of a constant for a number."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        number = torch.tensor(float(value), dtype=torch.float32, device="cpu")
+        return ctx.emit("constant", [], {}, {"value": number}, suffix=f"_number_{len(ctx.graph.nodes)}", shape=()).name
+    return ctx.value(value)
 
 
-def cat(ctx: Lowering, tensors: Any, dim: Any = 0) -> Ref | None:
-    """Concatenation."""
-    if not isinstance(tensors, (tuple, list)) or not isinstance(dim, int):
+def arithmetic(op: str, swapped: bool = False) -> Row:
+    """Lower ``a ∘ b``, of which one may be a number; ``swapped``: the arguments are b and a."""
+
+    def row(ctx: Lowering, input: Any, other: Any, *, alpha: Any = 1, rounding_mode: Any = None) -> Ref | None:
+        tensors = isinstance(input, fx.Node) or isinstance(other, fx.Node)
+        if not tensors or alpha != 1 or rounding_mode is not None or ctx.seen(ctx.node).dtype != torch.float32:
+            return None
+        before = len(ctx.graph.nodes)
+        names = (
+            [_operand(ctx, other), _operand(ctx, input)] if swapped else [_operand(ctx, input), _operand(ctx, other)]
+        )
+        known = [name for name in names if name is not None]
+        if len(known) == 2:
+            return ctx.emit(op, known)
+        del ctx.graph.nodes[before:]
         return None
-    names = [ctx.value(tensor) for tensor in tensors]
-    known = [name for name in names if name is not None]
-    return ctx.emit("cat", known, {"dim": dim}) if known and len(known) == len(names) else None
+
+    return row
 
 
 def flatten(ctx: Lowering, input: Any, start_dim: Any = 0, end_dim: Any = -1) -> Ref | None:
@@ -57,37 +70,6 @@ def flatten(ctx: Lowering, input: Any, start_dim: Any = 0, end_dim: Any = -1) ->
     if rank and start == end:
         return Ref(name)
     return ctx.emit("flatten", [name], {"start": start, "end": -1 if end == rank - 1 else end})
-
-
-def view(ctx: Lowering, input: Any, *shape: Any) -> Ref | None:
-    """``x.view(x.size(0), -1)`` and its variants, which flatten everything behind the batch; nothing else."""
-    name, source = ctx.value(input), ctx.shape(input)
-    size = list(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else list(shape)
-    if name is None or len(size) != 2 or len(source) < 2:
-        return None
-    features = math.prod(source[1:])
-    batch, rest = size
-    if rest != -1 and rest != features and ctx.seen(rest).value != features:
-        return None
-    if not (_is_batch_size(ctx, batch) or (batch == -1 and rest == features)):
-        return None
-    if rest != -1 and isinstance(rest, int):
-        ctx.of_one_size.append(name)
-    return Ref(name) if len(source) == 2 else ctx.emit("flatten", [name], {"start": 1, "end": -1})
-
-
-def _is_batch_size(ctx: Lowering, value: Any) -> bool:
-    """Whether an argument is the size of some tensor's first dimension, by any of the ways to write it."""
-    if not isinstance(value, fx.Node):
-        return False
-    args: tuple[Any, ...] = value.args
-    if value.target in ("size", torch.ops.aten.sym_size.int):
-        return len(args) == 2 and args[1:] == (0,)
-    if value.target is operator.getitem and args[1:] == (0,) and isinstance(args[0], fx.Node):
-        whole = args[0]
-        rest: tuple[Any, ...] = whole.args[1:]
-        return (whole.target == "size" and not rest) or (whole.target is getattr and rest == ("shape",))
-    return False
 
 
 def mean(ctx: Lowering, input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None) -> Ref | None:
@@ -203,19 +185,42 @@ def adaptive_avg_pool(dims: int) -> Row:
 
 _aten = torch.ops.aten
 
+#: Names of functions and methods of torch → operation.
+_ARITHMETIC = (
+    ("add", "add"),
+    ("sub", "sub"),
+    ("subtract", "sub"),
+    ("mul", "mul"),
+    ("multiply", "mul"),
+    ("div", "div"),
+    ("divide", "div"),
+    ("true_divide", "div"),
+)
+#: Names of Python's operators → operation.
+_OPERATORS = (("add", "add"), ("sub", "sub"), ("mul", "mul"), ("truediv", "div"))
+
+
+def _arithmetic_calls() -> dict[Any, Row]:
+    """Rows of Python's operators, torch's functions and aten's operators."""
+    found: dict[Any, Row] = {getattr(torch, name): arithmetic(op) for name, op in _ARITHMETIC}
+    for python, op in _OPERATORS:
+        row = arithmetic(op)
+        found |= {getattr(operator, python): row, getattr(operator, f"i{python}"): row}
+        for packet in (getattr(_aten, op), getattr(_aten, f"{op}_")):
+            found |= {getattr(packet, overload): row for overload in ("Tensor", "Scalar") if hasattr(packet, overload)}
+    found |= dict.fromkeys((torch.rsub, _aten.rsub.Scalar, _aten.rsub.Tensor), arithmetic("sub", swapped=True))
+    return found
+
+
 #: Functions and operators → row.
 FUNCTIONS: dict[Any, Row] = {
     **scalar.FUNCTIONS,
+    **rows_shapes.FUNCTIONS,
+    **_arithmetic_calls(),
     functional.dropout: dropout,
     functional.dropout2d: dropout,
-    operator.add: add,
-    operator.iadd: add,
-    torch.add: add,
-    torch.cat: cat,
-    torch.concat: cat,
     torch.flatten: flatten,
     torch.mean: mean,
-    torch.reshape: view,
     functional.pad: pad,
     functional.max_pool1d: max_pool(1),
     functional.max_pool2d: max_pool(2),
@@ -227,12 +232,7 @@ FUNCTIONS: dict[Any, Row] = {
     functional.adaptive_avg_pool2d: adaptive_avg_pool(2),
     _aten.dropout.default: dropout,
     _aten.feature_dropout.default: dropout,
-    _aten.add.Tensor: add,
-    _aten.add_.Tensor: add,
-    _aten.cat.default: cat,
     _aten.flatten.using_ints: flatten,
-    _aten.view.default: view,
-    _aten.reshape.default: view,
     _aten.mean.dim: mean,
     _aten.pad.default: pad,
     _aten.max_pool1d.default: max_pool(1),
@@ -246,11 +246,11 @@ FUNCTIONS: dict[Any, Row] = {
 #: Tensor methods → row.
 METHODS: dict[str, Row] = {
     **scalar.METHODS,
-    "add": add,
-    "add_": add,
+    **rows_shapes.METHODS,
+    **{f"{name}{end}": arithmetic(op) for name, op in _ARITHMETIC for end in ("", "_")},
     "flatten": flatten,
-    "view": view,
-    "reshape": view,
     "mean": mean,
     "contiguous": identity,
+    "clone": identity,
+    "detach": identity,
 }

@@ -97,7 +97,7 @@ impl Network {
     }
 
     /// Runs the network on float32 arrays whose memory is channels-first (shape as PyTorch has it) or, where `channels_last`
-    /// says so, channels-last (shape (images, ..., channels)). Outputs are channels-last. Signals are handled between nodes, so
+    /// says so, channels-last (shape (images, ..., channels)). Outputs have PyTorch's shapes, and strides of either order. Signals are handled between nodes, so
     /// that Ctrl-C ends a long run.
     fn run<'py>(
         &self,
@@ -199,9 +199,15 @@ impl Network {
         outputs
             .into_iter()
             .map(|output| {
-                let mut shape = output.shape;
+                let (rank, mut shape) = (output.shape.len(), output.shape);
+                if !output.channels_last || rank < 3 {
+                    return array(py, output.data, shape);
+                }
                 shape[1..].rotate_left(1);
-                array(py, output.data, shape)
+                let mut axes: Vec<usize> = (0..rank).collect();
+                axes[1..].rotate_right(1);
+                let made = array(py, output.data, shape)?;
+                Ok(made.call_method1("transpose", (axes,))?.cast_into()?)
             })
             .collect()
     }

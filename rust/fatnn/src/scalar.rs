@@ -25,6 +25,19 @@ pub enum Scalar {
     Hardswish,
 }
 
+/// A function of two elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Binary {
+    /// `a + b`.
+    Add,
+    /// `a - b`.
+    Sub,
+    /// `a * b`.
+    Mul,
+    /// `a / b`.
+    Div,
+}
+
 impl Scalar {
     /// Applies it to every element.
     #[inline(always)]

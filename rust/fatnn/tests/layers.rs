@@ -17,7 +17,7 @@ const LAYERS: &[(&[&str], &[&str])] = &[
     (&["cpu", "config"], &["error"]),
     (&["scalar"], &[]),
     (&["epilogue"], &["codec", "error", "memory", "scalar"]),
-    (&["kernels"], &["codec", "config", "cpu", "dtype", "epilogue", "error", "memory", "transpose"]),
+    (&["kernels"], &["codec", "config", "cpu", "dtype", "epilogue", "error", "memory", "scalar", "transpose"]),
     (&["parallel"], &["config", "error", "kernels", "memory"]),
     (&["quantize"], &["codec", "epilogue", "error", "kernels", "parallel", "transpose"]),
     (&["pack"], &["codec", "dtype", "error", "kernels", "memory"]),

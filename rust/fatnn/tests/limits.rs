@@ -224,10 +224,10 @@ fn structs_made_by_hand_are_errors_and_never_panics() {
     for (shape, values) in
         [(vec![], 1), (vec![1], 1), (vec![1, 2], 3), (vec![0, 2], 1), (vec![1, 0, 5], 1), (vec![usize::MAX, 2, 2], 4)]
     {
-        let output = Output { shape: shape.clone(), data: vec![1.0; values] };
+        let output = Output { shape: shape.clone(), data: vec![1.0; values], channels_last: true };
         assert!(matches!(output.channels_first(), Err(Error::Shape { .. })), "{shape:?}");
     }
-    let output = Output { shape: vec![1, 2, 2], data: vec![1.0, 2.0, 3.0, 4.0] };
+    let output = Output { shape: vec![1, 2, 2], data: vec![1.0, 2.0, 3.0, 4.0], channels_last: true };
     assert_eq!(output.channels_first().unwrap(), [1.0, 3.0, 2.0, 4.0]);
     for (channels, groups) in [(1 << 60, 1 << 60), (usize::MAX, usize::MAX), (usize::MAX, 1), (1 << 59, 1 << 10)] {
         assert!(matches!(CodesLayout::new(channels, groups), Err(Error::Value { .. })), "{channels} {groups}");
@@ -268,7 +268,7 @@ fn numbers_at_the_edge_of_their_type_are_errors() {
             assert!(matches!(built, Err(Error::Graph { .. })), "{key} {number}");
         }
         let flatten = single("flatten", json!({"start": number, "end": number}), &[], Limits::DEFAULT);
-        assert!(flatten.is_err(), "{number}");
+        assert_eq!(flatten.is_err(), number != json!(-1), "{number}");
     }
     for eps in [json!(-1e308), json!(1e308), json!(-1e-9)] {
         let tensors = [("mean", ones(&[2])), ("var", ones(&[2]))];

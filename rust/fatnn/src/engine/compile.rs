@@ -1,15 +1,19 @@
 //! From a graph to executable operations: the only place that packs weights for this CPU.
 
+use super::apart;
 use super::fused::{FusedGraph, FusedNode};
 use super::input::ValueInfo;
 use super::network::{FusedQuantizer, NetNode, Network, NotFused};
+use super::ops::arithmetic::Arithmetic;
 use super::ops::conv::{Epilogue, MaxPoolCodes, Quantize, Shortcut, TernaryConv};
 use super::ops::depthwise::DepthwiseConv;
-use super::ops::elementwise::{Add, Map, elementwise_of, optional_constants};
+use super::ops::elementwise::{ChannelDim, Map, elementwise_of, optional_constants};
 use super::ops::int8::Int8Conv;
-use super::ops::linear::{Flatten, FloatConv};
+use super::ops::linear::FloatConv;
 use super::ops::pad::Pad;
 use super::ops::pool::{Pool, Windows};
+use super::ops::shape::{Concat, Constant, Expand, Permute, Reshape, SliceDim};
+use super::order;
 use super::passes::{self, Refusal, quantizer};
 use super::value::Operation;
 use crate::codec::CodesLayout;
@@ -54,19 +58,20 @@ pub(super) fn network(text: &str, tensors: &Tensors, family: Option<Family>, lim
     if !unsupported.is_empty() {
         return Err(Error::Unsupported { what: unsupported.join("; ") });
     }
-    let inputs = graph.nodes.iter().enumerate().filter_map(|(value, node)| match &node.op {
-        Op::Input(input) => Some(ValueInfo::input(node, input, value)),
+    let order::Assigned { nodes, inputs, values } = order::assign(&graph, nodes)?;
+    let inputs = graph.nodes.iter().zip(inputs).enumerate().filter_map(|(value, (node, order))| match &node.op {
+        Op::Input(input) => Some(ValueInfo::input(node, input, order, value)),
         _ => None,
     });
     // An output has the name and shape of its own node, also where that runs inside another.
     let outputs = graph.outputs.values().into_iter().zip(outputs);
     let outputs = outputs.map(|(node, value)| ValueInfo::output(&graph.nodes[node], value));
     let cost = (limits, compiler.budget.spent());
-    let net =
-        Network::of(inputs.collect(), outputs.collect(), nodes, graph.nodes.len(), cost).map_err(|e| match e {
-            Error::Memory { .. } | Error::Limit { .. } | Error::Environment { .. } => e,
-            other => Error::Graph { why: format!("at the shapes that it was converted at: {other}") },
-        })?;
+    let apart = apart::images_apart(&graph);
+    let net = Network::of(inputs.collect(), outputs.collect(), nodes, values, cost, apart).map_err(|e| match e {
+        Error::Memory { .. } | Error::Limit { .. } | Error::Environment { .. } => e,
+        other => Error::Graph { why: format!("at the shapes that it was converted at: {other}") },
+    })?;
     Ok(Network { not_fused, ..net })
 }
 
@@ -153,7 +158,8 @@ impl<'a> Compiler<'a> {
 
     fn build(&self, fused: &FusedNode, post: Vec<Elementwise>, shortcut: Option<Shortcut>) -> OpResult {
         let view = self.view(fused.node);
-        let rank = self.graph.nodes[fused.inputs[0]].shape.len();
+        let rank = fused.inputs.first().map_or(0, |&input| self.graph.nodes[input].shape.len());
+        let channel_dim = self.channel_dim(fused);
         Ok(match &view.node.op {
             Op::Conv(conv) => self.float_conv(view, conv, post)?,
             Op::Linear => self.linear(view, post)?,
@@ -171,9 +177,29 @@ impl<'a> Compiler<'a> {
                 let axes = if *keepdim { None } else { Some(0) };
                 Box::new(Pool { windows: Windows::Whole, reduce: MEAN, axes })
             }
-            Op::Flatten { .. } => Box::new(Flatten),
+            Op::Flatten { start, end } => {
+                let (start, end) = (from_front(*start, rank)?, from_front(*end, rank)?);
+                Box::new(Reshape::Flatten { start, end })
+            }
+            Op::FlattenLeading => Box::new(Reshape::FlattenLeading),
+            Op::ReshapeLike => Box::new(Reshape::Like),
             Op::Pad { pad, value, .. } => Box::new(Pad::new(pad, *value, rank)?),
-            Op::Add => Box::new(Add::new(post)),
+            Op::Binary(kind) => Box::new(Arithmetic::new(*kind, post, channel_dim)),
+            Op::Reshape { shape } => Box::new(Reshape::To(shape.clone())),
+            Op::Squeeze { dim } => Box::new(Reshape::Squeeze(from_front(*dim, rank)?)),
+            Op::Unsqueeze { dim } => Box::new(Reshape::Unsqueeze(from_front(*dim, rank + 1)?)),
+            Op::Permute { dims } => Box::new(Permute(permutation(dims, rank)?)),
+            Op::Slice(slice) => {
+                Box::new(SliceDim { dim: slice.dim, start: slice.start, end: slice.end, step: slice.step })
+            }
+            Op::Expand { shape } => Box::new(Expand(shape.clone())),
+            Op::Cat { dim } => Box::new(Concat(*dim)),
+            Op::Constant => {
+                let (shape, data) =
+                    (view.shape("value")?.to_vec(), memory::copied("a constant", view.floats("value")?)?);
+                self.budget.spend(size_of_val(data.as_slice()) as u128)?;
+                Box::new(Constant { shape, data })
+            }
             Op::Quantize { .. } => {
                 let thresholds = memory::copied("thresholds", view.floats("steps")?)?;
                 Box::new(Quantize { thresholds, layout: self.layout(fused.node)? })
@@ -193,10 +219,23 @@ impl<'a> Compiler<'a> {
             _ if view.node.is_elementwise() => {
                 let mut functions = vec![elementwise_of(view)?]; // small: one
                 functions.extend(post);
-                Box::new(Map(functions))
+                Box::new(Map { functions, channel_dim })
             }
             _ => return Err(BuildError::Unsupported("not one of this crate's".into())),
         })
+    }
+
+    /// The dimension that a node's functions per channel, and those that run inside it, are about. All are about one.
+    fn channel_dim(&self, fused: &FusedNode) -> ChannelDim {
+        let mut dims = std::iter::once(&fused.node).chain(&fused.elementwise).filter_map(|&node| {
+            let node = &self.graph.nodes[node];
+            Some((node.channel_dim()?, node.shape.len()))
+        });
+        match dims.next_back() {
+            None => ChannelDim::Any,
+            Some((dim, rank)) if dim + 1 == rank => ChannelDim::Last,
+            Some(_) => ChannelDim::Second,
+        }
     }
 
     fn float_conv(&self, view: NodeView<'_>, conv: &op::Conv, post: Vec<Elementwise>) -> OpResult {
@@ -302,6 +341,22 @@ impl<'a> Compiler<'a> {
         };
         let weights = self.packed(kernel, codes, shape, operands.into())?;
         Ok(TernaryConv { weights, window: conv.params, axes: conv.axes, epilogue, shortcut }.check()?)
+    }
+}
+
+/// A dimension counted from the front; of a number, which has none, the first.
+fn from_front(dim: i64, rank: usize) -> Result<usize, String> {
+    let rank = rank.max(1);
+    let found = usize::try_from(if dim < 0 { dim.saturating_add(rank as i64) } else { dim }).ok();
+    found.filter(|dim| *dim < rank).ok_or_else(|| format!("dimension {dim} of a value of {rank} dimensions"))
+}
+
+/// Dimensions counted from the front, each once.
+fn permutation(dims: &[i64], rank: usize) -> Result<Vec<usize>, String> {
+    let made: Vec<usize> = dims.iter().map(|&dim| from_front(dim, rank)).collect::<Result<_, _>>()?;
+    match (0..rank).all(|dim| made.contains(&dim)) && made.len() == rank {
+        true => Ok(made),
+        false => Err(format!("dims {dims:?} are not the dimensions of a value of {rank}")),
     }
 }
 

@@ -1,14 +1,14 @@
 //! Inputs and outputs of a network: what a run's arrays are checked against.
 
-use super::value::Dims;
+use super::value::{Order, Value};
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::graph::Node;
 use crate::graph::op::{self, BatchRange};
 
-/// A float32 array: shape as PyTorch writes it (images, channels, spatial axes).
+/// A float32 array: shape as PyTorch writes it.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
-    /// Images, channels, and up to two spatial axes.
+    /// Images, channels and up to two spatial axes, or any others.
     pub shape: &'a [usize],
     /// Values in memory order.
     pub data: &'a [f32],
@@ -24,8 +24,12 @@ pub(super) struct ValueInfo {
     pub shape: Vec<usize>,
     /// Dimensions whose size is part of the network: the model was captured for that size only.
     pub fixed: Vec<usize>,
+    /// The dimension of channels, whose size is that at conversion, where there is one.
+    pub channel_dim: Option<usize>,
     /// Sizes that the first dimension may have, where the model branches on it.
     pub batch: Option<BatchRange>,
+    /// Where the network wants the elements of an input.
+    pub order: Order,
     pub value: usize,
 }
 
@@ -47,28 +51,27 @@ impl BatchRange {
 }
 
 impl ValueInfo {
-    pub fn input(node: &Node, input: &op::Input, value: usize) -> Self {
+    pub fn input(node: &Node, input: &op::Input, order: Order, value: usize) -> Self {
         let (name, shape, fixed) = (node.name.clone(), node.shape.clone(), input.fixed.clone());
-        ValueInfo { name, shape, fixed, batch: input.batch, value }
+        // 0 says that nothing is known about channels.
+        let noted = input.channel_dim.filter(|dim| (1..shape.len()).contains(dim));
+        let channel_dim = noted.or((order == Order::ChannelsLast).then_some(1));
+        ValueInfo { name, shape, fixed, channel_dim, batch: input.batch, order, value }
     }
 
     pub fn output(node: &Node, value: usize) -> Self {
         let (name, shape) = (node.name.clone(), node.shape.clone());
-        ValueInfo { name, shape, fixed: Vec::new(), batch: None, value }
+        ValueInfo { name, shape, fixed: Vec::new(), channel_dim: None, batch: None, order: Order::RowMajor, value }
     }
 
     /// Checks an input against what the network was converted for: everything but images and spatial sizes is fixed.
-    pub fn dims(&self, input: &Input<'_>) -> Result<Dims> {
+    pub fn value(&self, input: &Input<'_>) -> Result<Value> {
         let shape = input.shape;
-        if shape.len() != self.shape.len() || shape[1] != self.shape[1] {
+        if shape.len() != self.shape.len() || self.channel_dim.is_some_and(|dim| shape[dim] != self.shape[dim]) {
+            let channels = self.channel_dim.map_or(String::new(), |dim| format!(" with {} channels", self.shape[dim]));
             return Err(Error::Shape {
                 what: "input of the network",
-                expected: format!(
-                    "{} dimensions with {} channels, as {:?}",
-                    self.shape.len(),
-                    self.shape[1],
-                    self.shape
-                ),
+                expected: format!("{} dimensions{channels}, as {:?}", self.shape.len(), self.shape),
                 got: format!("{shape:?}"),
             });
         }
@@ -81,8 +84,8 @@ impl ValueInfo {
                 got: format!("{shape:?}"),
             });
         }
-        if let Some(batch) = self.batch {
-            batch.check(shape[0])?;
+        if let (Some(batch), Some(&images)) = (self.batch, shape.first()) {
+            batch.check(images)?;
         }
         let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|n| *n < 1 << 40);
         let sides = shape.iter().all(|side| *side < 1 << 31);
@@ -90,24 +93,14 @@ impl ValueInfo {
             return bad_value("input of the network", "a size that fits in memory", format!("{shape:?}"));
         };
         check_len("values of the input", elements, input.data.len())?;
-        Ok(dims(shape))
+        Value::ordered(shape, self.order)
     }
 
-    /// The dimensions at conversion.
-    pub fn noted(&self) -> Result<Dims> {
-        if !(2..=4).contains(&self.shape.len()) || self.shape.iter().any(|side| *side >= 1 << 31) {
-            return bad_value("input of the network", "a shape of two to four sizes", format!("{:?}", self.shape));
+    /// The value at conversion.
+    pub fn noted(&self) -> Result<Value> {
+        if self.shape.iter().any(|side| *side >= 1 << 31) {
+            return bad_value("input of the network", "sizes below 2³¹", format!("{:?}", self.shape));
         }
-        Ok(dims(&self.shape))
+        Value::ordered(&self.shape, self.order)
     }
-}
-
-/// Dimensions of a shape of two to four sizes.
-fn dims(shape: &[usize]) -> Dims {
-    let map = match shape[2..] {
-        [h, w] => [h, w],
-        [w] => [1, w],
-        _ => [1, 1],
-    };
-    Dims { images: shape[0], channels: shape[1], map, axes: shape.len() - 2 }
 }

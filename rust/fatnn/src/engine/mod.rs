@@ -5,16 +5,19 @@
 //! | `passes` | rewrites of the graph, each with a reason where it does not apply |
 //! | `fused` | the graph that they rewrite |
 //! | `compile` | from that to operations: the only place that packs weights |
+//! | `order` | in which order each value stands in memory |
 //! | `ops` | the operations; they know nothing of fusion |
 //! | `plan` | sizes and buffers for one shape of inputs |
 //! | `run` | running |
 //! | `network` | [`Network`], the public face |
 
+mod apart;
 mod compile;
 mod fused;
 mod input;
 mod network;
 mod ops;
+mod order;
 mod passes;
 mod plan;
 mod run;

@@ -28,6 +28,8 @@ pub struct Network {
     pub(super) limits: Limits,
     /// Bytes of packed weights.
     pub(super) weight_bytes: u128,
+    /// Whether a batch's results are those of its images, one after the other.
+    pub(super) images_apart: bool,
     pub(super) not_fused: Vec<NotFused>,
     pub(super) workspaces: Mutex<Vec<Workspace>>,
 }
@@ -68,10 +70,9 @@ pub(super) struct FusedQuantizer {
 }
 
 impl NetNode {
-    /// The one or two values that it reads, and how many.
-    pub fn read(&self, values: &[Value]) -> ([Value; 2], usize) {
-        let at = |i: usize| values[self.inputs[i.min(self.inputs.len() - 1)]];
-        ([at(0), at(1)], self.inputs.len().min(2))
+    /// The values that it reads.
+    pub fn read(&self, values: &[Value]) -> Vec<Value> {
+        self.inputs.iter().map(|&value| values[value]).collect() // small: as many as the node names
     }
 
     /// An error that names it.
@@ -147,9 +148,10 @@ impl Network {
         nodes: Vec<NetNode>,
         values: usize,
         (limits, weight_bytes): (Limits, u128),
+        images_apart: bool,
     ) -> Result<Self> {
         let (not_fused, workspaces) = (Vec::new(), Mutex::default());
-        let net = Network { inputs, outputs, nodes, values, limits, weight_bytes, not_fused, workspaces };
+        let net = Network { inputs, outputs, nodes, values, limits, weight_bytes, images_apart, not_fused, workspaces };
         let noted = net.inputs.iter().map(ValueInfo::noted).collect::<Result<Vec<_>>>()?;
         net.measure(&noted)?;
         Ok(net)

@@ -56,7 +56,7 @@ impl Slots {
 /// Everything that belongs to one input shape: steps and buffers.
 #[derive(Debug)]
 pub(super) struct Workspace {
-    pub input_dims: Vec<Dims>,
+    pub input_values: Vec<Value>,
     pub steps: Vec<Box<dyn ExecutableOp>>,
     pub values: Vec<Value>,
     /// Per value: its buffer.
@@ -93,54 +93,63 @@ impl Workspace {
 }
 
 impl Network {
-    /// A workspace for these shapes: one that is free, or a new one.
-    pub(super) fn take(&self, dims: &[Dims]) -> Result<Workspace> {
+    /// A workspace for these inputs: one that is free, or a new one.
+    pub(super) fn take(&self, inputs: &[Value]) -> Result<Workspace> {
         let mut kept = self.lock();
-        match kept.iter().rposition(|w| w.input_dims == dims) {
+        match kept.iter().rposition(|w| w.input_values == inputs) {
             Some(at) => Ok(kept.remove(at)),
             None => {
                 drop(kept);
-                self.plan(dims)
+                self.plan(inputs)
             }
         }
     }
 
-    fn plan(&self, input_dims: &[Dims]) -> Result<Workspace> {
-        let Sizes { values, slots, buffers, scratch } = self.measure(input_dims)?;
+    fn plan(&self, inputs: &[Value]) -> Result<Workspace> {
+        let Sizes { values, slots, buffers, scratch } = self.measure(inputs)?;
         let mut steps: Vec<Box<dyn ExecutableOp>> = memory::reserved("steps of the network", self.nodes.len())?;
         for node in &self.nodes {
-            let (read, count) = node.read(&values);
-            let (_, step) = node.operation.clone().plan(&read[..count]).map_err(|e| node.error(e))?;
+            let (_, step) = node.operation.clone().plan(&node.read(&values)).map_err(|e| node.error(e))?;
             steps.push(step);
         }
         let mut allocated = memory::reserved("values of the network", buffers.len())?;
         for bytes in buffers {
             allocated.push(Buffer(zeros(bytes)?));
         }
+        // What reads nothing is the same in every run.
+        for (node, step) in self.nodes.iter().zip(&steps).filter(|(node, _)| node.inputs.is_empty()) {
+            let out = allocated[slots[node.output]].write(&values[node.output]);
+            step.run(&[], &mut [], out).map_err(|e| node.error(e))?;
+        }
         let scratch = zeros(scratch)?;
-        let input_dims = memory::copied("values of the network", input_dims)?;
-        Ok(Workspace { input_dims, steps, values, slots, buffers: allocated, scratch })
+        let input_values = memory::copied("values of the network", inputs)?;
+        Ok(Workspace { input_values, steps, values, slots, buffers: allocated, scratch })
     }
 
     /// Settles sizes at these input shapes and checks them against the limits; allocates only a few numbers per node.
-    pub(super) fn measure(&self, input_dims: &[Dims]) -> Result<Sizes> {
+    pub(super) fn measure(&self, inputs: &[Value]) -> Result<Sizes> {
         // Values that nothing makes any more, since their node moved into another, stay empty.
         let nothing = Value::float(Dims { images: 0, channels: 0, map: [1, 1], axes: 0 });
         let mut values = memory::filled("values of the network", self.values, nothing)?;
-        for (value, dims) in values.iter_mut().zip(input_dims) {
-            *value = Value::float(*dims);
+        for (value, input) in values.iter_mut().zip(inputs) {
+            *value = *input;
             value.check()?;
         }
-        let images = input_dims.first().map_or(1, |dims| dims.images.max(1)) as u128;
+        // The value whose memory each has: another's where it is a view.
+        let mut roots = memory::collected("values of the network", 0..self.values)?;
+        let images = inputs.first().and_then(|input| input.shape().first().copied()).map_or(1, |n| n.max(1)) as u128;
         let (mut scratch, mut tables, mut macs) = (0, 0u128, 0u128);
         for node in &self.nodes {
-            let (read, count) = node.read(&values);
-            let (value, cost) = node.operation.measure(&read[..count]).map_err(|e| node.error(e))?;
+            let read = node.read(&values);
+            let (value, cost) = node.operation.measure(&read).map_err(|e| node.error(e))?;
             value.check().map_err(|e| node.error(e))?;
             values[node.output] = value;
+            if let (Some(&first), true) = (node.inputs.first(), node.operation.is_view(&read)) {
+                roots[node.output] = roots[first];
+            }
             let mut bytes = value.buffer_bytes() as u128 + cost.scratch as u128 + cost.bytes;
             if let Some(FusedQuantizer { value, layout, .. }) = node.quantizer {
-                values[value] = Value { codes: Some(layout), ..values[node.output] };
+                values[value] = Value::codes(values[node.output].dims, layout);
                 values[value].check().map_err(|e| node.error(e))?;
                 bytes += values[value].buffer_bytes() as u128;
             }
@@ -150,38 +159,45 @@ impl Network {
             scratch = scratch.max(cost.scratch);
             tables = tables.saturating_add(cost.bytes);
         }
-        // The last node that reads each value; outputs live to the end.
+        // The last node that reads each value's memory; outputs, and what is the same in every run, live to the end.
         let mut last = memory::filled("values of the network", self.values, 0)?;
         for (n, node) in self.nodes.iter().enumerate() {
             for &value in &node.inputs {
-                last[value] = n;
+                last[roots[value]] = n;
             }
         }
         let mut output_bytes = 0;
         for output in &self.outputs {
-            last[output.value] = usize::MAX;
+            last[roots[output.value]] = usize::MAX;
             output_bytes += values[output.value].buffer_bytes() as u128;
         }
         let mut placed = Slots::default();
         let mut slots = memory::filled("values of the network", self.values, usize::MAX)?;
+        // First of all, so that nothing else ever stands in their buffers.
+        for node in self.nodes.iter().filter(|node| node.inputs.is_empty()) {
+            last[node.output] = usize::MAX;
+            slots[node.output] = placed.place(values[node.output].buffer_bytes());
+        }
         for v in 0..self.inputs.len() {
             slots[v] = placed.place(values[v].buffer_bytes());
         }
-        for (n, node) in self.nodes.iter().enumerate() {
+        for (n, node) in self.nodes.iter().enumerate().filter(|(_, node)| !node.inputs.is_empty()) {
             // A sum may take the place of a residual that nobody else will read.
             let residual = match *node.inputs.as_slice() {
-                [a, b] if a != b && last[b] == n && values[b] == values[node.output] => Some(b),
+                [a, b] if roots[a] != roots[b] && last[roots[b]] == n && values[b] == values[node.output] => Some(b),
                 _ => None,
             };
             let replaced = residual.filter(|_| node.operation.adds_in_place());
+            let viewed = node.inputs.first().copied().filter(|first| roots[node.output] == roots[*first]);
             for made in node.makes() {
-                slots[made] = match replaced {
+                slots[made] = match viewed.or(replaced) {
                     Some(value) if made == node.output => slots[value],
                     _ => placed.place(values[made].buffer_bytes()),
                 };
             }
             for (i, &value) in node.inputs.iter().enumerate() {
-                if last[value] == n && replaced != Some(value) && !node.inputs[..i].contains(&value) {
+                let again = node.inputs[..i].iter().any(|before| roots[*before] == roots[value]);
+                if last[roots[value]] == n && replaced != Some(value) && !again {
                     placed.release(slots[value]);
                 }
             }

@@ -3,9 +3,9 @@
 use std::sync::PoisonError;
 
 use super::input::{Input, ValueInfo};
-use super::network::{FusedQuantizer, Network};
-use super::plan::Workspace;
-use super::value::{Dims, Slice, Value};
+use super::network::{FusedQuantizer, NetNode, Network};
+use super::plan::{Buffer, Workspace};
+use super::value::{Dims, Order, Slice, Value};
 use crate::codec::CodesLayout;
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::kernels::CacheLine;
@@ -44,18 +44,24 @@ impl Observed<'_> {
 /// A float32 array that a network made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {
-    /// Images, channels, and up to two spatial axes.
+    /// As PyTorch writes it: images, channels, and up to two spatial axes, or any others.
     pub shape: Vec<usize>,
-    /// Values, channels last.
+    /// Values in memory order.
     pub data: Vec<f32>,
+    /// Whether channels, the second dimension of the shape, are last in memory. Otherwise memory is in the order of
+    /// the shape.
+    pub channels_last: bool,
 }
 
 impl Output {
-    /// The values in the order of the shape: images, channels, pixels.
+    /// The values in the order of the shape.
     ///
     /// # Errors
     /// [`Error::Shape`] where the shape has no channels or another number of values than there are; [`Error::Memory`].
     pub fn channels_first(&self) -> Result<Vec<f32>> {
+        if !self.channels_last {
+            return memory::copied("output with channels first", &self.data);
+        }
         let elements = memory::product(self.shape.iter().copied());
         let ([_, channels, map @ ..], true) = (self.shape.as_slice(), elements == Some(self.data.len())) else {
             return Err(Error::Shape {
@@ -107,7 +113,7 @@ impl Network {
                 let elements = input.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
                 input.shape.first() == Some(&images) && elements == Some(input.data.len())
             });
-        let free = self.inputs.iter().all(|info| !info.fixed.contains(&0) && info.batch.is_none());
+        let free = self.images_apart && self.inputs.iter().all(|info| !info.fixed.contains(&0) && info.batch.is_none());
         (alike && free && images > 1 && elements / images >= MIN_PARALLEL_ELEMENTS).then_some(images)
     }
 
@@ -173,14 +179,16 @@ impl Network {
         watch: &Watch<'_>,
     ) -> Result<Vec<Output>> {
         check_len("inputs of the network", self.inputs.len(), inputs.len())?;
-        let dims = self.inputs.iter().zip(inputs).map(|(info, input)| info.dims(input)).collect::<Result<Vec<_>>>()?;
-        let mut batches = self.inputs.iter().zip(&dims).filter(|(info, _)| info.batch.is_some()).map(|(_, d)| d.images);
+        let values =
+            self.inputs.iter().zip(inputs).map(|(info, input)| info.value(input)).collect::<Result<Vec<_>>>()?;
+        let held = self.inputs.iter().zip(inputs).filter(|(info, _)| info.batch.is_some());
+        let mut batches = held.filter_map(|(_, input)| input.shape.first().copied());
         if let Some(first) = batches.next()
             && let Some(other) = batches.find(|images| *images != first)
         {
             return bad_value("batches of the network's inputs", "one size", format!("{first} and {other}"));
         }
-        let mut workspace = self.take(&dims)?;
+        let mut workspace = self.take(&values)?;
         let outputs = self.run_in(&mut workspace, inputs, observe, watch)?;
         let mut kept = self.lock();
         if kept.len() >= MAX_CACHED_WORKSPACES.max(parallel::num_threads()?) {
@@ -188,6 +196,11 @@ impl Network {
         }
         kept.push(workspace);
         Ok(outputs)
+    }
+
+    /// Whether a node's value stands in its first input's memory.
+    fn is_view(node: &NetNode, slots: &[usize]) -> bool {
+        slots[node.inputs[0]] == slots[node.output]
     }
 
     pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Workspace>> {
@@ -204,39 +217,56 @@ impl Network {
         let Workspace { steps, values, slots, buffers, scratch, .. } = workspace;
         let scratch = CacheLine::bytes_mut(scratch);
         for (v, input) in inputs.iter().enumerate() {
-            let len = values[v].buffer_len();
-            let (dims, buffer) = (values[v].dims, buffers[slots[v]].write(&values[v]).floats());
-            if input.channels_last || len == 0 {
+            let (value, buffer) = (&values[v], buffers[slots[v]].write(&values[v]).floats());
+            let image = input.shape.len().clamp(2, 4) == input.shape.len();
+            let given = if input.channels_last && image { Order::ChannelsLast } else { Order::RowMajor };
+            if given == value.order() || input.shape.len() <= 2 || buffer.is_empty() {
                 buffer.copy_from_slice(input.data);
-            } else {
-                transpose(input.data, buffer, dims.channels, dims.map[0] * dims.map[1]);
+                continue;
+            }
+            let (channels, pixels) = (input.shape[1], input.shape[2..].iter().product());
+            match value.order() {
+                Order::ChannelsLast => transpose(input.data, buffer, channels, pixels),
+                Order::RowMajor => transpose(input.data, buffer, pixels, channels),
             }
         }
         for (node, step) in self.nodes.iter().zip(steps) {
+            if node.inputs.is_empty() {
+                continue; // It was run when the run was planned.
+            }
             watch.check()?;
             let start = std::time::Instant::now();
             // Empty stand-ins cost nothing and let the other buffers be read meanwhile.
             let mut taken = |value: usize| std::mem::take(&mut buffers[slots[value]]);
-            let mut out = taken(node.output);
+            // A view is not run: its memory is its input's.
+            let view = Self::is_view(node, slots);
+            let mut out = if view { Buffer::default() } else { taken(node.output) };
             let mut codes_buffer = node.quantizer.as_ref().map(|codes_buffer| taken(codes_buffer.value));
             let read = |v: usize| buffers[slots[v]].read(&values[v]);
-            let target = out.write(&values[node.output]);
             let codes = match (&node.quantizer, &mut codes_buffer) {
                 (Some(FusedQuantizer { value, .. }), Some(buffer)) => buffer.write(&values[*value]).codes(),
                 _ => &mut [],
             };
             let done = match *node.inputs.as_slice() {
-                [a] => step.run_with_codes(&[read(a)], scratch, target, codes),
+                _ if view => Ok(()),
+                [a] => step.run_with_codes(&[read(a)], scratch, out.write(&values[node.output]), codes),
                 // The output stands in the second input's place.
-                [a, b] if slots[b] == slots[node.output] => step.run_with_codes(&[read(a)], scratch, target, codes),
-                [a, b] => step.run_with_codes(&[read(a), read(b)], scratch, target, codes),
-                _ => Err(Error::Graph { why: format!("node {:?} reads {} values", node.name, node.inputs.len()) }),
+                [a, b] if slots[b] == slots[node.output] => {
+                    step.run_with_codes(&[read(a)], scratch, out.write(&values[node.output]), codes)
+                }
+                [a, b] => step.run_with_codes(&[read(a), read(b)], scratch, out.write(&values[node.output]), codes),
+                ref many => {
+                    let slices: Vec<Slice<'_>> = many.iter().map(|&value| read(value)).collect();
+                    step.run_with_codes(&slices, scratch, out.write(&values[node.output]), codes)
+                }
             };
             let label = match (&done, &node.quantizer) {
                 (Err(Error::NotANumber { .. }), Some(codes_buffer)) => &codes_buffer.label,
                 _ => &node.label,
             };
-            buffers[slots[node.output]] = out;
+            if !view {
+                buffers[slots[node.output]] = out;
+            }
             if let (Some(FusedQuantizer { value, .. }), Some(buffer)) = (&node.quantizer, codes_buffer) {
                 buffers[slots[*value]] = buffer;
             }
@@ -244,7 +274,7 @@ impl Network {
             let mut nanoseconds = start.elapsed().as_nanos();
             let names = std::iter::once(&node.name).chain(node.quantizer.iter().map(|codes_buffer| &codes_buffer.name));
             for (name, made) in names.zip(node.makes()) {
-                let Value { dims, codes: layout } = values[made];
+                let Value { dims, codes: layout, .. } = values[made];
                 let (floats, codes) = match buffers[slots[made]].read(&values[made]) {
                     Slice::Float(x) => (Some(x), None),
                     Slice::Codes(x) => (None, layout.map(|layout| (x, layout))),
@@ -257,7 +287,9 @@ impl Network {
         let output = |info: &ValueInfo| {
             let value = &values[info.value];
             let data = buffers[slots[info.value]].read(value).floats();
-            Ok(Output { shape: value.dims.shape(), data: memory::copied("outputs of the network", data)? })
+            let data = memory::copied("outputs of the network", data)?;
+            let channels_last = value.order() == Order::ChannelsLast;
+            Ok(Output { shape: value.shape().to_vec(), data, channels_last }) // small: sizes
         };
         self.outputs.iter().map(output).collect()
     }

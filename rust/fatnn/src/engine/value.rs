@@ -42,6 +42,43 @@ impl Dims {
     }
 }
 
+/// Sizes of a value's dimensions, of any rank that values may have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shape {
+    sizes: [usize; MAX_RANK],
+    rank: usize,
+}
+
+/// The largest rank of a value.
+pub(crate) const MAX_RANK: usize = 8;
+
+impl Shape {
+    /// # Errors
+    /// [`crate::Error::Value`] for more than [`MAX_RANK`] dimensions.
+    pub fn new(shape: &[usize]) -> Result<Self> {
+        let mut sizes = [0; MAX_RANK];
+        match sizes.get_mut(..shape.len()) {
+            Some(to) => to.copy_from_slice(shape),
+            None => return bad_value("shape of a value", format!("at most {MAX_RANK} dimensions"), shape.len()),
+        }
+        Ok(Shape { sizes, rank: shape.len() })
+    }
+}
+
+impl std::ops::Deref for Shape {
+    type Target = [usize];
+
+    fn deref(&self) -> &[usize] {
+        &self.sizes[..self.rank]
+    }
+}
+
+impl std::fmt::Debug for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
 impl ConvParams {
     /// The convolution of these parameters over such values.
     pub(crate) fn over(&self, dims: &Dims) -> ConvShape {
@@ -50,17 +87,109 @@ impl ConvParams {
     }
 }
 
+/// Where elements stand in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Images, pixels, channels: of values of two to four dimensions, the second of which is channels.
+    ChannelsLast,
+    /// As the shape says.
+    RowMajor,
+}
+
 /// A value that an operation makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Value {
+    /// Its dimensions as images, channels and pixels. In row-major order, channels are the last dimension, and
+    /// images all others.
     pub dims: Dims,
+    /// Its shape where it is in row-major order.
+    pub rows: Option<Shape>,
     /// `None` for floats.
     pub codes: Option<CodesLayout>,
 }
 
 impl Value {
+    /// Floats, channels last.
     pub fn float(dims: Dims) -> Self {
-        Value { dims, codes: None }
+        Value { dims, rows: None, codes: None }
+    }
+
+    /// Codes.
+    pub fn codes(dims: Dims, layout: CodesLayout) -> Self {
+        Value { dims, rows: None, codes: Some(layout) }
+    }
+
+    /// Floats in row-major order; those of two dimensions are channels last too.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] for too many dimensions, or more elements than can be counted.
+    pub fn row_major(shape: &[usize]) -> Result<Self> {
+        let rows = Some(Shape::new(shape)?).filter(|_| shape.len() != 2);
+        let (channels, front) = shape.split_last().map_or((1, shape), |(&last, front)| (last, front));
+        let Some(images) = memory::product(front.iter().copied()) else {
+            return bad_value("size of a value", "one that fits in memory", format!("{shape:?}"));
+        };
+        Ok(Value { dims: Dims { images, channels, map: [1, 1], axes: 0 }, rows, codes: None })
+    }
+
+    /// Floats in such an order.
+    ///
+    /// # Errors
+    /// As [`Value::row_major`]; [`crate::Error::Value`] where the rank does not suit the order.
+    pub fn ordered(shape: &[usize], order: Order) -> Result<Self> {
+        let (map, axes) = match (order, shape) {
+            (Order::RowMajor, _) => return Value::row_major(shape),
+            (_, [_, _]) => ([1, 1], 0),
+            (_, &[_, _, w]) => ([1, w], 1),
+            (_, &[_, _, h, w]) => ([h, w], 2),
+            _ => return bad_value("shape of a value", "two to four dimensions", format!("{shape:?}")),
+        };
+        Ok(Value::float(Dims { images: shape[0], channels: shape[1], map, axes }))
+    }
+
+    /// The same with another last dimension, or other channels.
+    pub fn with_channels(self, channels: usize) -> Self {
+        let rows = self.rows.map(|mut rows| {
+            rows.sizes[rows.rank.max(1) - 1] = channels;
+            rows
+        });
+        Value { dims: Dims { channels, ..self.dims }, rows, codes: None }
+    }
+
+    /// Its shape, as PyTorch writes it.
+    pub fn shape(&self) -> Shape {
+        self.rows.unwrap_or_else(|| {
+            let Dims { images, channels, map: [h, w], axes } = self.dims;
+            let mut sizes = [0; MAX_RANK];
+            sizes[..4].copy_from_slice(&[images, channels, if axes == 1 { w } else { h }, w]);
+            sizes[2 + axes..].fill(0);
+            Shape { sizes, rank: 2 + axes }
+        })
+    }
+
+    pub fn order(&self) -> Order {
+        if self.rows.is_some() { Order::RowMajor } else { Order::ChannelsLast }
+    }
+
+    /// Elements from one index of each dimension to the next.
+    pub fn strides(&self) -> [usize; MAX_RANK] {
+        let mut strides = [0; MAX_RANK];
+        match self.rows {
+            Some(rows) => {
+                let mut stride = 1;
+                for (to, size) in strides[..rows.rank].iter_mut().zip(rows.iter()).rev() {
+                    *to = stride;
+                    stride *= size;
+                }
+            }
+            None => {
+                let Dims { channels, map: [h, w], axes, .. } = self.dims;
+                let pixel = [w * channels, channels];
+                strides[..2].copy_from_slice(&[h * w * channels, 1]);
+                strides[2..2 + axes].copy_from_slice(&pixel[2 - axes..]);
+            }
+        }
+        strides
     }
 
     /// `Ok` where all its sizes, in bytes too, are far from overflow, and axes that it does not have are of size 1.
@@ -140,6 +269,13 @@ impl<'a> SliceMut<'a> {
     }
 }
 
+/// Order and rank of a value, which are settled before its sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ordered {
+    pub order: Order,
+    pub rank: usize,
+}
+
 /// What running an operation costs, counted from sizes alone.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cost {
@@ -164,6 +300,18 @@ pub(crate) trait Operation: Send + Sync + std::fmt::Debug {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)>;
     /// Settles everything that depends on shapes: what it makes, and how. Comes after [`Operation::measure`] of the same.
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)>;
+
+    /// The orders that it wants its inputs in, where they have these, and the order of what it makes. Values of two
+    /// dimensions are in both.
+    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+        (vec![Order::ChannelsLast; inputs.len()], Order::ChannelsLast) // small: an order each
+    }
+
+    /// Whether its result is its first input's memory, as it is: then it is not run.
+    fn is_view(&self, inputs: &[Value]) -> bool {
+        let _ = inputs;
+        false
+    }
 
     /// Whether its output may take the place of its second input, of the same shape:
     /// [`ExecutableOp::run_with_codes`] then gets only the first, and finds the second in the output.

@@ -80,6 +80,16 @@ impl Node {
         self.info.is_some_and(|info| matches!(info.form, Form::Scalar | Form::Channel))
     }
 
+    /// The dimension that a function per channel is about; `None` where it is none.
+    pub(crate) fn channel_dim(&self) -> Option<usize> {
+        match &self.op {
+            Op::ChannelScale { trailing: Some(trailing) } | Op::ChannelBias { trailing: Some(trailing) } => {
+                self.shape.len().checked_sub(trailing + 1)
+            }
+            _ => self.info.is_some_and(|info| info.form == Form::Channel).then_some(1),
+        }
+    }
+
     /// The layer, as messages name it; the node where there is none.
     pub fn label(&self) -> String {
         match self.layer.as_str() {

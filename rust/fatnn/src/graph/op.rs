@@ -6,7 +6,7 @@
 use serde_json::Value as Json;
 
 use crate::dtype::ActType;
-use crate::scalar::Scalar;
+use crate::scalar::{Binary, Scalar};
 
 /// A window that slides over two axes. In one dimension the first axis has kernel 1 and no padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +61,20 @@ pub struct Pool {
     pub params: ConvParams,
     /// Whether the last window may reach over the edge.
     pub ceil_mode: bool,
+}
+
+/// Every `step`th index of a dimension from `start` to before `end`; negative ones count from the end, others are
+/// brought inside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// The dimension.
+    pub dim: i64,
+    /// The first index.
+    pub start: i64,
+    /// Behind the last index.
+    pub end: i64,
+    /// From one index to the next.
+    pub step: usize,
 }
 
 /// Sizes that an input's first dimension may have.
@@ -171,8 +185,35 @@ pub enum Op {
         /// The constant.
         value: f32,
     },
-    /// The sum of two values.
-    Add,
+    /// A function of two values, with PyTorch's broadcasting.
+    Binary(Binary),
+    /// The same elements, in row-major order, in another shape.
+    Reshape {
+        /// 0: the input's size of this dimension; -1: what is left.
+        shape: Vec<i64>,
+    },
+    /// Without a dimension, where its size is 1.
+    Squeeze {
+        /// The dimension.
+        dim: i64,
+    },
+    /// With a new dimension of size 1.
+    Unsqueeze {
+        /// The result's dimension.
+        dim: i64,
+    },
+    /// Dimensions in another order.
+    Permute {
+        /// The input's dimension for each of the result's.
+        dims: Vec<i64>,
+    },
+    /// Some indices of a dimension.
+    Slice(Slice),
+    /// Dimensions of size 1, and new ones in front, repeated.
+    Expand {
+        /// -1: the input's size of this dimension; -2: that of the second input's first.
+        shape: Vec<i64>,
+    },
     /// Values one after the other.
     Cat {
         /// Along this dimension.

@@ -86,16 +86,26 @@ enum Expression {
         axis: Axis,
     },
     Sum(Vec<Size>),
-    Product(Vec<Size>),
+    Product {
+        free: Vec<Size>,
+        factor: usize,
+    },
 }
 
 /// The expressions of a graph's sizes. Each is held once, so that comparing two compares numbers.
 #[derive(Default)]
-pub struct Sizes(RefCell<HashMap<Expression, u32>>);
+pub struct Sizes {
+    held: RefCell<HashMap<Expression, u32>>,
+    /// Free sizes and the number of those that are products.
+    products: RefCell<HashMap<u32, (Vec<Size>, usize)>>,
+}
+
+/// Longer products are not taken apart.
+const MAX_FACTORS: usize = 16;
 
 impl Sizes {
     fn expression(&self, expression: Expression) -> Size {
-        let mut held = self.0.borrow_mut();
+        let mut held = self.held.borrow_mut();
         // More than 2³² expressions do not fit in memory.
         let next = held.len() as u32;
         Size::Free { base: *held.entry(expression).or_insert(next), offset: 0 }
@@ -103,7 +113,7 @@ impl Sizes {
 
     /// A size that is equal to no other.
     pub fn fresh(&self) -> Size {
-        let count = self.0.borrow().len();
+        let count = self.held.borrow().len();
         self.expression(Expression::Fresh(count))
     }
 
@@ -165,13 +175,74 @@ impl Sizes {
     pub(super) fn product(&self, sizes: &[Size]) -> Result<Size, String> {
         let too_large = || format!("the shape {sizes:?} is too large");
         let known = crate::memory::product(sizes.iter().filter_map(|size| size.known())).ok_or_else(too_large)?;
-        let mut free: Vec<Size> = sizes.iter().copied().filter(|size| size.known().is_none()).collect();
-        match (free.as_slice(), known) {
-            ([], _) | (_, 0) => Ok(Size::Known(known)),
-            ([one], 1) => Ok(*one),
+        let mut free: Vec<Size> = Vec::new();
+        let mut factor = known;
+        for size in sizes.iter().filter(|size| size.known().is_none()) {
+            // A product of products is one product.
+            match self.factors(*size) {
+                Some((inner, more)) => {
+                    free.extend(inner);
+                    factor = factor.checked_mul(more).ok_or_else(too_large)?;
+                }
+                None => free.push(*size),
+            }
+        }
+        Ok(match known {
+            0 => Size::Known(0),
+            _ => self.multiplied(free, factor),
+        })
+    }
+
+    fn multiplied(&self, mut free: Vec<Size>, factor: usize) -> Size {
+        match (free.as_slice(), factor) {
+            ([], _) => Size::Known(factor),
+            ([one], 1) => *one,
             _ => {
-                free.push(Size::Known(known));
-                Ok(self.expression(Expression::Product(free)))
+                free.sort_by_key(|size| match size {
+                    Size::Known(size) => (0, *size as i64),
+                    Size::Free { base, offset } => (*base, *offset),
+                });
+                let made = self.expression(Expression::Product { free: free.clone(), factor });
+                if let Size::Free { base, .. } = made
+                    && free.len() <= MAX_FACTORS
+                {
+                    self.products.borrow_mut().insert(base, (free, factor));
+                }
+                made
+            }
+        }
+    }
+
+    /// Free sizes and the number of a product.
+    fn factors(&self, size: Size) -> Option<(Vec<Size>, usize)> {
+        let Size::Free { base, offset: 0 } = size else { return None };
+        self.products.borrow().get(&base).cloned()
+    }
+
+    /// `size / by`, which leaves no rest; `None` where it does. A size of its own where nothing is known.
+    pub(super) fn quotient(&self, size: Size, by: Size) -> Option<Size> {
+        match (size, by) {
+            (size, by) if by.is(1) => Some(size),
+            (size, by) if size == by => Some(Size::Known(1)),
+            (Size::Known(0), _) => Some(Size::Known(0)),
+            (Size::Known(size), Size::Known(by)) => (by > 0 && size.is_multiple_of(by)).then(|| Size::Known(size / by)),
+            (size, by) => {
+                let parts = |size: Size| match size {
+                    Size::Known(size) => (Vec::new(), size),
+                    free => self.factors(free).unwrap_or_else(|| (vec![free], 1)), // small: one
+                };
+                let ((mut free, factor), (others, by)) = (parts(size), parts(by));
+                let found = others.iter().all(|other| match free.iter().position(|size| size == other) {
+                    Some(at) => {
+                        free.remove(at);
+                        true
+                    }
+                    None => false,
+                });
+                match found && by > 0 && factor.is_multiple_of(by) {
+                    true => Some(self.multiplied(free, factor / by)),
+                    false => Some(self.fresh()),
+                }
             }
         }
     }

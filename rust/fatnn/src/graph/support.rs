@@ -1,4 +1,4 @@
-//! What the engine can run. It has values of two to four dimensions: images, channels, pixels.
+//! What the engine can run. Values have up to eight dimensions; images two to four: images, channels, pixels.
 
 use super::graph::{Graph, NodeView};
 use super::op::Op;
@@ -25,19 +25,18 @@ pub fn supported(view: NodeView<'_>, read: &[&[usize]]) -> Result<(), String> {
     let (node, op) = (view.node, view.node.op_name());
     let name = &node.name;
     if let Op::Input(_) = &node.op {
-        let (shape, float) = (&node.shape, node.dtype.is_none_or(|dtype| dtype == ValueType::F32));
-        if !RANKS.contains(&shape.len()) || !float || shape[1] == 0 {
-            return Err(format!("input {name:?} is not float32 of two to four dimensions"));
+        let float = node.dtype.is_none_or(|dtype| dtype == ValueType::F32);
+        if node.shape.len() > MAX_RANK || !float || node.shape.get(1) == Some(&0) {
+            return Err(format!("input {name:?} is not float32 of at most {MAX_RANK} dimensions"));
         }
         return Ok(());
     }
-    if !(1..=2).contains(&read.len()) {
+    if node.info.is_some_and(|info| !info.reads(read.len())) {
         return Err(format!("node {name:?} ({op}) reads {} values", read.len()));
     }
     let reason = match (&node.op, node.info.and_then(|info| info.support)) {
         (Op::Other { why, .. }, _) => why.clone(),
         (_, None) => "not one of this crate's".into(),
-        (_, Some(_)) if !RANKS.contains(&read[0].len()) => String::new(),
         (op, Some(rule)) => match rule(op, read) {
             Ok(()) => return Ok(()),
             Err(why) => why,
@@ -57,13 +56,10 @@ pub fn refusal(name: &str, attrs: &str, read: &[&[usize]]) -> crate::Result<Opti
     let attrs: serde_json::Map<_, _> = serde_json::from_str(attrs)
         .map_err(|e| crate::Error::Graph { why: format!("{name}: attributes are no JSON object: {e}") })?;
     let (op, info) = super::parse::op(name, &attrs)?;
-    Ok(match (info.support, read.first()) {
-        (None, _) => Some("not one of this crate's".into()),
-        (Some(_), None) => Some("it reads nothing".into()),
-        (Some(_), Some(_)) if read.iter().any(|shape| !RANKS.contains(&shape.len())) => {
-            Some(format!("on the shapes {read:?}"))
-        }
-        (Some(rule), Some(_)) => match rule(&op, read) {
+    Ok(match info.support {
+        None => Some("not one of this crate's".into()),
+        Some(_) if !info.reads(read.len()) => Some(format!("it reads {} values", read.len())),
+        Some(rule) => match rule(&op, read) {
             Ok(()) => None,
             Err(why) if why.is_empty() => Some(format!("on the shapes {read:?}")),
             Err(why) => Some(why),
@@ -71,24 +67,46 @@ pub fn refusal(name: &str, attrs: &str, read: &[&[usize]]) -> crate::Result<Opti
     })
 }
 
-/// Dimensions of values that the engine has.
-const RANKS: std::ops::RangeInclusive<usize> = 2..=4;
+/// Dimensions of the engine's values, at most.
+const MAX_RANK: usize = 8;
 
 /// The shapes are the reason.
 fn shapes_do_not_fit() -> Result<(), String> {
     Err(String::new())
 }
 
-pub(super) fn any(_: &Op, _: &[&[usize]]) -> Result<(), String> {
-    Ok(())
+pub(super) fn any(_: &Op, read: &[&[usize]]) -> Result<(), String> {
+    if read.iter().all(|shape| shape.len() <= MAX_RANK) { Ok(()) } else { shapes_do_not_fit() }
+}
+
+/// Images: channels, and up to two spatial axes.
+pub(super) fn image(_: &Op, read: &[&[usize]]) -> Result<(), String> {
+    if read.iter().all(|shape| (2..=4).contains(&shape.len())) { Ok(()) } else { shapes_do_not_fit() }
+}
+
+/// Linear layers, over the last dimension.
+pub(super) fn linear(_: &Op, read: &[&[usize]]) -> Result<(), String> {
+    if (1..=MAX_RANK).contains(&read[0].len()) { Ok(()) } else { shapes_do_not_fit() }
+}
+
+/// Functions per channel, of the second dimension of images or the last of any value.
+pub(super) fn channel(op: &Op, read: &[&[usize]]) -> Result<(), String> {
+    match op {
+        Op::ChannelScale { trailing: Some(0) } | Op::ChannelBias { trailing: Some(0) } => linear(op, read),
+        Op::ChannelScale { trailing: Some(n) } | Op::ChannelBias { trailing: Some(n) } if n + 2 != read[0].len() => {
+            shapes_do_not_fit()
+        }
+        _ => image(op, read),
+    }
 }
 
 pub(super) fn rank<const RANK: usize>(_: &Op, read: &[&[usize]]) -> Result<(), String> {
     if read[0].len() == RANK { Ok(()) } else { shapes_do_not_fit() }
 }
 
-pub(super) fn add(_: &Op, read: &[&[usize]]) -> Result<(), String> {
-    if read.iter().all(|shape| shape == &read[0]) { Ok(()) } else { shapes_do_not_fit() }
+/// Vectors without elements, which PyTorch skips, are no values of the others' rank.
+pub(super) fn cat(op: &Op, read: &[&[usize]]) -> Result<(), String> {
+    if read.iter().all(|shape| shape.len() == read[0].len()) { any(op, read) } else { shapes_do_not_fit() }
 }
 
 pub(super) fn avg_pool2d(op: &Op, read: &[&[usize]]) -> Result<(), String> {
@@ -99,6 +117,7 @@ pub(super) fn avg_pool2d(op: &Op, read: &[&[usize]]) -> Result<(), String> {
 }
 
 pub(super) fn mean(op: &Op, read: &[&[usize]]) -> Result<(), String> {
+    image(op, read)?;
     let Op::Mean { dims, .. } = op else { return Ok(()) };
     let rank = read[0].len() as i64;
     let mut reduced: Vec<i64> = dims.iter().map(|d| if *d < 0 { d + rank } else { *d }).collect();
@@ -109,15 +128,8 @@ pub(super) fn mean(op: &Op, read: &[&[usize]]) -> Result<(), String> {
     Ok(())
 }
 
-pub(super) fn flatten(op: &Op, read: &[&[usize]]) -> Result<(), String> {
-    match op {
-        Op::Flatten { start: 1, end } if *end == -1 || end + 1 == read[0].len() as i64 => Ok(()),
-        Op::Flatten { start, end } => Err(format!("flattening the dimensions from {start} to {end}")),
-        _ => Ok(()),
-    }
-}
-
 pub(super) fn pad(op: &Op, read: &[&[usize]]) -> Result<(), String> {
+    image(op, read)?;
     let Op::Pad { pad, mode, .. } = op else { return Ok(()) };
     if mode != "constant" || pad.iter().any(|n| *n < 0) || pad.len() > 2 * (read[0].len() - 1) {
         return Err("padding by anything but constants around pixels and channels".into());

@@ -3,11 +3,11 @@
 
 use super::attrs::AttrType::{self, Bool, Float, Int, Ints, Str};
 use super::attrs::{Attr, Attrs, Presence};
-use super::op::{CodesConv, Conv, Input, Op, Pool};
+use super::op::{CodesConv, Conv, Input, Op, Pool, Slice};
 use super::ops::{Exactness, Form, OpInfo, Products, Role};
 use super::{BuildError, shapes, support, types};
 use crate::dtype::TensorType;
-use crate::scalar::Scalar;
+use crate::scalar::{Binary, Scalar};
 
 const fn always(name: &'static str, kind: AttrType) -> Attr {
     Attr { name, kind, presence: Presence::Always }
@@ -62,7 +62,7 @@ const ROW: OpInfo = OpInfo {
     build: |_| Err(BuildError::Invalid("no operation".into())),
     types: types::floats,
     shape: shapes::same,
-    support: Some(support::any),
+    support: Some(support::image),
 };
 
 const FLOAT_CONV: OpInfo = OpInfo {
@@ -82,8 +82,9 @@ const INT8_CONV: OpInfo = OpInfo {
     ..ROW
 };
 const POOL: OpInfo = OpInfo { form: Form::Pool, attrs: MAX_POOL, shape: shapes::pool, ..ROW };
-const SCALAR: OpInfo = OpInfo { form: Form::Scalar, ..ROW };
-const CHANNEL: OpInfo = OpInfo { form: Form::Channel, shape: shapes::channel, ..ROW };
+const BINARY: OpInfo = OpInfo { inputs: (2, Some(2)), shape: shapes::broadcast, support: Some(support::any), ..ROW };
+const SCALAR: OpInfo = OpInfo { form: Form::Scalar, support: Some(support::any), ..ROW };
+const CHANNEL: OpInfo = OpInfo { form: Form::Channel, shape: shapes::channel, support: Some(support::channel), ..ROW };
 const SUM: OpInfo = OpInfo { exactness: Exactness::SumOrder, ..ROW };
 
 /// Every operation.
@@ -117,7 +118,7 @@ pub static OPS: &[OpInfo] = &[
         attrs: &[LAYOUT],
         build: |_| Ok(Op::Linear),
         shape: shapes::linear,
-        support: Some(support::rank::<2>),
+        support: Some(support::linear),
         ..FLOAT_CONV
     },
     OpInfo {
@@ -222,7 +223,7 @@ pub static OPS: &[OpInfo] = &[
         form: Form::Shape,
         build: |a| Ok(Op::Flatten { start: a.integer("start")?, end: a.integer("end")? }),
         shape: shapes::flatten,
-        support: Some(support::flatten),
+        support: Some(support::any),
         ..ROW
     },
     OpInfo {
@@ -230,7 +231,7 @@ pub static OPS: &[OpInfo] = &[
         form: Form::Shape,
         build: |_| Ok(Op::FlattenLeading),
         shape: shapes::flatten_leading,
-        support: None,
+        support: Some(support::linear),
         ..ROW
     },
     OpInfo {
@@ -239,7 +240,7 @@ pub static OPS: &[OpInfo] = &[
         form: Form::Shape,
         build: |_| Ok(Op::ReshapeLike),
         shape: shapes::reshape_like,
-        support: None,
+        support: Some(support::linear),
         ..ROW
     },
     OpInfo {
@@ -250,12 +251,69 @@ pub static OPS: &[OpInfo] = &[
         support: Some(support::pad),
         ..ROW
     },
+    OpInfo { name: "add", build: |_| Ok(Op::Binary(Binary::Add)), ..BINARY },
+    OpInfo { name: "sub", build: |_| Ok(Op::Binary(Binary::Sub)), ..BINARY },
+    OpInfo { name: "mul", build: |_| Ok(Op::Binary(Binary::Mul)), ..BINARY },
+    OpInfo { name: "div", build: |_| Ok(Op::Binary(Binary::Div)), ..BINARY },
     OpInfo {
-        name: "add",
-        inputs: (2, Some(2)),
-        build: |_| Ok(Op::Add),
-        shape: shapes::add,
-        support: Some(support::add),
+        name: "reshape",
+        attrs: &[always("shape", Ints)],
+        form: Form::Shape,
+        build: |a| Ok(Op::Reshape { shape: a.integers("shape")? }),
+        shape: shapes::reshape,
+        support: Some(support::any),
+        ..ROW
+    },
+    OpInfo {
+        name: "squeeze",
+        attrs: &[always("dim", Int)],
+        form: Form::Shape,
+        build: |a| Ok(Op::Squeeze { dim: a.integer("dim")? }),
+        shape: shapes::squeeze,
+        support: Some(support::any),
+        ..ROW
+    },
+    OpInfo {
+        name: "unsqueeze",
+        attrs: &[always("dim", Int)],
+        form: Form::Shape,
+        build: |a| Ok(Op::Unsqueeze { dim: a.integer("dim")? }),
+        shape: shapes::unsqueeze,
+        support: Some(support::any),
+        ..ROW
+    },
+    OpInfo {
+        name: "permute",
+        attrs: &[always("dims", Ints)],
+        form: Form::Shape,
+        build: |a| Ok(Op::Permute { dims: a.integers("dims")? }),
+        shape: shapes::permute,
+        support: Some(support::any),
+        ..ROW
+    },
+    OpInfo {
+        name: "slice",
+        attrs: &[always("dim", Int), always("start", Int), always("end", Int), always("step", Int)],
+        form: Form::Shape,
+        build: |a| {
+            let (dim, start, end) = (a.integer("dim")?, a.integer("start")?, a.integer("end")?);
+            match a.number("step")? {
+                0 => Err("step must be at least 1".into()),
+                step => Ok(Op::Slice(Slice { dim, start, end, step })),
+            }
+        },
+        shape: shapes::slice,
+        support: Some(support::any),
+        ..ROW
+    },
+    OpInfo {
+        name: "expand",
+        inputs: (1, Some(2)),
+        attrs: &[always("shape", Ints)],
+        form: Form::Shape,
+        build: |a| Ok(Op::Expand { shape: a.integers("shape")? }),
+        shape: shapes::expand,
+        support: Some(support::any),
         ..ROW
     },
     OpInfo {
@@ -263,8 +321,9 @@ pub static OPS: &[OpInfo] = &[
         inputs: (1, None),
         attrs: &[always("dim", Int)],
         build: |a| Ok(Op::Cat { dim: a.integer("dim")? }),
+        form: Form::Shape,
         shape: shapes::cat,
-        support: None,
+        support: Some(support::cat),
         ..ROW
     },
     OpInfo {
@@ -273,7 +332,7 @@ pub static OPS: &[OpInfo] = &[
         tensors: &[role("value", F32, true)],
         build: |_| Ok(Op::Constant),
         shape: shapes::constant,
-        support: None,
+        support: Some(support::any),
         ..ROW
     },
     OpInfo {

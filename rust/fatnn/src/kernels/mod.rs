@@ -45,6 +45,7 @@
 //! | `aarch64-depthwise-neon` | int8, depthwise | 1×16 | plain loops |
 //! | `generic-depthwise-scalar` | int8, depthwise | 1×16 | plain loops |
 
+pub(crate) mod arithmetic;
 mod cache_line;
 mod choose;
 pub(crate) mod columns;

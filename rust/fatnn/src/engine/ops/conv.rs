@@ -24,12 +24,12 @@ impl Operation for Quantize {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let dims = inputs[0].dims;
         check_len("channels", self.layout.channels(), dims.channels)?;
-        Ok((Value { dims, codes: Some(self.layout) }, Cost::of(&dims, 1)))
+        Ok((Value::codes(dims, self.layout), Cost::of(&dims, 1)))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
         let dims = inputs[0].dims;
-        Ok((Value { dims, codes: Some(self.layout) }, Box::new(QuantizeStep { quantize: self, dims })))
+        Ok((Value::codes(dims, self.layout), Box::new(QuantizeStep { quantize: self, dims })))
     }
 }
 
@@ -153,11 +153,11 @@ impl Operation for TernaryConv {
         {
             return bad_value("residual", format!("shape {:?}", out.shape()), format!("{:?}", residual.shape()));
         }
-        let codes = match self.epilogue {
-            Epilogue::Codes { layout, .. } => Some(layout),
-            Epilogue::Float { .. } => None,
+        let made = match self.epilogue {
+            Epilogue::Codes { layout, .. } => Value::codes(out, layout),
+            Epilogue::Float { .. } => Value::float(out),
         };
-        Ok((Value { dims: out, codes }, cost))
+        Ok((made, cost))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::engine::value::{Cost, ExecutableOp, Operation, Slice, SliceMut, Value};
+use crate::engine::value::{Cost, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
 use crate::epilogue::{Elementwise, check_channels};
-use crate::error::{Result, bad_value};
+use crate::error::Result;
 use crate::graph::op::Op;
 use crate::graph::{BuildError, NodeView};
 use crate::kernels::apply_all;
@@ -53,14 +53,45 @@ pub(crate) fn optional_constants(view: NodeView<'_>, role: &str) -> std::result:
     view.node.tensors.contains_key(role).then(|| constants(view, role)).transpose()
 }
 
+/// The dimension that functions per channel are about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ChannelDim {
+    /// There are none.
+    Any,
+    /// The second.
+    Second,
+    /// The last.
+    Last,
+}
+
+impl ChannelDim {
+    /// The order in memory in which channels are next to each other; `None`: either.
+    pub fn order(self, rank: usize) -> Option<Order> {
+        match self {
+            _ if rank == 2 => Some(Order::ChannelsLast),
+            ChannelDim::Any => None,
+            ChannelDim::Second => Some(Order::ChannelsLast),
+            ChannelDim::Last => Some(Order::RowMajor),
+        }
+    }
+}
+
 /// Elementwise functions as an operation of their own.
 #[derive(Debug)]
-pub(crate) struct Map(pub Vec<Elementwise>);
+pub(crate) struct Map {
+    pub functions: Vec<Elementwise>,
+    pub channel_dim: ChannelDim,
+}
 
 impl Operation for Map {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
-        check_channels(&self.0, inputs[0].dims.channels)?;
-        Ok((inputs[0], Cost::of(&inputs[0].dims, 1 + self.0.len())))
+        check_channels(&self.functions, inputs[0].dims.channels)?;
+        Ok((inputs[0], Cost::of(&inputs[0].dims, 1 + self.functions.len())))
+    }
+
+    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+        let order = self.channel_dim.order(inputs[0].rank).unwrap_or(inputs[0].order);
+        (vec![order], order) // small: one
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
@@ -80,55 +111,7 @@ impl ExecutableOp for MapStep {
         let (x, out) = (inputs[0].floats(), out.floats());
         in_rows(out, self.channels, |first, out| {
             out.copy_from_slice(&x[first * self.channels..][..out.len()]);
-            apply_all(&self.map.0, out, self.channels)
-        })
-    }
-}
-
-/// `a + b`, then elementwise functions.
-#[derive(Debug)]
-pub(crate) struct Add {
-    post: Vec<Elementwise>,
-}
-
-impl Add {
-    /// A sum with functions of it.
-    pub fn new(post: Vec<Elementwise>) -> Self {
-        Add { post }
-    }
-}
-
-impl Operation for Add {
-    fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
-        if inputs[0] != inputs[1] {
-            let (a, b) = (inputs[0].dims.shape(), inputs[1].dims.shape());
-            return bad_value("addition", "two values of one shape", format!("{a:?} and {b:?}"));
-        }
-        check_channels(&self.post, inputs[0].dims.channels)?;
-        Ok((inputs[0], Cost::of(&inputs[0].dims, 1 + self.post.len())))
-    }
-
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let channels = inputs[0].dims.channels;
-        Ok((inputs[0], Box::new(AddStep { add: self, channels })))
-    }
-}
-
-#[derive(Debug)]
-struct AddStep {
-    add: Arc<Add>,
-    channels: usize,
-}
-
-impl ExecutableOp for AddStep {
-    fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
-        let (a, b) = (inputs[0].floats(), inputs[1].floats());
-        in_rows(out.floats(), self.channels, |first, out| {
-            let at = first * self.channels;
-            for ((y, &a), &b) in out.iter_mut().zip(&a[at..]).zip(&b[at..]) {
-                *y = a + b;
-            }
-            apply_all(&self.add.post, out, self.channels)
+            apply_all(&self.map.functions, out, self.channels)
         })
     }
 }

@@ -6,7 +6,7 @@ use crate::conv::columns::{Geometry, Layer};
 use crate::conv::pooling::PoolStep;
 use crate::conv::{Constants, Padded};
 use crate::engine::ops::pool::Pool;
-use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Slice, SliceMut, Value};
+use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
 use crate::epilogue::{Elementwise, check_channels};
 use crate::error::{Result, bad_value, check_len};
 use crate::graph::ConvParams;
@@ -45,12 +45,18 @@ impl Operation for Int8Conv {
         let out = Dims { images: dims.images, channels, map: geometry.output, axes: self.axes };
         let mut cost = Cost::of(&out, self.weights.shape().reduction());
         (cost.bytes, cost.scratch) = (geometry.column_bytes(), geometry.scratch);
-        let Some(pool) = &self.pool else { return Ok((Value::float(out), cost)) };
+        let made = if self.axes == 0 { inputs[0].with_channels(channels) } else { Value::float(out) };
+        let Some(pool) = &self.pool else { return Ok((made, cost)) };
         let (pooled, more) = pool.measure_dims(&out)?;
         let line = out.map[1] as u128 * channels as u128 * size_of::<f32>() as u128;
         cost.macs = cost.macs.saturating_add(more.macs);
         cost.bytes = cost.bytes.saturating_add(more.bytes + line * (pool.window_lines(&out) as u128 + 1));
         Ok((Value::float(pooled), cost))
+    }
+
+    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+        let order = if self.axes == 0 && inputs[0].rank != 2 { Order::RowMajor } else { Order::ChannelsLast };
+        (vec![order], order) // small: one
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
@@ -67,12 +73,8 @@ impl Operation for Int8Conv {
             constants.relu = true;
             rest += 1;
         }
-        let (mut pooled, mut pool) = (out, None);
-        if let Some(max_pool) = &self.pool {
-            let (dims, step) = max_pool.step(out)?;
-            (pooled, pool) = (dims, Some(step));
-        }
-        Ok((Value::float(pooled), Box::new(Int8Step { conv: self, geometry, constants, rest, pool })))
+        let pool = self.pool.as_ref().map(|pool| pool.step(out)).transpose()?.map(|(_, step)| step);
+        Ok((self.measure(inputs)?.0, Box::new(Int8Step { conv: self, geometry, constants, rest, pool })))
     }
 }
 

@@ -8,14 +8,13 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use crate::conv::ConvShape;
-use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Slice, SliceMut, Value};
+use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
 use crate::epilogue::{Elementwise, check_channels};
 use crate::error::{Result, bad_value, check_len};
 use crate::graph::ConvParams;
 use crate::kernels::{apply_all, matmul};
 use crate::memory;
 use crate::parallel;
-use crate::transpose::transpose;
 
 /// Output pixels whose windows are gathered at a time.
 const BLOCK: usize = 64;
@@ -95,7 +94,13 @@ impl Operation for FloatConv {
         let out = Dims { images: dims.images, channels: self.out_channels, map, axes: self.axes };
         let reduction = self.weight.len() / self.out_channels;
         let bytes = (BLOCK * size_of::<f32>()) as u128 * reduction.saturating_add(self.out_channels) as u128;
-        Ok((Value::float(out), Cost { bytes, ..Cost::of(&out, reduction) }))
+        let made = if self.axes == 0 { inputs[0].with_channels(self.out_channels) } else { Value::float(out) };
+        Ok((made, Cost { bytes, ..Cost::of(&out, reduction) }))
+    }
+
+    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+        let order = if self.axes == 0 && inputs[0].rank != 2 { Order::RowMajor } else { Order::ChannelsLast };
+        (vec![order], order) // small: one
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
@@ -190,38 +195,5 @@ impl ExecutableOp for FloatConvStep {
                 Ok(())
             })
         })
-    }
-}
-
-/// A value as images × everything else, in PyTorch's order (channels before pixels).
-#[derive(Debug)]
-pub(crate) struct Flatten;
-
-impl Operation for Flatten {
-    fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
-        let dims = inputs[0].dims;
-        let Some(channels) = memory::product([dims.channels, dims.map[0], dims.map[1]]) else {
-            return bad_value("flattening", "a size that fits in memory", format!("{:?}", dims.shape()));
-        };
-        let out = Dims { images: dims.images, channels, map: [1, 1], axes: 0 };
-        Ok((Value::float(out), Cost::of(&out, 1)))
-    }
-
-    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        Ok((self.measure(inputs)?.0, Box::new(FlattenStep { dims: inputs[0].dims })))
-    }
-}
-
-#[derive(Debug)]
-struct FlattenStep {
-    dims: Dims,
-}
-
-impl ExecutableOp for FlattenStep {
-    fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
-        let (x, out) = (inputs[0].floats(), out.floats());
-        let (channels, pixels) = (self.dims.channels, self.dims.map[0] * self.dims.map[1]);
-        transpose(x, out, pixels, channels);
-        Ok(())
     }
 }

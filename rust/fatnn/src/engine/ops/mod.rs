@@ -1,5 +1,6 @@
 //! The operations that the engine runs. Each is built with everything that it does; none knows how it was fused.
 
+pub(super) mod arithmetic;
 pub(super) mod conv;
 pub(super) mod depthwise;
 pub(super) mod elementwise;
@@ -7,3 +8,4 @@ pub(super) mod int8;
 pub(super) mod linear;
 pub(super) mod pad;
 pub(super) mod pool;
+pub(super) mod shape;

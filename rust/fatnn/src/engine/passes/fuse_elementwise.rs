@@ -13,17 +13,32 @@ pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
         Err(reason) => return Outcome::Refused(reason),
     };
     let takes = match graph.op(producer) {
-        Op::Conv(_) | Op::Linear | Op::ConvInt8(_) | Op::LinearInt8 | Op::Add => true,
+        Op::Conv(_) | Op::Linear | Op::ConvInt8(_) | Op::LinearInt8 | Op::Binary(_) => true,
         // Its epilogue has a ReLU and no other function.
         Op::ConvFloat { .. } => *op == Op::Scalar(Scalar::Relu),
         _ => elementwise(producer),
     };
+    let takes = takes && one_channel_dim(graph, producer, node);
     let Some(producer_node) = graph.node_mut(producer).filter(|node| takes && node.max_pool.is_none()) else {
         return Outcome::Refused(Reason::ProducerCannot);
     };
     producer_node.elementwise.push(node);
     graph.fuse_into_producer(node, producer);
     Outcome::Applied
+}
+
+/// Whether a function is about the dimension that is next to each other where the producer makes it.
+fn one_channel_dim(graph: &FusedGraph<'_>, producer: usize, function: usize) -> bool {
+    let dim_of = |node: usize| graph.view(node).node.channel_dim();
+    let Some(dim) = dim_of(function) else { return true };
+    match graph.op(producer) {
+        Op::Conv(_) | Op::ConvInt8(_) | Op::ConvFloat { .. } => dim == 1,
+        Op::Linear | Op::LinearInt8 => dim + 1 == graph.view(producer).node.shape.len(),
+        _ => {
+            let fused = graph.node(producer).into_iter().flat_map(|node| &node.elementwise);
+            fused.chain([&producer]).filter_map(|&node| dim_of(node)).all(|other| other == dim)
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,159 @@
+//! Sums, differences, products and quotients of two values, with PyTorch's broadcasting.
+
+use std::sync::Arc;
+
+use crate::engine::ops::elementwise::{ChannelDim, in_rows};
+use crate::engine::value::{Cost, ExecutableOp, MAX_RANK, Operation, Order, Ordered, Slice, SliceMut, Value};
+use crate::epilogue::{Elementwise, check_channels};
+use crate::error::{Result, bad_value};
+use crate::kernels::arithmetic::{Row, run_row};
+use crate::kernels::{Level, apply_all};
+use crate::parallel;
+use crate::scalar::Binary;
+
+/// A function of two values, then elementwise functions.
+#[derive(Debug)]
+pub(crate) struct Arithmetic {
+    kind: Binary,
+    post: Vec<Elementwise>,
+    channel_dim: ChannelDim,
+}
+
+impl Arithmetic {
+    /// With functions of its result.
+    pub fn new(kind: Binary, post: Vec<Elementwise>, channel_dim: ChannelDim) -> Self {
+        Arithmetic { kind, post, channel_dim }
+    }
+
+    /// Which input has the order of the result: the first of the highest rank.
+    fn leading(ranks: [usize; 2]) -> usize {
+        usize::from(ranks[1] > ranks[0])
+    }
+}
+
+impl Operation for Arithmetic {
+    fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
+        let (a, b) = (inputs[0].shape(), inputs[1].shape());
+        let made = if inputs[0] == inputs[1] {
+            inputs[0]
+        } else {
+            let rank = a.len().max(b.len());
+            let at = |shape: &[usize], i: usize| (i + shape.len()).checked_sub(rank).map_or(1, |i| shape[i]);
+            let size = |i: usize| match (at(&a, i), at(&b, i)) {
+                (a, b) if a == b || b == 1 => Some(a),
+                (1, b) => Some(b),
+                _ => None,
+            };
+            let Some(shape) = (0..rank).map(size).collect::<Option<Vec<usize>>>() else {
+                return bad_value("arithmetic", "two values whose shapes fit each other", format!("{a:?} and {b:?}"));
+            };
+            Value::ordered(&shape, inputs[Self::leading([a.len(), b.len()])].order())?
+        };
+        check_channels(&self.post, made.dims.channels)?;
+        Ok((made, Cost::of(&made.dims, 1 + self.post.len())))
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
+        let (made, channels) = (self.measure(inputs)?.0, self.measure(inputs)?.0.dims.channels);
+        if inputs[0] == inputs[1] {
+            return Ok((made, Box::new(SameShape { arithmetic: self, channels })));
+        }
+        Ok((made, Box::new(Broadcast { dims: walked(made, [inputs[0], inputs[1]]), arithmetic: self, channels })))
+    }
+
+    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+        let first = inputs[Self::leading([inputs[0].rank, inputs[1].rank])];
+        let order = self.channel_dim.order(first.rank).unwrap_or(first.order);
+        // A value of a lower rank is read where it stands.
+        let wanted = inputs.iter().map(|input| if input.rank == first.rank { order } else { input.order });
+        (wanted.collect(), order)
+    }
+}
+
+/// Dimensions of the result from the outermost in memory to the innermost: sizes, and distances in both inputs.
+fn walked(made: Value, inputs: [Value; 2]) -> Vec<(usize, [usize; 2])> {
+    let (shape, strides) = (made.shape(), made.strides());
+    let step = |input: &Value, dim: usize| {
+        let from = input.shape();
+        match (dim + from.len()).checked_sub(shape.len()) {
+            Some(at) if from[at] != 1 => input.strides()[at],
+            _ => 0,
+        }
+    };
+    let mut order: Vec<usize> = (0..shape.len()).filter(|&dim| shape[dim] != 1).collect();
+    order.sort_by_key(|&dim| std::cmp::Reverse(strides[dim]));
+    let mut dims: Vec<(usize, [usize; 2])> = Vec::new();
+    for dim in order {
+        let (size, steps) = (shape[dim], [step(&inputs[0], dim), step(&inputs[1], dim)]);
+        match dims.last_mut() {
+            // Two dimensions that can be walked as one.
+            Some((outer, before)) if (0..2).all(|i| before[i] == size * steps[i]) => {
+                (*outer, *before) = (*outer * size, steps);
+            }
+            _ => dims.push((size, steps)),
+        }
+    }
+    if dims.is_empty() {
+        dims.push((1, [0, 0]));
+    }
+    dims
+}
+
+#[derive(Debug)]
+struct SameShape {
+    arithmetic: Arc<Arithmetic>,
+    channels: usize,
+}
+
+impl ExecutableOp for SameShape {
+    fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
+        let (a, b, kind) = (inputs[0].floats(), inputs[1].floats(), self.arithmetic.kind);
+        let level = Level::usable()?;
+        in_rows(out.floats(), self.channels, |first, out| {
+            let at = first * self.channels;
+            run_row(level, Row { kind, a: (&a[at..], 1), b: (&b[at..], 1), out });
+            apply_all(&self.arithmetic.post, out, self.channels)
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Broadcast {
+    dims: Vec<(usize, [usize; 2])>,
+    arithmetic: Arc<Arithmetic>,
+    channels: usize,
+}
+
+impl ExecutableOp for Broadcast {
+    fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
+        let (a, b, out, kind) = (inputs[0].floats(), inputs[1].floats(), out.floats(), self.arithmetic.kind);
+        let Some((&(inner, [sa, sb]), outer)) = self.dims.split_last().filter(|_| !out.is_empty()) else {
+            return Ok(());
+        };
+        let level = Level::usable()?;
+        // Rows of the innermost dimension hold whole pixels or parts of one, so functions come after all of them.
+        let cost = out.len() * 16;
+        parallel::try_for_each_rows(out, inner, 1, cost, |first, out| {
+            let mut index = [0; MAX_RANK];
+            let (mut rest, mut at) = (first, [0, 0]);
+            for (i, &(size, steps)) in outer.iter().enumerate().rev() {
+                (index[i], rest) = (rest % size, rest / size);
+                at = [at[0] + index[i] * steps[0], at[1] + index[i] * steps[1]];
+            }
+            for out in out.chunks_exact_mut(inner) {
+                run_row(level, Row { kind, a: (&a[at[0]..], sa), b: (&b[at[1]..], sb), out });
+                for (i, &(size, steps)) in outer.iter().enumerate().rev() {
+                    index[i] += 1;
+                    at = [at[0] + steps[0], at[1] + steps[1]];
+                    if index[i] < size {
+                        break;
+                    }
+                    at = [at[0] - size * steps[0], at[1] - size * steps[1]];
+                    index[i] = 0;
+                }
+            }
+            Ok(())
+        })?;
+        in_rows(out, self.channels, |_, out| apply_all(&self.arithmetic.post, out, self.channels))
+    }
+}

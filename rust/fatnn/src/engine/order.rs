@@ -1,0 +1,97 @@
+//! In which order each value stands in memory: settled when a network is compiled, from what its operations want.
+//!
+//! Where an operation wants a value in the other order, a [`Reorder`] makes one, which all that want it share.
+
+use std::collections::HashMap;
+
+use super::network::NetNode;
+use super::ops::shape::Reorder;
+use super::value::{Order, Ordered};
+use crate::error::Result;
+use crate::graph::Graph;
+use crate::memory;
+
+/// Nodes with reorderings between them.
+pub(super) struct Assigned {
+    pub nodes: Vec<NetNode>,
+    /// Per input of the network.
+    pub inputs: Vec<Order>,
+    /// Number of values.
+    pub values: usize,
+}
+
+/// Settles the orders of all values.
+pub(super) fn assign(graph: &Graph, nodes: Vec<NetNode>) -> Result<Assigned> {
+    let ordered = |value: usize| Ordered { order: Order::RowMajor, rank: graph.nodes[value].shape.len() };
+    let mut values: Vec<Ordered> = (0..graph.nodes.len()).map(ordered).collect();
+    let inputs: Vec<Order> =
+        (0..graph.input_count()).map(|value| wanted_of_input(value, values[value].rank, &nodes, graph)).collect();
+    for (value, &order) in values.iter_mut().zip(&inputs) {
+        value.order = order;
+    }
+    let mut made = memory::reserved("nodes of the network", nodes.len())?;
+    let mut reordered: HashMap<usize, usize> = HashMap::new();
+    for mut node in nodes {
+        let read: Vec<Ordered> = node.inputs.iter().map(|&value| values[value]).collect();
+        let (wanted, order) = node.operation.orders(&read);
+        for (input, wanted) in node.inputs.iter_mut().zip(wanted) {
+            let from = values[*input];
+            if from.rank == 2 || from.order == wanted {
+                continue;
+            }
+            let value = *input;
+            *input = match reordered.get(&value) {
+                Some(&other) => other,
+                None => {
+                    let output = values.len();
+                    values.push(Ordered { order: wanted, ..from });
+                    reordered.insert(value, output);
+                    let name = graph.nodes.get(value).map_or("", |node| node.name.as_str());
+                    made.push(NetNode {
+                        name: format!("{name} (reordered)"),
+                        label: node.label.clone(),
+                        operation: std::sync::Arc::new(Reorder(wanted)),
+                        inputs: vec![value], // small: one
+                        output,
+                        quantizer: None,
+                    });
+                    output
+                }
+            };
+        }
+        for value in node.makes() {
+            values[value].order = order;
+        }
+        made.push(node);
+    }
+    Ok(Assigned { nodes: made, inputs, values: values.len() })
+}
+
+/// The order for an input of the network: what its readers insist on, channels last before row-major; otherwise what
+/// values of its rank usually are: images, or rows.
+fn wanted_of_input(value: usize, rank: usize, nodes: &[NetNode], graph: &Graph) -> Order {
+    if rank == 2 {
+        return Order::ChannelsLast;
+    }
+    if !(3..=4).contains(&rank) {
+        return Order::RowMajor;
+    }
+    let mut insist = [false; 2];
+    for node in nodes.iter().filter(|node| node.inputs.contains(&value)) {
+        let wants = |order: Order| {
+            let at = |&input: &usize| Ordered { order, rank: graph.nodes[input].shape.len() };
+            let (wanted, _) = node.operation.orders(&node.inputs.iter().map(at).collect::<Vec<_>>());
+            node.inputs.iter().zip(wanted).filter(|(input, _)| **input == value).map(|(_, order)| order).next()
+        };
+        let (last, rows) = (wants(Order::ChannelsLast), wants(Order::RowMajor));
+        if last == rows {
+            insist[usize::from(last == Some(Order::RowMajor))] = true;
+        }
+    }
+    match insist {
+        [true, _] => Order::ChannelsLast,
+        [false, true] => Order::RowMajor,
+        _ if rank == 4 => Order::ChannelsLast,
+        _ => Order::RowMajor,
+    }
+}
