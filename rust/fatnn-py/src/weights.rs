@@ -1,7 +1,7 @@
 //! Packing weights for this CPU's kernels, and what packed ones hold.
 
 use fatnn::codec::{Act, WeightKind};
-use fatnn::kernels::{OperandTypes, Operands};
+use fatnn::kernels::Operands;
 use fatnn::pack::{PackedWeights, WeightShape};
 use fatnn::{kernels, memory};
 use numpy::{IntoPyArray, PyArray1};

@@ -14,9 +14,10 @@
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::ConvShape;
+use super::depthwise::{self, UNBOUNDED};
 use super::int8::{Constants, Int8Epilogue};
 use super::pooling::PoolStep;
-use super::{ConvShape, depthwise};
 use crate::epilogue::Elementwise;
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::kernels::columns::{ColumnsKernel, Int8Layout, Product, Rows};
@@ -55,7 +56,7 @@ pub fn conv2d_int8(
     let channels = weights.shape().channels;
     let run = |x: &[f32], out: &mut [f32]| {
         if weights.operands() == OperandTypes::Int8Depthwise {
-            let layer = depthwise::Layer { weights, constants, clamp: depthwise::UNBOUNDED, post: &[] };
+            let layer = depthwise::Layer { weights, constants, bounds: UNBOUNDED, clamp: UNBOUNDED, post: &[] };
             return depthwise::Geometry::new(weights, shape)?.run(x, &layer, out);
         }
         let geometry = Geometry::new(weights, shape)?;
@@ -289,7 +290,8 @@ impl Geometry {
         let numbers = AtomicBool::new(true);
         let quantize = |first: usize, out: &mut [u8]| {
             let x = &x[first..][..out.len() / element.bytes()];
-            if !level.run(QuantizeInt8 { element, x, inv_step: layer.constants.inv_step, out }) {
+            if !level.run(QuantizeInt8 { element, x, inv_step: layer.constants.inv_step, bounds: [-127.0, 127.0], out })
+            {
                 numbers.store(false, Ordering::Relaxed);
             }
         };

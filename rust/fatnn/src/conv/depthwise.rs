@@ -12,7 +12,7 @@ use super::ConvShape;
 use super::int8::Constants;
 use crate::epilogue::Elementwise;
 use crate::error::{Error, Result, bad_value, check_len};
-use crate::kernels::depthwise::{Finish, MAX_LINES, Product, Rows};
+use crate::kernels::depthwise::{Finish, Levels, MAX_LINES, Product, Rows};
 use crate::kernels::{CacheLine, DepthwiseKernel, apply_all};
 use crate::pack::PackedWeights;
 use crate::{memory, parallel};
@@ -23,6 +23,8 @@ pub(crate) struct Layer<'a> {
     pub weights: &'a PackedWeights<'a>,
     /// Its ReLU is not looked at: `clamp` says it.
     pub constants: &'a Constants,
+    /// Least and greatest value of the input, in order.
+    pub bounds: [f32; 2],
     /// Least and greatest value after the constants; NaN passes through.
     pub clamp: [f32; 2],
     /// What the epilogue does not contain.
@@ -244,19 +246,20 @@ impl Geometry {
         let ([height, width], padding) = (self.shape.input, self.shape.padding[0]);
         let wanted = top.saturating_sub(padding)..(top + self.span).saturating_sub(padding).min(height);
         let from = if held.image == image { held.rows.end.max(wanted.start) } else { wanted.start };
-        let (inputs, inv_step) = (layer.weights.shape().channels, layer.constants.inv_step);
+        let inputs = layer.weights.shape().channels;
+        let levels = Levels::new(layer.constants.inv_step, layer.bounds);
         for y in from..wanted.end {
             let row = &x[(image * height + y) * width * inputs..][..width * inputs];
             let out = &mut rows[y % self.slots * self.row..][..self.row];
             let numbers = if self.multiplier == 1 {
-                self.kernel.quantize(row, self.channels, inv_step, out)
+                self.kernel.quantize(row, self.channels, &levels, out)
             } else {
                 memory::grow("repeated channels", repeated, width * self.channels, 0.0)?;
                 let repeated = &mut repeated[..width * self.channels];
                 for (out, x) in repeated.chunks_exact_mut(self.multiplier).zip(row) {
                     out.fill(*x);
                 }
-                self.kernel.quantize(repeated, self.channels, inv_step, out)
+                self.kernel.quantize(repeated, self.channels, &levels, out)
             };
             if !numbers {
                 return Err(nan(x));

@@ -17,6 +17,7 @@ use super::order;
 use super::passes::{self, Refusal, quantizer};
 use super::value::Operation;
 use crate::codec::CodesLayout;
+use crate::conv::depthwise::UNBOUNDED;
 use crate::conv::pooling::Reduce;
 use crate::conv::{Constants, Int8Epilogue};
 use crate::dtype::ValueType;
@@ -163,7 +164,7 @@ impl<'a> Compiler<'a> {
         Ok(match &view.node.op {
             Op::Conv(conv) => self.float_conv(view, conv, post)?,
             Op::Linear => self.linear(view, post)?,
-            Op::ConvInt8(_) | Op::LinearInt8 => self.int8(view, post, fused.max_pool)?,
+            Op::ConvInt8(_) | Op::LinearInt8 => self.int8(fused, post)?,
             Op::MaxPool(pool) => Box::new(max_pool(pool)),
             Op::AvgPool { pool, count_include_pad, divisor } => {
                 let divisor = usize::try_from(*divisor).map_err(|e| e.to_string())?;
@@ -259,7 +260,8 @@ impl<'a> Compiler<'a> {
         Ok(Box::new(FloatConv::new(weight, [n, c, 1, 1], bias, ConvParams::ONE, 1, 0)?.with(post)))
     }
 
-    fn int8(&self, view: NodeView<'_>, post: Vec<Elementwise>, pool: Option<usize>) -> OpResult {
+    fn int8(&self, fused: &FusedNode, post: Vec<Elementwise>) -> OpResult {
+        let (view, pool) = (self.view(fused.node), fused.max_pool);
         let Some(Tensor::I8(shape, weight)) = view.tensor("weight") else {
             return Err("tensor \"weight\" must be there, as int8".into());
         };
@@ -284,7 +286,12 @@ impl<'a> Compiler<'a> {
         let epilogue = Int8Epilogue { inv_step, scale: view.floats("scale")?, bias: view.optional_floats("bias")? };
         let constants = Constants::new(&weights, &epilogue)?;
         if operands == OperandTypes::Int8Depthwise {
-            return Ok(Box::new(DepthwiseConv { weights, constants, window, axes, post }));
+            let before = fused.bounds.and_then(|node| match &self.graph.nodes[node].op {
+                Op::Scalar(scalar) => scalar.bounds(),
+                _ => None,
+            });
+            let bounds = before.unwrap_or(UNBOUNDED);
+            return Ok(Box::new(DepthwiseConv { weights, constants, window, axes, bounds, post }));
         }
         let pool = pool.and_then(|node| match &self.graph.nodes[node].op {
             Op::MaxPool(pool) => Some(max_pool(pool)),

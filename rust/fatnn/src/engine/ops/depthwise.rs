@@ -9,7 +9,6 @@ use crate::epilogue::{Elementwise, check_channels};
 use crate::error::{Result, bad_value, check_len};
 use crate::graph::ConvParams;
 use crate::pack::PackedWeights;
-use crate::scalar::Scalar;
 
 /// An int8 depthwise convolution.
 #[derive(Debug)]
@@ -19,6 +18,8 @@ pub(crate) struct DepthwiseConv {
     pub window: ConvParams,
     /// Spatial axes.
     pub axes: usize,
+    /// Least and greatest value of its input.
+    pub bounds: [f32; 2],
     /// Functions of its output.
     pub post: Vec<Elementwise>,
 }
@@ -61,20 +62,11 @@ impl Operation for DepthwiseConv {
             rest = 1;
         }
         if let Some(Elementwise::Scalar(scalar)) = self.post.get(rest)
-            && let Some(bounds) = bounds(*scalar)
+            && let Some(bounds) = scalar.bounds()
         {
             (clamp, rest) = (bounds, rest + 1);
         }
         Ok((Value::float(out), Box::new(DepthwiseStep { conv: self, geometry, constants, clamp, rest })))
-    }
-}
-
-/// A function that is nothing but a lower and an upper bound.
-fn bounds(scalar: Scalar) -> Option<[f32; 2]> {
-    match scalar {
-        Scalar::Relu => Some([0.0, f32::INFINITY]),
-        Scalar::Hardtanh { min, max } => Some([min, max]),
-        _ => None,
     }
 }
 
@@ -91,7 +83,8 @@ struct DepthwiseStep {
 impl ExecutableOp for DepthwiseStep {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
         let (conv, post) = (&*self.conv, &self.conv.post[self.rest..]);
-        let layer = Layer { weights: &conv.weights, constants: &self.constants, clamp: self.clamp, post };
+        let (weights, constants) = (&conv.weights, &self.constants);
+        let layer = Layer { weights, constants, bounds: conv.bounds, clamp: self.clamp, post };
         self.geometry.run(inputs[0].floats(), &layer, out.floats())
     }
 }

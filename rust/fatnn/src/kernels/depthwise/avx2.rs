@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{DepthwiseKernel, DepthwiseLayout, Finish, Product, Rows, inner};
+use super::{DepthwiseKernel, DepthwiseLayout, Finish, Levels, Product, Rows, inner};
 use crate::cpu::{Features, Isa};
 use crate::kernels::columns::Element;
 use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
@@ -54,11 +54,11 @@ impl DepthwiseKernel for Avx2 {
         &LAYOUT
     }
 
-    fn quantize(&self, x: &[f32], channels: usize, inv_step: f32, out: &mut [u8]) -> bool {
+    fn quantize(&self, x: &[f32], channels: usize, levels: &Levels, out: &mut [u8]) -> bool {
         let pixels = x.len() / channels;
         assert!(x.len() == pixels * channels && out.len() >= pixels * LAYOUT.pixel_bytes(channels));
         // SAFETY: `self` exists, so `make` saw the features; sizes were just checked.
-        unsafe { quantize(x, channels, inv_step, out.as_mut_ptr()) }
+        unsafe { quantize(x, channels, levels, out.as_mut_ptr()) }
     }
 
     fn interleave(&self, rows: &Rows<'_>, out: &mut [u8]) {
@@ -82,10 +82,11 @@ impl DepthwiseKernel for Avx2 {
 /// # Safety
 /// `x` is whole pixels, and from `out` on there is [`DepthwiseLayout::pixel_bytes`] for each.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn quantize(x: &[f32], channels: usize, inv_step: f32, mut out: *mut u8) -> bool {
+unsafe fn quantize(x: &[f32], channels: usize, levels: &Levels, mut out: *mut u8) -> bool {
     const PAIR: usize = 2 * LANES;
-    let (inv_step, most) = (_mm256_set1_ps(inv_step), _mm256_set1_ps(127.0));
-    let least = _mm256_set1_epi16(-127);
+    let (inv_step, most) = (_mm256_set1_ps(levels.inv_step), _mm256_set1_ps(levels.bounds[1]));
+    let least = _mm256_set1_epi16(_mm_cvt_ss2si(_mm_set_ss(levels.bounds[0])) as i16);
+    let lowest = _mm256_set1_epi16(-127);
     let mut numbers = true;
     for pixel in x.chunks_exact(channels) {
         for block in pixel.chunks(BLOCK) {
@@ -107,7 +108,7 @@ unsafe fn quantize(x: &[f32], channels: usize, inv_step: f32, mut out: *mut u8) 
                         _mm256_cvtps_epi32(_mm256_min_ps(most, _mm256_mul_ps(x, inv_step)))
                     };
                     let codes = _mm256_packs_epi32(code(0), code(1));
-                    let small = _mm256_cmpgt_epi16(least, codes);
+                    let small = _mm256_cmpgt_epi16(lowest, codes);
                     if _mm256_testz_si256(small, small) == 0 {
                         numbers &= !values.iter().any(|x| x.is_nan());
                     }

@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{DepthwiseKernel, DepthwiseLayout, Finish, MAX_LINES, Product, Rows, inner};
+use super::{DepthwiseKernel, DepthwiseLayout, Finish, Levels, MAX_LINES, Product, Rows, inner};
 use crate::cpu::{Features, Isa};
 use crate::kernels::columns::Element;
 use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
@@ -56,11 +56,11 @@ impl DepthwiseKernel for Avx512 {
         &LAYOUT
     }
 
-    fn quantize(&self, x: &[f32], channels: usize, inv_step: f32, out: &mut [u8]) -> bool {
+    fn quantize(&self, x: &[f32], channels: usize, levels: &Levels, out: &mut [u8]) -> bool {
         let pixels = x.len() / channels;
         assert!(x.len() == pixels * channels && out.len() >= pixels * LAYOUT.pixel_bytes(channels));
         // SAFETY: `self` exists, so `make` saw the features; sizes were just checked.
-        unsafe { quantize(x, channels, inv_step, out.as_mut_ptr()) }
+        unsafe { quantize(x, channels, levels, out.as_mut_ptr()) }
     }
 
     fn interleave(&self, rows: &Rows<'_>, out: &mut [u8]) {
@@ -91,9 +91,10 @@ impl DepthwiseKernel for Avx512 {
 /// # Safety
 /// `x` is whole pixels, and from `out` on there is [`DepthwiseLayout::pixel_bytes`] for each.
 #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
-unsafe fn quantize(x: &[f32], channels: usize, inv_step: f32, mut out: *mut u8) -> bool {
-    let (inv_step, most) = (_mm512_set1_ps(inv_step), _mm512_set1_ps(127.0));
-    let (least, lowest, bias) = (_mm512_set1_epi8(-127), _mm512_set1_epi8(-128), _mm512_set1_epi8(-128));
+unsafe fn quantize(x: &[f32], channels: usize, levels: &Levels, mut out: *mut u8) -> bool {
+    let (inv_step, most) = (_mm512_set1_ps(levels.inv_step), _mm512_set1_ps(levels.bounds[1]));
+    let least = _mm_cvt_ss2si(_mm_set_ss(levels.bounds[0])) as i8;
+    let (least, lowest, bias) = (_mm512_set1_epi8(least), _mm512_set1_epi8(-128), _mm512_set1_epi8(-128));
     let mut numbers = true;
     for pixel in x.chunks_exact(channels) {
         for block in pixel.chunks(BLOCK) {

@@ -116,6 +116,27 @@ pub struct Finish<'a> {
     pub channels: usize,
 }
 
+/// How floats become codes.
+#[derive(Clone, Copy, Debug)]
+pub struct Levels {
+    pub(crate) inv_step: f32,
+    /// Of codes, not rounded yet: inside -127 to 127, in order.
+    pub(crate) bounds: [f32; 2],
+}
+
+impl Levels {
+    /// For inputs that are clamped to bounds before: products by a positive number keep their order, and so
+    /// does rounding, so it makes no difference to clamp after the product.
+    pub(crate) fn new(inv_step: f32, bounds: [f32; 2]) -> Self {
+        let level = |bound: f32| match bound.is_infinite() {
+            // Flushed to zero, the step's inverse would make this NaN.
+            true => 127f32.copysign(bound),
+            false => (bound * inv_step).clamp(-127.0, 127.0),
+        };
+        Levels { inv_step, bounds: bounds.map(level) }
+    }
+}
+
 /// Rows of an image in blocks of quantized channels, some of which are to become columns.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
@@ -199,10 +220,9 @@ pub trait DepthwiseKernel: private::Sealed + Sync + std::fmt::Debug {
         self.layout().pack(weights, panel);
     }
 
-    /// Quantizes pixels of so many channels: `clamp(round(x * inv_step), -127, 127)`, halves to even.
-    /// `out` has [`DepthwiseLayout::pixel_bytes`] for each, in an order of channels that only the kernel
+    /// Quantizes pixels of so many channels: `round(clamp(x * inv_step, bounds))`, halves to even. `out` has [`DepthwiseLayout::pixel_bytes`] for each, in an order of channels that only the kernel
     /// knows. Whether none was NaN.
-    fn quantize(&self, x: &[f32], channels: usize, inv_step: f32, out: &mut [u8]) -> bool;
+    fn quantize(&self, x: &[f32], channels: usize, levels: &Levels, out: &mut [u8]) -> bool;
 
     /// Makes columns of a block of channels: as many as there are pixels, from the beginning of `out` on.
     fn interleave(&self, rows: &Rows<'_>, out: &mut [u8]);

@@ -1,6 +1,6 @@
 //! Depthwise convolution as plain loops, compiled for instruction sets without kernels of their own.
 
-use super::{DepthwiseKernel, DepthwiseLayout, Product, Rows, inner};
+use super::{DepthwiseKernel, DepthwiseLayout, Levels, Product, Rows, inner};
 use crate::cpu::{Features, Isa};
 use crate::kernels::columns::Element;
 use crate::kernels::int8::QuantizeInt8;
@@ -67,12 +67,13 @@ impl<S: Simd> DepthwiseKernel for Plain<S> {
         &LAYOUT
     }
 
-    fn quantize(&self, x: &[f32], channels: usize, inv_step: f32, out: &mut [u8]) -> bool {
+    fn quantize(&self, x: &[f32], channels: usize, levels: &Levels, out: &mut [u8]) -> bool {
+        let &Levels { inv_step, bounds } = levels;
         let pitch = LAYOUT.pixel_bytes(channels);
         let mut numbers = true;
         for (x, out) in x.chunks_exact(channels).zip(out.chunks_exact_mut(pitch)) {
             let (out, padding) = out.split_at_mut(channels * 2);
-            numbers &= self.simd.run(QuantizeInt8 { element: Element::I16, x, inv_step, out });
+            numbers &= self.simd.run(QuantizeInt8 { element: Element::I16, x, inv_step, bounds, out });
             padding.fill(0);
         }
         numbers
