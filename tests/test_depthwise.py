@@ -48,10 +48,13 @@ def test_what_becomes_of_a_depthwise_convolution(kind: str, multiplier: int) -> 
     assert type(prepare(Net()).body[3]) is Int8Conv2d
 
 
-def test_others_with_groups_stay_ternary() -> None:
-    one = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Conv1d(4, 4, 3, groups=4))
-    model = prepare(one, TernaryConfig(first="ternary", last="ternary"))
-    assert [type(layer) for layer in model] == [TernaryConv2d, TernaryConv2d, Int8Conv1d]
+def test_small_groups_are_meant_too() -> None:
+    layers = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Conv2d(36, 4, 3, groups=4), nn.Conv2d(32, 4, 3, groups=4),
+        nn.Conv1d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3),
+    )  # fmt: skip
+    model = prepare(layers, TernaryConfig(first="ternary", last="ternary"))
+    assert [type(layer) for layer in model] == [TernaryConv2d, TernaryConv2d, Int8Conv2d, Int8Conv1d, TernaryConv2d]
 
 
 def test_the_wider_of_two_wins_and_skip_over_all() -> None:
@@ -74,7 +77,7 @@ def test_overrides_say_it_of_a_layer() -> None:
     assert model.body[3].weight_quant.per_channel
     config = TernaryConfig(depthwise="ternary", overrides={"body": {"depthwise": "float"}}, last="ternary")
     assert type(prepare(Net(), config).body[3]) is nn.Conv2d
-    with pytest.raises(ConfigError, match=r"'body\.6' names no depthwise convolution"):
+    with pytest.raises(ConfigError, match=r"'body\.6' names no convolution with small"):
         prepare(Net(), TernaryConfig(last="ternary", overrides={"body.6": {"depthwise": "float"}}))
     with pytest.raises(ConfigError, match=r"body\.3 \(depthwise='int8'\)"):
         prepare(Net(), TernaryConfig(last="ternary", overrides={"body.3": {"per_channel": True}}))

@@ -66,9 +66,9 @@ class TernaryConfig:
         it alone, ``"int8"`` gives it 8-bit weights and activations (:mod:`fatnn_rs.nn.int8`), ``"ternary"`` quantizes
         it like any other. A layer that is both takes the wider of the two.
     depthwise
-        What becomes of depthwise convolutions (one input channel per group, of several): ``"int8"``, ``"ternary"`` or
-        ``"float"``, as for ``first`` and ``last``, which may make them wider. An output has a handful of products
-        there: three levels cost accuracy and save no time.
+        What becomes of depthwise convolutions, and of others with groups of up to eight input channels: ``"int8"``,
+        ``"ternary"`` or ``"float"``, as for ``first`` and ``last``, which may make them wider. An output has few
+        products there: three levels cost accuracy and save no time.
     skip
         Layers to leave alone: names of modules (a container's name means every layer inside it), or ``"re:…"``, a
         regular expression that must match a layer's whole name.

@@ -43,7 +43,8 @@ def prepare(
 
     First and last layer are found in order of execution where ``torch.fx`` can trace the model, else in order of
     registration. A layer whose output goes only into BatchNorm gets no learned ``scale``; where the model cannot be
-    traced, every layer gets one. Depthwise convolutions become int8 unless ``config.depthwise`` says otherwise.
+    traced, every layer gets one. Depthwise convolutions, and others with small groups, become int8 unless
+    ``config.depthwise`` says otherwise.
 
     Parameters
     ----------
@@ -307,7 +308,7 @@ def _choose(
     ends = (("first", config.first, look.order[0]), ("last", config.last, look.order[-1]))
     int8 = {name: f"{end}='int8'" for end, what, name in ends if what == "int8"}
     left = {name: f"{end}='float'" for end, what, name in ends if what == "float"}
-    depthwise = {name for name, module in candidates.items() if _is_depthwise(module)}
+    depthwise = {name for name, module in candidates.items() if _has_small_groups(module)}
     for name in candidates:
         if name in depthwise:
             kind = config.options_for(name).depthwise
@@ -337,11 +338,18 @@ def _choose(
             others = {**int8, **left}
             reasons = ", ".join(f"{name} ({reason})" for name, reason in others.items() if matches(pattern, name))
             if set(options) == {"depthwise"}:
-                raise ConfigError(f"overrides: {pattern!r} names no depthwise convolution, and sets only 'depthwise'")
+                raise ConfigError(f"overrides: {pattern!r} names no convolution with small groups, and sets only 'depthwise'")
             raise ConfigError(f"overrides: {pattern!r} names only layers that do not become ternary: {reasons}")
     return chosen
 
 
-def _is_depthwise(module: nn.Module) -> bool:
-    """Whether every output of a convolution reads one of several input channels."""
-    return isinstance(module, (nn.Conv1d, nn.Conv2d)) and module.groups == module.in_channels > 1
+#: Input channels of a group up to which ``TernaryConfig.depthwise`` is meant: with so few, ternary products
+#: take longer than float32 ones.
+_SMALL_GROUP = 8
+
+
+def _has_small_groups(module: nn.Module) -> bool:
+    """Whether every output of a convolution reads a few of its input channels, one if it is depthwise."""
+    if not isinstance(module, (nn.Conv1d, nn.Conv2d)):
+        return False
+    return module.groups > 1 and module.in_channels // module.groups <= _SMALL_GROUP

@@ -197,8 +197,9 @@ unsafe fn tile<const R: usize, const X: usize>(
                 let column = columns.add((kx * product.dilation * steps + step) * STEP);
                 for x in 0..X {
                     let values = _mm256_loadu_si256(column.add(x * product.stride * steps * STEP).cast());
-                    for r in 0..R {
-                        acc[r][x] = _mm256_add_epi32(acc[r][x], _mm256_madd_epi16(values, w[r]));
+                    for (acc, w) in acc.iter_mut().zip(w) {
+                        let acc = &mut acc[x];
+                        *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(values, w));
                     }
                 }
             }

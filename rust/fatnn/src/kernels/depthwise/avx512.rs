@@ -248,8 +248,9 @@ unsafe fn tile<const R: usize, const X: usize, const K: usize, const STRIDE: usi
                 let column = columns.add((kx * dilation * steps + step) * STEP);
                 for x in 0..X {
                     let values = _mm512_loadu_si512(column.add(x * stride * steps * STEP).cast());
-                    for r in 0..R {
-                        acc[r][x] = _mm512_dpbusd_epi32(acc[r][x], values, w[r]);
+                    for (acc, w) in acc.iter_mut().zip(w) {
+                        let acc = &mut acc[x];
+                        *acc = _mm512_dpbusd_epi32(*acc, values, w);
                     }
                 }
             }
