@@ -269,7 +269,8 @@ impl Geometry {
         Ok(())
     }
 
-    /// Where the rows of a column begin, under `count` lines whose windows begin at the padded row `top`.
+    /// Where the rows of a column begin, under `count` lines whose windows begin at the padded row
+    /// `top`.
     fn offsets(&self, top: usize, count: usize, offsets: &mut Vec<usize>) -> Result<()> {
         let (height, [padding, _]) = (self.shape.input[0], self.shape.padding);
         let read = self.shape.kernel[0] + (count - 1) * self.shape.stride[0];

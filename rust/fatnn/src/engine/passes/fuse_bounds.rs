@@ -1,5 +1,5 @@
-//! A ReLU, or another function that only bounds values, runs inside the depthwise int8 convolution that alone
-//! reads it: codes are bounded where values are quantized, at no cost.
+//! A ReLU, or another function that only bounds values, runs inside the depthwise int8 convolution
+//! that alone reads it: codes are bounded where values are quantized, at no cost.
 
 use super::{FusedGraph, Outcome, only_producer};
 use crate::graph::op::{Conv, Op};

@@ -104,7 +104,7 @@ unsafe fn quantize(x: &[f32], channels: usize, levels: &Levels, mut out: *mut u8
                 unsafe {
                     let code = |v: usize| {
                         let x = _mm256_loadu_ps(values.as_ptr().add(v * LANES));
-                        // NaN passes through, and converts, as what is too small does, to the least number.
+                        // NaN passes through and becomes the least number, as what is too small.
                         _mm256_cvtps_epi32(_mm256_min_ps(most, _mm256_mul_ps(x, inv_step)))
                     };
                     let codes = _mm256_packs_epi32(code(0), code(1));

@@ -1,8 +1,8 @@
 //! Depthwise convolution on AVX-512 VNNI.
 //!
-//! Four vectors of sixteen floats become one of 64 bytes by two packs, which leave four channels of each
-//! vector side by side. Interleaving four rows by unpacks, which work on the same quarters, puts channels
-//! in order again: the first product vector is sixteen channels of the first float vector.
+//! Four vectors of sixteen floats become one of 64 bytes by two packs, which leave four channels of
+//! each vector side by side. Interleaving four rows by unpacks, which work on the same quarters, puts
+//! channels in order again: the first product vector is sixteen channels of the first float vector.
 
 use std::arch::x86_64::*;
 
@@ -110,8 +110,8 @@ unsafe fn quantize(x: &[f32], channels: usize, levels: &Levels, mut out: *mut u8
                         _ => _mm512_maskz_loadu_ps((1 << left) - 1, from),
                     }
                 };
-                // The second operand of a minimum passes through where it is NaN, which then converts, as
-                // what is too small for `i32` does, to the least number.
+                // The second operand of a minimum passes through where it is NaN, which then
+                // converts, as what is too small for `i32` does, to the least number.
                 *code = _mm512_cvtps_epi32(_mm512_min_ps(most, _mm512_mul_ps(x, inv_step)));
             }
             let [low, high] = [_mm512_packs_epi32(codes[0], codes[1]), _mm512_packs_epi32(codes[2], codes[3])];

@@ -125,8 +125,8 @@ pub struct Levels {
 }
 
 impl Levels {
-    /// For inputs that are clamped to bounds before: products by a positive number keep their order, and so
-    /// does rounding, so it makes no difference to clamp after the product.
+    /// For inputs that are clamped to bounds before: products by a positive number keep their order, and
+    /// so does rounding, so it makes no difference to clamp after the product.
     pub(crate) fn new(inv_step: f32, bounds: [f32; 2]) -> Self {
         let level = |bound: f32| match bound.is_infinite() {
             // Flushed to zero, the step's inverse would make this NaN.
@@ -220,11 +220,12 @@ pub trait DepthwiseKernel: private::Sealed + Sync + std::fmt::Debug {
         self.layout().pack(weights, panel);
     }
 
-    /// Quantizes pixels of so many channels: `round(clamp(x * inv_step, bounds))`, halves to even. `out` has [`DepthwiseLayout::pixel_bytes`] for each, in an order of channels that only the kernel
+    /// Quantizes pixels of so many channels: `round(clamp(x * inv_step, bounds))`, halves to even.
+    /// `out` has [`DepthwiseLayout::pixel_bytes`] for each, in an order of channels that only the kernel
     /// knows. Whether none was NaN.
     fn quantize(&self, x: &[f32], channels: usize, levels: &Levels, out: &mut [u8]) -> bool;
 
-    /// Makes columns of a block of channels: as many as there are pixels, from the beginning of `out` on.
+    /// Makes columns of a block of channels: as many as there are pixels, from where `out` begins.
     fn interleave(&self, rows: &Rows<'_>, out: &mut [u8]);
 
     /// Products of a block of channels, to floats: see [`Finish`]. `out` begins with the first channel
