@@ -30,6 +30,8 @@ fn depthwise_layers_equal_the_reference() {
         Layer { batch: 2, out_channels: 5, ..depthwise([5, 4], 3, 3, 2) },
         Layer { batch: 2, padding: [0, 0], ..depthwise([9, 8], 16, 3, 4) },
         Layer { padding: [5, 4], ..depthwise([3, 2], 24, 3, 1) },
+        Layer { padding: [2, 2], stride: [4, 1], ..depthwise([3, 0], 24, 3, 1) },
+        Layer { padding: [2, 2], ..depthwise([0, 3], 24, 3, 1) },
         Layer { padding: [5, 7], dilation: [3, 2], ..depthwise([9, 8], 24, 3, 1) },
         Layer { dilation: [1, 3], padding: [1, 3], ..depthwise([6, 9], 24, 3, 1) },
         Layer { dilation: [2, 1], stride: [2, 1], ..depthwise([12, 9], 24, 3, 1) },

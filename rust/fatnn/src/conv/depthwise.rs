@@ -156,7 +156,7 @@ impl Geometry {
         let reach = self.span - (self.lines - 1) * stride;
         let padding = self.shape.padding[0];
         let end = (self.output[0] - 1).saturating_mul(stride).saturating_add(reach).saturating_sub(padding);
-        if stride <= reach && end >= height {
+        if x.is_empty() || (stride <= reach && end >= height) {
             return Ok(());
         }
         let line = width * channels;
