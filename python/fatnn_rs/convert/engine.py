@@ -23,7 +23,6 @@ from fatnn_rs import _core
 from fatnn_rs.convert.affine import fma, same_bits, slope
 from fatnn_rs.convert.graph import Graph, Node, refs
 from fatnn_rs.convert.ops_float import FLOAT_OPS
-from fatnn_rs.convert.shapes import run_time_shapes, same_shape
 from fatnn_rs.errors import FormatError, LimitError, UnsupportedError
 from fatnn_rs.operations import OPERATIONS, makes_codes, products_of
 from fatnn_rs.ops.kernels import aligned_array, follow_torch_threads
@@ -136,18 +135,13 @@ def _codes_across(graph: Graph, taken: set[str]) -> set[str]:
 
 def _able(graph: Graph, float_layers: str) -> Callable[[Node], bool]:
     """Return whether the engine can run a node, and with the bits it must have."""
-    index, shapes = graph.index(), run_time_shapes(graph)
+    index = graph.index()
 
     def able(node: Node) -> bool:
         row = OPERATIONS.get(node.op)
         if row is None or not (row.exactness == "exact" or float_layers == "rust"):
             return False
         if _refused(node, [index[name].shape for name in node.inputs]):
-            return False
-        # The engine's additions broadcast nothing. Where a convolution of codes adds a value, the passes have made sure
-        # of that.
-        several = len(node.inputs) > 1 and not row.reads_codes and row.form != "shape"
-        if several and not same_shape(graph, node, shapes):
             return False
         return node.op != "batch_norm" or _affine(graph, node, float_layers) is not None
 

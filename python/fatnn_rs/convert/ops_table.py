@@ -33,7 +33,9 @@ def bind(graph: Graph, node: Node) -> Callable[..., Any]:
     layout = node.attrs.get("layout", "any")
     if layout == "any":
         return function
-    return lambda x: function(in_layout(x, layout))
+    # Those of several values stand one after the other.
+    layouts = layout.split("|")
+    return lambda *values: function(*map(in_layout, values, layouts))
 
 
 def _bind_torch(node: Node) -> Callable[..., Any]:

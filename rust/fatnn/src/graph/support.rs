@@ -116,18 +116,6 @@ pub(super) fn avg_pool2d(op: &Op, read: &[&[usize]]) -> Result<(), String> {
     }
 }
 
-pub(super) fn mean(op: &Op, read: &[&[usize]]) -> Result<(), String> {
-    image(op, read)?;
-    let Op::Mean { dims, .. } = op else { return Ok(()) };
-    let rank = read[0].len() as i64;
-    let mut reduced: Vec<i64> = dims.iter().map(|d| if *d < 0 { d + rank } else { *d }).collect();
-    reduced.sort_unstable();
-    if reduced.is_empty() || !reduced.iter().copied().eq(2..rank) {
-        return Err(format!("a mean over the dimensions {dims:?}, which are not all pixels"));
-    }
-    Ok(())
-}
-
 pub(super) fn pad(op: &Op, read: &[&[usize]]) -> Result<(), String> {
     image(op, read)?;
     let Op::Pad { pad, mode, .. } = op else { return Ok(()) };
