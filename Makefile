@@ -118,13 +118,14 @@ ladder: build tools-rust ## every precision on the same layers and networks, bes
 
 lint: build ## formatting, clippy, ruff, mypy, stubs
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --quiet -- -D warnings
+	cargo clippy --workspace --all-targets --all-features --quiet -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --features fatnn/cli --quiet
 	$(BIN)/python scripts/check-allocations.py
 	$(BIN)/python scripts/compact_results.py --check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest fatnn_rs._core --ignore-missing-stub
+	$(BIN)/python -m mypy.stubtest fatnn_rs._core
 
 fmt: build ## format everything
 	cargo fmt --all

@@ -41,6 +41,7 @@ __all__ = [
     "save",
     "set_default_threads",
     "set_num_threads",
+    "shapes_in_every_run",
     "unpack_codes",
 ]
 

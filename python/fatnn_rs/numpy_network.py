@@ -74,7 +74,7 @@ class NumpyNetwork:
         inputs = bind_call(self._arguments, args, kwargs)
         arrays = [_checked(name, x) for name, x in zip(names, inputs, strict=True)]
         results = self._network.run(arrays, [False] * len(arrays))
-        values = {name: np.ascontiguousarray(result) for (name, _), result in zip(self.outputs, results, strict=True)}
+        values = {name: np.asarray(result, order="C") for (name, _), result in zip(self.outputs, results, strict=True)}
         return _rebuilt(self._structure, values)
 
     def __repr__(self) -> str:

@@ -178,7 +178,7 @@ def _segment(graph: Graph, nodes: list[Node], float_layers: str, family: str | N
         if op == "batch_norm" and (found := _affine(graph, node, float_layers)):
             op, named = found
         roles = {role: f"{node.name}/{role}" for role in named}
-        tensors |= {roles[role]: np.ascontiguousarray(aligned_array(value)) for role, value in named.items()}
+        tensors |= {roles[role]: np.asarray(aligned_array(value), order="C") for role, value in named.items()}
         dtypes |= {roles[role]: graph.dtypes[name] for role, name in node.tensors.items() if name in graph.dtypes}
         described.append(
             {

@@ -62,7 +62,7 @@ def save(net: TernaryNetwork, path: str | os.PathLike[str]) -> None:
             f"save: the model returns a {error}, which a file cannot hold; return tensors in tuples, lists or dicts "
             "with string keys"
         ) from None
-    arrays = {name: np.ascontiguousarray(aligned_array(tensor)) for name, tensor in graph.tensors.items()}
+    arrays = {name: np.asarray(aligned_array(tensor), order="C") for name, tensor in graph.tensors.items()}
     _core.save(os.fspath(path), text, arrays, graph.dtypes)
 
 

@@ -183,7 +183,7 @@ def adaptive_avg_pool(dims: int) -> Row:
 
 _aten = torch.ops.aten
 
-#: Tensor methods and functions of torch → operation.
+#: Names of functions and methods of torch → operation.
 _ARITHMETIC = (
     ("add", "add"),
     ("sub", "sub"),
@@ -194,15 +194,15 @@ _ARITHMETIC = (
     ("divide", "div"),
     ("true_divide", "div"),
 )
+#: Names of Python's operators → operation.
+_OPERATORS = (("add", "add"), ("sub", "sub"), ("mul", "mul"), ("truediv", "div"))
 
 
 def _arithmetic_calls() -> dict[Any, Row]:
     """Rows of Python's operators, torch's functions and aten's operators."""
     found: dict[Any, Row] = {getattr(torch, name): arithmetic(op) for name, op in _ARITHMETIC}
-    for name, op in _ARITHMETIC:
-        if name != op:
-            continue
-        row, python = arithmetic(op), {"div": "truediv"}.get(op, op)
+    for python, op in _OPERATORS:
+        row = arithmetic(op)
         found |= {getattr(operator, python): row, getattr(operator, f"i{python}"): row}
         for packet in (getattr(_aten, op), getattr(_aten, f"{op}_")):
             found |= {getattr(packet, overload): row for overload in ("Tensor", "Scalar") if hasattr(packet, overload)}

@@ -181,8 +181,8 @@ pub trait ColumnsKernel: private::Sealed + Sync + std::fmt::Debug {
         true
     }
 
-    /// Products of all rows with the panel, to floats: see [`Finish`]. `out` begins with the first
-    /// channel of the panel of the first row, and has [`Product::outputs`] elements.
+    /// Products of all rows with the panel, to floats: see `Finish`. `out` begins with the first
+    /// channel of the panel of the first row, and has `Product::outputs` elements.
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]);
 }
 

@@ -15,10 +15,10 @@ pub(crate) const BLOCK: usize = 64;
 
 /// The inner loop of a kernel that reads codes as they pass between layers.
 pub trait TiledKernel: private::Sealed {
-    /// Output rows in a tile, at most [`MAX_MR`].
+    /// Output rows in a tile, at most `MAX_MR`.
     fn mr(&self) -> usize;
 
-    /// Layout of the weights, of at most [`MAX_NR`] channels a panel.
+    /// Layout of the weights, of at most `MAX_NR` channels a panel.
     fn layout(&self) -> Layout;
 
     /// What it counts, which settles what panels hold.
