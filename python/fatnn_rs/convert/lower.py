@@ -68,6 +68,11 @@ class Lowering:
         ref = self.env.get(argument)
         return ref.name if isinstance(ref, Ref) else None
 
+    def attribute(self, value: Any) -> Any:
+        """Return the model's own parameter, buffer or constant that an argument is, else None."""
+        is_one = isinstance(value, fx.Node) and value.op == "get_attr"
+        return _attribute(self.captured.root, str(value.target)) if is_one else None
+
     def emit(
         self,
         op: str,

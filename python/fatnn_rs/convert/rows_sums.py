@@ -182,7 +182,7 @@ def reduction(op: str) -> Row:
 
 def _only_first(ctx: Lowering) -> bool:
     """Whether of several results only the first is used."""
-    users = [user for user in ctx.node.users if user.users]
+    users = [user for user in ctx.node.users if user.users or user.op == "output"]
     return all(user.target is operator.getitem and user.args[1] == 0 for user in users)
 
 
@@ -249,6 +249,10 @@ def attention(
         return None
     if (is_causal and attn_mask is not None) or any(len(ctx.shape(v)) < 2 for v in given):
         return None
+    # Torch takes another way where a mask requires a gradient, in any mode; constants of a network require none.
+    mask = ctx.attribute(attn_mask)
+    if isinstance(mask, Tensor) and mask.requires_grad:
+        return None
     attrs: dict[str, Any] = {"causal": is_causal, "layout": _layouts(ctx, *given)}
     if scale is not None:
         if not isinstance(scale, (int, float)):
@@ -302,6 +306,18 @@ def _named(op: str) -> Any:
 
 _aten = torch.ops.aten
 
+#: Operation, row, and the functions that it is for.
+_BY_NAME: tuple[tuple[str, Row, tuple[Any, ...]], ...] = (
+    ("mean", reduction("mean"), (torch.mean, _aten.mean.dim, _aten.mean.default)),
+    ("sum", reduction("sum"), (torch.sum, _aten.sum.dim_IntList, _aten.sum.default)),
+    ("amax", reduction("amax"), (torch.amax, _aten.amax.default)),
+    ("amin", reduction("amin"), (torch.amin, _aten.amin.default)),
+    ("max", extreme("amax"), (torch.max, _aten.max.dim)),
+    ("min", extreme("amin"), (torch.min, _aten.min.dim)),
+    ("softmax", _aten_softmax("softmax"), (torch.softmax, _aten.softmax.int)),
+    ("log_softmax", _aten_softmax("log_softmax"), (torch.log_softmax, _aten.log_softmax.int)),
+)
+
 #: Functions and operators → row.
 FUNCTIONS: dict[Any, Row] = {
     functional.batch_norm: batch_norm,
@@ -322,26 +338,9 @@ FUNCTIONS: dict[Any, Row] = {
     functional.group_norm: group_norm,
     torch.group_norm: group_norm,
     _aten.group_norm.default: group_norm,
-    torch.mean: reduction("mean"),
-    _aten.mean.dim: reduction("mean"),
-    _aten.mean.default: reduction("mean"),
-    torch.sum: reduction("sum"),
-    _aten.sum.dim_IntList: reduction("sum"),
-    _aten.sum.default: reduction("sum"),
-    torch.amax: reduction("amax"),
-    _aten.amax.default: reduction("amax"),
-    torch.amin: reduction("amin"),
-    _aten.amin.default: reduction("amin"),
-    torch.max: extreme("amax"),
-    _aten.max.dim: extreme("amax"),
-    torch.min: extreme("amin"),
-    _aten.min.dim: extreme("amin"),
     functional.softmax: softmax("softmax"),
-    torch.softmax: _aten_softmax("softmax"),
-    _aten.softmax.int: _aten_softmax("softmax"),
     functional.log_softmax: softmax("log_softmax"),
-    torch.log_softmax: _aten_softmax("log_softmax"),
-    _aten.log_softmax.int: _aten_softmax("log_softmax"),
+    **{call: row for _, row, calls in _BY_NAME for call in calls},
     **dict.fromkeys((torch.matmul, torch.bmm, torch.mm, operator.matmul), matmul),
     **dict.fromkeys((_aten.matmul.default, _aten.bmm.default, _aten.mm.default), matmul),
     functional.scaled_dot_product_attention: attention,
@@ -350,14 +349,7 @@ FUNCTIONS: dict[Any, Row] = {
 
 #: Tensor methods → row.
 METHODS: dict[str, Row] = {
-    "mean": reduction("mean"),
-    "sum": reduction("sum"),
-    "amax": reduction("amax"),
-    "amin": reduction("amin"),
-    "max": extreme("amax"),
-    "min": extreme("amin"),
-    "softmax": _aten_softmax("softmax"),
-    "log_softmax": _aten_softmax("log_softmax"),
+    **{name: row for name, row, _ in _BY_NAME},
     **dict.fromkeys(("matmul", "bmm", "mm", "__matmul__"), matmul),
 }
 

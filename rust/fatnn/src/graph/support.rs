@@ -84,6 +84,16 @@ pub(super) fn image(_: &Op, read: &[&[usize]]) -> Result<(), String> {
     if read.iter().all(|shape| (2..=4).contains(&shape.len())) { Ok(()) } else { shapes_do_not_fit() }
 }
 
+/// Reductions, whose dimensions have to be there.
+pub(super) fn reduce(op: &Op, read: &[&[usize]]) -> Result<(), String> {
+    let Op::Reduce { dims, .. } = op else { return any(op, read) };
+    let rank = read[0].len() as i64;
+    match dims.iter().all(|dim| (-rank..rank).contains(dim)) {
+        true => any(op, read),
+        false => Err(format!("the dimensions {dims:?} of {rank}")),
+    }
+}
+
 /// Linear layers, over the last dimension.
 pub(super) fn linear(_: &Op, read: &[&[usize]]) -> Result<(), String> {
     if (1..=MAX_RANK).contains(&read[0].len()) { Ok(()) } else { shapes_do_not_fit() }

@@ -10,7 +10,7 @@ use super::{BuildError, shapes_sums as shapes, support};
 const OVER: &[Attr] = &[always("dims", Ints), always("keepdim", Bool)];
 const AFFINE: &[Role] = &[role("weight", F32, false), role("bias", F32, false)];
 
-const REDUCE: OpInfo = OpInfo { attrs: OVER, shape: shapes::reduce, support: Some(support::any), ..SUM };
+const REDUCE: OpInfo = OpInfo { attrs: OVER, shape: shapes::reduce, support: Some(support::reduce), ..SUM };
 const NORM: OpInfo = OpInfo { tensors: AFFINE, shape: shapes::norm, support: Some(support::any), ..SUM };
 const SOFTMAX: OpInfo = OpInfo {
     attrs: &[always("dim", Int)],
