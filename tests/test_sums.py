@@ -69,7 +69,7 @@ CASES: list[tuple[str, tuple[int, ...], Any]] = [
     ("rms_norm", (2, 5, 24), nn.RMSNorm(24)),
     ("group_norm", (2, 6, 5, 24), nn.GroupNorm(3, 6)),
     ("group_norm", (2, 6, 24), nn.GroupNorm(1, 6, affine=False)),
-    ("batch_norm", (4, 24), lambda m, y: functional.batch_norm(y, m.bias, m.variance, m.bias, m.weight)),
+    ("batch_norm", (4, 24), lambda m, y: functional.batch_norm(y, m.variance, m.variance, m.bias, m.weight)),
     ("linear", (4, 24), lambda m, y: functional.linear(y, m.matrix)),
     ("conv2d", (2, 6, 5, 24), lambda m, y: functional.conv2d(y, m.kernel, stride=(1, 2))),
     ("mean", (2, 5, 3, 24), lambda m, y: y.mean(1)),

@@ -27,6 +27,11 @@ def identity(ctx: Lowering, input: Any) -> Ref | None:
     return None if name is None else Ref(name)
 
 
+def copied(ctx: Lowering, input: Any, *, memory_format: Any = None) -> Ref | None:
+    """Pass on a copy: functions cannot tell it from what is copied."""
+    return identity(ctx, input)
+
+
 def dropout(ctx: Lowering, input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Ref | None:
     """Dropout that is switched off."""
     return identity(ctx, input) if training is False else None
@@ -237,6 +242,7 @@ FUNCTIONS: dict[Any, Row] = {
     functional.avg_pool2d: avg_pool(2),
     functional.adaptive_avg_pool1d: adaptive_avg_pool(1),
     functional.adaptive_avg_pool2d: adaptive_avg_pool(2),
+    **dict.fromkeys((torch.clone, _aten.clone.default, _aten.contiguous.default, _aten.detach.default), copied),
     _aten.dropout.default: dropout,
     _aten.feature_dropout.default: dropout,
     _aten.flatten.using_ints: flatten,

@@ -314,6 +314,7 @@ MODULES: dict[type[nn.Module], Row] = {
     nn.Dropout3d: lambda ctx, m, input: rows.identity(ctx, input),
     nn.AlphaDropout: lambda ctx, m, input: rows.identity(ctx, input),
     nn.FeatureAlphaDropout: lambda ctx, m, input: rows.identity(ctx, input),
+    nn.PixelShuffle: lambda ctx, m, input: rows.FUNCTIONS[torch.pixel_shuffle](ctx, input, m.upscale_factor),
     nn.Flatten: lambda ctx, m, input: rows.flatten(ctx, input, m.start_dim, m.end_dim),
     nn.MaxPool1d: _pool_row(rows.max_pool(1), *_MAX),
     nn.MaxPool2d: _pool_row(rows.max_pool(2), *_MAX),

@@ -205,7 +205,7 @@ impl<'a> Compiler<'a> {
             }
             Op::FlattenLeading => Box::new(Reshape::FlattenLeading),
             Op::ReshapeLike => Box::new(Reshape::Like),
-            Op::Pad { pad, value, .. } => Box::new(Pad::new(pad, *value, rank)?),
+            Op::Pad { pad, mode, value } => Box::new(Pad::new(pad, mode, *value, rank)?),
             Op::Binary(kind) => Box::new(Arithmetic::new(*kind, post, channel_dim)),
             Op::Reshape { shape } => Box::new(Reshape::To(shape.clone())),
             Op::Squeeze { dim } => Box::new(Reshape::Squeeze(from_front(*dim, rank)?)),

@@ -129,8 +129,11 @@ pub(super) fn avg_pool2d(op: &Op, read: &[&[usize]]) -> Result<(), String> {
 pub(super) fn pad(op: &Op, read: &[&[usize]]) -> Result<(), String> {
     image(op, read)?;
     let Op::Pad { pad, mode, .. } = op else { return Ok(()) };
-    if mode != "constant" || pad.iter().any(|n| *n < 0) || pad.len() > 2 * (read[0].len() - 1) {
-        return Err("padding by anything but constants around pixels and channels".into());
+    if pad.iter().any(|n| *n < 0) || pad.len() > 2 * (read[0].len() - 1) {
+        return Err("padding that cuts, or of the batch".into());
+    }
+    if mode != "constant" && pad.len() > 2 * (read[0].len() - 2) {
+        return Err("padding of channels by anything but constants".into());
     }
     Ok(())
 }
