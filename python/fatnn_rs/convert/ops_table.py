@@ -35,7 +35,13 @@ def bind(graph: Graph, node: Node) -> Callable[..., Any]:
         return function
     # Those of several values stand one after the other.
     layouts = layout.split("|")
-    return lambda *values: function(*map(in_layout, values, layouts))
+
+    def run(*values: Any) -> Any:
+        # One value stays one: attention asks whether queries are the keys.
+        made = {(id(value), layout): in_layout(value, layout) for value, layout in zip(values, layouts, strict=True)}
+        return function(*(made[id(value), layout] for value, layout in zip(values, layouts, strict=True)))
+
+    return run
 
 
 def _bind_torch(node: Node) -> Callable[..., Any]:

@@ -151,7 +151,8 @@ def _normalize(
     eps = torch.finfo(torch.float32).eps if eps is None else eps
     if name is None or not all(isinstance(v, int) for v in dims) or not isinstance(eps, (int, float)) or eps < 0:
         return None
-    return ctx.emit(op, [name], {"dims": len(dims), "eps": float(eps)}, tensors)
+    attrs = {"dims": len(dims), "eps": float(eps), "layout": ctx.seen(input).layout}
+    return ctx.emit(op, [name], attrs, tensors)
 
 
 def _group_norm(ctx: Lowering, input: Any, groups: Any, eps: Any, tensors: dict[str, Tensor | None]) -> Ref | None:
@@ -210,7 +211,7 @@ def softmax(op: str) -> Row:
         name = ctx.value(input)
         if name is None or not isinstance(dim, int) or dtype is not None or not ctx.shape(input):
             return None
-        return ctx.emit(op, [name], {"dim": dim})
+        return ctx.emit(op, [name], {"dim": dim, "layout": ctx.seen(input).layout})
 
     return row
 
@@ -281,7 +282,12 @@ def _multihead(
         return None
     if module.in_proj_weight is None or type(module.out_proj).__mro__[1] is not nn.Linear:
         return None
-    attrs = {"heads": module.num_heads, "batch_first": module.batch_first, "need_weights": need_weights}
+    attrs = {
+        "heads": module.num_heads,
+        "batch_first": module.batch_first,
+        "need_weights": need_weights,
+        "layout": _layouts(ctx, query, key, value),
+    }
     tensors = {
         "in_weight": module.in_proj_weight,
         "in_bias": module.in_proj_bias,

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from fatnn_rs.convert.graph import Node, Ref
+from fatnn_rs.operations import OPERATIONS
 
 if TYPE_CHECKING:
     from fatnn_rs.convert.lower import Lowering, Row
@@ -171,7 +172,10 @@ def _emit(ctx: Lowering, op: str, input: Any, values: tuple[Any, ...], named: At
         raise TypeError(f"{op}: arguments that it does not have")
     if name is None or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in attrs.values()):
         return None
-    return ctx.emit(op, [name], {key: float(value) for key, value in attrs.items()})
+    made: dict[str, Any] = {key: float(value) for key, value in attrs.items()}
+    if OPERATIONS[op].exactness != "exact":
+        made["layout"] = ctx.seen(input).layout
+    return ctx.emit(op, [name], made)
 
 
 def _call(op: str, **fixed: float) -> Row:

@@ -4,12 +4,13 @@ use super::attrs::AttrType::Float;
 use super::op::Op;
 use super::ops::{Exactness, Form, OpInfo};
 use super::support;
-use super::table::{ROW, always};
+use super::table::{LAYOUT, ROW, always};
 use crate::scalar::Scalar;
 
 const SCALAR: OpInfo = OpInfo { form: Form::Scalar, support: Some(support::any), ..ROW };
 // Square roots are among these: PyTorch does not always round them to the nearest float.
-const APPROXIMATE: OpInfo = OpInfo { exactness: Exactness::Transcendental, ..SCALAR };
+// Theirs depend on places in memory.
+const APPROXIMATE: OpInfo = OpInfo { exactness: Exactness::Transcendental, attrs: &[LAYOUT], ..SCALAR };
 
 pub(super) const SCALARS: &[OpInfo] = &[
     OpInfo { name: "relu", build: |_| Ok(Op::Scalar(Scalar::Relu)), ..SCALAR },
@@ -55,13 +56,13 @@ pub(super) const SCALARS: &[OpInfo] = &[
     OpInfo { name: "mish", build: |_| Ok(Op::Scalar(Scalar::Mish)), ..APPROXIMATE },
     OpInfo {
         name: "elu",
-        attrs: &[always("alpha", Float)],
+        attrs: &[always("alpha", Float), LAYOUT],
         build: |a| Ok(Op::Scalar(Scalar::Elu { alpha: a.float("alpha")? })),
         ..APPROXIMATE
     },
     OpInfo {
         name: "softplus",
-        attrs: &[always("beta", Float), always("threshold", Float)],
+        attrs: &[always("beta", Float), always("threshold", Float), LAYOUT],
         build: |a| Ok(Op::Scalar(Scalar::Softplus { beta: a.float("beta")?, threshold: a.float("threshold")? })),
         ..APPROXIMATE
     },

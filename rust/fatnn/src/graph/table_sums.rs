@@ -13,7 +13,7 @@ const AFFINE: &[Role] = &[role("weight", F32, false), role("bias", F32, false)];
 const REDUCE: OpInfo = OpInfo { attrs: OVER, shape: shapes::reduce, support: Some(support::reduce), ..SUM };
 const NORM: OpInfo = OpInfo { tensors: AFFINE, shape: shapes::norm, support: Some(support::any), ..SUM };
 const SOFTMAX: OpInfo = OpInfo {
-    attrs: &[always("dim", Int)],
+    attrs: &[always("dim", Int), LAYOUT],
     exactness: Exactness::Transcendental,
     shape: shapes::softmax,
     support: Some(support::any),
@@ -37,13 +37,13 @@ pub(super) const SUMS: &[OpInfo] = &[
     OpInfo { name: "amin", build: |a| reduce(a, Reduction::Min), exactness: Exactness::Exact, ..REDUCE },
     OpInfo {
         name: "layer_norm",
-        attrs: &[always("dims", Int), always("eps", Float)],
+        attrs: &[always("dims", Int), always("eps", Float), LAYOUT],
         build: |a| norm(a, NormOver::Last(a.number("dims")?), true),
         ..NORM
     },
     OpInfo {
         name: "rms_norm",
-        attrs: &[always("dims", Int), always("eps", Float)],
+        attrs: &[always("dims", Int), always("eps", Float), LAYOUT],
         tensors: &[role("weight", F32, false)],
         build: |a| norm(a, NormOver::Last(a.number("dims")?), false),
         ..NORM
@@ -81,7 +81,7 @@ pub(super) const SUMS: &[OpInfo] = &[
     OpInfo {
         name: "multihead_attention",
         inputs: (3, Some(3)),
-        attrs: &[always("heads", Int), always("batch_first", Bool), always("need_weights", Bool)],
+        attrs: &[always("heads", Int), always("batch_first", Bool), always("need_weights", Bool), LAYOUT],
         tensors: &[
             role("in_weight", F32, true),
             role("in_bias", F32, false),
