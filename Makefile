@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help tools tools-rust setup build demo test test-rust test-isa test-python test-long test-sample campaign-sample \
-	campaign test-neon results bench bench-kernels bench-networks bench-readme ladder lint fmt docs clean
+	campaign test-neon fuzz results bench bench-kernels bench-networks bench-readme ladder lint fmt docs clean
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -16,6 +16,8 @@ JOBS ?= 1
 LADDER ?= runs/ladder
 # What a campaign looks for, for how long, and the seed of its first trial (random where it is empty).
 KIND ?= all
+# How long each target is fuzzed.
+FUZZ_SECONDS ?= 10
 MINUTES ?= 5
 SEED ?=
 # Chooses which of the long tests a sample has.
@@ -86,6 +88,9 @@ campaign: build ## search for faults: MINUTES, SEED, KIND=networks|files|ops|all
 
 test-neon: tools-rust ## the core's tests for AArch64, under qemu
 	bash scripts/test-neon.sh
+
+fuzz: tools-rust ## fuzz reading of graphs and files, FUZZ_SECONDS each
+	bash scripts/fuzz.sh $(FUZZ_SECONDS)
 
 results: build ## train the quantizers side by side on Fashion-MNIST and CIFAR-10 (a GPU, or days); DATA=folder
 	PYTHONPATH=benches $(BIN)/python -m quantizers --config fashion-mnist --data $(DATA) --jobs $(JOBS)

@@ -178,6 +178,7 @@ OPTIONS = st.fixed_dictionaries(
         "weight": st.sampled_from([name for name, family in QUANTIZERS.items() if not family.weight.refused]),
         "act": st.sampled_from(config._ACT),
         "act_quantizer": st.sampled_from([None, "fatnn", "lsq", "dorefa"]),
+        "depthwise": st.sampled_from(["ternary", "int8"]),
     }
 )
 

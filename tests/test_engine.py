@@ -15,6 +15,7 @@ from fatnn_rs.convert import TernaryNetwork
 from fatnn_rs.convert.engine import Segment
 from fatnn_rs.models.cifar_resnet import resnet20
 from fatnn_rs.models.digits import DigitsNet
+from nets import exact, image, ready
 
 
 def trained(model: nn.Module, x: Tensor) -> nn.Module:
@@ -342,3 +343,19 @@ def test_codes_across_a_torch_node_cost_no_more_than_their_own_layers() -> None:
     for batch in (x, x[:1]):
         assert torch.equal(net(batch), model(batch))
         assert torch.equal(one_by_one(net, batch), model(batch))
+
+
+def test_additions_whose_sizes_are_not_provably_equal_run_in_the_engine() -> None:
+    class Ceil(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, 2, 1)
+            self.short = nn.Conv2d(3, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) + self.short(nn.functional.max_pool2d(x, 2, ceil_mode=True))
+
+    x = image(2, 3, 10, 10)
+    net = exact(ready(Ceil(), x), x, (image(1, 3, 12, 8),))
+    assert len(net.segments) == 1
+    assert not [row.op for row in net.report.rows if row.runs == "torch"]

@@ -26,8 +26,8 @@ GOLDEN = Path(__file__).parent / "golden"
 #: Networks whose results do not depend on the order of sums, and how they were prepared.
 NETWORKS: dict[str, dict[str, Any]] = {
     "vgg": {"first": "int8", "last": "int8"},
-    "one dimension": {"act": "uint2", "weight": "dorefa"},
-    "mobile": {"act": "binary", "weight": "binary", "first": "int8"},
+    "one dimension": {"act": "uint2", "weight": "dorefa", "depthwise": "ternary"},
+    "mobile": {"act": "binary", "weight": "binary", "first": "int8", "depthwise": "ternary"},
     "token mlp": {"first": "int8"},
     "two inputs": {},
 }

@@ -16,10 +16,11 @@ __all__ = ["OVERRIDE_KEYS", "LayerOptions", "TernaryConfig", "matches"]
 _WEIGHT = ("fatnn", "twn", "ttq", "lsq", "sttn", "dorefa", "binary")
 _ACT = ("ternary", "uint2", "binary")
 _END = ("float", "int8", "ternary")
+_DEPTHWISE = ("int8", "ternary", "float")
 _ACT_RANGES = ("auto", "half", "full")
 
 #: Options that an entry of ``TernaryConfig.overrides`` may set for the layers it names.
-OVERRIDE_KEYS = ("weight", "act", "act_quantizer", "per_channel", "act_range", "scale")
+OVERRIDE_KEYS = ("weight", "act", "act_quantizer", "per_channel", "act_range", "scale", "depthwise")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class LayerOptions:
     per_channel: bool = False
     act_range: str = "auto"
     scale: bool | None = None
+    depthwise: str = "int8"
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,18 @@ class TernaryConfig:
         What becomes of the first and the last convolution or linear layer (in order of execution): ``"float"`` leaves
         it alone, ``"int8"`` gives it 8-bit weights and activations (:mod:`fatnn_rs.nn.int8`), ``"ternary"`` quantizes
         it like any other. A layer that is both takes the wider of the two.
+    depthwise
+        What becomes of depthwise convolutions, and of others with groups of up to eight input channels: ``"int8"``,
+        ``"ternary"`` or ``"float"``, as for ``first`` and ``last``, which may make them wider. An output has few
+        products there: three levels cost accuracy and save no time.
     skip
         Layers to leave alone: names of modules (a container's name means every layer inside it), or ``"re:…"``, a
         regular expression that must match a layer's whole name.
     overrides
         Pattern (as in ``skip``) → options for the layers it names: ``weight``, ``act``, ``act_quantizer``,
-        ``per_channel`` (bool), ``act_range`` (``"auto"``, ``"half"``, ``"full"``), ``scale`` (bool). Where several
-        patterns name a layer, the later entry wins, option by option. Layers that become int8 have none of these
-        options.
+        ``per_channel`` (bool), ``act_range`` (``"auto"``, ``"half"``, ``"full"``), ``scale`` (bool), ``depthwise``.
+        Where several patterns name a layer, the later entry wins, option by option. Layers that become int8 have none
+        of these options but the last.
 
     Raises
     ------
@@ -85,6 +91,7 @@ class TernaryConfig:
     skip: tuple[str, ...] = ()
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     act_quantizer: str | None = None
+    depthwise: str = "int8"
 
     def __post_init__(self) -> None:
         """Validate every field."""
@@ -94,6 +101,7 @@ class TernaryConfig:
             _choice("act_quantizer", self.act_quantizer, _WEIGHT)
         _choice("first", self.first, _END)
         _choice("last", self.last, _END)
+        _choice("depthwise", self.depthwise, _DEPTHWISE)
         if not isinstance(self.skip, (tuple, list)):
             raise ConfigError(f"skip must be a tuple of patterns, got {self.skip!r}; write ({self.skip!r},) for one")
         for pattern in self.skip:
@@ -113,12 +121,14 @@ class TernaryConfig:
         overrides = {pattern: dict(options) for pattern, options in self.overrides.items()}
         return (
             type(self),
-            (self.weight, self.act, self.first, self.last, self.skip, overrides, self.act_quantizer),
+            (self.weight, self.act, self.first, self.last, self.skip, overrides, self.act_quantizer, self.depthwise),
         )
 
     def options_for(self, name: str) -> LayerOptions:
         """Return the options of the layer called ``name``."""
-        options: dict[str, Any] = {"weight": self.weight, "act": self.act, "act_quantizer": self.act_quantizer}
+        options: dict[str, Any] = {
+            name: getattr(self, name) for name in ("weight", "act", "act_quantizer", "depthwise")
+        }
         for pattern, override in self.overrides.items():
             if matches(pattern, name):
                 options.update(override)
@@ -158,6 +168,8 @@ def _check_options(pattern: str, options: Any) -> None:
             _choice(f"{where}['act']", value, _ACT)
         elif key == "act_range":
             _choice(f"{where}['act_range']", value, _ACT_RANGES)
+        elif key == "depthwise":
+            _choice(f"{where}['depthwise']", value, _DEPTHWISE)
         elif key in ("per_channel", "scale"):
             if not isinstance(value, bool):
                 raise ConfigError(f"{where}[{key!r}] must be True or False, got {value!r}")

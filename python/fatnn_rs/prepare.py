@@ -43,7 +43,8 @@ def prepare(
 
     First and last layer are found in order of execution where ``torch.fx`` can trace the model, else in order of
     registration. A layer whose output goes only into BatchNorm gets no learned ``scale``; where the model cannot be
-    traced, every layer gets one.
+    traced, every layer gets one. Depthwise convolutions, and others with small groups, become int8 unless
+    ``config.depthwise`` says otherwise.
 
     Parameters
     ----------
@@ -307,7 +308,12 @@ def _choose(
     ends = (("first", config.first, look.order[0]), ("last", config.last, look.order[-1]))
     int8 = {name: f"{end}='int8'" for end, what, name in ends if what == "int8"}
     left = {name: f"{end}='float'" for end, what, name in ends if what == "float"}
+    depthwise = {name for name, module in candidates.items() if _has_small_groups(module)}
     for name in candidates:
+        if name in depthwise:
+            kind = config.options_for(name).depthwise
+            wider = {"int8": int8, "float": left}.get(kind, {})
+            wider.setdefault(name, f"depthwise={kind!r}")
         if any(matches(pattern, name) for pattern in config.skip):
             left[name] = "skip"
     chosen = {
@@ -317,16 +323,33 @@ def _choose(
         others = {**left_float, **left}
         reasons = ", ".join(f"{name or 'the model itself'} ({reason})" for name, reason in others.items())
         raise ConfigError(
-            f"nothing is left to quantize: {reasons}; skip less, or give first or last as 'int8' or 'ternary'"
+            f"nothing is left to quantize: {reasons}; skip less, or give first, last or depthwise as 'int8' or "
+            "'ternary'"
         )
     if "" in chosen:
         raise ConfigError(
             "the model is itself the layer, so it cannot be swapped in place; use from_float of the layer's twin "
             "in fatnn_rs.nn"
         )
-    for pattern in config.overrides:
-        if not any(matches(pattern, name) for name, kind in chosen.items() if not kind.int8):
+    for pattern, options in config.overrides.items():
+        applies = {name for name, kind in chosen.items() if not kind.int8} if set(options) != {"depthwise"} else set()
+        applies |= depthwise if "depthwise" in options else set()
+        if not any(matches(pattern, name) for name in applies):
             others = {**int8, **left}
             reasons = ", ".join(f"{name} ({reason})" for name, reason in others.items() if matches(pattern, name))
+            if set(options) == {"depthwise"}:
+                raise ConfigError(f"overrides: {pattern!r} names no convolution with small groups, and sets only 'depthwise'")
             raise ConfigError(f"overrides: {pattern!r} names only layers that do not become ternary: {reasons}")
     return chosen
+
+
+#: Input channels of a group up to which ``TernaryConfig.depthwise`` is meant: with so few, ternary products
+#: take longer than float32 ones.
+_SMALL_GROUP = 8
+
+
+def _has_small_groups(module: nn.Module) -> bool:
+    """Whether every output of a convolution reads a few of its input channels, one if it is depthwise."""
+    if not isinstance(module, (nn.Conv1d, nn.Conv2d)):
+        return False
+    return module.groups > 1 and module.in_channels // module.groups <= _SMALL_GROUP

@@ -58,8 +58,8 @@ class NotFused:
     layer
         The layer, or the node's own name.
     rewrite
-        Name of the engine's rewrite: ``"fuse_elementwise"``, ``"fuse_max_pool"``, ``"fuse_shortcut"`` or
-        ``"fuse_quantizer"``.
+        Name of the engine's rewrite: ``"fuse_elementwise"``, ``"fuse_max_pool"``, ``"fuse_bounds"``,
+        ``"fuse_shortcut"`` or ``"fuse_quantizer"``.
     reason
         Why, as what follows "because".
     """

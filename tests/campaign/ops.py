@@ -198,7 +198,7 @@ CORE: dict[str, tuple[tuple[str, str], ...]] = {
     "_core.packed_info": (("a", "blob.numpy()"),),
     "_core.packed_bytes": (("i", "{c}"), ("i", "{groups}")),
     "_core.kernel_for": (("i", "{o}"), ("i", "{c}"), ("b", "False"), ("s", "'half'"), ("s", "'ternary'")),
-    "_core.int8_kernel_for": (("b", "False"),),
+    "_core.int8_kernel_for": (("b", "False"), ("b", "True")),
     "_core.set_num_threads": (("i", "2"),),
     "_core.set_default_threads": (("i", "2"),),
     "_core.conv_acc": (

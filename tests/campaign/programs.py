@@ -847,6 +847,8 @@ def _config(rng: random.Random, layers: int) -> str:
     options = [f"first={rng.choice(ends)!r}", f"last={rng.choice(ends)!r}"]
     options.append(f"act={rng.choice(('ternary', 'ternary', 'uint2', 'binary'))!r}")
     options.append(f"weight={rng.choice(('fatnn', 'fatnn', 'twn', 'lsq', 'sttn', 'dorefa', 'binary'))!r}")
+    if rng.random() < 0.6:
+        options.append(f"depthwise={rng.choice(('ternary', 'ternary', 'float'))!r}")
     if rng.random() < 0.15:
         options.append(f"act_quantizer={rng.choice(('fatnn', 'lsq', 'dorefa'))!r}")
     if rng.random() < 0.25:

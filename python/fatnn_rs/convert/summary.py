@@ -128,7 +128,8 @@ def _kernel(node: Node, weight: Tensor, kind: str) -> str:
     """Name what runs a layer with ``weight``, of type ``kind``, on this machine."""
     products = products_of(node.op)
     if products == "int8":
-        return f"rust {_core.int8_kernel_for(weight.dim() == 2)}"
+        depthwise = weight.dim() > 2 and weight.shape[1] == 1 and node.attrs["groups"] > 1
+        return f"rust {_core.int8_kernel_for(weight.dim() == 2, depthwise)}"
     if products != "codes":
         return "torch (float32)"
     per_group, reduction = weight.shape[0] // node.attrs["groups"], math.prod(weight.shape[1:])

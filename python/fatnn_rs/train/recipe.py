@@ -112,6 +112,7 @@ class Quantize(_Section):
     act_quantizer: str | None = None
     first: str = "float"
     last: str = "float"
+    depthwise: str = "int8"
     skip: tuple[str, ...] = ()
     overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
     calibration_images: int = Field(default=512, ge=1)

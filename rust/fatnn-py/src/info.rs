@@ -32,13 +32,14 @@ pub(crate) fn cpu_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     })
 }
 
-/// Name of the kernel that an int8 layer takes.
+/// Name of the kernel that an int8 layer takes: a linear one, a depthwise convolution, or another convolution.
 #[pyfunction]
-pub(crate) fn int8_kernel_for(py: Python<'_>, linear: bool) -> PyResult<&'static str> {
-    // No choice among int8 kernels depends on the shape of a convolution yet.
+#[pyo3(signature = (linear, depthwise = false))]
+pub(crate) fn int8_kernel_for(py: Python<'_>, linear: bool, depthwise: bool) -> PyResult<&'static str> {
+    let operands = if depthwise { OperandTypes::Int8Depthwise } else { OperandTypes::Int8 };
     let conv = LayerShape::Conv { out_channels: 1, reduction: 1, taps: 1 };
     let shape = if linear { LayerShape::Linear } else { conv };
-    guarded(py, || kernels::choose_for(shape, OperandTypes::Int8).map(|kernel| kernel.name()).map_err(|e| raise(py, e)))
+    guarded(py, || kernels::choose_for(shape, operands).map(|kernel| kernel.name()).map_err(|e| raise(py, e)))
 }
 
 /// Name of the kernel that a layer of codes takes: a convolution with so many output channels per group, so long a reduction

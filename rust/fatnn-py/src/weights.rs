@@ -1,7 +1,7 @@
 //! Packing weights for this CPU's kernels, and what packed ones hold.
 
 use fatnn::codec::{Act, WeightKind};
-use fatnn::kernels::{OperandTypes, Operands};
+use fatnn::kernels::Operands;
 use fatnn::pack::{PackedWeights, WeightShape};
 use fatnn::{kernels, memory};
 use numpy::{IntoPyArray, PyArray1};
@@ -76,7 +76,7 @@ pub(crate) fn prepack_int8<'py>(
 ) -> PyResult<Bound<'py, PyArray1<u8>>> {
     guarded(py, || {
         let pack = if linear { PackedWeights::for_linear } else { PackedWeights::new };
-        packed_blob(py, weight, groups, |weight, shape| copied(pack(weight, shape, OperandTypes::Int8)?.as_bytes()))
+        packed_blob(py, weight, groups, |weight, shape| copied(pack(weight, shape, shape.int8_operands())?.as_bytes()))
     })
 }
 

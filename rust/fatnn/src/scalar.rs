@@ -93,6 +93,15 @@ pub enum Binary {
 }
 
 impl Scalar {
+    /// The bounds, where it is nothing but a lower and an upper one, in order.
+    pub fn bounds(self) -> Option<[f32; 2]> {
+        match self {
+            Scalar::Relu => Some([0.0, f32::INFINITY]),
+            Scalar::Hardtanh { min, max } if min <= max => Some([min, max]),
+            _ => None,
+        }
+    }
+
     /// Applies it to every element.
     #[inline(always)]
     pub fn apply(self, values: &mut [f32]) {

@@ -4,126 +4,15 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::Random;
-use fatnn::codec::Act;
+use common::int8::{Layer, bits, floats, int8};
 use fatnn::codec::WeightKind;
 use fatnn::conv::{ConvShape, Int8Epilogue, conv2d_int8};
-use fatnn::kernels::{self, Kernel, OperandTypes};
+use fatnn::kernels::{self, OperandTypes};
 use fatnn::net::{Input, Network, Tensor, load, save};
 use fatnn::pack::{MAX_INT8_REDUCTION, PackedWeights, WeightShape};
 use fatnn::quantize::PixelOrder;
 use fatnn::{Error, parallel, reference};
 use proptest::prelude::*;
-
-fn int8(len: usize, seed: u64) -> Vec<i8> {
-    let mut random = Random(seed);
-    (0..len).map(|_| random.below(255) as i8).map(|w| if w == i8::MIN { 127 } else { w }).collect()
-}
-
-fn floats(len: usize, seed: u64) -> Vec<f32> {
-    let mut random = Random(seed);
-    (0..len).map(|_| random.float()).collect()
-}
-
-fn bits(y: &[f32]) -> Vec<u32> {
-    y.iter().map(|y| y.to_bits()).collect()
-}
-
-/// A layer to test. Channels are per group.
-#[derive(Clone, Copy, Debug)]
-struct Layer {
-    batch: usize,
-    input: [usize; 2],
-    channels: usize,
-    out_channels: usize,
-    groups: usize,
-    kernel: [usize; 2],
-    stride: [usize; 2],
-    padding: [usize; 2],
-    dilation: [usize; 2],
-}
-
-impl Layer {
-    fn new(input: [usize; 2], channels: usize, out_channels: usize, kernel: usize, stride: usize) -> Self {
-        Layer {
-            batch: 1,
-            input,
-            channels,
-            out_channels,
-            groups: 1,
-            kernel: [kernel; 2],
-            stride: [stride; 2],
-            padding: [kernel / 2; 2],
-            dilation: [1; 2],
-        }
-    }
-
-    fn shape(&self) -> ConvShape {
-        let Layer { batch, input, kernel, stride, padding, dilation, .. } = *self;
-        ConvShape { batch, input, kernel, stride, padding, dilation }
-    }
-
-    fn weights(&self) -> WeightShape {
-        WeightShape {
-            out_channels: self.out_channels * self.groups,
-            channels: self.channels * self.groups,
-            kernel: self.kernel,
-            groups: self.groups,
-        }
-    }
-
-    fn inputs(&self) -> usize {
-        self.batch * self.input[0] * self.input[1] * self.weights().channels
-    }
-
-    fn expected(&self, x: &[f32], w: &[i8], epilogue: &Int8Epilogue<'_>) -> Vec<f32> {
-        let codes = reference::quantize_int8(x, epilogue.inv_step);
-        let acc = reference::conv2d_acc(&codes, w, self.weights(), Act::Full, &self.shape());
-        let n = self.weights().out_channels;
-        let y = |(i, &acc): (usize, &i32)| {
-            let y = acc as f32 * epilogue.scale[i % n];
-            epilogue.bias.map_or(y, |bias| y + bias[i % n])
-        };
-        acc.iter().enumerate().map(y).collect()
-    }
-
-    fn found(
-        &self,
-        kernel: &'static dyn Kernel,
-        x: &[f32],
-        order: PixelOrder,
-        w: &[i8],
-        epilogue: &Int8Epilogue<'_>,
-    ) -> Vec<f32> {
-        let [h, width] = self.shape().output().unwrap();
-        let weights = PackedWeights::for_kernel(kernel, w, self.weights(), OperandTypes::Int8).unwrap();
-        let mut out = vec![f32::NAN; self.batch * h * width * self.weights().out_channels];
-        conv2d_int8(x, order, &weights, &self.shape(), epilogue, &mut out).unwrap();
-        out
-    }
-
-    /// Compares every kernel with the reference.
-    fn check(&self, seed: u64) {
-        let n = self.weights().out_channels;
-        let x: Vec<f32> = floats(self.inputs(), seed).iter().map(|x| x * 150.0).collect();
-        let w = int8(self.weights().len(), seed ^ 0x55);
-        let (scale, bias) = (floats(n, seed ^ 1), floats(n, seed ^ 2));
-        let (channels, pixels) = (self.weights().channels, self.input[0] * self.input[1]);
-        let first: Vec<f32> = (0..x.len())
-            .map(|i| x[i / (channels * pixels) * channels * pixels + i % pixels * channels + i / pixels % channels])
-            .collect();
-        for bias in [None, Some(&bias[..])] {
-            let epilogue = Int8Epilogue { inv_step: 0.9, scale: &scale, bias };
-            let expected = bits(&self.expected(&x, &w, &epilogue));
-            for kernel in kernels::detected_for(OperandTypes::Int8) {
-                let found = self.found(kernel, &x, PixelOrder::ChannelsLast, &w, &epilogue);
-                assert_eq!(bits(&found), expected, "{} on {self:?}", kernel.name());
-                let found = self.found(kernel, &first, PixelOrder::ChannelsFirst, &w, &epilogue);
-                assert_eq!(bits(&found), expected, "{} on {self:?}, channels first", kernel.name());
-            }
-        }
-    }
-}
 
 #[test]
 fn layers_that_networks_have_equal_the_reference() {
@@ -204,6 +93,8 @@ fn codes_are_rounded_halves_to_even_and_clamped() {
     x.retain(|x| !x.is_nan());
     x.extend(floats(4000, 3).iter().map(|x| x * 400.0));
     let layer = Layer { batch: x.len(), ..Layer::new([1, 1], 1, 1, 1, 1) };
+    let groups = (2..90).rev().find(|groups| x.len().is_multiple_of(*groups)).unwrap_or(1);
+    let by_channel = Layer { batch: x.len() / groups, groups, ..layer };
     for inv_step in [1.0, inv_step, 1e-30, 1e30, f32::MAX] {
         let epilogue = Int8Epilogue { inv_step, scale: &[1.0], bias: None };
         let expected: Vec<f32> = reference::quantize_int8(&x, inv_step).iter().map(|q| f32::from(*q)).collect();
@@ -214,6 +105,12 @@ fn codes_are_rounded_halves_to_even_and_clamped() {
                 "{}",
                 kernel.name()
             );
+        }
+        let (ones, scale) = (vec![1; groups], vec![1.0; groups]);
+        let epilogue = Int8Epilogue { scale: &scale, ..epilogue };
+        for kernel in by_channel.kernels() {
+            let found = by_channel.found(kernel, &x, PixelOrder::ChannelsLast, &ones, &epilogue);
+            assert_eq!(found, expected, "{}", kernel.name());
         }
     }
 }

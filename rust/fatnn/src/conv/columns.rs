@@ -15,6 +15,7 @@ use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::ConvShape;
+use super::depthwise::{self, UNBOUNDED};
 use super::int8::{Constants, Int8Epilogue};
 use super::pooling::PoolStep;
 use crate::epilogue::Elementwise;
@@ -22,7 +23,7 @@ use crate::error::{Error, Result, bad_value, check_len};
 use crate::kernels::columns::{ColumnsKernel, Int8Layout, Product, Rows};
 use crate::kernels::int8::{COPY_SLACK, Finish, QuantizeInt8};
 use crate::kernels::pooling::pooling;
-use crate::kernels::{CacheLine, Level, apply_all};
+use crate::kernels::{CacheLine, Level, OperandTypes, apply_all};
 use crate::pack::PackedWeights;
 use crate::quantize::PixelOrder;
 use crate::transpose::transpose;
@@ -51,19 +52,25 @@ pub fn conv2d_int8(
     epilogue: &Int8Epilogue<'_>,
     out: &mut [f32],
 ) -> Result<()> {
-    let constants = Constants::new(weights, epilogue)?;
-    let geometry = Geometry::new(weights, shape)?;
+    let constants = &Constants::new(weights, epilogue)?;
     let channels = weights.shape().channels;
+    let run = |x: &[f32], out: &mut [f32]| {
+        if weights.operands() == OperandTypes::Int8Depthwise {
+            let layer = depthwise::Layer { weights, constants, bounds: UNBOUNDED, clamp: UNBOUNDED, post: &[] };
+            return depthwise::Geometry::new(weights, shape)?.run(x, &layer, out);
+        }
+        let geometry = Geometry::new(weights, shape)?;
+        let mut scratch = memory::filled("quantized inputs", geometry.scratch, 0)?;
+        geometry.run(x, &Layer { weights, constants, post: &[] }, &mut scratch, out)
+    };
     check_len("input", shape.size("input", shape.input, channels)?, x.len())?;
-    let mut scratch = memory::filled("quantized inputs", geometry.scratch, 0)?;
     let pixels = shape.input[0] * shape.input[1];
-    let layer = Layer { weights, constants: &constants, post: &[] };
     if order == PixelOrder::ChannelsLast || pixels == 1 || x.is_empty() {
-        return geometry.run(x, &layer, &mut scratch, out);
+        return run(x, out);
     }
     let mut last = memory::filled("inputs with channels last", x.len(), 0.0)?;
     transpose(x, &mut last, channels, pixels);
-    geometry.run(&last, &layer, &mut scratch, out).map_err(|e| match e {
+    run(&last, out).map_err(|e| match e {
         // The index in the caller's memory.
         Error::NotANumber { what, .. } => {
             Error::NotANumber { what, index: x.iter().position(|v| v.is_nan()).unwrap_or(0) }
@@ -283,7 +290,8 @@ impl Geometry {
         let numbers = AtomicBool::new(true);
         let quantize = |first: usize, out: &mut [u8]| {
             let x = &x[first..][..out.len() / element.bytes()];
-            if !level.run(QuantizeInt8 { element, x, inv_step: layer.constants.inv_step, out }) {
+            if !level.run(QuantizeInt8 { element, x, inv_step: layer.constants.inv_step, bounds: [-127.0, 127.0], out })
+            {
                 numbers.store(false, Ordering::Relaxed);
             }
         };

@@ -22,7 +22,7 @@ pub(crate) struct Padded(Vec<f32>);
 impl Padded {
     pub fn new(weights: &PackedWeights<'_>, values: &[f32]) -> Result<Self> {
         let mut padded = memory::filled("constants of an int8 layer", weights.padded_channels(), 0.0)?;
-        for panel in (0..weights.shape().groups).flat_map(|group| weights.panels(group)) {
+        for panel in weights.all_panels() {
             padded[panel.padded..][..panel.channels].copy_from_slice(&values[panel.first..][..panel.channels]);
         }
         Ok(Padded(padded))

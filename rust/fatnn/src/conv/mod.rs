@@ -9,6 +9,7 @@ use crate::codec::{Act, CodesLayout};
 use crate::epilogue::{Dequantize, Requantize, Residual};
 use crate::error::{Result, bad_value, check_len};
 pub(crate) mod columns;
+pub(crate) mod depthwise;
 mod gather;
 mod int8;
 mod packed_input;
@@ -235,7 +236,7 @@ impl Geometry {
         let bytes = shape.size("padded input", padded, pixel)?;
         let taps = shape.kernel[0].saturating_mul(shape.kernel[1]);
         let (frame_bytes, table_bytes) = match weights.inner() {
-            Inner::Tiled(_) | Inner::Columns(_) => {
+            Inner::Tiled(_) | Inner::Columns(_) | Inner::Depthwise(_) => {
                 let units = layout.group_bytes() / UNIT_BYTES;
                 (if shape.padding == [0, 0] { 0 } else { bytes }, taps as u128 * units as u128 * 8)
             }
@@ -256,7 +257,7 @@ impl Geometry {
         let layout = weights.codes_layout()?;
         let pixel = layout.pixel_bytes();
         let plan = match weights.inner() {
-            Inner::Tiled(_) | Inner::Columns(_) => None,
+            Inner::Tiled(_) | Inner::Columns(_) | Inner::Depthwise(_) => None,
             Inner::PackedInput(_) => Some(FramePlan::new(shape)?),
         };
         let taps = shape.kernel[0] * shape.kernel[1];
@@ -298,7 +299,7 @@ impl Geometry {
         let (shape, pixel) = (&self.shape, self.layout.pixel_bytes());
         let tiled = match weights.inner() {
             Inner::Tiled(tiled) => tiled,
-            Inner::Columns(_) => return weights.code_operands().map(|_| ()),
+            Inner::Columns(_) | Inner::Depthwise(_) => return weights.code_operands().map(|_| ()),
             Inner::PackedInput(kernel) => return packed_input::run([self.job(kernel, codes, weights, sink)], piece),
         };
         let codes = if self.frame_bytes == 0 {

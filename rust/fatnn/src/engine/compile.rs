@@ -6,6 +6,7 @@ use super::input::ValueInfo;
 use super::network::{FusedQuantizer, NetNode, Network, NotFused};
 use super::ops::arithmetic::Arithmetic;
 use super::ops::conv::{Epilogue, MaxPoolCodes, Quantize, Shortcut, TernaryConv};
+use super::ops::depthwise::DepthwiseConv;
 use super::ops::elementwise::{ChannelDim, Map, elementwise_of, optional_constants};
 use super::ops::int8::Int8Conv;
 use super::ops::linear::FloatConv;
@@ -20,6 +21,7 @@ use super::order;
 use super::passes::{self, Refusal, quantizer};
 use super::value::Operation;
 use crate::codec::CodesLayout;
+use crate::conv::depthwise::UNBOUNDED;
 use crate::conv::pooling::Reduce as PoolReduce;
 use crate::conv::{Constants, Int8Epilogue};
 use crate::dtype::ValueType;
@@ -166,7 +168,7 @@ impl<'a> Compiler<'a> {
         Ok(match &view.node.op {
             Op::Conv(conv) => self.float_conv(view, conv, post)?,
             Op::Linear => self.linear(view, post)?,
-            Op::ConvInt8(_) | Op::LinearInt8 => self.int8(view, post, fused.max_pool)?,
+            Op::ConvInt8(_) | Op::LinearInt8 => self.int8(fused, post)?,
             Op::MaxPool(pool) => Box::new(max_pool(pool)),
             Op::AvgPool { pool, count_include_pad, divisor } => {
                 let divisor = usize::try_from(*divisor).map_err(|e| e.to_string())?;
@@ -218,7 +220,7 @@ impl<'a> Compiler<'a> {
             Op::Cat { dim } => Box::new(Concat(*dim)),
             Op::Constant => {
                 let (shape, data) =
-                    (view.shape("value")?.to_vec(), memory::copied("a constant", view.floats("value")?)?);
+                    (view.shape("value")?.to_vec(), memory::copied("a constant", view.floats("value")?)?); // small: sizes
                 self.budget.spend(size_of_val(data.as_slice()) as u128)?;
                 Box::new(Constant { shape, data })
             }
@@ -281,7 +283,8 @@ impl<'a> Compiler<'a> {
         Ok(Box::new(FloatConv::new(weight, [n, c, 1, 1], bias, ConvParams::ONE, 1, 0)?.with(post)))
     }
 
-    fn int8(&self, view: NodeView<'_>, post: Vec<Elementwise>, pool: Option<usize>) -> OpResult {
+    fn int8(&self, fused: &FusedNode, post: Vec<Elementwise>) -> OpResult {
+        let (view, pool) = (self.view(fused.node), fused.max_pool);
         let Some(Tensor::I8(shape, weight)) = view.tensor("weight") else {
             return Err("tensor \"weight\" must be there, as int8".into());
         };
@@ -299,11 +302,20 @@ impl<'a> Compiler<'a> {
         let channels = group_channels.checked_mul(groups).ok_or("too many groups")?;
         let shape = WeightShape { out_channels, channels, kernel: window.kernel, groups };
         let layer = if axes == 0 { LayerShape::Linear } else { shape.layer() };
-        let weights =
-            self.packed(kernels::choose_for(layer, OperandTypes::Int8)?, weight, shape, OperandTypes::Int8)?;
+        // Pooling runs inside dense kernels only.
+        let operands = if pool.is_none() { shape.int8_operands() } else { OperandTypes::Int8 };
+        let weights = self.packed(kernels::choose_for(layer, operands)?, weight, shape, operands)?;
         let &[inv_step] = view.floats("inv_step")? else { return Err("inv_step must be one number".into()) };
         let epilogue = Int8Epilogue { inv_step, scale: view.floats("scale")?, bias: view.optional_floats("bias")? };
         let constants = Constants::new(&weights, &epilogue)?;
+        if operands == OperandTypes::Int8Depthwise {
+            let before = fused.bounds.and_then(|node| match &self.graph.nodes[node].op {
+                Op::Scalar(scalar) => scalar.bounds(),
+                _ => None,
+            });
+            let bounds = before.unwrap_or(UNBOUNDED);
+            return Ok(Box::new(DepthwiseConv { weights, constants, window, axes, bounds, post }));
+        }
         let pool = pool.and_then(|node| match &self.graph.nodes[node].op {
             Op::MaxPool(pool) => Some(max_pool(pool)),
             _ => None,

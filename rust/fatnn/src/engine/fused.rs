@@ -10,6 +10,8 @@ pub(crate) struct FusedNode {
     pub node: ValueId,
     /// Values that it reads. With a shortcut the second is what the shortcut reads.
     pub inputs: Vec<ValueId>,
+    /// The function before it, which only bounds its input.
+    pub bounds: Option<usize>,
     /// Functions of its output, in order.
     pub elementwise: Vec<usize>,
     /// Max pooling after those.
@@ -47,6 +49,7 @@ impl<'a> FusedGraph<'a> {
             _ => Some(FusedNode {
                 node: n,
                 inputs: node.inputs.clone(),
+                bounds: None,
                 elementwise: Vec::new(),
                 max_pool: None,
                 quantizer: None,

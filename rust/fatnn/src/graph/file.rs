@@ -212,7 +212,19 @@ pub fn load(path: impl AsRef<Path>) -> Result<(String, BTreeMap<String, Tensor>)
         }
         _ => Error::Io { path: path.into(), source },
     })?;
-    parse(&bytes).map_err(|wrong| match wrong {
+    read_named(&bytes, path)
+}
+
+/// As [`load`], from a file's bytes.
+///
+/// # Errors
+/// As [`load`], without a path.
+pub fn read(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>)> {
+    read_named(bytes, Path::new(""))
+}
+
+fn read_named(bytes: &[u8], path: &Path) -> Result<(String, BTreeMap<String, Tensor>)> {
+    parse(bytes).map_err(|wrong| match wrong {
         Wrong::Format(why) => Error::Format { path: path.into(), why },
         Wrong::Memory(error) => error,
     })
@@ -281,7 +293,8 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), Wrong> {
         })
         .collect::<Result<Vec<_>, String>>()?;
     let found = digest(graph, parts.into_iter());
-    if entry["sha256"].as_str() != Some(found.as_str()) {
+    // A fuzzer would never get past it.
+    if !cfg!(fuzzing) && entry["sha256"].as_str() != Some(found.as_str()) {
         return Err(damaged().into());
     }
     let mut tensors = BTreeMap::new();

@@ -38,7 +38,7 @@ pub fn choose_for(shape: LayerShape, operands: impl Into<OperandTypes>) -> Resul
     match (operands, shape) {
         (OperandTypes::Codes(operands), _) => Ok(choose_codes(&kernels, shape, operands)),
         // No choice among int8 kernels depends on the shape of a convolution yet.
-        (OperandTypes::Int8, LayerShape::Conv { .. }) => Ok(best),
+        (OperandTypes::Int8, LayerShape::Conv { .. }) | (OperandTypes::Int8Depthwise, _) => Ok(best),
         (OperandTypes::Int8, LayerShape::Linear) => {
             let for_few_rows = |kernel: &&dyn Kernel| match kernel.inner(operands) {
                 Some(Inner::Columns(columns)) => columns.for_few_rows(),

@@ -1,10 +1,11 @@
 //! The seam: what every kernel of every family is, and what it says of itself.
 //!
-//! A [`Kernel`] multiplies operands of the types that it supports. It does so by one of three kinds
+//! A [`Kernel`] multiplies operands of the types that it supports. It does so by one of four kinds
 //! of inner loop, which differ in how they read activations; each packs the weights that it reads.
 //! A kernel exists only where its CPU features were detected, so holding one proves that it may run.
 
 use super::columns::ColumnsKernel;
+use super::depthwise::DepthwiseKernel;
 use super::packed_input::PackedInputKernel;
 use super::tiled::TiledKernel;
 use super::{popcount, table};
@@ -53,6 +54,8 @@ pub enum OperandTypes {
     Codes(Operands),
     /// Int8 activations and int8 weights.
     Int8,
+    /// The same in a depthwise convolution, whose output channels read one input channel each.
+    Int8Depthwise,
 }
 
 impl From<Operands> for OperandTypes {
@@ -64,7 +67,8 @@ impl From<Operands> for OperandTypes {
 impl std::fmt::Display for OperandTypes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let act = self.act().map_or(WeightType::Int8.name(), Act::name);
-        write!(f, "{act} activations and {} weights", self.weights().name())
+        let kind = if *self == OperandTypes::Int8Depthwise { " of a depthwise convolution" } else { "" };
+        write!(f, "{act} activations and {} weights{kind}", self.weights().name())
     }
 }
 
@@ -73,7 +77,7 @@ impl OperandTypes {
     pub fn weights(self) -> WeightType {
         match self {
             OperandTypes::Codes(operands) => operands.weights.into(),
-            OperandTypes::Int8 => WeightType::Int8,
+            OperandTypes::Int8 | OperandTypes::Int8Depthwise => WeightType::Int8,
         }
     }
 
@@ -81,7 +85,7 @@ impl OperandTypes {
     pub fn act(self) -> Option<Act> {
         match self {
             OperandTypes::Codes(operands) => Some(operands.act),
-            OperandTypes::Int8 => None,
+            OperandTypes::Int8 | OperandTypes::Int8Depthwise => None,
         }
     }
 
@@ -154,6 +158,8 @@ pub enum Inner<'a> {
     PackedInput(&'a (dyn PackedInputKernel + Sync)),
     /// Reads int8 windows that lie in one piece of memory.
     Columns(&'a dyn ColumnsKernel),
+    /// Reads int8 rows of a depthwise convolution, interleaved.
+    Depthwise(&'a dyn DepthwiseKernel),
 }
 
 /// Asks for the cache line at an address, which may be any, before it is needed.

@@ -7,11 +7,11 @@
 //! | file | what lives in it |
 //! | --- | --- |
 //! | `kernel.rs` | the trait, operand types, layouts |
-//! | `tiled.rs`, `packed_input.rs`, `columns.rs` | the three kinds of inner loop, each with its operands, and packing as its method |
+//! | `tiled.rs`, `packed_input.rs`, `columns.rs`, `depthwise/` | the four kinds of inner loop, each with its operands, and packing as its method |
 //! | `panels.rs` | how all of them cut weights into panels |
 //! | `registry.rs` | every kernel of every family, one table |
 //! | `choose.rs` | which kernel a layer takes |
-//! | `popcount/`, `table/`, `matrix/`, `int8/` | the families, one file per instruction set |
+//! | `popcount/`, `table/`, `matrix/`, `int8/`, `depthwise/` | the families, one file per instruction set |
 //! | `isa/` | what instruction sets name differently |
 //! | `vector.rs` | plain loops, compiled for every instruction set: `epilogue.rs`, `elementwise.rs`, `quantize.rs`, `pooling.rs`, `rows.rs` |
 //!
@@ -40,6 +40,10 @@
 //! | `x86_64-int8-avx2` | int8, columns | 6×16 | `vpmaddwd` on values widened to `i16` |
 //! | `aarch64-int8-neon` | int8, columns | 4×16 | `smull`, `smlal`, `sadalp` |
 //! | `generic-int8-scalar` | int8, columns | 1×8 | a product and an addition |
+//! | `x86_64-depthwise-avx512` | int8, depthwise | 2×7×16 | `vpdpbusd` on four interleaved rows |
+//! | `x86_64-depthwise-avx2` | int8, depthwise | 2×4×8 | `vpmaddwd` on two interleaved rows |
+//! | `aarch64-depthwise-neon` | int8, depthwise | 1×16 | plain loops |
+//! | `generic-depthwise-scalar` | int8, depthwise | 1×16 | plain loops |
 
 pub(crate) mod arithmetic;
 mod cache_line;
@@ -47,6 +51,7 @@ mod choose;
 pub(crate) mod columns;
 pub mod cost;
 mod costs;
+pub(crate) mod depthwise;
 mod elementwise;
 mod epilogue;
 mod float;
@@ -70,6 +75,7 @@ mod vector;
 pub use cache_line::CacheLine;
 pub use choose::{LayerShape, best, choose_by_rules, choose_for, choose_in};
 pub use columns::ColumnsKernel;
+pub use depthwise::DepthwiseKernel;
 pub(crate) use elementwise::apply_all;
 pub(crate) use epilogue::TileAcc;
 pub use epilogue::TileEpilogue;

@@ -5,6 +5,7 @@
 //! | --- | --- | --- |
 //! | tiled, packed input | always as many channels as the layout has, zeros where there are fewer | rows |
 //! | columns | as many as the layout has, the last one only as many as exist, rounded up to lanes | columns |
+//! | depthwise | a block of the output channels of all groups | rows |
 //!
 //! Each trait packs its own panels; this file is what they have in common.
 
@@ -26,7 +27,8 @@ pub(crate) enum TapOrder {
 pub struct PanelWeights<'a> {
     /// `channels[count][taps][inputs]`, taps in the order in which activations are walked.
     pub(crate) weights: &'a [i8],
-    /// Taps of the window.
+    /// Height and width of the window, and its taps.
+    pub(crate) kernel: [usize; 2],
     pub(crate) taps: usize,
     /// Input channels of the group.
     pub(crate) inputs: usize,
@@ -45,37 +47,45 @@ impl<'a> PanelWeights<'a> {
 }
 
 impl Inner<'_> {
+    /// Whether panels go over the output channels of all groups, as if there were one group.
+    pub(crate) fn joins_groups(&self) -> bool {
+        matches!(self, Inner::Depthwise(_))
+    }
+
     /// Output channels in a panel, at most.
     pub(crate) fn panel_channels(&self) -> usize {
         match self {
             Inner::Tiled(tiled) => tiled.layout().nr,
             Inner::PackedInput(packed) => packed.layout().nr,
             Inner::Columns(columns) => columns.layout().panel,
+            Inner::Depthwise(depthwise) => depthwise.layout().block,
         }
     }
 
     /// Channels, padding included, of a panel in which `channels` exist.
     pub(crate) fn panel_width(&self, channels: usize) -> usize {
         match self {
-            Inner::Tiled(_) | Inner::PackedInput(_) => self.panel_channels(),
+            Inner::Tiled(_) | Inner::PackedInput(_) | Inner::Depthwise(_) => self.panel_channels(),
             Inner::Columns(columns) => columns.layout().width(channels),
         }
     }
 
-    /// Bytes of a panel in which `channels` exist, of windows of `taps` pixels of `inputs` channels.
-    pub(crate) fn panel_bytes(&self, taps: usize, inputs: usize, channels: usize) -> usize {
+    /// Bytes of a panel in which `channels` exist, of windows of `kernel` pixels of `inputs` channels.
+    pub(crate) fn panel_bytes(&self, kernel: [usize; 2], inputs: usize, channels: usize) -> usize {
+        let taps = kernel[0] * kernel[1];
         let units = taps * inputs.div_ceil(UNIT_CHANNELS);
         match self {
             Inner::Tiled(tiled) => tiled.panel_bytes(units),
             Inner::PackedInput(packed) => packed.panel_bytes(units),
             Inner::Columns(columns) => columns.layout().panel_bytes(taps * inputs, self.panel_width(channels)),
+            Inner::Depthwise(depthwise) => depthwise.layout().panel_bytes(kernel),
         }
     }
 
     /// The order of taps in a panel.
     pub(crate) fn tap_order(&self) -> TapOrder {
         match self {
-            Inner::Tiled(_) | Inner::PackedInput(_) => TapOrder::Rows,
+            Inner::Tiled(_) | Inner::PackedInput(_) | Inner::Depthwise(_) => TapOrder::Rows,
             Inner::Columns(_) => TapOrder::Columns,
         }
     }
@@ -86,6 +96,7 @@ impl Inner<'_> {
             Inner::Tiled(tiled) => tiled.pack_panel(weights, panel),
             Inner::PackedInput(packed) => return packed.pack_panel(weights, panel),
             Inner::Columns(columns) => columns.pack_panel(weights, panel),
+            Inner::Depthwise(depthwise) => depthwise.pack_panel(weights, panel),
         }
         Ok(())
     }
@@ -97,6 +108,7 @@ impl std::fmt::Debug for Inner<'_> {
             Inner::Tiled(_) => "Tiled",
             Inner::PackedInput(_) => "PackedInput",
             Inner::Columns(_) => "Columns",
+            Inner::Depthwise(_) => "Depthwise",
         })
     }
 }

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use super::kernel::{Family, Kernel, OperandTypes};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::matrix;
-use super::{int8, popcount, table};
+use super::{depthwise, int8, popcount, table};
 use crate::cpu::Features;
 use crate::error::{Result, bad_value};
 
@@ -45,6 +45,13 @@ const KERNELS: &[KernelCtor] = &[
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     int8::neon::make,
     int8::scalar::make,
+    #[cfg(target_arch = "x86_64")]
+    depthwise::avx512::make,
+    #[cfg(target_arch = "x86_64")]
+    depthwise::avx2::make,
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    depthwise::plain::neon,
+    depthwise::plain::scalar,
 ];
 
 fn with(features: Features) -> Vec<&'static dyn Kernel> {
@@ -130,7 +137,7 @@ pub(crate) fn for_layout(id: u32, operands: impl Into<OperandTypes>) -> Result<&
     let operands = operands.into();
     let found = available_for(operands)?.into_iter().find(|kernel| kernel.layout_id() == id);
     found.ok_or_else(|| {
-        let kind = if operands == OperandTypes::Int8 { "int8 " } else { "" };
+        let kind = if operands.act().is_none() { "int8 " } else { "" };
         let why = format!("they are laid out for another CPU's {kind}kernel (layout {id:#x})");
         crate::Error::Packed { why }
     })

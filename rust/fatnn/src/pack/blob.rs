@@ -37,14 +37,19 @@ pub(super) struct Header {
     pub operands: OperandTypes,
 }
 
-/// Number in the header of int8 activations, after those of [`Act::ALL`].
+/// Numbers in the header of int8 activations, after those of [`Act::ALL`].
 const INT8_ACT: usize = Act::ALL.len();
+const DEPTHWISE_ACT: usize = INT8_ACT + 1;
 
 impl Header {
     fn words(&self) -> [u32; HEADER / 4] {
         let s = self.shape;
         let number = |at: Option<usize>| at.unwrap_or(usize::MAX) as u32;
-        let act = self.operands.act().map_or(Some(INT8_ACT), |act| Act::ALL.iter().position(|a| *a == act));
+        let act = match self.operands {
+            OperandTypes::Codes(Operands { act, .. }) => Act::ALL.iter().position(|a| *a == act),
+            OperandTypes::Int8 => Some(INT8_ACT),
+            OperandTypes::Int8Depthwise => Some(DEPTHWISE_ACT),
+        };
         let weights = WeightType::ALL.iter().position(|weights| *weights == self.operands.weights());
         let mut header = [0; HEADER / 4];
         header[..10].copy_from_slice(&[
@@ -77,6 +82,7 @@ impl Header {
         let operands = match (Act::ALL.get(act), weights) {
             (Some(&act), Some(weights)) => weights.codes().map(|weights| Operands { act, weights }.into()),
             (None, Some(WeightType::Int8)) if act == INT8_ACT => Some(OperandTypes::Int8),
+            (None, Some(WeightType::Int8)) if act == DEPTHWISE_ACT => Some(OperandTypes::Int8Depthwise),
             _ => None,
         };
         let (Some(operands), true) = (operands, header[CHECKSUM] == checksum(&header)) else {

@@ -16,17 +16,19 @@ use std::ops::Range;
 
 use self::blob::{Blob, HEADER, Header, damaged};
 pub use self::shape::{MAX_INT8_REDUCTION, WeightShape};
-use self::shape::{check_sums, check_values};
+use self::shape::{check_operands, check_sums, check_values};
 use crate::codec::{Act, CodesLayout};
 use crate::dtype::WeightType;
 use crate::error::{Error, Result, bad_value, check_len};
-use crate::kernels::{self, ColumnsKernel, Inner, Kernel, LayerShape, OperandTypes, Operands};
+use crate::kernels::{self, ColumnsKernel, DepthwiseKernel, Inner, Kernel, LayerShape, OperandTypes, Operands};
 use crate::kernels::{PanelWeights, TapOrder};
 use crate::memory;
 
 /// How weights of one shape are cut into panels for one kernel.
 #[derive(Clone, Copy, Debug)]
 struct Panels {
+    /// Groups; one where panels go over all groups.
+    groups: usize,
     /// Output channels of a group, and of a panel, at most.
     group_channels: usize,
     channels: usize,
@@ -42,14 +44,16 @@ struct Panels {
 
 impl Panels {
     fn new(inner: Inner<'_>, shape: WeightShape, operands: OperandTypes) -> Self {
-        let (group_channels, channels) = (shape.out_channels / shape.groups, inner.panel_channels());
-        let (taps, inputs) = (shape.kernel[0] * shape.kernel[1], shape.channels / shape.groups);
+        let groups = if inner.joins_groups() { 1 } else { shape.groups };
+        let (group_channels, channels) = (shape.out_channels / groups, inner.panel_channels());
+        let inputs = shape.channels / shape.groups;
         let planes = 1 + usize::from(operands.weights() == WeightType::TwoBit);
         let full = (group_channels - 1) / channels;
         let last = group_channels - full * channels;
-        let bytes = |channels| inner.panel_bytes(taps, inputs, channels);
+        let bytes = |channels| inner.panel_bytes(shape.kernel, inputs, channels);
         let (full_bytes, last_bytes) = (bytes(channels), bytes(last));
         Panels {
+            groups,
             group_channels,
             channels,
             planes,
@@ -155,7 +159,7 @@ impl PackedWeights<'static> {
         let planes = self.panels.planes;
         let mut signs = memory::filled("weights of a panel", if planes == 2 { panel_values } else { 0 }, 0i8)?;
         let act = self.operands.act().unwrap_or(Act::Full);
-        for panel in (0..shape.groups).flat_map(|group| self.panels(group)) {
+        for panel in self.all_panels() {
             let from = values[panel.first * k..].chunks_exact(k).take(panel.channels);
             for (to, from) in reordered.chunks_exact_mut(k).zip(from) {
                 for (c, from) in from.chunks_exact(taps).enumerate() {
@@ -166,7 +170,7 @@ impl PackedWeights<'static> {
             }
             let mut pack = |plane: usize, weights: &[i8]| {
                 let range = self.panels.range(panel.group, panel.index, plane);
-                let weights = PanelWeights { weights, taps, inputs, count: panel.channels, act };
+                let weights = PanelWeights { weights, kernel: [kh, kw], taps, inputs, count: panel.channels, act };
                 self.inner.pack_panel(&weights, &mut bytes[range])
             };
             if planes == 1 {
@@ -187,6 +191,7 @@ impl PackedWeights<'static> {
     /// Weights without their bytes.
     fn empty(kernel: &'static dyn Kernel, shape: WeightShape, operands: OperandTypes) -> Result<Self> {
         let shape = shape.check()?;
+        check_operands(operands, shape)?;
         check_sums(operands, shape)?;
         let Some(inner) = kernel.inner(operands) else {
             return bad_value("kernel", format!("one that runs {operands}"), kernel.name());
@@ -250,7 +255,7 @@ impl<'a> PackedWeights<'a> {
     pub fn code_operands(&self) -> Result<Operands> {
         match self.operands {
             OperandTypes::Codes(operands) => Ok(operands),
-            OperandTypes::Int8 => Err(self.unfit("packed codes")),
+            OperandTypes::Int8 | OperandTypes::Int8Depthwise => Err(self.unfit("packed codes")),
         }
     }
 
@@ -261,7 +266,18 @@ impl<'a> PackedWeights<'a> {
     pub(crate) fn int8_inner(&self) -> Result<&'static dyn ColumnsKernel> {
         match self.inner {
             Inner::Columns(columns) => Ok(columns),
-            Inner::Tiled(_) | Inner::PackedInput(_) => Err(self.unfit("int8 activations")),
+            Inner::Tiled(_) | Inner::PackedInput(_) | Inner::Depthwise(_) => Err(self.unfit("int8 activations")),
+        }
+    }
+
+    /// The inner loops over int8 activations of a depthwise convolution.
+    ///
+    /// # Errors
+    /// [`Error::Packed`] where the weights are for something else.
+    pub(crate) fn depthwise_inner(&self) -> Result<&'static dyn DepthwiseKernel> {
+        match self.inner {
+            Inner::Depthwise(depthwise) => Ok(depthwise),
+            _ => Err(self.unfit("a depthwise convolution")),
         }
     }
 
@@ -270,7 +286,7 @@ impl<'a> PackedWeights<'a> {
     /// # Errors
     /// [`Error::Packed`] where they are codes.
     pub fn check_int8(&self) -> Result<()> {
-        self.int8_inner().map(|_| ())
+        if self.operands.act().is_none() { Ok(()) } else { Err(self.unfit("int8 activations")) }
     }
 
     fn unfit(&self, expected: &str) -> Error {
@@ -284,7 +300,7 @@ impl<'a> PackedWeights<'a> {
     }
 
     fn total_bytes(&self) -> usize {
-        self.panels.group_bytes.saturating_mul(self.shape.groups).saturating_add(HEADER)
+        self.panels.group_bytes.saturating_mul(self.panels.groups).saturating_add(HEADER)
     }
 
     /// A panel; of two-bit weights, that of the high ones.
@@ -314,9 +330,14 @@ impl<'a> PackedWeights<'a> {
         })
     }
 
+    /// The places of all panels.
+    pub(crate) fn all_panels(&self) -> impl Iterator<Item = Panel> + '_ {
+        (0..self.panels.groups).flat_map(|group| self.panels(group))
+    }
+
     /// Channels of all groups, padding included.
     pub(crate) fn padded_channels(&self) -> usize {
-        self.panels.group_width * self.shape.groups
+        self.panels.group_width * self.panels.groups
     }
 
     pub(crate) fn groups(&self) -> usize {

@@ -69,6 +69,17 @@ impl WeightShape {
         }
     }
 
+    /// Whether every output channel reads one input channel of several.
+    pub fn is_depthwise(self) -> bool {
+        self.groups > 1 && self.channels == self.groups
+    }
+
+    /// The operand types of an int8 layer with such weights: the one place that says which layers take
+    /// depthwise kernels.
+    pub fn int8_operands(self) -> OperandTypes {
+        if self.is_depthwise() { OperandTypes::Int8Depthwise } else { OperandTypes::Int8 }
+    }
+
     /// Number of weights.
     pub fn len(self) -> usize {
         self.out_channels.saturating_mul(self.reduction())
@@ -80,11 +91,21 @@ impl WeightShape {
     }
 }
 
+/// `Ok` where the operands are for layers of such a shape.
+pub(super) fn check_operands(operands: OperandTypes, shape: WeightShape) -> Result<()> {
+    match operands {
+        OperandTypes::Int8Depthwise if !shape.is_depthwise() => {
+            bad_value("weight shape", format!("one channel per group for {operands}"), format!("{shape:?}"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// `Ok` where the sums of such a shape are exact: those of codes in float32, those of int8 in `i32`.
 pub(super) fn check_sums(operands: OperandTypes, shape: WeightShape) -> Result<()> {
     let longest = match operands {
         OperandTypes::Codes(Operands { act, weights }) => EXACT / (act.max_abs() * weights.max_abs()),
-        OperandTypes::Int8 => MAX_INT8_REDUCTION,
+        OperandTypes::Int8 | OperandTypes::Int8Depthwise => MAX_INT8_REDUCTION,
     };
     if shape.reduction() <= longest {
         return Ok(());
@@ -97,7 +118,7 @@ pub(super) fn check_sums(operands: OperandTypes, shape: WeightShape) -> Result<(
 pub(super) fn check_values(operands: OperandTypes, values: &[i8]) -> Result<()> {
     match operands {
         OperandTypes::Codes(operands) => operands.weights.check("weight", values),
-        OperandTypes::Int8 => match values.iter().position(|&w| w == i8::MIN) {
+        OperandTypes::Int8 | OperandTypes::Int8Depthwise => match values.iter().position(|&w| w == i8::MIN) {
             None => Ok(()),
             Some(at) => bad_value("weight", "int8 weights, from -127 to 127", format!("-128 at element {at}")),
         },

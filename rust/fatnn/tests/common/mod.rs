@@ -1,6 +1,8 @@
 //! What the integration tests share: inputs, and one convolution compared with the reference in every form.
 #![allow(dead_code, reason = "every test binary uses another part of it")]
 
+pub mod int8;
+
 use fatnn::codec::{Act, CodesLayout, Coding, WeightKind};
 use fatnn::conv::{ConvShape, conv2d_acc, conv2d_codes, conv2d_float};
 use fatnn::epilogue::{Dequantize, Requantize};

@@ -2,6 +2,7 @@
 
 pub(super) mod arithmetic;
 pub(super) mod conv;
+pub(super) mod depthwise;
 pub(super) mod elementwise;
 pub(super) mod int8;
 pub(super) mod linear;

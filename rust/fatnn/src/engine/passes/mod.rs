@@ -3,6 +3,7 @@
 //! A pass walks over the nodes in order, so its time is linear in their number. Passes run in the order of
 //! [`PASSES`].
 
+mod fuse_bounds;
 mod fuse_elementwise;
 mod fuse_max_pool;
 mod fuse_quantizer;
@@ -63,6 +64,7 @@ pub(crate) struct Pass {
 pub(crate) const PASSES: &[Pass] = &[
     Pass { name: "fuse_elementwise", apply: fuse_elementwise::apply },
     Pass { name: "fuse_max_pool", apply: fuse_max_pool::apply },
+    Pass { name: "fuse_bounds", apply: fuse_bounds::apply },
     Pass { name: "fuse_shortcut", apply: fuse_shortcut::apply },
     Pass { name: "fuse_quantizer", apply: fuse_quantizer::apply },
 ];
@@ -88,6 +90,8 @@ pub(crate) fn run(graph: &mut FusedGraph<'_>) -> Vec<Refusal> {
             }
         }
     }
+    // A later pass may have found another place for a node.
+    refused.retain(|refusal| graph.node(refusal.node).is_some());
     refused
 }
 
@@ -116,6 +120,7 @@ mod testing {
     pub fn tensors() -> Tensors {
         BTreeMap::from([
             ("w".to_owned(), Tensor::Codes(WeightKind::Binary, vec![64, 64, 1, 1], vec![1; 64 * 64])),
+            ("dw".to_owned(), Tensor::I8(vec![64, 1, 1, 1], vec![1; 64])),
             ("i8".to_owned(), Tensor::I8(vec![64, 64, 1, 1], vec![1; 64 * 64])),
             ("f".to_owned(), Tensor::F32(vec![64, 64, 1, 1], vec![1.0; 64 * 64])),
             ("s".to_owned(), Tensor::F32(vec![2], vec![0.5, 1.5])),
@@ -135,10 +140,16 @@ mod testing {
             "conv_float" => (window(1), json!({"weight": "w"})),
             "conv2d" => (window(1), json!({"weight": "f"})),
             "conv2d_int8" => (window(1), json!({"weight": "i8", "scale": "c", "inv_step": "one"})),
+            "depthwise" => {
+                let mut attrs = window(1);
+                attrs["groups"] = json!(64);
+                (attrs, json!({"weight": "dw", "scale": "c", "inv_step": "one"}))
+            }
             "channel_scale" => (json!({}), json!({"scale": "c"})),
             "input" => (json!({}), json!({})),
             _ => (window(2), json!({})),
         };
+        let op = if op == "depthwise" { "conv2d_int8" } else { op };
         json!({"name": name, "op": op, "inputs": inputs, "attrs": attrs, "tensors": tensors,
             "shape": [1, 64, 4, 4]})
     }

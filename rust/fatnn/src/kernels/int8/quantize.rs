@@ -4,12 +4,14 @@ use crate::kernels::columns::Element;
 use crate::kernels::isa::Simd;
 use crate::kernels::vector::VectorLoop;
 
-/// Codes of floats, `clamp(round(x * inv_step), -127, 127)`, halves to even; whether none was NaN.
+/// Codes of floats, `round(clamp(x * inv_step, bounds))`, halves to even; whether none was NaN.
 pub(crate) struct QuantizeInt8<'a> {
     /// How `out` holds them.
     pub element: Element,
     pub x: &'a [f32],
     pub inv_step: f32,
+    /// Inside -127 to 127.
+    pub bounds: [f32; 2],
     pub out: &'a mut [u8],
 }
 
@@ -18,11 +20,11 @@ impl VectorLoop for QuantizeInt8<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> bool {
-        let QuantizeInt8 { element, x, inv_step, out } = self;
+        let QuantizeInt8 { element, x, inv_step, bounds, out } = self;
         match element {
-            Element::I8 => quantize_as::<I8>(x, inv_step, out),
-            Element::Biased => quantize_as::<BIASED>(x, inv_step, out),
-            Element::I16 => quantize_as::<I16>(x, inv_step, out),
+            Element::I8 => quantize_as::<I8>(x, inv_step, bounds, out),
+            Element::Biased => quantize_as::<BIASED>(x, inv_step, bounds, out),
+            Element::I16 => quantize_as::<I16>(x, inv_step, bounds, out),
         }
     }
 }
@@ -33,13 +35,13 @@ const BIASED: u8 = 1;
 const I16: u8 = 2;
 
 #[inline(always)]
-fn quantize_as<const ELEMENT: u8>(x: &[f32], inv_step: f32, out: &mut [u8]) -> bool {
+fn quantize_as<const ELEMENT: u8>(x: &[f32], inv_step: f32, [least, most]: [f32; 2], out: &mut [u8]) -> bool {
     /// What is added to a small float so that its last bits are the nearest integer, halves to even: 1.5 · 2²³.
     const ROUND: f32 = 12_582_912.0;
     let code = |x: f32| {
         let y = x * inv_step;
-        let y = if y > -127.0 { y } else { -127.0 };
-        let y = if y < 127.0 { y } else { 127.0 };
+        let y = if y > least { y } else { least };
+        let y = if y < most { y } else { most };
         (y + ROUND).to_bits()
     };
     let mut nan = 0;

@@ -1,0 +1,12 @@
+//! Any bytes as a file: they are refused by an error, or what they hold is checked.
+#![no_main]
+
+use fatnn::graph::{Graph, Source, check, file};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok((text, tensors)) = file::read(bytes) else { return };
+    if let Ok(graph) = Graph::parse(&text, Source::File) {
+        let _ = check::check(&graph, &tensors, Source::File);
+    }
+});

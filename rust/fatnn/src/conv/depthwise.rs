@@ -1,0 +1,293 @@
+//! Depthwise convolution of int8: quantize rows, interleave, multiply.
+//!
+//! Rows of the input are quantized when the first window reaches them, into a ring that holds as many
+//! as a line of windows (or two) spans: they are read again from the first- or second-level cache.
+//! For every block of channels, the rows under a line of windows are interleaved into *columns*, which
+//! kernels read at a constant distance ([`crate::kernels::depthwise`]).
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use super::ConvShape;
+use super::int8::Constants;
+use crate::epilogue::Elementwise;
+use crate::error::{Error, Result, bad_value, check_len};
+use crate::kernels::depthwise::{Finish, Levels, MAX_LINES, Product, Rows};
+use crate::kernels::{CacheLine, DepthwiseKernel, apply_all};
+use crate::pack::PackedWeights;
+use crate::{memory, parallel};
+
+/// A layer's weights and what follows the sums.
+#[derive(Clone, Copy)]
+pub(crate) struct Layer<'a> {
+    pub weights: &'a PackedWeights<'a>,
+    /// Its ReLU is not looked at: `clamp` says it.
+    pub constants: &'a Constants,
+    /// Least and greatest value of the input, in order.
+    pub bounds: [f32; 2],
+    /// Least and greatest value after the constants; NaN passes through.
+    pub clamp: [f32; 2],
+    /// What the epilogue does not contain.
+    pub post: &'a [Elementwise],
+}
+
+/// No bounds at all.
+pub(crate) const UNBOUNDED: [f32; 2] = [f32::NEG_INFINITY, f32::INFINITY];
+
+/// A depthwise convolution's sizes and addresses, worked out once for a shape.
+#[derive(Debug)]
+pub(crate) struct Geometry {
+    kernel: &'static dyn DepthwiseKernel,
+    shape: ConvShape,
+    /// Output channels of every input channel, and all of them.
+    multiplier: usize,
+    channels: usize,
+    /// Height and width of the output.
+    pub output: [usize; 2],
+    /// Lines of the output that share columns.
+    lines: usize,
+    /// Rows of the input under these lines' windows, and bytes of a quantized one.
+    span: usize,
+    row: usize,
+    /// Rows in the ring.
+    slots: usize,
+    /// Steps of a column; columns under a line, and those of them on the left that are padding.
+    steps: usize,
+    columns: usize,
+    left: usize,
+}
+
+/// A thread's memory, kept from call to call, so that a run allocates nothing after the first.
+#[derive(Default)]
+struct Scratch {
+    /// Quantized rows, then a row of zeros.
+    rows: Vec<CacheLine>,
+    columns: Vec<CacheLine>,
+    /// Where the rows of a column begin.
+    offsets: Vec<usize>,
+    /// A row whose channels are repeated.
+    repeated: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = const {
+        RefCell::new(Scratch { rows: Vec::new(), columns: Vec::new(), offsets: Vec::new(), repeated: Vec::new() })
+    };
+}
+
+/// Rows of one image that the ring holds.
+struct Held {
+    image: usize,
+    rows: Range<usize>,
+}
+
+impl Geometry {
+    pub fn new(weights: &PackedWeights<'_>, shape: &ConvShape) -> Result<Self> {
+        let (w, kernel) = (weights.shape(), weights.depthwise_inner()?);
+        if w.kernel != shape.kernel {
+            let got = format!("{:?}", shape.kernel);
+            return bad_value("kernel", format!("{:?}, as the weights were packed", w.kernel), got);
+        }
+        let (output, layout) = (shape.output()?, kernel.layout());
+        let ([kh, kw], [stride_y, stride], [dilation_y, dilation]) = (shape.kernel, shape.stride, shape.dilation);
+        // Sizes that later products stay below.
+        shape.size("output", output, w.out_channels.saturating_mul(4))?;
+        shape.size("input", shape.input, w.channels.saturating_mul(4))?;
+        let lines = match dilation_y == 1 && stride_y < layout.shifts(kh) {
+            true => MAX_LINES.min(output[0].max(1)),
+            false => 1,
+        };
+        // Windows are no larger than the padded input, whose sides are counted in 31 bits.
+        let reach = (kh - 1).saturating_mul(dilation_y).saturating_add(1);
+        let span = reach.saturating_add((lines - 1).saturating_mul(stride_y));
+        let reach_x = (kw - 1).saturating_mul(dilation).saturating_add(1);
+        let columns = output[1].saturating_sub(1).saturating_mul(stride).saturating_add(reach_x);
+        let steps = layout.steps(kh);
+        let (slots, pixel) = (span.min(shape.input[0]), layout.pixel_bytes(w.out_channels));
+        let row = memory::product([shape.input[1], pixel]).filter(|row| *row < usize::MAX / 2);
+        let ring = row.and_then(|row| memory::product([slots + 1, row]));
+        let block = memory::product([columns, steps, layout.step_bytes()]);
+        let (Some(row), Some(_), Some(_)) = (row, ring, block) else {
+            return bad_value("input", "a size that fits in memory", format!("{shape:?}"));
+        };
+        Ok(Geometry {
+            kernel,
+            shape: *shape,
+            multiplier: w.out_channels / w.groups,
+            channels: w.out_channels,
+            output,
+            lines,
+            span,
+            row,
+            slots,
+            steps,
+            columns,
+            left: shape.padding[1].min(columns),
+        })
+    }
+
+    /// Bytes of a thread's memory.
+    pub fn thread_bytes(&self) -> u128 {
+        let layout = self.kernel.layout();
+        let columns = self.columns as u128 * self.steps as u128 * layout.step_bytes() as u128;
+        let repeated = if self.multiplier > 1 { self.shape.input[1] as u128 * self.channels as u128 * 4 } else { 0 };
+        (self.slots as u128 + 1) * self.row as u128 + columns + repeated + self.steps as u128 * layout.rows as u128 * 8
+    }
+
+    /// Runs the convolution on pixels whose channels are last.
+    pub fn run(&self, x: &[f32], layer: &Layer<'_>, out: &mut [f32]) -> Result<()> {
+        let (inputs, [_, width]) = (layer.weights.shape().channels, self.output);
+        check_len("input", self.shape.size("input", self.shape.input, inputs)?, x.len())?;
+        check_len("output", self.shape.size("output", self.output, self.channels)?, out.len())?;
+        if out.is_empty() {
+            return Ok(());
+        }
+        self.check_unread(x, inputs)?;
+        // A product costs more than a dense one, and every value is quantized and finished.
+        let cost = out.len().saturating_mul(layer.weights.shape().reduction().saturating_mul(4).saturating_add(64));
+        parallel::try_for_each_rows(out, width * self.channels, self.lines, cost, |first, out| {
+            SCRATCH.with_borrow_mut(|scratch| self.lines(x, layer, first, scratch, out))
+        })
+    }
+
+    /// Looks for NaN in rows that no window reads: an input with NaN is refused wherever it is.
+    fn check_unread(&self, x: &[f32], channels: usize) -> Result<()> {
+        let ([height, width], stride) = (self.shape.input, self.shape.stride[0]);
+        let reach = self.span - (self.lines - 1) * stride;
+        let padding = self.shape.padding[0];
+        let end = (self.output[0] - 1).saturating_mul(stride).saturating_add(reach).saturating_sub(padding);
+        if stride <= reach && end >= height {
+            return Ok(());
+        }
+        let line = width * channels;
+        for (y, row) in x.chunks_exact(line).enumerate() {
+            let y = y % height;
+            if (y >= end || (y + padding) % stride >= reach) && row.iter().any(|x| x.is_nan()) {
+                return Err(nan(x));
+            }
+        }
+        Ok(())
+    }
+
+    /// Computes lines of the output, the first of which is number `first` of all images'.
+    fn lines(&self, x: &[f32], layer: &Layer<'_>, first: usize, scratch: &mut Scratch, out: &mut [f32]) -> Result<()> {
+        let (layout, [height, width]) = (self.kernel.layout(), self.output);
+        let line = width * self.channels;
+        let end = first + out.len() / line;
+        let rows = CacheLine::bytes_mut(CacheLine::grow(&mut scratch.rows, (self.slots + 1) * self.row)?);
+        let column = self.steps * layout.step_bytes();
+        let columns = CacheLine::bytes_mut(CacheLine::grow(&mut scratch.columns, self.columns * column)?);
+        // Columns of padding, and the row of zeros, are the same for all lines.
+        let zero = layout.element.zero();
+        let real = self.shape.input[1].min(self.columns - self.left);
+        columns[..self.left * column].fill(zero);
+        columns[(self.left + real) * column..self.columns * column].fill(zero);
+        rows[self.slots * self.row..][..self.row].fill(zero);
+        let mut held = Held { image: usize::MAX, rows: 0..0 };
+        let mut at = first;
+        while at < end {
+            let (image, y) = (at / height, at % height);
+            let count = self.lines.min(height - y).min(end - at);
+            let top = y * self.shape.stride[0];
+            self.hold(x, layer, (image, top), &mut held, &mut scratch.repeated, rows)?;
+            self.offsets(top, count, &mut scratch.offsets)?;
+            let out = &mut out[(at - first) * line..][..count * line];
+            for panel in layer.weights.panels(0) {
+                let source = Rows {
+                    bytes: rows,
+                    offsets: &scratch.offsets,
+                    count: real,
+                    pitch: layout.pixel_bytes(self.channels),
+                    channels: panel.channels,
+                };
+                self.kernel.interleave(&source, &mut columns[self.left * column..]);
+                let constants = layer.constants;
+                let finish = Finish {
+                    scale: constants.scale.of(&panel),
+                    bias: constants.bias.of(&panel),
+                    affine: constants.affine.as_ref().map(|(scale, bias)| (scale.of(&panel), bias.of(&panel))),
+                    clamp: layer.clamp,
+                    channels: panel.channels,
+                };
+                let product = Product {
+                    columns,
+                    panel: layer.weights.panel(0, panel.index),
+                    kernel: self.shape.kernel,
+                    stride: self.shape.stride[1],
+                    dilation: self.shape.dilation[1],
+                    lines: count,
+                    shift: self.shape.stride[0],
+                    width,
+                    pixel: self.channels,
+                    line,
+                    finish,
+                };
+                self.kernel.multiply(&product, &mut out[panel.first..]);
+                let block = layout.block * layout.element.bytes();
+                scratch.offsets.iter_mut().for_each(|offset| *offset += block);
+            }
+            apply_all(layer.post, out, self.channels)?;
+            at += count;
+        }
+        Ok(())
+    }
+
+    /// Quantizes what is not in the ring yet of the rows under lines whose windows begin at the padded
+    /// row `top`.
+    fn hold(
+        &self,
+        x: &[f32],
+        layer: &Layer<'_>,
+        (image, top): (usize, usize),
+        held: &mut Held,
+        repeated: &mut Vec<f32>,
+        rows: &mut [u8],
+    ) -> Result<()> {
+        let ([height, width], padding) = (self.shape.input, self.shape.padding[0]);
+        let wanted = top.saturating_sub(padding)..(top + self.span).saturating_sub(padding).min(height);
+        let from = if held.image == image { held.rows.end.max(wanted.start) } else { wanted.start };
+        let inputs = layer.weights.shape().channels;
+        let levels = Levels::new(layer.constants.inv_step, layer.bounds);
+        for y in from..wanted.end {
+            let row = &x[(image * height + y) * width * inputs..][..width * inputs];
+            let out = &mut rows[y % self.slots * self.row..][..self.row];
+            let numbers = if self.multiplier == 1 {
+                self.kernel.quantize(row, self.channels, &levels, out)
+            } else {
+                memory::grow("repeated channels", repeated, width * self.channels, 0.0)?;
+                let repeated = &mut repeated[..width * self.channels];
+                for (out, x) in repeated.chunks_exact_mut(self.multiplier).zip(row) {
+                    out.fill(*x);
+                }
+                self.kernel.quantize(repeated, self.channels, &levels, out)
+            };
+            if !numbers {
+                return Err(nan(x));
+            }
+        }
+        *held = Held { image, rows: wanted };
+        Ok(())
+    }
+
+    /// Where the rows of a column begin, under `count` lines whose windows begin at the padded row
+    /// `top`.
+    fn offsets(&self, top: usize, count: usize, offsets: &mut Vec<usize>) -> Result<()> {
+        let (height, [padding, _]) = (self.shape.input[0], self.shape.padding);
+        let read = self.shape.kernel[0] + (count - 1) * self.shape.stride[0];
+        let rows = self.steps * self.kernel.layout().rows;
+        offsets.clear();
+        memory::reserve("addresses of a convolution", offsets, rows)?;
+        offsets.extend((0..rows).map(|row| {
+            // What no window reads meets weights that are 0.
+            let y = if row < read { (top + row * self.shape.dilation[0]).checked_sub(padding) } else { None };
+            let slot = y.filter(|y| *y < height).map_or(self.slots, |y| y % self.slots);
+            slot * self.row
+        }));
+        Ok(())
+    }
+}
+
+/// The first NaN of an input that has one.
+fn nan(x: &[f32]) -> Error {
+    Error::NotANumber { what: "input", index: x.iter().position(|x| x.is_nan()).unwrap_or(0) }
+}

@@ -1,0 +1,230 @@
+//! What packed codes, values between nodes and tensors are.
+
+use super::{Coding, WeightKind};
+use crate::codec;
+use crate::error::{Result, bad_value};
+
+/// What packed codes between two layers may be. [`ActType`] says what their reader takes them for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CodeType {
+    /// -1, 0, 1: read as [`ActType::Full`] or [`ActType::Half`].
+    Ternary,
+    /// 0 to 3: read as [`ActType::Uint2`].
+    TwoBit,
+    /// -1 and 0: read as [`ActType::Binary`], or as ternary ones.
+    Binary,
+}
+
+impl CodeType {
+    /// Every type there is.
+    pub const ALL: [CodeType; 3] = [CodeType::Ternary, CodeType::TwoBit, CodeType::Binary];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            CodeType::Ternary => "ternary",
+            CodeType::TwoBit => "two-bit",
+            CodeType::Binary => "binary",
+        }
+    }
+
+    /// The type of that name.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] where there is none.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match CodeType::ALL.into_iter().find(|codes| codes.name() == name) {
+            Some(codes) => Ok(codes),
+            None => bad_value("codes", "\"ternary\", \"two-bit\" or \"binary\"", format!("{name:?}")),
+        }
+    }
+
+    /// How these codes are written.
+    pub fn coding(self) -> Coding {
+        match self {
+            CodeType::Ternary | CodeType::Binary => Coding::Ternary,
+            CodeType::TwoBit => Coding::Uint2,
+        }
+    }
+}
+
+/// The type of a value between nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ValueType {
+    /// float32.
+    F32,
+    /// Packed codes.
+    Codes {
+        /// What the codes are.
+        codes: CodeType,
+        /// Channels of a pixel.
+        channels: usize,
+        /// Groups of channels, each packed from a word boundary.
+        groups: usize,
+    },
+    /// Another of [`INPUT_TYPES`], which only an input has, and only in PyTorch.
+    Other(&'static str),
+}
+
+impl ValueType {
+    /// Whether it is packed codes.
+    pub fn is_codes(self) -> bool {
+        matches!(self, ValueType::Codes { .. })
+    }
+
+    /// The type of an input that PyTorch calls by that name.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] where there is none.
+    pub fn of_input(name: &str) -> Result<Self> {
+        match INPUT_TYPES.iter().find(|(known, _)| *known == name) {
+            Some(("float32", _)) => Ok(ValueType::F32),
+            Some((known, _)) => Ok(ValueType::Other(known)),
+            None => bad_value("dtype", "float32, or codes with channels and groups", format!("{name:?}")),
+        }
+    }
+
+    /// Bytes of an element in PyTorch, where codes are packed into bytes.
+    pub fn element_bytes(self) -> usize {
+        match self {
+            ValueType::F32 => 4,
+            ValueType::Codes { .. } => 1,
+            ValueType::Other(name) => INPUT_TYPES.iter().find(|row| row.0 == name).map_or(4, |row| row.1),
+        }
+    }
+
+    /// Whether a reader that wants `wanted` can read it: binary codes are ternary ones as well.
+    pub fn fits(self, wanted: ValueType) -> bool {
+        match (self, wanted) {
+            (
+                ValueType::Codes { codes: CodeType::Binary, channels, groups },
+                ValueType::Codes { codes: CodeType::Ternary, channels: c, groups: g },
+            ) => (channels, groups) == (c, g),
+            _ => self == wanted,
+        }
+    }
+}
+
+impl std::fmt::Display for ValueType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ValueType::F32 => f.write_str("floats"),
+            ValueType::Other(name) => f.write_str(name),
+            ValueType::Codes { codes, channels, groups } => {
+                write!(f, "{} codes of ({channels}, {groups}) (channels, groups)", codes.name())
+            }
+        }
+    }
+}
+
+/// The type of a tensor's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TensorType {
+    /// float32.
+    F32,
+    /// int32.
+    I32,
+    /// int64.
+    I64,
+    /// int8, any value.
+    I8,
+    /// Weights of a few levels: binary, ternary or two-bit. An array holds them as int8; a file
+    /// packs them.
+    Codes(WeightKind),
+}
+
+impl TensorType {
+    /// Every type there is.
+    pub const ALL: [TensorType; 7] = [
+        TensorType::F32,
+        TensorType::I32,
+        TensorType::I64,
+        TensorType::I8,
+        TensorType::Codes(WeightKind::Binary),
+        TensorType::Codes(WeightKind::Ternary),
+        TensorType::Codes(WeightKind::TwoBit),
+    ];
+
+    /// The types of weights that are codes.
+    pub const CODES: &[TensorType] = &[
+        TensorType::Codes(WeightKind::Binary),
+        TensorType::Codes(WeightKind::Ternary),
+        TensorType::Codes(WeightKind::TwoBit),
+    ];
+
+    /// Its name, as files and bindings have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            TensorType::F32 => "float32",
+            TensorType::I32 => "int32",
+            TensorType::I64 => "int64",
+            TensorType::I8 => "int8",
+            TensorType::Codes(kind) => kind.name(),
+        }
+    }
+
+    /// The type of that name.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] where there is none.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match TensorType::ALL.into_iter().find(|dtype| dtype.name() == name) {
+            Some(dtype) => Ok(dtype),
+            None => bad_value("dtype", TensorType::names(&TensorType::ALL), format!("{name:?}")),
+        }
+    }
+
+    /// Names of types for a message: `"binary, ternary or two-bit"`.
+    pub fn names(types: &[TensorType]) -> String {
+        match types {
+            [] => String::new(),
+            [only] => only.name().into(),
+            [first @ .., last] => {
+                format!("{} or {}", first.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(", "), last.name())
+            }
+        }
+    }
+
+    /// Name of the type that an array library has it as.
+    pub fn array_name(self) -> &'static str {
+        if let TensorType::Codes(_) = self { "int8" } else { self.name() }
+    }
+
+    /// Bytes of an element in an array.
+    pub fn array_bytes(self) -> usize {
+        match self {
+            TensorType::F32 | TensorType::I32 => 4,
+            TensorType::I64 => 8,
+            TensorType::I8 | TensorType::Codes(_) => 1,
+        }
+    }
+
+    /// Bytes that so many elements take in a file.
+    pub fn file_bytes(self, elements: usize) -> usize {
+        match self {
+            TensorType::Codes(WeightKind::Binary) => codec::signs::encoded_len(elements),
+            TensorType::Codes(WeightKind::Ternary) => codec::trits::encoded_len(elements),
+            TensorType::Codes(WeightKind::TwoBit) => codec::two_bit::encoded_len(elements),
+            other => elements.saturating_mul(other.array_bytes()),
+        }
+    }
+}
+
+/// Types that an input of a network may have in PyTorch, and bytes of an element. The engine runs float32.
+pub const INPUT_TYPES: &[(&str, usize)] = &[
+    ("float32", 4),
+    ("float64", 8),
+    ("float16", 2),
+    ("bfloat16", 2),
+    ("int8", 1),
+    ("int16", 2),
+    ("int32", 4),
+    ("int64", 8),
+    ("uint8", 1),
+    ("uint16", 2),
+    ("uint32", 4),
+    ("uint64", 8),
+    ("bool", 1),
+    ("complex64", 8),
+    ("complex128", 16),
+];

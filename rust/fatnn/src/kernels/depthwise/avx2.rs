@@ -1,0 +1,244 @@
+//! Depthwise convolution on AVX2: two rows of `i16`, as `vpmaddubsw` saturates.
+//!
+//! As on AVX-512, packing sixteen floats and interleaving two rows undo each other's order of channels.
+
+use std::arch::x86_64::*;
+
+use super::{DepthwiseKernel, DepthwiseLayout, Finish, Levels, Product, Rows, inner};
+use crate::cpu::{Features, Isa};
+use crate::kernels::columns::Element;
+use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
+
+const LANES: usize = 8;
+/// Channels in a block: four vectors.
+const BLOCK: usize = 4 * LANES;
+/// Bytes of a step.
+const STEP: usize = 4 * BLOCK;
+
+static LAYOUT: DepthwiseLayout = DepthwiseLayout { id: 0x12, rows: 2, block: BLOCK, element: Element::I16 };
+
+#[derive(Debug)]
+struct Avx2;
+
+/// Where the CPU has AVX2 and FMA.
+pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
+    features.avx2.then_some(&Avx2)
+}
+
+impl private::Sealed for Avx2 {}
+
+impl Kernel for Avx2 {
+    fn name(&self) -> &'static str {
+        "x86_64-depthwise-avx2"
+    }
+
+    fn isa(&self) -> Isa {
+        Isa::Avx2
+    }
+
+    fn layout(&self) -> Layout {
+        LAYOUT.common()
+    }
+
+    fn layout_id(&self) -> u32 {
+        LAYOUT.id
+    }
+
+    fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>> {
+        inner(operands, self)
+    }
+}
+
+impl DepthwiseKernel for Avx2 {
+    fn layout(&self) -> &'static DepthwiseLayout {
+        &LAYOUT
+    }
+
+    fn quantize(&self, x: &[f32], channels: usize, levels: &Levels, out: &mut [u8]) -> bool {
+        let pixels = x.len() / channels;
+        assert!(x.len() == pixels * channels && out.len() >= pixels * LAYOUT.pixel_bytes(channels));
+        // SAFETY: `self` exists, so `make` saw the features; sizes were just checked.
+        unsafe { quantize(x, channels, levels, out.as_mut_ptr()) }
+    }
+
+    fn interleave(&self, rows: &Rows<'_>, out: &mut [u8]) {
+        let steps = rows.check(&LAYOUT, out);
+        // SAFETY: `self` exists, so `make` saw the features; `Rows::check` checked the sizes.
+        unsafe { interleave(rows, steps, out.as_mut_ptr()) }
+    }
+
+    fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
+        product.check(&LAYOUT, out);
+        // SAFETY: `self` exists, so `make` saw the features; `Product::check` checked the sizes.
+        unsafe {
+            match product.lines {
+                2 => lines::<2>(product, out.as_mut_ptr()),
+                _ => lines::<1>(product, out.as_mut_ptr()),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `x` is whole pixels, and from `out` on there is [`DepthwiseLayout::pixel_bytes`] for each.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn quantize(x: &[f32], channels: usize, levels: &Levels, mut out: *mut u8) -> bool {
+    const PAIR: usize = 2 * LANES;
+    let (inv_step, most) = (_mm256_set1_ps(levels.inv_step), _mm256_set1_ps(levels.bounds[1]));
+    let least = _mm256_set1_epi16(_mm_cvt_ss2si(_mm_set_ss(levels.bounds[0])) as i16);
+    let lowest = _mm256_set1_epi16(-127);
+    let mut numbers = true;
+    for pixel in x.chunks_exact(channels) {
+        for block in pixel.chunks(BLOCK) {
+            for at in (0..BLOCK).step_by(PAIR) {
+                let mut rest = [0.0; PAIR];
+                let values = block.get(at..).unwrap_or(&[]);
+                let values = match values.first_chunk::<PAIR>() {
+                    Some(values) => values,
+                    None => {
+                        rest[..values.len()].copy_from_slice(values);
+                        &rest
+                    }
+                };
+                // SAFETY: there are two vectors of values; every block has 64 bytes of the output.
+                unsafe {
+                    let code = |v: usize| {
+                        let x = _mm256_loadu_ps(values.as_ptr().add(v * LANES));
+                        // NaN passes through and becomes the least number, as what is too small.
+                        _mm256_cvtps_epi32(_mm256_min_ps(most, _mm256_mul_ps(x, inv_step)))
+                    };
+                    let codes = _mm256_packs_epi32(code(0), code(1));
+                    let small = _mm256_cmpgt_epi16(lowest, codes);
+                    if _mm256_testz_si256(small, small) == 0 {
+                        numbers &= !values.iter().any(|x| x.is_nan());
+                    }
+                    _mm256_storeu_si256(out.cast(), _mm256_max_epi16(codes, least));
+                    out = out.add(2 * PAIR);
+                }
+            }
+        }
+    }
+    numbers
+}
+
+/// # Safety
+/// As [`Rows::check`] checks.
+#[target_feature(enable = "avx2")]
+unsafe fn interleave(rows: &Rows<'_>, steps: usize, out: *mut u8) {
+    for (step, offsets) in rows.offsets.as_chunks::<2>().0.iter().enumerate() {
+        for x in 0..rows.count {
+            for half in 0..2 {
+                // SAFETY: every pixel has 64 bytes in every row, and every column as many steps.
+                unsafe {
+                    let from = rows.bytes.as_ptr().add(x * rows.pitch + half * 32);
+                    let a = _mm256_loadu_si256(from.add(offsets[0]).cast());
+                    let b = _mm256_loadu_si256(from.add(offsets[1]).cast());
+                    let out = out.add((x * steps + step) * STEP + half * 64).cast::<__m256i>();
+                    _mm256_storeu_si256(out, _mm256_unpacklo_epi16(a, b));
+                    _mm256_storeu_si256(out.add(1), _mm256_unpackhi_epi16(a, b));
+                }
+            }
+        }
+    }
+}
+
+/// All lines of a product.
+///
+/// # Safety
+/// As [`Product::check`] checks.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn lines<const R: usize>(product: &Product<'_>, out: *mut f32) {
+    let (steps, width) = (LAYOUT.steps(product.kernel[0]), product.kernel[1]);
+    for first in (0..product.finish.channels).step_by(LANES) {
+        // SAFETY: the vector exists in every step of columns and weights.
+        unsafe {
+            let columns = product.columns.as_ptr().add(first * 4);
+            let mut weights = [product.panel.as_ptr().add(first * 4); R];
+            for (r, weights) in weights.iter_mut().enumerate() {
+                *weights = weights.add(r * product.shift * width * steps * STEP);
+            }
+            let mut x = 0;
+            while x < product.width {
+                let columns = columns.add(x * product.stride * steps * STEP);
+                let out = out.add(x * product.pixel + first);
+                x += match product.width - x {
+                    4.. => tile::<R, 4>(product, steps, columns, weights, first, out),
+                    2.. => tile::<R, 2>(product, steps, columns, weights, first, out),
+                    _ => tile::<R, 1>(product, steps, columns, weights, first, out),
+                };
+            }
+        }
+    }
+}
+
+/// `X` pixels of `R` lines, eight channels; how many pixels.
+///
+/// # Safety
+/// They exist: as [`Product::check`] checks.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn tile<const R: usize, const X: usize>(
+    product: &Product<'_>,
+    steps: usize,
+    columns: *const u8,
+    weights: [*const u8; R],
+    first: usize,
+    out: *mut f32,
+) -> usize {
+    let mut acc = [[_mm256_setzero_si256(); X]; R];
+    for kx in 0..product.kernel[1] {
+        for step in 0..steps {
+            // SAFETY: as the caller promises.
+            unsafe {
+                let mut w = [_mm256_setzero_si256(); R];
+                for (w, from) in w.iter_mut().zip(weights) {
+                    *w = _mm256_loadu_si256(from.add((kx * steps + step) * STEP).cast());
+                }
+                let column = columns.add((kx * product.dilation * steps + step) * STEP);
+                for x in 0..X {
+                    let values = _mm256_loadu_si256(column.add(x * product.stride * steps * STEP).cast());
+                    for (acc, w) in acc.iter_mut().zip(w) {
+                        let acc = &mut acc[x];
+                        *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(values, w));
+                    }
+                }
+            }
+        }
+    }
+    for (r, acc) in acc.into_iter().enumerate() {
+        for (x, acc) in acc.into_iter().enumerate() {
+            // SAFETY: as the caller promises.
+            unsafe {
+                let out = out.add(r * product.line + x * product.pixel);
+                finish(&product.finish, acc, first, out);
+            }
+        }
+    }
+    X
+}
+
+/// # Safety
+/// Channel `first` and those of its vector that exist have a place from `out` on.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn finish(finish: &Finish<'_>, acc: __m256i, first: usize, out: *mut f32) {
+    // SAFETY: constants are as many as a block has channels, which is whole vectors.
+    let load = |values: &[f32]| unsafe { _mm256_loadu_ps(values.as_ptr().add(first)) };
+    let mut y = _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(acc), load(finish.scale)), load(finish.bias));
+    if let Some((scale, bias)) = finish.affine {
+        y = _mm256_fmadd_ps(y, load(scale), load(bias));
+    }
+    // The second operand passes through where it is NaN, or equal.
+    let (min, max) = (_mm256_set1_ps(finish.clamp[0]), _mm256_set1_ps(finish.clamp[1]));
+    y = _mm256_min_ps(max, _mm256_max_ps(min, y));
+    let count = finish.channels - first;
+    // SAFETY: as the caller promises.
+    unsafe {
+        if count >= LANES {
+            _mm256_storeu_ps(out, y);
+        } else {
+            let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            _mm256_maskstore_ps(out, _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), lanes), y);
+        }
+    }
+}

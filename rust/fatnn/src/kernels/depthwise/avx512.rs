@@ -1,0 +1,279 @@
+//! Depthwise convolution on AVX-512 VNNI.
+//!
+//! Four vectors of sixteen floats become one of 64 bytes by two packs, which leave four channels of
+//! each vector side by side. Interleaving four rows by unpacks, which work on the same quarters, puts
+//! channels in order again: the first product vector is sixteen channels of the first float vector.
+
+use std::arch::x86_64::*;
+
+use super::{DepthwiseKernel, DepthwiseLayout, Finish, Levels, MAX_LINES, Product, Rows, inner};
+use crate::cpu::{Features, Isa};
+use crate::kernels::columns::Element;
+use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
+
+const LANES: usize = 16;
+/// Channels in a block: four vectors.
+const BLOCK: usize = 4 * LANES;
+/// Bytes of a step.
+const STEP: usize = 4 * BLOCK;
+
+static LAYOUT: DepthwiseLayout = DepthwiseLayout { id: 0x13, rows: 4, block: BLOCK, element: Element::Biased };
+
+#[derive(Debug)]
+struct Avx512;
+
+/// Where the CPU has AVX-512 F, BW, DQ, VL and VNNI.
+pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
+    (features.avx512 && features.avx512_vnni).then_some(&Avx512)
+}
+
+impl private::Sealed for Avx512 {}
+
+impl Kernel for Avx512 {
+    fn name(&self) -> &'static str {
+        "x86_64-depthwise-avx512"
+    }
+
+    fn isa(&self) -> Isa {
+        Isa::Avx512
+    }
+
+    fn layout(&self) -> Layout {
+        LAYOUT.common()
+    }
+
+    fn layout_id(&self) -> u32 {
+        LAYOUT.id
+    }
+
+    fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>> {
+        inner(operands, self)
+    }
+}
+
+impl DepthwiseKernel for Avx512 {
+    fn layout(&self) -> &'static DepthwiseLayout {
+        &LAYOUT
+    }
+
+    fn quantize(&self, x: &[f32], channels: usize, levels: &Levels, out: &mut [u8]) -> bool {
+        let pixels = x.len() / channels;
+        assert!(x.len() == pixels * channels && out.len() >= pixels * LAYOUT.pixel_bytes(channels));
+        // SAFETY: `self` exists, so `make` saw the features; sizes were just checked.
+        unsafe { quantize(x, channels, levels, out.as_mut_ptr()) }
+    }
+
+    fn interleave(&self, rows: &Rows<'_>, out: &mut [u8]) {
+        let steps = rows.check(&LAYOUT, out);
+        // SAFETY: `self` exists, so `make` saw the features; `Rows::check` checked the sizes.
+        unsafe {
+            match rows.channels > 2 * LANES {
+                true => interleave::<true>(rows, steps, out.as_mut_ptr()),
+                false => interleave::<false>(rows, steps, out.as_mut_ptr()),
+            }
+        }
+    }
+
+    fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
+        product.check(&LAYOUT, out);
+        // SAFETY: `self` exists, so `make` saw the features; `Product::check` checked the sizes.
+        unsafe {
+            match (product.lines, product.kernel, product.stride, product.dilation) {
+                (2, [3, 3], 1, 1) => lines::<2, 3, 1>(product, out.as_mut_ptr()),
+                (2, ..) => lines::<2, 0, 0>(product, out.as_mut_ptr()),
+                (_, [3, 3], 2, 1) => lines::<1, 3, 2>(product, out.as_mut_ptr()),
+                _ => lines::<1, 0, 0>(product, out.as_mut_ptr()),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `x` is whole pixels, and from `out` on there is [`DepthwiseLayout::pixel_bytes`] for each.
+#[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
+unsafe fn quantize(x: &[f32], channels: usize, levels: &Levels, mut out: *mut u8) -> bool {
+    let (inv_step, most) = (_mm512_set1_ps(levels.inv_step), _mm512_set1_ps(levels.bounds[1]));
+    let least = _mm_cvt_ss2si(_mm_set_ss(levels.bounds[0])) as i8;
+    let (least, lowest, bias) = (_mm512_set1_epi8(least), _mm512_set1_epi8(-128), _mm512_set1_epi8(-128));
+    let mut numbers = true;
+    for pixel in x.chunks_exact(channels) {
+        for block in pixel.chunks(BLOCK) {
+            let mut codes = [_mm512_setzero_si512(); 4];
+            for (v, code) in codes.iter_mut().enumerate() {
+                let left = block.len().saturating_sub(v * LANES);
+                // SAFETY: lanes of the mask are elements of the block.
+                let x = unsafe {
+                    let from = block.as_ptr().wrapping_add(v * LANES);
+                    match left {
+                        0 => break,
+                        LANES.. => _mm512_loadu_ps(from),
+                        _ => _mm512_maskz_loadu_ps((1 << left) - 1, from),
+                    }
+                };
+                // The second operand of a minimum passes through where it is NaN, which then
+                // converts, as what is too small for `i32` does, to the least number.
+                *code = _mm512_cvtps_epi32(_mm512_min_ps(most, _mm512_mul_ps(x, inv_step)));
+            }
+            let [low, high] = [_mm512_packs_epi32(codes[0], codes[1]), _mm512_packs_epi32(codes[2], codes[3])];
+            let codes = _mm512_packs_epi16(low, high);
+            if _mm512_cmpeq_epi8_mask(codes, lowest) != 0 {
+                numbers &= !block.iter().any(|x| x.is_nan());
+            }
+            let codes = _mm512_xor_si512(_mm512_max_epi8(codes, least), bias);
+            // SAFETY: every block of a pixel has 64 bytes of the output.
+            unsafe {
+                _mm512_storeu_si512(out.cast(), codes);
+                out = out.add(BLOCK);
+            }
+        }
+    }
+    numbers
+}
+
+/// All four vectors of a block where `WHOLE`, else two.
+///
+/// # Safety
+/// As [`Rows::check`] checks.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn interleave<const WHOLE: bool>(rows: &Rows<'_>, steps: usize, out: *mut u8) {
+    for (step, offsets) in rows.offsets.as_chunks::<4>().0.iter().enumerate() {
+        let from = offsets.map(|at| rows.bytes.as_ptr().wrapping_add(at));
+        let out = out.wrapping_add(step * STEP);
+        for x in 0..rows.count {
+            // SAFETY: every pixel has 64 bytes in every row, and every column as many steps.
+            unsafe {
+                let row = |r: usize| _mm512_loadu_si512(from[r].add(x * rows.pitch).cast());
+                let r = [row(0), row(1), row(2), row(3)];
+                let out = out.add(x * steps * STEP).cast::<__m512i>();
+                let (a, b) = (_mm512_unpacklo_epi8(r[0], r[1]), _mm512_unpacklo_epi8(r[2], r[3]));
+                _mm512_storeu_si512(out.cast(), _mm512_unpacklo_epi16(a, b));
+                _mm512_storeu_si512(out.add(1).cast(), _mm512_unpackhi_epi16(a, b));
+                if WHOLE {
+                    let (a, b) = (_mm512_unpackhi_epi8(r[0], r[1]), _mm512_unpackhi_epi8(r[2], r[3]));
+                    _mm512_storeu_si512(out.add(2).cast(), _mm512_unpacklo_epi16(a, b));
+                    _mm512_storeu_si512(out.add(3).cast(), _mm512_unpackhi_epi16(a, b));
+                }
+            }
+        }
+    }
+}
+
+/// Constants of sixteen channels.
+#[derive(Clone, Copy)]
+struct Constants {
+    scale: __m512,
+    bias: __m512,
+    affine: Option<(__m512, __m512)>,
+    clamp: [__m512; 2],
+    mask: __mmask16,
+}
+
+impl Constants {
+    /// # Safety
+    /// Constants are as many as a block has channels, of which `first` is one that exists.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn new(finish: &Finish<'_>, first: usize) -> Self {
+        // SAFETY: as the caller promises; blocks are whole vectors.
+        let load = |values: &[f32]| unsafe { _mm512_loadu_ps(values.as_ptr().add(first)) };
+        Constants {
+            scale: load(finish.scale),
+            bias: load(finish.bias),
+            affine: finish.affine.map(|(scale, bias)| (load(scale), load(bias))),
+            clamp: [_mm512_set1_ps(finish.clamp[0]), _mm512_set1_ps(finish.clamp[1])],
+            mask: ((1u32 << (finish.channels - first).min(LANES)) - 1) as __mmask16,
+        }
+    }
+}
+
+/// All lines of a product; a kernel of 3×3 and its stride are constants where they are not 0.
+///
+/// # Safety
+/// As [`Product::check`] checks.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
+unsafe fn lines<const R: usize, const K: usize, const STRIDE: usize>(product: &Product<'_>, out: *mut f32) {
+    const { assert!(R <= MAX_LINES) };
+    let (steps, width) = (LAYOUT.steps(product.kernel[0]), product.kernel[1]);
+    let starts = product.panel.len() - 4 * BLOCK;
+    for first in (0..product.finish.channels).step_by(LANES) {
+        // SAFETY: the vector exists in every step of columns and weights.
+        unsafe {
+            let constants = Constants::new(&product.finish, first);
+            let start = _mm512_loadu_si512(product.panel.as_ptr().add(starts + first * 4).cast());
+            let columns = product.columns.as_ptr().add(first * 4);
+            let mut weights = [product.panel.as_ptr().add(first * 4); R];
+            for (r, weights) in weights.iter_mut().enumerate() {
+                *weights = weights.add(r * product.shift * width * steps * STEP);
+            }
+            let mut x = 0;
+            while x < product.width {
+                let columns = columns.add(x * product.stride * steps * STEP);
+                let out = out.add(x * product.pixel + first);
+                x += match product.width - x {
+                    7.. => tile::<R, 7, K, STRIDE>(product, steps, columns, weights, start, &constants, out),
+                    4.. => tile::<R, 4, K, STRIDE>(product, steps, columns, weights, start, &constants, out),
+                    2.. => tile::<R, 2, K, STRIDE>(product, steps, columns, weights, start, &constants, out),
+                    _ => tile::<R, 1, K, STRIDE>(product, steps, columns, weights, start, &constants, out),
+                };
+            }
+        }
+    }
+}
+
+/// `X` pixels of `R` lines, sixteen channels; how many pixels.
+///
+/// # Safety
+/// They exist: as [`Product::check`] checks.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
+#[inline]
+unsafe fn tile<const R: usize, const X: usize, const K: usize, const STRIDE: usize>(
+    product: &Product<'_>,
+    steps: usize,
+    columns: *const u8,
+    weights: [*const u8; R],
+    start: __m512i,
+    constants: &Constants,
+    out: *mut f32,
+) -> usize {
+    let (steps, width) = if K == 0 { (steps, product.kernel[1]) } else { (1, K) };
+    let (stride, dilation) = if K == 0 { (product.stride, product.dilation) } else { (STRIDE, 1) };
+    let mut acc = [[start; X]; R];
+    for kx in 0..width {
+        for step in 0..steps {
+            // SAFETY: as the caller promises.
+            unsafe {
+                let mut w = [start; R];
+                for (w, from) in w.iter_mut().zip(weights) {
+                    *w = _mm512_loadu_si512(from.add((kx * steps + step) * STEP).cast());
+                }
+                let column = columns.add((kx * dilation * steps + step) * STEP);
+                for x in 0..X {
+                    let values = _mm512_loadu_si512(column.add(x * stride * steps * STEP).cast());
+                    for (acc, w) in acc.iter_mut().zip(w) {
+                        let acc = &mut acc[x];
+                        *acc = _mm512_dpbusd_epi32(*acc, values, w);
+                    }
+                }
+            }
+        }
+    }
+    let &Constants { scale, bias, affine, clamp: [min, max], mask } = constants;
+    for (r, acc) in acc.into_iter().enumerate() {
+        for (x, acc) in acc.into_iter().enumerate() {
+            let mut y = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc), scale), bias);
+            if let Some((scale, bias)) = affine {
+                y = _mm512_fmadd_ps(y, scale, bias);
+            }
+            // The second operand passes through where it is NaN, or equal.
+            y = _mm512_min_ps(max, _mm512_max_ps(min, y));
+            // SAFETY: as the caller promises.
+            unsafe {
+                let out = out.add(r * product.line + x * product.pixel);
+                match mask {
+                    u16::MAX => _mm512_storeu_ps(out, y),
+                    _ => _mm512_mask_storeu_ps(out, mask, y),
+                }
+            }
+        }
+    }
+    X
+}

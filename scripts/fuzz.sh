@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Fuzzes reading of graphs and files for so many seconds each (10 by default), from the golden files.
+# Needs no other toolchain: coverage flags are let through to the stable compiler. `cargo fuzz` works, too.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+seconds=${1:-10}
+if ! command -v c++ >/dev/null; then
+    echo "fuzz: skipped, libFuzzer needs a C++ compiler (Debian, Ubuntu: apt-get install g++)"
+    exit 0
+fi
+host=$(rustc -vV | awk '/^host:/ {print $2}')
+coverage="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4"
+coverage+=" -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table"
+RUSTC_BOOTSTRAP=1 RUSTFLAGS="$coverage --cfg fuzzing -Ccodegen-units=1" \
+    cargo build --quiet --release --manifest-path fuzz/Cargo.toml --target "$host" --target-dir target/fuzz
+for target in graph file; do
+    corpus=target/fuzz/corpus/$target
+    mkdir -p "$corpus" "target/fuzz/artifacts"
+    if [ "$target" = graph ]; then cp fuzz/seeds/graph/* "$corpus"; else cp rust/fatnn/tests/golden/* "$corpus"; fi
+    echo "==> fuzzing $target for $seconds s"
+    "target/fuzz/$host/release/$target" "$corpus" -max_total_time="$seconds" -max_len=65536 -timeout=20 \
+        -rss_limit_mb=4096 -artifact_prefix=target/fuzz/artifacts/ >"target/fuzz/$target.log" 2>&1 || {
+        tail -n 60 "target/fuzz/$target.log"
+        exit 1
+    }
+    grep -a "^Done" "target/fuzz/$target.log" || true
+done

@@ -1,0 +1,174 @@
+"""Depthwise convolutions: what becomes of them, and that they convert bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fatnn_rs import ConfigError, TernaryConfig, _core, prepare
+from fatnn_rs.convert import convert, summary
+from fatnn_rs.errors import FatnnError
+from fatnn_rs.nn import Int8Conv1d, Int8Conv2d, TernaryConv2d
+from fatnn_rs.ops import prepack_int8
+from fatnn_rs.train.recipe import Quantize
+from nets import Mobile, exact, image, ops_of, ready
+
+
+class Net(nn.Module):
+    """A block as in MobileNet between two plain convolutions; ``body.3`` is depthwise."""
+
+    def __init__(self, channels: int = 70, kernel: int = 3, stride: int = 1, multiplier: int = 1) -> None:
+        super().__init__()
+        wide = channels * multiplier
+        self.body = nn.Sequential(
+            nn.Conv2d(3, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU6(),
+            nn.Conv2d(channels, wide, kernel, stride, kernel // 2, groups=channels, bias=False),
+            nn.BatchNorm2d(wide), nn.ReLU6(),
+            nn.Conv2d(wide, 8, 1), nn.BatchNorm2d(8),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+KINDS = {"int8": Int8Conv2d, "ternary": TernaryConv2d, "float": nn.Conv2d}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("multiplier", [1, 2])
+def test_what_becomes_of_a_depthwise_convolution(kind: str, multiplier: int) -> None:
+    model = prepare(Net(multiplier=multiplier), TernaryConfig(depthwise=kind, first="ternary"))
+    assert type(model.body[3]) is KINDS[kind]
+    assert type(model.body[0]) is TernaryConv2d
+    assert type(prepare(Net()).body[3]) is Int8Conv2d
+
+
+def test_small_groups_are_meant_too() -> None:
+    layers = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Conv2d(36, 4, 3, groups=4), nn.Conv2d(32, 4, 3, groups=4),
+        nn.Conv1d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3),
+    )  # fmt: skip
+    model = prepare(layers, TernaryConfig(first="ternary", last="ternary"))
+    assert [type(layer) for layer in model] == [TernaryConv2d, TernaryConv2d, Int8Conv2d, Int8Conv1d, TernaryConv2d]
+
+
+def test_the_wider_of_two_wins_and_skip_over_all() -> None:
+    def kind(**config: Any) -> type:
+        model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+        return type(prepare(model, TernaryConfig(**config))[0])
+
+    assert kind() is nn.Conv2d
+    assert kind(first="ternary") is Int8Conv2d
+    assert kind(first="int8", depthwise="ternary") is Int8Conv2d
+    assert kind(first="int8", depthwise="float") is nn.Conv2d
+    assert kind(first="ternary", depthwise="ternary") is TernaryConv2d
+    assert kind(first="ternary", skip=("0",)) is nn.Conv2d
+
+
+def test_overrides_say_it_of_a_layer() -> None:
+    config = TernaryConfig(first="ternary", overrides={"body.3": {"depthwise": "ternary", "per_channel": True}})
+    model = prepare(Net(), config)
+    assert type(model.body[3]) is TernaryConv2d
+    assert model.body[3].weight_quant.per_channel
+    config = TernaryConfig(depthwise="ternary", overrides={"body": {"depthwise": "float"}}, last="ternary")
+    assert type(prepare(Net(), config).body[3]) is nn.Conv2d
+    with pytest.raises(ConfigError, match=r"'body\.6' names no convolution with small"):
+        prepare(Net(), TernaryConfig(last="ternary", overrides={"body.6": {"depthwise": "float"}}))
+    with pytest.raises(ConfigError, match=r"body\.3 \(depthwise='int8'\)"):
+        prepare(Net(), TernaryConfig(last="ternary", overrides={"body.3": {"per_channel": True}}))
+
+
+def test_unknown_values_are_refused() -> None:
+    with pytest.raises(ConfigError, match="depthwise must be 'int8' or 'ternary' or 'float', got 'binary'"):
+        TernaryConfig(depthwise="binary")
+    with pytest.raises(ConfigError, match=r"overrides\['a'\]\['depthwise'\] must be"):
+        TernaryConfig(overrides={"a": {"depthwise": None}})
+
+
+def test_a_config_keeps_it() -> None:
+    config = TernaryConfig(depthwise="float", overrides={"a": {"depthwise": "int8"}})
+    assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
+    assert config.options_for("a").depthwise == "int8"
+    assert config.options_for("b").depthwise == "float"
+    assert Quantize(depthwise="ternary").config().depthwise == "ternary"
+    assert Quantize().config() == TernaryConfig()
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (7, 1), (5, 2)])
+@pytest.mark.parametrize("multiplier", [1, 3])
+def test_exact(kernel: int, stride: int, multiplier: int) -> None:
+    x = image(2, 3, 17, 15)
+    model = ready(Net(70, kernel, stride, multiplier), x, first="int8")
+    net = exact(model, x, (x[:1] * 9, image(1, 3, 14, 30), -x))
+    assert ops_of(net).count("conv2d_int8") == 2
+    assert len(net.segments) == 1
+
+
+BEFORE = (nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.4, 0.7), nn.Hardtanh(0.3, 0.5), nn.Hardswish())
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("after", [nn.ReLU(), nn.ReLU6(), nn.Hardswish(), nn.MaxPool2d(2), nn.Identity()])
+def test_functions_around_it(before: nn.Module, after: nn.Module) -> None:
+    x = image(2, 3, 9, 11)
+    model = nn.Sequential(
+        nn.Conv2d(3, 20, 1), nn.BatchNorm2d(20), copy.deepcopy(before),
+        nn.Conv2d(20, 20, 3, padding=1, groups=20), nn.BatchNorm2d(20), copy.deepcopy(after), nn.Conv2d(20, 4, 1),
+    )  # fmt: skip
+    exact(ready(model, x), x, (image(1, 3, 30, 7, seed=4) * 20,))
+
+
+def test_bounds_before_it_are_part_of_its_quantizer() -> None:
+    x = image(2, 3, 9, 11)
+    net = exact(ready(Net(), x), x)
+    assert not any("body.2" in found.layer for found in net.report.not_fused), net.report
+
+
+def test_summary_names_the_kernel() -> None:
+    x = image(2, 3, 9, 11)
+    rows = {row.name: row for row in summary(convert(ready(Net(), x, first="int8"), x), x).rows}
+    assert "depthwise" in rows["body.3"].kernel
+    assert "depthwise" not in rows["body.0"].kernel
+
+
+def test_one_dimension_and_dilation() -> None:
+    x = image(2, 6, 50)
+    model = nn.Sequential(
+        nn.Conv1d(6, 24, 3), nn.BatchNorm1d(24), nn.ReLU(),
+        nn.Conv1d(24, 24, 9, padding=8, dilation=2, groups=24), nn.BatchNorm1d(24), nn.ReLU(), nn.Conv1d(24, 5, 1),
+    )  # fmt: skip
+    exact(ready(model, x), x, (image(1, 6, 77),))
+
+
+@pytest.mark.parametrize("kind", ["int8", "ternary"])
+def test_a_network_of_both_kinds(kind: str) -> None:
+    x = image(2, 3, 9, 10)
+    net = exact(ready(Mobile(), x, depthwise=kind), x, (image(1, 3, 4, 4),))
+    assert ("conv2d_int8" in ops_of(net)) == (kind == "int8")
+
+
+def test_nan_is_refused() -> None:
+    x = image(1, 3, 9, 11)
+    net = convert(ready(Net(), x, first="int8"), x)
+    x[0, 1, 2, 3] = torch.nan
+    with pytest.raises(FatnnError, match="NaN"):
+        net(x)
+
+
+def test_the_op_takes_the_kernel_and_gives_the_layers_bits() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 40, 9, 7)
+    layer = Int8Conv2d(40, 80, 3, padding=1, groups=40)
+    layer.train()(x)
+    layer.eval()
+    packed = prepack_int8(layer.int8_weight(), 40)
+    assert "depthwise" in _core.packed_info(packed.numpy())["name"]
+    step = float(layer.act_quant.positive_step().reciprocal())
+    conv, scale, bias = torch.ops.fatnn_rs.conv_int8, layer.output_scale(), layer.bias.detach()
+    for given in (x, x.contiguous(memory_format=torch.channels_last)):
+        assert torch.equal(conv(given, packed, scale, bias, step, 80, [3, 3], [1, 1], [1, 1]), layer(given))
