@@ -18,6 +18,7 @@ FUNCTIONS = {
     ("convert/ops_int8.py", "INT8_OPS"),
     ("convert/ops_code.py", "CODE_OPS"),
     ("convert/rows_functions.py", "_ARITHMETIC"),  # names of torch's functions and methods
+    ("convert/rows_sums.py", "_BY_NAME"),  # names of methods
     ("convert/rows_shapes.py", "METHODS"),  # rows of the lowering, by methods of tensors
     ("convert/rows_functions.py", "_OPERATORS"),  # names of Python's operators
     ("convert/capture.py", "_IN_PLACE"),

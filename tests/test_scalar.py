@@ -5,21 +5,43 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import fatnn_rs as fatnn
+from fatnn_rs.convert import TernaryNetwork
 from fatnn_rs.convert.scalar import SCALARS
+from fatnn_rs.operations import OPERATIONS
 from nets import exact, ops_of, ready
 
 #: Attributes to try: the defaults, and others.
-ATTRS = {"hardtanh": [{"min_val": -0.4, "max_val": 0.8}], "leaky_relu": [{"negative_slope": -0.5}]}
+ATTRS: dict[str, list[dict[str, Any]]] = {
+    "hardtanh": [{"min_val": -0.4, "max_val": 0.8}],
+    "leaky_relu": [{"negative_slope": -0.5}],
+    "clamp_min": [{"min": 0.0}, {"min": -0.7}],
+    "clamp_max": [{"max": 0.0}, {"max": 0.7}],
+    "elu": [{"alpha": 0.3}],
+    "softplus": [{"beta": 0.5, "threshold": 3.0}, {"beta": 2.0, "threshold": 40.0}],
+}
 
-CASES = [(op, attrs) for op, row in SCALARS.items() for attrs in [dict(row.attrs), *ATTRS.get(op, [])]]
+CASES = [
+    (op, attrs)
+    for op, row in SCALARS.items()
+    for attrs in [dict(row.attrs), *ATTRS.get(op, [])]
+    if None not in attrs.values()
+]
+EXACT = [case for case in CASES if OPERATIONS[case[0]].exactness == "exact"]
+APPROXIMATE = [case for case in CASES if case not in EXACT]
+
+#: Units in the last place of float32 that approximations may be away from the function in float64.
+ULPS = 0.51
 
 
 def values() -> Tensor:
@@ -48,40 +70,141 @@ class Applied(nn.Module):
         self.op, self.attrs = op, attrs
 
     def forward(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        return SCALARS[self.op].calls[0](x, *self.attrs.values()), self.head(z)
+        row = SCALARS[self.op]
+        return (row.calls[0] if row.calls else row.function)(x, *self.attrs.values()), self.head(z)
 
 
-@pytest.mark.parametrize(("op", "attrs"), CASES, ids=[f"{op}{list(attrs.values())}" for op, attrs in CASES])
+def names(cases: list[tuple[str, dict[str, float]]]) -> list[str]:
+    return [f"{op}{list(attrs.values())}" for op, attrs in cases]
+
+
+def on_every_isa(net: TernaryNetwork, x: Tensor, folder: Path) -> Iterator[Tensor]:
+    """Outputs of a saved network, run without torch."""
+    fatnn.save(net, folder / "net")
+    np.save(folder / "x.npy", x.numpy())
+    code = (
+        "import sys, numpy as np, fatnn_rs; net = fatnn_rs.load_numpy(sys.argv[1]);"
+        "np.save(sys.argv[3], net(np.load(sys.argv[2]), np.zeros((1, 4), np.float32))[0])"
+    )
+    paths = [str(folder / name) for name in ("net", "x.npy", "out.npy")]
+    for isa in ("scalar", "avx2", ""):
+        env = {**os.environ, "FATNN_ISA": isa} if isa else dict(os.environ)
+        done = subprocess.run([sys.executable, "-c", code, *paths], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        yield torch.from_numpy(np.load(folder / "out.npy"))
+
+
+@pytest.mark.parametrize(("op", "attrs"), EXACT, ids=names(EXACT))
 def test_bits_are_those_of_torch(op: str, attrs: dict[str, float], tmp_path: Path) -> None:
     example, x, z = (torch.randn(3, 4), torch.randn(3, 4)), values(), torch.randn(3, 4)
     net = fatnn.convert(ready(Applied(op, attrs), example), example)
     assert [row.runs for row in net.report.rows if row.op == op] == ["rust float -> float"]
     wanted = SCALARS[op].function(x, *attrs.values())
     assert same_bits(net(x, z)[0], wanted)
-    fatnn.save(net, tmp_path / "net")
-    np.save(tmp_path / "x.npy", x.numpy())
-    code = (
-        "import sys, numpy as np, fatnn_rs; net = fatnn_rs.load_numpy(sys.argv[1]);"
-        "np.save(sys.argv[3], net(np.load(sys.argv[2]), np.zeros((1, 4), np.float32))[0])"
-    )
-    names = [str(tmp_path / name) for name in ("net", "x.npy", "out.npy")]
-    for isa in ("scalar", "avx2", ""):
-        env = {**os.environ, "FATNN_ISA": isa} if isa else dict(os.environ)
-        done = subprocess.run([sys.executable, "-c", code, *names], env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert same_bits(torch.from_numpy(np.load(tmp_path / "out.npy")), wanted), isa
+    for made in on_every_isa(net, x, tmp_path):
+        assert same_bits(made, wanted)
+
+
+def in_float64(op: str, x: Tensor, attrs: dict[str, float]) -> Tensor:
+    """A function in float64; GELU without torch's cancellation."""
+    x = x.double()
+    if op == "gelu":
+        return x * 0.5 * torch.special.erfc(-x * 0.5**0.5)
+    if op == "gelu_tanh":
+        return x * torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))
+    if op == "mish":
+        w = torch.exp(x.clamp_max(60))
+        return x * ((w * w + 2 * w) / (w * w + 2 * w + 2))
+    if op == "softplus":
+        y = attrs["beta"] * x
+        return torch.where(y > attrs["threshold"], x, torch.log1p(torch.exp(y)) / attrs["beta"])
+    if op == "elu":
+        return torch.where(x > 0, x, np.float32(attrs["alpha"]).item() * torch.expm1(x))
+    function: Any = SCALARS[op].function
+    made: Tensor = function(x, *attrs.values())
+    return made
+
+
+@pytest.mark.parametrize(("op", "attrs"), APPROXIMATE, ids=names(APPROXIMATE))
+def test_approximations_keep_to_their_bound(op: str, attrs: dict[str, float], tmp_path: Path) -> None:
+    example, x, z = (torch.randn(3, 4), torch.randn(3, 4)), values(), torch.randn(3, 4)
+    model = ready(Applied(op, attrs), example)
+    net = fatnn.convert(model, example)
+    assert [row.runs for row in net.report.rows if row.op == op] == ["torch"]
+    assert same_bits(net(x, z)[0], model(x, z)[0])
+    net = fatnn.convert(model, example, float_layers="rust")
+    made, wanted = net(x, z)[0], in_float64(op, x, attrs)
+    rounded = wanted.float()
+    assert torch.equal(made.isnan(), rounded.isnan())
+    ends = rounded.isinf() | rounded.isnan() | made.isinf()
+    assert same_bits(made[ends], rounded[ends])
+    exponent = wanted.abs().clamp_min(2.0**-126).log2().floor().clamp_min(-126)
+    ulps = (made.double() - wanted).abs() / 2.0 ** (exponent - 23)
+    assert float(ulps[~ends].max()) <= ULPS, x[~ends][ulps[~ends].argmax()]
+    for other in on_every_isa(net, x, tmp_path):
+        assert same_bits(other, made)
+
+
+class Positive(nn.Module):
+    """What logarithms and roots take."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x) + 0.5
 
 
 @pytest.mark.parametrize("op", SCALARS)
 def test_every_way_to_call_it_is_taken(op: str) -> None:
     row = SCALARS[op]
+    given = [value if value is not None else 0.5 for value in row.attrs.values()]
     modules: list[nn.Module] = [kind() for kind in row.modules]
-    modules += [type("Call", (nn.Module,), {"forward": lambda self, x, call=call: call(x)})() for call in row.calls]
     modules += [
-        type("Method", (nn.Module,), {"forward": lambda self, x, name=name: getattr(x, name)()})()
+        type("Call", (nn.Module,), {"forward": lambda self, x, call=call: call(x, *given)})() for call in row.calls
+    ]
+    modules += [
+        type("Method", (nn.Module,), {"forward": lambda self, x, name=name: getattr(x, name)(*given)})()
         for name in row.methods
     ]
     x = torch.randn(2, 4)
     for module in modules:
-        net = exact(ready(nn.Sequential(nn.Linear(4, 4), module, nn.Linear(4, 4)), x), x)
+        net = exact(ready(nn.Sequential(nn.Linear(4, 4), Positive(), module, nn.Linear(4, 4)), x), x)
         assert not [op for op in ops_of(net) if op == "torch"], module
+
+
+@pytest.mark.parametrize(
+    ("op", "call"),
+    [
+        ("hardtanh", lambda x: x.clamp(-0.3, 0.4)),
+        ("hardtanh", lambda x: torch.clip(x, min=-0.3, max=0.4)),
+        ("clamp_min", lambda x: x.clamp(min=0.1)),
+        ("clamp_max", lambda x: torch.clamp(x, max=0.1)),
+        ("square", lambda x: x**2),
+        ("square", lambda x: torch.pow(x, 2.0)),
+        ("sqrt", lambda x: x.pow(0.5)),
+        ("rsqrt", lambda x: x.pow(-0.5)),
+        ("reciprocal", lambda x: x**-1),
+        ("gelu", nn.GELU()),
+        ("gelu_tanh", nn.GELU("tanh")),
+        ("gelu_tanh", lambda x: functional.gelu(x, approximate="tanh")),
+    ],
+)
+def test_calls_with_numbers(op: str, call: Any) -> None:
+    x = torch.randn(2, 4)
+
+    class Call(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return call(self.first(x).abs()), self.last(x)
+
+    net = exact(ready(Call(), x), x)
+    assert op in ops_of(net)
+    assert "torch" not in ops_of(net)
+    special = values()
+    assert op.startswith("gelu") or same_bits(call(special), SCALARS[op].function(special, *bounds(net, op)))
+
+
+def bounds(net: TernaryNetwork, op: str) -> list[Any]:
+    (node,) = [node for node in net.graph.nodes if node.op == op]
+    return [node.attrs[name] for name in SCALARS[op].attrs]

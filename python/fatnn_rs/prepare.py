@@ -339,7 +339,7 @@ def _choose(
             reasons = ", ".join(f"{name} ({reason})" for name, reason in others.items() if matches(pattern, name))
             if set(options) == {"depthwise"}:
                 raise ConfigError(
-                    f"overrides: {pattern!r} names no convolution with small groups: 'depthwise' is for those"
+                    f"overrides: {pattern!r} names no convolution with small groups, and sets only 'depthwise'"
                 )
             raise ConfigError(f"overrides: {pattern!r} names only layers that do not become ternary: {reasons}")
     return chosen

@@ -277,6 +277,42 @@ class Builder:
             [f"x = self.{name}(x)"],
         )
 
+    def sums(self) -> bool:
+        """Normalisations, reductions, softmax, products and attention."""
+        x, r = self.x, self.rng
+        rank, name, last = x.dim(), self.name("s"), x.shape[-1]
+        if rank < 2:
+            return False
+        dims = tuple(sorted(r.sample(range(1, rank), r.randint(1, rank - 1))))
+        groups = r.choice([g for g in range(1, x.shape[1] + 1) if x.shape[1] % g == 0])
+        heads = r.choice([h for h in range(1, last + 1) if last % h == 0])
+        modules = {
+            "layer norm": f"nn.LayerNorm({tuple(x.shape[-r.randint(1, rank - 1) :])})",
+            "rms norm": f"nn.RMSNorm({last})",
+            "group norm": f"nn.GroupNorm({groups}, {x.shape[1]}, affine={self.chance(0.5)})",
+            "attention layer": f"nn.MultiheadAttention({last}, {heads}, batch_first={self.chance(0.5)})",
+        }
+        functions = {
+            "mean over": f"x = x.mean({dims}, keepdim={self.chance(0.5)})",
+            "sum over": f"x = x.sum({dims}, keepdim={self.chance(0.5)})",
+            "largest": f"x = x.amax({dims}, keepdim={self.chance(0.5)})",
+            "smallest": f"x = torch.min(x, {dims[0]})[0]",
+            "softmax": f"x = F.softmax(x, dim={r.randrange(rank)})",
+            "log softmax": f"x = torch.log_softmax(x, {r.randrange(-rank, rank)})",
+            "product": "x = x @ x.transpose(-1, -2)",
+            "batched product": "x = torch.matmul(x.transpose(-1, -2), x)",
+            "attention": f"x = F.scaled_dot_product_attention(x, x, x, is_causal={self.chance(0.5)})",
+            "reflection": "x = F.pad(x, (1, 1), mode='reflect')",
+            "circle": "x = F.pad(x, (1, 0), mode='circular')",
+            "edge": "x = F.pad(x, (0, 2), mode='replicate')",
+            "shuffle": "x = F.pixel_shuffle(x, 2)",
+        }
+        tag = r.choice((*modules, *functions))
+        if tag not in modules:
+            return self.add(tag, [], [functions[tag]])
+        call = f"self.{name}(x, x, x)[0]" if tag == "attention layer" else f"self.{name}(x)"
+        return self.add(tag, [f"self.{name} = {modules[tag]}"], [f"x = {call}"])
+
     def activation(self) -> bool:
         r = self.rng
         name, c = self.name("a"), self.x.shape[1] if self.x.dim() > 1 else 1
@@ -306,6 +342,11 @@ class Builder:
             "nn.Dropout(0.5, inplace=True)",
             "nn.AlphaDropout()",
             "nn.LogSoftmax(1)",
+            "nn.Softmax(-1)",
+            "nn.Hardsigmoid()",
+            "nn.Mish()",
+            "nn.GELU('tanh')",
+            "nn.Softplus(2.0, 5.0)",
             "nn.Threshold(0.1, 0.0)",
         )
         functions = (
@@ -319,6 +360,21 @@ class Builder:
             "x = x.clamp(0, 1)",
             "x = torch.clamp(x, min=0.0)",
             "x = x.abs()",
+            "x = F.hardsigmoid(x)",
+            "x = x.clamp(max=0.5)",
+            "x = x.clamp_min(-0.25)",
+            "x = x**2",
+            "x = x.square().sqrt()",
+            "x = (x.abs() + 0.5).rsqrt()",
+            "x = (x.abs() + 0.5).reciprocal()",
+            "x = x.clamp_max(3.0).exp()",
+            "x = (x.abs() + 1.0).log()",
+            "x = F.gelu(x, approximate='tanh')",
+            "x = F.silu(x)",
+            "x = F.mish(x)",
+            "x = F.elu(x, 0.5)",
+            "x = x.sigmoid()",
+            "x = torch.tanh(x)",
             "x = F.dropout(x, 0.5, self.training)",
             "x = torch.where(x > 0, x, x * 0.1)",
             "x = torch.maximum(x, torch.zeros_like(x))",
@@ -706,6 +762,7 @@ class Builder:
             (1, self.conv),
             (1, self.norm),
             (2, self.activation),
+            (2, self.sums),
             (1.5, self.pool),
             (1.5, self.keep),
             (2, self.join),

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from fatnn_rs.convert.record import Seen, record
 from fatnn_rs.convert.structure import fill, leaves, plain, refilled, same_values
+from fatnn_rs.convert.transformer import plain_forward
 from fatnn_rs.errors import ConversionError, FatnnError
 from fatnn_rs.nn import QuantizedLayer
 from fatnn_rs.replica import patched_methods, replica
@@ -132,6 +133,9 @@ class _Tracer(fx.Tracer):
         if any(isinstance(child, QuantizedLayer) for child in m.modules()):
             return False
         return super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        return super().call_module(m, plain_forward(m, forward), args, kwargs)
 
     to_bool = _untraceable("branches on")
     iter = _untraceable("iterates over")

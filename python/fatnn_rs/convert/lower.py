@@ -68,6 +68,11 @@ class Lowering:
         ref = self.env.get(argument)
         return ref.name if isinstance(ref, Ref) else None
 
+    def attribute(self, value: Any) -> Any:
+        """Return the model's own parameter, buffer or constant that an argument is, else None."""
+        is_one = isinstance(value, fx.Node) and value.op == "get_attr"
+        return _attribute(self.captured.root, str(value.target)) if is_one else None
+
     def emit(
         self,
         op: str,
@@ -244,7 +249,7 @@ def _lower_call(ctx: Lowering, node: fx.Node) -> Any:
 
 def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
     """Lower a call that changes nothing, or what it would be without changing anything."""
-    from fatnn_rs.convert.rows_functions import FUNCTIONS, METHODS
+    from fatnn_rs.convert.rows_functions import FUNCTIONS, METHODS, NAMED
 
     if node.op == "call_module":
         return _lower_module(ctx, str(node.target), node.args, node.kwargs)
@@ -252,6 +257,9 @@ def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
         return _lower_module(ctx, str(node.args[1]), node.args[:1], {})
     table: Mapping[Any, Row] = METHODS if node.op == "call_method" else FUNCTIONS
     row = table.get(node.target)
+    if row is None:
+        target: Any = node.target
+        row = NAMED.get((getattr(target, "__module__", ""), getattr(target, "__name__", "")))
     made: Ref | None = None
     if row is not None:
         try:

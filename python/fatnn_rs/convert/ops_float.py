@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fatnn_rs.convert.graph import Node
@@ -183,9 +183,67 @@ def _pad(node: Node, tensors: Tensors) -> Function:
     return lambda x: functional.pad(x, pad, mode)
 
 
-def _mean(node: Node, tensors: Tensors) -> Function:
-    dims, keepdim = node.attrs["dims"], node.attrs["keepdim"]
-    return lambda x: x.mean(dims, keepdim)
+def _reduce(function: Function) -> Callable[[Node, Tensors], Function]:
+    def bind(node: Node, tensors: Tensors) -> Function:
+        dims, keepdim = node.attrs["dims"], node.attrs["keepdim"]
+        return lambda x: function(x, dims, keepdim)
+
+    return bind
+
+
+def _normalize(function: Function) -> Callable[[Node, Tensors], Function]:
+    def bind(node: Node, tensors: Tensors) -> Function:
+        dims, eps = node.attrs["dims"], node.attrs["eps"]
+        roles = ("weight", "bias") if function is functional.layer_norm else ("weight",)
+        constants = [tensors.get(role) for role in roles]
+        return lambda x: function(x, x.shape[x.dim() - dims :], *constants, eps)
+
+    return bind
+
+
+def _group_norm(node: Node, tensors: Tensors) -> Function:
+    groups, eps, weight, bias = node.attrs["groups"], node.attrs["eps"], tensors.get("weight"), tensors.get("bias")
+    return lambda x: functional.group_norm(x, groups, weight, bias, eps)
+
+
+def _softmax(function: Function) -> Callable[[Node, Tensors], Function]:
+    def bind(node: Node, tensors: Tensors) -> Function:
+        dim = node.attrs["dim"]
+        return lambda x: function(x, dim)
+
+    return bind
+
+
+def _attention(node: Node, tensors: Tensors) -> Function:
+    causal, scale = node.attrs["causal"], node.attrs.get("scale")
+
+    def run(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        return functional.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=scale)
+
+    return run
+
+
+def _multihead(node: Node, tensors: Tensors) -> Function:
+    """Attention by torch's module: it decides by its weights and by gradient mode how to compute."""
+    weight = tensors["out_weight"]
+    layer = nn.MultiheadAttention(
+        len(weight), node.attrs["heads"], bias=False, batch_first=node.attrs["batch_first"], device="meta"
+    )
+
+    def parameter(role: str) -> nn.Parameter | None:
+        return nn.Parameter(tensors[role]) if role in tensors else None
+
+    layer.in_proj_weight, layer.out_proj.weight = nn.Parameter(tensors["in_weight"]), nn.Parameter(weight)
+    layer.register_parameter("in_proj_bias", parameter("in_bias"))
+    layer.out_proj.register_parameter("bias", parameter("out_bias"))
+    layer.eval()
+    need_weights = node.attrs["need_weights"]
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        made: Tensor = layer(q, k, v, need_weights=need_weights)[0]
+        return made.detach()
+
+    return run
 
 
 def _cat(node: Node, tensors: Tensors) -> Function:
@@ -222,7 +280,18 @@ FLOAT_OPS: dict[str, FloatOp] = {
     "avg_pool2d": FloatOp(_avg_pool2d),
     "adaptive_avg_pool1d": FloatOp(_adaptive(functional.adaptive_avg_pool1d)),
     "adaptive_avg_pool2d": FloatOp(_adaptive(functional.adaptive_avg_pool2d)),
-    "mean": FloatOp(_mean),
+    "mean": FloatOp(_reduce(torch.mean)),
+    "sum": FloatOp(_reduce(torch.sum)),
+    "amax": FloatOp(_reduce(torch.amax)),
+    "amin": FloatOp(_reduce(torch.amin)),
+    "layer_norm": FloatOp(_normalize(functional.layer_norm)),
+    "rms_norm": FloatOp(_normalize(functional.rms_norm)),
+    "group_norm": FloatOp(_group_norm),
+    "softmax": FloatOp(_softmax(torch.softmax)),
+    "log_softmax": FloatOp(_softmax(torch.log_softmax)),
+    "matmul": FloatOp(lambda node, tensors: torch.matmul),
+    "attention": FloatOp(_attention),
+    "multihead_attention": FloatOp(_multihead),
     "flatten": FloatOp(_flatten),
     "flatten_leading": FloatOp(lambda node, tensors: _flatten_leading),
     "reshape_like": FloatOp(lambda node, tensors: _reshape_like),

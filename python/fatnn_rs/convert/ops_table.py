@@ -33,7 +33,15 @@ def bind(graph: Graph, node: Node) -> Callable[..., Any]:
     layout = node.attrs.get("layout", "any")
     if layout == "any":
         return function
-    return lambda x: function(in_layout(x, layout))
+    # Those of several values stand one after the other.
+    layouts = layout.split("|")
+
+    def run(*values: Any) -> Any:
+        # One value stays one: attention asks whether queries are the keys.
+        made = {(id(value), layout): in_layout(value, layout) for value, layout in zip(values, layouts, strict=True)}
+        return function(*(made[id(value), layout] for value, layout in zip(values, layouts, strict=True)))
+
+    return run
 
 
 def _bind_torch(node: Node) -> Callable[..., Any]:

@@ -14,11 +14,11 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from fatnn_rs.convert import rows_shapes, scalar
+from fatnn_rs.convert import rows_shapes, rows_sums, scalar
 from fatnn_rs.convert.graph import Ref
 from fatnn_rs.convert.lower import Lowering, Row
 
-__all__ = ["FUNCTIONS", "METHODS"]
+__all__ = ["FUNCTIONS", "METHODS", "NAMED"]
 
 
 def identity(ctx: Lowering, input: Any) -> Ref | None:
@@ -27,9 +27,24 @@ def identity(ctx: Lowering, input: Any) -> Ref | None:
     return None if name is None else Ref(name)
 
 
+def copied(ctx: Lowering, input: Any, *, memory_format: Any = None) -> Ref | None:
+    """Pass on a copy: functions cannot tell it from what is copied."""
+    return identity(ctx, input)
+
+
 def dropout(ctx: Lowering, input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Ref | None:
     """Dropout that is switched off."""
     return identity(ctx, input) if training is False else None
+
+
+def quiet_dropout(ctx: Lowering, input: Any, p: float = 0.5, training: bool = False, inplace: bool = False) -> Any:
+    """Alpha dropout, which is off where nobody says."""
+    return dropout(ctx, input, p, training, inplace)
+
+
+def stochastic_depth(ctx: Lowering, input: Any, p: Any, mode: Any, training: Any = True) -> Ref | None:
+    """Torchvision's layers that are left out by chance, switched off."""
+    return identity(ctx, input) if training is False or p == 0 else None
 
 
 def _operand(ctx: Lowering, value: Any) -> str | None:
@@ -70,18 +85,6 @@ def flatten(ctx: Lowering, input: Any, start_dim: Any = 0, end_dim: Any = -1) ->
     if rank and start == end:
         return Ref(name)
     return ctx.emit("flatten", [name], {"start": start, "end": -1 if end == rank - 1 else end})
-
-
-def mean(ctx: Lowering, input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None) -> Ref | None:
-    """Mean over some dimensions."""
-    name = ctx.value(input)
-    dims = [dim] if isinstance(dim, int) else dim
-    if name is None or dtype is not None or not isinstance(dims, (tuple, list)):
-        return None
-    if not dims or not all(isinstance(d, int) for d in dims) or not isinstance(keepdim, bool):
-        return None
-    attrs = {"dims": [int(d) for d in dims], "keepdim": keepdim, "layout": ctx.seen(input).layout}
-    return ctx.emit("mean", [name], attrs)
 
 
 def pad(ctx: Lowering, input: Any, pad: Any, mode: str = "constant", value: Any = None) -> Ref | None:
@@ -212,15 +215,24 @@ def _arithmetic_calls() -> dict[Any, Row]:
     return found
 
 
+#: Functions of other packages, by module and name → row.
+NAMED: dict[tuple[str, str], Row] = {
+    ("torchvision.ops.stochastic_depth", "stochastic_depth"): stochastic_depth,
+}
+
 #: Functions and operators → row.
 FUNCTIONS: dict[Any, Row] = {
     **scalar.FUNCTIONS,
     **rows_shapes.FUNCTIONS,
+    **rows_sums.FUNCTIONS,
     **_arithmetic_calls(),
     functional.dropout: dropout,
+    functional.dropout1d: dropout,
     functional.dropout2d: dropout,
+    functional.dropout3d: dropout,
+    functional.alpha_dropout: quiet_dropout,
+    functional.feature_alpha_dropout: quiet_dropout,
     torch.flatten: flatten,
-    torch.mean: mean,
     functional.pad: pad,
     functional.max_pool1d: max_pool(1),
     functional.max_pool2d: max_pool(2),
@@ -230,10 +242,10 @@ FUNCTIONS: dict[Any, Row] = {
     functional.avg_pool2d: avg_pool(2),
     functional.adaptive_avg_pool1d: adaptive_avg_pool(1),
     functional.adaptive_avg_pool2d: adaptive_avg_pool(2),
+    **dict.fromkeys((torch.clone, _aten.clone.default, _aten.contiguous.default, _aten.detach.default), copied),
     _aten.dropout.default: dropout,
     _aten.feature_dropout.default: dropout,
     _aten.flatten.using_ints: flatten,
-    _aten.mean.dim: mean,
     _aten.pad.default: pad,
     _aten.max_pool1d.default: max_pool(1),
     _aten.max_pool2d.default: max_pool(2),
@@ -247,9 +259,9 @@ FUNCTIONS: dict[Any, Row] = {
 METHODS: dict[str, Row] = {
     **scalar.METHODS,
     **rows_shapes.METHODS,
+    **rows_sums.METHODS,
     **{f"{name}{end}": arithmetic(op) for name, op in _ARITHMETIC for end in ("", "_")},
     "flatten": flatten,
-    "mean": mean,
     "contiguous": identity,
     "clone": identity,
     "detach": identity,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fatnn_rs.convert import rows_functions as rows
-from fatnn_rs.convert import scalar
+from fatnn_rs.convert import rows_sums, scalar
 from fatnn_rs.convert.graph import Ref
 from fatnn_rs.convert.levels import act_kind, coded_levels, codes_dtype, is_two_bit, weight_kind
 from fatnn_rs.convert.lower import Lowering, Row
@@ -294,6 +294,7 @@ _AVG = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
 #: Module class → row.
 MODULES: dict[type[nn.Module], Row] = {
     **scalar.MODULES,
+    **rows_sums.MODULES,
     TernaryConv1d: _ternary(1),
     TernaryConv2d: _ternary(2),
     TernaryLinear: _ternary(0),
@@ -310,7 +311,10 @@ MODULES: dict[type[nn.Module], Row] = {
     nn.Dropout: lambda ctx, m, input: rows.identity(ctx, input),
     nn.Dropout1d: lambda ctx, m, input: rows.identity(ctx, input),
     nn.Dropout2d: lambda ctx, m, input: rows.identity(ctx, input),
+    nn.Dropout3d: lambda ctx, m, input: rows.identity(ctx, input),
     nn.AlphaDropout: lambda ctx, m, input: rows.identity(ctx, input),
+    nn.FeatureAlphaDropout: lambda ctx, m, input: rows.identity(ctx, input),
+    nn.PixelShuffle: lambda ctx, m, input: rows.FUNCTIONS[torch.pixel_shuffle](ctx, input, m.upscale_factor),
     nn.Flatten: lambda ctx, m, input: rows.flatten(ctx, input, m.start_dim, m.end_dim),
     nn.MaxPool1d: _pool_row(rows.max_pool(1), *_MAX),
     nn.MaxPool2d: _pool_row(rows.max_pool(2), *_MAX),

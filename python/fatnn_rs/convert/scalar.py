@@ -7,6 +7,7 @@ gives the arguments and the module's attributes.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from fatnn_rs.convert.graph import Node, Ref
+from fatnn_rs.operations import OPERATIONS
 
 if TYPE_CHECKING:
     from fatnn_rs.convert.lower import Lowering, Row
@@ -50,7 +52,7 @@ class ScalarFunction:
     methods
         Tensor methods that become it.
     attrs
-        Name and default of every attribute.
+        Name and default of every attribute; None where it has to be given.
     nondecreasing
         Attributes → whether it never decreases.
     """
@@ -59,7 +61,7 @@ class ScalarFunction:
     calls: tuple[Any, ...]
     modules: tuple[type[nn.Module], ...] = ()
     methods: tuple[str, ...] = ()
-    attrs: Mapping[str, float] = field(default_factory=dict)
+    attrs: Mapping[str, float | None] = field(default_factory=dict)
     nondecreasing: Callable[[Attrs], bool] = _never
 
     def bind(self, node: Node, tensors: Mapping[str, torch.Tensor]) -> Callable[..., Any]:
@@ -68,6 +70,27 @@ class ScalarFunction:
             return self.function
         values = [node.attrs[name] for name in self.attrs]
         return lambda x: self.function(x, *values)
+
+
+def _plain(
+    function: Callable[..., Any],
+    *modules: type[nn.Module],
+    also: tuple[Any, ...] = (),
+    methods: tuple[str, ...] = (),
+    rises: bool = False,
+) -> ScalarFunction:
+    """Describe a function without attributes: torch's own, in place, as aten's operator, and as a method."""
+    name = function.__name__
+    spaces = (torch, functional, torch.special)
+    in_place = [getattr(space, f"{name}_") for space in spaces if hasattr(space, f"{name}_")]
+    operators = [getattr(_aten, n).default for n in (name, f"{name}_") if hasattr(_aten, n)]
+    own = tuple(n for n in (name, f"{name}_") if hasattr(torch.Tensor, n))
+    calls = dict.fromkeys((function, *also, *in_place, *operators))
+    return ScalarFunction(function, tuple(calls), modules, (*own, *methods), nondecreasing=_always if rises else _never)
+
+
+def _gelu_tanh(x: Any) -> Any:
+    return functional.gelu(x, approximate="tanh")
 
 
 #: Operation → how torch runs it.
@@ -98,6 +121,47 @@ SCALARS: dict[str, ScalarFunction] = {
         (functional.hardswish, _aten.hardswish.default, _aten.hardswish_.default),
         (nn.Hardswish,),
     ),
+    "hardsigmoid": _plain(functional.hardsigmoid, nn.Hardsigmoid, rises=True),
+    "clamp_min": ScalarFunction(
+        torch.clamp_min,
+        (torch.clamp_min, torch.clamp_min_, _aten.clamp_min.default, _aten.clamp_min_.default),
+        methods=("clamp_min", "clamp_min_"),
+        attrs={"min": None},
+        nondecreasing=_always,
+    ),
+    "clamp_max": ScalarFunction(
+        torch.clamp_max,
+        (torch.clamp_max, torch.clamp_max_, _aten.clamp_max.default, _aten.clamp_max_.default),
+        methods=("clamp_max", "clamp_max_"),
+        attrs={"max": None},
+        nondecreasing=_always,
+    ),
+    "abs": _plain(torch.abs, also=(torch.absolute, operator.abs), methods=("absolute", "__abs__")),
+    "neg": _plain(torch.neg, also=(torch.negative, operator.neg), methods=("negative", "__neg__")),
+    "square": _plain(torch.square),
+    "sqrt": _plain(torch.sqrt),
+    "rsqrt": _plain(torch.rsqrt),
+    "reciprocal": _plain(torch.reciprocal),
+    "exp": _plain(torch.exp),
+    "log": _plain(torch.log),
+    "sigmoid": _plain(torch.sigmoid, nn.Sigmoid, also=(functional.sigmoid, torch.special.expit)),
+    "tanh": _plain(torch.tanh, nn.Tanh, also=(functional.tanh,)),
+    "silu": _plain(functional.silu, nn.SiLU),
+    "mish": _plain(functional.mish, nn.Mish),
+    "gelu": ScalarFunction(functional.gelu, ()),
+    "gelu_tanh": ScalarFunction(_gelu_tanh, ()),
+    "elu": ScalarFunction(
+        functional.elu,
+        (functional.elu, functional.elu_, _aten.elu.default, _aten.elu_.default),
+        (nn.ELU,),
+        attrs={"alpha": 1.0},
+    ),
+    "softplus": ScalarFunction(
+        functional.softplus,
+        (functional.softplus, _aten.softplus.default),
+        (nn.Softplus,),
+        attrs={"beta": 1.0, "threshold": 20.0},
+    ),
 }
 
 
@@ -108,7 +172,10 @@ def _emit(ctx: Lowering, op: str, input: Any, values: tuple[Any, ...], named: At
         raise TypeError(f"{op}: arguments that it does not have")
     if name is None or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in attrs.values()):
         return None
-    return ctx.emit(op, [name], {key: float(value) for key, value in attrs.items()})
+    made: dict[str, Any] = {key: float(value) for key, value in attrs.items()}
+    if OPERATIONS[op].exactness != "exact":
+        made["layout"] = ctx.seen(input).layout
+    return ctx.emit(op, [name], made)
 
 
 def _call(op: str, **fixed: float) -> Row:
@@ -127,14 +194,67 @@ def _module(op: str) -> Row:
     return row
 
 
+def clamp(ctx: Lowering, input: Any, min: Any = None, max: Any = None) -> Ref | None:
+    """``clamp`` and ``clip`` with numbers, of which one may be absent."""
+    if min is None:
+        return _emit(ctx, "clamp_max", input, (max,), {})
+    if max is None:
+        return _emit(ctx, "clamp_min", input, (min,), {})
+    both = all(isinstance(v, (int, float)) for v in (min, max)) and min <= max
+    return _emit(ctx, "hardtanh", input, (min, max), {}) if both else None
+
+
+#: Powers that torch computes as functions of their own.
+_POWERS: tuple[tuple[float, Any], ...] = (
+    (2, torch.square),
+    (0.5, torch.sqrt),
+    (-0.5, torch.rsqrt),
+    (-1, torch.reciprocal),
+)
+
+
+def _power(exponent: Any) -> str | None:
+    """Which operation a power is."""
+    found = [f.__name__ for value, f in _POWERS if isinstance(exponent, (int, float)) and value == exponent]
+    return found[0] if found else None
+
+
+def power(ctx: Lowering, input: Any, exponent: Any) -> Ref | None:
+    """``x ** 2`` and other powers that are a function of their own."""
+    op, name = _power(exponent), ctx.value(input)
+    if exponent == 1 and not isinstance(exponent, bool) and name is not None:
+        return Ref(name)
+    return None if op is None else _emit(ctx, op, input, (), {})
+
+
+def gelu(ctx: Lowering, input: Any, *, approximate: Any = "none") -> Ref | None:
+    """Both kinds of GELU."""
+    if approximate not in ("none", "tanh"):
+        return None
+    return _emit(ctx, "gelu" if approximate == "none" else "gelu_tanh", input, (), {})
+
+
+_CLAMP = (torch.clamp, torch.clamp_, torch.clip, torch.clip_, _aten.clamp.default, _aten.clamp_.default)
+_POWER = (torch.pow, operator.pow, _aten.pow.Tensor_Scalar, _aten.pow_.Scalar)
+
 #: Functions and operators → row of the lowering.
 FUNCTIONS: dict[Any, Row] = {
     **{call: _call(op) for op, scalar in SCALARS.items() for call in scalar.calls},
     **dict.fromkeys((functional.relu6, _aten.relu6.default), _call("hardtanh", min_val=0.0, max_val=6.0)),
+    **dict.fromkeys(_CLAMP, clamp),
+    **dict.fromkeys(_POWER, power),
+    **dict.fromkeys((functional.gelu, _aten.gelu.default), gelu),
 }
 
 #: Tensor methods → row of the lowering.
-METHODS: dict[str, Row] = {method: _call(op) for op, scalar in SCALARS.items() for method in scalar.methods}
+METHODS: dict[str, Row] = {
+    **{method: _call(op) for op, scalar in SCALARS.items() for method in scalar.methods},
+    **dict.fromkeys(("clamp", "clamp_", "clip", "clip_"), clamp),
+    **dict.fromkeys(("pow", "pow_"), power),
+}
 
 #: Module classes → row of the lowering.
-MODULES: dict[type[nn.Module], Row] = {kind: _module(op) for op, scalar in SCALARS.items() for kind in scalar.modules}
+MODULES: dict[type[nn.Module], Row] = {
+    **{kind: _module(op) for op, scalar in SCALARS.items() for kind in scalar.modules},
+    nn.GELU: lambda ctx, module, input: gelu(ctx, input, approximate=module.approximate),
+}

@@ -3,6 +3,8 @@
 //! They hold for NaN, infinities and signed zeros as in PyTorch. `apply` is compiled for every instruction
 //! set by the loops that call it (`kernels::vector`).
 
+mod math;
+
 /// A function of one element.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
@@ -23,6 +25,58 @@ pub enum Scalar {
     },
     /// `x * min(max(x + 3, 0), 6) / 6`.
     Hardswish,
+    /// `min(max(x + 3, 0), 6) / 6`.
+    Hardsigmoid,
+    /// `max(x, min)`.
+    ClampMin {
+        /// Lower bound.
+        min: f32,
+    },
+    /// `min(x, max)`.
+    ClampMax {
+        /// Upper bound.
+        max: f32,
+    },
+    /// `|x|`.
+    Abs,
+    /// `-x`.
+    Neg,
+    /// `x * x`.
+    Square,
+    /// `√x`.
+    Sqrt,
+    /// `1 / √x`.
+    Rsqrt,
+    /// `1 / x`.
+    Reciprocal,
+    /// `e^x`.
+    Exp,
+    /// The natural logarithm.
+    Log,
+    /// `1 / (1 + e^-x)`.
+    Sigmoid,
+    /// The hyperbolic tangent.
+    Tanh,
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// `x * Φ(x)`, of the normal distribution.
+    Gelu,
+    /// GELU's approximation by a hyperbolic tangent.
+    GeluTanh,
+    /// `x > 0 ? x : alpha * (e^x - 1)`.
+    Elu {
+        /// The limit below 0, negated.
+        alpha: f32,
+    },
+    /// `ln(1 + e^(beta * x)) / beta`.
+    Softplus {
+        /// Sharpness.
+        beta: f32,
+        /// Where `beta * x` is above it, the function is `x`.
+        threshold: f32,
+    },
+    /// `x * tanh(ln(1 + e^x))`.
+    Mish,
 }
 
 /// A function of two elements.
@@ -56,8 +110,49 @@ impl Scalar {
             Scalar::Hardtanh { min, max } => each(values, |x| clamp(x, min, max)),
             Scalar::LeakyRelu { negative_slope } => each(values, |x| if x > 0.0 { x } else { x * negative_slope }),
             Scalar::Hardswish => each(values, |x| x * clamp(x + 3.0, 0.0, 6.0) / 6.0),
+            Scalar::Hardsigmoid => each(values, |x| clamp(x + 3.0, 0.0, 6.0) / 6.0),
+            Scalar::ClampMin { min } => each(values, |x| if x < min { min } else { x }),
+            Scalar::ClampMax { max } => each(values, |x| if x > max { max } else { x }),
+            Scalar::Abs => each(values, f32::abs),
+            Scalar::Neg => each(values, |x| -x),
+            Scalar::Square => each(values, |x| x * x),
+            Scalar::Sqrt => each(values, f32::sqrt),
+            Scalar::Rsqrt => each(values, |x| 1.0 / x.sqrt()),
+            Scalar::Reciprocal => each(values, |x| 1.0 / x),
+            Scalar::Exp => wide(values, math::exp),
+            Scalar::Log => wide(values, math::ln),
+            Scalar::Sigmoid => wide(values, math::sigmoid),
+            Scalar::Tanh => wide(values, math::tanh),
+            Scalar::Silu => wide(values, math::silu),
+            Scalar::Gelu => wide(values, math::gelu),
+            Scalar::GeluTanh => wide(values, math::gelu_tanh),
+            Scalar::Elu { alpha } => {
+                wide(values, |x| if x > 0.0 { x } else { f64::from(alpha) * math::exp_m1(x) });
+            }
+            Scalar::Softplus { beta, threshold } => {
+                wide(values, |x| math::softplus(x, f64::from(beta), f64::from(threshold)));
+            }
+            Scalar::Mish => wide(values, math::mish),
         }
     }
+}
+
+/// `e^x`.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    math::exp(f64::from(x)) as f32
+}
+
+/// The natural logarithm.
+#[inline(always)]
+pub(crate) fn ln(x: f64) -> f64 {
+    math::ln(x)
+}
+
+/// Computed in float64, rounded once.
+#[inline(always)]
+fn wide(values: &mut [f32], function: impl Fn(f64) -> f64) {
+    each(values, |x| function(f64::from(x)) as f32);
 }
 
 #[inline(always)]

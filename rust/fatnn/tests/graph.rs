@@ -49,18 +49,28 @@ fn shapes_of_every_rank() {
     let cases = [
         ("mean", json!({"dims": [-1, 1], "keepdim": false, "layout": "any"}), vec![2, 3, 4, 5, 6], vec![2, 4, 5]),
         ("mean", json!({"dims": [], "keepdim": true, "layout": "any"}), vec![2, 3], vec![1, 1]),
+        ("amax", json!({"dims": [0], "keepdim": false}), vec![2, 3], vec![3]),
+        ("layer_norm", json!({"dims": 2, "eps": 1e-5, "layout": "any"}), vec![2, 3, 4], vec![2, 3, 4]),
+        ("group_norm", json!({"groups": 3, "eps": 1e-5, "layout": "any"}), vec![2, 6, 4], vec![2, 6, 4]),
+        ("softmax", json!({"dim": -1, "layout": "any"}), vec![2, 3], vec![2, 3]),
+        ("matmul", json!({"layout": "any|order:0,2,1"}), vec![2, 4, 4], vec![2, 4, 4]),
+        ("attention", json!({"causal": true, "layout": "any"}), vec![5, 2, 4, 3], vec![5, 2, 4, 3]),
         ("flatten", json!({"start": -3, "end": -2}), vec![2, 3, 4, 5], vec![2, 12, 5]),
         ("flatten", json!({"start": 0, "end": -1}), vec![], vec![1]),
         ("flatten_leading", json!({}), vec![2, 3, 4, 5], vec![24, 5]),
         ("pad", json!({"pad": [1, 2, -1, 0], "mode": "constant", "value": 0.0}), vec![7, 5, 6], vec![7, 4, 9]),
         ("pad", json!({"pad": [3, 3], "mode": "reflect", "value": 0.0}), vec![1, 2, 4], vec![1, 2, 10]),
-        ("cat", json!({"dim": -1}), vec![2, 3, 4], vec![2, 3, 8]),
+        ("cat", json!({"dim": -1, "layout": "any"}), vec![2, 3, 4], vec![2, 3, 8]),
         ("max_pool2d", window(3, 2, 1, true), vec![1, 2, 6, 6], vec![1, 2, 4, 4]),
         ("max_pool2d", window(3, 2, 1, false), vec![2, 6, 6], vec![2, 3, 3]),
         ("adaptive_avg_pool2d", json!({"size": [0, 3], "layout": "any"}), vec![1, 2, 7, 9], vec![1, 2, 7, 3]),
     ];
     for (op, attrs, from, to) in cases {
-        let reads: &[&str] = if op == "cat" { &["x", "x"] } else { &["x"] };
+        let reads: &[&str] = match op {
+            "cat" | "matmul" => &["x", "x"],
+            "attention" => &["x", "x", "x"],
+            _ => &["x"],
+        };
         let graph = |to: &[usize]| text(&[input(&from), node("y", op, reads, attrs.clone(), to)], "y");
         let found = sizes(&graph(&to), &BTreeMap::new(), Limits::NONE).unwrap();
         assert_eq!(found[1], to, "{op} {attrs}");
@@ -82,6 +92,10 @@ fn what_does_not_fit_names_the_layer() {
         ("flatten", json!({"start": 2, "end": 1}), "dimensions from 2 to 1"),
         ("flatten", json!({"start": 0, "end": 4}), "out of range"),
         ("mean", json!({"dims": [1, -3], "keepdim": true, "layout": "any"}), "stands twice"),
+        ("softmax", json!({"dim": 4, "layout": "any"}), "out of range"),
+        ("layer_norm", json!({"dims": 5, "eps": 1e-5, "layout": "any"}), "last dimensions"),
+        ("layer_norm", json!({"dims": 1, "eps": -1e-5, "layout": "any"}), "negative"),
+        ("group_norm", json!({"groups": 2, "eps": 1e-5, "layout": "any"}), "do not fit"),
         ("pad", pad("constant", &[-9, 0]), "leaves nothing"),
         ("pad", pad("reflect", &[6, 0, 0, 0]), "reflect padding"),
         ("pad", pad("mirror", &[1, 1]), "unknown mode"),
@@ -90,7 +104,7 @@ fn what_does_not_fit_names_the_layer() {
         ("max_pool1d", window(3, 1, 0, false), "must have 1 numbers"),
         ("relu", json!({"slope": 1}), "expected the attributes"),
         ("leaky_relu", json!({"negative_slope": "1"}), "must be float"),
-        ("softmax", json!({}), "unknown op"),
+        ("fold", json!({}), "unknown op"),
     ];
     for (op, attrs, words) in cases {
         let graph = text(&[input(&[2, 3, 6, 6]), node("y", op, &["x"], attrs, &[2, 3, 6, 6])], "y");
@@ -197,12 +211,13 @@ fn the_engine_says_what_it_cannot_run() {
     let refused = |op, attrs: Json, shape: &[usize]| support::refusal(op, &attrs.to_string(), &[shape]).unwrap();
     let mean = |dims: &[i64]| json!({"dims": dims, "keepdim": true});
     assert_eq!(refused("mean", mean(&[2, 3]), &[1, 2, 3, 4]), None);
-    assert!(refused("mean", mean(&[1]), &[1, 2, 3, 4]).unwrap().contains("not all pixels"));
+    assert_eq!(refused("mean", mean(&[1]), &[1, 2, 3, 4]), None);
+    assert!(refused("mean", mean(&[2, 3]), &[1, 2, 3]).unwrap().contains("dimensions [2, 3] of 3"));
     assert_eq!(refused("relu", json!({}), &[1, 2, 3, 4, 5]), None);
     assert!(refused("relu", json!({}), &[1; 9]).unwrap().contains("shapes"));
     assert!(refused("prelu", json!({"shared": true}), &[1, 2, 3, 4, 5]).unwrap().contains("shapes"));
     assert!(refused("add", json!({}), &[1, 2]).unwrap().contains("reads 1"));
-    assert!(support::refusal("softmax", "{}", &[&[1, 2]]).is_err());
+    assert!(support::refusal("fold", "{}", &[&[1, 2]]).is_err());
 }
 
 #[test]

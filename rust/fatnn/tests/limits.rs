@@ -174,7 +174,7 @@ fn maps_without_pixels_never_panic() {
     let window = json!({"kernel": [2, 2], "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1,
         "ceil_mode": true, "count_include_pad": true, "divisor": 0, "act": "half", "channels": 2, "dims": 2,
         "out_groups": 1, "relu": false, "size": [2, 2], "start": 1, "end": -1, "keepdim": true, "pad": [1, 1],
-        "mode": "constant", "value": 0.0, "eps": 1e-5, "min_val": 0.0, "max_val": 1.0, "negative_slope": 0.1});
+        "mode": "constant", "value": 0.0, "eps": 1e-5, "min_val": 0.0, "max_val": 1.0, "negative_slope": 0.1, "dim": 2});
     let vector = ones(&[2]);
     let tensors = |op: &str| match op {
         "conv2d" => vec![("weight", ones(&[3, 2, 2, 2])), ("bias", ones(&[3]))],
@@ -202,10 +202,20 @@ fn maps_without_pixels_never_panic() {
         "avg_pool2d",
         "adaptive_avg_pool2d",
         "mean",
+        "sum",
+        "amax",
+        "layer_norm",
+        "rms_norm",
+        "group_norm",
+        "softmax",
+        "log_softmax",
+        "sigmoid",
     ] {
         let mut attrs = window.clone();
-        if op == "mean" {
-            attrs["dims"] = json!([2, 3]);
+        match op {
+            "mean" => attrs["dims"] = json!([2, 3]),
+            "sum" | "amax" => attrs["dims"] = json!([0, 2]),
+            _ => (),
         }
         let net = single(op, attrs, &tensors(op), Limits::DEFAULT).unwrap();
         for shape in [[1, 2, 0, 2], [1, 2, 2, 0], [1, 2, 0, 0], [0, 2, 3, 3], [2, 2, 0, 7]] {

@@ -1,5 +1,6 @@
 //! Whether a batch's results are those of its images, one after the other, so that images may run one by one.
 
+use crate::graph::op::{Norm, NormOver};
 use crate::graph::{Graph, Node, Op};
 
 /// What the first dimension of a value is.
@@ -61,7 +62,12 @@ fn keeps(node: &Node, read: &[(First, &Node)]) -> bool {
             First::Batch => shape.len() == rank && shape.first() == Some(&-1),
             First::Constant => shape.first() == Some(&-2),
         },
-        Op::Mean { dims, .. } => !dims.is_empty() && dims.iter().all(|&dim| not_first(dim)),
+        Op::Reduce { dims, .. } => !dims.is_empty() && dims.iter().all(|&dim| not_first(dim)),
+        Op::Softmax { dim, .. } => not_first(*dim),
+        Op::Norm(Norm { over: NormOver::Last(dims), .. }) => *dims < rank,
+        Op::Matmul => rank > 2 && read.iter().all(beside),
+        Op::Attention { .. } => rank > 2 && read.iter().all(beside),
+        Op::Multihead { batch_first, .. } => *batch_first && read.iter().all(|(first, _)| *first == First::Batch),
         Op::Linear | Op::LinearInt8 => rank > 1,
         Op::Binary(_) => read.iter().all(beside),
         _ => read.iter().all(|(first, _)| *first == First::Batch),

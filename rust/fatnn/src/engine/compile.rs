@@ -10,20 +10,24 @@ use super::ops::depthwise::DepthwiseConv;
 use super::ops::elementwise::{ChannelDim, Map, elementwise_of, optional_constants};
 use super::ops::int8::Int8Conv;
 use super::ops::linear::FloatConv;
+use super::ops::multihead::Multihead;
+use super::ops::norm::Normalize;
 use super::ops::pad::Pad;
 use super::ops::pool::{Pool, Windows};
+use super::ops::products::{Attention, Matmul};
+use super::ops::reduce::{Reduce, Softmax};
 use super::ops::shape::{Concat, Constant, Expand, Permute, Reshape, SliceDim};
 use super::order;
 use super::passes::{self, Refusal, quantizer};
 use super::value::Operation;
 use crate::codec::CodesLayout;
 use crate::conv::depthwise::UNBOUNDED;
-use crate::conv::pooling::Reduce;
+use crate::conv::pooling::Reduce as PoolReduce;
 use crate::conv::{Constants, Int8Epilogue};
 use crate::dtype::ValueType;
 use crate::epilogue::{Elementwise, Quantizer};
 use crate::error::{Error, Result};
-use crate::graph::op::{self, CodesConv, Op};
+use crate::graph::op::{self, CodesConv, Op, Reduction};
 use crate::graph::{BuildError, ConvParams, Graph, NodeView, Source, Tensor, Tensors, check, support};
 use crate::kernels::{self, Family, Kernel, LayerShape, OperandTypes, Operands};
 use crate::limits::{Budget, Limits};
@@ -168,15 +172,34 @@ impl<'a> Compiler<'a> {
             Op::MaxPool(pool) => Box::new(max_pool(pool)),
             Op::AvgPool { pool, count_include_pad, divisor } => {
                 let divisor = usize::try_from(*divisor).map_err(|e| e.to_string())?;
-                let reduce = Reduce::Mean { count_padding: *count_include_pad, divisor };
+                let reduce = PoolReduce::Mean { count_padding: *count_include_pad, divisor };
                 Box::new(Pool { reduce, ..max_pool(pool) })
             }
             Op::AdaptiveAvgPool { size, .. } => {
                 Box::new(Pool { windows: Windows::Adaptive(*size), reduce: MEAN, axes: None })
             }
-            Op::Mean { keepdim, .. } => {
-                let axes = if *keepdim { None } else { Some(0) };
-                Box::new(Pool { windows: Windows::Whole, reduce: MEAN, axes })
+            Op::Reduce { kind, dims, keepdim } => reduction(*kind, dims, *keepdim, rank)?,
+            Op::Norm(norm) => {
+                let (weight, bias) = (optional_constants(view, "weight")?, optional_constants(view, "bias")?);
+                Box::new(Normalize { norm: *norm, weight, bias })
+            }
+            Op::Softmax { dim, log } => Box::new(Softmax { dim: from_front(*dim, rank)?, log: *log }),
+            Op::Matmul => Box::new(Matmul),
+            Op::Attention { causal, scale } => Box::new(Attention { causal: *causal, scale: *scale }),
+            Op::Multihead { heads, batch_first } => {
+                let weight = |role| -> Result<Vec<f32>, BuildError> {
+                    let values = view.floats(role)?;
+                    self.budget.spend(size_of_val(values) as u128)?;
+                    Ok(memory::copied("weights of an attention", values)?)
+                };
+                Box::new(Multihead {
+                    heads: *heads,
+                    batch_first: *batch_first,
+                    in_weight: weight("in_weight")?,
+                    in_bias: optional_constants(view, "in_bias")?,
+                    out_weight: weight("out_weight")?,
+                    out_bias: optional_constants(view, "out_bias")?,
+                })
             }
             Op::Flatten { start, end } => {
                 let (start, end) = (from_front(*start, rank)?, from_front(*end, rank)?);
@@ -184,7 +207,7 @@ impl<'a> Compiler<'a> {
             }
             Op::FlattenLeading => Box::new(Reshape::FlattenLeading),
             Op::ReshapeLike => Box::new(Reshape::Like),
-            Op::Pad { pad, value, .. } => Box::new(Pad::new(pad, *value, rank)?),
+            Op::Pad { pad, mode, value } => Box::new(Pad::new(pad, mode, *value, rank)?),
             Op::Binary(kind) => Box::new(Arithmetic::new(*kind, post, channel_dim)),
             Op::Reshape { shape } => Box::new(Reshape::To(shape.clone())),
             Op::Squeeze { dim } => Box::new(Reshape::Squeeze(from_front(*dim, rank)?)),
@@ -197,7 +220,7 @@ impl<'a> Compiler<'a> {
             Op::Cat { dim } => Box::new(Concat(*dim)),
             Op::Constant => {
                 let (shape, data) =
-                    (view.shape("value")?.to_vec(), memory::copied("a constant", view.floats("value")?)?);
+                    (view.shape("value")?.to_vec(), memory::copied("a constant", view.floats("value")?)?); // small: sizes
                 self.budget.spend(size_of_val(data.as_slice()) as u128)?;
                 Box::new(Constant { shape, data })
             }
@@ -358,6 +381,21 @@ fn from_front(dim: i64, rank: usize) -> Result<usize, String> {
     found.filter(|dim| *dim < rank).ok_or_else(|| format!("dimension {dim} of a value of {rank} dimensions"))
 }
 
+/// A mean over all pixels is a pooling.
+fn reduction(kind: Reduction, dims: &[i64], keepdim: bool, rank: usize) -> OpResult {
+    let mut reduced: Vec<usize> = dims.iter().map(|&dim| from_front(dim, rank)).collect::<Result<_, _>>()?;
+    if dims.is_empty() {
+        reduced = (0..rank).collect();
+    }
+    reduced.sort_unstable();
+    let pixels = (3..=4).contains(&rank) && reduced.iter().copied().eq(2..rank);
+    if kind == Reduction::Mean && pixels {
+        let axes = if keepdim { None } else { Some(0) };
+        return Ok(Box::new(Pool { windows: Windows::Whole, reduce: MEAN, axes }));
+    }
+    Ok(Box::new(Reduce { kind, dims: reduced, keepdim }))
+}
+
 /// Dimensions counted from the front, each once.
 fn permutation(dims: &[i64], rank: usize) -> Result<Vec<usize>, String> {
     let made: Vec<usize> = dims.iter().map(|&dim| from_front(dim, rank)).collect::<Result<_, _>>()?;
@@ -367,9 +405,9 @@ fn permutation(dims: &[i64], rank: usize) -> Result<Vec<usize>, String> {
     }
 }
 
-const MEAN: Reduce = Reduce::Mean { count_padding: false, divisor: 0 };
+const MEAN: PoolReduce = PoolReduce::Mean { count_padding: false, divisor: 0 };
 
 fn max_pool(pool: &op::Pool) -> Pool {
     let windows = Windows::Fixed { window: pool.params, ceil_mode: pool.ceil_mode };
-    Pool { windows, reduce: Reduce::Max, axes: None }
+    Pool { windows, reduce: PoolReduce::Max, axes: None }
 }

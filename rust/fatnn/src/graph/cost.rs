@@ -55,8 +55,19 @@ fn stored(shape: &[usize], kind: ValueType) -> (u128, u128) {
 }
 
 /// Multiply-accumulates, or else other operations on an element.
-fn work(view: NodeView<'_>, shape: &[usize], made: u128, read: u128) -> u128 {
+fn work(view: NodeView<'_>, shape: &[usize], made: u128, read: u128, from: &[&[usize]]) -> u128 {
+    let size = |value: usize, behind: usize| {
+        let shape: &[usize] = from.get(value).copied().unwrap_or_default();
+        shape.len().checked_sub(behind).and_then(|at| shape.get(at)).map_or(1, |&size| size as u128)
+    };
     let window = match &view.node.op {
+        Op::Matmul => size(0, 1),
+        Op::Attention { .. } => size(1, 2).saturating_mul(2 + size(0, 1) / size(2, 1).max(1)),
+        Op::Multihead { batch_first, .. } => {
+            let keys = size(1, if *batch_first { 2 } else { 3 });
+            let queries = size(0, if *batch_first { 2 } else { 3 }).max(1);
+            2 * (keys + size(0, 1) + keys.saturating_mul(size(0, 1)).div_ceil(queries))
+        }
         Op::MaxPool(pool) | Op::AvgPool { pool, .. } => elements(&pool.params.kernel),
         Op::MaxPoolCodes { params, .. } => elements(&params.kernel),
         _ => 1,
@@ -123,8 +134,8 @@ pub fn check_sizes(graph: &Graph, tensors: &Tensors, types: &[ValueType], limits
         if let Op::Input(_) = node.op {
             images = if images == 1 { made.first().map_or(1, |&n| n.max(1)) as u128 } else { images };
         } else {
-            let read = node.inputs.iter().fold(0u128, |n, &value| n.saturating_add(bytes[value].0));
-            all_work = all_work.saturating_add(work(view, &made, stored_elements, read));
+            let elements = node.inputs.iter().fold(0u128, |n, &value| n.saturating_add(bytes[value].0));
+            all_work = all_work.saturating_add(work(view, &made, stored_elements, elements, &read));
         }
         live = live.saturating_add(stored_bytes);
         let what = || format!("{label}, with the nodes before it");

@@ -29,9 +29,12 @@ pub mod ops;
 mod parse;
 pub mod report;
 pub mod shapes;
+mod shapes_sums;
 pub mod size;
 pub mod support;
 mod table;
+mod table_scalar;
+mod table_sums;
 pub mod tensor;
 mod types;
 

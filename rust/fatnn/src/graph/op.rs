@@ -109,6 +109,39 @@ impl Input {
     }
 }
 
+/// What dimensions become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reduction {
+    /// Their mean.
+    Mean,
+    /// Their sum.
+    Sum,
+    /// The largest; NaN where one is there.
+    Max,
+    /// The smallest.
+    Min,
+}
+
+/// Elements whose statistics are taken together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormOver {
+    /// So many last dimensions.
+    Last(usize),
+    /// Channels of one group, and their pixels.
+    Groups(usize),
+}
+
+/// `(x - mean) / √(variance + eps) * weight + bias`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Norm {
+    /// Of which elements.
+    pub over: NormOver,
+    /// Whether the mean is taken away; otherwise the variance is the mean square.
+    pub centered: bool,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
 /// What a node does.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -158,12 +191,39 @@ pub enum Op {
         /// Sizes of the result; 0: as the input.
         size: [usize; 2],
     },
-    /// Mean over dimensions.
-    Mean {
+    /// Dimensions become one number.
+    Reduce {
+        /// Which number.
+        kind: Reduction,
         /// The dimensions; negative ones count from the end, none means all.
         dims: Vec<i64>,
         /// Whether they stay, with size 1.
         keepdim: bool,
+    },
+    /// Normalisation by statistics of the value itself.
+    Norm(Norm),
+    /// Softmax.
+    Softmax {
+        /// The dimension.
+        dim: i64,
+        /// Whether logarithms come out.
+        log: bool,
+    },
+    /// Products of the matrices in the last two dimensions.
+    Matmul,
+    /// `softmax(q · kᵀ * scale + mask) · v`; the mask is a fourth input.
+    Attention {
+        /// Whether a query sees only the keys up to its own position.
+        causal: bool,
+        /// `1 / √(last dimension)` where there is none.
+        scale: Option<f32>,
+    },
+    /// Multi-head attention with its linear layers, of queries, keys and values.
+    Multihead {
+        /// Heads.
+        heads: usize,
+        /// Whether images come before tokens.
+        batch_first: bool,
     },
     /// Dimensions from `start` to `end` become one.
     Flatten {

@@ -180,10 +180,19 @@ fn check_attrs(attrs: &Map<String, Json>, info: Option<&OpInfo>, source: Source,
 }
 
 fn layout(attrs: &Map<String, Json>) -> Result<Layout, String> {
-    match attrs.get("layout").and_then(Json::as_str) {
+    layout_of(attrs.get("layout").and_then(Json::as_str))
+}
+
+fn layout_of(name: Option<&str>) -> Result<Layout, String> {
+    match name {
         None | Some("any") => Ok(Layout::Any),
         Some("contiguous") => Ok(Layout::Contiguous),
         Some("channels_last") => Ok(Layout::ChannelsLast),
+        // Those of several values: only PyTorch cares.
+        Some(several) if several.contains('|') => {
+            several.split('|').try_for_each(|one| layout_of(Some(one)).map(|_| ()))?;
+            Ok(Layout::Any)
+        }
         Some(other) => order(other).map(Layout::Order).ok_or_else(|| format!("unknown layout {other:?}")),
     }
 }

@@ -9,7 +9,7 @@ use super::size::{Axis, Size, Sizes, may_equal};
 use super::tensor::Tensor;
 use crate::memory;
 
-type Made = Result<Vec<Size>, String>;
+pub(super) type Made = Result<Vec<Size>, String>;
 
 /// Shape of a node's value from those that it reads, where all are numbers.
 ///
@@ -55,7 +55,7 @@ fn known(shape: &[usize]) -> Vec<Size> {
     shape.iter().copied().map(Size::Known).collect()
 }
 
-fn require(condition: bool, why: impl FnOnce() -> String) -> Result<(), String> {
+pub(super) fn require(condition: bool, why: impl FnOnce() -> String) -> Result<(), String> {
     if condition { Ok(()) } else { Err(why()) }
 }
 
@@ -227,25 +227,10 @@ pub(super) fn adaptive(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> M
 }
 
 /// A dimension counted from the front.
-fn dimension(dim: i64, rank: usize) -> Result<usize, String> {
+pub(super) fn dimension(dim: i64, rank: usize) -> Result<usize, String> {
     let from_front = if dim < 0 { dim + rank.max(1) as i64 } else { dim };
     let found = usize::try_from(from_front).ok().filter(|d| *d < rank.max(1));
     found.ok_or_else(|| format!("dimension {dim} is out of range for {rank} dimensions"))
-}
-
-pub(super) fn mean(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let Op::Mean { dims, keepdim } = &view.node.op else { return same(sizes, view, read) };
-    let x = read[0];
-    let mut reduced = vec![dims.is_empty(); x.len()]; // small: a flag per dimension
-    for &dim in dims {
-        let dim = dimension(dim, x.len())?;
-        if let Some(reduced) = reduced.get_mut(dim) {
-            require(!*reduced, || format!("dimension {dim} stands twice in {dims:?}"))?;
-            *reduced = true;
-        }
-    }
-    let kept = x.iter().zip(reduced).filter(|(_, reduced)| *keepdim || !reduced);
-    Ok(kept.map(|(&size, reduced)| if reduced { Size::Known(1) } else { size }).collect())
 }
 
 pub(super) fn flatten(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
@@ -405,7 +390,11 @@ pub(super) fn expand(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Mad
 
 /// Broadcasting.
 pub(super) fn broadcast(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let (a, b) = (read[0], read[1]);
+    broadcast_pair(sizes, read[0], read[1])
+}
+
+/// What two shapes become.
+pub(super) fn broadcast_pair(sizes: &Sizes, a: &[Size], b: &[Size]) -> Made {
     let rank = a.len().max(b.len());
     let at = |shape: &[Size], i: usize| (i + shape.len()).checked_sub(rank).map_or(Size::Known(1), |i| shape[i]);
     let made = (0..rank).map(|i| match (at(a, i), at(b, i)) {

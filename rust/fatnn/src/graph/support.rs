@@ -84,6 +84,16 @@ pub(super) fn image(_: &Op, read: &[&[usize]]) -> Result<(), String> {
     if read.iter().all(|shape| (2..=4).contains(&shape.len())) { Ok(()) } else { shapes_do_not_fit() }
 }
 
+/// Reductions, whose dimensions have to be there.
+pub(super) fn reduce(op: &Op, read: &[&[usize]]) -> Result<(), String> {
+    let Op::Reduce { dims, .. } = op else { return any(op, read) };
+    let rank = read[0].len() as i64;
+    match dims.iter().all(|dim| (-rank..rank).contains(dim)) {
+        true => any(op, read),
+        false => Err(format!("the dimensions {dims:?} of {rank}")),
+    }
+}
+
 /// Linear layers, over the last dimension.
 pub(super) fn linear(_: &Op, read: &[&[usize]]) -> Result<(), String> {
     if (1..=MAX_RANK).contains(&read[0].len()) { Ok(()) } else { shapes_do_not_fit() }
@@ -116,23 +126,14 @@ pub(super) fn avg_pool2d(op: &Op, read: &[&[usize]]) -> Result<(), String> {
     }
 }
 
-pub(super) fn mean(op: &Op, read: &[&[usize]]) -> Result<(), String> {
-    image(op, read)?;
-    let Op::Mean { dims, .. } = op else { return Ok(()) };
-    let rank = read[0].len() as i64;
-    let mut reduced: Vec<i64> = dims.iter().map(|d| if *d < 0 { d + rank } else { *d }).collect();
-    reduced.sort_unstable();
-    if reduced.is_empty() || !reduced.iter().copied().eq(2..rank) {
-        return Err(format!("a mean over the dimensions {dims:?}, which are not all pixels"));
-    }
-    Ok(())
-}
-
 pub(super) fn pad(op: &Op, read: &[&[usize]]) -> Result<(), String> {
     image(op, read)?;
     let Op::Pad { pad, mode, .. } = op else { return Ok(()) };
-    if mode != "constant" || pad.iter().any(|n| *n < 0) || pad.len() > 2 * (read[0].len() - 1) {
-        return Err("padding by anything but constants around pixels and channels".into());
+    if pad.iter().any(|n| *n < 0) || pad.len() > 2 * (read[0].len() - 1) {
+        return Err("padding that cuts, or of the batch".into());
+    }
+    if mode != "constant" && pad.len() > 2 * (read[0].len() - 2) {
+        return Err("padding of channels by anything but constants".into());
     }
     Ok(())
 }

@@ -5,11 +5,13 @@ use super::attrs::AttrType::{self, Bool, Float, Int, Ints, Str};
 use super::attrs::{Attr, Attrs, Presence};
 use super::op::{CodesConv, Conv, Input, Op, Pool, Slice};
 use super::ops::{Exactness, Form, OpInfo, Products, Role};
+use super::table_scalar::SCALARS;
+use super::table_sums::SUMS;
 use super::{BuildError, shapes, support, types};
 use crate::dtype::TensorType;
-use crate::scalar::{Binary, Scalar};
+use crate::scalar::Binary;
 
-const fn always(name: &'static str, kind: AttrType) -> Attr {
+pub(super) const fn always(name: &'static str, kind: AttrType) -> Attr {
     Attr { name, kind, presence: Presence::Always }
 }
 
@@ -17,15 +19,15 @@ const fn in_files(name: &'static str, kind: AttrType) -> Attr {
     Attr { name, kind, presence: Presence::InFiles }
 }
 
-const fn optional(name: &'static str, kind: AttrType) -> Attr {
+pub(super) const fn optional(name: &'static str, kind: AttrType) -> Attr {
     Attr { name, kind, presence: Presence::Optional }
 }
 
-const fn role(name: &'static str, dtypes: &'static [TensorType], required: bool) -> Role {
+pub(super) const fn role(name: &'static str, dtypes: &'static [TensorType], required: bool) -> Role {
     Role { name, dtypes, required }
 }
 
-const F32: &[TensorType] = &[TensorType::F32];
+pub(super) const F32: &[TensorType] = &[TensorType::F32];
 const I32: &[TensorType] = &[TensorType::I32];
 const I8: &[TensorType] = &[TensorType::I8];
 const CODES: &[TensorType] = TensorType::CODES;
@@ -36,7 +38,7 @@ const PADDING: Attr = always("padding", Ints);
 const DILATION: Attr = always("dilation", Ints);
 const GROUPS: Attr = always("groups", Int);
 const CEIL_MODE: Attr = always("ceil_mode", Bool);
-const LAYOUT: Attr = in_files("layout", Str);
+pub(super) const LAYOUT: Attr = in_files("layout", Str);
 const ACT: Attr = always("act", Str);
 
 const CONV: &[Attr] = &[STRIDE, PADDING, DILATION, GROUPS, LAYOUT];
@@ -48,7 +50,7 @@ const INT8: &[Role] =
 
 /// A row of an operation that reads one value of floats, makes floats of the same shape, and that the engine
 /// always has.
-const ROW: OpInfo = OpInfo {
+pub(super) const ROW: OpInfo = OpInfo {
     name: "",
     inputs: (1, Some(1)),
     attrs: &[],
@@ -83,12 +85,27 @@ const INT8_CONV: OpInfo = OpInfo {
 };
 const POOL: OpInfo = OpInfo { form: Form::Pool, attrs: MAX_POOL, shape: shapes::pool, ..ROW };
 const BINARY: OpInfo = OpInfo { inputs: (2, Some(2)), shape: shapes::broadcast, support: Some(support::any), ..ROW };
-const SCALAR: OpInfo = OpInfo { form: Form::Scalar, support: Some(support::any), ..ROW };
 const CHANNEL: OpInfo = OpInfo { form: Form::Channel, shape: shapes::channel, support: Some(support::channel), ..ROW };
-const SUM: OpInfo = OpInfo { exactness: Exactness::SumOrder, ..ROW };
+pub(super) const SUM: OpInfo = OpInfo { exactness: Exactness::SumOrder, ..ROW };
 
 /// Every operation.
-pub static OPS: &[OpInfo] = &[
+pub static OPS: &[OpInfo] = &joined::<{ ROWS.len() + SCALARS.len() + SUMS.len() }>(&[ROWS, SCALARS, SUMS]);
+
+/// Parts of the table as one.
+const fn joined<const N: usize>(parts: &[&[OpInfo]]) -> [OpInfo; N] {
+    let (mut all, mut at, mut part) = ([ROW; N], 0, 0);
+    while part < parts.len() {
+        let mut i = 0;
+        while i < parts[part].len() {
+            all[at] = parts[part][i];
+            (at, i) = (at + 1, i + 1);
+        }
+        part += 1;
+    }
+    all
+}
+
+const ROWS: &[OpInfo] = &[
     OpInfo {
         name: "input",
         inputs: (0, Some(0)),
@@ -140,20 +157,6 @@ pub static OPS: &[OpInfo] = &[
         build: |_| Ok(Op::Affine),
         ..CHANNEL
     },
-    OpInfo { name: "relu", build: |_| Ok(Op::Scalar(Scalar::Relu)), ..SCALAR },
-    OpInfo {
-        name: "hardtanh",
-        attrs: &[always("min_val", Float), always("max_val", Float)],
-        build: |a| Ok(Op::Scalar(Scalar::Hardtanh { min: a.float("min_val")?, max: a.float("max_val")? })),
-        ..SCALAR
-    },
-    OpInfo {
-        name: "leaky_relu",
-        attrs: &[always("negative_slope", Float)],
-        build: |a| Ok(Op::Scalar(Scalar::LeakyRelu { negative_slope: a.float("negative_slope")? })),
-        ..SCALAR
-    },
-    OpInfo { name: "hardswish", build: |_| Ok(Op::Scalar(Scalar::Hardswish)), ..SCALAR },
     OpInfo {
         name: "prelu",
         attrs: &[in_files("shared", Bool)],
@@ -207,14 +210,6 @@ pub static OPS: &[OpInfo] = &[
         build: |a| Ok(Op::AdaptiveAvgPool { axes: 2, size: a.pair("size", 2, 1)? }),
         shape: shapes::adaptive,
         support: Some(support::rank::<4>),
-        ..SUM
-    },
-    OpInfo {
-        name: "mean",
-        attrs: &[always("dims", Ints), always("keepdim", Bool), LAYOUT],
-        build: |a| Ok(Op::Mean { dims: a.integers("dims")?, keepdim: a.flag("keepdim")? }),
-        shape: shapes::mean,
-        support: Some(support::mean),
         ..SUM
     },
     OpInfo {

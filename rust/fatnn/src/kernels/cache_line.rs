@@ -37,6 +37,12 @@ impl CacheLine {
         unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines) / size_of::<f32>()) }
     }
 
+    /// Scratch memory as float32, from the first float that is in place on.
+    pub(crate) fn floats_in(bytes: &mut [u8]) -> &mut [f32] {
+        // SAFETY: any bytes are a float.
+        unsafe { bytes.align_to_mut::<f32>().1 }
+    }
+
     /// [`CacheLine::grow`] for a kernel's own working memory, which a constant bounds.
     pub(crate) fn bounded(lines: &mut Vec<CacheLine>, bytes: usize) -> &mut [CacheLine] {
         let count = bytes.div_ceil(size_of::<CacheLine>());

@@ -34,3 +34,57 @@ pub(crate) fn matmul(m: usize, n: usize, k: usize, a: &[f32], b: &[f32], out: &m
         );
     }
 }
+
+/// A matrix in memory: numbers, and the distances from row to row and from column to column.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a>(pub &'a [f32], pub [usize; 2]);
+
+/// Terms of a sum that are added up in one go: in the `gemm` crate, sums of more depend on caches.
+const SLICE: usize = 512;
+
+/// `out = a · b`: `a` is `m × k`, `b` is `k × n`, `out` is row-major. On the calling thread alone.
+///
+/// # Panics
+/// Where an index is outside of a slice: a bug in the caller.
+pub(crate) fn product([m, n, k]: [usize; 3], a: Matrix<'_>, b: Matrix<'_>, out: &mut [f32]) {
+    assert_eq!(Some(out.len()), m.checked_mul(n));
+    if k == 0 {
+        out.fill(0.0);
+    }
+    if m == 0 || n == 0 || k == 0 {
+        return;
+    }
+    let inside = |Matrix(data, [down, right]): Matrix<'_>, rows: usize, columns: usize| {
+        let last = (rows - 1).checked_mul(down).zip((columns - 1).checked_mul(right));
+        last.and_then(|(row, column)| row.checked_add(column)).is_some_and(|last| last < data.len())
+    };
+    assert!(inside(a, m, k) && inside(b, k, n));
+    for first in (0..k).step_by(SLICE) {
+        let terms = SLICE.min(k - first);
+        let (x, y) = (&a.0[first * a.1[1]..], &b.0[first * b.1[0]..]);
+        // SAFETY: the last element of each operand was just found to be inside, and `out` has m × n.
+        unsafe {
+            gemm::gemm(
+                m,
+                n,
+                terms,
+                out.as_mut_ptr(),
+                1,
+                n as isize,
+                first > 0,
+                x.as_ptr(),
+                a.1[1] as isize,
+                a.1[0] as isize,
+                y.as_ptr(),
+                b.1[1] as isize,
+                b.1[0] as isize,
+                1.0,
+                1.0,
+                false,
+                false,
+                false,
+                gemm::Parallelism::None,
+            );
+        }
+    }
+}

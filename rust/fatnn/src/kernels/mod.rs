@@ -13,7 +13,7 @@
 //! | `choose.rs` | which kernel a layer takes |
 //! | `popcount/`, `table/`, `matrix/`, `int8/`, `depthwise/` | the families, one file per instruction set |
 //! | `isa/` | what instruction sets name differently |
-//! | `vector.rs` | plain loops, compiled for every instruction set: `epilogue.rs`, `elementwise.rs`, `quantize.rs`, `pooling.rs` |
+//! | `vector.rs` | plain loops, compiled for every instruction set: `epilogue.rs`, `elementwise.rs`, `quantize.rs`, `pooling.rs`, `rows.rs` |
 //!
 //! A kernel exists only where its CPU features were detected, and operands can only be made with
 //! addresses inside their slices, so inner loops are safe functions.
@@ -67,6 +67,7 @@ pub(crate) mod pooling;
 mod popcount;
 mod quantize;
 mod registry;
+pub(crate) mod rows;
 mod table;
 mod tiled;
 mod vector;
@@ -78,7 +79,7 @@ pub use depthwise::DepthwiseKernel;
 pub(crate) use elementwise::apply_all;
 pub(crate) use epilogue::TileAcc;
 pub use epilogue::TileEpilogue;
-pub(crate) use float::matmul;
+pub(crate) use float::{Matrix, matmul, product};
 pub(crate) use float_mode::FloatMode;
 pub use kernel::{Family, Inner, Kernel, Layout, OperandTypes, Operands};
 pub(crate) use kernel::{UNIT_BYTES, prefetch, private};

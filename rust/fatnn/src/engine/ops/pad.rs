@@ -1,5 +1,5 @@
-//! Padding of floats with a constant: pixels around the map, and channels before and behind (the parameter-free shortcut of
-//! CIFAR's ResNets).
+//! Padding of floats: pixels around the map, by a constant or by the map's own pixels, and channels before and behind by a
+//! constant (the parameter-free shortcut of CIFAR's ResNets).
 
 use std::sync::Arc;
 
@@ -13,9 +13,50 @@ pub(crate) type Around = [usize; 2];
 /// Sides stay below this.
 const LIMIT: usize = 1 << 24;
 
-/// Constant padding.
+/// What stands around the map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Constant,
+    /// Mirrored, without the pixels of the edge.
+    Reflect,
+    /// The pixels of the edge.
+    Replicate,
+    /// From the other side.
+    Circular,
+}
+
+impl Mode {
+    fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "constant" => Mode::Constant,
+            "reflect" => Mode::Reflect,
+            "replicate" => Mode::Replicate,
+            "circular" => Mode::Circular,
+            _ => return None,
+        })
+    }
+
+    /// The pixel of a map of `size` that is seen at `at`, after `before` pixels; sizes were checked.
+    fn source(self, at: usize, before: usize, size: usize) -> Option<usize> {
+        match at.checked_sub(before) {
+            Some(inside) if inside < size => Some(inside),
+            inside => match (self, inside) {
+                (Mode::Constant, _) => None,
+                (Mode::Reflect, None) => Some(before - at),
+                (Mode::Reflect, Some(at)) => (2 * size).checked_sub(at + 2),
+                (Mode::Replicate, None) => Some(0),
+                (Mode::Replicate, Some(_)) => Some(size - 1),
+                (Mode::Circular, None) => (size + at).checked_sub(before),
+                (Mode::Circular, Some(at)) => Some(at - size),
+            },
+        }
+    }
+}
+
+/// Padding.
 #[derive(Debug)]
 pub(crate) struct Pad {
+    pub mode: Mode,
     pub channels: Around,
     /// Of height and width.
     pub map: [Around; 2],
@@ -26,8 +67,9 @@ impl Pad {
     /// From PyTorch's list, before and after each dimension from the last on, for values of so many dimensions.
     ///
     /// # Errors
-    /// Where the numbers are no pairs.
-    pub fn new(around: &[i64], value: f32, rank: usize) -> std::result::Result<Self, String> {
+    /// Where the numbers are no pairs, or the mode is unknown.
+    pub fn new(around: &[i64], mode: &str, value: f32, rank: usize) -> std::result::Result<Self, String> {
+        let mode = Mode::named(mode).ok_or_else(|| format!("unknown mode of padding {mode:?}"))?;
         if !around.len().is_multiple_of(2) {
             return Err("pad must have two numbers for every dimension".into());
         }
@@ -37,7 +79,7 @@ impl Pad {
         for axis in (4usize.saturating_sub(rank)..2).rev() {
             map[axis] = sides.next().unwrap_or_default();
         }
-        Ok(Pad { channels: sides.next().unwrap_or_default(), map, value })
+        Ok(Pad { mode, channels: sides.next().unwrap_or_default(), map, value })
     }
 }
 
@@ -47,6 +89,23 @@ impl Operation for Pad {
         let all = [self.channels, self.map[0], self.map[1]];
         if all.as_flattened().iter().any(|n| *n >= LIMIT) {
             return bad_value("padding", format!("less than {LIMIT} on each side"), format!("{all:?}"));
+        }
+        let most = |size: usize| match self.mode {
+            Mode::Constant => LIMIT,
+            // Without pixels there is nothing to repeat.
+            Mode::Reflect => size.saturating_sub(1),
+            Mode::Replicate => {
+                if size == 0 {
+                    0
+                } else {
+                    LIMIT
+                }
+            }
+            Mode::Circular => size,
+        };
+        if (0..2).any(|axis| self.map[axis].iter().any(|n| *n > most(from.map[axis]))) {
+            let expected = format!("sides that suit padding by {:?}", self.mode);
+            return bad_value("padding", expected, format!("{:?} around {:?}", self.map, from.map));
         }
         let grown = |size: usize, [before, behind]: Around| size.saturating_add(before + behind);
         let map = [0, 1].map(|axis| grown(from.map[axis], self.map[axis]));
@@ -75,8 +134,8 @@ impl ExecutableOp for PadStep {
         in_rows(out.floats(), self.to.channels, |first, out| {
             for (i, out) in out.chunks_exact_mut(self.to.channels).enumerate() {
                 let (image, at) = ((first + i) / (out_h * out_w), (first + i) % (out_h * out_w));
-                let y = (at / out_w).checked_sub(self.pad.map[0][0]).filter(|y| *y < h);
-                let x_at = (at % out_w).checked_sub(self.pad.map[1][0]).filter(|x| *x < w);
+                let y = self.pad.mode.source(at / out_w, self.pad.map[0][0], h);
+                let x_at = self.pad.mode.source(at % out_w, self.pad.map[1][0], w);
                 let (Some(y), Some(x_at)) = (y, x_at) else {
                     out.fill(value);
                     continue;

@@ -1,0 +1,155 @@
+//! Multi-head attention with its four linear layers.
+
+use std::sync::Arc;
+
+use super::products::{BLOCK, Head, usual_scale};
+use crate::engine::value::{Cost, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
+use crate::error::{Result, bad_value, check_len};
+use crate::kernels::{CacheLine, Matrix, product};
+use crate::memory;
+use crate::parallel;
+
+/// Queries, keys and values of three dimensions, and PyTorch's weights.
+#[derive(Debug)]
+pub(crate) struct Multihead {
+    pub heads: usize,
+    pub batch_first: bool,
+    /// `3E × E`, and `3E` numbers.
+    pub in_weight: Vec<f32>,
+    pub in_bias: Option<Vec<f32>>,
+    /// `E × E`, and `E` numbers.
+    pub out_weight: Vec<f32>,
+    pub out_bias: Option<Vec<f32>>,
+}
+
+/// Sizes of a run.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    images: usize,
+    queries: usize,
+    keys: usize,
+    embed: usize,
+}
+
+impl Multihead {
+    fn sizes(&self, inputs: &[Value]) -> Result<Sizes> {
+        let shapes: Vec<_> = inputs.iter().map(Value::shape).collect();
+        let wrong = || bad_value("attention", "queries, keys and values that fit each other", format!("{shapes:?}"));
+        let [q, k, v] = shapes.as_slice() else { return wrong() };
+        let (&[a, b, embed], &[c, d, key_embed]) = (&**q, &**k) else { return wrong() };
+        let (images, queries) = if self.batch_first { (a, b) } else { (b, a) };
+        let (key_images, keys) = if self.batch_first { (c, d) } else { (d, c) };
+        let fits = images == key_images && embed == key_embed && k == v;
+        if !fits || self.heads == 0 || embed == 0 || !embed.is_multiple_of(self.heads) {
+            return wrong();
+        }
+        let square = embed.saturating_mul(embed);
+        check_len("weights of an attention", square.saturating_mul(3), self.in_weight.len())?;
+        check_len("weights of an attention", square, self.out_weight.len())?;
+        check_len("bias of an attention", 3 * embed, self.in_bias.as_ref().map_or(3 * embed, Vec::len))?;
+        check_len("bias of an attention", embed, self.out_bias.as_ref().map_or(embed, Vec::len))?;
+        Ok(Sizes { images, queries, keys, embed })
+    }
+}
+
+impl Operation for Multihead {
+    fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
+        let Sizes { images, queries, keys, embed } = self.sizes(inputs)?;
+        let made = Value::row_major(&inputs[0].shape())?;
+        let tokens = queries.saturating_add(keys).saturating_mul(2);
+        let scratch = memory::product([images, tokens, embed, size_of::<f32>()]);
+        let Some(scratch) = scratch.filter(|bytes| *bytes < 1 << 42) else {
+            return bad_value("an attention", "one that fits in memory", format!("{:?}", inputs[0].shape()));
+        };
+        let bytes = (BLOCK * size_of::<f32>()) as u128 * keys.max(embed) as u128;
+        let share = keys.saturating_mul(embed).saturating_mul(2).div_ceil(queries.max(1));
+        let each = embed.saturating_mul(2).saturating_add(keys.saturating_mul(2)).saturating_add(share);
+        Ok((made, Cost { bytes, scratch, ..Cost::of(&made.dims, each) }))
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
+        let sizes = self.sizes(inputs)?;
+        Ok((self.measure(inputs)?.0, Box::new(MultiheadStep { layer: self, sizes })))
+    }
+
+    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+        (vec![Order::RowMajor; inputs.len()], Order::RowMajor) // small: an order each
+    }
+
+    fn products<'a>(&'a self, name: &'a str) -> Vec<(&'a str, &'static str, usize)> {
+        let weights = size_of_val(self.in_weight.as_slice()) + size_of_val(self.out_weight.as_slice());
+        vec![(name, "gemm-f32", weights)] // small: one
+    }
+}
+
+#[derive(Debug)]
+struct MultiheadStep {
+    layer: Arc<Multihead>,
+    sizes: Sizes,
+}
+
+/// `x · weightᵀ + bias`, row by row.
+fn project(x: &[f32], out: &mut [f32], embed: usize, weight: &[f32], bias: Option<&[f32]>) -> Result<()> {
+    let cost = out.len().saturating_mul(embed).saturating_mul(8);
+    parallel::try_for_each_rows(out, embed, BLOCK, cost, |first, out| {
+        for (b, out) in out.chunks_mut(BLOCK * embed).enumerate() {
+            let x = &x[(first + b * BLOCK) * embed..][..out.len()];
+            let rows = out.len() / embed;
+            product([rows, embed, embed], Matrix(x, [embed, 1]), Matrix(weight, [1, embed]), out);
+            for out in out.chunks_exact_mut(embed) {
+                out.iter_mut().zip(bias.unwrap_or_default()).for_each(|(y, &b)| *y += b);
+            }
+        }
+        Ok(())
+    })
+}
+
+impl ExecutableOp for MultiheadStep {
+    fn run(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>) -> Result<()> {
+        let (Sizes { images, queries, keys, embed }, layer, out) = (self.sizes, &*self.layer, out.floats());
+        let (d, square) = (embed / layer.heads, embed * embed);
+        let scratch = CacheLine::floats_in(scratch);
+        let (q, rest) = scratch.split_at_mut(images * queries * embed);
+        let (k, rest) = rest.split_at_mut(images * keys * embed);
+        let (v, rest) = rest.split_at_mut(images * keys * embed);
+        let attended = &mut rest[..images * queries * embed];
+        for (i, to) in [&mut *q, &mut *k, &mut *v].into_iter().enumerate() {
+            let bias = layer.in_bias.as_ref().map(|bias| &bias[i * embed..][..embed]);
+            project(inputs[i].floats(), to, embed, &layer.in_weight[i * square..][..square], bias)?;
+        }
+        let (queries_in, keys_in, values_in) = (&*q, &*k, &*v);
+        // Where a token of an image is, and from one token to the next.
+        let token = |image: usize, tokens: usize| {
+            if layer.batch_first { (image * tokens * embed, embed) } else { (image * embed, images * embed) }
+        };
+        // Heads by head, each with its queries one after the other.
+        let cost = attended.len().saturating_mul(keys).saturating_mul(16);
+        parallel::try_for_each_rows(attended, (queries * d).max(1), 1, cost, |first, attended| {
+            for (i, attended) in attended.chunks_exact_mut(queries * d).enumerate() {
+                let (image, head) = ((first + i) / layer.heads, (first + i) % layer.heads);
+                let part = |x, tokens| {
+                    let (at, step) = token(image, tokens);
+                    Matrix(<[f32]>::get(x, at + head * d..).unwrap_or_default(), [step, 1])
+                };
+                let (q, k, v) = (part(queries_in, queries), part(keys_in, keys), part(values_in, keys));
+                let head = Head { q, k, v, mask: None, scale: usual_scale(d), causal: false };
+                head.run([queries, keys, d, d], attended)?;
+            }
+            Ok(())
+        })?;
+        // Tokens again, each with all its heads, where the queries were.
+        let attended = &*attended;
+        parallel::try_for_each_rows(q, embed, BLOCK, attended.len(), |first, rows| {
+            for (i, token) in rows.chunks_exact_mut(embed).enumerate() {
+                let at = first + i;
+                let (image, query) =
+                    if layer.batch_first { (at / queries, at % queries) } else { (at % images, at / images) };
+                for (head, to) in token.chunks_exact_mut(d).enumerate() {
+                    to.copy_from_slice(&attended[((image * layer.heads + head) * queries + query) * d..][..d]);
+                }
+            }
+            Ok(())
+        })?;
+        project(q, out, embed, &layer.out_weight, layer.out_bias.as_deref())
+    }
+}

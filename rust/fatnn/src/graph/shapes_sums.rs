@@ -1,0 +1,104 @@
+//! Rules for shapes of reductions, normalisations, softmax, and products of values.
+
+use super::graph::NodeView;
+use super::op::{Norm, NormOver, Op};
+use super::shapes::{Made, broadcast_pair, dimension, require, same};
+use super::size::{Size, Sizes, may_equal};
+use crate::memory;
+
+pub(super) fn reduce(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+    let Op::Reduce { dims, keepdim, .. } = &view.node.op else { return same(sizes, view, read) };
+    let x = read[0];
+    let mut reduced = vec![dims.is_empty(); x.len()]; // small: a flag per dimension
+    for &dim in dims {
+        let dim = dimension(dim, x.len())?;
+        if let Some(reduced) = reduced.get_mut(dim) {
+            require(!*reduced, || format!("dimension {dim} stands twice in {dims:?}"))?;
+            *reduced = true;
+        }
+    }
+    let kept = x.iter().zip(reduced).filter(|(_, reduced)| *keepdim || !reduced);
+    Ok(kept.map(|(&size, reduced)| if reduced { Size::Known(1) } else { size }).collect())
+}
+
+/// Normalisations: their constants fit what they are over.
+pub(super) fn norm(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+    let Op::Norm(Norm { over, .. }) = &view.node.op else { return same(sizes, view, read) };
+    let x = read[0];
+    let constants = match *over {
+        NormOver::Last(dims) => {
+            let at = x.len().checked_sub(dims).filter(|_| dims > 0);
+            let at = at.ok_or_else(|| format!("{dims} last dimensions expected, got the shape {x:?}"))?;
+            sizes.product(&x[at..])?
+        }
+        NormOver::Groups(groups) => {
+            let channels = *x.get(1).ok_or_else(|| format!("no dimension of channels in the shape {x:?}"))?;
+            require(channels.known().is_none_or(|n| groups > 0 && n.is_multiple_of(groups)), || {
+                format!("{groups} groups do not fit {channels:?} channels")
+            })?;
+            channels
+        }
+    };
+    for role in view.node.tensors.keys() {
+        let shape = view.shape(role)?;
+        let fits = memory::product(shape.iter().copied()).is_some_and(|n| constants.may_be(n));
+        require(fits, || format!("{role}: {constants:?} numbers expected, got the shape {shape:?}"))?;
+    }
+    same(sizes, view, read)
+}
+
+pub(super) fn softmax(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+    if let Op::Softmax { dim, .. } = view.node.op {
+        dimension(dim, read[0].len())?;
+    }
+    same(sizes, view, read)
+}
+
+/// The dimensions in front, and the last two.
+fn matrix(shape: &[Size]) -> Result<(&[Size], [Size; 2]), String> {
+    match shape {
+        [front @ .., rows, columns] => Ok((front, [*rows, *columns])),
+        _ => Err(format!("at least two dimensions expected, got the shape {shape:?}")),
+    }
+}
+
+pub(super) fn matmul(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Made {
+    let ((front, [m, k]), (other, [rows, n])) = (matrix(read[0])?, matrix(read[1])?);
+    require(k.may_equal(rows), || format!("{:?} and {:?} are no product", read[0], read[1]))?;
+    Ok([broadcast_pair(sizes, front, other)?.as_slice(), &[m, n]].concat())
+}
+
+pub(super) fn attention(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Made {
+    let ((q, [l, d]), (k, [s, key])) = (matrix(read[0])?, matrix(read[1])?);
+    let (v, [values, out]) = matrix(read[2])?;
+    require(d.may_equal(key) && s.may_equal(values), || {
+        format!("queries {:?}, keys {:?} and values {:?} do not fit", read[0], read[1], read[2])
+    })?;
+    let front = broadcast_pair(sizes, &broadcast_pair(sizes, q, k)?, v)?;
+    if let Some(mask) = read.get(3) {
+        let scores = [front.as_slice(), &[l, s]].concat();
+        let fits = broadcast_pair(sizes, mask, &scores).is_ok_and(|made| may_equal(&made, &scores));
+        require(fits && mask.len() >= 2, || format!("a mask for {scores:?} expected, got {mask:?}"))?;
+    }
+    Ok([front.as_slice(), &[l, out]].concat())
+}
+
+pub(super) fn multihead(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+    let Op::Multihead { heads, batch_first } = view.node.op else { return same(sizes, view, read) };
+    let wrong = || format!("queries, keys and values of three dimensions expected, got {read:?}");
+    let (&[a, b, embed], &[c, d, width]) = (read[0], read[1]) else { return Err(wrong()) };
+    let (images, key_images) = if batch_first { (a, c) } else { (b, d) };
+    let fits = embed.may_equal(width) && images.may_equal(key_images) && may_equal(read[1], read[2]);
+    require(fits, wrong)?;
+    let out = view.shape("out_weight")?;
+    let &[n, k] = out else { return Err(format!("out_weight: unexpected shape {out:?}")) };
+    let rows = n.checked_mul(3).ok_or("too many weights")?;
+    let fits =
+        n == k && heads > 0 && n.is_multiple_of(heads) && embed.may_be(n) && view.shape("in_weight")? == [rows, n];
+    require(fits, || format!("weights do not fit {heads} heads and the shape {:?}", read[0]))?;
+    for (role, count) in [("in_bias", rows), ("out_bias", n)] {
+        let found = view.tensor(role).map_or(count, |bias| bias.shape().iter().product());
+        require(found == count, || format!("{role}: {count} numbers expected"))?;
+    }
+    same(sizes, view, read)
+}

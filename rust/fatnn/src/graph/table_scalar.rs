@@ -1,0 +1,69 @@
+//! The rows of functions of one element.
+
+use super::attrs::AttrType::Float;
+use super::op::Op;
+use super::ops::{Exactness, Form, OpInfo};
+use super::support;
+use super::table::{LAYOUT, ROW, always};
+use crate::scalar::Scalar;
+
+const SCALAR: OpInfo = OpInfo { form: Form::Scalar, support: Some(support::any), ..ROW };
+// Square roots are among these: PyTorch does not always round them to the nearest float.
+// Theirs depend on places in memory.
+const APPROXIMATE: OpInfo = OpInfo { exactness: Exactness::Transcendental, attrs: &[LAYOUT], ..SCALAR };
+
+pub(super) const SCALARS: &[OpInfo] = &[
+    OpInfo { name: "relu", build: |_| Ok(Op::Scalar(Scalar::Relu)), ..SCALAR },
+    OpInfo {
+        name: "hardtanh",
+        attrs: &[always("min_val", Float), always("max_val", Float)],
+        build: |a| Ok(Op::Scalar(Scalar::Hardtanh { min: a.float("min_val")?, max: a.float("max_val")? })),
+        ..SCALAR
+    },
+    OpInfo {
+        name: "leaky_relu",
+        attrs: &[always("negative_slope", Float)],
+        build: |a| Ok(Op::Scalar(Scalar::LeakyRelu { negative_slope: a.float("negative_slope")? })),
+        ..SCALAR
+    },
+    OpInfo { name: "hardswish", build: |_| Ok(Op::Scalar(Scalar::Hardswish)), ..SCALAR },
+    OpInfo { name: "hardsigmoid", build: |_| Ok(Op::Scalar(Scalar::Hardsigmoid)), ..SCALAR },
+    OpInfo {
+        name: "clamp_min",
+        attrs: &[always("min", Float)],
+        build: |a| Ok(Op::Scalar(Scalar::ClampMin { min: a.float("min")? })),
+        ..SCALAR
+    },
+    OpInfo {
+        name: "clamp_max",
+        attrs: &[always("max", Float)],
+        build: |a| Ok(Op::Scalar(Scalar::ClampMax { max: a.float("max")? })),
+        ..SCALAR
+    },
+    OpInfo { name: "abs", build: |_| Ok(Op::Scalar(Scalar::Abs)), ..SCALAR },
+    OpInfo { name: "neg", build: |_| Ok(Op::Scalar(Scalar::Neg)), ..SCALAR },
+    OpInfo { name: "square", build: |_| Ok(Op::Scalar(Scalar::Square)), ..SCALAR },
+    OpInfo { name: "sqrt", build: |_| Ok(Op::Scalar(Scalar::Sqrt)), ..APPROXIMATE },
+    OpInfo { name: "rsqrt", build: |_| Ok(Op::Scalar(Scalar::Rsqrt)), ..SCALAR },
+    OpInfo { name: "reciprocal", build: |_| Ok(Op::Scalar(Scalar::Reciprocal)), ..SCALAR },
+    OpInfo { name: "exp", build: |_| Ok(Op::Scalar(Scalar::Exp)), ..APPROXIMATE },
+    OpInfo { name: "log", build: |_| Ok(Op::Scalar(Scalar::Log)), ..APPROXIMATE },
+    OpInfo { name: "sigmoid", build: |_| Ok(Op::Scalar(Scalar::Sigmoid)), ..APPROXIMATE },
+    OpInfo { name: "tanh", build: |_| Ok(Op::Scalar(Scalar::Tanh)), ..APPROXIMATE },
+    OpInfo { name: "silu", build: |_| Ok(Op::Scalar(Scalar::Silu)), ..APPROXIMATE },
+    OpInfo { name: "gelu", build: |_| Ok(Op::Scalar(Scalar::Gelu)), ..APPROXIMATE },
+    OpInfo { name: "gelu_tanh", build: |_| Ok(Op::Scalar(Scalar::GeluTanh)), ..APPROXIMATE },
+    OpInfo { name: "mish", build: |_| Ok(Op::Scalar(Scalar::Mish)), ..APPROXIMATE },
+    OpInfo {
+        name: "elu",
+        attrs: &[always("alpha", Float), LAYOUT],
+        build: |a| Ok(Op::Scalar(Scalar::Elu { alpha: a.float("alpha")? })),
+        ..APPROXIMATE
+    },
+    OpInfo {
+        name: "softplus",
+        attrs: &[always("beta", Float), always("threshold", Float), LAYOUT],
+        build: |a| Ok(Op::Scalar(Scalar::Softplus { beta: a.float("beta")?, threshold: a.float("threshold")? })),
+        ..APPROXIMATE
+    },
+];

@@ -1,0 +1,323 @@
+//! Sums, extremes, normalisations and softmax: plain loops whose order of additions is fixed.
+//!
+//! Sums are in float64, in sixteen lanes that are added up as a tree, so that bits depend on sizes
+//! only: not on the instruction set, and not on the number of threads.
+
+use super::isa::Simd;
+use super::vector::{Level, VectorLoop};
+use crate::error::Result;
+use crate::scalar;
+
+const LANES: usize = 16;
+
+/// How numbers become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fold {
+    Sum,
+    Max,
+    Min,
+}
+
+impl Fold {
+    fn start(self) -> f64 {
+        match self {
+            Fold::Sum => 0.0,
+            Fold::Max => f64::NEG_INFINITY,
+            Fold::Min => f64::INFINITY,
+        }
+    }
+
+    /// NaN stays.
+    #[inline(always)]
+    fn join(self, a: f64, b: f64) -> f64 {
+        match self {
+            Fold::Sum => a + b,
+            Fold::Max if a >= b || a.is_nan() => a,
+            Fold::Min if a <= b || a.is_nan() => a,
+            _ => b,
+        }
+    }
+}
+
+/// Lanes as one number: a tree.
+#[inline(always)]
+fn tree(mut lanes: [f64; LANES], fold: Fold) -> f64 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = fold.join(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+#[inline(always)]
+fn fold_row(x: &[f32], fold: Fold, value: impl Fn(f32) -> f64) -> f64 {
+    let mut lanes = [fold.start(); LANES];
+    let mut chunks = x.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        for (lane, &v) in lanes.iter_mut().zip(chunk) {
+            *lane = fold.join(*lane, value(v));
+        }
+    }
+    for (lane, &v) in lanes.iter_mut().zip(chunks.remainder()) {
+        *lane = fold.join(*lane, value(v));
+    }
+    tree(lanes, fold)
+}
+
+/// Size of a dimension, and the distance between two of its indices.
+pub(crate) type Dim = (usize, usize);
+
+/// Calls `visit` with the distance of every index of some dimensions.
+#[inline(always)]
+fn walk(dims: &[Dim], mut visit: impl FnMut(usize)) {
+    let count: usize = dims.iter().map(|dim| dim.0).product();
+    let mut index = [0usize; 8];
+    let mut at = 0;
+    for _ in 0..count {
+        visit(at);
+        for (i, &(size, step)) in dims.iter().enumerate().rev() {
+            index[i] += 1;
+            at += step;
+            if index[i] < size {
+                break;
+            }
+            at -= size * step;
+            index[i] = 0;
+        }
+    }
+}
+
+/// Results of a reduction from number `first` on.
+pub(crate) struct Reduce<'a> {
+    pub x: &'a [f32],
+    pub out: &'a mut [f32],
+    pub first: usize,
+    /// Dimensions that stay and those that do not, the innermost in memory last; at most eight each.
+    pub kept: &'a [Dim],
+    pub reduced: &'a [Dim],
+    pub fold: Fold,
+    /// What a sum is divided by.
+    pub divisor: f64,
+}
+
+impl VectorLoop for Reduce<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        match self.fold {
+            Fold::Sum => self.folded(Fold::Sum),
+            Fold::Max => self.folded(Fold::Max),
+            Fold::Min => self.folded(Fold::Min),
+        }
+    }
+}
+
+impl Reduce<'_> {
+    /// Where the elements of a result begin.
+    #[inline(always)]
+    fn base(&self, result: usize) -> usize {
+        let (mut rest, mut at) = (result, 0);
+        for &(size, step) in self.kept.iter().rev() {
+            at += rest % size * step;
+            rest /= size;
+        }
+        at
+    }
+
+    #[inline(always)]
+    fn folded(self, fold: Fold) {
+        match self.kept.last() {
+            Some(&(size, 1)) => self.columns(fold, size),
+            _ => self.rows(fold),
+        }
+    }
+
+    /// Results are next to each other where elements are.
+    #[inline(always)]
+    fn columns(self, fold: Fold, size: usize) {
+        let mut done = 0;
+        while done < self.out.len() {
+            let result = self.first + done;
+            let width = LANES.min(size - result % size).min(self.out.len() - done);
+            let base = self.base(result);
+            let mut lanes = [fold.start(); LANES];
+            walk(self.reduced, |at| {
+                let x = &self.x[base + at..][..width];
+                match <&[f32; LANES]>::try_from(x) {
+                    Ok(x) => (0..LANES).for_each(|i| lanes[i] = fold.join(lanes[i], f64::from(x[i]))),
+                    Err(_) => lanes.iter_mut().zip(x).for_each(|(lane, &v)| *lane = fold.join(*lane, f64::from(v))),
+                }
+            });
+            for (y, lane) in self.out[done..done + width].iter_mut().zip(lanes) {
+                *y = (lane / self.divisor) as f32;
+            }
+            done += width;
+        }
+    }
+
+    #[inline(always)]
+    fn rows(self, fold: Fold) {
+        for i in 0..self.out.len() {
+            let base = self.base(self.first + i);
+            let mut all = fold.start();
+            match self.reduced.split_last() {
+                Some((&(size, 1), outer)) => walk(outer, |at| {
+                    all = fold.join(all, fold_row(&self.x[base + at..][..size], fold, f64::from));
+                }),
+                _ => walk(self.reduced, |at| all = fold.join(all, f64::from(self.x[base + at]))),
+            }
+            self.out[i] = (all / self.divisor) as f32;
+        }
+    }
+}
+
+/// `(x - mean) / √(variance + eps)`, then `* weight + bias`, of one row.
+pub(crate) struct NormalizeRow<'a> {
+    pub x: &'a [f32],
+    pub out: &'a mut [f32],
+    /// Whether the mean is taken away.
+    pub centered: bool,
+    pub eps: f64,
+    /// As many as the row has runs.
+    pub weight: Option<&'a [f32]>,
+    pub bias: Option<&'a [f32]>,
+    /// Elements that share a weight.
+    pub run: usize,
+}
+
+impl VectorLoop for NormalizeRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let NormalizeRow { x, out, centered, eps, weight, bias, run } = self;
+        let count = x.len() as f64;
+        let mean = if centered { fold_row(x, Fold::Sum, f64::from) / count } else { 0.0 };
+        let square = |v: f32| (f64::from(v) - mean) * (f64::from(v) - mean);
+        let inverse = (1.0 / (fold_row(x, Fold::Sum, square) / count + eps).sqrt()) as f32;
+        let mean = mean as f32;
+        for (y, &v) in out.iter_mut().zip(x) {
+            *y = (v - mean) * inverse;
+        }
+        if run == 1 {
+            if let Some(weight) = weight {
+                out.iter_mut().zip(weight).for_each(|(y, &w)| *y *= w);
+            }
+            if let Some(bias) = bias {
+                out.iter_mut().zip(bias).for_each(|(y, &b)| *y += b);
+            }
+            return;
+        }
+        for (c, out) in out.chunks_mut(run.max(1)).enumerate() {
+            let (w, b) = (weight.map_or(1.0, |w| w[c]), bias.map_or(0.0, |b| b[c]));
+            out.iter_mut().for_each(|y| *y = *y * w + b);
+        }
+    }
+}
+
+/// Softmax over blocks of `size × inner` elements, along `size`.
+pub(crate) struct Softmax<'a> {
+    pub x: &'a mut [f32],
+    pub size: usize,
+    pub inner: usize,
+    /// Whether logarithms come out.
+    pub log: bool,
+}
+
+impl VectorLoop for Softmax<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Softmax { x, size, inner, log } = self;
+        for block in x.chunks_exact_mut((size * inner).max(1)) {
+            if inner == 1 {
+                softmax_row(block, log);
+            } else {
+                softmax_columns(block, inner, log);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn softmax_row(row: &mut [f32], log: bool) {
+    let max = fold_row(row, Fold::Max, f64::from) as f32;
+    if log {
+        let sum = fold_row(row, Fold::Sum, |v| f64::from(scalar::exp(v - max)));
+        let ln = scalar::ln(sum);
+        row.iter_mut().for_each(|v| *v = (f64::from(*v - max) - ln) as f32);
+        return;
+    }
+    row.iter_mut().for_each(|v| *v = scalar::exp(*v - max));
+    let inverse = 1.0 / fold_row(row, Fold::Sum, f64::from);
+    row.iter_mut().for_each(|v| *v = (f64::from(*v) * inverse) as f32);
+}
+
+#[inline(always)]
+fn softmax_columns(block: &mut [f32], inner: usize, log: bool) {
+    for first in (0..inner).step_by(LANES) {
+        let last = (first + LANES).min(inner);
+        let (mut max, mut sum) = ([f32::NEG_INFINITY; LANES], [0f64; LANES]);
+        for row in block.chunks_exact(inner) {
+            max.iter_mut().zip(&row[first..last]).for_each(|(m, &v)| *m = if v > *m { v } else { *m });
+        }
+        for row in block.chunks_exact_mut(inner) {
+            for (i, v) in row[first..last].iter_mut().enumerate() {
+                let e = scalar::exp(*v - max[i]);
+                sum[i] += f64::from(e);
+                *v = if log { *v - max[i] } else { e };
+            }
+        }
+        let factor = sum.map(|sum| if log { scalar::ln(sum) } else { 1.0 / sum });
+        for row in block.chunks_exact_mut(inner) {
+            for (v, factor) in row[first..last].iter_mut().zip(factor) {
+                let wide = f64::from(*v);
+                *v = if log { wide - factor } else { wide * factor } as f32;
+            }
+        }
+    }
+}
+
+/// Scores of attention to weights: `softmax(x * scale + mask)` per row; a row that sees nothing is 0.
+pub(crate) struct Attend<'a> {
+    pub scores: &'a mut [f32],
+    pub size: usize,
+    pub scale: f32,
+    /// Added: numbers, and the distances from row to row and from column to column.
+    pub mask: Option<(&'a [f32], [usize; 2])>,
+    /// The first row sees so many columns, every other one more than the one before.
+    pub visible: Option<usize>,
+}
+
+impl VectorLoop for Attend<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (i, row) in self.scores.chunks_exact_mut(self.size.max(1)).enumerate() {
+            let visible = self.visible.map_or(self.size, |first| (first + i).min(self.size));
+            let (row, hidden) = row.split_at_mut(visible);
+            hidden.fill(0.0);
+            row.iter_mut().for_each(|v| *v *= self.scale);
+            if let Some((mask, [down, right])) = self.mask {
+                let mask = &mask[i * down..];
+                row.iter_mut().enumerate().for_each(|(j, v)| *v += mask[j * right]);
+            }
+            if fold_row(row, Fold::Max, f64::from) == f64::NEG_INFINITY {
+                row.fill(0.0);
+            } else {
+                softmax_row(row, false);
+            }
+        }
+    }
+}
+
+/// Runs a loop with the best CPU features there are.
+pub(crate) fn run<L: VectorLoop>(work: L) -> Result<L::Output> {
+    Ok(Level::usable()?.run(work))
+}

@@ -1,0 +1,143 @@
+//! Functions that libraries approximate, in plain Rust: equal bits on every CPU.
+//!
+//! They compute in float64 with additions, multiplications and divisions only, which every
+//! instruction set rounds alike, and round to float32 once. So results are within 0.51 units in the
+//! last place of the exact ones. Loops over them become vectors.
+
+/// Adding it rounds to an integer, which then stands in the low bits.
+const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 · 2^52
+
+/// `1 / k!` from k = 9 down to 0.
+const EXP: [f64; 10] =
+    [1.0 / 362_880.0, 1.0 / 40_320.0, 1.0 / 5_040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
+
+/// `e^x`, to about 1e-11.
+#[inline(always)]
+pub(super) fn exp(x: f64) -> f64 {
+    // Beyond these, a float32 made of the result is 0 or infinite.
+    let inside = if x < -700.0 { -700.0 } else { x };
+    let inside = if inside > 700.0 { 700.0 } else { inside };
+    let shifted = inside * std::f64::consts::LOG2_E + ROUND;
+    let rest = inside - (shifted - ROUND) * std::f64::consts::LN_2;
+    let mut sum = EXP[0];
+    for &factor in &EXP[1..] {
+        sum = sum * rest + factor;
+    }
+    let power = f64::from_bits((shifted.to_bits() << 52).wrapping_add(1.0f64.to_bits()));
+    let made = if x < -700.0 { 0.0 } else { sum * power };
+    if x > 700.0 { f64::INFINITY } else { made }
+}
+
+/// `e^x - 1`.
+#[inline(always)]
+pub(super) fn exp_m1(x: f64) -> f64 {
+    let small = x + x * x * 0.5;
+    if x.abs() < 1e-5 { small } else { exp(x) - 1.0 }
+}
+
+/// The natural logarithm of a float32.
+#[inline(always)]
+pub(super) fn ln(x: f64) -> f64 {
+    const MANTISSA: u64 = (1 << 52) - 1;
+    // From √½ to √2 times a power of two.
+    const SHIFT: u64 = 0x3fe6_a09e_667f_3bcd;
+    let bits = x.to_bits().wrapping_sub(SHIFT);
+    // The exponent, from -1023 on, as a float.
+    let exponent = f64::from_bits((bits.wrapping_add(1023 << 52) >> 52) | 4_503_599_627_370_496.0f64.to_bits());
+    let power = exponent - (4_503_599_627_370_496.0 + 1023.0);
+    let m = f64::from_bits((bits & MANTISSA).wrapping_add(SHIFT));
+    let s = (m - 1.0) / (m + 1.0);
+    let square = s * s;
+    let mut sum = 1.0 / 17.0;
+    for odd in [15.0, 13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0] {
+        sum = sum * square + 1.0 / odd;
+    }
+    let made = power * std::f64::consts::LN_2 + 2.0 * s * sum;
+    let made = if x == f64::INFINITY { x } else { made };
+    let made = if x == 0.0 { f64::NEG_INFINITY } else { made };
+    // Not `x < 0`, which NaN would pass.
+    if x >= 0.0 { made } else { f64::NAN }
+}
+
+/// `ln(1 + x)` of what is not negative.
+#[inline(always)]
+fn ln_1p(x: f64) -> f64 {
+    let small = x - x * x * 0.5;
+    if x < 1e-5 { small } else { ln(1.0 + x) }
+}
+
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub(super) fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + exp(-x))
+}
+
+#[inline(always)]
+pub(super) fn tanh(x: f64) -> f64 {
+    let square = x * x;
+    let small = x * (1.0 - square * (1.0 / 3.0 - square * (2.0 / 15.0)));
+    let e = exp(-2.0 * x.abs());
+    let large = ((1.0 - e) / (1.0 + e)).copysign(x);
+    if x.abs() < 0.01 { small } else { large }
+}
+
+/// `x / (1 + e^-x)`.
+#[inline(always)]
+pub(super) fn silu(x: f64) -> f64 {
+    x / (1.0 + exp(-x))
+}
+
+/// `erfc(z) · e^(z²) / t` for `t = 3 / (3 + z)`, by powers of `t`: to about 1e-11.
+const ERFC: [f64; 15] = [
+    0.18806319148669717,
+    0.18806336478204838,
+    0.17761113460182518,
+    0.1567755055409447,
+    0.1266297854281785,
+    0.09511086351115779,
+    0.04581201436309126,
+    0.056335556219305805,
+    -0.048733808989252544,
+    0.0422004601259685,
+    -0.004668264236222568,
+    -0.08456020483889361,
+    0.09783541141364975,
+    -0.04376733731859138,
+    0.007292327920940543,
+];
+
+/// `x · (1 + erf(x / √2)) / 2`, without cancellation where `x` is negative.
+#[inline(always)]
+pub(super) fn gelu(x: f64) -> f64 {
+    let z = x.abs() * std::f64::consts::FRAC_1_SQRT_2;
+    let t = 3.0 / (3.0 + z);
+    let mut sum = ERFC[14];
+    for &factor in ERFC[..14].iter().rev() {
+        sum = sum * t + factor;
+    }
+    let tail = 0.5 * t * sum * exp(-0.5 * x * x);
+    x * if x < 0.0 { tail } else { 1.0 - tail }
+}
+
+/// `x · (1 + tanh(√(2/π) · (x + 0.044715 x³))) / 2`.
+#[inline(always)]
+pub(super) fn gelu_tanh(x: f64) -> f64 {
+    let inner = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2 * x * (1.0 + 0.044715 * x * x);
+    x / (1.0 + exp(-2.0 * inner))
+}
+
+/// `ln(1 + e^(beta·x)) / beta`; `x` above the threshold.
+#[inline(always)]
+pub(super) fn softplus(x: f64, beta: f64, threshold: f64) -> f64 {
+    let scaled = x * beta;
+    let made = ln_1p(exp(scaled)) / beta;
+    if scaled > threshold { x } else { made }
+}
+
+/// `x · tanh(ln(1 + e^x))`.
+#[inline(always)]
+pub(super) fn mish(x: f64) -> f64 {
+    let w = exp(if x > 40.0 { 40.0 } else { x });
+    let product = w * (w + 2.0);
+    x * (product / (product + 2.0))
+}
