@@ -321,7 +321,7 @@ def test_weights_are_packed_for_single_nodes_only_when_wanted(case: tuple[nn.Mod
     fatnn.verify(model, net, x)
     assert net._single is None
     plans: list[object] = []
-    workers = [threading.Thread(target=lambda: plans.append(net._one_by_one())) for _ in range(8)]
+    workers = [threading.Thread(target=lambda: plans.append(net._unfused_plan())) for _ in range(8)]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -93,7 +93,7 @@ class _Maker:
         whole, codes = self._codes(rung)
         net = TernaryNetwork(whole.graph, "rust", rung.family)
         x = self.built.batch[:1]
-        net.settle((x,))
+        net.dry_run((x,))
         outside = {node.name for node in net.graph.nodes if products_of(node.op) == "codes"}
         outside -= {node.name for segment in net.segments for node in segment.nodes}
         if outside:

@@ -338,7 +338,9 @@ def _choose(
             others = {**int8, **left}
             reasons = ", ".join(f"{name} ({reason})" for name, reason in others.items() if matches(pattern, name))
             if set(options) == {"depthwise"}:
-                raise ConfigError(f"overrides: {pattern!r} names no convolution with small groups, and sets only 'depthwise'")
+                raise ConfigError(
+                    f"overrides: {pattern!r} names no convolution with small groups, and sets only 'depthwise'"
+                )
             raise ConfigError(f"overrides: {pattern!r} names only layers that do not become ternary: {reasons}")
     return chosen
 

@@ -113,5 +113,5 @@ def _convert(model: nn.Module, example_inputs: Any, float_layers: str) -> Ternar
 def _network(graph: Graph, float_layers: str, arguments: tuple[Any, ...]) -> TernaryNetwork:
     with one_thread():
         net = TernaryNetwork(graph, float_layers)
-    net.settle(copies(arguments))
+    net.dry_run(copies(arguments))
     return net

@@ -27,7 +27,7 @@ from fatnn_rs.errors import FormatError, LimitError, UnsupportedError
 from fatnn_rs.operations import OPERATIONS, makes_codes, products_of
 from fatnn_rs.ops.kernels import aligned_array, follow_torch_threads
 
-__all__ = ["FLOAT_LAYERS", "Segment", "cut"]
+__all__ = ["FLOAT_LAYERS", "Segment", "partition"]
 
 #: Where float convolutions, linear layers and means may run.
 FLOAT_LAYERS = ("torch", "rust")
@@ -76,8 +76,8 @@ def _arrays(inputs: Iterable[Tensor]) -> tuple[list[npt.NDArray[np.float32]], li
     return arrays, last
 
 
-def cut(
-    graph: Graph, float_layers: str, declined: Container[str] = (), family: str | None = None
+def partition(
+    graph: Graph, float_layers: str, excluded: Container[str] = (), family: str | None = None
 ) -> list[Node | Segment]:
     """Group a graph's nodes into segments and nodes that run one by one.
 
@@ -87,7 +87,7 @@ def cut(
         Whose nodes (but the inputs) are grouped; it is not changed.
     float_layers
         One of :data:`FLOAT_LAYERS`.
-    declined
+    excluded
         Names of nodes that no segment may take.
     family
         Of the kernels that segments take; what suits the CPU by default.
@@ -98,7 +98,7 @@ def cut(
         In the order in which they run.
     """
     able = _able(graph, float_layers)
-    taken = {n.name for n in graph.nodes if n.op != "input" and n.name not in declined and able(n)}
+    taken = {n.name for n in graph.nodes if n.op != "input" and n.name not in excluded and able(n)}
     while crossing := _codes_across(graph, taken):
         taken -= crossing
     return [

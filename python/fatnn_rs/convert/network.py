@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fatnn_rs.convert.engine import FLOAT_LAYERS, Segment, cut
+from fatnn_rs.convert.engine import FLOAT_LAYERS, Segment, partition
 from fatnn_rs.convert.graph import Graph, Node, Ref, refs
 from fatnn_rs.convert.inputs import check_call, check_input, refuse_tracing
 from fatnn_rs.convert.ops_table import bind
@@ -65,7 +65,7 @@ class TernaryNetwork(nn.Module):
         self.float_layers = float_layers
         self.family = family
         self.training = False
-        self._declined: frozenset[str] = frozenset()
+        self._excluded: frozenset[str] = frozenset()
         self._prepare()
 
     def _prepare(self) -> None:
@@ -74,13 +74,13 @@ class TernaryNetwork(nn.Module):
         self._arguments = graph.arguments or tuple(Argument(node.name) for node in self._inputs)
         constants = [graph.tensors[name] for n in graph.nodes if n.op == "constant" for name in n.tensors.values()]
         self._constants = {tensor.untyped_storage().data_ptr() for tensor in constants}
-        self._parts = _plan(graph, cut(graph, self.float_layers, self._declined, self.family))
-        self._single: list[_Part] | None = None
+        self._parts = _plan(graph, partition(graph, self.float_layers, self._excluded, self.family))
+        self._single: list[ExecutionStep] | None = None
         self._single_lock = threading.Lock()
         self._key = uuid.uuid4().hex
         _NETWORKS[self._key] = self
 
-    def _one_by_one(self) -> list[_Part]:
+    def _unfused_plan(self) -> list[ExecutionStep]:
         """Every node by itself: what torch.compile traces, and what an observer that wants every value sees.
 
         Made when it is first wanted, for it holds weights packed once more, beside those in the segments.
@@ -93,7 +93,7 @@ class TernaryNetwork(nn.Module):
             return self._single
 
     @torch.no_grad()
-    def settle(self, inputs: tuple[Any, ...]) -> None:
+    def dry_run(self, inputs: tuple[Any, ...]) -> None:
         """Run once, and leave to single nodes every segment that fails or makes values of other shapes than the model.
 
         Parameters
@@ -109,7 +109,7 @@ class TernaryNetwork(nn.Module):
         index = self.graph.index()
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         values: dict[str, Any] = {node.name: x for node, x in zip(self._inputs, tensors, strict=True)}
-        declined: set[str] = set()
+        excluded: set[str] = set()
         for part in self._parts:
             arguments = [values[name] for name in part.reads]
             if not isinstance(part.what, Segment):
@@ -125,15 +125,15 @@ class TernaryNetwork(nn.Module):
                 inside = list(part.what.nodes)
                 for single in _plan(self.graph, list(inside)):
                     values.update(zip(single.makes, single.run(*(values[n] for n in single.reads)), strict=True))
-                declined |= {node.name for node in inside}
+                excluded |= {node.name for node in inside}
                 self.graph.notes.append(
                     f"{len(inside)} nodes from {inside[0].name!r} to {inside[-1].name!r} run one by one, because "
                     f"running them in one call failed on the example inputs ({problem})"
                 )
             else:
                 values.update(zip(part.makes, results, strict=True))
-        if declined:
-            self._declined |= declined
+        if excluded:
+            self._excluded |= excluded
             self._prepare()
 
     @property
@@ -213,9 +213,9 @@ class TernaryNetwork(nn.Module):
         compiling = torch.compiler.is_compiling()
         if compiling:
             _make_one_by_one(self._key)
-            parts = cast("list[_Part]", self._single)
+            parts = cast("list[ExecutionStep]", self._single)
         else:
-            parts = self._parts if as_run else self._one_by_one()
+            parts = self._parts if as_run else self._unfused_plan()
         # Autocast would hand bfloat16 to layers that the eager model ran in float32 when it was converted.
         with torch.autocast("cpu", enabled=False):
             for part in parts:
@@ -315,7 +315,7 @@ TernaryNetwork.forward.__signature__ = inspect.signature(lambda self, *args, **k
 
 
 @dataclass(frozen=True)
-class _Part:
+class ExecutionStep:
     """One step of a run: a node or a segment."""
 
     what: Node | Segment
@@ -332,7 +332,7 @@ _NETWORKS: weakref.WeakValueDictionary[str, TernaryNetwork] = weakref.WeakValueD
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _make_one_by_one(key: str) -> bool:
     """Let torch.compile call this while it traces, and not trace it: packing weights and locking cannot be traced."""
-    return bool(_NETWORKS[key]._one_by_one())
+    return bool(_NETWORKS[key]._unfused_plan())
 
 
 def _wrong_shape(names: list[str], results: list[Any], index: dict[str, Node]) -> str:
@@ -347,10 +347,10 @@ def _plan(
     graph: Graph,
     parts: list[Node | Segment],
     bound: Mapping[str, Callable[..., list[Any]]] | None = None,
-) -> list[_Part]:
+) -> list[ExecutionStep]:
     """Bind every part that is not bound already, and note which values no later part reads."""
     bound = {} if bound is None else bound
-    plan: list[_Part] = []
+    plan: list[ExecutionStep] = []
     read_later: set[str] = {ref.name for ref in refs(graph.outputs)}
     for part in reversed(parts):
         if isinstance(part, Segment):
@@ -360,7 +360,7 @@ def _plan(
             run, reads, makes = bound.get(part.name) or _single_result(bind(graph, part)), part.inputs, [part.name]
         drops = [name for name in dict.fromkeys((*reads, *makes)) if name not in read_later]
         read_later.update(reads)
-        plan.append(_Part(part, run, reads, makes, drops))
+        plan.append(ExecutionStep(part, run, reads, makes, drops))
     return plan[::-1]
 
 
