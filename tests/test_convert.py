@@ -163,7 +163,7 @@ NOT_FUSED: dict[str, tuple[list[nn.Module], str]] = {
     "negative prelu slope": ([nn.BatchNorm2d(8), prelu(8, -0.5)], "not monotone"),
     "average pool": ([nn.BatchNorm2d(8), nn.AvgPool2d(2)], "avg_pool2d"),
     "max-pool before batch norm": ([nn.MaxPool2d(2), nn.BatchNorm2d(8), nn.ReLU()], "may decrease"),
-    "unknown module": ([nn.BatchNorm2d(8), nn.GELU()], "GELU"),
+    "unknown module": ([nn.BatchNorm2d(8), nn.GELU()], "gelu"),
     "batch statistics": ([nn.BatchNorm2d(8, track_running_stats=False)], "BatchNorm2d"),
 }
 

@@ -23,7 +23,7 @@ from fatnn_rs.convert.ops_float import FLOAT_OPS
 from fatnn_rs.convert.ops_table import bind
 from fatnn_rs.convert.thresholds import NotANumberError, Thresholds, accumulator_range, integer_thresholds
 from fatnn_rs.errors import ConversionError
-from fatnn_rs.operations import form_of
+from fatnn_rs.operations import OPERATIONS, form_of
 from fatnn_rs.quant import QUANTIZERS
 
 __all__ = ["fuse_codes"]
@@ -53,7 +53,9 @@ def _kind(node: Node) -> str:
     # One slope for all channels makes no difference between channels.
     if node.op == "prelu" and node.attrs["shared"]:
         return "scalar"
-    return form_of(node.op)
+    row = OPERATIONS.get(node.op)
+    # Torch's approximations depend on where an element stands, so no threshold has their bits.
+    return "other" if row is not None and row.exactness == "transcendental" else form_of(node.op)
 
 
 def fuse_codes(graph: Graph) -> None:
