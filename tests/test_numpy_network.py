@@ -130,7 +130,21 @@ def test_a_network_for_one_shape_only(tmp_path: Path) -> None:
         net(np.zeros((2, 3, 9, 8), np.float32))
 
 
-@pytest.mark.parametrize(("model", "x"), [(Functional, image(2, 3, 12, 12)), (TokenMlp, image(2, 7, 12))])
+class Odd(nn.Module):
+    """Broadcasting, and a mean over channels and rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return (y + y.mean((2, 3), keepdim=True)).mean((1, 2))
+
+
+@pytest.mark.parametrize(
+    ("model", "x"), [(Functional, image(2, 3, 12, 12)), (TokenMlp, image(2, 7, 12)), (Odd, image(2, 3, 6, 6))]
+)
 def test_networks_of_any_shapes(model: type[nn.Module], x: Tensor, tmp_path: Path) -> None:
     path = saved(model(), x, tmp_path / "net.safetensors")
     assert same(fatnn.load_numpy(path)(x.numpy()), fatnn.load(path, float_layers="rust")(x))
@@ -143,21 +157,6 @@ def test_what_only_torch_runs_is_named(foreign: Path) -> None:
     assert report.layers_ternary
     assert 'operation "prelu"' in report.notes[-1]
     assert {row.runs for row in report.rows} >= {"torch", "rust codes -> float"}
-
-
-def test_operations_on_shapes_that_only_torch_runs(tmp_path: Path) -> None:
-    class Odd(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.conv(x)
-            return (y + y.mean((2, 3), keepdim=True)).mean((1, 2))
-
-    path = saved(Odd(), image(2, 3, 6, 6), tmp_path / "net.safetensors")
-    with pytest.raises(fatnn.UnsupportedError, match=r'operation "mean" \(a mean over the dimensions'):
-        fatnn.load_numpy(path)
 
 
 def test_damaged_files(resnet: Path, tmp_path: Path) -> None:
