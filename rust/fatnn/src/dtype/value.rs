@@ -4,14 +4,14 @@ use super::{Coding, WeightKind};
 use crate::codec;
 use crate::error::{Result, bad_value};
 
-/// What packed codes between two layers may be. [`ActType`] says what their reader takes them for.
+/// What packed codes between two layers may be. [`ActType`](super::ActType) says what their reader takes them for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CodeType {
-    /// -1, 0, 1: read as [`ActType::Full`] or [`ActType::Half`].
+    /// -1, 0, 1: read as [`ActType::Full`](super::ActType::Full) or [`ActType::Half`](super::ActType::Half).
     Ternary,
-    /// 0 to 3: read as [`ActType::Uint2`].
+    /// 0 to 3: read as [`ActType::Uint2`](super::ActType::Uint2).
     TwoBit,
-    /// -1 and 0: read as [`ActType::Binary`], or as ternary ones.
+    /// -1 and 0: read as [`ActType::Binary`](super::ActType::Binary), or as ternary ones.
     Binary,
 }
 

@@ -221,14 +221,14 @@ pub trait DepthwiseKernel: private::Sealed + Sync + std::fmt::Debug {
     }
 
     /// Quantizes pixels of so many channels: `round(clamp(x * inv_step, bounds))`, halves to even.
-    /// `out` has [`DepthwiseLayout::pixel_bytes`] for each, in an order of channels that only the kernel
+    /// `out` has `DepthwiseLayout::pixel_bytes` for each, in an order of channels that only the kernel
     /// knows. Whether none was NaN.
     fn quantize(&self, x: &[f32], channels: usize, levels: &Levels, out: &mut [u8]) -> bool;
 
     /// Makes columns of a block of channels: as many as there are pixels, from where `out` begins.
     fn interleave(&self, rows: &Rows<'_>, out: &mut [u8]);
 
-    /// Products of a block of channels, to floats: see [`Finish`]. `out` begins with the first channel
+    /// Products of a block of channels, to floats: see `Finish`. `out` begins with the first channel
     /// of the block in the first pixel.
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]);
 }
