@@ -57,7 +57,7 @@ test: test-rust test-isa test-python ## every kind of test
 # With the command line's feature, so that the crate is compiled once.
 CARGO_TEST := cargo test --package fatnn --features cli --quiet
 # Tests whose answer a kernel computes, or a loop that is chosen by the CPU.
-ISA_TESTS := conv int8 network pool quantize residual shortcut
+ISA_TESTS := conv depthwise int8 network pool quantize residual shortcut
 
 test-rust: tools-rust
 	@echo "==> tests of the core"
