@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help tools tools-rust setup build demo test test-rust test-isa test-python test-long test-sample campaign-sample \
-	campaign test-neon fuzz results bench bench-kernels bench-networks bench-readme ladder lint fmt docs clean
+	campaign test-neon fuzz fuzz-sample results bench bench-kernels bench-networks bench-readme ladder lint fmt docs clean
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -88,6 +88,9 @@ campaign: build ## search for faults: MINUTES, SEED, KIND=networks|files|ops|all
 
 test-neon: tools-rust ## the core's tests for AArch64, under qemu
 	bash scripts/test-neon.sh
+
+fuzz-sample: tools-rust # always the same inputs
+	bash scripts/fuzz.sh sample
 
 fuzz: tools-rust ## fuzz reading of graphs and files, FUZZ_SECONDS each
 	bash scripts/fuzz.sh $(FUZZ_SECONDS)

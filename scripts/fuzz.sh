@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Fuzzes reading of graphs and files for so many seconds each (10 by default), from the golden files.
+# Fuzzes reading of graphs and files for so many seconds each (10 by default), from the golden files and what
+# earlier runs found; with "sample" always the same 100,000 inputs each.
 # Needs no other toolchain: coverage flags are let through to the stable compiler. `cargo fuzz` works, too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,10 +16,15 @@ RUSTC_BOOTSTRAP=1 RUSTFLAGS="$coverage --cfg fuzzing -Ccodegen-units=1" \
     cargo build --quiet --release --manifest-path fuzz/Cargo.toml --target "$host" --target-dir target/fuzz
 for target in graph file; do
     corpus=target/fuzz/corpus/$target
+    limit="-max_total_time=$seconds"
+    if [ "$seconds" = sample ]; then
+        corpus=target/fuzz/sample/$target limit="-runs=100000 -seed=1"
+        rm -rf "$corpus"
+    fi
     mkdir -p "$corpus" "target/fuzz/artifacts"
     if [ "$target" = graph ]; then cp fuzz/seeds/graph/* "$corpus"; else cp rust/fatnn/tests/golden/* "$corpus"; fi
-    echo "==> fuzzing $target for $seconds s"
-    "target/fuzz/$host/release/$target" "$corpus" -max_total_time="$seconds" -max_len=65536 -timeout=20 \
+    echo "==> fuzzing $target ($limit)"
+    "target/fuzz/$host/release/$target" "$corpus" $limit -max_len=65536 -timeout=20 \
         -rss_limit_mb=4096 -artifact_prefix=target/fuzz/artifacts/ >"target/fuzz/$target.log" 2>&1 || {
         tail -n 60 "target/fuzz/$target.log"
         exit 1

@@ -275,3 +275,13 @@ fn sizes_of_long_chains_and_doubled_sums_take_no_longer() {
     assert_eq!(shapes[0][2], shapes[5000][2]);
     assert_ne!(shapes[4999][1], shapes[5000][1]);
 }
+
+#[test]
+fn a_node_that_reads_nothing_next_to_an_unknown_one_is_an_error() {
+    let unknown = node("u", "no such operation", &["x"], json!({}), &[2, 2]);
+    let text = text(&[input(&[2, 2]), unknown, node("h", "relu", &[], json!({}), &[2, 2])], "h");
+    let graph = Graph::parse(&text, Source::Description).unwrap();
+    let types = check(&graph, &Tensors::new(), Source::Description);
+    let sizes = types.and_then(|types| check_sizes(&graph, &Tensors::new(), &types, Limits::NONE));
+    assert!(sizes.unwrap_err().to_string().contains("reads 0 values"));
+}

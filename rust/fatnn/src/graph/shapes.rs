@@ -17,6 +17,7 @@ pub(super) type Made = Result<Vec<Size>, String>;
 /// Why they do not fit.
 pub(super) fn made(view: NodeView<'_>, read: &[&[usize]]) -> Result<Vec<usize>, String> {
     let Some(info) = view.node.info else { return Ok(view.node.shape.clone()) };
+    require(info.reads(read.len()), || format!("reads {} values", read.len()))?;
     let read: Vec<Vec<Size>> = read.iter().map(|shape| known(shape)).collect();
     let read: Vec<&[Size]> = read.iter().map(Vec::as_slice).collect();
     let made = (info.shape)(&Sizes::default(), view, &read)?;
