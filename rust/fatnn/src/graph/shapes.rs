@@ -4,10 +4,14 @@
 //! expressions; a rule fails only where no run can have such shapes.
 
 use super::graph::{Graph, NodeView, Tensors};
-use super::op::{ConvParams, Input, Op, Slice};
+use super::op::{ConvParams, Input, Op};
 use super::size::{Axis, Size, Sizes, may_equal};
 use super::tensor::Tensor;
 use crate::memory;
+
+pub(super) mod moves;
+
+pub(super) use moves::{expand, permute, reshape, slice, squeeze, unsqueeze};
 
 pub(super) type Made = Result<Vec<Size>, String>;
 
@@ -288,103 +292,6 @@ pub(super) fn pad(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
         let padded = size + pair[0] + pair[1];
         require(padded >= least, || format!("padding {pair:?} leaves nothing of a dimension of {size}"))?;
         *from = Size::Known(padded as usize);
-    }
-    Ok(made)
-}
-
-pub(super) fn reshape(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let Op::Reshape { shape } = &view.node.op else { return same(sizes, view, read) };
-    let x = read[0];
-    require(shape.iter().all(|size| *size >= -1) && shape.iter().filter(|size| **size == -1).count() <= 1, || {
-        format!("a shape of sizes, 0, and -1 at most once expected, got {shape:?}")
-    })?;
-    let mut made = Vec::new();
-    for (i, &size) in shape.iter().enumerate() {
-        made.push(match size {
-            0 => *x.get(i).ok_or_else(|| format!("the shape {x:?} has no dimension {i}"))?,
-            -1 => Size::Known(1),
-            size => Size::Known(size as usize),
-        });
-    }
-    let fits = || format!("{x:?} cannot become {shape:?}");
-    // What both have is not part of the division.
-    let mut rest: Vec<Size> = x.to_vec(); // small: sizes
-    let mut others = Vec::new();
-    for size in &made {
-        match rest.iter().position(|other| other == size) {
-            Some(at) => {
-                rest.remove(at);
-            }
-            None => others.push(*size),
-        }
-    }
-    let left = sizes.quotient(sizes.product(&rest)?, sizes.product(&others)?).ok_or_else(fits)?;
-    match shape.iter().position(|size| *size == -1) {
-        Some(at) => made[at] = left,
-        None => require(left.may_be(1), fits)?,
-    }
-    Ok(made)
-}
-
-pub(super) fn squeeze(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let Op::Squeeze { dim } = view.node.op else { return same(sizes, view, read) };
-    let mut made = read[0].to_vec(); // small: sizes
-    let dim = dimension(dim, made.len())?;
-    match made.get(dim) {
-        Some(size) if size.is(1) => drop(made.remove(dim)),
-        Some(Size::Free { .. }) => return Err("a dimension that is 1 in some runs only".into()),
-        _ => (),
-    }
-    Ok(made)
-}
-
-pub(super) fn unsqueeze(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let Op::Unsqueeze { dim } = view.node.op else { return same(sizes, view, read) };
-    let mut made = read[0].to_vec(); // small: sizes
-    made.insert(dimension(dim, made.len() + 1)?, ONE);
-    Ok(made)
-}
-
-pub(super) fn permute(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let Op::Permute { dims } = &view.node.op else { return same(sizes, view, read) };
-    let x = read[0];
-    let found = dims.iter().map(|&dim| dimension(dim, x.len())).collect::<Result<Vec<_>, _>>()?;
-    require(found.len() == x.len() && (0..x.len()).all(|dim| found.contains(&dim)), || {
-        format!("dims {dims:?} are not the dimensions of the shape {x:?}")
-    })?;
-    Ok(found.into_iter().map(|dim| x[dim]).collect())
-}
-
-pub(super) fn slice(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let &Op::Slice(Slice { dim, start, end, step }) = &view.node.op else { return same(sizes, view, read) };
-    let mut made = read[0].to_vec(); // small: sizes
-    require(!made.is_empty(), || "a slice of a number".into())?;
-    let dim = dimension(dim, made.len())?;
-    made[dim] = match made[dim] {
-        Size::Known(size) => {
-            let inside = |at: i64| if at < 0 { at + size as i64 } else { at }.clamp(0, size as i64) as usize;
-            Size::Known(inside(end).saturating_sub(inside(start)).div_ceil(step.max(1)))
-        }
-        free if start == 0 && step == 1 && end == i64::from(i32::MAX) => free,
-        _ => sizes.fresh(),
-    };
-    Ok(made)
-}
-
-pub(super) fn expand(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let Op::Expand { shape } = &view.node.op else { return same(sizes, view, read) };
-    let wrong = || format!("{:?} cannot be expanded to {shape:?}", read[0]);
-    let more = shape.len().checked_sub(read[0].len()).ok_or_else(wrong)?;
-    let mut made = Vec::new();
-    for (i, &want) in shape.iter().enumerate() {
-        let have = i.checked_sub(more).map_or(Size::Known(1), |i| read[0][i]);
-        let size = match (want, read.get(1).and_then(|like| like.first())) {
-            (-1, _) => have,
-            (-2, Some(like)) => *like,
-            (want, _) => Size::Known(usize::try_from(want).map_err(|_| wrong())?),
-        };
-        require(have.may_equal(size) || have.may_be(1), wrong)?;
-        made.push(size);
     }
     Ok(made)
 }
