@@ -1,6 +1,7 @@
 //! The operations that the engine runs. Each is built with everything that it does; none knows how it was fused.
 
 pub(super) mod arithmetic;
+pub(super) mod concat;
 pub(super) mod conv;
 pub(super) mod depthwise;
 pub(super) mod elementwise;
