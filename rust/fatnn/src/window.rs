@@ -1,7 +1,7 @@
 //! How many windows fit on one axis of a map: PyTorch's rules, in one place.
 
 /// The numbers of a window on one axis.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct AxisParams {
     pub kernel: usize,
     pub stride: usize,

@@ -5,9 +5,10 @@
 
 use super::graph::{Graph, NodeView, Tensors};
 use super::op::{ConvParams, Input, Op};
-use super::size::{Axis, Size, Sizes, may_equal};
+use super::size::{Size, Sizes, may_equal};
 use super::tensor::Tensor;
 use crate::memory;
+use crate::window::AxisParams;
 
 pub(super) mod moves;
 
@@ -72,53 +73,37 @@ pub(super) fn same(_: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Made {
     Ok(read[0].to_vec()) // small: sizes
 }
 
-/// One axis after a convolution or pooling: `⌊(size + 2·padding - dilation·(kernel - 1) - 1) / stride⌋ + 1`.
-fn slid(size: usize, axis: usize, params: &ConvParams) -> Result<usize, String> {
-    let ConvParams { kernel, stride, padding, dilation } = params;
-    let reach = (kernel[axis].max(1) - 1) as i128 * dilation[axis] as i128 + 1;
-    let rest = size as i128 + 2 * padding[axis] as i128 - reach;
-    require(rest >= 0, || {
-        format!("a window that reaches over {reach} does not fit a map of {size} padded by {padding:?}")
-    })?;
-    usize::try_from(rest / stride[axis].max(1) as i128 + 1).map_err(|e| e.to_string())
-}
-
-/// As [`slid`]; with `ceil_mode` the last window may reach over the edge if it starts inside the input or its
-/// left padding.
-fn pooled(size: usize, axis: usize, params: &ConvParams, ceil_mode: bool) -> Result<usize, String> {
-    require(size > 0, || "a map without pixels".into())?;
-    if !ceil_mode {
-        return slid(size, axis, params);
-    }
-    let [kernel, stride, padding, dilation] =
-        [params.kernel, params.stride, params.padding, params.dilation].map(|pair| pair[axis] as i128);
-    let rest = size as i128 + 2 * padding - ((kernel - 1) * dilation + 1);
-    let last = (rest + stride - 1).div_euclid(stride);
-    let last = if last * stride >= size as i128 + padding { last - 1 } else { last };
-    require(last >= 0, || format!("no window starts inside a map of {size}"))?;
-    usize::try_from(last + 1).map_err(|e| e.to_string())
-}
-
 /// Size of an axis after windows.
 fn windows(sizes: &Sizes, size: Size, axis: usize, params: &ConvParams) -> Result<Size, String> {
+    let along = along(axis, params);
     match size {
-        Size::Known(size) => slid(size, axis, params).map(Size::Known),
-        Size::Free { base, offset } => Ok(sizes.windows(base, offset, along(axis, params))),
+        Size::Known(size) => along.count(size).map(Size::Known).ok_or_else(|| {
+            let (reach, padding) = (along.reach(), params.padding);
+            format!("a window that reaches over {reach} does not fit a map of {size} padded by {padding:?}")
+        }),
+        Size::Free { base, offset } => Ok(sizes.windows(base, offset, along)),
     }
 }
 
-/// As [`windows`], of a pool.
+/// As [`windows`], of a pool: with `ceil_mode` the last window may reach over the edge.
 fn pool_windows(sizes: &Sizes, size: Size, axis: usize, params: &ConvParams, ceil_mode: bool) -> Result<Size, String> {
+    require(!size.is(0), || "a map without pixels".into())?;
+    if !ceil_mode {
+        return windows(sizes, size, axis, params);
+    }
+    let along = along(axis, params);
     match size {
-        Size::Known(size) => pooled(size, axis, params, ceil_mode).map(Size::Known),
-        Size::Free { base, offset } if ceil_mode => Ok(sizes.ceil_windows(base, offset, along(axis, params))),
-        Size::Free { .. } => windows(sizes, size, axis, params),
+        Size::Known(size) => {
+            let count = along.count_ceil(size).map(Size::Known);
+            count.ok_or_else(|| format!("no window starts inside a map of {size}"))
+        }
+        Size::Free { base, offset } => Ok(sizes.ceil_windows(base, offset, along)),
     }
 }
 
-fn along(axis: usize, params: &ConvParams) -> Axis {
+fn along(axis: usize, params: &ConvParams) -> AxisParams {
     let ConvParams { kernel, stride, padding, dilation } = params;
-    Axis { kernel: kernel[axis], stride: stride[axis], padding: padding[axis], dilation: dilation[axis] }
+    AxisParams { kernel: kernel[axis], stride: stride[axis], padding: padding[axis], dilation: dilation[axis] }
 }
 
 /// Splits a shape into what is before its `axes` spatial axes, and those; both with and without a batch.

@@ -8,6 +8,8 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 
+use crate::window::AxisParams;
+
 /// Size of a dimension.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Size {
@@ -61,15 +63,6 @@ pub(super) fn may_equal(a: &[Size], b: &[Size]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.may_equal(*b))
 }
 
-/// A window over one axis.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Axis {
-    pub kernel: usize,
-    pub stride: usize,
-    pub padding: usize,
-    pub dilation: usize,
-}
-
 #[derive(PartialEq, Eq, Hash)]
 enum Expression {
     /// Equal to nothing else.
@@ -83,7 +76,7 @@ enum Expression {
     /// Windows of a pool whose last one may reach over the edge.
     CeilWindows {
         size: Size,
-        axis: Axis,
+        axis: AxisParams,
     },
     Sum(Vec<Size>),
     Product {
@@ -127,8 +120,8 @@ impl Sizes {
     }
 
     /// Windows over an axis of which the last ends inside: `⌊(size + 2·padding - reach) / stride⌋ + 1`.
-    pub(super) fn windows(&self, base: u32, offset: i64, axis: Axis) -> Size {
-        let reach = (axis.kernel as i64 - 1).saturating_mul(axis.dilation as i64).saturating_add(1);
+    pub(super) fn windows(&self, base: u32, offset: i64, axis: AxisParams) -> Size {
+        let reach = i64::try_from(axis.reach()).unwrap_or(i64::MAX);
         let by = axis.stride.max(1) as i64;
         let add = offset.saturating_add(2 * axis.padding as i64).saturating_sub(reach);
         let (whole, rest) = (add.div_euclid(by), add.rem_euclid(by));
@@ -143,7 +136,7 @@ impl Sizes {
     }
 
     /// As [`Sizes::windows`], where the last window may reach over the edge.
-    pub(super) fn ceil_windows(&self, base: u32, offset: i64, axis: Axis) -> Size {
+    pub(super) fn ceil_windows(&self, base: u32, offset: i64, axis: AxisParams) -> Size {
         match axis.stride {
             1 => self.windows(base, offset, axis),
             _ => self.expression(Expression::CeilWindows { size: Size::Free { base, offset }, axis }),
