@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::engine::ops::elementwise::{ChannelDim, in_rows};
-use crate::engine::value::{Cost, ExecutableOp, MAX_RANK, Operation, Order, Ordered, Slice, SliceMut, Value};
+use crate::engine::ops::strided::Walk;
+use crate::engine::value::{Cost, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
 use crate::epilogue::{Elementwise, check_channels};
 use crate::error::{Result, bad_value};
 use crate::kernels::arithmetic::{Row, run_row};
@@ -54,11 +55,12 @@ impl Operation for Arithmetic {
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let (made, channels) = (self.measure(inputs)?.0, self.measure(inputs)?.0.dims.channels);
+        let made = self.measure(inputs)?.0;
+        let channels = made.dims.channels;
         if inputs[0] == inputs[1] {
             return Ok((made, Box::new(SameShape { arithmetic: self, channels })));
         }
-        Ok((made, Box::new(Broadcast { dims: walked(made, [inputs[0], inputs[1]]), arithmetic: self, channels })))
+        Ok((made, Box::new(Broadcast { walk: walk(made, [inputs[0], inputs[1]]), arithmetic: self, channels })))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
@@ -70,33 +72,17 @@ impl Operation for Arithmetic {
     }
 }
 
-/// Dimensions of the result from the outermost in memory to the innermost: sizes, and distances in both inputs.
-fn walked(made: Value, inputs: [Value; 2]) -> Vec<(usize, [usize; 2])> {
-    let (shape, strides) = (made.shape(), made.strides());
+/// The walk over the result, with distances in both inputs: 0 where one is repeated.
+fn walk(made: Value, inputs: [Value; 2]) -> Walk<2> {
+    let rank = made.shape().len();
     let step = |input: &Value, dim: usize| {
         let from = input.shape();
-        match (dim + from.len()).checked_sub(shape.len()) {
+        match (dim + from.len()).checked_sub(rank) {
             Some(at) if from[at] != 1 => input.strides()[at],
             _ => 0,
         }
     };
-    let mut order: Vec<usize> = (0..shape.len()).filter(|&dim| shape[dim] != 1).collect();
-    order.sort_by_key(|&dim| std::cmp::Reverse(strides[dim]));
-    let mut dims: Vec<(usize, [usize; 2])> = Vec::new();
-    for dim in order {
-        let (size, steps) = (shape[dim], [step(&inputs[0], dim), step(&inputs[1], dim)]);
-        match dims.last_mut() {
-            // Two dimensions that can be walked as one.
-            Some((outer, before)) if (0..2).all(|i| before[i] == size * steps[i]) => {
-                (*outer, *before) = (*outer * size, steps);
-            }
-            _ => dims.push((size, steps)),
-        }
-    }
-    if dims.is_empty() {
-        dims.push((1, [0, 0]));
-    }
-    dims
+    Walk::new(made, |dim| [step(&inputs[0], dim), step(&inputs[1], dim)])
 }
 
 #[derive(Debug)]
@@ -119,7 +105,7 @@ impl ExecutableOp for SameShape {
 
 #[derive(Debug)]
 struct Broadcast {
-    dims: Vec<(usize, [usize; 2])>,
+    walk: Walk<2>,
     arithmetic: Arc<Arithmetic>,
     channels: usize,
 }
@@ -127,31 +113,16 @@ struct Broadcast {
 impl ExecutableOp for Broadcast {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
         let (a, b, out, kind) = (inputs[0].floats(), inputs[1].floats(), out.floats(), self.arithmetic.kind);
-        let Some((&(inner, [sa, sb]), outer)) = self.dims.split_last().filter(|_| !out.is_empty()) else {
+        let (level, (len, [sa, sb])) = (Level::usable()?, self.walk.row());
+        if out.is_empty() {
             return Ok(());
-        };
-        let level = Level::usable()?;
+        }
         // Rows of the innermost dimension hold whole pixels or parts of one, so functions come after all of them.
         let cost = out.len() * 16;
-        parallel::try_for_each_rows(out, inner, 1, cost, |first, out| {
-            let mut index = [0; MAX_RANK];
-            let (mut rest, mut at) = (first, [0, 0]);
-            for (i, &(size, steps)) in outer.iter().enumerate().rev() {
-                (index[i], rest) = (rest % size, rest / size);
-                at = [at[0] + index[i] * steps[0], at[1] + index[i] * steps[1]];
-            }
-            for out in out.chunks_exact_mut(inner) {
-                run_row(level, Row { kind, a: (&a[at[0]..], sa), b: (&b[at[1]..], sb), out });
-                for (i, &(size, steps)) in outer.iter().enumerate().rev() {
-                    index[i] += 1;
-                    at = [at[0] + steps[0], at[1] + steps[1]];
-                    if index[i] < size {
-                        break;
-                    }
-                    at = [at[0] - size * steps[0], at[1] - size * steps[1]];
-                    index[i] = 0;
-                }
-            }
+        parallel::try_for_each_rows(out, len, 1, cost, |first, out| {
+            self.walk.rows(first, out, |[at, bt], out| {
+                run_row(level, Row { kind, a: (&a[at..], sa), b: (&b[bt..], sb), out });
+            });
             Ok(())
         })?;
         in_rows(out, self.channels, |_, out| apply_all(&self.arithmetic.post, out, self.channels))

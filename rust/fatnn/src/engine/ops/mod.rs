@@ -14,3 +14,4 @@ pub(super) mod pool;
 pub(super) mod products;
 pub(super) mod reduce;
 pub(super) mod shape;
+mod strided;

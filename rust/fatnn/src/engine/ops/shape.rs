@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::engine::value::{Cost, ExecutableOp, MAX_RANK, Operation, Order, Ordered, Shape, Slice, SliceMut, Value};
+use crate::engine::ops::strided::Walk;
+use crate::engine::value::{Cost, ExecutableOp, MAX_RANK, Operation, Order, Ordered, Slice, SliceMut, Value};
 use crate::error::{Result, bad_value};
 use crate::memory;
 use crate::parallel;
@@ -19,10 +20,11 @@ impl Operation for Reorder {
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let image = if self.0 == Order::RowMajor { inputs[0] } else { self.measure(inputs)?.0 };
+        let made = self.measure(inputs)?.0;
+        let image = if self.0 == Order::RowMajor { inputs[0] } else { made };
         let (channels, pixels) = (image.dims.channels, image.dims.map[0] * image.dims.map[1]);
         let [rows, columns] = if self.0 == Order::RowMajor { [pixels, channels] } else { [channels, pixels] };
-        Ok((self.measure(inputs)?.0, Box::new(Transpose { rows, columns })))
+        Ok((made, Box::new(Transpose { rows, columns })))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
@@ -200,8 +202,7 @@ impl Operation for Permute {
 /// Copies elements that stand at regular distances, into memory without gaps.
 #[derive(Debug)]
 pub(crate) struct StridedCopy {
-    /// Sizes, and distances in what is read, in the order of what is written, the innermost last.
-    dims: Vec<(usize, usize)>,
+    walk: Walk<1>,
     /// Where reading begins.
     offset: usize,
 }
@@ -209,58 +210,23 @@ pub(crate) struct StridedCopy {
 impl StridedCopy {
     /// A copy to such a value; `steps`: distance in what is read for each of its dimensions.
     pub fn new(made: Value, steps: &[usize], offset: usize) -> Self {
-        let (shape, strides): (Shape, _) = (made.shape(), made.strides());
-        let mut order: Vec<usize> = (0..shape.len()).filter(|&dim| shape[dim] != 1).collect();
-        order.sort_by_key(|&dim| std::cmp::Reverse(strides[dim]));
-        let mut dims: Vec<(usize, usize)> = Vec::new();
-        for dim in order {
-            match dims.last_mut() {
-                // Two dimensions that can be walked as one.
-                Some((size, step)) if *step == shape[dim] * steps[dim] => {
-                    (*size, *step) = (*size * shape[dim], steps[dim]);
-                }
-                _ => dims.push((shape[dim], steps[dim])),
-            }
-        }
-        StridedCopy { dims, offset }
+        StridedCopy { walk: Walk::new(made, |dim| [steps[dim]]), offset }
     }
 }
 
 impl ExecutableOp for StridedCopy {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
-        let (x, out) = (&inputs[0].floats()[self.offset..], out.floats());
-        let Some((&(inner, step), outer)) = self.dims.split_last() else {
-            out.copy_from_slice(&x[..out.len()]);
-            return Ok(());
-        };
+        let (x, out, (len, [step])) = (&inputs[0].floats()[self.offset..], out.floats(), self.walk.row());
         if out.is_empty() {
             return Ok(());
         }
         let cost = out.len() * 4;
-        parallel::try_for_each_rows(out, inner, 1, cost, |first, out| {
-            // Indices of the first row, then counted up.
-            let mut index = [0; MAX_RANK];
-            let (mut rest, mut at) = (first, 0);
-            for (i, &(size, step)) in outer.iter().enumerate().rev() {
-                (index[i], rest) = (rest % size, rest / size);
-                at += index[i] * step;
-            }
-            for row in out.chunks_exact_mut(inner) {
-                match step {
-                    1 => row.copy_from_slice(&x[at..at + inner]),
-                    0 => row.fill(x[at]),
-                    _ => row.iter_mut().zip(x[at..].iter().step_by(step)).for_each(|(to, from)| *to = *from),
-                }
-                for (i, &(size, step)) in outer.iter().enumerate().rev() {
-                    index[i] += 1;
-                    at += step;
-                    if index[i] < size {
-                        break;
-                    }
-                    at -= size * step;
-                    index[i] = 0;
-                }
-            }
+        parallel::try_for_each_rows(out, len, 1, cost, |first, out| {
+            self.walk.rows(first, out, |[at], row| match step {
+                1 => row.copy_from_slice(&x[at..at + len]),
+                0 => row.fill(x[at]),
+                _ => row.iter_mut().zip(x[at..].iter().step_by(step)).for_each(|(to, from)| *to = *from),
+            });
             Ok(())
         })
     }

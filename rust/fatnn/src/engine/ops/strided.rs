@@ -1,0 +1,60 @@
+//! Walking a result row by row, while its operands are read at other distances.
+
+use crate::engine::value::{MAX_RANK, Value};
+
+/// Dimensions of a result from the outermost in memory to the innermost: sizes, and distances in `N` operands.
+#[derive(Debug)]
+pub(crate) struct Walk<const N: usize>(Vec<(usize, [usize; N])>);
+
+impl<const N: usize> Walk<N> {
+    /// Over such a result; `steps`: distances from one index of a dimension to the next.
+    pub fn new(made: Value, steps: impl Fn(usize) -> [usize; N]) -> Self {
+        let (shape, strides) = (made.shape(), made.strides());
+        let mut order: Vec<usize> = (0..shape.len()).filter(|&dim| shape[dim] != 1).collect();
+        order.sort_by_key(|&dim| std::cmp::Reverse(strides[dim]));
+        let mut dims: Vec<(usize, [usize; N])> = Vec::new();
+        for dim in order {
+            let (size, steps) = (shape[dim], steps(dim));
+            match dims.last_mut() {
+                // Two dimensions that can be walked as one.
+                Some((outer, before)) if (0..N).all(|i| before[i] == size * steps[i]) => {
+                    (*outer, *before) = (*outer * size, steps);
+                }
+                _ => dims.push((size, steps)),
+            }
+        }
+        if dims.is_empty() {
+            dims.push((1, [0; N]));
+        }
+        Walk(dims)
+    }
+
+    /// Elements of a row, and their distances.
+    pub fn row(&self) -> (usize, [usize; N]) {
+        self.0[self.0.len() - 1]
+    }
+
+    /// Calls `work` with the rows of `out`, of which `first` is the number of the first, and with where each
+    /// begins in the operands.
+    pub fn rows<T>(&self, first: usize, out: &mut [T], mut work: impl FnMut([usize; N], &mut [T])) {
+        let (outer, (len, _)) = (&self.0[..self.0.len() - 1], self.row());
+        let (mut index, mut at) = ([0; MAX_RANK], [0; N]);
+        let mut rest = first;
+        for (i, &(size, steps)) in outer.iter().enumerate().rev() {
+            (index[i], rest) = (rest % size, rest / size);
+            (0..N).for_each(|n| at[n] += index[i] * steps[n]);
+        }
+        for row in out.chunks_exact_mut(len) {
+            work(at, row);
+            for (i, &(size, steps)) in outer.iter().enumerate().rev() {
+                index[i] += 1;
+                (0..N).for_each(|n| at[n] += steps[n]);
+                if index[i] < size {
+                    break;
+                }
+                (0..N).for_each(|n| at[n] -= size * steps[n]);
+                index[i] = 0;
+            }
+        }
+    }
+}
