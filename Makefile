@@ -1,5 +1,6 @@
-# Every command a person needs. Each does its own set-up first; `make help` lists them.
-# PYTHON chooses the interpreter that .venv is made with; PIP_ARGS is passed to pip (a mirror, --no-index, ...).
+# Every command a person needs. Each does its own set-up first; `make help` lists them. PYTHON
+# chooses the interpreter that .venv is made with; PIP_ARGS is passed to pip (a mirror, --no-index,
+# ...).
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -14,7 +15,8 @@ DATA ?= $(if $(FATNN_DATA),$(FATNN_DATA),data)
 JOBS ?= 1
 # Where a ladder keeps what it measured.
 LADDER ?= runs/ladder
-# What a campaign looks for, for how long, and the seed of its first trial (random where it is empty).
+# What a campaign looks for, for how long, and the seed of its first trial (random where it is
+# empty).
 KIND ?= all
 # How long each target is fuzzed.
 FUZZ_SECONDS ?= 10

@@ -1,7 +1,9 @@
-//! Machine ceilings: what the best instruction for int8 products reaches when nothing else is in its way.
+//! Machine ceilings: what the best instruction for int8 products reaches when nothing else is in
+//! its way.
 //!
-//! A loop of independent `vpdpbusd` on 512 bits (64 products an instruction) bounds every int8 runtime that does not use a
-//! matrix unit. Where there is no VNNI, the bound is `vpmaddubsw` + `vpmaddwd` + `vpaddd` on 256 bits (32 products).
+//! A loop of independent `vpdpbusd` on 512 bits (64 products an instruction) bounds every int8
+//! runtime that does not use a matrix unit. Where there is no VNNI, the bound is `vpmaddubsw` +
+//! `vpmaddwd` + `vpaddd` on 256 bits (32 products).
 
 /// The instruction that [`int8`] measures on this machine, or `None` where none is known to it.
 pub fn int8_name() -> Option<&'static str> {
@@ -13,7 +15,8 @@ pub fn int8_name() -> Option<&'static str> {
     }
 }
 
-/// Runs the int8 loop for some microseconds; returns the products that it computed: meaningless where [`int8_name`] is `None`.
+/// Runs the int8 loop for some microseconds; returns the products that it computed: meaningless
+/// where [`int8_name`] is `None`.
 #[cfg(target_arch = "x86_64")]
 pub fn int8() -> usize {
     let features = fatnn::cpu::Features::detected();
@@ -62,7 +65,13 @@ fn vnni() -> usize {
 fn opaque(mut v: [std::arch::x86_64::__m512i; 12]) -> [std::arch::x86_64::__m512i; 12] {
     for v in &mut v {
         // SAFETY: no instruction; the register is only named.
-        unsafe { std::arch::asm!("/* {0} */", inout(zmm_reg) * v, options(pure, nomem, nostack, preserves_flags)) };
+        unsafe {
+            std::arch::asm!(
+                "/* {0} */",
+                inout(zmm_reg) * v,
+                options(pure, nomem, nostack, preserves_flags)
+            )
+        };
     }
     v
 }
@@ -72,11 +81,13 @@ fn opaque(mut v: [std::arch::x86_64::__m512i; 12]) -> [std::arch::x86_64::__m512
 fn avx2() -> usize {
     use std::arch::x86_64::*;
     let mut sums = [_mm256_setzero_si256(); 8];
-    let (a, b, ones) = std::hint::black_box((_mm256_set1_epi8(1), _mm256_set1_epi8(-1), _mm256_set1_epi16(1)));
+    let (a, b, ones) =
+        std::hint::black_box((_mm256_set1_epi8(1), _mm256_set1_epi8(-1), _mm256_set1_epi16(1)));
     for _ in 0..STEPS {
         for sum in &mut sums {
             let mut pairs = _mm256_maddubs_epi16(a, b);
-            // SAFETY: no instruction; the register is only named, so that the product is not hoisted.
+            // SAFETY: no instruction; the register is only named, so that the product is not
+            // hoisted.
             unsafe {
                 std::arch::asm!("/* {0} */", inout(ymm_reg) pairs, options(pure, nomem, nostack, preserves_flags))
             };

@@ -1,9 +1,10 @@
-//! The cost model of kernels: measures every kernel on a grid of layers, fits it, and states its regret.
+//! The cost model of kernels: measures every kernel on a grid of layers, fits it, and states its
+//! regret.
 //!
-//! `cargo bench --bench costs -- measure FILE` writes what it measured as JSON; `-- fit FILE...` reads
-//! such files, prints the rows of `kernels/costs.rs` and the regret of the model and of the rules of
-//! `kernels/choose.rs`. One thread, from codes to codes, the least of [`ROUNDS`] interleaved rounds.
-//! `FATNN_ISA` does not matter: every kernel that the CPU has is measured.
+//! `cargo bench --bench costs -- measure FILE` writes what it measured as JSON; `-- fit FILE...`
+//! reads such files, prints the rows of `kernels/costs.rs` and the regret of the model and of the
+//! rules of `kernels/choose.rs`. One thread, from codes to codes, the least of [`ROUNDS`]
+//! interleaved rounds. `FATNN_ISA` does not matter: every kernel that the CPU has is measured.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -82,7 +83,11 @@ struct Row {
 impl Row {
     fn shape(&self) -> LayerShape {
         let [channels, out_channels, _, kernel] = self.layer;
-        LayerShape::Conv { out_channels, reduction: channels * kernel * kernel, taps: kernel * kernel }
+        LayerShape::Conv {
+            out_channels,
+            reduction: channels * kernel * kernel,
+            taps: kernel * kernel,
+        }
     }
 
     fn positions(&self) -> f64 {
@@ -100,13 +105,22 @@ fn measure(path: &str) {
     let mut rows: Vec<Value> = Vec::new();
     for operands in OPERANDS {
         for layer @ [channels, out_channels, size, kernel] in GRID {
-            let problem = Problem::of(operands, String::new(), [size, size], [channels, out_channels], kernel);
+            let problem = Problem::of(
+                operands,
+                String::new(),
+                [size, size],
+                [channels, out_channels],
+                kernel,
+            );
             let layout = CodesLayout::new(out_channels, 1).unwrap();
             let thresholds = [vec![-3; out_channels], vec![5; out_channels]].concat();
             let to = Requantize { thresholds: &thresholds, layout };
-            let kernels: Vec<_> =
-                kernels::detected_for(operands).into_iter().filter(|kernel| kernel.isa() != Isa::Scalar).collect();
-            let packed: Vec<PackedWeights<'_>> = kernels.iter().map(|kernel| problem.weights(*kernel)).collect();
+            let kernels: Vec<_> = kernels::detected_for(operands)
+                .into_iter()
+                .filter(|kernel| kernel.isa() != Isa::Scalar)
+                .collect();
+            let packed: Vec<PackedWeights<'_>> =
+                kernels.iter().map(|kernel| problem.weights(*kernel)).collect();
             let mut out = vec![0; problem.outputs() / out_channels * layout.pixel_bytes()];
             let mut least = vec![f64::INFINITY; kernels.len()];
             for _ in 0..ROUNDS {
@@ -114,7 +128,14 @@ fn measure(path: &str) {
                     let mut time = |times: usize| {
                         let start = Instant::now();
                         for _ in 0..times {
-                            conv2d_codes(black_box(&problem.packed), weights, &problem.shape, &to, &mut out).unwrap();
+                            conv2d_codes(
+                                black_box(&problem.packed),
+                                weights,
+                                &problem.shape,
+                                &to,
+                                &mut out,
+                            )
+                            .unwrap();
                         }
                         start.elapsed().as_nanos() as f64 / times as f64
                     };
@@ -138,7 +159,8 @@ fn measure(path: &str) {
 }
 
 fn read(path: &str) -> Vec<Row> {
-    let all: Value = serde_json::from_str(&std::fs::read_to_string(path).expect("a file")).expect("JSON");
+    let all: Value =
+        serde_json::from_str(&std::fs::read_to_string(path).expect("a file")).expect("JSON");
     let rows = all["rows"].as_array().expect("rows").iter().map(|row| Row {
         kernel: row["kernel"].as_str().unwrap().to_owned(),
         operands: Operands {
@@ -161,7 +183,8 @@ fn fit(rows: &[&Row], features: &[[f64; cost::FEATURES]]) -> [f64; cost::FEATURE
         for i in 0..cost::FEATURES {
             let (mut up, mut down) = (0.0, 1e-30);
             for f in &scaled {
-                let others: f64 = (0..cost::FEATURES).filter(|&j| j != i).map(|j| f[j] * coefficients[j]).sum();
+                let others: f64 =
+                    (0..cost::FEATURES).filter(|&j| j != i).map(|j| f[j] * coefficients[j]).sum();
                 up += f[i] * (1.0 - others);
                 down += f[i] * f[i];
             }
@@ -181,10 +204,13 @@ fn report(path: &str) {
     }
     let mut models = Vec::new();
     for &(name, operands) in &names {
-        let of: Vec<&Row> = rows.iter().filter(|row| row.kernel == name && row.operands == operands).collect();
+        let of: Vec<&Row> =
+            rows.iter().filter(|row| row.kernel == name && row.operands == operands).collect();
         let kernel = kernels::named(name).expect("a kernel of this CPU");
-        let features: Vec<_> =
-            of.iter().map(|row| cost::features(kernel, row.shape()).expect("a convolution")).collect();
+        let features: Vec<_> = of
+            .iter()
+            .map(|row| cost::features(kernel, row.shape()).expect("a convolution"))
+            .collect();
         let coefficients = fit(&of, &features);
         let errors = of.iter().zip(&features).map(|(row, f)| {
             let predicted: f64 = f.iter().zip(coefficients).map(|(f, c)| f * c).sum();
@@ -215,20 +241,30 @@ fn report(path: &str) {
         for operands in OPERANDS {
             let (mut by_model, mut by_rules) = (Vec::new(), Vec::new());
             for layer in GRID {
-                let here: Vec<&&Row> = rows.iter().filter(|row| row.case() == (operands, layer)).collect();
-                let Some(best) = here.iter().map(|row| row.ns).min_by(f64::total_cmp) else { continue };
+                let here: Vec<&&Row> =
+                    rows.iter().filter(|row| row.case() == (operands, layer)).collect();
+                let Some(best) = here.iter().map(|row| row.ns).min_by(f64::total_cmp) else {
+                    continue;
+                };
                 let shape = here[0].shape();
                 let predicted = |row: &Row| -> f64 {
                     let kernel = kernels::named(&row.kernel).expect("as above");
                     let features = cost::features(kernel, shape).expect("a convolution");
-                    let (.., coefficients) =
-                        models.iter().find(|(name, o, _)| *name == row.kernel && *o == operands).expect("fitted");
+                    let (.., coefficients) = models
+                        .iter()
+                        .find(|(name, o, _)| *name == row.kernel && *o == operands)
+                        .expect("fitted");
                     features.iter().zip(coefficients).map(|(f, c)| f * c).sum()
                 };
-                let model = here.iter().min_by(|a, b| predicted(a).total_cmp(&predicted(b))).expect("some");
+                let model =
+                    here.iter().min_by(|a, b| predicted(a).total_cmp(&predicted(b))).expect("some");
                 let rule = kernels::choose_by_rules(&candidates(operands), shape, operands).name();
-                let rule = here.iter().find(|row| row.kernel == rule).map_or(f64::NAN, |row| row.ns);
-                let names: Vec<_> = here.iter().map(|row| format!("{}={:.1}", row.kernel, row.ns / 1000.0)).collect();
+                let rule =
+                    here.iter().find(|row| row.kernel == rule).map_or(f64::NAN, |row| row.ns);
+                let names: Vec<_> = here
+                    .iter()
+                    .map(|row| format!("{}={:.1}", row.kernel, row.ns / 1000.0))
+                    .collect();
                 by_model.push(model.ns / best - 1.0);
                 by_rules.push(rule / best - 1.0);
                 if rule / best > 1.1 || model.ns / best > 1.1 {
@@ -258,7 +294,8 @@ fn report(path: &str) {
 }
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let arguments: Vec<String> =
+        std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["measure", path] => measure(path),
         ["fit", path] => report(path),

@@ -1,11 +1,14 @@
-//! Instructions per multiply-accumulate of every kernel, counted by valgrind's callgrind or by single steps, printed as JSON.
+//! Instructions per multiply-accumulate of every kernel, counted by valgrind's callgrind or by
+//! single steps, printed as JSON.
 //!
-//! `cargo bench --bench instructions > FILE`; the ladder (`--instructions FILE`) puts them into its table. Counts depend on no
-//! clock and no load. For every kernel, operands and layer this program runs itself under valgrind with [`FEW`] repetitions
-//! of a convolution from codes to codes and with [`MANY`], on one thread: the difference is what the repetitions in between
-//! took, driver and epilogue included, and everything that is done once (packing, checking) drops out. Valgrind knows no
-//! AVX-512 and no AMX; a convolution on kernels that it cannot run is counted by [`stepping`], on Linux. As many are counted at a
-//! time as there are processors. `cargo bench --bench instructions -- NAME...` counts those kernels and layers only.
+//! `cargo bench --bench instructions > FILE`; the ladder (`--instructions FILE`) puts them into its
+//! table. Counts depend on no clock and no load. For every kernel, operands and layer this program
+//! runs itself under valgrind with [`FEW`] repetitions of a convolution from codes to codes and
+//! with [`MANY`], on one thread: the difference is what the repetitions in between took, driver and
+//! epilogue included, and everything that is done once (packing, checking) drops out. Valgrind
+//! knows no AVX-512 and no AMX; a convolution on kernels that it cannot run is counted by
+//! [`stepping`], on Linux. As many are counted at a time as there are processors. `cargo bench
+//! --bench instructions -- NAME...` counts those kernels and layers only.
 
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -27,7 +30,8 @@ mod stepping;
 const FEW: usize = 1;
 const MANY: usize = 3;
 
-/// A layer: its name in `benches/ladder/shapes.py`, channels in and out, size of the square map and of the kernel.
+/// A layer: its name in `benches/ladder/shapes.py`, channels in and out, size of the square map and
+/// of the kernel.
 type Layer = (&'static str, [usize; 2], usize, usize);
 
 const LAYERS: [Layer; 6] = [
@@ -99,11 +103,17 @@ fn convolution(kernel: &'static dyn Kernel, operands: Operands, layer: &Layer) -
     }
 }
 
-/// Instructions of this program with so many repetitions under valgrind, or of one repetition by single steps where none are
-/// given; or why they were not counted.
-fn counts(kernel: &dyn Kernel, operands: Operands, layer: &Layer, repetitions: Option<usize>) -> Result<u64, String> {
+/// Instructions of this program with so many repetitions under valgrind, or of one repetition by
+/// single steps where none are given; or why they were not counted.
+fn counts(
+    kernel: &dyn Kernel,
+    operands: Operands,
+    layer: &Layer,
+    repetitions: Option<usize>,
+) -> Result<u64, String> {
     let program = std::env::current_exe().map_err(|e| e.to_string())?;
-    let mut command = Command::new(if repetitions.is_some() { "valgrind".as_ref() } else { program.as_os_str() });
+    let mut command =
+        Command::new(if repetitions.is_some() { "valgrind".as_ref() } else { program.as_os_str() });
     if repetitions.is_some() {
         command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(program);
     }
@@ -116,16 +126,20 @@ fn counts(kernel: &dyn Kernel, operands: Operands, layer: &Layer, repetitions: O
         .map_err(|e| e.to_string())?;
     let said = String::from_utf8_lossy(&done.stderr);
     if !done.status.success() {
-        let reason = said.lines().find(|line| !line.starts_with("==")).unwrap_or("valgrind failed").trim();
+        let reason =
+            said.lines().find(|line| !line.starts_with("==")).unwrap_or("valgrind failed").trim();
         return Err(reason.to_owned());
     }
     let counted = said.lines().find_map(|line| line.split(COLLECTED).nth(1)?.trim().parse().ok());
     counted.ok_or_else(|| "no sum was printed".to_owned())
 }
 
-/// What a process that is counted does: kernel, activations, weights, layer, and repetitions under valgrind.
+/// What a process that is counted does: kernel, activations, weights, layer, and repetitions under
+/// valgrind.
 fn counted(arguments: &[String]) {
-    let [kernel, act, weights, layer, repetitions @ ..] = arguments else { panic!("four arguments") };
+    let [kernel, act, weights, layer, repetitions @ ..] = arguments else {
+        panic!("four arguments")
+    };
     // Under valgrind, features are those that valgrind has.
     let Ok(kernel) = kernels::named(kernel) else {
         eprintln!("valgrind has not the instructions of {kernel}");
@@ -167,7 +181,11 @@ fn valgrind() -> Option<String> {
 }
 
 /// Instructions of one convolution and what counted them, or why nothing did.
-fn count(kernel: &dyn Kernel, operands: Operands, layer: &Layer) -> Result<(f64, &'static str), String> {
+fn count(
+    kernel: &dyn Kernel,
+    operands: Operands,
+    layer: &Layer,
+) -> Result<(f64, &'static str), String> {
     let counts = |repetitions| counts(kernel, operands, layer, repetitions);
     match counts(Some(FEW)).and_then(|few| counts(Some(MANY)).map(|many| many - few)) {
         Ok(difference) => Ok((difference as f64 / (MANY - FEW) as f64, "callgrind")),
@@ -176,7 +194,8 @@ fn count(kernel: &dyn Kernel, operands: Operands, layer: &Layer) -> Result<(f64,
 }
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let arguments: Vec<String> =
+        std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     if arguments.first().is_some_and(|first| first == COUNTED) {
         return counted(&arguments[1..]);
     }
@@ -188,10 +207,15 @@ fn main() {
     let wanted: Vec<_> = if names.is_empty() {
         kernels::detected()
     } else {
-        names.iter().map(|name| kernels::named(name).unwrap_or_else(|error| panic!("{error}"))).collect()
+        names
+            .iter()
+            .map(|name| kernels::named(name).unwrap_or_else(|error| panic!("{error}")))
+            .collect()
     };
-    let layers: Vec<_> =
-        LAYERS.iter().filter(|(name, ..)| layers.is_empty() || layers.iter().any(|layer| layer == name)).collect();
+    let layers: Vec<_> = LAYERS
+        .iter()
+        .filter(|(name, ..)| layers.is_empty() || layers.iter().any(|layer| layer == name))
+        .collect();
     let mut pairs: Vec<_> = OPERANDS
         .into_iter()
         .flat_map(|operands| wanted.iter().map(move |kernel| (*kernel, operands)))
@@ -208,13 +232,17 @@ fn main() {
     }
     let version = valgrind();
     if version.is_none() {
-        eprintln!("valgrind is not installed, so no instruction is counted; install it (apt-get install valgrind)");
+        eprintln!(
+            "valgrind is not installed, so no instruction is counted; install it (apt-get install valgrind)"
+        );
         pairs.clear();
     }
     let work: Vec<_> = pairs
         .iter()
         .enumerate()
-        .flat_map(|(i, pair)| layers.iter().enumerate().map(move |(j, layer)| ([i, j], pair, *layer)))
+        .flat_map(|(i, pair)| {
+            layers.iter().enumerate().map(move |(j, layer)| ([i, j], pair, *layer))
+        })
         .collect();
     let (queue, results) = (Mutex::new(work.into_iter()), Mutex::new(Vec::new()));
     let next = || queue.lock().expect("no thread panicked").next();
@@ -224,7 +252,9 @@ fn main() {
                 while let Some((place, &(kernel, operands), layer)) = next() {
                     let counted = count(kernel, operands, layer);
                     let said = match &counted {
-                        Ok((instructions, by)) => format!("{:.4} by {by}", instructions / macs(layer) as f64),
+                        Ok((instructions, by)) => {
+                            format!("{:.4} by {by}", instructions / macs(layer) as f64)
+                        }
                         Err(why) => why.clone(),
                     };
                     eprintln!(
@@ -234,7 +264,10 @@ fn main() {
                         operands.act.name(),
                         operands.weights.name()
                     );
-                    results.lock().expect("no thread panicked").push((place, kernel, operands, layer, counted));
+                    results
+                        .lock()
+                        .expect("no thread panicked")
+                        .push((place, kernel, operands, layer, counted));
                 }
             });
         }

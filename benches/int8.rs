@@ -1,7 +1,8 @@
-//! Int8 layers on every kernel, quantization of the input included, against the int8 ceiling of this machine.
+//! Int8 layers on every kernel, quantization of the input included, against the int8 ceiling of
+//! this machine.
 //!
-//! `cargo bench --bench int8` prints a table: one thread, medians of [`ROUNDS`] rounds in which all kernels and the ceiling
-//! are interleaved.
+//! `cargo bench --bench int8` prints a table: one thread, medians of [`ROUNDS`] rounds in which all
+//! kernels and the ceiling are interleaved.
 
 use std::time::Instant;
 
@@ -39,7 +40,12 @@ const fn layer(
     Layer { name, batch, size, channels, out_channels, kernel, stride, groups: 1 }
 }
 
-const fn depthwise(name: &'static str, size: usize, channels: usize, [kernel, stride]: [usize; 2]) -> Layer {
+const fn depthwise(
+    name: &'static str,
+    size: usize,
+    channels: usize,
+    [kernel, stride]: [usize; 2],
+) -> Layer {
     Layer { groups: channels, ..layer(name, [1, size], [channels, channels], [kernel, stride]) }
 }
 
@@ -84,25 +90,47 @@ fn main() {
     println!("| --- | --- | --- | --- |");
     for Layer { name, batch, size, channels, out_channels: n, kernel, stride, groups } in LAYERS {
         let (kernel, pad) = ([kernel; 2], [kernel / 2; 2]);
-        let shape = ConvShape { batch, input: [size; 2], kernel, stride: [stride; 2], padding: pad, dilation: [1; 2] };
+        let shape = ConvShape {
+            batch,
+            input: [size; 2],
+            kernel,
+            stride: [stride; 2],
+            padding: pad,
+            dilation: [1; 2],
+        };
         let weight = WeightShape { out_channels: n, channels, kernel, groups };
-        let w: Vec<i8> = random(weight.len()).map(|r| (r % 255) as i8).map(|w| w.max(-127)).collect();
-        let x: Vec<f32> = random(batch * size * size * channels).map(|r| (r % 4001) as f32 / 1000.0 - 2.0).collect();
+        let w: Vec<i8> =
+            random(weight.len()).map(|r| (r % 255) as i8).map(|w| w.max(-127)).collect();
+        let x: Vec<f32> = random(batch * size * size * channels)
+            .map(|r| (r % 4001) as f32 / 1000.0 - 2.0)
+            .collect();
         let scale = vec![1e-4; n];
         let epilogue = Int8Epilogue { inv_step: 63.5, scale: &scale, bias: None };
         let pixels = batch * shape.output().unwrap().iter().product::<usize>();
-        let acc = reference::conv2d_acc(&reference::quantize_int8(&x, 63.5), &w, weight, Act::Full, &shape);
+        let acc = reference::conv2d_acc(
+            &reference::quantize_int8(&x, 63.5),
+            &w,
+            weight,
+            Act::Full,
+            &shape,
+        );
         let operands = weight.int8_operands();
         let kernels = detected_for(operands);
         // From where a cache line begins, as in networks.
         let mut buffer = vec![0.0f32; pixels * n + 15];
         let start = buffer.as_ptr().align_offset(64).min(15);
         let out = &mut buffer[start..][..pixels * n];
-        let packed: Vec<_> =
-            kernels.iter().map(|k| PackedWeights::for_kernel(*k, &w, weight, operands).unwrap()).collect();
+        let packed: Vec<_> = kernels
+            .iter()
+            .map(|k| PackedWeights::for_kernel(*k, &w, weight, operands).unwrap())
+            .collect();
         for (weights, kernel) in packed.iter().zip(&kernels) {
             conv2d_int8(&x, PixelOrder::ChannelsLast, weights, &shape, &epilogue, out).unwrap();
-            assert!(out.iter().zip(&acc).all(|(y, acc)| *y == *acc as f32 * 1e-4), "{} {name}", kernel.name());
+            assert!(
+                out.iter().zip(&acc).all(|(y, acc)| *y == *acc as f32 * 1e-4),
+                "{} {name}",
+                kernel.name()
+            );
         }
         if test {
             continue;
@@ -119,7 +147,8 @@ fn main() {
             for (i, weights) in packed.iter().enumerate() {
                 let (start, mut runs) = (Instant::now(), 0);
                 while runs == 0 || start.elapsed().as_micros() < 1000 {
-                    conv2d_int8(&x, PixelOrder::ChannelsLast, weights, &shape, &epilogue, out).unwrap();
+                    conv2d_int8(&x, PixelOrder::ChannelsLast, weights, &shape, &epilogue, out)
+                        .unwrap();
                     runs += 1;
                 }
                 let time = start.elapsed().as_nanos() as f64 / f64::from(runs);
@@ -129,8 +158,14 @@ fn main() {
         }
         for ((kernel, times), ratios) in kernels.iter().zip(times).zip(ratios) {
             let time = median(times);
-            let ratio = ceilings::int8_name().map_or(String::new(), |_| format!(" ({:.2})", median(ratios)));
-            println!("| {name} | {} | {:.4} | {:.1}{ratio} |", kernel.name(), time / 1e6, macs as f64 / time);
+            let ratio = ceilings::int8_name()
+                .map_or(String::new(), |_| format!(" ({:.2})", median(ratios)));
+            println!(
+                "| {name} | {} | {:.4} | {:.1}{ratio} |",
+                kernel.name(),
+                time / 1e6,
+                macs as f64 / time
+            );
         }
     }
 }

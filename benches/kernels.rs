@@ -1,9 +1,11 @@
 //! Kernels and layers, in multiply-accumulates a second, against the int8 ceiling of this machine.
 //!
-//! `cargo bench` runs the criterion groups (each first asserts its answer against the reference) and then prints a table in
-//! which every kernel is measured interleaved with the int8 ceiling, one thread, medians of [`ROUNDS`] rounds: on a machine
-//! whose clock moves, only such ratios mean something. `cargo bench -- table` prints the table alone, `cargo bench -- operands`
-//! what other operands than ternary ones cost, `cargo bench -- operands x86_64-popcount-avx2` the same of one kernel.
+//! `cargo bench` runs the criterion groups (each first asserts its answer against the reference)
+//! and then prints a table in which every kernel is measured interleaved with the int8 ceiling, one
+//! thread, medians of [`ROUNDS`] rounds: on a machine whose clock moves, only such ratios mean
+//! something. `cargo bench -- table` prints the table alone, `cargo bench -- operands` what other
+//! operands than ternary ones cost, `cargo bench -- operands x86_64-popcount-avx2` the same of one
+//! kernel.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -23,10 +25,17 @@ mod problem;
 use problem::{Problem, TERNARY};
 
 /// Products m·k·n: the 3×3 layers of a ResNet at 224×224 as matrices, and one large linear layer.
-const PRODUCTS: [[usize; 3]; 6] =
-    [[48, 4608, 512], [784, 1152, 128], [196, 2304, 256], [3136, 576, 64], [49, 4608, 512], [1000, 1024, 1024]];
+const PRODUCTS: [[usize; 3]; 6] = [
+    [48, 4608, 512],
+    [784, 1152, 128],
+    [196, 2304, 256],
+    [3136, 576, 64],
+    [49, 4608, 512],
+    [1000, 1024, 1024],
+];
 
-/// Convolutions: channels, size of the square image; 3×3, stride 1, padding 1, as many channels out as in.
+/// Convolutions: channels, size of the square image; 3×3, stride 1, padding 1, as many channels out
+/// as in.
 const LAYERS: [[usize; 2]; 4] = [[64, 56], [128, 28], [256, 14], [512, 7]];
 
 const ROUNDS: usize = 31;
@@ -42,9 +51,10 @@ const OTHERS: [(&str, Operands); 5] = [
 
 fn criterion_groups(criterion: &mut Criterion) {
     parallel::set_num_threads(1).unwrap();
-    for (group_name, problems) in
-        [("product", Vec::from(PRODUCTS.map(Problem::product))), ("conv", Vec::from(LAYERS.map(Problem::layer)))]
-    {
+    for (group_name, problems) in [
+        ("product", Vec::from(PRODUCTS.map(Problem::product))),
+        ("conv", Vec::from(LAYERS.map(Problem::layer))),
+    ] {
         for problem in &problems {
             let mut group = criterion.benchmark_group(format!("{group_name}/{}", problem.name));
             group.throughput(Throughput::Elements(problem.macs() as u64)).sample_size(20);
@@ -54,7 +64,10 @@ fn criterion_groups(criterion: &mut Criterion) {
                 let weights = problem.weights(kernel);
                 let mut out = vec![0; problem.outputs()];
                 group.bench_function(kernel.name(), |b| {
-                    b.iter(|| conv2d_acc(black_box(&problem.packed), &weights, &problem.shape, &mut out).unwrap());
+                    b.iter(|| {
+                        conv2d_acc(black_box(&problem.packed), &weights, &problem.shape, &mut out)
+                            .unwrap()
+                    });
                 });
             }
             group.finish();
@@ -62,7 +75,8 @@ fn criterion_groups(criterion: &mut Criterion) {
     }
 }
 
-/// One figure of the table: what it measures, and how to run it once. Returns multiply-accumulates done.
+/// One figure of the table: what it measures, and how to run it once. Returns multiply-accumulates
+/// done.
 type Run<'a> = Box<dyn FnMut() -> usize + 'a>;
 
 /// Medians of GMAC/s, and of the ratio to run 0 of the same round, all runs interleaved.
@@ -79,7 +93,10 @@ fn interleaved(runs: &mut [Run<'_>]) -> Vec<(f64, f64)> {
         }
     }
     let base = speeds[0].clone();
-    speeds.iter().map(|s| (median(s.clone()), median(s.iter().zip(&base).map(|(a, b)| a / b).collect()))).collect()
+    speeds
+        .iter()
+        .map(|s| (median(s.clone()), median(s.iter().zip(&base).map(|(a, b)| a / b).collect())))
+        .collect()
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -121,13 +138,24 @@ fn table() {
                     macs
                 }),
                 Box::new(|| {
-                    conv2d_codes(packed, &weights, shape, &Requantize { thresholds: &thresholds, layout }, &mut codes)
-                        .unwrap();
+                    conv2d_codes(
+                        packed,
+                        &weights,
+                        shape,
+                        &Requantize { thresholds: &thresholds, layout },
+                        &mut codes,
+                    )
+                    .unwrap();
                     macs
                 }),
                 Box::new(|| {
-                    let to =
-                        Dequantize { scale: Some(&scale), bias: Some(&bias), relu: true, channels: n, codes: None };
+                    let to = Dequantize {
+                        scale: Some(&scale),
+                        bias: Some(&bias),
+                        relu: true,
+                        channels: n,
+                        codes: None,
+                    };
                     conv2d_float(packed, &weights, shape, to, Some(&residual), &mut float).unwrap();
                     macs
                 }),
@@ -146,18 +174,26 @@ fn table() {
 
 /// Other operands beside ternary ones, from codes to accumulators.
 fn operands_table() {
-    let named: Vec<_> = std::env::args().filter_map(|argument| kernels::named(&argument).ok()).collect();
+    let named: Vec<_> =
+        std::env::args().filter_map(|argument| kernels::named(&argument).ok()).collect();
     let kernels = if named.is_empty() { kernels::detected() } else { named };
     parallel::set_num_threads(1).unwrap();
     let names = OTHERS.map(|(name, _)| name).join(" | ");
     println!("\nGMAC/s, and in brackets the multiple of ternary operands on the same kernel\n");
-    println!("| problem | kernel | ternary | {names} |\n| --- | --- | --- |{}", " --- |".repeat(OTHERS.len()));
+    println!(
+        "| problem | kernel | ternary | {names} |\n| --- | --- | --- |{}",
+        " --- |".repeat(OTHERS.len())
+    );
     for ternary in PRODUCTS.map(Problem::product).into_iter().chain(LAYERS.map(Problem::layer)) {
         let others = OTHERS.map(|(_, operands)| ternary.with(operands));
-        let problems: Vec<_> = std::iter::once(ternary).chain(others).map(|p| (p.expected(), p)).collect();
+        let problems: Vec<_> =
+            std::iter::once(ternary).chain(others).map(|p| (p.expected(), p)).collect();
         for &kernel in &kernels {
             // Not every kernel runs all operands.
-            let able: Vec<_> = problems.iter().filter(|(_, problem)| problem.operands.supported_by(kernel)).collect();
+            let able: Vec<_> = problems
+                .iter()
+                .filter(|(_, problem)| problem.operands.supported_by(kernel))
+                .collect();
             if able.len() == 1 {
                 continue;
             }
@@ -172,12 +208,20 @@ fn operands_table() {
                 }));
             }
             let medians = interleaved(&mut runs);
-            let cell = |operands: Operands| match able.iter().position(|(_, problem)| problem.operands == operands) {
+            let cell = |operands: Operands| match able
+                .iter()
+                .position(|(_, problem)| problem.operands == operands)
+            {
                 Some(at) => format!("{:.0} ({:.2})", medians[at].0, medians[at].1),
                 None => "–".to_owned(),
             };
             let cells = OTHERS.map(|(_, operands)| cell(operands)).join(" | ");
-            println!("| {} | {} | {:.0} | {cells} |", problems[0].1.name, kernel.name(), medians[0].0);
+            println!(
+                "| {} | {} | {:.0} | {cells} |",
+                problems[0].1.name,
+                kernel.name(),
+                medians[0].0
+            );
         }
     }
 }

@@ -22,7 +22,13 @@ pub struct Problem {
 }
 
 impl Problem {
-    pub fn new(name: String, input: [usize; 2], channels: usize, out_channels: usize, kernel: usize) -> Self {
+    pub fn new(
+        name: String,
+        input: [usize; 2],
+        channels: usize,
+        out_channels: usize,
+        kernel: usize,
+    ) -> Self {
         Problem::of(TERNARY, name, input, [channels, out_channels], kernel)
     }
 
@@ -48,7 +54,15 @@ impl Problem {
         let layout = CodesLayout::new(channels, 1).unwrap().with(operands.act.coding());
         let mut packed = vec![0; input[0] * input[1] * layout.pixel_bytes()];
         layout.pack(&codes, &mut packed).unwrap();
-        Problem { operands, name, shape, weight, weight_codes: random_codes(weights, weight.len(), 2), codes, packed }
+        Problem {
+            operands,
+            name,
+            shape,
+            weight,
+            weight_codes: random_codes(weights, weight.len(), 2),
+            codes,
+            packed,
+        }
     }
 
     /// The same with other operands.
@@ -80,7 +94,13 @@ impl Problem {
 
     /// The accumulators, by the reference.
     pub fn expected(&self) -> Vec<i32> {
-        reference::conv2d_acc(&self.codes, &self.weight_codes, self.weight, self.operands.act, &self.shape)
+        reference::conv2d_acc(
+            &self.codes,
+            &self.weight_codes,
+            self.weight,
+            self.operands.act,
+            &self.shape,
+        )
     }
 
     /// Asserts that a kernel's accumulators are the reference's.

@@ -1,9 +1,11 @@
-//! Counts the instructions of a function by single steps: for processors' instructions that valgrind does not know.
+//! Counts the instructions of a function by single steps: for processors' instructions that
+//! valgrind does not know.
 //!
-//! The trap flag makes the CPU raise a debug exception behind every instruction, which the operating system turns into a signal
-//! whose handler counts. So the program itself runs, on its own CPU, with every instruction that this has; each costs a few
-//! microseconds, or some more on a virtual machine. What a system call does inside the operating
-//! system is not counted. Repetitions of a string instruction trap one by one and count as one, as for callgrind.
+//! The trap flag makes the CPU raise a debug exception behind every instruction, which the
+//! operating system turns into a signal whose handler counts. So the program itself runs, on its
+//! own CPU, with every instruction that this has; each costs a few microseconds, or some more on a
+//! virtual machine. What a system call does inside the operating system is not counted. Repetitions
+//! of a string instruction trap one by one and count as one, as for callgrind.
 
 use std::arch::asm;
 use std::cell::Cell;
@@ -17,7 +19,8 @@ thread_local! {
 
 extern "C" fn step(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: a handler with SA_SIGINFO is given the interrupted thread's context.
-    let at = unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] };
+    let at =
+        unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] };
     if LAST.replace(at) != at {
         COUNT.set(COUNT.get() + 1);
     }
@@ -25,7 +28,8 @@ extern "C" fn step(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::
 
 /// The instructions that `work` takes on this thread, a few more included for beginning and end.
 pub fn count(work: impl FnOnce()) -> u64 {
-    // SAFETY: an all-zero action is a valid one; the handler only touches this thread's cells, which need no initialisation.
+    // SAFETY: an all-zero action is a valid one; the handler only touches this thread's cells,
+    // which need no initialisation.
     let done = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = step as *const () as usize;
@@ -34,7 +38,8 @@ pub fn count(work: impl FnOnce()) -> u64 {
     };
     assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
     COUNT.set(0);
-    // SAFETY: the trap flag changes no result; the handler for what it raises was set above. (Pushes, so not `nostack`.)
+    // SAFETY: the trap flag changes no result; the handler for what it raises was set above.
+    // (Pushes, so not `nostack`.)
     unsafe { asm!("pushfq", "or qword ptr [rsp], 0x100", "popfq") };
     work();
     // SAFETY: as above.
@@ -45,6 +50,8 @@ pub fn count(work: impl FnOnce()) -> u64 {
 /// Counts a function whose instructions are known.
 pub fn check() {
     // SAFETY: a thousand instructions that do nothing.
-    let counted = count(|| unsafe { asm!(".rept 1000", "nop", ".endr", options(nomem, nostack, preserves_flags)) });
+    let counted = count(|| unsafe {
+        asm!(".rept 1000", "nop", ".endr", options(nomem, nostack, preserves_flags))
+    });
     assert!((1000..1050).contains(&counted), "a thousand instructions counted as {counted}");
 }

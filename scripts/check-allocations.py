@@ -1,9 +1,9 @@
 """Find allocations that abort the process where memory runs out, in the core and its bindings.
 
-Sizes that data decides go through ``fatnn::memory``, whose functions return an error. A vector of a few elements, or
-one that is no longer than a text that was read, may be made otherwise: its line says why, in a comment
-``// small: ...``.
-Tests, the reference and the command-line binary are not looked at.
+Sizes that data decides go through ``fatnn::memory``, whose functions return an error. A vector of a
+few elements, or one that is no longer than a text that was read, may be made otherwise: its line
+says why, in a comment ``// small: ...``. Tests, the reference and the command-line binary are not
+looked at.
 """
 
 from __future__ import annotations
@@ -35,9 +35,16 @@ def found(path: Path) -> list[str]:
 def main() -> int:
     """Print what was found; 1 where that is anything."""
     paths = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.rs"))]
-    lines = [line for path in paths if not str(path.relative_to(ROOT)).startswith(EXCLUDED) for line in found(path)]
+    lines = [
+        line
+        for path in paths
+        if not str(path.relative_to(ROOT)).startswith(EXCLUDED)
+        for line in found(path)
+    ]
     if lines:
-        print("allocations that abort where there is no memory; use fatnn::memory, or say why they are small:")
+        print(
+            "allocations that abort where there is no memory; use fatnn::memory, or say why they are small:"
+        )
         print("\n".join(lines))
     return 1 if lines else 0
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Says plainly what this machine lacks to build fatnn-rs, and how to get it. Silent where nothing is missing.
-# PYTHON names the interpreter (python3 where it is not set); set but empty, Python is not asked for.
+# Says plainly what this machine lacks to build fatnn-rs, and how to get it. Silent where nothing is
+# missing. PYTHON names the interpreter (python3 where it is not set); set but empty, Python is not
+# asked for.
 set -u
 PYTHON=${PYTHON-python3}
 missing=0

@@ -3,7 +3,8 @@
     python scripts/compact_results.py            # rewrite what is not compact yet
     python scripts/compact_results.py --check    # only name it; exit code 1 where there is any
 
-Measurements repeat to two or three digits, so more digits only make files larger. Running it again changes nothing.
+Measurements repeat to two or three digits, so more digits only make files larger. Running it again
+changes nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +42,11 @@ def lines(value: Any, depth: int = 2) -> str:
         return line(value)
     if isinstance(value, list):
         return "[\n" + ",\n".join(lines(item, depth - 1) for item in value) + "\n]"
-    return "{\n" + ",\n".join(f"{line(name)}:{lines(item, depth - 1)}" for name, item in value.items()) + "\n}"
+    return (
+        "{\n"
+        + ",\n".join(f"{line(name)}:{lines(item, depth - 1)}" for name, item in value.items())
+        + "\n}"
+    )
 
 
 def compact(path: Path) -> bytes:
@@ -55,7 +60,9 @@ def compact(path: Path) -> bytes:
         image = Image.open(io.BytesIO(before))
         if image.mode != "P":
             after = io.BytesIO()
-            image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(after, "PNG", optimize=True)
+            image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(
+                after, "PNG", optimize=True
+            )
             return after.getvalue()
     return before
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Fuzzes reading of graphs and files for so many seconds each (10 by default), from the golden files and what
-# earlier runs found; with "sample" always the same 100,000 inputs each.
-# Needs no other toolchain: coverage flags are let through to the stable compiler. `cargo fuzz` works, too.
+# Fuzzes reading of graphs and files for so many seconds each (10 by default), from the golden files
+# and what earlier runs found; with "sample" always the same 100,000 inputs each. Needs no other
+# toolchain: coverage flags are let through to the stable compiler. `cargo fuzz` works, too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-10}

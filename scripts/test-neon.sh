@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Compiles the crate's tests for AArch64 and runs them under qemu's user-mode emulation: the NEON kernels without an Arm.
+# Compiles the crate's tests for AArch64 and runs them under qemu's user-mode emulation: the NEON
+# kernels without an Arm.
 #
-# Needs Rust's standard library for AArch64, an AArch64 gcc to link with, and qemu-aarch64. What is absent is fetched, as
-# any user: the standard library by rustup, or else a whole compiler by apt; gcc and qemu by apt. Nothing is installed:
-# packages are downloaded and unpacked under target/neon-tools. Tests are linked statically, for threads of dynamically
-# linked ones hang under some versions of qemu.
+# Needs Rust's standard library for AArch64, an AArch64 gcc to link with, and qemu-aarch64. What is
+# absent is fetched, as any user: the standard library by rustup, or else a whole compiler by apt;
+# gcc and qemu by apt. Nothing is installed: packages are downloaded and unpacked under
+# target/neon-tools. Tests are linked statically, for threads of dynamically linked ones hang under
+# some versions of qemu.
 #
-# Arguments go to `cargo test`, by default `--lib --tests`: all tests of the crate, not those in its documentation.
+# Arguments go to `cargo test`, by default `--lib --tests`: all tests of the crate, not those in its
+# documentation.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# -gt 0 ] || set -- --lib --tests
@@ -34,7 +37,8 @@ own_apt() {
         -o APT::Architectures::="$host" -o APT::Architectures::=arm64 "$@"
 }
 
-# fetch PACKAGE... : unpacks packages, and what they depend on as far as it is not installed on this machine.
+# fetch PACKAGE... : unpacks packages, and what they depend on as far as it is not installed on this
+# machine.
 fetch() {
     local package wanted=()
     command -v apt-get >/dev/null && command -v dpkg >/dev/null ||

@@ -49,7 +49,14 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Path(given)
     unpack = Path(__file__).parents[2] / "shared" / "data" / "unpack.py"
     if not unpack.exists():
-        pytest.skip("no data sets here: set FATNN_DATA to a folder that holds CIFAR-10 and Fashion-MNIST")
+        pytest.skip(
+            "no data sets here: set FATNN_DATA to a folder that holds CIFAR-10 and Fashion-MNIST"
+        )
     folder = tmp_path_factory.mktemp("data")
-    subprocess.run([sys.executable, str(unpack), str(folder)], check=True, timeout=120, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, str(unpack), str(folder)],
+        check=True,
+        timeout=120,
+        stdout=subprocess.DEVNULL,
+    )
     return folder

@@ -43,7 +43,9 @@ def exact(model: nn.Module, inputs: Any, others: tuple[Any, ...] = ()) -> Ternar
     net = convert(model, inputs)
     for given in (inputs, *others):
         report = verify(model, net, given)
-        assert report.codes_total > 0 or not any(isinstance(module, TernaryLayer) for module in model.modules())
+        assert report.codes_total > 0 or not any(
+            isinstance(module, TernaryLayer) for module in model.modules()
+        )
         assert report.codes_different == 0, str(report)
         assert report.max_abs_diff == 0.0, str(report)
         assert not report.not_compared, str(report)
@@ -67,7 +69,9 @@ class Block(nn.Module):
         self.short = (
             nn.Identity()
             if stride == 1 and inner == outer
-            else nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer))
+            else nn.Sequential(
+                nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer)
+            )
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,7 +85,10 @@ class ResNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+            nn.Conv2d(3, 8, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, 2, 1),
         )
         self.layers = nn.Sequential(Block(8, 8, 1), Block(8, 12, 2), Block(12, 12, 1))
         self.pool = nn.AdaptiveAvgPool2d((1, 1))
@@ -265,7 +272,9 @@ class TwoInputs(nn.Module):
 
 def chain_like(*between: nn.Module, kernel: int = 3) -> nn.Module:
     """Two convolutions of 3 to 8 and 8 to 4 channels with modules between them."""
-    return nn.Sequential(nn.Conv2d(3, 8, kernel, padding=1, bias=False), *between, nn.Conv2d(8, 4, 3, padding=1))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, kernel, padding=1, bias=False), *between, nn.Conv2d(8, 4, 3, padding=1)
+    )
 
 
 def image(*shape: int, seed: int = 0) -> Tensor:

@@ -99,7 +99,9 @@ assert set(seen) == {signal.SIGCHLD}, seen
 QUICK_PEERS = ("torch", "openvino-int8")
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK_PEERS else pytest.param(n, marks=pytest.mark.long) for n in PEERS])
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK_PEERS else pytest.param(n, marks=pytest.mark.long) for n in PEERS]
+)
 def test_signals_are_handled_after_a_peer_is_gone(name: str) -> None:
     if PEERS[name].missing():
         pytest.skip(f"{name} is not installed")
@@ -144,7 +146,9 @@ def test_layers_are_the_network(report: BenchReport, pair: tuple[nn.Module, Any]
     assert report.macs_ternary == 2 * 2 * 90 * 8 * 8 * 9
     assert report.macs == report.macs_ternary + 2 * 90 * 3 * 8 * 9 + 2 * 8 * 5
     assert sum(row.macs for row in report.layers) == report.macs
-    assert {row.name: row.macs for row in report.layers if row.op == "conv_codes"} == {"conv1": 2 * 90 * 8 * 8 * 9}
+    assert {row.name: row.macs for row in report.layers if row.op == "conv_codes"} == {
+        "conv1": 2 * 90 * 8 * 8 * 9
+    }
 
 
 def test_printing_and_json(report: BenchReport) -> None:
@@ -156,9 +160,17 @@ def test_printing_and_json(report: BenchReport) -> None:
     assert plain["machine"]["versions"]["torch"] == torch.__version__.partition("+")[0]
     rows = {row["name"]: row for row in plain["rows"]}
     assert rows["fatnn"]["ratio"] is None
-    assert plain["losses"] == [name for name, row in rows.items() if row["ratio"] and row["ratio"]["median"] < 1]
+    assert plain["losses"] == [
+        name for name, row in rows.items() if row["ratio"] and row["ratio"]["median"] < 1
+    ]
     text = str(report)
-    for part in (*PEERS, "where we lose", "conv2", report.machine.cpu, f"torch {torch.__version__.partition('+')[0]}"):
+    for part in (
+        *PEERS,
+        "where we lose",
+        "conv2",
+        report.machine.cpu,
+        f"torch {torch.__version__.partition('+')[0]}",
+    ):
         assert part in text
 
 
@@ -213,7 +225,9 @@ def test_without_the_float_model_the_network_is_timed_alone(pair: tuple[nn.Modul
     assert "where we lose" not in str(report)
 
 
-def test_threads_are_set_for_all_and_put_back(pair: tuple[nn.Module, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_set_for_all_and_put_back(
+    pair: tuple[nn.Module, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
 
     def build(task: Task) -> Built:
@@ -257,7 +271,8 @@ def test_several_inputs_and_outputs() -> None:
 def test_misuse_is_one_clear_error(pair: tuple[nn.Module, Any]) -> None:
     model, net = pair
     with pytest.raises(
-        ConfigError, match=r"unknown peer 'tensorflow'.*torch, torch-bf16, onnxruntime, onnxruntime-int8, openvino"
+        ConfigError,
+        match=r"unknown peer 'tensorflow'.*torch, torch-bf16, onnxruntime, onnxruntime-int8, openvino",
     ):
         fatnn_rs.bench(net, INPUTS, ("torch", "tensorflow"), float_model=model)
     with pytest.raises(ConfigError, match=r"write \('torch',\)"):
@@ -272,7 +287,9 @@ def test_misuse_is_one_clear_error(pair: tuple[nn.Module, Any]) -> None:
     with pytest.raises(InputError, match="expected 3 channels"):
         fatnn_rs.bench(net, image(1, 4, 10, 9), float_model=model)
     prepared = fatnn_rs.prepare(copy.deepcopy(model), example_inputs=INPUTS)
-    with pytest.raises(ConfigError, match=r"float_model holds quantized layers.*conv1.*before fatnn_rs\.prepare"):
+    with pytest.raises(
+        ConfigError, match=r"float_model holds quantized layers.*conv1.*before fatnn_rs\.prepare"
+    ):
         fatnn_rs.bench(net, INPUTS, float_model=prepared)
     with pytest.raises(ConfigError, match=r"returns shapes \[\[2, 3, 10, 9\]\].*\[\[2, 5\]\]"):
         fatnn_rs.bench(net, INPUTS, float_model=nn.Identity())
@@ -291,7 +308,9 @@ def test_turns_rotate_and_ratios_are_taken_inside_rounds() -> None:
     assert timing.Spread.of([3.0, 1.0, 2.0, 5.0, 4.0]) == timing.Spread(3.0, 1.0, 2.0, 4.0)
 
 
-def test_the_quantized_file_is_what_the_report_says(pair: tuple[nn.Module, Any], tmp_path: Path) -> None:
+def test_the_quantized_file_is_what_the_report_says(
+    pair: tuple[nn.Module, Any], tmp_path: Path
+) -> None:
     onnx = pytest.importorskip("onnx")
     if PEERS["onnxruntime-int8"].missing():
         pytest.skip("needs onnxruntime and onnxscript")
@@ -318,7 +337,9 @@ def test_the_machine_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert record.environment["ONEDNN_MAX_CPU_ISA"] == "AVX512_CORE_VNNI"
     assert record.cpu
     assert record.kernels == tuple(fatnn_rs.cpu_info()["kernels"])
-    named = dataclasses.replace(record, cpu="Intel(R) Xeon(R) CPU E5-2690 v4 @ 2.60GHz", cpu_id="6-79-1")
+    named = dataclasses.replace(
+        record, cpu="Intel(R) Xeon(R) CPU E5-2690 v4 @ 2.60GHz", cpu_id="6-79-1"
+    )
     assert named.slug == "intel-xeon-cpu-e5-2690-v4-6-79-1"
 
 
@@ -358,7 +379,9 @@ def _call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str
     return int(code or 0), captured.out, captured.err
 
 
-def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(PEERS, "away", _peer(None, modules=("a_module_that_is_not_there",)))
     options = ("--model", "digits", "--batch", "1,2", "--rounds", "3", "--against", "torch,away")
     file, folder = tmp_path / "new" / "figures.json", tmp_path / "results"
@@ -375,10 +398,22 @@ def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkey
     assert code == 0
     assert [row["name"] for row in json.loads(out)[0]["rows"]] == ["fatnn"]
     code, out, _ = _call(
-        capsys, *options[:2], "--rounds", "3", "--against", "none", "--ends", "int8,float", "--json", "-"
+        capsys,
+        *options[:2],
+        "--rounds",
+        "3",
+        "--against",
+        "none",
+        "--ends",
+        "int8,float",
+        "--json",
+        "-",
     )
     assert code == 0
-    assert [report["network"] for report in json.loads(out)] == ["digits, int8 ends, batch 1", "digits, batch 1"]
+    assert [report["network"] for report in json.loads(out)] == [
+        "digits, int8 ends, batch 1",
+        "digits, batch 1",
+    ]
 
 
 def test_command_line_fails_where_it_should(
@@ -391,7 +426,9 @@ def test_command_line_fails_where_it_should(
     code, out, err = _call(capsys, "--model", "digits", "--rounds", "3", "--against", "broken")
     assert code == 1
     assert "RuntimeError: no kernel" in out
-    assert err.splitlines()[-1] == ("fatnn: installed peers that could not be measured: broken; the report says why")
+    assert err.splitlines()[-1] == (
+        "fatnn: installed peers that could not be measured: broken; the report says why"
+    )
     for arguments, message in (
         (("--model", "nonsense"), "model: unknown name 'nonsense'; known are: resnet18"),
         (("--against", "nonsense"), "against: unknown name 'nonsense'; known are: torch"),
@@ -399,7 +436,10 @@ def test_command_line_fails_where_it_should(
         (("--batch", "one"), "--batch: expected whole numbers separated by commas, got 'one'"),
         (("--ends", "int4"), "ends: unknown name 'int4'; known are: float, int8, ternary"),
         (("--batch", ","), "batch: expected at least one value"),
-        (("--size", "16"), "size: resnet18 halves its images five times and needs at least 32 pixels, got 16"),
+        (
+            ("--size", "16"),
+            "size: resnet18 halves its images five times and needs at least 32 pixels, got 16",
+        ),
     ):
         code, out, err = _call(capsys, *arguments)
         assert code == 1, arguments

@@ -92,7 +92,9 @@ def reshaped(m: Any, x: Tensor) -> Tensor:
         (reshaped, (3, 8, 1, 1)),
     ],
 )
-def test_other_sizes_are_right_or_refused(function: Callable[..., Any], other: tuple[int, ...]) -> None:
+def test_other_sizes_are_right_or_refused(
+    function: Callable[..., Any], other: tuple[int, ...]
+) -> None:
     model = ready(Two(function), X)
     net = exact(model, X)
     x = image(*other)
@@ -108,7 +110,9 @@ def test_a_try_does_not_hide_a_branch_on_values() -> None:
         return m.d(m.c(x))
 
     model = ready(Two(swallowed), X)
-    with pytest.raises(ConversionError, match=r"5 times the example inputs.*branch on values|cannot be captured"):
+    with pytest.raises(
+        ConversionError, match=r"5 times the example inputs.*branch on values|cannot be captured"
+    ):
         convert(model, X)
 
 
@@ -161,7 +165,11 @@ def test_recurrent_layers_have_the_models_bits(kind: Any) -> None:
         def __init__(self) -> None:
             super().__init__()
             torch.manual_seed(0)
-            self.i, self.j, self.g = nn.Linear(16, 16), nn.Linear(16, 16), kind(16, 8, batch_first=True)
+            self.i, self.j, self.g = (
+                nn.Linear(16, 16),
+                nn.Linear(16, 16),
+                kind(16, 8, batch_first=True),
+            )
 
         def forward(self, x: Tensor) -> Any:
             return self.g(self.j(self.i(x)))
@@ -241,7 +249,9 @@ def test_prepare_and_calibrate_in_other_modes() -> None:
     assert not any(parameter.is_inference() for parameter in model.parameters())
     model(X).sum().backward()
     norm = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))
-    fatnn_rs.prepare(norm, fatnn_rs.TernaryConfig(first="ternary", last="ternary"), example_inputs=X)
+    fatnn_rs.prepare(
+        norm, fatnn_rs.TernaryConfig(first="ternary", last="ternary"), example_inputs=X
+    )
     before = norm[1].running_mean.clone()
     bad = X.clone()
     bad[0, 0, 0, 0] = float("nan")

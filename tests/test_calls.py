@@ -66,7 +66,9 @@ def test_arguments_by_name() -> None:
         ((X.to_sparse(), 2.0), {}, r"expected a dense tensor"),
     ],
 )
-def test_arguments_that_were_fixed(args: tuple[Any, ...], kwargs: dict[str, Any], says: str, tmp_path: Path) -> None:
+def test_arguments_that_were_fixed(
+    args: tuple[Any, ...], kwargs: dict[str, Any], says: str, tmp_path: Path
+) -> None:
     model = ready(Scaled(), X)
     net = convert(model, (X, 2.0))
     assert torch.equal(net(X, 2.0), model(X, 2.0))
@@ -87,7 +89,9 @@ def test_tensors_that_may_be_left_out() -> None:
     assert torch.equal(without(X), model(X))
     assert torch.equal(without(X, None, True), model(X))
     assert torch.equal(with_mask(X, flag=False, mask=X), model(X, X, False))
-    with pytest.raises(InputError, match=r"argument 'mask': the network was converted for None, got a Tensor"):
+    with pytest.raises(
+        InputError, match=r"argument 'mask': the network was converted for None, got a Tensor"
+    ):
         without(X, X)
     with pytest.raises(InputError, match=r"'mask' is missing"):
         with_mask(X, flag=False)
@@ -102,7 +106,9 @@ def test_a_saved_network_is_called_the_same(tmp_path: Path) -> None:
     np.testing.assert_allclose(numpy(X.numpy(), 3), expected.numpy(), rtol=1e-5)
     np.testing.assert_allclose(numpy(n=3, x=X.numpy()), expected.numpy(), rtol=1e-5)
     for call in (net, numpy):
-        with pytest.raises(InputError, match=r"argument 'n': the network was converted for 3, got 4"):
+        with pytest.raises(
+            InputError, match=r"argument 'n': the network was converted for 3, got 4"
+        ):
             call(X if call is net else X.numpy(), 4)
 
 
@@ -214,7 +220,9 @@ def test_branches_on_the_batch(how: str) -> None:
 
 
 def test_forward_replaced_on_a_layer() -> None:
-    model = ready(nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3)), X)
+    model = ready(
+        nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3)), X
+    )
     old = model[1].forward
     model[1].forward = lambda t: old(t) * 0.5
     net = convert(model, X)
@@ -282,7 +290,11 @@ def test_wrappers() -> None:
         assert torch.equal(convert(wrapped, X)(X), expected)
         assert verify(wrapped, convert(wrapped, X), X).identical
     accelerate = pytest.importorskip("accelerate")
-    prepared = accelerate.Accelerator(cpu=True, mixed_precision="bf16").prepare_model(copy.deepcopy(model)).eval()
+    prepared = (
+        accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+        .prepare_model(copy.deepcopy(model))
+        .eval()
+    )
     net = convert(prepared, X)
     assert torch.equal(net(X), expected)
 
@@ -391,7 +403,9 @@ def test_attributes_of_layers_are_read() -> None:
     ],
 )
 def test_norms_that_make_nan(change: Any, eps: float) -> None:
-    model = ready(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)), X)
+    model = ready(
+        nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)), X
+    )
     model[1].eps = eps
     with torch.no_grad():
         change(model[1])
@@ -405,7 +419,9 @@ def test_functions_that_make_nan() -> None:
     with torch.no_grad():
         model[1].weight.fill_(3e38)  # minus infinity, of which a slope of 0 makes NaN
         model[2].weight.fill_(0.0)
-    with pytest.raises(ConversionError, match=r"layer '0': '1', '2' make NaN of its results \(channel 0"):
+    with pytest.raises(
+        ConversionError, match=r"layer '0': '1', '2' make NaN of its results \(channel 0"
+    ):
         convert(model, X)
 
 
@@ -425,7 +441,10 @@ def test_a_norm_with_gamma_zero(tmp_path: Path) -> None:
         model.norm.bias.copy_(torch.tensor([1.5, -2.0, 0.25, 0.0]))
     net = convert(model, X)
     fatnn_rs.save(net, tmp_path / "net")
-    rust, numpy = fatnn_rs.load(tmp_path / "net", float_layers="rust"), fatnn_rs.load_numpy(tmp_path / "net")
+    rust, numpy = (
+        fatnn_rs.load(tmp_path / "net", float_layers="rust"),
+        fatnn_rs.load_numpy(tmp_path / "net"),
+    )
     for size in (1.0, 1e10, 1e20, 3e37, 1e-30, 1e-42):
         x = X.sign() * size
         assert torch.equal(net(x)[0], model(x)[0]), size
@@ -499,7 +518,9 @@ def test_batch_ranges_in_files(tmp_path: Path) -> None:
         x, y = image(batch, 4, 6, 6, seed=batch), image(batch, 4, 6, 6, seed=-batch)
         if 3 <= batch <= 8:
             assert torch.equal(loaded(x, y), model(x, y))
-            np.testing.assert_allclose(numpy(x.numpy(), y.numpy()), model(x, y).detach().numpy(), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(
+                numpy(x.numpy(), y.numpy()), model(x, y).detach().numpy(), rtol=1e-5, atol=1e-6
+            )
             continue
         with pytest.raises(InputError, match=r"batch.*from 3 to 8"):
             loaded(x, y)

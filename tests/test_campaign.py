@@ -14,15 +14,29 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="trials run in f
 
 
 def python(*arguments: str, timeout: float = 280.0) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join(
+        [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     env = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=env, timeout=timeout)
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=env, timeout=timeout
+    )
 
 
 def campaign(kind: str, seed: int, trials: int, timeout: float = 280.0) -> None:
     """Nothing may be found, and enough trials must end in a right result rather than in a refusal."""
     done = python(
-        "-m", "campaign", "--kind", kind, "--seed", str(seed), "--trials", str(trials), "--jobs", "2", timeout=timeout
+        "-m",
+        "campaign",
+        "--kind",
+        kind,
+        "--seed",
+        str(seed),
+        "--trials",
+        str(trials),
+        "--jobs",
+        "2",
+        timeout=timeout,
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     counts = re.search(r": (\d+) trials: (\d+) ok, (\d+) refused, 0 with a finding", done.stdout)

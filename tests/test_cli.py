@@ -70,11 +70,15 @@ def test_inspect(capsys: pytest.CaptureFixture[str], saved: tuple[Path, nn.Modul
     assert any(row["packed_bytes"] for row in json.loads(out)["rows"])
 
 
-def test_run(capsys: pytest.CaptureFixture[str], saved: tuple[Path, nn.Module], tmp_path: Path) -> None:
+def test_run(
+    capsys: pytest.CaptureFixture[str], saved: tuple[Path, nn.Module], tmp_path: Path
+) -> None:
     path, net = saved
     x = np.random.default_rng(0).normal(size=(3, 1, 8, 8)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
-    code, out, _ = call(capsys, "run", str(path), str(tmp_path / "x.npy"), "--out", str(tmp_path / "y"), "--json")
+    code, out, _ = call(
+        capsys, "run", str(path), str(tmp_path / "x.npy"), "--out", str(tmp_path / "y"), "--json"
+    )
     assert code == 0
     expected = net(torch.from_numpy(x)).numpy()
     assert np.array_equal(np.load(tmp_path / "y"), expected)
@@ -121,6 +125,10 @@ def test_wrong_usage_exits_2(capsys: pytest.CaptureFixture[str], tmp_path: Path)
 
 def test_as_a_module() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "fatnn_rs", "info", "--json"], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-m", "fatnn_rs", "info", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
     )
     assert json.loads(done.stdout)["python"]

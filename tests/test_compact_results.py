@@ -15,7 +15,9 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, on a folder of its own."""
-    spec = importlib.util.spec_from_file_location("compact_results", ROOT / "scripts" / "compact_results.py")
+    spec = importlib.util.spec_from_file_location(
+        "compact_results", ROOT / "scripts" / "compact_results.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -30,7 +32,11 @@ def test_floats_are_rounded_and_counts_are_not(
     folder = tmp_path / "docs" / "results"
     folder.mkdir(parents=True)
     file, page = folder / "one.json", folder / "one.md"
-    file.write_text(json.dumps({"codes": 1843200123, "ms": [0.000123456, 12.34567], "deep": [{"a": {"b": 1e30 / 3}}]}))
+    file.write_text(
+        json.dumps(
+            {"codes": 1843200123, "ms": [0.000123456, 12.34567], "deep": [{"a": {"b": 1e30 / 3}}]}
+        )
+    )
     page.write_text("1.234567\n")
     assert script.main(["--check"]) == 1
     assert "not compact: docs/results/one.json" in capsys.readouterr().out

@@ -38,7 +38,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even k
 # The one with two inputs has no layer between its ends.
 @pytest.mark.parametrize(
     ("name", "ends"),
-    [(n, e) for n in MODELS for e in ("ternary", "int8", "float") if e == "ternary" or n != "two inputs"],
+    [
+        (n, e)
+        for n in MODELS
+        for e in ("ternary", "int8", "float")
+        if e == "ternary" or n != "two inputs"
+    ],
 )
 def test_models(name: str, ends: str) -> None:
     make, inputs, others = MODELS[name]
@@ -77,7 +82,9 @@ def test_resnet_is_fused() -> None:
         *("quantize", "conv_codes", "conv_float"),
         *("adaptive_avg_pool2d", "flatten", "linear"),
     ]
-    residual = [node for node in net.graph.nodes if node.op == "conv_float" and len(node.inputs) == 2]
+    residual = [
+        node for node in net.graph.nodes if node.op == "conv_float" and len(node.inputs) == 2
+    ]
     assert len(residual) == 3
     assert all(node.attrs["relu"] for node in residual)
     assert net.report.layers_ternary == 7
@@ -100,7 +107,15 @@ def test_token_mlp_is_fused() -> None:
     net = exact(ready(TokenMlp(), x), x)
     assert ops_of(net) == [
         "flatten_leading",
-        *("quantize", "conv_codes", "conv_codes", "conv_float", "channel_bias", "reshape_like", "add"),
+        *(
+            "quantize",
+            "conv_codes",
+            "conv_codes",
+            "conv_float",
+            "channel_bias",
+            "reshape_like",
+            "add",
+        ),
     ]
 
 
@@ -108,7 +123,11 @@ def test_shared_layer_runs_twice() -> None:
     inputs = (image(2, 4, 6, 6), image(2, 4, 5, 7))
     model = ready(TwoInputs(), inputs)
     report = verify(model, convert(model, inputs), inputs)
-    assert [(row.layer, row.call) for row in report.rows][:3] == [("shared", 0), ("shared", 1), ("shared", 2)]
+    assert [(row.layer, row.call) for row in report.rows][:3] == [
+        ("shared", 0),
+        ("shared", 1),
+        ("shared", 2),
+    ]
 
 
 def test_codes_are_made_once_for_equal_quantizers() -> None:
@@ -343,7 +362,9 @@ def test_under_compile() -> None:
 
 def test_report_says_what_was_not_fused() -> None:
     quantizer = NotFused("block.q", "fuse_quantizer", "it reads an input of the network")
-    many = tuple(NotFused(f"relu{i}", "fuse_elementwise", "others read the same value") for i in range(6))
+    many = tuple(
+        NotFused(f"relu{i}", "fuse_elementwise", "others read the same value") for i in range(6)
+    )
     lines = str(Report((), (), (*many, quantizer))).splitlines()
     assert lines[-2:] == [
         "not fused: relu0, relu1, relu2, relu3 and 2 more (fuse_elementwise), because others read the same value",
@@ -352,7 +373,11 @@ def test_report_says_what_was_not_fused() -> None:
     x = image(1, 3, 13, 11)
     report = convert(ready(Vgg(), x), x, float_layers="rust").report
     assert report.not_fused
-    assert {found.rewrite for found in report.not_fused} <= {"fuse_elementwise", "fuse_max_pool", "fuse_quantizer"}
+    assert {found.rewrite for found in report.not_fused} <= {
+        "fuse_elementwise",
+        "fuse_max_pool",
+        "fuse_quantizer",
+    }
     assert "\nnot fused: " in str(report)
     assert '"not_fused"' in report.to_json()
 
@@ -407,8 +432,13 @@ def test_same_padding_with_even_kernels(act: str, weight: str, dilation: int) ->
     report = verify(model, net, x)
     assert report.codes_different == 0
     assert report.max_abs_diff == 0.0
-    # One more on one side is a longer kernel, where a weight can be 0 and the first element is one step away.
-    even = [layer for layer, step in (("0", dilation), ("1", 1)) if step % 2 and (step > 1 or weight == "dorefa")]
+    # One more on one side is a longer kernel, where a weight can be 0 and the first element is one
+    # step away.
+    even = [
+        layer
+        for layer, step in (("0", dilation), ("1", 1))
+        if step % 2 and (step > 1 or weight == "dorefa")
+    ]
     assert report.not_compared == (tuple(even) if act == "binary" else ())
 
 
@@ -416,6 +446,8 @@ def test_same_padding_with_even_kernels_in_two_dimensions() -> None:
     torch.manual_seed(0)
     x = image(2, 4, 9, 8)
     sizes: list[Any] = [((2, 3), 1), ((3, 4), 1), ((4, 2), (1, 2))]
-    layers = [nn.Conv2d(4, 4, kernel, padding="same", dilation=dilation) for kernel, dilation in sizes]
+    layers = [
+        nn.Conv2d(4, 4, kernel, padding="same", dilation=dilation) for kernel, dilation in sizes
+    ]
     net = exact(ready(nn.Sequential(*layers), x, act="binary"), x, (image(1, 4, 5, 12),))
     assert ops_of(net) == ["quantize", "conv_codes", "conv_codes", "conv_float", "channel_bias"]

@@ -77,7 +77,9 @@ STAGES = st.builds(
 class Shortcut(nn.Module):
     """``after(body(x) + x)``, with a projection where the shapes differ."""
 
-    def __init__(self, body: nn.Module, after: nn.Module, project: nn.Module, in_place: bool) -> None:
+    def __init__(
+        self, body: nn.Module, after: nn.Module, project: nn.Module, in_place: bool
+    ) -> None:
         super().__init__()
         self.body, self.after, self.project, self.in_place = body, after, project, in_place
 
@@ -116,7 +118,9 @@ class Spread(nn.Module):
 def layer(stage: Stage, dims: int, inner: int, outer: int, groups: int) -> nn.Module:
     if dims == 0:
         return nn.Linear(inner, outer, bias=stage.bias)
-    return CONVS[dims](inner, outer, stage.kernel, stage.stride, stage.padding, stage.dilation, groups, stage.bias)
+    return CONVS[dims](
+        inner, outer, stage.kernel, stage.stride, stage.padding, stage.dilation, groups, stage.bias
+    )
 
 
 def build(stages: list[Stage], dims: int, channels: int) -> nn.Module:
@@ -142,15 +146,21 @@ def build(stages: list[Stage], dims: int, channels: int) -> nn.Module:
                 or stage.stride > 1
                 or (dims and 2 * stage.padding != stage.dilation * (stage.kernel - 1))
             ):
-                project = nn.Sequential(layer(stage, dims, inner, outer, 1 if not dims else groups), NORMS[dims](outer))
-            blocks.append(Shortcut(nn.Sequential(*body), nn.Sequential(*after), project, stage.groups == 2))
+                project = nn.Sequential(
+                    layer(stage, dims, inner, outer, 1 if not dims else groups), NORMS[dims](outer)
+                )
+            blocks.append(
+                Shortcut(nn.Sequential(*body), nn.Sequential(*after), project, stage.groups == 2)
+            )
         else:
             blocks.append(nn.Sequential(*body, *after))
         inner = outer
     return nn.Sequential(*blocks, nn.Flatten(), nn.LazyLinear(3))
 
 
-def check(stages: list[Stage], dims: int, channels: int, size: int, seed: int, **options: str) -> None:
+def check(
+    stages: list[Stage], dims: int, channels: int, size: int, seed: int, **options: str
+) -> None:
     torch.manual_seed(seed)
     model = build(stages, dims, channels)
     x = image(3, channels, *([size + 1, size][:dims]), seed=seed)
@@ -175,7 +185,9 @@ LONG = settings(SETTINGS, max_examples=100)
 OPTIONS = st.fixed_dictionaries(
     {
         "first": st.sampled_from(["ternary", "int8"]),
-        "weight": st.sampled_from([name for name, family in QUANTIZERS.items() if not family.weight.refused]),
+        "weight": st.sampled_from(
+            [name for name, family in QUANTIZERS.items() if not family.weight.refused]
+        ),
         "act": st.sampled_from(config._ACT),
         "act_quantizer": st.sampled_from([None, "fatnn", "lsq", "dorefa"]),
         "depthwise": st.sampled_from(["ternary", "int8"]),
@@ -191,7 +203,9 @@ OPTIONS = st.fixed_dictionaries(
     seed=st.integers(0, 1 << 20),
     options=OPTIONS,
 )
-def test_two_dimensions(stages: list[Stage], channels: int, size: int, seed: int, options: dict[str, str]) -> None:
+def test_two_dimensions(
+    stages: list[Stage], channels: int, size: int, seed: int, options: dict[str, str]
+) -> None:
     check(stages, 2, channels, size, seed, **options)
 
 
@@ -218,7 +232,9 @@ def test_two_dimensions_at_length(
     seed=st.integers(0, 1 << 20),
     options=OPTIONS,
 )
-def test_one_dimension(stages: list[Stage], channels: int, size: int, seed: int, options: dict[str, str]) -> None:
+def test_one_dimension(
+    stages: list[Stage], channels: int, size: int, seed: int, options: dict[str, str]
+) -> None:
     check(stages, 1, channels, size, seed, **options)
 
 
@@ -256,7 +272,9 @@ def test_linear(stages: list[Stage], channels: int, seed: int, options: dict[str
     seed=st.integers(0, 1 << 20),
     options=OPTIONS,
 )
-def test_linear_at_length(stages: list[Stage], channels: int, seed: int, options: dict[str, str]) -> None:
+def test_linear_at_length(
+    stages: list[Stage], channels: int, seed: int, options: dict[str, str]
+) -> None:
     check(stages, 0, channels, 0, seed, **options)
 
 
@@ -266,7 +284,9 @@ LEVELS = [("fatnn", "ternary"), ("dorefa", "uint2")]
 
 @pytest.mark.parametrize(("weight", "act"), LEVELS)
 @pytest.mark.parametrize("dims", [0, 1, 2])
-def test_wide_layers_bisect(dims: int, weight: str, act: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_layers_bisect(
+    dims: int, weight: str, act: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Thresholds found by bisection and samples are those found by trying every integer."""
     from fatnn_rs.convert import thresholds
 

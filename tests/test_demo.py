@@ -56,7 +56,13 @@ def figures(wide: float, narrow: float) -> dict[str, float]:
 
 @pytest.mark.parametrize(
     ("wide", "narrow", "hold"),
-    [(0.99, 0.986, True), (0.992, 0.985, True), (0.98, 0.99, True), (0.985, 0.9849, False), (0.995, 0.9875, False)],
+    [
+        (0.99, 0.986, True),
+        (0.992, 0.985, True),
+        (0.98, 0.99, True),
+        (0.985, 0.9849, False),
+        (0.995, 0.9875, False),
+    ],
 )
 def test_targets(wide: float, narrow: float, hold: bool) -> None:
     targets = demo._targets(figures(wide, narrow), demo.DemoOptions())
@@ -67,7 +73,10 @@ def test_targets(wide: float, narrow: float, hold: bool) -> None:
 
 @pytest.mark.parametrize("narrow", [0.99, 0.9])
 def test_missed_targets_fail_the_command(
-    narrow: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    narrow: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """With default options; the figures are written all the same."""
     real = demo._measure
@@ -106,19 +115,33 @@ def test_data_are_split_once_and_held_out() -> None:
     assert data.train_x.shape[1:] == (1, 8, 8)
     assert 0 <= float(data.train_x.min()) < float(data.train_x.max()) <= 1
     assert torch.equal(data.test_x, load_digits().test_x)
-    shares = torch.bincount(data.test_y) / len(data.test_y) - torch.bincount(data.train_y) / len(data.train_y)
+    shares = torch.bincount(data.test_y) / len(data.test_y) - torch.bincount(data.train_y) / len(
+        data.train_y
+    )
     assert shares.abs().max() < 0.005
 
 
-def test_a_run_that_fails_ends_the_demonstration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo.DemoOptions, "settings", property(lambda self: ("float.lr=1e30", "ternary.epochs=3")))
+def test_a_run_that_fails_ends_the_demonstration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        demo.DemoOptions, "settings", property(lambda self: ("float.lr=1e30", "ternary.epochs=3"))
+    )
     with pytest.raises(FatnnError, match=r"float phase: .*; lower lr"):
-        demo.main(demo.DemoOptions(seeds=1, out=tmp_path, picture=False), Console(file=io.StringIO()))
+        demo.main(
+            demo.DemoOptions(seeds=1, out=tmp_path, picture=False), Console(file=io.StringIO())
+        )
     assert not (tmp_path / "demo.json").exists()
 
 
 def test_settings_shorten_the_recipe() -> None:
-    usual, short = load_recipe("digits"), load_recipe("digits", demo.DemoOptions(float_epochs=4).settings)
+    usual, short = (
+        load_recipe("digits"),
+        load_recipe("digits", demo.DemoOptions(float_epochs=4).settings),
+    )
     assert short.float_phase is not None
     assert (short.float_phase.epochs, short.float_phase.warmup_epochs) == (4, 0.5)
-    assert short.model_copy(update={"float_phase": usual.float_phase, "ternary": usual.ternary}) == usual
+    assert (
+        short.model_copy(update={"float_phase": usual.float_phase, "ternary": usual.ternary})
+        == usual
+    )

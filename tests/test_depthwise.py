@@ -22,7 +22,9 @@ from nets import Mobile, exact, image, ops_of, ready
 class Net(nn.Module):
     """A block as in MobileNet between two plain convolutions; ``body.3`` is depthwise."""
 
-    def __init__(self, channels: int = 70, kernel: int = 3, stride: int = 1, multiplier: int = 1) -> None:
+    def __init__(
+        self, channels: int = 70, kernel: int = 3, stride: int = 1, multiplier: int = 1
+    ) -> None:
         super().__init__()
         wide = channels * multiplier
         self.body = nn.Sequential(
@@ -54,12 +56,20 @@ def test_small_groups_are_meant_too() -> None:
         nn.Conv1d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3),
     )  # fmt: skip
     model = prepare(layers, TernaryConfig(first="ternary", last="ternary"))
-    assert [type(layer) for layer in model] == [TernaryConv2d, TernaryConv2d, Int8Conv2d, Int8Conv1d, TernaryConv2d]
+    assert [type(layer) for layer in model] == [
+        TernaryConv2d,
+        TernaryConv2d,
+        Int8Conv2d,
+        Int8Conv1d,
+        TernaryConv2d,
+    ]
 
 
 def test_the_wider_of_two_wins_and_skip_over_all() -> None:
     def kind(**config: Any) -> type:
-        model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+        model = nn.Sequential(
+            nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+        )
         return type(prepare(model, TernaryConfig(**config))[0])
 
     assert kind() is nn.Conv2d
@@ -71,11 +81,15 @@ def test_the_wider_of_two_wins_and_skip_over_all() -> None:
 
 
 def test_overrides_say_it_of_a_layer() -> None:
-    config = TernaryConfig(first="ternary", overrides={"body.3": {"depthwise": "ternary", "per_channel": True}})
+    config = TernaryConfig(
+        first="ternary", overrides={"body.3": {"depthwise": "ternary", "per_channel": True}}
+    )
     model = prepare(Net(), config)
     assert type(model.body[3]) is TernaryConv2d
     assert model.body[3].weight_quant.per_channel
-    config = TernaryConfig(depthwise="ternary", overrides={"body": {"depthwise": "float"}}, last="ternary")
+    config = TernaryConfig(
+        depthwise="ternary", overrides={"body": {"depthwise": "float"}}, last="ternary"
+    )
     assert type(prepare(Net(), config).body[3]) is nn.Conv2d
     with pytest.raises(ConfigError, match=r"'body\.6' names no convolution with small"):
         prepare(Net(), TernaryConfig(last="ternary", overrides={"body.6": {"depthwise": "float"}}))
@@ -84,7 +98,9 @@ def test_overrides_say_it_of_a_layer() -> None:
 
 
 def test_unknown_values_are_refused() -> None:
-    with pytest.raises(ConfigError, match="depthwise must be 'int8' or 'ternary' or 'float', got 'binary'"):
+    with pytest.raises(
+        ConfigError, match="depthwise must be 'int8' or 'ternary' or 'float', got 'binary'"
+    ):
         TernaryConfig(depthwise="binary")
     with pytest.raises(ConfigError, match=r"overrides\['a'\]\['depthwise'\] must be"):
         TernaryConfig(overrides={"a": {"depthwise": None}})
@@ -113,7 +129,9 @@ BEFORE = (nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.4, 0.7), nn.Hardtanh(0.3, 0.5), 
 
 
 @pytest.mark.parametrize("before", BEFORE)
-@pytest.mark.parametrize("after", [nn.ReLU(), nn.ReLU6(), nn.Hardswish(), nn.MaxPool2d(2), nn.Identity()])
+@pytest.mark.parametrize(
+    "after", [nn.ReLU(), nn.ReLU6(), nn.Hardswish(), nn.MaxPool2d(2), nn.Identity()]
+)
 def test_functions_around_it(before: nn.Module, after: nn.Module) -> None:
     x = image(2, 3, 9, 11)
     model = nn.Sequential(
@@ -171,4 +189,6 @@ def test_the_op_takes_the_kernel_and_gives_the_layers_bits() -> None:
     step = float(layer.act_quant.positive_step().reciprocal())
     conv, scale, bias = torch.ops.fatnn_rs.conv_int8, layer.output_scale(), layer.bias.detach()
     for given in (x, x.contiguous(memory_format=torch.channels_last)):
-        assert torch.equal(conv(given, packed, scale, bias, step, 80, [3, 3], [1, 1], [1, 1]), layer(given))
+        assert torch.equal(
+            conv(given, packed, scale, bias, step, 80, [3, 3], [1, 1], [1, 1]), layer(given)
+        )

@@ -41,7 +41,10 @@ class Odd(nn.Module):
         self.pool = nn.MaxPool2d(3, 2, 1, ceil_mode=True)
         self.a, self.bn_a = nn.Conv2d(12, 24, 3, 2, 1, bias=False), nn.BatchNorm2d(24)
         self.b, self.bn_b = nn.Conv2d(12, 24, 1, 2, bias=False), nn.BatchNorm2d(24)
-        self.c, self.bn_c = nn.Conv2d(24, 24, 3, padding=2, dilation=2, groups=4, bias=False), nn.BatchNorm2d(24)
+        self.c, self.bn_c = (
+            nn.Conv2d(24, 24, 3, padding=2, dilation=2, groups=4, bias=False),
+            nn.BatchNorm2d(24),
+        )
         self.d = nn.Linear(24 * 3 * 3, 10)
         self.e = nn.Linear(10, 5)
 
@@ -69,7 +72,13 @@ def test_segments_give_the_bits_of_single_nodes(case: tuple[nn.Module, Tensor]) 
     net = fatnn.convert(model, x)
     assert net.segments
     assert sum(len(segment.nodes) for segment in net.segments) >= 8
-    for batch in (x, x[:1], x[:0], x.repeat(3, 1, 1, 1), x.contiguous(memory_format=torch.channels_last)):
+    for batch in (
+        x,
+        x[:1],
+        x[:0],
+        x.repeat(3, 1, 1, 1),
+        x.contiguous(memory_format=torch.channels_last),
+    ):
         expected = model(batch)
         assert torch.equal(net(batch), expected)
         assert torch.equal(one_by_one(net, batch), expected)
@@ -146,14 +155,18 @@ def test_seconds_of_every_node_that_runs(case: tuple[nn.Module, Tensor]) -> None
     seconds = net.node_seconds(x)
     ternary = {node.name for node in net.graph.nodes if node.op in ("conv_codes", "conv_float")}
     # A shortcut's convolution runs inside the sum that alone reads it.
-    summands = {name for node in net.graph.nodes if node.op == "conv_float" for name in node.inputs[1:]}
+    summands = {
+        name for node in net.graph.nodes if node.op == "conv_float" for name in node.inputs[1:]
+    }
     assert ternary - summands <= set(seconds)
     assert all(value >= 0 for value in seconds.values())
 
 
 def test_misuse(case: tuple[nn.Module, Tensor]) -> None:
     model, x = case
-    with pytest.raises(fatnn.ConfigError, match=r"float_layers must be one of 'torch', 'rust', got 'gpu'"):
+    with pytest.raises(
+        fatnn.ConfigError, match=r"float_layers must be one of 'torch', 'rust', got 'gpu'"
+    ):
         fatnn.convert(model, x, float_layers="gpu")
     net = fatnn.convert(model, x, float_layers="rust")
     bad = x.clone()
@@ -189,7 +202,9 @@ class Broadcast(nn.Module):
         shapes = {"scalar": (1, 8, 1, 1), "batch": (2, 8, size, size), "both": (1, 8, size, size)}
         self.position = nn.Parameter(torch.randn(shapes.get(kind, (1, 8, size, size))))
         if kind == "gate":
-            self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8))
+            self.gate = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.bn_a(self.a(x)))
@@ -255,7 +270,9 @@ def test_residual_additions_stay_in_segments(case: tuple[nn.Module, Tensor]) -> 
     model, x = case
     net = fatnn.convert(model, x)
     inside = {node.name for segment in net.segments for node in segment.nodes}
-    adds = [n for n in net.graph.nodes if n.op == "add" or (n.op == "conv_float" and len(n.inputs) == 2)]
+    adds = [
+        n for n in net.graph.nodes if n.op == "add" or (n.op == "conv_float" and len(n.inputs) == 2)
+    ]
     assert adds
     assert all(node.name in inside for node in adds)
 
@@ -307,14 +324,18 @@ def test_a_segment_that_fails_on_the_example_is_left_to_its_nodes(
     for other in (net, copy.deepcopy(net)):
         assert torch.equal(other(x), model(x))
 
-    monkeypatch.setattr(Segment, "__call__", lambda self, *inputs: [y[:, :1] for y in run(self, *inputs)])
+    monkeypatch.setattr(
+        Segment, "__call__", lambda self, *inputs: [y[:, :1] for y in run(self, *inputs)]
+    )
     net = fatnn.convert(model, x)
     monkeypatch.undo()
     assert any("the model's has" in note for note in net.report.notes)
     assert torch.equal(net(x), model(x))
 
 
-def test_weights_are_packed_for_single_nodes_only_when_wanted(case: tuple[nn.Module, Tensor]) -> None:
+def test_weights_are_packed_for_single_nodes_only_when_wanted(
+    case: tuple[nn.Module, Tensor],
+) -> None:
     model, x = case
     net = fatnn.convert(model, x)
     net(x)

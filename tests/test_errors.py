@@ -28,7 +28,9 @@ def net() -> TernaryNetwork:
 
 
 def test_no_ternary_layer() -> None:
-    with pytest.raises(ConversionError, match=r"ResNet holds no ternary or int8 layer.*prepare\(model\)"):
+    with pytest.raises(
+        ConversionError, match=r"ResNet holds no ternary or int8 layer.*prepare\(model\)"
+    ):
         convert(ResNet().eval(), X)
 
 
@@ -47,7 +49,10 @@ def test_training_mode(resnet: nn.Module) -> None:
 
 def test_steps_never_initialised() -> None:
     model = prepare(ResNet()).eval()
-    with pytest.raises(ConversionError, match=r"layer 'layers.0.conv1': its activation steps were never initialised"):
+    with pytest.raises(
+        ConversionError,
+        match=r"layer 'layers.0.conv1': its activation steps were never initialised",
+    ):
         convert(model, X)
 
 
@@ -64,19 +69,27 @@ def test_steps_never_initialised() -> None:
         ("layers.0.conv1.weight_quant", "alpha_pos"),
     ],
 )
-def test_values_that_are_not_finite(resnet: nn.Module, module: str, tensor: str, value: float) -> None:
+def test_values_that_are_not_finite(
+    resnet: nn.Module, module: str, tensor: str, value: float
+) -> None:
     with torch.no_grad():
         getattr(resnet.get_submodule(module), tensor).view(-1)[0] = value
-    with pytest.raises(ConversionError, match=rf"module '{module}': {tensor} holds NaN or infinity"):
+    with pytest.raises(
+        ConversionError, match=rf"module '{module}': {tensor} holds NaN or infinity"
+    ):
         convert(resnet, X)
 
 
 def test_double_precision(resnet: nn.Module) -> None:
-    with pytest.raises(ConversionError, match=r"is torch.float64; expected float32: call model.float\(\)"):
+    with pytest.raises(
+        ConversionError, match=r"is torch.float64; expected float32: call model.float\(\)"
+    ):
         convert(resnet.double(), X.double())
 
 
-@pytest.mark.parametrize("inputs", [None, "x", np.zeros((1, 3, 8, 8), np.float32), (), [1, 2], {"x": X}])
+@pytest.mark.parametrize(
+    "inputs", [None, "x", np.zeros((1, 3, 8, 8), np.float32), (), [1, 2], {"x": X}]
+)
 def test_example_inputs_of_the_wrong_type(resnet: nn.Module, inputs: Any) -> None:
     with pytest.raises(InputError, match="example_inputs: expected a tensor"):
         convert(resnet, inputs)
@@ -106,7 +119,10 @@ def with_nan(place: int) -> Tensor:
     [
         ((), r"takes 1 argument\(s\) \(x\), and 'x' is missing"),
         ((X, X), r"takes 1 argument\(s\) \(x\), got 2"),
-        ((X.double(),), r"input 'x': expected torch.float32, got torch.float64; convert it with .float\(\)"),
+        (
+            (X.double(),),
+            r"input 'x': expected torch.float32, got torch.float64; convert it with .float\(\)",
+        ),
         ((X.half(),), "expected torch.float32, got torch.float16"),
         ((X.long(),), "expected torch.float32, got torch.int64"),
         ((X.to("meta"),), r"expected a tensor on the CPU, got one on meta; move it with .cpu\(\)"),
@@ -131,7 +147,9 @@ def test_inputs_too_small() -> None:
 def test_inputs_of_another_size_than_the_linear_layer_wants() -> None:
     x = image(2, 3, 13, 11)
     net = convert(ready(Vgg(), x), x)
-    with pytest.raises(InputError, match=r"layer 'classifier.1': map .*expected 2x2 pixels.*got 7x7"):
+    with pytest.raises(
+        InputError, match=r"layer 'classifier.1': map .*expected 2x2 pixels.*got 7x7"
+    ):
         net(image(2, 3, 33, 31))
 
 
@@ -177,7 +195,9 @@ def test_models_that_cannot_be_captured() -> None:
     torch.manual_seed(1)  # weights with which the model calls its layer on these inputs
     model = nn.Sequential(nn.Linear(4, 4), Recursive())
     model = ready(model, x)
-    with pytest.raises(ConversionError, match=r"cannot be captured. torch.fx: .*torch.export: .*Move Python"):
+    with pytest.raises(
+        ConversionError, match=r"cannot be captured. torch.fx: .*torch.export: .*Move Python"
+    ):
         convert(model, x)
 
 

@@ -23,7 +23,12 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.norm, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+        self.a, self.b, self.norm, self.c = (
+            nn.Linear(8, 8),
+            nn.Linear(8, 8),
+            nn.BatchNorm1d(8),
+            nn.Linear(8, 3),
+        )
         self.last: Any = None
         self.register_buffer("calls", torch.zeros(()))
 
@@ -55,10 +60,16 @@ def same(model: nn.Module, before: nn.Module, layers: dict[str, nn.Module]) -> b
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (X.numpy(), r"got a NumPy array \[16, 8\] of float32; give torch tensors: torch.from_numpy"),
+        (
+            X.numpy(),
+            r"got a NumPy array \[16, 8\] of float32; give torch tensors: torch.from_numpy",
+        ),
         ((X.numpy(),), "torch.from_numpy"),
         ({"x": X.numpy()}, "torch.from_numpy"),
-        (DataLoader(DATA), r"got a DataLoader; give one batch without labels: next\(iter\(loader\)\)\[0\]"),
+        (
+            DataLoader(DATA),
+            r"got a DataLoader; give one batch without labels: next\(iter\(loader\)\)\[0\]",
+        ),
         (DATA, r"got a TensorDataset; give one batch"),
         (iter(DataLoader(DATA)), r"next\(batches\)"),
         ((x for x in [X]), r"got a generator"),
@@ -69,10 +80,16 @@ def same(model: nn.Module, before: nn.Module, layers: dict[str, nn.Module]) -> b
         (torch.Tensor, "got a _TensorMeta"),
         ((None, 1.0), "a tuple of 2"),
         (X.to("meta"), "the meta device has none"),
-        ((X, 1.0, torch.zeros(16)), r"does not take a tuple of 3 .*too many positional arguments.*without labels"),
+        (
+            (X, 1.0, torch.zeros(16)),
+            r"does not take a tuple of 3 .*too many positional arguments.*without labels",
+        ),
         ((), "a tuple of 0"),
         ({"images": X}, r"fails on a dict with the keys 'images'"),
-        (X[:, :7], r"Net, on cpu, fails on a tensor \[16, 7\] of torch.float32 on cpu \(RuntimeError: .*shape, dtype"),
+        (
+            X[:, :7],
+            r"Net, on cpu, fails on a tensor \[16, 7\] of torch.float32 on cpu \(RuntimeError: .*shape, dtype",
+        ),
         (X.double(), "torch.float64"),
         (torch.zeros(4, 8, dtype=torch.int64), "torch.int64"),
         (X * torch.nan, r"layer 'b'.*NaN"),
@@ -80,7 +97,10 @@ def same(model: nn.Module, before: nn.Module, layers: dict[str, nn.Module]) -> b
     ],
 )
 def test_wrong_examples(inputs: Any, message: str) -> None:
-    for call in (lambda m: prepare(m, example_inputs=inputs), lambda m: prepare(m.eval(), example_inputs=inputs)):
+    for call in (
+        lambda m: prepare(m, example_inputs=inputs),
+        lambda m: prepare(m.eval(), example_inputs=inputs),
+    ):
         model = Net()
         model.norm.eval()
         layers = dict(model.named_modules())
@@ -138,7 +158,9 @@ def test_models_without_values_or_shapes() -> None:
     with pytest.raises(ConfigError, match=r"TernaryLinear.*meta device"):
         TernaryLinear.from_float(nn.Linear(2, 2, device="meta"))
     lazy = nn.Sequential(nn.Linear(8, 8), nn.LazyLinear(8), nn.Linear(8, 8), nn.Linear(8, 8))
-    with pytest.raises(ConfigError, match=r"layer '1' \(LazyLinear\) has no shape yet; run one batch"):
+    with pytest.raises(
+        ConfigError, match=r"layer '1' \(LazyLinear\) has no shape yet; run one batch"
+    ):
         prepare(lazy)
     assert prepare(lazy, TernaryConfig(skip=("1",)), X) is lazy
 

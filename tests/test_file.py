@@ -106,7 +106,9 @@ def test_truncated(written: bytes, tmp_path: Path) -> None:
 
 def test_bit_flips(written: bytes, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
-    offsets = sorted({*range(12), *generator.integers(0, len(written), 200).tolist(), len(written) - 1})
+    offsets = sorted(
+        {*range(12), *generator.integers(0, len(written), 200).tolist(), len(written) - 1}
+    )
     for offset in offsets:
         content = bytearray(written)
         content[offset] ^= 1 << int(generator.integers(0, 8))
@@ -139,7 +141,10 @@ def test_other_version(written: bytes, tmp_path: Path) -> None:
     text += b" " * (-len(text) % 8)
     path = tmp_path / "later"
     path.write_bytes(len(text).to_bytes(8, "little") + text + written[8 + header_size :])
-    with pytest.raises(FormatError, match=r"expected version 2 .*\(or 1\), got 3; .*convert and save the model again"):
+    with pytest.raises(
+        FormatError,
+        match=r"expected version 2 .*\(or 1\), got 3; .*convert and save the model again",
+    ):
         load(path)
 
 
@@ -188,28 +193,53 @@ WRONG: dict[str, tuple[Any, str]] = {
     "the engine's own op": (_put("relu", "op", "affine"), 'unknown op "affine"'),
     "no nodes": (lambda graph, arrays: graph.__setitem__("nodes", []), "not empty"),
     "unknown key": (lambda graph, arrays: graph.update(extra=1), "must hold nodes, outputs, notes"),
-    "unknown output": (lambda graph, arrays: graph.__setitem__("outputs", {"value": "nowhere"}), "no value"),
+    "unknown output": (
+        lambda graph, arrays: graph.__setitem__("outputs", {"value": "nowhere"}),
+        "no value",
+    ),
     "codes as output": (
-        lambda graph, arrays: graph.__setitem__("outputs", {"value": node(graph, "quantize")["name"]}),
+        lambda graph, arrays: graph.__setitem__(
+            "outputs", {"value": node(graph, "quantize")["name"]}
+        ),
         "is codes",
     ),
     "reads the future": (
-        lambda graph, arrays: node(graph, "quantize").__setitem__("inputs", [graph["nodes"][-1]["name"]]),
+        lambda graph, arrays: node(graph, "quantize").__setitem__(
+            "inputs", [graph["nodes"][-1]["name"]]
+        ),
         "which no node before it makes",
     ),
-    "reads floats for codes": (_put("conv_codes", "inputs", ["x"]), "reads codes where it must not, or not"),
+    "reads floats for codes": (
+        _put("conv_codes", "inputs", ["x"]),
+        "reads codes where it must not, or not",
+    ),
     "reads nothing": (_put("relu", "inputs", []), "reads 0 values"),
-    "same name": (lambda graph, arrays: graph["nodes"].append(dict(graph["nodes"][-1])), "not unique"),
+    "same name": (
+        lambda graph, arrays: graph["nodes"].append(dict(graph["nodes"][-1])),
+        "not unique",
+    ),
     "missing tensor": (
         lambda graph, arrays: node(graph, "conv_codes")["tensors"].__setitem__("weight", "nothing"),
         'tensor "nothing" is missing',
     ),
-    "missing role": (lambda graph, arrays: node(graph, "conv_codes")["tensors"].pop("thresholds"), "is missing"),
-    "unread tensor": (lambda graph, arrays: arrays.__setitem__("extra", np.zeros(1, np.float32)), "no node names"),
-    "wrong dtype": (_array("conv_codes", "thresholds", lambda a: a.astype(np.float32)), "must be int32, got float32"),
+    "missing role": (
+        lambda graph, arrays: node(graph, "conv_codes")["tensors"].pop("thresholds"),
+        "is missing",
+    ),
+    "unread tensor": (
+        lambda graph, arrays: arrays.__setitem__("extra", np.zeros(1, np.float32)),
+        "no node names",
+    ),
+    "wrong dtype": (
+        _array("conv_codes", "thresholds", lambda a: a.astype(np.float32)),
+        "must be int32, got float32",
+    ),
     "wrong shape": (_array("conv_codes", "thresholds", lambda a: a[:, :-1]), "must have shape"),
     "wrong rank": (_array("conv_codes", "weight", lambda a: a[0]), "must have 4 dimensions"),
-    "falling thresholds": (_array("conv_codes", "thresholds", lambda a: a[::-1].copy()), "must not fall"),
+    "falling thresholds": (
+        _array("conv_codes", "thresholds", lambda a: a[::-1].copy()),
+        "must not fall",
+    ),
     "falling steps": (_array("quantize", "steps", lambda a: a[::-1]), "must not fall"),
     "no steps": (_array("quantize", "steps", lambda a: a * np.float32("nan")), "must not fall"),
     "wrong kernel": (_attr("conv_codes", "kernel", [1, 1]), "disagree"),
@@ -247,24 +277,39 @@ WRONG: dict[str, tuple[Any, str]] = {
     "unknown field": (_put("relu", "code", "import os"), "unknown fields"),
     "unknown layout": (_attr("conv2d", "layout", "diagonal"), "unknown layout"),
     "unknown layout of an input": (_attr("input", "layout", "diagonal"), "unknown layout"),
-    "an order with a dimension twice": (_attr("input", "layout", "order:0,2,2,1"), "unknown layout"),
+    "an order with a dimension twice": (
+        _attr("input", "layout", "order:0,2,2,1"),
+        "unknown layout",
+    ),
     "unknown dtype": (_put("input", "dtype", "load"), 'unknown dtype "load"'),
     "dtype as an attribute": (_attr("input", "dtype", "float32"), "expected the attributes"),
     "codes as an input": (
         _put("input", "dtype", {"codes": "ternary", "channels": 3, "groups": 1}),
         "an input cannot be ternary codes",
     ),
-    "an input of integers": (_put("input", "dtype", "int64"), "expected inputs of floats, got int64"),
+    "an input of integers": (
+        _put("input", "dtype", "int64"),
+        "expected inputs of floats, got int64",
+    ),
     "no dtype": (lambda graph, arrays: node(graph, "relu").pop("dtype"), '"dtype" must be there'),
     "another dtype": (_put("relu", "dtype", "int8"), "makes floats, but its dtype says int8"),
-    "floats for codes": (_put("quantize", "dtype", "float32"), "makes ternary codes .* but its dtype says floats"),
-    "codes of another kind": (_dtype("conv_codes", codes="two-bit"), "makes ternary codes .* says two-bit codes"),
+    "floats for codes": (
+        _put("quantize", "dtype", "float32"),
+        "makes ternary codes .* but its dtype says floats",
+    ),
+    "codes of another kind": (
+        _dtype("conv_codes", codes="two-bit"),
+        "makes ternary codes .* says two-bit codes",
+    ),
     "codes of no kind": (_dtype("conv_codes", codes="four"), 'unknown codes "four"'),
     "codes of other channels": (_dtype("quantize", channels=9), r"says ternary codes of \(9, 1\)"),
     "codes of other groups": (_dtype("conv_codes", groups=2), "says ternary codes of .*2"),
     "dtype with more in it": (_dtype("quantize", extra=1), '"dtype" must be a name, or an object'),
     "half_range of version 1": (_attr("conv_codes", "half_range", True), "expected the attributes"),
-    "no act": (lambda graph, arrays: node(graph, "conv_codes")["attrs"].pop("act"), "expected the attributes"),
+    "no act": (
+        lambda graph, arrays: node(graph, "conv_codes")["attrs"].pop("act"),
+        "expected the attributes",
+    ),
     "weights that are no codes": (
         _array("conv_codes", "weight", lambda a: a.astype(np.float32)),
         "must be binary, ternary or two-bit, got float32",
@@ -291,19 +336,29 @@ def test_types_of_tensors(net: TernaryNetwork, tmp_path: Path) -> None:
         says = rf'tensor "{name}": values: expected {kind} weights, .* got {got} at element 7'
         with pytest.raises(InputError, match=says):
             _core.save(path, text, {**arrays, name: array}, {**dtypes, name: kind})
-        with pytest.raises(FormatError, match=rf'tensor "{name}", its weight: values: expected {kind} .*element 7'):
+        with pytest.raises(
+            FormatError, match=rf'tensor "{name}", its weight: values: expected {kind} .*element 7'
+        ):
             _core.check_graph(text, {**arrays, name: array}, {**dtypes, name: kind})
     plain = {key: dtype for key, dtype in dtypes.items() if key != name}
     with pytest.raises(FormatError, match="must be binary, ternary or two-bit, got int8"):
         _core.check_graph(text, arrays, plain)
     for wrong, says in (
-        ({name: "codes"}, 'expected float32, int32, int64, int8, binary, ternary or two-bit, got "codes"'),
+        (
+            {name: "codes"},
+            'expected float32, int32, int64, int8, binary, ternary or two-bit, got "codes"',
+        ),
         ({"nowhere": "ternary"}, 'expected names of tensors, got "nowhere"'),
         ({name: "int32"}, 'expected an array of int32 for dtype "int32", got int8'),
     ):
         with pytest.raises(InputError, match=says):
             _core.save(path, text, arrays, {**dtypes, **wrong})
-    _core.save(path, text, arrays, {**dtypes, **{key: str(a.dtype) for key, a in arrays.items() if key not in dtypes}})
+    _core.save(
+        path,
+        text,
+        arrays,
+        {**dtypes, **{key: str(a.dtype) for key, a in arrays.items() if key not in dtypes}},
+    )
     assert _core.load(path)[2] == dtypes
 
 
@@ -315,9 +370,16 @@ def test_weights_that_happen_to_be_signs_are_binary(tmp_path: Path) -> None:
             layer.weight.copy_(torch.where(torch.rand(layer.weight.shape) < 0.5, -1.0, 1.0))
         model[2].weight.view(-1)[::7] = 0.0
     net = convert(model, x)
-    found = {node.layer: net.graph.dtype(node, "weight") for node in net.graph.nodes if "weight" in node.tensors}
+    found = {
+        node.layer: net.graph.dtype(node, "weight")
+        for node in net.graph.nodes
+        if "weight" in node.tensors
+    }
     assert found == {"0": "binary", "2": "ternary"}
-    assert [row.packed_bytes for row in net.report.rows if row.packed_bytes] == [-(-135 // 8), -(-180 // 5)]
+    assert [row.packed_bytes for row in net.report.rows if row.packed_bytes] == [
+        -(-135 // 8),
+        -(-180 // 5),
+    ]
     save(net, tmp_path / "net")
     assert load(tmp_path / "net").graph.dtypes == net.graph.dtypes
     assert verify(model, load(tmp_path / "net"), x).identical

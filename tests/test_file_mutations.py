@@ -1,6 +1,7 @@
 """Files that are wrong in one place, with a right checksum: errors of the package, or a network that runs.
 
-Every field of a graph is taken away and replaced, and every tensor, by everything that a hostile file might hold there.
+Every field of a graph is taken away and replaced, and every tensor, by everything that a hostile
+file might hold there.
 """
 
 from __future__ import annotations
@@ -26,7 +27,23 @@ from nets import ready
 LOAD, CALL = (FormatError, UnsupportedError, MemoryError), (InputError, MemoryError)
 
 VALUES: list[Any] = [
-    *(None, True, -1, 0, 5, 0.5, 1 << 31, -(1 << 63), (1 << 64) - 1, -1e308, 1e308, "", "x", "NaN", "inf"),
+    *(
+        None,
+        True,
+        -1,
+        0,
+        5,
+        0.5,
+        1 << 31,
+        -(1 << 63),
+        (1 << 64) - 1,
+        -1e308,
+        1e308,
+        "",
+        "x",
+        "NaN",
+        "inf",
+    ),
     *([], [1], [-1], [1 << 40], [0] * 65, [-(1 << 63), 1], ["x"], {}, {"a": 1}, [[]]),
 ]
 
@@ -34,9 +51,13 @@ VALUES: list[Any] = [
 class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
+        self.stem = nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)
+        )
         self.conv = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))
-        self.head = nn.Sequential(nn.AvgPool2d(2), nn.PReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        self.head = nn.Sequential(
+            nn.AvgPool2d(2), nn.PReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+        )
 
     def forward(self, x: torch.Tensor) -> dict[str, Any]:
         x = self.stem(x)
@@ -44,7 +65,9 @@ class Small(nn.Module):
 
 
 @pytest.fixture(scope="module", params=["float", "int8"])
-def parts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, Any], Any]:
+def parts(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, dict[str, Any], Any]:
     x = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     path = tmp_path_factory.mktemp("mutations") / "net"
     fatnn.save(fatnn.convert(ready(Small(), x, first=request.param, last=request.param), x), path)
@@ -108,7 +131,11 @@ def test_every_field(parts: tuple[Any, dict[str, Any], Any], tmp_path: Path) -> 
     generator = np.random.default_rng(0)
     for place in places(graph):
         # All values for what nodes hold themselves and say in attributes; a sample elsewhere.
-        values = VALUES if len(place) <= 4 else list(generator.choice(np.array(VALUES, dtype=object), 6, replace=False))
+        values = (
+            VALUES
+            if len(place) <= 4
+            else list(generator.choice(np.array(VALUES, dtype=object), 6, replace=False))
+        )
         for value in [*values, "remove"]:
             text = changed(graph, place, value, remove=isinstance(value, str) and value == "remove")
             try:
@@ -139,9 +166,16 @@ def test_every_tensor(parts: tuple[Any, dict[str, Any], Any], tmp_path: Path) ->
         if array.dtype == np.float32:
             others += [np.full_like(array, value) for value in (np.nan, np.inf, -1, 0)]
         for i, other in enumerate(others):
-            kept = {key: dtype for key, dtype in dtypes.items() if key != name or other.dtype == np.int8}
+            kept = {
+                key: dtype for key, dtype in dtypes.items() if key != name or other.dtype == np.int8
+            }
             try:
-                _core.save(path, text, {**arrays, name: np.ascontiguousarray(other).reshape(other.shape)}, kept)
+                _core.save(
+                    path,
+                    text,
+                    {**arrays, name: np.ascontiguousarray(other).reshape(other.shape)},
+                    kept,
+                )
             except InputError:
                 continue
             tried(path, f"{name}, change {i}")
@@ -150,7 +184,9 @@ def test_every_tensor(parts: tuple[Any, dict[str, Any], Any], tmp_path: Path) ->
         tried(path, f"{name} is missing")
 
 
-def test_ranks_beyond_what_arrays_have(parts: tuple[Any, dict[str, Any], Any], tmp_path: Path) -> None:
+def test_ranks_beyond_what_arrays_have(
+    parts: tuple[Any, dict[str, Any], Any], tmp_path: Path
+) -> None:
     """Shapes that NumPy cannot make are put into the bytes, and the checksum mended."""
     import hashlib
 
@@ -205,10 +241,26 @@ def test_ranks_beyond_what_arrays_have(parts: tuple[Any, dict[str, Any], Any], t
 def test_many_nodes_load_in_time(tmp_path: Path) -> None:
     import time
 
-    x = {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, 2], "layer": "", "note": ""}
+    x = {
+        "name": "x",
+        "op": "input",
+        "inputs": [],
+        "tensors": {},
+        "shape": [1, 2],
+        "layer": "",
+        "note": "",
+    }
     x["attrs"], x["dtype"] = {"fixed": [], "channel_dim": 1}, "float32"  # type: ignore[assignment]
     names = ["x", *(f"n{i}" for i in range(20_000))]
-    rest = {"op": "relu", "attrs": {}, "tensors": {}, "shape": [1, 2], "dtype": "float32", "layer": "", "note": ""}
+    rest = {
+        "op": "relu",
+        "attrs": {},
+        "tensors": {},
+        "shape": [1, 2],
+        "dtype": "float32",
+        "layer": "",
+        "note": "",
+    }
     nodes = [x, *({"name": b, "inputs": [a], **rest} for a, b in pairwise(names))]
     text = json.dumps({"nodes": nodes, "outputs": {"value": names[-1]}, "notes": []})
     _core.save(tmp_path / "net", text, {})

@@ -28,7 +28,9 @@ TOKENS = torch.randn(4, 5, 16, generator=torch.Generator().manual_seed(1))
 
 
 def mlp() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 3))
+    return nn.Sequential(
+        nn.Linear(8, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 3)
+    )
 
 
 def patch_forward(layer: Any) -> None:
@@ -54,7 +56,9 @@ def hook_of_accelerate(layer: Any) -> None:
         (lambda layer: setattr(layer, "_call_impl", lambda t: t), "_call_impl was replaced"),
     ],
 )
-def test_methods_replaced_on_the_instance_are_refused(patch: Callable[[Any], None], message: str) -> None:
+def test_methods_replaced_on_the_instance_are_refused(
+    patch: Callable[[Any], None], message: str
+) -> None:
     model = mlp()
     patch(model[1])
     layers = list(model)
@@ -154,7 +158,10 @@ def test_a_failed_prepare_leaves_the_fused_path_on() -> None:
 
 def test_attention_never_calls_its_projection() -> None:
     attention = nn.MultiheadAttention(16, 2)
-    with pytest.raises(ConfigError, match=r"'out_proj': MultiheadAttention reads the weight.*leave that layer float"):
+    with pytest.raises(
+        ConfigError,
+        match=r"'out_proj': MultiheadAttention reads the weight.*leave that layer float",
+    ):
         attention.out_proj = TernaryLinear(16, 16)  # type: ignore[assignment]
     attention._modules["out_proj"] = TernaryLinear(16, 16)
     with pytest.raises(ConfigError, match=r"'0\.out_proj'"):
@@ -166,7 +173,9 @@ def test_attention_never_calls_its_projection() -> None:
     assert type(layer.self_attn.out_proj) is nn.Linear
     again = encoder_layer()
     again.self_attn.out_proj = nn.Linear(16, 16)  # type: ignore[assignment]
-    prepare(again, TernaryConfig(first="ternary", last="ternary", skip=("self_attn.out_proj",)), TOKENS)
+    prepare(
+        again, TernaryConfig(first="ternary", last="ternary", skip=("self_attn.out_proj",)), TOKENS
+    )
 
 
 class Reader(nn.Module):
@@ -196,7 +205,9 @@ def test_layers_that_are_never_called_or_read_elsewhere_are_named() -> None:
     assert "'both' (Tensor.T uses its float weight" in message
     assert "skip=(" in message
     assert not any(f"'{name}'" in message for name in ("asked", "by_name", "stem", "head"))
-    assert not any("_run" in vars(module) or module._forward_pre_hooks for module in model.modules())
+    assert not any(
+        "_run" in vars(module) or module._forward_pre_hooks for module in model.modules()
+    )
     with pytest.warns(PrepareWarning, match="'unused'"):
         calibrate(model, X)
     prepare(Reader(), TernaryConfig(skip=("read", "unused", "both")), X)
@@ -213,10 +224,17 @@ def test_the_warning_as_an_error_leaves_the_model_as_it_was() -> None:
 @pytest.mark.parametrize("name", ["swin", "beit"])
 def test_attention_that_reads_weights_of_real_models(name: str) -> None:
     if name == "swin":
-        model: nn.Module = torchvision.models.SwinTransformer([4, 4], 16, [2], [2], [2, 2], num_classes=3)
+        model: nn.Module = torchvision.models.SwinTransformer(
+            [4, 4], 16, [2], [2], [2, 2], num_classes=3
+        )
     else:
-        model = timm.models.beit.Beit(img_size=32, embed_dim=16, depth=1, num_heads=2, num_classes=3)
-    with pytest.warns(PrepareWarning, match=r"attn\.qkv' \(never called in eval mode; linear uses its float weight"):
+        model = timm.models.beit.Beit(
+            img_size=32, embed_dim=16, depth=1, num_heads=2, num_classes=3
+        )
+    with pytest.warns(
+        PrepareWarning,
+        match=r"attn\.qkv' \(never called in eval mode; linear uses its float weight",
+    ):
         prepare(model, example_inputs=torch.rand(1, 3, 32, 32))
 
 
@@ -224,7 +242,11 @@ def test_an_embedding_may_share_a_weight() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.table, self.mid, self.head = nn.Embedding(8, 8), nn.Linear(8, 8), nn.Linear(8, 8, bias=False)
+            self.table, self.mid, self.head = (
+                nn.Embedding(8, 8),
+                nn.Linear(8, 8),
+                nn.Linear(8, 8, bias=False),
+            )
             self.head.weight = self.table.weight
 
         def forward(self, x: Tensor) -> Tensor:
@@ -256,7 +278,9 @@ def test_layers_left_float_for_what_they_are_are_named() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch: initialising nothing
         empty = nn.Linear(8, 0)
-    with pytest.warns(PrepareWarning, match=r"stay float: '5' \(its weight of shape \(0, 8\) is empty"):
+    with pytest.warns(
+        PrepareWarning, match=r"stay float: '5' \(its weight of shape \(0, 8\) is empty"
+    ):
         prepare(nn.Sequential(*mlp(), empty))
     with pytest.raises(ConfigError, match="is empty"):
         TernaryLinear.from_float(empty)
@@ -267,7 +291,9 @@ def test_layers_left_float_for_what_they_are_are_named() -> None:
 def test_weights_that_hooks_compute_are_quantized() -> None:
     model = mlp()
     prune.l1_unstructured(model[1], "weight", 0.5)
-    state = {name: 3.0 * value if "orig" in name else value for name, value in model.state_dict().items()}
+    state = {
+        name: 3.0 * value if "orig" in name else value for name, value in model.state_dict().items()
+    }
     prepare(model, example_inputs=X)
     before = model[1].scale / model[1].act_quant.step
     model.load_state_dict(state)
@@ -277,7 +303,9 @@ def test_weights_that_hooks_compute_are_quantized() -> None:
 
 @pytest.mark.parametrize("kind", [nn.parallel.DistributedDataParallel])
 def test_models_wrapped_for_distributed_training_are_refused(kind: Any, tmp_path: Any) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
     try:
         with pytest.raises(ConfigError, match=r"DistributedDataParallel.*prepare the model first"):
             prepare(kind(mlp()))

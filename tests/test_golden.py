@@ -1,7 +1,8 @@
 """Files of every version of the format, written once: what users have on their disks.
 
-``python tests/test_golden.py``, with ``python`` and ``tests`` on ``PYTHONPATH``, writes those of the present version:
-only when the version changes. Outputs stand next to them, and are the same for every version.
+``python tests/test_golden.py``, with ``python`` and ``tests`` on ``PYTHONPATH``, writes those of
+the present version: only when the version changes. Outputs stand next to them, and are the same for
+every version.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ def write() -> None:
 def arrays_of(name: str) -> tuple[list[Any], list[Any]]:
     """Inputs and outputs."""
     with np.load(GOLDEN / f"{name.replace(' ', '-')}.npz") as arrays:
-        return tuple([arrays[key] for key in arrays if key.startswith(side)] for side in ("input", "output"))
+        return tuple(
+            [arrays[key] for key in arrays if key.startswith(side)] for side in ("input", "output")
+        )
 
 
 def same(found: list[Any], expected: list[Any]) -> None:
@@ -103,7 +106,12 @@ def test_version_1_becomes_what_a_conversion_makes_now(name: str) -> None:
     old, new = (load(path_of(name, version)).graph for version in (1, 2))
     assert old.dtypes == new.dtypes
     for one, two in zip(old.nodes, new.nodes, strict=True):
-        assert (one.name, one.op, one.attrs, one.tensors) == (two.name, two.op, two.attrs, two.tensors)
+        assert (one.name, one.op, one.attrs, one.tensors) == (
+            two.name,
+            two.op,
+            two.attrs,
+            two.tensors,
+        )
         assert one.dtype == two.dtype
     for key, tensor in old.tensors.items():
         assert torch.equal(tensor, new.tensors[key])

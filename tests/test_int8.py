@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fatnn_rs
-from fatnn_rs import ConfigError, ConversionError, FormatError, InputError, TernaryConfig, _core, param_groups, prepare
+from fatnn_rs import (
+    ConfigError,
+    ConversionError,
+    FormatError,
+    InputError,
+    TernaryConfig,
+    _core,
+    param_groups,
+    prepare,
+)
 from fatnn_rs.convert import convert, summary, verify
 from fatnn_rs.nn import Int8Conv1d, Int8Conv2d, Int8Layer, Int8Linear, TernaryLayer, calibrate
 from fatnn_rs.quant.int8 import Int8Activation, weight_codes, weight_steps
@@ -23,7 +32,13 @@ from nets import Mlp, ResNet, Vgg, exact, image, ops_of, ready
 CASES: list[tuple[type[Any], type[Any], tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
     (Int8Conv1d, nn.Conv1d, (6, 5, 3), {"padding": 1, "stride": 2}, (2, 6, 11)),
     (Int8Conv2d, nn.Conv2d, (3, 4, 7), {"padding": 3, "stride": 2}, (2, 3, 13, 12)),
-    (Int8Conv2d, nn.Conv2d, (6, 4, (3, 1)), {"padding": (2, 0), "dilation": 2, "groups": 2}, (2, 6, 9, 5)),
+    (
+        Int8Conv2d,
+        nn.Conv2d,
+        (6, 4, (3, 1)),
+        {"padding": (2, 0), "dilation": 2, "groups": 2},
+        (2, 6, 9, 5),
+    ),
     (Int8Conv2d, nn.Conv2d, (150, 4, 3), {"padding": 1}, (1, 150, 5, 4)),  # sums beyond float32
     (Int8Linear, nn.Linear, (6, 4), {}, (2, 3, 6)),
     (Int8Linear, nn.Linear, (3000, 4), {}, (2, 3000)),
@@ -104,7 +119,9 @@ def test_weights_have_a_step_per_channel_and_the_straight_through_gradient() -> 
     steps = weight_steps(weight)
     codes = weight_codes(weight, steps)
     assert torch.equal(codes.detach().abs().flatten(1).amax(1), torch.full((5,), 127.0))
-    assert (codes * steps.view(-1, 1, 1, 1) - weight).abs().flatten(1).amax(1).le(0.5001 * steps).all()
+    assert (
+        (codes * steps.view(-1, 1, 1, 1) - weight).abs().flatten(1).amax(1).le(0.5001 * steps).all()
+    )
     g = image(5, 3, 2, 2, seed=1)
     (codes * steps.view(-1, 1, 1, 1)).backward(g)
     assert weight.grad is not None
@@ -130,7 +147,8 @@ def test_gradients_are_those_of_learned_step_size_quantization() -> None:
     layer.act_quant.set_step(step)
     g = image(5, 4, seed=2)
     layer(x).backward(g)
-    # The layer is a linear one of quantized values; d(step q)/dstep is q - x / step inside, q outside.
+    # The layer is a linear one of quantized values; d(step q)/dstep is q - x / step inside, q
+    # outside.
     ratio = x.detach().double() / step
     codes = ratio.round().clamp(-127, 127)
     inside = ratio.abs() < 127
@@ -140,7 +158,9 @@ def test_gradients_are_those_of_learned_step_size_quantization() -> None:
     torch.testing.assert_close(x.grad.double(), to_x * inside, rtol=1e-5, atol=1e-6)
     to_step = (to_x * torch.where(inside, codes - ratio, codes)).sum() / (127 * 6) ** 0.5
     torch.testing.assert_close(layer.act_quant.step.grad.double(), to_step, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(layer.weight.grad.double(), g.double().t() @ (codes * step), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        layer.weight.grad.double(), g.double().t() @ (codes * step), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_step_that_training_pushed_below_zero_comes_back() -> None:
@@ -196,13 +216,20 @@ def test_bad_values() -> None:
 
 
 @pytest.mark.parametrize(("int8", "plain", "args", "kwargs", "shape"), CASES)
-def test_from_float_keeps_parameters_keys_and_mode(int8: Any, plain: Any, args: Any, kwargs: Any, shape: Any) -> None:
+def test_from_float_keeps_parameters_keys_and_mode(
+    int8: Any, plain: Any, args: Any, kwargs: Any, shape: Any
+) -> None:
     module = plain(*args, **kwargs).eval()
     layer = int8.from_float(module)
     assert layer.weight is module.weight
     assert layer.bias is module.bias
     assert not layer.act_quant.training
-    assert set(layer.state_dict()) == {"weight", "bias", "act_quant.step", "act_quant.initialized_flag"}
+    assert set(layer.state_dict()) == {
+        "weight",
+        "bias",
+        "act_quant.step",
+        "act_quant.initialized_flag",
+    }
     missing, unexpected = layer.load_state_dict(module.state_dict(), strict=False)
     assert not unexpected
     assert not {"weight", "bias"} & set(missing)
@@ -235,7 +262,9 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.head = nn.Linear(8, 3)
-        self.body = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.body = nn.Sequential(
+            nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()
+        )
         self.stem = nn.Conv2d(2, 8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -247,7 +276,11 @@ INT8 = {"first": "int8", "last": "int8"}
 
 
 def kinds(model: nn.Module) -> dict[str, str]:
-    named = {name: module for name, module in model.named_modules() if isinstance(module, (Int8Layer, TernaryLayer))}
+    named = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (Int8Layer, TernaryLayer))
+    }
     return {name: type(module).__name__ for name, module in named.items()}
 
 
@@ -260,7 +293,10 @@ def test_prepare() -> None:
     assert model.stem.weight is weight
     assert model.stem.layer_name == model.stem.act_quant.layer_name == "stem"
     assert model.head.act_quant.initialized
-    assert kinds(prepare(Net(), TernaryConfig(first="int8"))) == {"body.0": "TernaryConv2d", "stem": "Int8Conv2d"}
+    assert kinds(prepare(Net(), TernaryConfig(first="int8"))) == {
+        "body.0": "TernaryConv2d",
+        "stem": "Int8Conv2d",
+    }
     with pytest.raises(ConfigError, match="already holds quantized layers"):
         prepare(prepare(Net(), TernaryConfig(skip=("body",), **INT8)))
 
@@ -269,10 +305,14 @@ def test_prepare_with_skip_and_overrides() -> None:
     config = TernaryConfig(skip=("stem",), overrides={"re:.*": {"per_channel": True}}, **INT8)
     model = prepare(Net(), config)
     assert kinds(model) == {"head": "Int8Linear", "body.0": "TernaryConv2d"}
-    with pytest.raises(ConfigError, match=r"names only layers that do not become ternary: stem \(first='int8'\)"):
+    with pytest.raises(
+        ConfigError, match=r"names only layers that do not become ternary: stem \(first='int8'\)"
+    ):
         prepare(Net(), TernaryConfig(overrides={"stem": {"scale": True}}, **INT8))
     both = nn.Sequential(nn.Linear(3, 3))
-    assert kinds(prepare(copy.deepcopy(both), TernaryConfig(first="int8", last="ternary"))) == {"0": "Int8Linear"}
+    assert kinds(prepare(copy.deepcopy(both), TernaryConfig(first="int8", last="ternary"))) == {
+        "0": "Int8Linear"
+    }
     with pytest.raises(ConfigError, match=r"nothing is left.*last='float'.*'int8'"):
         prepare(both, TernaryConfig(first="int8"))
 
@@ -290,7 +330,11 @@ def test_steps_are_not_decayed_and_training_moves_them() -> None:
     model = prepare(Net(), TernaryConfig(**INT8), image(4, 2, 7, 7))
     decay, plain = param_groups(model, 1e-2)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert {names[id(p)] for p in decay["params"]} == {"head.weight", "body.0.weight", "stem.weight"}
+    assert {names[id(p)] for p in decay["params"]} == {
+        "head.weight",
+        "body.0.weight",
+        "stem.weight",
+    }
     assert {"stem.act_quant.step", "head.act_quant.step"} <= {names[id(p)] for p in plain["params"]}
     optimizer = torch.optim.Adam(param_groups(model, 1e-2), 1e-2)
     x = image(48, 2, 7, 7)
@@ -329,12 +373,18 @@ def test_resnet_with_int8_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("between", [(), (nn.ReLU(),), (nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2))])
-def test_what_follows_an_int8_layer_is_exact(between: tuple[nn.Module, ...], channels_last: bool) -> None:
+@pytest.mark.parametrize(
+    "between", [(), (nn.ReLU(),), (nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2))]
+)
+def test_what_follows_an_int8_layer_is_exact(
+    between: tuple[nn.Module, ...], channels_last: bool
+) -> None:
     x = image(2, 3, 17, 15)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
-    model = nn.Sequential(nn.Conv2d(3, 6, 5, 2, 2), *copy.deepcopy(between), nn.Conv2d(6, 9, 3), nn.Conv2d(9, 4, 1))
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 5, 2, 2), *copy.deepcopy(between), nn.Conv2d(6, 9, 3), nn.Conv2d(9, 4, 1)
+    )
     exact(ready(model, x, **INT8), x, (x[:1], image(1, 3, 14, 30)))
 
 
@@ -353,7 +403,9 @@ def test_one_dimension(groups: int) -> None:
 def test_padding_that_is_not_alike_on_both_sides_or_not_zero(mode: str) -> None:
     x = image(2, 3, 8, 9)
     padding: Any = "same" if mode == "zeros" else 2
-    model = nn.Sequential(nn.Conv2d(3, 4, 4, padding=padding, padding_mode=mode), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 4, padding=padding, padding_mode=mode), nn.ReLU(), nn.Conv2d(4, 4, 3)
+    )
     exact(ready(model, x, first="int8"), x)
 
 
@@ -366,7 +418,9 @@ def test_mlp_with_bias(tmp_path: Path) -> None:
     fatnn_rs.save(net, tmp_path / "first")
     fatnn_rs.save(fatnn_rs.load(tmp_path / "first"), tmp_path / "second")
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
-    assert np.array_equal(fatnn_rs.load_numpy(tmp_path / "first")(x.numpy()), model(x).detach().numpy())
+    assert np.array_equal(
+        fatnn_rs.load_numpy(tmp_path / "first")(x.numpy()), model(x).detach().numpy()
+    )
 
 
 def _put(key: str, value: Any) -> Any:
@@ -385,17 +439,35 @@ def _array(role: str, change: Any) -> Any:
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "no step": (lambda node, arrays: arrays.pop(node["tensors"].pop("inv_step")), '"inv_step" is missing'),
-    "no scale": (lambda node, arrays: arrays.pop(node["tensors"].pop("scale")), '"scale" is missing'),
-    "zero step": (_array("inv_step", lambda a: a * 0), "inv_step must be positive and finite, got 0"),
-    "NaN for a step": (_array("inv_step", lambda a: a * np.float32("nan")), "inv_step must be positive"),
-    "two steps": (_array("inv_step", lambda a: np.repeat(a, 2)), r"inv_step must have shape \(1,\)"),
+    "no step": (
+        lambda node, arrays: arrays.pop(node["tensors"].pop("inv_step")),
+        '"inv_step" is missing',
+    ),
+    "no scale": (
+        lambda node, arrays: arrays.pop(node["tensors"].pop("scale")),
+        '"scale" is missing',
+    ),
+    "zero step": (
+        _array("inv_step", lambda a: a * 0),
+        "inv_step must be positive and finite, got 0",
+    ),
+    "NaN for a step": (
+        _array("inv_step", lambda a: a * np.float32("nan")),
+        "inv_step must be positive",
+    ),
+    "two steps": (
+        _array("inv_step", lambda a: np.repeat(a, 2)),
+        r"inv_step must have shape \(1,\)",
+    ),
     "short scale": (_array("scale", lambda a: a[1:]), r"scale must have shape \(8,\), got \[7\]"),
     "float weight": (_array("weight", lambda a: a.astype(np.float32)), "must be int8, got float32"),
     "flat weight": (_array("weight", lambda a: a[0]), "must have 4 dimensions"),
     "-128": (_array("weight", lambda a: np.full_like(a, -128)), "-128"),
     "three strides": (_attr("stride", [1, 1, 1]), '"stride" must have 2 numbers'),
-    "zero dilation": (_attr("dilation", [0, 1]), '"dilation" must be at least 1: two integers >= 1'),
+    "zero dilation": (
+        _attr("dilation", [0, 1]),
+        '"dilation" must be at least 1: two integers >= 1',
+    ),
     "groups": (_attr("groups", 3), "groups do not fit"),
     "an attribute too many": (_attr("layout", "any"), "expected the attributes"),
     "other op": (_put("op", "conv3d_int8"), "unknown op"),
@@ -514,7 +586,11 @@ def test_report_and_summary() -> None:
     tables = [summary(m, x) for m in (plain, model, net)]
     assert len({table.macs for table in tables}) == 1
     for table in tables[1:]:
-        assert [row.weight_bits for row in table.rows] == [row.act_bits for row in table.rows] == [8, 2, 2, 2, 8]
+        assert (
+            [row.weight_bits for row in table.rows]
+            == [row.act_bits for row in table.rows]
+            == [8, 2, 2, 2, 8]
+        )
         assert "of them int8" in str(table)
     assert tables[2].rows[0].kernel == f"rust {fatnn_rs.cpu_info()['int8_kernels'][0]}"
     assert tables[2].rows[0].bytes == 10 * 27 + 4 * (10 + 10 + 1)

@@ -32,7 +32,18 @@ from quantizers.compare import ROWS
 
 TINY = Shape("3×3, 20 channels, 6×6", 20, 24, 6, 3)
 OPTIONS = (
-    *("--layers", "tiny", "--networks", "digits", "--batch", "1", "--threads", "1", "--isa", "native,scalar"),
+    *(
+        "--layers",
+        "tiny",
+        "--networks",
+        "digits",
+        "--batch",
+        "1",
+        "--threads",
+        "1",
+        "--isa",
+        "native,scalar",
+    ),
     *("--against", "torch", "--rounds", "3", "--processes", "1"),
 )
 
@@ -70,13 +81,31 @@ class Finished:
             return reason
 
         self.interrupts = 1
-        rows = [{"name": row.accuracy, "mean": 0.9, "std": 0.01} for row in RUNGS.values() if row.accuracy]
+        rows = [
+            {"name": row.accuracy, "mean": 0.9, "std": 0.01}
+            for row in RUNGS.values()
+            if row.accuracy
+        ]
         (folder / "made-up.json").write_text(json.dumps({"rows": rows}))
-        counts = {"layer": "tiny", "kernel": "k", "act": "half", "weights": "ternary", "instructions_per_mac": 0.125}
+        counts = {
+            "layer": "tiny",
+            "kernel": "k",
+            "act": "half",
+            "weights": "ternary",
+            "instructions_per_mac": 0.125,
+        }
         reason = {"kernel": "other", "reason": "not here"}
-        (folder / "counts").write_text(json.dumps({"valgrind": "v", "rows": [counts], "not_counted": [reason]}))
+        (folder / "counts").write_text(
+            json.dumps({"valgrind": "v", "rows": [counts], "not_counted": [reason]})
+        )
         self.options = (
-            *(*OPTIONS, "--out", str(folder / "out"), "--json", str(folder / "new" / "ladder.json")),
+            *(
+                *OPTIONS,
+                "--out",
+                str(folder / "out"),
+                "--json",
+                str(folder / "new" / "ladder.json"),
+            ),
             *("--instructions", str(folder / "counts"), "--accuracies", str(folder)),
             *("--results", str(folder / "results")),
         )
@@ -109,11 +138,14 @@ def test_an_interrupted_ladder_goes_on_where_it_stopped(finished: Finished) -> N
 def test_nothing_is_measured_twice(
     finished: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "_run", lambda *arguments: pytest.fail("a case was measured again"))
+    monkeypatch.setattr(
+        command, "_run", lambda *arguments: pytest.fail("a case was measured again")
+    )
     assert call(*finished.options[:-2]) == 0
     # All but the moment is the same.
     texts = [
-        re.sub(r"T\d\d:\d\d:\d\d", "", text.strip()) for text in (capsys.readouterr().out, markdown(finished.results))
+        re.sub(r"T\d\d:\d\d:\d\d", "", text.strip())
+        for text in (capsys.readouterr().out, markdown(finished.results))
     ]
     assert texts[0] == texts[1]
 
@@ -129,8 +161,14 @@ def test_every_rung_is_measured_or_named_with_the_reason(finished: Finished) -> 
         for row in case["figures"]:
             times = row["milliseconds"]
             assert 0 < times["low"] <= times["median"] <= times["high"]
-            if row["kind"] == "rung" and RUNGS[row["who"]].kind == "codes" and case["kind"] == "layer":
-                assert set(row["variants"] or [row["variant"]]) == set(_kernels(row["who"], case["isa"]))
+            if (
+                row["kind"] == "rung"
+                and RUNGS[row["who"]].kind == "codes"
+                and case["kind"] == "layer"
+            ):
+                assert set(row["variants"] or [row["variant"]]) == set(
+                    _kernels(row["who"], case["isa"])
+                )
         for row in case["missing"]:
             assert RUNGS[row["who"]].family in row["reason"]
 
@@ -138,7 +176,11 @@ def test_every_rung_is_measured_or_named_with_the_reason(finished: Finished) -> 
 def _kernels(who: str, isa: str) -> list[str]:
     """What the rung runs on here, or below the cap at scalar."""
     kernels = RUNGS[who].kernels()
-    return kernels if isa == "native" else [name for name in machine.Machine.current().kernels if _is(name, who)]
+    return (
+        kernels
+        if isa == "native"
+        else [name for name in machine.Machine.current().kernels if _is(name, who)]
+    )
 
 
 def _is(name: str, who: str) -> bool:
@@ -176,7 +218,12 @@ def test_the_report_and_the_plots(finished: Finished) -> None:
     tiers = "scalar" if RUNGS["ternary-matrix"].kernels() else "native, scalar"
     for part in (
         *("## Theory and practice", "3×3, 20 channels, 6×6", "digits, batch 1", "| scalar |", "4N"),
-        *("0.1250", "other (not here)", f"matrix unit ({tiers}): no matrix kernel here", "-ladder-accuracy.png"),
+        *(
+            "0.1250",
+            "other (not here)",
+            f"matrix unit ({tiers}): no matrix kernel here",
+            "-ladder-accuracy.png",
+        ),
         "python -m ladder --layers tiny --networks digits --batch 1 --threads 1 --against torch --rounds 3 "
         "--processes 1",
     ):
@@ -194,7 +241,9 @@ def test_a_case_that_fails_is_named_and_the_others_go_on(
     captured = capsys.readouterr()
     assert "**failed**: broken, batch 1, threads 1, native: " in captured.out
     assert "### 3×3, 20 channels, 6×6" in captured.out
-    assert captured.err.splitlines()[-1].startswith("ladder: not measured: broken, batch 1, threads 1, native; the rep")
+    assert captured.err.splitlines()[-1].startswith(
+        "ladder: not measured: broken, batch 1, threads 1, native; the rep"
+    )
 
 
 def test_ladders_agree_within_their_spread(
@@ -205,14 +254,18 @@ def test_ladders_agree_within_their_spread(
     path = tmp_path / "other.json"
     path.write_text(json.dumps(other))
     assert call("--compare", str(finished.file), str(path)) == 0
-    row["milliseconds"].update({name: 1e3 * row["milliseconds"][name] for name in ("low", "median", "high")})
+    row["milliseconds"].update(
+        {name: 1e3 * row["milliseconds"][name] for name in ("low", "median", "high")}
+    )
     path.write_text(json.dumps(other))
     assert call("--compare", str(finished.file), str(path)) == 1
     captured = capsys.readouterr()
     assert f"tiny b1 t1 native: {row['who']}, {row['way']}" in captured.out
     assert "1 times and 0 ratios" in captured.out
     assert "do not agree" in captured.err
-    row["over_float32"].update({name: 1e3 * row["over_float32"][name] for name in ("low", "median", "high")})
+    row["over_float32"].update(
+        {name: 1e3 * row["over_float32"][name] for name in ("low", "median", "high")}
+    )
     path.write_text(json.dumps(other))
     found = compare(finished.file, path)
     assert found.ratios == 1
@@ -233,13 +286,19 @@ def test_ladders_agree_within_their_spread(
     [
         (("--layers", "5x5"), "layers: unknown name '5x5'; known are: 3x3-64-56"),
         (("--networks", "alexnet"), "networks: unknown name 'alexnet'; known are: resnet18"),
-        (("--rungs", "int4"), "rungs: unknown name 'int4'; known are: float32, int8, dorefa-popcount"),
+        (
+            ("--rungs", "int4"),
+            "rungs: unknown name 'int4'; known are: float32, int8, dorefa-popcount",
+        ),
         (("--against", "tflite"), "against: unknown name 'tflite'; known are: torch, torch-bf16"),
         (("--isa", "sse2"), "isa: unknown name 'sse2'; known are: native"),
         (("--threads", "0"), "threads must be at least 1, got 0"),
         (("--batch", "one"), "--batch: expected whole numbers separated by commas, got 'one'"),
         (("--batch", ","), "batch: expected at least one value"),
-        (("--layers", "none", "--networks", "none"), "layers and networks: expected at least one of either"),
+        (
+            ("--layers", "none", "--networks", "none"),
+            "layers and networks: expected at least one of either",
+        ),
     ],
 )
 def test_misuse_is_one_clear_error(
@@ -249,20 +308,32 @@ def test_misuse_is_one_clear_error(
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"ladder: {message}")
 
 
-def test_a_file_of_instructions_has_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_of_instructions_has_to_be_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "counts"
     for text in ("no JSON", "{}"):
         path.write_text(text)
         assert call(*OPTIONS, "--out", str(tmp_path), "--instructions", str(path)) == 1
-        assert "expected what `cargo bench --package fatnn --bench instructions` prints" in capsys.readouterr().err
+        assert (
+            "expected what `cargo bench --package fatnn --bench instructions` prints"
+            in capsys.readouterr().err
+        )
 
 
 def test_cases_are_every_combination_and_caps_are_measured_once() -> None:
-    options = LadderOptions(layers=("tiny", "fc-4096"), networks=("digits",), batches=(1, 8), threads=(1, 2))
+    options = LadderOptions(
+        layers=("tiny", "fc-4096"), networks=("digits",), batches=(1, 8), threads=(1, 2)
+    )
     cases = list(plan.cases(options))
     assert len(set(cases)) == len(cases)
     native = [case for case in cases if case.isa == plan.NATIVE]
-    assert {(case.batch, case.threads) for case in native if case.name != "fc-4096"} == {(1, 1), (1, 2), (8, 1), (8, 2)}
+    assert {(case.batch, case.threads) for case in native if case.name != "fc-4096"} == {
+        (1, 1),
+        (1, 2),
+        (8, 1),
+        (8, 2),
+    }
     assert {case.batch for case in native if case.name == "fc-4096"} == {1, 16}
     assert {case.isa for case in cases} == set(plan.isas())
     assert plan.isas()[0] == plan.NATIVE
@@ -298,18 +369,26 @@ def test_instructions_are_counted_for_layers_of_the_same_names() -> None:
     assert len(rows) >= 4
     for name, *numbers in rows:
         shape = SHAPES[name]
-        assert [shape.channels, shape.out_channels, shape.size, shape.window] == [int(number) for number in numbers]
+        assert [shape.channels, shape.out_channels, shape.size, shape.window] == [
+            int(number) for number in numbers
+        ]
 
 
 def test_a_kernel_is_taken_by_its_name_or_refused() -> None:
     weight = np.ones((4, 4, 1, 1), np.int8)
-    with pytest.raises(InputError, match=r'kernel: expected one that this CPU has: .*generic-.*, got "nonsense"'):
+    with pytest.raises(
+        InputError, match=r'kernel: expected one that this CPU has: .*generic-.*, got "nonsense"'
+    ):
         _core.prepack(weight, 1, "half", "nonsense")
-    with pytest.raises(InputError, match=r"kernel: expected one that runs uint2 .*, got generic-table-scalar"):
+    with pytest.raises(
+        InputError, match=r"kernel: expected one that runs uint2 .*, got generic-table-scalar"
+    ):
         _core.prepack(3 * weight, 1, "uint2", "generic-table-scalar")
     for row in _core.kernels_for(weight, "half"):
         assert row.keys() == {"name", "family", "isa", "passes"}
-        assert _core.packed_info(_core.prepack(weight, 1, "half", row["name"]))["name"] == row["name"]
+        assert (
+            _core.packed_info(_core.prepack(weight, 1, "half", row["name"]))["name"] == row["name"]
+        )
 
 
 def test_a_network_runs_on_the_family_it_is_given() -> None:
@@ -318,9 +397,13 @@ def test_a_network_runs_on_the_family_it_is_given() -> None:
     net, codes = networks.quantized(built, config, "rust")
     assert codes > 0
     assert torch.equal(TernaryNetwork(net.graph, "rust", "popcount")(built.batch), net(built.batch))
-    with pytest.raises(UnsupportedError, match=r"kernel family: expected one that runs .*, got table"):
+    with pytest.raises(
+        UnsupportedError, match=r"kernel family: expected one that runs .*, got table"
+    ):
         TernaryNetwork(net.graph, "rust", "table")
-    with pytest.raises(InputError, match=r'kernel family: expected "popcount", "matrix" or "table", got "tables"'):
+    with pytest.raises(
+        InputError, match=r'kernel family: expected "popcount", "matrix" or "table", got "tables"'
+    ):
         TernaryNetwork(net.graph, "rust", "tables")
 
 
@@ -348,10 +431,15 @@ def test_no_spread_is_less_than_what_figures_like_it_move_by() -> None:
 
     steady, restless = row([10.0] * 3, [10.0] * 3), row([10.0] * 3, [20.0] * 3)
     other, alone = row([5.0] * 3, [5.0] * 3), row([5.0, 6.0, 7.0])
-    found = widen([case("layer", 1, steady, restless), case("layer", 2, other), case("network", 1, alone)])
-    # Two pairs, which moved by 1 and by 2: the 95th percentile lies 95 of 100 of the way from one to the other.
+    found = widen(
+        [case("layer", 1, steady, restless), case("layer", 2, other), case("network", 1, alone)]
+    )
+    # Two pairs, which moved by 1 and by 2: the 95th percentile lies 95 of 100 of the way from one
+    # to the other.
     factor = 2.0**0.95
-    assert [(one["kind"], one["threads"], one["ratios"], one["pairs"], one["factor"]) for one in found] == [
+    assert [
+        (one["kind"], one["threads"], one["ratios"], one["pairs"], one["factor"]) for one in found
+    ] == [
         ("layer", 1, False, 2, pytest.approx(factor)),
         ("layer", 2, False, 1, 1.0),
         ("network", 1, False, 0, 1.0),
@@ -375,7 +463,15 @@ def _unit(seconds: dict[tuple[str, str, str], list[float]]) -> dict[str, Any]:
     row = {"title": "t", "channels": 128, "out_channels": 128, "window": 3}
     record = {"date": "2026-01-01", "load": None}
     spec = {"row": row}
-    return {"spec": spec, "macs": 1, "rounds": 3, "machine": record, "entries": entries, "missing": [], "failed": []}
+    return {
+        "spec": spec,
+        "macs": 1,
+        "rounds": 3,
+        "machine": record,
+        "entries": entries,
+        "missing": [],
+        "failed": [],
+    }
 
 
 def test_ratios_are_taken_inside_rounds_and_the_fastest_variant_counts() -> None:
@@ -396,7 +492,10 @@ def test_ratios_are_taken_inside_rounds_and_the_fastest_variant_counts() -> None
     table = figure(case, "ternary-table", "codes")
     assert table is not None
     assert table["variant"] == "fast"
-    assert table["over_float32"] == {**dict.fromkeys(("median", "low", "high"), 16.0), "medians": [16.0] * 2}
+    assert table["over_float32"] == {
+        **dict.fromkeys(("median", "low", "high"), 16.0),
+        "medians": [16.0] * 2,
+    }
     assert table["of_popcount"]["median"] == 0.5
 
 

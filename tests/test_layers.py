@@ -18,7 +18,13 @@ from fatnn_rs.quant import QUANTIZERS
 CASES: list[tuple[type[Any], type[Any], tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
     (TernaryConv1d, nn.Conv1d, (6, 5, 3), {"padding": 1, "stride": 2}, (2, 6, 11)),
     (TernaryConv2d, nn.Conv2d, (6, 4, 3), {"padding": 1}, (2, 6, 7, 5)),
-    (TernaryConv2d, nn.Conv2d, (6, 4, (3, 1)), {"padding": (2, 0), "dilation": 2, "groups": 2}, (2, 6, 9, 5)),
+    (
+        TernaryConv2d,
+        nn.Conv2d,
+        (6, 4, (3, 1)),
+        {"padding": (2, 0), "dilation": 2, "groups": 2},
+        (2, 6, 9, 5),
+    ),
     (TernaryConv2d, nn.Conv2d, (6, 6, 3), {"groups": 6, "padding": "same"}, (2, 6, 7, 5)),
     (TernaryLinear, nn.Linear, (6, 4), {}, (2, 3, 6)),
 ]
@@ -100,7 +106,9 @@ def test_weights_that_are_no_integers_are_multiplied_as_floats(
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
-@pytest.mark.parametrize(("ternary", "shape"), [(TernaryConv1d, (2, 3, 8)), (TernaryConv2d, (2, 3, 8, 6))])
+@pytest.mark.parametrize(
+    ("ternary", "shape"), [(TernaryConv1d, (2, 3, 8)), (TernaryConv2d, (2, 3, 8, 6))]
+)
 def test_padding_comes_before_quantization(mode: str, ternary: Any, shape: tuple[int, ...]) -> None:
     layer = ternary(3, 4, 3, padding=1, padding_mode=mode, bias=False, scale=False)
     x = data(shape)
@@ -123,7 +131,10 @@ def test_from_float_keeps_parameters_keys_and_mode(
     keys = set(layer.state_dict())
     assert set(module.state_dict()) == {"weight", "bias"}
     assert {"weight", "bias", "scale"} < keys
-    assert all(key.split(".")[0] in ("weight", "bias", "scale", "weight_quant", "act_quant") for key in keys)
+    assert all(
+        key.split(".")[0] in ("weight", "bias", "scale", "weight_quant", "act_quant")
+        for key in keys
+    )
     assert set(dict(module.named_modules())) == {""}  # the float layer did not grow quantizers
     missing, unexpected = layer.load_state_dict(module.state_dict(), strict=False)
     assert not unexpected
@@ -152,7 +163,9 @@ def test_every_parameter_gets_a_gradient_and_training_moves_codes() -> None:
         loss = functional.cross_entropy(model(x), target)
         optimizer.zero_grad()
         loss.backward()
-        assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+        assert all(
+            p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters()
+        )
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
@@ -222,7 +235,11 @@ def test_errors_name_the_cause() -> None:
 
 def test_calibrate_initialises_in_order_and_restores_the_mode() -> None:
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), TernaryConv2d(8, 8, 3, scale=False), nn.BatchNorm2d(8)
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        TernaryConv2d(8, 8, 3, scale=False),
+        nn.BatchNorm2d(8),
     )
     model[1].eval()
     kept = copy.deepcopy(model[1].state_dict())

@@ -29,7 +29,11 @@ ops = torch.ops.fatnn_rs
 
 def small() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1), nn.Flatten()
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 3, padding=1),
+        nn.Flatten(),
     )
 
 
@@ -67,7 +71,9 @@ def test_networks_take_arrays_wherever_they_lie(saved: Path) -> None:
     }
     for name, other in others.items():
         assert np.array_equal(net(other), expected), name
-    tensor = torch.frombuffer(bytearray(b"." + x.tobytes()), dtype=torch.float32, offset=1).reshape(x.shape)
+    tensor = torch.frombuffer(bytearray(b"." + x.tobytes()), dtype=torch.float32, offset=1).reshape(
+        x.shape
+    )
     assert tensor.data_ptr() % 4
     negative = (-torch.from_numpy(x) * 1j).conj().imag
     assert negative.is_neg()
@@ -91,7 +97,11 @@ def test_networks_take_arrays_wherever_they_lie(saved: Path) -> None:
 
 def test_flattening_a_map_without_pixels(tmp_path: Path) -> None:
     x = torch.randn(1, 3, 4, 4)
-    model = ready(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Flatten()), x, first="float")
+    model = ready(
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Flatten()),
+        x,
+        first="float",
+    )
     fatnn.save(fatnn.convert(model, x), tmp_path / "net")
     net = fatnn.load_numpy(tmp_path / "net")
     for shape in [(1, 3, 0, 2), (2, 3, 3, 0), (0, 3, 4, 4)]:
@@ -119,7 +129,10 @@ def test_the_core_refuses_arrays_it_cannot_read() -> None:
         (np.empty((1, 4, 1, 8), np.float32), (codes, weight, scale)),
         (np.empty((2, 2, 2, 4), np.float32), (codes, weight, scale)),
         # Two arrays over one buffer, which do not know of each other.
-        (np.frombuffer(shared, np.float32).reshape(good.shape), (codes, weight, np.frombuffer(shared, np.float32)[:8])),
+        (
+            np.frombuffer(shared, np.float32).reshape(good.shape),
+            (codes, weight, np.frombuffer(shared, np.float32)[:8]),
+        ),
         (good.astype(">f4"), (codes, weight, scale)),
         (good, (np.zeros((1, 4, 2, 32), np.uint8), weight, scale)),
     ]:
@@ -130,7 +143,11 @@ def test_the_core_refuses_arrays_it_cannot_read() -> None:
             _core.packed_bytes(channels, groups)
         with pytest.raises(InputError):
             _core.unpack_codes(np.zeros((1, 0), np.uint8), channels, groups)
-    for array in (np.zeros((0, 5), np.int8), np.zeros((3, 0), np.int8), np.zeros((1 << 40, 0), np.int8)):
+    for array in (
+        np.zeros((0, 5), np.int8),
+        np.zeros((3, 0), np.int8),
+        np.zeros((1 << 40, 0), np.int8),
+    ):
         try:
             _core.pack_codes(array)
         except InputError:
@@ -199,9 +216,9 @@ def test_weights_of_three_by_one_are_not_one_by_three() -> None:
 
 def test_ops_take_misaligned_tensors() -> None:
     values = torch.randn(2, 5, 3, 3)
-    odd = torch.frombuffer(bytearray(b"." + values.numpy().tobytes()), dtype=torch.float32, offset=1).reshape(
-        2, 5, 3, 3
-    )
+    odd = torch.frombuffer(
+        bytearray(b"." + values.numpy().tobytes()), dtype=torch.float32, offset=1
+    ).reshape(2, 5, 3, 3)
     assert torch.equal(ops.quantize(odd, [-0.5, 0.5]), ops.quantize(values, [-0.5, 0.5]))
 
 
@@ -219,8 +236,15 @@ def test_codes_that_are_none_are_refused() -> None:
 
 
 def test_limits_of_load(saved: Path) -> None:
-    for load in (fatnn.load, fatnn.load_numpy, lambda path, **k: fatnn.load(path, float_layers="rust", **k)):
-        for limits, says in [({"max_bytes": 100}, "max_bytes = 100"), ({"max_macs": 1000}, "max_macs = 1000")]:
+    for load in (
+        fatnn.load,
+        fatnn.load_numpy,
+        lambda path, **k: fatnn.load(path, float_layers="rust", **k),
+    ):
+        for limits, says in [
+            ({"max_bytes": 100}, "max_bytes = 100"),
+            ({"max_macs": 1000}, "max_macs = 1000"),
+        ]:
             with pytest.raises(LimitError, match=says):
                 load(saved, **limits)
         for wrong in (-1, 1.5, True, "1", float("nan")):

@@ -42,7 +42,11 @@ def test_resnet18_is_small_on_disk_and_in_memory(tmp_path: Path) -> None:
     fatnn_rs.save(make("resnet18", ends="int8").net, file)
     size = file.stat().st_size
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(file)], capture_output=True, text=True, timeout=300, check=True
+        [sys.executable, "-c", MEASURE, str(file)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
     )
     peak = json.loads(done.stdout)
     print(f"file {size / 1e6:.2f} MB, peak {peak / 1e6:.1f} MB")

@@ -38,7 +38,9 @@ def trained_and_converted(model: nn.Module, images: torch.Tensor) -> None:
     assert not report.not_compared
 
 
-@pytest.mark.parametrize("options", BLOCKS, ids=lambda options: "-".join(map(str, options.values())))
+@pytest.mark.parametrize(
+    "options", BLOCKS, ids=lambda options: "-".join(map(str, options.values()))
+)
 def test_blocks_of_the_cifar_networks(options: dict[str, object]) -> None:
     torch.manual_seed(0)
     model = CifarResNet(8, 10, **options)  # type: ignore[arg-type]
@@ -51,7 +53,10 @@ def test_blocks_of_the_cifar_networks(options: dict[str, object]) -> None:
 
 def test_the_default_block_is_the_papers() -> None:
     torch.manual_seed(0)
-    default, explicit = CifarResNet(8), CifarResNet(8, shortcut="block", order="post", identity_norm=False)
+    default, explicit = (
+        CifarResNet(8),
+        CifarResNet(8, shortcut="block", order="post", identity_norm=False),
+    )
     assert default.state_dict().keys() == explicit.state_dict().keys()
     for wrong in ({"shortcut": "none"}, {"order": "middle"}):
         with pytest.raises(ConfigError, match=f"{next(iter(wrong))} must be"):

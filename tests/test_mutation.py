@@ -227,7 +227,10 @@ def test_eager_result(function: Callable[[Tensor], Tensor], last: bool) -> None:
     x = X.contiguous(memory_format=torch.channels_last) if last else X
     model = ready(Between(function), x)
     others = (image(1, 4, 6, 6, seed=5), image(3, 4, 6, 6, seed=6))
-    by_size = function in (flat_then_relu, relu_of_flat)  # whether a flatten is a view depends on the input's size
+    by_size = function in (
+        flat_then_relu,
+        relu_of_flat,
+    )  # whether a flatten is a view depends on the input's size
     net = exact(model, x, others if not last and not by_size else ())
     if by_size:
         with pytest.raises(InputError, match="one shape only"):
@@ -378,12 +381,16 @@ def test_caches_of_tensors_do_not_keep_proxies() -> None:
         assert all(type(value) is Tensor for value in model.cache.values())
 
 
-@pytest.mark.parametrize("change", [lambda x: x.unsqueeze_(0)[0], lambda x: x.transpose_(0, 1), lambda x: x.t_()])
+@pytest.mark.parametrize(
+    "change", [lambda x: x.unsqueeze_(0)[0], lambda x: x.transpose_(0, 1), lambda x: x.t_()]
+)
 def test_shapes_changed_in_place(change: Callable[[Tensor], Tensor]) -> None:
     torch.manual_seed(3)
 
     model = ready(Between(lambda x: x + change(x[0, 0].clone()).sum()), X)
-    with pytest.raises(ConversionError, match=r"changes the shape or the memory of a tensor in place"):
+    with pytest.raises(
+        ConversionError, match=r"changes the shape or the memory of a tensor in place"
+    ):
         exact(model, X)
 
 

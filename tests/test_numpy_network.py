@@ -24,7 +24,11 @@ class Several(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.bn, self.head = nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Conv2d(6, 5, 1)
+        self.conv, self.bn, self.head = (
+            nn.Conv2d(4, 6, 3, padding=1),
+            nn.BatchNorm2d(6),
+            nn.Conv2d(6, 5, 1),
+        )
 
     def forward(self, x: Tensor, y: Tensor) -> dict[str, Any]:
         x, y = torch.relu(self.bn(self.conv(x))), torch.relu(self.bn(self.conv(y)))
@@ -41,9 +45,15 @@ def same(found: Any, expected: Any) -> bool:
     if isinstance(expected, Tensor):
         array: np.ndarray[Any, Any] = found
         contiguous = array.flags.c_contiguous and array.dtype == np.float32
-        return contiguous and array.shape == tuple(expected.shape) and array.tobytes() == expected.numpy().tobytes()
+        return (
+            contiguous
+            and array.shape == tuple(expected.shape)
+            and array.tobytes() == expected.numpy().tobytes()
+        )
     if isinstance(expected, dict):
-        return expected.keys() == found.keys() and all(same(found[key], expected[key]) for key in expected)
+        return expected.keys() == found.keys() and all(
+            same(found[key], expected[key]) for key in expected
+        )
     if isinstance(expected, (list, tuple)):
         pairs = zip(found, expected, strict=True)
         return type(found) is type(expected) and all(same(a, b) for a, b in pairs)
@@ -80,7 +90,9 @@ def test_structures_of_outputs(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(ResNet(), image(2, 3, 32, 32), tmp_path_factory.mktemp("numpy") / "net.safetensors")
+    return saved(
+        ResNet(), image(2, 3, 32, 32), tmp_path_factory.mktemp("numpy") / "net.safetensors"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +108,9 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
         def forward(self, x: Tensor) -> Tensor:
             return self.prelu(self.conv(x).unsqueeze(2)).flatten(1)
 
-    return saved(Five(), image(2, 3, 12, 12), tmp_path_factory.mktemp("numpy") / "foreign.safetensors")
+    return saved(
+        Five(), image(2, 3, 12, 12), tmp_path_factory.mktemp("numpy") / "foreign.safetensors"
+    )
 
 
 NAN = np.full((1, 3, 32, 32), np.nan, np.float32)
@@ -108,11 +122,17 @@ ZEROS = np.zeros((1, 3, 32, 32), np.float32)
     [
         ((), r"takes 1 argument\(s\) \(x\), and 'x' is missing"),
         ((ZEROS, ZEROS), "got 2"),
-        ((ZEROS.astype(np.float64),), r"input 'x': expected float32, got float64; .*astype\(numpy.float32\)"),
+        (
+            (ZEROS.astype(np.float64),),
+            r"input 'x': expected float32, got float64; .*astype\(numpy.float32\)",
+        ),
         ((ZEROS.astype(">f4"),), "expected float32, got >f4"),
         ((ZEROS.tolist(),), r"expected a NumPy array, got list; .*numpy.asarray"),
         ((torch.zeros(1, 3, 32, 32),), "expected a NumPy array, got Tensor"),
-        ((ZEROS[0],), r"expected 4 dimensions with 3 channels, as \[2, 3, 32, 32\], got \[3, 32, 32\]"),
+        (
+            (ZEROS[0],),
+            r"expected 4 dimensions with 3 channels, as \[2, 3, 32, 32\], got \[3, 32, 32\]",
+        ),
         ((np.float32(1.0)[None][0:0],), "expected 4 dimensions"),
         ((ZEROS[:, :2],), r"3 channels.*got \[1, 2, 32, 32\]"),
         ((NAN,), "NaN"),
@@ -126,7 +146,9 @@ def test_inputs_that_do_not_fit(resnet: Path, inputs: Any, says: str) -> None:
 def test_a_network_for_one_shape_only(tmp_path: Path) -> None:
     model, x, _ = MODELS["branching"]
     net = fatnn.load_numpy(saved(model(), x, tmp_path / "net.safetensors"))
-    with pytest.raises(fatnn.InputError, match=r"for one shape only: expected \[any, 3, 8, 8\], got \[2, 3, 9, 8\]"):
+    with pytest.raises(
+        fatnn.InputError, match=r"for one shape only: expected \[any, 3, 8, 8\], got \[2, 3, 9, 8\]"
+    ):
         net(np.zeros((2, 3, 9, 8), np.float32))
 
 
@@ -143,7 +165,8 @@ class Odd(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("model", "x"), [(Functional, image(2, 3, 12, 12)), (TokenMlp, image(2, 7, 12)), (Odd, image(2, 3, 6, 6))]
+    ("model", "x"),
+    [(Functional, image(2, 3, 12, 12)), (TokenMlp, image(2, 7, 12)), (Odd, image(2, 3, 6, 6))],
 )
 def test_networks_of_any_shapes(model: type[nn.Module], x: Tensor, tmp_path: Path) -> None:
     path = saved(model(), x, tmp_path / "net.safetensors")
@@ -170,7 +193,13 @@ def test_damaged_files(resnet: Path, tmp_path: Path) -> None:
         fatnn.load_numpy(tmp_path / "absent")
     text, arrays, dtypes = _core.load(resnet)
     graph = json.loads(text)
-    for change in ("{", "[]", "{}", json.dumps({**graph, "nodes": [1]}), json.dumps({**graph, "notes": 3})):
+    for change in (
+        "{",
+        "[]",
+        "{}",
+        json.dumps({**graph, "nodes": [1]}),
+        json.dumps({**graph, "notes": 3}),
+    ):
         _core.save(tmp_path / "bad.safetensors", change, arrays, dtypes)
         with pytest.raises(fatnn.FormatError):
             fatnn.load_numpy(tmp_path / "bad.safetensors")
@@ -207,9 +236,17 @@ assert not [name for name in sys.modules if name.startswith("torch.")]
 def test_without_torch(resnet: Path, foreign: Path, tmp_path: Path) -> None:
     x = image(3, 3, 32, 32, seed=4)
     np.save(tmp_path / "x.npy", x.numpy())
-    arguments = [str(resnet), str(foreign), *(str(tmp_path / name) for name in ("x.npy", "y.npy", "z.npy"))]
+    arguments = [
+        str(resnet),
+        str(foreign),
+        *(str(tmp_path / name) for name in ("x.npy", "y.npy", "z.npy")),
+    ]
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", WITHOUT_TORCH, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     expected = fatnn.load(resnet, float_layers="rust")(x)

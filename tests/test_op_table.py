@@ -23,7 +23,9 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_saved_graphs_pass_the_core_s_checks(saved: Path) -> None:
-    text, arrays, dtypes = _core.load(saved, check=True, max_bytes=_core.MAX_BYTES, max_macs=_core.MAX_MACS)
+    text, arrays, dtypes = _core.load(
+        saved, check=True, max_bytes=_core.MAX_BYTES, max_macs=_core.MAX_MACS
+    )
     _core.check_graph(text, arrays, dtypes)
     rows = _core.graph_report(text, arrays, dtypes)
     nodes = [node for node in json.loads(text)["nodes"] if node["op"] != "input"]

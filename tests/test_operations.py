@@ -88,4 +88,6 @@ def test_lists_are_found(tmp_path: Path) -> None:
 
 
 def test_torch_runs_what_a_file_may_hold() -> None:
-    assert set(RUNTIME_OPS) == {name for name, row in OPERATIONS.items() if row.in_files} - {"input"}
+    assert set(RUNTIME_OPS) == {name for name, row in OPERATIONS.items() if row.in_files} - {
+        "input"
+    }

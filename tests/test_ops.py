@@ -23,12 +23,16 @@ CODE_TYPES = {"uint2": "two-bit", "binary": "binary"}
 
 
 def codes_of(shape: tuple[int, ...], seed: int = 0) -> Tensor:
-    return torch.randint(-1, 2, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        -1, 2, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def levels_of(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     """Activations of two bits."""
-    return torch.randint(0, 4, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0, 4, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def two_bit_of(shape: tuple[int, ...], seed: int = 0) -> Tensor:
@@ -39,7 +43,9 @@ def two_bit_of(shape: tuple[int, ...], seed: int = 0) -> Tensor:
 
 
 def int8_of(shape: tuple[int, ...]) -> Tensor:
-    return torch.randint(-127, 128, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        -127, 128, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def layouts(x: Tensor) -> dict[str, Tensor]:
@@ -112,7 +118,9 @@ def test_opcheck_of_two_bits(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "requires_grad", "transposed"])
+@pytest.mark.parametrize(
+    "layout", ["contiguous", "channels_last", "sliced", "requires_grad", "transposed"]
+)
 @pytest.mark.parametrize("name", ["quantize", "conv_float", "conv_int8"])
 def test_opcheck_layouts(name: str, layout: str) -> None:
     arguments = list(samples()[name])
@@ -166,8 +174,13 @@ def test_opcheck_ranks(shape: tuple[int, ...]) -> None:
         blob = prepack_int8(weight, linear=x.dim() == 2)
         opcheck(ops.conv_int8.default, (x, blob, torch.ones(5), None, 3.0, 5, kernel))
         codes = (x.detach() * 3.0).round().clamp(-127, 127)
-        expected = functional.conv2d(codes.reshape(*x.shape[:2], *[1, 1, *x.shape[2:]][-2:]), weight.float())
-        assert torch.equal(ops.conv_int8(x, blob, torch.ones(5), None, 3.0, 5, kernel).flatten(), expected.flatten())
+        expected = functional.conv2d(
+            codes.reshape(*x.shape[:2], *[1, 1, *x.shape[2:]][-2:]), weight.float()
+        )
+        assert torch.equal(
+            ops.conv_int8(x, blob, torch.ones(5), None, 3.0, 5, kernel).flatten(),
+            expected.flatten(),
+        )
 
 
 def levels(x: Tensor, *thresholds: float) -> Tensor:
@@ -189,27 +202,48 @@ def test_quantize(spatial: list[int], batch: int, groups: int, per_group: int, s
     of_two_bits = levels(x, -0.25, 0.5, 0.75).movedim(1, -1)
     for given_x in layouts(x).values():
         codes = ops.quantize(given_x, [-0.25, 0.5], groups)
-        assert codes.shape[-1] == packed_bytes(channels, groups) == _core.packed_bytes(channels, groups)
-        assert torch.equal(ops.unpack_codes(codes, channels, groups).reshape(expected.shape), expected)
+        assert (
+            codes.shape[-1]
+            == packed_bytes(channels, groups)
+            == _core.packed_bytes(channels, groups)
+        )
+        assert torch.equal(
+            ops.unpack_codes(codes, channels, groups).reshape(expected.shape), expected
+        )
         codes = ops.quantize(given_x, [-0.25, 0.5, 0.75], groups)
-        assert torch.equal(ops.unpack_codes(codes, channels, groups, "two-bit").reshape(expected.shape), of_two_bits)
+        assert torch.equal(
+            ops.unpack_codes(codes, channels, groups, "two-bit").reshape(expected.shape),
+            of_two_bits,
+        )
 
 
 @settings(max_examples=60, deadline=None)
-@given(pixels=st.integers(0, 9), groups=st.integers(1, 4), per_group=st.integers(1, 130), seed=st.integers(0, 1 << 30))
+@given(
+    pixels=st.integers(0, 9),
+    groups=st.integers(1, 4),
+    per_group=st.integers(1, 130),
+    seed=st.integers(0, 1 << 30),
+)
 def test_pack_and_unpack(pixels: int, groups: int, per_group: int, seed: int) -> None:
     codes = codes_of((pixels, groups * per_group), seed)
-    assert torch.equal(ops.unpack_codes(ops.pack_codes(codes, groups), groups * per_group, groups), codes)
+    assert torch.equal(
+        ops.unpack_codes(ops.pack_codes(codes, groups), groups * per_group, groups), codes
+    )
     codes = levels_of((pixels, groups * per_group), seed)
     assert torch.equal(
-        ops.unpack_codes(ops.pack_codes(codes, groups, "two-bit"), groups * per_group, groups, "two-bit"), codes
+        ops.unpack_codes(
+            ops.pack_codes(codes, groups, "two-bit"), groups * per_group, groups, "two-bit"
+        ),
+        codes,
     )
 
 
 def test_nothing_reaches_infinity() -> None:
     x = torch.tensor([[math.inf, 3.0, 0.1]])
     assert ops.unpack_codes(ops.quantize(x, [0.5, math.inf]), 3).tolist() == [[[[0, 0, -1]]]]
-    assert ops.unpack_codes(ops.quantize(x, [0.5, 1.0, math.inf]), 3, 1, "two-bit").tolist() == [[[[2, 2, 0]]]]
+    assert ops.unpack_codes(ops.quantize(x, [0.5, 1.0, math.inf]), 3, 1, "two-bit").tolist() == [
+        [[[2, 2, 0]]]
+    ]
 
 
 @settings(max_examples=60, deadline=None)
@@ -226,14 +260,19 @@ def test_nothing_reaches_infinity() -> None:
     weights=st.sampled_from(["ternary", "binary", "two-bit"]),
     seed=st.integers(0, 1 << 30),
 )
-def test_convolutions(batch, groups, cin, cout, kernel, stride, padding, dilation, act, weights, seed) -> None:  # type: ignore[no-untyped-def]
+def test_convolutions(
+    batch, groups, cin, cout, kernel, stride, padding, dilation, act, weights, seed
+) -> None:  # type: ignore[no-untyped-def]
     weight = (two_bit_of if weights == "two-bit" else codes_of)((groups * cout, cin, *kernel), seed)
     if weights == "binary":
         weight = torch.where(weight == 0, 1, weight)
     codes = (levels_of if act == "uint2" else codes_of)((batch, 7, 6, groups * cin), seed + 1)
     if act == "binary":
         codes = codes.clamp(max=0)
-    packed, blob = ops.pack_codes(codes, groups, CODE_TYPES.get(act, "ternary")), prepack(weight, groups, act)
+    packed, blob = (
+        ops.pack_codes(codes, groups, CODE_TYPES.get(act, "ternary")),
+        prepack(weight, groups, act),
+    )
     info = _core.packed_info(blob.numpy())
     assert info["act"] == act
     assert info["weights"] == weight_kind(weight)
@@ -247,14 +286,24 @@ def test_convolutions(batch, groups, cin, cout, kernel, stride, padding, dilatio
 
     generator = torch.Generator().manual_seed(seed)
     for rows in (2, 3):
-        thresholds = torch.randint(-3, 4, (rows, n), dtype=torch.int32, generator=generator).sort(0).values
+        thresholds = (
+            torch.randint(-3, 4, (rows, n), dtype=torch.int32, generator=generator).sort(0).values
+        )
         made = ops.conv_codes(packed, blob, thresholds, n, kernel, *window, groups)
-        expected = sum((acc >= t.view(1, -1, 1, 1)).to(torch.int8) for t in thresholds) - int(rows == 2)
+        expected = sum((acc >= t.view(1, -1, 1, 1)).to(torch.int8) for t in thresholds) - int(
+            rows == 2
+        )
         assert torch.equal(
-            ops.unpack_codes(made, n, groups, "two-bit" if rows == 3 else "ternary").permute(0, 3, 1, 2), expected
+            ops.unpack_codes(made, n, groups, "two-bit" if rows == 3 else "ternary").permute(
+                0, 3, 1, 2
+            ),
+            expected,
         )
 
-    scale, residual = torch.randn(n, generator=generator), torch.randn(acc.shape, generator=generator)
+    scale, residual = (
+        torch.randn(n, generator=generator),
+        torch.randn(acc.shape, generator=generator),
+    )
     plain = ops.conv_float(packed, blob, None, None, None, False, n, kernel, *window)
     assert torch.equal(plain, acc)
     scaled = ops.conv_float(packed, blob, scale, None, residual, True, n, kernel, *window)
@@ -279,7 +328,9 @@ def test_max_pool(size, kernel, stride, pad, dilation, ceil_mode, channels, grou
         return
     window = (kernel, stride, padding, (dilation, dilation), ceil_mode)
     for code_type in ("ternary", "two-bit"):
-        codes = (levels_of if code_type == "two-bit" else codes_of)((2, *size, groups * channels), seed)
+        codes = (levels_of if code_type == "two-bit" else codes_of)(
+            (2, *size, groups * channels), seed
+        )
         pooled = ops.max_pool_codes(ops.pack_codes(codes, groups, code_type), *window, code_type)
         expected = functional.max_pool2d(codes.permute(0, 3, 1, 2).float(), *window)
         found = ops.unpack_codes(pooled, groups * channels, groups, code_type)
@@ -335,35 +386,71 @@ SQUARE = ((3, 3), (1, 1), (0, 0), (1, 1))
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: ops.quantize(torch.zeros(1, 4).double(), [0.0, 1.0]), "x: expected torch.float32, got torch.float64"),
+        (
+            lambda: ops.quantize(torch.zeros(1, 4).double(), [0.0, 1.0]),
+            "x: expected torch.float32, got torch.float64",
+        ),
         (lambda: ops.quantize(torch.zeros(4), [0.0, 1.0]), "x: expected 2 or 3 or 4 dimensions"),
-        (lambda: ops.quantize(torch.zeros(1, 4), [0.0, 1.0], 3), "groups: expected a divisor of the 4 channels, got 3"),
+        (
+            lambda: ops.quantize(torch.zeros(1, 4), [0.0, 1.0], 3),
+            "groups: expected a divisor of the 4 channels, got 3",
+        ),
         (lambda: ops.quantize(torch.zeros(1, 4), [0.0, 1.0], 0), "groups"),
         (lambda: ops.quantize(torch.full((1, 4), float("nan")), [0.0, 1.0]), "NaN"),
-        (lambda: ops.quantize(torch.zeros(1, 4), [1.0, 0.0]), "thresholds: expected two or three numbers, none below"),
+        (
+            lambda: ops.quantize(torch.zeros(1, 4), [1.0, 0.0]),
+            "thresholds: expected two or three numbers, none below",
+        ),
         (lambda: ops.quantize(torch.zeros(1, 4), [0.0, 2.0, 1.0]), "none below the one before"),
-        (lambda: ops.quantize(torch.zeros(1, 4), [0.0, math.nan]), "thresholds: expected two or three numbers"),
-        (lambda: ops.quantize(torch.zeros(1, 4), [0.0]), "thresholds: expected two or three numbers"),
+        (
+            lambda: ops.quantize(torch.zeros(1, 4), [0.0, math.nan]),
+            "thresholds: expected two or three numbers",
+        ),
+        (
+            lambda: ops.quantize(torch.zeros(1, 4), [0.0]),
+            "thresholds: expected two or three numbers",
+        ),
         (lambda: ops.pack_codes(torch.zeros(1, 4)), "codes: expected torch.int8"),
-        (lambda: ops.pack_codes(torch.full((1, 4), 4, dtype=torch.int8), 1, "two-bit"), "codes 0, 1, 2 or 3, got 4"),
-        (lambda: ops.pack_codes(torch.full((1, 4), -1, dtype=torch.int8), 1, "two-bit"), "codes 0, 1, 2 or 3, got -1"),
+        (
+            lambda: ops.pack_codes(torch.full((1, 4), 4, dtype=torch.int8), 1, "two-bit"),
+            "codes 0, 1, 2 or 3, got 4",
+        ),
+        (
+            lambda: ops.pack_codes(torch.full((1, 4), -1, dtype=torch.int8), 1, "two-bit"),
+            "codes 0, 1, 2 or 3, got -1",
+        ),
         (lambda: ops.pack_codes(torch.full((1, 4), 2, dtype=torch.int8)), "got 2"),
         (
             lambda: ops.pack_codes(torch.tensor([[-1, 1]], dtype=torch.int8), 1, "binary"),
             "codes: expected codes -1 or 0, got 1 at element 1",
         ),
-        (lambda: ops.unpack_codes(CODES, 64, 1, "uint2"), 'expected one of "ternary", "two-bit", "binary", got'),
+        (
+            lambda: ops.unpack_codes(CODES, 64, 1, "uint2"),
+            'expected one of "ternary", "two-bit", "binary", got',
+        ),
         (lambda: ops.max_pool_codes(CODES, (2, 2), code_type="full"), "code_type: expected one of"),
         (lambda: ops.unpack_codes(CODES, 65), "packed: expected 32 bytes a pixel"),
         (lambda: ops.unpack_codes(CODES, 0), "channels: expected at least 1, got 0"),
         (lambda: ops.conv_acc(CODES.float(), BLOB, 8, *SQUARE), "codes: expected torch.uint8"),
         (lambda: ops.conv_acc(CODES[0], BLOB, 8, *SQUARE), "codes: expected 4 dimensions"),
         (lambda: ops.conv_acc(CODES[..., :10], BLOB, 8, *SQUARE), "whole number of 16-byte words"),
-        (lambda: ops.conv_acc(CODES, BLOB, 8, (3, 3), (0, 1)), "stride: expected two integers of at least 1"),
-        (lambda: ops.conv_acc(CODES, BLOB, 8, (3, 3), (1, 1), (-1, 0)), "padding: expected two integers of at least 0"),
+        (
+            lambda: ops.conv_acc(CODES, BLOB, 8, (3, 3), (0, 1)),
+            "stride: expected two integers of at least 1",
+        ),
+        (
+            lambda: ops.conv_acc(CODES, BLOB, 8, (3, 3), (1, 1), (-1, 0)),
+            "padding: expected two integers of at least 0",
+        ),
         (lambda: ops.conv_acc(CODES[:, :2], BLOB, 8, (3, 3)), "smaller than the kernel"),
-        (lambda: ops.conv_acc(CODES, BLOB, 0, *SQUARE), "out_channels: expected 8, as the weights were packed, got 0"),
-        (lambda: ops.conv_acc(CODES, BLOB, 9, *SQUARE), "out_channels: expected 8, as the weights were packed, got 9"),
+        (
+            lambda: ops.conv_acc(CODES, BLOB, 0, *SQUARE),
+            "out_channels: expected 8, as the weights were packed, got 0",
+        ),
+        (
+            lambda: ops.conv_acc(CODES, BLOB, 9, *SQUARE),
+            "out_channels: expected 8, as the weights were packed, got 9",
+        ),
         (
             lambda: ops.conv_acc(CODES, BLOB, 8, (2, 2)),
             r"kernel: expected \[3, 3\], as the weights were packed, got \[2, 2\]",
@@ -387,11 +474,15 @@ SQUARE = ((3, 3), (1, 1), (0, 0), (1, 1))
             r"thresholds: expected shape \(3, 8\), got \(3, 7\)",
         ),
         (
-            lambda: ops.conv_codes(CODES, BLOB, -torch.arange(24, dtype=torch.int32).view(3, 8), 8, *SQUARE),
+            lambda: ops.conv_codes(
+                CODES, BLOB, -torch.arange(24, dtype=torch.int32).view(3, 8), 8, *SQUARE
+            ),
             "thresholds: expected none below the one before, got 0 and then -8 for channel 0",
         ),
         (
-            lambda: ops.conv_codes(CODES, BLOB, torch.zeros(2, 8, dtype=torch.int32), 8, *SQUARE, 3),
+            lambda: ops.conv_codes(
+                CODES, BLOB, torch.zeros(2, 8, dtype=torch.int32), 8, *SQUARE, 3
+            ),
             "groups: expected a divisor of the 8 channels",
         ),
         (
@@ -403,10 +494,15 @@ SQUARE = ((3, 3), (1, 1), (0, 0), (1, 1))
             r"scale: expected shape \(8,\)",
         ),
         (
-            lambda: ops.conv_float(CODES, BLOB, None, None, torch.zeros(1, 8, 3, 2), False, 8, *SQUARE),
+            lambda: ops.conv_float(
+                CODES, BLOB, None, None, torch.zeros(1, 8, 3, 2), False, 8, *SQUARE
+            ),
             r"residual: expected shape \(1, 8, 2, 2\)",
         ),
-        (lambda: ops.max_pool_codes(CODES, (2, 2), (1, 1), (2, 2)), "padding: expected at most half the kernel"),
+        (
+            lambda: ops.max_pool_codes(CODES, (2, 2), (1, 1), (2, 2)),
+            "padding: expected at most half the kernel",
+        ),
         (lambda: ops.max_pool_codes(CODES, (5, 5), (1, 1)), "smaller than the kernel"),
         (lambda: int8(x=torch.zeros(1, 4, 2, 2).double()), "x: expected torch.float32"),
         (lambda: int8(x=torch.zeros(4)), "x: expected 2 or 3 or 4 dimensions"),
@@ -414,22 +510,37 @@ SQUARE = ((3, 3), (1, 1), (0, 0), (1, 1))
         (lambda: int8(x=torch.full((1, 4, 2, 2), float("nan"))), "NaN"),
         (lambda: int8(weight=torch.zeros(6, 4, 1, 1)), "weight: expected torch.uint8"),
         (lambda: int8(weight=torch.zeros(9, dtype=torch.uint8)), "too short"),
-        (lambda: int8(weight=BLOB), "expected weights for int8 activations, got ones for full activations and ternary"),
-        (lambda: int8(out_channels=5, scale=torch.ones(5)), "out_channels: expected 6, as the weights were packed"),
-        (lambda: int8(kernel=(2, 2)), r"kernel: expected \[1, 1\], as the weights were packed, got \[2, 2\]"),
+        (
+            lambda: int8(weight=BLOB),
+            "expected weights for int8 activations, got ones for full activations and ternary",
+        ),
+        (
+            lambda: int8(out_channels=5, scale=torch.ones(5)),
+            "out_channels: expected 6, as the weights were packed",
+        ),
+        (
+            lambda: int8(kernel=(2, 2)),
+            r"kernel: expected \[1, 1\], as the weights were packed, got \[2, 2\]",
+        ),
         (lambda: int8(scale=torch.ones(5)), r"scale: expected shape \(6,\)"),
         (lambda: int8(bias=torch.ones(5)), r"bias: expected shape \(6,\)"),
         (lambda: int8(inv_step=0.0), "inv_step: expected a positive number, got 0.0"),
         (lambda: int8(stride=(0, 1)), "stride: expected two integers of at least 1"),
         (lambda: int8(kernel=(3, 3)), r"kernel: expected \[1, 1\]"),
         (lambda: int8(out_channels=0), "out_channels: expected 6"),
-        (lambda: prepack_int8(int8_of((6, 4, 1, 1)), 4), "groups: expected a divisor of the 6 channels"),
+        (
+            lambda: prepack_int8(int8_of((6, 4, 1, 1)), 4),
+            "groups: expected a divisor of the 6 channels",
+        ),
         (lambda: prepack_int8(int8_of((6, 0, 1, 1))), "at least one value"),
         (lambda: prepack_int8(int8_of((6, 4))), "weight: expected 4 dimensions"),
         (lambda: prepack_int8(torch.zeros(6, 4, 1, 1)), "weight: expected torch.int8"),
         (lambda: prepack(torch.zeros(4, 4, 1, 1)), "weight: expected torch.int8"),
         (lambda: prepack(codes_of((4, 4))), "weight: expected 4 dimensions"),
-        (lambda: prepack(codes_of((4, 4, 1, 1)), 3), "groups: expected a divisor of the 4 channels"),
+        (
+            lambda: prepack(codes_of((4, 4, 1, 1)), 3),
+            "groups: expected a divisor of the 4 channels",
+        ),
         (lambda: prepack(codes_of((4, 0, 1, 1))), "at least one value"),
         (lambda: prepack(torch.full((1, 1, 1, 1), 2, dtype=torch.int8)), "got 2"),
         (

@@ -24,7 +24,10 @@ class Net(nn.Module):
         super().__init__()
         self.head = nn.Linear(8, 3)
         self.body = nn.Sequential(
-            nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1)
+            nn.Conv2d(8, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 1),
         )
         self.stem = nn.Conv2d(2, 8, 3)
 
@@ -129,7 +132,11 @@ def test_shared_modules_and_residuals() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.stem, self.conv, self.norm = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+            self.stem, self.conv, self.norm = (
+                nn.Conv2d(2, 4, 1),
+                nn.Conv2d(4, 4, 1),
+                nn.BatchNorm2d(4),
+            )
             self.again, self.fc = self.conv, nn.Conv2d(4, 2, 1)
 
         def forward(self, x: Tensor) -> Tensor:
@@ -157,7 +164,9 @@ def test_subclasses_and_attention_internals_are_left_alone() -> None:
 def test_hooks_survive() -> None:
     model = Net()
     seen: list[str] = []
-    model.body[0].register_forward_hook(lambda module, args, output: seen.append(type(module).__name__))
+    model.body[0].register_forward_hook(
+        lambda module, args, output: seen.append(type(module).__name__)
+    )
     prepare(model, example_inputs=batch())
     assert seen == ["TernaryConv2d"]
 
@@ -165,7 +174,10 @@ def test_hooks_survive() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (TernaryConfig(skip=("bodi.0",)), r"skip: 'bodi\.0' matches no layer; the layers are: head, body\.0"),
+        (
+            TernaryConfig(skip=("bodi.0",)),
+            r"skip: 'bodi\.0' matches no layer; the layers are: head, body\.0",
+        ),
         (TernaryConfig(skip=("re:body",)), "skip: 're:body' matches no layer"),
         (TernaryConfig(skip=("body.1",)), "matches no layer"),
         (TernaryConfig(overrides={"x": {"scale": True}}), "overrides: 'x' matches no layer"),
@@ -203,10 +215,22 @@ def test_more_errors_of_prepare() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"act": "uint4"}, ConfigError, "act must be 'ternary' or 'uint2' or 'binary', got 'uint4'"),
-        ({"first": "int4"}, ConfigError, "first must be 'float' or 'int8' or 'ternary', got 'int4'"),
+        (
+            {"act": "uint4"},
+            ConfigError,
+            "act must be 'ternary' or 'uint2' or 'binary', got 'uint4'",
+        ),
+        (
+            {"first": "int4"},
+            ConfigError,
+            "first must be 'float' or 'int8' or 'ternary', got 'int4'",
+        ),
         ({"last": 8}, ConfigError, "last must be 'float' or 'int8' or 'ternary', got 8"),
-        ({"weight": "nope"}, ConfigError, "weight must be 'fatnn' or 'twn' or .* or 'binary', got 'nope'"),
+        (
+            {"weight": "nope"},
+            ConfigError,
+            "weight must be 'fatnn' or 'twn' or .* or 'binary', got 'nope'",
+        ),
         ({"act_quantizer": "nope"}, ConfigError, "act_quantizer must be 'fatnn' or"),
         ({"act": 3}, ConfigError, "act must be"),
         ({"first": None}, ConfigError, "first must be"),
@@ -217,7 +241,11 @@ def test_more_errors_of_prepare() -> None:
         ({"overrides": {"a": 3}}, ConfigError, "must be a mapping with keys out of weight, act"),
         ({"overrides": {"a": {"bits": 3}}}, ConfigError, "unknown option 'bits'"),
         ({"overrides": {"a": {"scale": 1}}}, ConfigError, "True or False"),
-        ({"overrides": {"a": {"act": "uint4"}}}, ConfigError, r"overrides\['a'\]\['act'\] must be 'ternary'"),
+        (
+            {"overrides": {"a": {"act": "uint4"}}},
+            ConfigError,
+            r"overrides\['a'\]\['act'\] must be 'ternary'",
+        ),
         ({"overrides": {"a": {"act_quantizer": 1}}}, ConfigError, "act_quantizer"),
         ({"overrides": {"a": {"act_range": "x"}}}, ConfigError, "act_range"),
         ({"overrides": {"": {}}}, ConfigError, "a pattern is a module name"),
@@ -247,7 +275,12 @@ def test_param_groups_keep_decay_off_everything_but_weights() -> None:
     assert decay["weight_decay"] == 1e-4
     assert plain["weight_decay"] == 0
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert {names[id(p)] for p in decay["params"]} == {"head.weight", "body.0.weight", "body.3.weight", "stem.weight"}
+    assert {names[id(p)] for p in decay["params"]} == {
+        "head.weight",
+        "body.0.weight",
+        "body.3.weight",
+        "stem.weight",
+    }
     assert len(decay["params"]) + len(plain["params"]) == len(names)
     torch.optim.SGD(param_groups(model, 1e-4), 0.1)
     with pytest.raises(ConfigError, match="weight_decay"):
@@ -255,7 +288,9 @@ def test_param_groups_keep_decay_off_everything_but_weights() -> None:
 
 
 def test_ternary_mlp() -> None:
-    model = prepare(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)))
+    model = prepare(
+        nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    )
     assert isinstance(model[2], TernaryLinear)
     assert model(torch.randn(5, 4)).shape == (5, 2)
 
@@ -284,8 +319,14 @@ def test_public_names_resolve_and_functions_are_not_hidden_by_modules() -> None:
 
 def test_batch_norm_without_eps() -> None:
     """torch refuses an eps of 0 in training mode, in which a BatchNorm takes its statistics from the example."""
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=0.0), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=0.0), nn.ReLU(), nn.Conv2d(4, 4, 3)
+    )
     before = model[1].running_var.clone()
-    prepare(model, TernaryConfig(first="ternary", last="ternary"), example_inputs=torch.randn(2, 3, 8, 8))
+    prepare(
+        model,
+        TernaryConfig(first="ternary", last="ternary"),
+        example_inputs=torch.randn(2, 3, 8, 8),
+    )
     assert model[1].eps == 0.0
     assert not torch.equal(model[1].running_var, before)

@@ -17,7 +17,9 @@ from fatnn_rs.quant.base import MIN_STEP, fit_step, round_ste
 def activation(act_range: str, alpha1: float, alpha2: float) -> FatnnActivation:
     """An initialised activation quantizer with these steps."""
     quantizer = FatnnActivation(act_range)
-    quantizer.initialize(torch.tensor([0.5, 1.0]) if act_range == "half" else torch.tensor([-1.0, 1.0]))
+    quantizer.initialize(
+        torch.tensor([0.5, 1.0]) if act_range == "half" else torch.tensor([-1.0, 1.0])
+    )
     with torch.no_grad():
         quantizer.alpha1.fill_(alpha1)
         quantizer.alpha2.fill_(alpha2)
@@ -38,13 +40,31 @@ def test_table_and_config_agree() -> None:
 
 def test_half_range_steps_up_strictly_above_its_thresholds() -> None:
     quantizer = activation("half", 2.0, 4.0)  # thresholds 0.25 and 0.5 + 0.125, exact in binary
-    x = torch.stack([below(0.25), torch.tensor(0.25), above(0.25), below(0.625), torch.tensor(0.625), above(0.625)])
+    x = torch.stack(
+        [
+            below(0.25),
+            torch.tensor(0.25),
+            above(0.25),
+            below(0.625),
+            torch.tensor(0.625),
+            above(0.625),
+        ]
+    )
     assert quantizer(x).tolist() == [0, 0, 1, 1, 1, 2]
 
 
 def test_full_range_steps_strictly_beyond_its_thresholds() -> None:
     quantizer = activation("full", 4.0, 2.0)  # thresholds -0.125 and 0.25
-    x = torch.stack([below(-0.125), torch.tensor(-0.125), above(-0.125), below(0.25), torch.tensor(0.25), above(0.25)])
+    x = torch.stack(
+        [
+            below(-0.125),
+            torch.tensor(-0.125),
+            above(-0.125),
+            below(0.25),
+            torch.tensor(0.25),
+            above(0.25),
+        ]
+    )
     assert quantizer(x).tolist() == [-1, 0, 0, 0, 0, 1]
 
 
@@ -57,7 +77,11 @@ def test_activation_is_monotone_and_keeps_zero(act_range: str, dtype: torch.dtyp
         quantizer = activation(act_range, alpha1, alpha2)
         edges = torch.tensor([0.5 / alpha1, 1 / alpha1, 1 / alpha1 + 0.5 / alpha2, 0.5 / alpha2])
         near = (edges[:, None] * (1 + torch.arange(-200, 201) * 6e-8)).flatten()
-        x = torch.cat([near, -near, torch.tensor([0.0, -0.0, 1e30, -1e30, torch.inf, -torch.inf])]).sort().values
+        x = (
+            torch.cat([near, -near, torch.tensor([0.0, -0.0, 1e30, -1e30, torch.inf, -torch.inf])])
+            .sort()
+            .values
+        )
         codes = quantizer(x.to(dtype))
         assert bool((codes.diff() >= 0).all())
         assert set(codes.tolist()) <= ({0, 1, 2} if act_range == "half" else {-1, 0, 1})
@@ -67,7 +91,9 @@ def test_activation_is_monotone_and_keeps_zero(act_range: str, dtype: torch.dtyp
 def test_half_range_gradients_match_the_formula() -> None:
     a1, a2 = 2.0, 5.0
     quantizer = activation("half", a1, a2)
-    x = torch.tensor([-0.3, 0.1, 0.4, 0.55, 0.65, 0.9], requires_grad=True)  # 1/a1 = 0.5, top end 0.7
+    x = torch.tensor(
+        [-0.3, 0.1, 0.4, 0.55, 0.65, 0.9], requires_grad=True
+    )  # 1/a1 = 0.5, top end 0.7
     g = torch.tensor([1.0, 2.0, -3.0, 5.0, 7.0, 11.0])
     quantizer(x).backward(g)
     first = (x.detach() > 0) & (x.detach() < 1 / a1)
@@ -75,7 +101,9 @@ def test_half_range_gradients_match_the_formula() -> None:
     assert first.sum() == 2
     assert second.sum() == 2
     torch.testing.assert_close(x.grad, g * (first * a1 + second * a2))
-    torch.testing.assert_close(quantizer.alpha1.grad, (g * (first * x.detach() + second * a2 / a1**2)).sum())
+    torch.testing.assert_close(
+        quantizer.alpha1.grad, (g * (first * x.detach() + second * a2 / a1**2)).sum()
+    )
     torch.testing.assert_close(quantizer.alpha2.grad, (g * second * (x.detach() - 1 / a1)).sum())
 
 
@@ -116,7 +144,10 @@ def test_weight_values_and_gradients_match_the_formula(per_channel: bool) -> Non
     inside = (normal * alpha).abs() < 1
     rows_g = g.double().reshape(rows.shape)
     torch.testing.assert_close(
-        weight.grad.double().reshape(rows.shape), rows_g * inside * alpha / std, rtol=1e-5, atol=1e-6
+        weight.grad.double().reshape(rows.shape),
+        rows_g * inside * alpha / std,
+        rtol=1e-5,
+        atol=1e-6,
     )
     total = (rows_g * inside * normal * (normal < 0)).sum(dim=1)
     torch.testing.assert_close(quantizer.alpha_neg.grad.double(), total, rtol=1e-4, atol=1e-5)
@@ -142,7 +173,12 @@ def test_codes_are_what_forward_uses_for_any_number_of_threads() -> None:
 
 
 def test_constant_and_tiny_weights_are_finite() -> None:
-    for weight in (torch.ones(2, 3), torch.zeros(2, 3), torch.full((1, 1), 3.0), torch.randn(4, 4) * 1e-20):
+    for weight in (
+        torch.ones(2, 3),
+        torch.zeros(2, 3),
+        torch.full((1, 1), 3.0),
+        torch.randn(4, 4) * 1e-20,
+    ):
         quantizer = FatnnWeight(weight.shape[0], per_channel=True)
         quantizer.initialize(weight)
         assert bool(torch.isfinite(quantizer(weight)).all())

@@ -67,7 +67,8 @@ def test_lsq_activations(act_range: str, top: int) -> None:
 
     scaled = x.detach() / step
     assert torch.equal(
-        codes.detach(), scaled.clamp(top - 3 + (top == 1), top).clamp(0 if top == 2 else -1, top).round()
+        codes.detach(),
+        scaled.clamp(top - 3 + (top == 1), top).clamp(0 if top == 2 else -1, top).round(),
     )
     assert set(codes.unique().tolist()) == ({0, 1, 2} if top == 2 else {-1, 0, 1})
     inside = (scaled < top) & (scaled > (0 if top == 2 else -1))
@@ -78,7 +79,9 @@ def test_lsq_activations(act_range: str, top: int) -> None:
 
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_twn_weights(per_channel: bool) -> None:
-    weight = (randn(4, 3, 3, 3) * torch.tensor([0.1, 0.2, 0.4, 0.8]).view(4, 1, 1, 1)).requires_grad_()
+    weight = (
+        randn(4, 3, 3, 3) * torch.tensor([0.1, 0.2, 0.4, 0.8]).view(4, 1, 1, 1)
+    ).requires_grad_()
     quantizer = TwnWeight(4, per_channel)
     quantizer.initialize(weight)
     assert not list(quantizer.parameters())
@@ -108,7 +111,9 @@ def test_the_config_names_every_family_and_kind() -> None:
 
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_ttq_weights(per_channel: bool) -> None:
-    weight = (randn(4, 3, 3, 3) * torch.tensor([0.1, 0.2, 0.4, 0.8]).view(4, 1, 1, 1)).requires_grad_()
+    weight = (
+        randn(4, 3, 3, 3) * torch.tensor([0.1, 0.2, 0.4, 0.8]).view(4, 1, 1, 1)
+    ).requires_grad_()
     quantizer = TtqWeight(4, per_channel)
     quantizer.initialize(weight)
     rows = rows_of(weight.detach(), per_channel)
@@ -123,13 +128,21 @@ def test_ttq_weights(per_channel: bool) -> None:
     used = quantizer(weight)
     used.backward(g)
     pos, neg = (scale.detach()[:, None] for scale in (quantizer.scale_pos, quantizer.scale_neg))
-    assert torch.equal(rows_of(used.detach(), per_channel), torch.where(above, pos, torch.where(below, -neg, 0.0)))
-    assert torch.equal(rows_of(quantizer.codes(weight), per_channel), above.to(torch.int8) - below.to(torch.int8))
+    assert torch.equal(
+        rows_of(used.detach(), per_channel), torch.where(above, pos, torch.where(below, -neg, 0.0))
+    )
+    assert torch.equal(
+        rows_of(quantizer.codes(weight), per_channel), above.to(torch.int8) - below.to(torch.int8)
+    )
     factor = torch.where(above, pos, torch.where(below, neg, 1.0))
     torch.testing.assert_close(rows_of(weight.grad, per_channel), rows_of(g, per_channel) * factor)
     shared = math.sqrt(weight.numel() // len(pos))
-    torch.testing.assert_close(quantizer.scale_pos.grad, (rows_of(g, per_channel) * above).sum(1) / shared)
-    torch.testing.assert_close(quantizer.scale_neg.grad, -(rows_of(g, per_channel) * below).sum(1) / shared)
+    torch.testing.assert_close(
+        quantizer.scale_pos.grad, (rows_of(g, per_channel) * above).sum(1) / shared
+    )
+    torch.testing.assert_close(
+        quantizer.scale_neg.grad, -(rows_of(g, per_channel) * below).sum(1) / shared
+    )
 
 
 def triangle(v: Tensor, reach: Tensor) -> Tensor:
@@ -139,12 +152,16 @@ def triangle(v: Tensor, reach: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_sttn_weights(per_channel: bool) -> None:
-    weight = (randn(4, 3, 3, 3) * torch.tensor([0.1, 0.2, 0.4, 0.8]).view(4, 1, 1, 1)).requires_grad_()
+    weight = (
+        randn(4, 3, 3, 3) * torch.tensor([0.1, 0.2, 0.4, 0.8]).view(4, 1, 1, 1)
+    ).requires_grad_()
     quantizer = SttnWeight(4, per_channel)
     quantizer.initialize(weight)
     w = rows_of(weight.detach(), per_channel)
     size = w.abs().mean(1, keepdim=True)
-    torch.testing.assert_close(rows_of(quantizer.offset.detach(), per_channel), (0.7 * size).expand_as(w))
+    torch.testing.assert_close(
+        rows_of(quantizer.offset.detach(), per_channel), (0.7 * size).expand_as(w)
+    )
     with torch.no_grad():  # as training might leave them
         quantizer.offset.mul_(1 + 0.5 * randn(4, 3, 3, 3, seed=5))
     o = rows_of(quantizer.offset.detach(), per_channel)
@@ -152,17 +169,23 @@ def test_sttn_weights(per_channel: bool) -> None:
     codes = quantizer(weight)
     codes.backward(g)
 
-    assert torch.equal(rows_of(codes.detach(), per_channel), torch.where(w.abs() > o.abs(), w.sign(), 0.0))
+    assert torch.equal(
+        rows_of(codes.detach(), per_channel), torch.where(w.abs() > o.abs(), w.sign(), 0.0)
+    )
     assert set(codes.unique().tolist()) == {-1, 0, 1}
     plus, minus = triangle(w + o, 3 * size), triangle(w - o, 3 * size)
-    torch.testing.assert_close(rows_of(weight.grad, per_channel), rows_of(g, per_channel) * (plus + minus) / 2)
+    torch.testing.assert_close(
+        rows_of(weight.grad, per_channel), rows_of(g, per_channel) * (plus + minus) / 2
+    )
     expected = rows_of(g, per_channel) * (plus - minus) / 2
     torch.testing.assert_close(rows_of(quantizer.offset.grad, per_channel), expected)
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_dorefa_weights(per_channel: bool) -> None:
-    weight = (randn(4, 3, 3, 3) * torch.tensor([0.1, 0.2, 0.4, 0.8]).view(4, 1, 1, 1)).requires_grad_()
+    weight = (
+        randn(4, 3, 3, 3) * torch.tensor([0.1, 0.2, 0.4, 0.8]).view(4, 1, 1, 1)
+    ).requires_grad_()
     quantizer = DorefaWeight(4, per_channel)
     quantizer.initialize(weight)
     assert not list(quantizer.parameters())
@@ -230,7 +253,9 @@ def test_fatnn_activations_of_two_bits() -> None:
     inside = [(v > ends[i]) & (v < ends[i + 1]) for i in range(3)]
     torch.testing.assert_close(x.grad, g * sum(inside[i] / sizes[i] for i in range(3)))
     for j, alpha in enumerate((quantizer.alpha1, quantizer.alpha2, quantizer.alpha3)):
-        slope = inside[j] * (v - ends[j]) + sum(inside[i] * sizes[j] ** 2 / sizes[i] for i in range(j + 1, 3))
+        slope = inside[j] * (v - ends[j]) + sum(
+            inside[i] * sizes[j] ** 2 / sizes[i] for i in range(j + 1, 3)
+        )
         torch.testing.assert_close(alpha.grad, (g * slope).sum(), rtol=1e-4, atol=1e-4)
 
 
@@ -302,7 +327,12 @@ def test_binary_activations_of_full_range() -> None:
 
 @pytest.mark.parametrize("family", QUANTIZERS)
 def test_degenerate_weights_are_finite(family: str) -> None:
-    for weight in (torch.ones(2, 3), torch.zeros(2, 3), torch.full((1, 1), 3.0), randn(4, 4) * 1e-20):
+    for weight in (
+        torch.ones(2, 3),
+        torch.zeros(2, 3),
+        torch.full((1, 1), 3.0),
+        randn(4, 4) * 1e-20,
+    ):
         quantizer = QUANTIZERS[family].weight(weight.shape[0], per_channel=True)
         quantizer.initialize(weight)
         weight = weight.clone().requires_grad_()
@@ -320,10 +350,16 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(2, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-        self.a = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(2, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+        )
+        self.a = nn.Sequential(
+            nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+        )
         self.b = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16))
-        self.d = nn.Sequential(nn.Conv2d(16, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2, 1))
+        self.d = nn.Sequential(
+            nn.Conv2d(16, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2, 1)
+        )
         self.c = nn.Conv2d(16, 8, 1)
         self.head = nn.Linear(8, 3)
 
@@ -344,7 +380,9 @@ REFUSED = [name for name in QUANTIZERS if name not in DEPLOYED]
 def trained(family: str, act: str, per_channel: bool) -> tuple[nn.Module, TernaryConfig]:
     """Thirty steps of training; the loss must fall."""
     torch.manual_seed(0)
-    options = TernaryConfig(weight=family, act=act, overrides={"re:.*": {"per_channel": per_channel}})
+    options = TernaryConfig(
+        weight=family, act=act, overrides={"re:.*": {"per_channel": per_channel}}
+    )
     model = prepare(Net(), options, IMAGES)
     optimizer = torch.optim.AdamW(param_groups(model, 1e-4), lr=0.02)
     losses = []
@@ -361,7 +399,9 @@ def trained(family: str, act: str, per_channel: bool) -> tuple[nn.Module, Ternar
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("act", config._ACT)
 @pytest.mark.parametrize("family", DEPLOYED)
-def test_networks_train_convert_verify_and_load(family: str, act: str, per_channel: bool, tmp_path: Path) -> None:
+def test_networks_train_convert_verify_and_load(
+    family: str, act: str, per_channel: bool, tmp_path: Path
+) -> None:
     model, options = trained(family, act, per_channel)
     net = convert(model, IMAGES)
     report = verify(model, net, IMAGES)
@@ -389,11 +429,17 @@ def test_networks_train_convert_verify_and_load(family: str, act: str, per_chann
         assert all(row.weight_bits == (1 if row.weights == "binary" else 2) for row in few)
         assert {row.act_bits for row in few} == {1 if act == "binary" else 2}
     per_byte = {"binary": 8, "ternary": 5, "two-bit": 4}
-    dtypes = {node.layer: net.graph.dtype(node, "weight") for node in net.graph.nodes if "weight" in node.tensors}
+    dtypes = {
+        node.layer: net.graph.dtype(node, "weight")
+        for node in net.graph.nodes
+        if "weight" in node.tensors
+    }
     for report_ in (net.report, numpy_net.report):
         packed = {row.name: row.packed_bytes for row in report_.rows if row.packed_bytes}
         weights = {name: model.get_submodule(name).weight.numel() for name in packed}
-        assert packed == {name: -(-count // per_byte[dtypes[name]]) for name, count in weights.items()}
+        assert packed == {
+            name: -(-count // per_byte[dtypes[name]]) for name, count in weights.items()
+        }
         assert set(packed) == {"a.0", "b.0", "d.0", "c"}
     kinds = {node.attrs["act"] for node in net.graph.nodes if "act" in node.attrs}
     assert kinds <= ({act} if act != "ternary" else {"half", "full"})
@@ -414,25 +460,34 @@ def test_networks_that_no_integer_expresses_are_refused(family: str) -> None:
 def test_levels_that_the_engine_does_not_have_are_refused() -> None:
     model, _ = trained("lsq", "ternary", False)
     model.b[0].act_quant.half_levels = (0, 1, 2, 3, 4)
-    with pytest.raises(ConversionError, match=r"layer 'b\.0': its activations \(LsqActivation\) .*\{0, 1, 2, 3, 4\}"):
+    with pytest.raises(
+        ConversionError,
+        match=r"layer 'b\.0': its activations \(LsqActivation\) .*\{0, 1, 2, 3, 4\}",
+    ):
         convert(model, IMAGES)
     del model.b[0].act_quant.half_levels
     model.b[0].weight_quant.levels = (-2, 0, 2)
-    with pytest.raises(ConversionError, match=r"layer 'b\.0': its weights \(LsqWeight\) .*\{-2, 0, 2\}"):
+    with pytest.raises(
+        ConversionError, match=r"layer 'b\.0': its weights \(LsqWeight\) .*\{-2, 0, 2\}"
+    ):
         convert(model, IMAGES)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("act", config._ACT)
 @pytest.mark.parametrize("act_range", ["half", "full"])
-def test_infinite_inputs_reach_what_the_quantizer_gives_them(act: str, act_range: str, sign: float) -> None:
+def test_infinite_inputs_reach_what_the_quantizer_gives_them(
+    act: str, act_range: str, sign: float
+) -> None:
     if act == "uint2" and act_range == "full":
         return
     torch.manual_seed(0)
     x = randn(2, 3, 5, 5)
     x = x.abs() if act_range == "half" else x
     options = TernaryConfig(act=act, first="ternary", last="ternary")
-    model = prepare(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), options, x).eval()
+    model = prepare(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), options, x
+    ).eval()
     assert model[0].act_quant.half_range is (act_range == "half")
     net = convert(model, x)
     x[0, :, 2, 1:4] = sign * math.inf
@@ -453,6 +508,7 @@ def test_a_step_that_only_infinity_reaches_is_refused() -> None:
     model, _ = trained("lsq", "ternary", False)
     model.b[0].act_quant.__class__ = Late
     with pytest.raises(
-        ConversionError, match=r"layer 'b\.0': .*staircase over the levels 0, 1, 2 \(at inf it gives 2\)"
+        ConversionError,
+        match=r"layer 'b\.0': .*staircase over the levels 0, 1, 2 \(at inf it gives 2\)",
     ):
         convert(model, IMAGES)

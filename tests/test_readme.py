@@ -14,7 +14,9 @@ README = Path(__file__).parent.parent / "README.md"
 TRAINING = README.parent / "docs" / "training.md"
 
 
-def test_the_ten_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_ten_lines_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (code,) = re.findall(r"```python\n(.+?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -48,7 +50,11 @@ def test_the_training_page_names_what_there_is() -> None:
         assert config in recipe_names(), config
 
 
-PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("how-it-works", "ladder", "performance"))]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{name}.md" for name in ("how-it-works", "ladder", "performance")),
+]
 PAGES += [
     "docs/training.md",
     *(str(path.relative_to(README.parent)) for path in README.parent.glob("*/results/**/*.md")),
@@ -60,7 +66,9 @@ def test_every_command_link_and_path_exists(page: str) -> None:
     root, file = README.parent, README.parent / page
     text = file.read_text(encoding="utf-8")
     makefile = (root / "Makefile").read_text()
-    for target in set(re.findall(r"\bmake ([a-z-]+)\b", "\n".join(re.findall(r"`[^`\n]+`|^    .+", text, re.M)))):
+    for target in set(
+        re.findall(r"\bmake ([a-z-]+)\b", "\n".join(re.findall(r"`[^`\n]+`|^    .+", text, re.M)))
+    ):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     for link in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", text):
         assert (file.parent / link).exists(), link

@@ -49,7 +49,9 @@ def values() -> Tensor:
     rng = np.random.default_rng(0)
     special = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-45, -1e-45, 3.4e38, -3.4e38]
     bends = np.array([-3, -1, 0, 1, 3, 6], np.float32)
-    near = np.concatenate([bends, np.nextafter(bends, np.float32(-9)), np.nextafter(bends, np.float32(9))])
+    near = np.concatenate(
+        [bends, np.nextafter(bends, np.float32(-9)), np.nextafter(bends, np.float32(9))]
+    )
     drawn = rng.integers(0, 1 << 32, 100_000, np.uint32).view(np.float32)
     small = rng.normal(0, 3, 100_003).astype(np.float32)
     found = np.concatenate([np.array(special, np.float32), near, drawn, small])
@@ -89,7 +91,9 @@ def on_every_isa(net: TernaryNetwork, x: Tensor, folder: Path) -> Iterator[Tenso
     paths = [str(folder / name) for name in ("net", "x.npy", "out.npy")]
     for isa in ("scalar", "avx2", ""):
         env = {**os.environ, "FATNN_ISA": isa} if isa else dict(os.environ)
-        done = subprocess.run([sys.executable, "-c", code, *paths], env=env, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *paths], env=env, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         yield torch.from_numpy(np.load(folder / "out.npy"))
 
@@ -126,7 +130,9 @@ def in_float64(op: str, x: Tensor, attrs: dict[str, float]) -> Tensor:
 
 
 @pytest.mark.parametrize(("op", "attrs"), APPROXIMATE, ids=names(APPROXIMATE))
-def test_approximations_keep_to_their_bound(op: str, attrs: dict[str, float], tmp_path: Path) -> None:
+def test_approximations_keep_to_their_bound(
+    op: str, attrs: dict[str, float], tmp_path: Path
+) -> None:
     example, x, z = (torch.randn(3, 4), torch.randn(3, 4)), values(), torch.randn(3, 4)
     model = ready(Applied(op, attrs), example)
     net = fatnn.convert(model, example)
@@ -158,15 +164,20 @@ def test_every_way_to_call_it_is_taken(op: str) -> None:
     given = [value if value is not None else 0.5 for value in row.attrs.values()]
     modules: list[nn.Module] = [kind() for kind in row.modules]
     modules += [
-        type("Call", (nn.Module,), {"forward": lambda self, x, call=call: call(x, *given)})() for call in row.calls
+        type("Call", (nn.Module,), {"forward": lambda self, x, call=call: call(x, *given)})()
+        for call in row.calls
     ]
     modules += [
-        type("Method", (nn.Module,), {"forward": lambda self, x, name=name: getattr(x, name)(*given)})()
+        type(
+            "Method", (nn.Module,), {"forward": lambda self, x, name=name: getattr(x, name)(*given)}
+        )()
         for name in row.methods
     ]
     x = torch.randn(2, 4)
     for module in modules:
-        net = exact(ready(nn.Sequential(nn.Linear(4, 4), Positive(), module, nn.Linear(4, 4)), x), x)
+        net = exact(
+            ready(nn.Sequential(nn.Linear(4, 4), Positive(), module, nn.Linear(4, 4)), x), x
+        )
         assert not [op for op in ops_of(net) if op == "torch"], module
 
 
@@ -202,7 +213,9 @@ def test_calls_with_numbers(op: str, call: Any) -> None:
     assert op in ops_of(net)
     assert "torch" not in ops_of(net)
     special = values()
-    assert op.startswith("gelu") or same_bits(call(special), SCALARS[op].function(special, *bounds(net, op)))
+    assert op.startswith("gelu") or same_bits(
+        call(special), SCALARS[op].function(special, *bounds(net, op))
+    )
 
 
 def bounds(net: TernaryNetwork, op: str) -> list[Any]:

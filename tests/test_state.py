@@ -77,7 +77,9 @@ def test_averages_follow_the_model(kind: str, early: bool, config: TernaryConfig
         optimizer.zero_grad()
         model(X).square().mean().backward()
         optimizer.step()
-        average.update_parameters(model) if isinstance(average, AveragedModel) else average.update(model)
+        average.update_parameters(model) if isinstance(average, AveragedModel) else average.update(
+            model
+        )
     averaged = average.module
     assert all(initialized for initialized, _ in state(model))
     assert state(averaged) == state(model)
@@ -109,7 +111,9 @@ def test_state_is_numeric_and_read_from_the_buffers() -> None:
     assert all(flag.is_floating_point() for flag in flags(full))
     target = prepare(net(1), config).eval()
     for source in (full, half, full):
-        for one, other in zip(target.state_dict().values(), source.state_dict().values(), strict=True):
+        for one, other in zip(
+            target.state_dict().values(), source.state_dict().values(), strict=True
+        ):
             one.data.copy_(other)  # as averages written by hand do: no version counter tells
         assert torch.equal(target(X), source(X))
     other = prepare(net(1), config).eval()
@@ -123,18 +127,26 @@ def test_state_is_numeric_and_read_from_the_buffers() -> None:
 @pytest.mark.parametrize("assign", [False, True])
 def test_files_with_bool_flags_load(assign: bool, config: TernaryConfig) -> None:
     source = prepare(net(), config, X).eval()
-    old = {key: value > 0 if key.endswith("_flag") else value for key, value in source.state_dict().items()}
+    old = {
+        key: value > 0 if key.endswith("_flag") else value
+        for key, value in source.state_dict().items()
+    }
     target = prepare(net(1), config)
     target.load_state_dict({key: value.clone() for key, value in old.items()}, assign=assign)
     assert all(flag.is_floating_point() for flag in flags(target))
     assert torch.equal(target.eval()(X), source(X))
     fresh = prepare(net(), config)
-    none = {key: value > 0 if key.endswith("_flag") else value for key, value in fresh.state_dict().items()}
+    none = {
+        key: value > 0 if key.endswith("_flag") else value
+        for key, value in fresh.state_dict().items()
+    }
     target.load_state_dict(none)
     assert not any(initialized for initialized, _ in state(target))
     quantizer = FatnnActivation()
     quantizer(torch.tensor([-1.0, 1.0]))
-    quantizer._buffers["initialized_flag"] = torch.tensor(True)  # a whole module, pickled by an earlier version
+    quantizer._buffers["initialized_flag"] = torch.tensor(
+        True
+    )  # a whole module, pickled by an earlier version
     quantizer._buffers["half_range_flag"] = torch.tensor(False)
     quantizer.__dict__.update(_initialized=True, _half_range=False)
     for name in ("_last_initialized", "_last_range", "_kept"):
@@ -179,7 +191,9 @@ def test_a_captured_graph_reads_the_range_and_an_average_that_came_to_life() -> 
     average = AveragedModel(model)
     model(X)
     average.update_parameters(model)
-    assert torch.equal(torch.compile(average.eval(), fullgraph=True, backend="aot_eager")(X), model.eval()(X))
+    assert torch.equal(
+        torch.compile(average.eval(), fullgraph=True, backend="aot_eager")(X), model.eval()(X)
+    )
 
 
 class Twice(nn.Module):
@@ -224,7 +238,12 @@ class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.a, self.b, self.c, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.a, self.b, self.c, self.head = (
+            nn.Linear(8, 8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 3),
+        )
         self.norm, self.after = nn.BatchNorm1d(8), nn.BatchNorm1d(8)
         nn.init.zeros_(self.norm.weight)
 
@@ -240,7 +259,9 @@ def test_branches_that_begin_as_zero(act: str) -> None:
     assert not model.c.act_quant.initialized
     assert bool((model.after.running_var == 1).all())  # zeros have no statistics
     assert bool(torch.isfinite(model.eval()(X)).all())
-    with pytest.raises(ConversionError, match=r"layer 'c': its activation steps were never initialised.*zeros"):
+    with pytest.raises(
+        ConversionError, match=r"layer 'c': its activation steps were never initialised.*zeros"
+    ):
         convert(model, X)
     optimizer = torch.optim.SGD(model.train().parameters(), 0.1)
     for _ in range(2):
@@ -272,17 +293,25 @@ def test_uninitialised_layers_are_refused_only_where_they_run() -> None:
     model(X)
     assert state(model) == [(True, True), (False, True)]
     assert verify(model.eval(), convert(model, X), X).codes_different == 0
-    with pytest.raises(ConversionError, match=r"layer 'b': its activation steps were never initialised"):
+    with pytest.raises(
+        ConversionError, match=r"layer 'b': its activation steps were never initialised"
+    ):
         convert(prepare(Auxiliary()).eval(), X)
     by_hand = nn.Sequential(nn.Linear(8, 8), TernaryLinear(8, 8)).eval()
-    with pytest.raises(ConversionError, match=r"layer '1': its activation steps were never initialised"):
+    with pytest.raises(
+        ConversionError, match=r"layer '1': its activation steps were never initialised"
+    ):
         convert(by_hand, X)
 
 
-@pytest.mark.parametrize("config", [*CONFIGS, TernaryConfig(weight="twn"), TernaryConfig(weight="ttq")])
+@pytest.mark.parametrize(
+    "config", [*CONFIGS, TernaryConfig(weight="twn"), TernaryConfig(weight="ttq")]
+)
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("strict", [False, True])
-def test_float_weights_load_into_a_prepared_model(assign: bool, strict: bool, config: TernaryConfig) -> None:
+def test_float_weights_load_into_a_prepared_model(
+    assign: bool, strict: bool, config: TernaryConfig
+) -> None:
     source = net(5)
     for parameter in source.parameters():
         nn.init.normal_(parameter)
@@ -291,10 +320,14 @@ def test_float_weights_load_into_a_prepared_model(assign: bool, strict: bool, co
     for example in (None, X):
         model = prepare(net(), config, example)
         held = {id(parameter) for parameter in model.parameters()}
-        result = model.load_state_dict({k: v.clone() for k, v in floats.items()}, assign=assign, strict=strict)
+        result = model.load_state_dict(
+            {k: v.clone() for k, v in floats.items()}, assign=assign, strict=strict
+        )
         assert not result.missing_keys
         assert not result.unexpected_keys
-        for (key, value), (_, wanted) in zip(model.state_dict().items(), expected.state_dict().items(), strict=True):
+        for (key, value), (_, wanted) in zip(
+            model.state_dict().items(), expected.state_dict().items(), strict=True
+        ):
             assert torch.equal(value, wanted), key
         assert assign or {id(parameter) for parameter in model.parameters()} == held
         with pytest.raises(ConfigError, match="never initialised"):
@@ -315,7 +348,9 @@ def test_parts_of_a_layers_state_are_still_missing_keys() -> None:
             prepare(net()).load_state_dict(part)
     # Some layers of a prepared model, others as float ones.
     mixed = {
-        key: value for key, value in model.state_dict().items() if not key.startswith(("5.scale", "5.weight_", "5.act"))
+        key: value
+        for key, value in model.state_dict().items()
+        if not key.startswith(("5.scale", "5.weight_", "5.act"))
     }
     other = prepare(net(), None, X)
     other.load_state_dict(mixed)

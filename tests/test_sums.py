@@ -65,11 +65,19 @@ CASES: list[tuple[str, tuple[int, ...], Any]] = [
     ("layer_norm", (2, 5, 24), nn.LayerNorm(24)),
     ("layer_norm", (2, 5, 24), nn.LayerNorm((5, 24))),
     ("layer_norm", (3, 24), nn.LayerNorm(24, elementwise_affine=False)),
-    ("layer_norm", (2, 5, 24), lambda m, y: functional.layer_norm(y, (24,), m.weight, m.bias, 1e-3)),
+    (
+        "layer_norm",
+        (2, 5, 24),
+        lambda m, y: functional.layer_norm(y, (24,), m.weight, m.bias, 1e-3),
+    ),
     ("rms_norm", (2, 5, 24), nn.RMSNorm(24)),
     ("group_norm", (2, 6, 5, 24), nn.GroupNorm(3, 6)),
     ("group_norm", (2, 6, 24), nn.GroupNorm(1, 6, affine=False)),
-    ("batch_norm", (4, 24), lambda m, y: functional.batch_norm(y, m.variance, m.variance, m.bias, m.weight)),
+    (
+        "batch_norm",
+        (4, 24),
+        lambda m, y: functional.batch_norm(y, m.variance, m.variance, m.bias, m.weight),
+    ),
     ("linear", (4, 24), lambda m, y: functional.linear(y, m.matrix)),
     ("conv2d", (2, 6, 5, 24), lambda m, y: functional.conv2d(y, m.kernel, stride=(1, 2))),
     ("mean", (2, 5, 3, 24), lambda m, y: y.mean(1)),
@@ -89,11 +97,17 @@ CASES: list[tuple[str, tuple[int, ...], Any]] = [
     ("matmul", (2, 5, 24), lambda m, y: torch.matmul(y, m.matrix.t())),
     ("matmul", (2, 5, 24), lambda m, y: split(y).matmul(split(y).transpose(-1, -2))),
     ("matmul", (2, 700, 24), lambda m, y: torch.bmm(y.transpose(1, 2), y)),
-    ("attention", (2, 5, 24), lambda m, y: functional.scaled_dot_product_attention(split(y), split(y), split(y))),
     (
         "attention",
         (2, 5, 24),
-        lambda m, y: functional.scaled_dot_product_attention(split(y), split(y) * 2, split(y), m.mask),
+        lambda m, y: functional.scaled_dot_product_attention(split(y), split(y), split(y)),
+    ),
+    (
+        "attention",
+        (2, 5, 24),
+        lambda m, y: functional.scaled_dot_product_attention(
+            split(y), split(y) * 2, split(y), m.mask
+        ),
     ),
     (
         "attention",
@@ -107,8 +121,12 @@ CASES: list[tuple[str, tuple[int, ...], Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("op", "shape", "call"), CASES, ids=[f"{i}-{case[0]}" for i, case in enumerate(CASES)])
-def test_torch_by_default_and_rust_close_to_it(op: str, shape: tuple[int, ...], call: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("op", "shape", "call"), CASES, ids=[f"{i}-{case[0]}" for i, case in enumerate(CASES)]
+)
+def test_torch_by_default_and_rust_close_to_it(
+    op: str, shape: tuple[int, ...], call: Any, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     x = torch.randn(shape)
     model = ready(Applied(shape[-1], call), x)
@@ -126,7 +144,9 @@ def test_torch_by_default_and_rust_close_to_it(op: str, shape: tuple[int, ...], 
     found = []
     for isa, threads in (("scalar", "1"), ("avx2", "1"), ("", "1"), ("", "3")):
         env = {**os.environ, "FATNN_NUM_THREADS": threads, **({"FATNN_ISA": isa} if isa else {})}
-        done = subprocess.run([sys.executable, "-c", code, *paths], env=env, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *paths], env=env, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         found.append(np.load(tmp_path / "out.npy"))
         np.testing.assert_allclose(found[-1], wanted, rtol=2e-5, atol=2e-5)

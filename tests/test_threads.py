@@ -15,7 +15,9 @@ from fatnn_rs import _core
 @pytest.mark.parametrize("threads", [0, -3, "many", 2.5, True, None, 10**9])
 def test_silly_numbers(threads: Any) -> None:
     before = fatnn.get_num_threads()
-    with pytest.raises(fatnn.ConfigError, match="number of threads: expected a whole number from 1 to 4096, got "):
+    with pytest.raises(
+        fatnn.ConfigError, match="number of threads: expected a whole number from 1 to 4096, got "
+    ):
         fatnn.set_num_threads(threads)
     assert fatnn.get_num_threads() == before
 
@@ -23,13 +25,22 @@ def test_silly_numbers(threads: Any) -> None:
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("FATNN_")}
     return subprocess.run(
-        [sys.executable, "-c", code], env={**inherited, **environment}, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code],
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("FATNN_NUM_THREADS", "many"), ("FATNN_NUM_THREADS", "0"), ("FATNN_ISA", "sse9"), ("FATNN_KERNEL", "magic")],
+    [
+        ("FATNN_NUM_THREADS", "many"),
+        ("FATNN_NUM_THREADS", "0"),
+        ("FATNN_ISA", "sse9"),
+        ("FATNN_KERNEL", "magic"),
+    ],
 )
 def test_silly_environments(name: str, value: str) -> None:
     result = run_python("import fatnn_rs; fatnn_rs.cpu_info()", **{name: value})

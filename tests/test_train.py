@@ -31,16 +31,26 @@ from fatnn_rs.train.recipe import load_recipe, recipe_names
 from fatnn_rs.train.run import read_state
 
 TOY = ("float.epochs=1", "ternary.epochs=1", "float.warmup_epochs=0", "ternary.warmup_epochs=0")
-SHORT = (*TOY, "batch_size=32", "train_images=64", "test_images=32", "quantize.calibration_images=32")
+SHORT = (
+    *TOY,
+    "batch_size=32",
+    "train_images=64",
+    "test_images=32",
+    "quantize.calibration_images=32",
+)
 
 
 def quiet() -> Console:
     return Console(file=io.StringIO(), width=200)
 
 
-def run(tmp_path: Path, name: str, *settings: str, data: Path | None = None, **options: Any) -> dict[str, Any]:
+def run(
+    tmp_path: Path, name: str, *settings: str, data: Path | None = None, **options: Any
+) -> dict[str, Any]:
     recipe = load_recipe(name, settings)
-    return train(recipe, TrainOptions(out=tmp_path, data=data, download=False, cpu=True, **options), quiet())
+    return train(
+        recipe, TrainOptions(out=tmp_path, data=data, download=False, cpu=True, **options), quiet()
+    )
 
 
 def states(folder: Path, name: str = "ternary") -> dict[str, torch.Tensor]:
@@ -74,7 +84,12 @@ def long(*values: Any) -> Any:
 
 @pytest.mark.parametrize("name", ["fashion-mnist", "cifar10-resnet20", *map(long, LARGE)])
 def test_recipes_on_real_data(name: str, tmp_path: Path, data_folder: Path) -> None:
-    small = ("batch_size=8", "train_images=16", "test_images=16", "quantize.calibration_images=16") * (name in LARGE)
+    small = (
+        "batch_size=8",
+        "train_images=16",
+        "test_images=16",
+        "quantize.calibration_images=16",
+    ) * (name in LARGE)
     result = run(tmp_path, name, *SHORT, *small, data=data_folder)
     check(result, tmp_path)
     assert {line["phase"] for line in result["log"]} == {"float", "ternary"}
@@ -110,7 +125,9 @@ def make_pictures(folder: Path) -> None:
                 Image.fromarray(pixels).save(folder / part / name / f"{number}.png")
 
 
-@pytest.mark.parametrize("name", ["imagenet-resnet18", long("imagenet-resnet34"), long("imagenet-resnet50")])
+@pytest.mark.parametrize(
+    "name", ["imagenet-resnet18", long("imagenet-resnet34"), long("imagenet-resnet50")]
+)
 def test_recipes_on_folders_of_pictures(name: str, tmp_path: Path, pictures: Path) -> None:
     # Without the weights that torchvision would fetch, and without a teacher, which they would be.
     toy = (
@@ -135,8 +152,20 @@ def test_every_recipe_is_tested_here() -> None:
 @pytest.mark.parametrize("model", [long("torchvision:shufflenet_v2_x0_5"), "timm:resnet10t"])
 def test_models_of_torchvision_and_timm(model: str, tmp_path: Path, pictures: Path) -> None:
     """One of them has operations between its layers that a file cannot hold: the run says so, and ends well."""
-    toy = (f"model={model!r}", "pretrained=false", "image_size=32", "batch_size=4", "mixed_precision=null")
-    settings = (*toy, "ternary.distill=0", "ternary.epochs=1", "ternary.warmup_epochs=0", "ternary.lr=1e-4")
+    toy = (
+        f"model={model!r}",
+        "pretrained=false",
+        "image_size=32",
+        "batch_size=4",
+        "mixed_precision=null",
+    )
+    settings = (
+        *toy,
+        "ternary.distill=0",
+        "ternary.epochs=1",
+        "ternary.warmup_epochs=0",
+        "ternary.lr=1e-4",
+    )
     result = run(tmp_path, "imagenet-resnet18", *settings, data=pictures)
     if "shufflenet" in model:
         assert "which a file cannot hold" in result["not_saved"]
@@ -156,7 +185,12 @@ def test_families_by_recipe(family: str, tmp_path: Path) -> None:
 
 
 def test_bfloat16_and_adamw_and_steps_and_clipping(tmp_path: Path) -> None:
-    extra = ("mixed_precision=bf16", "ternary.schedule=step", "ternary.milestones=[1]", "ternary.clip=1.0")
+    extra = (
+        "mixed_precision=bf16",
+        "ternary.schedule=step",
+        "ternary.milestones=[1]",
+        "ternary.clip=1.0",
+    )
     result = run(tmp_path, "digits", *SHORT, *extra, "ternary.epochs=2")
     check(result, tmp_path)
     assert [line["lr"] for line in result["log"][1:]] == pytest.approx([5e-4, 5e-4])
@@ -184,7 +218,13 @@ def test_a_float_model_alone_and_a_start_from_it(tmp_path: Path) -> None:
     assert again["ternary_accuracy"] == both["ternary_accuracy"]
 
 
-RESUMED = ("train_images=256", "batch_size=16", "test_images=32", "float.epochs=2", "ternary.epochs=2")
+RESUMED = (
+    "train_images=256",
+    "batch_size=16",
+    "test_images=32",
+    "float.epochs=2",
+    "ternary.epochs=2",
+)
 RESUMED += ("float.warmup_epochs=0.5", "ternary.warmup_epochs=0.5")
 
 #: A run that saves a checkpoint after every step, and kills itself right after the one whose number it is given.
@@ -211,11 +251,28 @@ train(recipe, TrainOptions(out=Path(sys.argv[1]), cpu=True, checkpoint_seconds=0
 
 def resumable(folder: Path, checkpoints: int = -1, processes: int = 1) -> int:
     """Start a run, or go on with it; the exit code."""
-    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--no-python"]
+    several = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        "--no-python",
+    ]
     launcher = [*several, sys.executable] if processes > 1 else []
-    arguments = [sys.executable, *launcher, "-c", SCRIPT, str(folder), ";".join(RESUMED), str(checkpoints)]
+    arguments = [
+        sys.executable,
+        *launcher,
+        "-c",
+        SCRIPT,
+        str(folder),
+        ";".join(RESUMED),
+        str(checkpoints),
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(arguments, stderr=subprocess.DEVNULL, env=env, timeout=150, check=False).returncode
+    return subprocess.run(
+        arguments, stderr=subprocess.DEVNULL, env=env, timeout=150, check=False
+    ).returncode
 
 
 def killed_within(folder: Path, phase: str, checkpoints: int, processes: int = 1) -> None:
@@ -245,24 +302,46 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     Without BatchNorm, which normalises by each process's own share on CPUs.
     """
     common = ["-m", "fatnn_rs", "train", "--config", "digits", "--cpu", "--threads", "1", "--json"]
-    options = ["model=small-cnn", "model_options={norm: false, width: 4}", "batch_size=32", "train_images=128"]
-    options += ["float.epochs=1", "ternary.epochs=1", "ternary.optimizer=sgd", "float.optimizer=sgd"]
+    options = [
+        "model=small-cnn",
+        "model_options={norm: false, width: 4}",
+        "batch_size=32",
+        "train_images=128",
+    ]
+    options += [
+        "float.epochs=1",
+        "ternary.epochs=1",
+        "ternary.optimizer=sgd",
+        "float.optimizer=sgd",
+    ]
     options += ["float.lr=0.05", "ternary.lr=0.05", "test_images=33"]
     options += ["float.warmup_epochs=0.5", "ternary.warmup_epochs=0.5"]
     common += [part for option in options for part in ("--set", option)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", sys.executable]
+    several = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--no-python",
+        sys.executable,
+    ]
     figures = []
     for name, launcher in (("one", []), ("two", several)):
         arguments = [sys.executable, *launcher, *common, "--out", str(tmp_path / name)]
-        done = subprocess.run(arguments, capture_output=True, text=True, env=env, timeout=200, check=False)
+        done = subprocess.run(
+            arguments, capture_output=True, text=True, env=env, timeout=200, check=False
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         (line,) = done.stdout.splitlines()  # one of the two speaks
         figures.append(json.loads(line))
     one, two = (states(tmp_path / name) for name in ("one", "two"))
     assert one.keys() == two.keys()
     for key, value in one.items():
-        torch.testing.assert_close(two[key], value, rtol=1e-5, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            two[key], value, rtol=1e-5, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
+        )
     assert figures[0]["ternary_accuracy"] == figures[1]["ternary_accuracy"]
 
 
@@ -281,8 +360,12 @@ def test_batches_depend_on_seed_epoch_and_number_alone() -> None:
             assert torch.equal(shares[rank][number][1], y[rank::3])
     other = list(data.train_batches(5, 3, 96, 0, ProcessShard()))
     assert not torch.equal(whole[0][0], other[0][0])
-    labels = torch.cat([y for share in range(2) for _, y in data.test_batches(100, ProcessShard(share, 2))])
-    assert sorted(labels.tolist()) == sorted(y for _, part in data.test_batches(77) for y in part.tolist())
+    labels = torch.cat(
+        [y for share in range(2) for _, y in data.test_batches(100, ProcessShard(share, 2))]
+    )
+    assert sorted(labels.tolist()) == sorted(
+        y for _, part in data.test_batches(77) for y in part.tolist()
+    )
 
 
 def test_augmentation_moves_flips_and_cuts() -> None:
@@ -325,7 +408,10 @@ def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["float.distill=0.5"], "only the ternary phase has a teacher"),
         (["float=null", "ternary=null"], "a recipe needs a phase"),
         (["batch_size=null"], "batch_size"),
-        (["model=nope"], "model 'nope' is unknown; known are digits, .*torchvision:NAME and timm:NAME"),
+        (
+            ["model=nope"],
+            "model 'nope' is unknown; known are digits, .*torchvision:NAME and timm:NAME",
+        ),
         (["model='torchvision:nope'"], "torchvision:nope.*list_models"),
         (["model='timm:nope'"], "timm:nope.*list_models"),
         (["model_options={depth: 3}"], "unexpected keyword argument 'depth'.*model_options"),
@@ -333,7 +419,10 @@ def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["data=nope"], "data set 'nope' is unknown; known are digits"),
         (["batch_size=5000"], "1437 training images, fewer than batch_size=5000"),
         (["nonsense"], "expected key=value"),
-        (["model=cifar-resnet20"], "does not take the images of data set 'digits', 1x8x8 .*expected input"),
+        (
+            ["model=cifar-resnet20"],
+            "does not take the images of data set 'digits', 1x8x8 .*expected input",
+        ),
         (["model_options={width: -1}"], "model 'digits' cannot be made: .*see model_options"),
         (["ternary.schedule=step"], "schedule 'step' goes with milestones, got 'step' with"),
         (["float.milestones=[3]"], "schedule 'step' goes with milestones, got 'cosine'"),
@@ -370,31 +459,57 @@ def test_errors_of_data(tmp_path: Path, pictures: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("FATNN_DATA", raising=False)
     with pytest.raises(ConfigError, match=r"'cifar10': say where it is.*--data DIR or FATNN_DATA"):
         run(tmp_path / "a", "cifar10-resnet20")
-    with pytest.raises(InputError, match=r"'cifar10' is not in .*nothing.*give another --data, or --download"):
+    with pytest.raises(
+        InputError, match=r"'cifar10' is not in .*nothing.*give another --data, or --download"
+    ):
         run(tmp_path / "b", "cifar10-resnet20", data=tmp_path / "nothing")
     with pytest.raises(InputError, match=r"expected .*nothing/train/CLASS/PICTURE"):
         run(tmp_path / "c", "imagenet-resnet18", data=tmp_path / "nothing")
     # A model of 1000 classes, as pretrained ones are, and data of three.
     monkeypatch.setitem(MODELS, "of-1000", lambda classes: CifarResNet(8, 1000))
-    toy = ("model=of-1000", "pretrained=false", "batch_size=4", "image_size=32", "ternary.distill=0")
-    with pytest.raises(ConfigError, match=r"gives 1000 outputs, but data set 'imagenet' has 3 classes"):
+    toy = (
+        "model=of-1000",
+        "pretrained=false",
+        "batch_size=4",
+        "image_size=32",
+        "ternary.distill=0",
+    )
+    with pytest.raises(
+        ConfigError, match=r"gives 1000 outputs, but data set 'imagenet' has 3 classes"
+    ):
         run(tmp_path / "d", "imagenet-resnet18", *toy, data=pictures)
     odd = tmp_path / "odd"
     for part, names in (("train", "ab"), ("val", "ac")):
         for name in names:
             (odd / part / name).mkdir(parents=True)
             Image.new("RGB", (8, 8)).save(odd / part / name / "0.png")
-    with pytest.raises(InputError, match=r"train has 2 classes and .*val 2; only in one of them: b, c"):
+    with pytest.raises(
+        InputError, match=r"train has 2 classes and .*val 2; only in one of them: b, c"
+    ):
         run(tmp_path / "e", "imagenet-resnet18", data=odd)
     with pytest.raises(ConfigError, match="crop and cutout are for small images"):
         run(tmp_path / "f", "imagenet-resnet18", "augment={crop: 4}", data=pictures)
     broken = tmp_path / "broken"
     shutil.copytree(pictures, broken)
     (broken / "train" / "cat" / "0.png").write_bytes(b"no picture")
-    toy = ("pretrained=false", "image_size=32", "batch_size=9", "mixed_precision=null", "ternary.distill=0")
+    toy = (
+        "pretrained=false",
+        "image_size=32",
+        "batch_size=9",
+        "mixed_precision=null",
+        "ternary.distill=0",
+    )
     with pytest.raises(InputError, match=r"a picture cannot be read: .*cannot identify image file"):
         run(tmp_path / "g", "imagenet-resnet18", *toy, data=broken)
-    assert set(DATASETS) == {"digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder", "imagenet"}
+    assert set(DATASETS) == {
+        "digits",
+        "mnist",
+        "fashion-mnist",
+        "cifar10",
+        "cifar100",
+        "folder",
+        "imagenet",
+    }
 
 
 def test_a_fetch_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,14 +526,19 @@ def test_a_fetch_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
-    with pytest.raises(FatnnError, match=r"float phase: the loss became (nan|inf) in epoch 1, batch \d+; lower lr"):
+    with pytest.raises(
+        FatnnError, match=r"float phase: the loss became (nan|inf) in epoch 1, batch \d+; lower lr"
+    ):
         run(tmp_path, "digits", *SHORT, "float.lr=1e30", "float.optimizer=sgd")
     assert not (tmp_path / "result.json").exists()
 
 
 def test_errors_of_the_run_folder(tmp_path: Path) -> None:
     run(tmp_path / "a", "digits", *SHORT)
-    with pytest.raises(ConfigError, match=r"holds a run with other settings \(recipe.ternary.epochs: 1 there, 2 now\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"holds a run with other settings \(recipe.ternary.epochs: 1 there, 2 now\)",
+    ):
         run(tmp_path / "a", "digits", *SHORT, "ternary.epochs=2")
     with pytest.raises(ConfigError, match=r"seed: 0 there, 1 now"):
         run(tmp_path / "a", "digits", *SHORT, seed=1)
@@ -501,7 +621,11 @@ def test_norms_of_all_processes_become_each_ones_own() -> None:
     model.extend([torch.nn.Flatten(), head])
     kinds = [type(module) for module in model.modules()]
     own = _share_norms(model)
-    assert sum(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules()) == len(own) == 11
+    assert (
+        sum(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())
+        == len(own)
+        == 11
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.uniform_()
@@ -520,7 +644,20 @@ def test_train_and_eval_from_the_shell(tmp_path: Path, capsys: pytest.CaptureFix
     threads = torch.get_num_threads()
     try:
         with pytest.raises(SystemExit) as done:
-            cli.main(["train", "--config", "digits", "--cpu", "--threads", "1", "--out", out, "--json", *settings])
+            cli.main(
+                [
+                    "train",
+                    "--config",
+                    "digits",
+                    "--cpu",
+                    "--threads",
+                    "1",
+                    "--out",
+                    out,
+                    "--json",
+                    *settings,
+                ]
+            )
         assert done.value.code == 0
         trained = json.loads(capsys.readouterr().out)
         net = f"{out}/net.safetensors"

@@ -24,7 +24,9 @@ X = image(4, 3, 32, 32, seed=5)
 def damaged(net: TernaryNetwork, layer: str, role: str, change: int) -> TernaryNetwork:
     """The network with every value of one tensor changed a little, built anew."""
     graph = net.graph
-    name = next(node for node in graph.nodes if node.layer == layer and role in node.tensors).tensors[role]
+    name = next(
+        node for node in graph.nodes if node.layer == layer and role in node.tensors
+    ).tensors[role]
     tensor = graph.tensors[name].clone()
     if role == "weight":
         tensor[:3] = -tensor[:3]
@@ -40,7 +42,10 @@ def test_identical(resnet: nn.Module) -> None:
     assert report.codes_total == sum(row.codes for row in report.rows)
     assert 0 < report.codes_behind_residual < report.codes_total
     assert report.top1_agreement == 1.0
-    assert [row.layer for row in report.rows if not row.behind_residual] == ["layers.0.conv1", "layers.0.conv2"]
+    assert [row.layer for row in report.rows if not row.behind_residual] == [
+        "layers.0.conv1",
+        "layers.0.conv2",
+    ]
     assert json.loads(report.to_json())["codes_different"] == 0
     assert "0 of" in str(report)
 
@@ -87,7 +92,10 @@ def test_sees_another_model(resnet: nn.Module) -> None:
 
 
 def test_needs_ternary_layers(resnet: nn.Module) -> None:
-    with pytest.raises(ConversionError, match="ResNet holds no ternary or int8 layer, so there is nothing to compare"):
+    with pytest.raises(
+        ConversionError,
+        match="ResNet holds no ternary or int8 layer, so there is nothing to compare",
+    ):
         verify(ResNet().eval(), convert(resnet, X), X)
 
 
@@ -100,7 +108,9 @@ def test_needs_codes() -> None:
 
 
 def test_needs_a_converted_network(resnet: nn.Module) -> None:
-    with pytest.raises(ConversionError, match=r"expected what fatnn_rs.convert returns, got ResNet"):
+    with pytest.raises(
+        ConversionError, match=r"expected what fatnn_rs.convert returns, got ResNet"
+    ):
         verify(resnet, resnet, X)  # type: ignore[arg-type]
 
 

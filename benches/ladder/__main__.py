@@ -29,27 +29,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @app.command()
 def measure(
-    layers: Annotated[str, typer.Option(help="Layers, separated by commas; 'all' or 'none'.")] = "all",
-    networks: Annotated[str, typer.Option(help="Networks, separated by commas; 'all' or 'none'.")] = "all",
+    layers: Annotated[
+        str, typer.Option(help="Layers, separated by commas; 'all' or 'none'.")
+    ] = "all",
+    networks: Annotated[
+        str, typer.Option(help="Networks, separated by commas; 'all' or 'none'.")
+    ] = "all",
     rungs: Annotated[str, typer.Option(help="Precisions, separated by commas; 'all'.")] = "all",
     batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8",
-    threads: Annotated[str, typer.Option(help="Numbers of threads, separated by commas; 'all': one, and all.")] = "all",
-    isa: Annotated[str, typer.Option(help="Instruction sets: native, scalar, avx2, ...; 'all' of this CPU.")] = "all",
-    against: Annotated[str, typer.Option(help="Peers, separated by commas; 'all' or 'none'.")] = "all",
-    rounds: Annotated[int, typer.Option(min=3, help="Turns of every candidate in each process.")] = 11,
-    processes: Annotated[int, typer.Option(min=1, help="Processes that measure each case, one after the other.")] = 3,
-    out: Annotated[Path, typer.Option(help="Folder of what was measured; a ladder interrupted there goes on.")] = Path(
-        "runs/ladder"
-    ),
+    threads: Annotated[
+        str, typer.Option(help="Numbers of threads, separated by commas; 'all': one, and all.")
+    ] = "all",
+    isa: Annotated[
+        str, typer.Option(help="Instruction sets: native, scalar, avx2, ...; 'all' of this CPU.")
+    ] = "all",
+    against: Annotated[
+        str, typer.Option(help="Peers, separated by commas; 'all' or 'none'.")
+    ] = "all",
+    rounds: Annotated[
+        int, typer.Option(min=3, help="Turns of every candidate in each process.")
+    ] = 11,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that measure each case, one after the other.")
+    ] = 3,
+    out: Annotated[
+        Path, typer.Option(help="Folder of what was measured; a ladder interrupted there goes on.")
+    ] = Path("runs/ladder"),
     instructions: Annotated[
-        Path | None, typer.Option(help="What `cargo bench --bench instructions` printed.", exists=True, dir_okay=False)
+        Path | None,
+        typer.Option(
+            help="What `cargo bench --bench instructions` printed.", exists=True, dir_okay=False
+        ),
     ] = None,
-    accuracies: Annotated[Path, typer.Option(help="Folder of the quantizers' accuracies.")] = Path("docs/results"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here; '-': print them.")] = None,
-    results: Annotated[Path | None, typer.Option(help="Write report, figures, plots to RESULTS/<cpu>/<date>.")] = None,
+    accuracies: Annotated[Path, typer.Option(help="Folder of the quantizers' accuracies.")] = Path(
+        "docs/results"
+    ),
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write figures here; '-': print them.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Write report, figures, plots to RESULTS/<cpu>/<date>.")
+    ] = None,
     pair: Annotated[
         tuple[Path, Path] | None,
-        typer.Option("--compare", help="Compare two JSON files of ladders instead.", show_default=False),
+        typer.Option(
+            "--compare", help="Compare two JSON files of ladders instead.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Time every precision on the same layers and networks, and other runtimes; resumable."""
@@ -63,7 +88,11 @@ def measure(
         plots.need_matplotlib()
 
     def chosen(text: str, every: Sequence[str]) -> tuple[str, ...]:
-        return {"all": tuple(every), "none": ()}[text] if text in ("all", "none") else split_names(text)
+        return (
+            {"all": tuple(every), "none": ()}[text]
+            if text in ("all", "none")
+            else split_names(text)
+        )
 
     options = plan.LadderOptions(
         layers=chosen(layers, tuple(SHAPES)),

@@ -31,7 +31,8 @@ def collect(case: BenchCase, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Returns
     -------
     dict
-        Plain data: ``figures`` has one for each rung or peer and way, of the variant that was fastest.
+        Plain data: ``figures`` has one for each rung or peer and way, of the variant that was
+        fastest.
     """
     times: dict[tuple[str, str], dict[str, Times]] = {}
     kinds: dict[str, str] = {}
@@ -44,7 +45,10 @@ def collect(case: BenchCase, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
             # As many as processes: where one has no figure, its place is empty.
             of_all = times.setdefault((who, way), {}).setdefault(variant, [[] for _ in units])
             of_all[number] = entry["seconds"]
-    best = {key: min(variants, key=lambda name: _middle(variants[name])) for key, variants in times.items()}
+    best = {
+        key: min(variants, key=lambda name: _middle(variants[name]))
+        for key, variants in times.items()
+    }
     fastest = {key: times[key][variant] for key, variant in best.items()}
     figures = []
     for (who, way), mine in fastest.items():
@@ -57,13 +61,18 @@ def collect(case: BenchCase, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "way": way,
                 "variant": best[who, way],
                 "variants": _variants(times[who, way]),
-                "milliseconds": summarise([[1e3 * value for value in values] for values in mine if values]),
+                "milliseconds": summarise(
+                    [[1e3 * value for value in values] for values in mine if values]
+                ),
                 "over_float32": None if float32 is None else _ratio(float32, mine),
                 "of_popcount": None if popcount is None else _median_ratio(mine, popcount),
                 "facts": facts[who, way, best[who, way]],
             }
         )
-    named = {what: {row["who"]: row for unit in units for row in unit[what]} for what in ("missing", "failed")}
+    named = {
+        what: {row["who"]: row for unit in units for row in unit[what]}
+        for what in ("missing", "failed")
+    }
     return {
         **{name: getattr(case, name) for name in ("kind", "name", "batch", "threads", "isa")},
         "row": units[0]["spec"]["row"],
@@ -99,7 +108,9 @@ def _median_ratio(times: Times, reference: Times) -> dict[str, Any] | None:
 
 def figure(case: dict[str, Any], who: str, way: str) -> dict[str, Any] | None:
     """Find the figure of a rung or peer; None where there is none."""
-    found: Iterable[dict[str, Any]] = (row for row in case["figures"] if row["who"] == who and row["way"] == way)
+    found: Iterable[dict[str, Any]] = (
+        row for row in case["figures"] if row["who"] == who and row["way"] == way
+    )
     return next(iter(found), None)
 
 

@@ -36,7 +36,10 @@ _HERE = str(Path(__file__).resolve().parents[1])
 
 
 def ladder(
-    options: LadderOptions, console: Console, instructions: Path | None = None, accuracies: Path | None = None
+    options: LadderOptions,
+    console: Console,
+    instructions: Path | None = None,
+    accuracies: Path | None = None,
 ) -> dict[str, Any]:
     """Measure what is not measured yet, and put everything together.
 
@@ -66,7 +69,11 @@ def ladder(
     failed = _run_all(state, console)
     collected = []
     for case in cases(options):
-        units = [unit for process in range(options.processes) if (unit := state.read(case, process)) is not None]
+        units = [
+            unit
+            for process in range(options.processes)
+            if (unit := state.read(case, process)) is not None
+        ]
         if units:
             collected.append(collect(case, units))
     moves = widen(collected)
@@ -74,7 +81,9 @@ def ladder(
         "command": command(options),
         "machine": asdict(state.machine),
         "rungs": {
-            name: {**asdict(rung), "executed": rung.executed} for name, rung in RUNGS.items() if name in options.rungs
+            name: {**asdict(rung), "executed": rung.executed}
+            for name, rung in RUNGS.items()
+            if name in options.rungs
         },
         "cases": collected,
         "moves": moves,
@@ -109,7 +118,12 @@ def command(options: LadderOptions) -> str:
 
 def _run_all(state: State, console: Console) -> dict[BenchCase, str]:
     """Measure what is missing; cases that failed, with reasons."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     failed: dict[BenchCase, str] = {}
     with Progress(*columns, console=console, transient=True) as progress:
         units = state.units()
@@ -133,13 +147,19 @@ def _run(state: State, case: BenchCase, process: int, show: Callable[[str], None
     """Measure a case in a process of its own; why it failed, if it did."""
     environment = {name: value for name, value in os.environ.items() if name not in _SETTLED}
     environment["OMP_NUM_THREADS"] = str(case.threads)
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in (_HERE, environment.get("PYTHONPATH")) if path)
+    environment["PYTHONPATH"] = os.pathsep.join(
+        path for path in (_HERE, environment.get("PYTHONPATH")) if path
+    )
     if case.isa != NATIVE:
         environment["FATNN_ISA"] = case.isa
     path = state.path(case, process)
     path.unlink(missing_ok=True)  # of another commit or machine
     log = path.with_suffix(".log")
-    given = {"spec": state.spec(case), "process": process, "cache": str(state.options.out / "networks")}
+    given = {
+        "spec": state.spec(case),
+        "process": process,
+        "cache": str(state.options.out / "networks"),
+    }
     with log.open("w", encoding="utf-8") as said:
         child = subprocess.Popen(
             [sys.executable, "-m", "ladder.worker", str(path)],
@@ -159,7 +179,9 @@ def _run(state: State, case: BenchCase, process: int, show: Callable[[str], None
                     what, done, total = json.loads(line.removeprefix(MARK))
                     show(f"{what} {done}/{total}")
             code = child.wait()
-        except BaseException:  # an interrupt above all: the case is measured again by whoever goes on
+        except (
+            BaseException
+        ):  # an interrupt above all: the case is measured again by whoever goes on
             child.kill()
             child.wait()
             raise
@@ -173,7 +195,11 @@ def _run(state: State, case: BenchCase, process: int, show: Callable[[str], None
 
 
 def _reason(code: int, log: Path) -> str:
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    lines = [
+        line
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.strip()
+    ]
     if code < 0:
         return f"ended by {signal.Signals(-code).name}, see {log}"
     last = lines[-1].strip() if lines else f"exit code {code}"
@@ -214,7 +240,9 @@ def _instructions(path: Path) -> dict[str, Any]:
             f"{path}: expected what `cargo bench --package fatnn --bench instructions` prints, got no JSON: {error}"
         ) from error
     if not isinstance(counted, dict) or not {"valgrind", "rows", "not_counted"} <= counted.keys():
-        raise FormatError(f"{path}: expected what `cargo bench --package fatnn --bench instructions` prints")
+        raise FormatError(
+            f"{path}: expected what `cargo bench --package fatnn --bench instructions` prints"
+        )
     return counted
 
 
@@ -228,7 +256,11 @@ def _accuracies(folder: Path, options: LadderOptions) -> dict[str, Any]:
             continue
         rows = {row["name"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
         found[name] = {
-            rung: {"mean": rows[row.accuracy]["mean"], "std": rows[row.accuracy]["std"], "from": path.name}
+            rung: {
+                "mean": rows[row.accuracy]["mean"],
+                "std": rows[row.accuracy]["std"],
+                "from": path.name,
+            }
             for rung, row in RUNGS.items()
             if row.accuracy in rows
         }

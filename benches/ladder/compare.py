@@ -26,7 +26,8 @@ class Comparison:
     compared
         Figures in both.
     different
-        Those whose spreads do not overlap: where, the first ladder's figure, the second's, as text, and their ratio.
+        Those whose spreads do not overlap: where, the first ladder's figure, the second's, as text,
+        and their ratio.
     alone
         Figures in one of them only.
     notes
@@ -56,7 +57,10 @@ class Comparison:
         ]
         if self.different:
             rows = [[*texts, f"{ratio:.2f}"] for *texts, ratio in self.different]
-            lines += ["", render(["figure", "first", "second", "second / first"], rows, right=(1, 2, 3))]
+            lines += [
+                "",
+                render(["figure", "first", "second", "second / first"], rows, right=(1, 2, 3)),
+            ]
         if self.alone:
             lines += ["", f"in one only: {len(self.alone)}", *(f"  {name}" for name in self.alone)]
         return "\n".join(lines)
@@ -65,7 +69,8 @@ class Comparison:
 def compare(first: Path, second: Path) -> Comparison:
     """Compare two result files of the ladder.
 
-    Two figures differ where the spreads (``low`` to ``high``) that they are printed with do not overlap.
+    Two figures differ where the spreads (``low`` to ``high``) that they are printed with do not
+    overlap.
 
     Raises
     ------
@@ -109,7 +114,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         results: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise FormatError(f"{path}: expected the JSON file of a ladder, got something else: {error}") from error
+        raise FormatError(
+            f"{path}: expected the JSON file of a ladder, got something else: {error}"
+        ) from error
     if not isinstance(results, dict) or not {"cases", "machine"} <= results.keys():
         raise FormatError(f"{path}: expected the JSON file that the ladder writes, got other JSON")
     return results

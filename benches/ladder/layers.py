@@ -1,9 +1,10 @@
 """One layer on every rung: operands, a check of every kernel's answer, and what is timed.
 
-A rung of codes is timed on every kernel of its family's best instruction set, in two ways. From codes to codes is what
-a layer costs inside a network: packed codes come in, integer thresholds follow the sums, packed codes go out. From
-floats to floats is what can be compared with runtimes that take floats: quantizing comes first, and scale and bias
-follow the sums. The layers of int8 and of float32 take floats and make floats, here as inside our networks.
+A rung of codes is timed on every kernel of its family's best instruction set, in two ways. From
+codes to codes is what a layer costs inside a network: packed codes come in, integer thresholds
+follow the sums, packed codes go out. From floats to floats is what can be compared with runtimes
+that take floats: quantizing comes first, and scale and bias follow the sums. The layers of int8 and
+of float32 take floats and make floats, here as inside our networks.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def _float_layer(shape: Shape, batch: int) -> tuple[nn.Module, Tensor]:
     layer: nn.Module = nn.Linear(shape.channels, shape.out_channels)
     x = torch.randn(batch, shape.channels, generator=generator)
     if not shape.linear:
-        layer = nn.Conv2d(shape.channels, shape.out_channels, shape.window, padding=shape.window // 2)
+        layer = nn.Conv2d(
+            shape.channels, shape.out_channels, shape.window, padding=shape.window // 2
+        )
         x = torch.randn(batch, shape.channels, shape.size, shape.size, generator=generator)
     return nn.Sequential(layer).eval(), x
 
@@ -110,7 +113,10 @@ def _check(what: str, right: bool) -> None:
 def _steps(levels: tuple[int, ...], act: str, steps: list[float]) -> list[float]:
     """Turn steps between levels into thresholds of a kind of codes that may have more: infinity where none reaches."""
     reached = [(level, step) for level, step in zip(levels[1:], steps, strict=True)]
-    return [next((step for level, step in reached if level >= wanted), math.inf) for wanted in coded_levels(act)[1:]]
+    return [
+        next((step for level, step in reached if level >= wanted), math.inf)
+        for wanted in coded_levels(act)[1:]
+    ]
 
 
 def _quantize(x: Array, act: str, steps: list[float]) -> Callable[[], Array]:
@@ -144,7 +150,9 @@ def _codes(name: str, rung: Rung, shape: Shape, batch: int) -> list[Entry]:
     never = [_NEVER if math.isinf(cut) else int(cut) for cut in cuts]
     thresholds = _copy(np.repeat(np.array(never, np.int32)[:, None], shape.out_channels, 1))
     expected_codes = _quantize(expected.astype(np.float32), rung.act, cuts)()
-    scale, bias = (_copy(random.normal(size=shape.out_channels).astype(np.float32)) for _ in range(2))
+    scale, bias = (
+        _copy(random.normal(size=shape.out_channels).astype(np.float32)) for _ in range(2)
+    )
     window, entries = _window(shape), []
     for kernel in kernels:
         blob = _copy(np.asarray(_core.prepack(weight, 1, rung.act, kernel)))
@@ -153,11 +161,16 @@ def _codes(name: str, rung: Rung, shape: Shape, batch: int) -> list[Entry]:
         stride, padding, dilation = window
         _core.conv_acc(codes, blob, stride, padding, dilation, acc)
         _check(f"{kernel} on {name}: sums", np.array_equal(acc, expected))
-        calls = _calls(codes, blob, (thresholds, scale, bias), window, (codes_out, floats), quantize)
+        calls = _calls(
+            codes, blob, (thresholds, scale, bias), window, (codes_out, floats), quantize
+        )
         for call in calls.values():
             call()
         _check(f"{kernel} on {name}: codes", np.array_equal(codes_out, expected_codes))
-        _check(f"{kernel} on {name}: floats", np.allclose(floats, expected * scale + bias, rtol=1e-5, atol=1e-3))
+        _check(
+            f"{kernel} on {name}: floats",
+            np.allclose(floats, expected * scale + bias, rtol=1e-5, atol=1e-3),
+        )
         facts = {"weight_bytes": blob.nbytes}
         entries += [Entry(name, "rung", way, kernel, call, facts) for way, call in calls.items()]
     return entries
@@ -179,7 +192,9 @@ def _calls(
         _core.conv_codes(codes, blob, thresholds, stride, padding, dilation, 1, outs[0])
 
     def to_floats() -> None:
-        _core.conv_float(quantize(), blob, scale, bias, None, False, stride, padding, dilation, outs[1])
+        _core.conv_float(
+            quantize(), blob, scale, bias, None, False, stride, padding, dilation, outs[1]
+        )
 
     return {CODES: to_codes, FLOATS: to_floats}
 
@@ -188,9 +203,13 @@ def _int8(name: str, rung: Rung, shape: Shape, batch: int) -> list[Entry]:
     random = np.random.default_rng(0)
     size = (shape.out_channels, shape.channels, shape.window, shape.window)
     weight = random.integers(-LEVELS, LEVELS, size, np.int8, endpoint=True)
-    x = _copy(random.normal(size=(batch, shape.size, shape.size, shape.channels)).astype(np.float32))
+    x = _copy(
+        random.normal(size=(batch, shape.size, shape.size, shape.channels)).astype(np.float32)
+    )
     inv_step = float(np.float32(LEVELS / np.abs(x).max()))
-    scale, bias = (_copy(random.normal(size=shape.out_channels).astype(np.float32)) for _ in range(2))
+    scale, bias = (
+        _copy(random.normal(size=shape.out_channels).astype(np.float32)) for _ in range(2)
+    )
     blob = _copy(np.asarray(_core.prepack_int8(weight, 1, shape.linear)))
     rounded = np.clip(np.round(x * np.float32(inv_step)), -LEVELS, LEVELS)
     expected = _sums(rounded, weight, shape, torch.float64)
@@ -209,7 +228,9 @@ def _float32(name: str, rung: Rung, shape: Shape, batch: int) -> list[Entry]:
     model, x = _float_layer(shape, batch)
     net = convert_float(model, x)
     if len(net.segments) != 1:
-        raise ConversionError(f"{name}: the engine did not take the layer; see fatnn_rs.convert's report: {net.report}")
+        raise ConversionError(
+            f"{name}: the engine did not take the layer; see fatnn_rs.convert's report: {net.report}"
+        )
     network = net.segments[0].network
     array = _copy(x.numpy() if shape.linear else x.permute(0, 2, 3, 1).contiguous().numpy())
 

@@ -78,7 +78,9 @@ class Found:
     missing: list[dict[str, str]] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
 
-    def add_peers(self, names: Sequence[str], task: Task, wanted: list[np.ndarray], progress: Progress) -> None:
+    def add_peers(
+        self, names: Sequence[str], task: Task, wanted: list[np.ndarray], progress: Progress
+    ) -> None:
         """Build peers on the float model, check their answers, and add those that can be timed."""
         has_amx = AMX in Machine.current().flags
         for done, name in enumerate(names):
@@ -91,7 +93,8 @@ class Found:
                     rows.append({"who": name, "reason": row.reason})
             facts = {"details": row.details, "amx": row.amx, "error": row.error}
             self.entries += [
-                Entry(name, "peer", FLOATS, variant, call, facts) for variant, call in candidate.calls.items()
+                Entry(name, "peer", FLOATS, variant, call, facts)
+                for variant, call in candidate.calls.items()
             ]
 
     def timed(self, rounds: int, threads: int, progress: Progress) -> dict[str, Any]:
@@ -99,7 +102,11 @@ class Found:
         calls = {str(number): entry.call for number, entry in enumerate(self.entries)}
         pause = PAUSE_SECONDS if threads > 1 else 0.0
         rounds = _affordable(calls.values(), rounds)
-        seconds = interleaved(calls, rounds, pause, lambda done: progress("measuring", done, rounds)) if calls else {}
+        seconds = (
+            interleaved(calls, rounds, pause, lambda done: progress("measuring", done, rounds))
+            if calls
+            else {}
+        )
         entries = [
             {
                 "who": entry.who,

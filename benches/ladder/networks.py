@@ -64,11 +64,16 @@ def measure(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
         flags = Machine.current().flags
         against = [name for name in spec["against"] if not PEERS[name].emulated(flags)]
         found.missing += [
-            {"who": name, "reason": "this processor only emulates its precision, so it is measured on layers alone"}
+            {
+                "who": name,
+                "reason": "this processor only emulates its precision, so it is measured on layers alone",
+            }
             for name in spec["against"]
             if name not in against
         ]
-        found.add_peers(against, Task(built.model, (images,), threads, Path(folder)), wanted, progress)
+        found.add_peers(
+            against, Task(built.model, (images,), threads, Path(folder)), wanted, progress
+        )
         with torch.inference_mode():
             return found.timed(spec["rounds"], threads, progress)
 
@@ -97,9 +102,13 @@ class _Maker:
         outside = {node.name for node in net.graph.nodes if products_of(node.op) == "codes"}
         outside -= {node.name for segment in net.segments for node in segment.nodes}
         if outside:
-            raise ConversionError(f"{self.built.name}: {', '.join(sorted(outside))} run outside the engine")
+            raise ConversionError(
+                f"{self.built.name}: {', '.join(sorted(outside))} run outside the engine"
+            )
         if difference(net(x), list(arrays_of(whole(x)))):
-            raise ConversionError(f"{self.built.name}: {rung.family} kernels answer otherwise than the others")
+            raise ConversionError(
+                f"{self.built.name}: {rung.family} kernels answer otherwise than the others"
+            )
         return net, {"codes_verified": codes}
 
     def _int8(self) -> TernaryNetwork:
@@ -115,7 +124,9 @@ class _Maker:
         with torch.inference_mode():
             wanted = list(arrays_of(model(x)))
         if difference(net(x), wanted) > _ROUNDING:
-            raise ConversionError(f"{self.built.name}: the engine's int8 answer differs from the model's")
+            raise ConversionError(
+                f"{self.built.name}: the engine's int8 answer differs from the model's"
+            )
         return net
 
     def _codes(self, rung: Rung) -> tuple[TernaryNetwork, int]:
@@ -123,7 +134,9 @@ class _Maker:
         file = self.cache / f"{self.built.name}-{self.row.ends}-{pair}-{self.commit}.safetensors"
         note = file.with_suffix(".json")
         if note.exists():
-            return fatnn_rs.load(file, float_layers="rust"), int(json.loads(note.read_text(encoding="utf-8")))
+            return fatnn_rs.load(file, float_layers="rust"), int(
+                json.loads(note.read_text(encoding="utf-8"))
+            )
         options: dict[str, Any] = {**rung.config, "first": self.row.ends, "last": self.row.ends}
         config = fatnn_rs.TernaryConfig(**options)
         net, codes = networks.quantized(self.built, config, "rust")

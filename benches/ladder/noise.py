@@ -1,8 +1,8 @@
 """How far a figure may lie from what another ladder finds: by its own rounds, and by all figures' processes together.
 
-A case's few processes cannot tell by themselves how far the next one would lie from them; those of all cases can. So a
-figure is printed with a spread of at least what 95 of 100 figures like it (of layers or of networks, times or ratios,
-with as many threads) move by from one process to another.
+A case's few processes cannot tell by themselves how far the next one would lie from them; those of
+all cases can. So a figure is printed with a spread of at least what 95 of 100 figures like it (of
+layers or of networks, times or ratios, with as many threads) move by from one process to another.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _SUMMARIES = {"milliseconds": False, "over_float32": True}
 def summarise(processes: Sequence[Sequence[float]]) -> dict[str, Any]:
     """Summarise all rounds of all processes: median, spread, and each process's median.
 
-    The spread reaches from the lowest lower quartile to the highest upper quartile of any process, until :func:`widen`.
+    The spread reaches from the lowest lower quartile to the highest upper quartile of any process,
+    until :func:`widen`.
     """
     spreads = [Spread.of(values) for values in processes]
     return {
@@ -41,8 +42,9 @@ def widen(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        For every kind of figure ``kind``, ``threads``, ``ratios``, how many pairs of processes were compared, and the
-        factor that 95 of 100 pairs stay within (1 where there are fewer than two pairs).
+        For every kind of figure ``kind``, ``threads``, ``ratios``, how many pairs of processes were
+        compared, and the factor that 95 of 100 pairs stay within (1 where there are fewer than two
+        pairs).
     """
     kinds: dict[tuple[str, int, bool], list[dict[str, Any]]] = {}
     for key, summary in _summaries(cases):
@@ -50,13 +52,24 @@ def widen(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for (kind, threads, ratios), summaries in kinds.items():
         moves = [
-            abs(math.log(a / b)) for summary in summaries for a, b in combinations(summary["medians"], 2) if a > 0 < b
+            abs(math.log(a / b))
+            for summary in summaries
+            for a, b in combinations(summary["medians"], 2)
+            if a > 0 < b
         ]
         factor = math.exp(quantiles(moves, n=20, method="inclusive")[-1]) if len(moves) > 1 else 1.0
         for summary in summaries:
             summary["low"] = min(summary["low"], summary["median"] / factor)
             summary["high"] = max(summary["high"], summary["median"] * factor)
-        found.append({"kind": kind, "threads": threads, "ratios": ratios, "pairs": len(moves), "factor": factor})
+        found.append(
+            {
+                "kind": kind,
+                "threads": threads,
+                "ratios": ratios,
+                "pairs": len(moves),
+                "factor": factor,
+            }
+        )
     for case in cases:
         for row in case["figures"]:
             for name in _SUMMARIES:
@@ -65,7 +78,9 @@ def widen(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _summaries(cases: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[str, int, bool], dict[str, Any]]]:
+def _summaries(
+    cases: Sequence[dict[str, Any]],
+) -> Iterator[tuple[tuple[str, int, bool], dict[str, Any]]]:
     for case in cases:
         for row in case["figures"]:
             for name, ratios in _SUMMARIES.items():

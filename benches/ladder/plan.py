@@ -40,11 +40,13 @@ class LadderOptions:
     Parameters
     ----------
     layers, networks, rungs, against
-        Names of rows of :data:`.SHAPES`, :data:`.NETWORKS`, :data:`.RUNGS` and :data:`fatnn_rs.bench.PEERS`.
+        Names of rows of :data:`.SHAPES`, :data:`.NETWORKS`, :data:`.RUNGS` and
+        :data:`fatnn_rs.bench.PEERS`.
     batches, threads
         Every combination is measured; threads are one and all by default.
     isas
-        Tiers out of :func:`isas`. Those with a cap are measured with the first batch and the first number of threads.
+        Tiers out of :func:`isas`. Those with a cap are measured with the first batch and the first
+        number of threads.
     rounds
         Turns of every candidate, in each process.
     processes
@@ -71,7 +73,9 @@ class LadderOptions:
 
     def __post_init__(self) -> None:
         """Fill in what the machine decides, and validate before anything slow begins."""
-        object.__setattr__(self, "threads", tuple(self.threads) or tuple(dict.fromkeys((1, usable_cpus()))))
+        object.__setattr__(
+            self, "threads", tuple(self.threads) or tuple(dict.fromkeys((1, usable_cpus())))
+        )
         object.__setattr__(self, "isas", tuple(self.isas) or isas())
         known: dict[str, tuple[Sequence[str], Iterable[str]]] = {
             "layers": (self.layers, SHAPES),
@@ -83,7 +87,9 @@ class LadderOptions:
         for what, (names, rows) in known.items():
             for name in names:
                 if name not in rows:
-                    raise ConfigError(f"{what}: unknown name {name!r}; known are: {', '.join(rows)}")
+                    raise ConfigError(
+                        f"{what}: unknown name {name!r}; known are: {', '.join(rows)}"
+                    )
         if not self.layers and not self.networks:
             raise ConfigError("layers and networks: expected at least one of either")
         for what, values in (("rungs", self.rungs), ("batch", self.batches)):
@@ -134,7 +140,9 @@ def cases(options: LadderOptions) -> Iterator[BenchCase]:
     for isa in dict.fromkeys(options.isas):
         for kind, names in (("layer", options.layers), ("network", options.networks)):
             for name in dict.fromkeys(names):
-                batches = (SHAPES[name].batches if kind == "layer" else ()) or tuple(options.batches)
+                batches = (SHAPES[name].batches if kind == "layer" else ()) or tuple(
+                    options.batches
+                )
                 every = [(batch, threads) for batch in batches for threads in options.threads]
                 for batch, threads in every if isa == NATIVE else every[:1]:
                     yield BenchCase(kind, name, batch, threads, isa)
@@ -167,11 +175,14 @@ class State:
         spec = {
             "case": asdict(case),
             "row": asdict(rows[case.name]),
-            "rungs": [name for name in self.options.rungs if case.isa == NATIVE or RUNGS[name].capped],
+            "rungs": [
+                name for name in self.options.rungs if case.isa == NATIVE or RUNGS[name].capped
+            ],
             "against": list(self.options.against) if case.isa == NATIVE else [],
             "rounds": self.options.rounds,
             "machine": {
-                name: getattr(machine, name) for name in ("cpu", "cpu_id", "cpus", "kernels", "versions", "commit")
+                name: getattr(machine, name)
+                for name in ("cpu", "cpu_id", "cpus", "kernels", "versions", "commit")
             },
         }
         plain: dict[str, Any] = json.loads(json.dumps(spec))

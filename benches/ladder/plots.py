@@ -24,7 +24,9 @@ def need_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UnsupportedError("--results draws with matplotlib: pip install 'fatnn-rs[plot]'") from error
+        raise UnsupportedError(
+            "--results draws with matplotlib: pip install 'fatnn-rs[plot]'"
+        ) from error
 
 
 def draw(results: dict[str, Any], stem: Path) -> list[Path]:
@@ -51,7 +53,10 @@ def _speedups(results: dict[str, Any], path: Path) -> Path | None:
     cases = [case for kind in ("layer", "network") for case in first(every(results, kind))]
     rungs = [name for name in results["rungs"] if name != FLOAT32]
     groups = {
-        case["name"]: [found["over_float32"] if (found := inside(case, rung)) is not None else None for rung in rungs]
+        case["name"]: [
+            found["over_float32"] if (found := inside(case, rung)) is not None else None
+            for rung in rungs
+        ]
         for case in cases
     }
     groups = {name: values for name, values in groups.items() if any(values)}
@@ -59,18 +64,25 @@ def _speedups(results: dict[str, Any], path: Path) -> Path | None:
         return None
     chart = _figure(max(8.0, 1.6 * len(groups)), 5)
     axes = chart.subplots()
-    shown = [number for number in range(len(rungs)) if any(values[number] for values in groups.values())]
+    shown = [
+        number for number in range(len(rungs)) if any(values[number] for values in groups.values())
+    ]
     width = 0.8 / len(shown)
     for position, number in enumerate(shown):
         rung = rungs[number]
-        bars = [(place, ratio) for place, values in enumerate(groups.values()) if (ratio := values[number])]
+        bars = [
+            (place, ratio)
+            for place, values in enumerate(groups.values())
+            if (ratio := values[number])
+        ]
         tops = [ratio["median"] for _, ratio in bars]
         spread = [
             [ratio["median"] - ratio["low"] for _, ratio in bars],
             [ratio["high"] - ratio["median"] for _, ratio in bars],
         ]
         places = [place + (position - (len(shown) - 1) / 2) * width for place, _ in bars]
-        # From 1, which is float32: on a logarithmic axis equal heights are equal factors, and slower bars hang down.
+        # From 1, which is float32: on a logarithmic axis equal heights are equal factors, and
+        # slower bars hang down.
         heights = [top - 1 for top in tops]
         label = results["rungs"][rung]["title"]
         axes.bar(places, heights, width, bottom=1, yerr=spread, label=label, error_kw={"lw": 0.6})
@@ -87,11 +99,17 @@ def _speedups(results: dict[str, Any], path: Path) -> Path | None:
 
 def _accuracies(results: dict[str, Any], path: Path) -> Path | None:
     """Draw a point for every rung of every network whose accuracies are known, at its latency."""
-    cases = {case["name"]: case for case in first(every(results, "network")) if case["name"] in results["accuracies"]}
+    cases = {
+        case["name"]: case
+        for case in first(every(results, "network"))
+        if case["name"] in results["accuracies"]
+    }
     if not cases:
         return None
     chart = _figure(6.5 * len(cases), 4.5)
-    for axes, (name, case) in zip(chart.subplots(1, len(cases), squeeze=False)[0], cases.items(), strict=True):
+    for axes, (name, case) in zip(
+        chart.subplots(1, len(cases), squeeze=False)[0], cases.items(), strict=True
+    ):
         for rung, accuracy in results["accuracies"][name].items():
             found = figure(case, rung, FLOATS)
             if found is None:

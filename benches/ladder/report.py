@@ -94,7 +94,9 @@ def _method(results: dict[str, Any]) -> str:
     return (
         f"Medians of {rounds} interleaved rounds (fewer where they would take over a minute) in each of {processes} "
         "processes; in brackets the outermost quartiles of any process, or what such figures move by from one process "
-        "to another, where that is more" + _moves(results) + ". `× float32`: how many times as fast as our own "
+        "to another, where that is more"
+        + _moves(results)
+        + ". `× float32`: how many times as fast as our own "
         "float32 layer or network, round by round; `of 2N`: time as a multiple of the ternary popcount kernel's. Every "
         "kernel's sums, codes and floats equalled a reference before it was timed. What each column means: "
         "docs/ladder.md." + busy
@@ -169,9 +171,20 @@ def _layers(results: dict[str, Any]) -> Iterable[str]:
                     else [NONE, NONE]
                 )
                 row.append(_ratio(found, "over_float32"))
-            row += [_ratio(figure(case, who, CODES), "of_popcount"), (codes or {}).get("variant", "") or NONE]
+            row += [
+                _ratio(figure(case, who, CODES), "of_popcount"),
+                (codes or {}).get("variant", "") or NONE,
+            ]
             rows.append(row)
-        head = ["", "inside a network, ms", "GMAC/s", "× float32", "floats to floats, ms", "GMAC/s", "× float32"]
+        head = [
+            "",
+            "inside a network, ms",
+            "GMAC/s",
+            "× float32",
+            "floats to floats, ms",
+            "GMAC/s",
+            "× float32",
+        ]
         yield f"### {case['row']['title']}, batch {case['batch']}, threads {case['threads']}"
         yield _table([*head, "of 2N", "fastest of"], rows)
 
@@ -181,7 +194,9 @@ def _networks(results: dict[str, Any]) -> Iterable[str]:
         rows = []
         for found in case["figures"]:
             facts = found["facts"]
-            kernels = ", ".join(f"{count}× {name}" for name, count in facts.get("kernels", {}).items())
+            kernels = ", ".join(
+                f"{count}× {name}" for name, count in facts.get("kernels", {}).items()
+            )
             codes = facts.get("codes_verified")
             rows.append(
                 [
@@ -203,15 +218,27 @@ def _tiers(results: dict[str, Any]) -> str:
     if len(tiers) < 2:
         return "One tier was measured."
     by_tier = {
-        isa: {case["name"]: case for kind in ("layer", "network") for case in first(every(results, kind, isa))}
+        isa: {
+            case["name"]: case
+            for kind in ("layer", "network")
+            for case in first(every(results, kind, isa))
+        }
         for isa in tiers
     }
     rows = []
     for name in by_tier[tiers[0]]:
         for who in results["rungs"]:
-            found = [inside(by_tier[isa][name], who) if name in by_tier[isa] else None for isa in tiers]
+            found = [
+                inside(by_tier[isa][name], who) if name in by_tier[isa] else None for isa in tiers
+            ]
             if sum(row is not None for row in found) > 1:
-                rows.append([name, _title(results, who), *(NONE if row is None else _times(row) for row in found)])
+                rows.append(
+                    [
+                        name,
+                        _title(results, who),
+                        *(NONE if row is None else _times(row) for row in found),
+                    ]
+                )
     note = (
         "The first batch and number of threads, ms, inside a network; `native` is without a cap. Float32 is left out: "
         "the library it runs on finds instructions by itself."
@@ -225,18 +252,34 @@ def _memory(results: dict[str, Any]) -> str:
         for found in case["figures"]:
             facts = found["facts"]
             if "file_bytes" in facts:
-                sizes = [f"{facts[name] / 1024:,.0f}" for name in ("file_bytes", "weight_bytes", "buffer_bytes")]
-                rows.append([case["name"], str(case["batch"]), _title(results, found["who"]), *sizes])
+                sizes = [
+                    f"{facts[name] / 1024:,.0f}"
+                    for name in ("file_bytes", "weight_bytes", "buffer_bytes")
+                ]
+                rows.append(
+                    [case["name"], str(case["batch"]), _title(results, found["who"]), *sizes]
+                )
     if not rows:
         return "Not measured: it is where networks run with one thread and without a cap."
-    head = ["", "batch", "rung", "file, KiB", "weights as kernels have them, KiB", "buffers for values, KiB"]
+    head = [
+        "",
+        "batch",
+        "rung",
+        "file, KiB",
+        "weights as kernels have them, KiB",
+        "buffers for values, KiB",
+    ]
     return _table(head, rows)
 
 
 def _instructions(results: dict[str, Any]) -> Iterable[str]:
     counted = results["instructions"]
     if counted is None or counted["valgrind"] is None:
-        why = "`--instructions` was not given" if counted is None else "valgrind is not installed here"
+        why = (
+            "`--instructions` was not given"
+            if counted is None
+            else "valgrind is not installed here"
+        )
         yield f"Not counted: {why}. `make ladder` counts them first."
         return
     layers = list(dict.fromkeys(row["layer"] for row in counted["rows"]))
@@ -250,14 +293,20 @@ def _instructions(results: dict[str, Any]) -> Iterable[str]:
     )
     yield _table(["kernel", "weights", "activations", *layers], rows)
     if counted["not_counted"]:
-        yield "Not counted: " + "; ".join(f"{row['kernel']} ({row['reason']})" for row in counted["not_counted"]) + "."
+        yield (
+            "Not counted: "
+            + "; ".join(f"{row['kernel']} ({row['reason']})" for row in counted["not_counted"])
+            + "."
+        )
 
 
 def _counted(results: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, float]]:
     """Kernel, weights and activations → layer → instructions per multiply-accumulate."""
     found: dict[tuple[str, str, str], dict[str, float]] = {}
     for row in (results["instructions"] or {"rows": []})["rows"]:
-        found.setdefault((row["kernel"], row["weights"], row["act"]), {})[row["layer"]] = row["instructions_per_mac"]
+        found.setdefault((row["kernel"], row["weights"], row["act"]), {})[row["layer"]] = row[
+            "instructions_per_mac"
+        ]
     return found
 
 

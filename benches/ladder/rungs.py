@@ -14,7 +14,11 @@ __all__ = ["FLOAT32", "INT8", "POPCOUNT", "RUNGS", "WEIGHTS", "Rung"]
 
 
 #: Kind of weights → their levels.
-WEIGHTS: dict[str, tuple[int, ...]] = {"ternary": (-1, 0, 1), "two-bit": (-3, -1, 1, 3), "binary": (-1, 1)}
+WEIGHTS: dict[str, tuple[int, ...]] = {
+    "ternary": (-1, 0, 1),
+    "two-bit": (-3, -1, 1, 3),
+    "binary": (-1, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class Rung:
     weight_bits, act_bits
         Of one value, in tables.
     passes
-        Passes over N bits that a product of N values takes in theory, by counting bits; None where no bits are counted.
+        Passes over N bits that a product of N values takes in theory, by counting bits; None where
+        no bits are counted.
     weight
         Row of :data:`WEIGHTS`.
     levels
@@ -42,7 +47,8 @@ class Rung:
     config
         ``weight`` and ``act`` of :class:`fatnn_rs.TernaryConfig`, for networks.
     accuracy
-        Row of the comparison of quantizers (``benches/quantizers``) with this precision; empty where there is none.
+        Row of the comparison of quantizers (``benches/quantizers``) with this precision; empty
+        where there is none.
     capped
         Whether ``FATNN_ISA`` caps what it runs on.
     """
@@ -89,12 +95,36 @@ _UINT2 = {"weight": "fatnn", "act": "uint2"}
 
 def _ternary(title: str, family: str, passes: int | None = None) -> Rung:
     levels = (0, 1, 2)
-    return Rung(title, "codes", "ternary", "ternary", passes, "ternary", levels, "half", family, _TERNARY, "fatnn")
+    return Rung(
+        title,
+        "codes",
+        "ternary",
+        "ternary",
+        passes,
+        "ternary",
+        levels,
+        "half",
+        family,
+        _TERNARY,
+        "fatnn",
+    )
 
 
 def _uint2(title: str, family: str, passes: int | None = None) -> Rung:
     levels = (0, 1, 2, 3)
-    return Rung(title, "codes", "ternary", "2 bits", passes, "ternary", levels, "uint2", family, _UINT2, "fatnn-uint2")
+    return Rung(
+        title,
+        "codes",
+        "ternary",
+        "2 bits",
+        passes,
+        "ternary",
+        levels,
+        "uint2",
+        family,
+        _UINT2,
+        "fatnn-uint2",
+    )
 
 
 #: The rungs that others are compared with.

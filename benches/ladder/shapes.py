@@ -45,7 +45,9 @@ def _square(channels: int, size: int) -> Shape:
 
 
 def _pointwise(channels: int, out_channels: int, size: int) -> Shape:
-    return Shape(f"1×1, {channels} → {out_channels} channels, {size}×{size}", channels, out_channels, size)
+    return Shape(
+        f"1×1, {channels} → {out_channels} channels, {size}×{size}", channels, out_channels, size
+    )
 
 
 #: Name → layer. ``benches/instructions.rs`` counts instructions for those it has by the same name.
@@ -67,9 +69,11 @@ class Net:
     Attributes
     ----------
     ends
-        What its first and last layer are on rungs of codes: ``"int8"``, or ``"float"`` as in a recipe.
+        What its first and last layer are on rungs of codes: ``"int8"``, or ``"float"`` as in a
+        recipe.
     accuracies
-        Results of ``benches/quantizers`` for this network: the file's name without ending; empty where there are none.
+        Results of ``benches/quantizers`` for this network: the file's name without ending; empty
+        where there are none.
     """
 
     ends: str = "int8"

@@ -1,7 +1,7 @@
 """One case in a process of its own: ``python -m ladder.worker FILE``.
 
-What to do comes as JSON on standard input, figures go into the file. Lines on standard output that begin with
-:data:`MARK` say what is being done.
+What to do comes as JSON on standard input, figures go into the file. Lines on standard output that
+begin with :data:`MARK` say what is being done.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def main() -> int:
     except FatnnError as error:
         print("fatnn:", " ".join(str(error).split()), file=sys.stderr)
         return 1
-    write(Path(sys.argv[1]), {"spec": spec, "process": given["process"], "machine": machine, **found})
+    write(
+        Path(sys.argv[1]), {"spec": spec, "process": given["process"], "machine": machine, **found}
+    )
     return 0
 
 

@@ -10,7 +10,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fatnn_rs.cli import DataOption, DownloadOption, RecipeOption, SettingsOption, run_app, split_names
+from fatnn_rs.cli import (
+    DataOption,
+    DownloadOption,
+    RecipeOption,
+    SettingsOption,
+    run_app,
+    split_names,
+)
 from quantizers.compare import ABLATIONS, ROWS, CompareOptions, compare
 
 __all__ = ["main"]
@@ -27,14 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(
     config: RecipeOption,
     data: DataOption = None,
-    rows: Annotated[str, typer.Option(help="Rows, separated by commas; 'all', 'ablations'.")] = "all",
+    rows: Annotated[
+        str, typer.Option(help="Rows, separated by commas; 'all', 'ablations'.")
+    ] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every row.")] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each run.")] = 1,
-    runs: Annotated[Path | None, typer.Option(help="Folder of the runs; runs/RECIPE by default.")] = None,
-    results: Annotated[Path, typer.Option(help="Folder of the table, the figures and the plot.")] = Path(
-        "docs/results"
-    ),
+    runs: Annotated[
+        Path | None, typer.Option(help="Folder of the runs; runs/RECIPE by default.")
+    ] = None,
+    results: Annotated[
+        Path, typer.Option(help="Folder of the table, the figures and the plot.")
+    ] = Path("docs/results"),
     settings: SettingsOption = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")] = False,
     download: DownloadOption = True,

@@ -1,8 +1,9 @@
 """Quantizers side by side: one recipe, several rows, several seeds; a table and plots.
 
-Every row starts from the same float network of its seed and is trained by the same recipe for as many epochs. Runs are
-processes of their own (``fatnn train``), by default of one thread each: that is how a CPU's cores train most, and a run
-that fails stops none beside it; a comparison that was interrupted goes on where it stopped.
+Every row starts from the same float network of its seed and is trained by the same recipe for as
+many epochs. Runs are processes of their own (``fatnn train``), by default of one thread each: that
+is how a CPU's cores train most, and a run that fails stops none beside it; a comparison that was
+interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -77,11 +78,15 @@ def _ablation(title: str, *settings: str, from_float: bool = True) -> Row:
 #: Name → FATNN's row with one thing changed. In the same runs' folder and table as ``fatnn``: ``--rows ablations``.
 ABLATIONS: dict[str, Row] = {
     "no-distill": _ablation("no distillation", "ternary.distill=0"),
-    "scratch": _ablation("from scratch (no distillation)", "float=null", "ternary.distill=0", from_float=False),
+    "scratch": _ablation(
+        "from scratch (no distillation)", "float=null", "ternary.distill=0", from_float=False
+    ),
     "constant": _ablation("constant learning rate", "ternary.schedule=constant"),
     "decay-all": _ablation("weight decay on steps and BatchNorm", "ternary.decay_all=true"),
     "calibrate-1": _ablation("steps from one image", "quantize.calibration_images=1"),
-    "per-channel": _ablation("weight steps per channel", 'quantize.overrides={"re:.*": {per_channel: true}}'),
+    "per-channel": _ablation(
+        "weight steps per channel", 'quantize.overrides={"re:.*": {per_channel: true}}'
+    ),
 }
 
 _ALL = {**ROWS, **ABLATIONS}
@@ -158,7 +163,9 @@ def compare(options: CompareOptions, console: Console) -> dict[str, Any]:
     """
     recipe = load_recipe(options.recipe, options.settings)
     if recipe.float_phase is None or recipe.ternary is None:
-        raise ConfigError(f"recipe {options.recipe}: a comparison needs both phases, float and ternary")
+        raise ConfigError(
+            f"recipe {options.recipe}: a comparison needs both phases, float and ternary"
+        )
     _need_matplotlib()
     rows = tuple(dict.fromkeys(options.rows))
     seeds = range(options.seeds)
@@ -205,7 +212,10 @@ def _row_call(options: CompareOptions, name: str, seed: int) -> _Call:
 def _common(options: CompareOptions, folder: Path, seed: int) -> list[str]:
     settings = [part for setting in options.settings for part in ("--set", setting)]
     place = [] if options.data is None else ["--data", str(options.data)]
-    flags = ["--download" if options.download else "--no-download", *(["--cpu"] if options.cpu else [])]
+    flags = [
+        "--download" if options.download else "--no-download",
+        *(["--cpu"] if options.cpu else []),
+    ]
     fixed = ["--config", options.recipe, "--out", str(folder), "--seed", str(seed), "--json"]
     fixed += ["--threads", str(options.threads)]
     return [*fixed, *place, *flags, *settings]
@@ -213,7 +223,11 @@ def _common(options: CompareOptions, folder: Path, seed: int) -> list[str]:
 
 def _run_all(options: CompareOptions, calls: Sequence[_Call], console: Console) -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
-        failed = [message for message in pool.map(lambda call: _run(call, options.threads, console), calls) if message]
+        failed = [
+            message
+            for message in pool.map(lambda call: _run(call, options.threads, console), calls)
+            if message
+        ]
     if failed:
         raise FatnnError(f"{len(failed)} of {len(calls)} runs failed; {failed[0]}")
 
@@ -238,7 +252,9 @@ def _run(call: _Call, threads: int, console: Console) -> str | None:
         )
     if done.returncode == 0:
         return None
-    said = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("fatnn:")][-1:]
+    said = [
+        line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("fatnn:")
+    ][-1:]
     reason = said[0] if done.returncode == 1 and said else f"exit code {done.returncode}, see {log}"
     return f"{call.folder}: {reason}"
 
@@ -251,7 +267,11 @@ def _result(folder: Path) -> dict[str, Any]:
 def _collect(options: CompareOptions, recipe: Recipe) -> dict[str, Any]:
     floats = [_result(_float_folder(options, seed)) for seed in range(options.seeds)]
     everything = list(floats)
-    rows = [_line("float", Row("float", (), "32 bits", "32 bits", "-"), floats, "float_accuracy", floats)]
+    rows = [
+        _line(
+            "float", Row("float", (), "32 bits", "32 bits", "-"), floats, "float_accuracy", floats
+        )
+    ]
     for name in options.rows:
         runs = [_result(options.runs / f"{name}-seed{seed}") for seed in range(options.seeds)]
         everything += runs
@@ -274,22 +294,28 @@ def _command(options: CompareOptions) -> str:
     rows = groups.get(options.rows, f" --rows {','.join(options.rows)}")
     settings = "".join(f" --set {shlex.quote(setting)}" for setting in options.settings)
     threads = "" if options.threads == 1 else f" --threads {options.threads}"
-    return (
-        f"python -m quantizers --config {options.recipe} --data DATA --seeds {options.seeds}{rows}{threads}{settings}"
-    )
+    return f"python -m quantizers --config {options.recipe} --data DATA --seeds {options.seeds}{rows}{threads}{settings}"
 
 
-def _line(name: str, row: Row, runs: list[dict[str, Any]], key: str, floats: list[dict[str, Any]]) -> dict[str, Any]:
+def _line(
+    name: str, row: Row, runs: list[dict[str, Any]], key: str, floats: list[dict[str, Any]]
+) -> dict[str, Any]:
     scores = [run[key] for run in runs]
     codes = [run.get("codes_total", 0) for run in runs]
     for run in runs:
         if "rust_accuracy" in run and run["rust_accuracy"] != run["eager_accuracy"]:
             raise FatnnError(f"{name}: Rust and PyTorch differ in accuracy")
     phase = "float" if key == "float_accuracy" else "ternary"
-    curves = [[line["test_accuracy"] for line in run["log"] if line["phase"] == phase] for run in runs]
+    curves = [
+        [line["test_accuracy"] for line in run["log"] if line["phase"] == phase] for run in runs
+    ]
     return {
         "name": name,
-        **{field: value for field, value in asdict(row).items() if field not in ("settings", "from_float")},
+        **{
+            field: value
+            for field, value in asdict(row).items()
+            if field not in ("settings", "from_float")
+        },
         "accuracies": scores,
         "mean": mean(scores),
         "std": stdev(scores) if len(scores) > 1 else None,
@@ -308,7 +334,11 @@ def table(results: dict[str, Any]) -> str:
         "| quantizer | weights | activations | cost | test accuracy, % | below float | codes that differ | file, KiB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    ternary = [row["mean"] for row in results["rows"] if row["cost"] == "2N" and row["act_bits"] == "ternary"]
+    ternary = [
+        row["mean"]
+        for row in results["rows"]
+        if row["cost"] == "2N" and row["act_bits"] == "ternary"
+    ]
     for row in results["rows"]:
         spread = "" if row["std"] is None else f" ± {100 * row['std']:.2f}"
         score = f"{100 * row['mean']:.2f}{spread}"
@@ -317,7 +347,16 @@ def table(results: dict[str, Any]) -> str:
         codes = f"{row['codes_different']} of {row['codes_total']:,}" if row["codes_total"] else "-"
         size = "-" if row["file_bytes"] is None else f"{row['file_bytes'] / 1024:.0f}"
         below = "" if row["name"] == "float" else f"{100 * row['below_float']:.2f}"
-        cells = (row["title"], row["weight_bits"], row["act_bits"], row["cost"], score, below, codes, size)
+        cells = (
+            row["title"],
+            row["weight_bits"],
+            row["act_bits"],
+            row["cost"],
+            score,
+            below,
+            codes,
+            size,
+        )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -326,7 +365,11 @@ def _write(options: CompareOptions, results: dict[str, Any]) -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     name = options.name or Path(options.recipe).stem
     machine, recipe = results["machine"], results["options"]
-    versions = ", ".join(f"{key} {value}" for key, value in machine["versions"].items() if key in ("fatnn-rs", "torch"))
+    versions = ", ".join(
+        f"{key} {value}"
+        for key, value in machine["versions"].items()
+        if key in ("fatnn-rs", "torch")
+    )
     spread = _spread(results)
     epochs = [recipe[phase]["epochs"] for phase in ("float", "ternary")]
     text = [
@@ -346,7 +389,9 @@ def _write(options: CompareOptions, results: dict[str, Any]) -> None:
         f"![accuracy of every row, and over epochs]({name}.png)",
     ]
     (options.results / f"{name}.md").write_text("\n".join(text) + "\n", encoding="utf-8")
-    (options.results / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (options.results / f"{name}.json").write_text(
+        json.dumps(results, indent=1) + "\n", encoding="utf-8"
+    )
     _draw(results, options.results / f"{name}.png")
 
 
@@ -359,7 +404,9 @@ def _need_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UnsupportedError("a comparison draws with matplotlib: pip install 'fatnn-rs[plot]'") from error
+        raise UnsupportedError(
+            "a comparison draws with matplotlib: pip install 'fatnn-rs[plot]'"
+        ) from error
 
 
 def _draw(results: dict[str, Any], path: Path) -> None:
@@ -387,7 +434,9 @@ def _draw(results: dict[str, Any], path: Path) -> None:
         curves.plot(range(1, len(points) + 1), points, color=colour, label=row["title"])
     worst = min(100 * min(map(min, row["curves"])) for row in rows)
     curves.set(
-        xlabel="epoch of its phase", ylabel="test accuracy, %", ylim=(max(worst, min(scores) - 6), max(scores) + 0.5)
+        xlabel="epoch of its phase",
+        ylabel="test accuracy, %",
+        ylim=(max(worst, min(scores) - 6), max(scores) + 0.5),
     )
     curves.set_title("accuracy over epochs")
     curves.grid(alpha=0.3)

@@ -37,7 +37,8 @@ fuzz_target!(|text: &str| {
     let Ok(net) = Network::within(text, &tensors, LIMITS) else { return };
     let shapes: Vec<Vec<usize>> = net.inputs().map(|(_, shape)| shape.to_vec()).collect();
     let sizes = shapes.iter().map(|shape| shape.iter().product::<usize>());
-    let data: Vec<Vec<f32>> = sizes.map(|n| (0..n).map(|i| (i % 7) as f32 - 3.0).collect()).collect();
+    let data: Vec<Vec<f32>> =
+        sizes.map(|n| (0..n).map(|i| (i % 7) as f32 - 3.0).collect()).collect();
     let inputs: Vec<Input<'_>> = shapes
         .iter()
         .zip(&data)

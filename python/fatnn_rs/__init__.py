@@ -1,8 +1,8 @@
 """fatnn-rs: ternary neural networks, trained in PyTorch and run in 2 bits.
 
-The public names; everything else is private. Names that need torch (or the extension module) are imported when first
-used, so that ``import fatnn_rs`` works without torch. ``load`` works without torch too: it then returns what
-``load_numpy`` does.
+The public names; everything else is private. Names that need torch (or the extension module) are
+imported when first used, so that ``import fatnn_rs`` works without torch. ``load`` works without
+torch too: it then returns what ``load_numpy`` does.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ def __getattr__(name: str) -> Any:
             raise
         if name in _WITHOUT_TORCH:
             return getattr(importlib.import_module(_WITHOUT_TORCH[name]), name)
-        raise ImportError(f"fatnn_rs.{name} needs torch, which is not installed: pip install torch") from error
+        raise ImportError(
+            f"fatnn_rs.{name} needs torch, which is not installed: pip install torch"
+        ) from error
     value = module if source is None else getattr(module, name)
     globals()[name] = value
     return value

@@ -2,8 +2,8 @@
 
 All but ``info``, ``inspect`` and ``run`` need torch.
 
-Figures go to standard output (as JSON with ``--json``), everything else to standard error. What fails on purpose exits
-with 1 and one line; wrong usage exits with 2.
+Figures go to standard output (as JSON with ``--json``), everything else to standard error. What
+fails on purpose exits with 1 and one line; wrong usage exits with 2.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
-Network = Annotated[Path, typer.Argument(help="A network that fatnn_rs.save wrote.", exists=True, dir_okay=False)]
+Network = Annotated[
+    Path, typer.Argument(help="A network that fatnn_rs.save wrote.", exists=True, dir_okay=False)
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,10 +92,12 @@ def demo(
     seeds: Annotated[int, typer.Option(min=1, help="Networks to train.")] = 3,
     float_epochs: Annotated[int, typer.Option(min=1, help="Epochs of float training.")] = 6,
     ternary_epochs: Annotated[int, typer.Option(min=1, help="Epochs of ternary training.")] = 10,
-    out: Annotated[Path, typer.Option(help="Directory for the network, the picture and the figures.")] = Path(
-        "demo-output"
-    ),
-    picture: Annotated[bool, typer.Option(help="Draw training curves and weight codes (needs matplotlib).")] = True,
+    out: Annotated[
+        Path, typer.Option(help="Directory for the network, the picture and the figures.")
+    ] = Path("demo-output"),
+    picture: Annotated[
+        bool, typer.Option(help="Draw training curves and weight codes (needs matplotlib).")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Train, convert, verify, save, load and time a ternary network on handwritten digits, offline."""
@@ -103,7 +107,11 @@ def demo(
     from fatnn_rs import demo as demonstration
 
     options = demonstration.DemoOptions(
-        seeds=seeds, float_epochs=float_epochs, ternary_epochs=ternary_epochs, out=out, picture=picture
+        seeds=seeds,
+        float_epochs=float_epochs,
+        ternary_epochs=ternary_epochs,
+        out=out,
+        picture=picture,
     )
     result = demonstration.main(options, Console(stderr=True) if as_json else Console())
     if as_json:
@@ -117,9 +125,12 @@ SettingsOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change a value: ternary.epochs=2. Repeatable.")
 ]
 DataOption = Annotated[
-    Path | None, typer.Option("--data", envvar="FATNN_DATA", help="Where the data set is, or is to be put.")
+    Path | None,
+    typer.Option("--data", envvar="FATNN_DATA", help="Where the data set is, or is to be put."),
 ]
-DownloadOption = Annotated[bool, typer.Option(help="Fetch data that are not there, through torchvision.")]
+DownloadOption = Annotated[
+    bool, typer.Option(help="Fetch data that are not there, through torchvision.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="Torch's threads.")]
 
 
@@ -142,16 +153,23 @@ def recipes(as_json: Json = False) -> None:
 def train(
     config: RecipeOption,
     data: DataOption = None,
-    out: Annotated[Path, typer.Option(help="The run's folder; a run that was interrupted there goes on.")] = Path(
-        "run"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="The run's folder; a run that was interrupted there goes on.")
+    ] = Path("run"),
     model: Annotated[
-        str | None, typer.Option(help="Another model than the recipe's: torchvision:NAME, timm:NAME.")
+        str | None,
+        typer.Option(help="Another model than the recipe's: torchvision:NAME, timm:NAME."),
     ] = None,
     settings: SettingsOption = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights, order and augmentation.")] = 0,
-    float_from: Annotated[Path | None, typer.Option(help="Start from this float checkpoint.", dir_okay=False)] = None,
-    float_only: Annotated[bool, typer.Option("--float-only", help="Train the float model, nothing else.")] = False,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of weights, order and augmentation.")
+    ] = 0,
+    float_from: Annotated[
+        Path | None, typer.Option(help="Start from this float checkpoint.", dir_okay=False)
+    ] = None,
+    float_only: Annotated[
+        bool, typer.Option("--float-only", help="Train the float model, nothing else.")
+    ] = False,
     threads: Threads = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")] = False,
     download: DownloadOption = True,
@@ -168,8 +186,12 @@ def train(
     given = list(settings or ())
     recipe = load_recipe(config, given if model is None else [f"model={json.dumps(model)}", *given])
     _set_threads(threads)
-    options = TrainOptions(out=out, data=data, seed=seed, download=download, float_from=float_from, cpu=cpu)
-    result = run_recipe(recipe.float_only() if float_only else recipe, options, Console(stderr=True))
+    options = TrainOptions(
+        out=out, data=data, seed=seed, download=download, float_from=float_from, cpu=cpu
+    )
+    result = run_recipe(
+        recipe.float_only() if float_only else recipe, options, Console(stderr=True)
+    )
     shown = {key: result[key] for key in _FIGURES if key in result}
     if os.environ.get("RANK", "0") != "0":  # one of torchrun's other processes
         return
@@ -183,7 +205,15 @@ def train(
 
 #: What ``train`` shows of a result.
 _FIGURES = (
-    *("float_accuracy", "ternary_accuracy", "rust_accuracy", "codes_total", "codes_different", "refused", "not_saved"),
+    *(
+        "float_accuracy",
+        "ternary_accuracy",
+        "rust_accuracy",
+        "codes_total",
+        "codes_different",
+        "refused",
+        "not_saved",
+    ),
     *("file_bytes", "seconds"),
 )
 
@@ -215,7 +245,11 @@ def evaluate(
     start = time.perf_counter()
     right = sum(int((net(x).argmax(1) == y).sum()) for x, y in test.test_batches(batch))
     seconds = time.perf_counter() - start
-    figures = {"accuracy": right / test.test_count, "images": test.test_count, "seconds": round(seconds, 2)}
+    figures = {
+        "accuracy": right / test.test_count,
+        "images": test.test_count,
+        "seconds": round(seconds, 2),
+    }
     print(
         json.dumps(figures)
         if as_json
@@ -250,7 +284,9 @@ def inspect(network: Network, as_json: Json = False) -> None:
 @app.command()
 def run(
     network: Network,
-    inputs: Annotated[Path, typer.Argument(help="Input array, .npy, float32.", exists=True, dir_okay=False)],
+    inputs: Annotated[
+        Path, typer.Argument(help="Input array, .npy, float32.", exists=True, dir_okay=False)
+    ],
     out: Annotated[Path | None, typer.Option(help="Write the output here, .npy.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -265,7 +301,9 @@ def run(
     if not isinstance(array, np.ndarray):
         raise InputError(f"{inputs}: expected one array in .npy format, got an archive of several")
     if array.dtype != np.float32:
-        raise InputError(f"{inputs}: expected float32, got {array.dtype}; save array.astype(numpy.float32)")
+        raise InputError(
+            f"{inputs}: expected float32, got {array.dtype}; save array.astype(numpy.float32)"
+        )
     given: Any = np.ascontiguousarray(array)
     if _has("torch"):
         import torch
@@ -287,7 +325,10 @@ def run(
     if as_json:
         print(json.dumps(figures))
         return
-    print(f"output {list(result.shape)} in {1e3 * seconds:.2f} ms" + (f", written to {out}" if out else ""))
+    print(
+        f"output {list(result.shape)} in {1e3 * seconds:.2f} ms"
+        + (f", written to {out}" if out else "")
+    )
     print("argmax", *strongest[:50], *(["..."] if len(strongest) > 50 else []))
 
 
@@ -296,14 +337,22 @@ def bench(
     model: Annotated[str, typer.Option(help="Networks, separated by commas.")] = "resnet18",
     batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1",
     threads: Annotated[str, typer.Option(help="Numbers of threads, separated by commas.")] = "1",
-    size: Annotated[int | None, typer.Option(min=1, help="Height and width of images, where it is free.")] = None,
-    against: Annotated[str, typer.Option(help="Peers, separated by commas; 'all' or 'none'.")] = "all",
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Height and width of images, where it is free.")
+    ] = None,
+    against: Annotated[
+        str, typer.Option(help="Peers, separated by commas; 'all' or 'none'.")
+    ] = "all",
     rounds: Annotated[int, typer.Option(min=3, help="Turns of every candidate.")] = 25,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here; '-': print them.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write figures here; '-': print them.")
+    ] = None,
     ends: Annotated[
         str, typer.Option(help="First and last layer: float, int8, ternary; separated by commas.")
     ] = "float",
-    results: Annotated[Path | None, typer.Option(help="Write figures to RESULTS/<cpu>/<date>-networks.json.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Write figures to RESULTS/<cpu>/<date>-networks.json.")
+    ] = None,
 ) -> None:
     """Time converted networks against other runtimes, in turns: medians, per network and per layer."""
     from rich.console import Console
@@ -333,7 +382,9 @@ def bench(
         print(f"written to {command.write_results(reports, results)}", file=sys.stderr)
     failed = sorted({name for report in reports for name in report.failed})
     if failed:
-        raise UnsupportedError(f"installed peers that could not be measured: {', '.join(failed)}; the report says why")
+        raise UnsupportedError(
+            f"installed peers that could not be measured: {', '.join(failed)}; the report says why"
+        )
 
 
 def split_names(text: str) -> tuple[str, ...]:
@@ -346,7 +397,9 @@ def split_numbers(option: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(name) for name in split_names(text))
     except ValueError as error:
-        raise ConfigError(f"{option}: expected whole numbers separated by commas, got {text!r}") from error
+        raise ConfigError(
+            f"{option}: expected whole numbers separated by commas, got {text!r}"
+        ) from error
 
 
 def _version(package: str) -> str | None:
@@ -361,7 +414,9 @@ def _need(module: str, package: str) -> None:
     try:
         import_module(module)
     except ImportError as error:
-        raise ImportError(f"this command needs {module}, which is missing: pip install {package}") from error
+        raise ImportError(
+            f"this command needs {module}, which is missing: pip install {package}"
+        ) from error
 
 
 def _has(module: str) -> bool:

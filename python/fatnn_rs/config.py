@@ -27,8 +27,8 @@ OVERRIDE_KEYS = ("weight", "act", "act_quantizer", "per_channel", "act_range", "
 class LayerOptions:
     """The options of one layer, after overrides.
 
-    ``scale`` is None where the presence of a following BatchNorm decides, ``act_quantizer`` where it is the weights'
-    family.
+    ``scale`` is None where the presence of a following BatchNorm decides, ``act_quantizer`` where
+    it is the weights' family.
     """
 
     weight: str = "fatnn"
@@ -55,28 +55,32 @@ class TernaryConfig:
         - ``"sttn"``: the sum of two binary kernels (STTN);
         - ``"binary"``: signs (XNOR-Net, Bi-Real Net);
         - ``"dorefa"``: four levels, two bits (DoReFa-Net), which take twice the work;
-        - ``"ttq"``: two learned scales (TTQ), for comparison: it trains, and ``convert`` refuses it.
+        - ``"ttq"``: two learned scales (TTQ), for comparison: it trains, and ``convert`` refuses
+          it.
     act
-        Activations: ``"ternary"``: {0, 1, 2} after a ReLU, {-1, 0, +1} elsewhere; ``"uint2"``: {0, 1, 2, 3}; or
-        ``"binary"``: {0, 1} after a ReLU, {-1, +1} elsewhere.
+        Activations: ``"ternary"``: {0, 1, 2} after a ReLU, {-1, 0, +1} elsewhere; ``"uint2"``: {0,
+        1, 2, 3}; or ``"binary"``: {0, 1} after a ReLU, {-1, +1} elsewhere.
     act_quantizer
         The family whose activations of that kind are taken; the weights' family where None.
     first, last
-        What becomes of the first and the last convolution or linear layer (in order of execution): ``"float"`` leaves
-        it alone, ``"int8"`` gives it 8-bit weights and activations (:mod:`fatnn_rs.nn.int8`), ``"ternary"`` quantizes
-        it like any other. A layer that is both takes the wider of the two.
+        What becomes of the first and the last convolution or linear layer (in order of execution):
+        ``"float"`` leaves it alone, ``"int8"`` gives it 8-bit weights and activations
+        (:mod:`fatnn_rs.nn.int8`), ``"ternary"`` quantizes it like any other. A layer that is both
+        takes the wider of the two.
     depthwise
-        What becomes of depthwise convolutions, and of others with groups of up to eight input channels: ``"int8"``,
-        ``"ternary"`` or ``"float"``, as for ``first`` and ``last``, which may make them wider. An output has few
-        products there: three levels cost accuracy and save no time.
+        What becomes of depthwise convolutions, and of others with groups of up to eight input
+        channels: ``"int8"``, ``"ternary"`` or ``"float"``, as for ``first`` and ``last``, which may
+        make them wider. An output has few products there: three levels cost accuracy and save no
+        time.
     skip
-        Layers to leave alone: names of modules (a container's name means every layer inside it), or ``"re:…"``, a
-        regular expression that must match a layer's whole name.
+        Layers to leave alone: names of modules (a container's name means every layer inside it), or
+        ``"re:…"``, a regular expression that must match a layer's whole name.
     overrides
-        Pattern (as in ``skip``) → options for the layers it names: ``weight``, ``act``, ``act_quantizer``,
-        ``per_channel`` (bool), ``act_range`` (``"auto"``, ``"half"``, ``"full"``), ``scale`` (bool), ``depthwise``.
-        Where several patterns name a layer, the later entry wins, option by option. Layers that become int8 have none
-        of these options but the last.
+        Pattern (as in ``skip``) → options for the layers it names: ``weight``, ``act``,
+        ``act_quantizer``, ``per_channel`` (bool), ``act_range`` (``"auto"``, ``"half"``,
+        ``"full"``), ``scale`` (bool), ``depthwise``. Where several patterns name a layer, the later
+        entry wins, option by option. Layers that become int8 have none of these options but the
+        last.
 
     Raises
     ------
@@ -103,7 +107,9 @@ class TernaryConfig:
         _choice("last", self.last, _END)
         _choice("depthwise", self.depthwise, _DEPTHWISE)
         if not isinstance(self.skip, (tuple, list)):
-            raise ConfigError(f"skip must be a tuple of patterns, got {self.skip!r}; write ({self.skip!r},) for one")
+            raise ConfigError(
+                f"skip must be a tuple of patterns, got {self.skip!r}; write ({self.skip!r},) for one"
+            )
         for pattern in self.skip:
             _check_pattern("skip", pattern)
         object.__setattr__(self, "skip", tuple(self.skip))
@@ -121,7 +127,16 @@ class TernaryConfig:
         overrides = {pattern: dict(options) for pattern, options in self.overrides.items()}
         return (
             type(self),
-            (self.weight, self.act, self.first, self.last, self.skip, overrides, self.act_quantizer, self.depthwise),
+            (
+                self.weight,
+                self.act,
+                self.first,
+                self.last,
+                self.skip,
+                overrides,
+                self.act_quantizer,
+                self.depthwise,
+            ),
         )
 
     def options_for(self, name: str) -> LayerOptions:
@@ -154,13 +169,17 @@ def _check_pattern(what: str, pattern: Any) -> None:
         try:
             re.compile(pattern[3:])
         except re.error as error:
-            raise ConfigError(f"{what}: {pattern!r} is not a valid regular expression: {error}") from error
+            raise ConfigError(
+                f"{what}: {pattern!r} is not a valid regular expression: {error}"
+            ) from error
 
 
 def _check_options(pattern: str, options: Any) -> None:
     where = f"overrides[{pattern!r}]"
     if not isinstance(options, Mapping):
-        raise ConfigError(f"{where} must be a mapping with keys out of {', '.join(OVERRIDE_KEYS)}; got {options!r}")
+        raise ConfigError(
+            f"{where} must be a mapping with keys out of {', '.join(OVERRIDE_KEYS)}; got {options!r}"
+        )
     for key, value in options.items():
         if key in ("weight", "act_quantizer"):
             _choice(f"{where}[{key!r}]", value, _WEIGHT)
@@ -174,4 +193,6 @@ def _check_options(pattern: str, options: Any) -> None:
             if not isinstance(value, bool):
                 raise ConfigError(f"{where}[{key!r}] must be True or False, got {value!r}")
         else:
-            raise ConfigError(f"{where}: unknown option {key!r}; options are {', '.join(OVERRIDE_KEYS)}")
+            raise ConfigError(
+                f"{where}: unknown option {key!r}; options are {', '.join(OVERRIDE_KEYS)}"
+            )

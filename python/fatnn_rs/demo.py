@@ -1,7 +1,8 @@
 """The demonstration, offline on real data: train a float and a ternary network, convert, verify, save, load, time.
 
-Each seed is one run of the recipe ``digits``, shortened, by the ordinary training code. The data are scikit-learn's 8x8
-digits, a fifth of them held out. Every figure in the table is measured in this run.
+Each seed is one run of the recipe ``digits``, shortened, by the ordinary training code. The data
+are scikit-learn's 8x8 digits, a fifth of them held out. Every figure in the table is measured in
+this run.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class DemoOptions:
     float_epochs, ternary_epochs
         Length of training.
     out
-        Directory for the network, the picture, the figures and the training runs; made where it is missing.
+        Directory for the network, the picture, the figures and the training runs; made where it is
+        missing.
     json_path
         Where to write the figures; ``out/demo.json`` by default.
     picture
@@ -112,9 +114,9 @@ def main(options: DemoOptions | None = None, console: Console | None = None) -> 
     Raises
     ------
     FatnnError
-        A training run failed: a code or the class of an image differs between PyTorch and Rust, for instance. Or the
-        targets are missed although as many networks were trained, and for as long, as by default; everything is
-        written and shown before.
+        A training run failed: a code or the class of an image differs between PyTorch and Rust, for
+        instance. Or the targets are missed although as many networks were trained, and for as long,
+        as by default; everything is written and shown before.
     UnsupportedError
         Where matplotlib is missing and ``picture`` asks for it.
     """
@@ -131,7 +133,9 @@ def main(options: DemoOptions | None = None, console: Console | None = None) -> 
     demo_report.show(result, console)
     targets = result["targets"]
     if targets["binding"] and not targets["hold"]:
-        raise FatnnError(f"the demonstration misses its targets: {demo_report.targets_line(result)}")
+        raise FatnnError(
+            f"the demonstration misses its targets: {demo_report.targets_line(result)}"
+        )
     return result
 
 
@@ -146,7 +150,8 @@ def _targets(average: dict[str, float], options: DemoOptions) -> dict[str, Any]:
         "float_minus_ternary": gap,
         "hold": average["rust_accuracy"] >= TERNARY_MEAN - epsilon and gap <= TERNARY_GAP + epsilon,
         "binding": all(
-            getattr(options, name) == getattr(usual, name) for name in ("seeds", "float_epochs", "ternary_epochs")
+            getattr(options, name) == getattr(usual, name)
+            for name in ("seeds", "float_epochs", "ternary_epochs")
         ),
     }
 
@@ -166,11 +171,17 @@ def _measure(options: DemoOptions, console: Console) -> dict[str, Any]:
     network = fatnn_rs.load(path)
     float_model = build_model(recipe, data.classes)
     float_model.load_state_dict(read_state(folders[0] / "float.pt")["model"])
-    average = {key: mean(run[key] for run in runs) for key in ("float_accuracy", "ternary_accuracy", "rust_accuracy")}
+    average = {
+        key: mean(run[key] for run in runs)
+        for key in ("float_accuracy", "ternary_accuracy", "rust_accuracy")
+    }
     codes = _codes(network)
     result: dict[str, Any] = {
         "data": {"train": data.train_count, "test": data.test_count, "split": "stratified, seed 0"},
-        "options": {"seeds": options.seeds, "epochs": [options.float_epochs, options.ternary_epochs]},
+        "options": {
+            "seeds": options.seeds,
+            "epochs": [options.float_epochs, options.ternary_epochs],
+        },
         "runs": runs,
         "mean": average,
         "targets": _targets(average, options),
@@ -193,9 +204,15 @@ def _measure(options: DemoOptions, console: Console) -> dict[str, Any]:
 def _train_all(options: DemoOptions, folders: Sequence[Path], console: Console) -> None:
     """Train the seeds in processes of one thread each, up to two per CPU so that none idles when one ends early.
 
-    Layers this small gain little from more threads, and results do not depend on the number of cores.
+    Layers this small gain little from more threads, and results do not depend on the number of
+    cores.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     context: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     context.set_forkserver_preload(_PRELOADED)  # imports take longer than a phase of training
     workers = min(options.seeds, 2 * usable_cpus())
@@ -204,7 +221,10 @@ def _train_all(options: DemoOptions, folders: Sequence[Path], console: Console) 
         ProcessPoolExecutor(workers, context) as pool,
     ):
         task = progress.add_task("training networks", total=options.seeds)
-        runs = [pool.submit(_train, options.settings, seed, folder) for seed, folder in enumerate(folders)]
+        runs = [
+            pool.submit(_train, options.settings, seed, folder)
+            for seed, folder in enumerate(folders)
+        ]
         for run in as_completed(runs):
             run.result()
             progress.advance(task)
@@ -217,12 +237,22 @@ def _train(settings: Sequence[str], seed: int, folder: Path) -> None:
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     with (folder / "output.txt").open("w", encoding="utf-8") as file:
-        train(load_recipe(_RECIPE, settings), TrainOptions(folder, seed=seed, cpu=True), Console(file=file))
+        train(
+            load_recipe(_RECIPE, settings),
+            TrainOptions(folder, seed=seed, cpu=True),
+            Console(file=file),
+        )
 
 
 def _figures(seed: int, folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    names = ("float_accuracy", "ternary_accuracy", "rust_accuracy", "codes_total", "codes_different")
+    names = (
+        "float_accuracy",
+        "ternary_accuracy",
+        "rust_accuracy",
+        "codes_total",
+        "codes_different",
+    )
     histories = {
         f"{phase}_history": [
             {name: line[name] for name in ("epoch", "loss", "test_accuracy")}
@@ -244,14 +274,18 @@ def _codes(network: TernaryNetwork) -> dict[str, Tensor]:
     }
 
 
-def _sizes(model: nn.Module, network: TernaryNetwork, codes: dict[str, Tensor], path: Path) -> dict[str, int]:
+def _sizes(
+    model: nn.Module, network: TernaryNetwork, codes: dict[str, Tensor], path: Path
+) -> dict[str, int]:
     """Bytes: the float network and the file; the ternary layers' weights in float32 and packed for the kernels.
 
     Packed weights are in the layout of this CPU's kernels, padding included.
     """
     products = [product for segment in network.segments for product in segment.network.products]
     return {
-        "float_network_bytes": sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()),
+        "float_network_bytes": sum(
+            tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()
+        ),
         "file_bytes": path.stat().st_size,
         "ternary_layers_float_bytes": sum(4 * weight.numel() for weight in codes.values()),
         "ternary_layers_packed_bytes": sum(size for _, _, size in products),
@@ -259,7 +293,9 @@ def _sizes(model: nn.Module, network: TernaryNetwork, codes: dict[str, Tensor], 
 
 
 @torch.inference_mode()
-def _latencies(model: nn.Module, network: nn.Module, data: Data, rounds: int) -> list[dict[str, Any]]:
+def _latencies(
+    model: nn.Module, network: nn.Module, data: Data, rounds: int
+) -> list[dict[str, Any]]:
     """Milliseconds of torch's float network (in the better of two memory layouts) and of the Rust network."""
     model = copy.deepcopy(model).eval()
     channels_last = copy.deepcopy(model).to(memory_format=torch.channels_last)
@@ -279,7 +315,9 @@ def _latencies(model: nn.Module, network: nn.Module, data: Data, rounds: int) ->
                 seconds = interleaved(calls, rounds, PAUSE_SECONDS if threads > 1 else 0.0)
                 times = {name: 1e3 * median(values) for name, values in seconds.items()}
                 best = min(times["torch"], times["torch_channels_last"])
-                rows.append({"batch": batch, "threads": threads, **times, "speedup": best / times["rust"]})
+                rows.append(
+                    {"batch": batch, "threads": threads, **times, "speedup": best / times["rust"]}
+                )
     finally:
         torch.set_num_threads(torch_threads)
         fatnn_rs.set_num_threads(rust_threads)

@@ -35,7 +35,11 @@ def targets_line(result: dict[str, Any]) -> str:
     targets, ternary = result["targets"], result["mean"]["rust_accuracy"]
     least, most = targets["ternary_mean_at_least"], targets["float_minus_ternary_at_most"]
     gap = targets["float_minus_ternary"]
-    place = f"{gap * 100:.2f} points below float" if gap >= 0 else f"{-gap * 100:.2f} points above float"
+    place = (
+        f"{gap * 100:.2f} points below float"
+        if gap >= 0
+        else f"{-gap * 100:.2f} points above float"
+    )
     unusual = "" if targets["binding"] else " (promised for the default seeds and epochs only)"
     return (
         f"{'met' if targets['hold'] else 'missed'}: ternary mean {ternary:.2%} (at least {least:.1%}), {place} (at "
@@ -78,15 +82,24 @@ def show(result: dict[str, Any], console: Console) -> None:
         ),
     ):
         ratio = sizes[wide] / sizes[narrow]
-        table.add_row(name, f"{sizes[wide] / 1024:.1f} KiB", f"{sizes[narrow] / 1024:.1f} KiB", f"{ratio:.1f}x")
+        table.add_row(
+            name,
+            f"{sizes[wide] / 1024:.1f} KiB",
+            f"{sizes[narrow] / 1024:.1f} KiB",
+            f"{ratio:.1f}x",
+        )
     console.print(table)
 
     table = Table("latency, median", "torch float", "Rust ternary", "speed-up")
     for row in result["latency_ms"]:
         threads = "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
         best = min(row["torch"], row["torch_channels_last"])
-        speed = f"{row['speedup']:.2f}x" if row["speedup"] >= 1 else f"{row['speedup']:.2f}x (slower)"
-        table.add_row(f"batch {row['batch']}, {threads}", f"{best:.3f} ms", f"{row['rust']:.3f} ms", speed)
+        speed = (
+            f"{row['speedup']:.2f}x" if row["speedup"] >= 1 else f"{row['speedup']:.2f}x (slower)"
+        )
+        table.add_row(
+            f"batch {row['batch']}, {threads}", f"{best:.3f} ms", f"{row['rust']:.3f} ms", speed
+        )
     console.print(table)
     single = {row["batch"]: row["torch"] for row in result["latency_ms"] if row["threads"] == 1}
     if any(row["torch"] > 3 * single[row["batch"]] for row in result["latency_ms"]):
@@ -120,13 +133,18 @@ def draw(runs: list[dict[str, Any]], codes: dict[str, Tensor], path: Path) -> No
     FigureCanvasAgg(figure)
     loss, score, bars = figure.subplots(1, 3)
     for run in runs:
-        for name, colour, start in (("float", "tab:blue", 0), ("ternary", "tab:orange", len(run["float_history"]))):
+        for name, colour, start in (
+            ("float", "tab:blue", 0),
+            ("ternary", "tab:orange", len(run["float_history"])),
+        ):
             history = run[f"{name}_history"]
             steps = [start + epoch["epoch"] for epoch in history]
             style = {"color": colour, "label": name if run is runs[0] else None, "alpha": 0.7}
             loss.plot(steps, [epoch["loss"] for epoch in history], **style)
             score.plot(steps, [100 * epoch["test_accuracy"] for epoch in history], **style)
-    loss.set(title="training loss (ternary: with distillation)", xlabel="epoch", ylabel="cross-entropy")
+    loss.set(
+        title="training loss (ternary: with distillation)", xlabel="epoch", ylabel="cross-entropy"
+    )
     score.set(title="accuracy on held-out digits", xlabel="epoch", ylabel="%", ylim=(90, 100))
     loss.legend()
     score.legend()
@@ -134,7 +152,9 @@ def draw(runs: list[dict[str, Any]], codes: dict[str, Tensor], path: Path) -> No
     base = [0.0] * len(codes)
     for code, colour in ((-1, "tab:red"), (0, "lightgrey"), (1, "tab:green")):
         share = [100 * float((value == code).float().mean()) for value in codes.values()]
-        bars.bar(range(len(codes)), share, bottom=base, color=colour, label=f"{code:+d}" if code else "0")
+        bars.bar(
+            range(len(codes)), share, bottom=base, color=colour, label=f"{code:+d}" if code else "0"
+        )
         base = [low + value for low, value in zip(base, share, strict=True)]
     bars.set(title="weight codes (first seed)", ylabel="%", ylim=(0, 100))
     bars.set_xticks(range(len(codes)), list(codes), rotation=60, ha="right", fontsize=7)

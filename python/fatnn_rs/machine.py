@@ -20,8 +20,28 @@ __all__ = ["AMX", "Machine", "usable_cpus"]
 
 #: Processor flags that decide which kernels the compared runtimes can use.
 FLAGS = (
-    *("avx2", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_vbmi", "avx512_vpopcntdq", "avx512_bf16"),
-    *("avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "bf16", "asimd", "asimddp", "i8mm", "sve", "sve2"),
+    *(
+        "avx2",
+        "avx_vnni",
+        "avx512f",
+        "avx512bw",
+        "avx512_vnni",
+        "avx512_vbmi",
+        "avx512_vpopcntdq",
+        "avx512_bf16",
+    ),
+    *(
+        "avx512_fp16",
+        "amx_tile",
+        "amx_int8",
+        "amx_bf16",
+        "bf16",
+        "asimd",
+        "asimddp",
+        "i8mm",
+        "sve",
+        "sve2",
+    ),
 )
 
 #: The flag that says that int8 matrix tiles exist: several times the int8 throughput of vector instructions.
@@ -34,7 +54,16 @@ VARIABLES = (
     *("FATNN_NUM_THREADS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_AFFINITY", "MKL_NUM_THREADS"),
 )
 
-PACKAGES = ("fatnn-rs", "numpy", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "openvino")
+PACKAGES = (
+    "fatnn-rs",
+    "numpy",
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+)
 
 
 @dataclass(frozen=True)
@@ -52,10 +81,11 @@ class Machine:
     flags
         Those of :data:`FLAGS` that the processor has.
     clock_mhz
-        As the system states it at the moment of recording, or None. A virtual machine states its nominal clock.
+        As the system states it at the moment of recording, or None. A virtual machine states its
+        nominal clock.
     load
-        Average number of runnable processes of the last minute when recording began, or None: other work makes
-        figures worse.
+        Average number of runnable processes of the last minute when recording began, or None: other
+        work makes figures worse.
     kernels
         What fatnn-rs can run here, best first.
     system, python, versions
@@ -63,7 +93,8 @@ class Machine:
     environment
         Those of :data:`VARIABLES` that are set.
     commit
-        Of this package's source where it runs from a git checkout, with ``+`` where files differ from it; else None.
+        Of this package's source where it runs from a git checkout, with ``+`` where files differ
+        from it; else None.
     date
         Coordinated universal time, ISO 8601.
     """
@@ -99,7 +130,9 @@ class Machine:
             kernels=tuple(_core.cpu_info()["kernels"]),
             system=f"{platform.system()} {platform.machine()}",
             python=platform.python_version(),
-            versions={name: version for name in PACKAGES if (version := _version(name)) is not None},
+            versions={
+                name: version for name in PACKAGES if (version := _version(name)) is not None
+            },
             environment={name: os.environ[name] for name in VARIABLES if name in os.environ},
             commit=_commit(),
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -173,7 +206,12 @@ def _commit() -> str | None:
 def _git(file: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=file.parent, capture_output=True, text=True, timeout=10, check=False
+            ["git", *arguments],
+            cwd=file.parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
         )
     except (OSError, subprocess.SubprocessError):
         return None

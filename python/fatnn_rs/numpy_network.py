@@ -1,7 +1,7 @@
 """A saved network on NumPy arrays, without torch: :func:`load_numpy` and :class:`NumpyNetwork`.
 
-The Rust engine runs the whole network in one call, float layers too, so the results are those of the same file loaded
-with ``float_layers="rust"``, bit for bit. Nothing here imports torch.
+The Rust engine runs the whole network in one call, float layers too, so the results are those of
+the same file loaded with ``float_layers="rust"``, bit for bit. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ class NumpyNetwork:
     Attributes
     ----------
     inputs, outputs
-        Name and shape at conversion of every array that goes in and comes out, in order. The number of images may be
-        another, and so may sizes behind the channels, unless the model was captured for one size only.
+        Name and shape at conversion of every array that goes in and comes out, in order. The number
+        of images may be another, and so may sizes behind the channels, unless the model was
+        captured for one size only.
     report
         What it runs: one row per node. Print it.
     """
@@ -39,7 +40,9 @@ class NumpyNetwork:
     outputs: tuple[tuple[str, tuple[int, ...]], ...]
     report: Report
 
-    def __init__(self, network: _core.Network, structure: Any, report: Report, arguments: Any = None) -> None:
+    def __init__(
+        self, network: _core.Network, structure: Any, report: Report, arguments: Any = None
+    ) -> None:
         self._network = network
         self._arguments = arguments_from_json(arguments, [name for name, _ in network.inputs])
         self._structure = structure
@@ -53,20 +56,20 @@ class NumpyNetwork:
         Parameters
         ----------
         *args, **kwargs
-            The original model's arguments, with float32 arrays of shape (images, channels, spatial axes) for tensors.
-            What was no tensor at conversion has to be what it was then.
+            The original model's arguments, with float32 arrays of shape (images, channels, spatial
+            axes) for tensors. What was no tensor at conversion has to be what it was then.
 
         Returns
         -------
         Any
-            What the original model returns, with arrays for tensors: one float32 array (channels second, contiguous)
-            for most models, else tuples, lists or dicts of them.
+            What the original model returns, with arrays for tensors: one float32 array (channels
+            second, contiguous) for most models, else tuples, lists or dicts of them.
 
         Raises
         ------
         InputError
-            Wrong number, type, dtype, rank, channels or size of inputs, NaN where a quantizer reads it, or a run that
-            would cost more than the limits that the network was loaded with.
+            Wrong number, type, dtype, rank, channels or size of inputs, NaN where a quantizer reads
+            it, or a run that would cost more than the limits that the network was loaded with.
         MemoryError
             There is no memory for a run at these sizes.
         """
@@ -74,7 +77,10 @@ class NumpyNetwork:
         inputs = bind_call(self._arguments, args, kwargs)
         arrays = [_checked(name, x) for name, x in zip(names, inputs, strict=True)]
         results = self._network.run(arrays, [False] * len(arrays))
-        values = {name: np.asarray(result, order="C") for (name, _), result in zip(self.outputs, results, strict=True)}
+        values = {
+            name: np.asarray(result, order="C")
+            for (name, _), result in zip(self.outputs, results, strict=True)
+        }
         return _rebuilt(self._structure, values)
 
     def __repr__(self) -> str:
@@ -83,7 +89,10 @@ class NumpyNetwork:
 
 
 def load_numpy(
-    path: str | os.PathLike[str], *, max_bytes: int | None = _core.MAX_BYTES, max_macs: int | None = _core.MAX_MACS
+    path: str | os.PathLike[str],
+    *,
+    max_bytes: int | None = _core.MAX_BYTES,
+    max_macs: int | None = _core.MAX_MACS,
 ) -> NumpyNetwork:
     """Read a network that :func:`fatnn_rs.save` wrote, to run on NumPy arrays; torch is not needed.
 
@@ -92,9 +101,9 @@ def load_numpy(
     path
         The file.
     max_bytes
-        Most memory that packed weights and one run may take, by default 16 GiB; None: no bound. Checked from sizes
-        alone, before anything is allocated: when the network is loaded, for the shapes it was converted at, and in
-        every run, for the shapes it gets.
+        Most memory that packed weights and one run may take, by default 16 GiB; None: no bound.
+        Checked from sizes alone, before anything is allocated: when the network is loaded, for the
+        shapes it was converted at, and in every run, for the shapes it gets.
     max_macs
         Most multiply-accumulates per image, by default 10¹²; None: no bound.
 
@@ -107,9 +116,11 @@ def load_numpy(
     UnsupportedError
         Some nodes run only in torch; they are named.
     LimitError
-        It would cost more than ``max_bytes`` or ``max_macs``; the node, the amount and the argument are named.
+        It would cost more than ``max_bytes`` or ``max_macs``; the node, the amount and the argument
+        are named.
     FormatError
-        Truncated, damaged, of another version, no fatnn-rs file, or a graph that is not well-formed.
+        Truncated, damaged, of another version, no fatnn-rs file, or a graph that is not
+        well-formed.
     MemoryError
         There is no memory for its weights.
     OSError
@@ -118,7 +129,9 @@ def load_numpy(
     bounds = checked_limits(max_bytes, max_macs)
     graph, file = _read(path)
     network = _core.Network(*file, None, *bounds)
-    return NumpyNetwork(network, graph["outputs"], _report(graph, file, network), graph.get("arguments"))
+    return NumpyNetwork(
+        network, graph["outputs"], _report(graph, file, network), graph.get("arguments")
+    )
 
 
 def checked_limits(max_bytes: Any, max_macs: Any) -> tuple[int | None, int | None]:
@@ -133,7 +146,9 @@ def checked_limits(max_bytes: Any, max_macs: Any) -> tuple[int | None, int | Non
     for name, value in (("max_bytes", max_bytes), ("max_macs", max_macs)):
         whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0
         if value is not None and not whole:
-            raise ConfigError(f"{name}: expected a whole number that is not negative, or None, got {value!r}")
+            raise ConfigError(
+                f"{name}: expected a whole number that is not negative, or None, got {value!r}"
+            )
         # The core counts in 64 bits; more is no bound.
         bounds.append(None if value is None or value >= 1 << 64 else int(value))
     return bounds[0], bounds[1]
@@ -187,18 +202,30 @@ _File = tuple[str, dict[str, npt.NDArray[Any]], dict[str, str]]
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], _File]:
     """Graph of a file, and what the file holds."""
     if Path(path).is_dir():
-        raise IsADirectoryError(f"{os.fspath(path)!r} is a directory; give the file that fatnn_rs.save wrote")
+        raise IsADirectoryError(
+            f"{os.fspath(path)!r} is a directory; give the file that fatnn_rs.save wrote"
+        )
     file = _core.load(os.fspath(path))
     try:
         graph = json.loads(file[0])
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{os.fspath(path)!r}: the graph is not JSON ({error}); get the file again") from error
-    if not isinstance(graph, dict) or not isinstance(graph.get("nodes"), list) or "outputs" not in graph:
-        raise FormatError(f"{os.fspath(path)!r}: the graph has no nodes or no outputs; get the file again")
+        raise FormatError(
+            f"{os.fspath(path)!r}: the graph is not JSON ({error}); get the file again"
+        ) from error
+    if (
+        not isinstance(graph, dict)
+        or not isinstance(graph.get("nodes"), list)
+        or "outputs" not in graph
+    ):
+        raise FormatError(
+            f"{os.fspath(path)!r}: the graph has no nodes or no outputs; get the file again"
+        )
     return graph, file
 
 
-def _report(graph: dict[str, Any], file: _File, network: _core.Network | None, in_engine: bool = True) -> Report:
+def _report(
+    graph: dict[str, Any], file: _File, network: _core.Network | None, in_engine: bool = True
+) -> Report:
     """Describe a file's graph, and what was not fused in ``network``."""
     rows = tuple(
         ReportRow(
@@ -225,9 +252,13 @@ def _checked(name: str, x: Any) -> npt.NDArray[np.float32]:
     if type(x) is np.ndarray and x.dtype == np.float32 and x.flags.c_contiguous and x.flags.aligned:
         return x
     if isinstance(x, np.ma.MaskedArray):
-        raise InputError(f"input {name!r}: expected an array without a mask; fill it with .filled(...)")
+        raise InputError(
+            f"input {name!r}: expected an array without a mask; fill it with .filled(...)"
+        )
     if x.dtype != np.float32:
-        raise InputError(f"input {name!r}: expected float32, got {x.dtype}; convert it with .astype(numpy.float32)")
+        raise InputError(
+            f"input {name!r}: expected float32, got {x.dtype}; convert it with .astype(numpy.float32)"
+        )
     # Not `ascontiguousarray`, which takes elements between addresses as they are.
     return np.require(x, requirements=["C", "A", "E"])
 

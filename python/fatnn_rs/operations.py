@@ -1,8 +1,8 @@
 """The core's table of operations: what each reads, makes and multiplies. Needs no torch.
 
 Nothing in this package repeats what the table says. A graph in memory may also hold operations that
-are not in it (``torch``, and those that only the passes of a conversion know): they multiply nothing
-and make no codes.
+are not in it (``torch``, and those that only the passes of a conversion know): they multiply
+nothing and make no codes.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Operation:
         ``"exact"``, ``"sum-order"`` or ``"transcendental"``: how far results depend on who computes
         them.
     products
-        ``"none"``, ``"float"``, ``"int8"`` or ``"codes"``: what it multiplies, if it is a convolution
-        or linear layer.
+        ``"none"``, ``"float"``, ``"int8"`` or ``"codes"``: what it multiplies, if it is a
+        convolution or linear layer.
     form
         ``"scalar"``: the same function of every element; ``"channel"``: one function per channel;
         ``"pool"``: maximum over windows; ``"shape"``: moves elements only; ``"other"``.

@@ -36,15 +36,16 @@ def prepare(
 ) -> Model:
     """Swap ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Linear`` for their ternary (or int8) twins, in place.
 
-    Parameter names and float ``state_dict`` keys stay as they were; step sizes are added beside them. Start from a
-    trained float model where there is one; its ``state_dict`` also loads later, and what depends on the weights is then
-    fitted anew. Only exact types are swapped: a subclass may compute something else, and stays float without a word
-    (so do the parts of ``nn.MultiheadAttention``).
+    Parameter names and float ``state_dict`` keys stay as they were; step sizes are added beside
+    them. Start from a trained float model where there is one; its ``state_dict`` also loads later,
+    and what depends on the weights is then fitted anew. Only exact types are swapped: a subclass
+    may compute something else, and stays float without a word (so do the parts of
+    ``nn.MultiheadAttention``).
 
-    First and last layer are found in order of execution where ``torch.fx`` can trace the model, else in order of
-    registration. A layer whose output goes only into BatchNorm gets no learned ``scale``; where the model cannot be
-    traced, every layer gets one. Depthwise convolutions, and others with small groups, become int8 unless
-    ``config.depthwise`` says otherwise.
+    First and last layer are found in order of execution where ``torch.fx`` can trace the model,
+    else in order of registration. A layer whose output goes only into BatchNorm gets no learned
+    ``scale``; where the model cannot be traced, every layer gets one. Depthwise convolutions, and
+    others with small groups, become int8 unless ``config.depthwise`` says otherwise.
 
     Parameters
     ----------
@@ -53,10 +54,10 @@ def prepare(
     config
         What to quantize and how; ``TernaryConfig()`` by default.
     example_inputs
-        One batch of *real* data (the model's argument, a tuple of its positional arguments, or a dict of its keyword
-        arguments), run through once in eval mode to initialise the activation steps; see
-        :func:`fatnn_rs.nn.calibrate`. Without it the first training batch does that, and nothing can be said about
-        layers that the model never calls.
+        One batch of *real* data (the model's argument, a tuple of its positional arguments, or a
+        dict of its keyword arguments), run through once in eval mode to initialise the activation
+        steps; see :func:`fatnn_rs.nn.calibrate`. Without it the first training batch does that, and
+        nothing can be said about layers that the model never calls.
 
     Returns
     -------
@@ -66,18 +67,19 @@ def prepare(
     Warns
     -----
     PrepareWarning
-        Names layers that stay float although their type may not tell (parametrized, empty, or read by an attention
-        module), and layers that the example does not run or whose float weights the model uses itself. ``skip`` leaves
-        them out.
+        Names layers that stay float although their type may not tell (parametrized, empty, or read
+        by an attention module), and layers that the example does not run or whose float weights the
+        model uses itself. ``skip`` leaves them out.
 
     Raises
     ------
     ConfigError
-        A pattern matches no layer, nothing is left to quantize, the model was prepared before, is wrapped for
-        distributed training, on the meta device or without shapes yet, or a layer's methods were replaced on the
-        instance.
+        A pattern matches no layer, nothing is left to quantize, the model was prepared before, is
+        wrapped for distributed training, on the meta device or without shapes yet, or a layer's
+        methods were replaced on the instance.
     InputError
-        ``example_inputs`` are nothing that the model takes; NaN or infinity in them or in what a layer makes of them.
+        ``example_inputs`` are nothing that the model takes; NaN or infinity in them or in what a
+        layer makes of them.
 
     Whatever is raised, the model is then unchanged.
     """
@@ -95,7 +97,11 @@ def prepare(
     _refuse_wrappers(model)
     candidates, left = _candidates(model, config)
     chosen = _choose(config, candidates, left, _look(model, candidates))
-    left = {name: why for name, why in left.items() if not any(matches(pattern, name) for pattern in config.skip)}
+    left = {
+        name: why
+        for name, why in left.items()
+        if not any(matches(pattern, name) for pattern in config.skip)
+    }
     for name in chosen:
         if changed := replaced_methods(candidates[name]):
             raise ConfigError(f"layer {name!r}: {why_replaced(changed)}")
@@ -132,7 +138,9 @@ def _refuse_wrappers(model: nn.Module) -> None:
     """Refuse models whose parameters somebody has already counted."""
     for name, module in model.named_modules():
         kind = type(module)
-        sharded = {"FullyShardedDataParallel", "FSDPModule"} & {base.__name__ for base in kind.__mro__}
+        sharded = {"FullyShardedDataParallel", "FSDPModule"} & {
+            base.__name__ for base in kind.__mro__
+        }
         if sharded or isinstance(module, nn.parallel.DistributedDataParallel):
             where = f"module {name!r}" if name else "the model"
             raise ConfigError(
@@ -141,7 +149,9 @@ def _refuse_wrappers(model: nn.Module) -> None:
             )
 
 
-def _candidates(model: nn.Module, config: TernaryConfig) -> tuple[dict[str, nn.Module], dict[str, str]]:
+def _candidates(
+    model: nn.Module, config: TernaryConfig
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """Layers that may be swapped, and why others of these kinds are left float although their type may not tell.
 
     Raises
@@ -170,7 +180,9 @@ def _candidates(model: nn.Module, config: TernaryConfig) -> tuple[dict[str, nn.M
                 f"layer {name!r} ({type(module).__name__}) has no shape yet; run one batch through the model first"
             )
         if parametrize.is_parametrized(module):
-            left[name] = "it is parametrized; torch.nn.utils.parametrize.remove_parametrizations makes it a plain layer"
+            left[name] = (
+                "it is parametrized; torch.nn.utils.parametrize.remove_parametrizations makes it a plain layer"
+            )
         if type(module) not in TERNARY_TWINS:
             continue
         weight = module.weight
@@ -187,7 +199,9 @@ def _candidates(model: nn.Module, config: TernaryConfig) -> tuple[dict[str, nn.M
             found[name] = module
     if not found:
         reasons = "".join(f"; {name!r} is left float: {reason}" for name, reason in left.items())
-        raise ConfigError(f"{type(model).__name__} holds no nn.Conv1d, nn.Conv2d or nn.Linear to quantize{reasons}")
+        raise ConfigError(
+            f"{type(model).__name__} holds no nn.Conv1d, nn.Conv2d or nn.Linear to quantize{reasons}"
+        )
     return found, left
 
 
@@ -233,7 +247,11 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"param_groups takes a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(weight_decay, (int, float)) or isinstance(weight_decay, bool) or not 0 <= weight_decay < math.inf:
+    if (
+        not isinstance(weight_decay, (int, float))
+        or isinstance(weight_decay, bool)
+        or not 0 <= weight_decay < math.inf
+    ):
         raise ConfigError(f"weight_decay must be a finite number >= 0, got {weight_decay!r}")
     decay: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -287,7 +305,10 @@ def _look(model: nn.Module, candidates: dict[str, nn.Module]) -> _Look:
         if name is None:
             continue
         order.append(name)
-        users = [by_path.get(str(user.target)) if user.op == "call_module" else None for user in node.users]
+        users = [
+            by_path.get(str(user.target)) if user.op == "call_module" else None
+            for user in node.users
+        ]
         only_norm = bool(users) and all(isinstance(user, _BatchNorm) for user in users)
         feeds_norm[name] = only_norm and feeds_norm.get(name, True)
     if not order:
@@ -317,11 +338,15 @@ def _choose(
         if any(matches(pattern, name) for pattern in config.skip):
             left[name] = "skip"
     chosen = {
-        name: _Kind(int8=name in int8, scale=name not in look.feeds_norm) for name in candidates if name not in left
+        name: _Kind(int8=name in int8, scale=name not in look.feeds_norm)
+        for name in candidates
+        if name not in left
     }
     if not chosen:
         others = {**left_float, **left}
-        reasons = ", ".join(f"{name or 'the model itself'} ({reason})" for name, reason in others.items())
+        reasons = ", ".join(
+            f"{name or 'the model itself'} ({reason})" for name, reason in others.items()
+        )
         raise ConfigError(
             f"nothing is left to quantize: {reasons}; skip less, or give first, last or depthwise as 'int8' or "
             "'ternary'"
@@ -332,16 +357,24 @@ def _choose(
             "in fatnn_rs.nn"
         )
     for pattern, options in config.overrides.items():
-        applies = {name for name, kind in chosen.items() if not kind.int8} if set(options) != {"depthwise"} else set()
+        applies = (
+            {name for name, kind in chosen.items() if not kind.int8}
+            if set(options) != {"depthwise"}
+            else set()
+        )
         applies |= depthwise if "depthwise" in options else set()
         if not any(matches(pattern, name) for name in applies):
             others = {**int8, **left}
-            reasons = ", ".join(f"{name} ({reason})" for name, reason in others.items() if matches(pattern, name))
+            reasons = ", ".join(
+                f"{name} ({reason})" for name, reason in others.items() if matches(pattern, name)
+            )
             if set(options) == {"depthwise"}:
                 raise ConfigError(
                     f"overrides: {pattern!r} names no convolution with small groups, and sets only 'depthwise'"
                 )
-            raise ConfigError(f"overrides: {pattern!r} names only layers that do not become ternary: {reasons}")
+            raise ConfigError(
+                f"overrides: {pattern!r} names only layers that do not become ternary: {reasons}"
+            )
     return chosen
 
 

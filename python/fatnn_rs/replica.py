@@ -16,9 +16,10 @@ __all__ = ["patched_methods", "replica", "unwrapped"]
 def replica(model: nn.Module, replace: Mapping[nn.Module, nn.Module] | None = None) -> nn.Module:
     """Copy a model's modules and containers, but not its parameters.
 
-    Tracing and running execute the model's own code, which may write attributes, caches and buffers. They do so in
-    the copy. Modules, lists, dicts, sets and tuples are copied at any depth, and so are buffers and other tensors;
-    parameters and foreign objects (a trainer, a lock) are shared.
+    Tracing and running execute the model's own code, which may write attributes, caches and
+    buffers. They do so in the copy. Modules, lists, dicts, sets and tuples are copied at any depth,
+    and so are buffers and other tensors; parameters and foreign objects (a trainer, a lock) are
+    shared.
 
     Parameters
     ----------
@@ -83,11 +84,13 @@ class _Copier:
 def patched_methods(module: nn.Module) -> list[str]:
     """Names of the methods that a module has of its own, in place of its class's: ``m.forward = ...``.
 
-    Hand patches and libraries (accelerate's hooks) put them there. Who replaces the module or reads its numbers does
-    not see them.
+    Hand patches and libraries (accelerate's hooks) put them there. Who replaces the module or reads
+    its numbers does not see them.
     """
     kind = type(module)
-    found = (key for key, value in module.__dict__.items() if callable(value) and _is_method(kind, key))
+    found = (
+        key for key, value in module.__dict__.items() if callable(value) and _is_method(kind, key)
+    )
     return [key for key in found if key != "extra_repr"]
 
 
@@ -98,10 +101,15 @@ def _is_method(kind: type, name: str) -> bool:
 def unwrapped(model: Any) -> Any:
     """Return the model inside wrappers that compute what it computes.
 
-    Those are ``DataParallel`` and ``DistributedDataParallel``, ``torch.compile``, ``AveragedModel``, and accelerate's
-    mixed precision, which replaces ``forward`` and keeps the original.
+    Those are ``DataParallel`` and ``DistributedDataParallel``, ``torch.compile``,
+    ``AveragedModel``, and accelerate's mixed precision, which replaces ``forward`` and keeps the
+    original.
     """
-    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
+    parallel = (
+        nn.DataParallel,
+        nn.parallel.DistributedDataParallel,
+        torch.optim.swa_utils.AveragedModel,
+    )
     while True:
         if isinstance(model, parallel):
             model = model.module

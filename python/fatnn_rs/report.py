@@ -28,8 +28,8 @@ class ReportRow:
     op
         What it does.
     runs
-        ``"rust codes -> codes"``, ``"rust codes -> float"``, ``"rust float -> codes"``, ``"rust float -> float"`` (in a
-        segment of the engine) or ``"torch"``.
+        ``"rust codes -> codes"``, ``"rust codes -> float"``, ``"rust float -> codes"``, ``"rust
+        float -> float"`` (in a segment of the engine) or ``"torch"``.
     shape
         Of the result at the example inputs.
     macs
@@ -58,8 +58,8 @@ class NotFused:
     layer
         The layer, or the node's own name.
     rewrite
-        Name of the engine's rewrite: ``"fuse_elementwise"``, ``"fuse_max_pool"``, ``"fuse_bounds"``,
-        ``"fuse_shortcut"`` or ``"fuse_quantizer"``.
+        Name of the engine's rewrite: ``"fuse_elementwise"``, ``"fuse_max_pool"``,
+        ``"fuse_bounds"``, ``"fuse_shortcut"`` or ``"fuse_quantizer"``.
     reason
         Why, as what follows "because".
     """
@@ -122,7 +122,11 @@ class Report:
 
     def to_json(self) -> str:
         """Return the whole report as JSON."""
-        macs = {"macs_ternary": self.macs_ternary, "macs_int8": self.macs_int8, "macs_float": self.macs_float}
+        macs = {
+            "macs_ternary": self.macs_ternary,
+            "macs_int8": self.macs_int8,
+            "macs_float": self.macs_float,
+        }
         return json.dumps({**asdict(self), **macs}, indent=2)
 
     def __str__(self) -> str:
@@ -138,7 +142,9 @@ class Report:
             ]
             for row in self.rows
         ]
-        table = render(["node", "op", "runs", "shape", "MACs", "bytes", "note"], cells, right=(4, 5))
+        table = render(
+            ["node", "op", "runs", "shape", "MACs", "bytes", "note"], cells, right=(4, 5)
+        )
         total = self.macs_ternary + self.macs_int8 + self.macs_float
         lines = [
             table,
@@ -155,7 +161,9 @@ class Report:
             together.setdefault((found.rewrite, found.reason), []).append(found.layer)
         for (rewrite, reason), layers in together.items():
             more = f" and {len(layers) - NAMED} more" if len(layers) > NAMED else ""
-            lines.append(f"not fused: {', '.join(layers[:NAMED])}{more} ({rewrite}), because {reason}")
+            lines.append(
+                f"not fused: {', '.join(layers[:NAMED])}{more} ({rewrite}), because {reason}"
+            )
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
 

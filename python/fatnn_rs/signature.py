@@ -53,7 +53,9 @@ class Argument:
     keyword: bool = True
 
 
-def bind_call(arguments: Sequence[Argument], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+def bind_call(
+    arguments: Sequence[Argument], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> list[Any]:
     """Bind a call to a model's arguments.
 
     Parameters
@@ -71,8 +73,8 @@ def bind_call(arguments: Sequence[Argument], args: Sequence[Any], kwargs: Mappin
     Raises
     ------
     InputError
-        Too many or unknown arguments, one given twice, one that is missing, or another value than the network was
-        converted for.
+        Too many or unknown arguments, one given twice, one that is missing, or another value than
+        the network was converted for.
     """
     places = [argument for argument in arguments if argument.positional]
     takes = ", ".join(argument.name for argument in arguments) or "nothing"
@@ -83,9 +85,13 @@ def bind_call(arguments: Sequence[Argument], args: Sequence[Any], kwargs: Mappin
     given = dict(zip((argument.name for argument in places), args, strict=False))
     for name, value in kwargs.items():
         if not any(argument.name == name and argument.keyword for argument in arguments):
-            raise InputError(f"the network takes no argument {name!r}, only {takes}; call it as its model")
+            raise InputError(
+                f"the network takes no argument {name!r}, only {takes}; call it as its model"
+            )
         if name in given:
-            raise InputError(f"argument {name!r} is given twice, by place and by name; give it once")
+            raise InputError(
+                f"argument {name!r} is given twice, by place and by name; give it once"
+            )
         given[name] = value
     tensors = []
     for argument in arguments:
@@ -148,7 +154,11 @@ def _plain(value: Any) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    return value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
+    return (
+        value is None
+        or type(value) in (bool, int, str)
+        or (type(value) is float and math.isfinite(value))
+    )
 
 
 def arguments_from_json(data: Any, inputs: Sequence[str]) -> tuple[Argument, ...]:

@@ -21,13 +21,21 @@ from campaign.runner import run  # noqa: E402
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="campaign", description="Search for faults until the time is over.")
+    parser = argparse.ArgumentParser(
+        prog="campaign", description="Search for faults until the time is over."
+    )
     parser.add_argument("--kind", default="all", choices=[*KINDS, "all"])
     parser.add_argument("--minutes", type=float, default=None, help="for all kinds together (5)")
     parser.add_argument("--trials", type=int, default=None, help="of each kind, instead of minutes")
-    parser.add_argument("--seed", type=int, default=None, help="of the first trial; trial i has seed + i (random)")
-    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2)), help="processes (one per core)")
-    parser.add_argument("--verbose", action="store_true", help="print refusals by class too, at full length")
+    parser.add_argument(
+        "--seed", type=int, default=None, help="of the first trial; trial i has seed + i (random)"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=max(1, (os.cpu_count() or 2)), help="processes (one per core)"
+    )
+    parser.add_argument(
+        "--verbose", action="store_true", help="print refusals by class too, at full length"
+    )
     return parser.parse_args()
 
 
@@ -53,12 +61,17 @@ class Tally:
         print(f"\n=== {self.name}, seed {seed}: {outcome.what}")
         print(outcome.detail.strip())
         print("--- reproduction")
-        print(outcome.reproduction.strip() or f"python -m campaign --kind {self.name} --seed {seed} --trials 1")
+        print(
+            outcome.reproduction.strip()
+            or f"python -m campaign --kind {self.name} --seed {seed} --trials 1"
+        )
         print("---", flush=True)
 
     def summary(self, verbose: bool) -> None:
         v = self.verdicts
-        print(f"{self.name}: {sum(v.values())} trials: {v[OK]} ok, {v[REFUSED]} refused, {v[FINDING]} with a finding")
+        print(
+            f"{self.name}: {sum(v.values())} trials: {v[OK]} ok, {v[REFUSED]} refused, {v[FINDING]} with a finding"
+        )
         for what, count in self.refused.most_common(None if verbose else 12):
             print(f"    refused {count:5}  {what}")
         for what, seeds in sorted(self.findings.items(), key=lambda item: -len(item[1])):

@@ -39,7 +39,19 @@ BASES = (
 )
 _FOLDER = ""
 
-_SIZES = {"F32": 4, "I32": 4, "I64": 8, "I8": 1, "U8": 1, "F16": 2, "BF16": 2, "F64": 8, "BOOL": 1, "U64": 8, "I16": 2}
+_SIZES = {
+    "F32": 4,
+    "I32": 4,
+    "I64": 8,
+    "I8": 1,
+    "U8": 1,
+    "F16": 2,
+    "BF16": 2,
+    "F64": 8,
+    "BOOL": 1,
+    "U64": 8,
+    "I16": 2,
+}
 _KINDS = {"F32": "float32", "I32": "int32", "I64": "int64", "I8": "int8"}
 
 
@@ -138,7 +150,10 @@ class Forged:
             kind, shape = _KINDS.get(info["dtype"], "?"), info["shape"]
             table = self.entry.get("tensors")
             if isinstance(table, dict) and name in table:
-                kind, shape = table[name]["dtype"] if info["dtype"] == "U8" else kind, table[name]["shape"]
+                kind, shape = (
+                    table[name]["dtype"] if info["dtype"] == "U8" else kind,
+                    table[name]["shape"],
+                )
             part(name.encode("utf-8", "surrogatepass"))
             part(kind.encode())
             part(b"".join(struct.pack("<Q", size) for size in shape))
@@ -170,14 +185,65 @@ class Forged:
 
 
 NUMBERS: tuple[Any, ...] = (
-    *(-1, 0, 1, 2, 3, 5, 7, 8, 64, 255, 256, 4096, 65536, 1 << 20, 1 << 24, (1 << 31) - 1, 1 << 31, 1 << 32),
-    *(1 << 53, (1 << 62), (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 64, -(1 << 31), -(1 << 63), 10**30),
+    *(
+        -1,
+        0,
+        1,
+        2,
+        3,
+        5,
+        7,
+        8,
+        64,
+        255,
+        256,
+        4096,
+        65536,
+        1 << 20,
+        1 << 24,
+        (1 << 31) - 1,
+        1 << 31,
+        1 << 32,
+    ),
+    *(
+        1 << 53,
+        (1 << 62),
+        (1 << 63) - 1,
+        1 << 63,
+        (1 << 64) - 1,
+        1 << 64,
+        -(1 << 31),
+        -(1 << 63),
+        10**30,
+    ),
     *(0.5, -0.5, 1e-45, 1e-320, 1e308, -1e308, 1e38, float("nan"), float("inf"), -float("inf")),
 )
 OTHERS: tuple[Any, ...] = (
-    *(None, True, False, "", "x", "ü\x00", "a" * 5000, [], {}, [[]], [None], [1], [1, 1, 1, 1], [0, 0]),
+    *(
+        None,
+        True,
+        False,
+        "",
+        "x",
+        "ü\x00",
+        "a" * 5000,
+        [],
+        {},
+        [[]],
+        [None],
+        [1],
+        [1, 1, 1, 1],
+        [0, 0],
+    ),
     *([-1, -1], [1 << 40] * 4, [1] * 65, ["x"], [0.5, 0.5], [2000, 2000], {"a": 1}, {"value": "x"}),
-    *([0, 1 << 62], [1 << 32, 1 << 32], [3, 3, 3], [1 << 63, 2], [8192, 8192], [8192, 8192, 8192, 8192]),
+    *(
+        [0, 1 << 62],
+        [1 << 32, 1 << 32],
+        [3, 3, 3],
+        [1 << 63, 2],
+        [8192, 8192],
+        [8192, 8192, 8192, 8192],
+    ),
 )
 
 
@@ -211,7 +277,17 @@ class Mutator:
         self.tags: list[str] = []
 
     def apply(self, tag: str, line: str) -> None:
-        exec(line, {"f": self.forged, "copy": copy, "json": json, "os": os, "nan": float("nan"), "inf": float("inf")})
+        exec(
+            line,
+            {
+                "f": self.forged,
+                "copy": copy,
+                "json": json,
+                "os": os,
+                "nan": float("nan"),
+                "inf": float("inf"),
+            },
+        )
         self.lines.append(line)
         self.tags.append(tag)
 
@@ -229,7 +305,9 @@ class Mutator:
             elif action == 2:
                 changed.reverse()
             else:
-                changed[r.randrange(len(changed))] = r.choice(NUMBERS if r.random() < 0.8 else OTHERS)
+                changed[r.randrange(len(changed))] = r.choice(
+                    NUMBERS if r.random() < 0.8 else OTHERS
+                )
             return repr(changed)
         if type(old) in (int, float) and r.random() < 0.8:
             return repr(r.choice(NUMBERS))
@@ -260,7 +338,9 @@ class Mutator:
             self.apply(f"no {tag}", f"del {where}")
         elif action < 0.84:
             other = self.rng.choice(paths)
-            self.apply(f"{tag} from elsewhere", f"{where} = copy.deepcopy(f.graph{_subscripts(other)})")
+            self.apply(
+                f"{tag} from elsewhere", f"{where} = copy.deepcopy(f.graph{_subscripts(other)})"
+            )
         elif isinstance(nodes, list) and len(nodes) > 1:
             i, j = self.rng.randrange(len(nodes)), self.rng.randrange(len(nodes))
             op = json.dumps(self.rng.choice(self.strings()))
@@ -283,12 +363,14 @@ class Mutator:
     def nesting(self) -> None:
         depth = self.rng.choice((60, 200, 1000, 100000))
         form = self.rng.choice(
-            ("'[' * {n} + ']' * {n}", "'{{\"a\":' * {n} + '1' + '}}' * {n}", "'{{\"tuple\":[' * {n} + ']}}' * {n}")
+            (
+                "'[' * {n} + ']' * {n}",
+                "'{{\"a\":' * {n} + '1' + '}}' * {n}",
+                "'{{\"tuple\":[' * {n} + ']}}' * {n}",
+            )
         )
         place = self.rng.choice(("outputs", "notes", "nodes"))
-        text = (
-            f"json.dumps(f.graph).replace('\"{place}\":', '\"{place}\": ' + {form.format(n=depth)} + ', \"was\":', 1)"
-        )
+        text = f"json.dumps(f.graph).replace('\"{place}\":', '\"{place}\": ' + {form.format(n=depth)} + ', \"was\":', 1)"
         self.apply(f"deep {place}", f"f.graph_text = {text}")
 
     def tensor(self) -> None:
@@ -324,7 +406,8 @@ class Mutator:
                 wanted = int(np.prod(new, dtype=object)) * _SIZES.get(info["dtype"], 1)
                 if wanted < 1 << 22:
                     self.apply(
-                        "fit", f"f.data[{name!r}] = (f.data[{name!r}] * {wanted // max(size, 1) + 1})[:{wanted}]"
+                        "fit",
+                        f"f.data[{name!r}] = (f.data[{name!r}] * {wanted // max(size, 1) + 1})[:{wanted}]",
                     )
         elif action == 3 and packed and r.random() < 0.5:
             other = r.choice(("binary", "ternary", "two-bit", "int8", "float32", "codes", None, 3))
@@ -333,17 +416,35 @@ class Mutator:
             self.apply("tensor dtype", f"{where}['dtype'] = {r.choice(list(_SIZES))!r}")
         elif action == 4:
             fill = r.choice(
-                ("0000c07f", "0000807f", "000080ff", "ffff7f7f", "01000000", "00000080", "ffffffff", "00000000")
+                (
+                    "0000c07f",
+                    "0000807f",
+                    "000080ff",
+                    "ffff7f7f",
+                    "01000000",
+                    "00000080",
+                    "ffffffff",
+                    "00000000",
+                )
             )
-            self.apply("tensor data", f"f.data[{name!r}] = (bytes.fromhex({fill!r}) * {size // 4 + 1})[:{size}]")
+            self.apply(
+                "tensor data",
+                f"f.data[{name!r}] = (bytes.fromhex({fill!r}) * {size // 4 + 1})[:{size}]",
+            )
         elif action == 5:
             content = bytes(r.randrange(256) for _ in range(min(size, 64)))
-            self.apply("tensor data", f"f.data[{name!r}] = ({content!r} * {size // max(len(content), 1) + 1})[:{size}]")
+            self.apply(
+                "tensor data",
+                f"f.data[{name!r}] = ({content!r} * {size // max(len(content), 1) + 1})[:{size}]",
+            )
         elif action == 6:
             self.apply("no tensor", f"del f.header[{name!r}], f.data[{name!r}]")
         elif action == 7:
             other = r.choice(list(header))
-            self.apply("tensor swapped", f"{where}, f.data[{name!r}] = dict(f.header[{other!r}]), f.data[{other!r}]")
+            self.apply(
+                "tensor swapped",
+                f"{where}, f.data[{name!r}] = dict(f.header[{other!r}]), f.data[{other!r}]",
+            )
         else:
             value = r.choice(([0, size], [size, 0], [0, 1 << 60], [-1, 5], [1, size], [0, 0]))
             self.apply("tensor offsets", f"{where}['forged_offsets'] = {value!r}")
@@ -352,7 +453,17 @@ class Mutator:
         key = self.rng.choice(("version", "tensors", "graph"))
         if key == "graph":
             text = self.rng.choice(
-                ("", "null", "[]", "{}", "NaN", "1e999", '{"nodes": [], "outputs": {}}', "{", "\\ud800")
+                (
+                    "",
+                    "null",
+                    "[]",
+                    "{}",
+                    "NaN",
+                    "1e999",
+                    '{"nodes": [], "outputs": {}}',
+                    "{",
+                    "\\ud800",
+                )
             )
             self.apply("graph text", f"f.graph_text = {text!r} or ' '")
         else:
@@ -378,7 +489,13 @@ def forge(seed: int, path: str) -> tuple[str, list[str], list[str]]:
     base = rng.choice(BASES)
     forged = Forged.read(Path(_FOLDER) / f"{base}.safetensors")
     mutator = Mutator(forged, rng, graphs)
-    actions: list[Callable[[], None]] = [mutator.graph, mutator.tensor, mutator.meta, mutator.nesting, mutator.bytes]
+    actions: list[Callable[[], None]] = [
+        mutator.graph,
+        mutator.tensor,
+        mutator.meta,
+        mutator.nesting,
+        mutator.bytes,
+    ]
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         try:
             rng.choices(actions, (12, 5, 0.7, 0.4, 0.7))[0]()
@@ -445,7 +562,9 @@ def trial(seed: int) -> Outcome:
 
         def fault(stage: str, what: str, detail: str, show: str) -> Outcome:
             text = script(seed) + f"\npath = 'forged.safetensors'\n{show}\n"
-            return Outcome(FINDING, f"{stage}: {what}", f"{detail}\nchanged: {', '.join(tags)}", text)
+            return Outcome(
+                FINDING, f"{stage}: {what}", f"{detail}\nchanged: {', '.join(tags)}", text
+            )
 
         def call(stage: str, show: str, function: Callable[[], Any]) -> Any:
             try:
@@ -455,13 +574,20 @@ def trial(seed: int) -> Outcome:
                     refusals.append(f"{stage}: {refusal(error)}")
                     return None
                 raise _Fault(
-                    fault(stage, f"raises {type(error).__name__}: {normal(error)}", described(error), show)
+                    fault(
+                        stage,
+                        f"raises {type(error).__name__}: {normal(error)}",
+                        described(error),
+                        show,
+                    )
                 ) from error
 
         try:
             net = call("load", "fatnn.load(path)", lambda: fatnn_rs.load(path))
             rust = call(
-                "load rust", "fatnn.load(path, float_layers='rust')", lambda: fatnn_rs.load(path, float_layers="rust")
+                "load rust",
+                "fatnn.load(path, float_layers='rust')",
+                lambda: fatnn_rs.load(path, float_layers="rust"),
             )
             array = call("load_numpy", "fatnn.load_numpy(path)", lambda: fatnn_rs.load_numpy(path))
             report = call("read_report", "read_report(path)", lambda: read_report(path))
@@ -494,7 +620,11 @@ def trial(seed: int) -> Outcome:
                 tensors = [torch.randn(shape) for shape in shapes]
                 made = f"torch.manual_seed(0)\nn(*(torch.randn(s) for s in {shapes}))"
                 call("load run", f"n = fatnn.load(path)\n{made}", lambda: net(*tensors))
-                call("save", "fatnn.save(fatnn.load(path), path + '2')", lambda: fatnn_rs.save(net, path + "2"))
+                call(
+                    "save",
+                    "fatnn.save(fatnn.load(path), path + '2')",
+                    lambda: fatnn_rs.save(net, path + "2"),
+                )
                 call("summary", f"n = fatnn.load(path)\nfatnn.summary(n, tuple(torch.randn(s) for s in {shapes}))",
                      lambda: str(fatnn_rs.summary(net, tuple(tensors))))  # fmt: skip
             if results.get("numpy") is not None and results.get("rust") is not None:
@@ -502,12 +632,23 @@ def trial(seed: int) -> Outcome:
 
                 from campaign.networks import difference
 
-                pairs = zip(pytree.tree_leaves(results["rust"]), pytree.tree_leaves(results["numpy"]), strict=False)
+                pairs = zip(
+                    pytree.tree_leaves(results["rust"]),
+                    pytree.tree_leaves(results["numpy"]),
+                    strict=False,
+                )
                 for one, two in pairs:
                     if isinstance(one, torch.Tensor) and isinstance(two, np.ndarray):
                         found = difference(one, torch.from_numpy(np.array(two)))
                         if found:
-                            raise _Fault(fault("load_numpy run", "differs from load(float_layers='rust')", found, ""))
+                            raise _Fault(
+                                fault(
+                                    "load_numpy run",
+                                    "differs from load(float_layers='rust')",
+                                    found,
+                                    "",
+                                )
+                            )
         except _Fault as found:
             return found.outcome
     if refusals:

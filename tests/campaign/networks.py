@@ -45,7 +45,9 @@ def _run(text: str, namespace: dict[str, Any], name: str) -> None:
 
 def _fresh(arguments: Any) -> tuple[Any, ...]:
     """Copies that keep strides, so that a model that works in place on its input cannot change the original."""
-    return tuple(copy.deepcopy(value.detach()) if isinstance(value, Tensor) else value for value in arguments)
+    return tuple(
+        copy.deepcopy(value.detach()) if isinstance(value, Tensor) else value for value in arguments
+    )
 
 
 def difference(expected: Any, got: Any) -> str | None:
@@ -62,7 +64,9 @@ def difference(expected: Any, got: Any) -> str | None:
                 return f"expected {one!r}, got {other!r}"
             continue
         if one.shape != other.shape or one.dtype != other.dtype:
-            return f"expected {one.dtype} {tuple(one.shape)}, got {other.dtype} {tuple(other.shape)}"
+            return (
+                f"expected {one.dtype} {tuple(one.shape)}, got {other.dtype} {tuple(other.shape)}"
+            )
         same = (one == other) | ((one != one) & (other != other))
         if one.is_floating_point():
             same &= (one != 0) | (one.signbit() == other.signbit())
@@ -74,12 +78,17 @@ def difference(expected: Any, got: Any) -> str | None:
 
 def _has_nan(value: Any) -> bool:
     return any(
-        isinstance(t, Tensor) and t.is_floating_point() and bool(t.isnan().any()) for t in pytree.tree_leaves(value)
+        isinstance(t, Tensor) and t.is_floating_point() and bool(t.isnan().any())
+        for t in pytree.tree_leaves(value)
     )
 
 
 def _greatest(value: Any) -> float:
-    leaves = [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor) and t.numel() and t.is_floating_point()]
+    leaves = [
+        t
+        for t in pytree.tree_leaves(value)
+        if isinstance(t, Tensor) and t.numel() and t.is_floating_point()
+    ]
     return max((float(t.abs().max()) for t in leaves), default=0.0)
 
 
@@ -200,7 +209,10 @@ class Trial:
         if changed:
             raise Found("convert", "changes the model", ", ".join(changed), make)
         self.call("report", make + "str(net.report), net.report.to_json(), repr(net)\n")
-        self.call("summary", make + "str(fatnn.summary(net, example)), str(fatnn.summary(model, example))\n")
+        self.call(
+            "summary",
+            make + "str(fatnn.summary(net, example)), str(fatnn.summary(model, example))\n",
+        )
         self.verify(make)
         self.files(net, make)
 
@@ -208,7 +220,9 @@ class Trial:
         """Whether the float model takes such a training step at all."""
         try:
             space = {**self.space, "model": copy.deepcopy(self.space["model"])}
-            text = self.program.training().replace("fatnn.param_groups(model, weight_decay=1e-4)", "model.parameters()")
+            text = self.program.training().replace(
+                "fatnn.param_groups(model, weight_decay=1e-4)", "model.parameters()"
+            )
             torch.manual_seed(0)
             exec(text, space)
             values = [t for t in space["model"].state_dict().values() if t.is_floating_point()]
@@ -219,7 +233,9 @@ class Trial:
     def verify(self, make: str) -> None:
         self.stage = "verify"
         try:
-            report = self.space["fatnn"].verify(self.space["model"], self.space["net"], self.space["example"])
+            report = self.space["fatnn"].verify(
+                self.space["model"], self.space["net"], self.space["example"]
+            )
             text = str(report) + report.to_json()
             assert text
         except BaseException as error:
@@ -250,7 +266,11 @@ class Trial:
             self.compare(loaded, "load", load)
             self.stage = "copies"
             if self.program.seed % 4 == 0:
-                self.compare(copy.deepcopy(loaded), "deepcopy", load + "import copy\nnet = copy.deepcopy(net)\n")
+                self.compare(
+                    copy.deepcopy(loaded),
+                    "deepcopy",
+                    load + "import copy\nnet = copy.deepcopy(net)\n",
+                )
                 self.compare(
                     pickle.loads(pickle.dumps(net)),
                     "pickle",
@@ -278,7 +298,9 @@ class Trial:
         for seed in range(4):
             torch.manual_seed(seed)
             noisy = tuple(
-                t * (1 + 2e-6 * torch.randn(t.shape)) if isinstance(t, Tensor) and t.is_floating_point() else t
+                t * (1 + 2e-6 * torch.randn(t.shape))
+                if isinstance(t, Tensor) and t.is_floating_point()
+                else t
                 for t in _fresh(arguments)
             )
             again = self.eager(noisy)
@@ -305,12 +327,19 @@ class Trial:
             if got is not None and label not in ("3e38", "infinities", "1e20", "nan", "denormals"):
                 gap = _gap(expected[0], got)
                 if gap > TOLERANCE and not self.sensitive(arguments, expected[0]):
-                    raise Found(self.stage, "is far from the eager model", f"{gap:g} of the greatest value", show)
+                    raise Found(
+                        self.stage,
+                        "is far from the eager model",
+                        f"{gap:g} of the greatest value",
+                        show,
+                    )
             if array is None or not all(isinstance(value, Tensor) for value in arguments):
                 continue
             self.stage = f"load_numpy, {label}"
             both = f"{head}both = fatnn.load(file, float_layers='rust'), fatnn.load_numpy(file)\n"
-            both += "print(both[0](*given), both[1](*(t.detach().numpy() for t in given)), sep='\\n')\n"
+            both += (
+                "print(both[0](*given), both[1](*(t.detach().numpy() for t in given)), sep='\\n')\n"
+            )
             try:
                 other = array(*(value.detach().numpy() for value in arguments))
             except BaseException as error:
@@ -327,7 +356,9 @@ class Trial:
                 if isinstance(two, np.ndarray) and isinstance(one, Tensor):
                     found = difference(one, torch.from_numpy(np.array(two)))
                     if found:
-                        raise Found(self.stage, "differs from load(float_layers='rust')", found, both)
+                        raise Found(
+                            self.stage, "differs from load(float_layers='rust')", found, both
+                        )
 
 
 def attempt(given: Program, folder: Path) -> tuple[Found | None, str, list[str]]:
@@ -344,7 +375,11 @@ def attempt(given: Program, folder: Path) -> tuple[Found | None, str, list[str]]
 
 
 def _same_class(found: Found, other: Found | None) -> bool:
-    return other is not None and other.what == found.what and other.stage.split(",")[0] == found.stage.split(",")[0]
+    return (
+        other is not None
+        and other.what == found.what
+        and other.stage.split(",")[0] == found.stage.split(",")[0]
+    )
 
 
 def shrink(given: Program, found: Found, folder: Path) -> tuple[Program, Found]:
@@ -365,7 +400,17 @@ def shrink(given: Program, found: Found, folder: Path) -> tuple[Program, Found]:
 
 
 #: Steps that say nothing about a fault's class where others do.
-PLAIN = {"conv", "linear", "batch norm", "ReLU", "keep", "container", "shared layer", "flatten", "relu"}
+PLAIN = {
+    "conv",
+    "linear",
+    "batch norm",
+    "ReLU",
+    "keep",
+    "container",
+    "shared layer",
+    "flatten",
+    "relu",
+}
 
 
 def trial(seed: int) -> Outcome:
@@ -396,5 +441,10 @@ def trial(seed: int) -> Outcome:
 
 def reproduction(seed: int) -> str:
     given = program(seed)
-    text = given.define() + given.prepare() + (given.training() if given.train else "") + given.dressing()
+    text = (
+        given.define()
+        + given.prepare()
+        + (given.training() if given.train else "")
+        + given.dressing()
+    )
     return text + "net = fatnn.convert(model, example)\n"

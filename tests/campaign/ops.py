@@ -72,7 +72,16 @@ TEXTS = (
     "'\\ud800'",
     "'HALF'",
 )
-POOLS = {"t": TENSORS, "a": ARRAYS, "i": INTEGERS, "l": LISTS, "f": FLOATS, "F": FLOAT_LISTS, "b": BOOLS, "s": TEXTS}
+POOLS = {
+    "t": TENSORS,
+    "a": ARRAYS,
+    "i": INTEGERS,
+    "l": LISTS,
+    "f": FLOATS,
+    "F": FLOAT_LISTS,
+    "b": BOOLS,
+    "s": TEXTS,
+}
 
 
 def _geometry(r: random.Random) -> dict[str, Any]:
@@ -117,7 +126,10 @@ _WINDOW = (
 
 #: Operator → arguments: name, pool, right value; then what a right call gives, or "".
 OPERATORS: dict[str, tuple[tuple[tuple[str, str, str], ...], str]] = {
-    "quantize": ((("x", "t", "x"), ("thresholds", "F", "[0.25, 1.0]"), ("groups", "i", "{groups}")), ""),
+    "quantize": (
+        (("x", "t", "x"), ("thresholds", "F", "[0.25, 1.0]"), ("groups", "i", "{groups}")),
+        "",
+    ),
     "pack_codes": (
         (("codes", "t", "codes"), ("groups", "i", "{groups}"), ("code_type", "s", "{code_type!r}")),
         "packed",
@@ -131,7 +143,10 @@ OPERATORS: dict[str, tuple[tuple[tuple[str, str, str], ...], str]] = {
         ),
         "codes",
     ),
-    "conv_acc": ((("codes", "t", "packed"), ("weight", "t", "blob"), ("out_channels", "i", "{o}"), *_WINDOW), "acc"),
+    "conv_acc": (
+        (("codes", "t", "packed"), ("weight", "t", "blob"), ("out_channels", "i", "{o}"), *_WINDOW),
+        "acc",
+    ),
     "conv_codes": (
         (
             ("codes", "t", "packed"),
@@ -183,30 +198,72 @@ OPERATORS: dict[str, tuple[tuple[tuple[str, str, str], ...], str]] = {
 }
 
 OUT = "np.zeros(({n}, {oh}, {ow}, {o}), np.{dtype})"
-_STEPS = (("stride", "l", "{stride}"), ("padding", "l", "{padding}"), ("dilation", "l", "{dilation}"))
+_STEPS = (
+    ("stride", "l", "{stride}"),
+    ("padding", "l", "{padding}"),
+    ("dilation", "l", "{dilation}"),
+)
 
 #: Functions of the extension module and of `ops`: arguments in order, pool and right value.
 CORE: dict[str, tuple[tuple[str, str], ...]] = {
     "_core.quantize": (
-        *(("a", "x.numpy()"), ("i", "{n}"), ("i", "{c}"), ("i", "{h} * {w}"), ("b", "False"), ("F", "[0.25, 1.0]")),
-        *(("i", "{groups}"), ("a", "np.zeros({n} * {h} * {w} * ops.packed_bytes({c}, {groups}), np.uint8)")),
+        *(
+            ("a", "x.numpy()"),
+            ("i", "{n}"),
+            ("i", "{c}"),
+            ("i", "{h} * {w}"),
+            ("b", "False"),
+            ("F", "[0.25, 1.0]"),
+        ),
+        *(
+            ("i", "{groups}"),
+            ("a", "np.zeros({n} * {h} * {w} * ops.packed_bytes({c}, {groups}), np.uint8)"),
+        ),
     ),
     "_core.pack_codes": (("a", "codes.numpy()"), ("i", "{groups}"), ("s", "{code_type!r}")),
-    "_core.unpack_codes": (("a", "packed.numpy()"), ("i", "{c}"), ("i", "{groups}"), ("s", "{code_type!r}")),
+    "_core.unpack_codes": (
+        ("a", "packed.numpy()"),
+        ("i", "{c}"),
+        ("i", "{groups}"),
+        ("s", "{code_type!r}"),
+    ),
     "_core.kernels_for": (("a", "weight.numpy()"), ("s", "{coding!r}")),
-    "_core.prepack": (("a", "weight.numpy()"), ("i", "{groups}"), ("s", "{coding!r}"), ("s", "None")),
+    "_core.prepack": (
+        ("a", "weight.numpy()"),
+        ("i", "{groups}"),
+        ("s", "{coding!r}"),
+        ("s", "None"),
+    ),
     "_core.packed_info": (("a", "blob.numpy()"),),
     "_core.packed_bytes": (("i", "{c}"), ("i", "{groups}")),
-    "_core.kernel_for": (("i", "{o}"), ("i", "{c}"), ("b", "False"), ("s", "'half'"), ("s", "'ternary'")),
+    "_core.kernel_for": (
+        ("i", "{o}"),
+        ("i", "{c}"),
+        ("b", "False"),
+        ("s", "'half'"),
+        ("s", "'ternary'"),
+    ),
     "_core.int8_kernel_for": (("b", "False"), ("b", "True")),
     "_core.set_num_threads": (("i", "2"),),
     "_core.set_default_threads": (("i", "2"),),
     "_core.conv_acc": (
-        *(("a", "packed.numpy()"), ("a", "blob.numpy()"), ("l", "{stride}"), ("l", "{padding}"), ("l", "{dilation}")),
+        *(
+            ("a", "packed.numpy()"),
+            ("a", "blob.numpy()"),
+            ("l", "{stride}"),
+            ("l", "{padding}"),
+            ("l", "{dilation}"),
+        ),
         ("a", "np.zeros(({n}, *acc.shape[2:], {o}), np.int32)"),
     ),
     "_core.conv_float": (
-        *(("a", "packed.numpy()"), ("a", "blob.numpy()"), ("a", "scale.numpy()"), ("a", "bias.numpy()"), ("a", "None")),
+        *(
+            ("a", "packed.numpy()"),
+            ("a", "blob.numpy()"),
+            ("a", "scale.numpy()"),
+            ("a", "bias.numpy()"),
+            ("a", "None"),
+        ),
         *(("b", "True"), ("l", "{stride}"), ("l", "{padding}"), ("l", "{dilation}")),
         ("a", "np.zeros(({n}, *acc.shape[2:], {o}), np.float32)"),
     ),
@@ -216,16 +273,34 @@ CORE: dict[str, tuple[tuple[str, str], ...]] = {
         ("a", "np.zeros(({n}, *acc.shape[2:], ops.packed_bytes({o}, 1)), np.uint8)"),
     ),
     "_core.max_pool_codes": (
-        *(("a", "packed.numpy()"), ("i", "{c}"), ("i", "{groups}"), ("l", "[1, 1]"), ("l", "[1, 1]"), ("l", "[0, 0]")),
+        *(
+            ("a", "packed.numpy()"),
+            ("i", "{c}"),
+            ("i", "{groups}"),
+            ("l", "[1, 1]"),
+            ("l", "[1, 1]"),
+            ("l", "[0, 0]"),
+        ),
         *(("l", "[1, 1]"), ("s", "{code_type!r}"), ("a", "np.zeros_like(packed.numpy())")),
     ),
     "_core.prepack_int8": (("a", "plain.numpy()"), ("i", "{groups}"), ("b", "False")),
     "_core.conv_int8": (
-        *(("a", "x.numpy()"), ("a", "blob8.numpy()"), ("a", "scale.numpy()"), ("a", "bias.numpy()"), ("f", "16.0")),
+        *(
+            ("a", "x.numpy()"),
+            ("a", "blob8.numpy()"),
+            ("a", "scale.numpy()"),
+            ("a", "bias.numpy()"),
+            ("f", "16.0"),
+        ),
         *(("l", "{stride}"), ("l", "{padding}"), ("l", "{dilation}"), ("b", "False")),
         ("a", "np.zeros(({n}, *acc.shape[2:], {o}), np.float32)"),
     ),
-    "_core.save": (("s", "'net'"), ("s", "'{{}}'"), ("l", "{{'w': weight.numpy(), 'x': x.numpy()}}"), ("l", "{{}}")),
+    "_core.save": (
+        ("s", "'net'"),
+        ("s", "'{{}}'"),
+        ("l", "{{'w': weight.numpy(), 'x': x.numpy()}}"),
+        ("l", "{{}}"),
+    ),
     "_core.load": (("s", "'absent'"),),
     "_core.Network": (("s", "'{{}}'"), ("l", "{{}}"), ("l", "[]")),
     "_core.Network.load": (("s", "'absent'"),),
@@ -363,7 +438,10 @@ class _Call:
             g["shift"] = "+ 1" if g["coding"] == "half" else ""
             spans = [(g["kernel"][i] - 1) * g["dilation"][i] + 1 for i in range(2)]
             if g["coding"] == "half" and any(g["padding"]):
-                g["padding"] = [0, 0]  # padding is level 0, code -1: not what conv2d pads with once shifted
+                g["padding"] = [
+                    0,
+                    0,
+                ]  # padding is level 0, code -1: not what conv2d pads with once shifted
             if all((g["h"], g["w"])[i] + 2 * g["padding"][i] >= spans[i] for i in range(2)):
                 break
         self.setup = SETUP.format(**g)
@@ -389,8 +467,12 @@ class _Call:
             and {"kernel", "out_channels"} & set(self.changed)
             and "weight" not in self.changed
         ):
-            self.wrong_geometry = f"[{texts['out_channels']}, *({texts['kernel']})] != [{g['o']}, *{g['kernel']}]"
-        self.call = f"torch.ops.fatnn_rs.{self.name}({', '.join(f'{k}={v}' for k, v in texts.items())})"
+            self.wrong_geometry = (
+                f"[{texts['out_channels']}, *({texts['kernel']})] != [{g['o']}, *{g['kernel']}]"
+            )
+        self.call = (
+            f"torch.ops.fatnn_rs.{self.name}({', '.join(f'{k}={v}' for k, v in texts.items())})"
+        )
 
     def _core(self) -> None:
         g = self._start()
@@ -399,20 +481,30 @@ class _Call:
         places = list(enumerate(pool for pool, _ in CORE[self.name]))
         for index, pool in self.rng.sample(places, min(self._count(), len(places))):
             old = texts[index] if texts[index] != "None" else "acc.float().numpy()"
-            texts[index] = self.rng.choice(POOLS[pool]).replace("{0}", f"({old})" if pool in "at" else "{}")
+            texts[index] = self.rng.choice(POOLS[pool]).replace(
+                "{0}", f"({old})" if pool in "at" else "{}"
+            )
             self.changed.append(str(index))
-        if self.name in ("fatnn.set_num_threads", "_core.set_num_threads", "_core.set_default_threads"):
+        if self.name in (
+            "fatnn.set_num_threads",
+            "_core.set_num_threads",
+            "_core.set_default_threads",
+        ):
             texts = [text if text not in ("255", "1 << 16") else "4" for text in texts]
         self.call = f"{self.name}({', '.join(texts)})"
 
     def _public(self) -> None:
         r = self.rng
         ends = ("float", "int8", "ternary")
-        self.setup = MODEL.replace("{last!r}", repr(r.choice(ends))).replace("{first!r}", repr(r.choice(ends)))
+        self.setup = MODEL.replace("{last!r}", repr(r.choice(ends))).replace(
+            "{first!r}", repr(r.choice(ends))
+        )
         template, arguments = r.choice(PUBLIC)
         texts = [text.format() for text in arguments]
         if arguments:
-            for index in r.sample(range(len(arguments)), min(r.choice((0, 1, 1, 1, 1, 2)), len(arguments))):
+            for index in r.sample(
+                range(len(arguments)), min(r.choice((0, 1, 1, 1, 1, 2)), len(arguments))
+            ):
                 texts[index] = r.choice(THINGS)
                 self.changed.append(texts[index])
         self.name = template.split("(")[0]
@@ -425,7 +517,9 @@ class _Call:
 
     def source(self) -> str:
         call = f"result = {self.call}"
-        return HEADER + self.setup + (f"{self.context}\n    {call}\n" if self.context else call + "\n")
+        return (
+            HEADER + self.setup + (f"{self.context}\n    {call}\n" if self.context else call + "\n")
+        )
 
 
 def _execute(text: str, space: dict[str, Any], name: str) -> None:
@@ -448,7 +542,11 @@ def _acceptable(call: _Call, error: BaseException) -> bool:
         return True  # torch's form of MemoryError
     if isinstance(error, TypeError) and "os.PathLike" in str(error):
         return True
-    if call.public and call.changed and call.name.startswith(("torch.", "fatnn.nn.Ternary", "net.to")):
+    if (
+        call.public
+        and call.changed
+        and call.name.startswith(("torch.", "fatnn.nn.Ternary", "net.to"))
+    ):
         return isinstance(error, Exception)  # torch's own checks of its own arguments
     inner = traceback.extract_tb(error.__traceback__)[-1].filename if error.__traceback__ else ""
     own_frame = inner.startswith("<campaign")
@@ -457,15 +555,24 @@ def _acceptable(call: _Call, error: BaseException) -> bool:
     if call.call.startswith("torch.ops.") and "_ops.py" in inner:
         if isinstance(error, NotImplementedError):
             return True  # a tensor of a backend that no op has
-        return isinstance(error, (RuntimeError, ValueError, OverflowError)) and bool(_SCHEMA.search(str(error)))
-    if call.call.startswith("_core.") and isinstance(error, (OverflowError, ValueError)) and own_frame:
+        return isinstance(error, (RuntimeError, ValueError, OverflowError)) and bool(
+            _SCHEMA.search(str(error))
+        )
+    if (
+        call.call.startswith("_core.")
+        and isinstance(error, (OverflowError, ValueError))
+        and own_frame
+    ):
         return True
     # Torch's own message about the argument, before the package is called at all.
     return own_frame and not call.call.startswith(("_core.", "ops.", "array(", "fatnn."))
 
 
 def _model_state(space: dict[str, Any]) -> list[str]:
-    return [f"{name}:{type(module).__name__}:{module.training}" for name, module in space["model"].named_modules()]
+    return [
+        f"{name}:{type(module).__name__}:{module.training}"
+        for name, module in space["model"].named_modules()
+    ]
 
 
 def trial(seed: int) -> Outcome:
@@ -481,16 +588,24 @@ def trial(seed: int) -> Outcome:
         parts = call.call[call.call.index("(") :] if not call.public else ""
         if parts.startswith("(") and not call.public:
             # An argument that cannot be made at all says nothing about the call.
-            _execute(f"dict{parts}" if "=" in parts else f"_ = [{parts[1:-1]}]", dict(space), "<campaign arguments>")
+            _execute(
+                f"dict{parts}" if "=" in parts else f"_ = [{parts[1:-1]}]",
+                dict(space),
+                "<campaign arguments>",
+            )
     except BaseException:
         return Outcome(OK)
     try:
         _execute(text, space, f"<campaign {seed}>")
     except BaseException as error:
         if _acceptable(call, error):
-            changed = call.public and "prepare(model" not in call.call and before != _model_state(space)
+            changed = (
+                call.public and "prepare(model" not in call.call and before != _model_state(space)
+            )
             if changed and "net.train" not in call.call:
-                return Outcome(FINDING, f"{label}: a refused call changes the model", described(error), source)
+                return Outcome(
+                    FINDING, f"{label}: a refused call changes the model", described(error), source
+                )
             return Outcome(REFUSED, f"{call.name}: {refusal(error)}"[:110])
         if call.public and _argument_fails(call, space):
             return Outcome(OK)
@@ -522,14 +637,22 @@ def _judged(call: _Call, space: dict[str, Any], label: str, source: str) -> Outc
     if call.right:
         expected = space[call.right].to(result.dtype)
         if expected.shape != result.shape or not torch.equal(expected, result):
-            return Outcome(FINDING, f"{call.name}: wrong result of a right call", f"{expected}\n{result}"[:600], source)
+            return Outcome(
+                FINDING,
+                f"{call.name}: wrong result of a right call",
+                f"{expected}\n{result}"[:600],
+                source,
+            )
     if not call.call.startswith("torch.ops."):
         return Outcome(OK)
     check = source + f"assert not ({call.wrong_geometry})\n" if call.wrong_geometry else source
     try:
         if call.wrong_geometry and eval(call.wrong_geometry, space):
             return Outcome(
-                FINDING, f"{call.name}: accepts a kernel or out_channels that is not the weight's", "", check
+                FINDING,
+                f"{call.name}: accepts a kernel or out_channels that is not the weight's",
+                "",
+                check,
             )
     except Exception:
         pass

@@ -1,7 +1,8 @@
 """A generator of unusual networks, as source text: what fails can be pasted.
 
-A program grows step by step. Each step is lines of ``__init__`` and of ``forward``; it is run at once on real tensors,
-and kept where PyTorch accepts it. So every program is a model that runs, and no step has to know any shape rule.
+A program grows step by step. Each step is lines of ``__init__`` and of ``forward``; it is run at
+once on real tensors, and kept where PyTorch accepts it. So every program is a model that runs, and
+no step has to know any shape rule.
 """
 
 from __future__ import annotations
@@ -143,7 +144,10 @@ DRESSES: dict[str, tuple[str, ...]] = {
     "tiny gamma": _dress("1e-30", "0.1", "0.5", "torch.rand(m.num_features) + 0.1", "0.5"),
     "denormal gamma": _dress("1e-41", "0.1", "1e-41", "torch.rand(m.num_features) + 0.1", "0.5"),
     "tiny variance": _dress("1.0", "0.1", "0.5", "torch.rand(m.num_features) * 1e-30", "0.5"),
-    "no variance": (*_dress("1.0", "0.1", "0.5", "torch.zeros(m.num_features)", "0.5"), "m.eps = 0.0"),
+    "no variance": (
+        *_dress("1.0", "0.1", "0.5", "torch.zeros(m.num_features)", "0.5"),
+        "m.eps = 0.0",
+    ),
     "negative variance": _dress("1.0", "0.1", "0.5", "torch.rand(m.num_features) - 0.5", "0.5"),
     "huge mean": _dress("1.0", "0.1", "0.5", "torch.rand(m.num_features) + 0.1", "1e20"),
     "none": (),
@@ -200,7 +204,11 @@ class Builder:
                 self.module.eval()
                 exec("\n".join(forward), self.env)
                 value = self.env["x"]
-                if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() == 0:
+                if (
+                    not isinstance(value, Tensor)
+                    or not value.is_floating_point()
+                    or value.dim() == 0
+                ):
                     raise TypeError
                 if value.numel() > MOST_ELEMENTS or value.numel() == 0 or value.dim() > 5:
                     raise ValueError
@@ -246,7 +254,11 @@ class Builder:
             .replace("padding=same", "padding='same'")
             .replace("padding=valid", "padding='valid'")
         )
-        tag = "conv" + (" same" if padding == "same" else "") + ("" if mode == "zeros" else f" {mode}")
+        tag = (
+            "conv"
+            + (" same" if padding == "same" else "")
+            + ("" if mode == "zeros" else f" {mode}")
+        )
         kept = self.add(tag, [text], [f"x = self.{name}(x)"])
         self.layers += [name] if kept else []
         return kept
@@ -260,7 +272,9 @@ class Builder:
         return kept
 
     def again(self) -> bool:
-        return bool(self.layers) and self.add("shared layer", [], [f"x = self.{self.rng.choice(self.layers)}(x)"])
+        return bool(self.layers) and self.add(
+            "shared layer", [], [f"x = self.{self.rng.choice(self.layers)}(x)"]
+        )
 
     def norm(self) -> bool:
         x = self.x
@@ -268,7 +282,12 @@ class Builder:
             return False
         name = self.name("b")
         extra = self.pick(
-            *("",) * 12, ", affine=False", ", eps=0.0", ", track_running_stats=False", ", momentum=None", ", eps=1.0"
+            *("",) * 12,
+            ", affine=False",
+            ", eps=0.0",
+            ", track_running_stats=False",
+            ", momentum=None",
+            ", eps=1.0",
         )
         kind = "2d" if x.dim() == 4 else "1d"
         return self.add(
@@ -391,7 +410,9 @@ class Builder:
         )
         if self.chance(0.6):
             text = r.choice(modules)
-            return self.add(text.split("(")[0][3:], [f"self.{name} = {text}"], [f"x = self.{name}(x)"])
+            return self.add(
+                text.split("(")[0][3:], [f"self.{name} = {text}"], [f"x = self.{name}(x)"]
+            )
         text = r.choice(functions)
         return self.add(text[4:], [], [text])
 
@@ -462,12 +483,22 @@ class Builder:
         c = x.shape[1] if x.dim() > 1 else 1
         if self.chance(0.5):
             text = self.pick(
-                f"torch.randn(1, {c}{ones})", f"torch.randn({c}{ones})", "torch.randn(1)", f"torch.randn({x.shape[-1]})"
+                f"torch.randn(1, {c}{ones})",
+                f"torch.randn({c}{ones})",
+                "torch.randn(1)",
+                f"torch.randn({x.shape[-1]})",
             )
             form = self.pick(
-                f"x = x + self.{name}", f"x = self.{name} + x", f"x += self.{name}", f"x = x * self.{name}"
+                f"x = x + self.{name}",
+                f"x = self.{name} + x",
+                f"x += self.{name}",
+                f"x = x * self.{name}",
             )
-            return self.add("parameter " + form.replace(name, "q"), [f"self.{name} = nn.Parameter({text})"], [form])
+            return self.add(
+                "parameter " + form.replace(name, "q"),
+                [f"self.{name} = nn.Parameter({text})"],
+                [form],
+            )
         n = self.number()
         form = self.pick(
             f"x = x + {n}",
@@ -698,7 +729,9 @@ class Builder:
                 "nn.ChannelShuffle(2)",
                 "nn.Unflatten(1, (1, -1))",
             )
-            return self.add(text.split("(")[0][3:], [f"self.{name} = {text}"], [f"x = self.{name}(x)"])
+            return self.add(
+                text.split("(")[0][3:], [f"self.{name} = {text}"], [f"x = self.{name}(x)"]
+            )
         return self.add(form[:60], [], form.split("; "))
 
     def branch(self) -> bool:
@@ -742,7 +775,9 @@ class Builder:
         if dims not in (1, 2):
             return False
         name, c = self.name("s"), self.rng.choice(CHANNELS)
-        last = self.pick("nn.ReLU()", "nn.ReLU(inplace=True)", "nn.Identity()", f"nn.MaxPool{dims}d(2)")
+        last = self.pick(
+            "nn.ReLU()", "nn.ReLU(inplace=True)", "nn.Identity()", f"nn.MaxPool{dims}d(2)"
+        )
         text = f"nn.Sequential(nn.Conv{dims}d({x.shape[1]}, {c}, 3, padding=1, bias={self.chance(0.3)}), nn.BatchNorm{dims}d({c}), {last})"
         return self.add("container", [f"self.{name} = {text}"], [f"x = self.{name}(x)"])
 
@@ -812,10 +847,15 @@ def _inputs(rng: random.Random, shape: tuple[int, ...]) -> list[tuple[str, str]]
         ("expanded along channels", f"torch.randn({(shape[0], 1, *shape[2:])}).expand({shape})"),
         ("requires grad", f"torch.randn({shape}).requires_grad_()"),
         ("a parameter", f"nn.Parameter(torch.randn({shape}))"),
-        ("an offset view", f"torch.randn({shape[0] * torch.Size(rest).numel() + 1})[1:].view({shape})"),
+        (
+            "an offset view",
+            f"torch.randn({shape[0] * torch.Size(rest).numel() + 1})[1:].view({shape})",
+        ),
     ]
     if len(shape) == 4:
-        strange += [("channels last", f"torch.randn({shape}).contiguous(memory_format=torch.channels_last)")] * 3
+        strange += [
+            ("channels last", f"torch.randn({shape}).contiguous(memory_format=torch.channels_last)")
+        ] * 3
     found.append(rng.choice(strange))
     if len(shape) > 2 and rng.random() < 0.5:
         other = (*shape[:2], *(size + rng.choice((0, 1, 2, 5, -1)) for size in shape[2:]))
@@ -846,14 +886,22 @@ def _config(rng: random.Random, layers: int) -> str:
     ends = ("ternary", "ternary", "float", "int8") if layers > 2 else ("ternary",) * 9 + ("int8",)
     options = [f"first={rng.choice(ends)!r}", f"last={rng.choice(ends)!r}"]
     options.append(f"act={rng.choice(('ternary', 'ternary', 'uint2', 'binary'))!r}")
-    options.append(f"weight={rng.choice(('fatnn', 'fatnn', 'twn', 'lsq', 'sttn', 'dorefa', 'binary'))!r}")
+    options.append(
+        f"weight={rng.choice(('fatnn', 'fatnn', 'twn', 'lsq', 'sttn', 'dorefa', 'binary'))!r}"
+    )
     if rng.random() < 0.6:
         options.append(f"depthwise={rng.choice(('ternary', 'ternary', 'float'))!r}")
     if rng.random() < 0.15:
         options.append(f"act_quantizer={rng.choice(('fatnn', 'lsq', 'dorefa'))!r}")
     if rng.random() < 0.25:
         key = rng.choice(
-            ["'per_channel': True", "'act_range': 'full'", "'act_range': 'half'", "'scale': True", "'scale': False"]
+            [
+                "'per_channel': True",
+                "'act_range': 'full'",
+                "'act_range': 'half'",
+                "'scale': True",
+                "'scale': False",
+            ]
         )
         options.append(f"overrides={{'re:.*': {{{key}}}}}")
     return ", ".join(options)
@@ -906,7 +954,11 @@ def program(seed: int) -> Program:
     if not builder.layers:
         with contextlib.suppress(Exception):
             builder.conv()
-    if rng.random() < 0.3 and builder.x.dim() > 2 and builder.add("flatten", [], ["x = x.flatten(1)"]):
+    if (
+        rng.random() < 0.3
+        and builder.x.dim() > 2
+        and builder.add("flatten", [], ["x = x.flatten(1)"])
+    ):
         builder.linear()
     forms, weights = zip(*RESULTS, strict=True)
     result = "x"
@@ -927,7 +979,11 @@ def program(seed: int) -> Program:
     kind = rng.random()
     if kind < 0.06:
         parameters, arguments = "x, s=2.0", ", 2.0"
-        steps = (*steps[: len(steps) // 2], Step("argument", (), ("x = x * s",)), *steps[len(steps) // 2 :])
+        steps = (
+            *steps[: len(steps) // 2],
+            Step("argument", (), ("x = x * s",)),
+            *steps[len(steps) // 2 :],
+        )
         base = f"torch.randn({shape})"
         others += [("another number", f"({base}, 5.0)"), ("the default", f"({base},)")]
     elif kind < 0.1:
@@ -936,11 +992,24 @@ def program(seed: int) -> Program:
             Step(
                 "two inputs",
                 (),
-                (rng.choice(("x = x + y", "x = torch.cat([x, y], 0)[:x.shape[0]]", "x += y", "x = x * y")),),
+                (
+                    rng.choice(
+                        (
+                            "x = x + y",
+                            "x = torch.cat([x, y], 0)[:x.shape[0]]",
+                            "x += y",
+                            "x = x * y",
+                        )
+                    ),
+                ),
             ),
             *steps,
         )
-        others = [(label, f"{text[:-1]} torch.randn({shape}))") for label, text in others if "batch" not in label]
+        others = [
+            (label, f"{text[:-1]} torch.randn({shape}))")
+            for label, text in others
+            if "batch" not in label
+        ]
         others = [(label, text) for label, text in others if "size" not in label]
     elif kind < 0.13:
         parameters, arguments = "x, flag=True", ", False"
@@ -948,7 +1017,9 @@ def program(seed: int) -> Program:
         others += [("another flag", f"(torch.randn({shape}), True)")]
     example = f"(torch.randn({shape}){arguments},)"
     if rank == 4 and rng.random() < 0.1:
-        example = f"(torch.randn({shape}).contiguous(memory_format=torch.channels_last){arguments},)"
+        example = (
+            f"(torch.randn({shape}).contiguous(memory_format=torch.channels_last){arguments},)"
+        )
     before, after = _patches(rng, builder)
     dress = rng.choice(("plain",) * 12 + tuple(DRESSES))
     return Program(

@@ -1,6 +1,7 @@
 """Trials in forked children: a crash, a hang or too much memory ends one child and becomes a finding.
 
-The parent only imports torch and forks, so that a new child costs milliseconds. It starts no threads and runs no trial.
+The parent only imports torch and forks, so that a new child costs milliseconds. It starts no
+threads and runs no trial.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Limits:
     Attributes
     ----------
     cpu_seconds
-        Of the process, all its threads together. Eight times as much by the clock, for a busy machine.
+        Of the process, all its threads together. Eight times as much by the clock, for a busy
+        machine.
     peak_bytes
         Resident memory beyond what the child had before the trial. Above it the trial is a finding.
     address_bytes
@@ -106,7 +108,9 @@ def guarded(kind: Kind, seed: int) -> Outcome:
         import traceback
 
         outcome = Outcome(
-            FINDING, f"the trial itself failed: {type(error).__name__}: {error}"[:120], traceback.format_exc()[-1500:]
+            FINDING,
+            f"the trial itself failed: {type(error).__name__}: {error}"[:120],
+            traceback.format_exc()[-1500:],
         )
     grown = _status_bytes("VmHWM") - before
     if outcome.verdict != FINDING and grown > kind.limits.peak_bytes:
@@ -188,14 +192,18 @@ def _ended(child: _Child, kind: Kind) -> Iterator[tuple[int, Outcome]]:
             what = f"the process exited with {code}"
         with open(child.errors, errors="replace") as errors:
             said = errors.read()
-        important = [line for line in said.split("\n") if "panicked" in line or "allocation of" in line]
+        important = [
+            line for line in said.split("\n") if "panicked" in line or "allocation of" in line
+        ]
         if important:
             what += f" ({important[0][:80]})"
         reproduction = _in_child(lambda: kind.reproduction(seed))
         yield seed, Outcome(FINDING, what, said[-1500:], reproduction)
 
 
-def run(kind: Kind, seeds: Iterator[int], until: float | None, jobs: int, folder: str) -> Iterator[tuple[int, Outcome]]:
+def run(
+    kind: Kind, seeds: Iterator[int], until: float | None, jobs: int, folder: str
+) -> Iterator[tuple[int, Outcome]]:
     """Run trials until ``until`` (a time of ``time.monotonic``) or the end of ``seeds``; pairs of seed and outcome."""
     children: dict[int, _Child] = {}
     waiting: list[list[int]] = []

@@ -46,26 +46,28 @@ def bench(
 ) -> BenchReport:
     """Time a converted network, and the float model it stands for in other runtimes, on this machine.
 
-    All candidates are built first and stay in memory; then they run in turns, and figures are medians over the rounds
-    (see :mod:`fatnn_rs.bench.timing`). Every peer's answer is compared with the float model's before anything is timed.
-    The network's own nodes are timed apart.
+    All candidates are built first and stay in memory; then they run in turns, and figures are
+    medians over the rounds (see :mod:`fatnn_rs.bench.timing`). Every peer's answer is compared with
+    the float model's before anything is timed. The network's own nodes are timed apart.
 
     Parameters
     ----------
     net
         What :func:`fatnn_rs.convert` or :func:`fatnn_rs.load` returned.
     inputs
-        A tensor, or a tuple of the model's positional arguments. The int8 peers are calibrated on them.
+        A tensor, or a tuple of the model's positional arguments. The int8 peers are calibrated on
+        them.
     against
-        Names of rows of :data:`fatnn_rs.bench.PEERS`; ``()`` to time the network alone. A peer that is not installed is
-        named as absent, one that fails says why in its row: neither is an error.
+        Names of rows of :data:`fatnn_rs.bench.PEERS`; ``()`` to time the network alone. A peer that
+        is not installed is named as absent, one that fails says why in its row: neither is an
+        error.
     threads
         For the network and for every peer.
     float_model
-        What the peers run: the model as it was *before* :func:`fatnn_rs.prepare` (keep a ``copy.deepcopy``), whose
-        convolutions and linear layers are plain float ones. A converted network holds no float weights that others
-        could run. Weights need not be trained, for time does not depend on them. Without it, peers are not measured,
-        and their rows say so.
+        What the peers run: the model as it was *before* :func:`fatnn_rs.prepare` (keep a
+        ``copy.deepcopy``), whose convolutions and linear layers are plain float ones. A converted
+        network holds no float weights that others could run. Weights need not be trained, for time
+        does not depend on them. Without it, peers are not measured, and their rows say so.
     rounds
         Turns of every candidate, at least 3.
     label
@@ -81,8 +83,8 @@ def bench(
     Raises
     ------
     ConfigError
-        An unknown peer; ``threads`` or ``rounds`` too small; a float model that holds quantized layers, or whose
-        outputs have other shapes than the network's.
+        An unknown peer; ``threads`` or ``rounds`` too small; a float model that holds quantized
+        layers, or whose outputs have other shapes than the network's.
     InputError
         ``net`` is no converted network; ``inputs`` hold no tensor, or not what the network takes.
     """
@@ -98,12 +100,23 @@ def bench(
     _check_model(float_model)
     report = progress or _no_progress
     machine = Machine.current()
-    rows = [Candidate(name, PEERS[name], PeerRow(name, PEERS[name].describe, NO_MODEL)) for name in names]
-    with tempfile.TemporaryDirectory(prefix="fatnn-bench-") as folder, threads_of_all(threads), torch.inference_mode():
+    rows = [
+        Candidate(name, PEERS[name], PeerRow(name, PEERS[name].describe, NO_MODEL))
+        for name in names
+    ]
+    with (
+        tempfile.TemporaryDirectory(prefix="fatnn-bench-") as folder,
+        threads_of_all(threads),
+        torch.inference_mode(),
+    ):
         answer = list(arrays_of(net(*arguments)))
         if float_model is None:
             for candidate in rows:
-                note(candidate, NO_MODEL, "it needs the float model: bench(..., float_model=model before prepare)")
+                note(
+                    candidate,
+                    NO_MODEL,
+                    "it needs the float model: bench(..., float_model=model before prepare)",
+                )
         else:
             with torch.inference_mode(False):
                 model = copy.deepcopy(float_model).eval()
@@ -140,7 +153,9 @@ def bench(
 
 def _check_names(against: Sequence[str]) -> tuple[str, ...]:
     if isinstance(against, str):
-        raise ConfigError(f"against must be a sequence of names, got {against!r}; write ({against!r},) for one")
+        raise ConfigError(
+            f"against must be a sequence of names, got {against!r}; write ({against!r},) for one"
+        )
     if not isinstance(against, Sequence):
         raise ConfigError(f"against must be a sequence of names, got {type(against).__name__}")
     for name in against:

@@ -19,7 +19,16 @@ from fatnn_rs.bench.peers import INSTALL, Built, Peer, arrays_of
 from fatnn_rs.bench.report import ABSENT, FAILED, MEASURED, PeerRow
 from fatnn_rs.bench.timing import Spread, ratios
 
-__all__ = ["Candidate", "build", "difference", "finish", "milliseconds", "note", "reason", "threads_of_all"]
+__all__ = [
+    "Candidate",
+    "build",
+    "difference",
+    "finish",
+    "milliseconds",
+    "note",
+    "reason",
+    "threads_of_all",
+]
 
 #: Terminal colours inside other packages' messages.
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -39,8 +48,8 @@ class Candidate:
 def threads_of_all(threads: int) -> Iterator[None]:
     """Set torch's and the core's number of threads, and put both back.
 
-    The core follows torch unless told a number of its own (set_num_threads, FATNN_NUM_THREADS); it is told only then,
-    so that it goes on following afterwards where it did before.
+    The core follows torch unless told a number of its own (set_num_threads, FATNN_NUM_THREADS); it
+    is told only then, so that it goes on following afterwards where it did before.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -71,17 +80,24 @@ def build(candidate: Candidate, task: Task, wanted: list[np.ndarray], has_amx: b
         return
     start = time.perf_counter()
     try:
-        # Exporters and runtimes write into the model's tensors' metadata, which inference mode forbids.
+        # Exporters and runtimes write into the model's tensors' metadata, which inference mode
+        # forbids.
         with torch.inference_mode(False), torch.no_grad():
             built = peer.build(task)
         seconds = time.perf_counter() - start
         errors = {variant: difference(call(), wanted) for variant, call in built.variants.items()}
-    except Exception as error:  # whatever another runtime raises belongs in its row, not in the caller's lap
+    except (
+        Exception
+    ) as error:  # whatever another runtime raises belongs in its row, not in the caller's lap
         note(candidate, FAILED, reason(error))
         return
     worst = max(errors.values())
     if not math.isfinite(worst) or (peer.tolerance is not None and worst > peer.tolerance):
-        note(candidate, FAILED, f"its answer differs from the float model's by {worst:.1e} of the largest value")
+        note(
+            candidate,
+            FAILED,
+            f"its answer differs from the float model's by {worst:.1e} of the largest value",
+        )
         return
     candidate.calls = dict(built.variants)
     candidate.row = PeerRow(
@@ -100,7 +116,10 @@ def reason(error: BaseException) -> str:
     root = error
     while root.__cause__ is not None:
         root = root.__cause__
-    parts = [f"{type(e).__name__}: {' '.join(_COLOUR.sub('', str(e)).split())[:300]}" for e in (error, root)]
+    parts = [
+        f"{type(e).__name__}: {' '.join(_COLOUR.sub('', str(e)).split())[:300]}"
+        for e in (error, root)
+    ]
     return parts[0] if root is error else f"{parts[0]} (from {parts[1]})"
 
 
@@ -110,7 +129,10 @@ def difference(answer: Any, wanted: list[np.ndarray]) -> float:
     if [array.shape for array in got] != [array.shape for array in wanted]:
         return math.inf
     scale = max((float(np.abs(array).max()) for array in wanted if array.size), default=0.0) or 1.0
-    worst = max((float(np.abs(a - b).max()) for a, b in zip(got, wanted, strict=True) if a.size), default=0.0)
+    worst = max(
+        (float(np.abs(a - b).max()) for a, b in zip(got, wanted, strict=True) if a.size),
+        default=0.0,
+    )
     return worst / scale if math.isfinite(worst) else math.inf
 
 
@@ -127,7 +149,9 @@ def milliseconds(seconds: Sequence[float]) -> Spread:
     return Spread.of([1e3 * value for value in seconds])
 
 
-def finish(candidate: Candidate, times: Mapping[tuple[str, str], Sequence[float]], ours: Sequence[float]) -> PeerRow:
+def finish(
+    candidate: Candidate, times: Mapping[tuple[str, str], Sequence[float]], ours: Sequence[float]
+) -> PeerRow:
     """Put the best variant's figures into the row."""
     if not candidate.calls:
         return candidate.row

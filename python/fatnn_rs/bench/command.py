@@ -38,7 +38,8 @@ class BenchOptions:
     rounds
         Turns of every candidate.
     ends
-        What the first and the last layer are, out of :data:`fatnn_rs.bench.networks.ENDS`; each is measured.
+        What the first and the last layer are, out of :data:`fatnn_rs.bench.networks.ENDS`; each is
+        measured.
 
     Raises
     ------
@@ -56,7 +57,11 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         """Validate, before anything slow begins."""
-        asked: dict[str, Sequence[Any]] = {"model": self.models, "batch": self.batches, "threads": self.threads}
+        asked: dict[str, Sequence[Any]] = {
+            "model": self.models,
+            "batch": self.batches,
+            "threads": self.threads,
+        }
         for what, values in (*asked.items(), ("ends", self.ends)):
             if not values:
                 raise ConfigError(f"{what}: expected at least one value")
@@ -68,7 +73,9 @@ class BenchOptions:
         for what, (names, known) in named.items():
             for name in names:
                 if name not in known:
-                    raise ConfigError(f"{what}: unknown name {name!r}; known are: {', '.join(known)}")
+                    raise ConfigError(
+                        f"{what}: unknown name {name!r}; known are: {', '.join(known)}"
+                    )
         for what, numbers in (("batch", self.batches), ("threads", self.threads)):
             for number in numbers:
                 if number < 1:
@@ -90,7 +97,12 @@ def main(options: BenchOptions, console: Console) -> list[BenchReport]:
     list of BenchReport
         One for each network, kind of ends, batch and number of threads, in this order.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     reports = []
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=None)
@@ -103,7 +115,9 @@ def main(options: BenchOptions, console: Console) -> list[BenchReport]:
                     title = f"{name}, batch {batch}, threads {threads}"
 
                     def show(what: str, done: int, total: int, title: str = title) -> None:
-                        progress.update(task, description=f"{title}: {what}", completed=done, total=total)
+                        progress.update(
+                            task, description=f"{title}: {what}", completed=done, total=total
+                        )
 
                     report = bench(
                         ready.net,

@@ -51,8 +51,8 @@ class Task:
     def onnx(self) -> Path:
         """The model as ONNX with these inputs' shapes fixed, which is what runtimes optimise best.
 
-        Written by ``torch.onnx.export`` (the exporter based on ``torch.export``), which folds BatchNorm into
-        convolutions.
+        Written by ``torch.onnx.export`` (the exporter based on ``torch.export``), which folds
+        BatchNorm into convolutions.
         """
         return self._made("float.onnx", self._export)
 
@@ -60,8 +60,9 @@ class Task:
     def qdq(self) -> Path:
         """The same statically quantized by onnxruntime: QDQ, uint8 activations, int8 weights per output channel.
 
-        Ranges are the least and greatest values for these inputs. Weights keep to seven of their bits on x86 processors
-        without VNNI: there onnxruntime's sums of two products saturate 16 bits, as its documentation says.
+        Ranges are the least and greatest values for these inputs. Weights keep to seven of their
+        bits on x86 processors without VNNI: there onnxruntime's sums of two products saturate 16
+        bits, as its documentation says.
         """
         return self._made("int8.onnx", self._quantize)
 
@@ -81,7 +82,13 @@ class Task:
 
     def _export(self, path: Path) -> None:
         torch.onnx.export(
-            self.model, self.inputs, str(path), dynamo=True, verbose=False, external_data=False, optimize=True
+            self.model,
+            self.inputs,
+            str(path),
+            dynamo=True,
+            verbose=False,
+            external_data=False,
+            optimize=True,
         )
 
     def _quantize(self, path: Path) -> None:
@@ -89,7 +96,9 @@ class Task:
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         prepared = self.folder / "prepared.onnx"
-        quant_pre_process(str(self.onnx), str(prepared), skip_symbolic_shape=True)  # shapes are fixed
+        quant_pre_process(
+            str(self.onnx), str(prepared), skip_symbolic_shape=True
+        )  # shapes are fixed
         quantization.quantize_static(
             str(prepared),
             str(path),
@@ -115,7 +124,10 @@ class Task:
             raise UnsupportedError(
                 f"the exported model takes {len(names)} inputs ({', '.join(names)}), the model {len(tensors)} tensors"
             )
-        return {name: np.ascontiguousarray(value.numpy()) for name, value in zip(names, tensors, strict=True)}
+        return {
+            name: np.ascontiguousarray(value.numpy())
+            for name, value in zip(names, tensors, strict=True)
+        }
 
 
 class _Calibration:

@@ -46,11 +46,15 @@ class LayerRow:
 
 
 def time_layers(
-    net: TernaryNetwork, inputs: tuple[Any, ...], rounds: int, on_round: Callable[[int], None] | None = None
+    net: TernaryNetwork,
+    inputs: tuple[Any, ...],
+    rounds: int,
+    on_round: Callable[[int], None] | None = None,
 ) -> tuple[LayerRow, ...]:
     """Time every node by running the network node by node with a clock between nodes.
 
-    Measured apart from the comparison, for the clock costs something too (well under a microsecond a node).
+    Measured apart from the comparison, for the clock costs something too (well under a microsecond
+    a node).
 
     Parameters
     ----------
@@ -79,7 +83,12 @@ def time_layers(
     macs = {(row.name, row.kind): row.macs for row in summary(net, inputs).rows}
     return tuple(
         LayerRow(
-            name, op, runs.get((name, op), "torch"), macs.get((name, op), 0), value, value / total if total else 0.0
+            name,
+            op,
+            runs.get((name, op), "torch"),
+            macs.get((name, op), 0),
+            value,
+            value / total if total else 0.0,
         )
         for (name, op), value in zip(names, medians, strict=True)
     )

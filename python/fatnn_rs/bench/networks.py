@@ -1,6 +1,7 @@
 """The networks that ``fatnn bench`` knows by name, and the ladder in ``benches/ladder``.
 
-Weights are random and BatchNorm is randomised, for time depends on neither; the answers are compared all the same.
+Weights are random and BatchNorm is randomised, for time depends on neither; the answers are
+compared all the same.
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ NETWORKS: dict[str, Network] = {
     **{name: Network(_torchvision(name), 3, 224) for name in _TORCHVISION},
     "cifar-resnet20": Network(resnet20, 3, 32, sizes_free=False),
     "cifar-resnet32": Network(resnet32, 3, 32, sizes_free=False),
-    "cifar-resnet20-conv": Network(partial(resnet20, shortcut="conv"), 3, 32, sizes_free=False),  # the recipe's
+    "cifar-resnet20-conv": Network(
+        partial(resnet20, shortcut="conv"), 3, 32, sizes_free=False
+    ),  # the recipe's
     "small-cnn": Network(SmallCnn, 1, 28, sizes_free=False),
     "mlp": Network(_mlp, 1, 28, sizes_free=False),
     "digits": Network(DigitsNet, 1, 8, sizes_free=False),
@@ -129,7 +132,8 @@ def build(name: str, size: int | None = None) -> Built:
     name
         Row of :data:`NETWORKS`.
     size
-        Height and width of the images; the network's usual one by default, and for networks made for one size.
+        Height and width of the images; the network's usual one by default, and for networks made
+        for one size.
 
     Raises
     ------
@@ -143,7 +147,9 @@ def build(name: str, size: int | None = None) -> Built:
         raise ConfigError(f"unknown network {name!r}; the networks are: {', '.join(NETWORKS)}")
     size = size if size is not None and network.sizes_free else network.size
     if size < 32 and network.sizes_free:
-        raise ConfigError(f"size: {name} halves its images five times and needs at least 32 pixels, got {size}")
+        raise ConfigError(
+            f"size: {name} halves its images five times and needs at least 32 pixels, got {size}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = network.build()
@@ -157,7 +163,9 @@ def build(name: str, size: int | None = None) -> Built:
     return Built(name, model, batch, images)
 
 
-def quantized(built: Built, config: fatnn_rs.TernaryConfig, float_layers: str) -> tuple[TernaryNetwork, int]:
+def quantized(
+    built: Built, config: fatnn_rs.TernaryConfig, float_layers: str
+) -> tuple[TernaryNetwork, int]:
     """Prepare and convert a copy of a float model, and verify the result; how many codes were compared.
 
     Raises
@@ -195,7 +203,8 @@ def make(name: str, size: int | None = None, ends: str = "float") -> Ready:
         torchvision is missing.
     """
     built = build(name, size)
-    # What a user would choose for speed: float convolutions are faster in torch, and a network without any is one call.
+    # What a user would choose for speed: float convolutions are faster in torch, and a network
+    # without any is one call.
     float_layers = "torch" if ends == "float" else "rust"
     net, codes = quantized(built, fatnn_rs.TernaryConfig(first=ends, last=ends), float_layers)
     return Ready(name, built.model, net, built.images, codes)

@@ -31,8 +31,8 @@ class PeerRow:
     describe
         What was run.
     state
-        ``"measured"``, ``"absent"`` (not installed), ``"failed"`` (could not be built, or answered wrongly), or ``"not
-        measured"`` (no float model was given).
+        ``"measured"``, ``"absent"`` (not installed), ``"failed"`` (could not be built, or answered
+        wrongly), or ``"not measured"`` (no float model was given).
     reason
         Why there is no figure, and the way out; empty where there is one.
     milliseconds
@@ -46,10 +46,12 @@ class PeerRow:
     details
         What the runtime says about its choice of kernels.
     amx
-        Whether it computed with AMX: ``"no"``, ``"yes"``, or ``"may"`` where the runtime does not say.
+        Whether it computed with AMX: ``"no"``, ``"yes"``, or ``"may"`` where the runtime does not
+        say.
     error
-        Largest difference from the float model's answer, relative to the largest value of that; None for the network
-        itself, whose model is another (``fatnn_rs.verify`` compares it with its own).
+        Largest difference from the float model's answer, relative to the largest value of that;
+        None for the network itself, whose model is another (``fatnn_rs.verify`` compares it with
+        its own).
     build_seconds
         Time to export, quantize and compile; files shared with an earlier peer are not made again.
     """
@@ -89,8 +91,8 @@ class BenchReport:
     machine
         What all this was measured on.
     codes_verified
-        How many codes of the network were compared with its eager model's before, none of which differed; None where
-        nobody did.
+        How many codes of the network were compared with its eager model's before, none of which
+        differed; None where nobody did.
     """
 
     network: str
@@ -120,7 +122,9 @@ class BenchReport:
     @property
     def losses(self) -> tuple[str, ...]:
         """Peers that were faster."""
-        return tuple(row.name for row in self.rows if row.ratio is not None and row.ratio.median < 1)
+        return tuple(
+            row.name for row in self.rows if row.ratio is not None and row.ratio.median < 1
+        )
 
     @property
     def failed(self) -> tuple[str, ...]:
@@ -170,7 +174,9 @@ class BenchReport:
                     f"{times.median:.3f}",
                     f"{times.minimum:.3f}",
                     f"{times.lower:.3f}-{times.upper:.3f}",
-                    "" if ratio is None else f"{ratio.median:.2f}x ({ratio.lower:.2f}-{ratio.upper:.2f})",
+                    ""
+                    if ratio is None
+                    else f"{ratio.median:.2f}x ({ratio.lower:.2f}-{ratio.upper:.2f})",
                     row.amx,
                     "" if row.error is None else f"{row.error:.1e}",
                 ]
@@ -223,4 +229,6 @@ class BenchReport:
         ]
         total = sum(layer.milliseconds for layer in self.layers)
         cells.append(["sum", "", "", f"{total:.3f}", "", ""])
-        return render(["node", "op", "runs", "median ms", "share", "GMAC/s"], cells, right=(3, 4, 5))
+        return render(
+            ["node", "op", "runs", "median ms", "share", "GMAC/s"], cells, right=(3, 4, 5)
+        )

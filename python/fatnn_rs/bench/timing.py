@@ -1,9 +1,10 @@
 """Interleaved timing: everything is measured in turns, so that a machine that slows down slows all of them.
 
-A *turn* of one candidate is a pause where several threads run (other runtimes' workers go on spinning for a moment
-after they finished), one untimed call, which brings its weights and its threads back, and then timed calls until at
-least :data:`TURN_SECONDS` have passed. A *round* is one turn of every candidate; the order rotates from round to round.
-Ratios are taken inside a round, and only then is their median taken.
+A *turn* of one candidate is a pause where several threads run (other runtimes' workers go on
+spinning for a moment after they finished), one untimed call, which brings its weights and its
+threads back, and then timed calls until at least :data:`TURN_SECONDS` have passed. A *round* is one
+turn of every candidate; the order rotates from round to round. Ratios are taken inside a round, and
+only then is their median taken.
 """
 
 from __future__ import annotations

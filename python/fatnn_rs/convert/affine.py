@@ -1,10 +1,11 @@
 """``acc * scale + bias`` in one rounding, where that reproduces the eager model's float tail bit for bit.
 
-torch's eval BatchNorm on the CPU is ``fma(x, alpha, beta)`` with per-channel factors it computes itself, in an order
-that is nobody's interface. So the factors are read off the function: ``beta`` is its value at 0, and ``alpha`` half the
-distance between its values at plus and minus a power of two so large that ``beta`` vanishes in them. Whether the pair
-reproduces the function is then checked, at the integers the accumulator can reach or at floats of every size; where it
-does not, the float functions stay in torch.
+torch's eval BatchNorm on the CPU is ``fma(x, alpha, beta)`` with per-channel factors it computes
+itself, in an order that is nobody's interface. So the factors are read off the function: ``beta``
+is its value at 0, and ``alpha`` half the distance between its values at plus and minus a power of
+two so large that ``beta`` vanishes in them. Whether the pair reproduces the function is then
+checked, at the integers the accumulator can reach or at floats of every size; where it does not,
+the float functions stay in torch.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ Array = npt.NDArray[np.float32]
 def fma(x: Array, scale: Array, bias: Array) -> Array:
     """``x * scale + bias`` with one rounding to float32, in NumPy.
 
-    The product of two float32 is exact in float64. The float64 sum is rounded to odd (its last bit set where bits were
-    lost), which makes the second rounding, to float32, the correct one (S. Boldo and G. Melquiond, "Emulation of a FMA
-    and correctly rounded sums: proved algorithms using rounding to odd", IEEE Transactions on Computers 57(4), 2008).
+    The product of two float32 is exact in float64. The float64 sum is rounded to odd (its last bit
+    set where bits were lost), which makes the second rounding, to float32, the correct one (S.
+    Boldo and G. Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms using
+    rounding to odd", IEEE Transactions on Computers 57(4), 2008).
     """
     if x.ndim == 2 and x.size > _BLOCK and scale.ndim == bias.ndim == 1:
         rows = max(1, _BLOCK // x.shape[1])
@@ -78,8 +80,8 @@ def single_fma(
     Returns
     -------
     tuple of Tensor or None
-        ``scale`` and ``bias``, float32 [n], ``bias`` None where the product alone has the same bits; None where no pair
-        reproduces the function.
+        ``scale`` and ``bias``, float32 [n], ``bias`` None where the product alone has the same
+        bits; None where no pair reproduces the function.
     """
 
     def evaluate(points: Tensor, channels_last: bool = False) -> Tensor:
@@ -116,12 +118,15 @@ def slope(evaluate: Callable[[Tensor], Tensor], channels: int) -> Tensor | None:
     Returns
     -------
     Tensor or None
-        float32 [n]; 0 where the function is a constant. None where it is finite at no power of two and its negative.
+        float32 [n]; 0 where the function is a constant. None where it is finite at no power of two
+        and its negative.
     """
     scale = torch.full((channels,), float("nan"), dtype=torch.float32, device="cpu")
     for exponent in _EXPONENTS:
         power = 2.0**exponent
-        points = torch.tensor([[power], [-power]], dtype=torch.float64, device="cpu").expand(2, channels)
+        points = torch.tensor([[power], [-power]], dtype=torch.float64, device="cpu").expand(
+            2, channels
+        )
         high, low = evaluate(points)
         found = ((high.double() - low.double()) / (2.0 * power)).float()
         scale = torch.where(torch.isfinite(high) & torch.isfinite(low), found, scale)
@@ -136,6 +141,8 @@ def _sample(low: Tensor, high: Tensor) -> Tensor:
         return torch.minimum(torch.arange(count, device="cpu")[:, None], span) + low
     generator = torch.Generator("cpu").manual_seed(0)
     even = torch.linspace(0, 1, _POINTS // 2, dtype=torch.float64, device="cpu")[:, None]
-    random = torch.rand(_POINTS // 2, len(low), generator=generator, dtype=torch.float64, device="cpu")
+    random = torch.rand(
+        _POINTS // 2, len(low), generator=generator, dtype=torch.float64, device="cpu"
+    )
     even, random = (even * span).round().long(), (random * (span + 1)).long()
     return torch.cat([even, torch.minimum(random, span)]) + low

@@ -27,24 +27,28 @@ __all__ = ["convert", "convert_float"]
 def convert(model: nn.Module, example_inputs: Any, float_layers: str = "torch") -> TernaryNetwork:
     """Convert a trained model with ternary layers into an inference-only network.
 
-    The graph is captured; batch normalisations and activations between ternary layers become integer thresholds, others
-    a float epilogue; weights are packed. What cannot be captured as a known layer, or is not ternary, stays in torch
-    between the fused parts. The network gives the model's codes bit for bit: :func:`fatnn_rs.convert.verify` shows it.
+    The graph is captured; batch normalisations and activations between ternary layers become
+    integer thresholds, others a float epilogue; weights are packed. What cannot be captured as a
+    known layer, or is not ternary, stays in torch between the fused parts. The network gives the
+    model's codes bit for bit: :func:`fatnn_rs.convert.verify` shows it.
 
     Parameters
     ----------
     model
-        In eval mode, on the CPU, prepared and trained; a wrapper (``DistributedDataParallel``, ``torch.compile``,
-        accelerate's, ``AveragedModel``) stands for what it wraps. It is not changed, and shares nothing with the
-        result. Its forward must be a function of its arguments, without state or chance.
+        In eval mode, on the CPU, prepared and trained; a wrapper (``DistributedDataParallel``,
+        ``torch.compile``, accelerate's, ``AveragedModel``) stands for what it wraps. It is not
+        changed, and shares nothing with the result. Its forward must be a function of its
+        arguments, without state or chance.
     example_inputs
-        A tensor, or a tuple of the model's positional arguments. Batch and image sizes stay free where the model leaves
-        them free; ranks, channels and dtypes are fixed, and so is the value of what is no tensor. Results are the
-        model's bit for bit for inputs in the example's memory format (contiguous or channels last): in another one
-        torch's own float layers may sum in another order, in the network as in the model.
+        A tensor, or a tuple of the model's positional arguments. Batch and image sizes stay free
+        where the model leaves them free; ranks, channels and dtypes are fixed, and so is the value
+        of what is no tensor. Results are the model's bit for bit for inputs in the example's memory
+        format (contiguous or channels last): in another one torch's own float layers may sum in
+        another order, in the network as in the model.
     float_layers
-        Who runs float convolutions, linear layers and means: ``"torch"`` gives the eager model's bits; ``"rust"`` saves
-        calls (usually the whole network is one), and their sums may differ in the last place.
+        Who runs float convolutions, linear layers and means: ``"torch"`` gives the eager model's
+        bits; ``"rust"`` saves calls (usually the whole network is one), and their sums may differ
+        in the last place.
 
     Returns
     -------
@@ -54,9 +58,9 @@ def convert(model: nn.Module, example_inputs: Any, float_layers: str = "torch") 
     Raises
     ------
     ConversionError
-        No ternary layer in the model; training mode; steps never initialised; NaN or infinity in weights, parameters or
-        statistics, or in what a layer makes of them; a model that can be captured in neither way, or whose network
-        gives other results on the example.
+        No ternary layer in the model; training mode; steps never initialised; NaN or infinity in
+        weights, parameters or statistics, or in what a layer makes of them; a model that can be
+        captured in neither way, or whose network gives other results on the example.
     InputError
         ``example_inputs`` hold no tensor, or NaN reaches a quantizer from them.
     ConfigError
@@ -65,7 +69,9 @@ def convert(model: nn.Module, example_inputs: Any, float_layers: str = "torch") 
     model = unwrapped(model)
     check_model(model)
     if not isinstance(float_layers, str) or float_layers not in FLOAT_LAYERS:
-        raise ConfigError(f"float_layers must be one of {', '.join(map(repr, FLOAT_LAYERS))}, got {float_layers!r}")
+        raise ConfigError(
+            f"float_layers must be one of {', '.join(map(repr, FLOAT_LAYERS))}, got {float_layers!r}"
+        )
     return _convert(model, example_inputs, float_layers)
 
 

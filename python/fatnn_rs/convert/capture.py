@@ -1,9 +1,10 @@
 """From a model to a torch.fx graph in which every known layer is one call.
 
-Two ways, in this order: symbolic tracing (torch.fx), and, where the model's Python branches on shapes or values,
-``torch.export`` (:mod:`fatnn_rs.convert.capture_export`). A captured graph is accepted only where it gives the
-example's outputs bit for bit; what its values were is recorded on the way (:mod:`fatnn_rs.convert.record`). Models are
-run and traced as copies (:func:`fatnn_rs.replica.replica`), for their code may write what it likes.
+Two ways, in this order: symbolic tracing (torch.fx), and, where the model's Python branches on
+shapes or values, ``torch.export`` (:mod:`fatnn_rs.convert.capture_export`). A captured graph is
+accepted only where it gives the example's outputs bit for bit; what its values were is recorded on
+the way (:mod:`fatnn_rs.convert.record`). Models are run and traced as copies
+(:func:`fatnn_rs.replica.replica`), for their code may write what it likes.
 """
 
 from __future__ import annotations
@@ -98,7 +99,13 @@ class _AsksFormat(TorchFunctionMode):
     """Notes whether anybody asks a tensor for its place in memory."""
 
     _QUESTIONS = frozenset(
-        {Tensor.is_contiguous, Tensor.stride, Tensor.storage_offset, Tensor.data_ptr, Tensor.untyped_storage}
+        {
+            Tensor.is_contiguous,
+            Tensor.stride,
+            Tensor.storage_offset,
+            Tensor.data_ptr,
+            Tensor.untyped_storage,
+        }
     )
 
     def __init__(self) -> None:
@@ -143,22 +150,38 @@ class _Tracer(fx.Tracer):
 
 
 #: Python's operators that change a tensor: ``x += y``.
-_IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
+_IN_PLACE = (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+)
 
 
 @contextmanager
 def _faithful_proxies() -> Iterator[None]:
     """Let torch.fx trace ``x += y`` as what it is, and refuse ``x.data = y`` and ``x.shape[0] in {8}``.
 
-    Its proxies have no such operators, so that Python takes ``x = x + y`` instead, and the tensor that others read
-    stays as it was; they keep what is assigned to their attributes; and as keys of sets and dicts they equal nothing.
+    Its proxies have no such operators, so that Python takes ``x = x + y`` instead, and the tensor
+    that others read stays as it was; they keep what is assigned to their attributes; and as keys of
+    sets and dicts they equal nothing.
     """
     names = (*(f"__i{op}__" for op in _IN_PLACE), "__setattr__", "__hash__")
     before = {name: vars(fx.Proxy).get(name) for name in names}
 
     def in_place(op: str) -> Any:
         function = getattr(operator, f"i{op}")
-        return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+        return lambda self, other: self.tracer.create_proxy(
+            "call_function", function, (self, other), {}
+        )
 
     def assign(self: fx.Proxy, name: str, value: Any) -> None:
         if name not in ("tracer", "node", "root", "attr", "_node", "name", "default", "scope"):
@@ -181,7 +204,9 @@ def _faithful_proxies() -> Iterator[None]:
 
 def copies(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Tensors cloned, so that a model that works in place cannot change the caller's."""
-    return tuple(pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, list(arguments)))
+    return tuple(
+        pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, list(arguments))
+    )
 
 
 def described(model: nn.Module, given: tuple[Any, ...]) -> tuple[Argument, ...]:
@@ -225,9 +250,13 @@ def _by_fx(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captu
     # Arguments that were left out, and those that are no tensors, are constants of the capture.
     constants = {p.name: p.default for p in parameters[len(arguments) :]}
     constants |= {
-        p.name: value for p, value in zip(parameters, arguments, strict=False) if not isinstance(value, Tensor)
+        p.name: value
+        for p, value in zip(parameters, arguments, strict=False)
+        if not isinstance(value, Tensor)
     }
-    if any(not isinstance(value, (type(None), bool, int, float, str)) for value in constants.values()):
+    if any(
+        not isinstance(value, (type(None), bool, int, float, str)) for value in constants.values()
+    ):
         return "it takes arguments that are neither tensors nor plain constants"
     traced = replica(model)
     tracer = _Tracer()
@@ -243,11 +272,22 @@ def _by_fx(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captu
     if isinstance(seen, str):
         return seen
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-    filled = [node.name for node, value in zip(placeholders, arguments, strict=False) if isinstance(value, Tensor)]
+    filled = [
+        node.name
+        for node, value in zip(placeholders, arguments, strict=False)
+        if isinstance(value, Tensor)
+    ]
     output = next(node for node in module.graph.nodes if node.op == "output")
     outputs = refilled(expected, output.args[0])
     return Captured(
-        module.graph, dict(traced.named_modules()), module, filled, described(model, arguments), outputs, seen, expected
+        module.graph,
+        dict(traced.named_modules()),
+        module,
+        filled,
+        described(model, arguments),
+        outputs,
+        seen,
+        expected,
     )
 
 
@@ -267,7 +307,9 @@ def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, bool]
         with _AsksFormat() as watch:  # which switches fast paths of torch's off
             run(*copies(arguments))
     except FatnnError as error:
-        raise ConversionError(f"{type(model).__name__} fails on the example inputs: {error}") from error
+        raise ConversionError(
+            f"{type(model).__name__} fails on the example inputs: {error}"
+        ) from error
     except Exception as error:
         raise ConversionError(
             f"{type(model).__name__} fails on the example inputs ({type(error).__name__}: {error}); give inputs that "
@@ -290,7 +332,9 @@ def other_values(arguments: tuple[Any, ...], factor: float) -> tuple[Any, ...]:
     def changed(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value.clone() if isinstance(value, Tensor) else value
-        made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+        made = torch.empty_strided(
+            value.shape, value.stride(), dtype=value.dtype, device=value.device
+        )
         return made.copy_((value.flip(0) if value.dim() else value) * factor)
 
     return tuple(pytree.tree_map(changed, list(arguments)))
@@ -338,8 +382,8 @@ def capture(model: nn.Module, arguments: tuple[Any, ...]) -> Captured:
     Raises
     ------
     ConversionError
-        Where the model itself fails on the example, gives another result the second time, returns what is no structure
-        of tensors and plain values, or neither way captures it.
+        Where the model itself fails on the example, gives another result the second time, returns
+        what is no structure of tensors and plain values, or neither way captures it.
     """
     from fatnn_rs.convert.capture_export import by_export
 
@@ -351,7 +395,9 @@ def capture(model: nn.Module, arguments: tuple[Any, ...]) -> Captured:
     exported = by_export(model, arguments, expected)
     if isinstance(exported, Captured):
         exported.asks_format = asks_format
-        exported.notes.insert(0, f"captured by torch.export, for torch.fx cannot trace it: {_short(traced)}")
+        exported.notes.insert(
+            0, f"captured by torch.export, for torch.fx cannot trace it: {_short(traced)}"
+        )
         return exported
     raise ConversionError(
         f"{type(model).__name__} cannot be captured. torch.fx: {_short(traced)}. torch.export: {_short(exported)}. "

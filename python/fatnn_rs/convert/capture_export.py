@@ -1,10 +1,11 @@
 """Capture by ``torch.export``, for models whose Python branches on shapes or values.
 
-Export turns everything into aten operations, and quantized layers would dissolve with it. So, in a copy of the model,
-the layers that the conversion knows as wholes are replaced by a marker whose forward calls one custom op,
-``fatnn_rs::module_call(x, name)``; its fake kernel knows the layer's output shape, its real kernel calls the layer.
-Branches on sizes are decided as the example decides them, so only the batch size stays free, in the range in which
-export found that they are decided in the same way, and every call is held to that range.
+Export turns everything into aten operations, and quantized layers would dissolve with it. So, in a
+copy of the model, the layers that the conversion knows as wholes are replaced by a marker whose
+forward calls one custom op, ``fatnn_rs::module_call(x, name)``; its fake kernel knows the layer's
+output shape, its real kernel calls the layer. Branches on sizes are decided as the example decides
+them, so only the batch size stays free, in the range in which export found that they are decided in
+the same way, and every call is held to that range.
 """
 
 from __future__ import annotations
@@ -120,8 +121,12 @@ def _marked(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, nn.Module]]
     """Give a copy of the model with markers for the layers that stay whole, and the modules that they stand for."""
     whole = replica(model)
     modules = dict(whole.named_modules())
-    layers = {name: module for name, module in modules.items() if name and _shape_row(module) is not None}
-    copied = replica(whole, {module: _Marker(name, module).eval() for name, module in layers.items()})
+    layers = {
+        name: module for name, module in modules.items() if name and _shape_row(module) is not None
+    }
+    copied = replica(
+        whole, {module: _Marker(name, module).eval() for name, module in layers.items()}
+    )
     _MARKED.update(layers)
     try:
         yield copied, modules
@@ -140,7 +145,8 @@ def _export(
     shapes = None
     if dynamic:
         shapes = tuple(
-            {0: torch.export.Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None for value in arguments
+            {0: torch.export.Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None
+            for value in arguments
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -148,7 +154,9 @@ def _export(
         exported: Any = program.module(check_guards=False)
         guards = getattr(program.module(check_guards=True), "_guards_fn", None) if dynamic else None
     assert isinstance(exported, fx.GraphModule)
-    bounds = all(re.fullmatch(_BOUND, str(code)) for code in getattr(program, "_guards_code", ["unknown"]))
+    bounds = all(
+        re.fullmatch(_BOUND, str(code)) for code in getattr(program, "_guards_code", ["unknown"])
+    )
     return exported, (lambda *values: None) if guards is None else guards, bounds
 
 
@@ -160,7 +168,9 @@ _TRIED = 130
 _BOUND = r"L\[.*\]\.size\(\)\[\d+\] (<=|<|>=|>) \d+|\d+ (<=|<|>=|>) L\[.*\]\.size\(\)\[\d+\]"
 
 
-def _batch_range(check: Callable[..., Any], arguments: tuple[Any, ...], bounds: bool) -> SizeRange | None:
+def _batch_range(
+    check: Callable[..., Any], arguments: tuple[Any, ...], bounds: bool
+) -> SizeRange | None:
     """Find which batch sizes pass the guards; None where it is only some that no range and factor describe.
 
     Sizes that were not tried are in the range only where all guards are bounds.
@@ -174,7 +184,12 @@ def _batch_range(check: Callable[..., Any], arguments: tuple[Any, ...], bounds: 
 
     def passes(batch: int) -> bool:
         try:
-            check(*(v.expand(batch, *v.shape[1:]) if isinstance(v, Tensor) and v.dim() else v for v in ones))
+            check(
+                *(
+                    v.expand(batch, *v.shape[1:]) if isinstance(v, Tensor) and v.dim() else v
+                    for v in ones
+                )
+            )
         except Exception:  # guards raise AssertionError, and whatever their expressions do
             return False
         return True
@@ -196,7 +211,9 @@ def _batch_range(check: Callable[..., Any], arguments: tuple[Any, ...], bounds: 
 def _doubled(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Double a batch of one: export takes sizes of 0 and 1 for constants."""
     return tuple(
-        torch.cat([value, value]) if isinstance(value, Tensor) and value.dim() and value.shape[0] == 1 else value
+        torch.cat([value, value])
+        if isinstance(value, Tensor) and value.dim() and value.shape[0] == 1
+        else value
         for value in arguments
     )
 
@@ -216,7 +233,9 @@ def by_export(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Ca
         if isinstance(seen, str):
             reason = seen
             continue
-        batch = _batch_range(check, arguments, bounds) if dynamic and _batch_is_free(module) else None
+        batch = (
+            _batch_range(check, arguments, bounds) if dynamic and _batch_is_free(module) else None
+        )
         if dynamic and batch is None:
             reason = "the batch size decides what it does"
             continue
@@ -229,13 +248,22 @@ def by_export(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Ca
             module.graph,
             modules,
             module,
-            [n.name for n, value in zip(placeholders, arguments, strict=True) if isinstance(value, Tensor)],
+            [
+                n.name
+                for n, value in zip(placeholders, arguments, strict=True)
+                if isinstance(value, Tensor)
+            ],
             described(model, arguments),
             filled(expected, output.args[0]),
             seen,
             expected,
             [f"input sizes are fixed to the example's{'' if batch is None else _shown(batch)}"],
-            tuple(range(0 if batch is None else 1, max(v.dim() for v in arguments if isinstance(v, Tensor)))),
+            tuple(
+                range(
+                    0 if batch is None else 1,
+                    max(v.dim() for v in arguments if isinstance(v, Tensor)),
+                )
+            ),
             batch,
         )
     return reason

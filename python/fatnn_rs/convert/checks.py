@@ -19,7 +19,9 @@ __all__ = ["as_root", "check_inputs", "check_model", "check_reached", "quantized
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
     """Every ternary and int8 layer by its qualified name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)
+    }
 
 
 def as_root(model: nn.Module) -> nn.Module:
@@ -51,8 +53,9 @@ def check_model(model: nn.Module, quantized: bool = True) -> None:
     Raises
     ------
     ConversionError
-        Not a module; no ternary or int8 layer in it; training mode; weights or activations whose levels no integer code
-        expresses; parameters or BatchNorm statistics that are not finite, not float32, or not on the CPU.
+        Not a module; no ternary or int8 layer in it; training mode; weights or activations whose
+        levels no integer code expresses; parameters or BatchNorm statistics that are not finite,
+        not float32, or not on the CPU.
     """
     if not isinstance(model, nn.Module):
         raise ConversionError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -65,17 +68,25 @@ def check_model(model: nn.Module, quantized: bool = True) -> None:
     for name, module in model.named_modules():
         if module.training:
             where = f"module {name!r}" if name else type(model).__name__
-            raise ConversionError(f"{where} is in training mode; call model.eval() before converting")
+            raise ConversionError(
+                f"{where} is in training mode; call model.eval() before converting"
+            )
     for name, layer in layers.items():
         if name and not layer.layer_name:
             layer.set_name(name)  # for messages
         if isinstance(layer, TernaryLayer):
             _check_levels(name, layer)
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
+        if (
+            isinstance(module, _BatchNorm)
+            and module.running_mean is not None
+            and module.running_var is not None
+        ):
             _check_norm(name, module)
     for name, tensor in _watched(model):
-        _check_tensor(name, tensor, quantized=any(name.startswith(f"{layer}.") for layer in layers if layer))
+        _check_tensor(
+            name, tensor, quantized=any(name.startswith(f"{layer}.") for layer in layers if layer)
+        )
 
 
 def check_reached(graph: fx.Graph, root: nn.Module) -> None:
@@ -88,7 +99,9 @@ def check_reached(graph: fx.Graph, root: nn.Module) -> None:
     """
     for node in graph.nodes:
         name = node.target if node.op == "call_module" else None
-        if node.op == "call_function" and getattr(node.target, "__name__", "").startswith("module_call"):
+        if node.op == "call_function" and getattr(node.target, "__name__", "").startswith(
+            "module_call"
+        ):
             name = node.args[1]
         layer = root.get_submodule(name) if isinstance(name, str) else None
         if isinstance(layer, QuantizedLayer) and not layer.act_quant.initialized:
@@ -136,7 +149,9 @@ def _check_tensor(name: str, tensor: Tensor, quantized: bool) -> None:
     if not tensor.is_floating_point():
         return
     if quantized and tensor.dtype != torch.float32:
-        raise ConversionError(f"{where} is {tensor.dtype}; expected float32: call model.float() before converting")
+        raise ConversionError(
+            f"{where} is {tensor.dtype}; expected float32: call model.float() before converting"
+        )
     if tensor.numel() and not all(math.isfinite(end) for end in torch.aminmax(tensor)):
         raise ConversionError(
             f"{where} holds NaN or infinity, so the network has no meaning; look at the training run, or load an "

@@ -1,9 +1,10 @@
 """Segments: runs of nodes that the Rust engine takes over whole, one call for all of them.
 
-A network is cut at the nodes that stay in torch; what lies between becomes a :class:`Segment` with the engine's
-``Network`` inside. By default float convolutions, linear layers and means stay in torch, because only torch's own sums
-have torch's own rounding; every operation in a segment then has the eager model's bits. With ``float_layers="rust"``
-those run in Rust too, usually the whole network in one call, and float sums may differ in the last place.
+A network is cut at the nodes that stay in torch; what lies between becomes a :class:`Segment` with
+the engine's ``Network`` inside. By default float convolutions, linear layers and means stay in
+torch, because only torch's own sums have torch's own rounding; every operation in a segment then
+has the eager model's bits. With ``float_layers="rust"`` those run in Rust too, usually the whole
+network in one call, and float sums may differ in the last place.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ class Segment:
     def observed(self, *inputs: Tensor) -> tuple[list[Tensor], Seen]:
         """Run it, and return nanoseconds and packed codes of the nodes that ran."""
         outputs, seen = self.network.run_observed(*_arrays(inputs))
-        return [torch.from_numpy(array) for array in outputs], {name: (time, codes) for name, time, codes in seen}
+        return [torch.from_numpy(array) for array in outputs], {
+            name: (time, codes) for name, time, codes in seen
+        }
 
 
 def _arrays(inputs: Iterable[Tensor]) -> tuple[list[npt.NDArray[np.float32]], list[bool]]:
@@ -70,7 +73,11 @@ def _arrays(inputs: Iterable[Tensor]) -> tuple[list[npt.NDArray[np.float32]], li
     arrays, last = [], []
     for x in inputs:
         x = x.detach()
-        channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        channels_last = (
+            x.dim() == 4
+            and not x.is_contiguous()
+            and x.is_contiguous(memory_format=torch.channels_last)
+        )
         arrays.append(aligned_array(x.permute(0, 2, 3, 1) if channels_last else x.contiguous()))
         last.append(channels_last)
     return arrays, last
@@ -156,12 +163,16 @@ def _refused(node: Node, shapes: list[tuple[int, ...]]) -> bool:
         return True
 
 
-def _segment(graph: Graph, nodes: list[Node], float_layers: str, family: str | None) -> list[Node | Segment]:
+def _segment(
+    graph: Graph, nodes: list[Node], float_layers: str, family: str | None
+) -> list[Node | Segment]:
     """Nodes as one segment, or one by one where codes go in or out, or the graph's integers are all elsewhere."""
     if any(map(_on_integers, graph.nodes)) and not any(map(_on_integers, nodes)):
         return list(nodes)
     inside = {node.name for node in nodes}
-    reads = list(dict.fromkeys(name for node in nodes for name in node.inputs if name not in inside))
+    reads = list(
+        dict.fromkeys(name for node in nodes for name in node.inputs if name not in inside)
+    )
     outside = {name for node in graph.nodes if node.name not in inside for name in node.inputs}
     outside |= {ref.name for ref in refs(graph.outputs)}
     makes = [node.name for node in nodes if node.name in outside]
@@ -178,8 +189,15 @@ def _segment(graph: Graph, nodes: list[Node], float_layers: str, family: str | N
         if op == "batch_norm" and (found := _affine(graph, node, float_layers)):
             op, named = found
         roles = {role: f"{node.name}/{role}" for role in named}
-        tensors |= {roles[role]: np.asarray(aligned_array(value), order="C") for role, value in named.items()}
-        dtypes |= {roles[role]: graph.dtypes[name] for role, name in node.tensors.items() if name in graph.dtypes}
+        tensors |= {
+            roles[role]: np.asarray(aligned_array(value), order="C")
+            for role, value in named.items()
+        }
+        dtypes |= {
+            roles[role]: graph.dtypes[name]
+            for role, name in node.tensors.items()
+            if name in graph.dtypes
+        }
         described.append(
             {
                 "name": node.name,
@@ -192,7 +210,9 @@ def _segment(graph: Graph, nodes: list[Node], float_layers: str, family: str | N
                 "layer": node.layer,
             }
         )
-    text = json.dumps({"nodes": described, "outputs": {"list": [{"value": name} for name in makes]}})
+    text = json.dumps(
+        {"nodes": described, "outputs": {"list": [{"value": name} for name in makes]}}
+    )
     try:
         network = _core.Network(text, tensors, dtypes, family, *graph.limits)
     except LimitError:
@@ -212,8 +232,9 @@ def _on_integers(node: Node) -> bool:
 def _affine(graph: Graph, node: Node, float_layers: str) -> tuple[str, dict[str, Tensor]] | None:
     """Describe a BatchNorm to the engine: as ``fma(x, scale, bias)`` where that has torch's bits.
 
-    Whether it does is checked on floats of every size. Where it does not, it stays in torch. Where sums may be rounded
-    differently anyway, the engine takes the BatchNorm itself, as it does in a file that runs without torch.
+    Whether it does is checked on floats of every size. Where it does not, it stays in torch. Where
+    sums may be rounded differently anyway, the engine takes the BatchNorm itself, as it does in a
+    file that runs without torch.
     """
     tensors = {role: graph.tensors[name] for role, name in node.tensors.items()}
     if float_layers == "rust":
@@ -241,7 +262,9 @@ def _floats_of_every_size() -> Tensor:
     """Points [P, 1] at which two functions of a float are compared: usual ones, and up to the greatest."""
     generator = torch.Generator("cpu").manual_seed(0)
     kind: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
-    powers = torch.cat([torch.linspace(-4, 4, 381, **kind), torch.arange(-44, 39, **kind), torch.zeros(45, **kind)])
+    powers = torch.cat(
+        [torch.linspace(-4, 4, 381, **kind), torch.arange(-44, 39, **kind), torch.zeros(45, **kind)]
+    )
     x = torch.randn(len(powers), generator=generator, **kind) * 10.0**powers
     largest = torch.finfo(torch.float32).max
     ends = torch.tensor([0.0, largest, -largest], **kind)

@@ -1,9 +1,9 @@
 """One file for a network: safetensors with the graph as JSON in its metadata. No pickle, no code.
 
 Only what every machine understands is written: ternary weights five to a byte (two-bit ones four,
-binary ones eight), int8 weights, thresholds, scales, float tensors.
-Layouts that belong to one CPU's kernels are derived when a network is built from the file. Rust writes and reads the
-bytes, and checks them (version, checksum) and the graph.
+binary ones eight), int8 weights, thresholds, scales, float tensors. Layouts that belong to one
+CPU's kernels are derived when a network is built from the file. Rust writes and reads the bytes,
+and checks them (version, checksum) and the graph.
 """
 
 from __future__ import annotations
@@ -49,20 +49,28 @@ def save(net: TernaryNetwork, path: str | os.PathLike[str]) -> None:
             f"save: expected what fatnn_rs.convert returns, got {type(net).__name__}; convert the model first"
         )
     graph = net.graph
-    foreign = [f"{node.layer or node.name} ({node.attrs['target']})" for node in graph.nodes if node.op == "torch"]
+    foreign = [
+        f"{node.layer or node.name} ({node.attrs['target']})"
+        for node in graph.nodes
+        if node.op == "torch"
+    ]
     if foreign:
         raise UnsupportedError(
             f"save: {', '.join(foreign)} run Python code of the model, which a file cannot hold; replace them by "
             "layers that convert knows (net.report shows what runs in torch), or keep using the network in memory"
         )
     try:
-        text = json.dumps(graph_to_json(graph), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(
+            graph_to_json(graph), sort_keys=True, separators=(",", ":"), allow_nan=False
+        )
     except TypeError as error:
         raise UnsupportedError(
             f"save: the model returns a {error}, which a file cannot hold; return tensors in tuples, lists or dicts "
             "with string keys"
         ) from None
-    arrays = {name: np.asarray(aligned_array(tensor), order="C") for name, tensor in graph.tensors.items()}
+    arrays = {
+        name: np.asarray(aligned_array(tensor), order="C") for name, tensor in graph.tensors.items()
+    }
     _core.save(os.fspath(path), text, arrays, graph.dtypes)
 
 
@@ -82,9 +90,9 @@ def load(
     float_layers
         As for :func:`fatnn_rs.convert.convert`.
     max_bytes
-        Most memory that weights and one run may take, by default 16 GiB; None: no bound. Checked from sizes alone,
-        before anything is allocated: here for the shapes that the network was converted at, and in every run, for the
-        parts that run in Rust, for the shapes they get.
+        Most memory that weights and one run may take, by default 16 GiB; None: no bound. Checked
+        from sizes alone, before anything is allocated: here for the shapes that the network was
+        converted at, and in every run, for the parts that run in Rust, for the shapes they get.
     max_macs
         Most multiply-accumulates per image, by default 10¹²; None: no bound.
 
@@ -95,16 +103,20 @@ def load(
     Raises
     ------
     FormatError
-        Truncated, damaged, of another version, no fatnn-rs file, or a graph that is not well-formed.
+        Truncated, damaged, of another version, no fatnn-rs file, or a graph that is not
+        well-formed.
     LimitError
-        It would cost more than ``max_bytes`` or ``max_macs``; the node, the amount and the argument are named.
+        It would cost more than ``max_bytes`` or ``max_macs``; the node, the amount and the argument
+        are named.
     MemoryError
         There is no memory for its weights.
     OSError
         The file cannot be read.
     """
     if Path(path).is_dir():
-        raise IsADirectoryError(f"{os.fspath(path)!r} is a directory; give the file that fatnn_rs.save wrote")
+        raise IsADirectoryError(
+            f"{os.fspath(path)!r} is a directory; give the file that fatnn_rs.save wrote"
+        )
     bounds = checked_limits(max_bytes, max_macs)
     text, arrays, dtypes = _core.load(os.fspath(path), True, *bounds)
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}

@@ -1,8 +1,9 @@
 """The graph between a captured model and a running network: plain data, nothing executable except for torch nodes.
 
-A :class:`Graph` is a list of :class:`Node` in the order they run. Every node makes one value, called by the node's
-name. Tensors (weights, thresholds, statistics) live in one dictionary beside the nodes; a node refers to them by role.
-Without ``torch`` nodes a graph is JSON plus tensors, and that is what a file holds.
+A :class:`Graph` is a list of :class:`Node` in the order they run. Every node makes one value,
+called by the node's name. Tensors (weights, thresholds, statistics) live in one dictionary beside
+the nodes; a node refers to them by role. Without ``torch`` nodes a graph is JSON plus tensors, and
+that is what a file holds.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Node:
     name
         Of the node and of the value it makes.
     op
-        Row of :data:`fatnn_rs.convert.ops_table.RUNTIME_OPS`, or one of the capture's own ops that the passes replace.
+        Row of :data:`fatnn_rs.convert.ops_table.RUNTIME_OPS`, or one of the capture's own ops that
+        the passes replace.
     inputs
         Names of the values it reads.
     attrs
@@ -92,14 +94,15 @@ class Graph:
         Name of a tensor → ``"binary"``, ``"ternary"`` or ``"two-bit"``, for int8 tensors that hold
         such weights. The type of every other tensor is its own.
     outputs
-        The structure the model returns: tuples, lists, dicts, containers (:mod:`fatnn_rs.convert.structure`) and
-        constants, with :class:`Ref` for values.
+        The structure the model returns: tuples, lists, dicts, containers
+        (:mod:`fatnn_rs.convert.structure`) and constants, with :class:`Ref` for values.
     arguments
         The model's arguments, by which calls are bound: see :class:`fatnn_rs.signature.Argument`.
     notes
         Remarks on the capture, for the report.
     limits
-        ``max_bytes`` and ``max_macs`` of its runs, as :func:`fatnn_rs.load` has them; None is no bound.
+        ``max_bytes`` and ``max_macs`` of its runs, as :func:`fatnn_rs.load` has them; None is no
+        bound.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -169,7 +172,9 @@ class Graph:
         for node in self.nodes:
             node.inputs = [new if name == old else name for name in node.inputs]
             if node.arguments is not None:
-                args, kwargs = map_refs(node.arguments, lambda ref: Ref(new) if ref.name == old else ref)
+                args, kwargs = map_refs(
+                    node.arguments, lambda ref: Ref(new) if ref.name == old else ref
+                )
                 node.arguments = (args, kwargs)
         self.outputs = map_refs(self.outputs, lambda ref: Ref(new) if ref.name == old else ref)
 
@@ -205,5 +210,10 @@ def map_refs(structure: Any, function: Callable[[Ref], Any]) -> Any:
         plain = tuple if isinstance(structure, tuple) else list
         return plain(map_refs(value, function) for value in structure)
     if isinstance(structure, slice):
-        return slice(*(map_refs(value, function) for value in (structure.start, structure.stop, structure.step)))
+        return slice(
+            *(
+                map_refs(value, function)
+                for value in (structure.start, structure.stop, structure.step)
+            )
+        )
     return structure

@@ -22,7 +22,8 @@ def refuse_tracing(values: Sequence[Any]) -> None:
     Raises
     ------
     UnsupportedError
-        Under ``torch.jit.trace`` (and the ONNX exporter that uses it), ``torch.fx``, ``torch.func``, ``torch.export``.
+        Under ``torch.jit.trace`` (and the ONNX exporter that uses it), ``torch.fx``,
+        ``torch.func``, ``torch.export``.
     """
     who = ""
     if any(isinstance(value, fx.Proxy) for value in values):
@@ -31,7 +32,10 @@ def refuse_tracing(values: Sequence[Any]) -> None:
         return
     elif torch._C._is_tracing():
         who = "torch.jit.trace (and the ONNX exporter that uses it)"
-    elif any(isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value) for value in values):
+    elif any(
+        isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
+        for value in values
+    ):
         who = "torch.func (vmap, grad, jvp)"
     elif any(isinstance(value, FakeTensor) for value in values):
         who = "torch.export"
@@ -52,13 +56,21 @@ def check_input(node: Node, x: Any) -> None:
     """
     where = f"input {node.name!r}"
     if not isinstance(x, Tensor):
-        way = "torch.from_numpy makes one from an array" if type(x).__module__ == "numpy" else "give a tensor"
+        way = (
+            "torch.from_numpy makes one from an array"
+            if type(x).__module__ == "numpy"
+            else "give a tensor"
+        )
         raise InputError(f"{where}: expected a torch tensor, got {type(x).__name__}; {way}")
     if x.device.type != "cpu":
-        raise InputError(f"{where}: expected a tensor on the CPU, got one on {x.device}; move it with .cpu()")
+        raise InputError(
+            f"{where}: expected a tensor on the CPU, got one on {x.device}; move it with .cpu()"
+        )
     if x.is_nested or x.layout != torch.strided or x.is_quantized:
         kind = "nested" if x.is_nested else "quantized" if x.is_quantized else str(x.layout)
-        raise InputError(f"{where}: expected a dense tensor, got a {kind} one; convert it with .to_dense(), or pad it")
+        raise InputError(
+            f"{where}: expected a dense tensor, got a {kind} one; convert it with .to_dense(), or pad it"
+        )
     dtype = getattr(torch, str(node.dtype))
     if x.dtype != dtype:
         way = ".float()" if dtype == torch.float32 else f".to({dtype})"

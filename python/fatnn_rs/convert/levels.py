@@ -1,9 +1,10 @@
 """What codes stand for: the kinds of activations and of weights that the engine has.
 
-Activations are ``"full"`` ({-1, 0, +1}), ``"half"`` ({0, 1, 2}, stored less one), ``"uint2"`` ({0, 1, 2, 3}) or
-``"binary"`` ({0, 1}, stored as those of half range, of which a kernel reads one bit); signs, {-1, +1}, are two levels
-of the full range, for padding gives them a third. Weights are {-1, 0, +1}, of which binary ones are a part, or of two
-bits, {-3, -1, +1, +3}. In a graph the attribute ``act`` of a node names its activations.
+Activations are ``"full"`` ({-1, 0, +1}), ``"half"`` ({0, 1, 2}, stored less one), ``"uint2"`` ({0,
+1, 2, 3}) or ``"binary"`` ({0, 1}, stored as those of half range, of which a kernel reads one bit);
+signs, {-1, +1}, are two levels of the full range, for padding gives them a third. Weights are {-1,
+0, +1}, of which binary ones are a part, or of two bits, {-3, -1, +1, +3}. In a graph the attribute
+``act`` of a node names its activations.
 """
 
 from __future__ import annotations

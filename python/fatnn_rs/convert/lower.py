@@ -1,10 +1,10 @@
 """From a captured torch.fx graph to our own :class:`~fatnn_rs.convert.graph.Graph`.
 
 Every call is looked up in three tables: modules by class, functions, and tensor methods by name
-(:mod:`fatnn_rs.convert.rows_modules`, :mod:`fatnn_rs.convert.rows_functions`). A row either emits nodes or declines;
-what no row takes becomes a ``torch`` node that calls the original in its place. Operations that write into their
-arguments become functions: every later reading of the memory they change reads their result
-(:mod:`fatnn_rs.convert.mutation`).
+(:mod:`fatnn_rs.convert.rows_modules`, :mod:`fatnn_rs.convert.rows_functions`). A row either emits
+nodes or declines; what no row takes becomes a ``torch`` node that calls the original in its place.
+Operations that write into their arguments become functions: every later reading of the memory they
+change reads their result (:mod:`fatnn_rs.convert.mutation`).
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class Lowering:
         Parameters
         ----------
         suffix
-            For nodes inside a call that becomes several; the last one has none and carries the call's name.
+            For nodes inside a call that becomes several; the last one has none and carries the
+            call's name.
         shape
             Of the value; that of the call's result by default.
         dtype
@@ -101,16 +102,29 @@ class Lowering:
             Role → type of weights that are codes.
         """
         name = self.graph.fresh_name(self.node.name + suffix)
-        node = Node(name, op, list(inputs), dict(attrs or {}), layer=self.layer, dtype=dtype, note=note, call=call)
+        node = Node(
+            name,
+            op,
+            list(inputs),
+            dict(attrs or {}),
+            layer=self.layer,
+            dtype=dtype,
+            note=note,
+            call=call,
+        )
         node.shape = self.shape(self.node) if shape is None else shape
         prefix = self.layer or name
         for role, tensor in (tensors or {}).items():
             if tensor is not None:
-                node.tensors[role] = self.graph.add_tensor(f"{prefix}.{role}", tensor, (dtypes or {}).get(role))
+                node.tensors[role] = self.graph.add_tensor(
+                    f"{prefix}.{role}", tensor, (dtypes or {}).get(role)
+                )
         self.graph.nodes.append(node)
         return Ref(name)
 
-    def torch_node(self, call: Callable[..., Any], args: Any, kwargs: Any, target: str, note: str = "") -> Ref:
+    def torch_node(
+        self, call: Callable[..., Any], args: Any, kwargs: Any, target: str, note: str = ""
+    ) -> Ref:
         """Add a node that calls torch (or the user's code) as the model did."""
         layouts = {
             ref.name: self.seen(argument).layout
@@ -120,7 +134,13 @@ class Lowering:
         args, kwargs = self.resolve((tuple(args), dict(kwargs)))
         inputs = list(dict.fromkeys(ref.name for ref in refs((args, kwargs))))
         attrs = {"target": target, "layouts": [layouts.get(name, "any") for name in inputs]}
-        result = self.emit("torch", inputs, attrs, note=note or "no Rust kernel and no row in the tables", call=call)
+        result = self.emit(
+            "torch",
+            inputs,
+            attrs,
+            note=note or "no Rust kernel and no row in the tables",
+            call=call,
+        )
         self.graph.nodes[-1].arguments = (args, kwargs)
         return result
 
@@ -165,13 +185,17 @@ def _target_name(node: fx.Node) -> str:
 
 
 #: Calls that only check something at capture and have no value.
-_ASSERTIONS = frozenset({"_assert", "_assert_is_none", "_assert_scalar.default", "_assert_async.msg"})
+_ASSERTIONS = frozenset(
+    {"_assert", "_assert_is_none", "_assert_scalar.default", "_assert_async.msg"}
+)
 
 
 def _clean_copy(module: nn.Module) -> nn.Module:
     copied = copy.deepcopy(module).eval()
     for parameter in copied.parameters():
-        parameter.grad = None  # it still requires one, for torch runs its recurrent layers otherwise without
+        parameter.grad = (
+            None  # it still requires one, for torch runs its recurrent layers otherwise without
+        )
     for layer in copied.modules():
         if isinstance(layer, TernaryLayer):
             layer._held = None
@@ -266,19 +290,29 @@ def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
             made = row(ctx, *node.args, **node.kwargs)
         except TypeError:
             made = None  # called with arguments the row does not know
-    return made if made is not None else ctx.torch_node(ctx.call_of(node), node.args, node.kwargs, _target_name(node))
+    return (
+        made
+        if made is not None
+        else ctx.torch_node(ctx.call_of(node), node.args, node.kwargs, _target_name(node))
+    )
 
 
 def _lower_write(ctx: Lowering, node: fx.Node) -> Ref:
     """Lower a call that writes into its arguments, by copying them."""
     function, inputs, changed = ctx.aliases.rewrite(node)
     ctx.writes = True
-    whole = ctx.torch_node(function, inputs, {}, _target_name(node), "writes into a tensor: torch does, into a copy")
+    whole = ctx.torch_node(
+        function, inputs, {}, _target_name(node), "writes into a tensor: torch does, into a copy"
+    )
     parts = []
-    for index, (part, suffix) in enumerate(((node, "_result"), *((alias, f"_{alias.name}") for alias in changed))):
+    for index, (part, suffix) in enumerate(
+        ((node, "_result"), *((alias, f"_{alias.name}") for alias in changed))
+    ):
         shape, seen = ctx.shape(part), ctx.seen(part)
         attrs = {"target": "getitem", "layouts": ["any"]}
-        item = ctx.emit("torch", [whole.name], attrs, suffix=suffix, shape=shape, call=operator.getitem)
+        item = ctx.emit(
+            "torch", [whole.name], attrs, suffix=suffix, shape=shape, call=operator.getitem
+        )
         ctx.graph.nodes[-1].arguments = ((Ref(whole.name), index), {})
         ctx.graph.nodes[-1].note = "" if seen.shape else "no tensor"
         parts.append(item)
@@ -294,7 +328,9 @@ def _lower_state(ctx: Lowering, node: fx.Node, buffer: str) -> None:
             f"forward writes into {buffer!r} and computes with it: a converted network keeps nothing from call to "
             "call; hand what changes in and out as arguments and results, or compute it before"
         )
-    ctx.graph.notes.append(f"what forward writes into {buffer!r} is left out: no result depends on it")
+    ctx.graph.notes.append(
+        f"what forward writes into {buffer!r} is left out: no result depends on it"
+    )
 
 
 def lower(captured: Captured) -> Graph:
@@ -303,7 +339,8 @@ def lower(captured: Captured) -> Graph:
     Returns
     -------
     Graph
-        With the capture's own ops ``act_quant`` and ``ternary`` still in it; the passes replace them.
+        With the capture's own ops ``act_quant`` and ``ternary`` still in it; the passes replace
+        them.
 
     Raises
     ------
@@ -322,17 +359,25 @@ def lower(captured: Captured) -> Graph:
                 if captured.batch is not None:
                     most = NO_LIMIT if captured.batch.most is None else captured.batch.most
                     attrs["batch"] = [captured.batch.least, most, captured.batch.multiple]
-                ctx.env[node] = ctx.emit("input", [], attrs, dtype=str(seen.dtype).removeprefix("torch."))
+                ctx.env[node] = ctx.emit(
+                    "input", [], attrs, dtype=str(seen.dtype).removeprefix("torch.")
+                )
                 ctx.inputs[node] = ctx.env[node].name
             else:
                 ctx.env[node] = None
         elif node.op == "output":
             break
-        elif getattr(node.target, "__name__", "") not in _ASSERTIONS and node.target != "_guards_fn":
+        elif (
+            getattr(node.target, "__name__", "") not in _ASSERTIONS and node.target != "_guards_fn"
+        ):
             ctx.env[node] = _lower_call(ctx, node)
-    ctx.graph.outputs = fill(captured.outputs, lambda leaf: ctx.env[leaf] if isinstance(leaf, fx.Node) else leaf)
+    ctx.graph.outputs = fill(
+        captured.outputs, lambda leaf: ctx.env[leaf] if isinstance(leaf, fx.Node) else leaf
+    )
     for name in ctx.aliases.inputs_written():
-        ctx.graph.notes.append(f"forward writes into its argument {name!r}; the network leaves the caller's as it is")
+        ctx.graph.notes.append(
+            f"forward writes into its argument {name!r}; the network leaves the caller's as it is"
+        )
     if maker := ctx.aliases.depends_on_sizes():
         _hold(ctx.graph, f"{maker!r} is a view or a copy by its size, and forward writes into it")
     if captured.asks_format or ctx.writes:
@@ -346,7 +391,9 @@ def _hold_formats(ctx: Lowering) -> None:
     """Hold inputs to the example's memory format, on which it depends what is a view of what."""
     for node, name in ctx.inputs.items():
         ctx.graph.node(name).attrs["layout"] = ctx.seen(node).layout
-    ctx.graph.notes.append("inputs must have the example's memory format: forward asks for it, or writes into tensors")
+    ctx.graph.notes.append(
+        "inputs must have the example's memory format: forward asks for it, or writes into tensors"
+    )
 
 
 def _hold_sizes(graph: Graph, values: list[str]) -> None:
@@ -362,7 +409,9 @@ def _hold(graph: Graph, why: str, first: int = 0) -> None:
     for node in graph.nodes:
         if node.op == "input":
             node.attrs["fixed"] = sorted({*node.attrs["fixed"], *range(first, len(node.shape))})
-    graph.notes.append(f"input sizes are fixed to the example's{', but for the batch' if first else ''}: {why}")
+    graph.notes.append(
+        f"input sizes are fixed to the example's{', but for the batch' if first else ''}: {why}"
+    )
 
 
 #: Greatest batch size where there is no limit, in the attribute ``batch`` of inputs.

@@ -1,7 +1,7 @@
 """Memory formats: the order of a tensor's dimensions in memory, by which torch chooses how it sums.
 
-Two convolutions of one image in two memory formats may differ in the last place. So every float function of torch's
-gets its input in the format, stride for stride, that the eager model had.
+Two convolutions of one image in two memory formats may differ in the last place. So every float
+function of torch's gets its input in the format, stride for stride, that the eager model had.
 """
 
 from __future__ import annotations
@@ -34,15 +34,19 @@ def layout_of(value: Any) -> str:
     Returns
     -------
     str
-        ``"contiguous"``; ``"channels_last"``, of four dimensions; ``"order:0,2,1"``, dense, with the dimensions in that
-        order, outermost first; ``"any"`` for everything else. A tensor that is of two formats (one channel, one pixel)
-        has the one that its strides say.
+        ``"contiguous"``; ``"channels_last"``, of four dimensions; ``"order:0,2,1"``, dense, with
+        the dimensions in that order, outermost first; ``"any"`` for everything else. A tensor that
+        is of two formats (one channel, one pixel) has the one that its strides say.
     """
     if not isinstance(value, Tensor) or value.layout != torch.strided:
         return "any"
     if value.is_contiguous():
         own = value.dim() != 4 or tuple(value.stride()) != _channels_last(value)
-        return "contiguous" if own or tuple(value.stride()) == _strides(value.shape, [0, 1, 2, 3]) else "channels_last"
+        return (
+            "contiguous"
+            if own or tuple(value.stride()) == _strides(value.shape, [0, 1, 2, 3])
+            else "channels_last"
+        )
     if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
         return "channels_last"
     strides = tuple(value.stride())
@@ -65,7 +69,10 @@ def _wanted(value: Tensor, layout: str) -> tuple[int, ...] | None:
 
 def _moves(value: Tensor, strides: tuple[int, ...]) -> bool:
     """Whether elements of a value lie elsewhere than these strides say."""
-    return any(size > 1 and have != want for size, have, want in zip(value.shape, value.stride(), strides, strict=True))
+    return any(
+        size > 1 and have != want
+        for size, have, want in zip(value.shape, value.stride(), strides, strict=True)
+    )
 
 
 def has_layout(value: Tensor, layout: str) -> bool:
@@ -80,7 +87,9 @@ def in_layout(value: Any, layout: str) -> Any:
         return value
     if torch.compiler.is_compiling():  # strides of dimensions of size 1 are not for it to look at
         last = layout == "channels_last" and value.dim() == 4
-        return value.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        return value.contiguous(
+            memory_format=torch.channels_last if last else torch.contiguous_format
+        )
     strides = _wanted(value, layout)
     if strides is None or tuple(value.stride()) == strides:
         return value

@@ -1,8 +1,9 @@
 """Operations that write into their arguments, as functions.
 
-A graph of ours has values, and nothing in it changes one. So what writes becomes a function: it copies the memory that
-is written into, makes the views of it that matter, writes, and returns what every later reader would see. Which values
-share that memory, and which node writes, was recorded while the captured graph ran (:mod:`fatnn_rs.convert.record`).
+A graph of ours has values, and nothing in it changes one. So what writes becomes a function: it
+copies the memory that is written into, makes the views of it that matter, writes, and returns what
+every later reader would see. Which values share that memory, and which node writes, was recorded
+while the captured graph ran (:mod:`fatnn_rs.convert.record`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,18 @@ __all__ = ["Aliases", "Rewritten"]
 
 #: Functions and methods whose result is a view of their argument or a copy, by its sizes and strides.
 _VIEW_OR_COPY = frozenset(
-    {"contiguous", "reshape", "reshape_as", "flatten", "ravel", "to", "type", "type_as", "float", "expand_copy"}
+    {
+        "contiguous",
+        "reshape",
+        "reshape_as",
+        "flatten",
+        "ravel",
+        "to",
+        "type",
+        "type_as",
+        "float",
+        "expand_copy",
+    }
 )
 
 
@@ -40,10 +52,13 @@ def _slot(index: int) -> Any:
 class Rewritten:
     """A function in place of a node that writes: of its bases and its other arguments, with nothing changed.
 
-    Calling it returns a list: what the node returns, then every value asked for as it is afterwards.
+    Calling it returns a list: what the node returns, then every value asked for as it is
+    afterwards.
     """
 
-    def __init__(self, bases: int, steps: list[tuple[Callable[..., Any], Any, Any]], results: list[int]) -> None:
+    def __init__(
+        self, bases: int, steps: list[tuple[Callable[..., Any], Any, Any]], results: list[int]
+    ) -> None:
         self._bases, self._steps, self._results = bases, steps, results
 
     def __call__(self, *values: Any) -> list[Any]:
@@ -75,7 +90,10 @@ class Aliases:
     """
 
     def __init__(
-        self, graph: fx.Graph, seen: dict[fx.Node, Seen], call: Callable[[fx.Node], Callable[..., Any]]
+        self,
+        graph: fx.Graph,
+        seen: dict[fx.Node, Seen],
+        call: Callable[[fx.Node], Callable[..., Any]],
     ) -> None:
         self._seen, self._call = seen, call
         self._nodes = list(graph.nodes)
@@ -90,7 +108,9 @@ class Aliases:
         return [
             node
             for node in self._nodes[: self._nodes.index(before)]
-            if node in self._seen and number in self._seen[node].memory and any(not u < before for u in node.users)
+            if node in self._seen
+            and number in self._seen[node].memory
+            and any(not u < before for u in node.users)
         ]
 
     def read_after(self, number: int, writer: fx.Node) -> list[fx.Node]:
@@ -100,16 +120,23 @@ class Aliases:
     def whole(self, writer: fx.Node) -> fx.Node | None:
         """Return the argument that ``writer`` replaces, where it does nothing else; None for other writers.
 
-        That is: it returns the object that it writes into, and whoever reads that memory later reads the same elements
-        in the same order.
+        That is: it returns the object that it writes into, and whoever reads that memory later
+        reads the same elements in the same order.
         """
         seen = self._seen[writer]
         target = seen.same_as
-        if target is None or seen.reshapes or len(seen.writes) != 1 or self._seen[target].memory != seen.writes:
+        if (
+            target is None
+            or seen.reshapes
+            or len(seen.writes) != 1
+            or self._seen[target].memory != seen.writes
+        ):
             return None
         (number,) = seen.writes
         geometry = self._seen[target].geometry
-        same = all(self._seen[node].geometry == geometry for node in self.read_after(number, writer))
+        same = all(
+            self._seen[node].geometry == geometry for node in self.read_after(number, writer)
+        )
         constant = self._bases[number].op == "get_attr"
         return target if geometry and same and not constant else None
 
@@ -124,7 +151,8 @@ class Aliases:
         Returns
         -------
         tuple
-            The function; the nodes whose values it takes; and those whose new values it returns, after the writer's.
+            The function; the nodes whose values it takes; and those whose new values it returns,
+            after the writer's.
 
         Raises
         ------
@@ -143,7 +171,12 @@ class Aliases:
         for node in (*wanted, *writer.all_input_nodes):
             self._need(node, writer, bases, inputs, order)
         slots = {node: index for index, node in enumerate((*inputs, *order, writer))}
-        for node in (*wanted, *order, *writer.all_input_nodes, *(s for n in order for s in self._sources(n))):
+        for node in (
+            *wanted,
+            *order,
+            *writer.all_input_nodes,
+            *(s for n in order for s in self._sources(n)),
+        ):
             equal = self._equal(node, bases)
             if node not in slots and equal is not None:
                 slots[node] = slots[equal]
@@ -151,12 +184,18 @@ class Aliases:
         for node in (*order, writer):
             same = self._seen[node].same_as
             if node is not writer and self._seen[node].writes and same is not None:
-                steps.append((_first, (_Slot(slots[same]),), {}))  # it wrote, and was rewritten; this is its argument
+                steps.append(
+                    (_first, (_Slot(slots[same]),), {})
+                )  # it wrote, and was rewritten; this is its argument
                 continue
             filled: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: _slot(slots[n]))
             args, kwargs = filled
             steps.append((self._call(node), args, kwargs))
-        return Rewritten(len(bases), steps, [slots[writer], *(slots[n] for n in wanted)]), inputs, wanted
+        return (
+            Rewritten(len(bases), steps, [slots[writer], *(slots[n] for n in wanted)]),
+            inputs,
+            wanted,
+        )
 
     def _equal(self, node: fx.Node, bases: list[fx.Node]) -> fx.Node | None:
         """Return the base that is the same tensor as a node's value, if there is one."""
@@ -165,7 +204,12 @@ class Aliases:
         return next((b for b in same if self._seen[b].memory == seen.memory), None)
 
     def _need(
-        self, node: fx.Node, writer: fx.Node, bases: list[fx.Node], inputs: list[fx.Node], order: list[fx.Node]
+        self,
+        node: fx.Node,
+        writer: fx.Node,
+        bases: list[fx.Node],
+        inputs: list[fx.Node],
+        order: list[fx.Node],
     ) -> None:
         """Add what makes a node's value from the bases: to ``inputs`` what is taken, to ``order`` what is called."""
         if node in inputs or node in order or self._equal(node, bases) is not None:
@@ -175,7 +219,9 @@ class Aliases:
             inputs.append(node)
             return
         if node.op in ("placeholder", "get_attr") or not node.all_input_nodes:
-            raise _refused(writer, f"writes into memory that {node.name!r} shares with another value")
+            raise _refused(
+                writer, f"writes into memory that {node.name!r} shares with another value"
+            )
         if self._seen[node].writes and self._seen[node].same_as is None:
             raise _refused(writer, f"writes into a view that {node.name!r} made while it wrote")
         for source in self._sources(node):
@@ -193,16 +239,24 @@ class Aliases:
         """Names of the model's arguments into whose memory a node writes."""
         written = frozenset[int]().union(*(seen.writes for seen in self._seen.values()))
         return [
-            n.name for n in self._nodes if n.op == "placeholder" and n in self._seen and self._seen[n].memory & written
+            n.name
+            for n in self._nodes
+            if n.op == "placeholder" and n in self._seen and self._seen[n].memory & written
         ]
 
     def depends_on_sizes(self) -> str:
         """Name of a node that writes into what is a view at some sizes and a copy at others; empty where none does."""
         written = frozenset[int]().union(*(seen.writes for seen in self._seen.values()))
         for node in self._nodes:
-            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+            name = (
+                node.target
+                if isinstance(node.target, str)
+                else getattr(node.target, "__name__", "")
+            )
             if str(name).split(".")[0] in _VIEW_OR_COPY:
-                memory = self._seen[node].memory.union(*(self._seen[n].memory for n in node.all_input_nodes))
+                memory = self._seen[node].memory.union(
+                    *(self._seen[n].memory for n in node.all_input_nodes)
+                )
                 if memory & written:
                     return str(node.name)
         return ""
@@ -221,7 +275,11 @@ class Aliases:
         for node in reversed(self._nodes):
             seen = self._seen.get(node)
             writes = frozenset() if seen is None else seen.writes
-            if node.op == "output" or (writes and not writes <= written) or (node in needed and not writes):
+            if (
+                node.op == "output"
+                or (writes and not writes <= written)
+                or (node in needed and not writes)
+            ):
                 needed.update(node.all_input_nodes)
         return any(n in self._seen and self._seen[n].memory & written for n in needed)
 

@@ -32,20 +32,22 @@ Observer = Callable[[Node, Any, list[Any]], None]
 class TernaryNetwork(nn.Module):
     """An inference-only network made by :func:`fatnn_rs.convert.convert` or :func:`fatnn_rs.convert.load`.
 
-    Ternary layers and what lies between them run in Rust, one call for each :class:`~fatnn_rs.convert.engine.Segment`.
-    Call it as the model it came from. It has no parameters and no training mode, and runs on the CPU.
+    Ternary layers and what lies between them run in Rust, one call for each
+    :class:`~fatnn_rs.convert.engine.Segment`. Call it as the model it came from. It has no
+    parameters and no training mode, and runs on the CPU.
 
     Parameters
     ----------
     graph
-        What to run. The network keeps it and never changes its nodes and tensors; layouts that only this CPU's kernels
-        understand are derived from it here.
+        What to run. The network keeps it and never changes its nodes and tensors; layouts that only
+        this CPU's kernels understand are derived from it here.
     float_layers
-        Who runs float convolutions, linear layers and means: ``"torch"`` gives the eager model's bits, ``"rust"`` fewer
-        calls (usually one for the whole network) and sums that may differ in the last place.
+        Who runs float convolutions, linear layers and means: ``"torch"`` gives the eager model's
+        bits, ``"rust"`` fewer calls (usually one for the whole network) and sums that may differ in
+        the last place.
     family
-        Of the kernels that products in the engine take, ``"popcount"``, ``"table"`` or ``"matrix"``, for benchmarks;
-        what suits the CPU by default.
+        Of the kernels that products in the engine take, ``"popcount"``, ``"table"`` or
+        ``"matrix"``, for benchmarks; what suits the CPU by default.
 
     Raises
     ------
@@ -54,13 +56,18 @@ class TernaryNetwork(nn.Module):
     UnsupportedError
         ``family`` has no kernel for some product here.
     InputError
-        From calls: wrong number, dtype, device, rank or channels of inputs; NaN where a quantizer reads it.
+        From calls: wrong number, dtype, device, rank or channels of inputs; NaN where a quantizer
+        reads it.
     """
 
-    def __init__(self, graph: Graph, float_layers: str = "torch", family: str | None = None) -> None:
+    def __init__(
+        self, graph: Graph, float_layers: str = "torch", family: str | None = None
+    ) -> None:
         super().__init__()
         if not isinstance(float_layers, str) or float_layers not in FLOAT_LAYERS:
-            raise ConfigError(f"float_layers must be one of {', '.join(map(repr, FLOAT_LAYERS))}, got {float_layers!r}")
+            raise ConfigError(
+                f"float_layers must be one of {', '.join(map(repr, FLOAT_LAYERS))}, got {float_layers!r}"
+            )
         self.graph = graph
         self.float_layers = float_layers
         self.family = family
@@ -72,7 +79,12 @@ class TernaryNetwork(nn.Module):
         graph = self.graph
         self._inputs = [node for node in graph.nodes if node.op == "input"]
         self._arguments = graph.arguments or tuple(Argument(node.name) for node in self._inputs)
-        constants = [graph.tensors[name] for n in graph.nodes if n.op == "constant" for name in n.tensors.values()]
+        constants = [
+            graph.tensors[name]
+            for n in graph.nodes
+            if n.op == "constant"
+            for name in n.tensors.values()
+        ]
         self._constants = {tensor.untyped_storage().data_ptr() for tensor in constants}
         self._parts = _plan(graph, partition(graph, self.float_layers, self._excluded, self.family))
         self._single: list[ExecutionStep] | None = None
@@ -83,12 +95,17 @@ class TernaryNetwork(nn.Module):
     def _unfused_plan(self) -> list[ExecutionStep]:
         """Every node by itself: what torch.compile traces, and what an observer that wants every value sees.
 
-        Made when it is first wanted, for it holds weights packed once more, beside those in the segments.
+        Made when it is first wanted, for it holds weights packed once more, beside those in the
+        segments.
         """
         with self._single_lock:
             if self._single is None:
-                bound = {part.what.name: part.run for part in self._parts if isinstance(part.what, Node)}
-                nodes: list[Node | Segment] = [node for node in self.graph.nodes if node.op != "input"]
+                bound = {
+                    part.what.name: part.run for part in self._parts if isinstance(part.what, Node)
+                }
+                nodes: list[Node | Segment] = [
+                    node for node in self.graph.nodes if node.op != "input"
+                ]
                 self._single = _plan(self.graph, nodes, bound)
             return self._single
 
@@ -104,11 +121,14 @@ class TernaryNetwork(nn.Module):
         Raises
         ------
         InputError
-            The inputs are such that nodes one by one refuse them, too (NaN in front of a quantizer).
+            The inputs are such that nodes one by one refuse them, too (NaN in front of a
+            quantizer).
         """
         index = self.graph.index()
         tensors = [value for value in inputs if isinstance(value, Tensor)]
-        values: dict[str, Any] = {node.name: x for node, x in zip(self._inputs, tensors, strict=True)}
+        values: dict[str, Any] = {
+            node.name: x for node, x in zip(self._inputs, tensors, strict=True)
+        }
         excluded: set[str] = set()
         for part in self._parts:
             arguments = [values[name] for name in part.reads]
@@ -119,12 +139,20 @@ class TernaryNetwork(nn.Module):
             try:
                 results = part.run(*arguments)
                 problem = _wrong_shape(part.makes, results, index)
-            except Exception as error:  # whatever the engine raises, the nodes can still run one by one
+            except (
+                Exception
+            ) as error:  # whatever the engine raises, the nodes can still run one by one
                 problem = f"{type(error).__name__}: {error}"
             if problem:
                 inside = list(part.what.nodes)
                 for single in _plan(self.graph, list(inside)):
-                    values.update(zip(single.makes, single.run(*(values[n] for n in single.reads)), strict=True))
+                    values.update(
+                        zip(
+                            single.makes,
+                            single.run(*(values[n] for n in single.reads)),
+                            strict=True,
+                        )
+                    )
                 excluded |= {node.name for node in inside}
                 self.graph.notes.append(
                     f"{len(inside)} nodes from {inside[0].name!r} to {inside[-1].name!r} run one by one, because "
@@ -146,14 +174,18 @@ class TernaryNetwork(nn.Module):
         """What runs where, and why: one row per node. Print it."""
         segments = self.segments
         inside = {node.name for segment in segments for node in segment.nodes}
-        return make_report(self.graph, inside, (found for segment in segments for found in segment.network.not_fused))
+        return make_report(
+            self.graph,
+            inside,
+            (found for segment in segments for found in segment.network.not_fused),
+        )
 
     @torch.no_grad()
     def node_seconds(self, *inputs: Any) -> dict[str, float]:
         """Run the network as ever and return how long each node took, by name.
 
-        What runs inside another node's operation (elementwise functions, pooling, a shortcut's convolution inside the
-        sum that alone reads it) has no time of its own.
+        What runs inside another node's operation (elementwise functions, pooling, a shortcut's
+        convolution inside the sum that alone reads it) has no time of its own.
         """
         values = self._bound(inputs, {})
         seconds: dict[str, float] = {}
@@ -161,7 +193,9 @@ class TernaryNetwork(nn.Module):
             arguments = [values[name] for name in part.reads]
             if isinstance(part.what, Segment):
                 results, seen = part.what.observed(*arguments)
-                seconds.update({name: nanoseconds * 1e-9 for name, (nanoseconds, _) in seen.items()})
+                seconds.update(
+                    {name: nanoseconds * 1e-9 for name, (nanoseconds, _) in seen.items()}
+                )
             else:
                 before = time.perf_counter()
                 results = part.run(*arguments)
@@ -185,7 +219,8 @@ class TernaryNetwork(nn.Module):
         Parameters
         ----------
         *args, **kwargs
-            The original model's arguments. What was no tensor at conversion has to be what it was then.
+            The original model's arguments. What was no tensor at conversion has to be what it was
+            then.
 
         Returns
         -------
@@ -204,8 +239,9 @@ class TernaryNetwork(nn.Module):
     ) -> Any:
         """Run, and show ``observer`` every node with its result and the values it read.
 
-        With ``as_run`` the network runs as ever, in segments: the observer sees the codes that were really used, and
-        None for floats that never left the engine. Without it nodes run one by one, and every value is seen.
+        With ``as_run`` the network runs as ever, in segments: the observer sees the codes that were
+        really used, and None for floats that never left the engine. Without it nodes run one by
+        one, and every value is seen.
         """
         if not isinstance(inputs, (tuple, list)) or not (observer is None or callable(observer)):
             raise ConfigError("run_observed takes a tuple of arguments, and a function or None")
@@ -216,7 +252,8 @@ class TernaryNetwork(nn.Module):
             parts = cast("list[ExecutionStep]", self._single)
         else:
             parts = self._parts if as_run else self._unfused_plan()
-        # Autocast would hand bfloat16 to layers that the eager model ran in float32 when it was converted.
+        # Autocast would hand bfloat16 to layers that the eager model ran in float32 when it was
+        # converted.
         with torch.autocast("cpu", enabled=False):
             for part in parts:
                 arguments = [values[name] for name in part.reads]
@@ -290,7 +327,15 @@ class TernaryNetwork(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        for name in ("_parts", "_single", "_single_lock", "_inputs", "_arguments", "_constants", "_key"):
+        for name in (
+            "_parts",
+            "_single",
+            "_single_lock",
+            "_inputs",
+            "_arguments",
+            "_constants",
+            "_key",
+        ):
             del state[name]
         return state
 
@@ -301,9 +346,7 @@ class TernaryNetwork(nn.Module):
     def extra_repr(self) -> str:
         """Show counts of nodes, for ``print(net)``."""
         report = self.report
-        return (
-            f"{report.layers_ternary} ternary layers, {len(self.graph.nodes)} nodes, {report.bytes_packed} bytes packed"
-        )
+        return f"{report.layers_ternary} ternary layers, {len(self.graph.nodes)} nodes, {report.bytes_packed} bytes packed"
 
 
 def _of_one_argument(self: TernaryNetwork, x: Any) -> None:
@@ -357,7 +400,11 @@ def _plan(
             run: Callable[..., list[Any]] = part
             reads, makes = part.reads, part.makes
         else:
-            run, reads, makes = bound.get(part.name) or _single_result(bind(graph, part)), part.inputs, [part.name]
+            run, reads, makes = (
+                bound.get(part.name) or _single_result(bind(graph, part)),
+                part.inputs,
+                [part.name],
+            )
         drops = [name for name in dict.fromkeys((*reads, *makes)) if name not in read_later]
         read_later.update(reads)
         plan.append(ExecutionStep(part, run, reads, makes, drops))
@@ -371,7 +418,9 @@ def _single_result(function: Callable[..., Any]) -> Callable[..., list[Any]]:
 def _observe_segment(segment: Segment, arguments: list[Any], observer: Observer) -> list[Tensor]:
     """Run a segment and show its nodes: codes as they were; floats inside a segment are not kept, and shown as None."""
     results, seen = segment.observed(*arguments)
-    values = dict(zip(segment.reads, arguments, strict=True)) | dict(zip(segment.makes, results, strict=True))
+    values = dict(zip(segment.reads, arguments, strict=True)) | dict(
+        zip(segment.makes, results, strict=True)
+    )
     for node in segment.nodes:
         codes = seen[node.name][1] if node.name in seen else None
         if codes is not None:

@@ -1,7 +1,8 @@
 """The operations on codes as torch runs them: functions that call ``torch.ops.fatnn_rs``.
 
-Values here are packed codes, uint8 [N, H, W, B] (H = W = 1 after a linear layer, H = 1 in one dimension). A node's
-``dims`` says how many spatial dimensions its float side has: 0 (linear), 1 or 2.
+Values here are packed codes, uint8 [N, H, W, B] (H = W = 1 after a linear layer, H = 1 in one
+dimension). A node's ``dims`` says how many spatial dimensions its float side has: 0 (linear), 1 or
+2.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ def _conv_codes(node: Node, tensors: Tensors) -> Function:
 
     def run(codes: Tensor) -> Tensor:
         _check_map(node, codes)
-        result: Tensor = torch.ops.fatnn_rs.conv_codes(codes, blob, thresholds, out, *window, groups)
+        result: Tensor = torch.ops.fatnn_rs.conv_codes(
+            codes, blob, thresholds, out, *window, groups
+        )
         return result
 
     return run

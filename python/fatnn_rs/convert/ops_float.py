@@ -1,8 +1,8 @@
 """The float operations of a graph as torch runs them: one row each, of torch's own functions.
 
-A row's ``bind`` turns a node into a function of its input tensors. The same function is what a network runs and what
-the conversion evaluates to find integer thresholds, and it is the function the eager module itself calls, so the bits
-agree.
+A row's ``bind`` turns a node into a function of its input tensors. The same function is what a
+network runs and what the conversion evaluates to find integer thresholds, and it is the function
+the eager module itself calls, so the bits agree.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def _conv(function: Function) -> Callable[[Node, Tensors], Function]:
     def bind(node: Node, tensors: Tensors) -> Function:
         weight, bias, attrs = tensors["weight"], tensors.get("bias"), node.attrs
         padding = attrs["padding"]
-        return lambda x: function(x, weight, bias, attrs["stride"], padding, attrs["dilation"], attrs["groups"])
+        return lambda x: function(
+            x, weight, bias, attrs["stride"], padding, attrs["dilation"], attrs["groups"]
+        )
 
     return bind
 
@@ -106,7 +108,9 @@ def _channel_bias(node: Node, tensors: Tensors) -> Function:
 def _max_pool(function: Function) -> Callable[[Node, Tensors], Function]:
     def bind(node: Node, tensors: Tensors) -> Function:
         a = node.attrs
-        return lambda x: function(x, a["kernel"], a["stride"], a["padding"], a["dilation"], a["ceil_mode"])
+        return lambda x: function(
+            x, a["kernel"], a["stride"], a["padding"], a["dilation"], a["ceil_mode"]
+        )
 
     return bind
 
@@ -202,7 +206,12 @@ def _normalize(function: Function) -> Callable[[Node, Tensors], Function]:
 
 
 def _group_norm(node: Node, tensors: Tensors) -> Function:
-    groups, eps, weight, bias = node.attrs["groups"], node.attrs["eps"], tensors.get("weight"), tensors.get("bias")
+    groups, eps, weight, bias = (
+        node.attrs["groups"],
+        node.attrs["eps"],
+        tensors.get("weight"),
+        tensors.get("bias"),
+    )
     return lambda x: functional.group_norm(x, groups, weight, bias, eps)
 
 
@@ -227,13 +236,20 @@ def _multihead(node: Node, tensors: Tensors) -> Function:
     """Attention by torch's module: it decides by its weights and by gradient mode how to compute."""
     weight = tensors["out_weight"]
     layer = nn.MultiheadAttention(
-        len(weight), node.attrs["heads"], bias=False, batch_first=node.attrs["batch_first"], device="meta"
+        len(weight),
+        node.attrs["heads"],
+        bias=False,
+        batch_first=node.attrs["batch_first"],
+        device="meta",
     )
 
     def parameter(role: str) -> nn.Parameter | None:
         return nn.Parameter(tensors[role]) if role in tensors else None
 
-    layer.in_proj_weight, layer.out_proj.weight = nn.Parameter(tensors["in_weight"]), nn.Parameter(weight)
+    layer.in_proj_weight, layer.out_proj.weight = (
+        nn.Parameter(tensors["in_weight"]),
+        nn.Parameter(weight),
+    )
     layer.register_parameter("in_proj_bias", parameter("in_bias"))
     layer.out_proj.register_parameter("bias", parameter("out_bias"))
     layer.eval()

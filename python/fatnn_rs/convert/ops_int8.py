@@ -1,7 +1,7 @@
 """The operations of int8 layers as torch runs them: from floats to floats, with integers between.
 
-The engine runs them in its segments. Alone (under ``torch.compile``, or where values are observed one by one) they are
-:func:`fatnn_rs.ops.schema.conv_int8`.
+The engine runs them in its segments. Alone (under ``torch.compile``, or where values are observed
+one by one) they are :func:`fatnn_rs.ops.schema.conv_int8`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def _int8(node: Node, tensors: Mapping[str, Tensor]) -> Callable[..., Any]:
     inverse, out, kernel = float(tensors["inv_step"]), len(weight), list(weight.shape[2:])
     stride, dilation = (one + node.attrs.get(key, []) for key in ("stride", "dilation"))
     padding = [0] * len(one) + node.attrs.get("padding", [])
-    return lambda x: torch.ops.fatnn_rs.conv_int8(x, blob, scale, bias, inverse, out, kernel, stride, padding, dilation)
+    return lambda x: torch.ops.fatnn_rs.conv_int8(
+        x, blob, scale, bias, inverse, out, kernel, stride, padding, dilation
+    )
 
 
 #: Every operation on 8-bit integers that a file may hold: function of a node and its tensors by role.

@@ -38,8 +38,13 @@ def bind(graph: Graph, node: Node) -> Callable[..., Any]:
 
     def run(*values: Any) -> Any:
         # One value stays one: attention asks whether queries are the keys.
-        made = {(id(value), layout): in_layout(value, layout) for value, layout in zip(values, layouts, strict=True)}
-        return function(*(made[id(value), layout] for value, layout in zip(values, layouts, strict=True)))
+        made = {
+            (id(value), layout): in_layout(value, layout)
+            for value, layout in zip(values, layouts, strict=True)
+        }
+        return function(
+            *(made[id(value), layout] for value, layout in zip(values, layouts, strict=True))
+        )
 
     return run
 

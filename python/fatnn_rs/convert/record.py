@@ -1,8 +1,9 @@
 """What a captured graph's values were at the example inputs: shapes, memory formats, shared memory, writes.
 
-Two values of a graph may share memory (a view and what it is a view of), and a node may write into what others read.
-The graph does not say so; running it does. Every tensor gets the number of the memory that it lies in, and a write is
-seen by the version counter that torch keeps for each tensor and its views.
+Two values of a graph may share memory (a view and what it is a view of), and a node may write into
+what others read. The graph does not say so; running it does. Every tensor gets the number of the
+memory that it lies in, and a write is seen by the version counter that torch keeps for each tensor
+and its views.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Seen:
     memory
         Numbers of the memory that its tensors lie in.
     geometry
-        Of a tensor: place, shape and strides in its memory. Values of one memory and geometry are the same.
+        Of a tensor: place, shape and strides in its memory. Values of one memory and geometry are
+        the same.
     writes
         Numbers of the memory that the node wrote into.
     overlaps
@@ -102,7 +104,11 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         read = {node: self.env[node] for node in n.all_input_nodes}
-        before = [(node, x, _version(x), _geometry(x), _address(x)) for node, v in read.items() for x in _tensors(v)]
+        before = [
+            (node, x, _version(x), _geometry(x), _address(x))
+            for node, v in read.items()
+            for x in _tensors(v)
+        ]
         value = super().run_node(n)
         writes: set[int] = set()
         reshapes = False
@@ -131,8 +137,12 @@ class _Recorder(fx.Interpreter):
                 **common,
             )
         else:
-            same_as = next((node for node, other in read.items() if other is value and value is not None), None)
-            self.seen[n] = Seen(value=value if type(value) is int else None, same_as=same_as, **common)
+            same_as = next(
+                (node for node, other in read.items() if other is value and value is not None), None
+            )
+            self.seen[n] = Seen(
+                value=value if type(value) is int else None, same_as=same_as, **common
+            )
         return value
 
     def _place(self, n: fx.Node, value: Any, read: dict[fx.Node, Any]) -> dict[int, int]:
@@ -154,7 +164,9 @@ class _Recorder(fx.Interpreter):
         return places
 
 
-def record(module: fx.GraphModule, arguments: tuple[Any, ...], expected: Any) -> dict[fx.Node, Seen] | str:
+def record(
+    module: fx.GraphModule, arguments: tuple[Any, ...], expected: Any
+) -> dict[fx.Node, Seen] | str:
     """Run a captured graph; what its values were, or why it does not reproduce the model.
 
     Containers of the outputs are not compared: tracing makes tuples, lists and dicts of some.
@@ -162,8 +174,12 @@ def record(module: fx.GraphModule, arguments: tuple[Any, ...], expected: Any) ->
     recorder = _Recorder(module)
     try:
         result = recorder.run(*arguments)
-    except Exception as error:  # whatever a wrongly captured graph may raise, the answer is the same
-        return f"the captured graph fails where the model does not ({type(error).__name__}: {error})"
+    except (
+        Exception
+    ) as error:  # whatever a wrongly captured graph may raise, the answer is the same
+        return (
+            f"the captured graph fails where the model does not ({type(error).__name__}: {error})"
+        )
     if problem := same_values(list(leaves(plain(result))), list(leaves(plain(expected)))):
         return f"the captured graph does not reproduce the model's output ({problem})"
     return recorder.seen

@@ -10,10 +10,13 @@ from fatnn_rs.report import NotFused, Report, ReportRow, macs, packed_weight_byt
 __all__ = ["Report", "ReportRow", "make_report"]
 
 
-def make_report(graph: Graph, in_engine: Container[str] = (), not_fused: Iterable[tuple[str, str, str]] = ()) -> Report:
+def make_report(
+    graph: Graph, in_engine: Container[str] = (), not_fused: Iterable[tuple[str, str, str]] = ()
+) -> Report:
     """Describe every node of a graph but its inputs.
 
-    ``in_engine``: names of those in the engine's segments; ``not_fused``: what these say of themselves.
+    ``in_engine``: names of those in the engine's segments; ``not_fused``: what these say of
+    themselves.
     """
     rows = []
     for node in graph.nodes:
@@ -28,7 +31,9 @@ def make_report(graph: Graph, in_engine: Container[str] = (), not_fused: Iterabl
                 runs=runs(node.op, node.name in in_engine),
                 shape=node.shape,
                 macs=macs(node.op, node.shape, shape),
-                packed_bytes=packed_weight_bytes(node.op, shape, "" if weight is None else graph.dtype(node, "weight")),
+                packed_bytes=packed_weight_bytes(
+                    node.op, shape, "" if weight is None else graph.dtype(node, "weight")
+                ),
                 note=node.note,
             )
         )

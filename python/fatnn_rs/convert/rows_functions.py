@@ -1,7 +1,7 @@
 """How functions and tensor methods are lowered: one row each, with torch's own signature.
 
-A row returns the graph's value, or None where it cannot take the call as it is (another dtype, an argument it does not
-know, a shape it cannot vouch for); the call then stays in torch.
+A row returns the graph's value, or None where it cannot take the call as it is (another dtype, an
+argument it does not know, a shape it cannot vouch for); the call then stays in torch.
 """
 
 from __future__ import annotations
@@ -32,17 +32,23 @@ def copied(ctx: Lowering, input: Any, *, memory_format: Any = None) -> Ref | Non
     return identity(ctx, input)
 
 
-def dropout(ctx: Lowering, input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Ref | None:
+def dropout(
+    ctx: Lowering, input: Any, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Ref | None:
     """Dropout that is switched off."""
     return identity(ctx, input) if training is False else None
 
 
-def quiet_dropout(ctx: Lowering, input: Any, p: float = 0.5, training: bool = False, inplace: bool = False) -> Any:
+def quiet_dropout(
+    ctx: Lowering, input: Any, p: float = 0.5, training: bool = False, inplace: bool = False
+) -> Any:
     """Alpha dropout, which is off where nobody says."""
     return dropout(ctx, input, p, training, inplace)
 
 
-def stochastic_depth(ctx: Lowering, input: Any, p: Any, mode: Any, training: Any = True) -> Ref | None:
+def stochastic_depth(
+    ctx: Lowering, input: Any, p: Any, mode: Any, training: Any = True
+) -> Ref | None:
     """Torchvision's layers that are left out by chance, switched off."""
     return identity(ctx, input) if training is False or p == 0 else None
 
@@ -51,20 +57,36 @@ def _operand(ctx: Lowering, value: Any) -> str | None:
     """Name of a tensor's value, or of a constant for a number."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         number = torch.tensor(float(value), dtype=torch.float32, device="cpu")
-        return ctx.emit("constant", [], {}, {"value": number}, suffix=f"_number_{len(ctx.graph.nodes)}", shape=()).name
+        return ctx.emit(
+            "constant",
+            [],
+            {},
+            {"value": number},
+            suffix=f"_number_{len(ctx.graph.nodes)}",
+            shape=(),
+        ).name
     return ctx.value(value)
 
 
 def arithmetic(op: str, swapped: bool = False) -> Row:
     """Lower ``a ∘ b``, of which one may be a number; ``swapped``: the arguments are b and a."""
 
-    def row(ctx: Lowering, input: Any, other: Any, *, alpha: Any = 1, rounding_mode: Any = None) -> Ref | None:
+    def row(
+        ctx: Lowering, input: Any, other: Any, *, alpha: Any = 1, rounding_mode: Any = None
+    ) -> Ref | None:
         tensors = isinstance(input, fx.Node) or isinstance(other, fx.Node)
-        if not tensors or alpha != 1 or rounding_mode is not None or ctx.seen(ctx.node).dtype != torch.float32:
+        if (
+            not tensors
+            or alpha != 1
+            or rounding_mode is not None
+            or ctx.seen(ctx.node).dtype != torch.float32
+        ):
             return None
         before = len(ctx.graph.nodes)
         names = (
-            [_operand(ctx, other), _operand(ctx, input)] if swapped else [_operand(ctx, input), _operand(ctx, other)]
+            [_operand(ctx, other), _operand(ctx, input)]
+            if swapped
+            else [_operand(ctx, input), _operand(ctx, other)]
         )
         known = [name for name in names if name is not None]
         if len(known) == 2:
@@ -87,10 +109,16 @@ def flatten(ctx: Lowering, input: Any, start_dim: Any = 0, end_dim: Any = -1) ->
     return ctx.emit("flatten", [name], {"start": start, "end": -1 if end == rank - 1 else end})
 
 
-def pad(ctx: Lowering, input: Any, pad: Any, mode: str = "constant", value: Any = None) -> Ref | None:
+def pad(
+    ctx: Lowering, input: Any, pad: Any, mode: str = "constant", value: Any = None
+) -> Ref | None:
     """Pad by constants, reflection, replication or wrapping."""
     name = ctx.value(input)
-    if name is None or not isinstance(pad, (tuple, list)) or not all(isinstance(p, int) for p in pad):
+    if (
+        name is None
+        or not isinstance(pad, (tuple, list))
+        or not all(isinstance(p, int) for p in pad)
+    ):
         return None
     fill = 0.0 if value is None else value
     if not isinstance(fill, (int, float)) or not math.isfinite(fill):
@@ -102,7 +130,11 @@ def _numbers(value: Any, dims: int) -> list[int] | None:
     values = list(value) if isinstance(value, (tuple, list)) else [value] * dims
     if len(values) == 1:
         values = values * dims
-    return [int(v) for v in values] if len(values) == dims and all(isinstance(v, int) for v in values) else None
+    return (
+        [int(v) for v in values]
+        if len(values) == dims and all(isinstance(v, int) for v in values)
+        else None
+    )
 
 
 def _batched(ctx: Lowering, input: Any, dims: int) -> str | None:
@@ -177,8 +209,14 @@ def adaptive_avg_pool(dims: int) -> Row:
 
     def row(ctx: Lowering, input: Any, output_size: Any) -> Ref | None:
         name = _batched(ctx, input, dims)
-        values = list(output_size) if isinstance(output_size, (tuple, list)) else [output_size] * dims
-        if name is None or len(values) != dims or not all(v is None or isinstance(v, int) for v in values):
+        values = (
+            list(output_size) if isinstance(output_size, (tuple, list)) else [output_size] * dims
+        )
+        if (
+            name is None
+            or len(values) != dims
+            or not all(v is None or isinstance(v, int) for v in values)
+        ):
             return None
         attrs = {"size": [v or 0 for v in values], "layout": ctx.seen(input).layout}
         return ctx.emit(f"adaptive_avg_pool{dims}d", [name], attrs)
@@ -210,8 +248,14 @@ def _arithmetic_calls() -> dict[Any, Row]:
         row = arithmetic(op)
         found |= {getattr(operator, python): row, getattr(operator, f"i{python}"): row}
         for packet in (getattr(_aten, op), getattr(_aten, f"{op}_")):
-            found |= {getattr(packet, overload): row for overload in ("Tensor", "Scalar") if hasattr(packet, overload)}
-    found |= dict.fromkeys((torch.rsub, _aten.rsub.Scalar, _aten.rsub.Tensor), arithmetic("sub", swapped=True))
+            found |= {
+                getattr(packet, overload): row
+                for overload in ("Tensor", "Scalar")
+                if hasattr(packet, overload)
+            }
+    found |= dict.fromkeys(
+        (torch.rsub, _aten.rsub.Scalar, _aten.rsub.Tensor), arithmetic("sub", swapped=True)
+    )
     return found
 
 
@@ -242,7 +286,9 @@ FUNCTIONS: dict[Any, Row] = {
     functional.avg_pool2d: avg_pool(2),
     functional.adaptive_avg_pool1d: adaptive_avg_pool(1),
     functional.adaptive_avg_pool2d: adaptive_avg_pool(2),
-    **dict.fromkeys((torch.clone, _aten.clone.default, _aten.contiguous.default, _aten.detach.default), copied),
+    **dict.fromkeys(
+        (torch.clone, _aten.clone.default, _aten.contiguous.default, _aten.detach.default), copied
+    ),
     _aten.dropout.default: dropout,
     _aten.feature_dropout.default: dropout,
     _aten.flatten.using_ints: flatten,

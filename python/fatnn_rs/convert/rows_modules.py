@@ -1,7 +1,7 @@
 """How modules are lowered: one row per class.
 
-A row applies to a class and to subclasses that override none of its methods. It calls the row of the function that the
-module's forward calls, with the module's own numbers.
+A row applies to a class and to subclasses that override none of its methods. It calls the row of
+the function that the module's forward calls, with the module's own numbers.
 """
 
 from __future__ import annotations
@@ -44,13 +44,23 @@ def module_row(module: nn.Module) -> Row | None:
 
 #: Methods that may differ in a subclass without a difference to what forward computes.
 _HARMLESS = frozenset(
-    {"__init__", "__repr__", "__setstate__", "__getstate__", "__deepcopy__", "extra_repr", "reset_parameters"}
+    {
+        "__init__",
+        "__repr__",
+        "__setstate__",
+        "__getstate__",
+        "__deepcopy__",
+        "extra_repr",
+        "reset_parameters",
+    }
 )
 
 
 def _overrides(kind: type, known: type) -> bool:
     """Whether a subclass has other methods than a class whose forward the conversion knows."""
-    names = {name for cls in known.__mro__ if cls not in nn.Module.__mro__ for name in vars(cls)} | {"__call__"}
+    names = {
+        name for cls in known.__mro__ if cls not in nn.Module.__mro__ for name in vars(cls)
+    } | {"__call__"}
     return any(
         inspect.isroutine(inspect.getattr_static(known, name, None))
         and inspect.getattr_static(kind, name) is not inspect.getattr_static(known, name)
@@ -60,7 +70,11 @@ def _overrides(kind: type, known: type) -> bool:
 
 
 def _window(values: Any, dims: int) -> list[int]:
-    return [int(value) for value in values] if isinstance(values, (tuple, list)) else [int(values)] * dims
+    return (
+        [int(value) for value in values]
+        if isinstance(values, (tuple, list))
+        else [int(values)] * dims
+    )
 
 
 def _padding(layer: Any, dims: int) -> tuple[list[int], dict[str, Any] | None]:
@@ -106,7 +120,9 @@ def _conv(dims: int) -> Row:
             "groups": module.groups,
             "layout": ctx.seen(input).layout,
         }
-        return ctx.emit(f"conv{dims}d", [name], attrs, {"weight": module.weight, "bias": module.bias})
+        return ctx.emit(
+            f"conv{dims}d", [name], attrs, {"weight": module.weight, "bias": module.bias}
+        )
 
     return row
 
@@ -123,8 +139,15 @@ def _batch_norm(ctx: Lowering, module: Any, input: Any) -> Ref | None:
     name = ctx.value(input)
     if name is None or module.running_mean is None or module.running_var is None:
         return None
-    tensors = {"mean": module.running_mean, "var": module.running_var, "weight": module.weight, "bias": module.bias}
-    return ctx.emit("batch_norm", [name], {"eps": float(module.eps), "layout": ctx.seen(input).layout}, tensors)
+    tensors = {
+        "mean": module.running_mean,
+        "var": module.running_var,
+        "weight": module.weight,
+        "bias": module.bias,
+    }
+    return ctx.emit(
+        "batch_norm", [name], {"eps": float(module.eps), "layout": ctx.seen(input).layout}, tensors
+    )
 
 
 def _prelu(ctx: Lowering, module: Any, input: Any) -> Ref | None:
@@ -132,7 +155,9 @@ def _prelu(ctx: Lowering, module: Any, input: Any) -> Ref | None:
     return (
         None
         if name is None
-        else ctx.emit("prelu", [name], {"shared": module.weight.numel() == 1}, {"weight": module.weight})
+        else ctx.emit(
+            "prelu", [name], {"shared": module.weight.numel() == 1}, {"weight": module.weight}
+        )
     )
 
 
@@ -153,14 +178,23 @@ def _ternary(dims: int) -> Row:
     return row
 
 
-_LINEAR: dict[str, Any] = {"dims": 0, "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1}
+_LINEAR: dict[str, Any] = {
+    "dims": 0,
+    "stride": [1, 1],
+    "padding": [0, 0],
+    "dilation": [1, 1],
+    "groups": 1,
+}
 
 
-def _ternary_conv(ctx: Lowering, layer: Any, name: str, shape: tuple[int, ...], dims: int) -> Ref | None:
+def _ternary_conv(
+    ctx: Lowering, layer: Any, name: str, shape: tuple[int, ...], dims: int
+) -> Ref | None:
     padding, pad = _padding(layer, dims)
     weight = layer.ternary_weight().detach()
     if pad is not None and pad["mode"] == "constant" and _code_of_zero(layer) != 0:
-        # The eager layer pads codes by 0, and no number has that code: padding cannot come before the quantizer.
+        # The eager layer pads codes by 0, and no number has that code: padding cannot come before
+        # the quantizer.
         wider = _with_leading_zeros(layer, weight, pad["pad"])
         if wider is None:
             return None
@@ -181,10 +215,13 @@ def _code_of_zero(layer: TernaryLayer) -> int:
     return int(layer.act_quant(torch.zeros(1, dtype=torch.float32, device="cpu")))
 
 
-def _with_leading_zeros(layer: Any, weight: Tensor, around: list[int]) -> tuple[Tensor, list[int]] | None:
+def _with_leading_zeros(
+    layer: Any, weight: Tensor, around: list[int]
+) -> tuple[Tensor, list[int]] | None:
     """Make padding alike on both sides by a kernel that begins with a zero; None where that is not to be had.
 
-    Padding of one more behind than before is that many on both sides, for a kernel that is longer by a first element 0.
+    Padding of one more behind than before is that many on both sides, for a kernel that is longer
+    by a first element 0.
     """
     padding = []
     for axis in range(weight.dim() - 2):
@@ -240,7 +277,9 @@ def _ternary_core(
     for index, (op, attrs, tensors) in enumerate(stages):
         suffix = tail if index == len(stages) - 1 else {"ternary": "_acc"}.get(op, "_scaled") + tail
         dtypes = {"weight": weight_kind(weight)} if op == "ternary" else {}
-        result = ctx.emit(op, [result.name], attrs, tensors, suffix=suffix, shape=out, dtypes=dtypes)
+        result = ctx.emit(
+            op, [result.name], attrs, tensors, suffix=suffix, shape=out, dtypes=dtypes
+        )
     return result
 
 
@@ -250,7 +289,11 @@ def _int8(dims: int) -> Row:
         if name is None or (dims and len(shape) != dims + 2) or not shape:
             return None
         inverse = layer.act_quant.positive_step().reciprocal().reshape(1)
-        tensors = {"weight": layer.int8_weight(), "scale": layer.output_scale(), "inv_step": inverse}
+        tensors = {
+            "weight": layer.int8_weight(),
+            "scale": layer.output_scale(),
+            "inv_step": inverse,
+        }
         tensors |= {} if layer.bias is None else {"bias": layer.bias}
         if dims:
             return _int8_conv(ctx, layer, name, shape, tensors, dims)
@@ -258,14 +301,26 @@ def _int8(dims: int) -> Row:
             return ctx.emit("linear_int8", [name], {}, tensors)
         count = int(torch.Size(shape[:-1]).numel())
         rows_ = ctx.emit("flatten_leading", [name], suffix="_rows", shape=(count, shape[-1]))
-        result = ctx.emit("linear_int8", [rows_.name], {}, tensors, suffix="_flat", shape=(count, len(layer.weight)))
+        result = ctx.emit(
+            "linear_int8",
+            [rows_.name],
+            {},
+            tensors,
+            suffix="_flat",
+            shape=(count, len(layer.weight)),
+        )
         return ctx.emit("reshape_like", [result.name, name])
 
     return row
 
 
 def _int8_conv(
-    ctx: Lowering, layer: Any, name: str, shape: tuple[int, ...], tensors: dict[str, torch.Tensor], dims: int
+    ctx: Lowering,
+    layer: Any,
+    name: str,
+    shape: tuple[int, ...],
+    tensors: dict[str, torch.Tensor],
+    dims: int,
 ) -> Ref:
     padding, pad = _padding(layer, dims)
     name, _ = _padded(ctx, name, shape, pad)
@@ -314,7 +369,9 @@ MODULES: dict[type[nn.Module], Row] = {
     nn.Dropout3d: lambda ctx, m, input: rows.identity(ctx, input),
     nn.AlphaDropout: lambda ctx, m, input: rows.identity(ctx, input),
     nn.FeatureAlphaDropout: lambda ctx, m, input: rows.identity(ctx, input),
-    nn.PixelShuffle: lambda ctx, m, input: rows.FUNCTIONS[torch.pixel_shuffle](ctx, input, m.upscale_factor),
+    nn.PixelShuffle: lambda ctx, m, input: rows.FUNCTIONS[torch.pixel_shuffle](
+        ctx, input, m.upscale_factor
+    ),
     nn.Flatten: lambda ctx, m, input: rows.flatten(ctx, input, m.start_dim, m.end_dim),
     nn.MaxPool1d: _pool_row(rows.max_pool(1), *_MAX),
     nn.MaxPool2d: _pool_row(rows.max_pool(2), *_MAX),

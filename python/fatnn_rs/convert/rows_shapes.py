@@ -1,7 +1,8 @@
 """How calls that move elements are lowered: other shapes, orders, parts, and values next to each other.
 
-Sizes that a call computes from tensors are the example's, and the inputs are held to it, but for the batch: a size
-that is some tensor's first one, or stands first in a new shape, follows the batch.
+Sizes that a call computes from tensors are the example's, and the inputs are held to it, but for
+the batch: a size that is some tensor's first one, or stands first in a new shape, follows the
+batch.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def batch_source(ctx: Lowering, value: Any) -> fx.Node | None:
     if value.target is operator.getitem and args[1:] == (0,) and isinstance(args[0], fx.Node):
         whole = args[0]
         rest: tuple[Any, ...] = whole.args[1:]
-        if (whole.target == "size" and not rest) or (whole.target is getattr and rest == ("shape",)):
+        if (whole.target == "size" and not rest) or (
+            whole.target is getattr and rest == ("shape",)
+        ):
             source: Any = whole.args[0]
             return source if isinstance(source, fx.Node) else None
     return None
@@ -46,10 +49,19 @@ def _number(ctx: Lowering, value: Any) -> int | None:
 
 
 def _sizes(shape: tuple[Any, ...]) -> list[Any]:
-    return list(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else list(shape)
+    return (
+        list(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else list(shape)
+    )
 
 
-def _step(ctx: Lowering, name: str, op: str, attrs: dict[str, Any], shape: tuple[int, ...], last: bool = False) -> Ref:
+def _step(
+    ctx: Lowering,
+    name: str,
+    op: str,
+    attrs: dict[str, Any],
+    shape: tuple[int, ...],
+    last: bool = False,
+) -> Ref:
     suffix = "" if last else f"_{op}_{len(ctx.graph.nodes)}"
     return ctx.emit(op, [name], attrs, suffix=suffix, shape=None if last else shape)
 
@@ -69,7 +81,12 @@ def reshape(ctx: Lowering, input: Any, *shape: Any) -> Ref | None:
             entries.append(size)
         elif i == 0 and -1 not in literal:
             entries.append(-1)
-        elif i == 0 and batch_source(ctx, size) is not None and source and _number(ctx, size) == source[0]:
+        elif (
+            i == 0
+            and batch_source(ctx, size) is not None
+            and source
+            and _number(ctx, size) == source[0]
+        ):
             entries.append(0)
         else:
             number = _number(ctx, size)
@@ -109,9 +126,17 @@ def view_as(ctx: Lowering, input: Any, other: Any) -> Ref | None:
 def unflatten(ctx: Lowering, input: Any, dim: Any, sizes: Any) -> Ref | None:
     """Make several dimensions of the last one."""
     name, rank = ctx.value(input), len(ctx.shape(input))
-    if name is None or not isinstance(dim, int) or not rank or dim % rank != rank - 1 or 0 in ctx.shape(input):
+    if (
+        name is None
+        or not isinstance(dim, int)
+        or not rank
+        or dim % rank != rank - 1
+        or 0 in ctx.shape(input)
+    ):
         return None
-    if not isinstance(sizes, (tuple, list)) or not all(isinstance(size, int) and size != 0 for size in sizes):
+    if not isinstance(sizes, (tuple, list)) or not all(
+        isinstance(size, int) and size != 0 for size in sizes
+    ):
         return None
     return ctx.emit("reshape", [name], {"shape": [0] * (rank - 1) + list(sizes)})
 
@@ -119,12 +144,27 @@ def unflatten(ctx: Lowering, input: Any, dim: Any, sizes: Any) -> Ref | None:
 def pixel_shuffle(ctx: Lowering, input: Any, upscale_factor: Any) -> Ref | None:
     """Channels to pixels."""
     name, shape, r = ctx.value(input), ctx.shape(input), upscale_factor
-    if name is None or len(shape) != 4 or not isinstance(r, int) or r < 1 or 0 in shape or shape[1] % (r * r):
+    if (
+        name is None
+        or len(shape) != 4
+        or not isinstance(r, int)
+        or r < 1
+        or 0 in shape
+        or shape[1] % (r * r)
+    ):
         return None
     n, c, h, w = shape
     ctx.of_one_size.append(name)
-    made = _step(ctx, name, "reshape", {"shape": [0, c // (r * r), r, r, h, w]}, (n, c // (r * r), r, r, h, w))
-    moved = _step(ctx, made.name, "permute", {"dims": [0, 1, 4, 2, 5, 3]}, (n, c // (r * r), h, r, w, r))
+    made = _step(
+        ctx,
+        name,
+        "reshape",
+        {"shape": [0, c // (r * r), r, r, h, w]},
+        (n, c // (r * r), r, r, h, w),
+    )
+    moved = _step(
+        ctx, made.name, "permute", {"dims": [0, 1, 4, 2, 5, 3]}, (n, c // (r * r), h, r, w, r)
+    )
     return ctx.emit("reshape", [moved.name], {"shape": [0, c // (r * r), h * r, w * r]})
 
 
@@ -166,7 +206,13 @@ def movedim(ctx: Lowering, input: Any, source: Any, destination: Any) -> Ref | N
 def squeeze(ctx: Lowering, input: Any, dim: Any = None) -> Ref | None:
     """Leave out a dimension of size 1; without ``dim`` the example's would decide, so that stays in torch."""
     name, source = ctx.value(input), ctx.shape(input)
-    if name is None or not isinstance(dim, int) or not source or source[dim] != 1 or dim % len(source) == 0:
+    if (
+        name is None
+        or not isinstance(dim, int)
+        or not source
+        or source[dim] != 1
+        or dim % len(source) == 0
+    ):
         return None
     return ctx.emit("squeeze", [name], {"dim": dim % len(source)})
 
@@ -203,13 +249,26 @@ def expand(ctx: Lowering, input: Any, *sizes: Any) -> Ref | None:
     return ctx.emit("expand", inputs, {"shape": entries})
 
 
-def _sliced(ctx: Lowering, name: str, shape: tuple[int, ...], dim: int, part: slice, last: bool) -> Ref | None:
-    start, end, step = part.start or 0, END if part.stop is None else part.stop, 1 if part.step is None else part.step
+def _sliced(
+    ctx: Lowering, name: str, shape: tuple[int, ...], dim: int, part: slice, last: bool
+) -> Ref | None:
+    start, end, step = (
+        part.start or 0,
+        END if part.stop is None else part.stop,
+        1 if part.step is None else part.step,
+    )
     if not all(isinstance(v, int) and abs(v) <= END for v in (start, end, step)) or step < 1:
         return None
     made = list(shape)
     made[dim] = len(range(*slice(start, end, step).indices(shape[dim])))
-    return _step(ctx, name, "slice", {"dim": dim, "start": start, "end": end, "step": step}, tuple(made), last)
+    return _step(
+        ctx,
+        name,
+        "slice",
+        {"dim": dim, "start": start, "end": end, "step": step},
+        tuple(made),
+        last,
+    )
 
 
 def getitem(ctx: Lowering, input: Any, index: Any) -> Any:
@@ -219,7 +278,9 @@ def getitem(ctx: Lowering, input: Any, index: Any) -> Any:
         return held[index]
     name, shape = ctx.value(input), ctx.shape(input)
     parts = list(index) if isinstance(index, tuple) else [index]
-    if name is None or not all(p is None or p is Ellipsis or isinstance(p, (int, slice)) for p in parts):
+    if name is None or not all(
+        p is None or p is Ellipsis or isinstance(p, (int, slice)) for p in parts
+    ):
         return None
     if any(isinstance(p, bool) for p in parts) or parts.count(Ellipsis) > 1:
         return None
@@ -280,7 +341,9 @@ def narrow(ctx: Lowering, input: Any, dim: Any, start: Any, length: Any) -> Any:
     return getitem(ctx, input, (*[slice(None)] * (dim % rank), slice(start, start + length)))
 
 
-def aten_slice(ctx: Lowering, input: Any, dim: Any = 0, start: Any = None, end: Any = None, step: Any = 1) -> Any:
+def aten_slice(
+    ctx: Lowering, input: Any, dim: Any = 0, start: Any = None, end: Any = None, step: Any = 1
+) -> Any:
     """``aten.slice``."""
     rank = len(ctx.shape(input))
     if not rank or not isinstance(dim, int):
@@ -304,7 +367,9 @@ def _parts(ctx: Lowering, input: Any, dim: Any, lengths: list[int]) -> tuple[Ref
     return tuple(found)
 
 
-def split(ctx: Lowering, input: Any, split_size_or_sections: Any, dim: Any = 0) -> tuple[Ref, ...] | None:
+def split(
+    ctx: Lowering, input: Any, split_size_or_sections: Any, dim: Any = 0
+) -> tuple[Ref, ...] | None:
     """Parts of a size, or of several."""
     shape = ctx.shape(input)
     if not shape or not isinstance(dim, int) or dim % len(shape) == 0:
@@ -312,7 +377,11 @@ def split(ctx: Lowering, input: Any, split_size_or_sections: Any, dim: Any = 0) 
     size, whole = split_size_or_sections, shape[dim]
     if isinstance(size, int) and size > 0:
         return _parts(ctx, input, dim, [min(size, whole - at) for at in range(0, whole, size)])
-    if isinstance(size, (tuple, list)) and all(isinstance(s, int) for s in size) and sum(size) == whole:
+    if (
+        isinstance(size, (tuple, list))
+        and all(isinstance(s, int) for s in size)
+        and sum(size) == whole
+    ):
         return _parts(ctx, input, dim, list(size))
     return None
 
@@ -320,7 +389,13 @@ def split(ctx: Lowering, input: Any, split_size_or_sections: Any, dim: Any = 0) 
 def chunk(ctx: Lowering, input: Any, chunks: Any, dim: Any = 0) -> tuple[Ref, ...] | None:
     """So many parts, or fewer."""
     shape = ctx.shape(input)
-    if not shape or not isinstance(chunks, int) or chunks < 1 or not isinstance(dim, int) or shape[dim] == 0:
+    if (
+        not shape
+        or not isinstance(chunks, int)
+        or chunks < 1
+        or not isinstance(dim, int)
+        or shape[dim] == 0
+    ):
         return None
     return split(ctx, input, -(-shape[dim] // chunks), dim)
 
@@ -367,13 +442,20 @@ def roll(ctx: Lowering, input: Any, shifts: Any, dims: Any = None) -> Ref | None
     shifts, dims = ([v] if isinstance(v, int) else v for v in (shifts, dims))
     if name is None or not isinstance(shifts, (tuple, list)) or not isinstance(dims, (tuple, list)):
         return None
-    if len(shifts) != len(dims) or not dims or not all(isinstance(v, int) for v in (*shifts, *dims)) or 0 in shape:
+    if (
+        len(shifts) != len(dims)
+        or not dims
+        or not all(isinstance(v, int) for v in (*shifts, *dims))
+        or 0 in shape
+    ):
         return None
     ctx.of_one_size.append(name)
     for i, (shift, dim) in enumerate(zip(shifts, dims, strict=True)):
         at, last = dim % len(shape), i + 1 == len(dims)
         cut = -shift % shape[at]
-        parts = [_sliced(ctx, name, shape, at, part, False) for part in (slice(cut, None), slice(0, cut))]
+        parts = [
+            _sliced(ctx, name, shape, at, part, False) for part in (slice(cut, None), slice(0, cut))
+        ]
         names = [part.name for part in parts if part is not None]
         suffix = "" if last else f"_roll_{len(ctx.graph.nodes)}"
         name = ctx.emit("cat", names, {"dim": at}, suffix=suffix, shape=shape).name

@@ -1,7 +1,8 @@
 """How normalisations, reductions, softmax and products of two values are lowered.
 
-Their results depend on an order of sums, or on an approximated function: torch runs them unless float layers may run in
-Rust. Weights that a function gets as arguments have to be the model's own parameters or buffers.
+Their results depend on an order of sums, or on an approximated function: torch runs them unless
+float layers may run in Rust. Weights that a function gets as arguments have to be the model's own
+parameters or buffers.
 """
 
 from __future__ import annotations
@@ -32,7 +33,11 @@ def constant(ctx: Lowering, value: Any) -> Tensor | None:
 def _constants(ctx: Lowering, given: dict[str, Any]) -> dict[str, Tensor | None] | None:
     """Tensors by role; None where one is there and is no constant."""
     found = {role: constant(ctx, value) for role, value in given.items()}
-    return None if any(value is not None and found[role] is None for role, value in given.items()) else found
+    return (
+        None
+        if any(value is not None and found[role] is None for role, value in given.items())
+        else found
+    )
 
 
 def _layouts(ctx: Lowering, *values: Any) -> str:
@@ -52,10 +57,20 @@ def batch_norm(
 ) -> Ref | None:
     """BatchNorm with constant statistics."""
     name = ctx.value(input)
-    tensors = _constants(ctx, {"mean": running_mean, "var": running_var, "weight": weight, "bias": bias})
-    if name is None or tensors is None or training is not False or tensors["mean"] is None or tensors["var"] is None:
+    tensors = _constants(
+        ctx, {"mean": running_mean, "var": running_var, "weight": weight, "bias": bias}
+    )
+    if (
+        name is None
+        or tensors is None
+        or training is not False
+        or tensors["mean"] is None
+        or tensors["var"] is None
+    ):
         return None
-    return ctx.emit("batch_norm", [name], {"eps": float(eps), "layout": ctx.seen(input).layout}, tensors)
+    return ctx.emit(
+        "batch_norm", [name], {"eps": float(eps), "layout": ctx.seen(input).layout}, tensors
+    )
 
 
 def _aten_batch_norm(
@@ -100,12 +115,19 @@ def conv(dims: int) -> Row:
             values = list(value) if isinstance(value, (tuple, list)) else [value]
             attrs[key] = values * dims if len(values) == 1 else values
         numbers = [v for values in attrs.values() for v in values]
-        if name is None or tensors is None or tensors["weight"] is None or len(ctx.shape(input)) != dims + 2:
+        if (
+            name is None
+            or tensors is None
+            or tensors["weight"] is None
+            or len(ctx.shape(input)) != dims + 2
+        ):
             return None
         if not all(isinstance(v, int) for v in (*numbers, groups)) or len(numbers) != 3 * dims:
             return None
         layout = ctx.seen(input).layout
-        return ctx.emit(f"conv{dims}d", [name], {**attrs, "groups": groups, "layout": layout}, tensors)
+        return ctx.emit(
+            f"conv{dims}d", [name], {**attrs, "groups": groups, "layout": layout}, tensors
+        )
 
     return row
 
@@ -121,13 +143,23 @@ def layer_norm(
 ) -> Ref | None:
     """LayerNorm with constant weights."""
     tensors = _constants(ctx, {"weight": weight, "bias": bias})
-    return None if tensors is None else _normalize(ctx, "layer_norm", input, normalized_shape, eps, tensors)
+    return (
+        None
+        if tensors is None
+        else _normalize(ctx, "layer_norm", input, normalized_shape, eps, tensors)
+    )
 
 
-def rms_norm(ctx: Lowering, input: Any, normalized_shape: Any, weight: Any = None, eps: Any = None) -> Ref | None:
+def rms_norm(
+    ctx: Lowering, input: Any, normalized_shape: Any, weight: Any = None, eps: Any = None
+) -> Ref | None:
     """RMSNorm with a constant weight."""
     tensors = _constants(ctx, {"weight": weight})
-    return None if tensors is None else _normalize(ctx, "rms_norm", input, normalized_shape, eps, tensors)
+    return (
+        None
+        if tensors is None
+        else _normalize(ctx, "rms_norm", input, normalized_shape, eps, tensors)
+    )
 
 
 def group_norm(
@@ -149,13 +181,20 @@ def _normalize(
 ) -> Ref | None:
     name, dims = ctx.value(input), [shape] if isinstance(shape, int) else list(shape)
     eps = torch.finfo(torch.float32).eps if eps is None else eps
-    if name is None or not all(isinstance(v, int) for v in dims) or not isinstance(eps, (int, float)) or eps < 0:
+    if (
+        name is None
+        or not all(isinstance(v, int) for v in dims)
+        or not isinstance(eps, (int, float))
+        or eps < 0
+    ):
         return None
     attrs = {"dims": len(dims), "eps": float(eps), "layout": ctx.seen(input).layout}
     return ctx.emit(op, [name], attrs, tensors)
 
 
-def _group_norm(ctx: Lowering, input: Any, groups: Any, eps: Any, tensors: dict[str, Tensor | None]) -> Ref | None:
+def _group_norm(
+    ctx: Lowering, input: Any, groups: Any, eps: Any, tensors: dict[str, Tensor | None]
+) -> Ref | None:
     name = ctx.value(input)
     if name is None or not isinstance(groups, int) or not isinstance(eps, (int, float)) or eps < 0:
         return None
@@ -166,10 +205,17 @@ def _group_norm(ctx: Lowering, input: Any, groups: Any, eps: Any, tensors: dict[
 def reduction(op: str) -> Row:
     """Mean, sum, maximum or minimum over some dimensions, or all."""
 
-    def row(ctx: Lowering, input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None) -> Ref | None:
+    def row(
+        ctx: Lowering, input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None
+    ) -> Ref | None:
         name = ctx.value(input)
         dims = [] if dim is None else [dim] if isinstance(dim, int) else dim
-        if name is None or dtype is not None or not isinstance(dims, (tuple, list)) or not isinstance(keepdim, bool):
+        if (
+            name is None
+            or dtype is not None
+            or not isinstance(dims, (tuple, list))
+            or not isinstance(keepdim, bool)
+        ):
             return None
         if not all(isinstance(d, int) for d in dims) or not ctx.shape(input):
             return None
@@ -207,7 +253,9 @@ def extreme(op: str) -> Row:
 def softmax(op: str) -> Row:
     """Softmax or its logarithm along a dimension."""
 
-    def row(ctx: Lowering, input: Any, dim: Any = None, _stacklevel: Any = 3, dtype: Any = None) -> Ref | None:
+    def row(
+        ctx: Lowering, input: Any, dim: Any = None, _stacklevel: Any = 3, dtype: Any = None
+    ) -> Ref | None:
         name = ctx.value(input)
         if name is None or not isinstance(dim, int) or dtype is not None or not ctx.shape(input):
             return None
@@ -246,11 +294,17 @@ def attention(
     """Attention without a mask, with one that is added, or causal."""
     given = [query, key, value, *([] if attn_mask is None else [attn_mask])]
     names = [name for name in map(ctx.value, given) if name is not None]
-    if len(names) < len(given) or dropout_p != 0 or enable_gqa is not False or not isinstance(is_causal, bool):
+    if (
+        len(names) < len(given)
+        or dropout_p != 0
+        or enable_gqa is not False
+        or not isinstance(is_causal, bool)
+    ):
         return None
     if (is_causal and attn_mask is not None) or any(len(ctx.shape(v)) < 2 for v in given):
         return None
-    # Torch takes another way where a mask requires a gradient, in any mode; constants of a network require none.
+    # Torch takes another way where a mask requires a gradient, in any mode; constants of a network
+    # require none.
     mask = ctx.attribute(attn_mask)
     if isinstance(mask, Tensor) and mask.requires_grad:
         return None
@@ -276,9 +330,19 @@ def _multihead(
 ) -> Any:
     names = [name for name in map(ctx.value, (query, key, value)) if name is not None]
     masked = key_padding_mask is not None or attn_mask is not None or is_causal is not False
-    if len(names) < 3 or masked or not isinstance(need_weights, bool) or average_attn_weights is not True:
+    if (
+        len(names) < 3
+        or masked
+        or not isinstance(need_weights, bool)
+        or average_attn_weights is not True
+    ):
         return None
-    if len(ctx.shape(query)) != 3 or not _only_first(ctx) or module.bias_k is not None or module.add_zero_attn:
+    if (
+        len(ctx.shape(query)) != 3
+        or not _only_first(ctx)
+        or module.bias_k is not None
+        or module.add_zero_attn
+    ):
         return None
     if module.in_proj_weight is None or type(module.out_proj).__mro__[1] is not nn.Linear:
         return None

@@ -1,7 +1,7 @@
 """Functions of one element: how torch runs each, and which calls and modules become it.
 
-Adding one takes a row here and a row in the core's table of operations. A row's attributes have the names that torch
-gives the arguments and the module's attributes.
+Adding one takes a row here and a row in the core's table of operations. A row's attributes have the
+names that torch gives the arguments and the module's attributes.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class ScalarFunction:
     Attributes
     ----------
     function
-        Torch's function of a tensor and the attributes, in order: what a network runs, and what the conversion
-        evaluates to find integer thresholds.
+        Torch's function of a tensor and the attributes, in order: what a network runs, and what the
+        conversion evaluates to find integer thresholds.
     calls
         Functions and operators that become it; ``inplace`` is known to all.
     modules
@@ -86,7 +86,13 @@ def _plain(
     operators = [getattr(_aten, n).default for n in (name, f"{name}_") if hasattr(_aten, n)]
     own = tuple(n for n in (name, f"{name}_") if hasattr(torch.Tensor, n))
     calls = dict.fromkeys((function, *also, *in_place, *operators))
-    return ScalarFunction(function, tuple(calls), modules, (*own, *methods), nondecreasing=_always if rises else _never)
+    return ScalarFunction(
+        function,
+        tuple(calls),
+        modules,
+        (*own, *methods),
+        nondecreasing=_always if rises else _never,
+    )
 
 
 def _gelu_tanh(x: Any) -> Any:
@@ -97,7 +103,14 @@ def _gelu_tanh(x: Any) -> Any:
 SCALARS: dict[str, ScalarFunction] = {
     "relu": ScalarFunction(
         torch.relu,
-        (torch.relu, torch.relu_, functional.relu, functional.relu_, _aten.relu.default, _aten.relu_.default),
+        (
+            torch.relu,
+            torch.relu_,
+            functional.relu,
+            functional.relu_,
+            _aten.relu.default,
+            _aten.relu_.default,
+        ),
         (nn.ReLU,),
         ("relu", "relu_"),
         nondecreasing=_always,
@@ -170,7 +183,9 @@ def _emit(ctx: Lowering, op: str, input: Any, values: tuple[Any, ...], named: At
     attrs = {**defaults, **dict(zip(defaults, values, strict=False)), **named}
     if len(values) > len(defaults) or set(attrs) != set(defaults):
         raise TypeError(f"{op}: arguments that it does not have")
-    if name is None or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in attrs.values()):
+    if name is None or not all(
+        isinstance(v, (int, float)) and math.isfinite(v) for v in attrs.values()
+    ):
         return None
     made: dict[str, Any] = {key: float(value) for key, value in attrs.items()}
     if OPERATIONS[op].exactness != "exact":
@@ -179,17 +194,27 @@ def _emit(ctx: Lowering, op: str, input: Any, values: tuple[Any, ...], named: At
 
 
 def _call(op: str, **fixed: float) -> Row:
-    def row(ctx: Lowering, input: Any, *values: Any, inplace: Any = False, **named: Any) -> Ref | None:
+    def row(
+        ctx: Lowering, input: Any, *values: Any, inplace: Any = False, **named: Any
+    ) -> Ref | None:
         # ``inplace`` may also be the last positional argument.
         count = len(SCALARS[op].attrs) - len(fixed)
-        return _emit(ctx, op, input, values[:count] if len(values) == count + 1 else values, {**fixed, **named})
+        return _emit(
+            ctx,
+            op,
+            input,
+            values[:count] if len(values) == count + 1 else values,
+            {**fixed, **named},
+        )
 
     return row
 
 
 def _module(op: str) -> Row:
     def row(ctx: Lowering, module: Any, input: Any) -> Ref | None:
-        return _emit(ctx, op, input, (), {name: getattr(module, name) for name in SCALARS[op].attrs})
+        return _emit(
+            ctx, op, input, (), {name: getattr(module, name) for name in SCALARS[op].attrs}
+        )
 
     return row
 
@@ -215,7 +240,11 @@ _POWERS: tuple[tuple[float, Any], ...] = (
 
 def _power(exponent: Any) -> str | None:
     """Which operation a power is."""
-    found = [f.__name__ for value, f in _POWERS if isinstance(exponent, (int, float)) and value == exponent]
+    found = [
+        f.__name__
+        for value, f in _POWERS
+        if isinstance(exponent, (int, float)) and value == exponent
+    ]
     return found[0] if found else None
 
 
@@ -234,13 +263,22 @@ def gelu(ctx: Lowering, input: Any, *, approximate: Any = "none") -> Ref | None:
     return _emit(ctx, "gelu" if approximate == "none" else "gelu_tanh", input, (), {})
 
 
-_CLAMP = (torch.clamp, torch.clamp_, torch.clip, torch.clip_, _aten.clamp.default, _aten.clamp_.default)
+_CLAMP = (
+    torch.clamp,
+    torch.clamp_,
+    torch.clip,
+    torch.clip_,
+    _aten.clamp.default,
+    _aten.clamp_.default,
+)
 _POWER = (torch.pow, operator.pow, _aten.pow.Tensor_Scalar, _aten.pow_.Scalar)
 
 #: Functions and operators → row of the lowering.
 FUNCTIONS: dict[Any, Row] = {
     **{call: _call(op) for op, scalar in SCALARS.items() for call in scalar.calls},
-    **dict.fromkeys((functional.relu6, _aten.relu6.default), _call("hardtanh", min_val=0.0, max_val=6.0)),
+    **dict.fromkeys(
+        (functional.relu6, _aten.relu6.default), _call("hardtanh", min_val=0.0, max_val=6.0)
+    ),
     **dict.fromkeys(_CLAMP, clamp),
     **dict.fromkeys(_POWER, power),
     **dict.fromkeys((functional.gelu, _aten.gelu.default), gelu),

@@ -2,19 +2,22 @@
 
 The JSON of a graph::
 
-    {"nodes": [{"name": "conv1", "op": "conv_codes", "inputs": ["x_codes"], "layer": "layer1.0.conv1",
-                "shape": [1, 64, 56, 56], "dtype": {"codes": "ternary", "channels": 64, "groups": 1},
-                "attrs": {"stride": [1, 1], "act": "half", ...}, "tensors": {"weight": "conv1.codes"}, "note": "..."},
+    {"nodes": [{"name": "conv1", "op": "conv_codes", "inputs": ["x_codes"], "layer":
+    "layer1.0.conv1",
+                "shape": [1, 64, 56, 56], "dtype": {"codes": "ternary", "channels": 64, "groups":
+                1}, "attrs": {"stride": [1, 1], "act": "half", ...}, "tensors": {"weight":
+                "conv1.codes"}, "note": "..."},
                ...],
      "outputs": {"value": "fc"},
      "notes": ["..."],
      "arguments": [{"name": "x", "tensor": true, "positional": true, "keyword": true}, ...]}
 
-Nodes stand in the order they run; a node reads only what stands before it. ``outputs`` is a value, ``{"list": [...]}``,
-``{"tuple": [...]}``, ``{"dict": {...}}``, ``{"constant": ...}``, ``{"ordered_dict": [[key, ...], ...]}`` or, for a dict
-whose keys are not in the alphabet's order, ``{"dict_items": [[key, ...], ...]}``. ``arguments`` describe the call
-(:mod:`fatnn_rs.signature`), and are absent where every argument is a tensor that is called as its input. Attributes
-and tensors are those of the table of operations (:mod:`fatnn_rs.operations`).
+Nodes stand in the order they run; a node reads only what stands before it. ``outputs`` is a value,
+``{"list": [...]}``, ``{"tuple": [...]}``, ``{"dict": {...}}``, ``{"constant": ...}``,
+``{"ordered_dict": [[key, ...], ...]}`` or, for a dict whose keys are not in the alphabet's order,
+``{"dict_items": [[key, ...], ...]}``. ``arguments`` describe the call (:mod:`fatnn_rs.signature`),
+and are absent where every argument is a tensor that is called as its input. Attributes and tensors
+are those of the table of operations (:mod:`fatnn_rs.operations`).
 """
 
 from __future__ import annotations
@@ -37,11 +40,14 @@ def _outputs_to_json(value: Any) -> Any:
     if isinstance(value, Ref):
         return {"value": value.name}
     if isinstance(value, Container):
-        if value.kind is not OrderedDict or not all(isinstance(key, str) for key in value.keys or ()):
+        if value.kind is not OrderedDict or not all(
+            isinstance(key, str) for key in value.keys or ()
+        ):
             raise TypeError(value.kind.__name__)
         return {
             "ordered_dict": [
-                [key, _outputs_to_json(item)] for key, item in zip(value.keys or (), value.items, strict=True)
+                [key, _outputs_to_json(item)]
+                for key, item in zip(value.keys or (), value.items, strict=True)
             ]
         }
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
@@ -86,7 +92,11 @@ def graph_to_json(graph: Graph) -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, str)) or (type(value) is float and math.isfinite(value))
+    return (
+        value is None
+        or isinstance(value, (bool, int, str))
+        or (type(value) is float and math.isfinite(value))
+    )
 
 
 def _node(data: Mapping[str, Any]) -> Node:

@@ -1,7 +1,7 @@
 """Which values have one shape in every run: the core's shape rules on sizes that inputs leave free.
 
-Equal shapes at the example prove little: a parameter of shape [1, C, H, W] equals a map at batch 1 only, a mean that
-keeps its dimensions equals a map of one pixel only.
+Equal shapes at the example prove little: a parameter of shape [1, C, H, W] equals a map at batch 1
+only, a mean that keeps its dimensions equals a map of one pixel only.
 """
 
 from __future__ import annotations
@@ -46,9 +46,13 @@ def run_time_shapes(graph: Graph) -> dict[str, Shape]:
     dict
         By name of the value.
     """
-    described = json.dumps({"nodes": [_described(node) for node in graph.nodes], "outputs": {"list": []}})
+    described = json.dumps(
+        {"nodes": [_described(node) for node in graph.nodes], "outputs": {"list": []}}
+    )
     shapes = {name: tuple(tensor.shape) for name, tensor in graph.tensors.items()}
-    return {name: tuple(sizes) for name, sizes in _core.shapes_in_every_run(described, shapes).items()}
+    return {
+        name: tuple(sizes) for name, sizes in _core.shapes_in_every_run(described, shapes).items()
+    }
 
 
 def same_shape(graph: Graph, node: Node, shapes: dict[str, Shape] | None = None) -> bool:

@@ -1,8 +1,8 @@
 """The float thresholds of an activation quantizer, found by bisecting the quantizer itself.
 
-A quantizer is a monotone function of a float32, so for every level above the lowest there is a smallest float at which
-it is reached. Bisecting over float32 values in their order finds each in 32 evaluations, exactly, whatever arithmetic
-the quantizer uses.
+A quantizer is a monotone function of a float32, so for every level above the lowest there is a
+smallest float at which it is reached. Bisecting over float32 values in their order finds each in 32
+evaluations, exactly, whatever arithmetic the quantizer uses.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def _to_order(values: Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def float_steps(layer: str, quantizer: Callable[[Tensor], Tensor], levels: tuple[int, ...]) -> Tensor:
+def float_steps(
+    layer: str, quantizer: Callable[[Tensor], Tensor], levels: tuple[int, ...]
+) -> Tensor:
     """Find the smallest floats at which ``quantizer`` reaches the levels above the lowest.
 
     Parameters
@@ -48,8 +50,8 @@ def float_steps(layer: str, quantizer: Callable[[Tensor], Tensor], levels: tuple
     Returns
     -------
     Tensor
-        float32, one less than there are levels: ``quantizer(x) = levels[(x >= steps).sum()]``. Infinity where a level
-        is never reached, for x = infinity neither.
+        float32, one less than there are levels: ``quantizer(x) = levels[(x >= steps).sum()]``.
+        Infinity where a level is never reached, for x = infinity neither.
 
     Raises
     ------
@@ -72,7 +74,9 @@ def float_steps(layer: str, quantizer: Callable[[Tensor], Tensor], levels: tuple
     return steps
 
 
-def _check(layer: str, quantizer: Callable[[Tensor], Tensor], levels: tuple[int, ...], steps: Tensor) -> None:
+def _check(
+    layer: str, quantizer: Callable[[Tensor], Tensor], levels: tuple[int, ...], steps: Tensor
+) -> None:
     """Compare the staircase with the quantizer around its steps, at even places in the order, and at normal values."""
     keys = np.linspace(-_LARGEST, _LARGEST, 4097).astype(np.int64)
     finite = _to_order(steps[torch.isfinite(steps)])

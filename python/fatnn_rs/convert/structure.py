@@ -1,7 +1,8 @@
 """Nested structures of tensors: what models return, and how the same is built from other leaves.
 
-Tuples, lists and dicts are plain. Every other container (named tuples, ordered dicts, dataclasses, what is registered
-with torch's pytree, as Hugging Face's ``ModelOutput``) is a :class:`Container`, which knows how to build one.
+Tuples, lists and dicts are plain. Every other container (named tuples, ordered dicts, dataclasses,
+what is registered with torch's pytree, as Hugging Face's ``ModelOutput``) is a :class:`Container`,
+which knows how to build one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ from typing import Any
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-__all__ = ["Container", "fill", "filled", "leaves", "ordered_dict", "plain", "refilled", "same_values"]
+__all__ = [
+    "Container",
+    "fill",
+    "filled",
+    "leaves",
+    "ordered_dict",
+    "plain",
+    "refilled",
+    "same_values",
+]
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,8 @@ class _Registered:
 def plain(value: Any) -> Any:
     """Return a value with its containers as tuples, lists, dicts and :class:`Container`.
 
-    torch.fx has subclasses of list and dict of its own, which the model never returned; they become plain.
+    torch.fx has subclasses of list and dict of its own, which the model never returned; they become
+    plain.
     """
     kind = type(value)
     if kind in pytree.SUPPORTED_NODES and kind not in (tuple, list, dict) and not _is_fx(kind):
@@ -110,7 +121,11 @@ def plain(value: Any) -> Any:
         return Container(kind, keys, tuple(map(plain, items)), _Registered(kind, context))
     if isinstance(value, tuple):
         items = [plain(item) for item in value]
-        return Container(kind, value._fields, tuple(items), _Named(kind)) if hasattr(value, "_fields") else tuple(items)
+        return (
+            Container(kind, value._fields, tuple(items), _Named(kind))
+            if hasattr(value, "_fields")
+            else tuple(items)
+        )
     if isinstance(value, list):
         return [plain(item) for item in value]
     if isinstance(value, dict):
@@ -119,10 +134,14 @@ def plain(value: Any) -> Any:
         return _of_dict(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         keys = tuple(f.name for f in dataclasses.fields(value))
-        return Container(kind, keys, tuple(plain(getattr(value, key)) for key in keys), _Dataclass(kind, keys))
+        return Container(
+            kind, keys, tuple(plain(getattr(value, key)) for key in keys), _Dataclass(kind, keys)
+        )
     # What torch.fx makes of named tuples and dataclasses that forward returns.
     target = value.target if isinstance(value, fx.Node) else None
-    if isinstance(target, type) and (dataclasses.is_dataclass(target) or hasattr(target, "_fields")):
+    if isinstance(target, type) and (
+        dataclasses.is_dataclass(target) or hasattr(target, "_fields")
+    ):
         return tuple(map(plain, (*value.args, *value.kwargs.values())))
     return value
 
@@ -135,7 +154,9 @@ def _of_dict(value: Any) -> Container:
     keys, empty = tuple(value), copy.copy(value)
     for key in keys:
         empty[key] = None
-    return Container(type(value), keys, tuple(plain(value[key]) for key in keys), _Dict(empty, keys))
+    return Container(
+        type(value), keys, tuple(plain(value[key]) for key in keys), _Dict(empty, keys)
+    )
 
 
 def ordered_dict(items: dict[str, Any]) -> Container:
@@ -218,7 +239,11 @@ def same_values(left: Any, right: Any, tolerance: float = 0.0) -> str:
     for place, (one, other) in enumerate(zip(leaves(left), leaves(right), strict=True)):
         if isinstance(one, Tensor) != isinstance(other, Tensor):
             return f"value {place} is a tensor on one side only"
-        problem = _tensors_differ(one, other, tolerance) if isinstance(one, Tensor) else _objects_differ(one, other)
+        problem = (
+            _tensors_differ(one, other, tolerance)
+            if isinstance(one, Tensor)
+            else _objects_differ(one, other)
+        )
         if problem:
             return f"value {place} {problem}"
     return ""
@@ -226,7 +251,9 @@ def same_values(left: Any, right: Any, tolerance: float = 0.0) -> str:
 
 def _objects_differ(one: Any, other: Any) -> str:
     try:
-        equal = type(one) is type(other) and (one is other or bool(one == other) or (one != one and other != other))
+        equal = type(one) is type(other) and (
+            one is other or bool(one == other) or (one != one and other != other)
+        )
     except Exception:  # whatever a foreign class's comparison raises
         equal = False
     return "" if equal else f"is {one!r} on one side, {other!r} on the other"

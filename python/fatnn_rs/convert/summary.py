@@ -37,13 +37,13 @@ class SummaryRow:
     shape
         Of its result.
     weight_bits, act_bits
-        Bits that tell the levels of one weight, and of one activation it reads, apart (1: binary, 2: ternary or four
-        levels, 8: int8, 32: float32). Of a network, levels that occur count.
+        Bits that tell the levels of one weight, and of one activation it reads, apart (1: binary,
+        2: ternary or four levels, 8: int8, 32: float32). Of a network, levels that occur count.
     macs
         Multiply-accumulates for these inputs.
     bytes
-        Its parameters in a file: ternary weights, binary ones too, five to a byte, two-bit ones four, int8 weights one,
-        all else float32.
+        Its parameters in a file: ternary weights, binary ones too, five to a byte, two-bit ones
+        four, int8 weights one, all else float32.
     kernel
         What runs it.
     weights
@@ -80,7 +80,8 @@ class Summary:
     def to_json(self) -> str:
         """Return the table as JSON."""
         return json.dumps(
-            {"rows": [asdict(row) for row in self.rows], "macs": self.macs, "bytes": self.bytes}, indent=2
+            {"rows": [asdict(row) for row in self.rows], "macs": self.macs, "bytes": self.bytes},
+            indent=2,
         )
 
     def __str__(self) -> str:
@@ -98,7 +99,9 @@ class Summary:
             for row in self.rows
         ]
         head = ["layer", "kind", "shape", "weight bits", "act bits", "MACs", "bytes", "kernel"]
-        few = [kind for kind in ("ternary", "binary", "two-bit") if self._share(kind)] or ["ternary"]
+        few = [kind for kind in ("ternary", "binary", "two-bit") if self._share(kind)] or [
+            "ternary"
+        ]
         kinds = [*few, *(["int8"] if self._share("int8") else [])]
         shares = [f"{self._share(kind):.1%} of them {kind}" for kind in kinds]
         return render(head, cells, right=(3, 4, 5, 6)) + (
@@ -167,7 +170,9 @@ def _model_rows(model: nn.Module, arguments: tuple[Any, ...]) -> list[SummaryRow
             elif kind == "float32":
                 act_bits = 32
             weights = module.weight.numel()
-            others = sum(p.numel() for key, p in module.named_parameters(recurse=False) if key != "weight")
+            others = sum(
+                p.numel() for key, p in module.named_parameters(recurse=False) if key != "weight"
+            )
             rows.append(
                 SummaryRow(
                     name=name,
@@ -177,7 +182,9 @@ def _model_rows(model: nn.Module, arguments: tuple[Any, ...]) -> list[SummaryRow
                     act_bits=act_bits,
                     macs=output.numel() * math.prod(module.weight.shape[1:]),
                     bytes=_core.file_bytes(kind, weights) + 4 * others,
-                    kernel="torch (float32)" if kind == "float32" else "torch (float32, quantizers simulated)",
+                    kernel="torch (float32)"
+                    if kind == "float32"
+                    else "torch (float32, quantizers simulated)",
                     weights=kind,
                 )
             )
@@ -222,7 +229,11 @@ def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[Summa
         batch, *size = result.shape
         if makes_codes(node.op):  # packed: its pixels count, its bytes do not
             size = [weight.shape[0], *result.shape[3 - node.attrs["dims"] : 3]]
-        others = sum(net.graph.tensors[name].numel() for role, name in node.tensors.items() if role != "weight")
+        others = sum(
+            net.graph.tensors[name].numel()
+            for role, name in node.tensors.items()
+            if role != "weight"
+        )
         rows.append(
             SummaryRow(
                 name=node.layer or node.name,
@@ -248,7 +259,8 @@ def summary(model_or_net: nn.Module, example_inputs: Any) -> Summary:
     Parameters
     ----------
     model_or_net
-        An eager model (prepared or not; run once in eval mode, modes are put back), or a converted network.
+        An eager model (prepared or not; run once in eval mode, modes are put back), or a converted
+        network.
     example_inputs
         A tensor, or a tuple of positional arguments.
 

@@ -1,10 +1,11 @@
 """Integer thresholds: the function from a ternary layer's accumulator to the next layer's codes, tabulated.
 
-Between the two lie only functions of one channel (scale, bias, BatchNorm, activation) and the next quantizer. Where the
-whole is monotone over the accumulator's range it is two integer thresholds per channel (for two-bit activations three);
-where it falls, the channel's weights are negated. The function evaluated is the eager model's own, at every integer of
-the range where that is affordable, so the thresholds are exact by construction; functions that are monotone by what
-they are made of are bisected.
+Between the two lie only functions of one channel (scale, bias, BatchNorm, activation) and the next
+quantizer. Where the whole is monotone over the accumulator's range it is two integer thresholds per
+channel (for two-bit activations three); where it falls, the channel's weights are negated. The
+function evaluated is the eager model's own, at every integer of the range where that is affordable,
+so the thresholds are exact by construction; functions that are monotone by what they are made of
+are bisected.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["NEVER", "NotANumberError", "Thresholds", "accumulator_range", "integer_thresholds", "spread"]
+__all__ = [
+    "NEVER",
+    "NotANumberError",
+    "Thresholds",
+    "accumulator_range",
+    "integer_thresholds",
+    "spread",
+]
 
 #: Evaluations up to which every integer of the range is tried; beyond, bisection and samples.
 EXHAUSTIVE = 1 << 25
@@ -47,7 +55,8 @@ class Thresholds:
     Attributes
     ----------
     values
-        int32 [levels - 1, n], rising, for accumulators of weights that were negated in the channels of ``flip``.
+        int32 [levels - 1, n], rising, for accumulators of weights that were negated in the channels
+        of ``flip``.
     flip
         bool [n].
     """
@@ -64,14 +73,16 @@ def accumulator_range(weight: Tensor, levels: tuple[int, ...]) -> tuple[Tensor, 
     weight
         int8 [n, ...].
     levels
-        What activations may be, in order; 0, which pads, lies between the first and the last, or is one of them.
+        What activations may be, in order; 0, which pads, lies between the first and the last, or is
+        one of them.
 
     Returns
     -------
     tuple of Tensor
         int64 [n] each.
     """
-    # As float sums, which are fast, and exact: layers whose sums float32 could not hold are refused when they are made.
+    # As float sums, which are fast, and exact: layers whose sums float32 could not hold are refused
+    # when they are made.
     flat = weight.flatten(1).float()
     balance, count = flat.sum(1).long(), flat.abs().sum(1).long()
     positive, negative = (count + balance) // 2, (count - balance) // 2
@@ -97,7 +108,12 @@ def _gather(result: Tensor, dims: int) -> Tensor:
 
 @torch.no_grad()
 def integer_thresholds(
-    function: Function, low: Tensor, high: Tensor, dims: int, levels: tuple[int, ...], monotone: bool = False
+    function: Function,
+    low: Tensor,
+    high: Tensor,
+    dims: int,
+    levels: tuple[int, ...],
+    monotone: bool = False,
 ) -> Thresholds | None:
     """Thresholds that reproduce ``function`` over ``[low, high]`` in every channel.
 

@@ -1,7 +1,8 @@
 """What torch's encoder layers compute without masks, free of the branches that torch.fx cannot trace.
 
-Their ``forward`` asks shapes and devices for whether a fused path may be taken. With quantized layers inside none is
-(:mod:`fatnn_rs.nn.fused`), and what remains is here, call by call in torch's order.
+Their ``forward`` asks shapes and devices for whether a fused path may be taken. With quantized
+layers inside none is (:mod:`fatnn_rs.nn.fused`), and what remains is here, call by call in torch's
+order.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def plain_forward(module: nn.Module, forward: Forward) -> Forward:
         return forward
 
     def run(src: Any, *args: Any, **kwargs: Any) -> Any:
-        masked = any(value is not None and value is not False for value in (*args, *kwargs.values()))
+        masked = any(
+            value is not None and value is not False for value in (*args, *kwargs.values())
+        )
         return forward(src, *args, **kwargs) if masked else plain(module, src)
 
     return run

@@ -59,11 +59,18 @@ def check_values(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ..
 def check_sizes(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ...]) -> None:
     """Compare network and model on larger maps; where they differ, hold the network to the example's sizes."""
     inputs = [node for node in net.graph.nodes if node.op == "input"]
-    maps = [value for value in arguments if isinstance(value, Tensor) and value.dim() in (3, 4) and value.numel()]
-    if not maps or any(set(node.attrs["fixed"]) & set(range(2, len(node.shape))) for node in inputs):
+    maps = [
+        value
+        for value in arguments
+        if isinstance(value, Tensor) and value.dim() in (3, 4) and value.numel()
+    ]
+    if not maps or any(
+        set(node.attrs["fixed"]) & set(range(2, len(node.shape))) for node in inputs
+    ):
         return
     given = tuple(
-        _larger(value) if isinstance(value, Tensor) and value.dim() in (3, 4) else value for value in arguments
+        _larger(value) if isinstance(value, Tensor) and value.dim() in (3, 4) else value
+        for value in arguments
     )
     try:
         expected = replica(model)(*copies(given))
@@ -90,13 +97,18 @@ def _larger(value: Tensor) -> Tensor:
 def check_batches(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ...]) -> None:
     """Compare network and model at three other batch sizes; where they differ, hold the network to the example's.
 
-    Sizes that the model refuses are not compared. Small differences are rounding: torch chooses how it convolves, and
-    in which memory format results come, also by whether there is one image and one thread. They get a note.
+    Sizes that the model refuses are not compared. Small differences are rounding: torch chooses how
+    it convolves, and in which memory format results come, also by whether there is one image and
+    one thread. They get a note.
     """
     inputs = [node for node in net.graph.nodes if node.op == "input"]
     tensors = [value for value in arguments if isinstance(value, Tensor)]
     sizes = {value.shape[0] for value in tensors if value.dim()}
-    if len(sizes) != 1 or any(not value.dim() for value in tensors) or any(0 in n.attrs["fixed"] for n in inputs):
+    if (
+        len(sizes) != 1
+        or any(not value.dim() for value in tensors)
+        or any(0 in n.attrs["fixed"] for n in inputs)
+    ):
         return
     (size,) = sizes
     for batch in {1, 2, size + 1} - {size}:
@@ -112,7 +124,9 @@ def check_batches(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, .
             net.graph.notes.append(f"the batch is fixed to {size}, for at {batch} {problem}")
             return
         if problem:
-            net.graph.notes.append(f"at batch {batch} torch's float layers round otherwise than at {size}: {problem}")
+            net.graph.notes.append(
+                f"at batch {batch} torch's float layers round otherwise than at {size}: {problem}"
+            )
 
 
 #: Differences up to this share of the greatest value are rounding, codes that change by it included.

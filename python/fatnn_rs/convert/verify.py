@@ -1,8 +1,9 @@
 """``verify``: whether the converted network computes the model's codes.
 
-Both run on the same inputs. In the model, a hook on every ternary layer's quantizer takes what it returns; in the
-network, an observer takes the packed codes each ternary layer really reads. The two are compared code by code. The
-codes of int8 layers never leave the engine: what such a layer makes shows in the codes behind it, and in the outputs.
+Both run on the same inputs. In the model, a hook on every ternary layer's quantizer takes what it
+returns; in the network, an observer takes the packed codes each ternary layer really reads. The two
+are compared code by code. The codes of int8 layers never leave the engine: what such a layer makes
+shows in the codes behind it, and in the outputs.
 """
 
 from __future__ import annotations
@@ -68,9 +69,11 @@ class VerifyReport:
     codes_behind_residual, codes_behind_residual_different
         The share of those in layers that a residual addition precedes.
     max_abs_diff
-        Greatest absolute difference between the outputs; NaN in the same place on both sides counts as equal.
+        Greatest absolute difference between the outputs; NaN in the same place on both sides counts
+        as equal.
     top1_agreement
-        Share of rows whose greatest output is at the same index; None where no output has two dimensions.
+        Share of rows whose greatest output is at the same index; None where no output has two
+        dimensions.
     not_compared
         Ternary and int8 layers that the network left to torch.
     rows
@@ -97,12 +100,20 @@ class VerifyReport:
 
     def __str__(self) -> str:
         cells = [
-            [row.layer, str(row.call), f"{row.codes:,}", f"{row.different:,}", "yes" if row.behind_residual else ""]
+            [
+                row.layer,
+                str(row.call),
+                f"{row.codes:,}",
+                f"{row.different:,}",
+                "yes" if row.behind_residual else "",
+            ]
             for row in self.rows
         ]
         top1 = "" if self.top1_agreement is None else f", top-1 agreement {self.top1_agreement:.4%}"
         lines = [
-            render(["layer", "call", "codes", "different", "behind residual"], cells, right=(1, 2, 3)),
+            render(
+                ["layer", "call", "codes", "different", "behind residual"], cells, right=(1, 2, 3)
+            ),
             f"{self.codes_different:,} of {self.codes_total:,} codes differ "
             f"({self.codes_behind_residual_different:,} of {self.codes_behind_residual:,} behind a residual addition); "
             f"outputs differ by at most {self.max_abs_diff:g}{top1}",
@@ -145,7 +156,8 @@ def _eager_codes(model: nn.Module) -> Iterator[dict[str, list[_Codes]]]:
             codes, around = output.detach(), [0, 0]
             if getattr(layer, "padding", 0) == "same" and layer.padding_mode == "zeros":
                 around = layer._reversed_padding_repeated_twice
-            # As stored in the packed format. Levels of no kind are another model's, and differ as they are.
+            # As stored in the packed format. Levels of no kind are another model's, and differ as
+            # they are.
             kind = act_kind(module.levels) or "full"
             taken.setdefault(name, []).append(_Codes(codes, around, kind))
 
@@ -179,9 +191,13 @@ class _NetworkCodes:
             return
         a = node.attrs
         kind = code_type(a["act"])
-        codes = torch.ops.fatnn_rs.unpack_codes(values[0], a["channels"], a["groups"], kind).permute(0, 3, 1, 2)
+        codes = torch.ops.fatnn_rs.unpack_codes(
+            values[0], a["channels"], a["groups"], kind
+        ).permute(0, 3, 1, 2)
         self.taken.setdefault(node.layer, []).append(squeeze_to(codes, a["dims"]))
-        self.behind[node.layer] = self.behind.get(node.layer, False) or node.inputs[0] in self._added
+        self.behind[node.layer] = (
+            self.behind.get(node.layer, False) or node.inputs[0] in self._added
+        )
 
 
 def _behind_addition(graph: Graph) -> set[str]:
@@ -214,8 +230,9 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     Raises
     ------
     ConversionError
-        Where the model holds no ternary or int8 layer or some module of it is in training mode, where the network is
-        not a :class:`TernaryNetwork`, where their layers or outputs do not correspond, or where nothing was compared.
+        Where the model holds no ternary or int8 layer or some module of it is in training mode,
+        where the network is not a :class:`TernaryNetwork`, where their layers or outputs do not
+        correspond, or where nothing was compared.
     InputError
         Where ``inputs`` hold no tensor, or the network refuses them.
     """
@@ -230,9 +247,13 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     for name, module in model.named_modules():
         if module.training:
             where = f"module {name!r}" if name else "the model"
-            raise ConversionError(f"{where} is in training mode; call model.eval() before verifying")
+            raise ConversionError(
+                f"{where} is in training mode; call model.eval() before verifying"
+            )
     if not isinstance(net, TernaryNetwork):
-        raise ConversionError(f"net: expected what fatnn_rs.convert returns, got {type(net).__name__}")
+        raise ConversionError(
+            f"net: expected what fatnn_rs.convert returns, got {type(net).__name__}"
+        )
     arguments = check_inputs("inputs", inputs)
     root = as_root(model)
     observer = _NetworkCodes(net.graph)
@@ -257,7 +278,9 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
         rows=rows,
     )
     only_int8 = bool(observer.taken) and not any(eager.values())
-    if report.codes_total == 0 and not (only_int8 and any(one.numel() for one, _ in _tensor_pairs(expected, result))):
+    if report.codes_total == 0 and not (
+        only_int8 and any(one.numel() for one, _ in _tensor_pairs(expected, result))
+    ):
         raise ConversionError(
             "no code was compared: the inputs hold no element, or every quantized layer runs in torch; give a real "
             "batch"
@@ -274,7 +297,9 @@ def _compare_layer(name: str, eager: list[_Codes], observer: _NetworkCodes) -> I
     if packed is None:
         return
     if len(packed) != len(eager):
-        raise ConversionError(f"layer {name!r} ran {len(eager)} times in the model, {len(packed)} times in the network")
+        raise ConversionError(
+            f"layer {name!r} ran {len(eager)} times in the model, {len(packed)} times in the network"
+        )
     for call, (codes, other) in enumerate(zip(eager, packed, strict=True)):
         one = codes.as_in(other)
         if one.numel() != other.numel():
@@ -288,7 +313,11 @@ def _compare_layer(name: str, eager: list[_Codes], observer: _NetworkCodes) -> I
 
 def _tensor_pairs(expected: Any, result: Any) -> list[tuple[Tensor, Tensor]]:
     left, right = pytree.tree_leaves(expected), pytree.tree_leaves(result)
-    pairs = [(a, b) for a, b in zip(left, right, strict=False) if isinstance(a, Tensor) and isinstance(b, Tensor)]
+    pairs = [
+        (a, b)
+        for a, b in zip(left, right, strict=False)
+        if isinstance(a, Tensor) and isinstance(b, Tensor)
+    ]
     if len(left) != len(right) or any(a.shape != b.shape for a, b in pairs):
         raise ConversionError(
             f"the model's outputs {[tuple(a.shape) for a in left if isinstance(a, Tensor)]} and the network's "

@@ -1,10 +1,11 @@
 """The residual networks for 32x32 images: 6n + 2 layers, three stages of 16, 32 and 64 channels.
 
-K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016 (arXiv 1512.03385), section 4.2. Shortcuts are
-those of the paper's CIFAR experiments (option A): they have no parameters; where a stage begins, the shortcut takes
-every second pixel and pads the new channels with zeros.
+K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016 (arXiv 1512.03385), section
+4.2. Shortcuts are those of the paper's CIFAR experiments (option A): they have no parameters; where
+a stage begins, the shortcut takes every second pixel and pads the new channels with zeros.
 
-    input [N, 3, 32, 32] -> 3x3, 16 channels -> n blocks of 16 at 32x32 -> n of 32 at 16x16 -> n of 64 at 8x8
+    input [N, 3, 32, 32] -> 3x3, 16 channels -> n blocks of 16 at 32x32 -> n of 32 at 16x16 -> n of
+    64 at 8x8
                          -> mean over pixels -> linear -> [N, classes]
 """
 
@@ -42,11 +43,12 @@ class CifarBlock(nn.Module):
     inputs, outputs, stride
         Channels, and the first convolution's stride.
     shortcut
-        ``"block"``: one around both convolutions, as in the paper; ``"conv"``: one around each (Z. Liu et al., "Bi-Real
-        Net", ECCV 2018), so that what three levels cannot carry goes past every convolution.
+        ``"block"``: one around both convolutions, as in the paper; ``"conv"``: one around each (Z.
+        Liu et al., "Bi-Real Net", ECCV 2018), so that what three levels cannot carry goes past
+        every convolution.
     order
-        ``"post"``: convolution, BatchNorm, sum, ReLU; ``"pre"``: BatchNorm, ReLU, convolution, sum (K. He et al.,
-        "Identity Mappings in Deep Residual Networks", ECCV 2016).
+        ``"post"``: convolution, BatchNorm, sum, ReLU; ``"pre"``: BatchNorm, ReLU, convolution, sum
+        (K. He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016).
     identity_norm
         BatchNorm on the shortcuts.
     """
@@ -134,14 +136,23 @@ class CifarResNet(nn.Module):
         if depth < 8 or (depth - 2) % 6:
             raise ConfigError(f"depth must be 6n + 2 (20, 32, 44, 56, 110), got {depth}")
         blocks = (depth - 2) // 6
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+        )
         stages: list[nn.Module] = []
         inputs = 16
         for outputs in (16, 32, 64):
             for number in range(blocks):
                 stride = 2 if number == 0 and outputs != 16 else 1
                 stages.append(
-                    CifarBlock(inputs, outputs, stride, shortcut=shortcut, order=order, identity_norm=identity_norm)
+                    CifarBlock(
+                        inputs,
+                        outputs,
+                        stride,
+                        shortcut=shortcut,
+                        order=order,
+                        identity_norm=identity_norm,
+                    )
                 )
                 inputs = outputs
         if order == "pre":

@@ -7,8 +7,9 @@
                        -> block 64 -> 64                   4x4
                        -> mean over pixels -> linear -> [N, 10]
 
-``fatnn_rs.prepare`` leaves the stem and the classifier in float and makes the nine convolutions of the blocks ternary.
-The blocks are those of K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016 (arXiv 1512.03385).
+``fatnn_rs.prepare`` leaves the stem and the classifier in float and makes the nine convolutions of
+the blocks ternary. The blocks are those of K. He et al., "Deep Residual Learning for Image
+Recognition", CVPR 2016 (arXiv 1512.03385).
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class Block(nn.Module):
         self.relu = nn.ReLU()
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, inputs, H, W] -> [N, outputs, H / stride, W / stride]."""
@@ -46,7 +49,9 @@ class DigitsNet(nn.Module):
 
     def __init__(self, width: int = 32, classes: int = 10) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
         self.blocks = nn.Sequential(
             Block(width, width),
             Block(width, 2 * width, stride=2),

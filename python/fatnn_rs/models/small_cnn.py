@@ -6,7 +6,8 @@
                          -> 3x3, 64 channels, stride 2                  4x4
                          -> mean over pixels -> linear -> [N, classes]
 
-Every convolution is followed by BatchNorm and ReLU. Small enough that a comparison of quantizers fits a CPU.
+Every convolution is followed by BatchNorm and ReLU. Small enough that a comparison of quantizers
+fits a CPU.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class SmallCnn(nn.Module):
         BatchNorm; without it convolutions have a bias.
     """
 
-    def __init__(self, classes: int = 10, width: int = 16, channels: int = 1, norm: bool = True) -> None:
+    def __init__(
+        self, classes: int = 10, width: int = 16, channels: int = 1, norm: bool = True
+    ) -> None:
         super().__init__()
         self.stem = _layer(channels, width, 5, 2, norm)
         self.conv1 = _layer(width, 2 * width, 3, 1, norm)

@@ -1,10 +1,12 @@
 """VGG-small, the network on which binary and ternary training is usually compared on CIFAR-10.
 
-    input [N, 3, 32, 32] -> 2x (3x3, 128) -> max pool -> 2x (3x3, 256) -> max pool -> 2x (3x3, 512) -> max pool
+    input [N, 3, 32, 32] -> 2x (3x3, 128) -> max pool -> 2x (3x3, 256) -> max pool -> 2x (3x3, 512)
+    -> max pool
                          -> linear -> [N, classes]
 
-Every convolution is followed by BatchNorm and ReLU. From D. Zhang et al., "LQ-Nets: Learned Quantization for Highly
-Accurate and Compact Deep Neural Networks", ECCV 2018 (arXiv 1807.10029), section 5.1.
+Every convolution is followed by BatchNorm and ReLU. From D. Zhang et al., "LQ-Nets: Learned
+Quantization for Highly Accurate and Compact Deep Neural Networks", ECCV 2018 (arXiv 1807.10029),
+section 5.1.
 """
 
 from __future__ import annotations
@@ -32,7 +34,11 @@ class VggSmall(nn.Module):
         inputs = 3
         for outputs in (width, 2 * width, 4 * width):
             for _ in range(2):
-                layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+                layers += [
+                    nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(outputs),
+                    nn.ReLU(),
+                ]
                 inputs = outputs
             layers.insert(len(layers) - 2, nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)

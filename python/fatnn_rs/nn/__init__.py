@@ -6,7 +6,13 @@ from fatnn_rs.nn import fused  # noqa: F401 (models written by hand need what it
 from fatnn_rs.nn.base import QuantizedLayer
 from fatnn_rs.nn.calibrate import calibrate
 from fatnn_rs.nn.int8 import INT8_TWINS, Int8Conv1d, Int8Conv2d, Int8Layer, Int8Linear
-from fatnn_rs.nn.layers import TERNARY_TWINS, TernaryConv1d, TernaryConv2d, TernaryLayer, TernaryLinear
+from fatnn_rs.nn.layers import (
+    TERNARY_TWINS,
+    TernaryConv1d,
+    TernaryConv2d,
+    TernaryLayer,
+    TernaryLinear,
+)
 
 __all__ = [
     "INT8_TWINS",

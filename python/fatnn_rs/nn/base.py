@@ -42,7 +42,8 @@ class QuantizedLayer(nn.Module):
     ----------
     act_quant : InputQuantizer
     layer_name : str
-        Qualified name in the model, for messages; empty until ``prepare``, ``calibrate`` or ``convert`` sets it.
+        Qualified name in the model, for messages; empty until ``prepare``, ``calibrate`` or
+        ``convert`` sets it.
     """
 
     weight: Tensor
@@ -84,7 +85,8 @@ class QuantizedLayer(nn.Module):
         if not from_float:
             super()._load_from_state_dict(state_dict, prefix, *rest)
             return
-        # Children load after their parent, from the same dictionary: they find their refitted state there.
+        # Children load after their parent, from the same dictionary: they find their refitted state
+        # there.
         state_dict.update({prefix + key: value for key, value in self._state(added).items()})
         errors = len(error_msgs)
         super()._load_from_state_dict(state_dict, prefix, *rest)
@@ -109,7 +111,9 @@ class QuantizedLayer(nn.Module):
                 child.to_empty(device=self.weight.device)
         for name, parameter in self._parameters.items():
             if name in _ADDED and parameter is not None and parameter.is_meta:
-                self._parameters[name] = nn.Parameter(torch.empty_like(parameter, device=self.weight.device))
+                self._parameters[name] = nn.Parameter(
+                    torch.empty_like(parameter, device=self.weight.device)
+                )
 
     def _state(self, keys: list[str]) -> dict[str, Tensor]:
         present = self.state_dict()
@@ -156,7 +160,8 @@ def check_weight(layer: Any) -> None:
 def replaced_methods(module: nn.Module) -> list[str]:
     """Names of the methods that this one module replaces: a twin would run what they were bound to, the float layer.
 
-    accelerate's hooks replace ``forward`` so, ``nn.Module.compile`` the call, and patches by hand anything.
+    accelerate's hooks replace ``forward`` so, ``nn.Module.compile`` the call, and patches by hand
+    anything.
     """
     names = patched_methods(module)
     if module.__dict__.get("_compiled_call_impl") is not None:
@@ -169,11 +174,19 @@ def why_replaced(names: list[str]) -> str:
     ways = []
     if "_compiled_call_impl" in names:
         ways.append("compile it after prepare")
-        names = [name for name in names if name != "_compiled_call_impl"] or ["its call (nn.Module.compile)"]
+        names = [name for name in names if name != "_compiled_call_impl"] or [
+            "its call (nn.Module.compile)"
+        ]
     if "forward" in names:
-        ways.append("remove accelerate's hooks first (accelerate.hooks.remove_hook_from_module(model, recurse=True))")
-    ways.append("undo the change (del layer.forward, say), use a forward hook, or leave the layer float with skip")
-    what = f"{', '.join(names)} was replaced on the instance, which a quantized layer would not follow"
+        ways.append(
+            "remove accelerate's hooks first (accelerate.hooks.remove_hook_from_module(model, recurse=True))"
+        )
+    ways.append(
+        "undo the change (del layer.forward, say), use a forward hook, or leave the layer float with skip"
+    )
+    what = (
+        f"{', '.join(names)} was replaced on the instance, which a quantized layer would not follow"
+    )
     return f"{what}; {', or '.join(ways)}"
 
 

@@ -31,35 +31,42 @@ _LEAST_EPS = 1e-30
 def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any]) -> None:
     """Initialise the activation steps of every quantized layer that has none yet, from one batch of real data.
 
-    A BatchNorm fed directly by a ternary layer also takes its running statistics from this batch: integer accumulators
-    have another scale than the float layer's outputs. Everything else runs in eval mode and stays as it was, and so
-    does the training mode of every module. Where the model fails, nothing has changed.
+    A BatchNorm fed directly by a ternary layer also takes its running statistics from this batch:
+    integer accumulators have another scale than the float layer's outputs. Everything else runs in
+    eval mode and stays as it was, and so does the training mode of every module. Where the model
+    fails, nothing has changed.
 
-    A layer that this batch brings nothing but zeros (behind a branch that is zero at first) stays uninitialised: the
-    first training batch that brings it anything else initialises it.
+    A layer that this batch brings nothing but zeros (behind a branch that is zero at first) stays
+    uninitialised: the first training batch that brings it anything else initialises it.
 
     Parameters
     ----------
     model
         Holds at least one ternary or int8 layer.
     inputs
-        One batch: the model's argument, a tuple of its positional arguments, or a dict of its keyword arguments.
+        One batch: the model's argument, a tuple of its positional arguments, or a dict of its
+        keyword arguments.
 
     Warns
     -----
     PrepareWarning
-        Names quantized layers that the model did not call, or whose float weights it used without calling them.
+        Names quantized layers that the model did not call, or whose float weights it used without
+        calling them.
 
     Raises
     ------
     ConfigError
-        Where the model holds no such layer, or one that its parent never calls (``nn.MultiheadAttention``).
+        Where the model holds no such layer, or one that its parent never calls
+        (``nn.MultiheadAttention``).
     InputError
-        Where ``inputs`` are nothing that the model takes, or NaN or infinity reaches a layer that is being initialised.
+        Where ``inputs`` are nothing that the model takes, or NaN or infinity reaches a layer that
+        is being initialised.
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"calibrate takes a torch.nn.Module, got {type(model).__name__}")
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+    layers = {
+        name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)
+    }
     if not layers:
         raise ConfigError(
             f"{type(model).__name__} holds no ternary or int8 layer to calibrate; call prepare(model) first"
@@ -129,7 +136,10 @@ def _unchanged_on_failure(model: nn.Module, layers: Iterable[QuantizedLayer]) ->
     steps = [
         parameter
         for layer in layers
-        for name, parameter in (*layer.named_parameters(recurse=False), *layer.act_quant.named_parameters())
+        for name, parameter in (
+            *layer.named_parameters(recurse=False),
+            *layer.act_quant.named_parameters(),
+        )
         if name not in ("weight", "bias")
     ]
     before = Snapshot(model, steps)

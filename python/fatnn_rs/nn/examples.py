@@ -21,13 +21,14 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 def as_arguments(model: nn.Module, inputs: Any) -> Arguments:
     """Turn example inputs into arguments of the model.
 
-    A tuple or list is the positional arguments; a mapping whose keys are names of arguments is keyword arguments;
-    anything else is the only argument.
+    A tuple or list is the positional arguments; a mapping whose keys are names of arguments is
+    keyword arguments; anything else is the only argument.
 
     Raises
     ------
     InputError
-        Inputs that cannot be a batch of tensors, or that are not the arguments which the model takes.
+        Inputs that cannot be a batch of tensors, or that are not the arguments which the model
+        takes.
     """
     _refuse(inputs)
     args: tuple[Any, ...] = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
@@ -75,7 +76,9 @@ def describe(inputs: Any) -> str:
     if isinstance(inputs, np.ndarray):
         return f"a NumPy array {list(inputs.shape)} of {inputs.dtype}"
     if type(inputs) in (tuple, list):
-        shown = ", ".join(describe(value) for value in inputs[:4]) + (", ..." if len(inputs) > 4 else "")
+        shown = ", ".join(describe(value) for value in inputs[:4]) + (
+            ", ..." if len(inputs) > 4 else ""
+        )
         return f"a {type(inputs).__name__} of {len(inputs)} ({shown})"
     if isinstance(inputs, Mapping):
         return f"a {type(inputs).__name__} with the keys {', '.join(map(repr, list(inputs)[:8]))}"
@@ -93,9 +96,13 @@ def _refuse(inputs: Any) -> None:
     else:
         leaves = list(_leaves(inputs))
         meta = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_meta]
-        if not meta and any(isinstance(leaf, Tensor) or not isinstance(leaf, _PLAIN) for leaf in leaves):
+        if not meta and any(
+            isinstance(leaf, Tensor) or not isinstance(leaf, _PLAIN) for leaf in leaves
+        ):
             return
-        way = "give torch tensors, or a tuple of the model's positional arguments with a tensor in it"
+        way = (
+            "give torch tensors, or a tuple of the model's positional arguments with a tensor in it"
+        )
         if meta:
             way = "give a tensor with values: the meta device has none"
         elif any(isinstance(leaf, np.ndarray) for leaf in leaves):
@@ -127,7 +134,9 @@ def _signature(model: nn.Module) -> inspect.Signature | None:
         return None
 
 
-def _bind_error(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+def _bind_error(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> str | None:
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:

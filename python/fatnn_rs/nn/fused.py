@@ -1,9 +1,10 @@
 """torch modules that compute with a child's weight themselves, where a quantized child would be passed by.
 
-``nn.TransformerEncoderLayer`` has a fused path for inference, which reads the weights of its linear layers and calls
-none of them. It is switched off for a layer that holds quantized ones, by the attribute that torch's own check reads;
-the attribute is copied and pickled with the module. ``nn.TransformerEncoder`` feeds nested tensors to that path only.
-``nn.MultiheadAttention`` never calls its ``out_proj``, so that one cannot be quantized.
+``nn.TransformerEncoderLayer`` has a fused path for inference, which reads the weights of its linear
+layers and calls none of them. It is switched off for a layer that holds quantized ones, by the
+attribute that torch's own check reads; the attribute is copied and pickled with the module.
+``nn.TransformerEncoder`` feeds nested tensors to that path only. ``nn.MultiheadAttention`` never
+calls its ``out_proj``, so that one cannot be quantized.
 """
 
 from __future__ import annotations
@@ -52,7 +53,11 @@ def use_layers(model: nn.Module) -> list[Change]:
         kinds = (("activation_relu_or_gelu", 0, nn.TransformerEncoderLayer),)
         kinds += (("use_nested_tensor", False, nn.TransformerEncoder),)  # type: ignore[assignment]
         for attribute, off, kind in kinds:
-            if isinstance(module, kind) and getattr(module, attribute, off) != off and _holds_quantized(module):
+            if (
+                isinstance(module, kind)
+                and getattr(module, attribute, off) != off
+                and _holds_quantized(module)
+            ):
                 changes.append((module, attribute, getattr(module, attribute)))
                 setattr(module, attribute, off)
     return changes

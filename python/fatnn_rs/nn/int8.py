@@ -1,17 +1,18 @@
 """Layers with 8-bit weights and activations, for the first and the last layer of a ternary network.
 
-The first layer reads pixels, the last makes the logits: there, three levels cost the most accuracy and save the least
-time. Eight bits lose next to nothing, and run on integers all the same. Subclasses of torch's own layers, with the
-float ``state_dict`` keys unchanged; one forward, the same in training and in eval mode::
+The first layer reads pixels, the last makes the logits: there, three levels cost the most accuracy
+and save the least time. Eight bits lose next to nothing, and run on integers all the same.
+Subclasses of torch's own layers, with the float ``state_dict`` keys unchanged; one forward, the
+same in training and in eval mode::
 
     codes = act_quant(x)                            # integer-valued float in [-127, 127]
     acc   = round(conv(codes, weight codes))        # float64 where sums may not fit float32
     y     = acc * (weight step * activation step)   # one factor per output channel
     y     = y + bias                                # a rounding of its own
 
-``acc`` is exact wherever the convolution multiplies and adds, as PyTorch's does on CPUs. One that transforms its
-operands (Winograd, FFT, on a GPU perhaps) may be off by one in training: 8-bit sums leave less room for it than ternary
-ones.
+``acc`` is exact wherever the convolution multiplies and adds, as PyTorch's does on CPUs. One that
+transforms its operands (Winograd, FFT, on a GPU perhaps) may be off by one in training: 8-bit sums
+leave less room for it than ternary ones.
 
 Quantizers and their gradients are in :mod:`fatnn_rs.quant.int8`.
 """
@@ -25,7 +26,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fatnn_rs.errors import ConfigError
-from fatnn_rs.nn.base import EXACT, Product, QuantizedLayer, check_weight, convolve, exact_product, twin
+from fatnn_rs.nn.base import (
+    EXACT,
+    Product,
+    QuantizedLayer,
+    check_weight,
+    convolve,
+    exact_product,
+    twin,
+)
 from fatnn_rs.quant.base import widen
 from fatnn_rs.quant.int8 import LEVELS, Int8Activation, weight_codes, weight_steps
 

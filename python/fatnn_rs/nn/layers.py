@@ -6,14 +6,15 @@ One forward, the same in training and in eval mode::
     acc   = round(conv(codes, weight_quant(weight)))
     y     = acc [* scale] [+ bias]            # two separate float operations
 
-``acc`` is an exact integer. The operands are small integers and their sums stay far below 2**24, so a convolution that
-multiplies and adds is exact in float32; algorithms that transform their operands first (Winograd, FFT) are off by less
-than a half, and the ``round`` takes that away. Autocast is switched off around it: bfloat16 sums would not be exact.
+``acc`` is an exact integer. The operands are small integers and their sums stay far below 2**24, so
+a convolution that multiplies and adds is exact in float32; algorithms that transform their operands
+first (Winograd, FFT) are off by less than a half, and the ``round`` takes that away. Autocast is
+switched off around it: bfloat16 sums would not be exact.
 
 ``scale`` is a learned factor per output channel for places where no BatchNorm follows to absorb it.
 
-Weights of a family that no integer code expresses (``refused``, in :mod:`fatnn_rs.quant.ttq`) are multiplied as floats,
-without the ``round``.
+Weights of a family that no integer code expresses (``refused``, in :mod:`fatnn_rs.quant.ttq`) are
+multiplied as floats, without the ``round``.
 """
 
 from __future__ import annotations
@@ -29,11 +30,32 @@ from torch._compile import _disable_dynamo
 from torch.nn import functional
 
 from fatnn_rs.errors import ConfigError
-from fatnn_rs.nn.base import EXACT, Product, QuantizedLayer, check_weight, convolve, exact_product, twin
-from fatnn_rs.quant import QUANTIZERS, ActivationQuantizer, QuantizerFamily, WeightQuantizer, activation_quantizer
+from fatnn_rs.nn.base import (
+    EXACT,
+    Product,
+    QuantizedLayer,
+    check_weight,
+    convolve,
+    exact_product,
+    twin,
+)
+from fatnn_rs.quant import (
+    QUANTIZERS,
+    ActivationQuantizer,
+    QuantizerFamily,
+    WeightQuantizer,
+    activation_quantizer,
+)
 from fatnn_rs.threads import one_thread
 
-__all__ = ["TERNARY_TWINS", "TernaryConv1d", "TernaryConv2d", "TernaryLayer", "TernaryLinear", "held_weights"]
+__all__ = [
+    "TERNARY_TWINS",
+    "TernaryConv1d",
+    "TernaryConv2d",
+    "TernaryLayer",
+    "TernaryLinear",
+    "held_weights",
+]
 
 Layer = TypeVar("Layer", bound="TernaryLayer")
 
@@ -55,18 +77,28 @@ class TernaryLayer(QuantizedLayer):
     _held: Tensor | None = None
 
     def _add_quantizers(
-        self, quantizer: str, act: str, act_quantizer: str | None, per_channel: bool, act_range: str, scale: bool
+        self,
+        quantizer: str,
+        act: str,
+        act_quantizer: str | None,
+        per_channel: bool,
+        act_range: str,
+        scale: bool,
     ) -> None:
         """Give a complete torch layer its quantizers, initialised from its weights."""
         for name in (quantizer, quantizer if act_quantizer is None else act_quantizer):
             if name not in QUANTIZERS:
-                raise ConfigError(f"quantizer must be one of {', '.join(map(repr, QUANTIZERS))}, got {name!r}")
+                raise ConfigError(
+                    f"quantizer must be one of {', '.join(map(repr, QUANTIZERS))}, got {name!r}"
+                )
         kinds = QuantizerFamily._fields[1:]
         if act not in kinds:
             raise ConfigError(f"act must be one of {', '.join(map(repr, kinds))}, got {act!r}")
         weight, made = self.weight, QUANTIZERS[quantizer].weight
         check_weight(self)
-        activation = activation_quantizer(quantizer if act_quantizer is None else act_quantizer, act)
+        activation = activation_quantizer(
+            quantizer if act_quantizer is None else act_quantizer, act
+        )
         most = made.levels[-1] * activation.half_levels[-1]
         if most * weight[0].numel() >= EXACT:
             raise ConfigError(
@@ -88,11 +120,17 @@ class TernaryLayer(QuantizedLayer):
         codes = self.weight_quant(self.weight).float().flatten(1)
         count = codes.square().sum(1)
         fitted = (weight * codes).sum(1) / count.clamp(min=1)
-        return torch.where((count > 0) & (fitted > 0), fitted, weight.abs().mean(1).clamp(min=1e-12))
+        return torch.where(
+            (count > 0) & (fitted > 0), fitted, weight.abs().mean(1).clamp(min=1e-12)
+        )
 
     def ternary_weight(self) -> Tensor:
         """Return the weight codes that forward uses: int8 out of the quantizer's ``levels``, shape of ``weight``."""
-        return self.weight_quant.codes(self.weight) if self._held is None else self._held.to(torch.int8)
+        return (
+            self.weight_quant.codes(self.weight)
+            if self._held is None
+            else self._held.to(torch.int8)
+        )
 
     @torch.no_grad()
     def _refit(self) -> None:
@@ -106,7 +144,9 @@ class TernaryLayer(QuantizedLayer):
         """Return ``scale`` where steps were not initialised before this call: with the input's step once they are."""
         assert self.scale is not None
         if not self.act_quant.initialized:
-            return self.scale.clone()  # what autograd saves must outlive the change of scale to come
+            return (
+                self.scale.clone()
+            )  # what autograd saves must outlive the change of scale to come
         with torch.no_grad():
             self.scale.mul_(self.act_quant.step)
         return self.scale
@@ -134,7 +174,8 @@ class TernaryLayer(QuantizedLayer):
 def held_weights(model: nn.Module) -> Iterator[None]:
     """Quantize the weights of a model's ternary layers once, and use those codes until the context is left.
 
-    For whoever runs a model several times whose weights do not change meanwhile. Codes carry no gradient.
+    For whoever runs a model several times whose weights do not change meanwhile. Codes carry no
+    gradient.
     """
     layers = [module for module in model.modules() if isinstance(module, TernaryLayer)]
     try:
@@ -299,7 +340,9 @@ class TernaryLinear(TernaryLayer, nn.Linear):  # type: ignore[misc]
 
 
 #: torch layer → its ternary twin. Exact types only: a subclass may compute something else.
-TERNARY_TWINS: dict[type[nn.Module], type[TernaryConv1d] | type[TernaryConv2d] | type[TernaryLinear]] = {
+TERNARY_TWINS: dict[
+    type[nn.Module], type[TernaryConv1d] | type[TernaryConv2d] | type[TernaryLinear]
+] = {
     nn.Conv1d: TernaryConv1d,
     nn.Conv2d: TernaryConv2d,
     nn.Linear: TernaryLinear,

@@ -40,7 +40,8 @@ class Observed:
     called
         Names of the layers that were called.
     used
-        Name of a layer → name of the function that took its weight outside of the layer's own forward.
+        Name of a layer → name of the function that took its weight outside of the layer's own
+        forward.
     """
 
     called: set[str] = field(default_factory=set)
@@ -65,7 +66,8 @@ def observe(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[
     observed = Observed()
     inside = 0
     weights: dict[int, list[str]] = {}
-    # A layer of torch's may share the parameter, an embedding say: what that computes is its own business.
+    # A layer of torch's may share the parameter, an embedding say: what that computes is its own
+    # business.
     torchs = [m for m in model.modules() if type(m).__module__.startswith("torch.nn.")]
     others = {id(parameter) for module in torchs for parameter in module._parameters.values()}
     for name, layer in layers.items():
@@ -95,7 +97,9 @@ def observe(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[
         return watched
 
     class Watch(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             if not inside and _reads_values(func):
                 for tensor in _tensors((args, kwargs)):
                     for name in weights.get(id(tensor), ()):

@@ -37,7 +37,9 @@ class Snapshot:
     def restore(self) -> None:
         """Bring back what has changed."""
         for held, before in self._attributes:
-            if len(held) != len(before) or any(held.get(key, self) is not value for key, value in before.items()):
+            if len(held) != len(before) or any(
+                held.get(key, self) is not value for key, value in before.items()
+            ):
                 held.clear()
                 held.update(before)
         for tensor, value in self._values:

@@ -10,11 +10,12 @@
 | ``conv_int8`` | float32 [N, C, …] | float32 [N, n, …]: 8-bit codes inside, ``acc * scale + bias`` in two roundings |
 | ``pack_codes``, ``unpack_codes`` | int8 [..., C] | uint8 [..., B], and back |
 
-Codes are ternary, two-bit or binary, which the bytes do not say: whoever makes codes and whoever reads them must agree
-on their type. Codes are channels last: H = W = 1 for [N, C], H = 1 for [N, C, L]; B is :func:`packed_bytes`.
-All ops are inference only (their outputs carry no gradient), run on the CPU, accept any memory layout (what is not
-contiguous as wanted is copied), and raise :class:`fatnn_rs.InputError` for tensors of the wrong dtype, device, rank or
-size. Schemas and fake kernels are in :mod:`fatnn_rs.ops.schema`, so that the ops work under ``torch.compile`` and
+Codes are ternary, two-bit or binary, which the bytes do not say: whoever makes codes and whoever
+reads them must agree on their type. Codes are channels last: H = W = 1 for [N, C], H = 1 for [N, C,
+L]; B is :func:`packed_bytes`. All ops are inference only (their outputs carry no gradient), run on
+the CPU, accept any memory layout (what is not contiguous as wanted is copied), and raise
+:class:`fatnn_rs.InputError` for tensors of the wrong dtype, device, rank or size. Schemas and fake
+kernels are in :mod:`fatnn_rs.ops.schema`, so that the ops work under ``torch.compile`` and
 ``torch.export``; the calls into Rust are in :mod:`fatnn_rs.ops.kernels`.
 """
 

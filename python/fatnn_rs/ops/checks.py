@@ -37,10 +37,14 @@ def check_given(op: str, **tensors: Tensor | None) -> None:
     """
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
-            raise InputError(f"fatnn_rs::{op}: {name}: expected a tensor, got {type(tensor).__name__}")
+            raise InputError(
+                f"fatnn_rs::{op}: {name}: expected a tensor, got {type(tensor).__name__}"
+            )
 
 
-def check_tensor(op: str, name: str, tensor: Tensor, dtype: torch.dtype, ranks: Sequence[int]) -> None:
+def check_tensor(
+    op: str, name: str, tensor: Tensor, dtype: torch.dtype, ranks: Sequence[int]
+) -> None:
     """Check device, dtype and rank of one argument.
 
     Raises
@@ -51,17 +55,35 @@ def check_tensor(op: str, name: str, tensor: Tensor, dtype: torch.dtype, ranks: 
     where = f"fatnn_rs::{op}: {name}"
     check_given(op, **{name: tensor})
     if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized:
-        kind = "nested" if tensor.is_nested else "quantized" if tensor.is_quantized else str(tensor.layout)
-        way = "convert it with .dequantize()" if tensor.is_quantized else "convert it with .to_dense() or padding"
+        kind = (
+            "nested"
+            if tensor.is_nested
+            else "quantized"
+            if tensor.is_quantized
+            else str(tensor.layout)
+        )
+        way = (
+            "convert it with .dequantize()"
+            if tensor.is_quantized
+            else "convert it with .to_dense() or padding"
+        )
         raise InputError(f"{where}: expected a dense tensor, got a {kind} one; {way}")
     if tensor.device.type not in ("cpu", "meta"):
-        raise InputError(f"{where}: expected a tensor on the CPU, got one on {tensor.device}; move it with .cpu()")
+        raise InputError(
+            f"{where}: expected a tensor on the CPU, got one on {tensor.device}; move it with .cpu()"
+        )
     if tensor.dtype != dtype:
-        way = "convert it with .float()" if dtype == torch.float32 else f"convert it with .to({dtype})"
+        way = (
+            "convert it with .float()"
+            if dtype == torch.float32
+            else f"convert it with .to({dtype})"
+        )
         raise InputError(f"{where}: expected {dtype}, got {tensor.dtype}; {way}")
     if tensor.dim() not in ranks:
         wanted = " or ".join(str(rank) for rank in ranks)
-        raise InputError(f"{where}: expected {wanted} dimensions, got shape {tuple(tensor.shape)}; reshape it")
+        raise InputError(
+            f"{where}: expected {wanted} dimensions, got shape {tuple(tensor.shape)}; reshape it"
+        )
 
 
 def check_devices(op: str, **tensors: Tensor | None) -> None:
@@ -93,7 +115,9 @@ def check_groups(op: str, channels: int, groups: int) -> None:
         )
 
 
-def check_codes(op: str, name: str, codes: Tensor, channels: int | None = None, groups: int = 1) -> None:
+def check_codes(
+    op: str, name: str, codes: Tensor, channels: int | None = None, groups: int = 1
+) -> None:
     """Check packed codes: uint8 [N, H, W, B], B whole words, and as many as ``channels`` need where that is known."""
     check_tensor(op, name, codes, torch.uint8, (4,))
     width = codes.shape[3]
@@ -117,7 +141,9 @@ def check_code_type(op: str, name: str) -> None:
         raise InputError(f"fatnn_rs::{op}: code_type: expected one of {names}, got {name!a}")
 
 
-def check_vector(op: str, name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def check_vector(
+    op: str, name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
     """Check a per-channel argument (None passes)."""
     if tensor is None:
         return
@@ -129,7 +155,11 @@ def check_vector(op: str, name: str, tensor: Tensor | None, shape: tuple[int, ..
 
 
 def check_geometry(
-    op: str, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+    op: str,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
 ) -> None:
     """Check a window's numbers: kernel, stride and dilation from 1, padding from 0, two of each."""
     for name, values, least in (

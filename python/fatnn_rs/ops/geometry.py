@@ -29,15 +29,24 @@ def packed_bytes(channels: int, groups: int = 1) -> int:
         Less than one channel, or groups that do not divide them.
     """
     if channels < 1 or groups < 1 or channels % groups:
-        raise InputError(f"packed_bytes: expected groups that divide the channels, got {channels} in {groups} groups")
+        raise InputError(
+            f"packed_bytes: expected groups that divide the channels, got {channels} in {groups} groups"
+        )
     return groups * (-(-(channels // groups) // WORD_CODES)) * WORD_BYTES
 
 
 def conv_size(
-    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
 ) -> tuple[int, int]:
     """Height and width after a convolution (may be less than one where the kernel does not fit)."""
-    height, width = ((size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2))
+    height, width = (
+        (size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+        for i in range(2)
+    )
     return height, width
 
 

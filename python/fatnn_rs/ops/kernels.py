@@ -1,7 +1,8 @@
 """The real kernels: tensors cross into Rust here, and only here, as NumPy views.
 
-Each kernel runs the checks of its fake kernel, which also allocates the output, then calls ``fatnn_rs._core`` with
-views of the tensors' memory. A tensor that is not contiguous in the layout Rust wants is copied first.
+Each kernel runs the checks of its fake kernel, which also allocates the output, then calls
+``fatnn_rs._core`` with views of the tensors' memory. A tensor that is not contiguous in the layout
+Rust wants is copied first.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def follow_torch_threads() -> None:
 def aligned_array(tensor: Tensor) -> Any:
     """View a dense CPU tensor's memory as a NumPy array; a copy where no array can be a view of it.
 
-    Tensors may begin between elements (:func:`torch.frombuffer` with an offset), or be views that negate.
+    Tensors may begin between elements (:func:`torch.frombuffer` with an offset), or be views that
+    negate.
     """
     tensor = tensor.detach().resolve_conj().resolve_neg()
     if tensor.data_ptr() % tensor.element_size():
@@ -53,9 +55,14 @@ def _check_packed(op: str, weight: Tensor, out_channels: int, kernel: Sequence[i
     """
     check_tensor(op, "weight", weight, torch.uint8, (1,))
     if weight.device.type != "cpu":
-        raise InputError(f"fatnn_rs::{op}: weight: expected a tensor on the CPU, got one on {weight.device}")
+        raise InputError(
+            f"fatnn_rs::{op}: weight: expected a tensor on the CPU, got one on {weight.device}"
+        )
     channels, size = _core.packed_shape(_view(weight), op == "conv_int8")
-    for name, expected, got in (("out_channels", channels, out_channels), ("kernel", list(size), list(kernel))):
+    for name, expected, got in (
+        ("out_channels", channels, out_channels),
+        ("kernel", list(size), list(kernel)),
+    ):
         if expected != got:
             raise InputError(
                 f"fatnn_rs::{op}: {name}: expected {expected}, as the weights were packed, got {got}; pack the weights "
@@ -74,7 +81,9 @@ def _made(fake: Callable[..., Tensor], *args: Any) -> Tensor:
     try:
         return fake(*args)
     except RuntimeError as error:  # torch's allocator, or sizes that it cannot count
-        raise MemoryError(f"fatnn_rs::{fake.__name__}: no memory for the output: {error}") from error
+        raise MemoryError(
+            f"fatnn_rs::{fake.__name__}: no memory for the output: {error}"
+        ) from error
 
 
 def _optional(tensor: Tensor | None) -> Any:
@@ -95,7 +104,16 @@ def _quantize(x: Tensor, thresholds: Sequence[float], groups: int = 1) -> Tensor
         array, channels_last = _pixels_last(x)
         pixels = out.shape[1] * out.shape[2]
         follow_torch_threads()
-        _core.quantize(array, x.shape[0], x.shape[1], pixels, channels_last, list(thresholds), groups, out.numpy())
+        _core.quantize(
+            array,
+            x.shape[0],
+            x.shape[1],
+            pixels,
+            channels_last,
+            list(thresholds),
+            groups,
+            out.numpy(),
+        )
     return out
 
 
@@ -107,11 +125,15 @@ def _pack_codes(codes: Tensor, groups: int = 1, code_type: str = "ternary") -> T
     return torch.from_numpy(packed).reshape(out.shape)
 
 
-def _unpack_codes(packed: Tensor, channels: int, groups: int = 1, code_type: str = "ternary") -> Tensor:
+def _unpack_codes(
+    packed: Tensor, channels: int, groups: int = 1, code_type: str = "ternary"
+) -> Tensor:
     out = _made(schema.unpack_codes, packed, channels, groups, code_type)
     if not out.numel():
         return out
-    codes = _core.unpack_codes(_view(packed).reshape(-1, packed.shape[-1]), channels, groups, code_type)
+    codes = _core.unpack_codes(
+        _view(packed).reshape(-1, packed.shape[-1]), channels, groups, code_type
+    )
     return torch.from_numpy(codes).reshape(out.shape)
 
 
@@ -133,7 +155,12 @@ def _conv_acc(
     if out.numel():
         follow_torch_threads()
         _core.conv_acc(
-            _view(codes), _view(weight), _pair(stride), _pair(padding), _pair(dilation), out.permute(0, 2, 3, 1).numpy()
+            _view(codes),
+            _view(weight),
+            _pair(stride),
+            _pair(padding),
+            _pair(dilation),
+            out.permute(0, 2, 3, 1).numpy(),
         )
     return out
 
@@ -182,7 +209,9 @@ def _conv_float(
 ) -> Tensor:
     _check_packed("conv_float", weight, out_channels, kernel)
     window = (kernel, stride, padding, dilation)
-    out = _made(schema.conv_float, codes, weight, scale, bias, residual, relu, out_channels, *window)
+    out = _made(
+        schema.conv_float, codes, weight, scale, bias, residual, relu, out_channels, *window
+    )
     if out.numel():
         follow_torch_threads()
         _core.conv_float(
@@ -244,9 +273,12 @@ def _max_pool_codes(
     ceil_mode: bool = False,
     code_type: str = "ternary",
 ) -> Tensor:
-    out = _made(schema.max_pool_codes, codes, kernel, stride, padding, dilation, ceil_mode, code_type)
+    out = _made(
+        schema.max_pool_codes, codes, kernel, stride, padding, dilation, ceil_mode, code_type
+    )
     if out.numel():
-        # Pooling looks at no channel by itself: every bit of every word is pooled, and unused bits stay zero.
+        # Pooling looks at no channel by itself: every bit of every word is pooled, and unused bits
+        # stay zero.
         channels = codes.shape[3] // WORD_BYTES * WORD_CODES
         follow_torch_threads()
         _core.max_pool_codes(
@@ -267,28 +299,36 @@ def _check_weight(op: str, weight: Tensor, groups: int) -> None:
     """Refuse what is no weight of a convolution, in the name of ``op``."""
     check_tensor(op, "weight", weight, torch.int8, (4,))
     if weight.device.type != "cpu":
-        raise InputError(f"fatnn_rs.ops.{op}: weight: expected a tensor on the CPU, got one on {weight.device}")
+        raise InputError(
+            f"fatnn_rs.ops.{op}: weight: expected a tensor on the CPU, got one on {weight.device}"
+        )
     check_groups(op, weight.shape[0], groups)
     if not weight.numel():
-        raise InputError(f"fatnn_rs.ops.{op}: weight: expected at least one value, got shape {tuple(weight.shape)}")
+        raise InputError(
+            f"fatnn_rs.ops.{op}: weight: expected at least one value, got shape {tuple(weight.shape)}"
+        )
 
 
-def prepack(weight: Tensor, groups: int = 1, act: str = "full", weights: str | None = None) -> Tensor:
+def prepack(
+    weight: Tensor, groups: int = 1, act: str = "full", weights: str | None = None
+) -> Tensor:
     """Lay weights out for this machine's kernels. Never save the result: it belongs to one kernel of one CPU.
 
     Parameters
     ----------
     weight
-        int8 [n, channels / groups, KH, KW], values in {-1, 0, +1}; or, which takes twice the work, of two bits, in
-        {-3, -1, +1, +3}.
+        int8 [n, channels / groups, KH, KW], values in {-1, 0, +1}; or, which takes twice the work,
+        of two bits, in {-3, -1, +1, +3}.
     groups
         Groups of the convolution; divides n.
     act
-        What activation codes stand for: ``"full"``: {-1, 0, +1}; ``"half"``: the same codes for the levels {0, 1, 2};
-        ``"uint2"``: codes of two bits, {0, 1, 2, 3}; ``"binary"``: only codes -1 and 0, for the levels {0, 1}.
+        What activation codes stand for: ``"full"``: {-1, 0, +1}; ``"half"``: the same codes for the
+        levels {0, 1, 2}; ``"uint2"``: codes of two bits, {0, 1, 2, 3}; ``"binary"``: only codes -1
+        and 0, for the levels {0, 1}.
     weights
-        The type of the weights: ``"ternary"``, ``"binary"`` ({-1, +1}) or ``"two-bit"``. Values that are not of it are
-        refused. None: the type that takes the least work of those that the values may be.
+        The type of the weights: ``"ternary"``, ``"binary"`` ({-1, +1}) or ``"two-bit"``. Values
+        that are not of it are refused. None: the type that takes the least work of those that the
+        values may be.
 
     Returns
     -------
@@ -298,12 +338,17 @@ def prepack(weight: Tensor, groups: int = 1, act: str = "full", weights: str | N
     Raises
     ------
     InputError
-        Wrong dtype, device, rank, groups or values, or sums that float32 could not hold; an unknown ``act`` or
-        ``weights``.
+        Wrong dtype, device, rank, groups or values, or sums that float32 could not hold; an unknown
+        ``act`` or ``weights``.
     """
-    for name, what, value in (("act", "activations", act), ("weights", "weights", "" if weights is None else weights)):
+    for name, what, value in (
+        ("act", "activations", act),
+        ("weights", "weights", "" if weights is None else weights),
+    ):
         if not isinstance(value, str) or not value.isascii():
-            raise InputError(f"prepack: {name}: expected the name of a kind of {what}, got {value!a}")
+            raise InputError(
+                f"prepack: {name}: expected the name of a kind of {what}, got {value!a}"
+            )
     _check_weight("prepack", weight, groups)
     blob = _core.prepack(_view(weight), groups, act, None, weights)
     return torch.from_numpy(np.asarray(blob, dtype=np.uint8))
@@ -332,7 +377,9 @@ def prepack_int8(weight: Tensor, groups: int = 1, linear: bool = False) -> Tenso
         Wrong dtype, device, rank, groups or values.
     """
     _check_weight("prepack_int8", weight, groups)
-    return torch.from_numpy(np.asarray(_core.prepack_int8(_view(weight), groups, linear), dtype=np.uint8))
+    return torch.from_numpy(
+        np.asarray(_core.prepack_int8(_view(weight), groups, linear), dtype=np.uint8)
+    )
 
 
 #: Every real kernel, by the op's name in :data:`fatnn_rs.ops.schema.OPS`.
@@ -348,7 +395,8 @@ KERNELS: dict[str, Callable[..., Tensor]] = {
 }
 
 for _name, _kernel in KERNELS.items():
-    # Registered for every device, so that a tensor elsewhere meets the check that names it, not a missing kernel.
+    # Registered for every device, so that a tensor elsewhere meets the check that names it, not a
+    # missing kernel.
     schema.LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
     # These are no part of that; their tensors meet the same check.
     for _key in ("NestedTensorCPU", "NestedTensorCUDA"):

@@ -1,7 +1,8 @@
 """Schemas and fake kernels of the ops: everything torch needs to know to trace them.
 
-:data:`OPS` is the table; :mod:`fatnn_rs.ops.kernels` gives every row its real kernel. A fake kernel makes the same
-checks as the real one and returns an empty tensor of the right shape, dtype and strides.
+:data:`OPS` is the table; :mod:`fatnn_rs.ops.kernels` gives every row its real kernel. A fake kernel
+makes the same checks as the real one and returns an empty tensor of the right shape, dtype and
+strides.
 """
 
 from __future__ import annotations
@@ -37,15 +38,16 @@ LIBRARY: Any = torch.library.Library("fatnn_rs", "DEF")  # type: ignore[no-untyp
 def quantize(x: Tensor, thresholds: Sequence[float], groups: int = 1) -> Tensor:
     """Codes of ``x``: the level is the number of thresholds that it reaches.
 
-    Two thresholds make ternary codes, level - 1 in {-1, 0, +1}; three make codes of two bits, the level in
-    {0, 1, 2, 3}.
+    Two thresholds make ternary codes, level - 1 in {-1, 0, +1}; three make codes of two bits, the
+    level in {0, 1, 2, 3}.
 
     Parameters
     ----------
     x
         float32 [N, C], [N, C, L] or [N, C, H, W].
     thresholds
-        Two or three, exact float32 values, none below the one before. Infinity: nothing reaches it, infinity neither.
+        Two or three, exact float32 values, none below the one before. Infinity: nothing reaches it,
+        infinity neither.
     groups
         Groups of the convolution that will read the codes.
 
@@ -57,7 +59,8 @@ def quantize(x: Tensor, thresholds: Sequence[float], groups: int = 1) -> Tensor:
     Raises
     ------
     InputError
-        Wrong dtype, device, rank or groups; NaN in ``x``; thresholds of another number, that fall, or are NaN.
+        Wrong dtype, device, rank or groups; NaN in ``x``; thresholds of another number, that fall,
+        or are NaN.
     """
     check_tensor("quantize", "x", x, torch.float32, (2, 3, 4))
     if len(thresholds) not in (2, 3) or not all(a <= b for a, b in pairwise(thresholds)):
@@ -75,7 +78,8 @@ def quantize(x: Tensor, thresholds: Sequence[float], groups: int = 1) -> Tensor:
 def pack_codes(codes: Tensor, groups: int = 1, code_type: str = "ternary") -> Tensor:
     """Pack int8 codes, channels last: [..., C] to uint8 [..., B].
 
-    ``code_type``: ``"ternary"``, {-1, 0, +1}; ``"binary"``, {-1, 0}; or ``"two-bit"``, {0, 1, 2, 3}.
+    ``code_type``: ``"ternary"``, {-1, 0, +1}; ``"binary"``, {-1, 0}; or ``"two-bit"``, {0, 1, 2,
+    3}.
 
     Raises
     ------
@@ -85,16 +89,21 @@ def pack_codes(codes: Tensor, groups: int = 1, code_type: str = "ternary") -> Te
     check_code_type("pack_codes", code_type)
     check_tensor("pack_codes", "codes", codes, torch.int8, (2, 3, 4))
     check_groups("pack_codes", codes.shape[-1], groups)
-    return codes.new_empty((*codes.shape[:-1], packed_bytes(codes.shape[-1], groups)), dtype=torch.uint8)
+    return codes.new_empty(
+        (*codes.shape[:-1], packed_bytes(codes.shape[-1], groups)), dtype=torch.uint8
+    )
 
 
-def unpack_codes(packed: Tensor, channels: int, groups: int = 1, code_type: str = "ternary") -> Tensor:
+def unpack_codes(
+    packed: Tensor, channels: int, groups: int = 1, code_type: str = "ternary"
+) -> Tensor:
     """Unpack codes: uint8 [..., B] to int8 [..., C], of the type that they were packed as: see :func:`pack_codes`.
 
     Raises
     ------
     InputError
-        Wrong dtype, device or rank; an unknown ``code_type``; B does not fit ``channels`` and ``groups``.
+        Wrong dtype, device or rank; an unknown ``code_type``; B does not fit ``channels`` and
+        ``groups``.
     """
     check_code_type("unpack_codes", code_type)
     check_tensor("unpack_codes", "packed", packed, torch.uint8, (2, 3, 4))
@@ -144,7 +153,8 @@ def conv_acc(
     codes
         uint8 [N, H, W, B].
     weight
-        uint8 blob made by :func:`fatnn_rs.ops.prepack` on this machine, for activations of the codes' kind.
+        uint8 blob made by :func:`fatnn_rs.ops.prepack` on this machine, for activations of the
+        codes' kind.
     out_channels, kernel, stride, padding, dilation
         The convolution's numbers; pairs are (height, width).
 
@@ -153,8 +163,12 @@ def conv_acc(
     Tensor
         int32 [N, out_channels, OH, OW], memory channels last.
     """
-    batch, height, width = _conv("conv_acc", codes, weight, out_channels, (kernel, stride, padding, dilation))
-    return codes.new_empty((batch, height, width, out_channels), dtype=torch.int32).permute(0, 3, 1, 2)
+    batch, height, width = _conv(
+        "conv_acc", codes, weight, out_channels, (kernel, stride, padding, dilation)
+    )
+    return codes.new_empty((batch, height, width, out_channels), dtype=torch.int32).permute(
+        0, 3, 1, 2
+    )
 
 
 def conv_codes(
@@ -173,7 +187,8 @@ def conv_codes(
     Parameters
     ----------
     thresholds
-        int32 [2, out_channels]: ternary codes; or [3, out_channels]: codes of two bits. None below the one before.
+        int32 [2, out_channels]: ternary codes; or [3, out_channels]: codes of two bits. None below
+        the one before.
     out_groups
         Groups of the convolution that will read the result.
 
@@ -185,7 +200,9 @@ def conv_codes(
         uint8 [N, OH, OW, B'].
     """
     check_given("conv_codes", thresholds=thresholds)
-    batch, height, width = _conv("conv_codes", codes, weight, out_channels, (kernel, stride, padding, dilation))
+    batch, height, width = _conv(
+        "conv_codes", codes, weight, out_channels, (kernel, stride, padding, dilation)
+    )
     check_devices("conv_codes", codes=codes, weight=weight, thresholds=thresholds)
     rows = 3 if thresholds.dim() == 2 and len(thresholds) == 3 else 2
     check_vector("conv_codes", "thresholds", thresholds, (rows, out_channels), torch.int32)
@@ -224,14 +241,24 @@ def conv_float(
     Tensor
         float32 [N, out_channels, OH, OW], memory channels last.
     """
-    batch, height, width = _conv("conv_float", codes, weight, out_channels, (kernel, stride, padding, dilation))
-    check_devices("conv_float", codes=codes, weight=weight, scale=scale, bias=bias, residual=residual)
+    batch, height, width = _conv(
+        "conv_float", codes, weight, out_channels, (kernel, stride, padding, dilation)
+    )
+    check_devices(
+        "conv_float", codes=codes, weight=weight, scale=scale, bias=bias, residual=residual
+    )
     check_vector("conv_float", "scale", scale, (out_channels,), torch.float32)
     check_vector("conv_float", "bias", bias, (out_channels,), torch.float32)
     if bias is not None and scale is None:
-        raise InputError("fatnn_rs::conv_float: bias: expected a scale beside it, got none; give a scale of ones")
-    check_vector("conv_float", "residual", residual, (batch, out_channels, height, width), torch.float32)
-    return codes.new_empty((batch, height, width, out_channels), dtype=torch.float32).permute(0, 3, 1, 2)
+        raise InputError(
+            "fatnn_rs::conv_float: bias: expected a scale beside it, got none; give a scale of ones"
+        )
+    check_vector(
+        "conv_float", "residual", residual, (batch, out_channels, height, width), torch.float32
+    )
+    return codes.new_empty((batch, height, width, out_channels), dtype=torch.float32).permute(
+        0, 3, 1, 2
+    )
 
 
 def conv_int8(
@@ -279,12 +306,16 @@ def conv_int8(
     window = (kernel, stride, padding, dilation)
     check_geometry("conv_int8", *window)
     if out_channels < 1:
-        raise InputError(f"fatnn_rs::conv_int8: out_channels: expected at least 1, got {out_channels}")
+        raise InputError(
+            f"fatnn_rs::conv_int8: out_channels: expected at least 1, got {out_channels}"
+        )
     check_given("conv_int8", scale=scale)
     check_vector("conv_int8", "scale", scale, (out_channels,), torch.float32)
     check_vector("conv_int8", "bias", bias, (out_channels,), torch.float32)
     if not 0 < inv_step < math.inf:
-        raise InputError(f"fatnn_rs::conv_int8: inv_step: expected a positive number, got {inv_step}")
+        raise InputError(
+            f"fatnn_rs::conv_int8: inv_step: expected a positive number, got {inv_step}"
+        )
     source = [1, 1, *x.shape[2:]][-2:]
     size = check_output("conv_int8", conv_size(source, *window), source)
     return x.new_empty((x.shape[0], *size[4 - x.dim() :], out_channels)).movedim(-1, 1)
@@ -316,7 +347,9 @@ def max_pool_codes(
             f"fatnn_rs::max_pool_codes: padding: expected at most half the kernel {list(kernel)}, got {list(padding)}"
         )
     size = codes.shape[1:3]
-    height, width = check_output("max_pool_codes", pool_size(size, kernel, stride, padding, dilation, ceil_mode), size)
+    height, width = check_output(
+        "max_pool_codes", pool_size(size, kernel, stride, padding, dilation, ceil_mode), size
+    )
     return codes.new_empty((codes.shape[0], height, width, codes.shape[3]))
 
 
@@ -326,7 +359,10 @@ _WINDOW = "int[2] kernel, int[2] stride=1, int[2] padding=0, int[2] dilation=1"
 OPS: dict[str, tuple[str, Callable[..., Tensor]]] = {
     "quantize": ("Tensor x, float[] thresholds, int groups=1", quantize),
     "pack_codes": ("Tensor codes, int groups=1, str code_type='ternary'", pack_codes),
-    "unpack_codes": ("Tensor packed, int channels, int groups=1, str code_type='ternary'", unpack_codes),
+    "unpack_codes": (
+        "Tensor packed, int channels, int groups=1, str code_type='ternary'",
+        unpack_codes,
+    ),
     "conv_acc": (f"Tensor codes, Tensor weight, int out_channels, {_WINDOW}", conv_acc),
     "conv_codes": (
         f"Tensor codes, Tensor weight, Tensor thresholds, int out_channels, {_WINDOW}, int out_groups=1",
@@ -338,10 +374,14 @@ OPS: dict[str, tuple[str, Callable[..., Tensor]]] = {
         conv_float,
     ),
     "conv_int8": (
-        "Tensor x, Tensor weight, Tensor scale, Tensor? bias, float inv_step, int out_channels, " + _WINDOW,
+        "Tensor x, Tensor weight, Tensor scale, Tensor? bias, float inv_step, int out_channels, "
+        + _WINDOW,
         conv_int8,
     ),
-    "max_pool_codes": (f"Tensor codes, {_WINDOW}, bool ceil_mode=False, str code_type='ternary'", max_pool_codes),
+    "max_pool_codes": (
+        f"Tensor codes, {_WINDOW}, bool ceil_mode=False, str code_type='ternary'",
+        max_pool_codes,
+    ),
 }
 
 for _name, (_arguments, _fake) in OPS.items():

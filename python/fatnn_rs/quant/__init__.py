@@ -1,8 +1,8 @@
 """Quantizers: one file per family, one table of them.
 
-To add a family: write ``quant/<name>.py`` with a :class:`WeightQuantizer` (and, where it has its own, an
-:class:`ActivationQuantizer`), and give it a row in :data:`QUANTIZERS`. Configuration, layers, recipes and tests iterate
-the table.
+To add a family: write ``quant/<name>.py`` with a :class:`WeightQuantizer` (and, where it has its
+own, an :class:`ActivationQuantizer`), and give it a row in :data:`QUANTIZERS`. Configuration,
+layers, recipes and tests iterate the table.
 """
 
 from __future__ import annotations

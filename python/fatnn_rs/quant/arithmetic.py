@@ -82,7 +82,8 @@ def round_ste(x: Tensor) -> Tensor:
 def positive(step: Tensor, least: float = MIN_STEP) -> Tensor:
     """Return ``max(step, least)`` for a learned step or its reciprocal; the gradient passes unchanged.
 
-    Passing the gradient below the clamp matters: a step that an optimizer pushed below zero would otherwise stay there.
+    Passing the gradient below the clamp matters: a step that an optimizer pushed below zero would
+    otherwise stay there.
     """
     result: Tensor = _PositiveSTE.apply(step, least)
     return result
@@ -127,16 +128,17 @@ def fit_step(x: Tensor, low: int, high: int) -> float:
     Parameters
     ----------
     x
-        Any shape, floating point, finite. At most 16384 values are looked at (an even stride through ``x``).
+        Any shape, floating point, finite. At most 16384 values are looked at (an even stride
+        through ``x``).
     low, high
-        The integer levels' range, as ``(-1, 1)`` or ``(0, 2)``: a few levels, whose step is near the values' size; or
-        ``(-127, 127)``: many, whose step is near the peak divided by ``high``.
+        The integer levels' range, as ``(-1, 1)`` or ``(0, 2)``: a few levels, whose step is near
+        the values' size; or ``(-127, 127)``: many, whose step is near the peak divided by ``high``.
 
     Returns
     -------
     float
-        The step, a normal float32; or 0.0 where every value looked at is zero, or no normal float32, and nothing can
-        be said.
+        The step, a normal float32; or 0.0 where every value looked at is zero, or no normal
+        float32, and nothing can be said.
     """
     sample = _sample(x)
     if not len(sample):
@@ -152,13 +154,16 @@ def fit_step(x: Tensor, low: int, high: int) -> float:
         rms = float(torch.from_numpy(sample).square().mean().sqrt())
         candidates = [rms * float(2.0 ** (k / 12.0)) for k in range(-24, 25)]
     errors = [_misfit(sample, np.float32(step), low, high) for step in candidates]
-    return min(max(candidates[errors.index(min(errors))] * peak, _TINY), float(np.finfo(np.float32).max))
+    return min(
+        max(candidates[errors.index(min(errors))] * peak, _TINY), float(np.finfo(np.float32).max)
+    )
 
 
 def _sample(x: Tensor) -> npt.NDArray[np.float32]:
     """At most ``_SAMPLES`` of the values that are not zero, an even stride apart.
 
-    NumPy, because each of its calls is one thread's: torch would wake its other threads for every few thousand values.
+    NumPy, because each of its calls is one thread's: torch would wake its other threads for every
+    few thousand values.
     """
     values = x.detach().reshape(-1).float().cpu().numpy()
     places = np.flatnonzero(values != 0)

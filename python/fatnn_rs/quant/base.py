@@ -1,8 +1,9 @@
 """The contract of the quantizers.
 
-A quantizer family is one file in this package, one row in :data:`fatnn_rs.quant.QUANTIZERS`, and two classes: a
-:class:`WeightQuantizer` and an :class:`ActivationQuantizer`. Both are modules whose forward returns *integer-valued*
-float tensors (the codes themselves, not codes times a scale) and passes a straight-through gradient.
+A quantizer family is one file in this package, one row in :data:`fatnn_rs.quant.QUANTIZERS`, and
+two classes: a :class:`WeightQuantizer` and an :class:`ActivationQuantizer`. Both are modules whose
+forward returns *integer-valued* float tensors (the codes themselves, not codes times a scale) and
+passes a straight-through gradient.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class WeightQuantizer(nn.Module):
     levels : tuple of int
         What codes may be, in order: {-1, 0, +1}, or a part of it, or what the family says.
     refused : str
-        Why no integer code expresses these weights, so that ``convert`` refuses them; empty where one does. Such a
-        quantizer's forward returns floats that are not integers.
+        Why no integer code expresses these weights, so that ``convert`` refuses them; empty where
+        one does. Such a quantizer's forward returns floats that are not integers.
     """
 
     levels: tuple[int, ...] = (-1, 0, 1)
@@ -88,11 +89,12 @@ class WeightQuantizer(nn.Module):
 class InputQuantizer(nn.Module):
     """Contract: float activations in, integer-valued float codes out: a monotone function, the same for every element.
 
-    Zero has code 0 (but for signs: :mod:`fatnn_rs.quant.binary`). Steps come from the first data seen that are not all
-    zero; whether they did is a buffer, and so part of the ``state_dict`` (:mod:`fatnn_rs.quant.flags`).
+    Zero has code 0 (but for signs: :mod:`fatnn_rs.quant.binary`). Steps come from the first data
+    seen that are not all zero; whether they did is a buffer, and so part of the ``state_dict``
+    (:mod:`fatnn_rs.quant.flags`).
 
-    Two rules for subclasses. ``quantize`` reads its parameters anew in every call. ``set_step`` may write to them in
-    place: what earlier calls saved for their backward pass are copies.
+    Two rules for subclasses. ``quantize`` reads its parameters anew in every call. ``set_step`` may
+    write to them in place: what earlier calls saved for their backward pass are copies.
     """
 
     initialized_flag: Tensor
@@ -104,10 +106,12 @@ class InputQuantizer(nn.Module):
         #: While True, data initialises the steps in eval mode too (see :func:`fatnn_rs.nn.calibrate`).
         self.calibrating = False
         self.register_buffer(INITIALIZED, flag(0))
-        # What the flags were when they could last be read: used only where they cannot (see read_flag).
+        # What the flags were when they could last be read: used only where they cannot (see
+        # read_flag).
         self._last_initialized = False
         self._last_range = 0.0
-        # Off the CPU reading waits for the device: there, what was read is kept while its buffer is unchanged.
+        # Off the CPU reading waits for the device: there, what was read is kept while its buffer is
+        # unchanged.
         self._kept: dict[str, tuple[Tensor, int, float]] = {}
 
     @property
@@ -131,7 +135,11 @@ class InputQuantizer(nn.Module):
         if kept is not None and kept[0] is buffer and kept[1] == buffer._version:
             return kept[2]
         value = read_flag(buffer)
-        if value is not None and (value > 0 or (value < 0 and name == RANGE)) and not buffer.is_inference():
+        if (
+            value is not None
+            and (value > 0 or (value < 0 and name == RANGE))
+            and not buffer.is_inference()
+        ):
             self._kept[name] = (buffer, buffer._version, value)
         return value
 
@@ -155,7 +163,9 @@ class InputQuantizer(nn.Module):
             Where ``x`` is not floating point, or initialises the steps and holds NaN or infinity.
         """
         if not x.is_floating_point():
-            raise InputError(f"{self._where()}: expected a floating point input, got {x.dtype}; use .float()")
+            raise InputError(
+                f"{self._where()}: expected a floating point input, got {x.dtype}; use .float()"
+            )
         if x.is_nested:
             raise InputError(
                 f"{self._where()}: got a nested tensor, which quantizers do not take; pad it "
@@ -181,11 +191,13 @@ class InputQuantizer(nn.Module):
                 )
         if self.initialized:
             return self.quantize(x)
-        # Codes of zeros do not depend on the steps. Copies, because a later call may initialise these in place. The
-        # gradient passes as it would in a float layer: what feeds this one must be able to leave zero.
+        # Codes of zeros do not depend on the steps. Copies, because a later call may initialise
+        # these in place. The gradient passes as it would in a float layer: what feeds this one must
+        # be able to leave zero.
         own = self._parameters, self._buffers
         self._parameters, self._buffers = (  # type: ignore[assignment]
-            {name: None if value is None else value.clone() for name, value in tensors.items()} for tensors in own
+            {name: None if value is None else value.clone() for name, value in tensors.items()}
+            for tensors in own
         )
         try:
             return self.quantize(x.detach()) + (x - x.detach())
@@ -204,24 +216,35 @@ class InputQuantizer(nn.Module):
     def initialize(self, x: Tensor) -> None:
         """Choose the steps from data.
 
-        A batch of nothing but zeros says nothing: the quantizer then stays uninitialised and waits for the next one.
+        A batch of nothing but zeros says nothing: the quantizer then stays uninitialised and waits
+        for the next one.
 
         Raises
         ------
         InputError
             Where ``x`` is empty, holds NaN or infinity, or is nothing that this quantizer can hold.
         ConfigError
-            Where several processes train together and this is no calibration: each would initialise differently.
+            Where several processes train together and this is no calibration: each would initialise
+            differently.
         """
         if x.numel() == 0:
-            raise InputError(f"{self._where()}: cannot initialise activation steps from an empty batch")
-        if not all(math.isfinite(end) for end in torch.aminmax(x)):  # which both are NaN where one value is
+            raise InputError(
+                f"{self._where()}: cannot initialise activation steps from an empty batch"
+            )
+        if not all(
+            math.isfinite(end) for end in torch.aminmax(x)
+        ):  # which both are NaN where one value is
             raise InputError(
                 f"{self._where()}: the batch that initialises the activation steps holds NaN or infinity; check the "
                 "data and the layers before this one"
             )
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if distributed and not self.calibrating and torch.distributed.get_world_size() > 1 and not says_nothing(x):
+        if (
+            distributed
+            and not self.calibrating
+            and torch.distributed.get_world_size() > 1
+            and not says_nothing(x)
+        ):
             raise ConfigError(
                 f"{self._where()}: activation steps must be initialised before the model is wrapped for distributed "
                 "training, else every process gets its own; give prepare(..., example_inputs=...), in every process, "
@@ -249,7 +272,9 @@ class InputQuantizer(nn.Module):
         """Return what ``half_range_flag`` is before data decide; None where there is no such flag."""
         return None
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
         convert_flags(state_dict, prefix, self._open_range())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._look_at_flags()
@@ -259,30 +284,39 @@ class InputQuantizer(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.__dict__.setdefault("_kept", {})
         convert_flags(self._buffers, "", self._open_range())
-        self._last_initialized = bool(self.__dict__.pop("_initialized", self.__dict__.get("_last_initialized", False)))
+        self._last_initialized = bool(
+            self.__dict__.pop("_initialized", self.__dict__.get("_last_initialized", False))
+        )
         half = self.__dict__.pop("_half_range", None)
-        self._last_range = self.__dict__.get("_last_range", 0.0) if half is None else 2.0 * half - 1.0
+        self._last_range = (
+            self.__dict__.get("_last_range", 0.0) if half is None else 2.0 * half - 1.0
+        )
 
     def _where(self) -> str:
-        return f"layer {self.layer_name!r}" if self.layer_name else "activation quantizer (layer not named yet)"
+        return (
+            f"layer {self.layer_name!r}"
+            if self.layer_name
+            else "activation quantizer (layer not named yet)"
+        )
 
 
 class ActivationQuantizer(InputQuantizer):
     """Ternary codes: {0, 1, 2} in half range (the input is never negative: after a ReLU), {-1, 0, +1} in full range.
 
-    Subclasses may have other levels. Which range is part of the ``state_dict``. A subclass gives ``quantize_half`` and
-    ``quantize_full``.
+    Subclasses may have other levels. Which range is part of the ``state_dict``. A subclass gives
+    ``quantize_half`` and ``quantize_full``.
 
     Parameters
     ----------
     act_range
-        ``"half"`` or ``"full"``, or ``"auto"``: decided by the first data seen (half where its minimum is >= 0).
+        ``"half"`` or ``"full"``, or ``"auto"``: decided by the first data seen (half where its
+        minimum is >= 0).
 
     Attributes
     ----------
     half_levels, full_levels : tuple of int
-        What codes may be in either range, in order; no levels, where the quantizer does not have that range. Half range
-        begins at 0.
+        What codes may be in either range, in order; no levels, where the quantizer does not have
+        that range. Half range begins at 0.
     """
 
     half_levels: tuple[int, ...] = (0, 1, 2)
@@ -337,7 +371,9 @@ class ActivationQuantizer(InputQuantizer):
         """Return the codes of ``x`` with the present steps and range."""
         if self._range_is_open and self._flag(RANGE) is None:
             # In a captured graph both are there, and the buffer decides when it runs.
-            return torch.where(self.half_range_flag >= 0, self.quantize_half(x), self.quantize_full(x))
+            return torch.where(
+                self.half_range_flag >= 0, self.quantize_half(x), self.quantize_full(x)
+            )
         return self.quantize_half(x) if self.half_range else self.quantize_full(x)
 
     def quantize_half(self, x: Tensor) -> Tensor:
@@ -358,9 +394,17 @@ class ActivationQuantizer(InputQuantizer):
         """
         minimum = float(x.min())
         if self.act_range == "half" and minimum < 0:
-            others = "use 'full' or 'auto'" if self.full_levels else "'auto' takes negative ones for 0"
-            raise InputError(f"{self._where()}: act_range='half' needs inputs >= 0, got {minimum:g}; {others}")
-        half = self.act_range == "half" or (self.act_range == "auto" and minimum >= 0) or not self.full_levels
+            others = (
+                "use 'full' or 'auto'" if self.full_levels else "'auto' takes negative ones for 0"
+            )
+            raise InputError(
+                f"{self._where()}: act_range='half' needs inputs >= 0, got {minimum:g}; {others}"
+            )
+        half = (
+            self.act_range == "half"
+            or (self.act_range == "auto" and minimum >= 0)
+            or not self.full_levels
+        )
         levels = self.half_levels if half else self.full_levels
         step = fit_step(x, levels[0], levels[-1])
         if step > 0:

@@ -1,10 +1,12 @@
 """Binary weights and activations, in the style of XNOR-Net and Bi-Real Net: a ternary code without its zero.
 
-M. Rastegari et al., "XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks", ECCV 2016 (arXiv
-1603.05279); Z. Liu et al., "Bi-Real Net: Enhancing the Performance of 1-bit CNNs with Improved Representational
-Capability and Advanced Training Algorithm", ECCV 2018 (arXiv 1808.00278), for the gradient of ``sign``.
+M. Rastegari et al., "XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks",
+ECCV 2016 (arXiv 1603.05279); Z. Liu et al., "Bi-Real Net: Enhancing the Performance of 1-bit CNNs
+with Improved Representational Capability and Advanced Training Algorithm", ECCV 2018 (arXiv
+1808.00278), for the gradient of ``sign``.
 
-``sign(0) = +1``. A zero that pads a convolution is the code 0, as in those papers' own training, and not a ``sign``.
+``sign(0) = +1``. A zero that pads a convolution is the code 0, as in those papers' own training,
+and not a ``sign``.
 """
 
 from __future__ import annotations
@@ -73,15 +75,18 @@ def approximate_sign(x: Tensor) -> Tensor:
 
 def mean_size(weight: Tensor, rows: int) -> Tensor:
     """``mean(|w|)`` of each of ``rows`` parts of ``weight``, detached, shaped to combine with it; never zero."""
-    size = weight.detach().abs().to(sums_dtype(weight)).reshape(rows, -1).mean(dim=1).clamp(min=_LEAST)
+    size = (
+        weight.detach().abs().to(sums_dtype(weight)).reshape(rows, -1).mean(dim=1).clamp(min=_LEAST)
+    )
     return size.to(weight.dtype).view(-1, *([1] * (weight.dim() - 1)))
 
 
 class BinaryWeight(WeightQuantizer):
     r"""Binary weights: :math:`q(w) = sign(w) \in \{-1, +1\}`, :math:`sign(0) = +1`.
 
-    XNOR-Net multiplies them by ``a = mean(|w|)``; here BatchNorm (or the layer's ``scale``) does. Gradient
-    (straight-through, through ``a q``): ``dq/dw = 1 / a``, ``a`` over the layer or the output channel.
+    XNOR-Net multiplies them by ``a = mean(|w|)``; here BatchNorm (or the layer's ``scale``) does.
+    Gradient (straight-through, through ``a q``): ``dq/dw = 1 / a``, ``a`` over the layer or the
+    output channel.
 
     Parameters
     ----------
@@ -100,7 +105,9 @@ class BinaryWeight(WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the codes of ``weight``: same shape, float32 (or wider), values -1.0, +1.0."""
         wide = widen(weight)
-        codes: Tensor = _Sign.apply(wide / mean_size(wide, self.out_channels if self.per_channel else 1))
+        codes: Tensor = _Sign.apply(
+            wide / mean_size(wide, self.out_channels if self.per_channel else 1)
+        )
         return codes
 
     def initialize(self, weight: Tensor) -> None:
@@ -110,12 +117,13 @@ class BinaryWeight(WeightQuantizer):
 class BinaryActivation(ActivationQuantizer):
     r"""Binary activations.
 
-    Full range: :math:`q(x) = sign(x) \in \{-1, +1\}`, :math:`sign(0) = +1`; nothing learned. Gradient: with
-    ``r = 1.25 step``, ``step`` being the first batch's ``mean(|x|)`` (so r = 1 for normal activations of variance 1):
-    ``dq/dx = (2 - 2 |x| / r) / r`` for ``|x| < r``, else 0.
+    Full range: :math:`q(x) = sign(x) \in \{-1, +1\}`, :math:`sign(0) = +1`; nothing learned.
+    Gradient: with ``r = 1.25 step``, ``step`` being the first batch's ``mean(|x|)`` (so r = 1 for
+    normal activations of variance 1): ``dq/dx = (2 - 2 |x| / r) / r`` for ``|x| < r``, else 0.
 
-    Half range (after a ReLU): :math:`q(x) = round(clip(x\,\alpha, 0, 1)) \in \{0, 1\}`, threshold ``0.5 / alpha``.
-    Gradient (straight-through), for x in (0, 1/alpha): ``dq/dx = alpha``, ``dq/dalpha = x``; zero elsewhere.
+    Half range (after a ReLU): :math:`q(x) = round(clip(x\,\alpha, 0, 1)) \in \{0, 1\}`, threshold
+    ``0.5 / alpha``. Gradient (straight-through), for x in (0, 1/alpha): ``dq/dx = alpha``,
+    ``dq/dalpha = x``; zero elsewhere.
 
     Parameters
     ----------
@@ -145,8 +153,11 @@ class BinaryActivation(ActivationQuantizer):
 
     def quantize_full(self, x: Tensor) -> Tensor:
         """Return the codes of ``x`` in full range."""
-        # The step is in the graph with a gradient of zero: distributed training wants one from every parameter.
-        return approximate_sign(x * (scale_gradient(positive(self.alpha).to(x.dtype), 0.0) / _REACH))
+        # The step is in the graph with a gradient of zero: distributed training wants one from
+        # every parameter.
+        return approximate_sign(
+            x * (scale_gradient(positive(self.alpha).to(x.dtype), 0.0) / _REACH)
+        )
 
     def fitted_step(self, x: Tensor) -> float:
         """Half range: the best fit; full range: ``mean(|x|)``."""

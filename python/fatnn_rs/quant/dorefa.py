@@ -1,8 +1,8 @@
 """DoReFa-Net with two bits on either side: four uniform levels, nothing learned.
 
-S. Zhou et al., "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients", arXiv
-1606.06160. Weights are {-3, -1, +1, +3}, which take two ternary planes and twice the work of ternary ones (the
-conventional 4N of FATNN's comparison).
+S. Zhou et al., "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth
+Gradients", arXiv 1606.06160. Weights are {-3, -1, +1, +3}, which take two ternary planes and twice
+the work of ternary ones (the conventional 4N of FATNN's comparison).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _LEAST = 1e-12
 class DorefaWeight(WeightQuantizer):
     r"""Weights of two bits: :math:`q(w) = 2\,round(3 u) - 3 \in \{-3, -1, +1, +3\}`.
 
-    With :math:`u = tanh(w) / (2\,max|tanh(w)|) + 1/2`, the maximum over the layer (or the output channel), detached.
-    The paper's weights are ``q / 3``; here BatchNorm (or the layer's ``scale``) has the factor. Gradient
-    (straight-through): ``dq/dw = 3 (1 - tanh(w)**2) / max|tanh(w)|``.
+    With :math:`u = tanh(w) / (2\,max|tanh(w)|) + 1/2`, the maximum over the layer (or the output
+    channel), detached. The paper's weights are ``q / 3``; here BatchNorm (or the layer's ``scale``)
+    has the factor. Gradient (straight-through): ``dq/dw = 3 (1 - tanh(w)**2) / max|tanh(w)|``.
 
     Parameters
     ----------
@@ -53,9 +53,10 @@ class DorefaWeight(WeightQuantizer):
 class DorefaUint2(ActivationQuantizer):
     r"""Activations of two bits: :math:`q(x) = round(3\,clip(x / c, 0, 1)) \in \{0, 1, 2, 3\}`, nothing learned.
 
-    The paper has ``c = 1``, for networks trained from scratch to keep activations in that range. Here ``c`` is three
-    times the step that fits the first batch best, so that a trained float network can be the start. Gradient
-    (straight-through): ``dq/dx = 3 / c`` for x in (0, c), else zero.
+    The paper has ``c = 1``, for networks trained from scratch to keep activations in that range.
+    Here ``c`` is three times the step that fits the first batch best, so that a trained float
+    network can be the start. Gradient (straight-through): ``dq/dx = 3 / c`` for x in (0, c), else
+    zero.
 
     Parameters
     ----------

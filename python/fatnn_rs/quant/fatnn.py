@@ -1,13 +1,13 @@
 """FATNN's quantizers: two learned, unequal steps on equally spaced integer levels.
 
-P. Chen, B. Zhuang, C. Shen, "FATNN: Fast and Accurate Ternary Neural Networks", ICCV 2021 (arXiv 2008.05101), the
-"implementation-dependent" quantizer: thresholds are free, but levels are exactly {-1, 0, +1} (or {0, 1, 2}), which is
-what lets the inner product run on bits.
+P. Chen, B. Zhuang, C. Shen, "FATNN: Fast and Accurate Ternary Neural Networks", ICCV 2021 (arXiv
+2008.05101), the "implementation-dependent" quantizer: thresholds are free, but levels are exactly
+{-1, 0, +1} (or {0, 1, 2}), which is what lets the inner product run on bits.
 
-``round`` is half to even, so a code steps up strictly above its threshold. Its gradient is the identity's; ``clip``
-(``hardtanh``) passes the gradient inside its range, ends excluded, and zeroes it elsewhere. Every step reciprocal is
-clamped to ``MIN_STEP`` in the forward pass, with the identity's gradient, and so stays positive whatever the optimizer
-does.
+``round`` is half to even, so a code steps up strictly above its threshold. Its gradient is the
+identity's; ``clip`` (``hardtanh``) passes the gradient inside its range, ends excluded, and zeroes
+it elsewhere. Every step reciprocal is clamped to ``MIN_STEP`` in the forward pass, with the
+identity's gradient, and so stays positive whatever the optimizer does.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def two_sided(x: Tensor, alpha_neg: Tensor, alpha_pos: Tensor) -> Tensor:
 
     Monotone in ``x``: the products are, they meet at zero, and so are ``clip`` and ``round``.
     """
-    return round_ste(hardtanh(x * torch.where(x < 0, alpha_neg, alpha_pos), -1.0, 1.0, inplace=True))
+    return round_ste(
+        hardtanh(x * torch.where(x < 0, alpha_neg, alpha_pos), -1.0, 1.0, inplace=True)
+    )
 
 
 def stacked(x: Tensor, alpha1: Tensor, alpha2: Tensor) -> Tensor:
@@ -56,15 +58,16 @@ def stacked(x: Tensor, alpha1: Tensor, alpha2: Tensor) -> Tensor:
 class FatnnWeight(WeightQuantizer):
     r"""Ternary weights.
 
-    With :math:`\hat w = (w - \mathrm{mean}(w)) / \mathrm{std}(w)`, statistics over the layer (or the output channel),
-    detached, and the population's standard deviation:
+    With :math:`\hat w = (w - \mathrm{mean}(w)) / \mathrm{std}(w)`, statistics over the layer (or
+    the output channel), detached, and the population's standard deviation:
 
     .. math:: q(w) = round(clip(\hat w\,\alpha_-, -1, 0)) + round(clip(\hat w\,\alpha_+, 0, 1)) \in \{-1, 0, +1\}
 
     Thresholds on :math:`\hat w`: ``-0.5 / alpha_neg`` and ``0.5 / alpha_pos``.
 
-    Gradient (straight-through), with ``a = alpha_neg`` where :math:`\hat w < 0`, else ``alpha_pos``, and inside
-    :math:`|\hat w\,a| < 1`: ``dq/dw = a / std``, ``dq/da = w_hat``; zero outside.
+    Gradient (straight-through), with ``a = alpha_neg`` where :math:`\hat w < 0`, else
+    ``alpha_pos``, and inside :math:`|\hat w\,a| < 1`: ``dq/dw = a / std``, ``dq/da = w_hat``; zero
+    outside.
 
     Statistics are summed in float64, so that the number of threads does not show in the codes.
 
@@ -94,7 +97,8 @@ class FatnnWeight(WeightQuantizer):
     def normalize(self, weight: Tensor) -> Tensor:
         """``(w - mean) / std`` with detached statistics: same shape as ``weight``, float32 or wider."""
         weight = widen(weight)
-        # A copy of its own, which is worked on in place: fresh memory costs more than the arithmetic.
+        # A copy of its own, which is worked on in place: fresh memory costs more than the
+        # arithmetic.
         sample = weight.detach().to(sums_dtype(weight), copy=True)
         rows = sample.reshape(self.out_channels if self.per_channel else 1, -1)
         mean = rows.mean(dim=1, keepdim=True)
@@ -135,9 +139,10 @@ class FatnnActivation(ActivationQuantizer):
 
     .. math:: q(x) = round(clip(x\,\alpha_1, -1, 0)) + round(clip(x\,\alpha_2, 0, 1)) \in \{-1, 0, +1\}
 
-    Gradient (straight-through). Half range: ``dq/dx = a1`` and ``dq/da1 = x`` for x in (0, 1/a1); ``dq/dx = a2``,
-    ``dq/da2 = x - 1/a1`` and ``dq/da1 = a2 / a1**2`` for x in (1/a1, 1/a1 + 1/a2); zero elsewhere. Full range:
-    ``dq/dx = a`` and ``dq/da = x`` inside ``|x a| < 1`` with ``a = alpha1`` where x < 0, else ``alpha2``; else zero.
+    Gradient (straight-through). Half range: ``dq/dx = a1`` and ``dq/da1 = x`` for x in (0, 1/a1);
+    ``dq/dx = a2``, ``dq/da2 = x - 1/a1`` and ``dq/da1 = a2 / a1**2`` for x in (1/a1, 1/a1 + 1/a2);
+    zero elsewhere. Full range: ``dq/dx = a`` and ``dq/da = x`` inside ``|x a| < 1`` with ``a =
+    alpha1`` where x < 0, else ``alpha2``; else zero.
 
     Parameters
     ----------
@@ -147,7 +152,8 @@ class FatnnActivation(ActivationQuantizer):
     Attributes
     ----------
     alpha1, alpha2 : Parameter
-        Step reciprocals, shape [], float32: first and second step (half range), negative and positive (full range).
+        Step reciprocals, shape [], float32: first and second step (half range), negative and
+        positive (full range).
 
     References
     ----------
@@ -170,7 +176,9 @@ class FatnnActivation(ActivationQuantizer):
     @property
     def step(self) -> float:
         """The mean size of the two steps: how much of ``x`` one level stands for."""
-        return 0.5 / max(float(self.alpha1.detach()), MIN_STEP) + 0.5 / max(float(self.alpha2.detach()), MIN_STEP)
+        return 0.5 / max(float(self.alpha1.detach()), MIN_STEP) + 0.5 / max(
+            float(self.alpha2.detach()), MIN_STEP
+        )
 
     @torch.no_grad()
     def set_step(self, step: float) -> None:
@@ -182,13 +190,15 @@ class FatnnActivation(ActivationQuantizer):
 class FatnnUint2(ActivationQuantizer):
     r"""Activations of two bits, after a ReLU: FATNN's half range with a third learned step.
 
-    With the ends of the steps :math:`e_0 = 0`, :math:`e_1 = 1/\alpha_1`, :math:`e_2 = e_1 + 1/\alpha_2`:
+    With the ends of the steps :math:`e_0 = 0`, :math:`e_1 = 1/\alpha_1`, :math:`e_2 = e_1 +
+    1/\alpha_2`:
 
     .. math:: q(x) = \sum_{i=1}^{3} round(clip((x - e_{i-1})\,\alpha_i, 0, 1)) \in \{0, 1, 2, 3\}
 
-    Thresholds ``e_(i-1) + 0.5 / alpha_i``. Negative inputs become 0. Against ternary weights four levels cost
-    the same two passes over bits as three. Gradient (straight-through): for x inside step i, ``dq/dx = a_i``,
-    ``dq/da_i = x - e_(i-1)`` and, for every earlier step j, ``dq/da_j = a_i / a_j**2``; zero outside all steps.
+    Thresholds ``e_(i-1) + 0.5 / alpha_i``. Negative inputs become 0. Against ternary weights four
+    levels cost the same two passes over bits as three. Gradient (straight-through): for x inside
+    step i, ``dq/dx = a_i``, ``dq/da_i = x - e_(i-1)`` and, for every earlier step j, ``dq/da_j =
+    a_i / a_j**2``; zero outside all steps.
 
     Parameters
     ----------
@@ -227,7 +237,13 @@ class FatnnUint2(ActivationQuantizer):
     @property
     def step(self) -> float:
         """The mean size of the three steps: how much of ``x`` one level stands for."""
-        return sum(1.0 / max(float(alpha.detach()), MIN_STEP) for alpha in (self.alpha1, self.alpha2, self.alpha3)) / 3
+        return (
+            sum(
+                1.0 / max(float(alpha.detach()), MIN_STEP)
+                for alpha in (self.alpha1, self.alpha2, self.alpha3)
+            )
+            / 3
+        )
 
     @torch.no_grad()
     def set_step(self, step: float) -> None:

@@ -1,9 +1,10 @@
 """State of quantizers as numbers in buffers, so that whatever copies, averages, casts or saves buffers handles it.
 
-A flag is a float scalar whose sign is what counts. ``initialized_flag`` is positive once the steps come from data.
-``half_range_flag`` is negative for full range, positive for half range, and zero (read as half range) while the data
-have not decided. An average over models, from a copy that was made before the first batch too, keeps the sign at once,
-and so do casts to any float type. Files of earlier versions hold ``bool`` flags; :func:`convert_flags` reads them.
+A flag is a float scalar whose sign is what counts. ``initialized_flag`` is positive once the steps
+come from data. ``half_range_flag`` is negative for full range, positive for half range, and zero
+(read as half range) while the data have not decided. An average over models, from a copy that was
+made before the first batch too, keeps the sign at once, and so do casts to any float type. Files of
+earlier versions hold ``bool`` flags; :func:`convert_flags` reads them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def flag(value: float) -> Tensor:
 def read_flag(buffer: Tensor) -> float | None:
     """Return a flag's value, or None where it cannot be read.
 
-    That is so while a graph is captured, and for meta and fake tensors and those inside ``torch.func`` transforms.
+    That is so while a graph is captured, and for meta and fake tensors and those inside
+    ``torch.func`` transforms.
     """
     if torch.compiler.is_compiling() or buffer.is_meta:
         return None
@@ -43,7 +45,9 @@ def read_flag(buffer: Tensor) -> float | None:
         return None
 
 
-def convert_flags(tensors: MutableMapping[str, Any], prefix: str = "", half_range: float | None = None) -> None:
+def convert_flags(
+    tensors: MutableMapping[str, Any], prefix: str = "", half_range: float | None = None
+) -> None:
     """Turn ``bool`` flags of earlier versions, in a ``state_dict`` or among a module's buffers, into numbers, in place.
 
     Parameters

@@ -8,16 +8,17 @@ Activations, with one learned step for the layer:
 
     q(x) = clip(round(x · (1 / step)), -127, 127)
 
-``round`` is half to even, and zero has code 0, so that padding by zeros stays what it is. What a code stands for is the
-code times its step. Gradients:
+``round`` is half to even, and zero has code 0, so that padding by zeros stays what it is. What a
+code stands for is the code times its step. Gradients:
 
-- weights: straight-through, ``d(step_c q)/dw = 1``; the step is a constant (Y. Bengio, N. Leonard, A. Courville,
-  "Estimating or Propagating Gradients Through Stochastic Neurons for Conditional Computation", arXiv 1308.3432, 2013);
+- weights: straight-through, ``d(step_c q)/dw = 1``; the step is a constant (Y. Bengio, N. Leonard,
+  A. Courville, "Estimating or Propagating Gradients Through Stochastic Neurons for Conditional
+  Computation", arXiv 1308.3432, 2013);
 - activations: ``d(step q)/dx = 1`` where ``|x| < 127 step``, else 0;
-- the activations' step, as in learned step size quantization (S. Esser et al., "Learned Step Size Quantization", ICLR
-  2020, arXiv 1902.08153): ``d(step q)/dstep = q - x / step`` where ``|x| < 127 step``, else ``q``; the sum over a
-  layer's values is multiplied by ``1 / sqrt(127 n)`` for samples of n values, which brings it to the size of the
-  weights' gradients.
+- the activations' step, as in learned step size quantization (S. Esser et al., "Learned Step Size
+  Quantization", ICLR 2020, arXiv 1902.08153): ``d(step q)/dstep = q - x / step`` where ``|x| < 127
+  step``, else ``q``; the sum over a layer's values is multiplied by ``1 / sqrt(127 n)`` for samples
+  of n values, which brings it to the size of the weights' gradients.
 """
 
 from __future__ import annotations
@@ -28,7 +29,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import hardtanh
 
-from fatnn_rs.quant.base import InputQuantizer, fit_step, positive, round_ste, scale_gradient, set_value
+from fatnn_rs.quant.base import (
+    InputQuantizer,
+    fit_step,
+    positive,
+    round_ste,
+    scale_gradient,
+    set_value,
+)
 
 __all__ = ["LEVELS", "Int8Activation", "weight_codes", "weight_steps"]
 
@@ -55,13 +63,14 @@ def weight_codes(weight: Tensor, steps: Tensor) -> Tensor:
 class Int8Activation(InputQuantizer):
     """Activations in eight bits; see :mod:`fatnn_rs.quant.int8` for the function and its gradient.
 
-    The first data seen sets the step: the one of 49 between a sixteenth of the greatest value's and that value's own
-    (``max |x| / 127``) which loses least in the mean square.
+    The first data seen sets the step: the one of 49 between a sixteenth of the greatest value's and
+    that value's own (``max |x| / 127``) which loses least in the mean square.
 
     Attributes
     ----------
     step : Parameter
-        Shape [], float32. Below 1e-16 it counts as that, with the gradient of the identity, so that it can come back.
+        Shape [], float32. Below 1e-16 it counts as that, with the gradient of the identity, so that
+        it can come back.
 
     References
     ----------

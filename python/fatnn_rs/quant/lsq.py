@@ -1,13 +1,14 @@
 """Learned step size quantization with three levels: one uniform step, learned with a scaled gradient.
 
-S. Esser, J. McKinstry, D. Bablani, R. Appuswamy, D. Modha, "Learned Step Size Quantization", ICLR 2020
-(arXiv 1902.08153), equations 1 to 5, with Q_N, Q_P the ternary ranges. What FATNN adds to it are a second step and, on
-weights, normalisation; so this is the family to compare it with.
+S. Esser, J. McKinstry, D. Bablani, R. Appuswamy, D. Modha, "Learned Step Size Quantization", ICLR
+2020 (arXiv 1902.08153), equations 1 to 5, with Q_N, Q_P the ternary ranges. What FATNN adds to it
+are a second step and, on weights, normalisation; so this is the family to compare it with.
 
-The paper's output ``round(clip(v / s)) * s`` is a code times a step; layers here keep the code and leave the factor to
-BatchNorm (or to the layer's ``scale``), so the step acts through the thresholds alone. ``round`` is half to even with
-the identity's gradient, and the step's gradient is scaled by ``g = 1 / sqrt(count * Q_P)`` (section 2.2), ``count``
-being the number of weights that share the step, or of one example's activations.
+The paper's output ``round(clip(v / s)) * s`` is a code times a step; layers here keep the code and
+leave the factor to BatchNorm (or to the layer's ``scale``), so the step acts through the thresholds
+alone. ``round`` is half to even with the identity's gradient, and the step's gradient is scaled by
+``g = 1 / sqrt(count * Q_P)`` (section 2.2), ``count`` being the number of weights that share the
+step, or of one example's activations.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ __all__ = ["LsqActivation", "LsqUint2", "LsqWeight"]
 class LsqWeight(WeightQuantizer):
     r"""Ternary weights with a learned step: :math:`q(w) = round(clip(w / s, -1, 1)) \in \{-1, 0, +1\}`.
 
-    Thresholds at ``-s / 2`` and ``s / 2``. Gradient (straight-through): inside ``|w| < s``, ``dq/dw = 1 / s`` and
-    ``dq/ds = -g w / s**2`` with ``g = 1 / sqrt(weights that share s)``; zero outside.
+    Thresholds at ``-s / 2`` and ``s / 2``. Gradient (straight-through): inside ``|w| < s``, ``dq/dw
+    = 1 / s`` and ``dq/ds = -g w / s**2`` with ``g = 1 / sqrt(weights that share s)``; zero outside.
 
     Parameters
     ----------
@@ -80,11 +81,13 @@ class LsqWeight(WeightQuantizer):
 class LsqActivation(ActivationQuantizer):
     r"""Ternary activations with a learned step.
 
-    Half range (after a ReLU): :math:`q(x) = round(clip(x / s, 0, 2)) \in \{0, 1, 2\}`, thresholds ``s / 2`` and
-    ``3 s / 2``. Full range: :math:`q(x) = round(clip(x / s, -1, 1)) \in \{-1, 0, +1\}`.
+    Half range (after a ReLU): :math:`q(x) = round(clip(x / s, 0, 2)) \in \{0, 1, 2\}`, thresholds
+    ``s / 2`` and ``3 s / 2``. Full range: :math:`q(x) = round(clip(x / s, -1, 1)) \in \{-1, 0,
+    +1\}`.
 
     Gradient (straight-through): inside the clip, ``dq/dx = 1 / s`` and ``dq/ds = -g x / s**2`` with
-    ``g = 1 / sqrt(count * Q_P)``, ``Q_P`` being 2 or 1 and ``count`` the values of one example; zero outside.
+    ``g = 1 / sqrt(count * Q_P)``, ``Q_P`` being 2 or 1 and ``count`` the values of one example;
+    zero outside.
 
     Parameters
     ----------
@@ -133,8 +136,9 @@ class LsqActivation(ActivationQuantizer):
 class LsqUint2(LsqActivation):
     r"""Activations of two bits with a learned step, after a ReLU: :math:`q(x) = round(clip(x / s, 0, 3))`.
 
-    Thresholds ``s / 2``, ``3 s / 2``, ``5 s / 2``; negative inputs become 0. Gradient, parameters and attributes as in
-    :class:`LsqActivation`, with ``Q_P = 3``; ``act_range`` is ``"auto"`` or ``"half"``.
+    Thresholds ``s / 2``, ``3 s / 2``, ``5 s / 2``; negative inputs become 0. Gradient, parameters
+    and attributes as in :class:`LsqActivation`, with ``Q_P = 3``; ``act_range`` is ``"auto"`` or
+    ``"half"``.
 
     References
     ----------

@@ -1,13 +1,14 @@
 """Soft-threshold ternary networks: a ternary kernel is the sum of two binary ones, each with latent weights of its own.
 
-W. Xu, X. He, T. Zhao, Q. Hu, P. Wang, J. Cheng, "Soft Threshold Ternary Networks", IJCAI 2020 (arXiv 2204.01234). No
-threshold is chosen: a code is zero where the two signs disagree. Two latents per weight in training, one ternary code
-in deployment. The family's activations are FATNN's.
+W. Xu, X. He, T. Zhao, Q. Hu, P. Wang, J. Cheng, "Soft Threshold Ternary Networks", IJCAI 2020
+(arXiv 2204.01234). No threshold is chosen: a code is zero where the two signs disagree. Two latents
+per weight in training, one ternary code in deployment. The family's activations are FATNN's.
 
-Two choices are ours. The latents are kept as their mean, which is the layer's own ``weight``, and half their
-difference, ``offset``, so that a float checkpoint loads; training starts with the codes that TWN's threshold gives. And
-the gradient of ``sign`` falls off with distance (Bi-Real Net, arXiv 1808.00278): a constant one would move both latents
-alike, and their difference, the soft threshold, would stay where it began.
+Two choices are ours. The latents are kept as their mean, which is the layer's own ``weight``, and
+half their difference, ``offset``, so that a float checkpoint loads; training starts with the codes
+that TWN's threshold gives. And the gradient of ``sign`` falls off with distance (Bi-Real Net, arXiv
+1808.00278): a constant one would move both latents alike, and their difference, the soft threshold,
+would stay where it began.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class SttnWeight(WeightQuantizer):
     r"""Ternary weights: :math:`q(w) = (sign(w + o) + sign(w - o)) / 2`, ``o`` learned for every weight.
 
     So :math:`q(w) = sign(w)` where :math:`|w| > |o|`, and 0 where :math:`|w| < |o|`. Gradient: with
-    ``r = 3 mean(|w|)`` over the layer or the output channel and ``g(v) = max(2 - 2 |v| / r, 0) / r``:
-    ``dq/dw = (g(w + o) + g(w - o)) / 2``, ``dq/do = (g(w + o) - g(w - o)) / 2``.
+    ``r = 3 mean(|w|)`` over the layer or the output channel and ``g(v) = max(2 - 2 |v| / r, 0) /
+    r``: ``dq/dw = (g(w + o) + g(w - o)) / 2``, ``dq/do = (g(w + o) - g(w - o)) / 2``.
 
     Parameters
     ----------
@@ -44,7 +45,8 @@ class SttnWeight(WeightQuantizer):
     Attributes
     ----------
     offset : Parameter
-        Half the difference of the two latents, the shape of the layer's weight; made by :meth:`initialize`.
+        Half the difference of the two latents, the shape of the layer's weight; made by
+        :meth:`initialize`.
 
     References
     ----------
@@ -62,7 +64,9 @@ class SttnWeight(WeightQuantizer):
         wide = widen(weight)
         offset = self.offset.to(wide.dtype)
         inverse = 1.0 / (_REACH * mean_size(wide, self._rows()))
-        return 0.5 * approximate_sign((wide + offset) * inverse) + 0.5 * approximate_sign((wide - offset) * inverse)
+        return 0.5 * approximate_sign((wide + offset) * inverse) + 0.5 * approximate_sign(
+            (wide - offset) * inverse
+        )
 
     @torch.no_grad()
     def initialize(self, weight: Tensor) -> None:

@@ -1,12 +1,13 @@
 """Trained ternary quantization: a threshold that follows the weights, and two learned scales.
 
-C. Zhu, S. Han, H. Mao, W. Dally, "Trained Ternary Quantization", ICLR 2017 (arXiv 1612.01064). The paper quantizes
-weights only; the family's activations are FATNN's. The gradients of the two scales are sums over all weights that share
-them; here they are divided by the square root of those weights' number, as LSQ does for its steps (arXiv 1902.08153,
-section 2.2): undivided, they diverge at learning rates that suit the weights.
+C. Zhu, S. Han, H. Mao, W. Dally, "Trained Ternary Quantization", ICLR 2017 (arXiv 1612.01064). The
+paper quantizes weights only; the family's activations are FATNN's. The gradients of the two scales
+are sums over all weights that share them; here they are divided by the square root of those
+weights' number, as LSQ does for its steps (arXiv 1902.08153, section 2.2): undivided, they diverge
+at learning rates that suit the weights.
 
-Its weights are {-Wn, 0, +Wp}. Two scales in one sum are not an integer times a scale: this family trains, for
-comparison, and ``convert`` refuses it.
+Its weights are {-Wn, 0, +Wp}. Two scales in one sum are not an integer times a scale: this family
+trains, for comparison, and ``convert`` refuses it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class _Trained(torch.autograd.Function):
     """The weights that a layer uses, and the paper's gradients (equations 7 and 8)."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scale_neg: Tensor, scale_pos: Tensor, threshold: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, weight: Tensor, scale_neg: Tensor, scale_pos: Tensor, threshold: Tensor
+    ) -> Tensor:
         above, below = weight > threshold, weight < -threshold
         ctx.save_for_backward(above, below, scale_neg, scale_pos)
         return above * scale_pos - below * scale_neg
@@ -49,12 +52,12 @@ class _Trained(torch.autograd.Function):
 class TtqWeight(WeightQuantizer):
     r"""Ternary weights of two learned scales.
 
-    :math:`q(w) = W_p` where :math:`w > \Delta`, :math:`-W_n` where :math:`w < -\Delta`, else 0, with
-    :math:`\Delta = 0.05\,max|w|`.
+    :math:`q(w) = W_p` where :math:`w > \Delta`, :math:`-W_n` where :math:`w < -\Delta`, else 0,
+    with :math:`\Delta = 0.05\,max|w|`.
 
-    Not integers: ``refused`` says why, and ``codes`` returns the signs alone. Gradient: ``dq/dw`` is ``Wp``, ``Wn`` or,
-    for zeros, 1; ``dq/dWp = g`` where :math:`w > \Delta`, ``dq/dWn = -g`` where :math:`w < -\Delta`, with
-    ``g = 1 / sqrt(weights that share the scale)``.
+    Not integers: ``refused`` says why, and ``codes`` returns the signs alone. Gradient: ``dq/dw``
+    is ``Wp``, ``Wn`` or, for zeros, 1; ``dq/dWp = g`` where :math:`w > \Delta`, ``dq/dWn = -g``
+    where :math:`w < -\Delta`, with ``g = 1 / sqrt(weights that share the scale)``.
 
     Parameters
     ----------
@@ -66,7 +69,8 @@ class TtqWeight(WeightQuantizer):
     Attributes
     ----------
     scale_neg, scale_pos : Parameter
-        ``Wn`` and ``Wp``, shape [1] or [out_channels], float32. At first the mean size of the weights they replace.
+        ``Wn`` and ``Wp``, shape [1] or [out_channels], float32. At first the mean size of the
+        weights they replace.
 
     References
     ----------
@@ -95,7 +99,10 @@ class TtqWeight(WeightQuantizer):
         """Return what stands for ``weight``: same shape, float32 (or wider), values ``-Wn``, 0.0, ``Wp``."""
         wide = widen(weight)
         factor = 1.0 / math.sqrt(max(weight.numel() // len(self.scale_pos), 1))
-        scales = [self._spread(scale_gradient(scale, factor), wide) for scale in (self.scale_neg, self.scale_pos)]
+        scales = [
+            self._spread(scale_gradient(scale, factor), wide)
+            for scale in (self.scale_neg, self.scale_pos)
+        ]
         result: Tensor = _Trained.apply(wide, *scales, self._threshold(wide))
         return result + 0.0  # turns -0.0 into 0.0
 

@@ -1,7 +1,8 @@
 """Ternary weight networks: a threshold that follows the weights, nothing learned.
 
-F. Li, B. Liu, X. Wang, B. Zhang, J. Yan, "Ternary Weight Networks", arXiv 1605.04711. The paper quantizes weights only;
-the family's activations are FATNN's, so that layers of it are ternary on both sides.
+F. Li, B. Liu, X. Wang, B. Zhang, J. Yan, "Ternary Weight Networks", arXiv 1605.04711. The paper
+quantizes weights only; the family's activations are FATNN's, so that layers of it are ternary on
+both sides.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ class _Threshold(torch.autograd.Function):
 class TwnWeight(WeightQuantizer):
     r"""Ternary weights: :math:`q(w) = sign(w)` where :math:`|w| > \Delta`, else 0, with :math:`\Delta = 0.7\,mean|w|`.
 
-    ``mean`` runs over the layer, or the output channel. The paper multiplies codes by ``a = mean(|w|)`` over the
-    weights beyond the threshold; here BatchNorm (or the layer's ``scale``) does. Gradient (straight-through, through
-    ``a q``): ``dq/dw = 1 / a``.
+    ``mean`` runs over the layer, or the output channel. The paper multiplies codes by ``a =
+    mean(|w|)`` over the weights beyond the threshold; here BatchNorm (or the layer's ``scale``)
+    does. Gradient (straight-through, through ``a q``): ``dq/dw = 1 / a``.
 
     Parameters
     ----------
@@ -57,12 +58,19 @@ class TwnWeight(WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the codes of ``weight``: same shape, float32 (or wider), values -1.0, 0.0, +1.0."""
         wide = widen(weight)
-        size = wide.detach().abs().to(sums_dtype(wide)).reshape(self.out_channels if self.per_channel else 1, -1)
+        size = (
+            wide.detach()
+            .abs()
+            .to(sums_dtype(wide))
+            .reshape(self.out_channels if self.per_channel else 1, -1)
+        )
         threshold = _FACTOR * size.mean(dim=1, keepdim=True)
         beyond = size > threshold
         scale = (size * beyond).sum(dim=1) / beyond.sum(dim=1).clamp(min=1)
         shape = (-1, *([1] * (weight.dim() - 1)))
-        threshold, scale = (v.reshape(shape).to(wide.dtype) for v in (threshold, scale.clamp(min=_LEAST)))
+        threshold, scale = (
+            v.reshape(shape).to(wide.dtype) for v in (threshold, scale.clamp(min=_LEAST))
+        )
         codes: Tensor = _Threshold.apply(wide, threshold, scale)
         return codes + 0.0  # turns -0.0 into 0.0
 

@@ -1,10 +1,11 @@
 """Data sets: one table, two kinds.
 
-Small images are held in memory whole and augmented batch by batch with tensor operations, which costs a CPU next to
-nothing. Folders of pictures go through torchvision's decoders and transforms in worker processes.
+Small images are held in memory whole and augmented batch by batch with tensor operations, which
+costs a CPU next to nothing. Folders of pictures go through torchvision's decoders and transforms in
+worker processes.
 
-What a training step sees depends on the seed, the epoch and the number of the batch alone: not on the number of
-processes or workers, and not on where training was interrupted.
+What a training step sees depends on the seed, the epoch and the number of the batch alone: not on
+the number of processes or workers, and not on where training was interrupted.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class Data(Protocol):
         """Return only so many training and test images; None: all."""
         ...
 
-    def train_batches(self, seed: int, epoch: int, batch_size: int, first: int, share: ProcessShard) -> Iterator[Batch]:
+    def train_batches(
+        self, seed: int, epoch: int, batch_size: int, first: int, share: ProcessShard
+    ) -> Iterator[Batch]:
         """Batches ``first, first + 1, ...`` of an epoch: this process's share, float32 [n, C, H, W] and int64 [n].
 
         The last images of an epoch's order that fill no batch are left out.
@@ -141,7 +144,9 @@ class ImageData:
             test_y=self.test_y[:test],
         )
 
-    def train_batches(self, seed: int, epoch: int, batch_size: int, first: int, share: ProcessShard) -> Iterator[Batch]:
+    def train_batches(
+        self, seed: int, epoch: int, batch_size: int, first: int, share: ProcessShard
+    ) -> Iterator[Batch]:
         """See :class:`Data`."""
         order = _order(self.train_count, seed, epoch)
         for batch in range(first, self.train_count // batch_size):
@@ -150,7 +155,9 @@ class ImageData:
             y = self.train_y[chosen]
             yield x[share.rank :: share.world], y[share.rank :: share.world]
 
-    def test_batches(self, batch_size: int, share: ProcessShard = ProcessShard()) -> Iterator[Batch]:
+    def test_batches(
+        self, batch_size: int, share: ProcessShard = ProcessShard()
+    ) -> Iterator[Batch]:
         """See :class:`Data`."""
         x, y = (part[share.rank :: share.world] for part in (self.test_x, self.test_y))
         for at in range(0, len(x), batch_size):
@@ -163,7 +170,11 @@ class ImageData:
     def _augmented(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Crop, flip and cut out, each image by numbers of its own."""
         n, _, height, width = x.shape
-        images, rows, columns = torch.arange(n)[:, None, None], torch.arange(height), torch.arange(width)
+        images, rows, columns = (
+            torch.arange(n)[:, None, None],
+            torch.arange(height),
+            torch.arange(width),
+        )
         pad = self.augment.crop
         if pad or self.augment.flip:
             dy, dx = torch.randint(0, 2 * pad + 1, (2, n, 1, 1), generator=generator)
@@ -173,7 +184,10 @@ class ImageData:
             x = padded[images, rows[:, None] + dy, across + dx].permute(0, 3, 1, 2)
         side = self.augment.cutout
         if side:
-            top, left = (torch.randint(0, size, (n, 1, 1), generator=generator) - side // 2 for size in (height, width))
+            top, left = (
+                torch.randint(0, size, (n, 1, 1), generator=generator) - side // 2
+                for size in (height, width)
+            )
             in_rows = (rows[:, None] >= top) & (rows[:, None] < top + side)
             inside = in_rows & (columns >= left) & (columns < left + side)
             x = x.masked_fill(inside[:, None], 0.0)
@@ -247,9 +261,13 @@ class FolderData:
             yield from loader
         except Exception as error:  # a worker's, whose traceback is its message
             last = [line for line in str(error).splitlines() if line.strip()][-1:]
-            raise InputError(f"data set {self.name!r}: a picture cannot be read: {''.join(last)}") from error
+            raise InputError(
+                f"data set {self.name!r}: a picture cannot be read: {''.join(last)}"
+            ) from error
 
-    def train_batches(self, seed: int, epoch: int, batch_size: int, first: int, share: ProcessShard) -> Iterator[Batch]:
+    def train_batches(
+        self, seed: int, epoch: int, batch_size: int, first: int, share: ProcessShard
+    ) -> Iterator[Batch]:
         """See :class:`Data`."""
         order = _order(self.train_count, seed, epoch).tolist()
         batches = [
@@ -258,11 +276,15 @@ class FolderData:
         ]
         yield from self._load(_Seeded(self.train, seed, epoch), batches)
 
-    def test_batches(self, batch_size: int, share: ProcessShard = ProcessShard()) -> Iterator[Batch]:
+    def test_batches(
+        self, batch_size: int, share: ProcessShard = ProcessShard()
+    ) -> Iterator[Batch]:
         """See :class:`Data`."""
         # Mixed, for the first ones of a folder are of one class.
         order = _order(self.test_count, 0, 0)[share.rank :: share.world].tolist()
-        yield from self._load(self.test, [order[at : at + batch_size] for at in range(0, len(order), batch_size)])
+        yield from self._load(
+            self.test, [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+        )
 
 
 def _torchvision() -> Any:
@@ -281,7 +303,15 @@ def _digits(recipe: Recipe, folder: Path | None, download: bool) -> Data:
     digits = load_digits()
     train_x, test_x = ((x * 255.0).round().to(torch.uint8) for x in (digits.train_x, digits.test_x))
     return ImageData(
-        "digits", 10, train_x, digits.train_y, test_x, digits.test_y, (0.0,), (1.0,), augment=recipe.augment
+        "digits",
+        10,
+        train_x,
+        digits.train_y,
+        test_x,
+        digits.test_y,
+        (0.0,),
+        (1.0,),
+        augment=recipe.augment,
     )
 
 
@@ -296,7 +326,9 @@ def _in_memory(
         (train_x, train_y), (test_x, test_y) = (
             _tensors(_open(recipe.data, cls, folder, train, download)) for train in (True, False)
         )
-        return ImageData(recipe.data, classes, train_x, train_y, test_x, test_y, mean, std, recipe.augment)
+        return ImageData(
+            recipe.data, classes, train_x, train_y, test_x, test_y, mean, std, recipe.augment
+        )
 
     return read
 
@@ -310,7 +342,9 @@ def _tensors(data: Any) -> Batch:
 
 def _need_folder(name: str, folder: Path | None) -> Path:
     if folder is None:
-        raise ConfigError(f"data set {name!r}: say where it is, or where to put it, with --data DIR or FATNN_DATA")
+        raise ConfigError(
+            f"data set {name!r}: say where it is, or where to put it, with --data DIR or FATNN_DATA"
+        )
     return folder
 
 

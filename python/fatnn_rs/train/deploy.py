@@ -19,7 +19,9 @@ __all__ = ["deploy"]
 _BATCH = 250
 
 
-def deploy(model: nn.Module, data: Data, path: Path, verify_images: int | None = None) -> dict[str, Any]:
+def deploy(
+    model: nn.Module, data: Data, path: Path, verify_images: int | None = None
+) -> dict[str, Any]:
     """Convert, save, load, and compare with the eager model on the test images.
 
     Parameters
@@ -31,21 +33,25 @@ def deploy(model: nn.Module, data: Data, path: Path, verify_images: int | None =
     path
         Where the network goes.
     verify_images
-        On how many images every code is compared; None: on all. Classes are compared on all of them anyway.
+        On how many images every code is compared; None: on all. Classes are compared on all of them
+        anyway.
 
     Returns
     -------
     dict
-        ``rust_accuracy``, ``eager_accuracy``, ``codes_total``, ``codes_different``, ``file_bytes``; or, where
-        ``convert`` refuses the family, ``refused`` with the reason. ``not_saved`` instead of ``file_bytes``, with the
-        reason, where parts of the network run Python code that a file cannot hold.
+        ``rust_accuracy``, ``eager_accuracy``, ``codes_total``, ``codes_different``, ``file_bytes``;
+        or, where ``convert`` refuses the family, ``refused`` with the reason. ``not_saved`` instead
+        of ``file_bytes``, with the reason, where parts of the network run Python code that a file
+        cannot hold.
 
     Raises
     ------
     ConversionError
         A code, or the class of an image, differs between PyTorch and Rust.
     """
-    reasons = {layer.weight_quant.refused for layer in model.modules() if isinstance(layer, TernaryLayer)}
+    reasons = {
+        layer.weight_quant.refused for layer in model.modules() if isinstance(layer, TernaryLayer)
+    }
     if reasons - {""}:
         return {"refused": max(reasons)}
     example = next(iter(data.test_batches(2)))[0]
@@ -74,7 +80,9 @@ def deploy(model: nn.Module, data: Data, path: Path, verify_images: int | None =
             rust_right += int((rust == y).sum())
             seen += len(x)
     if different:
-        raise ConversionError(f"{path}: {different} of {total} codes differ between PyTorch and Rust")
+        raise ConversionError(
+            f"{path}: {different} of {total} codes differ between PyTorch and Rust"
+        )
     return {
         "eager_accuracy": eager_right / seen,
         "rust_accuracy": rust_right / seen,

@@ -37,7 +37,11 @@ def load_digits() -> Digits:
             "the digits come with scikit-learn, which is missing: pip install scikit-learn"
         ) from error
     images, labels = datasets.load_digits(return_X_y=True)
-    parts = model_selection.train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
-    train_x, test_x = (torch.tensor(part, dtype=torch.float32).view(-1, 1, 8, 8) / 16 for part in parts[:2])
+    parts = model_selection.train_test_split(
+        images, labels, test_size=0.2, stratify=labels, random_state=0
+    )
+    train_x, test_x = (
+        torch.tensor(part, dtype=torch.float32).view(-1, 1, 8, 8) / 16 for part in parts[:2]
+    )
     train_y, test_y = (torch.tensor(part, dtype=torch.int64) for part in parts[2:])
     return Digits(train_x, train_y, test_x, test_y)

@@ -1,10 +1,11 @@
 """The training loop: a float phase, a ternary phase, a converted network. On accelerate.
 
-Every step depends on the recipe, the seed and the step's number alone, so a run that was killed goes on from its last
-checkpoint to the very weights that it would have had: on the same CPU, with the same number of threads and processes;
-on a GPU as far as PyTorch's kernels repeat themselves. Several processes, of one machine or of many, are torchrun's
-business: the batch is shared out among them, gradients are averaged. BatchNorm then normalises by each process's share,
-as in any PyTorch training, and keeps the first one's statistics; on GPUs it takes them over all of them.
+Every step depends on the recipe, the seed and the step's number alone, so a run that was killed
+goes on from its last checkpoint to the very weights that it would have had: on the same CPU, with
+the same number of threads and processes; on a GPU as far as PyTorch's kernels repeat themselves.
+Several processes, of one machine or of many, are torchrun's business: the batch is shared out among
+them, gradients are averaged. BatchNorm then normalises by each process's share, as in any PyTorch
+training, and keeps the first one's statistics; on GPUs it takes them over all of them.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class TrainOptions:
     download
         Whether torchvision may fetch data that are not there.
     float_from
-        A trained float model to start from: a run's ``float.pt`` or any ``state_dict``. Its phase is then skipped.
+        A trained float model to start from: a run's ``float.pt`` or any ``state_dict``. Its phase
+        is then skipped.
     cpu
         Train on the CPU although there is a GPU.
     checkpoint_seconds
@@ -79,7 +81,8 @@ def train(recipe: Recipe, options: TrainOptions, console: Console | None = None)
     options
         Where, and from which seed.
     console
-        Where progress and warnings go; standard error by default. Only the first of several processes writes.
+        Where progress and warnings go; standard error by default. Only the first of several
+        processes writes.
 
     Returns
     -------
@@ -97,14 +100,18 @@ def train(recipe: Recipe, options: TrainOptions, console: Console | None = None)
     ConversionError
         The converted network does not compute the trained one's codes.
     """
-    has_teacher = recipe.float_phase is not None or options.float_from is not None or recipe.pretrained
+    has_teacher = (
+        recipe.float_phase is not None or options.float_from is not None or recipe.pretrained
+    )
     if recipe.ternary is not None and recipe.ternary.distill and not has_teacher:
         raise ConfigError(
             "ternary.distill: there is no trained float model to learn from; give the recipe a float phase, "
             "pretrained=true or --float-from, or set ternary.distill=0"
         )
     if not torch.distributed.is_initialized():
-        AcceleratorState._reset_state(True)  # else a second run in this process could not have another precision
+        AcceleratorState._reset_state(
+            True
+        )  # else a second run in this process could not have another precision
     accelerator = Accelerator(
         cpu=options.cpu,
         mixed_precision=recipe.mixed_precision or "no",
@@ -122,7 +129,9 @@ def train(recipe: Recipe, options: TrainOptions, console: Console | None = None)
             f"batch_size={recipe.batch_size} cannot be shared evenly among {accelerator.num_processes} processes"
         )
     console = console or Console(stderr=True)
-    what = identity(recipe, options.seed, accelerator.num_processes, torch.get_num_threads(), options.float_from)
+    what = identity(
+        recipe, options.seed, accelerator.num_processes, torch.get_num_threads(), options.float_from
+    )
     with accelerator.main_process_first():
         run = Run(options.out, what, write=accelerator.is_main_process)
     done: dict[str, Any] | None = _from_main(accelerator, lambda: run.result)
@@ -176,17 +185,30 @@ class Job:
             _load(model, _weights(read_state(self.options.float_from)), self.options.float_from)
         elif recipe.float_phase is not None:
             self.phase("float", recipe.float_phase, model, None, log)
-        if recipe.float_phase is not None or self.options.float_from is not None or recipe.pretrained:
+        if (
+            recipe.float_phase is not None
+            or self.options.float_from is not None
+            or recipe.pretrained
+        ):
             result["float_accuracy"] = accuracy(model, self.data, self.accelerator)
         if recipe.ternary is not None:
-            teacher = copy.deepcopy(model).eval().requires_grad_(False) if recipe.ternary.distill else None
+            teacher = (
+                copy.deepcopy(model).eval().requires_grad_(False)
+                if recipe.ternary.distill
+                else None
+            )
             self.prepare(model)
             self.phase("ternary", recipe.ternary, model, teacher, log)
             result["ternary_accuracy"] = accuracy(model, self.data, self.accelerator)
         result["log"] = log
         if self.accelerator.is_main_process:
             if recipe.ternary is not None:
-                result |= deploy(model.cpu().eval(), self.data, run.folder / "net.safetensors", recipe.verify_images)
+                result |= deploy(
+                    model.cpu().eval(),
+                    self.data,
+                    run.folder / "net.safetensors",
+                    recipe.verify_images,
+                )
             result["seconds"] = round(time.perf_counter() - started, 1)
             run.finish({**run.identity, **result, "machine": asdict(Machine.current())})
             run.discard("checkpoint")
@@ -200,10 +222,17 @@ class Job:
         batches = self.data.train_batches(self.options.seed, 0, batch, 0, ProcessShard())
         images = torch.cat([x for _, (x, _) in zip(range(wanted), batches, strict=False)])
         device = self.accelerator.device
-        prepare(model.to(device), quantize.config(), images[: quantize.calibration_images].to(device))
+        prepare(
+            model.to(device), quantize.config(), images[: quantize.calibration_images].to(device)
+        )
 
     def phase(
-        self, name: str, phase: Phase, model: nn.Module, teacher: nn.Module | None, log: list[dict[str, Any]]
+        self,
+        name: str,
+        phase: Phase,
+        model: nn.Module,
+        teacher: nn.Module | None,
+        log: list[dict[str, Any]],
     ) -> None:
         """Train ``model`` in place, from where a checkpoint says, to the end of the phase."""
         run, accelerator = self.run, self.accelerator
@@ -219,7 +248,13 @@ class Job:
         PhaseTrainer(self, name, phase, model, teacher, log, state)()
         accelerator.free_memory()  # what it knows of this phase's optimizer would take part in the next one
         if accelerator.is_main_process:
-            run.save(name, {"model": {key: value.cpu() for key, value in model.state_dict().items()}, "log": log})
+            run.save(
+                name,
+                {
+                    "model": {key: value.cpu() for key, value in model.state_dict().items()},
+                    "log": log,
+                },
+            )
         accelerator.wait_for_everyone()
 
     def _check_classes(self, model: nn.Module) -> None:

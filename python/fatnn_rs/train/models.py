@@ -29,7 +29,9 @@ def _torchvision(name: str, classes: int, pretrained: bool, **options: Any) -> n
     try:
         from torchvision import models
     except ImportError as error:
-        raise UnsupportedError(f"{name} comes with torchvision: pip install 'fatnn-rs[train]'") from error
+        raise UnsupportedError(
+            f"{name} comes with torchvision: pip install 'fatnn-rs[train]'"
+        ) from error
     try:
         model: nn.Module = models.get_model(
             name,
@@ -50,7 +52,9 @@ def _timm(name: str, classes: int, pretrained: bool, **options: Any) -> nn.Modul
     except ImportError as error:
         raise UnsupportedError("timm is missing: pip install 'fatnn-rs[train]'") from error
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=classes, **options)
+        model: nn.Module = timm.create_model(
+            name, pretrained=pretrained, num_classes=classes, **options
+        )
     except RuntimeError as error:
         raise ConfigError(f"model 'timm:{name}': {error}; timm.list_models() names them") from error
     return model
@@ -100,4 +104,6 @@ def build_model(recipe: Recipe, classes: int) -> nn.Module:
             "give a float checkpoint with --float-from"
         ) from error
     except Exception as error:  # constructors raise what they like
-        raise ConfigError(f"model {recipe.model!r} cannot be made: {error}; see model_options") from error
+        raise ConfigError(
+            f"model {recipe.model!r} cannot be made: {error}; see model_options"
+        ) from error

@@ -1,7 +1,8 @@
 """What ternary training looks like from inside: per layer, once an epoch; and a warning in words where a layer dies.
 
-Ternary layers fail in ways that a loss curve shows late: weights all become zero, activations never leave their lowest
-level or never leave their highest, a learned step runs away. All of that is visible in the codes.
+Ternary layers fail in ways that a loss curve shows late: weights all become zero, activations never
+leave their lowest level or never leave their highest, a learned step runs away. All of that is
+visible in the codes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class LayerState:
     act_zeros
         Share of activation codes that are 0.
     saturation
-        Share of activations at the end of their range (either end in full range; 0 where the ends are all there is).
+        Share of activations at the end of their range (either end in full range; 0 where the ends
+        are all there is).
     steps
         Name of a quantizer's learned parameter → the mean of its size.
     """
@@ -86,7 +88,11 @@ class CodeMonitor:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.layers = {name: module for name, module in model.named_modules() if isinstance(module, TernaryLayer)}
+        self.layers = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, TernaryLayer)
+        }
         self.model = model
         self._last: dict[str, Tensor] = {}
 
@@ -98,7 +104,11 @@ class CodeMonitor:
         def hook(name: str, layer: TernaryLayer) -> Any:
             def look(module: nn.Module, args: Any, codes: Tensor) -> None:
                 levels = layer.act_quant.levels
-                ends = (codes == levels[-1]) | (codes == levels[0]) if levels[0] < 0 else codes == levels[-1]
+                ends = (
+                    (codes == levels[-1]) | (codes == levels[0])
+                    if levels[0] < 0
+                    else codes == levels[-1]
+                )
                 seen[name] = (_share(codes == 0), _share(ends) if 0 in levels else 0.0)
 
             return layer.act_quant.register_forward_hook(look)

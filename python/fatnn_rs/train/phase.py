@@ -12,7 +12,14 @@ from accelerate import Accelerator
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, SequentialLR
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+    SequentialLR,
+)
 
 from fatnn_rs.errors import ConfigError, FatnnError
 from fatnn_rs.nn.layers import held_weights
@@ -50,13 +57,18 @@ class PhaseTrainer:
         model.to(accelerator.device).to(memory_format=torch.channels_last)
         shared = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
         self.own_norms = _share_norms(model) if shared else {}
-        if accelerator.scaler is not None:  # one for all phases: begins each as if it were the first
-            accelerator.scaler.load_state_dict(torch.amp.GradScaler(accelerator.device.type).state_dict())
+        if (
+            accelerator.scaler is not None
+        ):  # one for all phases: begins each as if it were the first
+            accelerator.scaler.load_state_dict(
+                torch.amp.GradScaler(accelerator.device.type).state_dict()
+            )
         optimizer = _optimizer(phase, model)
         self.schedule = _schedule(phase, optimizer, self.batches)
         model.train()
         compiled: Any = torch.compile(model) if recipe.compile else model
-        # In a shell of its own: accelerate changes the forward of what it is given, and the model stays as it is.
+        # In a shell of its own: accelerate changes the forward of what it is given, and the model
+        # stays as it is.
         self.model, self.optimizer = accelerator.prepare(nn.Sequential(compiled), optimizer)
         self.teacher: Callable[[Tensor], Tensor] | None = None
         if teacher is not None:
@@ -84,7 +96,9 @@ class PhaseTrainer:
                     "optimizer": self.optimizer.state_dict(),
                     "schedule": self.schedule.state_dict(),
                     "monitor": self.monitor.state_dict(),
-                    "scaler": {} if self.job.accelerator.scaler is None else self.job.accelerator.scaler.state_dict(),
+                    "scaler": {}
+                    if self.job.accelerator.scaler is None
+                    else self.job.accelerator.scaler.state_dict(),
                     "epoch": self.epoch,
                     "batch": self.batch,
                     "loss": self.loss,
@@ -101,7 +115,9 @@ class PhaseTrainer:
             TimeRemainingColumn(),
         )
         quiet = not self.job.accelerator.is_main_process
-        with Progress(*columns, console=self.job.console, disable=quiet, transient=True) as progress:
+        with Progress(
+            *columns, console=self.job.console, disable=quiet, transient=True
+        ) as progress:
             total = self.phase.epochs * self.batches
             task = progress.add_task(f"{self.name} training", total=total, note="")
             try:
@@ -115,7 +131,10 @@ class PhaseTrainer:
         _restore_norms(self.raw, self.own_norms)
 
     def _epoch(self, progress: Progress, task: TaskID) -> None:
-        job, share = self.job, ProcessShard(self.job.accelerator.process_index, self.job.accelerator.num_processes)
+        job, share = (
+            self.job,
+            ProcessShard(self.job.accelerator.process_index, self.job.accelerator.num_processes),
+        )
         seed, size = job.options.seed, job.recipe.batch_size
         # The two phases see different orders.
         source = job.data.train_batches(
@@ -127,8 +146,15 @@ class PhaseTrainer:
             self.loss += self._step(x, y)
             self.batch += 1
             done = self.epoch * self.batches + self.batch
-            progress.update(task, completed=done, note=f"epoch {self.epoch + 1}, loss {self.loss / self.batch:.4f}")
-            if time.monotonic() - written >= job.options.checkpoint_seconds and self.batch < self.batches:
+            progress.update(
+                task,
+                completed=done,
+                note=f"epoch {self.epoch + 1}, loss {self.loss / self.batch:.4f}",
+            )
+            if (
+                time.monotonic() - written >= job.options.checkpoint_seconds
+                and self.batch < self.batches
+            ):
                 self._checkpoint()
                 written = time.monotonic()
         self._end_of_epoch(progress)
@@ -139,7 +165,8 @@ class PhaseTrainer:
         accelerator, phase = self.job.accelerator, self.phase
         # What draws numbers inside the model (dropout) draws the same ones after a resumption.
         torch.manual_seed(
-            hash((self.job.options.seed, self.epoch, self.batch, accelerator.process_index)) & (2**63 - 1)
+            hash((self.job.options.seed, self.epoch, self.batch, accelerator.process_index))
+            & (2**63 - 1)
         )
         x = x.to(accelerator.device, memory_format=torch.channels_last)
         y = y.to(accelerator.device)
@@ -179,7 +206,9 @@ class PhaseTrainer:
             if not bool(torch.isfinite(parameter).all()):
                 raise self._diverged(f"{name} became NaN or infinite")
         job, accelerator = self.job, self.job.accelerator
-        if accelerator.num_processes > 1:  # BatchNorm's statistics: the first process's, as at every step's beginning
+        if (
+            accelerator.num_processes > 1
+        ):  # BatchNorm's statistics: the first process's, as at every step's beginning
             for buffer in self.raw.buffers():
                 torch.distributed.broadcast(buffer, 0)
         line: dict[str, Any] = {
@@ -192,13 +221,19 @@ class PhaseTrainer:
         if accelerator.is_main_process and self.monitor.layers:
             images = next(iter(job.data.test_batches(job.recipe.monitor.images)))[0]
             states = self.monitor.look(images.to(accelerator.device))
-            line["warnings"] = [text for state in states for text in state.warnings(job.recipe.monitor.dead)]
-            line["layers"] = {key: value for state in states for key, value in state.scalars().items()}
+            line["warnings"] = [
+                text for state in states for text in state.warnings(job.recipe.monitor.dead)
+            ]
+            line["layers"] = {
+                key: value for state in states for key, value in state.scalars().items()
+            }
         self.log.append(line)
         if accelerator.is_main_process:
             job.run.log(self.log)
             for warning in line.get("warnings", ()):
-                progress.console.print(f"warning: epoch {self.epoch + 1}: {warning}", style="yellow", highlight=False)
+                progress.console.print(
+                    f"warning: epoch {self.epoch + 1}: {warning}", style="yellow", highlight=False
+                )
             progress.console.print(
                 f"{self.name} epoch {self.epoch + 1}/{self.phase.epochs}: loss {line['loss']:.4f}, test accuracy "
                 f"{line['test_accuracy']:.2%}",
@@ -214,7 +249,9 @@ def _optimizer(phase: Phase, model: nn.Module) -> torch.optim.Optimizer:
         groups = [{**group, "weight_decay": phase.weight_decay} for group in groups]
     if phase.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=phase.lr)
-    return torch.optim.SGD(groups, lr=phase.lr, momentum=phase.momentum, nesterov=phase.momentum > 0)
+    return torch.optim.SGD(
+        groups, lr=phase.lr, momentum=phase.momentum, nesterov=phase.momentum > 0
+    )
 
 
 def _schedule(phase: Phase, optimizer: torch.optim.Optimizer, batches: int) -> LRScheduler:
@@ -231,13 +268,19 @@ def _schedule(phase: Phase, optimizer: torch.optim.Optimizer, batches: int) -> L
         main = ConstantLR(optimizer, 1.0, 1)
     if not warmup:
         return main
-    return SequentialLR(optimizer, [LinearLR(optimizer, 1.0 / (warmup + 1), 1.0, warmup), main], [warmup])
+    return SequentialLR(
+        optimizer, [LinearLR(optimizer, 1.0 / (warmup + 1), 1.0, warmup), main], [warmup]
+    )
 
 
 def _divergence(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
     """Kullback-Leibler divergence of softened answers, times temperature squared (G. Hinton et al., 1503.02531)."""
-    student, teacher = (functional.log_softmax(value / temperature, dim=1) for value in (logits, answers))
-    return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    student, teacher = (
+        functional.log_softmax(value / temperature, dim=1) for value in (logits, answers)
+    )
+    return (
+        functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    )
 
 
 @torch.no_grad()
@@ -247,7 +290,9 @@ def accuracy(model: nn.Module, data: Data, accelerator: Accelerator | None = Non
         model.to(accelerator.device)
     device = next(model.parameters()).device
     share = (
-        ProcessShard() if accelerator is None else ProcessShard(accelerator.process_index, accelerator.num_processes)
+        ProcessShard()
+        if accelerator is None
+        else ProcessShard(accelerator.process_index, accelerator.num_processes)
     )
     training = model.training
     right = torch.zeros((), device=device)
@@ -265,13 +310,16 @@ def check_logits(what: str, logits: Any) -> None:
     """Raise a :class:`ConfigError` unless a model returned one row of logits for each image."""
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ConfigError(f"{what} must return logits [images, classes], got {got}; recipes train classifiers")
+        raise ConfigError(
+            f"{what} must return logits [images, classes], got {got}; recipes train classifiers"
+        )
 
 
 def _share_norms(model: nn.Module) -> dict[str, nn.Module]:
     """Let BatchNorm take its statistics over all processes; return the original ones by name.
 
-    Exact types only: a subclass, as timm's with their activation inside, does more than torch's replacement.
+    Exact types only: a subclass, as timm's with their activation inside, does more than torch's
+    replacement.
     """
     own: dict[str, nn.Module] = {}
     for path, module in list(model.named_modules()):

@@ -1,8 +1,8 @@
 """Recipes: everything that decides what training does, as one checked YAML file.
 
-A recipe has up to two phases. ``float`` trains the plain model; ``ternary`` prepares that model and goes on. Without
-``float`` the ternary model starts from a float checkpoint, from pretrained weights, or from scratch; without
-``ternary`` there is only a float model.
+A recipe has up to two phases. ``float`` trains the plain model; ``ternary`` prepares that model and
+goes on. Without ``float`` the ternary model starts from a float checkpoint, from pretrained
+weights, or from scratch; without ``ternary`` there is only a float model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fatnn_rs.config import TernaryConfig
 from fatnn_rs.errors import ConfigError
 
-__all__ = ["Augment", "Monitor", "Phase", "Quantize", "Recipe", "load_recipe", "parse_recipe", "recipe_names"]
+__all__ = [
+    "Augment",
+    "Monitor",
+    "Phase",
+    "Quantize",
+    "Recipe",
+    "load_recipe",
+    "parse_recipe",
+    "recipe_names",
+]
 
 
 class _Section(BaseModel):
@@ -57,11 +66,13 @@ class Phase(_Section):
     momentum
         Of SGD.
     weight_decay
-        On weights; step sizes, scales, biases and BatchNorm have none (:func:`fatnn_rs.param_groups`).
+        On weights; step sizes, scales, biases and BatchNorm have none
+        (:func:`fatnn_rs.param_groups`).
     decay_all
         Weight decay on those, too: for comparison.
     schedule
-        ``"cosine"`` to zero, ``"step"``: times ``gamma`` at each of ``milestones`` (epochs), or ``"constant"``.
+        ``"cosine"`` to zero, ``"step"``: times ``gamma`` at each of ``milestones`` (epochs), or
+        ``"constant"``.
     warmup_epochs
         In which the learning rate rises linearly.
     label_smoothing
@@ -92,9 +103,13 @@ class Phase(_Section):
     @model_validator(mode="after")
     def _check(self) -> Phase:
         if (self.schedule == "step") != bool(self.milestones):
-            raise ValueError(f"schedule 'step' goes with milestones, got {self.schedule!r} with {self.milestones}")
+            raise ValueError(
+                f"schedule 'step' goes with milestones, got {self.schedule!r} with {self.milestones}"
+            )
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs must be less than epochs, got {self.warmup_epochs:g} of {self.epochs}")
+            raise ValueError(
+                f"warmup_epochs must be less than epochs, got {self.warmup_epochs:g} of {self.epochs}"
+            )
         return self
 
 
@@ -104,7 +119,8 @@ class Quantize(_Section):
     Attributes
     ----------
     calibration_images
-        Training images that initialise the activation steps and BatchNorm's statistics before training.
+        Training images that initialise the activation steps and BatchNorm's statistics before
+        training.
     """
 
     weight: str = "fatnn"
@@ -154,8 +170,9 @@ class Recipe(_Section):
     model_options
         Arguments of the model's constructor.
     pretrained
-        Start the float model from the weights that torchvision or timm offer (fetched, where there is a network).
-        Pictures are brought to ImageNet's mean and deviation, whatever those weights were trained on.
+        Start the float model from the weights that torchvision or timm offer (fetched, where there
+        is a network). Pictures are brought to ImageNet's mean and deviation, whatever those weights
+        were trained on.
     data
         A row of :data:`fatnn_rs.train.data.DATASETS`.
     train_images, test_images
@@ -167,7 +184,8 @@ class Recipe(_Section):
     augment, float_phase (``float`` in YAML), ternary, quantize, monitor
         See their classes.
     compile
-        Whether ``torch.compile`` compiles the model: the first step takes a minute, later ones less.
+        Whether ``torch.compile`` compiles the model: the first step takes a minute, later ones
+        less.
     mixed_precision
         ``"bf16"``, ``"fp16"`` or None; the codes' sums stay exact whatever it is.
     verify_images
@@ -230,7 +248,9 @@ class Recipe(_Section):
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
     folder = resources.files("fatnn_rs").joinpath("recipes")
-    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+    return sorted(
+        item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml")
+    )
 
 
 def load_recipe(source: str | Path, settings: Sequence[str] = ()) -> Recipe:
@@ -246,7 +266,8 @@ def load_recipe(source: str | Path, settings: Sequence[str] = ()) -> Recipe:
     Raises
     ------
     ConfigError
-        No such recipe; not YAML; an unknown key (with the nearest known one) or a value that does not fit, naming it.
+        No such recipe; not YAML; an unknown key (with the nearest known one) or a value that does
+        not fit, naming it.
     """
     import yaml
 
@@ -254,18 +275,29 @@ def load_recipe(source: str | Path, settings: Sequence[str] = ()) -> Recipe:
     name = str(source)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise ConfigError(f"recipe {name}: no such file; recipes by name are {', '.join(recipe_names())}")
+            raise ConfigError(
+                f"recipe {name}: no such file; recipes by name are {', '.join(recipe_names())}"
+            )
         text = path.read_bytes().decode("utf-8", errors="replace")
     elif name in recipe_names():
-        text = resources.files("fatnn_rs").joinpath("recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+        text = (
+            resources.files("fatnn_rs")
+            .joinpath("recipes")
+            .joinpath(f"{name}.yaml")
+            .read_text(encoding="utf-8")
+        )
     else:
-        raise ConfigError(f"recipe {name!r}: give a .yaml file or one of {', '.join(recipe_names())}")
+        raise ConfigError(
+            f"recipe {name!r}: give a .yaml file or one of {', '.join(recipe_names())}"
+        )
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"recipe {name} is not YAML: {error}") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"recipe {name}: expected a mapping of options, got {type(data).__name__}")
+        raise ConfigError(
+            f"recipe {name}: expected a mapping of options, got {type(data).__name__}"
+        )
     for setting in settings:
         _set(data, setting)
     return parse_recipe(data, name)

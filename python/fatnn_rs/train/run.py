@@ -28,7 +28,9 @@ from fatnn_rs.train.recipe import Recipe, parse_recipe
 __all__ = ["Run", "identity", "read_state"]
 
 
-def identity(recipe: Recipe, seed: int, processes: int, threads: int, float_from: Path | None) -> dict[str, Any]:
+def identity(
+    recipe: Recipe, seed: int, processes: int, threads: int, float_from: Path | None
+) -> dict[str, Any]:
     """Return all that decides a run's weights, as plain data."""
     return {
         "recipe": {**recipe.to_json(), "description": ""},
@@ -104,7 +106,9 @@ class Run:
 
     def log(self, lines: list[dict[str, Any]]) -> None:
         """Write the log anew: it holds just these epochs, also after a resumption."""
-        _replace(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+        _replace(
+            self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode()
+        )
 
 
 def _read_identity(path: Path) -> dict[str, Any]:
@@ -113,7 +117,9 @@ def _read_identity(path: Path) -> dict[str, Any]:
         # Options that recipes did not have when the run began are at their defaults.
         recipe = parse_recipe(found["recipe"], str(path)).to_json()
     except (ValueError, KeyError, TypeError) as error:  # ConfigError is a ValueError
-        raise FormatError(f"{path} does not describe a run of this version ({error}); give another --out") from error
+        raise FormatError(
+            f"{path} does not describe a run of this version ({error}); give another --out"
+        ) from error
     return {**found, "recipe": {**recipe, "description": ""}}
 
 
@@ -130,9 +136,13 @@ def read_state(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except Exception as error:  # torch raises whatever its parts raise
-        raise FormatError(f"{path}: expected a PyTorch checkpoint: {error}".split("\n")[0]) from error
+        raise FormatError(
+            f"{path}: expected a PyTorch checkpoint: {error}".split("\n")[0]
+        ) from error
     if not isinstance(state, dict):
-        raise FormatError(f"{path}: expected a PyTorch checkpoint with a dict in it, got {type(state).__name__}")
+        raise FormatError(
+            f"{path}: expected a PyTorch checkpoint with a dict in it, got {type(state).__name__}"
+        )
     return state
 
 
@@ -147,5 +157,7 @@ def _difference(before: Any, now: Any, path: str = "") -> str:
     if isinstance(before, dict) and isinstance(now, dict):
         for key in (*before, *(key for key in now if key not in before)):
             if before.get(key) != now.get(key):
-                return _difference(before.get(key), now.get(key), f"{path}.{key}" if path else str(key))
+                return _difference(
+                    before.get(key), now.get(key), f"{path}.{key}" if path else str(key)
+                )
     return f"{path}: {before!r} there, {now!r} now"

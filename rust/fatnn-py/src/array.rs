@@ -1,12 +1,13 @@
 //! NumPy arrays in and out: the one file in which tensors cross the border.
 //!
-//! Every array is checked for type, number of axes, contiguity and alignment, and a slice over it is all that the rest sees.
+//! Every array is checked for type, number of axes, contiguity and alignment, and a slice over it
+//! is all that the rest sees.
 
 use std::ops::Range;
 
 use numpy::{
-    Element, IntoPyArray, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn,
-    PyUntypedArray, PyUntypedArrayMethods,
+    Element, IntoPyArray, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn,
+    PyReadwriteArrayDyn, PyUntypedArray, PyUntypedArrayMethods,
 };
 use pyo3::prelude::*;
 
@@ -19,9 +20,14 @@ pub(crate) struct In<'py, T: Element> {
 
 impl<'py, T: Element> In<'py, T> {
     /// Checks argument `name`: `axes` axes (any number where `None`), dtype of `T`, C-contiguous.
-    pub(crate) fn new(value: &Bound<'py, PyAny>, name: &str, axes: Option<usize>) -> PyResult<Self> {
+    pub(crate) fn new(
+        value: &Bound<'py, PyAny>,
+        name: &str,
+        axes: Option<usize>,
+    ) -> PyResult<Self> {
         let array = checked::<T>(value, name, axes)?;
-        let array = array.try_readonly().map_err(|e| input_error(value.py(), &format!("{name}: {e}")))?;
+        let array =
+            array.try_readonly().map_err(|e| input_error(value.py(), &format!("{name}: {e}")))?;
         Ok(In { array })
     }
 
@@ -55,10 +61,16 @@ pub(crate) struct Out<'py, T: Element> {
 }
 
 impl<'py, T: Element> Out<'py, T> {
-    /// As [`In::new`]; also fails where the array is read-only or in use as an input of the same call.
-    pub(crate) fn new(value: &Bound<'py, PyAny>, name: &str, axes: Option<usize>) -> PyResult<Self> {
+    /// As [`In::new`]; also fails where the array is read-only or in use as an input of the same
+    /// call.
+    pub(crate) fn new(
+        value: &Bound<'py, PyAny>,
+        name: &str,
+        axes: Option<usize>,
+    ) -> PyResult<Self> {
         let array = checked::<T>(value, name, axes)?;
-        let array = array.try_readwrite().map_err(|e| input_error(value.py(), &format!("{name}: {e}")))?;
+        let array =
+            array.try_readwrite().map_err(|e| input_error(value.py(), &format!("{name}: {e}")))?;
         Ok(Out { array })
     }
 
@@ -78,7 +90,10 @@ impl<'py, T: Element> Out<'py, T> {
         let start = self.array.data().addr();
         let end = start.saturating_add(self.array.len().saturating_mul(size_of::<T>()));
         if inputs.iter().any(|input| input.start < end && start < input.end) {
-            return Err(input_error(py, &format!("{name}: expected memory of its own, got an input's; copy that one")));
+            return Err(input_error(
+                py,
+                &format!("{name}: expected memory of its own, got an input's; copy that one"),
+            ));
         }
         self.array.as_slice_mut().map_err(|e| input_error(py, &format!("{name}: {e}")))
     }
@@ -111,18 +126,26 @@ fn checked<'py, T: Element>(
         && untyped.ndim() != axes
     {
         let shape = untyped.shape();
-        return Err(input_error(py, &format!("{name}: expected {axes} axes, got {} (shape {shape:?})", shape.len())));
+        return Err(input_error(
+            py,
+            &format!("{name}: expected {axes} axes, got {} (shape {shape:?})", shape.len()),
+        ));
     }
     if !untyped.is_c_contiguous() {
         return Err(input_error(
             py,
-            &format!("{name}: expected a C-contiguous array; copy it with numpy.ascontiguousarray(...)"),
+            &format!(
+                "{name}: expected a C-contiguous array; copy it with numpy.ascontiguousarray(...)"
+            ),
         ));
     }
     let array = value.cast::<PyArrayDyn<T>>().cloned()?;
     if !array.is_empty() && !array.data().addr().is_multiple_of(align_of::<T>()) {
         let way = "copy it with numpy.require(..., requirements=['C', 'A'])";
-        return Err(input_error(py, &format!("{name}: expected aligned elements, got a view between them; {way}")));
+        return Err(input_error(
+            py,
+            &format!("{name}: expected aligned elements, got a view between them; {way}"),
+        ));
     }
     Ok(array)
 }

@@ -54,7 +54,8 @@ pub(crate) fn quantize(
         let mut out = Out::<u8>::new(out, "out", None)?;
         let x = x.slice()?;
         let out = out.slice("out", &[bytes_of(x)])?;
-        let order = if channels_last { PixelOrder::ChannelsLast } else { PixelOrder::ChannelsFirst };
+        let order =
+            if channels_last { PixelOrder::ChannelsLast } else { PixelOrder::ChannelsFirst };
         detached(py, || {
             let layout = CodesLayout::new(channels, groups)?.with(coding(thresholds.len()));
             quantizing::quantize(x, batch, pixels, order, &thresholds, layout, out)
@@ -79,12 +80,18 @@ pub(crate) fn pack_codes<'py>(
             .detach(|| {
                 let (of, layout) = typed(code_type, channels, groups)?;
                 if of == CodeType::Binary
-                    && let Some(at) = codes.iter().position(|code| !Act::Binary.codes().contains(code))
+                    && let Some(at) =
+                        codes.iter().position(|code| !Act::Binary.codes().contains(code))
                 {
                     let got = format!("{} at element {at}", codes[at]);
-                    return Err(fatnn::Error::Value { what: "codes", expected: "codes -1 or 0".into(), got });
+                    return Err(fatnn::Error::Value {
+                        what: "codes",
+                        expected: "codes -1 or 0".into(),
+                        got,
+                    });
                 }
-                let mut packed = memory::filled("packed codes", pixels.saturating_mul(layout.pixel_bytes()), 0)?;
+                let mut packed =
+                    memory::filled("packed codes", pixels.saturating_mul(layout.pixel_bytes()), 0)?;
                 layout.pack(codes, &mut packed)?;
                 Ok((layout.pixel_bytes(), packed))
             })
@@ -111,7 +118,9 @@ pub(crate) fn unpack_codes<'py>(
             let expected = layout.pixel_bytes();
             return Err(input_error(
                 py,
-                &format!("packed: expected {expected} bytes a pixel for {channels} channels, got {bytes}"),
+                &format!(
+                    "packed: expected {expected} bytes a pixel for {channels} channels, got {bytes}"
+                ),
             ));
         }
         let packed = packed.slice()?;
@@ -153,7 +162,11 @@ pub(crate) fn max_pool_codes(
             let (of, layout) = typed(code_type, channels, groups)?;
             let bytes = layout.pixel_bytes();
             check_axes("bytes a pixel of the codes", &[bytes], &codes_shape[3..])?;
-            check_axes("images and bytes a pixel of out", &[shape.batch, bytes], &[out_shape[0], out_shape[3]])?;
+            check_axes(
+                "images and bytes a pixel of out",
+                &[shape.batch, bytes],
+                &[out_shape[0], out_shape[3]],
+            )?;
             check_type(of, layout, input)?;
             pool::max_pool_codes(input, layout, &shape, [height, width], out)
         })

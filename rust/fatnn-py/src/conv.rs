@@ -15,10 +15,18 @@ use crate::errors::{detached, guarded, input_error};
 pub(crate) type Pair = [usize; 2];
 
 /// `Ok` where sizes are those expected.
-pub(crate) fn check_axes(what: &'static str, expected: &[usize], got: &[usize]) -> fatnn::Result<()> {
+pub(crate) fn check_axes(
+    what: &'static str,
+    expected: &[usize],
+    got: &[usize],
+) -> fatnn::Result<()> {
     match expected == got {
         true => Ok(()),
-        false => Err(fatnn::Error::Shape { what, expected: format!("{expected:?}"), got: format!("{got:?}") }),
+        false => Err(fatnn::Error::Shape {
+            what,
+            expected: format!("{expected:?}"),
+            got: format!("{got:?}"),
+        }),
     }
 }
 
@@ -40,7 +48,13 @@ fn optional<'a, T: Element>(array: Option<&'a In<'_, T>>) -> PyResult<Option<&'a
 }
 
 /// The shape of a convolution over `codes`, whose array has the axes (batch, height, width, bytes).
-pub(crate) fn conv_shape(codes: &In<'_, u8>, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> ConvShape {
+pub(crate) fn conv_shape(
+    codes: &In<'_, u8>,
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> ConvShape {
     let &[batch, height, width, _] = codes.shape() else { unreachable!("four axes were checked") };
     ConvShape { batch, input: [height, width], kernel, stride, padding, dilation }
 }
@@ -67,7 +81,10 @@ pub(crate) fn conv_codes(
         let levels = thresholds.shape()[0];
         if !(2..=3).contains(&levels) {
             let shape = thresholds.shape();
-            return Err(input_error(py, &format!("thresholds: expected shape (2 or 3, out_channels), got {shape:?}")));
+            return Err(input_error(
+                py,
+                &format!("thresholds: expected shape (2 or 3, out_channels), got {shape:?}"),
+            ));
         }
         let (thresholds, blob, input) = (thresholds.slice()?, weight.slice()?, codes.slice()?);
         let (codes_shape, out_shape) = (codes.shape(), out.shape());
@@ -76,7 +93,8 @@ pub(crate) fn conv_codes(
         detached(py, || {
             let weights = PackedWeights::from_bytes(blob)?;
             let shape = ConvShape { kernel: weights.shape().kernel, ..shape };
-            let layout = CodesLayout::new(weights.shape().out_channels, out_groups)?.with(coding(levels));
+            let layout =
+                CodesLayout::new(weights.shape().out_channels, out_groups)?.with(coding(levels));
             check_codes(codes_shape, weights.shape())?;
             check_out(&out_shape, &shape, layout.pixel_bytes())?;
             conv::conv2d_codes(input, &weights, &shape, &Requantize { thresholds, layout }, out)
@@ -112,7 +130,10 @@ pub(crate) fn conv_float(
             && residual.shape() != out.shape()
         {
             let (expected, got) = (out.shape(), residual.shape());
-            return Err(input_error(py, &format!("residual: expected shape {expected:?}, got {got:?}")));
+            return Err(input_error(
+                py,
+                &format!("residual: expected shape {expected:?}, got {got:?}"),
+            ));
         }
         let shape = conv_shape(&codes, [0, 0], stride, padding, dilation);
         let (input, blob) = (codes.slice()?, weight.slice()?);
@@ -127,7 +148,13 @@ pub(crate) fn conv_float(
             let shape = ConvShape { kernel: weights.shape().kernel, ..shape };
             check_codes(codes_shape, weights.shape())?;
             check_out(&out_shape, &shape, weights.shape().out_channels)?;
-            let to = Dequantize { scale, bias, relu, channels: weights.shape().out_channels, codes: None };
+            let to = Dequantize {
+                scale,
+                bias,
+                relu,
+                channels: weights.shape().out_channels,
+                codes: None,
+            };
             conv::conv2d_float(input, &weights, &shape, to, residual, out)
         })
     })
@@ -162,8 +189,9 @@ pub(crate) fn conv_acc(
     })
 }
 
-/// Int8 convolution of floats to floats; see `fatnn_rs.ops.conv_int8`. `x` has the axes (batch, channels, height, width), or
-/// (batch, height, width, channels) where `channels_last` says so; `out` has its channels last.
+/// Int8 convolution of floats to floats; see `fatnn_rs.ops.conv_int8`. `x` has the axes (batch,
+/// channels, height, width), or (batch, height, width, channels) where `channels_last` says so;
+/// `out` has its channels last.
 #[pyfunction]
 #[pyo3(signature = (x, weight, scale, bias, inv_step, stride, padding, dilation, channels_last, out))]
 #[allow(clippy::too_many_arguments, reason = "the Python signature")]
@@ -191,7 +219,8 @@ pub(crate) fn conv_int8(
             true => (PixelOrder::ChannelsLast, c, [a, b]),
             false => (PixelOrder::ChannelsFirst, a, [b, c]),
         };
-        let (x, blob, scale, bias) = (x.slice()?, weight.slice()?, scale.slice()?, optional(bias.as_ref())?);
+        let (x, blob, scale, bias) =
+            (x.slice()?, weight.slice()?, scale.slice()?, optional(bias.as_ref())?);
         let out_shape = out.shape();
         let inputs = [bytes_of(x), bytes_of(blob), bytes_of(scale), bytes_of(bias.unwrap_or(&[]))];
         let out = out.slice("out", &inputs)?;
@@ -204,9 +233,23 @@ pub(crate) fn conv_int8(
                     got: channels.to_string(),
                 });
             }
-            let shape = ConvShape { batch, input, kernel: weights.shape().kernel, stride, padding, dilation };
+            let shape = ConvShape {
+                batch,
+                input,
+                kernel: weights.shape().kernel,
+                stride,
+                padding,
+                dilation,
+            };
             check_out(&out_shape, &shape, weights.shape().out_channels)?;
-            conv::conv2d_int8(x, order, &weights, &shape, &Int8Epilogue { inv_step, scale, bias }, out)
+            conv::conv2d_int8(
+                x,
+                order,
+                &weights,
+                &shape,
+                &Int8Epilogue { inv_step, scale, bias },
+                out,
+            )
         })
     })
 }

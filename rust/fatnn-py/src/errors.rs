@@ -1,5 +1,5 @@
-//! Errors of the core as the package's exceptions, which are defined in Python (`fatnn_rs/errors.py`); panics, which are
-//! bugs, as `FatnnError`.
+//! Errors of the core as the package's exceptions, which are defined in Python
+//! (`fatnn_rs/errors.py`); panics, which are bugs, as `FatnnError`.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,7 +10,10 @@ use pyo3::prelude::*;
 
 /// An instance of `fatnn_rs.errors.<class>`.
 fn exception(py: Python<'_>, class: &str, message: &str) -> PyErr {
-    let made = py.import("fatnn_rs.errors").and_then(|m| m.getattr(class)).and_then(|c| c.call1((message,)));
+    let made = py
+        .import("fatnn_rs.errors")
+        .and_then(|m| m.getattr(class))
+        .and_then(|c| c.call1((message,)));
     match made {
         Ok(value) => PyErr::from_value(value),
         Err(error) => error,
@@ -34,7 +37,9 @@ pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
         // The standard library's, with what failed in the message.
         None => match root(&error) {
             Error::Memory { .. } => PyMemoryError::new_err(error.to_string()),
-            Error::Io { source, .. } => PyErr::from(std::io::Error::new(source.kind(), error.to_string())),
+            Error::Io { source, .. } => {
+                PyErr::from(std::io::Error::new(source.kind(), error.to_string()))
+            }
             _ => exception(py, "FatnnError", &error.to_string()),
         },
     }
@@ -51,7 +56,10 @@ fn root(error: &Error) -> &Error {
 /// Which of the package's exceptions an error is; `None` for the standard library's.
 fn class(error: &Error) -> Option<&'static str> {
     Some(match root(error) {
-        Error::Shape { .. } | Error::Value { .. } | Error::NotANumber { .. } | Error::Packed { .. } => "InputError",
+        Error::Shape { .. }
+        | Error::Value { .. }
+        | Error::NotANumber { .. }
+        | Error::Packed { .. } => "InputError",
         Error::Environment { .. } | Error::Threads { .. } => "ConfigError",
         Error::Format { .. } | Error::Graph { .. } => "FormatError",
         Error::Unsupported { .. } => "UnsupportedError",
@@ -60,8 +68,8 @@ fn class(error: &Error) -> Option<&'static str> {
     })
 }
 
-/// The body of every function of this module: a panic of the core, which would be a bug, leaves as `FatnnError` rather than as
-/// an exception that `except Exception` does not catch.
+/// The body of every function of this module: a panic of the core, which would be a bug, leaves as
+/// `FatnnError` rather than as an exception that `except Exception` does not catch.
 pub(crate) fn guarded<T>(py: Python<'_>, body: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(done) => done,
@@ -72,10 +80,15 @@ pub(crate) fn guarded<T>(py: Python<'_>, body: impl FnOnce() -> PyResult<T>) -> 
 fn bug(panic: &(dyn Any + Send)) -> String {
     let what = panic.downcast_ref::<String>().map(String::as_str);
     let what = what.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-    format!("internal error of the Rust core ({what}); this is a bug of fatnn-rs, please report it with this message")
+    format!(
+        "internal error of the Rust core ({what}); this is a bug of fatnn-rs, please report it with this message"
+    )
 }
 
 /// Lets other Python threads run while the core does `work`.
-pub(crate) fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> fatnn::Result<T> + Send) -> PyResult<T> {
+pub(crate) fn detached<T: Send>(
+    py: Python<'_>,
+    work: impl FnOnce() -> fatnn::Result<T> + Send,
+) -> PyResult<T> {
     py.detach(work).map_err(|e| raise(py, e))
 }

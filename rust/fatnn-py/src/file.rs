@@ -36,7 +36,10 @@ pub(crate) fn save(
 
 /// A dictionary of arrays as the core's tensors. One that `dtypes` does not name has its array's
 /// type.
-pub(crate) fn typed_tensors(arrays: &Bound<'_, PyDict>, dtypes: Option<Dtypes>) -> PyResult<BTreeMap<String, Tensor>> {
+pub(crate) fn typed_tensors(
+    arrays: &Bound<'_, PyDict>,
+    dtypes: Option<Dtypes>,
+) -> PyResult<BTreeMap<String, Tensor>> {
     let py = arrays.py();
     let mut dtypes = dtypes.unwrap_or_default();
     let mut tensors = BTreeMap::new();
@@ -45,11 +48,14 @@ pub(crate) fn typed_tensors(arrays: &Bound<'_, PyDict>, dtypes: Option<Dtypes>) 
         let dtype = dtypes.remove(&name);
         let dtype = dtype.map(|dtype| TensorType::from_name(&dtype)).transpose();
         let dtype = dtype.map_err(|e| input_error(py, &format!("tensor {name:?}: {e}")))?;
-        let tensor = typed(&name, tensor(&value, &name)?, dtype).map_err(|why| input_error(py, &why))?;
+        let tensor =
+            typed(&name, tensor(&value, &name)?, dtype).map_err(|why| input_error(py, &why))?;
         tensors.insert(name, tensor);
     }
     match dtypes.keys().next() {
-        Some(name) => Err(input_error(py, &format!("dtypes: expected names of tensors, got {name:?}"))),
+        Some(name) => {
+            Err(input_error(py, &format!("dtypes: expected names of tensors, got {name:?}")))
+        }
         None => Ok(tensors),
     }
 }
@@ -58,7 +64,9 @@ pub(crate) fn typed_tensors(arrays: &Bound<'_, PyDict>, dtypes: Option<Dtypes>) 
 /// used.
 fn typed(name: &str, tensor: Tensor, dtype: Option<TensorType>) -> Result<Tensor, String> {
     match (tensor, dtype) {
-        (Tensor::I8(shape, values), Some(TensorType::Codes(kind))) => Ok(Tensor::Codes(kind, shape, values)),
+        (Tensor::I8(shape, values), Some(TensorType::Codes(kind))) => {
+            Ok(Tensor::Codes(kind, shape, values))
+        }
         (tensor, Some(dtype)) if tensor.dtype() != dtype => Err(format!(
             "tensor {name:?}: expected an array of {} for dtype {:?}, got {}",
             dtype.array_name(),
@@ -70,14 +78,18 @@ fn typed(name: &str, tensor: Tensor, dtype: Option<TensorType>) -> Result<Tensor
 }
 
 /// A copy of an array: shape and elements.
-fn owned<T: Element + Copy>(value: &Bound<'_, PyAny>, name: &str) -> PyResult<(Vec<usize>, Vec<T>)> {
+fn owned<T: Element + Copy>(
+    value: &Bound<'_, PyAny>,
+    name: &str,
+) -> PyResult<(Vec<usize>, Vec<T>)> {
     let array = In::<T>::new(value, name, None)?;
     let copied = |slice: &[T]| memory::copied("a tensor", slice).map_err(|e| raise(value.py(), e));
     Ok((array.shape().to_vec(), copied(array.slice()?)?)) // small: at most 64 sizes
 }
 
 fn tensor(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
-    let dtype = value.getattr("dtype").and_then(|d| d.getattr("name")).and_then(|n| n.extract::<String>());
+    let dtype =
+        value.getattr("dtype").and_then(|d| d.getattr("name")).and_then(|n| n.extract::<String>());
     match dtype.as_deref() {
         Ok("float32") => owned(value, name).map(|(shape, values)| Tensor::F32(shape, values)),
         Ok("int32") => owned(value, name).map(|(shape, values)| Tensor::I32(shape, values)),
@@ -127,7 +139,9 @@ pub(crate) fn load(
                 Tensor::F32(shape, v) => arrays.set_item(name, array(py, v, shape)?)?,
                 Tensor::I32(shape, v) => arrays.set_item(name, array(py, v, shape)?)?,
                 Tensor::I64(shape, v) => arrays.set_item(name, array(py, v, shape)?)?,
-                Tensor::I8(shape, v) | Tensor::Codes(_, shape, v) => arrays.set_item(name, array(py, v, shape)?)?,
+                Tensor::I8(shape, v) | Tensor::Codes(_, shape, v) => {
+                    arrays.set_item(name, array(py, v, shape)?)?
+                }
                 _ => {
                     return Err(input_error(
                         py,

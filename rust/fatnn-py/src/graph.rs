@@ -45,8 +45,8 @@ fn described<'py>(py: Python<'py>, row: &OpInfo) -> PyResult<Bound<'py, PyDict>>
     Ok(made)
 }
 
-/// Checks a graph from a file and its tensors: that it is well-formed, that it runs at the shapes that it was
-/// converted at, and within limits.
+/// Checks a graph from a file and its tensors: that it is well-formed, that it runs at the shapes
+/// that it was converted at, and within limits.
 #[pyfunction]
 #[pyo3(signature = (graph, tensors, dtypes = None, max_bytes = None, max_macs = None))]
 pub(crate) fn check_graph(
@@ -75,8 +75,8 @@ pub(crate) fn checked(
     cost::check_sizes(&graph, tensors, &types, limits(max_bytes, max_macs)).map(|_| ())
 }
 
-/// Why the engine cannot run an operation whose attributes are this JSON object, on values of such shapes; `None`
-/// where it can.
+/// Why the engine cannot run an operation whose attributes are this JSON object, on values of such
+/// shapes; `None` where it can.
 #[pyfunction]
 pub(crate) fn engine_refusal(
     py: Python<'_>,
@@ -90,8 +90,9 @@ pub(crate) fn engine_refusal(
     })
 }
 
-/// Every value's shape in every run, by name: numbers, and where runs choose a size, negative numbers that are equal
-/// where the sizes are. `tensors` has the shapes of the tensors that nodes name.
+/// Every value's shape in every run, by name: numbers, and where runs choose a size, negative
+/// numbers that are equal where the sizes are. `tensors` has the shapes of the tensors that nodes
+/// name.
 #[pyfunction]
 pub(crate) fn shapes_in_every_run(
     py: Python<'_>,
@@ -101,7 +102,10 @@ pub(crate) fn shapes_in_every_run(
     guarded(py, || {
         detached(py, || {
             let graph = Graph::parse(graph, Source::Description)?;
-            let tensors = tensors.into_iter().map(|(name, shape)| (name, Tensor::F32(shape, Vec::new()))).collect();
+            let tensors = tensors
+                .into_iter()
+                .map(|(name, shape)| (name, Tensor::F32(shape, Vec::new())))
+                .collect();
             let mut free: HashMap<Size, i64> = HashMap::new();
             let mut number = |size: Size| match size {
                 Size::Known(size) => size as i64,
@@ -112,15 +116,25 @@ pub(crate) fn shapes_in_every_run(
             };
             let shapes = shapes::in_every_run(&graph, &tensors);
             let named = graph.nodes.iter().zip(shapes);
-            Ok(named.map(|(node, shape)| (node.name.clone(), shape.into_iter().map(&mut number).collect())).collect())
+            Ok(named
+                .map(|(node, shape)| {
+                    (node.name.clone(), shape.into_iter().map(&mut number).collect())
+                })
+                .collect())
         })
     })
 }
 
-/// Multiply-accumulates of an operation whose value and weight have such shapes; 0 where it has no products.
+/// Multiply-accumulates of an operation whose value and weight have such shapes; 0 where it has no
+/// products.
 #[pyfunction]
 #[pyo3(signature = (op, shape, weight = None))]
-pub(crate) fn macs(py: Python<'_>, op: &str, shape: Vec<usize>, weight: Option<Vec<usize>>) -> PyResult<u128> {
+pub(crate) fn macs(
+    py: Python<'_>,
+    op: &str,
+    shape: Vec<usize>,
+    weight: Option<Vec<usize>>,
+) -> PyResult<u128> {
     guarded(py, || cost::macs_of(op, &shape, weight.as_deref()).map_err(|e| raise(py, e)))
 }
 

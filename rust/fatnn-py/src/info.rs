@@ -32,18 +32,26 @@ pub(crate) fn cpu_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     })
 }
 
-/// Name of the kernel that an int8 layer takes: a linear one, a depthwise convolution, or another convolution.
+/// Name of the kernel that an int8 layer takes: a linear one, a depthwise convolution, or another
+/// convolution.
 #[pyfunction]
 #[pyo3(signature = (linear, depthwise = false))]
-pub(crate) fn int8_kernel_for(py: Python<'_>, linear: bool, depthwise: bool) -> PyResult<&'static str> {
+pub(crate) fn int8_kernel_for(
+    py: Python<'_>,
+    linear: bool,
+    depthwise: bool,
+) -> PyResult<&'static str> {
     let operands = if depthwise { OperandTypes::Int8Depthwise } else { OperandTypes::Int8 };
     let conv = LayerShape::Conv { out_channels: 1, reduction: 1, taps: 1 };
     let shape = if linear { LayerShape::Linear } else { conv };
-    guarded(py, || kernels::choose_for(shape, operands).map(|kernel| kernel.name()).map_err(|e| raise(py, e)))
+    guarded(py, || {
+        kernels::choose_for(shape, operands).map(|kernel| kernel.name()).map_err(|e| raise(py, e))
+    })
 }
 
-/// Name of the kernel that a layer of codes takes: a convolution with so many output channels per group, so long a reduction
-/// and so many taps, or a linear layer; for activations of the type `act` and weights of the type `weights`.
+/// Name of the kernel that a layer of codes takes: a convolution with so many output channels per
+/// group, so long a reduction and so many taps, or a linear layer; for activations of the type
+/// `act` and weights of the type `weights`.
 #[pyfunction]
 #[pyo3(signature = (out_channels, reduction, linear, act = "half", weights = "ternary", taps = 1))]
 pub(crate) fn kernel_for(
@@ -65,9 +73,10 @@ pub(crate) fn kernel_for(
     })
 }
 
-/// The kernels that this process may run for activations of the type `act` and such weights, of the type `weights` (without it,
-/// of the one that takes the least work), best first, each as a dictionary of its name, family, isa and, where it counts bits,
-/// passes over them; where several share a layout of weights, the best of them.
+/// The kernels that this process may run for activations of the type `act` and such weights, of the
+/// type `weights` (without it, of the one that takes the least work), best first, each as a
+/// dictionary of its name, family, isa and, where it counts bits, passes over them; where several
+/// share a layout of weights, the best of them.
 #[pyfunction]
 #[pyo3(signature = (weight, act, weights = None))]
 pub(crate) fn kernels_for<'py>(
@@ -102,11 +111,19 @@ pub(crate) fn kernels_for<'py>(
 
 fn thread_count(py: Python<'_>, threads: &Bound<'_, PyAny>) -> PyResult<usize> {
     let whole = !threads.is_instance_of::<pyo3::types::PyBool>();
-    threads.extract::<usize>().ok().filter(|n| whole && (1..=parallel::MAX_THREADS).contains(n)).ok_or_else(|| {
-        let got = threads.repr().map_or_else(|_| "something unprintable".into(), |r| r.to_string());
-        let most = parallel::MAX_THREADS;
-        config_error(py, &format!("number of threads: expected a whole number from 1 to {most}, got {got}"))
-    })
+    threads
+        .extract::<usize>()
+        .ok()
+        .filter(|n| whole && (1..=parallel::MAX_THREADS).contains(n))
+        .ok_or_else(|| {
+            let got =
+                threads.repr().map_or_else(|_| "something unprintable".into(), |r| r.to_string());
+            let most = parallel::MAX_THREADS;
+            config_error(
+                py,
+                &format!("number of threads: expected a whole number from 1 to {most}, got {got}"),
+            )
+        })
 }
 
 /// Sets the number of threads of later calls.
@@ -118,7 +135,9 @@ pub(crate) fn set_num_threads(py: Python<'_>, threads: &Bound<'_, PyAny>) -> PyR
 /// Sets the number of threads for as long as nothing else does.
 #[pyfunction]
 pub(crate) fn set_default_threads(py: Python<'_>, threads: &Bound<'_, PyAny>) -> PyResult<()> {
-    guarded(py, || parallel::set_default_threads(thread_count(py, threads)?).map_err(|e| raise(py, e)))
+    guarded(py, || {
+        parallel::set_default_threads(thread_count(py, threads)?).map_err(|e| raise(py, e))
+    })
 }
 
 /// The number of threads of later calls.

@@ -59,9 +59,15 @@ impl Network {
     /// Reads a network from a file, within the limits that are the default for files.
     #[staticmethod]
     #[pyo3(signature = (path, max_bytes = Some(Limits::DEFAULT.max_bytes), max_macs = Some(Limits::DEFAULT.max_macs)))]
-    fn load(py: Python<'_>, path: PathBuf, max_bytes: Option<u64>, max_macs: Option<u64>) -> PyResult<Self> {
+    fn load(
+        py: Python<'_>,
+        path: PathBuf,
+        max_bytes: Option<u64>,
+        max_macs: Option<u64>,
+    ) -> PyResult<Self> {
         guarded(py, || {
-            let net = detached(py, || net::Network::load_within(path, limits(max_bytes, max_macs)))?;
+            let net =
+                detached(py, || net::Network::load_within(path, limits(max_bytes, max_macs)))?;
             Ok(Network { net })
         })
     }
@@ -78,16 +84,22 @@ impl Network {
         self.net.outputs().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect() // small: a few
     }
 
-    /// Every product, in order: the node's name, the kernel that it runs on, and bytes of its weights as that has them.
+    /// Every product, in order: the node's name, the kernel that it runs on, and bytes of its
+    /// weights as that has them.
     #[getter]
     fn products(&self) -> Vec<(String, &'static str, usize)> {
         self.net.products().map(|(node, kernel, bytes)| (node.to_owned(), kernel, bytes)).collect()
     }
 
-    /// Every rewrite that is for a node but did not apply: the layer (or node), the rewrite's name, and why.
+    /// Every rewrite that is for a node but did not apply: the layer (or node), the rewrite's name,
+    /// and why.
     #[getter]
     fn not_fused(&self) -> Vec<(String, &'static str, &'static str)> {
-        self.net.not_fused().iter().map(|refused| (refused.layer.clone(), refused.pass, refused.reason)).collect()
+        self.net
+            .not_fused()
+            .iter()
+            .map(|refused| (refused.layer.clone(), refused.pass, refused.reason))
+            .collect()
     }
 
     /// Bytes of the buffers that are kept for later runs.
@@ -96,8 +108,9 @@ impl Network {
         self.net.buffer_bytes()
     }
 
-    /// Runs the network on float32 arrays whose memory is channels-first (shape as PyTorch has it) or, where `channels_last`
-    /// says so, channels-last (shape (images, ..., channels)). Outputs have PyTorch's shapes, and strides of either order. Signals are handled between nodes, so
+    /// Runs the network on float32 arrays whose memory is channels-first (shape as PyTorch has it)
+    /// or, where `channels_last` says so, channels-last (shape (images, ..., channels)). Outputs
+    /// have PyTorch's shapes, and strides of either order. Signals are handled between nodes, so
     /// that Ctrl-C ends a long run.
     fn run<'py>(
         &self,
@@ -108,8 +121,8 @@ impl Network {
         guarded(py, || self.run_with(py, &inputs, &channels_last, None))
     }
 
-    /// As `run`; also returns, for every node that ran: its name, nanoseconds, and its packed codes (images, height, width,
-    /// bytes), or `None` where it made floats.
+    /// As `run`; also returns, for every node that ran: its name, nanoseconds, and its packed codes
+    /// (images, height, width, bytes), or `None` where it made floats.
     #[allow(clippy::type_complexity, reason = "the Python signature")]
     fn run_observed<'py>(
         &self,
@@ -122,7 +135,9 @@ impl Network {
             let mut observe = |value: Observed<'_>| {
                 let nanoseconds = u64::try_from(value.nanoseconds).unwrap_or(u64::MAX);
                 let copied = |codes| memory::copied("codes that are shown", codes);
-                let codes = value.codes.map(|(codes, layout)| (value.pixels(), layout.pixel_bytes(), copied(codes)));
+                let codes = value
+                    .codes
+                    .map(|(codes, layout)| (value.pixels(), layout.pixel_bytes(), copied(codes)));
                 seen.push((value.node.to_owned(), nanoseconds, codes));
             };
             let outputs = self.run_with(py, &inputs, &channels_last, Some(&mut observe))?;
@@ -156,7 +171,9 @@ impl Network {
         let arrays = inputs
             .iter()
             .enumerate()
-            .map(|(i, array)| In::<f32>::new(array, &format!("input {:?}", names.get(i).unwrap_or(&"?")), None))
+            .map(|(i, array)| {
+                In::<f32>::new(array, &format!("input {:?}", names.get(i).unwrap_or(&"?")), None)
+            })
             .collect::<PyResult<Vec<_>>>()?;
         let shapes: Vec<Vec<usize>> = arrays
             .iter()
@@ -173,7 +190,9 @@ impl Network {
             .iter()
             .zip(&shapes)
             .zip(channels_last)
-            .map(|((array, shape), &channels_last)| Ok(Input { shape, data: array.slice()?, channels_last }))
+            .map(|((array, shape), &channels_last)| {
+                Ok(Input { shape, data: array.slice()?, channels_last })
+            })
             .collect::<PyResult<Vec<Input<'_>>>>()?;
         // What a signal's handler raised: KeyboardInterrupt, usually.
         let raised = Mutex::new(None);

@@ -19,21 +19,28 @@ fn packed_blob<'py>(
     pack: impl FnOnce(&[i8], WeightShape) -> fatnn::Result<Vec<u8>> + Send,
 ) -> PyResult<Bound<'py, PyArray1<u8>>> {
     let weight = In::<i8>::new(weight, "weight", Some(4))?;
-    let &[out_channels, group_channels, height, width] = weight.shape() else { unreachable!("four axes were checked") };
-    let shape =
-        WeightShape { out_channels, channels: group_channels.saturating_mul(groups), kernel: [height, width], groups };
+    let &[out_channels, group_channels, height, width] = weight.shape() else {
+        unreachable!("four axes were checked")
+    };
+    let shape = WeightShape {
+        out_channels,
+        channels: group_channels.saturating_mul(groups),
+        kernel: [height, width],
+        groups,
+    };
     let weight = weight.slice()?;
     Ok(detached(py, || pack(weight, shape))?.into_pyarray(py))
 }
 
-/// The type of weights of that name; without a name, the one that takes the least work of those that `values` may be.
+/// The type of weights of that name; without a name, the one that takes the least work of those
+/// that `values` may be.
 pub(crate) fn weight_kind(name: Option<&str>, values: &[i8]) -> fatnn::Result<WeightKind> {
     name.map_or_else(|| WeightKind::of(values), WeightKind::from_name)
 }
 
-/// Weight codes (n, channels / groups, height, width) of the type `weights` (without it, of the one that takes the least work)
-/// to the blob that this CPU's kernel reads for activations of the type `act`; or that the kernel named `kernel` reads, which
-/// has to be one that would run it.
+/// Weight codes (n, channels / groups, height, width) of the type `weights` (without it, of the one
+/// that takes the least work) to the blob that this CPU's kernel reads for activations of the type
+/// `act`; or that the kernel named `kernel` reads, which has to be one that would run it.
 #[pyfunction]
 #[pyo3(signature = (weight, groups, act, kernel = None, weights = None))]
 pub(crate) fn prepack<'py>(
@@ -49,9 +56,13 @@ pub(crate) fn prepack<'py>(
         let kernel = kernel.map(kernels::named).transpose().map_err(|e| raise(py, e))?;
         packed_blob(py, weight, groups, |codes, shape| {
             let operands = Operands { act, weights: weight_kind(weights, codes)? };
-            let Some(kernel) = kernel else { return copied(PackedWeights::new(codes, shape, operands)?.as_bytes()) };
-            let blob = copied(PackedWeights::for_kernel(kernel, codes, shape, operands)?.as_bytes())?;
-            // Blobs carry the layout's number, which kernels may share, and the environment may have excluded.
+            let Some(kernel) = kernel else {
+                return copied(PackedWeights::new(codes, shape, operands)?.as_bytes());
+            };
+            let blob =
+                copied(PackedWeights::for_kernel(kernel, codes, shape, operands)?.as_bytes())?;
+            // Blobs carry the layout's number, which kernels may share, and the environment may
+            // have excluded.
             let runs = PackedWeights::from_bytes(&blob).map(|packed| packed.kernel().name());
             match runs {
                 Ok(name) if name == kernel.name() => Ok(blob),
@@ -65,8 +76,8 @@ pub(crate) fn prepack<'py>(
     })
 }
 
-/// Int8 weights (n, channels / groups, height, width) to the blob that this CPU's int8 kernel wants; `linear` says that they are
-/// a linear layer's.
+/// Int8 weights (n, channels / groups, height, width) to the blob that this CPU's int8 kernel
+/// wants; `linear` says that they are a linear layer's.
 #[pyfunction]
 pub(crate) fn prepack_int8<'py>(
     py: Python<'py>,
@@ -76,13 +87,18 @@ pub(crate) fn prepack_int8<'py>(
 ) -> PyResult<Bound<'py, PyArray1<u8>>> {
     guarded(py, || {
         let pack = if linear { PackedWeights::for_linear } else { PackedWeights::new };
-        packed_blob(py, weight, groups, |weight, shape| copied(pack(weight, shape, shape.int8_operands())?.as_bytes()))
+        packed_blob(py, weight, groups, |weight, shape| {
+            copied(pack(weight, shape, shape.int8_operands())?.as_bytes())
+        })
     })
 }
 
 /// What a blob of packed weights holds: its shape, operands and the kernel that runs it.
 #[pyfunction]
-pub(crate) fn packed_info<'py>(py: Python<'py>, weight: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
+pub(crate) fn packed_info<'py>(
+    py: Python<'py>,
+    weight: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyDict>> {
     guarded(py, || {
         let weight = In::<u8>::new(weight, "weight", Some(1))?;
         let packed = PackedWeights::from_bytes(weight.slice()?).map_err(|e| raise(py, e))?;
@@ -101,7 +117,11 @@ pub(crate) fn packed_info<'py>(py: Python<'py>, weight: &Bound<'py, PyAny>) -> P
 
 /// Output channels and kernel of a blob that `prepack` or, for `int8`, `prepack_int8` made.
 #[pyfunction]
-pub(crate) fn packed_shape(py: Python<'_>, weight: &Bound<'_, PyAny>, int8: bool) -> PyResult<(usize, (usize, usize))> {
+pub(crate) fn packed_shape(
+    py: Python<'_>,
+    weight: &Bound<'_, PyAny>,
+    int8: bool,
+) -> PyResult<(usize, (usize, usize))> {
     guarded(py, || {
         let weight = In::<u8>::new(weight, "weight", Some(1))?;
         let blob = weight.slice()?;
@@ -109,7 +129,8 @@ pub(crate) fn packed_shape(py: Python<'_>, weight: &Bound<'_, PyAny>, int8: bool
             if int8 { packed.check_int8() } else { packed.code_operands().map(|_| ()) }?;
             Ok(packed.shape())
         });
-        let WeightShape { out_channels, kernel: [height, width], .. } = shape.map_err(|e| raise(py, e))?;
+        let WeightShape { out_channels, kernel: [height, width], .. } =
+            shape.map_err(|e| raise(py, e))?;
         Ok((out_channels, (height, width)))
     })
 }

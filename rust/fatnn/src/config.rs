@@ -6,7 +6,8 @@
 //! | `FATNN_KERNEL` | `auto`, `popcount`, `matrix`, `table` | the kernel family that is preferred; every family but `matrix` keeps int8 layers off matrix units too |
 //! | `FATNN_NUM_THREADS` | a positive integer | threads of the pool, where nothing else sets them |
 //!
-//! Read once, at first use; they are for benchmarks and bug reports, not for switching while a program runs.
+//! Read once, at first use; they are for benchmarks and bug reports, not for switching while a
+//! program runs.
 
 use std::sync::OnceLock;
 
@@ -40,7 +41,11 @@ impl Family {
     pub fn from_name(name: &str) -> Result<Self> {
         match Family::ALL.into_iter().find(|family| family.name() == name) {
             Some(family) => Ok(family),
-            None => bad_value("kernel family", "\"popcount\", \"matrix\" or \"table\"", format!("{name:?}")),
+            None => bad_value(
+                "kernel family",
+                "\"popcount\", \"matrix\" or \"table\"",
+                format!("{name:?}"),
+            ),
         }
     }
 
@@ -93,13 +98,16 @@ fn read() -> Result<Config> {
             "auto" => Some(None),
             name => Family::from_name(name).ok().map(Some),
         })?,
-        threads: variable(THREADS, |v| v.parse().ok().filter(|n| (1..=MAX_THREADS).contains(n)).map(Some))?,
+        threads: variable(THREADS, |v| {
+            v.parse().ok().filter(|n| (1..=MAX_THREADS).contains(n)).map(Some)
+        })?,
     })
 }
 
 /// The configuration, read once.
 pub(crate) fn get() -> Result<Config> {
-    static CONFIG: OnceLock<std::result::Result<Config, (&'static str, &'static str, String)>> = OnceLock::new();
+    static CONFIG: OnceLock<std::result::Result<Config, (&'static str, &'static str, String)>> =
+        OnceLock::new();
     let cached = CONFIG.get_or_init(|| {
         read().map_err(|e| match e {
             Error::Environment { name, expected, got } => (name, expected, got),

@@ -33,7 +33,8 @@ impl Isa {
         [Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512].into_iter().find(|isa| isa.name() == name)
     }
 
-    /// Whether a cap at `cap` allows this tier. `neon` and the x86 tiers cap each other down to `scalar`.
+    /// Whether a cap at `cap` allows this tier. `neon` and the x86 tiers cap each other down to
+    /// `scalar`.
     fn allowed_under(self, cap: Isa) -> bool {
         match self {
             Isa::Scalar => true,
@@ -61,8 +62,8 @@ pub struct Features {
     pub avx512_vnni: bool,
     /// Affine maps over bits, with `avx512`.
     pub gfni: bool,
-    /// AMX tiles and their int8 products, with `avx512`. (Whether the operating system grants the tiles' state is asked where
-    /// they are used.)
+    /// AMX tiles and their int8 products, with `avx512`. (Whether the operating system grants the
+    /// tiles' state is asked where they are used.)
     pub amx_int8: bool,
 }
 
@@ -117,7 +118,8 @@ impl Features {
     }
 }
 
-/// Whether the CPU is an AMD Zen 4 or later, known by its AVX-512: costs of kernels were measured there.
+/// Whether the CPU is an AMD Zen 4 or later, known by its AVX-512: costs of kernels were measured
+/// there.
 pub(crate) fn is_zen4() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
@@ -134,8 +136,9 @@ pub(crate) fn is_zen4() -> bool {
 
 #[cfg(target_arch = "x86_64")]
 fn detect() -> Features {
-    let avx2 =
-        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("popcnt");
+    let avx2 = is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("popcnt");
     let avx512 = avx2
         && is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")

@@ -1,15 +1,18 @@
 //! The fused tail of a tile: accumulators to codes through integer thresholds, or to float32.
 //!
-//! The loops are `kernels/epilogue.rs`, compiled for every instruction set. The order of operations is part of the contract, because a deployed network must
-//! give the eager model's values bit for bit on every CPU:
+//! The loops are `kernels/epilogue.rs`, compiled for every instruction set. The order of operations
+//! is part of the contract, because a deployed network must give the eager model's values bit for
+//! bit on every CPU:
 //!
-//! * codes: `level = [acc ≥ low] + [acc ≥ high]`, code `level - 1` (for half- and full-range activations alike); with a third
-//!   threshold the level is the code, of two bits;
-//! * float32: `y = fma(float(acc), scale, bias)` **with one rounding** (what PyTorch's BatchNorm computes in evaluation
-//!   mode on CPUs with FMA), an absent scale being 1 and an absent bias 0, so that `float(acc) * scale` and
-//!   `float(acc) + bias` come out of the same formula; then `y + residual`, rounded separately; then `max(y, 0)` where asked for, with NaN passing through.
+//! * codes: `level = [acc ≥ low] + [acc ≥ high]`, code `level - 1` (for half- and full-range
+//!   activations alike); with a third threshold the level is the code, of two bits;
+//! * float32: `y = fma(float(acc), scale, bias)` **with one rounding** (what PyTorch's BatchNorm
+//!   computes in evaluation mode on CPUs with FMA), an absent scale being 1 and an absent bias 0,
+//!   so that `float(acc) * scale` and `float(acc) + bias` come out of the same formula; then `y +
+//!   residual`, rounded separately; then `max(y, 0)` where asked for, with NaN passing through.
 //!
-//! Accumulators are below 2²⁴ in magnitude (checked when weights are packed), so `float(acc)` is exact.
+//! Accumulators are below 2²⁴ in magnitude (checked when weights are packed), so `float(acc)` is
+//! exact.
 
 use crate::codec::{CodesLayout, MAX_THRESHOLDS};
 use crate::error::{Result, bad_value, check_len};
@@ -18,8 +21,8 @@ use crate::scalar::Scalar;
 
 /// Thresholds to codes.
 pub struct Requantize<'a> {
-    /// The smallest accumulator of level 1 for every output channel; behind them those of level 2, which are not smaller, and
-    /// where the codes have two bits those of level 3.
+    /// The smallest accumulator of level 1 for every output channel; behind them those of level 2,
+    /// which are not smaller, and where the codes have two bits those of level 3.
     pub thresholds: &'a [i32],
     /// Layout of the codes that come out.
     pub layout: CodesLayout,
@@ -35,7 +38,8 @@ pub struct Dequantize<'a> {
     pub relu: bool,
     /// Output channels in a row of `out`.
     pub channels: usize,
-    /// Codes of the values, beside the values. Only networks have a place for them; elsewhere `None`.
+    /// Codes of the values, beside the values. Only networks have a place for them; elsewhere
+    /// `None`.
     pub codes: Option<Quantizer>,
 }
 
@@ -53,14 +57,15 @@ pub enum Residual<'a> {
 /// Thresholds from float32 to codes, the same for all channels.
 #[derive(Clone, Copy, Debug)]
 pub struct Quantizer {
-    /// The smallest values of levels 1, 2, 3; NaN, which no comparison reaches, for those that nothing reaches.
+    /// The smallest values of levels 1, 2, 3; NaN, which no comparison reaches, for those that
+    /// nothing reaches.
     pub(crate) thresholds: [f32; MAX_THRESHOLDS],
     pub(crate) layout: CodesLayout,
 }
 
 impl Quantizer {
-    /// A quantizer by the smallest values of levels 1, 2 and, for codes of two bits, 3; infinity for levels that nothing
-    /// reaches, infinity neither.
+    /// A quantizer by the smallest values of levels 1, 2 and, for codes of two bits, 3; infinity
+    /// for levels that nothing reaches, infinity neither.
     ///
     /// # Errors
     /// [`crate::Error::Shape`] where there is another number of them than the layout's coding has;
@@ -69,7 +74,11 @@ impl Quantizer {
         check_len("thresholds", layout.coding().thresholds(), thresholds.len())?;
         // Not `a > b`, which NaN would pass.
         if !thresholds.is_sorted_by(|a, b| a <= b) {
-            return bad_value("thresholds", "numbers, none below the one before", format!("{thresholds:?}"));
+            return bad_value(
+                "thresholds",
+                "numbers, none below the one before",
+                format!("{thresholds:?}"),
+            );
         }
         let mut all = [f32::NAN; MAX_THRESHOLDS];
         for (to, &threshold) in all.iter_mut().zip(thresholds) {
@@ -79,7 +88,8 @@ impl Quantizer {
     }
 }
 
-/// A function of one element, per channel or for all, in PyTorch's order of operations, so that bits agree.
+/// A function of one element, per channel or for all, in PyTorch's order of operations, so that
+/// bits agree.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Elementwise {
     /// `fma(x, scale, bias)` per channel: BatchNorm in evaluation mode.
@@ -95,8 +105,8 @@ pub enum Elementwise {
 }
 
 impl Elementwise {
-    /// BatchNorm in evaluation mode as one multiplication and addition: `scale = weight / √(var + eps)`,
-    /// `bias = fma(-mean, scale, bias)`, in float32.
+    /// BatchNorm in evaluation mode as one multiplication and addition: `scale = weight / √(var +
+    /// eps)`, `bias = fma(-mean, scale, bias)`, in float32.
     ///
     /// # Errors
     /// [`crate::Error::Shape`] where sizes differ; [`crate::Error::Memory`].
@@ -126,7 +136,9 @@ impl Elementwise {
 
     fn channels(&self) -> Option<usize> {
         match self {
-            Elementwise::Affine(v, _) | Elementwise::Scale(v) | Elementwise::Bias(v) => Some(v.len()),
+            Elementwise::Affine(v, _) | Elementwise::Scale(v) | Elementwise::Bias(v) => {
+                Some(v.len())
+            }
             Elementwise::Prelu(v) if v.len() > 1 => Some(v.len()),
             _ => None,
         }

@@ -1,8 +1,10 @@
-//! The crate's one error type: a variant per cause, each naming what was wrong, what was expected and what was got.
+//! The crate's one error type: a variant per cause, each naming what was wrong, what was expected
+//! and what was got.
 
 use std::path::PathBuf;
 
-/// Everything that can go wrong in this crate. No public function panics on bad input; it returns one of these.
+/// Everything that can go wrong in this crate. No public function panics on bad input; it returns
+/// one of these.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -141,6 +143,10 @@ pub(crate) fn check_len(what: &'static str, expected: usize, got: usize) -> Resu
 }
 
 /// A [`Error::Value`].
-pub(crate) fn bad_value<T>(what: &'static str, expected: impl Into<String>, got: impl ToString) -> Result<T> {
+pub(crate) fn bad_value<T>(
+    what: &'static str,
+    expected: impl Into<String>,
+    got: impl ToString,
+) -> Result<T> {
     Err(Error::Value { what, expected: expected.into(), got: got.to_string() })
 }

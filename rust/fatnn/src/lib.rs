@@ -1,7 +1,8 @@
 //! Ternary neural networks that really run in 2 bits.
 //!
-//! Weights and activations in {-1, 0, 1}, packed to two bits a value, multiplied by FATNN's halved inner product (P. Chen,
-//! B. Zhuang, C. Shen: "FATNN: Fast and Accurate Ternary Neural Networks", ICCV 2021) with SIMD kernels chosen at run time.
+//! Weights and activations in {-1, 0, 1}, packed to two bits a value, multiplied by FATNN's halved
+//! inner product (P. Chen, B. Zhuang, C. Shen: "FATNN: Fast and Accurate Ternary Neural Networks",
+//! ICCV 2021) with SIMD kernels chosen at run time.
 //!
 //! | module | what lives in it |
 //! | --- | --- |

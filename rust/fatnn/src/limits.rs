@@ -4,19 +4,21 @@ use std::cell::Cell;
 
 use crate::error::{Error, Result};
 
-/// Bounds on a network's memory and work. A file of a few hundred bytes can ask for any amount of either.
+/// Bounds on a network's memory and work. A file of a few hundred bytes can ask for any amount of
+/// either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of packed weights, and of the values and working memory of one run. Images that run apart from each other count
-    /// once, and so does what every thread has for itself.
+    /// Bytes of packed weights, and of the values and working memory of one run. Images that run
+    /// apart from each other count once, and so does what every thread has for itself.
     pub max_bytes: u64,
-    /// Multiply-accumulates per image, or other operations on an element where there are no products.
+    /// Multiply-accumulates per image, or other operations on an element where there are no
+    /// products.
     pub max_macs: u64,
 }
 
 impl Limits {
-    /// Enough for every network that runs in a sensible time: 16 GiB, and 10¹² multiply-accumulates an image, two hundred
-    /// times those of ResNet-50.
+    /// Enough for every network that runs in a sensible time: 16 GiB, and 10¹² multiply-accumulates
+    /// an image, two hundred times those of ResNet-50.
     pub const DEFAULT: Limits = Limits { max_bytes: 16 << 30, max_macs: 1_000_000_000_000 };
     /// No bounds.
     pub const NONE: Limits = Limits { max_bytes: u64::MAX, max_macs: u64::MAX };

@@ -1,8 +1,10 @@
-//! Memory whose size data decides: the only functions that allocate it, since they report where there is none.
+//! Memory whose size data decides: the only functions that allocate it, since they report where
+//! there is none.
 //!
-//! `vec![x; n]`, `to_vec` and `collect` abort the process where memory runs out. Sizes that come from weights, files or inputs go
-//! through these functions, whose error is [`Error::Memory`]. `scripts/check-allocations.py` finds the other form in this
-//! crate and its bindings; a short list of a few elements is marked `// small` there.
+//! `vec![x; n]`, `to_vec` and `collect` abort the process where memory runs out. Sizes that come
+//! from weights, files or inputs go through these functions, whose error is [`Error::Memory`].
+//! `scripts/check-allocations.py` finds the other form in this crate and its bindings; a short list
+//! of a few elements is marked `// small` there.
 
 use crate::error::{Error, Result};
 
@@ -21,7 +23,8 @@ pub fn reserved<T>(what: &'static str, len: usize) -> Result<Vec<T>> {
 /// # Errors
 /// As [`reserved`].
 pub fn reserve<T>(what: &'static str, vec: &mut Vec<T>, more: usize) -> Result<()> {
-    vec.try_reserve_exact(more).map_err(|_| Error::Memory { what, bytes: more.saturating_mul(size_of::<T>()) })
+    vec.try_reserve_exact(more)
+        .map_err(|_| Error::Memory { what, bytes: more.saturating_mul(size_of::<T>()) })
 }
 
 /// `len` times `value`.
@@ -48,7 +51,10 @@ pub fn copied<T: Copy>(what: &'static str, values: &[T]) -> Result<Vec<T>> {
 ///
 /// # Errors
 /// As [`reserved`].
-pub fn collected<T>(what: &'static str, values: impl ExactSizeIterator<Item = T>) -> Result<Vec<T>> {
+pub fn collected<T>(
+    what: &'static str,
+    values: impl ExactSizeIterator<Item = T>,
+) -> Result<Vec<T>> {
     let mut vec = reserved(what, values.len())?;
     vec.extend(values);
     Ok(vec)
@@ -66,8 +72,8 @@ pub fn grow<T: Clone>(what: &'static str, vec: &mut Vec<T>, len: usize, value: T
     Ok(())
 }
 
-/// The product of sizes; `None` where it overflows. A zero does not hide an overflow of the others: code multiplies
-/// sizes in any order.
+/// The product of sizes; `None` where it overflows. A zero does not hide an overflow of the others:
+/// code multiplies sizes in any order.
 pub(crate) fn product(sizes: impl IntoIterator<Item = usize>) -> Option<usize> {
     let mut zero = false;
     let whole = sizes.into_iter().try_fold(1usize, |n, size| {
@@ -84,8 +90,14 @@ mod tests {
     #[test]
     fn what_cannot_be_had_is_an_error() {
         let message = filled("test", 1 << 50, 0u64).unwrap_err().to_string();
-        assert!(message.contains("test") && message.contains(&(8u64 << 50).to_string()), "{message}");
-        assert!(matches!(reserved::<u64>("test", usize::MAX), Err(Error::Memory { bytes: usize::MAX, .. })));
+        assert!(
+            message.contains("test") && message.contains(&(8u64 << 50).to_string()),
+            "{message}"
+        );
+        assert!(matches!(
+            reserved::<u64>("test", usize::MAX),
+            Err(Error::Memory { bytes: usize::MAX, .. })
+        ));
         let mut vec = vec![1u8];
         assert!(grow("test", &mut vec, 1 << 60, 2).is_err());
         grow("test", &mut vec, 3, 2).unwrap();

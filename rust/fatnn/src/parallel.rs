@@ -1,11 +1,12 @@
 //! Threads: one private pool for the whole process; nothing else in the crate names rayon.
 //!
-//! Its size is what [`set_num_threads`] said last, else `FATNN_NUM_THREADS`, else what [`set_default_threads`] said last (the
-//! host framework's number), else the number of CPUs this process may use.
-//! Work is split by output rows, and every row is computed the same way whoever computes it, so results do not depend on
-//! the number of threads. Pool threads round floats, and flush denormals or not, as the calling thread does
-//! (`kernels::float_mode`). After a `fork` the child builds a pool of its own, for threads do not survive a fork. (As with every
-//! library that has locks, fork while no other thread is inside a call.)
+//! Its size is what [`set_num_threads`] said last, else `FATNN_NUM_THREADS`, else what
+//! [`set_default_threads`] said last (the host framework's number), else the number of CPUs this
+//! process may use. Work is split by output rows, and every row is computed the same way whoever
+//! computes it, so results do not depend on the number of threads. Pool threads round floats, and
+//! flush denormals or not, as the calling thread does (`kernels::float_mode`). After a `fork` the
+//! child builds a pool of its own, for threads do not survive a fork. (As with every library that
+//! has locks, fork while no other thread is inside a call.)
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,8 +40,8 @@ pub fn set_num_threads(threads: usize) -> Result<()> {
     Ok(())
 }
 
-/// Sets how many threads later calls use where neither [`set_num_threads`] nor `FATNN_NUM_THREADS` says: for a host that has
-/// a setting of its own.
+/// Sets how many threads later calls use where neither [`set_num_threads`] nor `FATNN_NUM_THREADS`
+/// says: for a host that has a setting of its own.
 ///
 /// # Errors
 /// As [`set_num_threads`].
@@ -52,7 +53,11 @@ pub fn set_default_threads(threads: usize) -> Result<()> {
 fn check(threads: usize) -> Result<usize> {
     match threads {
         1..=MAX_THREADS => Ok(threads),
-        _ => bad_value("number of threads", format!("a whole number from 1 to {MAX_THREADS}"), threads),
+        _ => bad_value(
+            "number of threads",
+            format!("a whole number from 1 to {MAX_THREADS}"),
+            threads,
+        ),
     }
 }
 
@@ -113,8 +118,9 @@ fn pool() -> Result<(usize, Option<Arc<rayon::ThreadPool>>)> {
     Ok((threads, Some(pool)))
 }
 
-/// Asks the caller of a run whether it may go on. Only the calling thread asks, at most every [`Watch::INTERVAL`]: while pool
-/// threads work it waits and asks, and where it works itself it asks in [`Watch::check`].
+/// Asks the caller of a run whether it may go on. Only the calling thread asks, at most every
+/// [`Watch::INTERVAL`]: while pool threads work it waits and asks, and where it works itself it
+/// asks in [`Watch::check`].
 pub(crate) struct Watch<'a> {
     go_on: Option<&'a (dyn Fn() -> bool + Sync)>,
     caller: ThreadId,
@@ -161,11 +167,17 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Calls `work` on one of the pool's threads, in this thread's floating-point mode; asks meanwhile.
-    fn install<R: Send>(&self, pool: &rayon::ThreadPool, work: impl FnOnce() -> R + Send) -> Result<R> {
+    /// Calls `work` on one of the pool's threads, in this thread's floating-point mode; asks
+    /// meanwhile.
+    fn install<R: Send>(
+        &self,
+        pool: &rayon::ThreadPool,
+        work: impl FnOnce() -> R + Send,
+    ) -> Result<R> {
         let mode = FloatMode::current();
         let work = move || mode.run(work);
-        // A thread of the pool must not wait here: it calls the work itself, and only the caller asks.
+        // A thread of the pool must not wait here: it calls the work itself, and only the caller
+        // asks.
         let go_on = match self.go_on {
             Some(go_on) if pool.current_thread_index().is_none() => go_on,
             _ => return Ok(pool.install(work)),
@@ -186,7 +198,9 @@ impl<'a> Watch<'a> {
             });
             let mut finished = done.lock().unwrap_or_else(PoisonError::into_inner);
             while !*finished {
-                let waited = woken.wait_timeout(finished, Self::INTERVAL).unwrap_or_else(PoisonError::into_inner);
+                let waited = woken
+                    .wait_timeout(finished, Self::INTERVAL)
+                    .unwrap_or_else(PoisonError::into_inner);
                 finished = waited.0;
                 if !*finished && waited.1.timed_out() {
                     // Not while the lock is held: the caller may take long to answer.
@@ -201,8 +215,9 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// Calls `work` on one of the pool's threads: what it splits then finds the others awake, where each call from outside would
-/// wake them anew (measured, in a network of twenty layers that takes as long as half its work).
+/// Calls `work` on one of the pool's threads: what it splits then finds the others awake, where
+/// each call from outside would wake them anew (measured, in a network of twenty layers that takes
+/// as long as half its work).
 pub(crate) fn inside<R: Send>(watch: &Watch<'_>, work: impl FnOnce() -> R + Send) -> Result<R> {
     match pool()? {
         (_, Some(pool)) => watch.install(&pool, work),
@@ -211,12 +226,13 @@ pub(crate) fn inside<R: Send>(watch: &Watch<'_>, work: impl FnOnce() -> R + Send
 }
 
 thread_local! {
-    /// Whether this thread runs something that others need not help with, since each of them has its own.
+    /// Whether this thread runs something that others need not help with, since each of them has
+    /// its own.
     static ALONE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Calls `work` for every index below `count`, and returns what it makes, in order. Where there are at least as many as
-/// threads, each call stays on one thread.
+/// Calls `work` for every index below `count`, and returns what it makes, in order. Where there are
+/// at least as many as threads, each call stays on one thread.
 pub(crate) fn for_each_alone<R: Send>(
     watch: &Watch<'_>,
     count: usize,
@@ -244,8 +260,8 @@ pub(crate) fn for_each_alone<R: Send>(
 
 /// Calls `work(first_row, rows)` over disjoint pieces of `out`, whose rows have `row_len` elements.
 ///
-/// `cost` is the work of the whole call in multiply-accumulates: small calls stay on the calling thread. Pieces are
-/// multiples of `granularity` rows where there are enough of them.
+/// `cost` is the work of the whole call in multiply-accumulates: small calls stay on the calling
+/// thread. Pieces are multiples of `granularity` rows where there are enough of them.
 pub(crate) fn for_each_rows<T: Send>(
     out: &mut [T],
     row_len: usize,
@@ -267,7 +283,9 @@ pub(crate) fn try_for_each_rows<T: Send>(
     cost: usize,
     work: impl Fn(usize, &mut [T]) -> Result<()> + Sync,
 ) -> Result<()> {
-    try_for_each_pair(out, row_len, &mut [(); 0], 0, granularity, cost, |first, rows, _| work(first, rows))
+    try_for_each_pair(out, row_len, &mut [(); 0], 0, granularity, cost, |first, rows, _| {
+        work(first, rows)
+    })
 }
 
 /// Whether work of so many multiply-accumulates stays on the thread that it comes from.
@@ -285,7 +303,8 @@ pub(crate) fn threads_for(cost: usize) -> Result<usize> {
     if alone(cost) { Ok(1) } else { num_threads() }
 }
 
-/// [`try_for_each_rows`] for two outputs that have equally many rows; the second may be empty, with rows of no length.
+/// [`try_for_each_rows`] for two outputs that have equally many rows; the second may be empty, with
+/// rows of no length.
 pub(crate) fn try_for_each_pair<T: Send, U: Send>(
     out: &mut [T],
     row_len: usize,
@@ -306,7 +325,8 @@ pub(crate) fn try_for_each_pair<T: Send, U: Send>(
     };
     let mode = FloatMode::current();
     let work = |first, out: &mut [T], beside: &mut [U]| mode.run(|| work(first, out, beside));
-    // A few pieces per thread even out unequal cores without making pieces so small that their set-up shows.
+    // A few pieces per thread even out unequal cores without making pieces so small that their
+    // set-up shows.
     let piece = rows.div_ceil(threads * 4).next_multiple_of(granularity).max(granularity);
     pool.install(|| {
         let pieces = out.par_chunks_mut(piece * row_len).enumerate();
@@ -334,7 +354,10 @@ mod tests {
                     }
                 })
                 .unwrap();
-                assert!(out.iter().enumerate().all(|(i, &v)| v as usize == i + 1), "{threads} threads, {rows} rows");
+                assert!(
+                    out.iter().enumerate().all(|(i, &v)| v as usize == i + 1),
+                    "{threads} threads, {rows} rows"
+                );
             }
         }
     }
@@ -343,7 +366,10 @@ mod tests {
     fn silly_numbers_of_threads_are_refused() {
         for n in [0, MAX_THREADS + 1] {
             let message = set_num_threads(n).unwrap_err().to_string();
-            assert!(message.contains("number of threads") && message.contains(&n.to_string()), "{message}");
+            assert!(
+                message.contains("number of threads") && message.contains(&n.to_string()),
+                "{message}"
+            );
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Max pooling on codes, without unpacking them.
 //!
-//! The larger of two codes has the union of their thermometer planes: `p = [x ≥ 0]` and `x₂ = [x ≥ 1] = p ∧ ¬z`. So a
-//! window's maximum is two ORs per 64 channels and pixel, and `z = p ∧ ¬x₂` at the end. Codes of two bits are compared bit by
-//! bit: an operand's low bit counts unless the other's high bit is the larger. Quantizers are monotone, so pooling after
-//! quantization gives what quantization after pooling would.
+//! The larger of two codes has the union of their thermometer planes: `p = [x ≥ 0]` and `x₂ = [x ≥
+//! 1] = p ∧ ¬z`. So a window's maximum is two ORs per 64 channels and pixel, and `z = p ∧ ¬x₂` at
+//! the end. Codes of two bits are compared bit by bit: an operand's low bit counts unless the
+//! other's high bit is the larger. Quantizers are monotone, so pooling after quantization gives
+//! what quantization after pooling would.
 
 use std::ops::Range;
 
@@ -14,13 +15,14 @@ use crate::{memory, parallel};
 
 /// The maximum of each window's codes. Padding never wins.
 ///
-/// `codes` holds `batch × height × width` pixels in `layout`, `out` `batch × output[0] × output[1]`. `output` is given
-/// rather than computed because frameworks differ in how they round it (`ceil_mode`); any size will do whose windows all
-/// contain a pixel.
+/// `codes` holds `batch × height × width` pixels in `layout`, `out` `batch × output[0] ×
+/// output[1]`. `output` is given rather than computed because frameworks differ in how they round
+/// it (`ceil_mode`); any size will do whose windows all contain a pixel.
 ///
 /// # Errors
-/// [`crate::Error::Value`] where kernel, stride or dilation is 0, or a window contains nothing but padding;
-/// [`crate::Error::Shape`] where sizes do not fit; [`crate::Error::Value`] as [`CodesLayout::check`].
+/// [`crate::Error::Value`] where kernel, stride or dilation is 0, or a window contains nothing but
+/// padding; [`crate::Error::Shape`] where sizes do not fit; [`crate::Error::Value`] as
+/// [`CodesLayout::check`].
 pub fn max_pool_codes(
     codes: &[u8],
     layout: CodesLayout,
@@ -76,16 +78,22 @@ pub(crate) fn pool_checked(
         }
     };
     // A word of 64 channels and a tap cost about as much as this many products.
-    let cost = out.len().saturating_mul(shape.kernel[0]).saturating_mul(shape.kernel[1]).saturating_mul(16);
+    let cost = out
+        .len()
+        .saturating_mul(shape.kernel[0])
+        .saturating_mul(shape.kernel[1])
+        .saturating_mul(16);
     parallel::for_each_rows(out, pixel, 1, cost, work)
 }
 
-/// Per output index on an axis, the real input indices that its window touches (in steps of the dilation).
+/// Per output index on an axis, the real input indices that its window touches (in steps of the
+/// dilation).
 fn windows(shape: &ConvShape, axis: usize, outputs: usize) -> Result<Vec<Range<usize>>> {
     let (kernel, stride, dilation) = (shape.kernel[axis], shape.stride[axis], shape.dilation[axis]);
     let (input, padding) = (shape.input[axis], shape.padding[axis]);
     let window = |o: usize| {
-        // In coordinates that count padding: the window's taps are first, first + dilation, … up to last.
+        // In coordinates that count padding: the window's taps are first, first + dilation, … up to
+        // last.
         let first = o.checked_mul(stride)?;
         let last = first.checked_add((kernel - 1).checked_mul(dilation)?)?;
         let skipped = padding.saturating_sub(first).div_ceil(dilation);

@@ -1,11 +1,12 @@
 //! Float activations to codes: the border between float layers and ternary ones.
 //!
-//! A quantizer with three levels is two thresholds: `level = [x ≥ low] + [x ≥ high]`, code `level - 1`, whatever formula it
-//! was trained with; one with four levels is three, and its code the level. The thresholds are **the smallest floats of levels
-//! 1, 2 (and 3)**. They are found from the trained quantizer itself, for its formula may round: `torch.round` is half-to-even,
-//! so that in `round(clip(x·α, 0, 1))` a value exactly on `0.5/α` still belongs to the level below, and the threshold to pass
-//! is the next float up. A level that nothing reaches, infinity neither, has the threshold infinity: binary activations
-//! {0, 1} have such a second one.
+//! A quantizer with three levels is two thresholds: `level = [x ≥ low] + [x ≥ high]`, code `level -
+//! 1`, whatever formula it was trained with; one with four levels is three, and its code the level.
+//! The thresholds are **the smallest floats of levels 1, 2 (and 3)**. They are found from the
+//! trained quantizer itself, for its formula may round: `torch.round` is half-to-even, so that in
+//! `round(clip(x·α, 0, 1))` a value exactly on `0.5/α` still belongs to the level below, and the
+//! threshold to pass is the next float up. A level that nothing reaches, infinity neither, has the
+//! threshold infinity: binary activations {0, 1} have such a second one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,12 +19,14 @@ pub use crate::transpose::PixelOrder;
 
 /// Writes the code of every element of `x` into `out`: `batch × pixels` pixels in `layout`.
 ///
-/// `thresholds` are the smallest floats of level 1, of level 2 and, where `layout` has codes of two bits, of level 3. Infinities
-/// are values like any other, but for thresholds: infinity says that nothing reaches the level.
+/// `thresholds` are the smallest floats of level 1, of level 2 and, where `layout` has codes of two
+/// bits, of level 3. Infinities are values like any other, but for thresholds: infinity says that
+/// nothing reaches the level.
 ///
 /// # Errors
-/// [`Error::NotANumber`] with the index of the first NaN of `x`; [`Error::Value`] where a threshold is NaN or below the one
-/// before; [`Error::Shape`] where sizes do not fit. `out` is unspecified after an error.
+/// [`Error::NotANumber`] with the index of the first NaN of `x`; [`Error::Value`] where a threshold
+/// is NaN or below the one before; [`Error::Shape`] where sizes do not fit. `out` is unspecified
+/// after an error.
 pub fn quantize(
     x: &[f32],
     batch: usize,
@@ -34,11 +37,15 @@ pub fn quantize(
     out: &mut [u8],
 ) -> Result<()> {
     let to = Quantizer::new(thresholds, layout)?;
-    let sizes = batch
-        .checked_mul(pixels)
-        .and_then(|n| Some((n.checked_mul(layout.channels())?, n.checked_mul(layout.pixel_bytes())?)));
+    let sizes = batch.checked_mul(pixels).and_then(|n| {
+        Some((n.checked_mul(layout.channels())?, n.checked_mul(layout.pixel_bytes())?))
+    });
     let Some((elements, bytes)) = sizes else {
-        return bad_value("input", "a size that fits in memory", format!("{batch} × {pixels} pixels"));
+        return bad_value(
+            "input",
+            "a size that fits in memory",
+            format!("{batch} × {pixels} pixels"),
+        );
     };
     check_len("input", elements, x.len())?;
     check_len("packed codes", bytes, out.len())?;
@@ -52,7 +59,13 @@ pub fn quantize(
         }
     };
     // An element costs about as much as this many products.
-    parallel::for_each_rows(out, layout.pixel_bytes(), BLOCK_PIXELS, elements.saturating_mul(32), work)?;
+    parallel::for_each_rows(
+        out,
+        layout.pixel_bytes(),
+        BLOCK_PIXELS,
+        elements.saturating_mul(32),
+        work,
+    )?;
     if !all_numbers.into_inner()
         && let Some(index) = x.iter().position(|v| v.is_nan())
     {
@@ -68,15 +81,30 @@ mod tests {
     use crate::cpu::Features;
     use crate::reference;
 
-    /// The public function uses the best level only; here all of them, on pieces that begin anywhere.
+    /// The public function uses the best level only; here all of them, on pieces that begin
+    /// anywhere.
     #[test]
     fn every_level_quantizes_alike() {
         let inf = f32::INFINITY;
-        let values =
-            [0.3, 0.3f32.next_down(), -0.4, (-0.4f32).next_down(), 9.0, -9.0, 0.0, 0.7, 0.7f32.next_down(), inf, -inf];
+        let values = [
+            0.3,
+            0.3f32.next_down(),
+            -0.4,
+            (-0.4f32).next_down(),
+            9.0,
+            -9.0,
+            0.0,
+            0.7,
+            0.7f32.next_down(),
+            inf,
+            -inf,
+        ];
         let sizes = [(1, 64, 1), (5, 70, 1), (16, 33, 1), (37, 130, 2), (50, 6, 6)];
-        let quantizers: [&[f32]; 4] = [&[-0.4, 0.3], &[-0.4, 0.3, 0.7], &[0.3, inf], &[0.3, 0.7, inf]];
-        for ((pixels, channels, groups), thresholds) in sizes.into_iter().flat_map(|s| quantizers.map(|q| (s, q))) {
+        let quantizers: [&[f32]; 4] =
+            [&[-0.4, 0.3], &[-0.4, 0.3, 0.7], &[0.3, inf], &[0.3, 0.7, inf]];
+        for ((pixels, channels, groups), thresholds) in
+            sizes.into_iter().flat_map(|s| quantizers.map(|q| (s, q)))
+        {
             let coding = if thresholds.len() == 2 { Coding::Ternary } else { Coding::Uint2 };
             let layout = CodesLayout::new(channels, groups).unwrap().with(coding);
             let n = 3 * pixels * channels;
@@ -94,7 +122,10 @@ mod tests {
                         for (i, out) in out.chunks_mut(piece * layout.pixel_bytes()).enumerate() {
                             assert!(level.run(Quantize { input: &input, first: i * piece, out }));
                         }
-                        assert_eq!(out, expected, "{level:?} {order:?} {pixels} {channels} {piece}");
+                        assert_eq!(
+                            out, expected,
+                            "{level:?} {order:?} {pixels} {channels} {piece}"
+                        );
                     }
                     for at in [0, n / 2, n - 1] {
                         let mut x = x.clone();

@@ -1,7 +1,9 @@
-//! The oracle: everything the crate computes, as loops that are obviously right, on codes that are not packed.
+//! The oracle: everything the crate computes, as loops that are obviously right, on codes that are
+//! not packed.
 //!
-//! Never optimised, used by tests and by benchmarks that check their answers. Codes are channels-last, one `i8` each; the
-//! order of float operations is the one that [`crate::epilogue`] documents.
+//! Never optimised, used by tests and by benchmarks that check their answers. Codes are
+//! channels-last, one `i8` each; the order of float operations is the one that [`crate::epilogue`]
+//! documents.
 //!
 //! These functions panic where sizes do not fit.
 
@@ -10,7 +12,8 @@ use crate::conv::ConvShape;
 use crate::pack::WeightShape;
 use crate::quantize::PixelOrder;
 
-/// The input coordinate that tap `tap` of window `window` reads on an axis, or `None` in the padding.
+/// The input coordinate that tap `tap` of window `window` reads on an axis, or `None` in the
+/// padding.
 fn input_at(shape: &ConvShape, axis: usize, window: usize, tap: usize) -> Option<usize> {
     let padded = window * shape.stride[axis] + tap * shape.dilation[axis];
     padded.checked_sub(shape.padding[axis]).filter(|&at| at < shape.input[axis])
@@ -18,9 +21,15 @@ fn input_at(shape: &ConvShape, axis: usize, window: usize, tap: usize) -> Option
 
 /// Accumulators of a convolution, `batch × output height × output width × out_channels`.
 ///
-/// `codes` is `batch × height × width × channels`, `weight` is `out_channels × channels / groups × kernel`. What a code stands
-/// for is `act`'s business. Padding is the value 0 whatever it is.
-pub fn conv2d_acc(codes: &[i8], weight: &[i8], weights: WeightShape, act: Act, shape: &ConvShape) -> Vec<i32> {
+/// `codes` is `batch × height × width × channels`, `weight` is `out_channels × channels / groups ×
+/// kernel`. What a code stands for is `act`'s business. Padding is the value 0 whatever it is.
+pub fn conv2d_acc(
+    codes: &[i8],
+    weight: &[i8],
+    weights: WeightShape,
+    act: Act,
+    shape: &ConvShape,
+) -> Vec<i32> {
     let [out_h, out_w] = shape.output().expect("a window that fits");
     let [h, w] = shape.input;
     let [kh, kw] = weights.kernel;
@@ -37,14 +46,19 @@ pub fn conv2d_acc(codes: &[i8], weight: &[i8], weights: WeightShape, act: Act, s
                     let mut acc = 0;
                     for ky in 0..kh {
                         for kx in 0..kw {
-                            let (Some(y), Some(x)) = (input_at(shape, 0, oy, ky), input_at(shape, 1, ox, kx)) else {
+                            let (Some(y), Some(x)) =
+                                (input_at(shape, 0, oy, ky), input_at(shape, 1, ox, kx))
+                            else {
                                 continue;
                             };
                             for c in 0..group_channels {
                                 let channel = group * group_channels + c;
-                                let code = codes[((image * h + y) * w + x) * weights.channels + channel];
-                                acc +=
-                                    act.level(code) * i32::from(weight[((n * group_channels + c) * kh + ky) * kw + kx]);
+                                let code =
+                                    codes[((image * h + y) * w + x) * weights.channels + channel];
+                                acc += act.level(code)
+                                    * i32::from(
+                                        weight[((n * group_channels + c) * kh + ky) * kw + kx],
+                                    );
                             }
                         }
                     }
@@ -66,7 +80,8 @@ fn code(coding: Coding, reached: impl Iterator<Item = bool>) -> i8 {
     reached.map(i8::from).sum::<i8>() - i8::from(coding == Coding::Ternary)
 }
 
-/// Codes of accumulators with `channels` channels, by the thresholds that [`crate::epilogue::Requantize`] describes.
+/// Codes of accumulators with `channels` channels, by the thresholds that
+/// [`crate::epilogue::Requantize`] describes.
 pub fn to_codes(acc: &[i32], thresholds: &[i32], channels: usize, coding: Coding) -> Vec<i8> {
     assert_eq!(thresholds.len(), channels * coding.thresholds());
     let mut codes = Vec::new();
@@ -105,9 +120,14 @@ pub fn to_float(
     out
 }
 
-/// Codes of floats, `batch × pixels × channels`, by two thresholds or, to codes of two bits, three; `x` has no NaN. Nothing
-/// reaches the threshold infinity.
-pub fn quantize(x: &[f32], [batch, pixels, channels]: [usize; 3], order: PixelOrder, thresholds: &[f32]) -> Vec<i8> {
+/// Codes of floats, `batch × pixels × channels`, by two thresholds or, to codes of two bits, three;
+/// `x` has no NaN. Nothing reaches the threshold infinity.
+pub fn quantize(
+    x: &[f32],
+    [batch, pixels, channels]: [usize; 3],
+    order: PixelOrder,
+    thresholds: &[f32],
+) -> Vec<i8> {
     let coding = if thresholds.len() == 2 { Coding::Ternary } else { Coding::Uint2 };
     assert_eq!(x.len(), batch * pixels * channels);
     let mut codes = Vec::new();
@@ -137,8 +157,12 @@ pub fn max_pool(codes: &[i8], channels: usize, shape: &ConvShape, output: [usize
                     let mut max = None;
                     for ky in 0..shape.kernel[0] {
                         for kx in 0..shape.kernel[1] {
-                            if let (Some(y), Some(x)) = (input_at(shape, 0, oy, ky), input_at(shape, 1, ox, kx)) {
-                                max = max.max(Some(codes[((image * h + y) * w + x) * channels + channel]));
+                            if let (Some(y), Some(x)) =
+                                (input_at(shape, 0, oy, ky), input_at(shape, 1, ox, kx))
+                            {
+                                max = max.max(Some(
+                                    codes[((image * h + y) * w + x) * channels + channel],
+                                ));
                             }
                         }
                     }

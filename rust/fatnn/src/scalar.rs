@@ -1,7 +1,7 @@
 //! Functions of one element: each in PyTorch's order of float operations, so that bits agree.
 //!
-//! They hold for NaN, infinities and signed zeros as in PyTorch. `apply` is compiled for every instruction
-//! set by the loops that call it (`kernels::vector`).
+//! They hold for NaN, infinities and signed zeros as in PyTorch. `apply` is compiled for every
+//! instruction set by the loops that call it (`kernels::vector`).
 
 mod math;
 
@@ -108,7 +108,9 @@ impl Scalar {
         match self {
             Scalar::Relu => each(values, relu),
             Scalar::Hardtanh { min, max } => each(values, |x| clamp(x, min, max)),
-            Scalar::LeakyRelu { negative_slope } => each(values, |x| if x > 0.0 { x } else { x * negative_slope }),
+            Scalar::LeakyRelu { negative_slope } => {
+                each(values, |x| if x > 0.0 { x } else { x * negative_slope })
+            }
             Scalar::Hardswish => each(values, |x| x * clamp(x + 3.0, 0.0, 6.0) / 6.0),
             Scalar::Hardsigmoid => each(values, |x| clamp(x + 3.0, 0.0, 6.0) / 6.0),
             Scalar::ClampMin { min } => each(values, |x| if x < min { min } else { x }),

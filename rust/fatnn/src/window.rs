@@ -32,8 +32,8 @@ impl AxisParams {
         usize::try_from(rest / self.stride as i128 + 1).ok()
     }
 
-    /// As [`AxisParams::count`] by PyTorch's `ceil_mode`: the last window may reach over the edge, as
-    /// long as it starts inside the map or the padding before it.
+    /// As [`AxisParams::count`] by PyTorch's `ceil_mode`: the last window may reach over the edge,
+    /// as long as it starts inside the map or the padding before it.
     pub fn count_ceil(self, size: usize) -> Option<usize> {
         if self.kernel == 0 || self.stride == 0 || self.dilation == 0 {
             return None;
@@ -41,7 +41,9 @@ impl AxisParams {
         let stride = self.stride as i128;
         let last = self.rest(size).saturating_add(stride - 1).div_euclid(stride);
         let starts_inside = last.saturating_mul(stride) < size as i128 + self.padding as i128;
-        usize::try_from(if starts_inside { last } else { last - 1 } + 1).ok().filter(|count| *count > 0)
+        usize::try_from(if starts_inside { last } else { last - 1 } + 1)
+            .ok()
+            .filter(|count| *count > 0)
     }
 }
 
@@ -52,21 +54,33 @@ mod tests {
     #[test]
     fn counts_are_those_of_windows_laid_one_by_one() {
         for size in 0..12 {
-            for (kernel, stride, padding, dilation) in (1..5)
-                .flat_map(|k| (1..4).flat_map(move |s| (0..3).flat_map(move |p| (1..3).map(move |d| (k, s, p, d)))))
-            {
+            for (kernel, stride, padding, dilation) in (1..5).flat_map(|k| {
+                (1..4)
+                    .flat_map(move |s| (0..3).flat_map(move |p| (1..3).map(move |d| (k, s, p, d))))
+            }) {
                 let params = AxisParams { kernel, stride, padding, dilation };
                 let (reach, padded) = (dilation * (kernel - 1) + 1, size + 2 * padding);
-                let fitting = (0..).step_by(stride).take_while(|start| start + reach <= padded).count();
-                assert_eq!(params.count(size), (fitting > 0).then_some(fitting), "{params:?} on {size}");
+                let fitting =
+                    (0..).step_by(stride).take_while(|start| start + reach <= padded).count();
+                assert_eq!(
+                    params.count(size),
+                    (fitting > 0).then_some(fitting),
+                    "{params:?} on {size}"
+                );
                 // PyTorch refuses more padding than half a kernel.
                 if 2 * padding > kernel {
                     continue;
                 }
-                // One more where elements are left over, if it starts before the padding at the end.
-                let starts = |start: &usize| *start < size + padding && start + reach < padded + stride;
+                // One more where elements are left over, if it starts before the padding at the
+                // end.
+                let starts =
+                    |start: &usize| *start < size + padding && start + reach < padded + stride;
                 let ceil = (0..).step_by(stride).take_while(starts).count();
-                assert_eq!(params.count_ceil(size), (ceil > 0).then_some(ceil), "{params:?} on {size}");
+                assert_eq!(
+                    params.count_ceil(size),
+                    (ceil > 0).then_some(ceil),
+                    "{params:?} on {size}"
+                );
             }
         }
     }

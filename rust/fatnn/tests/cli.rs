@@ -63,7 +63,8 @@ fn network(path: &Path, last: &str) {
 /// A .npy file, written here by hand from the format's description.
 fn npy(path: &Path, dtype: &str, fortran: bool, shape: &str, bytes: &[u8]) {
     let fortran = if fortran { "True" } else { "False" };
-    let mut header = format!("{{'descr': '{dtype}', 'fortran_order': {fortran}, 'shape': {shape}, }}");
+    let mut header =
+        format!("{{'descr': '{dtype}', 'fortran_order': {fortran}, 'shape': {shape}, }}");
     while (10 + header.len() + 1) % 64 != 0 {
         header.push(' ');
     }
@@ -112,10 +113,19 @@ fn inspect_shows_every_node() {
     network(&file, "relu");
     let text = succeeds(&[Path::new("inspect"), &file]);
     let macs = C * C * 9 * 64;
-    for expected in ["body.conv", "conv_float", "1x6x8x8", "20,736", "65", "1 ternary layers: 20,736 of 20,736 MACs"] {
+    for expected in [
+        "body.conv",
+        "conv_float",
+        "1x6x8x8",
+        "20,736",
+        "65",
+        "1 ternary layers: 20,736 of 20,736 MACs",
+    ] {
         assert!(text.contains(expected), "{expected}: {text}");
     }
-    let figures: Json = serde_json::from_str(&succeeds(&[Path::new("inspect"), &file, Path::new("--json")])).unwrap();
+    let figures: Json =
+        serde_json::from_str(&succeeds(&[Path::new("inspect"), &file, Path::new("--json")]))
+            .unwrap();
     assert_eq!(figures["file_bytes"], std::fs::metadata(&file).unwrap().len());
     assert_eq!(figures["macs_ternary"], macs);
     assert_eq!(figures["macs_float"], 0);
@@ -142,13 +152,20 @@ fn inspect_shows_int8_layers() {
     ]);
     save(&file, &graph.to_string(), &tensors).unwrap();
     let text = succeeds(&[Path::new("inspect"), &file]);
-    for words in
-        ["net.head  linear_int8  1x5", "0 ternary layers: 0 of 30 MACs", "1 int8 layers: 30 MACs", "take 30 bytes"]
-    {
+    for words in [
+        "net.head  linear_int8  1x5",
+        "0 ternary layers: 0 of 30 MACs",
+        "1 int8 layers: 30 MACs",
+        "take 30 bytes",
+    ] {
         assert!(text.contains(words), "{words} in {text}");
     }
-    let figures: Json = serde_json::from_str(&succeeds(&[Path::new("inspect"), &file, Path::new("--json")])).unwrap();
-    for (key, value) in [("int8_layers", 1), ("macs_int8", 30), ("int8_bytes", 30), ("macs_float", 0)] {
+    let figures: Json =
+        serde_json::from_str(&succeeds(&[Path::new("inspect"), &file, Path::new("--json")]))
+            .unwrap();
+    for (key, value) in
+        [("int8_layers", 1), ("macs_int8", 30), ("int8_bytes", 30), ("macs_float", 0)]
+    {
         assert_eq!(figures[key], value, "{key}");
     }
     assert_eq!(figures["runs_without_torch"], true);
@@ -169,20 +186,26 @@ fn inspect_shows_what_needs_pytorch_and_run_refuses_it() {
 #[test]
 fn run_writes_what_the_library_computes() {
     let directory = Directory::new("run");
-    let (file, input, out) = (directory.at("net.safetensors"), directory.at("x.npy"), directory.at("y.npy"));
+    let (file, input, out) =
+        (directory.at("net.safetensors"), directory.at("x.npy"), directory.at("y.npy"));
     network(&file, "relu");
     let x = image(3);
     npy(&input, "<f4", false, "(3, 6, 8, 8)", &bytes(&x));
     let text = succeeds(&[Path::new("run"), &file, &input, Path::new("--out"), &out]);
     let network = Network::load(&file).unwrap();
-    let expected = network.run(&[Input { shape: &[3, C, 8, 8], data: &x, channels_last: false }]).unwrap();
+    let expected =
+        network.run(&[Input { shape: &[3, C, 8, 8], data: &x, channels_last: false }]).unwrap();
     let values = expected[0].channels_first().unwrap();
     let written = std::fs::read(&out).unwrap();
     let header = String::from_utf8_lossy(&written[..128]).into_owned();
-    assert!(header.contains("'<f4'") && header.contains("False") && header.contains("(3, 6, 8, 8"), "{header}");
+    assert!(
+        header.contains("'<f4'") && header.contains("False") && header.contains("(3, 6, 8, 8"),
+        "{header}"
+    );
     assert_eq!(written[written.len() - values.len() * 4..], bytes(&values));
     assert!(text.contains("output [3, 6, 8, 8] in "), "{text}");
-    let strongest = |row: &[f32]| row.iter().position(|x| row.iter().all(|y| x >= y)).unwrap().to_string();
+    let strongest =
+        |row: &[f32]| row.iter().position(|x| row.iter().all(|y| x >= y)).unwrap().to_string();
     let strongest: Vec<String> = values.chunks(C * 64).map(strongest).collect();
     assert!(text.contains(&format!("argmax {}\n", strongest.join(" "))), "{text}");
     // What was written can be read.
@@ -199,22 +222,33 @@ fn bench_times_runs_and_nodes() {
     let text = succeeds(&arguments);
     assert!(text.contains("input [2, 6, 8, 8], 1 thread(s), 5 rounds: median"), "{text}");
     assert!(text.contains("body.conv"), "{text}");
-    let figures: Json = serde_json::from_str(&succeeds(&[&arguments[..], &["--json"]].concat())).unwrap();
+    let figures: Json =
+        serde_json::from_str(&succeeds(&[&arguments[..], &["--json"]].concat())).unwrap();
     let ms = |key: &str| figures["milliseconds"][key].as_f64().unwrap();
-    assert!(0.0 < ms("quartile1") && ms("quartile1") <= ms("median") && ms("median") <= ms("quartile3"));
+    assert!(
+        0.0 < ms("quartile1") && ms("quartile1") <= ms("median") && ms("median") <= ms("quartile3")
+    );
     // ReLU runs inside the convolution.
-    let nodes: Vec<&str> = figures["nodes"].as_array().unwrap().iter().map(|n| n["node"].as_str().unwrap()).collect();
+    let nodes: Vec<&str> =
+        figures["nodes"].as_array().unwrap().iter().map(|n| n["node"].as_str().unwrap()).collect();
     assert_eq!(nodes, ["q", "conv"]);
     assert!(figures["nodes"][1]["milliseconds"].as_f64().unwrap() > 0.0);
 }
 
 #[test]
 fn every_command_has_help_and_wrong_usage_exits_with_2() {
-    for command in [&["--help"][..], &["inspect", "--help"], &["run", "--help"], &["bench", "--help"]] {
+    for command in
+        [&["--help"][..], &["inspect", "--help"], &["run", "--help"], &["bench", "--help"]]
+    {
         assert!(succeeds(command).contains("Usage: fatnn"));
     }
     assert!(succeeds(&["--version"]).contains(env!("CARGO_PKG_VERSION")));
-    for wrong in [&["nonsense"][..], &["run"], &["bench", "x", "--batch", "0"], &["bench", "x", "--rounds", "two"]] {
+    for wrong in [
+        &["nonsense"][..],
+        &["run"],
+        &["bench", "x", "--batch", "0"],
+        &["bench", "x", "--rounds", "two"],
+    ] {
         assert_eq!(fatnn(wrong).status.code(), Some(2), "{wrong:?}");
     }
 }
@@ -252,5 +286,8 @@ fn failures_are_one_line_and_exit_with_1() {
         assert!(fails(&[Path::new(command), &file]).contains("net.safetensors"));
     }
     std::fs::write(&file, &whole).unwrap();
-    assert!(fails(&[Path::new("bench"), &file, Path::new("--threads"), Path::new("0")]).contains("threads"));
+    assert!(
+        fails(&[Path::new("bench"), &file, Path::new("--threads"), Path::new("0")])
+            .contains("threads")
+    );
 }

@@ -101,7 +101,8 @@ type Codec = (fn(&[i8], &mut [u8]) -> fatnn::Result<()>, fn(&[u8], &mut [i8]) ->
 
 #[test]
 fn a_byte_decodes_only_where_it_could_have_been_encoded() {
-    let codecs: [(usize, Codec); 2] = [(5, (trits::encode, trits::decode)), (4, (base3::pack, base3::unpack))];
+    let codecs: [(usize, Codec); 2] =
+        [(5, (trits::encode, trits::decode)), (4, (base3::pack, base3::unpack))];
     for (per_byte, (encode, decode)) in codecs {
         for used in 1..=per_byte {
             let mut accepted = 0;
@@ -119,15 +120,20 @@ fn a_byte_decodes_only_where_it_could_have_been_encoded() {
             }
             assert_eq!(accepted, 3usize.pow(used as u32), "{used} codes of {per_byte}");
         }
-        let names_the_place = decode(&[0, 255, 0], &mut vec![0; 3 * per_byte]).unwrap_err().to_string();
+        let names_the_place =
+            decode(&[0, 255, 0], &mut vec![0; 3 * per_byte]).unwrap_err().to_string();
         assert!(names_the_place.contains("255 at byte 1"), "{names_the_place}");
     }
 }
 
 #[test]
 fn wrong_sizes_and_codes_are_refused() {
-    let shape = |result: fatnn::Result<()>| assert!(matches!(result, Err(Error::Shape { .. })), "{result:?}");
-    let value = |result: fatnn::Result<()>| assert!(matches!(result, Err(Error::Value { .. })), "{result:?}");
+    let shape = |result: fatnn::Result<()>| {
+        assert!(matches!(result, Err(Error::Shape { .. })), "{result:?}")
+    };
+    let value = |result: fatnn::Result<()>| {
+        assert!(matches!(result, Err(Error::Value { .. })), "{result:?}")
+    };
     shape(trits::encode(&[0; 6], &mut [0; 1]));
     shape(trits::decode(&[121; 3], &mut [0; 10]));
     shape(base3::pack(&[0; 5], &mut [0; 3]));
@@ -181,7 +187,11 @@ fn planes_lie_where_the_layout_says() {
             assert_eq!(bit(0) + 2 * bit(8), level);
         }
         let ones = |bytes: &[u8]| bytes.iter().map(|byte| byte.count_ones()).sum::<u32>();
-        assert_eq!(ones(&binary), levels.iter().map(|level| level.count_ones()).sum::<u32>(), "unused bits are zero");
+        assert_eq!(
+            ones(&binary),
+            levels.iter().map(|level| level.count_ones()).sum::<u32>(),
+            "unused bits are zero"
+        );
         let mut back = vec![9; levels.len()];
         layout_of_two_bits.unpack(&binary, &mut back).unwrap();
         assert_eq!(back, levels);

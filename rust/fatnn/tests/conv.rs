@@ -1,8 +1,12 @@
-//! Every kernel against the reference, bit for bit, across every edge that a tile, a word or a window has.
+//! Every kernel against the reference, bit for bit, across every edge that a tile, a word or a
+//! window has.
 
 mod common;
 
-use common::{Case, Random, accumulators, check, check_with_threads, every_operands, long, operands, ternary, values};
+use common::{
+    Case, Random, accumulators, check, check_with_threads, every_operands, long, operands, ternary,
+    values,
+};
 use fatnn::codec::{Act, WeightKind};
 use fatnn::conv::{ConvShape, conv2d_acc};
 use fatnn::kernels::{self, Operands};
@@ -49,23 +53,32 @@ fn channels_around_every_word_edge() {
 
 #[test]
 fn reductions_beyond_every_counter() {
-    // All alike: the largest counts. 8-bit counters hold 31 steps (of bits: 248 or 80), 16-bit ones 8191.
+    // All alike: the largest counts. 8-bit counters hold 31 steps (of bits: 248 or 80), 16-bit ones
+    // 8191.
     let kernels = kernels::detected_for(HALF);
     // Around every counter's end; the others are those of more and fewer accumulators in a kernel.
     let short = [1, 4, 8, 16, 30, 31, 32, 33, 62, 64, 124, 128, 129, 257];
-    let all = [1, 2, 3, 4, 7, 8, 15, 16, 17, 30, 31, 32, 33, 61, 62, 63, 64, 65, 124, 128, 129, 255, 256, 257, 520];
+    let all = [
+        1, 2, 3, 4, 7, 8, 15, 16, 17, 30, 31, 32, 33, 61, 62, 63, 64, 65, 124, 128, 129, 255, 256,
+        257, 520,
+    ];
     for &words in if long() { &all[..] } else { &short } {
         for operands in every_operands() {
             let case = Case::product(5, words * 64, 17, operands);
             let (codes, weights) = (operands.act.codes(), operands.weights.codes());
-            for (&x, &w) in
-                codes.iter().flat_map(|x| [weights.first().unwrap(), weights.last().unwrap()].map(|w| (x, w)))
+            for (&x, &w) in codes
+                .iter()
+                .flat_map(|x| [weights.first().unwrap(), weights.last().unwrap()].map(|w| (x, w)))
             {
                 let expected = operands.act.level(x) * i32::from(w) * (words * 64) as i32;
                 let (x, w) = (vec![x; case.pixels() * words * 64], vec![w; case.weights().len()]);
                 for &kernel in kernels.iter().filter(|kernel| operands.supported_by(**kernel)) {
                     let acc = accumulators(kernel, &case, &x, &w);
-                    assert!(acc.iter().all(|&a| a == expected), "{} {words} words {expected}", kernel.name());
+                    assert!(
+                        acc.iter().all(|&a| a == expected),
+                        "{} {words} words {expected}",
+                        kernel.name()
+                    );
                 }
             }
         }
@@ -77,7 +90,8 @@ fn reductions_beyond_every_counter() {
 fn every_pair_of_codes_in_every_place() {
     const CHANNELS: usize = 130;
     for operands in every_operands() {
-        // A pixel and an output channel per code, over zeros (or what comes next to it) and over others.
+        // A pixel and an output channel per code, over zeros (or what comes next to it) and over
+        // others.
         let (codes, weights) = (operands.act.codes(), operands.weights.codes());
         let case = Case::product(codes.len(), CHANNELS, weights.len(), operands);
         let plain = (vec![codes[1]; CHANNELS], vec![weights[1]; CHANNELS]);
@@ -90,8 +104,11 @@ fn every_pair_of_codes_in_every_place() {
                 for (i, &weight) in weights.iter().enumerate() {
                     w[i * CHANNELS + at] = weight;
                 }
-                let expected = reference::conv2d_acc(&x, &w, case.weights(), operands.act, &case.shape());
-                for &kernel in kernels::detected().iter().filter(|kernel| operands.supported_by(**kernel)) {
+                let expected =
+                    reference::conv2d_acc(&x, &w, case.weights(), operands.act, &case.shape());
+                for &kernel in
+                    kernels::detected().iter().filter(|kernel| operands.supported_by(**kernel))
+                {
                     let acc = accumulators(kernel, &case, &x, &w);
                     assert_eq!(acc, expected, "{} place {at}, {operands:?}", kernel.name());
                 }
@@ -103,7 +120,8 @@ fn every_pair_of_codes_in_every_place() {
 #[test]
 fn windows_of_every_kind() {
     let kernels = kernels::detected_for(HALF);
-    let plain = Case { kernel: [3, 3], padding: [1, 1], input: [7, 9], ..Case::product(0, 66, 18, HALF) };
+    let plain =
+        Case { kernel: [3, 3], padding: [1, 1], input: [7, 9], ..Case::product(0, 66, 18, HALF) };
     let mut cases = Vec::new();
     for kernel in 1..=5 {
         for stride in 1..=3 {
@@ -125,7 +143,14 @@ fn windows_of_every_kind() {
     }
     cases.extend([
         Case { kernel: [1, 5], stride: [2, 1], padding: [0, 3], dilation: [1, 2], ..plain },
-        Case { kernel: [4, 1], stride: [1, 3], padding: [2, 0], dilation: [2, 1], operands: FULL, ..plain },
+        Case {
+            kernel: [4, 1],
+            stride: [1, 3],
+            padding: [2, 0],
+            dilation: [2, 1],
+            operands: FULL,
+            ..plain
+        },
         Case {
             kernel: [2, 3],
             padding: [1, 2],
@@ -171,12 +196,25 @@ fn batches_whose_window_is_a_pixel() {
 #[test]
 fn groups_of_every_size() {
     let kernels = kernels::detected_for(HALF);
-    let plain = Case { kernel: [3, 3], padding: [1, 1], input: [4, 5], ..Case::product(0, 1, 1, HALF) };
-    for (groups, channels, out_channels) in
-        [(2, 64, 16), (2, 65, 17), (3, 33, 5), (4, 10, 1), (5, 1, 3), (7, 130, 20), (32, 1, 1), (70, 1, 1), (9, 1, 2)]
-    {
+    let plain =
+        Case { kernel: [3, 3], padding: [1, 1], input: [4, 5], ..Case::product(0, 1, 1, HALF) };
+    for (groups, channels, out_channels) in [
+        (2, 64, 16),
+        (2, 65, 17),
+        (3, 33, 5),
+        (4, 10, 1),
+        (5, 1, 3),
+        (7, 130, 20),
+        (32, 1, 1),
+        (70, 1, 1),
+        (9, 1, 2),
+    ] {
         for operands in every_operands() {
-            check(&kernels, &Case { groups, channels, out_channels, operands, ..plain }, groups as u64);
+            check(
+                &kernels,
+                &Case { groups, channels, out_channels, operands, ..plain },
+                groups as u64,
+            );
         }
     }
 }
@@ -194,7 +232,9 @@ fn a_window_that_spans_too_much_is_an_error() {
             dilation: [far, far],
         };
         for kernel in kernels::detected_for(HALF) {
-            let weights = PackedWeights::for_kernel(kernel, &vec![1; shape.len()], shape, ternary(Act::Half)).unwrap();
+            let weights =
+                PackedWeights::for_kernel(kernel, &vec![1; shape.len()], shape, ternary(Act::Half))
+                    .unwrap();
             let error = conv2d_acc(&[0; 16], &weights, &conv, &mut [0; 64]).unwrap_err();
             let refused = matches!(error, Error::Value { .. } | Error::Memory { .. });
             assert!(refused, "{}: {error}", kernel.name());
@@ -204,12 +244,19 @@ fn a_window_that_spans_too_much_is_an_error() {
 
 #[test]
 fn the_number_of_threads_changes_nothing() {
-    let case = Case { input: [19, 21], kernel: [3, 3], padding: [1, 1], ..Case::product(0, 96, 70, HALF) };
+    let case =
+        Case { input: [19, 21], kernel: [3, 3], padding: [1, 1], ..Case::product(0, 96, 70, HALF) };
     // So few rows that threads share the channels, and so many weights that it is worth it.
     let few = [
         Case::product(1, 4096, 1030, HALF),
         Case::product(33, 512, 260, Operands { act: Act::Uint2, weights: WeightKind::TwoBit }),
-        Case { groups: 3, input: [7, 9], kernel: [3, 3], padding: [1, 1], ..Case::product(0, 65, 41, FULL) },
+        Case {
+            groups: 3,
+            input: [7, 9],
+            kernel: [3, 3],
+            padding: [1, 1],
+            ..Case::product(0, 65, 41, FULL)
+        },
     ];
     let kernels = kernels::detected_for(HALF);
     let threads = [1, 2, 3, 5];
@@ -223,14 +270,16 @@ fn the_number_of_threads_changes_nothing() {
 
 #[test]
 fn all_forms_of_zero_and_nothing_in_the_epilogue() {
-    // acc 0 with negative scales, NaN and infinities in scale, bias and residual: bits as in the reference.
+    // acc 0 with negative scales, NaN and infinities in scale, bias and residual: bits as in the
+    // reference.
     let case = Case::product(2, 3, 6, FULL);
     let special = [-1.0, -0.0, 0.0, f32::NAN, f32::INFINITY, f32::MIN_POSITIVE];
     let (x, w) = (vec![0i8, 0, 0, 1, 0, -1], common::codes(18, 9));
     let acc = reference::conv2d_acc(&x, &w, case.weights(), Act::Full, &case.shape());
     let packed = common::pack(case.layout(), &x);
     for &kernel in &kernels::detected_for(HALF) {
-        let weights = PackedWeights::for_kernel(kernel, &w, case.weights(), ternary(Act::Full)).unwrap();
+        let weights =
+            PackedWeights::for_kernel(kernel, &w, case.weights(), ternary(Act::Full)).unwrap();
         for form in 0..16 {
             let on = |bit: usize| form >> bit & 1 == 1;
             let (scale, bias) = (on(0).then_some(&special[..]), on(1).then_some(&special[..]));
@@ -239,10 +288,12 @@ fn all_forms_of_zero_and_nothing_in_the_epilogue() {
             let expected = reference::to_float(&acc, 6, scale, bias, residual, relu);
             let mut y = vec![9.0; 12];
             let to = fatnn::epilogue::Dequantize { scale, bias, relu, channels: 6, codes: None };
-            fatnn::conv::conv2d_float(&packed, &weights, &case.shape(), to, residual, &mut y).unwrap();
+            fatnn::conv::conv2d_float(&packed, &weights, &case.shape(), to, residual, &mut y)
+                .unwrap();
             // A NaN's sign and payload are not IEEE's business, nor ours.
             let bits = |y: &f32| if y.is_nan() { None } else { Some(y.to_bits()) };
-            let (y, expected): (Vec<_>, Vec<_>) = (y.iter().map(bits).collect(), expected.iter().map(bits).collect());
+            let (y, expected): (Vec<_>, Vec<_>) =
+                (y.iter().map(bits).collect(), expected.iter().map(bits).collect());
             assert_eq!(y, expected, "{} form {form:04b}", kernel.name());
         }
     }

@@ -12,7 +12,8 @@ use proptest::prelude::*;
 
 #[test]
 fn depthwise_layers_equal_the_reference() {
-    let depthwise = |input, groups, kernel, stride| Layer { groups, ..Layer::new(input, 1, 1, kernel, stride) };
+    let depthwise =
+        |input, groups, kernel, stride| Layer { groups, ..Layer::new(input, 1, 1, kernel, stride) };
     let layers = [
         depthwise([56, 56], 96, 3, 1),
         depthwise([15, 14], 144, 3, 2),
@@ -65,10 +66,18 @@ fn depthwise_layers_are_the_same_on_any_number_of_threads() {
 #[test]
 fn depthwise_layers_refuse_nan_also_where_no_window_reads() {
     // Windows read rows 0 to 1 and 4 to 5 of 8.
-    let layer = Layer { batch: 2, kernel: [2, 2], padding: [0, 0], groups: 20, ..Layer::new([8, 5], 1, 1, 2, 4) };
+    let layer = Layer {
+        batch: 2,
+        kernel: [2, 2],
+        padding: [0, 0],
+        groups: 20,
+        ..Layer::new([8, 5], 1, 1, 2, 4)
+    };
     let w = int8(layer.weights().len(), 6);
     for kernel in kernels::detected_for(OperandTypes::Int8Depthwise) {
-        let weights = PackedWeights::for_kernel(kernel, &w, layer.weights(), OperandTypes::Int8Depthwise).unwrap();
+        let weights =
+            PackedWeights::for_kernel(kernel, &w, layer.weights(), OperandTypes::Int8Depthwise)
+                .unwrap();
         let epilogue = Int8Epilogue { inv_step: 1.0, scale: &[1.0; 20], bias: None };
         let mut out = vec![0.0; 2 * 2 * 20];
         for order in [PixelOrder::ChannelsLast, PixelOrder::ChannelsFirst] {
@@ -76,14 +85,16 @@ fn depthwise_layers_refuse_nan_also_where_no_window_reads() {
                 let mut x = vec![f32::NEG_INFINITY; layer.inputs()];
                 conv2d_int8(&x, order, &weights, &layer.shape(), &epilogue, &mut out).unwrap();
                 x[at] = f32::NAN;
-                let error = conv2d_int8(&x, order, &weights, &layer.shape(), &epilogue, &mut out).unwrap_err();
+                let error = conv2d_int8(&x, order, &weights, &layer.shape(), &epilogue, &mut out)
+                    .unwrap_err();
                 assert!(matches!(error, Error::NotANumber { index, .. } if index == at), "{error}");
             }
         }
     }
     // Of a layer with groups of two channels, these kernels want nothing.
     let shape = WeightShape { out_channels: 4, channels: 4, kernel: [1, 1], groups: 2 };
-    let error = PackedWeights::new(&[1; 8], shape, OperandTypes::Int8Depthwise).unwrap_err().to_string();
+    let error =
+        PackedWeights::new(&[1; 8], shape, OperandTypes::Int8Depthwise).unwrap_err().to_string();
     assert!(error.contains("one channel per group"), "{error}");
 }
 

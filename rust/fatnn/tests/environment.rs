@@ -1,7 +1,8 @@
 //! `FATNN_ISA` and its kin, in processes of their own, since they are read once.
 //!
-//! Each parent test starts this binary again with a variable set and runs one of the `child_` tests, which look at nothing
-//! but what the environment says; run on their own, they pass under every environment that means something.
+//! Each parent test starts this binary again with a variable set and runs one of the `child_`
+//! tests, which look at nothing but what the environment says; run on their own, they pass under
+//! every environment that means something.
 
 use std::process::{Command, Output};
 
@@ -10,7 +11,8 @@ use fatnn::cpu::Isa;
 use fatnn::kernels::{self, Family, OperandTypes, Operands};
 use fatnn::pack::{PackedWeights, WeightShape};
 
-/// Runs one test of this binary with these variables. Under an emulator without `binfmt`, `FATNN_TEST_RUNNER` names it.
+/// Runs one test of this binary with these variables. Under an emulator without `binfmt`,
+/// `FATNN_TEST_RUNNER` names it.
 fn child(test: &str, variables: &[(&str, &str)]) -> Output {
     let binary = std::env::current_exe().unwrap();
     let mut command = match std::env::var("FATNN_TEST_RUNNER") {
@@ -25,13 +27,21 @@ fn child(test: &str, variables: &[(&str, &str)]) -> Output {
     for name in ["FATNN_ISA", "FATNN_KERNEL", "FATNN_NUM_THREADS"] {
         command.env_remove(name);
     }
-    command.args(["--exact", test, "--include-ignored"]).envs(variables.iter().copied()).output().unwrap()
+    command
+        .args(["--exact", test, "--include-ignored"])
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap()
 }
 
 fn passes(test: &str, variables: &[(&str, &str)]) {
     let output = child(test, variables);
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{variables:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{variables:?}: {text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert!(text.contains("1 passed"), "{variables:?}: {text}");
 }
 
@@ -50,7 +60,8 @@ fn child_kernels_obey_the_cap() {
     // Exactly those that the CPU has and the cap and the family allow, in the table's order.
     let name = |kernel: &&'static dyn kernels::Kernel| kernel.name();
     let of_codes = |kernel: &&&'static dyn kernels::Kernel| kernel.layout().family != Family::Int8;
-    let available: Vec<_> = kernels::available().unwrap().iter().filter(of_codes).map(name).collect();
+    let available: Vec<_> =
+        kernels::available().unwrap().iter().filter(of_codes).map(name).collect();
     let expected: Vec<_> = kernels::detected()
         .iter()
         .filter(of_codes)
@@ -67,14 +78,19 @@ fn child_kernels_obey_the_cap() {
     let expected = detected
         .iter()
         .filter(|kernel| allowed.is_none_or(|a| a.contains(&kernel.isa())))
-        .filter(|kernel| family.as_ref().is_none_or(|f| f == "matrix") || !kernel.name().ends_with("amx"))
+        .filter(|kernel| {
+            family.as_ref().is_none_or(|f| f == "matrix") || !kernel.name().ends_with("amx")
+        })
         .map(|kernel| kernel.name());
     let available_int8 = kernels::available_for(OperandTypes::Int8).unwrap();
     assert!(available_int8.iter().map(|kernel| kernel.name()).eq(expected));
     // Weights packed by default are for that kernel.
     let shape = WeightShape { out_channels: 3, channels: 5, kernel: [1, 1], groups: 1 };
     let operands = Operands { act: Act::Full, weights: WeightKind::Ternary };
-    assert_eq!(PackedWeights::new(&[1; 15], shape, operands).unwrap().kernel().name(), available[0]);
+    assert_eq!(
+        PackedWeights::new(&[1; 15], shape, operands).unwrap().kernel().name(),
+        available[0]
+    );
 }
 
 #[test]
@@ -88,7 +104,10 @@ fn child_a_family_that_is_not_there_restricts_nothing() {
 fn child_nonsense_is_an_error() {
     for error in [kernels::best().unwrap_err(), kernels::available().unwrap_err()] {
         let message = error.to_string();
-        assert!(message.contains("FATNN_ISA") && message.contains("sse9") && message.contains("avx2"), "{message}");
+        assert!(
+            message.contains("FATNN_ISA") && message.contains("sse9") && message.contains("avx2"),
+            "{message}"
+        );
     }
     let shape = WeightShape { out_channels: 1, channels: 1, kernel: [1, 1], groups: 1 };
     let operands = Operands { act: Act::Full, weights: WeightKind::Ternary };
@@ -126,5 +145,8 @@ fn nonsense_is_an_error() {
 
 #[test]
 fn threads_come_from_the_environment() {
-    passes("child_threads_come_from_the_environment_until_they_are_set", &[("FATNN_NUM_THREADS", "3")]);
+    passes(
+        "child_threads_come_from_the_environment_until_they_are_set",
+        &[("FATNN_NUM_THREADS", "3")],
+    );
 }

@@ -36,9 +36,17 @@ fn names_in_the_table_are_unique_and_attributes_mean_one_thing() {
         assert!(OPS[..i].iter().all(|other| other.name != row.name), "{}", row.name);
         assert_eq!(OpInfo::named(row.name).map(|found| found.name), Some(row.name));
         for (j, attr) in row.attrs.iter().enumerate() {
-            assert!(row.attrs[..j].iter().all(|other| other.name != attr.name), "{}: {}", row.name, attr.name);
+            assert!(
+                row.attrs[..j].iter().all(|other| other.name != attr.name),
+                "{}: {}",
+                row.name,
+                attr.name
+            );
             // "dims" of a mean is a list, elsewhere a number.
-            let same = OPS.iter().filter_map(|row| row.attr(attr.name)).all(|other| other.kind == attr.kind);
+            let same = OPS
+                .iter()
+                .filter_map(|row| row.attr(attr.name))
+                .all(|other| other.kind == attr.kind);
             assert!(same || attr.name == "dims", "{}: {}", row.name, attr.name);
         }
     }
@@ -47,23 +55,53 @@ fn names_in_the_table_are_unique_and_attributes_mean_one_thing() {
 #[test]
 fn shapes_of_every_rank() {
     let cases = [
-        ("mean", json!({"dims": [-1, 1], "keepdim": false, "layout": "any"}), vec![2, 3, 4, 5, 6], vec![2, 4, 5]),
+        (
+            "mean",
+            json!({"dims": [-1, 1], "keepdim": false, "layout": "any"}),
+            vec![2, 3, 4, 5, 6],
+            vec![2, 4, 5],
+        ),
         ("mean", json!({"dims": [], "keepdim": true, "layout": "any"}), vec![2, 3], vec![1, 1]),
         ("amax", json!({"dims": [0], "keepdim": false}), vec![2, 3], vec![3]),
-        ("layer_norm", json!({"dims": 2, "eps": 1e-5, "layout": "any"}), vec![2, 3, 4], vec![2, 3, 4]),
-        ("group_norm", json!({"groups": 3, "eps": 1e-5, "layout": "any"}), vec![2, 6, 4], vec![2, 6, 4]),
+        (
+            "layer_norm",
+            json!({"dims": 2, "eps": 1e-5, "layout": "any"}),
+            vec![2, 3, 4],
+            vec![2, 3, 4],
+        ),
+        (
+            "group_norm",
+            json!({"groups": 3, "eps": 1e-5, "layout": "any"}),
+            vec![2, 6, 4],
+            vec![2, 6, 4],
+        ),
         ("softmax", json!({"dim": -1, "layout": "any"}), vec![2, 3], vec![2, 3]),
         ("matmul", json!({"layout": "any|order:0,2,1"}), vec![2, 4, 4], vec![2, 4, 4]),
         ("attention", json!({"causal": true, "layout": "any"}), vec![5, 2, 4, 3], vec![5, 2, 4, 3]),
         ("flatten", json!({"start": -3, "end": -2}), vec![2, 3, 4, 5], vec![2, 12, 5]),
         ("flatten", json!({"start": 0, "end": -1}), vec![], vec![1]),
         ("flatten_leading", json!({}), vec![2, 3, 4, 5], vec![24, 5]),
-        ("pad", json!({"pad": [1, 2, -1, 0], "mode": "constant", "value": 0.0}), vec![7, 5, 6], vec![7, 4, 9]),
-        ("pad", json!({"pad": [3, 3], "mode": "reflect", "value": 0.0}), vec![1, 2, 4], vec![1, 2, 10]),
+        (
+            "pad",
+            json!({"pad": [1, 2, -1, 0], "mode": "constant", "value": 0.0}),
+            vec![7, 5, 6],
+            vec![7, 4, 9],
+        ),
+        (
+            "pad",
+            json!({"pad": [3, 3], "mode": "reflect", "value": 0.0}),
+            vec![1, 2, 4],
+            vec![1, 2, 10],
+        ),
         ("cat", json!({"dim": -1}), vec![2, 3, 4], vec![2, 3, 8]),
         ("max_pool2d", window(3, 2, 1, true), vec![1, 2, 6, 6], vec![1, 2, 4, 4]),
         ("max_pool2d", window(3, 2, 1, false), vec![2, 6, 6], vec![2, 3, 3]),
-        ("adaptive_avg_pool2d", json!({"size": [0, 3], "layout": "any"}), vec![1, 2, 7, 9], vec![1, 2, 7, 3]),
+        (
+            "adaptive_avg_pool2d",
+            json!({"size": [0, 3], "layout": "any"}),
+            vec![1, 2, 7, 9],
+            vec![1, 2, 7, 3],
+        ),
     ];
     for (op, attrs, from, to) in cases {
         let reads: &[&str] = match op {
@@ -71,7 +109,8 @@ fn shapes_of_every_rank() {
             "attention" => &["x", "x", "x"],
             _ => &["x"],
         };
-        let graph = |to: &[usize]| text(&[input(&from), node("y", op, reads, attrs.clone(), to)], "y");
+        let graph =
+            |to: &[usize]| text(&[input(&from), node("y", op, reads, attrs.clone(), to)], "y");
         let found = sizes(&graph(&to), &BTreeMap::new(), Limits::NONE).unwrap();
         assert_eq!(found[1], to, "{op} {attrs}");
         let other = [to.as_slice(), &[1]].concat();
@@ -119,9 +158,14 @@ fn limits_name_the_first_node_above_them() {
     let graph = text(&[input(&[2, 64]), node("y", "relu", &["x"], json!({}), &[2, 64])], "y");
     let run = |limits| sizes(&graph, &BTreeMap::new(), limits);
     assert!(run(Limits { max_bytes: 1024, max_macs: 128 }).is_ok());
-    for limits in [Limits { max_bytes: 1023, max_macs: 128 }, Limits { max_bytes: 1024, max_macs: 127 }] {
+    for limits in
+        [Limits { max_bytes: 1023, max_macs: 128 }, Limits { max_bytes: 1024, max_macs: 127 }]
+    {
         let error = run(limits).unwrap_err();
-        assert!(matches!(error, Error::Limit { .. }) && error.to_string().contains("layer of y"), "{error}");
+        assert!(
+            matches!(error, Error::Limit { .. }) && error.to_string().contains("layer of y"),
+            "{error}"
+        );
     }
 }
 
@@ -132,9 +176,14 @@ fn types_follow_from_the_table() {
     quantize["tensors"] = json!({"steps": "s"});
     quantize["dtype"] = json!({"codes": "ternary", "channels": 6, "groups": 2});
     let tensors = BTreeMap::from([("s".to_owned(), Tensor::F32(vec![2], vec![0.0, 1.0]))]);
-    let graph = |output: &str| Graph::parse(&text(&[input(&[1, 6]), quantize.clone()], output), Source::File).unwrap();
+    let graph = |output: &str| {
+        Graph::parse(&text(&[input(&[1, 6]), quantize.clone()], output), Source::File).unwrap()
+    };
     let types = check(&graph("x"), &tensors, Source::File).unwrap();
-    assert_eq!(types, [ValueType::F32, ValueType::Codes { codes: CodeType::Ternary, channels: 6, groups: 2 }]);
+    assert_eq!(
+        types,
+        [ValueType::F32, ValueType::Codes { codes: CodeType::Ternary, channels: 6, groups: 2 }]
+    );
     let error = check(&graph("q"), &tensors, Source::File).unwrap_err().to_string();
     assert!(error.contains("\"q\" is codes"), "{error}");
     let error = check(&graph("x"), &BTreeMap::new(), Source::File).unwrap_err().to_string();
@@ -143,8 +192,10 @@ fn types_follow_from_the_table() {
 
 #[test]
 fn a_node_s_dtype_is_checked_against_the_rule() {
-    let codes = |codes: &str, channels: usize| json!({"codes": codes, "channels": channels, "groups": 2});
-    let tensors = BTreeMap::from([("s".to_owned(), Tensor::F32(vec![2], vec![0.0, f32::INFINITY]))]);
+    let codes =
+        |codes: &str, channels: usize| json!({"codes": codes, "channels": channels, "groups": 2});
+    let tensors =
+        BTreeMap::from([("s".to_owned(), Tensor::F32(vec![2], vec![0.0, f32::INFINITY]))]);
     let checked = |act: &str, dtype: Json, input_dtype: &str| {
         let mut nodes = [input(&[1, 6]), node("q", "quantize", &["x"], json!({}), &[1, 6])];
         nodes[0]["dtype"] = input_dtype.into();
@@ -158,9 +209,17 @@ fn a_node_s_dtype_is_checked_against_the_rule() {
     let types = checked("binary", codes("binary", 6), "float32").unwrap();
     assert_eq!(types, [ValueType::F32, made(CodeType::Binary)]);
     // Binary codes are ternary ones as well.
-    assert_eq!(checked("binary", codes("ternary", 6), "float32").unwrap()[1], made(CodeType::Ternary));
+    assert_eq!(
+        checked("binary", codes("ternary", 6), "float32").unwrap()[1],
+        made(CodeType::Ternary)
+    );
     for (act, dtype, input_dtype, words) in [
-        ("half", codes("binary", 6), "float32", "makes ternary codes of (6, 2) (channels, groups), but its dtype says"),
+        (
+            "half",
+            codes("binary", 6),
+            "float32",
+            "makes ternary codes of (6, 2) (channels, groups), but its dtype says",
+        ),
         ("half", codes("two-bit", 6), "float32", "but its dtype says two-bit codes"),
         ("half", codes("ternary", 8), "float32", "but its dtype says ternary codes of (8, 2)"),
         ("half", json!("float32"), "float32", "but its dtype says floats"),
@@ -208,14 +267,18 @@ fn weights_that_do_not_fit_their_type_are_named() {
 
 #[test]
 fn the_engine_says_what_it_cannot_run() {
-    let refused = |op, attrs: Json, shape: &[usize]| support::refusal(op, &attrs.to_string(), &[shape]).unwrap();
+    let refused = |op, attrs: Json, shape: &[usize]| {
+        support::refusal(op, &attrs.to_string(), &[shape]).unwrap()
+    };
     let mean = |dims: &[i64]| json!({"dims": dims, "keepdim": true});
     assert_eq!(refused("mean", mean(&[2, 3]), &[1, 2, 3, 4]), None);
     assert_eq!(refused("mean", mean(&[1]), &[1, 2, 3, 4]), None);
     assert!(refused("mean", mean(&[2, 3]), &[1, 2, 3]).unwrap().contains("dimensions [2, 3] of 3"));
     assert_eq!(refused("relu", json!({}), &[1, 2, 3, 4, 5]), None);
     assert!(refused("relu", json!({}), &[1; 9]).unwrap().contains("shapes"));
-    assert!(refused("prelu", json!({"shared": true}), &[1, 2, 3, 4, 5]).unwrap().contains("shapes"));
+    assert!(
+        refused("prelu", json!({"shared": true}), &[1, 2, 3, 4, 5]).unwrap().contains("shapes")
+    );
     assert!(refused("add", json!({}), &[1, 2]).unwrap().contains("reads 1"));
     assert!(support::refusal("fold", "{}", &[&[1, 2]]).is_err());
 }
@@ -247,7 +310,10 @@ fn chain(operations: &[(&str, Json, &[usize])]) -> Vec<Vec<fatnn::graph::size::S
 fn shapes_in_every_run_are_equal_where_expressions_are() {
     let pad = |n: i64| json!({"pad": [n, n, n, n], "mode": "constant", "value": 0.0});
     // Padding by one, then a window of 3: the size that it was.
-    let shapes = chain(&[("pad", pad(1), &[2, 4, 10, 10]), ("max_pool2d", window(3, 1, 0, false), &[2, 4, 8, 8])]);
+    let shapes = chain(&[
+        ("pad", pad(1), &[2, 4, 10, 10]),
+        ("max_pool2d", window(3, 1, 0, false), &[2, 4, 8, 8]),
+    ]);
     assert_eq!(shapes[0], shapes[2]);
     // Two strides of 2 are not one of 4, and a ceiling is no floor.
     let twice = chain(&[
@@ -258,7 +324,10 @@ fn shapes_in_every_run_are_equal_where_expressions_are() {
         ("relu", json!({}), &[2, 4]),
     ]);
     assert!((1..4).all(|i| twice[i] != twice[0] && twice[i] != twice[i - 1]));
-    assert_eq!(twice[3].iter().map(|size| size.known()).collect::<Vec<_>>(), [None, None, Some(1), Some(1)]);
+    assert_eq!(
+        twice[3].iter().map(|size| size.known()).collect::<Vec<_>>(),
+        [None, None, Some(1), Some(1)]
+    );
     assert_eq!(twice[4], twice[3][..2]);
     assert_eq!(twice[5], twice[4]);
 }
@@ -268,7 +337,13 @@ fn sizes_of_long_chains_and_doubled_sums_take_no_longer() {
     let mut nodes = vec![input(&[2, 4, 8, 8])];
     for i in 0..5000 {
         let before = if i == 0 { "x".to_owned() } else { format!("n{}", i - 1) };
-        nodes.push(node(&format!("n{i}"), "cat", &[&before, &before], json!({"dim": 1}), &[2, 8, 8, 8]));
+        nodes.push(node(
+            &format!("n{i}"),
+            "cat",
+            &[&before, &before],
+            json!({"dim": 1}),
+            &[2, 8, 8, 8],
+        ));
     }
     let graph = Graph::parse(&text(&nodes, "x"), Source::Description).unwrap();
     let shapes = fatnn::graph::shapes::in_every_run(&graph, &Tensors::new());

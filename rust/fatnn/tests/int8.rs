@@ -71,13 +71,18 @@ fn the_largest_sums_are_exact() {
     for channels in [1, 4, 63, 64, 4096, MAX_INT8_REDUCTION] {
         let layer = Layer { batch: 3, ..Layer::new([1, 1], channels, 17, 1, 1) };
         let epilogue = Int8Epilogue { inv_step: 1.0, scale: &[1.0; 17], bias: None };
-        for (a, b) in [(127i8, 127i8), (127, -127), (-127, 127), (-127, -127), (0, 127), (-127, 0)] {
+        for (a, b) in [(127i8, 127i8), (127, -127), (-127, 127), (-127, -127), (0, 127), (-127, 0)]
+        {
             let x = vec![f32::from(a) * 2.0; layer.inputs()];
             let w = vec![b; layer.weights().len()];
             let expected = (channels as i32 * i32::from(a) * i32::from(b)) as f32;
             for kernel in kernels::detected_for(OperandTypes::Int8) {
                 let found = layer.found(kernel, &x, PixelOrder::ChannelsLast, &w, &epilogue);
-                assert!(found.iter().all(|y| *y == expected), "{}: {channels} times {a} · {b}", kernel.name());
+                assert!(
+                    found.iter().all(|y| *y == expected),
+                    "{}: {channels} times {a} · {b}",
+                    kernel.name()
+                );
             }
         }
     }
@@ -88,7 +93,16 @@ fn codes_are_rounded_halves_to_even_and_clamped() {
     let inv_step = 0.37f32;
     let mut x: Vec<f32> = (-270..=270).map(|i| i as f32 * 0.5).collect();
     x.extend(x.clone().iter().map(|x| x / inv_step));
-    x.extend([0.0, -0.0, f32::MIN_POSITIVE, 1e-40, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY]);
+    x.extend([
+        0.0,
+        -0.0,
+        f32::MIN_POSITIVE,
+        1e-40,
+        f32::MAX,
+        f32::MIN,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+    ]);
     x.extend(x.clone().iter().flat_map(|x| [x.next_up(), x.next_down()]));
     x.retain(|x| !x.is_nan());
     x.extend(floats(4000, 3).iter().map(|x| x * 400.0));
@@ -97,7 +111,8 @@ fn codes_are_rounded_halves_to_even_and_clamped() {
     let by_channel = Layer { batch: x.len() / groups, groups, ..layer };
     for inv_step in [1.0, inv_step, 1e-30, 1e30, f32::MAX] {
         let epilogue = Int8Epilogue { inv_step, scale: &[1.0], bias: None };
-        let expected: Vec<f32> = reference::quantize_int8(&x, inv_step).iter().map(|q| f32::from(*q)).collect();
+        let expected: Vec<f32> =
+            reference::quantize_int8(&x, inv_step).iter().map(|q| f32::from(*q)).collect();
         for kernel in kernels::detected_for(OperandTypes::Int8) {
             assert_eq!(
                 layer.found(kernel, &x, PixelOrder::ChannelsLast, &[1], &epilogue),
@@ -120,22 +135,39 @@ fn bad_arguments_are_errors_that_name_them() {
     let layer = Layer::new([5, 5], 3, 4, 3, 1);
     let w = int8(layer.weights().len(), 1);
     for kernel in kernels::detected_for(OperandTypes::Int8) {
-        let weights = PackedWeights::for_kernel(kernel, &w, layer.weights(), OperandTypes::Int8).unwrap();
+        let weights =
+            PackedWeights::for_kernel(kernel, &w, layer.weights(), OperandTypes::Int8).unwrap();
         let x = floats(layer.inputs(), 2);
         let mut out = vec![0.0; 100];
-        let mut run =
-            |x: &[f32], order, inv_step, scale: &[f32], bias: Option<&[f32]>, shape: &ConvShape, len: usize| {
-                let epilogue = Int8Epilogue { inv_step, scale, bias };
-                conv2d_int8(x, order, &weights, shape, &epilogue, &mut out[..len]).map_err(|e| e.to_string())
-            };
+        let mut run = |x: &[f32],
+                       order,
+                       inv_step,
+                       scale: &[f32],
+                       bias: Option<&[f32]>,
+                       shape: &ConvShape,
+                       len: usize| {
+            let epilogue = Int8Epilogue { inv_step, scale, bias };
+            conv2d_int8(x, order, &weights, shape, &epilogue, &mut out[..len])
+                .map_err(|e| e.to_string())
+        };
         let (last, shape) = (PixelOrder::ChannelsLast, layer.shape());
         assert_eq!(run(&x, last, 1.0, &[1.0; 4], None, &shape, 100), Ok(()));
         for inv_step in [0.0, -1.0, f32::NAN, f32::INFINITY] {
-            assert!(run(&x, last, inv_step, &[1.0; 4], None, &shape, 100).unwrap_err().contains("inv_step"));
+            assert!(
+                run(&x, last, inv_step, &[1.0; 4], None, &shape, 100)
+                    .unwrap_err()
+                    .contains("inv_step")
+            );
         }
         assert!(run(&x, last, 1.0, &[1.0; 3], None, &shape, 100).unwrap_err().contains("scale"));
-        assert!(run(&x, last, 1.0, &[1.0; 4], Some(&[1.0; 5]), &shape, 100).unwrap_err().contains("bias"));
-        assert!(run(&x[1..], last, 1.0, &[1.0; 4], None, &shape, 100).unwrap_err().contains("input"));
+        assert!(
+            run(&x, last, 1.0, &[1.0; 4], Some(&[1.0; 5]), &shape, 100)
+                .unwrap_err()
+                .contains("bias")
+        );
+        assert!(
+            run(&x[1..], last, 1.0, &[1.0; 4], None, &shape, 100).unwrap_err().contains("input")
+        );
         assert!(run(&x, last, 1.0, &[1.0; 4], None, &shape, 99).unwrap_err().contains("output"));
         let other = ConvShape { kernel: [3, 2], ..shape };
         assert!(run(&x, last, 1.0, &[1.0; 4], None, &other, 100).unwrap_err().contains("kernel"));
@@ -148,11 +180,15 @@ fn bad_arguments_are_errors_that_name_them() {
         }
     }
     let shape = |channels| WeightShape { out_channels: 1, channels, kernel: [1, 1], groups: 1 };
-    let message = |w: &[i8], shape| PackedWeights::new(w, shape, OperandTypes::Int8).unwrap_err().to_string();
+    let message =
+        |w: &[i8], shape| PackedWeights::new(w, shape, OperandTypes::Int8).unwrap_err().to_string();
     assert!(message(&[1, -128], shape(2)).contains("-128 at element 1"));
     assert!(message(&[1, 2], shape(3)).contains("weight"));
-    assert!(message(&vec![1; MAX_INT8_REDUCTION + 1], shape(MAX_INT8_REDUCTION + 1)).contains("133000"));
-    let blob = PackedWeights::new(&[1, 2], shape(2), OperandTypes::Int8).unwrap().as_bytes().to_vec();
+    assert!(
+        message(&vec![1; MAX_INT8_REDUCTION + 1], shape(MAX_INT8_REDUCTION + 1)).contains("133000")
+    );
+    let blob =
+        PackedWeights::new(&[1, 2], shape(2), OperandTypes::Int8).unwrap().as_bytes().to_vec();
     assert!(PackedWeights::from_bytes(&blob).is_ok());
     for at in 0..64 {
         let mut damaged = blob.clone();
@@ -160,7 +196,10 @@ fn bad_arguments_are_errors_that_name_them() {
         let error = PackedWeights::from_bytes(&damaged).unwrap_err();
         assert!(matches!(error, Error::Packed { .. }), "byte {at}: {error}");
     }
-    assert!(PackedWeights::from_bytes(&blob[..blob.len() - 1]).is_err() && PackedWeights::from_bytes(&[]).is_err());
+    assert!(
+        PackedWeights::from_bytes(&blob[..blob.len() - 1]).is_err()
+            && PackedWeights::from_bytes(&[]).is_err()
+    );
 }
 
 /// A stem with BatchNorm, ReLU and pooling, then a linear layer whose output is clamped.
@@ -170,7 +209,8 @@ fn network() -> (serde_json::Value, BTreeMap<String, Tensor>) {
             "attrs": attrs, "tensors": tensors})
     };
     let none = serde_json::json!({});
-    let conv = serde_json::json!({"stride": [2, 2], "padding": [1, 1], "dilation": [1, 1], "groups": 1});
+    let conv =
+        serde_json::json!({"stride": [2, 2], "padding": [1, 1], "dilation": [1, 1], "groups": 1});
     let nodes = serde_json::json!([
         {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, 3, 9, 9], "layer": "",
             "attrs": {"fixed": [], "channel_dim": 1}},
@@ -185,7 +225,8 @@ fn network() -> (serde_json::Value, BTreeMap<String, Tensor>) {
             {"weight": "hw", "scale": "hs", "bias": "hb", "inv_step": "hi"})),
         node("y", "hardtanh", "head", &[1, 7], serde_json::json!({"min_val": -2.0, "max_val": 2.0}), none),
     ]);
-    let graph = serde_json::json!({"nodes": nodes, "outputs": {"tuple": [{"value": "y"}]}, "notes": []});
+    let graph =
+        serde_json::json!({"nodes": nodes, "outputs": {"tuple": [{"value": "y"}]}, "notes": []});
     let f32s = |values: Vec<f32>| Tensor::F32(vec![values.len()], values);
     let tensors = BTreeMap::from([
         ("w".to_owned(), Tensor::I8(vec![5, 3, 3, 3], int8(135, 1))),
@@ -203,8 +244,14 @@ fn network() -> (serde_json::Value, BTreeMap<String, Tensor>) {
     (graph, tensors)
 }
 
-/// The same network with its stem and head by the reference and all else by the engine's own operations, one at a time.
-fn network_by_hand(tensors: &BTreeMap<String, Tensor>, x: &[f32], images: usize, [h, w]: [usize; 2]) -> Vec<f32> {
+/// The same network with its stem and head by the reference and all else by the engine's own
+/// operations, one at a time.
+fn network_by_hand(
+    tensors: &BTreeMap<String, Tensor>,
+    x: &[f32],
+    images: usize,
+    [h, w]: [usize; 2],
+) -> Vec<f32> {
     let f = |name: &str| match &tensors[name] {
         Tensor::F32(_, values) => values.as_slice(),
         other => panic!("{other:?}"),
@@ -214,7 +261,8 @@ fn network_by_hand(tensors: &BTreeMap<String, Tensor>, x: &[f32], images: usize,
         other => panic!("{other:?}"),
     };
     let stem = Layer { batch: images, ..Layer::new([h, w], 3, 5, 3, 2) };
-    let mut y = stem.expected(x, i("w"), &Int8Epilogue { inv_step: f("i")[0], scale: f("s"), bias: None });
+    let mut y =
+        stem.expected(x, i("w"), &Int8Epilogue { inv_step: f("i")[0], scale: f("s"), bias: None });
     for (at, y) in y.iter_mut().enumerate() {
         let c = at % 5;
         let scale = 1.0 / (f("var")[c] + 1e-5).sqrt() * f("gamma")[c];
@@ -245,7 +293,8 @@ fn a_network_runs_for_every_size_and_number_of_threads_and_from_a_file() {
         for (images, map) in [(1, [9, 9]), (4, [9, 9]), (1, [300, 280]), (2, [1, 30])] {
             let x = floats(images * map[0] * map[1] * 3, 11);
             let shape = [images, 3, map[0], map[1]];
-            let run = || net.run(&[Input { shape: &shape, data: &x, channels_last: true }]).unwrap();
+            let run =
+                || net.run(&[Input { shape: &shape, data: &x, channels_last: true }]).unwrap();
             let found = run();
             let expected = network_by_hand(&tensors, &x, images, map);
             assert_eq!(bits(&found[0].data), bits(&expected), "{threads} threads, {shape:?}");
@@ -255,19 +304,23 @@ fn a_network_runs_for_every_size_and_number_of_threads_and_from_a_file() {
         assert!(net.run(&[empty]).unwrap()[0].data.is_empty());
     }
     let x = vec![f32::NAN; 243];
-    let error = net.run(&[Input { shape: &[1, 3, 9, 9], data: &x, channels_last: true }]).unwrap_err().to_string();
+    let error = net
+        .run(&[Input { shape: &[1, 3, 9, 9], data: &x, channels_last: true }])
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("layer stem") && error.contains("NaN"), "{error}");
 }
 
 #[test]
 fn damaged_graphs_are_errors_that_name_the_node() {
     let (graph, tensors) = network();
-    let message =
-        |graph: &serde_json::Value, tensors: &BTreeMap<String, Tensor>| match Network::new(&graph.to_string(), tensors)
-        {
-            Ok(_) => panic!("no error: {graph}"),
-            Err(e) => e.to_string(),
-        };
+    let message = |graph: &serde_json::Value, tensors: &BTreeMap<String, Tensor>| match Network::new(
+        &graph.to_string(),
+        tensors,
+    ) {
+        Ok(_) => panic!("no error: {graph}"),
+        Err(e) => e.to_string(),
+    };
     for (key, value) in [
         ("stride", serde_json::json!([0])),
         ("groups", serde_json::json!(0)),
@@ -298,14 +351,18 @@ fn damaged_graphs_are_errors_that_name_the_node() {
     assert!(message(&graph, &missing).contains("\"head\""));
     let net = Network::new(&graph.to_string(), &tensors).unwrap();
     let x = [0.0; 4];
-    let error = net.run(&[Input { shape: &[1, 4, 1, 1], data: &x, channels_last: true }]).unwrap_err().to_string();
+    let error = net
+        .run(&[Input { shape: &[1, 4, 1, 1], data: &x, channels_last: true }])
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("3 channels"), "{error}");
 }
 
-/// A convolution and max pooling. With `seen`, the convolution's own output is an output of the network, so that pooling
-/// cannot move into it.
+/// A convolution and max pooling. With `seen`, the convolution's own output is an output of the
+/// network, so that pooling cannot move into it.
 fn pooled(window: &serde_json::Value, seen: bool) -> Network {
-    let conv = serde_json::json!({"stride": [2, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1});
+    let conv =
+        serde_json::json!({"stride": [2, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1});
     let nodes = serde_json::json!([
         {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, 3, 9, 9], "layer": "",
             "attrs": {"fixed": [], "channel_dim": 1}},

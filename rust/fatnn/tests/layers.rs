@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// The modules, lowest first, and what each may import. Modules of one row may import each other: they
-/// are parts of one.
+/// The modules, lowest first, and what each may import. Modules of one row may import each other:
+/// they are parts of one.
 const LAYERS: &[(&[&str], &[&str])] = &[
     (&["error"], &[]),
     (&["memory"], &["error"]),
@@ -17,13 +17,27 @@ const LAYERS: &[(&[&str], &[&str])] = &[
     (&["cpu", "config"], &["error"]),
     (&["scalar"], &[]),
     (&["epilogue"], &["codec", "error", "memory", "scalar"]),
-    (&["kernels"], &["codec", "config", "cpu", "dtype", "epilogue", "error", "memory", "scalar", "transpose"]),
+    (
+        &["kernels"],
+        &["codec", "config", "cpu", "dtype", "epilogue", "error", "memory", "scalar", "transpose"],
+    ),
     (&["parallel"], &["config", "error", "kernels", "memory"]),
     (&["quantize"], &["codec", "epilogue", "error", "kernels", "parallel", "transpose"]),
     (&["pack"], &["codec", "dtype", "error", "kernels", "memory"]),
     (
         &["conv"],
-        &["codec", "epilogue", "error", "kernels", "memory", "pack", "parallel", "quantize", "transpose", "window"],
+        &[
+            "codec",
+            "epilogue",
+            "error",
+            "kernels",
+            "memory",
+            "pack",
+            "parallel",
+            "quantize",
+            "transpose",
+            "window",
+        ],
     ),
     (&["pool"], &["codec", "conv", "error", "memory", "parallel"]),
     (&["reference"], &["codec", "conv", "pack", "quantize"]),
@@ -70,7 +84,9 @@ fn imports(text: &str) -> BTreeSet<String> {
     let code: Vec<&str> = lines.map(|line| line.split("//").next().unwrap_or(line)).collect();
     let code = code.join("\n");
     let mut found = BTreeSet::new();
-    let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let name = |text: &str| {
+        text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>()
+    };
     for (at, _) in code.match_indices("crate::") {
         let rest = &code[at + "crate::".len()..];
         let Some(group) = rest.strip_prefix('{') else {
@@ -106,7 +122,9 @@ fn allowed(module: &str) -> Option<BTreeSet<&'static str>> {
 
 /// What of a module's imports is not allowed, for a message.
 fn violations(file: &str, module: &str, text: &str) -> Vec<String> {
-    let Some(allowed) = allowed(module) else { return vec![format!("{file}: module {module} is in no layer")] };
+    let Some(allowed) = allowed(module) else {
+        return vec![format!("{file}: module {module} is in no layer")];
+    };
     let wrong = imports(text).into_iter().filter(|import| !allowed.contains(import.as_str()));
     wrong.map(|import| format!("{file}: {module} must not import {import}")).collect()
 }
@@ -125,7 +143,11 @@ fn modules_import_only_what_is_below_them() {
             continue;
         }
         *seen.entry(first.to_owned()).or_default() += 1;
-        wrong.extend(violations(&inside.display().to_string(), first, &std::fs::read_to_string(file).unwrap()));
+        wrong.extend(violations(
+            &inside.display().to_string(),
+            first,
+            &std::fs::read_to_string(file).unwrap(),
+        ));
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
     let listed: BTreeSet<&str> = LAYERS.iter().flat_map(|(parts, _)| *parts).copied().collect();
@@ -148,9 +170,13 @@ fn layers_list_only_lower_ones() {
 #[test]
 fn violations_are_found() {
     assert_eq!(violations("f.rs", "conv", "use crate::net::{Elementwise, PoolStep};").len(), 1);
-    assert_eq!(violations("f.rs", "kernels", "use crate::{\n    engine::{a, b},\n    memory,\n};").len(), 1);
+    assert_eq!(
+        violations("f.rs", "kernels", "use crate::{\n    engine::{a, b},\n    memory,\n};").len(),
+        1
+    );
     assert_eq!(violations("f.rs", "graph", "fn f() { crate::kernels::best(); }").len(), 1);
     assert_eq!(violations("f.rs", "other", "").len(), 1);
-    let fine = "//! [`crate::net`]\nuse crate::{error::Result, memory};\n#[cfg(test)]\nuse crate::engine;";
+    let fine =
+        "//! [`crate::net`]\nuse crate::{error::Result, memory};\n#[cfg(test)]\nuse crate::engine;";
     assert_eq!(violations("f.rs", "pack", fine), [""; 0]);
 }

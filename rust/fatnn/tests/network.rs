@@ -1,4 +1,5 @@
-//! Whole networks through the public interface, against the reference operation by operation. No Python anywhere.
+//! Whole networks through the public interface, against the reference operation by operation. No
+//! Python anywhere.
 
 mod common;
 
@@ -16,7 +17,8 @@ use fatnn::{Error, parallel, reference};
 
 const C: usize = 70;
 
-/// Quantize, ternary convolution to codes, max pooling on codes, ternary convolution to floats with ReLU, residual.
+/// Quantize, ternary convolution to codes, max pooling on codes, ternary convolution to floats with
+/// ReLU, residual.
 struct Example {
     graph: String,
     tensors: BTreeMap<String, Tensor>,
@@ -55,8 +57,10 @@ fn example() -> Example {
         window.as_object_mut().unwrap().extend(attrs.as_object().unwrap().clone());
         window
     };
-    let conv = serde_json::json!({"act": "half", "groups": 1, "channels": C, "dims": 2, "out_groups": 1});
-    let to_float = serde_json::json!({"act": "half", "groups": 1, "channels": C, "dims": 2, "relu": false});
+    let conv =
+        serde_json::json!({"act": "half", "groups": 1, "channels": C, "dims": 2, "out_groups": 1});
+    let to_float =
+        serde_json::json!({"act": "half", "groups": 1, "channels": C, "dims": 2, "relu": false});
     let pool = serde_json::json!({"ceil_mode": false});
     let none = serde_json::json!({});
     let mut nodes = serde_json::json!([
@@ -80,7 +84,9 @@ fn example() -> Example {
             node["shape"] = serde_json::json!([1, C, 4, 4]);
         }
     }
-    let graph = serde_json::json!({"nodes": nodes, "outputs": {"tuple": [{"value": "y"}]}, "notes": []}).to_string();
+    let graph =
+        serde_json::json!({"nodes": nodes, "outputs": {"tuple": [{"value": "y"}]}, "notes": []})
+            .to_string();
     let tensors = BTreeMap::from([
         ("w1".to_owned(), Tensor::Codes(WeightKind::Ternary, vec![C, C, 3, 3], w1.clone())),
         ("w2".to_owned(), Tensor::Codes(WeightKind::Ternary, vec![C, C, 1, 1], w2.clone())),
@@ -103,19 +109,30 @@ impl Example {
             padding: [padding; 2],
             dilation: [1; 2],
         };
-        let weight = |kernel: usize| WeightShape { out_channels: C, channels: C, kernel: [kernel; 2], groups: 1 };
+        let weight = |kernel: usize| WeightShape {
+            out_channels: C,
+            channels: C,
+            kernel: [kernel; 2],
+            groups: 1,
+        };
         let q = reference::quantize(x, [images, h * w, C], PixelOrder::ChannelsLast, &self.steps);
         let acc = reference::conv2d_acc(&q, &self.w1, weight(3), self.act, &shape([h, w], 3, 1, 1));
         let pooling = shape([h, w], 2, 0, 2);
         let half = [h / 2, w / 2];
-        let p =
-            reference::max_pool(&reference::to_codes(&acc, &self.thresholds, C, self.act.coding()), C, &pooling, half);
+        let p = reference::max_pool(
+            &reference::to_codes(&acc, &self.thresholds, C, self.act.coding()),
+            C,
+            &pooling,
+            half,
+        );
         let acc = reference::conv2d_acc(&p, &self.w2, weight(1), self.act, &shape(half, 1, 0, 1));
         let b = reference::to_float(&acc, C, Some(&self.scale), Some(&self.bias), None, false);
         let at = |n: usize, y: usize, x: usize, c: usize| ((n * h + y) * w + x) * C + c;
         let value = |i: usize| {
-            let (c, ox, oy, n) = (i % C, i / C % half[1], i / C / half[1] % half[0], i / C / half[1] / half[0]);
-            let corners = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(dy, dx)| x[at(n, 2 * oy + dy, 2 * ox + dx, c)]);
+            let (c, ox, oy, n) =
+                (i % C, i / C % half[1], i / C / half[1] % half[0], i / C / half[1] / half[0]);
+            let corners = [(0, 0), (0, 1), (1, 0), (1, 1)]
+                .map(|(dy, dx)| x[at(n, 2 * oy + dy, 2 * ox + dx, c)]);
             (b[i] + corners.into_iter().fold(f32::NEG_INFINITY, f32::max)).max(0.0)
         };
         (0..b.len()).map(value).collect()
@@ -146,7 +163,10 @@ fn example_of_one_bit() -> Example {
     // What the second threshold separates does not occur.
     example.steps[1] = f32::INFINITY;
     example.thresholds[C..].fill(i32::MAX);
-    example.tensors.insert("w1".to_owned(), Tensor::Codes(WeightKind::Binary, vec![C, C, 3, 3], example.w1.clone()));
+    example.tensors.insert(
+        "w1".to_owned(),
+        Tensor::Codes(WeightKind::Binary, vec![C, C, 3, 3], example.w1.clone()),
+    );
     example.tensors.insert("t".to_owned(), Tensor::I32(vec![2, C], example.thresholds.clone()));
     example.tensors.insert("steps".to_owned(), Tensor::F32(vec![2], example.steps.clone()));
     example
@@ -159,7 +179,10 @@ fn example_of_two_bits() -> Example {
     example.steps.push(2.0);
     let third: Vec<i32> = example.thresholds[C..].iter().map(|high| high + 25).collect();
     example.thresholds.extend(third);
-    example.tensors.insert("w1".to_owned(), Tensor::Codes(WeightKind::TwoBit, vec![C, C, 3, 3], example.w1.clone()));
+    example.tensors.insert(
+        "w1".to_owned(),
+        Tensor::Codes(WeightKind::TwoBit, vec![C, C, 3, 3], example.w1.clone()),
+    );
     example.tensors.insert("t".to_owned(), Tensor::I32(vec![3, C], example.thresholds.clone()));
     example.tensors.insert("steps".to_owned(), Tensor::F32(vec![3], example.steps.clone()));
     example
@@ -191,8 +214,13 @@ fn kinds_of_activations_that_do_not_fit_are_refused() {
     // A kind that a later release might have.
     let mut other = json.clone();
     other["nodes"][1]["attrs"]["act"] = "uint4".into();
-    assert!(build(&other, &example.tensors).contains("activations \"uint4\""), "{}", build(&other, &example.tensors));
-    // A convolution that reads another coding than its input has; steps and thresholds of another number.
+    assert!(
+        build(&other, &example.tensors).contains("activations \"uint4\""),
+        "{}",
+        build(&other, &example.tensors)
+    );
+    // A convolution that reads another coding than its input has; steps and thresholds of another
+    // number.
     let mut other = json.clone();
     other["nodes"][2]["attrs"]["act"] = "half".into();
     let message = build(&other, &example.tensors);
@@ -201,7 +229,11 @@ fn kinds_of_activations_that_do_not_fit_are_refused() {
         ("steps", Tensor::F32(vec![2], vec![0.0, 1.0]), "steps must be 3 numbers, got 2"),
         ("t", Tensor::I32(vec![4, C], vec![0; 4 * C]), "(2 or 3, channels)"),
         ("t", Tensor::I32(vec![2, C], vec![0; 2 * C]), "makes ternary codes"),
-        ("w1", Tensor::I8(vec![C, C, 3, 3], vec![1; C * C * 9]), "must be binary, ternary or two-bit, got int8"),
+        (
+            "w1",
+            Tensor::I8(vec![C, C, 3, 3], vec![1; C * C * 9]),
+            "must be binary, ternary or two-bit, got int8",
+        ),
     ] {
         let mut tensors = example.tensors.clone();
         tensors.insert(name.to_owned(), tensor);
@@ -223,9 +255,11 @@ fn equals_the_reference(example: &Example) {
             assert_eq!(found[0].data, expected, "{threads} threads, {shape:?}");
             // The same image, channels first.
             let pixels = map[0] * map[1];
-            let first: Vec<f32> =
-                (0..x.len()).map(|i| x[i / (C * pixels) * C * pixels + i % pixels * C + i / pixels % C]).collect();
-            let again = net.run(&[Input { shape: &shape, data: &first, channels_last: false }]).unwrap();
+            let first: Vec<f32> = (0..x.len())
+                .map(|i| x[i / (C * pixels) * C * pixels + i % pixels * C + i / pixels % C])
+                .collect();
+            let again =
+                net.run(&[Input { shape: &shape, data: &first, channels_last: false }]).unwrap();
             assert_eq!(found, again);
             let flat = found[0].channels_first().unwrap();
             assert_eq!(flat.len(), expected.len());
@@ -259,7 +293,8 @@ fn a_file_runs_without_python() {
 }
 
 fn runs_from_a_file(example: &Example, name: &str) {
-    let path = std::env::temp_dir().join(format!("fatnn-network-{name}-{}.safetensors", std::process::id()));
+    let path = std::env::temp_dir()
+        .join(format!("fatnn-network-{name}-{}.safetensors", std::process::id()));
     save(&path, &example.graph, &example.tensors).unwrap();
     assert_eq!(load(&path).unwrap(), (example.graph.clone(), example.tensors.clone()));
     let net = Network::load(&path).unwrap();
@@ -278,7 +313,11 @@ fn golden(name: &str, version: u64) -> std::path::PathBuf {
 
 /// What the golden files hold.
 fn golden_examples() -> [(&'static str, Example); 3] {
-    [("network", example()), ("network-two-bits", example_of_two_bits()), ("network-one-bit", example_of_one_bit())]
+    [
+        ("network", example()),
+        ("network-two-bits", example_of_two_bits()),
+        ("network-one-bit", example_of_one_bit()),
+    ]
 }
 
 #[test]
@@ -298,9 +337,11 @@ fn the_golden_files_still_load_and_are_still_written_so() {
         let parsed = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
         assert_eq!(parsed(&graph), parsed(&example.graph));
         assert_eq!(tensors, example.tensors);
-        let types = check(&Graph::parse(&graph, Source::File).unwrap(), &tensors, Source::File).unwrap();
+        let types =
+            check(&Graph::parse(&graph, Source::File).unwrap(), &tensors, Source::File).unwrap();
         assert_eq!(types.iter().filter(|dtype| dtype.is_codes()).count(), 3);
-        let path = std::env::temp_dir().join(format!("fatnn-golden-{name}-{}.safetensors", std::process::id()));
+        let path = std::env::temp_dir()
+            .join(format!("fatnn-golden-{name}-{}.safetensors", std::process::id()));
         save(&path, &graph, &tensors).unwrap();
         let again = std::fs::read(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
@@ -316,24 +357,35 @@ fn golden_files_of_version_1_give_the_same_tensors_and_results() {
         assert_eq!(tensors, example.tensors);
         let parsed: serde_json::Value = serde_json::from_str(&graph).unwrap();
         let expected: serde_json::Value = serde_json::from_str(&example.graph).unwrap();
-        for (node, expected) in parsed["nodes"].as_array().unwrap().iter().zip(expected["nodes"].as_array().unwrap()) {
+        for (node, expected) in
+            parsed["nodes"].as_array().unwrap().iter().zip(expected["nodes"].as_array().unwrap())
+        {
             assert_eq!(node["dtype"], expected["dtype"], "{}", node["name"]);
         }
         let x = image(2, [8, 8], 3);
-        let found = Network::load(&file).unwrap().run(&[Input { shape: &[2, C, 8, 8], data: &x, channels_last: true }]);
+        let found = Network::load(&file).unwrap().run(&[Input {
+            shape: &[2, C, 8, 8],
+            data: &x,
+            channels_last: true,
+        }]);
         assert_eq!(found.unwrap()[0].data, example.expected(&x, 2, [8, 8]));
     }
 }
 
 /// A graph of one operation on two channels.
-fn single(op: &str, attrs: &serde_json::Value, tensors: &[(&str, Tensor)]) -> fatnn::Result<Network> {
+fn single(
+    op: &str,
+    attrs: &serde_json::Value,
+    tensors: &[(&str, Tensor)],
+) -> fatnn::Result<Network> {
     let named: BTreeMap<&str, &str> = tensors.iter().map(|(role, _)| (*role, *role)).collect();
     let graph = serde_json::json!({"nodes": [
         {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, 2, 4, 4], "layer": "",
             "attrs": {"fixed": [], "channel_dim": 1}},
         {"name": "y", "op": op, "inputs": ["x"], "attrs": attrs, "tensors": named, "shape": [1, 2, 4, 4], "layer": ""},
     ], "outputs": {"value": "y"}, "notes": []});
-    let tensors = tensors.iter().map(|(role, tensor)| ((*role).to_owned(), tensor.clone())).collect();
+    let tensors =
+        tensors.iter().map(|(role, tensor)| ((*role).to_owned(), tensor.clone())).collect();
     Network::new(&graph.to_string(), &tensors)
 }
 
@@ -345,7 +397,9 @@ fn pooling_in_ceil_mode_may_have_a_window_larger_than_the_map() {
     // PyTorch's sizes: side of the map, side of the result.
     for (side, out) in [(2, 1), (3, 1), (4, 2), (5, 2), (6, 3), (7, 3)] {
         let x: Vec<f32> = (0..side * side * 2).map(|i| i as f32).collect();
-        let found = net.run(&[Input { shape: &[1, 2, side, side], data: &x, channels_last: true }]).unwrap();
+        let found = net
+            .run(&[Input { shape: &[1, 2, side, side], data: &x, channels_last: true }])
+            .unwrap();
         assert_eq!(found[0].shape, [1, 2, out, out], "side {side}");
         assert_eq!(found[0].data.last(), x.last());
     }
@@ -367,13 +421,18 @@ fn sizes_beyond_memory_are_errors() {
             single("adaptive_avg_pool2d", &adaptive, &[]),
         ] {
             let x = [1.0; 32];
-            let run = |net: Network| net.run(&[Input { shape: &[1, 2, 4, 4], data: &x, channels_last: true }]);
+            let run = |net: Network| {
+                net.run(&[Input { shape: &[1, 2, 4, 4], data: &x, channels_last: true }])
+            };
             assert!(net.and_then(run).is_err());
         }
     }
     let net = single("relu", &serde_json::json!({}), &[]).unwrap();
     for shape in [[0, 2, 1 << 40, 1], [usize::MAX, 2, 1, 1], [1 << 31, 2, 1 << 20, 1]] {
-        assert!(net.run(&[Input { shape: &shape, data: &[], channels_last: true }]).is_err(), "{shape:?}");
+        assert!(
+            net.run(&[Input { shape: &shape, data: &[], channels_last: true }]).is_err(),
+            "{shape:?}"
+        );
     }
     let empty = [("weight", Tensor::F32(vec![0], vec![]))];
     assert!(matches!(single("prelu", &serde_json::json!({}), &empty), Err(Error::Graph { .. })));
@@ -395,7 +454,10 @@ fn what_does_not_fit_is_an_error_that_names_the_place() {
     assert!(net.run(&[]).unwrap_err().to_string().contains("inputs of the network"));
     let mut x = image(1, [8, 8], 4);
     x[77] = f32::NAN;
-    let nan = net.run(&[Input { shape: &[1, C, 8, 8], data: &x, channels_last: true }]).unwrap_err().to_string();
+    let nan = net
+        .run(&[Input { shape: &[1, C, 8, 8], data: &x, channels_last: true }])
+        .unwrap_err()
+        .to_string();
     assert!(nan.contains("layer of q") && nan.contains("NaN"), "{nan}");
 }
 
@@ -413,7 +475,8 @@ fn damage(example: &Example) {
     let mut paths = Vec::new();
     collect(&json, String::new(), &mut paths);
     for path in paths {
-        for wrong in ["null", "-1", "0", "4294967297", "\"x\"", "[]", "[1]", "{}", "true", "1e300"] {
+        for wrong in ["null", "-1", "0", "4294967297", "\"x\"", "[]", "[1]", "{}", "true", "1e300"]
+        {
             let mut damaged = json.clone();
             *damaged.pointer_mut(&path).unwrap() = serde_json::from_str(wrong).unwrap();
             tried += 1;
@@ -427,7 +490,10 @@ fn damage(example: &Example) {
     for (name, tensor) in &example.tensors {
         let mut tensors = example.tensors.clone();
         tensors.remove(name);
-        assert!(matches!(Network::new(&example.graph, &tensors), Err(Error::Graph { .. })), "{name}");
+        assert!(
+            matches!(Network::new(&example.graph, &tensors), Err(Error::Graph { .. })),
+            "{name}"
+        );
         let cut = match tensor {
             Tensor::F32(..) => Tensor::F32(vec![1], vec![1.0]),
             Tensor::I32(..) => Tensor::I32(vec![2, 1], vec![1, 2]),
@@ -441,7 +507,9 @@ fn damage(example: &Example) {
 /// JSON pointers to every value.
 fn collect(json: &serde_json::Value, at: String, paths: &mut Vec<String>) {
     match json {
-        serde_json::Value::Object(map) => map.iter().for_each(|(k, v)| collect(v, format!("{at}/{k}"), paths)),
+        serde_json::Value::Object(map) => {
+            map.iter().for_each(|(k, v)| collect(v, format!("{at}/{k}"), paths))
+        }
         serde_json::Value::Array(list) => {
             list.iter().enumerate().for_each(|(i, v)| collect(v, format!("{at}/{i}"), paths))
         }
@@ -465,7 +533,10 @@ fn what_only_pytorch_runs_and_sizes_that_are_fixed_are_named() {
     };
     assert!(run([4, 8]).is_ok());
     let wrong = run([8, 6]).unwrap_err().to_string();
-    assert!(wrong.contains("one shape only: expected [any, 70, any, 8], got [2, 70, 8, 6]"), "{wrong}");
+    assert!(
+        wrong.contains("one shape only: expected [any, 70, any, 8], got [2, 70, 8, 6]"),
+        "{wrong}"
+    );
     // An operation that the engine does not have for such attributes.
     json["nodes"][4]["shape"] = serde_json::json!([1, C, 1, 1]);
     json["nodes"][5]["inputs"][0] = "flat".into();
@@ -475,5 +546,8 @@ fn what_only_pytorch_runs_and_sizes_that_are_fixed_are_named() {
     let Err(Error::Unsupported { what }) = Network::new(&json.to_string(), &example.tensors) else {
         panic!("not refused")
     };
-    assert!(what.contains("\"flat\": operation \"pad\" (padding that cuts, or of the batch)"), "{what}");
+    assert!(
+        what.contains("\"flat\": operation \"pad\" (padding that cuts, or of the batch)"),
+        "{what}"
+    );
 }

@@ -10,8 +10,21 @@ use fatnn::pool::max_pool_codes;
 use fatnn::reference;
 use proptest::prelude::*;
 
-fn window(batch: usize, input: [usize; 2], kernel: usize, stride: usize, padding: usize) -> ConvShape {
-    ConvShape { batch, input, kernel: [kernel; 2], stride: [stride; 2], padding: [padding; 2], dilation: [1, 1] }
+fn window(
+    batch: usize,
+    input: [usize; 2],
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+) -> ConvShape {
+    ConvShape {
+        batch,
+        input,
+        kernel: [kernel; 2],
+        stride: [stride; 2],
+        padding: [padding; 2],
+        dilation: [1, 1],
+    }
 }
 
 fn check(shape: &ConvShape, output: [usize; 2], channels: usize, groups: usize, seed: u64) {
@@ -21,7 +34,10 @@ fn check(shape: &ConvShape, output: [usize; 2], channels: usize, groups: usize, 
         let expected = pack(layout, &reference::max_pool(&x, channels, shape, output));
         let mut out = vec![0xA5; expected.len()];
         max_pool_codes(&pack(layout, &x), layout, shape, output, &mut out).unwrap();
-        assert_eq!(out, expected, "{shape:?} to {output:?}, {channels} channels in {groups} groups, {act:?}");
+        assert_eq!(
+            out, expected,
+            "{shape:?} to {output:?}, {channels} channels in {groups} groups, {act:?}"
+        );
     }
 }
 
@@ -32,12 +48,19 @@ fn windows_of_every_kind() {
             for stride in 1..=3 {
                 for padding in 0..=kernel / 2 {
                     let shape = window(2, [7, 6], kernel, stride, padding);
-                    check(&shape, shape.output().unwrap(), channels, groups, (kernel * 10 + stride) as u64);
+                    check(
+                        &shape,
+                        shape.output().unwrap(),
+                        channels,
+                        groups,
+                        (kernel * 10 + stride) as u64,
+                    );
                 }
             }
         }
     }
-    // Kernel 3, stride 2, padding 1 on 112 × 112, as behind the first layer of a ResNet, by several threads.
+    // Kernel 3, stride 2, padding 1 on 112 × 112, as behind the first layer of a ResNet, by several
+    // threads.
     let shape = window(1, [112, 112], 3, 2, 1);
     for threads in [1, 2, 3, 5] {
         fatnn::parallel::set_num_threads(threads).unwrap();
@@ -49,14 +72,16 @@ fn windows_of_every_kind() {
 
 #[test]
 fn sizes_may_be_rounded_up() {
-    // 6 pixels, kernel 3, stride 2: 2 windows rounded down, 3 rounded up (the last one partly outside).
+    // 6 pixels, kernel 3, stride 2: 2 windows rounded down, 3 rounded up (the last one partly
+    // outside).
     let shape = window(1, [6, 5], 3, 2, 0);
     check(&shape, [2, 2], 8, 1, 1);
     check(&shape, [3, 2], 8, 1, 1);
     check(&shape, [1, 1], 8, 1, 1);
     // A fourth would see no pixel.
     let layout = CodesLayout::new(8, 1).unwrap();
-    let error = max_pool_codes(&[0; 30 * 16], layout, &shape, [4, 2], &mut [0; 8 * 16]).unwrap_err();
+    let error =
+        max_pool_codes(&[0; 30 * 16], layout, &shape, [4, 2], &mut [0; 8 * 16]).unwrap_err();
     assert!(matches!(error, Error::Value { what: "output size", .. }), "{error}");
 }
 
@@ -74,7 +99,8 @@ fn bad_arguments_are_refused() {
         ConvShape { kernel: [0, 2], ..good },
         ConvShape { stride: [2, 0], ..good },
         ConvShape { dilation: [0, 1], ..good },
-        // Nothing but padding in the first window; in all windows; taps that step over the only pixels.
+        // Nothing but padding in the first window; in all windows; taps that step over the only
+        // pixels.
         ConvShape { padding: [2, 0], ..good },
         ConvShape { padding: [0, usize::MAX / 2], ..good },
         ConvShape { stride: [usize::MAX, 1], ..good },

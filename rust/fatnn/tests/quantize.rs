@@ -37,15 +37,26 @@ fn floats(n: usize, thresholds: &[f32], seed: u64) -> Vec<f32> {
         .collect()
 }
 
-fn check(batch: usize, pixels: usize, channels: usize, groups: usize, thresholds: &[f32], seed: u64) {
+fn check(
+    batch: usize,
+    pixels: usize,
+    channels: usize,
+    groups: usize,
+    thresholds: &[f32],
+    seed: u64,
+) {
     let coding = if thresholds.len() == 2 { Coding::Ternary } else { Coding::Uint2 };
     let layout = CodesLayout::new(channels, groups).unwrap().with(coding);
     let x = floats(batch * pixels * channels, thresholds, seed);
     for order in ORDERS {
-        let expected = pack(layout, &reference::quantize(&x, [batch, pixels, channels], order, thresholds));
+        let expected =
+            pack(layout, &reference::quantize(&x, [batch, pixels, channels], order, thresholds));
         let mut out = vec![0xA5; expected.len()];
         quantize(&x, batch, pixels, order, thresholds, layout, &mut out).unwrap();
-        assert_eq!(out, expected, "{batch} × {pixels} × {channels} in {groups} groups, {order:?}, {thresholds:?}");
+        assert_eq!(
+            out, expected,
+            "{batch} × {pixels} × {channels} in {groups} groups, {order:?}, {thresholds:?}"
+        );
     }
 }
 
@@ -68,12 +79,21 @@ fn channels_and_pixels_around_every_edge() {
 #[test]
 fn thresholds_of_every_kind() {
     let inf = f32::INFINITY;
-    for thresholds in
-        [[0.0, 0.0], [-0.0, 0.0], [0.0, -0.0], [1.0, 1.0], [-inf, inf], [inf, inf], [-inf, -inf], [1e-45, f32::MAX]]
-    {
+    for thresholds in [
+        [0.0, 0.0],
+        [-0.0, 0.0],
+        [0.0, -0.0],
+        [1.0, 1.0],
+        [-inf, inf],
+        [inf, inf],
+        [-inf, -inf],
+        [1e-45, f32::MAX],
+    ] {
         check(1, 40, 70, 1, &thresholds, 5);
     }
-    for thresholds in [[0.5, 0.5, 0.5], [0.1, 0.5, inf], [0.1, inf, inf], [-inf, 0.0, 0.0], [0.0, 1e-45, 1.0]] {
+    for thresholds in
+        [[0.5, 0.5, 0.5], [0.1, 0.5, inf], [0.1, inf, inf], [-inf, 0.0, 0.0], [0.0, 1e-45, 1.0]]
+    {
         check(1, 40, 70, 1, &thresholds, 5);
     }
 }
@@ -113,14 +133,20 @@ fn the_first_nan_is_named() {
     for pixels in [1, 5, 16, 40, 3000] {
         let n = 2 * pixels * 70;
         for at in [0, 1, 63, 64, 69, 70, n / 2 - 1, n / 2, n - 1] {
-            for nan in [f32::NAN, -f32::NAN, f32::from_bits(0x7F80_0001), f32::from_bits(0xFFFF_FFFF)] {
+            for nan in
+                [f32::NAN, -f32::NAN, f32::from_bits(0x7F80_0001), f32::from_bits(0xFFFF_FFFF)]
+            {
                 let mut x = vec![0.5; n];
                 x[at] = nan;
                 x[n - 1] = nan;
                 for order in ORDERS {
                     let mut out = vec![0; 2 * pixels * layout.pixel_bytes()];
-                    let error = quantize(&x, 2, pixels, order, &[0.0, 1.0], layout, &mut out).unwrap_err();
-                    assert!(matches!(error, Error::NotANumber { index, .. } if index == at), "{error} {order:?} {at}");
+                    let error =
+                        quantize(&x, 2, pixels, order, &[0.0, 1.0], layout, &mut out).unwrap_err();
+                    assert!(
+                        matches!(error, Error::NotANumber { index, .. } if index == at),
+                        "{error} {order:?} {at}"
+                    );
                 }
             }
         }
@@ -144,8 +170,11 @@ fn bad_arguments_are_refused() {
         ));
     }
     let uint2 = layout.with(Coding::Uint2);
-    for thresholds in [[1.0, 0.0, 2.0], [0.0, 2.0, 1.0], [0.0, 1.0, f32::NAN], [f32::NAN, 0.0, 1.0]] {
-        let error = quantize(&[0.0; 4], 1, 1, PixelOrder::ChannelsLast, &thresholds, uint2, &mut [0; 16]).unwrap_err();
+    for thresholds in [[1.0, 0.0, 2.0], [0.0, 2.0, 1.0], [0.0, 1.0, f32::NAN], [f32::NAN, 0.0, 1.0]]
+    {
+        let error =
+            quantize(&[0.0; 4], 1, 1, PixelOrder::ChannelsLast, &thresholds, uint2, &mut [0; 16])
+                .unwrap_err();
         assert!(matches!(error, Error::Value { what: "thresholds", .. }), "{error}");
     }
     assert!(matches!(call(&[0.0; 5], 1, 1, &[0.0, 1.0], &mut [0; 16]), Err(Error::Shape { .. })));

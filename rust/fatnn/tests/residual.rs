@@ -1,4 +1,5 @@
-//! Residual streams: sums that stand where a summand stood, and quantizers that run behind the sum, against the reference.
+//! Residual streams: sums that stand where a summand stood, and quantizers that run behind the sum,
+//! against the reference.
 
 mod common;
 
@@ -20,8 +21,8 @@ const STEPS: [f32; 3] = [0.5, 2.0, 2.5];
 /// Of binary codes: the second is never reached.
 const BINARY_STEPS: [f32; 2] = [0.5, f32::INFINITY];
 
-/// `x → [quantize → 3×3 convolution, scale and bias, + residual, ReLU] × BLOCKS`, each block's sum being the next one's residual
-/// and input.
+/// `x → [quantize → 3×3 convolution, scale and bias, + residual, ReLU] × BLOCKS`, each block's sum
+/// being the next one's residual and input.
 struct Stream {
     channels: usize,
     operands: Operands,
@@ -33,7 +34,8 @@ struct Stream {
 impl Stream {
     fn new(channels: usize, operands: Operands) -> Self {
         let mut random = Random(channels as u64);
-        let weight = |block| values(operands.weights.codes(), channels * channels * 9, block as u64);
+        let weight =
+            |block| values(operands.weights.codes(), channels * channels * 9, block as u64);
         let weights = (0..BLOCKS).map(weight).collect();
         let scale = (0..channels).map(|_| random.float() * 0.1).collect();
         let bias = (0..channels).map(|_| random.float()).collect();
@@ -57,19 +59,25 @@ impl Stream {
             node["attrs"]["act"] = self.operands.act.name().into();
             node
         };
-        let mut nodes = vec![json!({"name": "s0", "op": "input", "inputs": [], "tensors": {}, "shape": [1, c, 8, 8],
-            "layer": "", "attrs": {"fixed": [], "channel_dim": 1}})];
+        let mut nodes = vec![
+            json!({"name": "s0", "op": "input", "inputs": [], "tensors": {}, "shape": [1, c, 8, 8],
+            "layer": "", "attrs": {"fixed": [], "channel_dim": 1}}),
+        ];
         let mut tensors = BTreeMap::from([
             ("scale".to_owned(), Tensor::F32(vec![c], self.scale.clone())),
             ("bias".to_owned(), Tensor::F32(vec![c], self.bias.clone())),
             ("steps".to_owned(), Tensor::F32(vec![self.steps().len()], self.steps().to_vec())),
         ]);
         for (block, weight) in self.weights.iter().enumerate() {
-            let (from, q, weight_name) = (format!("s{block}"), format!("q{block}"), format!("w{block}"));
+            let (from, q, weight_name) =
+                (format!("s{block}"), format!("q{block}"), format!("w{block}"));
             nodes.push(node(q.clone(), "quantize", vec![from.clone()], json!({"steps": "steps"})));
             let read = json!({"weight": weight_name, "scale": "scale", "bias": "bias"});
             nodes.push(node(format!("s{}", block + 1), "conv_float", vec![q, from], read));
-            tensors.insert(weight_name, Tensor::Codes(self.operands.weights, vec![c, c, 3, 3], weight.clone()));
+            tensors.insert(
+                weight_name,
+                Tensor::Codes(self.operands.weights, vec![c, c, 3, 3], weight.clone()),
+            );
         }
         let last = format!("s{BLOCKS}");
         let graph = json!({"nodes": nodes, "outputs": {"value": last}, "notes": []}).to_string();
@@ -91,9 +99,17 @@ impl Stream {
         let mut sums = vec![x.to_vec()];
         for weight in &self.weights {
             let x = sums.last().unwrap();
-            let q = reference::quantize(x, [images, h * w, c], PixelOrder::ChannelsLast, self.steps());
+            let q =
+                reference::quantize(x, [images, h * w, c], PixelOrder::ChannelsLast, self.steps());
             let acc = reference::conv2d_acc(&q, weight, of, self.operands.act, &shape);
-            sums.push(reference::to_float(&acc, c, Some(&self.scale), Some(&self.bias), Some(x), true));
+            sums.push(reference::to_float(
+                &acc,
+                c,
+                Some(&self.scale),
+                Some(&self.bias),
+                Some(x),
+                true,
+            ));
         }
         sums
     }
@@ -110,14 +126,18 @@ fn sums_and_their_codes_equal_the_reference() {
     for (channels, (act, weights)) in cases.chain(wide) {
         let stream = Stream::new(channels, Operands { act, weights });
         let net = stream.network();
-        for (threads, images, map) in [(1, 1, [8, 8]), (2, 3, [7, 7]), (1, 1, [1, 33]), (3, 2, [40, 12])] {
-            // The reference takes its time on the greatest map; few channels show as much of how it is divided.
+        for (threads, images, map) in
+            [(1, 1, [8, 8]), (2, 3, [7, 7]), (1, 1, [1, 33]), (3, 2, [40, 12])]
+        {
+            // The reference takes its time on the greatest map; few channels show as much of how it
+            // is divided.
             if map == [40, 12] && channels > 16 && !long() {
                 continue;
             }
             parallel::set_num_threads(threads).unwrap();
             let mut random = Random(9);
-            let x: Vec<f32> = (0..images * map[0] * map[1] * channels).map(|_| random.float() * 3.0).collect();
+            let x: Vec<f32> =
+                (0..images * map[0] * map[1] * channels).map(|_| random.float() * 3.0).collect();
             let shape = [images, channels, map[0], map[1]];
             let input = [Input { shape: &shape, data: &x, channels_last: true }];
             let expected = stream.expected(&x, images, map);
@@ -132,14 +152,26 @@ fn sums_and_their_codes_equal_the_reference() {
                     seen.insert(value.node.to_owned(), (value.floats.map(<[f32]>::to_vec), codes));
                 })
                 .unwrap();
-            assert_eq!(out[0].data, expected[BLOCKS], "{channels} channels, {shape:?}, {threads} threads");
-            assert_eq!(net.run(&input).unwrap(), out, "a second run, whose buffers hold the first's values");
+            assert_eq!(
+                out[0].data, expected[BLOCKS],
+                "{channels} channels, {shape:?}, {threads} threads"
+            );
+            assert_eq!(
+                net.run(&input).unwrap(),
+                out,
+                "a second run, whose buffers hold the first's values"
+            );
             for block in 0..BLOCKS {
                 let (floats, _) = &seen[&format!("s{}", block + 1)];
                 assert_eq!(floats.as_ref().unwrap(), &expected[block + 1]);
                 let pixels = map[0] * map[1];
                 let sizes = [images, pixels, channels];
-                let q = reference::quantize(&expected[block], sizes, PixelOrder::ChannelsLast, stream.steps());
+                let q = reference::quantize(
+                    &expected[block],
+                    sizes,
+                    PixelOrder::ChannelsLast,
+                    stream.steps(),
+                );
                 let (_, codes) = &seen[&format!("q{block}")];
                 assert_eq!(codes.as_ref().unwrap(), &q, "codes of block {block}");
             }
@@ -154,7 +186,10 @@ fn a_quantizer_that_meets_nan_is_named() {
     let x = vec![0.0; 70 * 4];
     let input = [Input { shape: &[1, 70, 2, 2], data: &x, channels_last: true }];
     let error = stream.network().run(&input).unwrap_err();
-    assert!(matches!(&error, Error::Node { source, .. } if matches!(**source, Error::NotANumber { .. })), "{error}");
+    assert!(
+        matches!(&error, Error::Node { source, .. } if matches!(**source, Error::NotANumber { .. })),
+        "{error}"
+    );
     assert!(error.to_string().contains("layer of q1"), "{error}");
 }
 
@@ -169,7 +204,10 @@ fn images_of_a_large_batch_equal_images_alone() {
         .chunks_exact(len)
         .flat_map(|x| {
             let shape = [1, channels, map[0], map[1]];
-            net.run(&[Input { shape: &shape, data: x, channels_last: true }]).unwrap().remove(0).data
+            net.run(&[Input { shape: &shape, data: x, channels_last: true }])
+                .unwrap()
+                .remove(0)
+                .data
         })
         .collect();
     let shape = [images, channels, map[0], map[1]];

@@ -1,4 +1,5 @@
-//! A block's shortcut: a convolution whose floats another one alone adds runs inside that one, against the reference.
+//! A block's shortcut: a convolution whose floats another one alone adds runs inside that one,
+//! against the reference.
 
 mod common;
 
@@ -16,7 +17,8 @@ use serde_json::{Value, json};
 
 const STEPS: [f32; 2] = [0.5, 2.0];
 
-/// `x → quantize`; of the codes a 3×3 convolution and a 1×1 one, both with `stride`, scale and bias; their sum, ReLU; codes of that.
+/// `x → quantize`; of the codes a 3×3 convolution and a 1×1 one, both with `stride`, scale and
+/// bias; their sum, ReLU; codes of that.
 struct Block {
     channels: usize,
     out_channels: usize,
@@ -36,9 +38,11 @@ struct Expected {
 impl Block {
     fn new(channels: usize, out_channels: usize, stride: usize) -> Self {
         let mut random = Random((channels + out_channels) as u64);
-        let weights =
-            [9, 1].map(|taps| values(WeightKind::Ternary.codes(), out_channels * channels * taps, taps as u64));
-        let mut floats = |factor: f32| (0..out_channels).map(|_| random.float() * factor).collect::<Vec<f32>>();
+        let weights = [9, 1].map(|taps| {
+            values(WeightKind::Ternary.codes(), out_channels * channels * taps, taps as u64)
+        });
+        let mut floats =
+            |factor: f32| (0..out_channels).map(|_| random.float() * factor).collect::<Vec<f32>>();
         let scales = [floats(0.1), floats(0.3)];
         let biases = [floats(1.0), floats(1.0)];
         Block { channels, out_channels, stride, weights, scales, biases }
@@ -52,7 +56,12 @@ impl Block {
             json!({"kernel": square(kernel), "stride": square(stride), "padding": square(kernel / 2), "dilation": [1, 1],
                 "groups": 1, "act": "half", "channels": read, "dims": 2, "out_groups": 1, "relu": relu})
         };
-        let node = |name: &str, op: &str, inputs: &[&str], tensors: Value, channels: usize, attrs: Value| {
+        let node = |name: &str,
+                    op: &str,
+                    inputs: &[&str],
+                    tensors: Value,
+                    channels: usize,
+                    attrs: Value| {
             json!({"name": name, "op": op, "inputs": inputs, "tensors": tensors, "shape": [1, channels, 8, 8],
                 "layer": format!("layer of {name}"), "attrs": attrs})
         };
@@ -71,9 +80,14 @@ impl Block {
         ];
         let outputs = if read { vec!["sum", "shortcut"] } else { vec!["sum"] };
         let outputs: Vec<Value> = outputs.into_iter().map(|name| json!({"value": name})).collect();
-        let mut tensors = BTreeMap::from([("steps".to_owned(), Tensor::F32(vec![2], STEPS.to_vec()))]);
+        let mut tensors =
+            BTreeMap::from([("steps".to_owned(), Tensor::F32(vec![2], STEPS.to_vec()))]);
         for (i, kernel) in [3, 1].into_iter().enumerate() {
-            let weight = Tensor::Codes(WeightKind::Ternary, vec![n, c, kernel, kernel], self.weights[i].clone());
+            let weight = Tensor::Codes(
+                WeightKind::Ternary,
+                vec![n, c, kernel, kernel],
+                self.weights[i].clone(),
+            );
             tensors.insert(format!("w{i}"), weight);
             tensors.insert(format!("s{i}"), Tensor::F32(vec![n], self.scales[i].clone()));
             tensors.insert(format!("b{i}"), Tensor::F32(vec![n], self.biases[i].clone()));
@@ -83,7 +97,8 @@ impl Block {
 
     fn expected(&self, x: &[f32], images: usize, map: [usize; 2]) -> Expected {
         let (c, n) = (self.channels, self.out_channels);
-        let q = reference::quantize(x, [images, map[0] * map[1], c], PixelOrder::ChannelsLast, &STEPS);
+        let q =
+            reference::quantize(x, [images, map[0] * map[1], c], PixelOrder::ChannelsLast, &STEPS);
         let sums = |i: usize, kernel: usize| {
             let shape = ConvShape {
                 batch: images,
@@ -97,23 +112,40 @@ impl Block {
             reference::conv2d_acc(&q, &self.weights[i], of, Act::Half, &shape)
         };
         let float = |i: usize, acc: &[i32], residual: Option<&[f32]>, relu| {
-            reference::to_float(acc, n, Some(&self.scales[i]), Some(&self.biases[i]), residual, relu)
+            reference::to_float(
+                acc,
+                n,
+                Some(&self.scales[i]),
+                Some(&self.biases[i]),
+                residual,
+                relu,
+            )
         };
         let shortcut = float(1, &sums(1, 1), None, false);
         let sum = float(0, &sums(0, 3), Some(&shortcut), true);
-        let codes = reference::quantize(&sum, [images, sum.len() / n / images, n], PixelOrder::ChannelsLast, &STEPS);
+        let codes = reference::quantize(
+            &sum,
+            [images, sum.len() / n / images, n],
+            PixelOrder::ChannelsLast,
+            &STEPS,
+        );
         Expected { shortcut, sum, codes }
     }
 }
 
 #[test]
 fn a_shortcut_inside_the_sum_equals_the_reference() {
-    for (channels, out_channels, stride) in [(64, 128, 2), (5, 70, 1), (16, 32, 2), (130, 64, 1), (192, 256, 2)] {
+    for (channels, out_channels, stride) in
+        [(64, 128, 2), (5, 70, 1), (16, 32, 2), (130, 64, 1), (192, 256, 2)]
+    {
         let block = Block::new(channels, out_channels, stride);
-        for (threads, images, map) in [(1, 1, [8, 8]), (2, 3, [7, 9]), (1, 2, [33, 5]), (3, 1, [56, 56])] {
+        for (threads, images, map) in
+            [(1, 1, [8, 8]), (2, 3, [7, 9]), (1, 2, [33, 5]), (3, 1, [56, 56])]
+        {
             parallel::set_num_threads(threads).unwrap();
             let mut random = Random(9);
-            let x: Vec<f32> = (0..images * map[0] * map[1] * channels).map(|_| random.float() * 3.0).collect();
+            let x: Vec<f32> =
+                (0..images * map[0] * map[1] * channels).map(|_| random.float() * 3.0).collect();
             let shape = [images, channels, map[0], map[1]];
             let input = [Input { shape: &shape, data: &x, channels_last: true }];
             let expected = block.expected(&x, images, map);
@@ -126,7 +158,9 @@ fn a_shortcut_inside_the_sum_equals_the_reference() {
                     Some(Err(Error::Unsupported { .. })) => continue,
                     Some(Err(error)) => panic!("{error}"),
                 };
-                let at = format!("{channels} to {out_channels}, {shape:?}, {threads} threads, {family:?}, read {read}");
+                let at = format!(
+                    "{channels} to {out_channels}, {shape:?}, {threads} threads, {family:?}, read {read}"
+                );
                 let mut codes = vec![0; expected.codes.len()];
                 let mut seen = Vec::new();
                 let out = net
@@ -145,7 +179,11 @@ fn a_shortcut_inside_the_sum_equals_the_reference() {
                 if read {
                     assert_eq!(out[1].data, expected.shortcut, "{at}");
                 }
-                assert_eq!(net.products().map(|(node, ..)| node).collect::<Vec<_>>(), ["shortcut", "sum"], "{at}");
+                assert_eq!(
+                    net.products().map(|(node, ..)| node).collect::<Vec<_>>(),
+                    ["shortcut", "sum"],
+                    "{at}"
+                );
             }
         }
     }
@@ -167,8 +205,12 @@ fn nan_behind_a_shortcut_is_named() {
     let (graph, tensors) = block.graph(false, 1);
     let x = vec![0.0; 64 * 64];
     let net = Network::new(&graph, &tensors).unwrap();
-    let error = net.run(&[Input { shape: &[1, 64, 8, 8], data: &x, channels_last: true }]).unwrap_err();
-    assert!(matches!(&error, Error::Node { source, .. } if matches!(**source, Error::NotANumber { .. })), "{error}");
+    let error =
+        net.run(&[Input { shape: &[1, 64, 8, 8], data: &x, channels_last: true }]).unwrap_err();
+    assert!(
+        matches!(&error, Error::Node { source, .. } if matches!(**source, Error::NotANumber { .. })),
+        "{error}"
+    );
     assert!(error.to_string().contains("layer of codes"), "{error}");
 }
 
@@ -187,7 +229,8 @@ fn a_network_says_what_was_not_fused() {
     ] {
         let (graph, tensors) = block.graph(read, 1);
         let net = Network::new(&graph, &tensors).unwrap();
-        let found = net.not_fused().iter().map(|found| (found.layer.as_str(), found.pass, found.reason));
+        let found =
+            net.not_fused().iter().map(|found| (found.layer.as_str(), found.pass, found.reason));
         assert!(found.eq(expected.iter().copied()), "{:?}", net.not_fused());
     }
 }

@@ -15,7 +15,8 @@ fn shape() -> WeightShape {
     WeightShape { out_channels: 18, channels: 70, kernel: [3, 2], groups: 2 }
 }
 
-/// Blobs of every kernel that may run under the environment, for every pair of operands that it runs.
+/// Blobs of every kernel that may run under the environment, for every pair of operands that it
+/// runs.
 fn blobs() -> Vec<(Operands, &'static dyn Kernel, Vec<u8>)> {
     let mut blobs = Vec::new();
     for &kernel in kernels::available().unwrap() {
@@ -35,7 +36,9 @@ fn a_blob_says_what_it_holds() {
         assert_eq!((weights.shape(), weights.code_operands().unwrap()), (shape(), operands));
         assert_eq!(weights.as_bytes(), blob);
         // The first that reads this layout.
-        let reads = |other: &&&'static dyn Kernel| other.layout() == kernel.layout() && operands.supported_by(**other);
+        let reads = |other: &&&'static dyn Kernel| {
+            other.layout() == kernel.layout() && operands.supported_by(**other)
+        };
         let first = kernels::available().unwrap().iter().find(reads).unwrap();
         assert_eq!(weights.kernel().name(), first.name());
     }
@@ -96,7 +99,8 @@ fn every_damage_to_the_header_is_refused() {
 fn every_other_length_is_refused() {
     for (_, _, blob) in blobs() {
         let longer = [&blob[..], &[0; 64]].concat();
-        for len in (0..200).chain(blob.len() - 200..blob.len()).chain(blob.len() + 1..longer.len()) {
+        for len in (0..200).chain(blob.len() - 200..blob.len()).chain(blob.len() + 1..longer.len())
+        {
             let result = PackedWeights::from_bytes(&longer[..len]);
             assert!(matches!(result, Err(Error::Packed { .. })), "{len} bytes: {result:?}");
         }
@@ -105,18 +109,28 @@ fn every_other_length_is_refused() {
 
 #[test]
 fn nonsense_behind_the_header_is_wrong_numbers_but_no_panic() {
-    let shape =
-        ConvShape { batch: 1, input: [4, 5], kernel: [3, 2], stride: [1, 1], padding: [1, 1], dilation: [1, 1] };
+    let shape = ConvShape {
+        batch: 1,
+        input: [4, 5],
+        kernel: [3, 2],
+        stride: [1, 1],
+        padding: [1, 1],
+        dilation: [1, 1],
+    };
     for (_, _, mut blob) in blobs() {
         blob[64..].fill(0xFF);
         let weights = PackedWeights::from_bytes(&blob).unwrap();
-        let layout = CodesLayout::new(70, 2).unwrap().with(weights.code_operands().unwrap().act.coding());
+        let layout =
+            CodesLayout::new(70, 2).unwrap().with(weights.code_operands().unwrap().act.coding());
         let zeros = pack(layout, &[0; 20 * 70]);
         conv2d_acc(&zeros, &weights, &shape, &mut [0; 4 * 6 * 18]).unwrap();
         // Bits of channels that do not exist, and planes that no code has, are refused.
         for codes in [vec![0xFF; 20 * 32], [[0xFF; 8], [0; 8]].as_flattened().repeat(20 * 2)] {
             let refused = conv2d_acc(&codes, &weights, &shape, &mut [0; 4 * 6 * 18]);
-            assert!(matches!(refused, Err(Error::Value { what: "packed codes", .. })), "{refused:?}");
+            assert!(
+                matches!(refused, Err(Error::Value { what: "packed codes", .. })),
+                "{refused:?}"
+            );
         }
     }
 }
@@ -125,15 +139,23 @@ fn nonsense_behind_the_header_is_wrong_numbers_but_no_panic() {
 fn another_kernels_blob_is_named_as_such() {
     for (_, _, blob) in blobs() {
         let other = codes(shape().len(), 1);
-        let layouts: Vec<_> = kernels::detected_for(ternary(Act::Full)).iter().map(|k| k.layout()).collect();
+        let layouts: Vec<_> =
+            kernels::detected_for(ternary(Act::Full)).iter().map(|k| k.layout()).collect();
         for kernel in kernels::detected_for(ternary(Act::Full)) {
-            let bytes =
-                PackedWeights::for_kernel(kernel, &other, shape(), ternary(Act::Full)).unwrap().as_bytes().to_vec();
+            let bytes = PackedWeights::for_kernel(kernel, &other, shape(), ternary(Act::Full))
+                .unwrap()
+                .as_bytes()
+                .to_vec();
             // Either this process may run it, or it says why not.
             match PackedWeights::from_bytes(&bytes) {
                 Ok(weights) => assert_eq!(weights.kernel().layout(), kernel.layout()),
                 Err(error) => {
-                    assert!(!kernels::available().unwrap().iter().any(|k| k.layout() == kernel.layout()));
+                    assert!(
+                        !kernels::available()
+                            .unwrap()
+                            .iter()
+                            .any(|k| k.layout() == kernel.layout())
+                    );
                     assert!(error.to_string().contains("another CPU"), "{error}");
                 }
             }
@@ -169,7 +191,10 @@ fn impossible_shapes_and_codes_are_refused() {
         // Sizes of impossible shapes are numbers too.
         let _ = (bad.reduction(), bad.len(), bad.is_empty());
     }
-    assert!(matches!(PackedWeights::new(&[0; 7], good, ternary(Act::Full)), Err(Error::Shape { .. })));
+    assert!(matches!(
+        PackedWeights::new(&[0; 7], good, ternary(Act::Full)),
+        Err(Error::Shape { .. })
+    ));
     let mut codes = codes(good.len(), 1);
     codes[33] = 2;
     let error = PackedWeights::new(&codes, good, ternary(Act::Full)).unwrap_err().to_string();
@@ -194,27 +219,44 @@ fn weights_that_are_not_of_their_type_are_refused() {
         // The first one is named.
         (codes[40], codes[41]) = (bad, 100);
         let error = PackedWeights::new(&codes, shape, operands).unwrap_err().to_string();
-        assert!(error.contains(&format!("{bad} at element 40")) && error.contains(expected), "{error}");
+        assert!(
+            error.contains(&format!("{bad} at element 40")) && error.contains(expected),
+            "{error}"
+        );
     }
     let mut values = vec![-127; shape.len()];
     PackedWeights::new(&values, shape, OperandTypes::Int8).unwrap();
     values[7] = i8::MIN;
     let error = PackedWeights::new(&values, shape, OperandTypes::Int8).unwrap_err().to_string();
-    assert!(error.contains("-128 at element 7") && error.contains("int8 weights, from -127"), "{error}");
+    assert!(
+        error.contains("-128 at element 7") && error.contains("int8 weights, from -127"),
+        "{error}"
+    );
 }
 
 #[test]
 fn weights_for_other_activations_are_refused() {
     let shape = WeightShape { out_channels: 2, channels: 3, kernel: [1, 1], groups: 1 };
-    let conv = ConvShape { batch: 1, input: [1, 1], kernel: [1, 1], stride: [1, 1], padding: [0, 0], dilation: [1, 1] };
+    let conv = ConvShape {
+        batch: 1,
+        input: [1, 1],
+        kernel: [1, 1],
+        stride: [1, 1],
+        padding: [0, 0],
+        dilation: [1, 1],
+    };
     let int8 = PackedWeights::new(&[1; 6], shape, OperandTypes::Int8).unwrap();
     let error = conv2d_acc(&[0; 16], &int8, &conv, &mut [0; 2]).unwrap_err();
-    assert!(matches!(&error, Error::Packed { why } if why.contains("packed codes") && why.contains("int8")), "{error}");
+    assert!(
+        matches!(&error, Error::Packed { why } if why.contains("packed codes") && why.contains("int8")),
+        "{error}"
+    );
     let codes = PackedWeights::new(&[1; 6], shape, ternary(Act::Half)).unwrap();
     let epilogue = Int8Epilogue { inv_step: 1.0, scale: &[1.0; 2], bias: None };
     let order = PixelOrder::ChannelsLast;
     let error = conv2d_int8(&[0.0; 3], order, &codes, &conv, &epilogue, &mut [0.0; 2]).unwrap_err();
-    let expected = "expected weights for int8 activations, got ones for half activations and ternary weights";
+    let expected =
+        "expected weights for int8 activations, got ones for half activations and ternary weights";
     assert!(error.to_string().contains(expected), "{error}");
 }
 
@@ -226,9 +268,13 @@ fn convolutions_refuse_what_does_not_fit() {
         padding: [1, 1],
         ..Case::product(0, 10, 4, Operands { act: Act::Half, weights: WeightKind::Ternary })
     };
-    let weights = PackedWeights::new(&codes(case.weights().len(), 1), case.weights(), ternary(Act::Half)).unwrap();
+    let weights =
+        PackedWeights::new(&codes(case.weights().len(), 1), case.weights(), ternary(Act::Half))
+            .unwrap();
     let (input, good) = (vec![0u8; 30 * 16], case.shape());
-    let acc = |shape: &ConvShape, codes: &[u8], out: usize| conv2d_acc(codes, &weights, shape, &mut vec![0; out]);
+    let acc = |shape: &ConvShape, codes: &[u8], out: usize| {
+        conv2d_acc(codes, &weights, shape, &mut vec![0; out])
+    };
     acc(&good, &input, 120).unwrap();
     assert!(matches!(acc(&good, &input, 119), Err(Error::Shape { .. })));
     assert!(matches!(acc(&good, &input[1..], 120), Err(Error::Shape { .. })));
@@ -257,11 +303,15 @@ fn convolutions_refuse_what_does_not_fit() {
     codes(&[0; 12], layout.with(Coding::Uint2), 30 * 16).unwrap();
     assert!(matches!(codes(&[0; 7], layout, 30 * 16), Err(Error::Shape { .. })));
     assert!(matches!(codes(&[0; 12], layout, 30 * 16), Err(Error::Shape { .. })));
-    assert!(matches!(codes(&[0; 8], layout.with(Coding::Uint2), 30 * 16), Err(Error::Shape { .. })));
+    assert!(matches!(
+        codes(&[0; 8], layout.with(Coding::Uint2), 30 * 16),
+        Err(Error::Shape { .. })
+    ));
     assert!(matches!(codes(&[0; 8], layout, 30 * 16 - 1), Err(Error::Shape { .. })));
     let error = codes(&[0, 0, 5, 0, 0, 0, 4, 0], layout, 30 * 16).unwrap_err();
     assert!(
-        matches!(error, Error::Value { .. }) && error.to_string().contains("5 and then 4 for channel 2"),
+        matches!(error, Error::Value { .. })
+            && error.to_string().contains("5 and then 4 for channel 2"),
         "{error}"
     );
     let falls = codes(&[0, 0, 0, 0, 0, 0, 0, 0, 0, -1, 0, 0], layout.with(Coding::Uint2), 30 * 16);
@@ -269,10 +319,11 @@ fn convolutions_refuse_what_does_not_fit() {
     let other = fatnn::codec::CodesLayout::new(5, 1).unwrap();
     assert!(matches!(codes(&[0; 8], other, 30 * 16), Err(Error::Shape { .. })));
 
-    let float = |scale: Option<&[f32]>, bias: Option<&[f32]>, residual: Option<&[f32]>, channels| {
-        let to = Dequantize { scale, bias, relu: false, channels, codes: None };
-        conv2d_float(&input, &weights, &good, to, residual, &mut [0.0; 120])
-    };
+    let float =
+        |scale: Option<&[f32]>, bias: Option<&[f32]>, residual: Option<&[f32]>, channels| {
+            let to = Dequantize { scale, bias, relu: false, channels, codes: None };
+            conv2d_float(&input, &weights, &good, to, residual, &mut [0.0; 120])
+        };
     float(Some(&[1.0; 4]), Some(&[1.0; 4]), Some(&[0.0; 120]), 4).unwrap();
     assert!(matches!(float(Some(&[1.0; 3]), None, None, 4), Err(Error::Shape { .. })));
     assert!(matches!(float(None, Some(&[1.0; 5]), None, 4), Err(Error::Shape { .. })));

@@ -25,8 +25,8 @@ class Built:
     Attributes
     ----------
     variants
-        What was tried → a call that runs the network once. Several where it is not known beforehand which is fastest:
-        all are measured and the best counts.
+        What was tried → a call that runs the network once. Several where it is not known beforehand
+        which is fastest: all are measured and the best counts.
     details
         What the runtime says it chose, for the report.
     amx
@@ -53,11 +53,12 @@ class Peer:
     may_use_amx
         Whether its kernels for this precision include AMX ones, on a processor that has AMX.
     tolerance
-        Largest difference from the float model's answer, relative to that answer's largest value, above which
-        something is wrong; None where rounding is part of the method (int8).
+        Largest difference from the float model's answer, relative to that answer's largest value,
+        above which something is wrong; None where rounding is part of the method (int8).
     instructions
-        Processor flags (:data:`fatnn_rs.machine.FLAGS`) one of which it takes to compute in this precision; a processor
-        without them only emulates it. Empty: every processor has what it takes.
+        Processor flags (:data:`fatnn_rs.machine.FLAGS`) one of which it takes to compute in this
+        precision; a processor without them only emulates it. Empty: every processor has what it
+        takes.
     """
 
     describe: str

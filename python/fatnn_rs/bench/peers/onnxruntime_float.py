@@ -19,7 +19,8 @@ def session(task: Task, path: Path) -> Built:
     options.inter_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3  # errors only
-    # Its workers spin while they wait for work inside a run, as they should, but not into the next candidate's turn.
+    # Its workers spin while they wait for work inside a run, as they should, but not into the next
+    # candidate's turn.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     ready = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     feed = task.feed([value.name for value in ready.get_inputs()])

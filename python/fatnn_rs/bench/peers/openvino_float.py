@@ -21,8 +21,8 @@ _HEAVY = ("Convolution", "FullyConnected", "MatMul")
 def compiled(task: Task, path: Path, **properties: Any) -> Built:
     """Compile an ONNX file for latency, with the task's number of threads, without binding threads to processors.
 
-    The file is read by OpenVINO's own ONNX reader. ``details`` names the kernels of the heavy layers as the compiled
-    network reports them; that is also how AMX is known to be used or not.
+    The file is read by OpenVINO's own ONNX reader. ``details`` names the kernels of the heavy
+    layers as the compiled network reports them; that is also how AMX is known to be used or not.
     """
     import openvino
 
@@ -57,10 +57,12 @@ class _Stack(ctypes.Structure):
 def _own_signal_stack() -> Iterator[None]:
     """Keep this thread's alternate stack for signals.
 
-    OpenVINO (2026.4) installs one of its own and unmaps it with the network, still installed: the next signal that
-    Python handles, an interrupt or a child's exit, would then end the process.
+    OpenVINO (2026.4) installs one of its own and unmaps it with the network, still installed: the
+    next signal that Python handles, an interrupt or a child's exit, would then end the process.
     """
-    sigaltstack = getattr(ctypes.CDLL(None), "sigaltstack", None) if sys.platform == "linux" else None
+    sigaltstack = (
+        getattr(ctypes.CDLL(None), "sigaltstack", None) if sys.platform == "linux" else None
+    )
     before = _Stack()
     if sigaltstack is None or sigaltstack(None, ctypes.byref(before)):
         yield
@@ -76,7 +78,11 @@ def _kernels(network: Any) -> Counter[str]:
     found: Counter[str] = Counter()
     for node in network.get_runtime_model().get_ops():
         info = node.get_rt_info()
-        if "layerType" in info and "primitiveType" in info and info["layerType"].astype(str) in _HEAVY:
+        if (
+            "layerType" in info
+            and "primitiveType" in info
+            and info["layerType"].astype(str) in _HEAVY
+        ):
             found[info["primitiveType"].astype(str)] += 1
     return found
 

@@ -22,7 +22,8 @@ __all__ = ["PEER"]
 def _build(task: Task) -> Built:
     model: torch.nn.Module = copy.deepcopy(task.model)
     inputs = tuple(
-        value.bfloat16() if isinstance(value, Tensor) and value.is_floating_point() else value for value in task.inputs
+        value.bfloat16() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for value in task.inputs
     )
     built = eager(model.bfloat16(), inputs)
     return Built({name: _widened(call) for name, call in built.variants.items()})

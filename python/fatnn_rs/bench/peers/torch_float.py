@@ -26,7 +26,8 @@ def eager(model: torch.nn.Module, inputs: tuple[Any, ...]) -> Built:
     """Make a model ready to run as it is, in both memory formats where its inputs are images."""
     variants = {"contiguous": _call(model, inputs)}
     if any(isinstance(value, Tensor) and value.dim() == 4 for value in inputs):
-        # The inputs are converted beforehand, in the peer's favour: a real input would have to be converted each time.
+        # The inputs are converted beforehand, in the peer's favour: a real input would have to be
+        # converted each time.
         last = tuple(
             value.contiguous(memory_format=torch.channels_last)
             if isinstance(value, Tensor) and value.dim() == 4

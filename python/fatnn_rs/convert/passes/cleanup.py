@@ -32,7 +32,12 @@ def share_quantizers(graph: Graph) -> None:
         if node.op != "act_quant":
             continue
         steps = graph.tensors[node.tensors["steps"]]
-        key = (node.inputs[0], tuple(steps.view(torch.int32).tolist()), node.attrs["groups"], node.attrs["act"])
+        key = (
+            node.inputs[0],
+            tuple(steps.view(torch.int32).tolist()),
+            node.attrs["groups"],
+            node.attrs["act"],
+        )
         other = first.setdefault(key, node)
         if other is not node:
             graph.rename_value(node.name, other.name)

@@ -1,13 +1,14 @@
 """Convolution, float functions of one channel, quantizer: one convolution from codes to codes.
 
-For every quantizer, walk up from its input. While each value has one reader and each node is a function of single
-elements, a max-pool or a flatten, go on; where the walk ends at a ternary layer, the whole stretch becomes
-``conv_codes`` with thresholds found by evaluating it (:mod:`fatnn_rs.convert.thresholds`), and the max-pools run on
-codes after it.
+For every quantizer, walk up from its input. While each value has one reader and each node is a
+function of single elements, a max-pool or a flatten, go on; where the walk ends at a ternary layer,
+the whole stretch becomes ``conv_codes`` with thresholds found by evaluating it
+(:mod:`fatnn_rs.convert.thresholds`), and the max-pools run on codes after it.
 
-Max-pools may move behind what follows them because the quantizer never decreases: the functions between a max-pool and
-the quantizer must not decrease either, which is checked. A flatten in front of a linear layer is not executed at all:
-the layer runs as a convolution whose kernel covers the whole map.
+Max-pools may move behind what follows them because the quantizer never decreases: the functions
+between a max-pool and the quantizer must not decrease either, which is checked. A flatten in front
+of a linear layer is not executed at all: the layer runs as a convolution whose kernel covers the
+whole map.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.levels import ACT_LEVELS, coded_levels, codes_dtype
 from fatnn_rs.convert.ops_float import FLOAT_OPS
 from fatnn_rs.convert.ops_table import bind
-from fatnn_rs.convert.thresholds import NotANumberError, Thresholds, accumulator_range, integer_thresholds
+from fatnn_rs.convert.thresholds import (
+    NotANumberError,
+    Thresholds,
+    accumulator_range,
+    integer_thresholds,
+)
 from fatnn_rs.errors import ConversionError
 from fatnn_rs.operations import OPERATIONS, form_of
 from fatnn_rs.quant import QUANTIZERS
@@ -152,12 +158,18 @@ def _fuse(graph: Graph, chain: _Chain, quantizer: Node) -> str:
     weight = graph.tensors[root.tensors["weight"]]
     low, high = accumulator_range(weight, ACT_LEVELS[root.attrs["act"]])
     levels = coded_levels(quantizer.attrs["act"])
-    monotone = all(_monotone(graph, step) for step in chain.steps) and type(quantizer.call) in _MONOTONE
+    monotone = (
+        all(_monotone(graph, step) for step in chain.steps) and type(quantizer.call) in _MONOTONE
+    )
     try:
-        found = integer_thresholds(_function(graph, chain, quantizer), low, high, dims, levels, monotone)
+        found = integer_thresholds(
+            _function(graph, chain, quantizer), low, high, dims, levels, monotone
+        )
     except NotANumberError as error:
         names = ", ".join(
-            dict.fromkeys(repr(step.layer or step.op) for step in chain.steps if step.layer != root.layer)
+            dict.fromkeys(
+                repr(step.layer or step.op) for step in chain.steps if step.layer != root.layer
+            )
         )
         raise ConversionError(
             f"layer {root.layer!r}: {names} make NaN of its results ({error}), for which no code stands; look at "
@@ -178,17 +190,27 @@ def _fuse(graph: Graph, chain: _Chain, quantizer: Node) -> str:
     return ""
 
 
-def _conv_node(graph: Graph, chain: _Chain, quantizer: Node, weight: Tensor, found: Thresholds) -> Node:
+def _conv_node(
+    graph: Graph, chain: _Chain, quantizer: Node, weight: Tensor, found: Thresholds
+) -> Node:
     root = chain.root
-    node = Node(graph.fresh_name(f"{root.name}_to_codes"), "conv_codes", list(root.inputs), dict(root.attrs))
+    node = Node(
+        graph.fresh_name(f"{root.name}_to_codes"), "conv_codes", list(root.inputs), dict(root.attrs)
+    )
     node.attrs["out_groups"] = quantizer.attrs["groups"]
     node.layer, node.shape = root.layer, root.shape
     node.dtype = codes_dtype(quantizer.attrs["act"], weight.shape[0], quantizer.attrs["groups"])
-    fused = [step.layer or step.op for step in chain.steps if step.layer != root.layer and _kind(step) != "shape"]
+    fused = [
+        step.layer or step.op
+        for step in chain.steps
+        if step.layer != root.layer and _kind(step) != "shape"
+    ]
     node.note = f"thresholds hold {', '.join(fused)}" if fused else ""
     sign = 1 - 2 * found.flip.to(weight.dtype)
     node.tensors = {
-        "weight": graph.add_tensor(f"{root.layer}.codes", weight * sign.view(-1, 1, 1, 1), graph.dtype(root, "weight")),
+        "weight": graph.add_tensor(
+            f"{root.layer}.codes", weight * sign.view(-1, 1, 1, 1), graph.dtype(root, "weight")
+        ),
         "thresholds": graph.add_tensor(f"{root.layer}.thresholds", found.values),
     }
     return node
@@ -205,7 +227,15 @@ def _pool_node(graph: Graph, step: Node, source: Node) -> Node:
         "ceil_mode": step.attrs["ceil_mode"],
     }
     name = graph.fresh_name(f"{step.name}_of_codes")
-    return Node(name, "max_pool_codes", [source.name], attrs, layer=step.layer, shape=step.shape, dtype=source.dtype)
+    return Node(
+        name,
+        "max_pool_codes",
+        [source.name],
+        attrs,
+        layer=step.layer,
+        shape=step.shape,
+        dtype=source.dtype,
+    )
 
 
 def _read_flattened(graph: Graph, quantizer: Node, chain: _Chain) -> None:

@@ -1,8 +1,8 @@
 """What could not run from codes to codes: ternary layers with float results, and quantizers of float values.
 
-A ternary layer becomes ``conv_float``. As many of the float functions behind it (scale, bias, BatchNorm) as one fused
-multiply-add reproduces bit for bit go into its epilogue (:mod:`fatnn_rs.convert.affine`), then a residual addition,
-then a ReLU; the rest stays with torch.
+A ternary layer becomes ``conv_float``. As many of the float functions behind it (scale, bias,
+BatchNorm) as one fused multiply-add reproduces bit for bit go into its epilogue
+(:mod:`fatnn_rs.convert.affine`), then a residual addition, then a ReLU; the rest stays with torch.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def _to_conv_float(graph: Graph, node: Node) -> None:
     made = Node(last.name, "conv_float", node.inputs + residual, {**node.attrs, "relu": relu})
     made.layer, made.shape = node.layer, last.shape
     fused = [step.layer or step.op for step in absorbed if step.layer != node.layer]
-    made.note = "; ".join(note for note in (f"epilogue holds {', '.join(fused)}" if fused else "", node.note) if note)
+    made.note = "; ".join(
+        note for note in (f"epilogue holds {', '.join(fused)}" if fused else "", node.note) if note
+    )
     weight, dtype = graph.tensors[node.tensors["weight"]], graph.dtype(node, "weight")
     made.tensors = {"weight": graph.add_tensor(f"{node.layer}.codes", weight, dtype)}
     for role, tensor in factors.items():

@@ -1,4 +1,5 @@
-//! What [`super::trits`] and [`super::base3`] share: `N` codes in a byte as base-3 digits, the first one least significant.
+//! What [`super::trits`] and [`super::base3`] share: `N` codes in a byte as base-3 digits, the
+//! first one least significant.
 
 use crate::codec::check_codes;
 use crate::error::{Result, bad_value, check_len};
@@ -33,7 +34,11 @@ fn byte(codes: &[i8]) -> u8 {
 }
 
 /// `codes` to `codes.len().div_ceil(N)` bytes; code 0 fills the last one up.
-pub(super) fn encode<const N: usize>(what: &'static str, codes: &[i8], out: &mut [u8]) -> Result<()> {
+pub(super) fn encode<const N: usize>(
+    what: &'static str,
+    codes: &[i8],
+    out: &mut [u8],
+) -> Result<()> {
     check_len(what, codes.len().div_ceil(N), out.len())?;
     check_codes("codes", codes)?;
     let whole = codes.chunks_exact(N);
@@ -50,12 +55,20 @@ pub(super) fn encode<const N: usize>(what: &'static str, codes: &[i8], out: &mut
 }
 
 /// The inverse of [`encode`]; refuses bytes that it never writes.
-pub(super) fn decode<const N: usize>(what: &'static str, bytes: &[u8], codes: &mut [i8]) -> Result<()> {
+pub(super) fn decode<const N: usize>(
+    what: &'static str,
+    bytes: &[u8],
+    codes: &mut [i8],
+) -> Result<()> {
     let n = codes.len();
     check_len(what, n.div_ceil(N), bytes.len())?;
     let states = Table::<N>::STATES;
     if let Some(at) = bytes.iter().position(|&b| usize::from(b) >= states) {
-        return bad_value(what, format!("bytes below {states}"), format!("{} at byte {at}", bytes[at]));
+        return bad_value(
+            what,
+            format!("bytes below {states}"),
+            format!("{} at byte {at}", bytes[at]),
+        );
     }
     for (&byte, codes) in bytes.iter().zip(codes.chunks_mut(N)) {
         codes.copy_from_slice(&Table::<N>::CODES[usize::from(byte)][..codes.len()]);
@@ -64,7 +77,11 @@ pub(super) fn decode<const N: usize>(what: &'static str, bytes: &[u8], codes: &m
     if let Some(&last) = bytes.last()
         && Table::<N>::CODES[usize::from(last)][N - unused..].iter().any(|&code| code != 0)
     {
-        return bad_value(what, format!("code 0 in the {unused} unused places of the last byte"), last);
+        return bad_value(
+            what,
+            format!("code 0 in the {unused} unused places of the last byte"),
+            last,
+        );
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! Codes in memory and in files: what they stand for, packing and unpacking, no arithmetic on values.
+//! Codes in memory and in files: what they stand for, packing and unpacking, no arithmetic on
+//! values.
 //!
 //! | format | values | where |
 //! | --- | --- | --- |
@@ -9,7 +10,8 @@
 //! | [`two_bit`] | 4 in a byte | weights -3, -1, 1, 3 in files |
 //! | [`signs`] | 8 in a byte | weights -1, 1 in files |
 //!
-//! One rule for bytes that are no codes: decoders and every function that reads packed codes refuse them.
+//! One rule for bytes that are no codes: decoders and every function that reads packed codes refuse
+//! them.
 
 pub mod base3;
 mod digits;

@@ -1,15 +1,17 @@
 //! Activations as bit planes: the layout in which codes pass between layers.
 //!
-//! FATNN's 2-bit code writes -1 as `00`, 0 as `01` or `10`, +1 as `11`: the number of set bits is the value plus one. As
-//! planes this is `p = [x ≥ 0]` and `x₂ = [x ≥ 1]`. What is stored is the pair `(z, p)` with `z = [x = 0] = p ⊕ x₂`, since
-//! that is what the kernels' adder wants (see `kernels/popcount.rs`); `x₂ = p ∧ ¬z`.
+//! FATNN's 2-bit code writes -1 as `00`, 0 as `01` or `10`, +1 as `11`: the number of set bits is
+//! the value plus one. As planes this is `p = [x ≥ 0]` and `x₂ = [x ≥ 1]`. What is stored is the
+//! pair `(z, p)` with `z = [x = 0] = p ⊕ x₂`, since that is what the kernels' adder wants (see
+//! `kernels/popcount.rs`); `x₂ = p ∧ ¬z`.
 //!
-//! **Words that are no codes.** `z` without `p` is no code, and neither is a bit of a channel that does not exist. Kernels read
-//! such bits in ways of their own, so they never get them: every public function that takes packed codes from outside refuses
-//! them ([`CodesLayout::check`]). Inside a network codes are only made by this crate.
+//! **Words that are no codes.** `z` without `p` is no code, and neither is a bit of a channel that
+//! does not exist. Kernels read such bits in ways of their own, so they never get them: every
+//! public function that takes packed codes from outside refuses them ([`CodesLayout::check`]).
+//! Inside a network codes are only made by this crate.
 //!
-//! Activations of two bits are binary planes in the same places: the low bit of the level where `z` is, the high bit where
-//! `p` is.
+//! Activations of two bits are binary planes in the same places: the low bit of the level where `z`
+//! is, the high bit where `p` is.
 
 use crate::codec::{Act, Coding, MAX_THRESHOLDS};
 use crate::error::{Result, bad_value, check_len};
@@ -20,8 +22,8 @@ const UNIT: usize = 16;
 /// Most bytes of a pixel.
 const MAX_PIXEL_BYTES: usize = 1 << (usize::BITS / 2 + 8);
 
-/// How the codes of one pixel lie in memory: per group of channels, per 64 channels of it (the last padded with zero
-/// bits), the two planes of their [`Coding`] as little-endian 64-bit words.
+/// How the codes of one pixel lie in memory: per group of channels, per 64 channels of it (the last
+/// padded with zero bits), the two planes of their [`Coding`] as little-endian 64-bit words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CodesLayout {
     channels: usize,
@@ -41,7 +43,8 @@ struct Word {
 impl Word {
     #[inline(always)]
     fn or(self, pixel: &mut [u8], [first, second]: [u64; 2]) {
-        let unit: &mut [u8; UNIT] = (&mut pixel[self.at..self.at + UNIT]).try_into().expect("as long");
+        let unit: &mut [u8; UNIT] =
+            (&mut pixel[self.at..self.at + UNIT]).try_into().expect("as long");
         if self.whole {
             unit[..8].copy_from_slice(&first.to_le_bytes());
             unit[8..].copy_from_slice(&second.to_le_bytes());
@@ -53,11 +56,12 @@ impl Word {
 }
 
 impl CodesLayout {
-    /// A layout of ternary codes for `channels` channels that a convolution with `groups` groups will read.
+    /// A layout of ternary codes for `channels` channels that a convolution with `groups` groups
+    /// will read.
     ///
     /// # Errors
-    /// [`crate::Error::Value`] where `groups` is 0 or does not divide `channels`, there are no channels, or so many that a
-    /// pixel's bytes cannot be counted.
+    /// [`crate::Error::Value`] where `groups` is 0 or does not divide `channels`, there are no
+    /// channels, or so many that a pixel's bytes cannot be counted.
     pub fn new(channels: usize, groups: usize) -> Result<Self> {
         if channels == 0 {
             return bad_value("channels", "at least 1", channels);
@@ -69,7 +73,11 @@ impl CodesLayout {
         // Below this, bytes of a pixel and bits of a group are far from overflow.
         if layout.group_bytes().checked_mul(groups).is_none_or(|bytes| bytes > MAX_PIXEL_BYTES) {
             let got = format!("{channels} in {groups} groups");
-            return bad_value("channels", format!("so many that a pixel takes at most {MAX_PIXEL_BYTES} bytes"), got);
+            return bad_value(
+                "channels",
+                format!("so many that a pixel takes at most {MAX_PIXEL_BYTES} bytes"),
+                got,
+            );
         }
         Ok(layout)
     }
@@ -114,10 +122,16 @@ impl CodesLayout {
         self.groups * self.group_bytes()
     }
 
-    /// Sets bits of `channels` (at most 64) channels from `first` on in one pixel whose bits there are zero: bit `j` of
-    /// either plane is channel `first + j`.
+    /// Sets bits of `channels` (at most 64) channels from `first` on in one pixel whose bits there
+    /// are zero: bit `j` of either plane is channel `first + j`.
     #[inline(always)]
-    pub(crate) fn or_planes(self, pixel: &mut [u8], first: usize, channels: usize, planes: [u64; 2]) {
+    pub(crate) fn or_planes(
+        self,
+        pixel: &mut [u8],
+        first: usize,
+        channels: usize,
+        planes: [u64; 2],
+    ) {
         match self.word_of(first, channels) {
             Some(word) => word.or(pixel, planes),
             None => self.or_planes_across(pixel, first, channels, planes),
@@ -142,7 +156,11 @@ impl CodesLayout {
         let at = first / self.group_channels() * self.group_bytes() + in_group / WORD * UNIT;
         let end = in_group + channels;
         let whole = shift == 0 && (channels == WORD || end == self.group_channels());
-        (end <= self.group_channels() && shift + channels <= WORD).then_some(Word { at, shift, whole })
+        (end <= self.group_channels() && shift + channels <= WORD).then_some(Word {
+            at,
+            shift,
+            whole,
+        })
     }
 
     /// [`CodesLayout::or_planes`] where the channels cross a word or a group.
@@ -151,7 +169,8 @@ impl CodesLayout {
         let mut done = 0;
         while done < channels {
             let in_group = (first + done) % self.group_channels();
-            let take = (channels - done).min(self.group_channels() - in_group).min(WORD - in_group % WORD);
+            let take =
+                (channels - done).min(self.group_channels() - in_group).min(WORD - in_group % WORD);
             let mask = u64::MAX >> (WORD - take);
             self.or_planes(pixel, first + done, take, planes.map(|plane| plane >> done & mask));
             done += take;
@@ -161,13 +180,16 @@ impl CodesLayout {
     /// Packs `codes`, whole pixels of `channels` values each, into `out`.
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] where the sizes do not fit; [`crate::Error::Value`] where a code is none of the layout's coding.
+    /// [`crate::Error::Shape`] where the sizes do not fit; [`crate::Error::Value`] where a code is
+    /// none of the layout's coding.
     pub fn pack(self, codes: &[i8], out: &mut [u8]) -> Result<()> {
         let pixels = self.pixels("codes", codes.len(), self.channels)?;
         check_len("packed codes", pixels.saturating_mul(self.pixel_bytes()), out.len())?;
         self.coding.check(codes)?;
         out.fill(0);
-        for (codes, out) in codes.chunks_exact(self.channels).zip(out.chunks_exact_mut(self.pixel_bytes())) {
+        for (codes, out) in
+            codes.chunks_exact(self.channels).zip(out.chunks_exact_mut(self.pixel_bytes()))
+        {
             for (c, run) in codes.chunks(WORD).enumerate() {
                 let mut reached = [0u64; MAX_THRESHOLDS];
                 for (j, &code) in run.iter().enumerate() {
@@ -182,8 +204,8 @@ impl CodesLayout {
         Ok(())
     }
 
-    /// `Ok` where every bit of packed pixels belongs to a code: of two planes neither is set for a channel that does not
-    /// exist, and ternary codes have no `z` without `p`.
+    /// `Ok` where every bit of packed pixels belongs to a code: of two planes neither is set for a
+    /// channel that does not exist, and ternary codes have no `z` without `p`.
     ///
     /// # Errors
     /// [`crate::Error::Value`] naming the first pixel that holds another word.
@@ -194,7 +216,8 @@ impl CodesLayout {
         }
     }
 
-    /// [`CodesLayout::check`] for codes that are activations of this kind: binary ones are -1 and 0 only.
+    /// [`CodesLayout::check`] for codes that are activations of this kind: binary ones are -1 and 0
+    /// only.
     ///
     /// # Errors
     /// As [`CodesLayout::check`].
@@ -217,33 +240,46 @@ impl CodesLayout {
         };
         let group_wrong = |group: &[u8]| {
             let Some((last, units)) = group.as_chunks().0.split_last() else { return false };
-            units.iter().fold(unit_wrong(last, tail), |all, unit| all | unit_wrong(unit, u64::MAX)) != 0
+            units.iter().fold(unit_wrong(last, tail), |all, unit| all | unit_wrong(unit, u64::MAX))
+                != 0
         };
         let whole = match tail == u64::MAX {
             // Without channels that do not exist, groups are all alike: one long loop.
-            true => packed.as_chunks().0.iter().fold(0, |all, unit| all | unit_wrong(unit, u64::MAX)) != 0,
-            false => packed.chunks_exact(self.group_bytes()).fold(false, |all, group| all | group_wrong(group)),
+            true => {
+                packed.as_chunks().0.iter().fold(0, |all, unit| all | unit_wrong(unit, u64::MAX))
+                    != 0
+            }
+            false => packed
+                .chunks_exact(self.group_bytes())
+                .fold(false, |all, group| all | group_wrong(group)),
         };
         if !whole {
             return Ok(());
         }
-        let at = packed.chunks_exact(self.group_bytes()).position(group_wrong).unwrap_or(0) / self.groups;
-        let expected =
-            format!("codes of {} channels in {} groups, and of the kind that is read", self.channels, self.groups);
+        let at = packed.chunks_exact(self.group_bytes()).position(group_wrong).unwrap_or(0)
+            / self.groups;
+        let expected = format!(
+            "codes of {} channels in {} groups, and of the kind that is read",
+            self.channels, self.groups
+        );
         bad_value("packed codes", expected, format!("bits in pixel {at} that no such code has"))
     }
 
     /// The inverse of [`CodesLayout::pack`].
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] where the sizes do not fit; [`crate::Error::Value`] as [`CodesLayout::check`].
+    /// [`crate::Error::Shape`] where the sizes do not fit; [`crate::Error::Value`] as
+    /// [`CodesLayout::check`].
     pub fn unpack(self, packed: &[u8], codes: &mut [i8]) -> Result<()> {
         let pixels = self.pixels("packed codes", packed.len(), self.pixel_bytes())?;
         check_len("codes", pixels.saturating_mul(self.channels), codes.len())?;
         self.check(packed)?;
-        for (packed, codes) in packed.chunks_exact(self.pixel_bytes()).zip(codes.chunks_exact_mut(self.channels)) {
-            for (packed, codes) in
-                packed.chunks_exact(self.group_bytes()).zip(codes.chunks_exact_mut(self.group_channels()))
+        for (packed, codes) in
+            packed.chunks_exact(self.pixel_bytes()).zip(codes.chunks_exact_mut(self.channels))
+        {
+            for (packed, codes) in packed
+                .chunks_exact(self.group_bytes())
+                .zip(codes.chunks_exact_mut(self.group_channels()))
             {
                 for (unit, codes) in packed.chunks_exact(UNIT).zip(codes.chunks_mut(WORD)) {
                     let (first, second) = (word(&unit[..8]), word(&unit[8..]));
@@ -264,7 +300,10 @@ impl CodesLayout {
         if !len.is_multiple_of(per_pixel) {
             return Err(crate::Error::Shape {
                 what,
-                expected: format!("a multiple of {per_pixel} elements ({} channels)", self.channels),
+                expected: format!(
+                    "a multiple of {per_pixel} elements ({} channels)",
+                    self.channels
+                ),
                 got: len.to_string(),
             });
         }

@@ -40,7 +40,11 @@ pub fn decode(bytes: &[u8], weights: &mut [i8]) -> Result<()> {
     if let Some(&last) = bytes.last()
         && usize::from(last) >> (PER_BYTE - unused) != 0
     {
-        return bad_value("binary weights", format!("zeros in the last byte's {unused} unused bits"), last);
+        return bad_value(
+            "binary weights",
+            format!("zeros in the last byte's {unused} unused bits"),
+            last,
+        );
     }
     for (weights, &byte) in weights.chunks_mut(PER_BYTE).zip(bytes) {
         for (i, w) in weights.iter_mut().enumerate() {

@@ -1,7 +1,7 @@
 //! Weights of two bits, four a byte, for files: `Σ (w + 3) / 2 · 4^i` of weights -3, -1, 1, 3.
 //!
-//! Where the number of weights is no multiple of four, the unused bits of the last byte are zero. [`decode`] refuses
-//! everything else, so equal weights always are equal bytes.
+//! Where the number of weights is no multiple of four, the unused bits of the last byte are zero.
+//! [`decode`] refuses everything else, so equal weights always are equal bytes.
 
 use crate::error::{Result, bad_value, check_len};
 
@@ -20,14 +20,17 @@ pub fn encoded_len(weights: usize) -> usize {
 pub(crate) fn check(what: &'static str, weights: &[i8]) -> Result<()> {
     match weights.iter().position(|w| ![-3, -1, 1, 3].contains(w)) {
         None => Ok(()),
-        Some(at) => bad_value(what, "weights -3, -1, 1 or 3", format!("{} at element {at}", weights[at])),
+        Some(at) => {
+            bad_value(what, "weights -3, -1, 1 or 3", format!("{} at element {at}", weights[at]))
+        }
     }
 }
 
 /// Encodes `weights` into `out`, which has [`encoded_len`] bytes.
 ///
 /// # Errors
-/// [`crate::Error::Shape`] where `out` has another size; [`crate::Error::Value`] where a weight is not -3, -1, 1 or 3.
+/// [`crate::Error::Shape`] where `out` has another size; [`crate::Error::Value`] where a weight is
+/// not -3, -1, 1 or 3.
 pub fn encode(weights: &[i8], out: &mut [u8]) -> Result<()> {
     check_len("weights of two bits", encoded_len(weights.len()), out.len())?;
     check("weights of two bits", weights)?;
@@ -40,15 +43,19 @@ pub fn encode(weights: &[i8], out: &mut [u8]) -> Result<()> {
 /// Decodes `weights.len()` weights from `bytes`.
 ///
 /// # Errors
-/// [`crate::Error::Shape`] where `bytes` does not have [`encoded_len`] bytes; [`crate::Error::Value`] where an unused bit of
-/// the last one is set.
+/// [`crate::Error::Shape`] where `bytes` does not have [`encoded_len`] bytes;
+/// [`crate::Error::Value`] where an unused bit of the last one is set.
 pub fn decode(bytes: &[u8], weights: &mut [i8]) -> Result<()> {
     check_len("weights of two bits", encoded_len(weights.len()), bytes.len())?;
     let unused = encoded_len(weights.len()) * PER_BYTE - weights.len();
     if let Some(&last) = bytes.last()
         && usize::from(last) >> (2 * (PER_BYTE - unused)) != 0
     {
-        return bad_value("weights of two bits", format!("zeros in the last byte's {unused} unused places"), last);
+        return bad_value(
+            "weights of two bits",
+            format!("zeros in the last byte's {unused} unused places"),
+            last,
+        );
     }
     for (weights, &byte) in weights.chunks_mut(PER_BYTE).zip(bytes) {
         for (i, w) in weights.iter_mut().enumerate() {

@@ -1,15 +1,18 @@
 //! Convolution of int8: quantize, gather, multiply.
 //!
-//! The input is quantized once. Then, for a *block* of output pixels at a time, the image rows under them are interleaved
-//! into *columns*, `[x][row of the window][channel]`: a window is then one piece of memory, whatever the kernel's height, and
-//! the next one begins `stride` columns further, so that a kernel reads overlapping rows at a constant distance. Three channels
-//! under a 7×7 window become 147 bytes without a gap. Where windows do not overlap, or their taps are not neighbours, they are
-//! copied one by one instead. Lines of short maps are put behind one another, so that kernels see long products.
+//! The input is quantized once. Then, for a *block* of output pixels at a time, the image rows
+//! under them are interleaved into *columns*, `[x][row of the window][channel]`: a window is then
+//! one piece of memory, whatever the kernel's height, and the next one begins `stride` columns
+//! further, so that a kernel reads overlapping rows at a constant distance. Three channels under a
+//! 7×7 window become 147 bytes without a gap. Where windows do not overlap, or their taps are not
+//! neighbours, they are copied one by one instead. Lines of short maps are put behind one another,
+//! so that kernels see long products.
 //!
-//! Lines below each other share most image rows: the columns of a line become the next one's by moving up.
+//! Lines below each other share most image rows: the columns of a line become the next one's by
+//! moving up.
 //!
-//! Everything behind the products (`scale`, `bias`, and the elementwise functions of a network that follow) happens while a
-//! block is in cache; max pooling behind those, while a band of lines is.
+//! Everything behind the products (`scale`, `bias`, and the elementwise functions of a network that
+//! follow) happens while a block is in cache; max pooling behind those, while a band of lines is.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,12 +41,13 @@ const MAX_BLOCK: usize = 512;
 /// Inputs that a thread quantizes at least.
 const QUANTIZE_PIECE: usize = 4096;
 
-/// Int8 convolution of floats to floats: `out` is `pixels × out_channels`, `x` is `batch × height × width` pixels in `order`.
+/// Int8 convolution of floats to floats: `out` is `pixels × out_channels`, `x` is `batch × height ×
+/// width` pixels in `order`.
 ///
 /// # Errors
-/// [`Error::NotANumber`] with the index of the first NaN of `x`; [`Error::Packed`] where the weights are
-/// for other activations than int8; [`Error::Shape`] or [`Error::Value`] where sizes or numbers do
-/// not fit; [`Error::Environment`] or [`Error::Threads`] where the pool cannot be had.
+/// [`Error::NotANumber`] with the index of the first NaN of `x`; [`Error::Packed`] where the
+/// weights are for other activations than int8; [`Error::Shape`] or [`Error::Value`] where sizes or
+/// numbers do not fit; [`Error::Environment`] or [`Error::Threads`] where the pool cannot be had.
 pub fn conv2d_int8(
     x: &[f32],
     order: PixelOrder,
@@ -56,7 +60,13 @@ pub fn conv2d_int8(
     let channels = weights.shape().channels;
     let run = |x: &[f32], out: &mut [f32]| {
         if weights.operands() == OperandTypes::Int8Depthwise {
-            let layer = depthwise::Layer { weights, constants, bounds: UNBOUNDED, clamp: UNBOUNDED, post: &[] };
+            let layer = depthwise::Layer {
+                weights,
+                constants,
+                bounds: UNBOUNDED,
+                clamp: UNBOUNDED,
+                post: &[],
+            };
             return depthwise::Geometry::new(weights, shape)?.run(x, &layer, out);
         }
         let geometry = Geometry::new(weights, shape)?;
@@ -84,7 +94,8 @@ pub fn conv2d_int8(
 pub(crate) struct Geometry {
     kernel: &'static dyn ColumnsKernel,
     pub(super) shape: ConvShape,
-    /// Bytes of a pixel's channels, of those of a group, and of a column (or of a column's share of a copied window).
+    /// Bytes of a pixel's channels, of those of a group, and of a column (or of a column's share of
+    /// a copied window).
     pub(super) pixel: usize,
     pub(super) part: usize,
     pub(super) column: usize,
@@ -169,7 +180,8 @@ impl Geometry {
         let shared = shape.dilation[1] == 1 && stride < kw;
         let row = if shared { stride.checked_mul(column) } else { kw.checked_mul(column) };
         // The row of zeroes is as long as an image's; reads may pass either's end.
-        let row_bytes = shape.input[1].checked_mul(pixel).and_then(|n| n.checked_add(2 * COPY_SLACK));
+        let row_bytes =
+            shape.input[1].checked_mul(pixel).and_then(|n| n.checked_add(2 * COPY_SLACK));
         let (Some(row), Some(row_bytes)) = (row, row_bytes) else {
             return bad_value("input", "a size that fits in memory", format!("{shape:?}"));
         };
@@ -199,9 +211,15 @@ impl Geometry {
         (rows + self.kernel.layout().rows as u128) * self.row as u128
     }
 
-    /// Runs the convolution on pixels whose channels are last. `scratch` has at least [`Geometry::scratch`] bytes, whatever they
-    /// are.
-    pub fn run(&self, x: &[f32], layer: &Layer<'_>, scratch: &mut [u8], out: &mut [f32]) -> Result<()> {
+    /// Runs the convolution on pixels whose channels are last. `scratch` has at least
+    /// [`Geometry::scratch`] bytes, whatever they are.
+    pub fn run(
+        &self,
+        x: &[f32],
+        layer: &Layer<'_>,
+        scratch: &mut [u8],
+        out: &mut [f32],
+    ) -> Result<()> {
         let n = layer.weights.shape().out_channels;
         check_len("output", self.shape.size("output", self.output, n)?, out.len())?;
         if out.is_empty() {
@@ -214,7 +232,8 @@ impl Geometry {
         })
     }
 
-    /// Runs the convolution and pools its output, a few lines at a time: nothing of what only pooling reads leaves the cache.
+    /// Runs the convolution and pools its output, a few lines at a time: nothing of what only
+    /// pooling reads leaves the cache.
     pub fn run_pooled(
         &self,
         x: &[f32],
@@ -232,7 +251,8 @@ impl Geometry {
         let image = self.quantize(x, layer, scratch)?;
         let (line, pooling) = (width * n, pooling()?);
         // A piece computes a line or more of its own beyond what it pools.
-        let granularity = POOLED_LINES.min((self.shape.batch * out_h).div_ceil(parallel::num_threads()?));
+        let granularity =
+            POOLED_LINES.min((self.shape.batch * out_h).div_ceil(parallel::num_threads()?));
         parallel::try_for_each_rows(out, out_w * n, granularity, self.cost(layer), |first, out| {
             BAND.with_borrow_mut(|band| {
                 // What `band` holds: lines of one image.
@@ -259,8 +279,9 @@ impl Geometry {
                         band.copy_within(from..from + have, 0);
                         memory::grow("lines of a convolution before pooling", band, need, 0.0)?;
                         let at = (number * height + start) * width + kept.len() * width;
-                        SCRATCH
-                            .with_borrow_mut(|scratch| self.pixels(image, layer, at, scratch, &mut band[have..need]))?;
+                        SCRATCH.with_borrow_mut(|scratch| {
+                            self.pixels(image, layer, at, scratch, &mut band[have..need])
+                        })?;
                         (of, held) = (number, start..end);
                     }
                     for (x, out) in out.chunks_exact_mut(n).enumerate() {
@@ -280,9 +301,18 @@ impl Geometry {
     }
 
     /// The quantized input, and the row of zeroes.
-    fn quantize<'s>(&self, x: &[f32], layer: &Layer<'_>, scratch: &'s mut [u8]) -> Result<&'s [u8]> {
+    fn quantize<'s>(
+        &self,
+        x: &[f32],
+        layer: &Layer<'_>,
+        scratch: &'s mut [u8],
+    ) -> Result<&'s [u8]> {
         let level = Level::usable()?;
-        check_len("input", self.shape.size("input", self.shape.input, layer.weights.shape().channels)?, x.len())?;
+        check_len(
+            "input",
+            self.shape.size("input", self.shape.input, layer.weights.shape().channels)?,
+            x.len(),
+        )?;
         let element = self.kernel.layout().element;
         let scratch = &mut scratch[..self.scratch];
         let (image, zeros) = scratch.split_at_mut(x.len() * element.bytes());
@@ -290,13 +320,24 @@ impl Geometry {
         let numbers = AtomicBool::new(true);
         let quantize = |first: usize, out: &mut [u8]| {
             let x = &x[first..][..out.len() / element.bytes()];
-            if !level.run(QuantizeInt8 { element, x, inv_step: layer.constants.inv_step, bounds: [-127.0, 127.0], out })
-            {
+            if !level.run(QuantizeInt8 {
+                element,
+                x,
+                inv_step: layer.constants.inv_step,
+                bounds: [-127.0, 127.0],
+                out,
+            }) {
                 numbers.store(false, Ordering::Relaxed);
             }
         };
         // A value costs about as much as this many products.
-        parallel::for_each_rows(image, element.bytes(), QUANTIZE_PIECE, x.len().saturating_mul(32), quantize)?;
+        parallel::for_each_rows(
+            image,
+            element.bytes(),
+            QUANTIZE_PIECE,
+            x.len().saturating_mul(32),
+            quantize,
+        )?;
         if !numbers.into_inner() {
             let index = x.iter().position(|v| v.is_nan()).unwrap_or(0);
             return Err(Error::NotANumber { what: "input", index });
@@ -320,7 +361,9 @@ impl Geometry {
             let (line, x) = (at / out_w, at % out_w);
             let whole = if x == 0 { ((end - at) / out_w).min(self.lines) } else { 0 };
             let block = match whole {
-                0 | 1 => Block { line, x, lines: 1, width: self.segment.min(out_w - x).min(end - at) },
+                0 | 1 => {
+                    Block { line, x, lines: 1, width: self.segment.min(out_w - x).min(end - at) }
+                }
                 lines => Block { line, x, lines, width: out_w },
             };
             let pixels = block.lines * block.width;
@@ -363,12 +406,21 @@ impl Geometry {
                 let finish = Finish {
                     scale: constants.scale.of(&panel),
                     bias: constants.bias.of(&panel),
-                    affine: constants.affine.as_ref().map(|(scale, bias)| (scale.of(&panel), bias.of(&panel))),
+                    affine: constants
+                        .affine
+                        .as_ref()
+                        .map(|(scale, bias)| (scale.of(&panel), bias.of(&panel))),
                     relu: constants.relu,
                     channels: panel.channels,
                     pitch: shape.out_channels,
                 };
-                let product = Product::new(layout, rows, shape.reduction(), weights.panel(group, panel.index), finish);
+                let product = Product::new(
+                    layout,
+                    rows,
+                    shape.reduction(),
+                    weights.panel(group, panel.index),
+                    finish,
+                );
                 self.kernel.multiply(&product, &mut out[panel.first..]);
             }
         }
@@ -384,8 +436,12 @@ impl Geometry {
         columns: &'b mut Vec<CacheLine>,
     ) -> Result<&'b mut [u8]> {
         let depth = reduction.next_multiple_of(layout.depth) * layout.element.bytes();
-        // Rows up to the kernel's multiple are read, whatever they hold; so is one row's reduction up to the depth.
-        let size = (count + layout.rows) * self.row + self.column * self.shape.kernel[1] + depth + COPY_SLACK;
+        // Rows up to the kernel's multiple are read, whatever they hold; so is one row's reduction
+        // up to the depth.
+        let size = (count + layout.rows) * self.row
+            + self.column * self.shape.kernel[1]
+            + depth
+            + COPY_SLACK;
         Ok(CacheLine::bytes_mut(CacheLine::grow(columns, size)?))
     }
 }

@@ -1,9 +1,9 @@
 //! Depthwise convolution of int8: quantize rows, interleave, multiply.
 //!
-//! Rows of the input are quantized when the first window reaches them, into a ring that holds as many
-//! as a line of windows (or two) spans: they are read again from the first- or second-level cache.
-//! For every block of channels, the rows under a line of windows are interleaved into *columns*, which
-//! kernels read at a constant distance ([`crate::kernels::depthwise`]).
+//! Rows of the input are quantized when the first window reaches them, into a ring that holds as
+//! many as a line of windows (or two) spans: they are read again from the first- or second-level
+//! cache. For every block of channels, the rows under a line of windows are interleaved into
+//! *columns*, which kernels read at a constant distance ([`crate::kernels::depthwise`]).
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -89,7 +89,8 @@ impl Geometry {
             return bad_value("kernel", format!("{:?}, as the weights were packed", w.kernel), got);
         }
         let (output, layout) = (shape.output()?, kernel.layout());
-        let ([kh, kw], [stride_y, stride], [dilation_y, dilation]) = (shape.kernel, shape.stride, shape.dilation);
+        let ([kh, kw], [stride_y, stride], [dilation_y, dilation]) =
+            (shape.kernel, shape.stride, shape.dilation);
         // Sizes that later products stay below.
         shape.size("output", output, w.out_channels.saturating_mul(4))?;
         shape.size("input", shape.input, w.channels.saturating_mul(4))?;
@@ -130,8 +131,15 @@ impl Geometry {
     pub fn thread_bytes(&self) -> u128 {
         let layout = self.kernel.layout();
         let columns = self.columns as u128 * self.steps as u128 * layout.step_bytes() as u128;
-        let repeated = if self.multiplier > 1 { self.shape.input[1] as u128 * self.channels as u128 * 4 } else { 0 };
-        (self.slots as u128 + 1) * self.row as u128 + columns + repeated + self.steps as u128 * layout.rows as u128 * 8
+        let repeated = if self.multiplier > 1 {
+            self.shape.input[1] as u128 * self.channels as u128 * 4
+        } else {
+            0
+        };
+        (self.slots as u128 + 1) * self.row as u128
+            + columns
+            + repeated
+            + self.steps as u128 * layout.rows as u128 * 8
     }
 
     /// Runs the convolution on pixels whose channels are last.
@@ -144,7 +152,9 @@ impl Geometry {
         }
         self.check_unread(x, inputs)?;
         // A product costs more than a dense one, and every value is quantized and finished.
-        let cost = out.len().saturating_mul(layer.weights.shape().reduction().saturating_mul(4).saturating_add(64));
+        let cost = out
+            .len()
+            .saturating_mul(layer.weights.shape().reduction().saturating_mul(4).saturating_add(64));
         parallel::try_for_each_rows(out, width * self.channels, self.lines, cost, |first, out| {
             SCRATCH.with_borrow_mut(|scratch| self.lines(x, layer, first, scratch, out))
         })
@@ -155,7 +165,10 @@ impl Geometry {
         let ([height, width], stride) = (self.shape.input, self.shape.stride[0]);
         let reach = self.span - (self.lines - 1) * stride;
         let padding = self.shape.padding[0];
-        let end = (self.output[0] - 1).saturating_mul(stride).saturating_add(reach).saturating_sub(padding);
+        let end = (self.output[0] - 1)
+            .saturating_mul(stride)
+            .saturating_add(reach)
+            .saturating_sub(padding);
         if x.is_empty() || (stride <= reach && end >= height) {
             return Ok(());
         }
@@ -170,13 +183,22 @@ impl Geometry {
     }
 
     /// Computes lines of the output, the first of which is number `first` of all images'.
-    fn lines(&self, x: &[f32], layer: &Layer<'_>, first: usize, scratch: &mut Scratch, out: &mut [f32]) -> Result<()> {
+    fn lines(
+        &self,
+        x: &[f32],
+        layer: &Layer<'_>,
+        first: usize,
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) -> Result<()> {
         let (layout, [height, width]) = (self.kernel.layout(), self.output);
         let line = width * self.channels;
         let end = first + out.len() / line;
-        let rows = CacheLine::bytes_mut(CacheLine::grow(&mut scratch.rows, (self.slots + 1) * self.row)?);
+        let rows =
+            CacheLine::bytes_mut(CacheLine::grow(&mut scratch.rows, (self.slots + 1) * self.row)?);
         let column = self.steps * layout.step_bytes();
-        let columns = CacheLine::bytes_mut(CacheLine::grow(&mut scratch.columns, self.columns * column)?);
+        let columns =
+            CacheLine::bytes_mut(CacheLine::grow(&mut scratch.columns, self.columns * column)?);
         // Columns of padding, and the row of zeros, are the same for all lines.
         let zero = layout.element.zero();
         let real = self.shape.input[1].min(self.columns - self.left);
@@ -205,7 +227,10 @@ impl Geometry {
                 let finish = Finish {
                     scale: constants.scale.of(&panel),
                     bias: constants.bias.of(&panel),
-                    affine: constants.affine.as_ref().map(|(scale, bias)| (scale.of(&panel), bias.of(&panel))),
+                    affine: constants
+                        .affine
+                        .as_ref()
+                        .map(|(scale, bias)| (scale.of(&panel), bias.of(&panel))),
                     clamp: layer.clamp,
                     channels: panel.channels,
                 };
@@ -232,8 +257,8 @@ impl Geometry {
         Ok(())
     }
 
-    /// Quantizes what is not in the ring yet of the rows under lines whose windows begin at the padded
-    /// row `top`.
+    /// Quantizes what is not in the ring yet of the rows under lines whose windows begin at the
+    /// padded row `top`.
     fn hold(
         &self,
         x: &[f32],
@@ -244,7 +269,8 @@ impl Geometry {
         rows: &mut [u8],
     ) -> Result<()> {
         let ([height, width], padding) = (self.shape.input, self.shape.padding[0]);
-        let wanted = top.saturating_sub(padding)..(top + self.span).saturating_sub(padding).min(height);
+        let wanted =
+            top.saturating_sub(padding)..(top + self.span).saturating_sub(padding).min(height);
         let from = if held.image == image { held.rows.end.max(wanted.start) } else { wanted.start };
         let inputs = layer.weights.shape().channels;
         let levels = Levels::new(layer.constants.inv_step, layer.bounds);
@@ -279,7 +305,11 @@ impl Geometry {
         memory::reserve("addresses of a convolution", offsets, rows)?;
         offsets.extend((0..rows).map(|row| {
             // What no window reads meets weights that are 0.
-            let y = if row < read { (top + row * self.shape.dilation[0]).checked_sub(padding) } else { None };
+            let y = if row < read {
+                (top + row * self.shape.dilation[0]).checked_sub(padding)
+            } else {
+                None
+            };
             let slot = y.filter(|y| *y < height).map_or(self.slots, |y| y % self.slots);
             slot * self.row
         }));

@@ -17,21 +17,26 @@ impl Geometry {
         (offsets, above): (&mut Vec<usize>, Option<Block>),
         columns: &mut [u8],
     ) {
-        let ([h, w], [_, kw], [stride_y, stride]) = (self.shape.input, self.shape.kernel, self.shape.stride);
+        let ([h, w], [_, kw], [stride_y, stride]) =
+            (self.shape.input, self.shape.kernel, self.shape.stride);
         let ([pad_y, pad], [dilation_y, dilation]) = (self.shape.padding, self.shape.dilation);
         let line = block.line + line;
         let (number, y) = (line / self.output[0], line % self.output[0] * stride_y);
         offsets.clear();
-        offsets.extend((0..self.shape.kernel[0]).map(|ky| match (y + ky * dilation_y).checked_sub(pad_y) {
-            Some(y) if y < h => (number * h + y) * w * self.pixel + group * self.part,
-            _ => self.zeros,
+        offsets.extend((0..self.shape.kernel[0]).map(|ky| {
+            match (y + ky * dilation_y).checked_sub(pad_y) {
+                Some(y) if y < h => (number * h + y) * w * self.pixel + group * self.part,
+                _ => self.zeros,
+            }
         }));
         let zero = layout.element.zero();
         if self.shared {
             let wanted = (block.width - 1) * stride + kw;
             // Most image rows under a line are under the line above it.
             let rolls = above.is_some_and(|above| {
-                block.lines == 1 && above.line + 1 == block.line && (above.x, above.width) == (block.x, block.width)
+                block.lines == 1
+                    && above.line + 1 == block.line
+                    && (above.x, above.width) == (block.x, block.width)
             });
             let new = if rolls && y > 0 && dilation_y == 1 { stride_y } else { offsets.len() };
             self.stretch(image, offsets, (block.x * stride, pad, w), wanted, (zero, new), columns);
@@ -46,8 +51,8 @@ impl Geometry {
         }
     }
 
-    /// Gathers `count` neighbouring columns, of which the last `new` rows are not there yet; the first of which is at `at`, where
-    /// `pad` columns of zeroes are before the image's `w` pixels.
+    /// Gathers `count` neighbouring columns, of which the last `new` rows are not there yet; the
+    /// first of which is at `at`, where `pad` columns of zeroes are before the image's `w` pixels.
     fn stretch(
         &self,
         image: &[u8],

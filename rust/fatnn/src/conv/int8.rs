@@ -21,9 +21,11 @@ pub(crate) struct Padded(Vec<f32>);
 
 impl Padded {
     pub fn new(weights: &PackedWeights<'_>, values: &[f32]) -> Result<Self> {
-        let mut padded = memory::filled("constants of an int8 layer", weights.padded_channels(), 0.0)?;
+        let mut padded =
+            memory::filled("constants of an int8 layer", weights.padded_channels(), 0.0)?;
         for panel in weights.all_panels() {
-            padded[panel.padded..][..panel.channels].copy_from_slice(&values[panel.first..][..panel.channels]);
+            padded[panel.padded..][..panel.channels]
+                .copy_from_slice(&values[panel.first..][..panel.channels]);
         }
         Ok(Padded(padded))
     }
@@ -55,8 +57,18 @@ impl Constants {
         check_len("bias", n, bias.map_or(n, <[f32]>::len))?;
         let bias = match bias {
             Some(bias) => Padded::new(weights, bias)?,
-            None => Padded(memory::filled("constants of an int8 layer", weights.padded_channels(), -0.0)?),
+            None => Padded(memory::filled(
+                "constants of an int8 layer",
+                weights.padded_channels(),
+                -0.0,
+            )?),
         };
-        Ok(Constants { inv_step, scale: Padded::new(weights, scale)?, bias, affine: None, relu: false })
+        Ok(Constants {
+            inv_step,
+            scale: Padded::new(weights, scale)?,
+            bias,
+            affine: None,
+            relu: false,
+        })
     }
 }

@@ -1,9 +1,11 @@
-//! Convolution, one- and two-dimensional: geometry only. The inner loop is the product's (`gemm`, `frame`).
+//! Convolution, one- and two-dimensional: geometry only. The inner loop is the product's (`gemm`,
+//! `frame`).
 //!
-//! Codes are channels-last. For kernels that read them as they are, an image with padding is first copied into a frame of
-//! zero-codes (a quarter of a byte per value: a fraction of a percent of the work); after that every window is the same set of
-//! offsets from its corner, whatever the stride or dilation, and a product's row is just the address of a corner. Kernels
-//! with a layout of their own get frames in that layout, piece by piece.
+//! Codes are channels-last. For kernels that read them as they are, an image with padding is first
+//! copied into a frame of zero-codes (a quarter of a byte per value: a fraction of a percent of the
+//! work); after that every window is the same set of offsets from its corner, whatever the stride
+//! or dilation, and a product's row is just the address of a corner. Kernels with a layout of their
+//! own get frames in that layout, piece by piece.
 
 use crate::codec::{Act, CodesLayout};
 use crate::epilogue::{Dequantize, Requantize, Residual};
@@ -30,7 +32,8 @@ use crate::window::AxisParams;
 /// Sizes, in elements or bytes, stay below this, so that sums of a few of them can be counted.
 const MAX_SIZE: usize = 1 << (usize::BITS - 4);
 
-/// Geometry of a convolution over `batch × height × width` pixels; one-dimensional ones have height 1.
+/// Geometry of a convolution over `batch × height × width` pixels; one-dimensional ones have height
+/// 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvShape {
     /// Images.
@@ -51,13 +54,18 @@ impl ConvShape {
     /// Output height and width.
     ///
     /// # Errors
-    /// [`crate::Error::Value`] where stride, dilation or kernel is 0, or the window is larger than the padded input.
+    /// [`crate::Error::Value`] where stride, dilation or kernel is 0, or the window is larger than
+    /// the padded input.
     pub fn output(&self) -> Result<[usize; 2]> {
         let mut out = [0; 2];
         for (axis, out) in out.iter_mut().enumerate() {
             let (params, name) = (self.axis(axis), ["height", "width"][axis]);
             if params.kernel == 0 || params.stride == 0 || params.dilation == 0 {
-                return bad_value("kernel, stride and dilation", "at least 1 each", format!("{self:?}"));
+                return bad_value(
+                    "kernel, stride and dilation",
+                    "at least 1 each",
+                    format!("{self:?}"),
+                );
             }
             let padded = params.padding.saturating_mul(2).saturating_add(self.input[axis]);
             match params.count(self.input[axis]) {
@@ -66,7 +74,9 @@ impl ConvShape {
                     let reach = params.reach();
                     return bad_value(
                         "input",
-                        format!("a map that, with padding, is not smaller than the kernel's window of {reach}"),
+                        format!(
+                            "a map that, with padding, is not smaller than the kernel's window of {reach}"
+                        ),
                         format!("{name} {} with {} on each side", self.input[axis], params.padding),
                     );
                 }
@@ -86,29 +96,45 @@ impl ConvShape {
     }
 
     /// `batch × height × width × elements`.
-    pub(crate) fn size(&self, what: &'static str, [height, width]: [usize; 2], elements: usize) -> Result<usize> {
+    pub(crate) fn size(
+        &self,
+        what: &'static str,
+        [height, width]: [usize; 2],
+        elements: usize,
+    ) -> Result<usize> {
         match memory::product([self.batch, height, width, elements]) {
             Some(size) if size < MAX_SIZE => Ok(size),
-            _ => bad_value(what, "a size that fits in memory", format!("{} × {height} × {width}", self.batch)),
+            _ => bad_value(
+                what,
+                "a size that fits in memory",
+                format!("{} × {height} × {width}", self.batch),
+            ),
         }
     }
 }
 
-/// `out[pixel, channel] = Σ w·x` as `i32`, `x` the level that a code stands for in the kind of activations that the weights
-/// were packed for ([`Act`]).
+/// `out[pixel, channel] = Σ w·x` as `i32`, `x` the level that a code stands for in the kind of
+/// activations that the weights were packed for ([`Act`]).
 ///
-/// `codes` holds `batch × height × width` pixels in the layout of `weights.shape()`'s channels and groups.
+/// `codes` holds `batch × height × width` pixels in the layout of `weights.shape()`'s channels and
+/// groups.
 ///
 /// # Errors
-/// [`crate::Error::Shape`] or [`crate::Error::Value`] where sizes do not fit; [`crate::Error::Value`] where `codes` holds bits
-/// that no code of the weights' kind of activations has; [`crate::Error::Environment`] or
-/// [`crate::Error::Threads`] where the pool cannot be had.
-pub fn conv2d_acc(codes: &[u8], weights: &PackedWeights<'_>, shape: &ConvShape, out: &mut [i32]) -> Result<()> {
+/// [`crate::Error::Shape`] or [`crate::Error::Value`] where sizes do not fit;
+/// [`crate::Error::Value`] where `codes` holds bits that no code of the weights' kind of
+/// activations has; [`crate::Error::Environment`] or [`crate::Error::Threads`] where the pool
+/// cannot be had.
+pub fn conv2d_acc(
+    codes: &[u8],
+    weights: &PackedWeights<'_>,
+    shape: &ConvShape,
+    out: &mut [i32],
+) -> Result<()> {
     run(codes, weights, shape, &AccSink { channels: weights.shape().out_channels }, out)
 }
 
-/// Convolution, then integer thresholds to codes: the level is the number of thresholds that the accumulator reaches. `out` is
-/// in `to.layout`.
+/// Convolution, then integer thresholds to codes: the level is the number of thresholds that the
+/// accumulator reaches. `out` is in `to.layout`.
 ///
 /// # Errors
 /// As [`conv2d_acc`]; [`crate::Error::Value`] where a channel's threshold is below the one before.
@@ -123,8 +149,8 @@ pub fn conv2d_codes(
     run(codes, weights, shape, to, out)
 }
 
-/// Convolution, then `fma(acc, scale, bias)`, residual and ReLU as [`crate::epilogue`] says. `out` and `residual` are
-/// `pixels × out_channels`.
+/// Convolution, then `fma(acc, scale, bias)`, residual and ReLU as [`crate::epilogue`] says. `out`
+/// and `residual` are `pixels × out_channels`.
 ///
 /// # Errors
 /// As [`conv2d_acc`].
@@ -139,7 +165,11 @@ pub fn conv2d_float(
     let n = weights.shape().out_channels;
     check_len("output channels", n, to.channels)?;
     if to.codes.is_some() {
-        return bad_value("codes next to the output", "none: there is nowhere to put them", "a quantizer");
+        return bad_value(
+            "codes next to the output",
+            "none: there is nowhere to put them",
+            "a quantizer",
+        );
     }
     if let Some(scale) = to.scale {
         check_len("scale", n, scale.len())?;
@@ -150,15 +180,31 @@ pub fn conv2d_float(
     if let Some(residual) = residual {
         check_len("residual", out.len(), residual.len())?;
     }
-    run(codes, weights, shape, &FloatSink::new(to, residual.map_or(Residual::None, Residual::Of)), out)
+    run(
+        codes,
+        weights,
+        shape,
+        &FloatSink::new(to, residual.map_or(Residual::None, Residual::Of)),
+        out,
+    )
 }
 
 /// Checks thresholds for `n` output channels.
 pub(crate) fn check_thresholds(n: usize, to: &Requantize<'_>) -> Result<()> {
     check_len("channels of the output layout", n, to.layout.channels())?;
-    check_len("thresholds", n.saturating_mul(to.layout.coding().thresholds()), to.thresholds.len())?;
-    if let Some(at) = (n..to.thresholds.len()).find(|&at| to.thresholds[at - n] > to.thresholds[at]) {
-        let got = format!("{} and then {} for channel {}", to.thresholds[at - n], to.thresholds[at], at % n);
+    check_len(
+        "thresholds",
+        n.saturating_mul(to.layout.coding().thresholds()),
+        to.thresholds.len(),
+    )?;
+    if let Some(at) = (n..to.thresholds.len()).find(|&at| to.thresholds[at - n] > to.thresholds[at])
+    {
+        let got = format!(
+            "{} and then {} for channel {}",
+            to.thresholds[at - n],
+            to.thresholds[at],
+            at % n
+        );
         return bad_value("thresholds", "none below the one before", got);
     }
     Ok(())
@@ -178,7 +224,8 @@ fn run<S: Sink>(
     geometry.run(codes, weights, sink, &mut frame, out, &mut [])
 }
 
-/// Every byte of a pixel of zeros: no bit is set for level 0, both planes are for code 0 of the full range.
+/// Every byte of a pixel of zeros: no bit is set for level 0, both planes are for code 0 of the
+/// full range.
 fn zero_planes(act: Act) -> u8 {
     match act {
         Act::Full => 0xFF,
@@ -243,10 +290,20 @@ impl Geometry {
             Inner::PackedInput(packed) => {
                 let unit_bytes = layout.group_units().saturating_mul(packed.unit_bytes());
                 let Some(frame) = FramePlan::frame_bytes(shape, output[1], unit_bytes) else {
-                    let got = format!("dilation {:?} of a kernel of {:?}", shape.dilation, shape.kernel);
-                    return bad_value("convolution", "a window whose part of the input fits in memory", got);
+                    let got =
+                        format!("dilation {:?} of a kernel of {:?}", shape.dilation, shape.kernel);
+                    return bad_value(
+                        "convolution",
+                        "a window whose part of the input fits in memory",
+                        got,
+                    );
                 };
-                (0, FramePlan::bytes(shape) + taps as u128 * layout.group_units() as u128 * 8 + frame as u128)
+                (
+                    0,
+                    FramePlan::bytes(shape)
+                        + taps as u128 * layout.group_units() as u128 * 8
+                        + frame as u128,
+                )
             }
         };
         Ok(Sizes { output, padded, frame_bytes, table_bytes })
@@ -280,8 +337,8 @@ impl Geometry {
         })
     }
 
-    /// Runs the convolution. `frame` has at least `frame_bytes` bytes, whatever they are; `codes_out` takes the codes that the
-    /// sink makes next to the output, where it does.
+    /// Runs the convolution. `frame` has at least `frame_bytes` bytes, whatever they are;
+    /// `codes_out` takes the codes that the sink makes next to the output, where it does.
     pub fn run<S: Sink>(
         &self,
         codes: &[u8],
@@ -300,7 +357,9 @@ impl Geometry {
         let tiled = match weights.inner() {
             Inner::Tiled(tiled) => tiled,
             Inner::Columns(_) | Inner::Depthwise(_) => return weights.code_operands().map(|_| ()),
-            Inner::PackedInput(kernel) => return packed_input::run([self.job(kernel, codes, weights, sink)], piece),
+            Inner::PackedInput(kernel) => {
+                return packed_input::run([self.job(kernel, codes, weights, sink)], piece);
+            }
         };
         let codes = if self.frame_bytes == 0 {
             codes
@@ -321,9 +380,10 @@ impl Geometry {
         tiled::run(tiled, weights, &rows, sink, piece)
     }
 
-    /// Runs two convolutions that write the same output, the second's sink adding to what the first's has written there: as one
-    /// after the other, but that the first's results need not leave the cache where the kernel can help it. `codes`, `weights` and
-    /// `sinks` are the first's and the second's; `frame` and `codes_out` as for [`Geometry::run`], for both.
+    /// Runs two convolutions that write the same output, the second's sink adding to what the
+    /// first's has written there: as one after the other, but that the first's results need not
+    /// leave the cache where the kernel can help it. `codes`, `weights` and `sinks` are the first's
+    /// and the second's; `frame` and `codes_out` as for [`Geometry::run`], for both.
     pub fn run_sum<S: Sink>(
         [first, second]: [&Geometry; 2],
         codes: [&[u8]; 2],
@@ -341,18 +401,31 @@ impl Geometry {
             if out.is_empty() {
                 return Ok(());
             }
-            let jobs = [first.job(a, codes[0], weights[0], sinks[0]), second.job(b, codes[1], weights[1], sinks[1])];
+            let jobs = [
+                first.job(a, codes[0], weights[0], sinks[0]),
+                second.job(b, codes[1], weights[1], sinks[1]),
+            ];
             return packed_input::run(jobs, OutputChunk { out, codes_out });
         }
         first.run(codes[0], weights[0], sinks[0], frame, out, &mut [])?;
         second.run(codes[1], weights[1], sinks[1], frame, out, codes_out)
     }
 
-    fn check<S: Sink>(&self, codes: &[u8], sink: &S, out: &[S::Elem], codes_out: &[u8]) -> Result<()> {
+    fn check<S: Sink>(
+        &self,
+        codes: &[u8],
+        sink: &S,
+        out: &[S::Elem],
+        codes_out: &[u8],
+    ) -> Result<()> {
         let (shape, pixel) = (&self.shape, self.layout.pixel_bytes());
         check_len("packed codes", shape.size("input", shape.input, pixel)?, codes.len())?;
         check_len("output", shape.size("output", self.output, sink.row_len())?, out.len())?;
-        check_len("codes next to the output", shape.size("output", self.output, sink.codes_len())?, codes_out.len())
+        check_len(
+            "codes next to the output",
+            shape.size("output", self.output, sink.codes_len())?,
+            codes_out.len(),
+        )
     }
 
     fn job<'a, S>(
@@ -362,8 +435,10 @@ impl Geometry {
         weights: &'a PackedWeights<'a>,
         sink: &'a S,
     ) -> Job<'a, S> {
-        let plan = self.plan.as_ref().expect("a geometry is used with the weights that it was made for");
-        let input = Input { codes, layout: self.layout, shape: self.shape, plan, output: self.output };
+        let plan =
+            self.plan.as_ref().expect("a geometry is used with the weights that it was made for");
+        let input =
+            Input { codes, layout: self.layout, shape: self.shape, plan, output: self.output };
         Job { kernel, weights, input, sink }
     }
 

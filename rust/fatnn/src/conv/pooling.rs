@@ -1,5 +1,5 @@
-//! Pooling of floats for one size of maps: on its own, or after a convolution while lines are in cache.
-//! Sums run over a window's pixels in row-major order, in float32.
+//! Pooling of floats for one size of maps: on its own, or after a convolution while lines are in
+//! cache. Sums run over a window's pixels in row-major order, in float32.
 
 use std::ops::Range;
 
@@ -16,7 +16,8 @@ pub(crate) enum Reduce {
     },
 }
 
-/// One output index on one axis: real inputs from, to, step; and how many positions count with padding.
+/// One output index on one axis: real inputs from, to, step; and how many positions count with
+/// padding.
 pub(crate) type Span = (Range<usize>, usize);
 
 /// Pooling for one size of maps.
@@ -30,7 +31,12 @@ pub(crate) struct PoolStep {
 }
 
 impl PoolStep {
-    pub fn new(spans: [(Vec<Span>, usize); 2], reduce: Reduce, channels: usize, map: [usize; 2]) -> Self {
+    pub fn new(
+        spans: [(Vec<Span>, usize); 2],
+        reduce: Reduce,
+        channels: usize,
+        map: [usize; 2],
+    ) -> Self {
         PoolStep { spans, reduce, channels, map }
     }
 
@@ -45,7 +51,14 @@ impl PoolStep {
     }
 
     /// One pixel of an image of which `x` holds the lines from `first` on.
-    pub fn pixel(&self, pooling: &Pooling, x: &[f32], first: usize, [y, column]: [usize; 2], out: &mut [f32]) {
+    pub fn pixel(
+        &self,
+        pooling: &Pooling,
+        x: &[f32],
+        first: usize,
+        [y, column]: [usize; 2],
+        out: &mut [f32],
+    ) {
         let [(rows, step_y), (columns, step_x)] = &self.spans;
         let (channels, w) = (self.channels, self.map[1]);
         let ((ys, high), (xs, wide)) = (&rows[y], &columns[column]);

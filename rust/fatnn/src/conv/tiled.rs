@@ -1,12 +1,14 @@
 //! The driver over tiles: which rows and channels are computed when and by which thread.
 //!
-//! A product has `m` rows (output pixels), `n` columns (output channels) and a reduction of so many steps of 64 channels.
-//! Rows are split among threads; within a block of rows ([`BLOCK`]), panels of weights are the outer loop, so that a panel stays in the
-//! first-level cache while the block's activations pass by. The epilogue runs right behind each panel, on a few kilobytes of
-//! accumulators that have not left the cache. Weights of two bits have two panels, whose accumulators are added up before it.
+//! A product has `m` rows (output pixels), `n` columns (output channels) and a reduction of so many
+//! steps of 64 channels. Rows are split among threads; within a block of rows ([`BLOCK`]), panels
+//! of weights are the outer loop, so that a panel stays in the first-level cache while the block's
+//! activations pass by. The epilogue runs right behind each panel, on a few kilobytes of
+//! accumulators that have not left the cache. Weights of two bits have two panels, whose
+//! accumulators are added up before it.
 //!
-//! Where one block holds all rows, threads share the panels instead: pieces of a few rows would read all
-//! the weights each, and a single row would leave all threads but one idle.
+//! Where one block holds all rows, threads share the panels instead: pieces of a few rows would
+//! read all the weights each, and a single row would leave all threads but one idle.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,8 +54,14 @@ impl<F: Fn(usize) -> usize> Rows<'_, F> {
         self.steps.iter().copied().max().unwrap_or(0)
     }
 
-    /// Bases of `count` rows from `first` on, for tiles of `mr`: rows past the end repeat the last one, their results are dropped.
-    fn bases<'a>(&self, bases: &'a mut [usize], mr: usize, [first, count]: [usize; 2]) -> &'a mut [usize] {
+    /// Bases of `count` rows from `first` on, for tiles of `mr`: rows past the end repeat the last
+    /// one, their results are dropped.
+    fn bases<'a>(
+        &self,
+        bases: &'a mut [usize],
+        mr: usize,
+        [first, count]: [usize; 2],
+    ) -> &'a mut [usize] {
         let bases = &mut bases[..count.next_multiple_of(mr)];
         for (r, base) in bases.iter_mut().enumerate() {
             *base = (self.base)(first + r.min(count - 1));
@@ -62,7 +70,13 @@ impl<F: Fn(usize) -> usize> Rows<'_, F> {
     }
 
     /// Tiles of a group, at the same bases for every group.
-    fn tiles<'a>(&'a self, mr: usize, bases: &'a [usize], max_step: usize, group: usize) -> TileRows<'a> {
+    fn tiles<'a>(
+        &'a self,
+        mr: usize,
+        bases: &'a [usize],
+        max_step: usize,
+        group: usize,
+    ) -> TileRows<'a> {
         let codes = &self.codes[group * self.group_bytes..];
         TileRows::new(mr, codes, bases, (self.steps, max_step))
     }
@@ -87,7 +101,13 @@ pub(crate) trait Sink: Sync {
     /// Whether [`Sink::write`] only sets bits, so that the output must be zeroed before.
     const ZEROED: bool = false;
     /// Writes tiles. `piece` starts at their first row, which is row `row` of the whole product.
-    fn write(&self, epilogue: &dyn TileEpilogue, tile: &TileAcc<'_>, row: usize, piece: OutputChunk<'_, Self::Elem>);
+    fn write(
+        &self,
+        epilogue: &dyn TileEpilogue,
+        tile: &TileAcc<'_>,
+        row: usize,
+        piece: OutputChunk<'_, Self::Elem>,
+    );
 }
 
 /// Raw accumulators.
@@ -102,7 +122,13 @@ impl Sink for AccSink {
         self.channels
     }
 
-    fn write(&self, epilogue: &dyn TileEpilogue, tile: &TileAcc<'_>, _: usize, piece: OutputChunk<'_, i32>) {
+    fn write(
+        &self,
+        epilogue: &dyn TileEpilogue,
+        tile: &TileAcc<'_>,
+        _: usize,
+        piece: OutputChunk<'_, i32>,
+    ) {
         epilogue.to_acc(tile, self.channels, piece.out);
     }
 }
@@ -115,7 +141,13 @@ impl Sink for Requantize<'_> {
         self.layout.pixel_bytes()
     }
 
-    fn write(&self, epilogue: &dyn TileEpilogue, tile: &TileAcc<'_>, _: usize, piece: OutputChunk<'_, u8>) {
+    fn write(
+        &self,
+        epilogue: &dyn TileEpilogue,
+        tile: &TileAcc<'_>,
+        _: usize,
+        piece: OutputChunk<'_, u8>,
+    ) {
         epilogue.to_codes(tile, self, piece.out);
     }
 }
@@ -145,7 +177,13 @@ impl Sink for FloatSink<'_> {
         self.to.codes.map_or(0, |codes| codes.layout.pixel_bytes())
     }
 
-    fn write(&self, epilogue: &dyn TileEpilogue, tile: &TileAcc<'_>, row: usize, piece: OutputChunk<'_, f32>) {
+    fn write(
+        &self,
+        epilogue: &dyn TileEpilogue,
+        tile: &TileAcc<'_>,
+        row: usize,
+        piece: OutputChunk<'_, f32>,
+    ) {
         let residual = match self.residual {
             Residual::Of(r) => Residual::Of(&r[row * self.to.channels..]),
             other => other,
@@ -156,8 +194,9 @@ impl Sink for FloatSink<'_> {
     }
 }
 
-/// Calls `work(first_row, rows, write)` over disjoint pieces of the output; `write(sink, tile, row)` hands finished tiles, which
-/// begin at row `row` of the piece, to the sink of that number. The last sink says what a row is.
+/// Calls `work(first_row, rows, write)` over disjoint pieces of the output; `write(sink, tile,
+/// row)` hands finished tiles, which begin at row `row` of the piece, to the sink of that number.
+/// The last sink says what a row is.
 pub(crate) fn for_each_piece<S: Sink>(
     epilogue: &dyn TileEpilogue,
     sinks: &[&S],
@@ -166,19 +205,31 @@ pub(crate) fn for_each_piece<S: Sink>(
     cost: usize,
     work: impl Fn(usize, usize, &mut dyn FnMut(usize, &TileAcc<'_>, usize)) -> Result<()> + Sync,
 ) -> Result<()> {
-    let (row_len, codes_len) = sinks.last().map_or((0, 0), |sink| (sink.row_len(), sink.codes_len()));
+    let (row_len, codes_len) =
+        sinks.last().map_or((0, 0), |sink| (sink.row_len(), sink.codes_len()));
     let OutputChunk { out, codes_out } = piece;
-    parallel::try_for_each_pair(out, row_len, codes_out, codes_len, granularity, cost, |first, out, codes_out| {
-        if S::ZEROED {
-            out.fill(S::Elem::default());
-        }
-        codes_out.fill(0);
-        let rows = out.len() / row_len;
-        work(first, rows, &mut |sink, tile, row| {
-            let piece = OutputChunk { out: &mut out[row * row_len..], codes_out: &mut codes_out[row * codes_len..] };
-            sinks[sink].write(epilogue, tile, first + row, piece);
-        })
-    })
+    parallel::try_for_each_pair(
+        out,
+        row_len,
+        codes_out,
+        codes_len,
+        granularity,
+        cost,
+        |first, out, codes_out| {
+            if S::ZEROED {
+                out.fill(S::Elem::default());
+            }
+            codes_out.fill(0);
+            let rows = out.len() / row_len;
+            work(first, rows, &mut |sink, tile, row| {
+                let piece = OutputChunk {
+                    out: &mut out[row * row_len..],
+                    codes_out: &mut codes_out[row * codes_len..],
+                };
+                sinks[sink].write(epilogue, tile, first + row, piece);
+            })
+        },
+    )
 }
 
 /// Computes `piece.out.len() / sink.row_len()` rows.
@@ -192,7 +243,10 @@ pub(crate) fn run<S: Sink>(
     let (layout, mr, max_step) = (tiled.layout(), tiled.mr(), rows.max_step());
     let m = piece.out.len().checked_div(sink.row_len()).unwrap_or(0);
     let cost = m.saturating_mul(weights.macs_per_row());
-    if m <= BLOCK && weights.groups() * weights.panels_per_group() > 1 && parallel::threads_for(cost)? > 1 {
+    if m <= BLOCK
+        && weights.groups() * weights.panels_per_group() > 1
+        && parallel::threads_for(cost)? > 1
+    {
         return by_panels(tiled, weights, rows, sink, piece);
     }
     for_each_piece(tiled.epilogue(), &[sink], piece, mr, cost, |first, count, write| {
@@ -228,7 +282,8 @@ fn by_panels<S: Sink>(
     let bases: &[usize] = rows.bases(&mut bases, mr, [0, m]);
     let panels = weights.panels_per_group();
     let len = bases.len() * tiled.layout().nr;
-    let mut every = memory::filled("sums of a layer with few rows", weights.groups() * panels * len, 0)?;
+    let mut every =
+        memory::filled("sums of a layer with few rows", weights.groups() * panels * len, 0)?;
     let cost = m.saturating_mul(weights.macs_per_row());
     parallel::try_for_each_rows(&mut every, len, 1, cost, |first, every| {
         SCRATCH.with_borrow_mut(|Scratch { low, .. }| {
@@ -248,7 +303,8 @@ fn by_panels<S: Sink>(
     })
 }
 
-/// The sums of a group's panel at some rows; `low` has room for those of the low bits, where weights have two.
+/// The sums of a group's panel at some rows; `low` has room for those of the low bits, where
+/// weights have two.
 #[inline]
 fn sums(
     tiled: &dyn TiledKernel,
@@ -269,7 +325,17 @@ fn sums(
 }
 
 /// A group's panel of `rows` rows, for the epilogue.
-fn tile_of<'a>(weights: &PackedWeights<'_>, [group, panel]: [usize; 2], acc: &'a [i32], rows: usize) -> TileAcc<'a> {
+fn tile_of<'a>(
+    weights: &PackedWeights<'_>,
+    [group, panel]: [usize; 2],
+    acc: &'a [i32],
+    rows: usize,
+) -> TileAcc<'a> {
     let (nr, of_group) = (weights.kernel().layout().nr, weights.group_out_channels());
-    TileAcc { acc, rows, first_channel: group * of_group + panel * nr, channels: nr.min(of_group - panel * nr) }
+    TileAcc {
+        acc,
+        rows,
+        first_channel: group * of_group + panel * nr,
+        channels: nr.min(of_group - panel * nr),
+    }
 }

@@ -30,8 +30,8 @@ impl Coding {
         }
     }
 
-    /// The planes of values of which `reached[i]` says whether they reach threshold `i`; with two thresholds `reached[2]` is
-    /// not looked at.
+    /// The planes of values of which `reached[i]` says whether they reach threshold `i`; with two
+    /// thresholds `reached[2]` is not looked at.
     #[inline(always)]
     pub(crate) fn planes(self, [first, second, third]: [u64; MAX_THRESHOLDS]) -> [u64; 2] {
         match self {
@@ -46,7 +46,11 @@ impl Coding {
             Coding::Ternary => codec::check_codes("codes", codes),
             Coding::Uint2 => match codes.iter().position(|c| !(0..=3).contains(c)) {
                 None => Ok(()),
-                Some(at) => bad_value("codes", "codes 0, 1, 2 or 3", format!("{} at element {at}", codes[at])),
+                Some(at) => bad_value(
+                    "codes",
+                    "codes 0, 1, 2 or 3",
+                    format!("{} at element {at}", codes[at]),
+                ),
             },
         }
     }
@@ -64,8 +68,8 @@ pub enum ActType {
     Half,
     /// Two bits: levels 0, 1, 2, 3, behind a ReLU.
     Uint2,
-    /// One bit: the levels 0 and 1 of [`ActType::Half`], written like those. (Signs, -1 and 1, are ternary codes: padding gives
-    /// them a third level.)
+    /// One bit: the levels 0 and 1 of [`ActType::Half`], written like those. (Signs, -1 and 1, are
+    /// ternary codes: padding gives them a third level.)
     Binary,
 }
 
@@ -90,7 +94,9 @@ impl ActType {
     pub fn from_name(name: &str) -> Result<Self> {
         match ActType::ALL.into_iter().find(|act| act.name() == name) {
             Some(act) => Ok(act),
-            None => bad_value("act", "\"full\", \"half\", \"uint2\" or \"binary\"", format!("{name:?}")),
+            None => {
+                bad_value("act", "\"full\", \"half\", \"uint2\" or \"binary\"", format!("{name:?}"))
+            }
         }
     }
 

@@ -47,12 +47,16 @@ mod tests {
     #[test]
     fn weights_of_another_kind_are_named() {
         for kind in WeightKind::ALL {
-            let mut weights: Vec<i8> = (0..CHUNK + 9).map(|i| kind.codes()[i % kind.codes().len()]).collect();
+            let mut weights: Vec<i8> =
+                (0..CHUNK + 9).map(|i| kind.codes()[i % kind.codes().len()]).collect();
             kind.check("weight", &weights).unwrap();
             for wrong in (i8::MIN..=i8::MAX).filter(|w| !kind.codes().contains(w)) {
                 weights[CHUNK + 3] = wrong;
                 let message = kind.check("weight", &weights).unwrap_err().to_string();
-                assert!(message.contains(&format!("{wrong} at element {}", CHUNK + 3)), "{message}");
+                assert!(
+                    message.contains(&format!("{wrong} at element {}", CHUNK + 3)),
+                    "{message}"
+                );
                 assert!(message.contains(kind.name()), "{message}");
             }
         }

@@ -4,10 +4,12 @@ use super::{Coding, WeightKind};
 use crate::codec;
 use crate::error::{Result, bad_value};
 
-/// What packed codes between two layers may be. [`ActType`](super::ActType) says what their reader takes them for.
+/// What packed codes between two layers may be. [`ActType`](super::ActType) says what their reader
+/// takes them for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CodeType {
-    /// -1, 0, 1: read as [`ActType::Full`](super::ActType::Full) or [`ActType::Half`](super::ActType::Half).
+    /// -1, 0, 1: read as [`ActType::Full`](super::ActType::Full) or
+    /// [`ActType::Half`](super::ActType::Half).
     Ternary,
     /// 0 to 3: read as [`ActType::Uint2`](super::ActType::Uint2).
     TwoBit,
@@ -35,7 +37,9 @@ impl CodeType {
     pub fn from_name(name: &str) -> Result<Self> {
         match CodeType::ALL.into_iter().find(|codes| codes.name() == name) {
             Some(codes) => Ok(codes),
-            None => bad_value("codes", "\"ternary\", \"two-bit\" or \"binary\"", format!("{name:?}")),
+            None => {
+                bad_value("codes", "\"ternary\", \"two-bit\" or \"binary\"", format!("{name:?}"))
+            }
         }
     }
 
@@ -80,7 +84,11 @@ impl ValueType {
         match INPUT_TYPES.iter().find(|(known, _)| *known == name) {
             Some(("float32", _)) => Ok(ValueType::F32),
             Some((known, _)) => Ok(ValueType::Other(known)),
-            None => bad_value("dtype", "float32, or codes with channels and groups", format!("{name:?}")),
+            None => bad_value(
+                "dtype",
+                "float32, or codes with channels and groups",
+                format!("{name:?}"),
+            ),
         }
     }
 
@@ -89,7 +97,9 @@ impl ValueType {
         match self {
             ValueType::F32 => 4,
             ValueType::Codes { .. } => 1,
-            ValueType::Other(name) => INPUT_TYPES.iter().find(|row| row.0 == name).map_or(4, |row| row.1),
+            ValueType::Other(name) => {
+                INPUT_TYPES.iter().find(|row| row.0 == name).map_or(4, |row| row.1)
+            }
         }
     }
 
@@ -180,7 +190,11 @@ impl TensorType {
             [] => String::new(),
             [only] => only.name().into(),
             [first @ .., last] => {
-                format!("{} or {}", first.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(", "), last.name())
+                format!(
+                    "{} or {}",
+                    first.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(", "),
+                    last.name()
+                )
             }
         }
     }
@@ -210,7 +224,8 @@ impl TensorType {
     }
 }
 
-/// Types that an input of a network may have in PyTorch, and bytes of an element. The engine runs float32.
+/// Types that an input of a network may have in PyTorch, and bytes of an element. The engine runs
+/// float32.
 pub const INPUT_TYPES: &[(&str, usize)] = &[
     ("float32", 4),
     ("float64", 8),

@@ -21,7 +21,8 @@ impl WeightKind {
     /// Every kind there is.
     pub const ALL: [WeightKind; 3] = [WeightKind::Ternary, WeightKind::Binary, WeightKind::TwoBit];
 
-    /// The kind that takes the least work: binary ones without a zero, those of two bits where one is ±3.
+    /// The kind that takes the least work: binary ones without a zero, those of two bits where one
+    /// is ±3.
     ///
     /// # Errors
     /// [`crate::Error::Value`] naming the first weight that does not fit the others.
@@ -54,7 +55,9 @@ impl WeightKind {
     pub fn from_name(name: &str) -> Result<Self> {
         match WeightKind::ALL.into_iter().find(|kind| kind.name() == name) {
             Some(kind) => Ok(kind),
-            None => bad_value("weights", "\"ternary\", \"binary\" or \"two-bit\"", format!("{name:?}")),
+            None => {
+                bad_value("weights", "\"ternary\", \"binary\" or \"two-bit\"", format!("{name:?}"))
+            }
         }
     }
 
@@ -82,12 +85,15 @@ impl WeightKind {
         let fits = |chunk: &[i8]| match self {
             WeightKind::Ternary => chunk.iter().fold(true, |all, w| all & (w.unsigned_abs() <= 1)),
             WeightKind::Binary => chunk.iter().fold(true, |all, w| all & (w.unsigned_abs() == 1)),
-            WeightKind::TwoBit => chunk.iter().fold(true, |all, w| all & (w.unsigned_abs() & !2 == 1)),
+            WeightKind::TwoBit => {
+                chunk.iter().fold(true, |all, w| all & (w.unsigned_abs() & !2 == 1))
+            }
         };
         match weights.chunks(CHUNK).position(|chunk| !fits(chunk)) {
             None => Ok(()),
             Some(chunk) => {
-                let at = chunk * CHUNK + weights[chunk * CHUNK..].iter().position(wrong).unwrap_or(0);
+                let at =
+                    chunk * CHUNK + weights[chunk * CHUNK..].iter().position(wrong).unwrap_or(0);
                 let expected = format!("{} weights, each one of {codes:?}", self.name());
                 bad_value(what, expected, format!("{} at element {at}", weights[at]))
             }
@@ -112,8 +118,13 @@ pub enum WeightType {
 
 impl WeightType {
     /// Every type there is.
-    pub const ALL: [WeightType; 5] =
-        [WeightType::Binary, WeightType::Ternary, WeightType::TwoBit, WeightType::Int8, WeightType::Float32];
+    pub const ALL: [WeightType; 5] = [
+        WeightType::Binary,
+        WeightType::Ternary,
+        WeightType::TwoBit,
+        WeightType::Int8,
+        WeightType::Float32,
+    ];
 
     /// Its name, as configuration, files and bindings have it.
     pub fn name(self) -> &'static str {

@@ -1,4 +1,5 @@
-//! Whether a batch's results are those of its images, one after the other, so that images may run one by one.
+//! Whether a batch's results are those of its images, one after the other, so that images may run
+//! one by one.
 
 use crate::graph::op::{Norm, NormOver};
 use crate::graph::{Graph, Node, Op};
@@ -16,7 +17,8 @@ enum First {
 pub(super) fn images_apart(graph: &Graph) -> bool {
     let mut firsts: Vec<First> = Vec::new();
     for node in &graph.nodes {
-        let read: Vec<(First, &Node)> = node.inputs.iter().map(|&v| (firsts[v], &graph.nodes[v])).collect();
+        let read: Vec<(First, &Node)> =
+            node.inputs.iter().map(|&v| (firsts[v], &graph.nodes[v])).collect();
         let input = matches!(node.op, Op::Input(_));
         if !input && read.iter().all(|(first, _)| *first == First::Constant) {
             firsts.push(First::Constant);
@@ -67,7 +69,9 @@ fn keeps(node: &Node, read: &[(First, &Node)]) -> bool {
         Op::Norm(Norm { over: NormOver::Last(dims), .. }) => *dims < rank,
         Op::Matmul => rank > 2 && read.iter().all(beside),
         Op::Attention { .. } => rank > 2 && read.iter().all(beside),
-        Op::Multihead { batch_first, .. } => *batch_first && read.iter().all(|(first, _)| *first == First::Batch),
+        Op::Multihead { batch_first, .. } => {
+            *batch_first && read.iter().all(|(first, _)| *first == First::Batch)
+        }
         Op::Linear | Op::LinearInt8 => rank > 1,
         Op::Binary(_) => read.iter().all(beside),
         _ => read.iter().all(|(first, _)| *first == First::Batch),

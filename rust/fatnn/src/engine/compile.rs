@@ -29,7 +29,9 @@ use crate::dtype::ValueType;
 use crate::epilogue::{Elementwise, Quantizer};
 use crate::error::{Error, Result};
 use crate::graph::op::{self, CodesConv, Op, Reduction};
-use crate::graph::{BuildError, ConvParams, Graph, NodeView, Source, Tensor, Tensors, check, support};
+use crate::graph::{
+    BuildError, ConvParams, Graph, NodeView, Source, Tensor, Tensors, check, support,
+};
 use crate::kernels::{self, Family, Kernel, LayerShape, OperandTypes, Operands};
 use crate::limits::{Budget, Limits};
 use crate::memory;
@@ -38,7 +40,12 @@ use crate::pack::{PackedWeights, WeightShape};
 type OpResult = std::result::Result<Box<dyn Operation>, BuildError>;
 
 /// See [`Network::new`].
-pub(super) fn network(text: &str, tensors: &Tensors, family: Option<Family>, limits: Limits) -> Result<Network> {
+pub(super) fn network(
+    text: &str,
+    tensors: &Tensors,
+    family: Option<Family>,
+    limits: Limits,
+) -> Result<Network> {
     let graph = Graph::parse(text, Source::Description)?;
     let types = check::check(&graph, tensors, Source::Description)?;
     let mut unsupported = support::unsupported(&graph, tensors);
@@ -48,7 +55,8 @@ pub(super) fn network(text: &str, tensors: &Tensors, family: Option<Family>, lim
     let mut fused = FusedGraph::new(&graph, tensors);
     let not_fused = not_fused(&graph, &passes::run(&mut fused))?;
     let (fused, outputs) = fused.finish();
-    let compiler = Compiler { graph: &graph, tensors, types: &types, family, budget: Budget::new(limits) };
+    let compiler =
+        Compiler { graph: &graph, tensors, types: &types, family, budget: Budget::new(limits) };
     let mut nodes = memory::reserved("nodes of the network", fused.len())?;
     for node in fused {
         match compiler.node(node) {
@@ -57,7 +65,11 @@ pub(super) fn network(text: &str, tensors: &Tensors, family: Option<Family>, lim
             Err((node, BuildError::Invalid(why))) => return Err(graph.nodes[node].invalid(why)),
             Err((node, BuildError::Unsupported(why))) => {
                 let node = &graph.nodes[node];
-                unsupported.push(format!("node {:?}: operation {:?} ({why})", node.name, node.op_name()));
+                unsupported.push(format!(
+                    "node {:?}: operation {:?} ({why})",
+                    node.name,
+                    node.op_name()
+                ));
             }
         }
     }
@@ -65,19 +77,25 @@ pub(super) fn network(text: &str, tensors: &Tensors, family: Option<Family>, lim
         return Err(Error::Unsupported { what: unsupported.join("; ") });
     }
     let order::Assigned { nodes, inputs, values } = order::assign(&graph, nodes)?;
-    let inputs = graph.nodes.iter().zip(inputs).enumerate().filter_map(|(value, (node, order))| match &node.op {
-        Op::Input(input) => Some(ValueInfo::input(node, input, order, value)),
-        _ => None,
-    });
+    let inputs =
+        graph.nodes.iter().zip(inputs).enumerate().filter_map(|(value, (node, order))| match &node
+            .op
+        {
+            Op::Input(input) => Some(ValueInfo::input(node, input, order, value)),
+            _ => None,
+        });
     // An output has the name and shape of its own node, also where that runs inside another.
     let outputs = graph.outputs.values().into_iter().zip(outputs);
     let outputs = outputs.map(|(node, value)| ValueInfo::output(&graph.nodes[node], value));
     let cost = (limits, compiler.budget.spent());
     let apart = apart::images_apart(&graph);
-    let net = Network::of(inputs.collect(), outputs.collect(), nodes, values, cost, apart).map_err(|e| match e {
-        Error::Memory { .. } | Error::Limit { .. } | Error::Environment { .. } => e,
-        other => Error::Graph { why: format!("at the shapes that it was converted at: {other}") },
-    })?;
+    let net = Network::of(inputs.collect(), outputs.collect(), nodes, values, cost, apart)
+        .map_err(|e| match e {
+            Error::Memory { .. } | Error::Limit { .. } | Error::Environment { .. } => e,
+            other => {
+                Error::Graph { why: format!("at the shapes that it was converted at: {other}") }
+            }
+        })?;
     Ok(Network { not_fused, ..net })
 }
 
@@ -109,11 +127,17 @@ impl<'a> Compiler<'a> {
     /// Compiles a node; which node of the graph is wrong, where one is.
     fn node(&self, fused: FusedNode) -> Result<NetNode, (usize, BuildError)> {
         let at = fused.node;
-        let operation = self.operation(&fused).map_err(|(node, error)| (node, self.placed(node, error)))?;
+        let operation =
+            self.operation(&fused).map_err(|(node, error)| (node, self.placed(node, error)))?;
         let quantizer = fused.quantizer.map(|node| {
             let layout = self.layout(node).map_err(|e| (node, e.into()))?;
             let node_info = &self.graph.nodes[node];
-            Ok(FusedQuantizer { name: node_info.name.clone(), label: node_info.label(), value: node, layout })
+            Ok(FusedQuantizer {
+                name: node_info.name.clone(),
+                label: node_info.label(),
+                value: node,
+                layout,
+            })
         });
         let node = &self.graph.nodes[at];
         Ok(NetNode {
@@ -156,13 +180,22 @@ impl<'a> Compiler<'a> {
             Some(inner) => {
                 let (node, at) = (&self.graph.nodes[inner.node], inner.node);
                 let conv = self.conv_float(inner, None).map_err(|e| (at, e))?;
-                Some(Shortcut { name: node.name.clone(), label: node.label(), conv: Box::new(conv) })
+                Some(Shortcut {
+                    name: node.name.clone(),
+                    label: node.label(),
+                    conv: Box::new(conv),
+                })
             }
         };
         self.build(fused, post, shortcut).map_err(|e| (fused.node, e))
     }
 
-    fn build(&self, fused: &FusedNode, post: Vec<Elementwise>, shortcut: Option<Shortcut>) -> OpResult {
+    fn build(
+        &self,
+        fused: &FusedNode,
+        post: Vec<Elementwise>,
+        shortcut: Option<Shortcut>,
+    ) -> OpResult {
         let view = self.view(fused.node);
         let rank = fused.inputs.first().map_or(0, |&input| self.graph.nodes[input].shape.len());
         let channel_dim = self.channel_dim(fused);
@@ -181,12 +214,17 @@ impl<'a> Compiler<'a> {
             }
             Op::Reduce { kind, dims, keepdim } => reduction(*kind, dims, *keepdim, rank)?,
             Op::Norm(norm) => {
-                let (weight, bias) = (optional_constants(view, "weight")?, optional_constants(view, "bias")?);
+                let (weight, bias) =
+                    (optional_constants(view, "weight")?, optional_constants(view, "bias")?);
                 Box::new(Normalize { norm: *norm, weight, bias })
             }
-            Op::Softmax { dim, log } => Box::new(Softmax { dim: from_front(*dim, rank)?, log: *log }),
+            Op::Softmax { dim, log } => {
+                Box::new(Softmax { dim: from_front(*dim, rank)?, log: *log })
+            }
             Op::Matmul => Box::new(Matmul),
-            Op::Attention { causal, scale } => Box::new(Attention { causal: *causal, scale: *scale }),
+            Op::Attention { causal, scale } => {
+                Box::new(Attention { causal: *causal, scale: *scale })
+            }
             Op::Multihead { heads, batch_first } => {
                 let weight = |role| -> Result<Vec<f32>, BuildError> {
                     let values = view.floats(role)?;
@@ -214,14 +252,19 @@ impl<'a> Compiler<'a> {
             Op::Squeeze { dim } => Box::new(Reshape::Squeeze(from_front(*dim, rank)?)),
             Op::Unsqueeze { dim } => Box::new(Reshape::Unsqueeze(from_front(*dim, rank + 1)?)),
             Op::Permute { dims } => Box::new(Permute(permutation(dims, rank)?)),
-            Op::Slice(slice) => {
-                Box::new(SliceDim { dim: slice.dim, start: slice.start, end: slice.end, step: slice.step })
-            }
+            Op::Slice(slice) => Box::new(SliceDim {
+                dim: slice.dim,
+                start: slice.start,
+                end: slice.end,
+                step: slice.step,
+            }),
             Op::Expand { shape } => Box::new(Expand(shape.clone())),
             Op::Cat { dim } => Box::new(Concat(*dim)),
             Op::Constant => {
-                let (shape, data) =
-                    (view.shape("value")?.to_vec(), memory::copied("a constant", view.floats("value")?)?); // small: sizes
+                let (shape, data) = (
+                    view.shape("value")?.to_vec(),
+                    memory::copied("a constant", view.floats("value")?)?,
+                ); // small: sizes
                 self.budget.spend(size_of_val(data.as_slice()) as u128)?;
                 Box::new(Constant { shape, data })
             }
@@ -250,7 +293,8 @@ impl<'a> Compiler<'a> {
         })
     }
 
-    /// The dimension that a node's functions per channel, and those that run inside it, are about. All are about one.
+    /// The dimension that a node's functions per channel, and those that run inside it, are about.
+    /// All are about one.
     fn channel_dim(&self, fused: &FusedNode) -> ChannelDim {
         let mut dims = std::iter::once(&fused.node).chain(&fused.elementwise).filter_map(|&node| {
             let node = &self.graph.nodes[node];
@@ -273,7 +317,9 @@ impl<'a> Compiler<'a> {
         let window = ConvParams { kernel: [shape[2], shape[3]], ..conv.params };
         self.budget.spend(size_of_val(weight) as u128)?;
         let bias = optional_constants(view, "bias")?;
-        Ok(Box::new(FloatConv::new(weight, shape, bias, window, conv.groups, conv.axes)?.with(post)))
+        Ok(Box::new(
+            FloatConv::new(weight, shape, bias, window, conv.groups, conv.axes)?.with(post),
+        ))
     }
 
     fn linear(&self, view: NodeView<'_>, post: Vec<Elementwise>) -> OpResult {
@@ -305,9 +351,16 @@ impl<'a> Compiler<'a> {
         let layer = if axes == 0 { LayerShape::Linear } else { shape.layer() };
         // Pooling runs inside dense kernels only.
         let operands = if pool.is_none() { shape.int8_operands() } else { OperandTypes::Int8 };
-        let weights = self.packed(kernels::choose_for(layer, operands)?, weight, shape, operands)?;
-        let &[inv_step] = view.floats("inv_step")? else { return Err("inv_step must be one number".into()) };
-        let epilogue = Int8Epilogue { inv_step, scale: view.floats("scale")?, bias: view.optional_floats("bias")? };
+        let weights =
+            self.packed(kernels::choose_for(layer, operands)?, weight, shape, operands)?;
+        let &[inv_step] = view.floats("inv_step")? else {
+            return Err("inv_step must be one number".into());
+        };
+        let epilogue = Int8Epilogue {
+            inv_step,
+            scale: view.floats("scale")?,
+            bias: view.optional_floats("bias")?,
+        };
         let constants = Constants::new(&weights, &epilogue)?;
         if operands == OperandTypes::Int8Depthwise {
             let before = fused.bounds.and_then(|node| match &self.graph.nodes[node].op {
@@ -336,9 +389,15 @@ impl<'a> Compiler<'a> {
         PackedWeights::for_kernel(kernel, values, shape, operands)
     }
 
-    fn conv_float(&self, fused: &FusedNode, shortcut: Option<Shortcut>) -> Result<TernaryConv, BuildError> {
+    fn conv_float(
+        &self,
+        fused: &FusedNode,
+        shortcut: Option<Shortcut>,
+    ) -> Result<TernaryConv, BuildError> {
         let view = self.view(fused.node);
-        let Op::ConvFloat { conv, relu } = &view.node.op else { return Err("no convolution to floats".into()) };
+        let Op::ConvFloat { conv, relu } = &view.node.op else {
+            return Err("no convolution to floats".into());
+        };
         let (scale, bias) = (optional_constants(view, "scale")?, optional_constants(view, "bias")?);
         // The only function that runs inside is a ReLU.
         let relu = *relu || !fused.elementwise.is_empty();
@@ -354,7 +413,9 @@ impl<'a> Compiler<'a> {
         shortcut: Option<Shortcut>,
     ) -> Result<TernaryConv, BuildError> {
         let Some(Tensor::Codes(kind, shape, codes)) = view.tensor("weight") else {
-            return Err("tensor \"weight\" must be there, as binary, ternary or two-bit weights".into());
+            return Err(
+                "tensor \"weight\" must be there, as binary, ternary or two-bit weights".into()
+            );
         };
         let &[out_channels, group_channels, kh, kw] = shape.as_slice() else {
             return Err(format!("weight has the shape {shape:?}").into());
@@ -365,13 +426,13 @@ impl<'a> Compiler<'a> {
         let operands = Operands { act: conv.act, weights: *kind };
         let layer = if conv.axes == 0 { LayerShape::Linear } else { shape.check()?.layer() };
         let kernel = match self.family {
-            Some(family) => {
-                kernels::choose_in(family, layer, operands).map_err(|e| BuildError::Unsupported(e.to_string()))?
-            }
+            Some(family) => kernels::choose_in(family, layer, operands)
+                .map_err(|e| BuildError::Unsupported(e.to_string()))?,
             None => kernels::choose_for(layer, operands)?,
         };
         let weights = self.packed(kernel, codes, shape, operands.into())?;
-        Ok(TernaryConv { weights, window: conv.params, axes: conv.axes, epilogue, shortcut }.check()?)
+        Ok(TernaryConv { weights, window: conv.params, axes: conv.axes, epilogue, shortcut }
+            .check()?)
     }
 }
 
@@ -379,12 +440,15 @@ impl<'a> Compiler<'a> {
 fn from_front(dim: i64, rank: usize) -> Result<usize, String> {
     let rank = rank.max(1);
     let found = usize::try_from(if dim < 0 { dim.saturating_add(rank as i64) } else { dim }).ok();
-    found.filter(|dim| *dim < rank).ok_or_else(|| format!("dimension {dim} of a value of {rank} dimensions"))
+    found
+        .filter(|dim| *dim < rank)
+        .ok_or_else(|| format!("dimension {dim} of a value of {rank} dimensions"))
 }
 
 /// A mean over all pixels is a pooling.
 fn reduction(kind: Reduction, dims: &[i64], keepdim: bool, rank: usize) -> OpResult {
-    let mut reduced: Vec<usize> = dims.iter().map(|&dim| from_front(dim, rank)).collect::<Result<_, _>>()?;
+    let mut reduced: Vec<usize> =
+        dims.iter().map(|&dim| from_front(dim, rank)).collect::<Result<_, _>>()?;
     if dims.is_empty() {
         reduced = (0..rank).collect();
     }
@@ -399,7 +463,8 @@ fn reduction(kind: Reduction, dims: &[i64], keepdim: bool, rank: usize) -> OpRes
 
 /// Dimensions counted from the front, each once.
 fn permutation(dims: &[i64], rank: usize) -> Result<Vec<usize>, String> {
-    let made: Vec<usize> = dims.iter().map(|&dim| from_front(dim, rank)).collect::<Result<_, _>>()?;
+    let made: Vec<usize> =
+        dims.iter().map(|&dim| from_front(dim, rank)).collect::<Result<_, _>>()?;
     match (0..rank).all(|dim| made.contains(&dim)) && made.len() == rank {
         true => Ok(made),
         false => Err(format!("dims {dims:?} are not the dimensions of a value of {rank}")),

@@ -1,4 +1,5 @@
-//! The graph that passes rewrite: which nodes run inside which. Data only; weights are packed later.
+//! The graph that passes rewrite: which nodes run inside which. Data only; weights are packed
+//! later.
 
 use crate::graph::op::Op;
 use crate::graph::{Graph, Node, NodeView, Tensors, ValueId};
@@ -31,7 +32,8 @@ pub(crate) struct FusedGraph<'a> {
     nodes: Vec<Option<FusedNode>>,
     /// Values that the network returns.
     outputs: Vec<ValueId>,
-    /// Per value: how many read it. An output counts twice, so that nothing else is its only reader.
+    /// Per value: how many read it. An output counts twice, so that nothing else is its only
+    /// reader.
     readers: Vec<usize>,
     /// Per value: the one that stands for it, itself unless its node runs inside another.
     stands: Vec<ValueId>,
@@ -100,7 +102,8 @@ impl<'a> FusedGraph<'a> {
         self.node(node).and_then(|node| node.inputs.get(input)).map(|&value| self.resolved(value))
     }
 
-    /// Removes a node whose only producer now also does its work: the producer's value stands for the node's.
+    /// Removes a node whose only producer now also does its work: the producer's value stands for
+    /// the node's.
     pub fn fuse_into_producer(&mut self, node: usize, producer: usize) {
         self.nodes[node] = None;
         self.stands[node] = producer;
@@ -117,7 +120,9 @@ impl<'a> FusedGraph<'a> {
         let stands = |value: &ValueId| self.resolved(*value);
         let outputs = self.outputs.iter().map(stands).collect();
         let mut nodes: Vec<FusedNode> = self.nodes.iter().flatten().cloned().collect();
-        nodes.iter_mut().for_each(|node| node.inputs.iter_mut().for_each(|value| *value = self.resolved(*value)));
+        nodes.iter_mut().for_each(|node| {
+            node.inputs.iter_mut().for_each(|value| *value = self.resolved(*value))
+        });
         (nodes, outputs)
     }
 }

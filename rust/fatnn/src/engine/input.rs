@@ -41,7 +41,8 @@ impl BatchRange {
         }
         let BatchRange { min, max, multiple } = self;
         let max = if max >= (1 << 31) - 1 { String::new() } else { format!(" to {max}") };
-        let factor = if multiple == 1 { String::new() } else { format!(", in multiples of {multiple}") };
+        let factor =
+            if multiple == 1 { String::new() } else { format!(", in multiples of {multiple}") };
         bad_value(
             "batch of the network's input, on whose size the model branches",
             format!("from {min}{max}{factor}"),
@@ -61,14 +62,27 @@ impl ValueInfo {
 
     pub fn output(node: &Node, value: usize) -> Self {
         let (name, shape) = (node.name.clone(), node.shape.clone());
-        ValueInfo { name, shape, fixed: Vec::new(), channel_dim: None, batch: None, order: Order::RowMajor, value }
+        ValueInfo {
+            name,
+            shape,
+            fixed: Vec::new(),
+            channel_dim: None,
+            batch: None,
+            order: Order::RowMajor,
+            value,
+        }
     }
 
-    /// Checks an input against what the network was converted for: everything but images and spatial sizes is fixed.
+    /// Checks an input against what the network was converted for: everything but images and
+    /// spatial sizes is fixed.
     pub fn value(&self, input: &Input<'_>) -> Result<Value> {
         let shape = input.shape;
-        if shape.len() != self.shape.len() || self.channel_dim.is_some_and(|dim| shape[dim] != self.shape[dim]) {
-            let channels = self.channel_dim.map_or(String::new(), |dim| format!(" with {} channels", self.shape[dim]));
+        if shape.len() != self.shape.len()
+            || self.channel_dim.is_some_and(|dim| shape[dim] != self.shape[dim])
+        {
+            let channels = self
+                .channel_dim
+                .map_or(String::new(), |dim| format!(" with {} channels", self.shape[dim]));
             return Err(Error::Shape {
                 what: "input of the network",
                 expected: format!("{} dimensions{channels}, as {:?}", self.shape.len(), self.shape),
@@ -76,7 +90,9 @@ impl ValueInfo {
             });
         }
         if self.fixed.iter().any(|&d| shape[d] != self.shape[d]) {
-            let size = |(d, n): (usize, &usize)| if self.fixed.contains(&d) { n.to_string() } else { "any".into() };
+            let size = |(d, n): (usize, &usize)| {
+                if self.fixed.contains(&d) { n.to_string() } else { "any".into() }
+            };
             let sizes: Vec<String> = self.shape.iter().enumerate().map(size).collect();
             return Err(Error::Shape {
                 what: "input of the network, which was captured for one shape only",
@@ -87,10 +103,15 @@ impl ValueInfo {
         if let (Some(batch), Some(&images)) = (self.batch, shape.first()) {
             batch.check(images)?;
         }
-        let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|n| *n < 1 << 40);
+        let elements =
+            shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|n| *n < 1 << 40);
         let sides = shape.iter().all(|side| *side < 1 << 31);
         let Some(elements) = elements.filter(|_| sides) else {
-            return bad_value("input of the network", "a size that fits in memory", format!("{shape:?}"));
+            return bad_value(
+                "input of the network",
+                "a size that fits in memory",
+                format!("{shape:?}"),
+            );
         };
         check_len("values of the input", elements, input.data.len())?;
         Value::ordered(shape, self.order)
@@ -99,7 +120,11 @@ impl ValueInfo {
     /// The value at conversion.
     pub fn noted(&self) -> Result<Value> {
         if self.shape.iter().any(|side| *side >= 1 << 31) {
-            return bad_value("input of the network", "sizes below 2³¹", format!("{:?}", self.shape));
+            return bad_value(
+                "input of the network",
+                "sizes below 2³¹",
+                format!("{:?}", self.shape),
+            );
         }
         Value::ordered(&self.shape, self.order)
     }

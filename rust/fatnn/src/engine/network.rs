@@ -1,8 +1,8 @@
 //! A whole network in one call.
 //!
-//! [`Network`] is compiled once from a graph and its tensors. The first run at an input shape plans: it settles every
-//! value's shape and buffer. Later runs at that shape allocate no memory for values. Runs at the same time are safe:
-//! each takes a set of buffers of its own.
+//! [`Network`] is compiled once from a graph and its tensors. The first run at an input shape
+//! plans: it settles every value's shape and buffer. Later runs at that shape allocate no memory
+//! for values. Runs at the same time are safe: each takes a set of buffers of its own.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -94,14 +94,14 @@ impl Network {
     /// Reads a network that [`crate::net::save`] wrote.
     ///
     /// # Errors
-    /// As [`crate::net::load`]; [`Error::Unsupported`] naming the nodes that only PyTorch can run; [`Error::Limit`] where it
-    /// would cost more than [`Limits::DEFAULT`].
+    /// As [`crate::net::load`]; [`Error::Unsupported`] naming the nodes that only PyTorch can run;
+    /// [`Error::Limit`] where it would cost more than [`Limits::DEFAULT`].
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         Self::load_within(path, Limits::default())
     }
 
-    /// As [`Network::load`], within other limits. They hold when it is loaded, for the shapes that it was converted at, and in
-    /// every run for the shapes that it gets then.
+    /// As [`Network::load`], within other limits. They hold when it is loaded, for the shapes that
+    /// it was converted at, and in every run for the shapes that it gets then.
     ///
     /// # Errors
     /// As [`Network::load`].
@@ -117,9 +117,10 @@ impl Network {
     /// Builds a network from a graph's JSON (as a file has it) and its tensors.
     ///
     /// # Errors
-    /// [`Error::Graph`] where the graph is not well-formed, [`Error::Unsupported`] naming the nodes that only PyTorch can run,
-    /// [`Error::Limit`] where it would cost more than [`Limits::DEFAULT`], [`Error::Memory`] where there is no memory for its
-    /// weights, [`Error::Environment`] where a `FATNN_*` variable has a meaningless value.
+    /// [`Error::Graph`] where the graph is not well-formed, [`Error::Unsupported`] naming the nodes
+    /// that only PyTorch can run, [`Error::Limit`] where it would cost more than
+    /// [`Limits::DEFAULT`], [`Error::Memory`] where there is no memory for its weights,
+    /// [`Error::Environment`] where a `FATNN_*` variable has a meaningless value.
     pub fn new(graph: &str, tensors: &Tensors) -> Result<Self> {
         Self::within(graph, tensors, Limits::default())
     }
@@ -136,7 +137,8 @@ impl Network {
     /// As [`Network::new`], all its products on one family of kernels: for benchmarks.
     ///
     /// # Errors
-    /// As [`Network::new`]; [`Error::Unsupported`] naming the nodes where the family has no kernel for its operands.
+    /// As [`Network::new`]; [`Error::Unsupported`] naming the nodes where the family has no kernel
+    /// for its operands.
     pub fn for_family(graph: &str, tensors: &Tensors, family: Family) -> Result<Self> {
         compile::network(graph, tensors, Some(family), Limits::NONE)
     }
@@ -151,7 +153,17 @@ impl Network {
         images_apart: bool,
     ) -> Result<Self> {
         let (not_fused, workspaces) = (Vec::new(), Mutex::default());
-        let net = Network { inputs, outputs, nodes, values, limits, weight_bytes, images_apart, not_fused, workspaces };
+        let net = Network {
+            inputs,
+            outputs,
+            nodes,
+            values,
+            limits,
+            weight_bytes,
+            images_apart,
+            not_fused,
+            workspaces,
+        };
         let noted = net.inputs.iter().map(ValueInfo::noted).collect::<Result<Vec<_>>>()?;
         net.measure(&noted)?;
         Ok(net)
@@ -172,8 +184,8 @@ impl Network {
         self.outputs.iter().map(|info| (info.name.as_str(), info.shape.as_slice()))
     }
 
-    /// What every product runs on, in order: the node's name, the kernel's, and the bytes that its weights take as they are laid
-    /// out for it.
+    /// What every product runs on, in order: the node's name, the kernel's, and the bytes that its
+    /// weights take as they are laid out for it.
     pub fn products(&self) -> impl Iterator<Item = (&str, &'static str, usize)> {
         self.nodes.iter().flat_map(|node| node.operation.products(&node.name))
     }

@@ -1,6 +1,8 @@
-//! In which order each value stands in memory: settled when a network is compiled, from what its operations want.
+//! In which order each value stands in memory: settled when a network is compiled, from what its
+//! operations want.
 //!
-//! Where an operation wants a value in the other order, a [`Reorder`] makes one, which all that want it share.
+//! Where an operation wants a value in the other order, a [`Reorder`] makes one, which all that
+//! want it share.
 
 use std::collections::HashMap;
 
@@ -22,10 +24,12 @@ pub(super) struct Assigned {
 
 /// Settles the orders of all values.
 pub(super) fn assign(graph: &Graph, nodes: Vec<NetNode>) -> Result<Assigned> {
-    let ordered = |value: usize| Ordered { order: Order::RowMajor, rank: graph.nodes[value].shape.len() };
+    let ordered =
+        |value: usize| Ordered { order: Order::RowMajor, rank: graph.nodes[value].shape.len() };
     let mut values: Vec<Ordered> = (0..graph.nodes.len()).map(ordered).collect();
-    let inputs: Vec<Order> =
-        (0..graph.input_count()).map(|value| wanted_of_input(value, values[value].rank, &nodes, graph)).collect();
+    let inputs: Vec<Order> = (0..graph.input_count())
+        .map(|value| wanted_of_input(value, values[value].rank, &nodes, graph))
+        .collect();
     for (value, &order) in values.iter_mut().zip(&inputs) {
         value.order = order;
     }
@@ -67,8 +71,8 @@ pub(super) fn assign(graph: &Graph, nodes: Vec<NetNode>) -> Result<Assigned> {
     Ok(Assigned { nodes: made, inputs, values: values.len() })
 }
 
-/// The order for an input of the network: what its readers insist on, channels last before row-major; otherwise what
-/// values of its rank usually are: images, or rows.
+/// The order for an input of the network: what its readers insist on, channels last before
+/// row-major; otherwise what values of its rank usually are: images, or rows.
 fn wanted_of_input(value: usize, rank: usize, nodes: &[NetNode], graph: &Graph) -> Order {
     if rank == 2 {
         return Order::ChannelsLast;
@@ -80,8 +84,14 @@ fn wanted_of_input(value: usize, rank: usize, nodes: &[NetNode], graph: &Graph) 
     for node in nodes.iter().filter(|node| node.inputs.contains(&value)) {
         let wants = |order: Order| {
             let at = |&input: &usize| Ordered { order, rank: graph.nodes[input].shape.len() };
-            let (wanted, _) = node.operation.orders(&node.inputs.iter().map(at).collect::<Vec<_>>());
-            node.inputs.iter().zip(wanted).filter(|(input, _)| **input == value).map(|(_, order)| order).next()
+            let (wanted, _) =
+                node.operation.orders(&node.inputs.iter().map(at).collect::<Vec<_>>());
+            node.inputs
+                .iter()
+                .zip(wanted)
+                .filter(|(input, _)| **input == value)
+                .map(|(_, order)| order)
+                .next()
         };
         let (last, rows) = (wants(Order::ChannelsLast), wants(Order::RowMajor));
         if last == rows {

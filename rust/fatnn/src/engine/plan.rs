@@ -1,7 +1,7 @@
 //! Sizes and buffers of a run at one shape of inputs.
 //!
-//! Sizes come from arithmetic only and are checked against the limits before anything is allocated. A buffer is
-//! reused as soon as its value has been read for the last time.
+//! Sizes come from arithmetic only and are checked against the limits before anything is allocated.
+//! A buffer is reused as soon as its value has been read for the last time.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +21,8 @@ pub(super) struct Sizes {
     scratch: usize,
 }
 
-/// Buffers while their sizes are settled: a buffer is reused as soon as its value has been read for the last time.
+/// Buffers while their sizes are settled: a buffer is reused as soon as its value has been read for
+/// the last time.
 #[derive(Default)]
 struct Slots {
     bytes: Vec<usize>,
@@ -34,7 +35,8 @@ impl Slots {
     fn place(&mut self, bytes: usize) -> usize {
         let below = self.free.range(..(bytes, 0)).next_back().copied();
         let above = self.free.range((bytes, 0)..).next().copied();
-        let nearest = [below, above].into_iter().flatten().min_by_key(|(size, _)| size.abs_diff(bytes));
+        let nearest =
+            [below, above].into_iter().flatten().min_by_key(|(size, _)| size.abs_diff(bytes));
         match nearest {
             Some(free @ (size, slot)) => {
                 self.free.remove(&free);
@@ -80,14 +82,17 @@ impl Buffer {
     pub fn write(&mut self, value: &Value) -> SliceMut<'_> {
         match value.codes {
             None => SliceMut::Float(&mut CacheLine::floats_mut(&mut self.0)[..value.buffer_len()]),
-            Some(_) => SliceMut::Codes(&mut CacheLine::bytes_mut(&mut self.0)[..value.buffer_len()]),
+            Some(_) => {
+                SliceMut::Codes(&mut CacheLine::bytes_mut(&mut self.0)[..value.buffer_len()])
+            }
         }
     }
 }
 
 impl Workspace {
     pub fn bytes(&self) -> usize {
-        let buffers = self.buffers.iter().map(|buffer| buffer.0.capacity() * size_of::<CacheLine>());
+        let buffers =
+            self.buffers.iter().map(|buffer| buffer.0.capacity() * size_of::<CacheLine>());
         buffers.sum::<usize>() + self.scratch.capacity() * size_of::<CacheLine>()
     }
 }
@@ -107,9 +112,11 @@ impl Network {
 
     fn plan(&self, inputs: &[Value]) -> Result<Workspace> {
         let Sizes { values, slots, buffers, scratch } = self.measure(inputs)?;
-        let mut steps: Vec<Box<dyn ExecutableOp>> = memory::reserved("steps of the network", self.nodes.len())?;
+        let mut steps: Vec<Box<dyn ExecutableOp>> =
+            memory::reserved("steps of the network", self.nodes.len())?;
         for node in &self.nodes {
-            let (_, step) = node.operation.clone().plan(&node.read(&values)).map_err(|e| node.error(e))?;
+            let (_, step) =
+                node.operation.clone().plan(&node.read(&values)).map_err(|e| node.error(e))?;
             steps.push(step);
         }
         let mut allocated = memory::reserved("values of the network", buffers.len())?;
@@ -117,7 +124,8 @@ impl Network {
             allocated.push(Buffer(zeros(bytes)?));
         }
         // What reads nothing is the same in every run.
-        for (node, step) in self.nodes.iter().zip(&steps).filter(|(node, _)| node.inputs.is_empty()) {
+        for (node, step) in self.nodes.iter().zip(&steps).filter(|(node, _)| node.inputs.is_empty())
+        {
             let out = allocated[slots[node.output]].write(&values[node.output]);
             step.run(&[], &mut [], out).map_err(|e| node.error(e))?;
         }
@@ -126,7 +134,8 @@ impl Network {
         Ok(Workspace { input_values, steps, values, slots, buffers: allocated, scratch })
     }
 
-    /// Settles sizes at these input shapes and checks them against the limits; allocates only a few numbers per node.
+    /// Settles sizes at these input shapes and checks them against the limits; allocates only a few
+    /// numbers per node.
     pub(super) fn measure(&self, inputs: &[Value]) -> Result<Sizes> {
         // Values that nothing makes any more, since their node moved into another, stay empty.
         let nothing = Value::float(Dims { images: 0, channels: 0, map: [1, 1], axes: 0 });
@@ -137,7 +146,9 @@ impl Network {
         }
         // The value whose memory each has: another's where it is a view.
         let mut roots = memory::collected("values of the network", 0..self.values)?;
-        let images = inputs.first().and_then(|input| input.shape().first().copied()).map_or(1, |n| n.max(1)) as u128;
+        let images =
+            inputs.first().and_then(|input| input.shape().first().copied()).map_or(1, |n| n.max(1))
+                as u128;
         let (mut scratch, mut tables, mut macs) = (0, 0u128, 0u128);
         for node in &self.nodes {
             let read = node.read(&values);
@@ -155,11 +166,15 @@ impl Network {
             }
             self.limits.check_bytes(|| node.label.clone(), bytes)?;
             macs = macs.saturating_add(cost.macs);
-            self.limits.check_macs(|| format!("{}, with the nodes before it", node.label), macs / images)?;
+            self.limits.check_macs(
+                || format!("{}, with the nodes before it", node.label),
+                macs / images,
+            )?;
             scratch = scratch.max(cost.scratch);
             tables = tables.saturating_add(cost.bytes);
         }
-        // The last node that reads each value's memory; outputs, and what is the same in every run, live to the end.
+        // The last node that reads each value's memory; outputs, and what is the same in every run,
+        // live to the end.
         let mut last = memory::filled("values of the network", self.values, 0)?;
         for (n, node) in self.nodes.iter().enumerate() {
             for &value in &node.inputs {
@@ -184,11 +199,18 @@ impl Network {
         for (n, node) in self.nodes.iter().enumerate().filter(|(_, node)| !node.inputs.is_empty()) {
             // A sum may take the place of a residual that nobody else will read.
             let residual = match *node.inputs.as_slice() {
-                [a, b] if roots[a] != roots[b] && last[roots[b]] == n && values[b] == values[node.output] => Some(b),
+                [a, b]
+                    if roots[a] != roots[b]
+                        && last[roots[b]] == n
+                        && values[b] == values[node.output] =>
+                {
+                    Some(b)
+                }
                 _ => None,
             };
             let replaced = residual.filter(|_| node.operation.adds_in_place());
-            let viewed = node.inputs.first().copied().filter(|first| roots[node.output] == roots[*first]);
+            let viewed =
+                node.inputs.first().copied().filter(|first| roots[node.output] == roots[*first]);
             for made in node.makes() {
                 slots[made] = match viewed.or(replaced) {
                     Some(value) if made == node.output => slots[value],
@@ -205,7 +227,10 @@ impl Network {
         let buffers = placed.bytes;
         let values_bytes = buffers.iter().fold(0u128, |n, &bytes| n + bytes as u128);
         let all = values_bytes + output_bytes + scratch as u128 + tables;
-        self.limits.check_bytes(|| "the network, with its weights and values".into(), all + self.weight_bytes)?;
+        self.limits.check_bytes(
+            || "the network, with its weights and values".into(),
+            all + self.weight_bytes,
+        )?;
         Ok(Sizes { values, slots, buffers, scratch })
     }
 }

@@ -13,14 +13,14 @@ use crate::memory;
 use crate::parallel::{self, Watch};
 use crate::transpose::transpose;
 
-/// Elements of the inputs from which threads are woken for a whole run; the layers of networks on less are mostly
-/// too small to be split.
+/// Elements of the inputs from which threads are woken for a whole run; the layers of networks on
+/// less are mostly too small to be split.
 const MIN_PARALLEL_ELEMENTS: usize = 32 << 10;
 /// Sets of buffers that are kept for later runs, or as many as there are threads.
 const MAX_CACHED_WORKSPACES: usize = 8;
 
-/// A node's value, for [`Network::run_observed`]. Elementwise functions, pooling and shortcuts that run inside another node are not
-/// seen apart: its value is what they make of it.
+/// A node's value, for [`Network::run_observed`]. Elementwise functions, pooling and shortcuts that
+/// run inside another node are not seen apart: its value is what they make of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Observed<'a> {
     /// The node's name.
@@ -48,8 +48,8 @@ pub struct Output {
     pub shape: Vec<usize>,
     /// Values in memory order.
     pub data: Vec<f32>,
-    /// Whether channels, the second dimension of the shape, are last in memory. Otherwise memory is in the order of
-    /// the shape.
+    /// Whether channels, the second dimension of the shape, are last in memory. Otherwise memory is
+    /// in the order of the shape.
     pub channels_last: bool,
 }
 
@@ -57,13 +57,16 @@ impl Output {
     /// The values in the order of the shape.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the shape has no channels or another number of values than there are; [`Error::Memory`].
+    /// [`Error::Shape`] where the shape has no channels or another number of values than there are;
+    /// [`Error::Memory`].
     pub fn channels_first(&self) -> Result<Vec<f32>> {
         if !self.channels_last {
             return memory::copied("output with channels first", &self.data);
         }
         let elements = memory::product(self.shape.iter().copied());
-        let ([_, channels, map @ ..], true) = (self.shape.as_slice(), elements == Some(self.data.len())) else {
+        let ([_, channels, map @ ..], true) =
+            (self.shape.as_slice(), elements == Some(self.data.len()))
+        else {
             return Err(Error::Shape {
                 what: "output",
                 expected: format!("images, channels and axes of {} values in all", self.data.len()),
@@ -80,18 +83,23 @@ impl Network {
     /// Runs the network.
     ///
     /// # Errors
-    /// [`Error::Shape`] or [`Error::Value`] where the inputs do not fit, [`Error::NotANumber`] where a quantizer reads NaN,
-    /// [`Error::Limit`] where a run at their sizes would cost more than the limits, [`Error::Memory`] where there is no memory.
+    /// [`Error::Shape`] or [`Error::Value`] where the inputs do not fit, [`Error::NotANumber`]
+    /// where a quantizer reads NaN, [`Error::Limit`] where a run at their sizes would cost more
+    /// than the limits, [`Error::Memory`] where there is no memory.
     pub fn run(&self, inputs: &[Input<'_>]) -> Result<Vec<Output>> {
         self.run_watched(inputs, &Watch::none())
     }
 
-    /// As [`Network::run`], for as long as `go_on` says so: it is asked on the calling thread, every 50 ms or so, and the run
-    /// stops behind the node that is at work then.
+    /// As [`Network::run`], for as long as `go_on` says so: it is asked on the calling thread,
+    /// every 50 ms or so, and the run stops behind the node that is at work then.
     ///
     /// # Errors
     /// As [`Network::run`]; [`Error::Interrupted`] where it was stopped.
-    pub fn run_while(&self, inputs: &[Input<'_>], go_on: &(dyn Fn() -> bool + Sync)) -> Result<Vec<Output>> {
+    pub fn run_while(
+        &self,
+        inputs: &[Input<'_>],
+        go_on: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Vec<Output>> {
         self.run_watched(inputs, &Watch::new(Some(go_on)))
     }
 
@@ -102,8 +110,9 @@ impl Network {
         }
     }
 
-    /// The number of images, where they are better run one by one: whatever the batch, an image's values stay in cache then, and
-    /// threads that have an image each need not wait for each other behind every layer.
+    /// The number of images, where they are better run one by one: whatever the batch, an image's
+    /// values stay in cache then, and threads that have an image each need not wait for each other
+    /// behind every layer.
     fn images_apart(&self, inputs: &[Input<'_>]) -> Option<usize> {
         let images = *inputs.first()?.shape.first()?;
         let elements: usize = inputs.iter().map(|input| input.data.len()).sum();
@@ -113,12 +122,19 @@ impl Network {
                 let elements = input.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
                 input.shape.first() == Some(&images) && elements == Some(input.data.len())
             });
-        let free = self.images_apart && self.inputs.iter().all(|info| !info.fixed.contains(&0) && info.batch.is_none());
-        (alike && free && images > 1 && elements / images >= MIN_PARALLEL_ELEMENTS).then_some(images)
+        let free = self.images_apart
+            && self.inputs.iter().all(|info| !info.fixed.contains(&0) && info.batch.is_none());
+        (alike && free && images > 1 && elements / images >= MIN_PARALLEL_ELEMENTS)
+            .then_some(images)
     }
 
     /// Runs images one by one.
-    fn run_apart(&self, inputs: &[Input<'_>], images: usize, watch: &Watch<'_>) -> Result<Vec<Output>> {
+    fn run_apart(
+        &self,
+        inputs: &[Input<'_>],
+        images: usize,
+        watch: &Watch<'_>,
+    ) -> Result<Vec<Output>> {
         let mut shapes: Vec<Vec<usize>> = inputs.iter().map(|input| input.shape.to_vec()).collect(); // small: sizes
         for shape in &mut shapes {
             shape[0] = 1;
@@ -146,7 +162,8 @@ impl Network {
         Ok(outputs)
     }
 
-    /// As [`Network::run`], and shows `observe` every node's value as it is made, and how long that took.
+    /// As [`Network::run`], and shows `observe` every node's value as it is made, and how long that
+    /// took.
     ///
     /// # Errors
     /// As [`Network::run`].
@@ -179,14 +196,22 @@ impl Network {
         watch: &Watch<'_>,
     ) -> Result<Vec<Output>> {
         check_len("inputs of the network", self.inputs.len(), inputs.len())?;
-        let values =
-            self.inputs.iter().zip(inputs).map(|(info, input)| info.value(input)).collect::<Result<Vec<_>>>()?;
+        let values = self
+            .inputs
+            .iter()
+            .zip(inputs)
+            .map(|(info, input)| info.value(input))
+            .collect::<Result<Vec<_>>>()?;
         let held = self.inputs.iter().zip(inputs).filter(|(info, _)| info.batch.is_some());
         let mut batches = held.filter_map(|(_, input)| input.shape.first().copied());
         if let Some(first) = batches.next()
             && let Some(other) = batches.find(|images| *images != first)
         {
-            return bad_value("batches of the network's inputs", "one size", format!("{first} and {other}"));
+            return bad_value(
+                "batches of the network's inputs",
+                "one size",
+                format!("{first} and {other}"),
+            );
         }
         let mut workspace = self.take(&values)?;
         let outputs = self.run_in(&mut workspace, inputs, observe, watch)?;
@@ -219,7 +244,8 @@ impl Network {
         for (v, input) in inputs.iter().enumerate() {
             let (value, buffer) = (&values[v], buffers[slots[v]].write(&values[v]).floats());
             let image = input.shape.len().clamp(2, 4) == input.shape.len();
-            let given = if input.channels_last && image { Order::ChannelsLast } else { Order::RowMajor };
+            let given =
+                if input.channels_last && image { Order::ChannelsLast } else { Order::RowMajor };
             if given == value.order() || input.shape.len() <= 2 || buffer.is_empty() {
                 buffer.copy_from_slice(input.data);
                 continue;
@@ -241,20 +267,30 @@ impl Network {
             // A view is not run: its memory is its input's.
             let view = Self::is_view(node, slots);
             let mut out = if view { Buffer::default() } else { taken(node.output) };
-            let mut codes_buffer = node.quantizer.as_ref().map(|codes_buffer| taken(codes_buffer.value));
+            let mut codes_buffer =
+                node.quantizer.as_ref().map(|codes_buffer| taken(codes_buffer.value));
             let read = |v: usize| buffers[slots[v]].read(&values[v]);
             let codes = match (&node.quantizer, &mut codes_buffer) {
-                (Some(FusedQuantizer { value, .. }), Some(buffer)) => buffer.write(&values[*value]).codes(),
+                (Some(FusedQuantizer { value, .. }), Some(buffer)) => {
+                    buffer.write(&values[*value]).codes()
+                }
                 _ => &mut [],
             };
             let done = match *node.inputs.as_slice() {
                 _ if view => Ok(()),
-                [a] => step.run_with_codes(&[read(a)], scratch, out.write(&values[node.output]), codes),
+                [a] => {
+                    step.run_with_codes(&[read(a)], scratch, out.write(&values[node.output]), codes)
+                }
                 // The output stands in the second input's place.
                 [a, b] if slots[b] == slots[node.output] => {
                     step.run_with_codes(&[read(a)], scratch, out.write(&values[node.output]), codes)
                 }
-                [a, b] => step.run_with_codes(&[read(a), read(b)], scratch, out.write(&values[node.output]), codes),
+                [a, b] => step.run_with_codes(
+                    &[read(a), read(b)],
+                    scratch,
+                    out.write(&values[node.output]),
+                    codes,
+                ),
                 ref many => {
                     let slices: Vec<Slice<'_>> = many.iter().map(|&value| read(value)).collect();
                     step.run_with_codes(&slices, scratch, out.write(&values[node.output]), codes)
@@ -267,12 +303,15 @@ impl Network {
             if !view {
                 buffers[slots[node.output]] = out;
             }
-            if let (Some(FusedQuantizer { value, .. }), Some(buffer)) = (&node.quantizer, codes_buffer) {
+            if let (Some(FusedQuantizer { value, .. }), Some(buffer)) =
+                (&node.quantizer, codes_buffer)
+            {
                 buffers[slots[*value]] = buffer;
             }
             done.map_err(|e| Error::Node { node: label.clone(), source: Box::new(e) })?;
             let mut nanoseconds = start.elapsed().as_nanos();
-            let names = std::iter::once(&node.name).chain(node.quantizer.iter().map(|codes_buffer| &codes_buffer.name));
+            let names = std::iter::once(&node.name)
+                .chain(node.quantizer.iter().map(|codes_buffer| &codes_buffer.name));
             for (name, made) in names.zip(node.makes()) {
                 let Value { dims, codes: layout, .. } = values[made];
                 let (floats, codes) = match buffers[slots[made]].read(&values[made]) {

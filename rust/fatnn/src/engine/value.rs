@@ -8,8 +8,8 @@ use crate::error::{Result, bad_value};
 use crate::graph::ConvParams;
 use crate::memory;
 
-/// Dimensions of a value: images, channels, and as many spatial axes as it has. In memory, floats are always
-/// `images × height × width × channels`.
+/// Dimensions of a value: images, channels, and as many spatial axes as it has. In memory, floats
+/// are always `images × height × width × channels`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Dims {
     pub images: usize,
@@ -31,7 +31,9 @@ impl Dims {
 
     /// Elements, where only arithmetic can overflow.
     fn counted(&self) -> u128 {
-        [self.images, self.channels, self.map[0], self.map[1]].iter().fold(1, |n, &f| n.saturating_mul(f as u128))
+        [self.images, self.channels, self.map[0], self.map[1]]
+            .iter()
+            .fold(1, |n, &f| n.saturating_mul(f as u128))
     }
 
     /// As PyTorch writes it: images, channels, then the spatial axes.
@@ -59,7 +61,13 @@ impl Shape {
         let mut sizes = [0; MAX_RANK];
         match sizes.get_mut(..shape.len()) {
             Some(to) => to.copy_from_slice(shape),
-            None => return bad_value("shape of a value", format!("at most {MAX_RANK} dimensions"), shape.len()),
+            None => {
+                return bad_value(
+                    "shape of a value",
+                    format!("at most {MAX_RANK} dimensions"),
+                    shape.len(),
+                );
+            }
         }
         Ok(Shape { sizes, rank: shape.len() })
     }
@@ -90,7 +98,8 @@ impl ConvParams {
 /// Where elements stand in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// Images, pixels, channels: of values of two to four dimensions, the second of which is channels.
+    /// Images, pixels, channels: of values of two to four dimensions, the second of which is
+    /// channels.
     ChannelsLast,
     /// As the shape says.
     RowMajor,
@@ -99,8 +108,8 @@ pub(crate) enum Order {
 /// A value that an operation makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Value {
-    /// Its dimensions as images, channels and pixels. In row-major order, channels are the last dimension, and
-    /// images all others.
+    /// Its dimensions as images, channels and pixels. In row-major order, channels are the last
+    /// dimension, and images all others.
     pub dims: Dims,
     /// Its shape where it is in row-major order.
     pub rows: Option<Shape>,
@@ -125,7 +134,8 @@ impl Value {
     /// [`crate::Error::Value`] for too many dimensions, or more elements than can be counted.
     pub fn row_major(shape: &[usize]) -> Result<Self> {
         let rows = Some(Shape::new(shape)?).filter(|_| shape.len() != 2);
-        let (channels, front) = shape.split_last().map_or((1, shape), |(&last, front)| (last, front));
+        let (channels, front) =
+            shape.split_last().map_or((1, shape), |(&last, front)| (last, front));
         let Some(images) = memory::product(front.iter().copied()) else {
             return bad_value("size of a value", "one that fits in memory", format!("{shape:?}"));
         };
@@ -142,7 +152,13 @@ impl Value {
             (_, [_, _]) => ([1, 1], 0),
             (_, &[_, _, w]) => ([1, w], 1),
             (_, &[_, _, h, w]) => ([h, w], 2),
-            _ => return bad_value("shape of a value", "two to four dimensions", format!("{shape:?}")),
+            _ => {
+                return bad_value(
+                    "shape of a value",
+                    "two to four dimensions",
+                    format!("{shape:?}"),
+                );
+            }
         };
         Ok(Value::float(Dims { images: shape[0], channels: shape[1], map, axes }))
     }
@@ -192,17 +208,26 @@ impl Value {
         strides
     }
 
-    /// `Ok` where all its sizes, in bytes too, are far from overflow, and axes that it does not have are of size 1.
+    /// `Ok` where all its sizes, in bytes too, are far from overflow, and axes that it does not
+    /// have are of size 1.
     pub fn check(&self) -> Result<()> {
         let Dims { images, channels, map, axes } = self.dims;
         if map[..2 - axes].iter().any(|side| *side != 1) {
             let expected = format!("a map of {axes} spatial axes");
-            return bad_value("shape of a value", expected, format!("{} × {} pixels", map[0], map[1]));
+            return bad_value(
+                "shape of a value",
+                expected,
+                format!("{} × {} pixels", map[0], map[1]),
+            );
         }
         let per_pixel = self.codes.map_or(channels.saturating_mul(4), CodesLayout::pixel_bytes);
         match memory::product([images, map[0], map[1], per_pixel]) {
             Some(bytes) if bytes < 1 << 42 => Ok(()),
-            _ => bad_value("size of a value", "one that fits in memory", format!("{:?}", self.dims.shape())),
+            _ => bad_value(
+                "size of a value",
+                "one that fits in memory",
+                format!("{:?}", self.dims.shape()),
+            ),
         }
     }
 
@@ -296,13 +321,15 @@ impl Cost {
 
 /// An operation with its weights, for any input shape.
 pub(crate) trait Operation: Send + Sync + std::fmt::Debug {
-    /// Checks the sizes of what it reads; what it makes, and what that costs. Allocates nothing that sizes decide.
+    /// Checks the sizes of what it reads; what it makes, and what that costs. Allocates nothing
+    /// that sizes decide.
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)>;
-    /// Settles everything that depends on shapes: what it makes, and how. Comes after [`Operation::measure`] of the same.
+    /// Settles everything that depends on shapes: what it makes, and how. Comes after
+    /// [`Operation::measure`] of the same.
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)>;
 
-    /// The orders that it wants its inputs in, where they have these, and the order of what it makes. Values of two
-    /// dimensions are in both.
+    /// The orders that it wants its inputs in, where they have these, and the order of what it
+    /// makes. Values of two dimensions are in both.
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
         (vec![Order::ChannelsLast; inputs.len()], Order::ChannelsLast) // small: an order each
     }
@@ -314,13 +341,14 @@ pub(crate) trait Operation: Send + Sync + std::fmt::Debug {
     }
 
     /// Whether its output may take the place of its second input, of the same shape:
-    /// [`ExecutableOp::run_with_codes`] then gets only the first, and finds the second in the output.
+    /// [`ExecutableOp::run_with_codes`] then gets only the first, and finds the second in the
+    /// output.
     fn adds_in_place(&self) -> bool {
         false
     }
 
-    /// The products that this operation of that name is: the node's name, the kernel's, and the bytes of the weights as they are
-    /// laid out.
+    /// The products that this operation of that name is: the node's name, the kernel's, and the
+    /// bytes of the weights as they are laid out.
     fn products<'a>(&'a self, name: &'a str) -> Vec<(&'a str, &'static str, usize)> {
         let _ = name;
         Vec::new()
@@ -331,7 +359,8 @@ pub(crate) trait Operation: Send + Sync + std::fmt::Debug {
 pub(crate) trait ExecutableOp: Send + Sync + std::fmt::Debug {
     /// Runs it. Buffers have the planned sizes, `scratch` at least [`Cost::scratch`] bytes.
     fn run(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>) -> Result<()>;
-    /// Runs it and writes `codes` of the output, where it was built with a quantizer; else `codes` is empty.
+    /// Runs it and writes `codes` of the output, where it was built with a quantizer; else `codes`
+    /// is empty.
     fn run_with_codes(
         &self,
         inputs: &[Slice<'_>],

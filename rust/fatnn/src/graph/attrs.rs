@@ -118,7 +118,8 @@ impl Attrs<'_> {
 
     /// A number that float32 holds.
     pub fn float(&self, key: &str) -> Result<f32, String> {
-        let found = self.attr(key)?.as_f64().map(|value| value as f32).filter(|value| value.is_finite());
+        let found =
+            self.attr(key)?.as_f64().map(|value| value as f32).filter(|value| value.is_finite());
         found.ok_or_else(|| format!("attribute {key:?} must be a number that float32 holds"))
     }
 
@@ -128,7 +129,8 @@ impl Attrs<'_> {
     }
 
     pub fn number(&self, key: &str) -> Result<usize, String> {
-        usize::try_from(self.integer(key)?).map_err(|_| format!("attribute {key:?} must not be negative"))
+        usize::try_from(self.integer(key)?)
+            .map_err(|_| format!("attribute {key:?} must not be negative"))
     }
 
     /// A number that may be absent.
@@ -147,7 +149,8 @@ impl Attrs<'_> {
             .collect()
     }
 
-    /// Numbers for two axes. One-dimensional operations have the second only; `other` fills the first.
+    /// Numbers for two axes. One-dimensional operations have the second only; `other` fills the
+    /// first.
     pub fn pair(&self, key: &str, axes: usize, other: usize) -> Result<[usize; 2], String> {
         match (axes, self.integers(key)?.as_slice()) {
             (2, &[h, w]) => Ok([h, w]),
@@ -159,7 +162,9 @@ impl Attrs<'_> {
     /// As [`Attrs::pair`], of numbers that are at least 1.
     fn positive_pair(&self, key: &str, axes: usize) -> Result<[usize; 2], String> {
         match self.pair(key, axes, 1)? {
-            pair if pair.contains(&0) => Err(format!("attribute {key:?} must have {axes} integers >= 1, got {pair:?}")),
+            pair if pair.contains(&0) => {
+                Err(format!("attribute {key:?} must have {axes} integers >= 1, got {pair:?}"))
+            }
             pair => Ok(pair),
         }
     }
@@ -175,7 +180,10 @@ impl Attrs<'_> {
     }
 
     pub fn conv(&self, axes: usize) -> Result<ConvParams, String> {
-        Ok(ConvParams { kernel: self.positive_pair("kernel", axes)?, ..self.conv_without_kernel(axes)? })
+        Ok(ConvParams {
+            kernel: self.positive_pair("kernel", axes)?,
+            ..self.conv_without_kernel(axes)?
+        })
     }
 
     /// As [`Attrs::conv`]; average pooling has no dilation.
@@ -194,6 +202,7 @@ impl Attrs<'_> {
     /// The type of activations.
     pub fn act(&self) -> Result<ActType, BuildError> {
         let name = self.text("act")?;
-        ActType::from_name(&name).map_err(|_| BuildError::Unsupported(format!("activations {name:?}")))
+        ActType::from_name(&name)
+            .map_err(|_| BuildError::Unsupported(format!("activations {name:?}")))
     }
 }

@@ -1,7 +1,7 @@
 //! Whether a graph is well-formed, and the types of its values.
 //!
-//! [`Graph::parse`] has checked the types of fields and attributes. Here nodes are checked with their
-//! tensors and with what they read. Every message names the node and its layer.
+//! [`Graph::parse`] has checked the types of fields and attributes. Here nodes are checked with
+//! their tensors and with what they read. Every message names the node and its layer.
 
 use super::graph::{Graph, NodeView, Source, Tensors};
 use super::op::Op;
@@ -12,8 +12,9 @@ use crate::scalar::Scalar;
 
 /// Checks a graph; the types of its values.
 ///
-/// A graph from a file is also checked for what the engine would find when it packs weights, and for tensors
-/// that no node names. Operations that this release does not know are taken to make floats.
+/// A graph from a file is also checked for what the engine would find when it packs weights, and
+/// for tensors that no node names. Operations that this release does not know are taken to make
+/// floats.
 ///
 /// # Errors
 /// [`Error::Graph`] naming the first thing that is wrong.
@@ -31,7 +32,11 @@ pub fn check(graph: &Graph, tensors: &Tensors, source: Source) -> Result<Vec<Val
             }
             Some(info) => match node_type(view, info, &read, source) {
                 Ok(kind) => kind,
-                Err(_) if unknown && info.makes_codes && !read.iter().any(|kind| kind.is_codes()) => ValueType::F32,
+                Err(_)
+                    if unknown && info.makes_codes && !read.iter().any(|kind| kind.is_codes()) =>
+                {
+                    ValueType::F32
+                }
                 Err(why) if !unknown || source == Source::File => return Err(node.invalid(why)),
                 Err(_) => ValueType::F32,
             },
@@ -52,15 +57,20 @@ pub fn check(graph: &Graph, tensors: &Tensors, source: Source) -> Result<Vec<Val
         }
     });
     match codes {
-        Some(name) if !unknown => {
-            Err(Error::Graph { why: format!("outputs: {name:?} is codes, no structure of float values") })
-        }
+        Some(name) if !unknown => Err(Error::Graph {
+            why: format!("outputs: {name:?} is codes, no structure of float values"),
+        }),
         _ => Ok(types),
     }
 }
 
 /// Checks a node; the type of its value.
-fn node_type(view: NodeView<'_>, info: &OpInfo, read: &[ValueType], source: Source) -> Result<ValueType, String> {
+fn node_type(
+    view: NodeView<'_>,
+    info: &OpInfo,
+    read: &[ValueType],
+    source: Source,
+) -> Result<ValueType, String> {
     if !info.reads(read.len()) {
         return Err(format!("reads {} values", read.len()));
     }
@@ -68,7 +78,9 @@ fn node_type(view: NodeView<'_>, info: &OpInfo, read: &[ValueType], source: Sour
         let wanted = info.reads_codes && i == 0;
         if kind.is_codes() != wanted || matches!(kind, ValueType::Other(_)) {
             let what = if wanted { "an input of codes" } else { "inputs of floats" };
-            return Err(format!("reads codes where it must not, or not: expected {what}, got {kind}"));
+            return Err(format!(
+                "reads codes where it must not, or not: expected {what}, got {kind}"
+            ));
         }
     }
     check_tensors(view, info, source)?;
@@ -77,7 +89,9 @@ fn node_type(view: NodeView<'_>, info: &OpInfo, read: &[ValueType], source: Sour
     }
     let found = (info.types)(view, read)?;
     match view.node.dtype {
-        Some(declared) if !found.fits(declared) => Err(format!("makes {found}, but its dtype says {declared}")),
+        Some(declared) if !found.fits(declared) => {
+            Err(format!("makes {found}, but its dtype says {declared}"))
+        }
         declared => Ok(declared.unwrap_or(found)),
     }
 }
@@ -93,7 +107,8 @@ fn check_tensors(view: NodeView<'_>, info: &OpInfo, source: Source) -> Result<()
             }
             return Err(format!("unknown tensor role {name:?}"));
         };
-        let found = view.tensors.get(tensor).ok_or_else(|| format!("tensor {tensor:?} is missing"))?;
+        let found =
+            view.tensors.get(tensor).ok_or_else(|| format!("tensor {tensor:?} is missing"))?;
         found.check().map_err(|e| format!("tensor {tensor:?}, its {name}: {e}"))?;
         let (got, wanted) = (found.dtype(), role.dtypes);
         if !wanted.contains(&got) {

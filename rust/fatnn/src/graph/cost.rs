@@ -29,14 +29,17 @@ pub fn macs(node: &Node, shape: &[usize], weight: Option<&Tensor>) -> u128 {
 /// # Errors
 /// [`Error::Graph`] where there is no such operation.
 pub fn macs_of(op: &str, shape: &[usize], weight: Option<&[usize]>) -> Result<u128> {
-    let info = OpInfo::named(op).ok_or_else(|| Error::Graph { why: format!("unknown op {op:?}") })?;
+    let info =
+        OpInfo::named(op).ok_or_else(|| Error::Graph { why: format!("unknown op {op:?}") })?;
     Ok(products(info.products, shape, weight))
 }
 
 fn products(products: Products, shape: &[usize], weight: Option<&[usize]>) -> u128 {
     match (products, weight) {
         (Products::None, _) | (_, None) => 0,
-        (_, Some(weight)) => elements(shape).saturating_mul(elements(weight.get(1..).unwrap_or_default())),
+        (_, Some(weight)) => {
+            elements(shape).saturating_mul(elements(weight.get(1..).unwrap_or_default()))
+        }
     }
 }
 
@@ -94,13 +97,18 @@ fn is_noted(node: &Node, made: &[usize], kind: ValueType) -> bool {
     }
 }
 
-/// Shapes of all values, with what a run costs checked on the way: that nodes can run on what they read, that
-/// noted shapes are those of their values, and that a run keeps to the limits.
+/// Shapes of all values, with what a run costs checked on the way: that nodes can run on what they
+/// read, that noted shapes are those of their values, and that a run keeps to the limits.
 ///
 /// # Errors
-/// [`Error::Graph`] naming the node that cannot run; [`Error::Limit`] naming the first node that, with those
-/// before it, needs more than a limit.
-pub fn check_sizes(graph: &Graph, tensors: &Tensors, types: &[ValueType], limits: Limits) -> Result<Vec<Vec<usize>>> {
+/// [`Error::Graph`] naming the node that cannot run; [`Error::Limit`] naming the first node that,
+/// with those before it, needs more than a limit.
+pub fn check_sizes(
+    graph: &Graph,
+    tensors: &Tensors,
+    types: &[ValueType],
+    limits: Limits,
+) -> Result<Vec<Vec<usize>>> {
     let count = graph.nodes.len();
     let mut last = vec![usize::MAX; count]; // small: as long as the graph's text
     for (i, node) in graph.nodes.iter().enumerate() {
@@ -122,19 +130,25 @@ pub fn check_sizes(graph: &Graph, tensors: &Tensors, types: &[ValueType], limits
                 node.op_name()
             ),
         };
-        let read: Vec<&[usize]> = node.inputs.iter().map(|&value| shapes[value].as_slice()).collect();
+        let read: Vec<&[usize]> =
+            node.inputs.iter().map(|&value| shapes[value].as_slice()).collect();
         let made = shapes::made(view, &read).map_err(|why| cannot(&why))?;
         if !is_noted(node, &made, types[i]) {
-            return Err(cannot(&format!("a result of the shape {:?} was noted, it is {made:?}", node.shape)));
+            return Err(cannot(&format!(
+                "a result of the shape {:?} was noted, it is {made:?}",
+                node.shape
+            )));
         }
         let (stored_elements, stored_bytes) = stored(&made, types[i]);
         if stored_elements >= MAX_ELEMENTS || elements_of_nonzero(&made) >= MAX_ELEMENTS {
             return Err(cannot(&format!("a result of the shape {made:?} is too large")));
         }
         if let Op::Input(_) = node.op {
-            images = if images == 1 { made.first().map_or(1, |&n| n.max(1)) as u128 } else { images };
+            images =
+                if images == 1 { made.first().map_or(1, |&n| n.max(1)) as u128 } else { images };
         } else {
-            let elements = node.inputs.iter().fold(0u128, |n, &value| n.saturating_add(bytes[value].0));
+            let elements =
+                node.inputs.iter().fold(0u128, |n, &value| n.saturating_add(bytes[value].0));
             all_work = all_work.saturating_add(work(view, &made, stored_elements, elements, &read));
         }
         live = live.saturating_add(stored_bytes);

@@ -1,6 +1,7 @@
 //! The canonical file: one format, versioned, equal on every machine.
 //!
-//! A [safetensors](https://github.com/huggingface/safetensors) file. Its metadata has one entry, `fatnn-rs`, a JSON object:
+//! A [safetensors](https://github.com/huggingface/safetensors) file. Its metadata has one entry,
+//! `fatnn-rs`, a JSON object:
 //!
 //! | key | value |
 //! | --- | --- |
@@ -22,8 +23,9 @@
 //! [`Graph::parse`](crate::graph::Graph::parse). Files of version 1 are read too; they become
 //! graphs of this version.
 //!
-//! What a CPU's kernel wants is derived when a file is loaded and never written, so a file does not depend on the machine
-//! that wrote it. Files are written beside their place and moved there, so that a crash leaves the old file or the new one.
+//! What a CPU's kernel wants is derived when a file is loaded and never written, so a file does not
+//! depend on the machine that wrote it. Files are written beside their place and moved there, so
+//! that a crash leaves the old file or the new one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -83,7 +85,10 @@ struct Stored {
 
 /// Digest over everything that a file says: see the module. Tensors come in order of names, with
 /// the names of their types, and with the shapes that they have once they are read.
-fn digest<'a>(graph: &str, tensors: impl Iterator<Item = (&'a str, &'a str, &'a [usize], &'a [u8])>) -> String {
+fn digest<'a>(
+    graph: &str,
+    tensors: impl Iterator<Item = (&'a str, &'a str, &'a [usize], &'a [u8])>,
+) -> String {
     let mut hash = Sha256::new();
     let mut part = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_le_bytes());
@@ -148,7 +153,8 @@ pub fn save(path: impl AsRef<Path>, graph: &str, tensors: &BTreeMap<String, Tens
         (*name, tensor.dtype().name(), tensor.shape(), t.bytes.as_slice())
     });
     let sha256 = digest(graph, digested);
-    let entry = json!({"version": FORMAT_VERSION, "sha256": sha256, "tensors": packed, "graph": graph});
+    let entry =
+        json!({"version": FORMAT_VERSION, "sha256": sha256, "tensors": packed, "graph": graph});
     let entry = entry.to_string();
     let views = parts
         .iter()
@@ -156,17 +162,26 @@ pub fn save(path: impl AsRef<Path>, graph: &str, tensors: &BTreeMap<String, Tens
         .collect::<Result<Vec<_>, SafeTensorError>>();
     let failed = |e| match e {
         SafeTensorError::IoError(source) => Error::Io { path: path.into(), source },
-        other => Error::Format { path: path.into(), why: format!("cannot be written as safetensors: {other}") },
+        other => Error::Format {
+            path: path.into(),
+            why: format!("cannot be written as safetensors: {other}"),
+        },
     };
     let views = views.map_err(failed)?;
     let metadata = Some(HashMap::from([(ENTRY.to_owned(), entry)]));
     let io = |source| Error::Io { path: path.into(), source };
-    write(path, io, |beside| safetensors::serialize_to_file(views, metadata, beside).map_err(failed))
+    write(path, io, |beside| {
+        safetensors::serialize_to_file(views, metadata, beside).map_err(failed)
+    })
 }
 
-/// Writes next to `path`, then moves into place. A link's file is replaced, not the link; a file keeps its permissions, and a
-/// new one has those of any new file.
-fn write(path: &Path, io: impl Fn(std::io::Error) -> Error, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+/// Writes next to `path`, then moves into place. A link's file is replaced, not the link; a file
+/// keeps its permissions, and a new one has those of any new file.
+fn write(
+    path: &Path,
+    io: impl Fn(std::io::Error) -> Error,
+    fill: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
     let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let path = target.as_path();
     let before = std::fs::metadata(path).ok();
@@ -176,7 +191,8 @@ fn write(path: &Path, io: impl Fn(std::io::Error) -> Error, fill: impl FnOnce(&P
             "not a regular file, which alone is replaced",
         )));
     }
-    let name = path.file_name().ok_or_else(|| io(std::io::Error::other("not the name of a file")))?;
+    let name =
+        path.file_name().ok_or_else(|| io(std::io::Error::other("not the name of a file")))?;
     let mut beside = name.to_owned();
     // Unlike that of any other writer, in this process or another.
     static WRITES: AtomicU64 = AtomicU64::new(0);
@@ -186,7 +202,11 @@ fn write(path: &Path, io: impl Fn(std::io::Error) -> Error, fill: impl FnOnce(&P
         let made = std::fs::File::create(&beside).and_then(|file| file.metadata()).map_err(&io)?;
         fill(&beside)?;
         let permissions = before.map_or(made.permissions(), |target| target.permissions());
-        std::fs::OpenOptions::new().write(true).open(&beside).and_then(|file| file.sync_all()).map_err(&io)?;
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(&beside)
+            .and_then(|file| file.sync_all())
+            .map_err(&io)?;
         std::fs::set_permissions(&beside, permissions).map_err(&io)?;
         std::fs::rename(&beside, path).map_err(&io)
     })();
@@ -201,8 +221,8 @@ fn write(path: &Path, io: impl Fn(std::io::Error) -> Error, fill: impl FnOnce(&P
 /// version 1 comes as this version would have it.
 ///
 /// # Errors
-/// [`Error::Io`] where the file cannot be read; [`Error::Format`] where it is truncated, damaged, no safetensors file, no
-/// network of this crate, or of another version.
+/// [`Error::Io`] where the file cannot be read; [`Error::Format`] where it is truncated, damaged,
+/// no safetensors file, no network of this crate, or of another version.
 pub fn load(path: impl AsRef<Path>) -> Result<(String, BTreeMap<String, Tensor>)> {
     let path = path.as_ref();
     let bytes = std::fs::read(path).map_err(|source| match source.kind() {
@@ -250,16 +270,20 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), Wrong> {
             "not a network saved by fatnn-rs, or cut short ({why}); save it again with fatnn_rs.save, or copy it again"
         )
     };
-    let file = SafeTensors::deserialize(bytes).map_err(|e| not_ours(format!("as safetensors: {e}")))?;
-    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| not_ours(format!("as safetensors: {e}")))?;
+    let file =
+        SafeTensors::deserialize(bytes).map_err(|e| not_ours(format!("as safetensors: {e}")))?;
+    let (_, metadata) =
+        SafeTensors::read_metadata(bytes).map_err(|e| not_ours(format!("as safetensors: {e}")))?;
     let entry = metadata
         .metadata()
         .as_ref()
         .and_then(|entries| entries.get(ENTRY))
         .ok_or_else(|| not_ours(format!("its metadata has no entry {ENTRY:?}")))?;
-    let entry: Json =
-        serde_json::from_str(entry).map_err(|e| not_ours(format!("its entry {ENTRY:?} is not JSON: {e}")))?;
-    let version = entry["version"].as_u64().filter(|version| [file_v1::VERSION, FORMAT_VERSION].contains(version));
+    let entry: Json = serde_json::from_str(entry)
+        .map_err(|e| not_ours(format!("its entry {ENTRY:?} is not JSON: {e}")))?;
+    let version = entry["version"]
+        .as_u64()
+        .filter(|version| [file_v1::VERSION, FORMAT_VERSION].contains(version));
     let Some(version) = version else {
         return Err(format!(
             "expected version {FORMAT_VERSION} of the format (or {}), got {}; load it with the release of fatnn-rs that \
@@ -288,7 +312,8 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), Wrong> {
         .map(|(name, view)| {
             let said = packed.get(*name);
             let shape = said.map_or(view.shape(), |(_, shape)| shape);
-            let dtype = dtype_of(view.dtype(), said.map(|said| said.0)).ok_or_else(|| unknown(name, view.dtype()))?;
+            let dtype = dtype_of(view.dtype(), said.map(|said| said.0))
+                .ok_or_else(|| unknown(name, view.dtype()))?;
             Ok((*name, if old { file_v1::name(dtype) } else { dtype.name() }, shape, view.data()))
         })
         .collect::<Result<Vec<_>, String>>()?;
@@ -300,7 +325,8 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), Wrong> {
     let mut tensors = BTreeMap::new();
     for (name, view) in views {
         let declared = packed.get(name).map_or(view.shape(), |(_, shape)| shape);
-        check_shape(declared).map_err(|e| format!("tensor {name:?}: {e}; convert and save the model again"))?;
+        check_shape(declared)
+            .map_err(|e| format!("tensor {name:?}: {e}; convert and save the model again"))?;
         let shape = memory::copied(FILE, view.shape()).map_err(Wrong::Memory)?;
         let tensor = match (packed.get(name), view.dtype()) {
             (Some((TensorType::Codes(kind), shape)), Dtype::U8) => {
@@ -325,8 +351,14 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), Wrong> {
         };
         tensors.insert(name.to_owned(), tensor);
     }
-    if let Some((missing, (dtype, _))) = packed.iter().find(|(name, _)| !tensors.contains_key(*name)) {
-        return Err(format!("{} tensor {missing:?} is missing; convert and save the model again", dtype.name()).into());
+    if let Some((missing, (dtype, _))) =
+        packed.iter().find(|(name, _)| !tensors.contains_key(*name))
+    {
+        return Err(format!(
+            "{} tensor {missing:?} is missing; convert and save the model again",
+            dtype.name()
+        )
+        .into());
     }
     let graph = if old { file_v1::upgraded(graph, &mut tensors)? } else { graph.to_owned() };
     Ok((graph, tensors))
@@ -341,7 +373,8 @@ fn unknown(name: &str, dtype: Dtype) -> String {
 }
 
 fn values<T, const N: usize>(bytes: &[u8], convert: fn([u8; N]) -> T) -> Result<Vec<T>, Wrong> {
-    memory::collected(FILE, bytes.as_chunks::<N>().0.iter().map(|chunk| convert(*chunk))).map_err(Wrong::Memory)
+    memory::collected(FILE, bytes.as_chunks::<N>().0.iter().map(|chunk| convert(*chunk)))
+        .map_err(Wrong::Memory)
 }
 
 #[cfg(test)]
@@ -360,8 +393,14 @@ mod tests {
             ("a.thresholds".to_owned(), Tensor::I32(vec![2, 2], vec![i32::MIN, -1, 0, i32::MAX])),
             ("b.weight".to_owned(), Tensor::I8(vec![2, 3], vec![i8::MIN, -127, -1, 0, 1, 127])),
             ("step".to_owned(), Tensor::I64(vec![], vec![-7])),
-            ("c.weight".to_owned(), codes_of(WeightKind::TwoBit, &[3, 3], &[-3, -1, 1, 3, 3, 1, -1, -3, 1])),
-            ("d.weight".to_owned(), codes_of(WeightKind::Binary, &[11], &[-1, 1, 1, -1, -1, -1, 1, 1, -1, 1, 1])),
+            (
+                "c.weight".to_owned(),
+                codes_of(WeightKind::TwoBit, &[3, 3], &[-3, -1, 1, 3, 3, 1, -1, -3, 1]),
+            ),
+            (
+                "d.weight".to_owned(),
+                codes_of(WeightKind::Binary, &[11], &[-1, 1, 1, -1, -1, -1, 1, 1, -1, 1, 1]),
+            ),
             ("e.weight".to_owned(), codes_of(WeightKind::Ternary, &[2], &[-1, 1])),
             ("none".to_owned(), Tensor::F32(vec![0, 4], vec![])),
         ]);
@@ -403,7 +442,10 @@ mod tests {
                 if let Ok(read) = parse(&damaged) {
                     // White space between the header and the tensors means nothing.
                     assert_eq!(read, (graph.clone(), tensors.clone()), "bit {bit} of byte {at}");
-                    assert!(bytes[at].is_ascii_whitespace(), "bit {bit} of byte {at} was not noticed");
+                    assert!(
+                        bytes[at].is_ascii_whitespace(),
+                        "bit {bit} of byte {at} was not noticed"
+                    );
                 }
             }
             assert!(parse(&bytes[..at]).is_err(), "cut at {at}");
@@ -445,7 +487,10 @@ mod tests {
         let folder = folder("values");
         let path = folder.join("net.safetensors");
         for kind in WeightKind::ALL {
-            let tensors = BTreeMap::from([("a.weight".to_owned(), Tensor::Codes(kind, vec![3], vec![1, -1, 2]))]);
+            let tensors = BTreeMap::from([(
+                "a.weight".to_owned(),
+                Tensor::Codes(kind, vec![3], vec![1, -1, 2]),
+            )]);
             let message = save(&path, "{}", &tensors).unwrap_err().to_string();
             for words in ["tensor \"a.weight\"", kind.name(), "got 2 at element 2"] {
                 assert!(message.contains(words), "{message}");

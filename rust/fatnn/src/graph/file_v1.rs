@@ -28,7 +28,8 @@ pub(super) fn packed(entry: &Json) -> Option<Packed> {
         if kind == WeightKind::TwoBit && entry[list].is_null() {
             continue;
         }
-        let shapes: BTreeMap<String, Vec<usize>> = serde_json::from_value(entry[list].clone()).ok()?;
+        let shapes: BTreeMap<String, Vec<usize>> =
+            serde_json::from_value(entry[list].clone()).ok()?;
         for (name, shape) in shapes {
             if packed.insert(name, (TensorType::Codes(kind), shape)).is_some() {
                 return None;
@@ -57,19 +58,25 @@ pub(super) fn name(dtype: TensorType) -> &'static str {
 ///
 /// # Errors
 /// Which node is none of version 1, and why.
-pub(super) fn upgraded(graph: &str, tensors: &mut BTreeMap<String, Tensor>) -> Result<String, String> {
+pub(super) fn upgraded(
+    graph: &str,
+    tensors: &mut BTreeMap<String, Tensor>,
+) -> Result<String, String> {
     for tensor in tensors.values_mut() {
         if let Tensor::Codes(kind, _, values) = tensor {
             *kind = WeightKind::of(values).map_err(|e| e.to_string())?;
         }
     }
     let Ok(mut json) = serde_json::from_str::<Json>(graph) else { return Ok(graph.to_owned()) };
-    let Some(nodes) = json.get_mut("nodes").and_then(Json::as_array_mut) else { return Ok(graph.to_owned()) };
+    let Some(nodes) = json.get_mut("nodes").and_then(Json::as_array_mut) else {
+        return Ok(graph.to_owned());
+    };
     let mut types = HashMap::new();
     for (position, node) in nodes.iter_mut().enumerate() {
         let shown = node["name"].to_string();
         let Some(fields) = node.as_object_mut() else { continue };
-        let dtype = upgrade(fields, &types, tensors).map_err(|why| format!("node {position} ({shown}): {why}"))?;
+        let dtype = upgrade(fields, &types, tensors)
+            .map_err(|why| format!("node {position} ({shown}): {why}"))?;
         if let Some(name) = fields.get("name").and_then(Json::as_str) {
             types.insert(name.to_owned(), dtype);
         }
@@ -87,16 +94,20 @@ fn upgrade(
         return Err("unknown fields [\"dtype\"]".into());
     }
     let op = node.get("op").and_then(Json::as_str).unwrap_or_default().to_owned();
-    let first = node.get("inputs").and_then(|inputs| inputs[0].as_str()).and_then(|name| types.get(name));
+    let first =
+        node.get("inputs").and_then(|inputs| inputs[0].as_str()).and_then(|name| types.get(name));
     let read = first.copied().unwrap_or(ValueType::F32);
-    let thresholds = node.get("tensors").and_then(|named| named["thresholds"].as_str()).map(str::to_owned);
+    let thresholds =
+        node.get("tensors").and_then(|named| named["thresholds"].as_str()).map(str::to_owned);
     let mut none = Map::new();
     let attrs = node.get_mut("attrs").and_then(Json::as_object_mut).unwrap_or(&mut none);
     let number = |attrs: &Map<String, Json>, key: &str| {
         let number = attrs.get(key).and_then(Json::as_u64).filter(|n| (1..LIMIT).contains(n));
         number.map(|n| n as usize)
     };
-    let codes = |codes: CodeType, channels: Option<usize>, groups: Option<usize>| match (channels, groups) {
+    let codes = |codes: CodeType, channels: Option<usize>, groups: Option<usize>| match (
+        channels, groups,
+    ) {
         (Some(channels), Some(groups)) => ValueType::Codes { codes, channels, groups },
         // The check of the graph names what is wrong.
         _ => ValueType::F32,
@@ -104,7 +115,9 @@ fn upgrade(
     let dtype = match op.as_str() {
         "flatten_leading" => return Err(format!("unknown op {op:?}")),
         "input" => match attrs.remove("dtype") {
-            Some(Json::String(name)) => ValueType::of_input(&name).map_err(|_| format!("unknown dtype {name:?}"))?,
+            Some(Json::String(name)) => {
+                ValueType::of_input(&name).map_err(|_| format!("unknown dtype {name:?}"))?
+            }
             _ => return Err("attribute \"dtype\" must be str (a string)".into()),
         },
         "quantize" => {
@@ -114,9 +127,11 @@ fn upgrade(
         "conv_codes" => {
             act(attrs)?;
             match thresholds.and_then(|name| tensors.get(&name)) {
-                Some(Tensor::I32(shape, values)) if shape.len() == 2 => {
-                    codes(types::codes_of(shape[0], values), Some(shape[1]), number(attrs, "out_groups"))
-                }
+                Some(Tensor::I32(shape, values)) if shape.len() == 2 => codes(
+                    types::codes_of(shape[0], values),
+                    Some(shape[1]),
+                    number(attrs, "out_groups"),
+                ),
                 _ => ValueType::F32,
             }
         }
@@ -179,12 +194,14 @@ mod tests {
             if let Some(act) = act {
                 attrs["act"] = act.into();
             }
-            let node = upgraded_node(&json!({"name": "q", "op": "quantize", "attrs": attrs})).unwrap();
+            let node =
+                upgraded_node(&json!({"name": "q", "op": "quantize", "attrs": attrs})).unwrap();
             assert_eq!(node["attrs"], json!({"act": now, "channels": 5, "groups": 1}));
             let codes = ActType::from_name(now).unwrap().code_type().name();
             assert_eq!(node["dtype"], json!({"codes": codes, "channels": 5, "groups": 1}));
         }
-        let node = upgraded_node(&json!({"name": "x", "op": "input", "attrs": {"dtype": "int64"}})).unwrap();
+        let node = upgraded_node(&json!({"name": "x", "op": "input", "attrs": {"dtype": "int64"}}))
+            .unwrap();
         assert_eq!(node, json!({"name": "x", "op": "input", "attrs": {}, "dtype": "int64"}));
         let node = upgraded_node(&json!({"name": "y", "op": "rows"})).unwrap();
         assert_eq!(node, json!({"name": "y", "op": "flatten_leading", "dtype": "float32"}));
@@ -196,9 +213,18 @@ mod tests {
             (json!({"name": "y", "op": "relu", "dtype": "float32"}), "unknown fields"),
             (json!({"name": "y", "op": "flatten_leading"}), "unknown op"),
             (json!({"name": "y", "op": "quantize", "attrs": {"act": "half"}}), "half_range"),
-            (json!({"name": "y", "op": "conv_float", "attrs": {"half_range": true, "act": "half"}}), "\"half\""),
-            (json!({"name": "y", "op": "conv_codes", "attrs": {"half_range": false, "act": "uint2"}}), "uint2"),
-            (json!({"name": "y", "op": "max_pool_codes", "attrs": {"act": "uint2"}}), "of another kind"),
+            (
+                json!({"name": "y", "op": "conv_float", "attrs": {"half_range": true, "act": "half"}}),
+                "\"half\"",
+            ),
+            (
+                json!({"name": "y", "op": "conv_codes", "attrs": {"half_range": false, "act": "uint2"}}),
+                "uint2",
+            ),
+            (
+                json!({"name": "y", "op": "max_pool_codes", "attrs": {"act": "uint2"}}),
+                "of another kind",
+            ),
             (json!({"name": "y", "op": "input", "attrs": {}}), "\"dtype\""),
         ] {
             let message = upgraded_node(&node).unwrap_err();
@@ -215,14 +241,19 @@ mod tests {
 
     #[test]
     fn weights_get_their_narrowest_kind() {
-        let ternary = |values: &[i8]| Tensor::Codes(WeightKind::Ternary, vec![values.len()], values.to_vec());
+        let ternary =
+            |values: &[i8]| Tensor::Codes(WeightKind::Ternary, vec![values.len()], values.to_vec());
         let mut tensors = BTreeMap::from([
             ("signs".to_owned(), ternary(&[-1, 1])),
             ("trits".to_owned(), ternary(&[-1, 0])),
             ("wide".to_owned(), Tensor::Codes(WeightKind::TwoBit, vec![2], vec![3, 1])),
         ]);
         upgraded("{}", &mut tensors).unwrap();
-        let kinds = [("signs", WeightKind::Binary), ("trits", WeightKind::Ternary), ("wide", WeightKind::TwoBit)];
+        let kinds = [
+            ("signs", WeightKind::Binary),
+            ("trits", WeightKind::Ternary),
+            ("wide", WeightKind::TwoBit),
+        ];
         for (name, kind) in kinds {
             assert_eq!(tensors[name].dtype(), TensorType::Codes(kind));
         }

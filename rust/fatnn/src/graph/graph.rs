@@ -21,7 +21,8 @@ pub type ValueId = usize;
 pub enum Source {
     /// From a file, which holds every field and every attribute, and nothing else.
     File,
-    /// Described to the engine: what it does not need may be absent, and unknown attributes are ignored.
+    /// Described to the engine: what it does not need may be absent, and unknown attributes are
+    /// ignored.
     Description,
 }
 
@@ -83,7 +84,8 @@ impl Node {
     /// The dimension that a function per channel is about; `None` where it is none.
     pub(crate) fn channel_dim(&self) -> Option<usize> {
         match &self.op {
-            Op::ChannelScale { trailing: Some(trailing) } | Op::ChannelBias { trailing: Some(trailing) } => {
+            Op::ChannelScale { trailing: Some(trailing) }
+            | Op::ChannelBias { trailing: Some(trailing) } => {
                 self.shape.len().checked_sub(trailing + 1)
             }
             _ => self.info.is_some_and(|info| info.form == Form::Channel).then_some(1),
@@ -100,7 +102,8 @@ impl Node {
 
     /// How messages about a graph begin.
     pub(crate) fn place(&self) -> String {
-        let layer = if self.layer.is_empty() { String::new() } else { format!(", layer {:?}", self.layer) };
+        let layer =
+            if self.layer.is_empty() { String::new() } else { format!(", layer {:?}", self.layer) };
         format!("node {:?} ({}{layer})", self.name, self.op_name())
     }
 
@@ -135,7 +138,9 @@ impl Outputs {
         match self {
             Outputs::Value(value) => found(*value),
             Outputs::Constant(_) => (),
-            Outputs::List(items) | Outputs::Tuple(items) => items.iter().for_each(|item| item.for_each(found)),
+            Outputs::List(items) | Outputs::Tuple(items) => {
+                items.iter().for_each(|item| item.for_each(found))
+            }
             Outputs::Dict(items) | Outputs::DictItems(items) | Outputs::OrderedDict(items) => {
                 items.iter().for_each(|(_, item)| item.for_each(found));
             }
@@ -153,7 +158,8 @@ impl Outputs {
 /// A network as data: nothing in it depends on a CPU.
 #[derive(Clone, Debug)]
 pub struct Graph {
-    /// Inputs, then the other nodes in the order they run. A node reads only values of nodes before it.
+    /// Inputs, then the other nodes in the order they run. A node reads only values of nodes before
+    /// it.
     pub nodes: Vec<Node>,
     /// What the network returns.
     pub outputs: Outputs,
@@ -169,8 +175,8 @@ impl Graph {
     /// # Errors
     /// [`Error::Graph`] naming the first field that is not what it must be.
     pub fn parse(text: &str, source: Source) -> Result<Self> {
-        let json: Json =
-            serde_json::from_str(text).map_err(|e| Error::Graph { why: format!("the graph is not JSON: {e}") })?;
+        let json: Json = serde_json::from_str(text)
+            .map_err(|e| Error::Graph { why: format!("the graph is not JSON: {e}") })?;
         super::parse::graph(&json, source)
     }
 
@@ -200,7 +206,9 @@ impl<'a> NodeView<'a> {
     /// # Errors
     /// That it is missing.
     pub fn shape(&self, role: &str) -> Result<&'a [usize], String> {
-        self.tensor(role).map(Tensor::shape).ok_or_else(|| format!("tensor role {role:?} is missing"))
+        self.tensor(role)
+            .map(Tensor::shape)
+            .ok_or_else(|| format!("tensor role {role:?} is missing"))
     }
 
     /// Values of a float32 tensor.

@@ -1,4 +1,5 @@
-//! Networks as data: a typed graph, the table of operations, the file. No CPU, no kernel, no packing.
+//! Networks as data: a typed graph, the table of operations, the file. No CPU, no kernel, no
+//! packing.
 //!
 //! | module | what lives in it |
 //! | --- | --- |
@@ -69,7 +70,9 @@ impl From<crate::error::Error> for BuildError {
     fn from(error: crate::error::Error) -> Self {
         use crate::error::Error;
         match error {
-            Error::Memory { .. } | Error::Limit { .. } | Error::Environment { .. } => BuildError::Failed(error),
+            Error::Memory { .. } | Error::Limit { .. } | Error::Environment { .. } => {
+                BuildError::Failed(error)
+            }
             other => BuildError::Invalid(other.to_string()),
         }
     }

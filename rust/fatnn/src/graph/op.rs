@@ -23,7 +23,8 @@ pub struct ConvParams {
 
 impl ConvParams {
     /// A window of one element on each axis.
-    pub const ONE: ConvParams = ConvParams { kernel: [1, 1], stride: [1, 1], padding: [0, 0], dilation: [1, 1] };
+    pub const ONE: ConvParams =
+        ConvParams { kernel: [1, 1], stride: [1, 1], padding: [0, 0], dilation: [1, 1] };
 }
 
 /// A float or int8 convolution. The kernel's size is that of the weight.
@@ -63,8 +64,8 @@ pub struct Pool {
     pub ceil_mode: bool,
 }
 
-/// Every `step`th index of a dimension from `start` to before `end`; negative ones count from the end, others are
-/// brought inside.
+/// Every `step`th index of a dimension from `start` to before `end`; negative ones count from the
+/// end, others are brought inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slice {
     /// The dimension.
@@ -103,7 +104,8 @@ impl Input {
     /// The attribute `batch`.
     pub(super) fn batch_range(json: &Json) -> Option<BatchRange> {
         let [min, max, multiple] = json.as_array()?.as_slice() else { return None };
-        let size = |json: &Json| json.as_u64().filter(|n| *n < super::attrs::LIMIT).map(|n| n as usize);
+        let size =
+            |json: &Json| json.as_u64().filter(|n| *n < super::attrs::LIMIT).map(|n| n as usize);
         let multiple = size(multiple).filter(|n| *n > 0)?;
         Some(BatchRange { min: size(min)?, max: size(max)?, multiple })
     }
@@ -157,7 +159,8 @@ pub enum Op {
         /// Added to the variance.
         eps: f32,
     },
-    /// `fma(x, scale, bias)` per channel. Graphs that are described to the engine have it, files do not.
+    /// `fma(x, scale, bias)` per channel. Graphs that are described to the engine have it, files do
+    /// not.
     Affine,
     /// A function of one element.
     Scalar(Scalar),

@@ -94,7 +94,8 @@ pub struct Role {
     pub required: bool,
 }
 
-/// Types of the values that a node reads → type of its value, or what is wrong with them or with the tensors.
+/// Types of the values that a node reads → type of its value, or what is wrong with them or with
+/// the tensors.
 pub(crate) type TypeRule = fn(NodeView<'_>, &[ValueType]) -> Result<ValueType, String>;
 /// Shapes of the values that a node reads → shape of its value, or why they fit in no run.
 pub(super) type ShapeRule = fn(&Sizes, NodeView<'_>, &[&[Size]]) -> Result<Vec<Size>, String>;

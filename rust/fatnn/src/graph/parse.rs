@@ -28,7 +28,8 @@ use super::{BuildError, types};
 use crate::error::{Error, Result};
 
 const GRAPH_FIELDS: [&str; 4] = ["nodes", "outputs", "notes", "arguments"];
-const NODE_FIELDS: [&str; 9] = ["name", "op", "inputs", "attrs", "tensors", "layer", "dtype", "shape", "note"];
+const NODE_FIELDS: [&str; 9] =
+    ["name", "op", "inputs", "attrs", "tensors", "layer", "dtype", "shape", "note"];
 
 fn invalid(why: impl Into<String>) -> Error {
     Error::Graph { why: why.into() }
@@ -44,17 +45,24 @@ pub(super) fn graph(json: &Json, source: Source) -> Result<Graph> {
     }
     let file = source == Source::File;
     if file && let Some(key) = GRAPH_FIELDS[..3].iter().find(|key| !graph.contains_key(**key)) {
-        return Err(invalid(format!("the graph must hold nodes, outputs, notes; {key:?} is missing")));
+        return Err(invalid(format!(
+            "the graph must hold nodes, outputs, notes; {key:?} is missing"
+        )));
     }
     let notes = match graph.get("notes") {
         None => Vec::new(),
         Some(notes) => strings(notes).ok_or_else(|| invalid("notes must be a list of strings"))?,
     };
     let arguments = graph.get("arguments");
-    if arguments.is_some_and(|list| !list.as_array().is_some_and(|list| list.iter().all(Json::is_object))) {
+    if arguments
+        .is_some_and(|list| !list.as_array().is_some_and(|list| list.iter().all(Json::is_object)))
+    {
         return Err(invalid("arguments must be a list of objects"));
     }
-    let list = graph.get("nodes").and_then(Json::as_array).ok_or_else(|| invalid("the graph has no list of nodes"))?;
+    let list = graph
+        .get("nodes")
+        .and_then(Json::as_array)
+        .ok_or_else(|| invalid("the graph has no list of nodes"))?;
     if file && list.is_empty() {
         return Err(invalid("nodes must be a list that is not empty"));
     }
@@ -63,7 +71,8 @@ pub(super) fn graph(json: &Json, source: Source) -> Result<Graph> {
         let wrong = |why: String| invalid(format!("node {position} ({}): {why}", node["name"]));
         check_fields(node, source).map_err(wrong)?;
     }
-    let (inputs, others): (Vec<_>, Vec<_>) = list.iter().enumerate().partition(|(_, node)| node["op"] == "input");
+    let (inputs, others): (Vec<_>, Vec<_>) =
+        list.iter().enumerate().partition(|(_, node)| node["op"] == "input");
     for (position, node) in inputs.into_iter().chain(others) {
         reader.node(position, node)?;
     }
@@ -80,15 +89,21 @@ fn strings(list: &Json) -> Option<Vec<String>> {
 fn check_fields(node: &Json, source: Source) -> Result<(), String> {
     let fields = node.as_object().ok_or("it is no object")?;
     for (key, value) in fields {
-        let list_of_strings = || value.as_array().is_some_and(|list| list.iter().all(Json::is_string));
+        let list_of_strings =
+            || value.as_array().is_some_and(|list| list.iter().all(Json::is_string));
         let (holds, what) = match key.as_str() {
-            "name" => (value.as_str().is_some_and(|name| !name.is_empty()), "a string that is not empty"),
+            "name" => {
+                (value.as_str().is_some_and(|name| !name.is_empty()), "a string that is not empty")
+            }
             "op" | "layer" | "note" => (value.is_string(), "a string"),
             "inputs" => (list_of_strings(), "a list of strings"),
             "attrs" => (value.is_object(), "an object"),
             "tensors" => {
                 let named = value.as_object();
-                (named.is_some_and(|named| named.values().all(Json::is_string)), "an object of strings")
+                (
+                    named.is_some_and(|named| named.values().all(Json::is_string)),
+                    "an object of strings",
+                )
             }
             "dtype" => {
                 types::from_json(value)?;
@@ -96,7 +111,10 @@ fn check_fields(node: &Json, source: Source) -> Result<(), String> {
             }
             "shape" => {
                 let size = |d: &Json| d.as_u64().is_some_and(|d| d < LIMIT);
-                (value.as_array().is_some_and(|list| list.iter().all(size)), "a list of sizes below 2³¹")
+                (
+                    value.as_array().is_some_and(|list| list.iter().all(size)),
+                    "a list of sizes below 2³¹",
+                )
             }
             _ => return Err(format!("unknown fields {:?}", [key])),
         };
@@ -104,7 +122,9 @@ fn check_fields(node: &Json, source: Source) -> Result<(), String> {
             return Err(format!("{key:?} must be {what}"));
         }
     }
-    let wanted = NODE_FIELDS.iter().filter(|key| source == Source::File || ["name", "op", "shape"].contains(*key));
+    let wanted = NODE_FIELDS
+        .iter()
+        .filter(|key| source == Source::File || ["name", "op", "shape"].contains(*key));
     if let Some(key) = wanted.copied().find(|key| !fields.contains_key(*key)) {
         return Err(format!("{key:?} must be there"));
     }
@@ -117,7 +137,8 @@ fn check_fields(node: &Json, source: Source) -> Result<(), String> {
     check_attrs(node["attrs"].as_object().unwrap_or(&none), info, source, rank)
 }
 
-/// The attribute of that name: the operation's, or, where it has none, another's whose type the value has.
+/// The attribute of that name: the operation's, or, where it has none, another's whose type the
+/// value has.
 fn attr(info: Option<&OpInfo>, name: &str, value: &Json) -> Option<&'static Attr> {
     let mut others = OPS.iter().filter_map(|row| row.attr(name));
     info.and_then(|info| info.attr(name))
@@ -126,11 +147,18 @@ fn attr(info: Option<&OpInfo>, name: &str, value: &Json) -> Option<&'static Attr
 }
 
 /// Checks the types of attributes, and that they are not below their least values.
-fn check_attrs(attrs: &Map<String, Json>, info: Option<&OpInfo>, source: Source, rank: usize) -> Result<(), String> {
+fn check_attrs(
+    attrs: &Map<String, Json>,
+    info: Option<&OpInfo>,
+    source: Source,
+    rank: usize,
+) -> Result<(), String> {
     if let Some(info) = info.filter(|_| source == Source::File) {
         let unknown = attrs.keys().any(|key| info.attr(key).is_none());
-        let missing =
-            info.attrs.iter().any(|attr| attr.presence != Presence::Optional && !attrs.contains_key(attr.name));
+        let missing = info
+            .attrs
+            .iter()
+            .any(|attr| attr.presence != Presence::Optional && !attrs.contains_key(attr.name));
         if unknown || missing {
             let wanted: Vec<_> = info.attrs.iter().map(|attr| attr.name).collect();
             let got: Vec<_> = attrs.keys().collect();
@@ -156,7 +184,9 @@ fn check_attrs(attrs: &Map<String, Json>, info: Option<&OpInfo>, source: Source,
             && numbers.iter().any(|n| n.as_i64().is_some_and(|n| n < *least))
         {
             let count = if numbers.len() == 2 { "two integers" } else { "numbers" };
-            return Err(format!("attribute {key:?} must be at least {least}: {count} >= {least}, got {value}"));
+            return Err(format!(
+                "attribute {key:?} must be at least {least}: {count} >= {least}, got {value}"
+            ));
         }
     }
     if source == Source::File {
@@ -173,7 +203,10 @@ fn check_attrs(attrs: &Map<String, Json>, info: Option<&OpInfo>, source: Source,
         if fixed.filter_map(Json::as_u64).any(|d| d >= rank)
             || attrs.get("channel_dim").and_then(Json::as_u64).is_some_and(|dim| dim >= rank.max(1))
         {
-            return Err("a dimension of the input is out of range: fixed or channel_dim out of range".into());
+            return Err(
+                "a dimension of the input is out of range: fixed or channel_dim out of range"
+                    .into(),
+            );
         }
     }
     layout(attrs).map(|_| ())
@@ -193,14 +226,19 @@ fn layout_of(name: Option<&str>) -> Result<Layout, String> {
             several.split('|').try_for_each(|one| layout_of(Some(one)).map(|_| ()))?;
             Ok(Layout::Any)
         }
-        Some(other) => order(other).map(Layout::Order).ok_or_else(|| format!("unknown layout {other:?}")),
+        Some(other) => {
+            order(other).map(Layout::Order).ok_or_else(|| format!("unknown layout {other:?}"))
+        }
     }
 }
 
 /// The dimensions that `order:0,2,1` lists: each one once.
 fn order(text: &str) -> Option<Vec<usize>> {
-    let dims: Vec<usize> =
-        text.strip_prefix("order:")?.split(',').map(|dim| dim.parse().ok()).collect::<Option<_>>()?;
+    let dims: Vec<usize> = text
+        .strip_prefix("order:")?
+        .split(',')
+        .map(|dim| dim.parse().ok())
+        .collect::<Option<_>>()?;
     let listed = |dim| dims.contains(&dim);
     (dims.len() <= MAX_RANK && (0..dims.len()).all(listed)).then_some(dims)
 }
@@ -240,13 +278,20 @@ impl Reader {
         let mut inputs = Vec::new();
         for input in strings(&json["inputs"]).unwrap_or_default() {
             // In a file an input, too, stands before what reads it.
-            let before = |value: &&ValueId| self.source != Source::File || self.nodes[**value].position < position;
+            let before = |value: &&ValueId| {
+                self.source != Source::File || self.nodes[**value].position < position
+            };
             let known = self.names.get(&input).filter(before);
-            inputs.push(*known.ok_or_else(|| wrong(format!("reads {input:?}, which no node before it makes")))?);
+            inputs.push(
+                *known.ok_or_else(|| {
+                    wrong(format!("reads {input:?}, which no node before it makes"))
+                })?,
+            );
         }
         let named = json["tensors"].as_object().into_iter().flatten();
-        let tensors: BTreeMap<String, String> =
-            named.filter_map(|(role, name)| Some((role.clone(), name.as_str()?.to_owned()))).collect();
+        let tensors: BTreeMap<String, String> = named
+            .filter_map(|(role, name)| Some((role.clone(), name.as_str()?.to_owned())))
+            .collect();
         let sizes = json["shape"].as_array().into_iter().flatten().filter_map(Json::as_u64);
         let shape = sizes.map(|size| size as usize).collect();
         let layout = layout(attrs).map_err(wrong)?;
@@ -256,23 +301,43 @@ impl Reader {
         }
         let info = if matches!(built, Op::Other { .. }) { None } else { info };
         let note = text("note");
-        self.nodes.push(Node { name, op: built, info, inputs, tensors, layer, dtype, shape, note, layout, position });
+        self.nodes.push(Node {
+            name,
+            op: built,
+            info,
+            inputs,
+            tensors,
+            layer,
+            dtype,
+            shape,
+            note,
+            layout,
+            position,
+        });
         Ok(())
     }
 
     fn outputs(&self, json: &Json) -> Result<Outputs> {
         let shown = || {
             let text = json.to_string();
-            if text.chars().count() > 200 { text.chars().take(200).chain("...".chars()).collect() } else { text }
+            if text.chars().count() > 200 {
+                text.chars().take(200).chain("...".chars()).collect()
+            } else {
+                text
+            }
         };
         let wrong = || invalid(format!("outputs: {} is no structure of float values", shown()));
         let object = json.as_object().filter(|o| o.len() == 1).ok_or_else(wrong)?;
         let (kind, inner) = object.iter().next().ok_or_else(wrong)?;
-        let all = |items: &[Json]| items.iter().map(|item| self.outputs(item)).collect::<Result<Vec<_>>>();
+        let all = |items: &[Json]| {
+            items.iter().map(|item| self.outputs(item)).collect::<Result<Vec<_>>>()
+        };
         let pairs = |items: &[Json]| {
             let pair = |item: &Json| match item.as_array().map(Vec::as_slice) {
                 Some([Json::String(key), item]) => Ok((key.clone(), self.outputs(item)?)),
-                _ => Err(invalid(format!("outputs: {kind:?} must hold pairs of a key and an item"))),
+                _ => {
+                    Err(invalid(format!("outputs: {kind:?} must hold pairs of a key and an item")))
+                }
             };
             items.iter().map(pair).collect::<Result<Vec<_>>>()
         };
@@ -308,7 +373,9 @@ pub(super) fn op(name: &str, attrs: &Map<String, Json>) -> Result<(Op, &'static 
     let info = OpInfo::named(name).ok_or_else(|| invalid(format!("unknown op {name:?}")))?;
     match (info.build)(&Attrs(attrs)) {
         Ok(op) => Ok((op, info)),
-        Err(BuildError::Invalid(why) | BuildError::Unsupported(why)) => Err(invalid(format!("{name}: {why}"))),
+        Err(BuildError::Invalid(why) | BuildError::Unsupported(why)) => {
+            Err(invalid(format!("{name}: {why}")))
+        }
         Err(BuildError::Failed(error)) => Err(error),
     }
 }

@@ -1,4 +1,5 @@
-//! Rules for shapes: what shape a node's value has, given those that it reads. Any rank, PyTorch's rules.
+//! Rules for shapes: what shape a node's value has, given those that it reads. Any rank, PyTorch's
+//! rules.
 //!
 //! Codes have the shape of the values that they stand for: images, channels, pixels. Sizes may be
 //! expressions; a rule fails only where no run can have such shapes.
@@ -30,18 +31,21 @@ pub(super) fn made(view: NodeView<'_>, read: &[&[usize]]) -> Result<Vec<usize>, 
     made.into_iter().map(number).collect()
 }
 
-/// Shapes of all values in every run: sizes that inputs leave free, and whatever follows from them, are
-/// expressions. What a rule cannot say has a size of its own.
+/// Shapes of all values in every run: sizes that inputs leave free, and whatever follows from them,
+/// are expressions. What a rule cannot say has a size of its own.
 ///
 /// Of the tensors only shapes are read.
 pub fn in_every_run(graph: &Graph, tensors: &Tensors) -> Vec<Vec<Size>> {
     let sizes = Sizes::default();
     let mut shapes: Vec<Vec<Size>> = Vec::new();
     for node in &graph.nodes {
-        let read: Vec<&[Size]> = node.inputs.iter().map(|&value| shapes[value].as_slice()).collect();
+        let read: Vec<&[Size]> =
+            node.inputs.iter().map(|&value| shapes[value].as_slice()).collect();
         let made = match (&node.op, node.info) {
             (Op::Input(input), _) => Some(held(&sizes, input, &node.shape)),
-            (_, Some(info)) if info.reads(read.len()) => (info.shape)(&sizes, NodeView { node, tensors }, &read).ok(),
+            (_, Some(info)) if info.reads(read.len()) => {
+                (info.shape)(&sizes, NodeView { node, tensors }, &read).ok()
+            }
             _ => None,
         };
         let made = made.filter(|made| made.len() == node.shape.len());
@@ -53,7 +57,8 @@ pub fn in_every_run(graph: &Graph, tensors: &Tensors) -> Vec<Vec<Size>> {
 /// Sizes of an input: those that calls are held to are numbers.
 fn held(sizes: &Sizes, input: &Input, shape: &[usize]) -> Vec<Size> {
     let held = |dim: usize| input.fixed.contains(&dim) || dim > 0 && input.channel_dim == Some(dim);
-    let size = |(dim, &size): (usize, &usize)| if held(dim) { Size::Known(size) } else { sizes.fresh() };
+    let size =
+        |(dim, &size): (usize, &usize)| if held(dim) { Size::Known(size) } else { sizes.fresh() };
     shape.iter().enumerate().map(size).collect()
 }
 
@@ -86,7 +91,13 @@ fn windows(sizes: &Sizes, size: Size, axis: usize, params: &ConvParams) -> Resul
 }
 
 /// As [`windows`], of a pool: with `ceil_mode` the last window may reach over the edge.
-fn pool_windows(sizes: &Sizes, size: Size, axis: usize, params: &ConvParams, ceil_mode: bool) -> Result<Size, String> {
+fn pool_windows(
+    sizes: &Sizes,
+    size: Size,
+    axis: usize,
+    params: &ConvParams,
+    ceil_mode: bool,
+) -> Result<Size, String> {
     require(!size.is(0), || "a map without pixels".into())?;
     if !ceil_mode {
         return windows(sizes, size, axis, params);
@@ -103,10 +114,16 @@ fn pool_windows(sizes: &Sizes, size: Size, axis: usize, params: &ConvParams, cei
 
 fn along(axis: usize, params: &ConvParams) -> AxisParams {
     let ConvParams { kernel, stride, padding, dilation } = params;
-    AxisParams { kernel: kernel[axis], stride: stride[axis], padding: padding[axis], dilation: dilation[axis] }
+    AxisParams {
+        kernel: kernel[axis],
+        stride: stride[axis],
+        padding: padding[axis],
+        dilation: dilation[axis],
+    }
 }
 
-/// Splits a shape into what is before its `axes` spatial axes, and those; both with and without a batch.
+/// Splits a shape into what is before its `axes` spatial axes, and those; both with and without a
+/// batch.
 fn spatial(shape: &[Size], axes: usize) -> Result<(&[Size], &[Size]), String> {
     require(shape.len() == axes + 1 || shape.len() == axes + 2, || {
         format!("{} or {} dimensions expected, got the shape {shape:?}", axes + 1, axes + 2)
@@ -115,7 +132,11 @@ fn spatial(shape: &[Size], axes: usize) -> Result<(&[Size], &[Size]), String> {
 }
 
 /// The axes of a map, of which one-dimensional ones are the second.
-fn each_axis(axes: usize, map: &[Size], rule: impl Fn(Size, usize) -> Result<Size, String>) -> Made {
+fn each_axis(
+    axes: usize,
+    map: &[Size],
+    rule: impl Fn(Size, usize) -> Result<Size, String>,
+) -> Made {
     map.iter().enumerate().map(|(i, &size)| rule(size, 2 - axes + i)).collect()
 }
 
@@ -127,14 +148,20 @@ pub(super) fn conv(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made 
         _ => return same(sizes, view, read),
     };
     let (weight, axes) = (view.shape("weight")?, conv.axes);
-    require(weight.len() == 2 + axes && !weight.contains(&0), || format!("weight: unexpected shape {weight:?}"))?;
+    require(weight.len() == 2 + axes && !weight.contains(&0), || {
+        format!("weight: unexpected shape {weight:?}")
+    })?;
     let (front, map) = spatial(read[0], axes)?;
-    require(!int8 || front.len() == 2, || format!("{} dimensions expected, got the shape {:?}", 2 + axes, read[0]))?;
+    require(!int8 || front.len() == 2, || {
+        format!("{} dimensions expected, got the shape {:?}", 2 + axes, read[0])
+    })?;
     let channels = weight[1].saturating_mul(conv.groups);
     require(front.last().is_some_and(|size| size.may_be(channels)), || {
         format!("{channels} channels expected, got the shape {:?}", read[0])
     })?;
-    require(weight[0].is_multiple_of(conv.groups), || format!("{} groups do not fit", conv.groups))?;
+    require(weight[0].is_multiple_of(conv.groups), || {
+        format!("{} groups do not fit", conv.groups)
+    })?;
     bias(view, weight[0])?;
     let mut params = conv.params;
     params.kernel[2 - axes..].copy_from_slice(&weight[2..]);
@@ -144,18 +171,26 @@ pub(super) fn conv(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made 
 
 fn bias(view: NodeView<'_>, out: usize) -> Result<(), String> {
     match view.tensor("bias").map(Tensor::shape) {
-        Some(shape) if shape != [out] => Err(format!("a bias of {out} numbers expected, got the shape {shape:?}")),
+        Some(shape) if shape != [out] => {
+            Err(format!("a bias of {out} numbers expected, got the shape {shape:?}"))
+        }
         _ => Ok(()),
     }
 }
 
 pub(super) fn linear(_: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
     let weight = view.shape("weight")?;
-    let &[out, features] = weight else { return Err(format!("weight: unexpected shape {weight:?}")) };
+    let &[out, features] = weight else {
+        return Err(format!("weight: unexpected shape {weight:?}"));
+    };
     let int8 = view.node.op == Op::LinearInt8;
-    require(!int8 || read[0].len() == 2, || format!("2 dimensions expected, got the shape {:?}", read[0]))?;
+    require(!int8 || read[0].len() == 2, || {
+        format!("2 dimensions expected, got the shape {:?}", read[0])
+    })?;
     let (last, front) = read[0].split_last().ok_or("no dimensions")?;
-    require(last.may_be(features), || format!("{features} channels expected, got the shape {:?}", read[0]))?;
+    require(last.may_be(features), || {
+        format!("{features} channels expected, got the shape {:?}", read[0])
+    })?;
     bias(view, out)?;
     Ok([front, &[Size::Known(out)]].concat())
 }
@@ -177,15 +212,19 @@ pub(super) fn channel(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Ma
         Op::Prelu if x.len() < 2 => Some(Size::Known(1)),
         _ => channels,
     };
-    let channels = channels.ok_or_else(|| format!("no dimension of channels in the shape {x:?}"))?;
+    let channels =
+        channels.ok_or_else(|| format!("no dimension of channels in the shape {x:?}"))?;
     let shared = trailing.is_some() || view.node.op == Op::Prelu;
     for role in view.node.tensors.keys() {
         let shape = view.shape(role)?;
-        let numbers = if trailing.is_some() { memory::product(shape.iter().copied()) } else { None };
+        let numbers =
+            if trailing.is_some() { memory::product(shape.iter().copied()) } else { None };
         let numbers = numbers.or(if let &[n] = shape { Some(n) } else { None });
         let fits = numbers.is_some_and(|n| channels.may_be(n) || shared && n == 1);
         require(fits, || {
-            format!("{role}: {channels:?} numbers expected, got the shape {shape:?}; constants do not fit")
+            format!(
+                "{role}: {channels:?} numbers expected, got the shape {shape:?}; constants do not fit"
+            )
         })?;
     }
     same(sizes, view, read)
@@ -199,18 +238,23 @@ pub(super) fn pool(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made 
     };
     let (front, map) = spatial(read[0], pool.axes)?;
     let ConvParams { kernel, padding, dilation, .. } = pool.params;
-    let half = |axis: usize| ((kernel[axis] - 1) * if average { 1 } else { dilation[axis] }).div_ceil(2);
+    let half =
+        |axis: usize| ((kernel[axis] - 1) * if average { 1 } else { dilation[axis] }).div_ceil(2);
     require((0..2).all(|axis| padding[axis] <= half(axis)), || {
         format!("padding {padding:?} must be at most half of the window {kernel:?}")
     })?;
-    let map = each_axis(pool.axes, map, |size, axis| pool_windows(sizes, size, axis, &pool.params, pool.ceil_mode))?;
+    let map = each_axis(pool.axes, map, |size, axis| {
+        pool_windows(sizes, size, axis, &pool.params, pool.ceil_mode)
+    })?;
     Ok([front, &map].concat())
 }
 
 pub(super) fn adaptive(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
     let Op::AdaptiveAvgPool { axes, size } = &view.node.op else { return same(sizes, view, read) };
     let (front, map) = spatial(read[0], *axes)?;
-    require(map.iter().all(|size| !size.is(0)), || format!("a map with pixels expected, got the shape {:?}", read[0]))?;
+    require(map.iter().all(|size| !size.is(0)), || {
+        format!("a map with pixels expected, got the shape {:?}", read[0])
+    })?;
     let wanted = |from, axis: usize| if size[axis] == 0 { from } else { Size::Known(size[axis]) };
     let map = each_axis(*axes, map, |from, axis| Ok(wanted(from, axis)))?;
     Ok([front, &map].concat())
@@ -242,9 +286,12 @@ pub(super) fn flatten_leading(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) 
 
 pub(super) fn reshape_like(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Made {
     let (y, x) = (read[0], read[1]);
-    let (&last, (_, front)) = (y.last().ok_or("no dimensions")?, x.split_last().ok_or("no dimensions")?);
+    let (&last, (_, front)) =
+        (y.last().ok_or("no dimensions")?, x.split_last().ok_or("no dimensions")?);
     let made = [front, &[last]].concat();
-    require(sizes.product(&made)?.may_equal(sizes.product(y)?), || format!("{y:?} cannot become {made:?}"))?;
+    require(sizes.product(&made)?.may_equal(sizes.product(y)?), || {
+        format!("{y:?} cannot become {made:?}")
+    })?;
     Ok(made)
 }
 
@@ -252,7 +299,9 @@ pub(super) fn pad(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
     let Op::Pad { pad, mode, .. } = &view.node.op else { return same(sizes, view, read) };
     let mut made = read[0].to_vec(); // small: sizes
     let (rank, dims) = (made.len(), pad.len() / 2);
-    require(pad.len().is_multiple_of(2), || "pad must have two numbers for every dimension".into())?;
+    require(pad.len().is_multiple_of(2), || {
+        "pad must have two numbers for every dimension".into()
+    })?;
     require(dims <= rank, || format!("padding of {dims} dimensions, got the shape {made:?}"))?;
     let limit = match mode.as_str() {
         "constant" => None,
@@ -260,9 +309,10 @@ pub(super) fn pad(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
         "replicate" | "circular" => Some(0),
         other => return Err(format!("unknown mode of padding {other:?}")),
     };
-    require(limit.is_none() || (1..=3).contains(&dims) && (rank == dims + 1 || rank == dims + 2), || {
-        format!("{mode} padding of {dims} of {rank} dimensions")
-    })?;
+    require(
+        limit.is_none() || (1..=3).contains(&dims) && (rank == dims + 1 || rank == dims + 2),
+        || format!("{mode} padding of {dims} of {rank} dimensions"),
+    )?;
     for (i, pair) in pad.chunks_exact(2).enumerate() {
         let from = &mut made[rank - 1 - i];
         let Some(size) = from.known().map(|size| size as i64) else {
@@ -275,7 +325,9 @@ pub(super) fn pad(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
             format!("{mode} padding of {pair:?} on a dimension of {size}")
         })?;
         let padded = size + pair[0] + pair[1];
-        require(padded >= least, || format!("padding {pair:?} leaves nothing of a dimension of {size}"))?;
+        require(padded >= least, || {
+            format!("padding {pair:?} leaves nothing of a dimension of {size}")
+        })?;
         *from = Size::Known(padded as usize);
     }
     Ok(made)
@@ -289,11 +341,15 @@ pub(super) fn broadcast(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Mad
 /// What two shapes become.
 pub(super) fn broadcast_pair(sizes: &Sizes, a: &[Size], b: &[Size]) -> Made {
     let rank = a.len().max(b.len());
-    let at = |shape: &[Size], i: usize| (i + shape.len()).checked_sub(rank).map_or(Size::Known(1), |i| shape[i]);
+    let at = |shape: &[Size], i: usize| {
+        (i + shape.len()).checked_sub(rank).map_or(Size::Known(1), |i| shape[i])
+    };
     let made = (0..rank).map(|i| match (at(a, i), at(b, i)) {
         (a, b) if a == b || b.is(1) => Ok(a),
         (a, b) if a.is(1) => Ok(b),
-        (Size::Known(_), Size::Known(_)) => Err(format!("the shapes {a:?} and {b:?} do not fit each other")),
+        (Size::Known(_), Size::Known(_)) => {
+            Err(format!("the shapes {a:?} and {b:?} do not fit each other"))
+        }
         // The other one is equal to it, or 1.
         (known @ Size::Known(_), _) | (_, known @ Size::Known(_)) => Ok(known),
         _ => Ok(sizes.fresh()),
@@ -304,18 +360,21 @@ pub(super) fn broadcast_pair(sizes: &Sizes, a: &[Size], b: &[Size]) -> Made {
 pub(super) fn cat(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
     let Op::Cat { dim } = view.node.op else { return same(sizes, view, read) };
     // PyTorch skips vectors without elements.
-    let parts: Vec<&[Size]> = read.iter().copied().filter(|shape| **shape != [Size::Known(0)]).collect();
+    let parts: Vec<&[Size]> =
+        read.iter().copied().filter(|shape| **shape != [Size::Known(0)]).collect();
     let Some(first) = parts.first() else { return same(sizes, view, read) };
     require(!first.is_empty(), || "values without dimensions".into())?;
     let dim = dimension(dim, first.len())?;
     for part in &parts {
-        let fits = part.len() == first.len() && (0..first.len()).all(|i| i == dim || part[i].may_equal(first[i]));
+        let fits = part.len() == first.len()
+            && (0..first.len()).all(|i| i == dim || part[i].may_equal(first[i]));
         require(fits, || format!("the shapes {first:?} and {part:?} do not fit each other"))?;
     }
     let mut made = first.to_vec(); // small: sizes
     for (i, size) in made.iter_mut().enumerate().filter(|(i, _)| *i != dim) {
         // All are equal in every run: a number where one is.
-        *size = parts.iter().map(|part| part[i]).find(|size| size.known().is_some()).unwrap_or(*size);
+        *size =
+            parts.iter().map(|part| part[i]).find(|size| size.known().is_some()).unwrap_or(*size);
     }
     made[dim] = sizes.sum(&parts.iter().map(|part| part[dim]).collect::<Vec<_>>())?;
     Ok(made)
@@ -331,7 +390,9 @@ pub(super) fn quantize(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> M
     require(axes.is_none_or(|axes| x.len() == axes + 2) && (2..=4).contains(&x.len()), || {
         format!("{axes:?} spatial dimensions expected, got the shape {x:?}")
     })?;
-    require(x[1].may_be(*channels), || format!("{channels} channels expected, got the shape {x:?}"))?;
+    require(x[1].may_be(*channels), || {
+        format!("{channels} channels expected, got the shape {x:?}")
+    })?;
     same(sizes, view, read)
 }
 
@@ -350,7 +411,9 @@ fn code_map(shape: &[Size]) -> Result<[Size; 2], String> {
 /// A shape of so many spatial axes; others must have size 1.
 fn with_axes(front: [Size; 2], map: [Size; 2], axes: usize) -> Made {
     let (left_out, kept) = map.split_at(2 - axes);
-    require(left_out.iter().all(|side| side.may_be(1)), || format!("{axes} spatial dimensions expected, got {map:?}"))?;
+    require(left_out.iter().all(|side| side.may_be(1)), || {
+        format!("{axes} spatial dimensions expected, got {map:?}")
+    })?;
     Ok([&front, kept].concat())
 }
 
@@ -366,13 +429,17 @@ pub(super) fn codes_conv(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) ->
     let out_channels = view.shape("weight")?.first().ok_or("weight: no dimensions")?;
     let made = with_axes([read[0][0], Size::Known(*out_channels)], map, conv.axes)?;
     if let Some(residual) = read.get(1) {
-        require(may_equal(residual, &made), || format!("residual: shape {made:?} expected, got {residual:?}"))?;
+        require(may_equal(residual, &made), || {
+            format!("residual: shape {made:?} expected, got {residual:?}")
+        })?;
     }
     Ok(made)
 }
 
 pub(super) fn max_pool_codes(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let Op::MaxPoolCodes { params, ceil_mode, .. } = &view.node.op else { return same(sizes, view, read) };
+    let Op::MaxPoolCodes { params, ceil_mode, .. } = &view.node.op else {
+        return same(sizes, view, read);
+    };
     let map = code_map(read[0])?;
     let map = [0, 1].map(|axis| pool_windows(sizes, map[axis], axis, params, *ceil_mode));
     let [h, w] = map;

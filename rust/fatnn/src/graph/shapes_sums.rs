@@ -28,21 +28,26 @@ pub(super) fn norm(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made 
     let constants = match *over {
         NormOver::Last(dims) => {
             let at = x.len().checked_sub(dims).filter(|_| dims > 0);
-            let at = at.ok_or_else(|| format!("{dims} last dimensions expected, got the shape {x:?}"))?;
+            let at =
+                at.ok_or_else(|| format!("{dims} last dimensions expected, got the shape {x:?}"))?;
             sizes.product(&x[at..])?
         }
         NormOver::Groups(groups) => {
-            let channels = *x.get(1).ok_or_else(|| format!("no dimension of channels in the shape {x:?}"))?;
-            require(channels.known().is_none_or(|n| groups > 0 && n.is_multiple_of(groups)), || {
-                format!("{groups} groups do not fit {channels:?} channels")
-            })?;
+            let channels =
+                *x.get(1).ok_or_else(|| format!("no dimension of channels in the shape {x:?}"))?;
+            require(
+                channels.known().is_none_or(|n| groups > 0 && n.is_multiple_of(groups)),
+                || format!("{groups} groups do not fit {channels:?} channels"),
+            )?;
             channels
         }
     };
     for role in view.node.tensors.keys() {
         let shape = view.shape(role)?;
         let fits = memory::product(shape.iter().copied()).is_some_and(|n| constants.may_be(n));
-        require(fits, || format!("{role}: {constants:?} numbers expected, got the shape {shape:?}"))?;
+        require(fits, || {
+            format!("{role}: {constants:?} numbers expected, got the shape {shape:?}")
+        })?;
     }
     same(sizes, view, read)
 }
@@ -78,7 +83,9 @@ pub(super) fn attention(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Mad
     if let Some(mask) = read.get(3) {
         let scores = [front.as_slice(), &[l, s]].concat();
         let fits = broadcast_pair(sizes, mask, &scores).is_ok_and(|made| may_equal(&made, &scores));
-        require(fits && mask.len() >= 2, || format!("a mask for {scores:?} expected, got {mask:?}"))?;
+        require(fits && mask.len() >= 2, || {
+            format!("a mask for {scores:?} expected, got {mask:?}")
+        })?;
     }
     Ok([front.as_slice(), &[l, out]].concat())
 }
@@ -88,13 +95,17 @@ pub(super) fn multihead(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> 
     let wrong = || format!("queries, keys and values of three dimensions expected, got {read:?}");
     let (&[a, b, embed], &[c, d, width]) = (read[0], read[1]) else { return Err(wrong()) };
     let (images, key_images) = if batch_first { (a, c) } else { (b, d) };
-    let fits = embed.may_equal(width) && images.may_equal(key_images) && may_equal(read[1], read[2]);
+    let fits =
+        embed.may_equal(width) && images.may_equal(key_images) && may_equal(read[1], read[2]);
     require(fits, wrong)?;
     let out = view.shape("out_weight")?;
     let &[n, k] = out else { return Err(format!("out_weight: unexpected shape {out:?}")) };
     let rows = n.checked_mul(3).ok_or("too many weights")?;
-    let fits =
-        n == k && heads > 0 && n.is_multiple_of(heads) && embed.may_be(n) && view.shape("in_weight")? == [rows, n];
+    let fits = n == k
+        && heads > 0
+        && n.is_multiple_of(heads)
+        && embed.may_be(n)
+        && view.shape("in_weight")? == [rows, n];
     require(fits, || format!("weights do not fit {heads} heads and the shape {:?}", read[0]))?;
     for (role, count) in [("in_bias", rows), ("out_bias", n)] {
         let found = view.tensor(role).map_or(count, |bias| bias.shape().iter().product());

@@ -1,8 +1,9 @@
 //! Sizes of dimensions: numbers, or expressions of sizes that every run chooses.
 //!
-//! Equal shapes at the example prove little: a map of one pixel equals its mean, a parameter of shape
-//! `[1, C, H, W]` equals a map at batch 1 only. Expressions have a normal form, so that equal expressions
-//! are equal sizes in every run. Two sizes may be equal and not be found so, never the other way round.
+//! Equal shapes at the example prove little: a map of one pixel equals its mean, a parameter of
+//! shape `[1, C, H, W]` equals a map at batch 1 only. Expressions have a normal form, so that equal
+//! expressions are equal sizes in every run. Two sizes may be equal and not be found so, never the
+//! other way round.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -114,12 +115,17 @@ impl Sizes {
     pub(super) fn plus(&self, size: Size, add: i64) -> Result<Size, String> {
         let too_large = || format!("a size of {size:?} + {add}");
         Ok(match size {
-            Size::Known(size) => Size::Known(size.checked_add_signed(add as isize).ok_or_else(too_large)?),
-            Size::Free { base, offset } => Size::Free { base, offset: offset.checked_add(add).ok_or_else(too_large)? },
+            Size::Known(size) => {
+                Size::Known(size.checked_add_signed(add as isize).ok_or_else(too_large)?)
+            }
+            Size::Free { base, offset } => {
+                Size::Free { base, offset: offset.checked_add(add).ok_or_else(too_large)? }
+            }
         })
     }
 
-    /// Windows over an axis of which the last ends inside: `⌊(size + 2·padding - reach) / stride⌋ + 1`.
+    /// Windows over an axis of which the last ends inside: `⌊(size + 2·padding - reach) / stride⌋ +
+    /// 1`.
     pub(super) fn windows(&self, base: u32, offset: i64, axis: AxisParams) -> Size {
         let reach = i64::try_from(axis.reach()).unwrap_or(i64::MAX);
         let by = axis.stride.max(1) as i64;
@@ -139,7 +145,9 @@ impl Sizes {
     pub(super) fn ceil_windows(&self, base: u32, offset: i64, axis: AxisParams) -> Size {
         match axis.stride {
             1 => self.windows(base, offset, axis),
-            _ => self.expression(Expression::CeilWindows { size: Size::Free { base, offset }, axis }),
+            _ => {
+                self.expression(Expression::CeilWindows { size: Size::Free { base, offset }, axis })
+            }
         }
     }
 
@@ -155,7 +163,8 @@ impl Sizes {
                 }
             };
             let sum = add.and_then(|add| known.checked_add(add));
-            known = sum.ok_or_else(|| format!("a sum of the sizes {sizes:?}, which is too large"))?;
+            known =
+                sum.ok_or_else(|| format!("a sum of the sizes {sizes:?}, which is too large"))?;
         }
         match free.as_slice() {
             [] => Ok(Size::Known(known as usize)),
@@ -167,7 +176,8 @@ impl Sizes {
     /// The product of sizes.
     pub(super) fn product(&self, sizes: &[Size]) -> Result<Size, String> {
         let too_large = || format!("the shape {sizes:?} is too large");
-        let known = crate::memory::product(sizes.iter().filter_map(|size| size.known())).ok_or_else(too_large)?;
+        let known = crate::memory::product(sizes.iter().filter_map(|size| size.known()))
+            .ok_or_else(too_large)?;
         let mut free: Vec<Size> = Vec::new();
         let mut factor = known;
         for size in sizes.iter().filter(|size| size.known().is_none()) {
@@ -212,26 +222,30 @@ impl Sizes {
         self.products.borrow().get(&base).cloned()
     }
 
-    /// `size / by`, which leaves no rest; `None` where it does. A size of its own where nothing is known.
+    /// `size / by`, which leaves no rest; `None` where it does. A size of its own where nothing is
+    /// known.
     pub(super) fn quotient(&self, size: Size, by: Size) -> Option<Size> {
         match (size, by) {
             (size, by) if by.is(1) => Some(size),
             (size, by) if size == by => Some(Size::Known(1)),
             (Size::Known(0), _) => Some(Size::Known(0)),
-            (Size::Known(size), Size::Known(by)) => (by > 0 && size.is_multiple_of(by)).then(|| Size::Known(size / by)),
+            (Size::Known(size), Size::Known(by)) => {
+                (by > 0 && size.is_multiple_of(by)).then(|| Size::Known(size / by))
+            }
             (size, by) => {
                 let parts = |size: Size| match size {
                     Size::Known(size) => (Vec::new(), size),
                     free => self.factors(free).unwrap_or_else(|| (vec![free], 1)), // small: one
                 };
                 let ((mut free, factor), (others, by)) = (parts(size), parts(by));
-                let found = others.iter().all(|other| match free.iter().position(|size| size == other) {
-                    Some(at) => {
-                        free.remove(at);
-                        true
-                    }
-                    None => false,
-                });
+                let found =
+                    others.iter().all(|other| match free.iter().position(|size| size == other) {
+                        Some(at) => {
+                            free.remove(at);
+                            true
+                        }
+                        None => false,
+                    });
                 match found && by > 0 && factor.is_multiple_of(by) {
                     true => Some(self.multiplied(free, factor / by)),
                     false => Some(self.fresh()),

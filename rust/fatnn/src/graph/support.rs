@@ -1,4 +1,5 @@
-//! What the engine can run. Values have up to eight dimensions; images two to four: images, channels, pixels.
+//! What the engine can run. Values have up to eight dimensions; images two to four: images,
+//! channels, pixels.
 
 use super::graph::{Graph, NodeView};
 use super::op::Op;
@@ -48,13 +49,15 @@ pub fn supported(view: NodeView<'_>, read: &[&[usize]]) -> Result<(), String> {
     })
 }
 
-/// Why the engine cannot run one operation, given its attributes as JSON and the shapes of what it reads.
+/// Why the engine cannot run one operation, given its attributes as JSON and the shapes of what it
+/// reads.
 ///
 /// # Errors
 /// [`crate::Error::Graph`] where the operation or an attribute means nothing.
 pub fn refusal(name: &str, attrs: &str, read: &[&[usize]]) -> crate::Result<Option<String>> {
-    let attrs: serde_json::Map<_, _> = serde_json::from_str(attrs)
-        .map_err(|e| crate::Error::Graph { why: format!("{name}: attributes are no JSON object: {e}") })?;
+    let attrs: serde_json::Map<_, _> = serde_json::from_str(attrs).map_err(|e| {
+        crate::Error::Graph { why: format!("{name}: attributes are no JSON object: {e}") }
+    })?;
     let (op, info) = super::parse::op(name, &attrs)?;
     Ok(match info.support {
         None => Some("not one of this crate's".into()),
@@ -81,7 +84,11 @@ pub(super) fn any(_: &Op, read: &[&[usize]]) -> Result<(), String> {
 
 /// Images: channels, and up to two spatial axes.
 pub(super) fn image(_: &Op, read: &[&[usize]]) -> Result<(), String> {
-    if read.iter().all(|shape| (2..=4).contains(&shape.len())) { Ok(()) } else { shapes_do_not_fit() }
+    if read.iter().all(|shape| (2..=4).contains(&shape.len())) {
+        Ok(())
+    } else {
+        shapes_do_not_fit()
+    }
 }
 
 /// Reductions, whose dimensions have to be there.
@@ -102,8 +109,12 @@ pub(super) fn linear(_: &Op, read: &[&[usize]]) -> Result<(), String> {
 /// Functions per channel, of the second dimension of images or the last of any value.
 pub(super) fn channel(op: &Op, read: &[&[usize]]) -> Result<(), String> {
     match op {
-        Op::ChannelScale { trailing: Some(0) } | Op::ChannelBias { trailing: Some(0) } => linear(op, read),
-        Op::ChannelScale { trailing: Some(n) } | Op::ChannelBias { trailing: Some(n) } if n + 2 != read[0].len() => {
+        Op::ChannelScale { trailing: Some(0) } | Op::ChannelBias { trailing: Some(0) } => {
+            linear(op, read)
+        }
+        Op::ChannelScale { trailing: Some(n) } | Op::ChannelBias { trailing: Some(n) }
+            if n + 2 != read[0].len() =>
+        {
             shapes_do_not_fit()
         }
         _ => image(op, read),
@@ -116,7 +127,11 @@ pub(super) fn rank<const RANK: usize>(_: &Op, read: &[&[usize]]) -> Result<(), S
 
 /// Vectors without elements, which PyTorch skips, are no values of the others' rank.
 pub(super) fn cat(op: &Op, read: &[&[usize]]) -> Result<(), String> {
-    if read.iter().all(|shape| shape.len() == read[0].len()) { any(op, read) } else { shapes_do_not_fit() }
+    if read.iter().all(|shape| shape.len() == read[0].len()) {
+        any(op, read)
+    } else {
+        shapes_do_not_fit()
+    }
 }
 
 pub(super) fn avg_pool2d(op: &Op, read: &[&[usize]]) -> Result<(), String> {

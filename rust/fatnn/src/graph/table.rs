@@ -23,7 +23,11 @@ pub(super) const fn optional(name: &'static str, kind: AttrType) -> Attr {
     Attr { name, kind, presence: Presence::Optional }
 }
 
-pub(super) const fn role(name: &'static str, dtypes: &'static [TensorType], required: bool) -> Role {
+pub(super) const fn role(
+    name: &'static str,
+    dtypes: &'static [TensorType],
+    required: bool,
+) -> Role {
     Role { name, dtypes, required }
 }
 
@@ -45,11 +49,15 @@ const CONV: &[Attr] = &[STRIDE, PADDING, DILATION, GROUPS, LAYOUT];
 const WEIGHTED: &[Role] = &[role("weight", F32, true), role("bias", F32, false)];
 const MAX_POOL: &[Attr] = &[KERNEL, STRIDE, PADDING, in_files("dilation", Ints), CEIL_MODE];
 const CONV_INT8: &[Attr] = &[STRIDE, PADDING, DILATION, GROUPS];
-const INT8: &[Role] =
-    &[role("weight", I8, true), role("scale", F32, true), role("inv_step", F32, true), role("bias", F32, false)];
+const INT8: &[Role] = &[
+    role("weight", I8, true),
+    role("scale", F32, true),
+    role("inv_step", F32, true),
+    role("bias", F32, false),
+];
 
-/// A row of an operation that reads one value of floats, makes floats of the same shape, and that the engine
-/// always has.
+/// A row of an operation that reads one value of floats, makes floats of the same shape, and that
+/// the engine always has.
 pub(super) const ROW: OpInfo = OpInfo {
     name: "",
     inputs: (1, Some(1)),
@@ -84,12 +92,15 @@ const INT8_CONV: OpInfo = OpInfo {
     ..ROW
 };
 const POOL: OpInfo = OpInfo { form: Form::Pool, attrs: MAX_POOL, shape: shapes::pool, ..ROW };
-const BINARY: OpInfo = OpInfo { inputs: (2, Some(2)), shape: shapes::broadcast, support: Some(support::any), ..ROW };
-const CHANNEL: OpInfo = OpInfo { form: Form::Channel, shape: shapes::channel, support: Some(support::channel), ..ROW };
+const BINARY: OpInfo =
+    OpInfo { inputs: (2, Some(2)), shape: shapes::broadcast, support: Some(support::any), ..ROW };
+const CHANNEL: OpInfo =
+    OpInfo { form: Form::Channel, shape: shapes::channel, support: Some(support::channel), ..ROW };
 pub(super) const SUM: OpInfo = OpInfo { exactness: Exactness::SumOrder, ..ROW };
 
 /// Every operation.
-pub static OPS: &[OpInfo] = &joined::<{ ROWS.len() + SCALARS.len() + SUMS.len() }>(&[ROWS, SCALARS, SUMS]);
+pub static OPS: &[OpInfo] =
+    &joined::<{ ROWS.len() + SCALARS.len() + SUMS.len() }>(&[ROWS, SCALARS, SUMS]);
 
 /// Parts of the table as one.
 const fn joined<const N: usize>(parts: &[&[OpInfo]]) -> [OpInfo; N] {
@@ -119,7 +130,9 @@ const ROWS: &[OpInfo] = &[
             let fixed = if a.has("fixed") { a.integers("fixed")? } else { Vec::new() };
             let batch = match a.0.get("batch") {
                 None => None,
-                Some(range) => Some(Input::batch_range(range).ok_or("its range of batch sizes means nothing")?),
+                Some(range) => Some(
+                    Input::batch_range(range).ok_or("its range of batch sizes means nothing")?,
+                ),
             };
             let channel_dim = a.optional_number("channel_dim")?;
             Ok(Op::Input(Input { fixed, channel_dim, batch }))
@@ -128,8 +141,18 @@ const ROWS: &[OpInfo] = &[
         shape: shapes::noted,
         ..ROW
     },
-    OpInfo { name: "conv1d", build: |a| conv(a, 1).map(Op::Conv), support: Some(support::rank::<3>), ..FLOAT_CONV },
-    OpInfo { name: "conv2d", build: |a| conv(a, 2).map(Op::Conv), support: Some(support::rank::<4>), ..FLOAT_CONV },
+    OpInfo {
+        name: "conv1d",
+        build: |a| conv(a, 1).map(Op::Conv),
+        support: Some(support::rank::<3>),
+        ..FLOAT_CONV
+    },
+    OpInfo {
+        name: "conv2d",
+        build: |a| conv(a, 2).map(Op::Conv),
+        support: Some(support::rank::<4>),
+        ..FLOAT_CONV
+    },
     OpInfo {
         name: "linear",
         attrs: &[LAYOUT],
@@ -178,8 +201,18 @@ const ROWS: &[OpInfo] = &[
         build: |a| Ok(Op::ChannelBias { trailing: a.optional_number("trailing")? }),
         ..CHANNEL
     },
-    OpInfo { name: "max_pool1d", build: |a| max_pool(a, 1), support: Some(support::rank::<3>), ..POOL },
-    OpInfo { name: "max_pool2d", build: |a| max_pool(a, 2), support: Some(support::rank::<4>), ..POOL },
+    OpInfo {
+        name: "max_pool1d",
+        build: |a| max_pool(a, 1),
+        support: Some(support::rank::<3>),
+        ..POOL
+    },
+    OpInfo {
+        name: "max_pool2d",
+        build: |a| max_pool(a, 2),
+        support: Some(support::rank::<4>),
+        ..POOL
+    },
     OpInfo {
         name: "avg_pool1d",
         attrs: &[KERNEL, STRIDE, PADDING, CEIL_MODE, always("count_include_pad", Bool), LAYOUT],
@@ -190,7 +223,15 @@ const ROWS: &[OpInfo] = &[
     },
     OpInfo {
         name: "avg_pool2d",
-        attrs: &[KERNEL, STRIDE, PADDING, CEIL_MODE, always("count_include_pad", Bool), always("divisor", Int), LAYOUT],
+        attrs: &[
+            KERNEL,
+            STRIDE,
+            PADDING,
+            CEIL_MODE,
+            always("count_include_pad", Bool),
+            always("divisor", Int),
+            LAYOUT,
+        ],
         build: |a| avg_pool(a, 2, a.integer("divisor")?),
         shape: shapes::pool,
         support: Some(support::avg_pool2d),
@@ -241,7 +282,9 @@ const ROWS: &[OpInfo] = &[
     OpInfo {
         name: "pad",
         attrs: &[always("pad", Ints), always("mode", Str), always("value", Float)],
-        build: |a| Ok(Op::Pad { pad: a.integers("pad")?, mode: a.text("mode")?, value: a.float("value")? }),
+        build: |a| {
+            Ok(Op::Pad { pad: a.integers("pad")?, mode: a.text("mode")?, value: a.float("value")? })
+        },
         shape: shapes::pad,
         support: Some(support::pad),
         ..ROW
@@ -379,7 +422,11 @@ const ROWS: &[OpInfo] = &[
         name: "conv_float",
         inputs: (1, Some(2)),
         attrs: CODES_TO_FLOAT,
-        tensors: &[role("weight", CODES, true), role("scale", F32, false), role("bias", F32, false)],
+        tensors: &[
+            role("weight", CODES, true),
+            role("scale", F32, false),
+            role("bias", F32, false),
+        ],
         reads_codes: true,
         products: Products::Codes,
         build: |a| Ok(Op::ConvFloat { conv: codes_conv(a)?, relu: a.flag("relu")? }),

@@ -10,14 +10,17 @@ use crate::scalar::Scalar;
 const SCALAR: OpInfo = OpInfo { form: Form::Scalar, support: Some(support::any), ..ROW };
 // Square roots are among these: PyTorch does not always round them to the nearest float.
 // Theirs depend on places in memory.
-const APPROXIMATE: OpInfo = OpInfo { exactness: Exactness::Transcendental, attrs: &[LAYOUT], ..SCALAR };
+const APPROXIMATE: OpInfo =
+    OpInfo { exactness: Exactness::Transcendental, attrs: &[LAYOUT], ..SCALAR };
 
 pub(super) const SCALARS: &[OpInfo] = &[
     OpInfo { name: "relu", build: |_| Ok(Op::Scalar(Scalar::Relu)), ..SCALAR },
     OpInfo {
         name: "hardtanh",
         attrs: &[always("min_val", Float), always("max_val", Float)],
-        build: |a| Ok(Op::Scalar(Scalar::Hardtanh { min: a.float("min_val")?, max: a.float("max_val")? })),
+        build: |a| {
+            Ok(Op::Scalar(Scalar::Hardtanh { min: a.float("min_val")?, max: a.float("max_val")? }))
+        },
         ..SCALAR
     },
     OpInfo {
@@ -63,7 +66,12 @@ pub(super) const SCALARS: &[OpInfo] = &[
     OpInfo {
         name: "softplus",
         attrs: &[always("beta", Float), always("threshold", Float), LAYOUT],
-        build: |a| Ok(Op::Scalar(Scalar::Softplus { beta: a.float("beta")?, threshold: a.float("threshold")? })),
+        build: |a| {
+            Ok(Op::Scalar(Scalar::Softplus {
+                beta: a.float("beta")?,
+                threshold: a.float("threshold")?,
+            }))
+        },
         ..APPROXIMATE
     },
 ];

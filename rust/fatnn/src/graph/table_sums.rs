@@ -10,8 +10,10 @@ use super::{BuildError, shapes_sums as shapes, support};
 const OVER: &[Attr] = &[always("dims", Ints), always("keepdim", Bool)];
 const AFFINE: &[Role] = &[role("weight", F32, false), role("bias", F32, false)];
 
-const REDUCE: OpInfo = OpInfo { attrs: OVER, shape: shapes::reduce, support: Some(support::reduce), ..SUM };
-const NORM: OpInfo = OpInfo { tensors: AFFINE, shape: shapes::norm, support: Some(support::any), ..SUM };
+const REDUCE: OpInfo =
+    OpInfo { attrs: OVER, shape: shapes::reduce, support: Some(support::reduce), ..SUM };
+const NORM: OpInfo =
+    OpInfo { tensors: AFFINE, shape: shapes::norm, support: Some(support::any), ..SUM };
 const SOFTMAX: OpInfo = OpInfo {
     attrs: &[always("dim", Int), LAYOUT],
     exactness: Exactness::Transcendental,
@@ -33,8 +35,18 @@ pub(super) const SUMS: &[OpInfo] = &[
         build: |a| reduce(a, Reduction::Sum),
         ..REDUCE
     },
-    OpInfo { name: "amax", build: |a| reduce(a, Reduction::Max), exactness: Exactness::Exact, ..REDUCE },
-    OpInfo { name: "amin", build: |a| reduce(a, Reduction::Min), exactness: Exactness::Exact, ..REDUCE },
+    OpInfo {
+        name: "amax",
+        build: |a| reduce(a, Reduction::Max),
+        exactness: Exactness::Exact,
+        ..REDUCE
+    },
+    OpInfo {
+        name: "amin",
+        build: |a| reduce(a, Reduction::Min),
+        exactness: Exactness::Exact,
+        ..REDUCE
+    },
     OpInfo {
         name: "layer_norm",
         attrs: &[always("dims", Int), always("eps", Float), LAYOUT],
@@ -54,8 +66,16 @@ pub(super) const SUMS: &[OpInfo] = &[
         build: |a| norm(a, NormOver::Groups(a.number("groups")?), true),
         ..NORM
     },
-    OpInfo { name: "softmax", build: |a| Ok(Op::Softmax { dim: a.integer("dim")?, log: false }), ..SOFTMAX },
-    OpInfo { name: "log_softmax", build: |a| Ok(Op::Softmax { dim: a.integer("dim")?, log: true }), ..SOFTMAX },
+    OpInfo {
+        name: "softmax",
+        build: |a| Ok(Op::Softmax { dim: a.integer("dim")?, log: false }),
+        ..SOFTMAX
+    },
+    OpInfo {
+        name: "log_softmax",
+        build: |a| Ok(Op::Softmax { dim: a.integer("dim")?, log: true }),
+        ..SOFTMAX
+    },
     OpInfo {
         name: "matmul",
         inputs: (2, Some(2)),
@@ -81,7 +101,12 @@ pub(super) const SUMS: &[OpInfo] = &[
     OpInfo {
         name: "multihead_attention",
         inputs: (3, Some(3)),
-        attrs: &[always("heads", Int), always("batch_first", Bool), always("need_weights", Bool), LAYOUT],
+        attrs: &[
+            always("heads", Int),
+            always("batch_first", Bool),
+            always("need_weights", Bool),
+            LAYOUT,
+        ],
         tensors: &[
             role("in_weight", F32, true),
             role("in_bias", F32, false),
@@ -89,7 +114,9 @@ pub(super) const SUMS: &[OpInfo] = &[
             role("out_bias", F32, false),
         ],
         exactness: Exactness::Transcendental,
-        build: |a| Ok(Op::Multihead { heads: a.number("heads")?, batch_first: a.flag("batch_first")? }),
+        build: |a| {
+            Ok(Op::Multihead { heads: a.number("heads")?, batch_first: a.flag("batch_first")? })
+        },
         shape: shapes::multihead,
         support: Some(support::any),
         ..ROW

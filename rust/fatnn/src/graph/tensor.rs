@@ -38,7 +38,11 @@ impl Tensor {
     /// [`crate::Error::Shape`], or [`crate::Error::Value`] naming the first wrong value.
     pub(crate) fn check(&self) -> Result<()> {
         check_shape(self.shape())?;
-        check_len("tensor values", memory::product(self.shape().iter().copied()).unwrap_or(usize::MAX), self.len())?;
+        check_len(
+            "tensor values",
+            memory::product(self.shape().iter().copied()).unwrap_or(usize::MAX),
+            self.len(),
+        )?;
         match self {
             Tensor::Codes(kind, _, values) => kind.check("values", values),
             _ => Ok(()),
@@ -86,9 +90,16 @@ pub(super) fn check_shape(shape: &[usize]) -> Result<()> {
     match shape.len() <= MAX_RANK && fits {
         true => Ok(()),
         false => {
-            let shown =
-                if shape.len() > MAX_RANK { format!("{} dimensions", shape.len()) } else { format!("{shape:?}") };
-            bad_value("shape of a tensor", format!("at most {MAX_RANK} dimensions that fit in memory"), shown)
+            let shown = if shape.len() > MAX_RANK {
+                format!("{} dimensions", shape.len())
+            } else {
+                format!("{shape:?}")
+            };
+            bad_value(
+                "shape of a tensor",
+                format!("at most {MAX_RANK} dimensions that fit in memory"),
+                shown,
+            )
         }
     }
 }

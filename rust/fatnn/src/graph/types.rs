@@ -14,14 +14,17 @@ pub(super) fn from_json(json: &Json) -> Result<ValueType, String> {
     if let Some(name) = json.as_str() {
         return ValueType::of_input(name).map_err(|_| format!("unknown dtype {name:?}"));
     }
-    let wrong = || format!("\"dtype\" must be a name, or an object of codes, channels and groups, got {json}");
+    let wrong = || {
+        format!("\"dtype\" must be a name, or an object of codes, channels and groups, got {json}")
+    };
     let object = json.as_object().filter(|object| object.len() == 3).ok_or_else(wrong)?;
     let number = |key: &str| {
         let number = object.get(key).and_then(Json::as_u64).filter(|n| (1..LIMIT).contains(n));
         number.map(|n| n as usize).ok_or_else(wrong)
     };
     let name = object.get("codes").and_then(Json::as_str).ok_or_else(wrong)?;
-    let codes = CodeType::from_name(name).map_err(|_| format!("unknown codes {name:?} as \"dtype\""))?;
+    let codes =
+        CodeType::from_name(name).map_err(|_| format!("unknown codes {name:?} as \"dtype\""))?;
     Ok(ValueType::Codes { codes, channels: number("channels")?, groups: number("groups")? })
 }
 
@@ -56,7 +59,9 @@ pub(super) fn int8(view: NodeView<'_>, _: &[ValueType]) -> Result<ValueType, Str
         _ => (2, 1),
     };
     if weight.len() != dims || weight.contains(&0) {
-        return Err(format!("weight must have {dims} dimensions of at least 1, it has the shape {weight:?}"));
+        return Err(format!(
+            "weight must have {dims} dimensions of at least 1, it has the shape {weight:?}"
+        ));
     }
     if !weight[0].is_multiple_of(groups) {
         return Err("groups do not fit".into());
@@ -90,10 +95,15 @@ fn per_output(view: NodeView<'_>, roles: &[&str], out_channels: usize) -> Result
 }
 
 pub(super) fn quantize(view: NodeView<'_>, _: &[ValueType]) -> Result<ValueType, String> {
-    let &Op::Quantize { act, channels, groups, .. } = &view.node.op else { return Ok(ValueType::F32) };
+    let &Op::Quantize { act, channels, groups, .. } = &view.node.op else {
+        return Ok(ValueType::F32);
+    };
     let (steps, count) = (view.floats("steps")?, act.coding().thresholds());
     if view.shape("steps")? != [count] {
-        return Err(format!("steps must have shape ({count},): steps must be {count} numbers, got {}", steps.len()));
+        return Err(format!(
+            "steps must have shape ({count},): steps must be {count} numbers, got {}",
+            steps.len()
+        ));
     }
     if !steps.is_sorted() {
         return Err(format!("steps must not fall, got {steps:?}"));
@@ -121,7 +131,10 @@ fn codes_conv(view: NodeView<'_>, conv: &CodesConv, read: &[ValueType]) -> Resul
         return Err(format!("weight must have 4 dimensions of at least 1, got {weight:?}"));
     }
     let channels = per_group.checked_mul(conv.groups).ok_or("too many groups")?;
-    if conv.groups == 0 || !n.is_multiple_of(conv.groups) || conv.channels.is_some_and(|c| c != channels) {
+    if conv.groups == 0
+        || !n.is_multiple_of(conv.groups)
+        || conv.channels.is_some_and(|c| c != channels)
+    {
         return Err(format!("groups do not fit: {conv:?} and weight {weight:?} disagree"));
     }
     let wanted = ValueType::Codes { codes: conv.act.code_type(), channels, groups: conv.groups };
@@ -138,7 +151,9 @@ pub(super) fn conv_codes(view: NodeView<'_>, read: &[ValueType]) -> Result<Value
     let Op::ConvCodes { conv, out_groups } = &view.node.op else { return Ok(ValueType::F32) };
     let n = codes_conv(view, conv, read)?;
     let (rows, values) = match view.tensor("thresholds") {
-        Some(Tensor::I32(shape, values)) if matches!(shape.as_slice(), [2 | 3, c] if *c == n) => (shape[0], values),
+        Some(Tensor::I32(shape, values)) if matches!(shape.as_slice(), [2 | 3, c] if *c == n) => {
+            (shape[0], values)
+        }
         _ => {
             let got = view.shape("thresholds")?;
             return Err(format!(

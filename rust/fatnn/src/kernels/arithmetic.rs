@@ -29,7 +29,12 @@ impl VectorLoop for Row<'_> {
 }
 
 #[inline(always)]
-fn row((a, sa): (&[f32], usize), (b, sb): (&[f32], usize), out: &mut [f32], f: impl Fn(f32, f32) -> f32) {
+fn row(
+    (a, sa): (&[f32], usize),
+    (b, sb): (&[f32], usize),
+    out: &mut [f32],
+    f: impl Fn(f32, f32) -> f32,
+) {
     match (sa, sb) {
         (1, 1) => {
             for ((y, &a), &b) in out.iter_mut().zip(a).zip(b) {

@@ -3,8 +3,8 @@
 use crate::error::Result;
 use crate::memory;
 
-/// A cache line of memory, which vectors and tiles should not straddle: measured, a convolution with a residual took a sixth
-/// less time with buffers that begin on one.
+/// A cache line of memory, which vectors and tiles should not straddle: measured, a convolution
+/// with a residual took a sixth less time with buffers that begin on one.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct CacheLine(pub [u8; 64]);
@@ -27,14 +27,22 @@ impl CacheLine {
 
     /// All lines as float32.
     pub(crate) fn floats(lines: &[CacheLine]) -> &[f32] {
-        // SAFETY: a line is sixteen floats without padding, more aligned than they need be; any bytes are a float.
-        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines) / size_of::<f32>()) }
+        // SAFETY: a line is sixteen floats without padding, more aligned than they need be; any
+        // bytes are a float.
+        unsafe {
+            std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines) / size_of::<f32>())
+        }
     }
 
     /// All lines as float32.
     pub(crate) fn floats_mut(lines: &mut [CacheLine]) -> &mut [f32] {
         // SAFETY: as above, and any bytes are a line.
-        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines) / size_of::<f32>()) }
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                lines.as_mut_ptr().cast(),
+                size_of_val(lines) / size_of::<f32>(),
+            )
+        }
     }
 
     /// Scratch memory as float32, from the first float that is in place on.

@@ -1,8 +1,8 @@
 //! Which kernel a layer takes.
 //!
-//! By predicted time (`cost.rs`) where the CPU is one of those that costs were measured on, and every
-//! candidate was measured; else by rules. `docs/kernels.md` has the measurements behind both, and the
-//! regret.
+//! By predicted time (`cost.rs`) where the CPU is one of those that costs were measured on, and
+//! every candidate was measured; else by rules. `docs/kernels.md` has the measurements behind both,
+//! and the regret.
 
 use super::cost;
 use super::kernel::{Family, Inner, Kernel, OperandTypes, Operands};
@@ -31,14 +31,19 @@ pub enum LayerShape {
 ///
 /// # Errors
 /// As [`available`].
-pub fn choose_for(shape: LayerShape, operands: impl Into<OperandTypes>) -> Result<&'static dyn Kernel> {
+pub fn choose_for(
+    shape: LayerShape,
+    operands: impl Into<OperandTypes>,
+) -> Result<&'static dyn Kernel> {
     let operands = operands.into();
     let kernels = available_for(operands)?;
     let best = first(&kernels)?;
     match (operands, shape) {
         (OperandTypes::Codes(operands), _) => Ok(choose_codes(&kernels, shape, operands)),
         // No choice among int8 kernels depends on the shape of a convolution yet.
-        (OperandTypes::Int8, LayerShape::Conv { .. }) | (OperandTypes::Int8Depthwise, _) => Ok(best),
+        (OperandTypes::Int8, LayerShape::Conv { .. }) | (OperandTypes::Int8Depthwise, _) => {
+            Ok(best)
+        }
         (OperandTypes::Int8, LayerShape::Linear) => {
             let for_few_rows = |kernel: &&dyn Kernel| match kernel.inner(operands) {
                 Some(Inner::Columns(columns)) => columns.for_few_rows(),
@@ -52,18 +57,33 @@ pub fn choose_for(shape: LayerShape, operands: impl Into<OperandTypes>) -> Resul
 /// As [`choose_for`], among the kernels of one family: for benchmarks.
 ///
 /// # Errors
-/// [`crate::Error::Value`] where the family has none that runs these operands here; as [`available`].
-pub fn choose_in(family: Family, shape: LayerShape, operands: Operands) -> Result<&'static dyn Kernel> {
-    let able = |kernel: &&'static dyn Kernel| kernel.layout().family == family && operands.supported_by(*kernel);
+/// [`crate::Error::Value`] where the family has none that runs these operands here; as
+/// [`available`].
+pub fn choose_in(
+    family: Family,
+    shape: LayerShape,
+    operands: Operands,
+) -> Result<&'static dyn Kernel> {
+    let able = |kernel: &&'static dyn Kernel| {
+        kernel.layout().family == family && operands.supported_by(*kernel)
+    };
     let kernels: Vec<_> = usable()?.iter().copied().filter(able).collect();
     if kernels.is_empty() {
-        return bad_value("kernel family", format!("one that runs {operands:?} on this machine"), family.name());
+        return bad_value(
+            "kernel family",
+            format!("one that runs {operands:?} on this machine"),
+            family.name(),
+        );
     }
     Ok(choose_codes(&kernels, shape, operands))
 }
 
 /// The kernel for a layer of codes, among given kernels, of which there is one.
-fn choose_codes(kernels: &[&'static dyn Kernel], shape: LayerShape, operands: Operands) -> &'static dyn Kernel {
+fn choose_codes(
+    kernels: &[&'static dyn Kernel],
+    shape: LayerShape,
+    operands: Operands,
+) -> &'static dyn Kernel {
     let fastest = if cpu::is_zen4() { fastest(kernels, shape, operands) } else { None };
     fastest.unwrap_or_else(|| choose_by_rules(kernels, shape, operands))
 }
@@ -74,7 +94,11 @@ const MIN_MEASURED_REDUCTION: usize = 256;
 
 /// The kernel with the least predicted time, portable ones excepted; `None` where one was not
 /// measured, or nothing was of such layers.
-fn fastest(kernels: &[&'static dyn Kernel], shape: LayerShape, operands: Operands) -> Option<&'static dyn Kernel> {
+fn fastest(
+    kernels: &[&'static dyn Kernel],
+    shape: LayerShape,
+    operands: Operands,
+) -> Option<&'static dyn Kernel> {
     match shape {
         LayerShape::Conv { reduction, .. } if reduction >= MIN_MEASURED_REDUCTION => (),
         _ => return None,
@@ -94,7 +118,11 @@ fn fastest(kernels: &[&'static dyn Kernel], shape: LayerShape, operands: Operand
 ///
 /// # Panics
 /// Where no kernel is given.
-pub fn choose_by_rules(kernels: &[&'static dyn Kernel], shape: LayerShape, operands: Operands) -> &'static dyn Kernel {
+pub fn choose_by_rules(
+    kernels: &[&'static dyn Kernel],
+    shape: LayerShape,
+    operands: Operands,
+) -> &'static dyn Kernel {
     match shape {
         LayerShape::Linear => kernels[0],
         LayerShape::Conv { out_channels, reduction, .. } => {
@@ -105,7 +133,10 @@ pub fn choose_by_rules(kernels: &[&'static dyn Kernel], shape: LayerShape, opera
 
 fn first(kernels: &[&'static dyn Kernel]) -> Result<&'static dyn Kernel> {
     // The scalar kernels are always there: the table ends with them.
-    kernels.first().copied().ok_or_else(|| crate::Error::Packed { why: "no kernel is available".into() })
+    kernels
+        .first()
+        .copied()
+        .ok_or_else(|| crate::Error::Packed { why: "no kernel is available".into() })
 }
 
 /// [`choose_by_rules`] for a convolution.
@@ -116,14 +147,17 @@ fn choose_among(
     out_channels: usize,
     reduction: usize,
 ) -> &'static dyn Kernel {
-    let of = |family| kernels.iter().copied().filter(move |kernel| kernel.layout().family == family);
+    let of =
+        |family| kernels.iter().copied().filter(move |kernel| kernel.layout().family == family);
     if out_channels >= 24
         && let Some(matrix) = of(Family::Matrix).next()
     {
         return matrix;
     }
     let vector_popcount = best.layout().family == Family::Popcount && best.isa() == Isa::Avx512;
-    let Some(table) = of(Family::Table).find(|kernel| kernel.isa() != Isa::Scalar) else { return best };
+    let Some(table) = of(Family::Table).find(|kernel| kernel.isa() != Isa::Scalar) else {
+        return best;
+    };
     let both_binary = operands == (Operands { act: Act::Binary, weights: WeightKind::Binary });
     if reduction < 16 || (vector_popcount && out_channels >= 32 && reduction >= 256) {
         return best;
@@ -163,18 +197,26 @@ mod tests {
             assert_eq!(named(kernel.name()).unwrap().name(), kernel.name());
         }
         let message = named("nonsense").unwrap_err().to_string();
-        assert!(message.contains("generic-popcount-scalar") && message.ends_with("got \"nonsense\""), "{message}");
+        assert!(
+            message.contains("generic-popcount-scalar") && message.ends_with("got \"nonsense\""),
+            "{message}"
+        );
         for act in Act::ALL {
             for weights in WeightKind::ALL {
                 let operands = Operands { act, weights };
                 for family in Family::ALL {
                     assert_eq!(Family::from_name(family.name()).unwrap(), family);
-                    let able =
-                        usable().unwrap().iter().any(|k| k.layout().family == family && operands.supported_by(*k));
+                    let able = usable()
+                        .unwrap()
+                        .iter()
+                        .any(|k| k.layout().family == family && operands.supported_by(*k));
                     for shape in [CONV, LayerShape::Linear] {
                         let chosen = choose_in(family, shape, operands);
                         assert_eq!(chosen.is_ok(), able, "{family:?} {operands:?}");
-                        assert!(chosen.is_err() || chosen.is_ok_and(|kernel| kernel.layout().family == family));
+                        assert!(
+                            chosen.is_err()
+                                || chosen.is_ok_and(|kernel| kernel.layout().family == family)
+                        );
                     }
                 }
             }
@@ -184,9 +226,13 @@ mod tests {
     #[test]
     fn every_shape_gets_the_kernel_that_was_the_fastest() {
         let ternary = Operands { act: Act::Half, weights: WeightKind::Ternary };
-        let of = |operands, isas: &[Isa], family: Option<Family>, [out_channels, reduction]: [usize; 2]| {
+        let of = |operands,
+                  isas: &[Isa],
+                  family: Option<Family>,
+                  [out_channels, reduction]: [usize; 2]| {
             let allowed = |kernel: &&'static dyn Kernel| {
-                isas.contains(&kernel.isa()) && family.is_none_or(|family| kernel.layout().family == family)
+                isas.contains(&kernel.isa())
+                    && family.is_none_or(|family| kernel.layout().family == family)
             };
             let kernels: Vec<_> = detected_for(operands).into_iter().filter(allowed).collect();
             let best = kernels.first()?;
@@ -204,16 +250,25 @@ mod tests {
                 }
                 let few_levels = act != Act::Uint2 && weights != WeightKind::TwoBit;
                 for kernel in detected().into_iter().filter(|k| k.layout().family != Family::Int8) {
-                    assert!(!few_levels || operands.supported_by(kernel), "every kernel runs ternary operands");
+                    assert!(
+                        !few_levels || operands.supported_by(kernel),
+                        "every kernel runs ternary operands"
+                    );
                 }
             }
         }
         for shape in [[1, 9], [16, 144], [64, 576], [512, 4608]] {
             assert_eq!(choice(&[Isa::Scalar], None, shape), Some("generic-popcount-scalar"));
-            assert_eq!(choice(&[Isa::Scalar], Some(Family::Table), shape), Some("generic-table-scalar"));
+            assert_eq!(
+                choice(&[Isa::Scalar], Some(Family::Table), shape),
+                Some("generic-table-scalar")
+            );
         }
         let expect = |isa, family, shape, name| {
-            assert!([None, Some(name)].contains(&choice(&[isa], family, shape)), "{name} for {shape:?}");
+            assert!(
+                [None, Some(name)].contains(&choice(&[isa], family, shape)),
+                "{name} for {shape:?}"
+            );
         };
         for shape in [[64, 64], [64, 576], [512, 4608], [56, 504], [100, 900]] {
             expect(Isa::Avx2, None, shape, "x86_64-table-avx2");
@@ -229,7 +284,9 @@ mod tests {
         expect(Isa::Neon, None, [8, 72], "aarch64-table-neon-pixels");
         expect(Isa::Avx2, None, [64, 9], "x86_64-popcount-avx2");
         let binary = Operands { act: Act::Binary, weights: WeightKind::Binary };
-        for (shape, name) in [([128, 1152], "x86_64-table-avx2"), ([256, 2304], "x86_64-popcount-avx2")] {
+        for (shape, name) in
+            [([128, 1152], "x86_64-table-avx2"), ([256, 2304], "x86_64-popcount-avx2")]
+        {
             assert!([None, Some(name)].contains(&of(binary, &[Isa::Avx2], None, shape)));
         }
     }

@@ -1,9 +1,9 @@
-//! What int8 kernels read: windows of activations at a constant distance in memory, which may overlap,
-//! and a panel of weights.
+//! What int8 kernels read: windows of activations at a constant distance in memory, which may
+//! overlap, and a panel of weights.
 //!
-//! A row has as many values as the reduction is long, rounded up to [`Int8Layout::depth`]; what lies
-//! behind the window meets weights that are 0. No kernel can saturate: weights and activations are in
-//! -127..=127, and reductions so short that 127² times their length fits `i32`.
+//! A row has as many values as the reduction is long, rounded up to [`Int8Layout::depth`]; what
+//! lies behind the window meets weights that are 0. No kernel can saturate: weights and activations
+//! are in -127..=127, and reductions so short that 127² times their length fits `i32`.
 
 use super::int8::Finish;
 use super::kernel::{Family, Inner, Layout, OperandTypes, private};
@@ -64,7 +64,8 @@ impl Int8Layout {
         channels.next_multiple_of(self.lanes).min(self.panel)
     }
 
-    /// Bytes of a panel: weights, then where activations are biased an `i32` per channel for sums to begin with.
+    /// Bytes of a panel: weights, then where activations are biased an `i32` per channel for sums
+    /// to begin with.
     pub(crate) fn panel_bytes(&self, reduction: usize, width: usize) -> usize {
         let start = if self.element == Element::Biased { 4 } else { 0 };
         (reduction.next_multiple_of(self.depth) + start) * width
@@ -88,7 +89,8 @@ impl Int8Layout {
                 let (deep, rest) = (k / self.depth, k % self.depth);
                 let tile = deep * (width / self.lanes) + j / self.lanes;
                 let unit = tile * (self.depth / self.unit) + rest / self.unit;
-                panel[(unit * self.lanes + j % self.lanes) * self.unit + rest % self.unit] = w.cast_unsigned();
+                panel[(unit * self.lanes + j % self.lanes) * self.unit + rest % self.unit] =
+                    w.cast_unsigned();
             }
             if self.element == Element::Biased {
                 let sum = weight.iter().fold(0i32, |sum, &w| sum + i32::from(w));
@@ -98,8 +100,8 @@ impl Int8Layout {
     }
 }
 
-/// Rows of activations: windows, one every `stride` bytes. Lines of `length` rows begin every `period` rows; rows between them
-/// are nothing.
+/// Rows of activations: windows, one every `stride` bytes. Lines of `length` rows begin every
+/// `period` rows; rows between them are nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
     /// What the first one begins.
@@ -110,7 +112,8 @@ pub struct Rows<'a> {
     pub(crate) length: usize,
 }
 
-/// Rows of activations, a panel of weights and what becomes of their products, whose sizes fit each other.
+/// Rows of activations, a panel of weights and what becomes of their products, whose sizes fit each
+/// other.
 #[derive(Clone, Copy, Debug)]
 pub struct Product<'a> {
     pub(super) rows: Rows<'a>,
@@ -135,11 +138,23 @@ impl<'a> Product<'a> {
         finish: Finish<'a>,
     ) -> Self {
         let width = finish.scale.len();
-        assert!(reduction > 0 && (1..=width).contains(&finish.channels) && finish.channels <= finish.pitch);
-        assert!(width.is_multiple_of(layout.lanes) && width <= layout.panel && width == finish.bias.len());
-        assert!(finish.affine.is_none_or(|(scale, bias)| scale.len() == width && bias.len() == width));
+        assert!(
+            reduction > 0
+                && (1..=width).contains(&finish.channels)
+                && finish.channels <= finish.pitch
+        );
+        assert!(
+            width.is_multiple_of(layout.lanes)
+                && width <= layout.panel
+                && width == finish.bias.len()
+        );
+        assert!(
+            finish.affine.is_none_or(|(scale, bias)| scale.len() == width && bias.len() == width)
+        );
         assert_eq!(panel.len(), layout.panel_bytes(reduction, width));
-        assert!(rows.lines > 0 && rows.length > 0 && (rows.lines == 1 || rows.period >= rows.length));
+        assert!(
+            rows.lines > 0 && rows.length > 0 && (rows.lines == 1 || rows.period >= rows.length)
+        );
         let depth = reduction.next_multiple_of(layout.depth);
         let count = (rows.lines - 1) * rows.period + rows.length;
         let last = (count.next_multiple_of(layout.rows) - 1).checked_mul(rows.stride);
@@ -149,7 +164,10 @@ impl<'a> Product<'a> {
     }
 
     /// Floats, from the first one on, that a kernel may write between.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "other kernels write slices"))]
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(dead_code, reason = "other kernels write slices")
+    )]
     pub(super) fn outputs(&self) -> usize {
         (self.rows.lines * self.rows.length - 1) * self.finish.pitch + self.finish.channels
     }
@@ -160,7 +178,11 @@ impl<'a> Product<'a> {
         for line in 0..self.rows.lines {
             for x in (0..self.rows.length).step_by(most) {
                 let count = most.min(self.rows.length - x);
-                tile(line * self.rows.period + x, count, (line * self.rows.length + x) * self.finish.pitch);
+                tile(
+                    line * self.rows.period + x,
+                    count,
+                    (line * self.rows.length + x) * self.finish.pitch,
+                );
             }
         }
     }
@@ -187,6 +209,9 @@ pub trait ColumnsKernel: private::Sealed + Sync + std::fmt::Debug {
 }
 
 /// The inner loop for int8 operands.
-pub(super) fn inner<'a>(operands: OperandTypes, kernel: &'a dyn ColumnsKernel) -> Option<Inner<'a>> {
+pub(super) fn inner<'a>(
+    operands: OperandTypes,
+    kernel: &'a dyn ColumnsKernel,
+) -> Option<Inner<'a>> {
     (operands == OperandTypes::Int8).then_some(Inner::Columns(kernel))
 }

@@ -1,14 +1,15 @@
 //! What a layer costs on a kernel: a linear model, fitted to committed measurements.
 //!
-//! `benches/costs.rs` measures and fits, `benches/results/costs/` has what it measured on Zen 4, and
-//! `docs/kernels.md` the regret. Kernels without a row in `costs.rs` have no prediction.
+//! `benches/costs.rs` measures and fits, `benches/results/costs/` has what it measured on Zen 4,
+//! and `docs/kernels.md` the regret. Kernels without a row in `costs.rs` have no prediction.
 
 use super::choose::LayerShape;
 use super::costs::COSTS;
 use super::kernel::{Family, Kernel, Operands, UNIT_CHANNELS};
 use crate::codec::{Act, WeightKind};
 
-/// Features of a layer, each per output pixel: steps of all panels, panels, steps of one panel, one.
+/// Features of a layer, each per output pixel: steps of all panels, panels, steps of one panel,
+/// one.
 pub const FEATURES: usize = 4;
 
 /// A row of the table.
@@ -20,14 +21,19 @@ pub(super) struct Cost {
 }
 
 /// A row, briefly.
-pub(super) const fn row(kernel: &'static str, act: Act, weights: WeightKind, nanoseconds: [f32; FEATURES]) -> Cost {
+pub(super) const fn row(
+    kernel: &'static str,
+    act: Act,
+    weights: WeightKind,
+    nanoseconds: [f32; FEATURES],
+) -> Cost {
     Cost { kernel, operands: Operands { act, weights }, nanoseconds }
 }
 
 /// The features of a layer for a kernel; `None` of linear layers and for int8 kernels.
 ///
-/// Channels of each tap are padded to units, so a window of many taps may cost more than a 1×1 window
-/// of as long a reduction.
+/// Channels of each tap are padded to units, so a window of many taps may cost more than a 1×1
+/// window of as long a reduction.
 pub fn features(kernel: &dyn Kernel, shape: LayerShape) -> Option<[f64; FEATURES]> {
     let LayerShape::Conv { out_channels, reduction, taps } = shape else { return None };
     let layout = kernel.layout();
@@ -54,11 +60,12 @@ fn measured(Operands { act, weights }: Operands) -> Operands {
     Operands { act, weights: if ternary { WeightKind::Ternary } else { weights } }
 }
 
-/// Predicted nanoseconds per output pixel, on the CPU that the table was measured on; `None` where it
-/// has no row.
+/// Predicted nanoseconds per output pixel, on the CPU that the table was measured on; `None` where
+/// it has no row.
 pub fn predicted_time(kernel: &dyn Kernel, shape: LayerShape, operands: Operands) -> Option<f64> {
     let operands = measured(operands);
-    let cost = COSTS.iter().find(|cost| cost.kernel == kernel.name() && cost.operands == operands)?;
+    let cost =
+        COSTS.iter().find(|cost| cost.kernel == kernel.name() && cost.operands == operands)?;
     let features = features(kernel, shape)?;
     Some(features.iter().zip(cost.nanoseconds).map(|(feature, ns)| feature * f64::from(ns)).sum())
 }

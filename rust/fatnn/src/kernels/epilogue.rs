@@ -1,4 +1,5 @@
-//! The epilogue of a tile: accumulators to codes or to float32, while they are in the nearest cache.
+//! The epilogue of a tile: accumulators to codes or to float32, while they are in the nearest
+//! cache.
 //!
 //! [`crate::epilogue`] says what is computed and in which order. The loops stand here once;
 //! [`Epilogue`] compiles them for an instruction set and a tile width.
@@ -10,14 +11,15 @@ use super::vector::VectorLoop;
 use crate::codec::{Coding, MAX_THRESHOLDS};
 use crate::epilogue::{Dequantize, Quantizer, Requantize, Residual};
 
-/// What follows the products of a tile. `out`, `codes` and `residual` start at the tile's first row.
+/// What follows the products of a tile. `out`, `codes` and `residual` start at the tile's first
+/// row.
 #[doc(hidden)]
 pub trait TileEpilogue: Send + Sync {
     /// Accumulators to codes, which are set in bits of `out` that are zero.
     fn to_codes(&self, tile: &TileAcc<'_>, to: &Requantize<'_>, out: &mut [u8]);
 
-    /// Accumulators to float32 and, where `to` asks for them, to codes of those, set in bits that are
-    /// zero. False where a value that became a code may be NaN.
+    /// Accumulators to float32 and, where `to` asks for them, to codes of those, set in bits that
+    /// are zero. False where a value that became a code may be NaN.
     fn to_float(
         &self,
         tile: &TileAcc<'_>,
@@ -51,7 +53,11 @@ impl<S: Simd, const NR: usize, const PART: usize> Epilogue<S, NR, PART> {
 
 impl<S: Simd, const NR: usize, const PART: usize> TileEpilogue for Epilogue<S, NR, PART> {
     fn to_codes(&self, tile: &TileAcc<'_>, to: &Requantize<'_>, out: &mut [u8]) {
-        struct Work<'a, const NR: usize, const PART: usize>(&'a TileAcc<'a>, &'a Requantize<'a>, &'a mut [u8]);
+        struct Work<'a, const NR: usize, const PART: usize>(
+            &'a TileAcc<'a>,
+            &'a Requantize<'a>,
+            &'a mut [u8],
+        );
         impl<const NR: usize, const PART: usize> VectorLoop for Work<'_, NR, PART> {
             type Output = ();
             #[inline(always)]
@@ -118,8 +124,9 @@ pub(crate) const fn part_width(nr: usize) -> usize {
     if nr < LINE { nr } else { LINE }
 }
 
-/// Columns of a tile that the epilogue looks at together: all of them, or where fewer exist, parts of so many as a vector has.
-/// (Sixteen channels on the matrix unit, whose tiles have 64: a third of the time.)
+/// Columns of a tile that the epilogue looks at together: all of them, or where fewer exist, parts
+/// of so many as a vector has. (Sixteen channels on the matrix unit, whose tiles have 64: a third
+/// of the time.)
 #[derive(Clone, Copy)]
 struct Part {
     /// Column of the tile where it begins.
@@ -137,7 +144,11 @@ impl Part {
 
     fn each(tile: &TileAcc<'_>, width: usize) -> impl Iterator<Item = Self> {
         let (first_channel, channels) = (tile.first_channel, tile.channels);
-        let part = move |from| Part { from, first_channel: first_channel + from, channels: width.min(channels - from) };
+        let part = move |from| Part {
+            from,
+            first_channel: first_channel + from,
+            channels: width.min(channels - from),
+        };
         (0..channels).step_by(width).map(part)
     }
 
@@ -148,7 +159,11 @@ impl Part {
         tile: &TileAcc<'a>,
     ) -> impl Iterator<Item = &'a [i32; WIDTH]> {
         let rows = tile.acc.as_chunks::<NR>().0.iter().take(tile.rows);
-        rows.map(move |row| row[self.from..].first_chunk().expect("parts are as wide as vectors, tiles some of these"))
+        rows.map(move |row| {
+            row[self.from..]
+                .first_chunk()
+                .expect("parts are as wide as vectors, tiles some of these")
+        })
     }
 
     /// Bits of the columns that exist.
@@ -192,10 +207,15 @@ fn code_rows<S: Simd, const NR: usize, const WIDTH: usize, const THRESHOLDS: usi
     out: &mut [u8],
 ) {
     let (coding, exists, mut padded) = (to.layout.coding(), part.exists(), None);
-    let of_level = |level| &to.thresholds[level * to.layout.channels() + part.first_channel..][..part.channels];
-    let thresholds: [_; THRESHOLDS] = columns::<_, WIDTH, _>(std::array::from_fn(of_level), i32::MAX, &mut padded);
+    let of_level = |level| {
+        &to.thresholds[level * to.layout.channels() + part.first_channel..][..part.channels]
+    };
+    let thresholds: [_; THRESHOLDS] =
+        columns::<_, WIDTH, _>(std::array::from_fn(of_level), i32::MAX, &mut padded);
     let write = to.layout.writer(part.first_channel, part.channels);
-    for (acc, out) in part.rows::<NR, WIDTH>(tile).zip(out.chunks_exact_mut(to.layout.pixel_bytes())) {
+    for (acc, out) in
+        part.rows::<NR, WIDTH>(tile).zip(out.chunks_exact_mut(to.layout.pixel_bytes()))
+    {
         let mut reached = [0; MAX_THRESHOLDS];
         for (reached, threshold) in reached.iter_mut().zip(thresholds) {
             *reached = simd.ge_mask(acc, threshold) & exists;
@@ -204,8 +224,8 @@ fn code_rows<S: Simd, const NR: usize, const WIDTH: usize, const THRESHOLDS: usi
     }
 }
 
-/// Every slice as a whole part's columns: itself where it has so many, else its copy, padded with `rest`. (Copying whole ones
-/// too, once a tile, took a seventh of a layer of 64 to 256 channels.)
+/// Every slice as a whole part's columns: itself where it has so many, else its copy, padded with
+/// `rest`. (Copying whole ones too, once a tile, took a seventh of a layer of 64 to 256 channels.)
 #[inline(always)]
 fn columns<'a, T: Copy, const WIDTH: usize, const N: usize>(
     slices: [&'a [T]; N],
@@ -254,17 +274,20 @@ fn float_part<S: Simd, const NR: usize, const WIDTH: usize>(
     out: &mut [f32],
     codes: &mut [u8],
 ) -> bool {
-    // Each kind compiled on its own: decided per vector, measured, it took as long as everything else here.
+    // Each kind compiled on its own: decided per vector, measured, it took as long as everything
+    // else here.
     macro_rules! rows {
         ($kind:ident, $residual:expr) => {
             match to.codes.map(|codes| codes.layout.coding()) {
-                None => float_rows::<S, NR, WIDTH, $kind, 0>(simd, tile, part, to, $residual, out, codes),
-                Some(Coding::Ternary) => {
-                    float_rows::<S, NR, WIDTH, $kind, 2>(simd, tile, part, to, $residual, out, codes)
-                }
-                Some(Coding::Uint2) => {
-                    float_rows::<S, NR, WIDTH, $kind, 3>(simd, tile, part, to, $residual, out, codes)
-                }
+                None => float_rows::<S, NR, WIDTH, $kind, 0>(
+                    simd, tile, part, to, $residual, out, codes,
+                ),
+                Some(Coding::Ternary) => float_rows::<S, NR, WIDTH, $kind, 2>(
+                    simd, tile, part, to, $residual, out, codes,
+                ),
+                Some(Coding::Uint2) => float_rows::<S, NR, WIDTH, $kind, 3>(
+                    simd, tile, part, to, $residual, out, codes,
+                ),
             }
         };
     }
@@ -277,8 +300,9 @@ fn float_part<S: Simd, const NR: usize, const WIDTH: usize>(
 
 /// Floats in a cache line.
 const LINE: usize = 16;
-/// Cache lines between prefetch and use, as rows: a tile's part of a row is a few lines, too few for the hardware to see a
-/// pattern, and rows often lie so that the first-level cache has room for a dozen of them only.
+/// Cache lines between prefetch and use, as rows: a tile's part of a row is a few lines, too few
+/// for the hardware to see a pattern, and rows often lie so that the first-level cache has room for
+/// a dozen of them only.
 const fn ahead(width: usize) -> usize {
     let rows = 16 * LINE / width;
     if rows < 8 { rows } else { 8 }
@@ -292,7 +316,13 @@ const IN_PLACE: u8 = 2;
 /// [`float_part`] with such a residual and so many thresholds.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "compiled into one loop; called from one place")]
-fn float_rows<S: Simd, const NR: usize, const WIDTH: usize, const RESIDUAL: u8, const THRESHOLDS: usize>(
+fn float_rows<
+    S: Simd,
+    const NR: usize,
+    const WIDTH: usize,
+    const RESIDUAL: u8,
+    const THRESHOLDS: usize,
+>(
     simd: S,
     tile: &TileAcc<'_>,
     part: Part,
@@ -301,14 +331,16 @@ fn float_rows<S: Simd, const NR: usize, const WIDTH: usize, const RESIDUAL: u8, 
     out: &mut [f32],
     codes: &mut [u8],
 ) -> bool {
-    // Absent ones change nothing: a factor of one and a summand of *negative* zero (0.0 would turn -0.0 into 0.0).
+    // Absent ones change nothing: a factor of one and a summand of *negative* zero (0.0 would turn
+    // -0.0 into 0.0).
     const { assert!(WIDTH <= 64) };
     let channels = part.first_channel..part.first_channel + part.channels;
     let scale = to.scale.map_or(&[1.0; 64][..part.channels], |scale| &scale[channels.clone()]);
     let bias = to.bias.map_or(&[-0.0; 64][..part.channels], |bias| &bias[channels.clone()]);
     let mut padded = None;
     let factors = columns::<_, WIDTH, 2>([scale, bias], 0.0, &mut padded);
-    let codes_to = to.codes.map(|codes| (codes, codes.layout.writer(part.first_channel, part.channels)));
+    let codes_to =
+        to.codes.map(|codes| (codes, codes.layout.writer(part.first_channel, part.channels)));
     // What is below it becomes it; NaN and -0.0 pass through, as through PyTorch's ReLU.
     let floor = if to.relu { 0.0 } else { f32::NEG_INFINITY };
     let mut total = [0.0; WIDTH];
@@ -339,7 +371,8 @@ fn float_rows<S: Simd, const NR: usize, const WIDTH: usize, const RESIDUAL: u8, 
             &whole
         };
         if let Some((quantizer, write)) = &codes_to {
-            let planes = row_codes::<S, WIDTH, THRESHOLDS>(simd, y, quantizer, part.exists(), &mut total);
+            let planes =
+                row_codes::<S, WIDTH, THRESHOLDS>(simd, y, quantizer, part.exists(), &mut total);
             let bytes = quantizer.layout.pixel_bytes();
             write(&mut codes[r * bytes..(r + 1) * bytes], planes);
         }
@@ -367,7 +400,8 @@ fn float_row<const WIDTH: usize, const RESIDUAL: u8>(
     }
 }
 
-/// The planes of a row's codes, of those columns whose bits are set in `exists`; `total` adds up what there is.
+/// The planes of a row's codes, of those columns whose bits are set in `exists`; `total` adds up
+/// what there is.
 #[inline(always)]
 fn row_codes<S: Simd, const WIDTH: usize, const THRESHOLDS: usize>(
     simd: S,
@@ -380,7 +414,8 @@ fn row_codes<S: Simd, const WIDTH: usize, const THRESHOLDS: usize>(
     for (reached, threshold) in reached.iter_mut().zip(quantizer.thresholds).take(THRESHOLDS) {
         *reached = simd.ge_mask_f32(y, threshold) & exists;
     }
-    // Whatever is added to NaN is NaN: an addition a vector, where comparisons and integers take two and wait for each other.
+    // Whatever is added to NaN is NaN: an addition a vector, where comparisons and integers take
+    // two and wait for each other.
     for j in 0..WIDTH {
         total[j] += y[j];
     }
@@ -399,7 +434,9 @@ fn store<T: Copy, const NR: usize>(to: &mut [T], from: &[T; NR]) {
 /// See [`TileEpilogue::to_acc`].
 #[inline(always)]
 fn to_acc<const NR: usize>(tile: &TileAcc<'_>, channels: usize, out: &mut [i32]) {
-    for (acc, out) in tile.acc.as_chunks::<NR>().0.iter().zip(out.chunks_exact_mut(channels)).take(tile.rows) {
+    for (acc, out) in
+        tile.acc.as_chunks::<NR>().0.iter().zip(out.chunks_exact_mut(channels)).take(tile.rows)
+    {
         store(&mut out[tile.first_channel..][..tile.channels], acc);
     }
 }

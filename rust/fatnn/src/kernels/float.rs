@@ -62,7 +62,8 @@ pub(crate) fn product([m, n, k]: [usize; 3], a: Matrix<'_>, b: Matrix<'_>, out: 
     for first in (0..k).step_by(SLICE) {
         let terms = SLICE.min(k - first);
         let (x, y) = (&a.0[first * a.1[1]..], &b.0[first * b.1[0]..]);
-        // SAFETY: the last element of each operand was just found to be inside, and `out` has m × n.
+        // SAFETY: the last element of each operand was just found to be inside, and `out` has m ×
+        // n.
         unsafe {
             gemm::gemm(
                 m,

@@ -1,8 +1,10 @@
-//! How a thread rounds floats and whether it flushes denormals: registers of each thread, which a caller may have set.
+//! How a thread rounds floats and whether it flushes denormals: registers of each thread, which a
+//! caller may have set.
 //!
-//! Results must not depend on which thread computes them, so pool threads take the caller's mode for as long as they work for
-//! it. The caller's, and not a fixed one, because float layers that a framework runs between this crate's honour that mode
-//! too: a network under `torch.set_flush_denormal(True)` then gives what the eager model gives under it.
+//! Results must not depend on which thread computes them, so pool threads take the caller's mode
+//! for as long as they work for it. The caller's, and not a fixed one, because float layers that a
+//! framework runs between this crate's honour that mode too: a network under
+//! `torch.set_flush_denormal(True)` then gives what the eager model gives under it.
 
 /// The control bits that change results; sticky flags and traps are a thread's own business.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,15 +18,19 @@ mod register {
     pub fn read() -> u64 {
         let mut value = 0u32;
         // SAFETY: stores the register into four bytes that are there.
-        unsafe { std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut value, options(nostack, preserves_flags)) };
+        unsafe {
+            std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut value, options(nostack, preserves_flags))
+        };
         u64::from(value)
     }
 
     pub fn write(value: u64) {
         let value = value as u32;
-        // SAFETY: loads the register from four bytes; only bits of `MASK` differ from what it held, and those were set on
-        // some thread of this CPU before.
-        unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const value, options(nostack, preserves_flags)) };
+        // SAFETY: loads the register from four bytes; only bits of `MASK` differ from what it held,
+        // and those were set on some thread of this CPU before.
+        unsafe {
+            std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const value, options(nostack, preserves_flags))
+        };
     }
 }
 
@@ -36,13 +42,18 @@ mod register {
     pub fn read() -> u64 {
         let value;
         // SAFETY: reads a register that every program may read.
-        unsafe { std::arch::asm!("mrs {}, fpcr", out(reg) value, options(nostack, preserves_flags)) };
+        unsafe {
+            std::arch::asm!("mrs {}, fpcr", out(reg) value, options(nostack, preserves_flags))
+        };
         value
     }
 
     pub fn write(value: u64) {
-        // SAFETY: a register that every program may write; only bits of `MASK` differ from what it held.
-        unsafe { std::arch::asm!("msr fpcr, {}", in(reg) value, options(nostack, preserves_flags)) };
+        // SAFETY: a register that every program may write; only bits of `MASK` differ from what it
+        // held.
+        unsafe {
+            std::arch::asm!("msr fpcr, {}", in(reg) value, options(nostack, preserves_flags))
+        };
     }
 }
 
@@ -102,14 +113,16 @@ mod tests {
         let small = std::hint::black_box(1e-30f32);
         let factor = std::hint::black_box(1e-12f32);
         parallel::for_each_rows(&mut out, 1, 1, usize::MAX, |_, rows| {
-            rows.iter_mut().for_each(|y| *y = std::hint::black_box(small) * std::hint::black_box(factor));
+            rows.iter_mut()
+                .for_each(|y| *y = std::hint::black_box(small) * std::hint::black_box(factor));
         })
         .unwrap();
         let apart = parallel::for_each_alone(&parallel::Watch::none(), 8, |_| {
             Ok(std::hint::black_box(small) * std::hint::black_box(factor))
         });
-        let inside =
-            parallel::inside(&parallel::Watch::none(), || std::hint::black_box(small) * std::hint::black_box(factor));
+        let inside = parallel::inside(&parallel::Watch::none(), || {
+            std::hint::black_box(small) * std::hint::black_box(factor)
+        });
         out.extend(apart.unwrap());
         out.push(inside.unwrap());
         out.into_iter().map(f32::to_bits).collect()
@@ -123,7 +136,10 @@ mod tests {
             for threads in [1, 2, 3] {
                 let found = mode.run(|| products(threads));
                 let flushed = mode == FLUSHING;
-                assert!(found.iter().all(|&bits| (bits == 0) == flushed), "{mode:?} {threads}: {found:?}");
+                assert!(
+                    found.iter().all(|&bits| (bits == 0) == flushed),
+                    "{mode:?} {threads}: {found:?}"
+                );
             }
         }
         assert_eq!(FloatMode::current(), before);

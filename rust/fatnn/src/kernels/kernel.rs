@@ -2,7 +2,8 @@
 //!
 //! A [`Kernel`] multiplies operands of the types that it supports. It does so by one of four kinds
 //! of inner loop, which differ in how they read activations; each packs the weights that it reads.
-//! A kernel exists only where its CPU features were detected, so holding one proves that it may run.
+//! A kernel exists only where its CPU features were detected, so holding one proves that it may
+//! run.
 
 use super::columns::ColumnsKernel;
 use super::depthwise::DepthwiseKernel;
@@ -67,7 +68,8 @@ impl From<Operands> for OperandTypes {
 impl std::fmt::Display for OperandTypes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let act = self.act().map_or(WeightType::Int8.name(), Act::name);
-        let kind = if *self == OperandTypes::Int8Depthwise { " of a depthwise convolution" } else { "" };
+        let kind =
+            if *self == OperandTypes::Int8Depthwise { " of a depthwise convolution" } else { "" };
         write!(f, "{act} activations and {} weights{kind}", self.weights().name())
     }
 }
@@ -101,8 +103,8 @@ impl Operands {
         OperandTypes::from(self).supported_by(kernel)
     }
 
-    /// Passes that a kernel makes over as many bits as there are products: planes of activations times
-    /// panels of weights; `None` where it counts no bits.
+    /// Passes that a kernel makes over as many bits as there are products: planes of activations
+    /// times panels of weights; `None` where it counts no bits.
     pub fn bit_passes(self, kernel: &'static dyn Kernel) -> Option<usize> {
         let Some(Inner::Tiled(tiled)) = kernel.inner(self.into()) else { return None };
         let planes = match (tiled.mode(), self.act) {

@@ -1,5 +1,5 @@
-//! Micro-kernels: the only module with `unsafe`. It knows no layers and no threads, and allocates only
-//! the buffers that it is given to grow.
+//! Micro-kernels: the only module with `unsafe`. It knows no layers and no threads, and allocates
+//! only the buffers that it is given to grow.
 //!
 //! A [`Kernel`] multiplies packed activations by packed weights, tile by tile. Which rows, which
 //! channels and which thread is decided by the drivers in [`crate::conv`].
@@ -18,8 +18,8 @@
 //! A kernel exists only where its CPU features were detected, and operands can only be made with
 //! addresses inside their slices, so inner loops are safe functions.
 //!
-//! To add a kernel: one file in its family's directory and one row in `registry.rs`. Tests, benches and
-//! the choice go through that table. `docs/kernels.md` has what was measured.
+//! To add a kernel: one file in its family's directory and one row in `registry.rs`. Tests, benches
+//! and the choice go through that table. `docs/kernels.md` has what was measured.
 //!
 //! | kernel | family | tile | inner step |
 //! | --- | --- | --- | --- |

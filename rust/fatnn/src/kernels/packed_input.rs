@@ -1,15 +1,18 @@
-//! What kernels with a layout of their own read: a piece of a convolution's input, rewritten once and then read for every
-//! tap and every output channel.
+//! What kernels with a layout of their own read: a piece of a convolution's input, rewritten once
+//! and then read for every tap and every output channel.
 //!
-//! **Positions.** The driver cuts the output into rectangles. The part of the input that a rectangle sees becomes a frame:
-//! zero padding is materialised, and a stride is taken apart into phases (every `stride`-th row and column, from each
-//! offset that some tap needs), so that every convolution is one of stride 1. Output pixel `(y, x)` of the rectangle is
-//! *position* `y · width + x`, `width` being the frame's; tap `(i, j)` of position `q` reads position `q + shift` of its
-//! phase, whatever `q`. Positions past a row's end are computed like any other and dropped: 2 of 58 in a layer of 56×56.
+//! **Positions.** The driver cuts the output into rectangles. The part of the input that a
+//! rectangle sees becomes a frame: zero padding is materialised, and a stride is taken apart into
+//! phases (every `stride`-th row and column, from each offset that some tap needs), so that every
+//! convolution is one of stride 1. Output pixel `(y, x)` of the rectangle is *position* `y · width
+//! + x`, `width` being the frame's; tap `(i, j)` of position `q` reads position `q + shift` of its
+//! phase, whatever `q`. Positions past a row's end are computed like any other and dropped: 2 of 58
+//! in a layer of 56×56.
 //!
-//! **Memory.** Per group, phase and unit of 64 channels a *plane* of [`PackedInputKernel::unit_bytes`] for every position, and
-//! slack behind the last, so that a kernel may compute whole blocks. The reduction runs over units first and taps second:
-//! nine taps read the same few kilobytes.
+//! **Memory.** Per group, phase and unit of 64 channels a *plane* of
+//! [`PackedInputKernel::unit_bytes`] for every position, and slack behind the last, so that a
+//! kernel may compute whole blocks. The reduction runs over units first and taps second: nine taps
+//! read the same few kilobytes.
 
 use super::cache_line::CacheLine;
 use super::epilogue::TileEpilogue;
@@ -22,8 +25,8 @@ use crate::error::Result;
 pub struct AccBlock<'a> {
     /// Position of the first row.
     pub first: usize,
-    /// `acc[position][nr]`; rows of positions that nobody asked for are dropped, whatever they hold. The next block begins behind
-    /// the last.
+    /// `acc[position][nr]`; rows of positions that nobody asked for are dropped, whatever they
+    /// hold. The next block begins behind the last.
     pub acc: &'a [i32],
 }
 
@@ -80,7 +83,8 @@ pub trait PackedInputKernel: private::Sealed {
     fn slack(&self) -> usize {
         self.block() * self.position_bytes()
     }
-    /// Writes a unit of some pixels into a plane of `positions` positions, from position `first` on.
+    /// Writes a unit of some pixels into a plane of `positions` positions, from position `first`
+    /// on.
     ///
     /// # Panics
     /// Where a slice is too short.
@@ -89,12 +93,20 @@ pub trait PackedInputKernel: private::Sealed {
     ///
     /// # Panics
     /// As [`PackedInputKernel::pack_input`].
-    fn pack_zeros(&self, of_levels: bool, count: usize, plane: &mut [u8], first: usize, positions: usize);
+    fn pack_zeros(
+        &self,
+        of_levels: bool,
+        count: usize,
+        plane: &mut [u8],
+        first: usize,
+        positions: usize,
+    );
     /// Called once for a plane all of whose positions were written.
     fn finish(&self, plane: &mut [u8]) {
         let _ = plane;
     }
-    /// Accumulates all positions of `framed` against one panel of weights and hands them on block by block, in order.
+    /// Accumulates all positions of `framed` against one panel of weights and hands them on block
+    /// by block, in order.
     fn run(
         &self,
         framed: &PackedInput<'_>,
@@ -127,11 +139,13 @@ pub struct PackedInput<'a> {
 }
 
 impl<'a> PackedInput<'a> {
-    /// `offsets` are the bytes where every (unit, tap) of position 0 begins; `positions` of the `plane_positions` that a plane
-    /// has are to be computed, and of every `row[1]` of these, a row of the frame, the first `row[0]` are wanted.
+    /// `offsets` are the bytes where every (unit, tap) of position 0 begins; `positions` of the
+    /// `plane_positions` that a plane has are to be computed, and of every `row[1]` of these, a row
+    /// of the frame, the first `row[0]` are wanted.
     ///
     /// # Panics
-    /// Where a block that begins below `positions` would leave the frame, or there is nothing to reduce: a bug in the driver.
+    /// Where a block that begins below `positions` would leave the frame, or there is nothing to
+    /// reduce: a bug in the driver.
     pub(crate) fn new(
         kernel: &dyn PackedInputKernel,
         frame: &'a [u8],
@@ -150,7 +164,8 @@ impl<'a> PackedInput<'a> {
         PackedInput { frame, offsets, positions, plane_positions, row }
     }
 
-    /// Start of the frame: at every offset there are [`PackedInput::positions`] positions, rounded up to whole blocks.
+    /// Start of the frame: at every offset there are [`PackedInput::positions`] positions, rounded
+    /// up to whole blocks.
     #[inline(always)]
     pub(crate) fn start(&self) -> *const u8 {
         self.frame.as_ptr()
@@ -168,7 +183,8 @@ impl<'a> PackedInput<'a> {
         self.plane_positions
     }
 
-    /// Positions in a row that are wanted, from its first on, and those in a row; the results of others are dropped.
+    /// Positions in a row that are wanted, from its first on, and those in a row; the results of
+    /// others are dropped.
     #[inline(always)]
     pub(crate) fn row(&self) -> [usize; 2] {
         self.row
@@ -189,11 +205,17 @@ pub struct Panel<'a> {
 }
 
 impl<'a> Panel<'a> {
-    /// A panel of a reduction over `units` units (all taps counted), of which `channels` output channels exist.
+    /// A panel of a reduction over `units` units (all taps counted), of which `channels` output
+    /// channels exist.
     ///
     /// # Panics
     /// Where it has the wrong size: a bug in the driver.
-    pub(crate) fn new(kernel: &dyn PackedInputKernel, units: usize, bytes: &'a [u8], channels: usize) -> Self {
+    pub(crate) fn new(
+        kernel: &dyn PackedInputKernel,
+        units: usize,
+        bytes: &'a [u8],
+        channels: usize,
+    ) -> Self {
         assert_eq!(bytes.len(), kernel.panel_bytes(units), "panel of another size");
         assert!((1..=kernel.layout().nr).contains(&channels));
         Panel { bytes, channels }

@@ -1,5 +1,5 @@
-//! How kernels lay out weights: the output channels of a group are cut into panels, each of which one
-//! call of the inner loop multiplies.
+//! How kernels lay out weights: the output channels of a group are cut into panels, each of which
+//! one call of the inner loop multiplies.
 //!
 //! | inner loop | a panel holds | order of taps |
 //! | --- | --- | --- |
@@ -70,14 +70,17 @@ impl Inner<'_> {
         }
     }
 
-    /// Bytes of a panel in which `channels` exist, of windows of `kernel` pixels of `inputs` channels.
+    /// Bytes of a panel in which `channels` exist, of windows of `kernel` pixels of `inputs`
+    /// channels.
     pub(crate) fn panel_bytes(&self, kernel: [usize; 2], inputs: usize, channels: usize) -> usize {
         let taps = kernel[0] * kernel[1];
         let units = taps * inputs.div_ceil(UNIT_CHANNELS);
         match self {
             Inner::Tiled(tiled) => tiled.panel_bytes(units),
             Inner::PackedInput(packed) => packed.panel_bytes(units),
-            Inner::Columns(columns) => columns.layout().panel_bytes(taps * inputs, self.panel_width(channels)),
+            Inner::Columns(columns) => {
+                columns.layout().panel_bytes(taps * inputs, self.panel_width(channels))
+            }
             Inner::Depthwise(depthwise) => depthwise.layout().panel_bytes(kernel),
         }
     }

@@ -4,7 +4,8 @@ use super::isa::Simd;
 use super::vector::{Level, VectorLoop};
 use crate::error::Result;
 
-/// The input pixels that an output pixel is made of: rows of columns, by where their channels are among the floats.
+/// The input pixels that an output pixel is made of: rows of columns, by where their channels are
+/// among the floats.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Taps {
     /// The first one.
@@ -63,13 +64,20 @@ pub(crate) fn pooling() -> Result<Pooling> {
     Ok(Pooling(Level::usable()?))
 }
 
-/// Channels that are in registers together: four of the widest vectors, as many chains of additions.
+/// Channels that are in registers together: four of the widest vectors, as many chains of
+/// additions.
 const BLOCK: usize = 64;
 /// A vector's channels.
 const VECTOR: usize = 16;
 
 #[inline(always)]
-fn pool(x: &[f32], taps: &Taps, out: &mut [f32], start: Option<f32>, merge: impl Fn(f32, f32) -> f32 + Copy) {
+fn pool(
+    x: &[f32],
+    taps: &Taps,
+    out: &mut [f32],
+    start: Option<f32>,
+    merge: impl Fn(f32, f32) -> f32 + Copy,
+) {
     let channels = out.len();
     // Slices below are cut from this one, so that the loops check nothing else.
     let x = &x[taps.first..taps.last() + channels];
@@ -133,10 +141,15 @@ mod tests {
     #[test]
     fn every_instruction_set_pools_like_torch() {
         // Values of which many are equal, zeroes of both signs, infinities and NaN.
-        let special = [0.0, -0.0, 1.5, -1.5, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MIN_POSITIVE];
+        let special =
+            [0.0, -0.0, 1.5, -1.5, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MIN_POSITIVE];
         for channels in [1, 3, 16, 17, 64, 70, 131] {
             let value = |i: usize| {
-                if i.is_multiple_of(5) { special[i * 7919 / 13 % 8] } else { (i * 7919 % 1000) as f32 - 500.0 }
+                if i.is_multiple_of(5) {
+                    special[i * 7919 / 13 % 8]
+                } else {
+                    (i * 7919 % 1000) as f32 - 500.0
+                }
             };
             let x: Vec<f32> = (0..6 * 5 * channels).map(value).collect();
             for (rows, columns, step) in [(1, 1, 1), (3, 3, 1), (2, 3, 2), (3, 2, 2), (6, 1, 1)] {
@@ -165,7 +178,9 @@ mod tests {
                     }
                 }
                 // NaN equals NaN, whatever its bits.
-                let bits = |x: &[f32]| x.iter().map(|x| if x.is_nan() { 1 } else { x.to_bits() }).collect::<Vec<_>>();
+                let bits = |x: &[f32]| {
+                    x.iter().map(|x| if x.is_nan() { 1 } else { x.to_bits() }).collect::<Vec<_>>()
+                };
                 for pooling in Level::all(Features::detected()).map(Pooling) {
                     let mut out = vec![9.0; channels];
                     pooling.max(&x, &taps, &mut out);

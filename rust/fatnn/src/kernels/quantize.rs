@@ -1,9 +1,10 @@
 //! The loops of [`crate::quantize`]: floats to codes.
 //!
-//! The work is gathering comparisons into words of bits. Channels-last, neighbours in memory become neighbouring bits: each
-//! instruction set has an instruction for that. Channels-first, neighbours are pixels: 16 of them (one cache line) are kept
-//! in a vector, a 32-bit word each, and every channel sets its bit in all of them, a plain loop that compilers vectorise.
-//! Units of 64 channels are the outermost loop, so that memory is read in 32 streams, which prefetchers follow.
+//! The work is gathering comparisons into words of bits. Channels-last, neighbours in memory become
+//! neighbouring bits: each instruction set has an instruction for that. Channels-first, neighbours
+//! are pixels: 16 of them (one cache line) are kept in a vector, a 32-bit word each, and every
+//! channel sets its bit in all of them, a plain loop that compilers vectorise. Units of 64 channels
+//! are the outermost loop, so that memory is read in 32 streams, which prefetchers follow.
 
 use super::isa::Simd;
 use super::vector::VectorLoop;
@@ -49,7 +50,9 @@ impl VectorLoop for Quantize<'_> {
 fn pixels<S: Simd>(simd: S, input: &QuantizeInput<'_>, first: usize, out: &mut [u8]) -> bool {
     // Each coding compiled on its own: ternary codes take no third comparison.
     match (input.order, input.to.layout.coding()) {
-        (PixelOrder::ChannelsLast, Coding::Ternary) => channels_last::<S, 2>(simd, input, first, out),
+        (PixelOrder::ChannelsLast, Coding::Ternary) => {
+            channels_last::<S, 2>(simd, input, first, out)
+        }
         (PixelOrder::ChannelsLast, Coding::Uint2) => channels_last::<S, 3>(simd, input, first, out),
         (PixelOrder::ChannelsFirst, Coding::Ternary) => channels_first::<2>(input, first, out),
         (PixelOrder::ChannelsFirst, Coding::Uint2) => channels_first::<3>(input, first, out),
@@ -75,7 +78,8 @@ fn channels_last<S: Simd, const THRESHOLDS: usize>(
         }
         (unit(layout.coding().planes(reached)), simd.ge_mask_f32(x, f32::NEG_INFINITY) == u64::MAX)
     };
-    let groups = x.chunks_exact(layout.group_channels()).zip(out.chunks_exact_mut(layout.group_bytes()));
+    let groups =
+        x.chunks_exact(layout.group_channels()).zip(out.chunks_exact_mut(layout.group_bytes()));
     for (x, out) in groups {
         let (words, tail) = x.as_chunks::<WORD>();
         let (units, tail_unit) = out.split_at_mut(words.len() * UNIT);
@@ -101,7 +105,11 @@ fn unit([first, second]: [u64; 2]) -> [u8; UNIT] {
 }
 
 #[inline(always)]
-fn channels_first<const THRESHOLDS: usize>(input: &QuantizeInput<'_>, first: usize, out: &mut [u8]) -> bool {
+fn channels_first<const THRESHOLDS: usize>(
+    input: &QuantizeInput<'_>,
+    first: usize,
+    out: &mut [u8],
+) -> bool {
     let layout = input.to.layout;
     let bytes = layout.pixel_bytes();
     let image_floats = layout.channels() * input.pixels;
@@ -124,8 +132,8 @@ fn channels_first<const THRESHOLDS: usize>(input: &QuantizeInput<'_>, first: usi
     numbers
 }
 
-/// The unit at byte `offset` of `count` pixels of one image, of which `begin` is the first one's number, from that unit's
-/// `channels`.
+/// The unit at byte `offset` of `count` pixels of one image, of which `begin` is the first one's
+/// number, from that unit's `channels`.
 #[inline(always)]
 fn unit_pixels<const THRESHOLDS: usize>(
     input: &QuantizeInput<'_>,

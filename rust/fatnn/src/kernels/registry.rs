@@ -76,9 +76,9 @@ pub(super) fn usable() -> Result<&'static [&'static dyn Kernel]> {
     Ok(USABLE.get_or_init(|| with(features)))
 }
 
-/// The kernels that this process may run, for each type of operands best first. `FATNN_KERNEL` leaves
-/// the kernels of its family, if there are any, and those of int8 layers; a family other than `matrix`
-/// keeps these off matrix units.
+/// The kernels that this process may run, for each type of operands best first. `FATNN_KERNEL`
+/// leaves the kernels of its family, if there are any, and those of int8 layers; a family other
+/// than `matrix` keeps these off matrix units.
 ///
 /// # Errors
 /// [`crate::Error::Environment`] where a `FATNN_*` variable has a meaningless value.
@@ -133,7 +133,10 @@ pub fn named(name: &str) -> Result<&'static dyn Kernel> {
 ///
 /// # Errors
 /// [`crate::Error::Packed`] where there is none; as [`available`].
-pub(crate) fn for_layout(id: u32, operands: impl Into<OperandTypes>) -> Result<&'static dyn Kernel> {
+pub(crate) fn for_layout(
+    id: u32,
+    operands: impl Into<OperandTypes>,
+) -> Result<&'static dyn Kernel> {
     let operands = operands.into();
     let found = available_for(operands)?.into_iter().find(|kernel| kernel.layout_id() == id);
     found.ok_or_else(|| {

@@ -95,7 +95,8 @@ pub(crate) struct Reduce<'a> {
     pub x: &'a [f32],
     pub out: &'a mut [f32],
     pub first: usize,
-    /// Dimensions that stay and those that do not, the innermost in memory last; at most eight each.
+    /// Dimensions that stay and those that do not, the innermost in memory last; at most eight
+    /// each.
     pub kept: &'a [Dim],
     pub reduced: &'a [Dim],
     pub fold: Fold,
@@ -148,8 +149,13 @@ impl Reduce<'_> {
             walk(self.reduced, |at| {
                 let x = &self.x[base + at..][..width];
                 match <&[f32; LANES]>::try_from(x) {
-                    Ok(x) => (0..LANES).for_each(|i| lanes[i] = fold.join(lanes[i], f64::from(x[i]))),
-                    Err(_) => lanes.iter_mut().zip(x).for_each(|(lane, &v)| *lane = fold.join(*lane, f64::from(v))),
+                    Ok(x) => {
+                        (0..LANES).for_each(|i| lanes[i] = fold.join(lanes[i], f64::from(x[i])))
+                    }
+                    Err(_) => lanes
+                        .iter_mut()
+                        .zip(x)
+                        .for_each(|(lane, &v)| *lane = fold.join(*lane, f64::from(v))),
                 }
             });
             for (y, lane) in self.out[done..done + width].iter_mut().zip(lanes) {
@@ -264,7 +270,9 @@ fn softmax_columns(block: &mut [f32], inner: usize, log: bool) {
         let last = (first + LANES).min(inner);
         let (mut max, mut sum) = ([f32::NEG_INFINITY; LANES], [0f64; LANES]);
         for row in block.chunks_exact(inner) {
-            max.iter_mut().zip(&row[first..last]).for_each(|(m, &v)| *m = if v > *m { v } else { *m });
+            max.iter_mut()
+                .zip(&row[first..last])
+                .for_each(|(m, &v)| *m = if v > *m { v } else { *m });
         }
         for row in block.chunks_exact_mut(inner) {
             for (i, v) in row[first..last].iter_mut().enumerate() {
@@ -283,7 +291,8 @@ fn softmax_columns(block: &mut [f32], inner: usize, log: bool) {
     }
 }
 
-/// Scores of attention to weights: `softmax(x * scale + mask)` per row; a row that sees nothing is 0.
+/// Scores of attention to weights: `softmax(x * scale + mask)` per row; a row that sees nothing is
+/// 0.
 pub(crate) struct Attend<'a> {
     pub scores: &'a mut [f32],
     pub size: usize,

@@ -10,7 +10,8 @@ pub(crate) const MAX_MR: usize = 4;
 /// Most channels that any kernel's tile has.
 pub(crate) const MAX_NR: usize = 16;
 
-/// Rows that a driver takes at a time: all panels of weights pass by while these rows' activations are in cache.
+/// Rows that a driver takes at a time: all panels of weights pass by while these rows' activations
+/// are in cache.
 pub(crate) const BLOCK: usize = 64;
 
 /// The inner loop of a kernel that reads codes as they pass between layers.
@@ -46,9 +47,10 @@ pub trait TiledKernel: private::Sealed {
 
 /// Addresses of the activations of one or more tiles below each other, `mr` rows each.
 ///
-/// Row `r`'s unit of activations for step `i` of the reduction starts at byte `bases[r] + steps[i]` of `codes`. (An address
-/// is a sum of two small tables rather than one pointer per row and tap: padding is materialised once per image, so that every window is at the same offsets, and building a pointer per
-/// row and tap, measured, cost up to a quarter of a 64-channel layer.)
+/// Row `r`'s unit of activations for step `i` of the reduction starts at byte `bases[r] + steps[i]`
+/// of `codes`. (An address is a sum of two small tables rather than one pointer per row and tap:
+/// padding is materialised once per image, so that every window is at the same offsets, and
+/// building a pointer per row and tap, measured, cost up to a quarter of a 64-channel layer.)
 #[derive(Clone, Copy)]
 pub struct TileRows<'a> {
     codes: &'a [u8],
@@ -57,12 +59,19 @@ pub struct TileRows<'a> {
 }
 
 impl<'a> TileRows<'a> {
-    /// Checks and makes tiles of `mr` rows. `bases` has a multiple of `mr` elements; `max_step` is the largest element of `steps`.
+    /// Checks and makes tiles of `mr` rows. `bases` has a multiple of `mr` elements; `max_step` is
+    /// the largest element of `steps`.
     ///
     /// # Panics
-    /// Where an address would fall outside `codes`: a bug in the driver, since the public functions check shapes first.
+    /// Where an address would fall outside `codes`: a bug in the driver, since the public functions
+    /// check shapes first.
     #[inline]
-    pub(crate) fn new(mr: usize, codes: &'a [u8], bases: &'a [usize], (steps, max_step): (&'a [usize], usize)) -> Self {
+    pub(crate) fn new(
+        mr: usize,
+        codes: &'a [u8],
+        bases: &'a [usize],
+        (steps, max_step): (&'a [usize], usize),
+    ) -> Self {
         assert!(bases.len().is_multiple_of(mr));
         debug_assert_eq!(steps.iter().copied().max().unwrap_or(0), max_step);
         let reach = max_step + UNIT_BYTES;
@@ -72,17 +81,22 @@ impl<'a> TileRows<'a> {
         TileRows { codes, bases, steps }
     }
 
-    /// Start of every row's activations, tile by tile, without a step's offset. Units at `+ step` are in bounds.
+    /// Start of every row's activations, tile by tile, without a step's offset. Units at `+ step`
+    /// are in bounds.
     #[inline(always)]
     pub(crate) fn rows<const MR: usize>(&self) -> impl Iterator<Item = [*const u8; MR]> {
         let codes = self.codes.as_ptr();
         // `wrapping_add`: in bounds by the check in `new`, so this is ordinary pointer arithmetic.
-        self.bases.as_chunks::<MR>().0.iter().map(move |bases| bases.map(|base| codes.wrapping_add(base)))
+        self.bases
+            .as_chunks::<MR>()
+            .0
+            .iter()
+            .map(move |bases| bases.map(|base| codes.wrapping_add(base)))
     }
 }
 
-/// One or more tiles below each other and the panel of weights that they all meet. (Several at a time, because checks, calls
-/// and set-up for each cost a tenth of a tile with a short reduction.)
+/// One or more tiles below each other and the panel of weights that they all meet. (Several at a
+/// time, because checks, calls and set-up for each cost a tenth of a tile with a short reduction.)
 pub struct Tiles<'a> {
     rows: TileRows<'a>,
     panel: &'a [u8],
@@ -111,7 +125,8 @@ impl<'a> Tiles<'a> {
         self.rows.steps
     }
 
-    /// The panel's weights, of `NR` channels for every step, and what is added to the channels' counts, little-endian.
+    /// The panel's weights, of `NR` channels for every step, and what is added to the channels'
+    /// counts, little-endian.
     #[inline(always)]
     pub(crate) fn panel<const NR: usize>(&self) -> (&'a [u8], &'a [[u8; 4]; NR]) {
         let (weights, constants) = self.panel.split_at(self.panel.len() - NR * 4);

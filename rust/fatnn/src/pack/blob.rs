@@ -1,4 +1,5 @@
-//! The bytes of packed weights: a header of 64 bytes that is checked when they are read, then panels.
+//! The bytes of packed weights: a header of 64 bytes that is checked when they are read, then
+//! panels.
 
 use std::sync::Arc;
 
@@ -19,7 +20,9 @@ const VERSION: u32 = 2;
 
 /// FNV-1a over the header's words before the checksum: changes with every single one of them.
 fn checksum(header: &[u32; HEADER / 4]) -> u32 {
-    header[..CHECKSUM].iter().fold(0x811c_9dc5, |hash, word| (hash ^ word).wrapping_mul(0x0100_0193))
+    header[..CHECKSUM]
+        .iter()
+        .fold(0x811c_9dc5, |hash, word| (hash ^ word).wrapping_mul(0x0100_0193))
 }
 
 /// What is wrong with a blob.
@@ -50,7 +53,8 @@ impl Header {
             OperandTypes::Int8 => Some(INT8_ACT),
             OperandTypes::Int8Depthwise => Some(DEPTHWISE_ACT),
         };
-        let weights = WeightType::ALL.iter().position(|weights| *weights == self.operands.weights());
+        let weights =
+            WeightType::ALL.iter().position(|weights| *weights == self.operands.weights());
         let mut header = [0; HEADER / 4];
         header[..10].copy_from_slice(&[
             MAGIC,
@@ -69,20 +73,30 @@ impl Header {
     }
 
     pub fn read(bytes: &[u8]) -> Result<Self> {
-        let (words, _) = bytes.get(..HEADER).ok_or_else(|| damaged("they are too short to hold a header"))?.as_chunks();
+        let (words, _) = bytes
+            .get(..HEADER)
+            .ok_or_else(|| damaged("they are too short to hold a header"))?
+            .as_chunks();
         let header: [u32; HEADER / 4] = std::array::from_fn(|i| u32::from_le_bytes(words[i]));
-        let [magic, version, layout, out_channels, channels, kh, kw, groups, act, weights, ..] = header;
+        let [magic, version, layout, out_channels, channels, kh, kw, groups, act, weights, ..] =
+            header;
         if magic != MAGIC {
             return Err(damaged("they do not begin with the mark of packed weights"));
         }
         if version != VERSION {
-            return Err(damaged(&format!("expected version {VERSION} of their header, got {version}")));
+            return Err(damaged(&format!(
+                "expected version {VERSION} of their header, got {version}"
+            )));
         }
         let (act, weights) = (act as usize, WeightType::ALL.get(weights as usize).copied());
         let operands = match (Act::ALL.get(act), weights) {
-            (Some(&act), Some(weights)) => weights.codes().map(|weights| Operands { act, weights }.into()),
+            (Some(&act), Some(weights)) => {
+                weights.codes().map(|weights| Operands { act, weights }.into())
+            }
             (None, Some(WeightType::Int8)) if act == INT8_ACT => Some(OperandTypes::Int8),
-            (None, Some(WeightType::Int8)) if act == DEPTHWISE_ACT => Some(OperandTypes::Int8Depthwise),
+            (None, Some(WeightType::Int8)) if act == DEPTHWISE_ACT => {
+                Some(OperandTypes::Int8Depthwise)
+            }
             _ => None,
         };
         let (Some(operands), true) = (operands, header[CHECKSUM] == checksum(&header)) else {
@@ -102,14 +116,24 @@ impl Header {
 #[derive(Clone, Debug)]
 pub(super) enum Blob<'a> {
     Borrowed(&'a [u8]),
-    /// So many bytes, from the beginning of a cache line: measured, vectors that straddle lines cost up to an eighth.
+    /// So many bytes, from the beginning of a cache line: measured, vectors that straddle lines
+    /// cost up to an eighth.
     Owned(Arc<Vec<CacheLine>>, usize),
 }
 
 impl Blob<'static> {
-    /// A blob of `len` bytes: the header, then what `fill` writes into the zeros after it, given all of them.
-    pub fn new(header: &Header, len: usize, fill: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<Self> {
-        let mut lines = memory::filled("packed weights", len.div_ceil(size_of::<CacheLine>()), CacheLine::ZERO)?;
+    /// A blob of `len` bytes: the header, then what `fill` writes into the zeros after it, given
+    /// all of them.
+    pub fn new(
+        header: &Header,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]) -> Result<()>,
+    ) -> Result<Self> {
+        let mut lines = memory::filled(
+            "packed weights",
+            len.div_ceil(size_of::<CacheLine>()),
+            CacheLine::ZERO,
+        )?;
         let bytes = &mut CacheLine::bytes_mut(&mut lines)[..len];
         for (slot, value) in bytes[..HEADER].chunks_exact_mut(4).zip(header.words()) {
             slot.copy_from_slice(&value.to_le_bytes());

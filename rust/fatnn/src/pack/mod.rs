@@ -1,13 +1,13 @@
 //! Packed weights: what a kernel reads, made when a network is loaded and never stored in a file.
 //!
 //! A packed blob begins with a header of 64 bytes (mark, version, layout, shape, operand types, a
-//! checksum of these). So it can travel through places that only know arrays of bytes, and be checked
-//! on the other side: "packed for another kernel" is an error, not wrong numbers.
+//! checksum of these). So it can travel through places that only know arrays of bytes, and be
+//! checked on the other side: "packed for another kernel" is an error, not wrong numbers.
 //!
-//! After the header come the panels of the first group, then those of the next. How a panel is laid out
-//! is the kernel's ([`crate::kernels`]). Two-bit weights -3, -1, 1, 3 are twice one sign plus another,
-//! `w = 2·high + low`: each panel is two of ternary weights, one after the other, and the product takes
-//! twice the work.
+//! After the header come the panels of the first group, then those of the next. How a panel is laid
+//! out is the kernel's ([`crate::kernels`]). Two-bit weights -3, -1, 1, 3 are twice one sign plus
+//! another, `w = 2·high + low`: each panel is two of ternary weights, one after the other, and the
+//! product takes twice the work.
 
 mod blob;
 mod shape;
@@ -20,7 +20,9 @@ use self::shape::{check_operands, check_sums, check_values};
 use crate::codec::{Act, CodesLayout};
 use crate::dtype::WeightType;
 use crate::error::{Error, Result, bad_value, check_len};
-use crate::kernels::{self, ColumnsKernel, DepthwiseKernel, Inner, Kernel, LayerShape, OperandTypes, Operands};
+use crate::kernels::{
+    self, ColumnsKernel, DepthwiseKernel, Inner, Kernel, LayerShape, OperandTypes, Operands,
+};
 use crate::kernels::{PanelWeights, TapOrder};
 use crate::memory;
 
@@ -36,7 +38,8 @@ struct Panels {
     planes: usize,
     /// Channels of a group, padding included.
     group_width: usize,
-    /// Bytes of a panel of `channels` channels, of the last one of a group, and of a group, all planes.
+    /// Bytes of a panel of `channels` channels, of the last one of a group, and of a group, all
+    /// planes.
     full_bytes: usize,
     last_bytes: usize,
     group_bytes: usize,
@@ -60,7 +63,10 @@ impl Panels {
             group_width: full * inner.panel_width(channels) + inner.panel_width(last),
             full_bytes,
             last_bytes,
-            group_bytes: full_bytes.saturating_mul(full).saturating_add(last_bytes).saturating_mul(planes),
+            group_bytes: full_bytes
+                .saturating_mul(full)
+                .saturating_add(last_bytes)
+                .saturating_mul(planes),
         }
     }
 
@@ -72,7 +78,10 @@ impl Panels {
     #[inline]
     fn range(&self, group: usize, panel: usize, plane: usize) -> Range<usize> {
         let size = if panel + 1 == self.count() { self.last_bytes } else { self.full_bytes };
-        let start = HEADER + group * self.group_bytes + panel * self.planes * self.full_bytes + plane * size;
+        let start = HEADER
+            + group * self.group_bytes
+            + panel * self.planes * self.full_bytes
+            + plane * size;
         start..start + size
     }
 }
@@ -108,10 +117,14 @@ impl PackedWeights<'static> {
     /// PyTorch, for the best kernel that this CPU has for a convolution of the shape and operands.
     ///
     /// # Errors
-    /// [`Error::Value`] for an impossible shape, or one whose sums would not be exact, or a value that
-    /// is none of the operands' weight type; [`Error::Shape`] for a slice of another size;
+    /// [`Error::Value`] for an impossible shape, or one whose sums would not be exact, or a value
+    /// that is none of the operands' weight type; [`Error::Shape`] for a slice of another size;
     /// [`Error::Environment`] as [`kernels::available`].
-    pub fn new(values: &[i8], shape: WeightShape, operands: impl Into<OperandTypes>) -> Result<Self> {
+    pub fn new(
+        values: &[i8],
+        shape: WeightShape,
+        operands: impl Into<OperandTypes>,
+    ) -> Result<Self> {
         let (shape, operands) = (shape.check()?, operands.into());
         Self::for_kernel(kernels::choose_for(shape.layer(), operands)?, values, shape, operands)
     }
@@ -120,9 +133,18 @@ impl PackedWeights<'static> {
     ///
     /// # Errors
     /// As [`PackedWeights::new`].
-    pub fn for_linear(values: &[i8], shape: WeightShape, operands: impl Into<OperandTypes>) -> Result<Self> {
+    pub fn for_linear(
+        values: &[i8],
+        shape: WeightShape,
+        operands: impl Into<OperandTypes>,
+    ) -> Result<Self> {
         let operands = operands.into();
-        Self::for_kernel(kernels::choose_for(LayerShape::Linear, operands)?, values, shape, operands)
+        Self::for_kernel(
+            kernels::choose_for(LayerShape::Linear, operands)?,
+            values,
+            shape,
+            operands,
+        )
     }
 
     /// As [`PackedWeights::new`], for a given kernel: for tests and benchmarks.
@@ -157,7 +179,8 @@ impl PackedWeights<'static> {
         let panel_values = self.panels.channels.saturating_mul(k);
         let mut reordered = memory::filled("weights of a panel", panel_values, 0i8)?;
         let planes = self.panels.planes;
-        let mut signs = memory::filled("weights of a panel", if planes == 2 { panel_values } else { 0 }, 0i8)?;
+        let mut signs =
+            memory::filled("weights of a panel", if planes == 2 { panel_values } else { 0 }, 0i8)?;
         let act = self.operands.act().unwrap_or(Act::Full);
         for panel in self.all_panels() {
             let from = values[panel.first * k..].chunks_exact(k).take(panel.channels);
@@ -170,7 +193,14 @@ impl PackedWeights<'static> {
             }
             let mut pack = |plane: usize, weights: &[i8]| {
                 let range = self.panels.range(panel.group, panel.index, plane);
-                let weights = PanelWeights { weights, kernel: [kh, kw], taps, inputs, count: panel.channels, act };
+                let weights = PanelWeights {
+                    weights,
+                    kernel: [kh, kw],
+                    taps,
+                    inputs,
+                    count: panel.channels,
+                    act,
+                };
                 self.inner.pack_panel(&weights, &mut bytes[range])
             };
             if planes == 1 {
@@ -178,7 +208,9 @@ impl PackedWeights<'static> {
                 continue;
             }
             // w = 2·high + low, both of them signs.
-            for (plane, sign) in [i8::signum as fn(i8) -> i8, |w| w - 2 * w.signum()].into_iter().enumerate() {
+            for (plane, sign) in
+                [i8::signum as fn(i8) -> i8, |w| w - 2 * w.signum()].into_iter().enumerate()
+            {
                 for (to, &from) in signs.iter_mut().zip(&reordered) {
                     *to = sign(from);
                 }
@@ -189,7 +221,11 @@ impl PackedWeights<'static> {
     }
 
     /// Weights without their bytes.
-    fn empty(kernel: &'static dyn Kernel, shape: WeightShape, operands: OperandTypes) -> Result<Self> {
+    fn empty(
+        kernel: &'static dyn Kernel,
+        shape: WeightShape,
+        operands: OperandTypes,
+    ) -> Result<Self> {
         let shape = shape.check()?;
         check_operands(operands, shape)?;
         check_sums(operands, shape)?;
@@ -223,7 +259,8 @@ impl<'a> PackedWeights<'a> {
         Ok(PackedWeights { blob: Blob::borrow(bytes, packed.total_bytes())?, ..packed })
     }
 
-    /// The blob, header included. Keep it where it begins a cache line (64 bytes) if you can: that is faster.
+    /// The blob, header included. Keep it where it begins a cache line (64 bytes) if you can: that
+    /// is faster.
     pub fn as_bytes(&self) -> &[u8] {
         self.blob.bytes()
     }
@@ -266,7 +303,9 @@ impl<'a> PackedWeights<'a> {
     pub(crate) fn int8_inner(&self) -> Result<&'static dyn ColumnsKernel> {
         match self.inner {
             Inner::Columns(columns) => Ok(columns),
-            Inner::Tiled(_) | Inner::PackedInput(_) | Inner::Depthwise(_) => Err(self.unfit("int8 activations")),
+            Inner::Tiled(_) | Inner::PackedInput(_) | Inner::Depthwise(_) => {
+                Err(self.unfit("int8 activations"))
+            }
         }
     }
 

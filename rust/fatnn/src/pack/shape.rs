@@ -43,7 +43,9 @@ impl WeightShape {
         if !fits {
             return bad_value(
                 "weight shape",
-                format!("a reduction (channels / groups × kernel) of at least 1 and below {MAX_REDUCTION}"),
+                format!(
+                    "a reduction (channels / groups × kernel) of at least 1 and below {MAX_REDUCTION}"
+                ),
                 format!("{self:?}"),
             );
         }
@@ -51,7 +53,10 @@ impl WeightShape {
     }
 
     fn reduction_checked(self) -> Option<usize> {
-        self.channels.checked_div(self.groups)?.checked_mul(self.kernel[0])?.checked_mul(self.kernel[1])
+        self.channels
+            .checked_div(self.groups)?
+            .checked_mul(self.kernel[0])?
+            .checked_mul(self.kernel[1])
     }
 
     /// Multiply-accumulates per output channel and pixel.
@@ -74,8 +79,8 @@ impl WeightShape {
         self.groups > 1 && self.channels == self.groups
     }
 
-    /// The operand types of an int8 layer with such weights: the one place that says which layers take
-    /// depthwise kernels.
+    /// The operand types of an int8 layer with such weights: the one place that says which layers
+    /// take depthwise kernels.
     pub fn int8_operands(self) -> OperandTypes {
         if self.is_depthwise() { OperandTypes::Int8Depthwise } else { OperandTypes::Int8 }
     }
@@ -94,23 +99,29 @@ impl WeightShape {
 /// `Ok` where the operands are for layers of such a shape.
 pub(super) fn check_operands(operands: OperandTypes, shape: WeightShape) -> Result<()> {
     match operands {
-        OperandTypes::Int8Depthwise if !shape.is_depthwise() => {
-            bad_value("weight shape", format!("one channel per group for {operands}"), format!("{shape:?}"))
-        }
+        OperandTypes::Int8Depthwise if !shape.is_depthwise() => bad_value(
+            "weight shape",
+            format!("one channel per group for {operands}"),
+            format!("{shape:?}"),
+        ),
         _ => Ok(()),
     }
 }
 
-/// `Ok` where the sums of such a shape are exact: those of codes in float32, those of int8 in `i32`.
+/// `Ok` where the sums of such a shape are exact: those of codes in float32, those of int8 in
+/// `i32`.
 pub(super) fn check_sums(operands: OperandTypes, shape: WeightShape) -> Result<()> {
     let longest = match operands {
-        OperandTypes::Codes(Operands { act, weights }) => EXACT / (act.max_abs() * weights.max_abs()),
+        OperandTypes::Codes(Operands { act, weights }) => {
+            EXACT / (act.max_abs() * weights.max_abs())
+        }
         OperandTypes::Int8 | OperandTypes::Int8Depthwise => MAX_INT8_REDUCTION,
     };
     if shape.reduction() <= longest {
         return Ok(());
     }
-    let expected = format!("a reduction (channels / groups × kernel) of at most {longest} for {operands}");
+    let expected =
+        format!("a reduction (channels / groups × kernel) of at most {longest} for {operands}");
     bad_value("weight shape", expected, format!("{} of {shape:?}", shape.reduction()))
 }
 
@@ -118,9 +129,15 @@ pub(super) fn check_sums(operands: OperandTypes, shape: WeightShape) -> Result<(
 pub(super) fn check_values(operands: OperandTypes, values: &[i8]) -> Result<()> {
     match operands {
         OperandTypes::Codes(operands) => operands.weights.check("weight", values),
-        OperandTypes::Int8 | OperandTypes::Int8Depthwise => match values.iter().position(|&w| w == i8::MIN) {
-            None => Ok(()),
-            Some(at) => bad_value("weight", "int8 weights, from -127 to 127", format!("-128 at element {at}")),
-        },
+        OperandTypes::Int8 | OperandTypes::Int8Depthwise => {
+            match values.iter().position(|&w| w == i8::MIN) {
+                None => Ok(()),
+                Some(at) => bad_value(
+                    "weight",
+                    "int8 weights, from -127 to 127",
+                    format!("-128 at element {at}"),
+                ),
+            }
+        }
     }
 }

@@ -8,8 +8,18 @@
 const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 · 2^52
 
 /// `1 / k!` from k = 9 down to 0.
-const EXP: [f64; 10] =
-    [1.0 / 362_880.0, 1.0 / 40_320.0, 1.0 / 5_040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
+const EXP: [f64; 10] = [
+    1.0 / 362_880.0,
+    1.0 / 40_320.0,
+    1.0 / 5_040.0,
+    1.0 / 720.0,
+    1.0 / 120.0,
+    1.0 / 24.0,
+    1.0 / 6.0,
+    0.5,
+    1.0,
+    1.0,
+];
 
 /// `e^x`, to about 1e-11.
 #[inline(always)]
@@ -43,7 +53,9 @@ pub(super) fn ln(x: f64) -> f64 {
     const SHIFT: u64 = 0x3fe6_a09e_667f_3bcd;
     let bits = x.to_bits().wrapping_sub(SHIFT);
     // The exponent, from -1023 on, as a float.
-    let exponent = f64::from_bits((bits.wrapping_add(1023 << 52) >> 52) | 4_503_599_627_370_496.0f64.to_bits());
+    let exponent = f64::from_bits(
+        (bits.wrapping_add(1023 << 52) >> 52) | 4_503_599_627_370_496.0f64.to_bits(),
+    );
     let power = exponent - (4_503_599_627_370_496.0 + 1023.0);
     let m = f64::from_bits((bits & MANTISSA).wrapping_add(SHIFT));
     let s = (m - 1.0) / (m + 1.0);
@@ -122,7 +134,10 @@ pub(super) fn gelu(x: f64) -> f64 {
 /// `x · (1 + tanh(√(2/π) · (x + 0.044715 x³))) / 2`.
 #[inline(always)]
 pub(super) fn gelu_tanh(x: f64) -> f64 {
-    let inner = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2 * x * (1.0 + 0.044715 * x * x);
+    let inner = std::f64::consts::FRAC_2_SQRT_PI
+        * std::f64::consts::FRAC_1_SQRT_2
+        * x
+        * (1.0 + 0.044715 * x * x);
     x / (1.0 + exp(-2.0 * inner))
 }
 

@@ -38,7 +38,13 @@ pub struct Layer {
 }
 
 impl Layer {
-    pub fn new(input: [usize; 2], channels: usize, out_channels: usize, kernel: usize, stride: usize) -> Self {
+    pub fn new(
+        input: [usize; 2],
+        channels: usize,
+        out_channels: usize,
+        kernel: usize,
+        stride: usize,
+    ) -> Self {
         Layer {
             batch: 1,
             input,
@@ -90,7 +96,11 @@ impl Layer {
         epilogue: &Int8Epilogue<'_>,
     ) -> Vec<f32> {
         let [h, width] = self.shape().output().unwrap();
-        let operands = if Layer::is_depthwise(kernel) { OperandTypes::Int8Depthwise } else { OperandTypes::Int8 };
+        let operands = if Layer::is_depthwise(kernel) {
+            OperandTypes::Int8Depthwise
+        } else {
+            OperandTypes::Int8
+        };
         let weights = PackedWeights::for_kernel(kernel, w, self.weights(), operands).unwrap();
         let mut out = vec![f32::NAN; self.batch * h * width * self.weights().out_channels];
         conv2d_int8(x, order, &weights, &self.shape(), epilogue, &mut out).unwrap();
@@ -118,7 +128,11 @@ impl Layer {
         let (scale, bias) = (floats(n, seed ^ 1), floats(n, seed ^ 2));
         let (channels, pixels) = (self.weights().channels, self.input[0] * self.input[1]);
         let first: Vec<f32> = (0..x.len())
-            .map(|i| x[i / (channels * pixels) * channels * pixels + i % pixels * channels + i / pixels % channels])
+            .map(|i| {
+                x[i / (channels * pixels) * channels * pixels
+                    + i % pixels * channels
+                    + i / pixels % channels]
+            })
             .collect();
         for bias in [None, Some(&bias[..])] {
             let epilogue = Int8Epilogue { inv_step: 0.9, scale: &scale, bias };

@@ -1,4 +1,5 @@
-//! What the integration tests share: inputs, and one convolution compared with the reference in every form.
+//! What the integration tests share: inputs, and one convolution compared with the reference in
+//! every form.
 #![allow(dead_code, reason = "every test binary uses another part of it")]
 
 pub mod int8;
@@ -15,7 +16,8 @@ pub struct Random(pub u64);
 
 impl Random {
     pub fn next(&mut self) -> u32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as u32
     }
 
@@ -29,7 +31,8 @@ impl Random {
     }
 }
 
-/// Values that repeat with a prime period, so that no two words, rows or panels hold the same: swapped blocks cannot cancel.
+/// Values that repeat with a prime period, so that no two words, rows or panels hold the same:
+/// swapped blocks cannot cancel.
 pub fn values(of: &[i8], n: usize, seed: u64) -> Vec<i8> {
     let mut random = Random(seed);
     let period: Vec<i8> = (0..251).map(|_| of[random.below(of.len())]).collect();
@@ -48,8 +51,15 @@ pub fn every_operands() -> impl Iterator<Item = Operands> {
 
 /// Pairs of operands by number; ternary ones come oftener, for more kernels run them.
 pub fn operands(number: usize) -> Operands {
-    let act = [Act::Full, Act::Half, Act::Uint2, Act::Half, Act::Binary, Act::Uint2, Act::Half][number % 7];
-    let kinds = [WeightKind::Ternary, WeightKind::TwoBit, WeightKind::Ternary, WeightKind::Binary, WeightKind::Ternary];
+    let act = [Act::Full, Act::Half, Act::Uint2, Act::Half, Act::Binary, Act::Uint2, Act::Half]
+        [number % 7];
+    let kinds = [
+        WeightKind::Ternary,
+        WeightKind::TwoBit,
+        WeightKind::Ternary,
+        WeightKind::Binary,
+        WeightKind::Ternary,
+    ];
     Operands { act, weights: kinds[number % 5] }
 }
 
@@ -106,7 +116,9 @@ impl Case {
     }
 
     pub fn layout(&self) -> CodesLayout {
-        CodesLayout::new(self.channels * self.groups, self.groups).unwrap().with(self.operands.act.coding())
+        CodesLayout::new(self.channels * self.groups, self.groups)
+            .unwrap()
+            .with(self.operands.act.coding())
     }
 
     /// Codes of the input.
@@ -161,13 +173,19 @@ pub fn long() -> bool {
     std::env::var_os("FATNN_TEST_LONG").is_some()
 }
 
-/// Runs `case` on those of `kernels` that can, with all three epilogues and compares every bit with the reference.
+/// Runs `case` on those of `kernels` that can, with all three epilogues and compares every bit with
+/// the reference.
 pub fn check(kernels: &[&'static dyn Kernel], case: &Case, seed: u64) {
     check_then(kernels, case, seed, &mut |run| run());
 }
 
 /// As [`check`], once for every number of threads; the reference is computed only once.
-pub fn check_with_threads(kernels: &[&'static dyn Kernel], case: &Case, seed: u64, threads: &[usize]) {
+pub fn check_with_threads(
+    kernels: &[&'static dyn Kernel],
+    case: &Case,
+    seed: u64,
+    threads: &[usize],
+) {
     check_then(kernels, case, seed, &mut |run| {
         for &n in threads {
             fatnn::parallel::set_num_threads(n).unwrap();
@@ -176,7 +194,12 @@ pub fn check_with_threads(kernels: &[&'static dyn Kernel], case: &Case, seed: u6
     });
 }
 
-fn check_then(kernels: &[&'static dyn Kernel], case: &Case, seed: u64, repeat: &mut dyn FnMut(&mut dyn FnMut())) {
+fn check_then(
+    kernels: &[&'static dyn Kernel],
+    case: &Case,
+    seed: u64,
+    repeat: &mut dyn FnMut(&mut dyn FnMut()),
+) {
     let n = case.weights().out_channels;
     let (x, w) = (case.codes(seed), case.weight_codes(seed ^ 0x5555));
     let packed = pack(case.layout(), &x);
@@ -189,7 +212,8 @@ fn check_then(kernels: &[&'static dyn Kernel], case: &Case, seed: u64, repeat: &
     let scale: Vec<f32> = (0..n).map(|_| random.float()).collect();
     let bias: Vec<f32> = (0..n).map(|_| random.float() * 3.0).collect();
     let residual: Vec<f32> = (0..expected.len()).map(|_| random.float() * 9.0).collect();
-    let out_groups = *[1, 2, 3, case.groups].iter().filter(|&g| n.is_multiple_of(*g)).max().unwrap();
+    let out_groups =
+        *[1, 2, 3, case.groups].iter().filter(|&g| n.is_multiple_of(*g)).max().unwrap();
     let out_layout = CodesLayout::new(n, out_groups).unwrap();
     let all = [&low[..], &high, &third].concat();
     let codings = [Coding::Ternary, Coding::Uint2].map(|coding| {
@@ -207,7 +231,13 @@ fn check_then(kernels: &[&'static dyn Kernel], case: &Case, seed: u64, repeat: &
     });
     let forms: Vec<_> = forms.collect();
     for &kernel in kernels.iter().filter(|kernel| case.operands.supported_by(**kernel)) {
-        let what = || format!("{} on {case:?}, {} threads", kernel.name(), fatnn::parallel::num_threads().unwrap());
+        let what = || {
+            format!(
+                "{} on {case:?}, {} threads",
+                kernel.name(),
+                fatnn::parallel::num_threads().unwrap()
+            )
+        };
         let weights = PackedWeights::for_kernel(kernel, &w, case.weights(), case.operands).unwrap();
         // Where another kernel reads the same layout first, it would be the one that is tested.
         let weights = match PackedWeights::from_bytes(weights.as_bytes()) {
@@ -227,7 +257,8 @@ fn check_then(kernels: &[&'static dyn Kernel], case: &Case, seed: u64, repeat: &
                 assert_eq!(&codes, expected, "codes in {layout:?} of {}", what());
             }
 
-            // Threads share out the outputs; after the first number of them, few forms tell as much.
+            // Threads share out the outputs; after the first number of them, few forms tell as
+            // much.
             let few = std::mem::replace(&mut repeated, true) && !long();
             for (form, (to, residual, expected)) in forms.iter().enumerate() {
                 if few && ![0, 3, 15].contains(&form) {

@@ -45,12 +45,17 @@ pub(crate) fn bench(
         parallel::set_num_threads(threads)?;
     }
     let network = Network::load(file)?;
-    let shapes: Vec<Vec<usize>> =
-        network.inputs().map(|(_, shape)| std::iter::once(batch).chain(shape[1..].iter().copied()).collect()).collect();
-    let size = |shape: &Vec<usize>| shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|n| *n < 1 << 40);
+    let shapes: Vec<Vec<usize>> = network
+        .inputs()
+        .map(|(_, shape)| std::iter::once(batch).chain(shape[1..].iter().copied()).collect())
+        .collect();
+    let size = |shape: &Vec<usize>| {
+        shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|n| *n < 1 << 40)
+    };
     let sizes = shapes.iter().map(size).collect::<Option<Vec<_>>>();
-    let sizes =
-        sizes.ok_or_else(|| format!("--batch {batch}: inputs of the shapes {shapes:?} do not fit in memory"))?;
+    let sizes = sizes.ok_or_else(|| {
+        format!("--batch {batch}: inputs of the shapes {shapes:?} do not fit in memory")
+    })?;
     let arrays: Vec<Vec<f32>> = sizes.into_iter().map(random).collect();
     let inputs: Vec<Input<'_>> = shapes
         .iter()
@@ -66,7 +71,9 @@ pub(crate) fn bench(
     for _ in 0..rounds {
         let mut seen = Vec::new();
         let start = Instant::now();
-        network.run_observed(&inputs, &mut |value| seen.push((value.node.to_owned(), value.nanoseconds as u64)))?;
+        network.run_observed(&inputs, &mut |value| {
+            seen.push((value.node.to_owned(), value.nanoseconds as u64))
+        })?;
         whole.push(start.elapsed().as_nanos() as u64);
         if order.is_empty() {
             order = seen.iter().map(|(node, _)| node.clone()).collect();
@@ -87,8 +94,7 @@ pub(crate) fn bench(
         })
         .collect();
     if as_json {
-        let node =
-            |(row, ms): &(&Row, f64)| json!({"node": row.node, "layer": row.layer, "op": row.op, "milliseconds": ms});
+        let node = |(row, ms): &(&Row, f64)| json!({"node": row.node, "layer": row.layer, "op": row.op, "milliseconds": ms});
         return Ok(serde_json::to_string_pretty(&json!({
             "inputs": shapes,
             "threads": threads,
@@ -104,7 +110,8 @@ pub(crate) fn bench(
             [row.layer.clone(), row.op.clone(), table::shape(&row.shape), format!("{ms:.4}"), share]
         })
         .collect();
-    let table = table::render(["node", "op", "shape at conversion", "ms", "share"], &cells, &[3, 4]);
+    let table =
+        table::render(["node", "op", "shape at conversion", "ms", "share"], &cells, &[3, 4]);
     let inputs: Vec<String> = shapes.iter().map(|shape| format!("{shape:?}")).collect();
     Ok(format!(
         "{table}\ninput {}, {threads} thread(s), {rounds} rounds: median {median:.4} ms a run, quartiles {low:.4} and \

@@ -25,15 +25,20 @@ pub(crate) fn inspect(file: &Path, as_json: bool) -> Result<String, Failure> {
     };
     let graph = Graph::parse(&graph, Source::Description)?;
     let rows = rows(&graph, &tensors);
-    let file_bytes = std::fs::metadata(file).map_err(|source| Error::Io { path: file.into(), source })?.len();
+    let file_bytes =
+        std::fs::metadata(file).map_err(|source| Error::Io { path: file.into(), source })?.len();
     let sum = |value: fn(&Row) -> u64, kind: Option<Products>| {
-        rows.iter().filter(|row| kind.is_none_or(|k| row.products == k)).map(value).fold(0, u64::saturating_add)
+        rows.iter()
+            .filter(|row| kind.is_none_or(|k| row.products == k))
+            .map(value)
+            .fold(0, u64::saturating_add)
     };
     let layers = |kind: Products| rows.iter().filter(|row| row.products == kind).count();
     let (ternary_layers, int8_layers) = (layers(Products::Codes), layers(Products::Int8));
-    let [macs_ternary, macs_int8, macs_float] =
-        [Products::Codes, Products::Int8, Products::Float].map(|kind| sum(|row| row.macs, Some(kind)));
-    let (ternary_bytes, int8_bytes) = (sum(|row| row.code_bytes, None), sum(|row| row.int8_bytes, None));
+    let [macs_ternary, macs_int8, macs_float] = [Products::Codes, Products::Int8, Products::Float]
+        .map(|kind| sum(|row| row.macs, Some(kind)));
+    let (ternary_bytes, int8_bytes) =
+        (sum(|row| row.code_bytes, None), sum(|row| row.int8_bytes, None));
     if as_json {
         let row = |row: &Row| {
             json!({"node": row.node, "layer": row.layer, "op": row.op, "shape": row.shape, "macs": row.macs,
@@ -59,8 +64,16 @@ pub(crate) fn inspect(file: &Path, as_json: bool) -> Result<String, Failure> {
     let cells: Vec<[String; 6]> = rows
         .iter()
         .map(|row| {
-            let (macs, bytes) = (table::count(row.macs), table::count(row.code_bytes + row.int8_bytes));
-            [row.layer.clone(), row.op.clone(), table::shape(&row.shape), macs, bytes, row.note.clone()]
+            let (macs, bytes) =
+                (table::count(row.macs), table::count(row.code_bytes + row.int8_bytes));
+            [
+                row.layer.clone(),
+                row.op.clone(),
+                table::shape(&row.shape),
+                macs,
+                bytes,
+                row.note.clone(),
+            ]
         })
         .collect();
     let mut text = table::render(["node", "op", "shape", "MACs", "bytes", "note"], &cells, &[3, 4]);

@@ -1,6 +1,8 @@
-//! The command `fatnn`: inspects, runs and times a network that `fatnn_rs.save` or [`fatnn::net::save`] wrote. No Python.
+//! The command `fatnn`: inspects, runs and times a network that `fatnn_rs.save` or
+//! [`fatnn::net::save`] wrote. No Python.
 //!
-//! Figures go to standard output, errors to standard error in one line; a command that fails exits with 1, wrong usage with 2.
+//! Figures go to standard output, errors to standard error in one line; a command that fails exits
+//! with 1, wrong usage with 2.
 
 #![deny(unsafe_code)]
 

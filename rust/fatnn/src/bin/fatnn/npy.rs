@@ -1,5 +1,5 @@
-//! Arrays of float32 in NumPy's `.npy` format, C order: all that this command needs of it, in a few lines that cannot panic on
-//! a damaged file.
+//! Arrays of float32 in NumPy's `.npy` format, C order: all that this command needs of it, in a few
+//! lines that cannot panic on a damaged file.
 
 use std::io::Write;
 use std::path::Path;
@@ -17,8 +17,8 @@ pub(crate) fn read(path: &Path) -> Result<(Vec<usize>, Vec<f32>), Failure> {
 }
 
 fn parse(bytes: &[u8]) -> Result<(Vec<usize>, Vec<f32>), String> {
-    let (header, data) =
-        split(bytes).ok_or("expected an array in .npy format, got something else or a damaged file")?;
+    let (header, data) = split(bytes)
+        .ok_or("expected an array in .npy format, got something else or a damaged file")?;
     let field = |name: &str| {
         let after = header.split_once(&format!("'{name}':")).map(|(_, after)| after.trim_start());
         after.ok_or_else(|| format!("the header of the .npy file has no {name:?}: {header}"))
@@ -26,19 +26,29 @@ fn parse(bytes: &[u8]) -> Result<(Vec<usize>, Vec<f32>), String> {
     let dtype = field("descr")?;
     if !dtype.starts_with("'<f4'") {
         let got = dtype.split_inclusive('\'').take(2).collect::<String>();
-        return Err(format!("expected float32, little-endian ('<f4'), got {got}; save array.astype('<f4')"));
+        return Err(format!(
+            "expected float32, little-endian ('<f4'), got {got}; save array.astype('<f4')"
+        ));
     }
     let shape = field("shape")?.strip_prefix('(').and_then(|shape| shape.split_once(')'));
-    let (shape, _) = shape.ok_or_else(|| format!("the shape in the .npy file's header means nothing: {header}"))?;
-    let sizes = shape.split(',').map(str::trim).filter(|size| !size.is_empty()).map(str::parse::<usize>);
-    let sizes = sizes.collect::<Result<Vec<_>, _>>().map_err(|e| format!("the shape ({shape}) means nothing: {e}"))?;
+    let (shape, _) = shape
+        .ok_or_else(|| format!("the shape in the .npy file's header means nothing: {header}"))?;
+    let sizes =
+        shape.split(',').map(str::trim).filter(|size| !size.is_empty()).map(str::parse::<usize>);
+    let sizes = sizes
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| format!("the shape ({shape}) means nothing: {e}"))?;
     if field("fortran_order")?.starts_with("True") && sizes.len() > 1 {
-        return Err("expected C order, got Fortran order; save numpy.ascontiguousarray(array)".into());
+        return Err(
+            "expected C order, got Fortran order; save numpy.ascontiguousarray(array)".into()
+        );
     }
     let wanted = sizes.iter().try_fold(4usize, |n, &d| n.checked_mul(d));
     if wanted != Some(data.len()) {
         let got = data.len();
-        return Err(format!("the shape ({shape}) and the file's {got} bytes of values disagree; save the array again"));
+        return Err(format!(
+            "the shape ({shape}) and the file's {got} bytes of values disagree; save the array again"
+        ));
     }
     let (values, _) = data.as_chunks();
     Ok((sizes, values.iter().map(|x| f32::from_le_bytes(*x)).collect()))
@@ -48,8 +58,12 @@ fn parse(bytes: &[u8]) -> Result<(Vec<usize>, Vec<f32>), String> {
 fn split(bytes: &[u8]) -> Option<(&str, &[u8])> {
     let (version, rest) = bytes.strip_prefix(MAGIC)?.split_at_checked(2)?;
     let (length, rest) = match version[0] {
-        1 => rest.split_first_chunk().map(|(length, rest)| (u16::from_le_bytes(*length).into(), rest))?,
-        2 | 3 => rest.split_first_chunk().map(|(length, rest)| (u32::from_le_bytes(*length), rest))?,
+        1 => rest
+            .split_first_chunk()
+            .map(|(length, rest)| (u16::from_le_bytes(*length).into(), rest))?,
+        2 | 3 => {
+            rest.split_first_chunk().map(|(length, rest)| (u32::from_le_bytes(*length), rest))?
+        }
         _ => return None,
     };
     let (header, data) = rest.split_at_checked(usize::try_from(length).ok()?)?;
@@ -59,14 +73,22 @@ fn split(bytes: &[u8]) -> Option<(&str, &[u8])> {
 /// Writes an array; an existing file is replaced.
 pub(crate) fn write(path: &Path, shape: &[usize], values: &[f32]) -> Result<(), Failure> {
     let sizes: String = shape.iter().map(|size| format!("{size}, ")).collect();
-    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}", sizes.trim_end());
+    let mut header =
+        format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}", sizes.trim_end());
     // Values start at a multiple of 64 bytes; the header ends with a newline.
     let start = (MAGIC.len() + 4 + header.len() + 1).next_multiple_of(64);
     header.extend(std::iter::repeat_n(' ', start - MAGIC.len() - 4 - header.len() - 1));
     header.push('\n');
     let length = u16::try_from(header.len())?.to_le_bytes();
     let data = values.iter().flat_map(|x| x.to_le_bytes());
-    let bytes: Vec<u8> = MAGIC.iter().copied().chain([1, 0]).chain(length).chain(header.bytes()).chain(data).collect();
+    let bytes: Vec<u8> = MAGIC
+        .iter()
+        .copied()
+        .chain([1, 0])
+        .chain(length)
+        .chain(header.bytes())
+        .chain(data)
+        .collect();
     let io = |source| Error::Io { path: path.into(), source };
     std::fs::File::create(path).and_then(|mut file| file.write_all(&bytes)).map_err(io)?;
     Ok(())

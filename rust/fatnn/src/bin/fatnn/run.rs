@@ -35,7 +35,8 @@ pub(crate) fn run(file: &Path, input: &Path, out: Option<&Path>) -> Result<Strin
     }
     let row = values.len().checked_div(output.shape[0]).unwrap_or(0);
     if row > 0 {
-        let strongest: Vec<String> = values.chunks_exact(row).take(SHOWN).map(|row| argmax(row).to_string()).collect();
+        let strongest: Vec<String> =
+            values.chunks_exact(row).take(SHOWN).map(|row| argmax(row).to_string()).collect();
         let more = if output.shape[0] > SHOWN { " ..." } else { "" };
         text += &format!("\nargmax {}{more}", strongest.join(" "));
     }

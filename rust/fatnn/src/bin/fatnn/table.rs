@@ -1,8 +1,14 @@
 //! Plain-text tables.
 
 /// Aligned columns under titles and rules; columns named in `right` are aligned right.
-pub(crate) fn render<const N: usize>(head: [&str; N], rows: &[[String; N]], right: &[usize]) -> String {
-    let width = |i: usize| rows.iter().map(|row| row[i].chars().count()).chain([head[i].len()]).max().unwrap_or(0);
+pub(crate) fn render<const N: usize>(
+    head: [&str; N],
+    rows: &[[String; N]],
+    right: &[usize],
+) -> String {
+    let width = |i: usize| {
+        rows.iter().map(|row| row[i].chars().count()).chain([head[i].len()]).max().unwrap_or(0)
+    };
     let widths: [usize; N] = std::array::from_fn(width);
     let line = |cells: [&str; N]| {
         let cell = |i: usize| match right.contains(&i) {
@@ -25,7 +31,9 @@ pub(crate) fn shape(shape: &[usize]) -> String {
 /// A number with a comma after every three digits.
 pub(crate) fn commas(n: u64) -> String {
     let digits = n.to_string();
-    let comma = |(i, c): (usize, char)| [(i > 0 && (digits.len() - i).is_multiple_of(3)).then_some(','), Some(c)];
+    let comma = |(i, c): (usize, char)| {
+        [(i > 0 && (digits.len() - i).is_multiple_of(3)).then_some(','), Some(c)]
+    };
     digits.chars().enumerate().flat_map(comma).flatten().collect()
 }
 

@@ -39,14 +39,20 @@ impl Operation for Arithmetic {
             inputs[0]
         } else {
             let rank = a.len().max(b.len());
-            let at = |shape: &[usize], i: usize| (i + shape.len()).checked_sub(rank).map_or(1, |i| shape[i]);
+            let at = |shape: &[usize], i: usize| {
+                (i + shape.len()).checked_sub(rank).map_or(1, |i| shape[i])
+            };
             let size = |i: usize| match (at(&a, i), at(&b, i)) {
                 (a, b) if a == b || b == 1 => Some(a),
                 (1, b) => Some(b),
                 _ => None,
             };
             let Some(shape) = (0..rank).map(size).collect::<Option<Vec<usize>>>() else {
-                return bad_value("arithmetic", "two values whose shapes fit each other", format!("{a:?} and {b:?}"));
+                return bad_value(
+                    "arithmetic",
+                    "two values whose shapes fit each other",
+                    format!("{a:?} and {b:?}"),
+                );
             };
             Value::ordered(&shape, inputs[Self::leading([a.len(), b.len()])].order())?
         };
@@ -60,14 +66,22 @@ impl Operation for Arithmetic {
         if inputs[0] == inputs[1] {
             return Ok((made, Box::new(SameShape { arithmetic: self, channels })));
         }
-        Ok((made, Box::new(Broadcast { walk: walk(made, [inputs[0], inputs[1]]), arithmetic: self, channels })))
+        Ok((
+            made,
+            Box::new(Broadcast {
+                walk: walk(made, [inputs[0], inputs[1]]),
+                arithmetic: self,
+                channels,
+            }),
+        ))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
         let first = inputs[Self::leading([inputs[0].rank, inputs[1].rank])];
         let order = self.channel_dim.order(first.rank).unwrap_or(first.order);
         // A value of a lower rank is read where it stands.
-        let wanted = inputs.iter().map(|input| if input.rank == first.rank { order } else { input.order });
+        let wanted =
+            inputs.iter().map(|input| if input.rank == first.rank { order } else { input.order });
         (wanted.collect(), order)
     }
 }
@@ -112,12 +126,14 @@ struct Broadcast {
 
 impl ExecutableOp for Broadcast {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
-        let (a, b, out, kind) = (inputs[0].floats(), inputs[1].floats(), out.floats(), self.arithmetic.kind);
+        let (a, b, out, kind) =
+            (inputs[0].floats(), inputs[1].floats(), out.floats(), self.arithmetic.kind);
         let (level, (len, [sa, sb])) = (Level::usable()?, self.walk.row());
         if out.is_empty() {
             return Ok(());
         }
-        // Rows of the innermost dimension hold whole pixels or parts of one, so functions come after all of them.
+        // Rows of the innermost dimension hold whole pixels or parts of one, so functions come
+        // after all of them.
         let cost = out.len() * 16;
         parallel::try_for_each_rows(out, len, 1, cost, |first, out| {
             self.walk.rows(first, out, |[at, bt], out| {

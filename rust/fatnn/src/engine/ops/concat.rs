@@ -26,9 +26,14 @@ impl Operation for Concat {
         let dim = self.dim(shape.len())?;
         for input in &inputs[1..] {
             let other = input.shape();
-            let fits = other.len() == shape.len() && (0..shape.len()).all(|i| i == dim || other[i] == shape[i]);
+            let fits = other.len() == shape.len()
+                && (0..shape.len()).all(|i| i == dim || other[i] == shape[i]);
             if !fits || input.order() != inputs[0].order() {
-                return bad_value("concatenation", format!("shapes that fit {shape:?}"), format!("{other:?}"));
+                return bad_value(
+                    "concatenation",
+                    format!("shapes that fit {shape:?}"),
+                    format!("{other:?}"),
+                );
             }
             shape[dim] = shape[dim].saturating_add(other[dim]);
         }
@@ -39,7 +44,8 @@ impl Operation for Concat {
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
         let made = self.measure(inputs)?.0;
         let dim = self.dim(made.shape().len())?;
-        // Elements that are next to each other in an input, for one index of what is outside of the dimension.
+        // Elements that are next to each other in an input, for one index of what is outside of the
+        // dimension.
         let run = |value: &Value| value.shape()[dim] * value.strides()[dim];
         Ok((made, Box::new(ConcatRuns { runs: inputs.iter().map(run).collect(), all: run(&made) })))
     }

@@ -1,4 +1,5 @@
-//! Operations that make or read codes: thin fronts of [`crate::quantize`], [`crate::conv`] and [`crate::pool`].
+//! Operations that make or read codes: thin fronts of [`crate::quantize`], [`crate::conv`] and
+//! [`crate::pool`].
 
 use std::sync::Arc;
 
@@ -44,7 +45,15 @@ impl ExecutableOp for QuantizeStep {
         let q = &self.quantize;
         let pixels = self.dims.map[0] * self.dims.map[1];
         let order = PixelOrder::ChannelsLast;
-        quantize(inputs[0].floats(), self.dims.images, pixels, order, &q.thresholds, q.layout, out.codes())
+        quantize(
+            inputs[0].floats(),
+            self.dims.images,
+            pixels,
+            order,
+            &q.thresholds,
+            q.layout,
+            out.codes(),
+        )
     }
 }
 
@@ -69,8 +78,8 @@ pub(crate) struct TernaryConv {
     pub shortcut: Option<Shortcut>,
 }
 
-/// A convolution whose floats another one alone adds: a block's shortcut. By itself it would write them out to memory, from where
-/// they would come back.
+/// A convolution whose floats another one alone adds: a block's shortcut. By itself it would write
+/// them out to memory, from where they would come back.
 #[derive(Debug)]
 pub(crate) struct Shortcut {
     /// Of its node.
@@ -85,7 +94,9 @@ impl TernaryConv {
     pub fn check(self) -> Result<Self> {
         let n = self.weights.shape().out_channels;
         match &self.epilogue {
-            Epilogue::Codes { thresholds, layout } => check_thresholds(n, &Requantize { thresholds, layout: *layout })?,
+            Epilogue::Codes { thresholds, layout } => {
+                check_thresholds(n, &Requantize { thresholds, layout: *layout })?
+            }
             Epilogue::Float { scale, bias, .. } => {
                 for values in [scale, bias].into_iter().flatten() {
                     check_len("scale or bias", n, values.len())?;
@@ -107,14 +118,27 @@ impl TernaryConv {
         }
         if self.axes > 0 && self.axes != dims.axes {
             let expected = format!("codes with {} spatial axes", self.axes);
-            return bad_value("a ternary convolution's input", expected, format!("shape {:?}", dims.shape()));
+            return bad_value(
+                "a ternary convolution's input",
+                expected,
+                format!("shape {:?}", dims.shape()),
+            );
         }
         let sizes = Geometry::sizes(&self.weights, &self.window.over(dims))?;
         let shape = self.weights.shape();
-        let out = Dims { images: dims.images, channels: shape.out_channels, map: sizes.output, axes: self.axes };
+        let out = Dims {
+            images: dims.images,
+            channels: shape.out_channels,
+            map: sizes.output,
+            axes: self.axes,
+        };
         // Axes that the output does not have must not have come out of stride and padding.
         Value::float(out).check()?;
-        let cost = Cost { bytes: sizes.table_bytes, scratch: sizes.frame_bytes, ..Cost::of(&out, shape.reduction()) };
+        let cost = Cost {
+            bytes: sizes.table_bytes,
+            scratch: sizes.frame_bytes,
+            ..Cost::of(&out, shape.reduction())
+        };
         Ok((out, cost))
     }
 
@@ -127,22 +151,29 @@ impl TernaryConv {
         let Epilogue::Float { scale, bias, relu, codes } = &self.epilogue else { return None };
         let channels = self.weights.shape().out_channels;
         let (scale, bias) = (scale.as_deref(), bias.as_deref());
-        Some(FloatSink::new(Dequantize { scale, bias, relu: *relu, channels, codes: *codes }, residual))
+        Some(FloatSink::new(
+            Dequantize { scale, bias, relu: *relu, channels, codes: *codes },
+            residual,
+        ))
     }
 }
 
 impl Operation for TernaryConv {
     fn products<'a>(&'a self, name: &'a str) -> Vec<(&'a str, &'static str, usize)> {
-        let shortcut = self.shortcut.iter().flat_map(|shortcut| shortcut.conv.products(&shortcut.name));
-        shortcut.chain([(name, self.weights.kernel().name(), self.weights.as_bytes().len())]).collect()
+        let shortcut =
+            self.shortcut.iter().flat_map(|shortcut| shortcut.conv.products(&shortcut.name));
+        shortcut
+            .chain([(name, self.weights.kernel().name(), self.weights.as_bytes().len())])
+            .collect()
     }
 
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let (out, mut cost) = self.sizes(&inputs[0].dims)?;
         let mut residual = inputs.get(1).map(|residual| residual.dims);
         if let (Some(Shortcut { label, conv, .. }), Some(dims)) = (&self.shortcut, residual) {
-            let (dims, more) =
-                conv.sizes(&dims).map_err(|e| Error::Node { node: label.clone(), source: Box::new(e) })?;
+            let (dims, more) = conv
+                .sizes(&dims)
+                .map_err(|e| Error::Node { node: label.clone(), source: Box::new(e) })?;
             residual = Some(dims);
             cost.macs = cost.macs.saturating_add(more.macs);
             cost.bytes = cost.bytes.saturating_add(more.bytes);
@@ -151,7 +182,11 @@ impl Operation for TernaryConv {
         if let Some(residual) = residual
             && residual.shape() != out.shape()
         {
-            return bad_value("residual", format!("shape {:?}", out.shape()), format!("{:?}", residual.shape()));
+            return bad_value(
+                "residual",
+                format!("shape {:?}", out.shape()),
+                format!("{:?}", residual.shape()),
+            );
         }
         let made = match self.epilogue {
             Epilogue::Codes { layout, .. } => Value::codes(out, layout),
@@ -245,7 +280,8 @@ impl Operation for MaxPoolCodes {
         let shape = self.window.over(&inputs[0].dims);
         let map = crate::engine::ops::pool::pooled(&shape, self.ceil_mode)?;
         let dims = Dims { map, ..inputs[0].dims };
-        let taps: usize = (0..2).map(|axis| shape.kernel[axis].min(shape.input[axis].max(1))).product();
+        let taps: usize =
+            (0..2).map(|axis| shape.kernel[axis].min(shape.input[axis].max(1))).product();
         Ok((
             Value { dims, ..inputs[0] },
             Cost { bytes: crate::engine::ops::pool::table_bytes(map), ..Cost::of(&dims, taps) },

@@ -44,7 +44,11 @@ impl Operation for DepthwiseConv {
         check_channels(&self.post, self.weights.shape().out_channels)?;
         if dims.axes != self.axes {
             let expected = format!("images, channels and {} spatial axes", self.axes);
-            return bad_value("an int8 layer's input", expected, format!("shape {:?}", dims.shape()));
+            return bad_value(
+                "an int8 layer's input",
+                expected,
+                format!("shape {:?}", dims.shape()),
+            );
         }
         // Arithmetic only: it allocates nothing.
         let (geometry, out) = self.sizes(&dims)?;
@@ -58,7 +62,8 @@ impl Operation for DepthwiseConv {
         // BatchNorm and bounds, in this order, run with the epilogue; what else there is, after it.
         let (mut constants, mut clamp, mut rest) = (self.constants.clone(), UNBOUNDED, 0);
         if let Some(Elementwise::Affine(scale, bias)) = self.post.first() {
-            constants.affine = Some((Padded::new(&self.weights, scale)?, Padded::new(&self.weights, bias)?));
+            constants.affine =
+                Some((Padded::new(&self.weights, scale)?, Padded::new(&self.weights, bias)?));
             rest = 1;
         }
         if let Some(Elementwise::Scalar(scalar)) = self.post.get(rest)
@@ -66,7 +71,10 @@ impl Operation for DepthwiseConv {
         {
             (clamp, rest) = (bounds, rest + 1);
         }
-        Ok((Value::float(out), Box::new(DepthwiseStep { conv: self, geometry, constants, clamp, rest })))
+        Ok((
+            Value::float(out),
+            Box::new(DepthwiseStep { conv: self, geometry, constants, clamp, rest }),
+        ))
     }
 }
 

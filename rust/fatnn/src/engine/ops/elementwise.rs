@@ -34,7 +34,9 @@ pub(crate) fn elementwise_of(view: NodeView<'_>) -> std::result::Result<Elementw
         }
         Op::Scalar(scalar) => Elementwise::Scalar(*scalar),
         Op::Prelu => match constants(view, "weight")? {
-            slopes if slopes.is_empty() => return Err("a slope per channel, or one, must be there".into()),
+            slopes if slopes.is_empty() => {
+                return Err("a slope per channel, or one, must be there".into());
+            }
             slopes => Elementwise::Prelu(slopes),
         },
         Op::ChannelScale { .. } => Elementwise::Scale(constants(view, "scale")?),
@@ -49,7 +51,10 @@ fn constants(view: NodeView<'_>, role: &str) -> std::result::Result<Vec<f32>, Bu
 }
 
 /// As [`constants`], of a tensor that may be absent.
-pub(crate) fn optional_constants(view: NodeView<'_>, role: &str) -> std::result::Result<Option<Vec<f32>>, BuildError> {
+pub(crate) fn optional_constants(
+    view: NodeView<'_>,
+    role: &str,
+) -> std::result::Result<Option<Vec<f32>>, BuildError> {
     view.node.tensors.contains_key(role).then(|| constants(view, role)).transpose()
 }
 

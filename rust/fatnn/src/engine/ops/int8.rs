@@ -6,7 +6,9 @@ use crate::conv::columns::{Geometry, Layer};
 use crate::conv::pooling::PoolStep;
 use crate::conv::{Constants, Padded};
 use crate::engine::ops::pool::Pool;
-use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
+use crate::engine::value::{
+    Cost, Dims, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value,
+};
 use crate::epilogue::{Elementwise, check_channels};
 use crate::error::{Result, bad_value, check_len};
 use crate::graph::ConvParams;
@@ -38,24 +40,34 @@ impl Operation for Int8Conv {
         check_channels(&self.post, channels)?;
         if dims.axes != self.axes {
             let expected = format!("images, channels and {} spatial axes", self.axes);
-            return bad_value("an int8 layer's input", expected, format!("shape {:?}", dims.shape()));
+            return bad_value(
+                "an int8 layer's input",
+                expected,
+                format!("shape {:?}", dims.shape()),
+            );
         }
         // Arithmetic only: it allocates nothing.
         let geometry = Geometry::new(&self.weights, &self.window.over(&dims))?;
         let out = Dims { images: dims.images, channels, map: geometry.output, axes: self.axes };
         let mut cost = Cost::of(&out, self.weights.shape().reduction());
         (cost.bytes, cost.scratch) = (geometry.column_bytes(), geometry.scratch);
-        let made = if self.axes == 0 { inputs[0].with_channels(channels) } else { Value::float(out) };
+        let made =
+            if self.axes == 0 { inputs[0].with_channels(channels) } else { Value::float(out) };
         let Some(pool) = &self.pool else { return Ok((made, cost)) };
         let (pooled, more) = pool.measure_dims(&out)?;
         let line = out.map[1] as u128 * channels as u128 * size_of::<f32>() as u128;
         cost.macs = cost.macs.saturating_add(more.macs);
-        cost.bytes = cost.bytes.saturating_add(more.bytes + line * (pool.window_lines(&out) as u128 + 1));
+        cost.bytes =
+            cost.bytes.saturating_add(more.bytes + line * (pool.window_lines(&out) as u128 + 1));
         Ok((Value::float(pooled), cost))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
-        let order = if self.axes == 0 && inputs[0].rank != 2 { Order::RowMajor } else { Order::ChannelsLast };
+        let order = if self.axes == 0 && inputs[0].rank != 2 {
+            Order::RowMajor
+        } else {
+            Order::ChannelsLast
+        };
         (vec![order], order) // small: one
     }
 
@@ -66,7 +78,8 @@ impl Operation for Int8Conv {
         // BatchNorm and ReLU, in this order, run with the epilogue; what else there is, behind it.
         let (mut constants, mut rest) = (self.constants.clone(), 0);
         if let Some(Elementwise::Affine(scale, bias)) = self.post.first() {
-            constants.affine = Some((Padded::new(&self.weights, scale)?, Padded::new(&self.weights, bias)?));
+            constants.affine =
+                Some((Padded::new(&self.weights, scale)?, Padded::new(&self.weights, bias)?));
             rest = 1;
         }
         if self.post.get(rest) == Some(&Elementwise::Scalar(Scalar::Relu)) {
@@ -74,7 +87,10 @@ impl Operation for Int8Conv {
             rest += 1;
         }
         let pool = self.pool.as_ref().map(|pool| pool.step(out)).transpose()?.map(|(_, step)| step);
-        Ok((self.measure(inputs)?.0, Box::new(Int8Step { conv: self, geometry, constants, rest, pool })))
+        Ok((
+            self.measure(inputs)?.0,
+            Box::new(Int8Step { conv: self, geometry, constants, rest, pool }),
+        ))
     }
 }
 
@@ -91,7 +107,11 @@ struct Int8Step {
 impl ExecutableOp for Int8Step {
     fn run(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>) -> Result<()> {
         let (conv, x, out) = (&*self.conv, inputs[0].floats(), out.floats());
-        let layer = Layer { weights: &conv.weights, constants: &self.constants, post: &conv.post[self.rest..] };
+        let layer = Layer {
+            weights: &conv.weights,
+            constants: &self.constants,
+            post: &conv.post[self.rest..],
+        };
         match &self.pool {
             None => self.geometry.run(x, &layer, scratch, out),
             Some(pool) => self.geometry.run_pooled(x, &layer, pool, scratch, out),

@@ -1,14 +1,17 @@
 //! Float32 convolution and linear layers, on the `gemm` crate; and flattening.
 //!
-//! The first and the last layer of a network, usually. A convolution gathers the windows of [`BLOCK`] output pixels at a time
-//! and multiplies them with the weights while they are in cache. Blocks do not depend on the number of threads, and so
-//! neither do results; across instruction sets float32 sums may round differently, as in every float library.
+//! The first and the last layer of a network, usually. A convolution gathers the windows of
+//! [`BLOCK`] output pixels at a time and multiplies them with the weights while they are in cache.
+//! Blocks do not depend on the number of threads, and so neither do results; across instruction
+//! sets float32 sums may round differently, as in every float library.
 
 use std::cell::RefCell;
 use std::sync::Arc;
 
 use crate::conv::ConvShape;
-use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
+use crate::engine::value::{
+    Cost, Dims, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value,
+};
 use crate::epilogue::{Elementwise, check_channels};
 use crate::error::{Result, bad_value, check_len};
 use crate::graph::ConvParams;
@@ -43,14 +46,26 @@ impl FloatConv {
         groups: usize,
         axes: usize,
     ) -> Result<Self> {
-        if groups == 0 || out_channels == 0 || !out_channels.is_multiple_of(groups) || group_channels == 0 {
-            return bad_value("groups", format!("a divisor of the {out_channels} output channels"), groups);
+        if groups == 0
+            || out_channels == 0
+            || !out_channels.is_multiple_of(groups)
+            || group_channels == 0
+        {
+            return bad_value(
+                "groups",
+                format!("a divisor of the {out_channels} output channels"),
+                groups,
+            );
         }
         check_len("bias", out_channels, bias.as_ref().map_or(out_channels, Vec::len))?;
         let sizes = [out_channels, group_channels, kh, kw];
         let elements = sizes.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
         if elements != Some(weight.len()) || weight.is_empty() {
-            return bad_value("weight", "a shape of as many values, all sizes at least 1", format!("{sizes:?}"));
+            return bad_value(
+                "weight",
+                "a shape of as many values, all sizes at least 1",
+                format!("{sizes:?}"),
+            );
         }
         let (taps, group_out) = (kh * kw, out_channels / groups);
         let mut packed = memory::filled("weights of a float layer", weight.len(), 0.0)?;
@@ -88,18 +103,31 @@ impl Operation for FloatConv {
         check_channels(&self.post, self.out_channels)?;
         if dims.axes != self.axes {
             let expected = format!("images, channels and {} spatial axes", self.axes);
-            return bad_value("a float layer's input", expected, format!("shape {:?}", dims.shape()));
+            return bad_value(
+                "a float layer's input",
+                expected,
+                format!("shape {:?}", dims.shape()),
+            );
         }
         let map = self.window.over(&dims).output()?;
         let out = Dims { images: dims.images, channels: self.out_channels, map, axes: self.axes };
         let reduction = self.weight.len() / self.out_channels;
-        let bytes = (BLOCK * size_of::<f32>()) as u128 * reduction.saturating_add(self.out_channels) as u128;
-        let made = if self.axes == 0 { inputs[0].with_channels(self.out_channels) } else { Value::float(out) };
+        let bytes = (BLOCK * size_of::<f32>()) as u128
+            * reduction.saturating_add(self.out_channels) as u128;
+        let made = if self.axes == 0 {
+            inputs[0].with_channels(self.out_channels)
+        } else {
+            Value::float(out)
+        };
         Ok((made, Cost { bytes, ..Cost::of(&out, reduction) }))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
-        let order = if self.axes == 0 && inputs[0].rank != 2 { Order::RowMajor } else { Order::ChannelsLast };
+        let order = if self.axes == 0 && inputs[0].rank != 2 {
+            Order::RowMajor
+        } else {
+            Order::ChannelsLast
+        };
         (vec![order], order) // small: one
     }
 
@@ -117,7 +145,8 @@ struct FloatConvStep {
 }
 
 thread_local! {
-    /// Windows of a block, and a group's results: kept from call to call, so that a run allocates nothing after the first.
+    /// Windows of a block, and a group's results: kept from call to call, so that a run allocates
+    /// nothing after the first.
     static WINDOWS: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
@@ -128,15 +157,22 @@ fn sized(buffer: &mut Vec<f32>, len: usize) -> Result<()> {
 }
 
 impl FloatConvStep {
-    /// Copies the windows of output pixels `first..` into `windows`, one after the other, for one group.
+    /// Copies the windows of output pixels `first..` into `windows`, one after the other, for one
+    /// group.
     fn gather(&self, x: &[f32], first: usize, group: usize, windows: &mut [f32]) {
         let (shape, conv) = (&self.shape, &*self.conv);
-        let ([h, w], [kh, kw], per_group) = (shape.input, shape.kernel, conv.channels / conv.groups);
+        let ([h, w], [kh, kw], per_group) =
+            (shape.input, shape.kernel, conv.channels / conv.groups);
         for (i, window) in windows.chunks_exact_mut(kh * kw * per_group).enumerate() {
-            let (image, at) = ((first + i) / (self.map[0] * self.map[1]), (first + i) % (self.map[0] * self.map[1]));
+            let (image, at) = (
+                (first + i) / (self.map[0] * self.map[1]),
+                (first + i) % (self.map[0] * self.map[1]),
+            );
             let corner = [at / self.map[1] * shape.stride[0], at % self.map[1] * shape.stride[1]];
             let inside = |axis: usize, tap: usize, size: usize| {
-                (corner[axis] + tap * shape.dilation[axis]).checked_sub(shape.padding[axis]).filter(|&at| at < size)
+                (corner[axis] + tap * shape.dilation[axis])
+                    .checked_sub(shape.padding[axis])
+                    .filter(|&at| at < size)
             };
             for (ky, row) in window.chunks_exact_mut(kw * per_group).enumerate() {
                 let Some(y) = inside(0, ky, h) else {
@@ -155,9 +191,9 @@ impl FloatConvStep {
                 for (kx, tap) in row.chunks_exact_mut(per_group).enumerate() {
                     match inside(1, kx, w) {
                         None => tap.fill(0.0),
-                        Some(at) => {
-                            tap.copy_from_slice(&x[line + at * conv.channels + group * per_group..][..per_group])
-                        }
+                        Some(at) => tap.copy_from_slice(
+                            &x[line + at * conv.channels + group * per_group..][..per_group],
+                        ),
                     }
                 }
             }
@@ -185,7 +221,9 @@ impl ExecutableOp for FloatConvStep {
                             matmul(m, n, k, windows, weight, out);
                         } else {
                             matmul(m, group_n, k, windows, weight, part);
-                            for (out, part) in out.chunks_exact_mut(n).zip(part.chunks_exact(group_n)) {
+                            for (out, part) in
+                                out.chunks_exact_mut(n).zip(part.chunks_exact(group_n))
+                            {
                                 out[group * group_n..][..group_n].copy_from_slice(part);
                             }
                         }

@@ -34,7 +34,13 @@ struct Sizes {
 impl Multihead {
     fn sizes(&self, inputs: &[Value]) -> Result<Sizes> {
         let shapes: Vec<_> = inputs.iter().map(Value::shape).collect();
-        let wrong = || bad_value("attention", "queries, keys and values that fit each other", format!("{shapes:?}"));
+        let wrong = || {
+            bad_value(
+                "attention",
+                "queries, keys and values that fit each other",
+                format!("{shapes:?}"),
+            )
+        };
         let [q, k, v] = shapes.as_slice() else { return wrong() };
         let (&[a, b, embed], &[c, d, key_embed]) = (&**q, &**k) else { return wrong() };
         let (images, queries) = if self.batch_first { (a, b) } else { (b, a) };
@@ -46,7 +52,11 @@ impl Multihead {
         let square = embed.saturating_mul(embed);
         check_len("weights of an attention", square.saturating_mul(3), self.in_weight.len())?;
         check_len("weights of an attention", square, self.out_weight.len())?;
-        check_len("bias of an attention", 3 * embed, self.in_bias.as_ref().map_or(3 * embed, Vec::len))?;
+        check_len(
+            "bias of an attention",
+            3 * embed,
+            self.in_bias.as_ref().map_or(3 * embed, Vec::len),
+        )?;
         check_len("bias of an attention", embed, self.out_bias.as_ref().map_or(embed, Vec::len))?;
         Ok(Sizes { images, queries, keys, embed })
     }
@@ -59,11 +69,16 @@ impl Operation for Multihead {
         let tokens = queries.saturating_add(keys).saturating_mul(2);
         let scratch = memory::product([images, tokens, embed, size_of::<f32>()]);
         let Some(scratch) = scratch.filter(|bytes| *bytes < 1 << 42) else {
-            return bad_value("an attention", "one that fits in memory", format!("{:?}", inputs[0].shape()));
+            return bad_value(
+                "an attention",
+                "one that fits in memory",
+                format!("{:?}", inputs[0].shape()),
+            );
         };
         let bytes = (BLOCK * size_of::<f32>()) as u128 * keys.max(embed) as u128;
         let share = keys.saturating_mul(embed).saturating_mul(2).div_ceil(queries.max(1));
-        let each = embed.saturating_mul(2).saturating_add(keys.saturating_mul(2)).saturating_add(share);
+        let each =
+            embed.saturating_mul(2).saturating_add(keys.saturating_mul(2)).saturating_add(share);
         Ok((made, Cost { bytes, scratch, ..Cost::of(&made.dims, each) }))
     }
 
@@ -77,7 +92,8 @@ impl Operation for Multihead {
     }
 
     fn products<'a>(&'a self, name: &'a str) -> Vec<(&'a str, &'static str, usize)> {
-        let weights = size_of_val(self.in_weight.as_slice()) + size_of_val(self.out_weight.as_slice());
+        let weights =
+            size_of_val(self.in_weight.as_slice()) + size_of_val(self.out_weight.as_slice());
         vec![(name, "gemm-f32", weights)] // small: one
     }
 }
@@ -89,7 +105,13 @@ struct MultiheadStep {
 }
 
 /// `x · weightᵀ + bias`, row by row.
-fn project(x: &[f32], out: &mut [f32], embed: usize, weight: &[f32], bias: Option<&[f32]>) -> Result<()> {
+fn project(
+    x: &[f32],
+    out: &mut [f32],
+    embed: usize,
+    weight: &[f32],
+    bias: Option<&[f32]>,
+) -> Result<()> {
     let cost = out.len().saturating_mul(embed).saturating_mul(8);
     parallel::try_for_each_rows(out, embed, BLOCK, cost, |first, out| {
         for (b, out) in out.chunks_mut(BLOCK * embed).enumerate() {
@@ -106,7 +128,8 @@ fn project(x: &[f32], out: &mut [f32], embed: usize, weight: &[f32], bias: Optio
 
 impl ExecutableOp for MultiheadStep {
     fn run(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>) -> Result<()> {
-        let (Sizes { images, queries, keys, embed }, layer, out) = (self.sizes, &*self.layer, out.floats());
+        let (Sizes { images, queries, keys, embed }, layer, out) =
+            (self.sizes, &*self.layer, out.floats());
         let (d, square) = (embed / layer.heads, embed * embed);
         let scratch = CacheLine::floats_in(scratch);
         let (q, rest) = scratch.split_at_mut(images * queries * embed);
@@ -120,7 +143,11 @@ impl ExecutableOp for MultiheadStep {
         let (queries_in, keys_in, values_in) = (&*q, &*k, &*v);
         // Where a token of an image is, and from one token to the next.
         let token = |image: usize, tokens: usize| {
-            if layer.batch_first { (image * tokens * embed, embed) } else { (image * embed, images * embed) }
+            if layer.batch_first {
+                (image * tokens * embed, embed)
+            } else {
+                (image * embed, images * embed)
+            }
         };
         // Heads by head, each with its queries one after the other.
         let cost = attended.len().saturating_mul(keys).saturating_mul(16);
@@ -131,7 +158,8 @@ impl ExecutableOp for MultiheadStep {
                     let (at, step) = token(image, tokens);
                     Matrix(<[f32]>::get(x, at + head * d..).unwrap_or_default(), [step, 1])
                 };
-                let (q, k, v) = (part(queries_in, queries), part(keys_in, keys), part(values_in, keys));
+                let (q, k, v) =
+                    (part(queries_in, queries), part(keys_in, keys), part(values_in, keys));
                 let head = Head { q, k, v, mask: None, scale: usual_scale(d), causal: false };
                 head.run([queries, keys, d, d], attended)?;
             }
@@ -142,10 +170,15 @@ impl ExecutableOp for MultiheadStep {
         parallel::try_for_each_rows(q, embed, BLOCK, attended.len(), |first, rows| {
             for (i, token) in rows.chunks_exact_mut(embed).enumerate() {
                 let at = first + i;
-                let (image, query) =
-                    if layer.batch_first { (at / queries, at % queries) } else { (at % images, at / images) };
+                let (image, query) = if layer.batch_first {
+                    (at / queries, at % queries)
+                } else {
+                    (at % images, at / images)
+                };
                 for (head, to) in token.chunks_exact_mut(d).enumerate() {
-                    to.copy_from_slice(&attended[((image * layer.heads + head) * queries + query) * d..][..d]);
+                    to.copy_from_slice(
+                        &attended[((image * layer.heads + head) * queries + query) * d..][..d],
+                    );
                 }
             }
             Ok(())

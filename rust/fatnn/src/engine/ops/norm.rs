@@ -21,14 +21,17 @@ impl Normalize {
     /// Elements of a row; rows after which constants repeat; elements that share a constant.
     fn sizes(&self, shape: &[usize]) -> Result<(usize, usize, usize)> {
         let wrong = || bad_value("normalisation", "a shape that suits it", format!("{shape:?}"));
-        let counted = |sizes: &[usize]| memory::product(sizes.iter().copied()).unwrap_or(usize::MAX);
+        let counted =
+            |sizes: &[usize]| memory::product(sizes.iter().copied()).unwrap_or(usize::MAX);
         let (row, repeat, run, constants) = match self.norm.over {
             NormOver::Last(dims) => match shape.len().checked_sub(dims) {
                 Some(at) => (counted(&shape[at..]), 1, 1, counted(&shape[at..])),
                 None => return wrong(),
             },
             NormOver::Groups(groups) => match shape {
-                &[_, channels, ref pixels @ ..] if groups > 0 && channels.is_multiple_of(groups) => {
+                &[_, channels, ref pixels @ ..]
+                    if groups > 0 && channels.is_multiple_of(groups) =>
+                {
                     let pixels = counted(pixels);
                     ((channels / groups).saturating_mul(pixels), groups, pixels, channels)
                 }

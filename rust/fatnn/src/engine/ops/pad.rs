@@ -1,5 +1,5 @@
-//! Padding of floats: pixels around the map, by a constant or by the map's own pixels, and channels before and behind by a
-//! constant (the parameter-free shortcut of CIFAR's ResNets).
+//! Padding of floats: pixels around the map, by a constant or by the map's own pixels, and channels
+//! before and behind by a constant (the parameter-free shortcut of CIFAR's ResNets).
 
 use std::sync::Arc;
 
@@ -36,7 +36,8 @@ impl Mode {
         })
     }
 
-    /// The pixel of a map of `size` that is seen at `at`, after `before` pixels; sizes were checked.
+    /// The pixel of a map of `size` that is seen at `at`, after `before` pixels; sizes were
+    /// checked.
     fn source(self, at: usize, before: usize, size: usize) -> Option<usize> {
         match at.checked_sub(before) {
             Some(inside) if inside < size => Some(inside),
@@ -64,16 +65,23 @@ pub(crate) struct Pad {
 }
 
 impl Pad {
-    /// From PyTorch's list, before and after each dimension from the last on, for values of so many dimensions.
+    /// From PyTorch's list, before and after each dimension from the last on, for values of so many
+    /// dimensions.
     ///
     /// # Errors
     /// Where the numbers are no pairs, or the mode is unknown.
-    pub fn new(around: &[i64], mode: &str, value: f32, rank: usize) -> std::result::Result<Self, String> {
+    pub fn new(
+        around: &[i64],
+        mode: &str,
+        value: f32,
+        rank: usize,
+    ) -> std::result::Result<Self, String> {
         let mode = Mode::named(mode).ok_or_else(|| format!("unknown mode of padding {mode:?}"))?;
         if !around.len().is_multiple_of(2) {
             return Err("pad must have two numbers for every dimension".into());
         }
-        let mut sides = around.chunks_exact(2).map(|pair| [pair[0].max(0) as usize, pair[1].max(0) as usize]);
+        let mut sides =
+            around.chunks_exact(2).map(|pair| [pair[0].max(0) as usize, pair[1].max(0) as usize]);
         let mut map = [[0; 2]; 2];
         // The last dimension is the width where there are pixels at all.
         for axis in (4usize.saturating_sub(rank)..2).rev() {
@@ -88,7 +96,11 @@ impl Operation for Pad {
         let from = inputs[0].dims;
         let all = [self.channels, self.map[0], self.map[1]];
         if all.as_flattened().iter().any(|n| *n >= LIMIT) {
-            return bad_value("padding", format!("less than {LIMIT} on each side"), format!("{all:?}"));
+            return bad_value(
+                "padding",
+                format!("less than {LIMIT} on each side"),
+                format!("{all:?}"),
+            );
         }
         let most = |size: usize| match self.mode {
             Mode::Constant => LIMIT,

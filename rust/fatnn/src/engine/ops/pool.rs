@@ -12,8 +12,8 @@ use crate::kernels::pooling::pooling;
 use crate::memory;
 use crate::window::AxisParams;
 
-/// Height and width after pooling, by PyTorch's rules: with `ceil_mode` the last window may reach over the edge, as long as
-/// it starts inside the input or its left padding.
+/// Height and width after pooling, by PyTorch's rules: with `ceil_mode` the last window may reach
+/// over the edge, as long as it starts inside the input or its left padding.
 pub(crate) fn pooled(shape: &ConvShape, ceil_mode: bool) -> Result<[usize; 2]> {
     if !ceil_mode {
         return shape.output().and_then(check_map);
@@ -22,14 +22,27 @@ pub(crate) fn pooled(shape: &ConvShape, ceil_mode: bool) -> Result<[usize; 2]> {
     for (axis, out) in out.iter_mut().enumerate() {
         let (params, input) = (shape.axis(axis), shape.input[axis]);
         let AxisParams { kernel, stride, padding, dilation } = params;
-        if kernel == 0 || dilation == 0 || stride == 0 || [kernel, dilation, padding, input].iter().any(|v| *v >= LIMIT)
+        if kernel == 0
+            || dilation == 0
+            || stride == 0
+            || [kernel, dilation, padding, input].iter().any(|v| *v >= LIMIT)
         {
-            return bad_value("pooling", format!("a window of at least 1 and below {LIMIT}"), format!("{shape:?}"));
+            return bad_value(
+                "pooling",
+                format!("a window of at least 1 and below {LIMIT}"),
+                format!("{shape:?}"),
+            );
         }
         // A window larger than the map is fine here, as long as it starts inside.
         match params.count_ceil(input) {
             Some(count) => *out = count,
-            None => return bad_value("pooling", "a window that starts inside the map", format!("{shape:?}")),
+            None => {
+                return bad_value(
+                    "pooling",
+                    "a window that starts inside the map",
+                    format!("{shape:?}"),
+                );
+            }
         }
     }
     check_map(out)
@@ -40,7 +53,11 @@ const LIMIT: usize = 1 << 24;
 
 fn check_map(map: [usize; 2]) -> Result<[usize; 2]> {
     if map.iter().any(|side| *side >= LIMIT) {
-        return bad_value("pooling", format!("at most {LIMIT} pixels on a side"), format!("{map:?}"));
+        return bad_value(
+            "pooling",
+            format!("at most {LIMIT} pixels on a side"),
+            format!("{map:?}"),
+        );
     }
     Ok(map)
 }
@@ -52,7 +69,8 @@ pub(crate) enum Windows {
         window: ConvParams,
         ceil_mode: bool,
     },
-    /// As many windows as these sizes say (0: as the input), each from `⌊i·in/out⌋` to `⌈(i+1)·in/out⌉`.
+    /// As many windows as these sizes say (0: as the input), each from `⌊i·in/out⌋` to
+    /// `⌈(i+1)·in/out⌉`.
     Adaptive([usize; 2]),
     /// One window over the whole map.
     Whole,
@@ -82,7 +100,8 @@ impl Pool {
         match self.windows {
             Windows::Whole => Ok(([1, 1], input)),
             Windows::Adaptive(sizes) => {
-                let out = [0, 1].map(|axis| if sizes[axis] == 0 { input[axis] } else { sizes[axis] });
+                let out =
+                    [0, 1].map(|axis| if sizes[axis] == 0 { input[axis] } else { sizes[axis] });
                 check_map(out)?;
                 check_map(input)?;
                 Ok((out, [0, 1].map(|axis| (input[axis] / out[axis] + 2).min(input[axis]))))
@@ -96,8 +115,9 @@ impl Pool {
 
     fn spans(&self, dims: &Dims) -> Result<[(Vec<Span>, usize); 2]> {
         let (map, _) = self.sizes(dims)?;
-        let collected =
-            |out: usize, span: &dyn Fn(usize) -> Span| memory::collected("windows of a pooling", (0..out).map(span));
+        let collected = |out: usize, span: &dyn Fn(usize) -> Span| {
+            memory::collected("windows of a pooling", (0..out).map(span))
+        };
         let axis = |axis: usize| -> Result<(Vec<Span>, usize)> {
             let (input, out) = (dims.map[axis], map[axis]);
             match self.windows {
@@ -111,20 +131,26 @@ impl Pool {
                 }
                 Windows::Fixed { window, .. } => {
                     let shape = window.over(dims);
-                    let (kernel, step, padding) = (window.kernel[axis], window.dilation[axis], window.padding[axis]);
+                    let (kernel, step, padding) =
+                        (window.kernel[axis], window.dilation[axis], window.padding[axis]);
                     let span = |i: usize| {
                         let start = i * window.stride[axis];
                         let end = start + (kernel - 1) * step + 1;
                         let skipped = padding.saturating_sub(start).div_ceil(step) * step;
                         let first = (start + skipped).saturating_sub(padding);
                         let last = (end.saturating_sub(padding)).min(input);
-                        // Padding counts up to the padded edge, not beyond (a window of `ceil_mode`).
+                        // Padding counts up to the padded edge, not beyond (a window of
+                        // `ceil_mode`).
                         (first..last, end.min(input + 2 * padding) - start)
                     };
                     let spans = collected(out, &span)?;
                     match spans.iter().all(|(range, _)| range.start < range.end) {
                         true => Ok((spans, step)),
-                        false => bad_value("pooling", "windows that each contain a pixel", format!("{shape:?}")),
+                        false => bad_value(
+                            "pooling",
+                            "windows that each contain a pixel",
+                            format!("{shape:?}"),
+                        ),
                     }
                 }
             }

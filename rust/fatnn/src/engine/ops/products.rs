@@ -6,7 +6,9 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use crate::engine::value::{Cost, ExecutableOp, MAX_RANK, Operation, Order, Ordered, Slice, SliceMut, Value};
+use crate::engine::value::{
+    Cost, ExecutableOp, MAX_RANK, Operation, Order, Ordered, Slice, SliceMut, Value,
+};
 use crate::error::{Result, bad_value};
 use crate::kernels::rows::{Attend, run};
 use crate::kernels::{Matrix, product};
@@ -20,10 +22,13 @@ pub(super) const BLOCK: usize = 64;
 fn batch_of(inputs: &[Value], behind: usize) -> Option<Vec<usize>> {
     let fronts: Vec<Vec<usize>> = inputs
         .iter()
-        .map(|input| input.shape().len().checked_sub(behind).map(|rank| input.shape()[..rank].to_vec())) // small: sizes
+        .map(|input| {
+            input.shape().len().checked_sub(behind).map(|rank| input.shape()[..rank].to_vec())
+        }) // small: sizes
         .collect::<Option<_>>()?;
     let rank = fronts.iter().map(Vec::len).max()?;
-    let at = |front: &[usize], i: usize| (i + front.len()).checked_sub(rank).map_or(1, |i| front[i]);
+    let at =
+        |front: &[usize], i: usize| (i + front.len()).checked_sub(rank).map_or(1, |i| front[i]);
     let size = |i: usize| {
         fronts.iter().map(|front| at(front, i)).try_fold(1, |all, size| match (all, size) {
             (all, size) if all == size || size == 1 => Some(all),
@@ -120,7 +125,8 @@ struct MatmulStep {
 
 impl ExecutableOp for MatmulStep {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
-        let (a, b, out, [m, n, k]) = (inputs[0].floats(), inputs[1].floats(), out.floats(), self.sizes);
+        let (a, b, out, [m, n, k]) =
+            (inputs[0].floats(), inputs[1].floats(), out.floats(), self.sizes);
         if out.is_empty() {
             return Ok(());
         }
@@ -160,7 +166,11 @@ impl Operation for Attention {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let wrong = || {
             let shapes: Vec<_> = inputs.iter().map(Value::shape).collect();
-            bad_value("attention", "queries, keys, values and a mask that fit each other", format!("{shapes:?}"))
+            bad_value(
+                "attention",
+                "queries, keys, values and a mask that fit each other",
+                format!("{shapes:?}"),
+            )
         };
         let (q, k, v) = (matrix(&inputs[0]), matrix(&inputs[1]), matrix(&inputs[2]));
         let (Some([l, d]), Some([s, kd]), Some([vs, vd])) = (q, k, v) else { return wrong() };
@@ -189,10 +199,22 @@ impl Operation for Attention {
         let (shape, [l, d]) = (made.shape(), matrix(&inputs[0]).unwrap_or_default());
         let front = &shape[..shape.len() - 2];
         let batch = inputs.iter().map(|input| Batch::new(front, input, 2)).collect();
-        let ([s, vd], mask) = (matrix(&inputs[2]).unwrap_or_default(), inputs.get(3).and_then(matrix));
-        let steps = mask.map(|[rows, columns]| [if rows == 1 { 0 } else { columns }, usize::from(columns != 1)]);
+        let ([s, vd], mask) =
+            (matrix(&inputs[2]).unwrap_or_default(), inputs.get(3).and_then(matrix));
+        let steps = mask.map(|[rows, columns]| {
+            [if rows == 1 { 0 } else { columns }, usize::from(columns != 1)]
+        });
         let scale = self.scale.unwrap_or_else(|| usual_scale(d));
-        Ok((made, Box::new(AttentionStep { sizes: [l, s, d, vd], batch, mask: steps, scale, causal: self.causal })))
+        Ok((
+            made,
+            Box::new(AttentionStep {
+                sizes: [l, s, d, vd],
+                batch,
+                mask: steps,
+                scale,
+                causal: self.causal,
+            }),
+        ))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
@@ -226,7 +248,8 @@ pub(super) struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// Computes all rows of the result, of so many queries, keys, numbers of each, and numbers of a value.
+    /// Computes all rows of the result, of so many queries, keys, numbers of each, and numbers of a
+    /// value.
     pub fn run(&self, [l, s, d, vd]: [usize; 4], out: &mut [f32]) -> Result<()> {
         SCORES.with_borrow_mut(|scores| {
             for (block, out) in out.chunks_mut((BLOCK * vd).max(1)).enumerate() {

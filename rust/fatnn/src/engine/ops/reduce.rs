@@ -42,12 +42,16 @@ impl Operation for Reduce {
             }
         }
         let input = Ordered { order: inputs[0].order(), rank: from.len() };
-        let made = Value::ordered(&shape, if shape.len() == 2 { Order::ChannelsLast } else { self.order(input).1 })?;
+        let made = Value::ordered(
+            &shape,
+            if shape.len() == 2 { Order::ChannelsLast } else { self.order(input).1 },
+        )?;
         Ok((made, Cost::of(&inputs[0].dims, 1)))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let (made, shape, strides) = (self.measure(inputs)?.0, inputs[0].shape(), inputs[0].strides());
+        let (made, shape, strides) =
+            (self.measure(inputs)?.0, inputs[0].shape(), inputs[0].strides());
         let mut order: Vec<usize> = (0..shape.len()).filter(|&dim| shape[dim] != 1).collect();
         order.sort_by_key(|&dim| std::cmp::Reverse(strides[dim]));
         let dims = |reduced: bool| -> Vec<Dim> {
@@ -75,7 +79,11 @@ impl Operation for Reduce {
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
         let (wanted, made) = self.order(inputs[0]);
-        let rank = if self.keepdim { inputs[0].rank } else { inputs[0].rank.saturating_sub(self.dims.len()) };
+        let rank = if self.keepdim {
+            inputs[0].rank
+        } else {
+            inputs[0].rank.saturating_sub(self.dims.len())
+        };
         (vec![wanted], if rank == 2 { Order::ChannelsLast } else { made }) // small: one
     }
 }
@@ -110,13 +118,18 @@ pub(crate) struct Softmax {
 impl Operation for Softmax {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         if self.dim >= inputs[0].shape().len().max(1) {
-            return bad_value("softmax", format!("dimension {}", self.dim), format!("{:?}", inputs[0].shape()));
+            return bad_value(
+                "softmax",
+                format!("dimension {}", self.dim),
+                format!("{:?}", inputs[0].shape()),
+            );
         }
         Ok((inputs[0], Cost::of(&inputs[0].dims, 16)))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let (made, shape, strides) = (self.measure(inputs)?.0, inputs[0].shape(), inputs[0].strides());
+        let (made, shape, strides) =
+            (self.measure(inputs)?.0, inputs[0].shape(), inputs[0].strides());
         let size = shape.get(self.dim).copied().unwrap_or(1);
         let inner = if size == 1 { 1 } else { strides[self.dim] };
         Ok((made, Box::new(SoftmaxStep { size, inner, log: self.log })))
@@ -137,7 +150,9 @@ struct SoftmaxStep {
 impl ExecutableOp for SoftmaxStep {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
         let (x, out, SoftmaxStep { size, inner, log }) = (inputs[0].floats(), out.floats(), self);
-        let Some(block) = memory::product([*size, *inner]).filter(|block| *block > 0) else { return Ok(()) };
+        let Some(block) = memory::product([*size, *inner]).filter(|block| *block > 0) else {
+            return Ok(());
+        };
         let cost = out.len().saturating_mul(32);
         parallel::try_for_each_rows(out, block, 1, cost, |first, out| {
             out.copy_from_slice(&x[first * block..][..out.len()]);

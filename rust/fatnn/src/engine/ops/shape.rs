@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use crate::engine::ops::strided::Walk;
-use crate::engine::value::{Cost, ExecutableOp, MAX_RANK, Operation, Order, Ordered, Slice, SliceMut, Value};
+use crate::engine::value::{
+    Cost, ExecutableOp, MAX_RANK, Operation, Order, Ordered, Slice, SliceMut, Value,
+};
 use crate::error::{Result, bad_value};
 use crate::memory;
 use crate::parallel;
@@ -23,7 +25,8 @@ impl Operation for Reorder {
         let made = self.measure(inputs)?.0;
         let image = if self.0 == Order::RowMajor { inputs[0] } else { made };
         let (channels, pixels) = (image.dims.channels, image.dims.map[0] * image.dims.map[1]);
-        let [rows, columns] = if self.0 == Order::RowMajor { [pixels, channels] } else { [channels, pixels] };
+        let [rows, columns] =
+            if self.0 == Order::RowMajor { [pixels, channels] } else { [channels, pixels] };
         Ok((made, Box::new(Transpose { rows, columns })))
     }
 
@@ -32,7 +35,8 @@ impl Operation for Reorder {
     }
 
     fn is_view(&self, inputs: &[Value]) -> bool {
-        // Channels of single pixels, and pixels of a single channel, stand in the same places in both.
+        // Channels of single pixels, and pixels of a single channel, stand in the same places in
+        // both.
         match *inputs[0].shape() {
             [_, channels, ref map @ ..] => channels == 1 || map.iter().product::<usize>() == 1,
             _ => true,
@@ -76,7 +80,8 @@ pub(crate) enum Reshape {
 impl Reshape {
     fn shape(&self, inputs: &[Value]) -> Result<Vec<usize>> {
         let x = inputs[0].shape();
-        let counted = |sizes: &[usize]| memory::product(sizes.iter().copied()).unwrap_or(usize::MAX);
+        let counted =
+            |sizes: &[usize]| memory::product(sizes.iter().copied()).unwrap_or(usize::MAX);
         let made = match self {
             Reshape::Flatten { start, end } if *end < x.len() => {
                 [&x[..*start], &[counted(&x[*start..=*end])], &x[*end + 1..]].concat()
@@ -112,7 +117,11 @@ impl Reshape {
             }
         };
         if counted(&made) != counted(&x) || made.len() > MAX_RANK {
-            return bad_value("reshaping", format!("a shape of as many elements as {x:?}"), format!("{made:?}"));
+            return bad_value(
+                "reshaping",
+                format!("a shape of as many elements as {x:?}"),
+                format!("{made:?}"),
+            );
         }
         Ok(made)
     }
@@ -129,7 +138,10 @@ impl Operation for Reshape {
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
         // Of the second input only the shape counts.
-        let wanted = inputs.iter().enumerate().map(|(i, input)| if i == 0 { Order::RowMajor } else { input.order });
+        let wanted = inputs
+            .iter()
+            .enumerate()
+            .map(|(i, input)| if i == 0 { Order::RowMajor } else { input.order });
         (wanted.collect(), Order::RowMajor)
     }
 
@@ -167,7 +179,11 @@ impl Operation for Permute {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let from = inputs[0].shape();
         if from.len() != self.0.len() {
-            return bad_value("permuting", format!("{} dimensions", self.0.len()), format!("shape {from:?}"));
+            return bad_value(
+                "permuting",
+                format!("{} dimensions", self.0.len()),
+                format!("shape {from:?}"),
+            );
         }
         let shape: Vec<usize> = self.0.iter().map(|&dim| from[dim]).collect();
         let (_, order) = self.orders(&[Ordered { order: inputs[0].order(), rank: from.len() }]);
@@ -216,7 +232,8 @@ impl StridedCopy {
 
 impl ExecutableOp for StridedCopy {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
-        let (x, out, (len, [step])) = (&inputs[0].floats()[self.offset..], out.floats(), self.walk.row());
+        let (x, out, (len, [step])) =
+            (&inputs[0].floats()[self.offset..], out.floats(), self.walk.row());
         if out.is_empty() {
             return Ok(());
         }
@@ -225,14 +242,18 @@ impl ExecutableOp for StridedCopy {
             self.walk.rows(first, out, |[at], row| match step {
                 1 => row.copy_from_slice(&x[at..at + len]),
                 0 => row.fill(x[at]),
-                _ => row.iter_mut().zip(x[at..].iter().step_by(step)).for_each(|(to, from)| *to = *from),
+                _ => row
+                    .iter_mut()
+                    .zip(x[at..].iter().step_by(step))
+                    .for_each(|(to, from)| *to = *from),
             });
             Ok(())
         })
     }
 }
 
-/// Every `step`th index of a dimension, from one to before another; negative ones count from the end.
+/// Every `step`th index of a dimension, from one to before another; negative ones count from the
+/// end.
 #[derive(Clone, Debug)]
 pub(crate) struct SliceDim {
     pub dim: i64,
@@ -270,7 +291,8 @@ impl Operation for SliceDim {
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let (made, shape, mut steps) = (self.measure(inputs)?.0, inputs[0].shape(), inputs[0].strides());
+        let (made, shape, mut steps) =
+            (self.measure(inputs)?.0, inputs[0].shape(), inputs[0].strides());
         let (dim, start, count) = self.range(&shape)?;
         let offset = if count == 0 { 0 } else { start * steps[dim] };
         steps[dim] *= self.step;
@@ -290,7 +312,11 @@ impl Operation for Expand {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let from = inputs[0].shape();
         let Some(more) = self.0.len().checked_sub(from.len()) else {
-            return bad_value("expanding", format!("at least {} sizes", from.len()), format!("{:?}", self.0));
+            return bad_value(
+                "expanding",
+                format!("at least {} sizes", from.len()),
+                format!("{:?}", self.0),
+            );
         };
         let mut shape = Vec::new();
         for (i, &want) in self.0.iter().enumerate() {
@@ -300,7 +326,11 @@ impl Operation for Expand {
                 _ => usize::try_from(want).unwrap_or(have),
             };
             if size != have && have != 1 {
-                return bad_value("expanding", format!("sizes for {from:?}"), format!("{:?}", self.0));
+                return bad_value(
+                    "expanding",
+                    format!("sizes for {from:?}"),
+                    format!("{:?}", self.0),
+                );
             }
             shape.push(size);
         }
@@ -309,9 +339,11 @@ impl Operation for Expand {
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let (made, from, strides) = (self.measure(inputs)?.0, inputs[0].shape(), inputs[0].strides());
+        let (made, from, strides) =
+            (self.measure(inputs)?.0, inputs[0].shape(), inputs[0].strides());
         let more = made.shape().len() - from.len();
-        let step = |i: usize| i.checked_sub(more).filter(|&i| from[i] != 1).map_or(0, |i| strides[i]);
+        let step =
+            |i: usize| i.checked_sub(more).filter(|&i| from[i] != 1).map_or(0, |i| strides[i]);
         let steps: Vec<usize> = (0..made.shape().len()).map(step).collect();
         Ok((made, Box::new(StridedCopy::new(made, &steps, 0))))
     }

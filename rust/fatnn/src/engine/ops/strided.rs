@@ -2,7 +2,8 @@
 
 use crate::engine::value::{MAX_RANK, Value};
 
-/// Dimensions of a result from the outermost in memory to the innermost: sizes, and distances in `N` operands.
+/// Dimensions of a result from the outermost in memory to the innermost: sizes, and distances in
+/// `N` operands.
 #[derive(Debug)]
 pub(crate) struct Walk<const N: usize>(Vec<(usize, [usize; N])>);
 
@@ -34,8 +35,8 @@ impl<const N: usize> Walk<N> {
         self.0[self.0.len() - 1]
     }
 
-    /// Calls `work` with the rows of `out`, of which `first` is the number of the first, and with where each
-    /// begins in the operands.
+    /// Calls `work` with the rows of `out`, of which `first` is the number of the first, and with
+    /// where each begins in the operands.
     pub fn rows<T>(&self, first: usize, out: &mut [T], mut work: impl FnMut([usize; N], &mut [T])) {
         let (outer, (len, _)) = (&self.0[..self.0.len() - 1], self.row());
         let (mut index, mut at) = ([0; MAX_RANK], [0; N]);

@@ -6,9 +6,12 @@ use crate::graph::op::{Conv, Op};
 
 pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
     let Op::ConvInt8(Conv { groups, .. }) = graph.op(node) else { return Outcome::NoMatch };
-    let channels = graph.view(node).tensor("weight").and_then(|weight| weight.shape().get(1).copied());
+    let channels =
+        graph.view(node).tensor("weight").and_then(|weight| weight.shape().get(1).copied());
     let pooled = graph.node(node).is_none_or(|node| node.max_pool.is_some());
-    let Some(source) = graph.input(node, 0).filter(|_| channels == Some(1) && *groups > 1 && !pooled) else {
+    let Some(source) =
+        graph.input(node, 0).filter(|_| channels == Some(1) && *groups > 1 && !pooled)
+    else {
         return Outcome::NoMatch;
     };
     let bounds = matches!(graph.op(source), Op::Scalar(scalar) if scalar.bounds().is_some());

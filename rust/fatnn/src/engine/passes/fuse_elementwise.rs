@@ -7,7 +7,9 @@ use crate::scalar::Scalar;
 pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
     let op = graph.op(node);
     let elementwise = |node: usize| graph.view(node).node.is_elementwise();
-    let Some(source) = graph.input(node, 0).filter(|_| elementwise(node)) else { return Outcome::NoMatch };
+    let Some(source) = graph.input(node, 0).filter(|_| elementwise(node)) else {
+        return Outcome::NoMatch;
+    };
     let producer = match only_producer(graph, source) {
         Ok(producer) => producer,
         Err(reason) => return Outcome::Refused(reason),
@@ -19,7 +21,9 @@ pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
         _ => elementwise(producer),
     };
     let takes = takes && one_channel_dim(graph, producer, node);
-    let Some(producer_node) = graph.node_mut(producer).filter(|node| takes && node.max_pool.is_none()) else {
+    let Some(producer_node) =
+        graph.node_mut(producer).filter(|node| takes && node.max_pool.is_none())
+    else {
         return Outcome::Refused(Reason::ProducerCannot);
     };
     producer_node.elementwise.push(node);
@@ -27,7 +31,8 @@ pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
     Outcome::Applied
 }
 
-/// Whether a function is about the dimension that is next to each other where the producer makes it.
+/// Whether a function is about the dimension that is next to each other where the producer makes
+/// it.
 fn one_channel_dim(graph: &FusedGraph<'_>, producer: usize, function: usize) -> bool {
     let dim_of = |node: usize| graph.view(node).node.channel_dim();
     let Some(dim) = dim_of(function) else { return true };
@@ -52,7 +57,12 @@ mod tests {
     fn functions_run_where_their_value_is_made() {
         let tensors = tensors();
         let graph = graph(
-            &[("a", "conv2d", &["x"]), ("b", "relu", &["a"]), ("c", "channel_scale", &["b"]), ("d", "relu", &["c"])],
+            &[
+                ("a", "conv2d", &["x"]),
+                ("b", "relu", &["a"]),
+                ("c", "channel_scale", &["b"]),
+                ("d", "relu", &["c"]),
+            ],
             &[],
         );
         let (last, fused) = outcome(PASS, &graph, &tensors);
@@ -64,14 +74,22 @@ mod tests {
     #[test]
     fn reasons() {
         let tensors = tensors();
-        let refused =
-            |nodes: &[(&str, &str, &[&str])], returned: &[&str]| outcome(PASS, &graph(nodes, returned), &tensors).0;
+        let refused = |nodes: &[(&str, &str, &[&str])], returned: &[&str]| {
+            outcome(PASS, &graph(nodes, returned), &tensors).0
+        };
         assert_eq!(refused(&[("a", "relu", &["x"])], &[]), Outcome::Refused(Reason::ReadsInput));
         let conv: (&str, &str, &[&str]) = ("a", "conv2d", &["x"]);
-        assert_eq!(refused(&[conv, ("b", "relu", &["a"])], &["a"]), Outcome::Refused(Reason::OtherReaders));
+        assert_eq!(
+            refused(&[conv, ("b", "relu", &["a"])], &["a"]),
+            Outcome::Refused(Reason::OtherReaders)
+        );
         let pool: (&str, &str, &[&str]) = ("a", "max_pool2d", &["x"]);
-        assert_eq!(refused(&[pool, ("b", "relu", &["a"])], &[]), Outcome::Refused(Reason::ProducerCannot));
-        let codes: [(&str, &str, &[&str]); 2] = [("q", "quantize", &["x"]), ("a", "conv_float", &["q"])];
+        assert_eq!(
+            refused(&[pool, ("b", "relu", &["a"])], &[]),
+            Outcome::Refused(Reason::ProducerCannot)
+        );
+        let codes: [(&str, &str, &[&str]); 2] =
+            [("q", "quantize", &["x"]), ("a", "conv_float", &["q"])];
         let with = |op| [codes[0], codes[1], ("b", op, &["a"])];
         assert_eq!(refused(&with("channel_scale"), &[]), Outcome::Refused(Reason::ProducerCannot));
         assert_eq!(refused(&with("relu"), &[]), Outcome::Applied);

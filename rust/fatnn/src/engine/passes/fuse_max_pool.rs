@@ -1,10 +1,13 @@
-//! Max pooling runs inside the int8 convolution whose output only it reads: lines are pooled while in cache.
+//! Max pooling runs inside the int8 convolution whose output only it reads: lines are pooled while
+//! in cache.
 
 use super::{FusedGraph, Outcome, Reason, only_producer};
 use crate::graph::op::{Conv, Op};
 
 pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
-    let (Op::MaxPool(_), Some(source)) = (graph.op(node), graph.input(node, 0)) else { return Outcome::NoMatch };
+    let (Op::MaxPool(_), Some(source)) = (graph.op(node), graph.input(node, 0)) else {
+        return Outcome::NoMatch;
+    };
     let producer = match only_producer(graph, source) {
         Ok(producer) => producer,
         Err(reason) => return Outcome::Refused(reason),
@@ -35,8 +38,14 @@ mod tests {
         let float = graph(&[("a", "conv2d", &["x"]), ("p", "max_pool2d", &["a"])], &[]);
         let (last, _) = outcome("fuse_max_pool", &float, &tensors);
         assert_eq!(last, Outcome::Refused(Reason::ProducerCannot));
-        let twice =
-            graph(&[("a", "conv2d_int8", &["x"]), ("p", "max_pool2d", &["a"]), ("r", "max_pool2d", &["p"])], &[]);
+        let twice = graph(
+            &[
+                ("a", "conv2d_int8", &["x"]),
+                ("p", "max_pool2d", &["a"]),
+                ("r", "max_pool2d", &["p"]),
+            ],
+            &[],
+        );
         let (last, _) = outcome("fuse_max_pool", &twice, &tensors);
         assert_eq!(last, Outcome::Refused(Reason::ProducerHasOne));
     }

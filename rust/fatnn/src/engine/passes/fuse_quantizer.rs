@@ -1,5 +1,5 @@
-//! A quantizer runs inside the convolution whose floats it reads: codes are made next to the floats, while those
-//! are in registers. Others may read the floats too.
+//! A quantizer runs inside the convolution whose floats it reads: codes are made next to the
+//! floats, while those are in registers. Others may read the floats too.
 
 use super::{FusedGraph, Outcome, Reason};
 use crate::codec::CodesLayout;
@@ -15,7 +15,8 @@ pub(in super::super) fn quantizer(view: NodeView<'_>) -> Option<Quantizer> {
 }
 
 pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
-    let (Op::Quantize { channels, .. }, Some(source)) = (graph.op(node), graph.input(node, 0)) else {
+    let (Op::Quantize { channels, .. }, Some(source)) = (graph.op(node), graph.input(node, 0))
+    else {
         return Outcome::NoMatch;
     };
     match graph.op(source) {
@@ -23,7 +24,8 @@ pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
         Op::ConvFloat { .. } => (),
         _ => return Outcome::Refused(Reason::ProducerCannot),
     }
-    let out_channels = graph.view(source).tensor("weight").and_then(|weight| weight.shape().first().copied());
+    let out_channels =
+        graph.view(source).tensor("weight").and_then(|weight| weight.shape().first().copied());
     if out_channels != Some(*channels) || quantizer(graph.view(node)).is_none() {
         return Outcome::Refused(Reason::DoesNotFit);
     }
@@ -60,12 +62,21 @@ mod tests {
             Outcome::Refused(Reason::ReadsInput)
         );
         let twice = graph(&[nodes[0], nodes[1], nodes[2], ("s", "quantize", &["a"])], &[]);
-        assert_eq!(outcome("fuse_quantizer", &twice, &tensors).0, Outcome::Refused(Reason::ProducerHasOne));
+        assert_eq!(
+            outcome("fuse_quantizer", &twice, &tensors).0,
+            Outcome::Refused(Reason::ProducerHasOne)
+        );
         let float = graph(&[("a", "conv2d", &["x"]), ("r", "quantize", &["a"])], &[]);
-        assert_eq!(outcome("fuse_quantizer", &float, &tensors).0, Outcome::Refused(Reason::ProducerCannot));
+        assert_eq!(
+            outcome("fuse_quantizer", &float, &tensors).0,
+            Outcome::Refused(Reason::ProducerCannot)
+        );
         let mut other = super::super::testing::tensors();
         other.insert("s".to_owned(), crate::graph::Tensor::F32(vec![2], vec![1.0, f32::NAN]));
         let block = graph(&nodes[..3], &[]);
-        assert_eq!(outcome("fuse_quantizer", &block, &other).0, Outcome::Refused(Reason::DoesNotFit));
+        assert_eq!(
+            outcome("fuse_quantizer", &block, &other).0,
+            Outcome::Refused(Reason::DoesNotFit)
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! A shortcut convolution that only the residual add reads runs inside the convolution that adds it, so that its
-//! output stays in cache.
+//! A shortcut convolution that only the residual add reads runs inside the convolution that adds
+//! it, so that its output stays in cache.
 
 use super::{FusedGraph, Outcome, Reason, only_producer};
 use crate::graph::op::Op;
@@ -12,11 +12,15 @@ pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
         Ok(producer) => producer,
         Err(reason) => return Outcome::Refused(reason),
     };
-    let Op::ConvFloat { .. } = graph.op(producer) else { return Outcome::Refused(Reason::ProducerCannot) };
+    let Op::ConvFloat { .. } = graph.op(producer) else {
+        return Outcome::Refused(Reason::ProducerCannot);
+    };
     let plain = |node: &super::super::fused::FusedNode| {
         node.inputs.len() == 1 && node.shortcut.is_none() && node.quantizer.is_none()
     };
-    if !graph.node(producer).is_some_and(plain) || graph.node(node).is_none_or(|node| node.shortcut.is_some()) {
+    if !graph.node(producer).is_some_and(plain)
+        || graph.node(node).is_none_or(|node| node.shortcut.is_some())
+    {
         return Outcome::Refused(Reason::ProducerHasOne);
     }
     let Some(shortcut) = graph.take(producer) else { return Outcome::NoMatch };
@@ -37,7 +41,11 @@ mod tests {
     #[test]
     fn a_shortcut_runs_inside_the_add() {
         let tensors = tensors();
-        let nodes: Nodes = &[("q", "quantize", &["x"]), ("s", "conv_float", &["q"]), ("y", "conv_float", &["q", "s"])];
+        let nodes: Nodes = &[
+            ("q", "quantize", &["x"]),
+            ("s", "conv_float", &["q"]),
+            ("y", "conv_float", &["q", "s"]),
+        ];
         let block = graph(nodes, &[]);
         let (last, fused) = outcome("fuse_shortcut", &block, &tensors);
         assert_eq!(last, Outcome::Applied);
@@ -45,12 +53,22 @@ mod tests {
         let sum = fused.node(3).unwrap();
         assert_eq!((sum.inputs.as_slice(), sum.shortcut.as_ref().unwrap().node), (&[1, 1][..], 2));
         let read = graph(nodes, &["s"]);
-        assert_eq!(outcome("fuse_shortcut", &read, &tensors).0, Outcome::Refused(Reason::OtherReaders));
+        assert_eq!(
+            outcome("fuse_shortcut", &read, &tensors).0,
+            Outcome::Refused(Reason::OtherReaders)
+        );
         let identity = graph(&[("q", "quantize", &["x"]), ("y", "conv_float", &["q", "x"])], &[]);
-        assert_eq!(outcome("fuse_shortcut", &identity, &tensors).0, Outcome::Refused(Reason::ReadsInput));
-        let float: Nodes = &[("q", "quantize", &["x"]), ("s", "conv2d", &["x"]), ("y", "conv_float", &["q", "s"])];
+        assert_eq!(
+            outcome("fuse_shortcut", &identity, &tensors).0,
+            Outcome::Refused(Reason::ReadsInput)
+        );
+        let float: Nodes =
+            &[("q", "quantize", &["x"]), ("s", "conv2d", &["x"]), ("y", "conv_float", &["q", "s"])];
         let float = graph(float, &[]);
-        assert_eq!(outcome("fuse_shortcut", &float, &tensors).0, Outcome::Refused(Reason::ProducerCannot));
+        assert_eq!(
+            outcome("fuse_shortcut", &float, &tensors).0,
+            Outcome::Refused(Reason::ProducerCannot)
+        );
         let chain: Nodes = &[
             ("q", "quantize", &["x"]),
             ("s", "conv_float", &["q"]),
@@ -58,6 +76,9 @@ mod tests {
             ("y", "conv_float", &["q", "t"]),
         ];
         let chain = graph(chain, &[]);
-        assert_eq!(outcome("fuse_shortcut", &chain, &tensors).0, Outcome::Refused(Reason::ProducerHasOne));
+        assert_eq!(
+            outcome("fuse_shortcut", &chain, &tensors).0,
+            Outcome::Refused(Reason::ProducerHasOne)
+        );
     }
 }

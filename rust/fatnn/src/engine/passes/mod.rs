@@ -1,7 +1,7 @@
 //! Rewrites: each looks at one node and says whether it fused it, and if not, why.
 //!
-//! A pass walks over the nodes in order, so its time is linear in their number. Passes run in the order of
-//! [`PASSES`].
+//! A pass walks over the nodes in order, so its time is linear in their number. Passes run in the
+//! order of [`PASSES`].
 
 mod fuse_bounds;
 mod fuse_elementwise;
@@ -119,7 +119,10 @@ mod testing {
 
     pub fn tensors() -> Tensors {
         BTreeMap::from([
-            ("w".to_owned(), Tensor::Codes(WeightKind::Binary, vec![64, 64, 1, 1], vec![1; 64 * 64])),
+            (
+                "w".to_owned(),
+                Tensor::Codes(WeightKind::Binary, vec![64, 64, 1, 1], vec![1; 64 * 64]),
+            ),
             ("dw".to_owned(), Tensor::I8(vec![64, 1, 1, 1], vec![1; 64])),
             ("i8".to_owned(), Tensor::I8(vec![64, 64, 1, 1], vec![1; 64 * 64])),
             ("f".to_owned(), Tensor::F32(vec![64, 64, 1, 1], vec![1.0; 64 * 64])),
@@ -136,7 +139,10 @@ mod testing {
                 "ceil_mode": false, "groups": 1, "act": "half", "channels": 64, "dims": 2, "relu": false})
         };
         let (attrs, tensors) = match op {
-            "quantize" => (json!({"channels": 64, "groups": 1, "act": "half", "dims": 2}), json!({"steps": "s"})),
+            "quantize" => (
+                json!({"channels": 64, "groups": 1, "act": "half", "dims": 2}),
+                json!({"steps": "s"}),
+            ),
             "conv_float" => (window(1), json!({"weight": "w"})),
             "conv2d" => (window(1), json!({"weight": "f"})),
             "conv2d_int8" => (window(1), json!({"weight": "i8", "scale": "c", "inv_step": "one"})),
@@ -154,18 +160,24 @@ mod testing {
             "shape": [1, 64, 4, 4]})
     }
 
-    /// Nodes as (name, operation, inputs), after an input `x`; the last is returned, and those in `returned`.
+    /// Nodes as (name, operation, inputs), after an input `x`; the last is returned, and those in
+    /// `returned`.
     pub fn graph(nodes: &[(&str, &str, &[&str])], returned: &[&str]) -> Graph {
         let mut all = vec![node("x", "input", &[])];
         all.extend(nodes.iter().map(|(name, op, inputs)| node(name, op, inputs)));
         let last = nodes[nodes.len() - 1].0;
-        let outputs: Vec<Json> = returned.iter().copied().chain([last]).map(|name| json!({"value": name})).collect();
+        let outputs: Vec<Json> =
+            returned.iter().copied().chain([last]).map(|name| json!({"value": name})).collect();
         let text = json!({"nodes": all, "outputs": {"list": outputs}}).to_string();
         Graph::parse(&text, Source::Description).unwrap()
     }
 
     /// What a pass says of the last node, and the graph after it went over all.
-    pub fn outcome<'a>(pass: &str, graph: &'a Graph, tensors: &'a Tensors) -> (Outcome, FusedGraph<'a>) {
+    pub fn outcome<'a>(
+        pass: &str,
+        graph: &'a Graph,
+        tensors: &'a Tensors,
+    ) -> (Outcome, FusedGraph<'a>) {
         let Pass { apply, .. } = super::PASSES.iter().find(|found| found.name == pass).unwrap();
         let mut fused = FusedGraph::new(graph, tensors);
         let mut last = Outcome::NoMatch;

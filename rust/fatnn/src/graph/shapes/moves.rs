@@ -8,9 +8,11 @@ use crate::graph::size::{Size, Sizes};
 pub(in crate::graph) fn reshape(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
     let Op::Reshape { shape } = &view.node.op else { return same(sizes, view, read) };
     let x = read[0];
-    require(shape.iter().all(|size| *size >= -1) && shape.iter().filter(|size| **size == -1).count() <= 1, || {
-        format!("a shape of sizes, 0, and -1 at most once expected, got {shape:?}")
-    })?;
+    require(
+        shape.iter().all(|size| *size >= -1)
+            && shape.iter().filter(|size| **size == -1).count() <= 1,
+        || format!("a shape of sizes, 0, and -1 at most once expected, got {shape:?}"),
+    )?;
     let mut made = Vec::new();
     for (i, &size) in shape.iter().enumerate() {
         made.push(match size {
@@ -69,13 +71,16 @@ pub(in crate::graph) fn permute(sizes: &Sizes, view: NodeView<'_>, read: &[&[Siz
 }
 
 pub(in crate::graph) fn slice(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let &Op::Slice(Slice { dim, start, end, step }) = &view.node.op else { return same(sizes, view, read) };
+    let &Op::Slice(Slice { dim, start, end, step }) = &view.node.op else {
+        return same(sizes, view, read);
+    };
     let mut made = read[0].to_vec(); // small: sizes
     require(!made.is_empty(), || "a slice of a number".into())?;
     let dim = dimension(dim, made.len())?;
     made[dim] = match made[dim] {
         Size::Known(size) => {
-            let inside = |at: i64| if at < 0 { at + size as i64 } else { at }.clamp(0, size as i64) as usize;
+            let inside =
+                |at: i64| if at < 0 { at + size as i64 } else { at }.clamp(0, size as i64) as usize;
             Size::Known(inside(end).saturating_sub(inside(start)).div_ceil(step.max(1)))
         }
         free if start == 0 && step == 1 && end == i64::from(i32::MAX) => free,

@@ -1,6 +1,7 @@
 //! Depthwise convolution on AVX2: two rows of `i16`, as `vpmaddubsw` saturates.
 //!
-//! As on AVX-512, packing sixteen floats and interleaving two rows undo each other's order of channels.
+//! As on AVX-512, packing sixteen floats and interleaving two rows undo each other's order of
+//! channels.
 
 use std::arch::x86_64::*;
 
@@ -15,7 +16,8 @@ const BLOCK: usize = 4 * LANES;
 /// Bytes of a step.
 const STEP: usize = 4 * BLOCK;
 
-static LAYOUT: DepthwiseLayout = DepthwiseLayout { id: 0x12, rows: 2, block: BLOCK, element: Element::I16 };
+static LAYOUT: DepthwiseLayout =
+    DepthwiseLayout { id: 0x12, rows: 2, block: BLOCK, element: Element::I16 };
 
 #[derive(Debug)]
 struct Avx2;
@@ -196,7 +198,8 @@ unsafe fn tile<const R: usize, const X: usize>(
                 }
                 let column = columns.add((kx * product.dilation * steps + step) * STEP);
                 for x in 0..X {
-                    let values = _mm256_loadu_si256(column.add(x * product.stride * steps * STEP).cast());
+                    let values =
+                        _mm256_loadu_si256(column.add(x * product.stride * steps * STEP).cast());
                     for (acc, w) in acc.iter_mut().zip(w) {
                         let acc = &mut acc[x];
                         *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(values, w));
@@ -224,7 +227,10 @@ unsafe fn tile<const R: usize, const X: usize>(
 unsafe fn finish(finish: &Finish<'_>, acc: __m256i, first: usize, out: *mut f32) {
     // SAFETY: constants are as many as a block has channels, which is whole vectors.
     let load = |values: &[f32]| unsafe { _mm256_loadu_ps(values.as_ptr().add(first)) };
-    let mut y = _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(acc), load(finish.scale)), load(finish.bias));
+    let mut y = _mm256_add_ps(
+        _mm256_mul_ps(_mm256_cvtepi32_ps(acc), load(finish.scale)),
+        load(finish.bias),
+    );
     if let Some((scale, bias)) = finish.affine {
         y = _mm256_fmadd_ps(y, load(scale), load(bias));
     }

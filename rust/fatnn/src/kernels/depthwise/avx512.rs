@@ -1,8 +1,9 @@
 //! Depthwise convolution on AVX-512 VNNI.
 //!
 //! Four vectors of sixteen floats become one of 64 bytes by two packs, which leave four channels of
-//! each vector side by side. Interleaving four rows by unpacks, which work on the same quarters, puts
-//! channels in order again: the first product vector is sixteen channels of the first float vector.
+//! each vector side by side. Interleaving four rows by unpacks, which work on the same quarters,
+//! puts channels in order again: the first product vector is sixteen channels of the first float
+//! vector.
 
 use std::arch::x86_64::*;
 
@@ -17,7 +18,8 @@ const BLOCK: usize = 4 * LANES;
 /// Bytes of a step.
 const STEP: usize = 4 * BLOCK;
 
-static LAYOUT: DepthwiseLayout = DepthwiseLayout { id: 0x13, rows: 4, block: BLOCK, element: Element::Biased };
+static LAYOUT: DepthwiseLayout =
+    DepthwiseLayout { id: 0x13, rows: 4, block: BLOCK, element: Element::Biased };
 
 #[derive(Debug)]
 struct Avx512;
@@ -94,7 +96,8 @@ impl DepthwiseKernel for Avx512 {
 unsafe fn quantize(x: &[f32], channels: usize, levels: &Levels, mut out: *mut u8) -> bool {
     let (inv_step, most) = (_mm512_set1_ps(levels.inv_step), _mm512_set1_ps(levels.bounds[1]));
     let least = _mm_cvt_ss2si(_mm_set_ss(levels.bounds[0])) as i8;
-    let (least, lowest, bias) = (_mm512_set1_epi8(least), _mm512_set1_epi8(-128), _mm512_set1_epi8(-128));
+    let (least, lowest, bias) =
+        (_mm512_set1_epi8(least), _mm512_set1_epi8(-128), _mm512_set1_epi8(-128));
     let mut numbers = true;
     for pixel in x.chunks_exact(channels) {
         for block in pixel.chunks(BLOCK) {
@@ -114,7 +117,8 @@ unsafe fn quantize(x: &[f32], channels: usize, levels: &Levels, mut out: *mut u8
                 // converts, as what is too small for `i32` does, to the least number.
                 *code = _mm512_cvtps_epi32(_mm512_min_ps(most, _mm512_mul_ps(x, inv_step)));
             }
-            let [low, high] = [_mm512_packs_epi32(codes[0], codes[1]), _mm512_packs_epi32(codes[2], codes[3])];
+            let [low, high] =
+                [_mm512_packs_epi32(codes[0], codes[1]), _mm512_packs_epi32(codes[2], codes[3])];
             let codes = _mm512_packs_epi16(low, high);
             if _mm512_cmpeq_epi8_mask(codes, lowest) != 0 {
                 numbers &= !block.iter().any(|x| x.is_nan());
@@ -149,7 +153,8 @@ unsafe fn interleave<const WHOLE: bool>(rows: &Rows<'_>, steps: usize, out: *mut
                 _mm512_storeu_si512(out.cast(), _mm512_unpacklo_epi16(a, b));
                 _mm512_storeu_si512(out.add(1).cast(), _mm512_unpackhi_epi16(a, b));
                 if WHOLE {
-                    let (a, b) = (_mm512_unpackhi_epi8(r[0], r[1]), _mm512_unpackhi_epi8(r[2], r[3]));
+                    let (a, b) =
+                        (_mm512_unpackhi_epi8(r[0], r[1]), _mm512_unpackhi_epi8(r[2], r[3]));
                     _mm512_storeu_si512(out.add(2).cast(), _mm512_unpacklo_epi16(a, b));
                     _mm512_storeu_si512(out.add(3).cast(), _mm512_unpackhi_epi16(a, b));
                 }
@@ -190,7 +195,10 @@ impl Constants {
 /// # Safety
 /// As [`Product::check`] checks.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
-unsafe fn lines<const R: usize, const K: usize, const STRIDE: usize>(product: &Product<'_>, out: *mut f32) {
+unsafe fn lines<const R: usize, const K: usize, const STRIDE: usize>(
+    product: &Product<'_>,
+    out: *mut f32,
+) {
     const { assert!(R <= MAX_LINES) };
     let (steps, width) = (LAYOUT.steps(product.kernel[0]), product.kernel[1]);
     let starts = product.panel.len() - 4 * BLOCK;
@@ -209,10 +217,18 @@ unsafe fn lines<const R: usize, const K: usize, const STRIDE: usize>(product: &P
                 let columns = columns.add(x * product.stride * steps * STEP);
                 let out = out.add(x * product.pixel + first);
                 x += match product.width - x {
-                    7.. => tile::<R, 7, K, STRIDE>(product, steps, columns, weights, start, &constants, out),
-                    4.. => tile::<R, 4, K, STRIDE>(product, steps, columns, weights, start, &constants, out),
-                    2.. => tile::<R, 2, K, STRIDE>(product, steps, columns, weights, start, &constants, out),
-                    _ => tile::<R, 1, K, STRIDE>(product, steps, columns, weights, start, &constants, out),
+                    7.. => tile::<R, 7, K, STRIDE>(
+                        product, steps, columns, weights, start, &constants, out,
+                    ),
+                    4.. => tile::<R, 4, K, STRIDE>(
+                        product, steps, columns, weights, start, &constants, out,
+                    ),
+                    2.. => tile::<R, 2, K, STRIDE>(
+                        product, steps, columns, weights, start, &constants, out,
+                    ),
+                    _ => tile::<R, 1, K, STRIDE>(
+                        product, steps, columns, weights, start, &constants, out,
+                    ),
                 };
             }
         }

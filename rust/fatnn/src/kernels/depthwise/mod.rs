@@ -1,10 +1,10 @@
 //! Depthwise convolution of int8: every output channel reads one input channel.
 //!
-//! A window's products of one channel are neighbours in no layout that a convolution's input has, so
-//! lanes are channels, and the taps that one instruction adds up are interleaved: pixels of
-//! [`DepthwiseLayout::rows`] image rows that lie below each other, channel by channel, in *columns*.
-//! Where the rows of a column are more than the window is high, lines of the output share columns:
-//! each line has a copy of the weights, shifted down by its distance.
+//! A window's products of one channel are neighbours in no layout that a convolution's input has,
+//! so lanes are channels, and the taps that one instruction adds up are interleaved: pixels of
+//! [`DepthwiseLayout::rows`] image rows that lie below each other, channel by channel, in
+//! *columns*. Where the rows of a column are more than the window is high, lines of the output
+//! share columns: each line has a copy of the weights, shifted down by its distance.
 //!
 //! | instruction set | a column | inner step |
 //! | --- | --- | --- |
@@ -84,8 +84,8 @@ impl DepthwiseLayout {
         for j in 0..self.block {
             let Some(weight) = weights.channel(j) else { continue };
             assert_eq!(weight.len(), height * width);
-            for (shift, y, x) in
-                (0..self.shifts(height)).flat_map(|s| (0..height).flat_map(move |y| (0..width).map(move |x| (s, y, x))))
+            for (shift, y, x) in (0..self.shifts(height))
+                .flat_map(|s| (0..height).flat_map(move |y| (0..width).map(move |x| (s, y, x))))
             {
                 let (row, w) = (y + shift, weight[y * width + x]);
                 let step = (shift * width + x) * steps + row / self.rows;
@@ -100,8 +100,8 @@ impl DepthwiseLayout {
     }
 }
 
-/// What follows the sums of a block: `acc * scale`, `+ bias`, then `fma(y, scale, bias)` where it is
-/// given, then bounds. Constants are as many as a block has channels.
+/// What follows the sums of a block: `acc * scale`, `+ bias`, then `fma(y, scale, bias)` where it
+/// is given, then bounds. Constants are as many as a block has channels.
 #[derive(Clone, Copy, Debug)]
 pub struct Finish<'a> {
     /// Per channel.
@@ -125,8 +125,8 @@ pub struct Levels {
 }
 
 impl Levels {
-    /// For inputs that are clamped to bounds before: products by a positive number keep their order, and
-    /// so does rounding, so it makes no difference to clamp after the product.
+    /// For inputs that are clamped to bounds before: products by a positive number keep their
+    /// order, and so does rounding, so it makes no difference to clamp after the product.
     pub(crate) fn new(inv_step: f32, bounds: [f32; 2]) -> Self {
         let level = |bound: f32| match bound.is_infinite() {
             // Flushed to zero, the step's inverse would make this NaN.
@@ -154,23 +154,34 @@ impl Rows<'_> {
     /// Steps of a column.
     ///
     /// # Panics
-    /// Where reading the rows, or writing their columns, would leave the slices: a bug in the caller.
+    /// Where reading the rows, or writing their columns, would leave the slices: a bug in the
+    /// caller.
     fn check(&self, layout: &DepthwiseLayout, out: &[u8]) -> usize {
         let block = layout.block * layout.element.bytes();
-        assert!((1..=layout.block).contains(&self.channels) && self.offsets.len().is_multiple_of(layout.rows));
+        assert!(
+            (1..=layout.block).contains(&self.channels)
+                && self.offsets.len().is_multiple_of(layout.rows)
+        );
         let steps = self.offsets.len() / layout.rows;
-        let columns = self.count.checked_mul(steps).and_then(|n| n.checked_mul(layout.step_bytes()));
+        let columns =
+            self.count.checked_mul(steps).and_then(|n| n.checked_mul(layout.step_bytes()));
         assert!(columns.is_some_and(|end| end <= out.len()));
         if self.count > 0 {
-            let last = (self.count - 1).checked_mul(self.pitch).and_then(|at| at.checked_add(block));
+            let last =
+                (self.count - 1).checked_mul(self.pitch).and_then(|at| at.checked_add(block));
             let last = last.expect("rows are in memory");
-            assert!(self.offsets.iter().all(|at| at.checked_add(last).is_some_and(|end| end <= self.bytes.len())));
+            assert!(
+                self.offsets
+                    .iter()
+                    .all(|at| at.checked_add(last).is_some_and(|end| end <= self.bytes.len()))
+            );
         }
         steps
     }
 }
 
-/// Lines of columns, a panel of weights and what becomes of their products, whose sizes fit each other.
+/// Lines of columns, a panel of weights and what becomes of their products, whose sizes fit each
+/// other.
 #[derive(Clone, Copy, Debug)]
 pub struct Product<'a> {
     /// Columns of a block: those under the first window begin here.
@@ -196,15 +207,26 @@ impl Product<'_> {
     fn check(&self, layout: &DepthwiseLayout, out: &[f32]) {
         let (finish, [height, width]) = (&self.finish, self.kernel);
         let constants = finish.affine.map_or([finish.scale; 2], |(scale, bias)| [scale, bias]);
-        assert!([finish.scale, finish.bias].into_iter().chain(constants).all(|c| c.len() == layout.block));
-        assert!((1..=layout.block).contains(&finish.channels) && finish.channels <= self.pixel && self.width > 0);
+        assert!(
+            [finish.scale, finish.bias]
+                .into_iter()
+                .chain(constants)
+                .all(|c| c.len() == layout.block)
+        );
+        assert!(
+            (1..=layout.block).contains(&finish.channels)
+                && finish.channels <= self.pixel
+                && self.width > 0
+        );
         assert!(height > 0 && width > 0 && self.panel.len() == layout.panel_bytes(self.kernel));
         assert!(self.lines == 1 || (self.lines == 2 && self.shift < layout.shifts(height)));
-        let (last, tap) = ((self.width - 1).checked_mul(self.stride), (width - 1).checked_mul(self.dilation));
+        let (last, tap) =
+            ((self.width - 1).checked_mul(self.stride), (width - 1).checked_mul(self.dilation));
         let columns = last.zip(tap).and_then(|(last, tap)| last.checked_add(tap)?.checked_add(1));
         let bytes = columns.and_then(|n| n.checked_mul(layout.steps(height) * layout.step_bytes()));
         assert!(bytes.is_some_and(|bytes| bytes <= self.columns.len()));
-        let line = (self.width - 1).checked_mul(self.pixel).and_then(|at| at.checked_add(finish.channels));
+        let line =
+            (self.width - 1).checked_mul(self.pixel).and_then(|at| at.checked_add(finish.channels));
         let end = line.and_then(|end| end.checked_add((self.lines - 1).checked_mul(self.line)?));
         assert!(end.is_some_and(|end| end <= out.len()));
     }
@@ -221,15 +243,15 @@ pub trait DepthwiseKernel: private::Sealed + Sync + std::fmt::Debug {
     }
 
     /// Quantizes pixels of so many channels: `round(clamp(x * inv_step, bounds))`, halves to even.
-    /// `out` has `DepthwiseLayout::pixel_bytes` for each, in an order of channels that only the kernel
-    /// knows. Whether none was NaN.
+    /// `out` has `DepthwiseLayout::pixel_bytes` for each, in an order of channels that only the
+    /// kernel knows. Whether none was NaN.
     fn quantize(&self, x: &[f32], channels: usize, levels: &Levels, out: &mut [u8]) -> bool;
 
     /// Makes columns of a block of channels: as many as there are pixels, from where `out` begins.
     fn interleave(&self, rows: &Rows<'_>, out: &mut [u8]);
 
-    /// Products of a block of channels, to floats: see `Finish`. `out` begins with the first channel
-    /// of the block in the first pixel.
+    /// Products of a block of channels, to floats: see `Finish`. `out` begins with the first
+    /// channel of the block in the first pixel.
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]);
 }
 

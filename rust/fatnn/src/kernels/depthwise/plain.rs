@@ -1,4 +1,5 @@
-//! Depthwise convolution as plain loops, compiled for instruction sets without kernels of their own.
+//! Depthwise convolution as plain loops, compiled for instruction sets without kernels of their
+//! own.
 
 use super::{DepthwiseKernel, DepthwiseLayout, Levels, Product, Rows, inner};
 use crate::cpu::{Features, Isa};
@@ -12,7 +13,8 @@ use crate::kernels::vector::VectorLoop;
 const BLOCK: usize = 32;
 const LANES: usize = 16;
 
-static LAYOUT: DepthwiseLayout = DepthwiseLayout { id: 0x11, rows: 1, block: BLOCK, element: Element::I16 };
+static LAYOUT: DepthwiseLayout =
+    DepthwiseLayout { id: 0x11, rows: 1, block: BLOCK, element: Element::I16 };
 
 #[derive(Debug)]
 struct Plain<S> {
@@ -24,7 +26,8 @@ struct Plain<S> {
 /// In portable Rust.
 pub(crate) fn scalar(_: Features) -> Option<&'static dyn Kernel> {
     use crate::kernels::isa::scalar::Scalar;
-    static KERNEL: Plain<Scalar> = Plain { simd: Scalar, name: "generic-depthwise-scalar", isa: Isa::Scalar };
+    static KERNEL: Plain<Scalar> =
+        Plain { simd: Scalar, name: "generic-depthwise-scalar", isa: Isa::Scalar };
     Some(&KERNEL)
 }
 
@@ -73,7 +76,8 @@ impl<S: Simd> DepthwiseKernel for Plain<S> {
         let mut numbers = true;
         for (x, out) in x.chunks_exact(channels).zip(out.chunks_exact_mut(pitch)) {
             let (out, padding) = out.split_at_mut(channels * 2);
-            numbers &= self.simd.run(QuantizeInt8 { element: Element::I16, x, inv_step, bounds, out });
+            numbers &=
+                self.simd.run(QuantizeInt8 { element: Element::I16, x, inv_step, bounds, out });
             padding.fill(0);
         }
         numbers
@@ -111,7 +115,8 @@ impl VectorLoop for Multiply<'_> {
             for first in (0..product.finish.channels).step_by(LANES) {
                 let mut acc = [0; LANES];
                 for kx in 0..width {
-                    let column = (x * product.stride + kx * product.dilation) * height * BLOCK + first;
+                    let column =
+                        (x * product.stride + kx * product.dilation) * height * BLOCK + first;
                     for y in 0..height {
                         let values = vector(product.columns, column + y * BLOCK);
                         let weights = vector(product.panel, (kx * height + y) * BLOCK + first);

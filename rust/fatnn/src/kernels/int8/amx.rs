@@ -1,8 +1,9 @@
 //! Int8 products on Intel AMX (Sapphire Rapids and later), on Linux.
 //!
-//! Rows are loaded into tiles where they lie, whatever their distance, and weights as they were packed: nothing is expanded or
-//! copied. Two tiles of rows × two tiles of channels share their operands. Sums are finished 32 rows at a time, so that outputs are
-//! written in the order of their addresses.
+//! Rows are loaded into tiles where they lie, whatever their distance, and weights as they were
+//! packed: nothing is expanded or copied. Two tiles of rows × two tiles of channels share their
+//! operands. Sums are finished 32 rows at a time, so that outputs are written in the order of their
+//! addresses.
 
 use std::arch::asm;
 use std::mem::MaybeUninit;
@@ -16,8 +17,15 @@ use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
 /// Most channels in a panel.
 const WIDTH: usize = 4 * SIDE;
 
-static LAYOUT: Int8Layout =
-    Int8Layout { id: 5, depth: DEPTH, unit: 4, lanes: SIDE, panel: WIDTH, rows: SIDE, element: Element::I8 };
+static LAYOUT: Int8Layout = Int8Layout {
+    id: 5,
+    depth: DEPTH,
+    unit: 4,
+    lanes: SIDE,
+    panel: WIDTH,
+    rows: SIDE,
+    element: Element::I8,
+};
 
 #[derive(Debug)]
 struct Amx;
@@ -66,8 +74,9 @@ impl ColumnsKernel for Amx {
 
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
         assert!(product.outputs() <= out.len());
-        // SAFETY: `self` exists, so `make` saw AVX-512 and AMX and was allowed tiles, of which no other code of this thread
-        // holds any; `Product::new` checked the sizes of rows, up to a multiple of 16, and of the panel.
+        // SAFETY: `self` exists, so `make` saw AVX-512 and AMX and was allowed tiles, of which no
+        // other code of this thread holds any; `Product::new` checked the sizes of rows, up to a
+        // multiple of 16, and of the panel.
         unsafe {
             amx::configure();
             match product.width / SIDE {
@@ -88,7 +97,8 @@ struct Sums([MaybeUninit<i32>; 2 * SIDE * WIDTH]);
 /// All rows × `NV` tiles of channels.
 ///
 /// # Safety
-/// Tiles are configured; the panel has `NV` tiles, and `out` as many floats as [`Product::outputs`] says.
+/// Tiles are configured; the panel has `NV` tiles, and `out` as many floats as [`Product::outputs`]
+/// says.
 #[target_feature(enable = "avx512f,avx2,fma")]
 unsafe fn run<const NV: usize>(product: &Product<'_>, out: &mut [f32]) {
     let (rows, steps) = (&product.rows, product.depth / DEPTH);
@@ -102,8 +112,8 @@ unsafe fn run<const NV: usize>(product: &Product<'_>, out: &mut [f32]) {
     while row < count {
         let two = row + SIDE < count;
         for v in (0..NV).step_by(2) {
-            // SAFETY: rows `row .. row + 16` (or 32, where `two`) exist; so do `steps` tiles of them, and of weights for each of
-            // `NV`; `sums` has room for 32 rows.
+            // SAFETY: rows `row .. row + 16` (or 32, where `two`) exist; so do `steps` tiles of
+            // them, and of weights for each of `NV`; `sums` has room for 32 rows.
             unsafe {
                 let a = rows.bytes.as_ptr().add(row * rows.stride);
                 let b = product.panel.as_ptr().add(v * TILE);
@@ -136,12 +146,19 @@ unsafe fn run<const NV: usize>(product: &Product<'_>, out: &mut [f32]) {
     }
 }
 
-/// 32 rows × 32 channels over `count` tiles of the reduction; weights are `NV` tiles a step, and rows of sums as wide.
+/// 32 rows × 32 channels over `count` tiles of the reduction; weights are `NV` tiles a step, and
+/// rows of sums as wide.
 ///
 /// # Safety
 /// Tiles are configured; all addresses hold what [`run`] says.
 #[inline(always)]
-unsafe fn pair<const NV: usize>(a: *const u8, stride: usize, b: *const u8, count: usize, out: *mut i32) {
+unsafe fn pair<const NV: usize>(
+    a: *const u8,
+    stride: usize,
+    b: *const u8,
+    count: usize,
+    out: *mut i32,
+) {
     // SAFETY: the caller vouches for every address.
     unsafe {
         asm!(
@@ -182,12 +199,19 @@ unsafe fn pair<const NV: usize>(a: *const u8, stride: usize, b: *const u8, count
     }
 }
 
-/// 32 rows × 16 channels over `count` tiles of the reduction; weights are `NV` tiles a step, and rows of sums as wide.
+/// 32 rows × 16 channels over `count` tiles of the reduction; weights are `NV` tiles a step, and
+/// rows of sums as wide.
 ///
 /// # Safety
 /// As [`pair`].
 #[inline(always)]
-unsafe fn tall<const NV: usize>(a: *const u8, stride: usize, b: *const u8, count: usize, out: *mut i32) {
+unsafe fn tall<const NV: usize>(
+    a: *const u8,
+    stride: usize,
+    b: *const u8,
+    count: usize,
+    out: *mut i32,
+) {
     // SAFETY: the caller vouches for every address.
     unsafe {
         asm!(
@@ -221,12 +245,19 @@ unsafe fn tall<const NV: usize>(a: *const u8, stride: usize, b: *const u8, count
     }
 }
 
-/// 16 rows × 32 channels over `count` tiles of the reduction; weights are `NV` tiles a step, and rows of sums as wide.
+/// 16 rows × 32 channels over `count` tiles of the reduction; weights are `NV` tiles a step, and
+/// rows of sums as wide.
 ///
 /// # Safety
 /// As [`pair`].
 #[inline(always)]
-unsafe fn wide<const NV: usize>(a: *const u8, stride: usize, b: *const u8, count: usize, out: *mut i32) {
+unsafe fn wide<const NV: usize>(
+    a: *const u8,
+    stride: usize,
+    b: *const u8,
+    count: usize,
+    out: *mut i32,
+) {
     // SAFETY: the caller vouches for every address.
     unsafe {
         asm!(
@@ -257,12 +288,19 @@ unsafe fn wide<const NV: usize>(a: *const u8, stride: usize, b: *const u8, count
     }
 }
 
-/// 16 rows × 16 channels over `count` tiles of the reduction; weights are `NV` tiles a step, and rows of sums as wide.
+/// 16 rows × 16 channels over `count` tiles of the reduction; weights are `NV` tiles a step, and
+/// rows of sums as wide.
 ///
 /// # Safety
 /// As [`pair`].
 #[inline(always)]
-unsafe fn one<const NV: usize>(a: *const u8, stride: usize, b: *const u8, count: usize, out: *mut i32) {
+unsafe fn one<const NV: usize>(
+    a: *const u8,
+    stride: usize,
+    b: *const u8,
+    count: usize,
+    out: *mut i32,
+) {
     // SAFETY: the caller vouches for every address.
     unsafe {
         asm!(

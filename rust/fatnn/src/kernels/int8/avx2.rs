@@ -1,7 +1,8 @@
 //! Int8 products on AVX2.
 //!
-//! `vpmaddubsw`, the instruction for bytes, saturates: two products of 255·127 do not fit `i16`. So activations are kept as `i16`, weights
-//! are widened as they are read, and `vpmaddwd` adds pairs of products to 32 bits: 16 products in three instructions.
+//! `vpmaddubsw`, the instruction for bytes, saturates: two products of 255·127 do not fit `i16`. So
+//! activations are kept as `i16`, weights are widened as they are read, and `vpmaddwd` adds pairs
+//! of products to 32 bits: 16 products in three instructions.
 
 use std::arch::x86_64::*;
 
@@ -11,11 +12,19 @@ use crate::kernels::columns::{ColumnsKernel, Element, Int8Layout, Product, inner
 use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
 
 const WIDTH: usize = 16;
-/// Most rows at a time: with two vectors of weights, one of activations and one of products, the sums fill the registers.
+/// Most rows at a time: with two vectors of weights, one of activations and one of products, the
+/// sums fill the registers.
 const ROWS: usize = 6;
 
-static LAYOUT: Int8Layout =
-    Int8Layout { id: 2, depth: 2, unit: 2, lanes: WIDTH, panel: WIDTH, rows: 1, element: Element::I16 };
+static LAYOUT: Int8Layout = Int8Layout {
+    id: 2,
+    depth: 2,
+    unit: 2,
+    lanes: WIDTH,
+    panel: WIDTH,
+    rows: 1,
+    element: Element::I16,
+};
 
 #[derive(Debug)]
 struct Avx2;
@@ -57,7 +66,8 @@ impl ColumnsKernel for Avx2 {
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
         product.tiles(ROWS, |row, rows, at| {
             let out = &mut out[at..];
-            // SAFETY: `self` exists, so `make` saw the feature; `Product::new` checked the sizes of rows and panel.
+            // SAFETY: `self` exists, so `make` saw the feature; `Product::new` checked the sizes of
+            // rows and panel.
             unsafe {
                 let x = product.rows.bytes.as_ptr().add(row * product.rows.stride);
                 match rows {

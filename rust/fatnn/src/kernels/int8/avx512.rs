@@ -1,9 +1,10 @@
 //! Int8 products on AVX-512 VNNI (Cascade Lake, Ice Lake, Zen 4 and later).
 //!
-//! `vpdpbusd` multiplies unsigned by signed bytes, 64 products an instruction, and wraps around where sums do not fit, as
-//! nothing here needs to: activations come as code + 128, and sums begin at -128·Σw. Six rows by four vectors of 16 channels:
-//! ten loads for 24 products, so that two ports of products are the bound. One row (a linear layer) runs two chains per vector,
-//! enough to read weights at the speed of the second-level cache.
+//! `vpdpbusd` multiplies unsigned by signed bytes, 64 products an instruction, and wraps around
+//! where sums do not fit, as nothing here needs to: activations come as code + 128, and sums begin
+//! at -128·Σw. Six rows by four vectors of 16 channels: ten loads for 24 products, so that two
+//! ports of products are the bound. One row (a linear layer) runs two chains per vector, enough to
+//! read weights at the speed of the second-level cache.
 
 use std::arch::x86_64::*;
 
@@ -18,8 +19,15 @@ const VECTORS: usize = 4;
 /// Most rows at a time.
 const ROWS: usize = 6;
 
-static LAYOUT: Int8Layout =
-    Int8Layout { id: 3, depth: 4, unit: 4, lanes: LANES, panel: LANES * VECTORS, rows: 1, element: Element::Biased };
+static LAYOUT: Int8Layout = Int8Layout {
+    id: 3,
+    depth: 4,
+    unit: 4,
+    lanes: LANES,
+    panel: LANES * VECTORS,
+    rows: 1,
+    element: Element::Biased,
+};
 
 #[derive(Debug)]
 struct Avx512;
@@ -60,7 +68,8 @@ impl ColumnsKernel for Avx512 {
 
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
         assert!(product.outputs() <= out.len());
-        // SAFETY: `self` exists, so `make` saw the features; `Product::new` checked the sizes of rows and panel.
+        // SAFETY: `self` exists, so `make` saw the features; `Product::new` checked the sizes of
+        // rows and panel.
         unsafe {
             match product.width / LANES {
                 1 => panel::<1>(product, out),
@@ -111,7 +120,8 @@ unsafe fn tile<const MR: usize, const NV: usize, const CHAINS: usize>(
         *row = x.wrapping_add(r * product.rows.stride);
     }
     let weights = product.panel.as_ptr().cast::<i32>();
-    // SAFETY: a step is `NV` vectors of weights; behind the last one, the panel holds where sums begin.
+    // SAFETY: a step is `NV` vectors of weights; behind the last one, the panel holds where sums
+    // begin.
     let vectors = |k: usize| unsafe {
         let mut vectors = [_mm512_setzero_si512(); NV];
         for (v, vector) in vectors.iter_mut().enumerate() {
@@ -143,7 +153,8 @@ unsafe fn tile<const MR: usize, const NV: usize, const CHAINS: usize>(
     let mut sums = Sums::<MR, NV>([[[0; LANES]; NV]; MR]);
     for r in 0..MR {
         for v in 0..NV {
-            let sum = acc[1..].iter().fold(acc[0][r][v], |sum, chain| _mm512_add_epi32(sum, chain[r][v]));
+            let sum =
+                acc[1..].iter().fold(acc[0][r][v], |sum, chain| _mm512_add_epi32(sum, chain[r][v]));
             // SAFETY: `sums` has `MR` rows of `NV` vectors.
             unsafe { _mm512_store_si512(sums.0[r][v].as_mut_ptr().cast(), sum) };
         }
@@ -156,18 +167,26 @@ unsafe fn tile<const MR: usize, const NV: usize, const CHAINS: usize>(
 #[repr(C, align(64))]
 struct Sums<const MR: usize, const NV: usize>([[[i32; LANES]; NV]; MR]);
 
-/// Finishes `rows` rows of sums, `NV` vectors each, that begin cache lines; `out` is the first one's pixel.
+/// Finishes `rows` rows of sums, `NV` vectors each, that begin cache lines; `out` is the first
+/// one's pixel.
 ///
 /// # Safety
 /// `sums` has so many rows; the panel has `NV` vectors; the pixels' channels may be written.
 #[target_feature(enable = "avx512f,fma")]
-pub(super) unsafe fn finish<const NV: usize>(finish: &Finish<'_>, sums: *const i32, rows: usize, out: *mut f32) {
+pub(super) unsafe fn finish<const NV: usize>(
+    finish: &Finish<'_>,
+    sums: *const i32,
+    rows: usize,
+    out: *mut f32,
+) {
     // SAFETY: as the caller promises.
     unsafe {
         match (finish.affine, finish.relu) {
             (None, false) => finish_rows::<NV, false, false>(finish, (&[], &[]), sums, rows, out),
             (None, true) => finish_rows::<NV, false, true>(finish, (&[], &[]), sums, rows, out),
-            (Some(affine), false) => finish_rows::<NV, true, false>(finish, affine, sums, rows, out),
+            (Some(affine), false) => {
+                finish_rows::<NV, true, false>(finish, affine, sums, rows, out)
+            }
             (Some(affine), true) => finish_rows::<NV, true, true>(finish, affine, sums, rows, out),
         }
     }
@@ -184,7 +203,8 @@ unsafe fn finish_rows<const NV: usize, const AFFINE: bool, const RELU: bool>(
     out: *mut f32,
 ) {
     let zero = _mm512_setzero_ps();
-    let (mut scale, mut bias, mut slope, mut offset) = ([zero; NV], [zero; NV], [zero; NV], [zero; NV]);
+    let (mut scale, mut bias, mut slope, mut offset) =
+        ([zero; NV], [zero; NV], [zero; NV], [zero; NV]);
     // Vectors that are written whole; masked stores are slower.
     let whole = finish.channels / LANES;
     let rest = (1u16 << (finish.channels % LANES)) - 1;
@@ -203,13 +223,15 @@ unsafe fn finish_rows<const NV: usize, const AFFINE: bool, const RELU: bool>(
         for v in 0..NV {
             // SAFETY: `sums` has so many rows, `out` so many pixels.
             unsafe {
-                let sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums.add((r * NV + v) * LANES).cast()));
+                let sum =
+                    _mm512_cvtepi32_ps(_mm512_load_si512(sums.add((r * NV + v) * LANES).cast()));
                 let mut y = _mm512_add_ps(_mm512_mul_ps(sum, scale[v]), bias[v]);
                 if AFFINE {
                     y = _mm512_fmadd_ps(y, slope[v], offset[v]);
                 }
                 if RELU {
-                    // The second operand passes through where it is NaN or -0.0, as through PyTorch's ReLU.
+                    // The second operand passes through where it is NaN or -0.0, as through
+                    // PyTorch's ReLU.
                     y = _mm512_max_ps(zero, y);
                 }
                 let out = out.wrapping_add(r * finish.pitch + v * LANES);

@@ -1,6 +1,8 @@
-//! What follows an int8 product: a plain loop, which every kernel compiles with its own CPU features.
+//! What follows an int8 product: a plain loop, which every kernel compiles with its own CPU
+//! features.
 
-/// Accumulators to floats: `acc * scale`, `+ bias`, then, where they are given, `fma(y, scale, bias)` and ReLU.
+/// Accumulators to floats: `acc * scale`, `+ bias`, then, where they are given, `fma(y, scale,
+/// bias)` and ReLU.
 ///
 /// Conversions round to nearest even. Constants are padded to the panel's width.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +57,9 @@ fn rows<const AFFINE: bool, const RELU: bool>(
             let have = (width - whole_channels).min(LANES);
             last[..have].copy_from_slice(&acc[whole_channels..][..have]);
             if have == LANES {
-                rest.copy_from_slice(&vector::<AFFINE, RELU>(finish, affine, &last, whole_channels)[..rest.len()]);
+                rest.copy_from_slice(
+                    &vector::<AFFINE, RELU>(finish, affine, &last, whole_channels)[..rest.len()],
+                );
             } else {
                 for (j, (out, acc)) in rest.iter_mut().zip(last).enumerate() {
                     let c = whole_channels + j;
@@ -74,7 +78,11 @@ fn vector<const AFFINE: bool, const RELU: bool>(
     c: usize,
 ) -> [f32; LANES] {
     let (scale, bias) = (&finish.scale[c..c + LANES], &finish.bias[c..c + LANES]);
-    let affine = if AFFINE { (&affine.0[c..c + LANES], &affine.1[c..c + LANES]) } else { (&[][..], &[][..]) };
+    let affine = if AFFINE {
+        (&affine.0[c..c + LANES], &affine.1[c..c + LANES])
+    } else {
+        (&[][..], &[][..])
+    };
     // A loop: `from_fn` would be compiled without the kernel's CPU features.
     let mut y = [0.0; LANES];
     for j in 0..LANES {

@@ -1,4 +1,5 @@
-//! Pixels of several image rows, interleaved: what makes the window of a convolution one piece of memory.
+//! Pixels of several image rows, interleaved: what makes the window of a convolution one piece of
+//! memory.
 
 /// Bytes that [`interleave`] may read behind a row's pixels, and write behind the last one's place.
 pub(crate) const COPY_SLACK: usize = 16;
@@ -16,11 +17,13 @@ pub(crate) struct Pixels {
     pub pitch: usize,
 }
 
-/// `out[(x * rows.len() + y) * bytes..]` becomes the bytes of pixel `x` of row `y`. Rows are byte offsets in `image`. Up to
-/// [`COPY_SLACK`] bytes behind the last pixel's place in `out` are overwritten.
+/// `out[(x * rows.len() + y) * bytes..]` becomes the bytes of pixel `x` of row `y`. Rows are byte
+/// offsets in `image`. Up to [`COPY_SLACK`] bytes behind the last pixel's place in `out` are
+/// overwritten.
 ///
 /// # Panics
-/// Where pixels, or [`COPY_SLACK`] bytes behind the last, are outside the slices: a bug in the caller.
+/// Where pixels, or [`COPY_SLACK`] bytes behind the last, are outside the slices: a bug in the
+/// caller.
 pub(crate) fn interleave(image: &[u8], rows: &[usize], pixels: &Pixels, out: &mut [u8]) {
     let &Pixels { first, count, bytes, pitch } = pixels;
     if count == 0 {
@@ -28,15 +31,19 @@ pub(crate) fn interleave(image: &[u8], rows: &[usize], pixels: &Pixels, out: &mu
     }
     assert!((1..=pitch).contains(&bytes));
     let fits = |slice: &[u8], from: usize, len: usize| {
-        from.checked_add(len).and_then(|end| end.checked_add(COPY_SLACK)).is_some_and(|end| end <= slice.len())
+        from.checked_add(len)
+            .and_then(|end| end.checked_add(COPY_SLACK))
+            .is_some_and(|end| end <= slice.len())
     };
     assert!(rows.iter().all(|&at| fits(image, at, (first + count) * pitch)));
     assert!(fits(out, 0, count * rows.len() * bytes));
-    // SAFETY: just checked: every copy begins at a pixel, or its place, and ends at most `COPY_SLACK` bytes behind it.
+    // SAFETY: just checked: every copy begins at a pixel, or its place, and ends at most
+    // `COPY_SLACK` bytes behind it.
     unsafe {
         match bytes {
             _ if rows.len() == 1 && bytes == pitch => {
-                out[..count * bytes].copy_from_slice(&image[rows[0] + first * pitch..][..count * bytes]);
+                out[..count * bytes]
+                    .copy_from_slice(&image[rows[0] + first * pitch..][..count * bytes]);
             }
             1..=4 => match rows.len() {
                 3 => unrolled::<3>(image, rows, pixels, out),
@@ -57,10 +64,12 @@ pub(crate) fn interleave(image: &[u8], rows: &[usize], pixels: &Pixels, out: &mu
     }
 }
 
-/// As [`interleave`], in copies of `N` bytes, at least a pixel's: each overwrites what the last one wrote too much.
+/// As [`interleave`], in copies of `N` bytes, at least a pixel's: each overwrites what the last one
+/// wrote too much.
 ///
 /// # Safety
-/// `pixels.bytes <= N <= COPY_SLACK`, and every pixel, and `COPY_SLACK` bytes behind it, is inside the slices.
+/// `pixels.bytes <= N <= COPY_SLACK`, and every pixel, and `COPY_SLACK` bytes behind it, is inside
+/// the slices.
 unsafe fn short<const N: usize>(image: &[u8], rows: &[usize], pixels: &Pixels, out: &mut [u8]) {
     let (mut to, image) = (out.as_mut_ptr(), image.as_ptr());
     for x in pixels.first..pixels.first + pixels.count {
@@ -79,7 +88,12 @@ unsafe fn short<const N: usize>(image: &[u8], rows: &[usize], pixels: &Pixels, o
 ///
 /// # Safety
 /// As [`short`]; there are `ROWS` rows.
-unsafe fn unrolled<const ROWS: usize>(image: &[u8], rows: &[usize], pixels: &Pixels, out: &mut [u8]) {
+unsafe fn unrolled<const ROWS: usize>(
+    image: &[u8],
+    rows: &[usize],
+    pixels: &Pixels,
+    out: &mut [u8],
+) {
     let mut from = [image.as_ptr(); ROWS];
     for (from, &at) in from.iter_mut().zip(rows) {
         *from = from.wrapping_add(at + pixels.first * pixels.pitch);
@@ -97,25 +111,41 @@ unsafe fn unrolled<const ROWS: usize>(image: &[u8], rows: &[usize], pixels: &Pix
     }
 }
 
-/// [`interleave`] where `out` holds what it made of the window above, of `keep` more rows: columns move up, and `rows` are those that
-/// come in at the bottom. `false`, and nothing done, for sizes that it is not made for.
+/// [`interleave`] where `out` holds what it made of the window above, of `keep` more rows: columns
+/// move up, and `rows` are those that come in at the bottom. `false`, and nothing done, for sizes
+/// that it is not made for.
 ///
 /// # Panics
 /// As [`interleave`].
-pub(crate) fn roll(image: &[u8], rows: &[usize], keep: usize, pixels: &Pixels, out: &mut [u8]) -> bool {
+pub(crate) fn roll(
+    image: &[u8],
+    rows: &[usize],
+    keep: usize,
+    pixels: &Pixels,
+    out: &mut [u8],
+) -> bool {
     let &Pixels { first, count, bytes, pitch } = pixels;
     let (shift, keep) = (rows.len() * bytes, keep * bytes);
-    // A column's copy must end inside it, and what the last row's copy writes too much where the next column's begins to move.
+    // A column's copy must end inside it, and what the last row's copy writes too much where the
+    // next column's begins to move.
     let size = if keep <= 4 { 4 } else { keep.next_multiple_of(8) };
-    if keep == 0 || !(1..=4).contains(&bytes) || size > 16 || size > keep + shift || 4 - bytes > shift {
+    if keep == 0
+        || !(1..=4).contains(&bytes)
+        || size > 16
+        || size > keep + shift
+        || 4 - bytes > shift
+    {
         return false;
     }
     let fits = |slice: &[u8], from: usize, len: usize| {
-        from.checked_add(len).and_then(|end| end.checked_add(COPY_SLACK)).is_some_and(|end| end <= slice.len())
+        from.checked_add(len)
+            .and_then(|end| end.checked_add(COPY_SLACK))
+            .is_some_and(|end| end <= slice.len())
     };
     assert!(bytes <= pitch && rows.iter().all(|&at| fits(image, at, (first + count) * pitch)));
     assert!(fits(out, 0, count * (keep + shift)));
-    // SAFETY: just checked: every copy begins inside a pixel or a column, and ends at most `COPY_SLACK` bytes behind it.
+    // SAFETY: just checked: every copy begins inside a pixel or a column, and ends at most
+    // `COPY_SLACK` bytes behind it.
     unsafe {
         match size {
             4 => roll_by::<4>(image, rows, keep, pixels, out),
@@ -128,7 +158,13 @@ pub(crate) fn roll(image: &[u8], rows: &[usize], keep: usize, pixels: &Pixels, o
 
 /// # Safety
 /// `N` is at least `keep`; copies stay inside the slices.
-unsafe fn roll_by<const N: usize>(image: &[u8], rows: &[usize], keep: usize, pixels: &Pixels, out: &mut [u8]) {
+unsafe fn roll_by<const N: usize>(
+    image: &[u8],
+    rows: &[usize],
+    keep: usize,
+    pixels: &Pixels,
+    out: &mut [u8],
+) {
     let (mut to, image) = (out.as_mut_ptr(), image.as_ptr());
     let shift = rows.len() * pixels.bytes;
     for x in pixels.first..pixels.first + pixels.count {

@@ -1,7 +1,8 @@
 //! Int8 products on AArch64.
 //!
-//! `smull` and `smlal` leave the sum of two products in 16 bits, which hold it (2·127² < 2¹⁵); `sadalp` adds neighbours to 32 bits: six
-//! instructions for 32 products, on every CPU with Advanced SIMD. (`sdot` would take two, where it exists.)
+//! `smull` and `smlal` leave the sum of two products in 16 bits, which hold it (2·127² < 2¹⁵);
+//! `sadalp` adds neighbours to 32 bits: six instructions for 32 products, on every CPU with
+//! Advanced SIMD. (`sdot` would take two, where it exists.)
 //!
 //! Tested under emulation only; no speed was measured on hardware yet.
 
@@ -16,8 +17,15 @@ const WIDTH: usize = 16;
 /// Most rows at a time.
 const ROWS: usize = 4;
 
-static LAYOUT: Int8Layout =
-    Int8Layout { id: 4, depth: 4, unit: 2, lanes: WIDTH, panel: WIDTH, rows: 1, element: Element::I8 };
+static LAYOUT: Int8Layout = Int8Layout {
+    id: 4,
+    depth: 4,
+    unit: 2,
+    lanes: WIDTH,
+    panel: WIDTH,
+    rows: 1,
+    element: Element::I8,
+};
 
 #[derive(Debug)]
 struct Neon;
@@ -59,7 +67,8 @@ impl ColumnsKernel for Neon {
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
         product.tiles(ROWS, |row, rows, at| {
             let out = &mut out[at..];
-            // SAFETY: `self` exists, so `make` saw the feature; `Product::new` checked the sizes of rows and panel.
+            // SAFETY: `self` exists, so `make` saw the feature; `Product::new` checked the sizes of
+            // rows and panel.
             unsafe {
                 let x = product.rows.bytes.as_ptr().add(row * product.rows.stride);
                 match rows {
@@ -89,13 +98,24 @@ unsafe fn tile<const MR: usize>(product: &Product<'_>, x: *const u8, out: &mut [
         for v in 0..2 {
             // Eight channels: their pairs of weights for two positions, then for the next two.
             // SAFETY: a step is two positions' pairs of 16 channels, 64 bytes.
-            let w = unsafe { [vld1q_s8(weights.add(k * 64 + v * 16)), vld1q_s8(weights.add(k * 64 + 32 + v * 16))] };
+            let w = unsafe {
+                [
+                    vld1q_s8(weights.add(k * 64 + v * 16)),
+                    vld1q_s8(weights.add(k * 64 + 32 + v * 16)),
+                ]
+            };
             for (acc, row) in acc.iter_mut().zip(rows) {
                 // SAFETY: a step is four bytes of every row.
                 let pairs = unsafe { row.add(k * 4).cast::<[i16; 2]>().read_unaligned() };
-                let x = [vreinterpretq_s8_s16(vdupq_n_s16(pairs[0])), vreinterpretq_s8_s16(vdupq_n_s16(pairs[1]))];
-                let low =
-                    vmlal_s8(vmull_s8(vget_low_s8(w[0]), vget_low_s8(x[0])), vget_low_s8(w[1]), vget_low_s8(x[1]));
+                let x = [
+                    vreinterpretq_s8_s16(vdupq_n_s16(pairs[0])),
+                    vreinterpretq_s8_s16(vdupq_n_s16(pairs[1])),
+                ];
+                let low = vmlal_s8(
+                    vmull_s8(vget_low_s8(w[0]), vget_low_s8(x[0])),
+                    vget_low_s8(w[1]),
+                    vget_low_s8(x[1]),
+                );
                 let high = vmlal_high_s8(vmull_high_s8(w[0], x[0]), w[1], x[1]);
                 acc[v * 2] = vpadalq_s16(acc[v * 2], low);
                 acc[v * 2 + 1] = vpadalq_s16(acc[v * 2 + 1], high);

@@ -35,8 +35,14 @@ const BIASED: u8 = 1;
 const I16: u8 = 2;
 
 #[inline(always)]
-fn quantize_as<const ELEMENT: u8>(x: &[f32], inv_step: f32, [least, most]: [f32; 2], out: &mut [u8]) -> bool {
-    /// What is added to a small float so that its last bits are the nearest integer, halves to even: 1.5 · 2²³.
+fn quantize_as<const ELEMENT: u8>(
+    x: &[f32],
+    inv_step: f32,
+    [least, most]: [f32; 2],
+    out: &mut [u8],
+) -> bool {
+    /// What is added to a small float so that its last bits are the nearest integer, halves to
+    /// even: 1.5 · 2²³.
     const ROUND: f32 = 12_582_912.0;
     let code = |x: f32| {
         let y = x * inv_step;

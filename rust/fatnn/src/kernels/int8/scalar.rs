@@ -7,8 +7,15 @@ use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
 
 const WIDTH: usize = 8;
 
-static LAYOUT: Int8Layout =
-    Int8Layout { id: 1, depth: 1, unit: 1, lanes: WIDTH, panel: WIDTH, rows: 1, element: Element::I8 };
+static LAYOUT: Int8Layout = Int8Layout {
+    id: 1,
+    depth: 1,
+    unit: 1,
+    lanes: WIDTH,
+    panel: WIDTH,
+    rows: 1,
+    element: Element::I8,
+};
 
 #[derive(Debug)]
 struct Scalar;

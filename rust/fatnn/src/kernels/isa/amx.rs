@@ -16,10 +16,12 @@ pub(crate) fn allowed() -> bool {
     *ALLOWED.get_or_init(request_tiles)
 }
 
-/// Asks the kernel for the tiles' state (`arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`), once for all threads.
+/// Asks the kernel for the tiles' state (`arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`),
+/// once for all threads.
 fn request_tiles() -> bool {
     let answer: i64;
-    // SAFETY: the system call takes two numbers, touches no memory, and changes registers as declared.
+    // SAFETY: the system call takes two numbers, touches no memory, and changes registers as
+    // declared.
     unsafe {
         asm!("syscall", inlateout("rax") 158i64 => answer, in("rdi") 0x1023, in("rsi") 18, out("rcx") _, out("r11") _,
             options(nostack));
@@ -50,7 +52,9 @@ static CONFIG: TileConfig = {
 #[inline(always)]
 pub(crate) unsafe fn configure() {
     // SAFETY: the configuration is 64 bytes; the caller vouches for the rest.
-    unsafe { asm!("ldtilecfg [{0}]", in(reg) &raw const CONFIG, options(nostack, readonly, preserves_flags)) };
+    unsafe {
+        asm!("ldtilecfg [{0}]", in(reg) &raw const CONFIG, options(nostack, readonly, preserves_flags))
+    };
 }
 
 /// Gives tiles back.

@@ -49,18 +49,22 @@ unsafe impl Simd for Avx2 {
 fn ge_mask<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
     const { assert!(NR.is_multiple_of(16) && NR <= 64) };
     let below = |i: usize| {
-        // SAFETY: both arrays have `NR` elements, of which every pair of vectors asked for is a part.
+        // SAFETY: both arrays have `NR` elements, of which every pair of vectors asked for is a
+        // part.
         unsafe {
-            let (acc, threshold) = (acc.as_ptr().add(i * 8).cast(), threshold.as_ptr().add(i * 8).cast());
+            let (acc, threshold) =
+                (acc.as_ptr().add(i * 8).cast(), threshold.as_ptr().add(i * 8).cast());
             _mm256_cmpgt_epi32(_mm256_loadu_si256(threshold), _mm256_loadu_si256(acc))
         }
     };
-    // Four vectors of comparisons become one of bytes, whose signs are one number: their quarters come interleaved.
+    // Four vectors of comparisons become one of bytes, whose signs are one number: their quarters
+    // come interleaved.
     let in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     let mut bits = 0;
     for i in (0..NR / 8).step_by(4) {
         let first = _mm256_packs_epi32(below(i), below(i + 1));
-        let second = if i + 2 < NR / 8 { _mm256_packs_epi32(below(i + 2), below(i + 3)) } else { first };
+        let second =
+            if i + 2 < NR / 8 { _mm256_packs_epi32(below(i + 2), below(i + 3)) } else { first };
         let bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(first, second), in_order);
         bits |= u64::from(_mm256_movemask_epi8(bytes) as u32) << (i * 8);
     }
@@ -87,7 +91,8 @@ fn ge_mask_f32<const N: usize>(x: &[f32; N], threshold: f32) -> u64 {
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(crate) fn count_bytes(plane: __m256i) -> __m256i {
-    let table = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+    let table =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
     let nibble = _mm256_set1_epi8(15);
     let low = _mm256_shuffle_epi8(table, _mm256_and_si256(plane, nibble));
     let high = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16::<4>(plane), nibble));
@@ -104,7 +109,11 @@ pub(crate) fn sum_bytes(counts: __m256i) -> __m256i {
 /// Adds two planes to `sum`, returns the carries.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(crate) fn full_add<const R: usize>(sum: &mut [__m256i; R], a: [__m256i; R], b: [__m256i; R]) -> [__m256i; R] {
+pub(crate) fn full_add<const R: usize>(
+    sum: &mut [__m256i; R],
+    a: [__m256i; R],
+    b: [__m256i; R],
+) -> [__m256i; R] {
     let mut carries = a;
     for r in 0..R {
         let half = _mm256_xor_si256(a[r], sum[r]);

@@ -49,10 +49,13 @@ unsafe impl Simd for Avx512 {
 fn ge_mask<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
     const { assert!(NR.is_multiple_of(16) && NR <= 64) };
     let mut bits = 0;
-    for (i, (acc, threshold)) in acc.as_chunks::<16>().0.iter().zip(threshold.as_chunks::<16>().0).enumerate() {
+    for (i, (acc, threshold)) in
+        acc.as_chunks::<16>().0.iter().zip(threshold.as_chunks::<16>().0).enumerate()
+    {
         // SAFETY: both arrays have sixteen elements.
-        let (acc, threshold) =
-            unsafe { (_mm512_loadu_si512(acc.as_ptr().cast()), _mm512_loadu_si512(threshold.as_ptr().cast())) };
+        let (acc, threshold) = unsafe {
+            (_mm512_loadu_si512(acc.as_ptr().cast()), _mm512_loadu_si512(threshold.as_ptr().cast()))
+        };
         bits |= u64::from(_mm512_cmpge_epi32_mask(acc, threshold)) << (i * 16);
     }
     bits

@@ -49,7 +49,9 @@ unsafe impl Simd for Neon {
 fn ge_mask<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
     const { assert!(NR.is_multiple_of(4) && NR <= 32) };
     let mut bits = vdupq_n_u32(0);
-    for (i, (acc, threshold)) in acc.as_chunks::<4>().0.iter().zip(threshold.as_chunks::<4>().0).enumerate() {
+    for (i, (acc, threshold)) in
+        acc.as_chunks::<4>().0.iter().zip(threshold.as_chunks::<4>().0).enumerate()
+    {
         // SAFETY: both arrays have four elements.
         let (acc, threshold) = unsafe { (vld1q_s32(acc.as_ptr()), vld1q_s32(threshold.as_ptr())) };
         bits = vorrq_u32(bits, vandq_u32(vcgeq_s32(acc, threshold), four_bits(i)));

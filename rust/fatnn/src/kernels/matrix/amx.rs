@@ -1,15 +1,17 @@
 //! The matrix family for Intel AMX (Sapphire Rapids and later), on Linux.
 //!
-//! `tdpbssd` multiplies 16×64 by 64×16 int8 in 16 cycles. It is fed by tile loads of 16 cache lines, and
-//! what it waits for is memory: expanded weights do not fit the first-level cache for long. Two ways:
+//! `tdpbssd` multiplies 16×64 by 64×16 int8 in 16 cycles. It is fed by tile loads of 16 cache
+//! lines, and what it waits for is memory: expanded weights do not fit the first-level cache for
+//! long. Two ways:
 //!
-//! * **Long reductions**: 64 positions × 16 channels. A tile of weights serves four products. While they
-//!   run, the vector units expand the tile after the next from two bits into a ring of four tiles.
-//! * **Short reductions**, of at most [`EXPANDED`] tiles: the panel is expanded once, and 32 positions ×
-//!   32 channels share four tile loads among four products.
+//! * **Long reductions**: 64 positions × 16 channels. A tile of weights serves four products. While
+//!   they run, the vector units expand the tile after the next from two bits into a ring of four
+//!   tiles.
+//! * **Short reductions**, of at most [`EXPANDED`] tiles: the panel is expanded once, and 32
+//!   positions × 32 channels share four tile loads among four products.
 //!
-//! Compilers emit no tile instructions, so the state needs no care but this: configured at the start of
-//! a call, released at its end. `docs/kernels.md` has what was measured.
+//! Compilers emit no tile instructions, so the state needs no care but this: configured at the
+//! start of a call, released at its end. `docs/kernels.md` has what was measured.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -23,7 +25,9 @@ use crate::kernels::epilogue::{Epilogue, TileEpilogue, part_width};
 use crate::kernels::isa::amx::{self, DEPTH, SIDE, TILE};
 use crate::kernels::isa::avx512::Avx512;
 use crate::kernels::kernel::{Family, Inner, Kernel, Layout, OperandTypes, Operands, private};
-use crate::kernels::packed_input::{AccBlock, PackedInput, PackedInputKernel, Panel, Pixels, inner};
+use crate::kernels::packed_input::{
+    AccBlock, PackedInput, PackedInputKernel, Panel, Pixels, inner,
+};
 use crate::kernels::panels::PanelWeights;
 
 /// Channels in a panel: a word of the codes that come out.
@@ -64,8 +68,8 @@ const UINT2: u8 = 2;
 /// The inner loop for activations of a kind: they differ in what a frame's bytes are made of.
 struct Frames<const KIND: u8>;
 
-/// Where the CPU has AMX with int8, and AVX-512 with what comes with it on every such CPU, and the operating system lets this
-/// process use it.
+/// Where the CPU has AMX with int8, and AVX-512 with what comes with it on every such CPU, and the
+/// operating system lets this process use it.
 pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
     let cpu = features.amx_int8 && features.avx512_vbmi && features.gfni;
     (cpu && amx::allowed()).then_some(&Amx)
@@ -88,7 +92,8 @@ impl Kernel for Amx {
 
     fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>> {
         let full = matches!(operands, OperandTypes::Codes(Operands { act: Act::Full, .. }));
-        let ternary: &(dyn PackedInputKernel + Sync) = if full { &Frames::<CODES> } else { &Frames::<LEVELS> };
+        let ternary: &(dyn PackedInputKernel + Sync) =
+            if full { &Frames::<CODES> } else { &Frames::<LEVELS> };
         inner(operands, ternary, &Frames::<UINT2>)
     }
 
@@ -143,7 +148,8 @@ impl<const KIND: u8> PackedInputKernel for Frames<KIND> {
         scratch: &mut Vec<CacheLine>,
         emit: &mut dyn FnMut(AccBlock<'_>),
     ) {
-        // SAFETY: this is an inner loop of `Amx`, which exists where `make` saw AVX-512 and AMX and was allowed tiles.
+        // SAFETY: this is an inner loop of `Amx`, which exists where `make` saw AVX-512 and AMX and
+        // was allowed tiles.
         unsafe { run(framed, panel, scratch, emit) }
     }
 }
@@ -159,7 +165,10 @@ fn pack_input<const KIND: u8>(pixels: &Pixels<'_>, out: &mut [u8]) {
         let byte = match KIND {
             CODES => _mm512_maskz_mov_epi8(!first, _mm512_mask_blend_epi8(second, minus_one, one)),
             LEVELS => _mm512_maskz_mov_epi8(second, _mm512_mask_blend_epi8(first, two, one)),
-            _ => _mm512_or_si512(_mm512_maskz_mov_epi8(first, one), _mm512_maskz_mov_epi8(second, two)),
+            _ => _mm512_or_si512(
+                _mm512_maskz_mov_epi8(first, one),
+                _mm512_maskz_mov_epi8(second, two),
+            ),
         };
         // SAFETY: `out` has 64 bytes.
         unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), byte) };
@@ -185,7 +194,8 @@ unsafe fn run(
     let scratch = CacheLine::bounded(scratch, weight_tiles * TILE + BLOCK * NR * 4);
     let (tiles, acc) = scratch.split_at_mut(weight_tiles * TILE / size_of::<CacheLine>());
     let tiles = CacheLine::bytes_mut(tiles);
-    // SAFETY: the lines hold `BLOCK × NR` numbers, any bytes are a number, and a line is aligned for them.
+    // SAFETY: the lines hold `BLOCK × NR` numbers, any bytes are a number, and a line is aligned
+    // for them.
     let acc = unsafe { std::slice::from_raw_parts_mut(acc.as_mut_ptr().cast::<i32>(), BLOCK * NR) };
     if expanded {
         for (packed, tile) in weights.as_chunks().0.iter().zip(tiles.as_chunks_mut().0) {
@@ -196,8 +206,8 @@ unsafe fn run(
     unsafe { amx::configure() };
     let mut tile = 0;
     for left in (1..=blocks).rev() {
-        // Tiles of rows in this block. Long reductions share them out evenly: the expansion of a tile of weights hides behind the
-        // products of three tiles of rows, not behind one's.
+        // Tiles of rows in this block. Long reductions share them out evenly: the expansion of a
+        // tile of weights hides behind the products of three tiles of rows, not behind one's.
         let rest = framed.positions().div_ceil(SIDE) - tile;
         let rows = if expanded { rest.min(BLOCK / SIDE) } else { rest.div_ceil(left) };
         let first = tile * SIDE;
@@ -209,8 +219,9 @@ unsafe fn run(
                     let out = &mut acc[half * 2 * SIDE * NR + pair * 2 * SIDE..];
                     let a = a.wrapping_add(half * 2 * TILE);
                     let b = tiles[pair * 2 * depth * TILE..].as_ptr();
-                    // SAFETY: `PackedInput` has a whole block of rows at every offset from `first` on; `tiles` has `depth` tiles for each
-                    // of four strips; `out` has 32 channels from here on, of 32 rows.
+                    // SAFETY: `PackedInput` has a whole block of rows at every offset from `first`
+                    // on; `tiles` has `depth` tiles for each of four strips; `out` has 32 channels
+                    // from here on, of 32 rows.
                     unsafe { square(a, framed.offsets(), b, depth * TILE, out) };
                 }
             }
@@ -246,7 +257,8 @@ fn expand_rows<const N: usize>(packed: &[u8; PACKED_TILE], tile: &mut [u8; TILE]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
 #[inline]
 fn expand_from<const N: usize>(packed: &[u8; PACKED_TILE], tile: &mut [u8; TILE], first: usize) {
-    // Byte `b` of 64-bit lane `i` gets the field at bit `16·(i/2) + 2·b` of its half of the row: see `matrix`.
+    // Byte `b` of 64-bit lane `i` gets the field at bit `16·(i/2) + 2·b` of its half of the row:
+    // see `matrix`.
     const SHIFTS: [u8; 64] = {
         let mut shifts = [0; 64];
         let mut i = 0;
@@ -265,7 +277,10 @@ fn expand_from<const N: usize>(packed: &[u8; PACKED_TILE], tile: &mut [u8; TILE]
         // SAFETY: `row` has 16 bytes, `out` 64.
         unsafe {
             let row = _mm512_broadcast_i32x4(_mm_loadu_si128(row.as_ptr().cast()));
-            let weights = _mm512_gf2p8affine_epi64_epi8::<0>(_mm512_multishift_epi64_epi8(shifts, row), sign_extend);
+            let weights = _mm512_gf2p8affine_epi64_epi8::<0>(
+                _mm512_multishift_epi64_epi8(shifts, row),
+                sign_extend,
+            );
             _mm512_storeu_si512(out.as_mut_ptr().cast(), weights);
         }
     }
@@ -274,14 +289,21 @@ fn expand_from<const N: usize>(packed: &[u8; PACKED_TILE], tile: &mut [u8; TILE]
 /// `R` row tiles × 16 channels, expanding weights on the way.
 ///
 /// # Safety
-/// Tiles are configured; at every offset from `a` there are `R` row tiles; `packed` has a tile for every offset; `ring` has
-/// room for [`RING`] tiles, `out` for `R` tiles of rows of [`NR`].
+/// Tiles are configured; at every offset from `a` there are `R` row tiles; `packed` has a tile for
+/// every offset; `ring` has room for [`RING`] tiles, `out` for `R` tiles of rows of [`NR`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
 #[inline]
-unsafe fn column<const R: usize>(a: *const u8, offsets: &[usize], packed: &[u8], ring: &mut [u8], out: &mut [i32]) {
+unsafe fn column<const R: usize>(
+    a: *const u8,
+    offsets: &[usize],
+    packed: &[u8],
+    ring: &mut [u8],
+    out: &mut [i32],
+) {
     const { assert!(R >= 1 && R <= 4) };
     const QUARTER: usize = ROWS / 4;
-    let (packed, ring) = (packed.as_chunks::<PACKED_TILE>().0, &mut ring.as_chunks_mut::<TILE>().0[..RING]);
+    let (packed, ring) =
+        (packed.as_chunks::<PACKED_TILE>().0, &mut ring.as_chunks_mut::<TILE>().0[..RING]);
     debug_assert!(packed.len() == offsets.len() && out.len() >= (R * SIDE - 1) * NR + SIDE);
     macro_rules! start {
         ($c:literal) => {
@@ -326,7 +348,9 @@ unsafe fn column<const R: usize>(a: *const u8, offsets: &[usize], packed: &[u8],
             // Past the end the last tile is expanded again, where nobody looks.
             let (next, tile) = (&packed[(k + AHEAD).min(last)], (k + AHEAD) % RING);
             for line in next.as_chunks::<{ size_of::<CacheLine>() }>().0 {
-                _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(PREFETCH * PACKED_TILE).cast());
+                _mm_prefetch::<_MM_HINT_T0>(
+                    line.as_ptr().wrapping_add(PREFETCH * PACKED_TILE).cast(),
+                );
             }
             asm!("tileloadd tmm4, [{b} + {stride}*1]", b = in(reg) ring[k % RING].as_ptr(), stride = in(reg) DEPTH,
                 options(nostack, readonly, preserves_flags));
@@ -361,8 +385,8 @@ unsafe fn column<const R: usize>(a: *const u8, offsets: &[usize], packed: &[u8],
 /// 32 rows × 32 channels; the second 16 channels' tiles begin `next` bytes behind the first's.
 ///
 /// # Safety
-/// Tiles are configured; at every offset from `a` there are two row tiles; `b` and `b + next` have a tile for every offset;
-/// `out` has 32 rows of [`NR`].
+/// Tiles are configured; at every offset from `a` there are two row tiles; `b` and `b + next` have
+/// a tile for every offset; `out` has 32 rows of [`NR`].
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 unsafe fn square(a: *const u8, offsets: &[usize], b: *const u8, next: usize, out: &mut [i32]) {

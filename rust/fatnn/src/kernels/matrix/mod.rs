@@ -1,17 +1,19 @@
 //! What all matrix-unit kernels share: the layout of the weights.
 //!
-//! A matrix unit multiplies int8 tiles many times faster than vectors do, and so fast that two bits a value are worth it for
-//! the memory they save, not for the arithmetic: a layer's int8 weights would be read from beyond the second-level cache in
-//! more time than their products take. So weights stay at two bits and are expanded to int8 beside the multiplication;
-//! activations come as the same planes that the popcount kernels read, and are expanded once per call, into a frame.
+//! A matrix unit multiplies int8 tiles many times faster than vectors do, and so fast that two bits
+//! a value are worth it for the memory they save, not for the arithmetic: a layer's int8 weights
+//! would be read from beyond the second-level cache in more time than their products take. So
+//! weights stay at two bits and are expanded to int8 beside the multiplication; activations come as
+//! the same planes that the popcount kernels read, and are expanded once per call, into a frame.
 //!
-//! **Weights**, per panel of `nr` channels: for every `lanes` channels, for every unit of 64 channels of the input, for every
-//! tap, 16 rows of 64 weights in 16 bytes. A row is what the unit wants side by side: for every channel four consecutive
-//! positions of the reduction. Weight `i` of a row, two's complement in two bits, lies at bit
-//! `64·(i/8 mod 2) + 16·(i/16) + 2·(i mod 8)`, from where one byte-wise shift of a vector fetches it ([`field`]).
+//! **Weights**, per panel of `nr` channels: for every `lanes` channels, for every unit of 64
+//! channels of the input, for every tap, 16 rows of 64 weights in 16 bytes. A row is what the unit
+//! wants side by side: for every channel four consecutive positions of the reduction. Weight `i` of
+//! a row, two's complement in two bits, lies at bit `64·(i/8 mod 2) + 16·(i/16) + 2·(i mod 8)`,
+//! from where one byte-wise shift of a vector fetches it ([`field`]).
 //!
-//! **Activations** are expanded to what they stand for, so that a sum begins at zero: ternary codes of half-range activations
-//! to their levels 0, 1, 2.
+//! **Activations** are expanded to what they stand for, so that a sum begins at zero: ternary codes
+//! of half-range activations to their levels 0, 1, 2.
 
 pub(crate) mod amx;
 

@@ -1,9 +1,9 @@
 //! The popcount family for AVX2, which has no popcount on vectors.
 //!
-//! A step makes one plane of carries from 256 products with six logic operations (see [`super`]). Full
-//! adders (five operations) merge the carries of four steps into one plane of weight eight, and only
-//! that is counted: two table lookups of nibbles, seven operations. So 11.5 operations for 256
-//! products. Counts stay in bytes for 31 rounds, 124 steps.
+//! A step makes one plane of carries from 256 products with six logic operations (see [`super`]).
+//! Full adders (five operations) merge the carries of four steps into one plane of weight eight,
+//! and only that is counted: two table lookups of nibbles, seven operations. So 11.5 operations for
+//! 256 products. Counts stay in bytes for 31 rounds, 124 steps.
 //!
 //! A row's planes stay in registers from the first step to the last, two rows next to each other;
 //! vectors of channels follow one another. A single row has its own loop. Reductions of less than a
@@ -30,7 +30,8 @@ pub(super) const NV: usize = 4;
 pub(super) const NR: usize = NV * 4;
 /// Bytes of a panel's weights for one step.
 const STEP_BYTES: usize = step_bytes(true);
-/// How far ahead weights are prefetched for a single row, which is faster than they come by themselves.
+/// How far ahead weights are prefetched for a single row, which is faster than they come by
+/// themselves.
 pub(super) const AHEAD: usize = 16 * STEP_BYTES;
 /// Steps whose carries are merged before they are counted.
 const ROUND: usize = 4;
@@ -79,7 +80,8 @@ impl Kernel for Avx2 {
     }
 
     fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>> {
-        let bits: [[&Loop; 2]; 2] = [[&Bits::<1, false>, &Bits::<1, true>], [&Bits::<2, false>, &Bits::<2, true>]];
+        let bits: [[&Loop; 2]; 2] =
+            [[&Bits::<1, false>, &Bits::<1, true>], [&Bits::<2, false>, &Bits::<2, true>]];
         inner(operands, self, bits)
     }
 }
@@ -106,13 +108,21 @@ impl TiledKernel for Avx2 {
 /// All tiles, `STEPS` at a time: of ternary codes, or of bits of `PLANES` planes.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) fn run<const PLANES: usize, const MASKED: bool, const STEPS: usize>(tiles: &Tiles<'_>, acc: &mut [i32]) {
-    let mode = if PLANES == TERNARY { PopcountMode::Ternary } else { PopcountMode::Bits { masked: MASKED } };
+pub(super) fn run<const PLANES: usize, const MASKED: bool, const STEPS: usize>(
+    tiles: &Tiles<'_>,
+    acc: &mut [i32],
+) {
+    let mode = if PLANES == TERNARY {
+        PopcountMode::Ternary
+    } else {
+        PopcountMode::Bits { masked: MASKED }
+    };
     in_parts::<NR, STEPS>(mode, tiles, acc, |offsets, weights, acc| {
         for (rows, acc) in tiles.rows::<MR>().zip(acc.as_chunks_mut::<{ MR * NR }>().0) {
             for v in 0..NV {
-                // SAFETY: `weights` holds `NV` vectors of signs, and as many masks unless it is not `MASKED`, for every offset, and
-                // `Tiles::new` checked that every row has a unit of 16 bytes at every offset.
+                // SAFETY: `weights` holds `NV` vectors of signs, and as many masks unless it is not
+                // `MASKED`, for every offset, and `Tiles::new` checked that every row has a unit of
+                // 16 bytes at every offset.
                 let counts = unsafe {
                     let weights = weights.as_ptr().add(v * vector_bytes(MASKED));
                     // The driver fills the last tile by repeating a row, whose counts are the same.
@@ -154,10 +164,15 @@ unsafe fn vector<const R: usize, const PLANES: usize, const MASKED: bool>(
 /// `Σ x·w + 64` per step, four channels in 64-bit lanes.
 ///
 /// # Safety
-/// `rows` are readable for 16 bytes at every offset, `weights` for 64 bytes at `STEP_BYTES` times every offset's index.
+/// `rows` are readable for 16 bytes at every offset, `weights` for 64 bytes at `STEP_BYTES` times
+/// every offset's index.
 #[target_feature(enable = "avx2")]
 #[inline]
-unsafe fn count<const R: usize>(rows: [*const u8; R], offsets: &[usize], mut weights: *const u8) -> [__m256i; R] {
+unsafe fn count<const R: usize>(
+    rows: [*const u8; R],
+    offsets: &[usize],
+    mut weights: *const u8,
+) -> [__m256i; R] {
     let zero = _mm256_setzero_si256();
     let (mut ones, mut twos, mut fours) = ([zero; R], [zero; R], [zero; R]);
     // Counts of planes of weight two and eight.
@@ -219,12 +234,16 @@ unsafe fn step<const R: usize>(
     }
     let mut carries = [_mm256_setzero_si256(); R];
     // SAFETY: this function's own contract.
-    let (s, k) = unsafe { (_mm256_loadu_si256(weights.cast()), _mm256_loadu_si256(weights.add(32).cast())) };
+    let (s, k) =
+        unsafe { (_mm256_loadu_si256(weights.cast()), _mm256_loadu_si256(weights.add(32).cast())) };
     for r in 0..R {
         // SAFETY: as above.
         let (z, p) = unsafe {
             let at = rows[r].add(offset).cast::<i64>();
-            (_mm256_set1_epi64x(at.read_unaligned()), _mm256_set1_epi64x(at.add(1).read_unaligned()))
+            (
+                _mm256_set1_epi64x(at.read_unaligned()),
+                _mm256_set1_epi64x(at.add(1).read_unaligned()),
+            )
         };
         let o = _mm256_or_si256(z, k);
         let q = _mm256_xor_si256(p, s);

@@ -1,11 +1,12 @@
 //! The popcount family's loops for bits on AVX2: activations of one bit or two.
 //!
-//! Two-bit activations make two planes a step, of weight one and two, with four logic operations. Full
-//! adders take the sixteen planes of eight steps down to three of weight eight: thirteen adders and
-//! three counts, 14.75 operations a step. Weights that are never zero need no mask: two less.
+//! Two-bit activations make two planes a step, of weight one and two, with four logic operations.
+//! Full adders take the sixteen planes of eight steps down to three of weight eight: thirteen
+//! adders and three counts, 14.75 operations a step. Weights that are never zero need no mask: two
+//! less.
 //!
-//! Binary activations make one plane. Eight of them are merged into one of weight eight: seven adders
-//! and one count, 5.4 operations a step, and one logic operation or two.
+//! Binary activations make one plane. Eight of them are merged into one of weight eight: seven
+//! adders and one count, 5.4 operations a step, and one logic operation or two.
 
 use std::arch::x86_64::*;
 
@@ -59,8 +60,8 @@ impl<const PLANES: usize, const MASKED: bool> TiledKernel for Bits<PLANES, MASKE
 /// `Σ (x·w + [w = -1])` of one plane, four channels in 64-bit lanes.
 ///
 /// # Safety
-/// `rows` are readable for 16 bytes at every offset, `weights` for [`vector_bytes`] at [`step_bytes`] times every offset's
-/// index.
+/// `rows` are readable for 16 bytes at every offset, `weights` for [`vector_bytes`] at
+/// [`step_bytes`] times every offset's index.
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(super) unsafe fn count_one<const R: usize, const MASKED: bool>(
@@ -79,8 +80,10 @@ pub(super) unsafe fn count_one<const R: usize, const MASKED: bool>(
         for (half, offsets) in offsets.as_chunks::<4>().0.iter().enumerate() {
             // SAFETY: this function's own contract.
             let [a, b, c, d] = unsafe {
-                let step =
-                    |i: usize| step_bits::<R, 1, MASKED>(rows, offsets[i], weights.add(i * step_bytes(MASKED)))[0];
+                let step = |i: usize| {
+                    step_bits::<R, 1, MASKED>(rows, offsets[i], weights.add(i * step_bytes(MASKED)))
+                        [0]
+                };
                 [step(0), step(1), step(2), step(3)]
             };
             let (ab, cd) = (full_add(&mut ones, a, b), full_add(&mut ones, c, d));
@@ -100,7 +103,11 @@ pub(super) unsafe fn count_one<const R: usize, const MASKED: bool>(
         weights = weights.wrapping_add(step_bytes(MASKED));
     }
     // At most (8·2 + 8)·2 + 8 + 7·8 = 112 in a byte.
-    if rounds.is_empty() { few.map(|counts| sum_bytes(counts)) } else { sums([ones, twos, fours], few, many) }
+    if rounds.is_empty() {
+        few.map(|counts| sum_bytes(counts))
+    } else {
+        sums([ones, twos, fours], few, many)
+    }
 }
 
 /// `Σ (x·w + 3·[w = -1])` of two planes, four channels in 64-bit lanes.
@@ -125,11 +132,21 @@ pub(super) unsafe fn count_two<const R: usize, const MASKED: bool>(
         for (half, offsets) in offsets.as_chunks::<4>().0.iter().enumerate() {
             // SAFETY: this function's own contract.
             let (low, high) = unsafe {
-                let (low_a, high_a) =
-                    two_steps::<R, MASKED>(rows, [offsets[0], offsets[1]], weights, &mut ones, &mut twos);
+                let (low_a, high_a) = two_steps::<R, MASKED>(
+                    rows,
+                    [offsets[0], offsets[1]],
+                    weights,
+                    &mut ones,
+                    &mut twos,
+                );
                 let next = weights.add(2 * step_bytes(MASKED));
-                let (low_b, high_b) =
-                    two_steps::<R, MASKED>(rows, [offsets[2], offsets[3]], next, &mut ones, &mut twos);
+                let (low_b, high_b) = two_steps::<R, MASKED>(
+                    rows,
+                    [offsets[2], offsets[3]],
+                    next,
+                    &mut ones,
+                    &mut twos,
+                );
                 (full_add(&mut twos, low_a, low_b), full_add(&mut fours, high_a, high_b))
             };
             count_into(&mut many, high);
@@ -152,13 +169,22 @@ pub(super) unsafe fn count_two<const R: usize, const MASKED: bool>(
         weights = weights.wrapping_add(step_bytes(MASKED));
     }
     // At most (8·2 + 8)·2 + 8 + 7·24 = 224 in a byte.
-    if rounds.is_empty() { few.map(|counts| sum_bytes(counts)) } else { sums([ones, twos, fours], few, many) }
+    if rounds.is_empty() {
+        few.map(|counts| sum_bytes(counts))
+    } else {
+        sums([ones, twos, fours], few, many)
+    }
 }
 
-/// The numbers of bits of planes of weight one, two and four, counts `few` of weight one and `many` of weight eight, added up.
+/// The numbers of bits of planes of weight one, two and four, counts `few` of weight one and `many`
+/// of weight eight, added up.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn sums<const R: usize>([ones, twos, fours]: [[__m256i; R]; 3], few: [__m256i; R], many: [__m256i; R]) -> [__m256i; R] {
+fn sums<const R: usize>(
+    [ones, twos, fours]: [[__m256i; R]; 3],
+    few: [__m256i; R],
+    many: [__m256i; R],
+) -> [__m256i; R] {
     let zero = _mm256_setzero_si256();
     let mut sums = [zero; R];
     for r in 0..R {
@@ -171,7 +197,8 @@ fn sums<const R: usize>([ones, twos, fours]: [[__m256i; R]; 3], few: [__m256i; R
     sums
 }
 
-/// Two steps of two planes: adds to `ones` and `twos`, returns the carries of weight two and of weight four.
+/// Two steps of two planes: adds to `ones` and `twos`, returns the carries of weight two and of
+/// weight four.
 ///
 /// # Safety
 /// As [`step_bits`], for both.
@@ -187,7 +214,10 @@ unsafe fn two_steps<const R: usize, const MASKED: bool>(
     // SAFETY: this function's own contract.
     let ([low_a, high_a], [low_b, high_b]) = unsafe {
         let next = weights.add(step_bytes(MASKED));
-        (step_bits::<R, 2, MASKED>(rows, offsets[0], weights), step_bits::<R, 2, MASKED>(rows, offsets[1], next))
+        (
+            step_bits::<R, 2, MASKED>(rows, offsets[0], weights),
+            step_bits::<R, 2, MASKED>(rows, offsets[1], next),
+        )
     };
     (full_add(ones, low_a, low_b), full_add(twos, high_a, high_b))
 }
@@ -213,7 +243,8 @@ unsafe fn step_bits<const R: usize, const PLANES: usize, const MASKED: bool>(
         for (i, plane) in planes.iter_mut().enumerate() {
             // One plane is the second of ternary codes.
             // SAFETY: as above.
-            let bits = unsafe { rows[r].add(offset).cast::<i64>().add(i + 2 - PLANES).read_unaligned() };
+            let bits =
+                unsafe { rows[r].add(offset).cast::<i64>().add(i + 2 - PLANES).read_unaligned() };
             let bits = _mm256_xor_si256(_mm256_set1_epi64x(bits), s);
             plane[r] = if MASKED {
                 // SAFETY: as above.

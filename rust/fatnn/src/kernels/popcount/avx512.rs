@@ -1,21 +1,24 @@
 //! The popcount family for AVX-512 with VPOPCNTDQ (Ice Lake, Sapphire Rapids, Zen 4 and later).
 //!
-//! Five instructions per 512 products: two `vpternlogq`, one `vpxorq`, one `vpopcntq`, one `vpaddq`. On two 512-bit ports that is 2.5
-//! cycles, 205 products a cycle, whatever the port of the popcount; the straightforward form (gated XOR, popcount, add per
-//! plane) needs six, 171 a cycle. Activations are broadcast from memory by the load ports, which a 4×2 tile keeps
-//! 60% busy; two vectors of weights' `s` and `k` stay in registers for the four rows.
+//! Five instructions per 512 products: two `vpternlogq`, one `vpxorq`, one `vpopcntq`, one
+//! `vpaddq`. On two 512-bit ports that is 2.5 cycles, 205 products a cycle, whatever the port of
+//! the popcount; the straightforward form (gated XOR, popcount, add per plane) needs six, 171 a
+//! cycle. Activations are broadcast from memory by the load ports, which a 4×2 tile keeps 60% busy;
+//! two vectors of weights' `s` and `k` stay in registers for the four rows.
 //!
-//! **Bits.** A plane of masked weights takes three instructions, `(b ⊕ s) ∧ ¬k` being one `vpternlogq`: three for binary
-//! activations, six for two bits. (Merging planes by full adders gains nothing: each takes two instructions, and saves a
-//! popcount and an addition.) Where weights are never zero, a full adder takes two planes as they come, before `b ⊕ s` is made,
+//! **Bits.** A plane of masked weights takes three instructions, `(b ⊕ s) ∧ ¬k` being one
+//! `vpternlogq`: three for binary activations, six for two bits. (Merging planes by full adders
+//! gains nothing: each takes two instructions, and saves a popcount and an addition.) Where weights
+//! are never zero, a full adder takes two planes as they come, before `b ⊕ s` is made,
 //!
 //! ```text
 //! t = ones ⊕ b ⊕ s      ones' = t ⊕ b' ⊕ s'      carry = t ? ¬ones' : ones
 //! ```
 //!
-//! (where `t` is set, `ones` and the first plane differ, and the carry is the second plane, `t ⊕ ones'`): three instructions,
-//! popcount and addition for two planes, 2.5 a plane instead of 3. So binary operands take half of ternary codes' instructions,
-//! two bits on either side (two panels) twice as many, and ternary weights with activations of two bits 1.2 times.
+//! (where `t` is set, `ones` and the first plane differ, and the carry is the second plane, `t ⊕
+//! ones'`): three instructions, popcount and addition for two planes, 2.5 a plane instead of 3. So
+//! binary operands take half of ternary codes' instructions, two bits on either side (two panels)
+//! twice as many, and ternary weights with activations of two bits 1.2 times.
 
 use std::arch::x86_64::*;
 
@@ -76,7 +79,8 @@ impl Kernel for Avx512 {
     }
 
     fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>> {
-        let bits: [[&Loop; 2]; 2] = [[&Bits::<1, false>, &Bits::<1, true>], [&Bits::<2, false>, &Bits::<2, true>]];
+        let bits: [[&Loop; 2]; 2] =
+            [[&Bits::<1, false>, &Bits::<1, true>], [&Bits::<2, false>, &Bits::<2, true>]];
         inner(operands, self, bits)
     }
 }
@@ -135,15 +139,20 @@ impl<const PLANES: usize, const MASKED: bool> TiledKernel for Bits<PLANES, MASKE
     }
 }
 
-/// All tiles of `ROWS` rows: of ternary codes, or of bits of `PLANES` planes. (Counters of 64 bits hold any number of steps.)
+/// All tiles of `ROWS` rows: of ternary codes, or of bits of `PLANES` planes. (Counters of 64 bits
+/// hold any number of steps.)
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq")]
-fn run<const ROWS: usize, const PLANES: usize, const MASKED: bool>(tiles: &Tiles<'_>, acc: &mut [i32]) {
+fn run<const ROWS: usize, const PLANES: usize, const MASKED: bool>(
+    tiles: &Tiles<'_>,
+    acc: &mut [i32],
+) {
     let (weights, constants) = tiles.panel::<NR>();
     // SAFETY: four bytes for each of sixteen channels.
     let constants = unsafe { _mm512_loadu_si512(constants.as_ptr().cast()) };
     for (rows, acc) in tiles.rows::<ROWS>().zip(acc.chunks_exact_mut(ROWS * NR)) {
-        // SAFETY: `Tiles::new` checked that the panel holds `NV` vectors of signs, and as many masks unless it is not `MASKED`, for
-        // every step, and that every row has a unit of 16 bytes there.
+        // SAFETY: `Tiles::new` checked that the panel holds `NV` vectors of signs, and as many
+        // masks unless it is not `MASKED`, for every step, and that every row has a unit of 16
+        // bytes there.
         unsafe {
             // The driver fills the last tile by repeating a row, whose counts are the same.
             let counts = if rows[0] == rows[ROWS - 1] {
@@ -161,7 +170,8 @@ fn run<const ROWS: usize, const PLANES: usize, const MASKED: bool>(tiles: &Tiles
 /// The counts of a panel's channels, by what is counted.
 ///
 /// # Safety
-/// `rows` are readable for 16 bytes at every offset, `weights` for [`step_bytes`] at as many times every offset's index.
+/// `rows` are readable for 16 bytes at every offset, `weights` for [`step_bytes`] at as many times
+/// every offset's index.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq")]
 #[inline]
 unsafe fn tile<const R: usize, const PLANES: usize, const MASKED: bool>(
@@ -222,7 +232,11 @@ unsafe fn plane(at: *const u8, i: usize) -> __m512i {
 /// As [`tile`].
 #[target_feature(enable = "avx512f,avx512vpopcntdq")]
 #[inline]
-unsafe fn count<const R: usize>(rows: [*const u8; R], offsets: &[usize], mut weights: *const u8) -> [[__m512i; NV]; R] {
+unsafe fn count<const R: usize>(
+    rows: [*const u8; R],
+    offsets: &[usize],
+    mut weights: *const u8,
+) -> [[__m512i; NV]; R] {
     let mut ones = [[_mm512_setzero_si512(); NV]; R];
     let mut twos = [[_mm512_setzero_si512(); NV]; R];
     for &offset in offsets {
@@ -230,14 +244,17 @@ unsafe fn count<const R: usize>(rows: [*const u8; R], offsets: &[usize], mut wei
             ahead(weights);
         }
         // SAFETY: this function's own contract.
-        let (s, k) = unsafe { (vectors(weights, 0, vector_bytes(true)), vectors(weights, 64, vector_bytes(true))) };
+        let (s, k) = unsafe {
+            (vectors(weights, 0, vector_bytes(true)), vectors(weights, 64, vector_bytes(true)))
+        };
         for r in 0..R {
             // SAFETY: as above.
             let (z, p) = unsafe { (plane(rows[r].add(offset), 0), plane(rows[r].add(offset), 1)) };
             for v in 0..NV {
                 let old = ones[r][v];
                 ones[r][v] = _mm512_ternarylogic_epi64::<XOR_OR>(old, z, k[v]);
-                let carry = _mm512_ternarylogic_epi64::<CARRY>(old, ones[r][v], _mm512_xor_si512(p, s[v]));
+                let carry =
+                    _mm512_ternarylogic_epi64::<CARRY>(old, ones[r][v], _mm512_xor_si512(p, s[v]));
                 twos[r][v] = _mm512_add_epi64(twos[r][v], _mm512_popcnt_epi64(carry));
             }
         }
@@ -251,7 +268,8 @@ unsafe fn count<const R: usize>(rows: [*const u8; R], offsets: &[usize], mut wei
     twos
 }
 
-/// `Σ (x·w + most·[w = -1])`, `most` being the highest level of the planes, of weights that may be zero.
+/// `Σ (x·w + most·[w = -1])`, `most` being the highest level of the planes, of weights that may be
+/// zero.
 ///
 /// # Safety
 /// As [`tile`].
@@ -268,7 +286,9 @@ unsafe fn count_masked<const R: usize, const PLANES: usize>(
             ahead(weights);
         }
         // SAFETY: this function's own contract.
-        let (s, k) = unsafe { (vectors(weights, 0, vector_bytes(true)), vectors(weights, 64, vector_bytes(true))) };
+        let (s, k) = unsafe {
+            (vectors(weights, 0, vector_bytes(true)), vectors(weights, 64, vector_bytes(true)))
+        };
         for r in 0..R {
             for (i, counts) in counts.iter_mut().enumerate() {
                 // One plane is the second of ternary codes.
@@ -311,7 +331,8 @@ unsafe fn count_signs<const R: usize, const PLANES: usize>(
         for r in 0..R {
             for i in 0..PLANES {
                 // SAFETY: as above.
-                let [a, b] = offsets.map(|offset| unsafe { plane(rows[r].add(offset), i + 2 - PLANES) });
+                let [a, b] =
+                    offsets.map(|offset| unsafe { plane(rows[r].add(offset), i + 2 - PLANES) });
                 for v in 0..NV {
                     let old = ones[i][r][v];
                     let half = _mm512_ternarylogic_epi64::<XOR>(old, a, s[v]);
@@ -327,7 +348,10 @@ unsafe fn count_signs<const R: usize, const PLANES: usize>(
         for r in 0..R {
             // SAFETY: as above; behind the pairs there is one step or none.
             let last = rest.first().map(|&offset| unsafe {
-                (plane(rows[r].add(offset), i + 2 - PLANES), vectors(weights, 0, vector_bytes(false)))
+                (
+                    plane(rows[r].add(offset), i + 2 - PLANES),
+                    vectors(weights, 0, vector_bytes(false)),
+                )
             });
             for v in 0..NV {
                 twos[i][r][v] = twice_and(twos[i][r][v], _mm512_popcnt_epi64(ones[i][r][v]));
@@ -344,7 +368,9 @@ unsafe fn count_signs<const R: usize, const PLANES: usize>(
 /// The counts of one plane, or those of two, of weight one and two, added up.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn weighted<const R: usize, const PLANES: usize>(counts: [[[__m512i; NV]; R]; PLANES]) -> [[__m512i; NV]; R] {
+fn weighted<const R: usize, const PLANES: usize>(
+    counts: [[[__m512i; NV]; R]; PLANES],
+) -> [[__m512i; NV]; R] {
     let mut sums = counts[0];
     for counts in &counts[1..] {
         for r in 0..R {

@@ -1,15 +1,16 @@
 //! What all popcount kernels share: the layout of both operands, and the arithmetic they implement.
 //!
-//! **Arithmetic** (FATNN, ICCV 2021, §3; here with planes). An activation code `x ∈ {-1, 0, 1}` has planes `z = [x = 0]` and
-//! `p = [x ≥ 0]`; a weight has planes `s = [w = -1]` and `k = [w = 0]`. With `o = z ∨ k`, which says that the product is 0,
-//! and `q = p ⊕ s`, which where it is not 0 says that it is 1, every product plus one is two bits,
+//! **Arithmetic** (FATNN, ICCV 2021, §3; here with planes). An activation code `x ∈ {-1, 0, 1}` has
+//! planes `z = [x = 0]` and `p = [x ≥ 0]`; a weight has planes `s = [w = -1]` and `k = [w = 0]`.
+//! With `o = z ∨ k`, which says that the product is 0, and `q = p ⊕ s`, which where it is not 0
+//! says that it is 1, every product plus one is two bits,
 //!
 //! ```text
 //! x·w + 1  =  [o] + 2·[q ∧ ¬o]        so        Σ x·w = pop(o) + 2·pop(q ∧ ¬o) - N
 //! ```
 //!
-//! (the paper's `popcount(TM(x, w)) - N`, with the two bits of `TM` added up). The two planes are never both set, and
-//! that makes an adder almost free: a plane `ones` is carried along, and
+//! (the paper's `popcount(TM(x, w)) - N`, with the two bits of `TM` added up). The two planes are
+//! never both set, and that makes an adder almost free: a plane `ones` is carried along, and
 //!
 //! ```text
 //! ones' = ones ⊕ o                            sum bit of  ones + o
@@ -17,21 +18,23 @@
 //! Σ x·w = 2 · Σ pop(carry) + pop(ones) - N
 //! ```
 //!
-//! so that a step has one plane to count instead of two, and mode is what is scarce. It takes three ternary-logic
-//! operations, one popcount and one addition; six logic operations where there are only those of two operands.
+//! so that a step has one plane to count instead of two, and mode is what is scarce. It takes three
+//! ternary-logic operations, one popcount and one addition; six logic operations where there are
+//! only those of two operands.
 //!
-//! **Activations of two bits**, `x = b₀ + 2·b₁ ∈ {0, 1, 2, 3}`, have binary planes instead. For a plane of zeros and ones,
-//! `(b ⊕ s) ∧ ¬k` is `b·w + [w = -1]`, so
+//! **Activations of two bits**, `x = b₀ + 2·b₁ ∈ {0, 1, 2, 3}`, have binary planes instead. For a
+//! plane of zeros and ones, `(b ⊕ s) ∧ ¬k` is `b·w + [w = -1]`, so
 //!
 //! ```text
 //! Σ x·w = pop((b₀ ⊕ s) ∧ ¬k) + 2·pop((b₁ ⊕ s) ∧ ¬k) - 3·pop(s)
 //! ```
 //!
-//! from the same weights: four levels for two passes over bits, as three of them take. There is no adder of the kind above,
-//! for both planes may be set: both are counted. **Activations of one bit**, 0 and 1, are one such plane, and one pass: as
-//! ternary codes they are -1 and 0, of which `p` is that bit. And **weights that are never zero** need no `∧ ¬k`: binary ones,
-//! and the two signs that weights of two bits are made of (`w = 2·high + low`), whose product takes the passes of both. So
-//! with `N` values, passes over so many bits:
+//! from the same weights: four levels for two passes over bits, as three of them take. There is no
+//! adder of the kind above, for both planes may be set: both are counted. **Activations of one
+//! bit**, 0 and 1, are one such plane, and one pass: as ternary codes they are -1 and 0, of which
+//! `p` is that bit. And **weights that are never zero** need no `∧ ¬k`: binary ones, and the two
+//! signs that weights of two bits are made of (`w = 2·high + low`), whose product takes the passes
+//! of both. So with `N` values, passes over so many bits:
 //!
 //! | | binary activations | ternary | two bits |
 //! | --- | --- | --- | --- |
@@ -39,15 +42,18 @@
 //! | ternary weights | N | 2 N | 2 N |
 //! | weights of two bits | 2 N | 4 N | 4 N |
 //!
-//! **Lanes are output channels**: each 64-bit lane belongs to one channel, activations are broadcast. So there is no
-//! horizontal sum at the end, and the reduction needs no padding beyond a multiple of 64 channels.
+//! **Lanes are output channels**: each 64-bit lane belongs to one channel, activations are
+//! broadcast. So there is no horizontal sum at the end, and the reduction needs no padding beyond a
+//! multiple of 64 channels.
 //!
-//! **Activations**, per pixel, group and 64 channels: `z`, `p` (or `b₀`, `b₁`) as two little-endian 64-bit words.
-//! **Weights**, per panel of `nr` channels: for every unit of the reduction and every vector of `lanes` channels, first
-//! the `lanes` words of `s`, then those of `k` (but [`PopcountMode::Bits`] that are not masked); behind the units one `i32` per
-//! channel, which the kernel adds to the count: `-N`, plus `Σ w` for half-range activations, whose level is the code plus one;
-//! `-3·pop(s)` for bits of two planes, `-pop(s)` for one. `N` counts whole words: the weights that fill the last one up are
-//! zeros, for which every activation will do; where there is no `k`, signs of 0, for activations that have no bit set there.
+//! **Activations**, per pixel, group and 64 channels: `z`, `p` (or `b₀`, `b₁`) as two little-endian
+//! 64-bit words. **Weights**, per panel of `nr` channels: for every unit of the reduction and every
+//! vector of `lanes` channels, first the `lanes` words of `s`, then those of `k` (but
+//! [`PopcountMode::Bits`] that are not masked); behind the units one `i32` per channel, which the
+//! kernel adds to the count: `-N`, plus `Σ w` for half-range activations, whose level is the code
+//! plus one; `-3·pop(s)` for bits of two planes, `-pop(s)` for one. `N` counts whole words: the
+//! weights that fill the last one up are zeros, for which every activation will do; where there is
+//! no `k`, signs of 0, for activations that have no bit set there.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
@@ -95,7 +101,12 @@ pub(super) fn panel_bytes(layout: Layout, mode: PopcountMode, units: usize) -> u
 }
 
 /// See [`super::TiledKernel::pack_panel`].
-pub(super) fn pack_panel(layout: Layout, mode: PopcountMode, weights: &PanelWeights<'_>, panel: &mut [u8]) {
+pub(super) fn pack_panel(
+    layout: Layout,
+    mode: PopcountMode,
+    weights: &PanelWeights<'_>,
+    panel: &mut [u8],
+) {
     let &PanelWeights { taps, inputs: channels, act, .. } = weights;
     let units = channels.div_ceil(CHANNELS);
     let unit_stride = layout.nr * mode.weight_bytes();
@@ -114,10 +125,13 @@ pub(super) fn pack_panel(layout: Layout, mode: PopcountMode, weights: &PanelWeig
                 }
                 sum += k.count_zeros() as i32 - 2 * s.count_ones() as i32;
                 negative += s.count_ones() as i32;
-                let at = (t * units + u) * unit_stride + vector * layout.lanes * mode.weight_bytes() + lane * 8;
+                let at = (t * units + u) * unit_stride
+                    + vector * layout.lanes * mode.weight_bytes()
+                    + lane * 8;
                 panel[at..at + 8].copy_from_slice(&s.to_le_bytes());
                 if mode != (PopcountMode::Bits { masked: false }) {
-                    panel[at + layout.lanes * 8..at + layout.lanes * 8 + 8].copy_from_slice(&k.to_le_bytes());
+                    panel[at + layout.lanes * 8..at + layout.lanes * 8 + 8]
+                        .copy_from_slice(&k.to_le_bytes());
                 }
             }
         }
@@ -137,8 +151,8 @@ pub(crate) const TERNARY: usize = 0;
 /// An inner loop.
 pub(crate) type Loop = dyn TiledKernel + Sync;
 
-/// The inner loop for operands: that for ternary activations, or one of those for bits, of one plane or of two, first for
-/// weights that are never zero.
+/// The inner loop for operands: that for ternary activations, or one of those for bits, of one
+/// plane or of two, first for weights that are never zero.
 pub(crate) fn inner<'a>(
     operands: OperandTypes,
     ternary: &'a Loop,
@@ -153,9 +167,10 @@ pub(crate) fn inner<'a>(
     }))
 }
 
-/// What kernels whose counters hold `STEPS` steps do outside of them: writes the channels' constants to every row of `acc`,
-/// then calls `part(offsets, weights, acc)` for pieces of the reduction, one after another, to add theirs. `offsets` are
-/// those of the steps' activations from a row's start, `weights` has the words of `NR` channels for each.
+/// What kernels whose counters hold `STEPS` steps do outside of them: writes the channels'
+/// constants to every row of `acc`, then calls `part(offsets, weights, acc)` for pieces of the
+/// reduction, one after another, to add theirs. `offsets` are those of the steps' activations from
+/// a row's start, `weights` has the words of `NR` channels for each.
 #[inline(always)]
 pub(crate) fn in_parts<const NR: usize, const STEPS: usize>(
     mode: PopcountMode,

@@ -1,12 +1,13 @@
 //! The popcount family for AArch64, whose `cnt` counts the bits of bytes.
 //!
-//! Six instructions for 128 products: four of logic (see [`super`]; `bsl` selects the carry in one), `cnt`, and an
-//! addition of bytes, which hold 31 steps before they are widened. Merging carries before mode them, as on AVX2, does
-//! not pay: a full adder takes three instructions and saves two. Two vectors of two channels beside four rows fill the
-//! registers; further vectors of the panel follow one another.
+//! Six instructions for 128 products: four of logic (see [`super`]; `bsl` selects the carry in
+//! one), `cnt`, and an addition of bytes, which hold 31 steps before they are widened. Merging
+//! carries before mode them, as on AVX2, does not pay: a full adder takes three instructions and
+//! saves two. Two vectors of two channels beside four rows fill the registers; further vectors of
+//! the panel follow one another.
 //!
-//! Bits take two of logic a plane, or one where weights are never zero, and two to count and add it: eight or six for two
-//! planes, four or three for one.
+//! Bits take two of logic a plane, or one where weights are never zero, and two to count and add
+//! it: eight or six for two planes, four or three for one.
 //!
 //! Tested under emulation only; no speed was measured on hardware yet.
 
@@ -69,7 +70,8 @@ impl Kernel for Neon {
     }
 
     fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>> {
-        let bits: [[&Loop; 2]; 2] = [[&Bits::<1, false>, &Bits::<1, true>], [&Bits::<2, false>, &Bits::<2, true>]];
+        let bits: [[&Loop; 2]; 2] =
+            [[&Bits::<1, false>, &Bits::<1, true>], [&Bits::<2, false>, &Bits::<2, true>]];
         inner(operands, self, bits)
     }
 }
@@ -96,12 +98,17 @@ impl TiledKernel for Neon {
 /// All tiles: of ternary codes, or of bits of `PLANES` planes.
 #[target_feature(enable = "neon")]
 fn run<const PLANES: usize, const MASKED: bool>(tiles: &Tiles<'_>, acc: &mut [i32]) {
-    let mode = if PLANES == TERNARY { PopcountMode::Ternary } else { PopcountMode::Bits { masked: MASKED } };
+    let mode = if PLANES == TERNARY {
+        PopcountMode::Ternary
+    } else {
+        PopcountMode::Bits { masked: MASKED }
+    };
     in_parts::<NR, MAX_STEPS>(mode, tiles, acc, |offsets, weights, acc| {
         for (rows, acc) in tiles.rows::<MR>().zip(acc.as_chunks_mut::<{ MR * NR }>().0) {
             for v in (0..NV).step_by(VECTORS) {
-                // SAFETY: `weights` holds `NV` vectors of signs, and as many masks unless it is not `MASKED`, for every offset, and
-                // `Tiles::new` checked that every row has a unit of 16 bytes at every offset.
+                // SAFETY: `weights` holds `NV` vectors of signs, and as many masks unless it is not
+                // `MASKED`, for every offset, and `Tiles::new` checked that every row has a unit of
+                // 16 bytes at every offset.
                 let counts = unsafe {
                     let weights = weights.as_ptr().add(v * vector_bytes(MASKED));
                     match PLANES {
@@ -122,10 +129,15 @@ fn run<const PLANES: usize, const MASKED: bool>(tiles: &Tiles<'_>, acc: &mut [i3
 /// `Σ x·w + 64` per step, for four channels.
 ///
 /// # Safety
-/// `rows` are readable for 16 bytes at every offset, `weights` for 64 bytes at `STEP_BYTES` times every offset's index.
+/// `rows` are readable for 16 bytes at every offset, `weights` for 64 bytes at `STEP_BYTES` times
+/// every offset's index.
 #[target_feature(enable = "neon")]
 #[inline]
-unsafe fn count(rows: [*const u8; MR], offsets: &[usize], mut weights: *const u8) -> [int32x4_t; MR] {
+unsafe fn count(
+    rows: [*const u8; MR],
+    offsets: &[usize],
+    mut weights: *const u8,
+) -> [int32x4_t; MR] {
     let mut ones = [[vdupq_n_u64(0); VECTORS]; MR];
     let mut wide = [[vdupq_n_u16(0); VECTORS]; MR];
     for offsets in offsets.chunks(BYTE_STEPS) {
@@ -201,7 +213,8 @@ impl<const PLANES: usize, const MASKED: bool> TiledKernel for Bits<PLANES, MASKE
 /// `Σ (x·w + most·[w = -1])`, `most` being the highest level of the planes, for four channels.
 ///
 /// # Safety
-/// `rows` are readable for 16 bytes at every offset, `weights` for two vectors at `NV` vectors times every offset's index.
+/// `rows` are readable for 16 bytes at every offset, `weights` for two vectors at `NV` vectors
+/// times every offset's index.
 #[target_feature(enable = "neon")]
 #[inline]
 unsafe fn count_bits<const PLANES: usize, const MASKED: bool>(
@@ -220,7 +233,9 @@ unsafe fn count_bits<const PLANES: usize, const MASKED: bool>(
                 unsafe {
                     s[v] = vreinterpretq_u64_u8(vld1q_u8(weights.add(v * vector_bytes(MASKED))));
                     if MASKED {
-                        k[v] = vreinterpretq_u64_u8(vld1q_u8(weights.add(v * vector_bytes(MASKED) + 16)));
+                        k[v] = vreinterpretq_u64_u8(vld1q_u8(
+                            weights.add(v * vector_bytes(MASKED) + 16),
+                        ));
                     }
                 }
             }
@@ -252,7 +267,8 @@ unsafe fn count_bits<const PLANES: usize, const MASKED: bool>(
     }
     let mut counts = [vdupq_n_s32(0); MR];
     for r in 0..MR {
-        counts[r] = vreinterpretq_s32_u32(vpaddq_u32(vpaddlq_u16(wide[r][0]), vpaddlq_u16(wide[r][1])));
+        counts[r] =
+            vreinterpretq_s32_u32(vpaddq_u32(vpaddlq_u16(wide[r][0]), vpaddlq_u16(wide[r][1])));
     }
     counts
 }

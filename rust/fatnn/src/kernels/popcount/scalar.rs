@@ -1,7 +1,9 @@
-//! The popcount family in portable Rust: the fallback everywhere, and the family's second opinion in tests.
+//! The popcount family in portable Rust: the fallback everywhere, and the family's second opinion
+//! in tests.
 //!
-//! Fast where `u64::count_ones` is an instruction (AArch64; x86-64 compiled with `popcnt`); on baseline x86-64 it is a dozen
-//! operations, which the carry-save step of [`super`] halves. Bits have no such step here.
+//! Fast where `u64::count_ones` is an instruction (AArch64; x86-64 compiled with `popcnt`); on
+//! baseline x86-64 it is a dozen operations, which the carry-save step of [`super`] halves. Bits
+//! have no such step here.
 
 use super::{Loop, PopcountMode, in_parts, inner};
 use crate::cpu::{Features, Isa};
@@ -47,7 +49,8 @@ impl Kernel for Scalar {
     }
 
     fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>> {
-        let bits: [[&Loop; 2]; 2] = [[&Bits::<1, false>, &Bits::<1, true>], [&Bits::<2, false>, &Bits::<2, true>]];
+        let bits: [[&Loop; 2]; 2] =
+            [[&Bits::<1, false>, &Bits::<1, true>], [&Bits::<2, false>, &Bits::<2, true>]];
         inner(operands, self, bits)
     }
 }
@@ -78,12 +81,18 @@ fn run(tiles: &Tiles<'_>, rows: [*const u8; MR], acc: &mut [i32; MR * NR]) {
     let mut ones = [[0u64; NR]; MR];
     let mut twos = [[0u32; NR]; MR];
     for &step in tiles.steps() {
-        let mut next = || std::array::from_fn::<u64, NR, _>(|_| weights.next().expect("Tiles::new checked the panel"));
+        let mut next = || {
+            std::array::from_fn::<u64, NR, _>(|_| {
+                weights.next().expect("Tiles::new checked the panel")
+            })
+        };
         let (s, k) = (next(), next());
         for r in 0..MR {
             let at = rows[r].wrapping_add(step).cast::<u64>();
             // SAFETY: `Tiles::new` checked that every row has a unit of 16 bytes at every step.
-            let (z, p) = unsafe { (u64::from_le(at.read_unaligned()), u64::from_le(at.add(1).read_unaligned())) };
+            let (z, p) = unsafe {
+                (u64::from_le(at.read_unaligned()), u64::from_le(at.add(1).read_unaligned()))
+            };
             for j in 0..NR {
                 let (old, o) = (ones[r][j], z | k[j]);
                 ones[r][j] = old ^ o;
@@ -94,7 +103,9 @@ fn run(tiles: &Tiles<'_>, rows: [*const u8; MR], acc: &mut [i32; MR * NR]) {
     }
     for r in 0..MR {
         for (j, constant) in constants.iter().enumerate() {
-            acc[r * NR + j] = 2 * twos[r][j] as i32 + ones[r][j].count_ones() as i32 + i32::from_le_bytes(*constant);
+            acc[r * NR + j] = 2 * twos[r][j] as i32
+                + ones[r][j].count_ones() as i32
+                + i32::from_le_bytes(*constant);
         }
     }
 }
@@ -126,14 +137,19 @@ impl<const PLANES: usize, const MASKED: bool> TiledKernel for Bits<PLANES, MASKE
         in_parts::<NR, STEPS>(self.mode(), tiles, acc, |offsets, weights, acc| {
             for (rows, acc) in tiles.rows::<MR>().zip(acc.as_chunks_mut::<{ MR * NR }>().0) {
                 for (&offset, weights) in offsets.iter().zip(weights.chunks_exact(step_bytes)) {
-                    let word = |i: usize| u64::from_le_bytes(weights[i * 8..i * 8 + 8].try_into().expect("8 bytes"));
+                    let word = |i: usize| {
+                        u64::from_le_bytes(weights[i * 8..i * 8 + 8].try_into().expect("8 bytes"))
+                    };
                     for r in 0..MR {
                         let at = rows[r].wrapping_add(offset).cast::<u64>();
-                        // SAFETY: `Tiles::new` checked that every row has a unit of 16 bytes at every offset.
-                        let planes = unsafe { [at.read_unaligned(), at.add(1).read_unaligned()] }.map(u64::from_le);
+                        // SAFETY: `Tiles::new` checked that every row has a unit of 16 bytes at
+                        // every offset.
+                        let planes = unsafe { [at.read_unaligned(), at.add(1).read_unaligned()] }
+                            .map(u64::from_le);
                         for j in 0..NR {
                             let exists = if MASKED { !word(NR + j) } else { u64::MAX };
-                            let [low, high] = planes.map(|b| ((b ^ word(j)) & exists).count_ones() as i32);
+                            let [low, high] =
+                                planes.map(|b| ((b ^ word(j)) & exists).count_ones() as i32);
                             acc[r * NR + j] += if PLANES == 1 { high } else { low + 2 * high };
                         }
                     }

@@ -1,8 +1,8 @@
 //! The product-table family for AVX2: `vpshufb` looks 32 indices up.
 //!
-//! Nine instructions for 384 products per 32 bytes (see [`super`]) on three ports, two of which shuffle.
-//! A tile of two selectors × two vectors has its sums in eight registers; larger ones spill.
-//! `docs/kernels.md` has what was measured.
+//! Nine instructions for 384 products per 32 bytes (see [`super`]) on three ports, two of which
+//! shuffle. A tile of two selectors × two vectors has its sums in eight registers; larger ones
+//! spill. `docs/kernels.md` has what was measured.
 
 use std::arch::x86_64::*;
 
@@ -70,8 +70,16 @@ pub(crate) fn uint2_states(unit: &[u8; 16]) -> [u8; STEPS] {
 #[target_feature(enable = "avx2")]
 #[inline]
 fn spread(plane: u64) -> __m256i {
-    let of_byte =
-        _mm256_setr_epi32(0, 0x0101_0101, 0x0202_0202, 0x0303_0303, 0x0404_0404, 0x0505_0505, 0x0606_0606, 0x0707_0707);
+    let of_byte = _mm256_setr_epi32(
+        0,
+        0x0101_0101,
+        0x0202_0202,
+        0x0303_0303,
+        0x0404_0404,
+        0x0505_0505,
+        0x0606_0606,
+        0x0707_0707,
+    );
     _mm256_shuffle_epi8(_mm256_set1_epi64x(plane as i64), of_byte)
 }
 
@@ -150,7 +158,8 @@ unsafe impl Vector for Bytes {
             let high = _mm256_sub_epi16(rest, _mm256_slli_epi16::<4>(odd));
             let add = |words, to: *mut u16| {
                 let to = to.cast::<__m256i>();
-                let words = if yet { _mm256_add_epi16(words, _mm256_loadu_si256(to)) } else { words };
+                let words =
+                    if yet { _mm256_add_epi16(words, _mm256_loadu_si256(to)) } else { words };
                 _mm256_storeu_si256(to, words);
             };
             add(even, low_out);

@@ -1,10 +1,11 @@
-//! The product-table family for AVX-512 with BW (Skylake-X and later): `vpshufb` looks 64 indices up.
+//! The product-table family for AVX-512 with BW (Skylake-X and later): `vpshufb` looks 64 indices
+//! up.
 //!
-//! Nine instructions for 768 products per 64 bytes (see [`super`]) on the two ports that take 512 bits,
-//! one of which shuffles. It is for CPUs without `vpopcntq`, and for short reductions.
+//! Nine instructions for 768 products per 64 bytes (see [`super`]) on the two ports that take 512
+//! bits, one of which shuffles. It is for CPUs without `vpopcntq`, and for short reductions.
 //!
-//! VBMI has wider tables: `vpermi2b` looks up groups of four channels, 256 products with one addition,
-//! but is three micro-ops on Intel, and each of its rows is two loads of 64 bytes.
+//! VBMI has wider tables: `vpermi2b` looks up groups of four channels, 256 products with one
+//! addition, but is three micro-ops on Intel, and each of its rows is two loads of 64 bytes.
 
 use std::arch::x86_64::*;
 
@@ -100,7 +101,8 @@ unsafe impl Vector for Bytes {
             let high = _mm512_sub_epi16(rest, _mm512_slli_epi16::<4>(odd));
             let add = |words, to: *mut u16| {
                 let to = to.cast::<__m512i>();
-                let words = if yet { _mm512_add_epi16(words, _mm512_loadu_si512(to)) } else { words };
+                let words =
+                    if yet { _mm512_add_epi16(words, _mm512_loadu_si512(to)) } else { words };
                 _mm512_storeu_si512(to, words);
             };
             add(even, low_out);

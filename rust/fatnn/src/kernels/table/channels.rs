@@ -1,9 +1,10 @@
 //! Product tables with output channels in the lanes: see [`crate::kernels::table`].
 //!
-//! A frame's byte holds the states of a position and of the next one, so one byte selects the row for two positions. Pairs
-//! begin at every row's first column, and those that lie past its last one are left out. A unit's weights, one byte for two,
-//! are 2 KB per tap for 64 channels; those of a stretch stay in the first-level cache while a block's tiles pass by. The
-//! tiles prefetch the next stretch meanwhile: weights of deep layers come from beyond the second-level cache (measured, the
+//! A frame's byte holds the states of a position and of the next one, so one byte selects the row
+//! for two positions. Pairs begin at every row's first column, and those that lie past its last one
+//! are left out. A unit's weights, one byte for two, are 2 KB per tap for 64 channels; those of a
+//! stretch stay in the first-level cache while a block's tiles pass by. The tiles prefetch the next
+//! stretch meanwhile: weights of deep layers come from beyond the second-level cache (measured, the
 //! 512-channel layers of a ResNet-50 took a fifth less time).
 
 use super::pack::Weights;
@@ -35,7 +36,8 @@ pub(crate) fn finish<const UINT2: bool>(plane: &mut [u8]) {
     }
 }
 
-/// See [`crate::kernels::PackedInputKernel::run`]: tiles of `P` pairs × `N` vectors, or one, where it has room for the channels.
+/// See [`crate::kernels::PackedInputKernel::run`]: tiles of `P` pairs × `N` vectors, or one, where
+/// it has room for the channels.
 ///
 /// # Safety
 /// The CPU has the features of `V`.
@@ -54,7 +56,8 @@ pub(crate) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2:
     let lines = CacheLine::bounded(scratch, ROWS * nr * (size_of::<u16>() + size_of::<i32>()));
     let (counts, acc) = lines.split_at_mut(ROWS * nr * size_of::<u16>() / size_of::<CacheLine>());
     let counts = counts.as_mut_ptr().cast::<u16>();
-    // SAFETY: the lines hold so many numbers, any bytes are a number, and a line is aligned for them.
+    // SAFETY: the lines hold so many numbers, any bytes are a number, and a line is aligned for
+    // them.
     let acc = unsafe { std::slice::from_raw_parts_mut(acc.as_mut_ptr().cast::<i32>(), BLOCK * nr) };
     // Positions of a block that begin a pair, half of them at most and one, and unused places.
     const { assert!(P < BLOCK / 2) };
@@ -67,10 +70,12 @@ pub(crate) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2:
         let (mut yet, mut widened) = (false, false);
         for (from, plan, widen) in weights.stretches(STRETCH) {
             let offsets = framed.offsets()[from..].iter().enumerate();
-            // The next stretch, or the next panel's first; not for a few tiles, which that would take longer than it saves.
+            // The next stretch, or the next panel's first; not for a few tiles, which that would
+            // take longer than it saves.
             let (behind, depth) = (from + plan.len(), weights.plan.len());
             let next = weights.steps.as_ptr().wrapping_add(behind * STEPS * nr);
-            let lines = STRETCH.min(if behind < depth { depth - behind } else { depth }) * STEPS * nr / 64;
+            let lines =
+                STRETCH.min(if behind < depth { depth - behind } else { depth }) * STEPS * nr / 64;
             let share = if count / P < 8 { 0 } else { lines.div_ceil(count / P) };
             for (t, pairs) in pairs[..count].as_chunks::<P>().0.iter().enumerate() {
                 for line in t * share..(t + 1) * share {
@@ -78,9 +83,12 @@ pub(crate) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2:
                 }
                 let tile = Tile {
                     table: if UINT2 { Table::UINT2_BY_ACTIVATIONS } else { Table::BY_ACTIVATIONS },
-                    // Places that are not used read the block's first position, and write where nobody reads.
+                    // Places that are not used read the block's first position, and write where
+                    // nobody reads.
                     rows: pairs.map(|pair| {
-                        framed.start().wrapping_add((first + if pair < BLOCK { pair } else { 0 }) * UNIT_BYTES)
+                        framed.start().wrapping_add(
+                            (first + if pair < BLOCK { pair } else { 0 }) * UNIT_BYTES,
+                        )
                     }),
                     row_step: 1,
                     indices: weights.steps.as_ptr(),
@@ -91,23 +99,30 @@ pub(crate) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2:
                     }),
                 };
                 let offsets = offsets.clone().map(|(i, &offset)| (offset, (from + i) * STEPS * nr));
-                // SAFETY: features as the caller says. A frame has a byte for every step at every position of a block, and the
-                // panel `nr` indices; `counts` has `ROWS` rows.
+                // SAFETY: features as the caller says. A frame has a byte for every step at every
+                // position of a block, and the panel `nr` indices; `counts` has `ROWS` rows.
                 unsafe {
                     match (UINT2, narrow) {
                         (false, true) => tile.run::<V, 1, ROUND, SCALE>(plan, offsets, yet),
                         (false, false) => tile.run::<V, N, ROUND, SCALE>(plan, offsets, yet),
-                        (true, true) => tile.run::<V, 1, UINT2_ROUND, UINT2_SCALE>(plan, offsets, yet),
-                        (true, false) => tile.run::<V, N, UINT2_ROUND, UINT2_SCALE>(plan, offsets, yet),
+                        (true, true) => {
+                            tile.run::<V, 1, UINT2_ROUND, UINT2_SCALE>(plan, offsets, yet)
+                        }
+                        (true, false) => {
+                            tile.run::<V, N, UINT2_ROUND, UINT2_SCALE>(plan, offsets, yet)
+                        }
                     }
                 }
             }
             yet = true;
             if widen {
                 for (i, acc) in acc.chunks_exact_mut(nr).take(block).enumerate() {
-                    // SAFETY: `counts` has `ROWS` rows, of initialised memory as all of `scratch`, and nothing else borrows it now.
+                    // SAFETY: `counts` has `ROWS` rows, of initialised memory as all of `scratch`,
+                    // and nothing else borrows it now.
                     let counts = unsafe { std::slice::from_raw_parts(counts.add(i * nr), nr) };
-                    for ((acc, count), constant) in acc.iter_mut().zip(counts).zip(weights.constants) {
+                    for ((acc, count), constant) in
+                        acc.iter_mut().zip(counts).zip(weights.constants)
+                    {
                         let before = if widened { *acc } else { i32::from_le_bytes(*constant) };
                         *acc = before.wrapping_add(i32::from(*count));
                     }
@@ -143,10 +158,11 @@ fn pairs_of(framed: &PackedInput<'_>, first: usize, block: usize, pairs: &mut [u
     used
 }
 
-/// A kernel `$kernel` with lanes = channels, in tiles of `$pairs` pairs × `$vectors` vectors. Its inner loop is compiled with
-/// `$inner`, all of whose features are among `$features`; `$states` and `$uint2_states` are [`crate::kernels::table::states`] and
-/// [`crate::kernels::table::uint2_states`] or the same in the instruction set's own words, and `$simd` is that set. `$frames` is
-/// its inner loop.
+/// A kernel `$kernel` with lanes = channels, in tiles of `$pairs` pairs × `$vectors` vectors. Its
+/// inner loop is compiled with `$inner`, all of whose features are among `$features`; `$states` and
+/// `$uint2_states` are [`crate::kernels::table::states`] and
+/// [`crate::kernels::table::uint2_states`] or the same in the instruction set's own words, and
+/// `$simd` is that set. `$frames` is its inner loop.
 macro_rules! channels_kernel {
     (
         $kernel:ident, $frames:ident, $name:literal, $isa:expr, $vector:ty, $pairs:literal by $vectors:literal, ($states:path, $uint2_states:path),
@@ -178,7 +194,10 @@ macro_rules! channels_kernel {
                 Self::LAYOUT
             }
 
-            fn inner(&self, operands: crate::kernels::OperandTypes) -> Option<crate::kernels::Inner<'_>> {
+            fn inner(
+                &self,
+                operands: crate::kernels::OperandTypes,
+            ) -> Option<crate::kernels::Inner<'_>> {
                 crate::kernels::packed_input::inner(operands, &$frames::<false>, &$frames::<true>)
             }
         }
@@ -220,9 +239,19 @@ macro_rules! channels_kernel {
                 crate::kernels::table::channels::BLOCK
             }
 
-            fn pack_input(&self, pixels: &crate::kernels::Pixels<'_>, plane: &mut [u8], first: usize, _: usize) {
+            fn pack_input(
+                &self,
+                pixels: &crate::kernels::Pixels<'_>,
+                plane: &mut [u8],
+                first: usize,
+                _: usize,
+            ) {
                 #[target_feature(enable = $inner)]
-                fn pack_input<const UINT2: bool>(pixels: &crate::kernels::Pixels<'_>, plane: &mut [u8], first: usize) {
+                fn pack_input<const UINT2: bool>(
+                    pixels: &crate::kernels::Pixels<'_>,
+                    plane: &mut [u8],
+                    first: usize,
+                ) {
                     crate::kernels::table::pack_input(pixels, plane, first, |unit| {
                         if UINT2 { $uint2_states(unit) } else { $states(unit) }
                     });
@@ -231,7 +260,14 @@ macro_rules! channels_kernel {
                 unsafe { pack_input::<UINT2>(pixels, plane, first) }
             }
 
-            fn pack_zeros(&self, of_levels: bool, count: usize, plane: &mut [u8], first: usize, _: usize) {
+            fn pack_zeros(
+                &self,
+                of_levels: bool,
+                count: usize,
+                plane: &mut [u8],
+                first: usize,
+                _: usize,
+            ) {
                 crate::kernels::table::pack_zeros(of_levels, count, plane, first);
             }
 

@@ -1,8 +1,9 @@
 //! The product-table family for AArch64: `tbl` looks 16 indices up.
 //!
-//! `usra` shifts right and adds in one instruction, byte by byte, so high nibbles come out exactly, and low ones are what is
-//! left of the sum of whole bytes modulo 256: a round is 3 `tbl`, 3 `add` and one `usra` for 192 products per vector
-//! (see [`super`]), 27 an instruction where popcount has 21.
+//! `usra` shifts right and adds in one instruction, byte by byte, so high nibbles come out exactly,
+//! and low ones are what is left of the sum of whole bytes modulo 256: a round is 3 `tbl`, 3 `add`
+//! and one `usra` for 192 products per vector (see [`super`]), 27 an instruction where popcount has
+//! 21.
 //!
 //! Tested under emulation only; no speed was measured on hardware yet.
 
@@ -50,7 +51,8 @@ fn states(unit: &[u8; 16]) -> [u8; STEPS] {
     let times = |bytes, factor: i8| vandq_u8(bytes, vdupq_n_u8(factor as u8));
     let mut states = [0; STEPS];
     for (half, states) in states.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        // Byte `i` gets the plane's byte `i / 4`, of which it wants bits `2·(i mod 4)` and the next.
+        // Byte `i` gets the plane's byte `i / 4`, of which it wants bits `2·(i mod 4)` and the
+        // next.
         let of_byte = vector(std::array::from_fn(|i| (half * 4 + i / 4) as u8));
         let spread = |bits: u64| vqtbl1q_u8(vreinterpretq_u8_u64(vdupq_n_u64(bits)), of_byte);
         let (z, p) = (spread(z), spread(p));

@@ -51,14 +51,15 @@ impl<'a> Weights<'a> {
         Weights { steps, constants: constants.as_chunks().0, plan: &rest[..units] }
     }
 
-    /// The plan in stretches of at most `longest` (unit, tap)s, none of which goes on behind a [`WIDEN`]: first, plan, and
-    /// whether sums are to be widened behind it.
+    /// The plan in stretches of at most `longest` (unit, tap)s, none of which goes on behind a
+    /// [`WIDEN`]: first, plan, and whether sums are to be widened behind it.
     pub fn stretches(&self, longest: usize) -> impl Iterator<Item = (usize, &'a [u8], bool)> {
         let (plan, mut first) = (self.plan, 0);
         std::iter::from_fn(move || {
             let rest = plan.get(first..).filter(|rest| !rest.is_empty())?;
             let rest = &rest[..rest.len().min(longest)];
-            let count = rest.iter().position(|byte| byte & WIDEN != 0).map_or(rest.len(), |at| at + 1);
+            let count =
+                rest.iter().position(|byte| byte & WIDEN != 0).map_or(rest.len(), |at| at + 1);
             let (at, stretch) = (first, &rest[..count]);
             first += count;
             Some((at, stretch, first == plan.len() || stretch[count - 1] & WIDEN != 0))
@@ -73,17 +74,23 @@ pub(crate) fn steps(plan: u8) -> usize {
 }
 
 /// See [`super::super::PackedInputKernel::pack_panel`].
-pub(crate) fn pack_panel(layout: Layout, weights: &PanelWeights<'_>, panel: &mut [u8]) -> Result<()> {
+pub(crate) fn pack_panel(
+    layout: Layout,
+    weights: &PanelWeights<'_>,
+    panel: &mut [u8],
+) -> Result<()> {
     let &PanelWeights { taps, inputs: channels, act, .. } = weights;
     let units = channels.div_ceil(UNIT_CHANNELS);
     let depth = units * taps;
     let paired = layout.lanes == PAIRED;
-    let (steps, rest) = panel.split_at_mut(depth * STEPS * if paired { layout.nr / PAIRED } else { layout.nr });
+    let (steps, rest) =
+        panel.split_at_mut(depth * STEPS * if paired { layout.nr / PAIRED } else { layout.nr });
     let (constants, plan) = rest.split_at_mut(layout.nr * 4);
     steps.fill(if paired { selector(ZEROS, ZEROS) } else { ZEROS });
     constants.fill(0);
     plan.fill(0);
-    let mut nonzero = memory::filled("counts of a panel's weights", layout.nr.saturating_mul(depth), 0u32)?;
+    let mut nonzero =
+        memory::filled("counts of a panel's weights", layout.nr.saturating_mul(depth), 0u32)?;
     for j in 0..layout.nr {
         let Some(codes) = weights.channel(j) else { continue };
         for (t, tap) in codes.chunks_exact(channels.max(1)).enumerate() {
@@ -96,8 +103,10 @@ pub(crate) fn pack_panel(layout: Layout, weights: &PanelWeights<'_>, panel: &mut
                 if paired {
                     let byte = &mut steps[step * layout.nr / PAIRED + j / PAIRED];
                     // The other channel's state is two zeros or already there.
-                    let change = if j % PAIRED == 0 { selector(state, 0) } else { selector(0, state) };
-                    let before = if j % PAIRED == 0 { selector(zeros, 0) } else { selector(0, zeros) };
+                    let change =
+                        if j % PAIRED == 0 { selector(state, 0) } else { selector(0, state) };
+                    let before =
+                        if j % PAIRED == 0 { selector(zeros, 0) } else { selector(0, zeros) };
                     *byte = *byte - before + change;
                 } else {
                     let (vector, lane) = (j / layout.lanes, j % layout.lanes);
@@ -124,7 +133,8 @@ pub(crate) fn pack_panel(layout: Layout, weights: &PanelWeights<'_>, panel: &mut
         plan[at] = of_unit.div_ceil(2) as u8;
         let here = &nonzero[at * layout.nr..][..layout.nr];
         for (level, flag) in [(0, SPILL), (1, WIDEN)] {
-            let full = since.iter().zip(here).any(|(since, here)| since[level] + here > held(act)[level]);
+            let full =
+                since.iter().zip(here).any(|(since, here)| since[level] + here > held(act)[level]);
             if full {
                 plan[at - 1] |= flag;
                 since.iter_mut().for_each(|since| since[level] = 0);

@@ -1,8 +1,9 @@
 //! Product tables with positions in the lanes: see [`crate::kernels::table`].
 //!
-//! A frame's planes are split: the states of one group at all positions lie beside each other, and a tap is the same load
-//! shifted by some bytes. One byte of weights, two output channels, selects the row. Positions past a row's end are
-//! computed like others. Sums come out channel by channel and are transposed, 8 × 8 words at a time, at a block's end.
+//! A frame's planes are split: the states of one group at all positions lie beside each other, and
+//! a tap is the same load shifted by some bytes. One byte of weights, two output channels, selects
+//! the row. Positions past a row's end are computed like others. Sums come out channel by channel
+//! and are transposed, 8 × 8 words at a time, at a block's end.
 
 use super::pack::Weights;
 use super::tile::{Tile, Vector};
@@ -22,7 +23,8 @@ const STRETCH: usize = 9;
 /// See [`Layout`].
 pub(crate) const LAYOUT: Layout = Layout { family: Family::Table, nr: NR, lanes: PAIRED };
 
-/// See [`crate::kernels::PackedInputKernel::pack_input`]; `states` is [`crate::kernels::table::states`], or the same in an instruction set's own words.
+/// See [`crate::kernels::PackedInputKernel::pack_input`]; `states` is
+/// [`crate::kernels::table::states`], or the same in an instruction set's own words.
 #[inline(always)]
 pub(crate) fn pack_input(
     pixels: &Pixels<'_>,
@@ -34,11 +36,14 @@ pub(crate) fn pack_input(
         let here = RUN.min(pixels.count - run);
         let mut halves = [[[0; RUN]; RUN]; STEPS / RUN];
         for i in 0..here {
-            for (half, states) in halves.iter_mut().zip(states(pixels.unit(run + i)).as_chunks().0) {
+            for (half, states) in halves.iter_mut().zip(states(pixels.unit(run + i)).as_chunks().0)
+            {
                 half[i] = *states;
             }
         }
-        for (half, plane) in halves.into_iter().zip(plane.chunks_mut(RUN * positions)).take(groups.div_ceil(RUN)) {
+        for (half, plane) in
+            halves.into_iter().zip(plane.chunks_mut(RUN * positions)).take(groups.div_ceil(RUN))
+        {
             let rows = transpose::transpose_bytes(half);
             for (row, plane) in rows.iter().zip(plane.chunks_exact_mut(positions)) {
                 let out = &mut plane[first + run..][..here];
@@ -53,7 +58,13 @@ pub(crate) fn pack_input(
 }
 
 /// See [`crate::kernels::PackedInputKernel::pack_zeros`].
-pub(crate) fn pack_zeros(of_levels: bool, count: usize, plane: &mut [u8], first: usize, positions: usize) {
+pub(crate) fn pack_zeros(
+    of_levels: bool,
+    count: usize,
+    plane: &mut [u8],
+    first: usize,
+    positions: usize,
+) {
     for plane in plane.chunks_exact_mut(positions) {
         let zeros = zeros(of_levels);
         match &mut plane[first..first + count] {
@@ -64,7 +75,8 @@ pub(crate) fn pack_zeros(of_levels: bool, count: usize, plane: &mut [u8], first:
     }
 }
 
-/// See [`crate::kernels::PackedInputKernel::run`]: tiles of `P` pairs of channels × `N` vectors of positions.
+/// See [`crate::kernels::PackedInputKernel::run`]: tiles of `P` pairs of channels × `N` vectors of
+/// positions.
 ///
 /// # Safety
 /// The CPU has the features of `V`.
@@ -81,10 +93,14 @@ pub(crate) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2:
     let lines = CacheLine::bounded(scratch, NR * block * (size_of::<u16>() + size_of::<i32>()));
     let (counts, acc) = lines.split_at_mut(NR * block * size_of::<u16>() / size_of::<CacheLine>());
     let counts = counts.as_mut_ptr().cast::<u16>();
-    // SAFETY: the lines hold so many numbers, any bytes are a number, and a line is aligned for them.
-    let acc = unsafe { std::slice::from_raw_parts_mut(acc.as_mut_ptr().cast::<[[i32; WORDS]; NR / WORDS]>(), block) };
-    let constants: [[i32; WORDS]; NR / WORDS] =
-        std::array::from_fn(|i| std::array::from_fn(|j| i32::from_le_bytes(weights.constants[i * WORDS + j])));
+    // SAFETY: the lines hold so many numbers, any bytes are a number, and a line is aligned for
+    // them.
+    let acc = unsafe {
+        std::slice::from_raw_parts_mut(acc.as_mut_ptr().cast::<[[i32; WORDS]; NR / WORDS]>(), block)
+    };
+    let constants: [[i32; WORDS]; NR / WORDS] = std::array::from_fn(|i| {
+        std::array::from_fn(|j| i32::from_le_bytes(weights.constants[i * WORDS + j]))
+    });
     let used = panel.channels().next_multiple_of(P * PAIRED);
     for first in (0..framed.positions()).step_by(block) {
         let (mut yet, mut widened) = (false, false);
@@ -102,9 +118,11 @@ pub(crate) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2:
                         [0, 1].map(|half| counts.wrapping_add((pair(p) * PAIRED + half) * block))
                     }),
                 };
-                let offsets = offsets.clone().map(|(i, &offset)| ((from + i) * STEPS * NR / PAIRED, offset));
-                // SAFETY: features as the caller says. The panel has `NR / 2` bytes for every step, a frame a block of positions at
-                // every offset in every group's plane, and `counts` a block for every channel.
+                let offsets =
+                    offsets.clone().map(|(i, &offset)| ((from + i) * STEPS * NR / PAIRED, offset));
+                // SAFETY: features as the caller says. The panel has `NR / 2` bytes for every step,
+                // a frame a block of positions at every offset in every group's plane, and `counts`
+                // a block for every channel.
                 unsafe {
                     if UINT2 {
                         tile.run::<V, N, UINT2_ROUND, SCALE>(plan, offsets, yet);
@@ -118,14 +136,17 @@ pub(crate) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2:
                 for channel in (0..used).step_by(WORDS) {
                     for word in (0..block).step_by(WORDS) {
                         let rows = std::array::from_fn(|i| {
-                            // SAFETY: `counts` has a block for every channel, of initialised memory as all of `scratch`, and
-                            // nothing else borrows it now.
-                            unsafe { *counts.add((channel + i) * block + word).cast::<[u16; WORDS]>() }
+                            // SAFETY: `counts` has a block for every channel, of initialised memory
+                            // as all of `scratch`, and nothing else borrows it now.
+                            unsafe {
+                                *counts.add((channel + i) * block + word).cast::<[u16; WORDS]>()
+                            }
                         });
                         for (i, row) in transpose::transpose_words(rows).iter().enumerate() {
                             let acc = &mut acc[position::<V>(word + i)][channel / WORDS];
                             let before = if widened { *acc } else { constants[channel / WORDS] };
-                            *acc = std::array::from_fn(|j| before[j].wrapping_add(i32::from(row[j])));
+                            *acc =
+                                std::array::from_fn(|j| before[j].wrapping_add(i32::from(row[j])));
                         }
                     }
                 }
@@ -143,8 +164,8 @@ fn position<V: Vector>(word: usize) -> usize {
     vector * V::LANES + word % (V::LANES / 2) * 2 + word / (V::LANES / 2)
 }
 
-/// A kernel `$kernel` with lanes = positions, in tiles of `$pairs` pairs of channels × `$vectors` vectors. The rest is as in
-/// [`crate::kernels::table::channels::channels_kernel`].
+/// A kernel `$kernel` with lanes = positions, in tiles of `$pairs` pairs of channels × `$vectors`
+/// vectors. The rest is as in [`crate::kernels::table::channels::channels_kernel`].
 macro_rules! pixels_kernel {
     (
         $kernel:ident, $frames:ident, $name:literal, $isa:expr, $vector:ty, $pairs:literal by $vectors:literal, ($states:path, $uint2_states:path),
@@ -168,7 +189,10 @@ macro_rules! pixels_kernel {
                 crate::kernels::table::pixels::LAYOUT
             }
 
-            fn inner(&self, operands: crate::kernels::OperandTypes) -> Option<crate::kernels::Inner<'_>> {
+            fn inner(
+                &self,
+                operands: crate::kernels::OperandTypes,
+            ) -> Option<crate::kernels::Inner<'_>> {
                 crate::kernels::packed_input::inner(operands, &$frames::<false>, &$frames::<true>)
             }
         }
@@ -191,7 +215,10 @@ macro_rules! pixels_kernel {
             }
 
             fn panel_bytes(&self, units: usize) -> usize {
-                crate::kernels::table::pack::panel_bytes(crate::kernels::table::pixels::LAYOUT, units)
+                crate::kernels::table::pack::panel_bytes(
+                    crate::kernels::table::pixels::LAYOUT,
+                    units,
+                )
             }
 
             fn pack_panel(
@@ -199,7 +226,11 @@ macro_rules! pixels_kernel {
                 weights: &crate::kernels::PanelWeights<'_>,
                 panel: &mut [u8],
             ) -> crate::error::Result<()> {
-                crate::kernels::table::pack::pack_panel(crate::kernels::table::pixels::LAYOUT, weights, panel)
+                crate::kernels::table::pack::pack_panel(
+                    crate::kernels::table::pixels::LAYOUT,
+                    weights,
+                    panel,
+                )
             }
 
             fn unit_bytes(&self) -> usize {
@@ -222,7 +253,10 @@ macro_rules! pixels_kernel {
                 positions: usize,
             ) {
                 #[target_feature(enable = $inner)]
-                fn pack_input<const UINT2: bool>(pixels: &crate::kernels::Pixels<'_>, to: (&mut [u8], usize, usize)) {
+                fn pack_input<const UINT2: bool>(
+                    pixels: &crate::kernels::Pixels<'_>,
+                    to: (&mut [u8], usize, usize),
+                ) {
                     crate::kernels::table::pixels::pack_input(pixels, to, |unit| {
                         if UINT2 { $uint2_states(unit) } else { $states(unit) }
                     });
@@ -231,8 +265,17 @@ macro_rules! pixels_kernel {
                 unsafe { pack_input::<UINT2>(pixels, (plane, first, positions)) }
             }
 
-            fn pack_zeros(&self, of_levels: bool, count: usize, plane: &mut [u8], first: usize, positions: usize) {
-                crate::kernels::table::pixels::pack_zeros(of_levels, count, plane, first, positions);
+            fn pack_zeros(
+                &self,
+                of_levels: bool,
+                count: usize,
+                plane: &mut [u8],
+                first: usize,
+                positions: usize,
+            ) {
+                crate::kernels::table::pixels::pack_zeros(
+                    of_levels, count, plane, first, positions,
+                );
             }
 
             fn run(

@@ -1,4 +1,5 @@
-//! The product-table family in portable Rust: products looked up one by one, to check the others by.
+//! The product-table family in portable Rust: products looked up one by one, to check the others
+//! by.
 
 use super::pack::{self, Weights, steps};
 use super::{STATES, STEPS, UINT2_STATES, entry, states, uint2_states};
@@ -8,7 +9,9 @@ use crate::kernels::CacheLine;
 use crate::kernels::epilogue::{Epilogue, TileEpilogue, part_width};
 use crate::kernels::isa;
 use crate::kernels::kernel::{Family, Inner, Kernel, Layout, OperandTypes, private};
-use crate::kernels::packed_input::{AccBlock, PackedInput, PackedInputKernel, Panel, Pixels, inner};
+use crate::kernels::packed_input::{
+    AccBlock, PackedInput, PackedInputKernel, Panel, Pixels, inner,
+};
 use crate::kernels::panels::PanelWeights;
 
 const NR: usize = 8;
@@ -31,7 +34,8 @@ pub(crate) fn make(_: Features) -> Option<&'static dyn Kernel> {
     Some(&Scalar)
 }
 
-/// [`entry`] of every pair of groups, `[activations][weights]`; padded, so that masks do for checks.
+/// [`entry`] of every pair of groups, `[activations][weights]`; padded, so that masks do for
+/// checks.
 const fn products(uint2: bool) -> [[u8; 16]; 16] {
     let mut products = [[0; 16]; 16];
     let mut i = 0;
@@ -117,13 +121,17 @@ impl<const UINT2: bool> PackedInputKernel for Frames<UINT2> {
             for (i, acc) in acc.iter_mut().enumerate() {
                 *acc = std::array::from_fn(|j| i32::from_le_bytes(weights.constants[j]));
                 let units = weights.steps.as_chunks::<{ STEPS * NR }>().0;
-                for ((&offset, unit), &plan) in framed.offsets().iter().zip(units).zip(weights.plan) {
+                for ((&offset, unit), &plan) in framed.offsets().iter().zip(units).zip(weights.plan)
+                {
                     let at = framed.start().wrapping_add(offset + (first + i) * STEPS);
-                    // SAFETY: `PackedInput::new` checked that there is a unit of every position of a block at every offset.
+                    // SAFETY: `PackedInput::new` checked that there is a unit of every position of
+                    // a block at every offset.
                     let states = unsafe { std::slice::from_raw_parts(at, STEPS) };
                     // At most 6 a step.
                     let mut sums = [0u16; NR];
-                    for (&state, indices) in states.iter().zip(unit.as_chunks::<NR>().0).take(steps(plan)) {
+                    for (&state, indices) in
+                        states.iter().zip(unit.as_chunks::<NR>().0).take(steps(plan))
+                    {
                         let row = &Self::PRODUCTS[usize::from(state & 15)];
                         for (sum, &index) in sums.iter_mut().zip(indices) {
                             *sum += u16::from(row[usize::from(index & 15)]);

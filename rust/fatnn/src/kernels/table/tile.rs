@@ -26,7 +26,8 @@ pub(crate) unsafe trait Vector: Copy {
     /// # Safety
     /// The CPU has the implementation's features.
     unsafe fn nothing() -> Self::Sums;
-    /// The entries of a row that `indices`, all below 16, name. (What other bytes give is not said.)
+    /// The entries of a row that `indices`, all below 16, name. (What other bytes give is not
+    /// said.)
     fn look_up(self, indices: Self) -> Self;
     /// Says that this address will be read; it may be any.
     fn prefetch(at: *const u8) {
@@ -36,15 +37,16 @@ pub(crate) unsafe trait Vector: Copy {
     fn add(self, other: Self) -> Self;
     /// Adds a round's nibbles.
     fn count(self, sums: &mut Self::Sums);
-    /// Parts the sums: those of low nibbles and those of high ones, each as `LANES` words, first those of even bytes, are
-    /// added to what is there, or stored where nothing is `yet`.
+    /// Parts the sums: those of low nibbles and those of high ones, each as `LANES` words, first
+    /// those of even bytes, are added to what is there, or stored where nothing is `yet`.
     ///
     /// # Safety
     /// `LANES` words are readable and writable at both addresses.
     unsafe fn spill(sums: Self::Sums, yet: bool, low: *mut u16, high: *mut u16);
 }
 
-/// Where the operands of one tile are: `P` selecting bytes and `N` vectors of indices for every step.
+/// Where the operands of one tile are: `P` selecting bytes and `N` vectors of indices for every
+/// step.
 pub(crate) struct Tile<'a, const P: usize> {
     pub table: &'a Table,
     /// Selecting bytes of the first step at offset 0, and bytes from step to step.
@@ -58,12 +60,13 @@ pub(crate) struct Tile<'a, const P: usize> {
 }
 
 impl<const P: usize> Tile<'_, P> {
-    /// Adds a stretch of the reduction to the 16-bit sums, or stores it where there is nothing `yet`. `offsets` are those of
-    /// every (unit, tap)'s selecting bytes and indices.
+    /// Adds a stretch of the reduction to the 16-bit sums, or stores it where there is nothing
+    /// `yet`. `offsets` are those of every (unit, tap)'s selecting bytes and indices.
     ///
     /// # Safety
-    /// The CPU has the features of `V`. From each offset on, there are as many steps as `plan` says, each of a byte at each
-    /// address of `rows` and of `N` vectors at `indices`; `sums` are readable and writable.
+    /// The CPU has the features of `V`. From each offset on, there are as many steps as `plan`
+    /// says, each of a byte at each address of `rows` and of `N` vectors at `indices`; `sums` are
+    /// readable and writable.
     #[inline(always)]
     pub unsafe fn run<V: Vector, const N: usize, const ROUND: usize, const SCALE: usize>(
         &self,
@@ -119,14 +122,16 @@ impl<const P: usize> Tile<'_, P> {
         let table = (&raw const *self.table).cast::<u8>();
         for (p, sums) in sums.iter_mut().enumerate() {
             let row = |s: usize| {
-                // SAFETY: the caller vouches for the byte; a row of the table begins `SCALE` times as far as any byte says.
+                // SAFETY: the caller vouches for the byte; a row of the table begins `SCALE` times
+                // as far as any byte says.
                 unsafe { V::row(table.add(SCALE * usize::from(*rows[p].add(s * self.row_step)))) }
             };
             let rows: [V; S] = std::array::from_fn(row);
             for (n, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: the caller vouches for the indices.
-                let product =
-                    |s: usize| unsafe { rows[s].look_up(V::load(indices.add(s * self.index_step + n * V::LANES))) };
+                let product = |s: usize| unsafe {
+                    rows[s].look_up(V::load(indices.add(s * self.index_step + n * V::LANES)))
+                };
                 (1..S).fold(product(0), |sum, s| sum.add(product(s))).count(sums);
             }
         }

@@ -1,4 +1,5 @@
-//! Transposition by interleaving: `log₂ n` times, rows `i` and `i + n/2` become rows `2 i` and `2 i + 1`.
+//! Transposition by interleaving: `log₂ n` times, rows `i` and `i + n/2` become rows `2 i` and `2 i
+//! + 1`.
 
 /// Rows of bytes that are transposed together.
 pub(super) const RUN: usize = 16;
@@ -33,10 +34,14 @@ pub(super) fn transpose_words(mut rows: [[u16; WORDS]; WORDS]) -> [[u16; WORDS];
 #[inline(always)]
 fn bytes(a: [u8; RUN], b: [u8; RUN]) -> [[u8; RUN]; 2] {
     use std::arch::x86_64::*;
-    // SAFETY: vectors and arrays are 16 bytes, any of which are valid in both; every x86-64 CPU has SSE2.
+    // SAFETY: vectors and arrays are 16 bytes, any of which are valid in both; every x86-64 CPU has
+    // SSE2.
     unsafe {
         let [a, b] = std::mem::transmute::<[[u8; RUN]; 2], [__m128i; 2]>([a, b]);
-        std::mem::transmute::<[__m128i; 2], [[u8; RUN]; 2]>([_mm_unpacklo_epi8(a, b), _mm_unpackhi_epi8(a, b)])
+        std::mem::transmute::<[__m128i; 2], [[u8; RUN]; 2]>([
+            _mm_unpacklo_epi8(a, b),
+            _mm_unpackhi_epi8(a, b),
+        ])
     }
 }
 
@@ -47,7 +52,10 @@ fn words(a: [u16; WORDS], b: [u16; WORDS]) -> [[u16; WORDS]; 2] {
     // SAFETY: as above.
     unsafe {
         let [a, b] = std::mem::transmute::<[[u16; WORDS]; 2], [__m128i; 2]>([a, b]);
-        std::mem::transmute::<[__m128i; 2], [[u16; WORDS]; 2]>([_mm_unpacklo_epi16(a, b), _mm_unpackhi_epi16(a, b)])
+        std::mem::transmute::<[__m128i; 2], [[u16; WORDS]; 2]>([
+            _mm_unpacklo_epi16(a, b),
+            _mm_unpackhi_epi16(a, b),
+        ])
     }
 }
 
@@ -55,7 +63,8 @@ fn words(a: [u16; WORDS], b: [u16; WORDS]) -> [[u16; WORDS]; 2] {
 #[inline(always)]
 fn bytes(a: [u8; RUN], b: [u8; RUN]) -> [[u8; RUN]; 2] {
     use std::arch::aarch64::*;
-    // SAFETY: vectors and arrays are 16 bytes, any of which are valid in both; every AArch64 CPU has the instructions.
+    // SAFETY: vectors and arrays are 16 bytes, any of which are valid in both; every AArch64 CPU
+    // has the instructions.
     unsafe {
         let [a, b] = std::mem::transmute::<[[u8; RUN]; 2], [uint8x16_t; 2]>([a, b]);
         std::mem::transmute::<[uint8x16_t; 2], [[u8; RUN]; 2]>([vzip1q_u8(a, b), vzip2q_u8(a, b)])
@@ -69,6 +78,9 @@ fn words(a: [u16; WORDS], b: [u16; WORDS]) -> [[u16; WORDS]; 2] {
     // SAFETY: as above.
     unsafe {
         let [a, b] = std::mem::transmute::<[[u16; WORDS]; 2], [uint16x8_t; 2]>([a, b]);
-        std::mem::transmute::<[uint16x8_t; 2], [[u16; WORDS]; 2]>([vzip1q_u16(a, b), vzip2q_u16(a, b)])
+        std::mem::transmute::<[uint16x8_t; 2], [[u16; WORDS]; 2]>([
+            vzip1q_u16(a, b),
+            vzip2q_u16(a, b),
+        ])
     }
 }
