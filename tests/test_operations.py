@@ -7,20 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fatnn_rs
-from fatnn_rs.convert.ops_table import RUNTIME_OPS
+from fatnn_rs.convert.torch_ops import RUNTIME_OPS
 from fatnn_rs.operations import OPERATIONS
 
 #: Collections that may hold names: module and variable. They map names to functions, which only
 #: Python has.
 FUNCTIONS = {
-    ("convert/ops_float.py", "FLOAT_OPS"),  # functions of torch
+    ("convert/torch_ops/floats.py", "FLOAT_OPS"),  # functions of torch
     ("convert/scalar.py", "SCALARS"),  # functions of torch, and the calls that become them
-    ("convert/ops_int8.py", "INT8_OPS"),
-    ("convert/ops_code.py", "CODE_OPS"),
-    ("convert/rows_functions.py", "_ARITHMETIC"),  # names of torch's functions and methods
-    ("convert/rows_sums.py", "_BY_NAME"),  # names of methods
-    ("convert/rows_shapes.py", "METHODS"),  # rows of the lowering, by methods of tensors
-    ("convert/rows_functions.py", "_OPERATORS"),  # names of Python's operators
+    ("convert/torch_ops/int8.py", "INT8_OPS"),
+    ("convert/torch_ops/codes.py", "CODE_OPS"),
+    ("convert/lower/functions.py", "_ARITHMETIC"),  # names of torch's functions and methods
+    ("convert/lower/reductions.py", "_BY_NAME"),  # names of methods
+    ("convert/lower/rearrange.py", "METHODS"),  # rows of the lowering, by methods of tensors
+    ("convert/lower/functions.py", "_OPERATORS"),  # names of Python's operators
     ("convert/capture.py", "_IN_PLACE"),
     ("ops/schema.py", "OPS"),  # operators of torch, by their own names
     ("ops/kernels.py", "KERNELS"),

@@ -22,7 +22,7 @@ from fatnn_rs.convert.api import convert_float
 from fatnn_rs.errors import ConversionError
 from fatnn_rs.machine import Machine
 from fatnn_rs.nn.calibrate import calibrate
-from fatnn_rs.nn.int8 import INT8_TWINS
+from fatnn_rs.nn.int8 import INT8_QAT_MAPPING
 from fatnn_rs.operations import products_of
 from ladder.measure import FLOATS, Entry, Found, Progress
 from ladder.plan import NATIVE, write
@@ -112,12 +112,12 @@ class _Maker:
         return net, {"codes_verified": codes}
 
     def _int8(self) -> TernaryNetwork:
-        """Every convolution and linear layer as its 8-bit twin."""
+        """Every convolution and linear layer as its int8 QAT layer."""
         model = copy.deepcopy(self.built.model)
         for parent in list(model.modules()):
             for key, child in list(parent._modules.items()):
-                if type(child) in INT8_TWINS and child is not None:
-                    parent._modules[key] = INT8_TWINS[type(child)].from_float(child)
+                if type(child) in INT8_QAT_MAPPING and child is not None:
+                    parent._modules[key] = INT8_QAT_MAPPING[type(child)].from_float(child)
         calibrate(model, self.built.batch)
         net = fatnn_rs.convert(model.eval(), self.built.batch[:1], float_layers="rust")
         x = self.built.batch[:1]

@@ -1,4 +1,4 @@
-"""``prepare``: swap a float model's layers for quantized twins, in place; and optimizer groups that suit them."""
+"""``prepare``: swap a float model's layers for quantized qat_layers, in place; and optimizer groups that suit them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from fatnn_rs.errors import ConfigError, PrepareWarning
 from fatnn_rs.nn.base import QuantizedLayer, replaced_methods, why_replaced
 from fatnn_rs.nn.calibrate import calibrate
 from fatnn_rs.nn.fused import reads_weight, restore, use_layers
-from fatnn_rs.nn.int8 import INT8_TWINS
-from fatnn_rs.nn.layers import TERNARY_TWINS
+from fatnn_rs.nn.int8 import INT8_QAT_MAPPING
+from fatnn_rs.nn.layers import TERNARY_QAT_MAPPING
 from fatnn_rs.replica import replica
 from fatnn_rs.threads import one_thread
 
@@ -34,7 +34,7 @@ def prepare(
     config: TernaryConfig | None = None,
     example_inputs: Tensor | Sequence[Any] | Mapping[str, Any] | None = None,
 ) -> Model:
-    """Swap ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Linear`` for their ternary (or int8) twins, in place.
+    """Swap ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Linear`` for their ternary (or int8) qat_layers, in place.
 
     Parameter names and float ``state_dict`` keys stay as they were; step sizes are added beside
     them. Start from a trained float model where there is one; its ``state_dict`` also loads later,
@@ -105,22 +105,24 @@ def prepare(
     for name in chosen:
         if changed := replaced_methods(candidates[name]):
             raise ConfigError(f"layer {name!r}: {why_replaced(changed)}")
-    twins: dict[nn.Module, QuantizedLayer] = {}
+    qat_layers: dict[nn.Module, QuantizedLayer] = {}
     with one_thread():
         for name, kind in chosen.items():
-            twins[candidates[name]] = _twin(candidates[name], config.options_for(name), kind)
-            twins[candidates[name]].set_name(name)
+            qat_layers[candidates[name]] = _qat_layer(
+                candidates[name], config.options_for(name), kind
+            )
+            qat_layers[candidates[name]].set_name(name)
     # A module may hang in several places: replace it in all of them.
     places = [
         (parent._modules, key, child)
         for parent in model.modules()
         for key, child in parent._modules.items()
-        if child in twins
+        if child in qat_layers
     ]
     changes: list[Any] = []
     try:
         for modules, key, child in places:
-            modules[key] = twins[child]
+            modules[key] = qat_layers[child]
         changes = use_layers(model)
         if left:
             _warn_left(left)
@@ -183,7 +185,7 @@ def _candidates(
             left[name] = (
                 "it is parametrized; torch.nn.utils.parametrize.remove_parametrizations makes it a plain layer"
             )
-        if type(module) not in TERNARY_TWINS:
+        if type(module) not in TERNARY_QAT_MAPPING:
             continue
         weight = module.weight
         if weight.is_meta and not skipped:
@@ -211,10 +213,10 @@ def _warn_left(left: dict[str, str]) -> None:
     warnings.warn(f"these layers stay float: {listed}", PrepareWarning, stacklevel=3)
 
 
-def _twin(module: nn.Module, options: LayerOptions, kind: _Kind) -> QuantizedLayer:
+def _qat_layer(module: nn.Module, options: LayerOptions, kind: _Kind) -> QuantizedLayer:
     if kind.int8:
-        return INT8_TWINS[type(module)].from_float(module)
-    return TERNARY_TWINS[type(module)].from_float(
+        return INT8_QAT_MAPPING[type(module)].from_float(module)
+    return TERNARY_QAT_MAPPING[type(module)].from_float(
         module,
         quantizer=options.weight,
         act=options.act,
@@ -353,7 +355,7 @@ def _choose(
         )
     if "" in chosen:
         raise ConfigError(
-            "the model is itself the layer, so it cannot be swapped in place; use from_float of the layer's twin "
+            "the model is itself the layer, so it cannot be swapped in place; use from_float of its quantized class "
             "in fatnn_rs.nn"
         )
     for pattern, options in config.overrides.items():

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fatnn_rs.convert.record import Seen, record
+from fatnn_rs.convert.record import TensorMeta, record
 from fatnn_rs.convert.structure import fill, leaves, plain, refilled, same_values
 from fatnn_rs.convert.transformer import plain_forward
 from fatnn_rs.errors import ConversionError, FatnnError
@@ -87,7 +87,7 @@ class Captured:
     inputs: list[str]
     arguments: tuple[Argument, ...]
     outputs: Any
-    seen: dict[fx.Node, Seen]
+    seen: dict[fx.Node, TensorMeta]
     expected: Any = None
     notes: list[str] = field(default_factory=list)
     fixed: tuple[int, ...] = ()

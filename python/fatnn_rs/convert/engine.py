@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from fatnn_rs import _core
-from fatnn_rs.convert.affine import fma, same_bits, slope
+from fatnn_rs.convert.fma import fma, same_bits, slope
 from fatnn_rs.convert.graph import Graph, Node, refs
-from fatnn_rs.convert.ops_float import FLOAT_OPS
+from fatnn_rs.convert.torch_ops.floats import FLOAT_OPS
 from fatnn_rs.errors import FormatError, LimitError, UnsupportedError
 from fatnn_rs.operations import OPERATIONS, makes_codes, products_of
 from fatnn_rs.ops.kernels import aligned_array, follow_torch_threads
@@ -33,7 +33,7 @@ __all__ = ["FLOAT_LAYERS", "Segment", "partition"]
 #: Where float convolutions, linear layers and means may run.
 FLOAT_LAYERS = ("torch", "rust")
 
-Seen = dict[str, "tuple[int, npt.NDArray[np.uint8] | None]"]
+ObservedValues = dict[str, "tuple[int, npt.NDArray[np.uint8] | None]"]
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Segment:
         """Run it; results are channels last in memory, or as their shape says."""
         return [torch.from_numpy(array) for array in self.network.run(*_arrays(inputs))]
 
-    def observed(self, *inputs: Tensor) -> tuple[list[Tensor], Seen]:
+    def observed(self, *inputs: Tensor) -> tuple[list[Tensor], ObservedValues]:
         """Run it, and return nanoseconds and packed codes of the nodes that ran."""
         outputs, seen = self.network.run_observed(*_arrays(inputs))
         return [torch.from_numpy(array) for array in outputs], {

@@ -40,7 +40,7 @@ class Node:
     name
         Of the node and of the value it makes.
     op
-        Row of :data:`fatnn_rs.convert.ops_table.RUNTIME_OPS`, or one of the capture's own ops that
+        Row of :data:`fatnn_rs.convert.torch_ops.RUNTIME_OPS`, or one of the capture's own ops that
         the passes replace.
     inputs
         Names of the values it reads.

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fatnn_rs.convert.record import Seen
+from fatnn_rs.convert.record import TensorMeta
 from fatnn_rs.errors import ConversionError
 
 __all__ = ["Aliases", "Rewritten"]
@@ -92,7 +92,7 @@ class Aliases:
     def __init__(
         self,
         graph: fx.Graph,
-        seen: dict[fx.Node, Seen],
+        seen: dict[fx.Node, TensorMeta],
         call: Callable[[fx.Node], Callable[..., Any]],
     ) -> None:
         self._seen, self._call = seen, call

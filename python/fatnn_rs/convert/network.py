@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from fatnn_rs.convert.engine import FLOAT_LAYERS, Segment, partition
 from fatnn_rs.convert.graph import Graph, Node, Ref, refs
 from fatnn_rs.convert.inputs import check_call, check_input, refuse_tracing
-from fatnn_rs.convert.ops_table import bind
 from fatnn_rs.convert.report import Report, make_report
 from fatnn_rs.convert.structure import fill
+from fatnn_rs.convert.torch_ops import bind
 from fatnn_rs.errors import ConfigError, UnsupportedError
 from fatnn_rs.signature import Argument, bind_call
 
@@ -248,7 +248,7 @@ class TernaryNetwork(nn.Module):
         values = self._bound(inputs, kwargs or {})
         compiling = torch.compiler.is_compiling()
         if compiling:
-            _make_one_by_one(self._key)
+            _make_unfused_plan(self._key)
             parts = cast("list[ExecutionStep]", self._single)
         else:
             parts = self._parts if as_run else self._unfused_plan()
@@ -368,12 +368,12 @@ class ExecutionStep:
     drops: list[str]
 
 
-#: Networks by their key, for :func:`_make_one_by_one`.
+#: Networks by their key, for :func:`_make_unfused_plan`.
 _NETWORKS: weakref.WeakValueDictionary[str, TernaryNetwork] = weakref.WeakValueDictionary()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _make_one_by_one(key: str) -> bool:
+def _make_unfused_plan(key: str) -> bool:
     """Let torch.compile call this while it traces, and not trace it: packing weights and locking cannot be traced."""
     return bool(_NETWORKS[key]._unfused_plan())
 

@@ -19,13 +19,13 @@ from torch.utils import _pytree as pytree
 from fatnn_rs.convert.memory_format import layout_of
 from fatnn_rs.convert.structure import leaves, plain, same_values
 
-__all__ = ["Seen", "record"]
+__all__ = ["TensorMeta", "record"]
 
 Geometry = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Seen:
+class TensorMeta:
     """Say what a value was at the example inputs.
 
     Attributes
@@ -97,7 +97,7 @@ class _Recorder(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.seen: dict[fx.Node, Seen] = {}
+        self.seen: dict[fx.Node, TensorMeta] = {}
         self._places: dict[fx.Node, dict[int, int]] = {}
         self._constants: dict[int, int] = {}
         self._count = 0
@@ -127,7 +127,7 @@ class _Recorder(fx.Interpreter):
         }
         if isinstance(value, Tensor):
             same_as = next((node for node, other in read.items() if other is value), None)
-            self.seen[n] = Seen(
+            self.seen[n] = TensorMeta(
                 tuple(value.shape),
                 layout_of(value),
                 None,
@@ -140,7 +140,7 @@ class _Recorder(fx.Interpreter):
             same_as = next(
                 (node for node, other in read.items() if other is value and value is not None), None
             )
-            self.seen[n] = Seen(
+            self.seen[n] = TensorMeta(
                 value=value if type(value) is int else None, same_as=same_as, **common
             )
         return value
@@ -166,7 +166,7 @@ class _Recorder(fx.Interpreter):
 
 def record(
     module: fx.GraphModule, arguments: tuple[Any, ...], expected: Any
-) -> dict[fx.Node, Seen] | str:
+) -> dict[fx.Node, TensorMeta] | str:
     """Run a captured graph; what its values were, or why it does not reproduce the model.
 
     Containers of the outputs are not compared: tracing makes tuples, lists and dicts of some.

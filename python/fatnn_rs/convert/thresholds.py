@@ -55,7 +55,7 @@ class Thresholds:
     Attributes
     ----------
     values
-        int32 [levels - 1, n], rising, for accumulators of weights that were negated in the channels
+        int32 [levels - 1, n], ascending, for accumulators of weights that were negated in the channels
         of ``flip``.
     flip
         bool [n].
@@ -151,7 +151,7 @@ def integer_thresholds(
     first, last = reached(low[None])[0], reached(high[None])[0]
     flip = last < first
 
-    def rising(points: Tensor) -> Tensor:
+    def level_at(points: Tensor) -> Tensor:
         """Levels at places counted from the end where the function is lowest."""
         return reached(torch.where(flip, high - points, low + points))
 
@@ -159,7 +159,7 @@ def integer_thresholds(
     count = int(span.max()) + 1
     channels = len(low)
     few = count * channels <= (EXHAUSTIVE_IF_MONOTONE if monotone else EXHAUSTIVE)
-    places = _scan(rising, span, count, steps) if few else _bisect(rising, span, steps)
+    places = _scan(level_at, span, count, steps) if few else _bisect(level_at, span, steps)
     if places is None:
         return None
     # A place p is the accumulator low + p, or, with negated weights, -(high - p).
@@ -168,7 +168,7 @@ def integer_thresholds(
     return Thresholds(values.to(torch.int32), flip)
 
 
-def _scan(rising: Function, span: Tensor, count: int, steps: int) -> Tensor | None:
+def _scan(level_at: Function, span: Tensor, count: int, steps: int) -> Tensor | None:
     """Evaluate everywhere; the first place of every level but the lowest, ``span + 1`` where there is none."""
     channels = len(span)
     places = torch.zeros(steps, channels, dtype=torch.int64, device="cpu")
@@ -176,7 +176,7 @@ def _scan(rising: Function, span: Tensor, count: int, steps: int) -> Tensor | No
     before = torch.zeros(channels, dtype=torch.float32, device="cpu")
     for start in range(0, count, step):
         points = torch.arange(start, min(start + step, count), device="cpu")[:, None]
-        level = rising(torch.minimum(points, span))
+        level = level_at(torch.minimum(points, span))
         if bool((level.diff(dim=0, prepend=before[None]) < 0).any()):
             return None
         before = level[-1]
@@ -186,7 +186,7 @@ def _scan(rising: Function, span: Tensor, count: int, steps: int) -> Tensor | No
     return places
 
 
-def _bisect(rising: Function, span: Tensor, steps: int) -> Tensor | None:
+def _bisect(level_at: Function, span: Tensor, steps: int) -> Tensor | None:
     """Bisect, then compare with samples."""
     channels = len(span)
     low = torch.full((steps, channels), -1, dtype=torch.int64, device="cpu")
@@ -194,7 +194,7 @@ def _bisect(rising: Function, span: Tensor, steps: int) -> Tensor | None:
     wanted = torch.arange(1, steps + 1, dtype=torch.float32, device="cpu")[:, None]
     while bool((high - low > 1).any()):
         middle = (low + high) // 2
-        reached = (middle > span) | _pairwise(rising, middle.clamp(max=span), wanted)
+        reached = (middle > span) | _pairwise(level_at, middle.clamp(max=span), wanted)
         open_ = high - low > 1
         high = torch.where(open_ & reached, middle, high)
         low = torch.where(open_ & ~reached, middle, low)
@@ -204,8 +204,8 @@ def _bisect(rising: Function, span: Tensor, steps: int) -> Tensor | None:
     near = torch.cat([high + offset for offset in range(-2, 3)])
     points = torch.cat([random, near.clamp(min=0), span[None]]).minimum(span)
     stairs = (points >= high[:, None]).float().sum(0)
-    return high if torch.equal(rising(points), stairs) else None
+    return high if torch.equal(level_at(points), stairs) else None
 
 
-def _pairwise(rising: Function, points: Tensor, wanted: Tensor) -> Tensor:
-    return rising(points) >= wanted
+def _pairwise(level_at: Function, points: Tensor, wanted: Tensor) -> Tensor:
+    return level_at(points) >= wanted

@@ -23,7 +23,7 @@ from fatnn_rs.convert.checks import as_root, check_inputs, quantized_layers
 from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.levels import act_kind, code_type, stored
 from fatnn_rs.convert.network import TernaryNetwork
-from fatnn_rs.convert.ops_code import squeeze_to
+from fatnn_rs.convert.torch_ops.codes import squeeze_to
 from fatnn_rs.errors import ConversionError
 from fatnn_rs.nn import Int8Layer
 from fatnn_rs.operations import products_of

@@ -5,9 +5,9 @@ from __future__ import annotations
 from fatnn_rs.nn import fused  # noqa: F401 (models written by hand need what it registers)
 from fatnn_rs.nn.base import QuantizedLayer
 from fatnn_rs.nn.calibrate import calibrate
-from fatnn_rs.nn.int8 import INT8_TWINS, Int8Conv1d, Int8Conv2d, Int8Layer, Int8Linear
+from fatnn_rs.nn.int8 import INT8_QAT_MAPPING, Int8Conv1d, Int8Conv2d, Int8Layer, Int8Linear
 from fatnn_rs.nn.layers import (
-    TERNARY_TWINS,
+    TERNARY_QAT_MAPPING,
     TernaryConv1d,
     TernaryConv2d,
     TernaryLayer,
@@ -15,8 +15,8 @@ from fatnn_rs.nn.layers import (
 )
 
 __all__ = [
-    "INT8_TWINS",
-    "TERNARY_TWINS",
+    "INT8_QAT_MAPPING",
+    "TERNARY_QAT_MAPPING",
     "Int8Conv1d",
     "Int8Conv2d",
     "Int8Layer",

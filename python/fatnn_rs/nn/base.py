@@ -21,7 +21,7 @@ __all__ = [
     "convolve",
     "exact_product",
     "replaced_methods",
-    "twin",
+    "qat_layer",
     "why_replaced",
 ]
 
@@ -120,7 +120,7 @@ class QuantizedLayer(nn.Module):
         return {key: present[key].clone() for key in keys}
 
 
-def twin(cls: type[Layer], module: nn.Module, expected: type[nn.Module]) -> Layer:
+def qat_layer(cls: type[Layer], module: nn.Module, expected: type[nn.Module]) -> Layer:
     """Make a ``cls`` that shares parameters, hooks and mode with ``module``, and has no quantizers yet."""
     if type(module) is not expected:
         raise ConfigError(
@@ -158,7 +158,7 @@ def check_weight(layer: Any) -> None:
 
 
 def replaced_methods(module: nn.Module) -> list[str]:
-    """Names of the methods that this one module replaces: a twin would run what they were bound to, the float layer.
+    """Names of the methods that this one module replaces: a quantized layer would run what they were bound to, the float layer.
 
     accelerate's hooks replace ``forward`` so, ``nn.Module.compile`` the call, and patches by hand
     anything.

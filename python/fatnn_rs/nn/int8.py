@@ -33,12 +33,12 @@ from fatnn_rs.nn.base import (
     check_weight,
     convolve,
     exact_product,
-    twin,
+    qat_layer,
 )
 from fatnn_rs.quant.base import widen
 from fatnn_rs.quant.int8 import LEVELS, Int8Activation, weight_codes, weight_steps
 
-__all__ = ["INT8_TWINS", "Int8Conv1d", "Int8Conv2d", "Int8Layer", "Int8Linear"]
+__all__ = ["INT8_QAT_MAPPING", "Int8Conv1d", "Int8Conv2d", "Int8Layer", "Int8Linear"]
 
 #: Products in a sum of which int32 holds whatever comes; what the Rust core takes.
 _MOST = 133_000
@@ -94,8 +94,8 @@ class Int8Layer(QuantizedLayer):
         return y if self.bias is None else y + self.bias.view(shape)
 
 
-def _twin(cls: type[Layer], module: nn.Module, expected: type[nn.Module]) -> Layer:
-    layer = twin(cls, module, expected)
+def _qat_layer(cls: type[Layer], module: nn.Module, expected: type[nn.Module]) -> Layer:
+    layer = qat_layer(cls, module, expected)
     layer._add_quantizer()
     return layer
 
@@ -115,8 +115,8 @@ class Int8Conv1d(Int8Layer, nn.Conv1d):
 
     @classmethod
     def from_float(cls, module: nn.Module) -> Int8Conv1d:
-        """Make the twin of a ``torch.nn.Conv1d``, with the same parameters."""
-        return _twin(cls, module, nn.Conv1d)
+        """Make the quantized layer of a ``torch.nn.Conv1d``, with the same parameters."""
+        return _qat_layer(cls, module, nn.Conv1d)
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, C, L] or [C, L] → [N, out, L'] or [out, L']."""
@@ -138,8 +138,8 @@ class Int8Conv2d(Int8Layer, nn.Conv2d):
 
     @classmethod
     def from_float(cls, module: nn.Module) -> Int8Conv2d:
-        """Make the twin of a ``torch.nn.Conv2d``, with the same parameters."""
-        return _twin(cls, module, nn.Conv2d)
+        """Make the quantized layer of a ``torch.nn.Conv2d``, with the same parameters."""
+        return _qat_layer(cls, module, nn.Conv2d)
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, C, H, W] or [C, H, W] → [N, out, H', W'] or [out, H', W']."""
@@ -161,16 +161,16 @@ class Int8Linear(Int8Layer, nn.Linear):  # type: ignore[misc]
 
     @classmethod
     def from_float(cls, module: nn.Module) -> Int8Linear:
-        """Make the twin of a ``torch.nn.Linear``, with the same parameters."""
-        return _twin(cls, module, nn.Linear)
+        """Make the quantized layer of a ``torch.nn.Linear``, with the same parameters."""
+        return _qat_layer(cls, module, nn.Linear)
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] → [..., out]."""
         return self._run(functional.linear, input, 0)
 
 
-#: torch layer → its 8-bit twin. Exact types only: a subclass may compute something else.
-INT8_TWINS: dict[type[nn.Module], type[Int8Conv1d] | type[Int8Conv2d] | type[Int8Linear]] = {
+#: torch layer → its int8 QAT layer. Exact types only: a subclass may compute something else.
+INT8_QAT_MAPPING: dict[type[nn.Module], type[Int8Conv1d] | type[Int8Conv2d] | type[Int8Linear]] = {
     nn.Conv1d: Int8Conv1d,
     nn.Conv2d: Int8Conv2d,
     nn.Linear: Int8Linear,

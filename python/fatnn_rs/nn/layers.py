@@ -37,7 +37,7 @@ from fatnn_rs.nn.base import (
     check_weight,
     convolve,
     exact_product,
-    twin,
+    qat_layer,
 )
 from fatnn_rs.quant import (
     QUANTIZERS,
@@ -49,7 +49,7 @@ from fatnn_rs.quant import (
 from fatnn_rs.threads import one_thread
 
 __all__ = [
-    "TERNARY_TWINS",
+    "TERNARY_QAT_MAPPING",
     "TernaryConv1d",
     "TernaryConv2d",
     "TernaryLayer",
@@ -188,9 +188,11 @@ def held_weights(model: nn.Module) -> Iterator[None]:
             layer._held = None
 
 
-def _twin(cls: type[Layer], module: nn.Module, expected: type[nn.Module], **options: Any) -> Layer:
+def _qat_layer(
+    cls: type[Layer], module: nn.Module, expected: type[nn.Module], **options: Any
+) -> Layer:
     """Make a ternary ``cls`` that shares parameters, hooks and mode with ``module``."""
-    layer = twin(cls, module, expected)
+    layer = qat_layer(cls, module, expected)
     layer._add_quantizers(
         options.pop("quantizer", "fatnn"),
         options.pop("act", "ternary"),
@@ -241,8 +243,8 @@ class TernaryConv1d(TernaryLayer, nn.Conv1d):
 
     @classmethod
     def from_float(cls, module: nn.Module, **options: Any) -> TernaryConv1d:
-        """Make the twin of a ``torch.nn.Conv1d``: same parameters, and the options of this class."""
-        return _twin(cls, module, nn.Conv1d, **options)
+        """Make the quantized layer of a ``torch.nn.Conv1d``: same parameters, and the options of this class."""
+        return _qat_layer(cls, module, nn.Conv1d, **options)
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, C, L] or [C, L] → [N, out, L'] or [out, L']."""
@@ -286,8 +288,8 @@ class TernaryConv2d(TernaryLayer, nn.Conv2d):
 
     @classmethod
     def from_float(cls, module: nn.Module, **options: Any) -> TernaryConv2d:
-        """Make the twin of a ``torch.nn.Conv2d``: same parameters, and the options of this class."""
-        return _twin(cls, module, nn.Conv2d, **options)
+        """Make the quantized layer of a ``torch.nn.Conv2d``: same parameters, and the options of this class."""
+        return _qat_layer(cls, module, nn.Conv2d, **options)
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, C, H, W] or [C, H, W] → [N, out, H', W'] or [out, H', W']."""
@@ -331,16 +333,16 @@ class TernaryLinear(TernaryLayer, nn.Linear):  # type: ignore[misc]
 
     @classmethod
     def from_float(cls, module: nn.Module, **options: Any) -> TernaryLinear:
-        """Make the twin of a ``torch.nn.Linear``: same parameters, and the options of this class."""
-        return _twin(cls, module, nn.Linear, **options)
+        """Make the quantized layer of a ``torch.nn.Linear``: same parameters, and the options of this class."""
+        return _qat_layer(cls, module, nn.Linear, **options)
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] → [..., out]."""
         return self._run(functional.linear, input, 0)
 
 
-#: torch layer → its ternary twin. Exact types only: a subclass may compute something else.
-TERNARY_TWINS: dict[
+#: torch layer → its ternary QAT layer. Exact types only: a subclass may compute something else.
+TERNARY_QAT_MAPPING: dict[
     type[nn.Module], type[TernaryConv1d] | type[TernaryConv2d] | type[TernaryLinear]
 ] = {
     nn.Conv1d: TernaryConv1d,

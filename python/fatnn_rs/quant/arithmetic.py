@@ -12,7 +12,7 @@ from torch import Tensor
 __all__ = [
     "MIN_STEP",
     "fit_step",
-    "positive",
+    "clamp_min_ste",
     "round_ste",
     "says_nothing",
     "scale_gradient",
@@ -79,7 +79,7 @@ def round_ste(x: Tensor) -> Tensor:
     return result
 
 
-def positive(step: Tensor, least: float = MIN_STEP) -> Tensor:
+def clamp_min_ste(step: Tensor, least: float = MIN_STEP) -> Tensor:
     """Return ``max(step, least)`` for a learned step or its reciprocal; the gradient passes unchanged.
 
     Passing the gradient below the clamp matters: a step that an optimizer pushed below zero would

@@ -18,8 +18,8 @@ from torch._compile import _disable_dynamo
 from fatnn_rs.errors import ConfigError, InputError
 from fatnn_rs.quant.arithmetic import (
     MIN_STEP,
+    clamp_min_ste,
     fit_step,
-    positive,
     round_ste,
     says_nothing,
     scale_gradient,
@@ -35,7 +35,7 @@ __all__ = [
     "InputQuantizer",
     "WeightQuantizer",
     "fit_step",
-    "positive",
+    "clamp_min_ste",
     "round_ste",
     "says_nothing",
     "scale_gradient",

@@ -21,7 +21,7 @@ from fatnn_rs.quant.base import (
     MIN_STEP,
     ActivationQuantizer,
     WeightQuantizer,
-    positive,
+    clamp_min_ste,
     round_ste,
     scale_gradient,
     set_value,
@@ -149,14 +149,16 @@ class BinaryActivation(ActivationQuantizer):
 
     def quantize_half(self, x: Tensor) -> Tensor:
         """Return the codes of ``x`` in half range."""
-        return round_ste(hardtanh(x * positive(self.alpha).to(x.dtype), 0.0, 1.0, inplace=True))
+        return round_ste(
+            hardtanh(x * clamp_min_ste(self.alpha).to(x.dtype), 0.0, 1.0, inplace=True)
+        )
 
     def quantize_full(self, x: Tensor) -> Tensor:
         """Return the codes of ``x`` in full range."""
         # The step is in the graph with a gradient of zero: distributed training wants one from
         # every parameter.
         return approximate_sign(
-            x * (scale_gradient(positive(self.alpha).to(x.dtype), 0.0) / _REACH)
+            x * (scale_gradient(clamp_min_ste(self.alpha).to(x.dtype), 0.0) / _REACH)
         )
 
     def fitted_step(self, x: Tensor) -> float:

@@ -22,8 +22,8 @@ from fatnn_rs.quant.base import (
     MIN_STEP,
     ActivationQuantizer,
     WeightQuantizer,
+    clamp_min_ste,
     fit_step,
-    positive,
     round_ste,
     set_value,
     sums_dtype,
@@ -107,8 +107,8 @@ class FatnnWeight(WeightQuantizer):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the codes of ``weight``: same shape, float32 (or wider), values -1.0, 0.0, +1.0."""
-        alpha_neg = self._spread(positive(self.alpha_neg), weight)
-        alpha_pos = self._spread(positive(self.alpha_pos), weight)
+        alpha_neg = self._spread(clamp_min_ste(self.alpha_neg), weight)
+        alpha_pos = self._spread(clamp_min_ste(self.alpha_pos), weight)
         return two_sided(self.normalize(weight), alpha_neg, alpha_pos)
 
     @torch.no_grad()
@@ -167,11 +167,15 @@ class FatnnActivation(ActivationQuantizer):
 
     def quantize_half(self, x: Tensor) -> Tensor:
         """Return the codes of ``x`` in half range."""
-        return stacked(x, positive(self.alpha1).to(x.dtype), positive(self.alpha2).to(x.dtype))
+        return stacked(
+            x, clamp_min_ste(self.alpha1).to(x.dtype), clamp_min_ste(self.alpha2).to(x.dtype)
+        )
 
     def quantize_full(self, x: Tensor) -> Tensor:
         """Return the codes of ``x`` in full range."""
-        return two_sided(x, positive(self.alpha1).to(x.dtype), positive(self.alpha2).to(x.dtype))
+        return two_sided(
+            x, clamp_min_ste(self.alpha1).to(x.dtype), clamp_min_ste(self.alpha2).to(x.dtype)
+        )
 
     @property
     def step(self) -> float:
@@ -226,7 +230,9 @@ class FatnnUint2(ActivationQuantizer):
 
     def quantize_half(self, x: Tensor) -> Tensor:
         """Return the codes of ``x`` with the present steps."""
-        alphas = [positive(alpha).to(x.dtype) for alpha in (self.alpha1, self.alpha2, self.alpha3)]
+        alphas = [
+            clamp_min_ste(alpha).to(x.dtype) for alpha in (self.alpha1, self.alpha2, self.alpha3)
+        ]
         codes = round_ste(hardtanh(x * alphas[0], 0.0, 1.0, inplace=True))
         end = torch.zeros_like(alphas[0])
         for before, alpha in pairwise(alphas):

@@ -31,8 +31,8 @@ from torch.nn.functional import hardtanh
 
 from fatnn_rs.quant.base import (
     InputQuantizer,
+    clamp_min_ste,
     fit_step,
-    positive,
     round_ste,
     scale_gradient,
     set_value,
@@ -85,7 +85,7 @@ class Int8Activation(InputQuantizer):
         """Return the step, with the gradient's factor for a batch like ``x``."""
         count = x[0].numel() if x.dim() > 1 and len(x) else x.numel()
         factor = 1.0 / math.sqrt(LEVELS * max(count, 1))
-        return scale_gradient(positive(self.step, _LEAST), factor)
+        return scale_gradient(clamp_min_ste(self.step, _LEAST), factor)
 
     def quantize(self, x: Tensor) -> Tensor:
         """Return the codes of ``x`` with the present step."""
@@ -98,7 +98,7 @@ class Int8Activation(InputQuantizer):
 
     def positive_step(self) -> Tensor:
         """Return the step as the forward pass uses it, without a gradient."""
-        return positive(self.step.detach(), _LEAST)
+        return clamp_min_ste(self.step.detach(), _LEAST)
 
     @torch.no_grad()
     def set_step(self, step: float) -> None:

@@ -22,8 +22,8 @@ from torch.nn.functional import hardtanh
 from fatnn_rs.quant.base import (
     ActivationQuantizer,
     WeightQuantizer,
+    clamp_min_ste,
     fit_step,
-    positive,
     round_ste,
     scale_gradient,
     set_value,
@@ -64,7 +64,7 @@ class LsqWeight(WeightQuantizer):
         """Return the codes of ``weight``: same shape, float32 (or wider), values -1.0, 0.0, +1.0."""
         wide = widen(weight)
         count = weight.numel() // len(self.step_size)
-        step = scale_gradient(positive(self.step_size), 1.0 / math.sqrt(max(count, 1)))
+        step = scale_gradient(clamp_min_ste(self.step_size), 1.0 / math.sqrt(max(count, 1)))
         inverse = step.reciprocal().to(wide.dtype).view(-1, *([1] * (weight.dim() - 1)))
         return round_ste(hardtanh(wide * inverse, -1.0, 1.0))
 
@@ -119,13 +119,13 @@ class LsqActivation(ActivationQuantizer):
     def _rounded(self, x: Tensor, levels: tuple[int, ...]) -> Tensor:
         low, high = float(levels[0]), float(levels[-1])
         count = x[0].numel() if x.dim() > 1 and len(x) else x.numel()
-        step = scale_gradient(positive(self.step_size), 1.0 / math.sqrt(max(count, 1) * high))
+        step = scale_gradient(clamp_min_ste(self.step_size), 1.0 / math.sqrt(max(count, 1) * high))
         return round_ste(hardtanh(x * step.reciprocal().to(x.dtype), low, high))
 
     @property
     def step(self) -> float:
         """How much of ``x`` one level stands for."""
-        return float(positive(self.step_size.detach()))
+        return float(clamp_min_ste(self.step_size.detach()))
 
     @torch.no_grad()
     def set_step(self, step: float) -> None:

@@ -20,14 +20,14 @@ from torch import Tensor
 
 from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.levels import ACT_LEVELS, coded_levels, codes_dtype
-from fatnn_rs.convert.ops_float import FLOAT_OPS
-from fatnn_rs.convert.ops_table import bind
 from fatnn_rs.convert.thresholds import (
     NotANumberError,
     Thresholds,
     accumulator_range,
     integer_thresholds,
 )
+from fatnn_rs.convert.torch_ops import bind
+from fatnn_rs.convert.torch_ops.floats import FLOAT_OPS
 from fatnn_rs.errors import ConversionError
 from fatnn_rs.operations import OPERATIONS, form_of
 from fatnn_rs.quant import QUANTIZERS
@@ -126,7 +126,9 @@ def _check(graph: Graph, chain: _Chain, quantizer: Node) -> str:
 
 def _rises(graph: Graph, node: Node) -> bool:
     row = FLOAT_OPS[node.op]
-    return row.rising(node, {role: graph.tensors[name] for role, name in node.tensors.items()})
+    return row.nondecreasing(
+        node, {role: graph.tensors[name] for role, name in node.tensors.items()}
+    )
 
 
 def _monotone(graph: Graph, node: Node) -> bool:

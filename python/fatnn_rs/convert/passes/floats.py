@@ -2,7 +2,7 @@
 
 A ternary layer becomes ``conv_float``. As many of the float functions behind it (scale, bias,
 BatchNorm) as one fused multiply-add reproduces bit for bit go into its epilogue
-(:mod:`fatnn_rs.convert.affine`), then a residual addition, then a ReLU; the rest stays with torch.
+(:mod:`fatnn_rs.convert.fma`), then a residual addition, then a ReLU; the rest stays with torch.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from fatnn_rs.convert.affine import single_fma
+from fatnn_rs.convert.fma import single_fma
 from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.levels import ACT_LEVELS
-from fatnn_rs.convert.ops_float import FLOAT_OPS
-from fatnn_rs.convert.ops_table import bind
 from fatnn_rs.convert.shapes import same_shape
 from fatnn_rs.convert.thresholds import accumulator_range
+from fatnn_rs.convert.torch_ops import bind
+from fatnn_rs.convert.torch_ops.floats import FLOAT_OPS
 
 __all__ = ["lower_rest"]
 

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from fatnn_rs.convert.graph import Ref
-from fatnn_rs.convert.lower import Lowering, Row
+from fatnn_rs.convert.lower.lowering import Lowering, Row
 
 __all__ = ["FUNCTIONS", "METHODS"]
 

@@ -45,7 +45,7 @@ def float_steps(
     quantizer
         float32 to integer-valued float, elementwise and monotone.
     levels
-        Neighbouring integers, rising.
+        Neighbouring integers, ascending.
 
     Returns
     -------

@@ -1,7 +1,7 @@
 """From a captured torch.fx graph to our own :class:`~fatnn_rs.convert.graph.Graph`.
 
 Every call is looked up in three tables: modules by class, functions, and tensor methods by name
-(:mod:`fatnn_rs.convert.rows_modules`, :mod:`fatnn_rs.convert.rows_functions`). A row either emits
+(:mod:`fatnn_rs.convert.lower.modules`, :mod:`fatnn_rs.convert.lower.functions`). A row either emits
 nodes or declines; what no row takes becomes a ``torch`` node that calls the original in its place.
 Operations that write into their arguments become functions: every later reading of the memory they
 change reads their result (:mod:`fatnn_rs.convert.mutation`).
@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from fatnn_rs.convert.capture import Captured
 from fatnn_rs.convert.graph import Dtype, Graph, Node, Ref, refs
 from fatnn_rs.convert.mutation import Aliases
-from fatnn_rs.convert.record import Seen
+from fatnn_rs.convert.record import TensorMeta
 from fatnn_rs.convert.shapes import run_time_shapes
 from fatnn_rs.convert.structure import fill
 from fatnn_rs.errors import ConversionError
@@ -33,7 +33,7 @@ __all__ = ["Lowering", "Row", "lower"]
 #: Emits nodes for one call and returns their result, or declines with None.
 Row = Callable[..., Any]
 
-_NOTHING = Seen()
+_NOTHING = TensorMeta()
 
 
 class Lowering:
@@ -53,7 +53,7 @@ class Lowering:
         self.writes = False
         self.aliases = Aliases(captured.graph, captured.seen, self.call_of)
 
-    def seen(self, value: Any) -> Seen:
+    def seen(self, value: Any) -> TensorMeta:
         """Say what a value was at the example inputs."""
         return self.captured.seen.get(value, _NOTHING) if isinstance(value, fx.Node) else _NOTHING
 
@@ -207,7 +207,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
-    from fatnn_rs.convert.rows_modules import module_row
+    from fatnn_rs.convert.lower.modules import module_row
 
     module = ctx.captured.modules[name]
     ctx.layer = name
@@ -273,7 +273,7 @@ def _lower_call(ctx: Lowering, node: fx.Node) -> Any:
 
 def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
     """Lower a call that changes nothing, or what it would be without changing anything."""
-    from fatnn_rs.convert.rows_functions import FUNCTIONS, METHODS, NAMED
+    from fatnn_rs.convert.lower.functions import FUNCTIONS, METHODS, NAMED
 
     if node.op == "call_module":
         return _lower_module(ctx, str(node.target), node.args, node.kwargs)

@@ -14,9 +14,10 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from fatnn_rs.convert import rows_shapes, rows_sums, scalar
+from fatnn_rs.convert import scalar
 from fatnn_rs.convert.graph import Ref
-from fatnn_rs.convert.lower import Lowering, Row
+from fatnn_rs.convert.lower import rearrange, reductions
+from fatnn_rs.convert.lower.lowering import Lowering, Row
 
 __all__ = ["FUNCTIONS", "METHODS", "NAMED"]
 
@@ -267,8 +268,8 @@ NAMED: dict[tuple[str, str], Row] = {
 #: Functions and operators → row.
 FUNCTIONS: dict[Any, Row] = {
     **scalar.FUNCTIONS,
-    **rows_shapes.FUNCTIONS,
-    **rows_sums.FUNCTIONS,
+    **rearrange.FUNCTIONS,
+    **reductions.FUNCTIONS,
     **_arithmetic_calls(),
     functional.dropout: dropout,
     functional.dropout1d: dropout,
@@ -304,8 +305,8 @@ FUNCTIONS: dict[Any, Row] = {
 #: Tensor methods → row.
 METHODS: dict[str, Row] = {
     **scalar.METHODS,
-    **rows_shapes.METHODS,
-    **rows_sums.METHODS,
+    **rearrange.METHODS,
+    **reductions.METHODS,
     **{f"{name}{end}": arithmetic(op) for name, op in _ARITHMETIC for end in ("", "_")},
     "flatten": flatten,
     "contiguous": identity,

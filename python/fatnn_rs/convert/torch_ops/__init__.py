@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fatnn_rs.convert.graph import Graph, Node, Ref, map_refs
 from fatnn_rs.convert.memory_format import in_layout
-from fatnn_rs.convert.ops_code import CODE_OPS
-from fatnn_rs.convert.ops_float import FLOAT_OPS
-from fatnn_rs.convert.ops_int8 import INT8_OPS
+from fatnn_rs.convert.torch_ops.codes import CODE_OPS
+from fatnn_rs.convert.torch_ops.floats import FLOAT_OPS
+from fatnn_rs.convert.torch_ops.int8 import INT8_OPS
 
 __all__ = ["RUNTIME_OPS", "bind"]
 

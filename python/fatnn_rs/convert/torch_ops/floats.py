@@ -40,14 +40,14 @@ class FloatOp:
     ----------
     bind
         Node and its tensors (by role) → function of the input tensors.
-    rising
+    nondecreasing
         For scalar and channel functions: whether it never decreases, in any channel.
     affine
         Whether it multiplies a channel by a constant, adds one, or both.
     """
 
     bind: Callable[[Node, Tensors], Function]
-    rising: Callable[[Node, Tensors], bool] = _never
+    nondecreasing: Callable[[Node, Tensors], bool] = _never
     affine: bool = False
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from fatnn_rs.convert.graph import Ref
-from fatnn_rs.convert.lower import Lowering, Row
+from fatnn_rs.convert.lower.lowering import Lowering, Row
 
 __all__ = ["FUNCTIONS", "METHODS", "MODULES"]
 

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fatnn_rs.convert import rows_functions as rows
-from fatnn_rs.convert import rows_sums, scalar
+from fatnn_rs.convert import scalar
+from fatnn_rs.convert.float_thresholds import float_steps
 from fatnn_rs.convert.graph import Ref
 from fatnn_rs.convert.levels import act_kind, coded_levels, codes_dtype, is_two_bit, weight_kind
-from fatnn_rs.convert.lower import Lowering, Row
-from fatnn_rs.convert.steps import float_steps
+from fatnn_rs.convert.lower import functions as rows
+from fatnn_rs.convert.lower import reductions
+from fatnn_rs.convert.lower.lowering import Lowering, Row
 from fatnn_rs.nn import (
     Int8Conv1d,
     Int8Conv2d,
@@ -349,7 +350,7 @@ _AVG = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
 #: Module class → row.
 MODULES: dict[type[nn.Module], Row] = {
     **scalar.MODULES,
-    **rows_sums.MODULES,
+    **reductions.MODULES,
     TernaryConv1d: _ternary(1),
     TernaryConv2d: _ternary(2),
     TernaryLinear: _ternary(0),
