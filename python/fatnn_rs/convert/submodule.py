@@ -114,7 +114,7 @@ def _find(model: nn.Module, name: str) -> nn.Module:
 def _first_call(
     model: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], Any]:
-    """Run a replica of the model; return the submodule's first arguments and the model's outputs."""
+    """Run a replica; return the submodule's first arguments and the model's outputs."""
     run = replica(model)
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
