@@ -46,9 +46,10 @@ pub struct Int8Layout {
     pub id: u32,
     /// The reduction is padded to a multiple of this.
     pub depth: usize,
-    /// Consecutive values of the reduction that are next to each other.
+    /// Consecutive values of the reduction that are stored together for each channel, because one
+    /// instruction adds up their products.
     pub k_pack: usize,
-    /// Channels that are next to each other.
+    /// Channels that are stored next to each other: one vector.
     pub lanes: usize,
     /// Largest number of channels in a panel.
     pub panel: usize,

@@ -47,7 +47,7 @@ impl<S: Simd, const NR: usize, const PART: usize> Epilogue<S, NR, PART> {
     #[inline(always)]
     fn run<L: VectorLoop>(&self, work: L) -> L::Output {
         // SAFETY: the caller of `new` promised that a value of `S` exists.
-        unsafe { S::assume() }.run(work)
+        unsafe { S::new_unchecked() }.run(work)
     }
 }
 
@@ -131,7 +131,7 @@ pub(crate) const fn part_width(nr: usize) -> usize {
 #[derive(Clone, Copy)]
 struct Part {
     /// First column in the tile.
-    from: usize,
+    first_column: usize,
     /// Output channel of the first column.
     first_channel: usize,
     /// Columns that exist.
@@ -140,15 +140,15 @@ struct Part {
 
 impl Part {
     fn whole(tile: &TileAcc<'_>) -> Self {
-        Part { from: 0, first_channel: tile.first_channel, channels: tile.channels }
+        Part { first_column: 0, first_channel: tile.first_channel, channels: tile.channels }
     }
 
     fn each(tile: &TileAcc<'_>, width: usize) -> impl Iterator<Item = Self> {
         let (first_channel, channels) = (tile.first_channel, tile.channels);
-        let part = move |from| Part {
-            from,
-            first_channel: first_channel + from,
-            channels: width.min(channels - from),
+        let part = move |first_column| Part {
+            first_column,
+            first_channel: first_channel + first_column,
+            channels: width.min(channels - first_column),
         };
         (0..channels).step_by(width).map(part)
     }
@@ -161,7 +161,7 @@ impl Part {
     ) -> impl Iterator<Item = &'a [i32; WIDTH]> {
         let rows = tile.acc.as_chunks::<NR>().0.iter().take(tile.rows);
         rows.map(move |row| {
-            row[self.from..].first_chunk().expect("a tile is a whole number of parts wide")
+            row[self.first_column..].first_chunk().expect("a tile is a whole number of parts wide")
         })
     }
 
@@ -273,8 +273,8 @@ fn float_part<S: Simd, const NR: usize, const WIDTH: usize>(
     out: &mut [f32],
     codes: &mut [u8],
 ) -> bool {
-    // Compile each kind of residual separately: a decision per vector took as long as all other
-    // work here.
+    // Compile each kind of residual separately: deciding per vector took as long as all other work
+    // here.
     macro_rules! rows {
         ($kind:ident, $residual:expr) => {
             match to.codes.map(|codes| codes.layout.coding()) {

@@ -136,13 +136,13 @@ pub struct PackedInput<'a> {
     offsets: &'a [usize],
     positions: usize,
     slab_positions: usize,
-    row: [usize; 2],
+    row_widths: [usize; 2],
 }
 
 impl<'a> PackedInput<'a> {
     /// `offsets` has the first byte of position 0 for every chunk of the reduction. A slab has
     /// `slab_positions` positions, of which the first `positions` are computed. A packed row has
-    /// `row[1]` positions, of which the first `row[0]` are output pixels.
+    /// `row_widths[1]` positions, of which the first `row_widths[0]` are output pixels.
     ///
     /// # Panics
     /// If a block that begins before `positions` would read outside `bytes`, or if there is nothing
@@ -152,7 +152,7 @@ impl<'a> PackedInput<'a> {
         bytes: &'a [u8],
         offsets: &'a [usize],
         [positions, slab_positions]: [usize; 2],
-        row: [usize; 2],
+        row_widths: [usize; 2],
     ) -> Self {
         let blocks = positions.next_multiple_of(kernel.block());
         // If a kernel splits units, the last part of a unit begins this many bytes into its slab.
@@ -165,7 +165,7 @@ impl<'a> PackedInput<'a> {
                 "packed input too small"
             );
         }
-        PackedInput { bytes, offsets, positions, slab_positions, row }
+        PackedInput { bytes, offsets, positions, slab_positions, row_widths }
     }
 
     /// First byte of the packed input. [`PackedInput::positions`] positions, rounded up to whole
@@ -187,11 +187,11 @@ impl<'a> PackedInput<'a> {
         self.slab_positions
     }
 
-    /// Positions in a row that are output pixels, counted from its start, and all positions in a
-    /// row. Results of the others are ignored.
+    /// `[output, all]`: a packed row has `all` positions. The first `output` of them are output
+    /// pixels, and the results of the others are ignored.
     #[inline(always)]
-    pub(crate) fn row(&self) -> [usize; 2] {
-        self.row
+    pub(crate) fn row_widths(&self) -> [usize; 2] {
+        self.row_widths
     }
 
     /// Positions to compute.

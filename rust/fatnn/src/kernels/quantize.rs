@@ -1,12 +1,14 @@
 //! The loops of [`crate::quantize`]: from floats to packed codes.
 //!
-//! Most of the work is to collect results of comparisons in 64-bit words. In channels-last order,
-//! values that are next to each other become bits that are next to each other, for which every
-//! instruction set has an instruction. In channels-first order, values next to each other are
-//! pixels. There, 16 pixels (one cache line) are processed together: each has a 32-bit word, and
-//! every channel sets its bit in all of them. Compilers vectorise that loop. The outermost loop
-//! goes over units of 64 channels, so that memory is read in 32 streams, few enough for hardware
-//! prefetchers.
+//! Most of the work is to collect the results of comparisons in 64-bit words.
+//!
+//! In channels-last order, values next to each other in memory become bits next to each other. That
+//! takes one instruction per vector.
+//!
+//! In channels-first order, values next to each other are pixels. 16 of them (one cache line) are
+//! processed together. Each has a 32-bit word, and every channel sets its bit in all of these words:
+//! a loop that compilers vectorise. The outermost loop goes over units of 64 channels, so that
+//! memory is read in 32 streams, few enough for hardware prefetchers.
 
 use super::isa::Simd;
 use super::vector::VectorLoop;
@@ -27,9 +29,9 @@ pub(crate) struct QuantizeInput<'a> {
 /// Pixels that are compared together in channels-first order.
 pub(crate) const BLOCK_PIXELS: usize = 16;
 /// Channels in a word.
-const WORD: usize = 64;
+const WORD_CHANNELS: usize = 64;
 /// Bytes of a unit: two words.
-const UNIT: usize = 16;
+const UNIT_BYTES: usize = 16;
 
 /// Quantizes as many pixels as `out` holds, from pixel number `first` on. Returns whether no value
 /// was NaN.
@@ -78,30 +80,30 @@ fn channels_last<S: Simd, const THRESHOLDS: usize>(
     let x = &input.x[first * channels..][..out.len() / bytes * channels];
     let mut no_nan = true;
     // Comparing with -∞ detects NaN.
-    let word = |x: &[f32; WORD], valid: u64| {
+    let word = |x: &[f32; WORD_CHANNELS], valid: u64| {
         let mut reached = [0; MAX_THRESHOLDS];
         for (reached, threshold) in reached.iter_mut().zip(input.to.thresholds).take(THRESHOLDS) {
             *reached = simd.ge_mask_f32(x, threshold) & valid;
         }
         (
-            unit_bytes(layout.coding().planes(reached)),
+            unit_to_bytes(layout.coding().planes(reached)),
             simd.ge_mask_f32(x, f32::NEG_INFINITY) == u64::MAX,
         )
     };
     let groups =
         x.chunks_exact(layout.group_channels()).zip(out.chunks_exact_mut(layout.group_bytes()));
     for (x, out) in groups {
-        let (words, tail) = x.as_chunks::<WORD>();
-        let (units, tail_unit) = out.split_at_mut(words.len() * UNIT);
-        for (x, unit) in words.iter().zip(units.as_chunks_mut::<UNIT>().0) {
+        let (words, tail) = x.as_chunks::<WORD_CHANNELS>();
+        let (units, tail_unit) = out.split_at_mut(words.len() * UNIT_BYTES);
+        for (x, unit) in words.iter().zip(units.as_chunks_mut::<UNIT_BYTES>().0) {
             let ok;
             (*unit, ok) = word(x, u64::MAX);
             no_nan &= ok;
         }
         if !tail.is_empty() {
-            let mut padded = [0.0; WORD];
+            let mut padded = [0.0; WORD_CHANNELS];
             padded[..tail.len()].copy_from_slice(tail);
-            let (unit, ok) = word(&padded, u64::MAX >> (WORD - tail.len()));
+            let (unit, ok) = word(&padded, u64::MAX >> (WORD_CHANNELS - tail.len()));
             tail_unit.copy_from_slice(&unit);
             no_nan &= ok;
         }
@@ -110,7 +112,7 @@ fn channels_last<S: Simd, const THRESHOLDS: usize>(
 }
 
 #[inline(always)]
-fn unit_bytes([first, second]: [u64; 2]) -> [u8; UNIT] {
+fn unit_to_bytes([first, second]: [u64; 2]) -> [u8; UNIT_BYTES] {
     (u128::from(second) << 64 | u128::from(first)).to_le_bytes()
 }
 
@@ -132,8 +134,8 @@ fn channels_first<const THRESHOLDS: usize>(
         let x = &input.x[image * image_floats..][..image_floats];
         let out = &mut out[done * bytes..][..count * bytes];
         for (g, group) in x.chunks_exact(layout.group_channels() * input.pixels).enumerate() {
-            for (u, channels) in group.chunks(WORD * input.pixels).enumerate() {
-                let offset = g * layout.group_bytes() + u * UNIT;
+            for (u, channels) in group.chunks(WORD_CHANNELS * input.pixels).enumerate() {
+                let offset = g * layout.group_bytes() + u * UNIT_BYTES;
                 no_nan &= unit_pixels::<THRESHOLDS>(input, channels, begin, count, offset, out);
             }
         }
@@ -155,7 +157,7 @@ fn unit_pixels<const THRESHOLDS: usize>(
 ) -> bool {
     let bytes = input.to.layout.pixel_bytes();
     let coding = input.to.layout.coding();
-    let (low, high) = channels.split_at(channels.len().min(WORD / 2 * input.pixels));
+    let (low, high) = channels.split_at(channels.len().min(WORD_CHANNELS / 2 * input.pixels));
     let mut no_nan = true;
     let mut at = 0;
     while at < count {
@@ -170,7 +172,8 @@ fn unit_pixels<const THRESHOLDS: usize>(
             for t in 0..THRESHOLDS {
                 reached[t] = u64::from(reached_low[t][i]) | u64::from(reached_high[t][i]) << 32;
             }
-            pixel[offset..offset + UNIT].copy_from_slice(&unit_bytes(coding.planes(reached)));
+            pixel[offset..offset + UNIT_BYTES]
+                .copy_from_slice(&unit_to_bytes(coding.planes(reached)));
         }
         at += take;
     }

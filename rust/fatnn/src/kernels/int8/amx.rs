@@ -75,7 +75,7 @@ impl ColumnsKernel for Amx {
 
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
         assert!(product.outputs() <= out.len());
-        // SAFETY: `self` exists, so `make` saw AVX-512 and AMX, and the operating system allowed
+        // SAFETY: `self` exists, so `make` detected AVX-512 and AMX, and the operating system allowed
         // tiles; no other code of this thread uses them now. `Product::new` checked the sizes of
         // the rows, rounded up to a multiple of 16, and of the panel. The assertion checked the
         // size of `out`.
@@ -162,7 +162,7 @@ unsafe fn tile_32x32<const NV: usize>(
     count: usize,
     out: *mut i32,
 ) {
-    // SAFETY: the caller promises every address.
+    // SAFETY: the caller promises that all of these addresses are valid.
     unsafe {
         asm!(
             "tilezero tmm0",
@@ -215,7 +215,7 @@ unsafe fn tile_32x16<const NV: usize>(
     count: usize,
     out: *mut i32,
 ) {
-    // SAFETY: the caller promises every address.
+    // SAFETY: the caller promises that all of these addresses are valid.
     unsafe {
         asm!(
             "tilezero tmm0",
@@ -261,7 +261,7 @@ unsafe fn tile_16x32<const NV: usize>(
     count: usize,
     out: *mut i32,
 ) {
-    // SAFETY: the caller promises every address.
+    // SAFETY: the caller promises that all of these addresses are valid.
     unsafe {
         asm!(
             "tilezero tmm0",
@@ -304,7 +304,7 @@ unsafe fn tile_16x16<const NV: usize>(
     count: usize,
     out: *mut i32,
 ) {
-    // SAFETY: the caller promises every address.
+    // SAFETY: the caller promises that all of these addresses are valid.
     unsafe {
         asm!(
             "tilezero tmm0",

@@ -67,7 +67,7 @@ impl ColumnsKernel for Avx512 {
 
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
         assert!(product.outputs() <= out.len());
-        // SAFETY: `self` exists, so `make` saw the features. `Product::new` checked the sizes of
+        // SAFETY: `self` exists, so `make` detected the features. `Product::new` checked the sizes of
         // the rows and the panel, and the assertion that of `out`.
         unsafe {
             match product.width / LANES {

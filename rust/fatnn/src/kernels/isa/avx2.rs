@@ -16,7 +16,7 @@ unsafe impl Simd for Avx2 {
         features.avx2.then_some(Avx2(()))
     }
 
-    unsafe fn assume() -> Self {
+    unsafe fn new_unchecked() -> Self {
         Avx2(())
     }
 

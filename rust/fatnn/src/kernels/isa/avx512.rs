@@ -16,7 +16,7 @@ unsafe impl Simd for Avx512 {
         features.avx512.then_some(Avx512(()))
     }
 
-    unsafe fn assume() -> Self {
+    unsafe fn new_unchecked() -> Self {
         Avx512(())
     }
 

@@ -30,7 +30,7 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     ///
     /// # Safety
     /// The features must have been detected: [`Simd::new`] returned a value in this process.
-    unsafe fn assume() -> Self;
+    unsafe fn new_unchecked() -> Self;
 
     /// Bit `j` is set if `acc[j] >= threshold[j]`. `N` is a multiple of 16, at most 64.
     fn ge_mask<const N: usize>(self, acc: &[i32; N], threshold: &[i32; N]) -> u64;

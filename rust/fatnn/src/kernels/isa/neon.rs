@@ -16,7 +16,7 @@ unsafe impl Simd for Neon {
         features.neon.then_some(Neon(()))
     }
 
-    unsafe fn assume() -> Self {
+    unsafe fn new_unchecked() -> Self {
         Neon(())
     }
 

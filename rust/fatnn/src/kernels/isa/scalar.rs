@@ -14,7 +14,7 @@ unsafe impl Simd for Scalar {
         Some(Scalar)
     }
 
-    unsafe fn assume() -> Self {
+    unsafe fn new_unchecked() -> Self {
         Scalar
     }
 

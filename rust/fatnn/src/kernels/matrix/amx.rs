@@ -51,7 +51,7 @@ const EXPAND_AHEAD: usize = 2;
 const LAYOUT: Layout = Layout { family: Family::Matrix, nr: NR, lanes: SIDE };
 /// The epilogue for tiles of `NR` columns.
 const EPILOGUE: &dyn TileEpilogue = {
-    // SAFETY: only the kernel uses it, and the kernel only exists if `make` saw the features.
+    // SAFETY: only the kernel uses it, and the kernel only exists if `make` detected the features.
     const { &unsafe { Epilogue::<Avx512, NR, { part_width(NR) }>::new() } }
 };
 
@@ -132,7 +132,7 @@ impl<const KIND: u8> PackedInputKernel for InnerLoop<KIND> {
 
     fn pack_input(&self, pixels: &Pixels<'_>, slab: &mut [u8], first: usize, _: usize) {
         let out = &mut slab[first * TILE_ROW_BYTES..][..pixels.count * TILE_ROW_BYTES];
-        // SAFETY: this is an inner loop of `Amx`, which only exists if `make` saw AVX-512.
+        // SAFETY: this is an inner loop of `Amx`, which only exists if `make` detected AVX-512.
         unsafe { pack_input::<KIND>(pixels, out) }
     }
 
@@ -148,7 +148,7 @@ impl<const KIND: u8> PackedInputKernel for InnerLoop<KIND> {
         scratch: &mut Vec<CacheLine>,
         emit: &mut dyn FnMut(AccBlock<'_>),
     ) {
-        // SAFETY: this is an inner loop of `Amx`, which only exists if `make` saw AVX-512 with
+        // SAFETY: this is an inner loop of `Amx`, which only exists if `make` detected AVX-512 with
         // VBMI, GFNI and AMX, and the operating system allowed tiles.
         unsafe { run(input, panel, scratch, emit) }
     }
@@ -334,7 +334,7 @@ unsafe fn multiply_expanding<const R: usize>(
             )
         };
     }
-    // SAFETY: the caller promises every address.
+    // SAFETY: the caller promises that all of these addresses are valid.
     unsafe {
         start!("tmm0");
         if R > 1 {
@@ -410,7 +410,7 @@ unsafe fn multiply_32x32(
     out: &mut [i32],
 ) {
     debug_assert!(out.len() >= (2 * SIDE - 1) * NR + 2 * SIDE);
-    // SAFETY: the caller promises every address.
+    // SAFETY: the caller promises that all of these addresses are valid.
     unsafe {
         asm!(
             "tilezero tmm0",

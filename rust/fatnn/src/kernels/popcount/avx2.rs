@@ -8,7 +8,7 @@
 //!
 //! The bit planes of two rows stay in registers during the whole reduction, and vectors of channels
 //! are processed one after another. A single row has its own loop. Reductions shorter than a round
-//! set nothing in the bit planes of higher weight, so these are not counted.
+//! leave the bit planes of higher weight empty, so these are not counted.
 //!
 //! `avx2_bits.rs` has the loops for binary and two-bit activations. `docs/kernels.md` has
 //! measurements.
@@ -37,7 +37,7 @@ const CHUNK_BYTES: usize = chunk_bytes(true);
 pub(super) const PREFETCH_BYTES: usize = 16 * CHUNK_BYTES;
 /// Chunks whose carries are merged before they are counted.
 const ROUND: usize = 4;
-/// Chunks that byte counters hold: each round adds up to eight.
+/// Largest number of chunks that cannot overflow byte counters: each round adds up to eight.
 const MAX_CHUNKS: usize = 255 / 8 * ROUND;
 
 /// Bytes of a vector's weights: the signs and, if `masked`, the mask of zeros.
@@ -54,7 +54,7 @@ pub(super) const fn chunk_bytes(masked: bool) -> usize {
 pub(super) const LAYOUT: Layout = Layout { family: Family::Popcount, nr: NR, lanes: 4 };
 /// The epilogue for tiles of `NR` columns.
 pub(super) const EPILOGUE: &dyn TileEpilogue = {
-    // SAFETY: only the kernel uses it, and the kernel only exists if `make` saw the features.
+    // SAFETY: only the kernel uses it, and the kernel only exists if `make` detected the features.
     const { &unsafe { Epilogue::<isa::avx2::Avx2, NR, { part_width(NR) }>::new() } }
 };
 
@@ -104,7 +104,7 @@ impl TiledKernel for Avx2 {
     }
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
-        // SAFETY: `self` exists, so `make` saw the features.
+        // SAFETY: `self` exists, so `make` detected the features.
         unsafe { run::<TERNARY, true, MAX_CHUNKS>(tiles, acc) }
     }
 }

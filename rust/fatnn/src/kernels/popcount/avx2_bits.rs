@@ -22,7 +22,8 @@ pub(super) struct BitsLoop<const PLANES: usize, const MASKED: bool>;
 
 /// Chunks whose bit planes are merged before they are counted.
 const BITS_ROUND: usize = 8;
-/// Chunks that byte counters hold: each round adds up to eight, or to 24 for two bit planes.
+/// Largest numbers of chunks that cannot overflow byte counters. A round adds up to eight, or up to
+/// 24 for two bit planes.
 const ONE_PLANE_CHUNKS: usize = 255 / 8 * BITS_ROUND;
 const TWO_PLANE_CHUNKS: usize = 255 / 24 * BITS_ROUND;
 
@@ -46,7 +47,7 @@ impl<const PLANES: usize, const MASKED: bool> TiledKernel for BitsLoop<PLANES, M
     }
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
-        // SAFETY: this inner loop belongs to `Avx2`, which only exists if `make` saw the features.
+        // SAFETY: this inner loop belongs to `Avx2`, which only exists if `make` detected the features.
         unsafe {
             if PLANES == 1 {
                 run::<PLANES, MASKED, ONE_PLANE_CHUNKS>(tiles, acc);

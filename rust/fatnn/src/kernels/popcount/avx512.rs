@@ -53,7 +53,7 @@ const fn chunk_bytes(masked: bool) -> usize {
 const LAYOUT: Layout = Layout { family: Family::Popcount, nr: NR, lanes: 8 };
 /// The epilogue for tiles of `NR` columns.
 const EPILOGUE: &dyn TileEpilogue = {
-    // SAFETY: only the kernel uses it, and the kernel only exists if `make` saw the features.
+    // SAFETY: only the kernel uses it, and the kernel only exists if `make` detected the features.
     const { &unsafe { Epilogue::<isa::avx512::Avx512, NR, { part_width(NR) }>::new() } }
 };
 
@@ -103,7 +103,7 @@ impl TiledKernel for Avx512 {
     }
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
-        // SAFETY: `self` exists, so `make` saw these features.
+        // SAFETY: `self` exists, so `make` detected these features.
         unsafe { run::<MR, TERNARY, true>(tiles, acc) }
     }
 }
@@ -132,7 +132,7 @@ impl<const PLANES: usize, const MASKED: bool> TiledKernel for BitsLoop<PLANES, M
     }
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
-        // SAFETY: this inner loop belongs to `Avx512`, which only exists if `make` saw the
+        // SAFETY: this inner loop belongs to `Avx512`, which only exists if `make` detected the
         // features.
         unsafe {
             if PLANES == 2 && !MASKED {

@@ -166,8 +166,8 @@ pub(crate) const TERNARY: usize = 0;
 /// An inner loop of this family.
 pub(crate) type TiledLoop = dyn TiledKernel + Sync;
 
-/// Selects the inner loop for operands: `ternary`, or a loop for one or two bit planes. Pairs of
-/// loops have the one for weights without zeros first.
+/// Selects the inner loop for operands: `ternary`, or a loop for one or two bit planes. Each
+/// pair has the loop for weights without zeros, then the loop with a mask.
 pub(crate) fn inner<'a>(
     operands: OperandTypes,
     ternary: &'a TiledLoop,

@@ -29,9 +29,9 @@ const VECTORS: usize = 2;
 const NR: usize = NV * 2;
 /// Bytes of a panel's weights per chunk, with mask.
 const CHUNK_BYTES: usize = NV * vector_bytes(true);
-/// Chunks that a byte counter holds: each adds up to eight.
+/// Largest number of chunks that cannot overflow a byte counter: each adds up to eight.
 const BYTE_CHUNKS: usize = 255 / 8;
-/// Chunks that one call counts. 16-bit counters would hold more.
+/// Chunks that one call counts. They cannot overflow the 16-bit counters.
 const MAX_CHUNKS: usize = 8 * BYTE_CHUNKS;
 
 /// Bytes of a vector's weights: the signs and, if `masked`, the mask of zeros.
@@ -43,7 +43,7 @@ const fn vector_bytes(masked: bool) -> usize {
 const LAYOUT: Layout = Layout { family: Family::Popcount, nr: NR, lanes: 2 };
 /// The epilogue for tiles of `NR` columns.
 const EPILOGUE: &dyn TileEpilogue = {
-    // SAFETY: only the kernel uses it, and the kernel only exists if `make` saw the feature.
+    // SAFETY: only the kernel uses it, and the kernel only exists if `make` detected the feature.
     const { &unsafe { Epilogue::<isa::neon::Neon, NR, { part_width(NR) }>::new() } }
 };
 
@@ -93,7 +93,7 @@ impl TiledKernel for Neon {
     }
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
-        // SAFETY: `self` exists, so `make` saw the feature.
+        // SAFETY: `self` exists, so `make` detected the feature.
         unsafe { run::<TERNARY, true>(tiles, acc) }
     }
 }
@@ -208,7 +208,7 @@ impl<const PLANES: usize, const MASKED: bool> TiledKernel for BitsLoop<PLANES, M
     }
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
-        // SAFETY: this inner loop belongs to `Neon`, which only exists if `make` saw the feature.
+        // SAFETY: this inner loop belongs to `Neon`, which only exists if `make` detected the feature.
         unsafe { run::<PLANES, MASKED>(tiles, acc) }
     }
 }

@@ -149,9 +149,9 @@ impl<const PLANES: usize, const MASKED: bool> TiledKernel for BitsLoop<PLANES, M
                         let planes = unsafe { [at.read_unaligned(), at.add(1).read_unaligned()] }
                             .map(u64::from_le);
                         for j in 0..NR {
-                            let exists = if MASKED { !word(NR + j) } else { u64::MAX };
+                            let nonzero = if MASKED { !word(NR + j) } else { u64::MAX };
                             let [low, high] =
-                                planes.map(|b| ((b ^ word(j)) & exists).count_ones() as i32);
+                                planes.map(|b| ((b ^ word(j)) & nonzero).count_ones() as i32);
                             acc[r * NR + j] += if PLANES == 1 { high } else { low + 2 * high };
                         }
                     }

@@ -48,7 +48,7 @@ struct ByteVector(__m512i);
 // SAFETY: loads and stores access exactly the bytes that the trait documents.
 unsafe impl Vector for ByteVector {
     const LANES: usize = LANES;
-    /// Low nibbles as bytes, and all bits above them as 16-bit words.
+    /// Sums of low nibbles as bytes, and sums of shifted 16-bit words, `Z` in [`super`].
     type Sums = [__m512i; 2];
 
     #[inline(always)]

@@ -80,9 +80,9 @@ pub(crate) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2:
             let lines =
                 SEGMENT_CHUNKS.min(if end < depth { depth - end } else { depth }) * GROUPS * nr
                     / 64;
-            let share = if count / P < 8 { 0 } else { lines.div_ceil(count / P) };
+            let lines_per_tile = if count / P < 8 { 0 } else { lines.div_ceil(count / P) };
             for (t, pairs) in pairs[..count].as_chunks::<P>().0.iter().enumerate() {
-                for line in t * share..(t + 1) * share {
+                for line in t * lines_per_tile..(t + 1) * lines_per_tile {
                     V::prefetch(next.wrapping_add(line * 64));
                 }
                 let tile = Tile {
@@ -145,7 +145,7 @@ pub(crate) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2:
 #[inline(always)]
 fn pair_starts(input: &PackedInput<'_>, first: usize, block: usize, pairs: &mut [usize]) -> usize {
     // If every position is an output pixel, treat all of them as one row.
-    let [columns, width] = match input.row() {
+    let [columns, width] = match input.row_widths() {
         [columns, width] if columns == width => [input.positions(); 2],
         row => row,
     };

@@ -48,9 +48,9 @@
 //! **Packed weights.** A panel has three parts:
 //!
 //! 1. For every chunk of the reduction, 32 groups. If lanes are channels, a group has `nr` index
-//!    bytes; the even bytes of a vector belong to the first half of its channels and the odd bytes
-//!    to the second, because that is how bytes become 16-bit words. If lanes are positions, a group
-//!    has `nr / 2` bytes that select rows.
+//!    bytes. In each vector, the even bytes are the first half of its channels, and the odd bytes
+//!    the second half: after masking and shifting, sums are 16-bit words in the order of channels.
+//!    If lanes are positions, a group has `nr / 2` bytes that select rows.
 //! 2. One `i32` per channel: minus its number of nonzero weights, plus `Σ w` if activations are
 //!    half-range or binary. For two-bit activations: minus three times its number of weights of -1.
 //! 3. One byte per chunk: its number of groups and the two flags.
@@ -79,8 +79,9 @@ use super::packed_input::Pixels;
 pub(crate) const GROUPS: usize = UNIT_CHANNELS / 2;
 /// `Layout::lanes` if lanes are positions: output channels per selecting byte.
 pub(crate) const PAIRED: usize = 2;
-/// States of a group: of two ternary values, and of two two-bit values.
+/// States of a group of two ternary values.
 pub(crate) const STATES: usize = 9;
+/// States of a group of two two-bit values.
 pub(crate) const UINT2_STATES: usize = 16;
 /// The state of two zeros.
 pub(crate) const ZERO_STATE: u8 = 4;

@@ -99,7 +99,7 @@ struct ByteVector(uint8x16_t);
 // SAFETY: loads and stores access exactly the bytes that the trait documents.
 unsafe impl Vector for ByteVector {
     const LANES: usize = LANES;
-    /// Whole bytes modulo 256, and high nibbles.
+    /// Sums of whole bytes modulo 256, and sums of high nibbles.
     type Sums = [uint8x16_t; 2];
 
     #[inline(always)]

@@ -53,11 +53,13 @@ pub(crate) unsafe trait Vector: Copy {
 /// indices.
 pub(crate) struct Tile<'a, const P: usize> {
     pub table: &'a Table,
-    /// Selecting bytes of the first group at offset 0, and bytes from one group to the next.
+    /// Addresses of the first group's selecting bytes, before a chunk's offset is added.
     pub rows: [*const u8; P],
+    /// Bytes from the selecting byte of one group to that of the next.
     pub row_stride: usize,
-    /// Indices of the first group at offset 0, and bytes from one group to the next.
+    /// Address of the first group's indices, before a chunk's offset is added.
     pub indices: *const u8,
+    /// Bytes from the indices of one group to those of the next.
     pub index_stride: usize,
     /// Output of each selecting byte: sums for its low and its high state, `N × LANES` words each.
     pub sums: [[*mut u16; 2]; P],
@@ -65,8 +67,8 @@ pub(crate) struct Tile<'a, const P: usize> {
 
 impl<const P: usize> Tile<'_, P> {
     /// Computes one segment of the reduction. Adds its products to the 16-bit sums if `accumulate`,
-    /// otherwise overwrites them. `offsets` has the offsets of selecting bytes and indices for
-    /// every chunk.
+    /// otherwise overwrites them. For each chunk, `offsets` yields the offset of its
+    /// selecting bytes and that of its indices.
     ///
     /// # Safety
     /// The CPU must have the features of `V`. From every offset on, there must be as many groups as
