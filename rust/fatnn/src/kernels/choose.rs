@@ -89,7 +89,7 @@ fn choose_for_codes(
 }
 
 /// Shortest reduction for which predicted times decide. The model ignores epilogues, which matter
-/// if reductions are short: on its 1x1 layers, it made ResNet-50 4% slower.
+/// if reductions are short: its choices for 1x1 layers made ResNet-50 4% slower.
 const MIN_PREDICTED_REDUCTION: usize = 256;
 
 /// The kernel with the least predicted time. Portable kernels are not considered. `None` if a

@@ -2,8 +2,9 @@
 //! in memory, which may overlap.
 //!
 //! A row has as many values as the reduction is long, rounded up to [`Int8Layout::depth`]. The
-//! values after its window are multiplied by weights that are 0. Sums never overflow: weights and activations
-//! are in -127..=127, and reductions are short enough that 127² times their length fits `i32`.
+//! values after its window are multiplied by weights that are 0. Sums never overflow: weights and
+//! activations are in -127..=127, and reductions are short enough that 127² times their length fits
+//! `i32`.
 
 use super::int8::Finish;
 use super::kernel::{Family, Inner, Layout, OperandTypes, private};

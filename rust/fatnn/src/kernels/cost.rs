@@ -16,7 +16,7 @@ pub const FEATURES: usize = 4;
 pub(super) struct Cost {
     pub kernel: &'static str,
     pub operands: Operands,
-    /// Nanoseconds per unit of each feature.
+    /// Nanoseconds that each feature costs when its value is 1.
     pub nanoseconds: [f32; FEATURES],
 }
 

@@ -12,7 +12,7 @@ pub(crate) struct FloatMode(u64);
 
 #[cfg(target_arch = "x86_64")]
 mod register {
-    /// Flush-to-zero, rounding direction, denormals-are-zero.
+    /// Flush-to-zero, rounding direction and denormals-are-zero.
     pub const MASK: u64 = 0xE040;
 
     pub fn read() -> u64 {
@@ -44,8 +44,8 @@ mod register {
 
 #[cfg(target_arch = "aarch64")]
 mod register {
-    /// Default NaN, flush-to-zero, rounding direction, flush-to-zero of half floats, alternate
-    /// handling, flush inputs to zero.
+    /// The fields `DN`, `FZ`, `RMode`, `FZ16`, `AH` and `FIZ`: default NaN, flush-to-zero, rounding
+    /// direction, and their variants.
     pub const MASK: u64 = 0x03C8_0003;
 
     pub fn read() -> u64 {
@@ -114,7 +114,8 @@ mod tests {
     #[cfg(target_arch = "aarch64")]
     const FLUSHING: FloatMode = FloatMode(1 << 24);
 
-    /// Denormal products, computed with this number of threads by each way to run work in parallel.
+    /// Products that are denormal. Computes them with this number of threads, in every way in which
+    /// work is run in parallel.
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     fn products(threads: usize) -> Vec<u32> {
         parallel::set_num_threads(threads).unwrap();

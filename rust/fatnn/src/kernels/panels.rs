@@ -28,8 +28,9 @@ pub struct PanelWeights<'a> {
     /// `channels[count][taps][inputs]`. Taps are in the order in which the kernel reads
     /// activations.
     pub(crate) weights: &'a [i8],
-    /// Height and width of the window, and their product.
+    /// Height and width of the window.
     pub(crate) kernel: [usize; 2],
+    /// Taps of the window: height × width.
     pub(crate) taps: usize,
     /// Input channels per group.
     pub(crate) inputs: usize,

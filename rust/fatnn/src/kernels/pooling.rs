@@ -9,11 +9,13 @@ use crate::error::Result;
 pub(crate) struct Taps {
     /// Index of the first channel of the first pixel.
     pub first: usize,
-    /// Number of rows, at least one, and floats from one to the next.
+    /// Number of rows, at least one.
     pub rows: usize,
+    /// Floats from one row to the next.
     pub row_stride: usize,
-    /// Number of columns, at least one, and floats from one to the next.
+    /// Number of columns, at least one.
     pub columns: usize,
+    /// Floats from one column to the next.
     pub column_stride: usize,
 }
 
@@ -151,13 +153,13 @@ mod tests {
                 }
             };
             let x: Vec<f32> = (0..6 * 5 * channels).map(value).collect();
-            for (rows, columns, step) in [(1, 1, 1), (3, 3, 1), (2, 3, 2), (3, 2, 2), (6, 1, 1)] {
+            for (rows, columns, stride) in [(1, 1, 1), (3, 3, 1), (2, 3, 2), (3, 2, 2), (6, 1, 1)] {
                 let taps = Taps {
-                    first: (6 - (rows - 1) * step - 1) * 5 * channels,
+                    first: (6 - (rows - 1) * stride - 1) * 5 * channels,
                     rows,
-                    row_stride: step * 5 * channels,
+                    row_stride: stride * 5 * channels,
                     columns,
-                    column_stride: step * channels,
+                    column_stride: stride * channels,
                 };
                 let mut max = vec![];
                 let mut sum = vec![0.0; channels];

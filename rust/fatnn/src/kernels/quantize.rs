@@ -6,9 +6,9 @@
 //! takes one instruction per vector.
 //!
 //! In channels-first order, values next to each other are pixels. 16 of them (one cache line) are
-//! processed together. Each has a 32-bit word, and every channel sets its bit in all of these words:
-//! a loop that compilers vectorise. The outermost loop goes over units of 64 channels, so that
-//! memory is read in 32 streams, few enough for hardware prefetchers.
+//! processed together. Each has a 32-bit word, and every channel sets its bit in all of these
+//! words: a loop that compilers vectorise. The outermost loop goes over units of 64 channels, so
+//! that memory is read in 32 streams, few enough for hardware prefetchers.
 
 use super::isa::Simd;
 use super::vector::VectorLoop;

@@ -75,10 +75,10 @@ impl ColumnsKernel for Amx {
 
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
         assert!(product.outputs() <= out.len());
-        // SAFETY: `self` exists, so `make` detected AVX-512 and AMX, and the operating system allowed
-        // tiles; no other code of this thread uses them now. `Product::new` checked the sizes of
-        // the rows, rounded up to a multiple of 16, and of the panel. The assertion checked the
-        // size of `out`.
+        // SAFETY: `self` exists, so `make` detected AVX-512 and AMX, and the operating system
+        // allowed tiles; no other code of this thread uses them now. `Product::new` checked the
+        // sizes of the rows, rounded up to a multiple of 16, and of the panel. The assertion
+        // checked the size of `out`.
         unsafe {
             amx::configure();
             match product.width / SIDE {

@@ -1,9 +1,10 @@
 //! Int8 products on AVX-512 VNNI (Cascade Lake, Ice Lake, Zen 4 and later).
 //!
 //! `vpdpbusd` multiplies unsigned by signed bytes, 64 products per instruction. Activations are
-//! stored as code + 128, so sums start at -128·Σw. The instruction does not saturate. Six rows × four vectors of 16 channels take ten loads for 24 multiplications, so the two
-//! ports that multiply are the bottleneck. One or two rows (a linear layer) use two chains of
-//! additions per vector, enough to read weights at the speed of the second-level cache.
+//! stored as code + 128, so sums start at -128·Σw. The instruction does not saturate. Six rows ×
+//! four vectors of 16 channels take ten loads for 24 multiplications, so the two ports that
+//! multiply are the bottleneck. One or two rows (a linear layer) use two chains of additions per
+//! vector, enough to read weights at the speed of the second-level cache.
 
 use std::arch::x86_64::*;
 
@@ -67,8 +68,8 @@ impl ColumnsKernel for Avx512 {
 
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
         assert!(product.outputs() <= out.len());
-        // SAFETY: `self` exists, so `make` detected the features. `Product::new` checked the sizes of
-        // the rows and the panel, and the assertion that of `out`.
+        // SAFETY: `self` exists, so `make` detected the features. `Product::new` checked the sizes
+        // of the rows and the panel, and the assertion that of `out`.
         unsafe {
             match product.width / LANES {
                 1 => panel::<1>(product, out),

@@ -115,9 +115,9 @@ unsafe fn interleave_unrolled<const ROWS: usize>(
     }
 }
 
-/// As [`interleave`], but reuses `out`, which must hold the result for the window above. Each column
-/// keeps its last `keep` rows, which move up, and `rows` are appended at its bottom. Returns `false`
-/// and changes nothing for sizes that it does not support.
+/// As [`interleave`], but reuses `out`, which must hold the result for the window above. Each
+/// column keeps its last `keep` rows, which move up, and `rows` are appended at its bottom. Returns
+/// `false` and changes nothing for sizes that it does not support.
 ///
 /// # Panics
 /// As [`interleave`].

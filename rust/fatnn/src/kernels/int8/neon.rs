@@ -67,8 +67,8 @@ impl ColumnsKernel for Neon {
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
         product.tiles(ROWS, |row, rows, at| {
             let out = &mut out[at..];
-            // SAFETY: `self` exists, so `make` detected the feature. `Product::new` checked the sizes of
-            // the rows and the panel.
+            // SAFETY: `self` exists, so `make` detected the feature. `Product::new` checked the
+            // sizes of the rows and the panel.
             unsafe {
                 let x = product.rows.bytes.as_ptr().add(row * product.rows.stride);
                 match rows {

@@ -1,12 +1,10 @@
 //! The matrix family for Intel AMX (Sapphire Rapids and later), on Linux.
 //!
 //! `tdpbssd` multiplies 16×64 by 64×16 int8 values in 16 cycles. A tile load reads 16 cache lines,
-//! and memory is the bottleneck: expanded weights soon exceed the first-level cache. There are two
-//! loops:
+//! and memory is the bottleneck: expanded weights soon exceed the first-level cache. Two loops:
 //!
 //! * **Long reductions**: 64 positions × 16 channels. Each tile of weights serves four products.
-//!   Meanwhile the vector units expand a later tile of weights from two bits into a ring of four
-//!   tiles.
+//!   Meanwhile vector units expand a later tile of weights into a ring of four tiles.
 //! * **Short reductions**, of at most [`MAX_EXPANDED_CHUNKS`] chunks: expand the whole panel once,
 //!   then run 32 positions × 32 channels, where four tile loads feed four products.
 //!
@@ -398,8 +396,8 @@ unsafe fn multiply_expanding<const R: usize>(
 /// first.
 ///
 /// # Safety
-/// Tiles must be configured. At every offset from `a`, two row tiles must be readable. `b` and `b +
-/// next` must have a tile for every offset. `out` must have 32 rows of [`NR`].
+/// Tiles must be configured. At every offset from `a`, two row tiles must be readable. At `b` and
+/// at `b + next`, there must be a tile for every offset. `out` must have 32 rows of [`NR`].
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 unsafe fn multiply_32x32(

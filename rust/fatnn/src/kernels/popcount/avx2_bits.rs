@@ -47,7 +47,8 @@ impl<const PLANES: usize, const MASKED: bool> TiledKernel for BitsLoop<PLANES, M
     }
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
-        // SAFETY: this inner loop belongs to `Avx2`, which only exists if `make` detected the features.
+        // SAFETY: this inner loop belongs to `Avx2`, which only exists if `make` detected the
+        // features.
         unsafe {
             if PLANES == 1 {
                 run::<PLANES, MASKED, ONE_PLANE_CHUNKS>(tiles, acc);

@@ -6,9 +6,9 @@
 //! instructions, 171 products per cycle. Load ports broadcast activations from memory; a 4×2 tile
 //! keeps them 60% busy. `s` and `k` of two vectors of weights stay in registers for four rows.
 //!
-//! **Binary and two-bit activations.** If weights may be zero, a bit plane takes three instructions,
-//! because `(b ⊕ s) ∧ ¬k` is one `vpternlogq`. That is three for binary activations and six for
-//! two-bit ones. (Merging bit planes with full adders gains nothing: an adder takes two
+//! **Binary and two-bit activations.** If weights may be zero, a bit plane takes three
+//! instructions, because `(b ⊕ s) ∧ ¬k` is one `vpternlogq`. That is three for binary activations
+//! and six for two-bit ones. (Merging bit planes with full adders gains nothing: an adder takes two
 //! instructions and saves a popcount and an addition.) If weights have no zeros, a full adder takes
 //! two bit planes before `b ⊕ s` is computed:
 //!

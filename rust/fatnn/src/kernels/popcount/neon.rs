@@ -208,7 +208,8 @@ impl<const PLANES: usize, const MASKED: bool> TiledKernel for BitsLoop<PLANES, M
     }
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
-        // SAFETY: this inner loop belongs to `Neon`, which only exists if `make` detected the feature.
+        // SAFETY: this inner loop belongs to `Neon`, which only exists if `make` detected the
+        // feature.
         unsafe { run::<PLANES, MASKED>(tiles, acc) }
     }
 }

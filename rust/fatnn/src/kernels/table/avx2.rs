@@ -75,8 +75,8 @@ pub(crate) fn uint2_states(unit: &[u8; 16]) -> [u8; GROUPS] {
     states
 }
 
-/// Expands bytes to four: byte `i` of the result is byte `i / 4` of the bit plane. It contains the
-/// bits `2·(i mod 4)` and `2·(i mod 4) + 1` of its group.
+/// Repeats each byte of a bit plane four times. Byte `i` of the result then has the two bits of
+/// group `i`, at bits `2·(i mod 4)` and `2·(i mod 4) + 1`.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn expand(plane: u64) -> __m256i {

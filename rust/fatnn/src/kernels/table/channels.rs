@@ -310,8 +310,8 @@ macro_rules! channels_kernel {
                     scratch: &mut Vec<crate::kernels::CacheLine>,
                     emit: &mut dyn FnMut(crate::kernels::AccBlock<'_>),
                 ) {
-                    // SAFETY: this function enables the features, so its caller made sure that the CPU
-                    // has them.
+                    // SAFETY: this function enables the features, so its caller made sure that the
+                    // CPU has them.
                     unsafe {
                         crate::kernels::table::channels::run::<$vector, $pairs, $vectors, UINT2>(
                             layout, input, panel, scratch, emit,

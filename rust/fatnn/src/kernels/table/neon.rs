@@ -53,8 +53,8 @@ fn states(unit: &[u8; 16]) -> [u8; GROUPS] {
     let times = |bytes, factor: i8| vandq_u8(bytes, vdupq_n_u8(factor as u8));
     let mut states = [0; GROUPS];
     for (half, states) in states.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        // Byte `i` of the result is byte `i / 4` of this half of the bit plane. It contains the
-        // bits `2·(i mod 4)` and `2·(i mod 4) + 1` of its group.
+        // Repeats each byte of this half of the bit plane four times. Byte `i` then has the two
+        // bits of group `i` of the half, at bits `2·(i mod 4)` and `2·(i mod 4) + 1`.
         let of_byte = vector(std::array::from_fn(|i| (half * 4 + i / 4) as u8));
         let expand = |bits: u64| vqtbl1q_u8(vreinterpretq_u8_u64(vdupq_n_u64(bits)), of_byte);
         let (z, p) = (expand(z), expand(p));

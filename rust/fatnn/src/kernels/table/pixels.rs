@@ -307,8 +307,8 @@ macro_rules! pixels_kernel {
                     scratch: &mut Vec<crate::kernels::CacheLine>,
                     emit: &mut dyn FnMut(crate::kernels::AccBlock<'_>),
                 ) {
-                    // SAFETY: this function enables the features, so its caller made sure that the CPU
-                    // has them.
+                    // SAFETY: this function enables the features, so its caller made sure that the
+                    // CPU has them.
                     unsafe {
                         crate::kernels::table::pixels::run::<$vector, $pairs, $vectors, UINT2>(
                             input, panel, scratch, emit,
