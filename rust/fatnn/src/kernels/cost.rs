@@ -9,7 +9,9 @@ use super::costs::COSTS;
 use super::kernel::{Family, Kernel, Operands, UNIT_CHANNELS};
 use crate::codec::{Act, WeightKind};
 
-/// Features per output pixel: chunks of all panels, panels, chunks of one panel, and 1.
+/// Features per output pixel: iterations of the inner loop over all panels, panels, iterations over
+/// one panel, and 1. An iteration is one chunk of the reduction, or one group of two channels in
+/// table kernels.
 pub const FEATURES: usize = 4;
 
 /// Measured cost of one kernel and one pair of operand types.
@@ -38,7 +40,7 @@ pub fn features(kernel: &dyn Kernel, shape: LayerShape) -> Option<[f64; FEATURES
     let LayerShape::Conv { out_channels, reduction, taps } = shape else { return None };
     let layout = kernel.layout();
     let channels = reduction / taps.max(1);
-    let chunks = match layout.family {
+    let iterations = match layout.family {
         Family::Int8 => return None,
         Family::Popcount | Family::Matrix => channels.div_ceil(UNIT_CHANNELS) * taps,
         Family::Table => channels.div_ceil(2) * taps,
@@ -49,7 +51,7 @@ pub fn features(kernel: &dyn Kernel, shape: LayerShape) -> Option<[f64; FEATURES
     } else {
         out_channels.div_ceil(layout.lanes.max(16)) as f64
     };
-    Some([panels * chunks as f64, panels, chunks as f64, 1.0])
+    Some([panels * iterations as f64, panels, iterations as f64, 1.0])
 }
 
 /// Maps operands to those that were measured with the same inner loop.
