@@ -149,7 +149,7 @@ def test_files_with_bool_flags_load(assign: bool, config: TernaryConfig) -> None
     )  # a whole module, pickled by an earlier version
     quantizer._buffers["half_range_flag"] = torch.tensor(False)
     quantizer.__dict__.update(_initialized=True, _half_range=False)
-    for name in ("_last_initialized", "_last_range", "_kept"):
+    for name in ("_last_initialized", "_last_range", "_flag_cache"):
         del quantizer.__dict__[name]
     again = pickle.loads(pickle.dumps(quantizer))
     assert again.initialized
