@@ -487,7 +487,7 @@ SQUARE = ((3, 3), (1, 1), (0, 0), (1, 1))
         ),
         (
             lambda: ops.conv_float(CODES, BLOB, None, torch.zeros(8), None, False, 8, *SQUARE),
-            "bias: expected a scale beside it",
+            "bias: expected a scale with it",
         ),
         (
             lambda: ops.conv_float(CODES, BLOB, torch.zeros(9), None, None, False, 8, *SQUARE),

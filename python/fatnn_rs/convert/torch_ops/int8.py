@@ -1,7 +1,7 @@
 """The operations of int8 layers as torch runs them: from floats to floats, with integers between.
 
 The engine runs them in its segments. Alone (under ``torch.compile``, or where values are observed
-one by one) they are :func:`fatnn_rs.ops.schema.conv_int8`.
+one by one) they are :func:`fatnn_rs.ops.definitions.conv_int8`.
 """
 
 from __future__ import annotations
