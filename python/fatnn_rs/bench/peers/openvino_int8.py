@@ -1,9 +1,8 @@
-"""OpenVINO, int8, from the same quantized ONNX file (QDQ) as onnxruntime's.
+"""OpenVINO, int8, from the same quantized ONNX file (QDQ) as onnxruntime.
 
-OpenVINO's low-precision passes turn its quantize/dequantize pairs into int8 layers; the report
-names the kernels that came of it. What stays float runs in the plugin's own choice of precision
-(bfloat16 where the processor has it). ONEDNN_MAX_CPU_ISA, set before the process starts, caps the
-instructions.
+OpenVINO turns pairs of quantize and dequantize into int8 layers; the report names their kernels.
+The remaining layers run in bfloat16 if the processor has it, else in float32. The variable
+ONEDNN_MAX_CPU_ISA, set before the process starts, limits the instructions.
 """
 
 from __future__ import annotations
