@@ -26,7 +26,7 @@ from fatnn_rs.train.data import DATASETS, ProcessShard, load_data
 from fatnn_rs.train.loop import TrainOptions, train
 from fatnn_rs.train.models import MODELS
 from fatnn_rs.train.monitor import CodeMonitor, LayerState
-from fatnn_rs.train.phase import _restore_norms, _share_norms
+from fatnn_rs.train.phase import _restore_batch_norms, _sync_batch_norms
 from fatnn_rs.train.recipe import load_recipe, recipe_names
 from fatnn_rs.train.run import read_state
 
@@ -424,8 +424,8 @@ def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             "does not take the images of data set 'digits', 1x8x8 .*expected input",
         ),
         (["model_options={width: -1}"], "model 'digits' cannot be made: .*see model_options"),
-        (["ternary.schedule=step"], "schedule 'step' goes with milestones, got 'step' with"),
-        (["float.milestones=[3]"], "schedule 'step' goes with milestones, got 'cosine'"),
+        (["ternary.schedule=step"], "schedule 'step' needs milestones.*got 'step' with"),
+        (["float.milestones=[3]"], "schedule 'step' needs milestones.*got 'cosine'"),
         (["ternary.warmup_epochs=24"], "warmup_epochs must be less than epochs, got 24 of 24"),
         (["float=null"], "ternary.distill: there is no trained float model to learn from"),
         (["mixed_precision=fp16"], "fp16 needs a GPU"),
@@ -620,7 +620,7 @@ def test_norms_of_all_processes_become_each_ones_own() -> None:
     model = torch.nn.Sequential(DigitsNet(), torch.nn.Unflatten(1, (10, 1, 1)), WithActivation(10))
     model.extend([torch.nn.Flatten(), head])
     kinds = [type(module) for module in model.modules()]
-    own = _share_norms(model)
+    own = _sync_batch_norms(model)
     assert (
         sum(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())
         == len(own)
@@ -632,7 +632,7 @@ def test_norms_of_all_processes_become_each_ones_own() -> None:
         for buffer in model.buffers():
             buffer.copy_(torch.rand(buffer.shape) * 9)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    _restore_norms(model, own)
+    _restore_batch_norms(model, own)
     assert [type(module) for module in model.modules()] == kinds
     assert model[4] is head
     assert equal(model.state_dict(), before)
