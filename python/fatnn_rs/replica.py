@@ -1,4 +1,4 @@
-"""Copies of a model's structure, for whoever runs or traces a model that must stay as it is."""
+"""Copy a model's modules but not its parameters, to run or trace it without changing it."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ def replica(model: nn.Module, replace: Mapping[nn.Module, nn.Module] | None = No
     """Copy a model's modules and containers, but not its parameters.
 
     Tracing and running execute the model's own code, which may write attributes, caches and
-    buffers. They do so in the copy. Modules, lists, dicts, sets and tuples are copied at any depth,
-    and so are buffers and other tensors; parameters and foreign objects (a trainer, a lock) are
-    shared.
+    buffers; in a replica, the original stays unchanged. Modules, lists, dicts, sets, tuples,
+    buffers and other tensors are copied at any depth. Parameters and objects of other types (a
+    trainer, a lock) are shared.
 
     Parameters
     ----------
     model
         Any module.
     replace
-        Modules of ``model`` → what takes their place in the copy.
+        Modules of ``model`` → their replacements in the copy.
 
     Returns
     -------
     nn.Module
-        Of the same class.
+        Of the same class as ``model``.
     """
     made: nn.Module = _Copier({id(old): new for old, new in (replace or {}).items()}).module(model)
     return made
 
 
 class _Copier:
-    """One copy in progress: ``id`` of what was copied → its copy."""
+    """One copy in progress: ``id`` of each original → its copy."""
 
     def __init__(self, done: dict[int, Any]) -> None:
         self._done = done
@@ -82,10 +82,10 @@ class _Copier:
 
 
 def patched_methods(module: nn.Module) -> list[str]:
-    """Names of the methods that a module has of its own, in place of its class's: ``m.forward = ...``.
+    """Names of methods that the instance overrides, as in ``m.forward = ...``.
 
-    Hand patches and libraries (accelerate's hooks) put them there. Who replaces the module or reads
-    its numbers does not see them.
+    Manual patches and libraries (accelerate's hooks) do this. Code that replaces the module or
+    reads its parameters does not see such methods.
     """
     kind = type(module)
     found = (
@@ -99,11 +99,10 @@ def _is_method(kind: type, name: str) -> bool:
 
 
 def unwrapped(model: Any) -> Any:
-    """Return the model inside wrappers that compute what it computes.
+    """Return the model inside wrappers that do not change its results.
 
-    Those are ``DataParallel`` and ``DistributedDataParallel``, ``torch.compile``,
-    ``AveragedModel``, and accelerate's mixed precision, which replaces ``forward`` and keeps the
-    original.
+    Removes ``DataParallel``, ``DistributedDataParallel``, ``torch.compile``, ``AveragedModel`` and
+    accelerate's mixed precision, which replaces ``forward`` and keeps the original.
     """
     parallel = (
         nn.DataParallel,
@@ -122,7 +121,7 @@ def unwrapped(model: Any) -> Any:
 
 
 def _without_accelerate(model: nn.Module) -> nn.Module:
-    """Return the model, in another object, without accelerate's forward."""
+    """Return a shallow copy of the model without accelerate's ``forward``."""
     made = object.__new__(type(model))
     made.__dict__.update(model.__dict__)
     original = made.__dict__.pop("_original_forward")

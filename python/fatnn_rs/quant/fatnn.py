@@ -106,7 +106,7 @@ class FatnnWeight(WeightQuantizer):
         return (weight - self._broadcast(mean, weight)).div_(self._broadcast(std, weight))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the codes of ``weight``: same shape, float32 (or wider), values -1.0, 0.0, +1.0."""
+        """Return the codes of ``weight``: same shape, float32 (or wider)."""
         alpha_neg = self._broadcast(clamp_min_ste(self.alpha_neg), weight)
         alpha_pos = self._broadcast(clamp_min_ste(self.alpha_pos), weight)
         return signed_codes(self.normalize(weight), alpha_neg, alpha_pos)

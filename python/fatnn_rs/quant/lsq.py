@@ -59,7 +59,7 @@ class LsqWeight(WeightQuantizer):
         self.step_size = nn.Parameter(torch.ones(out_channels if per_channel else 1))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the codes of ``weight``: same shape, float32 (or wider), values -1.0, 0.0, +1.0."""
+        """Return the codes of ``weight``: same shape, float32 (or wider)."""
         wide = widen(weight)
         count = weight.numel() // len(self.step_size)
         step = scale_gradient(clamp_min_ste(self.step_size), 1.0 / math.sqrt(max(count, 1)))

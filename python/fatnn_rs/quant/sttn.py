@@ -59,7 +59,7 @@ class SttnWeight(WeightQuantizer):
         self.register_parameter("offset", None)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the codes of ``weight``: same shape, float32 (or wider), values -1.0, 0.0, +1.0."""
+        """Return the codes of ``weight``: same shape, float32 (or wider)."""
         wide = widen(weight)
         offset = self.offset.to(wide.dtype)
         inverse = 1.0 / (_GRADIENT_RANGE * mean_abs(wide, self._rows()))

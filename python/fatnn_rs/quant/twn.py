@@ -55,7 +55,7 @@ class TwnWeight(WeightQuantizer):
     """
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the codes of ``weight``: same shape, float32 (or wider), values -1.0, 0.0, +1.0."""
+        """Return the codes of ``weight``: same shape, float32 (or wider)."""
         wide = widen(weight)
         size = (
             wide.detach()
