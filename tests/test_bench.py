@@ -427,7 +427,7 @@ def test_command_line_fails_where_it_should(
     assert code == 1
     assert "RuntimeError: no kernel" in out
     assert err.splitlines()[-1] == (
-        "fatnn: installed peers that could not be measured: broken; the report says why"
+        "fatnn: installed runtimes that could not be measured: broken; the report says why"
     )
     for arguments, message in (
         (("--model", "nonsense"), "model: unknown name 'nonsense'; known are: resnet18"),

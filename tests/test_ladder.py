@@ -21,7 +21,7 @@ from fatnn_rs.convert import TernaryNetwork
 from fatnn_rs.convert.api import convert_float
 from fatnn_rs.convert.levels import coded_levels
 from ladder import NETWORKS, RUNGS, SHAPES, LadderNetwork, LayerShape, command, plan
-from ladder.collect import collect, figure, network_figure
+from ladder.collect import collect, figure, inside_network
 from ladder.compare import compare
 from ladder.noise import apply_noise_floor, summarise
 from ladder.plan import BenchCase, LadderOptions
@@ -194,7 +194,7 @@ def test_layers_are_measured_both_ways_and_networks_say_what_they_hold(finished:
     for who in ("ternary-popcount", "ternary-table", "dorefa-popcount", "binary"):
         assert figure(layer, who, "codes") is not None
         assert figure(layer, who, "floats") is not None
-        facts = network_figure(network, who)["facts"]  # type: ignore[index]
+        facts = inside_network(network, who)["facts"]  # type: ignore[index]
         assert facts["codes_verified"] > 0
         assert 0 < facts["file_bytes"] < 884 * 1024
         assert facts["weight_bytes"] > 0
@@ -204,7 +204,7 @@ def test_layers_are_measured_both_ways_and_networks_say_what_they_hold(finished:
     assert figure(layer, "int8", "codes") is None
     assert figure(layer, "float32", "floats")["over_float32"]["median"] == 1  # type: ignore[index]
     best = {_core.int8_kernel_for(linear) for linear in (False, True)}
-    assert network_figure(network, "int8")["facts"]["kernels"].keys() == best  # type: ignore[index]
+    assert inside_network(network, "int8")["facts"]["kernels"].keys() == best  # type: ignore[index]
 
 
 def test_the_report_and_the_plots(finished: Finished) -> None:

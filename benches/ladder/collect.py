@@ -12,7 +12,7 @@ from ladder.noise import summarise
 from ladder.plan import NATIVE, BenchCase
 from ladder.rungs import FLOAT32, POPCOUNT
 
-__all__ = ["cases_of", "collect", "figure", "first_per_name", "network_figure"]
+__all__ = ["cases_of", "collect", "figure", "first_per_name", "inside_network"]
 
 #: Seconds of one call: one list per process, one value per round.
 Times = list[list[float]]
@@ -114,7 +114,7 @@ def figure(case: dict[str, Any], who: str, way: str) -> dict[str, Any] | None:
     return next(iter(found), None)
 
 
-def network_figure(case: dict[str, Any], who: str) -> dict[str, Any] | None:
+def inside_network(case: dict[str, Any], who: str) -> dict[str, Any] | None:
     """Return a layer's figure inside a network: codes to codes, else floats to floats."""
     return figure(case, who, CODES) or figure(case, who, FLOATS)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fatnn_rs.errors import UnsupportedError
-from ladder.collect import cases_of, figure, first_per_name, network_figure
+from ladder.collect import cases_of, figure, first_per_name, inside_network
 from ladder.measure import FLOATS
 from ladder.rungs import FLOAT32
 
@@ -50,7 +50,7 @@ def _speedups(results: dict[str, Any], path: Path) -> Path | None:
     rungs = [name for name in results["rungs"] if name != FLOAT32]
     groups = {
         case["name"]: [
-            found["over_float32"] if (found := network_figure(case, rung)) is not None else None
+            found["over_float32"] if (found := inside_network(case, rung)) is not None else None
             for rung in rungs
         ]
         for case in cases

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ladder.collect import cases_of, figure, first_per_name, network_figure
+from ladder.collect import cases_of, figure, first_per_name, inside_network
 from ladder.measure import CODES, FLOATS
 
 __all__ = ["markdown"]
@@ -96,7 +96,7 @@ def _method(results: dict[str, Any]) -> str:
         f"Medians of {rounds} interleaved rounds (fewer if they would take over a minute) in each "
         f"of {processes} processes. In brackets: the outermost quartiles of any process or, if it "
         "is wider, the noise of such figures between processes"
-        + _moves(results)
+        + _noise_text(results)
         + ". `× float32`: speed divided by that of our own float32 layer or network, round by "
         "round; `of 2N`: time divided by that of the ternary popcount kernel. Every kernel's sums, "
         "codes and floats equalled a reference before it was timed. docs/ladder.md explains the "
@@ -104,7 +104,7 @@ def _method(results: dict[str, Any]) -> str:
     )
 
 
-def _moves(results: dict[str, Any]) -> str:
+def _noise_text(results: dict[str, Any]) -> str:
     """Return the noise between processes that 95 of 100 figures stay within, by kind."""
     found = [
         f"{'ratios' if row['ratios'] else 'times'} of {row['kind']}s, {row['threads']} "
@@ -162,7 +162,7 @@ def _layers(results: dict[str, Any]) -> Iterable[str]:
         names = list(dict.fromkeys(row["who"] for row in case["figures"]))
         rows = []
         for who in names:
-            codes, floats = network_figure(case, who), figure(case, who, FLOATS)
+            codes, floats = inside_network(case, who), figure(case, who, FLOATS)
             is_rung = who in results["rungs"]
             row = [_title(results, who)]
             for found in (codes if is_rung else None, floats):
@@ -233,7 +233,7 @@ def _tiers(results: dict[str, Any]) -> str:
     for name in by_tier[tiers[0]]:
         for who in results["rungs"]:
             found = [
-                network_figure(by_tier[isa][name], who) if name in by_tier[isa] else None
+                inside_network(by_tier[isa][name], who) if name in by_tier[isa] else None
                 for isa in tiers
             ]
             if sum(row is not None for row in found) > 1:

@@ -390,7 +390,8 @@ def bench(
     failed = sorted({name for report in reports for name in report.failed})
     if failed:
         raise UnsupportedError(
-            f"installed peers that could not be measured: {', '.join(failed)}; the report says why"
+            f"installed runtimes that could not be measured: {', '.join(failed)}; the report says "
+            "why"
         )
 
 

@@ -50,7 +50,7 @@ class TernaryConfig:
         Quantizer family, a key of :data:`fatnn_rs.quant.QUANTIZERS`:
 
         - ``"fatnn"``: two learned steps (FATNN);
-        - ``"twn"``: a threshold that follows the weights (TWN);
+        - ``"twn"``: a threshold of 0.7 times the mean of ``|w|`` (TWN);
         - ``"lsq"``: one learned step (LSQ);
         - ``"sttn"``: the sum of two binary kernels (STTN);
         - ``"binary"``: signs (XNOR-Net, Bi-Real Net);
@@ -62,7 +62,6 @@ class TernaryConfig:
         ({0, 1, 2, 3}) or ``"binary"`` ({0, 1} after a ReLU, else {-1, +1}).
     act_quantizer
         Quantizer family of the activations. None: the same family as the weights.
-        The family whose activations of that kind are taken; the weights' family where None.
     first, last
         Type of the first and of the last convolution or linear layer in execution order:
         ``"float"`` leaves it unchanged, ``"int8"`` uses 8-bit weights and activations

@@ -79,12 +79,11 @@ def bench(
         Name of the network in the report.
     progress
         Called with a description of the work, the finished parts, and the number of parts.
-        Called with what is being done, how much of it is done, and how much there is.
 
     Returns
     -------
+    BenchReport
         Print it, or use ``to_json()``.
-        Printable; ``to_json()``.
 
     Raises
     ------
@@ -126,8 +125,8 @@ def bench(
         else:
             with torch.inference_mode(False):
                 model = copy.deepcopy(float_model).eval()
-            wanted = _answer_of(model, arguments)
-            _check_answer(answer, wanted)
+            wanted = _float_outputs(model, arguments)
+            _check_shapes(answer, wanted)
             task = BenchTask(model, arguments, threads, Path(folder))
             for done, candidate in enumerate(rows):
                 report(f"building {candidate.name}", done, len(rows))
@@ -189,7 +188,7 @@ def _check_model(model: Any) -> None:
             )
 
 
-def _answer_of(model: nn.Module, arguments: tuple[Any, ...]) -> list[np.ndarray]:
+def _float_outputs(model: nn.Module, arguments: tuple[Any, ...]) -> list[np.ndarray]:
     """Return the float model's outputs.
 
     Raises
@@ -206,7 +205,7 @@ def _answer_of(model: nn.Module, arguments: tuple[Any, ...]) -> list[np.ndarray]
         ) from error
 
 
-def _check_answer(ours: list[np.ndarray], theirs: list[np.ndarray]) -> None:
+def _check_shapes(ours: list[np.ndarray], theirs: list[np.ndarray]) -> None:
     mine, other = [list(array.shape) for array in ours], [list(array.shape) for array in theirs]
     if mine != other:
         raise ConfigError(

@@ -194,7 +194,7 @@ class BenchReport:
             assert ratio is not None
             notes.append(f"where we lose: {name} takes {ratio.median:.2f} of {OURS}'s time")
         if not self.losses and any(row.ratio is not None for row in self.rows):
-            notes.append("where we lose: nowhere among these peers")
+            notes.append("where we lose: nowhere among these runtimes")
         if self.codes_verified is not None:
             notes.append(f"exact: 0 of {self.codes_verified:,} codes differ from the eager model's")
         load = self.machine.load

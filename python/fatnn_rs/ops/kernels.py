@@ -332,7 +332,6 @@ def prepack(
     weights
         Type of the weights: ``"ternary"``, ``"binary"`` ({-1, +1}) or ``"two-bit"``; other values
         are refused. None: the type with the least work that fits the values.
-        values may be.
 
     Returns
     -------

@@ -46,6 +46,13 @@ __all__ = [
 class WeightQuantizer(nn.Module):
     """Base class: float latent weights in, integer-valued float codes out.
 
+    Parameters
+    ----------
+    out_channels
+        Size of the weight's first dimension.
+    per_channel
+        Use steps, scales and statistics per output channel instead of per layer.
+
     Attributes
     ----------
     levels : tuple of int
@@ -308,6 +315,7 @@ class ActivationQuantizer(InputQuantizer):
     ----------
     act_range
         ``"half"``, ``"full"`` or ``"auto"``: the first data decide, half if their minimum is >= 0.
+        Quantizers without a full range take negative inputs for 0 with ``"auto"``.
 
     Attributes
     ----------

@@ -32,7 +32,7 @@ __all__ = ["BinaryActivation", "BinaryWeight", "approximate_sign", "mean_abs"]
 
 _MIN_SCALE = 1e-12
 
-#: Where the gradient of ``sign`` ends, in units of mean(|x|). Bi-Real Net's 1 for normal x.
+#: Where the gradient of ``sign`` ends, in units of mean(|x|); for normal x, Bi-Real Net's |x| = 1.
 _GRADIENT_RANGE = 1.25
 
 
@@ -92,16 +92,7 @@ class BinaryWeight(WeightQuantizer):
     BatchNorm or the layer's ``scale`` learns that factor. Gradient (straight-through, of ``a q``):
     ``dq/dw = 1 / a``.
 
-    Parameters
-    ----------
-    out_channels
-        Size of the weight's first dimension.
-    per_channel
-        One ``a`` per output channel instead of one per layer. It only affects the gradient.
-
-    References
-    ----------
-    XNOR-Net (arXiv 1603.05279), section 3.1.
+    ``per_channel`` means one ``a`` per output channel; it only affects the gradient.
     """
 
     levels = (-1, 1)
@@ -125,23 +116,15 @@ class BinaryActivation(ActivationQuantizer):
     Gradient: ``dq/dx = (2 - 2 |x| / r) / r`` for ``|x| < r``, else 0, with ``r = 1.25 mean(|x|)``
     of the first batch (so r = 1 for normal activations of variance 1).
 
-    Half range (after a ReLU): :math:`q(x) = round(clip(x\,\alpha, 0, 1)) \in \{0, 1\}`, with the
-    threshold ``0.5 / alpha``. Gradient (straight-through), for x in (0, 1/alpha): ``dq/dx =
-    alpha``, ``dq/dalpha = x``; zero elsewhere.
-
-    Parameters
-    ----------
-    act_range
-        ``"half"``, ``"full"`` or ``"auto"``: the first data decide.
+    Half range (after a ReLU), as in DoReFa-Net (arXiv 1606.06160) but with a learned step:
+    :math:`q(x) = round(clip(x\,\alpha, 0, 1)) \in \{0, 1\}`, with the threshold ``0.5 / alpha``.
+    Gradient (straight-through), for x in (0, 1/alpha): ``dq/dx = alpha``, ``dq/dalpha = x``; zero
+    elsewhere.
 
     Attributes
     ----------
     alpha : Parameter
         Reciprocal of the step, shape [], float32. Learned in half range only.
-
-    References
-    ----------
-    Bi-Real Net (arXiv 1808.00278); half range as DoReFa-Net (arXiv 1606.06160) with a learned step.
     """
 
     half_levels = (0, 1)

@@ -1,8 +1,8 @@
 """DoReFa-Net with two-bit weights and activations: four uniform levels, nothing learned.
 
 S. Zhou et al., "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth
-Gradients", arXiv 1606.06160. The weights {-3, -1, +1, +3} take two ternary bit planes and twice
-the work of ternary weights.
+Gradients", arXiv 1606.06160, equations 9 (with k = 2) and 11. The weights {-3, -1, +1, +3} are sums
+of two sign planes, 2 s1 + s0, and take twice the work of ternary weights.
 """
 
 from __future__ import annotations
@@ -24,17 +24,6 @@ class DorefaWeight(WeightQuantizer):
     Here :math:`u = tanh(w) / (2\,max|tanh(w)|) + 1/2`, with the detached maximum over the layer or
     the output channel. The paper's weights are ``q / 3``; here BatchNorm or the layer's ``scale``
     learns the factor. Gradient (straight-through): ``dq/dw = 3 (1 - tanh(w)**2) / max|tanh(w)|``.
-
-    Parameters
-    ----------
-    out_channels
-        Size of the weight's first dimension.
-    per_channel
-        One maximum per output channel instead of one per layer.
-
-    References
-    ----------
-    DoReFa-Net (arXiv 1606.06160), equation 9 with k = 2.
     """
 
     levels = (-3, -1, 1, 3)
@@ -57,19 +46,10 @@ class DorefaUint2(ActivationQuantizer):
     the first batch best, so that training can start from a float network. Gradient
     (straight-through): ``dq/dx = 3 / c`` for x in (0, c), else zero. Negative inputs become 0.
 
-    Parameters
-    ----------
-    act_range
-        ``"half"`` or ``"auto"``. ``"auto"`` also accepts a first batch with negative values.
-
     Attributes
     ----------
     inverse_step : Tensor
         ``3 / c``, a buffer, shape [], float32.
-
-    References
-    ----------
-    DoReFa-Net (arXiv 1606.06160), equation 11.
     """
 
     half_levels = (0, 1, 2, 3)

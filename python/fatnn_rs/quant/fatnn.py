@@ -72,21 +72,10 @@ class FatnnWeight(WeightQuantizer):
     Mean and (population) standard deviation are detached and taken over the layer or the output
     channel. They are summed in float64, so the number of threads does not change the codes.
 
-    Parameters
-    ----------
-    out_channels
-        Size of the weight's first dimension.
-    per_channel
-        One pair of steps, mean and std per output channel instead of one per layer.
-
     Attributes
     ----------
     alpha_neg, alpha_pos : Parameter
         Step reciprocals, shape [1] or [out_channels], float32.
-
-    References
-    ----------
-    FATNN (arXiv 2008.05101).
     """
 
     def __init__(self, out_channels: int, per_channel: bool = False) -> None:
@@ -147,20 +136,11 @@ class FatnnActivation(ActivationQuantizer):
     zero elsewhere. Full range: with ``a = alpha1`` if x < 0, else ``alpha2``, ``dq/dx = a`` and
     ``dq/da = x`` inside ``|x a| < 1``; zero outside.
 
-    Parameters
-    ----------
-    act_range
-        ``"half"``, ``"full"`` or ``"auto"``: the first data decide.
-
     Attributes
     ----------
     alpha1, alpha2 : Parameter
         Step reciprocals, shape [], float32. In half range of the first and second step; in full
         range of the negative and positive step.
-
-    References
-    ----------
-    FATNN (arXiv 2008.05101).
     """
 
     def __init__(self, act_range: str = "auto") -> None:
@@ -206,19 +186,10 @@ class FatnnUint2(ActivationQuantizer):
     x inside step i, ``dq/dx = a_i``, ``dq/da_i = x - e_(i-1)`` and, for every earlier step j,
     ``dq/da_j = a_i / a_j**2``; zero outside all steps.
 
-    Parameters
-    ----------
-    act_range
-        ``"half"`` or ``"auto"``. ``"auto"`` also accepts a first batch with negative values.
-
     Attributes
     ----------
     alpha1, alpha2, alpha3 : Parameter
         Step reciprocals, shape [], float32.
-
-    References
-    ----------
-    FATNN (arXiv 2008.05101), for the steps.
     """
 
     half_levels = (0, 1, 2, 3)

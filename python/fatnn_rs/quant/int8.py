@@ -69,10 +69,6 @@ class Int8Activation(InputQuantizer):
     step : Parameter
         Shape [], float32. Clamped to at least 1e-16 in the forward pass, with the gradient of the
         identity.
-
-    References
-    ----------
-    Learned step size quantization (arXiv 1902.08153).
     """
 
     def __init__(self) -> None:

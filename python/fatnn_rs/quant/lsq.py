@@ -37,21 +37,10 @@ class LsqWeight(WeightQuantizer):
     Thresholds: ``-s / 2`` and ``s / 2``. Gradient (straight-through): inside ``|w| < s``, ``dq/dw
     = 1 / s`` and ``dq/ds = -g w / s**2`` with ``g = 1 / sqrt(weights that share s)``; zero outside.
 
-    Parameters
-    ----------
-    out_channels
-        Size of the weight's first dimension.
-    per_channel
-        One step per output channel instead of one per layer.
-
     Attributes
     ----------
     step_size : Parameter
         Shape [1] or [out_channels], float32.
-
-    References
-    ----------
-    LSQ (arXiv 1902.08153).
     """
 
     def __init__(self, out_channels: int, per_channel: bool = False) -> None:
@@ -86,19 +75,10 @@ class LsqActivation(ActivationQuantizer):
     ``g = 1 / sqrt(count * Q_P)``; zero outside. ``Q_P`` is 2 (half range) or 1 (full range), and
     ``count`` is the number of values per sample.
 
-    Parameters
-    ----------
-    act_range
-        ``"half"``, ``"full"`` or ``"auto"``: the first data decide.
-
     Attributes
     ----------
     step_size : Parameter
         Shape [], float32.
-
-    References
-    ----------
-    LSQ (arXiv 1902.08153).
     """
 
     def __init__(self, act_range: str = "auto") -> None:
@@ -135,10 +115,6 @@ class LsqUint2(LsqActivation):
 
     Thresholds: ``s / 2``, ``3 s / 2``, ``5 s / 2``. Negative inputs become 0. Gradient, parameters
     and attributes: see :class:`LsqActivation`, with ``Q_P = 3`` and without ``act_range="full"``.
-
-    References
-    ----------
-    LSQ (arXiv 1902.08153).
     """
 
     half_levels = (0, 1, 2, 3)

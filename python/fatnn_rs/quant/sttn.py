@@ -34,22 +34,13 @@ class SttnWeight(WeightQuantizer):
     (g(w + o) + g(w - o)) / 2`` and ``dq/do = (g(w + o) - g(w - o)) / 2``, with ``g(v) = max(2 - 2
     |v| / r, 0) / r`` and ``r = 3 mean(|w|)`` over the layer or the output channel.
 
-    Parameters
-    ----------
-    out_channels
-        Size of the weight's first dimension.
-    per_channel
-        One ``r`` and one initial offset per output channel instead of one per layer.
+    ``per_channel`` means one ``r`` and one initial offset per output channel.
 
     Attributes
     ----------
     offset : Parameter
         Half the difference of the two latents, shape of the layer's weight. Created by
         :meth:`initialize`.
-
-    References
-    ----------
-    STTN (arXiv 2204.01234), section 3. The module's documentation lists the differences.
     """
 
     offset: nn.Parameter

@@ -1,9 +1,10 @@
 """Trained ternary quantization: a threshold relative to the largest weight, two learned scales.
 
-C. Zhu, S. Han, H. Mao, W. Dally, "Trained Ternary Quantization", ICLR 2017 (arXiv 1612.01064). The
-paper quantizes only weights; this family's activations are FATNN's. The gradient of a scale is the
-sum over all weights that share it. Here the sum is divided by the square root of their number, as
-in LSQ (arXiv 1902.08153, section 2.2); otherwise it diverges at usual learning rates.
+C. Zhu, S. Han, H. Mao, W. Dally, "Trained Ternary Quantization", ICLR 2017 (arXiv 1612.01064),
+equations 6 to 9. The paper quantizes only weights; this family's activations are FATNN's. The
+gradient of a scale is the sum over all weights that share it. Here the sum is divided by the square
+root of their number, as in LSQ (arXiv 1902.08153, section 2.2); otherwise it diverges at usual
+learning rates.
 
 The weights {-Wn, 0, +Wp} are not integers times one scale. So this family is for comparison only:
 it trains, but ``convert`` refuses it.
@@ -58,22 +59,11 @@ class TtqWeight(WeightQuantizer):
     ``dq/dw`` is ``Wp``, ``Wn`` or, for zeros, 1; ``dq/dWp = g`` if :math:`w > \Delta` and
     ``dq/dWn = -g`` if :math:`w < -\Delta`, with ``g = 1 / sqrt(weights that share the scale)``.
 
-    Parameters
-    ----------
-    out_channels
-        Size of the weight's first dimension.
-    per_channel
-        Threshold and scales per output channel instead of per layer.
-
     Attributes
     ----------
     scale_neg, scale_pos : Parameter
         ``Wn`` and ``Wp``, shape [1] or [out_channels], float32. Initially the mean magnitude of
         the weights they replace.
-
-    References
-    ----------
-    TTQ (arXiv 1612.01064), equations 6 to 9.
     """
 
     refused = (

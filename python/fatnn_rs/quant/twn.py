@@ -41,17 +41,6 @@ class TwnWeight(WeightQuantizer):
     ``mean`` is over the layer or the output channel. The paper multiplies the codes by ``a``, the
     mean of ``|w|`` over the weights beyond the threshold; here BatchNorm or the layer's ``scale``
     learns that factor. Gradient (straight-through, of ``a q``): ``dq/dw = 1 / a``.
-
-    Parameters
-    ----------
-    out_channels
-        Size of the weight's first dimension.
-    per_channel
-        One threshold per output channel instead of one per layer.
-
-    References
-    ----------
-    TWN (arXiv 1605.04711), equations 3 to 6.
     """
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class Data(Protocol):
         """Number of test images."""
         ...
 
-    def first(self, train: int | None, test: int | None) -> Data:
+    def subset(self, train: int | None, test: int | None) -> Data:
         """Return a data set with only so many training and test images; None: all."""
         ...
 
@@ -133,7 +133,7 @@ class ImageData:
         """Test images."""
         return len(self.test_x)
 
-    def first(self, train: int | None, test: int | None) -> ImageData:
+    def subset(self, train: int | None, test: int | None) -> ImageData:
         """See :class:`Data`."""
         return replace(
             self,
@@ -246,7 +246,7 @@ class FolderData:
         """Test images."""
         return len(self.test)
 
-    def first(self, train: int | None, test: int | None) -> FolderData:
+    def subset(self, train: int | None, test: int | None) -> FolderData:
         """See :class:`Data`."""
         some = [
             data if n is None else torch.utils.data.Subset(data, _even_indices(len(data), n))
@@ -441,7 +441,7 @@ def load_data(recipe: Recipe, folder: Path | None, download: bool = True) -> Dat
     reader = DATASETS.get(recipe.data)
     if reader is None:
         raise ConfigError(f"data set {recipe.data!r} is unknown; known are {', '.join(DATASETS)}")
-    data = reader(recipe, folder, download).first(recipe.train_images, recipe.test_images)
+    data = reader(recipe, folder, download).subset(recipe.train_images, recipe.test_images)
     if data.train_count < recipe.batch_size:
         raise ConfigError(
             f"data set {data.name!r} has {data.train_count} training images, fewer than "

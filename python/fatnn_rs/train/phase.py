@@ -120,7 +120,7 @@ class PhaseTrainer:
             task = progress.add_task(f"{self.name} training", total=total, note="")
             try:
                 while self.epoch < self.phase.epochs:
-                    self._epoch(progress, task)
+                    self._train_epoch(progress, task)
             except torch.OutOfMemoryError as error:
                 raise FatnnError(
                     f"{self.name} phase: the GPU has too little memory "
@@ -129,7 +129,7 @@ class PhaseTrainer:
                 ) from error
         _restore_batch_norms(self.raw, self.local_norms)
 
-    def _epoch(self, progress: Progress, task: TaskID) -> None:
+    def _train_epoch(self, progress: Progress, task: TaskID) -> None:
         job = self.job
         shard = ProcessShard(job.accelerator.process_index, job.accelerator.num_processes)
         seed, size = job.options.seed, job.recipe.batch_size

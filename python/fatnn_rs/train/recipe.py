@@ -40,7 +40,7 @@ class Augment(_Section):
     Attributes
     ----------
     crop
-        Pixels of zero padding before an image is cropped at a random position to its old size.
+        Pixels of zero padding, after which a window of the old size is cropped at random.
     flip
         Whether images are mirrored horizontally with probability 1/2.
     cutout

@@ -14,12 +14,8 @@ __all__ = ["PEER"]
 
 PEER = Peer(
     describe="openvino CPU plugin, int8: the QDQ file of onnxruntime-int8",
-    modules=(
-        "openvino",
-        "onnxruntime",
-        "onnx",
-        "onnxscript",
-    ),  # onnxruntime writes the quantized file
+    # onnxruntime writes the quantized file.
+    modules=("openvino", "onnxruntime", "onnx", "onnxscript"),
     build=lambda task: compiled(task, task.qdq),
     may_use_amx=True,
 )

@@ -30,7 +30,7 @@ def _build(task: BenchTask) -> BuiltPeer:
 
 
 def _widened(call: Callable[[], Any]) -> Callable[[], Any]:
-    """Give the same results as float32, which NumPy has."""
+    """Convert a call's results to float32, because NumPy has no bfloat16."""
 
     def run() -> Any:
         return torch.utils._pytree.tree_map_only(Tensor, Tensor.float, call())

@@ -23,11 +23,10 @@ def _call(model: torch.nn.Module, inputs: tuple[Any, ...]) -> Callable[[], Any]:
 
 
 def eager(model: torch.nn.Module, inputs: tuple[Any, ...]) -> BuiltPeer:
-    """Make a model ready to run as it is, in both memory formats where its inputs are images."""
+    """Prepare a model to run eagerly; with image inputs, also in channels-last format."""
     variants = {"contiguous": _call(model, inputs)}
     if any(isinstance(value, Tensor) and value.dim() == 4 for value in inputs):
-        # The inputs are converted beforehand, in the peer's favour: a real input would have to be
-        # converted each time.
+        # Convert the inputs beforehand, which favours torch: real inputs need it each time.
         last = tuple(
             value.contiguous(memory_format=torch.channels_last)
             if isinstance(value, Tensor) and value.dim() == 4
