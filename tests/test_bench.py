@@ -1,4 +1,4 @@
-"""The benchmark: its bookkeeping, its peers' answers, its errors. No test here asserts that anything is fast."""
+"""The benchmark: its figures, the outputs of other runtimes, its errors. No speed is asserted."""
 
 from __future__ import annotations
 
@@ -207,7 +207,8 @@ def test_peers_that_are_absent_fail_or_answer_wrongly(
     report = fatnn_rs.bench(net, INPUTS, tuple(new), float_model=model, rounds=3)
     states = {name: report.row(name).state for name in new}
     assert states == {
-        "away": "absent", "broken": "failed", "wrong": "failed", "shape": "failed", "nan": "failed", "right": "measured"
+        "away": "absent", "broken": "failed", "wrong": "failed", "shape": "failed",
+        "nan": "failed", "right": "measured"
     }  # fmt: skip
     assert report.row("away").reason == f"a_module_that_is_not_there not installed: {INSTALL}"
     assert report.row("broken").reason == "RuntimeError: no such kernel"
@@ -272,7 +273,8 @@ def test_misuse_is_one_clear_error(pair: tuple[nn.Module, Any]) -> None:
     model, net = pair
     with pytest.raises(
         ConfigError,
-        match=r"unknown peer 'tensorflow'.*torch, torch-bf16, onnxruntime, onnxruntime-int8, openvino",
+        match=r"unknown peer 'tensorflow'.*torch, torch-bf16, onnxruntime, onnxruntime-int8, "
+        r"openvino",
     ):
         fatnn_rs.bench(net, INPUTS, ("torch", "tensorflow"), float_model=model)
     with pytest.raises(ConfigError, match=r"write \('torch',\)"):

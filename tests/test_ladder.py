@@ -1,4 +1,4 @@
-"""The precision ladder: its rows, its bookkeeping, one small ladder from end to end. Nothing here has to be fast."""
+"""The precision ladder: its tables, its figures, and one small ladder from end to end."""
 
 from __future__ import annotations
 
@@ -224,8 +224,8 @@ def test_the_report_and_the_plots(finished: Finished) -> None:
             f"matrix unit ({tiers}): no matrix kernel here",
             "-ladder-accuracy.png",
         ),
-        "python -m ladder --layers tiny --networks digits --batch 1 --threads 1 --against torch --rounds 3 "
-        "--processes 1",
+        "python -m ladder --layers tiny --networks digits --batch 1 --threads 1 --against torch "
+        "--rounds 3 --processes 1",
     ):
         assert part in text, part
 
@@ -456,7 +456,8 @@ def test_no_spread_is_less_than_what_figures_like_it_move_by() -> None:
 
 def _unit(seconds: dict[tuple[str, str, str], list[float]]) -> dict[str, Any]:
     entries = [
-        {"who": who, "kind": "rung" if who in RUNGS else "peer", "way": way, "variant": variant, "facts": {},
+        {"who": who, "kind": "rung" if who in RUNGS else "peer", "way": way, "variant": variant,
+        "facts": {},
          "seconds": values}
         for (who, way, variant), values in seconds.items()
     ]  # fmt: skip

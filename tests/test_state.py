@@ -1,4 +1,4 @@
-"""State of quantizers in copies, averages, casts, files and captured graphs; zeros first; float checkpoints."""
+"""State of quantizers: copies, averages, casts, files, graphs, zeros, float checkpoints."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def net(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
     norm = nn.BatchNorm1d(8)
     return nn.Sequential(
-        nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8, bias=False), norm, nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 8),
+        nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8, bias=False), norm, nn.ReLU(), nn.Linear(8, 8),
+        nn.Linear(8, 8),
         nn.Linear(8, 3),
     )  # fmt: skip
 

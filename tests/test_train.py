@@ -1,4 +1,4 @@
-"""Training by recipes, at toy length: every recipe, resumption, several processes, errors, the monitor."""
+"""Training by recipes, shortened: every recipe, resumption, several processes, errors, monitor."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ LARGE = ("cifar10-vgg-small", "cifar10-resnet18")
 
 
 def long(*values: Any) -> Any:
-    """A case that `make test` leaves to `make test-long`: a shorter one of the same kind runs always."""
+    """A case that only `make test-long` runs; `make test` runs a shorter one of the same kind."""
     return pytest.param(*values, marks=pytest.mark.long)
 
 
@@ -151,7 +151,7 @@ def test_every_recipe_is_tested_here() -> None:
 
 @pytest.mark.parametrize("model", [long("torchvision:shufflenet_v2_x0_5"), "timm:resnet10t"])
 def test_models_of_torchvision_and_timm(model: str, tmp_path: Path, pictures: Path) -> None:
-    """One of them has operations between its layers that a file cannot hold: the run says so, and ends well."""
+    """One has operations that a file cannot hold: the run says so and succeeds."""
     toy = (
         f"model={model!r}",
         "pretrained=false",
@@ -227,7 +227,7 @@ RESUMED = (
 )
 RESUMED += ("float.warmup_epochs=0.5", "ternary.warmup_epochs=0.5")
 
-#: A run that saves a checkpoint after every step, and kills itself right after the one whose number it is given.
+#: A run that saves a checkpoint after every iteration, and kills itself after the given one.
 SCRIPT = """
 import os, signal, sys, torch
 from pathlib import Path
@@ -297,7 +297,7 @@ def test_a_killed_run_ends_with_the_same_weights(processes: int, tmp_path: Path)
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """Gradients are averaged over processes, so weights agree up to the rounding of float sums: 1e-5 after 8 steps.
+    """Gradients are averaged, so weights agree up to float rounding: 1e-5 after 8 iterations.
 
     Without BatchNorm, which normalises by each process's own share on CPUs.
     """
