@@ -32,7 +32,7 @@ def trained(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 class Odd(nn.Module):
-    """Every operation of a segment: pools, clamps, PReLU, groups, residuals, a branch, a flatten."""
+    """Operations of a segment: pools, clamps, PReLU, groups, residuals, a branch, a flatten."""
 
     def __init__(self) -> None:
         super().__init__()

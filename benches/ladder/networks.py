@@ -1,4 +1,4 @@
-"""Measure one network on every rung: one conversion per precision, packed for each family."""
+"""Measure one network on every rung: convert it once per precision, pack it per kernel family."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fatnn_rs.nn.calibrate import calibrate
 from fatnn_rs.nn.int8 import INT8_QAT_MAPPING
 from fatnn_rs.operations import products_of
 from ladder.measure import FLOATS, CaseCalls, Progress, TimedCall
-from ladder.plan import NATIVE, write
+from ladder.plan import NATIVE, write_json
 from ladder.rungs import RUNGS, Rung
 from ladder.shapes import LadderNetwork
 
@@ -146,7 +146,7 @@ class _NetworkBuilder:
         net, codes = networks.convert_and_verify(self.built, config, "rust")
         file.parent.mkdir(parents=True, exist_ok=True)
         fatnn_rs.save(net, file)
-        write(note, codes)
+        write_json(note, codes)
         return net, codes
 
 

@@ -1,8 +1,8 @@
 """The noise of figures: how far they may be from those of another run of the ladder.
 
-A case has too few processes to estimate its noise, but all cases together have enough. So the
-printed range of a figure is at least as wide as the change between two processes that 95 of 100
-similar figures stay within. Similar figures: layers or networks, times or ratios, same threads.
+A case has too few processes to estimate its noise, but all cases together have enough. The noise of
+a kind of figures is the 95th percentile of their changes between two processes. A kind is: times or
+ratios, of layers or networks, with the same threads. No printed range is narrower than that.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def apply_noise_floor(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     -------
     list of dict
         One per kind of figure: ``kind``, ``threads``, ``ratios``, ``pairs`` (number of pairs of
-        processes compared) and ``factor`` (95 of 100 pairs differ by at most this factor; 1 for
-        fewer than two pairs).
+        processes compared) and ``factor`` (95th percentile of the pairs' ratios; 1 for fewer than
+        two pairs).
     """
     kinds: dict[tuple[str, int, bool], list[dict[str, Any]]] = {}
     for key, summary in _summaries(cases):

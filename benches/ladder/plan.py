@@ -17,7 +17,7 @@ from ladder.measure import MIN_ROUNDS
 from ladder.rungs import RUNGS
 from ladder.shapes import NETWORKS, SHAPES
 
-__all__ = ["NATIVE", "BenchCase", "Ladder", "LadderOptions", "cases", "isas", "write"]
+__all__ = ["NATIVE", "BenchCase", "Ladder", "LadderOptions", "cases", "isas", "write_json"]
 
 #: The best instruction set, without a cap by ``FATNN_ISA``.
 NATIVE = "native"
@@ -170,7 +170,7 @@ class Ladder:
         return self.folder / f"{case.slug}.{process}.json"
 
     def spec(self, case: BenchCase) -> dict[str, Any]:
-        """Return everything that decides a case's figures, as plain data.
+        """Return all settings that affect a case's figures, as plain data.
 
         Results with another spec are measured again.
         """
@@ -206,7 +206,7 @@ class Ladder:
         return [(case, process) for process in range(self.options.processes) for case in every]
 
 
-def write(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Any) -> None:
     """Write JSON atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.new")

@@ -24,7 +24,7 @@ def need_matplotlib() -> None:
 
 
 def draw(results: dict[str, Any], stem: Path) -> list[Path]:
-    """Draw all plots that have figures; return their paths, ``stem`` with suffixes."""
+    """Draw every plot for which there are figures; return the files (``stem`` plus a suffix)."""
     need_matplotlib()
     drawn = [
         _speedups(results, stem.with_name(f"{stem.name}.png")),

@@ -105,14 +105,14 @@ def _method(results: dict[str, Any]) -> str:
 
 
 def _noise_text(results: dict[str, Any]) -> str:
-    """Return the noise between processes that 95 of 100 figures stay within, by kind."""
+    """Return the noise of every kind of figures: the 95th percentile of changes."""
     found = [
         f"{'ratios' if row['ratios'] else 'times'} of {row['kind']}s, {row['threads']} "
         f"thread{'s' if row['threads'] > 1 else ''}, {100 * (row['factor'] - 1):.0f}%"
         for row in results["moves"]
         if row["factor"] > 1
     ]
-    return f" (95 of 100 by at most: {'; '.join(found)})" if found else ""
+    return f" (95th percentile: {'; '.join(found)})" if found else ""
 
 
 def _theory(results: dict[str, Any]) -> str:

@@ -69,15 +69,15 @@ class Rung:
     @property
     def executed(self) -> int | None:
         """Passes over N bits that the kernel makes; None if no kernel counts bits here."""
-        rows = self._rows()
+        rows = self._kernel_rows()
         return rows[0]["passes"] if rows else None
 
     def kernels(self) -> list[str]:
         """Names of this machine's kernels of the family, for its best instruction set."""
-        rows = self._rows()
+        rows = self._kernel_rows()
         return [row["name"] for row in rows if row["isa"] == rows[0]["isa"]]
 
-    def _rows(self) -> list[dict[str, Any]]:
+    def _kernel_rows(self) -> list[dict[str, Any]]:
         if self.kind != "codes":
             return []
         codes = np.array(WEIGHTS[self.weight], np.int8)

@@ -17,7 +17,7 @@ from fatnn_rs.errors import FatnnError
 from fatnn_rs.machine import Machine
 from ladder import layers, networks
 from ladder.measure import Progress
-from ladder.plan import write
+from ladder.plan import write_json
 
 __all__ = ["PROGRESS_MARK", "main"]
 
@@ -44,7 +44,7 @@ def main() -> int:
     except FatnnError as error:
         print("fatnn:", " ".join(str(error).split()), file=sys.stderr)
         return 1
-    write(
+    write_json(
         Path(sys.argv[1]), {"spec": spec, "process": given["process"], "machine": machine, **found}
     )
     return 0

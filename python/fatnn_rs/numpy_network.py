@@ -74,13 +74,13 @@ class NumpyNetwork:
         """
         names = [name for name, _ in self.inputs]
         inputs = bind_call(self._arguments, args, kwargs)
-        arrays = [_checked(name, x) for name, x in zip(names, inputs, strict=True)]
+        arrays = [_as_float32(name, x) for name, x in zip(names, inputs, strict=True)]
         results = self._network.run(arrays, [False] * len(arrays))
         values = {
             name: np.asarray(result, order="C")
             for (name, _), result in zip(self.outputs, results, strict=True)
         }
-        return _rebuilt(self._structure, values)
+        return _fill_structure(self._structure, values)
 
     def __repr__(self) -> str:
         takes = ", ".join(f"{name} {list(shape)}" for name, shape in self.inputs)
@@ -243,7 +243,7 @@ def _report(
     return Report(rows, tuple(graph.get("notes", ())), not_fused)
 
 
-def _checked(name: str, x: Any) -> npt.NDArray[np.float32]:
+def _as_float32(name: str, x: Any) -> npt.NDArray[np.float32]:
     """Validate one input and return it C-contiguous, aligned and in native byte order."""
     if not isinstance(x, np.ndarray):
         raise InputError(
@@ -265,17 +265,17 @@ def _checked(name: str, x: Any) -> npt.NDArray[np.float32]:
     return np.require(x, requirements=["C", "A", "E"])
 
 
-def _rebuilt(structure: Any, values: dict[str, npt.NDArray[np.float32]]) -> Any:
+def _fill_structure(structure: Any, values: dict[str, npt.NDArray[np.float32]]) -> Any:
     """Put arrays into the model's output structure, which the core has validated."""
     kind, inner = next(iter(structure.items()))
     if kind == "value":
         return values[inner]
     if kind == "dict":
-        return {key: _rebuilt(item, values) for key, item in inner.items()}
+        return {key: _fill_structure(item, values) for key, item in inner.items()}
     if kind in ("dict_items", "ordered_dict"):
-        pairs = [(key, _rebuilt(item, values)) for key, item in inner]
+        pairs = [(key, _fill_structure(item, values)) for key, item in inner]
         return dict(pairs) if kind == "dict_items" else OrderedDict(pairs)
     if kind in ("list", "tuple"):
-        items = [_rebuilt(item, values) for item in inner]
+        items = [_fill_structure(item, values) for item in inner]
         return tuple(items) if kind == "tuple" else items
     return inner

@@ -143,13 +143,13 @@ def argument_to_json(argument: Argument) -> dict[str, Any]:
         "keyword": argument.keyword,
     }
     if not argument.tensor:
-        made["constant"] = _plain(argument.constant)
+        made["constant"] = _require_plain(argument.constant)
     if argument.default is not NOTHING:
-        made["default"] = _plain(argument.default)
+        made["default"] = _require_plain(argument.default)
     return made
 
 
-def _plain(value: Any) -> Any:
+def _require_plain(value: Any) -> Any:
     if not _is_plain(value):
         raise TypeError(f"{type(value).__name__} as an argument")
     return value

@@ -19,7 +19,7 @@ from fatnn_rs.machine import Machine
 __all__ = ["BenchTask"]
 
 
-def _saturates() -> bool:
+def _int8_sums_saturate() -> bool:
     """Whether int8 products are summed in 16 bits here: AVX2 or AVX-512 without VNNI."""
     flags = Machine.current().flags
     return "avx2" in flags and not {"avx_vnni", "avx512_vnni"} & set(flags)
@@ -54,7 +54,7 @@ class BenchTask:
         Written by ``torch.onnx.export`` (based on ``torch.export``), which folds BatchNorm into
         convolutions.
         """
-        return self._made("float.onnx", self._export)
+        return self._cached("float.onnx", self._export)
 
     @property
     def qdq(self) -> Path:
@@ -64,16 +64,16 @@ class BenchTask:
         inputs. On x86 processors without VNNI, weights keep seven bits: there, onnxruntime's 16-bit
         sums of two products would saturate, as its documentation says.
         """
-        return self._made("int8.onnx", self._quantize)
+        return self._cached("int8.onnx", self._quantize)
 
-    def _made(self, name: str, make: Callable[[Path], None]) -> Path:
+    def _cached(self, name: str, make: Callable[[Path], None]) -> Path:
         """Return a file, made at first use; an error at first use is raised again."""
         path = self.folder / name
         if name in self._failures:
             raise self._failures[name]
         if not path.exists():
             try:
-                with _quiet(), torch.no_grad():
+                with _ignore_deprecations(), torch.no_grad():
                     make(path)
             except Exception as error:
                 self._failures[name] = error
@@ -106,7 +106,7 @@ class BenchTask:
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            reduce_range=_saturates(),
+            reduce_range=_int8_sums_saturate(),
             calibrate_method=quantization.CalibrationMethod.MinMax,
         )
 
@@ -149,7 +149,7 @@ def _input_names(path: Path) -> list[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _ignore_deprecations() -> Iterator[None]:
     """Ignore deprecation warnings of the exporter and the quantizer."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

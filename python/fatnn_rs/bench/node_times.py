@@ -21,7 +21,7 @@ class LayerRow:
     Attributes
     ----------
     name
-        Name of its layer, or else of the node.
+        Name of the node's layer, or of the node if it has none.
     op, runs
         Operation, and where it runs, as in the network's report.
     macs

@@ -117,7 +117,7 @@ def unpack_codes(
     return packed.new_empty((*packed.shape[:-1], channels), dtype=torch.int8)
 
 
-def _conv(
+def _check_conv(
     op: str,
     codes: Tensor,
     weight: Tensor,
@@ -161,7 +161,7 @@ def conv_acc(
     Tensor
         int32 [N, out_channels, OH, OW], memory channels last.
     """
-    batch, height, width = _conv(
+    batch, height, width = _check_conv(
         "conv_acc", codes, weight, out_channels, (kernel, stride, padding, dilation)
     )
     return codes.new_empty((batch, height, width, out_channels), dtype=torch.int32).permute(
@@ -198,7 +198,7 @@ def conv_codes(
         uint8 [N, OH, OW, B'].
     """
     check_given("conv_codes", thresholds=thresholds)
-    batch, height, width = _conv(
+    batch, height, width = _check_conv(
         "conv_codes", codes, weight, out_channels, (kernel, stride, padding, dilation)
     )
     check_devices("conv_codes", codes=codes, weight=weight, thresholds=thresholds)
@@ -239,7 +239,7 @@ def conv_float(
     Tensor
         float32 [N, out_channels, OH, OW], memory channels last.
     """
-    batch, height, width = _conv(
+    batch, height, width = _check_conv(
         "conv_float", codes, weight, out_channels, (kernel, stride, padding, dilation)
     )
     check_devices(

@@ -70,7 +70,7 @@ def _check_packed(op: str, weight: Tensor, out_channels: int, kernel: Sequence[i
             )
 
 
-def _made(fake: Callable[..., Tensor], *args: Any) -> Tensor:
+def _allocate(fake: Callable[..., Tensor], *args: Any) -> Tensor:
     """Run an op's fake kernel: check the arguments and allocate the output.
 
     Raises
@@ -99,7 +99,7 @@ def _pixels_last(x: Tensor) -> tuple[Any, bool]:
 
 
 def _quantize(x: Tensor, thresholds: Sequence[float], groups: int = 1) -> Tensor:
-    out = _made(definitions.quantize, x, thresholds, groups)
+    out = _allocate(definitions.quantize, x, thresholds, groups)
     if out.numel():
         array, channels_last = _pixels_last(x)
         pixels = out.shape[1] * out.shape[2]
@@ -118,7 +118,7 @@ def _quantize(x: Tensor, thresholds: Sequence[float], groups: int = 1) -> Tensor
 
 
 def _pack_codes(codes: Tensor, groups: int = 1, code_type: str = "ternary") -> Tensor:
-    out = _made(definitions.pack_codes, codes, groups, code_type)
+    out = _allocate(definitions.pack_codes, codes, groups, code_type)
     if not out.numel():
         return out
     packed = _core.pack_codes(_view(codes).reshape(-1, codes.shape[-1]), groups, code_type)
@@ -128,7 +128,7 @@ def _pack_codes(codes: Tensor, groups: int = 1, code_type: str = "ternary") -> T
 def _unpack_codes(
     packed: Tensor, channels: int, groups: int = 1, code_type: str = "ternary"
 ) -> Tensor:
-    out = _made(definitions.unpack_codes, packed, channels, groups, code_type)
+    out = _allocate(definitions.unpack_codes, packed, channels, groups, code_type)
     if not out.numel():
         return out
     codes = _core.unpack_codes(
@@ -151,7 +151,7 @@ def _conv_acc(
     dilation: Sequence[int] = (1, 1),
 ) -> Tensor:
     _check_packed("conv_acc", weight, out_channels, kernel)
-    out = _made(
+    out = _allocate(
         definitions.conv_acc, codes, weight, out_channels, kernel, stride, padding, dilation
     )
     if out.numel():
@@ -180,7 +180,7 @@ def _conv_codes(
 ) -> Tensor:
     _check_packed("conv_codes", weight, out_channels, kernel)
     window = (kernel, stride, padding, dilation)
-    out = _made(
+    out = _allocate(
         definitions.conv_codes, codes, weight, thresholds, out_channels, *window, out_groups
     )
     if out.numel():
@@ -213,7 +213,7 @@ def _conv_float(
 ) -> Tensor:
     _check_packed("conv_float", weight, out_channels, kernel)
     window = (kernel, stride, padding, dilation)
-    out = _made(
+    out = _allocate(
         definitions.conv_float, codes, weight, scale, bias, residual, relu, out_channels, *window
     )
     if out.numel():
@@ -247,7 +247,7 @@ def _conv_int8(
 ) -> Tensor:
     _check_packed("conv_int8", weight, out_channels, kernel)
     window = (kernel, stride, padding, dilation)
-    out = _made(definitions.conv_int8, x, weight, scale, bias, inv_step, out_channels, *window)
+    out = _allocate(definitions.conv_int8, x, weight, scale, bias, inv_step, out_channels, *window)
     if out.numel():
         array, channels_last = _pixels_last(x)
         # The core takes four axes: insert missing spatial axes before the existing ones.
@@ -277,7 +277,7 @@ def _max_pool_codes(
     ceil_mode: bool = False,
     code_type: str = "ternary",
 ) -> Tensor:
-    out = _made(
+    out = _allocate(
         definitions.max_pool_codes, codes, kernel, stride, padding, dilation, ceil_mode, code_type
     )
     if out.numel():

@@ -315,7 +315,7 @@ class ActivationQuantizer(InputQuantizer):
     ----------
     act_range
         ``"half"``, ``"full"`` or ``"auto"``: the first data decide, half if their minimum is >= 0.
-        Quantizers without a full range take negative inputs for 0 with ``"auto"``.
+        With ``"auto"``, quantizers without a full range treat negative inputs as 0.
 
     Attributes
     ----------
@@ -401,7 +401,7 @@ class ActivationQuantizer(InputQuantizer):
         minimum = float(x.min())
         if self.act_range == "half" and minimum < 0:
             others = (
-                "use 'full' or 'auto'" if self.full_levels else "'auto' takes negative ones for 0"
+                "use 'full' or 'auto'" if self.full_levels else "'auto' treats negative ones as 0"
             )
             raise InputError(
                 f"{self._where()}: act_range='half' needs inputs >= 0, got {minimum:g}; {others}"

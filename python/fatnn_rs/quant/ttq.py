@@ -55,8 +55,8 @@ class TtqWeight(WeightQuantizer):
     :math:`q(w) = W_p` if :math:`w > \Delta`, :math:`-W_n` if :math:`w < -\Delta`, else 0, with
     :math:`\Delta = 0.05\,max|w|`.
 
-    These are not integers: ``refused`` says why, and ``codes`` returns only the signs. Gradient:
-    ``dq/dw`` is ``Wp``, ``Wn`` or, for zeros, 1; ``dq/dWp = g`` if :math:`w > \Delta` and
+    These values are not integers, so ``convert`` refuses them. ``codes`` returns their signs.
+    Gradient: ``dq/dw`` is ``Wp``, ``Wn`` or, for zeros, 1; ``dq/dWp = g`` if :math:`w > \Delta` and
     ``dq/dWn = -g`` if :math:`w < -\Delta`, with ``g = 1 / sqrt(weights that share the scale)``.
 
     Attributes

@@ -286,7 +286,7 @@ class FolderData:
         )
 
 
-def _torchvision() -> Any:
+def _import_torchvision() -> Any:
     try:
         import torchvision
     except ImportError as error:
@@ -321,7 +321,7 @@ def _in_memory(
 
     def read(recipe: Recipe, folder: Path | None, download: bool) -> Data:
         folder = _need_folder(recipe.data, folder)
-        cls = getattr(_torchvision().datasets, class_name)
+        cls = getattr(_import_torchvision().datasets, class_name)
         (train_x, train_y), (test_x, test_y) = (
             _tensors(_open(recipe.data, cls, folder, train, download)) for train in (True, False)
         )
@@ -368,7 +368,7 @@ def _open(name: str, cls: Any, folder: Path, train: bool, download: bool) -> Any
 
 def _folder(recipe: Recipe, folder: Path | None, download: bool) -> Data:
     folder = _need_folder(recipe.data, folder)
-    datasets = _torchvision().datasets
+    datasets = _import_torchvision().datasets
     from torchvision.transforms import v2
 
     if recipe.augment.crop or recipe.augment.cutout:

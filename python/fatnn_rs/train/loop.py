@@ -146,7 +146,7 @@ def train(recipe: Recipe, options: TrainOptions, console: Console | None = None)
 
 
 def _from_main(accelerator: Accelerator, read: Callable[[], Any]) -> Any:
-    """Send what the first process reads to all; only its machine may have the run's folder."""
+    """Read on the first process and broadcast: other machines may lack the run's directory."""
     values = [read() if accelerator.is_main_process else None]
     if accelerator.num_processes > 1:
         broadcast_object_list(values)
