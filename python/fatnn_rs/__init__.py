@@ -26,7 +26,7 @@ from fatnn_rs.errors import (
 if TYPE_CHECKING:
     from fatnn_rs import nn, ops, quant
     from fatnn_rs._core import __version__, cpu_info, get_num_threads, set_num_threads
-    from fatnn_rs.bench.api import bench
+    from fatnn_rs.bench.measure import bench
     from fatnn_rs.convert.api import convert
     from fatnn_rs.convert.file import load, save
     from fatnn_rs.convert.summary import summary

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fatnn_rs.bench.api import bench
+from fatnn_rs.bench.measure import bench
 from fatnn_rs.bench.networks import END_TYPES, NETWORKS, build_and_convert
 from fatnn_rs.bench.peers import PEERS
 from fatnn_rs.bench.results import BenchReport

@@ -10,7 +10,7 @@ from fatnn_rs.bench.peers import (
     torch_bf16,
     torch_float,
 )
-from fatnn_rs.bench.peers.base import INSTALL, BuiltPeer, Peer, arrays_of
+from fatnn_rs.bench.peers.peer import INSTALL, BuiltPeer, Peer, arrays_of
 
 __all__ = ["INSTALL", "PEERS", "BuiltPeer", "Peer", "arrays_of"]
 

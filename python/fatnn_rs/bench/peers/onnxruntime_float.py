@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fatnn_rs.bench.export import BenchTask
-from fatnn_rs.bench.peers.base import BuiltPeer, Peer
+from fatnn_rs.bench.peers.peer import BuiltPeer, Peer
 
 __all__ = ["PEER", "session"]
 

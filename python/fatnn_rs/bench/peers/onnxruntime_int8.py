@@ -7,8 +7,8 @@ with both), 70 % were in AVX-512 VNNI kernels and 10 % in AMX kernels.
 
 from __future__ import annotations
 
-from fatnn_rs.bench.peers.base import Peer
 from fatnn_rs.bench.peers.onnxruntime_float import session
+from fatnn_rs.bench.peers.peer import Peer
 
 __all__ = ["PEER"]
 

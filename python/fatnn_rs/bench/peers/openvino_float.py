@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fatnn_rs.bench.export import BenchTask
-from fatnn_rs.bench.peers.base import BuiltPeer, Peer
+from fatnn_rs.bench.peers.peer import BuiltPeer, Peer
 
 __all__ = ["PEER", "compiled"]
 

@@ -7,8 +7,8 @@ ONEDNN_MAX_CPU_ISA, set before the process starts, limits the instructions.
 
 from __future__ import annotations
 
-from fatnn_rs.bench.peers.base import Peer
 from fatnn_rs.bench.peers.openvino_float import compiled
+from fatnn_rs.bench.peers.peer import Peer
 
 __all__ = ["PEER"]
 

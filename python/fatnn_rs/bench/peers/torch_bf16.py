@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fatnn_rs.bench.export import BenchTask
-from fatnn_rs.bench.peers.base import BuiltPeer, Peer
+from fatnn_rs.bench.peers.peer import BuiltPeer, Peer
 from fatnn_rs.bench.peers.torch_float import eager
 
 __all__ = ["PEER"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fatnn_rs.bench.peers.base import BuiltPeer, Peer
+from fatnn_rs.bench.peers.peer import BuiltPeer, Peer
 
 __all__ = ["PEER", "eager"]
 
