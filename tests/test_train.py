@@ -415,7 +415,7 @@ def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["model='torchvision:nope'"], "torchvision:nope.*list_models"),
         (["model='timm:nope'"], "timm:nope.*list_models"),
         (["model_options={depth: 3}"], "unexpected keyword argument 'depth'.*model_options"),
-        (["pretrained=true"], "comes without pretrained weights"),
+        (["pretrained=true"], "has no pretrained weights"),
         (["data=nope"], "data set 'nope' is unknown; known are digits"),
         (["batch_size=5000"], "1437 training images, fewer than batch_size=5000"),
         (["nonsense"], "expected key=value"),
@@ -423,7 +423,7 @@ def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             ["model=cifar-resnet20"],
             "does not take the images of data set 'digits', 1x8x8 .*expected input",
         ),
-        (["model_options={width: -1}"], "model 'digits' cannot be made: .*see model_options"),
+        (["model_options={width: -1}"], "model 'digits' cannot be built: .*check model_options"),
         (["ternary.schedule=step"], "schedule 'step' needs milestones.*got 'step' with"),
         (["float.milestones=[3]"], "schedule 'step' needs milestones.*got 'cosine'"),
         (["ternary.warmup_epochs=24"], "warmup_epochs must be less than epochs, got 24 of 24"),
@@ -457,7 +457,7 @@ def test_errors_of_recipe_files(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_errors_of_data(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FATNN_DATA", raising=False)
-    with pytest.raises(ConfigError, match=r"'cifar10': say where it is.*--data DIR or FATNN_DATA"):
+    with pytest.raises(ConfigError, match=r"'cifar10': give its directory.*--data DIR or FATNN_DATA"):
         run(tmp_path / "a", "cifar10-resnet20")
     with pytest.raises(
         InputError, match=r"'cifar10' is not in .*nothing.*give another --data, or --download"
@@ -521,7 +521,7 @@ def test_a_fetch_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise RuntimeError("Dataset not found")
 
     monkeypatch.setattr(datasets, "CIFAR10", absent)
-    with pytest.raises(InputError, match=r"fetching it failed \(no route to host\)"):
+    with pytest.raises(InputError, match=r"the download failed \(no route to host\)"):
         load_data(load_recipe("cifar10-resnet20"), tmp_path, download=True)
 
 

@@ -78,7 +78,7 @@ def measure(
         compared = compare(*pair)
         print(compared)
         if not compared.holds:
-            raise FatnnError(f"{pair[0]} and {pair[1]} do not agree")
+            raise FatnnError(f"{pair[0]} and {pair[1]} do not agree; see the comparison above")
         return
     if results is not None:
         plots.need_matplotlib()

@@ -57,7 +57,7 @@ def measure(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
             net, facts = builder.make(rung)
             found.macs = summary(net, images).macs
             if rung.kind == "float32" and relative_error(net(images), wanted) > _ROUNDING:
-                raise ConversionError(f"{name}: the engine's answer differs from the float model's")
+                raise ConversionError(f"{name}: the engine's output differs from the float model's")
             if threads == 1 and case["isa"] == NATIVE:
                 net(images)
                 facts |= _sizes(net, Path(folder))
@@ -111,7 +111,7 @@ class _NetworkBuilder:
             )
         if relative_error(net(x), list(arrays_of(whole(x)))):
             raise ConversionError(
-                f"{self.built.name}: {rung.family} kernels answer otherwise than the others"
+                f"{self.built.name}: outputs of the {rung.family} kernels differ from the others'"
             )
         return net, {"codes_verified": codes}
 
@@ -129,7 +129,7 @@ class _NetworkBuilder:
             wanted = list(arrays_of(model(x)))
         if relative_error(net(x), wanted) > _ROUNDING:
             raise ConversionError(
-                f"{self.built.name}: the engine's int8 answer differs from the model's"
+                f"{self.built.name}: the engine's int8 output differs from the model's"
             )
         return net
 

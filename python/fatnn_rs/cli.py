@@ -244,7 +244,7 @@ def evaluate(
         shape = list(getattr(outputs, "shape", ()))
         raise InputError(
             f"{network}: gives {shape or type(outputs).__name__} for one image, but data set "
-            f"{test.name!r} has {test.classes} classes"
+            f"{test.name!r} has {test.classes} classes; give the --config it was trained with"
         )
     start = time.perf_counter()
     right = sum(int((net(x).argmax(1) == y).sum()) for x, y in test.test_batches(batch))

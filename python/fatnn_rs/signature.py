@@ -185,7 +185,7 @@ def arguments_from_json(data: Any, inputs: Sequence[str]) -> tuple[Argument, ...
     )
     if not good or sum(item["tensor"] for item in data) != len(inputs):
         raise FormatError(
-            "the graph's arguments are not well-formed; the file was not written by fatnn_rs.save, "
-            "or by another version of it"
+            "the graph's arguments are not well-formed; save the network again with this version's "
+            "fatnn_rs.save"
         )
     return tuple(Argument(**{"default": NOTHING, **item}) for item in data)

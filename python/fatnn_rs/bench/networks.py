@@ -66,7 +66,7 @@ def _torchvision(name: str) -> Callable[[], nn.Module]:
             from torchvision import models
         except ImportError as error:
             raise UnsupportedError(
-                f"{name} comes with torchvision, which is missing: pip install 'fatnn-rs[bench]'"
+                f"{name} needs torchvision, which is missing: pip install 'fatnn-rs[bench]'"
             ) from error
         model: nn.Module = getattr(models, name)(weights=None)
         return model

@@ -194,8 +194,8 @@ class InputQuantizer(nn.Module):
                     f"{self._where()}: its activation steps were never initialised, so an "
                     "eval-mode forward has no meaning; run a training batch first, or give "
                     "prepare(..., example_inputs=...) or fatnn_rs.nn.calibrate(model, inputs) a "
-                    "batch of real data (float weights that are loaded and batches of zeros leave "
-                    "steps to be initialised)"
+                    "batch of real data (loading float weights, or a batch of zeros, does not "
+                    "initialise them)"
                 )
         if self.initialized:
             return self.quantize(x)
@@ -234,7 +234,8 @@ class InputQuantizer(nn.Module):
         """
         if x.numel() == 0:
             raise InputError(
-                f"{self._where()}: cannot initialise activation steps from an empty batch"
+                f"{self._where()}: cannot initialise activation steps from an empty batch; give "
+                "one with samples"
             )
         # Both ends are NaN if any value is.
         if not all(math.isfinite(end) for end in torch.aminmax(x)):
@@ -253,8 +254,8 @@ class InputQuantizer(nn.Module):
                 f"{self._where()}: activation steps must be initialised before the model is "
                 "wrapped for distributed training, else every process gets its own; give "
                 "prepare(..., example_inputs=...), in every process, the same batch of real data "
-                "first (where a layer saw only zeros then, call fatnn_rs.nn.calibrate with such a "
-                "batch once it gets others)"
+                "first (for a layer that saw only zeros, call fatnn_rs.nn.calibrate when it gets "
+                "other values)"
             )
         step = self.fitted_step(x)
         if step > 0:

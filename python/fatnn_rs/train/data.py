@@ -261,7 +261,8 @@ class FolderData:
         except Exception as error:  # An error in a worker has its traceback as message.
             last = [line for line in str(error).splitlines() if line.strip()][-1:]
             raise InputError(
-                f"data set {self.name!r}: a picture cannot be read: {''.join(last)}"
+                f"data set {self.name!r}: a picture cannot be read: {''.join(last)}; "
+                "replace or remove it"
             ) from error
 
     def train_batches(
@@ -342,7 +343,7 @@ def _tensors(data: Any) -> Batch:
 def _need_folder(name: str, folder: Path | None) -> Path:
     if folder is None:
         raise ConfigError(
-            f"data set {name!r}: say where it is, or where to put it, with --data DIR or FATNN_DATA"
+            f"data set {name!r}: give its directory, existing or new, with --data DIR or FATNN_DATA"
         )
     return folder
 
@@ -361,7 +362,7 @@ def _open(name: str, cls: Any, folder: Path, train: bool, download: bool) -> Any
         return cls(folder, train=train, download=True)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"data set {name!r} is not in {folder}, and fetching it failed ({error}); put "
+            f"data set {name!r} is not in {folder}, and the download failed ({error}); put "
             f"torchvision's files for {cls.__name__} there, or give another --data"
         ) from error
 
@@ -396,7 +397,8 @@ def _folder(recipe: Recipe, folder: Path | None, download: bool) -> Data:
         odd = sorted(set(names[0]) ^ set(names[1]))
         raise InputError(
             f"data set {recipe.data!r}: {folder}/train has {len(names[0])} classes and "
-            f"{folder}/val {len(names[1])}; only in one of them: {', '.join(odd[:5])}"
+            f"{folder}/val {len(names[1])}; only in one of them: {', '.join(odd[:5])}; "
+            "give both the same CLASS folders"
         )
     workers = min(8, usable_cpus())
     return FolderData(recipe.data, len(names[0]), found[0], found[1], size, workers)

@@ -82,7 +82,8 @@ def deploy(
             seen += len(x)
     if different:
         raise ConversionError(
-            f"{path}: {different} of {total} codes differ between PyTorch and Rust"
+            f"{path}: {different} of {total} codes differ between PyTorch and Rust; "
+            "fatnn_rs.verify(model, net, images) shows where"
         )
     return {
         "eager_accuracy": eager_right / seen,

@@ -30,7 +30,7 @@ def _torchvision(name: str, classes: int, pretrained: bool, **options: Any) -> n
         from torchvision import models
     except ImportError as error:
         raise UnsupportedError(
-            f"{name} comes with torchvision: pip install 'fatnn-rs[train]'"
+            f"{name} needs torchvision, which is missing: pip install 'fatnn-rs[train]'"
         ) from error
     try:
         model: nn.Module = models.get_model(
@@ -50,7 +50,9 @@ def _timm(name: str, classes: int, pretrained: bool, **options: Any) -> nn.Modul
     try:
         import timm
     except ImportError as error:
-        raise UnsupportedError("timm is missing: pip install 'fatnn-rs[train]'") from error
+        raise UnsupportedError(
+            f"{name} needs timm, which is missing: pip install 'fatnn-rs[train]'"
+        ) from error
     try:
         model: nn.Module = timm.create_model(
             name, pretrained=pretrained, num_classes=classes, **options
@@ -102,10 +104,10 @@ def build_model(recipe: Recipe, classes: int) -> nn.Module:
         raise
     except OSError as error:
         raise ConfigError(
-            f"model {recipe.model!r}: its pretrained weights cannot be fetched ({error}); set "
+            f"model {recipe.model!r}: its pretrained weights cannot be downloaded ({error}); set "
             "pretrained=false, or give a float checkpoint with --float-from"
         ) from error
     except Exception as error:  # A constructor may raise anything.
         raise ConfigError(
-            f"model {recipe.model!r} cannot be made: {error}; see model_options"
+            f"model {recipe.model!r} cannot be built: {error}; check model_options"
         ) from error

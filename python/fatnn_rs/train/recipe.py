@@ -216,7 +216,9 @@ class Recipe(_Section):
         if self.float_phase is None and self.ternary is None:
             raise ValueError("a recipe needs a phase: 'float', 'ternary', or both")
         if self.float_phase is not None and self.float_phase.distill:
-            raise ValueError("float.distill: only the ternary phase has a teacher to learn from")
+            raise ValueError(
+                "float.distill: only the ternary phase has a teacher; set float.distill=0"
+            )
         return self
 
     def float_only(self) -> Recipe:
@@ -332,7 +334,7 @@ def _apply_setting(data: dict[str, Any], setting: str) -> None:
         if inner is None:
             inner = place[parent] = {}
         if not isinstance(inner, dict):
-            raise ConfigError(f"setting {setting!r}: {parent!r} is not a section")
+            raise ConfigError(f"setting {setting!r}: {parent!r} is not a section of recipes")
         place = inner
     try:
         place[last] = yaml.safe_load(value)
