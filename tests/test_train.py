@@ -457,7 +457,9 @@ def test_errors_of_recipe_files(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_errors_of_data(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FATNN_DATA", raising=False)
-    with pytest.raises(ConfigError, match=r"'cifar10': give its directory.*--data DIR or FATNN_DATA"):
+    with pytest.raises(
+        ConfigError, match=r"'cifar10': give its directory.*--data DIR or FATNN_DATA"
+    ):
         run(tmp_path / "a", "cifar10-resnet20")
     with pytest.raises(
         InputError, match=r"'cifar10' is not in .*nothing.*give another --data, or --download"

@@ -81,7 +81,7 @@ def measure(
             raise FatnnError(f"{pair[0]} and {pair[1]} do not agree; see the comparison above")
         return
     if results is not None:
-        plots.need_matplotlib()
+        plots.require_matplotlib()
 
     def chosen(text: str, every: Sequence[str]) -> tuple[str, ...]:
         return (
@@ -96,7 +96,7 @@ def measure(
         rungs=chosen(rungs, tuple(RUNGS)),
         batches=split_numbers("--batch", batch),
         threads=() if threads == "all" else split_numbers("--threads", threads),
-        isas=chosen(isa, plan.isas()),
+        isas=chosen(isa, plan.available_isas()),
         against=chosen(against, tuple(PEERS)),
         rounds=rounds,
         processes=processes,

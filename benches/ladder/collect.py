@@ -96,7 +96,7 @@ def _variants(times: dict[str, Times]) -> dict[str, float]:
 
 
 def _ratio(times: Times, reference: Times) -> dict[str, Any] | None:
-    """Divide round by round, in processes that have both."""
+    """Divide the times of each round, in processes that measured both."""
     pairs = [(mine, other) for mine, other in zip(times, reference, strict=True) if mine and other]
     return summarise([ratios(mine, other) for mine, other in pairs]) if pairs else None
 

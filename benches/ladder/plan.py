@@ -17,7 +17,15 @@ from ladder.measure import MIN_ROUNDS
 from ladder.rungs import RUNGS
 from ladder.shapes import NETWORKS, SHAPES
 
-__all__ = ["NATIVE", "BenchCase", "Ladder", "LadderOptions", "cases", "isas", "write_json"]
+__all__ = [
+    "NATIVE",
+    "BenchCase",
+    "Ladder",
+    "LadderOptions",
+    "available_isas",
+    "cases",
+    "write_json",
+]
 
 #: The best instruction set, without a cap by ``FATNN_ISA``.
 NATIVE = "native"
@@ -26,7 +34,7 @@ NATIVE = "native"
 _TIERS = ("avx512", "avx2", "neon", "scalar")
 
 
-def isas() -> tuple[str, ...]:
+def available_isas() -> tuple[str, ...]:
     """Return this machine's instruction sets: the uncapped one, then each below the best."""
     features = set(_core.cpu_info()["features_detected"])
     found = [tier for tier in _TIERS if tier in features or tier == "scalar"]
@@ -46,7 +54,7 @@ class LadderOptions:
         Batch sizes and thread counts; every combination is measured. Threads default to one, and
         all CPUs.
     isas
-        Instruction sets from :func:`isas`. Capped ones are measured only with the first batch size
+        Instruction sets from :func:`available_isas`. Capped ones are measured only with the first batch size
         and thread count.
     rounds
         Rounds in each process.
@@ -77,13 +85,13 @@ class LadderOptions:
         object.__setattr__(
             self, "threads", tuple(self.threads) or tuple(dict.fromkeys((1, usable_cpus())))
         )
-        object.__setattr__(self, "isas", tuple(self.isas) or isas())
+        object.__setattr__(self, "isas", tuple(self.isas) or available_isas())
         known: dict[str, tuple[Sequence[str], Iterable[str]]] = {
             "layers": (self.layers, SHAPES),
             "networks": (self.networks, NETWORKS),
             "rungs": (self.rungs, RUNGS),
             "against": (self.against, PEERS),
-            "isa": (self.isas, isas()),
+            "isa": (self.isas, available_isas()),
         }
         for what, (names, rows) in known.items():
             for name in names:

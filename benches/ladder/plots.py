@@ -10,10 +10,10 @@ from ladder.collect import cases_of, figure, first_per_name, inside_network
 from ladder.measure import FLOATS
 from ladder.rungs import FLOAT32
 
-__all__ = ["draw", "need_matplotlib"]
+__all__ = ["draw", "require_matplotlib"]
 
 
-def need_matplotlib() -> None:
+def require_matplotlib() -> None:
     """Raise an :class:`UnsupportedError` if matplotlib is missing, before anything slow begins."""
     try:
         import matplotlib  # noqa: F401
@@ -25,7 +25,7 @@ def need_matplotlib() -> None:
 
 def draw(results: dict[str, Any], stem: Path) -> list[Path]:
     """Draw every plot for which there are figures; return the files (``stem`` plus a suffix)."""
-    need_matplotlib()
+    require_matplotlib()
     drawn = [
         _speedups(results, stem.with_name(f"{stem.name}.png")),
         _accuracies(results, stem.with_name(f"{stem.name}-accuracy.png")),

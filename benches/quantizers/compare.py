@@ -167,7 +167,7 @@ def compare(options: CompareOptions, console: Console) -> dict[str, Any]:
         raise ConfigError(
             f"recipe {options.recipe}: a comparison needs both phases, float and ternary"
         )
-    _need_matplotlib()
+    _require_matplotlib()
     rows = tuple(dict.fromkeys(options.rows))
     seeds = range(options.seeds)
     _run_all(options, [_float_call(options, seed) for seed in seeds], console)
@@ -407,7 +407,7 @@ def _spread(results: dict[str, Any]) -> str:
     return f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
 
 
-def _need_matplotlib() -> None:
+def _require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:

@@ -109,7 +109,7 @@ def demo(
     """Train, convert, verify, save, load and time a ternary network on handwritten digits."""
     from rich.console import Console
 
-    _need_training()
+    _require_training()
     from fatnn_rs import demo as demonstration
 
     options = demonstration.DemoOptions(seeds, float_epochs, ternary_epochs, out, picture=picture)
@@ -138,7 +138,7 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Number of torch's thre
 @app.command()
 def recipes(as_json: Json = False) -> None:
     """List the recipes that come with the package."""
-    _need_training()
+    _require_training()
     from fatnn_rs.train.recipe import load_recipe, recipe_names
 
     described = {name: load_recipe(name).description for name in recipe_names()}
@@ -183,7 +183,7 @@ def train(
     """
     from rich.console import Console
 
-    _need_training()
+    _require_training()
     from fatnn_rs.train.loop import TrainOptions
     from fatnn_rs.train.loop import train as run_recipe
     from fatnn_rs.train.recipe import load_recipe
@@ -233,7 +233,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a saved network's accuracy on a recipe's test images."""
-    _need_training()
+    _require_training()
     from fatnn_rs.train.data import load_data
     from fatnn_rs.train.recipe import load_recipe
 
@@ -261,9 +261,9 @@ def evaluate(
     )
 
 
-def _need_training() -> None:
+def _require_training() -> None:
     for module in ("torch", "accelerate", "pydantic", "yaml"):
-        _need(module, "'fatnn-rs[train]'")
+        _require(module, "'fatnn-rs[train]'")
 
 
 def _set_threads(threads: int | None) -> None:
@@ -364,7 +364,7 @@ def bench(
     """Time converted networks against other runtimes: median per network and per layer."""
     from rich.console import Console
 
-    _need("torch", "torch")
+    _require("torch", "torch")
     from fatnn_rs.bench import PEERS, command
 
     everyone: dict[str, tuple[str, ...]] = {"all": tuple(PEERS), "none": ()}
@@ -417,7 +417,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _need(module: str, package: str) -> None:
+def _require(module: str, package: str) -> None:
     """Import a module that a command needs, or raise an error that says how to install it."""
     try:
         import_module(module)

@@ -33,7 +33,9 @@ def replica(model: nn.Module, replace: Mapping[nn.Module, nn.Module] | None = No
     nn.Module
         Of the same class as ``model``.
     """
-    made: nn.Module = _Copier({id(old): new for old, new in (replace or {}).items()}).module(model)
+    made: nn.Module = _Copier({id(old): new for old, new in (replace or {}).items()}).copy_module(
+        model
+    )
     return made
 
 
@@ -43,15 +45,17 @@ class _Copier:
     def __init__(self, done: dict[int, Any]) -> None:
         self._done = done
 
-    def module(self, module: nn.Module) -> Any:
+    def copy_module(self, module: nn.Module) -> Any:
         if id(module) in self._done:
             return self._done[id(module)]
         made = object.__new__(type(module))
         self._done[id(module)] = made
-        made.__dict__.update({key: self.value(value) for key, value in module.__dict__.items()})
+        made.__dict__.update(
+            {key: self.copy_value(value) for key, value in module.__dict__.items()}
+        )
         return made
 
-    def value(self, value: Any) -> Any:
+    def copy_value(self, value: Any) -> Any:
         if id(value) in self._done:
             return self._done[id(value)]
         made = self._new(value)
@@ -61,22 +65,22 @@ class _Copier:
 
     def _new(self, value: Any) -> Any:
         if isinstance(value, nn.Module):
-            return value if isinstance(value, torch.jit.ScriptModule) else self.module(value)
+            return value if isinstance(value, torch.jit.ScriptModule) else self.copy_module(value)
         if isinstance(value, Tensor):
             return value if isinstance(value, nn.Parameter) else value.detach().clone()
         if isinstance(value, dict):
             made = copy.copy(value)
             self._done[id(value)] = made
             for key in list(made):
-                made[key] = self.value(value[key])
+                made[key] = self.copy_value(value[key])
             return made
         if type(value) is list:
             items: list[Any] = []
             self._done[id(value)] = items
-            items.extend(self.value(item) for item in value)
+            items.extend(self.copy_value(item) for item in value)
             return items
         if type(value) is tuple:
-            copies = tuple(self.value(item) for item in value)
+            copies = tuple(self.copy_value(item) for item in value)
             return value if all(a is b for a, b in zip(copies, value, strict=True)) else copies
         return copy.copy(value) if isinstance(value, set) else value
 

@@ -122,13 +122,13 @@ class InputQuantizer(nn.Module):
     @property
     def initialized(self) -> bool:
         """Whether the steps have been initialised from data (or loaded)."""
-        value = self._flag(INITIALIZED)
+        value = self._read_flag(INITIALIZED)
         if value is None:
             return self._last_initialized
         self._last_initialized = value > 0
         return value > 0
 
-    def _flag(self, name: str) -> float | None:
+    def _read_flag(self, name: str) -> float | None:
         """Return a flag's value, or None if it cannot be read."""
         if torch.compiler.is_compiling():
             return None
@@ -358,7 +358,7 @@ class ActivationQuantizer(InputQuantizer):
         """Whether codes start at 0 (True) or at -1 (False); True before the data decide."""
         if not self._range_from_data:
             return self.act_range != "full"
-        value = self._flag(RANGE)
+        value = self._read_flag(RANGE)
         if value is None:
             return self._last_range >= 0
         self._last_range = value
@@ -376,7 +376,7 @@ class ActivationQuantizer(InputQuantizer):
 
     def quantize(self, x: Tensor) -> Tensor:
         """Return the codes of ``x`` with the current steps and range."""
-        if self._range_from_data and self._flag(RANGE) is None:
+        if self._range_from_data and self._read_flag(RANGE) is None:
             # A captured graph holds both ranges; the buffer selects one when it runs.
             return torch.where(
                 self.half_range_flag >= 0, self.quantize_half(x), self.quantize_full(x)

@@ -321,7 +321,7 @@ def _in_memory(
     """Return a reader for one of torchvision's data sets of small images."""
 
     def read(recipe: Recipe, folder: Path | None, download: bool) -> Data:
-        folder = _need_folder(recipe.data, folder)
+        folder = _require_folder(recipe.data, folder)
         cls = getattr(_import_torchvision().datasets, class_name)
         (train_x, train_y), (test_x, test_y) = (
             _tensors(_open(recipe.data, cls, folder, train, download)) for train in (True, False)
@@ -340,7 +340,7 @@ def _tensors(data: Any) -> Batch:
     return x, torch.as_tensor(data.targets)
 
 
-def _need_folder(name: str, folder: Path | None) -> Path:
+def _require_folder(name: str, folder: Path | None) -> Path:
     if folder is None:
         raise ConfigError(
             f"data set {name!r}: give its directory, existing or new, with --data DIR or FATNN_DATA"
@@ -368,7 +368,7 @@ def _open(name: str, cls: Any, folder: Path, train: bool, download: bool) -> Any
 
 
 def _folder(recipe: Recipe, folder: Path | None, download: bool) -> Data:
-    folder = _need_folder(recipe.data, folder)
+    folder = _require_folder(recipe.data, folder)
     datasets = _import_torchvision().datasets
     from torchvision.transforms import v2
 

@@ -42,7 +42,7 @@ def deploy(
         ``rust_accuracy``, ``eager_accuracy``, ``codes_total``, ``codes_different`` and
         ``file_bytes``. If parts of the network run Python code, which a file cannot hold,
         ``not_saved`` with the reason replaces ``file_bytes``. If ``convert`` refuses the quantizer
-        family, only ``refused`` with the reason.
+        family, the dict holds only ``refused``, with the reason.
 
     Raises
     ------
