@@ -273,7 +273,7 @@ def test_ladders_agree_within_their_spread(
     assert "1 times and 1 ratios" in str(found)
     del other["cases"][0]
     path.write_text(json.dumps(other))
-    assert not compare(finished.file, path).holds
+    assert not compare(finished.file, path).agrees
     assert "in one only" in str(compare(finished.file, path))
     for text in ("{", "[]"):
         path.write_text(text)
@@ -501,9 +501,9 @@ def test_ratios_are_taken_inside_rounds_and_the_fastest_variant_counts() -> None
 
 
 def test_options_are_the_command_that_measures_the_same() -> None:
-    assert command.command(LadderOptions()).startswith("python -m ladder")
+    assert command.command_line(LadderOptions()).startswith("python -m ladder")
     options = LadderOptions(networks=(), rungs=("int8",), rounds=5)
-    words = command.command(options)
+    words = command.command_line(options)
     assert "--networks none" in words
     assert "--rungs int8" in words
     assert words.endswith("--rounds 5")

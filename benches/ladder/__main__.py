@@ -77,7 +77,7 @@ def measure(
     if pair is not None:
         compared = compare(*pair)
         print(compared)
-        if not compared.holds:
+        if not compared.agrees:
             raise FatnnError(f"{pair[0]} and {pair[1]} do not agree; see the comparison above")
         return
     if results is not None:

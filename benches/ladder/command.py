@@ -78,7 +78,7 @@ def ladder(
             collected.append(collect(case, units))
     moves = apply_noise_floor(collected)
     results: dict[str, Any] = {
-        "command": command(options),
+        "command": command_line(options),
         "machine": asdict(state.machine),
         "rungs": {
             name: {**asdict(rung), "executed": rung.executed}
@@ -95,7 +95,7 @@ def ladder(
     return plain
 
 
-def command(options: LadderOptions) -> str:
+def command_line(options: LadderOptions) -> str:
     """Return the command line that repeats this ladder."""
     usual, words = LadderOptions(), ["python -m ladder"]
     for option, name in (

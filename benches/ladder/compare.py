@@ -45,7 +45,7 @@ class Comparison:
         return sum(where.endswith(_RATIO) for where, *_ in self.different)
 
     @property
-    def holds(self) -> bool:
+    def agrees(self) -> bool:
         """Whether both ladders have the same figures, at least one, and none differ."""
         return bool(self.compared) and not self.different and not self.unmatched
 

@@ -54,8 +54,8 @@ class LadderOptions:
         Batch sizes and thread counts; every combination is measured. Threads default to one, and
         all CPUs.
     isas
-        Instruction sets from :func:`available_isas`. Capped ones are measured only with the first batch size
-        and thread count.
+        Instruction sets from :func:`available_isas`. Capped ones are measured only with the first
+        batch size and thread count.
     rounds
         Rounds in each process.
     processes

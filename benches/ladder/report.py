@@ -43,7 +43,7 @@ def markdown(results: dict[str, Any], plots: Sequence[str] = ()) -> str:
         "## Instructions per multiply-accumulate",
         *_instructions(results),
         "## Not measured",
-        _absent(results),
+        _not_measured(results),
         "## Machine",
         _machine(machine),
     ]
@@ -55,7 +55,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(texts) + " |" for texts in lines)
 
 
-def _place(case: dict[str, Any]) -> str:
+def _case_text(case: dict[str, Any]) -> str:
     return f"{case['name']}, batch {case['batch']}, threads {case['threads']}"
 
 
@@ -315,14 +315,14 @@ def _counted(results: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, fl
     return found
 
 
-def _absent(results: dict[str, Any]) -> str:
+def _not_measured(results: dict[str, Any]) -> str:
     """List everything without a figure, and the reasons."""
     lines = [f"- **failed**: {row['case']}: {row['reason']}" for row in results["failed_cases"]]
     seen: dict[tuple[str, str, str], list[str]] = {}
     for case in results["cases"]:
         for state in ("failed", "missing"):
             for row in case[state]:
-                place = _place(case) if state == "failed" else case["isa"]
+                place = _case_text(case) if state == "failed" else case["isa"]
                 seen.setdefault((state, row["who"], row["reason"]), []).append(place)
     for (state, who, reason), places in seen.items():
         among = ", ".join(dict.fromkeys(places))

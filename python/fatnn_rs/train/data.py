@@ -150,7 +150,9 @@ class ImageData:
         order = _permutation(self.train_count, seed, epoch)
         for batch in range(first, self.train_count // batch_size):
             chosen = order[batch * batch_size :][:batch_size]
-            x = self._augmented(self._normal(self.train_x[chosen]), _generator(seed, epoch, batch))
+            x = self._augmented(
+                self._normalize(self.train_x[chosen]), _generator(seed, epoch, batch)
+            )
             y = self.train_y[chosen]
             yield x[shard.rank :: shard.world], y[shard.rank :: shard.world]
 
@@ -160,9 +162,9 @@ class ImageData:
         """See :class:`Data`."""
         x, y = (part[shard.rank :: shard.world] for part in (self.test_x, self.test_y))
         for at in range(0, len(x), batch_size):
-            yield self._normal(x[at : at + batch_size]), y[at : at + batch_size]
+            yield self._normalize(x[at : at + batch_size]), y[at : at + batch_size]
 
-    def _normal(self, x: Tensor) -> Tensor:
+    def _normalize(self, x: Tensor) -> Tensor:
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return (x.float() / 255.0 - mean) / std
 
