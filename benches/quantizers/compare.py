@@ -352,16 +352,8 @@ def table(results: dict[str, Any]) -> str:
         codes = f"{row['codes_different']} of {row['codes_total']:,}" if row["codes_total"] else "-"
         size = "-" if row["file_bytes"] is None else f"{row['file_bytes'] / 1024:.0f}"
         below = "" if row["name"] == "float" else f"{100 * row['below_float']:.2f}"
-        cells = (
-            row["title"],
-            row["weight_bits"],
-            row["act_bits"],
-            row["cost"],
-            score,
-            below,
-            codes,
-            size,
-        )
+        fixed = [row[key] for key in ("title", "weight_bits", "act_bits", "cost")]
+        cells = [*fixed, score, below, codes, size]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -305,15 +305,7 @@ def _digits(recipe: Recipe, folder: Path | None, download: bool) -> Data:
     digits = load_digits()
     train_x, test_x = ((x * 255.0).round().to(torch.uint8) for x in (digits.train_x, digits.test_x))
     return ImageData(
-        "digits",
-        10,
-        train_x,
-        digits.train_y,
-        test_x,
-        digits.test_y,
-        (0.0,),
-        (1.0,),
-        augment=recipe.augment,
+        "digits", 10, train_x, digits.train_y, test_x, digits.test_y, (0.0,), (1.0,), recipe.augment
     )
 
 
