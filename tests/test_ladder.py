@@ -316,7 +316,7 @@ def test_a_file_of_instructions_has_to_be_one(
         path.write_text(text)
         assert call(*OPTIONS, "--out", str(tmp_path), "--instructions", str(path)) == 1
         assert (
-            "expected what `cargo bench --package fatnn --bench instructions` prints"
+            "expected the output of `cargo bench --package fatnn --bench instructions`"
             in capsys.readouterr().err
         )
 

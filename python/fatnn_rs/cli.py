@@ -349,7 +349,9 @@ def bench(
     against: Annotated[
         str, typer.Option(help="Runtimes to compare with, comma-separated; 'all' or 'none'.")
     ] = "all",
-    rounds: Annotated[int, typer.Option(min=3, help="Timed calls of every runtime.")] = 25,
+    rounds: Annotated[
+        int, typer.Option(min=3, help="Rounds; every runtime has a turn in each.")
+    ] = 25,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write figures to this file; '-': print them.")
     ] = None,

@@ -133,7 +133,8 @@ def fit_step(x: Tensor, low: int, high: int) -> float:
         Any shape, floating point, finite. At most 16384 values are used, at an even stride.
     low, high
         Smallest and largest level, such as ``(-1, 1)``, ``(0, 2)`` or ``(-127, 127)``. Up to
-        ``high = 3``, candidates are around the root mean square; above, around ``max|x| / high``.
+        ``high = 3``, candidates are between a quarter and four times the root mean square; above,
+        between ``max|x| / high / 16`` and ``max|x| / high``.
 
     Returns
     -------
