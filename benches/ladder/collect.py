@@ -18,14 +18,14 @@ __all__ = ["cases_of", "collect", "figure", "first_per_name", "inside_network"]
 Times = list[list[float]]
 
 
-def collect(case: BenchCase, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def collect(case: BenchCase, processes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Compute the figures of one case.
 
     Parameters
     ----------
     case
         The case.
-    units
+    processes
         Results of its processes, at least one.
 
     Returns
@@ -37,13 +37,13 @@ def collect(case: BenchCase, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
     times: dict[tuple[str, str], dict[str, Times]] = {}
     kinds: dict[str, str] = {}
     facts: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for number, unit in enumerate(units):
-        for entry in unit["entries"]:
+    for number, process in enumerate(processes):
+        for entry in process["entries"]:
             who, way, variant = entry["who"], entry["way"], entry["variant"]
             kinds[who] = entry["kind"]
             facts.setdefault((who, way, variant), entry["facts"])
             # One list per process; it stays empty if the process has no figure.
-            of_all = times.setdefault((who, way), {}).setdefault(variant, [[] for _ in units])
+            of_all = times.setdefault((who, way), {}).setdefault(variant, [[] for _ in processes])
             of_all[number] = entry["seconds"]
     best = {
         key: min(variants, key=lambda name: _median(variants[name]))
@@ -70,19 +70,19 @@ def collect(case: BenchCase, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
             }
         )
     named = {
-        what: {row["who"]: row for unit in units for row in unit[what]}
+        what: {row["who"]: row for process in processes for row in process[what]}
         for what in ("missing", "failed")
     }
     return {
         **{name: getattr(case, name) for name in ("kind", "name", "batch", "threads", "isa")},
-        "row": units[0]["spec"]["row"],
-        "macs": units[0]["macs"],
-        "rounds": units[0]["rounds"],
-        "processes": len(units),
+        "row": processes[0]["spec"]["row"],
+        "macs": processes[0]["macs"],
+        "rounds": processes[0]["rounds"],
+        "processes": len(processes),
         "figures": figures,
         **{what: list(rows.values()) for what, rows in named.items()},
-        "dates": [unit["machine"]["date"] for unit in units],
-        "loads": [unit["machine"]["load"] for unit in units],
+        "dates": [process["machine"]["date"] for process in processes],
+        "loads": [process["machine"]["load"] for process in processes],
     }
 
 

@@ -126,7 +126,7 @@ def _run_all(state: Ladder, console: Console) -> dict[BenchCase, str]:
     )
     failed: dict[BenchCase, str] = {}
     with Progress(*columns, console=console, transient=True) as progress:
-        units = state.units()
+        units = state.case_processes()
         task = progress.add_task("", total=len(units))
         for case, process in units:
             if case not in failed and state.read(case, process) is None:

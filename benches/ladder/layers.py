@@ -58,7 +58,7 @@ def measure(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
             entries = _KINDS[rung.kind](name, rung, shape, batch)
             found.entries += entries
             if not entries:
-                found.missing.append({"who": name, "reason": rung.missing()})
+                found.missing.append({"who": name, "reason": rung.why_missing()})
         model, x = _float_layer(shape, batch)
         with torch.inference_mode():
             wanted = list(arrays_of(model(x)))

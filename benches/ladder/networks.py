@@ -52,7 +52,7 @@ def measure(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
             rung = RUNGS[name]
             progress(f"preparing {name}", done, len(spec["rungs"]))
             if rung.kind == "codes" and not rung.kernels():
-                found.missing.append({"who": name, "reason": rung.missing()})
+                found.missing.append({"who": name, "reason": rung.why_missing()})
                 continue
             net, facts = builder.make(rung)
             found.macs = summary(net, images).macs

@@ -208,7 +208,7 @@ class Ladder:
             return None
         return found if found.get("spec") == self.spec(case) else None
 
-    def units(self) -> list[tuple[BenchCase, int]]:
+    def case_processes(self) -> list[tuple[BenchCase, int]]:
         """Return every process of every case; first one process of each, for early figures."""
         every = list(cases(self.options))
         return [(case, process) for process in range(self.options.processes) for case in every]

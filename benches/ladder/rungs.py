@@ -83,7 +83,7 @@ class Rung:
         codes = np.array(WEIGHTS[self.weight], np.int8)
         return [row for row in _core.kernels_for(codes, self.act) if row["family"] == self.family]
 
-    def missing(self) -> str:
+    def why_missing(self) -> str:
         """Say why no kernel runs it here."""
         levels = "{" + ", ".join(map(str, self.levels)) + "}"
         return (

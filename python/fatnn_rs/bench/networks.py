@@ -60,7 +60,7 @@ class NetworkSpec:
     sizes_free: bool = True
 
 
-def _torchvision(name: str) -> Callable[[], nn.Module]:
+def _torchvision_builder(name: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         try:
             from torchvision import models
@@ -86,7 +86,7 @@ _TORCHVISION = ("resnet18", "resnet34", "resnet50", "vgg16_bn", "mobilenet_v2")
 
 #: Name → network.
 NETWORKS: dict[str, NetworkSpec] = {
-    **{name: NetworkSpec(_torchvision(name), 3, 224) for name in _TORCHVISION},
+    **{name: NetworkSpec(_torchvision_builder(name), 3, 224) for name in _TORCHVISION},
     "cifar-resnet20": NetworkSpec(resnet20, 3, 32, sizes_free=False),
     "cifar-resnet32": NetworkSpec(resnet32, 3, 32, sizes_free=False),
     # As in the recipe cifar10-resnet20.

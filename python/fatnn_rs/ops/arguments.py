@@ -119,7 +119,7 @@ def check_groups(op: str, channels: int, groups: int) -> None:
 def check_codes(
     op: str, name: str, codes: Tensor, channels: int | None = None, groups: int = 1
 ) -> None:
-    """Check packed codes: uint8 [N, H, W, B], with B as ``channels`` and ``groups`` need."""
+    """Check packed codes, uint8 [N, H, W, B]; B must fit ``channels`` and ``groups``."""
     check_tensor(op, name, codes, torch.uint8, (4,))
     width = codes.shape[3]
     if channels is not None:
