@@ -1,4 +1,4 @@
-"""Where real data are for the tests that use them, and which of the long tests run."""
+"""Options that select long tests, and fixtures that every test may use."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-#: Of the long tests, a sample has one in this many.
-ONE_IN = 4
+#: ``--long=sample`` runs one long test in this many.
+SAMPLE_ONE_IN = 4
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,14 +26,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the long tests that were not asked for."""
+    """Deselect the long tests that ``--long`` does not ask for."""
     wanted, seed = config.getoption("--long"), config.getoption("--sample-seed")
 
     def runs(item: pytest.Item) -> bool:
         if wanted == "all" or item.get_closest_marker("long") is None:
             return True
         digest = hashlib.sha256(f"{seed} {item.nodeid}".encode()).digest()
-        return wanted == "sample" and digest[0] % ONE_IN == 0
+        return wanted == "sample" and digest[0] % SAMPLE_ONE_IN == 0
 
     left_out = [item for item in items if not runs(item)]
     if left_out:
@@ -40,11 +41,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if runs(item)]
 
 
+@pytest.fixture
+def restore_threads() -> Iterator[None]:
+    """Restore the thread counts of torch and of fatnn-rs after the test, also if it fails."""
+    import torch
+
+    import fatnn_rs
+
+    of_torch, of_core = torch.get_num_threads(), fatnn_rs.get_num_threads()
+    yield
+    torch.set_num_threads(of_torch)
+    if fatnn_rs.get_num_threads() != of_core:  # setting it ends its following torch's count
+        fatnn_rs.set_num_threads(of_core)
+
+
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with CIFAR-10 and Fashion-MNIST as torchvision stores them.
+    """Directory with CIFAR-10 and Fashion-MNIST as torchvision stores them.
 
-    It is FATNN_DATA, or a folder unpacked from a copy next to the checkout.
+    FATNN_DATA names it; otherwise it is unpacked from a copy next to the checkout.
     """
     given = os.environ.get("FATNN_DATA")
     if given:

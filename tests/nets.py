@@ -1,4 +1,4 @@
-"""Models for the conversion's tests, and the one assertion they all share."""
+"""Models that the tests share, and helpers that prepare, convert and compare them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from fatnn_rs.quant import ActivationQuantizer
 
 @torch.no_grad()
 def ready(model: nn.Module, inputs: Any, seed: int = 0, **config: Any) -> nn.Module:
-    """Prepare and calibrate a model; give it BatchNorms with some negative or zero scales."""
+    """Prepare and calibrate a model; give its BatchNorms some negative and some zero weights."""
     config.setdefault("first", "ternary")
     config.setdefault("last", "ternary")
     fatnn_rs.prepare(model, fatnn_rs.TernaryConfig(**config), example_inputs=inputs)
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, ActivationQuantizer) and not module.initialized:
-            module.set_step(0.5)  # a layer that saw nothing but zeros
+            module.set_step(0.5)  # the layer saw only zeros
             module._set_state(initialized=True, half_range=True)
         if isinstance(module, _BatchNorm) and module.weight is not None:
             n = module.num_features
@@ -39,7 +39,7 @@ def ready(model: nn.Module, inputs: Any, seed: int = 0, **config: Any) -> nn.Mod
 
 
 def exact(model: nn.Module, inputs: Any, others: tuple[Any, ...] = ()) -> TernaryNetwork:
-    """Convert; assert that no code and no output differs, for the example and other inputs."""
+    """Convert a model and assert that every code and output is the same, for all the inputs."""
     net = convert(model, inputs)
     for given in (inputs, *others):
         report = verify(model, net, given)
@@ -52,12 +52,18 @@ def exact(model: nn.Module, inputs: Any, others: tuple[Any, ...] = ()) -> Ternar
     return net
 
 
+def isa_caps() -> list[str]:
+    """Return the values of ``FATNN_ISA`` that make a difference on this CPU; "" sets no cap."""
+    features = fatnn_rs.cpu_info()["features_detected"]
+    return ["scalar", *(["avx2"] if "avx2" in features else []), ""]
+
+
 def ops_of(net: TernaryNetwork) -> list[str]:
     return [node.op for node in net.graph.nodes if node.op != "input"]
 
 
 class Block(nn.Module):
-    """A residual block, in place wherever one can be."""
+    """A residual block with in-place ReLU and in-place addition."""
 
     def __init__(self, inner: int, outer: int, stride: int) -> None:
         super().__init__()
@@ -99,7 +105,7 @@ class ResNet(nn.Module):
 
 
 class PreActivation(nn.Module):
-    """BatchNorm and ReLU in front of each convolution."""
+    """BatchNorm and ReLU before each convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,7 +153,7 @@ class Vgg(nn.Module):
 
 
 class Functional(nn.Module):
-    """The functional forms."""
+    """Calls ``torch.nn.functional`` and tensor methods instead of modules."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,7 +173,7 @@ class Functional(nn.Module):
 
 
 class Branching(nn.Module):
-    """Python that torch.fx cannot trace."""
+    """Branches on shapes, which torch.fx cannot trace."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -257,7 +263,7 @@ class Mobile(nn.Module):
 
 
 class TwoInputs(nn.Module):
-    """Two inputs, a shared layer, a dictionary of outputs."""
+    """Two inputs, a layer called three times, a dictionary of outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -271,7 +277,7 @@ class TwoInputs(nn.Module):
 
 
 def chain_like(*between: nn.Module, kernel: int = 3) -> nn.Module:
-    """Two convolutions of 3 to 8 and 8 to 4 channels with modules between them."""
+    """Two convolutions, 3 to 8 and 8 to 4 channels, with ``between`` between them."""
     return nn.Sequential(
         nn.Conv2d(3, 8, kernel, padding=1, bias=False), *between, nn.Conv2d(8, 4, 3, padding=1)
     )

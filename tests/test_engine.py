@@ -1,4 +1,4 @@
-"""Segments: what the Rust engine takes over gives the bits that the same nodes give one by one."""
+"""Segments: nodes that the Rust engine runs together give the same bits as nodes run separately."""
 
 import copy
 import threading
@@ -18,8 +18,8 @@ from fatnn_rs.models.digits import DigitsNet
 from nets import exact, image, ready
 
 
-def trained(model: nn.Module, x: Tensor) -> nn.Module:
-    """Prepare a model and give its BatchNorms statistics of their own."""
+def prepared(model: nn.Module, x: Tensor) -> nn.Module:
+    """Prepare a model and give its BatchNorms random weights and statistics."""
     torch.manual_seed(0)
     fatnn.prepare(model, example_inputs=x)
     for module in model.modules():
@@ -31,8 +31,8 @@ def trained(model: nn.Module, x: Tensor) -> nn.Module:
     return model.eval()
 
 
-class Odd(nn.Module):
-    """Operations of a segment: pools, clamps, PReLU, groups, residuals, a branch, a flatten."""
+class ManyOperations(nn.Module):
+    """Pools, clamps, PReLU, groups, a residual addition, a branch and a flatten."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,18 +56,18 @@ class Odd(nn.Module):
         return out
 
 
-@pytest.fixture(scope="module", params=[DigitsNet, Odd])
+@pytest.fixture(scope="module", params=[DigitsNet, ManyOperations])
 def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor]:
     x = torch.randn(3, 1, 8, 8) if request.param is DigitsNet else torch.randn(3, 3, 17, 15)
-    return trained(request.param(), x), x
+    return prepared(request.param(), x), x
 
 
-def one_by_one(net: TernaryNetwork, x: Tensor) -> Tensor:
+def run_nodes_separately(net: TernaryNetwork, x: Tensor) -> Tensor:
     result: Tensor = net.run_observed((x,), None)
     return result
 
 
-def test_segments_give_the_bits_of_single_nodes(case: tuple[nn.Module, Tensor]) -> None:
+def test_segments_give_the_same_bits_as_separate_nodes(case: tuple[nn.Module, Tensor]) -> None:
     model, x = case
     net = fatnn.convert(model, x)
     assert net.segments
@@ -81,13 +81,13 @@ def test_segments_give_the_bits_of_single_nodes(case: tuple[nn.Module, Tensor]) 
     ):
         expected = model(batch)
         assert torch.equal(net(batch), expected)
-        assert torch.equal(one_by_one(net, batch), expected)
+        assert torch.equal(run_nodes_separately(net, batch), expected)
     report = fatnn.verify(model, net, x)
     assert report.codes_total > 0
     assert report.codes_different == 0
 
 
-def test_the_report_names_what_the_engine_runs(case: tuple[nn.Module, Tensor]) -> None:
+def test_report_says_what_torch_and_rust_run(case: tuple[nn.Module, Tensor]) -> None:
     model, x = case
     report = fatnn.convert(model, x).report
     runs = {row.op: row.runs for row in report.rows}
@@ -98,7 +98,9 @@ def test_the_report_names_what_the_engine_runs(case: tuple[nn.Module, Tensor]) -
     assert everything.macs_ternary == report.macs_ternary
 
 
-def test_the_whole_network_in_one_call(case: tuple[nn.Module, Tensor], tmp_path: Path) -> None:
+def test_rust_float_layers_make_one_segment_that_also_runs_without_torch(
+    case: tuple[nn.Module, Tensor], tmp_path: Path
+) -> None:
     model, x = case
     net = fatnn.convert(model, x, float_layers="rust")
     assert len(net.segments) == 1
@@ -106,14 +108,14 @@ def test_the_whole_network_in_one_call(case: tuple[nn.Module, Tensor], tmp_path:
     fatnn.save(net, tmp_path / "net.safetensors")
     assert torch.equal(fatnn.load(tmp_path / "net.safetensors", float_layers="rust")(x), net(x))
     # The same file without torch: NumPy in, NumPy out.
-    alone = _core.Network.load(tmp_path / "net.safetensors")
-    (logits,) = alone.run([x.numpy()], [False])
+    without_torch = _core.Network.load(tmp_path / "net.safetensors")
+    (logits,) = without_torch.run([x.numpy()], [False])
     assert np.allclose(logits, net(x).numpy(), rtol=1e-5, atol=1e-5)
-    assert alone.inputs[0][1] == list(x.shape)
-    assert alone.buffer_bytes > 0
+    assert without_torch.inputs[0][1] == list(x.shape)
+    assert without_torch.buffer_bytes > 0
 
 
-def test_threads_share_a_network(case: tuple[nn.Module, Tensor]) -> None:
+def test_python_threads_may_share_a_network(case: tuple[nn.Module, Tensor]) -> None:
     model, x = case
     net = fatnn.convert(model, x, float_layers="rust")
     batches = [x, x[:1], torch.randn_like(x).repeat(4, 1, 1, 1), x[:2]]
@@ -134,49 +136,50 @@ def test_threads_share_a_network(case: tuple[nn.Module, Tensor]) -> None:
     assert not wrong
 
 
-def test_results_do_not_depend_on_the_number_of_threads(case: tuple[nn.Module, Tensor]) -> None:
+@pytest.mark.usefixtures("restore_threads")
+def test_thread_count_does_not_change_results(case: tuple[nn.Module, Tensor]) -> None:
     model, x = case
     net = fatnn.convert(model, x, float_layers="rust")
     batch = x.repeat(8, 1, 1, 1)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        single = net(batch)
-        for threads in (2, 3, 5):
-            torch.set_num_threads(threads)
-            assert torch.equal(net(batch), single)
-    finally:
-        torch.set_num_threads(before)
+    fatnn.set_num_threads(1)  # torch's count has no effect once any test has called this
+    single = net(batch)
+    for threads in (2, 3, 5):
+        fatnn.set_num_threads(threads)
+        assert torch.equal(net(batch), single)
 
 
-def test_seconds_of_every_node_that_runs(case: tuple[nn.Module, Tensor]) -> None:
+def test_node_seconds_covers_every_ternary_node(case: tuple[nn.Module, Tensor]) -> None:
     model, x = case
     net = fatnn.convert(model, x)
     seconds = net.node_seconds(x)
     ternary = {node.name for node in net.graph.nodes if node.op in ("conv_codes", "conv_float")}
-    # A shortcut's convolution runs inside the sum that alone reads it.
-    summands = {
+    # A shortcut's convolution is fused into the addition that reads it.
+    fused_shortcuts = {
         name for node in net.graph.nodes if node.op == "conv_float" for name in node.inputs[1:]
     }
-    assert ternary - summands <= set(seconds)
+    assert ternary - fused_shortcuts
+    assert ternary - fused_shortcuts <= set(seconds)
     assert all(value >= 0 for value in seconds.values())
 
 
-def test_misuse(case: tuple[nn.Module, Tensor]) -> None:
+def test_wrong_float_layers_and_nan_are_refused_and_the_network_still_works(
+    case: tuple[nn.Module, Tensor],
+) -> None:
     model, x = case
     with pytest.raises(
         fatnn.ConfigError, match=r"float_layers must be one of 'torch', 'rust', got 'gpu'"
     ):
         fatnn.convert(model, x, float_layers="gpu")
     net = fatnn.convert(model, x, float_layers="rust")
+    expected = net(x)
     bad = x.clone()
     bad[0, 0, 1, 1] = float("nan")
     with pytest.raises(fatnn.InputError, match="NaN"):
         net(bad)
-    assert torch.equal(net(x), net(x))  # and the network still works
+    assert torch.equal(net(x), expected)
 
 
-def test_what_the_engine_lacks_is_named() -> None:
+def test_unknown_operation_and_invalid_graph_are_refused() -> None:
     graph = (
         '{"nodes": [{"name": "x", "op": "input", "shape": [1, 2], "dtype": "float32"},'
         ' {"name": "y", "op": "fft", "inputs": ["x"], "shape": [1, 2], "attrs": {}, "tensors": {}'
@@ -191,8 +194,8 @@ def test_what_the_engine_lacks_is_named() -> None:
         _core.Network("{}", {})
 
 
-class Broadcast(nn.Module):
-    """Additions whose operands have the same shape in the example, but not in other runs."""
+class AddInManyShapes(nn.Module):
+    """Additions whose operands may have equal shapes in the example and different ones later."""
 
     def __init__(self, kind: str, size: int) -> None:
         super().__init__()
@@ -242,12 +245,12 @@ class Broadcast(nn.Module):
     ],
 )
 @pytest.mark.parametrize("float_layers", ["torch", "rust"])
-def test_broadcast_additions(
+def test_addition_broadcasts_for_other_input_shapes_too(
     kind: str, size: int, batch: int, others: list[tuple[int, int]], float_layers: str
 ) -> None:
     x = torch.randn(batch, 3, size, size)
     torch.manual_seed(0)
-    model = Broadcast(kind, size)
+    model = AddInManyShapes(kind, size)
     fatnn.prepare(model, fatnn.TernaryConfig(first="ternary", last="ternary"), example_inputs=x)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -261,13 +264,13 @@ def test_broadcast_additions(
         result = net(given)
         if float_layers == "torch":
             assert torch.equal(result, expected)
-            assert torch.equal(one_by_one(net, given), expected)
+            assert torch.equal(run_nodes_separately(net, given), expected)
             assert fatnn.verify(model, net, given).identical
         else:
             assert result.shape == expected.shape
 
 
-def test_residual_additions_stay_in_segments(case: tuple[nn.Module, Tensor]) -> None:
+def test_residual_additions_run_in_segments(case: tuple[nn.Module, Tensor]) -> None:
     model, x = case
     net = fatnn.convert(model, x)
     inside = {node.name for segment in net.segments for node in segment.nodes}
@@ -278,8 +281,8 @@ def test_residual_additions_stay_in_segments(case: tuple[nn.Module, Tensor]) -> 
     assert all(node.name in inside for node in adds)
 
 
-class Inexpressible(nn.Module):
-    """An operation that the engine does not have, between ternary layers."""
+class CumsumBetweenLayers(nn.Module):
+    """A cumulative sum, which the engine does not have, between ternary layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -294,9 +297,9 @@ class Inexpressible(nn.Module):
 
 
 @pytest.mark.parametrize("float_layers", ["torch", "rust"])
-def test_what_the_engine_cannot_express_cuts_the_segment_there(float_layers: str) -> None:
+def test_unsupported_operation_ends_the_segment(float_layers: str) -> None:
     x = torch.randn(2, 3, 6, 6)
-    model = Inexpressible()
+    model = CumsumBetweenLayers()
     fatnn.prepare(model, fatnn.TernaryConfig(first="ternary", last="ternary"), example_inputs=x)
     net = fatnn.convert(model.eval(), x, float_layers=float_layers)
     inside = {node.name for segment in net.segments for node in segment.nodes}
@@ -307,7 +310,7 @@ def test_what_the_engine_cannot_express_cuts_the_segment_there(float_layers: str
     assert torch.equal(net(x[:1]), model(x[:1]))
 
 
-def test_a_segment_that_fails_on_the_example_is_left_to_its_nodes(
+def test_segment_that_fails_on_the_example_runs_as_separate_nodes(
     case: tuple[nn.Module, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, x = case
@@ -334,7 +337,7 @@ def test_a_segment_that_fails_on_the_example_is_left_to_its_nodes(
     assert torch.equal(net(x), model(x))
 
 
-def test_weights_are_packed_for_single_nodes_only_when_wanted(
+def test_unfused_plan_is_built_once_and_only_on_demand(
     case: tuple[nn.Module, Tensor],
 ) -> None:
     model, x = case
@@ -350,13 +353,13 @@ def test_weights_are_packed_for_single_nodes_only_when_wanted(
         worker.join()
     assert len(plans) == 8
     assert len(set(map(id, plans))) == 1
-    assert torch.equal(one_by_one(net, x), net(x))
+    assert torch.equal(run_nodes_separately(net, x), net(x))
 
 
-def test_codes_across_a_torch_node_cost_no_more_than_their_own_layers() -> None:
-    """If torch pads the shortcut of a convolution, only that convolution leaves the segments."""
+def test_padded_shortcut_in_torch_takes_only_its_own_layers_out_of_segments() -> None:
+    """Torch pads the shortcuts; only convolutions that exchange codes with them leave segments."""
     x = torch.randn(2, 3, 32, 32)
-    model = trained(resnet20(), x)
+    model = prepared(resnet20(), x)
     net = fatnn.convert(model, x)
     inside = {node.name for segment in net.segments for node in segment.nodes}
     layers = [node.name for node in net.graph.nodes if node.op in ("conv_codes", "conv_float")]
@@ -364,10 +367,10 @@ def test_codes_across_a_torch_node_cost_no_more_than_their_own_layers() -> None:
     assert sum(name not in inside for name in layers) == 4
     for batch in (x, x[:1]):
         assert torch.equal(net(batch), model(batch))
-        assert torch.equal(one_by_one(net, batch), model(batch))
+        assert torch.equal(run_nodes_separately(net, batch), model(batch))
 
 
-def test_additions_whose_sizes_are_not_provably_equal_run_in_the_engine() -> None:
+def test_addition_runs_in_the_engine_if_equal_sizes_cannot_be_proved() -> None:
     class Ceil(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,9 +1,8 @@
-"""Example inputs that prepare and calibrate cannot use: one error each, and nothing has changed."""
+"""Example inputs of prepare and calibrate: wrong ones raise and leave the model unchanged."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fatnn_rs import ConfigError, FatnnError, InputError, TernaryConfig, prepare
-from fatnn_rs.nn import TernaryLayer, TernaryLinear, calibrate
+from fatnn_rs import ConfigError, InputError, TernaryConfig, prepare
+from fatnn_rs.nn import TernaryLinear, calibrate
 
 X = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
 DATA = TensorDataset(X, torch.zeros(16))
 
 
-class Net(nn.Module):
-    """Counts its calls in a buffer, as no model should in eval mode."""
+class CountingNet(nn.Module):
+    """Counts its calls in a buffer, also in eval mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,18 +38,20 @@ class Net(nn.Module):
         return y
 
 
-class Fails(Net):
+class FailsAfterForward(CountingNet):
     def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
         super().forward(x)
         raise KeyError("late")
 
 
-def same(model: nn.Module, before: nn.Module, layers: dict[str, nn.Module]) -> bool:
-    """Whether modules, tensors, modes and hooks are those of before."""
+def unchanged(model: nn.Module, before: nn.Module, layers: dict[str, nn.Module]) -> bool:
+    """Whether modules, tensors, modes and hooks are still those of ``before``."""
     state, saved = model.state_dict(), before.state_dict()
     return (
         dict(model.named_modules()) == layers
-        and all(module.last is None for module in layers.values() if isinstance(module, Net))
+        and all(
+            module.last is None for module in layers.values() if isinstance(module, CountingNet)
+        )
         and all(torch.equal(state[key], saved[key]) for key in saved)
         and [m.training for m in model.modules()] == [m.training for m in before.modules()]
         and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -88,7 +89,7 @@ def same(model: nn.Module, before: nn.Module, layers: dict[str, nn.Module]) -> b
         ({"images": X}, r"fails on a dict with the keys 'images'"),
         (
             X[:, :7],
-            r"Net, on cpu, fails on a tensor \[16, 7\] of torch.float32 on cpu "
+            r"CountingNet, on cpu, fails on a tensor \[16, 7\] of torch.float32 on cpu "
             r"\(RuntimeError: .*shape, dtype",
         ),
         (X.double(), "torch.float64"),
@@ -97,12 +98,14 @@ def same(model: nn.Module, before: nn.Module, layers: dict[str, nn.Module]) -> b
         (X[:0], "empty batch"),
     ],
 )
-def test_wrong_examples(inputs: Any, message: str) -> None:
+def test_wrong_example_inputs_raise_and_leave_the_model_unchanged(
+    inputs: Any, message: str
+) -> None:
     for call in (
         lambda m: prepare(m, example_inputs=inputs),
         lambda m: prepare(m.eval(), example_inputs=inputs),
     ):
-        model = Net()
+        model = CountingNet()
         model.norm.eval()
         layers = dict(model.named_modules())
         model_before = copy.deepcopy(model)
@@ -110,28 +113,28 @@ def test_wrong_examples(inputs: Any, message: str) -> None:
             call(model)
         model.train()
         model_before.train()
-        assert same(model, model_before, layers)
-    model = prepare(Net())
+        assert unchanged(model, model_before, layers)
+    model = prepare(CountingNet())
     before = copy.deepcopy(model)
     layers = dict(model.named_modules())
     with pytest.raises(InputError, match=message):
         calibrate(model, inputs)
-    assert same(model, before, layers)
+    assert unchanged(model, before, layers)
 
 
 @pytest.mark.parametrize("inputs", [X, (X,), [X], (X, 2.0), {"x": X}, {"x": X, "scale": 2.0}])
-def test_right_examples(inputs: Any) -> None:
-    model = prepare(Net(), example_inputs=inputs)
+def test_every_form_of_example_inputs_initialises_the_layers(inputs: Any) -> None:
+    model = prepare(CountingNet(), example_inputs=inputs)
     assert model.b.act_quant.initialized
     assert not model.norm.running_mean.eq(0).all()
 
 
-def test_a_model_may_take_a_dict_or_an_object() -> None:
+def test_example_inputs_may_be_a_dict_or_an_object_that_the_model_takes() -> None:
     class Batch:
         def __init__(self) -> None:
             self.x = X
 
-    class Takes(Net):
+    class Takes(CountingNet):
         def forward(self, batch: Any) -> Tensor:  # type: ignore[override]
             return super().forward(batch["pixels"] if isinstance(batch, dict) else batch.x)
 
@@ -139,23 +142,25 @@ def test_a_model_may_take_a_dict_or_an_object() -> None:
     assert prepare(Takes(), example_inputs=Batch()).b.act_quant.initialized
 
 
-def test_a_model_that_fails_late_is_as_it_was() -> None:
-    model = Fails()
+def test_model_that_fails_after_its_forward_is_left_unchanged() -> None:
+    model = FailsAfterForward()
     layers, before = dict(model.named_modules()), copy.deepcopy(model)
-    with pytest.raises(InputError, match=r"Fails, on cpu, fails on a tensor.*KeyError: 'late'"):
+    with pytest.raises(
+        InputError, match=r"FailsAfterForward, on cpu, fails on a tensor.*KeyError: 'late'"
+    ):
         prepare(model, example_inputs=X)
-    assert same(model, before, layers)
-    prepared = prepare(Fails())
+    assert unchanged(model, before, layers)
+    prepared = prepare(FailsAfterForward())
     layers, before = dict(prepared.named_modules()), copy.deepcopy(prepared)
     with pytest.raises(InputError, match="late"):
         calibrate(prepared, X)
-    assert same(prepared, before, layers)
+    assert unchanged(prepared, before, layers)
     assert not prepared.b.act_quant.initialized
 
 
-def test_models_without_values_or_shapes() -> None:
+def test_meta_and_lazy_layers_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"layer 'a' is on the meta device.*load_state_dict"):
-        prepare(Net().to("meta"))
+        prepare(CountingNet().to("meta"))
     with pytest.raises(ConfigError, match=r"TernaryLinear.*meta device"):
         TernaryLinear.from_float(nn.Linear(2, 2, device="meta"))
     lazy = nn.Sequential(nn.Linear(8, 8), nn.LazyLinear(8), nn.Linear(8, 8), nn.Linear(8, 8))
@@ -169,7 +174,7 @@ def test_models_without_values_or_shapes() -> None:
 @pytest.mark.parametrize("size", [1e-40, 1e-38, 1e-30, 1e30])
 @pytest.mark.parametrize("weight", ["fatnn", "lsq", "dorefa", "binary"])
 @pytest.mark.parametrize("first", ["int8", "ternary"])
-def test_examples_of_any_size(size: float, weight: str, first: str) -> None:
+def test_tiny_and_huge_examples_give_finite_steps(size: float, weight: str, first: str) -> None:
     model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 3))
     x = X.sign() * size
     prepare(model, TernaryConfig(weight=weight, first=first), x)
@@ -182,12 +187,13 @@ def test_examples_of_any_size(size: float, weight: str, first: str) -> None:
         assert bool(torch.isfinite(model.eval()(x)).all())
 
 
-def test_the_module_itself_counts_as_before() -> None:
-    errors: list[tuple[Callable[[], Any], type[FatnnError]]] = [
-        (lambda: prepare(nn.Linear(8, 8), example_inputs=X), ConfigError),
-        (lambda: calibrate(Net(), X), ConfigError),
-    ]
-    for call, error in errors:
-        with pytest.raises(error):
+def test_refused_modules_are_left_unchanged() -> None:
+    linear, net = nn.Linear(8, 8), CountingNet()
+    for model, call, message in (
+        (linear, lambda: prepare(linear, example_inputs=X), "nothing is left to quantize"),
+        (net, lambda: calibrate(net, X), "no ternary or int8 layer"),
+    ):
+        layers, before = dict(model.named_modules()), copy.deepcopy(model)
+        with pytest.raises(ConfigError, match=message):
             call()
-    assert not any(isinstance(module, TernaryLayer) for module in Net().modules())
+        assert unchanged(model, before, layers)

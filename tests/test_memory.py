@@ -1,4 +1,4 @@
-"""What a saved network takes: on disk, and in memory beyond the interpreter, without torch."""
+"""Bytes of a saved network: in the file, and in memory when it runs without torch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 
 import fatnn_rs
 
-pytest.importorskip("torchvision", reason="the network measured is torchvision's")
+pytest.importorskip("torchvision", reason="measures the ResNet-18 of torchvision")
 
-from fatnn_rs.bench.networks import make
+from fatnn_rs.bench.networks import build_and_convert
 
-#: Runs in a process of its own: prints the peak beyond what imports take, in bytes.
+#: Runs in a process of its own; prints the bytes that loading and running add to the peak.
 MEASURE = """
 import sys, numpy
 import fatnn_rs
@@ -24,7 +24,7 @@ def peak():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
-fatnn_rs.load_numpy  # imports what it needs
+fatnn_rs.load_numpy  # a lazy import, which must not count
 image = numpy.zeros((1, 3, 224, 224), numpy.float32)
 before = peak()
 net = fatnn_rs.load_numpy(sys.argv[1])
@@ -35,11 +35,11 @@ print(peak() - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads peak memory from /proc")
 def test_resnet18_is_small_on_disk_and_in_memory(tmp_path: Path) -> None:
-    """Below 3.5 MB in a file, below 40 MB at the peak of loading and running."""
+    """The file stays below 3.5 MB, and the peak of loading and running below 40 MB."""
     file = tmp_path / "net.safetensors"
-    fatnn_rs.save(make("resnet18", ends="int8").net, file)
+    fatnn_rs.save(build_and_convert("resnet18", ends="int8").net, file)
     size = file.stat().st_size
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(file)],

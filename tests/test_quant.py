@@ -1,4 +1,4 @@
-"""Quantizers: values, thresholds, ties, straight-through gradients, initialisation, state."""
+"""The FATNN quantizers: codes, thresholds, gradients, initialisation and state."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fatnn_rs.quant import QUANTIZERS, FatnnActivation, FatnnWeight
 from fatnn_rs.quant.base import MIN_STEP, fit_step, round_ste
 
 
-def activation(act_range: str, alpha1: float, alpha2: float) -> FatnnActivation:
-    """An initialised activation quantizer with these steps."""
+def activation_quantizer(act_range: str, alpha1: float, alpha2: float) -> FatnnActivation:
+    """Return an initialised activation quantizer with these reciprocal steps."""
     quantizer = FatnnActivation(act_range)
     quantizer.initialize(
         torch.tensor([0.5, 1.0]) if act_range == "half" else torch.tensor([-1.0, 1.0])
@@ -26,43 +26,45 @@ def activation(act_range: str, alpha1: float, alpha2: float) -> FatnnActivation:
     return quantizer
 
 
-def above(value: float) -> Tensor:
+def next_above(value: float) -> Tensor:
     return torch.nextafter(torch.tensor(value), torch.tensor(torch.inf))
 
 
-def below(value: float) -> Tensor:
+def next_below(value: float) -> Tensor:
     return torch.nextafter(torch.tensor(value), torch.tensor(-torch.inf))
 
 
-def test_table_and_config_agree() -> None:
+def test_config_names_every_quantizer() -> None:
     assert set(QUANTIZERS) == set(_WEIGHT)
 
 
-def test_half_range_steps_up_strictly_above_its_thresholds() -> None:
-    quantizer = activation("half", 2.0, 4.0)  # thresholds 0.25 and 0.5 + 0.125, exact in binary
+def test_half_range_code_rises_only_above_a_threshold() -> None:
+    quantizer = activation_quantizer(
+        "half", 2.0, 4.0
+    )  # thresholds 0.25 and 0.5 + 0.125, exact in binary
     x = torch.stack(
         [
-            below(0.25),
+            next_below(0.25),
             torch.tensor(0.25),
-            above(0.25),
-            below(0.625),
+            next_above(0.25),
+            next_below(0.625),
             torch.tensor(0.625),
-            above(0.625),
+            next_above(0.625),
         ]
     )
     assert quantizer(x).tolist() == [0, 0, 1, 1, 1, 2]
 
 
-def test_full_range_steps_strictly_beyond_its_thresholds() -> None:
-    quantizer = activation("full", 4.0, 2.0)  # thresholds -0.125 and 0.25
+def test_full_range_code_changes_only_beyond_a_threshold() -> None:
+    quantizer = activation_quantizer("full", 4.0, 2.0)  # thresholds -0.125 and 0.25
     x = torch.stack(
         [
-            below(-0.125),
+            next_below(-0.125),
             torch.tensor(-0.125),
-            above(-0.125),
-            below(0.25),
+            next_above(-0.125),
+            next_below(0.25),
             torch.tensor(0.25),
-            above(0.25),
+            next_above(0.25),
         ]
     )
     assert quantizer(x).tolist() == [-1, 0, 0, 0, 0, 1]
@@ -70,11 +72,13 @@ def test_full_range_steps_strictly_beyond_its_thresholds() -> None:
 
 @pytest.mark.parametrize("act_range", ["half", "full"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_activation_is_monotone_and_keeps_zero(act_range: str, dtype: torch.dtype) -> None:
+def test_activation_codes_are_monotone_and_zero_stays_zero(
+    act_range: str, dtype: torch.dtype
+) -> None:
     generator = torch.Generator().manual_seed(7)
     for _ in range(50):
         alpha1, alpha2 = (10.0 ** torch.empty(2).uniform_(-3, 3, generator=generator)).tolist()
-        quantizer = activation(act_range, alpha1, alpha2)
+        quantizer = activation_quantizer(act_range, alpha1, alpha2)
         edges = torch.tensor([0.5 / alpha1, 1 / alpha1, 1 / alpha1 + 0.5 / alpha2, 0.5 / alpha2])
         near = (edges[:, None] * (1 + torch.arange(-200, 201) * 6e-8)).flatten()
         x = (
@@ -90,7 +94,7 @@ def test_activation_is_monotone_and_keeps_zero(act_range: str, dtype: torch.dtyp
 
 def test_half_range_gradients_match_the_formula() -> None:
     a1, a2 = 2.0, 5.0
-    quantizer = activation("half", a1, a2)
+    quantizer = activation_quantizer("half", a1, a2)
     x = torch.tensor(
         [-0.3, 0.1, 0.4, 0.55, 0.65, 0.9], requires_grad=True
     )  # 1/a1 = 0.5, top end 0.7
@@ -109,7 +113,7 @@ def test_half_range_gradients_match_the_formula() -> None:
 
 def test_full_range_gradients_match_the_formula() -> None:
     a1, a2 = 2.0, 5.0
-    quantizer = activation("full", a1, a2)
+    quantizer = activation_quantizer("full", a1, a2)
     x = torch.tensor([-0.9, -0.4, -0.1, 0.05, 0.15, 0.4], requires_grad=True)
     g = torch.tensor([1.0, 2.0, -3.0, 5.0, 7.0, 11.0])
     quantizer(x).backward(g)
@@ -155,24 +159,21 @@ def test_weight_values_and_gradients_match_the_formula(per_channel: bool) -> Non
     torch.testing.assert_close(quantizer.alpha_pos.grad.double(), total, rtol=1e-4, atol=1e-5)
 
 
-def test_codes_are_what_forward_uses_for_any_number_of_threads() -> None:
+@pytest.mark.usefixtures("restore_threads")
+def test_weight_codes_are_the_forwards_on_one_and_two_threads() -> None:
     weight = torch.randn(64, 64, 3, 3, generator=torch.Generator().manual_seed(1))
     quantizer = FatnnWeight(64)
     quantizer.initialize(weight)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = quantizer.codes(weight)
-        torch.set_num_threads(2)
-        two = quantizer.codes(weight)
-    finally:
-        torch.set_num_threads(before)
+    torch.set_num_threads(1)
+    one = quantizer.codes(weight)
+    torch.set_num_threads(2)
+    two = quantizer.codes(weight)
     assert one.dtype == torch.int8
     assert torch.equal(one, two)
     assert torch.equal(one.float(), quantizer(weight))
 
 
-def test_constant_and_tiny_weights_are_finite() -> None:
+def test_constant_and_tiny_weights_give_finite_codes() -> None:
     for weight in (
         torch.ones(2, 3),
         torch.zeros(2, 3),
@@ -184,14 +185,14 @@ def test_constant_and_tiny_weights_are_finite() -> None:
         assert bool(torch.isfinite(quantizer(weight)).all())
 
 
-def test_a_negative_step_is_clamped_and_comes_back() -> None:
-    quantizer = activation("half", -1.0, 1.0)
+def test_negative_step_is_clamped_and_its_gradient_raises_it() -> None:
+    quantizer = activation_quantizer("half", -1.0, 1.0)
     x = torch.tensor([0.5], requires_grad=True)
     y = quantizer(x)
     assert y.item() == 0
     (-y).sum().backward()
     assert quantizer.alpha1.grad is not None
-    assert float(quantizer.alpha1.grad) < 0  # descending raises the step's reciprocal again
+    assert float(quantizer.alpha1.grad) < 0  # gradient descent raises the reciprocal of the step
     assert float(MIN_STEP) > 0
 
 
@@ -214,7 +215,7 @@ def test_fit_step_finds_exact_levels_at_any_magnitude() -> None:
 
 
 @pytest.mark.parametrize(("low", "half"), [(0.0, True), (-0.01, False)])
-def test_range_is_decided_by_the_first_data(low: float, half: bool) -> None:
+def test_first_batch_decides_between_half_and_full_range(low: float, half: bool) -> None:
     quantizer = FatnnActivation()
     assert not quantizer.initialized
     quantizer(torch.tensor([low, 0.5, 1.0]))
@@ -224,7 +225,7 @@ def test_range_is_decided_by_the_first_data(low: float, half: bool) -> None:
     assert quantizer.half_range is half
 
 
-def test_a_batch_of_zeros_does_not_initialise() -> None:
+def test_batch_of_zeros_does_not_initialise_the_quantizer() -> None:
     quantizer = FatnnActivation()
     assert quantizer(torch.zeros(4)).tolist() == [0, 0, 0, 0]
     assert not quantizer.initialized
@@ -233,7 +234,7 @@ def test_a_batch_of_zeros_does_not_initialise() -> None:
     assert not quantizer.half_range
 
 
-def test_uninitialised_eval_raises() -> None:
+def test_uninitialised_quantizer_raises_in_eval_mode() -> None:
     quantizer = FatnnActivation().eval()
     quantizer.layer_name = "block.conv"
     with pytest.raises(ConfigError, match=r"'block\.conv'.*never initialised.*example_inputs"):
@@ -241,12 +242,12 @@ def test_uninitialised_eval_raises() -> None:
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_nonfinite_initialisation_raises(bad: float) -> None:
+def test_nan_or_infinity_in_the_first_batch_raises(bad: float) -> None:
     with pytest.raises(InputError, match="NaN or infinity"):
         FatnnActivation()(torch.tensor([1.0, bad]))
 
 
-def test_other_bad_inputs_raise() -> None:
+def test_wrong_inputs_and_options_raise() -> None:
     with pytest.raises(InputError, match="floating point"):
         FatnnActivation()(torch.ones(3, dtype=torch.int64))
     with pytest.raises(InputError, match="empty"):
@@ -259,7 +260,7 @@ def test_other_bad_inputs_raise() -> None:
         FatnnWeight(0)
 
 
-def test_state_dict_round_trips_range_and_initialisation() -> None:
+def test_state_dict_keeps_range_and_initialisation() -> None:
     source = FatnnActivation()
     source(torch.tensor([0.0, 1.0, 2.0]))
     target = FatnnActivation()

@@ -1,4 +1,4 @@
-"""The README's own code, and that of the page on training, runs as printed."""
+"""The code in the README and in ``docs/training.md`` runs, and their links and names exist."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ README = Path(__file__).parent.parent / "README.md"
 TRAINING = README.parent / "docs" / "training.md"
 
 
-def test_the_ten_lines_run(
+def test_readme_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (code,) = re.findall(r"```python\n(.+?)```", README.read_text(encoding="utf-8"), re.DOTALL)
@@ -30,7 +30,7 @@ def test_the_ten_lines_run(
     assert torch.equal(net(images), logits)  # type: ignore[arg-type]
 
 
-def test_the_training_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_page_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = re.findall(r"```python\n(.+?)```", TRAINING.read_text(encoding="utf-8"), re.DOTALL)
     torch.manual_seed(0)
     names: dict[str, object] = {}
@@ -39,14 +39,16 @@ def test_the_training_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "net" in names
 
 
-def test_the_training_page_names_what_there_is() -> None:
+def test_training_page_names_every_recipe_and_quantizer() -> None:
     text = TRAINING.read_text(encoding="utf-8")
     for name in recipe_names():
         family, _, last = name.rpartition("-")
         assert f"`{name}`" in text or (f"`-{last}`" in text and f"`{family}-" in text), name
     for family in QUANTIZERS:
         assert f"| `{family}` |" in text, family
-    for config in re.findall(r"--config ([a-z0-9-]+)(?=[ \n])", text):
+    configs = re.findall(r"--config ([a-z0-9-]+)(?=[ \n])", text)
+    assert configs
+    for config in configs:
         assert config in recipe_names(), config
 
 
@@ -62,7 +64,7 @@ PAGES += [
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_link_and_path_exists(page: str) -> None:
+def test_make_targets_links_and_paths_of_a_page_exist(page: str) -> None:
     root, file = README.parent, README.parent / page
     text = file.read_text(encoding="utf-8")
     makefile = (root / "Makefile").read_text()
@@ -70,7 +72,9 @@ def test_every_command_link_and_path_exists(page: str) -> None:
         re.findall(r"\bmake ([a-z-]+)\b", "\n".join(re.findall(r"`[^`\n]+`|^    .+", text, re.M)))
     ):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", text):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", text)
+    assert links or page != "README.md"  # the pattern finds something
+    for link in links:
         assert (file.parent / link).exists(), link
     for link in re.findall(r"\]\(([a-z/.-]*)#[^)]+\)", text):
         assert (file.parent / link).exists(), link
@@ -78,6 +82,8 @@ def test_every_command_link_and_path_exists(page: str) -> None:
         assert (root / path).exists(), path
 
 
-def test_functions_that_the_readme_names_exist() -> None:
-    for name in set(re.findall(r"\bfatnn\.([a-z_]+)\(", README.read_text(encoding="utf-8"))):
+def test_functions_named_in_the_readme_exist() -> None:
+    names = set(re.findall(r"\bfatnn\.([a-z_]+)\(", README.read_text(encoding="utf-8")))
+    assert names
+    for name in names:
         assert name in fatnn_rs.__all__, name

@@ -1,4 +1,4 @@
-"""Functions of one element: the engine has torch's bits, on every instruction set."""
+"""Elementwise functions: exact ones give torch's bits, the others stay within an error bound."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ import fatnn_rs as fatnn
 from fatnn_rs.convert import TernaryNetwork
 from fatnn_rs.convert.scalar import SCALARS
 from fatnn_rs.operations import OPERATIONS
-from nets import exact, ops_of, ready
+from nets import exact, isa_caps, ops_of, ready
 
-#: Attributes to try: the defaults, and others.
+#: Attributes to test in addition to the defaults.
 ATTRS: dict[str, list[dict[str, Any]]] = {
     "hardtanh": [{"min_val": -0.4, "max_val": 0.8}],
     "leaky_relu": [{"negative_slope": -0.5}],
@@ -31,21 +31,21 @@ ATTRS: dict[str, list[dict[str, Any]]] = {
     "softplus": [{"beta": 0.5, "threshold": 3.0}, {"beta": 2.0, "threshold": 40.0}],
 }
 
-CASES = [
+OPS_AND_ATTRS = [
     (op, attrs)
     for op, row in SCALARS.items()
     for attrs in [dict(row.attrs), *ATTRS.get(op, [])]
     if None not in attrs.values()
 ]
-EXACT = [case for case in CASES if OPERATIONS[case[0]].exactness == "exact"]
-APPROXIMATE = [case for case in CASES if case not in EXACT]
+EXACT = [case for case in OPS_AND_ATTRS if OPERATIONS[case[0]].exactness == "exact"]
+APPROXIMATE = [case for case in OPS_AND_ATTRS if case not in EXACT]
 
-#: Units in the last place of float32 that approximations may be away from the function in float64.
-ULPS = 0.51
+#: Maximum error of an approximation, in units in the last place, against the function in float64.
+MAX_ULPS = 0.51
 
 
-def values() -> Tensor:
-    """Every kind of float32: special values, random bits, and values near 0 and near bends."""
+def special_values() -> Tensor:
+    """Return special values, random bit patterns, and numbers near 0 and near kinks."""
     rng = np.random.default_rng(0)
     special = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-45, -1e-45, 3.4e38, -3.4e38]
     bends = np.array([-3, -1, 0, 1, 3, 6], np.float32)
@@ -59,12 +59,12 @@ def values() -> Tensor:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether all bits are equal, but for those that NaN carries."""
+    """Whether all bits are equal, except the payload of NaN."""
     return bool(((a.view(torch.int32) == b.view(torch.int32)) | (a.isnan() & b.isnan())).all())
 
 
-class Applied(nn.Module):
-    """A function and, on another input, a ternary layer, without which nothing is converted."""
+class FunctionAndLayer(nn.Module):
+    """The function of one input, and a ternary layer of another, which convert requires."""
 
     def __init__(self, op: str, attrs: dict[str, float]) -> None:
         super().__init__()
@@ -76,12 +76,12 @@ class Applied(nn.Module):
         return (row.calls[0] if row.calls else row.function)(x, *self.attrs.values()), self.head(z)
 
 
-def names(cases: list[tuple[str, dict[str, float]]]) -> list[str]:
+def case_ids(cases: list[tuple[str, dict[str, float]]]) -> list[str]:
     return [f"{op}{list(attrs.values())}" for op, attrs in cases]
 
 
-def on_every_isa(net: TernaryNetwork, x: Tensor, folder: Path) -> Iterator[Tensor]:
-    """Outputs of a saved network, run without torch."""
+def outputs_on_every_isa(net: TernaryNetwork, x: Tensor, folder: Path) -> Iterator[Tensor]:
+    """Yield the outputs of the saved network, run without torch, capped at each instruction set."""
     fatnn.save(net, folder / "net")
     np.save(folder / "x.npy", x.numpy())
     code = (
@@ -89,7 +89,7 @@ def on_every_isa(net: TernaryNetwork, x: Tensor, folder: Path) -> Iterator[Tenso
         "np.save(sys.argv[3], net(np.load(sys.argv[2]), np.zeros((1, 4), np.float32))[0])"
     )
     paths = [str(folder / name) for name in ("net", "x.npy", "out.npy")]
-    for isa in ("scalar", "avx2", ""):
+    for isa in isa_caps():
         env = {**os.environ, "FATNN_ISA": isa} if isa else dict(os.environ)
         done = subprocess.run(
             [sys.executable, "-c", code, *paths], env=env, capture_output=True, text=True
@@ -98,19 +98,29 @@ def on_every_isa(net: TernaryNetwork, x: Tensor, folder: Path) -> Iterator[Tenso
         yield torch.from_numpy(np.load(folder / "out.npy"))
 
 
-@pytest.mark.parametrize(("op", "attrs"), EXACT, ids=names(EXACT))
-def test_bits_are_those_of_torch(op: str, attrs: dict[str, float], tmp_path: Path) -> None:
-    example, x, z = (torch.randn(3, 4), torch.randn(3, 4)), values(), torch.randn(3, 4)
-    net = fatnn.convert(ready(Applied(op, attrs), example), example)
+def test_loops_over_instruction_sets_cover_avx2() -> None:
+    if "avx2" not in fatnn.cpu_info()["features_detected"]:
+        pytest.skip(
+            "this CPU has no AVX2, so tests of every ISA cover the scalar and best one only"
+        )
+    assert isa_caps() == ["scalar", "avx2", ""]
+
+
+@pytest.mark.parametrize(("op", "attrs"), EXACT, ids=case_ids(EXACT))
+def test_exact_function_gives_torchs_bits_on_every_isa(
+    op: str, attrs: dict[str, float], tmp_path: Path
+) -> None:
+    example, x, z = (torch.randn(3, 4), torch.randn(3, 4)), special_values(), torch.randn(3, 4)
+    net = fatnn.convert(ready(FunctionAndLayer(op, attrs), example), example)
     assert [row.runs for row in net.report.rows if row.op == op] == ["rust float -> float"]
     wanted = SCALARS[op].function(x, *attrs.values())
     assert same_bits(net(x, z)[0], wanted)
-    for made in on_every_isa(net, x, tmp_path):
-        assert same_bits(made, wanted)
+    for result in outputs_on_every_isa(net, x, tmp_path):
+        assert same_bits(result, wanted)
 
 
 def in_float64(op: str, x: Tensor, attrs: dict[str, float]) -> Tensor:
-    """A function in float64; GELU without torch's cancellation."""
+    """The function in float64; GELU in a form without torch's cancellation."""
     x = x.double()
     if op == "gelu":
         return x * 0.5 * torch.special.erfc(-x * 0.5**0.5)
@@ -125,41 +135,41 @@ def in_float64(op: str, x: Tensor, attrs: dict[str, float]) -> Tensor:
     if op == "elu":
         return torch.where(x > 0, x, np.float32(attrs["alpha"]).item() * torch.expm1(x))
     function: Any = SCALARS[op].function
-    made: Tensor = function(x, *attrs.values())
-    return made
+    result: Tensor = function(x, *attrs.values())
+    return result
 
 
-@pytest.mark.parametrize(("op", "attrs"), APPROXIMATE, ids=names(APPROXIMATE))
-def test_approximations_keep_to_their_bound(
+@pytest.mark.parametrize(("op", "attrs"), APPROXIMATE, ids=case_ids(APPROXIMATE))
+def test_approximate_function_stays_within_its_error_bound_on_every_isa(
     op: str, attrs: dict[str, float], tmp_path: Path
 ) -> None:
-    example, x, z = (torch.randn(3, 4), torch.randn(3, 4)), values(), torch.randn(3, 4)
-    model = ready(Applied(op, attrs), example)
+    example, x, z = (torch.randn(3, 4), torch.randn(3, 4)), special_values(), torch.randn(3, 4)
+    model = ready(FunctionAndLayer(op, attrs), example)
     net = fatnn.convert(model, example)
     assert [row.runs for row in net.report.rows if row.op == op] == ["torch"]
     assert same_bits(net(x, z)[0], model(x, z)[0])
     net = fatnn.convert(model, example, float_layers="rust")
-    made, wanted = net(x, z)[0], in_float64(op, x, attrs)
+    result, wanted = net(x, z)[0], in_float64(op, x, attrs)
     rounded = wanted.float()
-    assert torch.equal(made.isnan(), rounded.isnan())
-    ends = rounded.isinf() | rounded.isnan() | made.isinf()
-    assert same_bits(made[ends], rounded[ends])
+    assert torch.equal(result.isnan(), rounded.isnan())
+    ends = rounded.isinf() | rounded.isnan() | result.isinf()
+    assert same_bits(result[ends], rounded[ends])
     exponent = wanted.abs().clamp_min(2.0**-126).log2().floor().clamp_min(-126)
-    ulps = (made.double() - wanted).abs() / 2.0 ** (exponent - 23)
-    assert float(ulps[~ends].max()) <= ULPS, x[~ends][ulps[~ends].argmax()]
-    for other in on_every_isa(net, x, tmp_path):
-        assert same_bits(other, made)
+    ulps = (result.double() - wanted).abs() / 2.0 ** (exponent - 23)
+    assert float(ulps[~ends].max()) <= MAX_ULPS, x[~ends][ulps[~ends].argmax()]
+    for other in outputs_on_every_isa(net, x, tmp_path):
+        assert same_bits(other, result)
 
 
-class Positive(nn.Module):
-    """What logarithms and roots take."""
+class ReluPlusHalf(nn.Module):
+    """Maps to positive numbers, which logarithms and roots need."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(x) + 0.5
 
 
 @pytest.mark.parametrize("op", SCALARS)
-def test_every_way_to_call_it_is_taken(op: str) -> None:
+def test_modules_functions_and_methods_become_the_operation(op: str) -> None:
     row = SCALARS[op]
     given = [value if value is not None else 0.5 for value in row.attrs.values()]
     modules: list[nn.Module] = [kind() for kind in row.modules]
@@ -176,7 +186,7 @@ def test_every_way_to_call_it_is_taken(op: str) -> None:
     x = torch.randn(2, 4)
     for module in modules:
         net = exact(
-            ready(nn.Sequential(nn.Linear(4, 4), Positive(), module, nn.Linear(4, 4)), x), x
+            ready(nn.Sequential(nn.Linear(4, 4), ReluPlusHalf(), module, nn.Linear(4, 4)), x), x
         )
         assert not [op for op in ops_of(net) if op == "torch"], module
 
@@ -198,7 +208,7 @@ def test_every_way_to_call_it_is_taken(op: str) -> None:
         ("gelu_tanh", lambda x: functional.gelu(x, approximate="tanh")),
     ],
 )
-def test_calls_with_numbers(op: str, call: Any) -> None:
+def test_calls_with_constant_arguments_become_the_operation(op: str, call: Any) -> None:
     x = torch.randn(2, 4)
 
     class Call(nn.Module):
@@ -212,12 +222,12 @@ def test_calls_with_numbers(op: str, call: Any) -> None:
     net = exact(ready(Call(), x), x)
     assert op in ops_of(net)
     assert "torch" not in ops_of(net)
-    special = values()
-    assert op.startswith("gelu") or same_bits(
-        call(special), SCALARS[op].function(special, *bounds(net, op))
-    )
+    special = special_values()
+    if not op.startswith("gelu"):
+        expected = SCALARS[op].function(special, *attribute_values(net, op))
+        assert same_bits(call(special), expected)
 
 
-def bounds(net: TernaryNetwork, op: str) -> list[Any]:
+def attribute_values(net: TernaryNetwork, op: str) -> list[Any]:
     (node,) = [node for node in net.graph.nodes if node.op == op]
     return [node.attrs[name] for name in SCALARS[op].attrs]

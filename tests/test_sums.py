@@ -1,4 +1,4 @@
-"""Normalisations, reductions, softmax and products: torch's bits by default, close in Rust."""
+"""Normalisations, reductions, softmax, matrix products and attention, in torch and in Rust."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fatnn_rs as fatnn
-from nets import exact, ops_of, ready
+from nets import exact, isa_caps, ops_of, ready
 
 
-class Applied(nn.Module):
-    """A ternary layer over the last dimension, and what is tried of its result."""
+class LayerThenFunction(nn.Module):
+    """A ternary layer over the last dimension, then the tested function or module."""
 
     def __init__(self, features: int, call: Callable[..., Any]) -> None:
         super().__init__()
@@ -39,8 +39,8 @@ class Applied(nn.Module):
         return self.call(y) if self.call is not None else self.function(self, y)
 
 
-class Attended(nn.Module):
-    """Attention of a module of torch's; ``skip``: keys and values of part of the tokens."""
+class SelfAttention(nn.Module):
+    """``nn.MultiheadAttention``; keys and values leave out the first ``skip`` tokens."""
 
     def __init__(self, batch_first: bool, skip: int = 0, **how: Any) -> None:
         super().__init__()
@@ -57,11 +57,11 @@ class Attended(nn.Module):
         return self.layer(x, keys, keys, **self.how)[0]
 
 
-def split(y: Tensor) -> Tensor:
+def split_heads(y: Tensor) -> Tensor:
     return y.reshape(2, 5, 3, 8).permute(0, 2, 1, 3)
 
 
-CASES: list[tuple[str, tuple[int, ...], Any]] = [
+OPS_SHAPES_CALLS: list[tuple[str, tuple[int, ...], Any]] = [
     ("layer_norm", (2, 5, 24), nn.LayerNorm(24)),
     ("layer_norm", (2, 5, 24), nn.LayerNorm((5, 24))),
     ("layer_norm", (3, 24), nn.LayerNorm(24, elementwise_affine=False)),
@@ -95,18 +95,20 @@ CASES: list[tuple[str, tuple[int, ...], Any]] = [
     ("log_softmax", (2, 24), lambda m, y: functional.log_softmax(y, dim=-1)),
     ("matmul", (2, 5, 24), lambda m, y: y @ y.transpose(1, 2)),
     ("matmul", (2, 5, 24), lambda m, y: torch.matmul(y, m.matrix.t())),
-    ("matmul", (2, 5, 24), lambda m, y: split(y).matmul(split(y).transpose(-1, -2))),
+    ("matmul", (2, 5, 24), lambda m, y: split_heads(y).matmul(split_heads(y).transpose(-1, -2))),
     ("matmul", (2, 700, 24), lambda m, y: torch.bmm(y.transpose(1, 2), y)),
     (
         "attention",
         (2, 5, 24),
-        lambda m, y: functional.scaled_dot_product_attention(split(y), split(y), split(y)),
+        lambda m, y: functional.scaled_dot_product_attention(
+            split_heads(y), split_heads(y), split_heads(y)
+        ),
     ),
     (
         "attention",
         (2, 5, 24),
         lambda m, y: functional.scaled_dot_product_attention(
-            split(y), split(y) * 2, split(y), m.mask
+            split_heads(y), split_heads(y) * 2, split_heads(y), m.mask
         ),
     ),
     (
@@ -114,22 +116,24 @@ CASES: list[tuple[str, tuple[int, ...], Any]] = [
         (2, 150, 24),
         lambda m, y: functional.scaled_dot_product_attention(y, y, y, is_causal=True, scale=0.3),
     ),
-    ("multihead_attention", (2, 5, 24), Attended(True)),
-    ("multihead_attention", (5, 2, 24), Attended(False, need_weights=False)),
-    ("multihead_attention", (2, 100, 24), Attended(True, skip=9, need_weights=False)),
-    ("multihead_attention", (5, 2, 24), Attended(False, skip=1)),
+    ("multihead_attention", (2, 5, 24), SelfAttention(True)),
+    ("multihead_attention", (5, 2, 24), SelfAttention(False, need_weights=False)),
+    ("multihead_attention", (2, 100, 24), SelfAttention(True, skip=9, need_weights=False)),
+    ("multihead_attention", (5, 2, 24), SelfAttention(False, skip=1)),
 ]
 
 
 @pytest.mark.parametrize(
-    ("op", "shape", "call"), CASES, ids=[f"{i}-{case[0]}" for i, case in enumerate(CASES)]
+    ("op", "shape", "call"),
+    OPS_SHAPES_CALLS,
+    ids=[f"{i}-{case[0]}" for i, case in enumerate(OPS_SHAPES_CALLS)],
 )
-def test_torch_by_default_and_rust_close_to_it(
+def test_torch_runs_by_default_and_rust_agrees_on_every_isa_and_thread_count(
     op: str, shape: tuple[int, ...], call: Any, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     x = torch.randn(shape)
-    model = ready(Applied(shape[-1], call), x)
+    model = ready(LayerThenFunction(shape[-1], call), x)
     net = exact(model, x)
     assert op in ops_of(net)
     assert "torch" not in ops_of(net)
@@ -141,20 +145,20 @@ def test_torch_by_default_and_rust_close_to_it(
         "np.save(sys.argv[3], net(np.load(sys.argv[2])))"
     )
     paths = [str(tmp_path / name) for name in ("net", "x.npy", "out.npy")]
-    found = []
-    for isa, threads in (("scalar", "1"), ("avx2", "1"), ("", "1"), ("", "3")):
+    outputs = []
+    for isa, threads in (*((isa, "1") for isa in isa_caps()), ("", "3")):
         env = {**os.environ, "FATNN_NUM_THREADS": threads, **({"FATNN_ISA": isa} if isa else {})}
         done = subprocess.run(
             [sys.executable, "-c", code, *paths], env=env, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        found.append(np.load(tmp_path / "out.npy"))
-        np.testing.assert_allclose(found[-1], wanted, rtol=2e-5, atol=2e-5)
-    for other in found[:-1]:
-        np.testing.assert_array_equal(found[-1], other)
+        outputs.append(np.load(tmp_path / "out.npy"))
+        np.testing.assert_allclose(outputs[-1], wanted, rtol=2e-5, atol=2e-5)
+    for other in outputs[:-1]:
+        np.testing.assert_array_equal(outputs[-1], other)
 
 
-def test_a_mask_of_nothing_and_weights_that_are_used_stay_in_torch() -> None:
+def test_attention_whose_weights_are_used_stays_in_torch() -> None:
     class Weights(nn.Module):
         def __init__(self) -> None:
             super().__init__()

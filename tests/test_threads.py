@@ -1,4 +1,4 @@
-"""Threads: who sets them, what is refused, and that a forked child has threads of its own."""
+"""The thread count: who sets it, which values are refused, and what a forked child does."""
 
 import os
 import subprocess
@@ -6,14 +6,13 @@ import sys
 from typing import Any
 
 import pytest
-import torch
 
 import fatnn_rs as fatnn
 from fatnn_rs import _core
 
 
 @pytest.mark.parametrize("threads", [0, -3, "many", 2.5, True, None, 10**9])
-def test_silly_numbers(threads: Any) -> None:
+def test_set_num_threads_refuses_wrong_values(threads: Any) -> None:
     before = fatnn.get_num_threads()
     with pytest.raises(
         fatnn.ConfigError, match="number of threads: expected a whole number from 1 to 4096, got "
@@ -42,14 +41,14 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
         ("FATNN_KERNEL", "magic"),
     ],
 )
-def test_silly_environments(name: str, value: str) -> None:
+def test_wrong_environment_variables_are_refused(name: str, value: str) -> None:
     result = run_python("import fatnn_rs; fatnn_rs.cpu_info()", **{name: value})
     assert result.returncode == 1
     assert f"ConfigError: environment variable {name}: expected " in result.stderr
     assert value in result.stderr
 
 
-def test_torchs_number_holds_until_ours_is_set() -> None:
+def test_core_follows_torchs_thread_count_until_its_own_is_set() -> None:
     code = """
 import torch, fatnn_rs
 from fatnn_rs import ops
@@ -67,7 +66,7 @@ print(fatnn_rs.get_num_threads())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
-def test_a_forked_child_has_a_pool_of_its_own() -> None:
+def test_forked_child_starts_its_own_threads() -> None:
     code = """
 import os, sys, torch, fatnn_rs
 from fatnn_rs import ops
@@ -90,10 +89,9 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert result.returncode == 0, result.stderr
 
 
-def test_cpu_info() -> None:
+def test_cpu_info_names_kernels_threads_and_features() -> None:
     info = fatnn.cpu_info()
     assert "generic-popcount-scalar" in info["kernels"] or os.environ.get("FATNN_KERNEL")
     assert info["threads"] == fatnn.get_num_threads()
     assert set(info["features"]) <= set(info["features_detected"])
     assert _core.__version__ == fatnn.__version__
-    assert torch.get_num_threads() >= 1
