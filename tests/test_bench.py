@@ -1,4 +1,4 @@
-"""The benchmark: its figures, the outputs of other runtimes, its errors. No speed is asserted."""
+"""The benchmark: its report, the other runtimes, its errors. No test asserts a speed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ INPUTS = image(2, 3, 10, 9)
 
 
 class Tiny(nn.Module):
-    """Two ternary layers between two float ones, and a shortcut."""
+    """Two ternary layers with a shortcut, between a float stem and a float classifier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class TwoInputs(nn.Module):
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Small layers gain nothing from threads, and lose much of their speed on a busy machine."""
+    """Run on one thread: small layers gain nothing from more, and a busy machine slows them."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -64,21 +64,21 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[nn.Module, Any]:
-    """A float model and the network converted from its ternary twin."""
+    """A float model, and the network converted from its ternary copy."""
     torch.manual_seed(0)
     model = Tiny().eval()
-    twin = fatnn_rs.prepare(copy.deepcopy(model), example_inputs=INPUTS).eval()
-    return model, fatnn_rs.convert(twin, INPUTS)
+    ternary = fatnn_rs.prepare(copy.deepcopy(model), example_inputs=INPUTS).eval()
+    return model, fatnn_rs.convert(ternary, INPUTS)
 
 
 @pytest.fixture(scope="module")
 def report(pair: tuple[nn.Module, Any]) -> BenchReport:
-    """Against every peer, installed or not."""
+    """A benchmark against every peer, installed or not."""
     model, net = pair
     return fatnn_rs.bench(net, INPUTS, tuple(PEERS), float_model=model, rounds=3)
 
 
-AFTERWARDS = """
+SIGNAL_SCRIPT = """
 import signal, subprocess, sys, tempfile, torch
 from pathlib import Path
 from fatnn_rs.bench import PEERS
@@ -89,29 +89,29 @@ model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)).eval()
 with tempfile.TemporaryDirectory() as folder:
     built = PEERS[sys.argv[1]].build(BenchTask(model, (torch.zeros(1, 3, 8, 8),), 1, Path(folder)))
     del built
-seen.clear()  # the quantizer starts processes, too, one of which may end late
+seen.clear()  # the quantizer starts processes too, and one may end late
 subprocess.run([sys.executable, "-c", ""], check=True)
 assert set(seen) == {signal.SIGCHLD}, seen
 """
 
 
-#: One that is part of torch, and the one that starts processes.
+#: Peers tested every time: torch itself, and the only peer that starts processes.
 QUICK_PEERS = ("torch", "openvino-int8")
 
 
 @pytest.mark.parametrize(
     "name", [n if n in QUICK_PEERS else pytest.param(n, marks=pytest.mark.long) for n in PEERS]
 )
-def test_signals_are_handled_after_a_peer_is_gone(name: str) -> None:
+def test_signal_handlers_run_after_a_peer_was_built(name: str) -> None:
     if PEERS[name].missing():
         pytest.skip(f"{name} is not installed")
-    arguments = [sys.executable, "-W", "ignore", "-X", "faulthandler", "-c", AFTERWARDS, name]
+    arguments = [sys.executable, "-W", "ignore", "-X", "faulthandler", "-c", SIGNAL_SCRIPT, name]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
 
 
 @pytest.mark.parametrize("name", list(PEERS))
-def test_every_peer_is_measured_or_named_as_absent(report: BenchReport, name: str) -> None:
+def test_every_peer_is_measured_or_reported_absent(report: BenchReport, name: str) -> None:
     row, peer = report.row(name), PEERS[name]
     if peer.missing():
         assert row.state == "absent"
@@ -125,24 +125,26 @@ def test_every_peer_is_measured_or_named_as_absent(report: BenchReport, name: st
         assert 0 < spread.minimum <= spread.lower <= spread.median <= spread.upper
     assert row.variants is not None
     assert row.milliseconds.median == min(row.variants.values()) == row.variants[row.variant]
-    # int8 rounds, so an exact answer would mean that it is no int8.
+    # int8 rounds, so an exact output would mean that the peer did not run in int8.
     assert row.error is not None
     assert (1e-4 < row.error < 0.2) if peer.tolerance is None else row.error <= peer.tolerance
 
 
-def test_torch_is_measured_in_both_layouts(report: BenchReport) -> None:
+def test_torch_is_measured_in_both_memory_formats(report: BenchReport) -> None:
     assert set(report.row("torch").variants or ()) == {"contiguous", "channels_last"}
 
 
-def test_layers_are_the_network(report: BenchReport, pair: tuple[nn.Module, Any]) -> None:
+def test_layer_rows_cover_the_whole_network(
+    report: BenchReport, pair: tuple[nn.Module, Any]
+) -> None:
     _, net = pair
     rows = iter([(row.name, row.runs) for row in net.report.rows])
-    # In order; only elementwise functions that run inside another node have no row of their own.
+    # The rows come in order; elementwise functions fused into another node have no row.
     assert all((row.name, row.runs) in rows for row in report.layers)
     assert {row.name for row in net.report.rows if row.macs} <= {row.name for row in report.layers}
     assert sum(row.share for row in report.layers) == pytest.approx(1)
     assert all(row.milliseconds > 0 for row in report.layers)
-    # 90 pixels, two images: a stem of 3 channels, two layers of 8, and 8 x 5.
+    # Two images of 90 pixels: a stem of 3 channels, two layers of 8, and a classifier of 8 x 5.
     assert report.macs_ternary == 2 * 2 * 90 * 8 * 8 * 9
     assert report.macs == report.macs_ternary + 2 * 90 * 3 * 8 * 9 + 2 * 8 * 5
     assert sum(row.macs for row in report.layers) == report.macs
@@ -151,7 +153,7 @@ def test_layers_are_the_network(report: BenchReport, pair: tuple[nn.Module, Any]
     }
 
 
-def test_printing_and_json(report: BenchReport) -> None:
+def test_report_prints_and_serialises_every_row(report: BenchReport) -> None:
     plain = json.loads(report.to_json())
     assert plain == report.as_dict()
     assert [row["name"] for row in plain["rows"]] == ["fatnn", *PEERS]
@@ -174,7 +176,7 @@ def test_printing_and_json(report: BenchReport) -> None:
         assert part in text
 
 
-def test_a_busy_machine_is_named(report: BenchReport) -> None:
+def test_report_warns_of_a_busy_machine(report: BenchReport) -> None:
     for load, busy in ((0.5, False), (99.0, True), (None, False)):
         record = dataclasses.replace(report.machine, load=load)
         assert ("busy: " in str(dataclasses.replace(report, machine=record))) == busy
@@ -184,7 +186,7 @@ def _peer(build: Any, **changes: Any) -> Peer:
     return dataclasses.replace(PEERS["torch"], build=build, **changes)
 
 
-def test_peers_that_are_absent_fail_or_answer_wrongly(
+def test_absent_failing_and_wrong_peers_are_reported(
     pair: tuple[nn.Module, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def explode(task: BenchTask) -> BuiltPeer:
@@ -217,7 +219,7 @@ def test_peers_that_are_absent_fail_or_answer_wrongly(
     assert "broken: failed: RuntimeError: no such kernel" in str(report)
 
 
-def test_without_the_float_model_the_network_is_timed_alone(pair: tuple[nn.Module, Any]) -> None:
+def test_without_float_model_only_the_network_is_timed(pair: tuple[nn.Module, Any]) -> None:
     report = fatnn_rs.bench(pair[1], INPUTS, rounds=3)
     assert report.row("torch").state == "not measured"
     assert "float_model" in report.row("torch").reason
@@ -226,7 +228,7 @@ def test_without_the_float_model_the_network_is_timed_alone(pair: tuple[nn.Modul
     assert "where we lose" not in str(report)
 
 
-def test_threads_are_set_for_all_and_put_back(
+def test_thread_count_applies_to_every_runtime_and_is_restored(
     pair: tuple[nn.Module, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
@@ -249,7 +251,7 @@ def test_threads_are_set_for_all_and_put_back(
         assert (torch.get_num_threads(), fatnn_rs.get_num_threads()) == before
 
 
-def test_nothing_is_changed(pair: tuple[nn.Module, Any]) -> None:
+def test_bench_leaves_model_and_inputs_unchanged(pair: tuple[nn.Module, Any]) -> None:
     model, net = pair
     state, x = copy.deepcopy(model.state_dict()), INPUTS.clone()
     model.train()
@@ -260,7 +262,7 @@ def test_nothing_is_changed(pair: tuple[nn.Module, Any]) -> None:
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-def test_several_inputs_and_outputs() -> None:
+def test_peers_run_models_with_several_inputs_and_outputs() -> None:
     inputs = (image(2, 4, 6, 6), image(2, 4, 5, 7))
     model = TwoInputs().eval()
     net = fatnn_rs.convert(ready(copy.deepcopy(model), inputs), inputs)
@@ -269,7 +271,7 @@ def test_several_inputs_and_outputs() -> None:
     assert not report.failed, str(report)
 
 
-def test_misuse_is_one_clear_error(pair: tuple[nn.Module, Any]) -> None:
+def test_wrong_arguments_raise_clear_errors(pair: tuple[nn.Module, Any]) -> None:
     model, net = pair
     with pytest.raises(
         ConfigError,
@@ -297,20 +299,20 @@ def test_misuse_is_one_clear_error(pair: tuple[nn.Module, Any]) -> None:
         fatnn_rs.bench(net, INPUTS, float_model=nn.Identity())
 
 
-def test_turns_rotate_and_ratios_are_taken_inside_rounds() -> None:
+def test_order_rotates_and_ratios_are_taken_within_a_round() -> None:
     order: list[str] = []
     calls = {name: (lambda name=name: order.append(name)) for name in "abc"}
     times = timing.interleaved(calls, rounds=4)
     assert {name: len(values) for name, values in times.items()} == dict.fromkeys("abc", 4)
     turns = [name for place, name in enumerate(order) if place == 0 or order[place - 1] != name]
-    # How often to call each is found out first; then come the rounds: abc, bca, cab, abc.
+    # A first pass finds how often to call each; then come the rounds: abc, bca, cab, abc.
     assert "".join(turns) == "abc" + "abc" + "bca" + "cab" + "abc"
-    # A machine that slows down by 10 in the middle does not change the ratio.
+    # The ratio stays the same if the machine is ten times slower for one round.
     assert timing.ratios([2, 20, 2], [1, 10, 1]) == [2, 2, 2]
     assert timing.Quartiles.of([3.0, 1.0, 2.0, 5.0, 4.0]) == timing.Quartiles(3.0, 1.0, 2.0, 4.0)
 
 
-def test_the_quantized_file_is_what_the_report_says(
+def test_exported_int8_onnx_file_quantizes_every_convolution(
     pair: tuple[nn.Module, Any], tmp_path: Path
 ) -> None:
     onnx = pytest.importorskip("onnx")
@@ -333,7 +335,7 @@ def test_the_quantized_file_is_what_the_report_says(
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
 
 
-def test_the_machine_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_record_holds_environment_and_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
     record = machine.Machine.current()
     assert record.environment["ONEDNN_MAX_CPU_ISA"] == "AVX512_CORE_VNNI"
@@ -347,7 +349,7 @@ def test_the_machine_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["digits", "cifar-resnet20"])
 @pytest.mark.parametrize("ends", networks.END_TYPES)
-def test_networks_by_name(name: str, ends: str) -> None:
+def test_named_networks_build_and_convert(name: str, ends: str) -> None:
     made = networks.build_and_convert(name, ends=ends)
     assert made.net.report.layers_int8 == (2 if ends == "int8" else 0)
     assert all(not row.op.startswith("torch: ") for row in made.net.report.rows)
@@ -357,8 +359,8 @@ def test_networks_by_name(name: str, ends: str) -> None:
     assert torch.equal(made.images(2), x)
 
 
-def test_cifar_resnet() -> None:
-    # Millions of parameters in the paper's table 6.
+def test_cifar_resnet_has_the_papers_sizes_and_padded_shortcut() -> None:
+    # Millions of parameters, from table 6 of the ResNet paper.
     for depth, count in ((20, 0.27), (32, 0.46), (44, 0.66)):
         assert round(sum(p.numel() for p in CifarResNet(depth).parameters()) / 1e6, 2) == count
     x = image(2, 3, 6, 8)
@@ -381,7 +383,7 @@ def _call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str
     return int(code or 0), captured.out, captured.err
 
 
-def test_command_line(
+def test_bench_command_writes_reports(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PEERS, "away", _peer(None, modules=("a_module_that_is_not_there",)))
@@ -418,7 +420,7 @@ def test_command_line(
     ]
 
 
-def test_command_line_fails_where_it_should(
+def test_bench_command_reports_errors_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def explode(task: BenchTask) -> BuiltPeer:

@@ -1,4 +1,4 @@
-"""Behaviour that one example does not show: branches on sizes, values and modes, state, views."""
+"""Branches, state and views whose behaviour one example input does not show."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Two(nn.Module):
-    """Two ternary layers, and a forward of its own."""
+    """Two ternary layers; ``function(self, x)`` is the forward."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -35,16 +35,16 @@ class Two(nn.Module):
         return self.function(self, x)
 
 
-def in_a_set(m: Any, x: Tensor) -> Tensor:
+def size_in_a_set(m: Any, x: Tensor) -> Tensor:
     y = m.c(x)
     return m.d(y * 2 if x.shape[2] in {8} else y)
 
 
-def in_a_dict(m: Any, x: Tensor) -> Tensor:
+def size_in_a_dict(m: Any, x: Tensor) -> Tensor:
     return m.d(m.c(x) * m.table.get(x.shape[2], 1.0))
 
 
-def by_key_error(m: Any, x: Tensor) -> Tensor:
+def size_by_key_error(m: Any, x: Tensor) -> Tensor:
     try:
         factor = m.table[x.shape[2]]
     except KeyError:
@@ -52,7 +52,7 @@ def by_key_error(m: Any, x: Tensor) -> Tensor:
     return m.d(m.c(x) * factor)
 
 
-def by_type(m: Any, x: Tensor) -> Tensor:
+def size_compared_as_int(m: Any, x: Tensor) -> Tensor:
     y = m.c(x)
     return m.d(y + 1 if isinstance(x.shape[2], int) and x.shape[2] > 6 else y)
 
@@ -62,18 +62,18 @@ def batch_in_a_set(m: Any, x: Tensor) -> Tensor:
     return m.d(y * 2 if x.shape[0] in {16} else y)
 
 
-def batch_of_500(m: Any, x: Tensor) -> Tensor:
+def batch_equals_500(m: Any, x: Tensor) -> Tensor:
     return m.d(m.c(x * 2 if x.shape[0] == 500 else x))
 
 
-def copy_of_a_view(m: Any, x: Tensor) -> Tensor:
+def write_to_contiguous_transpose(m: Any, x: Tensor) -> Tensor:
     h = m.c(x)
     y = h.transpose(2, 3).contiguous()
     y.add_(1)
     return m.d(h)
 
 
-def reshaped(m: Any, x: Tensor) -> Tensor:
+def write_to_reshape(m: Any, x: Tensor) -> Tensor:
     h = m.c(x)
     h.permute(0, 2, 3, 1).reshape(-1, 8).add_(1)
     return m.d(h)
@@ -82,17 +82,17 @@ def reshaped(m: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("function", "other"),
     [
-        (in_a_set, (3, 8, 8, 8)),
-        (in_a_dict, (3, 8, 8, 8)),
-        (by_key_error, (3, 8, 8, 8)),
-        (by_type, (3, 8, 8, 8)),
+        (size_in_a_set, (3, 8, 8, 8)),
+        (size_in_a_dict, (3, 8, 8, 8)),
+        (size_by_key_error, (3, 8, 8, 8)),
+        (size_compared_as_int, (3, 8, 8, 8)),
         (batch_in_a_set, (16, 8, 6, 6)),
-        (batch_of_500, (500, 8, 6, 6)),
-        (copy_of_a_view, (3, 8, 6, 1)),
-        (reshaped, (3, 8, 1, 1)),
+        (batch_equals_500, (500, 8, 6, 6)),
+        (write_to_contiguous_transpose, (3, 8, 6, 1)),
+        (write_to_reshape, (3, 8, 1, 1)),
     ],
 )
-def test_other_sizes_are_right_or_refused(
+def test_other_sizes_are_refused_if_they_might_branch_otherwise(
     function: Callable[..., Any], other: tuple[int, ...]
 ) -> None:
     model = ready(Two(function), X)
@@ -102,7 +102,7 @@ def test_other_sizes_are_right_or_refused(
         net(x)
 
 
-def test_a_try_does_not_hide_a_branch_on_values() -> None:
+def test_branch_on_values_inside_try_is_refused() -> None:
     def swallowed(m: Any, x: Tensor) -> Tensor:
         with contextlib.suppress(Exception):
             if x.max() > 4:
@@ -116,7 +116,7 @@ def test_a_try_does_not_hide_a_branch_on_values() -> None:
         convert(model, X)
 
 
-def test_modes() -> None:
+def test_branch_on_grad_mode_is_refused() -> None:
     def records(m: Any, x: Tensor) -> Tensor:
         return m.d(m.c(x * 2 if torch.is_grad_enabled() else x))
 
@@ -124,7 +124,7 @@ def test_modes() -> None:
         convert(ready(Two(records), X), X)
 
 
-def test_state_of_the_first_call() -> None:
+def test_tensor_cached_by_the_first_call_is_refused() -> None:
     class Cache(Two):
         cache: Tensor | None = None
 
@@ -133,7 +133,7 @@ def test_state_of_the_first_call() -> None:
                 self.cache = x.mean()
             return self.d(self.c(x)) + self.cache
 
-    model = ready(Cache(in_a_set), X)
+    model = ready(Cache(size_in_a_set), X)
     model.cache = None
     with pytest.raises(ConversionError, match=r"another result after an earlier call"):
         convert(model, X)
@@ -151,7 +151,9 @@ def test_state_of_the_first_call() -> None:
         lambda m, x: nn.functional.max_pool2d(m.d(m.c(x)), 2, return_indices=True),
     ],
 )
-def test_one_node_for_several_results(function: Callable[..., Any]) -> None:
+def test_functions_with_several_results_return_the_models_results(
+    function: Callable[..., Any],
+) -> None:
     model = ready(Two(function), X)
     net = convert(model, X)
     with torch.no_grad():
@@ -160,7 +162,7 @@ def test_one_node_for_several_results(function: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
-def test_recurrent_layers_have_the_models_bits(kind: Any) -> None:
+def test_recurrent_layers_give_the_models_bits(kind: Any) -> None:
     class Sequence(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -180,7 +182,7 @@ def test_recurrent_layers_have_the_models_bits(kind: Any) -> None:
         assert same_values(convert(model, x)(x), model(x)) == ""
 
 
-def test_fused_attention_gives_one_result() -> None:
+def test_transformer_encoder_layer_gives_the_models_bits() -> None:
     class Encoder(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -197,7 +199,7 @@ def test_fused_attention_gives_one_result() -> None:
         assert torch.equal(convert(model, x)(x), model(x))
 
 
-def test_signs_of_zeros() -> None:
+def test_sign_of_zero_is_kept() -> None:
     class Inverse(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -217,10 +219,10 @@ def test_signs_of_zeros() -> None:
     assert torch.equal(convert(model, x)(other), model(other))
 
 
-def test_results_that_are_constants_are_copies() -> None:
+def test_parameters_returned_as_results_are_copies() -> None:
     class Returns(Two):
         def __init__(self) -> None:
-            super().__init__(in_a_set)
+            super().__init__(size_in_a_set)
             self.k = nn.Parameter(torch.ones(4))
 
         def forward(self, x: Tensor) -> Any:
@@ -233,7 +235,7 @@ def test_results_that_are_constants_are_copies() -> None:
     assert torch.equal(net(X)[1], torch.ones(4))
 
 
-def test_writes_into_an_argument_are_noted() -> None:
+def test_write_into_an_argument_is_noted() -> None:
     def writes(m: Any, x: Tensor) -> Tensor:
         x.mul_(0.5)
         return m.d(m.c(x))
@@ -242,12 +244,15 @@ def test_writes_into_an_argument_are_noted() -> None:
     assert any("writes into its argument 'x'" in note for note in net.graph.notes)
 
 
-def test_prepare_and_calibrate_in_other_modes() -> None:
+def test_prepare_works_in_inference_mode() -> None:
     model = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1))
     with torch.inference_mode():
         fatnn_rs.prepare(model)
     assert not any(parameter.is_inference() for parameter in model.parameters())
     model(X).sum().backward()
+
+
+def test_failed_calibrate_leaves_batch_norm_unchanged() -> None:
     norm = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))
     fatnn_rs.prepare(
         norm, fatnn_rs.TernaryConfig(first="ternary", last="ternary"), example_inputs=X
@@ -260,7 +265,7 @@ def test_prepare_and_calibrate_in_other_modes() -> None:
     assert torch.equal(norm[1].running_mean, before)
 
 
-def test_nested_tensors_are_refused_in_words() -> None:
-    net = convert(ready(Two(in_a_set), X), X)
+def test_nested_tensor_is_refused() -> None:
+    net = convert(ready(Two(size_in_a_set), X), X)
     with pytest.raises(InputError, match=r"got a nested one"):
         net(torch.nested.nested_tensor([X[0], X[1]]))

@@ -24,8 +24,8 @@ from nets import ResNet, exact, image, ready
 X = image(4, 4, 6, 6)
 
 
-class Base(nn.Module):
-    """Two ternary layers."""
+class TwoConvs(nn.Module):
+    """Two ternary convolutions with a ReLU between them; subclasses define the forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,12 +36,12 @@ class Base(nn.Module):
         return self.b(self.a(x).relu())
 
 
-class Scaled(Base):
+class Scaled(TwoConvs):
     def forward(self, x: Tensor, scale: float = 1.0, *, shift: int = 0) -> Tensor:
         return self.both(x) * scale + shift
 
 
-def test_arguments_by_name() -> None:
+def test_arguments_may_be_passed_by_name() -> None:
     model = ready(Scaled(), X)
     net = convert(model, X)
     expected = model(X)
@@ -66,8 +66,8 @@ def test_arguments_by_name() -> None:
         ((X.to_sparse(), 2.0), {}, r"expected a dense tensor"),
     ],
 )
-def test_arguments_that_were_fixed(
-    args: tuple[Any, ...], kwargs: dict[str, Any], says: str, tmp_path: Path
+def test_wrong_or_changed_arguments_are_refused(
+    args: tuple[Any, ...], kwargs: dict[str, Any], says: str
 ) -> None:
     model = ready(Scaled(), X)
     net = convert(model, (X, 2.0))
@@ -76,15 +76,15 @@ def test_arguments_that_were_fixed(
         net(*args, **kwargs)
 
 
-class Optional(Base):
+class OptionalMask(TwoConvs):
     def forward(self, x: Tensor, mask: Tensor | None = None, flag: bool = True) -> Tensor:
         y = self.both(x)
         y = y if mask is None else y * mask
         return y if flag else -y
 
 
-def test_tensors_that_may_be_left_out() -> None:
-    model = ready(Optional(), X)
+def test_optional_tensor_must_be_given_as_at_conversion() -> None:
+    model = ready(OptionalMask(), X)
     without, with_mask = convert(model, X), convert(model, (X, X, False))
     assert torch.equal(without(X), model(X))
     assert torch.equal(without(X, None, True), model(X))
@@ -97,11 +97,11 @@ def test_tensors_that_may_be_left_out() -> None:
         with_mask(X, flag=False)
 
 
-def test_a_saved_network_is_called_the_same(tmp_path: Path) -> None:
-    fatnn_rs.save(convert(ready(Calls(), (X, 3)), (X, 3)), tmp_path / "net")
+def test_saved_network_takes_the_same_arguments(tmp_path: Path) -> None:
+    fatnn_rs.save(convert(ready(Repeats(), (X, 3)), (X, 3)), tmp_path / "net")
     net = fatnn_rs.load(tmp_path / "net")
     numpy = fatnn_rs.load_numpy(tmp_path / "net")
-    expected = ready(Calls(), (X, 3))(X, 3).detach()
+    expected = ready(Repeats(), (X, 3))(X, 3).detach()
     assert torch.equal(net(X, n=3), expected)
     np.testing.assert_allclose(numpy(X.numpy(), 3), expected.numpy(), rtol=1e-5)
     np.testing.assert_allclose(numpy(n=3, x=X.numpy()), expected.numpy(), rtol=1e-5)
@@ -112,7 +112,7 @@ def test_a_saved_network_is_called_the_same(tmp_path: Path) -> None:
             call(X if call is net else X.numpy(), 4)
 
 
-class Calls(Base):
+class Repeats(TwoConvs):
     def forward(self, x: Tensor, n: int) -> Tensor:
         for _ in range(n):
             x = self.both(x)
@@ -131,7 +131,7 @@ class Result:
     nothing: None = None
 
 
-class Returns(Base):
+class ReturnsStructure(TwoConvs):
     def __init__(self, how: str) -> None:
         super().__init__()
         self.how = how
@@ -149,10 +149,10 @@ class Returns(Base):
 
 
 @pytest.mark.parametrize("how", ["list", "dict", "ordered", "named", "dataclass", "nested"])
-def test_structures(how: str, tmp_path: Path) -> None:
+def test_output_structure_is_kept(how: str, tmp_path: Path) -> None:
     from fatnn_rs.convert.structure import same_values
 
-    model = ready(Returns(how), X)
+    model = ready(ReturnsStructure(how), X)
     net = convert(model, X)
     assert not any("captured by torch.export" in note for note in net.graph.notes)
     for x in (X, image(2, 4, 9, 5)):
@@ -172,7 +172,7 @@ def test_structures(how: str, tmp_path: Path) -> None:
         assert list(fatnn_rs.load_numpy(tmp_path / "net")(X.numpy())) == list(model(X))
 
 
-class OnBatch(Base):
+class BranchesOnBatch(TwoConvs):
     def __init__(self, how: str) -> None:
         super().__init__()
         self.how = how
@@ -194,10 +194,10 @@ class OnBatch(Base):
 
 
 @pytest.mark.parametrize("how", ["large", "small", "even", "between", "exactly"])
-def test_branches_on_the_batch(how: str) -> None:
-    model = ready(OnBatch(how), X)
+def test_branch_on_batch_size_limits_the_accepted_batch_sizes(how: str) -> None:
+    model = ready(BranchesOnBatch(how), X)
     net = convert(model, X)
-    takes = []
+    accepted = []
     for batch in range(1, 12):
         x = image(batch, 4, 6, 6, seed=batch)
         try:
@@ -206,9 +206,9 @@ def test_branches_on_the_batch(how: str) -> None:
             assert "batch" in str(error) or "one shape only" in str(error)  # noqa: PT017
             continue
         assert torch.equal(got, model(x)), batch
-        takes.append(batch)
+        accepted.append(batch)
     assert (
-        takes
+        accepted
         == {
             "large": list(range(3, 12)),
             "small": list(range(1, 6)),
@@ -219,7 +219,7 @@ def test_branches_on_the_batch(how: str) -> None:
     )
 
 
-def test_forward_replaced_on_a_layer() -> None:
+def test_replaced_forward_of_a_layer_is_honoured() -> None:
     model = ready(
         nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3)), X
     )
@@ -233,7 +233,7 @@ def test_forward_replaced_on_a_layer() -> None:
     assert torch.equal(convert(model, X)(X), model(X))
 
 
-def test_forward_replaced_on_a_container() -> None:
+def test_replaced_forward_of_a_container_is_honoured() -> None:
     inner = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
     model = ready(nn.Sequential(nn.Conv2d(4, 4, 3), inner, nn.Conv2d(4, 4, 3)), X)
     old = inner.forward
@@ -241,7 +241,7 @@ def test_forward_replaced_on_a_container() -> None:
     assert torch.equal(convert(model, X)(X), model(X))
 
 
-def test_other_methods_replaced() -> None:
+def test_replaced_run_and_conv_forward_are_honoured() -> None:
     model = ready(nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), X)
     own = model[1]._run
     model[1]._run = lambda *args: own(*args) + 1.0
@@ -255,7 +255,7 @@ def test_other_methods_replaced() -> None:
     assert torch.equal(convert(model, X)(X), model(X))
 
 
-def test_forward_replaced_on_the_model() -> None:
+def test_replaced_forward_of_the_model_is_honoured() -> None:
     model = ready(Scaled(), X)
     old = model.forward
     model.forward = lambda x: old(x) * 0.5
@@ -263,14 +263,14 @@ def test_forward_replaced_on_the_model() -> None:
     assert torch.equal(net(X), model(X))
 
 
-def test_hooks_on_the_model() -> None:
+def test_forward_hook_of_the_model_is_honoured() -> None:
     model = ready(Scaled(), X)
     handle = model.register_forward_hook(lambda module, args, output: output * 3.0)
     assert torch.equal(convert(model, X)(X), model(X))
     handle.remove()
 
 
-def test_accelerate_hooks() -> None:
+def test_accelerate_hook_of_a_layer_is_honoured() -> None:
     hooks = pytest.importorskip("accelerate.hooks")
 
     class Doubles(hooks.ModelHook):
@@ -282,8 +282,8 @@ def test_accelerate_hooks() -> None:
     assert torch.equal(convert(model, X)(X), model(X))
 
 
-def test_wrappers() -> None:
-    model = ready(Base2(), X)
+def test_wrapped_models_convert_to_the_same_network() -> None:
+    model = ready(Plain(), X)
     expected = model(X)
     averaged = torch.optim.swa_utils.AveragedModel(model).eval()
     for wrapped in (nn.DataParallel(model), averaged, torch.compile(model), copy.deepcopy(model)):
@@ -299,18 +299,18 @@ def test_wrappers() -> None:
     assert torch.equal(net(X), expected)
 
 
-class Base2(Base):
+class Plain(TwoConvs):
     def forward(self, x: Tensor) -> Tensor:
         return self.both(x)
 
 
 @pytest.fixture(scope="module")
 def net() -> TernaryNetwork:
-    return convert(ready(Base2(), X, first="float"), X)
+    return convert(ready(Plain(), X, first="float"), X)
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's own about what is deprecated
-def test_tracers_are_refused(net: TernaryNetwork) -> None:
+@pytest.mark.filterwarnings("ignore")  # torch warns that some tracers are deprecated
+def test_tracing_a_converted_network_is_refused(net: TernaryNetwork) -> None:
     around = nn.Sequential(net).eval()
     calls: dict[str, Any] = {
         r"torch.jit.trace": lambda m: torch.jit.trace(m, X),
@@ -328,7 +328,7 @@ def test_tracers_are_refused(net: TernaryNetwork) -> None:
         torch.onnx.export(net, (X,), io.BytesIO(), dynamo=False)
 
 
-def test_state_dict_is_refused(net: TernaryNetwork) -> None:
+def test_state_dict_is_refused_and_pickle_works(net: TernaryNetwork) -> None:
     for call in (net.state_dict, nn.Sequential(net).state_dict):
         with pytest.raises(UnsupportedError, match=r"no state dict.*fatnn_rs.save"):
             call()
@@ -338,8 +338,8 @@ def test_state_dict_is_refused(net: TernaryNetwork) -> None:
     assert torch.equal(pickle.loads(pickle.dumps(net))(X), net(X))
 
 
-def test_autocast(net: TernaryNetwork) -> None:
-    model = ready(nn.Sequential(Base2(), Base2()), X, first="float", last="float")
+def test_autocast_does_not_change_results(net: TernaryNetwork) -> None:
+    model = ready(nn.Sequential(Plain(), Plain()), X, first="float", last="float")
     expected = model(X)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(convert(model, X)(X), expected)
@@ -349,12 +349,12 @@ def test_autocast(net: TernaryNetwork) -> None:
 
 
 @pytest.mark.parametrize("kind", ["dtype", "device", "inference"])
-def test_defaults_of_torch(kind: str, tmp_path: Path) -> None:
+def test_torch_defaults_and_inference_mode_do_not_change_results(kind: str, tmp_path: Path) -> None:
     model = ready(ResNet(), image(2, 3, 32, 32), first="float", last="int8")
     x = image(2, 3, 32, 32)
     expected = model(x)
 
-    def everything() -> None:
+    def convert_and_use() -> None:
         net = convert(model, x)
         assert torch.equal(net(x), expected)
         assert torch.equal(copy.deepcopy(net)(x), expected)
@@ -365,21 +365,21 @@ def test_defaults_of_torch(kind: str, tmp_path: Path) -> None:
 
     if kind == "inference":
         with torch.inference_mode():
-            everything()
+            convert_and_use()
         return
     try:
         if kind == "dtype":
             torch.set_default_dtype(torch.float64)
         else:
             torch.set_default_device("meta")
-        everything()
+        convert_and_use()
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
 
 
-class ReadsWeights(Base):
-    """As Hugging Face's ViT and Whisper: the forward looks at a layer's dtype and sizes."""
+class ReadsWeights(TwoConvs):
+    """Reads dtype and sizes of its layers, as Hugging Face's ViT and Whisper do."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] != self.a.in_channels:
@@ -389,7 +389,7 @@ class ReadsWeights(Base):
 
 
 @pytest.mark.filterwarnings("ignore:these layers do not compute in low precision")
-def test_attributes_of_layers_are_read() -> None:
+def test_forward_may_read_attributes_of_its_layers() -> None:
     exact(ready(ReadsWeights(), X), X)
 
 
@@ -402,7 +402,7 @@ def test_attributes_of_layers_are_read() -> None:
         (lambda bn: (bn.weight.fill_(1e30), bn.running_mean.fill_(1e30)), 1e-5),
     ],
 )
-def test_norms_that_make_nan(change: Any, eps: float) -> None:
+def test_batch_norm_that_makes_nan_is_refused(change: Any, eps: float) -> None:
     model = ready(
         nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)), X
     )
@@ -413,11 +413,11 @@ def test_norms_that_make_nan(change: Any, eps: float) -> None:
         convert(model, X)
 
 
-def test_functions_that_make_nan() -> None:
+def test_functions_that_make_nan_are_refused() -> None:
     chain = nn.Sequential(nn.Conv2d(4, 4, 3), nn.PReLU(4), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3))
     model = ready(chain, X)
     with torch.no_grad():
-        model[1].weight.fill_(3e38)  # minus infinity, of which a slope of 0 makes NaN
+        model[1].weight.fill_(3e38)  # the PReLU gives -inf, and -inf times 0 is NaN
         model[2].weight.fill_(0.0)
     with pytest.raises(
         ConversionError, match=r"layer '0': '1', '2' turn its results into NaN \(channel 0"
@@ -425,7 +425,7 @@ def test_functions_that_make_nan() -> None:
         convert(model, X)
 
 
-def test_a_norm_with_gamma_zero(tmp_path: Path) -> None:
+def test_batch_norm_with_zero_and_tiny_weights_is_exact(tmp_path: Path) -> None:
     class Floats(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -454,8 +454,10 @@ def test_a_norm_with_gamma_zero(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("shape", [(4, 1, 9, 8), (2, 4, 1, 1), (1, 1, 6, 6), (3, 1, 1, 5)])
-def test_formats_of_flat_values(shape: tuple[int, ...], last: bool) -> None:
-    """A value with one channel or pixel fits both memory formats; torch gets the model's format."""
+def test_memory_format_of_tensors_with_one_channel_or_pixel(
+    shape: tuple[int, ...], last: bool
+) -> None:
+    """Such tensors fit both memory formats; torch must get the model's format."""
 
     class Flat(nn.Module):
         def __init__(self) -> None:
@@ -478,10 +480,10 @@ def test_formats_of_flat_values(shape: tuple[int, ...], last: bool) -> None:
 
 
 @pytest.mark.parametrize("how", ["view", "size", "free"])
-def test_views_of_the_examples_size(how: str) -> None:
-    """``x.view(-1, 64)`` changes the batch size at another image size; a flatten would not."""
+def test_view_with_constant_sizes_fixes_the_image_size(how: str) -> None:
+    """At another image size ``view(-1, 64)`` would change the batch size."""
 
-    class Views(Base):
+    class Views(TwoConvs):
         def forward(self, x: Tensor) -> Tensor:
             y = self.both(x)
             if how == "free":
@@ -500,8 +502,8 @@ def test_views_of_the_examples_size(how: str) -> None:
             net(larger)
 
 
-class TwoOnBatch(Base):
-    """Saveable, and captured by export: a branch on the batch size with engine operations only."""
+class TwoInputsBranchOnBatch(TwoConvs):
+    """Branches on the batch size; every operation can be saved."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         a, b = self.both(x), self.both(y)
@@ -510,8 +512,8 @@ class TwoOnBatch(Base):
         return a.relu() if x.shape[0] < 9 else a
 
 
-def test_batch_ranges_in_files(tmp_path: Path) -> None:
-    model = ready(TwoOnBatch(), (X, X))
+def test_saved_network_keeps_its_batch_range(tmp_path: Path) -> None:
+    model = ready(TwoInputsBranchOnBatch(), (X, X))
     fatnn_rs.save(convert(model, (X, X)), tmp_path / "net")
     loaded, numpy = fatnn_rs.load(tmp_path / "net"), fatnn_rs.load_numpy(tmp_path / "net")
     for batch in range(1, 12):

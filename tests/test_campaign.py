@@ -1,4 +1,4 @@
-"""Samples of the campaign (see tests/campaign), and that the campaign finds what it is for."""
+"""Short campaigns (see tests/campaign), and tests that a campaign reports known faults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="trials run in forked children")
 
 
-def python(*arguments: str, timeout: float = 280.0) -> subprocess.CompletedProcess[str]:
+def run_python(*arguments: str, timeout: float = 280.0) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(
         [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
@@ -24,8 +24,8 @@ def python(*arguments: str, timeout: float = 280.0) -> subprocess.CompletedProce
 
 
 def campaign(kind: str, seed: int, trials: int, timeout: float = 280.0) -> None:
-    """Nothing may be found, and enough trials must give a right result instead of a refusal."""
-    done = python(
+    """Run a campaign: it must find no fault, and enough trials must succeed, not be refused."""
+    done = run_python(
         "-m",
         "campaign",
         "--kind",
@@ -43,26 +43,26 @@ def campaign(kind: str, seed: int, trials: int, timeout: float = 280.0) -> None:
     assert counts, done.stdout
     ran, ok, _ = map(int, counts.groups())
     assert ran == trials
-    assert ok >= trials * LEAST_RIGHT[kind], done.stdout
+    assert ok >= trials * MIN_SHARE_OK[kind], done.stdout
 
 
-#: Share of trials that give a right result. Of forged files most have to be refused.
-LEAST_RIGHT = {"networks": 0.4, "files": 0.02, "ops": 0.1}
+#: Minimum share of trials that succeed. Most forged files have to be refused.
+MIN_SHARE_OK = {"networks": 0.4, "files": 0.02, "ops": 0.1}
 
 
 @pytest.mark.parametrize(("kind", "trials"), [("networks", 24), ("files", 80), ("ops", 60)])
-def test_a_sample_finds_nothing(kind: str, trials: int) -> None:
+def test_a_short_campaign_finds_no_fault(kind: str, trials: int) -> None:
     campaign(kind, 1, trials)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", [1_000, 2_000, 3_000, 4_000])
 @pytest.mark.parametrize(("kind", "trials"), [("networks", 100), ("files", 300), ("ops", 200)])
-def test_a_longer_sample_finds_nothing(kind: str, trials: int, seed: int) -> None:
+def test_a_longer_campaign_finds_no_fault(kind: str, trials: int, seed: int) -> None:
     campaign(kind, seed, trials, timeout=800)
 
 
-FAULTS = """
+FAULT_SCRIPT = """
 import os, tempfile, time
 from campaign.outcome import FINDING, OK, Outcome
 from campaign.runner import Kind, Limits, run
@@ -90,8 +90,8 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
-def test_every_way_to_fail_is_a_finding_and_the_trials_go_on() -> None:
-    done = python("-c", FAULTS)
+def test_crash_hang_and_memory_use_are_findings_and_later_trials_run() -> None:
+    done = run_python("-c", FAULT_SCRIPT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "0 ok  | ",
@@ -105,7 +105,7 @@ def test_every_way_to_fail_is_a_finding_and_the_trials_go_on() -> None:
     ]
 
 
-WRONG = """
+WRONG_OUTPUT_SCRIPT = """
 import sys
 import torch
 from campaign import networks
@@ -128,14 +128,14 @@ exec(outcome.reproduction, {})
 """
 
 
-def test_wrong_outputs_are_a_finding_that_can_be_pasted() -> None:
-    done = python("-c", WRONG)
+def test_wrong_output_is_a_finding_with_a_running_reproduction() -> None:
+    done = run_python("-c", WRONG_OUTPUT_SCRIPT)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "finding" in done.stdout
     assert "differs from the eager model" in done.stdout
 
 
-FORGED = """
+FORGED_FILE_SCRIPT = """
 import tempfile, os
 from campaign import files
 import fatnn_rs
@@ -157,6 +157,6 @@ print("the checksum fits")
 """
 
 
-def test_forged_files_get_past_the_checksum() -> None:
-    done = python("-c", FORGED)
+def test_forged_files_have_a_valid_checksum() -> None:
+    done = run_python("-c", FORGED_FILE_SCRIPT)
     assert "the checksum fits" in done.stdout, done.stderr[-2000:]

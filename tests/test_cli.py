@@ -1,4 +1,4 @@
-"""The command line, called through its entry point: exit codes, JSON, one line per failure."""
+"""The command line through its entry point: output, JSON, exit codes and error lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fatnn_rs import cli
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code, standard output, standard error."""
+    """Return the exit code, standard output and standard error."""
     try:
         code: Any = cli.main(arguments)
     except SystemExit as leaving:
@@ -29,7 +29,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
-    """A small network in a file, and the same in memory."""
+    """A saved network: its file, and the network in memory."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8),
@@ -44,7 +44,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
     return path, net
 
 
-def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_prints_version_and_kernels(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "info", "--json")
     assert code == 0
     figures = json.loads(out)
@@ -56,13 +56,15 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("command", [[], ["info"], ["demo"], ["inspect"], ["run"]])
-def test_help(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+def test_help_prints_the_usage(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     code, out, _ = call(capsys, *command, "--help")
     assert code == 0
     assert "Usage" in out
 
 
-def test_inspect(capsys: pytest.CaptureFixture[str], saved: tuple[Path, nn.Module]) -> None:
+def test_inspect_prints_the_report_of_a_file(
+    capsys: pytest.CaptureFixture[str], saved: tuple[Path, nn.Module]
+) -> None:
     code, out, _ = call(capsys, "inspect", str(saved[0]))
     assert code == 0
     assert "conv" in out
@@ -71,7 +73,7 @@ def test_inspect(capsys: pytest.CaptureFixture[str], saved: tuple[Path, nn.Modul
     assert any(row["packed_bytes"] for row in json.loads(out)["rows"])
 
 
-def test_run(
+def test_run_writes_the_networks_output(
     capsys: pytest.CaptureFixture[str], saved: tuple[Path, nn.Module], tmp_path: Path
 ) -> None:
     path, net = saved
@@ -90,7 +92,7 @@ def test_run(
     assert "output [3, 5]" in out
 
 
-def test_failures_are_one_line_and_exit_1(
+def test_errors_print_one_line_and_exit_with_1(
     capsys: pytest.CaptureFixture[str], saved: tuple[Path, nn.Module], tmp_path: Path
 ) -> None:
     path, _ = saved
@@ -118,13 +120,13 @@ def test_failures_are_one_line_and_exit_1(
         assert err.count("\n") == 1
 
 
-def test_wrong_usage_exits_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert call(capsys, "nonsense")[0] == 2
     assert call(capsys, "demo", "--seeds", "0")[0] == 2
     assert call(capsys, "inspect", str(tmp_path / "absent"))[0] == 2
 
 
-def test_as_a_module() -> None:
+def test_python_dash_m_runs_the_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fatnn_rs", "info", "--json"],
         capture_output=True,

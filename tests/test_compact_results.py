@@ -1,4 +1,4 @@
-"""The script that makes committed results small."""
+"""``scripts/compact_results.py``, which makes committed results small."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script, on a folder of its own."""
+    """The script, working on a temporary directory instead of the checkout."""
     spec = importlib.util.spec_from_file_location(
         "compact_results", ROOT / "scripts" / "compact_results.py"
     )
@@ -26,7 +26,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_floats_are_rounded_and_counts_are_not(
+def test_floats_in_json_are_rounded_and_integers_are_kept(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "docs" / "results"
@@ -54,7 +54,9 @@ def test_floats_are_rounded_and_counts_are_not(
     assert script.main(["--check"]) == 0
 
 
-def test_pictures_get_a_palette_once(script: ModuleType, tmp_path: Path) -> None:
+def test_pictures_get_a_palette_and_a_second_run_changes_nothing(
+    script: ModuleType, tmp_path: Path
+) -> None:
     image = pytest.importorskip("PIL.Image")
     folder = tmp_path / "benches" / "results" / "cpu"
     folder.mkdir(parents=True)

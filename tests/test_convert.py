@@ -1,4 +1,4 @@
-"""Conversion: every model's codes and outputs bit for bit, and that the right things were fused."""
+"""Conversion: every code and output is bit for bit the model's, and the right nodes are fused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from nets import (
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
 
-# The one with two inputs has no layer between its ends.
+# The first and last layer of "two inputs" are its only layers, so it needs ternary ones.
 @pytest.mark.parametrize(
     ("name", "ends"),
     [
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even k
         if e == "ternary" or n != "two inputs"
     ],
 )
-def test_models(name: str, ends: str) -> None:
+def test_models_convert_exactly_and_stay_unchanged(name: str, ends: str) -> None:
     make, inputs, others = MODELS[name]
     torch.manual_seed(1)
     model = ready(make(), inputs, first=ends, last=ends)
@@ -57,14 +57,14 @@ def test_models(name: str, ends: str) -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_channels_last() -> None:
+def test_channels_last_models_convert_exactly() -> None:
     x = image(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     model = ready(ResNet(), x, first="float").to(memory_format=torch.channels_last)
     exact(model, x, (image(1, 3, 32, 32).contiguous(memory_format=torch.channels_last),))
 
 
 @pytest.mark.parametrize("batch", [0, 1, 7])
-def test_batch_sizes(batch: int) -> None:
+def test_other_batch_sizes_give_the_models_output(batch: int) -> None:
     x = image(2, 3, 12, 12)
     model = ready(PreActivation(), x)
     net = convert(model, x)
@@ -72,7 +72,7 @@ def test_batch_sizes(batch: int) -> None:
     assert torch.equal(net(given), model(given))
 
 
-def test_resnet_is_fused() -> None:
+def test_resnet_block_becomes_fused_convolutions() -> None:
     x = image(2, 3, 32, 32)
     net = exact(ready(ResNet(), x, first="float", last="float"), x)
     assert ops_of(net) == [
@@ -91,7 +91,7 @@ def test_resnet_is_fused() -> None:
     assert net.report.unsaveable == ()
 
 
-def test_vgg_runs_on_codes_from_end_to_end() -> None:
+def test_vgg_passes_codes_from_layer_to_layer() -> None:
     x = image(2, 3, 13, 11)
     net = exact(ready(Vgg(), x), x)
     assert ops_of(net) == [
@@ -102,7 +102,7 @@ def test_vgg_runs_on_codes_from_end_to_end() -> None:
     assert linear.attrs["kernel"] == [2, 2]
 
 
-def test_token_mlp_is_fused() -> None:
+def test_linear_layers_on_tokens_are_fused() -> None:
     x = image(2, 7, 12)
     net = exact(ready(TokenMlp(), x), x)
     assert ops_of(net) == [
@@ -119,7 +119,7 @@ def test_token_mlp_is_fused() -> None:
     ]
 
 
-def test_shared_layer_runs_twice() -> None:
+def test_verify_compares_every_call_of_a_shared_layer() -> None:
     inputs = (image(2, 4, 6, 6), image(2, 4, 5, 7))
     model = ready(TwoInputs(), inputs)
     report = verify(model, convert(model, inputs), inputs)
@@ -130,7 +130,7 @@ def test_shared_layer_runs_twice() -> None:
     ]
 
 
-def test_codes_are_made_once_for_equal_quantizers() -> None:
+def test_equal_quantizers_of_one_input_run_once() -> None:
     class Twins(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -154,7 +154,7 @@ def prelu(count: int, low: float) -> nn.PReLU:
     return layer
 
 
-FUSED: dict[str, list[nn.Module]] = {
+BECOMES_THRESHOLDS: dict[str, list[nn.Module]] = {
     "batch norm": [nn.BatchNorm2d(8)],
     "nothing": [],
     "relu": [nn.ReLU()],
@@ -171,14 +171,14 @@ FUSED: dict[str, list[nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("name", FUSED)
-def test_what_becomes_thresholds(name: str) -> None:
+@pytest.mark.parametrize("name", BECOMES_THRESHOLDS)
+def test_modules_between_layers_become_thresholds(name: str) -> None:
     x = image(2, 3, 12, 12)
-    model = ready(chain_like(*copy.deepcopy(FUSED[name])), x)
+    model = ready(chain_like(*copy.deepcopy(BECOMES_THRESHOLDS[name])), x)
     assert "conv_codes" in ops_of(exact(model, x))
 
 
-NOT_FUSED: dict[str, tuple[list[nn.Module], str]] = {
+STAYS_FLOAT: dict[str, tuple[list[nn.Module], str]] = {
     "negative prelu slope": ([nn.BatchNorm2d(8), prelu(8, -0.5)], "not monotone"),
     "average pool": ([nn.BatchNorm2d(8), nn.AvgPool2d(2)], "avg_pool2d"),
     "max-pool before batch norm": ([nn.MaxPool2d(2), nn.BatchNorm2d(8), nn.ReLU()], "may decrease"),
@@ -187,9 +187,9 @@ NOT_FUSED: dict[str, tuple[list[nn.Module], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", NOT_FUSED)
-def test_what_stays_float(name: str) -> None:
-    between, why = NOT_FUSED[name]
+@pytest.mark.parametrize("name", STAYS_FLOAT)
+def test_modules_that_prevent_thresholds_are_named_in_the_report(name: str) -> None:
+    between, why = STAYS_FLOAT[name]
     x = image(2, 3, 12, 12)
     net = exact(ready(chain_like(*copy.deepcopy(between)), x), x)
     assert ops_of(net)[:2] == ["quantize", "conv_float"]
@@ -212,7 +212,7 @@ def test_what_stays_float(name: str) -> None:
         ("zeros", (0, 3), (1, 5)),
     ],
 )
-def test_padding(mode: str, padding: Any, kernel: Any) -> None:
+def test_padding_modes_and_sizes_convert_exactly(mode: str, padding: Any, kernel: Any) -> None:
     x = image(2, 5, 9, 8)
     model = nn.Sequential(
         nn.Conv2d(5, 6, kernel, padding=padding, padding_mode=mode),
@@ -223,14 +223,14 @@ def test_padding(mode: str, padding: Any, kernel: Any) -> None:
     exact(ready(model, x), x)
 
 
-def test_full_range() -> None:
+def test_full_range_activations_become_thresholds() -> None:
     x = image(2, 3, 12, 12)
     model = ready(chain_like(nn.BatchNorm2d(8)), x, overrides={"re:.*": {"act_range": "full"}})
     assert not any(layer.act_quant.half_range for layer in (model[0], model[2]))
     assert "conv_codes" in ops_of(exact(model, x))
 
 
-def test_bare_layer() -> None:
+def test_a_single_layer_converts() -> None:
     layer = TernaryConv2d(3, 4, 3, padding=1)
     x = image(2, 3, 5, 5)
     calibrate(layer, x)
@@ -238,16 +238,14 @@ def test_bare_layer() -> None:
     assert torch.equal(exact(layer, x)(x), layer(x))
 
 
-def test_captured_by_export() -> None:
+def test_model_that_fx_cannot_trace_is_captured_by_export() -> None:
     x = image(2, 3, 8, 8)
     net = exact(ready(Branching(), x), x)
     assert any("torch.export" in note for note in net.report.notes)
     assert "conv_codes" in ops_of(net)
 
 
-def test_export_fixes_what_decides() -> None:
-    """Sizes that Python may have branched on are those of the example, or refused."""
-
+def test_exported_model_takes_only_the_sizes_it_branched_on() -> None:
     class ByBatch(Branching):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) if x.shape[0] == 2 else super().forward(x) * 2
@@ -264,7 +262,7 @@ def test_export_fixes_what_decides() -> None:
 
 
 class InPlace(nn.Module):
-    """The shortcut must see what the in-place ReLU did to its input."""
+    """The shortcut reads its input after the in-place ReLU has changed it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -280,7 +278,7 @@ class InPlace(nn.Module):
         return y
 
 
-def test_in_place_operations() -> None:
+def test_in_place_operations_keep_their_order_and_the_callers_input() -> None:
     x = image(2, 3, 6, 6)
     exact(ready(InPlace(), x), x)
     kept = x.clone()
@@ -289,8 +287,8 @@ def test_in_place_operations() -> None:
     assert torch.equal(x, kept)
 
 
-class Odd(nn.Module):
-    """Things no table knows: they stay, in order."""
+class LstmAndSin(nn.Module):
+    """An LSTM and a sine, which no engine operation expresses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -308,14 +306,14 @@ class Odd(nn.Module):
         return self.fc(y), state
 
 
-def test_unknown_parts_stay_in_torch() -> None:
+def test_unknown_functions_and_modules_stay_in_torch() -> None:
     x = image(2, 6, 9)
-    net = exact(ready(Odd(), x), x)
+    net = exact(ready(LstmAndSin(), x), x)
     assert {"torch: LSTM", "torch: sin"} <= {row.op for row in net.report.rows}
     assert net.report.unsaveable
 
 
-def test_modules_with_hooks_stay_in_torch() -> None:
+def test_module_with_a_hook_stays_in_torch() -> None:
     x = image(2, 3, 6, 6)
     model = ready(chain_like(nn.BatchNorm2d(8)), x)
     model[1].register_forward_hook(lambda module, args, output: output * 2)
@@ -323,7 +321,7 @@ def test_modules_with_hooks_stay_in_torch() -> None:
     assert any("hooks" in row.note for row in net.report.rows)
 
 
-def test_training_the_model_does_not_change_the_network() -> None:
+def test_changing_the_model_does_not_change_the_network() -> None:
     x = image(4, 33)
     model = ready(Mlp(), x)
     net = convert(model, x)
@@ -335,7 +333,7 @@ def test_training_the_model_does_not_change_the_network() -> None:
     assert torch.equal(net(x), before)
 
 
-def test_network_is_for_inference() -> None:
+def test_network_refuses_train_mode_and_gives_no_gradient() -> None:
     x = image(4, 33)
     net = convert(ready(Mlp(), x), x)
     assert not net.training
@@ -345,14 +343,14 @@ def test_network_is_for_inference() -> None:
     assert not net(x.requires_grad_()).requires_grad
 
 
-def test_copies_and_pickles() -> None:
+def test_copied_and_pickled_networks_give_the_same_output() -> None:
     x = image(2, 3, 13, 11)
     net = convert(ready(Vgg(), x), x)
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         assert torch.equal(other(x), net(x))
 
 
-def test_under_compile() -> None:
+def test_network_runs_inside_torch_compile() -> None:
     x = image(2, 3, 13, 11)
     net = convert(ready(Vgg(), x), x)
     torch._dynamo.reset()
@@ -360,7 +358,7 @@ def test_under_compile() -> None:
     assert torch.equal(compiled(x), net(x))
 
 
-def test_report_says_what_was_not_fused() -> None:
+def test_report_lists_what_was_not_fused_and_why() -> None:
     quantizer = NotFused("block.q", "fuse_quantizer", "it reads an input of the network")
     many = tuple(
         NotFused(f"relu{i}", "fuse_elementwise", "others read the same value") for i in range(6)
@@ -383,7 +381,7 @@ def test_report_says_what_was_not_fused() -> None:
     assert '"not_fused"' in report.to_json()
 
 
-def test_report() -> None:
+def test_report_row_holds_macs_bytes_and_fused_modules() -> None:
     x = image(1, 3, 13, 11)
     report = convert(ready(Vgg(), x), x).report
     first = next(row for row in report.rows if row.op == "conv_codes")
@@ -395,7 +393,7 @@ def test_report() -> None:
     assert "rust codes -> codes" in str(report)
 
 
-def test_summary() -> None:
+def test_summary_of_float_prepared_and_converted_model_agree() -> None:
     x = image(2, 3, 13, 11)
     plain = Vgg()
     model = ready(copy.deepcopy(plain), x)
@@ -411,7 +409,7 @@ def test_summary() -> None:
     assert "100.0% of them ternary" in str(tables[2])
 
 
-def test_block_alone() -> None:
+def test_residual_block_as_the_whole_model() -> None:
     x = image(2, 8, 6, 6)
     exact(ready(Block(8, 8, 1), x), x)
 
@@ -419,8 +417,10 @@ def test_block_alone() -> None:
 @pytest.mark.parametrize("act", ["binary", "ternary", "uint2"])
 @pytest.mark.parametrize("weight", ["fatnn", "binary", "dorefa"])
 @pytest.mark.parametrize("dilation", [1, 2, 3])
-def test_same_padding_with_even_kernels(act: str, weight: str, dilation: int) -> None:
-    """Padding has code 0, so before the quantizer it needs a zero with code 0, unlike signs."""
+def test_same_padding_with_even_kernels_in_one_dimension(
+    act: str, weight: str, dilation: int
+) -> None:
+    """Padding needs an input value with code 0, which a binary quantizer does not have."""
     torch.manual_seed(0)
     x = image(2, 4, 11)
     layers = [
@@ -433,14 +433,14 @@ def test_same_padding_with_even_kernels(act: str, weight: str, dilation: int) ->
     report = verify(model, net, x)
     assert report.codes_different == 0
     assert report.max_abs_diff == 0.0
-    # One more on one side is a longer kernel, where a weight can be 0 and the first element is one
-    # step away.
-    even = [
+    # An extra padding on one side becomes a longer kernel with a zero weight. Binary codes and
+    # weights cannot express that, so torch runs the layer and verify does not compare it.
+    uneven = [
         layer
         for layer, step in (("0", dilation), ("1", 1))
         if step % 2 and (step > 1 or weight == "dorefa")
     ]
-    assert report.not_compared == (tuple(even) if act == "binary" else ())
+    assert report.not_compared == (tuple(uneven) if act == "binary" else ())
 
 
 def test_same_padding_with_even_kernels_in_two_dimensions() -> None:

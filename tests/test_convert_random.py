@@ -1,4 +1,4 @@
-"""Conversion of random networks: not one code and not one output bit may differ."""
+"""Random networks convert exactly: no code and no output bit differs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ACTIVATIONS: dict[str, Any] = {
 }
 
 
-#: Kind of pool → from the number of dimensions to the module.
+#: Name of a pool → function from the number of spatial dimensions to the module.
 POOLS: dict[str, Any] = {
     "max": lambda dims: MAX[dims](2, 1),
     "max ceil": lambda dims: MAX[dims](3, 2, 1, ceil_mode=True),
@@ -41,7 +41,7 @@ POOLS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One layer with its BatchNorm, activation and pooling, and whether a shortcut spans it."""
+    """One layer with optional BatchNorm, broadcast addition, shortcut, activation and pooling."""
 
     channels: int
     kernel: int
@@ -75,7 +75,7 @@ STAGES = st.builds(
 
 
 class Shortcut(nn.Module):
-    """``after(body(x) + x)``, with a projection where the shapes differ."""
+    """``after(body(x) + project(x))``; ``project`` is the identity if the shapes agree."""
 
     def __init__(
         self, body: nn.Module, after: nn.Module, project: nn.Module, in_place: bool
@@ -99,8 +99,8 @@ AVERAGE: dict[int, Any] = {1: nn.AvgPool1d, 2: nn.AvgPool2d}
 ADAPTIVE: dict[int, Any] = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d}
 
 
-class Spread(nn.Module):
-    """``body(x) + its own mean over the pixels``, or ``+ a parameter`` of one value per channel."""
+class AddBroadcast(nn.Module):
+    """``y + y.mean(pixels)`` or ``y + parameter`` with one value per channel, ``y = body(x)``."""
 
     def __init__(self, body: nn.Module, kind: str, channels: int, dims: int) -> None:
         super().__init__()
@@ -115,59 +115,67 @@ class Spread(nn.Module):
         return y + self.value
 
 
-def layer(stage: Stage, dims: int, inner: int, outer: int, groups: int) -> nn.Module:
+def layer(stage: Stage, dims: int, in_channels: int, out_channels: int, groups: int) -> nn.Module:
     if dims == 0:
-        return nn.Linear(inner, outer, bias=stage.bias)
+        return nn.Linear(in_channels, out_channels, bias=stage.bias)
     return CONVS[dims](
-        inner, outer, stage.kernel, stage.stride, stage.padding, stage.dilation, groups, stage.bias
+        in_channels,
+        out_channels,
+        stage.kernel,
+        stage.stride,
+        stage.padding,
+        stage.dilation,
+        groups,
+        stage.bias,
     )
 
 
-def build(stages: list[Stage], dims: int, channels: int) -> nn.Module:
-    """Stack the stages; channels are multiples of both neighbours' groups."""
+def build_model(stages: list[Stage], dims: int, channels: int) -> nn.Module:
+    """Stack the stages; channels are multiples of the groups on both sides."""
     blocks: list[nn.Module] = []
-    inner = channels
+    in_channels = channels
     for index, stage in enumerate(stages):
-        groups = stage.groups if dims and inner % stage.groups == 0 else 1
-        following = stages[index + 1].groups if index + 1 < len(stages) else 1
-        outer = stage.channels * groups * following
-        body: list[nn.Module] = [layer(stage, dims, inner, outer, groups)]
+        groups = stage.groups if dims and in_channels % stage.groups == 0 else 1
+        next_groups = stages[index + 1].groups if index + 1 < len(stages) else 1
+        out_channels = stage.channels * groups * next_groups
+        body: list[nn.Module] = [layer(stage, dims, in_channels, out_channels, groups)]
         if stage.norm:
-            body.append(NORMS[dims](outer))
+            body.append(NORMS[dims](out_channels))
         if stage.broadcast != "none":
-            body = [Spread(nn.Sequential(*body), stage.broadcast, outer, dims)]
+            body = [AddBroadcast(nn.Sequential(*body), stage.broadcast, out_channels, dims)]
         after: list[nn.Module] = [ACTIVATIONS[stage.activation]()]
         if stage.pool != "none" and dims:
             after.append(POOLS[stage.pool](dims))
         if stage.shortcut:
             project: nn.Module = nn.Identity()
             if (
-                inner != outer
+                in_channels != out_channels
                 or stage.stride > 1
                 or (dims and 2 * stage.padding != stage.dilation * (stage.kernel - 1))
             ):
                 project = nn.Sequential(
-                    layer(stage, dims, inner, outer, 1 if not dims else groups), NORMS[dims](outer)
+                    layer(stage, dims, in_channels, out_channels, 1 if not dims else groups),
+                    NORMS[dims](out_channels),
                 )
             blocks.append(
                 Shortcut(nn.Sequential(*body), nn.Sequential(*after), project, stage.groups == 2)
             )
         else:
             blocks.append(nn.Sequential(*body, *after))
-        inner = outer
+        in_channels = out_channels
     return nn.Sequential(*blocks, nn.Flatten(), nn.LazyLinear(3))
 
 
-def check(
+def check_conversion(
     stages: list[Stage], dims: int, channels: int, size: int, seed: int, **options: str
 ) -> None:
     torch.manual_seed(seed)
-    model = build(stages, dims, channels)
+    model = build_model(stages, dims, channels)
     x = image(3, channels, *([size + 1, size][:dims]), seed=seed)
     try:
         model(x)
     except (RuntimeError, ValueError):
-        assume(False)  # the kernels do not fit the map, or BatchNorm had a single value
+        assume(False)  # a kernel larger than its input, or a BatchNorm with one value per channel
     inputs = tuple(image(batch, *x.shape[1:], seed=seed + batch) for batch in (1, 4))
     model = ready(model, x, seed, **options)
     net = exact(model, x, inputs)
@@ -178,10 +186,10 @@ def check(
         assert torch.equal(net(last), model(x))
 
 
-SETTINGS = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
-LONG = settings(SETTINGS, max_examples=100)
+SHORT = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+LONG = settings(SHORT, max_examples=100)
 
-#: What the first layer becomes (the last one is quantized like those between), and the quantizers.
+#: Options of ``TernaryConfig``; the last layer is always ternary.
 OPTIONS = st.fixed_dictionaries(
     {
         "first": st.sampled_from(["ternary", "int8"]),
@@ -195,7 +203,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-@SETTINGS
+@SHORT
 @given(
     stages=st.lists(STAGES, min_size=1, max_size=4),
     channels=st.integers(1, 6),
@@ -203,10 +211,10 @@ OPTIONS = st.fixed_dictionaries(
     seed=st.integers(0, 1 << 20),
     options=OPTIONS,
 )
-def test_two_dimensions(
+def test_random_2d_networks_convert_exactly(
     stages: list[Stage], channels: int, size: int, seed: int, options: dict[str, str]
 ) -> None:
-    check(stages, 2, channels, size, seed, **options)
+    check_conversion(stages, 2, channels, size, seed, **options)
 
 
 @pytest.mark.long
@@ -218,13 +226,13 @@ def test_two_dimensions(
     seed=st.integers(0, 1 << 20),
     options=OPTIONS,
 )
-def test_two_dimensions_at_length(
+def test_many_random_2d_networks_convert_exactly(
     stages: list[Stage], channels: int, size: int, seed: int, options: dict[str, str]
 ) -> None:
-    check(stages, 2, channels, size, seed, **options)
+    check_conversion(stages, 2, channels, size, seed, **options)
 
 
-@SETTINGS
+@SHORT
 @given(
     stages=st.lists(STAGES, min_size=1, max_size=4),
     channels=st.integers(1, 6),
@@ -232,10 +240,10 @@ def test_two_dimensions_at_length(
     seed=st.integers(0, 1 << 20),
     options=OPTIONS,
 )
-def test_one_dimension(
+def test_random_1d_networks_convert_exactly(
     stages: list[Stage], channels: int, size: int, seed: int, options: dict[str, str]
 ) -> None:
-    check(stages, 1, channels, size, seed, **options)
+    check_conversion(stages, 1, channels, size, seed, **options)
 
 
 @pytest.mark.long
@@ -247,68 +255,71 @@ def test_one_dimension(
     seed=st.integers(0, 1 << 20),
     options=OPTIONS,
 )
-def test_one_dimension_at_length(
+def test_many_random_1d_networks_convert_exactly(
     stages: list[Stage], channels: int, size: int, seed: int, options: dict[str, str]
 ) -> None:
-    check(stages, 1, channels, size, seed, **options)
+    check_conversion(stages, 1, channels, size, seed, **options)
 
 
-@SETTINGS
+@SHORT
 @given(
     stages=st.lists(STAGES, min_size=1, max_size=4),
     channels=st.integers(1, 140),
     seed=st.integers(0, 1 << 20),
     options=OPTIONS,
 )
-def test_linear(stages: list[Stage], channels: int, seed: int, options: dict[str, str]) -> None:
-    check(stages, 0, channels, 0, seed, **options)
-
-
-@pytest.mark.long
-@LONG
-@given(
-    stages=st.lists(STAGES, min_size=1, max_size=4),
-    channels=st.integers(1, 140),
-    seed=st.integers(0, 1 << 20),
-    options=OPTIONS,
-)
-def test_linear_at_length(
+def test_random_linear_networks_convert_exactly(
     stages: list[Stage], channels: int, seed: int, options: dict[str, str]
 ) -> None:
-    check(stages, 0, channels, 0, seed, **options)
+    check_conversion(stages, 0, channels, 0, seed, **options)
 
 
-#: Weights and activations of three levels, and of four.
+@pytest.mark.long
+@LONG
+@given(
+    stages=st.lists(STAGES, min_size=1, max_size=4),
+    channels=st.integers(1, 140),
+    seed=st.integers(0, 1 << 20),
+    options=OPTIONS,
+)
+def test_many_random_linear_networks_convert_exactly(
+    stages: list[Stage], channels: int, seed: int, options: dict[str, str]
+) -> None:
+    check_conversion(stages, 0, channels, 0, seed, **options)
+
+
+#: Quantizers with three levels, and with four.
 LEVELS = [("fatnn", "ternary"), ("dorefa", "uint2")]
 
 
 @pytest.mark.parametrize(("weight", "act"), LEVELS)
 @pytest.mark.parametrize("dims", [0, 1, 2])
-def test_wide_layers_bisect(
+def test_thresholds_found_by_bisection_equal_exhaustive_ones(
     dims: int, weight: str, act: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Thresholds found by bisection and samples are those found by trying every integer."""
     from fatnn_rs.convert import thresholds
 
     stage = Stage(3, 3, 1, 1, 1, 1, False, True, "relu", "none", False)
     torch.manual_seed(0)
-    model = build([stage, stage, stage], dims, 70)
+    model = build_model([stage, stage, stage], dims, 70)
     x = image(3, 70, *([7, 6][:dims]))
     model(x)
     model = ready(model, x, weight=weight, act=act)
     monkeypatch.setattr(thresholds, "EXHAUSTIVE_IF_MONOTONE", thresholds.EXHAUSTIVE)
-    everywhere = convert(model, x)
+    exhaustive = convert(model, x)
     monkeypatch.setattr(thresholds, "EXHAUSTIVE_IF_MONOTONE", 0)
     bisected = exact(model, x)
-    for name, tensor in everywhere.graph.tensors.items():
+    for name, tensor in exhaustive.graph.tensors.items():
         assert torch.equal(tensor, bisected.graph.tensors[name])
 
 
 @pytest.mark.parametrize("pool", ["none", "max ceil", "average ceil"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("weight", "act"), LEVELS)
-def test_wide_layers(weight: str, act: str, bias: bool, pool: str) -> None:
-    """Enough outputs and products for every kernel, also the one for wide layers."""
+def test_wide_layers_convert_exactly_on_every_kernel(
+    weight: str, act: str, bias: bool, pool: str
+) -> None:
+    """The layers are large enough for every kernel, also for the matrix kernel."""
     stages = [
         Stage(144, 3, 1, 1, 1, 1, bias, True, "relu", pool, True),
         Stage(130, 3, 1, 1, 1, 1, bias, True, "hardtanh", "none", False),
@@ -316,4 +327,4 @@ def test_wide_layers(weight: str, act: str, bias: bool, pool: str) -> None:
         Stage(128, 3, 2, 1, 1, 2, bias, True, "relu", "none", False),
     ]
     torch.manual_seed(3)
-    check(stages, 2, 64, 7, 3, weight=weight, act=act)
+    check_conversion(stages, 2, 64, 7, 3, weight=weight, act=act)

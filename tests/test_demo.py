@@ -1,4 +1,4 @@
-"""The demonstration at toy length: the whole path, and its figures."""
+"""The demo with one or two epochs: its results, its targets and its errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fatnn_rs.train.digits import load_digits
 from fatnn_rs.train.recipe import load_recipe
 
 
-def test_the_whole_path(tmp_path: Path) -> None:
+def test_short_demo_writes_consistent_results(tmp_path: Path) -> None:
     text = io.StringIO()
     options = demo.DemoOptions(seeds=1, float_epochs=2, ternary_epochs=1, out=tmp_path, rounds=2)
     before = torch.get_num_threads()
@@ -36,7 +36,7 @@ def test_the_whole_path(tmp_path: Path) -> None:
         assert run["codes_total"] == json.loads((folder / "result.json").read_text())["codes_total"]
     sizes = result["sizes"]
     assert sizes["file_bytes"] == (tmp_path / "digits.safetensors").stat().st_size
-    # Two bits of 32, less what the kernel pads: product tables fill layers of 32 channels up to 64.
+    # Two bits instead of 32 give 16; kernels that pad 32 channels to 64 give less.
     assert 16 >= sizes["ternary_layers_float_bytes"] / sizes["ternary_layers_packed_bytes"] > 5
     assert sizes["float_network_bytes"] > 5 * sizes["file_bytes"]
     assert {row["batch"] for row in result["latency_ms"]} == {1, 64}
@@ -50,12 +50,16 @@ def test_the_whole_path(tmp_path: Path) -> None:
     assert "targets: missed: ternary mean" in text.getvalue()
 
 
-def figures(wide: float, narrow: float) -> dict[str, float]:
-    return {"float_accuracy": wide, "ternary_accuracy": narrow, "rust_accuracy": narrow}
+def figures(float_value: float, ternary_value: float) -> dict[str, float]:
+    return {
+        "float_accuracy": float_value,
+        "ternary_accuracy": ternary_value,
+        "rust_accuracy": ternary_value,
+    }
 
 
 @pytest.mark.parametrize(
-    ("wide", "narrow", "hold"),
+    ("float_value", "ternary_value", "hold"),
     [
         (0.99, 0.986, True),
         (0.992, 0.985, True),
@@ -64,33 +68,37 @@ def figures(wide: float, narrow: float) -> dict[str, float]:
         (0.995, 0.9875, False),
     ],
 )
-def test_targets(wide: float, narrow: float, hold: bool) -> None:
-    targets = demo._targets(figures(wide, narrow), demo.DemoOptions())
+def test_targets_hold_only_near_the_float_accuracy(
+    float_value: float, ternary_value: float, hold: bool
+) -> None:
+    targets = demo._targets(figures(float_value, ternary_value), demo.DemoOptions())
     assert targets["hold"] is hold
     assert targets["binding"]
-    assert not demo._targets(figures(wide, narrow), demo.DemoOptions(seeds=1))["binding"]
+    assert not demo._targets(figures(float_value, ternary_value), demo.DemoOptions(seeds=1))[
+        "binding"
+    ]
 
 
-@pytest.mark.parametrize("narrow", [0.99, 0.9])
-def test_missed_targets_fail_the_command(
-    narrow: float,
+@pytest.mark.parametrize("ternary_value", [0.99, 0.9])
+def test_missed_targets_make_the_command_fail(
+    ternary_value: float,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With default options; the figures are written all the same."""
+    """The results are written in both cases."""
     real = demo._measure
 
     def measure(options: demo.DemoOptions, console: Console) -> dict[str, Any]:
         short = dataclasses.replace(options, seeds=1, float_epochs=1, ternary_epochs=1, rounds=2)
         result = real(short, console)
-        result["mean"] = figures(0.99, narrow)
+        result["mean"] = figures(0.99, ternary_value)
         result["targets"] = demo._targets(result["mean"], options)
         return result
 
     monkeypatch.setattr(demo, "_measure", measure)
     arguments = ["demo", "--out", str(tmp_path), "--no-picture"]
-    if narrow > 0.98:
+    if ternary_value > 0.98:
         with pytest.raises(SystemExit) as left:
             cli.main(arguments)
         assert left.value.code == 0
@@ -100,16 +108,18 @@ def test_missed_targets_fail_the_command(
         shown = capsys.readouterr()
         assert "targets: missed" in shown.out
         assert "fatnn: the demonstration misses its targets" in shown.err
-    assert json.loads((tmp_path / "demo.json").read_text())["targets"]["hold"] == (narrow > 0.98)
+    assert json.loads((tmp_path / "demo.json").read_text())["targets"]["hold"] == (
+        ternary_value > 0.98
+    )
 
 
 @pytest.mark.parametrize("name", ["seeds", "float_epochs", "ternary_epochs", "rounds"])
-def test_options_are_checked(name: str) -> None:
+def test_zero_in_an_option_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         demo.DemoOptions(**{name: 0})
 
 
-def test_data_are_split_once_and_held_out() -> None:
+def test_digits_are_split_the_same_way_every_time() -> None:
     data = load_digits()
     assert (len(data.train_x), len(data.test_x)) == (1437, 360)
     assert data.train_x.shape[1:] == (1, 8, 8)
@@ -121,7 +131,7 @@ def test_data_are_split_once_and_held_out() -> None:
     assert shares.abs().max() < 0.005
 
 
-def test_a_run_that_fails_ends_the_demonstration(
+def test_diverging_run_ends_the_demo_without_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -134,7 +144,7 @@ def test_a_run_that_fails_ends_the_demonstration(
     assert not (tmp_path / "demo.json").exists()
 
 
-def test_settings_shorten_the_recipe() -> None:
+def test_options_only_shorten_the_digits_recipe() -> None:
     usual, short = (
         load_recipe("digits"),
         load_recipe("digits", demo.DemoOptions(float_epochs=4).settings),

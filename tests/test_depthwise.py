@@ -1,4 +1,4 @@
-"""Depthwise convolutions: what becomes of them, and that they convert bit for bit."""
+"""Depthwise convolutions: which layer prepare makes of them, and exact conversion."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from fatnn_rs.train.recipe import Quantize
 from nets import Mobile, exact, image, ops_of, ready
 
 
-class Net(nn.Module):
-    """A block as in MobileNet between two plain convolutions; ``body.3`` is depthwise."""
+class MobileBlock(nn.Module):
+    """A depthwise convolution, ``body.3``, between two 1x1 convolutions, as in MobileNet."""
 
     def __init__(
         self, channels: int = 70, kernel: int = 3, stride: int = 1, multiplier: int = 1
@@ -38,19 +38,21 @@ class Net(nn.Module):
         return self.body(x)
 
 
-KINDS = {"int8": Int8Conv2d, "ternary": TernaryConv2d, "float": nn.Conv2d}
+LAYER_TYPES = {"int8": Int8Conv2d, "ternary": TernaryConv2d, "float": nn.Conv2d}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LAYER_TYPES)
 @pytest.mark.parametrize("multiplier", [1, 2])
-def test_what_becomes_of_a_depthwise_convolution(kind: str, multiplier: int) -> None:
-    model = prepare(Net(multiplier=multiplier), TernaryConfig(depthwise=kind, first="ternary"))
-    assert type(model.body[3]) is KINDS[kind]
+def test_depthwise_option_selects_the_layer_type(kind: str, multiplier: int) -> None:
+    model = prepare(
+        MobileBlock(multiplier=multiplier), TernaryConfig(depthwise=kind, first="ternary")
+    )
+    assert type(model.body[3]) is LAYER_TYPES[kind]
     assert type(model.body[0]) is TernaryConv2d
-    assert type(prepare(Net()).body[3]) is Int8Conv2d
+    assert type(prepare(MobileBlock()).body[3]) is Int8Conv2d
 
 
-def test_small_groups_are_meant_too() -> None:
+def test_depthwise_option_covers_grouped_convolutions_with_few_channels() -> None:
     layers = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.Conv2d(36, 4, 3, groups=4), nn.Conv2d(32, 4, 3, groups=4),
         nn.Conv1d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3),
@@ -65,7 +67,7 @@ def test_small_groups_are_meant_too() -> None:
     ]
 
 
-def test_the_wider_of_two_wins_and_skip_over_all() -> None:
+def test_precedence_of_first_depthwise_and_skip() -> None:
     def kind(**config: Any) -> type:
         model = nn.Sequential(
             nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
@@ -80,24 +82,30 @@ def test_the_wider_of_two_wins_and_skip_over_all() -> None:
     assert kind(first="ternary", skip=("0",)) is nn.Conv2d
 
 
-def test_overrides_say_it_of_a_layer() -> None:
+def test_overrides_set_depthwise_for_one_layer() -> None:
     config = TernaryConfig(
         first="ternary", overrides={"body.3": {"depthwise": "ternary", "per_channel": True}}
     )
-    model = prepare(Net(), config)
+    model = prepare(MobileBlock(), config)
     assert type(model.body[3]) is TernaryConv2d
     assert model.body[3].weight_quant.per_channel
     config = TernaryConfig(
         depthwise="ternary", overrides={"body": {"depthwise": "float"}}, last="ternary"
     )
-    assert type(prepare(Net(), config).body[3]) is nn.Conv2d
+    assert type(prepare(MobileBlock(), config).body[3]) is nn.Conv2d
     with pytest.raises(ConfigError, match=r"'body\.6' names no convolution with small"):
-        prepare(Net(), TernaryConfig(last="ternary", overrides={"body.6": {"depthwise": "float"}}))
+        prepare(
+            MobileBlock(),
+            TernaryConfig(last="ternary", overrides={"body.6": {"depthwise": "float"}}),
+        )
     with pytest.raises(ConfigError, match=r"body\.3 \(depthwise='int8'\)"):
-        prepare(Net(), TernaryConfig(last="ternary", overrides={"body.3": {"per_channel": True}}))
+        prepare(
+            MobileBlock(),
+            TernaryConfig(last="ternary", overrides={"body.3": {"per_channel": True}}),
+        )
 
 
-def test_unknown_values_are_refused() -> None:
+def test_unknown_depthwise_value_is_refused() -> None:
     with pytest.raises(
         ConfigError, match="depthwise must be 'int8' or 'ternary' or 'float', got 'binary'"
     ):
@@ -106,7 +114,7 @@ def test_unknown_values_are_refused() -> None:
         TernaryConfig(overrides={"a": {"depthwise": None}})
 
 
-def test_a_config_keeps_it() -> None:
+def test_config_copies_and_pickles_depthwise() -> None:
     config = TernaryConfig(depthwise="float", overrides={"a": {"depthwise": "int8"}})
     assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
     assert config.options_for("a").depthwise == "int8"
@@ -117,22 +125,26 @@ def test_a_config_keeps_it() -> None:
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (7, 1), (5, 2)])
 @pytest.mark.parametrize("multiplier", [1, 3])
-def test_exact(kernel: int, stride: int, multiplier: int) -> None:
+def test_kernels_strides_and_multipliers_convert_exactly(
+    kernel: int, stride: int, multiplier: int
+) -> None:
     x = image(2, 3, 17, 15)
-    model = ready(Net(70, kernel, stride, multiplier), x, first="int8")
+    model = ready(MobileBlock(70, kernel, stride, multiplier), x, first="int8")
     net = exact(model, x, (x[:1] * 9, image(1, 3, 14, 30), -x))
     assert ops_of(net).count("conv2d_int8") == 2
     assert len(net.segments) == 1
 
 
-BEFORE = (nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.4, 0.7), nn.Hardtanh(0.3, 0.5), nn.Hardswish())
+ACTIVATIONS = (nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.4, 0.7), nn.Hardtanh(0.3, 0.5), nn.Hardswish())
 
 
-@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("before", ACTIVATIONS)
 @pytest.mark.parametrize(
     "after", [nn.ReLU(), nn.ReLU6(), nn.Hardswish(), nn.MaxPool2d(2), nn.Identity()]
 )
-def test_functions_around_it(before: nn.Module, after: nn.Module) -> None:
+def test_activations_around_a_depthwise_layer_convert_exactly(
+    before: nn.Module, after: nn.Module
+) -> None:
     x = image(2, 3, 9, 11)
     model = nn.Sequential(
         nn.Conv2d(3, 20, 1), nn.BatchNorm2d(20), copy.deepcopy(before),
@@ -142,20 +154,22 @@ def test_functions_around_it(before: nn.Module, after: nn.Module) -> None:
     exact(ready(model, x), x, (image(1, 3, 30, 7, seed=4) * 20,))
 
 
-def test_bounds_before_it_are_part_of_its_quantizer() -> None:
+def test_relu6_before_a_depthwise_layer_is_fused_into_its_quantizer() -> None:
     x = image(2, 3, 9, 11)
-    net = exact(ready(Net(), x), x)
+    net = exact(ready(MobileBlock(), x), x)
     assert not any("body.2" in found.layer for found in net.report.not_fused), net.report
 
 
-def test_summary_names_the_kernel() -> None:
+def test_summary_names_the_depthwise_kernel() -> None:
     x = image(2, 3, 9, 11)
-    rows = {row.name: row for row in summary(convert(ready(Net(), x, first="int8"), x), x).rows}
+    rows = {
+        row.name: row for row in summary(convert(ready(MobileBlock(), x, first="int8"), x), x).rows
+    }
     assert "depthwise" in rows["body.3"].kernel
     assert "depthwise" not in rows["body.0"].kernel
 
 
-def test_one_dimension_and_dilation() -> None:
+def test_dilated_depthwise_conv1d_converts_exactly() -> None:
     x = image(2, 6, 50)
     model = nn.Sequential(
         nn.Conv1d(6, 24, 3), nn.BatchNorm1d(24), nn.ReLU(),
@@ -166,21 +180,21 @@ def test_one_dimension_and_dilation() -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "ternary"])
-def test_a_network_of_both_kinds(kind: str) -> None:
+def test_depthwise_and_grouped_layers_convert_exactly_in_one_network(kind: str) -> None:
     x = image(2, 3, 9, 10)
     net = exact(ready(Mobile(), x, depthwise=kind), x, (image(1, 3, 4, 4),))
     assert ("conv2d_int8" in ops_of(net)) == (kind == "int8")
 
 
-def test_nan_is_refused() -> None:
+def test_nan_input_is_refused() -> None:
     x = image(1, 3, 9, 11)
-    net = convert(ready(Net(), x, first="int8"), x)
+    net = convert(ready(MobileBlock(), x, first="int8"), x)
     x[0, 1, 2, 3] = torch.nan
     with pytest.raises(FatnnError, match="NaN"):
         net(x)
 
 
-def test_the_op_takes_the_kernel_and_gives_the_layers_bits() -> None:
+def test_conv_int8_op_uses_the_depthwise_kernel_and_gives_the_layers_bits() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 40, 9, 7)
     layer = Int8Conv2d(40, 80, 3, padding=1, groups=40)

@@ -1,4 +1,4 @@
-"""Bad models and bad inputs: each raises a fatnn-rs exception: what, where, and what to do."""
+"""Bad models and bad inputs raise exceptions that name what is wrong, where, and the way out."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def net() -> TernaryNetwork:
     return convert(ready(ResNet(), X, first="float"), X)
 
 
-def test_no_ternary_layer() -> None:
+def test_model_without_quantized_layers_is_refused() -> None:
     with pytest.raises(
         ConversionError, match=r"ResNet holds no ternary or int8 layer.*prepare\(model\)"
     ):
         convert(ResNet().eval(), X)
 
 
-def test_no_module() -> None:
+def test_argument_that_is_no_module_is_refused() -> None:
     with pytest.raises(ConversionError, match=r"expected a torch.nn.Module, got dict"):
         convert({}, X)  # type: ignore[arg-type]
 
 
-def test_training_mode(resnet: nn.Module) -> None:
+def test_model_in_training_mode_is_refused(resnet: nn.Module) -> None:
     with pytest.raises(ConversionError, match=r"ResNet is in training mode; call model.eval\(\)"):
         convert(resnet.train(), X)
     resnet.eval().layers[1].bn1.train()
@@ -47,7 +47,7 @@ def test_training_mode(resnet: nn.Module) -> None:
         convert(resnet, X)
 
 
-def test_steps_never_initialised() -> None:
+def test_uninitialised_activation_steps_are_refused() -> None:
     model = prepare(ResNet()).eval()
     with pytest.raises(
         ConversionError,
@@ -69,7 +69,7 @@ def test_steps_never_initialised() -> None:
         ("layers.0.conv1.weight_quant", "alpha_pos"),
     ],
 )
-def test_values_that_are_not_finite(
+def test_nan_or_infinity_in_parameters_is_refused(
     resnet: nn.Module, module: str, tensor: str, value: float
 ) -> None:
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_values_that_are_not_finite(
         convert(resnet, X)
 
 
-def test_double_precision(resnet: nn.Module) -> None:
+def test_double_precision_model_is_refused(resnet: nn.Module) -> None:
     with pytest.raises(
         ConversionError, match=r"is torch.float64; expected float32: call model.float\(\)"
     ):
@@ -90,7 +90,7 @@ def test_double_precision(resnet: nn.Module) -> None:
 @pytest.mark.parametrize(
     "inputs", [None, "x", np.zeros((1, 3, 8, 8), np.float32), (), [1, 2], {"x": X}]
 )
-def test_example_inputs_of_the_wrong_type(resnet: nn.Module, inputs: Any) -> None:
+def test_example_inputs_of_a_wrong_type_are_refused(resnet: nn.Module, inputs: Any) -> None:
     with pytest.raises(InputError, match="example_inputs: expected a tensor"):
         convert(resnet, inputs)
     with pytest.raises(InputError, match="example_inputs: expected a tensor"):
@@ -98,12 +98,14 @@ def test_example_inputs_of_the_wrong_type(resnet: nn.Module, inputs: Any) -> Non
 
 
 @pytest.mark.parametrize("inputs", [image(2, 4, 32, 32), image(2, 3), (X, X)])
-def test_example_inputs_that_the_model_refuses(resnet: nn.Module, inputs: Any) -> None:
+def test_example_inputs_on_which_the_model_fails_are_refused(
+    resnet: nn.Module, inputs: Any
+) -> None:
     with pytest.raises(ConversionError, match="ResNet fails on the example inputs"):
         convert(resnet, inputs)
 
 
-def test_summary_of_no_module() -> None:
+def test_summary_of_a_number_is_refused() -> None:
     with pytest.raises(InputError, match="got int"):
         summary(3, X)  # type: ignore[arg-type]
 
@@ -132,19 +134,19 @@ def with_nan(place: int) -> Tensor:
         ((with_nan(7),), "NaN"),
     ],
 )
-def test_inputs(net: TernaryNetwork, inputs: Any, says: str) -> None:
+def test_wrong_inputs_of_a_network_are_refused(net: TernaryNetwork, inputs: Any, says: str) -> None:
     with pytest.raises(InputError, match=says):
         net(*inputs)
 
 
-def test_inputs_too_small() -> None:
+def test_input_smaller_than_the_kernel_is_refused() -> None:
     x = image(2, 3, 12, 12)
     net = convert(ready(chain_like(kernel=5), x), x)
     with pytest.raises(InputError, match="smaller than the kernel"):
         net(image(1, 3, 2, 9))
 
 
-def test_inputs_of_another_size_than_the_linear_layer_wants() -> None:
+def test_image_size_that_does_not_fit_the_linear_layer_is_refused() -> None:
     x = image(2, 3, 13, 11)
     net = convert(ready(Vgg(), x), x)
     with pytest.raises(
@@ -153,30 +155,30 @@ def test_inputs_of_another_size_than_the_linear_layer_wants() -> None:
         net(image(2, 3, 33, 31))
 
 
-def test_features_in_the_last_dimension() -> None:
+def test_wrong_feature_count_in_the_last_dimension_is_refused() -> None:
     x = image(2, 7, 12)
     net = convert(ready(TokenMlp(), x), x)
     with pytest.raises(InputError, match=r"expected 12 channels \(dimension 2"):
         net(image(2, 7, 11))
 
 
-def test_nan_between_layers() -> None:
-    """A NaN that a torch layer makes is met by the next quantizer, not turned into a code."""
+def test_nan_made_by_a_torch_layer_is_refused() -> None:
+    """The next quantizer raises; it does not turn the NaN into a code."""
 
-    class Root(nn.Module):
+    class SquareRoot(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.sqrt(x)
 
     x = image(3, 33).abs()
-    model = ready(nn.Sequential(Root(), Mlp()), x)
+    model = ready(nn.Sequential(SquareRoot(), Mlp()), x)
     net = convert(model, x)
     assert torch.equal(net(x), model(x))
     with pytest.raises(InputError, match="NaN"):
         net(-x)
 
 
-class Recursive(nn.Module):
-    """Neither way of capturing follows Python that depends on values."""
+class BranchesOnValues(nn.Module):
+    """Branches on values of tensors, which neither torch.fx nor torch.export can capture."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,11 +191,11 @@ class Recursive(nn.Module):
         return x
 
 
-def test_models_that_cannot_be_captured() -> None:
+def test_model_that_branches_on_values_is_refused() -> None:
     x = -image(2, 4).abs()
     x[0, 0] = 30.0
     torch.manual_seed(1)  # weights with which the model calls its layer on these inputs
-    model = nn.Sequential(nn.Linear(4, 4), Recursive())
+    model = nn.Sequential(nn.Linear(4, 4), BranchesOnValues())
     model = ready(model, x)
     with pytest.raises(
         ConversionError, match=r"cannot be captured. torch.fx: .*torch.export: .*Move Python"
@@ -201,13 +203,13 @@ def test_models_that_cannot_be_captured() -> None:
         convert(model, x)
 
 
-ALL: list[Callable[[], object]] = [
+FAILING_CALLS: list[Callable[[], object]] = [
     lambda: convert(nn.Linear(2, 2), X),
     lambda: convert(ResNet(), None),
 ]
 
 
-@pytest.mark.parametrize("call", ALL)
-def test_one_root_for_all(call: Callable[[], object]) -> None:
+@pytest.mark.parametrize("call", FAILING_CALLS)
+def test_every_error_is_a_fatnn_error(call: Callable[[], object]) -> None:
     with pytest.raises(FatnnError):
         call()

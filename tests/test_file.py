@@ -1,4 +1,4 @@
-"""The file: round trips, and everything that can be wrong with one."""
+"""The file format: round trips, and files that are damaged or wrong."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def net() -> TernaryNetwork:
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("name", sorted(set(MODELS) - {"two inputs"}))
-def test_round_trip(name: str, tmp_path: Path) -> None:
+def test_saved_network_loads_and_saves_to_the_same_bytes(name: str, tmp_path: Path) -> None:
     make, inputs, _ = MODELS[name]
     model = ready(make(), inputs)
     made = convert(model, inputs)
@@ -38,7 +38,7 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
     assert str(loaded.report) == str(made.report)
 
 
-def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_converting_a_model_twice_saves_the_same_bytes(tmp_path: Path) -> None:
     x = image(4, 33)
     model = ready(Mlp(), x)
     for name in ("first", "second"):
@@ -46,7 +46,7 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
-def test_outputs_keep_their_structure(tmp_path: Path) -> None:
+def test_loaded_network_keeps_the_output_structure(tmp_path: Path) -> None:
     class Structured(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -66,7 +66,7 @@ def test_outputs_keep_their_structure(tmp_path: Path) -> None:
     assert result["b"] == {"c": None, "d": 3}
 
 
-def test_weights_take_five_trits_a_byte(tmp_path: Path) -> None:
+def test_file_packs_five_ternary_weights_into_a_byte(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(1000, 500, bias=False), nn.BatchNorm1d(500))
     x = image(4, 1000)
     save(convert(ready(model, x), x), tmp_path / "net")
@@ -74,7 +74,7 @@ def test_weights_take_five_trits_a_byte(tmp_path: Path) -> None:
     assert 100_000 <= size <= 100_000 + 500 * 8 + 3000
 
 
-def test_nothing_of_the_cpu_is_in_the_file(net: TernaryNetwork, tmp_path: Path) -> None:
+def test_file_holds_plain_tensors_and_no_kernel_layout(net: TernaryNetwork, tmp_path: Path) -> None:
     save(net, tmp_path / "net")
     _, arrays, dtypes = _core.load(str(tmp_path / "net"))
     assert dtypes == net.graph.dtypes
@@ -91,20 +91,20 @@ def written(net: TernaryNetwork, tmp_path_factory: pytest.TempPathFactory) -> by
     return path.read_bytes()
 
 
-def refused(content: bytes, tmp_path: Path) -> None:
+def assert_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "damaged"
     path.write_bytes(content)
     with pytest.raises(FormatError):
         load(path)
 
 
-def test_truncated(written: bytes, tmp_path: Path) -> None:
+def test_truncated_file_is_refused(written: bytes, tmp_path: Path) -> None:
     for size in (0, 1, 7, 8, 9, 100, len(written) // 2, len(written) - 1):
-        refused(written[:size], tmp_path)
-    refused(written + b"\0", tmp_path)
+        assert_refused(written[:size], tmp_path)
+    assert_refused(written + b"\0", tmp_path)
 
 
-def test_bit_flips(written: bytes, tmp_path: Path) -> None:
+def test_file_with_a_flipped_bit_is_refused(written: bytes, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     offsets = sorted(
         {*range(12), *generator.integers(0, len(written), 200).tolist(), len(written) - 1}
@@ -112,24 +112,23 @@ def test_bit_flips(written: bytes, tmp_path: Path) -> None:
     for offset in offsets:
         content = bytearray(written)
         content[offset] ^= 1 << int(generator.integers(0, 8))
-        refused(bytes(content), tmp_path)
+        assert_refused(bytes(content), tmp_path)
 
 
-def test_no_safetensors(tmp_path: Path) -> None:
-    refused(b"PK\x03\x04" + bytes(1000), tmp_path)
-    refused(b"\x80\x04\x95" + bytes(1000), tmp_path)
-    refused(bytes(range(256)) * 8, tmp_path)
+def test_file_that_is_not_safetensors_is_refused(tmp_path: Path) -> None:
+    assert_refused(b"PK\x03\x04" + bytes(1000), tmp_path)
+    assert_refused(b"\x80\x04\x95" + bytes(1000), tmp_path)
+    assert_refused(bytes(range(256)) * 8, tmp_path)
 
 
-def test_safetensors_of_someone_else(tmp_path: Path) -> None:
+def test_safetensors_file_of_another_program_is_refused(tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors.numpy")
     safetensors.save_file({"weight": np.zeros((3, 3), np.float32)}, tmp_path / "other.safetensors")
     with pytest.raises(FormatError):
         load(tmp_path / "other.safetensors")
 
 
-def test_other_version(written: bytes, tmp_path: Path) -> None:
-    """A later version is named as such, not as damage."""
+def test_file_of_a_later_version_is_refused_as_such(written: bytes, tmp_path: Path) -> None:
     header_size = int.from_bytes(written[:8], "little")
     header = json.loads(written[8 : 8 + header_size])
     metadata = header["__metadata__"]
@@ -149,7 +148,7 @@ def test_other_version(written: bytes, tmp_path: Path) -> None:
 
 
 def edited(net: TernaryNetwork, tmp_path: Path, change: Any) -> Path:
-    """A file with a right checksum around a graph that was changed."""
+    """Save a changed graph with a valid checksum; return the file."""
     path = tmp_path / "edited"
     save(net, path)
     text, arrays, dtypes = _core.load(str(path))
@@ -185,7 +184,7 @@ def _dtype(op: str, **change: Any) -> Any:
     return lambda graph, arrays: node(graph, op)["dtype"].update(change)
 
 
-WRONG: dict[str, tuple[Any, str]] = {
+WRONG_GRAPHS: dict[str, tuple[Any, str]] = {
     "not JSON": (lambda graph, arrays: "{", "not JSON"),
     "a list": (lambda graph, arrays: "[]", "the graph is no object"),
     "unknown op": (_put("conv_codes", "op", "exec"), 'unknown op "exec"'),
@@ -318,14 +317,16 @@ WRONG: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_wrong_graphs(name: str, net: TernaryNetwork, tmp_path: Path) -> None:
-    change, says = WRONG[name]
+@pytest.mark.parametrize("name", WRONG_GRAPHS)
+def test_wrong_graph_with_a_valid_checksum_is_refused(
+    name: str, net: TernaryNetwork, tmp_path: Path
+) -> None:
+    change, says = WRONG_GRAPHS[name]
     with pytest.raises(FormatError, match=says):
         load(edited(net, tmp_path, change))
 
 
-def test_types_of_tensors(net: TernaryNetwork, tmp_path: Path) -> None:
+def test_tensor_values_must_fit_their_dtype(net: TernaryNetwork, tmp_path: Path) -> None:
     path = tmp_path / "net"
     save(net, path)
     text, arrays, dtypes = _core.load(path)
@@ -362,7 +363,7 @@ def test_types_of_tensors(net: TernaryNetwork, tmp_path: Path) -> None:
     assert _core.load(path)[2] == dtypes
 
 
-def test_weights_that_happen_to_be_signs_are_binary(tmp_path: Path) -> None:
+def test_ternary_weights_without_zeros_are_stored_as_binary(tmp_path: Path) -> None:
     x = image(2, 3, 8, 8)
     model = ready(nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 3)), x)
     with torch.no_grad():
@@ -385,13 +386,13 @@ def test_weights_that_happen_to_be_signs_are_binary(tmp_path: Path) -> None:
     assert verify(model, load(tmp_path / "net"), x).identical
 
 
-def test_memory_formats_of_inputs(net: TernaryNetwork, tmp_path: Path) -> None:
+def test_every_memory_format_of_an_input_loads(net: TernaryNetwork, tmp_path: Path) -> None:
     for layout in ("any", "contiguous", "channels_last", "order:0,3,1,2"):
         path = edited(net, tmp_path, _attr("input", "layout", layout))
         assert load(path).graph.nodes[0].attrs["layout"] == layout
 
 
-def test_what_a_file_cannot_hold(tmp_path: Path) -> None:
+def test_save_refuses_modules_that_run_python(tmp_path: Path) -> None:
     x = image(2, 4)
     model = ready(nn.Sequential(nn.Linear(4, 5), nn.Softsign(), nn.Linear(5, 3)), x)
     with pytest.raises(UnsupportedError, match=r"1 \(Softsign\) run Python code"):
@@ -399,12 +400,12 @@ def test_what_a_file_cannot_hold(tmp_path: Path) -> None:
     assert not (tmp_path / "net").exists()
 
 
-def test_save_takes_networks_only(tmp_path: Path) -> None:
+def test_save_refuses_what_is_no_network(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match="got Linear"):
         save(nn.Linear(2, 2), tmp_path / "net")  # type: ignore[arg-type]
 
 
-def test_missing_files(net: TernaryNetwork, tmp_path: Path) -> None:
+def test_missing_files_and_directories_raise_os_errors(net: TernaryNetwork, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "nothing")
     with pytest.raises(IsADirectoryError):
@@ -413,8 +414,8 @@ def test_missing_files(net: TernaryNetwork, tmp_path: Path) -> None:
         save(net, tmp_path / "nowhere" / "net")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="permissions and links of POSIX")
-def test_links_permissions_and_special_files(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions and links")
+def test_save_keeps_links_and_permissions_and_refuses_special_files(tmp_path: Path) -> None:
     x = image(2, 3, 8, 8)
     net = convert(ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)), x), x)
     path, link = tmp_path / "net", tmp_path / "link"

@@ -1,4 +1,4 @@
-"""Layers that would silently stay float: prepare, calibrate and the layers name or refuse them."""
+"""Layers that would silently stay float: prepare and calibrate warn of them or refuse them."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_attention_never_calls_its_projection() -> None:
 
 
 class Reader(nn.Module):
-    """Has a layer whose weight it reads, one it never calls, and one whose dtype it reads."""
+    """Reads weights and dtypes of its layers, and never calls some of them."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Files of every version of the format, written once: what users have on their disks.
+"""Stored files of every version of the format still load and give the stored outputs.
 
-``python tests/test_golden.py``, with ``python`` and ``tests`` on ``PYTHONPATH``, writes those of
-the present version: only when the version changes. Outputs stand next to them, and are the same for
-every version.
+``python tests/test_golden.py``, with ``python`` and ``tests`` on ``PYTHONPATH``, writes the files
+of the current version. Run it only when the version changes. The outputs are the same for every
+version.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nets import MODELS, ready
 
 GOLDEN = Path(__file__).parent / "golden"
 
-#: Networks whose results do not depend on the order of sums, and how they were prepared.
+#: Options of prepare for networks whose outputs do not depend on the order of float sums.
 NETWORKS: dict[str, dict[str, Any]] = {
     "vgg": {"first": "int8", "last": "int8"},
     "one dimension": {"act": "uint2", "weight": "dorefa", "depthwise": "ternary"},
@@ -33,7 +33,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "two inputs": {},
 }
 
-#: Types of the weights that are codes.
+#: Dtypes of the weights, if not ternary.
 DTYPES = {"one dimension": "two-bit", "mobile": "binary"}
 
 
@@ -45,7 +45,7 @@ def tensors_of(result: Any) -> list[torch.Tensor]:
     return [x for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
 
 
-def write() -> None:
+def write_files() -> None:
     warnings.simplefilter("ignore")
     for name, options in NETWORKS.items():
         make, inputs, _ = MODELS[name]
@@ -66,7 +66,7 @@ def arrays_of(name: str) -> tuple[list[Any], list[Any]]:
         )
 
 
-def same(found: list[Any], expected: list[Any]) -> None:
+def assert_close(found: list[Any], expected: list[Any]) -> None:
     assert len(found) == len(expected)
     for one, two in zip(found, expected, strict=True):
         # PyTorch's own functions may differ in the last bits from one CPU to another.
@@ -75,13 +75,15 @@ def same(found: list[Any], expected: list[Any]) -> None:
 
 @pytest.mark.parametrize("version", range(1, _core.FORMAT_VERSION + 1))
 @pytest.mark.parametrize("name", NETWORKS)
-def test_golden_files_give_the_same_outputs(name: str, version: int, tmp_path: Path) -> None:
+def test_files_of_every_version_give_the_stored_outputs(
+    name: str, version: int, tmp_path: Path
+) -> None:
     path, (inputs, outputs) = path_of(name, version), arrays_of(name)
     tensors = [torch.from_numpy(x) for x in inputs]
     net = load(path)
     assert isinstance(net, TernaryNetwork)
-    same(tensors_of(net(*tensors)), outputs)
-    same(tensors_of(load(path, float_layers="rust")(*tensors)), outputs)
+    assert_close(tensors_of(net(*tensors)), outputs)
+    assert_close(tensors_of(load(path, float_layers="rust")(*tensors)), outputs)
     assert set(net.graph.dtypes.values()) == {DTYPES.get(name, "ternary")}
     try:
         numpy_net = fatnn_rs.load_numpy(path)
@@ -89,12 +91,12 @@ def test_golden_files_give_the_same_outputs(name: str, version: int, tmp_path: P
         assert name == "token mlp"
     else:
         found = [x for x in pytree.tree_leaves(numpy_net(*inputs)) if isinstance(x, np.ndarray)]
-        same(found, outputs)
+        assert_close(found, outputs)
     assert str(read_report(path))
-    # What is saved now is of this version, and holds the same network.
+    # Saving writes the current version, and keeps the network.
     save(net, tmp_path / "again")
     again = load(tmp_path / "again")
-    same(tensors_of(again(*tensors)), outputs)
+    assert_close(tensors_of(again(*tensors)), outputs)
     assert again.graph.dtypes == net.graph.dtypes
     assert [(node.op, node.dtype, node.attrs) for node in again.graph.nodes] == [
         (node.op, node.dtype, node.attrs) for node in net.graph.nodes
@@ -102,7 +104,7 @@ def test_golden_files_give_the_same_outputs(name: str, version: int, tmp_path: P
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_version_1_becomes_what_a_conversion_makes_now(name: str) -> None:
+def test_files_of_versions_1_and_2_load_to_the_same_graph(name: str) -> None:
     old, new = (load(path_of(name, version)).graph for version in (1, 2))
     assert old.dtypes == new.dtypes
     for one, two in zip(old.nodes, new.nodes, strict=True):
@@ -117,7 +119,7 @@ def test_version_1_becomes_what_a_conversion_makes_now(name: str) -> None:
         assert torch.equal(tensor, new.tensors[key])
 
 
-def test_a_change_to_a_file_of_version_1_is_noticed(tmp_path: Path) -> None:
+def test_damaged_file_of_version_1_is_refused(tmp_path: Path) -> None:
     content = path_of("vgg", 1).read_bytes()
     for at in range(8, len(content), 97):
         damaged = bytearray(content)
@@ -128,4 +130,4 @@ def test_a_change_to_a_file_of_version_1_is_noticed(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    write()
+    write_files()

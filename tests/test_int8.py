@@ -29,7 +29,7 @@ from fatnn_rs.nn import Int8Conv1d, Int8Conv2d, Int8Layer, Int8Linear, TernaryLa
 from fatnn_rs.quant.int8 import Int8Activation, weight_codes, weight_steps
 from nets import Mlp, ResNet, Vgg, exact, image, ops_of, ready
 
-CASES: list[tuple[type[Any], type[Any], tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
+LAYERS: list[tuple[type[Any], type[Any], tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
     (Int8Conv1d, nn.Conv1d, (6, 5, 3), {"padding": 1, "stride": 2}, (2, 6, 11)),
     (Int8Conv2d, nn.Conv2d, (3, 4, 7), {"padding": 3, "stride": 2}, (2, 3, 13, 12)),
     (
@@ -39,14 +39,20 @@ CASES: list[tuple[type[Any], type[Any], tuple[Any, ...], dict[str, Any], tuple[i
         {"padding": (2, 0), "dilation": 2, "groups": 2},
         (2, 6, 9, 5),
     ),
-    (Int8Conv2d, nn.Conv2d, (150, 4, 3), {"padding": 1}, (1, 150, 5, 4)),  # sums beyond float32
+    (
+        Int8Conv2d,
+        nn.Conv2d,
+        (150, 4, 3),
+        {"padding": 1},
+        (1, 150, 5, 4),
+    ),  # sums that float32 cannot hold
     (Int8Linear, nn.Linear, (6, 4), {}, (2, 3, 6)),
     (Int8Linear, nn.Linear, (3000, 4), {}, (2, 3000)),
 ]
 
 
-def reference(layer: Any, plain: Any, args: Any, kwargs: Any, x: Tensor) -> Tensor:
-    """The layer's function from its parameters, in float64 where that is exact."""
+def expected_output(layer: Any, plain: Any, args: Any, kwargs: Any, x: Tensor) -> Tensor:
+    """Compute the layer's output from its parameters; the integer sum is exact in float64."""
     weight = layer.weight.detach()
     step = layer.act_quant.step.detach()
     steps = weight.abs().flatten(1).amax(1) / 127
@@ -62,7 +68,7 @@ def reference(layer: Any, plain: Any, args: Any, kwargs: Any, x: Tensor) -> Tens
     return y if layer.bias is None else y + layer.bias.detach().view(shape)
 
 
-@pytest.mark.parametrize(("int8", "plain", "args", "kwargs", "shape"), CASES)
+@pytest.mark.parametrize(("int8", "plain", "args", "kwargs", "shape"), LAYERS)
 @pytest.mark.parametrize("bias", [False, True])
 def test_forward_is_the_integer_sum_then_scale_then_bias(
     int8: Any, plain: Any, args: Any, kwargs: Any, shape: Any, bias: bool
@@ -71,14 +77,14 @@ def test_forward_is_the_integer_sum_then_scale_then_bias(
     layer = int8(*args, **kwargs, bias=bias)
     x = image(*shape)
     y = layer(x)
-    assert torch.equal(y.detach(), reference(layer, plain, args, kwargs, x))
+    assert torch.equal(y.detach(), expected_output(layer, plain, args, kwargs, x))
     assert torch.equal(layer.eval()(x), y)
-    # Eight bits are close to the float layer.
+    # With eight bits the output is close to the float layer's.
     expected = plain.forward(layer, x)
     assert (y - expected).abs().max() < 0.03 * expected.abs().max()
 
 
-def test_sums_that_float32_cannot_hold_are_exact() -> None:
+def test_integer_sums_beyond_float32_are_exact() -> None:
     layer = Int8Linear(2001, 1, bias=False)
     with torch.no_grad():
         layer.weight.fill_(127.0)
@@ -101,7 +107,7 @@ def test_padding_comes_before_quantization(mode: str) -> None:
     assert torch.equal(y, layer(functional.pad(x, [1] * 4, mode=mode)))
 
 
-def test_zero_channels_and_tiny_weights_are_finite() -> None:
+def test_zero_and_tiny_weights_give_finite_results_and_gradients() -> None:
     layer = Int8Linear(4, 4)
     with torch.no_grad():
         layer.weight[0] = 0.0
@@ -114,7 +120,7 @@ def test_zero_channels_and_tiny_weights_are_finite() -> None:
     assert bool(torch.isfinite(y).all())
 
 
-def test_weights_have_a_step_per_channel_and_the_straight_through_gradient() -> None:
+def test_weights_have_a_step_per_channel_and_a_straight_through_gradient() -> None:
     weight = (image(5, 3, 2, 2) * torch.logspace(-3, 3, 5).view(-1, 1, 1, 1)).requires_grad_()
     steps = weight_steps(weight)
     codes = weight_codes(weight, steps)
@@ -138,17 +144,16 @@ def test_activation_codes_are_rounded_half_to_even_and_clipped() -> None:
     assert not bool(torch.signbit(codes[[0, 2, 9]]).any())
 
 
-def test_gradients_are_those_of_learned_step_size_quantization() -> None:
+def test_gradients_match_the_lsq_formula() -> None:
     torch.manual_seed(0)
     layer = Int8Linear(6, 4, bias=False)
     x = (image(5, 6) * 3).requires_grad_()
     layer(x.detach())
-    step = 0.02  # clips a part
+    step = 0.02  # clips some inputs
     layer.act_quant.set_step(step)
     g = image(5, 4, seed=2)
     layer(x).backward(g)
-    # The layer is a linear one of quantized values; d(step q)/dstep is q - x / step inside, q
-    # outside.
+    # d(step * q)/dstep is q - x / step if x is not clipped, else q.
     ratio = x.detach().double() / step
     codes = ratio.round().clamp(-127, 127)
     inside = ratio.abs() < 127
@@ -163,7 +168,7 @@ def test_gradients_are_those_of_learned_step_size_quantization() -> None:
     )
 
 
-def test_a_step_that_training_pushed_below_zero_comes_back() -> None:
+def test_negative_step_gives_finite_outputs_and_gradient() -> None:
     layer = Int8Linear(4, 2)
     layer(image(3, 4))
     with torch.no_grad():
@@ -176,7 +181,7 @@ def test_a_step_that_training_pushed_below_zero_comes_back() -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-10, 1.0, 1e20])
-def test_the_first_batch_sets_the_step(scale: float) -> None:
+def test_first_batch_that_is_not_zero_sets_the_step(scale: float) -> None:
     quantizer = Int8Activation()
     x = image(4000) * scale
     quantizer(torch.zeros(3))
@@ -191,7 +196,7 @@ def test_the_first_batch_sets_the_step(scale: float) -> None:
     assert float(quantizer.step.detach()) == step
 
 
-def test_bad_values() -> None:
+def test_wrong_inputs_and_too_large_layers_are_refused() -> None:
     layer = Int8Linear(3, 4)
     layer.set_name("head.fc")
     with pytest.raises(ConfigError, match=r"'head\.fc'.*never initialised"):
@@ -206,7 +211,7 @@ def test_bad_values() -> None:
         layer(torch.ones(0, 3))
     with pytest.raises(ConfigError, match="133001 inputs per output are too many"):
         Int8Linear(133_001, 1)
-    # What a layer may have, the core takes.
+    # The core takes the largest layer that the class allows.
     layer = Int8Linear(133_000, 1)
     layer(torch.ones(1, 133_000))
     net = convert(nn.Sequential(layer).eval(), torch.ones(1, 133_000))
@@ -215,7 +220,7 @@ def test_bad_values() -> None:
         Int8Conv2d.from_float(nn.Linear(3, 4))
 
 
-@pytest.mark.parametrize(("int8", "plain", "args", "kwargs", "shape"), CASES)
+@pytest.mark.parametrize(("int8", "plain", "args", "kwargs", "shape"), LAYERS)
 def test_from_float_keeps_parameters_keys_and_mode(
     int8: Any, plain: Any, args: Any, kwargs: Any, shape: Any
 ) -> None:
@@ -235,18 +240,18 @@ def test_from_float_keeps_parameters_keys_and_mode(
     assert not {"weight", "bias"} & set(missing)
 
 
-def test_state_dict_resumes_calibration() -> None:
+def test_state_dict_keeps_the_calibrated_step() -> None:
     source, target = Int8Conv2d(3, 8, 3, padding=1), Int8Conv2d(3, 8, 3, padding=1)
     x = image(2, 3, 6, 6)
     source(x)
     target.load_state_dict(source.state_dict())
     assert target.act_quant.initialized
     assert torch.equal(target.eval()(x), source.eval()(x))
-    target.train()(x * 100)  # does not initialise anew
+    target.train()(x * 100)  # keeps the step of the first batch
     assert torch.equal(copy.deepcopy(target).eval()(x), source(x))
 
 
-def test_autocast_and_narrow_floats_keep_exact_accumulators() -> None:
+def test_autocast_is_exact_and_half_precision_layers_are_close() -> None:
     layer = Int8Linear(512, 8)
     x = image(4, 512)
     expected = layer(x)
@@ -258,7 +263,7 @@ def test_autocast_and_narrow_floats_keep_exact_accumulators() -> None:
         assert (half(x.to(narrow)).float() - expected).abs().max() < 0.02 * expected.abs().max()
 
 
-class Net(nn.Module):
+class HeadBodyStem(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.head = nn.Linear(8, 3)
@@ -272,10 +277,10 @@ class Net(nn.Module):
         return y
 
 
-INT8 = {"first": "int8", "last": "int8"}
+INT8_FIRST_AND_LAST = {"first": "int8", "last": "int8"}
 
 
-def kinds(model: nn.Module) -> dict[str, str]:
+def layer_types(model: nn.Module) -> dict[str, str]:
     named = {
         name: module
         for name, module in model.named_modules()
@@ -284,40 +289,49 @@ def kinds(model: nn.Module) -> dict[str, str]:
     return {name: type(module).__name__ for name, module in named.items()}
 
 
-def test_prepare() -> None:
-    model = Net()
+def test_prepare_makes_the_first_and_last_layer_int8() -> None:
+    model = HeadBodyStem()
     keys, weight = set(model.state_dict()), model.stem.weight
-    prepare(model, TernaryConfig(**INT8), image(4, 2, 7, 7))
-    assert kinds(model) == {"head": "Int8Linear", "body.0": "TernaryConv2d", "stem": "Int8Conv2d"}
+    prepare(model, TernaryConfig(**INT8_FIRST_AND_LAST), image(4, 2, 7, 7))
+    assert layer_types(model) == {
+        "head": "Int8Linear",
+        "body.0": "TernaryConv2d",
+        "stem": "Int8Conv2d",
+    }
     assert keys < set(model.state_dict())
     assert model.stem.weight is weight
     assert model.stem.layer_name == model.stem.act_quant.layer_name == "stem"
     assert model.head.act_quant.initialized
-    assert kinds(prepare(Net(), TernaryConfig(first="int8"))) == {
+    assert layer_types(prepare(HeadBodyStem(), TernaryConfig(first="int8"))) == {
         "body.0": "TernaryConv2d",
         "stem": "Int8Conv2d",
     }
     with pytest.raises(ConfigError, match="already holds quantized layers"):
-        prepare(prepare(Net(), TernaryConfig(skip=("body",), **INT8)))
+        prepare(prepare(HeadBodyStem(), TernaryConfig(skip=("body",), **INT8_FIRST_AND_LAST)))
 
 
-def test_prepare_with_skip_and_overrides() -> None:
-    config = TernaryConfig(skip=("stem",), overrides={"re:.*": {"per_channel": True}}, **INT8)
-    model = prepare(Net(), config)
-    assert kinds(model) == {"head": "Int8Linear", "body.0": "TernaryConv2d"}
+def test_prepare_combines_int8_with_skip_and_overrides() -> None:
+    config = TernaryConfig(
+        skip=("stem",), overrides={"re:.*": {"per_channel": True}}, **INT8_FIRST_AND_LAST
+    )
+    model = prepare(HeadBodyStem(), config)
+    assert layer_types(model) == {"head": "Int8Linear", "body.0": "TernaryConv2d"}
     with pytest.raises(
         ConfigError, match=r"names only layers that do not become ternary: stem \(first='int8'\)"
     ):
-        prepare(Net(), TernaryConfig(overrides={"stem": {"scale": True}}, **INT8))
+        prepare(
+            HeadBodyStem(),
+            TernaryConfig(overrides={"stem": {"scale": True}}, **INT8_FIRST_AND_LAST),
+        )
     both = nn.Sequential(nn.Linear(3, 3))
-    assert kinds(prepare(copy.deepcopy(both), TernaryConfig(first="int8", last="ternary"))) == {
-        "0": "Int8Linear"
-    }
+    assert layer_types(
+        prepare(copy.deepcopy(both), TernaryConfig(first="int8", last="ternary"))
+    ) == {"0": "Int8Linear"}
     with pytest.raises(ConfigError, match=r"nothing is left.*last='float'.*'int8'"):
         prepare(both, TernaryConfig(first="int8"))
 
 
-def test_calibrate_leaves_batchnorm_behind_an_int8_layer_alone() -> None:
+def test_calibrate_keeps_the_statistics_of_batch_norm_after_an_int8_layer() -> None:
     model = nn.Sequential(Int8Linear(4, 8), nn.BatchNorm1d(8), Int8Linear(8, 2))
     calibrate(model, image(16, 4))
     assert model[0].act_quant.initialized
@@ -325,9 +339,9 @@ def test_calibrate_leaves_batchnorm_behind_an_int8_layer_alone() -> None:
     assert torch.equal(model[1].running_mean, torch.zeros(8))
 
 
-def test_steps_are_not_decayed_and_training_moves_them() -> None:
+def test_steps_have_no_weight_decay_and_training_changes_them() -> None:
     torch.manual_seed(0)
-    model = prepare(Net(), TernaryConfig(**INT8), image(4, 2, 7, 7))
+    model = prepare(HeadBodyStem(), TernaryConfig(**INT8_FIRST_AND_LAST), image(4, 2, 7, 7))
     decay, plain = param_groups(model, 1e-2)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert {names[id(p)] for p in decay["params"]} == {
@@ -350,9 +364,9 @@ def test_steps_are_not_decayed_and_training_moves_them() -> None:
     assert float(model.head.act_quant.step.detach()) != before
 
 
-def test_resnet_with_int8_ends(tmp_path: Path) -> None:
+def test_resnet_with_int8_first_and_last_layer_converts_exactly(tmp_path: Path) -> None:
     x = image(2, 3, 32, 32)
-    model = ready(ResNet(), x, **INT8)
+    model = ready(ResNet(), x, **INT8_FIRST_AND_LAST)
     for float_layers in ("torch", "rust"):
         net = convert(model, x, float_layers)
         assert ops_of(net)[:4] == ["conv2d_int8", "batch_norm", "relu", "max_pool2d"]
@@ -376,7 +390,7 @@ def test_resnet_with_int8_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "between", [(), (nn.ReLU(),), (nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2))]
 )
-def test_what_follows_an_int8_layer_is_exact(
+def test_modules_after_an_int8_layer_convert_exactly(
     between: tuple[nn.Module, ...], channels_last: bool
 ) -> None:
     x = image(2, 3, 17, 15)
@@ -385,23 +399,23 @@ def test_what_follows_an_int8_layer_is_exact(
     model = nn.Sequential(
         nn.Conv2d(3, 6, 5, 2, 2), *copy.deepcopy(between), nn.Conv2d(6, 9, 3), nn.Conv2d(9, 4, 1)
     )
-    exact(ready(model, x, **INT8), x, (x[:1], image(1, 3, 14, 30)))
+    exact(ready(model, x, **INT8_FIRST_AND_LAST), x, (x[:1], image(1, 3, 14, 30)))
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-def test_one_dimension(groups: int) -> None:
+def test_int8_conv1d_converts_exactly(groups: int) -> None:
     x = image(2, 6, 30)
     model = nn.Sequential(
         nn.Conv1d(6, 9, 5, stride=2, padding=3, dilation=2, groups=groups), nn.BatchNorm1d(9),
         nn.ReLU(),
         nn.Conv1d(9, 6, 3), nn.ReLU(), nn.Conv1d(6, 4, 3, padding=1),
     )  # fmt: skip
-    exact(ready(model, x, **INT8), x, (image(1, 6, 41),))
+    exact(ready(model, x, **INT8_FIRST_AND_LAST), x, (image(1, 6, 41),))
 
 
 @pytest.mark.parametrize("mode", ["reflect", "zeros"])
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
-def test_padding_that_is_not_alike_on_both_sides_or_not_zero(mode: str) -> None:
+def test_uneven_and_reflect_padding_convert_exactly(mode: str) -> None:
     x = image(2, 3, 8, 9)
     padding: Any = "same" if mode == "zeros" else 2
     model = nn.Sequential(
@@ -410,9 +424,9 @@ def test_padding_that_is_not_alike_on_both_sides_or_not_zero(mode: str) -> None:
     exact(ready(model, x, first="int8"), x)
 
 
-def test_mlp_with_bias(tmp_path: Path) -> None:
+def test_mlp_with_int8_first_and_last_layer_converts_and_saves_exactly(tmp_path: Path) -> None:
     x = image(16, 33)
-    model = ready(Mlp(), x, **INT8)
+    model = ready(Mlp(), x, **INT8_FIRST_AND_LAST)
     net = exact(model, x, (image(1, 33), image(5, 33, seed=3) * 30))
     assert ops_of(net)[-1] == "linear_int8"
     assert len(net.segments) == 1
@@ -439,7 +453,7 @@ def _array(role: str, change: Any) -> Any:
     return apply
 
 
-WRONG: dict[str, tuple[Any, str]] = {
+WRONG_NODES: dict[str, tuple[Any, str]] = {
     "no step": (
         lambda node, arrays: arrays.pop(node["tensors"].pop("inv_step")),
         '"inv_step" is missing',
@@ -476,14 +490,14 @@ WRONG: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_wrong_files(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", WRONG_NODES)
+def test_wrong_int8_nodes_in_a_file_are_refused(name: str, tmp_path: Path) -> None:
     x = image(2, 3, 32, 32)
     net = convert(ready(ResNet(), x, first="int8"), x)
     fatnn_rs.save(net, tmp_path / "net")
     text, arrays, dtypes = _core.load(tmp_path / "net")
     graph = json.loads(text)
-    change, says = WRONG[name]
+    change, says = WRONG_NODES[name]
     node = next(node for node in graph["nodes"] if node["op"] == "conv2d_int8")
     change(node, arrays)
     _core.save(tmp_path / "net", json.dumps(graph), arrays, dtypes)
@@ -491,9 +505,11 @@ def test_wrong_files(name: str, tmp_path: Path) -> None:
         fatnn_rs.load(tmp_path / "net")
 
 
-def test_a_network_of_int8_layers_only() -> None:
+def test_network_of_int8_layers_only_converts_and_verifies() -> None:
     x = image(4, 5)
-    model = ready(nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)), x, **INT8)
+    model = ready(
+        nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)), x, **INT8_FIRST_AND_LAST
+    )
     net = convert(model, x)
     report = verify(model, net, x)
     assert report.identical
@@ -506,9 +522,9 @@ def test_a_network_of_int8_layers_only() -> None:
     assert torch.equal(convert(layer.eval(), x)(x), layer(x))
 
 
-def test_verify_sees_a_changed_int8_layer() -> None:
+def test_verify_finds_a_changed_int8_layer() -> None:
     x = image(2, 3, 32, 32)
-    model = ready(ResNet(), x, **INT8)
+    model = ready(ResNet(), x, **INT8_FIRST_AND_LAST)
     net = convert(model, x)
     with torch.no_grad():
         model.fc.act_quant.step.mul_(1.01)
@@ -518,18 +534,18 @@ def test_verify_sees_a_changed_int8_layer() -> None:
     assert verify(model, net, x).codes_different > 0
 
 
-def test_a_layer_with_hooks_is_named_as_not_compared() -> None:
+def test_verify_names_an_int8_layer_with_a_hook_as_not_compared() -> None:
     x = image(4, 33)
-    model = ready(Mlp(), x, **INT8)
+    model = ready(Mlp(), x, **INT8_FIRST_AND_LAST)
     model.fc3.register_forward_hook(lambda module, args, output: output * 2)
     report = verify(model, convert(model, x), x)
     assert report.not_compared == ("fc3",)
     assert not report.identical
 
 
-def test_nan_is_refused() -> None:
+def test_nan_input_is_refused() -> None:
     x = image(4, 33)
-    model = ready(Mlp(), x, **INT8)
+    model = ready(Mlp(), x, **INT8_FIRST_AND_LAST)
     net = convert(model, x)
     bad = x.clone()
     bad[2, 3] = torch.nan
@@ -541,14 +557,14 @@ def test_nan_is_refused() -> None:
         convert(model, bad)
 
 
-def test_conversion_needs_a_step() -> None:
+def test_uninitialised_int8_layer_is_refused() -> None:
     with pytest.raises(ConversionError, match=r"layer '0'.*never initialised"):
         convert(nn.Sequential(Int8Linear(3, 4)).eval(), image(2, 3))
 
 
-def test_threads_batches_and_infinity() -> None:
+def test_infinite_inputs_and_every_batch_size_are_exact() -> None:
     x = image(3, 3, 32, 32)
-    model = ready(ResNet(), x, **INT8)
+    model = ready(ResNet(), x, **INT8_FIRST_AND_LAST)
     net = convert(model, x)
     x[0, 0, 0, 0], x[1, 1, 5, 5] = torch.inf, -1e30
     expected = model(x)
@@ -557,26 +573,26 @@ def test_threads_batches_and_infinity() -> None:
     assert torch.equal(net(x), expected)
 
 
-def test_under_compile() -> None:
+def test_int8_network_runs_inside_torch_compile() -> None:
     x = image(2, 3, 13, 11)
-    net = convert(ready(Vgg(), x, **INT8), x)
+    net = convert(ready(Vgg(), x, **INT8_FIRST_AND_LAST), x)
     torch._dynamo.reset()
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(x), net(x))
 
 
-def test_one_by_one_gives_the_bits_of_the_engine() -> None:
+def test_nodes_run_separately_give_the_bits_of_the_segment() -> None:
     x = image(2, 3, 32, 32)
-    net = convert(ready(ResNet(), x, **INT8), x)
+    net = convert(ready(ResNet(), x, **INT8_FIRST_AND_LAST), x)
     assert torch.equal(net.run_observed((x,), None), net(x))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(net.run_observed((x,), None), net(x))
 
 
-def test_report_and_summary() -> None:
+def test_report_and_summary_count_int8_layers() -> None:
     x = image(2, 3, 13, 11)
     plain = Vgg()
-    model = ready(copy.deepcopy(plain), x, **INT8)
+    model = ready(copy.deepcopy(plain), x, **INT8_FIRST_AND_LAST)
     net = convert(model, x)
     report = net.report
     assert report.layers_int8 == 2

@@ -1,4 +1,4 @@
-"""The precision ladder: its tables, its figures, and one small ladder from end to end."""
+"""The precision ladder: its tables and statistics, and one small ladder from start to report."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ OPTIONS = (
 )
 
 
-def call(*options: str) -> int:
+def call_ladder(*options: str) -> int:
     try:
         code: Any = ladder.__main__.main(options)
     except SystemExit as leaving:
@@ -57,30 +57,30 @@ def call(*options: str) -> int:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _rows() -> Iterator[None]:
-    """A small layer and a small network, for these tests only."""
+def _test_shape_and_network() -> Iterator[None]:
+    """Add a small layer and a small network to the tables for these tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SHAPES, "tiny", TINY)
         patch.setitem(NETWORKS, "digits", LadderNetwork("float", "made-up"))
         yield
 
 
-class Finished:
-    """A ladder that was interrupted behind its first case and went on, and what it left."""
+class InterruptedLadder:
+    """A ladder that was interrupted after its first case and resumed, with all it wrote."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.measured = folder, list[BenchCase]()
         real = command._run
 
         def run(state: Any, case: BenchCase, *arguments: Any) -> str | None:
-            if len(self.measured) == 1 and self.interrupts:
-                self.interrupts -= 1
+            if len(self.measured) == 1 and self.interruptions_left:
+                self.interruptions_left -= 1
                 raise KeyboardInterrupt
             reason = real(state, case, *arguments)
             self.measured.append(case)
             return reason
 
-        self.interrupts = 1
+        self.interruptions_left = 1
         rows = [
             {"name": row.accuracy, "mean": 0.9, "std": 0.01}
             for row in RUNGS.values()
@@ -111,22 +111,22 @@ class Finished:
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(command, "_run", run)
-            # Typer ends with 130 where it is interrupted.
-            assert call(*self.options) != 0
-            self.before = list(self.measured)
-            assert call(*self.options) == 0
+            # Typer exits with 130 after an interrupt.
+            assert call_ladder(*self.options) != 0
+            self.measured_before = list(self.measured)
+            assert call_ladder(*self.options) == 0
         self.file = folder / "new" / "ladder.json"
         self.results = json.loads(self.file.read_text())
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> InterruptedLadder:
     pytest.importorskip("matplotlib")
-    return Finished(tmp_path_factory.mktemp("ladder"))
+    return InterruptedLadder(tmp_path_factory.mktemp("ladder"))
 
 
-def test_an_interrupted_ladder_goes_on_where_it_stopped(finished: Finished) -> None:
-    assert [str(case) for case in finished.before] == ["tiny, batch 1, threads 1, native"]
+def test_interrupted_ladder_resumes_with_the_next_case(finished: InterruptedLadder) -> None:
+    assert [str(case) for case in finished.measured_before] == ["tiny, batch 1, threads 1, native"]
     assert [str(case) for case in finished.measured] == [
         "tiny, batch 1, threads 1, native",
         "digits, batch 1, threads 1, native",
@@ -135,14 +135,14 @@ def test_an_interrupted_ladder_goes_on_where_it_stopped(finished: Finished) -> N
     ]
 
 
-def test_nothing_is_measured_twice(
-    finished: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_finished_ladder_measures_nothing_again(
+    finished: InterruptedLadder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
         command, "_run", lambda *arguments: pytest.fail("a case was measured again")
     )
-    assert call(*finished.options[:-2]) == 0
-    # All but the moment is the same.
+    assert call_ladder(*finished.options[:-2]) == 0
+    # Only the time of day differs.
     texts = [
         re.sub(r"T\d\d:\d\d:\d\d", "", text.strip())
         for text in (capsys.readouterr().out, markdown(finished.results))
@@ -150,7 +150,7 @@ def test_nothing_is_measured_twice(
     assert texts[0] == texts[1]
 
 
-def test_every_rung_is_measured_or_named_with_the_reason(finished: Finished) -> None:
+def test_every_rung_is_measured_or_listed_with_a_reason(finished: InterruptedLadder) -> None:
     for case in finished.results["cases"]:
         capped = case["isa"] != "native"
         names = {row["who"] for row in case["figures"]} | {row["who"] for row in case["missing"]}
@@ -174,20 +174,22 @@ def test_every_rung_is_measured_or_named_with_the_reason(finished: Finished) -> 
 
 
 def _kernels(who: str, isa: str) -> list[str]:
-    """What the rung runs on here, or below the cap at scalar."""
+    """Return the kernels of a rung, on this CPU or capped at scalar."""
     kernels = RUNGS[who].kernels()
     return (
         kernels
         if isa == "native"
-        else [name for name in machine.Machine.current().kernels if _is(name, who)]
+        else [name for name in machine.Machine.current().kernels if _is_scalar_kernel(name, who)]
     )
 
 
-def _is(name: str, who: str) -> bool:
+def _is_scalar_kernel(name: str, who: str) -> bool:
     return name == f"generic-{RUNGS[who].family}-scalar"
 
 
-def test_layers_are_measured_both_ways_and_networks_say_what_they_hold(finished: Finished) -> None:
+def test_layers_are_timed_on_codes_and_floats_and_networks_list_their_facts(
+    finished: InterruptedLadder,
+) -> None:
     by_slug = {(case["name"], case["isa"]): case for case in finished.results["cases"]}
     layer, network = by_slug["tiny", "native"], by_slug["digits", "native"]
     assert layer["macs"] == 36 * 20 * 24 * 9
@@ -207,17 +209,18 @@ def test_layers_are_measured_both_ways_and_networks_say_what_they_hold(finished:
     assert inside_network(network, "int8")["facts"]["kernels"].keys() == best  # type: ignore[index]
 
 
-def test_the_report_and_the_plots(finished: Finished) -> None:
+def test_report_json_and_plots_are_written(finished: InterruptedLadder) -> None:
     place = finished.folder / "results" / machine.Machine.current().slug
     assert sorted(re.sub(r"^[\d-]{10}", "", path.name) for path in place.iterdir()) == [
         *("-ladder-accuracy.png", "-ladder.json", "-ladder.md", "-ladder.png"),
     ]
     assert json.loads(next(place.glob("*.json")).read_text()) == finished.results
-    # The command says which instruction sets where they are not all that this CPU has.
+    # The command names instruction sets unless they are all that this CPU has.
     text = next(place.glob("*.md")).read_text().replace(" --isa native,scalar", "")
     tiers = "scalar" if RUNGS["ternary-matrix"].kernels() else "native, scalar"
     for part in (
-        *("## Theory and practice", "3×3, 20 channels, 6×6", "digits, batch 1", "| scalar |", "4N"),
+        *("## Theory and practice", "3×3, 20 channels, 6×6", "digits, batch 1"),
+        *("| scalar |", "4N"),
         *(
             "0.1250",
             "other (not here)",
@@ -230,14 +233,14 @@ def test_the_report_and_the_plots(finished: Finished) -> None:
         assert part in text, part
 
 
-def test_a_case_that_fails_is_named_and_the_others_go_on(
-    finished: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_failing_case_is_named_and_the_others_are_measured(
+    finished: InterruptedLadder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(SHAPES, "broken", LayerShape("no channels", 0, 8))
     options = list(finished.options[: finished.options.index("--json")])
     for option, value in (("--layers", "broken,tiny"), ("--networks", "none"), ("--isa", "native")):
         options[options.index(option) + 1] = value
-    assert call(*options) == 1
+    assert call_ladder(*options) == 1
     captured = capsys.readouterr()
     assert "**failed**: broken, batch 1, threads 1, native: " in captured.out
     assert "### 3×3, 20 channels, 6×6" in captured.out
@@ -246,19 +249,19 @@ def test_a_case_that_fails_is_named_and_the_others_go_on(
     )
 
 
-def test_ladders_agree_within_their_spread(
-    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_compare_reports_figures_outside_the_spread(
+    finished: InterruptedLadder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = copy.deepcopy(finished.results)
     row = other["cases"][0]["figures"][-1]
     path = tmp_path / "other.json"
     path.write_text(json.dumps(other))
-    assert call("--compare", str(finished.file), str(path)) == 0
+    assert call_ladder("--compare", str(finished.file), str(path)) == 0
     row["milliseconds"].update(
         {name: 1e3 * row["milliseconds"][name] for name in ("low", "median", "high")}
     )
     path.write_text(json.dumps(other))
-    assert call("--compare", str(finished.file), str(path)) == 1
+    assert call_ladder("--compare", str(finished.file), str(path)) == 1
     captured = capsys.readouterr()
     assert f"tiny b1 t1 native: {row['who']}, {row['way']}" in captured.out
     assert "1 times and 0 ratios" in captured.out
@@ -301,27 +304,27 @@ def test_ladders_agree_within_their_spread(
         ),
     ],
 )
-def test_misuse_is_one_clear_error(
+def test_wrong_options_print_one_clear_error(
     options: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(*options, "--out", str(tmp_path)) == 1
+    assert call_ladder(*options, "--out", str(tmp_path)) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"ladder: {message}")
 
 
-def test_a_file_of_instructions_has_to_be_one(
+def test_wrong_file_of_instruction_counts_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "counts"
     for text in ("no JSON", "{}"):
         path.write_text(text)
-        assert call(*OPTIONS, "--out", str(tmp_path), "--instructions", str(path)) == 1
+        assert call_ladder(*OPTIONS, "--out", str(tmp_path), "--instructions", str(path)) == 1
         assert (
             "expected the output of `cargo bench --package fatnn --bench instructions`"
             in capsys.readouterr().err
         )
 
 
-def test_cases_are_every_combination_and_caps_are_measured_once() -> None:
+def test_cases_cover_every_combination_and_capped_isas_once() -> None:
     options = LadderOptions(
         layers=("tiny", "fc-4096"), networks=("digits",), batches=(1, 8), threads=(1, 2)
     )
@@ -345,7 +348,7 @@ def test_cases_are_every_combination_and_caps_are_measured_once() -> None:
 
 
 @pytest.mark.parametrize("name", list(RUNGS))
-def test_rungs_are_rows_of_other_tables(name: str) -> None:
+def test_rungs_agree_with_accuracies_configs_and_kernels(name: str) -> None:
     rung = RUNGS[name]
     assert not rung.accuracy or rung.accuracy in {"float", *ROWS}
     if rung.kind != "codes":
@@ -363,7 +366,7 @@ def test_rungs_are_rows_of_other_tables(name: str) -> None:
         assert rung.kernels()
 
 
-def test_instructions_are_counted_for_layers_of_the_same_names() -> None:
+def test_instruction_benchmark_uses_the_same_layer_shapes() -> None:
     source = Path(__file__).parents[1] / "benches" / "instructions.rs"
     rows = re.findall(r'\("([\w-]+)", \[(\d+), (\d+)\], (\d+), (\d+)\)', source.read_text())
     assert len(rows) >= 4
@@ -374,7 +377,7 @@ def test_instructions_are_counted_for_layers_of_the_same_names() -> None:
         ]
 
 
-def test_a_kernel_is_taken_by_its_name_or_refused() -> None:
+def test_prepack_takes_a_kernel_by_name_and_refuses_others() -> None:
     weight = np.ones((4, 4, 1, 1), np.int8)
     with pytest.raises(
         InputError, match=r'kernel: expected one that this CPU has: .*generic-.*, got "nonsense"'
@@ -391,7 +394,7 @@ def test_a_kernel_is_taken_by_its_name_or_refused() -> None:
         )
 
 
-def test_a_network_runs_on_the_family_it_is_given() -> None:
+def test_network_runs_on_the_given_kernel_family() -> None:
     built = networks.build_float("digits")
     config = fatnn_rs.TernaryConfig(act="uint2", weight="dorefa", first="int8", last="int8")
     net, codes = networks.convert_and_verify(built, config, "rust")
@@ -407,7 +410,7 @@ def test_a_network_runs_on_the_family_it_is_given() -> None:
         TernaryNetwork(net.graph, "rust", "tables")
 
 
-def test_a_float_model_runs_in_the_engine_whole() -> None:
+def test_float_model_runs_in_one_segment() -> None:
     model = networks.build_float("small-cnn").model
     x = image(2, 1, 28, 28)
     net = convert_float(model, x)
@@ -416,12 +419,12 @@ def test_a_float_model_runs_in_the_engine_whole() -> None:
     assert {kernel for _, kernel, _ in net.segments[0].network.products} == {"gemm-f32"}
 
 
-def test_spreads_are_those_of_all_processes() -> None:
+def test_spread_covers_all_processes() -> None:
     found = summarise([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]])
     assert found == {"median": 2.5, "low": 1.5, "high": 5.0, "medians": [2.0, 4.0]}
 
 
-def test_no_spread_is_less_than_what_figures_like_it_move_by() -> None:
+def test_noise_floor_widens_spreads_to_the_movement_between_processes() -> None:
     def row(*processes: list[float]) -> dict[str, Any]:
         same = summarise([[1.0, 1.0, 1.0]] * len(processes))
         return {"milliseconds": summarise(processes), "over_float32": same, "of_popcount": None}
@@ -429,13 +432,16 @@ def test_no_spread_is_less_than_what_figures_like_it_move_by() -> None:
     def case(kind: str, threads: int, *rows: dict[str, Any]) -> dict[str, Any]:
         return {"kind": kind, "threads": threads, "figures": list(rows)}
 
-    steady, restless = row([10.0] * 3, [10.0] * 3), row([10.0] * 3, [20.0] * 3)
-    other, alone = row([5.0] * 3, [5.0] * 3), row([5.0, 6.0, 7.0])
+    steady, changing = row([10.0] * 3, [10.0] * 3), row([10.0] * 3, [20.0] * 3)
+    other, single_process = row([5.0] * 3, [5.0] * 3), row([5.0, 6.0, 7.0])
     found = apply_noise_floor(
-        [case("layer", 1, steady, restless), case("layer", 2, other), case("network", 1, alone)]
+        [
+            case("layer", 1, steady, changing),
+            case("layer", 2, other),
+            case("network", 1, single_process),
+        ]
     )
-    # Two pairs, which moved by 1 and by 2: the 95th percentile lies 95 of 100 of the way from one
-    # to the other.
+    # Two pairs moved by factors of 1 and 2; their 95th percentile is 2 ** 0.95.
     factor = 2.0**0.95
     assert [
         (one["kind"], one["threads"], one["ratios"], one["pairs"], one["factor"]) for one in found
@@ -446,15 +452,18 @@ def test_no_spread_is_less_than_what_figures_like_it_move_by() -> None:
     ]
     times = steady["milliseconds"]
     assert (times["low"], times["high"]) == (pytest.approx(10 / factor), pytest.approx(10 * factor))
-    assert restless["milliseconds"]["low"] == pytest.approx(15 / factor)
-    assert restless["milliseconds"]["high"] == pytest.approx(15 * factor)
+    assert changing["milliseconds"]["low"] == pytest.approx(15 / factor)
+    assert changing["milliseconds"]["high"] == pytest.approx(15 * factor)
     assert (other["milliseconds"]["low"], other["milliseconds"]["high"]) == (5.0, 5.0)
-    assert (alone["milliseconds"]["low"], alone["milliseconds"]["high"]) == (5.5, 6.5)
-    # What is divided by itself does not move.
+    assert (single_process["milliseconds"]["low"], single_process["milliseconds"]["high"]) == (
+        5.5,
+        6.5,
+    )
+    # A figure relative to itself is constant.
     assert steady["over_float32"]["high"] == 1.0
 
 
-def _unit(seconds: dict[tuple[str, str, str], list[float]]) -> dict[str, Any]:
+def _process_result(seconds: dict[tuple[str, str, str], list[float]]) -> dict[str, Any]:
     entries = [
         {"who": who, "kind": "rung" if who in RUNGS else "peer", "way": way, "variant": variant,
         "facts": {},
@@ -475,9 +484,9 @@ def _unit(seconds: dict[tuple[str, str, str], list[float]]) -> dict[str, Any]:
     }
 
 
-def test_ratios_are_taken_inside_rounds_and_the_fastest_variant_counts() -> None:
-    # The machine halves its speed in the second round: ratios do not see it.
-    unit = _unit(
+def test_ratios_are_taken_within_rounds_for_the_fastest_variant() -> None:
+    # The machine runs at half speed in the second round; ratios within rounds cancel that.
+    unit = _process_result(
         {
             ("float32", "floats", ""): [8.0, 16.0, 8.0],
             ("ternary-popcount", "codes", "p"): [1.0, 2.0, 1.0],
@@ -500,7 +509,7 @@ def test_ratios_are_taken_inside_rounds_and_the_fastest_variant_counts() -> None
     assert table["of_popcount"]["median"] == 0.5
 
 
-def test_options_are_the_command_that_measures_the_same() -> None:
+def test_command_line_repeats_the_options() -> None:
     assert command.command_line(LadderOptions()).startswith("python -m ladder")
     options = LadderOptions(networks=(), rungs=("int8",), rounds=5)
     words = command.command_line(options)

@@ -15,7 +15,7 @@ from fatnn_rs.nn import TernaryConv1d, TernaryConv2d, TernaryLayer, TernaryLinea
 from fatnn_rs.nn.layers import held_weights
 from fatnn_rs.quant import QUANTIZERS
 
-CASES: list[tuple[type[Any], type[Any], tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
+LAYERS: list[tuple[type[Any], type[Any], tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
     (TernaryConv1d, nn.Conv1d, (6, 5, 3), {"padding": 1, "stride": 2}, (2, 6, 11)),
     (TernaryConv2d, nn.Conv2d, (6, 4, 3), {"padding": 1}, (2, 6, 7, 5)),
     (
@@ -34,18 +34,18 @@ def data(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-#: Families whose weights are integers, and the others.
-INTEGER = [name for name, family in QUANTIZERS.items() if not family.weight.refused]
-REFUSED = [name for name in QUANTIZERS if name not in INTEGER]
+#: Quantizers with integer weights, and the others.
+INTEGER_QUANTIZERS = [name for name, family in QUANTIZERS.items() if not family.weight.refused]
+FLOAT_QUANTIZERS = [name for name in QUANTIZERS if name not in INTEGER_QUANTIZERS]
 
 
-def test_only_ttq_has_weights_that_are_no_integers() -> None:
-    assert REFUSED == ["ttq"]
+def test_ttq_is_the_only_quantizer_with_non_integer_weights() -> None:
+    assert FLOAT_QUANTIZERS == ["ttq"]
 
 
-@pytest.mark.parametrize("quantizer", INTEGER)
+@pytest.mark.parametrize("quantizer", INTEGER_QUANTIZERS)
 @pytest.mark.parametrize("act", ["ternary", "uint2", "binary"])
-@pytest.mark.parametrize(("ternary", "plain", "args", "kwargs", "shape"), CASES)
+@pytest.mark.parametrize(("ternary", "plain", "args", "kwargs", "shape"), LAYERS)
 @pytest.mark.parametrize("scale", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("half", [False, True])
@@ -67,7 +67,7 @@ def test_forward_is_the_integer_sum_then_scale_then_bias(
     assert layer.act_quant.half_range is (half or act == "uint2")
     assert set(layer.ternary_weight().unique().tolist()) <= set(layer.weight_quant.levels)
     assert set(layer.act_quant(x).unique().tolist()) <= set(layer.act_quant.levels)
-    # The same sum in float64 by torch's own layer; integers are exact in both.
+    # torch's own layer computes the same sum in float64; integers are exact in both.
     reference = plain(*args, **kwargs, bias=False).double()
     with torch.no_grad():
         reference.weight.copy_(layer.ternary_weight().double())
@@ -84,9 +84,9 @@ def test_forward_is_the_integer_sum_then_scale_then_bias(
     assert torch.equal(layer.eval()(x), y)
 
 
-@pytest.mark.parametrize("quantizer", REFUSED)
-@pytest.mark.parametrize(("ternary", "plain", "args", "kwargs", "shape"), CASES)
-def test_weights_that_are_no_integers_are_multiplied_as_floats(
+@pytest.mark.parametrize("quantizer", FLOAT_QUANTIZERS)
+@pytest.mark.parametrize(("ternary", "plain", "args", "kwargs", "shape"), LAYERS)
+def test_forward_with_non_integer_weights_multiplies_floats(
     quantizer: str, ternary: Any, plain: Any, args: Any, kwargs: Any, shape: Any
 ) -> None:
     layer = ternary(*args, **kwargs, quantizer=quantizer)
@@ -118,7 +118,7 @@ def test_padding_comes_before_quantization(mode: str, ternary: Any, shape: tuple
     assert torch.equal(y, conv(layer.act_quant(padded), layer.ternary_weight().float()))
 
 
-@pytest.mark.parametrize(("ternary", "plain", "args", "kwargs", "shape"), CASES)
+@pytest.mark.parametrize(("ternary", "plain", "args", "kwargs", "shape"), LAYERS)
 def test_from_float_keeps_parameters_keys_and_mode(
     ternary: Any, plain: Any, args: Any, kwargs: Any, shape: Any
 ) -> None:
@@ -135,13 +135,13 @@ def test_from_float_keeps_parameters_keys_and_mode(
         key.split(".")[0] in ("weight", "bias", "scale", "weight_quant", "act_quant")
         for key in keys
     )
-    assert set(dict(module.named_modules())) == {""}  # the float layer did not grow quantizers
+    assert set(dict(module.named_modules())) == {""}  # the float layer itself is unchanged
     missing, unexpected = layer.load_state_dict(module.state_dict(), strict=False)
     assert not unexpected
     assert not {"weight", "bias"} & set(missing)
 
 
-def test_scale_starts_near_the_float_layer() -> None:
+def test_initial_scale_gives_outputs_close_to_the_float_layer() -> None:
     module = nn.Linear(512, 64)
     x = data((256, 512))
     layer = TernaryLinear.from_float(module)
@@ -182,7 +182,7 @@ def test_state_dict_round_trip_gives_the_same_function() -> None:
     assert torch.equal(copy.deepcopy(source)(x), source(x))
 
 
-def test_held_weights_are_quantized_once_and_let_go() -> None:
+def test_held_weights_are_quantized_once_and_released_at_the_end() -> None:
     layer = TernaryConv2d(3, 8, 3)
     x = data((2, 3, 6, 6))
     expected, codes = layer(x), layer.ternary_weight()
@@ -199,7 +199,7 @@ def test_held_weights_are_quantized_once_and_let_go() -> None:
     assert layer._held is None
 
 
-def test_autocast_and_bfloat16_keep_exact_accumulators() -> None:
+def test_autocast_keeps_integer_sums_exact() -> None:
     layer = TernaryLinear(4096, 8, bias=False, scale=False)
     x = (layer.ternary_weight() > 0).float()
     expected = layer(x)
@@ -252,13 +252,13 @@ def test_calibrate_initialises_in_order_and_restores_the_mode() -> None:
     assert [m.training for m in model] == [True, False, True, True, True]
     assert model[4].momentum == 0.1
     assert all(torch.equal(kept[key], value) for key, value in model[1].state_dict().items())
-    # The BatchNorm behind the ternary layer has taken the accumulators' statistics.
+    # The BatchNorm after the ternary layer has the statistics of that layer's integer sums.
     y = model.eval()(data((4, 3, 9, 9)))
     assert y.mean().abs() < 0.05
     assert abs(y.std() - 1) < 0.05
 
 
-def test_calibrate_with_one_value_per_channel_and_without_layers() -> None:
+def test_calibrate_takes_one_value_per_channel_and_refuses_models_without_layers() -> None:
     model = nn.Sequential(TernaryLinear(4, 8, scale=False), nn.BatchNorm1d(8))
     calibrate(model, torch.ones(1, 4))
     assert model[0].act_quant.initialized

@@ -1,4 +1,4 @@
-"""The models that recipes know: every option of theirs trains, converts and verifies."""
+"""The models of the recipes: with every option they train, convert and verify."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fatnn_rs.models.cifar_resnet import CifarResNet
 from fatnn_rs.models.small_cnn import SmallCnn
 from fatnn_rs.models.vgg_small import VggSmall
 
-BLOCKS = [
+BLOCK_OPTIONS = [
     {"shortcut": shortcut, "order": order, "identity_norm": norm}
     for shortcut, order, norm in product(("block", "conv"), ("post", "pre"), (False, True))
 ]
 
 
-def trained_and_converted(model: nn.Module, images: torch.Tensor) -> None:
-    """Two steps of training, then every code compared."""
+def train_and_convert(model: nn.Module, images: torch.Tensor) -> None:
+    """Train for two steps, convert, and assert that every code is the same."""
     labels = torch.arange(len(images)) % 10
     fatnn_rs.prepare(model, example_inputs=images)
     optimizer = torch.optim.SGD(fatnn_rs.param_groups(model, 1e-4), lr=0.05)
@@ -39,19 +39,19 @@ def trained_and_converted(model: nn.Module, images: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", BLOCKS, ids=lambda options: "-".join(map(str, options.values()))
+    "options", BLOCK_OPTIONS, ids=lambda options: "-".join(map(str, options.values()))
 )
-def test_blocks_of_the_cifar_networks(options: dict[str, object]) -> None:
+def test_every_block_option_of_cifar_resnet_converts_exactly(options: dict[str, object]) -> None:
     torch.manual_seed(0)
     model = CifarResNet(8, 10, **options)  # type: ignore[arg-type]
     convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     extra = (3 if options["shortcut"] == "block" else 6) if options["identity_norm"] else 0
     assert (convolutions, norms) == (7, 7 + extra + (options["order"] == "pre"))
-    trained_and_converted(model, torch.randn(8, 3, 32, 32))
+    train_and_convert(model, torch.randn(8, 3, 32, 32))
 
 
-def test_the_default_block_is_the_papers() -> None:
+def test_default_block_is_the_papers_and_unknown_options_are_refused() -> None:
     torch.manual_seed(0)
     default, explicit = (
         CifarResNet(8),
@@ -72,12 +72,14 @@ def test_the_default_block_is_the_papers() -> None:
         (lambda: VggSmall(width=16), (3, 32, 32)),
     ],
 )
-def test_small_networks(build: Callable[[], nn.Module], shape: tuple[int, int, int]) -> None:
+def test_small_cnn_and_vgg_convert_exactly(
+    build: Callable[[], nn.Module], shape: tuple[int, int, int]
+) -> None:
     torch.manual_seed(0)
-    trained_and_converted(build(), torch.randn(4, *shape))
+    train_and_convert(build(), torch.randn(4, *shape))
 
 
-def test_sizes_that_the_models_state() -> None:
+def test_models_have_the_documented_parameter_counts() -> None:
     def count(model: nn.Module) -> int:
         return sum(parameter.numel() for parameter in model.parameters())
 

@@ -1,4 +1,4 @@
-"""Saved networks on NumPy arrays: the same bits in a process that cannot import torch."""
+"""Saved networks run on NumPy arrays, with the same bits, in a process without torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fatnn_rs.numpy_network import NumpyNetwork, read_report
 from nets import MODELS, Functional, ResNet, TokenMlp, image, ready
 
 
-class Several(nn.Module):
+class TwoInputsAndStructure(nn.Module):
     """Two inputs, and outputs in a structure with a constant."""
 
     def __init__(self) -> None:
@@ -40,8 +40,8 @@ def saved(model: nn.Module, inputs: Any, path: Path) -> Path:
     return path
 
 
-def same(found: Any, expected: Any) -> bool:
-    """Equal structures, with the bits of tensors in arrays."""
+def same_bits(found: Any, expected: Any) -> bool:
+    """Whether structures are equal, and arrays have the bits of the expected tensors."""
     if isinstance(expected, Tensor):
         array: np.ndarray[Any, Any] = found
         contiguous = array.flags.c_contiguous and array.dtype == np.float32
@@ -52,38 +52,38 @@ def same(found: Any, expected: Any) -> bool:
         )
     if isinstance(expected, dict):
         return expected.keys() == found.keys() and all(
-            same(found[key], expected[key]) for key in expected
+            same_bits(found[key], expected[key]) for key in expected
         )
     if isinstance(expected, (list, tuple)):
         pairs = zip(found, expected, strict=True)
-        return type(found) is type(expected) and all(same(a, b) for a, b in pairs)
+        return type(found) is type(expected) and all(same_bits(a, b) for a, b in pairs)
     return bool(found == expected) and type(found) is type(expected)
 
 
-#: Networks of `nets.MODELS` that the engine covers whole.
-COVERED = ("resnet", "preactivation", "vgg", "branching", "one dimension", "mlp", "mobile")
+#: Networks of ``nets.MODELS`` whose every operation the engine has.
+RUST_ONLY_MODELS = ("resnet", "preactivation", "vgg", "branching", "one dimension", "mlp", "mobile")
 
 
-@pytest.mark.parametrize("name", COVERED)
-def test_the_bits_of_the_engine_in_torch(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", RUST_ONLY_MODELS)
+def test_numpy_network_gives_the_bits_of_the_torch_network(name: str, tmp_path: Path) -> None:
     model, x, others = MODELS[name]
     path = saved(model(), x, tmp_path / "net.safetensors")
     net, expected = fatnn.load_numpy(path), fatnn.load(path, float_layers="rust")
     for batch in (x, *others, x[:1], x[:0]):
-        assert same(net(batch.numpy()), expected(batch))
+        assert same_bits(net(batch.numpy()), expected(batch))
     last = x.repeat(2, *[1] * (x.dim() - 1)).transpose(1, -1).contiguous().transpose(1, -1)
-    assert same(net(last.numpy()), expected(last))  # other strides
+    assert same_bits(net(last.numpy()), expected(last))  # other strides
     assert [shape for _, shape in net.inputs] == [tuple(x.shape)]
     assert str(net.report) == str(expected.report)
 
 
-def test_structures_of_outputs(tmp_path: Path) -> None:
+def test_output_structure_is_kept(tmp_path: Path) -> None:
     inputs = (image(2, 4, 6, 6), image(2, 4, 5, 7))
-    path = saved(Several(), inputs, tmp_path / "net.safetensors")
+    path = saved(TwoInputsAndStructure(), inputs, tmp_path / "net.safetensors")
     net, expected = fatnn.load_numpy(path), fatnn.load(path, float_layers="rust")(*inputs)
     found = net(*(x.numpy() for x in inputs))
     assert sorted(found) == ["all", "none", "z"]
-    assert same(found, expected)
+    assert same_bits(found, expected)
     assert [shape for _, shape in net.inputs] == [(2, 4, 6, 6), (2, 4, 5, 7)]
     assert "NumpyNetwork(x [2, 4, 6, 6], y [2, 4, 5, 7]; " in repr(net)
 
@@ -96,7 +96,7 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def torch_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network with an operation on five dimensions, which only torch runs."""
 
     class Five(nn.Module):
@@ -109,7 +109,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
             return self.prelu(self.conv(x).unsqueeze(2)).flatten(1)
 
     return saved(
-        Five(), image(2, 3, 12, 12), tmp_path_factory.mktemp("numpy") / "foreign.safetensors"
+        Five(), image(2, 3, 12, 12), tmp_path_factory.mktemp("numpy") / "torch_only.safetensors"
     )
 
 
@@ -138,12 +138,12 @@ ZEROS = np.zeros((1, 3, 32, 32), np.float32)
         ((NAN,), "NaN"),
     ],
 )
-def test_inputs_that_do_not_fit(resnet: Path, inputs: Any, says: str) -> None:
+def test_wrong_inputs_are_refused(resnet: Path, inputs: Any, says: str) -> None:
     with pytest.raises(fatnn.InputError, match=says):
         fatnn.load_numpy(resnet)(*inputs)
 
 
-def test_a_network_for_one_shape_only(tmp_path: Path) -> None:
+def test_network_captured_by_export_takes_one_shape_only(tmp_path: Path) -> None:
     model, x, _ = MODELS["branching"]
     net = fatnn.load_numpy(saved(model(), x, tmp_path / "net.safetensors"))
     with pytest.raises(
@@ -152,8 +152,8 @@ def test_a_network_for_one_shape_only(tmp_path: Path) -> None:
         net(np.zeros((2, 3, 9, 8), np.float32))
 
 
-class Odd(nn.Module):
-    """Broadcasting, and a mean over channels and rows."""
+class BroadcastAndMean(nn.Module):
+    """A broadcast addition, and a mean over channels and rows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,23 +166,29 @@ class Odd(nn.Module):
 
 @pytest.mark.parametrize(
     ("model", "x"),
-    [(Functional, image(2, 3, 12, 12)), (TokenMlp, image(2, 7, 12)), (Odd, image(2, 3, 6, 6))],
+    [
+        (Functional, image(2, 3, 12, 12)),
+        (TokenMlp, image(2, 7, 12)),
+        (BroadcastAndMean, image(2, 3, 6, 6)),
+    ],
 )
-def test_networks_of_any_shapes(model: type[nn.Module], x: Tensor, tmp_path: Path) -> None:
+def test_functional_token_and_broadcast_networks_give_the_same_bits(
+    model: type[nn.Module], x: Tensor, tmp_path: Path
+) -> None:
     path = saved(model(), x, tmp_path / "net.safetensors")
-    assert same(fatnn.load_numpy(path)(x.numpy()), fatnn.load(path, float_layers="rust")(x))
+    assert same_bits(fatnn.load_numpy(path)(x.numpy()), fatnn.load(path, float_layers="rust")(x))
 
 
-def test_what_only_torch_runs_is_named(foreign: Path) -> None:
+def test_operation_that_needs_torch_is_refused_by_name(torch_only: Path) -> None:
     with pytest.raises(fatnn.UnsupportedError, match=r'node "prelu": operation "prelu".*PyTorch'):
-        fatnn.load_numpy(foreign)
-    report = read_report(foreign)
+        fatnn.load_numpy(torch_only)
+    report = read_report(torch_only)
     assert report.layers_ternary
     assert 'operation "prelu"' in report.notes[-1]
     assert {row.runs for row in report.rows} >= {"torch", "rust codes -> float"}
 
 
-def test_damaged_files(resnet: Path, tmp_path: Path) -> None:
+def test_damaged_and_missing_files_are_refused(resnet: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(resnet.read_bytes()[:-5])
     with pytest.raises(fatnn.FormatError):
@@ -205,14 +211,14 @@ def test_damaged_files(resnet: Path, tmp_path: Path) -> None:
             fatnn.load_numpy(tmp_path / "bad.safetensors")
 
 
-WITHOUT_TORCH = """
+NO_TORCH_SCRIPT = """
 import contextlib, io, sys
 sys.modules["torch"] = None
 import numpy as np
 import fatnn_rs
 from fatnn_rs import cli
 
-net, foreign, x, y, z = sys.argv[1:]
+net, torch_only, x, y, z = sys.argv[1:]
 loaded = fatnn_rs.load(net)
 assert isinstance(loaded, type(fatnn_rs.load_numpy(net))), loaded
 np.save(y, loaded(np.load(x)))
@@ -222,8 +228,8 @@ except fatnn_rs.UnsupportedError as error:
     assert "pip install torch" in str(error)
 else:
     raise SystemExit("no error")
-assert cli.main(["run", foreign, x]) == 1
-inspections = ["inspect", net], ["inspect", foreign]
+assert cli.main(["run", torch_only, x]) == 1
+inspections = ["inspect", net], ["inspect", torch_only]
 for arguments in (["run", net, x, "--out", z], *inspections, ["demo"], ["bench"]):
     try:
         code = cli.main(arguments)
@@ -234,16 +240,18 @@ assert not [name for name in sys.modules if name.startswith("torch.")]
 """
 
 
-def test_without_torch(resnet: Path, foreign: Path, tmp_path: Path) -> None:
+def test_library_and_command_line_run_without_torch(
+    resnet: Path, torch_only: Path, tmp_path: Path
+) -> None:
     x = image(3, 3, 32, 32, seed=4)
     np.save(tmp_path / "x.npy", x.numpy())
     arguments = [
         str(resnet),
-        str(foreign),
+        str(torch_only),
         *(str(tmp_path / name) for name in ("x.npy", "y.npy", "z.npy")),
     ]
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, *arguments],
+        [sys.executable, "-c", NO_TORCH_SCRIPT, *arguments],
         capture_output=True,
         text=True,
         timeout=120,
@@ -251,8 +259,8 @@ def test_without_torch(resnet: Path, foreign: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     expected = fatnn.load(resnet, float_layers="rust")(x)
-    assert same(np.load(tmp_path / "y.npy"), expected)
-    assert same(np.load(tmp_path / "z.npy"), expected)
+    assert same_bits(np.load(tmp_path / "y.npy"), expected)
+    assert same_bits(np.load(tmp_path / "z.npy"), expected)
     assert [line for line in done.stdout.splitlines() if line.startswith("exit")] == [
         *["exit 0"] * 3,
         *["exit 1"] * 2,
@@ -262,6 +270,6 @@ def test_without_torch(resnet: Path, foreign: Path, tmp_path: Path) -> None:
     assert "note: needs torch to run" in done.stdout
 
 
-def test_with_torch_load_gives_the_network_for_torch(resnet: Path) -> None:
+def test_load_returns_a_torch_module_if_torch_is_installed(resnet: Path) -> None:
     assert isinstance(fatnn.load(resnet), nn.Module)
     assert isinstance(fatnn.load_numpy(resnet), NumpyNetwork)

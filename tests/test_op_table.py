@@ -1,4 +1,4 @@
-"""The core's table of operations and its checks of graphs, compared with the Python bindings."""
+"""The core's checks of graphs and its report agree with the graphs that Python saves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return path
 
 
-def test_saved_graphs_pass_the_core_s_checks(saved: Path) -> None:
+def test_saved_graphs_pass_the_checks_of_the_core(saved: Path) -> None:
     text, arrays, dtypes = _core.load(
         saved, check=True, max_bytes=_core.MAX_BYTES, max_macs=_core.MAX_MACS
     )
@@ -42,7 +42,7 @@ def test_saving_what_was_loaded_gives_the_same_bytes(saved: Path, tmp_path: Path
     assert (tmp_path / "again").read_bytes() == saved.read_bytes()
 
 
-def test_wrong_graphs_are_named_by_layer(saved: Path) -> None:
+def test_errors_of_a_graph_name_the_layer(saved: Path) -> None:
     text, arrays, dtypes = _core.load(saved)
     graph: dict[str, Any] = json.loads(text)
     node = next(node for node in graph["nodes"] if node["layer"])
@@ -55,7 +55,7 @@ def test_wrong_graphs_are_named_by_layer(saved: Path) -> None:
         _core.check_graph(text, {**arrays, "extra": np.zeros(1, np.float32)}, dtypes)
 
 
-def test_what_the_engine_cannot_run() -> None:
+def test_engine_refusal_names_the_unsupported_dimensions() -> None:
     mean = json.dumps({"dims": [2, 3], "keepdim": True})
     assert _core.engine_refusal("mean", mean, [[1, 2, 3, 4]]) is None
     assert "dimensions [2, 3] of 3" in (_core.engine_refusal("mean", mean, [[1, 2, 3]]) or "")

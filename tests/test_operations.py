@@ -1,4 +1,4 @@
-"""The table of operations is the core's: no other place in the package lists their names."""
+"""Only the core lists the operations: no Python module repeats the list of their names."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import fatnn_rs
 from fatnn_rs.convert.torch_ops import RUNTIME_OPS
 from fatnn_rs.operations import OPERATIONS
 
-#: Collections that may hold names: module and variable. They map names to functions, which only
-#: Python has.
-FUNCTIONS = {
+#: Module and variable of collections that may hold names: they map names to Python functions.
+ALLOWED = {
     ("convert/torch_ops/floats.py", "FLOAT_OPS"),  # functions of torch
     ("convert/scalar.py", "SCALARS"),  # functions of torch, and the calls that become them
     ("convert/torch_ops/int8.py", "INT8_OPS"),
@@ -26,17 +25,16 @@ FUNCTIONS = {
     ("ops/kernels.py", "KERNELS"),
 }
 
-#: As many names are a list.
-LIST = 3
+#: Collections with at least this many names of operations count as lists.
+MIN_NAMES = 3
 
 
-def _strings(tree: ast.AST) -> set[str]:
-    """Strings that stand in a collection, in those inside it too."""
+def _strings_in(tree: ast.AST) -> set[str]:
+    """Return the strings in a collection, and in collections inside it."""
     parts: list[ast.expr | None] = []
     if isinstance(tree, (ast.List, ast.Set, ast.Tuple)):
         parts = [*tree.elts]
     elif isinstance(tree, ast.Dict):
-        # Keys of a table, and its values where they are strings.
         parts = [*tree.keys, *tree.values]
     elif isinstance(tree, ast.Starred):
         parts = [tree.value]
@@ -44,11 +42,11 @@ def _strings(tree: ast.AST) -> set[str]:
         parts = [*tree.args]
     elif isinstance(tree, ast.Constant) and isinstance(tree.value, str):
         return {tree.value}
-    return {text for part in parts if part is not None for text in _strings(part)}
+    return {text for part in parts if part is not None for text in _strings_in(part)}
 
 
-def _collections(path: Path) -> Iterator[tuple[str, int, set[str]]]:
-    """Collections of names of operations: the variable, if any, the line and the names."""
+def _collections_of_names(path: Path) -> Iterator[tuple[str, int, set[str]]]:
+    """Yield the variable (or ""), the line and the names of each list of operations."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     variables: dict[ast.AST, str] = {}
     for node in ast.walk(tree):
@@ -57,18 +55,18 @@ def _collections(path: Path) -> Iterator[tuple[str, int, set[str]]]:
             variables |= {part: ast.unparse(target) for part in ast.walk(node.value)}
     for node in ast.walk(tree):
         if isinstance(node, (ast.List, ast.Set, ast.Tuple, ast.Dict)):
-            names = _strings(node) & OPERATIONS.keys()
-            if len(names) >= LIST:
+            names = _strings_in(node) & OPERATIONS.keys()
+            if len(names) >= MIN_NAMES:
                 yield variables.get(node, ""), node.lineno, names
 
 
-def test_nothing_lists_operations_but_tables_of_functions() -> None:
+def test_only_tables_of_functions_list_operation_names() -> None:
     root = Path(fatnn_rs.__file__).parent
-    found, unused = [], set(FUNCTIONS)
+    found, unused = [], set(ALLOWED)
     for path in sorted(root.rglob("*.py")):
         module = path.relative_to(root).as_posix()
-        for variable, line, names in _collections(path):
-            if (module, variable) in FUNCTIONS:
+        for variable, line, names in _collections_of_names(path):
+            if (module, variable) in ALLOWED:
                 unused.discard((module, variable))
             else:
                 found.append(f"{module}:{line} {variable}: {', '.join(sorted(names))}")
@@ -76,7 +74,7 @@ def test_nothing_lists_operations_but_tables_of_functions() -> None:
     assert not unused
 
 
-def test_lists_are_found(tmp_path: Path) -> None:
+def test_search_finds_nested_collections_of_names(tmp_path: Path) -> None:
     path = tmp_path / "module.py"
     lines = [
         "A = ('relu', 'add')",
@@ -84,10 +82,13 @@ def test_lists_are_found(tmp_path: Path) -> None:
         "if op in ('conv1d', 'conv2d', 'linear'): pass",
     ]
     path.write_text("\n".join(lines))
-    assert [(variable, line) for variable, line, _ in _collections(path)] == [("B", 2), ("", 3)]
+    assert [(variable, line) for variable, line, _ in _collections_of_names(path)] == [
+        ("B", 2),
+        ("", 3),
+    ]
 
 
-def test_torch_runs_what_a_file_may_hold() -> None:
+def test_torch_can_run_every_operation_of_a_file() -> None:
     assert set(RUNTIME_OPS) == {name for name, row in OPERATIONS.items() if row.in_files} - {
         "input"
     }

@@ -1,4 +1,4 @@
-"""The torch ops: values compared with torch, contracts by opcheck, tracing, and refusals."""
+"""The torch ops: values compared with torch, opcheck, torch.compile and export, and errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.library import opcheck
@@ -18,31 +18,31 @@ from fatnn_rs.ops import OPS, packed_bytes, prepack, prepack_int8
 
 ops = torch.ops.fatnn_rs
 
-#: Types of codes, by what activations stand for.
+#: Type of the packed codes of each kind of activations, if not ternary.
 CODE_TYPES = {"uint2": "two-bit", "binary": "binary"}
 
 
-def codes_of(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+def ternary_codes(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return torch.randint(
         -1, 2, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(seed)
     )
 
 
-def levels_of(shape: tuple[int, ...], seed: int = 0) -> Tensor:
-    """Activations of two bits."""
+def two_bit_codes(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Random two-bit activations."""
     return torch.randint(
         0, 4, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(seed)
     )
 
 
-def two_bit_of(shape: tuple[int, ...], seed: int = 0) -> Tensor:
-    """Weights of two bits."""
-    weight = 2 * levels_of(shape, seed) - 3
-    weight.view(-1)[0] = 3  # else they might be ternary
+def two_bit_weights(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Random two-bit weights."""
+    weight = 2 * two_bit_codes(shape, seed) - 3
+    weight.view(-1)[0] = 3  # without a 3 they might be ternary
     return weight
 
 
-def int8_of(shape: tuple[int, ...]) -> Tensor:
+def int8_weights(shape: tuple[int, ...]) -> Tensor:
     return torch.randint(
         -127, 128, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(0)
     )
@@ -61,41 +61,50 @@ def layouts(x: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def samples() -> dict[str, tuple[object, ...]]:
-    """One call of every op; the arguments in front of the last ones are tensors."""
+def sample_calls() -> dict[str, tuple[object, ...]]:
+    """Arguments of one valid call of every op."""
     x = torch.randn(2, 12, 6, 5, generator=torch.Generator().manual_seed(0))
     codes = ops.quantize(x, [0.2, 0.9], 2)
-    weight = prepack(codes_of((8, 6, 3, 3)), 2, "half")
+    weight = prepack(ternary_codes((8, 6, 3, 3)), 2, "half")
     window = ((3, 3), (2, 1), (1, 1), (1, 2))
     thresholds = torch.stack([torch.arange(-4, 4), torch.arange(-3, 5)]).int()
     scale, bias = torch.randn(8), torch.randn(8)
     residual = torch.randn(2, 8, 3, 3)
     return {
         "quantize": (x, [0.2, 0.9], 2),
-        "pack_codes": (codes_of((2, 3, 70)), 2),
+        "pack_codes": (ternary_codes((2, 3, 70)), 2),
         "unpack_codes": (codes, 12, 2),
         "conv_acc": (codes, weight, 8, *window),
         "conv_codes": (codes, weight, thresholds, 8, *window, 4),
         "conv_float": (codes, weight, scale, bias, residual, True, 8, *window),
         "max_pool_codes": (codes, (3, 2), (2, 2), (1, 1), (1, 1), True),
-        "conv_int8": (x, prepack_int8(int8_of((8, 6, 3, 3)), 2), scale, bias, 16.0, 8, *window),
+        "conv_int8": (
+            x,
+            prepack_int8(int8_weights((8, 6, 3, 3)), 2),
+            scale,
+            bias,
+            16.0,
+            8,
+            *window,
+        ),
     }
 
 
-def test_every_op_has_a_sample() -> None:
-    assert set(samples()) == set(OPS)
+def test_every_op_has_a_sample_call() -> None:
+    assert set(sample_calls()) == set(OPS)
 
 
-def two_bit_samples() -> dict[str, tuple[object, ...]]:
-    """The same of codes of two bits, and weights of two bits."""
-    found = samples()
+def two_bit_sample_calls() -> dict[str, tuple[object, ...]]:
+    """Arguments of one valid call of every op on two-bit codes and weights."""
+    found = sample_calls()
     x, window = found["quantize"][0], found["conv_acc"][3:]
     codes = ops.quantize(x, [0.2, 0.9, 1.3], 2)
-    weight = prepack(two_bit_of((8, 6, 3, 3)), 2, "uint2")
-    thresholds = torch.cat([found["conv_codes"][2], torch.arange(3, 11).int()[None]])  # type: ignore[list-item]
+    weight = prepack(two_bit_weights((8, 6, 3, 3)), 2, "uint2")
+    rows = found["conv_codes"][2], torch.arange(3, 11).int()[None]
+    thresholds = torch.cat(rows)  # type: ignore[arg-type]
     return {
         "quantize": (x, [0.2, 0.9, 1.3], 2),
-        "pack_codes": (levels_of((2, 3, 70)), 2, "two-bit"),
+        "pack_codes": (two_bit_codes((2, 3, 70)), 2, "two-bit"),
         "unpack_codes": (codes, 12, 2, "two-bit"),
         "conv_acc": (codes, weight, 8, *window),
         "conv_codes": (codes, weight, thresholds, *found["conv_codes"][3:]),
@@ -107,14 +116,14 @@ def two_bit_samples() -> dict[str, tuple[object, ...]]:
 # opcheck itself reads .grad of tensors that are not leaves.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("name", sorted(OPS))
-def test_opcheck(name: str) -> None:
-    opcheck(getattr(ops, name).default, samples()[name])
+def test_opcheck_accepts_ternary_codes(name: str) -> None:
+    opcheck(getattr(ops, name).default, sample_calls()[name])
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("name", sorted(set(OPS) - {"conv_int8"}))
-def test_opcheck_of_two_bits(name: str) -> None:
-    opcheck(getattr(ops, name).default, two_bit_samples()[name])
+def test_opcheck_accepts_two_bit_codes(name: str) -> None:
+    opcheck(getattr(ops, name).default, two_bit_sample_calls()[name])
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
@@ -122,8 +131,8 @@ def test_opcheck_of_two_bits(name: str) -> None:
     "layout", ["contiguous", "channels_last", "sliced", "requires_grad", "transposed"]
 )
 @pytest.mark.parametrize("name", ["quantize", "conv_float", "conv_int8"])
-def test_opcheck_layouts(name: str, layout: str) -> None:
-    arguments = list(samples()[name])
+def test_opcheck_accepts_every_layout_of_float_tensors(name: str, layout: str) -> None:
+    arguments = list(sample_calls()[name])
     place = {"quantize": 0, "conv_float": 4, "conv_int8": 0}[name]
     plain = getattr(ops, name)(*arguments)
     arguments[place] = layouts(arguments[place])[layout]  # type: ignore[arg-type]
@@ -133,8 +142,8 @@ def test_opcheck_layouts(name: str, layout: str) -> None:
     assert not result.requires_grad
 
 
-def integer_layouts(x: Tensor) -> dict[str, Tensor]:
-    """The same values, without a gradient, in memory that is not contiguous."""
+def strided_layouts(x: Tensor) -> dict[str, Tensor]:
+    """The same values in memory that is not contiguous or starts at an offset."""
     wide = torch.zeros(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype)
     wide[..., ::2] = x
     window = torch.zeros(*(size + 2 for size in x.shape), dtype=x.dtype)
@@ -151,12 +160,12 @@ def integer_layouts(x: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     "name", ["pack_codes", "unpack_codes", "conv_acc", "conv_codes", "conv_float", "max_pool_codes"]
 )
-def test_opcheck_layouts_of_codes(name: str, layout: str) -> None:
-    arguments = list(samples()[name])
+def test_opcheck_accepts_every_layout_of_code_tensors(name: str, layout: str) -> None:
+    arguments = list(sample_calls()[name])
     plain = getattr(ops, name)(*arguments)
-    arguments[0] = integer_layouts(arguments[0])[layout]  # type: ignore[arg-type]
+    arguments[0] = strided_layouts(arguments[0])[layout]  # type: ignore[arg-type]
     if name == "conv_codes":
-        arguments[2] = integer_layouts(arguments[2])[layout]  # type: ignore[arg-type]
+        arguments[2] = strided_layouts(arguments[2])[layout]  # type: ignore[arg-type]
     opcheck(getattr(ops, name).default, tuple(arguments))
     result = getattr(ops, name)(*arguments)
     assert torch.equal(result, plain)
@@ -165,12 +174,12 @@ def test_opcheck_layouts_of_codes(name: str, layout: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("shape", [(3, 70), (2, 5, 9), (0, 4, 3, 3)])
-def test_opcheck_ranks(shape: tuple[int, ...]) -> None:
+def test_opcheck_accepts_two_to_four_dimensions(shape: tuple[int, ...]) -> None:
     for x in layouts(torch.randn(shape)).values():
         opcheck(ops.quantize.default, (x, [-0.4, 0.5], 1))
         opcheck(ops.quantize.default, (x, [-0.4, 0.5, 0.8], 1))
         kernel = [1, 1, *[2] * (x.dim() - 2)][-2:]
-        weight = int8_of((5, x.shape[1], *kernel))
+        weight = int8_weights((5, x.shape[1], *kernel))
         blob = prepack_int8(weight, linear=x.dim() == 2)
         opcheck(ops.conv_int8.default, (x, blob, torch.ones(5), None, 3.0, 5, kernel))
         codes = (x.detach() * 3.0).round().clamp(-127, 127)
@@ -183,7 +192,7 @@ def test_opcheck_ranks(shape: tuple[int, ...]) -> None:
         )
 
 
-def levels(x: Tensor, *thresholds: float) -> Tensor:
+def count_reached(x: Tensor, *thresholds: float) -> Tensor:
     return sum((x >= threshold).to(torch.int8) for threshold in thresholds)
 
 
@@ -195,11 +204,13 @@ def levels(x: Tensor, *thresholds: float) -> Tensor:
     per_group=st.integers(1, 70),
     seed=st.integers(0, 1 << 30),
 )
-def test_quantize(spatial: list[int], batch: int, groups: int, per_group: int, seed: int) -> None:
+def test_quantize_counts_the_thresholds_reached(
+    spatial: list[int], batch: int, groups: int, per_group: int, seed: int
+) -> None:
     channels = groups * per_group
     x = torch.randn(batch, channels, *spatial, generator=torch.Generator().manual_seed(seed))
-    expected = (levels(x, -0.25, 0.5) - 1).movedim(1, -1)
-    of_two_bits = levels(x, -0.25, 0.5, 0.75).movedim(1, -1)
+    expected = (count_reached(x, -0.25, 0.5) - 1).movedim(1, -1)
+    of_two_bits = count_reached(x, -0.25, 0.5, 0.75).movedim(1, -1)
     for given_x in layouts(x).values():
         codes = ops.quantize(given_x, [-0.25, 0.5], groups)
         assert (
@@ -224,12 +235,14 @@ def test_quantize(spatial: list[int], batch: int, groups: int, per_group: int, s
     per_group=st.integers(1, 130),
     seed=st.integers(0, 1 << 30),
 )
-def test_pack_and_unpack(pixels: int, groups: int, per_group: int, seed: int) -> None:
-    codes = codes_of((pixels, groups * per_group), seed)
+def test_unpack_codes_inverts_pack_codes(
+    pixels: int, groups: int, per_group: int, seed: int
+) -> None:
+    codes = ternary_codes((pixels, groups * per_group), seed)
     assert torch.equal(
         ops.unpack_codes(ops.pack_codes(codes, groups), groups * per_group, groups), codes
     )
-    codes = levels_of((pixels, groups * per_group), seed)
+    codes = two_bit_codes((pixels, groups * per_group), seed)
     assert torch.equal(
         ops.unpack_codes(
             ops.pack_codes(codes, groups, "two-bit"), groups * per_group, groups, "two-bit"
@@ -238,7 +251,7 @@ def test_pack_and_unpack(pixels: int, groups: int, per_group: int, seed: int) ->
     )
 
 
-def test_nothing_reaches_infinity() -> None:
+def test_no_input_reaches_an_infinite_threshold() -> None:
     x = torch.tensor([[math.inf, 3.0, 0.1]])
     assert ops.unpack_codes(ops.quantize(x, [0.5, math.inf]), 3).tolist() == [[[[0, 0, -1]]]]
     assert ops.unpack_codes(ops.quantize(x, [0.5, 1.0, math.inf]), 3, 1, "two-bit").tolist() == [
@@ -260,13 +273,17 @@ def test_nothing_reaches_infinity() -> None:
     weights=st.sampled_from(["ternary", "binary", "two-bit"]),
     seed=st.integers(0, 1 << 30),
 )
-def test_convolutions(
+def test_convolutions_agree_with_torch(
     batch, groups, cin, cout, kernel, stride, padding, dilation, act, weights, seed
 ) -> None:  # type: ignore[no-untyped-def]
-    weight = (two_bit_of if weights == "two-bit" else codes_of)((groups * cout, cin, *kernel), seed)
+    weight = (two_bit_weights if weights == "two-bit" else ternary_codes)(
+        (groups * cout, cin, *kernel), seed
+    )
     if weights == "binary":
         weight = torch.where(weight == 0, 1, weight)
-    codes = (levels_of if act == "uint2" else codes_of)((batch, 7, 6, groups * cin), seed + 1)
+    codes = (two_bit_codes if act == "uint2" else ternary_codes)(
+        (batch, 7, 6, groups * cin), seed + 1
+    )
     if act == "binary":
         codes = codes.clamp(max=0)
     packed, blob = (
@@ -322,13 +339,15 @@ def test_convolutions(
     groups=st.integers(1, 2),
     seed=st.integers(0, 1 << 30),
 )
-def test_max_pool(size, kernel, stride, pad, dilation, ceil_mode, channels, groups, seed) -> None:  # type: ignore[no-untyped-def]
+def test_max_pool_codes_agrees_with_torch(
+    size, kernel, stride, pad, dilation, ceil_mode, channels, groups, seed
+) -> None:  # type: ignore[no-untyped-def]
     padding = tuple(k // 2 if pad else 0 for k in kernel)
     if any(size[i] + 2 * padding[i] < dilation * (kernel[i] - 1) + 1 for i in range(2)):
-        return
+        assume(False)  # the window does not fit
     window = (kernel, stride, padding, (dilation, dilation), ceil_mode)
     for code_type in ("ternary", "two-bit"):
-        codes = (levels_of if code_type == "two-bit" else codes_of)(
+        codes = (two_bit_codes if code_type == "two-bit" else ternary_codes)(
             (2, *size, groups * channels), seed
         )
         pooled = ops.max_pool_codes(ops.pack_codes(codes, groups, code_type), *window, code_type)
@@ -339,8 +358,8 @@ def test_max_pool(size, kernel, stride, pad, dilation, ceil_mode, channels, grou
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_under_compile(backend: str, dynamic: bool) -> None:
-    blob = prepack(codes_of((8, 12, 3, 3)), 1, "half")
+def test_ops_run_inside_torch_compile(backend: str, dynamic: bool) -> None:
+    blob = prepack(ternary_codes((8, 12, 3, 3)), 1, "half")
     scale, bias = torch.randn(8), torch.randn(8)
 
     def run(x: Tensor) -> Tensor:
@@ -354,7 +373,7 @@ def test_under_compile(backend: str, dynamic: bool) -> None:
         assert torch.equal(compiled(x), run(x))
 
 
-def test_under_export() -> None:
+def test_ops_run_inside_torch_export() -> None:
     class Model(torch.nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return ops.unpack_codes(ops.quantize(x, [0.0, 1.0]), 5)
@@ -364,11 +383,11 @@ def test_under_export() -> None:
     assert torch.equal(program.module()(x), Model()(x))
 
 
-def int8(**changed: object) -> Tensor:
-    """A sound call of ``conv_int8`` but for what is changed."""
+def call_conv_int8(**changed: object) -> Tensor:
+    """Call ``conv_int8`` with valid arguments, except those in ``changed``."""
     arguments: dict[str, object] = {
         "x": torch.zeros(1, 4, 2, 2),
-        "weight": prepack_int8(int8_of((6, 4, 1, 1))),
+        "weight": prepack_int8(int8_weights((6, 4, 1, 1))),
         "scale": torch.ones(6),
         "bias": None,
         "inv_step": 1.0,
@@ -379,7 +398,7 @@ def int8(**changed: object) -> Tensor:
 
 
 CODES = torch.zeros(1, 4, 4, 16, dtype=torch.uint8)
-BLOB = prepack(codes_of((8, 12, 3, 3)), 1, "full")
+BLOB = prepack(ternary_codes((8, 12, 3, 3)), 1, "full")
 SQUARE = ((3, 3), (1, 1), (0, 0), (1, 1))
 
 
@@ -504,55 +523,55 @@ SQUARE = ((3, 3), (1, 1), (0, 0), (1, 1))
             "padding: expected at most half the kernel",
         ),
         (lambda: ops.max_pool_codes(CODES, (5, 5), (1, 1)), "smaller than the kernel"),
-        (lambda: int8(x=torch.zeros(1, 4, 2, 2).double()), "x: expected torch.float32"),
-        (lambda: int8(x=torch.zeros(4)), "x: expected 2 or 3 or 4 dimensions"),
-        (lambda: int8(x=torch.zeros(1, 5, 2, 2)), "channels of x: expected 4, got 5"),
-        (lambda: int8(x=torch.full((1, 4, 2, 2), float("nan"))), "NaN"),
-        (lambda: int8(weight=torch.zeros(6, 4, 1, 1)), "weight: expected torch.uint8"),
-        (lambda: int8(weight=torch.zeros(9, dtype=torch.uint8)), "too short"),
+        (lambda: call_conv_int8(x=torch.zeros(1, 4, 2, 2).double()), "x: expected torch.float32"),
+        (lambda: call_conv_int8(x=torch.zeros(4)), "x: expected 2 or 3 or 4 dimensions"),
+        (lambda: call_conv_int8(x=torch.zeros(1, 5, 2, 2)), "channels of x: expected 4, got 5"),
+        (lambda: call_conv_int8(x=torch.full((1, 4, 2, 2), float("nan"))), "NaN"),
+        (lambda: call_conv_int8(weight=torch.zeros(6, 4, 1, 1)), "weight: expected torch.uint8"),
+        (lambda: call_conv_int8(weight=torch.zeros(9, dtype=torch.uint8)), "too short"),
         (
-            lambda: int8(weight=BLOB),
+            lambda: call_conv_int8(weight=BLOB),
             "expected weights for int8 activations, got ones for full activations and ternary",
         ),
         (
-            lambda: int8(out_channels=5, scale=torch.ones(5)),
+            lambda: call_conv_int8(out_channels=5, scale=torch.ones(5)),
             "out_channels: expected 6, as the weights were packed",
         ),
         (
-            lambda: int8(kernel=(2, 2)),
+            lambda: call_conv_int8(kernel=(2, 2)),
             r"kernel: expected \[1, 1\], as the weights were packed, got \[2, 2\]",
         ),
-        (lambda: int8(scale=torch.ones(5)), r"scale: expected shape \(6,\)"),
-        (lambda: int8(bias=torch.ones(5)), r"bias: expected shape \(6,\)"),
-        (lambda: int8(inv_step=0.0), "inv_step: expected a positive number, got 0.0"),
-        (lambda: int8(stride=(0, 1)), "stride: expected two integers of at least 1"),
-        (lambda: int8(kernel=(3, 3)), r"kernel: expected \[1, 1\]"),
-        (lambda: int8(out_channels=0), "out_channels: expected 6"),
+        (lambda: call_conv_int8(scale=torch.ones(5)), r"scale: expected shape \(6,\)"),
+        (lambda: call_conv_int8(bias=torch.ones(5)), r"bias: expected shape \(6,\)"),
+        (lambda: call_conv_int8(inv_step=0.0), "inv_step: expected a positive number, got 0.0"),
+        (lambda: call_conv_int8(stride=(0, 1)), "stride: expected two integers of at least 1"),
+        (lambda: call_conv_int8(kernel=(3, 3)), r"kernel: expected \[1, 1\]"),
+        (lambda: call_conv_int8(out_channels=0), "out_channels: expected 6"),
         (
-            lambda: prepack_int8(int8_of((6, 4, 1, 1)), 4),
+            lambda: prepack_int8(int8_weights((6, 4, 1, 1)), 4),
             "groups: expected a divisor of the 6 channels",
         ),
-        (lambda: prepack_int8(int8_of((6, 0, 1, 1))), "at least one value"),
-        (lambda: prepack_int8(int8_of((6, 4))), "weight: expected 4 dimensions"),
+        (lambda: prepack_int8(int8_weights((6, 0, 1, 1))), "at least one value"),
+        (lambda: prepack_int8(int8_weights((6, 4))), "weight: expected 4 dimensions"),
         (lambda: prepack_int8(torch.zeros(6, 4, 1, 1)), "weight: expected torch.int8"),
         (lambda: prepack(torch.zeros(4, 4, 1, 1)), "weight: expected torch.int8"),
-        (lambda: prepack(codes_of((4, 4))), "weight: expected 4 dimensions"),
+        (lambda: prepack(ternary_codes((4, 4))), "weight: expected 4 dimensions"),
         (
-            lambda: prepack(codes_of((4, 4, 1, 1)), 3),
+            lambda: prepack(ternary_codes((4, 4, 1, 1)), 3),
             "groups: expected a divisor of the 4 channels",
         ),
-        (lambda: prepack(codes_of((4, 0, 1, 1))), "at least one value"),
+        (lambda: prepack(ternary_codes((4, 0, 1, 1))), "at least one value"),
         (lambda: prepack(torch.full((1, 1, 1, 1), 2, dtype=torch.int8)), "got 2"),
         (
             lambda: prepack(torch.tensor([3, 0], dtype=torch.int8).view(1, 2, 1, 1)),
             "-3, -1, 1 or 3, got 0 at element 1",
         ),
         (
-            lambda: prepack(codes_of((4, 4, 1, 1)), 1, "int4"),
+            lambda: prepack(ternary_codes((4, 4, 1, 1)), 1, "int4"),
             'act: expected "full", "half", "uint2" or "binary", got "int4"',
         ),
     ],
 )
-def test_refuses(call, says: str) -> None:  # type: ignore[no-untyped-def]
+def test_wrong_arguments_are_refused(call, says: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(InputError, match=says):
         call()

@@ -1,4 +1,4 @@
-"""prepare, param_groups and TernaryConfig: what is swapped, and every error."""
+"""prepare, param_groups and TernaryConfig: which layers are replaced, and every error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fatnn_rs.nn import TernaryConv2d, TernaryLayer, TernaryLinear
 
 
 class Net(nn.Module):
-    """Registered in another order than executed."""
+    """Registers its layers in another order than it calls them."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The comparison of quantizers at toy length."""
+"""The comparison of quantizers, with one epoch per phase."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def quiet() -> Console:
     return Console(file=io.StringIO(), width=200)
 
 
-def test_compare(tmp_path: Path) -> None:
+def test_compare_writes_accuracies_of_every_row_and_seed(tmp_path: Path) -> None:
     console = quiet()
     options = CompareOptions(
         recipe="digits",
@@ -44,7 +44,7 @@ def test_compare(tmp_path: Path) -> None:
     )
     results = compare(options, console)
     assert [row["name"] for row in results["rows"]] == ["float", "fatnn", "scratch"]
-    wide, fatnn, scratch = results["rows"]
+    float_row, fatnn, scratch = results["rows"]
     assert scratch["curves"] != fatnn["curves"]
     runs = [
         json.loads((tmp_path / "runs" / f"fatnn-seed{seed}" / "result.json").read_text())
@@ -55,10 +55,10 @@ def test_compare(tmp_path: Path) -> None:
     assert fatnn["std"] == pytest.approx(
         abs(fatnn["accuracies"][0] - fatnn["accuracies"][1]) / 2**0.5
     )
-    assert fatnn["below_float"] == pytest.approx(wide["mean"] - fatnn["mean"])
+    assert fatnn["below_float"] == pytest.approx(float_row["mean"] - fatnn["mean"])
     assert fatnn["codes_total"] == sum(run["codes_total"] for run in runs) > 0
     page = (tmp_path / "results" / "quantizers.md").read_text()
-    # Which of two short runs is better, and so in bold, depends on the CPU's floats.
+    # The better row is bold; which of two short runs is better depends on the CPU's rounding.
     bold = "**" if fatnn["mean"] >= scratch["mean"] else ""
     assert f"| FATNN | ternary | ternary | 2N | {bold}{100 * fatnn['mean']:.2f}" in page
     assert "python -m quantizers --config digits" in page
@@ -73,7 +73,7 @@ def test_compare(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "fatnn-seed0" / "result.json").stat().st_mtime_ns == before
 
 
-def test_errors_of_compare(tmp_path: Path) -> None:
+def test_wrong_options_and_failing_runs_raise(tmp_path: Path) -> None:
     def options(**changes: Any) -> CompareOptions:
         return CompareOptions(
             recipe="digits", runs=tmp_path / "runs", results=tmp_path, cpu=True, **changes
@@ -98,7 +98,7 @@ def test_errors_of_compare(tmp_path: Path) -> None:
         )
 
 
-def test_the_command_line(
+def test_command_line_passes_its_options_to_compare(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[CompareOptions] = []

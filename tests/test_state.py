@@ -1,4 +1,4 @@
-"""State of quantizers: copies, averages, casts, files, graphs, zeros, float checkpoints."""
+"""State of quantizers in copies, averaged models, casts, checkpoints and compiled graphs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CONFIGS = [
 
 
 def net(seed: int = 0) -> nn.Sequential:
-    """Layers behind a ReLU (half range), and one that is not (full range)."""
+    """Linear layers after a ReLU (half range) and without one (full range)."""
     torch.manual_seed(seed)
     norm = nn.BatchNorm1d(8)
     return nn.Sequential(
@@ -45,15 +45,15 @@ def quantizers(model: nn.Module) -> Iterator[InputQuantizer]:
     return (module for module in model.modules() if isinstance(module, InputQuantizer))
 
 
-def state(model: nn.Module) -> list[tuple[bool, Any]]:
+def quantizer_states(model: nn.Module) -> list[tuple[bool, Any]]:
     return [(one.initialized, getattr(one, "half_range", None)) for one in quantizers(model)]
 
 
-def flags(model: nn.Module) -> list[Tensor]:
+def flag_buffers(model: nn.Module) -> list[Tensor]:
     return [tensor for name, tensor in model.named_buffers() if name.endswith("_flag")]
 
 
-AVERAGES: dict[str, Callable[[nn.Module], Any]] = {
+AVERAGED_MODELS: dict[str, Callable[[nn.Module], Any]] = {
     "swa": AveragedModel,
     "swa with buffers": lambda m: AveragedModel(m, use_buffers=True),
     "ema": lambda m: AveragedModel(m, multi_avg_fn=get_ema_multi_avg_fn(0.999), use_buffers=True),
@@ -67,12 +67,14 @@ AVERAGES: dict[str, Callable[[nn.Module], Any]] = {
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("early", [True, False])
-@pytest.mark.parametrize("kind", AVERAGES)
-def test_averages_follow_the_model(kind: str, early: bool, config: TernaryConfig) -> None:
+@pytest.mark.parametrize("kind", AVERAGED_MODELS)
+def test_averaged_models_take_the_quantizer_state_of_the_model(
+    kind: str, early: bool, config: TernaryConfig
+) -> None:
     model = prepare(net(), config)
     if not early:
         model(X)
-    average = AVERAGES[kind](model)
+    average = AVERAGED_MODELS[kind](model)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     for _ in range(3):
         optimizer.zero_grad()
@@ -82,18 +84,18 @@ def test_averages_follow_the_model(kind: str, early: bool, config: TernaryConfig
             model
         )
     averaged = average.module
-    assert all(initialized for initialized, _ in state(model))
-    assert state(averaged) == state(model)
+    assert all(initialized for initialized, _ in quantizer_states(model))
+    assert quantizer_states(averaged) == quantizer_states(model)
     averaged.eval()(X)
     before = {name: value.clone() for name, value in averaged.named_parameters()}
     update_bn([X], averaged)
     assert all(torch.equal(value, before[name]) for name, value in averaged.named_parameters())
-    # The state survives casts, copies and files.
+    # Casts, copies and files keep the state.
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         cast = copy.deepcopy(averaged).to(dtype).eval()
-        assert state(cast) == state(model)
+        assert quantizer_states(cast) == quantizer_states(model)
         cast(X.to(dtype))
-    assert state(pickle.loads(pickle.dumps(averaged))) == state(model)
+    assert quantizer_states(pickle.loads(pickle.dumps(averaged))) == quantizer_states(model)
     file = io.BytesIO()
     torch.save(averaged.state_dict(), file)
     file.seek(0)
@@ -104,18 +106,18 @@ def test_averages_follow_the_model(kind: str, early: bool, config: TernaryConfig
         assert torch.equal(loaded.eval()(X), averaged.eval()(X))
 
 
-def test_state_is_numeric_and_read_from_the_buffers() -> None:
+def test_quantizer_state_lives_in_float_buffers() -> None:
     config = TernaryConfig(first="ternary")
     full = prepare(net(), config, X).eval()
     half = prepare(net(), config, X.abs()).eval()
-    assert state(full) != state(half)
-    assert all(flag.is_floating_point() for flag in flags(full))
+    assert quantizer_states(full) != quantizer_states(half)
+    assert all(flag.is_floating_point() for flag in flag_buffers(full))
     target = prepare(net(1), config).eval()
     for source in (full, half, full):
         for one, other in zip(
             target.state_dict().values(), source.state_dict().values(), strict=True
         ):
-            one.data.copy_(other)  # as averages written by hand do: no version counter tells
+            one.data.copy_(other)  # through .data, as some averages do: no version counter changes
         assert torch.equal(target(X), source(X))
     other = prepare(net(1), config).eval()
     assert torch.equal(torch.func.functional_call(other, dict(half.state_dict()), (X,)), half(X))
@@ -126,7 +128,7 @@ def test_state_is_numeric_and_read_from_the_buffers() -> None:
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("assign", [False, True])
-def test_files_with_bool_flags_load(assign: bool, config: TernaryConfig) -> None:
+def test_older_checkpoints_with_bool_flags_load(assign: bool, config: TernaryConfig) -> None:
     source = prepare(net(), config, X).eval()
     old = {
         key: value > 0 if key.endswith("_flag") else value
@@ -134,7 +136,7 @@ def test_files_with_bool_flags_load(assign: bool, config: TernaryConfig) -> None
     }
     target = prepare(net(1), config)
     target.load_state_dict({key: value.clone() for key, value in old.items()}, assign=assign)
-    assert all(flag.is_floating_point() for flag in flags(target))
+    assert all(flag.is_floating_point() for flag in flag_buffers(target))
     assert torch.equal(target.eval()(X), source(X))
     fresh = prepare(net(), config)
     none = {
@@ -142,7 +144,7 @@ def test_files_with_bool_flags_load(assign: bool, config: TernaryConfig) -> None
         for key, value in fresh.state_dict().items()
     }
     target.load_state_dict(none)
-    assert not any(initialized for initialized, _ in state(target))
+    assert not any(initialized for initialized, _ in quantizer_states(target))
     quantizer = FatnnActivation()
     quantizer(torch.tensor([-1.0, 1.0]))
     quantizer._buffers["initialized_flag"] = torch.tensor(
@@ -155,12 +157,14 @@ def test_files_with_bool_flags_load(assign: bool, config: TernaryConfig) -> None
     again = pickle.loads(pickle.dumps(quantizer))
     assert again.initialized
     assert not again.half_range
-    assert all(flag.is_floating_point() for flag in flags(again))
+    assert all(flag.is_floating_point() for flag in flag_buffers(again))
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("train", [False, True])
-def test_captured_graphs_compute_the_same(train: bool, config: TernaryConfig) -> None:
+def test_compiled_and_exported_models_give_the_same_results(
+    train: bool, config: TernaryConfig
+) -> None:
     torch._dynamo.reset()
     model = prepare(net(), config, X).train(train)
     expected = copy.deepcopy(model)
@@ -178,7 +182,7 @@ def test_captured_graphs_compute_the_same(train: bool, config: TernaryConfig) ->
         assert torch.equal(exported(X), expected(X))
 
 
-def test_a_captured_graph_reads_the_range_and_an_average_that_came_to_life() -> None:
+def test_compiled_model_reads_range_and_initialisation_from_the_buffers() -> None:
     torch._dynamo.reset()
     config = TernaryConfig(first="ternary")
     model, other = prepare(net(), config, X).eval(), prepare(net(), config, X.abs()).eval()
@@ -197,8 +201,8 @@ def test_a_captured_graph_reads_the_range_and_an_average_that_came_to_life() -> 
     )
 
 
-class Twice(nn.Module):
-    """A shared layer whose first call sees zeros."""
+class SharedLayerSeesZeros(nn.Module):
+    """The first call of the shared layer ``b`` sees only zeros."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -223,18 +227,20 @@ FAMILIES = [
 
 
 @pytest.mark.parametrize("options", FAMILIES)
-def test_a_shared_layer_whose_first_call_sees_zeros(options: dict[str, Any]) -> None:
-    model = prepare(Twice(), TernaryConfig(last="int8", **options))
+def test_shared_layer_whose_first_call_sees_zeros_initialises_later(
+    options: dict[str, Any],
+) -> None:
+    model = prepare(SharedLayerSeesZeros(), TernaryConfig(last="int8", **options))
     parameters = list(model.parameters())
     model(X).sum().backward()
     assert all(one is other for one, other in zip(parameters, model.parameters(), strict=True))
     assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in parameters)
-    assert all(initialized for initialized, _ in state(model))
+    assert all(initialized for initialized, _ in quantizer_states(model))
     assert verify(model.eval(), convert(model, X), X).codes_different == 0
 
 
-class Residual(nn.Module):
-    """The branch begins as zero, and a layer reads it before the sum."""
+class BranchStartsAsZero(nn.Module):
+    """The residual branch starts as zero, and layer ``c`` reads it before the addition."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -255,8 +261,8 @@ class Residual(nn.Module):
 
 
 @pytest.mark.parametrize("act", ["ternary", "uint2", "binary"])
-def test_branches_that_begin_as_zero(act: str) -> None:
-    model = prepare(Residual(), TernaryConfig(act=act), X)
+def test_layer_that_has_seen_only_zeros_initialises_in_training(act: str) -> None:
+    model = prepare(BranchStartsAsZero(), TernaryConfig(act=act), X)
     assert not model.c.act_quant.initialized
     assert bool((model.after.running_var == 1).all())  # zeros have no statistics
     assert bool(torch.isfinite(model.eval()(X)).all())
@@ -273,7 +279,7 @@ def test_branches_that_begin_as_zero(act: str) -> None:
     assert verify(model.eval(), convert(model, X), X).codes_different == 0
 
 
-def test_zeros_in_eval_mode_have_codes_and_others_have_not() -> None:
+def test_uninitialised_quantizer_takes_only_zeros_in_eval_mode() -> None:
     quantizer = FatnnActivation().eval()
     assert quantizer(torch.zeros(3)).tolist() == [0, 0, 0]
     with pytest.raises(ConfigError, match="never initialised"):
@@ -281,18 +287,22 @@ def test_zeros_in_eval_mode_have_codes_and_others_have_not() -> None:
     x = torch.zeros(3, requires_grad=True)
     FatnnActivation()(x).sum().backward()
     assert x.grad is not None
-    assert x.grad.tolist() == [1, 1, 1]  # what feeds the layer can leave zero
+    assert x.grad.tolist() == [
+        1,
+        1,
+        1,
+    ]  # so training can move the inputs of the layer away from zero
 
 
-def test_uninitialised_layers_are_refused_only_where_they_run() -> None:
-    class Auxiliary(Residual):
+def test_uninitialised_layers_are_refused_only_if_they_run() -> None:
+    class Auxiliary(BranchStartsAsZero):
         def forward(self, x: Tensor) -> Tensor:
             z: Tensor = self.head(self.b(torch.relu(self.a(x))))
             return z
 
     model = prepare(Auxiliary())
     model(X)
-    assert state(model) == [(True, True), (False, True)]
+    assert quantizer_states(model) == [(True, True), (False, True)]
     assert verify(model.eval(), convert(model, X), X).codes_different == 0
     with pytest.raises(
         ConversionError, match=r"layer 'b': its activation steps were never initialised"
@@ -340,14 +350,14 @@ def test_float_weights_load_into_a_prepared_model(
     calibrate(meta, X)
 
 
-def test_parts_of_a_layers_state_are_still_missing_keys() -> None:
+def test_incomplete_state_of_a_layer_raises_missing_key() -> None:
     model = prepare(net(), None, X)
     for key in ("2.act_quant.initialized_flag", "2.weight_quant.alpha_neg", "5.scale", "2.weight"):
         part = model.state_dict()
         del part[key]
         with pytest.raises(RuntimeError, match=f'Missing key.*"{key}"'):
             prepare(net()).load_state_dict(part)
-    # Some layers of a prepared model, others as float ones.
+    # A checkpoint with some prepared layers and one float layer.
     mixed = {
         key: value
         for key, value in model.state_dict().items()

@@ -1,4 +1,4 @@
-"""``verify`` must see what is wrong, and must not be able to succeed on nothing."""
+"""``verify`` finds every wrong tensor, and raises if there is nothing to compare."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def resnet() -> nn.Module:
     return ready(ResNet(), image(2, 3, 32, 32), first="float")
 
 
-X = image(4, 3, 32, 32, seed=5)
+IMAGES = image(4, 3, 32, 32, seed=5)
 
 
 def damaged(net: TernaryNetwork, layer: str, role: str, change: int) -> TernaryNetwork:
-    """The network with every value of one tensor changed a little, built anew."""
+    """A network rebuilt with one tensor changed: negated weights, or shifted thresholds."""
     graph = net.graph
     name = next(
         node for node in graph.nodes if node.layer == layer and role in node.tensors
@@ -31,13 +31,13 @@ def damaged(net: TernaryNetwork, layer: str, role: str, change: int) -> TernaryN
     if role == "weight":
         tensor[:3] = -tensor[:3]
     else:
-        tensor[tensor < 1 << 30] += change  # but not the thresholds that are never reached
+        tensor[tensor < 1 << 30] += change  # except thresholds that no sum reaches
     graph.tensors[name] = tensor
     return TernaryNetwork(graph)
 
 
-def test_identical(resnet: nn.Module) -> None:
-    report = verify(resnet, convert(resnet, X), X)
+def test_report_of_an_exact_network_counts_every_code(resnet: nn.Module) -> None:
+    report = verify(resnet, convert(resnet, IMAGES), IMAGES)
     assert report.identical
     assert report.codes_total == sum(row.codes for row in report.rows)
     assert 0 < report.codes_behind_residual < report.codes_total
@@ -50,8 +50,10 @@ def test_identical(resnet: nn.Module) -> None:
     assert "0 of" in str(report)
 
 
-def test_sees_a_wrong_threshold(resnet: nn.Module) -> None:
-    report = verify(resnet, damaged(convert(resnet, X), "layers.0.conv1", "thresholds", 1), X)
+def test_wrong_threshold_is_found(resnet: nn.Module) -> None:
+    report = verify(
+        resnet, damaged(convert(resnet, IMAGES), "layers.0.conv1", "thresholds", 1), IMAGES
+    )
     by_layer = {row.layer: row.different for row in report.rows}
     assert by_layer["layers.0.conv1"] == 0  # it reads the right codes
     assert by_layer["layers.0.conv2"] > 0  # and makes wrong ones
@@ -59,21 +61,21 @@ def test_sees_a_wrong_threshold(resnet: nn.Module) -> None:
     assert not report.identical
 
 
-def test_sees_a_flipped_weight(resnet: nn.Module) -> None:
-    report = verify(resnet, damaged(convert(resnet, X), "layers.1.conv1", "weight", 0), X)
+def test_flipped_weight_is_found(resnet: nn.Module) -> None:
+    report = verify(resnet, damaged(convert(resnet, IMAGES), "layers.1.conv1", "weight", 0), IMAGES)
     assert {row.layer: row.different for row in report.rows}["layers.1.conv2"] > 0
     assert report.codes_behind_residual_different == report.codes_different > 0
 
 
-def test_sees_a_wrong_step(resnet: nn.Module) -> None:
-    net = convert(resnet, X)
+def test_wrong_quantizer_step_is_found(resnet: nn.Module) -> None:
+    net = convert(resnet, IMAGES)
     steps = next(node for node in net.graph.nodes if node.op == "quantize").tensors["steps"]
     net.graph.tensors[steps] = net.graph.tensors[steps] * 1.05
-    assert verify(resnet, TernaryNetwork(net.graph), X).codes_different > 0
+    assert verify(resnet, TernaryNetwork(net.graph), IMAGES).codes_different > 0
 
 
 @pytest.mark.parametrize("role", ["scale", "bias"])
-def test_sees_a_wrong_epilogue(role: str) -> None:
+def test_wrong_scale_or_bias_is_found(role: str) -> None:
     x = image(16, 33)
     model = ready(nn.Sequential(nn.Linear(33, 9, bias=False), nn.BatchNorm1d(9)), x)
     net = convert(model, x)
@@ -84,22 +86,22 @@ def test_sees_a_wrong_epilogue(role: str) -> None:
     assert not report.identical
 
 
-def test_sees_another_model(resnet: nn.Module) -> None:
-    net = convert(resnet, X)
+def test_change_of_the_model_is_found(resnet: nn.Module) -> None:
+    net = convert(resnet, IMAGES)
     with torch.no_grad():
         resnet.layers[0].bn1.bias.add_(1.0)
-    assert verify(resnet, net, X).codes_different > 0
+    assert verify(resnet, net, IMAGES).codes_different > 0
 
 
-def test_needs_ternary_layers(resnet: nn.Module) -> None:
+def test_model_without_quantized_layers_is_refused(resnet: nn.Module) -> None:
     with pytest.raises(
         ConversionError,
         match="ResNet holds no ternary or int8 layer, so there is nothing to compare",
     ):
-        verify(ResNet().eval(), convert(resnet, X), X)
+        verify(ResNet().eval(), convert(resnet, IMAGES), IMAGES)
 
 
-def test_needs_codes() -> None:
+def test_inputs_that_compare_no_code_are_refused() -> None:
     x = image(4, 33)
     model = ready(Mlp(), x)
     net = convert(model, x)
@@ -107,47 +109,46 @@ def test_needs_codes() -> None:
         verify(model, net, x[:0])
 
 
-def test_needs_a_converted_network(resnet: nn.Module) -> None:
+def test_network_that_is_not_converted_is_refused(resnet: nn.Module) -> None:
     with pytest.raises(
         ConversionError, match=r"expected what fatnn_rs.convert returns, got ResNet"
     ):
-        verify(resnet, resnet, X)  # type: ignore[arg-type]
+        verify(resnet, resnet, IMAGES)  # type: ignore[arg-type]
 
 
-def test_needs_eval_mode(resnet: nn.Module) -> None:
-    net = convert(resnet, X)
+def test_model_in_training_mode_is_refused(resnet: nn.Module) -> None:
+    net = convert(resnet, IMAGES)
     with pytest.raises(ConversionError, match="training mode"):
-        verify(resnet.train(), net, X)
+        verify(resnet.train(), net, IMAGES)
 
 
-def test_needs_tensors(resnet: nn.Module) -> None:
+def test_inputs_that_are_no_tensors_are_refused(resnet: nn.Module) -> None:
     with pytest.raises(InputError, match="expected a tensor"):
-        verify(resnet, convert(resnet, X), [1, 2])
+        verify(resnet, convert(resnet, IMAGES), [1, 2])
 
 
-def test_refuses_networks_of_other_models(resnet: nn.Module) -> None:
+def test_network_of_another_model_is_refused(resnet: nn.Module) -> None:
     x = image(2, 3, 13, 11)
     with pytest.raises(ConversionError, match="not converted"):
         verify(resnet, convert(ready(Vgg(), x), x), x)
 
 
-def test_leaves_no_hooks(resnet: nn.Module) -> None:
-    net = convert(resnet, X)
-    verify(resnet, net, X)
+def test_no_hooks_remain_even_after_an_error(resnet: nn.Module) -> None:
+    net = convert(resnet, IMAGES)
+    verify(resnet, net, IMAGES)
     with pytest.raises(InputError):
-        verify(resnet, net, X.double())
+        verify(resnet, net, IMAGES.double())
     assert not any(module._forward_hooks for module in resnet.modules())
 
 
-def test_every_module_is_in_eval_mode(resnet: nn.Module) -> None:
-    net = convert(resnet, X)
+def test_module_in_training_mode_is_named(resnet: nn.Module) -> None:
+    net = convert(resnet, IMAGES)
     resnet.layers[1].bn1.train()
     with pytest.raises(ConversionError, match=r"module 'layers.1.bn1' is in training mode"):
-        verify(resnet, net, X)
+        verify(resnet, net, IMAGES)
 
 
-def test_layers_left_to_torch_are_not_identical() -> None:
-    """A ternary layer that torch runs was not compared, whatever the outputs."""
+def test_layers_that_torch_runs_are_not_compared_so_not_identical() -> None:
     x = image(4, 33)
     model = ready(Mlp(), x)
     model.fc2.register_forward_hook(lambda module, args, output: None)
@@ -158,7 +159,7 @@ def test_layers_left_to_torch_are_not_identical() -> None:
     assert not report.identical
 
 
-def test_sees_layers_that_the_model_did_not_run() -> None:
+def test_layer_that_only_the_network_ran_is_refused() -> None:
     class Skipping(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -178,7 +179,7 @@ def test_sees_layers_that_the_model_did_not_run() -> None:
         verify(model, net, x)
 
 
-def test_arguments_in_the_other_order() -> None:
+def test_swapped_model_and_network_are_refused() -> None:
     x = image(4, 33)
     model = ready(Mlp(), x)
     with pytest.raises(ConversionError, match=r"the order is verify\(model, net, inputs\)"):
