@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("nets", "training")
+
 #: ``--long=sample`` runs one long test in this many.
 SAMPLE_ONE_IN = 4
 
@@ -76,4 +78,14 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         timeout=120,
         stdout=subprocess.DEVNULL,
     )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory with a training and a test set of three classes with three pictures each."""
+    from training import make_pictures
+
+    folder = tmp_path_factory.mktemp("pictures")
+    make_pictures(folder)
     return folder

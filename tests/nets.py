@@ -276,6 +276,18 @@ class TwoInputs(nn.Module):
         return {"x": x, "all": (z, [y]), "scale": scale}
 
 
+class TwoConvs(nn.Module):
+    """Two ternary convolutions with a ReLU between them; subclasses define the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.a, self.b = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 4, 3, padding=1)
+
+    def both(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu())
+
+
 def chain_like(*between: nn.Module, kernel: int = 3) -> nn.Module:
     """Two convolutions, 3 to 8 and 8 to 4 channels, with ``between`` between them."""
     return nn.Sequential(

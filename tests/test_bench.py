@@ -398,21 +398,11 @@ def test_bench_command_writes_reports(
     place = folder / machine.Machine.current().slug
     assert [path.suffix for path in place.iterdir()] == [".json"]
     assert json.loads(next(place.glob("*.json")).read_text()) == reports
-    code, out, _ = _call(capsys, *options[:2], "--rounds", "3", "--against", "none", "--json", "-")
+    no_peers = (*options[:2], "--rounds", "3", "--against", "none")
+    code, out, _ = _call(capsys, *no_peers, "--json", "-")
     assert code == 0
     assert [row["name"] for row in json.loads(out)[0]["rows"]] == ["fatnn"]
-    code, out, _ = _call(
-        capsys,
-        *options[:2],
-        "--rounds",
-        "3",
-        "--against",
-        "none",
-        "--ends",
-        "int8,float",
-        "--json",
-        "-",
-    )
+    code, out, _ = _call(capsys, *no_peers, "--ends", "int8,float", "--json", "-")
     assert code == 0
     assert [report["network"] for report in json.loads(out)] == [
         "digits, int8 ends, batch 1",

@@ -1,11 +1,8 @@
-"""How converted networks are called, wrapped, traced and stored; what is refused says why."""
+"""Arguments and outputs of converted networks, and the input sizes they accept."""
 
 from __future__ import annotations
 
 import copy
-import functools
-import io
-import pickle
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,23 +14,11 @@ import torch
 from torch import Tensor, nn
 
 import fatnn_rs
-from fatnn_rs import ConversionError, InputError, UnsupportedError
-from fatnn_rs.convert import TernaryNetwork, convert, verify
-from nets import ResNet, exact, image, ready
+from fatnn_rs import InputError, UnsupportedError
+from fatnn_rs.convert import convert
+from nets import TwoConvs, exact, image, ready
 
 X = image(4, 4, 6, 6)
-
-
-class TwoConvs(nn.Module):
-    """Two ternary convolutions with a ReLU between them; subclasses define the forward."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(2)
-        self.a, self.b = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 4, 3, padding=1)
-
-    def both(self, x: Tensor) -> Tensor:
-        return self.b(self.a(x).relu())
 
 
 class Scaled(TwoConvs):
@@ -219,165 +204,6 @@ def test_branch_on_batch_size_limits_the_accepted_batch_sizes(how: str) -> None:
     )
 
 
-def test_replaced_forward_of_a_layer_is_honoured() -> None:
-    model = ready(
-        nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3)), X
-    )
-    old = model[1].forward
-    model[1].forward = lambda t: old(t) * 0.5
-    net = convert(model, X)
-    assert torch.equal(net(X), model(X))
-    assert any("forward was replaced on the instance" in row.note for row in net.report.rows)
-    relu = model[2].forward
-    model[2].forward = functools.partial(lambda f, t: f(t) + 1.0, relu)
-    assert torch.equal(convert(model, X)(X), model(X))
-
-
-def test_replaced_forward_of_a_container_is_honoured() -> None:
-    inner = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
-    model = ready(nn.Sequential(nn.Conv2d(4, 4, 3), inner, nn.Conv2d(4, 4, 3)), X)
-    old = inner.forward
-    model[1].forward = lambda t: old(t) * 0.5
-    assert torch.equal(convert(model, X)(X), model(X))
-
-
-def test_replaced_run_and_conv_forward_are_honoured() -> None:
-    model = ready(nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), X)
-    own = model[1]._run
-    model[1]._run = lambda *args: own(*args) + 1.0
-    assert torch.equal(convert(model, X)(X), model(X))
-
-    class Louder(nn.Conv2d):
-        def _conv_forward(self, *args: Any) -> Tensor:
-            return super()._conv_forward(*args) * 2.0
-
-    model = ready(nn.Sequential(Louder(4, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3)), X)
-    assert torch.equal(convert(model, X)(X), model(X))
-
-
-def test_replaced_forward_of_the_model_is_honoured() -> None:
-    model = ready(Scaled(), X)
-    old = model.forward
-    model.forward = lambda x: old(x) * 0.5
-    net = convert(model, X)
-    assert torch.equal(net(X), model(X))
-
-
-def test_forward_hook_of_the_model_is_honoured() -> None:
-    model = ready(Scaled(), X)
-    handle = model.register_forward_hook(lambda module, args, output: output * 3.0)
-    assert torch.equal(convert(model, X)(X), model(X))
-    handle.remove()
-
-
-def test_accelerate_hook_of_a_layer_is_honoured() -> None:
-    hooks = pytest.importorskip("accelerate.hooks")
-
-    class Doubles(hooks.ModelHook):
-        def post_forward(self, module: nn.Module, output: Tensor) -> Tensor:
-            return output * 2.0
-
-    model = ready(nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3)), X)
-    hooks.add_hook_to_module(model[1], Doubles())
-    assert torch.equal(convert(model, X)(X), model(X))
-
-
-def test_wrapped_models_convert_to_the_same_network() -> None:
-    model = ready(Plain(), X)
-    expected = model(X)
-    averaged = torch.optim.swa_utils.AveragedModel(model).eval()
-    for wrapped in (nn.DataParallel(model), averaged, torch.compile(model), copy.deepcopy(model)):
-        assert torch.equal(convert(wrapped, X)(X), expected)
-        assert verify(wrapped, convert(wrapped, X), X).identical
-    accelerate = pytest.importorskip("accelerate")
-    prepared = (
-        accelerate.Accelerator(cpu=True, mixed_precision="bf16")
-        .prepare_model(copy.deepcopy(model))
-        .eval()
-    )
-    net = convert(prepared, X)
-    assert torch.equal(net(X), expected)
-
-
-class Plain(TwoConvs):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.both(x)
-
-
-@pytest.fixture(scope="module")
-def net() -> TernaryNetwork:
-    return convert(ready(Plain(), X, first="float"), X)
-
-
-@pytest.mark.filterwarnings("ignore")  # torch warns that some tracers are deprecated
-def test_tracing_a_converted_network_is_refused(net: TernaryNetwork) -> None:
-    around = nn.Sequential(net).eval()
-    calls: dict[str, Any] = {
-        r"torch.jit.trace": lambda m: torch.jit.trace(m, X),
-        r"torch.fx": lambda m: torch.fx.symbolic_trace(m),
-        r"torch.func": lambda m: torch.vmap(m)(X[None]),
-        r"torch.func ": lambda m: torch.func.jvp(m, (X,), (X,)),
-        r"torch.export": lambda m: torch.export.export(m, (X,), strict=False),
-        r"torch.jit.script": lambda m: torch.jit.script(m),
-    }
-    for who, call in calls.items():
-        for module in (net, around):
-            with pytest.raises(UnsupportedError, match=f"{who.strip()}.*cannot"):
-                call(module)
-    with pytest.raises(UnsupportedError, match=r"fatnn_rs.save"):
-        torch.onnx.export(net, (X,), io.BytesIO(), dynamo=False)
-
-
-def test_state_dict_is_refused_and_pickle_works(net: TernaryNetwork) -> None:
-    for call in (net.state_dict, nn.Sequential(net).state_dict):
-        with pytest.raises(UnsupportedError, match=r"no state dict.*fatnn_rs.save"):
-            call()
-    for call in (net.load_state_dict, nn.Sequential(net).load_state_dict):
-        with pytest.raises(UnsupportedError, match=r"takes no state dict.*fatnn_rs.load"):
-            call({})
-    assert torch.equal(pickle.loads(pickle.dumps(net))(X), net(X))
-
-
-def test_autocast_does_not_change_results(net: TernaryNetwork) -> None:
-    model = ready(nn.Sequential(Plain(), Plain()), X, first="float", last="float")
-    expected = model(X)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(convert(model, X)(X), expected)
-    net = convert(model, X)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(net(X), expected)
-
-
-@pytest.mark.parametrize("kind", ["dtype", "device", "inference"])
-def test_torch_defaults_and_inference_mode_do_not_change_results(kind: str, tmp_path: Path) -> None:
-    model = ready(ResNet(), image(2, 3, 32, 32), first="float", last="int8")
-    x = image(2, 3, 32, 32)
-    expected = model(x)
-
-    def convert_and_use() -> None:
-        net = convert(model, x)
-        assert torch.equal(net(x), expected)
-        assert torch.equal(copy.deepcopy(net)(x), expected)
-        assert verify(model, net, x).identical
-        fatnn_rs.save(net, tmp_path / "net")
-        assert torch.equal(fatnn_rs.load(tmp_path / "net")(x), expected)
-        fatnn_rs.summary(net, x)
-
-    if kind == "inference":
-        with torch.inference_mode():
-            convert_and_use()
-        return
-    try:
-        if kind == "dtype":
-            torch.set_default_dtype(torch.float64)
-        else:
-            torch.set_default_device("meta")
-        convert_and_use()
-    finally:
-        torch.set_default_dtype(torch.float32)
-        torch.set_default_device(None)
-
-
 class ReadsWeights(TwoConvs):
     """Reads dtype and sizes of its layers, as Hugging Face's ViT and Whisper do."""
 
@@ -391,65 +217,6 @@ class ReadsWeights(TwoConvs):
 @pytest.mark.filterwarnings("ignore:these layers do not compute in low precision")
 def test_forward_may_read_attributes_of_its_layers() -> None:
     exact(ready(ReadsWeights(), X), X)
-
-
-@pytest.mark.parametrize(
-    ("change", "eps"),
-    [
-        (lambda bn: bn.running_var.zero_(), 0.0),
-        (lambda bn: bn.running_var.fill_(-1.0), 1e-5),
-        (lambda bn: (bn.weight.fill_(3e38), bn.running_var.fill_(1e-4)), 1e-5),
-        (lambda bn: (bn.weight.fill_(1e30), bn.running_mean.fill_(1e30)), 1e-5),
-    ],
-)
-def test_batch_norm_that_makes_nan_is_refused(change: Any, eps: float) -> None:
-    model = ready(
-        nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)), X
-    )
-    model[1].eps = eps
-    with torch.no_grad():
-        change(model[1])
-    with pytest.raises(ConversionError, match=r"module '1': channel 0 .*NaN or infinity"):
-        convert(model, X)
-
-
-def test_functions_that_make_nan_are_refused() -> None:
-    chain = nn.Sequential(nn.Conv2d(4, 4, 3), nn.PReLU(4), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3))
-    model = ready(chain, X)
-    with torch.no_grad():
-        model[1].weight.fill_(3e38)  # the PReLU gives -inf, and -inf times 0 is NaN
-        model[2].weight.fill_(0.0)
-    with pytest.raises(
-        ConversionError, match=r"layer '0': '1', '2' turn its results into NaN \(channel 0"
-    ):
-        convert(model, X)
-
-
-def test_batch_norm_with_zero_and_tiny_weights_is_exact(tmp_path: Path) -> None:
-    class Floats(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm, self.conv = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
-
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            y = self.norm(x)
-            return y, self.conv(y)
-
-    model = ready(Floats(), X)
-    with torch.no_grad():
-        model.norm.weight.copy_(torch.tensor([0.0, -0.0, 1e-30, 1.0]))
-        model.norm.bias.copy_(torch.tensor([1.5, -2.0, 0.25, 0.0]))
-    net = convert(model, X)
-    fatnn_rs.save(net, tmp_path / "net")
-    rust, numpy = (
-        fatnn_rs.load(tmp_path / "net", float_layers="rust"),
-        fatnn_rs.load_numpy(tmp_path / "net"),
-    )
-    for size in (1.0, 1e10, 1e20, 3e37, 1e-30, 1e-42):
-        x = X.sign() * size
-        assert torch.equal(net(x)[0], model(x)[0]), size
-        for one, other in zip(rust(x), numpy(x.numpy()), strict=True):
-            np.testing.assert_array_equal(one.numpy(), other)
 
 
 @pytest.mark.parametrize("last", [False, True])

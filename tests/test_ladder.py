@@ -1,4 +1,4 @@
-"""The precision ladder: its tables and statistics, and one small ladder from start to report."""
+"""The precision ladder: its cases, and one small ladder from start to report."""
 
 from __future__ import annotations
 
@@ -9,28 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-import fatnn_rs
 import ladder.__main__
-from fatnn_rs import ConfigError, FormatError, InputError, UnsupportedError, _core, machine
-from fatnn_rs.bench import networks
-from fatnn_rs.convert import TernaryNetwork
-from fatnn_rs.convert.api import convert_float
-from fatnn_rs.convert.levels import coded_levels
+from fatnn_rs import ConfigError, FormatError, _core, machine
 from ladder import NETWORKS, RUNGS, SHAPES, LadderNetwork, LayerShape, command, plan
-from ladder.collect import collect, figure, inside_network
+from ladder.collect import figure, inside_network
 from ladder.compare import compare
-from ladder.noise import apply_noise_floor, summarise
 from ladder.plan import BenchCase, LadderOptions
 from ladder.report import markdown
-from ladder.rungs import WEIGHTS
-from nets import image
-from quantizers.compare import ROWS
 
 TINY = LayerShape("3×3, 20 channels, 6×6", 20, 24, 6, 3)
+
+
 OPTIONS = (
     *(
         "--layers",
@@ -345,168 +336,6 @@ def test_cases_cover_every_combination_and_capped_isas_once() -> None:
     assert [(case.name, case.batch, case.threads) for case in capped] == [
         *(("tiny", 1, 1), ("fc-4096", 1, 1), ("digits", 1, 1)),
     ]
-
-
-@pytest.mark.parametrize("name", list(RUNGS))
-def test_rungs_agree_with_accuracies_configs_and_kernels(name: str) -> None:
-    rung = RUNGS[name]
-    assert not rung.accuracy or rung.accuracy in {"float", *ROWS}
-    if rung.kind != "codes":
-        assert rung.kernels() == []
-        return
-    assert set(rung.levels) <= set(coded_levels(rung.act))
-    fatnn_rs.TernaryConfig(**dict(rung.config))  # type: ignore[arg-type]
-    assert rung.passes is None or rung.passes <= (rung.executed or 0)
-    weight = np.array(WEIGHTS[rung.weight], np.int8).reshape(-1, 1, 1, 1)
-    for kernel in rung.kernels():
-        info = _core.packed_info(_core.prepack(weight, 1, rung.act, kernel))
-        assert info["name"] == kernel
-        assert rung.family in kernel
-    if rung.family == "popcount":
-        assert rung.kernels()
-
-
-def test_instruction_benchmark_uses_the_same_layer_shapes() -> None:
-    source = Path(__file__).parents[1] / "benches" / "instructions.rs"
-    rows = re.findall(r'\("([\w-]+)", \[(\d+), (\d+)\], (\d+), (\d+)\)', source.read_text())
-    assert len(rows) >= 4
-    for name, *numbers in rows:
-        shape = SHAPES[name]
-        assert [shape.channels, shape.out_channels, shape.size, shape.window] == [
-            int(number) for number in numbers
-        ]
-
-
-def test_prepack_takes_a_kernel_by_name_and_refuses_others() -> None:
-    weight = np.ones((4, 4, 1, 1), np.int8)
-    with pytest.raises(
-        InputError, match=r'kernel: expected one that this CPU has: .*generic-.*, got "nonsense"'
-    ):
-        _core.prepack(weight, 1, "half", "nonsense")
-    with pytest.raises(
-        InputError, match=r"kernel: expected one that runs uint2 .*, got generic-table-scalar"
-    ):
-        _core.prepack(3 * weight, 1, "uint2", "generic-table-scalar")
-    for row in _core.kernels_for(weight, "half"):
-        assert row.keys() == {"name", "family", "isa", "passes"}
-        assert (
-            _core.packed_info(_core.prepack(weight, 1, "half", row["name"]))["name"] == row["name"]
-        )
-
-
-def test_network_runs_on_the_given_kernel_family() -> None:
-    built = networks.build_float("digits")
-    config = fatnn_rs.TernaryConfig(act="uint2", weight="dorefa", first="int8", last="int8")
-    net, codes = networks.convert_and_verify(built, config, "rust")
-    assert codes > 0
-    assert torch.equal(TernaryNetwork(net.graph, "rust", "popcount")(built.batch), net(built.batch))
-    with pytest.raises(
-        UnsupportedError, match=r"kernel family: expected one that runs .*, got table"
-    ):
-        TernaryNetwork(net.graph, "rust", "table")
-    with pytest.raises(
-        InputError, match=r'kernel family: expected "popcount", "matrix" or "table", got "tables"'
-    ):
-        TernaryNetwork(net.graph, "rust", "tables")
-
-
-def test_float_model_runs_in_one_segment() -> None:
-    model = networks.build_float("small-cnn").model
-    x = image(2, 1, 28, 28)
-    net = convert_float(model, x)
-    assert len(net.segments) == 1
-    assert torch.allclose(net(x), model(x), rtol=1e-4, atol=1e-5)
-    assert {kernel for _, kernel, _ in net.segments[0].network.products} == {"gemm-f32"}
-
-
-def test_spread_covers_all_processes() -> None:
-    found = summarise([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]])
-    assert found == {"median": 2.5, "low": 1.5, "high": 5.0, "medians": [2.0, 4.0]}
-
-
-def test_noise_floor_widens_spreads_to_the_movement_between_processes() -> None:
-    def row(*processes: list[float]) -> dict[str, Any]:
-        same = summarise([[1.0, 1.0, 1.0]] * len(processes))
-        return {"milliseconds": summarise(processes), "over_float32": same, "of_popcount": None}
-
-    def case(kind: str, threads: int, *rows: dict[str, Any]) -> dict[str, Any]:
-        return {"kind": kind, "threads": threads, "figures": list(rows)}
-
-    steady, changing = row([10.0] * 3, [10.0] * 3), row([10.0] * 3, [20.0] * 3)
-    other, single_process = row([5.0] * 3, [5.0] * 3), row([5.0, 6.0, 7.0])
-    found = apply_noise_floor(
-        [
-            case("layer", 1, steady, changing),
-            case("layer", 2, other),
-            case("network", 1, single_process),
-        ]
-    )
-    # Two pairs moved by factors of 1 and 2; their 95th percentile is 2 ** 0.95.
-    factor = 2.0**0.95
-    assert [
-        (one["kind"], one["threads"], one["ratios"], one["pairs"], one["factor"]) for one in found
-    ] == [
-        ("layer", 1, False, 2, pytest.approx(factor)),
-        ("layer", 2, False, 1, 1.0),
-        ("network", 1, False, 0, 1.0),
-    ]
-    times = steady["milliseconds"]
-    assert (times["low"], times["high"]) == (pytest.approx(10 / factor), pytest.approx(10 * factor))
-    assert changing["milliseconds"]["low"] == pytest.approx(15 / factor)
-    assert changing["milliseconds"]["high"] == pytest.approx(15 * factor)
-    assert (other["milliseconds"]["low"], other["milliseconds"]["high"]) == (5.0, 5.0)
-    assert (single_process["milliseconds"]["low"], single_process["milliseconds"]["high"]) == (
-        5.5,
-        6.5,
-    )
-    # A figure relative to itself is constant.
-    assert steady["over_float32"]["high"] == 1.0
-
-
-def _process_result(seconds: dict[tuple[str, str, str], list[float]]) -> dict[str, Any]:
-    entries = [
-        {"who": who, "kind": "rung" if who in RUNGS else "peer", "way": way, "variant": variant,
-        "facts": {},
-         "seconds": values}
-        for (who, way, variant), values in seconds.items()
-    ]  # fmt: skip
-    row = {"title": "t", "channels": 128, "out_channels": 128, "window": 3}
-    record = {"date": "2026-01-01", "load": None}
-    spec = {"row": row}
-    return {
-        "spec": spec,
-        "macs": 1,
-        "rounds": 3,
-        "machine": record,
-        "entries": entries,
-        "missing": [],
-        "failed": [],
-    }
-
-
-def test_ratios_are_taken_within_rounds_for_the_fastest_variant() -> None:
-    # The machine runs at half speed in the second round; ratios within rounds cancel that.
-    unit = _process_result(
-        {
-            ("float32", "floats", ""): [8.0, 16.0, 8.0],
-            ("ternary-popcount", "codes", "p"): [1.0, 2.0, 1.0],
-            ("ternary-table", "codes", "slow"): [9.0, 9.0, 9.0],
-            ("ternary-table", "codes", "fast"): [0.5, 1.0, 0.5],
-            ("ternary-table", "floats", "fast"): [2.0, 4.0, 2.0],
-            ("dorefa-popcount", "codes", "p"): [2.0, 4.0, 2.0],
-            ("uint2-popcount", "codes", "p"): [1.2, 2.4, 1.2],
-            ("some-int8", "floats", ""): [1.0, 2.0, 1.0],
-        }
-    )
-    case = collect(BenchCase("layer", "made", 1, 1, plan.NATIVE), [unit, unit])
-    table = figure(case, "ternary-table", "codes")
-    assert table is not None
-    assert table["variant"] == "fast"
-    assert table["over_float32"] == {
-        **dict.fromkeys(("median", "low", "high"), 16.0),
-        "medians": [16.0] * 2,
-    }
-    assert table["of_popcount"]["median"] == 0.5
 
 
 def test_command_line_repeats_the_options() -> None:
