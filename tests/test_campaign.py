@@ -137,17 +137,17 @@ def test_wrong_output_is_a_finding_with_a_running_reproduction() -> None:
 
 FORGED_FILE_SCRIPT = """
 import tempfile, os
-from campaign import files
+from campaign import forged
 import fatnn_rs
 with tempfile.TemporaryDirectory() as folder:
-    files.make_bases(folder)
-    for name in files.BASES:
-        forged = files.Forged.read(os.path.join(folder, f"{name}.safetensors"))
-        forged.graph["notes"] = ["another note"]
-        tensor = next(key for key, info in forged.header.items() if info["dtype"] == "F32")
-        forged.data[tensor] = forged.data[tensor][::-1]
+    forged.make_bases(folder)
+    for name in forged.BASES:
+        file = forged.Forged.read(forged.base_path(name))
+        file.graph["notes"] = ["another note"]
+        tensor = next(key for key, info in file.header.items() if info["dtype"] == "F32")
+        file.data[tensor] = file.data[tensor][::-1]
         path = os.path.join(folder, "forged")
-        forged.write(path)
+        file.write(path)
         try:
             net = fatnn_rs.load(path)
             assert "another note" in str(net.report)

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
-#: Trials run on this many threads each; torch's OpenMP must not start in the process that forks.
+#: Threads of each trial. The process that forks must not start torch's OpenMP threads.
 THREADS = 2
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 
@@ -33,14 +33,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--jobs", type=int, default=max(1, (os.cpu_count() or 2)), help="processes (one per core)"
     )
-    parser.add_argument(
-        "--verbose", action="store_true", help="print refusals by class too, at full length"
-    )
+    parser.add_argument("--verbose", action="store_true", help="print every class of refusals")
     return parser.parse_args()
 
 
 class Tally:
-    """Outcomes of one kind."""
+    """Counts the outcomes of one kind of trial."""
 
     def __init__(self, name: str) -> None:
         self.name = name

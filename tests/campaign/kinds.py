@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from campaign.runner import Kind, Limits
 
-#: Name → limits of one trial.
+#: Limits of one trial, by the name of its kind.
 KINDS = {
     "networks": Limits(cpu_seconds=90.0),
     "files": Limits(cpu_seconds=30.0),
@@ -13,13 +13,14 @@ KINDS = {
 
 
 def prepare_kind(name: str, folder: str) -> Kind:
-    """Import a kind's module; what it needs is put into ``folder``."""
+    """Import the module of a kind; ``folder`` is for the files that it needs."""
     if name == "networks":
         from campaign import networks as module
     elif name == "files":
         from campaign import files as module  # type: ignore[no-redef]
+        from campaign import forged
 
-        module.make_bases(folder)  # type: ignore[attr-defined]
+        forged.make_bases(folder)
     else:
-        from campaign import ops as module  # type: ignore[no-redef]
+        from campaign import calls as module  # type: ignore[no-redef]
     return Kind(module.trial, module.reproduction, KINDS[name])

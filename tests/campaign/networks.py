@@ -15,17 +15,26 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from campaign.outcome import FINDING, OK, REFUSED, Outcome, described, is_ours, normal, refusal
-from campaign.programs import Program, program, without
+from campaign.outcome import (
+    FINDING,
+    OK,
+    REFUSED,
+    Outcome,
+    describe_error,
+    is_documented_error,
+    message_class,
+    refusal_class,
+)
+from campaign.programs import Program, program, smaller_programs
 
-#: Where float sums have another order, outputs agree to this, relative to the greatest.
+#: Tolerance, relative to the largest output, if float sums may be added in another order.
 TOLERANCE = 1e-4
-#: CPU seconds for making a finding's program smaller.
+#: CPU seconds for shrinking the program of a finding.
 SHRINK_SECONDS = 8.0
 
 
-class Found(Exception):
-    """A fault: its stage, its class, what was expected, and lines that reproduce it."""
+class Fault(Exception):
+    """A fault: the stage, its class, the details, and lines that reproduce it."""
 
     def __init__(self, stage: str, what: str, detail: str, show: str) -> None:
         super().__init__(f"{stage}: {what}")
@@ -33,25 +42,25 @@ class Found(Exception):
 
 
 class Refused(Exception):
-    """A clear refusal."""
+    """The package refused the program with a documented error."""
 
 
 def _run(text: str, namespace: dict[str, Any], name: str) -> None:
-    """Execute source that inspect can find."""
+    """Execute source text; ``inspect`` can find it through ``linecache``."""
     name = f"<{name}>"
     linecache.cache[name] = (len(text), None, text.splitlines(True), name)
     exec(compile(text, name, "exec"), namespace)
 
 
-def _fresh(arguments: Any) -> tuple[Any, ...]:
-    """Copies that keep strides, so that a model that writes to its input leaves the original."""
+def _copies(arguments: Any) -> tuple[Any, ...]:
+    """Copy tensors with their strides, because a model may write to its inputs."""
     return tuple(
         copy.deepcopy(value.detach()) if isinstance(value, Tensor) else value for value in arguments
     )
 
 
 def difference(expected: Any, got: Any) -> str | None:
-    """How two outputs differ: structure, types, shapes, or bits (not those inside NaN)."""
+    """Describe how two outputs differ, or return None; all NaNs count as equal."""
     left, left_spec = pytree.tree_flatten(expected)
     right, right_spec = pytree.tree_flatten(got)
     if left_spec != right_spec:
@@ -83,7 +92,7 @@ def _has_nan(value: Any) -> bool:
     )
 
 
-def _greatest(value: Any) -> float:
+def _max_abs(value: Any) -> float:
     leaves = [
         t
         for t in pytree.tree_leaves(value)
@@ -92,11 +101,11 @@ def _greatest(value: Any) -> float:
     return max((float(t.abs().max()) for t in leaves), default=0.0)
 
 
-def _gap(expected: Any, got: Any) -> float:
-    """Greatest difference relative to the greatest value; infinite where structures differ."""
+def _relative_difference(expected: Any, got: Any) -> float:
+    """Return the largest difference relative to the largest value; inf if shapes differ."""
     left, right = pytree.tree_leaves(expected), pytree.tree_leaves(got)
     worst = 0.0
-    scale = max(_greatest(expected), 1e-30)
+    scale = max(_max_abs(expected), 1e-30)
     for one, other in zip(left, right, strict=False):
         if isinstance(one, Tensor) and one.is_floating_point():
             other = torch.as_tensor(other)
@@ -111,35 +120,35 @@ def _gap(expected: Any, got: Any) -> float:
 
 
 class Trial:
-    """One run of one program through all stages."""
+    """Runs one program through all stages: prepare, convert, verify, save, load."""
 
     def __init__(self, given: Program, folder: Path) -> None:
         self.program, self.folder = given, folder
-        self.space: dict[str, Any] = {}
+        self.namespace: dict[str, Any] = {}
         self.stage = "define"
         self.refused: list[str] = []
 
     def raised(self, error: BaseException, show: str) -> None:
-        """Sort an exception of a public call: a refusal or a fault."""
-        if is_ours(error):
-            raise Refused(f"{self.stage}: {refusal(error)}") from error
-        what = f"raises {type(error).__name__}: {normal(error)}"
-        raise Found(self.stage, what, described(error), show) from error
+        """Raise ``Refused`` for a documented exception of a public call, else ``Fault``."""
+        if is_documented_error(error):
+            raise Refused(f"{self.stage}: {refusal_class(error)}") from error
+        what = f"raises {type(error).__name__}: {message_class(error)}"
+        raise Fault(self.stage, what, describe_error(error), show) from error
 
     def call(self, stage: str, text: str) -> None:
         self.stage = stage
         try:
-            _run(text, self.space, f"campaign {self.program.seed} {stage}")
+            _run(text, self.namespace, f"campaign {self.program.seed} {stage}")
         except BaseException as error:
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
             self.raised(error, text)
 
     def eager(self, arguments: tuple[Any, ...]) -> Any:
-        """What the model gives, or None where it cannot take such arguments."""
+        """Return the model's output in a tuple, or None if the model fails on these arguments."""
         try:
             with torch.no_grad():
-                return (self.space["model"](*_fresh(arguments)),)
+                return (self.namespace["model"](*_copies(arguments)),)
         except Exception:
             return None
 
@@ -147,7 +156,7 @@ class Trial:
         given = [("the example", "example"), *self.program.others]
         for label, text in given:
             torch.manual_seed(self.program.seed % 1000 + 1)
-            arguments = eval(text, self.space)
+            arguments = eval(text, self.namespace)
             expected = self.eager(arguments)
             if expected is None:
                 continue
@@ -157,36 +166,38 @@ class Trial:
             )
             self.stage = f"{name}, {label}"
             try:
-                got = net(*_fresh(arguments))
+                got = net(*_copies(arguments))
             except BaseException as error:
-                if not is_ours(error):
+                if not is_documented_error(error):
                     self.raised(error, show)
                 if label == "the example" and "NaN" not in str(error):
-                    what = f"refuses its own example: {refusal(error)}"
-                    raise Found(self.stage, what, described(error), show) from error
-                self.refused.append(f"call: {refusal(error)}")
+                    what = f"refuses its own example: {refusal_class(error)}"
+                    raise Fault(self.stage, what, describe_error(error), show) from error
+                self.refused.append(f"call: {refusal_class(error)}")
                 continue
             found = difference(expected[0], got)
-            if found and not self.excused(arguments, expected[0], got):
-                raise Found(self.stage, "differs from the eager model", found, show)
+            if found and not self.memory_format_explains(arguments, expected[0], got):
+                raise Fault(self.stage, "differs from the eager model", found, show)
 
-    def excused(self, arguments: tuple[Any, ...], expected: Any, got: Any) -> bool:
-        """Whether the memory format differs from the example's, so that float sums may round differently."""
+    def memory_format_explains(self, arguments: tuple[Any, ...], expected: Any, got: Any) -> bool:
+        """Whether another memory format than the example's explains another rounding of sums."""
         strides = [
             [t.dim_order() if t.dim() and t.numel() else () for t in given if isinstance(t, Tensor)]
-            for given in (arguments, self.space["example"])
+            for given in (arguments, self.namespace["example"])
         ]
         if strides[0] == strides[1]:
             return False
-        return _gap(expected, got) <= TOLERANCE or self.sensitive(arguments, expected)
+        return _relative_difference(expected, got) <= TOLERANCE or self.rounding_changes_codes(
+            arguments, expected
+        )
 
     def run(self) -> None:
         p = self.program
         try:
-            _run(p.define(), self.space, f"campaign {p.seed} define")
+            _run(p.define(), self.namespace, f"campaign {p.seed} define")
         except Exception as error:
             raise Refused("the model itself fails") from error
-        example = self.space["example"]
+        example = self.namespace["example"]
         if self.eager(example) is None:
             raise Refused("the model itself fails")
         trains = p.train and self.float_trains()
@@ -194,20 +205,22 @@ class Trial:
         if trains:
             self.call("train", p.training())
         try:
-            _run(p.dressing(), self.space, f"campaign {p.seed} dress")
+            _run(p.set_norm_values(), self.namespace, f"campaign {p.seed} norm_values")
         except Exception as error:
-            raise Refused("the prepared model cannot be dressed") from error
+            raise Refused("the BatchNorms cannot be set") from error
         if self.eager(example) is None:
             raise Refused("the prepared model fails")
         make = "net = fatnn.convert(model, example)\n"
-        before = {name: tensor.clone() for name, tensor in self.space["model"].state_dict().items()}
+        before = {
+            name: tensor.clone() for name, tensor in self.namespace["model"].state_dict().items()
+        }
         self.call("convert", make)
-        net = self.space["net"]
+        net = self.namespace["net"]
         self.compare(net, "convert", make)
-        after = self.space["model"].state_dict()
+        after = self.namespace["model"].state_dict()
         changed = [name for name, tensor in before.items() if difference(tensor, after[name])]
         if changed:
-            raise Found("convert", "changes the model", ", ".join(changed), make)
+            raise Fault("convert", "changes the model", ", ".join(changed), make)
         self.call("report", make + "str(net.report), net.report.to_json(), repr(net)\n")
         self.call(
             "summary",
@@ -217,15 +230,15 @@ class Trial:
         self.files(net, make)
 
     def float_trains(self) -> bool:
-        """Whether the float model takes such a training step at all."""
+        """Whether the float model survives the training steps."""
         try:
-            space = {**self.space, "model": copy.deepcopy(self.space["model"])}
+            namespace = {**self.namespace, "model": copy.deepcopy(self.namespace["model"])}
             text = self.program.training().replace(
                 "fatnn.param_groups(model, weight_decay=1e-4)", "model.parameters()"
             )
             torch.manual_seed(0)
-            exec(text, space)
-            values = [t for t in space["model"].state_dict().values() if t.is_floating_point()]
+            exec(text, namespace)
+            values = [t for t in namespace["model"].state_dict().values() if t.is_floating_point()]
             return all(bool(t.isfinite().all()) for t in values)
         except Exception:
             return False
@@ -233,36 +246,36 @@ class Trial:
     def verify(self, make: str) -> None:
         self.stage = "verify"
         try:
-            report = self.space["fatnn"].verify(
-                self.space["model"], self.space["net"], self.space["example"]
+            report = self.namespace["fatnn"].verify(
+                self.namespace["model"], self.namespace["net"], self.namespace["example"]
             )
             text = str(report) + report.to_json()
             assert text
         except BaseException as error:
-            if not is_ours(error):
+            if not is_documented_error(error):
                 self.raised(error, make + "print(fatnn.verify(model, net, example))\n")
-            self.refused.append(f"verify: {refusal(error)}")
+            self.refused.append(f"verify: {refusal_class(error)}")
             return
         if report.codes_different:
             show = make + "print(fatnn.verify(model, net, example))\n"
-            raise Found("verify", "codes differ", str(report)[-400:], show)
+            raise Fault("verify", "codes differ", str(report)[-400:], show)
 
     def files(self, net: Any, make: str) -> None:
         file = str(self.folder / "net")
-        self.space["file"] = file
+        self.namespace["file"] = file
         save = make + "file = 'net.safetensors'\nfatnn.save(net, file)\n"
         self.stage = "save"
         try:
-            self.space["fatnn"].save(net, file)
+            self.namespace["fatnn"].save(net, file)
         except BaseException as error:
-            if not is_ours(error):
+            if not is_documented_error(error):
                 self.raised(error, save)
-            self.refused.append(f"save: {refusal(error)}")
+            self.refused.append(f"save: {refusal_class(error)}")
             return
         load = save + "net = fatnn.load(file)\n"
         try:
             self.stage = "load"
-            loaded = self.space["fatnn"].load(file)
+            loaded = self.namespace["fatnn"].load(file)
             self.compare(loaded, "load", load)
             self.stage = "copies"
             if self.program.seed % 4 == 0:
@@ -277,41 +290,41 @@ class Trial:
                     make + "import pickle\nnet = pickle.loads(pickle.dumps(net))\n",
                 )
             self.stage = "load rust"
-            rust = self.space["fatnn"].load(file, float_layers="rust")
-        except (Found, Refused):
+            rust = self.namespace["fatnn"].load(file, float_layers="rust")
+        except (Fault, Refused):
             raise
         except BaseException as error:
-            what = f"{self.stage} of what was saved raises {refusal(error)}"
-            raise Found(self.stage, what, described(error), load) from error
+            what = f"{self.stage} of what was saved raises {refusal_class(error)}"
+            raise Fault(self.stage, what, describe_error(error), load) from error
         self.stage = "load_numpy"
         try:
-            array = self.space["fatnn"].load_numpy(file)
+            array = self.namespace["fatnn"].load_numpy(file)
         except BaseException as error:
-            if not is_ours(error):
+            if not is_documented_error(error):
                 self.raised(error, save + "fatnn.load_numpy(file)\n")
-            self.refused.append(f"load_numpy: {refusal(error)}")
+            self.refused.append(f"load_numpy: {refusal_class(error)}")
             array = None
         self.compare_rust(rust, array, save)
 
-    def sensitive(self, arguments: tuple[Any, ...], expected: Any) -> bool:
-        """Whether noise as small as rounding changes codes, so that another order of sums may."""
+    def rounding_changes_codes(self, arguments: tuple[Any, ...], expected: Any) -> bool:
+        """Whether noise of the size of rounding errors changes the output, so changes codes."""
         for seed in range(4):
             torch.manual_seed(seed)
             noisy = tuple(
                 t * (1 + 2e-6 * torch.randn(t.shape))
                 if isinstance(t, Tensor) and t.is_floating_point()
                 else t
-                for t in _fresh(arguments)
+                for t in _copies(arguments)
             )
             again = self.eager(noisy)
-            if again is None or _gap(expected, again[0]) > TOLERANCE / 4:
+            if again is None or _relative_difference(expected, again[0]) > TOLERANCE / 4:
                 return True
         return False
 
     def compare_rust(self, rust: Any, array: Any, save: str) -> None:
         for label, text in [("the example", "example"), *self.program.others]:
             torch.manual_seed(self.program.seed % 1000 + 1)
-            arguments = eval(text, self.space)
+            arguments = eval(text, self.namespace)
             expected = self.eager(arguments)
             if expected is None:
                 continue
@@ -319,15 +332,15 @@ class Trial:
             show = f"{head}net = fatnn.load(file, float_layers='rust')\nprint(model(*given), net(*given), sep='\\n')\n"
             self.stage = f"rust, {label}"
             try:
-                got = rust(*_fresh(arguments))
+                got = rust(*_copies(arguments))
             except BaseException as error:
-                if not is_ours(error):
+                if not is_documented_error(error):
                     self.raised(error, show)
                 got = None
             if got is not None and label not in ("3e38", "infinities", "1e20", "nan", "denormals"):
-                gap = _gap(expected[0], got)
-                if gap > TOLERANCE and not self.sensitive(arguments, expected[0]):
-                    raise Found(
+                gap = _relative_difference(expected[0], got)
+                if gap > TOLERANCE and not self.rounding_changes_codes(arguments, expected[0]):
+                    raise Fault(
                         self.stage,
                         "is far from the eager model",
                         f"{gap:g} of the greatest value",
@@ -343,11 +356,13 @@ class Trial:
             try:
                 other = array(*(value.detach().numpy() for value in arguments))
             except BaseException as error:
-                if not is_ours(error):
+                if not is_documented_error(error):
                     self.raised(error, both)
                 if got is not None and "another size" not in label:
-                    what = f"is refused where load(float_layers='rust') runs: {refusal(error)}"
-                    raise Found(self.stage, what, described(error), both) from error
+                    what = (
+                        f"is refused where load(float_layers='rust') runs: {refusal_class(error)}"
+                    )
+                    raise Fault(self.stage, what, describe_error(error), both) from error
                 continue
             if got is None:
                 continue
@@ -356,25 +371,25 @@ class Trial:
                 if isinstance(two, np.ndarray) and isinstance(one, Tensor):
                     found = difference(one, torch.from_numpy(np.array(two)))
                     if found:
-                        raise Found(
+                        raise Fault(
                             self.stage, "differs from load(float_layers='rust')", found, both
                         )
 
 
-def attempt(given: Program, folder: Path) -> tuple[Found | None, str, list[str]]:
-    """Run a program: its fault, why it was refused, and refusals on the way."""
+def run_program(given: Program, folder: Path) -> tuple[Fault | None, str, list[str]]:
+    """Run a program; return its fault, the reason of its refusal, and refusals of later stages."""
     torch.manual_seed(given.seed)
     trial = Trial(given, folder)
     try:
         trial.run()
-    except Found as found:
+    except Fault as found:
         return found, "", trial.refused
     except Refused as refused:
         return None, str(refused), trial.refused
     return None, "", trial.refused
 
 
-def _same_class(found: Found, other: Found | None) -> bool:
+def _same_class(found: Fault, other: Fault | None) -> bool:
     return (
         other is not None
         and other.what == found.what
@@ -382,16 +397,16 @@ def _same_class(found: Found, other: Found | None) -> bool:
     )
 
 
-def shrink(given: Program, found: Found, folder: Path) -> tuple[Program, Found]:
-    """Leave out what the fault does not need."""
+def shrink(given: Program, found: Fault, folder: Path) -> tuple[Program, Fault]:
+    """Remove parts of the program as long as the same fault remains."""
     until = time.process_time() + SHRINK_SECONDS
     smaller = True
     while smaller:
         smaller = False
-        for candidate in without(given):
+        for candidate in smaller_programs(given):
             if time.process_time() > until:
                 return given, found
-            other, _, _ = attempt(candidate, folder)
+            other, _, _ = run_program(candidate, folder)
             if _same_class(found, other):
                 assert other is not None
                 given, found, smaller = candidate, other, True
@@ -399,8 +414,8 @@ def shrink(given: Program, found: Found, folder: Path) -> tuple[Program, Found]:
     return given, found
 
 
-#: Steps that say nothing about a fault's class where others do.
-PLAIN = {
+#: Tags of common steps, left out of a fault's class if the program has others.
+COMMON_TAGS = {
     "conv",
     "linear",
     "batch norm",
@@ -417,7 +432,7 @@ def trial(seed: int) -> Outcome:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         given = program(seed)
-        found, refused, _ = attempt(given, folder)
+        found, refused, _ = run_program(given, folder)
         if found is None:
             if refused:
                 return Outcome(OK if "model itself" in refused else REFUSED, refused)
@@ -426,8 +441,12 @@ def trial(seed: int) -> Outcome:
     what = f"{found.stage}: {found.what}"
     if "differ" in found.what or "far from" in found.what:
         tags = {step.tag for step in given.steps}
-        tags = (tags - PLAIN) or tags
-        extra = ([f"dress {given.dress}"] if given.dress not in ("none", "plain") else []) + [
+        tags = (tags - COMMON_TAGS) or tags
+        extra = (
+            [f"norm_values {given.norm_values}"]
+            if given.norm_values not in ("none", "plain")
+            else []
+        ) + [
             text.split("(")[0] if "forward =" not in text else "patched forward"
             for text in (*given.before, *given.after)
         ]
@@ -435,7 +454,9 @@ def trial(seed: int) -> Outcome:
             what += f" [{'; '.join(sorted(tags) + extra)}]"
     text = given.define() + given.prepare()
     text += given.training() if given.train else ""
-    text += given.dressing() + (found.show if found.stage not in ("prepare", "train") else "")
+    text += given.set_norm_values() + (
+        found.show if found.stage not in ("prepare", "train") else ""
+    )
     return Outcome(FINDING, what, found.detail, text)
 
 
@@ -445,6 +466,6 @@ def reproduction(seed: int) -> str:
         given.define()
         + given.prepare()
         + (given.training() if given.train else "")
-        + given.dressing()
+        + given.set_norm_values()
     )
     return text + "net = fatnn.convert(model, example)\n"

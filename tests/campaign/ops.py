@@ -1,16 +1,6 @@
-"""Adversarial calls: every public function and operator with arguments of every wrong kind."""
+"""Tables of public functions and operators, and of wrong arguments to call them with."""
 
 from __future__ import annotations
-
-import linecache
-import random
-import re
-import traceback
-from typing import Any
-
-import torch
-
-from campaign.outcome import FINDING, OK, REFUSED, Outcome, described, is_ours, normal, refusal
 
 HEADER = """\
 import copy, os, pathlib, pickle, tempfile
@@ -24,14 +14,15 @@ inf, nan = float('inf'), float('nan')
 
 
 def misaligned(array):
-    \"\"\"The same values one byte off.\"\"\"
+    \"\"\"Copy an array to an address one byte off.\"\"\"
     buffer = bytearray(array.nbytes + 1)
     buffer[1:] = array.tobytes()
     return np.frombuffer(buffer, array.dtype, offset=1).reshape(array.shape)
 
 """
 
-#: Each takes the text of a tensor.
+
+#: Expressions that replace a tensor, ``{0}``.
 TENSORS = (
     *("{0}.to('meta')", "{0}.float()", "{0}.double()", "{0}.to(torch.int64)", "{0}.to(torch.int8)", "{0}.bool()"),
     *("{0}.flatten()", "{0}[None]", "{0}[:0]", "{0}[..., :0]", "{0}[..., ::2]", "{0}.transpose(0, -1)", "{0}.flip(0)"),
@@ -44,6 +35,8 @@ TENSORS = (
     *("torch.empty(1).expand(1 << 33, 3, 2, 2)", "{0}.to(torch.uint8)", "{0}.to(torch.int32)", "{0}.unsqueeze(-1)", "{0}.squeeze()"),
 )  # fmt: skip
 
+
+#: Expressions that replace an array, ``{0}``.
 ARRAYS = (
     *("misaligned({0})", "{0}[..., ::2]", "{0}.astype(np.float64)", "{0}.astype(np.float32)", "{0}.astype(np.int8)", "{0}.astype(np.uint8)"),
     *("{0}.astype({0}.dtype.newbyteorder('>'))", "np.asfortranarray({0})", "{0}.T", "{0}[:0]", "{0}[..., :0]", "{0}.ravel()", "{0}[None]"),
@@ -53,11 +46,22 @@ ARRAYS = (
     *("np.lib.stride_tricks.as_strided({0}, {0}.shape, (0,) * {0}.ndim)", "np.concatenate([{0}, {0}])", "{0}[1:]", "memoryview({0})"),
 )  # fmt: skip
 
+
 INTEGERS = ("0", "-1", "1", "2", "3", "7", "255", "1 << 16", "1 << 31", "(1 << 31) - 1", "1 << 32", "1 << 60", "(1 << 63) - 1", "1 << 63", "1 << 64", "-(1 << 63)", "1.5", "nan", "True", "None", "'x'", "[1]", "np.int64(2)", "torch.tensor(2)", "1e308", "10**30")  # fmt: skip
+
+
 LISTS = ("[]", "[1]", "[0, 0]", "[-1, -1]", "[1, 3]", "[3, 1]", "[1, 1]", "[2, 2]", "[1 << 31, 1 << 31]", "[1 << 60, 1]", "[(1 << 63) - 1, 1]", "[1 << 63, 1]", "[-(1 << 63), 0]", "[1, 1, 1]", "[1] * 65", "None", "3", "'ab'", "[1.5, 1.5]", "[nan, 1]", "[None, 1]", "(1, 2)", "np.array([1, 2])", "torch.tensor([1, 1])", "{0}", "[8192, 8192]", "[1 << 32, 1 << 32]", "[100000, 1]")  # fmt: skip
+
+
 FLOATS = ("0.0", "-1.0", "nan", "inf", "-inf", "1e-45", "1e-320", "1e308", "1e39", "None", "'x'", "1 << 200", "True", "-0.0", "3.4e38")  # fmt: skip
+
+
 FLOAT_LISTS = ("[]", "[0.5]", "[1.0, 0.5]", "[nan, nan]", "[0.5, inf]", "[-inf, inf]", "[inf, inf]", "[0.5, 1.0, 1.5, 2.0]", "[0.1, 0.2, 0.3]", "None", "0.5", "['a', 'b']", "[1e-46, 1e300]", "[0.0, -0.0]", "[0.5, 1.0] * 1000", "torch.tensor([0.5, 1.0])", "[1 << 2000, 1]")  # fmt: skip
+
+
 BOOLS = ("True", "False", "None", "2", "'x'", "nan", "[]")
+
+
 TEXTS = (
     "''",
     "'x'",
@@ -72,6 +76,9 @@ TEXTS = (
     "'\\ud800'",
     "'HALF'",
 )
+
+
+#: Replacements by the letter that the tables below use for the type of an argument.
 POOLS = {
     "t": TENSORS,
     "a": ARRAYS,
@@ -82,23 +89,6 @@ POOLS = {
     "b": BOOLS,
     "s": TEXTS,
 }
-
-
-def _geometry(r: random.Random) -> dict[str, Any]:
-    g: dict[str, Any] = {
-        "n": r.choice((1, 2, 3)),
-        "groups": r.choice((1, 1, 2, 3)),
-        "kernel": [r.choice((1, 2, 3)), r.choice((1, 1, 3))],
-        "stride": [r.choice((1, 2)), r.choice((1, 2))],
-        "padding": [r.choice((0, 1)), r.choice((0, 1, 2))],
-        "dilation": [r.choice((1, 2)), 1],
-        "h": r.choice((5, 6, 9)),
-        "w": r.choice((3, 5, 8)),
-    }
-    g["c"] = g["groups"] * r.choice((1, 2, 5, 33, 64))
-    g["o"] = g["groups"] * r.choice((1, 3, 8, 17))
-    g["coding"] = r.choice(("full", "half", "uint2"))
-    return g
 
 
 SETUP = """\
@@ -117,6 +107,7 @@ levels = codes.float() {shift}
 acc = nn.functional.conv2d(levels.permute(0, 3, 1, 2).double(), weight.double(), None, {stride}, {padding}, {dilation}, {groups})
 """
 
+
 _WINDOW = (
     ("kernel", "l", "{kernel}"),
     ("stride", "l", "{stride}"),
@@ -124,7 +115,8 @@ _WINDOW = (
     ("dilation", "l", "{dilation}"),
 )
 
-#: Operator → arguments: name, pool, right value; then what a right call gives, or "".
+
+#: For each operator: arguments (name, pool, right value), and the expected result or "".
 OPERATORS: dict[str, tuple[tuple[tuple[str, str, str], ...], str]] = {
     "quantize": (
         (("x", "t", "x"), ("thresholds", "F", "[0.25, 1.0]"), ("groups", "i", "{groups}")),
@@ -197,14 +189,18 @@ OPERATORS: dict[str, tuple[tuple[tuple[str, str, str], ...], str]] = {
     ),
 }
 
+
 OUT = "np.zeros(({n}, {oh}, {ow}, {o}), np.{dtype})"
+
+
 _STEPS = (
     ("stride", "l", "{stride}"),
     ("padding", "l", "{padding}"),
     ("dilation", "l", "{dilation}"),
 )
 
-#: Functions of the extension module and of `ops`: arguments in order, pool and right value.
+
+#: For functions of the extension module and of ``ops``: each argument's pool and right value.
 CORE: dict[str, tuple[tuple[str, str], ...]] = {
     "_core.quantize": (
         *(
@@ -310,6 +306,7 @@ CORE: dict[str, tuple[tuple[str, str], ...]] = {
     "fatnn.set_num_threads": (("i", "2"),),
 }
 
+
 MODEL = """\
 torch.manual_seed(0)
 
@@ -331,8 +328,9 @@ array = fatnn.load_numpy('net')
 rust = fatnn.load('net', float_layers='rust')
 """
 
-#: Anything at all, for arguments of the public functions.
-THINGS = (
+
+#: Replacements for any argument of a public function.
+ANY_ARGUMENTS = (
     *("None", "3", "-1", "1.5", "nan", "'x'", "''", "b'x'", "[]", "()", "{}", "object()", "x", "x.numpy()", "[x]", "(x,)", "(x, x)"),
     *("(x, 2.0)", "{'x': x}", "[None]", "x.double()", "x.half()", "x[:0]", "x[:, :2]", "x[0]", "x[..., None]", "x.to('meta')"),
     *("x * nan", "x * inf", "x * 1e-45", "x * 0", "x[:, :, :1, :1]", "x[:, :, :0]", "x.int()", "x > 0", "x.to_sparse()", "nn.Parameter(x)"),
@@ -347,7 +345,8 @@ THINGS = (
     *("torch.empty(1).expand(1 << 33, 3, 6, 6)", "torch.ones(1, 3, 1 << 14, 1)", "(make(),)", "{'re:.*': {'act': 'uint2'}}", "('0', '3')", "['re:.*']", "0", "False"),
 )  # fmt: skip
 
-#: Public calls: template, and the text of a right argument for each place.
+
+#: Public calls: a template, and a right argument for each place.
 PUBLIC: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("fatnn.prepare({0}, {1}, {2})", ("make()", "fatnn.TernaryConfig()", "x")),
     ("fatnn.prepare(make(), fatnn.TernaryConfig(first='ternary', last='int8'), {0})", ("x",)),
@@ -395,7 +394,8 @@ PUBLIC: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("str(net), net.report.to_json()", ()),
 )  # fmt: skip
 
-#: Contexts around public calls.
+
+#: Statements in whose body a public call may run.
 CONTEXTS = (
     "with torch.autocast('cpu', torch.bfloat16):",
     "with torch.inference_mode():",
@@ -408,275 +408,3 @@ CONTEXTS = (
     "if torch.use_deterministic_algorithms(True) is None:",
     "if torch.set_num_threads(1) is None:",
 )
-
-
-class _Call:
-    """Source of one trial: set-up, what is called, and what is known about the right answer."""
-
-    def __init__(self, seed: int) -> None:
-        r = random.Random(seed)
-        self.rng = r
-        self.changed: list[str] = []
-        self.right = ""
-        self.wrong_geometry = ""
-        self.context = ""
-        kind = r.random()
-        if kind < 0.4:
-            self._operator()
-        elif kind < 0.65:
-            self._core()
-        else:
-            self._public()
-
-    def _start(self) -> dict[str, Any]:
-        while True:
-            g = _geometry(self.rng)
-            two_bit = g["coding"] == "uint2"
-            g["code_type"] = "two-bit" if two_bit else "ternary"
-            # What is packed: half-range ternary codes -1, 0, 1 stand for 0, 1, 2.
-            g["low"], g["high"] = (0, 4) if two_bit else (-1, 2)
-            g["shift"] = "+ 1" if g["coding"] == "half" else ""
-            spans = [(g["kernel"][i] - 1) * g["dilation"][i] + 1 for i in range(2)]
-            if g["coding"] == "half" and any(g["padding"]):
-                g["padding"] = [
-                    0,
-                    0,
-                ]  # padding is level 0, code -1: not what conv2d pads with once shifted
-            if all((g["h"], g["w"])[i] + 2 * g["padding"][i] >= spans[i] for i in range(2)):
-                break
-        self.setup = SETUP.format(**g)
-        return g
-
-    def _count(self) -> int:
-        return self.rng.choice((0, 1, 1, 1, 1, 2, 3))
-
-    def _operator(self) -> None:
-        g = self._start()
-        self.name = self.rng.choice(list(OPERATORS))
-        arguments, right = OPERATORS[self.name]
-        texts = {name: text.format(**g) for name, _, text in arguments}
-        changed = self.rng.sample(arguments, min(self._count(), len(arguments)))
-        for name, pool, _ in changed:
-            form = self.rng.choice(POOLS[pool])
-            old = texts[name] if texts[name] != "None" else "acc.float()"
-            texts[name] = form.replace("{0}", old if pool == "t" else "{}")
-            self.changed.append(name)
-        self.right = right if not changed else ""
-        if (
-            self.name.startswith("conv")
-            and {"kernel", "out_channels"} & set(self.changed)
-            and "weight" not in self.changed
-        ):
-            self.wrong_geometry = (
-                f"[{texts['out_channels']}, *({texts['kernel']})] != [{g['o']}, *{g['kernel']}]"
-            )
-        self.call = (
-            f"torch.ops.fatnn_rs.{self.name}({', '.join(f'{k}={v}' for k, v in texts.items())})"
-        )
-
-    def _core(self) -> None:
-        g = self._start()
-        self.name = self.rng.choice(list(CORE))
-        texts = [text.format(**g) for _, text in CORE[self.name]]
-        places = list(enumerate(pool for pool, _ in CORE[self.name]))
-        for index, pool in self.rng.sample(places, min(self._count(), len(places))):
-            old = texts[index] if texts[index] != "None" else "acc.float().numpy()"
-            texts[index] = self.rng.choice(POOLS[pool]).replace(
-                "{0}", f"({old})" if pool in "at" else "{}"
-            )
-            self.changed.append(str(index))
-        if self.name in (
-            "fatnn.set_num_threads",
-            "_core.set_num_threads",
-            "_core.set_default_threads",
-        ):
-            texts = [text if text not in ("255", "1 << 16") else "4" for text in texts]
-        self.call = f"{self.name}({', '.join(texts)})"
-
-    def _public(self) -> None:
-        r = self.rng
-        ends = ("float", "int8", "ternary")
-        self.setup = MODEL.replace("{last!r}", repr(r.choice(ends))).replace(
-            "{first!r}", repr(r.choice(ends))
-        )
-        template, arguments = r.choice(PUBLIC)
-        texts = [text.format() for text in arguments]
-        if arguments:
-            for index in r.sample(
-                range(len(arguments)), min(r.choice((0, 1, 1, 1, 1, 2)), len(arguments))
-            ):
-                texts[index] = r.choice(THINGS)
-                self.changed.append(texts[index])
-        self.name = template.split("(")[0]
-        self.call = template.format(*texts)
-        if r.random() < 0.2:
-            self.context = r.choice(CONTEXTS)
-        self.public = True
-
-    public = False
-
-    def source(self) -> str:
-        call = f"result = {self.call}"
-        return (
-            HEADER + self.setup + (f"{self.context}\n    {call}\n" if self.context else call + "\n")
-        )
-
-
-def _execute(text: str, space: dict[str, Any], name: str) -> None:
-    linecache.cache[name] = (len(text), None, text.splitlines(True), name)
-    exec(compile(text, name, "exec"), space)
-
-
-_SCHEMA = re.compile(
-    r"Expected a value of type|expected at most|missing value for argument|Unknown keyword argument|"
-    r"Expected value for argument|Unable to cast|is missing value|Cannot convert|Could not infer dtype|"
-    r"expected \d+ dims|Overflow when unpacking long|must be tuple of|cannot be converted|Unable to cast Python instance"
-)
-
-
-def _acceptable(call: _Call, error: BaseException) -> bool:
-    """Whether a call may raise this: an error of the package, or one about a wrong signature."""
-    if is_ours(error):
-        return True
-    if isinstance(error, RuntimeError) and re.search("DefaultCPUAllocator|bad_alloc", str(error)):
-        return True  # torch's form of MemoryError
-    if isinstance(error, TypeError) and "os.PathLike" in str(error):
-        return True
-    if (
-        call.public
-        and call.changed
-        and call.name.startswith(("torch.", "fatnn.nn.Ternary", "net.to"))
-    ):
-        return isinstance(error, Exception)  # torch's own checks of its own arguments
-    inner = traceback.extract_tb(error.__traceback__)[-1].filename if error.__traceback__ else ""
-    own_frame = inner.startswith("<campaign")
-    if isinstance(error, TypeError) and (own_frame or not call.public):
-        return True
-    if call.call.startswith("torch.ops.") and "_ops.py" in inner:
-        if isinstance(error, NotImplementedError):
-            return True  # a tensor of a backend that no op has
-        return isinstance(error, (RuntimeError, ValueError, OverflowError)) and bool(
-            _SCHEMA.search(str(error))
-        )
-    if (
-        call.call.startswith("_core.")
-        and isinstance(error, (OverflowError, ValueError))
-        and own_frame
-    ):
-        return True
-    # Torch's own message about the argument, before the package is called at all.
-    return own_frame and not call.call.startswith(("_core.", "ops.", "array(", "fatnn."))
-
-
-def _model_state(space: dict[str, Any]) -> list[str]:
-    return [
-        f"{name}:{type(module).__name__}:{module.training}"
-        for name, module in space["model"].named_modules()
-    ]
-
-
-def trial(seed: int) -> Outcome:
-    call = _Call(seed)
-    space: dict[str, Any] = {}
-    source = call.source()
-    label = f"{call.name}({', '.join(call.changed)})"[:100]
-    _execute(HEADER + call.setup, space, f"<campaign setup {seed}>")
-    before = _model_state(space) if call.public else []
-    arguments = f"result = {call.call}"
-    text = f"{call.context}\n    {arguments}\n" if call.context else arguments + "\n"
-    try:
-        parts = call.call[call.call.index("(") :] if not call.public else ""
-        if parts.startswith("(") and not call.public:
-            # An argument that cannot be made at all says nothing about the call.
-            _execute(
-                f"dict{parts}" if "=" in parts else f"_ = [{parts[1:-1]}]",
-                dict(space),
-                "<campaign arguments>",
-            )
-    except BaseException:
-        return Outcome(OK)
-    try:
-        _execute(text, space, f"<campaign {seed}>")
-    except BaseException as error:
-        if _acceptable(call, error):
-            changed = (
-                call.public and "prepare(model" not in call.call and before != _model_state(space)
-            )
-            if changed and "net.train" not in call.call:
-                return Outcome(
-                    FINDING, f"{label}: a refused call changes the model", described(error), source
-                )
-            return Outcome(REFUSED, f"{call.name}: {refusal(error)}"[:110])
-        if call.public and _argument_fails(call, space):
-            return Outcome(OK)
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        detail = f"{described(error)}\nat {last.filename.split('/')[-1]}:{last.lineno}"
-        what = f"{call.name}: raises {type(error).__name__}: {normal(error)}"
-        return Outcome(FINDING, what, detail, source)
-    finally:
-        torch.set_default_dtype(torch.float32)
-        torch.set_flush_denormal(False)
-        torch.use_deterministic_algorithms(False)
-    return _judged(call, space, label, source)
-
-
-def _argument_fails(call: _Call, space: dict[str, Any]) -> bool:
-    """Whether making an argument is what fails."""
-    for text in call.changed:
-        try:
-            lines = f"{call.context}\n    _ = {text}" if call.context else f"_ = {text}"
-            _execute(lines, dict(space), "<campaign argument>")
-        except BaseException:
-            return True
-    return False
-
-
-def _judged(call: _Call, space: dict[str, Any], label: str, source: str) -> Outcome:
-    """What is known about a call that returned."""
-    result = space["result"]
-    if call.right:
-        expected = space[call.right].to(result.dtype)
-        if expected.shape != result.shape or not torch.equal(expected, result):
-            return Outcome(
-                FINDING,
-                f"{call.name}: wrong result of a right call",
-                f"{expected}\n{result}"[:600],
-                source,
-            )
-    if not call.call.startswith("torch.ops."):
-        return Outcome(OK)
-    check = source + f"assert not ({call.wrong_geometry})\n" if call.wrong_geometry else source
-    try:
-        if call.wrong_geometry and eval(call.wrong_geometry, space):
-            return Outcome(
-                FINDING,
-                f"{call.name}: accepts a kernel or out_channels that is not the weight's",
-                "",
-                check,
-            )
-    except Exception:
-        pass
-    tensors = [t for t in _tensors(call, space) if isinstance(t, torch.Tensor)]
-    if any(t.is_meta for t in tensors) and not result.is_meta:
-        return Outcome(FINDING, f"{call.name}: a meta tensor among others gives memory", "", source)
-    if result.is_meta and not all(t.is_meta for t in tensors):
-        return Outcome(FINDING, f"{call.name}: a meta tensor among others is accepted", "", source)
-    if result.is_meta:
-        return Outcome(OK)
-    again = eval(call.call, space)
-    same = torch.equal(torch.nan_to_num(result.float()), torch.nan_to_num(again.float()))
-    if "torch.rand" not in call.call and (result.shape != again.shape or not same):
-        return Outcome(FINDING, f"{label}: two equal calls differ", "", source)
-    return Outcome(OK)
-
-
-def _tensors(call: _Call, space: dict[str, Any]) -> list[Any]:
-    inside = call.call[call.call.index("(") :]
-    try:
-        return list(eval(f"dict{inside}", space).values())
-    except Exception:
-        return []
-
-
-def reproduction(seed: int) -> str:
-    return _Call(seed).source()

@@ -1,4 +1,4 @@
-"""What a trial ends in, and which exceptions a public call may raise."""
+"""The outcome of a trial, and which exceptions a public call may raise."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-#: Verdicts: the call gave the right result, was refused clearly, or shows a fault.
+#: Verdicts: the result was right, the call was refused with a clear error, or there is a fault.
 OK, REFUSED, FINDING = "ok", "refused", "finding"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of one trial.
+    """The outcome of one trial.
 
     Attributes
     ----------
     verdict
         ``OK``, ``REFUSED`` or ``FINDING``.
     what
-        One line that is equal for faults and refusals of the same class.
+        One line, equal for all faults or refusals of one class.
     detail
-        What was expected and what was got.
+        The expected and the actual result.
     reproduction
-        Python that can be pasted.
+        Python source that shows the fault.
     """
 
     verdict: str
@@ -35,8 +35,8 @@ class Outcome:
         return asdict(self)
 
 
-def normal(message: Any, length: int = 110) -> str:
-    """A message without numbers, names and shapes, so that messages of one class are equal."""
+def message_class(message: Any, length: int = 110) -> str:
+    """Remove numbers, names and shapes from a message, so that messages of one class are equal."""
     text = str(message).strip().split("\n")[0]
     text = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "'…'", text)
     text = re.sub(r"\[[^\]]*\]|\([\d, ]*\)", "[…]", text)
@@ -44,17 +44,17 @@ def normal(message: Any, length: int = 110) -> str:
     return "".join(char if char.isprintable() else "?" for char in text[:length])
 
 
-def described(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     text = f"{type(error).__name__}: {error}"[:600]
     return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
 
 
-def is_ours(error: BaseException) -> bool:
-    """Whether an exception is one that the package documents."""
+def is_documented_error(error: BaseException) -> bool:
+    """Whether the package documents that it raises such an exception."""
     from fatnn_rs.errors import FatnnError
 
     return isinstance(error, (FatnnError, MemoryError, OSError))
 
 
-def refusal(error: BaseException) -> str:
-    return f"{type(error).__name__}: {normal(error)}"
+def refusal_class(error: BaseException) -> str:
+    return f"{type(error).__name__}: {message_class(error)}"

@@ -1,8 +1,8 @@
-"""A generator of unusual networks, as source text: what fails can be pasted.
+"""A generator of unusual networks as source text, so that a failing one can be pasted.
 
-A program grows step by step. Each step is lines of ``__init__`` and of ``forward``; it is run at
-once on real tensors, and kept where PyTorch accepts it. So every program is a model that runs, and
-no step has to know any shape rule.
+A program grows step by step. A step adds lines to ``__init__`` and ``forward``. It runs at once on
+real tensors and is kept if PyTorch accepts it. So every program is a model that runs, and no step
+needs to know shape rules.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch.nn import functional
 
 __all__ = ["Program", "Step", "program"]
 
-#: Elements of a value from which steps are refused.
-MOST_ELEMENTS = 40_000
+#: A step that makes a larger tensor is dropped.
+MAX_ELEMENTS = 40_000
 
 HEADER = """\
 import operator
@@ -38,7 +38,7 @@ Pair = namedtuple("Pair", "a b")
 
 @dataclass(frozen=True)
 class Step:
-    """Part of a program; ``tag`` says what it does, for classes of findings."""
+    """Part of a program; findings are grouped by its ``tag``."""
 
     tag: str
     init: tuple[str, ...]
@@ -47,7 +47,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """A model, what is done to it, and what it is given."""
+    """A model, the options of ``prepare``, patches, BatchNorm values and inputs."""
 
     seed: int
     steps: tuple[Step, ...]
@@ -56,10 +56,10 @@ class Program:
     config: str
     example: str
     others: tuple[tuple[str, str], ...]
-    #: Lines run before ``prepare``, after it, and the kind of values that parameters get.
+    #: Lines run before ``prepare`` and after it, and a key of ``NORM_VALUES``.
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
-    dress: str = "plain"
+    norm_values: str = "plain"
     train: bool = False
 
     def define(self) -> str:
@@ -98,7 +98,7 @@ class Program:
             "model.eval()\n"
         )
 
-    def dressing(self) -> str:
+    def set_norm_values(self) -> str:
         lines = [
             "model.eval()",
             "from fatnn_rs.quant import ActivationQuantizer",
@@ -108,10 +108,10 @@ class Program:
             "            m.set_step(0.5)",
             "            m._set_state(initialized=True, half_range=True)",
         ]
-        if self.dress != "none":
+        if self.norm_values != "none":
             lines += [
                 "        if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)):",
-                *("            " + line for line in DRESSES[self.dress]),
+                *("            " + line for line in NORM_VALUES[self.norm_values]),
             ]
         lines += [*self.after]
         return "\n".join(lines) + "\n"
@@ -130,26 +130,30 @@ _STATISTICS = (
 )
 
 
-def _dress(scale: str, zeros: str, bias: str, var: str, mean: str) -> tuple[str, ...]:
+def _norm_lines(scale: str, zeros: str, bias: str, var: str, mean: str) -> tuple[str, ...]:
     given = {"scale": scale, "zeros": zeros, "bias": bias, "var": var, "mean": mean}
     return tuple(line.format(**given) for line in _AFFINE + _STATISTICS)
 
 
-#: Parameters and statistics of BatchNorms.
-DRESSES: dict[str, tuple[str, ...]] = {
-    "plain": _dress("1.0", "0.1", "0.5", "torch.rand(m.num_features) + 0.1", "0.5"),
-    "zero gamma": _dress("1.0", "0.6", "0.5", "torch.rand(m.num_features) + 0.1", "0.5"),
-    "huge gamma": _dress("1e18", "0.1", "1e17", "torch.rand(m.num_features) + 0.1", "0.5"),
-    "greatest gamma": _dress("3e37", "0.1", "1.0", "torch.rand(m.num_features) * 1e-3", "0.5"),
-    "tiny gamma": _dress("1e-30", "0.1", "0.5", "torch.rand(m.num_features) + 0.1", "0.5"),
-    "denormal gamma": _dress("1e-41", "0.1", "1e-41", "torch.rand(m.num_features) + 0.1", "0.5"),
-    "tiny variance": _dress("1.0", "0.1", "0.5", "torch.rand(m.num_features) * 1e-30", "0.5"),
+#: Lines that set parameters and statistics of the BatchNorm ``m``.
+NORM_VALUES: dict[str, tuple[str, ...]] = {
+    "plain": _norm_lines("1.0", "0.1", "0.5", "torch.rand(m.num_features) + 0.1", "0.5"),
+    "zero gamma": _norm_lines("1.0", "0.6", "0.5", "torch.rand(m.num_features) + 0.1", "0.5"),
+    "huge gamma": _norm_lines("1e18", "0.1", "1e17", "torch.rand(m.num_features) + 0.1", "0.5"),
+    "greatest gamma": _norm_lines("3e37", "0.1", "1.0", "torch.rand(m.num_features) * 1e-3", "0.5"),
+    "tiny gamma": _norm_lines("1e-30", "0.1", "0.5", "torch.rand(m.num_features) + 0.1", "0.5"),
+    "denormal gamma": _norm_lines(
+        "1e-41", "0.1", "1e-41", "torch.rand(m.num_features) + 0.1", "0.5"
+    ),
+    "tiny variance": _norm_lines("1.0", "0.1", "0.5", "torch.rand(m.num_features) * 1e-30", "0.5"),
     "no variance": (
-        *_dress("1.0", "0.1", "0.5", "torch.zeros(m.num_features)", "0.5"),
+        *_norm_lines("1.0", "0.1", "0.5", "torch.zeros(m.num_features)", "0.5"),
         "m.eps = 0.0",
     ),
-    "negative variance": _dress("1.0", "0.1", "0.5", "torch.rand(m.num_features) - 0.5", "0.5"),
-    "huge mean": _dress("1.0", "0.1", "0.5", "torch.rand(m.num_features) + 0.1", "1e20"),
+    "negative variance": _norm_lines(
+        "1.0", "0.1", "0.5", "torch.rand(m.num_features) - 0.5", "0.5"
+    ),
+    "huge mean": _norm_lines("1.0", "0.1", "0.5", "torch.rand(m.num_features) + 0.1", "1e20"),
     "none": (),
 }
 
@@ -157,7 +161,7 @@ CHANNELS = (1, 1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 12, 16, 17, 31, 33, 64, 65)
 
 
 class Builder:
-    """Grows one program."""
+    """Grows one program step by step."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -196,7 +200,7 @@ class Builder:
         return repr(self.pick(0.5, -0.5, 2.0, 1.0, -1.0, 0.25, 1.5, 3.0, 0.1, -0.3))
 
     def add(self, tag: str, init: list[str], forward: list[str]) -> bool:
-        """Run a step; whether it is kept."""
+        """Run a step; return whether it was kept."""
         before = dict(self.env)
         try:
             with torch.no_grad():
@@ -210,7 +214,7 @@ class Builder:
                     or value.dim() == 0
                 ):
                     raise TypeError
-                if value.numel() > MOST_ELEMENTS or value.numel() == 0 or value.dim() > 5:
+                if value.numel() > MAX_ELEMENTS or value.numel() == 0 or value.dim() > 5:
                     raise ValueError
         except Exception:
             self.env.clear()
@@ -297,7 +301,7 @@ class Builder:
         )
 
     def sums(self) -> bool:
-        """Normalisations, reductions, softmax, products and attention."""
+        """Add a normalisation, reduction, softmax, matrix product or attention."""
         x, r = self.x, self.rng
         rank, name, last = x.dim(), self.name("s"), x.shape[-1]
         if rank < 2:
@@ -440,7 +444,7 @@ class Builder:
         )
         return self.add(text.split("(")[0][3:], [f"self.{name} = {text}"], [f"x = self.{name}(x)"])
 
-    # Values kept and joined.
+    # Values kept for later, and combined.
 
     def keep(self) -> bool:
         name = self.name("h")
@@ -519,7 +523,7 @@ class Builder:
         )
         return self.add(form.replace(n, "n"), [], [form])
 
-    # Mutations, of the value and through views.
+    # Writes into the value and into views of it.
 
     def mutate(self) -> bool:
         x, r, n = self.x, self.rng, self.number()
@@ -769,7 +773,7 @@ class Builder:
         return self.add(form.replace(n, "n"), [], [form])
 
     def container(self) -> bool:
-        """A Sequential: several modules behind one name."""
+        """Add a Sequential: several modules under one name."""
         x = self.x
         dims = x.dim() - 2
         if dims not in (1, 2):
@@ -782,7 +786,7 @@ class Builder:
         return self.add("container", [f"self.{name} = {text}"], [f"x = self.{name}(x)"])
 
     def block(self) -> bool:
-        """What most networks are made of, so that there are codes between layers."""
+        """Add a layer, often with BatchNorm and activation, so that codes pass between layers."""
         kept = self.conv()
         if self.chance(0.7):
             self.norm()
@@ -814,9 +818,10 @@ class Builder:
             self.rng.choices(calls, weights)[0]()
 
 
+#: Factor on the frequency of unusual steps.
 STRANGE = 1.0
 
-#: Values of inputs, for an expression of the shape.
+#: Expressions of special input values; ``{shape}`` is the shape.
 SPECIAL: dict[str, str] = {
     "negative zeros": "torch.full({shape}, -0.0)",
     "zeros": "torch.zeros({shape})",
@@ -830,7 +835,7 @@ SPECIAL: dict[str, str] = {
 
 
 def _inputs(rng: random.Random, shape: tuple[int, ...]) -> list[tuple[str, str]]:
-    """Other inputs than the example: label, and an expression for the first argument."""
+    """Return other inputs than the example, each a label and an expression."""
     rest = shape[1:]
     found = []
     for batch in rng.sample([1, 2, 3, 4, 5, 7], 2):
@@ -908,7 +913,7 @@ def _config(rng: random.Random, layers: int) -> str:
 
 
 def _patches(rng: random.Random, builder: Builder) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Hooks and replaced methods: lines before ``prepare`` and after it."""
+    """Draw a hook or a replaced method: lines before ``prepare`` and lines after it."""
     names = [name for name, _ in builder.module.named_modules() if name and "." not in name]
     if not names or rng.random() < 0.85:
         return (), ()
@@ -936,7 +941,7 @@ def _patches(rng: random.Random, builder: Builder) -> tuple[tuple[str, ...], tup
 
 
 def program(seed: int) -> Program:
-    """The program of a seed."""
+    """Generate the program of a seed."""
     builder = Builder(seed)
     rng = builder.rng
     torch.manual_seed(seed)
@@ -1021,7 +1026,7 @@ def program(seed: int) -> Program:
             f"(torch.randn({shape}).contiguous(memory_format=torch.channels_last){arguments},)"
         )
     before, after = _patches(rng, builder)
-    dress = rng.choice(("plain",) * 12 + tuple(DRESSES))
+    norm_values = rng.choice(("plain",) * 12 + tuple(NORM_VALUES))
     return Program(
         seed=seed,
         steps=steps,
@@ -1032,13 +1037,13 @@ def program(seed: int) -> Program:
         others=tuple(others),
         before=before,
         after=after,
-        dress=dress,
+        norm_values=norm_values,
         train=rng.random() < 0.25,
     )
 
 
-def without(given: Program) -> list[Program]:
-    """Programs with one thing less, for shrinking."""
+def smaller_programs(given: Program) -> list[Program]:
+    """Return the programs with one part less."""
     found = []
     for index in reversed(range(len(given.steps))):
         found.append(replace(given, steps=given.steps[:index] + given.steps[index + 1 :]))
@@ -1048,10 +1053,10 @@ def without(given: Program) -> list[Program]:
         found.append(replace(given, after=()))
     if given.train:
         found.append(replace(given, train=False))
-    if given.dress != "none":
-        found.append(replace(given, dress="none"))
-    if given.dress not in ("none", "plain"):
-        found.append(replace(given, dress="plain"))
+    if given.norm_values != "none":
+        found.append(replace(given, norm_values="none"))
+    if given.norm_values not in ("none", "plain"):
+        found.append(replace(given, norm_values="plain"))
     if given.result != "x":
         found.append(replace(given, result="x"))
     if given.config != "first='ternary', last='ternary'":

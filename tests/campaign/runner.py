@@ -1,7 +1,7 @@
-"""Trials in forked children: a crash, a hang or too much memory ends a child and is a finding.
+"""Trials run in forked children: a crash, a hang or too much memory is a finding of its trial.
 
-The parent only imports torch and forks, so that a new child costs milliseconds. It starts no
-threads and runs no trial.
+The parent only imports torch and forks, so a new child starts in milliseconds. The parent starts
+no threads and runs no trial.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from typing import Any
 
 from campaign.outcome import FINDING, Outcome
 
-#: Trials after which a child is replaced, so that nothing one of them leaves behind lasts for long.
+#: A child is replaced after this many trials, which limits what state they can leave.
 TRIALS_PER_CHILD = 40
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one trial may take.
+    """Limits of one trial.
 
     Attributes
     ----------
     cpu_seconds
-        Of the process, all its threads together. Eight times as much by the clock, for a busy
-        machine.
+        CPU time of the process with all its threads. The limit on elapsed time is eight times
+        this, for a busy machine.
     peak_bytes
-        Resident memory beyond what the child had before the trial. Above it the trial is a finding.
+        Resident memory that the trial may add. A trial that adds more is a finding.
     address_bytes
-        Address space beyond the child's own. Above it allocations fail.
+        Address space that the trial may add. Allocations above it fail.
     """
 
     cpu_seconds: float
@@ -53,11 +53,11 @@ class Kind:
     Attributes
     ----------
     trial
-        Seed → outcome. Runs in a child.
+        Function from the seed to the outcome. Runs in a child.
     reproduction
-        Seed → Python that can be pasted, without running the fault. Runs in a child.
+        Function from the seed to Python source that shows the fault; it does not run that source.
     limits
-        Of each trial.
+        Limits of each trial.
     """
 
     trial: Callable[[int], Outcome]
@@ -71,11 +71,11 @@ class _Child:
     pipe: int
     seeds: list[int]
     errors: str
-    #: Trials that have ended.
+    #: Number of trials that have ended.
     done: int = 0
     started: float = field(default_factory=time.monotonic)
     cpu: float = 0.0
-    rest: bytes = b""
+    unread: bytes = b""
     killed: str = ""
 
 
@@ -100,7 +100,7 @@ def _reset_peak() -> int:
 
 
 def guarded(kind: Kind, seed: int) -> Outcome:
-    """Run one trial here and measure its memory; an unexpected exception is a finding."""
+    """Run one trial in this process and measure its memory; an exception is a finding."""
     before = _reset_peak()
     try:
         outcome = kind.trial(seed)
@@ -120,7 +120,7 @@ def guarded(kind: Kind, seed: int) -> Outcome:
 
 
 def _run_child(kind: Kind, seeds: list[int], pipe: int, errors: str) -> None:
-    """The child: trial after trial, each announced before it starts."""
+    """Run the trials of a child one after the other and write their outcomes to the pipe."""
     sink = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
@@ -152,8 +152,8 @@ def _fork(kind: Kind, seeds: list[int], errors: str) -> _Child:
     return _Child(pid, reader, seeds, errors)
 
 
-def _in_child(call: Callable[[], str], seconds: float = 60.0) -> str:
-    """What ``call`` returns, computed in a child of its own."""
+def _run_in_child(call: Callable[[], str], seconds: float = 60.0) -> str:
+    """Return the result of ``call``, which runs in a child of its own."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -177,8 +177,8 @@ def _in_child(call: Callable[[], str], seconds: float = 60.0) -> str:
     return text.decode(errors="replace")
 
 
-def _ended(child: _Child, kind: Kind) -> Iterator[tuple[int, Outcome]]:
-    """What the end of a child says: nothing where it had finished, else the trial that ended it."""
+def _outcome_of_ended_child(child: _Child, kind: Kind) -> Iterator[tuple[int, Outcome]]:
+    """Wait for a child that ended; yield a finding if a trial ended it."""
     _, status = os.waitpid(child.pid, 0)
     os.close(child.pipe)
     if child.done < len(child.seeds):
@@ -197,7 +197,7 @@ def _ended(child: _Child, kind: Kind) -> Iterator[tuple[int, Outcome]]:
         ]
         if important:
             what += f" ({important[0][:80]})"
-        reproduction = _in_child(lambda: kind.reproduction(seed))
+        reproduction = _run_in_child(lambda: kind.reproduction(seed))
         yield seed, Outcome(FINDING, what, said[-1500:], reproduction)
 
 
@@ -207,7 +207,7 @@ def run(
     """Run trials until the time ``until`` or the end of ``seeds``; yield (seed, outcome)."""
     children: dict[int, _Child] = {}
     waiting: list[list[int]] = []
-    over = False
+    time_is_up = False
     number = 0
 
     def batch() -> list[int]:
@@ -219,8 +219,8 @@ def run(
         return found
 
     while True:
-        over = over or (until is not None and time.monotonic() > until)
-        while len(children) < jobs and not over:
+        time_is_up = time_is_up or (until is not None and time.monotonic() > until)
+        while len(children) < jobs and not time_is_up:
             given = waiting.pop() if waiting else batch()
             if not given:
                 break
@@ -235,24 +235,23 @@ def run(
             part = os.read(pipe, 1 << 16)
             if not part:
                 del children[pipe]
-                rest = child.seeds[child.done + 1 :]
-                yield from _ended(child, kind)
-                if rest and not over:
-                    waiting.append(rest)
+                remaining = child.seeds[child.done + 1 :]
+                yield from _outcome_of_ended_child(child, kind)
+                if remaining and not time_is_up:
+                    waiting.append(remaining)
                 continue
-            *lines, child.rest = (child.rest + part).split(b"\n")
+            *lines, child.unread = (child.unread + part).split(b"\n")
             for line in lines:
                 yield child.seeds[child.done], Outcome(**json.loads(line))
                 child.done += 1
                 child.started, child.cpu = time.monotonic(), _cpu_seconds(child.pid)
         for child in list(children.values()):
             cpu, clock = _cpu_seconds(child.pid) - child.cpu, time.monotonic() - child.started
-            if over and child.done:
-                # Between trials or in one: the time is up.
+            if time_is_up and child.done:
                 _stop(child, children)
             elif cpu > kind.limits.cpu_seconds or clock > 8 * kind.limits.cpu_seconds:
                 child.killed = f"took more than {kind.limits.cpu_seconds:g} s"
-                os.kill(child.pid, signal.SIGABRT)  # faulthandler then says where it was
+                os.kill(child.pid, signal.SIGABRT)  # faulthandler then prints the stack
                 time.sleep(0.2)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child.pid, signal.SIGKILL)
