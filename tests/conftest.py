@@ -53,7 +53,7 @@ def restore_threads() -> Iterator[None]:
     of_torch, of_core = torch.get_num_threads(), fatnn_rs.get_num_threads()
     yield
     torch.set_num_threads(of_torch)
-    if fatnn_rs.get_num_threads() != of_core:  # setting it ends its following torch's count
+    if fatnn_rs.get_num_threads() != of_core:  # once set, it no longer follows torch's
         fatnn_rs.set_num_threads(of_core)
 
 

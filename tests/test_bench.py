@@ -63,7 +63,7 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def pair() -> tuple[nn.Module, Any]:
+def model_and_net() -> tuple[nn.Module, Any]:
     """A float model, and the network converted from its ternary copy."""
     torch.manual_seed(0)
     model = Tiny().eval()
@@ -72,9 +72,9 @@ def pair() -> tuple[nn.Module, Any]:
 
 
 @pytest.fixture(scope="module")
-def report(pair: tuple[nn.Module, Any]) -> BenchReport:
+def report(model_and_net: tuple[nn.Module, Any]) -> BenchReport:
     """A benchmark against every peer, installed or not."""
-    model, net = pair
+    model, net = model_and_net
     return fatnn_rs.bench(net, INPUTS, tuple(PEERS), float_model=model, rounds=3)
 
 
@@ -135,9 +135,9 @@ def test_torch_is_measured_in_both_memory_formats(report: BenchReport) -> None:
 
 
 def test_layer_rows_cover_the_whole_network(
-    report: BenchReport, pair: tuple[nn.Module, Any]
+    report: BenchReport, model_and_net: tuple[nn.Module, Any]
 ) -> None:
-    _, net = pair
+    _, net = model_and_net
     rows = iter([(row.name, row.runs) for row in net.report.rows])
     # The rows come in order; elementwise functions fused into another node have no row.
     assert all((row.name, row.runs) in rows for row in report.layers)
@@ -187,7 +187,7 @@ def _peer(build: Any, **changes: Any) -> Peer:
 
 
 def test_absent_failing_and_wrong_peers_are_reported(
-    pair: tuple[nn.Module, Any], monkeypatch: pytest.MonkeyPatch
+    model_and_net: tuple[nn.Module, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def explode(task: BenchTask) -> BuiltPeer:
         raise RuntimeError("no such\nkernel")
@@ -205,7 +205,7 @@ def test_absent_failing_and_wrong_peers_are_reported(
     }
     for name, peer in new.items():
         monkeypatch.setitem(PEERS, name, peer)
-    model, net = pair
+    model, net = model_and_net
     report = fatnn_rs.bench(net, INPUTS, tuple(new), float_model=model, rounds=3)
     states = {name: report.row(name).state for name in new}
     assert states == {
@@ -219,8 +219,10 @@ def test_absent_failing_and_wrong_peers_are_reported(
     assert "broken: failed: RuntimeError: no such kernel" in str(report)
 
 
-def test_without_float_model_only_the_network_is_timed(pair: tuple[nn.Module, Any]) -> None:
-    report = fatnn_rs.bench(pair[1], INPUTS, rounds=3)
+def test_without_float_model_only_the_network_is_timed(
+    model_and_net: tuple[nn.Module, Any],
+) -> None:
+    report = fatnn_rs.bench(model_and_net[1], INPUTS, rounds=3)
     assert report.row("torch").state == "not measured"
     assert "float_model" in report.row("torch").reason
     assert report.row("fatnn").milliseconds is not None
@@ -229,7 +231,7 @@ def test_without_float_model_only_the_network_is_timed(pair: tuple[nn.Module, An
 
 
 def test_thread_count_applies_to_every_runtime_and_is_restored(
-    pair: tuple[nn.Module, Any], monkeypatch: pytest.MonkeyPatch
+    model_and_net: tuple[nn.Module, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
 
@@ -241,7 +243,7 @@ def test_thread_count_applies_to_every_runtime_and_is_restored(
         return BuiltPeer({"": call})
 
     monkeypatch.setitem(PEERS, "witness", _peer(build))
-    model, net = pair
+    model, net = model_and_net
     before = torch.get_num_threads(), fatnn_rs.get_num_threads()
     for threads in (1, 2):
         seen.clear()
@@ -251,8 +253,8 @@ def test_thread_count_applies_to_every_runtime_and_is_restored(
         assert (torch.get_num_threads(), fatnn_rs.get_num_threads()) == before
 
 
-def test_bench_leaves_model_and_inputs_unchanged(pair: tuple[nn.Module, Any]) -> None:
-    model, net = pair
+def test_bench_leaves_model_and_inputs_unchanged(model_and_net: tuple[nn.Module, Any]) -> None:
+    model, net = model_and_net
     state, x = copy.deepcopy(model.state_dict()), INPUTS.clone()
     model.train()
     fatnn_rs.bench(net, x, float_model=model, rounds=3)
@@ -271,8 +273,8 @@ def test_peers_run_models_with_several_inputs_and_outputs() -> None:
     assert not report.failed, str(report)
 
 
-def test_wrong_arguments_raise_clear_errors(pair: tuple[nn.Module, Any]) -> None:
-    model, net = pair
+def test_wrong_arguments_raise_clear_errors(model_and_net: tuple[nn.Module, Any]) -> None:
+    model, net = model_and_net
     with pytest.raises(
         ConfigError,
         match=r"unknown peer 'tensorflow'.*torch, torch-bf16, onnxruntime, onnxruntime-int8, "
@@ -313,12 +315,12 @@ def test_order_rotates_and_ratios_are_taken_within_a_round() -> None:
 
 
 def test_exported_int8_onnx_file_quantizes_every_convolution(
-    pair: tuple[nn.Module, Any], tmp_path: Path
+    model_and_net: tuple[nn.Module, Any], tmp_path: Path
 ) -> None:
     onnx = pytest.importorskip("onnx")
     if PEERS["onnxruntime-int8"].missing():
         pytest.skip("needs onnxruntime and onnxscript")
-    task = BenchTask(pair[0], (INPUTS,), 1, tmp_path)
+    task = BenchTask(model_and_net[0], (INPUTS,), 1, tmp_path)
     graph = onnx.load(str(task.qdq)).graph
     constants = {value.name: onnx.numpy_helper.to_array(value) for value in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}

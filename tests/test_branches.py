@@ -21,7 +21,7 @@ X = image(3, 8, 6, 6)
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-class Two(nn.Module):
+class TwoLayers(nn.Module):
     """Two ternary layers; ``function(self, x)`` is the forward."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -95,7 +95,7 @@ def write_to_reshape(m: Any, x: Tensor) -> Tensor:
 def test_other_sizes_are_refused_if_they_might_branch_otherwise(
     function: Callable[..., Any], other: tuple[int, ...]
 ) -> None:
-    model = ready(Two(function), X)
+    model = ready(TwoLayers(function), X)
     net = exact(model, X)
     x = image(*other)
     with pytest.raises(InputError, match=r"one shape only|batch"):
@@ -109,7 +109,7 @@ def test_branch_on_values_inside_try_is_refused() -> None:
                 x = x / x.max()
         return m.d(m.c(x))
 
-    model = ready(Two(swallowed), X)
+    model = ready(TwoLayers(swallowed), X)
     with pytest.raises(
         ConversionError, match=r"5 times the example inputs.*branch on values|cannot be captured"
     ):
@@ -121,11 +121,11 @@ def test_branch_on_grad_mode_is_refused() -> None:
         return m.d(m.c(x * 2 if torch.is_grad_enabled() else x))
 
     with pytest.raises(ConversionError, match=r"where gradients are recorded"):
-        convert(ready(Two(records), X), X)
+        convert(ready(TwoLayers(records), X), X)
 
 
 def test_tensor_cached_by_the_first_call_is_refused() -> None:
-    class Cache(Two):
+    class Cache(TwoLayers):
         cache: Tensor | None = None
 
         def forward(self, x: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def test_tensor_cached_by_the_first_call_is_refused() -> None:
 def test_functions_with_several_results_return_the_models_results(
     function: Callable[..., Any],
 ) -> None:
-    model = ready(Two(function), X)
+    model = ready(TwoLayers(function), X)
     net = convert(model, X)
     with torch.no_grad():
         assert same_values(net(X), model(X)) == ""
@@ -220,7 +220,7 @@ def test_sign_of_zero_is_kept() -> None:
 
 
 def test_parameters_returned_as_results_are_copies() -> None:
-    class Returns(Two):
+    class Returns(TwoLayers):
         def __init__(self) -> None:
             super().__init__(size_in_a_set)
             self.k = nn.Parameter(torch.ones(4))
@@ -240,7 +240,7 @@ def test_write_into_an_argument_is_noted() -> None:
         x.mul_(0.5)
         return m.d(m.c(x))
 
-    net = exact(ready(Two(writes), X), X)
+    net = exact(ready(TwoLayers(writes), X), X)
     assert any("writes into its argument 'x'" in note for note in net.graph.notes)
 
 
@@ -266,6 +266,6 @@ def test_failed_calibrate_leaves_batch_norm_unchanged() -> None:
 
 
 def test_nested_tensor_is_refused() -> None:
-    net = convert(ready(Two(size_in_a_set), X), X)
+    net = convert(ready(TwoLayers(size_in_a_set), X), X)
     with pytest.raises(InputError, match=r"got a nested one"):
         net(torch.nested.nested_tensor([X[0], X[1]]))

@@ -124,7 +124,7 @@ def test_verify_compares_every_call_of_a_shared_layer() -> None:
 
 
 def test_equal_quantizers_of_one_input_run_once() -> None:
-    class Twins(nn.Module):
+    class TwoReaders(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
@@ -133,7 +133,7 @@ def test_equal_quantizers_of_one_input_run_once() -> None:
             return self.a(x) + self.b(x)
 
     x = image(2, 4, 6, 6)
-    model = ready(Twins(), x)
+    model = ready(TwoReaders(), x)
     assert ops_of(exact(model, x)).count("quantize") == 1
     with torch.no_grad():
         model.b.act_quant.alpha1.mul_(1.5)

@@ -316,10 +316,8 @@ def test_thresholds_found_by_bisection_equal_exhaustive_ones(
 @pytest.mark.parametrize("pool", ["none", "max ceil", "average ceil"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("weight", "act"), LEVELS)
-def test_wide_layers_convert_exactly_on_every_kernel(
-    weight: str, act: str, bias: bool, pool: str
-) -> None:
-    """The layers are large enough for every kernel, also for the matrix kernel."""
+def test_wide_layers_convert_exactly(weight: str, act: str, bias: bool, pool: str) -> None:
+    """The layers are large enough for any kernel, also for the matrix kernel."""
     stages = [
         Stage(144, 3, 1, 1, 1, 1, bias, True, "relu", pool, True),
         Stage(130, 3, 1, 1, 1, 1, bias, True, "hardtanh", "none", False),

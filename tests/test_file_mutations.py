@@ -75,19 +75,19 @@ def saved_parts(
     return json.loads(text), arrays, dtypes
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Yield paths to all nodes and their parts; of other lists, to the first two items."""
     if path:
         yield path
     if isinstance(value, dict):
         for key in value:
-            yield from places(value[key], (*path, key))
+            yield from paths(value[key], (*path, key))
     elif isinstance(value, list):
         for i in range(len(value) if path == ("nodes",) else min(2, len(value))):
-            yield from places(value[i], (*path, i))
+            yield from paths(value[i], (*path, i))
 
 
-def changed(graph: Any, path: tuple[Any, ...], value: Any, remove: bool = False) -> str:
+def changed_graph(graph: Any, path: tuple[Any, ...], value: Any, remove: bool = False) -> str:
     copy = json.loads(json.dumps(graph))
     holder = copy
     for key in path[:-1]:
@@ -134,7 +134,7 @@ def test_every_graph_field_with_a_hostile_value_is_refused_or_runs(
     graph, arrays, dtypes = saved_parts
     path, count, ran = tmp_path / "net", 0, 0
     generator = np.random.default_rng(0)
-    for place in places(graph):
+    for place in paths(graph):
         # Try all values for fields of nodes and their attributes, and a sample for deeper fields.
         values = (
             VALUES
@@ -142,7 +142,9 @@ def test_every_graph_field_with_a_hostile_value_is_refused_or_runs(
             else list(generator.choice(np.array(VALUES, dtype=object), 6, replace=False))
         )
         for value in [*values, "remove"]:
-            text = changed(graph, place, value, remove=isinstance(value, str) and value == "remove")
+            text = changed_graph(
+                graph, place, value, remove=isinstance(value, str) and value == "remove"
+            )
             try:
                 _core.save(path, text, arrays, dtypes)
             except InputError:

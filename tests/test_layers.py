@@ -203,7 +203,7 @@ def test_autocast_keeps_integer_sums_exact() -> None:
     layer = TernaryLinear(4096, 8, bias=False, scale=False)
     x = (layer.ternary_weight() > 0).float()
     expected = layer(x)
-    assert expected.abs().max() > 256  # beyond what bfloat16 can count
+    assert expected.abs().max() > 256  # bfloat16 cannot hold all integers above 256
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer(x), expected)
 
