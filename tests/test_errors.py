@@ -194,7 +194,7 @@ class BranchesOnValues(nn.Module):
 def test_model_that_branches_on_values_is_refused() -> None:
     x = -image(2, 4).abs()
     x[0, 0] = 30.0
-    torch.manual_seed(1)  # weights with which the model calls its layer on these inputs
+    torch.manual_seed(1)  # with these weights the model calls its layer
     model = nn.Sequential(nn.Linear(4, 4), BranchesOnValues())
     model = ready(model, x)
     with pytest.raises(

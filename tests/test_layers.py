@@ -1,4 +1,4 @@
-"""Ternary layers: arithmetic, options, state, gradients, agreement with integer loops."""
+"""Ternary layers: arithmetic, options, state, gradients, calibration, errors."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ def test_ops_take_misaligned_tensors() -> None:
 
 def test_bit_patterns_that_are_no_code_are_refused() -> None:
     bad = torch.zeros(1, 4, 4, 16, dtype=torch.uint8)
-    bad[0, 2, 1, 0] = 1  # z without p
+    bad[0, 2, 1, 0] = 1  # the bits of no code: z is set and p is not
     blob = prepack(torch.ones(8, 12, 3, 3, dtype=torch.int8), 1, "half")
     for call in (
         lambda: ops.conv_acc(bad, blob, 8, *SQUARE),

@@ -72,7 +72,7 @@ def test_numpy_network_gives_the_bits_of_the_torch_network(name: str, tmp_path: 
     for batch in (x, *others, x[:1], x[:0]):
         assert same_bits(net(batch.numpy()), expected(batch))
     last = x.repeat(2, *[1] * (x.dim() - 1)).transpose(1, -1).contiguous().transpose(1, -1)
-    assert same_bits(net(last.numpy()), expected(last))  # other strides
+    assert same_bits(net(last.numpy()), expected(last))  # the same values with other strides
     assert [shape for _, shape in net.inputs] == [tuple(x.shape)]
     assert str(net.report) == str(expected.report)
 

@@ -102,7 +102,7 @@ def test_network_trains_converts_verifies_and_loads(
     for rows in (summary(model, IMAGES).rows, summary(net, IMAGES).rows):
         few = [row for row in rows if row.weights != "float32"]
         expected = {2: "binary", 3: "ternary", 4: "two-bit"}[levels]
-        # By chance the weights of a small ternary layer may have no zero, so they are binary.
+        # By chance a small ternary layer may have no zero weight; it is then stored as binary.
         kinds = {row.weights for row in few} - ({"binary"} if expected == "ternary" else set())
         assert kinds == {expected}
         assert all(row.weight_bits == (1 if row.weights == "binary" else 2) for row in few)

@@ -149,7 +149,7 @@ def test_older_checkpoints_with_bool_flags_load(assign: bool, config: TernaryCon
     quantizer(torch.tensor([-1.0, 1.0]))
     quantizer._buffers["initialized_flag"] = torch.tensor(
         True
-    )  # a whole module, pickled by an earlier version
+    )  # as in a module that an earlier version pickled
     quantizer._buffers["half_range_flag"] = torch.tensor(False)
     quantizer.__dict__.update(_initialized=True, _half_range=False)
     for name in ("_last_initialized", "_last_range", "_flag_cache"):

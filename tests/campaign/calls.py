@@ -186,7 +186,7 @@ def _acceptable(call: _Call, error: BaseException) -> bool:
         and call.changed
         and call.name.startswith(("torch.", "fatnn.nn.Ternary", "net.to"))
     ):
-        return isinstance(error, Exception)  # torch's own checks of its own arguments
+        return isinstance(error, Exception)  # torch checks the arguments of its own functions
     inner = traceback.extract_tb(error.__traceback__)[-1].filename if error.__traceback__ else ""
     own_frame = inner.startswith("<campaign")
     if isinstance(error, TypeError) and (own_frame or not call.public):

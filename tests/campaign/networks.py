@@ -46,7 +46,7 @@ class Refused(Exception):
 
 
 def _run(text: str, namespace: dict[str, Any], name: str) -> None:
-    """Execute source text; ``inspect`` can find it through ``linecache``."""
+    """Execute source text under a name by which ``inspect`` finds it."""
     name = f"<{name}>"
     linecache.cache[name] = (len(text), None, text.splitlines(True), name)
     exec(compile(text, name, "exec"), namespace)
@@ -180,7 +180,7 @@ class Trial:
                 raise Fault(self.stage, "differs from the eager model", found, show)
 
     def memory_format_explains(self, arguments: tuple[Any, ...], expected: Any, got: Any) -> bool:
-        """Whether another memory format than the example's explains another rounding of sums."""
+        """Whether the memory format differs from the example's, so sums may round differently."""
         strides = [
             [t.dim_order() if t.dim() and t.numel() else () for t in given if isinstance(t, Tensor)]
             for given in (arguments, self.namespace["example"])
@@ -307,7 +307,7 @@ class Trial:
         self.compare_rust(rust, array, save)
 
     def rounding_changes_codes(self, arguments: tuple[Any, ...], expected: Any) -> bool:
-        """Whether noise of the size of rounding errors changes the output, so changes codes."""
+        """Whether noise as small as rounding errors changes the output, because it changes codes."""
         for seed in range(4):
             torch.manual_seed(seed)
             noisy = tuple(

@@ -78,7 +78,7 @@ TEXTS = (
 )
 
 
-#: Replacements by the letter that the tables below use for the type of an argument.
+#: Replacements for an argument, by the letter of its type in the tables below.
 POOLS = {
     "t": TENSORS,
     "a": ARRAYS,
