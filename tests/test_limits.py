@@ -309,6 +309,8 @@ def test_keyboard_interrupt_ends_a_run(tmp_path: Path, threads: int) -> None:
     array = np.ones((1, 64, 256, 256), np.float32)
     fatnn.set_num_threads(threads)
     timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    # A shell starts background jobs with SIGINT ignored.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         start = time.monotonic()
         timer.start()
@@ -317,6 +319,7 @@ def test_keyboard_interrupt_ends_a_run(tmp_path: Path, threads: int) -> None:
         assert time.monotonic() - start < 30
     finally:
         timer.join()
+        signal.signal(signal.SIGINT, handler)
 
 
 @pytest.mark.usefixtures("restore_threads")
