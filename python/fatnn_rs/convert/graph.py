@@ -7,7 +7,7 @@ to them by role. A graph without ``torch`` nodes is JSON plus tensors: the conte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,28 +142,27 @@ class Graph:
         name = node.tensors[role]
         return self.dtypes.get(name) or str(self.tensors[name].dtype).removeprefix("torch.")
 
-    def add_tensor(self, name: str, tensor: Tensor, dtype: str | None = None) -> str:
+    def add_tensor(
+        self, name: str, tensor: Tensor, dtype: str | None = None, own: bool = False
+    ) -> str:
         """Keep a copy of a tensor under ``name``, or a numbered variant of it; return its name.
 
-        ``dtype`` names the type of weights that are codes, as :attr:`dtypes` does.
+        ``dtype`` names the type of weights that are codes, as :attr:`dtypes` does. With ``own``
+        the tensor belongs to the graph already and is kept itself.
         """
         free, number = name, 1
         while free in self.tensors:
             number += 1
             free = f"{name}.{number}"
-        self.tensors[free] = tensor.detach().clone().contiguous()
+        kept = tensor.detach()
+        self.tensors[free] = (kept if own else kept.clone()).contiguous()
         if dtype is not None:
             self.dtypes[free] = dtype
         return free
 
     def fresh_name(self, name: str) -> str:
         """Return ``name``, or a numbered variant that no node has."""
-        taken = {node.name for node in self.nodes}
-        free, number = name, 1
-        while free in taken:
-            number += 1
-            free = f"{name}_{number}"
-        return free
+        return unused_name(name, {node.name for node in self.nodes})
 
     def rename_value(self, old: str, new: str) -> None:
         """Make every reader of ``old`` read ``new``."""
@@ -175,6 +174,15 @@ class Graph:
                 )
                 node.arguments = (args, kwargs)
         self.outputs = map_refs(self.outputs, lambda ref: Ref(new) if ref.name == old else ref)
+
+
+def unused_name(name: str, taken: Collection[str]) -> str:
+    """Return ``name``, or a numbered variant that is not taken."""
+    free, number = name, 1
+    while free in taken:
+        number += 1
+        free = f"{name}_{number}"
+    return free
 
 
 def refs(structure: Any) -> Iterator[Ref]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fatnn_rs.convert.capture import Captured
-from fatnn_rs.convert.graph import Dtype, Graph, Node, Ref, refs
+from fatnn_rs.convert.graph import Dtype, Graph, Node, Ref, refs, unused_name
 from fatnn_rs.convert.mutation import Aliases
 from fatnn_rs.convert.record import TensorMeta
 from fatnn_rs.convert.shapes import run_time_shapes
@@ -52,6 +52,18 @@ class Lowering:
         #: Whether a call became a function that writes into a copy.
         self.writes = False
         self.aliases = Aliases(captured.graph, captured.seen, self.call_of)
+        self._indexed: list[Node] = []
+        self._index: dict[str, Node] = {}
+
+    def index(self) -> dict[str, Node]:
+        """Name → node, of those emitted so far: rows append nodes, or take their last ones back."""
+        nodes, known = self.graph.nodes, self._indexed
+        while known and (len(known) > len(nodes) or known[-1] is not nodes[len(known) - 1]):
+            del self._index[known.pop().name]
+        for node in nodes[len(known) :]:
+            known.append(node)
+            self._index[node.name] = node
+        return self._index
 
     def seen(self, value: Any) -> TensorMeta:
         """Say what a value was at the example inputs."""
@@ -101,7 +113,7 @@ class Lowering:
         dtypes
             Role → type of weights that are codes.
         """
-        name = self.graph.fresh_name(self.node.name + suffix)
+        name = unused_name(self.node.name + suffix, self.index())
         node = Node(
             name,
             op,
