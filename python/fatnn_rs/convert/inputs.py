@@ -41,8 +41,9 @@ def refuse_tracing(values: Sequence[Any]) -> None:
         who = "torch.export"
     if who:
         raise UnsupportedError(
-            f"{who} cannot trace a converted network, whose layers run in Rust; call it outside of the trace, give "
-            "torch.compile the model around it, or write it with fatnn_rs.save, to a file that runs without torch"
+            f"{who} cannot trace a converted network, whose layers run in Rust; call it outside of "
+            "the trace, give torch.compile the model around it, export net.exportable() with "
+            "torch.export, or write it with fatnn_rs.save, to a file that runs without torch"
         )
 
 
