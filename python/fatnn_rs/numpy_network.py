@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,15 @@ import numpy.typing as npt
 
 from fatnn_rs import _core
 from fatnn_rs.errors import ConfigError, FormatError, InputError, LimitError, UnsupportedError
-from fatnn_rs.report import NotFused, Report, ReportRow, runs
+from fatnn_rs.report import (
+    NotFused,
+    Report,
+    ReportRow,
+    engine_refusal,
+    macs,
+    missing_operations,
+    runs,
+)
 from fatnn_rs.signature import arguments_from_json, bind_call
 
 __all__ = ["NumpyNetwork", "load", "load_numpy", "read_report"]
@@ -128,7 +137,11 @@ def load_numpy(
     """
     bounds = checked_limits(max_bytes, max_macs)
     graph, file = _read(path)
-    network = _core.Network(*file, None, *bounds)
+    try:
+        network = _core.Network(*file, None, *bounds)
+    except UnsupportedError as error:
+        overview = _report(graph, file, None, in_engine=False).overview
+        raise UnsupportedError(f"{error}. {overview}") from error
     return NumpyNetwork(
         network, graph["outputs"], _report(graph, file, network), graph.get("arguments")
     )
@@ -188,10 +201,10 @@ def read_report(path: str | os.PathLike[str]) -> Report:
         network = _core.Network(*file, None, _core.MAX_BYTES, _core.MAX_MACS)
     except LimitError as error:
         report = _report(graph, file, None)
-        return Report(report.rows, (*report.notes, f"above the default limits: {error}"))
+        return replace(report, notes=(*report.notes, f"above the default limits: {error}"))
     except UnsupportedError as error:
         report = _report(graph, file, None, in_engine=False)
-        return Report(report.rows, (*report.notes, f"needs torch to run: {error}"))
+        return replace(report, notes=(*report.notes, f"needs torch to run: {error}"))
     return _report(graph, file, network)
 
 
@@ -227,20 +240,38 @@ def _report(
     graph: dict[str, Any], file: _File, network: _core.Network | None, in_engine: bool = True
 ) -> Report:
     """Describe a file's graph, and what was not fused in ``network``."""
-    rows = tuple(
-        ReportRow(
-            name=row["layer"],
-            op=row["op"],
-            runs=runs(row["op"], in_engine),
-            shape=row["shape"],
-            macs=row["macs"],
-            packed_bytes=row["packed_bytes"],
-            note=row["note"],
+    nodes = {node["name"]: node for node in graph["nodes"]}
+    computed = [node for node in graph["nodes"] if node["op"] != "input"]
+    reads = [[tuple(nodes[name]["shape"]) for name in node["inputs"]] for node in computed]
+    rows = []
+    for row, node, shapes in zip(_core.graph_report(*file), computed, reads, strict=True):
+        where = runs(row["op"], in_engine)
+        refused = engine_refusal(row["op"], json.dumps(node["attrs"]), shapes)
+        rows.append(
+            ReportRow(
+                name=row["layer"],
+                op=row["op"],
+                runs=where,
+                shape=row["shape"],
+                macs=row["macs"] or macs(row["op"], row["shape"], None, shapes, node["attrs"]),
+                packed_bytes=row["packed_bytes"],
+                note=row["note"],
+                rule="engine" if where == "torch" else "",
+                reason=refused or "a part of the file needs torch" if where == "torch" else "",
+            )
         )
-        for row in _core.graph_report(*file)
+    missing = missing_operations(
+        (node["op"], json.dumps(node["attrs"]), shapes)
+        for node, shapes in zip(computed, reads, strict=True)
     )
     not_fused = () if network is None else tuple(NotFused(*found) for found in network.not_fused)
-    return Report(rows, tuple(graph.get("notes", ())), not_fused)
+    return Report(
+        tuple(rows),
+        tuple(graph.get("notes", ())),
+        not_fused,
+        segments=int(network is not None),
+        missing=missing,
+    )
 
 
 def _checked(name: str, x: Any) -> npt.NDArray[np.float32]:

@@ -304,8 +304,6 @@ def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, bool]
     run = replica(model)
     try:
         expected, again = run(*copies(arguments)), run(*copies(arguments))
-        with _AsksFormat() as watch:  # which switches fast paths of torch's off
-            run(*copies(arguments))
     except FatnnError as error:
         raise ConversionError(
             f"{type(model).__name__} fails on the example inputs: {error}"
@@ -321,9 +319,9 @@ def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, bool]
             "keeps state from call to call, which a converted network does not; make forward a function of its "
             "arguments in eval mode"
         )
-    _check_state(model, run, arguments)
+    asked = _check_state(model, run, arguments)
     _check_grad_mode(model, arguments, expected)
-    return expected, watch.asked
+    return expected, asked
 
 
 def other_values(arguments: tuple[Any, ...], factor: float) -> tuple[Any, ...]:
@@ -340,8 +338,13 @@ def other_values(arguments: tuple[Any, ...], factor: float) -> tuple[Any, ...]:
     return tuple(pytree.tree_map(changed, list(arguments)))
 
 
-def _check_state(model: nn.Module, used: nn.Module, arguments: tuple[Any, ...]) -> None:
+def _check_state(model: nn.Module, used: nn.Module, arguments: tuple[Any, ...]) -> bool:
     """Compare a model that has run with one that has not, on other values.
+
+    Returns
+    -------
+    bool
+        Whether the model asks for memory formats.
 
     Raises
     ------
@@ -349,22 +352,27 @@ def _check_state(model: nn.Module, used: nn.Module, arguments: tuple[Any, ...]) 
         They differ: the first call left something behind.
     """
     others = other_values(arguments, 1.25)
+    watch = _AsksFormat()
     try:
-        fresh, after = replica(model)(*copies(others)), used(*copies(others))
+        with watch:  # which switches fast paths of torch's off, in both
+            fresh, after = replica(model)(*copies(others)), used(*copies(others))
     except Exception:  # values that it refuses
-        return
+        with watch:
+            used(*copies(arguments))
+        return watch.asked
     if problem := same_values(fresh, after):
         raise ConversionError(
             f"{type(model).__name__} gives another result after an earlier call ({problem}): it keeps state from call "
             "to call, which a converted network does not; make forward a function of its arguments in eval mode"
         )
+    return watch.asked
 
 
 def _check_grad_mode(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> None:
     """Refuse a model that computes something else where gradients are recorded, by more than rounding."""
     try:
         with torch.enable_grad():
-            other = replica(model)(*copies(arguments))
+            other = _without_saved(model, arguments)
     except Exception:  # an in-place write, say, that autograd refuses
         return
     detached = fill(plain(other), lambda v: v.detach() if isinstance(v, Tensor) else v)
@@ -373,6 +381,20 @@ def _check_grad_mode(model: nn.Module, arguments: tuple[Any, ...], expected: Any
             f"{type(model).__name__} gives another result where gradients are recorded ({problem}), and a converted "
             "network does not record any; let forward not branch on torch.is_grad_enabled() or requires_grad"
         )
+
+
+def _without_saved(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
+    """Run a model without keeping activations for a backward pass that does not come."""
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda saved: None, _refuse_backward)
+    try:
+        with hooks:
+            return replica(model)(*copies(arguments))
+    except Exception:  # it takes a gradient itself, say
+        return replica(model)(*copies(arguments))
+
+
+def _refuse_backward(kept: None) -> Any:
+    raise RuntimeError("activations were not kept")
 
 
 @torch.no_grad()

@@ -98,7 +98,7 @@ def single_fma(
     if scale is None or not bool(torch.isfinite(bias).all()):
         return None
     x, formats = points.float(), (False, True) if dims == 2 else (False,)
-    wanted = [evaluate(points, channels_last) for channels_last in formats]
+    wanted = [evaluate(x, channels_last) for channels_last in formats]
     # In blocks, because a wrong pair shows in the first one.
     rows = max(1, _BLOCK // max(channels, 1))
     for start in range(0, len(x), rows):
@@ -146,9 +146,11 @@ def sample(low: Tensor, high: Tensor) -> Tensor:
     if count <= _POINTS:
         return torch.minimum(torch.arange(count, device="cpu")[:, None], span) + low
     generator = torch.Generator("cpu").manual_seed(0)
-    even = torch.linspace(0, 1, _POINTS // 2, dtype=torch.float64, device="cpu")[:, None]
-    random = torch.rand(
-        _POINTS // 2, len(low), generator=generator, dtype=torch.float64, device="cpu"
-    )
-    even, random = (even * span).round().long(), (random * (span + 1)).long()
-    return torch.cat([even, torch.minimum(random, span)]) + low
+    half = _POINTS // 2
+    points = torch.empty(2 * half, len(low), dtype=torch.int64, device="cpu")
+    even = torch.linspace(0, 1, half, dtype=torch.float64, device="cpu")[:, None]
+    points[:half] = (even * span).round_()
+    random = torch.rand(half, len(low), generator=generator, dtype=torch.float64, device="cpu")
+    points[half:] = random.mul_(span + 1)
+    torch.minimum(points[half:], span, out=points[half:])
+    return points.add_(low)

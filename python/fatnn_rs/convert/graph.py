@@ -55,6 +55,8 @@ class Node:
         Type of the value; meaningless for torch nodes.
     note
         Why it runs where it does, for the report.
+    macs
+        Multiply-accumulates of a torch node at the example inputs. Not saved.
     call
         The eager module, or a torch node's target. Not saved.
     arguments
@@ -70,6 +72,7 @@ class Node:
     shape: tuple[int, ...] = ()
     dtype: Dtype = "float32"
     note: str = ""
+    macs: int = 0
     call: Callable[..., Any] | None = None
     arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fatnn_rs.convert.engine import FLOAT_LAYERS, Segment, partition
+from fatnn_rs.convert.engine import FLOAT_LAYERS, Reason, Segment, partition
+from fatnn_rs.convert.flops import torch_macs
 from fatnn_rs.convert.graph import Graph, Node, Ref, refs
 from fatnn_rs.convert.inputs import check_call, check_input, refuse_tracing
 from fatnn_rs.convert.network_op import (
@@ -25,6 +26,7 @@ from fatnn_rs.convert.network_op import (
     output_names,
     register,
 )
+from fatnn_rs.convert.profile import Timer, measure
 from fatnn_rs.convert.report import Report, make_report
 from fatnn_rs.convert.structure import fill
 from fatnn_rs.convert.torch_ops import bind
@@ -81,6 +83,7 @@ class TernaryNetwork(nn.Module):
         self.family = family
         self.training = False
         self._excluded: frozenset[str] = frozenset()
+        self._profile: Profile | None = None
         self._prepare()
 
     def _prepare(self) -> None:
@@ -96,7 +99,9 @@ class TernaryNetwork(nn.Module):
             for name in n.tensors.values()
         ]
         self._constants = {tensor.untyped_storage().data_ptr() for tensor in constants}
-        self._parts = _plan(graph, partition(graph, self.float_layers, self._excluded, self.family))
+        self._why: dict[str, Reason] = {}
+        parts = partition(graph, self.float_layers, self._excluded, self.family, self._why)
+        self._parts = _plan(graph, parts)
         self._single: list[ExecutionStep] | None = None
         self._single_lock = threading.Lock()
         self.key = uuid.uuid4().hex
@@ -119,59 +124,75 @@ class TernaryNetwork(nn.Module):
             return self._single
 
     @torch.no_grad()
-    def dry_run(self, inputs: tuple[Any, ...]) -> None:
-        """Run once, and leave to single nodes every segment that fails or makes values of other shapes than the model.
+    def dry_run(self, inputs: tuple[Any, ...]) -> Any:
+        """Run once; segments that fail or make values of other shapes run node by node from then on.
 
         Parameters
         ----------
         inputs
             The example that the graph was captured with: shapes are those that its nodes note.
 
+        Returns
+        -------
+        Any
+            What the network returns for it.
+
         Raises
         ------
         InputError
-            The inputs are such that nodes one by one refuse them, too (NaN in front of a
-            quantizer).
+            If nodes refuse the inputs also one by one (NaN in front of a quantizer).
         """
         index = self.graph.index()
-        tensors = [value for value in inputs if isinstance(value, Tensor)]
-        values: dict[str, Any] = {
-            node.name: x for node, x in zip(self._inputs, tensors, strict=True)
-        }
+        values = self._bound(inputs, {})
         excluded: set[str] = set()
         for part in self._parts:
             arguments = [values[name] for name in part.reads]
-            if not isinstance(part.what, Segment):
-                values.update(zip(part.makes, part.run(*arguments), strict=True))
-                continue
             results: list[Any] = []
-            try:
-                results = part.run(*arguments)
-                problem = _wrong_shape(part.makes, results, index)
-            except (
-                Exception
-            ) as error:  # whatever the engine raises, the nodes can still run one by one
-                problem = f"{type(error).__name__}: {error}"
-            if problem:
-                inside = list(part.what.nodes)
-                for single in _plan(self.graph, list(inside)):
-                    values.update(
-                        zip(
-                            single.makes,
-                            single.run(*(values[n] for n in single.reads)),
-                            strict=True,
-                        )
-                    )
-                excluded |= {node.name for node in inside}
-                self.graph.notes.append(
-                    f"{len(inside)} nodes from {inside[0].name!r} to {inside[-1].name!r} run one by one, because "
-                    f"running them in one call failed on the example inputs ({problem})"
-                )
+            problem = ""
+            if isinstance(part.what, Segment):
+                try:
+                    results = part.run(*arguments)
+                    problem = _wrong_shape(part.makes, results, index)
+                except Exception as error:  # any of the engine's: nodes may run one by one
+                    problem = f"{type(error).__name__}: {error}"
             else:
-                values.update(zip(part.makes, results, strict=True))
-        if excluded:
-            self._excluded |= excluded
-            self._prepare()
+                if part.what.op == "torch":
+                    part.what.macs = torch_macs(part.what, part.run, arguments)
+                results = part.run(*arguments)
+            if problem:
+                results = self._one_by_one(part, dict(zip(part.reads, arguments, strict=True)))
+                excluded |= self._excluded_for(part, problem)
+            values.update(zip(part.makes, results, strict=True))
+            for name in part.drops:
+                del values[name]
+        if not excluded:
+            return fill(self.graph.outputs, lambda leaf: self._output(values, leaf), build=True)
+        self._excluded |= excluded
+        self._prepare()
+        return self(*inputs)
+
+    def _one_by_one(self, part: ExecutionStep, values: dict[str, Any]) -> list[Any]:
+        """Run a segment's nodes without the engine."""
+        assert isinstance(part.what, Segment)
+        for single in _plan(self.graph, list(part.what.nodes)):
+            results = single.run(*(values[name] for name in single.reads))
+            values.update(zip(single.makes, results, strict=True))
+        return [values[name] for name in part.makes]
+
+    def _excluded_for(self, part: ExecutionStep, problem: str) -> set[str]:
+        """Note why a segment does not run; return its nodes' names."""
+        assert isinstance(part.what, Segment)
+        inside = part.what.nodes
+        self.graph.notes.append(
+            f"{len(inside)} nodes from {inside[0].name!r} to {inside[-1].name!r} run one by one, "
+            f"because running them in one call failed on the example inputs ({problem})"
+        )
+        return {node.name for node in inside}
+
+    def drop_buffers(self) -> None:
+        """Free the memory that runs keep for later ones of the same shapes."""
+        for segment in self.segments:
+            getattr(segment.network,"drop_buffers",lambda:None)()
 
     @property
     def segments(self) -> list[Segment]:
@@ -181,13 +202,44 @@ class TernaryNetwork(nn.Module):
     @property
     def report(self) -> Report:
         """What runs where, and why: one row per node. Print it."""
-        segments = self.segments
-        inside = {node.name for segment in segments for node in segment.nodes}
-        return make_report(
-            self.graph,
-            inside,
-            (found for segment in segments for found in segment.network.not_fused),
-        )
+        parts = [part.what for part in self._parts]
+        return make_report(self.graph, parts, self._why, self._profile)
+
+    def profile(
+        self, *inputs: Any, rounds: int = 5, float_layers: bool = False, timer: Timer | None = None
+    ) -> Report:
+        """Time every ternary and int8 layer next to torch's float32 layer of the same sizes.
+
+        Both take turns, with torch's present number of threads. A layer's time is that of its
+        node, with what is fused into it; torch's is that of the convolution or linear layer alone,
+        with bias. Medians over the rounds.
+
+        Parameters
+        ----------
+        *inputs
+            The model's arguments, of the example's shapes.
+        rounds
+            Turns of each.
+        float_layers
+            Whether to compare with ``float_layers="rust"``, too: time of a run, and codes that
+            differ. It packs all weights once more.
+        timer
+            What takes the times; the clock by default.
+
+        Returns
+        -------
+        Report
+            :attr:`report`, which holds the profile from now on.
+
+        Raises
+        ------
+        InputError
+            Inputs of other shapes than the example's.
+        ConfigError
+            ``rounds`` is less than 1.
+        """
+        self._profile = measure(self, inputs, rounds, float_layers, timer or Timer())
+        return self.report
 
     @torch.no_grad()
     def node_seconds(self, *inputs: Any) -> dict[str, float]:
@@ -409,6 +461,7 @@ class TernaryNetwork(nn.Module):
         state = dict(self.__dict__)
         for name in (
             "_parts",
+            "_why",
             "_single",
             "_single_lock",
             "_inputs",

@@ -17,15 +17,15 @@ from fatnn_rs.replica import replica
 __all__ = ["check_batches", "check_outputs", "check_sizes", "check_values"]
 
 
-def check_outputs(net: TernaryNetwork, arguments: tuple[Any, ...], expected: Any) -> None:
-    """Compare a network with what the model returned for the example.
+def check_outputs(results: Any, expected: Any) -> None:
+    """Compare what a network and its model returned for the example.
 
     Raises
     ------
     ConversionError
         They differ: the model does something that the conversion did not see.
     """
-    if problem := same_values(net(*copies(arguments)), expected):
+    if problem := same_values(results, expected):
         raise ConversionError(
             f"the converted network does not give the model's outputs on the example inputs ({problem}), so it is "
             "refused: forward does something that the conversion does not see. Look for writes into tensors, state "
@@ -137,6 +137,7 @@ def _difference(net: TernaryNetwork, given: tuple[Any, ...], expected: Any) -> t
     """Say how a network differs from what its model returned, and whether that may be rounding."""
     try:
         got = net(*copies(given))
+        net.drop_buffers()
     except InputError:  # a size that it refuses in words
         return "", False
     except Exception as error:  # whatever runs in torch may raise

@@ -283,6 +283,11 @@ fn buffers_are_kept_and_reused() {
         run();
         assert_eq!(net.buffer_bytes(), bytes);
     }
+    let expected = run();
+    net.drop_buffers();
+    assert_eq!(net.buffer_bytes(), 0);
+    assert_eq!(run(), expected);
+    assert_eq!(net.buffer_bytes(), bytes);
 }
 
 #[test]

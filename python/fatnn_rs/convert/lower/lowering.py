@@ -27,6 +27,7 @@ from fatnn_rs.errors import ConversionError
 from fatnn_rs.nn import QuantizedLayer, TernaryLayer
 from fatnn_rs.operations import OPERATIONS, products_of
 from fatnn_rs.replica import patched_methods
+from fatnn_rs.report import RULES
 
 __all__ = ["Lowering", "Row", "lower"]
 
@@ -135,9 +136,18 @@ class Lowering:
         return Ref(name)
 
     def torch_node(
-        self, call: Callable[..., Any], args: Any, kwargs: Any, target: str, note: str = ""
+        self,
+        call: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        target: str,
+        note: str = "",
+        rule: str = "unknown",
     ) -> Ref:
-        """Add a node that calls torch (or the user's code) as the model did."""
+        """Add a node that calls torch (or the user's code) as the model did.
+
+        ``rule`` is a key of :data:`fatnn_rs.report.RULES`, ``note`` the reason in words.
+        """
         layouts = {
             ref.name: self.seen(argument).layout
             for argument, ref in ((a, self.env[a]) for a in _fx_nodes((args, kwargs)))
@@ -145,12 +155,16 @@ class Lowering:
         }
         args, kwargs = self.resolve((tuple(args), dict(kwargs)))
         inputs = list(dict.fromkeys(ref.name for ref in refs((args, kwargs))))
-        attrs = {"target": target, "layouts": [layouts.get(name, "any") for name in inputs]}
+        attrs = {
+            "target": target,
+            "layouts": [layouts.get(name, "any") for name in inputs],
+            "rule": rule,
+        }
         result = self.emit(
             "torch",
             inputs,
             attrs,
-            note=note or "no Rust kernel and no row in the tables",
+            note=note or RULES[rule],
             call=call,
         )
         self.graph.nodes[-1].arguments = (args, kwargs)
@@ -232,14 +246,26 @@ def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
             result = None  # called with arguments the row does not know
         if result is not None:
             return result
-    note = f"{type(module).__name__} is not one of the converted layers"
+    rule, note = "unknown", f"{type(module).__name__} is not one of the converted layers"
     if _has_hooks(module):
-        note = "has forward hooks"
+        rule, note = "module", "has forward hooks"
     elif own:
-        note = f"its {own[0]} was replaced on the instance"
+        rule, note = "module", f"its {own[0]} was replaced on the instance"
     elif isinstance(module, QuantizedLayer):
-        note = "its input is no float32 batch"
-    return ctx.torch_node(_clean_copy(module), args, kwargs, type(module).__name__, note)
+        rule, note = "dtype", "its input is no float32 batch"
+    elif row is not None:
+        rule, note = _declined(ctx, args, kwargs)
+    call = _clean_copy(module)
+    return ctx.torch_node(call, args, kwargs, type(module).__name__, note, rule)
+
+
+def _declined(ctx: Lowering, args: Any, kwargs: Any) -> tuple[str, str]:
+    """Return the rule by which a call stays in torch that a row did not take, and the reason."""
+    dtypes = (ctx.seen(node).dtype for node in _fx_nodes((args, kwargs)))
+    others = sorted({str(dtype) for dtype in dtypes if dtype not in (None, torch.float32)})
+    if others:
+        return "dtype", f"it reads {' and '.join(others)}"
+    return "argument", RULES["argument"]
 
 
 def _attribute(root: nn.Module, path: str) -> Any:
@@ -257,7 +283,9 @@ def _lower_attribute(ctx: Lowering, target: str) -> Any:
     if value.dtype == torch.float32:
         return ctx.emit("constant", [], {}, {"value": value}, shape=tuple(value.shape))
     kept = value.detach().clone()
-    return ctx.torch_node(lambda: kept, (), {}, target, "a constant that is not float32")
+    return ctx.torch_node(
+        lambda: kept, (), {}, target, "a constant that is not float32", "constant"
+    )
 
 
 def _lower_call(ctx: Lowering, node: fx.Node) -> Any:
@@ -302,10 +330,11 @@ def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
             made = row(ctx, *node.args, **node.kwargs)
         except TypeError:
             made = None  # called with arguments the row does not know
-    return (
-        made
-        if made is not None
-        else ctx.torch_node(ctx.call_of(node), node.args, node.kwargs, _target_name(node))
+    if made is not None:
+        return made
+    rule, note = ("unknown", "") if row is None else _declined(ctx, node.args, node.kwargs)
+    return ctx.torch_node(
+        ctx.call_of(node), node.args, node.kwargs, _target_name(node), note, rule
     )
 
 
@@ -314,14 +343,19 @@ def _lower_write(ctx: Lowering, node: fx.Node) -> Ref:
     function, inputs, changed = ctx.aliases.rewrite(node)
     ctx.writes = True
     whole = ctx.torch_node(
-        function, inputs, {}, _target_name(node), "writes into a tensor: torch does, into a copy"
+        function,
+        inputs,
+        {},
+        _target_name(node),
+        "writes into a tensor: torch does, into a copy",
+        "write",
     )
     parts = []
     for index, (part, suffix) in enumerate(
         ((node, "_result"), *((alias, f"_{alias.name}") for alias in changed))
     ):
         shape, seen = ctx.shape(part), ctx.seen(part)
-        attrs = {"target": "getitem", "layouts": ["any"]}
+        attrs = {"target": "getitem", "layouts": ["any"], "rule": "write"}
         item = ctx.emit(
             "torch", [whole.name], attrs, suffix=suffix, shape=shape, call=operator.getitem
         )
