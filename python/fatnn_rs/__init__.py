@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fatnn_rs._core import __version__, cpu_info, get_num_threads, set_num_threads
     from fatnn_rs.bench.api import bench
     from fatnn_rs.convert.api import convert
+    from fatnn_rs.convert.explain import explain
     from fatnn_rs.convert.file import load, save
     from fatnn_rs.convert.summary import summary
     from fatnn_rs.convert.verify import verify
@@ -49,6 +50,7 @@ __all__ = [
     "bench",
     "convert",
     "cpu_info",
+    "explain",
     "get_num_threads",
     "load",
     "load_numpy",
@@ -69,6 +71,7 @@ _LAZY = {
     "bench": "fatnn_rs.bench",
     "convert": "fatnn_rs.convert",
     "cpu_info": "fatnn_rs._core",
+    "explain": "fatnn_rs.convert",
     "get_num_threads": "fatnn_rs._core",
     "load": "fatnn_rs.convert",
     "load_numpy": "fatnn_rs.numpy_network",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,10 +200,10 @@ def read_report(path: str | os.PathLike[str]) -> Report:
         network = _core.Network(*file, None, _core.MAX_BYTES, _core.MAX_MACS)
     except LimitError as error:
         report = _report(graph, file, None)
-        return replace(report, notes=(*report.notes, f"above the default limits: {error}"))
+        return report.with_notes([f"above the default limits: {error}"])
     except UnsupportedError as error:
         report = _report(graph, file, None, in_engine=False)
-        return replace(report, notes=(*report.notes, f"needs torch to run: {error}"))
+        return report.with_notes([f"needs torch to run: {error}"])
     return _report(graph, file, network)
 
 

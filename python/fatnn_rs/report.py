@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from fatnn_rs import _core
@@ -38,6 +38,7 @@ RULES: dict[str, str] = {
     "argument": "the rule for this function does not take these arguments",
     "dtype": "it reads values that are not float32",
     "module": "the module has hooks, or methods replaced on the instance",
+    "part": "it takes one of the results of a torch node",
     "write": "it writes into a tensor",
     "constant": "it is a constant that is not float32",
     "sum-order": "only torch rounds its sums as torch does; float_layers='rust' runs it in Rust",
@@ -220,6 +221,10 @@ class Report:
         """Names of the torch nodes that a file cannot hold."""
         return tuple(row.name for row in self.rows if row.op.startswith("torch: "))
 
+    def with_notes(self, notes: Iterable[str]) -> Report:
+        """Return the report with more notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
     def as_dict(self) -> dict[str, Any]:
         """Return the whole report as plain dicts, lists, strings and numbers.
 
@@ -254,7 +259,7 @@ class Report:
                 "x".join(map(str, row.shape)),
                 f"{row.macs:,}" if row.macs else "",
                 f"{row.packed_bytes:,}" if row.packed_bytes else "",
-                row.note,
+                "" if row.note == row.reason else row.note,
             ]
             for row in self.rows
         ]
@@ -338,15 +343,24 @@ def _multihead(shape: Sequence[int], inputs: _Shapes, attrs: Mapping[str, Any]) 
 _PRODUCTS = {"matmul": _matmul, "attention": _attention, "multihead_attention": _multihead}
 
 
-def missing_operations(nodes: Iterable[tuple[str, str, Sequence[Sequence[int]]]]) -> dict[str, int]:
+def missing_operations(
+    nodes: Iterable[tuple[str, str | None, Sequence[Sequence[int]]]],
+) -> dict[str, int]:
     """Count operations that the engine does not have.
 
     Parameters
     ----------
     nodes
-        Of each: its operation, its attributes as JSON, and the shapes that it reads.
+        Of each: its operation, its attributes as JSON (None if torch runs the model's own code),
+        and the shapes that it reads.
     """
-    return dict(Counter(op for op, attrs, shapes in nodes if engine_refusal(op, attrs, shapes)))
+    return dict(
+        Counter(
+            op
+            for op, attrs, shapes in nodes
+            if attrs is None or engine_refusal(op, attrs, shapes)
+        )
+    )
 
 
 def engine_refusal(op: str, attrs: str, shapes: Sequence[Sequence[int]]) -> str:

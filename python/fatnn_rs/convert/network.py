@@ -192,7 +192,7 @@ class TernaryNetwork(nn.Module):
     def drop_buffers(self) -> None:
         """Free the memory that runs keep for later ones of the same shapes."""
         for segment in self.segments:
-            getattr(segment.network,"drop_buffers",lambda:None)()
+            segment.network.drop_buffers()
 
     @property
     def segments(self) -> list[Segment]:

@@ -11,6 +11,7 @@ from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.schema import graph_to_json
 from fatnn_rs.overview import Profile
 from fatnn_rs.report import (
+    RULES,
     NotFused,
     Report,
     ReportRow,
@@ -54,6 +55,8 @@ def make_report(
         reads = [index[name].shape for name in node.inputs]
         where = runs(node.op, node.name in inside)
         rule, reason = why.get(node.name, ("", "")) if where == "torch" else ("", "")
+        if is_part(node, index):
+            rule, reason = "part", RULES["part"]
         rows.append(
             ReportRow(
                 name=node.layer or node.name,
@@ -64,7 +67,7 @@ def make_report(
                 packed_bytes=packed_weight_bytes(
                     node.op, shape, "" if weight is None else graph.dtype(node, "weight")
                 ),
-                note="" if node.op == "torch" and node.note == reason else node.note,
+                note=node.note,
                 rule=rule,
                 reason=reason,
             )
@@ -75,7 +78,7 @@ def make_report(
         tuple(graph.notes),
         tuple(not_fused),
         segments=len(segments),
-        cuts=_cuts(parts),
+        cuts=_cuts(parts, index),
         missing=missing_from_engine(graph),
         outputs=_unsaveable_outputs(graph),
         profile=profile,
@@ -87,18 +90,29 @@ def label(node: Node) -> str:
     return str(node.attrs["target"]) if node.op == "torch" else node.op
 
 
+def is_part(node: Node, index: Mapping[str, Node]) -> bool:
+    """Whether a node only takes one of several results of a torch node."""
+    return (
+        node.op == "torch"
+        and node.attrs["target"] == "getitem"
+        and len(node.inputs) == 1
+        and index[node.inputs[0]].op == "torch"
+    )
+
+
 def missing_from_engine(graph: Graph) -> dict[str, int]:
     """Count what keeps a graph from running without torch."""
     index = graph.index()
     return missing_operations(
         (label(node), json.dumps(node.attrs), [index[name].shape for name in node.inputs])
         if node.op != "torch"
-        else (f"torch: {label(node)}", "", [])
+        else (label(node), None, [])
         for node in graph.nodes
+        if not is_part(node, index)
     )
 
 
-def _cuts(parts: Sequence[Node | Segment]) -> dict[str, int]:
+def _cuts(parts: Sequence[Node | Segment], index: Mapping[str, Node]) -> dict[str, int]:
     """Count in how many gaps between two segments each operation stands."""
     cuts: Counter[str] = Counter()
     gap: set[str] | None = None  # None before the first segment
@@ -106,7 +120,7 @@ def _cuts(parts: Sequence[Node | Segment]) -> dict[str, int]:
         if isinstance(part, Segment):
             cuts.update(sorted(gap or ()))
             gap = set()
-        elif gap is not None:
+        elif gap is not None and not is_part(part, index):
             gap.add(label(part))
     return dict(cuts)
 
