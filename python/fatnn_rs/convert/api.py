@@ -136,15 +136,17 @@ def _convert(
             del net  # before its weights are packed once more
             with phases.phase("float layers in Rust"):
                 net, _ = _network(graph, float_layers, arguments)
+    net.keep_buffers(True)
     return net
 
 
 def _network(
     graph: Graph, float_layers: str, arguments: tuple[Any, ...]
 ) -> tuple[TernaryNetwork, Any]:
-    """Return a network, and what it makes of the example."""
+    """Return a network that keeps no buffers, and what it makes of the example."""
     with one_thread():
         net = TernaryNetwork(graph, float_layers)
+    net.keep_buffers(False)
     results = net.dry_run(copies(arguments))
-    net.drop_buffers()
+    net.keep_buffers(False)  # segments may be others now
     return net, results

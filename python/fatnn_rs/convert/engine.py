@@ -52,16 +52,22 @@ class Segment:
         Values that come in and go out, all float32.
     network
         The engine's network.
+    keeps_buffers
+        Whether it keeps the memory of a run for later runs of the same shapes.
     """
 
     nodes: list[Node]
     reads: list[str]
     makes: list[str]
     network: _core.Network = field(repr=False)
+    keeps_buffers: bool = True
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """Run it; results are channels last in memory, or as their shape says."""
-        return [torch.from_numpy(array) for array in self.network.run(*_arrays(inputs))]
+        made = self.network.run(*_arrays(inputs))
+        if not self.keeps_buffers:
+            self.network.drop_buffers()
+        return [torch.from_numpy(array) for array in made]
 
     def observed(self, *inputs: Tensor) -> tuple[list[Tensor], ObservedValues]:
         """Run it, and return nanoseconds and packed codes of the nodes that ran."""

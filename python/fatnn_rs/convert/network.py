@@ -189,10 +189,12 @@ class TernaryNetwork(nn.Module):
         )
         return {node.name for node in inside}
 
-    def drop_buffers(self) -> None:
-        """Free the memory that runs keep for later ones of the same shapes."""
+    def keep_buffers(self, keep: bool) -> None:
+        """Choose whether runs keep their memory for later ones of the same shapes."""
         for segment in self.segments:
-            segment.network.drop_buffers()
+            segment.keeps_buffers = keep
+            if not keep:
+                segment.network.drop_buffers()
 
     @property
     def segments(self) -> list[Segment]:

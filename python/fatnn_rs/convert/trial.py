@@ -137,7 +137,6 @@ def _difference(net: TernaryNetwork, given: tuple[Any, ...], expected: Any) -> t
     """Say how a network differs from what its model returned, and whether that may be rounding."""
     try:
         got = net(*copies(given))
-        net.drop_buffers()
     except InputError:  # a size that it refuses in words
         return "", False
     except Exception as error:  # whatever runs in torch may raise

@@ -43,9 +43,10 @@ def two_sided(x: Tensor, alpha_neg: Tensor, alpha_pos: Tensor) -> Tensor:
 
     Monotone in ``x``: the products are, they meet at zero, and so are ``clip`` and ``round``.
     """
-    return round_ste(
-        hardtanh(x * torch.where(x < 0, alpha_neg, alpha_pos), -1.0, 1.0, inplace=True)
-    )
+    steps = torch.where(x < 0, alpha_neg, alpha_pos)
+    if not torch.is_grad_enabled():  # in place: weights may take a gigabyte
+        return hardtanh(steps.mul_(x), -1.0, 1.0, inplace=True).round_().add_(0.0)
+    return round_ste(hardtanh(x * steps, -1.0, 1.0, inplace=True))
 
 
 def stacked(x: Tensor, alpha1: Tensor, alpha2: Tensor) -> Tensor:
@@ -103,6 +104,7 @@ class FatnnWeight(WeightQuantizer):
         rows = sample.reshape(self.out_channels if self.per_channel else 1, -1)
         mean = rows.mean(dim=1, keepdim=True)
         std = rows.sub_(mean).square_().mean(dim=1).sqrt().clamp(min=_MIN_STD)
+        del sample, rows
         return (weight - self._spread(mean, weight)).div_(self._spread(std, weight))
 
     def forward(self, weight: Tensor) -> Tensor:
