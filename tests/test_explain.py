@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nets import ready
 from torch import Tensor, nn
 
 import fatnn_rs as fatnn
+from nets import ready
 
 
 class Model(nn.Module):
@@ -34,7 +34,9 @@ def state_of(model: nn.Module) -> Any:
         (name, type(m), m.training, dict(m._forward_hooks), sorted(vars(m)), list(m._modules))
         for name, m in model.named_modules()
     ]
-    values = {name: (id(value), value.clone()) for name, value in model.state_dict(keep_vars=True).items()}
+    values = {
+        name: (id(value), value.clone()) for name, value in model.state_dict(keep_vars=True).items()
+    }
     return modules, values
 
 
@@ -47,11 +49,16 @@ def test_a_model_and_the_generators_stay_as_they_were() -> None:
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     report = fatnn.explain(model, x)
     after = torch.get_rng_state(), np.random.get_state()[1], random.getstate()
-    assert torch.equal(before[0], after[0]) and (before[1] == after[1]).all() and before[2] == after[2]
+    assert torch.equal(before[0], after[0])
+    assert (before[1] == after[1]).all()
+    assert before[2] == after[2]
     assert torch.equal(x, given)
     again, now = state_of(model)
     assert again == modules
-    assert all(now[name][0] == kept and torch.equal(now[name][1], value) for name, (kept, value) in values.items())
+    assert all(
+        now[name][0] == kept and torch.equal(now[name][1], value)
+        for name, (kept, value) in values.items()
+    )
     assert report.refused == ""
     assert {row.name: row.rule for row in report.rows if row.runs == "torch"}["gru"] == "unknown"
 
@@ -63,7 +70,9 @@ def test_it_says_what_prepare_and_convert_do() -> None:
     told = fatnn.explain(model, x, config)
     assert not any(isinstance(m, fatnn.nn.TernaryLayer) for m in model.modules())
     made = fatnn.convert(fatnn.prepare(model, config, x).eval(), x).report
-    assert [(r.name, r.op, r.runs, r.macs) for r in told.rows] == [(r.name, r.op, r.runs, r.macs) for r in made.rows]
+    assert [(r.name, r.op, r.runs, r.macs) for r in told.rows] == [
+        (r.name, r.op, r.runs, r.macs) for r in made.rows
+    ]
     assert told.overview == made.overview
     assert told.layers_int8 == 1
     # Prepared models, too.

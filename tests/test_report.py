@@ -1,4 +1,4 @@
-"""What a report says of a network: shares of all MACs, cuts, reasons, what is missing, profiles, progress."""
+"""What a report says of a network: shares of all MACs, cuts, reasons, profiles; and progress."""
 
 from __future__ import annotations
 
@@ -10,21 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from nets import ready
 from torch import Tensor, nn
 from torch.nn import functional
 
 import fatnn_rs as fatnn
-from fatnn_rs import _core
 from fatnn_rs.convert import TernaryNetwork
 from fatnn_rs.convert.flops import count_macs, torch_macs
 from fatnn_rs.convert.graph import Node
-from fatnn_rs.convert.passes.edit import GraphEdit
 from fatnn_rs.convert.profile import Timer
-from fatnn_rs.nn.layers import held_weights
 from fatnn_rs.operations import products_of
-from fatnn_rs.replica import replica
 from fatnn_rs.report import RULES
+from nets import ready
 
 
 class Recurrent(nn.Module):
@@ -53,7 +49,9 @@ def recurrent() -> tuple[TernaryNetwork, Tensor]:
     return converted(Recurrent(), x), x
 
 
-def test_the_share_of_a_gru_is_that_of_all_products(recurrent: tuple[TernaryNetwork, Tensor]) -> None:
+def test_the_share_of_a_gru_is_that_of_all_products(
+    recurrent: tuple[TernaryNetwork, Tensor],
+) -> None:
     report = recurrent[0].report
     steps = 3 * 7
     # Three gates, two directions; the second layer reads both directions of the first one.
@@ -129,7 +127,9 @@ def test_torchs_fused_kernels_are_counted() -> None:
     assert count_macs(lambda: layer(q)) == attention + 2 * 12 * width * hidden
     assert count_macs(lambda: torch.ones(3, 4) @ torch.ones(4)) == 12
     assert count_macs(lambda: torch.ones(4) @ torch.ones(4)) == 4
-    assert count_macs(lambda: functional.linear(torch.ones(4), torch.ones(3, 4), torch.ones(3))) == 12
+    assert (
+        count_macs(lambda: functional.linear(torch.ones(4), torch.ones(3, 4), torch.ones(3))) == 12
+    )
 
 
 class Cut(nn.Module):
@@ -156,7 +156,10 @@ def test_what_cuts_a_network_is_counted_by_gap() -> None:
     # Layers 0 and 1 run together; behind each of the three norms a segment begins.
     assert report.segments == 4
     assert report.cuts == {"layer_norm": 3, "gelu": 3, "Tensor.cumsum": 1}
-    assert "4 segments run in the engine, cut by gelu (3), layer_norm (3), Tensor.cumsum (1)." in str(report)
+    assert (
+        "4 segments run in the engine, cut by gelu (3), layer_norm (3), Tensor.cumsum (1)."
+        in str(report)
+    )
     whole = fatnn.convert(model, x, float_layers="rust").report
     assert (whole.segments, whole.cuts) == (2, {"Tensor.cumsum": 1})
 
@@ -213,7 +216,8 @@ def test_a_report_for_programs(recurrent: tuple[TernaryNetwork, Tensor]) -> None
         *("name", "op", "runs", "shape", "macs", "packed_bytes", "note", "rule", "reason")
     }
     assert made["missing"] == {"GRU": 1}
-    assert not made["saveable"] and not made["runs_without_torch"]
+    assert not made["saveable"]
+    assert not made["runs_without_torch"]
     assert made["segments"] == report.segments == len(recurrent[0].segments)
 
 
@@ -236,10 +240,13 @@ def test_a_file_that_needs_torch_says_what_for(tmp_path: Path) -> None:
     model = Cropped(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
     net = fatnn.convert(ready(model, x), x)
     report = net.report
-    assert report.saveable and not report.runs_without_torch
+    assert report.saveable
+    assert not report.runs_without_torch
     assert report.missing == {"pad": 1}
     fatnn.save(net, tmp_path / "net")
-    with pytest.raises(fatnn.UnsupportedError, match=r"can be saved, but not run without torch: .* pad \(1\)"):
+    with pytest.raises(
+        fatnn.UnsupportedError, match=r"can be saved, but not run without torch: .* pad \(1\)"
+    ):
         fatnn.load_numpy(tmp_path / "net")
 
 
@@ -262,7 +269,8 @@ def test_reports_with_and_without_torch_count_alike(tmp_path: Path) -> None:
     alone = fatnn.load_numpy(tmp_path / "net").report
     assert alone.macs_total == net.report.macs_total
     assert [row.macs for row in alone.rows] == [row.macs for row in net.report.rows]
-    assert alone.runs_without_torch and net.report.runs_without_torch
+    assert alone.runs_without_torch
+    assert net.report.runs_without_torch
     assert alone.as_dict().keys() == net.report.as_dict().keys()
 
 
@@ -301,10 +309,16 @@ def test_slow_layers_are_recognised_and_ranked() -> None:
     report = net.profile(x, rounds=3, timer=clock)
     assert clock.ran == 3 * 4
     profile = net.report.profile
-    assert profile is not None and report.profile is profile
+    assert profile is not None
+    assert report.profile is profile
     assert {row.layer for row in profile.layers} == {"0", "3", "6", "10"}
-    assert [(row.layer, round(row.factor, 9)) for row in profile.slower] == [("3", 3.0), ("10", 1.2)]
-    assert "slower than torch float32: 3 (3.00 times), 10 (1.20 times) (of 4; medians of 3" in str(report)
+    assert [(row.layer, round(row.factor, 9)) for row in profile.slower] == [
+        ("3", 3.0),
+        ("10", 1.2),
+    ]
+    assert "slower than torch float32: 3 (3.00 times), 10 (1.20 times) (of 4; medians of 3" in str(
+        report
+    )
     assert report.as_dict()["profile"]["slower"] == ["3", "10"]
     assert profile.float_layers is None
     with pytest.raises(fatnn.InputError, match="example's shapes"):
@@ -316,7 +330,9 @@ def test_slow_layers_are_recognised_and_ranked() -> None:
 def test_a_profile_by_the_clock_has_times() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 6, 8)
-    model = nn.Sequential(nn.Conv1d(6, 8, 3), nn.ReLU(), nn.Conv1d(8, 8, 3), nn.Flatten(), nn.Linear(32, 3))
+    model = nn.Sequential(
+        nn.Conv1d(6, 8, 3), nn.ReLU(), nn.Conv1d(8, 8, 3), nn.Flatten(), nn.Linear(32, 3)
+    )
     profile = fatnn.convert(ready(model, x), x).profile(x, rounds=1).profile
     assert profile is not None
     assert len(profile.layers) == 3
@@ -329,7 +345,8 @@ def test_what_float_layers_in_rust_would_change() -> None:
     net = fatnn.convert(ready(Cut(), x), x)
     clock = _Clock({}, {"torch": 0.004, "rust": 0.001})
     profile = net.profile(x, rounds=2, float_layers=True, timer=clock).profile
-    assert profile is not None and profile.float_layers is not None
+    assert profile is not None
+    assert profile.float_layers is not None
     found = profile.float_layers
     assert (found.seconds, found.rust_seconds) == (0.004, 0.001)
     assert found.codes == 5 * 16 * 8
@@ -338,89 +355,3 @@ def test_what_float_layers_in_rust_would_change() -> None:
     assert math.isfinite(found.max_abs_diff)
     assert "float_layers='rust' takes 0.25 times as long (1 instead of 4 ms)" in str(net.report)
     assert rust.report.profile is None
-
-
-def test_progress_is_shown_on_request_only(capfd: pytest.CaptureFixture[str]) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(4, 8)
-    model = ready(Cut(), x)
-    fatnn.convert(model, x)
-    assert capfd.readouterr() == ("", "")
-    fatnn.convert(model, x, "rust", progress=True)
-    out, err = capfd.readouterr()
-    phases = ["quantize weights", "capture", "lower", "thresholds", "pack weights", "compare with the model"]
-    places = [err.rindex(phase) for phase in [*phases, "float layers in Rust"]]
-    assert not out
-    assert places == sorted(places)
-
-
-def test_progress_ends_where_the_conversion_fails(capfd: pytest.CaptureFixture[str]) -> None:
-    class Random(nn.Linear):
-        def forward(self, input: Tensor) -> Tensor:
-            return super().forward(input) + torch.rand(1)
-
-    x = torch.randn(4, 8)
-    model = ready(nn.Sequential(nn.Linear(8, 8), Random(8, 8)), x)
-    with pytest.raises(fatnn.ConversionError, match="two results"):
-        fatnn.convert(model, x, progress=True)
-    assert "capture" in capfd.readouterr().err
-
-
-def test_a_converted_network_keeps_no_buffers_of_trial_runs() -> None:
-    torch.manual_seed(0)
-    x = torch.randn(4, 8)
-    model = ready(Cut(), x)
-    for float_layers in ("torch", "rust"):
-        net = fatnn.convert(model, x, float_layers)
-        networks: list[_core.Network] = [segment.network for segment in net.segments]
-        assert sum(network.buffer_bytes for network in networks) == 0
-        expected = net(x)
-        assert sum(network.buffer_bytes for network in networks) > 0
-        net.keep_buffers(False)
-        assert sum(network.buffer_bytes for network in networks) == 0
-        assert torch.equal(net(x), expected)
-
-
-def test_copies_of_a_model_share_held_weights() -> None:
-    x = torch.randn(4, 8)
-    model = ready(Cut(), x)
-    parameters = dict(model.named_parameters())
-    with held_weights(model):
-        copied = replica(model)
-        for layer, other in zip(model.modules(), copied.modules(), strict=True):
-            assert getattr(layer, "_held", None) is getattr(other, "_held", None)
-        assert dict(model.named_parameters()).keys() == parameters.keys()
-
-
-def test_an_edited_graph_knows_its_readers(monkeypatch: pytest.MonkeyPatch) -> None:
-    finish, checked = GraphEdit.finish, []
-
-    def finished(self: GraphEdit) -> None:
-        finish(self)
-        users = self.graph.users()
-        assert self.readers.keys() == users.keys() == self.makers.keys()
-        for name, readers in users.items():
-            assert sorted(map(id, readers)) == sorted(map(id, self.readers[name]))
-        assert list(map(id, self.graph.index().values())) == [id(n) for n in self.graph.nodes]
-        checked.append(len(self.graph.nodes))
-
-    monkeypatch.setattr(GraphEdit, "finish", finished)
-
-    class Residual(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(4))
-            self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(4))
-            self.pool, self.last = nn.MaxPool2d(2), nn.Linear(8 * 16, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.pool(self.norms[0](self.convs[0](x)).relu())
-            y = self.norms[1](self.convs[1](x)).relu()
-            x = (self.norms[2](self.convs[2](y)) + self.norms[3](self.convs[3](x))).relu()
-            result: Tensor = self.last(x.flatten(1) + 0)
-            return result
-
-    torch.manual_seed(0)
-    x = torch.rand(2, 8, 8, 8)
-    fatnn.convert(ready(Residual(), x), x)
-    assert len(checked) == 2

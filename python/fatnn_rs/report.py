@@ -12,7 +12,7 @@ from typing import Any
 from fatnn_rs import _core
 from fatnn_rs.errors import FormatError
 from fatnn_rs.operations import OPERATIONS, products_of
-from fatnn_rs.overview import Profile, counted, deployment, overview
+from fatnn_rs.overview import Profile, overview
 from fatnn_rs.table import render
 
 __all__ = [
@@ -20,8 +20,7 @@ __all__ = [
     "NotFused",
     "Report",
     "ReportRow",
-    "counted",
-    "deployment",
+    "declined",
     "engine_refusal",
     "macs",
     "missing_operations",
@@ -39,7 +38,7 @@ RULES: dict[str, str] = {
     "dtype": "it reads values that are not float32",
     "module": "the module has hooks, or methods replaced on the instance",
     "part": "it takes one of the results of a torch node",
-    "write": "it writes into a tensor",
+    "write": "it writes into a tensor: torch does, into a copy",
     "constant": "it is a constant that is not float32",
     "sum-order": "only torch rounds its sums as torch does; float_layers='rust' runs it in Rust",
     "transcendental": "torch approximates it in its own way; float_layers='rust' runs it in Rust",
@@ -311,7 +310,7 @@ def macs(
     inputs: Sequence[Sequence[int]] = (),
     attrs: Mapping[str, Any] | None = None,
 ) -> int:
-    """Multiply-accumulates of an operation with such a result and weight; 0 if it multiplies nothing.
+    """Multiply-accumulates of an operation with such a result and weight; 0 without products.
 
     ``inputs``: shapes of the values that it reads, for products of two values.
     """
@@ -356,15 +355,13 @@ def missing_operations(
     """
     return dict(
         Counter(
-            op
-            for op, attrs, shapes in nodes
-            if attrs is None or engine_refusal(op, attrs, shapes)
+            op for op, attrs, shapes in nodes if attrs is None or engine_refusal(op, attrs, shapes)
         )
     )
 
 
 def engine_refusal(op: str, attrs: str, shapes: Sequence[Sequence[int]]) -> str:
-    """Return why the engine cannot run an operation that reads values of such shapes, or nothing."""
+    """Return why the engine cannot run an operation that reads such shapes, or nothing."""
     if op == "input":
         return ""
     if op not in OPERATIONS:
@@ -373,6 +370,17 @@ def engine_refusal(op: str, attrs: str, shapes: Sequence[Sequence[int]]) -> str:
         return _core.engine_refusal(op, attrs, shapes) or ""
     except FormatError as error:  # an attribute means nothing to it
         return str(error)
+
+
+def declined(dtypes: Iterable[Any]) -> tuple[str, str]:
+    """Return the rule and the reason for a call that a row of the conversion did not take.
+
+    ``dtypes``: of what it reads, None for what is no tensor.
+    """
+    others = sorted({str(dtype) for dtype in dtypes} - {"None", "torch.float32"})
+    if others:
+        return "dtype", f"it reads {' and '.join(others)}"
+    return "argument", RULES["argument"]
 
 
 def packed_weight_bytes(op: str, weight: Sequence[int] | None, dtype: str) -> int:

@@ -173,9 +173,7 @@ def _codes_across(graph: Graph, taken: set[str]) -> set[str]:
     return across & taken
 
 
-def _why_not(
-    graph: Graph, float_layers: str, excluded: Container[str]
-) -> dict[str, Reason]:
+def _why_not(graph: Graph, float_layers: str, excluded: Container[str]) -> dict[str, Reason]:
     """Return which nodes the engine cannot run with the bits they must have, and why."""
     index = graph.index()
     found: dict[str, Reason] = {}

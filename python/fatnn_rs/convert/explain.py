@@ -1,4 +1,4 @@
-"""``explain``: what ``prepare`` and ``convert`` would make of a float model, before any training."""
+"""``explain``: what ``prepare`` and ``convert`` would make of a model, before any training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of what runs in torch, by torch's own formulas (:mod:`torch.utils.flop_counter`).
+"""Multiply-accumulates of what runs in torch, by the formulas of :mod:`torch.utils.flop_counter`.
 
 Torch has no formula for some operators that multiply on a CPU: its fused attention and LSTM
 kernels, bilinear layers, and products with vectors. They are here.
@@ -26,15 +26,13 @@ def _native_attention(
     query: _Size, key: _Size, value: _Size, width: int, *args: Any, **kwargs: Any
 ) -> int:
     rows, length = math.prod(query[:-1]), key[1]
-    projections = (2 * rows + 2 * math.prod(key[:-1])) * width * width
-    return 2 * (projections + 2 * rows * length * width)
+    made: int = 2 * rows * length * width + 2 * (rows + math.prod(key[:-1])) * width * width
+    return 2 * made
 
 
-def _encoder_layer(
-    source: _Size, width: int, heads: int, *args: Any, **kwargs: Any
-) -> int:
+def _encoder_layer(source: _Size, width: int, heads: int, *args: Any, **kwargs: Any) -> int:
     # Sizes of the feed-forward weights stand behind those of attention and both normalisations.
-    hidden = next(size for size in args[10:] if isinstance(size, tuple) and len(size) == 2)[0]
+    hidden: int = next(s for s in args[10:] if isinstance(s, tuple) and len(s) == 2)[0]
     attention = _native_attention(source, source, source, width)
     return attention + 2 * 2 * math.prod(source[:-1]) * width * hidden
 

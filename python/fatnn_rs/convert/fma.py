@@ -140,7 +140,7 @@ def slope(evaluate: Callable[[Tensor], Tensor], channels: int) -> Tensor | None:
 
 
 def sample(low: Tensor, high: Tensor) -> Tensor:
-    """Return points of each channel's range, int64 [P, n]: all integers, or an even and random choice."""
+    """Return points of each channel's range, int64 [P, n]: all, or an even and random choice."""
     span = high - low
     count = int(span.max()) + 1
     if count <= _POINTS:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fatnn_rs.convert.structure import Container
 from fatnn_rs.signature import Argument
 
-__all__ = ["Dtype", "Graph", "Node", "Ref"]
+__all__ = ["Dtype", "Graph", "Node", "NodeIndex", "Ref"]
 
 #: Type of a value: "float32" or ``{"codes": "ternary", "channels": 64, "groups": 1}``. Inputs may
 #: have any of torch's types.
@@ -177,6 +177,25 @@ class Graph:
                 )
                 node.arguments = (args, kwargs)
         self.outputs = map_refs(self.outputs, lambda ref: Ref(new) if ref.name == old else ref)
+
+
+class NodeIndex:
+    """Name → node, of a graph that rows append nodes to, or take their last ones back from."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._known: list[Node] = []
+        self._index: dict[str, Node] = {}
+
+    def nodes(self) -> dict[str, Node]:
+        """Return the index of the present nodes; do not change it."""
+        nodes, known = self._graph.nodes, self._known
+        while known and (len(known) > len(nodes) or known[-1] is not nodes[len(known) - 1]):
+            del self._index[known.pop().name]
+        for node in nodes[len(known) :]:
+            known.append(node)
+            self._index[node.name] = node
+        return self._index
 
 
 def unused_name(name: str, taken: Collection[str]) -> str:

@@ -8,15 +8,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fatnn_rs.convert.engine import FLOAT_LAYERS, Reason, Segment, partition
-from fatnn_rs.convert.flops import torch_macs
-from fatnn_rs.convert.graph import Graph, Node, Ref, refs
+from fatnn_rs.convert.graph import Graph, Node, Ref
 from fatnn_rs.convert.inputs import check_call, check_input, refuse_tracing
 from fatnn_rs.convert.network_op import (
     ExportableNetwork,
@@ -26,17 +24,15 @@ from fatnn_rs.convert.network_op import (
     output_names,
     register,
 )
+from fatnn_rs.convert.plan import ExecutionStep, Observer, dry_run, observe_segment, plan_of
 from fatnn_rs.convert.profile import Timer, measure
 from fatnn_rs.convert.report import Report, make_report
 from fatnn_rs.convert.structure import fill
-from fatnn_rs.convert.torch_ops import bind
 from fatnn_rs.errors import ConfigError, UnsupportedError
+from fatnn_rs.overview import Profile
 from fatnn_rs.signature import Argument, bind_call
 
 __all__ = ["TernaryNetwork"]
-
-#: Sees every node's value as it is made.
-Observer = Callable[[Node, Any, list[Any]], None]
 
 
 class TernaryNetwork(nn.Module):
@@ -101,7 +97,7 @@ class TernaryNetwork(nn.Module):
         self._constants = {tensor.untyped_storage().data_ptr() for tensor in constants}
         self._why: dict[str, Reason] = {}
         parts = partition(graph, self.float_layers, self._excluded, self.family, self._why)
-        self._parts = _plan(graph, parts)
+        self._parts = plan_of(graph, parts)
         self._single: list[ExecutionStep] | None = None
         self._single_lock = threading.Lock()
         self.key = uuid.uuid4().hex
@@ -120,12 +116,12 @@ class TernaryNetwork(nn.Module):
                 nodes: list[Node | Segment] = [
                     node for node in self.graph.nodes if node.op != "input"
                 ]
-                self._single = _plan(self.graph, nodes, bound)
+                self._single = plan_of(self.graph, nodes, bound)
             return self._single
 
     @torch.no_grad()
     def dry_run(self, inputs: tuple[Any, ...]) -> Any:
-        """Run once; segments that fail or make values of other shapes run node by node from then on.
+        """Run once; from then on, segments that fail or make other shapes run node by node.
 
         Parameters
         ----------
@@ -142,52 +138,13 @@ class TernaryNetwork(nn.Module):
         InputError
             If nodes refuse the inputs also one by one (NaN in front of a quantizer).
         """
-        index = self.graph.index()
         values = self._bound(inputs, {})
-        excluded: set[str] = set()
-        for part in self._parts:
-            arguments = [values[name] for name in part.reads]
-            results: list[Any] = []
-            problem = ""
-            if isinstance(part.what, Segment):
-                try:
-                    results = part.run(*arguments)
-                    problem = _wrong_shape(part.makes, results, index)
-                except Exception as error:  # any of the engine's: nodes may run one by one
-                    problem = f"{type(error).__name__}: {error}"
-            else:
-                if part.what.op == "torch":
-                    part.what.macs = torch_macs(part.what, part.run, arguments)
-                results = part.run(*arguments)
-            if problem:
-                results = self._one_by_one(part, dict(zip(part.reads, arguments, strict=True)))
-                excluded |= self._excluded_for(part, problem)
-            values.update(zip(part.makes, results, strict=True))
-            for name in part.drops:
-                del values[name]
+        excluded = dry_run(self.graph, self._parts, values)
         if not excluded:
             return fill(self.graph.outputs, lambda leaf: self._output(values, leaf), build=True)
         self._excluded |= excluded
         self._prepare()
         return self(*inputs)
-
-    def _one_by_one(self, part: ExecutionStep, values: dict[str, Any]) -> list[Any]:
-        """Run a segment's nodes without the engine."""
-        assert isinstance(part.what, Segment)
-        for single in _plan(self.graph, list(part.what.nodes)):
-            results = single.run(*(values[name] for name in single.reads))
-            values.update(zip(single.makes, results, strict=True))
-        return [values[name] for name in part.makes]
-
-    def _excluded_for(self, part: ExecutionStep, problem: str) -> set[str]:
-        """Note why a segment does not run; return its nodes' names."""
-        assert isinstance(part.what, Segment)
-        inside = part.what.nodes
-        self.graph.notes.append(
-            f"{len(inside)} nodes from {inside[0].name!r} to {inside[-1].name!r} run one by one, "
-            f"because running them in one call failed on the example inputs ({problem})"
-        )
-        return {node.name for node in inside}
 
     def keep_buffers(self, keep: bool) -> None:
         """Choose whether runs keep their memory for later ones of the same shapes."""
@@ -362,7 +319,7 @@ class TernaryNetwork(nn.Module):
                 if observer is None:
                     results = part.run(*arguments)
                 elif isinstance(part.what, Segment):
-                    results = _observe_segment(part.what, arguments, observer)
+                    results = observe_segment(part.what, arguments, observer)
                 else:
                     results = part.run(*arguments)
                     observer(part.what, results[0], arguments)
@@ -491,65 +448,3 @@ def _of_one_argument(self: TernaryNetwork, x: Any) -> None:
 
 TernaryNetwork.forward.__wrapped__ = _of_one_argument  # type: ignore[attr-defined]
 TernaryNetwork.forward.__signature__ = inspect.signature(lambda self, *args, **kwargs: None)  # type: ignore[attr-defined]
-
-
-@dataclass(frozen=True)
-class ExecutionStep:
-    """One step of a run: a node or a segment."""
-
-    what: Node | Segment
-    run: Callable[..., list[Any]]
-    reads: list[str]
-    makes: list[str]
-    drops: list[str]
-
-
-def _wrong_shape(names: list[str], results: list[Any], index: dict[str, Node]) -> str:
-    """Say which value has another shape than in the model, or nothing."""
-    for name, result in zip(names, results, strict=True):
-        if tuple(result.shape) != index[name].shape:
-            return f"{name!r} has shape {list(result.shape)}, the model's has {list(index[name].shape)}"
-    return ""
-
-
-def _plan(
-    graph: Graph,
-    parts: list[Node | Segment],
-    bound: Mapping[str, Callable[..., list[Any]]] | None = None,
-) -> list[ExecutionStep]:
-    """Bind every part that is not bound already, and note which values no later part reads."""
-    bound = {} if bound is None else bound
-    plan: list[ExecutionStep] = []
-    read_later: set[str] = {ref.name for ref in refs(graph.outputs)}
-    for part in reversed(parts):
-        if isinstance(part, Segment):
-            run: Callable[..., list[Any]] = part
-            reads, makes = part.reads, part.makes
-        else:
-            run, reads, makes = (
-                bound.get(part.name) or _single_result(bind(graph, part)),
-                part.inputs,
-                [part.name],
-            )
-        drops = [name for name in dict.fromkeys((*reads, *makes)) if name not in read_later]
-        read_later.update(reads)
-        plan.append(ExecutionStep(part, run, reads, makes, drops))
-    return plan[::-1]
-
-
-def _single_result(function: Callable[..., Any]) -> Callable[..., list[Any]]:
-    return lambda *values: [function(*values)]
-
-
-def _observe_segment(segment: Segment, arguments: list[Any], observer: Observer) -> list[Tensor]:
-    """Run a segment and show its nodes: codes as they were; floats inside a segment are not kept, and shown as None."""
-    results, seen = segment.observed(*arguments)
-    values = dict(zip(segment.reads, arguments, strict=True)) | dict(
-        zip(segment.makes, results, strict=True)
-    )
-    for node in segment.nodes:
-        codes = seen[node.name][1] if node.name in seen else None
-        if codes is not None:
-            values[node.name] = torch.from_numpy(codes)
-        observer(node, values.get(node.name), [values.get(name) for name in node.inputs])
-    return results

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,7 @@ def _float_layers(
     seconds: list[list[float]] = [[], []]
     for _ in range(rounds):
         for one, taken in zip(nets, seconds, strict=True):
-            taken.append(timer.call(one.float_layers, lambda one=one: one(*inputs)))
+            taken.append(timer.call(one.float_layers, partial(one, *inputs)))
     pairs = [(codes[0][name], codes[1][name]) for name in codes[0] if name in codes[1]]
     return FloatLayers(
         median(seconds[0]),

@@ -85,7 +85,7 @@ def accumulator_range(weight: Tensor, levels: tuple[int, ...]) -> tuple[Tensor, 
     flat = weight.flatten(1)
     sums = [
         (rows.sum(1).long(), rows.abs().sum(1).long())
-        for rows in (block.float() for block in flat.split(max(1, _CHUNK // flat.shape[1])))
+        for rows in (block.float() for block in torch.split(flat, max(1, _CHUNK // flat.shape[1])))
     ]
     balance, count = (torch.cat(parts) for parts in zip(*sums, strict=True))
     positive, negative = (count + balance) // 2, (count - balance) // 2

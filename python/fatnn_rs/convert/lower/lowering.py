@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fatnn_rs.convert.capture import Captured
-from fatnn_rs.convert.graph import Dtype, Graph, Node, Ref, refs, unused_name
+from fatnn_rs.convert.graph import Dtype, Graph, Node, NodeIndex, Ref, refs, unused_name
 from fatnn_rs.convert.mutation import Aliases
 from fatnn_rs.convert.record import TensorMeta
 from fatnn_rs.convert.shapes import run_time_shapes
@@ -27,7 +27,7 @@ from fatnn_rs.errors import ConversionError
 from fatnn_rs.nn import QuantizedLayer, TernaryLayer
 from fatnn_rs.operations import OPERATIONS, products_of
 from fatnn_rs.replica import patched_methods
-from fatnn_rs.report import RULES
+from fatnn_rs.report import RULES, declined
 
 __all__ = ["Lowering", "Row", "lower"]
 
@@ -53,18 +53,8 @@ class Lowering:
         #: Whether a call became a function that writes into a copy.
         self.writes = False
         self.aliases = Aliases(captured.graph, captured.seen, self.call_of)
-        self._indexed: list[Node] = []
-        self._index: dict[str, Node] = {}
-
-    def index(self) -> dict[str, Node]:
-        """Name → node, of those emitted so far: rows append nodes, or take their last ones back."""
-        nodes, known = self.graph.nodes, self._indexed
-        while known and (len(known) > len(nodes) or known[-1] is not nodes[len(known) - 1]):
-            del self._index[known.pop().name]
-        for node in nodes[len(known) :]:
-            known.append(node)
-            self._index[node.name] = node
-        return self._index
+        #: Name → node, of those emitted so far.
+        self.index = NodeIndex(self.graph).nodes
 
     def seen(self, value: Any) -> TensorMeta:
         """Say what a value was at the example inputs."""
@@ -155,18 +145,9 @@ class Lowering:
         }
         args, kwargs = self.resolve((tuple(args), dict(kwargs)))
         inputs = list(dict.fromkeys(ref.name for ref in refs((args, kwargs))))
-        attrs = {
-            "target": target,
-            "layouts": [layouts.get(name, "any") for name in inputs],
-            "rule": rule,
-        }
-        result = self.emit(
-            "torch",
-            inputs,
-            attrs,
-            note=note or RULES[rule],
-            call=call,
-        )
+        formats = [layouts.get(name, "any") for name in inputs]
+        attrs = {"target": target, "layouts": formats, "rule": rule}
+        result = self.emit("torch", inputs, attrs, note=note or RULES[rule], call=call)
         self.graph.nodes[-1].arguments = (args, kwargs)
         return result
 
@@ -246,7 +227,8 @@ def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
             result = None  # called with arguments the row does not know
         if result is not None:
             return result
-    rule, note = "unknown", f"{type(module).__name__} is not one of the converted layers"
+    note = f"{type(module).__name__} is not one of the converted layers"
+    rule = "unknown"
     if _has_hooks(module):
         rule, note = "module", "has forward hooks"
     elif own:
@@ -254,18 +236,9 @@ def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
     elif isinstance(module, QuantizedLayer):
         rule, note = "dtype", "its input is no float32 batch"
     elif row is not None:
-        rule, note = _declined(ctx, args, kwargs)
+        rule, note = declined(ctx.seen(node).dtype for node in _fx_nodes((args, kwargs)))
     call = _clean_copy(module)
     return ctx.torch_node(call, args, kwargs, type(module).__name__, note, rule)
-
-
-def _declined(ctx: Lowering, args: Any, kwargs: Any) -> tuple[str, str]:
-    """Return the rule by which a call stays in torch that a row did not take, and the reason."""
-    dtypes = (ctx.seen(node).dtype for node in _fx_nodes((args, kwargs)))
-    others = sorted({str(dtype) for dtype in dtypes if dtype not in (None, torch.float32)})
-    if others:
-        return "dtype", f"it reads {' and '.join(others)}"
-    return "argument", RULES["argument"]
 
 
 def _attribute(root: nn.Module, path: str) -> Any:
@@ -283,9 +256,7 @@ def _lower_attribute(ctx: Lowering, target: str) -> Any:
     if value.dtype == torch.float32:
         return ctx.emit("constant", [], {}, {"value": value}, shape=tuple(value.shape))
     kept = value.detach().clone()
-    return ctx.torch_node(
-        lambda: kept, (), {}, target, "a constant that is not float32", "constant"
-    )
+    return ctx.torch_node(lambda: kept, (), {}, target, rule="constant")
 
 
 def _lower_call(ctx: Lowering, node: fx.Node) -> Any:
@@ -332,24 +303,16 @@ def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
             made = None  # called with arguments the row does not know
     if made is not None:
         return made
-    rule, note = ("unknown", "") if row is None else _declined(ctx, node.args, node.kwargs)
-    return ctx.torch_node(
-        ctx.call_of(node), node.args, node.kwargs, _target_name(node), note, rule
-    )
+    reads = (ctx.seen(read).dtype for read in node.all_input_nodes)
+    rule, note = ("unknown", "") if row is None else declined(reads)
+    return ctx.torch_node(ctx.call_of(node), node.args, node.kwargs, _target_name(node), note, rule)
 
 
 def _lower_write(ctx: Lowering, node: fx.Node) -> Ref:
     """Lower a call that writes into its arguments, by copying them."""
     function, inputs, changed = ctx.aliases.rewrite(node)
     ctx.writes = True
-    whole = ctx.torch_node(
-        function,
-        inputs,
-        {},
-        _target_name(node),
-        "writes into a tensor: torch does, into a copy",
-        "write",
-    )
+    whole = ctx.torch_node(function, inputs, {}, _target_name(node), rule="write")
     parts = []
     for index, (part, suffix) in enumerate(
         ((node, "_result"), *((alias, f"_{alias.name}") for alias in changed))
