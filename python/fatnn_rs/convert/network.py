@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fatnn_rs.convert.engine import FLOAT_LAYERS, Reason, Segment, partition
 from fatnn_rs.convert.graph import Graph, Node, Ref
 from fatnn_rs.convert.inputs import check_call, check_input, refuse_tracing
+from fatnn_rs.convert.memory_format import in_layout
 from fatnn_rs.convert.network_op import (
     ExportableNetwork,
     file_bytes,
@@ -77,6 +78,8 @@ class TernaryNetwork(nn.Module):
         self.graph = graph
         self.float_layers = float_layers
         self.family = family
+        #: Output value → its memory format, for a network that replaces a part of a model.
+        self.output_layouts: dict[str, str] = {}
         self.training = False
         self._excluded: frozenset[str] = frozenset()
         self._profile: Profile | None = None
@@ -330,6 +333,8 @@ class TernaryNetwork(nn.Module):
     def _output(self, values: dict[str, Any], leaf: Any) -> Any:
         """Return an output; a copy of what lies in the memory of constants, for callers may write into it."""
         value = values[leaf.name] if isinstance(leaf, Ref) else leaf
+        if self.output_layouts and isinstance(leaf, Ref):
+            value = in_layout(value, self.output_layouts[leaf.name])
         if not self._constants or not isinstance(value, Tensor):
             return value
         return value.clone() if value.untyped_storage().data_ptr() in self._constants else value
@@ -410,6 +415,8 @@ class TernaryNetwork(nn.Module):
 
         A network that no file can hold is pickled with its graph and the model's functions.
         """
+        if self.output_layouts:  # which a file does not hold
+            return super().__reduce_ex__(protocol)
         try:
             file = file_bytes(self)
         except UnsupportedError:

@@ -117,8 +117,8 @@ def _run(file: Tensor | None, inputs: Sequence[Tensor], key: str) -> list[Tensor
 def _fake(file: Tensor | None, inputs: Sequence[Tensor], key: str) -> list[Tensor]:
     """Empty results of the right shapes and dtypes.
 
-    Fixed sizes are tried out: the network runs once on them. Free sizes are those of the inputs, by
-    the core's shape rules; a size that is neither (the half of a free one) gets a symbol of its own.
+    For fixed sizes the network runs once. For free sizes the core's shape rules say which size of
+    the inputs an output has; any other size (half of a free one) gets a new symbol.
     """
     network = _NETWORKS.get(key) or _LOADED.get(key)
     if network is None:  # a program from another process; its file has no data while it is traced
