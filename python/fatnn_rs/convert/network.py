@@ -35,6 +35,12 @@ from fatnn_rs.signature import Argument, bind_call
 
 __all__ = ["TernaryNetwork"]
 
+#: What a network makes of its graph, and does not pickle.
+_DERIVED = (
+    *("_parts", "_why", "_single", "_single_lock", "_inputs"),
+    *("_arguments", "_simple", "_constants", "key"),
+)
+
 
 class TernaryNetwork(nn.Module):
     """An inference-only network made by :func:`fatnn_rs.convert.convert` or :func:`fatnn_rs.convert.load`.
@@ -172,9 +178,8 @@ class TernaryNetwork(nn.Module):
     ) -> Report:
         """Time every ternary and int8 layer next to torch's float32 layer of the same sizes.
 
-        Both take turns, with torch's present number of threads. A layer's time is that of its
-        node, with what is fused into it; torch's is that of the convolution or linear layer alone,
-        with bias. Medians over the rounds.
+        Both take turns, at torch's number of threads. A layer's time is that of its node, with
+        what is fused into it; torch's is that of the convolution or linear layer with bias.
 
         Parameters
         ----------
@@ -183,22 +188,19 @@ class TernaryNetwork(nn.Module):
         rounds
             Turns of each.
         float_layers
-            Whether to compare with ``float_layers="rust"``, too: time of a run, and codes that
-            differ. It packs all weights once more.
+            Whether to compare with ``float_layers="rust"``, too, which packs weights once more.
         timer
-            What takes the times; the clock by default.
+            The clock by default.
 
         Returns
         -------
         Report
-            :attr:`report`, which holds the profile from now on.
+            :attr:`report`, which now holds the profile.
 
         Raises
         ------
-        InputError
-            Inputs of other shapes than the example's.
-        ConfigError
-            ``rounds`` is less than 1.
+        InputError, ConfigError
+            Inputs of other shapes than the example's; ``rounds`` is less than 1.
         """
         self._profile = measure(self, inputs, rounds, float_layers, timer or Timer())
         return self.report
@@ -425,17 +427,7 @@ class TernaryNetwork(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        for name in (
-            "_parts",
-            "_why",
-            "_single",
-            "_single_lock",
-            "_inputs",
-            "_arguments",
-            "_simple",
-            "_constants",
-            "key",
-        ):
+        for name in _DERIVED:
             del state[name]
         return state
 
