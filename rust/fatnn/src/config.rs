@@ -37,7 +37,7 @@ impl Family {
     /// The family of that name, among [`Family::ALL`].
     ///
     /// # Errors
-    /// [`crate::Error::Value`] where there is none.
+    /// [`crate::Error::Value`] if there is no such name.
     pub fn from_name(name: &str) -> Result<Self> {
         match Family::ALL.into_iter().find(|family| family.name() == name) {
             Some(family) => Ok(family),

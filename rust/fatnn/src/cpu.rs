@@ -77,7 +77,7 @@ impl Features {
     /// What kernels may use: detected and allowed by `FATNN_ISA`.
     ///
     /// # Errors
-    /// [`crate::Error::Environment`] where a `FATNN_*` variable has a meaningless value.
+    /// [`crate::Error::Environment`] if a `FATNN_*` variable has a meaningless value.
     pub fn usable() -> Result<Self> {
         let all = Self::detected();
         Ok(match config::get()?.isa {

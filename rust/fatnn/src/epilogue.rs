@@ -68,8 +68,8 @@ impl Quantizer {
     /// for levels that nothing reaches, infinity neither.
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] where there is another number of them than the layout's coding has;
-    /// [`crate::Error::Value`] where one is NaN or below the one before.
+    /// [`crate::Error::Shape`] if there is another number of them than the layout's coding has;
+    /// [`crate::Error::Value`] if one is NaN or below the one before.
     pub fn new(thresholds: &[f32], layout: CodesLayout) -> Result<Self> {
         check_len("thresholds", layout.coding().thresholds(), thresholds.len())?;
         // Not `a > b`, which NaN would pass.
@@ -109,7 +109,7 @@ impl Elementwise {
     /// eps)`, `bias = fma(-mean, scale, bias)`, in float32.
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] where sizes differ; [`crate::Error::Memory`].
+    /// [`crate::Error::Shape`] if sizes differ; [`crate::Error::Memory`].
     pub fn batch_norm(
         mean: &[f32],
         var: &[f32],

@@ -134,7 +134,7 @@ pub enum Error {
 /// The crate's result type.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// `Ok` where `got == expected`, else a [`Error::Shape`] about `what`.
+/// `Ok` if `got == expected`, else a [`Error::Shape`] about `what`.
 pub(crate) fn check_len(what: &'static str, expected: usize, got: usize) -> Result<()> {
     if expected == got {
         return Ok(());

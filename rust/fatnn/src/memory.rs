@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 /// An empty vector with room for `len` elements.
 ///
 /// # Errors
-/// [`Error::Memory`] where there is not so much.
+/// [`Error::Memory`] if there is not so much.
 pub fn reserved<T>(what: &'static str, len: usize) -> Result<Vec<T>> {
     let mut vec = Vec::new();
     reserve(what, &mut vec, len)?;

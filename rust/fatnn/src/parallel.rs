@@ -34,7 +34,7 @@ static STATE: Mutex<State> = Mutex::new(State { wanted: None, default: None, poo
 /// Sets how many threads later calls use.
 ///
 /// # Errors
-/// [`Error::Value`] where `threads` is 0 or above [`MAX_THREADS`].
+/// [`Error::Value`] if `threads` is 0 or above [`MAX_THREADS`].
 pub fn set_num_threads(threads: usize) -> Result<()> {
     state().wanted = Some(check(threads)?);
     Ok(())
@@ -68,7 +68,7 @@ fn state() -> MutexGuard<'static, State> {
 /// How many threads calls use now.
 ///
 /// # Errors
-/// [`Error::Environment`] where `FATNN_NUM_THREADS` has a meaningless value.
+/// [`Error::Environment`] if `FATNN_NUM_THREADS` has a meaningless value.
 pub fn num_threads() -> Result<usize> {
     resolve(&state())
 }
@@ -144,7 +144,7 @@ impl<'a> Watch<'a> {
     /// Comes between the parts of a run.
     ///
     /// # Errors
-    /// [`Error::Interrupted`] where the run is to stop.
+    /// [`Error::Interrupted`] if the run is to stop.
     pub fn check(&self) -> Result<()> {
         let Some(go_on) = self.go_on else { return Ok(()) };
         if thread::current().id() == self.caller {

@@ -20,8 +20,8 @@ use crate::{memory, parallel};
 /// it (`ceil_mode`); any size will do whose windows all contain a pixel.
 ///
 /// # Errors
-/// [`crate::Error::Value`] where kernel, stride or dilation is 0, or a window contains nothing but
-/// padding; [`crate::Error::Shape`] where sizes do not fit; [`crate::Error::Value`] as
+/// [`crate::Error::Value`] if kernel, stride or dilation is 0, or a window contains nothing but
+/// padding; [`crate::Error::Shape`] if sizes do not fit; [`crate::Error::Value`] as
 /// [`CodesLayout::check`].
 pub fn max_pool_codes(
     codes: &[u8],

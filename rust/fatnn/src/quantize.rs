@@ -24,8 +24,8 @@ pub use crate::transpose::PixelOrder;
 /// nothing reaches the level.
 ///
 /// # Errors
-/// [`Error::NotANumber`] with the index of the first NaN of `x`; [`Error::Value`] where a threshold
-/// is NaN or below the one before; [`Error::Shape`] where sizes do not fit. `out` is unspecified
+/// [`Error::NotANumber`] with the index of the first NaN of `x`; [`Error::Value`] if a threshold
+/// is NaN or below the one before; [`Error::Shape`] if sizes do not fit. `out` is unspecified
 /// after an error.
 pub fn quantize(
     x: &[f32],

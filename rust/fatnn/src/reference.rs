@@ -5,7 +5,7 @@
 //! channels-last, one `i8` each; the order of float operations is the one that [`crate::epilogue`]
 //! documents.
 //!
-//! These functions panic where sizes do not fit.
+//! These functions panic if sizes do not fit.
 
 use crate::codec::{Act, Coding};
 use crate::conv::ConvShape;

@@ -45,9 +45,9 @@ const QUANTIZE_PIECE: usize = 4096;
 /// width` pixels in `order`.
 ///
 /// # Errors
-/// [`Error::NotANumber`] with the index of the first NaN of `x`; [`Error::Packed`] where the
-/// weights are for other activations than int8; [`Error::Shape`] or [`Error::Value`] where sizes or
-/// numbers do not fit; [`Error::Environment`] or [`Error::Threads`] where the pool cannot be had.
+/// [`Error::NotANumber`] with the index of the first NaN of `x`; [`Error::Packed`] if the
+/// weights are for other activations than int8; [`Error::Shape`] or [`Error::Value`] if sizes or
+/// numbers do not fit; [`Error::Environment`] or [`Error::Threads`] if the pool cannot be had.
 pub fn conv2d_int8(
     x: &[f32],
     order: PixelOrder,

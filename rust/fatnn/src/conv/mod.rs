@@ -54,7 +54,7 @@ impl ConvShape {
     /// Output height and width.
     ///
     /// # Errors
-    /// [`crate::Error::Value`] where stride, dilation or kernel is 0, or the window is larger than
+    /// [`crate::Error::Value`] if stride, dilation or kernel is 0, or the window is larger than
     /// the padded input.
     pub fn output(&self) -> Result<[usize; 2]> {
         let mut out = [0; 2];
@@ -120,9 +120,9 @@ impl ConvShape {
 /// groups.
 ///
 /// # Errors
-/// [`crate::Error::Shape`] or [`crate::Error::Value`] where sizes do not fit;
-/// [`crate::Error::Value`] where `codes` holds bits that no code of the weights' kind of
-/// activations has; [`crate::Error::Environment`] or [`crate::Error::Threads`] where the pool
+/// [`crate::Error::Shape`] or [`crate::Error::Value`] if sizes do not fit;
+/// [`crate::Error::Value`] if `codes` holds bits that no code of the weights' kind of
+/// activations has; [`crate::Error::Environment`] or [`crate::Error::Threads`] if the pool
 /// cannot be had.
 pub fn conv2d_acc(
     codes: &[u8],
@@ -137,7 +137,7 @@ pub fn conv2d_acc(
 /// accumulator reaches. `out` is in `to.layout`.
 ///
 /// # Errors
-/// As [`conv2d_acc`]; [`crate::Error::Value`] where a channel's threshold is below the one before.
+/// As [`conv2d_acc`]; [`crate::Error::Value`] if a channel's threshold is below the one before.
 pub fn conv2d_codes(
     codes: &[u8],
     weights: &PackedWeights<'_>,

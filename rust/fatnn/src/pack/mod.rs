@@ -150,7 +150,7 @@ impl PackedWeights<'static> {
     /// As [`PackedWeights::new`], for a given kernel: for tests and benchmarks.
     ///
     /// # Errors
-    /// As [`PackedWeights::new`]; [`Error::Value`] where the kernel cannot run these operands.
+    /// As [`PackedWeights::new`]; [`Error::Value`] if the kernel cannot run these operands.
     pub fn for_kernel(
         kernel: &'static dyn Kernel,
         values: &[i8],
@@ -250,7 +250,7 @@ impl<'a> PackedWeights<'a> {
     /// Checks and borrows a blob that [`PackedWeights::as_bytes`] gave.
     ///
     /// # Errors
-    /// [`Error::Packed`] where the blob is damaged or meant for another CPU's kernel.
+    /// [`Error::Packed`] if the blob is damaged or meant for another CPU's kernel.
     pub fn from_bytes(bytes: &'a [u8]) -> Result<Self> {
         let Header { layout, shape, operands } = Header::read(bytes)?;
         let kernel = kernels::for_layout(layout, operands)?;
@@ -288,7 +288,7 @@ impl<'a> PackedWeights<'a> {
     /// The operands, where activations are codes.
     ///
     /// # Errors
-    /// [`Error::Packed`] where they are int8.
+    /// [`Error::Packed`] if they are int8.
     pub fn code_operands(&self) -> Result<Operands> {
         match self.operands {
             OperandTypes::Codes(operands) => Ok(operands),
@@ -299,7 +299,7 @@ impl<'a> PackedWeights<'a> {
     /// The inner loop over int8 activations.
     ///
     /// # Errors
-    /// [`Error::Packed`] where they are codes.
+    /// [`Error::Packed`] if they are codes.
     pub(crate) fn int8_inner(&self) -> Result<&'static dyn ColumnsKernel> {
         match self.inner {
             Inner::Columns(columns) => Ok(columns),
@@ -312,7 +312,7 @@ impl<'a> PackedWeights<'a> {
     /// The inner loops over int8 activations of a depthwise convolution.
     ///
     /// # Errors
-    /// [`Error::Packed`] where the weights are for something else.
+    /// [`Error::Packed`] if the weights are for something else.
     pub(crate) fn depthwise_inner(&self) -> Result<&'static dyn DepthwiseKernel> {
         match self.inner {
             Inner::Depthwise(depthwise) => Ok(depthwise),
@@ -320,10 +320,10 @@ impl<'a> PackedWeights<'a> {
         }
     }
 
-    /// `Ok` where activations are int8.
+    /// `Ok` if activations are int8.
     ///
     /// # Errors
-    /// [`Error::Packed`] where they are codes.
+    /// [`Error::Packed`] if they are codes.
     pub fn check_int8(&self) -> Result<()> {
         if self.operands.act().is_none() { Ok(()) } else { Err(self.unfit("int8 activations")) }
     }

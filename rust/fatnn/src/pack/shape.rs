@@ -96,7 +96,7 @@ impl WeightShape {
     }
 }
 
-/// `Ok` where the operands are for layers of such a shape.
+/// `Ok` if the operands are for layers of such a shape.
 pub(super) fn check_operands(operands: OperandTypes, shape: WeightShape) -> Result<()> {
     match operands {
         OperandTypes::Int8Depthwise if !shape.is_depthwise() => bad_value(
@@ -108,7 +108,7 @@ pub(super) fn check_operands(operands: OperandTypes, shape: WeightShape) -> Resu
     }
 }
 
-/// `Ok` where the sums of such a shape are exact: those of codes in float32, those of int8 in
+/// `Ok` if the sums of such a shape are exact: those of codes in float32, those of int8 in
 /// `i32`.
 pub(super) fn check_sums(operands: OperandTypes, shape: WeightShape) -> Result<()> {
     let longest = match operands {
@@ -125,7 +125,7 @@ pub(super) fn check_sums(operands: OperandTypes, shape: WeightShape) -> Result<(
     bad_value("weight shape", expected, format!("{} of {shape:?}", shape.reduction()))
 }
 
-/// `Ok` where all weights are of the type that is given for them.
+/// `Ok` if all weights are of the type that is given for them.
 pub(super) fn check_values(operands: OperandTypes, values: &[i8]) -> Result<()> {
     match operands {
         OperandTypes::Codes(operands) => operands.weights.check("weight", values),
