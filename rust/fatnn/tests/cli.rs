@@ -1,4 +1,4 @@
-//! The binary `fatnn`, called as a person calls it.
+//! The command `fatnn-core`, run as a separate process.
 
 #![cfg(feature = "cli")]
 
@@ -86,7 +86,7 @@ fn bytes(values: &[f32]) -> Vec<u8> {
 }
 
 fn fatnn<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_fatnn")).args(arguments).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_fatnn-core")).args(arguments).output().unwrap()
 }
 
 fn succeeds<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> String {
@@ -102,7 +102,7 @@ fn fails<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> String {
     let line = String::from_utf8(done.stderr).unwrap();
     assert_eq!(done.status.code(), Some(1), "{line}");
     assert!(done.stdout.is_empty());
-    assert!(line.starts_with("fatnn: ") && line.matches('\n').count() == 1, "{line}");
+    assert!(line.starts_with("fatnn-core: ") && line.matches('\n').count() == 1, "{line}");
     line
 }
 
@@ -240,7 +240,7 @@ fn every_command_has_help_and_wrong_usage_exits_with_2() {
     for command in
         [&["--help"][..], &["inspect", "--help"], &["run", "--help"], &["bench", "--help"]]
     {
-        assert!(succeeds(command).contains("Usage: fatnn"));
+        assert!(succeeds(command).contains("Usage: fatnn-core"));
     }
     assert!(succeeds(&["--version"]).contains(env!("CARGO_PKG_VERSION")));
     for wrong in [
