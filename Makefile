@@ -13,7 +13,7 @@ PIP_ARGS ?=
 # The folder of data sets, and the number of training runs at a time.
 DATA ?= $(if $(FATNN_DATA),$(FATNN_DATA),data)
 JOBS ?= 1
-# The folder of a ladder's measurements.
+# The folder where `make ladder` stores its measurements.
 LADDER ?= runs/ladder
 # A campaign's kind of trials, its length, and the seed of its first trial (empty: random).
 KIND ?= all

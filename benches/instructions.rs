@@ -117,20 +117,20 @@ fn counts(
     if repetitions.is_some() {
         command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(program);
     }
-    let done = command
+    let output = command
         .args([COUNTED, kernel.name(), operands.act.name(), operands.weights.name(), layer.0])
         .args(repetitions.map(|repetitions| repetitions.to_string()))
         .env_remove("FATNN_ISA")
         .env_remove("FATNN_KERNEL")
         .output()
         .map_err(|e| e.to_string())?;
-    let said = String::from_utf8_lossy(&done.stderr);
-    if !done.status.success() {
+    let log = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
         let reason =
-            said.lines().find(|line| !line.starts_with("==")).unwrap_or("valgrind failed").trim();
+            log.lines().find(|line| !line.starts_with("==")).unwrap_or("valgrind failed").trim();
         return Err(reason.to_owned());
     }
-    let counted = said.lines().find_map(|line| line.split(COLLECTED).nth(1)?.trim().parse().ok());
+    let counted = log.lines().find_map(|line| line.split(COLLECTED).nth(1)?.trim().parse().ok());
     counted.ok_or_else(|| "no sum was printed".to_owned())
 }
 
@@ -200,7 +200,7 @@ fn main() {
         return counted(&arguments[1..]);
     }
     let test = arguments.iter().any(|argument| argument == "--test");
-    // Names of layers and of kernels. Without names of one sort, all are counted.
+    // Names of layers and of kernels. If no layer (or no kernel) is named, all are counted.
     let names: &[String] = if test { &[] } else { &arguments };
     let (layers, names): (Vec<_>, Vec<_>) =
         names.iter().partition(|name| LAYERS.iter().any(|(layer, ..)| layer == name));

@@ -38,8 +38,8 @@ pub fn count(work: impl FnOnce()) -> u64 {
     };
     assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
     COUNT.set(0);
-    // SAFETY: the trap flag changes no result, and its handler is set. The code pushes, so it is
-    // not `nostack`.
+    // SAFETY: the trap flag changes no result, and its handler is set. The code uses the
+    // stack, so there is no `nostack`.
     unsafe { asm!("pushfq", "or qword ptr [rsp], 0x100", "popfq") };
     work();
     // SAFETY: as above; this clears the flag.

@@ -37,7 +37,7 @@ pub struct Dequantize<'a> {
     pub relu: bool,
     /// Output channels per row of `out`.
     pub channels: usize,
-    /// Also writes the values' codes, to a second output. Only used inside networks.
+    /// If set, the values' codes are also written, to a second output. Only used inside networks.
     pub codes: Option<Quantizer>,
 }
 

@@ -62,9 +62,9 @@ impl Budget {
     /// # Errors
     /// [`Error::Limit`] if the sum exceeds the limit.
     pub fn spend(&self, bytes: u128) -> Result<()> {
-        let all = self.spent.get().saturating_add(bytes);
-        self.limits.check_bytes(|| "weights of this node and those before it".into(), all)?;
-        self.spent.set(all);
+        let total = self.spent.get().saturating_add(bytes);
+        self.limits.check_bytes(|| "weights of this node and those before it".into(), total)?;
+        self.spent.set(total);
         Ok(())
     }
 

@@ -17,7 +17,7 @@ use crate::{memory, parallel};
 /// The maximum of each window's codes. Padding is never the maximum.
 ///
 /// `codes` holds `batch × height × width` pixels in `layout`; `out` holds `batch × output[0] ×
-/// output[1]`. The caller gives `output`, because rounding differs (`ceil_mode`). Any size works if
+/// output[1]`. The caller gives `output`, because frameworks round it up or down. Any size works if
 /// all windows contain a pixel.
 ///
 /// # Errors
@@ -68,12 +68,12 @@ pub(crate) fn pool_checked(
                     let tap = &codes[at..at + pixel];
                     match layout.coding() {
                         Coding::Ternary => or_planes(out, tap),
-                        Coding::Uint2 => max_of_two_bits(out, tap),
+                        Coding::Uint2 => max_two_bit(out, tap),
                     }
                 }
             }
             if layout.coding() == Coding::Ternary {
-                finish(out);
+                restore_zero_plane(out);
             }
         }
     };
@@ -127,7 +127,7 @@ fn or_planes(out: &mut [u8], pixel: &[u8]) {
 
 /// Merges a pixel's two-bit codes into `out`.
 #[inline(always)]
-fn max_of_two_bits(out: &mut [u8], pixel: &[u8]) {
+fn max_two_bit(out: &mut [u8], pixel: &[u8]) {
     for (out, unit) in out.as_chunks_mut::<16>().0.iter_mut().zip(pixel.as_chunks::<16>().0) {
         let (a, b) = (u128::from_le_bytes(*out), u128::from_le_bytes(*unit));
         let (a0, a1, b0, b1) = (a as u64, (a >> 64) as u64, b as u64, (b >> 64) as u64);
@@ -138,7 +138,7 @@ fn max_of_two_bits(out: &mut [u8], pixel: &[u8]) {
 
 /// Restores `z` from `x₂`.
 #[inline(always)]
-fn finish(out: &mut [u8]) {
+fn restore_zero_plane(out: &mut [u8]) {
     for out in out.as_chunks_mut::<16>().0 {
         let planes = u128::from_le_bytes(*out);
         let (x2, p) = (planes as u64, (planes >> 64) as u64);

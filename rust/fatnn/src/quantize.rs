@@ -1,7 +1,7 @@
 //! Quantizes float activations to codes.
 //!
-//! A ternary quantizer is two thresholds: `level = [x ≥ low] + [x ≥ high]`, and the code is `level
-//! - 1`. A two-bit quantizer has three thresholds, and the code is the level.
+//! A ternary quantizer is two thresholds: `level = [x ≥ low] + [x ≥ high]`, and the code is
+//! `level - 1`. A two-bit quantizer has three thresholds, and the code is the level.
 //!
 //! The thresholds are **the smallest floats of levels 1, 2 (and 3)**. They are searched in the
 //! trained quantizer itself, because its formula may round. For example, `torch.round` rounds
@@ -117,14 +117,14 @@ mod tests {
                 let to = Quantizer::new(thresholds, layout).unwrap();
                 let input = QuantizeInput { x: &x, pixels, order, to };
                 for level in Level::all(Features::detected()) {
-                    for piece in [1, 7, 16, 40, 3 * pixels] {
+                    for chunk in [1, 7, 16, 40, 3 * pixels] {
                         let mut out = vec![0xA5; expected.len()];
-                        for (i, out) in out.chunks_mut(piece * layout.pixel_bytes()).enumerate() {
-                            assert!(level.run(Quantize { input: &input, first: i * piece, out }));
+                        for (i, out) in out.chunks_mut(chunk * layout.pixel_bytes()).enumerate() {
+                            assert!(level.run(Quantize { input: &input, first: i * chunk, out }));
                         }
                         assert_eq!(
                             out, expected,
-                            "{level:?} {order:?} {pixels} {channels} {piece}"
+                            "{level:?} {order:?} {pixels} {channels} {chunk}"
                         );
                     }
                     for at in [0, n / 2, n - 1] {

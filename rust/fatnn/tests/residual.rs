@@ -73,8 +73,8 @@ impl Stream {
             let (from, q, weight_name) =
                 (format!("s{block}"), format!("q{block}"), format!("w{block}"));
             nodes.push(node(q.clone(), "quantize", vec![from.clone()], json!({"steps": "steps"})));
-            let read = json!({"weight": weight_name, "scale": "scale", "bias": "bias"});
-            nodes.push(node(format!("s{}", block + 1), "conv_float", vec![q, from], read));
+            let roles = json!({"weight": weight_name, "scale": "scale", "bias": "bias"});
+            nodes.push(node(format!("s{}", block + 1), "conv_float", vec![q, from], roles));
             tensors.insert(
                 weight_name,
                 Tensor::Codes(self.operands.weights, vec![c, c, 3, 3], weight.clone()),

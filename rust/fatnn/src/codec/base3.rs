@@ -15,9 +15,9 @@ pub const PER_BYTE: usize = 4;
 /// Number of valid byte values: `0..STATES`.
 pub const STATES: usize = 81;
 
-/// Bytes needed for `codes` codes.
-pub fn packed_len(codes: usize) -> usize {
-    codes.div_ceil(PER_BYTE)
+/// Bytes needed for `count` codes.
+pub fn packed_len(count: usize) -> usize {
+    count.div_ceil(PER_BYTE)
 }
 
 /// Packs `codes` into `out`, which has [`packed_len`] bytes.

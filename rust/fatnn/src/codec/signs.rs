@@ -10,9 +10,9 @@ use crate::error::{Result, bad_value, check_len};
 /// Weights per byte.
 pub const PER_BYTE: usize = 8;
 
-/// Bytes needed for `weights` weights.
-pub fn encoded_len(weights: usize) -> usize {
-    weights.div_ceil(PER_BYTE)
+/// Bytes needed for `count` weights.
+pub fn encoded_len(count: usize) -> usize {
+    count.div_ceil(PER_BYTE)
 }
 
 /// Encodes `weights` into `out`, which has [`encoded_len`] bytes.

@@ -11,9 +11,9 @@ use crate::error::Result;
 /// Codes per byte.
 pub const PER_BYTE: usize = 5;
 
-/// Bytes needed for `codes` codes.
-pub fn encoded_len(codes: usize) -> usize {
-    codes.div_ceil(PER_BYTE)
+/// Bytes needed for `count` codes.
+pub fn encoded_len(count: usize) -> usize {
+    count.div_ceil(PER_BYTE)
 }
 
 /// Encodes `codes` into `out`, which has [`encoded_len`] bytes.

@@ -8,9 +8,9 @@ use crate::error::{Result, bad_value, check_len};
 /// Weights per byte.
 pub const PER_BYTE: usize = 4;
 
-/// Bytes needed for `weights` weights.
-pub fn encoded_len(weights: usize) -> usize {
-    weights.div_ceil(PER_BYTE)
+/// Bytes needed for `count` weights.
+pub fn encoded_len(count: usize) -> usize {
+    count.div_ceil(PER_BYTE)
 }
 
 /// `Ok` if every weight is -3, -1, 1 or 3.

@@ -112,8 +112,8 @@ impl ConvShape {
     }
 }
 
-/// `out[pixel, channel] = Σ w·x` as `i32`, where `x` is the level of a code. [`Act`](crate::codec::Act) says which
-/// level; the weights were packed for one.
+/// `out[pixel, channel] = Σ w·x` as `i32`, where `x` is the level of a code. The type of
+/// activations ([`Act`](crate::codec::Act)) that the weights were packed for says which level.
 ///
 /// `codes` holds `batch × height × width` pixels, in the layout of the channels and groups of
 /// `weights.shape()`.

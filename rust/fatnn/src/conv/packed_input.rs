@@ -1,9 +1,9 @@
 //! The driver of kernels with an input layout of their own ([`crate::kernels::PackedInputKernel`]).
 //!
-//! Threads share the output pixels. Each thread splits its pixels into rectangles. It packs the
-//! input of one rectangle, small enough for the second-level cache, and runs all panels of weights
-//! over it. So the input is packed once and read for every tap and panel. Adjacent rectangles both
-//! pack the rows that they share, a few percent of the work.
+//! Output pixels are split among threads. Each thread splits its pixels into rectangles. It packs
+//! the input of one rectangle, small enough for the second-level cache, and runs all panels of
+//! weights over it. So the input is packed once and read for every tap and panel. Adjacent
+//! rectangles both pack the rows that they share, a few percent of the work.
 //!
 //! Several convolutions that add into one output run rectangle by rectangle. The second one then
 //! finds the first one's results in cache, and only the sum goes to memory.
@@ -28,7 +28,7 @@ const PACKED_BYTES: usize = 512 << 10;
 const OUTPUT_BYTES: usize = 384 << 10;
 /// Minimum number of positions per thread: with fewer, expanding the weights would dominate.
 const MIN_PARALLEL_POSITIONS: usize = 128;
-/// Limit for any packed input. A convolution that needs more has an absurd window.
+/// Limit for any packed input. A convolution that needs more has an unreasonably large window.
 const MAX_BYTES: usize = 1 << 30;
 /// Minimum number of columns of a rectangle, if the output has as many.
 const MIN_COLUMNS: usize = 64;

@@ -2,13 +2,13 @@
 //! them.
 //!
 //! A product has `m` rows (output pixels), `n` columns (output channels) and a reduction over units
-//! of 64 channels. Threads share the rows. Within a block of [`BLOCK`] rows, the outer loop runs
-//! over panels of weights. A panel then stays in the first-level cache while the block's
+//! of 64 channels. Rows are split among threads. Within a block of [`BLOCK`] rows, the outer loop
+//! runs over panels of weights. A panel then stays in the first-level cache while the block's
 //! activations pass by. The epilogue follows each panel directly, while the accumulators are in
 //! cache. Two-bit weights have two panels, whose accumulators are added before the epilogue.
 //!
-//! If one block holds all rows, threads share the panels instead. Few rows per thread would mean
-//! that all thread reads all weights, and a single row would only keep one thread busy.
+//! If one block holds all rows, the panels are split instead. Few rows per thread would mean
+//! that every thread reads all weights, and a single row would only keep one thread busy.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,7 +43,7 @@ pub(crate) struct Rows<'a, F> {
     pub codes: &'a [u8],
     /// Byte offset in `codes` of a row's window, for group 0.
     pub base: F,
-    /// Byte offset of all (tap, unit) from the start of a window.
+    /// Byte offset of each (tap, unit) from the start of a window.
     pub offsets: &'a [usize],
     /// Bytes from one group of channels to the next one.
     pub group_bytes: usize,
