@@ -158,9 +158,9 @@ struct Rectangle {
 }
 
 impl Rectangle {
-    /// The next rectangle of the pixels `first..end`, counted over all images. It has whole rows if
-    /// possible, at most `limit` positions with the shifts of its taps, and at most `max_pixels`
-    /// pixels. A minimum size keeps packing from dominating the work.
+    /// The next rectangle of the pixels `first..end`, counted over all images: whole rows if
+    /// possible. It has at most `max_pixels` pixels, and at most `limit` positions are packed for
+    /// it, with those that its taps reach. A minimum size keeps packing cheap next to the products.
     fn next(
         [height, width]: [usize; 2],
         [reach_y, reach_x]: [usize; 2],
