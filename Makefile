@@ -136,6 +136,7 @@ lint: build ## formatting, clippy, ruff, mypy, stubs
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features --quiet -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --features fatnn/cli --quiet
+	scripts/check-msrv.sh
 	$(BIN)/python scripts/check-allocations.py
 	$(BIN)/python scripts/compact_results.py --check
 	$(BIN)/ruff check .

@@ -128,8 +128,8 @@ pub(crate) fn is_zen4() -> bool {
     {
         static AMD: OnceLock<bool> = OnceLock::new();
         *AMD.get_or_init(|| {
-            let leaf = std::arch::x86_64::__cpuid(0);
-            [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
+            let vendor = raw_cpuid::CpuId::new().get_vendor_info();
+            vendor.is_some_and(|vendor| vendor.as_str() == "AuthenticAMD")
                 && Features::detected().avx512
         })
     }
@@ -155,8 +155,10 @@ fn detect() -> Features {
         avx512_vbmi: avx512 && is_x86_feature_detected!("avx512vbmi"),
         avx512_vnni: avx512 && is_x86_feature_detected!("avx512vnni"),
         gfni: avx512 && is_x86_feature_detected!("gfni"),
-        // Bits 24 (tiles) and 25 (int8) of leaf 7, which every CPU with AVX-512 has.
-        amx_int8: avx512 && std::arch::x86_64::__cpuid_count(7, 0).edx >> 24 & 3 == 3,
+        amx_int8: avx512
+            && raw_cpuid::CpuId::new()
+                .get_extended_feature_info()
+                .is_some_and(|info| info.has_amx_tile() && info.has_amx_int8()),
     }
 }
 
