@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.nn import functional
 
+from fatnn_rs.contained import named_modules
 from fatnn_rs.errors import ConfigError
 from fatnn_rs.nn.base import (
     EXACT,
@@ -210,7 +211,7 @@ def held_weights(model: nn.Module) -> Iterator[None]:
     For whoever runs a model several times whose weights do not change meanwhile. Codes carry no
     gradient.
     """
-    layers = [module for module in model.modules() if isinstance(module, TernaryLayer)]
+    layers = [module for _, module in named_modules(model) if isinstance(module, TernaryLayer)]
     try:
         with one_thread():
             for layer in layers:
