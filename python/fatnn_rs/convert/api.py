@@ -103,7 +103,7 @@ def _convert(model: nn.Module, example_inputs: Any, float_layers: str) -> Ternar
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
         with held_weights(root):
             captured = capture(root, arguments)
-            check_reached(captured.graph, root)
+            captured.notes += check_reached(captured.graph, root)
             with one_thread():
                 graph = run_passes(lower(captured))
             net = _network(graph, "torch", arguments)

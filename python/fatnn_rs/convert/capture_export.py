@@ -22,6 +22,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
+from fatnn_rs.contained import register_contained
 from fatnn_rs.convert.capture import Captured, SizeRange, copies, described
 from fatnn_rs.convert.record import record
 from fatnn_rs.convert.structure import filled
@@ -157,6 +158,7 @@ class _Marker(nn.Module):
 def _marked(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, nn.Module]]]:
     """Give a copy of the model with markers for the layers that stay whole, and the modules that they stand for."""
     whole = replica(model)
+    register_contained(whole)
     modules = dict(whole.named_modules())
     layers = {
         name: module for name, module in modules.items() if name and _shape_row(module) is not None

@@ -59,10 +59,13 @@ def _is_same(value: Any, parameter: Any) -> bool:
         return parameter is not None and value is parameter
     if value.node.op != "get_attr":
         return False
+    *path, name = str(value.node.target).split(".")
     found: Any = value.tracer.root
-    for part in str(value.node.target).split("."):
-        found = getattr(found, part, None)
-    return found is parameter
+    for part in path:  # not by getattr, which gives a proxy of the parameter
+        found = found._modules.get(part)
+        if found is None:
+            return False
+    return parameter is not None and found._parameters.get(name) is parameter
 
 
 def reader_class(kind: type[nn.Module]) -> Any:

@@ -27,7 +27,7 @@ from fatnn_rs.quant.arithmetic import (
     sums_dtype,
     widen,
 )
-from fatnn_rs.quant.flags import INITIALIZED, RANGE, convert_flags, flag, read_flag
+from fatnn_rs.quant.flags import INITIALIZED, ONLY_ZEROS, RANGE, convert_flags, flag, read_flag
 
 __all__ = [
     "MIN_STEP",
@@ -123,6 +123,12 @@ class InputQuantizer(nn.Module):
         self._last_initialized = value > 0
         return value > 0
 
+    @property
+    def saw_only_zeros(self) -> bool:
+        """Whether all data so far were zero: steps are then a default, until other data come."""
+        value = self._flag(INITIALIZED)
+        return value is not None and value < 0
+
     def _flag(self, name: str) -> float | None:
         """Return a flag's value, None where it cannot be read."""
         if torch.compiler.is_compiling():
@@ -182,12 +188,14 @@ class InputQuantizer(nn.Module):
         if not self.initialized:
             if self.training or self.calibrating:
                 self.initialize(x)
+            elif self.saw_only_zeros:
+                return self.quantize(x)
             elif not says_nothing(x):
                 raise ConfigError(
                     f"{self._where()}: its activation steps were never initialised, so an eval-mode forward has no "
                     "meaning; run a training batch first, or give prepare(..., example_inputs=...) or "
-                    "fatnn_rs.nn.calibrate(model, inputs) a batch of real data (float weights that are loaded and "
-                    "batches of zeros leave steps to be initialised)"
+                    "fatnn_rs.nn.calibrate(model, inputs) a batch of real data (float weights that are loaded leave "
+                    "steps to be initialised)"
                 )
         if self.initialized:
             return self.quantize(x)
@@ -216,8 +224,8 @@ class InputQuantizer(nn.Module):
     def initialize(self, x: Tensor) -> None:
         """Choose the steps from data.
 
-        A batch of nothing but zeros says nothing: the quantizer then stays uninitialised and waits
-        for the next one.
+        A batch of nothing but zeros says nothing: the quantizer then waits for the next one. Until
+        one comes, eval mode takes the default steps.
 
         Raises
         ------
@@ -256,6 +264,8 @@ class InputQuantizer(nn.Module):
             self.set_step(step)
             self.initialized_flag.fill_(1.0)
             self._look_at_flags()
+        elif not self.initialized:
+            self.initialized_flag.fill_(ONLY_ZEROS)
 
     @torch.no_grad()
     def reset(self) -> None:

@@ -1,8 +1,9 @@
 """State of quantizers as numbers in buffers, so that whatever copies, averages, casts or saves buffers handles it.
 
 A flag is a float scalar whose sign is what counts. ``initialized_flag`` is positive once the steps
-come from data. ``half_range_flag`` is negative for full range, positive for half range, and zero
-(read as half range) while the data have not decided. An average over models, from a copy that was
+come from data, and a negative hair where data were all zero, for which steps stay at a default.
+``half_range_flag`` is negative for full range, positive for half range, and zero (read as half
+range) while the data have not decided. An average over models, from a copy that was
 made before the first batch too, keeps the sign at once, and so do casts to any float type. Files of
 earlier versions hold ``bool`` flags; :func:`convert_flags` reads them.
 """
@@ -16,10 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["INITIALIZED", "RANGE", "convert_flags", "flag", "read_flag"]
+__all__ = ["INITIALIZED", "ONLY_ZEROS", "RANGE", "convert_flags", "flag", "read_flag"]
 
 #: Names of the two buffers.
 INITIALIZED, RANGE = "initialized_flag", "half_range_flag"
+
+#: ``initialized_flag`` after nothing but zeros. Small, so that an average with 1 is positive at once.
+ONLY_ZEROS = -1e-6
 
 
 def flag(value: float) -> Tensor:
