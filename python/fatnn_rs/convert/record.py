@@ -145,7 +145,7 @@ class _Recorder(fx.Interpreter):
         return value
 
     def _place(self, n: fx.Node, value: Any, read: dict[fx.Node, Any]) -> dict[int, int]:
-        """Number a value's memory blocks by address; blocks of arguments keep their numbers."""
+        """Give a value's memory blocks numbers by address; blocks of arguments keep theirs."""
         known = {address: number for node in read for address, number in self._places[node].items()}
         if n.op == "get_attr":
             known = self._constants
