@@ -57,6 +57,16 @@ class QuantizedAttention(nn.Module):
             return y.squeeze(0), None if weights is None else weights.squeeze(0)
         return (y if me.batch_first else y.transpose(0, 1)), weights
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Load as torch does; the weights of a float attention too."""
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        floats = ("in_proj_weight", *(f"{part}_weight" for part in PARTS))
+        if any(prefix + key in state_dict for key in floats):
+            for part in PARTS:
+                child: Any = self._modules.get(part)
+                if child is not None:
+                    child.fit_to_float(state_dict, f"{prefix}{part}.")
+
 
 def attend(
     module: Any,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fatnn_rs.errors import ConfigError
+from fatnn_rs.nn.watch import StepsWatch
 from fatnn_rs.quant.base import InputQuantizer, round_ste
 from fatnn_rs.replica import patched_methods, slots
 from fatnn_rs.threads import one_thread
@@ -51,6 +52,7 @@ class QuantizedLayer(nn.Module):
     bias: Tensor | None
     act_quant: InputQuantizer
     layer_name: str
+    _watch: StepsWatch | None = None
 
     def set_name(self, name: str) -> None:
         """Name used in messages."""
@@ -74,6 +76,19 @@ class QuantizedLayer(nn.Module):
         finally:
             for module, mode in modes.items():
                 module.training = mode
+
+    def _float_parameter(self) -> Tensor | None:
+        """Return a float parameter that the layer's weight is, or is computed from."""
+        floats = (t for key, t in self.named_parameters() if key.partition(".")[0] not in _ADDED)
+        return next(floats, None)
+
+    def _look_at_steps(self) -> None:
+        """At the end of a forward: see whether the optimizer knows the steps."""
+        watch = self._watch
+        if watch is None or not self.training or torch.compiler.is_compiling():
+            return
+        if not watch.done and torch.is_grad_enabled():
+            watch.look(self, self._float_parameter())
 
     def _weight(self) -> Tensor:
         """Return the float weight as forward uses it. May compute, and so change buffers: read it once."""
@@ -113,7 +128,7 @@ class QuantizedLayer(nn.Module):
         added = [key for key in self.state_dict(keep_vars=True) if key.partition(".")[0] in names]
         own = [key for key in self.state_dict(keep_vars=True) if key not in added]
         wanted = [prefix + key for key in (["weight"] if "weight" in own else own)]
-        from_float = any(key in state_dict for key in wanted or self._float_keys(prefix)) and not any(
+        from_float = any(key in state_dict for key in wanted) and not any(
             prefix + key in state_dict for key in added
         )
         rest = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
@@ -136,12 +151,9 @@ class QuantizedLayer(nn.Module):
         """Whether ``scale`` is the quantized layer's, and not the float class's own."""
         return getattr(self, "_scale_key", "scale") == "scale"
 
-    def _float_keys(self, prefix: str) -> list[str]:
-        """Keys of a float model's ``state_dict`` that hold a weight which is not the layer's own."""
-        return []
-
     def _has_values(self) -> bool:
-        return not any(tensor.is_meta for tensor in self.parameters())
+        weight = self._float_parameter()
+        return weight is not None and not weight.is_meta
 
     def _load_parametrizations(self, state_dict: Any, prefix: str) -> None:
         """Load what computes the weight now: torch loads children only after this layer was fitted."""
@@ -167,6 +179,15 @@ class QuantizedLayer(nn.Module):
                 self._parameters[name] = nn.Parameter(
                     torch.empty_like(parameter, device=self.weight.device)
                 )
+
+    def fit_to_float(self, state_dict: Any, prefix: str) -> None:
+        """Where a ``state_dict`` has nothing of this layer, fit it to the weight, and put its state there."""
+        keys = list(self.state_dict(keep_vars=True))
+        if self._has_values() and not any(prefix + key in state_dict for key in keys):
+            self._materialize()
+            with torch.no_grad(), one_thread():
+                self._refit()
+            state_dict.update({prefix + key: value for key, value in self._state(keys).items()})
 
     def _state(self, keys: list[str]) -> dict[str, Tensor]:
         present = self.state_dict()

@@ -101,6 +101,7 @@ class Int8Layer(QuantizedLayer):
         shape = (-1, *([1] * dims))
         # Scaled before it is narrowed: float16 ends below the sum of five products.
         y = (acc.to(scale.dtype) * scale.view(shape)).to(latent.dtype)
+        self._look_at_steps()
         return y + self.bias.view(shape) if add_bias and self.bias is not None else y
 
 

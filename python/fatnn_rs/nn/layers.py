@@ -201,6 +201,7 @@ class TernaryLayer(QuantizedLayer):
             acc = acc * scale.to(acc.dtype).view(shape)
         if add_bias and self.bias is not None:
             acc = acc + self.bias.view(shape)
+        self._look_at_steps()
         return acc
 
 

@@ -17,7 +17,7 @@ _NAMED = 8
 
 def write_notes(model: nn.Module, left: Mapping[str, str], problems: Mapping[str, str]) -> None:
     """Note on a model why layers stay float, and which compute in float all the same."""
-    notes = {name: f"float: {why}" for name, why in left.items()}
+    notes = {name: f"stays float: {why}" for name, why in left.items()}
     vars(model)[_ATTRIBUTE] = notes | dict(problems)
 
 

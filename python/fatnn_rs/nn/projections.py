@@ -82,12 +82,10 @@ class _Projection(LinearLike):
         """Return the attention's weight."""
         return self.weight
 
-    def _float_keys(self, prefix: str) -> list[str]:
-        parent = prefix.removesuffix(f"{self.part}.")
-        return [f"{parent}in_proj_weight", f"{parent}{self.part}_weight"]
-
-    def _has_values(self) -> bool:
-        return not self.weight.is_meta
+    def _float_parameter(self) -> Tensor | None:
+        owner = self._owner[0]
+        packed: Tensor | None = owner.in_proj_weight
+        return getattr(owner, f"{self.part}_weight") if packed is None else packed
 
 
 class TernaryProjection(_Projection, TernaryLayer):
@@ -153,12 +151,10 @@ class Int8Conv1D(_Transposed, Int8Layer):
 def is_transposed_linear(module: nn.Module) -> bool:
     """Whether a module is ``Conv1D`` of transformers, which need not be installed."""
     kind = type(module)
-    known = kind.__name__ == "Conv1D" and kind.__module__ in (
-        "transformers.pytorch_utils",
-        "transformers.modeling_utils",
-    )
-    weight = getattr(module, "weight", None)
-    return known and isinstance(weight, Tensor) and weight.dim() == 2
+    if kind.__name__ != "Conv1D" or not kind.__module__.startswith("transformers."):
+        return False
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.dim() == 2 and hasattr(module, "nf")
 
 
 def transposed_linear(module: nn.Module, int8: bool, **options: Any) -> TernaryConv1D | Int8Conv1D:

@@ -20,6 +20,7 @@ from fatnn_rs.nn.base import QuantizedLayer
 from fatnn_rs.nn.int8 import Int8Layer
 from fatnn_rs.nn.layers import TernaryLayer
 from fatnn_rs.nn.products import Call, CatchProducts
+from fatnn_rs.replica import slots
 
 __all__ = [
     "ClassOfTwo",
@@ -29,6 +30,7 @@ __all__ = [
     "class_of_two",
     "first_call",
     "quantized_class",
+    "weight_shape",
     "trace_own_forward",
     "why_not",
 ]
@@ -49,8 +51,17 @@ class ClassOfTwo:
     made_of: tuple[type, type]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        reduced = super().__reduce_ex__(max(int(protocol), 2))
-        return (_new, type(self).made_of, *reduced[2:]) if isinstance(reduced, tuple) else reduced
+        if "__getstate__" in vars(type(self)):  # of parametrized modules, which cannot be pickled
+            return super().__reduce_ex__(protocol)
+        kept = {name: getattr(self, name) for name in slots(type(self)) if hasattr(self, name)}
+        return _new, type(self).made_of, (dict(vars(self)), kept)
+
+    def __setstate__(self, state: Any) -> None:
+        """Take the attributes of ``__dict__``, and those in slots."""
+        attributes, kept = state
+        super().__setstate__(attributes)  # type: ignore[misc]
+        for name, value in kept.items():
+            setattr(self, name, value)
 
 
 _MADE: dict[tuple[type, type], type] = {}
@@ -112,7 +123,7 @@ class OwnForward(QuantizedLayer):
 
     def _shape(self) -> torch.Size:
         """Shape of the weight, without computing it."""
-        return _weight_shape(self)
+        return weight_shape(self)
 
     def _weight(self) -> Tensor:
         call = first_call(self, self._float_forward)
@@ -135,7 +146,8 @@ def _dims(module: nn.Module) -> int:
     )
 
 
-def _weight_shape(module: Any) -> torch.Size:
+def weight_shape(module: Any) -> torch.Size:
+    """Shape of a convolution's or linear layer's weight, by the layer's numbers."""
     if _dims(module):
         inner = module.in_channels // module.groups
         return torch.Size((module.out_channels, inner, *module.kernel_size))
@@ -153,7 +165,7 @@ class _FoundError(BaseException):
 @torch.no_grad()
 def first_call(module: Any, forward: Any) -> Call | None:
     """Run a layer's own forward on zeros up to its product; None where there is none."""
-    dims, shape = _dims(module), _weight_shape(module)
+    dims, shape = _dims(module), weight_shape(module)
     given = next(module.parameters(), torch.empty(0, dtype=torch.float32))
     size = [module.in_channels, *_reach(module)] if dims else [module.in_features]
     x = torch.zeros((1, *size), dtype=given.dtype, device=given.device)

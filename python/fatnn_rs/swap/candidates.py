@@ -17,7 +17,14 @@ from fatnn_rs.nn.projections import PARTS, is_transposed_linear
 from fatnn_rs.nn.subclass import why_not
 from fatnn_rs.replica import replica
 
-__all__ = ["Candidate", "Candidates", "find_candidates", "has_small_groups", "refuse_models"]
+__all__ = [
+    "WITHOUT_QUANTIZED",
+    "Candidate",
+    "Candidates",
+    "find_candidates",
+    "has_small_groups",
+    "refuse_models",
+]
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Candidates:
 
 
 #: Modules that multiply by weights, for which there is no quantized layer.
-_WITHOUT = (
+WITHOUT_QUANTIZED = (
     nn.modules.conv._ConvNd,
     nn.RNNBase,
     nn.RNNCellBase,
@@ -131,7 +138,7 @@ def _known(module: nn.Module) -> type[nn.Module] | None:
 def _layer(made: Candidates, name: str, module: nn.Module, config: TernaryConfig) -> None:
     known = _known(module)
     if known is None:
-        if isinstance(module, _WITHOUT):
+        if isinstance(module, WITHOUT_QUANTIZED):
             made.left[name] = f"there is no quantized {type(module).__name__}"
         return
     if any(matches(pattern, name) for pattern in config.skip):

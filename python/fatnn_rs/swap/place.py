@@ -21,6 +21,7 @@ from fatnn_rs.nn.projections import (
     transposed_linear,
 )
 from fatnn_rs.nn.readers import expected_readers, reader_class
+from fatnn_rs.nn.watch import StepsWatch
 from fatnn_rs.swap.candidates import Candidate, Candidates
 from fatnn_rs.swap.choose import Kind, Plan
 from fatnn_rs.swap.look import Run
@@ -32,6 +33,7 @@ def place(
     model: nn.Module, config: TernaryConfig, candidates: Candidates, plan: Plan, run: Run | None
 ) -> list[Callable[[], None]]:
     """Swap the chosen layers; return what undoes it, from the first to the last."""
+    watch = StepsWatch()
     layers: dict[nn.Module, QuantizedLayer] = {}
     projections: list[tuple[nn.Module, str, QuantizedLayer]] = []
     for name, kind in plan.chosen.items():
@@ -43,6 +45,7 @@ def place(
                 raise
             raise ConfigError(f"layer {name!r}: {error}") from error
         layer.set_name(name)
+        layer._watch = watch
         if candidate.part:
             projections.append((candidate.module, candidate.part, layer))
         else:
