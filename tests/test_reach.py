@@ -275,7 +275,7 @@ class Functional(nn.Module):
         return functional.linear(x, self.new.weight, self.shift)
 
 
-@pytest.mark.parametrize("config", BOTH)
+@pytest.mark.parametrize("config", BOTH[:2])
 def test_products_with_a_layers_weight_are_the_layers(config: TernaryConfig) -> None:
     model = whole(Functional(), torch.randn(2, 3, 8, 8), config)
     assert names(model) == {"conv", "strided", "own", "none", "new"}
@@ -307,7 +307,7 @@ class Contained(nn.Module):
         return y
 
 
-@pytest.mark.parametrize("config", BOTH)
+@pytest.mark.parametrize("config", BOTH[:2])
 def test_layers_in_plain_containers(config: TernaryConfig) -> None:
     model = Contained()
     x = torch.randn(4, 8)
@@ -318,9 +318,7 @@ def test_layers_in_plain_containers(config: TernaryConfig) -> None:
     listed = {row.name for row in summary(model).rows}
     assert {"hidden[0]", "hidden[1][0]", "named[a/b].0", "unseen"} <= listed
     model.train()(x).sum().backward()
-    model.eval()
-    for layer in inside:
-        layer.eval()
+    model.eval()  # which does not reach the layers that torch does not know
     assert verify(model, convert(model, x), x).identical
 
 
@@ -364,25 +362,31 @@ def test_lazy_layers_get_their_shapes_from_the_example() -> None:
     assert type(model[4]) is TernaryLinear
 
 
+class Runs:
+    """Counts; copies of a model share it."""
+
+    number = 0
+
+
 class Stops(nn.Module):
     """Draws random numbers, counts, and fails in the run number ``after``, by an interrupt from the keyboard."""
 
     def __init__(self, after: int) -> None:
         super().__init__()
-        self.after, self.runs, self.tools = after, [0], [nn.Linear(8, 8)]
+        self.after, self.runs, self.tools = after, Runs(), [nn.Linear(8, 8)]
         self.a, self.b = nn.Linear(8, 8), parametrizations.weight_norm(nn.Linear(8, 8))
         self.attention, self.read = nn.MultiheadAttention(8, 2), nn.Linear(8, 8)
         self.c = nn.Linear(8, 8)
         self.register_buffer("count", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        self.runs[0] += 1
+        self.runs.number += 1
         self.count += 1
         x = x + 0.0 * torch.rand(()) * float(np.random.rand()) * random.random()
         x = self.b(self.tools[0](self.a(x)))
         x = functional.linear(x, self.read.weight, self.read.bias)
         x = self.attention(x, x, x)[0]
-        if self.runs[0] == self.after:
+        if self.runs.number == self.after:
             raise KeyboardInterrupt
         y: Tensor = self.c(x)
         return y

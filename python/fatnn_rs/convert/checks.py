@@ -66,7 +66,7 @@ def check_model(model: nn.Module, quantized: bool = True) -> None:
             f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to convert; call "
             "fatnn_rs.prepare(model) first, and train it"
         )
-    for name, module in named_modules(model):
+    for name, module in model.named_modules():  # model.eval() reaches no others
         if module.training:
             where = f"module {name!r}" if name else type(model).__name__
             raise ConversionError(

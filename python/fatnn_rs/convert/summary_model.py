@@ -47,7 +47,7 @@ def model_rows(
     for name in [*shapes, *(name for name in layers if name not in shapes)]:
         row = _row(name, *layers[name], shapes.get(name, ()), notes.get(name, ""))
         rows.append(row)
-    return rows
+    return rows + [_other_row(model, name, notes[name]) for name in notes if name not in layers]
 
 
 def _layers(model: nn.Module) -> Layers:
@@ -163,6 +163,24 @@ def _row(
         bytes=_core.file_bytes(kind, weights) + 4 * others,
         kernel=kernel,
         weights=kind,
+        note=note,
+    )
+
+
+def _other_row(model: nn.Module, name: str, note: str) -> SummaryRow:
+    """Describe a layer that is no module of these classes: one inside a scripted module."""
+    module: Any = dict(named_modules(model)).get(name)
+    parameters = () if module is None else module.parameters()
+    return SummaryRow(
+        name=name,
+        kind=str(getattr(module, "original_name", type(module).__name__)),
+        shape=(),
+        weight_bits=32,
+        act_bits=32,
+        macs=0,
+        bytes=4 * sum(parameter.numel() for parameter in parameters),
+        kernel="torch (float32)",
+        weights="float32",
         note=note,
     )
 
