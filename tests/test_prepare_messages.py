@@ -1,4 +1,4 @@
-"""Misuses of prepare and of what follows: each message names the layer, the reason and the way out."""
+"""Misuses of prepare and convert: each message names the layer, the reason and the way out."""
 
 from __future__ import annotations
 
@@ -76,26 +76,66 @@ def nan() -> nn.Sequential:
 
 MISUSES: dict[str, tuple[Callable[[], object], type[FatnnError], str]] = {
     "no module": (lambda: prepare([mlp()]), ConfigError, r"takes a torch.nn.Module, got list"),  # type: ignore[type-var]
-    "a dict for options": (lambda: prepare(mlp(), {"first": "int8"}), ConfigError, "must be a TernaryConfig, got dict"),  # type: ignore[arg-type]
-    "twice": (lambda: prepare(prepared()), ConfigError, r"already holds quantized layers \('0'\).*only once.*calibrate"),
+    "a dict for options": (
+        lambda: prepare(mlp(), {"first": "int8"}),
+        ConfigError,
+        "must be a TernaryConfig, got dict",
+    ),  # type: ignore[arg-type]
+    "twice": (
+        lambda: prepare(prepared()),
+        ConfigError,
+        r"already holds quantized layers \('0'\).*only once.*calibrate",
+    ),
     "another number of features": (
         lambda: prepare(mlp(), ALL, X[:, :5]),
         InputError,
         r"Sequential, on cpu, fails on a tensor \[4, 5\].*shapes.*give one batch as the model takes it",
     ),
-    "labels too": (lambda: prepare(mlp(), ALL, (X, X)), InputError, "does not take a tuple of 2.*without labels"),
-    "integers": (lambda: prepare(mlp(), ALL, X.long()), InputError, "fails on.*int64.*shape, dtype and device"),
-    "NaN": (lambda: prepare(mlp(), ALL, X * torch.nan), InputError, "layer '0'.*NaN.*check the data"),
-    "NaN in a weight": (lambda: prepare(nan(), ALL, X), InputError, "layer '1'.*NaN.*layers before"),
-    "compiled": (lambda: prepare(torch.compile(mlp())), ConfigError, r"OptimizedModule.*prepare the model that it wraps \(_orig_mod\)"),
+    "labels too": (
+        lambda: prepare(mlp(), ALL, (X, X)),
+        InputError,
+        "does not take a tuple of 2.*without labels",
+    ),
+    "integers": (
+        lambda: prepare(mlp(), ALL, X.long()),
+        InputError,
+        "fails on.*int64.*shape, dtype and device",
+    ),
+    "NaN": (
+        lambda: prepare(mlp(), ALL, X * torch.nan),
+        InputError,
+        "layer '0'.*NaN.*check the data",
+    ),
+    "NaN in a weight": (
+        lambda: prepare(nan(), ALL, X),
+        InputError,
+        "layer '1'.*NaN.*layers before",
+    ),
+    "compiled": (
+        lambda: prepare(torch.compile(mlp())),
+        ConfigError,
+        r"OptimizedModule.*prepare the model that it wraps \(_orig_mod\)",
+    ),
     "averaged": (
         lambda: prepare(torch.optim.swa_utils.AveragedModel(mlp())),
         ConfigError,
         "AveragedModel, a copy.*prepare the model first and average it then",
     ),
-    "lazy": (lambda: prepare(with_layer(nn.LazyLinear(8))), ConfigError, r"layer '1' \(LazyLinear\) has no shape.*example_inputs"),
-    "meta": (lambda: prepare(mlp().to("meta")), ConfigError, "layer '0' is on the meta device.*to_empty"),
-    "patched": (lambda: prepare(patched(), ALL, X), ConfigError, "layer '1': forward was replaced.*skip"),
+    "lazy": (
+        lambda: prepare(with_layer(nn.LazyLinear(8))),
+        ConfigError,
+        r"layer '1' \(LazyLinear\) has no shape.*example_inputs",
+    ),
+    "meta": (
+        lambda: prepare(mlp().to("meta")),
+        ConfigError,
+        "layer '0' is on the meta device.*to_empty",
+    ),
+    "patched": (
+        lambda: prepare(patched(), ALL, X),
+        ConfigError,
+        "layer '1': forward was replaced.*skip",
+    ),
     "hooks of accelerate": (
         lambda: prepare(_hooked(), ALL, X),
         ConfigError,
@@ -106,28 +146,92 @@ MISUSES: dict[str, tuple[Callable[[], object], type[FatnnError], str]] = {
         ConfigError,
         "'0' is left float: torch.jit.script compiled it; script the model after training",
     ),
-    "a misspelt name": (lambda: prepare(mlp(), TernaryConfig(skip=("l",))), ConfigError, "'l' matches no layer; the layers are: 0, 1, 3"),
+    "a misspelt name": (
+        lambda: prepare(mlp(), TernaryConfig(skip=("l",))),
+        ConfigError,
+        "'l' matches no layer; the layers are: 0, 1, 3",
+    ),
     "an override of a float layer": (
         lambda: prepare(mlp(), TernaryConfig(overrides={"0": {"act": "uint2"}})),
         ConfigError,
         r"'0' names only layers that do not become ternary: 0 \(first='float'\)",
     ),
-    "nothing to quantize": (lambda: prepare(nn.Sequential(nn.GRU(8, 8))), ConfigError, "'0' is left float: there is no quantized GRU"),
-    "all skipped": (lambda: prepare(mlp(), TernaryConfig(skip=("re:.*",))), ConfigError, r"nothing is left to quantize: 0 \(skip\).*skip less"),
-    "a clash of names": (lambda: prepare(clashing(), ALL), ConfigError, "layer '1'.*attribute 'act_quant' of its own.*rename it"),
-    "an own product, by hand": (lambda: TernaryLinear.from_float(Product(8, 8)), ConfigError, "forward of Product makes no.*leave the layer float"),
-    "another kind, by hand": (lambda: TernaryConv2d.from_float(nn.Linear(8, 8)), ConfigError, "takes a torch.nn.Conv2d, got.*Linear"),
-    "not calibrated": (lambda: prepare(mlp(), ALL).eval()(X), ConfigError, "layer '0'.*never initialised.*example_inputs"),
-    "not calibrated, converted": (lambda: convert(prepare(mlp(), ALL).eval(), X), ConversionError, "layer '0': its activation steps were never initialised.*calibrate"),
-    "float, converted": (lambda: convert(mlp().eval(), X), ConversionError, r"no ternary or int8 layer.*prepare\(model\)"),
-    "float, calibrated": (lambda: calibrate(mlp(), X), ConfigError, r"no ternary or int8 layer.*prepare\(model\)"),
-    "training, converted": (lambda: convert(prepared().train(), X), ConversionError, r"training mode; call model.eval\(\)"),
-    "another model, verified": (lambda: verify(prepared(), prepared(), X), ConversionError, "expected what fatnn_rs.convert returns, got Sequential"),  # type: ignore[arg-type]
-    "float16, converted": (lambda: convert(prepared().half(), X.half()), ConversionError, r"'0': weight is torch.float16.*model.float\(\)"),
-    "weight decay of all": (lambda: param_groups(mlp(), "all"), ConfigError, "weight_decay must be a finite number"),  # type: ignore[arg-type]
-    "a summary of a net without an example": (lambda: summary(convert(prepared(), X)), InputError, "example_inputs: expected a tensor"),
-    "a summary with a misspelt name": (lambda: summary(mlp(), X, TernaryConfig(skip=("l",))), ConfigError, "matches no layer"),
-}  # fmt: skip
+    "nothing to quantize": (
+        lambda: prepare(nn.Sequential(nn.GRU(8, 8))),
+        ConfigError,
+        "'0' is left float: there is no quantized GRU",
+    ),
+    "all skipped": (
+        lambda: prepare(mlp(), TernaryConfig(skip=("re:.*",))),
+        ConfigError,
+        r"nothing is left to quantize: 0 \(skip\).*skip less",
+    ),
+    "a clash of names": (
+        lambda: prepare(clashing(), ALL),
+        ConfigError,
+        "layer '1'.*attribute 'act_quant' of its own.*rename it",
+    ),
+    "an own product, by hand": (
+        lambda: TernaryLinear.from_float(Product(8, 8)),
+        ConfigError,
+        "forward of Product makes no.*leave the layer float",
+    ),
+    "another kind, by hand": (
+        lambda: TernaryConv2d.from_float(nn.Linear(8, 8)),
+        ConfigError,
+        "takes a torch.nn.Conv2d, got.*Linear",
+    ),
+    "not calibrated": (
+        lambda: prepare(mlp(), ALL).eval()(X),
+        ConfigError,
+        "layer '0'.*never initialised.*example_inputs",
+    ),
+    "not calibrated, converted": (
+        lambda: convert(prepare(mlp(), ALL).eval(), X),
+        ConversionError,
+        "layer '0': its activation steps were never initialised.*calibrate",
+    ),
+    "float, converted": (
+        lambda: convert(mlp().eval(), X),
+        ConversionError,
+        r"no ternary or int8 layer.*prepare\(model\)",
+    ),
+    "float, calibrated": (
+        lambda: calibrate(mlp(), X),
+        ConfigError,
+        r"no ternary or int8 layer.*prepare\(model\)",
+    ),
+    "training, converted": (
+        lambda: convert(prepared().train(), X),
+        ConversionError,
+        r"training mode; call model.eval\(\)",
+    ),
+    "another model, verified": (
+        lambda: verify(prepared(), prepared(), X),
+        ConversionError,
+        "expected what fatnn_rs.convert returns, got Sequential",
+    ),  # type: ignore[arg-type]
+    "float16, converted": (
+        lambda: convert(prepared().half(), X.half()),
+        ConversionError,
+        r"'0': weight is torch.float16.*model.float\(\)",
+    ),
+    "weight decay of all": (
+        lambda: param_groups(mlp(), "all"),
+        ConfigError,
+        "weight_decay must be a finite number",
+    ),  # type: ignore[arg-type]
+    "a summary of a net without an example": (
+        lambda: summary(convert(prepared(), X)),
+        InputError,
+        "example_inputs: expected a tensor",
+    ),
+    "a summary with a misspelt name": (
+        lambda: summary(mlp(), X, TernaryConfig(skip=("l",))),
+        ConfigError,
+        "matches no layer",
+    ),
+}
 
 
 def _hooked() -> nn.Sequential:
@@ -137,7 +241,9 @@ def _hooked() -> nn.Sequential:
 
 
 @pytest.mark.parametrize("misuse", MISUSES)
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning"
+)
 def test_messages(misuse: str) -> None:
     call, error, says = MISUSES[misuse]
     with pytest.raises(error, match=says):
@@ -147,13 +253,21 @@ def test_messages(misuse: str) -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: nn.Sequential(nn.Linear(8, 8), *with_layer(Product(8, 8))), r"'2' \(the forward of Product makes no functional.linear"),
+        (
+            lambda: nn.Sequential(nn.Linear(8, 8), *with_layer(Product(8, 8))),
+            r"'2' \(the forward of Product makes no functional.linear",
+        ),
         (lambda: Wrapped(), r"'1.inner.q_proj', .*Attention has a forward of its own"),
         (lambda: Paired(), r"'two' \(there is no quantized Bilinear\)"),
-        (lambda: nn.Sequential(*mlp(), torch.jit.script(nn.Linear(3, 3))), "'4' .torch.jit.script compiled it"),
+        (
+            lambda: nn.Sequential(*mlp(), torch.jit.script(nn.Linear(3, 3))),
+            "'4' .torch.jit.script compiled it",
+        ),
     ],
-)  # fmt: skip
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+)
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning"
+)
 def test_layers_that_stay_float_are_named_once(make: Callable[[], nn.Module], says: str) -> None:
     model = make()
     with pytest.warns(PrepareWarning, match=says) as seen:

@@ -6,7 +6,7 @@ import copy
 import pickle
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,47 +21,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from fatnn_rs import InputError, PrepareWarning, TernaryConfig, convert, prepare, summary, verify
 from fatnn_rs.nn import Int8Layer, QuantizedLayer, TernaryConv2d, TernaryLayer, TernaryLinear
-
-ALL = TernaryConfig(first="ternary", last="ternary")
-BOTH = [ALL, TernaryConfig(first="int8", last="int8"), TernaryConfig(weight="binary", act="binary")]
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from tensors(list(value.values()))
-    elif isinstance(value, (list, tuple)):
-        for one in value:
-            yield from tensors(one)
-
-
-def names(model: nn.Module) -> set[str]:
-    return {name for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
-
-
-def whole(model: nn.Module, x: Any, config: TernaryConfig = ALL, identical: bool = True) -> nn.Module:
-    """Prepare, train one step, convert: no code differs, and float weights still load strictly."""
-    floats = {key: value.clone() for key, value in model.state_dict().items()}
-    parameters = dict(model.named_parameters())
-    prepare(model, config, x)
-    own = dict(model.named_parameters())
-    assert all(own[name] is parameter for name, parameter in parameters.items())
-    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
-    sum(y.float().square().mean() for y in tensors(model.train()(x))).backward()  # type: ignore[union-attr]
-    optimizer.step()
-    net = convert(model.eval(), x)
-    report = verify(model, net, x)
-    assert report.codes_different == 0
-    assert report.max_abs_diff == 0
-    if identical:
-        assert report.identical, report.not_compared
-    other = copy.deepcopy(model)
-    expected = list(tensors(model(x)))
-    assert all(torch.equal(a, b) for a, b in zip(tensors(other(x)), expected, strict=True))
-    missing = other.load_state_dict(floats, strict=True)
-    assert not missing.missing_keys
-    return model
+from whole_models import ALL, BOTH, names, tensors, whole
 
 
 def same_padding(stride: int = 1) -> nn.Module:
@@ -175,96 +135,17 @@ def test_a_subclass_without_a_product_stays_float() -> None:
     assert row.note.startswith("stays float: the forward of Cosine")
 
 
-class Attends(nn.Module):
-    def __init__(self, **options: Any) -> None:
-        super().__init__()
-        self.inner = nn.Linear(8, 16)
-        self.attention = nn.MultiheadAttention(16, 4, **options)
-        self.outer = nn.Linear(16, 3)
-        self.options: dict[str, Any] = {}
-        self.keys = nn.Linear(8, options["kdim"]) if "kdim" in options else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        q = self.inner(x)
-        keys = q if self.keys is None else self.keys(x)
-        y, weights = self.attention(q, keys, keys, **self.options)
-        y = self.outer(y)
-        return y if weights is None else y + weights.sum()
-
-
-@pytest.mark.parametrize("config", BOTH[:2])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"batch_first": True},
-        {"batch_first": False, "bias": False},
-        {"batch_first": True, "kdim": 12, "vdim": 12},
-        {"batch_first": True, "add_bias_kv": True, "add_zero_attn": True},
-    ],
-)
-@pytest.mark.parametrize("need_weights", [False, True])
-def test_the_projections_of_attention(
-    options: dict[str, Any], need_weights: bool, config: TernaryConfig
-) -> None:
-    torch.manual_seed(0)
-    model = Attends(**options)
-    model.options = {"need_weights": need_weights}
-    whole(model, torch.randn(2, 5, 8), config)
-    layers = {name for name in names(model) if name.startswith("attention.")}
-    assert layers == {f"attention.{one}" for one in ("q_proj", "k_proj", "v_proj", "out_proj")}
-    assert torch.equal(pickle.loads(pickle.dumps(model))(torch.ones(2, 5, 8)), model(torch.ones(2, 5, 8)))
-
-
-@pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("need_weights", [False, True])
-@pytest.mark.parametrize("average", [False, True])
-@pytest.mark.parametrize("mask", ["none", "bool", "float", "heads", "padding", "both", "causal"])
-@pytest.mark.parametrize("more", [{}, {"add_bias_kv": True, "add_zero_attn": True}])
-def test_attention_computes_what_torch_does(
-    batch_first: bool, need_weights: bool, average: bool, mask: str, more: dict[str, bool]
-) -> None:
-    """With float projections, the class that quantized ones get is torch's own attention."""
-    from fatnn_rs.nn.attention import attention_class
-
-    torch.manual_seed(0)
-    wanted = nn.MultiheadAttention(16, 4, batch_first=batch_first, **more)  # type: ignore[arg-type]
-    given = copy.deepcopy(wanted)
-    given.__class__ = attention_class(nn.MultiheadAttention)
-    x, y = torch.randn(3, 5, 16), torch.randn(3, 6, 16)
-    if not batch_first:
-        x, y = x.transpose(0, 1), y.transpose(0, 1)
-    options: dict[str, Any] = {"need_weights": need_weights, "average_attn_weights": average}
-    hidden = torch.rand(5, 6) < 0.3
-    hidden[:, 0] = False
-    padding = torch.zeros(3, 6, dtype=torch.bool)
-    padding[1, 4:] = True
-    options |= {
-        "none": {},
-        "bool": {"attn_mask": hidden},
-        "float": {"attn_mask": torch.randn(5, 6)},
-        "heads": {"attn_mask": torch.randn(12, 5, 6)},
-        "padding": {"key_padding_mask": padding},
-        "both": {"attn_mask": hidden, "key_padding_mask": padding},
-        "causal": {"attn_mask": torch.ones(5, 6, dtype=torch.bool).triu(1), "is_causal": True},
-    }[mask]
-    if mask == "causal" and more:
-        return  # torch's fused kernel then masks other columns than its general path
-    for one, other in zip(given(x, y, y, **options), wanted(x, y, y, **options), strict=True):
-        assert (one is None) == (other is None)
-        if one is not None:
-            torch.testing.assert_close(one, other)
-    if mask in ("none", "bool"):
-        one, other = given(x[0], y[0], y[0]), wanted(x[0], y[0], y[0])
-        torch.testing.assert_close(one, other)
-
-
 class Functional(nn.Module):
     """Multiplies by its layers' weights itself, with their biases or with others."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.strided = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3)
-        self.own, self.none, self.new = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8, bias=False)
+        self.own, self.none, self.new = (
+            nn.Linear(8, 8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 8, bias=False),
+        )
         self.shift = nn.Parameter(torch.randn(8))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -442,7 +323,9 @@ def test_an_optimizer_that_misses_the_steps(make: Any) -> None:
             optimizer.step()
 
     train(early=False)
-    with pytest.warns(PrepareWarning, match=r"layer '0'.*made before prepare.*param_groups") as seen:
+    with pytest.warns(
+        PrepareWarning, match=r"layer '0'.*made before prepare.*param_groups"
+    ) as seen:
         train(early=True)
     assert len(seen) == 1
 
@@ -471,7 +354,9 @@ def hugging_face(kind: str) -> tuple[nn.Module, Tensor]:
     return transformers.BertModel(transformers.BertConfig(vocab_size=99, **sizes)), ids
 
 
-@pytest.mark.parametrize(("kind", "layers"), [("gpt2", 9), ("llama", 15), ("vit", 14), ("bert", 13)])
+@pytest.mark.parametrize(
+    ("kind", "layers"), [("gpt2", 9), ("llama", 15), ("vit", 14), ("bert", 13)]
+)
 def test_models_of_transformers(kind: str, layers: int) -> None:
     torch.manual_seed(0)
     model, x = hugging_face(kind)

@@ -260,7 +260,9 @@ def test_branches_that_begin_as_zero(act: str) -> None:
     assert bool((model.after.running_var == 1).all())  # zeros have no statistics
     assert bool(torch.isfinite(model.eval()(X)).all())
     net = convert(model, X)
-    assert any("seen only zeros, so its activation steps are a default: c" in n for n in net.report.notes)
+    assert any(
+        "seen only zeros, so its activation steps are a default: c" in n for n in net.report.notes
+    )
     assert verify(model, net, X).codes_different == 0
     note = next(row.note for row in summary(model).rows if row.name == "c")
     assert note.startswith("has seen only zeros")

@@ -66,7 +66,7 @@ def register_contained(model: nn.Module) -> None:
 
 
 def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> list[Undo]:
-    """Put new modules in the place of old ones, wherever they hang; return what undoes it, last first."""
+    """Put new modules in the place of old ones, wherever they hang; return what undoes it."""
     undo: list[Undo] = []
     for _, module in list(named_modules(model)):
         for key, child in list(module._modules.items()):

@@ -1,4 +1,4 @@
-"""``prepare``: swap a float model's layers for quantized ones, in place; and optimizer groups that suit them."""
+"""``prepare``: swap a float model's layers for quantized ones; and optimizer groups for them."""
 
 from __future__ import annotations
 
@@ -110,8 +110,7 @@ def prepare(
                 raise ConfigError(f"layer {name!r}: {why_replaced(changed)}")
         with one_thread():
             undo[:0] = place(model, config, candidates, plan, run)
-        changes = use_layers(model)
-        undo[:0] = [lambda: [setattr(m, name, value) for m, name, value in changes]]  # type: ignore[func-returns-value,list-item]
+        use_layers(model)
         problems = {} if example_inputs is None else calibrate_layers(model, example_inputs)
         unasked = {
             name: why
@@ -138,7 +137,7 @@ def _materialize(model: nn.Module, inputs: Any) -> None:
 
 
 def _leave_used(found: dict[str, Any], left: dict[str, str], run: Run) -> None:
-    """Leave layers float whose weights others take for something else, and that are never called."""
+    """Leave layers float that are never called, and whose weights others take."""
     for name, function in run.used.items():
         if name not in run.order and name not in run.read_by:
             del found[name]
@@ -155,8 +154,8 @@ def _warn(left: Mapping[str, str], problems: Mapping[str, str]) -> None:
     if problems:
         names = ", ".join(map(repr, problems))
         parts.append(
-            f"these layers do not compute in low precision: {short_list(problems)}. Leave out those "
-            f"that the model does not call: "
+            f"these layers do not compute in low precision: {short_list(problems)}. Leave out "
+            f"those that the model does not call: "
             f"TernaryConfig(skip=({names}{',' * (len(problems) == 1)})); or change the model so "
             "that it calls them"
         )

@@ -78,7 +78,8 @@ def _own_shape(layer: Any, x: Tensor) -> Tensor:
     tensors = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
     fakes = {name: x.new_empty(t.shape, dtype=t.dtype) for name, t in tensors.items()}
     with torch.no_grad():
-        return torch.func.functional_call(_FloatForward(layer), _prefixed(fakes), (x,))
+        y: Tensor = torch.func.functional_call(_FloatForward(layer), _prefixed(fakes), (x,))
+    return y
 
 
 def _prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

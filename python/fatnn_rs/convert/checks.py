@@ -116,8 +116,8 @@ def check_reached(graph: fx.Graph, root: nn.Module) -> list[str]:
             continue
         if not layer.act_quant.saw_only_zeros:
             raise ConversionError(
-                f"layer {name!r}: its activation steps were never initialised; train the model, give "
-                "fatnn_rs.nn.calibrate(model, inputs) a batch of real data, or leave the layer out "
+                f"layer {name!r}: its activation steps were never initialised; train the model, "
+                "give fatnn_rs.nn.calibrate(model, inputs) a batch of real data, or leave the layer out "
                 "with TernaryConfig(skip=...)"
             )
         if name not in zeros:

@@ -103,7 +103,17 @@ class Summary:
             ]
             for row in self.rows
         ]
-        head = ["layer", "kind", "shape", "weight bits", "act bits", "MACs", "bytes", "kernel", "note"]
+        head = [
+            "layer",
+            "kind",
+            "shape",
+            "weight bits",
+            "act bits",
+            "MACs",
+            "bytes",
+            "kernel",
+            "note",
+        ]
         few = [kind for kind in ("ternary", "binary", "two-bit") if self._share(kind)] or [
             "ternary"
         ]
@@ -129,6 +139,7 @@ def bits(levels: int) -> int:
 
 
 def kind_of_levels(levels: int) -> str:
+    """Name weights of so many levels."""
     return {2: "binary", 4: "two-bit"}.get(levels, "ternary")
 
 

@@ -1,4 +1,4 @@
-"""Rows of ``summary`` for an eager model: its layers, and what prepare would make or has made of them."""
+"""Rows of ``summary`` for an eager model: its layers, and what prepare makes of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fatnn_rs.config import TernaryConfig, matches
 from fatnn_rs.contained import named_modules
 from fatnn_rs.convert.summary import WEIGHT_BITS, SummaryRow, bits, kind_of_levels
 from fatnn_rs.errors import ConfigError, FatnnError, InputError
-from fatnn_rs.nn import Int8Layer, QuantizedLayer, TernaryLayer
+from fatnn_rs.nn import QuantizedLayer, TernaryLayer
 from fatnn_rs.nn.layers import TERNARY_QAT_MAPPING
 from fatnn_rs.nn.notes import notes_of
 from fatnn_rs.nn.projections import PARTS, is_transposed_linear
@@ -77,9 +77,7 @@ def _shapes(
                 shapes.setdefault(name, tuple(first.shape))
                 if name.endswith(PARTS[-1]) and isinstance(module, nn.MultiheadAttention):
                     # Such an attention may call none of its projections.
-                    shapes.setdefault(
-                        f"{name.removesuffix(PARTS[-1])}out_proj", tuple(first.shape)
-                    )
+                    shapes.setdefault(f"{name.removesuffix(PARTS[-1])}out_proj", tuple(first.shape))
 
         return hook
 
@@ -132,12 +130,10 @@ def _plan(
     return notes
 
 
-def _row(
-    name: str, module: Any, part: str, shape: tuple[int, ...], note: str
-) -> SummaryRow:
+def _row(name: str, module: Any, part: str, shape: tuple[int, ...], note: str) -> SummaryRow:
     kind, act_bits, kernel = "float32", 32, "torch (float32)"
-    quantizer = getattr(module, "act_quant", None)
     if isinstance(module, QuantizedLayer):
+        quantizer = module.act_quant
         kernel = "torch (float32, quantizers simulated)"
         kind, act_bits = "int8", 8
         if quantizer.saw_only_zeros:
@@ -189,7 +185,9 @@ def _weight_shape(module: Any, part: str) -> tuple[int, ...]:
     """Shape of a layer's weight, [out, ...]; of modules with several, nothing."""
     if part:
         packed = module.in_proj_weight
-        own = packed[: module.embed_dim] if packed is not None else getattr(module, f"{part}_weight")
+        own = (
+            packed[: module.embed_dim] if packed is not None else getattr(module, f"{part}_weight")
+        )
         return tuple(own.shape)
     if isinstance(module, QuantizedLayer):
         with torch.no_grad():

@@ -50,7 +50,7 @@ def _attention(module: Any, forward: Forward) -> Forward:
             return forward(query, key, value, *args, **kwargs)
         inputs = (query, key, value)
         if not module.batch_first:
-            inputs = tuple(x.transpose(0, 1) for x in inputs)  # type: ignore[assignment]
+            inputs = tuple(x.transpose(0, 1) for x in inputs)
         y, weights = attend(module, *inputs, need_weights=need_weights)
         if weights is not None and average:
             weights = weights.mean(1)

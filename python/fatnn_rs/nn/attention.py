@@ -21,7 +21,7 @@ __all__ = ["QuantizedAttention", "attend", "attention_class"]
 
 
 class QuantizedAttention(nn.Module):
-    """What an ``nn.MultiheadAttention`` becomes, in place, when some of its projections are quantized.
+    """What an ``nn.MultiheadAttention`` becomes, in place, when projections are quantized.
 
     It computes what torch's does in its general path: no nested tensors, no fused path. Projections
     that were left out stay float.
@@ -44,13 +44,16 @@ class QuantizedAttention(nn.Module):
             batched = [x.unsqueeze(0) for x in (query, key, value)]
             padding = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
         else:
-            batched = [query, key, value] if me.batch_first else [
-                x.transpose(0, 1) for x in (query, key, value)
-            ]
+            batched = (
+                [query, key, value]
+                if me.batch_first
+                else [x.transpose(0, 1) for x in (query, key, value)]
+            )
             padding = key_padding_mask
         mask = _mask(self, batched[0], batched[1], padding, attn_mask, is_causal, need_weights)
         causal = is_causal and mask is None
-        y, weights = attend(self, *batched, mask, causal, need_weights)
+        q, k, v = batched
+        y, weights = attend(self, q, k, v, mask, causal, need_weights)
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)
         if query.dim() == 2:
@@ -93,7 +96,7 @@ def attend(
     if module.add_zero_attn:
         k, v = functional.pad(k, (0, 0, 0, 1)), functional.pad(v, (0, 0, 0, 1))
     heads = (module.num_heads, module.embed_dim // module.num_heads)
-    q, k, v = (x.unflatten(-1, heads).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (torch.unflatten(x, -1, heads).transpose(1, 2) for x in (q, k, v))
     dropout = module.dropout if module.training else 0.0
     if need_weights:
         scores = torch.matmul(q * math.sqrt(1.0 / heads[1]), k.transpose(-2, -1))
@@ -153,7 +156,7 @@ def _mask(
     if mask is not None:
         joined = _added(mask, query.dtype)
         if joined.dim() == 3:
-            joined = joined.unflatten(0, (query.shape[0], module.num_heads))
+            joined = torch.unflatten(joined, 0, (query.shape[0], module.num_heads))
         joined = functional.pad(joined, (0, more))
     if padding is not None:
         columns = functional.pad(_added(padding, query.dtype), (0, more))[:, None, None, :]
@@ -173,4 +176,3 @@ def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
 def attention_class(kind: type[nn.Module]) -> Any:
     """Return the class that an attention of class ``kind`` becomes."""
     return class_of_two(QuantizedAttention, kind, f"Quantized{kind.__name__}")
-

@@ -91,7 +91,7 @@ class QuantizedLayer(nn.Module):
             watch.look(self, self._float_parameter())
 
     def _weight(self) -> Tensor:
-        """Return the float weight as forward uses it. May compute, and so change buffers: read it once."""
+        """Return the float weight as forward uses it, once: computing it may change buffers."""
         return self.weight
 
     def _run(
@@ -102,7 +102,7 @@ class QuantizedLayer(nn.Module):
         add_bias: bool = True,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """Quantize both operands, multiply them by ``product``, and bring the sums to the output's scale.
+        """Quantize both operands, multiply them, and bring the sums to the output's scale.
 
         ``add_bias``: whether the layer's own bias is added. ``weight``: the float weight where the
         caller has computed it.
@@ -156,7 +156,7 @@ class QuantizedLayer(nn.Module):
         return weight is not None and not weight.is_meta
 
     def _load_parametrizations(self, state_dict: Any, prefix: str) -> None:
-        """Load what computes the weight now: torch loads children only after this layer was fitted."""
+        """Load what computes the weight: torch would do so only after this layer was fitted."""
         parts = self._modules.get("parametrizations")
         if parts is not None:
             start = f"{prefix}parametrizations."
@@ -181,7 +181,7 @@ class QuantizedLayer(nn.Module):
                 )
 
     def fit_to_float(self, state_dict: Any, prefix: str) -> None:
-        """Where a ``state_dict`` has nothing of this layer, fit it to the weight, and put its state there."""
+        """Where a ``state_dict`` has nothing of this layer, fit it, and put its state there."""
         keys = list(self.state_dict(keep_vars=True))
         if self._has_values() and not any(prefix + key in state_dict for key in keys):
             self._materialize()
@@ -195,13 +195,13 @@ class QuantizedLayer(nn.Module):
 
 
 def weight_hooks(module: nn.Module) -> list[Any]:
-    """Hooks of torch.nn.utils that compute a weight before every call: weight_norm, spectral_norm, prune."""
+    """Return hooks of torch.nn.utils that compute a weight before every call."""
     hooks = module._forward_pre_hooks.values()
     return [hook for hook in hooks if type(hook).__module__.startswith("torch.nn.utils.")]
 
 
 def qat_layer(cls: type[Layer], module: nn.Module, expected: type[nn.Module]) -> Layer:
-    """Make a ``cls`` that shares parameters, hooks and mode with ``module``, and has no quantizers yet.
+    """Make a ``cls`` without quantizers that shares parameters, hooks and mode with ``module``.
 
     Where ``module`` is of a subclass, or parametrized, so is the result
     (:mod:`fatnn_rs.nn.subclass`).

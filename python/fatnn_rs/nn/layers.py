@@ -81,7 +81,7 @@ class TernaryLayer(QuantizedLayer):
 
     @property
     def learned_scale(self) -> nn.Parameter | None:
-        """The learned factor per output channel: ``scale``, but where the float class has its own."""
+        """Return ``scale``, by whatever name: the learned factor per output channel."""
         return self._parameters[self._scale_key]
 
     def _add_quantizers(
@@ -197,8 +197,8 @@ class TernaryLayer(QuantizedLayer):
         shape = (-1, *([1] * dims))
         scale = self.learned_scale
         if scale is not None:
-            scale = scale if started else self._scale_at_start()
-            acc = acc * scale.to(acc.dtype).view(shape)
+            factor = scale if started else self._scale_at_start()
+            acc = acc * factor.to(acc.dtype).view(shape)
         if add_bias and self.bias is not None:
             acc = acc + self.bias.view(shape)
         self._look_at_steps()

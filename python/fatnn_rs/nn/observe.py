@@ -123,6 +123,7 @@ def observe(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield tensors in nested containers."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
@@ -134,6 +135,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def reads_values(function: Any) -> bool:
+    """Whether a function of torch's takes a tensor's values, and not only what it is."""
     name = getattr(function, "__name__", "")
     if name == "__get__":
         return getattr(getattr(function, "__self__", None), "__name__", "") in _VALUES
@@ -141,5 +143,6 @@ def reads_values(function: Any) -> bool:
 
 
 def function_name(function: Any) -> str:
+    """Name a function for messages."""
     name = getattr(function, "__name__", "") or "a function"
     return f"Tensor.{function.__self__.__name__}" if name == "__get__" else str(name)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["CatchProducts", "Call", "product_call"]
+__all__ = ["Call", "CatchProducts", "product_call"]
 
 
 class Call(NamedTuple):

@@ -20,7 +20,7 @@ __all__ = ["ReadsWeights", "expected_readers", "reader_class"]
 
 
 class ReadsWeights:
-    """A module in whose forward products with the weights of some layers are those layers' calls."""
+    """A module whose products with some layers' weights are those layers' calls."""
 
     _read: tuple[Any, ...] = ()  # a tuple, so that they are no submodules by this
 
@@ -60,7 +60,8 @@ def _is_same(value: Any, parameter: Any) -> bool:
     if value.node.op != "get_attr":
         return False
     *path, name = str(value.node.target).split(".")
-    found: Any = value.tracer.root
+    tracer: Any = value.tracer
+    found = tracer.root
     for part in path:  # not by getattr, which gives a proxy of the parameter
         found = found._modules.get(part)
         if found is None:

@@ -30,8 +30,8 @@ __all__ = [
     "class_of_two",
     "first_call",
     "quantized_class",
-    "weight_shape",
     "trace_own_forward",
+    "weight_shape",
     "why_not",
 ]
 
@@ -141,9 +141,7 @@ class OwnForwardInt8(OwnForward, Int8Layer):
 
 
 def _dims(module: nn.Module) -> int:
-    return {nn.Conv1d: 1, nn.Conv2d: 2}.get(
-        next((kind for kind in (nn.Conv1d, nn.Conv2d) if isinstance(module, kind)), nn.Linear), 0
-    )
+    return 2 if isinstance(module, nn.Conv2d) else int(isinstance(module, nn.Conv1d))
 
 
 def weight_shape(module: Any) -> torch.Size:
@@ -155,7 +153,7 @@ def weight_shape(module: Any) -> torch.Size:
 
 
 class _FoundError(BaseException):
-    """Ends a run in which the product was met; a model's own ``except Exception`` must not take it."""
+    """Ends a run at the product; a model's own ``except Exception`` must not take it."""
 
     def __init__(self, call: Call) -> None:
         super().__init__()
@@ -186,7 +184,7 @@ def first_call(module: Any, forward: Any) -> Call | None:
 
 @torch.no_grad()
 def trace_own_forward(layer: Any, shape: tuple[int, ...]) -> tuple[Call, list[int] | None] | None:
-    """Run a layer's own forward on random numbers, to see whether it is more than padding and product.
+    """Run a layer's own forward, to see whether it is more than padding and product.
 
     Returns
     -------

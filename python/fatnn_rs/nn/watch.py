@@ -1,4 +1,4 @@
-"""Notice an optimizer that trains weights and misses the quantizers' steps: it was made before ``prepare``."""
+"""Notice an optimizer that misses the quantizers' steps: it was made before ``prepare``."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class StepsWatch:
         elif any(step.grad is not None for step in steps):
             self.done = True
             warnings.warn(
-                f"layer {layer.layer_name!r}: the optimizer changed its weight, but not the steps of "
-                "its quantizer. An optimizer that was made before prepare does not know them; make "
-                "it afterwards: torch.optim.SGD(fatnn_rs.param_groups(model, weight_decay=...), ...)",
+                f"layer {layer.layer_name!r}: the optimizer changed its weight, but not the steps "
+                "of its quantizer. An optimizer that was made before prepare does not know them; make "
+                "it afterwards: SGD(fatnn_rs.param_groups(model, weight_decay=...), ...)",
                 PrepareWarning,
                 stacklevel=2,
             )

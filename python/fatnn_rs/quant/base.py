@@ -194,8 +194,8 @@ class InputQuantizer(nn.Module):
                 raise ConfigError(
                     f"{self._where()}: its activation steps were never initialised, so an eval-mode forward has no "
                     "meaning; run a training batch first, or give prepare(..., example_inputs=...) or "
-                    "fatnn_rs.nn.calibrate(model, inputs) a batch of real data (float weights that are loaded leave "
-                    "steps to be initialised)"
+                    "fatnn_rs.nn.calibrate(model, inputs) a batch of real data (float weights that are "
+                    "loaded leave steps to be initialised)"
                 )
         if self.initialized:
             return self.quantize(x)

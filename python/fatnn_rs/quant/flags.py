@@ -22,7 +22,7 @@ __all__ = ["INITIALIZED", "ONLY_ZEROS", "RANGE", "convert_flags", "flag", "read_
 #: Names of the two buffers.
 INITIALIZED, RANGE = "initialized_flag", "half_range_flag"
 
-#: ``initialized_flag`` after nothing but zeros. Small, so that an average with 1 is positive at once.
+#: ``initialized_flag`` after nothing but zeros: small, so that an average with 1 is positive.
 ONLY_ZEROS = -1e-6
 
 

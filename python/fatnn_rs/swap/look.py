@@ -1,4 +1,4 @@
-"""Order of execution, and who reads whose weight: by tracing a float model, and by running it once."""
+"""Order of execution, and who reads whose weight: by tracing a float model and running it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Look", "Run", "look", "run_float"]
 
 @dataclass
 class Look:
-    """What tracing tells: names in order of execution, and which of them feed nothing but BatchNorm."""
+    """What tracing tells: names in order of execution, and which feed nothing but BatchNorm."""
 
     order: list[str]
     feeds_norm: set[str] = field(default_factory=set)
@@ -65,9 +65,9 @@ class _Tracer(torch.fx.Tracer):
 def _in_copy(
     copied: nn.Module, model: nn.Module, candidates: Mapping[str, Candidate]
 ) -> dict[nn.Module, list[str]]:
-    """Module of a copy → names of the layers that it is; an attention is several."""
+    """Return modules of a copy, and the names of the layers that each is: an attention is several."""
     originals = {id(module): name for name, module in named_modules(model)}
-    copies = {name: module for name, module in named_modules(copied)}
+    copies = dict(named_modules(copied))
     made: dict[nn.Module, list[str]] = {}
     for name, candidate in candidates.items():
         made.setdefault(copies[originals[id(candidate.module)]], []).append(name)
@@ -75,7 +75,7 @@ def _in_copy(
 
 
 def look(model: nn.Module, candidates: Mapping[str, Candidate], run: Run | None) -> Look:
-    """Trace ``model``; where that fails, take the order of a run, or of registration, and no BatchNorm."""
+    """Trace ``model``; where that fails, take the order of a run, or of registration."""
     traced = replica(model)
     names = _in_copy(traced, model, candidates)
     register_contained(traced)

@@ -53,11 +53,9 @@ def place(
     modules = {module: name for name, module in named_modules(model)}
     readers = _readers(model, layers, candidates, run)
     undo = replace(model, layers)
-    out_projections = {
-        module
-        for module in candidates.attentions.values()
-        if isinstance(module.out_proj, QuantizedLayer)
-    }
+    swapped: set[nn.Module] = set(layers.values())
+    attentions = candidates.attentions.values()
+    out_projections = {one for one in attentions if one.out_proj in swapped}
     for attention in {*(module for module, _, _ in projections), *out_projections}:
         attention.__class__ = attention_class(type(attention))
     for module, part, layer in projections:
@@ -96,7 +94,7 @@ def _readers(
     candidates: Candidates,
     run: Run | None,
 ) -> dict[nn.Module, list[nn.Module]]:
-    """Module → layers whose weights it multiplies by: as it ran, or as its code looks."""
+    """Find modules that multiply by layers' weights: as they ran, or as their code looks."""
     if run is None:
         return expected_readers(model, layers)
     by_name = dict(named_modules(model))

@@ -55,9 +55,17 @@ def all_or_nothing(model: nn.Module) -> Iterator[list[Callable[[], None]]]:
         for name in _HOOKS
         if isinstance(store.get(name), dict)
     ]
-    tensors = {id(t): t for m in modules for t in (*m._parameters.values(), *m._buffers.values())
-               if isinstance(t, Tensor)} if modules else {}
-    lazy = [(t, type(t)) for t in tensors.values() if nn.parameter.is_lazy(t)]
+    tensors = (
+        {
+            id(t): t
+            for m in modules
+            for t in (*m._parameters.values(), *m._buffers.values())
+            if isinstance(t, Tensor)
+        }
+        if modules
+        else {}
+    )
+    lazy: list[Any] = [(t, type(t)) for t in tensors.values() if nn.parameter.is_lazy(t)]
     buffers = [
         (t, t.detach().clone())
         for t in {id(b): b for b in model.buffers()}.values()
@@ -77,10 +85,10 @@ def all_or_nothing(model: nn.Module) -> Iterator[list[Callable[[], None]]]:
             ):
                 store.clear()
                 store.update(before)
-        for tensor, kind in lazy:
-            if type(tensor) is not kind:
-                tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-                tensor.__class__ = kind  # type: ignore[assignment]
+        for one, lazy_kind in lazy:
+            if type(one) is not lazy_kind:
+                one.data = torch.empty(0, dtype=one.dtype, device=one.device)
+                one.__class__ = lazy_kind
         with torch.no_grad():
             for tensor, value in buffers:
                 if not torch.equal(tensor, value):
@@ -92,7 +100,7 @@ def all_or_nothing(model: nn.Module) -> Iterator[list[Callable[[], None]]]:
 def same_random_numbers() -> Iterator[None]:
     """Leave torch's, NumPy's and Python's random numbers as they were."""
     state = torch.get_rng_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    devices = torch.cuda.get_rng_state_all() if torch.cuda._initialized else []
     python = random.getstate()
     numpy: Any = sys.modules.get("numpy")
     arrays = None if numpy is None else numpy.random.get_state()

@@ -19,6 +19,7 @@ from fatnn_rs.convert.graph import Ref
 from fatnn_rs.convert.levels import act_kind, coded_levels, codes_dtype, is_two_bit, weight_kind
 from fatnn_rs.convert.lower import functions as rows
 from fatnn_rs.convert.lower import reductions
+from fatnn_rs.convert.lower.described import Described, without_bias
 from fatnn_rs.convert.lower.lowering import Lowering, Row
 from fatnn_rs.nn import (
     Int8Conv1d,
@@ -169,7 +170,7 @@ def _ternary(dims: int) -> Row:
         name, shape = ctx.value(input), ctx.shape(input)
         if name is None or (dims and len(shape) != dims + 2) or not shape:
             return None
-        layer = layer if add_bias else _without_bias(layer)
+        layer = layer if add_bias else without_bias(layer)
         if dims:
             return _ternary_conv(ctx, layer, name, shape, dims)
         if len(shape) == 2:
@@ -182,31 +183,15 @@ def _ternary(dims: int) -> Row:
     return row
 
 
-def _without_bias(layer: Any) -> Any:
-    """Return a layer as a copy of its attributes that adds no bias."""
-    return _Described(layer, bias=None)
-
-
-class _Described:
-    """A layer whose attributes differ from the module's: what its own forward calls torch with."""
-
-    def __init__(self, layer: Any, **attributes: Any) -> None:
-        self.__dict__.update(attributes)
-        self._layer = layer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._layer, name)
-
-
 def _own_forward(ctx: Lowering, layer: Any, *args: Any, **kwargs: Any) -> Ref | None:
-    """Lower a layer with its own forward, where that pads its input and makes the product, no more."""
+    """Lower a layer whose own forward pads its input and makes the product, no more."""
     if len(args) != 1 or kwargs or ctx.value(args[0]) is None:
         return None
     seen = trace_own_forward(layer, ctx.shape(args[0]))
     if seen is None:
         return None
     call, pad = seen
-    described = _Described(layer, bias=call.bias)
+    described = Described(layer, bias=call.bias)
     is_int8 = isinstance(layer, Int8Layer)
     if not call.dims:
         row = (_int8 if is_int8 else _ternary)(0)
@@ -225,10 +210,8 @@ def _own_forward(ctx: Lowering, layer: Any, *args: Any, **kwargs: Any) -> Ref | 
         if alike and (is_int8 or _code_of_zero(layer) == 0):
             around = [one + more for one, more in zip(around, pad, strict=True)]
         else:
-            name, shape = _padded(
-                ctx, name, shape, {"pad": pad, "mode": "constant", "value": 0.0}
-            )
-    described = _Described(
+            name, shape = _padded(ctx, name, shape, {"pad": pad, "mode": "constant", "value": 0.0})
+    described = Described(
         described,
         **windows,
         padding_mode="zeros",
@@ -350,7 +333,7 @@ def _int8(dims: int) -> Row:
         name, shape = ctx.value(input), ctx.shape(input)
         if name is None or (dims and len(shape) != dims + 2) or not shape:
             return None
-        layer = layer if add_bias else _without_bias(layer)
+        layer = layer if add_bias else without_bias(layer)
         tensors = _int8_tensors(layer)
         if dims:
             return _int8_conv(ctx, layer, name, shape, tensors, dims)
