@@ -1,4 +1,4 @@
-"""A converted network inside PyTorch: compiled, exported, copied, pickled, cast, hooked, threaded."""
+"""A converted network in PyTorch: compiled, exported, copied, pickled, cast, hooked, threaded."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from fatnn_rs.convert.structure import filled
 from fatnn_rs.nn import QuantizedLayer
 from fatnn_rs.nn.projections import LinearLike
 from fatnn_rs.nn.subclass import OwnForward
-from fatnn_rs.ops.schema import LIBRARY
+from fatnn_rs.ops.definitions import LIBRARY
 from fatnn_rs.replica import replica
 
 __all__ = ["by_export"]

@@ -25,7 +25,7 @@ from fatnn_rs.convert.graph import Graph, refs
 from fatnn_rs.convert.shapes import run_time_shapes
 from fatnn_rs.convert.structure import fill
 from fatnn_rs.errors import InputError
-from fatnn_rs.ops.schema import LIBRARY
+from fatnn_rs.ops.definitions import LIBRARY
 
 if TYPE_CHECKING:
     from fatnn_rs.convert.network import TernaryNetwork

@@ -1,7 +1,7 @@
 """The operations of int8 layers as torch runs them: floats in, floats out, int8 inside.
 
 The engine runs them inside segments. Outside of one (under ``torch.compile``, or when single values
-are observed) they call :func:`fatnn_rs.ops.schema.conv_int8`.
+are observed) they call :func:`fatnn_rs.ops.definitions.conv_int8`.
 """
 
 from __future__ import annotations
