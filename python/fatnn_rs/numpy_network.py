@@ -56,8 +56,8 @@ class NumpyNetwork:
         Parameters
         ----------
         *args, **kwargs
-            The original model's arguments, with float32 arrays of shape (images, channels, spatial
-            axes) for tensors. What was no tensor at conversion has to be what it was then.
+            The original model's arguments, with arrays for tensors: float32 of shape (images,
+            channels, spatial axes), int64 ids of tokens, bool masks. What was no tensor at conversion has to be what it was then.
 
         Returns
         -------
@@ -75,7 +75,10 @@ class NumpyNetwork:
         """
         names = [name for name, _ in self.inputs]
         inputs = bind_call(self._arguments, args, kwargs)
-        arrays = [_checked(name, x) for name, x in zip(names, inputs, strict=True)]
+        arrays = [
+            _checked(name, x, dtype)
+            for name, x, dtype in zip(names, inputs, self._network.input_types, strict=True)
+        ]
         results = self._network.run(arrays, [False] * len(arrays))
         values = {
             name: np.asarray(result, order="C")
@@ -243,21 +246,24 @@ def _report(
     return Report(rows, tuple(graph.get("notes", ())), not_fused)
 
 
-def _checked(name: str, x: Any) -> npt.NDArray[np.float32]:
-    """One input as a C-contiguous, aligned float32 array, copied where it is not one; shapes are checked in Rust."""
+def _checked(name: str, x: Any, dtype: str) -> npt.NDArray[Any]:
+    """One input as a C-contiguous, aligned array of its type, copied where it is not one.
+
+    Shapes are checked in Rust.
+    """
     if not isinstance(x, np.ndarray):
         raise InputError(
             f"input {name!r}: expected a NumPy array, got {type(x).__name__}; convert it with numpy.asarray"
         )
-    if type(x) is np.ndarray and x.dtype == np.float32 and x.flags.c_contiguous and x.flags.aligned:
+    if type(x) is np.ndarray and x.dtype == dtype and x.flags.c_contiguous and x.flags.aligned:
         return x
     if isinstance(x, np.ma.MaskedArray):
         raise InputError(
             f"input {name!r}: expected an array without a mask; fill it with .filled(...)"
         )
-    if x.dtype != np.float32:
+    if x.dtype != dtype:
         raise InputError(
-            f"input {name!r}: expected float32, got {x.dtype}; convert it with .astype(numpy.float32)"
+            f"input {name!r}: expected {dtype}, got {x.dtype}; convert it with .astype({dtype!r})"
         )
     # Not `ascontiguousarray`, which takes elements between addresses as they are.
     return np.require(x, requirements=["C", "A", "E"])

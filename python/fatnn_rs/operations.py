@@ -32,6 +32,8 @@ class Operation:
         Role → types that the tensor may have, and whether it must be there.
     reads_codes, makes_codes
         Whether the first value that it reads, and its result, are codes; others are floats.
+    reads_plain
+        Whether values may be integers or masks; otherwise they are floats.
     signature
         ``"codes -> float"`` and the like.
     exactness
@@ -54,6 +56,7 @@ class Operation:
     attrs: Mapping[str, tuple[str, bool]]
     tensors: Mapping[str, tuple[tuple[str, ...], bool]]
     reads_codes: bool
+    reads_plain: bool
     makes_codes: bool
     signature: str
     exactness: str
