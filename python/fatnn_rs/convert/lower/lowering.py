@@ -19,13 +19,14 @@ from torch import Tensor, fx, nn
 
 from fatnn_rs.convert.capture import Captured
 from fatnn_rs.convert.graph import Dtype, Graph, Node, Ref, refs
+from fatnn_rs.convert.lower.folding import Fixed, Folding, Repeated
 from fatnn_rs.convert.mutation import Aliases
 from fatnn_rs.convert.record import TensorMeta
 from fatnn_rs.convert.shapes import run_time_shapes
 from fatnn_rs.convert.structure import fill
 from fatnn_rs.errors import ConversionError
 from fatnn_rs.nn import QuantizedLayer, TernaryLayer
-from fatnn_rs.operations import OPERATIONS, products_of
+from fatnn_rs.operations import OPERATIONS, form_of, products_of
 from fatnn_rs.replica import patched_methods
 
 __all__ = ["Lowering", "Row", "lower"]
@@ -35,6 +36,14 @@ Row = Callable[..., Any]
 
 _NOTHING = TensorMeta()
 
+#: Types of tensors that the engine may have, as graphs name them.
+PLAIN: dict[torch.dtype, str] = {
+    torch.float32: "float32",
+    torch.int32: "int32",
+    torch.int64: "int64",
+    torch.bool: "bool",
+}
+
 
 class Lowering:
     """The state of one lowering: what rows read and emit."""
@@ -43,6 +52,17 @@ class Lowering:
         self.captured = captured
         self.graph = Graph(notes=list(captured.notes), arguments=captured.arguments)
         self.env: dict[fx.Node, Any] = {}
+        #: Name of a value → its type.
+        self.types: dict[str, Dtype] = {}
+        placeholders = {n.name: n for n in captured.graph.nodes if n.op == "placeholder"}
+        self.folding = Folding(
+            captured.graph,
+            captured.seen,
+            [placeholders[name] for name in captured.inputs],
+            captured.fixed,
+            lambda node: _attribute(captured.root, str(node.target)),
+        )
+        self._folded: dict[tuple[fx.Node, int], Ref] = {}
         self.node: fx.Node
         self.layer = ""
         #: Values whose sizes behind the batch forward takes to be the example's: ``x.view(-1, 400)``.
@@ -68,6 +88,73 @@ class Lowering:
         ref = self.env.get(argument)
         return ref.name if isinstance(ref, Ref) else None
 
+    def plain(self, argument: Any) -> str | None:
+        """Name of the tensor of floats, integers or truth values that an argument is, or None."""
+        if not isinstance(argument, fx.Node) or self.seen(argument).dtype not in PLAIN:
+            return None
+        ref = self.env.get(argument)
+        return ref.name if isinstance(ref, Ref) else None
+
+    def dtype(self, value: Any) -> str | None:
+        """Type of a value that the engine may have, as graphs name it, or None."""
+        return PLAIN.get(self.seen(value).dtype)  # type: ignore[arg-type]
+
+    def fold(self, node: fx.Node) -> bool:
+        """Make a computed node a value of the graph; whether it could be."""
+        if node not in self.folding.values:
+            return False
+        key = (node, self.folding.version(node))
+        if key not in self._folded:
+            found = self.folding.tensor(node)
+            if found is None:
+                return False
+            current, layer, self.node, self.layer = self.node, self.layer, node, ""
+            self._folded[key] = self._constant(found)
+            self.node, self.layer = current, layer
+            sources = [self.env.get(source) for source in self.folding.sources[node]]
+            self.of_one_size += [source.name for source in sources if isinstance(source, Ref)]
+        self.env[node] = self._folded[key]
+        return True
+
+    def _constant(self, found: Fixed | Repeated) -> Ref:
+        value = found.value if isinstance(found, Fixed) else found.sample
+        if value.dtype not in PLAIN:
+            kept = value.detach().clone()
+            if isinstance(found, Fixed):
+                target = str(self.node.target)
+                note = f"a constant of {value.dtype}"
+                return self.torch_node(lambda: kept, (), {}, target, note)
+            batch = next(iter(self.inputs))
+            return self.torch_node(
+                lambda x: kept.expand(x.shape[0], *kept.shape[1:]), (batch,), {}, "expand"
+            )
+        dtype = PLAIN[value.dtype]
+        if isinstance(found, Fixed):
+            return self.emit(
+                "constant", [], {}, {"value": value}, shape=tuple(value.shape), dtype=dtype
+            )
+        sample = self.emit(
+            "constant",
+            [],
+            {},
+            {"value": value},
+            suffix="_sample",
+            shape=tuple(value.shape),
+            dtype=dtype,
+        )
+        batch = next(name for node, name in self.inputs.items() if self.shape(node))
+        sizes = [-2] + [-1] * (value.dim() - 1)
+        return self.emit("expand", [sample.name, batch], {"shape": sizes})
+
+    def constant(self, value: Any) -> Tensor | None:
+        """Return the tensor that an argument is in every run, or None."""
+        ref = self.env.get(value) if isinstance(value, fx.Node) else None
+        if isinstance(ref, Ref):
+            for node in self.graph.nodes:
+                if node.name == ref.name and node.op == "constant":
+                    return self.graph.tensors[node.tensors["value"]]
+        return None
+
     def attribute(self, value: Any) -> Any:
         """Return the model's own parameter, buffer or constant that an argument is, else None."""
         is_one = isinstance(value, fx.Node) and value.op == "get_attr"
@@ -82,7 +169,7 @@ class Lowering:
         *,
         suffix: str = "",
         shape: tuple[int, ...] | None = None,
-        dtype: Dtype = "float32",
+        dtype: Dtype | None = None,
         dtypes: Mapping[str, str] | None = None,
         note: str = "",
         call: Callable[..., Any] | None = None,
@@ -97,11 +184,14 @@ class Lowering:
         shape
             Of the value; that of the call's result by default.
         dtype
-            Of the value.
+            Of the value; by default what the operation moves, or floats.
         dtypes
             Role → type of weights that are codes.
         """
         name = self.graph.fresh_name(self.node.name + suffix)
+        if dtype is None:
+            dtype = self.types[inputs[0]] if inputs and form_of(op) == "shape" else "float32"
+        self.types[name] = dtype
         node = Node(
             name,
             op,
@@ -140,6 +230,7 @@ class Lowering:
             attrs,
             note=note or "no Rust kernel and no row in the tables",
             call=call,
+            dtype=str(self.seen(self.node).dtype or torch.float32).removeprefix("torch."),
         )
         self.graph.nodes[-1].arguments = (args, kwargs)
         return result
@@ -186,7 +277,13 @@ def _target_name(node: fx.Node) -> str:
 
 #: Calls that only check something at capture and have no value.
 _ASSERTIONS = frozenset(
-    {"_assert", "_assert_is_none", "_assert_scalar.default", "_assert_async.msg"}
+    {
+        "_assert",
+        "_assert_is_none",
+        "_assert_scalar.default",
+        "_assert_async.msg",
+        "_assert_tensor_metadata.default",
+    }
 )
 
 
@@ -242,10 +339,17 @@ def _lower_attribute(ctx: Lowering, target: str) -> Any:
     if not isinstance(value, Tensor):
         return value
     ctx.layer = ""
-    if value.dtype == torch.float32:
-        return ctx.emit("constant", [], {}, {"value": value}, shape=tuple(value.shape))
+    if value.dtype in PLAIN:
+        return ctx.emit(
+            "constant",
+            [],
+            {},
+            {"value": value},
+            shape=tuple(value.shape),
+            dtype=PLAIN[value.dtype],
+        )
     kept = value.detach().clone()
-    return ctx.torch_node(lambda: kept, (), {}, target, "a constant that is not float32")
+    return ctx.torch_node(lambda: kept, (), {}, target, f"a constant of {value.dtype}")
 
 
 def _lower_call(ctx: Lowering, node: fx.Node) -> Any:
@@ -288,6 +392,13 @@ def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
     if row is not None:
         try:
             made = row(ctx, *node.args, **node.kwargs)
+            if made is None:
+                held = len(ctx.of_one_size)
+                args, kwargs = _with_numbers(ctx, node)
+                if len(ctx.of_one_size) > held or (args, kwargs) != (node.args, node.kwargs):
+                    made = row(ctx, *args, **kwargs)
+                if made is None:
+                    del ctx.of_one_size[held:]
         except TypeError:
             made = None  # called with arguments the row does not know
     return (
@@ -295,6 +406,29 @@ def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
         if made is not None
         else ctx.torch_node(ctx.call_of(node), node.args, node.kwargs, _target_name(node))
     )
+
+
+def _is_folded(ctx: Lowering, node: fx.Node) -> bool:
+    """Whether a computed node needs no lowering: it is a constant, or writes into constants only."""
+    if ctx.seen(node).writes:
+        written = [n for n in node.all_input_nodes if ctx.seen(n).memory & ctx.seen(node).writes]
+        return all(ctx.folding.tensor(n) is not None for n in written)
+    return ctx.folding.tensor(node) is not None
+
+
+def _with_numbers(ctx: Lowering, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a call, with computed sizes as the numbers that they are at the example."""
+
+    def number(argument: fx.Node) -> Any:
+        found = ctx.folding.number(argument)
+        if found is None:
+            return argument
+        sources = [ctx.env.get(source) for source in ctx.folding.sources[argument]]
+        ctx.of_one_size += [source.name for source in sources if isinstance(source, Ref)]
+        return found
+
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), number)
+    return tuple(args), dict(kwargs)
 
 
 def _lower_write(ctx: Lowering, node: fx.Node) -> Ref:
@@ -310,8 +444,15 @@ def _lower_write(ctx: Lowering, node: fx.Node) -> Ref:
     ):
         shape, seen = ctx.shape(part), ctx.seen(part)
         attrs = {"target": "getitem", "layouts": ["any"]}
+        dtype = str(seen.dtype or torch.float32).removeprefix("torch.")
         item = ctx.emit(
-            "torch", [whole.name], attrs, suffix=suffix, shape=shape, call=operator.getitem
+            "torch",
+            [whole.name],
+            attrs,
+            suffix=suffix,
+            shape=shape,
+            dtype=dtype,
+            call=operator.getitem,
         )
         ctx.graph.nodes[-1].arguments = ((Ref(whole.name), index), {})
         ctx.graph.nodes[-1].note = "" if seen.shape else "no tensor"
@@ -366,11 +507,18 @@ def lower(captured: Captured) -> Graph:
             else:
                 ctx.env[node] = None
         elif node.op == "output":
+            for read in node.all_input_nodes:
+                ctx.node = read
+                ctx.fold(read)
             break
         elif (
             getattr(node.target, "__name__", "") not in _ASSERTIONS and node.target != "_guards_fn"
         ):
-            ctx.env[node] = _lower_call(ctx, node)
+            # What depends on sizes only becomes a constant as soon as something else reads it.
+            if not (ctx.folding.compute(node) and _is_folded(ctx, node)):
+                for read in node.all_input_nodes:
+                    ctx.fold(read)
+                ctx.env[node] = _lower_call(ctx, node)
     ctx.graph.outputs = fill(
         captured.outputs, lambda leaf: ctx.env[leaf] if isinstance(leaf, fx.Node) else leaf
     )
@@ -378,7 +526,7 @@ def lower(captured: Captured) -> Graph:
         ctx.graph.notes.append(
             f"forward writes into its argument {name!r}; the network leaves the caller's as it is"
         )
-    if maker := ctx.aliases.depends_on_sizes():
+    if maker := ctx.aliases.depends_on_sizes(ctx.folding.values):
         _hold(ctx.graph, f"{maker!r} is a view or a copy by its size, and forward writes into it")
     if captured.asks_format or ctx.writes:
         _hold_formats(ctx)
