@@ -279,7 +279,7 @@ def summary(model_or_net: nn.Module, example_inputs: Any) -> Summary:
             f"summary: expected a torch.nn.Module or a converted network, got {type(model_or_net).__name__}"
         )
     model_or_net = unwrapped(model_or_net)
-    arguments = check_inputs("example_inputs", example_inputs)
+    arguments = check_inputs("example_inputs", example_inputs, model_or_net)
     if isinstance(model_or_net, TernaryNetwork):
         return Summary(tuple(_network_rows(model_or_net, arguments)))
     return Summary(tuple(_model_rows(as_root(model_or_net), arguments)))

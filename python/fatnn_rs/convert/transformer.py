@@ -40,7 +40,11 @@ class _PlainLayer(nn.TransformerEncoderLayer):
     """A layer that is traced itself, not called by another module."""
 
     def forward(
-        self, src: Any, src_mask: Any = None, src_key_padding_mask: Any = None, is_causal: Any = False
+        self,
+        src: Any,
+        src_mask: Any = None,
+        src_key_padding_mask: Any = None,
+        is_causal: Any = False,
     ) -> Any:
         return _layer(self, src)
 
