@@ -18,7 +18,15 @@ from torch.utils import _pytree as pytree
 
 from fatnn_rs.convert.record import TensorMeta
 
-__all__ = ["Fixed", "Folding", "Repeated"]
+__all__ = ["PLAIN", "Fixed", "Folding", "Repeated"]
+
+#: Types of tensors that the engine may have, as graphs name them.
+PLAIN: dict[torch.dtype, str] = {
+    torch.float32: "float32",
+    torch.int32: "int32",
+    torch.int64: "int64",
+    torch.bool: "bool",
+}
 
 _aten = torch.ops.aten
 
@@ -53,7 +61,7 @@ def _by_chance(node: fx.Node) -> bool:
 
 
 def _size_of(node: fx.Node) -> tuple[fx.Node, int] | None:
-    """The tensor and the dimension whose size a node asks for."""
+    """Find the tensor and the dimension whose size a node asks for."""
     args: tuple[Any, ...] = node.args
     if node.target in ("size", _aten.sym_size.int) and len(args) == 2:
         found, dim = args
@@ -121,17 +129,7 @@ class Folding:
             for node in nodes:
                 if self._seen[node].memory & barred:
                     continue
-                if node.op == "get_attr" or self._is_size(node):
-                    found.add(node)
-                elif (
-                    node.op in ("call_function", "call_method")
-                    and node.target is not torch.ops.fatnn_rs.module_call.default
-                    and not _by_chance(node)
-                    and all(
-                        argument in found or argument is self._only_typed(node)
-                        for argument in node.all_input_nodes
-                    )
-                ):
+                if node.op == "get_attr" or self._is_size(node) or self._is_call(node, found):
                     found.add(node)
             more = {
                 number for node in nodes if node not in found for number in self._seen[node].writes
@@ -140,8 +138,20 @@ class Folding:
                 return found
             barred |= more
 
+    def _is_call(self, node: fx.Node, known: set[fx.Node]) -> bool:
+        """Whether a node is a call that reads only what is known, and always does the same."""
+        return (
+            node.op in ("call_function", "call_method")
+            and node.target is not torch.ops.fatnn_rs.module_call.default
+            and not _by_chance(node)
+            and all(
+                argument in known or argument is self._only_typed(node)
+                for argument in node.all_input_nodes
+            )
+        )
+
     def _only_typed(self, node: fx.Node) -> fx.Node | None:
-        """The tensor of which a call that fills a new one takes the type, and the shape at most."""
+        """Find the tensor of which a call that fills a new one takes the type, and the shape at most."""
         name = str(
             node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
         )
@@ -155,7 +165,7 @@ class Folding:
         return source if like and (self._batch is None or source in self._inputs) else None
 
     def _sample(self, node: fx.Node, extra: int) -> Tensor:
-        """A tensor of a value's type and shape, at a batch that is larger by ``extra``."""
+        """Make a tensor of a value's type and shape, at a batch that is larger by ``extra``."""
         seen = self._seen[node]
         first = [size + extra for size in seen.shape[:1]]
         return torch.zeros(()).to(seen.dtype).expand(*first, *seen.shape[1:])
@@ -189,21 +199,17 @@ class Folding:
             self.sources[node] = frozenset() if first else frozenset((source,))
             return True
         typed = self._only_typed(node)
+        if typed in self.values:
+            typed = None
         read = [argument for argument in node.all_input_nodes if argument is not typed]
-        if typed in self.values or not all(argument in self.values for argument in read):
-            typed, read = None, node.all_input_nodes
         if not all(argument in self.values for argument in read):
             return False
-        results = []
+        results: list[Any] = []
         for i in range(2):
-            args, kwargs = fx.node.map_arg(
-                (node.args, node.kwargs),
-                lambda argument, i=i: (
-                    self._sample(argument, i if self._batch is not None else 0)
-                    if argument is typed
-                    else self.values[argument][i]
-                ),
-            )
+            known: dict[fx.Node, Any] = {argument: self.values[argument][i] for argument in read}
+            if typed is not None:
+                known[typed] = self._sample(typed, i if self._batch is not None else 0)
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
             try:
                 if node.op == "call_method":
                     results.append(getattr(args[0], str(node.target))(*args[1:], **kwargs))
@@ -214,9 +220,9 @@ class Folding:
             if sum(x.numel() for x in _tensors(results[-1])) > _MOST:
                 return False
         self.values[node] = (results[0], results[1])
-        sources = frozenset().union(*(self.sources[argument] for argument in read))
-        like = typed is not None and "like" in str(node.target)
-        self.sources[node] = sources | {typed} if like else sources
+        sources = frozenset[fx.Node]().union(*(self.sources[argument] for argument in read))
+        like = frozenset((typed,)) if typed is not None and "like" in str(node.target) else None
+        self.sources[node] = sources if like is None else sources | like
         return True
 
     def tensor(self, node: fx.Node) -> Fixed | Repeated | None:
@@ -245,14 +251,14 @@ class Folding:
         for value, batch in zip(self.values[node], (self._batch, self._batch + 1), strict=True):
             if not isinstance(value, Tensor) or value.dtype not in (torch.int32, torch.int64):
                 return None
-            if not value.dim() or value.shape[0] != batch or value.numel() != batch:
+            if not value.dim() or (value.shape[0], value.numel()) != (batch, batch):
                 return None
             if value.flatten().tolist() != list(range(batch)):
                 return None
         return int(self.values[node][0].dim())
 
     def number(self, node: Any) -> int | float | bool | None:
-        """A computed number that does not depend on the batch, else None."""
+        """Return a computed number that does not depend on the batch, else None."""
         one, other = (
             self.values.get(node, (None, None)) if isinstance(node, fx.Node) else (None, None)
         )

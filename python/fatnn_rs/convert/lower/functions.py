@@ -17,7 +17,7 @@ from torch.nn import functional
 from fatnn_rs.convert import scalar
 from fatnn_rs.convert.graph import Ref
 from fatnn_rs.convert.lower import masks, products, rearrange, reductions
-from fatnn_rs.convert.lower.lowering import Lowering, Row
+from fatnn_rs.convert.lower.lowering import PLAIN, Lowering, Row
 
 __all__ = ["FUNCTIONS", "METHODS", "NAMED"]
 
@@ -76,7 +76,7 @@ def arithmetic(op: str, swapped: bool = False) -> Row:
         names = [masks.operand(ctx, value, dtype) for value in values]
         known = [name for name in names if name is not None]
         if len(known) == 2:
-            return ctx.emit(op, known, dtype=masks.PLAIN[dtype])
+            return ctx.emit(op, known, dtype=PLAIN[dtype])
         del ctx.graph.nodes[before:]
         return None
 

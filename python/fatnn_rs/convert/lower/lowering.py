@@ -19,30 +19,29 @@ from torch import Tensor, fx, nn
 
 from fatnn_rs.convert.capture import Captured
 from fatnn_rs.convert.graph import Dtype, Graph, Node, Ref, refs
-from fatnn_rs.convert.lower.folding import Fixed, Folding, Repeated
+from fatnn_rs.convert.lower.constants import fold, is_folded, with_numbers
+from fatnn_rs.convert.lower.folding import PLAIN, Folding
+from fatnn_rs.convert.lower.held import (
+    NO_LIMIT,
+    find_channels,
+    hold,
+    hold_formats,
+    hold_sizes,
+)
 from fatnn_rs.convert.mutation import Aliases
 from fatnn_rs.convert.record import TensorMeta
-from fatnn_rs.convert.shapes import run_time_shapes
 from fatnn_rs.convert.structure import fill
 from fatnn_rs.errors import ConversionError
 from fatnn_rs.nn import QuantizedLayer, TernaryLayer
-from fatnn_rs.operations import OPERATIONS, form_of, products_of
+from fatnn_rs.operations import form_of
 from fatnn_rs.replica import patched_methods
 
-__all__ = ["Lowering", "Row", "lower"]
+__all__ = ["PLAIN", "Lowering", "Row", "lower"]
 
 #: Emits nodes for one call and returns their result, or declines with None.
 Row = Callable[..., Any]
 
 _NOTHING = TensorMeta()
-
-#: Types of tensors that the engine may have, as graphs name them.
-PLAIN: dict[torch.dtype, str] = {
-    torch.float32: "float32",
-    torch.int32: "int32",
-    torch.int64: "int64",
-    torch.bool: "bool",
-}
 
 
 class Lowering:
@@ -62,7 +61,7 @@ class Lowering:
             captured.fixed,
             lambda node: _attribute(captured.root, str(node.target)),
         )
-        self._folded: dict[tuple[fx.Node, int], Ref] = {}
+        self.folded: dict[tuple[fx.Node, int], Ref] = {}
         self.node: fx.Node
         self.layer = ""
         #: Values whose sizes behind the batch forward takes to be the example's: ``x.view(-1, 400)``.
@@ -98,53 +97,6 @@ class Lowering:
     def dtype(self, value: Any) -> str | None:
         """Type of a value that the engine may have, as graphs name it, or None."""
         return PLAIN.get(self.seen(value).dtype)  # type: ignore[arg-type]
-
-    def fold(self, node: fx.Node) -> bool:
-        """Make a computed node a value of the graph; whether it could be."""
-        if node not in self.folding.values:
-            return False
-        key = (node, self.folding.version(node))
-        if key not in self._folded:
-            found = self.folding.tensor(node)
-            if found is None:
-                return False
-            current, layer, self.node, self.layer = self.node, self.layer, node, ""
-            self._folded[key] = self._constant(found)
-            self.node, self.layer = current, layer
-            sources = [self.env.get(source) for source in self.folding.sources[node]]
-            self.of_one_size += [source.name for source in sources if isinstance(source, Ref)]
-        self.env[node] = self._folded[key]
-        return True
-
-    def _constant(self, found: Fixed | Repeated) -> Ref:
-        value = found.value if isinstance(found, Fixed) else found.sample
-        if value.dtype not in PLAIN:
-            kept = value.detach().clone()
-            if isinstance(found, Fixed):
-                target = str(self.node.target)
-                note = f"a constant of {value.dtype}"
-                return self.torch_node(lambda: kept, (), {}, target, note)
-            batch = next(iter(self.inputs))
-            return self.torch_node(
-                lambda x: kept.expand(x.shape[0], *kept.shape[1:]), (batch,), {}, "expand"
-            )
-        dtype = PLAIN[value.dtype]
-        if isinstance(found, Fixed):
-            return self.emit(
-                "constant", [], {}, {"value": value}, shape=tuple(value.shape), dtype=dtype
-            )
-        sample = self.emit(
-            "constant",
-            [],
-            {},
-            {"value": value},
-            suffix="_sample",
-            shape=tuple(value.shape),
-            dtype=dtype,
-        )
-        batch = next(name for node, name in self.inputs.items() if self.shape(node))
-        sizes = [-2] + [-1] * (value.dim() - 1)
-        return self.emit("expand", [sample.name, batch], {"shape": sizes})
 
     def constant(self, value: Any) -> Tensor | None:
         """Return the tensor that an argument is in every run, or None."""
@@ -394,7 +346,7 @@ def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
             made = row(ctx, *node.args, **node.kwargs)
             if made is None:
                 held = len(ctx.of_one_size)
-                args, kwargs = _with_numbers(ctx, node)
+                args, kwargs = with_numbers(ctx, node)
                 if len(ctx.of_one_size) > held or (args, kwargs) != (node.args, node.kwargs):
                     made = row(ctx, *args, **kwargs)
                 if made is None:
@@ -406,29 +358,6 @@ def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
         if made is not None
         else ctx.torch_node(ctx.call_of(node), node.args, node.kwargs, _target_name(node))
     )
-
-
-def _is_folded(ctx: Lowering, node: fx.Node) -> bool:
-    """Whether a computed node needs no lowering: it is a constant, or writes into constants only."""
-    if ctx.seen(node).writes:
-        written = [n for n in node.all_input_nodes if ctx.seen(n).memory & ctx.seen(node).writes]
-        return all(ctx.folding.tensor(n) is not None for n in written)
-    return ctx.folding.tensor(node) is not None
-
-
-def _with_numbers(ctx: Lowering, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of a call, with computed sizes as the numbers that they are at the example."""
-
-    def number(argument: fx.Node) -> Any:
-        found = ctx.folding.number(argument)
-        if found is None:
-            return argument
-        sources = [ctx.env.get(source) for source in ctx.folding.sources[argument]]
-        ctx.of_one_size += [source.name for source in sources if isinstance(source, Ref)]
-        return found
-
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), number)
-    return tuple(args), dict(kwargs)
 
 
 def _lower_write(ctx: Lowering, node: fx.Node) -> Ref:
@@ -509,16 +438,15 @@ def lower(captured: Captured) -> Graph:
         elif node.op == "output":
             for read in node.all_input_nodes:
                 ctx.node = read
-                ctx.fold(read)
+                fold(ctx, read)
             break
-        elif (
-            getattr(node.target, "__name__", "") not in _ASSERTIONS and node.target != "_guards_fn"
-        ):
-            # What depends on sizes only becomes a constant as soon as something else reads it.
-            if not (ctx.folding.compute(node) and _is_folded(ctx, node)):
-                for read in node.all_input_nodes:
-                    ctx.fold(read)
-                ctx.env[node] = _lower_call(ctx, node)
+        elif getattr(node.target, "__name__", "") in _ASSERTIONS or node.target == "_guards_fn":
+            continue
+        # What depends on sizes only becomes a constant as soon as something else reads it.
+        elif not (ctx.folding.compute(node) and is_folded(ctx, node)):
+            for read in node.all_input_nodes:
+                fold(ctx, read)
+            ctx.env[node] = _lower_call(ctx, node)
     ctx.graph.outputs = fill(
         captured.outputs, lambda leaf: ctx.env[leaf] if isinstance(leaf, fx.Node) else leaf
     )
@@ -527,63 +455,9 @@ def lower(captured: Captured) -> Graph:
             f"forward writes into its argument {name!r}; the network leaves the caller's as it is"
         )
     if maker := ctx.aliases.depends_on_sizes(ctx.folding.values):
-        _hold(ctx.graph, f"{maker!r} is a view or a copy by its size, and forward writes into it")
+        hold(ctx.graph, f"{maker!r} is a view or a copy by its size, and forward writes into it")
     if captured.asks_format or ctx.writes:
-        _hold_formats(ctx)
-    _find_channels(ctx.graph)
-    _hold_sizes(ctx.graph, ctx.of_one_size)
+        hold_formats(ctx)
+    find_channels(ctx.graph)
+    hold_sizes(ctx.graph, ctx.of_one_size)
     return ctx.graph
-
-
-def _hold_formats(ctx: Lowering) -> None:
-    """Hold inputs to the example's memory format, on which it depends what is a view of what."""
-    for node, name in ctx.inputs.items():
-        ctx.graph.node(name).attrs["layout"] = ctx.seen(node).layout
-    ctx.graph.notes.append(
-        "inputs must have the example's memory format: forward asks for it, or writes into tensors"
-    )
-
-
-def _hold_sizes(graph: Graph, values: list[str]) -> None:
-    """Fix the inputs' sizes where values must have the example's, and would have others with other inputs."""
-    shapes = run_time_shapes(graph) if values else {}
-    if all(size >= 0 for name in values for size in shapes[name][1:]):
-        return
-    _hold(graph, "forward has a size of it in a view", 1)
-
-
-def _hold(graph: Graph, why: str, first: int = 0) -> None:
-    """Fix the inputs' sizes from dimension ``first`` on."""
-    for node in graph.nodes:
-        if node.op == "input":
-            node.attrs["fixed"] = sorted({*node.attrs["fixed"], *range(first, len(node.shape))})
-    graph.notes.append(
-        f"input sizes are fixed to the example's{', but for the batch' if first else ''}: {why}"
-    )
-
-
-#: Greatest batch size where there is no limit, in the attribute ``batch`` of inputs.
-NO_LIMIT = (1 << 31) - 1
-
-
-def _channels_second(op: str) -> bool:
-    """Whether an operation has channels in the second dimension of what it reads."""
-    if products_of(op) != "none":
-        return "stride" in OPERATIONS[op].attrs
-    return op in ("act_quant", "pad", "batch_norm")
-
-
-def _channels_last(op: str) -> bool:
-    """Whether an operation has channels in the last dimension of what it reads."""
-    if products_of(op) != "none":
-        return "stride" not in OPERATIONS[op].attrs
-    return op == "flatten_leading"
-
-
-def _find_channels(graph: Graph) -> None:
-    """Note on every input which dimension holds its channels, by who reads it; 0 where nobody says."""
-    for node in graph.nodes:
-        if node.op == "input":
-            readers = {reader.op for reader in graph.users()[node.name] if reader is not None}
-            second, last = any(map(_channels_second, readers)), any(map(_channels_last, readers))
-            node.attrs["channel_dim"] = 1 if second else (len(node.shape) - 1 if last else 0)

@@ -160,7 +160,7 @@ def cast(ctx: Lowering, input: Any, *args: Any, **kwargs: Any) -> Ref | None:
 
 
 def cumsum(ctx: Lowering, input: Any, dim: Any, *, dtype: Any = None) -> Ref | None:
-    """Sums of integers or truth values; of floats the order of additions would count."""
+    """Add up integers or truth values; of floats the order of additions would count."""
     made = ctx.seen(ctx.node).dtype
     if made not in (torch.int32, torch.int64) or not isinstance(dim, int):
         return None
