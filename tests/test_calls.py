@@ -420,7 +420,7 @@ def test_functions_that_make_nan() -> None:
         model[1].weight.fill_(3e38)  # minus infinity, of which a slope of 0 makes NaN
         model[2].weight.fill_(0.0)
     with pytest.raises(
-        ConversionError, match=r"layer '0': '1', '2' make NaN of its results \(channel 0"
+        ConversionError, match=r"layer '0': '1', '2' turn its results into NaN \(channel 0"
     ):
         convert(model, X)
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fatnn_rs.bench.api import bench
     from fatnn_rs.convert.api import convert
     from fatnn_rs.convert.file import load, save
+    from fatnn_rs.convert.submodule import convert_submodule
     from fatnn_rs.convert.summary import summary
     from fatnn_rs.convert.verify import verify
     from fatnn_rs.numpy_network import load_numpy
@@ -48,6 +49,7 @@ __all__ = [
     "__version__",
     "bench",
     "convert",
+    "convert_submodule",
     "cpu_info",
     "get_num_threads",
     "load",
@@ -68,6 +70,7 @@ _LAZY = {
     "__version__": "fatnn_rs._core",
     "bench": "fatnn_rs.bench",
     "convert": "fatnn_rs.convert",
+    "convert_submodule": "fatnn_rs.convert",
     "cpu_info": "fatnn_rs._core",
     "get_num_threads": "fatnn_rs._core",
     "load": "fatnn_rs.convert",

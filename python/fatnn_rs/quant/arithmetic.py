@@ -11,8 +11,8 @@ from torch import Tensor
 
 __all__ = [
     "MIN_STEP",
-    "fit_step",
     "clamp_min_ste",
+    "fit_step",
     "round_ste",
     "says_nothing",
     "scale_gradient",
