@@ -220,7 +220,7 @@ fn report(path: &str) {
         let listed: Vec<String> = coefficients.iter().map(|c| format!("{c:.4}")).collect();
         let Operands { act, weights } = operands;
         println!(
-            "    row(\"{name}\", Act::{act:?}, WeightKind::{weights:?}, [{}]), // {:.0}%",
+            "    row(\"{name}\", Act::{act:?}, WeightKind::{weights:?},\n        [{}]), // {:.0}%",
             listed.join(", "),
             mean * 100.0
         );

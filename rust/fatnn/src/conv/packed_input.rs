@@ -375,7 +375,7 @@ impl Rectangle {
                 let step = shape.stride[1] * pixel;
                 let pixels = Pixels {
                     planes: codes,
-                    step,
+                    pitch: step,
                     count: right - left,
                     channels: channels.min(CHANNELS),
                 };

@@ -65,9 +65,9 @@ impl PoolStep {
         let taps = Taps {
             first: ((ys.start - first) * w + xs.start) * channels,
             rows: ys.len().div_ceil(*step_y),
-            row_step: step_y * w * channels,
+            row_stride: step_y * w * channels,
             columns: xs.len().div_ceil(*step_x),
-            column_step: step_x * channels,
+            column_stride: step_x * channels,
         };
         match self.reduce {
             Reduce::Max => pooling.max(x, &taps, out),
