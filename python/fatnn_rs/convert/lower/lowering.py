@@ -9,7 +9,6 @@ change reads their result (:mod:`fatnn_rs.convert.mutation`).
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,6 +18,13 @@ from torch import Tensor, fx, nn
 
 from fatnn_rs.convert.capture import Captured
 from fatnn_rs.convert.graph import Dtype, Graph, Node, Ref, refs
+from fatnn_rs.convert.lower.calls import (
+    Method,
+    attention_call,
+    clean_copy,
+    has_hooks,
+    target_name,
+)
 from fatnn_rs.convert.lower.constants import fold, is_folded, with_numbers
 from fatnn_rs.convert.lower.folding import PLAIN, Folding
 from fatnn_rs.convert.lower.held import (
@@ -32,7 +38,7 @@ from fatnn_rs.convert.mutation import Aliases
 from fatnn_rs.convert.record import TensorMeta
 from fatnn_rs.convert.structure import fill
 from fatnn_rs.errors import ConversionError
-from fatnn_rs.nn import QuantizedLayer, TernaryLayer
+from fatnn_rs.nn import QuantizedLayer
 from fatnn_rs.operations import form_of
 from fatnn_rs.replica import patched_methods
 
@@ -194,12 +200,14 @@ class Lowering:
     def call_of(self, node: fx.Node) -> Callable[..., Any]:
         """Return the function that a captured node calls, which shares nothing with the model."""
         if node.op == "call_method":
-            return _Method(str(node.target))
+            return Method(str(node.target))
         if node.op == "call_module":
-            return _clean_copy(self.captured.modules[str(node.target)])
+            return clean_copy(self.captured.modules[str(node.target)])
         if node.target is torch.ops.fatnn_rs.module_call.default:
-            layer = _clean_copy(self.captured.modules[str(node.args[1])])
+            layer = clean_copy(self.captured.modules[str(node.args[1])])
             return lambda x, name: layer(x)
+        if node.target is torch.ops.fatnn_rs.attention_call.default:
+            return attention_call(clean_copy(self.captured.modules[str(node.args[-1])]))
         assert callable(node.target)
         return node.target
 
@@ -208,23 +216,6 @@ def _fx_nodes(structure: Any) -> list[fx.Node]:
     found: list[fx.Node] = []
     fx.node.map_arg(structure, found.append)
     return found
-
-
-class _Method:
-    """Calls a method of its first argument."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(x, self.name)(*args, **kwargs)
-
-
-def _target_name(node: fx.Node) -> str:
-    """Name what a node calls, for reports."""
-    if node.op == "call_method":
-        return f"Tensor.{node.target}"
-    return str(getattr(node.target, "__name__", node.target))
 
 
 #: Calls that only check something at capture and have no value.
@@ -239,29 +230,13 @@ _ASSERTIONS = frozenset(
 )
 
 
-def _clean_copy(module: nn.Module) -> nn.Module:
-    copied = copy.deepcopy(module).eval()
-    for parameter in copied.parameters():
-        parameter.grad = (
-            None  # it still requires one, for torch runs its recurrent layers otherwise without
-        )
-    for layer in copied.modules():
-        if isinstance(layer, TernaryLayer):
-            layer._held = None
-    return copied
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
 def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
     from fatnn_rs.convert.lower.modules import module_row
 
     module = ctx.captured.modules[name]
     ctx.layer = name
     own = patched_methods(module)
-    row = None if _has_hooks(module) or own else module_row(module)
+    row = None if has_hooks(module) or own else module_row(module)
     if row is not None:
         try:
             result: Ref | None = row(ctx, module, *args, **kwargs)
@@ -270,13 +245,27 @@ def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
         if result is not None:
             return result
     note = f"{type(module).__name__} is not one of the converted layers"
-    if _has_hooks(module):
+    if has_hooks(module):
         note = "has forward hooks"
     elif own:
         note = f"its {own[0]} was replaced on the instance"
     elif isinstance(module, QuantizedLayer):
         note = "its input is no float32 batch"
-    return ctx.torch_node(_clean_copy(module), args, kwargs, type(module).__name__, note)
+    return ctx.torch_node(clean_copy(module), args, kwargs, type(module).__name__, note)
+
+
+def _lower_attention(ctx: Lowering, node: fx.Node) -> Any:
+    from fatnn_rs.convert.lower.modules import module_row
+
+    *given, padding, mask, weights, causal, name = node.args
+    ctx.layer = str(name)
+    module = ctx.captured.modules[ctx.layer]
+    row = None if has_hooks(module) else module_row(module)
+    if row is not None:
+        made = row(ctx, module, *given, padding, weights, mask, is_causal=causal)
+        if made is not None:
+            return made
+    return ctx.torch_node(ctx.call_of(node), node.args, {}, type(module).__name__)
 
 
 def _attribute(root: nn.Module, path: str) -> Any:
@@ -335,6 +324,8 @@ def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
         return _lower_module(ctx, str(node.target), node.args, node.kwargs)
     if node.target is torch.ops.fatnn_rs.module_call.default:
         return _lower_module(ctx, str(node.args[1]), node.args[:1], {})
+    if node.target is torch.ops.fatnn_rs.attention_call.default:
+        return _lower_attention(ctx, node)
     table: Mapping[Any, Row] = METHODS if node.op == "call_method" else FUNCTIONS
     row = table.get(node.target)
     if row is None:
@@ -356,7 +347,7 @@ def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
     return (
         made
         if made is not None
-        else ctx.torch_node(ctx.call_of(node), node.args, node.kwargs, _target_name(node))
+        else ctx.torch_node(ctx.call_of(node), node.args, node.kwargs, target_name(node))
     )
 
 
@@ -365,7 +356,7 @@ def _lower_write(ctx: Lowering, node: fx.Node) -> Ref:
     function, inputs, changed = ctx.aliases.rewrite(node)
     ctx.writes = True
     whole = ctx.torch_node(
-        function, inputs, {}, _target_name(node), "writes into a tensor: torch does, into a copy"
+        function, inputs, {}, target_name(node), "writes into a tensor: torch does, into a copy"
     )
     parts = []
     for index, (part, suffix) in enumerate(
