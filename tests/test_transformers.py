@@ -185,3 +185,38 @@ def test_ids_beyond_the_table_are_an_error(tmp_path):
     network = fatnn.load_numpy(tmp_path / "net.safetensors")
     with pytest.raises(fatnn.InputError, match="index out of range"):
         network(IDS.numpy() + 100, MASK.numpy())
+
+
+def test_a_masked_encoder_has_the_models_bits():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(90, 32, padding_idx=0)
+            layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+            self.layers = nn.TransformerEncoder(layer, 2)
+            self.head = nn.Linear(32, 5)
+
+        def forward(self, ids):
+            hidden = self.layers(self.table(ids), src_key_padding_mask=ids == 0)
+            return self.head(hidden.mean(1))
+
+    ids = IDS * MASK
+    model = trained(Net, (ids,))
+    net = fatnn.convert(model, ids)
+    with torch.no_grad():
+        assert torch.equal(net(ids), model(ids))
+    assert fatnn.verify(model, net, ids).codes_different == 0
+
+
+def test_torchvisions_swin_is_one_call(tmp_path):
+    torchvision = pytest.importorskip("torchvision")
+    model = torchvision.models.swin_transformer.SwinTransformer(
+        [4, 4], 16, [2], [2], [4, 4], num_classes=5
+    )
+    images = (IMAGES[:, :, :20, :20],)
+    model = trained(lambda: model, images)
+    net = fatnn.convert(model, images, float_layers="rust")
+    assert len(net.segments) == len(net._parts) == 1, net.report
+    fatnn.save(net, tmp_path / "net.safetensors")
+    found = fatnn.load_numpy(tmp_path / "net.safetensors")(images[0].contiguous().numpy())
+    np.testing.assert_array_equal(found, net(*images).numpy())
