@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use fatnn::graph::cost::check_sizes;
 use fatnn::graph::{Graph, Source, Tensor, Tensors, check, shapes};
-use fatnn::net::{Input, Limits, Network};
+use fatnn::net::{Array, Input, Limits, Network};
 use libfuzzer_sys::fuzz_target;
 
 /// Small limits, so that many graphs can be tried.
@@ -23,6 +23,9 @@ fn tensors() -> Tensors {
         ("f2211".into(), floats(&[2, 2, 1, 1])),
         ("i22".into(), int8(&[2, 2])),
         ("i2211".into(), int8(&[2, 2, 1, 1])),
+        ("l2".into(), Tensor::I64(vec![2], vec![0, -1])),
+        ("n2".into(), Tensor::I32(vec![2], vec![i32::MIN, 1])),
+        ("b2".into(), Tensor::Bool(vec![2], vec![0, 1])),
     ])
 }
 
@@ -40,10 +43,18 @@ fuzz_target!(|text: &str| {
     let sizes = shapes.iter().map(|shape| shape.iter().product::<usize>());
     let data: Vec<Vec<f32>> =
         sizes.map(|n| (0..n).map(|i| (i % 7) as f32 - 3.0).collect()).collect();
-    let inputs: Vec<Input<'_>> = shapes
-        .iter()
-        .zip(&data)
-        .map(|(shape, data)| Input { shape, data, channels_last: false })
-        .collect();
+    let integers: Vec<Vec<i64>> =
+        data.iter().map(|data| data.iter().map(|x| *x as i64).collect()).collect();
+    let narrow: Vec<Vec<i32>> =
+        data.iter().map(|data| data.iter().map(|x| *x as i32).collect()).collect();
+    let masks: Vec<Vec<u8>> =
+        data.iter().map(|data| data.iter().map(|x| *x as u8).collect()).collect();
+    let array = |(i, dtype): (usize, &'static str)| match dtype {
+        "int64" => Array::I64(&shapes[i], &integers[i]),
+        "int32" => Array::I32(&shapes[i], &narrow[i]),
+        "bool" => Array::Bool(&shapes[i], &masks[i]),
+        _ => Input { shape: &shapes[i], data: &data[i], channels_last: false }.into(),
+    };
+    let inputs: Vec<Array<'_>> = net.input_types().enumerate().map(array).collect();
     let _ = net.run(&inputs);
 });

@@ -63,8 +63,10 @@ class NumpyNetwork:
 
         Parameters
         ----------
-            The original model's arguments, with float32 arrays of shape (batch, channels, spatial
-            axes) in place of tensors. Other arguments must have the values they had at conversion.
+        *args, **kwargs
+            The original model's arguments, with arrays in place of tensors: float32 of shape
+            (batch, channels, spatial axes), int64 token ids, bool masks. Other arguments must have
+            the values they had at conversion.
 
         Returns
         -------
@@ -82,7 +84,10 @@ class NumpyNetwork:
         """
         names = [name for name, _ in self.inputs]
         inputs = bind_call(self._arguments, args, kwargs)
-        arrays = [_as_float32(name, x) for name, x in zip(names, inputs, strict=True)]
+        arrays = [
+            _checked(name, x, dtype)
+            for name, x, dtype in zip(names, inputs, self._network.input_types, strict=True)
+        ]
         results = self._network.run(arrays, [False] * len(arrays))
         values = {
             name: np.asarray(result, order="C")
@@ -273,23 +278,22 @@ def _report(
     )
 
 
-def _as_float32(name: str, x: Any) -> npt.NDArray[np.float32]:
+def _checked(name: str, x: Any, dtype: str) -> npt.NDArray[Any]:
     """Validate one input and return it C-contiguous, aligned and in native byte order."""
     if not isinstance(x, np.ndarray):
         raise InputError(
             f"input {name!r}: expected a NumPy array, got {type(x).__name__}; "
             "convert it with numpy.asarray"
         )
-    if type(x) is np.ndarray and x.dtype == np.float32 and x.flags.c_contiguous and x.flags.aligned:
+    if type(x) is np.ndarray and x.dtype == dtype and x.flags.c_contiguous and x.flags.aligned:
         return x
     if isinstance(x, np.ma.MaskedArray):
         raise InputError(
             f"input {name!r}: expected an array without a mask; fill it with .filled(...)"
         )
-    if x.dtype != np.float32:
+    if x.dtype != dtype:
         raise InputError(
-            f"input {name!r}: expected float32, got {x.dtype}; "
-            "convert it with .astype(numpy.float32)"
+            f"input {name!r}: expected {dtype}, got {x.dtype}; convert it with .astype({dtype!r})"
         )
     # Not `ascontiguousarray`, which leaves unaligned arrays unaligned.
     return np.require(x, requirements=["C", "A", "E"])

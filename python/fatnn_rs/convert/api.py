@@ -44,7 +44,8 @@ def convert(
         changed, and shares nothing with the result. Its forward must be a function of its
         arguments, without state or chance.
     example_inputs
-        A tensor, or a tuple of the model's positional arguments. Batch and image sizes stay free
+        A tensor, a tuple of the model's positional arguments, or a dict of its keyword arguments
+        (those that may be positional). Batch and image sizes stay free
         where the model leaves them free; ranks, channels and dtypes are fixed, and so is the value
         of what is no tensor. Results are the model's bit for bit for inputs in the example's memory
         format (contiguous or channels last): in another one torch's own float layers may sum in
@@ -106,7 +107,7 @@ def convert_float(model: nn.Module, example_inputs: Any) -> TernaryNetwork:
 def _convert(
     model: nn.Module, example_inputs: Any, float_layers: str, progress: bool = False
 ) -> TernaryNetwork:
-    arguments = check_inputs("example_inputs", example_inputs)
+    arguments = check_inputs("example_inputs", example_inputs, model)
     root = as_root(model)
     # Tensors made in inference mode do not count what is written into them.
     with (

@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fatnn_rs.contained import register_contained
 from fatnn_rs.convert.record import TensorMeta, record
 from fatnn_rs.convert.structure import fill, leaves, plain, refilled, same_values
-from fatnn_rs.convert.transformer import plain_forward
+from fatnn_rs.convert.transformer import plain_forward, plain_root
 from fatnn_rs.errors import ConversionError, FatnnError
 from fatnn_rs.nn import QuantizedLayer
 from fatnn_rs.replica import patched_methods, replica
@@ -203,6 +204,23 @@ def _faithful_proxies() -> Iterator[None]:
                 setattr(fx.Proxy, name, method)
 
 
+#: Modules whose functions torch.fx keeps as one call, and that are better seen through.
+_OPENED = frozenset({"torchvision.models.swin_transformer"})
+
+
+@contextmanager
+def _opened() -> Iterator[None]:
+    """Let torch.fx look into functions that their module wrapped: what they do has rows of its own."""
+    patched = _symbolic_trace._wrapped_fns_to_patch
+    kept = {key: scope for key, scope in patched.items() if scope.get("__name__") in _OPENED}
+    try:
+        for key in kept:
+            del patched[key]
+        yield
+    finally:
+        patched.update(kept)
+
+
 def copies(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Clone all tensors, so that a model that works in place cannot change the caller's."""
     return tuple(
@@ -261,9 +279,10 @@ def _by_fx(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captu
         return "it takes arguments that are neither tensors nor plain constants"
     traced = replica(model)
     register_contained(traced)
+    plain_root(traced, constants)
     tracer = _Tracer()
     try:
-        with _faithful_proxies():
+        with _faithful_proxies(), _opened():
             graph = tracer.trace(traced, concrete_args=constants)
         module = fx.GraphModule(tracer.root, graph)
     except _UntraceableError as error:

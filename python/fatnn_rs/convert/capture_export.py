@@ -133,6 +133,61 @@ def _module_call_fake(x: Tensor, name: str, add_bias: bool = True) -> Tensor:
 torch.library.register_fake("fatnn_rs::module_call", _module_call_fake, lib=LIBRARY)
 
 
+LIBRARY.define(
+    "attention_call(Tensor query, Tensor key, Tensor value, Tensor? key_padding_mask, Tensor? attn_mask, "
+    "bool need_weights, bool is_causal, str name) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _attention_call(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    need_weights: bool,
+    is_causal: bool,
+    name: str,
+) -> tuple[Tensor, Tensor]:
+    result, weights = _MARKED[name](
+        query, key, value, key_padding_mask, need_weights, attn_mask, is_causal=is_causal
+    )
+    return result, result.new_empty(0) if weights is None else weights
+
+
+LIBRARY.impl("attention_call", _attention_call, "CompositeExplicitAutograd")
+LIBRARY.impl("attention_call", torch.library.fallthrough_kernel, "Autograd")
+
+
+def _attention_call_fake(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    need_weights: bool,
+    is_causal: bool,
+    name: str,
+) -> tuple[Tensor, Tensor]:
+    if not need_weights:
+        return torch.empty_like(query), query.new_empty(0)
+    at = 1 if _MARKED[name].batch_first or query.dim() == 2 else 0
+    batch = [] if query.dim() == 2 else [query.shape[1 - at]]
+    tokens = [x.shape[0 if x.dim() == 2 else at] for x in (query, key)]
+    return torch.empty_like(query), query.new_empty([*batch, *tokens])
+
+
+torch.library.register_fake("fatnn_rs::attention_call", _attention_call_fake, lib=LIBRARY)
+
+
+def _is_attention(module: nn.Module) -> bool:
+    """Whether a module is torch's attention, whose fused path export would not take."""
+    return type(module) is nn.MultiheadAttention and not any(
+        isinstance(child, QuantizedLayer) for child in module.modules()
+    )
+
+
 class _Marker(nn.Module):
     """Stands for a layer while its model is exported.
 
@@ -155,6 +210,37 @@ class _Marker(nn.Module):
             return getattr(self.__dict__["_stands_for"][1], name)
 
 
+class _AttentionMarker(_Marker):
+    """Likewise, for torch's attention."""
+
+    def forward(  # type: ignore[override]
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        name, layer = self._stands_for
+        masks = (key_padding_mask, attn_mask)
+        if need_weights and not average_attn_weights:
+            whole: tuple[Tensor, Tensor | None] = layer(
+                query, key, value, masks[0], True, masks[1], False, is_causal
+            )
+            return whole
+        result, weights = torch.ops.fatnn_rs.attention_call(
+            query, key, value, *masks, need_weights, is_causal, name
+        )
+        return result, weights if need_weights else None
+
+
+def _marker(name: str, module: nn.Module) -> _Marker:
+    return (_AttentionMarker if _is_attention(module) else _Marker)(name, module)
+
+
 @contextmanager
 def _marked(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, nn.Module]]]:
     """Give a copy of the model with markers for the layers that stay whole, and the modules that they stand for."""
@@ -162,10 +248,12 @@ def _marked(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, nn.Module]]
     register_contained(whole)
     modules = dict(whole.named_modules())
     layers = {
-        name: module for name, module in modules.items() if name and _shape_row(module) is not None
+        name: module
+        for name, module in modules.items()
+        if name and (_shape_row(module) is not None or _is_attention(module))
     }
     copied = replica(
-        whole, {module: _Marker(name, module).eval() for name, module in layers.items()}
+        whole, {module: _marker(name, module).eval() for name, module in layers.items()}
     )
     _MARKED.update(layers)
     try:

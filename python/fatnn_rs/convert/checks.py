@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -30,14 +31,53 @@ def as_root(model: nn.Module) -> nn.Module:
     return nn.Sequential(model).eval() if isinstance(model, QuantizedLayer) else model
 
 
-def check_inputs(what: str, inputs: Any) -> tuple[Any, ...]:
-    """Return inputs as positional arguments: a tensor, or a tuple or list whose first tensor leads.
+def _positional(what: str, inputs: Mapping[str, Any], model: nn.Module) -> tuple[Any, ...]:
+    """Keyword arguments as positional ones, defaults filled in.
 
     Raises
     ------
     InputError
-        Where there is no tensor among them.
+        The model's forward has no argument of a name, has it by name only, or needs another one.
     """
+    parameters = inspect.signature(model.forward).parameters
+    known = [
+        name
+        for name, p in parameters.items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY)
+    ]
+    forward = f"{type(model).__name__}.forward"
+    if unknown := [name for name in inputs if name not in known]:
+        raise InputError(
+            f"{what}: expected names of positional arguments of {forward} ({', '.join(known)}), got {unknown[0]!r}; "
+            "give those, or wrap the model in a module that takes what it needs"
+        )
+    last = max((known.index(name) for name in inputs), default=-1)
+    made = []
+    for name in known[: last + 1]:
+        value = inputs.get(name, parameters[name].default)
+        if value is inspect.Parameter.empty:
+            raise InputError(
+                f"{what}: {forward} needs {name!r}, which is missing among {', '.join(inputs)}; give it, too"
+            )
+        made.append(value)
+    return tuple(made)
+
+
+def check_inputs(what: str, inputs: Any, model: nn.Module | None = None) -> tuple[Any, ...]:
+    """Return inputs as positional arguments: a tensor, or a tuple or list whose first tensor leads.
+
+    With a ``model``, a mapping is keyword arguments of its forward, unless forward takes one
+    mapping.
+
+    Raises
+    ------
+    InputError
+        Where there is no tensor among them, or keywords are not those of the model.
+    """
+    if isinstance(inputs, Mapping) and model is not None:
+        names = inspect.signature(model.forward).parameters
+        if any(key in names for key in inputs):
+            inputs = _positional(what, inputs, model)
     arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     if not any(isinstance(value, Tensor) for value in arguments):
         got = ", ".join(type(value).__name__ for value in arguments) or "nothing"

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fatnn_rs import _core
 from fatnn_rs.convert.fma import fma, same_bits, slope
-from fatnn_rs.convert.graph import Graph, Node
+from fatnn_rs.convert.graph import Graph, Node, refs
 from fatnn_rs.convert.torch_ops.floats import FLOAT_OPS
 from fatnn_rs.errors import FormatError, LimitError, UnsupportedError
 from fatnn_rs.operations import OPERATIONS, makes_codes, products_of
@@ -49,7 +49,7 @@ class Segment:
     nodes
         What it runs, in order.
     reads, makes
-        Values that come in and go out, all float32.
+        Values that come in, and those that go out, which are float32.
     network
         The engine's network.
     keeps_buffers
@@ -77,7 +77,7 @@ class Segment:
         }
 
 
-def _arrays(inputs: Iterable[Tensor]) -> tuple[list[npt.NDArray[np.float32]], list[bool]]:
+def _arrays(inputs: Iterable[Tensor]) -> tuple[list[npt.NDArray[Any]], list[bool]]:
     """Tensors as arrays without a copy where their memory is in one of the two orders."""
     follow_torch_threads()
     arrays, last = [], []
@@ -85,6 +85,7 @@ def _arrays(inputs: Iterable[Tensor]) -> tuple[list[npt.NDArray[np.float32]], li
         x = x.detach()
         channels_last = (
             x.dim() == 4
+            and x.dtype == torch.float32
             and not x.is_contiguous()
             and x.is_contiguous(memory_format=torch.channels_last)
         )
@@ -162,7 +163,10 @@ def _runs(graph: Graph, taken: set[str]) -> list[list[Node]]:
 
 
 def _codes_across(graph: Graph, taken: set[str]) -> set[str]:
-    """Those of ``taken`` that make or read codes which would go from one run to another; segments exchange floats."""
+    """Those of ``taken`` whose codes, integers or masks would leave a run, or that read codes of another.
+
+    Segments take integers and masks, but return floats only.
+    """
     place = {node.name: i for i, run in enumerate(_runs(graph, taken)) for node in run}
     index = graph.index()
     across: set[str] = set()
@@ -170,6 +174,9 @@ def _codes_across(graph: Graph, taken: set[str]) -> set[str]:
         for name in node.inputs:
             if makes_codes(index[name].op) and place[name] != place[node.name]:
                 across |= {name, node.name}
+            if index[name].dtype != "float32" and place.get(name) != place[node.name]:
+                across.add(name)
+    across |= {ref.name for ref in refs(graph.outputs) if index[ref.name].dtype != "float32"}
     return across & taken
 
 
@@ -218,7 +225,13 @@ def _segment(
     tensors: dict[str, npt.NDArray[Any]] = {}
     dtypes: dict[str, str] = {}
     described: list[dict[str, Any]] = [
-        {"name": name, "op": "input", "shape": list(index[name].shape)} for name in reads
+        {
+            "name": name,
+            "op": "input",
+            "shape": list(index[name].shape),
+            "dtype": index[name].dtype,
+        }
+        for name in reads
     ]
     for node in nodes:
         op, named = node.op, {role: graph.tensors[name] for role, name in node.tensors.items()}

@@ -252,7 +252,7 @@ def summary(
     model_or_net = unwrapped(model_or_net)
     if example_inputs is None and not isinstance(model_or_net, TernaryNetwork):
         return Summary(tuple(model_rows(as_root(model_or_net), None, config)))
-    arguments = check_inputs("example_inputs", example_inputs)
+    arguments = check_inputs("example_inputs", example_inputs, model_or_net)
     if isinstance(model_or_net, TernaryNetwork):
         return Summary(tuple(_network_rows(model_or_net, arguments)))
     return Summary(tuple(model_rows(as_root(model_or_net), arguments, config)))

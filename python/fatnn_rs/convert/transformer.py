@@ -7,14 +7,14 @@ order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from fatnn_rs.nn.attention import QuantizedAttention, attend
 
-__all__ = ["plain_forward"]
+__all__ = ["plain_forward", "plain_root"]
 
 Forward = Callable[..., Any]
 
@@ -57,6 +57,40 @@ def _attention(module: Any, forward: Forward) -> Forward:
         return (y if module.batch_first else y.transpose(0, 1)), weights
 
     return run
+
+
+class _PlainLayer(nn.TransformerEncoderLayer):
+    """A layer that is traced itself, not called by another module."""
+
+    def forward(
+        self,
+        src: Any,
+        src_mask: Any = None,
+        src_key_padding_mask: Any = None,
+        is_causal: Any = False,
+    ) -> Any:
+        return _layer(self, src)
+
+
+class _PlainEncoder(nn.TransformerEncoder):
+    """Likewise."""
+
+    def forward(
+        self, src: Any, mask: Any = None, src_key_padding_mask: Any = None, is_causal: Any = None
+    ) -> Any:
+        return _encoder(self, src)
+
+
+def plain_root(module: nn.Module, constants: Mapping[str, Any]) -> None:
+    """Let a module that is about to be traced compute what it does without masks, if it has none."""
+    if any(value is not None and value is not False for value in constants.values()):
+        return
+    for kind, plain in (
+        (nn.TransformerEncoderLayer, _PlainLayer),
+        (nn.TransformerEncoder, _PlainEncoder),
+    ):
+        if type(module) is kind and len(constants) == 3:
+            module.__class__ = plain
 
 
 def _layer(layer: Any, x: Any) -> Any:

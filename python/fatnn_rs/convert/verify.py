@@ -224,7 +224,7 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     net
         What :func:`fatnn_rs.convert.convert` made of it (or what was loaded from its file).
     inputs
-        A tensor, or a tuple of the model's positional arguments.
+        A tensor, a tuple of the model's positional arguments, or a dict of keyword arguments.
 
     Returns
     -------
@@ -262,7 +262,7 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
         raise ConversionError(
             f"net: expected what fatnn_rs.convert returns, got {type(net).__name__}"
         )
-    arguments = check_inputs("inputs", inputs)
+    arguments = check_inputs("inputs", inputs, model)
     root = as_root(model)
     observer = _NetworkCodes(net.graph)
     result = net.run_observed(_cloned(arguments), observer, as_run=True)

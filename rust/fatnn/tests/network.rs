@@ -189,7 +189,7 @@ fn bad_inputs_are_errors_that_name_the_layer() {
     assert!(run(&[1, C, 8, 8], 5).contains("expected 4480 elements, got 5"));
     assert!(run(&[usize::MAX, C, 8, 8], 5).contains("fits in memory"));
     assert!(run(&[1, C, 1, 1], C).contains("layer of p"), "{}", run(&[1, C, 1, 1], C));
-    assert!(net.run(&[]).unwrap_err().to_string().contains("inputs of the network"));
+    assert!(net.run::<Input<'_>>(&[]).unwrap_err().to_string().contains("inputs of the network"));
     let mut x = image(1, [8, 8], 4);
     x[77] = f32::NAN;
     let nan = net

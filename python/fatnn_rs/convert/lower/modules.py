@@ -18,7 +18,7 @@ from fatnn_rs.convert.float_thresholds import float_steps
 from fatnn_rs.convert.graph import Ref
 from fatnn_rs.convert.levels import act_kind, coded_levels, codes_dtype, is_two_bit, weight_kind
 from fatnn_rs.convert.lower import functions as rows
-from fatnn_rs.convert.lower import reductions
+from fatnn_rs.convert.lower import masks, reductions
 from fatnn_rs.convert.lower.described import Described, without_bias
 from fatnn_rs.convert.lower.lowering import Lowering, Row
 from fatnn_rs.nn import (
@@ -400,6 +400,7 @@ _AVG = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
 MODULES: dict[type[nn.Module], Row] = {
     **scalar.MODULES,
     **reductions.MODULES,
+    **masks.MODULES,
     TernaryConv1d: _ternary(1),
     TernaryConv2d: _ternary(2),
     TernaryLinear: _ternary(0),

@@ -5,8 +5,8 @@
 //! | [`ActType`] | activations of a layer | `full`, `half`, `uint2`, `binary` |
 //! | [`WeightType`] | weights of a layer | `binary`, `ternary`, `two-bit`, `int8`, `float32` |
 //! | [`CodeType`] | packed codes between layers | `ternary`, `two-bit`, `binary` |
-//! | [`ValueType`] | a value between nodes | `float32`, or codes with channels and groups |
-//! | [`TensorType`] | a stored tensor | `float32`, `int32`, `int64`, `int8`, `binary`, `ternary`, `two-bit` |
+//! | [`ValueType`] | a value between nodes | `float32`, `int32`, `int64`, `bool`, or codes |
+//! | [`TensorType`] | a stored tensor | `float32`, `int32`, `int64`, `int8`, `bool`, or a `WeightKind` |
 //!
 //! Configuration, graph, file, kernels and bindings use only these names.
 

@@ -57,6 +57,12 @@ impl CodeType {
 pub enum ValueType {
     /// float32.
     F32,
+    /// int32.
+    I32,
+    /// int64: ids of tokens and the like.
+    I64,
+    /// bool: masks.
+    Bool,
     /// Packed codes.
     Codes {
         /// What the codes are.
@@ -76,17 +82,39 @@ impl ValueType {
         matches!(self, ValueType::Codes { .. })
     }
 
+    /// Whether it is int32 or int64.
+    pub fn is_integer(self) -> bool {
+        matches!(self, ValueType::I32 | ValueType::I64)
+    }
+
+    /// The types other than codes that the engine has.
+    pub const PLAIN: [ValueType; 4] =
+        [ValueType::F32, ValueType::I32, ValueType::I64, ValueType::Bool];
+
+    /// Its name, unless it is codes.
+    pub fn plain_name(self) -> Option<&'static str> {
+        Some(match self {
+            ValueType::F32 => "float32",
+            ValueType::I32 => "int32",
+            ValueType::I64 => "int64",
+            ValueType::Bool => "bool",
+            ValueType::Other(name) => name,
+            ValueType::Codes { .. } => return None,
+        })
+    }
+
     /// The type of an input, from PyTorch's name of the dtype.
     ///
     /// # Errors
     /// [`crate::Error::Value`] if there is no such type.
     pub fn of_input(name: &str) -> Result<Self> {
-        match INPUT_TYPES.iter().find(|(known, _)| *known == name) {
-            Some(("float32", _)) => Ok(ValueType::F32),
-            Some((known, _)) => Ok(ValueType::Other(known)),
-            None => bad_value(
+        let plain = ValueType::PLAIN.into_iter().find(|plain| plain.plain_name() == Some(name));
+        match (plain, INPUT_TYPES.iter().find(|(known, _)| *known == name)) {
+            (Some(plain), _) => Ok(plain),
+            (None, Some((known, _))) => Ok(ValueType::Other(known)),
+            (None, None) => bad_value(
                 "dtype",
-                "float32, or codes with channels and groups",
+                "float32, int32, int64, bool, or codes with channels and groups",
                 format!("{name:?}"),
             ),
         }
@@ -96,7 +124,9 @@ impl ValueType {
     pub fn element_bytes(self) -> usize {
         match self {
             ValueType::F32 => 4,
-            ValueType::Codes { .. } => 1,
+            // The engine keeps int32 in the same eight bytes as int64.
+            ValueType::I32 | ValueType::I64 => 8,
+            ValueType::Codes { .. } | ValueType::Bool => 1,
             ValueType::Other(name) => {
                 INPUT_TYPES.iter().find(|row| row.0 == name).map_or(4, |row| row.1)
             }
@@ -119,6 +149,9 @@ impl std::fmt::Display for ValueType {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             ValueType::F32 => f.write_str("floats"),
+            ValueType::I32 => f.write_str("int32"),
+            ValueType::I64 => f.write_str("int64"),
+            ValueType::Bool => f.write_str("bool"),
             ValueType::Other(name) => f.write_str(name),
             ValueType::Codes { codes, channels, groups } => {
                 write!(f, "{} codes of ({channels}, {groups}) (channels, groups)", codes.name())
@@ -138,6 +171,8 @@ pub enum TensorType {
     I64,
     /// int8.
     I8,
+    /// bool: a byte each, 0 or 1.
+    Bool,
     /// Weights of a few levels: binary, ternary or two-bit. Arrays hold them as int8, files pack
     /// them.
     Codes(WeightKind),
@@ -145,11 +180,12 @@ pub enum TensorType {
 
 impl TensorType {
     /// All types.
-    pub const ALL: [TensorType; 7] = [
+    pub const ALL: [TensorType; 8] = [
         TensorType::F32,
         TensorType::I32,
         TensorType::I64,
         TensorType::I8,
+        TensorType::Bool,
         TensorType::Codes(WeightKind::Binary),
         TensorType::Codes(WeightKind::Ternary),
         TensorType::Codes(WeightKind::TwoBit),
@@ -169,6 +205,7 @@ impl TensorType {
             TensorType::I32 => "int32",
             TensorType::I64 => "int64",
             TensorType::I8 => "int8",
+            TensorType::Bool => "bool",
             TensorType::Codes(kind) => kind.name(),
         }
     }
@@ -209,7 +246,7 @@ impl TensorType {
         match self {
             TensorType::F32 | TensorType::I32 => 4,
             TensorType::I64 => 8,
-            TensorType::I8 | TensorType::Codes(_) => 1,
+            TensorType::I8 | TensorType::Bool | TensorType::Codes(_) => 1,
         }
     }
 
@@ -224,8 +261,8 @@ impl TensorType {
     }
 }
 
-/// Types that PyTorch allows for an input of a network, with bytes per element. The engine only
-/// runs float32.
+/// Types that PyTorch allows for an input of a network, with bytes per element. The engine runs
+/// [`ValueType::PLAIN`].
 pub const INPUT_TYPES: &[(&str, usize)] = &[
     ("float32", 4),
     ("float64", 8),

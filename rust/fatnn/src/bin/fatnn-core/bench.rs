@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use fatnn::net::{self, Input, Network};
+use fatnn::net::{self, Array, Input, Network};
 use fatnn::parallel;
 use serde_json::json;
 
@@ -57,10 +57,19 @@ pub(crate) fn bench(
         format!("--batch {batch}: inputs of the shapes {shapes:?} do not fit in memory")
     })?;
     let arrays: Vec<Vec<f32>> = sizes.into_iter().map(random).collect();
-    let inputs: Vec<Input<'_>> = shapes
+    // Ids and masks are zeros: every table has a first row.
+    let largest = arrays.iter().map(Vec::len).max().unwrap_or(0);
+    let (wide, narrow, mask) = (vec![0i64; largest], vec![0i32; largest], vec![0u8; largest]);
+    let inputs: Vec<Array<'_>> = shapes
         .iter()
         .zip(&arrays)
-        .map(|(shape, data)| Input { shape: shape.as_slice(), data, channels_last: false })
+        .zip(network.input_types())
+        .map(|((shape, data), dtype)| match dtype {
+            "int64" => Array::I64(shape, &wide[..data.len()]),
+            "int32" => Array::I32(shape, &narrow[..data.len()]),
+            "bool" => Array::Bool(shape, &mask[..data.len()]),
+            _ => Input { shape, data, channels_last: false }.into(),
+        })
         .collect();
     for _ in 0..rounds.div_ceil(5) {
         network.run(&inputs)?;

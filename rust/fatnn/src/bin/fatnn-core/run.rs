@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use fatnn::net::{Input, Network};
+use fatnn::net::Network;
 
 use crate::{Failure, npy};
 
@@ -22,9 +22,9 @@ pub(crate) fn run(file: &Path, input: &Path, out: Option<&Path>) -> Result<Strin
         )
         .into());
     }
-    let (shape, data) = npy::read(input)?;
+    let input = npy::read(input)?;
     let start = Instant::now();
-    let mut outputs = network.run(&[Input { shape: &shape, data: &data, channels_last: false }])?;
+    let mut outputs = network.run(&[input.array()])?;
     let seconds = start.elapsed().as_secs_f64();
     let output = outputs.remove(0);
     let values = output.channels_first()?;
