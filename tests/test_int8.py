@@ -209,7 +209,7 @@ def test_wrong_inputs_and_too_large_layers_are_refused() -> None:
     layer(torch.ones(1, 133_000))
     net = convert(nn.Sequential(layer).eval(), torch.ones(1, 133_000))
     assert torch.equal(net(torch.ones(1, 133_000)), layer(torch.ones(1, 133_000)))
-    with pytest.raises(ConfigError, match=r"exactly a torch\.nn\.Conv2d.*Linear"):
+    with pytest.raises(ConfigError, match=r"takes a torch\.nn\.Conv2d, got.*Linear"):
         Int8Conv2d.from_float(nn.Linear(3, 4))
 
 

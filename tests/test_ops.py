@@ -328,7 +328,7 @@ SQUARE = ((3, 3), (1, 1), (0, 0), (1, 1))
             lambda: ops.conv_codes(
                 CODES, BLOB, -torch.arange(24, dtype=torch.int32).view(3, 8), 8, *SQUARE
             ),
-            "thresholds: expected none below the one before, got 0 and then -8 for channel 0",
+            "thresholds: expected no decrease within a channel, got 0 and then -8 for channel 0",
         ),
         (
             lambda: ops.conv_codes(

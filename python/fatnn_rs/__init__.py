@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fatnn_rs._core import __version__, cpu_info, get_num_threads, set_num_threads
     from fatnn_rs.bench.measure import bench
     from fatnn_rs.convert.api import convert
+    from fatnn_rs.convert.explain import explain
     from fatnn_rs.convert.file import load, save
     from fatnn_rs.convert.submodule import convert_submodule
     from fatnn_rs.convert.summary import summary
@@ -50,6 +51,7 @@ __all__ = [
     "convert",
     "convert_submodule",
     "cpu_info",
+    "explain",
     "get_num_threads",
     "load",
     "load_numpy",
@@ -71,6 +73,7 @@ _LAZY = {
     "convert": "fatnn_rs.convert",
     "convert_submodule": "fatnn_rs.convert",
     "cpu_info": "fatnn_rs._core",
+    "explain": "fatnn_rs.convert",
     "get_num_threads": "fatnn_rs._core",
     "load": "fatnn_rs.convert",
     "load_numpy": "fatnn_rs.numpy_network",

@@ -289,7 +289,12 @@ def inspect(network: Network, as_json: Json = False) -> None:
 def run(
     network: Network,
     inputs: Annotated[
-        Path, typer.Argument(help="A float32 array, .npy.", exists=True, dir_okay=False)
+        Path,
+        typer.Argument(
+            help="Input array, .npy, of the type that the network takes.",
+            exists=True,
+            dir_okay=False,
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="Write the output here, .npy.")] = None,
     as_json: Json = False,
@@ -304,9 +309,10 @@ def run(
         raise InputError(f"{inputs}: expected an array in .npy format: {error}") from error
     if not isinstance(array, np.ndarray):
         raise InputError(f"{inputs}: expected one array in .npy format, got an archive of several")
-    if array.dtype != np.float32:
+    if array.dtype.name not in ("float32", "int32", "int64", "bool"):
         raise InputError(
-            f"{inputs}: expected float32, got {array.dtype}; save array.astype(numpy.float32)"
+            f"{inputs}: expected float32 (or int32, int64 or bool, where the network takes those), got {array.dtype}; "
+            "save array.astype(numpy.float32)"
         )
     given: Any = np.ascontiguousarray(array)
     if _has("torch"):

@@ -17,7 +17,15 @@ import numpy.typing as npt
 
 from fatnn_rs import _core
 from fatnn_rs.errors import ConfigError, FormatError, InputError, LimitError, UnsupportedError
-from fatnn_rs.report import NotFused, Report, ReportRow, runs
+from fatnn_rs.report import (
+    NotFused,
+    Report,
+    ReportRow,
+    engine_refusal,
+    macs,
+    missing_operations,
+    runs,
+)
 from fatnn_rs.signature import arguments_from_json, bind_call
 
 __all__ = ["NumpyNetwork", "load", "load_numpy", "read_report"]
@@ -55,8 +63,10 @@ class NumpyNetwork:
 
         Parameters
         ----------
-            The original model's arguments, with float32 arrays of shape (batch, channels, spatial
-            axes) in place of tensors. Other arguments must have the values they had at conversion.
+        *args, **kwargs
+            The original model's arguments, with arrays in place of tensors: float32 of shape
+            (batch, channels, spatial axes), int64 token ids, bool masks. Other arguments must have
+            the values they had at conversion.
 
         Returns
         -------
@@ -74,7 +84,10 @@ class NumpyNetwork:
         """
         names = [name for name, _ in self.inputs]
         inputs = bind_call(self._arguments, args, kwargs)
-        arrays = [_as_float32(name, x) for name, x in zip(names, inputs, strict=True)]
+        arrays = [
+            _checked(name, x, dtype)
+            for name, x, dtype in zip(names, inputs, self._network.input_types, strict=True)
+        ]
         results = self._network.run(arrays, [False] * len(arrays))
         values = {
             name: np.asarray(result, order="C")
@@ -127,7 +140,11 @@ def load_numpy(
     """
     bounds = checked_limits(max_bytes, max_macs)
     graph, file = _read(path)
-    network = _core.Network(*file, None, *bounds)
+    try:
+        network = _core.Network(*file, None, *bounds)
+    except UnsupportedError as error:
+        overview = _report(graph, file, None, in_engine=False).overview
+        raise UnsupportedError(f"{error}. {overview}") from error
     return NumpyNetwork(
         network, graph["outputs"], _report(graph, file, network), graph.get("arguments")
     )
@@ -188,10 +205,10 @@ def read_report(path: str | os.PathLike[str]) -> Report:
         network = _core.Network(*file, None, _core.MAX_BYTES, _core.MAX_MACS)
     except LimitError as error:
         report = _report(graph, file, None)
-        return Report(report.rows, (*report.notes, f"above the default limits: {error}"))
+        return report.with_notes([f"above the default limits: {error}"])
     except UnsupportedError as error:
         report = _report(graph, file, None, in_engine=False)
-        return Report(report.rows, (*report.notes, f"needs torch to run: {error}"))
+        return report.with_notes([f"needs torch to run: {error}"])
     return _report(graph, file, network)
 
 
@@ -227,39 +244,56 @@ def _report(
     graph: dict[str, Any], file: _File, network: _core.Network | None, in_engine: bool = True
 ) -> Report:
     """Describe a file's graph, and the nodes that ``network`` did not fuse."""
-    rows = tuple(
-        ReportRow(
-            name=row["layer"],
-            op=row["op"],
-            runs=runs(row["op"], in_engine),
-            shape=row["shape"],
-            macs=row["macs"],
-            packed_bytes=row["packed_bytes"],
-            note=row["note"],
+    nodes = {node["name"]: node for node in graph["nodes"]}
+    computed = [node for node in graph["nodes"] if node["op"] != "input"]
+    reads = [[tuple(nodes[name]["shape"]) for name in node["inputs"]] for node in computed]
+    rows = []
+    for row, node, shapes in zip(_core.graph_report(*file), computed, reads, strict=True):
+        where = runs(row["op"], in_engine)
+        refused = engine_refusal(row["op"], json.dumps(node["attrs"]), shapes)
+        rows.append(
+            ReportRow(
+                name=row["layer"],
+                op=row["op"],
+                runs=where,
+                shape=row["shape"],
+                macs=row["macs"] or macs(row["op"], row["shape"], None, shapes, node["attrs"]),
+                packed_bytes=row["packed_bytes"],
+                note=row["note"],
+                rule="engine" if where == "torch" else "",
+                reason=refused or "a part of the file needs torch" if where == "torch" else "",
+            )
         )
-        for row in _core.graph_report(*file)
+    missing = missing_operations(
+        (node["op"], json.dumps(node["attrs"]), shapes)
+        for node, shapes in zip(computed, reads, strict=True)
     )
     not_fused = () if network is None else tuple(NotFused(*found) for found in network.not_fused)
-    return Report(rows, tuple(graph.get("notes", ())), not_fused)
+    return Report(
+        tuple(rows),
+        tuple(graph.get("notes", ())),
+        not_fused,
+        segments=int(network is not None),
+        missing=missing,
+    )
 
 
-def _as_float32(name: str, x: Any) -> npt.NDArray[np.float32]:
+def _checked(name: str, x: Any, dtype: str) -> npt.NDArray[Any]:
     """Validate one input and return it C-contiguous, aligned and in native byte order."""
     if not isinstance(x, np.ndarray):
         raise InputError(
             f"input {name!r}: expected a NumPy array, got {type(x).__name__}; "
             "convert it with numpy.asarray"
         )
-    if type(x) is np.ndarray and x.dtype == np.float32 and x.flags.c_contiguous and x.flags.aligned:
+    if type(x) is np.ndarray and x.dtype == dtype and x.flags.c_contiguous and x.flags.aligned:
         return x
     if isinstance(x, np.ma.MaskedArray):
         raise InputError(
             f"input {name!r}: expected an array without a mask; fill it with .filled(...)"
         )
-    if x.dtype != np.float32:
+    if x.dtype != dtype:
         raise InputError(
-            f"input {name!r}: expected float32, got {x.dtype}; "
-            "convert it with .astype(numpy.float32)"
+            f"input {name!r}: expected {dtype}, got {x.dtype}; convert it with .astype({dtype!r})"
         )
     # Not `ascontiguousarray`, which leaves unaligned arrays unaligned.
     return np.require(x, requirements=["C", "A", "E"])

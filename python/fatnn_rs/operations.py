@@ -31,6 +31,8 @@ class Operation:
         Role → (allowed element types, required).
     reads_codes, makes_codes
         Whether the first input, and the result, are codes rather than floats.
+    reads_plain
+        Whether inputs may be integers or masks rather than floats.
     signature
         For instance ``"codes -> float"``.
     exactness
@@ -53,6 +55,7 @@ class Operation:
     attrs: Mapping[str, tuple[str, bool]]
     tensors: Mapping[str, tuple[tuple[str, ...], bool]]
     reads_codes: bool
+    reads_plain: bool
     makes_codes: bool
     signature: str
     exactness: str

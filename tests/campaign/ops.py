@@ -352,6 +352,8 @@ PUBLIC: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("fatnn.prepare(make(), fatnn.TernaryConfig(first='ternary', last='int8'), {0})", ("x",)),
     ("fatnn.convert({0}, {1}, {2})", ("model", "x", "'torch'")),
     ("fatnn.convert(model, {0})", ("x",)),
+    ("fatnn.explain({0}, {1})", ("model", "x")),
+    ("net.profile({0}, rounds={1})", ("x", "1")),
     ("fatnn.save({0}, {1})", ("net", "'other'")),
     ("fatnn.load({0}, {1})", ("'net'", "'torch'")),
     ("fatnn.load_numpy({0})", ("'net'",)),

@@ -738,6 +738,35 @@ class Builder:
             )
         return self.add(form[:60], [], form.split("; "))
 
+    def masks(self) -> bool:
+        """Masks, ids and choices, which are made of floats here, of sizes, or of constants."""
+        x, name, n = self.x, self.name("m"), self.number()
+        last = x.shape[-1] if x.dim() else 1
+        form = self.pick(
+            f"x = torch.where(x > {n}, x, x * 0.5)",
+            "x = torch.where(x < x.flip(-1), x, 0.25)",
+            f"x = x.masked_fill(x <= {n}, 0.5)",
+            f"x = x.masked_fill((x != 0) & ~(x > {n}), -1.0)",
+            f"x = x * (x >= {n})",
+            f"x = x * (x == x).float() + (x > {n}).long()",
+            "x = x.masked_fill(torch.arange(x.shape[-1]) > 1, 0.0)",
+            f"x = x.masked_fill(torch.ones({last}, {last}, dtype=torch.bool).triu(1)[-1], 1.0)",
+            "x = x + torch.arange(x.shape[-1]).flip(0) * 2",
+            "x = x + torch.cumsum(torch.ones(x.shape[-1], dtype=torch.long), 0)",
+            "x = x * torch.logical_xor(x > 0, torch.arange(x.shape[-1]) % 2 == 0)",
+            f"x = x + self.{name}((x > {n}).long().flatten(1).cumsum(1) % 7).mean((1, 2)).sum()",
+            f"x = x + self.{name}(torch.arange(x.shape[-1]))[:, 0]",
+            f"x = x + self.{name}((x > {n}).int())[..., 1]",
+            "x = torch.einsum('ij,kj->ik', x.flatten(1), x.flatten(1))",
+            "x = torch.einsum('ijk,ilk->ijl', x, x)",
+            "x = torch.baddbmm(x, x, x.transpose(1, 2) @ x, beta=0.5)",
+            "x = x + torch.zeros_like(x[:1])",
+            "x = torch.cat([x, x.new_ones(x.shape[0], *x.shape[1:])], 1)",
+        )
+        tag = form.replace(name, "m").replace(n, "n").replace(str(last), "k")
+        init = [f"self.{name} = nn.Embedding({max(7, last)}, 3)"] if f"self.{name}" in form else []
+        return self.add(tag[:60], init, [form])
+
     def branch(self) -> bool:
         b = self.x.shape[0]
         n = self.number()
@@ -809,6 +838,7 @@ class Builder:
             (1.2, self.broadcast),
             (STRANGE * 2.5, self.mutate),
             (STRANGE * 2.5, self.reshape),
+            (STRANGE, self.masks),
             (STRANGE * 0.7, self.branch),
         ]
         weights, calls = zip(*steps, strict=True)

@@ -9,6 +9,7 @@ operation, a row in :mod:`.torch_ops.floats`.
 from __future__ import annotations
 
 from fatnn_rs.convert.api import convert
+from fatnn_rs.convert.explain import explain
 from fatnn_rs.convert.file import load, save
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.report import Report
@@ -23,6 +24,7 @@ __all__ = [
     "VerifyReport",
     "convert",
     "convert_submodule",
+    "explain",
     "load",
     "save",
     "summary",

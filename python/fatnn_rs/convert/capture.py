@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fatnn_rs.contained import register_contained
 from fatnn_rs.convert.record import TensorMeta, record
 from fatnn_rs.convert.structure import fill, leaves, plain, refilled, same_values
-from fatnn_rs.convert.transformer import plain_forward
+from fatnn_rs.convert.transformer import plain_forward, plain_root
 from fatnn_rs.errors import ConversionError, FatnnError
 from fatnn_rs.nn import QuantizedLayer
 from fatnn_rs.replica import patched_methods, replica
@@ -202,6 +204,23 @@ def _faithful_proxies() -> Iterator[None]:
                 setattr(fx.Proxy, name, method)
 
 
+#: Modules whose functions torch.fx keeps as one call, and that are better seen through.
+_OPENED = frozenset({"torchvision.models.swin_transformer"})
+
+
+@contextmanager
+def _opened() -> Iterator[None]:
+    """Let torch.fx look into functions that their module wrapped: what they do has rows of its own."""
+    patched = _symbolic_trace._wrapped_fns_to_patch
+    kept = {key: scope for key, scope in patched.items() if scope.get("__name__") in _OPENED}
+    try:
+        for key in kept:
+            del patched[key]
+        yield
+    finally:
+        patched.update(kept)
+
+
 def copies(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Clone all tensors, so that a model that works in place cannot change the caller's."""
     return tuple(
@@ -259,9 +278,11 @@ def _by_fx(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captu
     ):
         return "it takes arguments that are neither tensors nor plain constants"
     traced = replica(model)
+    register_contained(traced)
+    plain_root(traced, constants)
     tracer = _Tracer()
     try:
-        with _faithful_proxies():
+        with _faithful_proxies(), _opened():
             graph = tracer.trace(traced, concrete_args=constants)
         module = fx.GraphModule(tracer.root, graph)
     except _UntraceableError as error:
@@ -302,8 +323,6 @@ def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, bool]
     run = replica(model)
     try:
         expected, again = run(*copies(arguments)), run(*copies(arguments))
-        with _AsksFormat() as watch:  # this mode disables torch's fast paths, so it runs apart
-            run(*copies(arguments))
     except FatnnError as error:
         raise ConversionError(
             f"{type(model).__name__} fails on the example inputs: {error}"
@@ -319,9 +338,9 @@ def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, bool]
             "random numbers, or keeps state from call to call, which a converted network does not; "
             "make forward a function of its arguments in eval mode"
         )
-    _check_state(model, run, arguments)
+    asked = _check_state(model, run, arguments)
     _check_grad_mode(model, arguments, expected)
-    return expected, watch.asked
+    return expected, asked
 
 
 def other_values(arguments: tuple[Any, ...], factor: float) -> tuple[Any, ...]:
@@ -338,8 +357,13 @@ def other_values(arguments: tuple[Any, ...], factor: float) -> tuple[Any, ...]:
     return tuple(pytree.tree_map(changed, list(arguments)))
 
 
-def _check_state(model: nn.Module, used: nn.Module, arguments: tuple[Any, ...]) -> None:
+def _check_state(model: nn.Module, used: nn.Module, arguments: tuple[Any, ...]) -> bool:
     """Compare a model that has run with a fresh one, on other values.
+
+    Returns
+    -------
+    bool
+        Whether the model asks for memory formats.
 
     Raises
     ------
@@ -347,23 +371,28 @@ def _check_state(model: nn.Module, used: nn.Module, arguments: tuple[Any, ...]) 
         If they differ: the first call changed the model's state.
     """
     others = other_values(arguments, 1.25)
+    watch = _AsksFormat()
     try:
-        fresh, after = replica(model)(*copies(others)), used(*copies(others))
+        with watch:  # this mode disables torch's fast paths, in both runs
+            fresh, after = replica(model)(*copies(others)), used(*copies(others))
     except Exception:  # the model refuses the other values
-        return
+        with watch:
+            used(*copies(arguments))
+        return watch.asked
     if problem := same_values(fresh, after):
         raise ConversionError(
             f"{type(model).__name__} gives another result after an earlier call ({problem}): it "
             "keeps state from call to call, which a converted network does not; make forward a "
             "function of its arguments in eval mode"
         )
+    return watch.asked
 
 
 def _check_grad_mode(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> None:
     """Refuse a model whose outputs change by more than rounding when gradients are recorded."""
     try:
         with torch.enable_grad():
-            other = replica(model)(*copies(arguments))
+            other = _without_saved(model, arguments)
     except Exception:  # an in-place write, say, that autograd refuses
         return
     detached = fill(plain(other), lambda v: v.detach() if isinstance(v, Tensor) else v)
@@ -373,6 +402,20 @@ def _check_grad_mode(model: nn.Module, arguments: tuple[Any, ...], expected: Any
             f"({problem}), and a converted network does not record any; let forward not branch on "
             "torch.is_grad_enabled() or requires_grad"
         )
+
+
+def _without_saved(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
+    """Run a model without keeping activations for a backward pass that does not come."""
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda saved: None, _refuse_backward)
+    try:
+        with hooks:
+            return replica(model)(*copies(arguments))
+    except Exception:  # it takes a gradient itself, say
+        return replica(model)(*copies(arguments))
+
+
+def _refuse_backward(kept: None) -> Any:
+    raise RuntimeError("activations were not kept")
 
 
 @torch.no_grad()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fatnn_rs.contained import named_modules
 from fatnn_rs.convert.levels import ACT_LEVELS, WEIGHT_LEVELS
 from fatnn_rs.errors import ConversionError, InputError
 from fatnn_rs.nn import QuantizedLayer, TernaryLayer
@@ -20,7 +22,7 @@ __all__ = ["as_root", "check_inputs", "check_model", "check_reached", "quantized
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
     """Every ternary and int8 layer by its qualified name."""
     return {
-        name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)
+        name: module for name, module in named_modules(model) if isinstance(module, QuantizedLayer)
     }
 
 
@@ -29,14 +31,53 @@ def as_root(model: nn.Module) -> nn.Module:
     return nn.Sequential(model).eval() if isinstance(model, QuantizedLayer) else model
 
 
-def check_inputs(what: str, inputs: Any) -> tuple[Any, ...]:
-    """Return inputs as positional arguments: a tensor, or a tuple or list whose first tensor leads.
+def _positional(what: str, inputs: Mapping[str, Any], model: nn.Module) -> tuple[Any, ...]:
+    """Keyword arguments as positional ones, defaults filled in.
 
     Raises
     ------
     InputError
-        Where there is no tensor among them.
+        The model's forward has no argument of a name, has it by name only, or needs another one.
     """
+    parameters = inspect.signature(model.forward).parameters
+    known = [
+        name
+        for name, p in parameters.items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY)
+    ]
+    forward = f"{type(model).__name__}.forward"
+    if unknown := [name for name in inputs if name not in known]:
+        raise InputError(
+            f"{what}: expected names of positional arguments of {forward} ({', '.join(known)}), got {unknown[0]!r}; "
+            "give those, or wrap the model in a module that takes what it needs"
+        )
+    last = max((known.index(name) for name in inputs), default=-1)
+    made = []
+    for name in known[: last + 1]:
+        value = inputs.get(name, parameters[name].default)
+        if value is inspect.Parameter.empty:
+            raise InputError(
+                f"{what}: {forward} needs {name!r}, which is missing among {', '.join(inputs)}; give it, too"
+            )
+        made.append(value)
+    return tuple(made)
+
+
+def check_inputs(what: str, inputs: Any, model: nn.Module | None = None) -> tuple[Any, ...]:
+    """Return inputs as positional arguments: a tensor, or a tuple or list whose first tensor leads.
+
+    With a ``model``, a mapping is keyword arguments of its forward, unless forward takes one
+    mapping.
+
+    Raises
+    ------
+    InputError
+        Where there is no tensor among them, or keywords are not those of the model.
+    """
+    if isinstance(inputs, Mapping) and model is not None:
+        names = inspect.signature(model.forward).parameters
+        if any(key in names for key in inputs):
+            inputs = _positional(what, inputs, model)
     arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     if not any(isinstance(value, Tensor) for value in arguments):
         got = ", ".join(type(value).__name__ for value in arguments) or "nothing"
@@ -65,7 +106,7 @@ def check_model(model: nn.Module, quantized: bool = True) -> None:
             f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to convert; call "
             "fatnn_rs.prepare(model) first, and train it"
         )
-    for name, module in model.named_modules():
+    for name, module in model.named_modules():  # model.eval() reaches no others
         if module.training:
             where = f"module {name!r}" if name else type(model).__name__
             raise ConversionError(
@@ -89,27 +130,41 @@ def check_model(model: nn.Module, quantized: bool = True) -> None:
         )
 
 
-def check_reached(graph: fx.Graph, root: nn.Module) -> None:
+def check_reached(graph: fx.Graph, root: nn.Module) -> list[str]:
     """Check the quantized layers that a captured graph calls; those that it never reaches are left out.
+
+    Returns
+    -------
+    list of str
+        Remarks about layers that have seen nothing but zeros.
 
     Raises
     ------
     ConversionError
         Activation steps that were never initialised.
     """
+    modules = dict(named_modules(root))
+    zeros: list[str] = []
     for node in graph.nodes:
         name = node.target if node.op == "call_module" else None
         if node.op == "call_function" and getattr(node.target, "__name__", "").startswith(
             "module_call"
         ):
             name = node.args[1]
-        layer = root.get_submodule(name) if isinstance(name, str) else None
-        if isinstance(layer, QuantizedLayer) and not layer.act_quant.initialized:
+        layer = modules.get(name) if isinstance(name, str) else None
+        if not isinstance(layer, QuantizedLayer) or layer.act_quant.initialized:
+            continue
+        if not layer.act_quant.saw_only_zeros:
             raise ConversionError(
-                f"layer {name!r}: its activation steps were never initialised, for it has seen nothing but zeros (a "
-                "branch that is zero at first feeds it, say); train the model, or leave the layer out with "
-                "TernaryConfig(skip=...)"
+                f"layer {name!r}: its activation steps were never initialised; train the model, "
+                "give fatnn_rs.nn.calibrate(model, inputs) a batch of real data, or leave the layer out "
+                "with TernaryConfig(skip=...)"
             )
+        if name not in zeros:
+            zeros.append(str(name))
+    if not zeros:
+        return []
+    return [f"has seen only zeros, so its activation steps are a default: {', '.join(zeros)}"]
 
 
 def _check_levels(name: str, layer: TernaryLayer) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fatnn_rs.convert.thresholds import spread
 
-__all__ = ["fma", "same_bits", "single_fma", "slope"]
+__all__ = ["fma", "same_bits", "sample", "single_fma", "slope"]
 
 _EXPONENTS = (0, 24, 48, 64, 80, 96, 112, 126)
 _POINTS = 1024
@@ -49,6 +49,8 @@ def _fma(x: Array, scale: Array, bias: Array) -> Array:
     total = product + addend
     part = total - product
     lost = (product - (total - part)) + (addend - part)
+    if not lost.any():
+        return total.astype(np.float32)
     bits = total.view(np.int64)
     even = (bits & 1) == 0
     towards = np.where((lost > 0) == (total > 0), 1, -1)
@@ -63,16 +65,16 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 @torch.no_grad()
 def single_fma(
-    function: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, dims: int
+    function: Callable[[Tensor], Tensor], points: Tensor, dims: int
 ) -> tuple[Tensor, Tensor | None] | None:
-    """Find factors so that ``fma(acc, scale, bias)`` equals ``function(acc)`` over ``[low, high]``.
+    """Find factors so that ``fma(acc, scale, bias)`` equals ``function(acc)`` at ``points``.
 
     Parameters
     ----------
     function
         Per-channel function of accumulators laid out by :func:`fatnn_rs.convert.thresholds.spread`.
-    low, high
-        int64 [n]: the accumulator's range.
+    points
+        int64 [P, n]: accumulators, as :func:`sample` chooses them.
     dims
         Spatial dimensions: 0, 1 or 2.
 
@@ -90,17 +92,22 @@ def single_fma(
         y = function(x)
         return y if dims == 0 else y.reshape(y.shape[1], -1).t()
 
-    bias = evaluate(torch.zeros(1, len(low), dtype=torch.float64, device="cpu"))[0]
-    scale = slope(evaluate, len(low))
+    channels = points.shape[1]
+    bias = evaluate(torch.zeros(1, channels, dtype=torch.float64, device="cpu"))[0]
+    scale = slope(evaluate, channels)
     if scale is None or not bool(torch.isfinite(bias).all()):
         return None
-    points = _sample(low, high)
-    wanted = [evaluate(points, channels_last) for channels_last in (False, True)]
-    predicted = torch.from_numpy(fma(points.float().numpy(), scale.numpy(), bias.numpy()))
-    if not all(same_bits(predicted, one) for one in wanted):
-        return None
+    x, formats = points.float(), (False, True) if dims == 2 else (False,)
+    wanted = [evaluate(x, channels_last) for channels_last in formats]
+    # In blocks, because a wrong pair shows in the first one.
+    rows = max(1, _BLOCK // max(channels, 1))
+    for start in range(0, len(x), rows):
+        block = slice(start, start + rows)
+        predicted = torch.from_numpy(fma(x[block].numpy(), scale.numpy(), bias.numpy()))
+        if not all(same_bits(predicted, one[block]) for one in wanted):
+            return None
     # Leave the sum out only if bits stay equal: adding +0 turns -0 into +0.
-    bare = not bool(bias.any()) and all(same_bits(points.float() * scale, one) for one in wanted)
+    bare = not bool(bias.any()) and all(same_bits(x * scale, one) for one in wanted)
     return scale.clone(), None if bare else bias.clone()
 
 
@@ -132,16 +139,18 @@ def slope(evaluate: Callable[[Tensor], Tensor], channels: int) -> Tensor | None:
     return scale if bool(torch.isfinite(scale).all()) else None
 
 
-def _sample(low: Tensor, high: Tensor) -> Tensor:
-    """Points of each channel's range, int64 [P, n]: all integers, or an even and random choice."""
+def sample(low: Tensor, high: Tensor) -> Tensor:
+    """Return points of each channel's range, int64 [P, n]: all, or an even and random choice."""
     span = high - low
     count = int(span.max()) + 1
     if count <= _POINTS:
         return torch.minimum(torch.arange(count, device="cpu")[:, None], span) + low
     generator = torch.Generator("cpu").manual_seed(0)
-    even = torch.linspace(0, 1, _POINTS // 2, dtype=torch.float64, device="cpu")[:, None]
-    random = torch.rand(
-        _POINTS // 2, len(low), generator=generator, dtype=torch.float64, device="cpu"
-    )
-    even, random = (even * span).round().long(), (random * (span + 1)).long()
-    return torch.cat([even, torch.minimum(random, span)]) + low
+    half = _POINTS // 2
+    points = torch.empty(2 * half, len(low), dtype=torch.int64, device="cpu")
+    even = torch.linspace(0, 1, half, dtype=torch.float64, device="cpu")[:, None]
+    points[:half] = (even * span).round_()
+    random = torch.rand(half, len(low), generator=generator, dtype=torch.float64, device="cpu")
+    points[half:] = random.mul_(span + 1)
+    torch.minimum(points[half:], span, out=points[half:])
+    return points.add_(low)

@@ -7,7 +7,7 @@ to them by role. A graph without ``torch`` nodes is JSON plus tensors: the conte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from fatnn_rs.convert.structure import Container
 from fatnn_rs.signature import Argument
 
-__all__ = ["Dtype", "Graph", "Node", "Ref"]
+__all__ = ["Dtype", "Graph", "Node", "NodeIndex", "Ref"]
 
 #: Type of a value: "float32" or ``{"codes": "ternary", "channels": 64, "groups": 1}``. Inputs may
 #: have any of torch's types.
@@ -55,6 +55,8 @@ class Node:
         Type of the value; meaningless for torch nodes.
     note
         Why it runs where it does, for the report.
+    macs
+        Multiply-accumulates of a torch node at the example inputs. Not saved.
     call
         The eager module, or a torch node's target. Not saved.
     arguments
@@ -70,6 +72,7 @@ class Node:
     shape: tuple[int, ...] = ()
     dtype: Dtype = "float32"
     note: str = ""
+    macs: int = 0
     call: Callable[..., Any] | None = None
     arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
@@ -142,28 +145,27 @@ class Graph:
         name = node.tensors[role]
         return self.dtypes.get(name) or str(self.tensors[name].dtype).removeprefix("torch.")
 
-    def add_tensor(self, name: str, tensor: Tensor, dtype: str | None = None) -> str:
+    def add_tensor(
+        self, name: str, tensor: Tensor, dtype: str | None = None, own: bool = False
+    ) -> str:
         """Keep a copy of a tensor under ``name``, or a numbered variant of it; return its name.
 
-        ``dtype`` names the type of weights that are codes, as :attr:`dtypes` does.
+        ``dtype`` names the type of weights that are codes, as :attr:`dtypes` does. With ``own``
+        the tensor belongs to the graph already and is kept itself.
         """
         free, number = name, 1
         while free in self.tensors:
             number += 1
             free = f"{name}.{number}"
-        self.tensors[free] = tensor.detach().clone().contiguous()
+        kept = tensor.detach()
+        self.tensors[free] = (kept if own else kept.clone()).contiguous()
         if dtype is not None:
             self.dtypes[free] = dtype
         return free
 
     def fresh_name(self, name: str) -> str:
         """Return ``name``, or a numbered variant that no node has."""
-        taken = {node.name for node in self.nodes}
-        free, number = name, 1
-        while free in taken:
-            number += 1
-            free = f"{name}_{number}"
-        return free
+        return unused_name(name, {node.name for node in self.nodes})
 
     def rename_value(self, old: str, new: str) -> None:
         """Make every reader of ``old`` read ``new``."""
@@ -175,6 +177,34 @@ class Graph:
                 )
                 node.arguments = (args, kwargs)
         self.outputs = map_refs(self.outputs, lambda ref: Ref(new) if ref.name == old else ref)
+
+
+class NodeIndex:
+    """Name → node, of a graph that rows append nodes to, or take their last ones back from."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._known: list[Node] = []
+        self._index: dict[str, Node] = {}
+
+    def nodes(self) -> dict[str, Node]:
+        """Return the index of the present nodes; do not change it."""
+        nodes, known = self._graph.nodes, self._known
+        while known and (len(known) > len(nodes) or known[-1] is not nodes[len(known) - 1]):
+            del self._index[known.pop().name]
+        for node in nodes[len(known) :]:
+            known.append(node)
+            self._index[node.name] = node
+        return self._index
+
+
+def unused_name(name: str, taken: Collection[str]) -> str:
+    """Return ``name``, or a numbered variant that is not taken."""
+    free, number = name, 1
+    while free in taken:
+        number += 1
+        free = f"{name}_{number}"
+    return free
 
 
 def refs(structure: Any) -> Iterator[Ref]:

@@ -8,7 +8,7 @@ and which nodes write.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -243,10 +243,15 @@ class Aliases:
             if n.op == "placeholder" and n in self._seen and self._seen[n].memory & written
         ]
 
-    def depends_on_sizes(self) -> str:
-        """Name of a written node that is a view at some sizes and a copy at others, or empty."""
+    def depends_on_sizes(self, computed: Container[fx.Node] = ()) -> str:
+        """Name of a written node that is a view at some sizes and a copy at others, or empty.
+
+        Nodes that are ``computed`` already do not count.
+        """
         written = frozenset[int]().union(*(seen.writes for seen in self._seen.values()))
         for node in self._nodes:
+            if node in computed:
+                continue
             name = (
                 node.target
                 if isinstance(node.target, str)

@@ -8,14 +8,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fatnn_rs.convert.engine import FLOAT_LAYERS, Segment, partition
-from fatnn_rs.convert.graph import Graph, Node, Ref, refs
+from fatnn_rs.convert.engine import FLOAT_LAYERS, Reason, Segment, partition
+from fatnn_rs.convert.graph import Graph, Node, Ref
 from fatnn_rs.convert.inputs import check_call, check_input, refuse_tracing
 from fatnn_rs.convert.memory_format import in_layout
 from fatnn_rs.convert.network_op import (
@@ -26,16 +25,21 @@ from fatnn_rs.convert.network_op import (
     output_names,
     register,
 )
+from fatnn_rs.convert.plan import ExecutionStep, Observer, dry_run, observe_segment, plan_of
+from fatnn_rs.convert.profile import Timer, measure
 from fatnn_rs.convert.report import Report, make_report
 from fatnn_rs.convert.structure import fill
-from fatnn_rs.convert.torch_ops import bind
 from fatnn_rs.errors import ConfigError, UnsupportedError
+from fatnn_rs.overview import Profile
 from fatnn_rs.signature import Argument, bind_call
 
 __all__ = ["TernaryNetwork"]
 
-#: Sees every node's value as it is made.
-Observer = Callable[[Node, Any, list[Any]], None]
+#: What a network makes of its graph, and does not pickle.
+_DERIVED = (
+    *("_parts", "_why", "_single", "_single_lock", "_inputs"),
+    *("_arguments", "_simple", "_constants", "key"),
+)
 
 
 class TernaryNetwork(nn.Module):
@@ -84,6 +88,7 @@ class TernaryNetwork(nn.Module):
         self.output_layouts: dict[str, str] = {}
         self.training = False
         self._excluded: frozenset[str] = frozenset()
+        self._profile: Profile | None = None
         self._prepare()
 
     def _prepare(self) -> None:
@@ -99,7 +104,9 @@ class TernaryNetwork(nn.Module):
             for name in n.tensors.values()
         ]
         self._constants = {tensor.untyped_storage().data_ptr() for tensor in constants}
-        self._parts = _plan(graph, partition(graph, self.float_layers, self._excluded, self.family))
+        self._why: dict[str, Reason] = {}
+        parts = partition(graph, self.float_layers, self._excluded, self.family, self._why)
+        self._parts = plan_of(graph, parts)
         self._single: list[ExecutionStep] | None = None
         self._single_lock = threading.Lock()
         self.key = uuid.uuid4().hex
@@ -118,63 +125,42 @@ class TernaryNetwork(nn.Module):
                 nodes: list[Node | Segment] = [
                     node for node in self.graph.nodes if node.op != "input"
                 ]
-                self._single = _plan(self.graph, nodes, bound)
+                self._single = plan_of(self.graph, nodes, bound)
             return self._single
 
     @torch.no_grad()
-    def dry_run(self, inputs: tuple[Any, ...]) -> None:
-        """Run once, and leave to single nodes every segment that fails or makes values of other shapes than the model.
+    def dry_run(self, inputs: tuple[Any, ...]) -> Any:
+        """Run once; from then on, segments that fail or make other shapes run node by node.
 
         Parameters
         ----------
         inputs
             The example that the graph was captured with: shapes are those that its nodes note.
 
+        Returns
+        -------
+        Any
+            What the network returns for it.
+
         Raises
         ------
         InputError
-            The inputs are such that nodes one by one refuse them, too (NaN in front of a
-            quantizer).
+            If nodes refuse the inputs also one by one (NaN in front of a quantizer).
         """
-        index = self.graph.index()
-        tensors = [value for value in inputs if isinstance(value, Tensor)]
-        values: dict[str, Any] = {
-            node.name: x for node, x in zip(self._inputs, tensors, strict=True)
-        }
-        excluded: set[str] = set()
-        for part in self._parts:
-            arguments = [values[name] for name in part.reads]
-            if not isinstance(part.what, Segment):
-                values.update(zip(part.makes, part.run(*arguments), strict=True))
-                continue
-            results: list[Any] = []
-            try:
-                results = part.run(*arguments)
-                problem = _wrong_shape(part.makes, results, index)
-            except (
-                Exception
-            ) as error:  # whatever the engine raises, the nodes can still run one by one
-                problem = f"{type(error).__name__}: {error}"
-            if problem:
-                inside = list(part.what.nodes)
-                for single in _plan(self.graph, list(inside)):
-                    values.update(
-                        zip(
-                            single.makes,
-                            single.run(*(values[n] for n in single.reads)),
-                            strict=True,
-                        )
-                    )
-                excluded |= {node.name for node in inside}
-                self.graph.notes.append(
-                    f"{len(inside)} nodes from {inside[0].name!r} to {inside[-1].name!r} run one by one, because "
-                    f"running them in one call failed on the example inputs ({problem})"
-                )
-            else:
-                values.update(zip(part.makes, results, strict=True))
-        if excluded:
-            self._excluded |= excluded
-            self._prepare()
+        values = self._bound(inputs, {})
+        excluded = dry_run(self.graph, self._parts, values)
+        if not excluded:
+            return fill(self.graph.outputs, lambda leaf: self._output(values, leaf), build=True)
+        self._excluded |= excluded
+        self._prepare()
+        return self(*inputs)
+
+    def keep_buffers(self, keep: bool) -> None:
+        """Choose whether runs keep their memory for later ones of the same shapes."""
+        for segment in self.segments:
+            segment.keeps_buffers = keep
+            if not keep:
+                segment.network.drop_buffers()
 
     @property
     def segments(self) -> list[Segment]:
@@ -184,13 +170,40 @@ class TernaryNetwork(nn.Module):
     @property
     def report(self) -> Report:
         """What runs where, and why: one row per node. Print it."""
-        segments = self.segments
-        inside = {node.name for segment in segments for node in segment.nodes}
-        return make_report(
-            self.graph,
-            inside,
-            (found for segment in segments for found in segment.network.not_fused),
-        )
+        parts = [part.what for part in self._parts]
+        return make_report(self.graph, parts, self._why, self._profile)
+
+    def profile(
+        self, *inputs: Any, rounds: int = 5, float_layers: bool = False, timer: Timer | None = None
+    ) -> Report:
+        """Time every ternary and int8 layer next to torch's float32 layer of the same sizes.
+
+        Both take turns, at torch's number of threads. A layer's time is that of its node, with
+        what is fused into it; torch's is that of the convolution or linear layer with bias.
+
+        Parameters
+        ----------
+        *inputs
+            The model's arguments, of the example's shapes.
+        rounds
+            Turns of each.
+        float_layers
+            Whether to compare with ``float_layers="rust"``, too, which packs weights once more.
+        timer
+            The clock by default.
+
+        Returns
+        -------
+        Report
+            :attr:`report`, which now holds the profile.
+
+        Raises
+        ------
+        InputError, ConfigError
+            Inputs of other shapes than the example's; ``rounds`` is less than 1.
+        """
+        self._profile = measure(self, inputs, rounds, float_layers, timer or Timer())
+        return self.report
 
     @torch.no_grad()
     def node_seconds(self, *inputs: Any) -> dict[str, float]:
@@ -311,7 +324,7 @@ class TernaryNetwork(nn.Module):
                 if observer is None:
                     results = part.run(*arguments)
                 elif isinstance(part.what, Segment):
-                    results = _observe_segment(part.what, arguments, observer)
+                    results = observe_segment(part.what, arguments, observer)
                 else:
                     results = part.run(*arguments)
                     observer(part.what, results[0], arguments)
@@ -414,16 +427,7 @@ class TernaryNetwork(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        for name in (
-            "_parts",
-            "_single",
-            "_single_lock",
-            "_inputs",
-            "_arguments",
-            "_simple",
-            "_constants",
-            "key",
-        ):
+        for name in _DERIVED:
             del state[name]
         return state
 
@@ -443,65 +447,3 @@ def _of_one_argument(self: TernaryNetwork, x: Any) -> None:
 
 TernaryNetwork.forward.__wrapped__ = _of_one_argument  # type: ignore[attr-defined]
 TernaryNetwork.forward.__signature__ = inspect.signature(lambda self, *args, **kwargs: None)  # type: ignore[attr-defined]
-
-
-@dataclass(frozen=True)
-class ExecutionStep:
-    """One step of a run: a node or a segment."""
-
-    what: Node | Segment
-    run: Callable[..., list[Any]]
-    reads: list[str]
-    makes: list[str]
-    drops: list[str]
-
-
-def _wrong_shape(names: list[str], results: list[Any], index: dict[str, Node]) -> str:
-    """Say which value has another shape than in the model, or nothing."""
-    for name, result in zip(names, results, strict=True):
-        if tuple(result.shape) != index[name].shape:
-            return f"{name!r} has shape {list(result.shape)}, the model's has {list(index[name].shape)}"
-    return ""
-
-
-def _plan(
-    graph: Graph,
-    parts: list[Node | Segment],
-    bound: Mapping[str, Callable[..., list[Any]]] | None = None,
-) -> list[ExecutionStep]:
-    """Bind every part that is not bound already, and note which values no later part reads."""
-    bound = {} if bound is None else bound
-    plan: list[ExecutionStep] = []
-    read_later: set[str] = {ref.name for ref in refs(graph.outputs)}
-    for part in reversed(parts):
-        if isinstance(part, Segment):
-            run: Callable[..., list[Any]] = part
-            reads, makes = part.reads, part.makes
-        else:
-            run, reads, makes = (
-                bound.get(part.name) or _single_result(bind(graph, part)),
-                part.inputs,
-                [part.name],
-            )
-        drops = [name for name in dict.fromkeys((*reads, *makes)) if name not in read_later]
-        read_later.update(reads)
-        plan.append(ExecutionStep(part, run, reads, makes, drops))
-    return plan[::-1]
-
-
-def _single_result(function: Callable[..., Any]) -> Callable[..., list[Any]]:
-    return lambda *values: [function(*values)]
-
-
-def _observe_segment(segment: Segment, arguments: list[Any], observer: Observer) -> list[Tensor]:
-    """Run a segment and show its nodes: codes as they were; floats inside a segment are not kept, and shown as None."""
-    results, seen = segment.observed(*arguments)
-    values = dict(zip(segment.reads, arguments, strict=True)) | dict(
-        zip(segment.makes, results, strict=True)
-    )
-    for node in segment.nodes:
-        codes = seen[node.name][1] if node.name in seen else None
-        if codes is not None:
-            values[node.name] = torch.from_numpy(codes)
-        observer(node, values.get(node.name), [values.get(name) for name in node.inputs])
-    return results

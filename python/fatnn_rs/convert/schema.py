@@ -40,7 +40,8 @@ def _outputs_to_json(value: Any) -> Any:
     if isinstance(value, Ref):
         return {"value": value.name}
     if isinstance(value, Container):
-        if value.kind is not OrderedDict or not all(
+        # Subclasses, as Hugging Face's ModelOutput, come back as what they are, an OrderedDict.
+        if not issubclass(value.kind, OrderedDict) or not all(
             isinstance(key, str) for key in value.keys or ()
         ):
             raise TypeError(value.kind.__name__)

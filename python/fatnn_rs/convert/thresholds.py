@@ -82,8 +82,12 @@ def accumulator_range(weight: Tensor, levels: tuple[int, ...]) -> tuple[Tensor, 
         int64 [n] each.
     """
     # Float sums are fast, and exact: layers whose sums float32 cannot hold are refused earlier.
-    flat = weight.flatten(1).float()
-    balance, count = flat.sum(1).long(), flat.abs().sum(1).long()
+    flat = weight.flatten(1)
+    sums = [
+        (rows.sum(1).long(), rows.abs().sum(1).long())
+        for rows in (block.float() for block in torch.split(flat, max(1, _CHUNK // flat.shape[1])))
+    ]
+    balance, count = (torch.cat(parts) for parts in zip(*sums, strict=True))
     positive, negative = (count + balance) // 2, (count - balance) // 2
     least, most = levels[0], levels[-1]
     return least * positive - most * negative, most * positive - least * negative

@@ -7,12 +7,14 @@ order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
-__all__ = ["plain_forward"]
+from fatnn_rs.nn.attention import QuantizedAttention, attend
+
+__all__ = ["plain_forward", "plain_root"]
 
 Forward = Callable[..., Any]
 
@@ -20,6 +22,8 @@ Forward = Callable[..., Any]
 def plain_forward(module: nn.Module, forward: Forward) -> Forward:
     """Return a module's forward, or what it is without masks."""
     plain: Forward
+    if isinstance(module, QuantizedAttention):
+        return _attention(module, forward)
     if type(module) is nn.TransformerEncoderLayer:
         plain = _layer
     elif type(module) is nn.TransformerEncoder:
@@ -34,6 +38,59 @@ def plain_forward(module: nn.Module, forward: Forward) -> Forward:
         return forward(src, *args, **kwargs) if masked else plain(module, src)
 
     return run
+
+
+def _attention(module: Any, forward: Forward) -> Forward:
+    def run(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+        names = ("key_padding_mask", "need_weights", "attn_mask", "average_attn_weights")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        need_weights = given.pop("need_weights", True)
+        average = given.pop("average_attn_weights", True)
+        if any(option is not None and option is not False for option in given.values()):
+            return forward(query, key, value, *args, **kwargs)
+        inputs = (query, key, value)
+        if not module.batch_first:
+            inputs = tuple(x.transpose(0, 1) for x in inputs)
+        y, weights = attend(module, *inputs, need_weights=need_weights)
+        if weights is not None and average:
+            weights = weights.mean(1)
+        return (y if module.batch_first else y.transpose(0, 1)), weights
+
+    return run
+
+
+class _PlainLayer(nn.TransformerEncoderLayer):
+    """A layer that is traced itself, not called by another module."""
+
+    def forward(
+        self,
+        src: Any,
+        src_mask: Any = None,
+        src_key_padding_mask: Any = None,
+        is_causal: Any = False,
+    ) -> Any:
+        return _layer(self, src)
+
+
+class _PlainEncoder(nn.TransformerEncoder):
+    """Likewise."""
+
+    def forward(
+        self, src: Any, mask: Any = None, src_key_padding_mask: Any = None, is_causal: Any = None
+    ) -> Any:
+        return _encoder(self, src)
+
+
+def plain_root(module: nn.Module, constants: Mapping[str, Any]) -> None:
+    """Let a module that is about to be traced compute what it does without masks, if it has none."""
+    if any(value is not None and value is not False for value in constants.values()):
+        return
+    for kind, plain in (
+        (nn.TransformerEncoderLayer, _PlainLayer),
+        (nn.TransformerEncoder, _PlainEncoder),
+    ):
+        if type(module) is kind and len(constants) == 3:
+            module.__class__ = plain
 
 
 def _layer(layer: Any, x: Any) -> Any:

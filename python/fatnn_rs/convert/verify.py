@@ -30,7 +30,7 @@ from fatnn_rs.operations import products_of
 from fatnn_rs.replica import unwrapped
 from fatnn_rs.table import render
 
-__all__ = ["VerifyReport", "VerifyRow", "verify"]
+__all__ = ["VerifyReport", "VerifyRow", "max_abs_diff", "unpacked", "verify"]
 
 
 @dataclass(frozen=True)
@@ -189,15 +189,18 @@ class _NetworkCodes:
             self.taken[node.layer], self.behind[node.layer] = [], False
         if products != "codes":
             return
-        a = node.attrs
-        kind = code_type(a["act"])
-        codes = torch.ops.fatnn_rs.unpack_codes(
-            values[0], a["channels"], a["groups"], kind
-        ).permute(0, 3, 1, 2)
-        self.taken.setdefault(node.layer, []).append(squeeze_to(codes, a["dims"]))
+        self.taken.setdefault(node.layer, []).append(unpacked(node, values[0]))
         self.behind[node.layer] = (
             self.behind.get(node.layer, False) or node.inputs[0] in self._added
         )
+
+
+def unpacked(node: Node, codes: Tensor) -> Tensor:
+    """Return the packed codes that a layer reads as int8, channels second."""
+    a = node.attrs
+    kind = code_type(a["act"])
+    made = torch.ops.fatnn_rs.unpack_codes(codes, a["channels"], a["groups"], kind)
+    return squeeze_to(made.permute(0, 3, 1, 2), a["dims"])
 
 
 def _behind_addition(graph: Graph) -> set[str]:
@@ -221,7 +224,7 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     net
         What :func:`fatnn_rs.convert.convert` made of it (or what was loaded from its file).
     inputs
-        A tensor, or a tuple of the model's positional arguments.
+        A tensor, a tuple of the model's positional arguments, or a dict of keyword arguments.
 
     Returns
     -------
@@ -259,7 +262,7 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
         raise ConversionError(
             f"net: expected what fatnn_rs.convert returns, got {type(net).__name__}"
         )
-    arguments = check_inputs("inputs", inputs)
+    arguments = check_inputs("inputs", inputs, model)
     root = as_root(model)
     observer = _NetworkCodes(net.graph)
     result = net.run_observed(_cloned(arguments), observer, as_run=True)
@@ -277,7 +280,7 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
         codes_different=sum(row.different for row in rows),
         codes_behind_residual=sum(row.codes for row in rows if row.behind_residual),
         codes_behind_residual_different=sum(row.different for row in rows if row.behind_residual),
-        max_abs_diff=_max_abs_diff(expected, result),
+        max_abs_diff=max_abs_diff(expected, result),
         top1_agreement=_top1(expected, result),
         not_compared=tuple(name for name in eager if name not in observer.taken),
         rows=rows,
@@ -307,6 +310,7 @@ def _compare_layer(name: str, eager: list[_Codes], observer: _NetworkCodes) -> I
         )
     for call, (codes, other) in enumerate(zip(eager, packed, strict=True)):
         one = codes.as_in(other)
+        other = _padded_as(other, one, codes.kind)
         if one.numel() != other.numel():
             raise ConversionError(
                 f"layer {name!r} reads {tuple(one.shape)} in the model and {tuple(other.shape)} in the network: the "
@@ -314,6 +318,18 @@ def _compare_layer(name: str, eager: list[_Codes], observer: _NetworkCodes) -> I
             )
         different = int((one.reshape(-1) != other.reshape(-1)).sum())
         yield VerifyRow(name, call, one.numel(), different, observer.behind[name])
+
+
+def _padded_as(packed: Tensor, eager: Tensor, kind: str) -> Tensor:
+    """Put zeros around a network's codes, where the model padded in front of the quantizer."""
+    if packed.dim() != eager.dim() or packed.shape[:2] != eager.shape[:2]:
+        return packed
+    more = [one - other for one, other in zip(eager.shape, packed.shape, strict=True)][2:]
+    if not any(more) or min(more) < 0 or any(size % 2 for size in more):
+        return packed
+    around = [size // 2 for size in reversed(more) for _ in range(2)]
+    zero = int(stored(torch.zeros(1, dtype=torch.int8), kind))
+    return functional.pad(packed, around, value=zero)
 
 
 def _tensor_pairs(expected: Any, result: Any) -> list[tuple[Tensor, Tensor]]:
@@ -332,7 +348,8 @@ def _tensor_pairs(expected: Any, result: Any) -> list[tuple[Tensor, Tensor]]:
     return pairs
 
 
-def _max_abs_diff(expected: Any, result: Any) -> float:
+def max_abs_diff(expected: Any, result: Any) -> float:
+    """Greatest absolute difference between tensors of two results; NaN equals NaN."""
     greatest = 0.0
     for one, other in _tensor_pairs(expected, result):
         if not one.numel():

@@ -43,9 +43,10 @@ def signed_codes(x: Tensor, alpha_neg: Tensor, alpha_pos: Tensor) -> Tensor:
 
     Monotone in ``x``, and at most one term is nonzero.
     """
-    return round_ste(
-        hardtanh(x * torch.where(x < 0, alpha_neg, alpha_pos), -1.0, 1.0, inplace=True)
-    )
+    steps = torch.where(x < 0, alpha_neg, alpha_pos)
+    if not torch.is_grad_enabled():  # in place: weights may take a gigabyte
+        return hardtanh(steps.mul_(x), -1.0, 1.0, inplace=True).round_().add_(0.0)
+    return round_ste(hardtanh(x * steps, -1.0, 1.0, inplace=True))
 
 
 def unsigned_codes(x: Tensor, alpha1: Tensor, alpha2: Tensor) -> Tensor:
@@ -92,6 +93,7 @@ class FatnnWeight(WeightQuantizer):
         rows = sample.reshape(self.out_channels if self.per_channel else 1, -1)
         mean = rows.mean(dim=1, keepdim=True)
         std = rows.sub_(mean).square_().mean(dim=1).sqrt().clamp(min=_MIN_STD)
+        del sample, rows
         return (weight - self._broadcast(mean, weight)).div_(self._broadcast(std, weight))
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ use crate::graph;
 /// Names of tensors → names of their types.
 pub(crate) type Dtypes = BTreeMap<String, String>;
 
-/// Writes the canonical file. Arrays are float32, int32, int64 or int8; `dtypes` names the types of
+/// Writes the canonical file. Arrays are float32, int32, int64, int8 or bool; `dtypes` names the types of
 /// int8 arrays that are `"binary"`, `"ternary"` or `"two-bit"` weights.
 #[pyfunction]
 #[pyo3(signature = (path, graph, tensors, dtypes = None))]
@@ -95,10 +95,13 @@ fn tensor(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
         Ok("int32") => owned(value, name).map(|(shape, values)| Tensor::I32(shape, values)),
         Ok("int64") => owned(value, name).map(|(shape, values)| Tensor::I64(shape, values)),
         Ok("int8") => owned(value, name).map(|(shape, values)| Tensor::I8(shape, values)),
+        // As bytes: another library may have left any in an array of bool.
+        Ok("bool") => owned(&value.call_method1("view", ("uint8",))?, name)
+            .map(|(shape, values)| Tensor::Bool(shape, values)),
         other => Err(input_error(
             value.py(),
             &format!(
-                "tensor {name:?}: expected a NumPy array of float32, int32, int64 or int8, got {}",
+                "tensor {name:?}: expected a NumPy array of float32, int32, int64, int8 or bool, got {}",
                 other.map_or_else(|_| "no array".to_owned(), |d| format!("dtype {d}"))
             ),
         )),
@@ -139,6 +142,9 @@ pub(crate) fn load(
                 Tensor::F32(shape, v) => arrays.set_item(name, array(py, v, shape)?)?,
                 Tensor::I32(shape, v) => arrays.set_item(name, array(py, v, shape)?)?,
                 Tensor::I64(shape, v) => arrays.set_item(name, array(py, v, shape)?)?,
+                Tensor::Bool(shape, v) => {
+                    arrays.set_item(name, array(py, v, shape)?.call_method1("view", ("bool",))?)?
+                }
                 Tensor::I8(shape, v) | Tensor::Codes(_, shape, v) => {
                     arrays.set_item(name, array(py, v, shape)?)?
                 }

@@ -35,6 +35,7 @@ fn described<'py>(py: Python<'py>, row: &OpInfo) -> PyResult<Bound<'py, PyDict>>
     }
     made.set_item("tensors", tensors)?;
     made.set_item("reads_codes", row.reads_codes)?;
+    made.set_item("reads_plain", row.reads_plain)?;
     made.set_item("makes_codes", row.makes_codes)?;
     made.set_item("signature", row.signature())?;
     made.set_item("exactness", row.exactness.name())?;

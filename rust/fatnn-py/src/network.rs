@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use fatnn::kernels::Family;
 use fatnn::memory;
-use fatnn::net::{self, Input, Limits, Observed};
+use fatnn::net::{self, Array, Input, Limits, Observed};
 use numpy::PyArrayDyn;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -78,6 +78,12 @@ impl Network {
         self.net.inputs().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect() // small: a few
     }
 
+    /// Type of every input: `"float32"`, `"int32"`, `"int64"` or `"bool"`.
+    #[getter]
+    fn input_types(&self) -> Vec<&'static str> {
+        self.net.input_types().collect() // small: a few
+    }
+
     /// Name and shape at conversion of every output.
     #[getter]
     fn outputs(&self) -> Vec<(String, Vec<usize>)> {
@@ -108,7 +114,13 @@ impl Network {
         self.net.buffer_bytes()
     }
 
-    /// Runs the network on float32 arrays whose memory is channels-first (shape as PyTorch has it)
+    /// Frees the buffers that are kept for later runs.
+    fn drop_buffers(&self) {
+        self.net.drop_buffers();
+    }
+
+    /// Runs the network on arrays of the inputs' types. Memory of float32 arrays is channels-first
+    /// (shape as PyTorch has it)
     /// or, where `channels_last` says so, channels-last (shape (images, ..., channels)). Outputs
     /// have PyTorch's shapes, and strides of either order. Signals are handled between nodes, so
     /// that Ctrl-C ends a long run.
@@ -156,6 +168,47 @@ impl Network {
     }
 }
 
+/// An array of a type that inputs may have.
+enum Given<'py> {
+    F32(In<'py, f32>),
+    I32(In<'py, i32>),
+    I64(In<'py, i64>),
+    /// As bytes, for an array of bool may hold any.
+    Bool(In<'py, u8>),
+}
+
+impl<'py> Given<'py> {
+    fn new(array: &Bound<'py, PyAny>, name: &str, dtype: &str) -> PyResult<Self> {
+        Ok(match dtype {
+            "int32" => Given::I32(In::new(array, name, None)?),
+            "int64" => Given::I64(In::new(array, name, None)?),
+            "bool" => {
+                In::<bool>::new(array, name, None)?;
+                Given::Bool(In::new(&array.call_method1("view", ("uint8",))?, name, None)?)
+            }
+            _ => Given::F32(In::new(array, name, None)?),
+        })
+    }
+
+    fn shape(&self) -> &[usize] {
+        match self {
+            Given::F32(array) => array.shape(),
+            Given::I32(array) => array.shape(),
+            Given::I64(array) => array.shape(),
+            Given::Bool(array) => array.shape(),
+        }
+    }
+
+    fn given<'a>(&'a self, shape: &'a [usize], channels_last: bool) -> PyResult<Array<'a>> {
+        Ok(match self {
+            Given::F32(array) => Input { shape, data: array.slice()?, channels_last }.into(),
+            Given::I32(array) => Array::I32(shape, array.slice()?),
+            Given::I64(array) => Array::I64(shape, array.slice()?),
+            Given::Bool(array) => Array::Bool(shape, array.slice()?),
+        })
+    }
+}
+
 impl Network {
     fn run_with<'py>(
         &self,
@@ -167,12 +220,14 @@ impl Network {
         if inputs.len() != channels_last.len() {
             return Err(input_error(py, "channels_last: expected one flag per input"));
         }
-        let names: Vec<&str> = self.net.inputs().map(|(name, _)| name).collect();
+        let known: Vec<(&str, &str)> =
+            self.net.inputs().map(|(name, _)| name).zip(self.net.input_types()).collect(); // small: a few
         let arrays = inputs
             .iter()
             .enumerate()
             .map(|(i, array)| {
-                In::<f32>::new(array, &format!("input {:?}", names.get(i).unwrap_or(&"?")), None)
+                let (name, dtype) = known.get(i).copied().unwrap_or(("?", "float32"));
+                Given::new(array, &format!("input {name:?}"), dtype)
             })
             .collect::<PyResult<Vec<_>>>()?;
         let shapes: Vec<Vec<usize>> = arrays
@@ -180,7 +235,7 @@ impl Network {
             .zip(channels_last)
             .map(|(array, &last)| {
                 let mut shape = array.shape().to_vec(); // small: at most 64 sizes
-                if last && shape.len() > 2 {
+                if last && shape.len() > 2 && matches!(array, Given::F32(_)) {
                     shape[1..].rotate_right(1);
                 }
                 shape
@@ -190,10 +245,8 @@ impl Network {
             .iter()
             .zip(&shapes)
             .zip(channels_last)
-            .map(|((array, shape), &channels_last)| {
-                Ok(Input { shape, data: array.slice()?, channels_last })
-            })
-            .collect::<PyResult<Vec<Input<'_>>>>()?;
+            .map(|((array, shape), &channels_last)| array.given(shape, channels_last))
+            .collect::<PyResult<Vec<Array<'_>>>>()?;
         // What a signal's handler raised: KeyboardInterrupt, usually.
         let raised = Mutex::new(None);
         let go_on = || match Python::attach(|py| py.check_signals()) {

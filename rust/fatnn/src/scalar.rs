@@ -79,6 +79,30 @@ pub enum Scalar {
     Mish,
 }
 
+/// A relation of two numbers; with NaN only [`Comparison::Ne`] holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// `a == b`
+    Eq,
+    /// `a != b`
+    Ne,
+    /// `a < b`
+    Lt,
+    /// `a <= b`
+    Le,
+}
+
+/// A function of two truth values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logical {
+    /// Both.
+    And,
+    /// One at least.
+    Or,
+    /// One only.
+    Xor,
+}
+
 /// A function of two elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Binary {

@@ -16,15 +16,15 @@ from torch.nn import functional
 
 from fatnn_rs.convert import scalar
 from fatnn_rs.convert.graph import Ref
-from fatnn_rs.convert.lower import rearrange, reductions
-from fatnn_rs.convert.lower.lowering import Lowering, Row
+from fatnn_rs.convert.lower import masks, products, rearrange, reductions
+from fatnn_rs.convert.lower.lowering import PLAIN, Lowering, Row
 
 __all__ = ["FUNCTIONS", "METHODS", "NAMED"]
 
 
 def identity(ctx: Lowering, input: Any) -> Ref | None:
     """Pass on what changes nothing in eval mode: the value itself."""
-    name = ctx.value(input)
+    name = ctx.plain(input)
     return None if name is None else Ref(name)
 
 
@@ -54,21 +54,6 @@ def stochastic_depth(
     return identity(ctx, input) if training is False or p == 0 else None
 
 
-def _operand(ctx: Lowering, value: Any) -> str | None:
-    """Name of a tensor's value, or of a constant for a number."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        number = torch.tensor(float(value), dtype=torch.float32, device="cpu")
-        return ctx.emit(
-            "constant",
-            [],
-            {},
-            {"value": number},
-            suffix=f"_number_{len(ctx.graph.nodes)}",
-            shape=(),
-        ).name
-    return ctx.value(value)
-
-
 def arithmetic(op: str, swapped: bool = False) -> Row:
     """Lower ``a ∘ b``, of which one may be a number; ``swapped``: the arguments are b and a."""
 
@@ -76,22 +61,22 @@ def arithmetic(op: str, swapped: bool = False) -> Row:
         ctx: Lowering, input: Any, other: Any, *, alpha: Any = 1, rounding_mode: Any = None
     ) -> Ref | None:
         tensors = isinstance(input, fx.Node) or isinstance(other, fx.Node)
+        dtype = ctx.seen(ctx.node).dtype
+        integers = dtype in (torch.int32, torch.int64) and op != "div"
         if (
             not tensors
             or alpha != 1
             or rounding_mode is not None
-            or ctx.seen(ctx.node).dtype != torch.float32
+            or dtype is None
+            or not (dtype == torch.float32 or integers)
         ):
             return None
         before = len(ctx.graph.nodes)
-        names = (
-            [_operand(ctx, other), _operand(ctx, input)]
-            if swapped
-            else [_operand(ctx, input), _operand(ctx, other)]
-        )
+        values = (other, input) if swapped else (input, other)
+        names = [masks.operand(ctx, value, dtype) for value in values]
         known = [name for name in names if name is not None]
         if len(known) == 2:
-            return ctx.emit(op, known)
+            return ctx.emit(op, known, dtype=PLAIN[dtype])
         del ctx.graph.nodes[before:]
         return None
 
@@ -100,7 +85,7 @@ def arithmetic(op: str, swapped: bool = False) -> Row:
 
 def flatten(ctx: Lowering, input: Any, start_dim: Any = 0, end_dim: Any = -1) -> Ref | None:
     """Flatten a range of dimensions."""
-    name = ctx.value(input)
+    name = ctx.plain(input)
     if name is None or not isinstance(start_dim, int) or not isinstance(end_dim, int):
         return None
     rank = len(ctx.shape(input))
@@ -270,6 +255,8 @@ FUNCTIONS: dict[Any, Row] = {
     **scalar.FUNCTIONS,
     **rearrange.FUNCTIONS,
     **reductions.FUNCTIONS,
+    **masks.FUNCTIONS,
+    **products.FUNCTIONS,
     **_arithmetic_calls(),
     functional.dropout: dropout,
     functional.dropout1d: dropout,
@@ -307,6 +294,8 @@ METHODS: dict[str, Row] = {
     **scalar.METHODS,
     **rearrange.METHODS,
     **reductions.METHODS,
+    **masks.METHODS,
+    **products.METHODS,
     **{f"{name}{end}": arithmetic(op) for name, op in _ARITHMETIC for end in ("", "_")},
     "flatten": flatten,
     "contiguous": identity,

@@ -9,7 +9,6 @@ change reads their result (:mod:`fatnn_rs.convert.mutation`).
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,17 +17,33 @@ import torch
 from torch import Tensor, fx, nn
 
 from fatnn_rs.convert.capture import Captured
-from fatnn_rs.convert.graph import Dtype, Graph, Node, Ref, refs
+from fatnn_rs.convert.graph import Dtype, Graph, Node, NodeIndex, Ref, refs, unused_name
+from fatnn_rs.convert.lower.calls import (
+    Method,
+    attention_call,
+    clean_copy,
+    has_hooks,
+    target_name,
+)
+from fatnn_rs.convert.lower.constants import fold, is_folded, with_numbers
+from fatnn_rs.convert.lower.folding import PLAIN, Folding
+from fatnn_rs.convert.lower.held import (
+    NO_LIMIT,
+    find_channels,
+    hold,
+    hold_formats,
+    hold_sizes,
+)
 from fatnn_rs.convert.mutation import Aliases
 from fatnn_rs.convert.record import TensorMeta
-from fatnn_rs.convert.shapes import run_time_shapes
 from fatnn_rs.convert.structure import fill
 from fatnn_rs.errors import ConversionError
-from fatnn_rs.nn import QuantizedLayer, TernaryLayer
-from fatnn_rs.operations import OPERATIONS, products_of
+from fatnn_rs.nn import QuantizedLayer
+from fatnn_rs.operations import form_of
 from fatnn_rs.replica import patched_methods
+from fatnn_rs.report import RULES, declined
 
-__all__ = ["Lowering", "Row", "lower"]
+__all__ = ["PLAIN", "Lowering", "Row", "lower"]
 
 #: Emits nodes for one call and returns their result, or declines with None.
 Row = Callable[..., Any]
@@ -43,6 +58,17 @@ class Lowering:
         self.captured = captured
         self.graph = Graph(notes=list(captured.notes), arguments=captured.arguments)
         self.env: dict[fx.Node, Any] = {}
+        #: Name of a value → its type.
+        self.types: dict[str, Dtype] = {}
+        placeholders = {n.name: n for n in captured.graph.nodes if n.op == "placeholder"}
+        self.folding = Folding(
+            captured.graph,
+            captured.seen,
+            [placeholders[name] for name in captured.inputs],
+            captured.fixed,
+            lambda node: _attribute(captured.root, str(node.target)),
+        )
+        self.folded: dict[tuple[fx.Node, int], Ref] = {}
         self.node: fx.Node
         self.layer = ""
         #: Values whose sizes behind the batch forward takes to be the example's: ``x.view(-1, 400)``.
@@ -52,6 +78,8 @@ class Lowering:
         #: Whether a call became a function that writes into a copy.
         self.writes = False
         self.aliases = Aliases(captured.graph, captured.seen, self.call_of)
+        #: Name → node, of those emitted so far.
+        self.index = NodeIndex(self.graph).nodes
 
     def seen(self, value: Any) -> TensorMeta:
         """Say what a value was at the example inputs."""
@@ -68,6 +96,23 @@ class Lowering:
         ref = self.env.get(argument)
         return ref.name if isinstance(ref, Ref) else None
 
+    def plain(self, argument: Any) -> str | None:
+        """Name of the tensor of floats, integers or truth values that an argument is, or None."""
+        if not isinstance(argument, fx.Node) or self.seen(argument).dtype not in PLAIN:
+            return None
+        ref = self.env.get(argument)
+        return ref.name if isinstance(ref, Ref) else None
+
+    def dtype(self, value: Any) -> str | None:
+        """Type of a value that the engine may have, as graphs name it, or None."""
+        return PLAIN.get(self.seen(value).dtype)  # type: ignore[arg-type]
+
+    def constant(self, value: Any) -> Tensor | None:
+        """Return the tensor that an argument is in every run, or None."""
+        ref = self.env.get(value) if isinstance(value, fx.Node) else None
+        node = self.index().get(ref.name) if isinstance(ref, Ref) else None
+        return None if node is None or node.op != "constant" else self.graph.tensor(node, "value")
+
     def attribute(self, value: Any) -> Any:
         """Return the model's own parameter, buffer or constant that an argument is, else None."""
         is_one = isinstance(value, fx.Node) and value.op == "get_attr"
@@ -82,7 +127,7 @@ class Lowering:
         *,
         suffix: str = "",
         shape: tuple[int, ...] | None = None,
-        dtype: Dtype = "float32",
+        dtype: Dtype | None = None,
         dtypes: Mapping[str, str] | None = None,
         note: str = "",
         call: Callable[..., Any] | None = None,
@@ -97,11 +142,14 @@ class Lowering:
         shape
             Of the value; that of the call's result by default.
         dtype
-            Of the value.
+            Of the value; by default what the operation moves, or floats.
         dtypes
             Role → type of weights that are codes.
         """
-        name = self.graph.fresh_name(self.node.name + suffix)
+        name = unused_name(self.node.name + suffix, self.index())
+        if dtype is None:
+            dtype = self.types[inputs[0]] if inputs and form_of(op) == "shape" else "float32"
+        self.types[name] = dtype
         node = Node(
             name,
             op,
@@ -123,9 +171,18 @@ class Lowering:
         return Ref(name)
 
     def torch_node(
-        self, call: Callable[..., Any], args: Any, kwargs: Any, target: str, note: str = ""
+        self,
+        call: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        target: str,
+        note: str = "",
+        rule: str = "unknown",
     ) -> Ref:
-        """Add a node that calls torch (or the user's code) as the model did."""
+        """Add a node that calls torch (or the user's code) as the model did.
+
+        ``rule`` is a key of :data:`fatnn_rs.report.RULES`, ``note`` the reason in words.
+        """
         layouts = {
             ref.name: self.seen(argument).layout
             for argument, ref in ((a, self.env[a]) for a in _fx_nodes((args, kwargs)))
@@ -133,14 +190,10 @@ class Lowering:
         }
         args, kwargs = self.resolve((tuple(args), dict(kwargs)))
         inputs = list(dict.fromkeys(ref.name for ref in refs((args, kwargs))))
-        attrs = {"target": target, "layouts": [layouts.get(name, "any") for name in inputs]}
-        result = self.emit(
-            "torch",
-            inputs,
-            attrs,
-            note=note or "no Rust kernel and no row in the tables",
-            call=call,
-        )
+        formats = [layouts.get(name, "any") for name in inputs]
+        attrs = {"target": target, "layouts": formats, "rule": rule}
+        dtype = str(self.seen(self.node).dtype or torch.float32).removeprefix("torch.")
+        result = self.emit("torch", inputs, attrs, note=note or RULES[rule], call=call, dtype=dtype)
         self.graph.nodes[-1].arguments = (args, kwargs)
         return result
 
@@ -151,12 +204,14 @@ class Lowering:
     def call_of(self, node: fx.Node) -> Callable[..., Any]:
         """Return the function that a captured node calls, which shares nothing with the model."""
         if node.op == "call_method":
-            return _Method(str(node.target))
+            return Method(str(node.target))
         if node.op == "call_module":
-            return _clean_copy(self.captured.modules[str(node.target)])
+            return clean_copy(self.captured.modules[str(node.target)])
         if node.target is torch.ops.fatnn_rs.module_call.default:
-            layer = _clean_copy(self.captured.modules[str(node.args[1])])
-            return lambda x, name: layer(x)
+            layer = clean_copy(self.captured.modules[str(node.args[1])])
+            return lambda x, name, add_bias=True: layer(x) if add_bias else layer(x, False)
+        if node.target is torch.ops.fatnn_rs.attention_call.default:
+            return attention_call(clean_copy(self.captured.modules[str(node.args[-1])]))
         assert callable(node.target)
         return node.target
 
@@ -167,43 +222,16 @@ def _fx_nodes(structure: Any) -> list[fx.Node]:
     return found
 
 
-class _Method:
-    """Calls a method of its first argument."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(x, self.name)(*args, **kwargs)
-
-
-def _target_name(node: fx.Node) -> str:
-    """Name what a node calls, for reports."""
-    if node.op == "call_method":
-        return f"Tensor.{node.target}"
-    return str(getattr(node.target, "__name__", node.target))
-
-
 #: Calls that only check something at capture and have no value.
 _ASSERTIONS = frozenset(
-    {"_assert", "_assert_is_none", "_assert_scalar.default", "_assert_async.msg"}
+    {
+        "_assert",
+        "_assert_is_none",
+        "_assert_scalar.default",
+        "_assert_async.msg",
+        "_assert_tensor_metadata.default",
+    }
 )
-
-
-def _clean_copy(module: nn.Module) -> nn.Module:
-    copied = copy.deepcopy(module).eval()
-    for parameter in copied.parameters():
-        parameter.grad = (
-            None  # it still requires one, for torch runs its recurrent layers otherwise without
-        )
-    for layer in copied.modules():
-        if isinstance(layer, TernaryLayer):
-            layer._held = None
-    return copied
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
@@ -212,7 +240,7 @@ def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
     module = ctx.captured.modules[name]
     ctx.layer = name
     own = patched_methods(module)
-    row = None if _has_hooks(module) or own else module_row(module)
+    row = None if has_hooks(module) or own else module_row(module)
     if row is not None:
         try:
             result: Ref | None = row(ctx, module, *args, **kwargs)
@@ -221,13 +249,31 @@ def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
         if result is not None:
             return result
     note = f"{type(module).__name__} is not one of the converted layers"
-    if _has_hooks(module):
-        note = "has forward hooks"
+    rule = "unknown"
+    if has_hooks(module):
+        rule, note = "module", "has forward hooks"
     elif own:
-        note = f"its {own[0]} was replaced on the instance"
+        rule, note = "module", f"its {own[0]} was replaced on the instance"
     elif isinstance(module, QuantizedLayer):
-        note = "its input is no float32 batch"
-    return ctx.torch_node(_clean_copy(module), args, kwargs, type(module).__name__, note)
+        rule, note = "dtype", "its input is no float32 batch"
+    elif row is not None:
+        rule, note = declined(ctx.seen(node).dtype for node in _fx_nodes((args, kwargs)))
+    call = clean_copy(module)
+    return ctx.torch_node(call, args, kwargs, type(module).__name__, note, rule)
+
+
+def _lower_attention(ctx: Lowering, node: fx.Node) -> Any:
+    from fatnn_rs.convert.lower.modules import module_row
+
+    *given, padding, mask, weights, causal, name = node.args
+    ctx.layer = str(name)
+    module = ctx.captured.modules[ctx.layer]
+    row = None if has_hooks(module) else module_row(module)
+    if row is not None:
+        made = row(ctx, module, *given, padding, weights, mask, is_causal=causal)
+        if made is not None:
+            return made
+    return ctx.torch_node(ctx.call_of(node), node.args, {}, type(module).__name__)
 
 
 def _attribute(root: nn.Module, path: str) -> Any:
@@ -242,10 +288,17 @@ def _lower_attribute(ctx: Lowering, target: str) -> Any:
     if not isinstance(value, Tensor):
         return value
     ctx.layer = ""
-    if value.dtype == torch.float32:
-        return ctx.emit("constant", [], {}, {"value": value}, shape=tuple(value.shape))
+    if value.dtype in PLAIN:
+        return ctx.emit(
+            "constant",
+            [],
+            {},
+            {"value": value},
+            shape=tuple(value.shape),
+            dtype=PLAIN[value.dtype],
+        )
     kept = value.detach().clone()
-    return ctx.torch_node(lambda: kept, (), {}, target, "a constant that is not float32")
+    return ctx.torch_node(lambda: kept, (), {}, target, rule="constant")
 
 
 def _lower_call(ctx: Lowering, node: fx.Node) -> Any:
@@ -278,7 +331,10 @@ def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
     if node.op == "call_module":
         return _lower_module(ctx, str(node.target), node.args, node.kwargs)
     if node.target is torch.ops.fatnn_rs.module_call.default:
-        return _lower_module(ctx, str(node.args[1]), node.args[:1], {})
+        bias = {} if all(node.args[2:]) else {"add_bias": False}
+        return _lower_module(ctx, str(node.args[1]), node.args[:1], bias)
+    if node.target is torch.ops.fatnn_rs.attention_call.default:
+        return _lower_attention(ctx, node)
     table: Mapping[Any, Row] = METHODS if node.op == "call_method" else FUNCTIONS
     row = table.get(node.target)
     if row is None:
@@ -288,30 +344,42 @@ def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
     if row is not None:
         try:
             made = row(ctx, *node.args, **node.kwargs)
+            if made is None:
+                held = len(ctx.of_one_size)
+                args, kwargs = with_numbers(ctx, node)
+                if len(ctx.of_one_size) > held or (args, kwargs) != (node.args, node.kwargs):
+                    made = row(ctx, *args, **kwargs)
+                if made is None:
+                    del ctx.of_one_size[held:]
         except TypeError:
             made = None  # called with arguments the row does not know
-    return (
-        made
-        if made is not None
-        else ctx.torch_node(ctx.call_of(node), node.args, node.kwargs, _target_name(node))
-    )
+    if made is not None:
+        return made
+    reads = (ctx.seen(read).dtype for read in node.all_input_nodes)
+    rule, note = ("unknown", "") if row is None else declined(reads)
+    return ctx.torch_node(ctx.call_of(node), node.args, node.kwargs, target_name(node), note, rule)
 
 
 def _lower_write(ctx: Lowering, node: fx.Node) -> Ref:
     """Lower a call that writes into its arguments, by copying them."""
     function, inputs, changed = ctx.aliases.rewrite(node)
     ctx.writes = True
-    whole = ctx.torch_node(
-        function, inputs, {}, _target_name(node), "writes into a tensor: torch does, into a copy"
-    )
+    whole = ctx.torch_node(function, inputs, {}, target_name(node), rule="write")
     parts = []
     for index, (part, suffix) in enumerate(
         ((node, "_result"), *((alias, f"_{alias.name}") for alias in changed))
     ):
         shape, seen = ctx.shape(part), ctx.seen(part)
-        attrs = {"target": "getitem", "layouts": ["any"]}
+        attrs = {"target": "getitem", "layouts": ["any"], "rule": "write"}
+        dtype = str(seen.dtype or torch.float32).removeprefix("torch.")
         item = ctx.emit(
-            "torch", [whole.name], attrs, suffix=suffix, shape=shape, call=operator.getitem
+            "torch",
+            [whole.name],
+            attrs,
+            suffix=suffix,
+            shape=shape,
+            dtype=dtype,
+            call=operator.getitem,
         )
         ctx.graph.nodes[-1].arguments = ((Ref(whole.name), index), {})
         ctx.graph.nodes[-1].note = "" if seen.shape else "no tensor"
@@ -366,10 +434,16 @@ def lower(captured: Captured) -> Graph:
             else:
                 ctx.env[node] = None
         elif node.op == "output":
+            for read in node.all_input_nodes:
+                ctx.node = read
+                fold(ctx, read)
             break
-        elif (
-            getattr(node.target, "__name__", "") not in _ASSERTIONS and node.target != "_guards_fn"
-        ):
+        elif getattr(node.target, "__name__", "") in _ASSERTIONS or node.target == "_guards_fn":
+            continue
+        # What depends on sizes only becomes a constant as soon as something else reads it.
+        elif not (ctx.folding.compute(node) and is_folded(ctx, node)):
+            for read in node.all_input_nodes:
+                fold(ctx, read)
             ctx.env[node] = _lower_call(ctx, node)
     ctx.graph.outputs = fill(
         captured.outputs, lambda leaf: ctx.env[leaf] if isinstance(leaf, fx.Node) else leaf
@@ -378,64 +452,10 @@ def lower(captured: Captured) -> Graph:
         ctx.graph.notes.append(
             f"forward writes into its argument {name!r}; the network leaves the caller's as it is"
         )
-    if maker := ctx.aliases.depends_on_sizes():
-        _hold(ctx.graph, f"{maker!r} is a view or a copy by its size, and forward writes into it")
+    if maker := ctx.aliases.depends_on_sizes(ctx.folding.values):
+        hold(ctx.graph, f"{maker!r} is a view or a copy by its size, and forward writes into it")
     if captured.asks_format or ctx.writes:
-        _hold_formats(ctx)
-    _find_channels(ctx.graph)
-    _hold_sizes(ctx.graph, ctx.of_one_size)
+        hold_formats(ctx)
+    find_channels(ctx.graph)
+    hold_sizes(ctx.graph, ctx.of_one_size)
     return ctx.graph
-
-
-def _hold_formats(ctx: Lowering) -> None:
-    """Hold inputs to the example's memory format, on which it depends what is a view of what."""
-    for node, name in ctx.inputs.items():
-        ctx.graph.node(name).attrs["layout"] = ctx.seen(node).layout
-    ctx.graph.notes.append(
-        "inputs must have the example's memory format: forward asks for it, or writes into tensors"
-    )
-
-
-def _hold_sizes(graph: Graph, values: list[str]) -> None:
-    """Fix the inputs' sizes where values must have the example's, and would have others with other inputs."""
-    shapes = run_time_shapes(graph) if values else {}
-    if all(size >= 0 for name in values for size in shapes[name][1:]):
-        return
-    _hold(graph, "forward has a size of it in a view", 1)
-
-
-def _hold(graph: Graph, why: str, first: int = 0) -> None:
-    """Fix the inputs' sizes from dimension ``first`` on."""
-    for node in graph.nodes:
-        if node.op == "input":
-            node.attrs["fixed"] = sorted({*node.attrs["fixed"], *range(first, len(node.shape))})
-    graph.notes.append(
-        f"input sizes are fixed to the example's{', but for the batch' if first else ''}: {why}"
-    )
-
-
-#: Greatest batch size where there is no limit, in the attribute ``batch`` of inputs.
-NO_LIMIT = (1 << 31) - 1
-
-
-def _channels_second(op: str) -> bool:
-    """Whether an operation has channels in the second dimension of what it reads."""
-    if products_of(op) != "none":
-        return "stride" in OPERATIONS[op].attrs
-    return op in ("act_quant", "pad", "batch_norm")
-
-
-def _channels_last(op: str) -> bool:
-    """Whether an operation has channels in the last dimension of what it reads."""
-    if products_of(op) != "none":
-        return "stride" not in OPERATIONS[op].attrs
-    return op == "flatten_leading"
-
-
-def _find_channels(graph: Graph) -> None:
-    """Note on every input which dimension holds its channels, by who reads it; 0 where nobody says."""
-    for node in graph.nodes:
-        if node.op == "input":
-            readers = {reader.op for reader in graph.users()[node.name] if reader is not None}
-            second, last = any(map(_channels_second, readers)), any(map(_channels_last, readers))
-            node.attrs["channel_dim"] = 1 if second else (len(node.shape) - 1 if last else 0)

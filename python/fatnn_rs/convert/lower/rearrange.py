@@ -68,11 +68,17 @@ def _step(
 
 def reshape(ctx: Lowering, input: Any, *shape: Any) -> Ref | None:
     """``view`` and ``reshape`` to sizes that are numbers, -1, or computed."""
-    name, source = ctx.value(input), ctx.shape(input)
+    name, source = ctx.plain(input), ctx.shape(input)
     sizes = _sizes(shape)
     if name is None or not sizes or any(_number(ctx, size) is None for size in sizes):
         return None
     literal = [size if isinstance(size, int) else None for size in sizes]
+    computed = not isinstance(sizes[0], int) and batch_source(ctx, sizes[0]) is None
+    if -1 in literal[1:] and computed:
+        # A multiple of the batch, say: it is what is left, and what was left is the example's.
+        at = literal.index(-1)
+        sizes[at] = literal[at] = ctx.shape(ctx.node)[at]
+        ctx.of_one_size.append(name)
     if 0 in literal or 0 in source:
         return None
     entries: list[int] = []
@@ -102,7 +108,7 @@ def reshape(ctx: Lowering, input: Any, *shape: Any) -> Ref | None:
 
 def view(ctx: Lowering, input: Any, *shape: Any) -> Ref | None:
     """``x.view(x.size(0), -1)`` and its variants flatten everything behind the batch; else :func:`reshape`."""
-    name, source = ctx.value(input), ctx.shape(input)
+    name, source = ctx.plain(input), ctx.shape(input)
     size = _sizes(shape)
     if name is None or len(size) != 2 or len(source) < 2:
         return reshape(ctx, input, *shape)
@@ -118,14 +124,19 @@ def view(ctx: Lowering, input: Any, *shape: Any) -> Ref | None:
 
 
 def view_as(ctx: Lowering, input: Any, other: Any) -> Ref | None:
-    """``x.view_as(y)`` of one shape."""
-    name = ctx.value(input)
-    return Ref(name) if name is not None and ctx.shape(input) == ctx.shape(other) else None
+    """``x.view_as(y)`` of one shape, or of one that differs in its leading dimensions only."""
+    name, like = ctx.plain(input), ctx.plain(other)
+    source, wanted = ctx.shape(input), ctx.shape(other)
+    if name is None or source == wanted:
+        return None if name is None else Ref(name)
+    if like is None or not source or not wanted or source[-1] != wanted[-1] or 0 in source:
+        return None
+    return ctx.emit("reshape_like", [name, like])
 
 
 def unflatten(ctx: Lowering, input: Any, dim: Any, sizes: Any) -> Ref | None:
     """Make several dimensions of the last one."""
-    name, rank = ctx.value(input), len(ctx.shape(input))
+    name, rank = ctx.plain(input), len(ctx.shape(input))
     if (
         name is None
         or not isinstance(dim, int)
@@ -143,7 +154,7 @@ def unflatten(ctx: Lowering, input: Any, dim: Any, sizes: Any) -> Ref | None:
 
 def pixel_shuffle(ctx: Lowering, input: Any, upscale_factor: Any) -> Ref | None:
     """Channels to pixels."""
-    name, shape, r = ctx.value(input), ctx.shape(input), upscale_factor
+    name, shape, r = ctx.plain(input), ctx.shape(input), upscale_factor
     if (
         name is None
         or len(shape) != 4
@@ -170,7 +181,7 @@ def pixel_shuffle(ctx: Lowering, input: Any, upscale_factor: Any) -> Ref | None:
 
 def permute(ctx: Lowering, input: Any, *dims: Any) -> Ref | None:
     """Dimensions in another order."""
-    name, rank = ctx.value(input), len(ctx.shape(input))
+    name, rank = ctx.plain(input), len(ctx.shape(input))
     order = _sizes(dims)
     if name is None or len(order) != rank or not all(isinstance(dim, int) for dim in order):
         return None
@@ -205,7 +216,7 @@ def movedim(ctx: Lowering, input: Any, source: Any, destination: Any) -> Ref | N
 
 def squeeze(ctx: Lowering, input: Any, dim: Any = None) -> Ref | None:
     """Leave out a dimension of size 1; without ``dim`` the example's would decide, so that stays in torch."""
-    name, source = ctx.value(input), ctx.shape(input)
+    name, source = ctx.plain(input), ctx.shape(input)
     if (
         name is None
         or not isinstance(dim, int)
@@ -219,7 +230,7 @@ def squeeze(ctx: Lowering, input: Any, dim: Any = None) -> Ref | None:
 
 def unsqueeze(ctx: Lowering, input: Any, dim: Any) -> Ref | None:
     """Add a dimension of size 1."""
-    name, rank = ctx.value(input), len(ctx.shape(input))
+    name, rank = ctx.plain(input), len(ctx.shape(input))
     if name is None or not isinstance(dim, int):
         return None
     return ctx.emit("unsqueeze", [name], {"dim": dim % (rank + 1)})
@@ -227,13 +238,13 @@ def unsqueeze(ctx: Lowering, input: Any, dim: Any) -> Ref | None:
 
 def expand(ctx: Lowering, input: Any, *sizes: Any) -> Ref | None:
     """Repeat dimensions of size 1."""
-    name, source, wanted = ctx.value(input), ctx.shape(input), _sizes(sizes)
+    name, source, wanted = ctx.plain(input), ctx.shape(input), _sizes(sizes)
     if name is None or any(_number(ctx, size) is None for size in wanted):
         return None
     inputs, entries = [name], []
     for i, size in enumerate(wanted):
         like = batch_source(ctx, size) if i == 0 else None
-        other = ctx.value(like) if like is not None else None
+        other = ctx.plain(like) if like is not None else None
         if isinstance(size, int):
             entries.append(size)
         elif other is not None:
@@ -276,7 +287,7 @@ def getitem(ctx: Lowering, input: Any, index: Any) -> Any:
     held = ctx.env.get(input) if isinstance(input, fx.Node) else None
     if isinstance(held, (tuple, list)) and isinstance(index, int):
         return held[index]
-    name, shape = ctx.value(input), ctx.shape(input)
+    name, shape = ctx.plain(input), ctx.shape(input)
     parts = list(index) if isinstance(index, tuple) else [index]
     if name is None or not all(
         p is None or p is Ellipsis or isinstance(p, (int, slice)) for p in parts
@@ -353,7 +364,7 @@ def aten_slice(
 
 
 def _parts(ctx: Lowering, input: Any, dim: Any, lengths: list[int]) -> tuple[Ref, ...] | None:
-    name, shape = ctx.value(input), ctx.shape(input)
+    name, shape = ctx.plain(input), ctx.shape(input)
     if name is None or not isinstance(dim, int) or not shape:
         return None
     at, found = 0, []
@@ -402,7 +413,7 @@ def chunk(ctx: Lowering, input: Any, chunks: Any, dim: Any = 0) -> tuple[Ref, ..
 
 def unbind(ctx: Lowering, input: Any, dim: Any = 0) -> tuple[Ref, ...] | None:
     """Every index of a dimension by itself."""
-    name, shape = ctx.value(input), ctx.shape(input)
+    name, shape = ctx.plain(input), ctx.shape(input)
     if name is None or not isinstance(dim, int) or not shape:
         return None
     at = dim % len(shape)
@@ -416,9 +427,11 @@ def cat(ctx: Lowering, tensors: Any, dim: Any = 0) -> Ref | None:
     """Concatenation."""
     if not isinstance(tensors, (tuple, list)) or not isinstance(dim, int):
         return None
-    names = [ctx.value(tensor) for tensor in tensors]
+    names = [ctx.plain(tensor) for tensor in tensors]
     known = [name for name in names if name is not None]
-    return ctx.emit("cat", known, {"dim": dim}) if known and len(known) == len(names) else None
+    if not known or len(known) < len(names) or len({ctx.types[name] for name in known}) > 1:
+        return None
+    return ctx.emit("cat", known, {"dim": dim})
 
 
 def stack(ctx: Lowering, tensors: Any, dim: Any = 0) -> Ref | None:
@@ -426,9 +439,9 @@ def stack(ctx: Lowering, tensors: Any, dim: Any = 0) -> Ref | None:
     if not isinstance(tensors, (tuple, list)) or not tensors or not isinstance(dim, int):
         return None
     shape = ctx.shape(tensors[0])
-    names = [ctx.value(tensor) for tensor in tensors]
+    names = [ctx.plain(tensor) for tensor in tensors]
     known = [name for name in names if name is not None]
-    if len(known) != len(names):
+    if len(known) != len(names) or len({ctx.types[name] for name in known}) > 1:
         return None
     at = dim % (len(shape) + 1)
     made = (*shape[:at], 1, *shape[at:])
@@ -438,7 +451,7 @@ def stack(ctx: Lowering, tensors: Any, dim: Any = 0) -> Ref | None:
 
 def roll(ctx: Lowering, input: Any, shifts: Any, dims: Any = None) -> Ref | None:
     """Move indices around, one dimension after the other."""
-    name, shape = ctx.value(input), ctx.shape(input)
+    name, shape = ctx.plain(input), ctx.shape(input)
     shifts, dims = ([v] if isinstance(v, int) else v for v in (shifts, dims))
     if name is None or not isinstance(shifts, (tuple, list)) or not isinstance(dims, (tuple, list)):
         return None

@@ -11,28 +11,19 @@ import operator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fatnn_rs.convert.graph import Ref
+from fatnn_rs.convert.lower import masks
 from fatnn_rs.convert.lower.lowering import Lowering, Row
 
 __all__ = ["FUNCTIONS", "METHODS", "MODULES"]
 
 
-def constant(ctx: Lowering, value: Any) -> Tensor | None:
-    """Return the parameter or buffer that an argument is."""
-    ref = ctx.env.get(value) if isinstance(value, fx.Node) else None
-    if isinstance(ref, Ref):
-        for node in ctx.graph.nodes:
-            if node.name == ref.name and node.op == "constant":
-                return ctx.graph.tensors[node.tensors["value"]]
-    return None
-
-
 def _constants(ctx: Lowering, given: dict[str, Any]) -> dict[str, Tensor | None] | None:
     """Tensors by role; None where one is there and is no constant."""
-    found = {role: constant(ctx, value) for role, value in given.items()}
+    found = {role: ctx.constant(value) for role, value in given.items()}
     return (
         None
         if any(value is not None and found[role] is None for role, value in given.items())
@@ -257,7 +248,9 @@ def softmax(op: str) -> Row:
         ctx: Lowering, input: Any, dim: Any = None, _stacklevel: Any = 3, dtype: Any = None
     ) -> Ref | None:
         name = ctx.value(input)
-        if name is None or not isinstance(dim, int) or dtype is not None or not ctx.shape(input):
+        if name is None or not isinstance(dim, int) or not ctx.shape(input):
+            return None
+        if dtype not in (None, torch.float32):
             return None
         return ctx.emit(op, [name], {"dim": dim, "layout": ctx.seen(input).layout})
 
@@ -293,7 +286,26 @@ def attention(
 ) -> Ref | None:
     """Attention without a mask, with one that is added, or causal."""
     given = [query, key, value, *([] if attn_mask is None else [attn_mask])]
-    names = [name for name in map(ctx.value, given) if name is not None]
+    before = len(ctx.graph.nodes)
+    names = [name for name in map(ctx.value, given[:3]) if name is not None]
+    mask = None if attn_mask is None else masks.additive(ctx, attn_mask)
+    names += [] if mask is None else [mask]
+    made = _attention(ctx, given, names, dropout_p, is_causal, scale, enable_gqa)
+    if made is None:
+        del ctx.graph.nodes[before:]
+    return made
+
+
+def _attention(
+    ctx: Lowering,
+    given: list[Any],
+    names: list[str],
+    dropout_p: Any,
+    is_causal: Any,
+    scale: Any,
+    enable_gqa: Any,
+) -> Ref | None:
+    attn_mask = given[3] if len(given) > 3 else None
     if (
         len(names) < len(given)
         or dropout_p != 0

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.levels import ACT_LEVELS, coded_levels, codes_dtype
+from fatnn_rs.convert.passes.edit import GraphEdit
 from fatnn_rs.convert.thresholds import (
     NotANumberError,
     Thresholds,
@@ -64,23 +65,25 @@ def _kind(node: Node) -> str:
 
 def fuse_codes(graph: Graph) -> None:
     """Fuse each quantizer with the layer before it if possible; otherwise note the reason."""
+    edit = GraphEdit(graph)
     for node in [node for node in graph.nodes if node.op == "act_quant"]:
-        chain = _walk(graph, node)
+        chain = _walk(edit, node)
         if isinstance(chain, Node):
-            node.note = _why_float(graph, chain)
+            node.note = _why_float(edit, chain)
             continue
-        problem = _check(graph, chain, node) or _fuse(graph, chain, node)
+        problem = _check(graph, chain, node) or _fuse(edit, chain, node)
         if problem:
             node.note = problem
+    edit.finish()
 
 
-def _walk(graph: Graph, quantizer: Node) -> _Chain | Node:
+def _walk(edit: GraphEdit, quantizer: Node) -> _Chain | Node:
     """Return the chain above a quantizer, or the node at which the walk stopped."""
-    nodes, users = graph.index(), graph.users()
+    nodes = edit.makers
     steps: list[Node] = []
     current = nodes[quantizer.inputs[0]]
     while True:
-        if len(users[current.name]) > 1:
+        if len(edit.readers[current.name]) > 1:
             return current
         if current.op == "ternary":
             return _Chain(current, steps[::-1])
@@ -90,10 +93,10 @@ def _walk(graph: Graph, quantizer: Node) -> _Chain | Node:
         current = nodes[current.inputs[0]]
 
 
-def _why_float(graph: Graph, stopped: Node) -> str:
+def _why_float(edit: GraphEdit, stopped: Node) -> str:
     if stopped.op == "input":
         return "reads the network's float input"
-    readers = graph.users()[stopped.name]
+    readers = edit.readers[stopped.name]
     if len(readers) > 1:
         return f"the float value {stopped.name!r} has {len(readers)} readers"
     return f"reads the result of {stopped.attrs.get('target', stopped.op)} ({stopped.name!r})"
@@ -152,9 +155,9 @@ def _function(graph: Graph, chain: _Chain, quantizer: Node) -> Callable[[Tensor]
 _MONOTONE = frozenset(quantizer for family in QUANTIZERS.values() for quantizer in family[1:])
 
 
-def _fuse(graph: Graph, chain: _Chain, quantizer: Node) -> str:
+def _fuse(edit: GraphEdit, chain: _Chain, quantizer: Node) -> str:
     """Replace a chain; return why its function has no thresholds, or an empty text."""
-    root, dims = chain.root, chain.root.attrs["dims"]
+    graph, root, dims = edit.graph, chain.root, chain.root.attrs["dims"]
     weight = graph.tensors[root.tensors["weight"]]
     low, high = accumulator_range(weight, ACT_LEVELS[root.attrs["act"]])
     levels = coded_levels(quantizer.attrs["act"])
@@ -177,25 +180,25 @@ def _fuse(graph: Graph, chain: _Chain, quantizer: Node) -> str:
         ) from error
     if found is None:
         return "the float functions before the quantizer are not monotone in some channel"
-    made = [_conv_node(graph, chain, quantizer, weight, found)]
+    made = [_conv_node(edit, chain, quantizer, weight, found)]
     for step in chain.of_kind("pool"):
-        made.append(_pool_node(graph, step, made[-1]))
+        made.append(_pool_node(edit, step, made[-1]))
     if any(step.op == "flatten" for step in chain.steps):
-        _read_flattened(graph, quantizer, chain)
-    place = graph.nodes.index(quantizer)
-    removed = {id(node) for node in (root, *chain.steps, quantizer)}
-    graph.nodes[place : place + 1] = made
-    graph.nodes = [node for node in graph.nodes if id(node) not in removed]
-    graph.rename_value(quantizer.name, made[-1].name)
+        _read_flattened(edit, quantizer, chain)
+    del graph.tensors[root.tensors["weight"]]
+    edit.replace((root, *chain.steps, quantizer), quantizer, made)
     return ""
 
 
 def _conv_node(
-    graph: Graph, chain: _Chain, quantizer: Node, weight: Tensor, found: Thresholds
+    edit: GraphEdit, chain: _Chain, quantizer: Node, weight: Tensor, found: Thresholds
 ) -> Node:
-    root = chain.root
+    graph, root = edit.graph, chain.root
     node = Node(
-        graph.fresh_name(f"{root.name}_to_codes"), "conv_codes", list(root.inputs), dict(root.attrs)
+        edit.unused_name(f"{root.name}_to_codes"),
+        "conv_codes",
+        list(root.inputs),
+        dict(root.attrs),
     )
     node.attrs["out_groups"] = quantizer.attrs["groups"]
     node.layer, node.shape = root.layer, root.shape
@@ -209,14 +212,17 @@ def _conv_node(
     sign = 1 - 2 * found.flip.to(weight.dtype)
     node.tensors = {
         "weight": graph.add_tensor(
-            f"{root.layer}.codes", weight * sign.view(-1, 1, 1, 1), graph.dtype(root, "weight")
+            f"{root.layer}.codes",
+            weight * sign.view(-1, 1, 1, 1),
+            graph.dtype(root, "weight"),
+            own=True,
         ),
-        "thresholds": graph.add_tensor(f"{root.layer}.thresholds", found.values),
+        "thresholds": graph.add_tensor(f"{root.layer}.thresholds", found.values, own=True),
     }
     return node
 
 
-def _pool_node(graph: Graph, step: Node, source: Node) -> Node:
+def _pool_node(edit: GraphEdit, step: Node, source: Node) -> Node:
     """Make a two-dimensional max-pool on codes."""
     one, zero = ([1], [0]) if step.op == "max_pool1d" else ([], [])
     attrs = {
@@ -226,7 +232,7 @@ def _pool_node(graph: Graph, step: Node, source: Node) -> Node:
         "dilation": one + step.attrs["dilation"],
         "ceil_mode": step.attrs["ceil_mode"],
     }
-    name = graph.fresh_name(f"{step.name}_of_codes")
+    name = edit.unused_name(f"{step.name}_of_codes")
     return Node(
         name,
         "max_pool_codes",
@@ -238,15 +244,17 @@ def _pool_node(graph: Graph, step: Node, source: Node) -> Node:
     )
 
 
-def _read_flattened(graph: Graph, quantizer: Node, chain: _Chain) -> None:
+def _read_flattened(edit: GraphEdit, quantizer: Node, chain: _Chain) -> None:
     """Make the linear layers after a flatten read the map, with a kernel that covers it."""
     flat = chain.steps.index(next(step for step in chain.steps if step.op == "flatten"))
     shape = chain.steps[flat - 1].shape if flat else chain.root.shape
     channels, window = shape[1], [1, *shape[2:]][-2:]
-    for node in graph.nodes:
-        if node.op == "ternary" and quantizer.name in node.inputs:
+    graph = edit.graph
+    for node in edit.readers[quantizer.name]:
+        if node is not None and node.op == "ternary":
             weight = graph.tensors[node.tensors["weight"]]
             node.attrs = {**node.attrs, "kernel": window, "channels": channels}
             whole = weight.reshape(weight.shape[0], channels, *window)
-            name = graph.add_tensor(node.tensors["weight"], whole, graph.dtype(node, "weight"))
+            dtype = graph.dtype(node, "weight")
+            name = graph.add_tensor(node.tensors["weight"], whole, dtype, own=True)
             node.tensors = {**node.tensors, "weight": name}

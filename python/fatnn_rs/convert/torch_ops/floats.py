@@ -272,6 +272,21 @@ def _constant(node: Node, tensors: Tensors) -> Function:
     return lambda: value
 
 
+def _embedding(node: Node, tensors: Tensors) -> Function:
+    weight = tensors["weight"]
+    return lambda ids: functional.embedding(ids, weight)
+
+
+def _cast(node: Node, tensors: Tensors) -> Function:
+    dtype = getattr(torch, node.attrs["to"])
+    return lambda x: x.to(dtype)
+
+
+def _cumsum(node: Node, tensors: Tensors) -> Function:
+    dim = node.attrs["dim"]
+    return lambda x: torch.cumsum(x, dim, dtype=x.dtype)
+
+
 def _flatten_leading(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
@@ -280,7 +295,18 @@ def _reshape_like(y: Tensor, x: Tensor) -> Tensor:
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-#: Every float operation a file may hold. What it reads and has is in :mod:`fatnn_rs.operations`.
+#: Functions of integers and masks that torch calls by the operation's name.
+_PLAIN = (
+    *("eq", "ne", "lt", "le", "where"),
+    *("logical_and", "logical_or", "logical_xor", "logical_not"),
+)
+
+
+def _plain(function: Function) -> Callable[[Node, Tensors], Function]:
+    return lambda node, tensors: function
+
+
+#: Every float operation a file may hold, and those of integers and masks. What it reads and has is in :mod:`fatnn_rs.operations`.
 FLOAT_OPS: dict[str, FloatOp] = {
     **{op: _scalar(scalar) for op, scalar in SCALARS.items()},
     "conv1d": FloatOp(_conv(functional.conv1d)),
@@ -324,4 +350,8 @@ FLOAT_OPS: dict[str, FloatOp] = {
     "expand": FloatOp(_expand),
     "cat": FloatOp(_cat),
     "constant": FloatOp(_constant),
+    "embedding": FloatOp(_embedding),
+    **{op: FloatOp(_plain(getattr(torch, op))) for op in _PLAIN},
+    "cast": FloatOp(_cast),
+    "cumsum": FloatOp(_cumsum),
 }

@@ -73,7 +73,8 @@ fn keeps(node: &Node, read: &[(First, &Node)]) -> bool {
             *batch_first && read.iter().all(|(first, _)| *first == First::Batch)
         }
         Op::Linear | Op::LinearInt8 => rank > 1,
-        Op::Binary(_) => read.iter().all(beside),
+        Op::Cumsum { dim } => not_first(*dim),
+        Op::Binary(_) | Op::Compare(_) | Op::Logical(_) | Op::Where => read.iter().all(beside),
         _ => read.iter().all(|(first, _)| *first == First::Batch),
     }
 }

@@ -5,15 +5,17 @@ use super::fused::{FusedGraph, FusedNode};
 use super::input::ValueInfo;
 use super::network::{FusedQuantizer, NetNode, Network, NotFused};
 use super::ops::arithmetic::Arithmetic;
-use super::ops::concat::{Concat, Constant};
+use super::ops::concat::{Concat, Constant, Data};
 use super::ops::conv::{Epilogue, MaxPoolCodes, Quantize, Shortcut, TernaryConv};
 use super::ops::depthwise::DepthwiseConv;
 use super::ops::elementwise::{ChannelDim, Map, elementwise_of, optional_constants};
+use super::ops::embedding::Embedding;
 use super::ops::int8::Int8Conv;
 use super::ops::linear::FloatConv;
 use super::ops::multihead::Multihead;
 use super::ops::norm::Normalize;
 use super::ops::pad::Pad;
+use super::ops::plain;
 use super::ops::pool::{Pool, Windows};
 use super::ops::products::{Attention, Matmul};
 use super::ops::reduce::{Reduce, Softmax};
@@ -52,6 +54,15 @@ pub(super) fn network(
     if !unsupported.is_empty() {
         return Err(Error::Unsupported { what: unsupported.join("; ") });
     }
+    for value in graph.outputs.values() {
+        if types[value] != ValueType::F32 {
+            let (node, kind) = (&graph.nodes[value].name, types[value]);
+            unsupported.push(format!("node {node:?}: an output of {kind}, not of floats"));
+        }
+    }
+    if !unsupported.is_empty() {
+        return Err(Error::Unsupported { what: unsupported.join("; ") });
+    }
     let mut fused = FusedGraph::new(&graph, tensors);
     let not_fused = not_fused(&graph, &passes::run(&mut fused))?;
     let (fused, outputs) = fused.finish();
@@ -76,12 +87,12 @@ pub(super) fn network(
     if !unsupported.is_empty() {
         return Err(Error::Unsupported { what: unsupported.join("; ") });
     }
-    let order::Assigned { nodes, inputs, values } = order::assign(&graph, nodes)?;
+    let order::Assigned { nodes, inputs, values } = order::assign(&graph, nodes, &types)?;
     let inputs =
         graph.nodes.iter().zip(inputs).enumerate().filter_map(|(value, (node, order))| match &node
             .op
         {
-            Op::Input(input) => Some(ValueInfo::input(node, input, order, value)),
+            Op::Input(input) => Some(ValueInfo::input(node, input, order, value, types[value])),
             _ => None,
         });
     // An output has the name and shape of its own node, also where that runs inside another.
@@ -199,6 +210,7 @@ impl<'a> Compiler<'a> {
         let view = self.view(fused.node);
         let rank = fused.inputs.first().map_or(0, |&input| self.graph.nodes[input].shape.len());
         let channel_dim = self.channel_dim(fused);
+        let types: Vec<ValueType> = fused.inputs.iter().map(|&v| self.types[v]).collect();
         Ok(match &view.node.op {
             Op::Conv(conv) => self.float_conv(view, conv, post)?,
             Op::Linear => self.linear(view, post)?,
@@ -247,6 +259,9 @@ impl<'a> Compiler<'a> {
             Op::FlattenLeading => Box::new(Reshape::FlattenLeading),
             Op::ReshapeLike => Box::new(Reshape::Like),
             Op::Pad { pad, mode, value } => Box::new(Pad::new(pad, mode, *value, rank)?),
+            Op::Binary(_) if types.iter().all(|kind| kind.is_integer()) => {
+                plain::operation(view, &types, self.types[fused.node])?
+            }
             Op::Binary(kind) => Box::new(Arithmetic::new(*kind, post, channel_dim)),
             Op::Reshape { shape } => Box::new(Reshape::To(shape.clone())),
             Op::Squeeze { dim } => Box::new(Reshape::Squeeze(from_front(*dim, rank)?)),
@@ -261,11 +276,22 @@ impl<'a> Compiler<'a> {
             Op::Expand { shape } => Box::new(Expand(shape.clone())),
             Op::Cat { dim } => Box::new(Concat(*dim)),
             Op::Constant => {
-                let shape = view.shape("value")?.to_vec(); // small: sizes
-                let data = memory::copied("a constant", view.floats("value")?)?;
-                self.budget.spend(size_of_val(data.as_slice()) as u128)?;
+                let tensor = view.tensor("value").ok_or("tensor \"value\" must be there")?;
+                let (shape, data) = (tensor.shape().to_vec(), Data::of(tensor)?); // small: sizes
+                self.budget.spend(data.bytes() as u128)?;
                 Box::new(Constant { shape, data })
             }
+            Op::Embedding => {
+                let weight = view.floats("weight")?;
+                self.budget.spend(size_of_val(weight) as u128)?;
+                Box::new(Embedding::new(weight, view.shape("weight")?)?)
+            }
+            Op::Compare(_)
+            | Op::Logical(_)
+            | Op::LogicalNot
+            | Op::Where
+            | Op::Cast { .. }
+            | Op::Cumsum { .. } => plain::operation(view, &types, self.types[fused.node])?,
             Op::Quantize { .. } => {
                 let thresholds = memory::copied("thresholds", view.floats("steps")?)?;
                 Box::new(Quantize { thresholds, layout: self.layout(fused.node)? })

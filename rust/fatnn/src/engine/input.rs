@@ -1,9 +1,13 @@
 //! Inputs and outputs of a network: what a run's arrays are checked against.
 
-use super::value::{Order, Value};
+use std::ops::Range;
+
+use super::value::{Element, Order, SliceMut, Value};
+use crate::dtype::ValueType;
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::graph::Node;
 use crate::graph::op::{self, BatchRange};
+use crate::transpose::transpose;
 
 /// A float32 array: shape as PyTorch writes it.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +18,95 @@ pub struct Input<'a> {
     pub data: &'a [f32],
     /// Whether channels are last in memory (the shape is written channels-first all the same).
     pub channels_last: bool,
+}
+
+/// An array of any type that the engine has. Those without channels last are in the order of the
+/// shape.
+#[derive(Clone, Copy, Debug)]
+pub enum Array<'a> {
+    /// float32.
+    F32(Input<'a>),
+    /// int32, and its shape.
+    I32(&'a [usize], &'a [i32]),
+    /// int64, and its shape.
+    I64(&'a [usize], &'a [i64]),
+    /// bool: 0 is false, and anything else true; and its shape.
+    Bool(&'a [usize], &'a [u8]),
+}
+
+impl<'a> From<Input<'a>> for Array<'a> {
+    fn from(input: Input<'a>) -> Self {
+        Array::F32(input)
+    }
+}
+
+impl<'a> Array<'a> {
+    /// Its shape.
+    pub fn shape(&self) -> &'a [usize] {
+        match *self {
+            Array::F32(input) => input.shape,
+            Array::I32(shape, _) | Array::I64(shape, _) | Array::Bool(shape, _) => shape,
+        }
+    }
+
+    /// Number of its elements.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Array::F32(input) => input.data.len(),
+            Array::I32(_, data) => data.len(),
+            Array::I64(_, data) => data.len(),
+            Array::Bool(_, data) => data.len(),
+        }
+    }
+
+    fn dtype(&self) -> ValueType {
+        match self {
+            Array::F32(_) => ValueType::F32,
+            Array::I32(..) => ValueType::I32,
+            Array::I64(..) => ValueType::I64,
+            Array::Bool(..) => ValueType::Bool,
+        }
+    }
+
+    /// Some of its elements, as an array of such a shape.
+    pub(super) fn part(&self, elements: Range<usize>, shape: &'a [usize]) -> Self {
+        match *self {
+            Array::F32(input) => Array::F32(Input { shape, data: &input.data[elements], ..input }),
+            Array::I32(_, data) => Array::I32(shape, &data[elements]),
+            Array::I64(_, data) => Array::I64(shape, &data[elements]),
+            Array::Bool(_, data) => Array::Bool(shape, &data[elements]),
+        }
+    }
+
+    /// Copies its elements to where the network wants them.
+    pub(super) fn copy_to(&self, value: &Value, to: SliceMut<'_>) {
+        match *self {
+            Array::F32(input) => input.copy_to(value, to.floats()),
+            Array::I32(_, data) => {
+                to.integers().iter_mut().zip(data).for_each(|(to, &x)| *to = x.into());
+            }
+            Array::I64(_, data) => to.integers().copy_from_slice(data),
+            Array::Bool(_, data) => {
+                to.mask().iter_mut().zip(data).for_each(|(to, &x)| *to = u8::from(x != 0));
+            }
+        }
+    }
+}
+
+impl Input<'_> {
+    fn copy_to(&self, value: &Value, to: &mut [f32]) {
+        let image = self.shape.len().clamp(2, 4) == self.shape.len();
+        let given = if self.channels_last && image { Order::ChannelsLast } else { Order::RowMajor };
+        if given == value.order() || self.shape.len() <= 2 || to.is_empty() {
+            to.copy_from_slice(self.data);
+            return;
+        }
+        let (channels, pixels) = (self.shape[1], self.shape[2..].iter().product());
+        match value.order() {
+            Order::ChannelsLast => transpose(self.data, to, channels, pixels),
+            Order::RowMajor => transpose(self.data, to, pixels, channels),
+        }
+    }
 }
 
 /// An input or an output.
@@ -28,6 +121,8 @@ pub(super) struct ValueInfo {
     pub channel_dim: Option<usize>,
     /// Sizes that the first dimension may have, where the model branches on it.
     pub batch: Option<BatchRange>,
+    /// Type of its elements.
+    pub dtype: ValueType,
     /// Where the network wants the elements of an input.
     pub order: Order,
     pub value: usize,
@@ -52,12 +147,19 @@ impl BatchRange {
 }
 
 impl ValueInfo {
-    pub fn input(node: &Node, input: &op::Input, order: Order, value: usize) -> Self {
+    pub fn input(
+        node: &Node,
+        input: &op::Input,
+        order: Order,
+        value: usize,
+        dtype: ValueType,
+    ) -> Self {
         let (name, shape, fixed) = (node.name.clone(), node.shape.clone(), input.fixed.clone());
         // 0 says that nothing is known about channels.
         let noted = input.channel_dim.filter(|dim| (1..shape.len()).contains(dim));
-        let channel_dim = noted.or((order == Order::ChannelsLast).then_some(1));
-        ValueInfo { name, shape, fixed, channel_dim, batch: input.batch, order, value }
+        let image = order == Order::ChannelsLast && dtype == ValueType::F32;
+        let channel_dim = noted.or(image.then_some(1));
+        ValueInfo { name, shape, fixed, channel_dim, batch: input.batch, dtype, order, value }
     }
 
     pub fn output(node: &Node, value: usize) -> Self {
@@ -68,6 +170,7 @@ impl ValueInfo {
             fixed: Vec::new(),
             channel_dim: None,
             batch: None,
+            dtype: ValueType::F32,
             order: Order::RowMajor,
             value,
         }
@@ -75,8 +178,15 @@ impl ValueInfo {
 
     /// Checks an input against what the network was converted for: everything but images and
     /// spatial sizes is fixed.
-    pub fn value(&self, input: &Input<'_>) -> Result<Value> {
-        let shape = input.shape;
+    pub fn value(&self, input: &Array<'_>) -> Result<Value> {
+        let shape = input.shape();
+        if input.dtype() != self.dtype {
+            return bad_value(
+                "type of the network's input",
+                self.dtype.plain_name().unwrap_or_default(),
+                input.dtype().plain_name().unwrap_or_default(),
+            );
+        }
         if shape.len() != self.shape.len()
             || self.channel_dim.is_some_and(|dim| shape[dim] != self.shape[dim])
         {
@@ -113,8 +223,8 @@ impl ValueInfo {
                 format!("{shape:?}"),
             );
         };
-        check_len("values of the input", elements, input.data.len())?;
-        Value::ordered(shape, self.order)
+        check_len("values of the input", elements, input.len())?;
+        Ok(Value::ordered(shape, self.order)?.of(Element::of(self.dtype)))
     }
 
     /// The value at conversion.
@@ -126,6 +236,6 @@ impl ValueInfo {
                 format!("{:?}", self.shape),
             );
         }
-        Value::ordered(&self.shape, self.order)
+        Ok(Value::ordered(&self.shape, self.order)?.of(Element::of(self.dtype)))
     }
 }

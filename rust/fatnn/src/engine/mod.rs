@@ -23,6 +23,6 @@ mod plan;
 mod run;
 mod value;
 
-pub use input::Input;
+pub use input::{Array, Input};
 pub use network::{Network, NotFused};
 pub use run::{Observed, Output};

@@ -179,6 +179,11 @@ impl Network {
         self.inputs.iter().map(|info| (info.name.as_str(), info.shape.as_slice()))
     }
 
+    /// Types of the inputs, as PyTorch calls them.
+    pub fn input_types(&self) -> impl Iterator<Item = &'static str> {
+        self.inputs.iter().map(|info| info.dtype.plain_name().unwrap_or_default())
+    }
+
     /// Names of the outputs, with their shapes at conversion.
     pub fn outputs(&self) -> impl Iterator<Item = (&str, &[usize])> {
         self.outputs.iter().map(|info| (info.name.as_str(), info.shape.as_slice()))
@@ -198,5 +203,10 @@ impl Network {
     /// Bytes of the buffers kept at this moment, over all input shapes seen.
     pub fn buffer_bytes(&self) -> usize {
         self.lock().iter().map(Workspace::bytes).sum()
+    }
+
+    /// Frees the buffers kept at this moment; later runs plan theirs anew.
+    pub fn drop_buffers(&self) {
+        self.lock().clear();
     }
 }

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use super::network::NetNode;
 use super::ops::shape::Reorder;
 use super::value::{Order, Ordered};
+use crate::dtype::ValueType;
 use crate::error::Result;
 use crate::graph::Graph;
 use crate::memory;
@@ -23,12 +24,17 @@ pub(super) struct Assigned {
 }
 
 /// Settles the orders of all values.
-pub(super) fn assign(graph: &Graph, nodes: Vec<NetNode>) -> Result<Assigned> {
+pub(super) fn assign(graph: &Graph, nodes: Vec<NetNode>, types: &[ValueType]) -> Result<Assigned> {
     let ordered =
         |value: usize| Ordered { order: Order::RowMajor, rank: graph.nodes[value].shape.len() };
     let mut values: Vec<Ordered> = (0..graph.nodes.len()).map(ordered).collect();
     let inputs: Vec<Order> = (0..graph.input_count())
-        .map(|value| wanted_of_input(value, values[value].rank, &nodes, graph))
+        .map(|value| match types[value] {
+            ValueType::F32 => wanted_of_input(value, values[value].rank, &nodes, graph),
+            // Integers and masks are no images.
+            _ if values[value].rank == 2 => Order::ChannelsLast,
+            _ => Order::RowMajor,
+        })
         .collect();
     for (value, &order) in values.iter_mut().zip(&inputs) {
         value.order = order;

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use super::network::{FusedQuantizer, Network};
-use super::value::{Dims, ExecutableOp, Slice, SliceMut, Value};
+use super::value::{Dims, Element, ExecutableOp, Slice, SliceMut, Value};
 use crate::error::Result;
 use crate::kernels::CacheLine;
 use crate::memory;
@@ -73,18 +73,24 @@ pub(super) struct Buffer(Vec<CacheLine>);
 
 impl Buffer {
     pub fn read(&self, value: &Value) -> Slice<'_> {
-        match value.codes {
-            None => Slice::Float(&CacheLine::floats(&self.0)[..value.buffer_len()]),
-            Some(_) => Slice::Codes(&CacheLine::bytes(&self.0)[..value.buffer_len()]),
+        let len = value.buffer_len();
+        match (value.codes, value.element) {
+            (Some(_), _) => Slice::Codes(&CacheLine::bytes(&self.0)[..len]),
+            (None, Element::Float) => Slice::Float(&CacheLine::floats(&self.0)[..len]),
+            (None, Element::Integer) => Slice::Integer(&CacheLine::integers(&self.0)[..len]),
+            (None, Element::Mask) => Slice::Mask(&CacheLine::bytes(&self.0)[..len]),
         }
     }
 
     pub fn write(&mut self, value: &Value) -> SliceMut<'_> {
-        match value.codes {
-            None => SliceMut::Float(&mut CacheLine::floats_mut(&mut self.0)[..value.buffer_len()]),
-            Some(_) => {
-                SliceMut::Codes(&mut CacheLine::bytes_mut(&mut self.0)[..value.buffer_len()])
+        let (len, lines) = (value.buffer_len(), &mut self.0);
+        match (value.codes, value.element) {
+            (Some(_), _) => SliceMut::Codes(&mut CacheLine::bytes_mut(lines)[..len]),
+            (None, Element::Float) => SliceMut::Float(&mut CacheLine::floats_mut(lines)[..len]),
+            (None, Element::Integer) => {
+                SliceMut::Integer(&mut CacheLine::integers_mut(lines)[..len])
             }
+            (None, Element::Mask) => SliceMut::Mask(&mut CacheLine::bytes_mut(lines)[..len]),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::PoisonError;
 
-use super::input::{Input, ValueInfo};
+use super::input::{Array, ValueInfo};
 use super::network::{FusedQuantizer, NetNode, Network};
 use super::plan::{Buffer, Workspace};
 use super::value::{Dims, Order, Slice, Value};
@@ -39,6 +39,11 @@ impl Observed<'_> {
     pub fn pixels(&self) -> [usize; 3] {
         [self.dims.images, self.dims.map[0], self.dims.map[1]]
     }
+}
+
+/// Arrays of any type as one.
+fn arrays<'a, I: Into<Array<'a>> + Copy>(inputs: &[I]) -> Vec<Array<'a>> {
+    inputs.iter().map(|&input| input.into()).collect() // small: an input each
 }
 
 /// A float32 array that a network made.
@@ -86,8 +91,8 @@ impl Network {
     /// [`Error::Shape`] or [`Error::Value`] where the inputs do not fit, [`Error::NotANumber`]
     /// where a quantizer reads NaN, [`Error::Limit`] where a run at their sizes would cost more
     /// than the limits, [`Error::Memory`] where there is no memory.
-    pub fn run(&self, inputs: &[Input<'_>]) -> Result<Vec<Output>> {
-        self.run_watched(inputs, &Watch::none())
+    pub fn run<'a, I: Into<Array<'a>> + Copy>(&self, inputs: &[I]) -> Result<Vec<Output>> {
+        self.run_watched(&arrays(inputs), &Watch::none())
     }
 
     /// As [`Network::run`], for as long as `go_on` says so: it is asked on the calling thread,
@@ -95,15 +100,15 @@ impl Network {
     ///
     /// # Errors
     /// As [`Network::run`]; [`Error::Interrupted`] where it was stopped.
-    pub fn run_while(
+    pub fn run_while<'a, I: Into<Array<'a>> + Copy>(
         &self,
-        inputs: &[Input<'_>],
+        inputs: &[I],
         go_on: &(dyn Fn() -> bool + Sync),
     ) -> Result<Vec<Output>> {
-        self.run_watched(inputs, &Watch::new(Some(go_on)))
+        self.run_watched(&arrays(inputs), &Watch::new(Some(go_on)))
     }
 
-    fn run_watched(&self, inputs: &[Input<'_>], watch: &Watch<'_>) -> Result<Vec<Output>> {
+    fn run_watched(&self, inputs: &[Array<'_>], watch: &Watch<'_>) -> Result<Vec<Output>> {
         match self.images_apart(inputs) {
             None => self.run_whole(inputs, &mut |_| (), watch),
             Some(images) => self.run_apart(inputs, images, watch),
@@ -113,14 +118,14 @@ impl Network {
     /// The number of images, where they are better run one by one: whatever the batch, an image's
     /// values stay in cache then, and threads that have an image each need not wait for each other
     /// behind every layer.
-    fn images_apart(&self, inputs: &[Input<'_>]) -> Option<usize> {
-        let images = *inputs.first()?.shape.first()?;
-        let elements: usize = inputs.iter().map(|input| input.data.len()).sum();
+    fn images_apart(&self, inputs: &[Array<'_>]) -> Option<usize> {
+        let images = *inputs.first()?.shape().first()?;
+        let elements: usize = inputs.iter().map(Array::len).sum();
         let alike = inputs.len() == self.inputs.len()
             && inputs.iter().all(|input| {
                 // Anything else is an error, and `run_observed` says which.
-                let elements = input.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-                input.shape.first() == Some(&images) && elements == Some(input.data.len())
+                let elements = input.shape().iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+                input.shape().first() == Some(&images) && elements == Some(input.len())
             });
         let free = self.images_apart
             && self.inputs.iter().all(|info| !info.fixed.contains(&0) && info.batch.is_none());
@@ -131,19 +136,20 @@ impl Network {
     /// Runs images one by one.
     fn run_apart(
         &self,
-        inputs: &[Input<'_>],
+        inputs: &[Array<'_>],
         images: usize,
         watch: &Watch<'_>,
     ) -> Result<Vec<Output>> {
-        let mut shapes: Vec<Vec<usize>> = inputs.iter().map(|input| input.shape.to_vec()).collect(); // small: sizes
+        let mut shapes: Vec<Vec<usize>> =
+            inputs.iter().map(|input| input.shape().to_vec()).collect(); // small: sizes
         for shape in &mut shapes {
             shape[0] = 1;
         }
         let apart = parallel::for_each_alone(watch, images, |image| {
             let mut one = inputs.to_vec(); // small: an input each
             for (input, shape) in one.iter_mut().zip(&shapes) {
-                let len = input.data.len() / images;
-                (input.shape, input.data) = (shape, &input.data[image * len..(image + 1) * len]);
+                let len = input.len() / images;
+                *input = input.part(image * len..(image + 1) * len, shape);
             }
             self.run_whole(&one, &mut |_| (), watch)
         })?;
@@ -167,21 +173,21 @@ impl Network {
     ///
     /// # Errors
     /// As [`Network::run`].
-    pub fn run_observed(
+    pub fn run_observed<'a, I: Into<Array<'a>> + Copy>(
         &self,
-        inputs: &[Input<'_>],
+        inputs: &[I],
         observe: &mut (dyn FnMut(Observed<'_>) + Send),
     ) -> Result<Vec<Output>> {
-        self.run_whole(inputs, observe, &Watch::none())
+        self.run_whole(&arrays(inputs), observe, &Watch::none())
     }
 
     fn run_whole(
         &self,
-        inputs: &[Input<'_>],
+        inputs: &[Array<'_>],
         observe: &mut (dyn FnMut(Observed<'_>) + Send),
         watch: &Watch<'_>,
     ) -> Result<Vec<Output>> {
-        let elements: usize = inputs.iter().map(|input| input.data.len()).sum();
+        let elements: usize = inputs.iter().map(Array::len).sum();
         if elements < MIN_PARALLEL_ELEMENTS {
             return self.run_here(inputs, observe, watch);
         }
@@ -191,7 +197,7 @@ impl Network {
     /// [`Network::run_whole`] on this thread, and those that it finds awake.
     fn run_here(
         &self,
-        inputs: &[Input<'_>],
+        inputs: &[Array<'_>],
         observe: &mut dyn FnMut(Observed<'_>),
         watch: &Watch<'_>,
     ) -> Result<Vec<Output>> {
@@ -203,7 +209,7 @@ impl Network {
             .map(|(info, input)| info.value(input))
             .collect::<Result<Vec<_>>>()?;
         let held = self.inputs.iter().zip(inputs).filter(|(info, _)| info.batch.is_some());
-        let mut batches = held.filter_map(|(_, input)| input.shape.first().copied());
+        let mut batches = held.filter_map(|(_, input)| input.shape().first().copied());
         if let Some(first) = batches.next()
             && let Some(other) = batches.find(|images| *images != first)
         {
@@ -235,26 +241,14 @@ impl Network {
     fn run_in(
         &self,
         workspace: &mut Workspace,
-        inputs: &[Input<'_>],
+        inputs: &[Array<'_>],
         observe: &mut dyn FnMut(Observed<'_>),
         watch: &Watch<'_>,
     ) -> Result<Vec<Output>> {
         let Workspace { steps, values, slots, buffers, scratch, .. } = workspace;
         let scratch = CacheLine::bytes_mut(scratch);
         for (v, input) in inputs.iter().enumerate() {
-            let (value, buffer) = (&values[v], buffers[slots[v]].write(&values[v]).floats());
-            let image = input.shape.len().clamp(2, 4) == input.shape.len();
-            let given =
-                if input.channels_last && image { Order::ChannelsLast } else { Order::RowMajor };
-            if given == value.order() || input.shape.len() <= 2 || buffer.is_empty() {
-                buffer.copy_from_slice(input.data);
-                continue;
-            }
-            let (channels, pixels) = (input.shape[1], input.shape[2..].iter().product());
-            match value.order() {
-                Order::ChannelsLast => transpose(input.data, buffer, channels, pixels),
-                Order::RowMajor => transpose(input.data, buffer, pixels, channels),
-            }
+            input.copy_to(&values[v], buffers[slots[v]].write(&values[v]));
         }
         for (node, step) in self.nodes.iter().zip(steps) {
             if node.inputs.is_empty() {
@@ -317,6 +311,7 @@ impl Network {
                 let (floats, codes) = match buffers[slots[made]].read(&values[made]) {
                     Slice::Float(x) => (Some(x), None),
                     Slice::Codes(x) => (None, layout.map(|layout| (x, layout))),
+                    Slice::Integer(_) | Slice::Mask(_) => (None, None),
                 };
                 observe(Observed { node: name, nanoseconds, dims, floats, codes });
                 // Codes codes_buffer the output come with it.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::codec::CodesLayout;
 use crate::conv::ConvShape;
+use crate::dtype::ValueType;
 use crate::error::{Result, bad_value};
 use crate::graph::ConvParams;
 use crate::memory;
@@ -105,6 +106,36 @@ pub(crate) enum Order {
     RowMajor,
 }
 
+/// What the elements of a value without codes are in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Element {
+    #[default]
+    Float,
+    /// int64, and int32 in as many bytes.
+    Integer,
+    /// A byte: 0 or 1.
+    Mask,
+}
+
+impl Element {
+    fn bytes(self) -> usize {
+        match self {
+            Element::Float => size_of::<f32>(),
+            Element::Integer => size_of::<i64>(),
+            Element::Mask => 1,
+        }
+    }
+
+    /// Of values of such a type.
+    pub fn of(dtype: ValueType) -> Self {
+        match dtype {
+            ValueType::I32 | ValueType::I64 => Element::Integer,
+            ValueType::Bool => Element::Mask,
+            _ => Element::Float,
+        }
+    }
+}
+
 /// A value that an operation makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Value {
@@ -113,19 +144,26 @@ pub(crate) struct Value {
     pub dims: Dims,
     /// Its shape where it is in row-major order.
     pub rows: Option<Shape>,
-    /// `None` for floats.
+    /// `None` for floats, integers and masks.
     pub codes: Option<CodesLayout>,
+    /// Which of these, where there are no codes.
+    pub element: Element,
 }
 
 impl Value {
     /// Floats, channels last.
     pub fn float(dims: Dims) -> Self {
-        Value { dims, rows: None, codes: None }
+        Value { dims, rows: None, codes: None, element: Element::Float }
+    }
+
+    /// The same with elements of another type.
+    pub fn of(self, element: Element) -> Self {
+        Value { element, ..self }
     }
 
     /// Codes.
     pub fn codes(dims: Dims, layout: CodesLayout) -> Self {
-        Value { dims, rows: None, codes: Some(layout) }
+        Value { dims, rows: None, codes: Some(layout), element: Element::Float }
     }
 
     /// Floats in row-major order; those of two dimensions are channels last too.
@@ -139,7 +177,8 @@ impl Value {
         let Some(images) = memory::product(front.iter().copied()) else {
             return bad_value("size of a value", "one that fits in memory", format!("{shape:?}"));
         };
-        Ok(Value { dims: Dims { images, channels, map: [1, 1], axes: 0 }, rows, codes: None })
+        let dims = Dims { images, channels, map: [1, 1], axes: 0 };
+        Ok(Value { dims, rows, codes: None, element: Element::Float })
     }
 
     /// Floats in such an order.
@@ -169,7 +208,7 @@ impl Value {
             rows.sizes[rows.rank.max(1) - 1] = channels;
             rows
         });
-        Value { dims: Dims { channels, ..self.dims }, rows, codes: None }
+        Value { dims: Dims { channels, ..self.dims }, rows, codes: None, element: Element::Float }
     }
 
     /// Its shape, as PyTorch writes it.
@@ -220,7 +259,8 @@ impl Value {
                 format!("{} × {} pixels", map[0], map[1]),
             );
         }
-        let per_pixel = self.codes.map_or(channels.saturating_mul(4), CodesLayout::pixel_bytes);
+        let plain = channels.saturating_mul(self.element.bytes());
+        let per_pixel = self.codes.map_or(plain, CodesLayout::pixel_bytes);
         match memory::product([images, map[0], map[1], per_pixel]) {
             Some(bytes) if bytes < 1 << 42 => Ok(()),
             _ => bad_value(
@@ -241,7 +281,7 @@ impl Value {
 
     /// Bytes of its buffer.
     pub fn buffer_bytes(&self) -> usize {
-        let element = if self.codes.is_some() { 1 } else { size_of::<f32>() };
+        let element = if self.codes.is_some() { 1 } else { self.element.bytes() };
         self.buffer_len() * element
     }
 }
@@ -250,6 +290,8 @@ impl Value {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Slice<'a> {
     Float(&'a [f32]),
+    Integer(&'a [i64]),
+    Mask(&'a [u8]),
     Codes(&'a [u8]),
 }
 
@@ -258,7 +300,23 @@ impl<'a> Slice<'a> {
     pub fn floats(self) -> &'a [f32] {
         match self {
             Slice::Float(x) => x,
-            Slice::Codes(_) => unreachable!("the graph's kinds were checked"),
+            _ => unreachable!("the graph's kinds were checked"),
+        }
+    }
+
+    /// The integers.
+    pub fn integers(self) -> &'a [i64] {
+        match self {
+            Slice::Integer(x) => x,
+            _ => unreachable!("the graph's kinds were checked"),
+        }
+    }
+
+    /// The mask.
+    pub fn mask(self) -> &'a [u8] {
+        match self {
+            Slice::Mask(x) => x,
+            _ => unreachable!("the graph's kinds were checked"),
         }
     }
 
@@ -266,7 +324,7 @@ impl<'a> Slice<'a> {
     pub fn codes(self) -> &'a [u8] {
         match self {
             Slice::Codes(x) => x,
-            Slice::Float(_) => unreachable!("the graph's kinds were checked"),
+            _ => unreachable!("the graph's kinds were checked"),
         }
     }
 }
@@ -275,6 +333,8 @@ impl<'a> Slice<'a> {
 #[derive(Debug)]
 pub(crate) enum SliceMut<'a> {
     Float(&'a mut [f32]),
+    Integer(&'a mut [i64]),
+    Mask(&'a mut [u8]),
     Codes(&'a mut [u8]),
 }
 
@@ -282,14 +342,28 @@ impl<'a> SliceMut<'a> {
     pub fn floats(self) -> &'a mut [f32] {
         match self {
             SliceMut::Float(x) => x,
-            SliceMut::Codes(_) => unreachable!("the graph's kinds were checked"),
+            _ => unreachable!("the graph's kinds were checked"),
+        }
+    }
+
+    pub fn integers(self) -> &'a mut [i64] {
+        match self {
+            SliceMut::Integer(x) => x,
+            _ => unreachable!("the graph's kinds were checked"),
+        }
+    }
+
+    pub fn mask(self) -> &'a mut [u8] {
+        match self {
+            SliceMut::Mask(x) => x,
+            _ => unreachable!("the graph's kinds were checked"),
         }
     }
 
     pub fn codes(self) -> &'a mut [u8] {
         match self {
             SliceMut::Codes(x) => x,
-            SliceMut::Float(_) => unreachable!("the graph's kinds were checked"),
+            _ => unreachable!("the graph's kinds were checked"),
         }
     }
 }

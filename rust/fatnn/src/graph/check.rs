@@ -76,7 +76,8 @@ fn node_type(
     }
     for (i, kind) in read.iter().enumerate() {
         let wanted = info.reads_codes && i == 0;
-        if kind.is_codes() != wanted || matches!(kind, ValueType::Other(_)) {
+        let plain = info.reads_plain || wanted || *kind == ValueType::F32;
+        if kind.is_codes() != wanted || matches!(kind, ValueType::Other(_)) || !plain {
             let what = if wanted { "an input of codes" } else { "inputs of floats" };
             return Err(format!(
                 "reads codes where it must not, or not: expected {what}, got {kind}"

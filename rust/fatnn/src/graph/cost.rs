@@ -46,13 +46,13 @@ fn products(products: Products, shape: &[usize], weight: Option<&[usize]>) -> u1
 /// Bytes of a value in PyTorch, and its elements there: codes are packed.
 fn stored(shape: &[usize], kind: ValueType) -> (u128, u128) {
     let count = match kind {
-        ValueType::F32 | ValueType::Other(_) => elements(shape),
         ValueType::Codes { channels, groups, .. } => {
             let pixel = CodesLayout::new(channels, groups).map_or(0, CodesLayout::pixel_bytes);
             let front = elements(shape.get(..1).unwrap_or_default());
             let pixels = front.saturating_mul(elements(shape.get(2..).unwrap_or_default()));
             pixels.saturating_mul(pixel as u128)
         }
+        _ => elements(shape),
     };
     (count, count.saturating_mul(kind.element_bytes() as u128))
 }
@@ -84,7 +84,6 @@ fn work(view: NodeView<'_>, shape: &[usize], made: u128, read: u128, from: &[&[u
 /// Whether the shape that a node notes is that of its value; of codes, but for channels.
 fn is_noted(node: &Node, made: &[usize], kind: ValueType) -> bool {
     match kind {
-        ValueType::F32 | ValueType::Other(_) => node.shape == made,
         ValueType::Codes { .. } => {
             let noted = &node.shape;
             let map = |shape: &[usize]| {
@@ -94,6 +93,7 @@ fn is_noted(node: &Node, made: &[usize], kind: ValueType) -> bool {
             };
             (2..=4).contains(&noted.len()) && noted[0] == made[0] && map(noted) == map(made)
         }
+        _ => node.shape == made,
     }
 }
 

@@ -12,8 +12,9 @@
 //!
 //! Packed are weights that are codes: `ternary` ones, five trits a byte ([`crate::codec::trits`]),
 //! `two-bit` ones, four a byte ([`crate::codec::two_bit`]), and `binary` ones, eight a byte
-//! ([`crate::codec::signs`]). All others, `float32`, `int32`, `int64` and `int8`, are stored as
-//! safetensors has them.
+//! ([`crate::codec::signs`]). All others, `float32`, `int32`, `int64`, `int8` and `bool`, are stored
+//! as safetensors has them. `bool`, and operations on integers and masks, came with a later release:
+//! earlier ones refuse such a file by the name of the type or of the operation.
 //!
 //! The digest is over parts, each preceded by its length as a little-endian `u64`: the graph's
 //! text; then, for every tensor in order of names, its name, the name of its type, its sizes as
@@ -55,6 +56,7 @@ fn stored(tensor: &Tensor) -> Result<Stored> {
         Tensor::I32(shape, v) => (Dtype::I32, shape.clone(), bytes(v, i32::to_le_bytes)?),
         Tensor::I64(shape, v) => (Dtype::I64, shape.clone(), bytes(v, i64::to_le_bytes)?),
         Tensor::I8(shape, v) => (Dtype::I8, shape.clone(), bytes(v, i8::to_le_bytes)?),
+        Tensor::Bool(shape, v) => (Dtype::BOOL, shape.clone(), bytes(v, u8::to_le_bytes)?),
         Tensor::Codes(kind, _, v) => {
             let mut bytes = memory::filled(FILE, tensor.file_bytes(), 0)?;
             match kind {
@@ -114,6 +116,7 @@ fn dtype_of(stored: Dtype, packed: Option<TensorType>) -> Option<TensorType> {
         (Dtype::I32, None) => Some(TensorType::I32),
         (Dtype::I64, None) => Some(TensorType::I64),
         (Dtype::I8, None) => Some(TensorType::I8),
+        (Dtype::BOOL, None) => Some(TensorType::Bool),
         (Dtype::U8, packed) => packed,
         _ => None,
     }
@@ -347,6 +350,7 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), Wrong> {
             (None, Dtype::I32) => Tensor::I32(shape, values(view.data(), i32::from_le_bytes)?),
             (None, Dtype::I64) => Tensor::I64(shape, values(view.data(), i64::from_le_bytes)?),
             (None, Dtype::I8) => Tensor::I8(shape, values(view.data(), i8::from_le_bytes)?),
+            (None, Dtype::BOOL) => Tensor::Bool(shape, values(view.data(), u8::from_le_bytes)?),
             (_, dtype) => return Err(unknown(name, dtype).into()),
         };
         tensors.insert(name.to_owned(), tensor);
@@ -393,6 +397,7 @@ mod tests {
             ("a.thresholds".to_owned(), Tensor::I32(vec![2, 2], vec![i32::MIN, -1, 0, i32::MAX])),
             ("b.weight".to_owned(), Tensor::I8(vec![2, 3], vec![i8::MIN, -127, -1, 0, 1, 127])),
             ("step".to_owned(), Tensor::I64(vec![], vec![-7])),
+            ("mask".to_owned(), Tensor::Bool(vec![2, 2], vec![0, 1, 1, 0])),
             (
                 "c.weight".to_owned(),
                 codes_of(WeightKind::TwoBit, &[3, 3], &[-3, -1, 1, 3, 3, 1, -1, -3, 1]),

@@ -46,6 +46,7 @@ pub(super) fn name(dtype: TensorType) -> &'static str {
         TensorType::I32 => "i32",
         TensorType::I64 => "i64",
         TensorType::I8 => "i8",
+        TensorType::Bool => "bool",
         TensorType::Codes(WeightKind::TwoBit) => "two_bit",
         TensorType::Codes(_) => "ternary",
     }

@@ -34,6 +34,7 @@ mod shapes_sums;
 pub mod size;
 pub mod support;
 mod table;
+mod table_masks;
 mod table_scalar;
 mod table_sums;
 pub mod tensor;

@@ -5,8 +5,8 @@
 
 use serde_json::Value as Json;
 
-use crate::dtype::ActType;
-use crate::scalar::{Binary, Scalar};
+use crate::dtype::{ActType, ValueType};
+use crate::scalar::{Binary, Comparison, Logical, Scalar};
 
 /// A window that slides over two axes. In one dimension the first axis has kernel 1 and no padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -284,6 +284,26 @@ pub enum Op {
     },
     /// A tensor of the file.
     Constant,
+    /// Rows of the weight, by their numbers.
+    Embedding,
+    /// Whether two values are related so, element by element.
+    Compare(Comparison),
+    /// A function of two masks.
+    Logical(Logical),
+    /// The other mask.
+    LogicalNot,
+    /// Elements of the second value where the first is true, else of the third.
+    Where,
+    /// The same elements as another type.
+    Cast {
+        /// `float32`, `int32`, `int64` or `bool`.
+        to: ValueType,
+    },
+    /// Sums of integers from the first index of a dimension to every other.
+    Cumsum {
+        /// The dimension.
+        dim: i64,
+    },
     /// Int8 convolution.
     ConvInt8(Conv),
     /// Int8 linear layer.

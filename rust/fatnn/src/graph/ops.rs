@@ -115,6 +115,9 @@ pub struct OpInfo {
     pub tensors: &'static [Role],
     /// Whether the first value that it reads is codes; others are floats.
     pub reads_codes: bool,
+    /// Whether values may be integers or masks; its rule for types then says which. Others read
+    /// floats.
+    pub reads_plain: bool,
     /// Whether it makes codes.
     pub makes_codes: bool,
     /// How far its result depends on who computes it.

@@ -113,3 +113,23 @@ pub(super) fn multihead(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> 
     }
     same(sizes, view, read)
 }
+
+/// Ids of any shape become rows of the weight.
+pub(super) fn embedding(_: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+    let weight = view.shape("weight")?;
+    let &[_, width] = weight else { return Err(format!("weight: unexpected shape {weight:?}")) };
+    Ok([read[0], &[Size::Known(width)]].concat())
+}
+
+/// Broadcasting of any number of values.
+pub(super) fn broadcast_all(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Made {
+    let first = read[0].to_vec(); // small: sizes
+    read[1..].iter().try_fold(first, |made, shape| broadcast_pair(sizes, &made, shape))
+}
+
+pub(super) fn cumsum(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+    if let Op::Cumsum { dim } = view.node.op {
+        dimension(dim, read[0].len())?;
+    }
+    same(sizes, view, read)
+}

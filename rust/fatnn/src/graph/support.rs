@@ -26,9 +26,11 @@ pub fn supported(view: NodeView<'_>, read: &[&[usize]]) -> Result<(), String> {
     let (node, op) = (view.node, view.node.op_name());
     let name = &node.name;
     if let Op::Input(_) = &node.op {
-        let float = node.dtype.is_none_or(|dtype| dtype == ValueType::F32);
-        if node.shape.len() > MAX_RANK || !float || node.shape.get(1) == Some(&0) {
-            return Err(format!("input {name:?} is not float32 of at most {MAX_RANK} dimensions"));
+        let plain = node.dtype.is_none_or(|dtype| ValueType::PLAIN.contains(&dtype));
+        if node.shape.len() > MAX_RANK || !plain || node.shape.get(1) == Some(&0) {
+            return Err(format!(
+                "input {name:?} is not float32, int32, int64 or bool of at most {MAX_RANK} dimensions"
+            ));
         }
         return Ok(());
     }
@@ -80,6 +82,11 @@ fn shapes_do_not_fit() -> Result<(), String> {
 
 pub(super) fn any(_: &Op, read: &[&[usize]]) -> Result<(), String> {
     if read.iter().all(|shape| shape.len() <= MAX_RANK) { Ok(()) } else { shapes_do_not_fit() }
+}
+
+/// Ids, whose rows have one dimension more.
+pub(super) fn embedding(op: &Op, read: &[&[usize]]) -> Result<(), String> {
+    if read[0].len() < MAX_RANK { any(op, read) } else { shapes_do_not_fit() }
 }
 
 /// Images: channels, and up to two spatial axes.

@@ -5,6 +5,7 @@ use super::attrs::AttrType::{self, Bool, Float, Int, Ints, Str};
 use super::attrs::{Attr, Attrs, Presence};
 use super::op::{CodesConv, Conv, Input, Op, Pool, Slice};
 use super::ops::{Exactness, Form, OpInfo, Products, Role};
+use super::table_masks::MASKS;
 use super::table_scalar::SCALARS;
 use super::table_sums::SUMS;
 use super::{BuildError, shapes, support, types};
@@ -32,6 +33,7 @@ pub(super) const fn role(
 }
 
 pub(super) const F32: &[TensorType] = &[TensorType::F32];
+const PLAIN: &[TensorType] = &[TensorType::F32, TensorType::I32, TensorType::I64, TensorType::Bool];
 const I32: &[TensorType] = &[TensorType::I32];
 const I8: &[TensorType] = &[TensorType::I8];
 const CODES: &[TensorType] = TensorType::CODES;
@@ -64,6 +66,7 @@ pub(super) const ROW: OpInfo = OpInfo {
     attrs: &[],
     tensors: &[],
     reads_codes: false,
+    reads_plain: false,
     makes_codes: false,
     exactness: Exactness::Exact,
     products: Products::None,
@@ -92,15 +95,31 @@ const INT8_CONV: OpInfo = OpInfo {
     ..ROW
 };
 const POOL: OpInfo = OpInfo { form: Form::Pool, attrs: MAX_POOL, shape: shapes::pool, ..ROW };
-const BINARY: OpInfo =
-    OpInfo { inputs: (2, Some(2)), shape: shapes::broadcast, support: Some(support::any), ..ROW };
+const BINARY: OpInfo = OpInfo {
+    inputs: (2, Some(2)),
+    reads_plain: true,
+    types: types::arithmetic,
+    shape: shapes::broadcast,
+    support: Some(support::any),
+    ..ROW
+};
+/// A row of an operation that moves elements of any type.
+const MOVE: OpInfo = OpInfo {
+    form: Form::Shape,
+    reads_plain: true,
+    types: types::moved,
+    support: Some(support::any),
+    ..ROW
+};
 const CHANNEL: OpInfo =
     OpInfo { form: Form::Channel, shape: shapes::channel, support: Some(support::channel), ..ROW };
 pub(super) const SUM: OpInfo = OpInfo { exactness: Exactness::SumOrder, ..ROW };
 
 /// Every operation.
 pub static OPS: &[OpInfo] =
-    &joined::<{ ROWS.len() + SCALARS.len() + SUMS.len() }>(&[ROWS, SCALARS, SUMS]);
+    &joined::<{ ROWS.len() + SCALARS.len() + SUMS.len() + MASKS.len() }>(&[
+        ROWS, SCALARS, SUMS, MASKS,
+    ]);
 
 /// Parts of the table as one.
 const fn joined<const N: usize>(parts: &[&[OpInfo]]) -> [OpInfo; N] {
@@ -256,28 +275,24 @@ const ROWS: &[OpInfo] = &[
     OpInfo {
         name: "flatten",
         attrs: &[always("start", Int), always("end", Int)],
-        form: Form::Shape,
         build: |a| Ok(Op::Flatten { start: a.integer("start")?, end: a.integer("end")? }),
         shape: shapes::flatten,
-        support: Some(support::any),
-        ..ROW
+        ..MOVE
     },
     OpInfo {
         name: "flatten_leading",
-        form: Form::Shape,
         build: |_| Ok(Op::FlattenLeading),
         shape: shapes::flatten_leading,
         support: Some(support::linear),
-        ..ROW
+        ..MOVE
     },
     OpInfo {
         name: "reshape_like",
         inputs: (2, Some(2)),
-        form: Form::Shape,
         build: |_| Ok(Op::ReshapeLike),
         shape: shapes::reshape_like,
         support: Some(support::linear),
-        ..ROW
+        ..MOVE
     },
     OpInfo {
         name: "pad",
@@ -296,43 +311,34 @@ const ROWS: &[OpInfo] = &[
     OpInfo {
         name: "reshape",
         attrs: &[always("shape", Ints)],
-        form: Form::Shape,
         build: |a| Ok(Op::Reshape { shape: a.integers("shape")? }),
         shape: shapes::reshape,
-        support: Some(support::any),
-        ..ROW
+        ..MOVE
     },
     OpInfo {
         name: "squeeze",
         attrs: &[always("dim", Int)],
-        form: Form::Shape,
         build: |a| Ok(Op::Squeeze { dim: a.integer("dim")? }),
         shape: shapes::squeeze,
-        support: Some(support::any),
-        ..ROW
+        ..MOVE
     },
     OpInfo {
         name: "unsqueeze",
         attrs: &[always("dim", Int)],
-        form: Form::Shape,
         build: |a| Ok(Op::Unsqueeze { dim: a.integer("dim")? }),
         shape: shapes::unsqueeze,
-        support: Some(support::any),
-        ..ROW
+        ..MOVE
     },
     OpInfo {
         name: "permute",
         attrs: &[always("dims", Ints)],
-        form: Form::Shape,
         build: |a| Ok(Op::Permute { dims: a.integers("dims")? }),
         shape: shapes::permute,
-        support: Some(support::any),
-        ..ROW
+        ..MOVE
     },
     OpInfo {
         name: "slice",
         attrs: &[always("dim", Int), always("start", Int), always("end", Int), always("step", Int)],
-        form: Form::Shape,
         build: |a| {
             let (dim, start, end) = (a.integer("dim")?, a.integer("start")?, a.integer("end")?);
             match a.number("step")? {
@@ -341,33 +347,30 @@ const ROWS: &[OpInfo] = &[
             }
         },
         shape: shapes::slice,
-        support: Some(support::any),
-        ..ROW
+        ..MOVE
     },
     OpInfo {
         name: "expand",
         inputs: (1, Some(2)),
         attrs: &[always("shape", Ints)],
-        form: Form::Shape,
         build: |a| Ok(Op::Expand { shape: a.integers("shape")? }),
         shape: shapes::expand,
-        support: Some(support::any),
-        ..ROW
+        ..MOVE
     },
     OpInfo {
         name: "cat",
         inputs: (1, None),
         attrs: &[always("dim", Int)],
         build: |a| Ok(Op::Cat { dim: a.integer("dim")? }),
-        form: Form::Shape,
         shape: shapes::cat,
         support: Some(support::cat),
-        ..ROW
+        ..MOVE
     },
     OpInfo {
         name: "constant",
         inputs: (0, Some(0)),
-        tensors: &[role("value", F32, true)],
+        tensors: &[role("value", PLAIN, true)],
+        types: types::constant,
         build: |_| Ok(Op::Constant),
         shape: shapes::constant,
         support: Some(support::any),

@@ -16,6 +16,8 @@ pub enum Tensor {
     I64(Vec<usize>, Vec<i64>),
     /// int8: the weights of int8 layers.
     I8(Vec<usize>, Vec<i8>),
+    /// bool: 0 or 1.
+    Bool(Vec<usize>, Vec<u8>),
     /// Weights that are codes: all of them of this kind.
     Codes(WeightKind, Vec<usize>, Vec<i8>),
 }
@@ -28,6 +30,7 @@ impl Tensor {
             | Tensor::I32(shape, _)
             | Tensor::I64(shape, _)
             | Tensor::I8(shape, _)
+            | Tensor::Bool(shape, _)
             | Tensor::Codes(_, shape, _) => shape,
         }
     }
@@ -45,6 +48,10 @@ impl Tensor {
         )?;
         match self {
             Tensor::Codes(kind, _, values) => kind.check("values", values),
+            Tensor::Bool(_, values) => match values.iter().find(|value| **value > 1) {
+                Some(value) => bad_value("values", "0 or 1, as they are of bool", value),
+                None => Ok(()),
+            },
             _ => Ok(()),
         }
     }
@@ -54,6 +61,7 @@ impl Tensor {
             Tensor::F32(_, v) => v.len(),
             Tensor::I32(_, v) => v.len(),
             Tensor::I64(_, v) => v.len(),
+            Tensor::Bool(_, v) => v.len(),
             Tensor::I8(_, v) | Tensor::Codes(_, _, v) => v.len(),
         }
     }
@@ -65,6 +73,7 @@ impl Tensor {
             Tensor::I32(..) => TensorType::I32,
             Tensor::I64(..) => TensorType::I64,
             Tensor::I8(..) => TensorType::I8,
+            Tensor::Bool(..) => TensorType::Bool,
             Tensor::Codes(kind, ..) => TensorType::Codes(*kind),
         }
     }

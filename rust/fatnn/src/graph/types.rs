@@ -8,6 +8,7 @@ use super::op::{CodesConv, Op};
 use super::tensor::Tensor;
 use crate::codec::CodesLayout;
 use crate::dtype::{CodeType, ValueType};
+use crate::scalar::Binary;
 
 /// A type as a node says it: a name, or `{"codes": "ternary", "channels": 64, "groups": 1}`.
 pub(super) fn from_json(json: &Json) -> Result<ValueType, String> {
@@ -31,11 +32,10 @@ pub(super) fn from_json(json: &Json) -> Result<ValueType, String> {
 /// The inverse of [`from_json`].
 pub(super) fn to_json(dtype: ValueType) -> Json {
     match dtype {
-        ValueType::F32 => "float32".into(),
-        ValueType::Other(name) => name.into(),
         ValueType::Codes { codes, channels, groups } => {
             json!({"codes": codes.name(), "channels": channels, "groups": groups})
         }
+        plain => plain.plain_name().into(),
     }
 }
 
@@ -50,6 +50,92 @@ pub(super) fn input(view: NodeView<'_>, _: &[ValueType]) -> Result<ValueType, St
 /// Reads floats, makes floats; that inputs are floats is checked for all operations alike.
 pub(super) fn floats(_: NodeView<'_>, _: &[ValueType]) -> Result<ValueType, String> {
     Ok(ValueType::F32)
+}
+
+/// Moves elements: of the first value's type. Values next to each other have one type.
+pub(super) fn moved(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
+    let Some(&first) = read.first() else { return Ok(ValueType::F32) };
+    match read.iter().find(|other| **other != first) {
+        Some(other) if matches!(view.node.op, Op::Cat { .. }) => {
+            Err(format!("reads {first} and {other}, which must be of one type"))
+        }
+        _ => Ok(first),
+    }
+}
+
+/// A tensor as a value.
+pub(super) fn constant(view: NodeView<'_>, _: &[ValueType]) -> Result<ValueType, String> {
+    match view.tensor("value") {
+        Some(Tensor::I32(..)) => Ok(ValueType::I32),
+        Some(Tensor::I64(..)) => Ok(ValueType::I64),
+        Some(Tensor::Bool(..)) => Ok(ValueType::Bool),
+        _ => Ok(ValueType::F32),
+    }
+}
+
+/// Arithmetic: two values of floats, or of integers of one type; integers are not divided.
+pub(super) fn arithmetic(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
+    match read {
+        [ValueType::F32, ValueType::F32] => Ok(ValueType::F32),
+        [a, b] if a == b && a.is_integer() && view.node.op != Op::Binary(Binary::Div) => Ok(*a),
+        _ => Err(format!("expected two values of floats, or integers, got {}", shown(read))),
+    }
+}
+
+pub(super) fn embedding(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
+    let weight = view.shape("weight")?;
+    if weight.len() != 2 {
+        return Err(format!("weight must have 2 dimensions, got {weight:?}"));
+    }
+    match read {
+        [ids] if ids.is_integer() => Ok(ValueType::F32),
+        _ => Err(format!("expected int32 or int64, got {}", shown(read))),
+    }
+}
+
+pub(super) fn compare(_: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
+    match read {
+        [a, b] if a == b => Ok(ValueType::Bool),
+        _ => Err(format!("expected two values of one type, got {}", shown(read))),
+    }
+}
+
+pub(super) fn logical(_: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
+    match read.iter().all(|kind| *kind == ValueType::Bool) {
+        true => Ok(ValueType::Bool),
+        false => Err(format!("expected bool, got {}", shown(read))),
+    }
+}
+
+pub(super) fn select(_: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
+    match read {
+        [ValueType::Bool, a, b] if a == b => Ok(*a),
+        _ => Err(format!("expected bool and two values of one type, got {}", shown(read))),
+    }
+}
+
+/// Not from floats to integers: what becomes of large ones differs between CPUs in PyTorch.
+pub(super) fn cast(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
+    match view.node.op {
+        Op::Cast { to } if to.is_integer() && read == [ValueType::F32] => {
+            Err(format!("expected integers or bool for {to}, got floats"))
+        }
+        Op::Cast { to } => Ok(to),
+        _ => Ok(ValueType::F32),
+    }
+}
+
+/// Integers to integers of the same type.
+pub(super) fn integers(_: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
+    match read {
+        [kind] if kind.is_integer() => Ok(*kind),
+        _ => Err(format!("expected int32 or int64, got {}", shown(read))),
+    }
+}
+
+/// Types for a message.
+fn shown(read: &[ValueType]) -> String {
+    read.iter().map(ValueType::to_string).collect::<Vec<_>>().join(", ")
 }
 
 pub(super) fn int8(view: NodeView<'_>, _: &[ValueType]) -> Result<ValueType, String> {

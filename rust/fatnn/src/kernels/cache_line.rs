@@ -45,6 +45,26 @@ impl CacheLine {
         }
     }
 
+    /// All lines as int64.
+    pub(crate) fn integers(lines: &[CacheLine]) -> &[i64] {
+        // SAFETY: a line is eight integers without padding, more aligned than they need be; any
+        // bytes are an integer.
+        unsafe {
+            std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines) / size_of::<i64>())
+        }
+    }
+
+    /// All lines as int64.
+    pub(crate) fn integers_mut(lines: &mut [CacheLine]) -> &mut [i64] {
+        // SAFETY: as above, and any bytes are a line.
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                lines.as_mut_ptr().cast(),
+                size_of_val(lines) / size_of::<i64>(),
+            )
+        }
+    }
+
     /// The part of scratch memory that is aligned for float32.
     pub(crate) fn floats_in(bytes: &mut [u8]) -> &mut [f32] {
         // SAFETY: any bytes are a valid float.

@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::engine::value::{Cost, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
+use crate::engine::value::{
+    Cost, Element, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value,
+};
 use crate::error::{Result, bad_value};
+use crate::graph::Tensor;
+use crate::memory;
 use crate::parallel;
 
 /// Values one after the other along a dimension; a negative one counts from the end.
@@ -37,7 +41,7 @@ impl Operation for Concat {
             }
             shape[dim] = shape[dim].saturating_add(other[dim]);
         }
-        let made = Value::ordered(&shape, inputs[0].order())?;
+        let made = Value::ordered(&shape, inputs[0].order())?.of(inputs[0].element);
         Ok((made, Cost::of(&made.dims, 1)))
     }
 
@@ -63,13 +67,28 @@ struct ConcatRuns {
 
 impl ExecutableOp for ConcatRuns {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
-        let out = out.floats();
+        match out {
+            SliceMut::Integer(out) => self.copy(inputs, out, |x| x.integers()),
+            SliceMut::Mask(out) => self.copy(inputs, out, |x| x.mask()),
+            out => self.copy(inputs, out.floats(), |x| x.floats()),
+        }
+    }
+}
+
+impl ConcatRuns {
+    fn copy<T: Copy + Send + Sync>(
+        &self,
+        inputs: &[Slice<'_>],
+        out: &mut [T],
+        elements: impl for<'a> Fn(Slice<'a>) -> &'a [T] + Sync,
+    ) -> Result<()> {
         let cost = out.len() * 4;
         parallel::try_for_each_rows(out, self.all.max(1), 1, cost, |first, out| {
             for (i, out) in out.chunks_exact_mut(self.all).enumerate() {
                 let mut at = 0;
                 for (input, &run) in inputs.iter().zip(&self.runs) {
-                    out[at..at + run].copy_from_slice(&input.floats()[(first + i) * run..][..run]);
+                    let x = &elements(*input)[(first + i) * run..][..run];
+                    out[at..at + run].copy_from_slice(x);
                     at += run;
                 }
             }
@@ -82,12 +101,64 @@ impl ExecutableOp for ConcatRuns {
 #[derive(Debug)]
 pub(crate) struct Constant {
     pub shape: Vec<usize>,
-    pub data: Vec<f32>,
+    pub data: Data,
+}
+
+/// Elements of a constant.
+#[derive(Debug)]
+pub(crate) enum Data {
+    Float(Vec<f32>),
+    Integer(Vec<i64>),
+    Mask(Vec<u8>),
+}
+
+impl Data {
+    /// A copy of a tensor's elements.
+    ///
+    /// # Errors
+    /// [`crate::Error::Memory`]; [`crate::Error::Value`] where no value has such a type.
+    pub fn of(tensor: &Tensor) -> Result<Self> {
+        const WHAT: &str = "a constant";
+        match tensor {
+            Tensor::F32(_, v) => Ok(Data::Float(memory::copied(WHAT, v)?)),
+            Tensor::I64(_, v) => Ok(Data::Integer(memory::copied(WHAT, v)?)),
+            Tensor::I32(_, v) => {
+                Ok(Data::Integer(memory::collected(WHAT, v.iter().map(|&x| i64::from(x)))?))
+            }
+            Tensor::Bool(_, v) => Ok(Data::Mask(memory::copied(WHAT, v)?)),
+            other => bad_value(WHAT, "float32, int32, int64 or bool", other.dtype().name()),
+        }
+    }
+
+    fn element(&self) -> Element {
+        match self {
+            Data::Float(_) => Element::Float,
+            Data::Integer(_) => Element::Integer,
+            Data::Mask(_) => Element::Mask,
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Data::Float(v) => v.len(),
+            Data::Integer(v) => v.len(),
+            Data::Mask(v) => v.len(),
+        }
+    }
+
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Data::Float(v) => size_of_val(v.as_slice()),
+            Data::Integer(v) => size_of_val(v.as_slice()),
+            Data::Mask(v) => v.len(),
+        }
+    }
 }
 
 impl Operation for Constant {
     fn measure(&self, _: &[Value]) -> Result<(Value, Cost)> {
-        let made = Value::row_major(&self.shape)?;
+        let made = Value::row_major(&self.shape)?.of(self.data.element());
         crate::error::check_len("values of a constant", self.data.len(), made.dims.elements())?;
         Ok((made, Cost::default()))
     }
@@ -106,7 +177,11 @@ struct ConstantStep(Arc<Constant>);
 
 impl ExecutableOp for ConstantStep {
     fn run(&self, _: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
-        out.floats().copy_from_slice(&self.0.data);
+        match (&self.0.data, out) {
+            (Data::Float(v), out) => out.floats().copy_from_slice(v),
+            (Data::Integer(v), out) => out.integers().copy_from_slice(v),
+            (Data::Mask(v), out) => out.mask().copy_from_slice(v),
+        }
         Ok(())
     }
 }

@@ -17,7 +17,7 @@ pub(crate) struct Reorder(pub Order);
 
 impl Operation for Reorder {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
-        let made = Value::ordered(&inputs[0].shape(), self.0)?;
+        let made = Value::ordered(&inputs[0].shape(), self.0)?.of(inputs[0].element);
         Ok((made, Cost::of(&made.dims, 1)))
     }
 
@@ -52,7 +52,17 @@ struct Transpose {
 
 impl ExecutableOp for Transpose {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
-        let (x, out, image) = (inputs[0].floats(), out.floats(), self.rows * self.columns);
+        match (inputs[0], out) {
+            (Slice::Integer(x), SliceMut::Integer(out)) => self.transpose(x, out),
+            (Slice::Mask(x), SliceMut::Mask(out)) => self.transpose(x, out),
+            (x, out) => self.transpose(x.floats(), out.floats()),
+        }
+    }
+}
+
+impl Transpose {
+    fn transpose<T: Copy + Send + Sync>(&self, x: &[T], out: &mut [T]) -> Result<()> {
+        let image = self.rows * self.columns;
         parallel::try_for_each_rows(out, image.max(1), 1, x.len(), |first, out| {
             transpose(&x[first * image..][..out.len()], out, self.rows, self.columns);
             Ok(())
@@ -129,7 +139,7 @@ impl Reshape {
 
 impl Operation for Reshape {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
-        Ok((Value::row_major(&self.shape(inputs)?)?, Cost::default()))
+        Ok((Value::row_major(&self.shape(inputs)?)?.of(inputs[0].element), Cost::default()))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
@@ -187,7 +197,7 @@ impl Operation for Permute {
         }
         let shape: Vec<usize> = self.0.iter().map(|&dim| from[dim]).collect();
         let (_, order) = self.orders(&[Ordered { order: inputs[0].order(), rank: from.len() }]);
-        let made = Value::ordered(&shape, order)?;
+        let made = Value::ordered(&shape, order)?.of(inputs[0].element);
         Ok((made, Cost::of(&made.dims, 1)))
     }
 
@@ -232,8 +242,17 @@ impl StridedCopy {
 
 impl ExecutableOp for StridedCopy {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
-        let (x, out, (len, [step])) =
-            (&inputs[0].floats()[self.offset..], out.floats(), self.walk.row());
+        match (inputs[0], out) {
+            (Slice::Integer(x), SliceMut::Integer(out)) => self.copy(x, out),
+            (Slice::Mask(x), SliceMut::Mask(out)) => self.copy(x, out),
+            (x, out) => self.copy(x.floats(), out.floats()),
+        }
+    }
+}
+
+impl StridedCopy {
+    fn copy<T: Copy + Send + Sync>(&self, x: &[T], out: &mut [T]) -> Result<()> {
+        let (x, (len, [step])) = (&x[self.offset..], self.walk.row());
         if out.is_empty() {
             return Ok(());
         }
@@ -286,7 +305,7 @@ impl Operation for SliceDim {
         let mut shape = inputs[0].shape().to_vec(); // small: sizes
         let (dim, _, count) = self.range(&shape)?;
         shape[dim] = count;
-        let made = Value::ordered(&shape, inputs[0].order())?;
+        let made = Value::ordered(&shape, inputs[0].order())?.of(inputs[0].element);
         Ok((made, Cost::of(&made.dims, 1)))
     }
 
@@ -334,7 +353,7 @@ impl Operation for Expand {
             }
             shape.push(size);
         }
-        let made = Value::row_major(&shape)?;
+        let made = Value::row_major(&shape)?.of(inputs[0].element);
         Ok((made, Cost::of(&made.dims, 1)))
     }
 

@@ -1,10 +1,10 @@
-//! `fatnn bench`.
+//! `fatnn-core bench`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use fatnn::net::{self, Input, Network};
+use fatnn::net::{self, Array, Input, Network};
 use fatnn::parallel;
 use serde_json::json;
 
@@ -12,7 +12,7 @@ use crate::{Failure, table};
 use fatnn::graph::report::{Row, rows};
 use fatnn::graph::{Graph, Source};
 
-/// Values in [-1, 1) that are the same in every run: splitmix64.
+/// The same values in [-1, 1) in every run, by splitmix64.
 fn random(count: usize) -> Vec<f32> {
     let value = |i: u64| {
         let mut z = i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -33,7 +33,7 @@ fn quartiles(mut times: Vec<u64>) -> [f64; 3] {
     })
 }
 
-/// Times whole runs, and every node within them.
+/// Times whole runs, and each node within them.
 pub(crate) fn bench(
     file: &Path,
     batch: usize,
@@ -57,10 +57,19 @@ pub(crate) fn bench(
         format!("--batch {batch}: inputs of the shapes {shapes:?} do not fit in memory")
     })?;
     let arrays: Vec<Vec<f32>> = sizes.into_iter().map(random).collect();
-    let inputs: Vec<Input<'_>> = shapes
+    // Ids and masks are zeros: every table has a first row.
+    let largest = arrays.iter().map(Vec::len).max().unwrap_or(0);
+    let (wide, narrow, mask) = (vec![0i64; largest], vec![0i32; largest], vec![0u8; largest]);
+    let inputs: Vec<Array<'_>> = shapes
         .iter()
         .zip(&arrays)
-        .map(|(shape, data)| Input { shape: shape.as_slice(), data, channels_last: false })
+        .zip(network.input_types())
+        .map(|((shape, data), dtype)| match dtype {
+            "int64" => Array::I64(shape, &wide[..data.len()]),
+            "int32" => Array::I32(shape, &narrow[..data.len()]),
+            "bool" => Array::Bool(shape, &mask[..data.len()]),
+            _ => Input { shape, data, channels_last: false }.into(),
+        })
         .collect();
     for _ in 0..rounds.div_ceil(5) {
         network.run(&inputs)?;
@@ -94,7 +103,11 @@ pub(crate) fn bench(
         })
         .collect();
     if as_json {
-        let node = |(row, ms): &(&Row, f64)| json!({"node": row.node, "layer": row.layer, "op": row.op, "milliseconds": ms});
+        let node = |(row, ms): &(&Row, f64)| {
+            json!({
+                "node": row.node, "layer": row.layer, "op": row.op, "milliseconds": ms,
+            })
+        };
         return Ok(serde_json::to_string_pretty(&json!({
             "inputs": shapes,
             "threads": threads,
@@ -114,8 +127,8 @@ pub(crate) fn bench(
         table::render(["node", "op", "shape at conversion", "ms", "share"], &cells, &[3, 4]);
     let inputs: Vec<String> = shapes.iter().map(|shape| format!("{shape:?}")).collect();
     Ok(format!(
-        "{table}\ninput {}, {threads} thread(s), {rounds} rounds: median {median:.4} ms a run, quartiles {low:.4} and \
-         {high:.4} ms",
+        "{table}\ninput {}, {threads} thread(s), {rounds} rounds: \
+         median {median:.4} ms a run, quartiles {low:.4} and {high:.4} ms",
         inputs.join(", ")
     ))
 }

@@ -1,22 +1,51 @@
-//! Arrays of float32 in NumPy's `.npy` format, C order: all that this command needs of it, in a few
-//! lines that cannot panic on a damaged file.
+//! Reads and writes float32, int32, int64 and bool arrays in NumPy's `.npy` format, C order.
+//!
+//! Without `npyz`: it would bring a dozen crates (`pest`, `num-bigint`), and the checks of shape,
+//! order and element type, which are most of this file, would remain.
 
 use std::io::Write;
 use std::path::Path;
 
 use fatnn::Error;
+use fatnn::net::{Array, Input};
 
 use crate::Failure;
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 
-/// Shape and values.
-pub(crate) fn read(path: &Path) -> Result<(Vec<usize>, Vec<f32>), Failure> {
+/// An array's shape and values.
+pub(crate) struct Read {
+    shape: Vec<usize>,
+    values: Values,
+}
+
+enum Values {
+    F32(Vec<f32>),
+    I32(Vec<i32>),
+    I64(Vec<i64>),
+    Bool(Vec<u8>),
+}
+
+impl Read {
+    /// As a network takes it.
+    pub(crate) fn array(&self) -> Array<'_> {
+        let shape = self.shape.as_slice();
+        match &self.values {
+            Values::F32(data) => Input { shape, data, channels_last: false }.into(),
+            Values::I32(data) => Array::I32(shape, data),
+            Values::I64(data) => Array::I64(shape, data),
+            Values::Bool(data) => Array::Bool(shape, data),
+        }
+    }
+}
+
+/// Reads an array.
+pub(crate) fn read(path: &Path) -> Result<Read, Failure> {
     let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
     parse(&bytes).map_err(|why| format!("{}: {why}", path.display()).into())
 }
 
-fn parse(bytes: &[u8]) -> Result<(Vec<usize>, Vec<f32>), String> {
+fn parse(bytes: &[u8]) -> Result<Read, String> {
     let (header, data) = split(bytes)
         .ok_or("expected an array in .npy format, got something else or a damaged file")?;
     let field = |name: &str| {
@@ -24,12 +53,18 @@ fn parse(bytes: &[u8]) -> Result<(Vec<usize>, Vec<f32>), String> {
         after.ok_or_else(|| format!("the header of the .npy file has no {name:?}: {header}"))
     };
     let dtype = field("descr")?;
-    if !dtype.starts_with("'<f4'") {
-        let got = dtype.split_inclusive('\'').take(2).collect::<String>();
-        return Err(format!(
-            "expected float32, little-endian ('<f4'), got {got}; save array.astype('<f4')"
-        ));
-    }
+    let dtype = dtype.split_inclusive('\'').take(2).collect::<String>();
+    let size = match dtype.as_str() {
+        "'<f4'" | "'<i4'" => 4usize,
+        "'<i8'" => 8,
+        "'|b1'" => 1,
+        got => {
+            return Err(format!(
+                "expected float32, little-endian ('<f4'), got {got}; save array.astype('<f4'), or int64 ('<i8'), \
+                 int32 ('<i4') or bool ('|b1') where the network takes those"
+            ));
+        }
+    };
     let shape = field("shape")?.strip_prefix('(').and_then(|shape| shape.split_once(')'));
     let (shape, _) = shape
         .ok_or_else(|| format!("the shape in the .npy file's header means nothing: {header}"))?;
@@ -43,18 +78,28 @@ fn parse(bytes: &[u8]) -> Result<(Vec<usize>, Vec<f32>), String> {
             "expected C order, got Fortran order; save numpy.ascontiguousarray(array)".into()
         );
     }
-    let wanted = sizes.iter().try_fold(4usize, |n, &d| n.checked_mul(d));
+    let wanted = sizes.iter().try_fold(size, |n, &d| n.checked_mul(d));
     if wanted != Some(data.len()) {
         let got = data.len();
         return Err(format!(
-            "the shape ({shape}) and the file's {got} bytes of values disagree; save the array again"
+            "the shape ({shape}) and the file's {got} bytes of values disagree; \
+             save the array again"
         ));
     }
-    let (values, _) = data.as_chunks();
-    Ok((sizes, values.iter().map(|x| f32::from_le_bytes(*x)).collect()))
+    let values = match dtype.as_str() {
+        "'<i4'" => Values::I32(numbers(data, i32::from_le_bytes)),
+        "'<i8'" => Values::I64(numbers(data, i64::from_le_bytes)),
+        "'|b1'" => Values::Bool(data.to_vec()),
+        _ => Values::F32(numbers(data, f32::from_le_bytes)),
+    };
+    Ok(Read { shape: sizes, values })
 }
 
-/// The header's text and what comes behind it.
+fn numbers<T, const N: usize>(data: &[u8], convert: fn([u8; N]) -> T) -> Vec<T> {
+    data.as_chunks::<N>().0.iter().map(|x| convert(*x)).collect()
+}
+
+/// The header's text, and the data after it.
 fn split(bytes: &[u8]) -> Option<(&str, &[u8])> {
     let (version, rest) = bytes.strip_prefix(MAGIC)?.split_at_checked(2)?;
     let (length, rest) = match version[0] {
@@ -70,12 +115,12 @@ fn split(bytes: &[u8]) -> Option<(&str, &[u8])> {
     Some((std::str::from_utf8(header).ok()?, data))
 }
 
-/// Writes an array; an existing file is replaced.
+/// Writes an array; replaces an existing file.
 pub(crate) fn write(path: &Path, shape: &[usize], values: &[f32]) -> Result<(), Failure> {
     let sizes: String = shape.iter().map(|size| format!("{size}, ")).collect();
     let mut header =
         format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}", sizes.trim_end());
-    // Values start at a multiple of 64 bytes; the header ends with a newline.
+    // Values start at a multiple of 64 bytes, after the header's newline.
     let start = (MAGIC.len() + 4 + header.len() + 1).next_multiple_of(64);
     header.extend(std::iter::repeat_n(' ', start - MAGIC.len() - 4 - header.len() - 1));
     header.push('\n');

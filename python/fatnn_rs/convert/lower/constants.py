@@ -1,0 +1,85 @@
+"""Values that depend on sizes only, as nodes of the graph: made as soon as something else reads them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from fatnn_rs.convert.graph import Ref
+from fatnn_rs.convert.lower.folding import PLAIN, Fixed, Repeated
+
+if TYPE_CHECKING:
+    from fatnn_rs.convert.lower.lowering import Lowering
+
+__all__ = ["fold", "is_folded", "with_numbers"]
+
+
+def fold(ctx: Lowering, node: fx.Node) -> bool:
+    """Make a computed node a value of the graph; whether it could be."""
+    if node not in ctx.folding.values:
+        return False
+    key = (node, ctx.folding.version(node))
+    if key not in ctx.folded:
+        found = ctx.folding.tensor(node)
+        if found is None:
+            return False
+        current, layer, ctx.node, ctx.layer = ctx.node, ctx.layer, node, ""
+        ctx.folded[key] = _constant(ctx, found)
+        ctx.node, ctx.layer = current, layer
+        sources = [ctx.env.get(source) for source in ctx.folding.sources[node]]
+        ctx.of_one_size += [source.name for source in sources if isinstance(source, Ref)]
+    ctx.env[node] = ctx.folded[key]
+    return True
+
+
+def _constant(ctx: Lowering, found: Fixed | Repeated) -> Ref:
+    value = found.value if isinstance(found, Fixed) else found.sample
+    if value.dtype not in PLAIN:
+        kept = value.detach().clone()
+        if isinstance(found, Fixed):
+            target = str(ctx.node.target)
+            note = f"a constant of {value.dtype}"
+            return ctx.torch_node(lambda: kept, (), {}, target, note)
+        source = next(node for node in ctx.inputs if ctx.shape(node))
+        return ctx.torch_node(
+            lambda x: kept.expand(x.shape[0], *kept.shape[1:]), (source,), {}, "expand"
+        )
+    dtype = PLAIN[value.dtype]
+    if isinstance(found, Fixed):
+        return ctx.emit("constant", [], {}, {"value": value}, shape=tuple(value.shape), dtype=dtype)
+    sample = ctx.emit(
+        "constant",
+        [],
+        {},
+        {"value": value},
+        suffix="_sample",
+        shape=tuple(value.shape),
+        dtype=dtype,
+    )
+    batch = next(name for node, name in ctx.inputs.items() if ctx.shape(node))
+    sizes = [-2] + [-1] * (value.dim() - 1)
+    return ctx.emit("expand", [sample.name, batch], {"shape": sizes})
+
+
+def is_folded(ctx: Lowering, node: fx.Node) -> bool:
+    """Whether a computed node needs no lowering: it is a constant, or writes into constants only."""
+    if ctx.seen(node).writes:
+        written = [n for n in node.all_input_nodes if ctx.seen(n).memory & ctx.seen(node).writes]
+        return all(ctx.folding.tensor(n) is not None for n in written)
+    return ctx.folding.tensor(node) is not None
+
+
+def with_numbers(ctx: Lowering, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a call, with computed sizes as the numbers that they are at the example."""
+
+    def number(argument: fx.Node) -> Any:
+        found = ctx.folding.number(argument)
+        if found is None:
+            return argument
+        sources = [ctx.env.get(source) for source in ctx.folding.sources[argument]]
+        ctx.of_one_size += [source.name for source in sources if isinstance(source, Ref)]
+        return found
+
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), number)
+    return tuple(args), dict(kwargs)
