@@ -309,6 +309,8 @@ def test_thresholds_found_by_bisection_equal_exhaustive_ones(
     exhaustive = convert(model, x)
     monkeypatch.setattr(thresholds, "EXHAUSTIVE_IF_MONOTONE", 0)
     bisected = exact(model, x)
+    assert any("thresholds" in node.tensors for node in bisected.graph.nodes)
+    assert exhaustive.graph.tensors.keys() == bisected.graph.tensors.keys()
     for name, tensor in exhaustive.graph.tensors.items():
         assert torch.equal(tensor, bisected.graph.tensors[name])
 

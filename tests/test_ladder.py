@@ -142,6 +142,7 @@ def test_finished_ladder_measures_nothing_again(
 
 
 def test_every_rung_is_measured_or_listed_with_a_reason(finished: InterruptedLadder) -> None:
+    assert finished.results["cases"]
     for case in finished.results["cases"]:
         capped = case["isa"] != "native"
         names = {row["who"] for row in case["figures"]} | {row["who"] for row in case["missing"]}

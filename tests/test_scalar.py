@@ -168,7 +168,10 @@ class ReluPlusHalf(nn.Module):
         return torch.relu(x) + 0.5
 
 
-@pytest.mark.parametrize("op", SCALARS)
+# GELU, whose form an argument selects, is in the next test.
+@pytest.mark.parametrize(
+    "op", [op for op, row in SCALARS.items() if row.modules or row.calls or row.methods]
+)
 def test_modules_functions_and_methods_become_the_operation(op: str) -> None:
     row = SCALARS[op]
     given = [value if value is not None else 0.5 for value in row.attrs.values()]
