@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from fatnn_rs import _core
 from fatnn_rs.bench.candidates import Candidate, build, finish, milliseconds, note, threads_of_all
 from fatnn_rs.bench.export import Task
+from fatnn_rs.bench.first_build import first_builds
 from fatnn_rs.bench.layers import time_layers
 from fatnn_rs.bench.peers import PEERS, arrays_of
-from fatnn_rs.bench.report import MEASURED, NO_MODEL, OURS, BenchReport, PeerRow
+from fatnn_rs.bench.report import FAILED, MEASURED, NO_MODEL, OURS, BenchReport, PeerRow
 from fatnn_rs.bench.timing import PAUSE_SECONDS, interleaved
 from fatnn_rs.convert import TernaryNetwork, summary
 from fatnn_rs.convert.checks import check_inputs
@@ -46,7 +47,8 @@ def bench(
 ) -> BenchReport:
     """Time a converted network, and the float model it stands for in other runtimes, on this machine.
 
-    All candidates are built first and stay in memory; then they run in turns, and figures are
+    All candidates are built first and stay in memory, runtimes that read a file in a child process
+    before, so that one that crashes is only named; then they run in turns, and figures are
     medians over the rounds (see :mod:`fatnn_rs.bench.timing`). Every peer's answer is compared with
     the float model's before anything is timed. The network's own nodes are timed apart.
 
@@ -123,7 +125,12 @@ def bench(
             wanted = _answer_of(model, arguments)
             _check_answer(answer, wanted)
             task = Task(model, arguments, threads, Path(folder))
+            report("building in a child process", 0, len(rows))
+            died = first_builds(task, names)
             for done, candidate in enumerate(rows):
+                if candidate.name in died:
+                    note(candidate, FAILED, died[candidate.name])
+                    continue
                 report(f"building {candidate.name}", done, len(rows))
                 build(candidate, task, wanted, AMX in machine.flags)
         calls: dict[tuple[str, str], Callable[[], Any]] = {(OURS, ""): lambda: net(*arguments)}

@@ -22,7 +22,7 @@ from fatnn_rs.models.cifar_resnet import resnet20, resnet32
 from fatnn_rs.models.digits import DigitsNet
 from fatnn_rs.models.small_cnn import SmallCnn
 
-__all__ = ["ENDS", "NETWORKS", "Built", "Network", "Ready", "build", "make", "quantized"]
+__all__ = ["ENDS", "NETWORKS", "Built", "Network", "Ready", "build", "built", "make", "quantized"]
 
 #: What the first and the last layer may be.
 ENDS = ("float", "int8", "ternary")
@@ -150,6 +150,21 @@ def build(name: str, size: int | None = None) -> Built:
         raise ConfigError(
             f"size: {name} halves its images five times and needs at least 32 pixels, got {size}"
         )
+    return built(name, network, size)
+
+
+def built(name: str, network: Network, size: int) -> Built:
+    """Build a network with random weights and BatchNorm, the same ones each time.
+
+    Parameters
+    ----------
+    name
+        What it is called.
+    network
+        Any, not only a row of :data:`NETWORKS`.
+    size
+        Height and width of the images.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = network.build()

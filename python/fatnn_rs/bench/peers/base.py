@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -59,6 +59,10 @@ class Peer:
         Processor flags (:data:`fatnn_rs.machine.FLAGS`) one of which it takes to compute in this
         precision; a processor without them only emulates it. Empty: every processor has what it
         takes.
+    file
+        The file that it reads: an attribute of :class:`fatnn_rs.bench.export.Task`. Such a peer is
+        built in a child process first (:mod:`fatnn_rs.bench.first_build`). None where it runs the
+        model itself.
     """
 
     describe: str
@@ -67,6 +71,7 @@ class Peer:
     may_use_amx: bool = False
     tolerance: float | None = None
     instructions: tuple[str, ...] = ()
+    file: Literal["onnx", "qdq"] | None = None
 
     def missing(self) -> tuple[str, ...]:
         """Names of the modules that are not installed."""

@@ -23,4 +23,5 @@ PEER = Peer(
     ),  # onnxruntime writes the quantized file
     build=lambda task: compiled(task, task.qdq),
     may_use_amx=True,
+    file="qdq",
 )
