@@ -231,6 +231,22 @@ thread_local! {
     static ALONE: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Puts the flag back, also where the work panics.
+struct Before(bool);
+
+impl Drop for Before {
+    fn drop(&mut self) {
+        ALONE.set(self.0);
+    }
+}
+
+/// Calls `work`, of which nothing is handed to other threads: a thread's working memory may be
+/// borrowed meanwhile.
+pub(crate) fn on_this_thread<R>(work: impl FnOnce() -> R) -> R {
+    let _before = Before(ALONE.replace(true));
+    work()
+}
+
 /// Calls `work` for every index below `count`, and returns what it makes, in order. Where there are
 /// at least as many as threads, each call stays on one thread.
 pub(crate) fn for_each_alone<R: Send>(
@@ -238,13 +254,6 @@ pub(crate) fn for_each_alone<R: Send>(
     count: usize,
     work: impl Fn(usize) -> Result<R> + Sync,
 ) -> Result<Vec<R>> {
-    /// Puts the flag back, also where the work panics.
-    struct Before(bool);
-    impl Drop for Before {
-        fn drop(&mut self) {
-            ALONE.set(self.0);
-        }
-    }
     let mode = FloatMode::current();
     match pool()? {
         (threads, Some(pool)) if count >= threads => watch.install(&pool, || {
