@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fatnn_rs.bench.export import Task
+from fatnn_rs.bench.export import BenchTask
 from fatnn_rs.bench.first_build import first_builds
 from fatnn_rs.bench.peers import PEERS
 from zoo import ZOO, measure, report
@@ -33,7 +33,7 @@ def test_a_peer_that_ends_its_process_is_named(
     (package / "__init__.py").write_text(source, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval()
-    task = Task(model, (torch.zeros(1, 3, 8, 8),), 1, tmp_path)
+    task = BenchTask(model, (torch.zeros(1, 3, 8, 8),), 1, tmp_path)
     died = first_builds(task, ("torch", *FILES))
     expected = {"openvino": f"it ended the process that built it first ({end})"} if end else {}
     assert died == expected

@@ -1,4 +1,4 @@
-"""Functions that torch computes in whole vectors: bits do not depend on where elements stand in memory."""
+"""Functions that torch computes in whole vectors: memory formats change no bit."""
 
 from __future__ import annotations
 

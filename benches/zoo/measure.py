@@ -18,12 +18,18 @@ from typing import Any
 import torch
 
 import fatnn_rs
-from fatnn_rs.bench.candidates import Candidate, build, milliseconds, reason, threads_of_all
-from fatnn_rs.bench.export import Task
+from fatnn_rs.bench.candidates import (
+    Candidate,
+    build_candidate,
+    describe_error,
+    milliseconds,
+    use_threads,
+)
+from fatnn_rs.bench.export import BenchTask
 from fatnn_rs.bench.first_build import first_builds
-from fatnn_rs.bench.networks import built, quantized
+from fatnn_rs.bench.networks import convert_and_verify, randomised
 from fatnn_rs.bench.peers import PEERS, arrays_of
-from fatnn_rs.bench.report import FAILED, NO_MODEL, PeerRow
+from fatnn_rs.bench.results import FAILED, NO_MODEL, PeerRow
 from fatnn_rs.bench.timing import interleaved, ratios
 from zoo.networks import SIZE, ZOO
 
@@ -85,15 +91,15 @@ def measure(name: str, rounds: int) -> Row:
     """
     start = time.perf_counter()
     row = Row(name)
-    with threads_of_all(1), tempfile.TemporaryDirectory(prefix="fatnn-zoo-") as folder:
-        made = built(name, ZOO[name], SIZE)
+    with use_threads(1), tempfile.TemporaryDirectory(prefix="fatnn-zoo-") as folder:
+        made = randomised(name, ZOO[name], SIZE)
         image = made.images(1)
         calls: dict[tuple[str, str], Callable[[], Any]] = {}
         for column, (config, float_layers) in OURS.items():
             try:
-                net, row.codes_verified[column] = quantized(made, config, float_layers)
+                net, row.codes_verified[column] = convert_and_verify(made, config, float_layers)
             except Exception as error:  # one column less
-                row.cells[column] = Cell(reason=reason(error))
+                row.cells[column] = Cell(reason=describe_error(error))
                 continue
             calls[column, ""] = lambda net=net: net(image)
         calls |= _peers(row, made.model, image, Path(folder))
@@ -109,7 +115,7 @@ def _peers(
     row: Row, model: torch.nn.Module, image: torch.Tensor, folder: Path
 ) -> dict[tuple[str, str], Callable[[], Any]]:
     """Build the other runtimes; those that fail get their cells."""
-    task = Task(model, (image,), 1, folder)
+    task = BenchTask(model, (image,), 1, folder)
     with torch.inference_mode():
         wanted = list(arrays_of(model(image)))
     died = first_builds(task, AGAINST)
@@ -121,7 +127,7 @@ def _peers(
             candidate.row = PeerRow(name, peer.describe, FAILED, died[name])
         else:
             with torch.inference_mode():
-                build(candidate, task, wanted, has_amx=False)
+                build_candidate(candidate, task, wanted, has_amx=False)
         if not candidate.calls:
             row.cells[name] = Cell(reason=f"{candidate.row.state}: {candidate.row.reason}")
         calls |= {(name, variant): call for variant, call in candidate.calls.items()}

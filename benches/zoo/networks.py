@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fatnn_rs.bench.networks import Network
+from fatnn_rs.bench.networks import NetworkSpec
 
 __all__ = ["SIZE", "ZOO"]
 
@@ -64,13 +64,13 @@ _TIMM = {
 }
 
 
-def _networks() -> dict[str, Network]:
+def _networks() -> dict[str, NetworkSpec]:
     builders: dict[str, Callable[[], nn.Module]] = {
         name: partial(_torchvision, name, options) for name, options in _TORCHVISION.items()
     }
     builders |= {name: partial(_timm, full) for name, full in _TIMM.items()}
-    return {name: Network(build, 3, SIZE) for name, build in builders.items()}
+    return {name: NetworkSpec(build, 3, SIZE) for name, build in builders.items()}
 
 
 #: Name → network.
-ZOO: dict[str, Network] = _networks()
+ZOO: dict[str, NetworkSpec] = _networks()

@@ -1,4 +1,4 @@
-"""The Rust core; private: `fatnn_rs.ops` and `fatnn_rs.convert` are its callers."""
+"""The Rust core. Private: use `fatnn_rs.ops` and `fatnn_rs.convert`."""
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -202,6 +202,7 @@ class Network:
     def not_fused(self) -> list[tuple[str, str, str]]: ...
     @property
     def buffer_bytes(self) -> int: ...
+    def drop_buffers(self) -> None: ...
     def run(
         self, inputs: Sequence[NDArray[np.float32]], channels_last: Sequence[bool]
     ) -> list[NDArray[np.float32]]: ...

@@ -4,17 +4,62 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from fatnn_rs import _core
+from fatnn_rs.errors import FormatError
 from fatnn_rs.operations import OPERATIONS, products_of
+from fatnn_rs.overview import Profile, overview
 from fatnn_rs.table import render
 
-__all__ = ["NotFused", "Report", "ReportRow", "macs", "packed_weight_bytes", "runs"]
+__all__ = [
+    "RULES",
+    "NotFused",
+    "Report",
+    "ReportRow",
+    "declined",
+    "engine_refusal",
+    "macs",
+    "missing_operations",
+    "packed_weight_bytes",
+    "runs",
+]
 
 #: Layers that a line about what was not fused names.
 NAMED = 4
+
+#: Why a node runs in torch.
+RULES: dict[str, str] = {
+    "unknown": "the conversion has no rule for this function or module",
+    "argument": "the rule for this function does not take these arguments",
+    "dtype": "it reads values that are not float32",
+    "module": "the module has hooks, or methods replaced on the instance",
+    "part": "it takes one of the results of a torch node",
+    "write": "it writes into a tensor: torch does, into a copy",
+    "constant": "it is a constant that is not float32",
+    "sum-order": "only torch rounds its sums as torch does; float_layers='rust' runs it in Rust",
+    "transcendental": "torch approximates it in its own way; float_layers='rust' runs it in Rust",
+    "engine": "the engine does not have it for these attributes and shapes",
+    "failed": "running it in the engine failed on the example",
+    "codes": "codes would leave the segment",
+    "no integers": "no ternary or int8 layer is next to it, so a call of the engine saves nothing",
+    "not exact": "one multiply-add does not have the bits of this BatchNorm",
+}
+
+#: Figures that `Report.as_dict` adds to the attributes.
+_FIGURES = (
+    *("overview", "macs_total", "macs_ternary", "macs_int8", "macs_float"),
+    *("layers_ternary", "layers_int8", "bytes_packed", "bytes_int8"),
+    *("saveable", "runs_without_torch", "unsaveable"),
+)
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"
 
 
 @dataclass(frozen=True)
@@ -38,6 +83,10 @@ class ReportRow:
         Of its ternary, two-bit or int8 weights in a file.
     note
         What was fused, or why it runs as it does.
+    rule
+        Key of :data:`RULES` if the node runs in torch, else empty.
+    reason
+        Why the node runs in torch, else empty.
     """
 
     name: str
@@ -47,6 +96,8 @@ class ReportRow:
     macs: int
     packed_bytes: int
     note: str
+    rule: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,11 +122,40 @@ class NotFused:
 
 @dataclass(frozen=True)
 class Report:
-    """A converted network, node by node. Print it, or take ``to_json()``."""
+    """A converted network, node by node. Print it, or take ``as_dict()``.
+
+    Attributes
+    ----------
+    rows
+        One per node.
+    notes
+        Remarks on the capture.
+    not_fused
+        What the engine runs on its own, where it could run inside another layer.
+    segments
+        Calls of the engine in one run.
+    cuts
+        What runs outside of the engine between two segments → how many of these gaps hold it.
+    missing
+        Operations that keep the network from running without torch → how often they occur.
+    outputs
+        Type that the model returns and that a file cannot hold; empty if there is none.
+    profile
+        What :meth:`TernaryNetwork.profile` measured, else None.
+    refused
+        Why the model cannot be converted; empty if it can. Only :func:`fatnn_rs.explain` reports
+        on such models.
+    """
 
     rows: tuple[ReportRow, ...]
     notes: tuple[str, ...] = ()
     not_fused: tuple[NotFused, ...] = ()
+    segments: int = 0
+    cuts: Mapping[str, int] = field(default_factory=dict)
+    missing: Mapping[str, int] = field(default_factory=dict)
+    outputs: str = ""
+    profile: Profile | None = None
+    refused: str = ""
 
     def _multiplying(self, what: str) -> list[ReportRow]:
         return [row for row in self.rows if products_of(row.op) == what]
@@ -107,8 +187,8 @@ class Report:
 
     @property
     def macs_float(self) -> int:
-        """Multiply-accumulates in float layers that the conversion knows."""
-        return sum(row.macs for row in self._multiplying("float"))
+        """Multiply-accumulates of floats, in torch or in the engine."""
+        return self.macs_total - self.macs_ternary - self.macs_int8
 
     @property
     def macs_int8(self) -> int:
@@ -116,18 +196,58 @@ class Report:
         return sum(row.macs for row in self._multiplying("int8"))
 
     @property
+    def macs_total(self) -> int:
+        """All multiply-accumulates."""
+        return sum(row.macs for row in self.rows)
+
+    @property
+    def saveable(self) -> bool:
+        """Whether :func:`fatnn_rs.save` can write the network."""
+        return not (self.unsaveable or self.outputs or self.refused)
+
+    @property
+    def runs_without_torch(self) -> bool:
+        """Whether :func:`fatnn_rs.load_numpy` can run the saved network."""
+        return self.saveable and not self.missing
+
+    @property
+    def overview(self) -> str:
+        """The paragraph that the printed report begins with."""
+        return overview(self)
+
+    @property
     def unsaveable(self) -> tuple[str, ...]:
         """Names of the torch nodes that a file cannot hold."""
         return tuple(row.name for row in self.rows if row.op.startswith("torch: "))
 
+    def with_notes(self, notes: Iterable[str]) -> Report:
+        """Return the report with more notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the whole report as plain dicts, lists, strings and numbers.
+
+        Returns
+        -------
+        dict
+            ``rows``, ``not_fused`` (lists of dicts with the fields of their classes), ``notes``,
+            ``outputs`` and ``refused`` as in the attributes; ``overview``; ``macs_total``,
+            ``macs_ternary``, ``macs_int8``, ``macs_float``; ``layers_ternary``, ``layers_int8``,
+            ``bytes_packed``, ``bytes_int8``; ``segments``, ``cuts`` and ``missing`` (dicts of
+            counts); ``saveable``, ``runs_without_torch``, ``unsaveable``; and ``profile``, None or
+            a dict with the fields of :class:`Profile` and ``slower``, names of layers.
+        """
+        made = asdict(self)
+        for name in _FIGURES:
+            made[name] = getattr(self, name)
+        if self.profile is not None:
+            made["profile"]["slower"] = [row.layer for row in self.profile.slower]
+        plain: dict[str, Any] = json.loads(json.dumps(made))
+        return plain
+
     def to_json(self) -> str:
-        """Return the whole report as JSON."""
-        macs = {
-            "macs_ternary": self.macs_ternary,
-            "macs_int8": self.macs_int8,
-            "macs_float": self.macs_float,
-        }
-        return json.dumps({**asdict(self), **macs}, indent=2)
+        """Return :meth:`as_dict` as JSON."""
+        return json.dumps(self.as_dict(), indent=2)
 
     def __str__(self) -> str:
         cells = [
@@ -138,33 +258,41 @@ class Report:
                 "x".join(map(str, row.shape)),
                 f"{row.macs:,}" if row.macs else "",
                 f"{row.packed_bytes:,}" if row.packed_bytes else "",
-                row.note,
+                "" if row.note == row.reason else row.note,
             ]
             for row in self.rows
         ]
         table = render(
             ["node", "op", "runs", "shape", "MACs", "bytes", "note"], cells, right=(4, 5)
         )
-        total = self.macs_ternary + self.macs_int8 + self.macs_float
         lines = [
+            self.overview,
             table,
-            f"{self.layers_ternary} ternary layers: {self.macs_ternary:,} of {total:,} MACs; ternary weights take "
-            f"{self.bytes_packed:,} bytes",
+            f"{self.layers_ternary} ternary layers: {self.macs_ternary:,} of {self.macs_total:,} "
+            f"MACs; ternary weights take {self.bytes_packed:,} bytes",
         ]
         if self.layers_int8:
             lines.append(
-                f"{self.layers_int8} int8 layers: {self.macs_int8:,} of {total:,} MACs; int8 weights take "
-                f"{self.bytes_int8:,} bytes"
+                f"{self.layers_int8} int8 layers: {self.macs_int8:,} of {self.macs_total:,} MACs; "
+                f"int8 weights take {self.bytes_int8:,} bytes"
             )
+        lines += self._why_in_torch()
+        if self.profile is not None:
+            lines.append(str(self.profile))
         together: dict[tuple[str, str], list[str]] = {}
         for found in self.not_fused:
             together.setdefault((found.rewrite, found.reason), []).append(found.layer)
         for (rewrite, reason), layers in together.items():
-            more = f" and {len(layers) - NAMED} more" if len(layers) > NAMED else ""
-            lines.append(
-                f"not fused: {', '.join(layers[:NAMED])}{more} ({rewrite}), because {reason}"
-            )
+            lines.append(f"not fused: {_named(layers)} ({rewrite}), because {reason}")
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+    def _why_in_torch(self) -> list[str]:
+        """Return one line per reason to stay in torch."""
+        together: dict[str, list[str]] = {}
+        for row in self.rows:
+            if row.reason:
+                together.setdefault(row.reason, []).append(row.name)
+        return [f"in torch: {_named(names)}, because {why}" for why, names in together.items()]
 
 
 def runs(op: str, in_engine: bool) -> str:
@@ -175,9 +303,84 @@ def runs(op: str, in_engine: bool) -> str:
     return "rust float -> float" if in_engine else "torch"
 
 
-def macs(op: str, shape: Sequence[int], weight: Sequence[int] | None) -> int:
-    """Multiply-accumulates of a convolution or linear layer with such a result and weight; 0 for anything else."""
+def macs(
+    op: str,
+    shape: Sequence[int],
+    weight: Sequence[int] | None,
+    inputs: Sequence[Sequence[int]] = (),
+    attrs: Mapping[str, Any] | None = None,
+) -> int:
+    """Multiply-accumulates of an operation with such a result and weight; 0 without products.
+
+    ``inputs``: shapes of the values that it reads, for products of two values.
+    """
+    if op in _PRODUCTS and inputs:
+        return _PRODUCTS[op](shape, inputs, attrs or {})
     return _core.macs(op, shape, weight) if op in OPERATIONS else 0
+
+
+_Shapes = Sequence[Sequence[int]]
+
+
+def _matmul(shape: Sequence[int], inputs: _Shapes, attrs: Mapping[str, Any]) -> int:
+    return math.prod(shape) * inputs[0][-1]
+
+
+def _attention(shape: Sequence[int], inputs: _Shapes, attrs: Mapping[str, Any]) -> int:
+    query, key, value = inputs[:3]
+    return math.prod(shape[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _multihead(shape: Sequence[int], inputs: _Shapes, attrs: Mapping[str, Any]) -> int:
+    query, key, value = inputs[:3] if len(inputs) > 2 else (inputs[0],) * 3
+    length, width = key[1 if attrs.get("batch_first") else 0], query[-1]
+    projections = 2 * math.prod(query) + math.prod(key) + math.prod(value)
+    return projections * width + 2 * math.prod(query) * length
+
+
+#: Products of two values, which have no weights in the table.
+_PRODUCTS = {"matmul": _matmul, "attention": _attention, "multihead_attention": _multihead}
+
+
+def missing_operations(
+    nodes: Iterable[tuple[str, str | None, Sequence[Sequence[int]]]],
+) -> dict[str, int]:
+    """Count operations that the engine does not have.
+
+    Parameters
+    ----------
+    nodes
+        Of each: its operation, its attributes as JSON (None if torch runs the model's own code),
+        and the shapes that it reads.
+    """
+    return dict(
+        Counter(
+            op for op, attrs, shapes in nodes if attrs is None or engine_refusal(op, attrs, shapes)
+        )
+    )
+
+
+def engine_refusal(op: str, attrs: str, shapes: Sequence[Sequence[int]]) -> str:
+    """Return why the engine cannot run an operation that reads such shapes, or nothing."""
+    if op == "input":
+        return ""
+    if op not in OPERATIONS:
+        return "the engine does not have it"
+    try:
+        return _core.engine_refusal(op, attrs, shapes) or ""
+    except FormatError as error:  # an attribute means nothing to it
+        return str(error)
+
+
+def declined(dtypes: Iterable[Any]) -> tuple[str, str]:
+    """Return the rule and the reason for a call that a row of the conversion did not take.
+
+    ``dtypes``: of what it reads, None for what is no tensor.
+    """
+    others = sorted({str(dtype) for dtype in dtypes} - {"None", "torch.float32"})
+    if others:
+        return "dtype", f"it reads {' and '.join(others)}"
+    return "argument", RULES["argument"]
 
 
 def packed_weight_bytes(op: str, weight: Sequence[int] | None, dtype: str) -> int:

@@ -353,6 +353,8 @@ PUBLIC: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("fatnn.prepare(make(), fatnn.TernaryConfig(first='ternary', last='int8'), {0})", ("x",)),
     ("fatnn.convert({0}, {1}, {2})", ("model", "x", "'torch'")),
     ("fatnn.convert(model, {0})", ("x",)),
+    ("fatnn.explain({0}, {1})", ("model", "x")),
+    ("net.profile({0}, rounds={1})", ("x", "1")),
     ("fatnn.save({0}, {1})", ("net", "'other'")),
     ("fatnn.load({0}, {1})", ("'net'", "'torch'")),
     ("fatnn.load_numpy({0})", ("'net'",)),
@@ -535,7 +537,7 @@ _SCHEMA = re.compile(
 
 
 def _acceptable(call: _Call, error: BaseException) -> bool:
-    """Whether an exception of the call itself is one that may be: the package's own, or of a wrong signature."""
+    """Whether a call may raise this: an error of the package, or one about a wrong signature."""
     if is_ours(error):
         return True
     if isinstance(error, RuntimeError) and re.search("DefaultCPUAllocator|bad_alloc", str(error)):

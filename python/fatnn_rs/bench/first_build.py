@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from fatnn_rs.bench.export import Task
+from fatnn_rs.bench.export import BenchTask
 from fatnn_rs.bench.peers import PEERS
 
 __all__ = ["first_builds"]
@@ -26,7 +26,7 @@ _PATIENCE = 600.0
 _INPUTS = "inputs.pt"
 
 
-def first_builds(task: Task, names: Sequence[str]) -> dict[str, str]:
+def first_builds(task: BenchTask, names: Sequence[str]) -> dict[str, str]:
     """Build peers and run each once in a child process.
 
     Parameters
@@ -55,7 +55,7 @@ def first_builds(task: Task, names: Sequence[str]) -> dict[str, str]:
     return died
 
 
-def _readable(task: Task, name: str) -> bool:
+def _readable(task: BenchTask, name: str) -> bool:
     """Whether a peer is installed and its file could be made."""
     peer = PEERS[name]
     if peer.file is None or peer.missing():
@@ -68,7 +68,7 @@ def _readable(task: Task, name: str) -> bool:
     return True
 
 
-def _child(task: Task, names: Sequence[str]) -> tuple[int, str]:
+def _child(task: BenchTask, names: Sequence[str]) -> tuple[int, str]:
     """Build peers in turn; how many were done, and how the child ended before the others."""
     command = [sys.executable, "-m", __name__, str(task.folder), str(task.threads), *names]
     # The package may have been imported from a folder that only this process knows.
@@ -104,7 +104,7 @@ def _main(folder: str, threads: str, *names: str) -> None:
     os.dup2(2, 1)
     torch.set_num_threads(int(threads))
     inputs = torch.load(Path(folder) / _INPUTS)
-    task = Task(torch.nn.Identity(), inputs, int(threads), Path(folder))
+    task = BenchTask(torch.nn.Identity(), inputs, int(threads), Path(folder))
     for name in names:
         try:
             for call in PEERS[name].build(task).variants.values():

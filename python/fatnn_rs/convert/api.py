@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from fatnn_rs.convert.graph import Graph
 from fatnn_rs.convert.lower import lower
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.passes import run_passes
+from fatnn_rs.convert.progress import Phases
 from fatnn_rs.convert.trial import check_batches, check_outputs, check_sizes, check_values
 from fatnn_rs.errors import ConfigError
 from fatnn_rs.nn.layers import held_weights
@@ -24,7 +26,9 @@ __all__ = ["convert", "convert_float"]
 
 
 @torch.no_grad()
-def convert(model: nn.Module, example_inputs: Any, float_layers: str = "torch") -> TernaryNetwork:
+def convert(
+    model: nn.Module, example_inputs: Any, float_layers: str = "torch", *, progress: bool = False
+) -> TernaryNetwork:
     """Convert a trained model with ternary layers into an inference-only network.
 
     The graph is captured; batch normalisations and activations between ternary layers become
@@ -50,6 +54,9 @@ def convert(model: nn.Module, example_inputs: Any, float_layers: str = "torch") 
         bits; ``"rust"`` saves calls (usually the whole network is one), and their sums may differ
         in the last place.
 
+    progress
+        Whether to show phases and their times on standard error.
+
     Returns
     -------
     TernaryNetwork
@@ -72,7 +79,7 @@ def convert(model: nn.Module, example_inputs: Any, float_layers: str = "torch") 
         raise ConfigError(
             f"float_layers must be one of {', '.join(map(repr, FLOAT_LAYERS))}, got {float_layers!r}"
         )
-    return _convert(model, example_inputs, float_layers)
+    return _convert(model, example_inputs, float_layers, progress)
 
 
 @torch.no_grad()
@@ -96,28 +103,50 @@ def convert_float(model: nn.Module, example_inputs: Any) -> TernaryNetwork:
     return _convert(model, example_inputs, "rust")
 
 
-def _convert(model: nn.Module, example_inputs: Any, float_layers: str) -> TernaryNetwork:
+def _convert(
+    model: nn.Module, example_inputs: Any, float_layers: str, progress: bool = False
+) -> TernaryNetwork:
     arguments = check_inputs("example_inputs", example_inputs)
     root = as_root(model)
     # Tensors made in inference mode do not count what is written into them.
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        with held_weights(root):
-            captured = capture(root, arguments)
-            check_reached(captured.graph, root)
-            with one_thread():
-                graph = run_passes(lower(captured))
-            net = _network(graph, "torch", arguments)
-            check_outputs(net, arguments, captured.expected)
-            check_values(root, net, arguments)
-            check_batches(root, net, arguments)
-            check_sizes(root, net, arguments)
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        Phases(progress) as phases,
+    ):
+        with contextlib.ExitStack() as held:
+            with phases.phase("quantize weights"):
+                held.enter_context(held_weights(root))
+            with phases.phase("capture"):
+                captured = capture(root, arguments)
+                check_reached(captured.graph, root)
+            with phases.phase("lower"), one_thread():
+                graph = lower(captured)
+            with phases.phase("thresholds"), one_thread():
+                run_passes(graph)
+            with phases.phase("pack weights"):
+                net, results = _network(graph, "torch", arguments)
+            with phases.phase("compare with the model"):
+                check_outputs(results, captured.expected)
+                check_values(root, net, arguments)
+                check_batches(root, net, arguments)
+                check_sizes(root, net, arguments)
         if float_layers != "torch":
-            net = _network(graph, float_layers, arguments)
+            del net  # before its weights are packed once more
+            with phases.phase("float layers in Rust"):
+                net, _ = _network(graph, float_layers, arguments)
+    net.keep_buffers(True)
     return net
 
 
-def _network(graph: Graph, float_layers: str, arguments: tuple[Any, ...]) -> TernaryNetwork:
+def _network(
+    graph: Graph, float_layers: str, arguments: tuple[Any, ...]
+) -> tuple[TernaryNetwork, Any]:
+    """Return a network that keeps no buffers, and what it makes of the example."""
     with one_thread():
         net = TernaryNetwork(graph, float_layers)
-    net.dry_run(copies(arguments))
-    return net
+    net.keep_buffers(False)
+    results = net.dry_run(copies(arguments))
+    net.keep_buffers(False)  # segments may be others now
+    return net, results

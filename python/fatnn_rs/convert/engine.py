@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,16 +22,20 @@ from torch import Tensor
 
 from fatnn_rs import _core
 from fatnn_rs.convert.fma import fma, same_bits, slope
-from fatnn_rs.convert.graph import Graph, Node, refs
+from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.torch_ops.floats import FLOAT_OPS
 from fatnn_rs.errors import FormatError, LimitError, UnsupportedError
 from fatnn_rs.operations import OPERATIONS, makes_codes, products_of
 from fatnn_rs.ops.kernels import aligned_array, follow_torch_threads
+from fatnn_rs.report import RULES, engine_refusal
 
-__all__ = ["FLOAT_LAYERS", "Segment", "partition"]
+__all__ = ["FLOAT_LAYERS", "Reason", "Segment", "partition"]
 
 #: Where float convolutions, linear layers and means may run.
 FLOAT_LAYERS = ("torch", "rust")
+
+#: A key of :data:`fatnn_rs.report.RULES`, and the reason in words.
+Reason = tuple[str, str]
 
 ObservedValues = dict[str, "tuple[int, npt.NDArray[np.uint8] | None]"]
 
@@ -48,16 +52,22 @@ class Segment:
         Values that come in and go out, all float32.
     network
         The engine's network.
+    keeps_buffers
+        Whether it keeps the memory of a run for later runs of the same shapes.
     """
 
     nodes: list[Node]
     reads: list[str]
     makes: list[str]
     network: _core.Network = field(repr=False)
+    keeps_buffers: bool = True
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """Run it; results are channels last in memory, or as their shape says."""
-        return [torch.from_numpy(array) for array in self.network.run(*_arrays(inputs))]
+        made = self.network.run(*_arrays(inputs))
+        if not self.keeps_buffers:
+            self.network.drop_buffers()
+        return [torch.from_numpy(array) for array in made]
 
     def observed(self, *inputs: Tensor) -> tuple[list[Tensor], ObservedValues]:
         """Run it, and return nanoseconds and packed codes of the nodes that ran."""
@@ -84,7 +94,11 @@ def _arrays(inputs: Iterable[Tensor]) -> tuple[list[npt.NDArray[np.float32]], li
 
 
 def partition(
-    graph: Graph, float_layers: str, excluded: Container[str] = (), family: str | None = None
+    graph: Graph,
+    float_layers: str,
+    excluded: Container[str] = (),
+    family: str | None = None,
+    why: dict[str, Reason] | None = None,
 ) -> list[Node | Segment]:
     """Group a graph's nodes into segments and nodes that run one by one.
 
@@ -98,21 +112,40 @@ def partition(
         Names of nodes that no segment may take.
     family
         Of the kernels that segments take; what suits the CPU by default.
+    why
+        Filled with why nodes are in no segment: name → a key of :data:`fatnn_rs.report.RULES`,
+        and the reason.
 
     Returns
     -------
     list
         In the order in which they run.
     """
-    able = _able(graph, float_layers)
-    taken = {n.name for n in graph.nodes if n.op != "input" and n.name not in excluded and able(n)}
+    why = {} if why is None else why
+    why |= _why_not(graph, float_layers, excluded)
+    taken = {n.name for n in graph.nodes if n.op != "input" and n.name not in why}
     while crossing := _codes_across(graph, taken):
         taken -= crossing
-    return [
-        part
-        for run in _runs(graph, taken)
-        for part in (_segment(graph, run, float_layers, family) if run[0].name in taken else run)
-    ]
+        why |= dict.fromkeys(crossing, ("codes", RULES["codes"]))
+    wiring = _Wiring(graph.index(), graph.users(), any(map(_on_integers, graph.nodes)))
+    parts: list[Node | Segment] = []
+    for run in _runs(graph, taken):
+        segment = run[0].name in taken
+        made = _segment(graph, wiring, run, float_layers, family) if segment else list(run)
+        if segment and not isinstance(made[0], Segment):
+            rule = "engine" if any(map(_on_integers, run)) else "no integers"
+            why |= {node.name: (rule, RULES[rule]) for node in run}
+        parts += made
+    return parts
+
+
+@dataclass(frozen=True)
+class _Wiring:
+    """Who makes and who reads every value, and whether any node multiplies integers."""
+
+    makers: dict[str, Node]
+    readers: dict[str, list[Node | None]]
+    on_integers: bool
 
 
 def _runs(graph: Graph, taken: set[str]) -> list[list[Node]]:
@@ -140,43 +173,46 @@ def _codes_across(graph: Graph, taken: set[str]) -> set[str]:
     return across & taken
 
 
-def _able(graph: Graph, float_layers: str) -> Callable[[Node], bool]:
-    """Return whether the engine can run a node, and with the bits it must have."""
+def _why_not(graph: Graph, float_layers: str, excluded: Container[str]) -> dict[str, Reason]:
+    """Return which nodes the engine cannot run with the bits they must have, and why."""
     index = graph.index()
-
-    def able(node: Node) -> bool:
+    found: dict[str, Reason] = {}
+    for node in graph.nodes:
         row = OPERATIONS.get(node.op)
-        if row is None or not (row.exactness == "exact" or float_layers == "rust"):
-            return False
-        if _refused(node, [index[name].shape for name in node.inputs]):
-            return False
-        return node.op != "batch_norm" or _affine(graph, node, float_layers) is not None
-
-    return able
-
-
-def _refused(node: Node, shapes: list[tuple[int, ...]]) -> bool:
-    """Whether the engine cannot run a node that reads values of such shapes."""
-    try:
-        return _core.engine_refusal(node.op, json.dumps(node.attrs), shapes) is not None
-    except FormatError:  # an attribute means nothing to it
-        return True
+        if node.op == "input":
+            continue
+        if node.name in excluded:
+            found[node.name] = ("failed", RULES["failed"])
+        elif row is None:
+            rule = node.attrs.get("rule", "unknown")
+            found[node.name] = (rule, node.note or RULES[rule])
+        elif row.exactness != "exact" and float_layers != "rust":
+            found[node.name] = (row.exactness, RULES[row.exactness])
+        elif refused := engine_refusal(
+            node.op, json.dumps(node.attrs), [index[name].shape for name in node.inputs]
+        ):
+            found[node.name] = ("engine", f"the engine does not have it: {refused}")
+        elif node.op == "batch_norm" and _affine(graph, node, float_layers) is None:
+            found[node.name] = ("not exact", RULES["not exact"])
+    return found
 
 
 def _segment(
-    graph: Graph, nodes: list[Node], float_layers: str, family: str | None
+    graph: Graph, wiring: _Wiring, nodes: list[Node], float_layers: str, family: str | None
 ) -> list[Node | Segment]:
     """Nodes as one segment, or one by one where codes go in or out, or the graph's integers are all elsewhere."""
-    if any(map(_on_integers, graph.nodes)) and not any(map(_on_integers, nodes)):
+    if wiring.on_integers and not any(map(_on_integers, nodes)):
         return list(nodes)
     inside = {node.name for node in nodes}
     reads = list(
         dict.fromkeys(name for node in nodes for name in node.inputs if name not in inside)
     )
-    outside = {name for node in graph.nodes if node.name not in inside for name in node.inputs}
-    outside |= {ref.name for ref in refs(graph.outputs)}
-    makes = [node.name for node in nodes if node.name in outside]
-    index = graph.index()
+    makes = [
+        node.name
+        for node in nodes
+        if any(user is None or user.name not in inside for user in wiring.readers[node.name])
+    ]
+    index = wiring.makers
     if any(makes_codes(index[name].op) for name in (*reads, *makes)):
         return list(nodes)
     tensors: dict[str, npt.NDArray[Any]] = {}

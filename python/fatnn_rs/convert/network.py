@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import threading
 import time
 import uuid
-import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fatnn_rs.convert.engine import FLOAT_LAYERS, Segment, partition
-from fatnn_rs.convert.graph import Graph, Node, Ref, refs
+from fatnn_rs.convert.engine import FLOAT_LAYERS, Reason, Segment, partition
+from fatnn_rs.convert.graph import Graph, Node, Ref
 from fatnn_rs.convert.inputs import check_call, check_input, refuse_tracing
+from fatnn_rs.convert.memory_format import in_layout
+from fatnn_rs.convert.network_op import (
+    ExportableNetwork,
+    file_bytes,
+    fill_outputs,
+    network_of_bytes,
+    output_names,
+    register,
+)
+from fatnn_rs.convert.plan import ExecutionStep, Observer, dry_run, observe_segment, plan_of
+from fatnn_rs.convert.profile import Timer, measure
 from fatnn_rs.convert.report import Report, make_report
 from fatnn_rs.convert.structure import fill
-from fatnn_rs.convert.torch_ops import bind
 from fatnn_rs.errors import ConfigError, UnsupportedError
+from fatnn_rs.overview import Profile
 from fatnn_rs.signature import Argument, bind_call
 
 __all__ = ["TernaryNetwork"]
 
-#: Sees every node's value as it is made.
-Observer = Callable[[Node, Any, list[Any]], None]
+#: What a network makes of its graph, and does not pickle.
+_DERIVED = (
+    *("_parts", "_why", "_single", "_single_lock", "_inputs"),
+    *("_arguments", "_simple", "_constants", "key"),
+)
 
 
 class TernaryNetwork(nn.Module):
@@ -71,14 +84,19 @@ class TernaryNetwork(nn.Module):
         self.graph = graph
         self.float_layers = float_layers
         self.family = family
+        #: Output value → its memory format, for a network that replaces a part of a model.
+        self.output_layouts: dict[str, str] = {}
         self.training = False
         self._excluded: frozenset[str] = frozenset()
+        self._profile: Profile | None = None
         self._prepare()
 
     def _prepare(self) -> None:
         graph = self.graph
         self._inputs = [node for node in graph.nodes if node.op == "input"]
         self._arguments = graph.arguments or tuple(Argument(node.name) for node in self._inputs)
+        plain = all(a.tensor and a.positional for a in self._arguments)
+        self._simple = plain and isinstance(graph.outputs, Ref)
         constants = [
             graph.tensors[name]
             for n in graph.nodes
@@ -86,17 +104,18 @@ class TernaryNetwork(nn.Module):
             for name in n.tensors.values()
         ]
         self._constants = {tensor.untyped_storage().data_ptr() for tensor in constants}
-        self._parts = _plan(graph, partition(graph, self.float_layers, self._excluded, self.family))
+        self._why: dict[str, Reason] = {}
+        parts = partition(graph, self.float_layers, self._excluded, self.family, self._why)
+        self._parts = plan_of(graph, parts)
         self._single: list[ExecutionStep] | None = None
         self._single_lock = threading.Lock()
-        self._key = uuid.uuid4().hex
-        _NETWORKS[self._key] = self
+        self.key = uuid.uuid4().hex
+        register(self, self.key)
 
     def _unfused_plan(self) -> list[ExecutionStep]:
-        """Every node by itself: what torch.compile traces, and what an observer that wants every value sees.
+        """Every node by itself, for observers that want every value.
 
-        Made when it is first wanted, for it holds weights packed once more, beside those in the
-        segments.
+        Made at its first use: it packs weights a second time, next to those in the segments.
         """
         with self._single_lock:
             if self._single is None:
@@ -106,63 +125,42 @@ class TernaryNetwork(nn.Module):
                 nodes: list[Node | Segment] = [
                     node for node in self.graph.nodes if node.op != "input"
                 ]
-                self._single = _plan(self.graph, nodes, bound)
+                self._single = plan_of(self.graph, nodes, bound)
             return self._single
 
     @torch.no_grad()
-    def dry_run(self, inputs: tuple[Any, ...]) -> None:
-        """Run once, and leave to single nodes every segment that fails or makes values of other shapes than the model.
+    def dry_run(self, inputs: tuple[Any, ...]) -> Any:
+        """Run once; from then on, segments that fail or make other shapes run node by node.
 
         Parameters
         ----------
         inputs
             The example that the graph was captured with: shapes are those that its nodes note.
 
+        Returns
+        -------
+        Any
+            What the network returns for it.
+
         Raises
         ------
         InputError
-            The inputs are such that nodes one by one refuse them, too (NaN in front of a
-            quantizer).
+            If nodes refuse the inputs also one by one (NaN in front of a quantizer).
         """
-        index = self.graph.index()
-        tensors = [value for value in inputs if isinstance(value, Tensor)]
-        values: dict[str, Any] = {
-            node.name: x for node, x in zip(self._inputs, tensors, strict=True)
-        }
-        excluded: set[str] = set()
-        for part in self._parts:
-            arguments = [values[name] for name in part.reads]
-            if not isinstance(part.what, Segment):
-                values.update(zip(part.makes, part.run(*arguments), strict=True))
-                continue
-            results: list[Any] = []
-            try:
-                results = part.run(*arguments)
-                problem = _wrong_shape(part.makes, results, index)
-            except (
-                Exception
-            ) as error:  # whatever the engine raises, the nodes can still run one by one
-                problem = f"{type(error).__name__}: {error}"
-            if problem:
-                inside = list(part.what.nodes)
-                for single in _plan(self.graph, list(inside)):
-                    values.update(
-                        zip(
-                            single.makes,
-                            single.run(*(values[n] for n in single.reads)),
-                            strict=True,
-                        )
-                    )
-                excluded |= {node.name for node in inside}
-                self.graph.notes.append(
-                    f"{len(inside)} nodes from {inside[0].name!r} to {inside[-1].name!r} run one by one, because "
-                    f"running them in one call failed on the example inputs ({problem})"
-                )
-            else:
-                values.update(zip(part.makes, results, strict=True))
-        if excluded:
-            self._excluded |= excluded
-            self._prepare()
+        values = self._bound(inputs, {})
+        excluded = dry_run(self.graph, self._parts, values)
+        if not excluded:
+            return fill(self.graph.outputs, lambda leaf: self._output(values, leaf), build=True)
+        self._excluded |= excluded
+        self._prepare()
+        return self(*inputs)
+
+    def keep_buffers(self, keep: bool) -> None:
+        """Choose whether runs keep their memory for later ones of the same shapes."""
+        for segment in self.segments:
+            segment.keeps_buffers = keep
+            if not keep:
+                segment.network.drop_buffers()
 
     @property
     def segments(self) -> list[Segment]:
@@ -172,13 +170,40 @@ class TernaryNetwork(nn.Module):
     @property
     def report(self) -> Report:
         """What runs where, and why: one row per node. Print it."""
-        segments = self.segments
-        inside = {node.name for segment in segments for node in segment.nodes}
-        return make_report(
-            self.graph,
-            inside,
-            (found for segment in segments for found in segment.network.not_fused),
-        )
+        parts = [part.what for part in self._parts]
+        return make_report(self.graph, parts, self._why, self._profile)
+
+    def profile(
+        self, *inputs: Any, rounds: int = 5, float_layers: bool = False, timer: Timer | None = None
+    ) -> Report:
+        """Time every ternary and int8 layer next to torch's float32 layer of the same sizes.
+
+        Both take turns, at torch's number of threads. A layer's time is that of its node, with
+        what is fused into it; torch's is that of the convolution or linear layer with bias.
+
+        Parameters
+        ----------
+        *inputs
+            The model's arguments, of the example's shapes.
+        rounds
+            Turns of each.
+        float_layers
+            Whether to compare with ``float_layers="rust"``, too, which packs weights once more.
+        timer
+            The clock by default.
+
+        Returns
+        -------
+        Report
+            :attr:`report`, which now holds the profile.
+
+        Raises
+        ------
+        InputError, ConfigError
+            Inputs of other shapes than the example's; ``rounds`` is less than 1.
+        """
+        self._profile = measure(self, inputs, rounds, float_layers, timer or Timer())
+        return self.report
 
     @torch.no_grad()
     def node_seconds(self, *inputs: Any) -> dict[str, float]:
@@ -203,14 +228,34 @@ class TernaryNetwork(nn.Module):
             values.update(zip(part.makes, results, strict=True))
         return seconds
 
+    def check(self, tensors: Sequence[Any]) -> None:
+        """Check one value per input.
+
+        Raises
+        ------
+        InputError
+            As for a call.
+        """
+        for node, tensor in zip(self._inputs, tensors, strict=True):
+            check_input(node, tensor)
+        check_call(self._inputs, tensors)
+
     def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Values of the inputs, by name, of a call."""
         tensors = bind_call(self._arguments, args, kwargs)
         refuse_tracing(tensors)
-        for node, tensor in zip(self._inputs, tensors, strict=True):
-            check_input(node, tensor)
-        check_call(self._inputs, tensors)
+        self.check(tensors)
         return dict(zip((node.name for node in self._inputs), tensors, strict=True))
+
+    def run_as_op(self, args: Sequence[Any], kwargs: Mapping[str, Any], file: Tensor | None) -> Any:
+        """Run as one operator: see :mod:`fatnn_rs.convert.network_op`."""
+        if self._simple and not kwargs and len(args) == len(self._inputs):
+            tensors = list(args)  # without the guards of a traced bind_call
+        else:
+            tensors = bind_call(self._arguments, args, kwargs)
+        key = self.key if file is None else f"{self.float_layers}:{self.key}"
+        results = torch.ops.fatnn_rs.network(file, tensors, key)
+        return results[0] if self._simple else fill_outputs(self.graph, results)
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -227,7 +272,26 @@ class TernaryNetwork(nn.Module):
         Any
             What the original model returns.
         """
+        if torch.compiler.is_dynamo_compiling():
+            return self.run_as_op(args, kwargs, None)
         return self.run_observed(args, None, as_run=True, kwargs=kwargs)
+
+    @torch.no_grad()
+    def run_tensors(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Run on bound and checked inputs; return each output value once, without its structure."""
+        values = dict(zip((node.name for node in self._inputs), inputs, strict=True))
+        self._run(values, self._parts, None)
+        return [self._output(values, Ref(name)) for name in output_names(self.graph)]
+
+    def exportable(self) -> ExportableNetwork:
+        """Return a module around this network that ``torch.export`` takes.
+
+        Raises
+        ------
+        UnsupportedError
+            If nodes run the model's own Python, which an exported program cannot hold.
+        """
+        return ExportableNetwork(self)
 
     @torch.no_grad()
     def run_observed(
@@ -246,33 +310,34 @@ class TernaryNetwork(nn.Module):
         if not isinstance(inputs, (tuple, list)) or not (observer is None or callable(observer)):
             raise ConfigError("run_observed takes a tuple of arguments, and a function or None")
         values = self._bound(inputs, kwargs or {})
-        compiling = torch.compiler.is_compiling()
-        if compiling:
-            _make_unfused_plan(self._key)
-            parts = cast("list[ExecutionStep]", self._single)
-        else:
-            parts = self._parts if as_run else self._unfused_plan()
-        # Autocast would hand bfloat16 to layers that the eager model ran in float32 when it was
-        # converted.
+        self._run(values, self._parts if as_run else self._unfused_plan(), observer)
+        return fill(self.graph.outputs, lambda leaf: self._output(values, leaf), build=True)
+
+    def _run(
+        self, values: dict[str, Any], parts: list[ExecutionStep], observer: Observer | None
+    ) -> None:
+        """Run the steps, with ``values`` by name as their inputs and results."""
+        # Autocast would give bfloat16 to layers that the eager model ran in float32.
         with torch.autocast("cpu", enabled=False):
             for part in parts:
                 arguments = [values[name] for name in part.reads]
                 if observer is None:
                     results = part.run(*arguments)
                 elif isinstance(part.what, Segment):
-                    results = _observe_segment(part.what, arguments, observer)
+                    results = observe_segment(part.what, arguments, observer)
                 else:
                     results = part.run(*arguments)
                     observer(part.what, results[0], arguments)
                 values.update(zip(part.makes, results, strict=True))
                 for name in part.drops:
                     del values[name]
-        return fill(self.graph.outputs, lambda leaf: self._output(values, leaf), build=True)
 
     def _output(self, values: dict[str, Any], leaf: Any) -> Any:
         """Return an output; a copy of what lies in the memory of constants, for callers may write into it."""
         value = values[leaf.name] if isinstance(leaf, Ref) else leaf
-        if not self._constants or not isinstance(value, Tensor) or torch.compiler.is_compiling():
+        if self.output_layouts and isinstance(leaf, Ref):
+            value = in_layout(value, self.output_layouts[leaf.name])
+        if not self._constants or not isinstance(value, Tensor):
             return value
         return value.clone() if value.untyped_storage().data_ptr() in self._constants else value
 
@@ -325,17 +390,44 @@ class TernaryNetwork(nn.Module):
             )
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TernaryNetwork:
+        """Refuse other devices and dtypes (``.to``, ``.half``, ``.cuda``).
+
+        Raises
+        ------
+        UnsupportedError
+            If ``fn`` would move float32 tensors off the CPU or change their dtype.
+        """
+        sample = fn(torch.zeros(1, device="cpu"))
+        if sample.device.type != "cpu" or sample.dtype != torch.float32:
+            raise UnsupportedError(
+                "a converted network runs in float32 and int8 on the CPU, so it cannot become "
+                f"{sample.dtype} on {sample.device}; move and cast the tensors around it instead"
+            )
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TernaryNetwork:
+        made: TernaryNetwork = self.__class__.__new__(self.__class__)
+        memo[id(self)] = made
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return made
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle as the bytes of its file, which ``torch.load(weights_only=True)`` accepts.
+
+        A network that no file can hold is pickled with its graph and the model's functions.
+        """
+        if self.output_layouts:  # which a file does not hold
+            return super().__reduce_ex__(protocol)
+        try:
+            file = file_bytes(self)
+        except UnsupportedError:
+            return super().__reduce_ex__(protocol)
+        return network_of_bytes, (file, self.float_layers, self.graph.limits)
+
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        for name in (
-            "_parts",
-            "_single",
-            "_single_lock",
-            "_inputs",
-            "_arguments",
-            "_constants",
-            "_key",
-        ):
+        for name in _DERIVED:
             del state[name]
         return state
 
@@ -355,75 +447,3 @@ def _of_one_argument(self: TernaryNetwork, x: Any) -> None:
 
 TernaryNetwork.forward.__wrapped__ = _of_one_argument  # type: ignore[attr-defined]
 TernaryNetwork.forward.__signature__ = inspect.signature(lambda self, *args, **kwargs: None)  # type: ignore[attr-defined]
-
-
-@dataclass(frozen=True)
-class ExecutionStep:
-    """One step of a run: a node or a segment."""
-
-    what: Node | Segment
-    run: Callable[..., list[Any]]
-    reads: list[str]
-    makes: list[str]
-    drops: list[str]
-
-
-#: Networks by their key, for :func:`_make_unfused_plan`.
-_NETWORKS: weakref.WeakValueDictionary[str, TernaryNetwork] = weakref.WeakValueDictionary()
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _make_unfused_plan(key: str) -> bool:
-    """Let torch.compile call this while it traces, and not trace it: packing weights and locking cannot be traced."""
-    return bool(_NETWORKS[key]._unfused_plan())
-
-
-def _wrong_shape(names: list[str], results: list[Any], index: dict[str, Node]) -> str:
-    """Say which value has another shape than in the model, or nothing."""
-    for name, result in zip(names, results, strict=True):
-        if tuple(result.shape) != index[name].shape:
-            return f"{name!r} has shape {list(result.shape)}, the model's has {list(index[name].shape)}"
-    return ""
-
-
-def _plan(
-    graph: Graph,
-    parts: list[Node | Segment],
-    bound: Mapping[str, Callable[..., list[Any]]] | None = None,
-) -> list[ExecutionStep]:
-    """Bind every part that is not bound already, and note which values no later part reads."""
-    bound = {} if bound is None else bound
-    plan: list[ExecutionStep] = []
-    read_later: set[str] = {ref.name for ref in refs(graph.outputs)}
-    for part in reversed(parts):
-        if isinstance(part, Segment):
-            run: Callable[..., list[Any]] = part
-            reads, makes = part.reads, part.makes
-        else:
-            run, reads, makes = (
-                bound.get(part.name) or _single_result(bind(graph, part)),
-                part.inputs,
-                [part.name],
-            )
-        drops = [name for name in dict.fromkeys((*reads, *makes)) if name not in read_later]
-        read_later.update(reads)
-        plan.append(ExecutionStep(part, run, reads, makes, drops))
-    return plan[::-1]
-
-
-def _single_result(function: Callable[..., Any]) -> Callable[..., list[Any]]:
-    return lambda *values: [function(*values)]
-
-
-def _observe_segment(segment: Segment, arguments: list[Any], observer: Observer) -> list[Tensor]:
-    """Run a segment and show its nodes: codes as they were; floats inside a segment are not kept, and shown as None."""
-    results, seen = segment.observed(*arguments)
-    values = dict(zip(segment.reads, arguments, strict=True)) | dict(
-        zip(segment.makes, results, strict=True)
-    )
-    for node in segment.nodes:
-        codes = seen[node.name][1] if node.name in seen else None
-        if codes is not None:
-            values[node.name] = torch.from_numpy(codes)
-        observer(node, values.get(node.name), [values.get(name) for name in node.inputs])
-    return results

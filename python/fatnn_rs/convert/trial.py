@@ -17,15 +17,15 @@ from fatnn_rs.replica import replica
 __all__ = ["check_batches", "check_outputs", "check_sizes", "check_values"]
 
 
-def check_outputs(net: TernaryNetwork, arguments: tuple[Any, ...], expected: Any) -> None:
-    """Compare a network with what the model returned for the example.
+def check_outputs(results: Any, expected: Any) -> None:
+    """Compare what a network and its model returned for the example.
 
     Raises
     ------
     ConversionError
         They differ: the model does something that the conversion did not see.
     """
-    if problem := same_values(net(*copies(arguments)), expected):
+    if problem := same_values(results, expected):
         raise ConversionError(
             f"the converted network does not give the model's outputs on the example inputs ({problem}), so it is "
             "refused: forward does something that the conversion does not see. Look for writes into tensors, state "

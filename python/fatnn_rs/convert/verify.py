@@ -30,7 +30,7 @@ from fatnn_rs.operations import products_of
 from fatnn_rs.replica import unwrapped
 from fatnn_rs.table import render
 
-__all__ = ["VerifyReport", "VerifyRow", "verify"]
+__all__ = ["VerifyReport", "VerifyRow", "max_abs_diff", "unpacked", "verify"]
 
 
 @dataclass(frozen=True)
@@ -189,15 +189,18 @@ class _NetworkCodes:
             self.taken[node.layer], self.behind[node.layer] = [], False
         if products != "codes":
             return
-        a = node.attrs
-        kind = code_type(a["act"])
-        codes = torch.ops.fatnn_rs.unpack_codes(
-            values[0], a["channels"], a["groups"], kind
-        ).permute(0, 3, 1, 2)
-        self.taken.setdefault(node.layer, []).append(squeeze_to(codes, a["dims"]))
+        self.taken.setdefault(node.layer, []).append(unpacked(node, values[0]))
         self.behind[node.layer] = (
             self.behind.get(node.layer, False) or node.inputs[0] in self._added
         )
+
+
+def unpacked(node: Node, codes: Tensor) -> Tensor:
+    """Return the packed codes that a layer reads as int8, channels second."""
+    a = node.attrs
+    kind = code_type(a["act"])
+    made = torch.ops.fatnn_rs.unpack_codes(codes, a["channels"], a["groups"], kind)
+    return squeeze_to(made.permute(0, 3, 1, 2), a["dims"])
 
 
 def _behind_addition(graph: Graph) -> set[str]:
@@ -239,6 +242,11 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     model = unwrapped(model)
     if not isinstance(model, nn.Module):
         raise ConversionError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, TernaryNetwork) and isinstance(net, nn.Module):
+        raise ConversionError(
+            "verify: the first argument is a converted network; the order is verify(model, net, "
+            "inputs), with the prepared model first"
+        )
     if not quantized_layers(model):
         raise ConversionError(
             f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to compare; give the prepared "
@@ -272,7 +280,7 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
         codes_different=sum(row.different for row in rows),
         codes_behind_residual=sum(row.codes for row in rows if row.behind_residual),
         codes_behind_residual_different=sum(row.different for row in rows if row.behind_residual),
-        max_abs_diff=_max_abs_diff(expected, result),
+        max_abs_diff=max_abs_diff(expected, result),
         top1_agreement=_top1(expected, result),
         not_compared=tuple(name for name in eager if name not in observer.taken),
         rows=rows,
@@ -327,7 +335,8 @@ def _tensor_pairs(expected: Any, result: Any) -> list[tuple[Tensor, Tensor]]:
     return pairs
 
 
-def _max_abs_diff(expected: Any, result: Any) -> float:
+def max_abs_diff(expected: Any, result: Any) -> float:
+    """Greatest absolute difference between tensors of two results; NaN equals NaN."""
     greatest = 0.0
     for one, other in _tensor_pairs(expected, result):
         if not one.numel():

@@ -181,7 +181,9 @@ def held_weights(model: nn.Module) -> Iterator[None]:
     try:
         with one_thread():
             for layer in layers:
-                layer._held = layer._weight_codes().detach()
+                # A parameter, because copies of the model share those; not a registered one.
+                codes = nn.Parameter(layer._weight_codes().detach(), requires_grad=False)
+                vars(layer)["_held"] = codes
         yield
     finally:
         for layer in layers:

@@ -108,6 +108,11 @@ impl Network {
         self.net.buffer_bytes()
     }
 
+    /// Frees the buffers that are kept for later runs.
+    fn drop_buffers(&self) {
+        self.net.drop_buffers();
+    }
+
     /// Runs the network on float32 arrays whose memory is channels-first (shape as PyTorch has it)
     /// or, where `channels_last` says so, channels-last (shape (images, ..., channels)). Outputs
     /// have PyTorch's shapes, and strides of either order. Signals are handled between nodes, so

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fatnn_rs.convert.capture import Captured
-from fatnn_rs.convert.graph import Dtype, Graph, Node, Ref, refs
+from fatnn_rs.convert.graph import Dtype, Graph, Node, NodeIndex, Ref, refs, unused_name
 from fatnn_rs.convert.mutation import Aliases
 from fatnn_rs.convert.record import TensorMeta
 from fatnn_rs.convert.shapes import run_time_shapes
@@ -27,6 +27,7 @@ from fatnn_rs.errors import ConversionError
 from fatnn_rs.nn import QuantizedLayer, TernaryLayer
 from fatnn_rs.operations import OPERATIONS, products_of
 from fatnn_rs.replica import patched_methods
+from fatnn_rs.report import RULES, declined
 
 __all__ = ["Lowering", "Row", "lower"]
 
@@ -52,6 +53,8 @@ class Lowering:
         #: Whether a call became a function that writes into a copy.
         self.writes = False
         self.aliases = Aliases(captured.graph, captured.seen, self.call_of)
+        #: Name → node, of those emitted so far.
+        self.index = NodeIndex(self.graph).nodes
 
     def seen(self, value: Any) -> TensorMeta:
         """Say what a value was at the example inputs."""
@@ -101,7 +104,7 @@ class Lowering:
         dtypes
             Role → type of weights that are codes.
         """
-        name = self.graph.fresh_name(self.node.name + suffix)
+        name = unused_name(self.node.name + suffix, self.index())
         node = Node(
             name,
             op,
@@ -123,9 +126,18 @@ class Lowering:
         return Ref(name)
 
     def torch_node(
-        self, call: Callable[..., Any], args: Any, kwargs: Any, target: str, note: str = ""
+        self,
+        call: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        target: str,
+        note: str = "",
+        rule: str = "unknown",
     ) -> Ref:
-        """Add a node that calls torch (or the user's code) as the model did."""
+        """Add a node that calls torch (or the user's code) as the model did.
+
+        ``rule`` is a key of :data:`fatnn_rs.report.RULES`, ``note`` the reason in words.
+        """
         layouts = {
             ref.name: self.seen(argument).layout
             for argument, ref in ((a, self.env[a]) for a in _fx_nodes((args, kwargs)))
@@ -133,14 +145,9 @@ class Lowering:
         }
         args, kwargs = self.resolve((tuple(args), dict(kwargs)))
         inputs = list(dict.fromkeys(ref.name for ref in refs((args, kwargs))))
-        attrs = {"target": target, "layouts": [layouts.get(name, "any") for name in inputs]}
-        result = self.emit(
-            "torch",
-            inputs,
-            attrs,
-            note=note or "no Rust kernel and no row in the tables",
-            call=call,
-        )
+        formats = [layouts.get(name, "any") for name in inputs]
+        attrs = {"target": target, "layouts": formats, "rule": rule}
+        result = self.emit("torch", inputs, attrs, note=note or RULES[rule], call=call)
         self.graph.nodes[-1].arguments = (args, kwargs)
         return result
 
@@ -221,13 +228,17 @@ def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
         if result is not None:
             return result
     note = f"{type(module).__name__} is not one of the converted layers"
+    rule = "unknown"
     if _has_hooks(module):
-        note = "has forward hooks"
+        rule, note = "module", "has forward hooks"
     elif own:
-        note = f"its {own[0]} was replaced on the instance"
+        rule, note = "module", f"its {own[0]} was replaced on the instance"
     elif isinstance(module, QuantizedLayer):
-        note = "its input is no float32 batch"
-    return ctx.torch_node(_clean_copy(module), args, kwargs, type(module).__name__, note)
+        rule, note = "dtype", "its input is no float32 batch"
+    elif row is not None:
+        rule, note = declined(ctx.seen(node).dtype for node in _fx_nodes((args, kwargs)))
+    call = _clean_copy(module)
+    return ctx.torch_node(call, args, kwargs, type(module).__name__, note, rule)
 
 
 def _attribute(root: nn.Module, path: str) -> Any:
@@ -245,7 +256,7 @@ def _lower_attribute(ctx: Lowering, target: str) -> Any:
     if value.dtype == torch.float32:
         return ctx.emit("constant", [], {}, {"value": value}, shape=tuple(value.shape))
     kept = value.detach().clone()
-    return ctx.torch_node(lambda: kept, (), {}, target, "a constant that is not float32")
+    return ctx.torch_node(lambda: kept, (), {}, target, rule="constant")
 
 
 def _lower_call(ctx: Lowering, node: fx.Node) -> Any:
@@ -290,26 +301,24 @@ def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
             made = row(ctx, *node.args, **node.kwargs)
         except TypeError:
             made = None  # called with arguments the row does not know
-    return (
-        made
-        if made is not None
-        else ctx.torch_node(ctx.call_of(node), node.args, node.kwargs, _target_name(node))
-    )
+    if made is not None:
+        return made
+    reads = (ctx.seen(read).dtype for read in node.all_input_nodes)
+    rule, note = ("unknown", "") if row is None else declined(reads)
+    return ctx.torch_node(ctx.call_of(node), node.args, node.kwargs, _target_name(node), note, rule)
 
 
 def _lower_write(ctx: Lowering, node: fx.Node) -> Ref:
     """Lower a call that writes into its arguments, by copying them."""
     function, inputs, changed = ctx.aliases.rewrite(node)
     ctx.writes = True
-    whole = ctx.torch_node(
-        function, inputs, {}, _target_name(node), "writes into a tensor: torch does, into a copy"
-    )
+    whole = ctx.torch_node(function, inputs, {}, _target_name(node), rule="write")
     parts = []
     for index, (part, suffix) in enumerate(
         ((node, "_result"), *((alias, f"_{alias.name}") for alias in changed))
     ):
         shape, seen = ctx.shape(part), ctx.seen(part)
-        attrs = {"target": "getitem", "layouts": ["any"]}
+        attrs = {"target": "getitem", "layouts": ["any"], "rule": "write"}
         item = ctx.emit(
             "torch", [whole.name], attrs, suffix=suffix, shape=shape, call=operator.getitem
         )

@@ -23,11 +23,8 @@ __all__ = ["FUNCTIONS", "METHODS", "MODULES"]
 def constant(ctx: Lowering, value: Any) -> Tensor | None:
     """Return the parameter or buffer that an argument is."""
     ref = ctx.env.get(value) if isinstance(value, fx.Node) else None
-    if isinstance(ref, Ref):
-        for node in ctx.graph.nodes:
-            if node.name == ref.name and node.op == "constant":
-                return ctx.graph.tensors[node.tensors["value"]]
-    return None
+    node = ctx.index().get(ref.name) if isinstance(ref, Ref) else None
+    return None if node is None or node.op != "constant" else ctx.graph.tensor(node, "value")
 
 
 def _constants(ctx: Lowering, given: dict[str, Any]) -> dict[str, Tensor | None] | None:

@@ -1,14 +1,12 @@
-"""Convolution, float functions of one channel, quantizer: one convolution from codes to codes.
+"""Fuse convolution, per-channel float functions and quantizer into a convolution of codes.
 
-For every quantizer, walk up from its input. While each value has one reader and each node is a
-function of single elements, a max-pool or a flatten, go on; where the walk ends at a ternary layer,
-the whole stretch becomes ``conv_codes`` with thresholds found by evaluating it
-(:mod:`fatnn_rs.convert.thresholds`), and the max-pools run on codes after it.
+Starting at each quantizer, walk up through its inputs while each value has one reader and each node
+is a function of single elements, a max-pool or a flatten. If the walk ends at a ternary layer, the
+chain becomes ``conv_codes``, whose thresholds are found by evaluating the chain
+(:mod:`fatnn_rs.convert.thresholds`). Max-pools of the chain then run on codes.
 
-Max-pools may move behind what follows them because the quantizer never decreases: the functions
-between a max-pool and the quantizer must not decrease either, which is checked. A flatten in front
-of a linear layer is not executed at all: the layer runs as a convolution whose kernel covers the
-whole map.
+A max-pool may move after later functions only if those never decrease, which is checked. A flatten
+before a linear layer disappears: the layer runs as a convolution whose kernel covers the whole map.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.levels import ACT_LEVELS, coded_levels, codes_dtype
+from fatnn_rs.convert.passes.edit import GraphEdit
 from fatnn_rs.convert.thresholds import (
     NotANumberError,
     Thresholds,
@@ -37,14 +36,14 @@ __all__ = ["fuse_codes"]
 
 @dataclass
 class _Chain:
-    """What lies between a ternary layer and a quantizer.
+    """The nodes from a ternary layer to a quantizer.
 
     Attributes
     ----------
     root
         The ternary layer's integer convolution.
     steps
-        Nodes between, in order of execution.
+        The nodes in between, in execution order.
     """
 
     root: Node
@@ -56,33 +55,35 @@ class _Chain:
 
 
 def _kind(node: Node) -> str:
-    # One slope for all channels makes no difference between channels.
+    # With one shared slope, prelu treats all channels alike.
     if node.op == "prelu" and node.attrs["shared"]:
         return "scalar"
     row = OPERATIONS.get(node.op)
-    # Torch's approximations depend on where an element stands, so no threshold has their bits.
+    # Bits of torch's approximations depend on an element's position, so thresholds cannot match.
     return "other" if row is not None and row.exactness == "transcendental" else form_of(node.op)
 
 
 def fuse_codes(graph: Graph) -> None:
-    """Fuse every quantizer that can be fused with the layer before it; note on the others why not."""
+    """Fuse each quantizer with the layer before it if possible; otherwise note the reason."""
+    edit = GraphEdit(graph)
     for node in [node for node in graph.nodes if node.op == "act_quant"]:
-        chain = _walk(graph, node)
+        chain = _walk(edit, node)
         if isinstance(chain, Node):
-            node.note = _why_float(graph, chain)
+            node.note = _why_float(edit, chain)
             continue
-        problem = _check(graph, chain, node) or _fuse(graph, chain, node)
+        problem = _check(graph, chain, node) or _fuse(edit, chain, node)
         if problem:
             node.note = problem
+    edit.finish()
 
 
-def _walk(graph: Graph, quantizer: Node) -> _Chain | Node:
+def _walk(edit: GraphEdit, quantizer: Node) -> _Chain | Node:
     """Return the chain above a quantizer, or the node at which the walk stopped."""
-    nodes, users = graph.index(), graph.users()
+    nodes = edit.makers
     steps: list[Node] = []
     current = nodes[quantizer.inputs[0]]
     while True:
-        if len(users[current.name]) > 1:
+        if len(edit.readers[current.name]) > 1:
             return current
         if current.op == "ternary":
             return _Chain(current, steps[::-1])
@@ -92,17 +93,17 @@ def _walk(graph: Graph, quantizer: Node) -> _Chain | Node:
         current = nodes[current.inputs[0]]
 
 
-def _why_float(graph: Graph, stopped: Node) -> str:
+def _why_float(edit: GraphEdit, stopped: Node) -> str:
     if stopped.op == "input":
         return "reads the network's float input"
-    readers = graph.users()[stopped.name]
+    readers = edit.readers[stopped.name]
     if len(readers) > 1:
         return f"the float value {stopped.name!r} has {len(readers)} readers"
     return f"reads the result of {stopped.attrs.get('target', stopped.op)} ({stopped.name!r})"
 
 
 def _check(graph: Graph, chain: _Chain, quantizer: Node) -> str:
-    """Why a chain cannot run on codes, or nothing."""
+    """Return why a chain cannot run on codes, or an empty text."""
     shapes = [step.op for step in chain.of_kind("shape")]
     if shapes != ["reshape_like", "flatten_leading"] and shapes not in ([], ["flatten"]):
         return f"reshaped on the way ({', '.join(shapes)})"
@@ -112,7 +113,7 @@ def _check(graph: Graph, chain: _Chain, quantizer: Node) -> str:
         if kind == "shape":
             flattened = not flattened or step.op != "flatten_leading"
             if step.op == "flatten" and (step.attrs["start"], step.attrs["end"]) != (1, -1):
-                return "flattened over other dimensions than those behind the batch"
+                return "flattened over other dimensions than those after the batch"
         elif kind == "channel" and flattened:
             return f"{step.op} works on features of the flattened map, not on channels"
         elif kind == "pool":
@@ -132,12 +133,12 @@ def _rises(graph: Graph, node: Node) -> bool:
 
 
 def _monotone(graph: Graph, node: Node) -> bool:
-    """Whether a step rises or falls in every channel: rounded sums and products of a variable with constants do."""
+    """Whether a step is monotone in every channel; rounded affine functions are."""
     return FLOAT_OPS[node.op].affine or _kind(node) in ("pool", "shape") or _rises(graph, node)
 
 
 def _function(graph: Graph, chain: _Chain, quantizer: Node) -> Callable[[Tensor], Tensor]:
-    """From accumulators to the quantizer's levels, by the eager model's own functions."""
+    """Return the function from accumulators to levels, made of the eager model's functions."""
     stages = [bind(graph, step) for step in chain.steps if _kind(step) in ("scalar", "channel")]
     assert quantizer.call is not None
     stages.append(quantizer.call)
@@ -150,13 +151,13 @@ def _function(graph: Graph, chain: _Chain, quantizer: Node) -> Callable[[Tensor]
     return run
 
 
-#: Activation quantizers that never fall: exactly these, for a subclass may compute something else.
+#: Nondecreasing activation quantizers. Exact classes: a subclass may compute something else.
 _MONOTONE = frozenset(quantizer for family in QUANTIZERS.values() for quantizer in family[1:])
 
 
-def _fuse(graph: Graph, chain: _Chain, quantizer: Node) -> str:
-    """Replace a chain; or say why its function has no thresholds."""
-    root, dims = chain.root, chain.root.attrs["dims"]
+def _fuse(edit: GraphEdit, chain: _Chain, quantizer: Node) -> str:
+    """Replace a chain; return why its function has no thresholds, or an empty text."""
+    graph, root, dims = edit.graph, chain.root, chain.root.attrs["dims"]
     weight = graph.tensors[root.tensors["weight"]]
     low, high = accumulator_range(weight, ACT_LEVELS[root.attrs["act"]])
     levels = coded_levels(quantizer.attrs["act"])
@@ -174,30 +175,30 @@ def _fuse(graph: Graph, chain: _Chain, quantizer: Node) -> str:
             )
         )
         raise ConversionError(
-            f"layer {root.layer!r}: {names} make NaN of its results ({error}), for which no code stands; look at "
-            "their parameters and statistics (a variance of 0 or less, a huge weight)"
+            f"layer {root.layer!r}: {names} turn its results into NaN ({error}), which has no "
+            "code; check their parameters and statistics (a variance of 0 or less, a huge weight)"
         ) from error
     if found is None:
         return "the float functions before the quantizer are not monotone in some channel"
-    made = [_conv_node(graph, chain, quantizer, weight, found)]
+    made = [_conv_node(edit, chain, quantizer, weight, found)]
     for step in chain.of_kind("pool"):
-        made.append(_pool_node(graph, step, made[-1]))
+        made.append(_pool_node(edit, step, made[-1]))
     if any(step.op == "flatten" for step in chain.steps):
-        _read_flattened(graph, quantizer, chain)
-    place = graph.nodes.index(quantizer)
-    gone = {id(node) for node in (root, *chain.steps, quantizer)}
-    graph.nodes[place : place + 1] = made
-    graph.nodes = [node for node in graph.nodes if id(node) not in gone]
-    graph.rename_value(quantizer.name, made[-1].name)
+        _read_flattened(edit, quantizer, chain)
+    del graph.tensors[root.tensors["weight"]]
+    edit.replace((root, *chain.steps, quantizer), quantizer, made)
     return ""
 
 
 def _conv_node(
-    graph: Graph, chain: _Chain, quantizer: Node, weight: Tensor, found: Thresholds
+    edit: GraphEdit, chain: _Chain, quantizer: Node, weight: Tensor, found: Thresholds
 ) -> Node:
-    root = chain.root
+    graph, root = edit.graph, chain.root
     node = Node(
-        graph.fresh_name(f"{root.name}_to_codes"), "conv_codes", list(root.inputs), dict(root.attrs)
+        edit.unused_name(f"{root.name}_to_codes"),
+        "conv_codes",
+        list(root.inputs),
+        dict(root.attrs),
     )
     node.attrs["out_groups"] = quantizer.attrs["groups"]
     node.layer, node.shape = root.layer, root.shape
@@ -211,15 +212,18 @@ def _conv_node(
     sign = 1 - 2 * found.flip.to(weight.dtype)
     node.tensors = {
         "weight": graph.add_tensor(
-            f"{root.layer}.codes", weight * sign.view(-1, 1, 1, 1), graph.dtype(root, "weight")
+            f"{root.layer}.codes",
+            weight * sign.view(-1, 1, 1, 1),
+            graph.dtype(root, "weight"),
+            own=True,
         ),
-        "thresholds": graph.add_tensor(f"{root.layer}.thresholds", found.values),
+        "thresholds": graph.add_tensor(f"{root.layer}.thresholds", found.values, own=True),
     }
     return node
 
 
-def _pool_node(graph: Graph, step: Node, source: Node) -> Node:
-    """Make a max-pool on codes, in two dimensions."""
+def _pool_node(edit: GraphEdit, step: Node, source: Node) -> Node:
+    """Make a two-dimensional max-pool on codes."""
     one, zero = ([1], [0]) if step.op == "max_pool1d" else ([], [])
     attrs = {
         "kernel": one + step.attrs["kernel"],
@@ -228,7 +232,7 @@ def _pool_node(graph: Graph, step: Node, source: Node) -> Node:
         "dilation": one + step.attrs["dilation"],
         "ceil_mode": step.attrs["ceil_mode"],
     }
-    name = graph.fresh_name(f"{step.name}_of_codes")
+    name = edit.unused_name(f"{step.name}_of_codes")
     return Node(
         name,
         "max_pool_codes",
@@ -240,15 +244,17 @@ def _pool_node(graph: Graph, step: Node, source: Node) -> Node:
     )
 
 
-def _read_flattened(graph: Graph, quantizer: Node, chain: _Chain) -> None:
-    """Let the linear layers behind a flatten read the map itself, through a kernel that covers it."""
+def _read_flattened(edit: GraphEdit, quantizer: Node, chain: _Chain) -> None:
+    """Make the linear layers after a flatten read the map, with a kernel that covers it."""
     flat = chain.steps.index(next(step for step in chain.steps if step.op == "flatten"))
     shape = chain.steps[flat - 1].shape if flat else chain.root.shape
     channels, window = shape[1], [1, *shape[2:]][-2:]
-    for node in graph.nodes:
-        if node.op == "ternary" and quantizer.name in node.inputs:
+    graph = edit.graph
+    for node in edit.readers[quantizer.name]:
+        if node is not None and node.op == "ternary":
             weight = graph.tensors[node.tensors["weight"]]
             node.attrs = {**node.attrs, "kernel": window, "channels": channels}
             whole = weight.reshape(weight.shape[0], channels, *window)
-            name = graph.add_tensor(node.tensors["weight"], whole, graph.dtype(node, "weight"))
+            dtype = graph.dtype(node, "weight")
+            name = graph.add_tensor(node.tensors["weight"], whole, dtype, own=True)
             node.tensors = {**node.tensors, "weight": name}

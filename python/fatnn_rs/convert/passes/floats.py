@@ -1,20 +1,22 @@
-"""What could not run from codes to codes: ternary layers with float results, and quantizers of float values.
+"""Lower ternary layers with float results, and quantizers of float values.
 
-A ternary layer becomes ``conv_float``. As many of the float functions behind it (scale, bias,
+A ternary layer becomes ``conv_float``. As many of the float functions after it (scale, bias,
 BatchNorm) as one fused multiply-add reproduces bit for bit go into its epilogue
 (:mod:`fatnn_rs.convert.fma`), then a residual addition, then a ReLU; the rest stays with torch.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from torch import Tensor
 
-from fatnn_rs.convert.fma import single_fma
+from fatnn_rs.convert.fma import sample, single_fma
 from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.levels import ACT_LEVELS
-from fatnn_rs.convert.shapes import same_shape
+from fatnn_rs.convert.passes.edit import GraphEdit
+from fatnn_rs.convert.shapes import Shape, run_time_shapes, same_shape
 from fatnn_rs.convert.thresholds import accumulator_range
 from fatnn_rs.convert.torch_ops import bind
 from fatnn_rs.convert.torch_ops.floats import FLOAT_OPS
@@ -24,26 +26,25 @@ __all__ = ["lower_rest"]
 
 def lower_rest(graph: Graph) -> None:
     """Replace every remaining ``ternary`` and ``act_quant`` node."""
+    edit = GraphEdit(graph)
+    # A value keeps its name and its shape when a layer takes in the node that makes it.
+    shapes = functools.cache(lambda: run_time_shapes(graph))
     for node in [node for node in graph.nodes if node.op == "ternary"]:
-        _to_conv_float(graph, node)
+        _to_conv_float(edit, node, shapes)
+    edit.finish()
     for node in graph.nodes:
         if node.op == "act_quant":
             node.op, node.call = "quantize", None
             node.layer = ", ".join(node.attrs.pop("layers"))
 
 
-def _only_reader(graph: Graph, name: str) -> Node | None:
-    readers = graph.users()[name]
-    return readers[0] if len(readers) == 1 else None
-
-
-def _affine_after(graph: Graph, node: Node) -> list[Node]:
+def _affine_after(edit: GraphEdit, node: Node) -> list[Node]:
     """Return the run of affine nodes after ``node``, each the only reader of the one before."""
     found: list[Node] = []
-    reader = _only_reader(graph, node.name)
+    reader = edit.only_reader(node.name)
     while reader is not None and reader.op in FLOAT_OPS and FLOAT_OPS[reader.op].affine:
         found.append(reader)
-        reader = _only_reader(graph, reader.name)
+        reader = edit.only_reader(reader.name)
     return found
 
 
@@ -60,10 +61,13 @@ def _compose(graph: Graph, nodes: list[Node]) -> Callable[[Tensor], Tensor]:
 
 def _epilogue(graph: Graph, node: Node, tail: list[Node]) -> tuple[list[Node], dict[str, Tensor]]:
     """Find the longest start of ``tail`` that one fused multiply-add reproduces, and its factors."""
+    if not tail:
+        return [], {}
     weight = graph.tensors[node.tensors["weight"]]
     low, high = accumulator_range(weight, ACT_LEVELS[node.attrs["act"]])
+    points = sample(low, high)
     for length in range(len(tail), 0, -1):
-        pair = single_fma(_compose(graph, tail[:length]), low, high, node.attrs["dims"])
+        pair = single_fma(_compose(graph, tail[:length]), points, node.attrs["dims"])
         if pair is None:
             continue
         scale, bias = pair
@@ -73,19 +77,20 @@ def _epilogue(graph: Graph, node: Node, tail: list[Node]) -> tuple[list[Node], d
     return [], {}
 
 
-def _to_conv_float(graph: Graph, node: Node) -> None:
-    tail = _affine_after(graph, node)
+def _to_conv_float(edit: GraphEdit, node: Node, shapes: Callable[[], dict[str, Shape]]) -> None:
+    graph, tail = edit.graph, _affine_after(edit, node)
     absorbed, factors = _epilogue(graph, node, tail)
     residual: list[str] = []
     relu = False
     if len(absorbed) < len(tail):
-        node.note = f"{', '.join(step.op for step in tail[len(absorbed) :])} stays in torch: not one fused multiply-add"
+        left = ", ".join(step.op for step in tail[len(absorbed) :])
+        node.note = f"{left} stays in torch: not one fused multiply-add"
     last = absorbed[-1] if absorbed else node
-    reader = _only_reader(graph, last.name)
-    if reader is not None and reader.op == "add" and _same_shapes(graph, reader):
+    reader = edit.only_reader(last.name)
+    if reader is not None and reader.op == "add" and _same_shapes(graph, reader, shapes()):
         residual = [name for name in reader.inputs if name != last.name]
         absorbed.append(reader)
-        last, reader = reader, _only_reader(graph, reader.name)
+        last, reader = reader, edit.only_reader(reader.name)
     if reader is not None and reader.op == "relu":
         relu = True
         absorbed.append(reader)
@@ -97,15 +102,13 @@ def _to_conv_float(graph: Graph, node: Node) -> None:
         note for note in (f"epilogue holds {', '.join(fused)}" if fused else "", node.note) if note
     )
     weight, dtype = graph.tensors[node.tensors["weight"]], graph.dtype(node, "weight")
-    made.tensors = {"weight": graph.add_tensor(f"{node.layer}.codes", weight, dtype)}
+    made.tensors = {"weight": graph.add_tensor(f"{node.layer}.codes", weight, dtype, own=True)}
     for role, tensor in factors.items():
         made.tensors[role] = graph.add_tensor(f"{node.layer}.{role}", tensor)
-    gone = {id(step) for step in (node, *absorbed)}
-    graph.nodes[graph.nodes.index(last)] = made
-    graph.nodes = [other for other in graph.nodes if id(other) not in gone]
+    edit.replace((node, *absorbed), last, [made])
 
 
-def _same_shapes(graph: Graph, add: Node) -> bool:
+def _same_shapes(graph: Graph, add: Node, shapes: dict[str, Shape]) -> bool:
     """Whether an addition neither spreads nor doubles a value, whatever the inputs."""
     left, right = add.inputs
-    return left != right and same_shape(graph, add)
+    return left != right and same_shape(graph, add, shapes)

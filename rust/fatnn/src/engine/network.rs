@@ -199,4 +199,9 @@ impl Network {
     pub fn buffer_bytes(&self) -> usize {
         self.lock().iter().map(Workspace::bytes).sum()
     }
+
+    /// Frees the buffers kept at this moment; later runs plan theirs anew.
+    pub fn drop_buffers(&self) {
+        self.lock().clear();
+    }
 }
