@@ -20,7 +20,8 @@ from torch.nn.utils import prune
 
 import fatnn_rs
 from fatnn_rs import ConfigError, InputError, PrepareWarning, TernaryConfig, prepare
-from fatnn_rs.nn import Int8Linear, TernaryConv2d, TernaryLinear, calibrate
+from fatnn_rs.convert import convert, verify
+from fatnn_rs.nn import Int8Linear, TernaryConv2d, TernaryLayer, TernaryLinear, calibrate
 
 ALL = TernaryConfig(first="ternary", last="ternary")
 X = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
@@ -168,14 +169,22 @@ def test_attention_never_calls_its_projection() -> None:
         calibrate(nn.Sequential(attention), TOKENS)
     layer = encoder_layer()
     layer.self_attn.out_proj = nn.Linear(16, 16)  # type: ignore[assignment]
-    with pytest.warns(PrepareWarning, match=r"stay float: 'self_attn\.out_proj'"):
-        prepare(layer, ALL, TOKENS)
-    assert type(layer.self_attn.out_proj) is nn.Linear
+    prepare(layer, ALL, TOKENS)  # which makes it an attention that calls it
+    assert type(layer.self_attn.out_proj) is TernaryLinear
     again = encoder_layer()
     again.self_attn.out_proj = nn.Linear(16, 16)  # type: ignore[assignment]
     prepare(
         again, TernaryConfig(first="ternary", last="ternary", skip=("self_attn.out_proj",)), TOKENS
     )
+    assert type(again.self_attn.out_proj) is nn.Linear
+    again(TOKENS)
+
+
+class First(nn.Module):
+    """The first of two results."""
+
+    def forward(self, x: Any) -> Any:
+        return x[0]
 
 
 class Reader(nn.Module):
@@ -200,11 +209,11 @@ def test_layers_that_are_never_called_or_read_elsewhere_are_named() -> None:
     with pytest.warns(PrepareWarning) as caught:
         model = prepare(Reader(), example_inputs=X)
     (message,) = (str(one.message) for one in caught)
-    assert "'read' (never called in eval mode; linear uses its float weight" in message
+    assert isinstance(model.read, TernaryLinear)  # whose calls the model's products have become
     assert "'unused' (never called in eval mode)" in message
     assert "'both' (Tensor.T uses its float weight" in message
     assert "skip=(" in message
-    assert not any(f"'{name}'" in message for name in ("asked", "by_name", "stem", "head"))
+    assert not any(f"'{name}'" in message for name in ("read", "asked", "by_name", "stem", "head"))
     assert not any(
         "_run" in vars(module) or module._forward_pre_hooks for module in model.modules()
     )
@@ -231,11 +240,15 @@ def test_attention_that_reads_weights_of_real_models(name: str) -> None:
         model = timm.models.beit.Beit(
             img_size=32, embed_dim=16, depth=1, num_heads=2, num_classes=3
         )
-    with pytest.warns(
-        PrepareWarning,
-        match=r"attn\.qkv' \(never called in eval mode; linear uses its float weight",
-    ):
-        prepare(model, example_inputs=torch.rand(1, 3, 32, 32))
+    x = torch.rand(1, 3, 32, 32)
+    for example in (None, x):
+        prepared = prepare(copy.deepcopy(model), example_inputs=example)
+        prepared(x)
+        layers = [m for m in prepared.modules() if isinstance(m, TernaryLayer)]
+        assert layers
+        assert all(layer.act_quant.initialized for layer in layers)
+        prepared.eval()
+        assert verify(prepared, convert(prepared, x), x).identical
 
 
 def test_an_embedding_may_share_a_weight() -> None:
@@ -272,9 +285,10 @@ def test_tied_layers_and_frozen_ones() -> None:
 def test_layers_left_float_for_what_they_are_are_named() -> None:
     model = mlp()
     model[1] = nn.utils.parametrizations.weight_norm(model[1])
-    with pytest.warns(PrepareWarning, match=r"stay float: '1' \(it is parametrized"):
-        prepare(model, example_inputs=X)
-    prepare(nn.Sequential(*mlp(), model[1]), TernaryConfig(skip=("5",)))
+    prepare(model, example_inputs=X)
+    assert isinstance(model[1], TernaryLinear)
+    with pytest.warns(PrepareWarning, match=r"stay float: '1' \(there is no quantized GRU\)"):
+        prepare(nn.Sequential(*mlp()[:1], nn.GRU(8, 8), First(), *mlp()[1:]), example_inputs=X)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch: initialising nothing
         empty = nn.Linear(8, 0)

@@ -211,7 +211,7 @@ def test_bad_values() -> None:
     layer(torch.ones(1, 133_000))
     net = convert(nn.Sequential(layer).eval(), torch.ones(1, 133_000))
     assert torch.equal(net(torch.ones(1, 133_000)), layer(torch.ones(1, 133_000)))
-    with pytest.raises(ConfigError, match=r"exactly a torch\.nn\.Conv2d.*Linear"):
+    with pytest.raises(ConfigError, match=r"takes a torch\.nn\.Conv2d, got.*Linear"):
         Int8Conv2d.from_float(nn.Linear(3, 4))
 
 

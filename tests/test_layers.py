@@ -219,7 +219,7 @@ def test_errors_name_the_cause() -> None:
         TernaryLinear(3, 4, quantizer="nope")
     with pytest.raises(ConfigError, match="act_range"):
         TernaryLinear(3, 4, act_range="nope")
-    with pytest.raises(ConfigError, match=r"exactly a torch\.nn\.Conv2d.*Linear"):
+    with pytest.raises(ConfigError, match=r"takes a torch\.nn\.Conv2d, got.*Linear"):
         TernaryConv2d.from_float(nn.Linear(3, 4))
     with pytest.raises(ConfigError, match="unknown options"):
         TernaryLinear.from_float(nn.Linear(3, 4), steps=3)

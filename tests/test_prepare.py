@@ -150,15 +150,17 @@ def test_shared_modules_and_residuals() -> None:
     assert model.conv.scale is not None  # one of its two uses has no BatchNorm behind it
 
 
-def test_subclasses_and_attention_internals_are_left_alone() -> None:
+def test_subclasses_and_the_projections_of_attention_are_swapped() -> None:
     class Odd(nn.Linear):
         pass
 
     model = prepare(nn.Sequential(nn.Linear(4, 4), Odd(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)))
-    assert ternary(model) == {"2"}
+    assert ternary(model) == {"1", "2"}
+    assert isinstance(model[1], Odd)
     layer = nn.TransformerEncoderLayer(8, 2, 16)
     prepare(layer, TernaryConfig(first="ternary", last="ternary"))
-    assert ternary(layer) == {"linear1", "linear2"}
+    projections = {f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
+    assert ternary(layer) == {"linear1", "linear2", *projections}
 
 
 def test_hooks_survive() -> None:
@@ -168,7 +170,7 @@ def test_hooks_survive() -> None:
         lambda module, args, output: seen.append(type(module).__name__)
     )
     prepare(model, example_inputs=batch())
-    assert seen == ["TernaryConv2d"]
+    assert seen == ["Conv2d", "TernaryConv2d"]  # in the copy that is watched, and in the model
 
 
 @pytest.mark.parametrize(

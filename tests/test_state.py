@@ -14,7 +14,7 @@ from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn, update_bn
 
-from fatnn_rs import ConfigError, ConversionError, TernaryConfig, prepare
+from fatnn_rs import ConfigError, ConversionError, TernaryConfig, prepare, summary
 from fatnn_rs.convert import convert, verify
 from fatnn_rs.nn import TernaryLinear, calibrate
 from fatnn_rs.quant import ActivationQuantizer, FatnnActivation
@@ -260,10 +260,13 @@ def test_branches_that_begin_as_zero(act: str) -> None:
     assert not model.c.act_quant.initialized
     assert bool((model.after.running_var == 1).all())  # zeros have no statistics
     assert bool(torch.isfinite(model.eval()(X)).all())
-    with pytest.raises(
-        ConversionError, match=r"layer 'c': its activation steps were never initialised.*zeros"
-    ):
-        convert(model, X)
+    net = convert(model, X)
+    assert any(
+        "seen only zeros, so its activation steps are a default: c" in n for n in net.report.notes
+    )
+    assert verify(model, net, X).codes_different == 0
+    note = next(row.note for row in summary(model).rows if row.name == "c")
+    assert note.startswith("has seen only zeros")
     optimizer = torch.optim.SGD(model.train().parameters(), 0.1)
     for _ in range(2):
         optimizer.zero_grad()

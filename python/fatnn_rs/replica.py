@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["patched_methods", "replica", "unwrapped"]
+__all__ = ["patched_methods", "replica", "slots", "unwrapped"]
 
 
 def replica(model: nn.Module, replace: Mapping[nn.Module, nn.Module] | None = None) -> nn.Module:
@@ -58,6 +58,9 @@ class _Copier:
         made.__dict__.update(
             {key: self.copy_value(value) for key, value in module.__dict__.items()}
         )
+        for slot in slots(type(module)):
+            if hasattr(module, slot):
+                setattr(made, slot, self.copy_value(getattr(module, slot)))
         return made
 
     def copy_value(self, value: Any) -> Any:
@@ -91,6 +94,18 @@ class _Copier:
             copies = tuple(self.copy_value(item) for item in value)
             return value if all(a is b for a, b in zip(copies, value, strict=True)) else copies
         return copy.copy(value) if isinstance(value, set) else value
+
+
+def slots(kind: type) -> list[str]:
+    """Names of the attributes that a class keeps outside of ``__dict__``."""
+    names: list[str] = []
+    for cls in kind.__mro__:
+        own = vars(cls).get("__slots__", ())
+        for name in (own,) if isinstance(own, str) else own:
+            if name not in ("__dict__", "__weakref__"):
+                private = name.startswith("__") and not name.endswith("__")
+                names.append(f"_{cls.__name__.lstrip('_')}{name}" if private else name)
+    return names
 
 
 def patched_methods(module: nn.Module) -> list[str]:

@@ -120,7 +120,7 @@ def _convert(
                 held.enter_context(held_weights(root))
             with phases.phase("capture"):
                 captured = capture(root, arguments)
-                check_reached(captured.graph, root)
+                captured.notes += check_reached(captured.graph, root)
             with phases.phase("lower"), one_thread():
                 graph = lower(captured)
             with phases.phase("thresholds"), one_thread():

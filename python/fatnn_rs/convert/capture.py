@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fatnn_rs.contained import register_contained
 from fatnn_rs.convert.record import TensorMeta, record
 from fatnn_rs.convert.structure import fill, leaves, plain, refilled, same_values
 from fatnn_rs.convert.transformer import plain_forward
@@ -259,6 +260,7 @@ def _by_fx(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captu
     ):
         return "it takes arguments that are neither tensors nor plain constants"
     traced = replica(model)
+    register_contained(traced)
     tracer = _Tracer()
     try:
         with _faithful_proxies():

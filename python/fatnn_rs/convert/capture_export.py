@@ -22,10 +22,13 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
+from fatnn_rs.contained import register_contained
 from fatnn_rs.convert.capture import Captured, SizeRange, copies, described
 from fatnn_rs.convert.record import record
 from fatnn_rs.convert.structure import filled
 from fatnn_rs.nn import QuantizedLayer
+from fatnn_rs.nn.projections import LinearLike
+from fatnn_rs.nn.subclass import OwnForward
 from fatnn_rs.ops.definitions import LIBRARY
 from fatnn_rs.replica import replica
 
@@ -34,11 +37,14 @@ __all__ = ["by_export"]
 #: The modules behind the markers of the capture that is running.
 _MARKED: dict[str, nn.Module] = {}
 
-LIBRARY.define("module_call(Tensor x, str name) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+LIBRARY.define(
+    "module_call(Tensor x, str name, bool add_bias=True) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 
 
-def _module_call(x: Tensor, name: str) -> Tensor:
-    result = _MARKED[name](x)
+def _module_call(x: Tensor, name: str, add_bias: bool = True) -> Tensor:
+    result = _MARKED[name](x) if add_bias else _MARKED[name](x, add_bias=False)
     assert isinstance(result, Tensor)
     return result.clone() if result is x else result
 
@@ -63,6 +69,35 @@ def _linear_shape(layer: Any, x: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], layer.weight.shape[0]))
 
 
+def _linear_like_shape(layer: Any, x: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], layer.out_features))
+
+
+def _own_shape(layer: Any, x: Tensor) -> Tensor:
+    """Shape of what a layer's own forward returns: it runs in float, on tensors without values."""
+    tensors = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+    fakes = {name: x.new_empty(t.shape, dtype=t.dtype) for name, t in tensors.items()}
+    with torch.no_grad():
+        y: Tensor = torch.func.functional_call(_FloatForward(layer), _prefixed(fakes), (x,))
+    return y
+
+
+def _prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"layer.{name}": tensor for name, tensor in tensors.items()}
+
+
+class _FloatForward(nn.Module):
+    """Runs the float forward of a quantized layer."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layer._float_forward(x)
+        return result
+
+
 def _same_shape(layer: Any, x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
@@ -79,12 +114,16 @@ _SHAPES: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
 
 
 def _shape_row(module: nn.Module) -> Callable[[Any, Tensor], Tensor] | None:
+    if isinstance(module, OwnForward):
+        return _own_shape
+    if isinstance(module, LinearLike):
+        return _linear_like_shape
     if isinstance(module, QuantizedLayer):
         return next((row for kind, row in _SHAPES.items() if isinstance(module, kind)), None)
     return _SHAPES.get(type(module))
 
 
-def _module_call_fake(x: Tensor, name: str) -> Tensor:
+def _module_call_fake(x: Tensor, name: str, add_bias: bool = True) -> Tensor:
     module = _MARKED[name]
     row = _shape_row(module)
     assert row is not None
@@ -105,8 +144,8 @@ class _Marker(nn.Module):
         self._stands_for = (name, layer)  # in a tuple, so that the layer is no submodule
         self._parameters.update(layer._parameters)
 
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = torch.ops.fatnn_rs.module_call(x, self._stands_for[0])
+    def forward(self, x: Tensor, add_bias: bool = True) -> Tensor:
+        result: Tensor = torch.ops.fatnn_rs.module_call(x, self._stands_for[0], add_bias)
         return result
 
     def __getattr__(self, name: str) -> Any:
@@ -120,6 +159,7 @@ class _Marker(nn.Module):
 def _marked(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, nn.Module]]]:
     """Give a copy of the model with markers for the layers that stay whole, and the modules that they stand for."""
     whole = replica(model)
+    register_contained(whole)
     modules = dict(whole.named_modules())
     layers = {
         name: module for name, module in modules.items() if name and _shape_row(module) is not None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fatnn_rs.contained import named_modules
 from fatnn_rs.convert.levels import ACT_LEVELS, WEIGHT_LEVELS
 from fatnn_rs.errors import ConversionError, InputError
 from fatnn_rs.nn import QuantizedLayer, TernaryLayer
@@ -20,7 +21,7 @@ __all__ = ["as_root", "check_inputs", "check_model", "check_reached", "quantized
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
     """Every ternary and int8 layer by its qualified name."""
     return {
-        name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)
+        name: module for name, module in named_modules(model) if isinstance(module, QuantizedLayer)
     }
 
 
@@ -65,7 +66,7 @@ def check_model(model: nn.Module, quantized: bool = True) -> None:
             f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to convert; call "
             "fatnn_rs.prepare(model) first, and train it"
         )
-    for name, module in model.named_modules():
+    for name, module in model.named_modules():  # model.eval() reaches no others
         if module.training:
             where = f"module {name!r}" if name else type(model).__name__
             raise ConversionError(
@@ -89,27 +90,41 @@ def check_model(model: nn.Module, quantized: bool = True) -> None:
         )
 
 
-def check_reached(graph: fx.Graph, root: nn.Module) -> None:
+def check_reached(graph: fx.Graph, root: nn.Module) -> list[str]:
     """Check the quantized layers that a captured graph calls; those that it never reaches are left out.
+
+    Returns
+    -------
+    list of str
+        Remarks about layers that have seen nothing but zeros.
 
     Raises
     ------
     ConversionError
         Activation steps that were never initialised.
     """
+    modules = dict(named_modules(root))
+    zeros: list[str] = []
     for node in graph.nodes:
         name = node.target if node.op == "call_module" else None
         if node.op == "call_function" and getattr(node.target, "__name__", "").startswith(
             "module_call"
         ):
             name = node.args[1]
-        layer = root.get_submodule(name) if isinstance(name, str) else None
-        if isinstance(layer, QuantizedLayer) and not layer.act_quant.initialized:
+        layer = modules.get(name) if isinstance(name, str) else None
+        if not isinstance(layer, QuantizedLayer) or layer.act_quant.initialized:
+            continue
+        if not layer.act_quant.saw_only_zeros:
             raise ConversionError(
-                f"layer {name!r}: its activation steps were never initialised, for it has seen nothing but zeros (a "
-                "branch that is zero at first feeds it, say); train the model, or leave the layer out with "
-                "TernaryConfig(skip=...)"
+                f"layer {name!r}: its activation steps were never initialised; train the model, "
+                "give fatnn_rs.nn.calibrate(model, inputs) a batch of real data, or leave the layer out "
+                "with TernaryConfig(skip=...)"
             )
+        if name not in zeros:
+            zeros.append(str(name))
+    if not zeros:
+        return []
+    return [f"has seen only zeros, so its activation steps are a default: {', '.join(zeros)}"]
 
 
 def _check_levels(name: str, layer: TernaryLayer) -> None:

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from fatnn_rs import _core
+from fatnn_rs.config import TernaryConfig
 from fatnn_rs.convert.checks import as_root, check_inputs
 from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.network import TernaryNetwork
-from fatnn_rs.errors import FatnnError, InputError
-from fatnn_rs.nn import Int8Layer, TernaryLayer
+from fatnn_rs.errors import ConfigError, InputError
 from fatnn_rs.operations import makes_codes, products_of
 from fatnn_rs.replica import unwrapped
 from fatnn_rs.report import macs
 from fatnn_rs.table import render
 
-__all__ = ["Summary", "SummaryRow", "summary"]
+__all__ = ["WEIGHT_BITS", "Summary", "SummaryRow", "bits", "kind_of_levels", "summary"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class SummaryRow:
         What runs it.
     weights
         ``"ternary"``, ``"binary"``, ``"two-bit"``, ``"int8"`` or ``"float32"``.
+    note
+        Of a float model, what ``prepare`` would make of the layer; of a prepared one, why it stays
+        float, or what is odd about it.
     """
 
     name: str
@@ -59,6 +62,7 @@ class SummaryRow:
     bytes: int
     kernel: str
     weights: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,10 +99,21 @@ class Summary:
                 f"{row.macs:,}",
                 f"{row.bytes:,}",
                 row.kernel,
+                row.note,
             ]
             for row in self.rows
         ]
-        head = ["layer", "kind", "shape", "weight bits", "act bits", "MACs", "bytes", "kernel"]
+        head = [
+            "layer",
+            "kind",
+            "shape",
+            "weight bits",
+            "act bits",
+            "MACs",
+            "bytes",
+            "kernel",
+            "note",
+        ]
         few = [kind for kind in ("ternary", "binary", "two-bit") if self._share(kind)] or [
             "ternary"
         ]
@@ -115,15 +130,16 @@ class Summary:
 
 
 #: Type of weights → bits that tell their levels apart.
-_WEIGHT_BITS = {"binary": 1, "ternary": 2, "two-bit": 2, "int8": 8, "float32": 32}
+WEIGHT_BITS = {"binary": 1, "ternary": 2, "two-bit": 2, "int8": 8, "float32": 32}
 
 
-def _bits(levels: int) -> int:
+def bits(levels: int) -> int:
     """Bits that tell so many levels apart."""
     return (levels - 1).bit_length()
 
 
-def _kind_of_levels(levels: int) -> str:
+def kind_of_levels(levels: int) -> str:
+    """Name weights of so many levels."""
     return {2: "binary", 4: "two-bit"}.get(levels, "ternary")
 
 
@@ -155,66 +171,6 @@ def _levels_of_codes(graph: Graph, name: str) -> int:
     return 1 + max(1, int(reached.sum()))
 
 
-def _model_rows(model: nn.Module, arguments: tuple[Any, ...]) -> list[SummaryRow]:
-    rows: list[SummaryRow] = []
-    handles = []
-
-    def hook_for(name: str) -> Any:
-        def hook(module: Any, args: Any, output: Any) -> None:
-            if not isinstance(output, Tensor):
-                return
-            kind, act_bits = "int8" if isinstance(module, Int8Layer) else "float32", 8
-            if isinstance(module, TernaryLayer):
-                kind = _kind_of_levels(len(module.weight_quant.levels))
-                act_bits = _bits(len(module.act_quant.levels or module.act_quant.half_levels))
-            elif kind == "float32":
-                act_bits = 32
-            weights = module.weight.numel()
-            others = sum(
-                p.numel() for key, p in module.named_parameters(recurse=False) if key != "weight"
-            )
-            rows.append(
-                SummaryRow(
-                    name=name,
-                    kind=type(module).__name__,
-                    shape=tuple(output.shape),
-                    weight_bits=_WEIGHT_BITS[kind],
-                    act_bits=act_bits,
-                    macs=output.numel() * math.prod(module.weight.shape[1:]),
-                    bytes=_core.file_bytes(kind, weights) + 4 * others,
-                    kernel="torch (float32)"
-                    if kind == "float32"
-                    else "torch (float32, quantizers simulated)",
-                    weights=kind,
-                )
-            )
-
-        return hook
-
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)
-    training = {module: module.training for module in model.modules()}
-    try:
-        for name, module in model.named_modules():
-            if isinstance(module, kinds):
-                handles.append(module.register_forward_hook(hook_for(name)))
-        model.eval()
-        try:
-            model(*(value.clone() if isinstance(value, Tensor) else value for value in arguments))
-        except FatnnError:
-            raise
-        except Exception as error:  # the model's own
-            raise InputError(
-                f"summary: {type(model).__name__} fails on the example inputs ({type(error).__name__}: {error}); give "
-                "inputs that the model accepts"
-            ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in training.items():
-            module.training = mode
-    return rows
-
-
 def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[SummaryRow]:
     rows: list[SummaryRow] = []
 
@@ -225,7 +181,7 @@ def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[Summa
             return
         kind, act_bits = net.graph.dtype(node, "weight"), 8 if products == "int8" else 32
         if products == "codes":
-            act_bits = _bits(_levels_of_codes(net.graph, node.inputs[0]))
+            act_bits = bits(_levels_of_codes(net.graph, node.inputs[0]))
         batch, *size = result.shape
         if makes_codes(node.op):  # packed: its pixels count, its bytes do not
             size = [weight.shape[0], *result.shape[3 - node.attrs["dims"] : 3]]
@@ -239,7 +195,7 @@ def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[Summa
                 name=node.layer or node.name,
                 kind=node.op,
                 shape=(batch, *size),
-                weight_bits=_WEIGHT_BITS[kind],
+                weight_bits=WEIGHT_BITS[kind],
                 act_bits=act_bits,
                 macs=macs(node.op, (batch, *size), tuple(weight.shape)),
                 bytes=_core.file_bytes(kind, weight.numel()) + 4 * others,
@@ -253,8 +209,13 @@ def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[Summa
 
 
 @torch.no_grad()
-def summary(model_or_net: nn.Module, example_inputs: Any) -> Summary:
+def summary(
+    model_or_net: nn.Module, example_inputs: Any = None, config: TernaryConfig | None = None
+) -> Summary:
     """Describe the convolutions and linear layers of a model or a converted network.
+
+    Of a float model it says what :func:`fatnn_rs.prepare` would make of each layer; of a prepared
+    one, why a layer stays float.
 
     Parameters
     ----------
@@ -262,7 +223,10 @@ def summary(model_or_net: nn.Module, example_inputs: Any) -> Summary:
         An eager model (prepared or not; run once in eval mode, modes are put back), or a converted
         network.
     example_inputs
-        A tensor, or a tuple of positional arguments.
+        A tensor, or a tuple of positional arguments. A model needs none; shapes and
+        multiply-accumulates are then not known.
+    config
+        For a float model: what ``prepare`` would be given; ``TernaryConfig()`` by default.
 
     Returns
     -------
@@ -272,14 +236,23 @@ def summary(model_or_net: nn.Module, example_inputs: Any) -> Summary:
     Raises
     ------
     InputError
-        ``model_or_net`` is no module; ``example_inputs`` hold no tensor.
+        ``model_or_net`` is no module; ``example_inputs`` hold no tensor, or are missing for a
+        network.
+    ConfigError
+        ``config`` is none, or names layers that the model does not have.
     """
+    from fatnn_rs.convert.summary_model import model_rows
+
     if not isinstance(model_or_net, nn.Module):
         raise InputError(
             f"summary: expected a torch.nn.Module or a converted network, got {type(model_or_net).__name__}"
         )
+    if config is not None and not isinstance(config, TernaryConfig):
+        raise ConfigError(f"config must be a TernaryConfig, got {type(config).__name__}")
     model_or_net = unwrapped(model_or_net)
+    if example_inputs is None and not isinstance(model_or_net, TernaryNetwork):
+        return Summary(tuple(model_rows(as_root(model_or_net), None, config)))
     arguments = check_inputs("example_inputs", example_inputs)
     if isinstance(model_or_net, TernaryNetwork):
         return Summary(tuple(_network_rows(model_or_net, arguments)))
-    return Summary(tuple(_model_rows(as_root(model_or_net), arguments)))
+    return Summary(tuple(model_rows(as_root(model_or_net), arguments, config)))

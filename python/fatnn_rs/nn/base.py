@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fatnn_rs.errors import ConfigError
+from fatnn_rs.nn.watch import StepsWatch
 from fatnn_rs.quant.base import InputQuantizer, round_ste
-from fatnn_rs.replica import patched_methods
+from fatnn_rs.replica import patched_methods, slots
 from fatnn_rs.threads import one_thread
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "exact_product",
     "qat_layer",
     "replaced_methods",
+    "weight_hooks",
     "why_replaced",
 ]
 
@@ -29,7 +31,7 @@ __all__ = [
 EXACT = 1 << 24
 
 #: Attributes that quantized layers have and float layers do not.
-_ADDED = ("act_quant", "weight_quant", "scale")
+_ADDED = ("act_quant", "weight_quant", "scale", "ternary_scale")
 
 Layer = TypeVar("Layer", bound="QuantizedLayer")
 Product = Callable[[Tensor, Tensor], Tensor]
@@ -50,14 +52,61 @@ class QuantizedLayer(nn.Module):
     bias: Tensor | None
     act_quant: InputQuantizer
     layer_name: str
+    _watch: StepsWatch | None = None
 
     def set_name(self, name: str) -> None:
         """Name used in messages."""
         self.layer_name = name
         self.act_quant.layer_name = name
 
-    def _run(self, product: Product, x: Tensor, dims: int) -> Tensor:
-        """Quantize both operands, multiply them by ``product``, and bring the sums to the output's scale."""
+    def latent_weight(self) -> Tensor:
+        """Return the float weight that quantizers see: [out, in / groups, ...].
+
+        Where hooks, parametrizations or the layer's own forward compute it, it is computed anew, as
+        in eval mode: spectral norms change buffers in training mode.
+        """
+        if type(self)._weight is QuantizedLayer._weight and "weight" in self._parameters:
+            return self.weight
+        modes = {module: module.training for module in self.modules()}
+        try:
+            for module in modes:
+                module.training = False
+            self._recompute_weight()
+            return self._weight()
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+    def _float_parameter(self) -> Tensor | None:
+        """Return a float parameter that the layer's weight is, or is computed from."""
+        floats = (t for key, t in self.named_parameters() if key.partition(".")[0] not in _ADDED)
+        return next(floats, None)
+
+    def _look_at_steps(self) -> None:
+        """At the end of a forward: see whether the optimizer knows the steps."""
+        watch = self._watch
+        if watch is None or not self.training or torch.compiler.is_compiling():
+            return
+        if not watch.done and torch.is_grad_enabled():
+            watch.look(self, self._float_parameter())
+
+    def _weight(self) -> Tensor:
+        """Return the float weight as forward uses it, once: computing it may change buffers."""
+        return self.weight
+
+    def _run(
+        self,
+        product: Product,
+        x: Tensor,
+        dims: int,
+        add_bias: bool = True,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """Quantize both operands, multiply them, and bring the sums to the output's scale.
+
+        ``add_bias``: whether the layer's own bias is added. ``weight``: the float weight where the
+        caller has computed it.
+        """
         raise NotImplementedError
 
     def _refit(self) -> None:
@@ -75,10 +124,11 @@ class QuantizedLayer(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Load as torch does; the weights of a float layer too, which have no keys for quantizers."""
-        added = [key for key in self.state_dict(keep_vars=True) if key.partition(".")[0] in _ADDED]
+        names = [name for name in _ADDED if name != "scale" or self._adds_scale()]
+        added = [key for key in self.state_dict(keep_vars=True) if key.partition(".")[0] in names]
         own = [key for key in self.state_dict(keep_vars=True) if key not in added]
-        wanted = ["weight"] if "weight" in own else own
-        from_float = any(prefix + key in state_dict for key in wanted) and not any(
+        wanted = [prefix + key for key in (["weight"] if "weight" in own else own)]
+        from_float = any(key in state_dict for key in wanted) and not any(
             prefix + key in state_dict for key in added
         )
         rest = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
@@ -90,19 +140,34 @@ class QuantizedLayer(nn.Module):
         state_dict.update({prefix + key: value for key, value in self._state(added).items()})
         errors = len(error_msgs)
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        if len(error_msgs) == errors and not self.weight.is_meta:
+        if len(error_msgs) == errors and self._has_values():
+            self._load_parametrizations(state_dict, prefix)
             self._materialize()
             with torch.no_grad(), one_thread():
-                self._recompute_weight()
                 self._refit()
         state_dict.update({prefix + key: value for key, value in self._state(added).items()})
+
+    def _adds_scale(self) -> bool:
+        """Whether ``scale`` is the quantized layer's, and not the float class's own."""
+        return getattr(self, "_scale_key", "scale") == "scale"
+
+    def _has_values(self) -> bool:
+        weight = self._float_parameter()
+        return weight is not None and not weight.is_meta
+
+    def _load_parametrizations(self, state_dict: Any, prefix: str) -> None:
+        """Load what computes the weight: torch would do so only after this layer was fitted."""
+        parts = self._modules.get("parametrizations")
+        if parts is not None:
+            start = f"{prefix}parametrizations."
+            own = {k[len(start) :]: v for k, v in state_dict.items() if k.startswith(start)}
+            parts.load_state_dict(own, strict=False)
 
     def _recompute_weight(self) -> None:
         """Bring a weight that hooks of torch.nn.utils compute (weight_norm, prune) up to date."""
         if "weight" not in self._parameters:
-            for hook in self._forward_pre_hooks.values():
-                if type(hook).__module__.startswith("torch.nn.utils."):
-                    hook(self, ())
+            for hook in weight_hooks(self):
+                hook(self, ())
 
     def _materialize(self) -> None:
         """Give quantizers memory where the layer just left the meta device (``assign=True``)."""
@@ -115,24 +180,54 @@ class QuantizedLayer(nn.Module):
                     torch.empty_like(parameter, device=self.weight.device)
                 )
 
+    def fit_to_float(self, state_dict: Any, prefix: str) -> None:
+        """Where a ``state_dict`` has nothing of this layer, fit it, and put its state there."""
+        keys = list(self.state_dict(keep_vars=True))
+        if self._has_values() and not any(prefix + key in state_dict for key in keys):
+            self._materialize()
+            with torch.no_grad(), one_thread():
+                self._refit()
+            state_dict.update({prefix + key: value for key, value in self._state(keys).items()})
+
     def _state(self, keys: list[str]) -> dict[str, Tensor]:
         present = self.state_dict()
         return {key: present[key].clone() for key in keys}
 
 
+def weight_hooks(module: nn.Module) -> list[Any]:
+    """Return hooks of torch.nn.utils that compute a weight before every call."""
+    hooks = module._forward_pre_hooks.values()
+    return [hook for hook in hooks if type(hook).__module__.startswith("torch.nn.utils.")]
+
+
 def qat_layer(cls: type[Layer], module: nn.Module, expected: type[nn.Module]) -> Layer:
-    """Make a ``cls`` that shares parameters, hooks and mode with ``module``, and has no quantizers yet."""
-    if type(module) is not expected:
+    """Make a ``cls`` without quantizers that shares parameters, hooks and mode with ``module``.
+
+    Where ``module`` is of a subclass, or parametrized, so is the result
+    (:mod:`fatnn_rs.nn.subclass`).
+    """
+    from fatnn_rs.nn.subclass import quantized_class
+
+    if not isinstance(module, expected):
         raise ConfigError(
-            f"{cls.__name__}.from_float takes exactly a torch.nn.{expected.__name__} (a subclass may compute something "
-            f"else), got {type(module).__module__}.{type(module).__qualname__}"
+            f"{cls.__name__}.from_float takes a torch.nn.{expected.__name__}, got "
+            f"{type(module).__module__}.{type(module).__qualname__}"
         )
+    cls = quantized_class(cls, module, expected)
     if changed := replaced_methods(module):
         raise ConfigError(f"{cls.__name__}.from_float: {why_replaced(changed)}")
     layer = cls.__new__(cls)
     layer.__dict__.update(module.__dict__)
     for own in ("_parameters", "_buffers", "_modules"):
         layer.__dict__[own] = dict(module.__dict__[own])
+    for slot in slots(type(module)):
+        if hasattr(module, slot):
+            setattr(layer, slot, getattr(module, slot))
+    if taken := [name for name in ("act_quant", "weight_quant") if hasattr(module, name)]:
+        raise ConfigError(
+            f"{cls.__name__}.from_float: the layer has an attribute {taken[0]!r} of its own, which "
+            "a quantized layer needs; rename it, or leave the layer float"
+        )
     return layer
 
 
@@ -144,7 +239,7 @@ def check_weight(layer: Any) -> None:
     ConfigError
         No weights at all, or on the meta device, which holds no values.
     """
-    weight = layer.weight
+    weight = layer.latent_weight()
     if weight.is_meta:
         raise ConfigError(
             f"{type(layer).__name__}: its weight is on the meta device, which holds no values to fit quantizers to; "
@@ -190,7 +285,9 @@ def why_replaced(names: list[str]) -> str:
     return f"{what}; {', or '.join(ways)}"
 
 
-def convolve(layer: Any, function: Callable[..., Tensor], x: Tensor, dims: int) -> Tensor:
+def convolve(
+    layer: Any, function: Callable[..., Tensor], x: Tensor, dims: int, add_bias: bool = True
+) -> Tensor:
     """Forward pass of a convolution over ``dims`` dimensions; padding other than zeros comes before the quantizer."""
     padding: Any = layer.padding
     if layer.padding_mode != "zeros":
@@ -200,7 +297,7 @@ def convolve(layer: Any, function: Callable[..., Tensor], x: Tensor, dims: int) 
     def product(x: Tensor, w: Tensor) -> Tensor:
         return function(x, w, None, layer.stride, padding, layer.dilation, layer.groups)
 
-    result: Tensor = layer._run(product, x, dims)
+    result: Tensor = layer._run(product, x, dims, add_bias)
     return result
 
 

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fatnn_rs.contained import named_modules
 from fatnn_rs.errors import ConfigError, InputError, PrepareWarning
 from fatnn_rs.nn.base import QuantizedLayer
 from fatnn_rs.nn.examples import run_example
 from fatnn_rs.nn.fused import check_readers, use_layers
 from fatnn_rs.nn.layers import TernaryLayer, held_weights
+from fatnn_rs.nn.notes import short_list
 from fatnn_rs.nn.observe import observe
 from fatnn_rs.nn.snapshot import Snapshot
 
-__all__ = ["calibrate", "warn_float"]
+__all__ = ["calibrate", "calibrate_layers", "warn_float"]
 
 
 #: In place of an ``eps`` of 0 where BatchNorm takes its statistics from the batch.
@@ -65,7 +67,7 @@ def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, An
     if not isinstance(model, nn.Module):
         raise ConfigError(f"calibrate takes a torch.nn.Module, got {type(model).__name__}")
     layers = {
-        name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)
+        name: module for name, module in named_modules(model) if isinstance(module, QuantizedLayer)
     }
     if not layers:
         raise ConfigError(
@@ -73,6 +75,19 @@ def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, An
         )
     check_readers(model)
     use_layers(model)
+    warn_float(_calibrate(model, inputs, layers), stacklevel=4)
+
+
+def calibrate_layers(model: nn.Module, inputs: Any) -> dict[str, str]:
+    """Do the same without a warning; return layer → why it computes in float, or not at all."""
+    layers = {
+        name: module for name, module in named_modules(model) if isinstance(module, QuantizedLayer)
+    }
+    with torch.no_grad():
+        return _calibrate(model, inputs, layers)
+
+
+def _calibrate(model: nn.Module, inputs: Any, layers: dict[str, QuantizedLayer]) -> dict[str, str]:
     with ExitStack() as stack:
         stack.enter_context(_unchanged_on_failure(model, layers.values()))
         if "torch._dynamo" in sys.modules:  # else nothing is compiled
@@ -81,13 +96,13 @@ def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, An
         stack.enter_context(held_weights(model))
         observed = stack.enter_context(observe(model, layers))
         run_example(model, inputs)
-    warn_float(observed.problems(layers), stacklevel=4)
+    return observed.problems(layers)
 
 
 @contextmanager
 def _calibrating(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[None]:
     """Eval mode, but for the quantizers and the BatchNorms that ternary layers feed."""
-    modes = {module: module.training for module in model.modules()}
+    modes = {module: module.training for _, module in named_modules(model)}
     norms = [module for module in modes if isinstance(module, _BatchNorm)]
     numbers = {norm: (norm.momentum, norm.eps) for norm in norms}
     fed: list[Tensor] = []
@@ -110,7 +125,8 @@ def _calibrating(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iter
 
     handles = []
     try:
-        model.eval()
+        for module in modes:
+            module.eval()
         for name, layer in layers.items():
             layer.set_name(name)
             layer.act_quant.calibrating = True
@@ -154,7 +170,7 @@ def warn_float(problems: Mapping[str, str], stacklevel: int = 3) -> None:
     """Warn once of layers that compute in float, if there are any."""
     if not problems:
         return
-    listed = "; ".join(f"{name!r} ({reason})" for name, reason in problems.items())
+    listed = short_list(problems)
     names = ", ".join(map(repr, problems))
     warnings.warn(
         f"these layers do not compute in low precision: {listed}. Leave out those that the model does not call: "

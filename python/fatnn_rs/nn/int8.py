@@ -59,39 +59,50 @@ class Int8Layer(QuantizedLayer):
     def _add_quantizer(self) -> None:
         """Give a complete torch layer its quantizer."""
         check_weight(self)
-        count = self.weight[0].numel()
+        latent = self.latent_weight()
+        count = latent[0].numel()
         if count > _MOST:
             raise ConfigError(
                 f"{type(self).__name__}: {count} inputs per output are too many for int32 sums of 8-bit products (up "
                 f"to {_MOST} are fine); leave the layer float"
             )
         self.layer_name = ""
-        self.act_quant = Int8Activation().to(self.weight.device)
+        self.act_quant = Int8Activation().to(latent.device)
         self.act_quant.train(self.training)
 
     @torch.no_grad()
     def int8_weight(self) -> Tensor:
         """Return the weight codes that forward uses: int8 in [-127, 127], the shape of ``weight``."""
-        weight = widen(self.weight)
+        weight = widen(self.latent_weight())
         return weight_codes(weight, weight_steps(weight)).to(torch.int8)
 
     @torch.no_grad()
     def output_scale(self) -> Tensor:
         """Return what forward multiplies the integer sums by: one float32 per output channel."""
-        return weight_steps(widen(self.weight)) * self.act_quant.positive_step()
+        return weight_steps(widen(self.latent_weight())) * self.act_quant.positive_step()
 
-    def _run(self, product: Product, x: Tensor, dims: int) -> Tensor:
+    def _run(
+        self,
+        product: Product,
+        x: Tensor,
+        dims: int,
+        add_bias: bool = True,
+        weight: Tensor | None = None,
+    ) -> Tensor:
         codes = self.act_quant(x)
-        weight = widen(self.weight)
-        steps = weight_steps(weight)
+        latent = self._weight() if weight is None else weight
+        wide_weight = widen(latent)
+        steps = weight_steps(wide_weight)
         # Every device but Apple's has float64.
-        wide = self.weight[0].numel() * LEVELS**2 >= EXACT and codes.device.type != "mps"
-        acc = exact_product(product, codes.double() if wide else codes, weight_codes(weight, steps))
+        wide = latent[0].numel() * LEVELS**2 >= EXACT and codes.device.type != "mps"
+        operand = weight_codes(wide_weight, steps)
+        acc = exact_product(product, codes.double() if wide else codes, operand)
         scale = steps * self.act_quant.step_for(x)
         shape = (-1, *([1] * dims))
         # Scaled before it is narrowed: float16 ends below the sum of five products.
-        y = (acc.to(scale.dtype) * scale.view(shape)).to(self.weight.dtype)
-        return y if self.bias is None else y + self.bias.view(shape)
+        y = (acc.to(scale.dtype) * scale.view(shape)).to(latent.dtype)
+        self._look_at_steps()
+        return y + self.bias.view(shape) if add_bias and self.bias is not None else y
 
 
 def _qat_layer(cls: type[Layer], module: nn.Module, expected: type[nn.Module]) -> Layer:
@@ -118,9 +129,9 @@ class Int8Conv1d(Int8Layer, nn.Conv1d):
         """Make the quantized layer of a ``torch.nn.Conv1d``, with the same parameters."""
         return _qat_layer(cls, module, nn.Conv1d)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, add_bias: bool = True) -> Tensor:
         """[N, C, L] or [C, L] → [N, out, L'] or [out, L']."""
-        return convolve(self, functional.conv1d, input, 1)
+        return convolve(self, functional.conv1d, input, 1, add_bias)
 
 
 class Int8Conv2d(Int8Layer, nn.Conv2d):
@@ -141,9 +152,9 @@ class Int8Conv2d(Int8Layer, nn.Conv2d):
         """Make the quantized layer of a ``torch.nn.Conv2d``, with the same parameters."""
         return _qat_layer(cls, module, nn.Conv2d)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, add_bias: bool = True) -> Tensor:
         """[N, C, H, W] or [C, H, W] → [N, out, H', W'] or [out, H', W']."""
-        return convolve(self, functional.conv2d, input, 2)
+        return convolve(self, functional.conv2d, input, 2, add_bias)
 
 
 class Int8Linear(Int8Layer, nn.Linear):  # type: ignore[misc]
@@ -164,9 +175,9 @@ class Int8Linear(Int8Layer, nn.Linear):  # type: ignore[misc]
         """Make the quantized layer of a ``torch.nn.Linear``, with the same parameters."""
         return _qat_layer(cls, module, nn.Linear)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, add_bias: bool = True) -> Tensor:
         """[..., in] → [..., out]."""
-        return self._run(functional.linear, input, 0)
+        return self._run(functional.linear, input, 0, add_bias)
 
 
 #: torch layer → its int8 QAT layer. Exact types only: a subclass may compute something else.

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.nn import functional
 
+from fatnn_rs.contained import named_modules
 from fatnn_rs.errors import ConfigError
 from fatnn_rs.nn.base import (
     EXACT,
@@ -74,7 +75,14 @@ class TernaryLayer(QuantizedLayer):
     weight_quant: WeightQuantizer
     act_quant: ActivationQuantizer
     scale: nn.Parameter | None
-    _held: Tensor | None = None
+    _held: tuple[Tensor, torch.dtype] | None = None
+    #: Name of the parameter ``scale``: another where the float class has a ``scale`` of its own.
+    _scale_key = "scale"
+
+    @property
+    def learned_scale(self) -> nn.Parameter | None:
+        """Return ``scale``, by whatever name: the learned factor per output channel."""
+        return self._parameters[self._scale_key]
 
     def _add_quantizers(
         self,
@@ -94,8 +102,8 @@ class TernaryLayer(QuantizedLayer):
         kinds = QuantizerFamily._fields[1:]
         if act not in kinds:
             raise ConfigError(f"act must be one of {', '.join(map(repr, kinds))}, got {act!r}")
-        weight, made = self.weight, QUANTIZERS[quantizer].weight
         check_weight(self)
+        weight, made = self.latent_weight().detach(), QUANTIZERS[quantizer].weight
         activation = activation_quantizer(
             quantizer if act_quantizer is None else act_quantizer, act
         )
@@ -110,14 +118,31 @@ class TernaryLayer(QuantizedLayer):
         self.act_quant = activation(act_range).to(weight.device)
         self.act_quant.train(self.training)
         self.weight_quant.train(self.training)
-        self.weight_quant.initialize(weight.detach())
-        self.scale = nn.Parameter(self._fitted_scale()) if scale else None
+        self.weight_quant.initialize(weight)
+        if hasattr(self, "scale"):
+            self._scale_key = "ternary_scale"
+        fitted = nn.Parameter(self._fitted_scale(weight)) if scale else None
+        self.register_parameter(self._scale_key, fitted)
+
+    def _add_options(self, options: dict[str, Any]) -> None:
+        """Give the layer its quantizers, by the options of ``from_float``."""
+        defaults: dict[str, Any] = {
+            "quantizer": "fatnn",
+            "act": "ternary",
+            "act_quantizer": None,
+            "per_channel": False,
+            "act_range": "auto",
+            "scale": True,
+        }
+        if unknown := sorted(set(options) - set(defaults)):
+            raise ConfigError(f"{type(self).__name__}.from_float: unknown options {unknown}")
+        self._add_quantizers(**(defaults | options))
 
     @torch.no_grad()
-    def _fitted_scale(self) -> Tensor:
+    def _fitted_scale(self, latent: Tensor) -> Tensor:
         """Per output channel, the factor that fits codes to latent weights best in the mean square."""
-        weight = self.weight.detach().float().flatten(1)
-        codes = self.weight_quant(self.weight).float().flatten(1)
+        weight = latent.float().flatten(1)
+        codes = self.weight_quant(latent).float().flatten(1)
         count = codes.square().sum(1)
         fitted = (weight * codes).sum(1) / count.clamp(min=1)
         return torch.where(
@@ -127,46 +152,56 @@ class TernaryLayer(QuantizedLayer):
     def ternary_weight(self) -> Tensor:
         """Return the weight codes that forward uses: int8 out of the quantizer's ``levels``, shape of ``weight``."""
         return (
-            self.weight_quant.codes(self.weight)
+            self.weight_quant.codes(self.latent_weight())
             if self._held is None
-            else self._held.to(torch.int8)
+            else self._held[0].to(torch.int8)
         )
 
     @torch.no_grad()
     def _refit(self) -> None:
         super()._refit()
-        self.weight_quant.initialize(self.weight.detach())
-        if self.scale is not None:
-            self.scale.copy_(self._fitted_scale())
+        weight = self.latent_weight().detach()
+        self.weight_quant.initialize(weight)
+        if self.learned_scale is not None:
+            self.learned_scale.copy_(self._fitted_scale(weight))
 
     @_disable_dynamo
     def _scale_at_start(self) -> Tensor:
         """Return ``scale`` where steps were not initialised before this call: with the input's step once they are."""
-        assert self.scale is not None
+        scale = self.learned_scale
+        assert scale is not None
         if not self.act_quant.initialized:
-            return (
-                self.scale.clone()
-            )  # what autograd saves must outlive the change of scale to come
+            return scale.clone()  # what autograd saves must outlive the change of scale to come
         with torch.no_grad():
-            self.scale.mul_(self.act_quant.step)
-        return self.scale
+            scale.mul_(self.act_quant.step)
+        return scale
 
-    def _weight_codes(self) -> Tensor:
-        codes: Tensor = self.weight_quant(self.weight) if self._held is None else self._held
-        return codes
-
-    def _run(self, product: Product, x: Tensor, dims: int) -> Tensor:
-        """``acc * scale + bias``, with exact integers in the dtype of ``weight`` for ``acc``."""
+    def _run(
+        self,
+        product: Product,
+        x: Tensor,
+        dims: int,
+        add_bias: bool = True,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """``acc * scale + bias``, with exact integers in the dtype of the weight for ``acc``."""
         started = self.act_quant.initialized
-        codes, weight = self.act_quant(x), self._weight_codes()
+        codes = self.act_quant(x)
+        if self._held is None:
+            latent = self._weight() if weight is None else weight
+            weight_codes, dtype = self.weight_quant(latent), latent.dtype
+        else:
+            weight_codes, dtype = self._held
         exact = product if self.weight_quant.refused else partial(exact_product, product)
-        acc = exact(codes, weight).to(self.weight.dtype)
+        acc = exact(codes, weight_codes).to(dtype)
         shape = (-1, *([1] * dims))
-        if self.scale is not None:
-            scale = self.scale if started else self._scale_at_start()
-            acc = acc * scale.to(acc.dtype).view(shape)
-        if self.bias is not None:
+        scale = self.learned_scale
+        if scale is not None:
+            factor = scale if started else self._scale_at_start()
+            acc = acc * factor.to(acc.dtype).view(shape)
+        if add_bias and self.bias is not None:
             acc = acc + self.bias.view(shape)
+        self._look_at_steps()
         return acc
 
 
@@ -177,13 +212,14 @@ def held_weights(model: nn.Module) -> Iterator[None]:
     For whoever runs a model several times whose weights do not change meanwhile. Codes carry no
     gradient.
     """
-    layers = [module for module in model.modules() if isinstance(module, TernaryLayer)]
+    layers = [module for _, module in named_modules(model) if isinstance(module, TernaryLayer)]
     try:
         with one_thread():
             for layer in layers:
+                latent = layer.latent_weight().detach()
                 # A parameter, because copies of the model share those; not a registered one.
-                codes = nn.Parameter(layer._weight_codes().detach(), requires_grad=False)
-                vars(layer)["_held"] = codes
+                codes = nn.Parameter(layer.weight_quant(latent).detach(), requires_grad=False)
+                vars(layer)["_held"] = codes, latent.dtype
         yield
     finally:
         for layer in layers:
@@ -195,16 +231,7 @@ def _qat_layer(
 ) -> Layer:
     """Make a ternary ``cls`` that shares parameters, hooks and mode with ``module``."""
     layer = qat_layer(cls, module, expected)
-    layer._add_quantizers(
-        options.pop("quantizer", "fatnn"),
-        options.pop("act", "ternary"),
-        options.pop("act_quantizer", None),
-        options.pop("per_channel", False),
-        options.pop("act_range", "auto"),
-        options.pop("scale", True),
-    )
-    if options:
-        raise ConfigError(f"{cls.__name__}.from_float: unknown options {sorted(options)}")
+    layer._add_options(options)
     return layer
 
 
@@ -248,9 +275,9 @@ class TernaryConv1d(TernaryLayer, nn.Conv1d):
         """Make the quantized layer of a ``torch.nn.Conv1d``: same parameters, and the options of this class."""
         return _qat_layer(cls, module, nn.Conv1d, **options)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, add_bias: bool = True) -> Tensor:
         """[N, C, L] or [C, L] → [N, out, L'] or [out, L']."""
-        return convolve(self, functional.conv1d, input, 1)
+        return convolve(self, functional.conv1d, input, 1, add_bias)
 
 
 class TernaryConv2d(TernaryLayer, nn.Conv2d):
@@ -293,9 +320,9 @@ class TernaryConv2d(TernaryLayer, nn.Conv2d):
         """Make the quantized layer of a ``torch.nn.Conv2d``: same parameters, and the options of this class."""
         return _qat_layer(cls, module, nn.Conv2d, **options)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, add_bias: bool = True) -> Tensor:
         """[N, C, H, W] or [C, H, W] → [N, out, H', W'] or [out, H', W']."""
-        return convolve(self, functional.conv2d, input, 2)
+        return convolve(self, functional.conv2d, input, 2, add_bias)
 
 
 class TernaryLinear(TernaryLayer, nn.Linear):  # type: ignore[misc]
@@ -338,9 +365,9 @@ class TernaryLinear(TernaryLayer, nn.Linear):  # type: ignore[misc]
         """Make the quantized layer of a ``torch.nn.Linear``: same parameters, and the options of this class."""
         return _qat_layer(cls, module, nn.Linear, **options)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, add_bias: bool = True) -> Tensor:
         """[..., in] → [..., out]."""
-        return self._run(functional.linear, input, 0)
+        return self._run(functional.linear, input, 0, add_bias)
 
 
 #: torch layer → its ternary QAT layer. Exact types only: a subclass may compute something else.

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from fatnn_rs.nn.base import QuantizedLayer
 
-__all__ = ["Observed", "observe"]
+__all__ = ["Observed", "function_name", "observe", "reads_values", "tensors_in"]
 
 #: Attributes of a tensor through which its values are reached; the others tell what it is.
 _VALUES = ("T", "H", "mT", "mH", "data", "real", "imag")
@@ -100,10 +100,10 @@ def observe(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[
         def __torch_function__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            if not inside and _reads_values(func):
-                for tensor in _tensors((args, kwargs)):
+            if not inside and reads_values(func):
+                for tensor in tensors_in((args, kwargs)):
                     for name in weights.get(id(tensor), ()):
-                        observed.used.setdefault(name, _name(func))
+                        observed.used.setdefault(name, function_name(func))
             return func(*args, **(kwargs or {}))
 
     handles: list[Any] = []
@@ -122,24 +122,27 @@ def observe(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[
             vars(layer).pop("_run", None)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield tensors in nested containers."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
         for one in value:
-            yield from _tensors(one)
+            yield from tensors_in(one)
     elif isinstance(value, dict):
         for one in value.values():
-            yield from _tensors(one)
+            yield from tensors_in(one)
 
 
-def _reads_values(function: Any) -> bool:
+def reads_values(function: Any) -> bool:
+    """Whether a function of torch's takes a tensor's values, and not only what it is."""
     name = getattr(function, "__name__", "")
     if name == "__get__":
         return getattr(getattr(function, "__self__", None), "__name__", "") in _VALUES
     return name not in _METADATA
 
 
-def _name(function: Any) -> str:
+def function_name(function: Any) -> str:
+    """Name a function for messages."""
     name = getattr(function, "__name__", "") or "a function"
     return f"Tensor.{function.__self__.__name__}" if name == "__get__" else str(name)

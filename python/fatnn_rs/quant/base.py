@@ -25,7 +25,7 @@ from fatnn_rs.quant.arithmetic import (
     set_value,
     widen,
 )
-from fatnn_rs.quant.flags import INITIALIZED, RANGE, convert_flags, flag, read_flag
+from fatnn_rs.quant.flags import INITIALIZED, ONLY_ZEROS, RANGE, convert_flags, flag, read_flag
 
 __all__ = [
     "MIN_STEP",
@@ -128,6 +128,11 @@ class InputQuantizer(nn.Module):
         self._last_initialized = value > 0
         return value > 0
 
+    @property
+    def saw_only_zeros(self) -> bool:
+        """Whether all data so far were zero: steps are then a default, until other data come."""
+        return (self._read_flag(INITIALIZED) or 0.0) < 0
+
     def _read_flag(self, name: str) -> float | None:
         """Return a flag's value, or None if it cannot be read."""
         if torch.compiler.is_compiling():
@@ -189,13 +194,14 @@ class InputQuantizer(nn.Module):
         if not self.initialized:
             if self.training or self.calibrating:
                 self.initialize(x)
+            elif self.saw_only_zeros:
+                return self.quantize(x)
             elif not all_zero(x):
                 raise ConfigError(
                     f"{self._where()}: its activation steps were never initialised, so an "
                     "eval-mode forward has no meaning; run a training batch first, or give "
                     "prepare(..., example_inputs=...) or fatnn_rs.nn.calibrate(model, inputs) a "
-                    "batch of real data (loading float weights, or a batch of zeros, does not "
-                    "initialise them)"
+                    "batch of real data (loading float weights does not initialise them)"
                 )
         if self.initialized:
             return self.quantize(x)
@@ -222,7 +228,7 @@ class InputQuantizer(nn.Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Fit the steps to ``x``. If ``x`` is all zero, leave them uninitialised.
+        """Fit the steps to ``x``. If ``x`` is all zero, leave them at a default for eval mode.
 
         Raises
         ------
@@ -262,6 +268,8 @@ class InputQuantizer(nn.Module):
             self.set_step(step)
             self.initialized_flag.fill_(1.0)
             self._cache_flags()
+        elif not self.initialized:
+            self.initialized_flag.fill_(ONLY_ZEROS)
 
     @torch.no_grad()
     def reset(self) -> None:

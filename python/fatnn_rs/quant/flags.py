@@ -1,6 +1,7 @@
 """State of quantizers, stored as numbers in float buffers.
 
-Only a flag's sign counts. ``initialized_flag`` is positive once the data initialised the steps.
+Only a flag's sign counts. ``initialized_flag`` is positive once the data initialised the steps, and
+slightly negative if all data were zero, for which the steps stay at a default.
 ``half_range_flag`` is positive for half range, negative for full range, and zero (treated as half
 range) until the data decide. Copies, averages over models and casts keep the sign. Files of earlier
 versions hold ``bool`` flags, which :func:`convert_flags` converts.
@@ -15,10 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["INITIALIZED", "RANGE", "convert_flags", "flag", "read_flag"]
+__all__ = ["INITIALIZED", "ONLY_ZEROS", "RANGE", "convert_flags", "flag", "read_flag"]
 
 #: Names of the two buffers.
 INITIALIZED, RANGE = "initialized_flag", "half_range_flag"
+
+#: ``initialized_flag`` after nothing but zeros: small, so that an average with 1 is positive.
+ONLY_ZEROS = -1e-6
 
 
 def flag(value: float) -> Tensor:

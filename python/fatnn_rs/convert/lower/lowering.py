@@ -25,6 +25,7 @@ from fatnn_rs.convert.shapes import run_time_shapes
 from fatnn_rs.convert.structure import fill
 from fatnn_rs.errors import ConversionError
 from fatnn_rs.nn import QuantizedLayer, TernaryLayer
+from fatnn_rs.nn.base import weight_hooks
 from fatnn_rs.operations import OPERATIONS, products_of
 from fatnn_rs.replica import patched_methods
 from fatnn_rs.report import RULES, declined
@@ -163,7 +164,7 @@ class Lowering:
             return _clean_copy(self.captured.modules[str(node.target)])
         if node.target is torch.ops.fatnn_rs.module_call.default:
             layer = _clean_copy(self.captured.modules[str(node.args[1])])
-            return lambda x, name: layer(x)
+            return lambda x, name, add_bias=True: layer(x) if add_bias else layer(x, False)
         assert callable(node.target)
         return node.target
 
@@ -198,6 +199,9 @@ _ASSERTIONS = frozenset(
 
 
 def _clean_copy(module: nn.Module) -> nn.Module:
+    for layer in module.modules():
+        if isinstance(layer, QuantizedLayer):
+            layer.latent_weight()  # what a hook computed with a gradient cannot be copied
     copied = copy.deepcopy(module).eval()
     for parameter in copied.parameters():
         parameter.grad = (
@@ -210,7 +214,11 @@ def _clean_copy(module: nn.Module) -> nn.Module:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether a module has hooks, other than those that compute a quantized layer's weight."""
+    before = len(module._forward_pre_hooks)
+    if isinstance(module, QuantizedLayer):
+        before -= len(weight_hooks(module))
+    return bool(module._forward_hooks or before)
 
 
 def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
@@ -289,7 +297,8 @@ def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
     if node.op == "call_module":
         return _lower_module(ctx, str(node.target), node.args, node.kwargs)
     if node.target is torch.ops.fatnn_rs.module_call.default:
-        return _lower_module(ctx, str(node.args[1]), node.args[:1], {})
+        bias = {} if all(node.args[2:]) else {"add_bias": False}
+        return _lower_module(ctx, str(node.args[1]), node.args[:1], bias)
     table: Mapping[Any, Row] = METHODS if node.op == "call_method" else FUNCTIONS
     row = table.get(node.target)
     if row is None:

@@ -19,6 +19,7 @@ from fatnn_rs.convert.graph import Ref
 from fatnn_rs.convert.levels import act_kind, coded_levels, codes_dtype, is_two_bit, weight_kind
 from fatnn_rs.convert.lower import functions as rows
 from fatnn_rs.convert.lower import reductions
+from fatnn_rs.convert.lower.described import Described, without_bias
 from fatnn_rs.convert.lower.lowering import Lowering, Row
 from fatnn_rs.nn import (
     Int8Conv1d,
@@ -30,6 +31,8 @@ from fatnn_rs.nn import (
     TernaryLayer,
     TernaryLinear,
 )
+from fatnn_rs.nn.projections import Int8Conv1D, Int8Projection, TernaryConv1D, TernaryProjection
+from fatnn_rs.nn.subclass import OwnForwardInt8, OwnForwardTernary, trace_own_forward
 
 __all__ = ["MODULES", "module_row"]
 
@@ -163,10 +166,11 @@ def _prelu(ctx: Lowering, module: Any, input: Any) -> Ref | None:
 
 
 def _ternary(dims: int) -> Row:
-    def row(ctx: Lowering, layer: TernaryLayer, input: Any) -> Ref | None:
+    def row(ctx: Lowering, layer: Any, input: Any, add_bias: bool = True) -> Ref | None:
         name, shape = ctx.value(input), ctx.shape(input)
         if name is None or (dims and len(shape) != dims + 2) or not shape:
             return None
+        layer = layer if add_bias else without_bias(layer)
         if dims:
             return _ternary_conv(ctx, layer, name, shape, dims)
         if len(shape) == 2:
@@ -177,6 +181,46 @@ def _ternary(dims: int) -> Row:
         return ctx.emit("reshape_like", [result.name, name])
 
     return row
+
+
+def _own_forward(ctx: Lowering, layer: Any, *args: Any, **kwargs: Any) -> Ref | None:
+    """Lower a layer whose own forward pads its input and makes the product, no more."""
+    if len(args) != 1 or kwargs or ctx.value(args[0]) is None:
+        return None
+    seen = trace_own_forward(layer, ctx.shape(args[0]))
+    if seen is None:
+        return None
+    call, pad = seen
+    described = Described(layer, bias=call.bias)
+    is_int8 = isinstance(layer, Int8Layer)
+    if not call.dims:
+        row = (_int8 if is_int8 else _ternary)(0)
+        result: Ref | None = row(ctx, described, args[0])
+        return result
+    windows = {name: call.geometry[name] for name in ("stride", "dilation", "padding")}
+    if isinstance(windows["padding"], str):
+        return None
+    windows = {name: tuple(_window(value, call.dims)) for name, value in windows.items()}
+    around = [size for size in reversed(windows["padding"]) for _ in range(2)]
+    name, shape = ctx.value(args[0]), ctx.shape(args[0])
+    assert name is not None, "checked above"
+    if pad is not None:
+        ctx.of_one_size.append(name)
+        alike = all(pad[2 * axis] == pad[2 * axis + 1] for axis in range(call.dims))
+        if alike and (is_int8 or _code_of_zero(layer) == 0):
+            around = [one + more for one, more in zip(around, pad, strict=True)]
+        else:
+            name, shape = _padded(ctx, name, shape, {"pad": pad, "mode": "constant", "value": 0.0})
+    described = Described(
+        described,
+        **windows,
+        padding_mode="zeros",
+        _reversed_padding_repeated_twice=around,
+        groups=call.geometry["groups"],
+    )
+    if not is_int8:
+        return _ternary_conv(ctx, described, name, shape, call.dims)
+    return _int8_conv(ctx, described, name, shape, _int8_tensors(described), call.dims)
 
 
 _LINEAR: dict[str, Any] = {
@@ -238,7 +282,7 @@ def _with_leading_zeros(
 
 def _ternary_core(
     ctx: Lowering,
-    layer: TernaryLayer,
+    layer: Any,
     name: str,
     shape: tuple[int, ...],
     geometry: dict[str, Any],
@@ -270,8 +314,8 @@ def _ternary_core(
     stages: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         ("ternary", {**common, **geometry, "kernel": list(weight.shape[2:])}, {"weight": weight})
     ]
-    if layer.scale is not None:
-        stages.append(("channel_scale", {"trailing": dims}, {"scale": layer.scale}))
+    if layer.learned_scale is not None:
+        stages.append(("channel_scale", {"trailing": dims}, {"scale": layer.learned_scale}))
     if layer.bias is not None:
         stages.append(("channel_bias", {"trailing": dims}, {"bias": layer.bias}))
     result = codes
@@ -285,17 +329,12 @@ def _ternary_core(
 
 
 def _int8(dims: int) -> Row:
-    def row(ctx: Lowering, layer: Int8Layer, input: Any) -> Ref | None:
+    def row(ctx: Lowering, layer: Any, input: Any, add_bias: bool = True) -> Ref | None:
         name, shape = ctx.value(input), ctx.shape(input)
         if name is None or (dims and len(shape) != dims + 2) or not shape:
             return None
-        inverse = layer.act_quant.positive_step().reciprocal().reshape(1)
-        tensors = {
-            "weight": layer.int8_weight(),
-            "scale": layer.output_scale(),
-            "inv_step": inverse,
-        }
-        tensors |= {} if layer.bias is None else {"bias": layer.bias}
+        layer = layer if add_bias else without_bias(layer)
+        tensors = _int8_tensors(layer)
         if dims:
             return _int8_conv(ctx, layer, name, shape, tensors, dims)
         if len(shape) == 2:
@@ -308,11 +347,21 @@ def _int8(dims: int) -> Row:
             {},
             tensors,
             suffix="_flat",
-            shape=(count, len(layer.weight)),
+            shape=(count, len(tensors["weight"])),
         )
         return ctx.emit("reshape_like", [result.name, name])
 
     return row
+
+
+def _int8_tensors(layer: Any) -> dict[str, Tensor]:
+    inverse = layer.act_quant.positive_step().reciprocal().reshape(1)
+    tensors = {
+        "weight": layer.int8_weight(),
+        "scale": layer.output_scale(),
+        "inv_step": inverse,
+    }
+    return tensors if layer.bias is None else {**tensors, "bias": layer.bias}
 
 
 def _int8_conv(
@@ -357,6 +406,12 @@ MODULES: dict[type[nn.Module], Row] = {
     Int8Conv1d: _int8(1),
     Int8Conv2d: _int8(2),
     Int8Linear: _int8(0),
+    TernaryProjection: _ternary(0),
+    Int8Projection: _int8(0),
+    TernaryConv1D: _ternary(0),
+    Int8Conv1D: _int8(0),
+    OwnForwardTernary: _own_forward,
+    OwnForwardInt8: _own_forward,
     nn.Conv1d: _conv(1),
     nn.Conv2d: _conv(2),
     nn.Linear: _linear,

@@ -1,0 +1,200 @@
+"""Rows of ``summary`` for an eager model: its layers, and what prepare makes of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fatnn_rs import _core
+from fatnn_rs.config import TernaryConfig, matches
+from fatnn_rs.contained import named_modules
+from fatnn_rs.convert.summary import WEIGHT_BITS, SummaryRow, bits, kind_of_levels
+from fatnn_rs.errors import ConfigError, FatnnError, InputError
+from fatnn_rs.nn import QuantizedLayer, TernaryLayer
+from fatnn_rs.nn.layers import TERNARY_QAT_MAPPING
+from fatnn_rs.nn.notes import notes_of
+from fatnn_rs.nn.projections import PARTS, is_transposed_linear
+from fatnn_rs.nn.subclass import weight_shape
+from fatnn_rs.swap.candidates import WITHOUT_QUANTIZED, find_candidates
+from fatnn_rs.swap.choose import choose
+from fatnn_rs.swap.look import look, run_float
+
+__all__ = ["model_rows"]
+
+#: Name → layer; a float projection of an attention is the attention and the projection's name.
+Layers = dict[str, tuple[nn.Module, str]]
+
+
+def model_rows(
+    model: nn.Module, arguments: tuple[Any, ...] | None, config: TernaryConfig | None
+) -> list[SummaryRow]:
+    """Describe every layer of a model; shapes are known where there are arguments to run it with.
+
+    Raises
+    ------
+    InputError
+        The model fails on the arguments.
+    """
+    layers = _layers(model)
+    shapes = {} if arguments is None else _shapes(model, layers, arguments)
+    prepared = any(isinstance(module, QuantizedLayer) for module, _ in layers.values())
+    notes = notes_of(model) if prepared else _plan(model, arguments, config)
+    rows = []
+    # A layer that ran stands where it ran first.
+    for name in [*shapes, *(name for name in layers if name not in shapes)]:
+        row = _row(name, *layers[name], shapes.get(name, ()), notes.get(name, ""))
+        rows.append(row)
+    return rows + [_other_row(model, name, notes[name]) for name in notes if name not in layers]
+
+
+def _layers(model: nn.Module) -> Layers:
+    found: Layers = {}
+    for name, module in named_modules(model):
+        kinds = (*TERNARY_QAT_MAPPING, *WITHOUT_QUANTIZED, QuantizedLayer)
+        if isinstance(module, kinds) or is_transposed_linear(module):
+            found[name] = (module, "")
+        elif isinstance(module, nn.MultiheadAttention):
+            for part in PARTS:
+                if part not in module._modules:
+                    found[f"{name}.{part}" if name else part] = (module, part)
+    return found
+
+
+def _shapes(
+    model: nn.Module, layers: Layers, arguments: tuple[Any, ...]
+) -> dict[str, tuple[int, ...]]:
+    """Run the model in eval mode, and note the shapes of what layers return, in order."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    handles = []
+
+    def hook_for(name: str) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) and output else output
+            if isinstance(first, Tensor):
+                shapes.setdefault(name, tuple(first.shape))
+                if name.endswith(PARTS[-1]) and isinstance(module, nn.MultiheadAttention):
+                    # Such an attention may call none of its projections.
+                    shapes.setdefault(f"{name.removesuffix(PARTS[-1])}out_proj", tuple(first.shape))
+
+        return hook
+
+    training = {module: module.training for _, module in named_modules(model)}
+    try:
+        for name, (module, _) in layers.items():
+            handles.append(module.register_forward_hook(hook_for(name)))
+        for module in training:
+            module.eval()
+        try:
+            model(*(value.clone() if isinstance(value, Tensor) else value for value in arguments))
+        except FatnnError:
+            raise
+        except Exception as error:  # the model's own
+            raise InputError(
+                f"summary: {type(model).__name__} fails on the example inputs "
+                f"({type(error).__name__}: {error}); give inputs that the model accepts"
+            ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in training.items():
+            module.training = mode
+    return shapes
+
+
+def _plan(
+    model: nn.Module, arguments: tuple[Any, ...] | None, config: TernaryConfig | None
+) -> dict[str, str]:
+    """Say of every layer of a float model what ``prepare`` would make of it."""
+    given = TernaryConfig() if config is None else config
+    try:
+        candidates = find_candidates(model, given)
+        run = None if arguments is None else run_float(model, candidates.found, arguments)
+        seen = look(model, candidates.found, run)
+        plan = choose(given, candidates.found, candidates.left, seen)
+    except ConfigError:
+        if config is not None:
+            raise
+        return {}  # nothing that prepare would take
+    notes = {name: f"stays float: {why}" for name, why in candidates.left.items()}
+    notes |= {name: f"stays float: {why}" for name, why in plan.asked.items()}
+    for name, kind in plan.chosen.items():
+        options = given.options_for(name)
+        ternary = f"becomes ternary: {options.weight} weights, {options.act} activations"
+        notes[name] = "becomes int8" if kind.int8 else ternary
+    for name in notes:
+        if any(matches(pattern, name) for pattern in given.skip):
+            notes[name] = "stays float: skip"
+    return notes
+
+
+def _row(name: str, module: Any, part: str, shape: tuple[int, ...], note: str) -> SummaryRow:
+    kind, act_bits, kernel = "float32", 32, "torch (float32)"
+    if isinstance(module, QuantizedLayer):
+        quantizer = module.act_quant
+        kernel = "torch (float32, quantizers simulated)"
+        kind, act_bits = "int8", 8
+        if quantizer.saw_only_zeros:
+            note = note or "has seen only zeros: its activation steps are a default"
+        elif not quantizer.initialized:
+            note = note or "its activation steps are not initialised yet"
+    if isinstance(module, TernaryLayer):
+        kind = kind_of_levels(len(module.weight_quant.levels))
+        act_bits = bits(len(module.act_quant.levels or module.act_quant.half_levels))
+    weight_shape = _weight_shape(module, part)
+    weights = math.prod(weight_shape)
+    others = sum(p.numel() for key, p in module.named_parameters(recurse=False) if key != "weight")
+    if part:
+        others = 0
+    per_output = math.prod(weight_shape[1:])
+    return SummaryRow(
+        name=name,
+        kind=type(module).__name__ + (f".{part}" if part else ""),
+        shape=shape,
+        weight_bits=WEIGHT_BITS[kind],
+        act_bits=act_bits,
+        macs=math.prod(shape) * per_output if shape and weights else 0,
+        bytes=_core.file_bytes(kind, weights) + 4 * others,
+        kernel=kernel,
+        weights=kind,
+        note=note,
+    )
+
+
+def _other_row(model: nn.Module, name: str, note: str) -> SummaryRow:
+    """Describe a layer that is no module of these classes: one inside a scripted module."""
+    module: Any = dict(named_modules(model)).get(name)
+    parameters = () if module is None else module.parameters()
+    return SummaryRow(
+        name=name,
+        kind=str(getattr(module, "original_name", type(module).__name__)),
+        shape=(),
+        weight_bits=32,
+        act_bits=32,
+        macs=0,
+        bytes=4 * sum(parameter.numel() for parameter in parameters),
+        kernel="torch (float32)",
+        weights="float32",
+        note=note,
+    )
+
+
+def _weight_shape(module: Any, part: str) -> tuple[int, ...]:
+    """Shape of a layer's weight, [out, ...]; of modules with several, nothing."""
+    if part:
+        packed = module.in_proj_weight
+        own = (
+            packed[: module.embed_dim] if packed is not None else getattr(module, f"{part}_weight")
+        )
+        return tuple(own.shape)
+    if isinstance(module, QuantizedLayer):
+        with torch.no_grad():
+            return tuple(module.latent_weight().shape)
+    if is_transposed_linear(module):
+        return tuple(module.weight.t().shape)
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+        return tuple(weight_shape(module))  # the weight itself may be computed
+    weight = module._parameters.get("weight")
+    return (0,) if weight is None or nn.parameter.is_lazy(weight) else tuple(weight.shape)

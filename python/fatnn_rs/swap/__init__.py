@@ -1,0 +1,1 @@
+"""What ``prepare`` does, step by step: find layers, watch the model, choose, swap."""

@@ -1,0 +1,221 @@
+"""Which layers of a float model can be quantized, and why the others cannot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from fatnn_rs.config import TernaryConfig, matches
+from fatnn_rs.contained import named_modules
+from fatnn_rs.errors import ConfigError
+from fatnn_rs.nn.base import QuantizedLayer, replaced_methods, why_replaced
+from fatnn_rs.nn.layers import TERNARY_QAT_MAPPING
+from fatnn_rs.nn.projections import PARTS, is_transposed_linear
+from fatnn_rs.nn.subclass import why_not
+from fatnn_rs.replica import replica
+
+__all__ = [
+    "WITHOUT_QUANTIZED",
+    "Candidate",
+    "Candidates",
+    "find_candidates",
+    "has_small_groups",
+    "refuse_models",
+]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer that can be quantized.
+
+    Attributes
+    ----------
+    module
+        The layer; of a projection of an attention, the attention.
+    known
+        torch's class of such layers: ``nn.Conv2d`` of its subclasses too.
+    part
+        ``"q_proj"``, ``"k_proj"`` or ``"v_proj"`` of an attention; empty otherwise.
+    """
+
+    module: nn.Module
+    known: type[nn.Module]
+    part: str = ""
+
+
+@dataclass
+class Candidates:
+    """Name → layer, and name → why a layer stays float."""
+
+    found: dict[str, Candidate] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    attentions: dict[str, nn.MultiheadAttention] = field(default_factory=dict)
+
+
+#: Modules that multiply by weights, for which there is no quantized layer.
+WITHOUT_QUANTIZED = (
+    nn.modules.conv._ConvNd,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.Bilinear,
+)
+
+
+def refuse_models(model: nn.Module) -> None:
+    """Refuse models that hold quantized layers, and wrappers to be put around a prepared model.
+
+    Raises
+    ------
+    ConfigError
+        Names the module and the way out.
+    """
+    for name, module in named_modules(model):
+        if isinstance(module, QuantizedLayer):
+            raise ConfigError(
+                f"{type(model).__name__} already holds quantized layers ({name!r}); prepare a "
+                "float model, and only once (fatnn_rs.nn.calibrate initialises the steps of a "
+                "model written with such layers)"
+            )
+        if why := _wrapper(module):
+            where = f"module {name!r}" if name else "the model"
+            raise ConfigError(f"{where} is a {type(module).__name__}, {why}")
+
+
+def _wrapper(module: nn.Module) -> str:
+    bases = {base.__name__ for base in type(module).__mro__}
+    if bases & {"FullyShardedDataParallel", "FSDPModule", "DistributedDataParallel"}:
+        return (
+            "which would not synchronise the parameters of the quantizers; prepare the model first "
+            "and wrap it then"
+        )
+    if isinstance(module, torch._dynamo.OptimizedModule):
+        return (
+            "whose compiled code holds the float layers; prepare the model that it wraps "
+            "(_orig_mod) and compile it then"
+        )
+    if isinstance(module, torch.optim.swa_utils.AveragedModel):
+        return "a copy to be averaged; prepare the model first and average it then"
+    return ""
+
+
+def find_candidates(model: nn.Module, config: TernaryConfig) -> Candidates:
+    """Find the layers of a model.
+
+    Raises
+    ------
+    ConfigError
+        There are none; or one holds no values.
+    """
+    made = Candidates()
+    inside: set[int] = set()
+    for name, module in named_modules(model):
+        if id(module) in inside:
+            continue
+        if isinstance(module, torch.jit.ScriptModule):
+            inside |= {id(child) for child in module.modules()}
+            _scripted(made, name, module)
+        elif isinstance(module, nn.MultiheadAttention):
+            inside |= {id(child) for child in module.modules()}
+            _attention(made, name, module, config)
+        else:
+            _layer(made, name, module, config)
+    if not made.found:
+        kinds = "nn.Conv1d, nn.Conv2d or nn.Linear"
+        reasons = "".join(f"; {name!r} is left float: {why}" for name, why in made.left.items())
+        raise ConfigError(f"{type(model).__name__} holds no {kinds} to quantize{reasons}")
+    return made
+
+
+def _known(module: nn.Module) -> type[nn.Module] | None:
+    if is_transposed_linear(module):
+        return nn.Linear
+    return next((kind for kind in TERNARY_QAT_MAPPING if isinstance(module, kind)), None)
+
+
+def _layer(made: Candidates, name: str, module: nn.Module, config: TernaryConfig) -> None:
+    known = _known(module)
+    if known is None:
+        if isinstance(module, WITHOUT_QUANTIZED):
+            made.left[name] = f"there is no quantized {type(module).__name__}"
+        return
+    if any(matches(pattern, name) for pattern in config.skip):
+        made.found[name] = Candidate(module, known)
+        return
+    if not _has_values(made, name, module):
+        return
+    reason = ""
+    if not is_transposed_linear(module) and not replaced_methods(module):
+        reason = why_not(replica(module), known)
+    if reason:
+        made.left[name] = reason
+    else:
+        made.found[name] = Candidate(module, known)
+
+
+def _has_values(made: Candidates, name: str, module: Any) -> bool:
+    """Whether a layer's tensors can be quantized; notes why not."""
+    for tensor in module.parameters():
+        if nn.parameter.is_lazy(tensor):
+            raise ConfigError(
+                f"layer {name!r} ({type(module).__name__}) has no shape yet; give "
+                "prepare(..., example_inputs=...), or run one batch through the model first"
+            )
+        if tensor.is_meta:
+            raise ConfigError(
+                f"layer {name!r} is on the meta device, which holds no values to fit quantizers "
+                "to; give the model values first (to_empty(device=...), then load_state_dict), "
+                "then prepare it"
+            )
+    weights = [tensor for tensor in module.parameters() if tensor.dim() > 1]
+    empty = [tensor for tensor in weights if not tensor.numel()]
+    if empty:
+        made.left[name] = f"its weight of shape {tuple(empty[0].shape)} is empty"
+    return not empty
+
+
+def _scripted(made: Candidates, name: str, module: Any) -> None:
+    """Note the layers inside a scripted module, which are compiled."""
+    for inner, child in module.named_modules():
+        kind = getattr(child, "original_name", "")
+        if kind in {known.__name__ for known in TERNARY_QAT_MAPPING}:
+            path = ".".join(part for part in (name, inner) if part)
+            made.left[path] = "torch.jit.script compiled it; script the model after training"
+
+
+def _attention(
+    made: Candidates, name: str, module: nn.MultiheadAttention, config: TernaryConfig
+) -> None:
+    names = [".".join(part for part in (name, one) if part) for one in (*PARTS, "out_proj")]
+    kind = type(module)
+    reason = ""
+    if kind.forward is not nn.MultiheadAttention.forward:
+        reason = f"{kind.__name__} has a forward of its own, which reads the weights"
+    elif changed := replaced_methods(module):
+        reason = why_replaced(changed)
+    elif torch.nn.utils.parametrize.is_parametrized(module):
+        reason = "the attention's weights are parametrized"
+    if reason:
+        made.left.update(dict.fromkeys(names, reason))
+        return
+    made.attentions[name] = module
+    for part, full in zip(PARTS, names, strict=False):
+        skipped = any(matches(pattern, full) for pattern in config.skip)
+        if skipped or _has_values(made, full, module):
+            made.found[full] = Candidate(module, nn.Linear, part)
+    _layer(made, names[-1], module.out_proj, config)
+
+
+#: Input channels of a group up to which ``TernaryConfig.depthwise`` is meant: with so few, ternary
+#: products take longer than float32 ones.
+_SMALL_GROUP = 8
+
+
+def has_small_groups(candidate: Candidate) -> bool:
+    """Whether every output of a convolution reads few input channels: one if it is depthwise."""
+    module: Any = candidate.module
+    if candidate.part or not isinstance(module, nn.modules.conv._ConvNd):
+        return False
+    return module.groups > 1 and module.in_channels // module.groups <= _SMALL_GROUP

@@ -1,0 +1,110 @@
+"""What becomes of each layer: ternary, int8, or float and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fatnn_rs.config import TernaryConfig, matches
+from fatnn_rs.errors import ConfigError
+from fatnn_rs.swap.candidates import Candidate, has_small_groups
+from fatnn_rs.swap.look import Look
+
+__all__ = ["Kind", "Plan", "choose"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a layer becomes: int8, or ternary with a learned scale or without."""
+
+    int8: bool
+    scale: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Layer → what it becomes, and layer → which option leaves it float."""
+
+    chosen: dict[str, Kind]
+    asked: dict[str, str]
+
+
+def choose(
+    config: TernaryConfig,
+    candidates: Mapping[str, Candidate],
+    left_float: Mapping[str, str],
+    look: Look,
+) -> Plan:
+    """Apply the options.
+
+    Raises
+    ------
+    ConfigError
+        A pattern matches no layer, or only layers that it does not concern; nothing is left.
+    """
+    for what, patterns in (("skip", config.skip), ("overrides", tuple(config.overrides))):
+        for pattern in patterns:
+            known_names = [*candidates, *left_float] if what == "skip" else candidates
+            if not any(matches(pattern, name) for name in known_names):
+                known = ", ".join(candidates)
+                raise ConfigError(f"{what}: {pattern!r} matches no layer; the layers are: {known}")
+    ends = (("first", config.first, look.order[0]), ("last", config.last, look.order[-1]))
+    int8 = {name: f"{end}='int8'" for end, what, name in ends if what == "int8"}
+    left = {name: f"{end}='float'" for end, what, name in ends if what == "float"}
+    depthwise = {name for name, candidate in candidates.items() if has_small_groups(candidate)}
+    for name in candidates:
+        if name in depthwise:
+            kind = config.options_for(name).depthwise
+            wider = {"int8": int8, "float": left}.get(kind, {})
+            wider.setdefault(name, f"depthwise={kind!r}")
+        if any(matches(pattern, name) for pattern in config.skip):
+            left[name] = "skip"
+    chosen = {
+        name: Kind(int8=name in int8, scale=name not in look.feeds_norm)
+        for name in candidates
+        if name not in left
+    }
+    if not chosen:
+        others = {**left_float, **left}
+        reasons = ", ".join(
+            f"{name or 'the model itself'} ({reason})" for name, reason in others.items()
+        )
+        raise ConfigError(
+            f"nothing is left to quantize: {reasons}; skip less, or give first, last or depthwise "
+            "as 'int8' or 'ternary'"
+        )
+    if "" in chosen:
+        raise ConfigError(
+            "the model is itself the layer, so it cannot be swapped in place; use from_float of "
+            "its quantized class in fatnn_rs.nn"
+        )
+    for pattern, options in config.overrides.items():
+        _check_override(pattern, set(options), chosen, depthwise, {**int8, **left})
+    return Plan(chosen, left)
+
+
+def _check_override(
+    pattern: str,
+    options: set[str],
+    chosen: Mapping[str, Kind],
+    depthwise: set[str],
+    others: Mapping[str, str],
+) -> None:
+    """Refuse an override that changes nothing."""
+    applies = {name for name, kind in chosen.items() if not kind.int8}
+    if options == {"depthwise"}:
+        applies = set()
+    applies |= depthwise if "depthwise" in options else set()
+    if any(matches(pattern, name) for name in applies):
+        return
+    if options == {"depthwise"}:
+        raise ConfigError(
+            f"overrides: {pattern!r} names no convolution with small groups, and sets only "
+            "'depthwise'"
+        )
+    reasons = ", ".join(
+        f"{name} ({reason})" for name, reason in others.items() if matches(pattern, name)
+    )
+    raise ConfigError(
+        f"overrides: {pattern!r} names only layers that do not become ternary: {reasons}"
+    )
