@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -101,7 +102,7 @@ def measure(name: str, rounds: int) -> Row:
             except Exception as error:  # one column less
                 row.cells[column] = Cell(reason=describe_error(error))
                 continue
-            calls[column, ""] = lambda net=net: net(image)
+            calls[column, ""] = partial(net, image)
         calls |= _peers(row, made.model, image, Path(folder))
         with torch.inference_mode():
             keyed = {str(number): call for number, call in enumerate(calls.values())}
