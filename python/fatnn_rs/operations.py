@@ -26,7 +26,7 @@ class Operation:
     inputs
         Least and greatest number of values that it reads; None for any.
     attrs
-        Name → type (``"int"``, ``"float"``, ``"bool"``, ``"str"``, or ``"list"`` of integers), and
+        Name → type (``"int"``, ``"float"``, ``"bool"``, ``"str"``, or ``"list"`` of numbers), and
         whether it may be absent.
     tensors
         Role → types that the tensor may have, and whether it must be there.
@@ -42,7 +42,8 @@ class Operation:
         convolution or linear layer.
     form
         ``"scalar"``: the same function of every element; ``"channel"``: one function per channel;
-        ``"pool"``: maximum over windows; ``"shape"``: moves elements only; ``"other"``.
+        ``"pool"``: maximum over windows; ``"shape"``: moves elements only; ``"select"``:
+        makes another map of pixels, each as it was; ``"other"``.
     in_files
         Whether files hold it.
     in_engine

@@ -34,7 +34,10 @@ def prepare(
     config: TernaryConfig | None = None,
     example_inputs: Tensor | Sequence[Any] | Mapping[str, Any] | None = None,
 ) -> Model:
-    """Swap ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Linear`` for their ternary (or int8) qat_layers, in place.
+    """Swap convolutions and linear layers for their ternary (or int8) qat_layers, in place.
+
+    These are ``nn.Conv1d``, ``nn.Conv2d``, ``nn.ConvTranspose1d``, ``nn.ConvTranspose2d`` and
+    ``nn.Linear``.
 
     Parameter names and float ``state_dict`` keys stay as they were; step sizes are added beside
     them. Start from a trained float model where there is one; its ``state_dict`` also loads later,
@@ -171,7 +174,7 @@ def _candidates(
     }
     module: nn.Module
     for name, module in model.named_modules():
-        if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+        if not isinstance(module, tuple(TERNARY_QAT_MAPPING)):
             continue
         skipped = any(matches(pattern, name) for pattern in config.skip)
         if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False)):
@@ -202,7 +205,8 @@ def _candidates(
     if not found:
         reasons = "".join(f"; {name!r} is left float: {reason}" for name, reason in left.items())
         raise ConfigError(
-            f"{type(model).__name__} holds no nn.Conv1d, nn.Conv2d or nn.Linear to quantize{reasons}"
+            f"{type(model).__name__} holds no nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, "
+            f"nn.ConvTranspose2d or nn.Linear to quantize{reasons}"
         )
     return found, left
 
@@ -387,6 +391,6 @@ _SMALL_GROUP = 8
 
 def _has_small_groups(module: nn.Module) -> bool:
     """Whether every output of a convolution reads a few of its input channels, one if it is depthwise."""
-    if not isinstance(module, (nn.Conv1d, nn.Conv2d)):
+    if not isinstance(module, nn.modules.conv._ConvNd):
         return False
     return module.groups > 1 and module.in_channels // module.groups <= _SMALL_GROUP

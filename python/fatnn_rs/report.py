@@ -175,9 +175,23 @@ def runs(op: str, in_engine: bool) -> str:
     return "rust float -> float" if in_engine else "torch"
 
 
-def macs(op: str, shape: Sequence[int], weight: Sequence[int] | None) -> int:
-    """Multiply-accumulates of a convolution or linear layer with such a result and weight; 0 for anything else."""
-    return _core.macs(op, shape, weight) if op in OPERATIONS else 0
+def macs(
+    op: str,
+    shape: Sequence[int],
+    weight: Sequence[int] | None,
+    read: Sequence[int],
+    input_products: int | None,
+) -> int:
+    """Multiply-accumulates of a convolution or linear layer; 0 for anything else.
+
+    Parameters
+    ----------
+    shape, weight, read
+        Shapes of its result, of its weight and of what it reads.
+    input_products
+        Its attribute of that name: products per element that it reads.
+    """
+    return _core.macs(op, shape, weight, read, input_products) if op in OPERATIONS else 0
 
 
 def packed_weight_bytes(op: str, weight: Sequence[int] | None, dtype: str) -> int:

@@ -18,19 +18,20 @@ def make_report(
     ``in_engine``: names of those in the engine's segments; ``not_fused``: what these say of
     themselves.
     """
-    rows = []
+    rows, index = [], graph.index()
     for node in graph.nodes:
         if node.op == "input":
             continue
         weight = graph.tensor(node, "weight")
         shape = None if weight is None else tuple(weight.shape)
+        read = index[node.inputs[0]].shape if node.inputs else ()
         rows.append(
             ReportRow(
                 name=node.layer or node.name,
                 op=f"torch: {node.attrs['target']}" if node.op == "torch" else node.op,
                 runs=runs(node.op, node.name in in_engine),
                 shape=node.shape,
-                macs=macs(node.op, node.shape, shape),
+                macs=macs(node.op, node.shape, shape, read, node.attrs.get("input_products")),
                 packed_bytes=packed_weight_bytes(
                     node.op, shape, "" if weight is None else graph.dtype(node, "weight")
                 ),

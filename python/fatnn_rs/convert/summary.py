@@ -144,7 +144,7 @@ def _levels_of_codes(graph: Graph, name: str) -> int:
     """How many levels the codes of a value have: one more than there are thresholds that differ and are reached."""
     nodes = graph.index()
     node = nodes[name]
-    while node.op == "max_pool_codes":
+    while not node.tensors:  # moves or joins codes
         node = nodes[node.inputs[0]]
     steps = graph.tensor(node, "steps" if node.op == "quantize" else "thresholds")
     assert steps is not None, "the schema checked it"
@@ -153,6 +153,23 @@ def _levels_of_codes(graph: Graph, name: str) -> int:
     reached = (steps < never).any(1)
     reached[1:] &= (steps[1:] > steps[:-1]).any(1)
     return 1 + max(1, int(reached.sum()))
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    return isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d))
+
+
+def _macs(module: Any, value: Tensor) -> int:
+    """Products of a layer: of a transposed one per element that it reads, of others per element of the result."""
+    return value.numel() * math.prod(module.weight.shape[1:])
+
+
+def _read_shape(node: Node, weight: Tensor, value: Any) -> tuple[int, ...]:
+    """Shape of what a layer reads; of packed codes, that of what they stand for."""
+    shape = tuple(value.shape)
+    if products_of(node.op) != "codes":
+        return shape
+    return (shape[0], weight.shape[1] * node.attrs["groups"], *shape[1:3])
 
 
 def _model_rows(model: nn.Module, arguments: tuple[Any, ...]) -> list[SummaryRow]:
@@ -180,7 +197,7 @@ def _model_rows(model: nn.Module, arguments: tuple[Any, ...]) -> list[SummaryRow
                     shape=tuple(output.shape),
                     weight_bits=_WEIGHT_BITS[kind],
                     act_bits=act_bits,
-                    macs=output.numel() * math.prod(module.weight.shape[1:]),
+                    macs=_macs(module, args[0] if _is_transposed(module) else output),
                     bytes=_core.file_bytes(kind, weights) + 4 * others,
                     kernel="torch (float32)"
                     if kind == "float32"
@@ -191,7 +208,7 @@ def _model_rows(model: nn.Module, arguments: tuple[Any, ...]) -> list[SummaryRow
 
         return hook
 
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)
+    kinds = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
     training = {module: module.training for module in model.modules()}
     try:
         for name, module in model.named_modules():
@@ -241,7 +258,13 @@ def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[Summa
                 shape=(batch, *size),
                 weight_bits=_WEIGHT_BITS[kind],
                 act_bits=act_bits,
-                macs=macs(node.op, (batch, *size), tuple(weight.shape)),
+                macs=macs(
+                    node.op,
+                    (batch, *size),
+                    tuple(weight.shape),
+                    _read_shape(node, weight, values[0]),
+                    node.attrs.get("input_products"),
+                ),
                 bytes=_core.file_bytes(kind, weight.numel()) + 4 * others,
                 kernel=_kernel(node, weight, kind),
                 weights=kind,

@@ -51,6 +51,14 @@ class QuantizedLayer(nn.Module):
     act_quant: InputQuantizer
     layer_name: str
 
+    def _by_output(self, weight: Tensor) -> Tensor:
+        """Return a tensor of the weight's shape with output channels first, as quantizers see it."""
+        return weight
+
+    def _as_stored(self, weight: Tensor) -> Tensor:
+        """Reverse :meth:`_by_output`."""
+        return weight
+
     def set_name(self, name: str) -> None:
         """Name used in messages."""
         self.layer_name = name

@@ -59,7 +59,7 @@ class Int8Layer(QuantizedLayer):
     def _add_quantizer(self) -> None:
         """Give a complete torch layer its quantizer."""
         check_weight(self)
-        count = self.weight[0].numel()
+        count = self._by_output(self.weight)[0].numel()
         if count > _MOST:
             raise ConfigError(
                 f"{type(self).__name__}: {count} inputs per output are too many for int32 sums of 8-bit products (up "
@@ -72,20 +72,20 @@ class Int8Layer(QuantizedLayer):
     @torch.no_grad()
     def int8_weight(self) -> Tensor:
         """Return the weight codes that forward uses: int8 in [-127, 127], the shape of ``weight``."""
-        weight = widen(self.weight)
-        return weight_codes(weight, weight_steps(weight)).to(torch.int8)
+        weight = self._by_output(widen(self.weight))
+        return self._as_stored(weight_codes(weight, weight_steps(weight)).to(torch.int8))
 
     @torch.no_grad()
     def output_scale(self) -> Tensor:
         """Return what forward multiplies the integer sums by: one float32 per output channel."""
-        return weight_steps(widen(self.weight)) * self.act_quant.positive_step()
+        return weight_steps(self._by_output(widen(self.weight))) * self.act_quant.positive_step()
 
     def _run(self, product: Product, x: Tensor, dims: int) -> Tensor:
         codes = self.act_quant(x)
-        weight = widen(self.weight)
+        weight = self._by_output(widen(self.weight))
         steps = weight_steps(weight)
         # Every device but Apple's has float64.
-        wide = self.weight[0].numel() * LEVELS**2 >= EXACT and codes.device.type != "mps"
+        wide = weight[0].numel() * LEVELS**2 >= EXACT and codes.device.type != "mps"
         acc = exact_product(product, codes.double() if wide else codes, weight_codes(weight, steps))
         scale = steps * self.act_quant.step_for(x)
         shape = (-1, *([1] * dims))
@@ -170,7 +170,7 @@ class Int8Linear(Int8Layer, nn.Linear):  # type: ignore[misc]
 
 
 #: torch layer → its int8 QAT layer. Exact types only: a subclass may compute something else.
-INT8_QAT_MAPPING: dict[type[nn.Module], type[Int8Conv1d] | type[Int8Conv2d] | type[Int8Linear]] = {
+INT8_QAT_MAPPING: dict[type[nn.Module], Any] = {
     nn.Conv1d: Int8Conv1d,
     nn.Conv2d: Int8Conv2d,
     nn.Linear: Int8Linear,

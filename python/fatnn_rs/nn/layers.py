@@ -94,8 +94,8 @@ class TernaryLayer(QuantizedLayer):
         kinds = QuantizerFamily._fields[1:]
         if act not in kinds:
             raise ConfigError(f"act must be one of {', '.join(map(repr, kinds))}, got {act!r}")
-        weight, made = self.weight, QUANTIZERS[quantizer].weight
         check_weight(self)
+        weight, made = self._by_output(self.weight), QUANTIZERS[quantizer].weight
         activation = activation_quantizer(
             quantizer if act_quantizer is None else act_quantizer, act
         )
@@ -116,8 +116,8 @@ class TernaryLayer(QuantizedLayer):
     @torch.no_grad()
     def _fitted_scale(self) -> Tensor:
         """Per output channel, the factor that fits codes to latent weights best in the mean square."""
-        weight = self.weight.detach().float().flatten(1)
-        codes = self.weight_quant(self.weight).float().flatten(1)
+        weight = self._by_output(self.weight.detach()).float().flatten(1)
+        codes = self.weight_quant(self._by_output(self.weight)).float().flatten(1)
         count = codes.square().sum(1)
         fitted = (weight * codes).sum(1) / count.clamp(min=1)
         return torch.where(
@@ -126,16 +126,14 @@ class TernaryLayer(QuantizedLayer):
 
     def ternary_weight(self) -> Tensor:
         """Return the weight codes that forward uses: int8 out of the quantizer's ``levels``, shape of ``weight``."""
-        return (
-            self.weight_quant.codes(self.weight)
-            if self._held is None
-            else self._held.to(torch.int8)
-        )
+        if self._held is not None:
+            return self._as_stored(self._held.to(torch.int8))
+        return self._as_stored(self.weight_quant.codes(self._by_output(self.weight)))
 
     @torch.no_grad()
     def _refit(self) -> None:
         super()._refit()
-        self.weight_quant.initialize(self.weight.detach())
+        self.weight_quant.initialize(self._by_output(self.weight.detach()))
         if self.scale is not None:
             self.scale.copy_(self._fitted_scale())
 
@@ -152,7 +150,9 @@ class TernaryLayer(QuantizedLayer):
         return self.scale
 
     def _weight_codes(self) -> Tensor:
-        codes: Tensor = self.weight_quant(self.weight) if self._held is None else self._held
+        if self._held is not None:
+            return self._held
+        codes: Tensor = self.weight_quant(self._by_output(self.weight))
         return codes
 
     def _run(self, product: Product, x: Tensor, dims: int) -> Tensor:
@@ -342,9 +342,7 @@ class TernaryLinear(TernaryLayer, nn.Linear):  # type: ignore[misc]
 
 
 #: torch layer → its ternary QAT layer. Exact types only: a subclass may compute something else.
-TERNARY_QAT_MAPPING: dict[
-    type[nn.Module], type[TernaryConv1d] | type[TernaryConv2d] | type[TernaryLinear]
-] = {
+TERNARY_QAT_MAPPING: dict[type[nn.Module], Any] = {
     nn.Conv1d: TernaryConv1d,
     nn.Conv2d: TernaryConv2d,
     nn.Linear: TernaryLinear,

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from fatnn_rs.convert import scalar
 from fatnn_rs.convert.graph import Ref
-from fatnn_rs.convert.lower import rearrange, reductions
+from fatnn_rs.convert.lower import rearrange, reductions, spatial
 from fatnn_rs.convert.lower.lowering import Lowering, Row
 
 __all__ = ["FUNCTIONS", "METHODS", "NAMED"]
@@ -270,6 +270,7 @@ FUNCTIONS: dict[Any, Row] = {
     **scalar.FUNCTIONS,
     **rearrange.FUNCTIONS,
     **reductions.FUNCTIONS,
+    **spatial.FUNCTIONS,
     **_arithmetic_calls(),
     functional.dropout: dropout,
     functional.dropout1d: dropout,

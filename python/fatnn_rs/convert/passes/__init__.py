@@ -3,6 +3,7 @@
 | pass | does |
 | --- | --- |
 | ``cleanup`` | drops what nobody reads; lets quantizers that agree share one result |
+| ``maps`` | gives interpolations their size from a value that others read; quantizes before nearest ones |
 | ``codes`` | convolution … quantizer becomes ``conv_codes`` with integer thresholds, max-pools move onto codes |
 | ``floats`` | other ternary layers become ``conv_float`` with what fits its epilogue, other quantizers ``quantize`` |
 """
@@ -13,6 +14,7 @@ from fatnn_rs.convert.graph import Graph
 from fatnn_rs.convert.passes.cleanup import drop_unread, share_leading_shapes, share_quantizers
 from fatnn_rs.convert.passes.codes import fuse_codes
 from fatnn_rs.convert.passes.floats import lower_rest
+from fatnn_rs.convert.passes.maps import quantize_before_nearest, share_map_sizes
 
 __all__ = ["run_passes"]
 
@@ -22,7 +24,9 @@ def run_passes(graph: Graph) -> Graph:
     drop_unread(graph)
     share_leading_shapes(graph)
     share_quantizers(graph)
+    share_map_sizes(graph)
     fuse_codes(graph)
+    quantize_before_nearest(graph)
     lower_rest(graph)
     drop_unread(graph)
     return graph

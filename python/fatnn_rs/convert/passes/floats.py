@@ -14,6 +14,7 @@ from torch import Tensor
 from fatnn_rs.convert.fma import single_fma
 from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.levels import ACT_LEVELS
+from fatnn_rs.convert.passes import maps
 from fatnn_rs.convert.shapes import same_shape
 from fatnn_rs.convert.thresholds import accumulator_range
 from fatnn_rs.convert.torch_ops import bind
@@ -58,31 +59,41 @@ def _compose(graph: Graph, nodes: list[Node]) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def _epilogue(graph: Graph, node: Node, tail: list[Node]) -> tuple[list[Node], dict[str, Tensor]]:
-    """Find the longest start of ``tail`` that one fused multiply-add reproduces, and its factors."""
+def _epilogue(
+    graph: Graph, node: Node, tail: list[Node], blocks: Node | None
+) -> tuple[list[Node], dict[str, Tensor]]:
+    """Find the longest start of ``tail`` that one fused multiply-add reproduces, and its factors.
+
+    ``blocks``: the shuffle between, whose pixels all have the factors of their channel.
+    """
     weight = graph.tensors[node.tensors["weight"]]
     low, high = accumulator_range(weight, ACT_LEVELS[node.attrs["act"]])
+    if blocks is not None:
+        low, high = maps.by_block(low, blocks, False), maps.by_block(high, blocks, True)
     for length in range(len(tail), 0, -1):
         pair = single_fma(_compose(graph, tail[:length]), low, high, node.attrs["dims"])
         if pair is None:
             continue
-        scale, bias = pair
-        if bias is None:
-            return tail[:length], {"scale": scale}
-        return tail[:length], {"scale": scale, "bias": bias}
+        named = {"scale": pair[0]} if pair[1] is None else {"scale": pair[0], "bias": pair[1]}
+        if blocks is not None:
+            named = {
+                role: maps.repeat_channels(values, blocks.attrs) for role, values in named.items()
+            }
+        return tail[:length], named
     return [], {}
 
 
 def _to_conv_float(graph: Graph, node: Node) -> None:
-    tail = _affine_after(graph, node)
-    absorbed, factors = _epilogue(graph, node, tail)
+    blocks = maps.blocks_after(graph, node)
+    tail = _affine_after(graph, blocks or node)
+    absorbed, factors = _epilogue(graph, node, tail, blocks)
     residual: list[str] = []
     relu = False
     if len(absorbed) < len(tail):
         node.note = f"{', '.join(step.op for step in tail[len(absorbed) :])} stays in torch: not one fused multiply-add"
-    last = absorbed[-1] if absorbed else node
+    last = absorbed[-1] if absorbed else (blocks or node)
     reader = _only_reader(graph, last.name)
-    if reader is not None and reader.op == "add" and _same_shapes(graph, reader):
+    if blocks is None and reader is not None and reader.op == "add" and _same_shapes(graph, reader):
         residual = [name for name in reader.inputs if name != last.name]
         absorbed.append(reader)
         last, reader = reader, _only_reader(graph, reader.name)
@@ -90,8 +101,9 @@ def _to_conv_float(graph: Graph, node: Node) -> None:
         relu = True
         absorbed.append(reader)
         last = reader
-    made = Node(last.name, "conv_float", node.inputs + residual, {**node.attrs, "relu": relu})
-    made.layer, made.shape = node.layer, last.shape
+    name, shape = (last.name, last.shape) if blocks is None else (node.name, node.shape)
+    made = Node(name, "conv_float", node.inputs + residual, {**node.attrs, "relu": relu})
+    made.layer, made.shape = node.layer, shape
     fused = [step.layer or step.op for step in absorbed if step.layer != node.layer]
     made.note = "; ".join(
         note for note in (f"epilogue holds {', '.join(fused)}" if fused else "", node.note) if note
@@ -101,7 +113,11 @@ def _to_conv_float(graph: Graph, node: Node) -> None:
     for role, tensor in factors.items():
         made.tensors[role] = graph.add_tensor(f"{node.layer}.{role}", tensor)
     gone = {id(step) for step in (node, *absorbed)}
-    graph.nodes[graph.nodes.index(last)] = made
+    graph.nodes[graph.nodes.index(last if blocks is None else node)] = made
+    if blocks is not None and last is not blocks:
+        graph.nodes.remove(blocks)
+        graph.nodes[graph.nodes.index(last)] = blocks
+        blocks.name = last.name
     graph.nodes = [other for other in graph.nodes if id(other) not in gone]
 
 

@@ -4,15 +4,18 @@
 pub(super) mod arithmetic;
 pub(super) mod concat;
 pub(super) mod conv;
+pub(super) mod conv_transpose;
 pub(super) mod depthwise;
 pub(super) mod elementwise;
 pub(super) mod int8;
 pub(super) mod linear;
+pub(super) mod linear_interpolation;
 pub(super) mod multihead;
 pub(super) mod norm;
 pub(super) mod pad;
 pub(super) mod pool;
 pub(super) mod products;
 pub(super) mod reduce;
+pub(super) mod resize;
 pub(super) mod shape;
 mod strided;
