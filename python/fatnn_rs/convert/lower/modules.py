@@ -356,7 +356,9 @@ def _ternary_transposed(dims: int) -> Row:
             return None
         made = spatial.sub_pixel(ctx, layer, layer.ternary_weight().detach(), output_size, input)
         if made is None:
-            return None
+            why = "no two-bit weight stands for the taps that some of its pixels lack"
+            args = (ctx.node.args, ctx.node.kwargs)
+            return ctx.torch_node(ctx.call_of(ctx.node), *args, type(layer).__name__, why)
         geometry = {"dims": dims, **made.conv}
         return _ternary_core(ctx, layer, name, shape, geometry, "", made.weight, made)
 

@@ -133,12 +133,11 @@ def interpolate(
         "size": sizes,
         "factors": factors,
         "recompute": bool(recompute_scale_factor),
+        "layout": "|".join([ctx.seen(input).layout, *["any"] * (len(inputs) - 1)]),
     }
     if nearest:
         return ctx.emit("interpolate_nearest", inputs, {**attrs, "mode": mode})
-    layouts = "|".join([ctx.seen(input).layout, *["any"] * (len(inputs) - 1)])
-    attrs |= {"align_corners": bool(align_corners), "layout": layouts}
-    return ctx.emit("interpolate_linear", inputs, attrs)
+    return ctx.emit("interpolate_linear", inputs, {**attrs, "align_corners": bool(align_corners)})
 
 
 def _area(ctx: Lowering, input: Any, name: str, size: list[int], fixed: bool) -> Ref:
@@ -272,7 +271,12 @@ def sub_pixel(
 
 
 def _output_padding(ctx: Lowering, layer: Any, output_size: Any, input: Any) -> list[int] | None:
-    """Return ``output_padding`` of a call; with an output size, what it was at the example."""
+    """Return ``output_padding`` of a call; with an output size, what it was at the example.
+
+    None where that is not known, or the call leaves nothing of the map.
+    """
+    if 0 in ctx.shape(ctx.node):
+        return None
     if output_size is None:
         return [int(v) for v in layer.output_padding]
     axes = len(layer.kernel_size)
@@ -341,6 +345,8 @@ def conv_transpose(dims: int) -> Row:
         ]
         fits = all(len(v) == dims and all(isinstance(n, int) for n in v) for v in given)
         if not fits or not isinstance(groups, int) or len(ctx.shape(input)) != dims + 2:
+            return None
+        if 0 in ctx.shape(ctx.node):
             return None
         return _emit_transposed(ctx, input, name, dims, (*given, groups), tensors)
 

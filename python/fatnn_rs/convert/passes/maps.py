@@ -78,7 +78,7 @@ def on_codes(graph: Graph, step: Node, source: Node) -> Node:
         graph.fresh_name(f"{step.name}_of_codes"),
         f"{step.op}_codes",
         [source.name, *step.inputs[1:]],
-        dict(step.attrs),
+        {key: value for key, value in step.attrs.items() if key != "layout"},
         layer=step.layer,
         shape=step.shape,
         dtype=dtype,

@@ -11,8 +11,9 @@ use super::{BuildError, shapes, shapes_spatial, shapes_sums, support, table, typ
 const SIZE: Attr = always("size", Ints);
 const FACTORS: Attr = always("factors", Floats);
 const RECOMPUTE: Attr = always("recompute", Bool);
-const NEAREST: &[Attr] = &[SIZE, FACTORS, RECOMPUTE, always("mode", Str)];
-const BLOCKS: &[Attr] = &[ints("block"), ints("crop"), always("groups", Int), always("mode", Str)];
+const MODE: Attr = always("mode", Str);
+const NEAREST: &[Attr] = &[SIZE, FACTORS, RECOMPUTE, MODE, LAYOUT];
+const BLOCKS: &[Attr] = &[ints("block"), ints("crop"), always("groups", Int), MODE];
 const CONV: &[Attr] = &[STRIDE, PADDING, ints("output_padding"), DILATION, GROUPS, LAYOUT];
 
 const fn ints(name: &'static str) -> Attr {
@@ -45,6 +46,7 @@ pub(super) const SPATIAL: &[OpInfo] = &[
     },
     OpInfo {
         name: "interpolate_nearest_codes",
+        attrs: &[SIZE, FACTORS, RECOMPUTE, MODE],
         reads_codes: true,
         makes_codes: true,
         build: |a| Ok(Op::InterpolateCodes(interpolate(a, nearest(a)?)?)),
