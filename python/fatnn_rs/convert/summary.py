@@ -161,7 +161,8 @@ def _is_transposed(module: nn.Module) -> bool:
 
 def _macs(module: Any, value: Tensor) -> int:
     """Products of a layer: of a transposed one per element that it reads, of others per element of the result."""
-    return value.numel() * math.prod(module.weight.shape[1:])
+    weight: Tensor = module.weight
+    return value.numel() * math.prod(weight.shape[1:])
 
 
 def _read_shape(node: Node, weight: Tensor, value: Any) -> tuple[int, ...]:

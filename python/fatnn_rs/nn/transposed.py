@@ -40,7 +40,8 @@ class _Transposed(QuantizedLayer):
 
 def _swapped(weight: Tensor, groups: int) -> Tensor:
     """Return [groups · a, b, ...] as [groups · b, a, ...]; its own inverse."""
-    return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    parts = weight.reshape(groups, -1, *weight.shape[1:])
+    return parts.transpose(1, 2).flatten(0, 1)
 
 
 def _transpose(

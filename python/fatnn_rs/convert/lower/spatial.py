@@ -250,7 +250,7 @@ class SubPixel:
 def repeat_channels(values: Tensor, blocks: dict[str, Any]) -> Tensor:
     """Numbers per channel (the last dimension) for every pixel of the blocks that a shuffle reads."""
     height, width = blocks["block"]
-    parts = values.unflatten(-1, (blocks["groups"], -1)).unsqueeze(-2)
+    parts = values.reshape(*values.shape[:-1], blocks["groups"], 1, -1)
     return parts.repeat_interleave(height * width, -2).flatten(-3)
 
 

@@ -119,5 +119,5 @@ def blocks_after(graph: Graph, node: Node) -> Node | None:
 def by_block(values: Tensor, blocks: Node, greatest: bool) -> Tensor:
     """Take the least or greatest number of each channel over the pixels of a block."""
     height, width = blocks.attrs["block"]
-    parts = values.unflatten(0, (blocks.attrs["groups"], height * width, -1))
+    parts = values.reshape(blocks.attrs["groups"], height * width, -1)
     return (parts.amax(1) if greatest else parts.amin(1)).flatten()
