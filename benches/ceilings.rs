@@ -1,11 +1,10 @@
-//! Machine ceilings: what the best instruction for int8 products reaches when nothing else is in
-//! its way.
+//! The machine's ceiling: the int8 products per second of the best instruction, with no other work.
 //!
-//! A loop of independent `vpdpbusd` on 512 bits (64 products an instruction) bounds every int8
-//! runtime that does not use a matrix unit. Where there is no VNNI, the bound is `vpmaddubsw` +
-//! `vpmaddwd` + `vpaddd` on 256 bits (32 products).
+//! A loop of independent 512-bit `vpdpbusd` (64 products each) bounds every int8 runtime without a
+//! matrix unit. On CPUs without VNNI, the bound is 256-bit `vpmaddubsw` + `vpmaddwd` + `vpaddd` (32
+//! products).
 
-/// The instruction that [`int8`] measures on this machine, or `None` where none is known to it.
+/// The instruction that [`int8`] measures on this machine, or `None` if there is none.
 pub fn int8_name() -> Option<&'static str> {
     let features = fatnn::cpu::Features::detected();
     match (features.avx512_vnni, features.avx2) {
@@ -15,8 +14,8 @@ pub fn int8_name() -> Option<&'static str> {
     }
 }
 
-/// Runs the int8 loop for some microseconds; returns the products that it computed: meaningless
-/// where [`int8_name`] is `None`.
+/// Runs the int8 loop for some microseconds, and returns the number of products. The result means
+/// nothing if [`int8_name`] is `None`.
 #[cfg(target_arch = "x86_64")]
 pub fn int8() -> usize {
     let features = fatnn::cpu::Features::detected();
@@ -31,7 +30,7 @@ pub fn int8() -> usize {
     }
 }
 
-/// No ceiling is measured on other architectures yet.
+/// Other architectures have no measured ceiling.
 #[cfg(not(target_arch = "x86_64"))]
 pub fn int8() -> usize {
     1
@@ -44,27 +43,27 @@ const STEPS: usize = 1000;
 #[target_feature(enable = "avx512f,avx512vnni")]
 fn vnni() -> usize {
     use std::arch::x86_64::*;
-    // Twelve chains: more than latency × throughput on every CPU so far.
+    // Twelve chains exceed latency × throughput on all CPUs so far.
     let mut sums = [_mm512_setzero_si512(); 12];
     let (a, b) = std::hint::black_box((_mm512_set1_epi8(1), _mm512_set1_epi8(-1)));
     for _ in 0..STEPS {
         for sum in &mut sums {
             *sum = _mm512_dpbusd_epi32(*sum, a, b);
         }
-        // Keeps the loop as it is written: otherwise compilers may see that all chains are equal.
+        // Keeps the compiler from noticing that all chains are equal.
         sums = opaque(sums);
     }
     std::hint::black_box(sums);
     STEPS * 12 * 64
 }
 
-/// The same values, of which the compiler knows nothing, still in registers.
+/// Returns `v`, hidden from the optimizer, still in registers.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn opaque(mut v: [std::arch::x86_64::__m512i; 12]) -> [std::arch::x86_64::__m512i; 12] {
     for v in &mut v {
-        // SAFETY: no instruction; the register is only named.
+        // SAFETY: the template is a comment without any instruction; it only names a register.
         unsafe {
             std::arch::asm!(
                 "/* {0} */",
@@ -86,10 +85,14 @@ fn avx2() -> usize {
     for _ in 0..STEPS {
         for sum in &mut sums {
             let mut pairs = _mm256_maddubs_epi16(a, b);
-            // SAFETY: no instruction; the register is only named, so that the product is not
-            // hoisted.
+            // SAFETY: the template is a comment without any instruction; it only names a register,
+            // which keeps the product in the loop.
             unsafe {
-                std::arch::asm!("/* {0} */", inout(ymm_reg) pairs, options(pure, nomem, nostack, preserves_flags))
+                std::arch::asm!(
+                    "/* {0} */",
+                    inout(ymm_reg) pairs,
+                    options(pure, nomem, nostack, preserves_flags)
+                )
             };
             *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones));
         }

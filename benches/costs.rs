@@ -1,10 +1,10 @@
-//! The cost model of kernels: measures every kernel on a grid of layers, fits it, and states its
+//! Fits the cost model of kernels: measures all kernels on a grid of layers, and reports the
 //! regret.
 //!
-//! `cargo bench --bench costs -- measure FILE` writes what it measured as JSON; `-- fit FILE...`
-//! reads such files, prints the rows of `kernels/costs.rs` and the regret of the model and of the
-//! rules of `kernels/choose.rs`. One thread, from codes to codes, the least of [`ROUNDS`]
-//! interleaved rounds. `FATNN_ISA` does not matter: every kernel that the CPU has is measured.
+//! `cargo bench --bench costs -- measure FILE` writes the measurements as JSON. `-- fit FILE` reads
+//! them and prints the rows of `kernels/costs.rs`, with the regret of the model and of the rules in
+//! `kernels/choose.rs`. A measurement is the minimum of [`ROUNDS`] interleaved rounds, from codes
+//! to codes, on one thread. `FATNN_ISA` is ignored: all kernels that the CPU supports are measured.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -24,7 +24,7 @@ use problem::Problem;
 
 const ROUNDS: usize = 9;
 
-/// `[input channels, output channels, size of the map, size of the kernel]`.
+/// `[input channels, output channels, height and width, kernel size]`.
 const GRID: [[usize; 4]; 36] = [
     [8, 8, 56, 3],
     [16, 16, 32, 3],
@@ -64,7 +64,7 @@ const GRID: [[usize; 4]; 36] = [
     [2048, 512, 7, 1],
 ];
 
-/// Operands for which there is a choice of kernels.
+/// Operand types for which several kernels compete.
 const OPERANDS: [Operands; 4] = [
     Operands { act: Act::Half, weights: WeightKind::Ternary },
     Operands { act: Act::Binary, weights: WeightKind::Ternary },
@@ -72,7 +72,7 @@ const OPERANDS: [Operands; 4] = [
     Operands { act: Act::Uint2, weights: WeightKind::Ternary },
 ];
 
-/// What was measured of one kernel on one layer: the least time, in nanoseconds.
+/// A measurement of one kernel on one layer: the minimum time in nanoseconds.
 struct Row {
     kernel: String,
     operands: Operands,
@@ -94,7 +94,7 @@ impl Row {
         (self.layer[2] * self.layer[2]) as f64
     }
 
-    /// Rows of one layer and operands are compared with each other.
+    /// Rows with the same operands and layer are compared with each other.
     fn case(&self) -> (Operands, [usize; 4]) {
         (self.operands, self.layer)
     }
@@ -140,20 +140,22 @@ fn measure(path: &str) {
                         start.elapsed().as_nanos() as f64 / times as f64
                     };
                     let once = time(1);
-                    // Long enough for the clock, short enough to fit between interruptions.
+                    // Long enough for the clock, short enough to avoid most interruptions.
                     *least = least.min(time((400_000.0 / once) as usize + 1));
                 }
             }
             for (kernel, ns) in kernels.iter().zip(least) {
                 rows.push(json!({
-                    "kernel": kernel.name(), "act": operands.act.name(), "weights": operands.weights.name(),
+                    "kernel": kernel.name(),
+                    "act": operands.act.name(),
+                    "weights": operands.weights.name(),
                     "layer": layer, "ns": ns.round(),
                 }));
             }
         }
     }
     let all = json!({ "layer": "input channels, output channels, map, kernel", "rows": rows });
-    // A row a line, so that differences can be read.
+    // One row per line, so that differences are readable.
     let text = all.to_string().replace("{\"act\"", "\n{\"act\"");
     std::fs::write(path, text + "\n").expect("a file that can be written");
 }
@@ -173,7 +175,8 @@ fn read(path: &str) -> Vec<Row> {
     rows.collect()
 }
 
-/// Coefficients, none negative, that make the relative errors' squares least: coordinate descent.
+/// Non-negative coefficients that minimize the sum of squared relative errors, by coordinate
+/// descent.
 fn fit(rows: &[&Row], features: &[[f64; cost::FEATURES]]) -> [f64; cost::FEATURES] {
     let targets: Vec<f64> = rows.iter().map(|row| row.ns / row.positions()).collect();
     let scaled: Vec<[f64; cost::FEATURES]> =
@@ -220,7 +223,7 @@ fn report(path: &str) {
         let listed: Vec<String> = coefficients.iter().map(|c| format!("{c:.4}")).collect();
         let Operands { act, weights } = operands;
         println!(
-            "    row(\"{name}\", Act::{act:?}, WeightKind::{weights:?}, [{}]), // {:.0}%",
+            "    row(\"{name}\", Act::{act:?}, WeightKind::{weights:?},\n        [{}]), // {:.0}%",
             listed.join(", "),
             mean * 100.0
         );
@@ -299,7 +302,8 @@ fn main() {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["measure", path] => measure(path),
         ["fit", path] => report(path),
-        // `cargo bench` and `cargo test --benches` run every bench: nothing to do without a file.
+        // `cargo bench` and `cargo test --benches` run all benches; without a file there is nothing
+        // to do.
         _ => eprintln!("costs: measure FILE, or fit FILE"),
     }
 }

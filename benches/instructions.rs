@@ -1,14 +1,14 @@
-//! Instructions per multiply-accumulate of every kernel, counted by valgrind's callgrind or by
-//! single steps, printed as JSON.
+//! Counts instructions per multiply-accumulate for all kernels, and prints them as JSON.
 //!
-//! `cargo bench --bench instructions > FILE`; the ladder (`--instructions FILE`) puts them into its
-//! table. Counts depend on no clock and no load. For every kernel, operands and layer this program
-//! runs itself under valgrind with [`FEW`] repetitions of a convolution from codes to codes and
-//! with [`MANY`], on one thread: the difference is what the repetitions in between took, driver and
-//! epilogue included, and everything that is done once (packing, checking) drops out. Valgrind
-//! knows no AVX-512 and no AMX; a convolution on kernels that it cannot run is counted by
-//! [`stepping`], on Linux. As many are counted at a time as there are processors. `cargo bench
-//! --bench instructions -- NAME...` counts those kernels and layers only.
+//! `cargo bench --bench instructions > FILE` counts everything, `-- NAME...` only some kernels and
+//! layers. The ladder adds the counts to its table (`--instructions FILE`). Counts do not depend on
+//! clock or load.
+//!
+//! For each kernel, operand types and layer, the program runs itself under valgrind's callgrind, on
+//! one thread. It repeats a convolution from codes to codes [`FEW`] times, and [`MANY`] times. The
+//! difference counts the extra repetitions, with driver and epilogue; set-up work (packing, checks)
+//! cancels. Valgrind has no AVX-512 and no AMX; on Linux, `stepping.rs` counts kernels that
+//! valgrind cannot run. As many processes run at a time as there are processors.
 
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -26,12 +26,12 @@ use serde_json::json;
 #[path = "stepping.rs"]
 mod stepping;
 
-/// Repetitions of the two runs.
+/// Repetitions of the two runs that are compared.
 const FEW: usize = 1;
 const MANY: usize = 3;
 
-/// A layer: its name in `benches/ladder/shapes.py`, channels in and out, size of the square map and
-/// of the kernel.
+/// A layer: its name in `benches/ladder/shapes.py`, channels in and out, height and width, and
+/// kernel size.
 type Layer = (&'static str, [usize; 2], usize, usize);
 
 const LAYERS: [Layer; 6] = [
@@ -43,7 +43,7 @@ const LAYERS: [Layer; 6] = [
     ("1x1-2048-512-7", [2048, 512], 7, 1),
 ];
 
-/// What the ladder's rungs multiply.
+/// The operand types of the ladder's rungs.
 const OPERANDS: [Operands; 5] = [
     Operands { act: Act::Uint2, weights: WeightKind::TwoBit },
     Operands { act: Act::Uint2, weights: WeightKind::Ternary },
@@ -52,12 +52,12 @@ const OPERANDS: [Operands; 5] = [
     Operands { act: Act::Binary, weights: WeightKind::Binary },
 ];
 
-/// First argument of a process that is counted.
+/// First argument of a child process that is counted.
 const COUNTED: &str = "counted";
-/// What its sum is printed behind: callgrind's words.
+/// The text before the child's count, as callgrind prints it.
 const COLLECTED: &str = "Collected :";
 
-/// Codes of equal shares, from a linear congruential generator.
+/// Uniform random codes from a linear congruential generator.
 fn random_codes(of: &[i8], len: usize, seed: u64) -> Vec<i8> {
     let mut state = seed;
     let mut next = || {
@@ -67,12 +67,12 @@ fn random_codes(of: &[i8], len: usize, seed: u64) -> Vec<i8> {
     (0..len).map(|_| next()).collect()
 }
 
-/// Products of a layer.
+/// Multiply-accumulates of a layer.
 fn macs(&(_, [channels, out_channels], size, window): &Layer) -> usize {
     size * size * channels * out_channels * window * window
 }
 
-/// Makes a convolution of random codes, from codes to codes on one thread.
+/// A convolution of random codes to codes, on one thread.
 fn convolution(kernel: &'static dyn Kernel, operands: Operands, layer: &Layer) -> impl FnMut() {
     parallel::set_num_threads(1).expect("one thread");
     let &(_, [channels, out_channels], size, window) = layer;
@@ -103,8 +103,8 @@ fn convolution(kernel: &'static dyn Kernel, operands: Operands, layer: &Layer) -
     }
 }
 
-/// Instructions of this program with so many repetitions under valgrind, or of one repetition by
-/// single steps where none are given; or why they were not counted.
+/// Instructions of a child process. With `repetitions`, valgrind counts the whole process; without,
+/// single steps count one repetition. The error says why nothing was counted.
 fn counts(
     kernel: &dyn Kernel,
     operands: Operands,
@@ -117,32 +117,32 @@ fn counts(
     if repetitions.is_some() {
         command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(program);
     }
-    let done = command
+    let output = command
         .args([COUNTED, kernel.name(), operands.act.name(), operands.weights.name(), layer.0])
         .args(repetitions.map(|repetitions| repetitions.to_string()))
         .env_remove("FATNN_ISA")
         .env_remove("FATNN_KERNEL")
         .output()
         .map_err(|e| e.to_string())?;
-    let said = String::from_utf8_lossy(&done.stderr);
-    if !done.status.success() {
+    let log = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
         let reason =
-            said.lines().find(|line| !line.starts_with("==")).unwrap_or("valgrind failed").trim();
+            log.lines().find(|line| !line.starts_with("==")).unwrap_or("valgrind failed").trim();
         return Err(reason.to_owned());
     }
-    let counted = said.lines().find_map(|line| line.split(COLLECTED).nth(1)?.trim().parse().ok());
+    let counted = log.lines().find_map(|line| line.split(COLLECTED).nth(1)?.trim().parse().ok());
     counted.ok_or_else(|| "no sum was printed".to_owned())
 }
 
-/// What a process that is counted does: kernel, activations, weights, layer, and repetitions under
-/// valgrind.
+/// Main function of a child process. Its arguments are kernel, activations, weights, layer and,
+/// under valgrind, repetitions.
 fn counted(arguments: &[String]) {
     let [kernel, act, weights, layer, repetitions @ ..] = arguments else {
         panic!("four arguments")
     };
-    // Under valgrind, features are those that valgrind has.
+    // Under valgrind, the detected features are valgrind's.
     let Ok(kernel) = kernels::named(kernel) else {
-        eprintln!("valgrind has not the instructions of {kernel}");
+        eprintln!("valgrind does not support the instructions of {kernel}");
         std::process::exit(1);
     };
     let operands = Operands {
@@ -156,7 +156,7 @@ fn counted(arguments: &[String]) {
             run();
         }
     } else {
-        // What is done once drops out.
+        // Set-up work is not counted.
         run();
         let counted = step(run);
         eprintln!("{COLLECTED} {counted}");
@@ -170,17 +170,17 @@ fn step(run: impl FnOnce()) -> u64 {
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 fn step(_: impl FnOnce()) -> u64 {
-    eprintln!("valgrind has not its instructions, and there are no single steps here");
+    eprintln!("valgrind does not support its instructions, and this system has no single steps");
     std::process::exit(1);
 }
 
-/// Valgrind's version, where there is one.
+/// Valgrind's version, if it is installed.
 fn valgrind() -> Option<String> {
     let done = Command::new("valgrind").arg("--version").stdin(Stdio::null()).output().ok()?;
     done.status.success().then(|| String::from_utf8_lossy(&done.stdout).trim().to_owned())
 }
 
-/// Instructions of one convolution and what counted them, or why nothing did.
+/// Instructions of one convolution, and the counting method; the error says why there is no count.
 fn count(
     kernel: &dyn Kernel,
     operands: Operands,
@@ -200,7 +200,7 @@ fn main() {
         return counted(&arguments[1..]);
     }
     let test = arguments.iter().any(|argument| argument == "--test");
-    // Names of layers and of kernels; where there are none of a kind, all.
+    // Names of layers and of kernels. If no layer (or no kernel) is named, all are counted.
     let names: &[String] = if test { &[] } else { &arguments };
     let (layers, names): (Vec<_>, Vec<_>) =
         names.iter().partition(|name| LAYERS.iter().any(|(layer, ..)| layer == name));
@@ -222,7 +222,7 @@ fn main() {
         .filter(|(kernel, operands)| operands.supported_by(*kernel))
         .collect();
     if test {
-        // `cargo test --benches` only wants to know that everything runs.
+        // `cargo test --benches` only checks that everything runs.
         for (kernel, operands) in pairs {
             convolution(kernel, operands, &LAYERS[3])();
         }
@@ -233,7 +233,8 @@ fn main() {
     let version = valgrind();
     if version.is_none() {
         eprintln!(
-            "valgrind is not installed, so no instruction is counted; install it (apt-get install valgrind)"
+            "valgrind is not installed, so no instruction is counted; \
+             install it (apt-get install valgrind)"
         );
         pairs.clear();
     }
@@ -278,8 +279,13 @@ fn main() {
     for (_, kernel, operands, layer, counted) in results {
         match counted {
             Ok((instructions, by)) => rows.push(json!({
-                "layer": layer.0, "kernel": kernel.name(), "act": operands.act.name(), "weights": operands.weights.name(),
-                "macs": macs(layer), "instructions_per_mac": instructions / macs(layer) as f64, "by": by,
+                "layer": layer.0,
+                "kernel": kernel.name(),
+                "act": operands.act.name(),
+                "weights": operands.weights.name(),
+                "macs": macs(layer),
+                "instructions_per_mac": instructions / macs(layer) as f64,
+                "by": by,
             })),
             Err(why) => {
                 let row = json!({ "kernel": kernel.name(), "reason": why });

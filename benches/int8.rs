@@ -1,8 +1,8 @@
-//! Int8 layers on every kernel, quantization of the input included, against the int8 ceiling of
-//! this machine.
+//! Int8 layers on all kernels, including quantization of the input, against the machine's int8
+//! ceiling.
 //!
-//! `cargo bench --bench int8` prints a table: one thread, medians of [`ROUNDS`] rounds in which all
-//! kernels and the ceiling are interleaved.
+//! `cargo bench --bench int8` prints a table of medians over [`ROUNDS`] rounds, on one thread. Each
+//! round runs all kernels and the ceiling in turn.
 
 use std::time::Instant;
 
@@ -19,7 +19,7 @@ mod ceilings;
 
 const ROUNDS: usize = 31;
 
-/// A layer: square images, kernels and strides; padding of half a kernel.
+/// A layer: square input, kernel and stride; the padding is half the kernel.
 struct Layer {
     name: &'static str,
     batch: usize,
@@ -64,7 +64,7 @@ const LAYERS: [Layer; 12] = [
     depthwise("depthwise 7x7, 96, 28x28", 28, 96, [7, 1]),
 ];
 
-/// The same numbers in every run, from a linear congruential generator.
+/// Equal random numbers in every run, from a linear congruential generator.
 fn random(len: usize) -> impl Iterator<Item = u32> {
     let mut state = 1u64;
     (0..len).map(move |_| {
@@ -83,7 +83,8 @@ fn main() {
     parallel::set_num_threads(1).unwrap();
     println!("features: {}", Features::detected().names().join(" "));
     println!(
-        "one thread; medians of {ROUNDS} interleaved rounds; in brackets the multiple of the int8 ceiling ({})\n",
+        "one thread; medians of {ROUNDS} interleaved rounds; \
+         in brackets the multiple of the int8 ceiling ({})\n",
         ceilings::int8_name().unwrap_or("none known")
     );
     println!("| layer | kernel | ms | GMAC/s |");
@@ -116,7 +117,7 @@ fn main() {
         );
         let operands = weight.int8_operands();
         let kernels = detected_for(operands);
-        // From where a cache line begins, as in networks.
+        // The output starts at a cache line, as in networks.
         let mut buffer = vec![0.0f32; pixels * n + 15];
         let start = buffer.as_ptr().align_offset(64).min(15);
         let out = &mut buffer[start..][..pixels * n];

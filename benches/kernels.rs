@@ -1,11 +1,10 @@
-//! Kernels and layers, in multiply-accumulates a second, against the int8 ceiling of this machine.
+//! Kernels and layers in multiply-accumulates per second, against the machine's int8 ceiling.
 //!
-//! `cargo bench` runs the criterion groups (each first asserts its answer against the reference)
-//! and then prints a table in which every kernel is measured interleaved with the int8 ceiling, one
-//! thread, medians of [`ROUNDS`] rounds: on a machine whose clock moves, only such ratios mean
-//! something. `cargo bench -- table` prints the table alone, `cargo bench -- operands` what other
-//! operands than ternary ones cost, `cargo bench -- operands x86_64-popcount-avx2` the same of one
-//! kernel.
+//! `cargo bench` runs the criterion groups, each of which first compares its answer with the
+//! reference. Then it prints a table of medians over [`ROUNDS`] rounds, on one thread. Each round
+//! runs a kernel and the ceiling in turn: only such ratios are reliable if the clock frequency
+//! varies. `cargo bench -- table` only prints the table. `cargo bench -- operands` compares operand
+//! types, for all kernels or for those that are named (`operands x86_64-popcount-avx2`).
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -24,7 +23,7 @@ mod ceilings;
 mod problem;
 use problem::{Problem, TERNARY};
 
-/// Products m·k·n: the 3×3 layers of a ResNet at 224×224 as matrices, and one large linear layer.
+/// Matrix products m·k·n: the 3×3 layers of a ResNet at 224×224, and one large linear layer.
 const PRODUCTS: [[usize; 3]; 6] = [
     [48, 4608, 512],
     [784, 1152, 128],
@@ -34,19 +33,18 @@ const PRODUCTS: [[usize; 3]; 6] = [
     [1000, 1024, 1024],
 ];
 
-/// Convolutions: channels, size of the square image; 3×3, stride 1, padding 1, as many channels out
-/// as in.
+/// Convolutions: channels in and out, and size of the square image; 3×3, stride 1, padding 1.
 const LAYERS: [[usize; 2]; 4] = [[64, 56], [128, 28], [256, 14], [512, 7]];
 
 const ROUNDS: usize = 31;
 
-/// Other operands that kernels run.
+/// Operand types other than ternary weights with ternary activations.
 const OTHERS: [(&str, Operands); 5] = [
     ("both binary", Operands { act: Act::Binary, weights: WeightKind::Binary }),
     ("binary activations", Operands { act: Act::Binary, weights: WeightKind::Ternary }),
-    ("activations of two bits", Operands { act: Act::Uint2, weights: WeightKind::Ternary }),
-    ("weights of two bits", Operands { act: Act::Half, weights: WeightKind::TwoBit }),
-    ("both of two bits", Operands { act: Act::Uint2, weights: WeightKind::TwoBit }),
+    ("two-bit activations", Operands { act: Act::Uint2, weights: WeightKind::Ternary }),
+    ("two-bit weights", Operands { act: Act::Half, weights: WeightKind::TwoBit }),
+    ("both two-bit", Operands { act: Act::Uint2, weights: WeightKind::TwoBit }),
 ];
 
 fn criterion_groups(criterion: &mut Criterion) {
@@ -75,16 +73,15 @@ fn criterion_groups(criterion: &mut Criterion) {
     }
 }
 
-/// One figure of the table: what it measures, and how to run it once. Returns multiply-accumulates
-/// done.
+/// A figure of the table: one call runs it once and returns its multiply-accumulates.
 type Run<'a> = Box<dyn FnMut() -> usize + 'a>;
 
-/// Medians of GMAC/s, and of the ratio to run 0 of the same round, all runs interleaved.
+/// For each run, the medians of GMAC/s and of its ratio to run 0 in the same round.
 fn interleaved(runs: &mut [Run<'_>]) -> Vec<(f64, f64)> {
     let mut speeds = vec![Vec::with_capacity(ROUNDS); runs.len()];
     for _ in 0..ROUNDS {
         for (run, speeds) in runs.iter_mut().zip(&mut speeds) {
-            // Long enough for the clock, short enough that a round sees one frequency.
+            // Long enough for the clock, short enough that the frequency stays the same in a round.
             let (start, mut macs) = (Instant::now(), 0);
             while start.elapsed().as_micros() < 1500 {
                 macs += run();
@@ -108,7 +105,8 @@ fn table() {
     parallel::set_num_threads(1).unwrap();
     println!("\nfeatures: {}", Features::detected().names().join(" "));
     println!(
-        "one thread; GMAC/s, and in brackets the multiple of the int8 ceiling; medians of {ROUNDS} interleaved rounds\n"
+        "one thread; GMAC/s, and in brackets the multiple of the int8 ceiling; \
+         medians of {ROUNDS} interleaved rounds\n"
     );
     let ceiling = ceilings::int8_name();
     println!(
@@ -172,7 +170,7 @@ fn table() {
     }
 }
 
-/// Other operands beside ternary ones, from codes to accumulators.
+/// Compares other operand types with ternary ones, from codes to accumulators.
 fn operands_table() {
     let named: Vec<_> =
         std::env::args().filter_map(|argument| kernels::named(&argument).ok()).collect();
@@ -189,7 +187,7 @@ fn operands_table() {
         let problems: Vec<_> =
             std::iter::once(ternary).chain(others).map(|p| (p.expected(), p)).collect();
         for &kernel in &kernels {
-            // Not every kernel runs all operands.
+            // Some kernels do not support all operand types.
             let able: Vec<_> = problems
                 .iter()
                 .filter(|(_, problem)| problem.operands.supported_by(kernel))
@@ -231,7 +229,7 @@ fn main() {
     if std::env::args().any(|arg| arg == "operands") {
         return operands_table();
     }
-    // `cargo test --benches` only wants to know that everything runs.
+    // `cargo test --benches` only checks that everything runs.
     let test = std::env::args().any(|arg| arg == "--test");
     if !table_only {
         let mut criterion = Criterion::default().configure_from_args();

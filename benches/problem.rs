@@ -1,5 +1,5 @@
-//! A convolution with random operands, which benches measure.
-#![allow(dead_code, reason = "each bench uses a part")]
+//! A convolution with random operands, shared by the benches.
+#![allow(dead_code, reason = "each bench uses a different part")]
 
 use fatnn::codec::{Act, CodesLayout, WeightKind};
 use fatnn::conv::{ConvShape, conv2d_acc};
@@ -7,7 +7,7 @@ use fatnn::kernels::{Kernel, Operands};
 use fatnn::pack::{PackedWeights, WeightShape};
 use fatnn::reference;
 
-/// What most layers are made of: activations behind a ReLU.
+/// The most common operands: activations after a ReLU.
 pub const TERNARY: Operands = Operands { act: Act::Half, weights: WeightKind::Ternary };
 
 /// A convolution with its operands.
@@ -65,7 +65,7 @@ impl Problem {
         }
     }
 
-    /// The same with other operands.
+    /// The same convolution with other operand types.
     pub fn with(&self, operands: Operands) -> Self {
         let channels = [self.weight.channels, self.weight.out_channels];
         Problem::of(operands, self.name.clone(), self.shape.input, channels, self.shape.kernel[0])
@@ -92,7 +92,7 @@ impl Problem {
         PackedWeights::for_kernel(kernel, &self.weight_codes, self.weight, self.operands).unwrap()
     }
 
-    /// The accumulators, by the reference.
+    /// The accumulators by the reference.
     pub fn expected(&self) -> Vec<i32> {
         reference::conv2d_acc(
             &self.codes,
@@ -103,7 +103,7 @@ impl Problem {
         )
     }
 
-    /// Asserts that a kernel's accumulators are the reference's.
+    /// Asserts that the kernel's accumulators equal the reference's.
     pub fn check(&self, kernel: &'static dyn Kernel, expected: &[i32]) {
         let mut found = vec![0; self.outputs()];
         conv2d_acc(&self.packed, &self.weights(kernel), &self.shape, &mut found).unwrap();
@@ -111,7 +111,7 @@ impl Problem {
     }
 }
 
-/// Codes of equal shares, from a linear congruential generator.
+/// Uniform random codes from a linear congruential generator.
 pub fn random_codes(of: &[i8], len: usize, seed: u64) -> Vec<i8> {
     let mut state = seed;
     let mut next = || {

@@ -1,11 +1,11 @@
-//! Counts the instructions of a function by single steps: for processors' instructions that
-//! valgrind does not know.
+//! Counts a function's instructions by single steps, for instructions that valgrind does not
+//! support.
 //!
-//! The trap flag makes the CPU raise a debug exception behind every instruction, which the
-//! operating system turns into a signal whose handler counts. So the program itself runs, on its
-//! own CPU, with every instruction that this has; each costs a few microseconds, or some more on a
-//! virtual machine. What a system call does inside the operating system is not counted. Repetitions
-//! of a string instruction trap one by one and count as one, as for callgrind.
+//! The CPU's trap flag raises a debug exception after every instruction. The operating system turns
+//! it into a signal, and the handler counts. So the program runs with all instructions of its CPU;
+//! each one costs a few microseconds, or more on a virtual machine. Instructions inside the
+//! operating system are not counted. The repetitions of a string instruction trap one by one but
+//! count as one, as in callgrind.
 
 use std::arch::asm;
 use std::cell::Cell;
@@ -13,12 +13,12 @@ use std::ptr;
 
 thread_local! {
     static COUNT: Cell<u64> = const { Cell::new(0) };
-    /// Where the last step began.
+    /// The instruction pointer of the last step.
     static LAST: Cell<i64> = const { Cell::new(0) };
 }
 
 extern "C" fn step(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: a handler with SA_SIGINFO is given the interrupted thread's context.
+    // SAFETY: a handler with SA_SIGINFO receives the interrupted thread's context.
     let at =
         unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] };
     if LAST.replace(at) != at {
@@ -26,10 +26,10 @@ extern "C" fn step(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::
     }
 }
 
-/// The instructions that `work` takes on this thread, a few more included for beginning and end.
+/// The number of instructions of `work` on this thread, plus a few for start and end.
 pub fn count(work: impl FnOnce()) -> u64 {
-    // SAFETY: an all-zero action is a valid one; the handler only touches this thread's cells,
-    // which need no initialisation.
+    // SAFETY: an all-zero action is valid. The handler only touches this thread's cells, which need
+    // no initialization.
     let done = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = step as *const () as usize;
@@ -38,18 +38,18 @@ pub fn count(work: impl FnOnce()) -> u64 {
     };
     assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
     COUNT.set(0);
-    // SAFETY: the trap flag changes no result; the handler for what it raises was set above.
-    // (Pushes, so not `nostack`.)
+    // SAFETY: the trap flag changes no result, and its handler is set. The code uses the
+    // stack, so there is no `nostack`.
     unsafe { asm!("pushfq", "or qword ptr [rsp], 0x100", "popfq") };
     work();
-    // SAFETY: as above.
+    // SAFETY: as above; this clears the flag.
     unsafe { asm!("pushfq", "and qword ptr [rsp], ~0x100", "popfq") };
     COUNT.get()
 }
 
-/// Counts a function whose instructions are known.
+/// Checks the counter on a thousand instructions.
 pub fn check() {
-    // SAFETY: a thousand instructions that do nothing.
+    // SAFETY: `nop` has no effect.
     let counted = count(|| unsafe {
         asm!(".rept 1000", "nop", ".endr", options(nomem, nostack, preserves_flags))
     });

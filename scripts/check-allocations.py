@@ -1,9 +1,8 @@
-"""Find allocations that abort the process where memory runs out, in the core and its bindings.
+"""Find allocations in the core and its bindings that abort the process if memory runs out.
 
-Sizes that data decides go through ``fatnn::memory``, whose functions return an error. A vector of a
-few elements, or one that is no longer than a text that was read, may be made otherwise: its line
-says why, in a comment ``// small: ...``. Tests, the reference and the command-line binary are not
-looked at.
+Allocations whose size depends on data use ``fatnn::memory``, whose functions return an error. Other
+allocations need a comment ``// small: ...`` on their line that says why they are small. The script
+ignores tests, the reference and the command-line program.
 """
 
 from __future__ import annotations
@@ -16,12 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("rust/fatnn/src", "rust/fatnn-py/src")
 EXCLUDED = ("rust/fatnn/src/bin", "rust/fatnn/src/reference.rs", "rust/fatnn/src/memory.rs")
 ABORTING = re.compile(
-    r"vec!\[[^\]]*;|\.to_vec\(\)|Vec::with_capacity|(?<!try_)\breserve(_exact)?\(\w+\)|\.resize\(|\.repeat\("
+    r"vec!\[[^\]]*;|\.to_vec\(\)|Vec::with_capacity|(?<!try_)\breserve(_exact)?\(\w+\)"
+    r"|\.resize\(|\.repeat\("
 )
 
 
 def found(path: Path) -> list[str]:
-    """Offending lines of a file, in front of its tests."""
+    """Return the offending lines of a file, up to its tests."""
     offending = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if line.strip() == "#[cfg(test)]":
@@ -33,7 +33,7 @@ def found(path: Path) -> list[str]:
 
 
 def main() -> int:
-    """Print what was found; 1 where that is anything."""
+    """Print the offending lines; return 1 if there are any."""
     paths = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.rs"))]
     lines = [
         line
@@ -43,7 +43,8 @@ def main() -> int:
     ]
     if lines:
         print(
-            "allocations that abort where there is no memory; use fatnn::memory, or say why they are small:"
+            "allocations that abort if memory runs out; use fatnn::memory, "
+            "or add a comment `// small: REASON`:"
         )
         print("\n".join(lines))
     return 1 if lines else 0

@@ -1,10 +1,10 @@
-"""Make committed results small: four significant digits, one line per entry, pictures of 64 colours.
+"""Shrink committed results: four significant digits, one line per entry, pictures of 64 colours.
 
-    python scripts/compact_results.py            # rewrite what is not compact yet
-    python scripts/compact_results.py --check    # only name it; exit code 1 where there is any
+    python scripts/compact_results.py            # rewrite the files that are not compact
+    python scripts/compact_results.py --check    # only list them; exit code 1 if there are any
 
-Measurements repeat to two or three digits, so more digits only make files larger. Running it again
-changes nothing.
+Measurements are reproducible to two or three digits, so more digits only make files larger. A
+second run changes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DIGITS = 4
 
 
 def rounded(value: Any) -> Any:
-    """Round every float inside plain data; whole numbers are counts and stay."""
+    """Round all floats in plain data; integers are counts and stay."""
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}")
     if isinstance(value, list):
@@ -32,12 +32,12 @@ def rounded(value: Any) -> Any:
 
 
 def line(value: Any) -> str:
-    """Write without spaces."""
+    """Format as JSON without spaces."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def lines(value: Any, depth: int = 2) -> str:
-    """Write the entries of the outer levels on lines of their own, so that a change of one shows as one."""
+    """Format as JSON, with one line per entry of the outer levels, for readable diffs."""
     if depth == 0 or not value or not isinstance(value, (dict, list)):
         return line(value)
     if isinstance(value, list):
@@ -50,7 +50,7 @@ def lines(value: Any, depth: int = 2) -> str:
 
 
 def compact(path: Path) -> bytes:
-    """Return what the file should hold."""
+    """Return the compact content of a file."""
     before = path.read_bytes()
     if path.suffix == ".json":
         return (lines(rounded(json.loads(before))) + "\n").encode()
@@ -68,7 +68,7 @@ def compact(path: Path) -> bytes:
 
 
 def main(arguments: list[str]) -> int:
-    """Rewrite or, with ``--check``, name."""
+    """Rewrite the files or, with ``--check``, list them."""
     check = arguments == ["--check"]
     paths = [path for pattern in PATTERNS for path in sorted(ROOT.glob(pattern))]
     found = [(path, after) for path in paths if (after := compact(path)) != path.read_bytes()]

@@ -1,4 +1,4 @@
-"""Print the requirements of the package and of its development extra, as pyproject.toml names them, one a line."""
+"""Print the requirements of the package and its ``dev`` extra in pyproject.toml, one per line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_t
 
 
 def requirements(wanted: list[str]) -> list[str]:
-    """Replace this project's own extras by what they stand for."""
+    """Replace the project's own extras by their requirements."""
     found: list[str] = []
     for requirement in wanted:
         own = re.fullmatch(rf"{PROJECT['name']}\[(.+)\]", requirement)

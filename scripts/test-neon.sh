@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Compiles the crate's tests for AArch64 and runs them under qemu's user-mode emulation: the NEON
-# kernels without an Arm.
+# Tests the NEON kernels without an Arm CPU: compiles the crate's tests for AArch64 and runs them
+# under qemu's user-mode emulation.
 #
-# Needs Rust's standard library for AArch64, an AArch64 gcc to link with, and qemu-aarch64. What is
-# absent is fetched, as any user: the standard library by rustup, or else a whole compiler by apt;
-# gcc and qemu by apt. Nothing is installed: packages are downloaded and unpacked under
-# target/neon-tools. Tests are linked statically, for threads of dynamically linked ones hang under
+# Needs Rust's standard library for AArch64, an AArch64 gcc to link with, and qemu-aarch64. The
+# script downloads missing ones without root rights: the standard library with rustup, or a whole
+# compiler with apt; gcc and qemu with apt. Packages are unpacked under target/neon-tools, not
+# installed. Tests are linked statically, because threads of dynamically linked programs hang under
 # some versions of qemu.
 #
-# Arguments go to `cargo test`, by default `--lib --tests`: all tests of the crate, not those in its
+# Arguments are passed to `cargo test`. The default is `--lib --tests`, all tests but those in the
 # documentation.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -28,29 +28,31 @@ missing() {
     exit 1
 }
 
-# An apt of our own: its lists, which any user may update, know packages for AArch64 too.
+# apt with its lists in target/neon-tools: any user can update them, and they have AArch64 packages.
 own_apt() {
     local command=$1 host
     shift
     host=$(dpkg --print-architecture)
-    "$command" -o Dir::State::lists="$tools/apt/lists" -o Dir::Cache="$tools/apt/cache" -o APT::Architecture="$host" \
-        -o APT::Architectures::="$host" -o APT::Architectures::=arm64 "$@"
+    "$command" -o Dir::State::lists="$tools/apt/lists" -o Dir::Cache="$tools/apt/cache" \
+        -o APT::Architecture="$host" -o APT::Architectures::="$host" \
+        -o APT::Architectures::=arm64 "$@"
 }
 
-# fetch PACKAGE... : unpacks packages, and what they depend on as far as it is not installed on this
-# machine.
+# fetch PACKAGE... : downloads and unpacks packages, with their dependencies that are not installed.
 fetch() {
     local package wanted=()
     command -v apt-get >/dev/null && command -v dpkg >/dev/null ||
-        missing "absent: $*, and there is no apt to get them with; install them and run this again"
+        missing "absent: $*, and no apt to download them; install them and run this again"
     echo "test-neon: fetching $* into ${tools#"$PWD"/}"
     mkdir -p "$tools"/apt/{lists/partial,cache/archives/partial,debs} "$root"
     own_apt apt-get update -qq || missing "absent: $*, and apt-get reaches no archive"
-    # Without those for AArch64 itself, except the ones asked for: nothing is run on it.
-    for package in $(own_apt apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks \
-        --no-replaces --no-enhances "$@" | grep -E '^[a-z0-9]' | grep -v ':arm64$' | sort -u) \
+    # Dependencies for AArch64 are skipped, except those named: no AArch64 program is run natively.
+    for package in $(own_apt apt-cache depends --recurse --no-recommends --no-suggests \
+        --no-conflicts --no-breaks --no-replaces --no-enhances "$@" |
+        grep -E '^[a-z0-9]' | grep -v ':arm64$' | sort -u) \
         $(printf '%s\n' "$@" | grep ':arm64$'); do
-        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || wanted+=("$package")
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
+            wanted+=("$package")
     done
     (cd "$tools/apt/debs" && own_apt apt-get download -qq "${wanted[@]}" 2>"$tools/apt/log") ||
         missing "cannot download ${wanted[*]}: $(cat "$tools/apt/log")"
@@ -60,16 +62,17 @@ fetch() {
     rm -r "$tools/apt"
 }
 
-# unpacked NAME : a program that was unpacked, with the libraries that came with it.
+# unpacked NAME : prints the path of an unpacked program, wrapped to find its unpacked libraries.
 unpacked() {
     [ -x "$root/usr/bin/$1" ] || return 1
     mkdir -p "$tools/bin"
-    printf '#!/bin/sh\nLD_LIBRARY_PATH=%q exec %q "$@"\n' "$libraries" "$root/usr/bin/$1" >"$tools/bin/$1"
+    printf '#!/bin/sh\nLD_LIBRARY_PATH=%q exec %q "$@"\n' \
+        "$libraries" "$root/usr/bin/$1" >"$tools/bin/$1"
     chmod +x "$tools/bin/$1"
     echo "$tools/bin/$1"
 }
 
-# find_tool NAME... : the first that is on the PATH or unpacked.
+# find_tool NAME... : prints the path of the first one that is on the PATH or unpacked.
 find_tool() {
     local name
     for name in "$@"; do
@@ -83,8 +86,9 @@ has_std() {
 }
 
 rustc=${RUSTC:-rustc}
-if ! has_std "$rustc" && ! { command -v rustup >/dev/null && rustup target add $target && has_std "$rustc"; }; then
-    # Debian's newest compiler, beside whatever compiler there is.
+if ! has_std "$rustc" &&
+    ! { command -v rustup >/dev/null && rustup target add $target && has_std "$rustc"; }; then
+    # Debian's newest compiler; the installed one stays as it is.
     [ -x "$root/usr/bin/rustc" ] || fetch rustc-web libstd-rust-web-dev:arm64
     rustc=$(unpacked rustc) && has_std "$rustc" ||
         missing "absent: Rust's standard library for $target, and neither rustup nor apt can get it"
@@ -100,6 +104,6 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=$gcc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=$qemu
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static"
 export CC_aarch64_unknown_linux_gnu=$gcc
-# For tests that start processes of their own.
+# For tests that start child processes.
 export FATNN_TEST_RUNNER=$qemu
 exec cargo test -p fatnn --target $target "$@"

@@ -19,7 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--long",
         choices=("none", "sample", "all"),
         default="none",
-        help="which tests marked long run: none of them, a sample that --sample-seed chooses, or all",
+        help="which tests marked long run: none, a sample chosen by --sample-seed, or all",
     )
     parser.addoption("--sample-seed", default="0", help="chooses the sample of --long=sample")
 
@@ -42,8 +42,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with CIFAR-10 and Fashion-MNIST as torchvision lays them out: FATNN_DATA's, or one unpacked from a copy
-    beside the checkout."""
+    """A folder with CIFAR-10 and Fashion-MNIST as torchvision stores them.
+
+    It is FATNN_DATA, or a folder unpacked from a copy next to the checkout.
+    """
     given = os.environ.get("FATNN_DATA")
     if given:
         return Path(given)

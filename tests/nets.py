@@ -18,7 +18,7 @@ from fatnn_rs.quant import ActivationQuantizer
 
 @torch.no_grad()
 def ready(model: nn.Module, inputs: Any, seed: int = 0, **config: Any) -> nn.Module:
-    """Prepare and calibrate a model; give it BatchNorms as training might leave them, some scales negative or zero."""
+    """Prepare and calibrate a model; give it BatchNorms with some negative or zero scales."""
     config.setdefault("first", "ternary")
     config.setdefault("last", "ternary")
     fatnn_rs.prepare(model, fatnn_rs.TernaryConfig(**config), example_inputs=inputs)
@@ -39,7 +39,7 @@ def ready(model: nn.Module, inputs: Any, seed: int = 0, **config: Any) -> nn.Mod
 
 
 def exact(model: nn.Module, inputs: Any, others: tuple[Any, ...] = ()) -> TernaryNetwork:
-    """Convert, and assert that no code and no output differs, for the example and for other inputs."""
+    """Convert; assert that no code and no output differs, for the example and other inputs."""
     net = convert(model, inputs)
     for given in (inputs, *others):
         report = verify(model, net, given)

@@ -1,4 +1,4 @@
-"""The benchmark: its bookkeeping, its peers' answers, its errors. No test here asserts that anything is fast."""
+"""The benchmark: its figures, the outputs of other runtimes, its errors. No speed is asserted."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from torch import nn
 import fatnn_rs
 from fatnn_rs import ConfigError, InputError, cli, machine
 from fatnn_rs.bench import PEERS, BenchReport, networks, timing
-from fatnn_rs.bench.export import Task
-from fatnn_rs.bench.peers import INSTALL, Built, Peer
+from fatnn_rs.bench.export import BenchTask
+from fatnn_rs.bench.peers import INSTALL, BuiltPeer, Peer
 from fatnn_rs.models.cifar_resnet import CifarResNet, Shortcut
 from nets import image, ready
 
@@ -82,12 +82,12 @@ AFTERWARDS = """
 import signal, subprocess, sys, tempfile, torch
 from pathlib import Path
 from fatnn_rs.bench import PEERS
-from fatnn_rs.bench.export import Task
+from fatnn_rs.bench.export import BenchTask
 seen = []
 signal.signal(signal.SIGCHLD, lambda number, frame: seen.append(number))
 model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)).eval()
 with tempfile.TemporaryDirectory() as folder:
-    built = PEERS[sys.argv[1]].build(Task(model, (torch.zeros(1, 3, 8, 8),), 1, Path(folder)))
+    built = PEERS[sys.argv[1]].build(BenchTask(model, (torch.zeros(1, 3, 8, 8),), 1, Path(folder)))
     del built
 seen.clear()  # the quantizer starts processes, too, one of which may end late
 subprocess.run([sys.executable, "-c", ""], check=True)
@@ -187,11 +187,11 @@ def _peer(build: Any, **changes: Any) -> Peer:
 def test_peers_that_are_absent_fail_or_answer_wrongly(
     pair: tuple[nn.Module, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def explode(task: Task) -> Built:
+    def explode(task: BenchTask) -> BuiltPeer:
         raise RuntimeError("no such\nkernel")
 
     def answer(change: Any) -> Any:
-        return lambda task: Built({"": lambda: change(task.model(*task.inputs).detach())})
+        return lambda task: BuiltPeer({"": lambda: change(task.model(*task.inputs).detach())})
 
     new = {
         "away": _peer(explode, modules=("torch", "a_module_that_is_not_there")),
@@ -207,7 +207,8 @@ def test_peers_that_are_absent_fail_or_answer_wrongly(
     report = fatnn_rs.bench(net, INPUTS, tuple(new), float_model=model, rounds=3)
     states = {name: report.row(name).state for name in new}
     assert states == {
-        "away": "absent", "broken": "failed", "wrong": "failed", "shape": "failed", "nan": "failed", "right": "measured"
+        "away": "absent", "broken": "failed", "wrong": "failed", "shape": "failed",
+        "nan": "failed", "right": "measured"
     }  # fmt: skip
     assert report.row("away").reason == f"a_module_that_is_not_there not installed: {INSTALL}"
     assert report.row("broken").reason == "RuntimeError: no such kernel"
@@ -230,12 +231,12 @@ def test_threads_are_set_for_all_and_put_back(
 ) -> None:
     seen = []
 
-    def build(task: Task) -> Built:
+    def build(task: BenchTask) -> BuiltPeer:
         def call() -> Any:
             seen.append((task.threads, torch.get_num_threads(), fatnn_rs.get_num_threads()))
             return task.model(*task.inputs)
 
-        return Built({"": call})
+        return BuiltPeer({"": call})
 
     monkeypatch.setitem(PEERS, "witness", _peer(build))
     model, net = pair
@@ -272,7 +273,8 @@ def test_misuse_is_one_clear_error(pair: tuple[nn.Module, Any]) -> None:
     model, net = pair
     with pytest.raises(
         ConfigError,
-        match=r"unknown peer 'tensorflow'.*torch, torch-bf16, onnxruntime, onnxruntime-int8, openvino",
+        match=r"unknown peer 'tensorflow'.*torch, torch-bf16, onnxruntime, onnxruntime-int8, "
+        r"openvino",
     ):
         fatnn_rs.bench(net, INPUTS, ("torch", "tensorflow"), float_model=model)
     with pytest.raises(ConfigError, match=r"write \('torch',\)"):
@@ -305,7 +307,7 @@ def test_turns_rotate_and_ratios_are_taken_inside_rounds() -> None:
     assert "".join(turns) == "abc" + "abc" + "bca" + "cab" + "abc"
     # A machine that slows down by 10 in the middle does not change the ratio.
     assert timing.ratios([2, 20, 2], [1, 10, 1]) == [2, 2, 2]
-    assert timing.Spread.of([3.0, 1.0, 2.0, 5.0, 4.0]) == timing.Spread(3.0, 1.0, 2.0, 4.0)
+    assert timing.Quartiles.of([3.0, 1.0, 2.0, 5.0, 4.0]) == timing.Quartiles(3.0, 1.0, 2.0, 4.0)
 
 
 def test_the_quantized_file_is_what_the_report_says(
@@ -314,7 +316,7 @@ def test_the_quantized_file_is_what_the_report_says(
     onnx = pytest.importorskip("onnx")
     if PEERS["onnxruntime-int8"].missing():
         pytest.skip("needs onnxruntime and onnxscript")
-    task = Task(pair[0], (INPUTS,), 1, tmp_path)
+    task = BenchTask(pair[0], (INPUTS,), 1, tmp_path)
     graph = onnx.load(str(task.qdq)).graph
     constants = {value.name: onnx.numpy_helper.to_array(value) for value in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
@@ -344,9 +346,9 @@ def test_the_machine_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar-resnet20"])
-@pytest.mark.parametrize("ends", networks.ENDS)
+@pytest.mark.parametrize("ends", networks.END_TYPES)
 def test_networks_by_name(name: str, ends: str) -> None:
-    made = networks.make(name, ends=ends)
+    made = networks.build_and_convert(name, ends=ends)
     assert made.net.report.layers_int8 == (2 if ends == "int8" else 0)
     assert all(not row.op.startswith("torch: ") for row in made.net.report.rows)
     x = made.images(2)
@@ -367,7 +369,7 @@ def test_cifar_resnet() -> None:
     with pytest.raises(ConfigError, match=r"6n \+ 2"):
         CifarResNet(18)
     with pytest.raises(ConfigError, match="unknown network 'alexnet'; the networks are: resnet18"):
-        networks.make("alexnet")
+        networks.build_and_convert("alexnet")
 
 
 def _call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -419,7 +421,7 @@ def test_command_line(
 def test_command_line_fails_where_it_should(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def explode(task: Task) -> Built:
+    def explode(task: BenchTask) -> BuiltPeer:
         raise RuntimeError("no kernel")
 
     monkeypatch.setitem(PEERS, "broken", _peer(explode))
@@ -427,7 +429,7 @@ def test_command_line_fails_where_it_should(
     assert code == 1
     assert "RuntimeError: no kernel" in out
     assert err.splitlines()[-1] == (
-        "fatnn: installed peers that could not be measured: broken; the report says why"
+        "fatnn: installed runtimes that could not be measured: broken; the report says why"
     )
     for arguments, message in (
         (("--model", "nonsense"), "model: unknown name 'nonsense'; known are: resnet18"),

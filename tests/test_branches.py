@@ -1,4 +1,4 @@
-"""What one example does not show: branches on sizes, values and modes, state, and views that are copies elsewhere."""
+"""Behaviour that one example does not show: branches on sizes, values and modes, state, views."""
 
 from __future__ import annotations
 

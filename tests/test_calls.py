@@ -1,4 +1,4 @@
-"""How converted networks are called, wrapped, traced and stored: as their models, or refused in words."""
+"""How converted networks are called, wrapped, traced and stored; what is refused says why."""
 
 from __future__ import annotations
 
@@ -420,7 +420,7 @@ def test_functions_that_make_nan() -> None:
         model[1].weight.fill_(3e38)  # minus infinity, of which a slope of 0 makes NaN
         model[2].weight.fill_(0.0)
     with pytest.raises(
-        ConversionError, match=r"layer '0': '1', '2' make NaN of its results \(channel 0"
+        ConversionError, match=r"layer '0': '1', '2' turn its results into NaN \(channel 0"
     ):
         convert(model, X)
 
@@ -455,7 +455,7 @@ def test_a_norm_with_gamma_zero(tmp_path: Path) -> None:
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("shape", [(4, 1, 9, 8), (2, 4, 1, 1), (1, 1, 6, 6), (3, 1, 1, 5)])
 def test_formats_of_flat_values(shape: tuple[int, ...], last: bool) -> None:
-    """A value of one channel or one pixel is of both memory formats; torch's layers get the one that it had."""
+    """A value with one channel or pixel fits both memory formats; torch gets the model's format."""
 
     class Flat(nn.Module):
         def __init__(self) -> None:
@@ -479,7 +479,7 @@ def test_formats_of_flat_values(shape: tuple[int, ...], last: bool) -> None:
 
 @pytest.mark.parametrize("how", ["view", "size", "free"])
 def test_views_of_the_examples_size(how: str) -> None:
-    """``x.view(-1, 64)`` means another batch at another size, where a flatten would mean other features."""
+    """``x.view(-1, 64)`` changes the batch size at another image size; a flatten would not."""
 
     class Views(Base):
         def forward(self, x: Tensor) -> Tensor:
@@ -501,7 +501,7 @@ def test_views_of_the_examples_size(how: str) -> None:
 
 
 class TwoOnBatch(Base):
-    """Saveable, and captured by export: the branch is on the batch size, and both ways are engine operations."""
+    """Saveable, and captured by export: a branch on the batch size with engine operations only."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         a, b = self.both(x), self.both(y)

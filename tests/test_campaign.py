@@ -24,7 +24,7 @@ def python(*arguments: str, timeout: float = 280.0) -> subprocess.CompletedProce
 
 
 def campaign(kind: str, seed: int, trials: int, timeout: float = 280.0) -> None:
-    """Nothing may be found, and enough trials must end in a right result rather than in a refusal."""
+    """Nothing may be found, and enough trials must give a right result instead of a refusal."""
     done = python(
         "-m",
         "campaign",
@@ -84,7 +84,8 @@ def trial(seed):
 
 kind = Kind(trial, lambda seed: f"seed {seed}", Limits(cpu_seconds=1.0, peak_bytes=100 << 20))
 with tempfile.TemporaryDirectory() as folder:
-    for seed, outcome in sorted(run(kind, iter(range(8)), None, 2, folder), key=lambda pair: pair[0]):
+    outcomes = run(kind, iter(range(8)), None, 2, folder)
+    for seed, outcome in sorted(outcomes, key=lambda pair: pair[0]):
         print(seed, outcome.verdict, outcome.what, "|", outcome.reproduction)
 """
 
@@ -119,7 +120,8 @@ api = sys.modules["fatnn_rs.convert.api"]
 for trial in ("check_outputs", "check_values", "check_batches", "check_sizes"):
     setattr(api, trial, lambda *arguments: None)  # else the conversion itself refuses
 bump = lambda t: t + 1 if isinstance(t, torch.Tensor) and t.is_floating_point() else t
-setattr(TernaryNetwork, name, lambda self, *a, **k: torch.utils._pytree.tree_map(bump, original(self, *a, **k)))
+tree_map = torch.utils._pytree.tree_map
+setattr(TernaryNetwork, name, lambda self, *a, **k: tree_map(bump, original(self, *a, **k)))
 outcome = networks.trial(given.seed)
 print(outcome.verdict, outcome.what)
 exec(outcome.reproduction, {})

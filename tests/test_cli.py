@@ -1,4 +1,4 @@
-"""The command line, called as a program's entry point is: exit codes, JSON, one line per failure."""
+"""The command line, called through its entry point: exit codes, JSON, one line per failure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
     """A small network in a file, and the same in memory."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8),
+        nn.ReLU(),
         nn.Flatten(), nn.Linear(8 * 4 * 4, 5),
     )  # fmt: skip
     x = torch.randn(4, 1, 8, 8)

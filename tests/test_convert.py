@@ -367,7 +367,8 @@ def test_report_says_what_was_not_fused() -> None:
     )
     lines = str(Report((), (), (*many, quantizer))).splitlines()
     assert lines[-2:] == [
-        "not fused: relu0, relu1, relu2, relu3 and 2 more (fuse_elementwise), because others read the same value",
+        "not fused: relu0, relu1, relu2, relu3 and 2 more (fuse_elementwise), because others read "
+        "the same value",
         "not fused: block.q (fuse_quantizer), because it reads an input of the network",
     ]
     x = image(1, 3, 13, 11)
@@ -419,7 +420,7 @@ def test_block_alone() -> None:
 @pytest.mark.parametrize("weight", ["fatnn", "binary", "dorefa"])
 @pytest.mark.parametrize("dilation", [1, 2, 3])
 def test_same_padding_with_even_kernels(act: str, weight: str, dilation: int) -> None:
-    """Padding is of codes; before the quantizer it is only where zero has code 0, which signs have not."""
+    """Padding has code 0, so before the quantizer it needs a zero with code 0, unlike signs."""
     torch.manual_seed(0)
     x = image(2, 4, 11)
     layers = [

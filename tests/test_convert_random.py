@@ -124,7 +124,7 @@ def layer(stage: Stage, dims: int, inner: int, outer: int, groups: int) -> nn.Mo
 
 
 def build(stages: list[Stage], dims: int, channels: int) -> nn.Module:
-    """Stack the stages; channels are multiples of both neighbours' groups, so that every group count fits."""
+    """Stack the stages; channels are multiples of both neighbours' groups."""
     blocks: list[nn.Module] = []
     inner = channels
     for index, stage in enumerate(stages):
@@ -308,7 +308,7 @@ def test_wide_layers_bisect(
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("weight", "act"), LEVELS)
 def test_wide_layers(weight: str, act: str, bias: bool, pool: str) -> None:
-    """Enough outputs and products that every kernel there is comes into question, the one for wide layers too."""
+    """Enough outputs and products for every kernel, also the one for wide layers."""
     stages = [
         Stage(144, 3, 1, 1, 1, 1, bias, True, "relu", pool, True),
         Stage(130, 3, 1, 1, 1, 1, bias, True, "hardtanh", "none", False),

@@ -136,7 +136,8 @@ def test_functions_around_it(before: nn.Module, after: nn.Module) -> None:
     x = image(2, 3, 9, 11)
     model = nn.Sequential(
         nn.Conv2d(3, 20, 1), nn.BatchNorm2d(20), copy.deepcopy(before),
-        nn.Conv2d(20, 20, 3, padding=1, groups=20), nn.BatchNorm2d(20), copy.deepcopy(after), nn.Conv2d(20, 4, 1),
+        nn.Conv2d(20, 20, 3, padding=1, groups=20), nn.BatchNorm2d(20), copy.deepcopy(after),
+        nn.Conv2d(20, 4, 1),
     )  # fmt: skip
     exact(ready(model, x), x, (image(1, 3, 30, 7, seed=4) * 20,))
 
@@ -158,7 +159,8 @@ def test_one_dimension_and_dilation() -> None:
     x = image(2, 6, 50)
     model = nn.Sequential(
         nn.Conv1d(6, 24, 3), nn.BatchNorm1d(24), nn.ReLU(),
-        nn.Conv1d(24, 24, 9, padding=8, dilation=2, groups=24), nn.BatchNorm1d(24), nn.ReLU(), nn.Conv1d(24, 5, 1),
+        nn.Conv1d(24, 24, 9, padding=8, dilation=2, groups=24), nn.BatchNorm1d(24), nn.ReLU(),
+        nn.Conv1d(24, 5, 1),
     )  # fmt: skip
     exact(ready(model, x), x, (image(1, 6, 77),))
 

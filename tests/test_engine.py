@@ -32,7 +32,7 @@ def trained(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 class Odd(nn.Module):
-    """Every operation of a segment: pools, clamps, PReLU, groups, two residuals, a branch, a flatten."""
+    """Operations of a segment: pools, clamps, PReLU, groups, residuals, a branch, a flatten."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,7 +179,8 @@ def test_misuse(case: tuple[nn.Module, Tensor]) -> None:
 def test_what_the_engine_lacks_is_named() -> None:
     graph = (
         '{"nodes": [{"name": "x", "op": "input", "shape": [1, 2], "dtype": "float32"},'
-        ' {"name": "y", "op": "fft", "inputs": ["x"], "shape": [1, 2], "attrs": {}, "tensors": {}}],'
+        ' {"name": "y", "op": "fft", "inputs": ["x"], "shape": [1, 2], "attrs": {}, "tensors": {}'
+        "}],"
         ' "outputs": {"value": "y"}}'
     )
     with pytest.raises(fatnn.UnsupportedError, match=r'node "y": operation "fft".*PyTorch'):
@@ -191,7 +192,7 @@ def test_what_the_engine_lacks_is_named() -> None:
 
 
 class Broadcast(nn.Module):
-    """Additions whose operands have one shape at the example, or look as if, and not in other runs."""
+    """Additions whose operands have the same shape in the example, but not in other runs."""
 
     def __init__(self, kind: str, size: int) -> None:
         super().__init__()
@@ -353,7 +354,7 @@ def test_weights_are_packed_for_single_nodes_only_when_wanted(
 
 
 def test_codes_across_a_torch_node_cost_no_more_than_their_own_layers() -> None:
-    """Where a shortcut is padded by torch beside a convolution, only that convolution leaves the segments."""
+    """If torch pads the shortcut of a convolution, only that convolution leaves the segments."""
     x = torch.randn(2, 3, 32, 32)
     model = trained(resnet20(), x)
     net = fatnn.convert(model, x)

@@ -1,4 +1,4 @@
-"""Bad models and bad inputs: every one a fatnn-rs exception that says what, where and what to do."""
+"""Bad models and bad inputs: each raises a fatnn-rs exception: what, where, and what to do."""
 
 from __future__ import annotations
 

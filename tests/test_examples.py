@@ -88,7 +88,8 @@ def same(model: nn.Module, before: nn.Module, layers: dict[str, nn.Module]) -> b
         ({"images": X}, r"fails on a dict with the keys 'images'"),
         (
             X[:, :7],
-            r"Net, on cpu, fails on a tensor \[16, 7\] of torch.float32 on cpu \(RuntimeError: .*shape, dtype",
+            r"Net, on cpu, fails on a tensor \[16, 7\] of torch.float32 on cpu "
+            r"\(RuntimeError: .*shape, dtype",
         ),
         (X.double(), "torch.float64"),
         (torch.zeros(4, 8, dtype=torch.int64), "torch.int64"),

@@ -1,4 +1,4 @@
-"""Files that are wrong in one place, with a right checksum: errors of the package, or a network that runs.
+"""Files with one wrong place and a right checksum: an error, or a network that runs.
 
 Every field of a graph is taken away and replaced, and every tensor, by everything that a hostile
 file might hold there.

@@ -1,4 +1,4 @@
-"""Whatever would compute in float without a word: refused or named, by prepare, calibrate and the layers."""
+"""Layers that would silently stay float: prepare, calibrate and the layers name or refuse them."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_attention_never_calls_its_projection() -> None:
 
 
 class Reader(nn.Module):
-    """Has a layer whose weight it reads, one that it never calls, and one whose weight it asks for its dtype only."""
+    """Has a layer whose weight it reads, one it never calls, and one whose dtype it reads."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Int8 layers: arithmetic against float64, gradients, state, preparation, and conversion bit for bit."""
+"""Int8 layers: arithmetic compared with float64, gradients, state, preparation, conversion."""
 
 from __future__ import annotations
 
@@ -392,7 +392,8 @@ def test_what_follows_an_int8_layer_is_exact(
 def test_one_dimension(groups: int) -> None:
     x = image(2, 6, 30)
     model = nn.Sequential(
-        nn.Conv1d(6, 9, 5, stride=2, padding=3, dilation=2, groups=groups), nn.BatchNorm1d(9), nn.ReLU(),
+        nn.Conv1d(6, 9, 5, stride=2, padding=3, dilation=2, groups=groups), nn.BatchNorm1d(9),
+        nn.ReLU(),
         nn.Conv1d(9, 6, 3), nn.ReLU(), nn.Conv1d(6, 4, 3, padding=1),
     )  # fmt: skip
     exact(ready(model, x, **INT8), x, (image(1, 6, 41),))

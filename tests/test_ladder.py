@@ -1,4 +1,4 @@
-"""The precision ladder: its rows, its bookkeeping, one small ladder from end to end. Nothing here has to be fast."""
+"""The precision ladder: its tables, its figures, and one small ladder from end to end."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from fatnn_rs.bench import networks
 from fatnn_rs.convert import TernaryNetwork
 from fatnn_rs.convert.api import convert_float
 from fatnn_rs.convert.levels import coded_levels
-from ladder import NETWORKS, RUNGS, SHAPES, Net, Shape, command, plan
-from ladder.collect import collect, figure, inside
+from ladder import NETWORKS, RUNGS, SHAPES, LadderNetwork, LayerShape, command, plan
+from ladder.collect import collect, figure, inside_network
 from ladder.compare import compare
-from ladder.noise import summarise, widen
+from ladder.noise import apply_noise_floor, summarise
 from ladder.plan import BenchCase, LadderOptions
 from ladder.report import markdown
 from ladder.rungs import WEIGHTS
 from nets import image
 from quantizers.compare import ROWS
 
-TINY = Shape("3×3, 20 channels, 6×6", 20, 24, 6, 3)
+TINY = LayerShape("3×3, 20 channels, 6×6", 20, 24, 6, 3)
 OPTIONS = (
     *(
         "--layers",
@@ -61,7 +61,7 @@ def _rows() -> Iterator[None]:
     """A small layer and a small network, for these tests only."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SHAPES, "tiny", TINY)
-        patch.setitem(NETWORKS, "digits", Net("float", "made-up"))
+        patch.setitem(NETWORKS, "digits", LadderNetwork("float", "made-up"))
         yield
 
 
@@ -194,7 +194,7 @@ def test_layers_are_measured_both_ways_and_networks_say_what_they_hold(finished:
     for who in ("ternary-popcount", "ternary-table", "dorefa-popcount", "binary"):
         assert figure(layer, who, "codes") is not None
         assert figure(layer, who, "floats") is not None
-        facts = inside(network, who)["facts"]  # type: ignore[index]
+        facts = inside_network(network, who)["facts"]  # type: ignore[index]
         assert facts["codes_verified"] > 0
         assert 0 < facts["file_bytes"] < 884 * 1024
         assert facts["weight_bytes"] > 0
@@ -204,7 +204,7 @@ def test_layers_are_measured_both_ways_and_networks_say_what_they_hold(finished:
     assert figure(layer, "int8", "codes") is None
     assert figure(layer, "float32", "floats")["over_float32"]["median"] == 1  # type: ignore[index]
     best = {_core.int8_kernel_for(linear) for linear in (False, True)}
-    assert inside(network, "int8")["facts"]["kernels"].keys() == best  # type: ignore[index]
+    assert inside_network(network, "int8")["facts"]["kernels"].keys() == best  # type: ignore[index]
 
 
 def test_the_report_and_the_plots(finished: Finished) -> None:
@@ -224,8 +224,8 @@ def test_the_report_and_the_plots(finished: Finished) -> None:
             f"matrix unit ({tiers}): no matrix kernel here",
             "-ladder-accuracy.png",
         ),
-        "python -m ladder --layers tiny --networks digits --batch 1 --threads 1 --against torch --rounds 3 "
-        "--processes 1",
+        "python -m ladder --layers tiny --networks digits --batch 1 --threads 1 --against torch "
+        "--rounds 3 --processes 1",
     ):
         assert part in text, part
 
@@ -233,7 +233,7 @@ def test_the_report_and_the_plots(finished: Finished) -> None:
 def test_a_case_that_fails_is_named_and_the_others_go_on(
     finished: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(SHAPES, "broken", Shape("no channels", 0, 8))
+    monkeypatch.setitem(SHAPES, "broken", LayerShape("no channels", 0, 8))
     options = list(finished.options[: finished.options.index("--json")])
     for option, value in (("--layers", "broken,tiny"), ("--networks", "none"), ("--isa", "native")):
         options[options.index(option) + 1] = value
@@ -273,7 +273,7 @@ def test_ladders_agree_within_their_spread(
     assert "1 times and 1 ratios" in str(found)
     del other["cases"][0]
     path.write_text(json.dumps(other))
-    assert not compare(finished.file, path).holds
+    assert not compare(finished.file, path).agrees
     assert "in one only" in str(compare(finished.file, path))
     for text in ("{", "[]"):
         path.write_text(text)
@@ -316,7 +316,7 @@ def test_a_file_of_instructions_has_to_be_one(
         path.write_text(text)
         assert call(*OPTIONS, "--out", str(tmp_path), "--instructions", str(path)) == 1
         assert (
-            "expected what `cargo bench --package fatnn --bench instructions` prints"
+            "expected the output of `cargo bench --package fatnn --bench instructions`"
             in capsys.readouterr().err
         )
 
@@ -335,9 +335,9 @@ def test_cases_are_every_combination_and_caps_are_measured_once() -> None:
         (8, 2),
     }
     assert {case.batch for case in native if case.name == "fc-4096"} == {1, 16}
-    assert {case.isa for case in cases} == set(plan.isas())
-    assert plan.isas()[0] == plan.NATIVE
-    assert plan.isas()[-1] == "scalar"
+    assert {case.isa for case in cases} == set(plan.available_isas())
+    assert plan.available_isas()[0] == plan.NATIVE
+    assert plan.available_isas()[-1] == "scalar"
     capped = [case for case in cases if case.isa == "scalar"]
     assert [(case.name, case.batch, case.threads) for case in capped] == [
         *(("tiny", 1, 1), ("fc-4096", 1, 1), ("digits", 1, 1)),
@@ -392,9 +392,9 @@ def test_a_kernel_is_taken_by_its_name_or_refused() -> None:
 
 
 def test_a_network_runs_on_the_family_it_is_given() -> None:
-    built = networks.build("digits")
+    built = networks.build_float("digits")
     config = fatnn_rs.TernaryConfig(act="uint2", weight="dorefa", first="int8", last="int8")
-    net, codes = networks.quantized(built, config, "rust")
+    net, codes = networks.convert_and_verify(built, config, "rust")
     assert codes > 0
     assert torch.equal(TernaryNetwork(net.graph, "rust", "popcount")(built.batch), net(built.batch))
     with pytest.raises(
@@ -408,7 +408,7 @@ def test_a_network_runs_on_the_family_it_is_given() -> None:
 
 
 def test_a_float_model_runs_in_the_engine_whole() -> None:
-    model = networks.build("small-cnn").model
+    model = networks.build_float("small-cnn").model
     x = image(2, 1, 28, 28)
     net = convert_float(model, x)
     assert len(net.segments) == 1
@@ -431,7 +431,7 @@ def test_no_spread_is_less_than_what_figures_like_it_move_by() -> None:
 
     steady, restless = row([10.0] * 3, [10.0] * 3), row([10.0] * 3, [20.0] * 3)
     other, alone = row([5.0] * 3, [5.0] * 3), row([5.0, 6.0, 7.0])
-    found = widen(
+    found = apply_noise_floor(
         [case("layer", 1, steady, restless), case("layer", 2, other), case("network", 1, alone)]
     )
     # Two pairs, which moved by 1 and by 2: the 95th percentile lies 95 of 100 of the way from one
@@ -456,7 +456,8 @@ def test_no_spread_is_less_than_what_figures_like_it_move_by() -> None:
 
 def _unit(seconds: dict[tuple[str, str, str], list[float]]) -> dict[str, Any]:
     entries = [
-        {"who": who, "kind": "rung" if who in RUNGS else "peer", "way": way, "variant": variant, "facts": {},
+        {"who": who, "kind": "rung" if who in RUNGS else "peer", "way": way, "variant": variant,
+        "facts": {},
          "seconds": values}
         for (who, way, variant), values in seconds.items()
     ]  # fmt: skip
@@ -500,9 +501,9 @@ def test_ratios_are_taken_inside_rounds_and_the_fastest_variant_counts() -> None
 
 
 def test_options_are_the_command_that_measures_the_same() -> None:
-    assert command.command(LadderOptions()).startswith("python -m ladder")
+    assert command.command_line(LadderOptions()).startswith("python -m ladder")
     options = LadderOptions(networks=(), rungs=("int8",), rounds=5)
-    words = command.command(options)
+    words = command.command_line(options)
     assert "--networks none" in words
     assert "--rungs int8" in words
     assert words.endswith("--rounds 5")

@@ -1,4 +1,4 @@
-"""What files and callers may ask for: arrays of any kind, memory, time, and floating-point modes."""
+"""What files and callers may demand: arrays of any kind, memory, time, floating-point modes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that write into tensors: the network gives eager's result, or the conversion refuses by name."""
+"""Models that write into tensors: the network equals eager, or the conversion refuses by name."""
 
 from __future__ import annotations
 
@@ -213,9 +213,12 @@ def swapped(x: Tensor) -> Tensor:
 
 
 FUNCTIONS = [
-    scaled_view, set_channel, set_from_another, chunks, chunk_read_afterwards, view_of_view, flat_then_relu,
-    relu_of_flat, twice, out_argument, out_of_another, copied_into, transposed, filled_where, index_put, foreach,
-    through_data, detached, module_in_place, unbound, initialised, expanded, old_value_kept, loop, diagonal,
+    scaled_view, set_channel, set_from_another, chunks, chunk_read_afterwards, view_of_view,
+    flat_then_relu,
+    relu_of_flat, twice, out_argument, out_of_another, copied_into, transposed, filled_where,
+    index_put, foreach,
+    through_data, detached, module_in_place, unbound, initialised, expanded, old_value_kept, loop,
+    diagonal,
     narrow_addcmul, scatter, augmented, augmented_integers, swapped,
 ]  # fmt: skip
 
@@ -359,7 +362,7 @@ def test_chance_is_refused() -> None:
 
 
 def test_caches_of_tensors_do_not_keep_proxies() -> None:
-    """A forward that fills a cache while it is traced (as timm's LeViT): nothing of that stays in the model."""
+    """A forward that fills a cache while traced (as timm's LeViT) leaves the model unchanged."""
 
     class Caches(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Saved networks on NumPy arrays: the Rust engine's bits, in a process where torch cannot be imported."""
+"""Saved networks on NumPy arrays: the same bits in a process that cannot import torch."""
 
 from __future__ import annotations
 
@@ -223,7 +223,8 @@ except fatnn_rs.UnsupportedError as error:
 else:
     raise SystemExit("no error")
 assert cli.main(["run", foreign, x]) == 1
-for arguments in (["run", net, x, "--out", z], ["inspect", net], ["inspect", foreign], ["demo"], ["bench"]):
+inspections = ["inspect", net], ["inspect", foreign]
+for arguments in (["run", net, x, "--out", z], *inspections, ["demo"], ["bench"]):
     try:
         code = cli.main(arguments)
     except SystemExit as leaving:

@@ -1,4 +1,4 @@
-"""The table of operations that the core returns, and its checks of graphs, against what Python binds."""
+"""The core's table of operations and its checks of graphs, compared with the Python bindings."""
 
 from __future__ import annotations
 

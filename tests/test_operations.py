@@ -22,7 +22,7 @@ FUNCTIONS = {
     ("convert/lower/rearrange.py", "METHODS"),  # rows of the lowering, by methods of tensors
     ("convert/lower/functions.py", "_OPERATORS"),  # names of Python's operators
     ("convert/capture.py", "_IN_PLACE"),
-    ("ops/schema.py", "OPS"),  # operators of torch, by their own names
+    ("ops/definitions.py", "OPS"),  # operators of torch, by their own names
     ("ops/kernels.py", "KERNELS"),
 }
 

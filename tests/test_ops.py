@@ -1,4 +1,4 @@
-"""The torch ops: values against plain torch, contracts with opcheck, tracing, and what they refuse."""
+"""The torch ops: values compared with torch, contracts by opcheck, tracing, and refusals."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_opcheck_layouts(name: str, layout: str) -> None:
 
 
 def integer_layouts(x: Tensor) -> dict[str, Tensor]:
-    """The same values, which carry no gradient, in memory that is not contiguous in the order of dimensions."""
+    """The same values, without a gradient, in memory that is not contiguous."""
     wide = torch.zeros(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype)
     wide[..., ::2] = x
     window = torch.zeros(*(size + 2 for size in x.shape), dtype=x.dtype)
@@ -477,7 +477,7 @@ SQUARE = ((3, 3), (1, 1), (0, 0), (1, 1))
             lambda: ops.conv_codes(
                 CODES, BLOB, -torch.arange(24, dtype=torch.int32).view(3, 8), 8, *SQUARE
             ),
-            "thresholds: expected none below the one before, got 0 and then -8 for channel 0",
+            "thresholds: expected no decrease within a channel, got 0 and then -8 for channel 0",
         ),
         (
             lambda: ops.conv_codes(
@@ -487,7 +487,7 @@ SQUARE = ((3, 3), (1, 1), (0, 0), (1, 1))
         ),
         (
             lambda: ops.conv_float(CODES, BLOB, None, torch.zeros(8), None, False, 8, *SQUARE),
-            "bias: expected a scale beside it",
+            "bias: expected a scale with it",
         ),
         (
             lambda: ops.conv_float(CODES, BLOB, torch.zeros(9), None, None, False, 8, *SQUARE),

@@ -1,4 +1,4 @@
-"""Every quantizer family: its formula and gradient, and that networks of it train, convert and verify."""
+"""Every quantizer family: formula, gradient, and networks that train, convert and verify."""
 
 from __future__ import annotations
 

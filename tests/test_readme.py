@@ -53,7 +53,7 @@ def test_the_training_page_names_what_there_is() -> None:
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{name}.md" for name in ("how-it-works", "ladder", "performance")),
+    *(f"docs/{name}.md" for name in ("how-it-works", "integrations", "ladder", "performance")),
 ]
 PAGES += [
     "docs/training.md",

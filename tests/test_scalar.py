@@ -45,7 +45,7 @@ ULPS = 0.51
 
 
 def values() -> Tensor:
-    """Every kind of float32: special ones, random bits, and those around 0 and around where functions bend."""
+    """Every kind of float32: special values, random bits, and values near 0 and near bends."""
     rng = np.random.default_rng(0)
     special = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-45, -1e-45, 3.4e38, -3.4e38]
     bends = np.array([-3, -1, 0, 1, 3, 6], np.float32)
@@ -64,7 +64,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 class Applied(nn.Module):
-    """A function, and a ternary layer of another input (NaN has no code), without which nothing is converted."""
+    """A function and, on another input, a ternary layer, without which nothing is converted."""
 
     def __init__(self, op: str, attrs: dict[str, float]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""State of quantizers in copies, averages, casts, files and captured graphs; zeros first; float checkpoints."""
+"""State of quantizers: copies, averages, casts, files, graphs, zeros, float checkpoints."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def net(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
     norm = nn.BatchNorm1d(8)
     return nn.Sequential(
-        nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8, bias=False), norm, nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 8),
+        nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8, bias=False), norm, nn.ReLU(), nn.Linear(8, 8),
+        nn.Linear(8, 8),
         nn.Linear(8, 3),
     )  # fmt: skip
 
@@ -149,7 +150,7 @@ def test_files_with_bool_flags_load(assign: bool, config: TernaryConfig) -> None
     )  # a whole module, pickled by an earlier version
     quantizer._buffers["half_range_flag"] = torch.tensor(False)
     quantizer.__dict__.update(_initialized=True, _half_range=False)
-    for name in ("_last_initialized", "_last_range", "_kept"):
+    for name in ("_last_initialized", "_last_range", "_flag_cache"):
         del quantizer.__dict__[name]
     again = pickle.loads(pickle.dumps(quantizer))
     assert again.initialized

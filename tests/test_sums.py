@@ -1,4 +1,4 @@
-"""Normalisations, reductions, softmax and products: torch's bits by default, and close to them in Rust."""
+"""Normalisations, reductions, softmax and products: torch's bits by default, close in Rust."""
 
 from __future__ import annotations
 

@@ -73,7 +73,8 @@ import os, sys, torch, fatnn_rs
 from fatnn_rs import ops
 fatnn_rs.set_num_threads(4)
 torch.manual_seed(0)
-codes = torch.ops.fatnn_rs.pack_codes(torch.randint(-1, 2, (4096, 64)).to(torch.int8), 1).reshape(16, 16, 16, -1)
+codes = torch.ops.fatnn_rs.pack_codes(torch.randint(-1, 2, (4096, 64)).to(torch.int8), 1)
+codes = codes.reshape(16, 16, 16, -1)
 weight = ops.prepack(torch.randint(-1, 2, (64, 64, 3, 3)).to(torch.int8))
 window = [3, 3], [1, 1], [1, 1], [1, 1]
 expected = torch.ops.fatnn_rs.conv_acc(codes, weight, 64, *window).numpy().tobytes()

@@ -1,4 +1,4 @@
-"""Training by recipes, at toy length: every recipe, resumption, several processes, errors, the monitor."""
+"""Training by recipes, shortened: every recipe, resumption, several processes, errors, monitor."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fatnn_rs.train.data import DATASETS, ProcessShard, load_data
 from fatnn_rs.train.loop import TrainOptions, train
 from fatnn_rs.train.models import MODELS
 from fatnn_rs.train.monitor import CodeMonitor, LayerState
-from fatnn_rs.train.phase import _restore_norms, _share_norms
+from fatnn_rs.train.phase import _restore_batch_norms, _sync_batch_norms
 from fatnn_rs.train.recipe import load_recipe, recipe_names
 from fatnn_rs.train.run import read_state
 
@@ -78,7 +78,7 @@ LARGE = ("cifar10-vgg-small", "cifar10-resnet18")
 
 
 def long(*values: Any) -> Any:
-    """A case that `make test` leaves to `make test-long`: a shorter one of the same kind runs always."""
+    """A case that only `make test-long` runs; `make test` runs a shorter one of the same kind."""
     return pytest.param(*values, marks=pytest.mark.long)
 
 
@@ -151,7 +151,7 @@ def test_every_recipe_is_tested_here() -> None:
 
 @pytest.mark.parametrize("model", [long("torchvision:shufflenet_v2_x0_5"), "timm:resnet10t"])
 def test_models_of_torchvision_and_timm(model: str, tmp_path: Path, pictures: Path) -> None:
-    """One of them has operations between its layers that a file cannot hold: the run says so, and ends well."""
+    """One has operations that a file cannot hold: the run says so and succeeds."""
     toy = (
         f"model={model!r}",
         "pretrained=false",
@@ -227,7 +227,7 @@ RESUMED = (
 )
 RESUMED += ("float.warmup_epochs=0.5", "ternary.warmup_epochs=0.5")
 
-#: A run that saves a checkpoint after every step, and kills itself right after the one whose number it is given.
+#: A run that saves a checkpoint after every iteration, and kills itself after the given one.
 SCRIPT = """
 import os, signal, sys, torch
 from pathlib import Path
@@ -297,7 +297,7 @@ def test_a_killed_run_ends_with_the_same_weights(processes: int, tmp_path: Path)
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """Gradients are averaged over processes, so weights agree up to the rounding of float sums: 1e-5 after 8 steps.
+    """Gradients are averaged, so weights agree up to float rounding: 1e-5 after 8 iterations.
 
     Without BatchNorm, which normalises by each process's own share on CPUs.
     """
@@ -415,7 +415,7 @@ def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["model='torchvision:nope'"], "torchvision:nope.*list_models"),
         (["model='timm:nope'"], "timm:nope.*list_models"),
         (["model_options={depth: 3}"], "unexpected keyword argument 'depth'.*model_options"),
-        (["pretrained=true"], "comes without pretrained weights"),
+        (["pretrained=true"], "has no pretrained weights"),
         (["data=nope"], "data set 'nope' is unknown; known are digits"),
         (["batch_size=5000"], "1437 training images, fewer than batch_size=5000"),
         (["nonsense"], "expected key=value"),
@@ -423,9 +423,9 @@ def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             ["model=cifar-resnet20"],
             "does not take the images of data set 'digits', 1x8x8 .*expected input",
         ),
-        (["model_options={width: -1}"], "model 'digits' cannot be made: .*see model_options"),
-        (["ternary.schedule=step"], "schedule 'step' goes with milestones, got 'step' with"),
-        (["float.milestones=[3]"], "schedule 'step' goes with milestones, got 'cosine'"),
+        (["model_options={width: -1}"], "model 'digits' cannot be built: .*check model_options"),
+        (["ternary.schedule=step"], "schedule 'step' needs milestones.*got 'step' with"),
+        (["float.milestones=[3]"], "schedule 'step' needs milestones.*got 'cosine'"),
         (["ternary.warmup_epochs=24"], "warmup_epochs must be less than epochs, got 24 of 24"),
         (["float=null"], "ternary.distill: there is no trained float model to learn from"),
         (["mixed_precision=fp16"], "fp16 needs a GPU"),
@@ -457,7 +457,9 @@ def test_errors_of_recipe_files(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_errors_of_data(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FATNN_DATA", raising=False)
-    with pytest.raises(ConfigError, match=r"'cifar10': say where it is.*--data DIR or FATNN_DATA"):
+    with pytest.raises(
+        ConfigError, match=r"'cifar10': give its directory.*--data DIR or FATNN_DATA"
+    ):
         run(tmp_path / "a", "cifar10-resnet20")
     with pytest.raises(
         InputError, match=r"'cifar10' is not in .*nothing.*give another --data, or --download"
@@ -521,7 +523,7 @@ def test_a_fetch_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise RuntimeError("Dataset not found")
 
     monkeypatch.setattr(datasets, "CIFAR10", absent)
-    with pytest.raises(InputError, match=r"fetching it failed \(no route to host\)"):
+    with pytest.raises(InputError, match=r"the download failed \(no route to host\)"):
         load_data(load_recipe("cifar10-resnet20"), tmp_path, download=True)
 
 
@@ -620,7 +622,7 @@ def test_norms_of_all_processes_become_each_ones_own() -> None:
     model = torch.nn.Sequential(DigitsNet(), torch.nn.Unflatten(1, (10, 1, 1)), WithActivation(10))
     model.extend([torch.nn.Flatten(), head])
     kinds = [type(module) for module in model.modules()]
-    own = _share_norms(model)
+    own = _sync_batch_norms(model)
     assert (
         sum(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())
         == len(own)
@@ -632,7 +634,7 @@ def test_norms_of_all_processes_become_each_ones_own() -> None:
         for buffer in model.buffers():
             buffer.copy_(torch.rand(buffer.shape) * 9)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    _restore_norms(model, own)
+    _restore_batch_norms(model, own)
     assert [type(module) for module in model.modules()] == kinds
     assert model[4] is head
     assert equal(model.state_dict(), before)

@@ -176,3 +176,10 @@ def test_sees_layers_that_the_model_did_not_run() -> None:
     model.skip = True
     with pytest.raises(ConversionError, match="ran quantized layers that the model did not: two"):
         verify(model, net, x)
+
+
+def test_arguments_in_the_other_order() -> None:
+    x = image(4, 33)
+    model = ready(Mlp(), x)
+    with pytest.raises(ConversionError, match=r"the order is verify\(model, net, inputs\)"):
+        verify(convert(model, x), model, x)  # type: ignore[arg-type]

@@ -23,49 +23,45 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code as for :func:`fatnn_rs.cli.main`."""
+    """Run the command line; return the exit code of :func:`fatnn_rs.cli.main`."""
     return run_app(app, arguments, "ladder")
 
 
 @app.command()
 def measure(
-    layers: Annotated[
-        str, typer.Option(help="Layers, separated by commas; 'all' or 'none'.")
-    ] = "all",
+    layers: Annotated[str, typer.Option(help="Layers, comma-separated; 'all' or 'none'.")] = "all",
     networks: Annotated[
-        str, typer.Option(help="Networks, separated by commas; 'all' or 'none'.")
+        str, typer.Option(help="Networks, comma-separated; 'all' or 'none'.")
     ] = "all",
-    rungs: Annotated[str, typer.Option(help="Precisions, separated by commas; 'all'.")] = "all",
-    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8",
+    rungs: Annotated[str, typer.Option(help="Precisions, comma-separated; 'all'.")] = "all",
+    batch: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,8",
     threads: Annotated[
-        str, typer.Option(help="Numbers of threads, separated by commas; 'all': one, and all.")
+        str, typer.Option(help="Thread counts, comma-separated; 'all': one, and all CPUs.")
     ] = "all",
     isa: Annotated[
         str, typer.Option(help="Instruction sets: native, scalar, avx2, ...; 'all' of this CPU.")
     ] = "all",
     against: Annotated[
-        str, typer.Option(help="Peers, separated by commas; 'all' or 'none'.")
+        str, typer.Option(help="Runtimes to compare with, comma-separated; 'all' or 'none'.")
     ] = "all",
-    rounds: Annotated[
-        int, typer.Option(min=3, help="Turns of every candidate in each process.")
-    ] = 11,
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds in each process.")] = 11,
     processes: Annotated[
-        int, typer.Option(min=1, help="Processes that measure each case, one after the other.")
+        int, typer.Option(min=1, help="Processes per case, one after the other.")
     ] = 3,
     out: Annotated[
-        Path, typer.Option(help="Folder of what was measured; a ladder interrupted there goes on.")
+        Path, typer.Option(help="Directory of the ladder; an interrupted ladder is resumed.")
     ] = Path("runs/ladder"),
     instructions: Annotated[
         Path | None,
         typer.Option(
-            help="What `cargo bench --bench instructions` printed.", exists=True, dir_okay=False
+            help="Output of `cargo bench --bench instructions`.", exists=True, dir_okay=False
         ),
     ] = None,
-    accuracies: Annotated[Path, typer.Option(help="Folder of the quantizers' accuracies.")] = Path(
+    accuracies: Annotated[Path, typer.Option(help="Directory of the quantizers' results.")] = Path(
         "docs/results"
     ),
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write figures here; '-': print them.")
+        Path | None, typer.Option("--json", help="Write figures to this file; '-': print them.")
     ] = None,
     results: Annotated[
         Path | None, typer.Option(help="Write report, figures, plots to RESULTS/<cpu>/<date>.")
@@ -73,19 +69,19 @@ def measure(
     pair: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
-            "--compare", help="Compare two JSON files of ladders instead.", show_default=False
+            "--compare", help="Only compare two JSON files of ladders.", show_default=False
         ),
     ] = None,
 ) -> None:
-    """Time every precision on the same layers and networks, and other runtimes; resumable."""
+    """Time every precision and other runtimes on the same layers and networks; resumable."""
     if pair is not None:
         compared = compare(*pair)
         print(compared)
-        if not compared.holds:
-            raise FatnnError(f"{pair[0]} and {pair[1]} do not agree")
+        if not compared.agrees:
+            raise FatnnError(f"{pair[0]} and {pair[1]} do not agree; see the comparison above")
         return
     if results is not None:
-        plots.need_matplotlib()
+        plots.require_matplotlib()
 
     def chosen(text: str, every: Sequence[str]) -> tuple[str, ...]:
         return (
@@ -100,7 +96,7 @@ def measure(
         rungs=chosen(rungs, tuple(RUNGS)),
         batches=split_numbers("--batch", batch),
         threads=() if threads == "all" else split_numbers("--threads", threads),
-        isas=chosen(isa, plan.isas()),
+        isas=chosen(isa, plan.available_isas()),
         against=chosen(against, tuple(PEERS)),
         rounds=rounds,
         processes=processes,

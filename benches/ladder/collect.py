@@ -1,4 +1,4 @@
-"""Seconds of all processes of a case to figures: medians, spreads, ratios."""
+"""Turn the seconds of all processes of a case into figures: medians, ranges and ratios."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from ladder.noise import summarise
 from ladder.plan import NATIVE, BenchCase
 from ladder.rungs import FLOAT32, POPCOUNT
 
-__all__ = ["collect", "every", "figure", "first", "inside"]
+__all__ = ["cases_of", "collect", "figure", "first_per_name", "inside_network"]
 
-#: Seconds of one candidate's call: round by round, process by process.
+#: Seconds of one call: one list per process, one value per round.
 Times = list[list[float]]
 
 
-def collect(case: BenchCase, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Make one case's figures.
+def collect(case: BenchCase, processes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Compute the figures of one case.
 
     Parameters
     ----------
     case
-        What was measured.
-    units
-        What its processes found, at least one.
+        The case.
+    processes
+        Results of its processes, at least one.
 
     Returns
     -------
     dict
-        Plain data: ``figures`` has one for each rung or peer and way, of the variant that was
-        fastest.
+        Plain data. ``figures`` has an entry for each rung or runtime and interface (``way``), for
+        the fastest variant.
     """
     times: dict[tuple[str, str], dict[str, Times]] = {}
     kinds: dict[str, str] = {}
     facts: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for number, unit in enumerate(units):
-        for entry in unit["entries"]:
+    for number, process in enumerate(processes):
+        for entry in process["entries"]:
             who, way, variant = entry["who"], entry["way"], entry["variant"]
             kinds[who] = entry["kind"]
             facts.setdefault((who, way, variant), entry["facts"])
-            # As many as processes: where one has no figure, its place is empty.
-            of_all = times.setdefault((who, way), {}).setdefault(variant, [[] for _ in units])
+            # One list per process; it stays empty if the process has no figure.
+            of_all = times.setdefault((who, way), {}).setdefault(variant, [[] for _ in processes])
             of_all[number] = entry["seconds"]
     best = {
-        key: min(variants, key=lambda name: _middle(variants[name]))
+        key: min(variants, key=lambda name: _median(variants[name]))
         for key, variants in times.items()
     }
     fastest = {key: times[key][variant] for key, variant in best.items()}
@@ -70,33 +70,33 @@ def collect(case: BenchCase, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
             }
         )
     named = {
-        what: {row["who"]: row for unit in units for row in unit[what]}
+        what: {row["who"]: row for process in processes for row in process[what]}
         for what in ("missing", "failed")
     }
     return {
         **{name: getattr(case, name) for name in ("kind", "name", "batch", "threads", "isa")},
-        "row": units[0]["spec"]["row"],
-        "macs": units[0]["macs"],
-        "rounds": units[0]["rounds"],
-        "processes": len(units),
+        "row": processes[0]["spec"]["row"],
+        "macs": processes[0]["macs"],
+        "rounds": processes[0]["rounds"],
+        "processes": len(processes),
         "figures": figures,
         **{what: list(rows.values()) for what, rows in named.items()},
-        "dates": [unit["machine"]["date"] for unit in units],
-        "loads": [unit["machine"]["load"] for unit in units],
+        "dates": [process["machine"]["date"] for process in processes],
+        "loads": [process["machine"]["load"] for process in processes],
     }
 
 
-def _middle(times: Times) -> float:
+def _median(times: Times) -> float:
     return median(value for values in times for value in values)
 
 
 def _variants(times: dict[str, Times]) -> dict[str, float]:
-    """Milliseconds of each kernel or memory format; nothing where there is only one."""
-    return {name: 1e3 * _middle(values) for name, values in times.items()} if len(times) > 1 else {}
+    """Milliseconds of each kernel or memory format; empty if there is only one."""
+    return {name: 1e3 * _median(values) for name, values in times.items()} if len(times) > 1 else {}
 
 
 def _ratio(times: Times, reference: Times) -> dict[str, Any] | None:
-    """Divide round by round, in the processes that have both."""
+    """Divide the times of each round, in processes that measured both."""
     pairs = [(mine, other) for mine, other in zip(times, reference, strict=True) if mine and other]
     return summarise([ratios(mine, other) for mine, other in pairs]) if pairs else None
 
@@ -107,27 +107,27 @@ def _median_ratio(times: Times, reference: Times) -> dict[str, Any] | None:
 
 
 def figure(case: dict[str, Any], who: str, way: str) -> dict[str, Any] | None:
-    """Find the figure of a rung or peer; None where there is none."""
+    """Return the figure of a rung or runtime, or None."""
     found: Iterable[dict[str, Any]] = (
         row for row in case["figures"] if row["who"] == who and row["way"] == way
     )
     return next(iter(found), None)
 
 
-def inside(case: dict[str, Any], who: str) -> dict[str, Any] | None:
-    """Find what a layer costs inside a network: codes to codes, or floats to floats where it has no codes."""
+def inside_network(case: dict[str, Any], who: str) -> dict[str, Any] | None:
+    """Return a layer's figure inside a network: codes to codes, else floats to floats."""
     return figure(case, who, CODES) or figure(case, who, FLOATS)
 
 
-def every(results: dict[str, Any], kind: str, isa: str = NATIVE) -> Iterator[dict[str, Any]]:
-    """All collected cases of a kind and a tier, in order."""
+def cases_of(results: dict[str, Any], kind: str, isa: str = NATIVE) -> Iterator[dict[str, Any]]:
+    """Yield all collected cases of a kind and an instruction set, in order."""
     for case in results["cases"]:
         if case["kind"] == kind and case["isa"] == isa:
             yield case
 
 
-def first(cases: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Keep of every layer or network the case that was measured first: the first batch and number of threads."""
+def first_per_name(cases: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the first case of every layer and network: first batch size and thread count."""
     found: dict[str, dict[str, Any]] = {}
     for case in cases:
         found.setdefault(case["name"], case)

@@ -1,4 +1,4 @@
-"""Runs every case in its own process, keeps results as they come, then writes figures and a report."""
+"""Run every case in its own process, keep the results, and write figures and a report."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from fatnn_rs.errors import FormatError
 from fatnn_rs.machine import Machine
 from ladder import plots, report
 from ladder.collect import collect
-from ladder.noise import widen
-from ladder.plan import NATIVE, BenchCase, LadderOptions, State, cases
+from ladder.noise import apply_noise_floor
+from ladder.plan import NATIVE, BenchCase, Ladder, LadderOptions, cases
 from ladder.rungs import RUNGS
 from ladder.shapes import NETWORKS
-from ladder.worker import MARK
+from ladder.worker import PROGRESS_MARK
 
 __all__ = ["failures", "ladder", "publish"]
 
-#: What the environment may say about kernels and threads, which cases settle themselves.
-_SETTLED = ("FATNN_ISA", "FATNN_KERNEL", "FATNN_NUM_THREADS")
+#: Environment variables about kernels and threads that cases set themselves.
+_CASE_VARIABLES = ("FATNN_ISA", "FATNN_KERNEL", "FATNN_NUM_THREADS")
 
-#: The folder of this package, for the processes that measure.
-_HERE = str(Path(__file__).resolve().parents[1])
+#: The directory ``benches``, for the import path of the processes.
+_BENCHES = str(Path(__file__).resolve().parents[1])
 
 
 def ladder(
@@ -41,18 +41,18 @@ def ladder(
     instructions: Path | None = None,
     accuracies: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure what is not measured yet, and put everything together.
+    """Measure what is missing, and return all results.
 
     Parameters
     ----------
     options
         What to measure.
     console
-        Where the progress bar goes.
+        Console for the progress bar.
     instructions
-        What ``cargo bench --bench instructions`` printed.
+        Output of ``cargo bench --bench instructions``.
     accuracies
-        Folder of the results of ``benches/quantizers``.
+        Directory of the results of ``benches/quantizers``.
 
     Returns
     -------
@@ -62,10 +62,10 @@ def ladder(
     Raises
     ------
     FormatError
-        ``instructions`` is no such file.
+        ``instructions`` is no such output.
     """
     counted = None if instructions is None else _instructions(instructions)
-    state = State(options, Machine.current())
+    state = Ladder(options, Machine.current())
     failed = _run_all(state, console)
     collected = []
     for case in cases(options):
@@ -76,9 +76,9 @@ def ladder(
         ]
         if units:
             collected.append(collect(case, units))
-    moves = widen(collected)
+    moves = apply_noise_floor(collected)
     results: dict[str, Any] = {
-        "command": command(options),
+        "command": command_line(options),
         "machine": asdict(state.machine),
         "rungs": {
             name: {**asdict(rung), "executed": rung.executed}
@@ -95,8 +95,8 @@ def ladder(
     return plain
 
 
-def command(options: LadderOptions) -> str:
-    """Return the command line that measures the same."""
+def command_line(options: LadderOptions) -> str:
+    """Return the command line that repeats this ladder."""
     usual, words = LadderOptions(), ["python -m ladder"]
     for option, name in (
         ("layers", "layers"),
@@ -116,8 +116,8 @@ def command(options: LadderOptions) -> str:
     return " ".join(words)
 
 
-def _run_all(state: State, console: Console) -> dict[BenchCase, str]:
-    """Measure what is missing; cases that failed, with reasons."""
+def _run_all(state: Ladder, console: Console) -> dict[BenchCase, str]:
+    """Measure what is missing; return failed cases and the reasons."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -126,7 +126,7 @@ def _run_all(state: State, console: Console) -> dict[BenchCase, str]:
     )
     failed: dict[BenchCase, str] = {}
     with Progress(*columns, console=console, transient=True) as progress:
-        units = state.units()
+        units = state.case_processes()
         task = progress.add_task("", total=len(units))
         for case, process in units:
             if case not in failed and state.read(case, process) is None:
@@ -143,17 +143,17 @@ def _run_all(state: State, console: Console) -> dict[BenchCase, str]:
     return failed
 
 
-def _run(state: State, case: BenchCase, process: int, show: Callable[[str], None]) -> str | None:
-    """Measure a case in a process of its own; why it failed, if it did."""
-    environment = {name: value for name, value in os.environ.items() if name not in _SETTLED}
+def _run(state: Ladder, case: BenchCase, process: int, show: Callable[[str], None]) -> str | None:
+    """Measure a case in its own process; return the reason if it failed."""
+    environment = {name: value for name, value in os.environ.items() if name not in _CASE_VARIABLES}
     environment["OMP_NUM_THREADS"] = str(case.threads)
     environment["PYTHONPATH"] = os.pathsep.join(
-        path for path in (_HERE, environment.get("PYTHONPATH")) if path
+        path for path in (_BENCHES, environment.get("PYTHONPATH")) if path
     )
     if case.isa != NATIVE:
         environment["FATNN_ISA"] = case.isa
     path = state.path(case, process)
-    path.unlink(missing_ok=True)  # of another commit or machine
+    path.unlink(missing_ok=True)  # It is of another commit or machine.
     log = path.with_suffix(".log")
     given = {
         "spec": state.spec(case),
@@ -175,13 +175,11 @@ def _run(state: State, case: BenchCase, process: int, show: Callable[[str], None
             child.stdin.write(json.dumps(given))
             child.stdin.close()
             for line in child.stdout:
-                if line.startswith(MARK):
-                    what, done, total = json.loads(line.removeprefix(MARK))
+                if line.startswith(PROGRESS_MARK):
+                    what, done, total = json.loads(line.removeprefix(PROGRESS_MARK))
                     show(f"{what} {done}/{total}")
             code = child.wait()
-        except (
-            BaseException
-        ):  # an interrupt above all: the case is measured again by whoever goes on
+        except BaseException:  # Most likely an interrupt: a resumed ladder repeats the case.
             child.kill()
             child.wait()
             raise
@@ -207,7 +205,7 @@ def _reason(code: int, log: Path) -> str:
 
 
 def failures(results: dict[str, Any]) -> list[str]:
-    """Name cases that failed, and candidates that failed inside others."""
+    """Name the cases that failed, and the runtimes that failed in other cases."""
     cases_failed = [row["case"] for row in results["failed_cases"]]
     return cases_failed + sorted(
         {f"{row['who']} on {case['name']}" for case in results["cases"] for row in case["failed"]}
@@ -217,7 +215,7 @@ def failures(results: dict[str, Any]) -> list[str]:
 def publish(results: dict[str, Any], folder: Path) -> Path:
     """Write results to ``folder/<cpu>/<date>-ladder.json``, ``.md`` and plots.
 
-    A second ladder on the same day gets a number rather than the first one's place.
+    If these files exist, the new ones get a number.
 
     Returns
     -------
@@ -237,17 +235,19 @@ def _instructions(path: Path) -> dict[str, Any]:
         counted: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise FormatError(
-            f"{path}: expected what `cargo bench --package fatnn --bench instructions` prints, got no JSON: {error}"
+            f"{path}: expected the output of `cargo bench --package fatnn --bench instructions`, "
+            f"got no JSON: {error}"
         ) from error
     if not isinstance(counted, dict) or not {"valgrind", "rows", "not_counted"} <= counted.keys():
         raise FormatError(
-            f"{path}: expected what `cargo bench --package fatnn --bench instructions` prints"
+            f"{path}: expected the output of `cargo bench --package fatnn --bench instructions`, "
+            "got other JSON"
         )
     return counted
 
 
 def _accuracies(folder: Path, options: LadderOptions) -> dict[str, Any]:
-    """Network → rung → accuracy, from the results of ``benches/quantizers`` that are there."""
+    """Return network → rung → accuracy, from existing results of ``benches/quantizers``."""
     found: dict[str, Any] = {}
     for name in options.networks:
         stem = NETWORKS[name].accuracies

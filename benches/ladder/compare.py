@@ -1,4 +1,4 @@
-"""Whether two ladders of the same machine tell the same: figure by figure, within the spreads that they print."""
+"""Compare two ladders of the same machine: which figures differ by more than their noise."""
 
 from __future__ import annotations
 
@@ -13,47 +13,48 @@ from ladder.rungs import FLOAT32
 
 __all__ = ["Comparison", "compare"]
 
-#: Ends of figures' names.
+#: Suffixes of figures' names.
 _TIME, _RATIO = ", ms", ", × float32"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared. Print it.
+    """The result of a comparison. Print it.
 
     Attributes
     ----------
     compared
-        Figures in both.
+        Number of figures in both ladders.
     different
-        Those whose spreads do not overlap: where, the first ladder's figure, the second's, as text,
-        and their ratio.
-    alone
-        Figures in one of them only.
+        Figures whose noise ranges do not overlap: name, first figure, second figure, and their
+        ratio.
+    unmatched
+        Names of figures in only one ladder.
     notes
-        In what else the two differ.
+        Other differences of the two ladders.
     """
 
     compared: int
     different: tuple[tuple[str, str, str, float], ...]
-    alone: tuple[str, ...]
+    unmatched: tuple[str, ...]
     notes: tuple[str, ...]
 
     @property
     def ratios(self) -> int:
-        """How many of those that differ are ratios, which other work on the machine moves less than times."""
+        """How many of the different figures are ratios, which depend less on the machine's load."""
         return sum(where.endswith(_RATIO) for where, *_ in self.different)
 
     @property
-    def holds(self) -> bool:
-        """Whether all figures were in both ladders, some at least, and agreed."""
-        return bool(self.compared) and not self.different and not self.alone
+    def agrees(self) -> bool:
+        """Whether both ladders have the same figures, at least one, and none differ."""
+        return bool(self.compared) and not self.different and not self.unmatched
 
     def __str__(self) -> str:
         lines = [
             *self.notes,
-            f"{self.compared} figures in both, {len(self.different)} differ by more than their spread: "
-            f"{len(self.different) - self.ratios} times and {self.ratios} ratios to float32 in the same rounds",
+            f"{self.compared} figures in both, {len(self.different)} differ by more than their "
+            f"noise: {len(self.different) - self.ratios} times and {self.ratios} ratios to float32 "
+            "in the same rounds",
         ]
         if self.different:
             rows = [[*texts, f"{ratio:.2f}"] for *texts, ratio in self.different]
@@ -61,21 +62,21 @@ class Comparison:
                 "",
                 render(["figure", "first", "second", "second / first"], rows, right=(1, 2, 3)),
             ]
-        if self.alone:
-            lines += ["", f"in one only: {len(self.alone)}", *(f"  {name}" for name in self.alone)]
+        if self.unmatched:
+            lines += ["", f"in one only: {len(self.unmatched)}"]
+            lines += [f"  {name}" for name in self.unmatched]
         return "\n".join(lines)
 
 
 def compare(first: Path, second: Path) -> Comparison:
     """Compare two result files of the ladder.
 
-    Two figures differ where the spreads (``low`` to ``high``) that they are printed with do not
-    overlap.
+    Two figures differ if their printed noise ranges (``low`` to ``high``) do not overlap.
 
     Raises
     ------
     FormatError
-        A file that holds no results of a ladder.
+        A file does not hold the results of a ladder.
     """
     results = [_read(path) for path in (first, second)]
     figures = [_figures(one) for one in results]
@@ -85,13 +86,15 @@ def compare(first: Path, second: Path) -> Comparison:
         a, b = figures[0][key], figures[1][key]
         if a["low"] > b["high"] or b["low"] > a["high"]:
             different.append((key, _text(a), _text(b), b["median"] / a["median"]))
-    alone = tuple(key for one, other in (figures, figures[::-1]) for key in one if key not in other)
+    unmatched = tuple(
+        key for one, other in (figures, figures[::-1]) for key in one if key not in other
+    )
     notes = tuple(
         f"{what}: {a} and {b}"
         for what in ("cpu", "cpu_id", "commit")
         if (a := results[0]["machine"][what]) != (b := results[1]["machine"][what])
     )
-    return Comparison(len(both), tuple(different), alone, notes)
+    return Comparison(len(both), tuple(different), unmatched, notes)
 
 
 def _text(figure: dict[str, float]) -> str:
@@ -99,11 +102,14 @@ def _text(figure: dict[str, float]) -> str:
 
 
 def _figures(results: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Name → milliseconds, and multiples of float32's speed, of every figure."""
+    """Return name → milliseconds or speed-up over float32, for all figures."""
     found = {}
     for case in results["cases"]:
         for row in case["figures"]:
-            name = f"{case['name']} b{case['batch']} t{case['threads']} {case['isa']}: {row['who']}, {row['way']}"
+            name = (
+                f"{case['name']} b{case['batch']} t{case['threads']} {case['isa']}: "
+                f"{row['who']}, {row['way']}"
+            )
             found[name + _TIME] = row["milliseconds"]
             if row["over_float32"] is not None and row["who"] != FLOAT32:
                 found[name + _RATIO] = row["over_float32"]
@@ -115,7 +121,7 @@ def _read(path: Path) -> dict[str, Any]:
         results: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise FormatError(
-            f"{path}: expected the JSON file of a ladder, got something else: {error}"
+            f"{path}: expected the JSON file that the ladder writes, got no JSON: {error}"
         ) from error
     if not isinstance(results, dict) or not {"cases", "machine"} <= results.keys():
         raise FormatError(f"{path}: expected the JSON file that the ladder writes, got other JSON")

@@ -1,10 +1,9 @@
-"""One layer on every rung: operands, a check of every kernel's answer, and what is timed.
+"""Measure one layer on every rung; check every kernel's output first.
 
-A rung of codes is timed on every kernel of its family's best instruction set, in two ways. From
-codes to codes is what a layer costs inside a network: packed codes come in, integer thresholds
-follow the sums, packed codes go out. From floats to floats is what can be compared with runtimes
-that take floats: quantizing comes first, and scale and bias follow the sums. The layers of int8 and
-of float32 take floats and make floats, here as inside our networks.
+A rung of codes is timed on every kernel of its family's best instruction set, with two interfaces.
+Codes to codes is the cost inside a network: packed codes in, integer thresholds after the sums,
+packed codes out. Floats to floats can be compared with other runtimes: quantization comes first,
+scale and bias follow the sums. Int8 and float32 layers read and write floats, as in our networks.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fatnn_rs import _core
-from fatnn_rs.bench.candidates import threads_of_all
-from fatnn_rs.bench.export import Task
+from fatnn_rs.bench.candidates import use_threads
+from fatnn_rs.bench.export import BenchTask
 from fatnn_rs.bench.peers import arrays_of
 from fatnn_rs.convert.api import convert_float
 from fatnn_rs.convert.levels import coded_levels
 from fatnn_rs.errors import ConversionError
 from fatnn_rs.quant.int8 import LEVELS
-from ladder.measure import CODES, FLOATS, Entry, Found, Progress
+from ladder.measure import CODES, FLOATS, CaseCalls, Progress, TimedCall
 from ladder.rungs import RUNGS, WEIGHTS, Rung
-from ladder.shapes import Shape
+from ladder.shapes import LayerShape
 
 __all__ = ["measure"]
 
@@ -45,26 +44,32 @@ _NEVER = np.iinfo(np.int32).max
 
 
 def measure(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Measure one case; ``spec``: :meth:`.plan.State.spec`."""
-    shape, batch, threads = Shape(**spec["row"]), spec["case"]["batch"], spec["case"]["threads"]
-    found = Found(shape.macs(batch))
-    with tempfile.TemporaryDirectory(prefix="fatnn-ladder-") as folder, threads_of_all(threads):
+    """Measure one case; ``spec`` is the result of :meth:`.plan.Ladder.spec`."""
+    shape, batch, threads = (
+        LayerShape(**spec["row"]),
+        spec["case"]["batch"],
+        spec["case"]["threads"],
+    )
+    found = CaseCalls(shape.macs(batch))
+    with tempfile.TemporaryDirectory(prefix="fatnn-ladder-") as folder, use_threads(threads):
         for done, name in enumerate(spec["rungs"]):
             progress(f"checking {name}", done, len(spec["rungs"]))
             rung = RUNGS[name]
             entries = _KINDS[rung.kind](name, rung, shape, batch)
             found.entries += entries
             if not entries:
-                found.missing.append({"who": name, "reason": rung.missing()})
+                found.missing.append({"who": name, "reason": rung.why_missing()})
         model, x = _float_layer(shape, batch)
         with torch.inference_mode():
             wanted = list(arrays_of(model(x)))
-        found.add_peers(spec["against"], Task(model, (x,), threads, Path(folder)), wanted, progress)
+        found.add_peers(
+            spec["against"], BenchTask(model, (x,), threads, Path(folder)), wanted, progress
+        )
         return found.timed(spec["rounds"], threads, progress)
 
 
-def _float_layer(shape: Shape, batch: int) -> tuple[nn.Module, Tensor]:
-    """Return the layer that peers run, and its input as PyTorch has it."""
+def _float_layer(shape: LayerShape, batch: int) -> tuple[nn.Module, Tensor]:
+    """Return the layer for the other runtimes, and its input in PyTorch's layout."""
     generator = torch.Generator().manual_seed(0)
     layer: nn.Module = nn.Linear(shape.channels, shape.out_channels)
     x = torch.randn(batch, shape.channels, generator=generator)
@@ -77,7 +82,7 @@ def _float_layer(shape: Shape, batch: int) -> tuple[nn.Module, Tensor]:
 
 
 def _aligned(shape: tuple[int, ...], dtype: type[np.generic]) -> Array:
-    """Zeros from the beginning of a cache line, as in a network."""
+    """Return zeros that start at a cache line, as in a network."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.zeros(size + _LINE, np.uint8)
     start = -memory.ctypes.data % _LINE
@@ -85,19 +90,19 @@ def _aligned(shape: tuple[int, ...], dtype: type[np.generic]) -> Array:
 
 
 def _copy(array: Array) -> Array:
-    """Copy an array to the beginning of a cache line."""
+    """Copy an array to the start of a cache line."""
     copy = _aligned(array.shape, array.dtype.type)
     copy[...] = array
     return copy
 
 
-def _window(shape: Shape) -> Window:
+def _window(shape: LayerShape) -> Window:
     around = 0 if shape.linear else shape.window // 2
     return (1, 1), (around, around), (1, 1)
 
 
-def _sums(x: Array, weight: Array, shape: Shape, dtype: torch.dtype) -> Array:
-    """Multiply and add by PyTorch, channels last; exact where ``dtype`` holds every integer that can come up."""
+def _sums(x: Array, weight: Array, shape: LayerShape, dtype: torch.dtype) -> Array:
+    """Convolve in PyTorch, channels last; exact if ``dtype`` holds every integer that occurs."""
     around = 0 if shape.linear else shape.window // 2
     images = torch.from_numpy(x).to(dtype).permute(0, 3, 1, 2)
     sums = functional.conv2d(images, torch.from_numpy(weight).to(dtype), padding=around)
@@ -111,7 +116,7 @@ def _check(what: str, right: bool) -> None:
 
 
 def _steps(levels: tuple[int, ...], act: str, steps: list[float]) -> list[float]:
-    """Turn steps between levels into thresholds of a kind of codes that may have more: infinity where none reaches."""
+    """Return thresholds for code type ``act`` from steps between ``levels``; infinity: no level."""
     reached = [(level, step) for level, step in zip(levels[1:], steps, strict=True)]
     return [
         next((step for level, step in reached if level >= wanted), math.inf)
@@ -130,8 +135,8 @@ def _quantize(x: Array, act: str, steps: list[float]) -> Callable[[], Array]:
     return run
 
 
-def _codes(name: str, rung: Rung, shape: Shape, batch: int) -> list[Entry]:
-    """Every kernel of a rung of codes, both ways."""
+def _codes(name: str, rung: Rung, shape: LayerShape, batch: int) -> list[TimedCall]:
+    """Return both interfaces of every kernel of a rung of codes."""
     kernels = rung.kernels()
     if not kernels:
         return []
@@ -144,7 +149,7 @@ def _codes(name: str, rung: Rung, shape: Shape, batch: int) -> list[Entry]:
     quantize = _quantize(x, rung.act, _steps(rung.levels, rung.act, between))
     codes = _copy(quantize())
     expected = _sums(x, weight, shape, torch.float32).astype(np.int32)
-    # Levels of equal shares come out, as they came in.
+    # Choose thresholds for which all output levels occur equally often, as the input levels do.
     shares = np.quantile(expected, [i / len(levels) for i in range(1, len(levels))]).round()
     cuts = _steps(rung.levels, rung.act, [float(cut) for cut in shares])
     never = [_NEVER if math.isinf(cut) else int(cut) for cut in cuts]
@@ -172,7 +177,9 @@ def _codes(name: str, rung: Rung, shape: Shape, batch: int) -> list[Entry]:
             np.allclose(floats, expected * scale + bias, rtol=1e-5, atol=1e-3),
         )
         facts = {"weight_bytes": blob.nbytes}
-        entries += [Entry(name, "rung", way, kernel, call, facts) for way, call in calls.items()]
+        entries += [
+            TimedCall(name, "rung", way, kernel, call, facts) for way, call in calls.items()
+        ]
     return entries
 
 
@@ -184,7 +191,7 @@ def _calls(
     outs: tuple[Array, Array],
     quantize: Callable[[], Array],
 ) -> dict[str, Callable[[], Any]]:
-    """Both ways through one kernel."""
+    """Return both interfaces of one kernel."""
     thresholds, scale, bias = tails
     stride, padding, dilation = window
 
@@ -199,7 +206,7 @@ def _calls(
     return {CODES: to_codes, FLOATS: to_floats}
 
 
-def _int8(name: str, rung: Rung, shape: Shape, batch: int) -> list[Entry]:
+def _int8(name: str, rung: Rung, shape: LayerShape, batch: int) -> list[TimedCall]:
     random = np.random.default_rng(0)
     size = (shape.out_channels, shape.channels, shape.window, shape.window)
     weight = random.integers(-LEVELS, LEVELS, size, np.int8, endpoint=True)
@@ -221,15 +228,15 @@ def _int8(name: str, rung: Rung, shape: Shape, batch: int) -> list[Entry]:
     call()
     _check(f"int8 on {name}", np.allclose(out, expected * scale + bias, rtol=1e-5, atol=1e-2))
     kernel = _core.int8_kernel_for(shape.linear)
-    return [Entry(name, "rung", FLOATS, kernel, call, {"weight_bytes": blob.nbytes})]
+    return [TimedCall(name, "rung", FLOATS, kernel, call, {"weight_bytes": blob.nbytes})]
 
 
-def _float32(name: str, rung: Rung, shape: Shape, batch: int) -> list[Entry]:
+def _float32(name: str, rung: Rung, shape: LayerShape, batch: int) -> list[TimedCall]:
     model, x = _float_layer(shape, batch)
     net = convert_float(model, x)
     if len(net.segments) != 1:
         raise ConversionError(
-            f"{name}: the engine did not take the layer; see fatnn_rs.convert's report: {net.report}"
+            f"{name}: the engine does not run the layer; fatnn_rs.convert's report: {net.report}"
         )
     network = net.segments[0].network
     array = _copy(x.numpy() if shape.linear else x.permute(0, 2, 3, 1).contiguous().numpy())
@@ -242,11 +249,11 @@ def _float32(name: str, rung: Rung, shape: Shape, batch: int) -> list[Entry]:
     got = torch.from_numpy(call())
     _check(name, torch.allclose(got, wanted, rtol=1e-4, atol=1e-4))
     [(_, kernel, size)] = network.products
-    return [Entry(name, "rung", FLOATS, kernel, call, {"weight_bytes": size})]
+    return [TimedCall(name, "rung", FLOATS, kernel, call, {"weight_bytes": size})]
 
 
-#: Kind of a rung → what makes its entries.
-_KINDS: dict[str, Callable[[str, Rung, Shape, int], list[Entry]]] = {
+#: Kind of a rung → function that returns what to time.
+_KINDS: dict[str, Callable[[str, Rung, LayerShape, int], list[TimedCall]]] = {
     "float32": _float32,
     "int8": _int8,
     "codes": _codes,

@@ -1,4 +1,4 @@
-"""What layers and networks share when they are measured: candidates in, seconds out."""
+"""What layers and networks share: collect the calls of a case, then time them."""
 
 from __future__ import annotations
 
@@ -9,46 +9,47 @@ from typing import Any
 
 import numpy as np
 
-from fatnn_rs.bench.candidates import Candidate, build
-from fatnn_rs.bench.export import Task
+from fatnn_rs.bench.candidates import Candidate, build_candidate
+from fatnn_rs.bench.export import BenchTask
 from fatnn_rs.bench.peers import PEERS
-from fatnn_rs.bench.report import ABSENT, FAILED, PeerRow
+from fatnn_rs.bench.results import ABSENT, FAILED, PeerRow
 from fatnn_rs.bench.timing import PAUSE_SECONDS, interleaved
 from fatnn_rs.machine import AMX, Machine
 
-__all__ = ["CODES", "FEWEST_ROUNDS", "FLOATS", "Entry", "Found", "Progress"]
+__all__ = ["CODES", "FLOATS", "MIN_ROUNDS", "CaseCalls", "Progress", "TimedCall"]
 
-#: Ways through a layer: from packed codes to packed codes, as inside a network, and from floats to floats.
+#: Interfaces of a layer: packed codes to packed codes, as inside a network, or floats to floats.
 CODES, FLOATS = "codes", "floats"
 
-#: Seconds that the rounds of a process may take; where they would take longer, there are fewer of them.
+#: Maximum seconds for the rounds of a process; longer calls get fewer rounds.
 BUDGET = 60.0
 
-#: Fewest rounds: less has no quartiles.
-FEWEST_ROUNDS = 3
+#: Minimum number of rounds; fewer have no quartiles.
+MIN_ROUNDS = 3
 
-#: Called with what is being done, how much of it is done, and how much there is.
+#: Called with a description of the work, the number of finished parts, and the number of parts.
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Something to time.
+class TimedCall:
+    """A call to time.
 
     Attributes
     ----------
     who
-        Name of a rung or of a peer.
+        Name of a rung or a runtime.
     kind
-        ``"rung"`` or ``"peer"``.
+        ``"rung"`` or ``"peer"`` (another runtime).
     way
-        :data:`CODES` or :data:`FLOATS`.
+        Interface: :data:`CODES` or :data:`FLOATS`.
     variant
-        A kernel, a memory format: of those with the same ``who`` and ``way`` the fastest counts.
+        A kernel or a memory format. Of all variants of the same ``who`` and ``way``, the fastest
+        counts.
     call
-        Runs it once.
+        Runs the layer or network once.
     facts
-        What else there is to say, as plain data.
+        Other facts for the report, as plain data.
     """
 
     who: str
@@ -60,45 +61,45 @@ class Entry:
 
 
 @dataclass
-class Found:
-    """The candidates of a case.
+class CaseCalls:
+    """All calls of a case, and which rungs and runtimes have none.
 
     Attributes
     ----------
     macs
         Multiply-accumulates of one call.
     entries
-        What is timed.
+        The calls.
     missing, failed
-        Who cannot run here, and who should and did not: names with reasons.
+        Rungs and runtimes that cannot run here, and those that failed, each with the reason.
     """
 
     macs: int
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[TimedCall] = field(default_factory=list)
     missing: list[dict[str, str]] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
 
     def add_peers(
-        self, names: Sequence[str], task: Task, wanted: list[np.ndarray], progress: Progress
+        self, names: Sequence[str], task: BenchTask, wanted: list[np.ndarray], progress: Progress
     ) -> None:
-        """Build peers on the float model, check their answers, and add those that can be timed."""
+        """Build runtimes on the float model, check their outputs, and add their calls."""
         has_amx = AMX in Machine.current().flags
         for done, name in enumerate(names):
             progress(f"building {name}", done, len(names))
             candidate = Candidate(name, PEERS[name], PeerRow(name, PEERS[name].describe, ""))
-            build(candidate, task, wanted, has_amx)
+            build_candidate(candidate, task, wanted, has_amx)
             row = candidate.row
             for state, rows in ((ABSENT, self.missing), (FAILED, self.failed)):
                 if row.state == state:
                     rows.append({"who": name, "reason": row.reason})
             facts = {"details": row.details, "amx": row.amx, "error": row.error}
             self.entries += [
-                Entry(name, "peer", FLOATS, variant, call, facts)
+                TimedCall(name, "peer", FLOATS, variant, call, facts)
                 for variant, call in candidate.calls.items()
             ]
 
     def timed(self, rounds: int, threads: int, progress: Progress) -> dict[str, Any]:
-        """Time everything in turns; all there is to say about the case, as plain data."""
+        """Time all calls in turns; return the case's results as plain data."""
         calls = {str(number): entry.call for number, entry in enumerate(self.entries)}
         pause = PAUSE_SECONDS if threads > 1 else 0.0
         rounds = _affordable(calls.values(), rounds)
@@ -128,9 +129,9 @@ class Found:
 
 
 def _affordable(calls: Iterable[Callable[[], Any]], rounds: int) -> int:
-    """So many rounds, or as many as :data:`BUDGET` allows: a turn of a long call is one untimed and one timed."""
+    """Return ``rounds``, or fewer so that they fit :data:`BUDGET`; a turn makes two calls."""
     start = time.perf_counter()
     for call in calls:
         call()
     once = 2 * (time.perf_counter() - start)
-    return max(FEWEST_ROUNDS, min(rounds, int(BUDGET / max(once, 1e-9))))
+    return max(MIN_ROUNDS, min(rounds, int(BUDGET / max(once, 1e-9))))

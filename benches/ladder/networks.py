@@ -1,4 +1,4 @@
-"""One network on every rung: converted once for each pair of weights and activations, packed for each family."""
+"""Measure one network on every rung: convert it once per precision, pack it per kernel family."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 import fatnn_rs
 from fatnn_rs.bench import networks
-from fatnn_rs.bench.candidates import difference, threads_of_all
-from fatnn_rs.bench.export import Task
+from fatnn_rs.bench.candidates import relative_error, use_threads
+from fatnn_rs.bench.export import BenchTask
 from fatnn_rs.bench.peers import PEERS, arrays_of
 from fatnn_rs.convert import TernaryNetwork, summary
 from fatnn_rs.convert.api import convert_float
@@ -24,55 +24,57 @@ from fatnn_rs.machine import Machine
 from fatnn_rs.nn.calibrate import calibrate
 from fatnn_rs.nn.int8 import INT8_QAT_MAPPING
 from fatnn_rs.operations import products_of
-from ladder.measure import FLOATS, Entry, Found, Progress
-from ladder.plan import NATIVE, write
+from ladder.measure import FLOATS, CaseCalls, Progress, TimedCall
+from ladder.plan import NATIVE, write_json
 from ladder.rungs import RUNGS, Rung
-from ladder.shapes import Net
+from ladder.shapes import LadderNetwork
 
 __all__ = ["measure"]
 
-#: Largest difference from the float model, relative to its largest answer, that is rounding in float32.
+#: Largest difference from the float model, relative to its largest output, due to rounding.
 _ROUNDING = 1e-3
 
 
 def measure(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Measure one case; ``spec``: :meth:`.plan.State.spec`, and ``cache``: where networks are kept."""
+    """Measure one case; ``spec`` as for layers, and ``cache``: a directory for networks."""
     case = spec["case"]
     threads, cache = case["threads"], Path(spec["cache"])
-    built = networks.build(case["name"])
+    built = networks.build_float(case["name"])
     images = built.images(case["batch"])
     with torch.inference_mode():
         wanted = list(arrays_of(built.model(images)))
-    maker = _Maker(built, Net(**spec["row"]), cache, spec["machine"]["commit"] or "unknown")
-    with tempfile.TemporaryDirectory(prefix="fatnn-ladder-") as folder, threads_of_all(threads):
-        found = Found(0)
+    builder = _NetworkBuilder(
+        built, LadderNetwork(**spec["row"]), cache, spec["machine"]["commit"] or "unknown"
+    )
+    with tempfile.TemporaryDirectory(prefix="fatnn-ladder-") as folder, use_threads(threads):
+        found = CaseCalls(0)
         for done, name in enumerate(spec["rungs"]):
             rung = RUNGS[name]
             progress(f"preparing {name}", done, len(spec["rungs"]))
             if rung.kind == "codes" and not rung.kernels():
-                found.missing.append({"who": name, "reason": rung.missing()})
+                found.missing.append({"who": name, "reason": rung.why_missing()})
                 continue
-            net, facts = maker.make(rung)
+            net, facts = builder.make(rung)
             found.macs = summary(net, images).macs
-            if rung.kind == "float32" and difference(net(images), wanted) > _ROUNDING:
-                raise ConversionError(f"{name}: the engine's answer differs from the float model's")
+            if rung.kind == "float32" and relative_error(net(images), wanted) > _ROUNDING:
+                raise ConversionError(f"{name}: the engine's output differs from the float model's")
             if threads == 1 and case["isa"] == NATIVE:
                 net(images)
                 facts |= _sizes(net, Path(folder))
             facts["kernels"] = dict(Counter(kernel for _, kernel, _ in _products(net)))
-            found.entries.append(Entry(name, "rung", FLOATS, "", _call(net, images), facts))
+            found.entries.append(TimedCall(name, "rung", FLOATS, "", _call(net, images), facts))
         flags = Machine.current().flags
         against = [name for name in spec["against"] if not PEERS[name].emulated(flags)]
         found.missing += [
             {
                 "who": name,
-                "reason": "this processor only emulates its precision, so it is measured on layers alone",
+                "reason": "this processor only emulates its precision, so only layers are measured",
             }
             for name in spec["against"]
             if name not in against
         ]
         found.add_peers(
-            against, Task(built.model, (images,), threads, Path(folder)), wanted, progress
+            against, BenchTask(built.model, (images,), threads, Path(folder)), wanted, progress
         )
         with torch.inference_mode():
             return found.timed(spec["rounds"], threads, progress)
@@ -83,14 +85,16 @@ def _call(net: TernaryNetwork, images: Tensor) -> Any:
     return lambda: net(last)
 
 
-class _Maker:
-    """Makes a network for each rung; those of codes are kept in files, for conversion takes longer than measuring."""
+class _NetworkBuilder:
+    """Builds a network for each rung; keeps converted ones in files, because conversion is slow."""
 
-    def __init__(self, built: networks.Built, row: Net, cache: Path, commit: str) -> None:
+    def __init__(
+        self, built: networks.FloatNetwork, row: LadderNetwork, cache: Path, commit: str
+    ) -> None:
         self.built, self.row, self.cache, self.commit = built, row, cache, commit
 
     def make(self, rung: Rung) -> tuple[TernaryNetwork, dict[str, Any]]:
-        """Return the network, and how many of its codes were compared with its model's (none differed)."""
+        """Return the network, and how many of its codes were compared; all were equal."""
         if rung.kind == "float32":
             return convert_float(self.built.model, self.built.batch[:1]), {}
         if rung.kind == "int8":
@@ -105,14 +109,14 @@ class _Maker:
             raise ConversionError(
                 f"{self.built.name}: {', '.join(sorted(outside))} run outside the engine"
             )
-        if difference(net(x), list(arrays_of(whole(x)))):
+        if relative_error(net(x), list(arrays_of(whole(x)))):
             raise ConversionError(
-                f"{self.built.name}: {rung.family} kernels answer otherwise than the others"
+                f"{self.built.name}: outputs of the {rung.family} kernels differ from the others'"
             )
         return net, {"codes_verified": codes}
 
     def _int8(self) -> TernaryNetwork:
-        """Every convolution and linear layer as its int8 QAT layer."""
+        """Convert the network with all convolutions and linear layers as int8 layers."""
         model = copy.deepcopy(self.built.model)
         for parent in list(model.modules()):
             for key, child in list(parent._modules.items()):
@@ -123,9 +127,9 @@ class _Maker:
         x = self.built.batch[:1]
         with torch.inference_mode():
             wanted = list(arrays_of(model(x)))
-        if difference(net(x), wanted) > _ROUNDING:
+        if relative_error(net(x), wanted) > _ROUNDING:
             raise ConversionError(
-                f"{self.built.name}: the engine's int8 answer differs from the model's"
+                f"{self.built.name}: the engine's int8 output differs from the model's"
             )
         return net
 
@@ -139,15 +143,15 @@ class _Maker:
             )
         options: dict[str, Any] = {**rung.config, "first": self.row.ends, "last": self.row.ends}
         config = fatnn_rs.TernaryConfig(**options)
-        net, codes = networks.quantized(self.built, config, "rust")
+        net, codes = networks.convert_and_verify(self.built, config, "rust")
         file.parent.mkdir(parents=True, exist_ok=True)
         fatnn_rs.save(net, file)
-        write(note, codes)
+        write_json(note, codes)
         return net, codes
 
 
 def _sizes(net: TernaryNetwork, folder: Path) -> dict[str, Any]:
-    """Return bytes in a file, of weights as kernels have them, and of buffers."""
+    """Return bytes of the file, of packed weights, and of buffers for values."""
     file = folder / "network.safetensors"
     fatnn_rs.save(net, file)
     size = file.stat().st_size

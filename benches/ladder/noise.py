@@ -1,8 +1,8 @@
-"""How far a figure may lie from what another ladder finds: by its own rounds, and by all figures' processes together.
+"""The noise of figures: how far they may be from those of another run of the ladder.
 
-A case's few processes cannot tell by themselves how far the next one would lie from them; those of
-all cases can. So a figure is printed with a spread of at least what 95 of 100 figures like it (of
-layers or of networks, times or ratios, with as many threads) move by from one process to another.
+A case has too few processes to estimate its noise, but all cases together have enough. The noise of
+a kind of figures is the 95th percentile of their changes between two processes. A kind is: times or
+ratios, of layers or networks, with the same threads. No printed range is narrower than that.
 """
 
 from __future__ import annotations
@@ -13,38 +13,38 @@ from itertools import combinations
 from statistics import median, quantiles
 from typing import Any
 
-from fatnn_rs.bench.timing import Spread
+from fatnn_rs.bench.timing import Quartiles
 
-__all__ = ["summarise", "widen"]
+__all__ = ["apply_noise_floor", "summarise"]
 
-#: A figure's parts → whether they are ratios taken inside rounds.
+#: Parts of a figure → whether they are ratios taken inside rounds.
 _SUMMARIES = {"milliseconds": False, "over_float32": True}
 
 
 def summarise(processes: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Summarise all rounds of all processes: median, spread, and each process's median.
+    """Return median, range and each process's median, over all rounds and processes.
 
-    The spread reaches from the lowest lower quartile to the highest upper quartile of any process,
-    until :func:`widen`.
+    The range is from the lowest lower quartile to the highest upper quartile of any process;
+    :func:`apply_noise_floor` may widen it.
     """
-    spreads = [Spread.of(values) for values in processes]
+    quartiles = [Quartiles.of(values) for values in processes]
     return {
         "median": median(value for values in processes for value in values),
-        "low": min(spread.lower for spread in spreads),
-        "high": max(spread.upper for spread in spreads),
-        "medians": [spread.median for spread in spreads],
+        "low": min(one.lower for one in quartiles),
+        "high": max(one.upper for one in quartiles),
+        "medians": [one.median for one in quartiles],
     }
 
 
-def widen(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give every figure of collected cases the least spread of its kind, in place; processes' medians are dropped.
+def apply_noise_floor(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Widen the ranges of all figures to the noise of their kind, in place; drop ``medians``.
 
     Returns
     -------
     list of dict
-        For every kind of figure ``kind``, ``threads``, ``ratios``, how many pairs of processes were
-        compared, and the factor that 95 of 100 pairs stay within (1 where there are fewer than two
-        pairs).
+        One per kind of figure: ``kind``, ``threads``, ``ratios``, ``pairs`` (number of pairs of
+        processes compared) and ``factor`` (95th percentile of the pairs' ratios; 1 for fewer than
+        two pairs).
     """
     kinds: dict[tuple[str, int, bool], list[dict[str, Any]]] = {}
     for key, summary in _summaries(cases):
@@ -84,6 +84,6 @@ def _summaries(
     for case in cases:
         for row in case["figures"]:
             for name, ratios in _SUMMARIES.items():
-                # What is divided by itself does not move.
+                # A figure divided by itself has no noise.
                 if row[name] is not None and (row[name]["low"] < row[name]["high"] or not ratios):
                     yield (case["kind"], case["threads"], ratios), row[name]

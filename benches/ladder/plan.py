@@ -1,4 +1,4 @@
-"""What a ladder consists of: its options, its cases, and which of them are measured already."""
+"""The plan of a ladder: its options, its cases, and which results exist already."""
 
 from __future__ import annotations
 
@@ -13,21 +13,29 @@ from fatnn_rs import _core
 from fatnn_rs.bench.peers import PEERS
 from fatnn_rs.errors import ConfigError
 from fatnn_rs.machine import Machine, usable_cpus
-from ladder.measure import FEWEST_ROUNDS
+from ladder.measure import MIN_ROUNDS
 from ladder.rungs import RUNGS
 from ladder.shapes import NETWORKS, SHAPES
 
-__all__ = ["NATIVE", "BenchCase", "LadderOptions", "State", "cases", "isas", "write"]
+__all__ = [
+    "NATIVE",
+    "BenchCase",
+    "Ladder",
+    "LadderOptions",
+    "available_isas",
+    "cases",
+    "write_json",
+]
 
-#: The tier without a cap.
+#: The best instruction set, without a cap by ``FATNN_ISA``.
 NATIVE = "native"
 
-#: Instruction sets as ``FATNN_ISA`` names them, best first. Every machine has the last.
+#: Instruction sets as ``FATNN_ISA`` names them, best first. Every machine has the last one.
 _TIERS = ("avx512", "avx2", "neon", "scalar")
 
 
-def isas() -> tuple[str, ...]:
-    """Tiers of this machine: without a cap, then every one below the best, best first."""
+def available_isas() -> tuple[str, ...]:
+    """Return this machine's instruction sets: the uncapped one, then each below the best."""
     features = set(_core.cpu_info()["features_detected"])
     found = [tier for tier in _TIERS if tier in features or tier == "scalar"]
     return (NATIVE, *found[1:])
@@ -40,24 +48,25 @@ class LadderOptions:
     Parameters
     ----------
     layers, networks, rungs, against
-        Names of rows of :data:`.SHAPES`, :data:`.NETWORKS`, :data:`.RUNGS` and
+        Keys of :data:`.SHAPES`, :data:`.NETWORKS`, :data:`.RUNGS` and
         :data:`fatnn_rs.bench.PEERS`.
     batches, threads
-        Every combination is measured; threads are one and all by default.
+        Batch sizes and thread counts; every combination is measured. Threads default to one, and
+        all CPUs.
     isas
-        Tiers out of :func:`isas`. Those with a cap are measured with the first batch and the first
-        number of threads.
+        Instruction sets from :func:`available_isas`. Capped ones are measured only with the first
+        batch size and thread count.
     rounds
-        Turns of every candidate, in each process.
+        Rounds in each process.
     processes
-        Processes that measure each case, one after the other; their figures are put together.
+        Processes per case, one after the other; their figures are combined.
     out
-        Folder of what is measured; a ladder that was interrupted there goes on.
+        Directory of the ladder; an interrupted ladder is resumed.
 
     Raises
     ------
     ConfigError
-        An unknown name, a number that is too small, or nothing to do.
+        An unknown name, a number that is too small, or nothing to measure.
     """
 
     layers: Sequence[str] = tuple(SHAPES)
@@ -72,17 +81,17 @@ class LadderOptions:
     out: Path = Path("runs/ladder")
 
     def __post_init__(self) -> None:
-        """Fill in what the machine decides, and validate before anything slow begins."""
+        """Fill in the defaults of this machine, and validate."""
         object.__setattr__(
             self, "threads", tuple(self.threads) or tuple(dict.fromkeys((1, usable_cpus())))
         )
-        object.__setattr__(self, "isas", tuple(self.isas) or isas())
+        object.__setattr__(self, "isas", tuple(self.isas) or available_isas())
         known: dict[str, tuple[Sequence[str], Iterable[str]]] = {
             "layers": (self.layers, SHAPES),
             "networks": (self.networks, NETWORKS),
             "rungs": (self.rungs, RUNGS),
             "against": (self.against, PEERS),
-            "isa": (self.isas, isas()),
+            "isa": (self.isas, available_isas()),
         }
         for what, (names, rows) in known.items():
             for name in names:
@@ -98,7 +107,7 @@ class LadderOptions:
         for what, numbers, least in (
             ("batch", self.batches, 1),
             ("threads", self.threads, 1),
-            ("rounds", (self.rounds,), FEWEST_ROUNDS),
+            ("rounds", (self.rounds,), MIN_ROUNDS),
             ("processes", (self.processes,), 1),
         ):
             for number in numbers:
@@ -108,16 +117,16 @@ class LadderOptions:
 
 @dataclass(frozen=True)
 class BenchCase:
-    """A unit of work: a layer or a network, with so many images and threads, below one tier.
+    """One measurement: a layer or network, with a batch size, threads and an instruction set.
 
     Attributes
     ----------
     kind
         ``"layer"`` or ``"network"``.
     name
-        Of its row.
+        Key of :data:`.SHAPES` or :data:`.NETWORKS`.
     batch, threads, isa
-        What it is measured with.
+        Batch size, number of threads and instruction set.
     """
 
     kind: str
@@ -131,12 +140,12 @@ class BenchCase:
 
     @property
     def slug(self) -> str:
-        """Name of a file."""
+        """Name for files."""
         return f"{self.kind}-{self.name}-b{self.batch}-t{self.threads}-{self.isa}"
 
 
 def cases(options: LadderOptions) -> Iterator[BenchCase]:
-    """Every case, in the order in which they are measured."""
+    """Yield every case in the order of measurement."""
     for isa in dict.fromkeys(options.isas):
         for kind, names in (("layer", options.layers), ("network", options.networks)):
             for name in dict.fromkeys(names):
@@ -148,15 +157,15 @@ def cases(options: LadderOptions) -> Iterator[BenchCase]:
                     yield BenchCase(kind, name, batch, threads, isa)
 
 
-class State:
-    """The folder of a ladder: one file for each process of each case, and networks that are ready to be loaded.
+class Ladder:
+    """The directory of a ladder: a result file per process and case, and converted networks.
 
     Parameters
     ----------
     options
         What is measured.
     machine
-        What it is measured on.
+        The machine it is measured on.
     """
 
     def __init__(self, options: LadderOptions, machine: Machine) -> None:
@@ -165,11 +174,14 @@ class State:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, case: BenchCase, process: int) -> Path:
-        """Return where a process of a case puts down what it found."""
+        """Return the path of the results of a process."""
         return self.folder / f"{case.slug}.{process}.json"
 
     def spec(self, case: BenchCase) -> dict[str, Any]:
-        """Return all that decides a case's figures, as plain data; what was measured for another is measured again."""
+        """Return all settings that affect a case's figures, as plain data.
+
+        Results with another spec are measured again.
+        """
         rows: Mapping[str, Any] = SHAPES if case.kind == "layer" else NETWORKS
         machine = self.machine
         spec = {
@@ -189,22 +201,22 @@ class State:
         return plain
 
     def read(self, case: BenchCase, process: int) -> dict[str, Any] | None:
-        """Return what a process of a case found; None where it has still to be measured."""
+        """Return the results of a process; None if they are missing or outdated."""
         try:
             found: dict[str, Any] = json.loads(self.path(case, process).read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # never begun, or broken off by a full disk
+        except (OSError, ValueError):  # Missing, or incomplete because of a full disk.
             return None
         return found if found.get("spec") == self.spec(case) else None
 
-    def units(self) -> list[tuple[BenchCase, int]]:
-        """Every process of every case: first all cases once, so that a ladder soon has every figure."""
+    def case_processes(self) -> list[tuple[BenchCase, int]]:
+        """Return every process of every case; first one process of each, for early figures."""
         every = list(cases(self.options))
         return [(case, process) for process in range(self.options.processes) for case in every]
 
 
-def write(path: Path, data: Any) -> None:
-    """Write JSON as a whole, or nothing."""
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.new")
-    beside.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    os.replace(new, path)

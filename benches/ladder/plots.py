@@ -1,4 +1,4 @@
-"""The ladder as pictures: speed-ups over float32, and accuracy against latency."""
+"""Plots of the ladder: speed-ups over float32, and accuracy against latency."""
 
 from __future__ import annotations
 
@@ -6,21 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from fatnn_rs.errors import UnsupportedError
-from ladder.collect import every, figure, first, inside
+from ladder.collect import cases_of, figure, first_per_name, inside_network
 from ladder.measure import FLOATS
 from ladder.rungs import FLOAT32
 
-__all__ = ["draw", "need_matplotlib"]
+__all__ = ["draw", "require_matplotlib"]
 
 
-def need_matplotlib() -> None:
-    """Check for it before anything slow begins.
-
-    Raises
-    ------
-    UnsupportedError
-        It is missing.
-    """
+def require_matplotlib() -> None:
+    """Raise an :class:`UnsupportedError` if matplotlib is missing, before anything slow begins."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -30,8 +24,8 @@ def need_matplotlib() -> None:
 
 
 def draw(results: dict[str, Any], stem: Path) -> list[Path]:
-    """Draw what there are figures for; the files, ``stem`` with endings."""
-    need_matplotlib()
+    """Draw every plot for which there are figures; return the files (``stem`` plus a suffix)."""
+    require_matplotlib()
     drawn = [
         _speedups(results, stem.with_name(f"{stem.name}.png")),
         _accuracies(results, stem.with_name(f"{stem.name}-accuracy.png")),
@@ -49,12 +43,14 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _speedups(results: dict[str, Any], path: Path) -> Path | None:
-    """Draw bars for every rung, a group for every layer and network: the first batch and number of threads."""
-    cases = [case for kind in ("layer", "network") for case in first(every(results, kind))]
+    """Draw each rung's speed-up, grouped by layer and network, for the first batch and threads."""
+    cases = [
+        case for kind in ("layer", "network") for case in first_per_name(cases_of(results, kind))
+    ]
     rungs = [name for name in results["rungs"] if name != FLOAT32]
     groups = {
         case["name"]: [
-            found["over_float32"] if (found := inside(case, rung)) is not None else None
+            found["over_float32"] if (found := inside_network(case, rung)) is not None else None
             for rung in rungs
         ]
         for case in cases
@@ -76,16 +72,16 @@ def _speedups(results: dict[str, Any], path: Path) -> Path | None:
             if (ratio := values[number])
         ]
         tops = [ratio["median"] for _, ratio in bars]
-        spread = [
+        noise = [
             [ratio["median"] - ratio["low"] for _, ratio in bars],
             [ratio["high"] - ratio["median"] for _, ratio in bars],
         ]
         places = [place + (position - (len(shown) - 1) / 2) * width for place, _ in bars]
-        # From 1, which is float32: on a logarithmic axis equal heights are equal factors, and
-        # slower bars hang down.
+        # Bars start at 1, which is float32. On the logarithmic axis, equal heights are equal
+        # factors, and bars of slower rungs point down.
         heights = [top - 1 for top in tops]
         label = results["rungs"][rung]["title"]
-        axes.bar(places, heights, width, bottom=1, yerr=spread, label=label, error_kw={"lw": 0.6})
+        axes.bar(places, heights, width, bottom=1, yerr=noise, label=label, error_kw={"lw": 0.6})
     axes.axhline(1, color="black", lw=0.8)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
@@ -98,10 +94,10 @@ def _speedups(results: dict[str, Any], path: Path) -> Path | None:
 
 
 def _accuracies(results: dict[str, Any], path: Path) -> Path | None:
-    """Draw a point for every rung of every network whose accuracies are known, at its latency."""
+    """Draw accuracy against latency of every rung, for networks with known accuracies."""
     cases = {
         case["name"]: case
-        for case in first(every(results, "network"))
+        for case in first_per_name(cases_of(results, "network"))
         if case["name"] in results["accuracies"]
     }
     if not cases:

@@ -1,16 +1,16 @@
-"""The ladder as Markdown. No figure is made here."""
+"""The ladder's report in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ladder.collect import every, figure, first, inside
+from ladder.collect import cases_of, figure, first_per_name, inside_network
 from ladder.measure import CODES, FLOATS
 
 __all__ = ["markdown"]
 
-#: What stands where there is no figure.
+#: Text for a missing figure.
 NONE = "–"
 
 
@@ -20,9 +20,9 @@ def markdown(results: dict[str, Any], plots: Sequence[str] = ()) -> str:
     Parameters
     ----------
     results
-        What :func:`ladder.command.ladder` returned, or read from its JSON.
+        Results of :func:`ladder.command.ladder`, or of its JSON file.
     plots
-        Names of picture files beside it.
+        Names of image files in the same directory.
     """
     machine = results["machine"]
     parts = [
@@ -43,7 +43,7 @@ def markdown(results: dict[str, Any], plots: Sequence[str] = ()) -> str:
         "## Instructions per multiply-accumulate",
         *_instructions(results),
         "## Not measured",
-        _absent(results),
+        _not_measured(results),
         "## Machine",
         _machine(machine),
     ]
@@ -55,7 +55,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(texts) + " |" for texts in lines)
 
 
-def _place(case: dict[str, Any]) -> str:
+def _case_text(case: dict[str, Any]) -> str:
     return f"{case['name']}, batch {case['batch']}, threads {case['threads']}"
 
 
@@ -64,7 +64,7 @@ def _title(results: dict[str, Any], who: str) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits that count, without exponents."""
+    """Format with three significant digits, without an exponent."""
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}" if value >= 0.001 else f"{value:.5f}"
@@ -88,35 +88,36 @@ def _method(results: dict[str, Any]) -> str:
     busy = ""
     if loads and max(loads) > results["machine"]["cpus"]:
         busy = (
-            f" **Busy**: up to {max(loads):.1f} processes wanted {results['machine']['cpus']} processors while this "
-            "was measured; trust ratios more than times, and measure again on a quiet machine."
+            f" **Busy**: up to {max(loads):.1f} processes wanted {results['machine']['cpus']} "
+            "processors during the measurement; ratios are more reliable than times. Measure again "
+            "on an idle machine."
         )
     return (
-        f"Medians of {rounds} interleaved rounds (fewer where they would take over a minute) in each of {processes} "
-        "processes; in brackets the outermost quartiles of any process, or what such figures move by from one process "
-        "to another, where that is more"
-        + _moves(results)
-        + ". `× float32`: how many times as fast as our own "
-        "float32 layer or network, round by round; `of 2N`: time as a multiple of the ternary popcount kernel's. Every "
-        "kernel's sums, codes and floats equalled a reference before it was timed. What each column means: "
-        "docs/ladder.md." + busy
+        f"Medians of {rounds} interleaved rounds (fewer if they would take over a minute) in each "
+        f"of {processes} processes. In brackets: the outermost quartiles of any process or, if it "
+        "is wider, the noise of such figures between processes"
+        + _noise_text(results)
+        + ". `× float32`: speed divided by that of our own float32 layer or network, round by "
+        "round; `of 2N`: time divided by that of the ternary popcount kernel. Every kernel's sums, "
+        "codes and floats equalled a reference before it was timed. docs/ladder.md explains the "
+        "columns." + busy
     )
 
 
-def _moves(results: dict[str, Any]) -> str:
-    """Say what 95 of 100 figures move by between processes, by kind."""
+def _noise_text(results: dict[str, Any]) -> str:
+    """Return the noise of every kind of figures: the 95th percentile of changes."""
     found = [
         f"{'ratios' if row['ratios'] else 'times'} of {row['kind']}s, {row['threads']} "
         f"thread{'s' if row['threads'] > 1 else ''}, {100 * (row['factor'] - 1):.0f}%"
         for row in results["moves"]
         if row["factor"] > 1
     ]
-    return f" (95 of 100 by at most: {'; '.join(found)})" if found else ""
+    return f" (95th percentile: {'; '.join(found)})" if found else ""
 
 
 def _theory(results: dict[str, Any]) -> str:
-    """Compare the passes that bits make in theory, those that kernels make, and what was measured."""
-    layers = first(every(results, "layer"))
+    """Compare passes over bits in theory and in the kernels with measured times."""
+    layers = first_per_name(cases_of(results, "layer"))
     head = ["rung", "weights", "activations", "theory", "kernels run", "theory, of 2N"]
     head += [f"{case['name']}, of 2N" for case in layers]
     counted = _counted(results)
@@ -146,9 +147,9 @@ def _theory(results: dict[str, Any]) -> str:
         for rung in results["rungs"].values()
         if rung["passes"] and rung["executed"] and rung["executed"] != rung["passes"]
     ]
-    note = "The first batch and number of threads, codes to codes."
+    note = "First batch size and thread count, codes to codes."
     if slower:
-        note += f" The kernels here read more planes than theory for: {'; '.join(slower)}."
+        note += f" The kernels read more bit planes than in theory for: {'; '.join(slower)}."
     return note + "\n\n" + _table(head, rows)
 
 
@@ -157,11 +158,11 @@ def _passes(passes: int | None) -> str:
 
 
 def _layers(results: dict[str, Any]) -> Iterable[str]:
-    for case in every(results, "layer"):
+    for case in cases_of(results, "layer"):
         names = list(dict.fromkeys(row["who"] for row in case["figures"]))
         rows = []
         for who in names:
-            codes, floats = inside(case, who), figure(case, who, FLOATS)
+            codes, floats = inside_network(case, who), figure(case, who, FLOATS)
             is_rung = who in results["rungs"]
             row = [_title(results, who)]
             for found in (codes if is_rung else None, floats):
@@ -190,7 +191,7 @@ def _layers(results: dict[str, Any]) -> Iterable[str]:
 
 
 def _networks(results: dict[str, Any]) -> Iterable[str]:
-    for case in every(results, "network"):
+    for case in cases_of(results, "network"):
         rows = []
         for found in case["figures"]:
             facts = found["facts"]
@@ -208,20 +209,23 @@ def _networks(results: dict[str, Any]) -> Iterable[str]:
                     kernels or found["variant"] or facts.get("details") or NONE,
                 ]
             )
-        yield f"### {case['name']}, batch {case['batch']}, threads {case['threads']}, {case['row']['ends']} ends"
+        yield (
+            f"### {case['name']}, batch {case['batch']}, threads {case['threads']}, "
+            f"{case['row']['ends']} first and last layer"
+        )
         yield _table(["", "ms", "× float32", "of 2N", "codes that differ", "kernels"], rows)
 
 
 def _tiers(results: dict[str, Any]) -> str:
-    """Show what every rung takes below each cap."""
+    """Return the times of every rung with every instruction set."""
     tiers = list(dict.fromkeys(case["isa"] for case in results["cases"]))
     if len(tiers) < 2:
-        return "One tier was measured."
+        return "Only one instruction set was measured."
     by_tier = {
         isa: {
             case["name"]: case
             for kind in ("layer", "network")
-            for case in first(every(results, kind, isa))
+            for case in first_per_name(cases_of(results, kind, isa))
         }
         for isa in tiers
     }
@@ -229,7 +233,8 @@ def _tiers(results: dict[str, Any]) -> str:
     for name in by_tier[tiers[0]]:
         for who in results["rungs"]:
             found = [
-                inside(by_tier[isa][name], who) if name in by_tier[isa] else None for isa in tiers
+                inside_network(by_tier[isa][name], who) if name in by_tier[isa] else None
+                for isa in tiers
             ]
             if sum(row is not None for row in found) > 1:
                 rows.append(
@@ -240,15 +245,15 @@ def _tiers(results: dict[str, Any]) -> str:
                     ]
                 )
     note = (
-        "The first batch and number of threads, ms, inside a network; `native` is without a cap. Float32 is left out: "
-        "the library it runs on finds instructions by itself."
+        "First batch size and thread count, ms, inside a network; `native` is the best instruction "
+        "set. Float32 is left out: its library chooses instructions itself."
     )
     return note + "\n\n" + _table(["", "rung", *tiers], rows)
 
 
 def _memory(results: dict[str, Any]) -> str:
     rows = []
-    for case in every(results, "network"):
+    for case in cases_of(results, "network"):
         for found in case["figures"]:
             facts = found["facts"]
             if "file_bytes" in facts:
@@ -260,13 +265,13 @@ def _memory(results: dict[str, Any]) -> str:
                     [case["name"], str(case["batch"]), _title(results, found["who"]), *sizes]
                 )
     if not rows:
-        return "Not measured: it is where networks run with one thread and without a cap."
+        return "Not measured: it needs networks with one thread and the native instruction set."
     head = [
         "",
         "batch",
         "rung",
         "file, KiB",
-        "weights as kernels have them, KiB",
+        "packed weights, KiB",
         "buffers for values, KiB",
     ]
     return _table(head, rows)
@@ -288,8 +293,8 @@ def _instructions(results: dict[str, Any]) -> Iterable[str]:
         for key, counts in _counted(results).items()
     ]
     yield (
-        f"Counted by {counted['valgrind']}'s callgrind or, of instructions that it does not know, by single steps; "
-        "one thread, codes to codes, driver and epilogue included."
+        f"Counted by {counted['valgrind']}'s callgrind or, for instructions that it does not know, "
+        "by single-stepping; one thread, codes to codes, driver and epilogue included."
     )
     yield _table(["kernel", "weights", "activations", *layers], rows)
     if counted["not_counted"]:
@@ -301,7 +306,7 @@ def _instructions(results: dict[str, Any]) -> Iterable[str]:
 
 
 def _counted(results: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, float]]:
-    """Kernel, weights and activations → layer → instructions per multiply-accumulate."""
+    """Return (kernel, weights, activations) → layer → instructions per multiply-accumulate."""
     found: dict[tuple[str, str, str], dict[str, float]] = {}
     for row in (results["instructions"] or {"rows": []})["rows"]:
         found.setdefault((row["kernel"], row["weights"], row["act"]), {})[row["layer"]] = row[
@@ -310,14 +315,14 @@ def _counted(results: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, fl
     return found
 
 
-def _absent(results: dict[str, Any]) -> str:
-    """Name everything that has no figure, with the reason."""
+def _not_measured(results: dict[str, Any]) -> str:
+    """List everything without a figure, and the reasons."""
     lines = [f"- **failed**: {row['case']}: {row['reason']}" for row in results["failed_cases"]]
     seen: dict[tuple[str, str, str], list[str]] = {}
     for case in results["cases"]:
         for state in ("failed", "missing"):
             for row in case[state]:
-                place = _place(case) if state == "failed" else case["isa"]
+                place = _case_text(case) if state == "failed" else case["isa"]
                 seen.setdefault((state, row["who"], row["reason"]), []).append(place)
     for (state, who, reason), places in seen.items():
         among = ", ".join(dict.fromkeys(places))
@@ -330,7 +335,7 @@ def _absent(results: dict[str, Any]) -> str:
     counted = results["instructions"]
     if counted is None:
         lines.append("- instructions: no file was given")
-    return "\n".join(lines) or "Nothing: every rung and every peer has a figure in every case."
+    return "\n".join(lines) or "Nothing: every rung and every runtime has a figure in every case."
 
 
 def _machine(machine: dict[str, Any]) -> str:
@@ -339,10 +344,11 @@ def _machine(machine: dict[str, Any]) -> str:
     clock = "" if machine["clock_mhz"] is None else f", {machine['clock_mhz']:.0f} MHz stated"
     return "\n".join(
         [
-            f"- {machine['cpu']} ({machine['cpu_id'] or machine['system']}){clock}, {machine['cpus']} processors, "
-            f"{machine['system']}: {' '.join(machine['flags'])}",
+            f"- {machine['cpu']} ({machine['cpu_id'] or machine['system']}){clock}, "
+            f"{machine['cpus']} processors, {machine['system']}: {' '.join(machine['flags'])}",
             f"- kernels: {', '.join(machine['kernels'])}",
-            f"- {versions}, python {machine['python']}, commit {machine['commit'] or 'unknown'}, {machine['date']}",
+            f"- {versions}, python {machine['python']}, commit {machine['commit'] or 'unknown'}, "
+            f"{machine['date']}",
             f"- environment: {environment or 'nothing set that changes speed'}",
         ]
     )

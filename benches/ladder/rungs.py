@@ -1,4 +1,4 @@
-"""The rungs of the ladder: which precisions are compared. One row each."""
+"""The rungs of the ladder: the precisions that are compared, in the table :data:`RUNGS`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fatnn_rs import _core
 __all__ = ["FLOAT32", "INT8", "POPCOUNT", "RUNGS", "WEIGHTS", "Rung"]
 
 
-#: Kind of weights → their levels.
+#: Type of weights → levels.
 WEIGHTS: dict[str, tuple[int, ...]] = {
     "ternary": (-1, 0, 1),
     "two-bit": (-3, -1, 1, 3),
@@ -28,29 +28,29 @@ class Rung:
     Attributes
     ----------
     title
-        In tables.
+        Name in tables.
     kind
-        ``"float32"``, ``"int8"`` or ``"codes"``: what layers are made of.
+        Type of the layers: ``"float32"``, ``"int8"`` or ``"codes"``.
     weight_bits, act_bits
-        Of one value, in tables.
+        Bits per weight and per activation, for tables.
     passes
-        Passes over N bits that a product of N values takes in theory, by counting bits; None where
-        no bits are counted.
+        Passes over N bits that an inner product of N values takes in theory, by counting bits; None
+        if the kernel does not count bits.
     weight
-        Row of :data:`WEIGHTS`.
+        Key of :data:`WEIGHTS`.
     levels
-        Of the activations.
+        Levels of the activations.
     act
-        Row of :data:`fatnn_rs.convert.levels.ACT_LEVELS` that expresses these levels.
+        Key of :data:`fatnn_rs.convert.levels.ACT_LEVELS` with these levels.
     family
-        Of the kernels.
+        Kernel family.
     config
         ``weight`` and ``act`` of :class:`fatnn_rs.TernaryConfig`, for networks.
     accuracy
-        Row of the comparison of quantizers (``benches/quantizers``) with this precision; empty
-        where there is none.
+        Row of the comparison of quantizers (``benches/quantizers``) with this precision; empty if
+        there is none.
     capped
-        Whether ``FATNN_ISA`` caps what it runs on.
+        Whether ``FATNN_ISA`` limits its instruction set.
     """
 
     title: str
@@ -68,25 +68,28 @@ class Rung:
 
     @property
     def executed(self) -> int | None:
-        """Passes over N bits that this process's kernel makes; None where there is none, or it counts no bits."""
-        rows = self._rows()
+        """Passes over N bits that the kernel makes; None if no kernel counts bits here."""
+        rows = self._kernel_rows()
         return rows[0]["passes"] if rows else None
 
     def kernels(self) -> list[str]:
-        """Name this process's kernels for it, those of the family's best instruction set; none where none runs it."""
-        rows = self._rows()
+        """Names of this machine's kernels of the family, for its best instruction set."""
+        rows = self._kernel_rows()
         return [row["name"] for row in rows if row["isa"] == rows[0]["isa"]]
 
-    def _rows(self) -> list[dict[str, Any]]:
+    def _kernel_rows(self) -> list[dict[str, Any]]:
         if self.kind != "codes":
             return []
         codes = np.array(WEIGHTS[self.weight], np.int8)
         return [row for row in _core.kernels_for(codes, self.act) if row["family"] == self.family]
 
-    def missing(self) -> str:
-        """Say why nothing runs it here."""
+    def why_missing(self) -> str:
+        """Say why no kernel runs it here."""
         levels = "{" + ", ".join(map(str, self.levels)) + "}"
-        return f"no {self.family} kernel here runs {self.weight} weights with activations {levels} (kind {self.act!r})"
+        return (
+            f"no {self.family} kernel here runs {self.weight} weights with activations {levels} "
+            f"(act {self.act!r})"
+        )
 
 
 _TERNARY = {"weight": "fatnn", "act": "ternary"}
@@ -127,7 +130,7 @@ def _uint2(title: str, family: str, passes: int | None = None) -> Rung:
     )
 
 
-#: The rungs that others are compared with.
+#: Rungs that others are compared with.
 FLOAT32, INT8, POPCOUNT = "float32", "int8", "ternary-popcount"
 
 #: Name → rung, from the most bits to the fewest.

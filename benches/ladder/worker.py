@@ -1,7 +1,7 @@
-"""One case in a process of its own: ``python -m ladder.worker FILE``.
+"""Measure one case in its own process: ``python -m ladder.worker FILE``.
 
-What to do comes as JSON on standard input, figures go into the file. Lines on standard output that
-begin with :data:`MARK` say what is being done.
+The case comes as JSON on standard input; results go to the file. Lines on standard output that
+start with :data:`PROGRESS_MARK` report progress.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from fatnn_rs.errors import FatnnError
 from fatnn_rs.machine import Machine
 from ladder import layers, networks
 from ladder.measure import Progress
-from ladder.plan import write
+from ladder.plan import write_json
 
-__all__ = ["MARK", "main"]
+__all__ = ["PROGRESS_MARK", "main"]
 
-MARK = "@fatnn "
+PROGRESS_MARK = "@fatnn "
 
-#: Kind of a case → what measures it.
+#: Kind of a case → function that measures it.
 _MEASURES: dict[str, Callable[[dict[str, Any], Progress], dict[str, Any]]] = {
     "layer": layers.measure,
     "network": networks.measure,
@@ -31,10 +31,10 @@ _MEASURES: dict[str, Callable[[dict[str, Any], Progress], dict[str, Any]]] = {
 
 
 def main() -> int:
-    """Measure, and write; 1 where it failed on purpose."""
+    """Measure and write the results; return 1 after an expected error."""
 
     def progress(what: str, done: int, total: int) -> None:
-        print(MARK + json.dumps([what, done, total]), flush=True)
+        print(PROGRESS_MARK + json.dumps([what, done, total]), flush=True)
 
     given = json.loads(sys.stdin.read())
     spec = given["spec"]
@@ -44,7 +44,7 @@ def main() -> int:
     except FatnnError as error:
         print("fatnn:", " ".join(str(error).split()), file=sys.stderr)
         return 1
-    write(
+    write_json(
         Path(sys.argv[1]), {"spec": spec, "process": given["process"], "machine": machine, **found}
     )
     return 0

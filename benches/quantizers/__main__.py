@@ -1,4 +1,4 @@
-"""The comparison's command line: ``PYTHONPATH=benches python -m quantizers --help``."""
+"""Command line of the comparison: ``PYTHONPATH=benches python -m quantizers --help``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code as for :func:`fatnn_rs.cli.main`."""
+    """Run the command line; return the exit code of :func:`fatnn_rs.cli.main`."""
     return run_app(app, arguments, "quantizers")
 
 
@@ -34,23 +34,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(
     config: RecipeOption,
     data: DataOption = None,
-    rows: Annotated[
-        str, typer.Option(help="Rows, separated by commas; 'all', 'ablations'.")
-    ] = "all",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of every row.")] = 3,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each run.")] = 1,
+    rows: Annotated[str, typer.Option(help="Rows, comma-separated; 'all' or 'ablations'.")] = "all",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per row.")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Parallel runs.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads per run.")] = 1,
     runs: Annotated[
-        Path | None, typer.Option(help="Folder of the runs; runs/RECIPE by default.")
+        Path | None, typer.Option(help="Directory of the runs; runs/RECIPE by default.")
     ] = None,
     results: Annotated[
-        Path, typer.Option(help="Folder of the table, the figures and the plot.")
+        Path, typer.Option(help="Directory for the table, the figures and the plot.")
     ] = Path("docs/results"),
     settings: SettingsOption = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")] = False,
     download: DownloadOption = True,
 ) -> None:
-    """Train quantizers side by side, from the same float networks by the same recipe; write a table and a plot."""
+    """Train all quantizers from the same float networks by one recipe; write a table and a plot."""
     groups = {"all": tuple(ROWS), "ablations": ("fatnn", *ABLATIONS)}
     options = CompareOptions(
         recipe=config,

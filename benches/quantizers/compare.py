@@ -1,9 +1,9 @@
-"""Quantizers side by side: one recipe, several rows, several seeds; a table and plots.
+"""Compare quantizers: one recipe, several rows, several seeds; a table and plots.
 
-Every row starts from the same float network of its seed and is trained by the same recipe for as
-many epochs. Runs are processes of their own (``fatnn train``), by default of one thread each: that
-is how a CPU's cores train most, and a run that fails stops none beside it; a comparison that was
-interrupted goes on where it stopped.
+For each seed, every row starts from the same float network and is trained by the same recipe for
+the same number of epochs. Each run is a process (``fatnn train``), by default with one thread,
+which uses a CPU's cores best. A failed run does not stop the others. An interrupted comparison is
+resumed.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ __all__ = ["ROWS", "CompareOptions", "Row", "compare"]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the comparison.
+    """One row of the comparison.
 
     Attributes
     ----------
     title
-        In the table.
+        Name in the table.
     settings
         Changes of the recipe.
     weight_bits, act_bits
-        Of what is stored.
+        Bits per stored weight and activation.
     cost
-        Passes over N bits that a product of N values takes: 2 for ternary ones.
+        Passes over N bits that an inner product of N values takes: 2 if both are ternary.
     from_float
         Whether it starts from its seed's float network.
     """
@@ -59,7 +59,7 @@ def _row(title: str, weight: str, act: str, bits: tuple[str, str], cost: str) ->
     return Row(title, (f"quantize.weight={weight}", f"quantize.act={act}"), *bits, cost)
 
 
-#: Name → row. ``float`` is there without being asked for.
+#: Name → row. The row ``float`` is always added.
 ROWS: dict[str, Row] = {
     "fatnn": _row("FATNN", "fatnn", "ternary", ("ternary", "ternary"), "2N"),
     "lsq": _row("LSQ, ternary", "lsq", "ternary", ("ternary", "ternary"), "2N"),
@@ -75,7 +75,7 @@ def _ablation(title: str, *settings: str, from_float: bool = True) -> Row:
     return Row(title, settings, "ternary", "ternary", "2N", from_float)
 
 
-#: Name → FATNN's row with one thing changed. In the same runs' folder and table as ``fatnn``: ``--rows ablations``.
+#: Name → FATNN's row with one change (``--rows ablations``). Runs are shared with ``fatnn``.
 ABLATIONS: dict[str, Row] = {
     "no-distill": _ablation("no distillation", "ternary.distill=0"),
     "scratch": _ablation(
@@ -94,7 +94,7 @@ _ALL = {**ROWS, **ABLATIONS}
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """What is compared, and where it goes.
+    """What to compare, and where to write it.
 
     Attributes
     ----------
@@ -103,21 +103,21 @@ class CompareOptions:
     settings
         Changes of the recipe, for all rows.
     rows
-        Names out of :data:`ROWS` and :data:`ABLATIONS`.
+        Keys of :data:`ROWS` and :data:`ABLATIONS`.
     name
-        Of the results' files; the recipe's by default.
+        Name of the result files; by default the recipe's.
     seeds
-        0 to seeds - 1.
+        Number of seeds, from 0 on.
     runs
-        Folder of the runs, one each: checkpoints, networks, logs.
+        Directory of the runs: checkpoints, networks, logs.
     results
-        Folder of the table, the figures and the plots.
+        Directory for the table, the figures and the plots.
     data
-        Folder of the data set.
+        Directory of the data set.
     jobs
-        Runs at a time.
+        Parallel runs.
     threads
-        Of each run.
+        Threads per run.
     download, cpu
         As in :class:`fatnn_rs.train.loop.TrainOptions`.
     """
@@ -136,13 +136,14 @@ class CompareOptions:
     cpu: bool = False
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Validate the options."""
         unknown = [name for name in self.rows if name not in _ALL]
         if unknown:
             raise ConfigError(f"row {unknown[0]!r} is unknown; rows are {', '.join(_ALL)}")
         if min(self.seeds, self.jobs, self.threads) < 1:
             raise ConfigError(
-                f"seeds, jobs and threads must be at least 1, got {self.seeds}, {self.jobs} and {self.threads}"
+                f"seeds, jobs and threads must be at least 1, got {self.seeds}, {self.jobs} and "
+                f"{self.threads}"
             )
 
 
@@ -152,21 +153,21 @@ def compare(options: CompareOptions, console: Console) -> dict[str, Any]:
     Returns
     -------
     dict
-        What is written to ``results/NAME.json``.
+        The content of ``results/NAME.json``.
 
     Raises
     ------
     ConfigError
         The recipe or a setting is wrong.
     FatnnError
-        Runs failed, after all others were finished; their output is in their folders.
+        Runs failed; all others were finished. The directory of a run has its output.
     """
     recipe = load_recipe(options.recipe, options.settings)
     if recipe.float_phase is None or recipe.ternary is None:
         raise ConfigError(
             f"recipe {options.recipe}: a comparison needs both phases, float and ternary"
         )
-    _need_matplotlib()
+    _require_matplotlib()
     rows = tuple(dict.fromkeys(options.rows))
     seeds = range(options.seeds)
     _run_all(options, [_float_call(options, seed) for seed in seeds], console)
@@ -180,7 +181,7 @@ def compare(options: CompareOptions, console: Console) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Call:
-    """One run: its folder, what it is, and what `fatnn train` is told."""
+    """One run: its directory, its identity, and the arguments of `fatnn train`."""
 
     folder: Path
     identity: dict[str, Any]
@@ -233,11 +234,11 @@ def _run_all(options: CompareOptions, calls: Sequence[_Call], console: Console) 
 
 
 def _run(call: _Call, threads: int, console: Console) -> str | None:
-    """Run one, unless it is finished; why it failed, if it did."""
+    """Run one call unless it is finished; return the reason if it failed."""
     try:
         if Run(call.folder, call.identity, write=False).result is not None:
             return None
-    except FatnnError as error:  # the folder holds something else
+    except FatnnError as error:  # The directory holds another run.
         return str(error)
     call.folder.mkdir(parents=True, exist_ok=True)
     console.print(f"training {call.folder}", highlight=False)
@@ -294,7 +295,10 @@ def _command(options: CompareOptions) -> str:
     rows = groups.get(options.rows, f" --rows {','.join(options.rows)}")
     settings = "".join(f" --set {shlex.quote(setting)}" for setting in options.settings)
     threads = "" if options.threads == 1 else f" --threads {options.threads}"
-    return f"python -m quantizers --config {options.recipe} --data DATA --seeds {options.seeds}{rows}{threads}{settings}"
+    return (
+        f"python -m quantizers --config {options.recipe} --data DATA --seeds {options.seeds}"
+        f"{rows}{threads}{settings}"
+    )
 
 
 def _line(
@@ -329,9 +333,10 @@ def _line(
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: one line per row, best of the ternary ones in bold."""
+    """Return a Markdown table; the best ternary row is bold."""
     lines = [
-        "| quantizer | weights | activations | cost | test accuracy, % | below float | codes that differ | file, KiB |",
+        "| quantizer | weights | activations | cost | test accuracy, % | below float "
+        "| codes that differ | file, KiB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     ternary = [
@@ -347,16 +352,8 @@ def table(results: dict[str, Any]) -> str:
         codes = f"{row['codes_different']} of {row['codes_total']:,}" if row["codes_total"] else "-"
         size = "-" if row["file_bytes"] is None else f"{row['file_bytes'] / 1024:.0f}"
         below = "" if row["name"] == "float" else f"{100 * row['below_float']:.2f}"
-        cells = (
-            row["title"],
-            row["weight_bits"],
-            row["act_bits"],
-            row["cost"],
-            score,
-            below,
-            codes,
-            size,
-        )
+        fixed = [row[key] for key in ("title", "weight_bits", "act_bits", "cost")]
+        cells = [*fixed, score, below, codes, size]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -375,16 +372,18 @@ def _write(options: CompareOptions, results: dict[str, Any]) -> None:
     text = [
         f"# {name}",
         "",
-        f"{recipe['description']} {epochs[0]} epochs of float training, then {epochs[1]} of ternary training from the "
-        f"same float network for every row (but those from scratch); {spread}. The last epoch "
-        "counts, not the best one. `cost`: passes over N bits for a product of N values.",
+        f"{recipe['description']} {epochs[0]} epochs of float training, then {epochs[1]} of "
+        "ternary training from the same float network for every row (except those from scratch); "
+        f"{spread}. Accuracies are those of the last epoch, not of the best one. `cost`: passes "
+        "over N bits for an inner product of N values.",
         "",
         table(results),
         "",
         f"    {results['command']}",
         "",
-        f"{machine['cpu']} ({machine['cpu_id']}), {machine['date'][:10]}, commit {', '.join(results['commits'])}; "
-        f"{versions}. Every figure, with seeds and curves: [{name}.json]({name}.json).",
+        f"{machine['cpu']} ({machine['cpu_id']}), {machine['date'][:10]}, commit "
+        f"{', '.join(results['commits'])}; {versions}. All figures, with seeds and curves: "
+        f"[{name}.json]({name}.json).",
         "",
         f"![accuracy of every row, and over epochs]({name}.png)",
     ]
@@ -400,7 +399,7 @@ def _spread(results: dict[str, Any]) -> str:
     return f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
 
 
-def _need_matplotlib() -> None:
+def _require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -410,7 +409,7 @@ def _need_matplotlib() -> None:
 
 
 def _draw(results: dict[str, Any], path: Path) -> None:
-    """Accuracies with their spread, and the mean curve of every row."""
+    """Draw the accuracies with their standard deviation, and the mean curve of every row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

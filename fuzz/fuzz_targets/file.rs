@@ -1,4 +1,4 @@
-//! Any bytes as a file: they are refused by an error, or what they hold is checked.
+//! Reads arbitrary bytes as a file, and checks the graph if there is one. Nothing may panic.
 #![no_main]
 
 use fatnn::graph::{Graph, Source, check, file};

@@ -1,4 +1,5 @@
-//! Any text as a graph: it is refused by an error, or it is checked and compiled within limits.
+//! Reads arbitrary text as a graph, then checks, compiles and runs it within limits. Nothing may
+//! panic.
 #![no_main]
 
 use std::collections::BTreeMap;
@@ -8,10 +9,10 @@ use fatnn::graph::{Graph, Source, Tensor, Tensors, check, shapes};
 use fatnn::net::{Input, Limits, Network};
 use libfuzzer_sys::fuzz_target;
 
-/// What a graph may cost here: little, so that many are tried.
+/// Small limits, so that many graphs can be tried.
 const LIMITS: Limits = Limits { max_bytes: 1 << 24, max_macs: 1 << 20 };
 
-/// Tensors that graphs may name: every role's type, in a few shapes.
+/// The tensors that graphs can name: float32 and int8 in a few shapes.
 fn tensors() -> Tensors {
     let floats = |shape: &[usize]| Tensor::F32(shape.to_vec(), vec![0.5; shape.iter().product()]);
     let int8 = |shape: &[usize]| Tensor::I8(shape.to_vec(), vec![1; shape.iter().product()]);

@@ -1,8 +1,7 @@
 """fatnn-rs: ternary neural networks, trained in PyTorch and run in 2 bits.
 
-The public names; everything else is private. Names that need torch (or the extension module) are
-imported when first used, so that ``import fatnn_rs`` works without torch. ``load`` works without
-torch too: it then returns what ``load_numpy`` does.
+Only the names in ``__all__`` are public. Names that need torch or the extension module are imported
+at first use, so ``import fatnn_rs`` works without torch. Without torch, ``load`` is ``load_numpy``.
 """
 
 from __future__ import annotations
@@ -27,9 +26,10 @@ from fatnn_rs.errors import (
 if TYPE_CHECKING:
     from fatnn_rs import nn, ops, quant
     from fatnn_rs._core import __version__, cpu_info, get_num_threads, set_num_threads
-    from fatnn_rs.bench.api import bench
+    from fatnn_rs.bench.measure import bench
     from fatnn_rs.convert.api import convert
     from fatnn_rs.convert.file import load, save
+    from fatnn_rs.convert.submodule import convert_submodule
     from fatnn_rs.convert.summary import summary
     from fatnn_rs.convert.verify import verify
     from fatnn_rs.numpy_network import load_numpy
@@ -48,6 +48,7 @@ __all__ = [
     "__version__",
     "bench",
     "convert",
+    "convert_submodule",
     "cpu_info",
     "get_num_threads",
     "load",
@@ -63,11 +64,12 @@ __all__ = [
     "verify",
 ]
 
-# Public name → the module it is imported from when first used; None: the name is itself a module.
+# Public name → module to import it from at first use. None: the name is a module itself.
 _LAZY = {
     "__version__": "fatnn_rs._core",
     "bench": "fatnn_rs.bench",
     "convert": "fatnn_rs.convert",
+    "convert_submodule": "fatnn_rs.convert",
     "cpu_info": "fatnn_rs._core",
     "get_num_threads": "fatnn_rs._core",
     "load": "fatnn_rs.convert",
@@ -83,7 +85,7 @@ _LAZY = {
     "verify": "fatnn_rs.convert",
 }
 
-# The same where torch is not installed.
+# Replacements for names that need torch, used if torch is not installed.
 _WITHOUT_TORCH = {"load": "fatnn_rs.numpy_network"}
 
 
@@ -111,9 +113,9 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps a public function visible where a submodule has its name (``prepare``, ``convert``).
+    """Package module whose public functions are not hidden by submodules of the same name.
 
-    Importing a submodule binds it in its package; for these names that would hide the function.
+    Importing the submodule ``fatnn_rs.prepare`` would rebind ``fatnn_rs.prepare`` to the module.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

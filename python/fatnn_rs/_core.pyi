@@ -1,4 +1,4 @@
-"""The Rust core; private: `fatnn_rs.ops` and `fatnn_rs.convert` are its callers."""
+"""The Rust core. Private: use `fatnn_rs.ops` and `fatnn_rs.convert`."""
 
 from collections.abc import Mapping, Sequence
 from os import PathLike

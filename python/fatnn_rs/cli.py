@@ -1,9 +1,8 @@
 """The command line: ``fatnn info | demo | recipes | train | eval | inspect | run | bench``.
 
-All but ``info``, ``inspect`` and ``run`` need torch.
-
-Figures go to standard output (as JSON with ``--json``), everything else to standard error. What
-fails on purpose exits with 1 and one line; wrong usage exits with 2.
+All commands except ``info``, ``inspect`` and ``run`` need torch. Figures go to standard output (as
+JSON with ``--json``), messages to standard error. Expected errors print one line and exit with 1;
+wrong usage exits with 2.
 """
 
 from __future__ import annotations
@@ -23,8 +22,15 @@ import typer
 from fatnn_rs.errors import ConfigError, FatnnError, InputError, UnsupportedError
 
 __all__ = [
-    *("DataOption", "DownloadOption", "RecipeOption", "SettingsOption"),
-    *("app", "main", "run_app", "split_names", "split_numbers"),
+    "DataOption",
+    "DownloadOption",
+    "RecipeOption",
+    "SettingsOption",
+    "app",
+    "main",
+    "run_app",
+    "split_names",
+    "split_numbers",
 ]
 
 app = typer.Typer(
@@ -36,7 +42,7 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 Network = Annotated[
-    Path, typer.Argument(help="A network that fatnn_rs.save wrote.", exists=True, dir_okay=False)
+    Path, typer.Argument(help="A file written by fatnn_rs.save.", exists=True, dir_okay=False)
 ]
 
 
@@ -46,18 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments
-        Without the program's name; ``sys.argv[1:]`` by default.
+        Arguments without the program's name; ``sys.argv[1:]`` by default.
 
     Returns
     -------
     int
-        1 where a command failed. Success and wrong usage leave through ``SystemExit`` with 0 and 2.
+        1 if a command failed. Success and wrong usage raise ``SystemExit`` with 0 and 2.
     """
     return run_app(app, arguments, "fatnn")
 
 
 def run_app(app: typer.Typer, arguments: Sequence[str] | None, name: str) -> int:
-    """Run a command line whose expected errors are one line on standard error and exit code 1."""
+    """Run a command line; print an expected error as one line on standard error and return 1."""
     try:
         app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name=name)
     except (FatnnError, ImportError, OSError) as error:
@@ -89,7 +95,7 @@ def info(as_json: Json = False) -> None:
 
 @app.command()
 def demo(
-    seeds: Annotated[int, typer.Option(min=1, help="Networks to train.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="How many networks to train.")] = 3,
     float_epochs: Annotated[int, typer.Option(min=1, help="Epochs of float training.")] = 6,
     ternary_epochs: Annotated[int, typer.Option(min=1, help="Epochs of ternary training.")] = 10,
     out: Annotated[
@@ -100,44 +106,39 @@ def demo(
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Train, convert, verify, save, load and time a ternary network on handwritten digits, offline."""
+    """Train, convert, verify, save, load and time a ternary network on handwritten digits."""
     from rich.console import Console
 
-    _need_training()
+    _require_training()
     from fatnn_rs import demo as demonstration
 
-    options = demonstration.DemoOptions(
-        seeds=seeds,
-        float_epochs=float_epochs,
-        ternary_epochs=ternary_epochs,
-        out=out,
-        picture=picture,
-    )
+    options = demonstration.DemoOptions(seeds, float_epochs, ternary_epochs, out, picture=picture)
     result = demonstration.main(options, Console(stderr=True) if as_json else Console())
     if as_json:
         print(json.dumps(result, indent=2))
 
 
 RecipeOption = Annotated[
-    str, typer.Option("--config", help="A recipe: its name (see `fatnn recipes`), or a .yaml file.")
+    str, typer.Option("--config", help="A recipe's name (see `fatnn recipes`) or a .yaml file.")
 ]
 SettingsOption = Annotated[
-    list[str] | None, typer.Option("--set", help="Change a value: ternary.epochs=2. Repeatable.")
+    list[str] | None,
+    typer.Option("--set", help="Change one setting: ternary.epochs=2. Repeatable."),
 ]
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", envvar="FATNN_DATA", help="Where the data set is, or is to be put."),
+    typer.Option("--data", envvar="FATNN_DATA", help="Directory of the data set."),
 ]
 DownloadOption = Annotated[
-    bool, typer.Option(help="Fetch data that are not there, through torchvision.")
+    bool, typer.Option(help="Download a missing data set through torchvision.")
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="Torch's threads.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Number of torch's threads.")]
 
 
 @app.command()
 def recipes(as_json: Json = False) -> None:
     """List the recipes that come with the package."""
-    _need_training()
+    _require_training()
     from fatnn_rs.train.recipe import load_recipe, recipe_names
 
     described = {name: load_recipe(name).description for name in recipe_names()}
@@ -154,31 +155,35 @@ def train(
     config: RecipeOption,
     data: DataOption = None,
     out: Annotated[
-        Path, typer.Option(help="The run's folder; a run that was interrupted there goes on.")
+        Path, typer.Option(help="Directory of the run; an interrupted run there is resumed.")
     ] = Path("run"),
     model: Annotated[
         str | None,
-        typer.Option(help="Another model than the recipe's: torchvision:NAME, timm:NAME."),
+        typer.Option(help="Replace the recipe's model: torchvision:NAME or timm:NAME."),
     ] = None,
     settings: SettingsOption = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, help="Of weights, order and augmentation.")
+        int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, order and augmentation.")
     ] = 0,
     float_from: Annotated[
-        Path | None, typer.Option(help="Start from this float checkpoint.", dir_okay=False)
+        Path | None,
+        typer.Option(help="Start from this float checkpoint.", dir_okay=False),
     ] = None,
     float_only: Annotated[
-        bool, typer.Option("--float-only", help="Train the float model, nothing else.")
+        bool, typer.Option("--float-only", help="Train only the float model.")
     ] = False,
     threads: Threads = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")] = False,
     download: DownloadOption = True,
     as_json: Json = False,
 ) -> None:
-    """Train a recipe: a float model, a ternary model from it, and the converted network. Under torchrun, on several."""
+    """Train a recipe: a float model, a ternary model from it, and the converted network.
+
+    Run it under torchrun to train in several processes.
+    """
     from rich.console import Console
 
-    _need_training()
+    _require_training()
     from fatnn_rs.train.loop import TrainOptions
     from fatnn_rs.train.loop import train as run_recipe
     from fatnn_rs.train.recipe import load_recipe
@@ -193,7 +198,7 @@ def train(
         recipe.float_only() if float_only else recipe, options, Console(stderr=True)
     )
     shown = {key: result[key] for key in _FIGURES if key in result}
-    if os.environ.get("RANK", "0") != "0":  # one of torchrun's other processes
+    if os.environ.get("RANK", "0") != "0":  # Under torchrun, only the first process prints.
         return
     if as_json:
         print(json.dumps(shown))
@@ -203,18 +208,17 @@ def train(
     print(f"{'folder':<17} {out}")
 
 
-#: What ``train`` shows of a result.
+#: Keys of a training result that ``train`` prints.
 _FIGURES = (
-    *(
-        "float_accuracy",
-        "ternary_accuracy",
-        "rust_accuracy",
-        "codes_total",
-        "codes_different",
-        "refused",
-        "not_saved",
-    ),
-    *("file_bytes", "seconds"),
+    "float_accuracy",
+    "ternary_accuracy",
+    "rust_accuracy",
+    "codes_total",
+    "codes_different",
+    "refused",
+    "not_saved",
+    "file_bytes",
+    "seconds",
 )
 
 
@@ -224,12 +228,12 @@ def evaluate(
     config: RecipeOption,
     data: DataOption = None,
     settings: SettingsOption = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
+    batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 250,
     download: DownloadOption = True,
     as_json: Json = False,
 ) -> None:
     """Measure a saved network's accuracy on a recipe's test images."""
-    _need_training()
+    _require_training()
     from fatnn_rs.train.data import load_data
     from fatnn_rs.train.recipe import load_recipe
 
@@ -239,8 +243,8 @@ def evaluate(
     if getattr(outputs, "shape", None) != (1, test.classes):
         shape = list(getattr(outputs, "shape", ()))
         raise InputError(
-            f"{network}: gives {shape or type(outputs).__name__} for one image, but data set {test.name!r} has "
-            f"{test.classes} classes"
+            f"{network}: gives {shape or type(outputs).__name__} for one image, but data set "
+            f"{test.name!r} has {test.classes} classes; give the --config it was trained with"
         )
     start = time.perf_counter()
     right = sum(int((net(x).argmax(1) == y).sum()) for x, y in test.test_batches(batch))
@@ -257,9 +261,9 @@ def evaluate(
     )
 
 
-def _need_training() -> None:
+def _require_training() -> None:
     for module in ("torch", "accelerate", "pydantic", "yaml"):
-        _need(module, "'fatnn-rs[train]'")
+        _require(module, "'fatnn-rs[train]'")
 
 
 def _set_threads(threads: int | None) -> None:
@@ -271,7 +275,7 @@ def _set_threads(threads: int | None) -> None:
 
 @app.command()
 def inspect(network: Network, as_json: Json = False) -> None:
-    """Show what a saved network runs, layer by layer."""
+    """Show the layers of a saved network and where each runs."""
     if _has("torch"):
         report = _load(network).report
     else:
@@ -285,12 +289,12 @@ def inspect(network: Network, as_json: Json = False) -> None:
 def run(
     network: Network,
     inputs: Annotated[
-        Path, typer.Argument(help="Input array, .npy, float32.", exists=True, dir_okay=False)
+        Path, typer.Argument(help="A float32 array, .npy.", exists=True, dir_okay=False)
     ],
     out: Annotated[Path | None, typer.Option(help="Write the output here, .npy.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Run a saved network on an array and show each row's strongest output."""
+    """Run a saved network on an array and print the index of each row's largest output."""
     import numpy as np
 
     net = _load(network)
@@ -314,11 +318,12 @@ def run(
     seconds = time.perf_counter() - start
     if isinstance(output, (tuple, list, dict)) or not hasattr(output, "shape"):
         raise InputError(
-            f"{network}: the network returns {type(output).__name__}; `run` shows networks that return a tensor"
+            f"{network}: the network returns {type(output).__name__}; `run` only shows networks "
+            "that return one tensor"
         )
     result = np.asarray(output)
     if out is not None:
-        with out.open("wb") as file:  # numpy.save would add .npy to another ending
+        with out.open("wb") as file:  # Given a path, numpy.save would append .npy to it.
             np.save(file, result)
     strongest = result.reshape(len(result), -1).argmax(1).tolist() if result.ndim > 1 else []
     figures = {"shape": list(result.shape), "argmax": strongest, "milliseconds": 1e3 * seconds}
@@ -334,30 +339,34 @@ def run(
 
 @app.command()
 def bench(
-    model: Annotated[str, typer.Option(help="Networks, separated by commas.")] = "resnet18",
-    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1",
-    threads: Annotated[str, typer.Option(help="Numbers of threads, separated by commas.")] = "1",
+    model: Annotated[str, typer.Option(help="Networks, comma-separated.")] = "resnet18",
+    batch: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1",
+    threads: Annotated[str, typer.Option(help="Thread counts, comma-separated.")] = "1",
     size: Annotated[
-        int | None, typer.Option(min=1, help="Height and width of images, where it is free.")
+        int | None,
+        typer.Option(min=1, help="Height and width of the images, for networks that allow it."),
     ] = None,
     against: Annotated[
-        str, typer.Option(help="Peers, separated by commas; 'all' or 'none'.")
+        str, typer.Option(help="Runtimes to compare with, comma-separated; 'all' or 'none'.")
     ] = "all",
-    rounds: Annotated[int, typer.Option(min=3, help="Turns of every candidate.")] = 25,
+    rounds: Annotated[
+        int, typer.Option(min=3, help="Rounds; every runtime has a turn in each.")
+    ] = 25,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write figures here; '-': print them.")
+        Path | None, typer.Option("--json", help="Write figures to this file; '-': print them.")
     ] = None,
     ends: Annotated[
-        str, typer.Option(help="First and last layer: float, int8, ternary; separated by commas.")
+        str,
+        typer.Option(help="First and last layer: float, int8 or ternary; comma-separated."),
     ] = "float",
     results: Annotated[
         Path | None, typer.Option(help="Write figures to RESULTS/<cpu>/<date>-networks.json.")
     ] = None,
 ) -> None:
-    """Time converted networks against other runtimes, in turns: medians, per network and per layer."""
+    """Time converted networks against other runtimes: median per network and per layer."""
     from rich.console import Console
 
-    _need("torch", "torch")
+    _require("torch", "torch")
     from fatnn_rs.bench import PEERS, command
 
     everyone: dict[str, tuple[str, ...]] = {"all": tuple(PEERS), "none": ()}
@@ -383,17 +392,18 @@ def bench(
     failed = sorted({name for report in reports for name in report.failed})
     if failed:
         raise UnsupportedError(
-            f"installed peers that could not be measured: {', '.join(failed)}; the report says why"
+            f"installed runtimes that could not be measured: {', '.join(failed)}; the report says "
+            "why"
         )
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """Split names at commas."""
+    """Split comma-separated names."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def split_numbers(option: str, text: str) -> tuple[int, ...]:
-    """Split whole numbers at commas; a :class:`ConfigError` names the option where that fails."""
+    """Split comma-separated whole numbers; a :class:`ConfigError` names ``option``."""
     try:
         return tuple(int(name) for name in split_names(text))
     except ValueError as error:
@@ -409,8 +419,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _need(module: str, package: str) -> None:
-    """Import a module that a command cannot do without, or name the line that installs it."""
+def _require(module: str, package: str) -> None:
+    """Import a module that a command needs, or raise an error that says how to install it."""
     try:
         import_module(module)
     except ImportError as error:
@@ -428,7 +438,7 @@ def _has(module: str) -> bool:
 
 
 def _load(path: Path) -> Any:
-    """Read a network: for torch where that is installed, else for NumPy."""
+    """Load a network for torch if torch is installed, else for NumPy."""
     import fatnn_rs
 
     return fatnn_rs.load(path)

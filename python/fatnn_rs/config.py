@@ -12,14 +12,14 @@ from fatnn_rs.errors import ConfigError
 
 __all__ = ["OVERRIDE_KEYS", "LayerOptions", "TernaryConfig", "matches"]
 
-#: The rows of :data:`fatnn_rs.quant.QUANTIZERS`, which needs torch; a test compares the two.
+#: The keys of :data:`fatnn_rs.quant.QUANTIZERS`, which needs torch; a test compares the two.
 _WEIGHT = ("fatnn", "twn", "ttq", "lsq", "sttn", "dorefa", "binary")
 _ACT = ("ternary", "uint2", "binary")
-_END = ("float", "int8", "ternary")
+_FIRST_LAST = ("float", "int8", "ternary")
 _DEPTHWISE = ("int8", "ternary", "float")
 _ACT_RANGES = ("auto", "half", "full")
 
-#: Options that an entry of ``TernaryConfig.overrides`` may set for the layers it names.
+#: Options that an entry of ``TernaryConfig.overrides`` may set.
 OVERRIDE_KEYS = ("weight", "act", "act_quantizer", "per_channel", "act_range", "scale", "depthwise")
 
 
@@ -27,8 +27,8 @@ OVERRIDE_KEYS = ("weight", "act", "act_quantizer", "per_channel", "act_range", "
 class LayerOptions:
     """The options of one layer, after overrides.
 
-    ``scale`` is None where the presence of a following BatchNorm decides, ``act_quantizer`` where
-    it is the weights' family.
+    ``scale`` None: a scale is used unless a BatchNorm follows. ``act_quantizer`` None: the
+    activations use the same quantizer family as the weights.
     """
 
     weight: str = "fatnn"
@@ -47,45 +47,43 @@ class TernaryConfig:
     Parameters
     ----------
     weight
-        Quantizer family, a row of :data:`fatnn_rs.quant.QUANTIZERS`:
+        Quantizer family, a key of :data:`fatnn_rs.quant.QUANTIZERS`:
 
         - ``"fatnn"``: two learned steps (FATNN);
-        - ``"twn"``: a threshold that follows the weights (TWN);
+        - ``"twn"``: a threshold of 0.7 times the mean of ``|w|`` (TWN);
         - ``"lsq"``: one learned step (LSQ);
         - ``"sttn"``: the sum of two binary kernels (STTN);
         - ``"binary"``: signs (XNOR-Net, Bi-Real Net);
-        - ``"dorefa"``: four levels, two bits (DoReFa-Net), which take twice the work;
-        - ``"ttq"``: two learned scales (TTQ), for comparison: it trains, and ``convert`` refuses
-          it.
+        - ``"dorefa"``: four levels in two bits (DoReFa-Net), at twice the work;
+        - ``"ttq"``: two learned scales (TTQ). For comparison only: it trains, but ``convert``
+          refuses it.
     act
-        Activations: ``"ternary"``: {0, 1, 2} after a ReLU, {-1, 0, +1} elsewhere; ``"uint2"``: {0,
-        1, 2, 3}; or ``"binary"``: {0, 1} after a ReLU, {-1, +1} elsewhere.
+        Activation levels: ``"ternary"`` ({0, 1, 2} after a ReLU, else {-1, 0, +1}), ``"uint2"``
+        ({0, 1, 2, 3}) or ``"binary"`` ({0, 1} after a ReLU, else {-1, +1}).
     act_quantizer
-        The family whose activations of that kind are taken; the weights' family where None.
+        Quantizer family of the activations. None: the same family as the weights.
     first, last
-        What becomes of the first and the last convolution or linear layer (in order of execution):
-        ``"float"`` leaves it alone, ``"int8"`` gives it 8-bit weights and activations
-        (:mod:`fatnn_rs.nn.int8`), ``"ternary"`` quantizes it like any other. A layer that is both
-        takes the wider of the two.
+        Type of the first and of the last convolution or linear layer in execution order:
+        ``"float"`` leaves it unchanged, ``"int8"`` uses 8-bit weights and activations
+        (:mod:`fatnn_rs.nn.int8`), ``"ternary"`` quantizes it like the other layers. If one layer is
+        both first and last, it gets the wider type.
     depthwise
-        What becomes of depthwise convolutions, and of others with groups of up to eight input
-        channels: ``"int8"``, ``"ternary"`` or ``"float"``, as for ``first`` and ``last``, which may
-        make them wider. An output has few products there: three levels cost accuracy and save no
-        time.
+        Type of depthwise convolutions, and of grouped ones with at most eight input channels per
+        group: ``"int8"``, ``"ternary"`` or ``"float"``. ``first`` and ``last`` may make them wider.
+        Their outputs sum few products, so three levels cost accuracy and save no time.
     skip
-        Layers to leave alone: names of modules (a container's name means every layer inside it), or
-        ``"re:…"``, a regular expression that must match a layer's whole name.
+        Layers to leave unchanged: module names (a container's name covers every layer inside it) or
+        ``"re:…"``, a regular expression that must match the whole name.
     overrides
-        Pattern (as in ``skip``) → options for the layers it names: ``weight``, ``act``,
+        Pattern (as in ``skip``) → options of the matching layers: ``weight``, ``act``,
         ``act_quantizer``, ``per_channel`` (bool), ``act_range`` (``"auto"``, ``"half"``,
-        ``"full"``), ``scale`` (bool), ``depthwise``. Where several patterns name a layer, the later
-        entry wins, option by option. Layers that become int8 have none of these options but the
-        last.
+        ``"full"``), ``scale`` (bool), ``depthwise``. If several patterns match a layer, the last
+        entry wins, separately for each option. Int8 layers only read ``depthwise``.
 
     Raises
     ------
     ConfigError
-        A value of the wrong type, an unknown name, a broken regular expression.
+        A value of the wrong type, an unknown name or an invalid regular expression.
     """
 
     weight: str = "fatnn"
@@ -103,12 +101,12 @@ class TernaryConfig:
         _choice("act", self.act, _ACT)
         if self.act_quantizer is not None:
             _choice("act_quantizer", self.act_quantizer, _WEIGHT)
-        _choice("first", self.first, _END)
-        _choice("last", self.last, _END)
+        _choice("first", self.first, _FIRST_LAST)
+        _choice("last", self.last, _FIRST_LAST)
         _choice("depthwise", self.depthwise, _DEPTHWISE)
         if not isinstance(self.skip, (tuple, list)):
             raise ConfigError(
-                f"skip must be a tuple of patterns, got {self.skip!r}; write ({self.skip!r},) for one"
+                f"skip must be a tuple of patterns, got {self.skip!r}; write ({self.skip!r},)"
             )
         for pattern in self.skip:
             _check_pattern("skip", pattern)
@@ -123,21 +121,10 @@ class TernaryConfig:
         object.__setattr__(self, "overrides", MappingProxyType(frozen))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle and copy through the constructor (the read-only mappings cannot be pickled themselves)."""
+        """Pickle and copy through the constructor, because a MappingProxyType cannot be pickled."""
         overrides = {pattern: dict(options) for pattern, options in self.overrides.items()}
-        return (
-            type(self),
-            (
-                self.weight,
-                self.act,
-                self.first,
-                self.last,
-                self.skip,
-                overrides,
-                self.act_quantizer,
-                self.depthwise,
-            ),
-        )
+        given = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return type(self), tuple({**given, "overrides": overrides}.values())
 
     def options_for(self, name: str) -> LayerOptions:
         """Return the options of the layer called ``name``."""
@@ -151,7 +138,7 @@ class TernaryConfig:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a pattern of ``skip`` or ``overrides`` names this layer."""
+    """Whether a pattern of ``skip`` or ``overrides`` matches the layer called ``name``."""
     if pattern.startswith("re:"):
         return re.fullmatch(pattern[3:], name) is not None
     return name == pattern or name.startswith(pattern + ".")
@@ -178,7 +165,7 @@ def _check_options(pattern: str, options: Any) -> None:
     where = f"overrides[{pattern!r}]"
     if not isinstance(options, Mapping):
         raise ConfigError(
-            f"{where} must be a mapping with keys out of {', '.join(OVERRIDE_KEYS)}; got {options!r}"
+            f"{where} must map options ({', '.join(OVERRIDE_KEYS)}) to values; got {options!r}"
         )
     for key, value in options.items():
         if key in ("weight", "act_quantizer"):

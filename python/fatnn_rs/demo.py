@@ -1,8 +1,7 @@
-"""The demonstration, offline on real data: train a float and a ternary network, convert, verify, save, load, time.
+"""``fatnn demo``: train float and ternary networks, convert, verify, save, load and time them.
 
-Each seed is one run of the recipe ``digits``, shortened, by the ordinary training code. The data
-are scikit-learn's 8x8 digits, a fifth of them held out. Every figure in the table is measured in
-this run.
+Each seed is one run of the recipe ``digits``, shortened. The data are scikit-learn's 8x8 digits, a
+fifth of them held out. Every figure of the table is measured in this run.
 """
 
 from __future__ import annotations
@@ -40,42 +39,39 @@ from fatnn_rs.train.run import read_state
 
 __all__ = ["TERNARY_GAP", "TERNARY_MEAN", "DemoOptions", "main"]
 
-#: Targets of the demonstration: least mean accuracy of the ternary networks, and how far it may lie below float's.
+#: Targets: minimum mean accuracy of the ternary networks, and how far it may be below float.
 TERNARY_MEAN = 0.985
 TERNARY_GAP = 0.007
 
 _RECIPE = "digits"
 
-#: What the processes that train import before they are forked.
+#: Modules that the fork server imports before it forks the training processes.
 _PRELOADED = ["fatnn_rs.demo", "sklearn.model_selection", "torch._dynamo"]
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the demonstration does.
+    """Options of the demo.
 
     Parameters
     ----------
     seeds
-        How many networks to train, from seed 0 on; the first one is timed and kept.
+        Number of networks to train, from seed 0 on. The first one is timed and kept.
     float_epochs, ternary_epochs
-        Length of training.
+        Epochs of the two phases.
     out
-        Directory for the network, the picture, the figures and the training runs; made where it is
+        Directory for the network, the picture, the figures and the training runs; created if
         missing.
-    json_path
-        Where to write the figures; ``out/demo.json`` by default.
     picture
-        Whether to draw (needs matplotlib).
+        Whether to draw training curves and weight codes (needs matplotlib).
     rounds
-        Turns of every call in the latency measurements.
+        Timed rounds of the latency measurements.
     """
 
     seeds: int = 3
     float_epochs: int = 6
     ternary_epochs: int = 10
     out: Path = field(default_factory=lambda: Path("demo-output"))
-    json_path: Path | None = None
     picture: bool = True
     rounds: int = 15
 
@@ -87,7 +83,7 @@ class DemoOptions:
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """Changes of the recipe: shorter phases, with a warm-up in proportion."""
+        """Changes of the recipe: fewer epochs, and a warm-up in proportion."""
         phases = {"float": self.float_epochs, "ternary": self.ternary_epochs}
         return tuple(
             f"{phase}.{key}={value}"
@@ -97,28 +93,27 @@ class DemoOptions:
 
 
 def main(options: DemoOptions | None = None, console: Console | None = None) -> dict[str, Any]:
-    """Run the demonstration.
+    """Run the demo.
 
     Parameters
     ----------
     options
         ``DemoOptions()`` by default.
     console
-        Where the progress bar and the table go; standard output by default.
+        Console for the progress bar and the table; standard output by default.
 
     Returns
     -------
     dict
-        Every figure, as written to the JSON file.
+        Every figure, as written to ``out/demo.json``.
 
     Raises
     ------
     FatnnError
-        A training run failed: a code or the class of an image differs between PyTorch and Rust, for
-        instance. Or the targets are missed although as many networks were trained, and for as long,
-        as by default; everything is written and shown before.
+        A training run failed, for instance because PyTorch and Rust differ. Or the targets were
+        missed with the default number of networks and epochs, after everything was written.
     UnsupportedError
-        Where matplotlib is missing and ``picture`` asks for it.
+        matplotlib is missing, and ``picture`` needs it.
     """
     options = DemoOptions() if options is None else options
     console = Console() if console is None else console
@@ -126,9 +121,8 @@ def main(options: DemoOptions | None = None, console: Console | None = None) -> 
         demo_report.require_matplotlib()
     options.out.mkdir(parents=True, exist_ok=True)
     result = _measure(options, console)
-    json_path = options.json_path or options.out / "demo.json"
+    json_path = options.out / "demo.json"
     result["files"]["figures"] = str(json_path)
-    json_path.parent.mkdir(parents=True, exist_ok=True)
     json_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     demo_report.show(result, console)
     targets = result["targets"]
@@ -140,10 +134,10 @@ def main(options: DemoOptions | None = None, console: Console | None = None) -> 
 
 
 def _targets(average: dict[str, float], options: DemoOptions) -> dict[str, Any]:
-    """Whether the mean accuracies are those promised, and whether they are promised at these options."""
+    """Compare mean accuracies with the targets, which are binding for the default options only."""
     usual = DemoOptions()
     gap = average["float_accuracy"] - average["rust_accuracy"]
-    epsilon = 1e-9  # accuracies are means of fractions
+    epsilon = 1e-9  # Tolerance for rounding of the means.
     return {
         "ternary_mean_at_least": TERNARY_MEAN,
         "float_minus_ternary_at_most": TERNARY_GAP,
@@ -157,7 +151,7 @@ def _targets(average: dict[str, float], options: DemoOptions) -> dict[str, Any]:
 
 
 def _measure(options: DemoOptions, console: Console) -> dict[str, Any]:
-    """Everything but the writing and the showing of figures."""
+    """Train and measure; return all figures."""
     started = time.perf_counter()
     recipe = load_recipe(_RECIPE, options.settings)
     data = load_data(recipe, None)
@@ -202,10 +196,10 @@ def _measure(options: DemoOptions, console: Console) -> dict[str, Any]:
 
 
 def _train_all(options: DemoOptions, folders: Sequence[Path], console: Console) -> None:
-    """Train the seeds in processes of one thread each, up to two per CPU so that none idles when one ends early.
+    """Train the seeds in parallel, each in a process with one thread.
 
-    Layers this small gain little from more threads, and results do not depend on the number of
-    cores.
+    Such small layers gain little from more threads, and results do not depend on the number of
+    cores. Two processes per CPU keep all CPUs busy when one ends early.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -214,7 +208,7 @@ def _train_all(options: DemoOptions, folders: Sequence[Path], console: Console) 
         TimeElapsedColumn(),
     )
     context: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-    context.set_forkserver_preload(_PRELOADED)  # imports take longer than a phase of training
+    context.set_forkserver_preload(_PRELOADED)  # Imports take longer than a training phase.
     workers = min(options.seeds, 2 * usable_cpus())
     with (
         Progress(*columns, console=console, transient=True) as progress,
@@ -231,9 +225,9 @@ def _train_all(options: DemoOptions, folders: Sequence[Path], console: Console) 
 
 
 def _train(settings: Sequence[str], seed: int, folder: Path) -> None:
-    """Run the recipe into an empty folder; in a process of its own, whose number of threads this sets."""
+    """Run the recipe in an empty directory, with one thread; for a process of its own."""
     torch.set_num_threads(1)
-    if folder.exists():  # a demonstration measures anew
+    if folder.exists():  # Do not resume an earlier demo.
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     with (folder / "output.txt").open("w", encoding="utf-8") as file:
@@ -265,7 +259,7 @@ def _figures(seed: int, folder: Path) -> dict[str, Any]:
 
 
 def _codes(network: TernaryNetwork) -> dict[str, Tensor]:
-    """Ternary layer → its weight codes."""
+    """Return the weight codes of each ternary layer."""
     graph = network.graph
     return {
         node.layer or node.name: graph.tensors[node.tensors["weight"]]
@@ -277,9 +271,9 @@ def _codes(network: TernaryNetwork) -> dict[str, Tensor]:
 def _sizes(
     model: nn.Module, network: TernaryNetwork, codes: dict[str, Tensor], path: Path
 ) -> dict[str, int]:
-    """Bytes: the float network and the file; the ternary layers' weights in float32 and packed for the kernels.
+    """Return sizes in bytes: both networks, and the ternary layers' weights as float32 and packed.
 
-    Packed weights are in the layout of this CPU's kernels, padding included.
+    Packed weights have the layout of this CPU's kernels, with padding.
     """
     products = [product for segment in network.segments for product in segment.network.products]
     return {
@@ -296,7 +290,7 @@ def _sizes(
 def _latencies(
     model: nn.Module, network: nn.Module, data: Data, rounds: int
 ) -> list[dict[str, Any]]:
-    """Milliseconds of torch's float network (in the better of two memory layouts) and of the Rust network."""
+    """Time torch's float network, in two memory layouts, and the Rust network, in milliseconds."""
     model = copy.deepcopy(model).eval()
     channels_last = copy.deepcopy(model).to(memory_format=torch.channels_last)
     torch_threads, rust_threads = torch.get_num_threads(), fatnn_rs.get_num_threads()

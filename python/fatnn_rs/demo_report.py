@@ -1,4 +1,4 @@
-"""What the demonstration shows: a table and a picture. No figure is computed here."""
+"""Table and picture of ``fatnn demo``."""
 
 from __future__ import annotations
 
@@ -15,23 +15,18 @@ __all__ = ["draw", "require_matplotlib", "show", "targets_line"]
 
 
 def require_matplotlib() -> None:
-    """Raise where matplotlib is missing.
-
-    Raises
-    ------
-    UnsupportedError
-        With the line that installs it.
-    """
+    """Raise an :class:`UnsupportedError` with the install command if matplotlib is missing."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise UnsupportedError(
-            "the picture needs matplotlib, which is missing: pip install matplotlib (or run without the picture)"
+            "the picture needs matplotlib, which is missing: pip install matplotlib (or run with "
+            "--no-picture)"
         ) from error
 
 
 def targets_line(result: dict[str, Any]) -> str:
-    """Say in one line whether the figures are those promised."""
+    """Return one line that says whether the targets are met."""
     targets, ternary = result["targets"], result["mean"]["rust_accuracy"]
     least, most = targets["ternary_mean_at_least"], targets["float_minus_ternary_at_most"]
     gap = targets["float_minus_ternary"]
@@ -40,10 +35,10 @@ def targets_line(result: dict[str, Any]) -> str:
         if gap >= 0
         else f"{-gap * 100:.2f} points above float"
     )
-    unusual = "" if targets["binding"] else " (promised for the default seeds and epochs only)"
+    unusual = "" if targets["binding"] else " (binding for the default seeds and epochs only)"
     return (
-        f"{'met' if targets['hold'] else 'missed'}: ternary mean {ternary:.2%} (at least {least:.1%}), {place} (at "
-        f"most {most * 100:.1f}){unusual}"
+        f"{'met' if targets['hold'] else 'missed'}: ternary mean {ternary:.2%} (at least "
+        f"{least:.1%}), {place} (at most {most * 100:.1f}){unusual}"
     )
 
 
@@ -104,28 +99,18 @@ def show(result: dict[str, Any], console: Console) -> None:
     single = {row["batch"]: row["torch"] for row in result["latency_ms"] if row["threads"] == 1}
     if any(row["torch"] > 3 * single[row["batch"]] for row in result["latency_ms"]):
         console.print(
-            "note: torch was slower with several threads than with one: a sign that other work keeps the cores busy; "
-            "do not read those rows as a comparison"
+            "note: torch was slower with several threads than with one, so other programs probably "
+            "used the CPU; ignore those rows"
         )
 
     seconds = result["seconds"]
-    console.print(f"{seconds['total']:.1f} s in all, {seconds['training']:.1f} s of it training")
+    console.print(f"{seconds['total']:.1f} s in total, {seconds['training']:.1f} s of training")
     for name, path in result["files"].items():
         console.print(f"{name}: {path}", soft_wrap=True, highlight=False)
 
 
 def draw(runs: list[dict[str, Any]], codes: dict[str, Tensor], path: Path) -> None:
-    """Draw training curves and the share of each weight code per layer.
-
-    Parameters
-    ----------
-    runs
-        The figures of every seed.
-    codes
-        Layer → int8 codes.
-    path
-        PNG file to write.
-    """
+    """Draw a PNG file with training curves and the fractions of weight codes per layer."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,6 +1,6 @@
-"""The exceptions of fatnn-rs: one root, one class per kind of cause.
+"""The exceptions of fatnn-rs: one root, and one class per kind of cause.
 
-Every message names the layer or the argument, what was expected, what was got, and the way out.
+Every message names the layer or argument, what was expected, what was given, and how to proceed.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ class InputError(FatnnError, ValueError):
 
 
 class ConversionError(FatnnError):
-    """A model cannot be converted, or a converted network does not match it."""
+    """A model cannot be converted, or its converted network computes something else."""
 
 
 class FormatError(FatnnError, ValueError):
-    """A file is truncated, damaged, of an unknown version, or no fatnn-rs file at all."""
+    """A file is truncated, damaged, of an unknown version, or not a fatnn-rs file."""
 
 
 class UnsupportedError(FatnnError):
-    """The request is valid but this version or this machine does not offer it."""
+    """The request is valid, but this version or this machine cannot fulfil it."""
 
 
 class LimitError(UnsupportedError):
-    """A file asks for more memory or work than ``load`` was told to allow."""
+    """A network needs more memory or work than ``load`` was told to allow."""
 
 
 class PrepareWarning(UserWarning):
-    """Layers of a prepared model compute in float although nobody asked for it."""
+    """Layers of a prepared model stay float although the configuration did not ask for it."""

@@ -1,7 +1,4 @@
-"""What a benchmark or a training run ran on: processor, clock, versions, environment, commit, date.
-
-Nothing here measures speed.
-"""
+"""The machine of a benchmark or training run: processor, versions, environment, commit, date."""
 
 from __future__ import annotations
 
@@ -20,50 +17,24 @@ __all__ = ["AMX", "Machine", "usable_cpus"]
 
 #: Processor flags that decide which kernels the compared runtimes can use.
 FLAGS = (
-    *(
-        "avx2",
-        "avx_vnni",
-        "avx512f",
-        "avx512bw",
-        "avx512_vnni",
-        "avx512_vbmi",
-        "avx512_vpopcntdq",
-        "avx512_bf16",
-    ),
-    *(
-        "avx512_fp16",
-        "amx_tile",
-        "amx_int8",
-        "amx_bf16",
-        "bf16",
-        "asimd",
-        "asimddp",
-        "i8mm",
-        "sve",
-        "sve2",
-    ),
-)
+    "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_vbmi", "avx512_vpopcntdq",
+    "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "bf16", "asimd", "asimddp",
+    "i8mm", "sve", "sve2",
+)  # fmt: skip
 
-#: The flag that says that int8 matrix tiles exist: several times the int8 throughput of vector instructions.
+#: Flag of int8 matrix tiles, which have several times the int8 throughput of vector instructions.
 AMX = "amx_int8"
 
-#: Environment variables that change what is measured. ONEDNN_MAX_CPU_ISA is read once, when a process starts: it caps
-#: torch and OpenVINO (``AVX512_CORE_VNNI``: no AMX), not onnxruntime.
+#: Environment variables that change what is measured. ONEDNN_MAX_CPU_ISA is read when a process
+#: starts. It limits torch and OpenVINO (``AVX512_CORE_VNNI``: no AMX), but not onnxruntime.
 VARIABLES = (
-    *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "FATNN_ISA", "FATNN_KERNEL"),
-    *("FATNN_NUM_THREADS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_AFFINITY", "MKL_NUM_THREADS"),
-)
+    "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "FATNN_ISA", "FATNN_KERNEL",
+    "FATNN_NUM_THREADS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_AFFINITY", "MKL_NUM_THREADS",
+)  # fmt: skip
 
 PACKAGES = (
-    "fatnn-rs",
-    "numpy",
-    "torch",
-    "torchvision",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "openvino",
-)
+    "fatnn-rs", "numpy", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "openvino",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,28 +46,27 @@ class Machine:
     cpu
         Name of the processor.
     cpu_id
-        Family, model and stepping, where the system tells; names of virtual processors say little.
+        Family, model and stepping, if known; names of virtual processors say little.
     cpus
-        Processors this process may use.
+        Number of processors that this process may use.
     flags
-        Those of :data:`FLAGS` that the processor has.
+        Flags of the processor, limited to :data:`FLAGS`.
     clock_mhz
-        As the system states it at the moment of recording, or None. A virtual machine states its
-        nominal clock.
+        Clock in MHz according to the system, or None. Virtual machines report the nominal clock.
     load
-        Average number of runnable processes of the last minute when recording began, or None: other
-        work makes figures worse.
+        Load average of the last minute before the recording, or None. Other programs distort
+        measurements.
     kernels
-        What fatnn-rs can run here, best first.
+        Kernels of fatnn-rs that this machine can run, best first.
     system, python, versions
-        Names and versions; packages that are not installed are left out.
+        Names and versions; missing packages are left out.
     environment
         Those of :data:`VARIABLES` that are set.
     commit
-        Of this package's source where it runs from a git checkout, with ``+`` where files differ
-        from it; else None.
+        Commit of this package's source in a git checkout, with ``+`` if files differ from it; else
+        None.
     date
-        Coordinated universal time, ISO 8601.
+        Time in UTC, ISO 8601.
     """
 
     cpu: str
@@ -140,14 +110,14 @@ class Machine:
 
     @property
     def slug(self) -> str:
-        """Name for a directory: ``intel-xeon-processor-6-167-1``."""
+        """Directory name, such as ``intel-xeon-processor-6-167-1``."""
         plain = re.sub(r"\((r|tm|c)\)|@.*", " ", f"{self.cpu.lower()} ")
         return re.sub(r"[^a-z0-9]+", "-", f"{plain} {self.cpu_id}").strip("-")
 
     def results_file(self, folder: Path, what: str) -> Path:
-        """Return a place for results, ``folder/<slug>/<date>-<what>.json``, whose directory is made.
+        """Return a new path ``folder/<slug>/<date>-<what>.json`` and create its directory.
 
-        A second file on the same day gets a number rather than the first one's place.
+        If that file exists, the new name gets a number.
         """
         place = folder / self.slug
         place.mkdir(parents=True, exist_ok=True)
@@ -159,12 +129,13 @@ class Machine:
         return path
 
     def lines(self) -> list[str]:
-        """Describe it, for a report."""
+        """Describe the machine, for a report."""
         clock = "" if self.clock_mhz is None else f", {self.clock_mhz:.0f} MHz stated"
         load = "" if self.load is None else f", load {self.load:.1f}"
         environment = ", ".join(f"{name}={value}" for name, value in self.environment.items())
         return [
-            f"{self.cpu} ({self.cpu_id or self.system}){clock}, {self.cpus} processors{load}: {' '.join(self.flags)}",
+            f"{self.cpu} ({self.cpu_id or self.system}){clock}, {self.cpus} processors{load}: "
+            + " ".join(self.flags),
             ", ".join(f"{name} {version}" for name, version in self.versions.items())
             + f", python {self.python}, commit {self.commit or 'unknown'}, {self.date}",
             f"environment: {environment or 'nothing set that changes speed'}",
@@ -172,12 +143,12 @@ class Machine:
 
 
 def usable_cpus() -> int:
-    """Processors this process may use."""
+    """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpuinfo() -> dict[str, str]:
-    """Return the first processor's entries in /proc/cpuinfo; nothing where there is no such file."""
+    """Return the first processor's entries in /proc/cpuinfo; empty if there is no such file."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -194,7 +165,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Return the commit of the source, only where git tracks this very file (not where a checkout holds the venv)."""
+    """Return the commit, or None if git does not track this file (as in a venv in a checkout)."""
     file = Path(__file__)
     if _git(file, "ls-files", "--error-unmatch", file.name) is None:
         return None

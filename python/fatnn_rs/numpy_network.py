@@ -1,7 +1,7 @@
-"""A saved network on NumPy arrays, without torch: :func:`load_numpy` and :class:`NumpyNetwork`.
+"""Run a saved network on NumPy arrays, without torch: :func:`load_numpy`, :class:`NumpyNetwork`.
 
-The Rust engine runs the whole network in one call, float layers too, so the results are those of
-the same file loaded with ``float_layers="rust"``, bit for bit. Nothing here imports torch.
+The Rust engine runs the whole network in one call, float layers included. Results equal those of
+``fatnn_rs.load(path, float_layers="rust")`` bit for bit. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ __all__ = ["NumpyNetwork", "load", "load_numpy", "read_report"]
 
 
 class NumpyNetwork:
-    """A network that runs in Rust as a whole. Made by :func:`load_numpy`.
+    """A network that runs entirely in Rust. Made by :func:`load_numpy`.
 
     Attributes
     ----------
     inputs, outputs
-        Name and shape at conversion of every array that goes in and comes out, in order. The number
-        of images may be another, and so may sizes behind the channels, unless the model was
-        captured for one size only.
+        Name and shape of every input and output array, in order, as at conversion. The batch size
+        may differ in a call, and so may the spatial sizes, unless the model was captured for one
+        size only.
     report
-        What it runs: one row per node. Print it.
+        One row per node of the graph. Print it.
     """
 
     inputs: tuple[tuple[str, tuple[int, ...]], ...]
@@ -55,37 +55,37 @@ class NumpyNetwork:
 
         Parameters
         ----------
-        *args, **kwargs
-            The original model's arguments, with float32 arrays of shape (images, channels, spatial
-            axes) for tensors. What was no tensor at conversion has to be what it was then.
+            The original model's arguments, with float32 arrays of shape (batch, channels, spatial
+            axes) in place of tensors. Other arguments must have the values they had at conversion.
 
         Returns
         -------
         Any
-            What the original model returns, with arrays for tensors: one float32 array (channels
-            second, contiguous) for most models, else tuples, lists or dicts of them.
+            What the original model returns, with arrays in place of tensors: one float32 array
+            (channels second, C-contiguous), or a tuple, list or dict of such arrays.
 
         Raises
         ------
         InputError
-            Wrong number, type, dtype, rank, channels or size of inputs, NaN where a quantizer reads
-            it, or a run that would cost more than the limits that the network was loaded with.
+            Wrong number, type, dtype, rank, channels or size of inputs; NaN in a quantizer's input;
+            or a run that would exceed the limits given to ``load_numpy``.
         MemoryError
-            There is no memory for a run at these sizes.
+            The memory of a run at these sizes cannot be allocated.
         """
         names = [name for name, _ in self.inputs]
         inputs = bind_call(self._arguments, args, kwargs)
-        arrays = [_checked(name, x) for name, x in zip(names, inputs, strict=True)]
+        arrays = [_as_float32(name, x) for name, x in zip(names, inputs, strict=True)]
         results = self._network.run(arrays, [False] * len(arrays))
         values = {
             name: np.asarray(result, order="C")
             for (name, _), result in zip(self.outputs, results, strict=True)
         }
-        return _rebuilt(self._structure, values)
+        return _fill_structure(self._structure, values)
 
     def __repr__(self) -> str:
         takes = ", ".join(f"{name} {list(shape)}" for name, shape in self.inputs)
-        return f"NumpyNetwork({takes}; {self.report.layers_ternary} ternary layers, {len(self.report.rows)} nodes)"
+        layers, nodes = self.report.layers_ternary, len(self.report.rows)
+        return f"NumpyNetwork({takes}; {layers} ternary layers, {nodes} nodes)"
 
 
 def load_numpy(
@@ -94,18 +94,18 @@ def load_numpy(
     max_bytes: int | None = _core.MAX_BYTES,
     max_macs: int | None = _core.MAX_MACS,
 ) -> NumpyNetwork:
-    """Read a network that :func:`fatnn_rs.save` wrote, to run on NumPy arrays; torch is not needed.
+    """Load a network that :func:`fatnn_rs.save` wrote, to run on NumPy arrays without torch.
 
     Parameters
     ----------
     path
         The file.
     max_bytes
-        Most memory that packed weights and one run may take, by default 16 GiB; None: no bound.
-        Checked from sizes alone, before anything is allocated: when the network is loaded, for the
-        shapes it was converted at, and in every run, for the shapes it gets.
+        Limit in bytes on packed weights plus one run, by default 16 GiB; None: no limit. Checked
+        before memory is allocated: at loading for the shapes at conversion, and in every run for
+        the shapes it gets.
     max_macs
-        Most multiply-accumulates per image, by default 10¹²; None: no bound.
+        Limit on multiply-accumulates per image, by default 10¹²; None: no limit.
 
     Returns
     -------
@@ -114,15 +114,14 @@ def load_numpy(
     Raises
     ------
     UnsupportedError
-        Some nodes run only in torch; they are named.
+        Some nodes run only in torch; the message names them.
     LimitError
-        It would cost more than ``max_bytes`` or ``max_macs``; the node, the amount and the argument
-        are named.
+        ``max_bytes`` or ``max_macs`` would be exceeded; the message names node, amount and limit.
     FormatError
-        Truncated, damaged, of another version, no fatnn-rs file, or a graph that is not
-        well-formed.
+        The file is truncated, damaged, of another version or not a fatnn-rs file, or its graph is
+        invalid.
     MemoryError
-        There is no memory for its weights.
+        The memory of the weights cannot be allocated.
     OSError
         The file cannot be read.
     """
@@ -135,12 +134,12 @@ def load_numpy(
 
 
 def checked_limits(max_bytes: Any, max_macs: Any) -> tuple[int | None, int | None]:
-    """Limits as the core takes them.
+    """Validate both limits and return them as the core takes them.
 
     Raises
     ------
     ConfigError
-        One is neither None nor a whole number that is not negative.
+        A limit is neither None nor a non-negative whole number.
     """
     bounds = []
     for name, value in (("max_bytes", max_bytes), ("max_macs", max_macs)):
@@ -149,7 +148,7 @@ def checked_limits(max_bytes: Any, max_macs: Any) -> tuple[int | None, int | Non
             raise ConfigError(
                 f"{name}: expected a whole number that is not negative, or None, got {value!r}"
             )
-        # The core counts in 64 bits; more is no bound.
+        # The core counts in 64 bits, so a larger limit is no limit.
         bounds.append(None if value is None or value >= 1 << 64 else int(value))
     return bounds[0], bounds[1]
 
@@ -161,7 +160,7 @@ def load(
     max_bytes: int | None = _core.MAX_BYTES,
     max_macs: int | None = _core.MAX_MACS,
 ) -> NumpyNetwork:
-    """Stand in for ``fatnn_rs.load`` where torch is not installed: as :func:`load_numpy`.
+    """Load a network like :func:`load_numpy`; ``fatnn_rs.load`` if torch is not installed.
 
     Raises
     ------
@@ -170,13 +169,14 @@ def load(
     """
     if float_layers != "rust":
         raise UnsupportedError(
-            f"load: float_layers={float_layers!r} needs torch, which is not installed: pip install torch"
+            f"load: float_layers={float_layers!r} needs torch, which is not installed: "
+            "pip install torch"
         )
     return load_numpy(path, max_bytes=max_bytes, max_macs=max_macs)
 
 
 def read_report(path: str | os.PathLike[str]) -> Report:
-    """Describe what a file holds, also where some of it runs only in torch.
+    """Describe the network in a file, even if some of its nodes run only in torch.
 
     Raises
     ------
@@ -195,12 +195,12 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     return _report(graph, file, network)
 
 
-#: A graph's text, its tensors, and the types of those that are codes.
+#: A graph as JSON, its tensors by name, and the element types of the tensors that hold codes.
 _File = tuple[str, dict[str, npt.NDArray[Any]], dict[str, str]]
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], _File]:
-    """Graph of a file, and what the file holds."""
+    """Read a file: its parsed graph, and its raw content."""
     if Path(path).is_dir():
         raise IsADirectoryError(
             f"{os.fspath(path)!r} is a directory; give the file that fatnn_rs.save wrote"
@@ -226,7 +226,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], _File]:
 def _report(
     graph: dict[str, Any], file: _File, network: _core.Network | None, in_engine: bool = True
 ) -> Report:
-    """Describe a file's graph, and what was not fused in ``network``."""
+    """Describe a file's graph, and the nodes that ``network`` did not fuse."""
     rows = tuple(
         ReportRow(
             name=row["layer"],
@@ -243,11 +243,12 @@ def _report(
     return Report(rows, tuple(graph.get("notes", ())), not_fused)
 
 
-def _checked(name: str, x: Any) -> npt.NDArray[np.float32]:
-    """One input as a C-contiguous, aligned float32 array, copied where it is not one; shapes are checked in Rust."""
+def _as_float32(name: str, x: Any) -> npt.NDArray[np.float32]:
+    """Validate one input and return it C-contiguous, aligned and in native byte order."""
     if not isinstance(x, np.ndarray):
         raise InputError(
-            f"input {name!r}: expected a NumPy array, got {type(x).__name__}; convert it with numpy.asarray"
+            f"input {name!r}: expected a NumPy array, got {type(x).__name__}; "
+            "convert it with numpy.asarray"
         )
     if type(x) is np.ndarray and x.dtype == np.float32 and x.flags.c_contiguous and x.flags.aligned:
         return x
@@ -257,23 +258,24 @@ def _checked(name: str, x: Any) -> npt.NDArray[np.float32]:
         )
     if x.dtype != np.float32:
         raise InputError(
-            f"input {name!r}: expected float32, got {x.dtype}; convert it with .astype(numpy.float32)"
+            f"input {name!r}: expected float32, got {x.dtype}; "
+            "convert it with .astype(numpy.float32)"
         )
-    # Not `ascontiguousarray`, which takes elements between addresses as they are.
+    # Not `ascontiguousarray`, which leaves unaligned arrays unaligned.
     return np.require(x, requirements=["C", "A", "E"])
 
 
-def _rebuilt(structure: Any, values: dict[str, npt.NDArray[np.float32]]) -> Any:
-    """Put arrays into the structure that the model returns; the engine has checked it."""
+def _fill_structure(structure: Any, values: dict[str, npt.NDArray[np.float32]]) -> Any:
+    """Put arrays into the model's output structure, which the core has validated."""
     kind, inner = next(iter(structure.items()))
     if kind == "value":
         return values[inner]
     if kind == "dict":
-        return {key: _rebuilt(item, values) for key, item in inner.items()}
+        return {key: _fill_structure(item, values) for key, item in inner.items()}
     if kind in ("dict_items", "ordered_dict"):
-        pairs = [(key, _rebuilt(item, values)) for key, item in inner]
+        pairs = [(key, _fill_structure(item, values)) for key, item in inner]
         return dict(pairs) if kind == "dict_items" else OrderedDict(pairs)
     if kind in ("list", "tuple"):
-        items = [_rebuilt(item, values) for item in inner]
+        items = [_fill_structure(item, values) for item in inner]
         return tuple(items) if kind == "tuple" else items
     return inner

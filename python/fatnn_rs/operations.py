@@ -1,8 +1,7 @@
-"""The core's table of operations: what each reads, makes and multiplies. Needs no torch.
+"""The core's table of operations: inputs, attributes, results and products. Needs no torch.
 
-Nothing in this package repeats what the table says. A graph in memory may also hold operations that
-are not in it (``torch``, and those that only the passes of a conversion know): they multiply
-nothing and make no codes.
+Nothing in this package repeats the table. A graph in memory may also hold operations that are not
+in it (``torch``, and temporary ones of the conversion passes); these have no products and no codes.
 """
 
 from __future__ import annotations
@@ -17,37 +16,37 @@ __all__ = ["OPERATIONS", "Operation", "form_of", "makes_codes", "products_of"]
 
 @dataclass(frozen=True)
 class Operation:
-    """One row of the table.
+    """One operation of the table.
 
     Attributes
     ----------
     name
-        In graphs and files.
+        Name in graphs and files.
     inputs
-        Least and greatest number of values that it reads; None for any.
+        Minimum and maximum number of inputs; a maximum of None means any number.
     attrs
-        Name → type (``"int"``, ``"float"``, ``"bool"``, ``"str"``, or ``"list"`` of numbers), and
-        whether it may be absent.
+        Name → (type, optional). Types: ``"int"``, ``"float"``, ``"bool"``, ``"str"``, or ``"list"``
+        (of numbers).
     tensors
-        Role → types that the tensor may have, and whether it must be there.
+        Role → (allowed element types, required).
     reads_codes, makes_codes
-        Whether the first value that it reads, and its result, are codes; others are floats.
+        Whether the first input, and the result, are codes rather than floats.
     signature
-        ``"codes -> float"`` and the like.
+        For instance ``"codes -> float"``.
     exactness
-        ``"exact"``, ``"sum-order"`` or ``"transcendental"``: how far results depend on who computes
-        them.
+        ``"exact"``, ``"sum-order"`` or ``"transcendental"``: how far results may differ between
+        implementations.
     products
-        ``"none"``, ``"float"``, ``"int8"`` or ``"codes"``: what it multiplies, if it is a
-        convolution or linear layer.
+        What a convolution or linear layer multiplies: ``"float"``, ``"int8"`` or ``"codes"``;
+        ``"none"`` for other operations.
     form
         ``"scalar"``: the same function of every element; ``"channel"``: one function per channel;
-        ``"pool"``: maximum over windows; ``"shape"``: moves elements only; ``"select"``:
-        makes another map of pixels, each as it was; ``"other"``.
+        ``"pool"``: maximum over windows; ``"shape"``: only moves elements; ``"select"``: makes
+        another map whose pixels are pixels of the input; ``"other"``.
     in_files
-        Whether files hold it.
+        Whether files may hold it.
     in_engine
-        Whether the engine has it, for some attributes and shapes at least.
+        Whether the engine can run it, at least for some attributes and shapes.
     """
 
     name: str
@@ -69,18 +68,18 @@ OPERATIONS: dict[str, Operation] = {row["name"]: Operation(**row) for row in _co
 
 
 def products_of(op: str) -> str:
-    """Return what an operation multiplies: see :attr:`Operation.products`."""
+    """Return :attr:`Operation.products` of an operation."""
     row = OPERATIONS.get(op)
     return "none" if row is None else row.products
 
 
 def form_of(op: str) -> str:
-    """Return how an operation treats the elements of what it reads: see :attr:`Operation.form`."""
+    """Return :attr:`Operation.form` of an operation."""
     row = OPERATIONS.get(op)
     return "other" if row is None else row.form
 
 
 def makes_codes(op: str) -> bool:
-    """Whether an operation's result is codes."""
+    """Whether the result of an operation is codes."""
     row = OPERATIONS.get(op)
     return row is not None and row.makes_codes

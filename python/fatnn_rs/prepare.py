@@ -172,9 +172,10 @@ def _candidates(
         for name, child in parent.named_children()
         if reads_weight(parent, name)
     }
-    module: nn.Module
+    kinds: Any = tuple(TERNARY_QAT_MAPPING)
+    module: Any
     for name, module in model.named_modules():
-        if not isinstance(module, tuple(TERNARY_QAT_MAPPING)):
+        if not isinstance(module, kinds):
             continue
         skipped = any(matches(pattern, name) for pattern in config.skip)
         if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False)):
@@ -219,8 +220,9 @@ def _warn_left(left: dict[str, str]) -> None:
 
 def _qat_layer(module: nn.Module, options: LayerOptions, kind: _Kind) -> QuantizedLayer:
     if kind.int8:
-        return INT8_QAT_MAPPING[type(module)].from_float(module)
-    return TERNARY_QAT_MAPPING[type(module)].from_float(
+        int8: QuantizedLayer = INT8_QAT_MAPPING[type(module)].from_float(module)
+        return int8
+    ternary: QuantizedLayer = TERNARY_QAT_MAPPING[type(module)].from_float(
         module,
         quantizer=options.weight,
         act=options.act,
@@ -229,6 +231,7 @@ def _qat_layer(module: nn.Module, options: LayerOptions, kind: _Kind) -> Quantiz
         act_range=options.act_range,
         scale=kind.scale if options.scale is None else options.scale,
     )
+    return ternary
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

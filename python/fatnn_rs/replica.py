@@ -1,4 +1,4 @@
-"""Copies of a model's structure, for whoever runs or traces a model that must stay as it is."""
+"""Copy a model's modules but not its parameters, to run or trace it without changing it."""
 
 from __future__ import annotations
 
@@ -17,41 +17,45 @@ def replica(model: nn.Module, replace: Mapping[nn.Module, nn.Module] | None = No
     """Copy a model's modules and containers, but not its parameters.
 
     Tracing and running execute the model's own code, which may write attributes, caches and
-    buffers. They do so in the copy. Modules, lists, dicts, sets and tuples are copied at any depth,
-    and so are buffers and other tensors; parameters and foreign objects (a trainer, a lock) are
-    shared.
+    buffers; in a replica, the original stays unchanged. Modules, lists, dicts, sets, tuples,
+    buffers and other tensors are copied at any depth. Parameters and objects of other types (a
+    trainer, a lock) are shared.
 
     Parameters
     ----------
     model
         Any module.
     replace
-        Modules of ``model`` → what takes their place in the copy.
+        Modules of ``model`` → their replacements in the copy.
 
     Returns
     -------
     nn.Module
-        Of the same class.
+        Of the same class as ``model``.
     """
-    made: nn.Module = _Copier({id(old): new for old, new in (replace or {}).items()}).module(model)
+    made: nn.Module = _Copier({id(old): new for old, new in (replace or {}).items()}).copy_module(
+        model
+    )
     return made
 
 
 class _Copier:
-    """One copy in progress: ``id`` of what was copied → its copy."""
+    """One copy in progress: ``id`` of each original → its copy."""
 
     def __init__(self, done: dict[int, Any]) -> None:
         self._done = done
 
-    def module(self, module: nn.Module) -> Any:
+    def copy_module(self, module: nn.Module) -> Any:
         if id(module) in self._done:
             return self._done[id(module)]
         made = object.__new__(type(module))
         self._done[id(module)] = made
-        made.__dict__.update({key: self.value(value) for key, value in module.__dict__.items()})
+        made.__dict__.update(
+            {key: self.copy_value(value) for key, value in module.__dict__.items()}
+        )
         return made
 
-    def value(self, value: Any) -> Any:
+    def copy_value(self, value: Any) -> Any:
         if id(value) in self._done:
             return self._done[id(value)]
         made = self._new(value)
@@ -61,31 +65,31 @@ class _Copier:
 
     def _new(self, value: Any) -> Any:
         if isinstance(value, nn.Module):
-            return value if isinstance(value, torch.jit.ScriptModule) else self.module(value)
+            return value if isinstance(value, torch.jit.ScriptModule) else self.copy_module(value)
         if isinstance(value, Tensor):
             return value if isinstance(value, nn.Parameter) else value.detach().clone()
         if isinstance(value, dict):
             made = copy.copy(value)
             self._done[id(value)] = made
             for key in list(made):
-                made[key] = self.value(value[key])
+                made[key] = self.copy_value(value[key])
             return made
         if type(value) is list:
             items: list[Any] = []
             self._done[id(value)] = items
-            items.extend(self.value(item) for item in value)
+            items.extend(self.copy_value(item) for item in value)
             return items
         if type(value) is tuple:
-            copies = tuple(self.value(item) for item in value)
+            copies = tuple(self.copy_value(item) for item in value)
             return value if all(a is b for a, b in zip(copies, value, strict=True)) else copies
         return copy.copy(value) if isinstance(value, set) else value
 
 
 def patched_methods(module: nn.Module) -> list[str]:
-    """Names of the methods that a module has of its own, in place of its class's: ``m.forward = ...``.
+    """Names of methods that the instance overrides, as in ``m.forward = ...``.
 
-    Hand patches and libraries (accelerate's hooks) put them there. Who replaces the module or reads
-    its numbers does not see them.
+    Manual patches and libraries (accelerate's hooks) do this. Code that replaces the module or
+    reads its parameters does not see such methods.
     """
     kind = type(module)
     found = (
@@ -99,11 +103,10 @@ def _is_method(kind: type, name: str) -> bool:
 
 
 def unwrapped(model: Any) -> Any:
-    """Return the model inside wrappers that compute what it computes.
+    """Return the model inside wrappers that do not change its results.
 
-    Those are ``DataParallel`` and ``DistributedDataParallel``, ``torch.compile``,
-    ``AveragedModel``, and accelerate's mixed precision, which replaces ``forward`` and keeps the
-    original.
+    Removes ``DataParallel``, ``DistributedDataParallel``, ``torch.compile``, ``AveragedModel`` and
+    accelerate's mixed precision, which replaces ``forward`` and keeps the original.
     """
     parallel = (
         nn.DataParallel,
@@ -122,7 +125,7 @@ def unwrapped(model: Any) -> Any:
 
 
 def _without_accelerate(model: nn.Module) -> nn.Module:
-    """Return the model, in another object, without accelerate's forward."""
+    """Return a shallow copy of the model without accelerate's ``forward``."""
     made = object.__new__(type(model))
     made.__dict__.update(model.__dict__)
     original = made.__dict__.pop("_original_forward")

@@ -1,4 +1,4 @@
-"""How a converted network is called: as the model that it came from. Needs no torch."""
+"""Call a converted network with the arguments of its original model. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["NOTHING", "Argument", "argument_to_json", "arguments_from_json", "bi
 
 
 class _Nothing:
-    """Stands for a default that there is not."""
+    """Type of :data:`NOTHING`, which marks an argument without a default."""
 
     def __repr__(self) -> str:
         return "nothing"
@@ -32,17 +32,17 @@ class Argument:
     Attributes
     ----------
     name
-        As forward calls it.
+        Name in the signature of ``forward``.
     tensor
-        Whether it is a tensor, which every call gives.
+        Whether it is a tensor; every call must give it.
     constant
-        What it was at conversion, where it is no tensor: the network computes with that.
+        Value at conversion of an argument that is no tensor. The network computes with this value.
     default
-        What forward takes where a call does not give it, or :data:`NOTHING`.
+        The default in ``forward``, or :data:`NOTHING`.
     positional
-        Whether it may be given by place.
+        Whether it may be given by position.
     keyword
-        Whether it may be given by name.
+        Whether it may be given by keyword.
     """
 
     name: str
@@ -56,33 +56,34 @@ class Argument:
 def bind_call(
     arguments: Sequence[Argument], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> list[Any]:
-    """Bind a call to a model's arguments.
+    """Bind a call's arguments to those of the model.
 
     Parameters
     ----------
     arguments
-        The model's, in order.
+        The model's arguments, in order.
     args, kwargs
-        What a call gives.
+        The call's arguments.
 
     Returns
     -------
     list
-        What it gives for arguments that are tensors, in order, whatever type that is.
+        The values given for tensor arguments, in order; their types are not checked.
 
     Raises
     ------
     InputError
-        Too many or unknown arguments, one given twice, one that is missing, or another value than
-        the network was converted for.
+        Too many or unknown arguments, an argument given twice or missing, or a value other than the
+        one at conversion.
     """
-    places = [argument for argument in arguments if argument.positional]
+    by_position = [argument for argument in arguments if argument.positional]
     takes = ", ".join(argument.name for argument in arguments) or "nothing"
-    if len(args) > len(places):
+    if len(args) > len(by_position):
         raise InputError(
-            f"the network takes {len(places)} argument(s) ({takes}), got {len(args)}; call it as its model"
+            f"the network takes {len(by_position)} argument(s) ({takes}), got {len(args)}; "
+            "call it as its model"
         )
-    given = dict(zip((argument.name for argument in places), args, strict=False))
+    given = dict(zip((argument.name for argument in by_position), args, strict=False))
     for name, value in kwargs.items():
         if not any(argument.name == name and argument.keyword for argument in arguments):
             raise InputError(
@@ -90,7 +91,7 @@ def bind_call(
             )
         if name in given:
             raise InputError(
-                f"argument {name!r} is given twice, by place and by name; give it once"
+                f"argument {name!r} is given twice, by position and by keyword; give it once"
             )
         given[name] = value
     tensors = []
@@ -98,25 +99,26 @@ def bind_call(
         if argument.tensor:
             if argument.name not in given:
                 raise InputError(
-                    f"the network takes {len(arguments)} argument(s) ({takes}), and {argument.name!r} is missing; "
-                    "call it with the tensors its model takes"
+                    f"the network takes {len(arguments)} argument(s) ({takes}), and "
+                    f"{argument.name!r} is missing; call it with the tensors its model takes"
                 )
             tensors.append(given[argument.name])
             continue
         value = given.get(argument.name, argument.default)
         if not _equal(value, argument.constant):
             raise InputError(
-                f"argument {argument.name!r}: the network was converted for {argument.constant!r}, got "
-                f"{_shown(value)}; give {argument.constant!r}, or convert the model again with the value you want"
+                f"argument {argument.name!r}: the network was converted for {argument.constant!r}, "
+                f"got {_shown(value)}; give {argument.constant!r}, or convert the model again with "
+                "the value you want"
             )
     return tensors
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two plain values are the same, whichever way a model looks at them."""
+    """Whether two plain values have the same type and value; NaN equals NaN."""
     try:
         same = type(one) is type(other) and bool(one == other or (one != one and other != other))
-    except Exception:  # whatever a foreign class's comparison raises
+    except Exception:  # A foreign class's comparison may raise anything.
         return False
     return same
 
@@ -127,12 +129,12 @@ def _shown(value: Any) -> str:
 
 
 def argument_to_json(argument: Argument) -> dict[str, Any]:
-    """Describe an argument in a file.
+    """Return the JSON description of an argument.
 
     Raises
     ------
     TypeError
-        Where a constant is nothing that JSON holds, naming its type.
+        A constant or default is not a JSON value; the message names its type.
     """
     made: dict[str, Any] = {
         "name": argument.name,
@@ -141,13 +143,13 @@ def argument_to_json(argument: Argument) -> dict[str, Any]:
         "keyword": argument.keyword,
     }
     if not argument.tensor:
-        made["constant"] = _plain(argument.constant)
+        made["constant"] = _require_plain(argument.constant)
     if argument.default is not NOTHING:
-        made["default"] = _plain(argument.default)
+        made["default"] = _require_plain(argument.default)
     return made
 
 
-def _plain(value: Any) -> Any:
+def _require_plain(value: Any) -> Any:
     if not _is_plain(value):
         raise TypeError(f"{type(value).__name__} as an argument")
     return value
@@ -162,12 +164,12 @@ def _is_plain(value: Any) -> bool:
 
 
 def arguments_from_json(data: Any, inputs: Sequence[str]) -> tuple[Argument, ...]:
-    """Read the arguments of a file's graph with these inputs.
+    """Read the arguments of a graph with the given input names.
 
     Raises
     ------
     FormatError
-        They are not as :func:`argument_to_json` writes them, or are not those of the inputs.
+        ``data`` is not what :func:`argument_to_json` writes, or does not fit the inputs.
     """
     if data is None:
         return tuple(Argument(name) for name in inputs)
@@ -183,7 +185,7 @@ def arguments_from_json(data: Any, inputs: Sequence[str]) -> tuple[Argument, ...
     )
     if not good or sum(item["tensor"] for item in data) != len(inputs):
         raise FormatError(
-            "the graph's arguments are not well-formed; the file was not written by fatnn_rs.save, or by another "
-            "version of it"
+            "the graph's arguments are not well-formed; save the network again with this version's "
+            "fatnn_rs.save"
         )
     return tuple(Argument(**{"default": NOTHING, **item}) for item in data)

@@ -13,11 +13,11 @@ def render(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[i
     Parameters
     ----------
     head
-        Titles.
+        Column titles.
     rows
-        Cells, as many in each row as titles.
+        Rows of cells, one cell per column.
     right
-        Indices of the columns aligned right (numbers).
+        Indices of right-aligned columns (numbers).
     """
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [

@@ -1,4 +1,4 @@
-"""Torch's threads, for work that is better done by one."""
+"""Run torch's small operations in one thread."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ __all__ = ["one_thread"]
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run torch's operations in the calling thread alone.
+    """Limit torch to the calling thread inside a ``with`` block.
 
-    For thousands of small ones: each would wake all threads and wait for the last, which on a busy
-    machine takes many times what it computes. Results do not depend on it: use it for elementwise
-    functions and exact sums.
+    Waking all threads for each of thousands of small operations costs more than computing them.
+    Use it only for elementwise functions and exact sums: their results do not depend on threads.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

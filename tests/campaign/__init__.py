@@ -1,1 +1,4 @@
-"""A search for faults: unusual networks, forged files, adversarial calls. `python -m campaign --help` from tests/."""
+"""A search for faults with unusual networks, forged files and adversarial calls.
+
+Run `python -m campaign --help` in tests/.
+"""

@@ -70,7 +70,8 @@ class Tally:
     def summary(self, verbose: bool) -> None:
         v = self.verdicts
         print(
-            f"{self.name}: {sum(v.values())} trials: {v[OK]} ok, {v[REFUSED]} refused, {v[FINDING]} with a finding"
+            f"{self.name}: {sum(v.values())} trials: {v[OK]} ok, {v[REFUSED]} refused, "
+            f"{v[FINDING]} with a finding"
         )
         for what, count in self.refused.most_common(None if verbose else 12):
             print(f"    refused {count:5}  {what}")

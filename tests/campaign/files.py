@@ -1,4 +1,4 @@
-"""Forged files: saved networks whose bytes, header, graph and tensors are changed, with a checksum that fits."""
+"""Forged files: saved networks with changed bytes, header, graph or tensors and a valid checksum."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ SHRINK_SECONDS = 8.0
 
 
 class Found(Exception):
-    """A fault: the stage, its class, what was expected, and lines that show it after the program."""
+    """A fault: its stage, its class, what was expected, and lines that reproduce it."""
 
     def __init__(self, stage: str, what: str, detail: str, show: str) -> None:
         super().__init__(f"{stage}: {what}")
@@ -44,14 +44,14 @@ def _run(text: str, namespace: dict[str, Any], name: str) -> None:
 
 
 def _fresh(arguments: Any) -> tuple[Any, ...]:
-    """Copies that keep strides, so that a model that works in place on its input cannot change the original."""
+    """Copies that keep strides, so that a model that writes to its input leaves the original."""
     return tuple(
         copy.deepcopy(value.detach()) if isinstance(value, Tensor) else value for value in arguments
     )
 
 
 def difference(expected: Any, got: Any) -> str | None:
-    """How two outputs differ: structure, types, shapes, or bits (those that NaN carries left aside)."""
+    """How two outputs differ: structure, types, shapes, or bits (not those inside NaN)."""
     left, left_spec = pytree.tree_flatten(expected)
     right, right_spec = pytree.tree_flatten(got)
     if left_spec != right_spec:
@@ -171,7 +171,7 @@ class Trial:
                 raise Found(self.stage, "differs from the eager model", found, show)
 
     def excused(self, arguments: tuple[Any, ...], expected: Any, got: Any) -> bool:
-        """Whether inputs have another memory format than the example, and only the order of float sums differs."""
+        """Whether the memory format differs from the example's, so that float sums may round differently."""
         strides = [
             [t.dim_order() if t.dim() and t.numel() else () for t in given if isinstance(t, Tensor)]
             for given in (arguments, self.space["example"])

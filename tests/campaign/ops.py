@@ -535,7 +535,7 @@ _SCHEMA = re.compile(
 
 
 def _acceptable(call: _Call, error: BaseException) -> bool:
-    """Whether an exception of the call itself is one that may be: the package's own, or of a wrong signature."""
+    """Whether a call may raise this: an error of the package, or one about a wrong signature."""
     if is_ours(error):
         return True
     if isinstance(error, RuntimeError) and re.search("DefaultCPUAllocator|bad_alloc", str(error)):

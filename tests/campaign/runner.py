@@ -1,4 +1,4 @@
-"""Trials in forked children: a crash, a hang or too much memory ends one child and becomes a finding.
+"""Trials in forked children: a crash, a hang or too much memory ends a child and is a finding.
 
 The parent only imports torch and forks, so that a new child costs milliseconds. It starts no
 threads and runs no trial.
@@ -100,7 +100,7 @@ def _reset_peak() -> int:
 
 
 def guarded(kind: Kind, seed: int) -> Outcome:
-    """Run one trial in this process; its memory is measured, and what it lets through is a finding."""
+    """Run one trial here and measure its memory; an unexpected exception is a finding."""
     before = _reset_peak()
     try:
         outcome = kind.trial(seed)
@@ -204,7 +204,7 @@ def _ended(child: _Child, kind: Kind) -> Iterator[tuple[int, Outcome]]:
 def run(
     kind: Kind, seeds: Iterator[int], until: float | None, jobs: int, folder: str
 ) -> Iterator[tuple[int, Outcome]]:
-    """Run trials until ``until`` (a time of ``time.monotonic``) or the end of ``seeds``; pairs of seed and outcome."""
+    """Run trials until the time ``until`` or the end of ``seeds``; yield (seed, outcome)."""
     children: dict[int, _Child] = {}
     waiting: list[list[int]] = []
     over = False

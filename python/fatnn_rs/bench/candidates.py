@@ -1,4 +1,4 @@
-"""Peers on their way into a report: built, their answers checked, timed, and put down in a row each."""
+"""The runtimes of one benchmark: build them, check their outputs, and make their report rows."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import numpy as np
 import torch
 
 from fatnn_rs import _core
-from fatnn_rs.bench.export import Task
-from fatnn_rs.bench.peers import INSTALL, Built, Peer, arrays_of
-from fatnn_rs.bench.report import ABSENT, FAILED, MEASURED, PeerRow
-from fatnn_rs.bench.timing import Spread, ratios
+from fatnn_rs.bench.export import BenchTask
+from fatnn_rs.bench.peers import INSTALL, BuiltPeer, Peer, arrays_of
+from fatnn_rs.bench.results import ABSENT, FAILED, MEASURED, PeerRow
+from fatnn_rs.bench.timing import Quartiles, ratios
 
 __all__ = [
     "Candidate",
-    "build",
-    "difference",
-    "finish",
+    "build_candidate",
+    "describe_error",
+    "finished_row",
     "milliseconds",
-    "note",
-    "reason",
-    "threads_of_all",
+    "relative_error",
+    "set_unmeasured",
+    "use_threads",
 ]
 
 #: Terminal colours inside other packages' messages.
@@ -36,7 +36,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 @dataclass
 class Candidate:
-    """A peer on its way into the report."""
+    """A runtime in a benchmark, and its row of the report."""
 
     name: str
     peer: Peer
@@ -45,11 +45,12 @@ class Candidate:
 
 
 @contextmanager
-def threads_of_all(threads: int) -> Iterator[None]:
-    """Set torch's and the core's number of threads, and put both back.
+def use_threads(threads: int) -> Iterator[None]:
+    """Set the number of threads of torch and the core; restore both at the end.
 
-    The core follows torch unless told a number of its own (set_num_threads, FATNN_NUM_THREADS); it
-    is told only then, so that it goes on following afterwards where it did before.
+    The core follows torch unless it was given its own number (``set_num_threads``,
+    FATNN_NUM_THREADS). Only in that case ``set_num_threads`` is called, so that a core that follows
+    torch continues to do so.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -66,34 +67,35 @@ def threads_of_all(threads: int) -> Iterator[None]:
             _core.set_num_threads(own)
 
 
-def note(candidate: Candidate, state: str, reason: str) -> None:
-    """Put down why there is no figure."""
+def set_unmeasured(candidate: Candidate, state: str, reason: str) -> None:
+    """Record why a runtime has no figure."""
     candidate.row = PeerRow(candidate.name, candidate.peer.describe, state, reason)
 
 
-def build(candidate: Candidate, task: Task, wanted: list[np.ndarray], has_amx: bool) -> None:
-    """Make a peer ready and check its answer; what goes wrong goes into its row."""
+def build_candidate(
+    candidate: Candidate, task: BenchTask, wanted: list[np.ndarray], has_amx: bool
+) -> None:
+    """Build a runtime and compare its output with ``wanted``; failures go into its row."""
     peer = candidate.peer
     missing = peer.missing()
     if missing:
-        note(candidate, ABSENT, f"{', '.join(missing)} not installed: {INSTALL}")
+        set_unmeasured(candidate, ABSENT, f"{', '.join(missing)} not installed: {INSTALL}")
         return
     start = time.perf_counter()
     try:
-        # Exporters and runtimes write into the model's tensors' metadata, which inference mode
-        # forbids.
+        # Exporters and runtimes write tensor metadata, which inference mode forbids.
         with torch.inference_mode(False), torch.no_grad():
             built = peer.build(task)
         seconds = time.perf_counter() - start
-        errors = {variant: difference(call(), wanted) for variant, call in built.variants.items()}
-    except (
-        Exception
-    ) as error:  # whatever another runtime raises belongs in its row, not in the caller's lap
-        note(candidate, FAILED, reason(error))
+        errors = {
+            variant: relative_error(call(), wanted) for variant, call in built.variants.items()
+        }
+    except Exception as error:  # Runtimes raise anything; their row reports it.
+        set_unmeasured(candidate, FAILED, describe_error(error))
         return
     worst = max(errors.values())
     if not math.isfinite(worst) or (peer.tolerance is not None and worst > peer.tolerance):
-        note(
+        set_unmeasured(
             candidate,
             FAILED,
             f"its answer differs from the float model's by {worst:.1e} of the largest value",
@@ -111,8 +113,8 @@ def build(candidate: Candidate, task: Task, wanted: list[np.ndarray], has_amx: b
     )
 
 
-def reason(error: BaseException) -> str:
-    """Name an exception and what it came from, in one line without terminal colours."""
+def describe_error(error: BaseException) -> str:
+    """Describe an exception and its root cause in one line, without terminal colours."""
     root = error
     while root.__cause__ is not None:
         root = root.__cause__
@@ -123,8 +125,8 @@ def reason(error: BaseException) -> str:
     return parts[0] if root is error else f"{parts[0]} (from {parts[1]})"
 
 
-def difference(answer: Any, wanted: list[np.ndarray]) -> float:
-    """Largest difference relative to the largest wanted value; infinity where shapes differ or a value is NaN."""
+def relative_error(answer: Any, wanted: list[np.ndarray]) -> float:
+    """Largest difference relative to the largest wanted value; infinity for other shapes or NaN."""
     got = list(arrays_of(answer))
     if [array.shape for array in got] != [array.shape for array in wanted]:
         return math.inf
@@ -136,7 +138,7 @@ def difference(answer: Any, wanted: list[np.ndarray]) -> float:
     return worst / scale if math.isfinite(worst) else math.inf
 
 
-def _amx(peer: Peer, built: Built, has_amx: bool) -> str:
+def _amx(peer: Peer, built: BuiltPeer, has_amx: bool) -> str:
     if not has_amx:
         return "no"
     if built.amx is not None:
@@ -144,15 +146,15 @@ def _amx(peer: Peer, built: Built, has_amx: bool) -> str:
     return "may" if peer.may_use_amx else "no"
 
 
-def milliseconds(seconds: Sequence[float]) -> Spread:
-    """Summarise seconds as milliseconds."""
-    return Spread.of([1e3 * value for value in seconds])
+def milliseconds(seconds: Sequence[float]) -> Quartiles:
+    """Convert seconds to a summary in milliseconds."""
+    return Quartiles.of([1e3 * value for value in seconds])
 
 
-def finish(
+def finished_row(
     candidate: Candidate, times: Mapping[tuple[str, str], Sequence[float]], ours: Sequence[float]
 ) -> PeerRow:
-    """Put the best variant's figures into the row."""
+    """Return the row of a runtime, with the figures of its fastest variant."""
     if not candidate.calls:
         return candidate.row
     spreads = {variant: milliseconds(times[candidate.name, variant]) for variant in candidate.calls}
@@ -163,7 +165,7 @@ def finish(
         row.describe,
         row.state,
         milliseconds=spreads[best],
-        ratio=Spread.of(ratios(times[row.name, best], ours)),
+        ratio=Quartiles.of(ratios(times[row.name, best], ours)),
         variant=best,
         variants={variant: spread.median for variant, spread in spreads.items()},
         details=row.details,

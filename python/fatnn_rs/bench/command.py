@@ -1,4 +1,4 @@
-"""What ``fatnn bench`` does: networks by name, every combination of batch and threads, a table and files."""
+"""``fatnn bench``: time networks by name for all combinations of batch and threads."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fatnn_rs.bench.api import bench
-from fatnn_rs.bench.networks import ENDS, NETWORKS, make
+from fatnn_rs.bench.measure import bench
+from fatnn_rs.bench.networks import END_TYPES, NETWORKS, build_and_convert
 from fatnn_rs.bench.peers import PEERS
-from fatnn_rs.bench.report import BenchReport
+from fatnn_rs.bench.results import BenchReport
 from fatnn_rs.errors import ConfigError, FatnnError
 
 __all__ = ["BenchOptions", "main", "to_json", "write_results"]
@@ -28,17 +28,17 @@ class BenchOptions:
     Parameters
     ----------
     models
-        Names of rows of :data:`fatnn_rs.bench.networks.NETWORKS`.
+        Keys of :data:`fatnn_rs.bench.networks.NETWORKS`.
     batches, threads
-        Every combination is measured.
+        Batch sizes and thread counts; every combination is measured.
     size
-        Height and width of the images, for networks that take any; their usual one by default.
+        Height and width of the images, for networks that allow it; by default the usual size.
     against
-        Names of rows of :data:`fatnn_rs.bench.PEERS`; all of them by default.
+        Keys of :data:`fatnn_rs.bench.PEERS`; all by default.
     rounds
-        Turns of every candidate.
+        Number of rounds.
     ends
-        What the first and the last layer are, out of :data:`fatnn_rs.bench.networks.ENDS`; each is
+        Types of the first and the last layer (:data:`fatnn_rs.bench.networks.END_TYPES`); each is
         measured.
 
     Raises
@@ -56,7 +56,7 @@ class BenchOptions:
     ends: Sequence[str] = ("float",)
 
     def __post_init__(self) -> None:
-        """Validate, before anything slow begins."""
+        """Validate the options."""
         asked: dict[str, Sequence[Any]] = {
             "model": self.models,
             "batch": self.batches,
@@ -68,7 +68,7 @@ class BenchOptions:
         named: dict[str, tuple[Sequence[str], Iterable[str]]] = {
             "model": (self.models, NETWORKS),
             "against": (self.against, PEERS),
-            "ends": (self.ends, ENDS),
+            "ends": (self.ends, END_TYPES),
         }
         for what, (names, known) in named.items():
             for name in names:
@@ -83,19 +83,19 @@ class BenchOptions:
 
 
 def main(options: BenchOptions, console: Console) -> list[BenchReport]:
-    """Measure everything asked for, and show a progress bar while it runs.
+    """Measure every combination and show a progress bar.
 
     Parameters
     ----------
     options
         What to measure.
     console
-        Where the progress bar goes.
+        Console for the progress bar.
 
     Returns
     -------
     list of BenchReport
-        One for each network, kind of ends, batch and number of threads, in this order.
+        One per network, type of first and last layer, batch and number of threads, in this order.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -109,7 +109,7 @@ def main(options: BenchOptions, console: Console) -> list[BenchReport]:
         for model, ends in product(options.models, options.ends):
             name = model if ends == "float" else f"{model}, {ends} ends"
             progress.update(task, description=f"{name}: preparing", completed=0, total=None)
-            ready = make(model, options.size, ends)
+            ready = build_and_convert(model, options.size, ends)
             for batch in options.batches:
                 for threads in options.threads:
                     title = f"{name}, batch {batch}, threads {threads}"
@@ -136,14 +136,14 @@ def main(options: BenchOptions, console: Console) -> list[BenchReport]:
 def write_results(reports: Sequence[BenchReport], folder: Path) -> Path:
     """Write reports as JSON to ``folder/<cpu>/<date>-networks.json``.
 
-    A second run on the same day gets a number rather than the first one's place.
+    If that file exists, the new one gets a number.
 
     Parameters
     ----------
     reports
-        Of one run.
+        Reports of one run.
     folder
-        Made where it is missing.
+        Created if missing.
 
     Returns
     -------
@@ -153,7 +153,7 @@ def write_results(reports: Sequence[BenchReport], folder: Path) -> Path:
     Raises
     ------
     FatnnError
-        Nothing to write.
+        There are no reports.
     """
     if not reports:
         raise FatnnError("there are no reports to write")
@@ -163,5 +163,5 @@ def write_results(reports: Sequence[BenchReport], folder: Path) -> Path:
 
 
 def to_json(reports: Sequence[BenchReport]) -> str:
-    """All reports as one JSON list."""
+    """Return all reports as one JSON list."""
     return json.dumps([report.as_dict() for report in reports], indent=2)

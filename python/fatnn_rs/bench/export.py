@@ -1,4 +1,4 @@
-"""What a peer is built from: the float model, its inputs, and the ONNX files made of them on first use."""
+"""Input of the runtimes: the float model, its inputs, and ONNX files made at first use."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from torch import Tensor, nn
 from fatnn_rs.errors import UnsupportedError
 from fatnn_rs.machine import Machine
 
-__all__ = ["Task"]
+__all__ = ["BenchTask"]
 
 
-def _saturates() -> bool:
-    """Whether products of eight bits are added up in 16 here: AVX2 and AVX-512 without VNNI."""
+def _int8_sums_saturate() -> bool:
+    """Whether int8 products are summed in 16 bits here: AVX2 or AVX-512 without VNNI."""
     flags = Machine.current().flags
     return "avx2" in flags and not {"avx_vnni", "avx512_vnni"} & set(flags)
 
 
 @dataclass(frozen=True)
-class Task:
-    """One comparison.
+class BenchTask:
+    """What a runtime is built from.
 
     Attributes
     ----------
     model
-        Float, in eval mode, on the CPU; peers do not change it.
+        Float model in eval mode, on the CPU; runtimes do not change it.
     inputs
         Its positional arguments.
     threads
-        For every peer.
+        Number of threads.
     folder
-        For files; removed after the measurement.
+        Directory for files; removed after the measurement.
     """
 
     model: nn.Module
@@ -49,31 +49,31 @@ class Task:
 
     @property
     def onnx(self) -> Path:
-        """The model as ONNX with these inputs' shapes fixed, which is what runtimes optimise best.
+        """The model as ONNX, with fixed input shapes, which runtimes optimise best.
 
-        Written by ``torch.onnx.export`` (the exporter based on ``torch.export``), which folds
-        BatchNorm into convolutions.
+        Written by ``torch.onnx.export`` (based on ``torch.export``), which folds BatchNorm into
+        convolutions.
         """
-        return self._made("float.onnx", self._export)
+        return self._cached("float.onnx", self._export)
 
     @property
     def qdq(self) -> Path:
-        """The same statically quantized by onnxruntime: QDQ, uint8 activations, int8 weights per output channel.
+        """The model quantized by onnxruntime: static QDQ, uint8 activations, int8 weights.
 
-        Ranges are the least and greatest values for these inputs. Weights keep to seven of their
-        bits on x86 processors without VNNI: there onnxruntime's sums of two products saturate 16
-        bits, as its documentation says.
+        Weights have a scale per output channel. Ranges are the minimum and maximum for these
+        inputs. On x86 processors without VNNI, weights keep seven bits: there, onnxruntime's 16-bit
+        sums of two products would saturate, as its documentation says.
         """
-        return self._made("int8.onnx", self._quantize)
+        return self._cached("int8.onnx", self._quantize)
 
-    def _made(self, name: str, make: Callable[[Path], None]) -> Path:
-        """Return a file, made on first use; what went wrong the first time is raised again."""
+    def _cached(self, name: str, make: Callable[[Path], None]) -> Path:
+        """Return a file, made at first use; an error at first use is raised again."""
         path = self.folder / name
         if name in self._failures:
             raise self._failures[name]
         if not path.exists():
             try:
-                with _quiet(), torch.no_grad():
+                with _ignore_deprecations(), torch.no_grad():
                     make(path)
             except Exception as error:
                 self._failures[name] = error
@@ -96,9 +96,8 @@ class Task:
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         prepared = self.folder / "prepared.onnx"
-        quant_pre_process(
-            str(self.onnx), str(prepared), skip_symbolic_shape=True
-        )  # shapes are fixed
+        # Shapes are fixed, so symbolic shape inference is not needed.
+        quant_pre_process(str(self.onnx), str(prepared), skip_symbolic_shape=True)
         quantization.quantize_static(
             str(prepared),
             str(path),
@@ -107,22 +106,23 @@ class Task:
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            reduce_range=_saturates(),
+            reduce_range=_int8_sums_saturate(),
             calibrate_method=quantization.CalibrationMethod.MinMax,
         )
 
     def feed(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Input name → array.
+        """Return input name → array.
 
         Raises
         ------
         UnsupportedError
-            Where the ONNX file has another number of inputs than the model has tensors.
+            The ONNX file and the model have different numbers of inputs.
         """
         tensors = [value for value in self.inputs if isinstance(value, Tensor)]
         if len(tensors) != len(names):
             raise UnsupportedError(
-                f"the exported model takes {len(names)} inputs ({', '.join(names)}), the model {len(tensors)} tensors"
+                f"the exported model takes {len(names)} inputs ({', '.join(names)}), the model "
+                f"{len(tensors)} tensors"
             )
         return {
             name: np.ascontiguousarray(value.numpy())
@@ -131,7 +131,7 @@ class Task:
 
 
 class _Calibration:
-    """Gives one batch; onnxruntime asks for nothing but this method."""
+    """Calibration data for onnxruntime: one batch."""
 
     def __init__(self, feed: dict[str, np.ndarray]) -> None:
         self._batches = iter([feed])
@@ -149,8 +149,8 @@ def _input_names(path: Path) -> list[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Ignore deprecations inside the exporter and the quantizer: the caller cannot act on them."""
+def _ignore_deprecations() -> Iterator[None]:
+    """Ignore deprecation warnings of the exporter and the quantizer."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)

@@ -1,7 +1,7 @@
-"""The networks that ``fatnn bench`` knows by name, and the ladder in ``benches/ladder``.
+"""Networks that ``fatnn bench`` and ``benches/ladder`` know by name.
 
-Weights are random and BatchNorm is randomised, for time depends on neither; the answers are
-compared all the same.
+Weights and BatchNorm are random, because time does not depend on them. Outputs are compared
+nevertheless.
 """
 
 from __future__ import annotations
@@ -22,27 +22,36 @@ from fatnn_rs.models.cifar_resnet import resnet20, resnet32
 from fatnn_rs.models.digits import DigitsNet
 from fatnn_rs.models.small_cnn import SmallCnn
 
-__all__ = ["ENDS", "NETWORKS", "Built", "Network", "Ready", "build", "make", "quantized"]
+__all__ = [
+    "END_TYPES",
+    "NETWORKS",
+    "BenchNetwork",
+    "FloatNetwork",
+    "NetworkSpec",
+    "build_and_convert",
+    "build_float",
+    "convert_and_verify",
+]
 
-#: What the first and the last layer may be.
-ENDS = ("float", "int8", "ternary")
+#: Types of the first and the last layer.
+END_TYPES = ("float", "int8", "ternary")
 
-#: Images in the batch that initialises statistics and step sizes.
+#: Number of images that initialise BatchNorm's statistics and the steps.
 _CALIBRATION = 4
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkSpec:
     """A model to time.
 
     Attributes
     ----------
     build
-        Makes the float model.
+        Builds the float model.
     channels, size
-        Of its images.
+        Channels, and height and width of its images.
     sizes_free
-        Whether ``--size`` applies.
+        Whether the image size may be changed.
     """
 
     build: Callable[[], nn.Module]
@@ -51,13 +60,13 @@ class Network:
     sizes_free: bool = True
 
 
-def _torchvision(name: str) -> Callable[[], nn.Module]:
+def _torchvision_builder(name: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         try:
             from torchvision import models
         except ImportError as error:
             raise UnsupportedError(
-                f"{name} comes with torchvision, which is missing: pip install 'fatnn-rs[bench]'"
+                f"{name} needs torchvision, which is missing: pip install 'fatnn-rs[bench]'"
             ) from error
         model: nn.Module = getattr(models, name)(weights=None)
         return model
@@ -66,7 +75,7 @@ def _torchvision(name: str) -> Callable[[], nn.Module]:
 
 
 def _mlp() -> nn.Module:
-    """Build a plain multilayer perceptron on images of 28 × 28."""
+    """Build a multilayer perceptron for 28x28 images."""
     width = 1024
     hidden = [nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
     first = [nn.Flatten(), nn.Linear(28 * 28, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
@@ -76,29 +85,28 @@ def _mlp() -> nn.Module:
 _TORCHVISION = ("resnet18", "resnet34", "resnet50", "vgg16_bn", "mobilenet_v2")
 
 #: Name → network.
-NETWORKS: dict[str, Network] = {
-    **{name: Network(_torchvision(name), 3, 224) for name in _TORCHVISION},
-    "cifar-resnet20": Network(resnet20, 3, 32, sizes_free=False),
-    "cifar-resnet32": Network(resnet32, 3, 32, sizes_free=False),
-    "cifar-resnet20-conv": Network(
-        partial(resnet20, shortcut="conv"), 3, 32, sizes_free=False
-    ),  # the recipe's
-    "small-cnn": Network(SmallCnn, 1, 28, sizes_free=False),
-    "mlp": Network(_mlp, 1, 28, sizes_free=False),
-    "digits": Network(DigitsNet, 1, 8, sizes_free=False),
+NETWORKS: dict[str, NetworkSpec] = {
+    **{name: NetworkSpec(_torchvision_builder(name), 3, 224) for name in _TORCHVISION},
+    "cifar-resnet20": NetworkSpec(resnet20, 3, 32, sizes_free=False),
+    "cifar-resnet32": NetworkSpec(resnet32, 3, 32, sizes_free=False),
+    # As in the recipe cifar10-resnet20.
+    "cifar-resnet20-conv": NetworkSpec(partial(resnet20, shortcut="conv"), 3, 32, sizes_free=False),
+    "small-cnn": NetworkSpec(SmallCnn, 1, 28, sizes_free=False),
+    "mlp": NetworkSpec(_mlp, 1, 28, sizes_free=False),
+    "digits": NetworkSpec(DigitsNet, 1, 8, sizes_free=False),
 }
 
 
 @dataclass(frozen=True)
-class Built:
+class FloatNetwork:
     """A float model with random weights, and images for it.
 
     Attributes
     ----------
     batch
-        Images that initialise step sizes.
+        Images that initialise the steps.
     images
-        Makes so many others.
+        Makes a batch of other images of a given size.
     """
 
     name: str
@@ -108,13 +116,15 @@ class Built:
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A network ready to be timed: the float model, the converted network, and a generator of images.
+class BenchNetwork:
+    """A network ready to be timed: the float model, the converted network, and images for both.
 
     Attributes
     ----------
+    images
+        Makes a batch of images of a given size.
     codes
-        How many codes of the converted network were compared with its model's; none differed.
+        Number of codes that were compared with the model's; all were equal.
     """
 
     name: str
@@ -124,21 +134,21 @@ class Ready:
     codes: int
 
 
-def build(name: str, size: int | None = None) -> Built:
+def build_float(name: str, size: int | None = None) -> FloatNetwork:
     """Build one of :data:`NETWORKS`.
 
     Parameters
     ----------
     name
-        Row of :data:`NETWORKS`.
+        Key of :data:`NETWORKS`.
     size
-        Height and width of the images; the network's usual one by default, and for networks made
-        for one size.
+        Height and width of the images, in pixels. None, or a network with a fixed size: its usual
+        size.
 
     Raises
     ------
     ConfigError
-        An unknown name, or a size the network cannot take.
+        An unknown name, or a size that the network cannot take.
     UnsupportedError
         torchvision is missing.
     """
@@ -160,59 +170,62 @@ def build(name: str, size: int | None = None) -> Built:
         generator = torch.Generator().manual_seed(1)
         return torch.randn(count, network.channels, size, size, generator=generator)
 
-    return Built(name, model, batch, images)
+    return FloatNetwork(name, model, batch, images)
 
 
-def quantized(
-    built: Built, config: fatnn_rs.TernaryConfig, float_layers: str
+def convert_and_verify(
+    built: FloatNetwork, config: fatnn_rs.TernaryConfig, float_layers: str
 ) -> tuple[TernaryNetwork, int]:
-    """Prepare and convert a copy of a float model, and verify the result; how many codes were compared.
+    """Prepare and convert a copy of a float model; return it, and how many codes were compared.
 
     Raises
     ------
     ConversionError
-        Where a code of the converted network differs from its model's.
+        A code of the converted network differs from the model's.
     """
     prepared = fatnn_rs.prepare(copy.deepcopy(built.model), config, built.batch).eval()
     net = fatnn_rs.convert(prepared, built.batch[:1], float_layers=float_layers)
     check = fatnn_rs.verify(prepared, net, built.batch[:1])
     if check.codes_different:
         raise ConversionError(
-            f"{built.name}: {check.codes_different} of {check.codes_total} codes differ from the model's"
+            f"{built.name}: {check.codes_different} of {check.codes_total} codes differ from the "
+            "model's; fatnn_rs.verify shows where"
         )
     return net, check.codes_total
 
 
-def make(name: str, size: int | None = None, ends: str = "float") -> Ready:
-    """Build, prepare and convert one of :data:`NETWORKS`, and verify the result.
+def build_and_convert(name: str, size: int | None = None, ends: str = "float") -> BenchNetwork:
+    """Build, prepare, convert and verify one of :data:`NETWORKS`.
 
     Parameters
     ----------
     name, size
-        As for :func:`build`.
+        As for :func:`build_float`.
     ends
-        What its first and its last layer are: ``"float"``, ``"int8"`` or ``"ternary"``.
+        Type of the first and the last layer: ``"float"``, ``"int8"`` or ``"ternary"``.
 
     Raises
     ------
     ConfigError
-        As :func:`build`, or ends that are none of these.
+        As for :func:`build_float`, or an unknown type.
     ConversionError
-        As :func:`quantized`.
+        As for :func:`convert_and_verify`.
     UnsupportedError
         torchvision is missing.
     """
-    built = build(name, size)
-    # What a user would choose for speed: float convolutions are faster in torch, and a network
-    # without any is one call.
+    built = build_float(name, size)
+    # The faster choice: torch's float convolutions are faster than ours, and a network without
+    # them runs in one call.
     float_layers = "torch" if ends == "float" else "rust"
-    net, codes = quantized(built, fatnn_rs.TernaryConfig(first=ends, last=ends), float_layers)
-    return Ready(name, built.model, net, built.images, codes)
+    net, codes = convert_and_verify(
+        built, fatnn_rs.TernaryConfig(first=ends, last=ends), float_layers
+    )
+    return BenchNetwork(name, built.model, net, built.images, codes)
 
 
 @torch.no_grad()
 def _randomise(model: nn.Module, batch: Tensor) -> None:
-    """Give every BatchNorm a random scale and shift, and the statistics of one random batch; leave eval mode."""
+    """Give every BatchNorm a random scale and shift, and the statistics of one random batch."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     model.eval()
     for norm in norms:

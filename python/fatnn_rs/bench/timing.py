@@ -1,10 +1,9 @@
-"""Interleaved timing: everything is measured in turns, so that a machine that slows down slows all of them.
+"""Interleaved timing: calls run in turns, so that a slow phase of the machine affects all of them.
 
-A *turn* of one candidate is a pause where several threads run (other runtimes' workers go on
-spinning for a moment after they finished), one untimed call, which brings its weights and its
-threads back, and then timed calls until at least :data:`TURN_SECONDS` have passed. A *round* is one
-turn of every candidate; the order rotates from round to round. Ratios are taken inside a round, and
-only then is their median taken.
+A *turn* of a call is a pause if several threads run (other runtimes' workers spin for a moment
+after a call), one untimed call to refill caches and wake threads, and timed calls for at least
+:data:`TURN_SECONDS`. A *round* is one turn of every call; the order rotates from round to round.
+Ratios are taken inside a round, and then the median over the rounds.
 """
 
 from __future__ import annotations
@@ -16,20 +15,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
 
-__all__ = ["PAUSE_SECONDS", "TURN_SECONDS", "Spread", "interleaved", "ratios"]
+__all__ = ["PAUSE_SECONDS", "TURN_SECONDS", "Quartiles", "interleaved", "ratios"]
 
-#: Least time of a turn's timed calls: short networks are called several times.
+#: Minimum time of a turn's timed calls.
 TURN_SECONDS = 2e-3
 
-#: Pause before a turn where more than one thread runs.
+#: Pause before a turn if several threads run.
 PAUSE_SECONDS = 5e-3
 
-_MOST_CALLS = 1000
+_MAX_CALLS = 1000
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Median, minimum and quartiles of one figure over the rounds."""
+class Quartiles:
+    """Median, minimum and quartiles of a figure over the rounds."""
 
     median: float
     minimum: float
@@ -37,7 +36,7 @@ class Spread:
     upper: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[float]) -> Quartiles:
         """Summarise at least two values."""
         lower, _, upper = quantiles(values, n=4, method="inclusive")
         return cls(median(values), min(values), lower, upper)
@@ -54,9 +53,9 @@ def interleaved(
     Parameters
     ----------
     calls
-        Name → what to time.
+        Name → call to time.
     rounds
-        How many turns each of them gets.
+        Number of turns of each call.
     pause
         Seconds to wait before a turn.
     on_round
@@ -65,7 +64,7 @@ def interleaved(
     Returns
     -------
     dict
-        Name → seconds of one call, one value per round.
+        Name → seconds per call, one value per round.
     """
     repeats = {name: _repeats(call) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -87,7 +86,7 @@ def interleaved(
 
 
 def ratios(times: Sequence[float], reference: Sequence[float]) -> list[float]:
-    """Divide round by round."""
+    """Divide times by those of the same round."""
     return [mine / other for mine, other in zip(times, reference, strict=True)]
 
 
@@ -102,11 +101,11 @@ def _turn(call: Callable[[], object], repeats: int, pause: float) -> float:
 
 
 def _repeats(call: Callable[[], object]) -> int:
-    """How many calls fill a turn, from the faster of two calls after a first one."""
+    """Return how many calls fill a turn, based on the faster of two warm calls."""
     call()
     fastest = math.inf
     for _ in range(2):
         start = time.perf_counter()
         call()
         fastest = min(fastest, time.perf_counter() - start)
-    return max(1, min(_MOST_CALLS, math.ceil(TURN_SECONDS / max(fastest, 1e-9))))
+    return max(1, min(_MAX_CALLS, math.ceil(TURN_SECONDS / max(fastest, 1e-9))))

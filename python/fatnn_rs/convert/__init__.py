@@ -12,6 +12,7 @@ from fatnn_rs.convert.api import convert
 from fatnn_rs.convert.file import load, save
 from fatnn_rs.convert.network import TernaryNetwork
 from fatnn_rs.convert.report import Report
+from fatnn_rs.convert.submodule import convert_submodule
 from fatnn_rs.convert.summary import Summary, summary
 from fatnn_rs.convert.verify import VerifyReport, verify
 
@@ -21,6 +22,7 @@ __all__ = [
     "TernaryNetwork",
     "VerifyReport",
     "convert",
+    "convert_submodule",
     "load",
     "save",
     "summary",

@@ -1,10 +1,10 @@
 """From a model to a torch.fx graph in which every known layer is one call.
 
-Two ways, in this order: symbolic tracing (torch.fx), and, where the model's Python branches on
-shapes or values, ``torch.export`` (:mod:`fatnn_rs.convert.capture_export`). A captured graph is
-accepted only where it gives the example's outputs bit for bit; what its values were is recorded on
-the way (:mod:`fatnn_rs.convert.record`). Models are run and traced as copies
-(:func:`fatnn_rs.replica.replica`), for their code may write what it likes.
+Symbolic tracing (torch.fx) comes first. If the model's Python branches on shapes or values,
+``torch.export`` follows (:mod:`fatnn_rs.convert.capture_export`). A captured graph has to give the
+example's outputs bit for bit; its values are recorded at the same time
+(:mod:`fatnn_rs.convert.record`). Models are run and traced as copies
+(:func:`fatnn_rs.replica.replica`), because their code may change their state.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class SizeRange:
     Attributes
     ----------
     least, most
-        Both included; ``most`` is None where there is no limit.
+        Smallest and largest size; ``most`` is None if there is no limit.
     multiple
-        Sizes are multiples of this.
+        Common factor of all sizes.
     """
 
     least: int = 0
@@ -56,29 +56,29 @@ class Captured:
     Attributes
     ----------
     graph
-        torch.fx graph; layers are ``call_module`` nodes, or calls of the export's marker.
+        torch.fx graph; layers are ``call_module`` nodes or calls of the export's marker function.
     modules
         Qualified name → the model's own module.
     root
-        Where ``get_attr`` nodes look things up.
+        Module in which ``get_attr`` nodes are looked up.
     inputs
         Names of the placeholder nodes that the given arguments fill.
     arguments
         The model's arguments.
     outputs
-        The structure returned, with fx nodes for values.
+        The returned structure, with fx nodes for values.
     seen
-        fx node → what its value was.
+        fx node → metadata of its value.
     expected
-        What the model returned.
+        What the model returned for the example.
     notes
         Remarks for the report.
     fixed
-        Dimensions of the inputs in which sizes other than the example's are refused.
+        Dimensions of the inputs whose sizes must be the example's.
     batch
-        Sizes that the first dimension of every input may have.
+        Allowed sizes of the first dimension of every input.
     asks_format
-        Whether the model asks for strides or memory formats, and so may branch on them.
+        Whether the model reads strides or memory formats, and so may branch on them.
     """
 
     graph: fx.Graph
@@ -96,7 +96,7 @@ class Captured:
 
 
 class _AsksFormat(TorchFunctionMode):
-    """Notes whether anybody asks a tensor for its place in memory."""
+    """Records whether code reads a tensor's strides, offset or address."""
 
     _QUESTIONS = frozenset(
         {
@@ -118,20 +118,20 @@ class _AsksFormat(TorchFunctionMode):
 
 
 class _UntraceableError(BaseException):
-    """Tracing ends here; not an ``Exception``, for a model's own ``except`` must not take it for one of its own."""
+    """Stops tracing. No ``Exception``, so that the model's own ``except`` does not catch it."""
 
 
 def _untraceable(what: str) -> Any:
     def refuse(self: Any, *args: Any) -> Any:
-        raise _UntraceableError(f"its forward {what} what is not known while it is traced")
+        raise _UntraceableError(f"its forward {what} a value that is unknown during tracing")
 
     return refuse
 
 
 class _Tracer(fx.Tracer):
-    """Quantized layers, torch's own modules and modules with methods of their own stay calls.
+    """Keeps calls of quantized layers, torch's modules and modules with patched methods.
 
-    Except containers of torch's that hold a quantized layer.
+    torch's containers that hold a quantized layer are traced through.
     """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -149,7 +149,7 @@ class _Tracer(fx.Tracer):
     keys = _untraceable("takes keys of")
 
 
-#: Python's operators that change a tensor: ``x += y``.
+#: Python's in-place operators, such as ``x += y``.
 _IN_PLACE = (
     "add",
     "sub",
@@ -168,11 +168,11 @@ _IN_PLACE = (
 
 @contextmanager
 def _faithful_proxies() -> Iterator[None]:
-    """Let torch.fx trace ``x += y`` as what it is, and refuse ``x.data = y`` and ``x.shape[0] in {8}``.
+    """Make torch.fx trace ``x += y`` in place; refuse ``x.data = y`` and ``x.shape[0] in {8}``.
 
-    Its proxies have no such operators, so that Python takes ``x = x + y`` instead, and the tensor
-    that others read stays as it was; they keep what is assigned to their attributes; and as keys of
-    sets and dicts they equal nothing.
+    torch.fx's proxies lack in-place operators, so Python would run ``x = x + y``, and other readers
+    of the tensor would keep the old value. Proxies also accept any attribute, and never equal a key
+    of a set or dict.
     """
     names = (*(f"__i{op}__" for op in _IN_PLACE), "__setattr__", "__hash__")
     before = {name: vars(fx.Proxy).get(name) for name in names}
@@ -203,14 +203,14 @@ def _faithful_proxies() -> Iterator[None]:
 
 
 def copies(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Tensors cloned, so that a model that works in place cannot change the caller's."""
+    """Clone all tensors, so that a model that works in place cannot change the caller's."""
     return tuple(
         pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, list(arguments))
     )
 
 
 def described(model: nn.Module, given: tuple[Any, ...]) -> tuple[Argument, ...]:
-    """Describe the arguments of a model's forward, as ``given`` fills them."""
+    """Describe the arguments of a model's forward, with the values in ``given``."""
     made: list[Argument] = []
     parameters = list(inspect.signature(model.forward).parameters.values())
     for p in parameters:
@@ -241,13 +241,13 @@ def _constant(value: Any) -> Any:
 
 
 def _by_fx(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captured | str:
-    """Capture by symbolic tracing, or say why not."""
+    """Capture by symbolic tracing; return why if that fails."""
     parameters = list(inspect.signature(model.forward).parameters.values())
     if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
         return "its forward takes *args or **kwargs"
     if patched_methods(model):
         return f"{patched_methods(model)[0]!r} was replaced on the instance"
-    # Arguments that were left out, and those that are no tensors, are constants of the capture.
+    # Omitted arguments and arguments that are not tensors become constants.
     constants = {p.name: p.default for p in parameters[len(arguments) :]}
     constants |= {
         p.name: value
@@ -292,19 +292,17 @@ def _by_fx(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captu
 
 
 def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, bool]:
-    """Return what a model makes of its arguments, and whether it asks for memory formats.
-
-    One that makes something else the second time is refused.
+    """Run a model twice; return its outputs, and whether it reads memory formats.
 
     Raises
     ------
     ConversionError
-        Where it fails, or where what it returns depends on earlier calls or on chance.
+        If the model fails, or if its outputs depend on earlier calls or on chance.
     """
     run = replica(model)
     try:
         expected, again = run(*copies(arguments)), run(*copies(arguments))
-        with _AsksFormat() as watch:  # which switches fast paths of torch's off
+        with _AsksFormat() as watch:  # this mode disables torch's fast paths, so it runs apart
             run(*copies(arguments))
     except FatnnError as error:
         raise ConversionError(
@@ -312,14 +310,14 @@ def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, bool]
         ) from error
     except Exception as error:
         raise ConversionError(
-            f"{type(model).__name__} fails on the example inputs ({type(error).__name__}: {error}); give inputs that "
-            "the model accepts"
+            f"{type(model).__name__} fails on the example inputs ({type(error).__name__}: "
+            f"{error}); give inputs that the model accepts"
         ) from error
     if problem := same_values(expected, again):
         raise ConversionError(
-            f"{type(model).__name__} gives two results for the same inputs ({problem}): it draws random numbers, or "
-            "keeps state from call to call, which a converted network does not; make forward a function of its "
-            "arguments in eval mode"
+            f"{type(model).__name__} gives two results for the same inputs ({problem}): it draws "
+            "random numbers, or keeps state from call to call, which a converted network does not; "
+            "make forward a function of its arguments in eval mode"
         )
     _check_state(model, run, arguments)
     _check_grad_mode(model, arguments, expected)
@@ -327,7 +325,7 @@ def _run_twice(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, bool]
 
 
 def other_values(arguments: tuple[Any, ...], factor: float) -> tuple[Any, ...]:
-    """Floating-point tensors multiplied, and their samples in another order."""
+    """Multiply floating-point tensors by a factor and reverse the order of their samples."""
 
     def changed(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -341,27 +339,28 @@ def other_values(arguments: tuple[Any, ...], factor: float) -> tuple[Any, ...]:
 
 
 def _check_state(model: nn.Module, used: nn.Module, arguments: tuple[Any, ...]) -> None:
-    """Compare a model that has run with one that has not, on other values.
+    """Compare a model that has run with a fresh one, on other values.
 
     Raises
     ------
     ConversionError
-        They differ: the first call left something behind.
+        If they differ: the first call changed the model's state.
     """
     others = other_values(arguments, 1.25)
     try:
         fresh, after = replica(model)(*copies(others)), used(*copies(others))
-    except Exception:  # values that it refuses
+    except Exception:  # the model refuses the other values
         return
     if problem := same_values(fresh, after):
         raise ConversionError(
-            f"{type(model).__name__} gives another result after an earlier call ({problem}): it keeps state from call "
-            "to call, which a converted network does not; make forward a function of its arguments in eval mode"
+            f"{type(model).__name__} gives another result after an earlier call ({problem}): it "
+            "keeps state from call to call, which a converted network does not; make forward a "
+            "function of its arguments in eval mode"
         )
 
 
 def _check_grad_mode(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> None:
-    """Refuse a model that computes something else where gradients are recorded, by more than rounding."""
+    """Refuse a model whose outputs change by more than rounding when gradients are recorded."""
     try:
         with torch.enable_grad():
             other = replica(model)(*copies(arguments))
@@ -370,8 +369,9 @@ def _check_grad_mode(model: nn.Module, arguments: tuple[Any, ...], expected: Any
     detached = fill(plain(other), lambda v: v.detach() if isinstance(v, Tensor) else v)
     if problem := same_values(list(leaves(detached)), list(leaves(plain(expected))), 0.05):
         raise ConversionError(
-            f"{type(model).__name__} gives another result where gradients are recorded ({problem}), and a converted "
-            "network does not record any; let forward not branch on torch.is_grad_enabled() or requires_grad"
+            f"{type(model).__name__} gives another result where gradients are recorded "
+            f"({problem}), and a converted network does not record any; let forward not branch on "
+            "torch.is_grad_enabled() or requires_grad"
         )
 
 
@@ -382,8 +382,8 @@ def capture(model: nn.Module, arguments: tuple[Any, ...]) -> Captured:
     Raises
     ------
     ConversionError
-        Where the model itself fails on the example, gives another result the second time, returns
-        what is no structure of tensors and plain values, or neither way captures it.
+        If the model fails on the example, gives another result the second time, returns anything
+        but a structure of tensors and plain values, or cannot be captured.
     """
     from fatnn_rs.convert.capture_export import by_export
 
@@ -396,12 +396,13 @@ def capture(model: nn.Module, arguments: tuple[Any, ...]) -> Captured:
     if isinstance(exported, Captured):
         exported.asks_format = asks_format
         exported.notes.insert(
-            0, f"captured by torch.export, for torch.fx cannot trace it: {_short(traced)}"
+            0, f"captured by torch.export, because torch.fx cannot trace it: {_short(traced)}"
         )
         return exported
     raise ConversionError(
-        f"{type(model).__name__} cannot be captured. torch.fx: {_short(traced)}. torch.export: {_short(exported)}. "
-        "Move Python that depends on values out of forward, or convert the submodules that hold quantized layers"
+        f"{type(model).__name__} cannot be captured. torch.fx: {_short(traced)}. torch.export: "
+        f"{_short(exported)}. Move Python that depends on values out of forward, or convert the "
+        "submodules that hold quantized layers with fatnn_rs.convert_submodule"
     )
 
 

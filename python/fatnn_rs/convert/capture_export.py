@@ -26,7 +26,7 @@ from fatnn_rs.convert.capture import Captured, SizeRange, copies, described
 from fatnn_rs.convert.record import record
 from fatnn_rs.convert.structure import filled
 from fatnn_rs.nn import QuantizedLayer
-from fatnn_rs.ops.schema import LIBRARY
+from fatnn_rs.ops.definitions import LIBRARY
 from fatnn_rs.replica import replica
 
 __all__ = ["by_export"]

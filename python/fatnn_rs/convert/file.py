@@ -1,9 +1,9 @@
 """One file for a network: safetensors with the graph as JSON in its metadata. No pickle, no code.
 
-Only what every machine understands is written: ternary weights five to a byte (two-bit ones four,
-binary ones eight), int8 weights, thresholds, scales, float tensors. Layouts that belong to one
-CPU's kernels are derived when a network is built from the file. Rust writes and reads the bytes,
-and checks them (version, checksum) and the graph.
+The file is the same for every machine: ternary weights five to a byte (two-bit weights four, binary
+weights eight), int8 weights, thresholds, scales and float tensors. Layouts for one CPU's kernels
+are made when a network is built from the file. Rust writes, reads and checks the file (version,
+checksum, graph).
 """
 
 from __future__ import annotations
@@ -33,20 +33,21 @@ def save(net: TernaryNetwork, path: str | os.PathLike[str]) -> None:
     net
         What :func:`fatnn_rs.convert.convert` or :func:`load` returned.
     path
-        Where to; an existing file is replaced.
+        The file to write; an existing file is replaced.
 
     Raises
     ------
     ConversionError
-        ``net`` is no converted network.
+        If ``net`` is not a converted network.
     UnsupportedError
-        Some of its nodes run the model's own Python; they are named.
+        If nodes run the model's own Python; the message names them.
     OSError
-        The file cannot be written.
+        If the file cannot be written.
     """
     if not isinstance(net, TernaryNetwork):
         raise ConversionError(
-            f"save: expected what fatnn_rs.convert returns, got {type(net).__name__}; convert the model first"
+            f"save: expected what fatnn_rs.convert returns, got {type(net).__name__}; convert the "
+            "model first"
         )
     graph = net.graph
     foreign = [
@@ -65,8 +66,8 @@ def save(net: TernaryNetwork, path: str | os.PathLike[str]) -> None:
         )
     except TypeError as error:
         raise UnsupportedError(
-            f"save: the model returns a {error}, which a file cannot hold; return tensors in tuples, lists or dicts "
-            "with string keys"
+            f"save: the model returns a {error}, which a file cannot hold; return tensors in "
+            "tuples, lists or dicts with string keys"
         ) from None
     arrays = {
         name: np.asarray(aligned_array(tensor), order="C") for name, tensor in graph.tensors.items()
@@ -90,11 +91,11 @@ def load(
     float_layers
         As for :func:`fatnn_rs.convert.convert`.
     max_bytes
-        Most memory that weights and one run may take, by default 16 GiB; None: no bound. Checked
-        from sizes alone, before anything is allocated: here for the shapes that the network was
-        converted at, and in every run, for the parts that run in Rust, for the shapes they get.
+        Limit on the memory for weights and one run; by default 16 GiB; None for no limit. It is
+        checked from sizes before anything is allocated: here for the example's shapes, and in every
+        run for the shapes of the parts that run in Rust.
     max_macs
-        Most multiply-accumulates per image, by default 10¹²; None: no bound.
+        Limit on multiply-accumulates per image; by default 10¹²; None for no limit.
 
     Returns
     -------
@@ -103,15 +104,15 @@ def load(
     Raises
     ------
     FormatError
-        Truncated, damaged, of another version, no fatnn-rs file, or a graph that is not
-        well-formed.
+        If the file is truncated, damaged, of another version or no fatnn-rs file, or if its graph
+        is not well-formed.
     LimitError
-        It would cost more than ``max_bytes`` or ``max_macs``; the node, the amount and the argument
-        are named.
+        If it would cost more than ``max_bytes`` or ``max_macs``; the message names the node, the
+        amount and the argument.
     MemoryError
-        There is no memory for its weights.
+        If there is no memory for its weights.
     OSError
-        The file cannot be read.
+        If the file cannot be read.
     """
     if Path(path).is_dir():
         raise IsADirectoryError(
@@ -124,5 +125,5 @@ def load(
     graph.limits = bounds
     try:
         return TernaryNetwork(graph, float_layers)
-    except InputError as error:  # weights that cannot be packed: here they are the file's
+    except InputError as error:  # weights that cannot be packed come from the file
         raise FormatError(f"{os.fspath(path)!r}: {error}; get the file again") from error

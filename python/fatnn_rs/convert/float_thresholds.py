@@ -1,8 +1,8 @@
 """The float thresholds of an activation quantizer, found by bisecting the quantizer itself.
 
-A quantizer is a monotone function of a float32, so for every level above the lowest there is a
-smallest float at which it is reached. Bisecting over float32 values in their order finds each in 32
-evaluations, exactly, whatever arithmetic the quantizer uses.
+A quantizer is a monotone function of a float32, so each level above the lowest is first reached at
+one smallest float. Bisection over all float32 values in ascending order finds it exactly in 32
+evaluations, independent of the quantizer's arithmetic.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LARGEST = 0x7F7FFFFF  # bit pattern of the largest finite float32
 
 
 def _from_order(keys: np.ndarray) -> Tensor:
-    """Float32 values from their place in the order of all floats; 0 is +0.0, -1 the smallest negative."""
+    """Float32 values from their rank among all floats: 0 is +0.0, -1 the next float below it."""
     keys = keys.astype(np.int64)
     bits = np.where(keys >= 0, keys, 0x80000000 - keys).astype(np.uint32)
     return torch.from_numpy(bits.view(np.float32).copy())
@@ -36,7 +36,7 @@ def _to_order(values: Tensor) -> np.ndarray:
 def float_steps(
     layer: str, quantizer: Callable[[Tensor], Tensor], levels: tuple[int, ...]
 ) -> Tensor:
-    """Find the smallest floats at which ``quantizer`` reaches the levels above the lowest.
+    """Find the smallest float at which ``quantizer`` reaches each level above the lowest.
 
     Parameters
     ----------
@@ -50,13 +50,13 @@ def float_steps(
     Returns
     -------
     Tensor
-        float32, one less than there are levels: ``quantizer(x) = levels[(x >= steps).sum()]``.
-        Infinity where a level is never reached, for x = infinity neither.
+        float32 [levels - 1], so that ``quantizer(x) = levels[(x >= steps).sum()]`` for finite x.
+        Infinity marks a level that no input reaches, not even infinity.
 
     Raises
     ------
     ConversionError
-        Where the function is not such a staircase (not monotone, or other levels).
+        If the function is not monotone or has other levels.
     """
     low = np.full(len(levels) - 1, -_LARGEST, dtype=np.int64)
     high = np.full(len(levels) - 1, _LARGEST, dtype=np.int64)
@@ -77,7 +77,7 @@ def float_steps(
 def _check(
     layer: str, quantizer: Callable[[Tensor], Tensor], levels: tuple[int, ...], steps: Tensor
 ) -> None:
-    """Compare the staircase with the quantizer around its steps, at even places in the order, and at normal values."""
+    """Compare thresholds and quantizer near each threshold, at evenly spread and normal floats."""
     keys = np.linspace(-_LARGEST, _LARGEST, 4097).astype(np.int64)
     finite = _to_order(steps[torch.isfinite(steps)])
     near = (finite[:, None] + np.arange(-32, 33)).reshape(-1)
@@ -93,7 +93,7 @@ def _check(
         at = float(points[wrong][0])
         got = float(quantizer(points[wrong][:1])[0])
         raise ConversionError(
-            f"layer {layer!r}: its activation quantizer is not a monotone staircase over the levels "
-            f"{', '.join(map(str, levels))} (at {at:g} it gives {got:g}); use a quantizer of fatnn_rs.quant, or leave "
-            "the layer out with TernaryConfig(skip=...)"
+            f"layer {layer!r}: its activation quantizer is not a monotone staircase over the "
+            f"levels {', '.join(map(str, levels))} (at {at:g} it gives {got:g}); use a quantizer "
+            "of fatnn_rs.quant, or leave the layer out with TernaryConfig(skip=...)"
         )

@@ -1,11 +1,10 @@
-"""``acc * scale + bias`` in one rounding, where that reproduces the eager model's float tail bit for bit.
+"""Replace a layer's float functions by ``acc * scale + bias``, rounded once, if bits stay equal.
 
-torch's eval BatchNorm on the CPU is ``fma(x, alpha, beta)`` with per-channel factors it computes
-itself, in an order that is nobody's interface. So the factors are read off the function: ``beta``
-is its value at 0, and ``alpha`` half the distance between its values at plus and minus a power of
-two so large that ``beta`` vanishes in them. Whether the pair reproduces the function is then
-checked, at the integers the accumulator can reach or at floats of every size; where it does not,
-the float functions stay in torch.
+torch's BatchNorm in evaluation is ``fma(x, alpha, beta)`` on the CPU. It computes alpha and beta in
+an undocumented order, so they are measured: ``beta`` is the function's value at 0, and ``alpha`` is
+half the difference of its values at plus and minus a power of two that is large enough to absorb
+``beta``. The pair is then checked at the integers that the accumulator can reach, or at floats of
+all sizes. If it does not reproduce the function, the float functions stay in torch.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ __all__ = ["fma", "same_bits", "single_fma", "slope"]
 _EXPONENTS = (0, 24, 48, 64, 80, 96, 112, 126)
 _POINTS = 1024
 
-#: Values that are computed at a time, so that intermediate results stay in cache.
+#: Values per block, so that intermediate results stay in cache.
 _BLOCK = 1 << 15
 
 Array = npt.NDArray[np.float32]
 
 
 def fma(x: Array, scale: Array, bias: Array) -> Array:
-    """``x * scale + bias`` with one rounding to float32, in NumPy.
+    """Compute ``x * scale + bias`` with one rounding to float32, in NumPy.
 
     The product of two float32 is exact in float64. The float64 sum is rounded to odd (its last bit
-    set where bits were lost), which makes the second rounding, to float32, the correct one (S.
-    Boldo and G. Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms using
+    set if bits were lost), which makes the second rounding, to float32, correct (S. Boldo and G.
+    Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms using
     rounding to odd", IEEE Transactions on Computers 57(4), 2008).
     """
     if x.ndim == 2 and x.size > _BLOCK and scale.ndim == bias.ndim == 1:
@@ -58,7 +57,7 @@ def _fma(x: Array, scale: Array, bias: Array) -> Array:
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two float32 tensors are the same, signs of zeros included."""
+    """Whether two float32 tensors are equal, including signs of zeros."""
     return torch.equal(one, other) and torch.equal(torch.signbit(one), torch.signbit(other))
 
 
@@ -66,7 +65,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 def single_fma(
     function: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, dims: int
 ) -> tuple[Tensor, Tensor | None] | None:
-    """Factors with which ``fma(acc, scale, bias)`` equals ``function(acc)`` over ``[low, high]``.
+    """Find factors so that ``fma(acc, scale, bias)`` equals ``function(acc)`` over ``[low, high]``.
 
     Parameters
     ----------
@@ -80,8 +79,8 @@ def single_fma(
     Returns
     -------
     tuple of Tensor or None
-        ``scale`` and ``bias``, float32 [n], ``bias`` None where the product alone has the same
-        bits; None where no pair reproduces the function.
+        ``scale`` and ``bias``, float32 [n]; ``bias`` is None if the product has the same bits
+        without it. None if no pair reproduces the function.
     """
 
     def evaluate(points: Tensor, channels_last: bool = False) -> Tensor:
@@ -100,13 +99,13 @@ def single_fma(
     predicted = torch.from_numpy(fma(points.float().numpy(), scale.numpy(), bias.numpy()))
     if not all(same_bits(predicted, one) for one in wanted):
         return None
-    # Without the sum where that has the same bits: adding +0 turns -0 to +0.
+    # Leave the sum out only if bits stay equal: adding +0 turns -0 into +0.
     bare = not bool(bias.any()) and all(same_bits(points.float() * scale, one) for one in wanted)
     return scale.clone(), None if bare else bias.clone()
 
 
 def slope(evaluate: Callable[[Tensor], Tensor], channels: int) -> Tensor | None:
-    """Return the factor of x of a function that is a product and a sum in every channel.
+    """Return the factor of x in a function that is ``x * factor + constant`` per channel.
 
     Parameters
     ----------
@@ -118,8 +117,8 @@ def slope(evaluate: Callable[[Tensor], Tensor], channels: int) -> Tensor | None:
     Returns
     -------
     Tensor or None
-        float32 [n]; 0 where the function is a constant. None where it is finite at no power of two
-        and its negative.
+        float32 [n]; 0 for constant functions. None if no power of two and its negative give finite
+        values.
     """
     scale = torch.full((channels,), float("nan"), dtype=torch.float32, device="cpu")
     for exponent in _EXPONENTS:
@@ -134,7 +133,7 @@ def slope(evaluate: Callable[[Tensor], Tensor], channels: int) -> Tensor | None:
 
 
 def _sample(low: Tensor, high: Tensor) -> Tensor:
-    """Every integer of every channel's range where they are few, else an even and random choice: int64 [P, n]."""
+    """Points of each channel's range, int64 [P, n]: all integers, or an even and random choice."""
     span = high - low
     count = int(span.max()) + 1
     if count <= _POINTS:

@@ -1,9 +1,8 @@
-"""The graph between a captured model and a running network: plain data, nothing executable except for torch nodes.
+"""The graph between a captured model and a running network: plain data except for torch nodes.
 
-A :class:`Graph` is a list of :class:`Node` in the order they run. Every node makes one value,
-called by the node's name. Tensors (weights, thresholds, statistics) live in one dictionary beside
-the nodes; a node refers to them by role. Without ``torch`` nodes a graph is JSON plus tensors, and
-that is what a file holds.
+A :class:`Graph` is a list of :class:`Node` in execution order. Every node makes one value, which
+has the node's name. Tensors (weights, thresholds, statistics) are in one dictionary; a node refers
+to them by role. A graph without ``torch`` nodes is JSON plus tensors: the content of a file.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from fatnn_rs.signature import Argument
 
 __all__ = ["Dtype", "Graph", "Node", "Ref"]
 
-#: Type of a value: "float32", or ``{"codes": "ternary", "channels": 64, "groups": 1}``; an input's
-#: is any of torch's.
+#: Type of a value: "float32" or ``{"codes": "ternary", "channels": 64, "groups": 1}``. Inputs may
+#: have any of torch's types.
 Dtype = str | dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Ref:
-    """A value of the graph, inside the arguments of a torch node or the structure of the outputs."""
+    """Stands for a value in the arguments of a torch node or in the outputs."""
 
     name: str
 
@@ -38,10 +37,10 @@ class Node:
     Attributes
     ----------
     name
-        Of the node and of the value it makes.
+        Name of the node and of its value.
     op
-        Row of :data:`fatnn_rs.convert.torch_ops.RUNTIME_OPS`, or one of the capture's own ops that
-        the passes replace.
+        Row of :data:`fatnn_rs.convert.torch_ops.RUNTIME_OPS`, or an intermediate operation that the
+        passes replace.
     inputs
         Names of the values it reads.
     attrs
@@ -49,17 +48,17 @@ class Node:
     tensors
         Role → name in :attr:`Graph.tensors`.
     layer
-        Qualified name of the module it came from; empty for functions.
+        Qualified name of its module; empty for functions.
     shape
         Shape of the value at the example inputs, in torch's order of dimensions.
     dtype
-        Type of the value; says nothing about a torch node's.
+        Type of the value; meaningless for torch nodes.
     note
-        Why it runs the way it does, for the report.
+        Why it runs where it does, for the report.
     call
-        Only in memory: the eager module, or a torch node's target.
+        The eager module, or a torch node's target. Not saved.
     arguments
-        Only in memory: a torch node's ``(args, kwargs)`` with :class:`Ref` for values.
+        A torch node's ``(args, kwargs)`` with :class:`Ref` for values. Not saved.
     """
 
     name: str
@@ -76,7 +75,7 @@ class Node:
 
     @property
     def codes(self) -> str:
-        """Codes that it makes: ``"ternary"``, ``"two-bit"`` or ``"binary"``; empty for floats."""
+        """Type of its codes: ``"ternary"``, ``"two-bit"`` or ``"binary"``; empty for floats."""
         return "" if isinstance(self.dtype, str) else str(self.dtype["codes"])
 
 
@@ -97,12 +96,11 @@ class Graph:
         The structure the model returns: tuples, lists, dicts, containers
         (:mod:`fatnn_rs.convert.structure`) and constants, with :class:`Ref` for values.
     arguments
-        The model's arguments, by which calls are bound: see :class:`fatnn_rs.signature.Argument`.
+        The model's arguments, to bind calls: see :class:`fatnn_rs.signature.Argument`.
     notes
         Remarks on the capture, for the report.
     limits
-        ``max_bytes`` and ``max_macs`` of its runs, as :func:`fatnn_rs.load` has them; None is no
-        bound.
+        ``max_bytes`` and ``max_macs`` as in :func:`fatnn_rs.load`; None for no limit.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -114,7 +112,7 @@ class Graph:
     dtypes: dict[str, str] = field(default_factory=dict)
 
     def node(self, name: str) -> Node:
-        """Look a node up by name."""
+        """Return the node with that name."""
         for node in self.nodes:
             if node.name == name:
                 return node
@@ -125,7 +123,7 @@ class Graph:
         return {node.name: node for node in self.nodes}
 
     def users(self) -> dict[str, list[Node | None]]:
-        """Value → nodes that read it, once per reading; None stands for the outputs."""
+        """Map a value to the nodes that read it, once per read; None stands for the outputs."""
         users: dict[str, list[Node | None]] = {node.name: [] for node in self.nodes}
         for node in self.nodes:
             for name in node.inputs:
@@ -135,7 +133,7 @@ class Graph:
         return users
 
     def tensor(self, node: Node, role: str) -> Tensor | None:
-        """Return a node's tensor, or None where it has none in that role."""
+        """Return a node's tensor, or None if it has none in that role."""
         name = node.tensors.get(role)
         return None if name is None else self.tensors[name]
 
@@ -159,7 +157,7 @@ class Graph:
         return free
 
     def fresh_name(self, name: str) -> str:
-        """``name``, or a numbered variant that no node has."""
+        """Return ``name``, or a numbered variant that no node has."""
         taken = {node.name for node in self.nodes}
         free, number = name, 1
         while free in taken:
@@ -168,7 +166,7 @@ class Graph:
         return free
 
     def rename_value(self, old: str, new: str) -> None:
-        """Let every reader of ``old`` read ``new``."""
+        """Make every reader of ``old`` read ``new``."""
         for node in self.nodes:
             node.inputs = [new if name == old else name for name in node.inputs]
             if node.arguments is not None:
@@ -180,7 +178,7 @@ class Graph:
 
 
 def refs(structure: Any) -> Iterator[Ref]:
-    """Every :class:`Ref` in a nested structure, in order."""
+    """Yield every :class:`Ref` in a nested structure, in order."""
     if isinstance(structure, Ref):
         yield structure
     elif isinstance(structure, dict):
@@ -206,7 +204,7 @@ def map_refs(structure: Any, function: Callable[[Ref], Any]) -> Any:
     if isinstance(structure, tuple) and hasattr(structure, "_fields"):
         return type(structure)(*(map_refs(value, function) for value in structure))
     if isinstance(structure, (list, tuple)):
-        # torch.fx has immutable subclasses of list, which the model never returned.
+        # Immutable list classes come from torch.fx, not from the model.
         plain = tuple if isinstance(structure, tuple) else list
         return plain(map_refs(value, function) for value in structure)
     if isinstance(structure, slice):

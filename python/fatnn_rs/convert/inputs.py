@@ -1,4 +1,4 @@
-"""What a converted network checks of a call, and who may not call it."""
+"""Checks of a converted network's calls."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["check_call", "check_input", "refuse_tracing"]
 
 
 def refuse_tracing(values: Sequence[Any]) -> None:
-    """Refuse tracers that would bake one answer in, or meet what they cannot trace.
+    """Refuse tracers, which would record one result as a constant or fail inside.
 
     Raises
     ------
     UnsupportedError
-        Under ``torch.jit.trace`` (and the ONNX exporter that uses it), ``torch.fx``,
-        ``torch.func``, ``torch.export``.
+        If ``torch.jit.trace`` (or the ONNX exporter that uses it), ``torch.fx``, ``torch.func`` or
+        ``torch.export`` calls the network.
     """
     who = ""
     if any(isinstance(value, fx.Proxy) for value in values):
@@ -41,8 +41,9 @@ def refuse_tracing(values: Sequence[Any]) -> None:
         who = "torch.export"
     if who:
         raise UnsupportedError(
-            f"{who} cannot trace a converted network, whose layers run in Rust; call it outside of the trace, give "
-            "torch.compile the model around it, or write it with fatnn_rs.save, to a file that runs without torch"
+            f"{who} cannot trace a converted network, whose layers run in Rust; call it outside of "
+            "the trace, give torch.compile the model around it, export net.exportable() with "
+            "torch.export, or write it with fatnn_rs.save, to a file that runs without torch"
         )
 
 
@@ -52,7 +53,7 @@ def check_input(node: Node, x: Any) -> None:
     Raises
     ------
     InputError
-        No tensor, or wrong device, dtype, layout, rank, channels or a size that is fixed.
+        If it is no tensor, or has a wrong device, dtype, layout, rank, channels or fixed size.
     """
     where = f"input {node.name!r}"
     if not isinstance(x, Tensor):
@@ -69,7 +70,8 @@ def check_input(node: Node, x: Any) -> None:
     if x.is_nested or x.layout != torch.strided or x.is_quantized:
         kind = "nested" if x.is_nested else "quantized" if x.is_quantized else str(x.layout)
         raise InputError(
-            f"{where}: expected a dense tensor, got a {kind} one; convert it with .to_dense(), or pad it"
+            f"{where}: expected a dense tensor, got a {kind} one; convert it with .to_dense(), or "
+            "pad it"
         )
     dtype = getattr(torch, str(node.dtype))
     if x.dtype != dtype:
@@ -78,27 +80,29 @@ def check_input(node: Node, x: Any) -> None:
     shape = node.shape
     if x.dim() != len(shape):
         raise InputError(
-            f"{where}: expected {len(shape)} dimensions (as {list(shape)}), got shape {list(x.shape)}; reshape it"
+            f"{where}: expected {len(shape)} dimensions (as {list(shape)}), got shape "
+            f"{list(x.shape)}; reshape it"
         )
     fixed = node.attrs["fixed"]
     if any(x.shape[i] != shape[i] for i in fixed):
         free = [str(size) if i in fixed else "any" for i, size in enumerate(shape)]
         raise InputError(
-            f"{where}: this network was captured for one shape only, expected [{', '.join(free)}], got "
-            f"{list(x.shape)}; convert the model again with example inputs of that shape"
+            f"{where}: this network was captured for one shape only, expected [{', '.join(free)}], "
+            f"got {list(x.shape)}; convert the model again with example inputs of that shape"
         )
     dim = node.attrs["channel_dim"]
     if dim and x.shape[dim] != shape[dim]:
         raise InputError(
-            f"{where}: expected {shape[dim]} channels (dimension {dim}, as {list(shape)}), got {x.shape[dim]} in shape "
-            f"{list(x.shape)}; give the input the model was made for"
+            f"{where}: expected {shape[dim]} channels (dimension {dim}, as {list(shape)}), got "
+            f"{x.shape[dim]} in shape {list(x.shape)}; give the input the model was made for"
         )
     layout = node.attrs.get("layout", "any")
     if layout != "any" and not has_layout(x, layout):
         raise InputError(
-            f"{where}: expected the example's memory format ({layout}), got {layout_of(x)} with strides "
-            f"{tuple(x.stride())}, on which what the model computes may depend; bring it there (x.contiguous(), "
-            "memory_format=torch.channels_last for channels_last), or convert the model with such an example"
+            f"{where}: expected the example's memory format ({layout}), got {layout_of(x)} with "
+            f"strides {tuple(x.stride())}, which may change the model's results; bring it there "
+            "(x.contiguous(), memory_format=torch.channels_last for channels_last), or convert the "
+            "model with such an example"
         )
     if "batch" in node.attrs:
         _check_batch(where, x.shape[0], *node.attrs["batch"])
@@ -110,21 +114,22 @@ def _check_batch(where: str, got: int, least: int, most: int, multiple: int) -> 
     wanted = f"from {least}" + ("" if most >= (1 << 31) - 1 else f" to {most}")
     factor = "" if multiple == 1 else f", in multiples of {multiple}"
     raise InputError(
-        f"{where}: expected a batch {wanted}{factor}, got {got}: the model branches on its size; convert the model "
-        "again with example inputs of that batch"
+        f"{where}: expected a batch {wanted}{factor}, got {got}: the model branches on its size; "
+        "convert the model again with example inputs of that batch"
     )
 
 
 def check_call(nodes: Sequence[Node], tensors: Sequence[Tensor]) -> None:
-    """Check what inputs must have in common.
+    """Check that all inputs have the same batch size, if the model was captured so.
 
     Raises
     ------
     InputError
-        Batches of several sizes, where the model was captured for one.
+        If batch sizes differ.
     """
     batches = {x.shape[0] for node, x in zip(nodes, tensors, strict=True) if "batch" in node.attrs}
     if len(batches) > 1:
         raise InputError(
-            f"inputs: expected batches of one size, got {sorted(batches)}: the model was captured with equal ones"
+            f"inputs: expected batches of one size, got {sorted(batches)}: the model was captured "
+            "with equal ones"
         )

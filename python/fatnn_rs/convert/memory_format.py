@@ -1,7 +1,8 @@
-"""Memory formats: the order of a tensor's dimensions in memory, by which torch chooses how it sums.
+"""Memory formats: the order of a tensor's dimensions in memory.
 
-Two convolutions of one image in two memory formats may differ in the last place. So every float
-function of torch's gets its input in the format, stride for stride, that the eager model had.
+torch chooses its summation order by memory format, so one convolution in two formats may differ in
+the last place. Every float function of torch therefore gets its input with the strides that the
+eager model had.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ __all__ = ["has_layout", "in_layout", "layout_of"]
 
 
 def _strides(shape: torch.Size, order: list[int]) -> tuple[int, ...]:
-    """Strides of a dense tensor whose dimensions lie in memory in this order, outermost first."""
+    """Strides of a dense tensor whose dimensions have this order in memory, outermost first."""
     strides = [1] * len(shape)
     step = 1
     for dim in reversed(order):
@@ -34,9 +35,9 @@ def layout_of(value: Any) -> str:
     Returns
     -------
     str
-        ``"contiguous"``; ``"channels_last"``, of four dimensions; ``"order:0,2,1"``, dense, with
-        the dimensions in that order, outermost first; ``"any"`` for everything else. A tensor that
-        is of two formats (one channel, one pixel) has the one that its strides say.
+        ``"contiguous"``; ``"channels_last"`` (four dimensions); ``"order:0,2,1"`` for a dense
+        tensor whose dimensions have that order, outermost first; ``"any"`` for everything else. If
+        two formats fit (one channel, one pixel), the strides decide.
     """
     if not isinstance(value, Tensor) or value.layout != torch.strided:
         return "any"
@@ -56,7 +57,7 @@ def layout_of(value: Any) -> str:
 
 
 def _wanted(value: Tensor, layout: str) -> tuple[int, ...] | None:
-    """Strides of a value of this shape in a memory format; None where it says nothing of such shapes."""
+    """Strides of a value in a memory format; None if the format does not fit its rank."""
     if layout == "any":
         return None
     if layout.startswith("order:"):
@@ -68,7 +69,7 @@ def _wanted(value: Tensor, layout: str) -> tuple[int, ...] | None:
 
 
 def _moves(value: Tensor, strides: tuple[int, ...]) -> bool:
-    """Whether elements of a value lie elsewhere than these strides say."""
+    """Whether a value with these strides would have elements at other addresses."""
     return any(
         size > 1 and have != want
         for size, have, want in zip(value.shape, value.stride(), strides, strict=True)
@@ -76,16 +77,16 @@ def _moves(value: Tensor, strides: tuple[int, ...]) -> bool:
 
 
 def has_layout(value: Tensor, layout: str) -> bool:
-    """Whether a value is in a memory format; one of several (one channel, one pixel, nothing) is in all of them."""
+    """Whether a value is in a memory format; small tensors can be in several at once."""
     strides = _wanted(value, layout)
     return strides is None or not value.numel() or not _moves(value, strides)
 
 
 def in_layout(value: Any, layout: str) -> Any:
-    """Return the value in that memory format, stride for stride; copied only where it is in another."""
+    """Return the value with the strides of a memory format; copied only if it has another."""
     if not isinstance(value, Tensor) or layout == "any" or value.layout != torch.strided:
         return value
-    if torch.compiler.is_compiling():  # strides of dimensions of size 1 are not for it to look at
+    if torch.compiler.is_compiling():  # it must not see strides of dimensions of size 1
         last = layout == "channels_last" and value.dim() == 4
         return value.contiguous(
             memory_format=torch.channels_last if last else torch.contiguous_format

@@ -1,9 +1,9 @@
 """Operations that write into their arguments, as functions.
 
-A graph of ours has values, and nothing in it changes one. So what writes becomes a function: it
-copies the memory that is written into, makes the views of it that matter, writes, and returns what
-every later reader would see. Which values share that memory, and which node writes, was recorded
-while the captured graph ran (:mod:`fatnn_rs.convert.record`).
+Values of our graph are immutable, so a node that writes becomes a function. The function copies the
+memory that the node writes into, makes the views that later nodes read, writes, and returns all of
+them. :mod:`fatnn_rs.convert.record` ran the captured graph and recorded which values share memory
+and which nodes write.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fatnn_rs.errors import ConversionError
 __all__ = ["Aliases", "Rewritten"]
 
 
-#: Functions and methods whose result is a view of their argument or a copy, by its sizes and strides.
+#: Functions and methods that return a view or a copy, depending on sizes and strides.
 _VIEW_OR_COPY = frozenset(
     {
         "contiguous",
@@ -40,7 +40,7 @@ _VIEW_OR_COPY = frozenset(
 
 @dataclass(frozen=True)
 class _Slot:
-    """The result of an earlier step, among the arguments of a later one."""
+    """Stands for the result of an earlier call in the arguments of a later one."""
 
     index: int
 
@@ -50,10 +50,10 @@ def _slot(index: int) -> Any:
 
 
 class Rewritten:
-    """A function in place of a node that writes: of its bases and its other arguments, with nothing changed.
+    """A function that replaces a node that writes; it changes none of its arguments.
 
-    Calling it returns a list: what the node returns, then every value asked for as it is
-    afterwards.
+    It takes the written tensors (``bases``) and the node's other arguments. It returns a list: the
+    node's own result, then every requested value after the write.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Rewritten:
         self._bases, self._steps, self._results = bases, steps, results
 
     def __call__(self, *values: Any) -> list[Any]:
-        """Compute it."""
+        """Run the calls on copies of the bases."""
         slots = [_copied(value) if i < self._bases else value for i, value in enumerate(values)]
         for function, args, kwargs in self._steps:
             args, kwargs = fx.node.map_aggregate(
@@ -77,16 +77,16 @@ def _copied(value: Any) -> Any:
 
 
 class Aliases:
-    """Which nodes of a captured graph share memory, as far as it has been lowered.
+    """Which nodes of a captured graph share memory; updated while the graph is lowered.
 
     Parameters
     ----------
     graph
-        The captured one.
+        The captured graph.
     seen
-        What was recorded of it.
+        The metadata recorded for its nodes.
     call
-        From a node to the function that it calls, which must hold nothing of the user's model.
+        Returns the function that a node calls. The function must not refer to the user's model.
     """
 
     def __init__(
@@ -97,14 +97,14 @@ class Aliases:
     ) -> None:
         self._seen, self._call = seen, call
         self._nodes = list(graph.nodes)
-        #: Number of memory → the node whose value, as it is now, everything in that memory can be made from.
+        #: Memory number → the node from whose current value all values in that memory can be made.
         self._bases: dict[int, fx.Node] = {}
         for node in self._nodes:
             for number in seen[node].memory if node in seen else ():
                 self._bases.setdefault(number, node)
 
     def sharing(self, number: int, before: fx.Node) -> list[fx.Node]:
-        """Nodes before ``before`` with that memory whose values are read by it or later."""
+        """Nodes before ``before`` in that memory that ``before`` or a later node reads."""
         return [
             node
             for node in self._nodes[: self._nodes.index(before)]
@@ -114,14 +114,14 @@ class Aliases:
         ]
 
     def read_after(self, number: int, writer: fx.Node) -> list[fx.Node]:
-        """Nodes before ``writer`` with that memory whose values are read after it."""
+        """Nodes before ``writer`` in that memory that a node after it reads."""
         return [n for n in self.sharing(number, writer) if any(writer < user for user in n.users)]
 
     def whole(self, writer: fx.Node) -> fx.Node | None:
-        """Return the argument that ``writer`` replaces, where it does nothing else; None for other writers.
+        """Return the argument that ``writer`` replaces completely; None if it does anything else.
 
-        That is: it returns the object that it writes into, and whoever reads that memory later
-        reads the same elements in the same order.
+        A complete replacement returns the object that it writes into, and every later reader of
+        that memory reads the same elements in the same order.
         """
         seen = self._seen[writer]
         target = seen.same_as
@@ -141,23 +141,23 @@ class Aliases:
         return target if geometry and same and not constant else None
 
     def replaced(self, writer: fx.Node) -> None:
-        """Note that a writer's result is what everything in its memory is made from now."""
+        """Record that all values in the writer's memory are now made from its result."""
         for number in self._seen[writer].writes:
             self._bases[number] = writer
 
     def rewrite(self, writer: fx.Node) -> tuple[Rewritten, list[fx.Node], list[fx.Node]]:
-        """Make a function of a writer.
+        """Make the function that replaces a writer.
 
         Returns
         -------
         tuple
-            The function; the nodes whose values it takes; and those whose new values it returns,
-            after the writer's.
+            The function, the nodes whose values it takes, and the nodes whose new values it
+            returns after the writer's own result.
 
         Raises
         ------
         ConversionError
-            Where no such function can be made.
+            If no such function exists.
         """
         seen = self._seen[writer]
         if seen.reshapes:
@@ -184,9 +184,8 @@ class Aliases:
         for node in (*order, writer):
             same = self._seen[node].same_as
             if node is not writer and self._seen[node].writes and same is not None:
-                steps.append(
-                    (_first, (_Slot(slots[same]),), {})
-                )  # it wrote, and was rewritten; this is its argument
+                # This writer was rewritten before; its result is its argument.
+                steps.append((_first, (_Slot(slots[same]),), {}))
                 continue
             filled: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: _slot(slots[n]))
             args, kwargs = filled
@@ -198,7 +197,7 @@ class Aliases:
         )
 
     def _equal(self, node: fx.Node, bases: list[fx.Node]) -> fx.Node | None:
-        """Return the base that is the same tensor as a node's value, if there is one."""
+        """Return the base with the same memory and geometry as the node's value, if any."""
         seen = self._seen[node]
         same = (b for b in bases if seen.geometry and seen.geometry == self._seen[b].geometry)
         return next((b for b in same if self._seen[b].memory == seen.memory), None)
@@ -211,7 +210,7 @@ class Aliases:
         inputs: list[fx.Node],
         order: list[fx.Node],
     ) -> None:
-        """Add what makes a node's value from the bases: to ``inputs`` what is taken, to ``order`` what is called."""
+        """Collect the values (``inputs``) and calls (``order``) that make a node's value."""
         if node in inputs or node in order or self._equal(node, bases) is not None:
             return
         shared = self._seen[node].memory & self._seen[writer].writes
@@ -236,7 +235,7 @@ class Aliases:
             yield from node.all_input_nodes
 
     def inputs_written(self) -> list[str]:
-        """Names of the model's arguments into whose memory a node writes."""
+        """Names of the model's arguments whose memory some node writes."""
         written = frozenset[int]().union(*(seen.writes for seen in self._seen.values()))
         return [
             n.name
@@ -245,7 +244,7 @@ class Aliases:
         ]
 
     def depends_on_sizes(self) -> str:
-        """Name of a node that writes into what is a view at some sizes and a copy at others; empty where none does."""
+        """Name of a written node that is a view at some sizes and a copy at others, or empty."""
         written = frozenset[int]().union(*(seen.writes for seen in self._seen.values()))
         for node in self._nodes:
             name = (
@@ -262,14 +261,14 @@ class Aliases:
         return ""
 
     def constant_written(self, writer: fx.Node) -> str:
-        """Name of the parameter or buffer that a node writes into; empty where it is none."""
+        """Name of the parameter or buffer that a node writes into, or empty."""
         for number in self._seen[writer].writes:
             if self._bases[number].op == "get_attr":
                 return str(self._bases[number].target)
         return ""
 
     def matters(self, writer: fx.Node) -> bool:
-        """Whether anything that the graph returns depends on the memory that a node writes into."""
+        """Whether any output of the graph depends on the memory that a node writes."""
         written = self._seen[writer].writes
         needed: set[fx.Node] = set()
         for node in reversed(self._nodes):
@@ -290,6 +289,6 @@ def _first(value: Any) -> Any:
 
 def _refused(writer: fx.Node, why: str) -> ConversionError:
     return ConversionError(
-        f"{writer.format_node()}: {why}, which a converted network cannot do; use the operation that returns a new "
-        "tensor"
+        f"{writer.format_node()}: {why}, which a converted network cannot do; use the operation "
+        "that returns a new tensor"
     )

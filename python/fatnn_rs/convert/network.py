@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import threading
 import time
 import uuid
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,15 @@ from torch import Tensor, nn
 from fatnn_rs.convert.engine import FLOAT_LAYERS, Segment, partition
 from fatnn_rs.convert.graph import Graph, Node, Ref, refs
 from fatnn_rs.convert.inputs import check_call, check_input, refuse_tracing
+from fatnn_rs.convert.memory_format import in_layout
+from fatnn_rs.convert.network_op import (
+    ExportableNetwork,
+    file_bytes,
+    fill_outputs,
+    network_of_bytes,
+    output_names,
+    register,
+)
 from fatnn_rs.convert.report import Report, make_report
 from fatnn_rs.convert.structure import fill
 from fatnn_rs.convert.torch_ops import bind
@@ -71,6 +80,8 @@ class TernaryNetwork(nn.Module):
         self.graph = graph
         self.float_layers = float_layers
         self.family = family
+        #: Output value → its memory format, for a network that replaces a part of a model.
+        self.output_layouts: dict[str, str] = {}
         self.training = False
         self._excluded: frozenset[str] = frozenset()
         self._prepare()
@@ -79,6 +90,8 @@ class TernaryNetwork(nn.Module):
         graph = self.graph
         self._inputs = [node for node in graph.nodes if node.op == "input"]
         self._arguments = graph.arguments or tuple(Argument(node.name) for node in self._inputs)
+        plain = all(a.tensor and a.positional for a in self._arguments)
+        self._simple = plain and isinstance(graph.outputs, Ref)
         constants = [
             graph.tensors[name]
             for n in graph.nodes
@@ -89,14 +102,13 @@ class TernaryNetwork(nn.Module):
         self._parts = _plan(graph, partition(graph, self.float_layers, self._excluded, self.family))
         self._single: list[ExecutionStep] | None = None
         self._single_lock = threading.Lock()
-        self._key = uuid.uuid4().hex
-        _NETWORKS[self._key] = self
+        self.key = uuid.uuid4().hex
+        register(self, self.key)
 
     def _unfused_plan(self) -> list[ExecutionStep]:
-        """Every node by itself: what torch.compile traces, and what an observer that wants every value sees.
+        """Every node by itself, for observers that want every value.
 
-        Made when it is first wanted, for it holds weights packed once more, beside those in the
-        segments.
+        Made at its first use: it packs weights a second time, next to those in the segments.
         """
         with self._single_lock:
             if self._single is None:
@@ -203,14 +215,34 @@ class TernaryNetwork(nn.Module):
             values.update(zip(part.makes, results, strict=True))
         return seconds
 
+    def check(self, tensors: Sequence[Any]) -> None:
+        """Check one value per input.
+
+        Raises
+        ------
+        InputError
+            As for a call.
+        """
+        for node, tensor in zip(self._inputs, tensors, strict=True):
+            check_input(node, tensor)
+        check_call(self._inputs, tensors)
+
     def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Values of the inputs, by name, of a call."""
         tensors = bind_call(self._arguments, args, kwargs)
         refuse_tracing(tensors)
-        for node, tensor in zip(self._inputs, tensors, strict=True):
-            check_input(node, tensor)
-        check_call(self._inputs, tensors)
+        self.check(tensors)
         return dict(zip((node.name for node in self._inputs), tensors, strict=True))
+
+    def run_as_op(self, args: Sequence[Any], kwargs: Mapping[str, Any], file: Tensor | None) -> Any:
+        """Run as one operator: see :mod:`fatnn_rs.convert.network_op`."""
+        if self._simple and not kwargs and len(args) == len(self._inputs):
+            tensors = list(args)  # without the guards of a traced bind_call
+        else:
+            tensors = bind_call(self._arguments, args, kwargs)
+        key = self.key if file is None else f"{self.float_layers}:{self.key}"
+        results = torch.ops.fatnn_rs.network(file, tensors, key)
+        return results[0] if self._simple else fill_outputs(self.graph, results)
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -227,7 +259,26 @@ class TernaryNetwork(nn.Module):
         Any
             What the original model returns.
         """
+        if torch.compiler.is_dynamo_compiling():
+            return self.run_as_op(args, kwargs, None)
         return self.run_observed(args, None, as_run=True, kwargs=kwargs)
+
+    @torch.no_grad()
+    def run_tensors(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Run on bound and checked inputs; return each output value once, without its structure."""
+        values = dict(zip((node.name for node in self._inputs), inputs, strict=True))
+        self._run(values, self._parts, None)
+        return [self._output(values, Ref(name)) for name in output_names(self.graph)]
+
+    def exportable(self) -> ExportableNetwork:
+        """Return a module around this network that ``torch.export`` takes.
+
+        Raises
+        ------
+        UnsupportedError
+            If nodes run the model's own Python, which an exported program cannot hold.
+        """
+        return ExportableNetwork(self)
 
     @torch.no_grad()
     def run_observed(
@@ -246,14 +297,14 @@ class TernaryNetwork(nn.Module):
         if not isinstance(inputs, (tuple, list)) or not (observer is None or callable(observer)):
             raise ConfigError("run_observed takes a tuple of arguments, and a function or None")
         values = self._bound(inputs, kwargs or {})
-        compiling = torch.compiler.is_compiling()
-        if compiling:
-            _make_unfused_plan(self._key)
-            parts = cast("list[ExecutionStep]", self._single)
-        else:
-            parts = self._parts if as_run else self._unfused_plan()
-        # Autocast would hand bfloat16 to layers that the eager model ran in float32 when it was
-        # converted.
+        self._run(values, self._parts if as_run else self._unfused_plan(), observer)
+        return fill(self.graph.outputs, lambda leaf: self._output(values, leaf), build=True)
+
+    def _run(
+        self, values: dict[str, Any], parts: list[ExecutionStep], observer: Observer | None
+    ) -> None:
+        """Run the steps, with ``values`` by name as their inputs and results."""
+        # Autocast would give bfloat16 to layers that the eager model ran in float32.
         with torch.autocast("cpu", enabled=False):
             for part in parts:
                 arguments = [values[name] for name in part.reads]
@@ -267,12 +318,13 @@ class TernaryNetwork(nn.Module):
                 values.update(zip(part.makes, results, strict=True))
                 for name in part.drops:
                     del values[name]
-        return fill(self.graph.outputs, lambda leaf: self._output(values, leaf), build=True)
 
     def _output(self, values: dict[str, Any], leaf: Any) -> Any:
         """Return an output; a copy of what lies in the memory of constants, for callers may write into it."""
         value = values[leaf.name] if isinstance(leaf, Ref) else leaf
-        if not self._constants or not isinstance(value, Tensor) or torch.compiler.is_compiling():
+        if self.output_layouts and isinstance(leaf, Ref):
+            value = in_layout(value, self.output_layouts[leaf.name])
+        if not self._constants or not isinstance(value, Tensor):
             return value
         return value.clone() if value.untyped_storage().data_ptr() in self._constants else value
 
@@ -325,6 +377,41 @@ class TernaryNetwork(nn.Module):
             )
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TernaryNetwork:
+        """Refuse other devices and dtypes (``.to``, ``.half``, ``.cuda``).
+
+        Raises
+        ------
+        UnsupportedError
+            If ``fn`` would move float32 tensors off the CPU or change their dtype.
+        """
+        sample = fn(torch.zeros(1, device="cpu"))
+        if sample.device.type != "cpu" or sample.dtype != torch.float32:
+            raise UnsupportedError(
+                "a converted network runs in float32 and int8 on the CPU, so it cannot become "
+                f"{sample.dtype} on {sample.device}; move and cast the tensors around it instead"
+            )
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TernaryNetwork:
+        made: TernaryNetwork = self.__class__.__new__(self.__class__)
+        memo[id(self)] = made
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return made
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle as the bytes of its file, which ``torch.load(weights_only=True)`` accepts.
+
+        A network that no file can hold is pickled with its graph and the model's functions.
+        """
+        if self.output_layouts:  # which a file does not hold
+            return super().__reduce_ex__(protocol)
+        try:
+            file = file_bytes(self)
+        except UnsupportedError:
+            return super().__reduce_ex__(protocol)
+        return network_of_bytes, (file, self.float_layers, self.graph.limits)
+
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         for name in (
@@ -333,8 +420,9 @@ class TernaryNetwork(nn.Module):
             "_single_lock",
             "_inputs",
             "_arguments",
+            "_simple",
             "_constants",
-            "_key",
+            "key",
         ):
             del state[name]
         return state
@@ -366,16 +454,6 @@ class ExecutionStep:
     reads: list[str]
     makes: list[str]
     drops: list[str]
-
-
-#: Networks by their key, for :func:`_make_unfused_plan`.
-_NETWORKS: weakref.WeakValueDictionary[str, TernaryNetwork] = weakref.WeakValueDictionary()
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _make_unfused_plan(key: str) -> bool:
-    """Let torch.compile call this while it traces, and not trace it: packing weights and locking cannot be traced."""
-    return bool(_NETWORKS[key]._unfused_plan())
 
 
 def _wrong_shape(names: list[str], results: list[Any], index: dict[str, Node]) -> str:

@@ -1,9 +1,8 @@
-"""What a captured graph's values were at the example inputs: shapes, memory formats, shared memory, writes.
+"""Metadata of a captured graph's values at the example: shapes, memory formats, aliases, writes.
 
-Two values of a graph may share memory (a view and what it is a view of), and a node may write into
-what others read. The graph does not say so; running it does. Every tensor gets the number of the
-memory that it lies in, and a write is seen by the version counter that torch keeps for each tensor
-and its views.
+Two values may share memory (a view and its base), and a node may write into memory that others
+read. The graph does not show this, so it is run. Every memory block gets a number. Writes show in
+the version counter that torch keeps for a tensor and its views.
 """
 
 from __future__ import annotations
@@ -26,31 +25,31 @@ Geometry = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class TensorMeta:
-    """Say what a value was at the example inputs.
+    """Metadata of a value at the example inputs.
 
     Attributes
     ----------
     shape
-        Empty for what is not a tensor.
+        Shape of a tensor; empty for other values.
     layout
         See :func:`fatnn_rs.convert.memory_format.layout_of`.
     value
-        The value itself where it is an integer, else None.
+        The value if it is an integer, else None.
     dtype
-        Of a tensor, else None.
+        Type of a tensor, else None.
     memory
-        Numbers of the memory that its tensors lie in.
+        Numbers of the memory blocks that hold its tensors.
     geometry
-        Of a tensor: place, shape and strides in its memory. Values of one memory and geometry are
-        the same.
+        Offset, shape and strides of a tensor in its memory. Values with one memory block and
+        geometry are equal.
     writes
-        Numbers of the memory that the node wrote into.
+        Numbers of the memory blocks that the node wrote.
     overlaps
         Whether two of its tensors share memory.
     reshapes
-        Whether the node changed shape, strides or memory of a tensor that it read, in place.
+        Whether the node changed shape, strides or memory of an input tensor in place.
     same_as
-        The node whose value is the very object that this node returned, or None.
+        The node that made the same Python object, or None.
     """
 
     shape: tuple[int, ...] = ()
@@ -68,7 +67,7 @@ class TensorMeta:
 def _version(x: Tensor) -> int:
     try:
         return x._version
-    except RuntimeError:  # made in inference mode: nobody counts
+    except RuntimeError:  # tensors of inference mode have no counter
         return 0
 
 
@@ -79,7 +78,7 @@ def _geometry(x: Tensor) -> Geometry:
 
 
 def _address(x: Tensor) -> int | None:
-    """Where a tensor's memory is; None where that means nothing."""
+    """Address of a tensor's memory; None if it has none."""
     if x.layout != torch.strided or x.device.type == "meta":
         return None
     try:
@@ -93,7 +92,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and notes what every value is before anything can change it."""
+    """Runs a graph and records each value before anything can change it."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -146,7 +145,7 @@ class _Recorder(fx.Interpreter):
         return value
 
     def _place(self, n: fx.Node, value: Any, read: dict[fx.Node, Any]) -> dict[int, int]:
-        """Address → number of memory, of a value's tensors: that of an argument which lies there, else a new one."""
+        """Give a value's memory blocks numbers by address; blocks of arguments keep theirs."""
         known = {address: number for node in read for address, number in self._places[node].items()}
         if n.op == "get_attr":
             known = self._constants
@@ -167,16 +166,14 @@ class _Recorder(fx.Interpreter):
 def record(
     module: fx.GraphModule, arguments: tuple[Any, ...], expected: Any
 ) -> dict[fx.Node, TensorMeta] | str:
-    """Run a captured graph; what its values were, or why it does not reproduce the model.
+    """Run a captured graph; return its metadata, or why it does not reproduce the model.
 
-    Containers of the outputs are not compared: tracing makes tuples, lists and dicts of some.
+    Container classes of the outputs are not compared: tracing makes some of them plain.
     """
     recorder = _Recorder(module)
     try:
         result = recorder.run(*arguments)
-    except (
-        Exception
-    ) as error:  # whatever a wrongly captured graph may raise, the answer is the same
+    except Exception as error:  # a wrongly captured graph may raise anything
         return (
             f"the captured graph fails where the model does not ({type(error).__name__}: {error})"
         )

@@ -2,22 +2,22 @@
 
 The JSON of a graph::
 
-    {"nodes": [{"name": "conv1", "op": "conv_codes", "inputs": ["x_codes"], "layer":
-    "layer1.0.conv1",
-                "shape": [1, 64, 56, 56], "dtype": {"codes": "ternary", "channels": 64, "groups":
-                1}, "attrs": {"stride": [1, 1], "act": "half", ...}, "tensors": {"weight":
-                "conv1.codes"}, "note": "..."},
+    {"nodes": [{"name": "conv1", "op": "conv_codes", "inputs": ["x_codes"],
+                "layer": "layer1.0.conv1", "shape": [1, 64, 56, 56],
+                "dtype": {"codes": "ternary", "channels": 64, "groups": 1},
+                "attrs": {"stride": [1, 1], "act": "half", ...},
+                "tensors": {"weight": "conv1.codes"}, "note": "..."},
                ...],
      "outputs": {"value": "fc"},
      "notes": ["..."],
      "arguments": [{"name": "x", "tensor": true, "positional": true, "keyword": true}, ...]}
 
-Nodes stand in the order they run; a node reads only what stands before it. ``outputs`` is a value,
+Nodes are in execution order, so a node reads only earlier ones. ``outputs`` is a value,
 ``{"list": [...]}``, ``{"tuple": [...]}``, ``{"dict": {...}}``, ``{"constant": ...}``,
-``{"ordered_dict": [[key, ...], ...]}`` or, for a dict whose keys are not in the alphabet's order,
-``{"dict_items": [[key, ...], ...]}``. ``arguments`` describe the call (:mod:`fatnn_rs.signature`),
-and are absent where every argument is a tensor that is called as its input. Attributes and tensors
-are those of the table of operations (:mod:`fatnn_rs.operations`).
+``{"ordered_dict": [[key, ...], ...]}``, or ``{"dict_items": [[key, ...], ...]}`` for a dict whose
+keys are not sorted. ``arguments`` describes the call (:mod:`fatnn_rs.signature`); it is absent if
+every argument is a tensor named like its input. The table of operations
+(:mod:`fatnn_rs.operations`) defines attributes and tensors.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ def _outputs_to_json(value: Any) -> Any:
 
 
 def graph_to_json(graph: Graph) -> dict[str, Any]:
-    """Everything of a graph but its tensors.
+    """Return everything in a graph except its tensors.
 
     Raises
     ------
     TypeError
-        Where the outputs are a structure that JSON cannot hold, naming its type.
+        If JSON cannot hold the structure of the outputs; the message is its type.
     """
     nodes = [
         {
@@ -124,7 +124,7 @@ def graph_from_json(data: Any, tensors: Mapping[str, Tensor], dtypes: Mapping[st
     Raises
     ------
     FormatError
-        The arguments are not those of a call that gives the inputs.
+        If the arguments do not match the inputs.
     """
     nodes = [_node(item) for item in data["nodes"]]
     inputs = [node.name for node in nodes if node.op == "input"]

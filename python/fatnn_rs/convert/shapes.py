@@ -1,7 +1,7 @@
-"""Which values have one shape in every run: the core's shape rules on sizes that inputs leave free.
+"""Shapes with free sizes, by the core's shape rules: which values have equal shapes in every run.
 
-Equal shapes at the example prove little: a parameter of shape [1, C, H, W] equals a map at batch 1
-only, a mean that keeps its dimensions equals a map of one pixel only.
+Equal shapes at the example are not enough. A parameter of shape [1, C, H, W] has a map's shape only
+at batch 1; a mean that keeps its dimensions has it only at one pixel.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from fatnn_rs.operations import OPERATIONS
 
 __all__ = ["Shape", "run_time_shapes", "same_shape"]
 
-#: Sizes: numbers, and negative numbers for sizes that differ between runs. Equal ones are equal in every run.
+#: Sizes; a negative number stands for a size that differs between runs. Equal numbers stand for
+#: sizes that are equal in every run.
 Shape = tuple[int, ...]
 
 
 def _described(node: Node) -> dict[str, Any]:
-    """Describe a node to the core; what only a conversion knows has the shape of what it becomes, or its own."""
+    """Describe a node to the core, with intermediate operations as what they become."""
     op, attrs = node.op, node.attrs
     if op == "act_quant":
         op = "quantize"
@@ -39,12 +40,12 @@ def _described(node: Node) -> dict[str, Any]:
 
 
 def run_time_shapes(graph: Graph) -> dict[str, Shape]:
-    """Find every value's shape; of codes, that of the values they stand for.
+    """Compute every value's shape; for codes, that of the values they stand for.
 
     Returns
     -------
     dict
-        By name of the value.
+        Name of a value → its shape.
     """
     described = json.dumps(
         {"nodes": [_described(node) for node in graph.nodes], "outputs": {"list": []}}
@@ -56,6 +57,6 @@ def run_time_shapes(graph: Graph) -> dict[str, Shape]:
 
 
 def same_shape(graph: Graph, node: Node, shapes: dict[str, Shape] | None = None) -> bool:
-    """Whether all values that a node reads have one shape in every run, so that nothing is broadcast."""
+    """Whether all inputs of a node have equal shapes in every run, so nothing is broadcast."""
     shapes = run_time_shapes(graph) if shapes is None else shapes
     return len({shapes[name] for name in node.inputs}) == 1

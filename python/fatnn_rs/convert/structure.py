@@ -1,8 +1,8 @@
-"""Nested structures of tensors: what models return, and how the same is built from other leaves.
+"""Nested structures of tensors that models return, and how to rebuild them with other leaves.
 
-Tuples, lists and dicts are plain. Every other container (named tuples, ordered dicts, dataclasses,
-what is registered with torch's pytree, as Hugging Face's ``ModelOutput``) is a :class:`Container`,
-which knows how to build one.
+Tuples, lists and dicts are plain. Every other container is a :class:`Container`, which can rebuild
+it: named tuples, ordered dicts, dataclasses, and classes registered with torch's pytree (such as
+Hugging Face's ``ModelOutput``).
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Container:
-    """A container that is no plain tuple, list or dict.
+    """A container other than a plain tuple, list or dict.
 
     Attributes
     ----------
     kind
         Its class.
     keys
-        Of its items where they have names: fields of a dataclass or keys of a dict; else None.
+        Names of its items: fields of a dataclass, keys of a dict; None if they have none.
     items
         Its items in order.
     build
-        From items to a container of the class.
+        Makes a container of the class from items.
     """
 
     kind: type
@@ -67,7 +67,7 @@ class _Named:
 
 @dataclass(frozen=True)
 class _Dict:
-    """Builds dicts of other classes than ``dict``: a copy of one with its values replaced."""
+    """Builds dicts of subclasses of ``dict``: copies one and replaces its values."""
 
     empty: Any
     keys: tuple[Any, ...]
@@ -81,7 +81,7 @@ class _Dict:
 
 @dataclass(frozen=True)
 class _Dataclass:
-    """Builds dataclasses, without calling their constructor, which may compute."""
+    """Builds dataclasses without calling their constructor, which may compute."""
 
     kind: Any
     keys: tuple[str, ...]
@@ -95,7 +95,7 @@ class _Dataclass:
 
 @dataclass(frozen=True)
 class _Registered:
-    """Builds what is registered with torch's pytree."""
+    """Builds instances of classes registered with torch's pytree."""
 
     kind: Any
     context: Any
@@ -107,12 +107,11 @@ class _Registered:
 def plain(value: Any) -> Any:
     """Return a value with its containers as tuples, lists, dicts and :class:`Container`.
 
-    torch.fx has subclasses of list and dict of its own, which the model never returned; they become
-    plain.
+    The list and dict subclasses of torch.fx become plain: tracing made them, not the model.
     """
     kind = type(value)
     if kind in pytree.SUPPORTED_NODES and kind not in (tuple, list, dict) and not _is_fx(kind):
-        # Named tuples and ordered dicts are registered, too; the general way serves them all.
+        # Named tuples and ordered dicts are registered too; the code below handles them all.
         if isinstance(value, OrderedDict) and kind is OrderedDict:
             return _of_dict(value)
         node = pytree.SUPPORTED_NODES[kind]
@@ -137,7 +136,7 @@ def plain(value: Any) -> Any:
         return Container(
             kind, keys, tuple(plain(getattr(value, key)) for key in keys), _Dataclass(kind, keys)
         )
-    # What torch.fx makes of named tuples and dataclasses that forward returns.
+    # torch.fx turns a returned named tuple or dataclass into a call of its constructor.
     target = value.target if isinstance(value, fx.Node) else None
     if isinstance(target, type) and (
         dataclasses.is_dataclass(target) or hasattr(target, "_fields")
@@ -160,14 +159,14 @@ def _of_dict(value: Any) -> Container:
 
 
 def ordered_dict(items: dict[str, Any]) -> Container:
-    """Return an ordered dict of items that are such structures already."""
+    """Return an ordered dict whose items are already structures made by :func:`plain`."""
     keys = tuple(items)
     empty = OrderedDict.fromkeys(keys)
     return Container(OrderedDict, keys, tuple(items.values()), _Dict(empty, keys))
 
 
 def leaves(structure: Any) -> Iterator[Any]:
-    """Everything in a structure that :func:`plain` made which is no container, in order."""
+    """Yield the leaves of a structure made by :func:`plain`, in order."""
     if isinstance(structure, Container):
         for item in structure.items:
             yield from leaves(item)
@@ -182,7 +181,7 @@ def leaves(structure: Any) -> Iterator[Any]:
 
 
 def fill(structure: Any, function: Callable[[Any], Any], build: bool = False) -> Any:
-    """Return a structure that :func:`plain` made with every leaf replaced; ``build``: with containers built."""
+    """Replace every leaf of a structure made by :func:`plain`; ``build`` also builds containers."""
     if isinstance(structure, Container):
         items = [fill(item, function, build) for item in structure.items]
         return structure.build(items) if build else structure.with_items(items)
@@ -194,15 +193,16 @@ def fill(structure: Any, function: Callable[[Any], Any], build: bool = False) ->
 
 
 def filled(value: Any, flat: Sequence[Any]) -> Any:
-    """Return the structure of ``value`` with other leaves, given in order."""
+    """Return the structure of ``value`` with the leaves in ``flat``, in order."""
     made = iter(flat)
     return fill(plain(value), lambda leaf: next(made))
 
 
 def refilled(value: Any, other: Any) -> Any:
-    """Return the structure of ``value`` with the leaves of ``other``, whose containers may be of other classes.
+    """Return the structure of ``value`` with the leaves of ``other``.
 
-    A leaf of ``other`` in the place of a container stands for the whole of it.
+    Containers of ``other`` may have other classes. A leaf of ``other`` in the place of a container
+    replaces the whole container.
     """
     return _refilled(plain(value), plain(other))
 
@@ -229,9 +229,9 @@ def _items(structure: Any) -> list[Any]:
 
 
 def same_values(left: Any, right: Any, tolerance: float = 0.0) -> str:
-    """Say how two values differ, or nothing where they do not: bit for bit, any NaN being equal to any other.
+    """Describe how two values differ; empty if they are equal bit for bit (all NaNs are equal).
 
-    With ``tolerance``, floats may differ by that share of a tensor's greatest magnitude.
+    With ``tolerance``, floats may differ by that fraction of the tensor's largest magnitude.
     """
     left, right = plain(left), plain(right)
     if _shape_of(left) != _shape_of(right):
@@ -254,14 +254,17 @@ def _objects_differ(one: Any, other: Any) -> str:
         equal = type(one) is type(other) and (
             one is other or bool(one == other) or (one != one and other != other)
         )
-    except Exception:  # whatever a foreign class's comparison raises
+    except Exception:  # a foreign class's comparison may raise anything
         equal = False
     return "" if equal else f"is {one!r} on one side, {other!r} on the other"
 
 
 def _tensors_differ(one: Tensor, other: Tensor, tolerance: float) -> str:
     if one.shape != other.shape or one.dtype != other.dtype:
-        return f"is {one.dtype} {list(one.shape)} on one side, {other.dtype} {list(other.shape)} on the other"
+        return (
+            f"is {one.dtype} {list(one.shape)} on one side, {other.dtype} {list(other.shape)} on "
+            "the other"
+        )
     if one.layout != other.layout or one.device != other.device:
         return "has another layout or device"
     if one.is_sparse or one.is_quantized:
@@ -275,7 +278,7 @@ def _tensors_differ(one: Tensor, other: Tensor, tolerance: float) -> str:
 
 
 def _shape_of(structure: Any) -> Any:
-    """Return what two structures must have in common."""
+    """Return the nesting, classes and keys of a structure, without its leaves."""
     if isinstance(structure, Container):
         return (structure.kind, structure.keys, tuple(map(_shape_of, structure.items)))
     if isinstance(structure, dict):

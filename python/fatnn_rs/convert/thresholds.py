@@ -1,11 +1,12 @@
-"""Integer thresholds: the function from a ternary layer's accumulator to the next layer's codes, tabulated.
+"""Integer thresholds from a ternary layer's accumulator to the next layer's codes.
 
-Between the two lie only functions of one channel (scale, bias, BatchNorm, activation) and the next
-quantizer. Where the whole is monotone over the accumulator's range it is two integer thresholds per
-channel (for two-bit activations three); where it falls, the channel's weights are negated. The
-function evaluated is the eager model's own, at every integer of the range where that is affordable,
-so the thresholds are exact by construction; functions that are monotone by what they are made of
-are bisected.
+Between accumulator and codes there are only per-channel functions (scale, bias, BatchNorm,
+activation) and the next quantizer. If their composition is monotone over the accumulator's range,
+it is two integer thresholds per channel (three for two-bit activations). If it falls, the channel's
+weights are negated.
+
+The thresholds are exact by construction: the eager model's own functions are evaluated at every
+integer of the range. Functions known to be monotone, and ranges that are too large, are bisected.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ __all__ = [
     "spread",
 ]
 
-#: Evaluations up to which every integer of the range is tried; beyond, bisection and samples.
+#: Up to this many evaluations every integer of the range is tried; beyond it, bisection.
 EXHAUSTIVE = 1 << 25
 
-#: The same for functions that are known to be monotone, where bisection finds what trying every integer would.
+#: The same for functions known to be monotone, for which bisection is exact too.
 EXHAUSTIVE_IF_MONOTONE = 1 << 17
 
 _CHUNK = 1 << 20
@@ -42,7 +43,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 class NotANumberError(Exception):
-    """The function gives NaN, for which no code stands."""
+    """The function returns NaN, which has no code."""
 
     def __init__(self, channel: int, accumulator: int) -> None:
         super().__init__(f"channel {channel}, integer sum {accumulator}")
@@ -55,8 +56,8 @@ class Thresholds:
     Attributes
     ----------
     values
-        int32 [levels - 1, n], ascending, for accumulators of weights that were negated in the channels
-        of ``flip``.
+        int32 [levels - 1, n], ascending, for accumulators of the weights after the channels in
+        ``flip`` were negated.
     flip
         bool [n].
     """
@@ -73,16 +74,14 @@ def accumulator_range(weight: Tensor, levels: tuple[int, ...]) -> tuple[Tensor, 
     weight
         int8 [n, ...].
     levels
-        What activations may be, in order; 0, which pads, lies between the first and the last, or is
-        one of them.
+        The values of activations, ascending. They include or enclose 0, the padding value.
 
     Returns
     -------
     tuple of Tensor
         int64 [n] each.
     """
-    # As float sums, which are fast, and exact: layers whose sums float32 could not hold are refused
-    # when they are made.
+    # Float sums are fast, and exact: layers whose sums float32 cannot hold are refused earlier.
     flat = weight.flatten(1).float()
     balance, count = flat.sum(1).long(), flat.abs().sum(1).long()
     positive, negative = (count + balance) // 2, (count - balance) // 2
@@ -91,7 +90,7 @@ def accumulator_range(weight: Tensor, levels: tuple[int, ...]) -> tuple[Tensor, 
 
 
 def spread(values: Tensor, dims: int) -> Tensor:
-    """Numbers [P, n] as the float tensor a layer of ``dims`` spatial dimensions would give: P pixels, n channels."""
+    """Lay out numbers [P, n] as a layer's float output: P pixels, n channels, ``dims`` axes."""
     values = values.float()
     if dims == 0:
         return values.contiguous()
@@ -100,7 +99,7 @@ def spread(values: Tensor, dims: int) -> Tensor:
 
 
 def _gather(result: Tensor, dims: int) -> Tensor:
-    """Reverse of :func:`spread`."""
+    """Invert :func:`spread`."""
     if dims == 0:
         return result
     return result.reshape(result.shape[1], -1).t()
@@ -115,30 +114,30 @@ def integer_thresholds(
     levels: tuple[int, ...],
     monotone: bool = False,
 ) -> Thresholds | None:
-    """Thresholds that reproduce ``function`` over ``[low, high]`` in every channel.
+    """Find thresholds that reproduce ``function`` over ``[low, high]`` in every channel.
 
     Parameters
     ----------
     function
         From accumulators, laid out by :func:`spread`, to integer-valued levels.
     low, high
-        int64 [n]: the accumulator's range.
+        int64 [n]: range of the accumulator, both ends included.
     dims
         Spatial dimensions: 0, 1 or 2.
     levels
-        Those levels, neighbouring integers, in order.
+        The possible results: consecutive integers, ascending.
     monotone
         Whether ``function`` is known to rise or to fall in every channel.
 
     Returns
     -------
     Thresholds or None
-        None where the function is not monotone in some channel.
+        None if the function is not monotone in some channel.
 
     Raises
     ------
     NotANumberError
-        The function gives NaN somewhere.
+        If the function returns NaN.
     """
 
     def reached(points: Tensor) -> Tensor:
@@ -152,7 +151,7 @@ def integer_thresholds(
     flip = last < first
 
     def level_at(points: Tensor) -> Tensor:
-        """Levels at places counted from the end where the function is lowest."""
+        """Levels at distances from the end of the range where the function is lowest."""
         return reached(torch.where(flip, high - points, low + points))
 
     span, steps = high - low, len(levels) - 1
@@ -162,14 +161,14 @@ def integer_thresholds(
     places = _scan(level_at, span, count, steps) if few else _bisect(level_at, span, steps)
     if places is None:
         return None
-    # A place p is the accumulator low + p, or, with negated weights, -(high - p).
+    # Distance p is accumulator low + p; with negated weights it is -(high - p).
     origin = torch.where(flip, -high, low)
     values = torch.where(places > span, NEVER, torch.where(places == 0, _ALWAYS, origin + places))
     return Thresholds(values.to(torch.int32), flip)
 
 
 def _scan(level_at: Function, span: Tensor, count: int, steps: int) -> Tensor | None:
-    """Evaluate everywhere; the first place of every level but the lowest, ``span + 1`` where there is none."""
+    """Evaluate everywhere; return the first distance of each level, ``span + 1`` if it has none."""
     channels = len(span)
     places = torch.zeros(steps, channels, dtype=torch.int64, device="cpu")
     step = max(1, _CHUNK // channels)
@@ -187,7 +186,7 @@ def _scan(level_at: Function, span: Tensor, count: int, steps: int) -> Tensor | 
 
 
 def _bisect(level_at: Function, span: Tensor, steps: int) -> Tensor | None:
-    """Bisect, then compare with samples."""
+    """Bisect, then check the result at samples; None if they differ."""
     channels = len(span)
     low = torch.full((steps, channels), -1, dtype=torch.int64, device="cpu")
     high = (span + 1).repeat(steps, 1)

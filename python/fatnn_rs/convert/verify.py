@@ -239,6 +239,11 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     model = unwrapped(model)
     if not isinstance(model, nn.Module):
         raise ConversionError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, TernaryNetwork) and isinstance(net, nn.Module):
+        raise ConversionError(
+            "verify: the first argument is a converted network; the order is verify(model, net, "
+            "inputs), with the prepared model first"
+        )
     if not quantized_layers(model):
         raise ConversionError(
             f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to compare; give the prepared "

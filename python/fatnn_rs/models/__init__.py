@@ -1,1 +1,1 @@
-"""Models, one readable file each. They are plain float PyTorch: ``fatnn_rs.prepare`` makes them ternary."""
+"""Float PyTorch models, one readable file each; ``fatnn_rs.prepare`` makes them ternary."""

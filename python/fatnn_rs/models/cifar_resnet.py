@@ -1,12 +1,12 @@
-"""The residual networks for 32x32 images: 6n + 2 layers, three stages of 16, 32 and 64 channels.
+"""Residual networks for 32x32 images: 6n + 2 layers, three stages of 16, 32 and 64 channels.
 
 K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016 (arXiv 1512.03385), section
-4.2. Shortcuts are those of the paper's CIFAR experiments (option A): they have no parameters; where
-a stage begins, the shortcut takes every second pixel and pads the new channels with zeros.
+4.2. Shortcuts have no parameters (the paper's option A): at the start of a stage, they subsample
+pixels with stride 2 and pad the new channels with zeros.
 
-    input [N, 3, 32, 32] -> 3x3, 16 channels -> n blocks of 16 at 32x32 -> n of 32 at 16x16 -> n of
-    64 at 8x8
-                         -> mean over pixels -> linear -> [N, classes]
+    input [N, 3, 32, 32] -> 3x3 convolution, 16 channels -> n blocks, 16 channels, 32x32
+    -> n blocks, 32 channels, 16x16 -> n blocks, 64 channels, 8x8
+    -> mean over pixels -> linear -> [N, classes]
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["CifarBlock", "CifarResNet", "resnet20", "resnet32"]
 
 
 class Shortcut(nn.Module):
-    """Every ``stride``-th pixel, and ``more`` channels of zeros (half of them on either side)."""
+    """Subsample pixels with ``stride`` and pad ``more`` channels of zeros, half on each side."""
 
     def __init__(self, stride: int, more: int) -> None:
         super().__init__()
-        self.pool = nn.AvgPool2d(1, stride)  # a window of one pixel: takes pixels, averages nothing
+        self.pool = nn.AvgPool2d(1, stride)  # A 1x1 window only subsamples.
         self.pad = [0, 0, 0, 0, more // 2, more - more // 2]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,21 +36,23 @@ class Shortcut(nn.Module):
 
 
 class CifarBlock(nn.Module):
-    """Two 3x3 convolutions with BatchNorm, and what goes around them.
+    """Two 3x3 convolutions with BatchNorm and shortcuts.
 
     Parameters
     ----------
-    inputs, outputs, stride
-        Channels, and the first convolution's stride.
+    inputs, outputs
+        Number of input and output channels.
+    stride
+        Stride of the first convolution.
     shortcut
-        ``"block"``: one around both convolutions, as in the paper; ``"conv"``: one around each (Z.
-        Liu et al., "Bi-Real Net", ECCV 2018), so that what three levels cannot carry goes past
-        every convolution.
+        ``"block"``: one shortcut around both convolutions, as in the paper. ``"conv"``: one around
+        each convolution (Z. Liu et al., "Bi-Real Net", ECCV 2018), which also carries what ternary
+        activations cannot represent.
     order
-        ``"post"``: convolution, BatchNorm, sum, ReLU; ``"pre"``: BatchNorm, ReLU, convolution, sum
+        ``"post"``: convolution, BatchNorm, sum, ReLU. ``"pre"``: BatchNorm, ReLU, convolution, sum
         (K. He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016).
     identity_norm
-        BatchNorm on the shortcuts.
+        Whether shortcuts have a BatchNorm.
     """
 
     def __init__(
@@ -102,21 +104,21 @@ class CifarBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """The network above; weights as in the paper (normal, scaled by fan-out).
+    """ResNet for CIFAR, initialised as in the paper (normal, scaled by fan-out).
 
     Parameters
     ----------
     depth
         6n + 2: 20, 32, 44, 56, 110.
     classes
-        Outputs.
+        Number of outputs.
     shortcut, order, identity_norm
-        Of the blocks: see :class:`CifarBlock`. The defaults are the paper's.
+        Options of :class:`CifarBlock`. The defaults are the paper's.
 
     Raises
     ------
     ConfigError
-        Another depth, shortcut or order.
+        Unknown depth, shortcut or order.
     """
 
     def __init__(
@@ -171,10 +173,10 @@ class CifarResNet(nn.Module):
 
 
 def resnet20(classes: int = 10, **options: Any) -> CifarResNet:
-    """20 layers, 0.27 million parameters; options of :class:`CifarResNet`."""
+    """ResNet with 20 layers and 0.27 million parameters; options of :class:`CifarResNet`."""
     return CifarResNet(20, classes, **options)
 
 
 def resnet32(classes: int = 10, **options: Any) -> CifarResNet:
-    """32 layers, 0.46 million parameters; options of :class:`CifarResNet`."""
+    """ResNet with 32 layers and 0.46 million parameters; options of :class:`CifarResNet`."""
     return CifarResNet(32, classes, **options)

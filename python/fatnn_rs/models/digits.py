@@ -1,4 +1,4 @@
-"""A small residual network for 8x8 grey digits: a float stem, four residual blocks, a linear classifier.
+"""A small residual network for 8x8 grey digits.
 
     input [N, 1, 8, 8] -> stem 3x3, 32 channels            8x8
                        -> block 32 -> 32                   8x8
@@ -7,7 +7,7 @@
                        -> block 64 -> 64                   4x4
                        -> mean over pixels -> linear -> [N, 10]
 
-``fatnn_rs.prepare`` leaves the stem and the classifier in float and makes the nine convolutions of
+``fatnn_rs.prepare`` keeps the stem and the classifier in float and makes the nine convolutions of
 the blocks ternary. The blocks are those of K. He et al., "Deep Residual Learning for Image
 Recognition", CVPR 2016 (arXiv 1512.03385).
 """
@@ -21,7 +21,7 @@ __all__ = ["Block", "DigitsNet"]
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with BatchNorm beside a shortcut; ReLU at the end."""
+    """Two 3x3 convolutions with BatchNorm, a shortcut, and a final ReLU."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Block(nn.Module):
 
 
 class DigitsNet(nn.Module):
-    """The network above; ``width`` is the stem's number of channels (the blocks have once and twice as many)."""
+    """Residual network for digits; the blocks have ``width`` and ``2 * width`` channels."""
 
     def __init__(self, width: int = 32, classes: int = 10) -> None:
         super().__init__()

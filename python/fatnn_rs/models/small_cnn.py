@@ -1,4 +1,4 @@
-"""A small convolutional network for grey images of 28x28: 2.5 million products an image, 61 thousand parameters.
+"""A small convolutional network for grey 28x28 images: 2.5 million MACs, 61 thousand parameters.
 
     input [N, 1, 28, 28] -> stem 5x5, 16 channels, stride 2             14x14
                          -> 3x3, 32 channels, max pool                  7x7
@@ -6,8 +6,8 @@
                          -> 3x3, 64 channels, stride 2                  4x4
                          -> mean over pixels -> linear -> [N, classes]
 
-Every convolution is followed by BatchNorm and ReLU. Small enough that a comparison of quantizers
-fits a CPU.
+Every convolution is followed by BatchNorm and ReLU. It is small enough to compare quantizers on a
+CPU.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ def _layer(inputs: int, outputs: int, kernel: int, stride: int, norm: bool) -> n
 
 
 class SmallCnn(nn.Module):
-    """The network above.
+    """A small convolutional network.
 
     Parameters
     ----------
     classes
-        Outputs.
+        Number of outputs.
     width
-        Channels of the stem; the layers behind it have two, four and four times as many.
+        Channels of the stem; the other convolutions have two, four and four times as many.
     channels
-        Of the images.
+        Channels of the images.
     norm
-        BatchNorm; without it convolutions have a bias.
+        Whether to use BatchNorm; if not, convolutions have a bias.
     """
 
     def __init__(

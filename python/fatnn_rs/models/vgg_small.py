@@ -1,8 +1,7 @@
-"""VGG-small, the network on which binary and ternary training is usually compared on CIFAR-10.
+"""VGG-small, the usual network to compare binary and ternary training on CIFAR-10.
 
-    input [N, 3, 32, 32] -> 2x (3x3, 128) -> max pool -> 2x (3x3, 256) -> max pool -> 2x (3x3, 512)
-    -> max pool
-                         -> linear -> [N, classes]
+    input [N, 3, 32, 32] -> 2x (3x3, 128) -> max pool -> 2x (3x3, 256) -> max pool
+    -> 2x (3x3, 512) -> max pool -> linear -> [N, classes]
 
 Every convolution is followed by BatchNorm and ReLU. From D. Zhang et al., "LQ-Nets: Learned
 Quantization for Highly Accurate and Compact Deep Neural Networks", ECCV 2018 (arXiv 1807.10029),
@@ -18,14 +17,14 @@ __all__ = ["VggSmall"]
 
 
 class VggSmall(nn.Module):
-    """The network above; 4.7 million parameters.
+    """VGG-small, 4.7 million parameters.
 
     Parameters
     ----------
     classes
-        Outputs.
+        Number of outputs.
     width
-        Channels of the first two convolutions, 128 in the paper.
+        Channels of the first two convolutions; 128 in the paper.
     """
 
     def __init__(self, classes: int = 10, width: int = 128) -> None:

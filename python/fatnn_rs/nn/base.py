@@ -20,8 +20,8 @@ __all__ = [
     "check_weight",
     "convolve",
     "exact_product",
-    "replaced_methods",
     "qat_layer",
+    "replaced_methods",
     "why_replaced",
 ]
 

@@ -1,4 +1,4 @@
-"""Sizes: what comes out of a convolution or a pooling, and how many bytes a pixel's codes take."""
+"""Output sizes of convolutions and pooling, and bytes per pixel of packed codes."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from fatnn_rs.errors import InputError
 
 __all__ = ["conv_size", "packed_bytes", "pool_size"]
 
-#: Codes in one word of the packed layout, and the bytes its two planes take.
+#: Codes per word of the packed layout, and bytes of a word (two bit planes).
 WORD_CODES = 64
 WORD_BYTES = 16
 
 
 def packed_bytes(channels: int, groups: int = 1) -> int:
-    """Bytes that the packed codes of one pixel take: per group, 16 for every 64 channels begun.
+    """Bytes of one pixel's packed codes: 16 for each started 64 channels of a group.
 
     Parameters
     ----------
     channels
-        All channels, a multiple of ``groups``.
+        Number of channels, a multiple of ``groups``.
     groups
-        Groups of the convolution that will read the codes.
+        Groups of the convolution that reads the codes.
 
     Raises
     ------
     InputError
-        Less than one channel, or groups that do not divide them.
+        Fewer than one channel, or ``groups`` does not divide the channels.
     """
     if channels < 1 or groups < 1 or channels % groups:
         raise InputError(
-            f"packed_bytes: expected groups that divide the channels, got {channels} in {groups} groups"
+            f"packed_bytes: expected groups that divide the channels, got {channels} in {groups} "
+            "groups"
         )
     return groups * (-(-(channels // groups) // WORD_CODES)) * WORD_BYTES
 
@@ -42,7 +43,7 @@ def conv_size(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> tuple[int, int]:
-    """Height and width after a convolution (may be less than one where the kernel does not fit)."""
+    """Height and width after a convolution; less than 1 if the kernel does not fit."""
     height, width = (
         (size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
         for i in range(2)
@@ -58,7 +59,7 @@ def pool_size(
     dilation: Sequence[int],
     ceil_mode: bool,
 ) -> tuple[int, int]:
-    """Height and width after a max-pooling, by torch's rule: with ``ceil_mode`` no window may start in the padding."""
+    """Height and width after max-pooling; with ``ceil_mode``, no window starts in the padding."""
     if not ceil_mode:
         return conv_size(size, kernel, stride, padding, dilation)
     out = []

@@ -1,8 +1,8 @@
-"""The real kernels: tensors cross into Rust here, and only here, as NumPy views.
+"""The ops' real kernels: the only place where tensors are passed to Rust, as NumPy views.
 
-Each kernel runs the checks of its fake kernel, which also allocates the output, then calls
-``fatnn_rs._core`` with views of the tensors' memory. A tensor that is not contiguous in the layout
-Rust wants is copied first.
+Each kernel runs the fake kernel, which checks the arguments and allocates the output, then calls
+``fatnn_rs._core`` with views of the tensors' memory. A tensor in another layout than Rust expects
+is copied first.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from torch import Tensor
 
 from fatnn_rs import _core
 from fatnn_rs.errors import InputError
-from fatnn_rs.ops import schema
-from fatnn_rs.ops.checks import check_groups, check_tensor
+from fatnn_rs.ops import definitions
+from fatnn_rs.ops.arguments import check_groups, check_tensor
 from fatnn_rs.ops.geometry import WORD_BYTES, WORD_CODES
 
 __all__ = ["aligned_array", "follow_torch_threads", "prepack", "prepack_int8"]
 
 
 def follow_torch_threads() -> None:
-    """Let torch's number of threads be ours while neither ``set_num_threads`` nor the environment says otherwise."""
+    """Use torch's number of threads, unless ``set_num_threads`` or the environment set another."""
     _core.set_default_threads(torch.get_num_threads())
 
 
 def aligned_array(tensor: Tensor) -> Any:
-    """View a dense CPU tensor's memory as a NumPy array; a copy where no array can be a view of it.
+    """View a dense CPU tensor's memory as a NumPy array, or copy it if no array can be a view.
 
-    Tensors may begin between elements (:func:`torch.frombuffer` with an offset), or be views that
-    negate.
+    Copies are needed for tensors that start between elements (:func:`torch.frombuffer` with an
+    offset) and for conjugated or negated views.
     """
     tensor = tensor.detach().resolve_conj().resolve_neg()
     if tensor.data_ptr() % tensor.element_size():
@@ -46,12 +46,12 @@ def _view(tensor: Tensor) -> Any:
 
 
 def _check_packed(op: str, weight: Tensor, out_channels: int, kernel: Sequence[int]) -> None:
-    """Check the op's numbers against those of the packed weights, which only the real kernel can read.
+    """Check the op's numbers against the packed weights, which only the real kernel can read.
 
     Raises
     ------
     InputError
-        The weights were packed for another number of channels or another kernel.
+        The weights were packed for another number of channels or another kernel size.
     """
     check_tensor(op, "weight", weight, torch.uint8, (1,))
     if weight.device.type != "cpu":
@@ -65,22 +65,22 @@ def _check_packed(op: str, weight: Tensor, out_channels: int, kernel: Sequence[i
     ):
         if expected != got:
             raise InputError(
-                f"fatnn_rs::{op}: {name}: expected {expected}, as the weights were packed, got {got}; pack the weights "
-                "that the convolution has"
+                f"fatnn_rs::{op}: {name}: expected {expected}, as the weights were packed, got "
+                f"{got}; pack the weights that the convolution has"
             )
 
 
-def _made(fake: Callable[..., Tensor], *args: Any) -> Tensor:
-    """Run an op's checks and allocate its output.
+def _allocate(fake: Callable[..., Tensor], *args: Any) -> Tensor:
+    """Run an op's fake kernel: check the arguments and allocate the output.
 
     Raises
     ------
     MemoryError
-        There is no memory for it.
+        The output cannot be allocated.
     """
     try:
         return fake(*args)
-    except RuntimeError as error:  # torch's allocator, or sizes that it cannot count
+    except RuntimeError as error:  # From torch's allocator, or because sizes overflow.
         raise MemoryError(
             f"fatnn_rs::{fake.__name__}: no memory for the output: {error}"
         ) from error
@@ -91,7 +91,7 @@ def _optional(tensor: Tensor | None) -> Any:
 
 
 def _pixels_last(x: Tensor) -> tuple[Any, bool]:
-    """``x`` [N, C, …] as an array, and whether that array has its channels last; copies only where it must."""
+    """Return ``x`` [N, C, …] as an array, copied if needed, and whether it is channels last."""
     x = x.detach()
     if x.is_contiguous():
         return aligned_array(x), x.dim() == 2
@@ -99,7 +99,7 @@ def _pixels_last(x: Tensor) -> tuple[Any, bool]:
 
 
 def _quantize(x: Tensor, thresholds: Sequence[float], groups: int = 1) -> Tensor:
-    out = _made(schema.quantize, x, thresholds, groups)
+    out = _allocate(definitions.quantize, x, thresholds, groups)
     if out.numel():
         array, channels_last = _pixels_last(x)
         pixels = out.shape[1] * out.shape[2]
@@ -118,7 +118,7 @@ def _quantize(x: Tensor, thresholds: Sequence[float], groups: int = 1) -> Tensor
 
 
 def _pack_codes(codes: Tensor, groups: int = 1, code_type: str = "ternary") -> Tensor:
-    out = _made(schema.pack_codes, codes, groups, code_type)
+    out = _allocate(definitions.pack_codes, codes, groups, code_type)
     if not out.numel():
         return out
     packed = _core.pack_codes(_view(codes).reshape(-1, codes.shape[-1]), groups, code_type)
@@ -128,7 +128,7 @@ def _pack_codes(codes: Tensor, groups: int = 1, code_type: str = "ternary") -> T
 def _unpack_codes(
     packed: Tensor, channels: int, groups: int = 1, code_type: str = "ternary"
 ) -> Tensor:
-    out = _made(schema.unpack_codes, packed, channels, groups, code_type)
+    out = _allocate(definitions.unpack_codes, packed, channels, groups, code_type)
     if not out.numel():
         return out
     codes = _core.unpack_codes(
@@ -151,7 +151,9 @@ def _conv_acc(
     dilation: Sequence[int] = (1, 1),
 ) -> Tensor:
     _check_packed("conv_acc", weight, out_channels, kernel)
-    out = _made(schema.conv_acc, codes, weight, out_channels, kernel, stride, padding, dilation)
+    out = _allocate(
+        definitions.conv_acc, codes, weight, out_channels, kernel, stride, padding, dilation
+    )
     if out.numel():
         follow_torch_threads()
         _core.conv_acc(
@@ -178,7 +180,9 @@ def _conv_codes(
 ) -> Tensor:
     _check_packed("conv_codes", weight, out_channels, kernel)
     window = (kernel, stride, padding, dilation)
-    out = _made(schema.conv_codes, codes, weight, thresholds, out_channels, *window, out_groups)
+    out = _allocate(
+        definitions.conv_codes, codes, weight, thresholds, out_channels, *window, out_groups
+    )
     if out.numel():
         follow_torch_threads()
         _core.conv_codes(
@@ -209,8 +213,8 @@ def _conv_float(
 ) -> Tensor:
     _check_packed("conv_float", weight, out_channels, kernel)
     window = (kernel, stride, padding, dilation)
-    out = _made(
-        schema.conv_float, codes, weight, scale, bias, residual, relu, out_channels, *window
+    out = _allocate(
+        definitions.conv_float, codes, weight, scale, bias, residual, relu, out_channels, *window
     )
     if out.numel():
         follow_torch_threads()
@@ -243,10 +247,10 @@ def _conv_int8(
 ) -> Tensor:
     _check_packed("conv_int8", weight, out_channels, kernel)
     window = (kernel, stride, padding, dilation)
-    out = _made(schema.conv_int8, x, weight, scale, bias, inv_step, out_channels, *window)
+    out = _allocate(definitions.conv_int8, x, weight, scale, bias, inv_step, out_channels, *window)
     if out.numel():
         array, channels_last = _pixels_last(x)
-        # Four axes: spatial ones are missing in front of those there are.
+        # The core takes four axes: insert missing spatial axes before the existing ones.
         gap = tuple(range(1, 5 - x.dim())) if channels_last else tuple(range(2, 6 - x.dim()))
         follow_torch_threads()
         _core.conv_int8(
@@ -273,12 +277,11 @@ def _max_pool_codes(
     ceil_mode: bool = False,
     code_type: str = "ternary",
 ) -> Tensor:
-    out = _made(
-        schema.max_pool_codes, codes, kernel, stride, padding, dilation, ceil_mode, code_type
+    out = _allocate(
+        definitions.max_pool_codes, codes, kernel, stride, padding, dilation, ceil_mode, code_type
     )
     if out.numel():
-        # Pooling looks at no channel by itself: every bit of every word is pooled, and unused bits
-        # stay zero.
+        # Pool all bits of all words: unused bits stay zero.
         channels = codes.shape[3] // WORD_BYTES * WORD_CODES
         follow_torch_threads()
         _core.max_pool_codes(
@@ -296,7 +299,7 @@ def _max_pool_codes(
 
 
 def _check_weight(op: str, weight: Tensor, groups: int) -> None:
-    """Refuse what is no weight of a convolution, in the name of ``op``."""
+    """Check that ``weight`` is a convolution's int8 weight; errors name ``op``."""
     check_tensor(op, "weight", weight, torch.int8, (4,))
     if weight.device.type != "cpu":
         raise InputError(
@@ -305,30 +308,30 @@ def _check_weight(op: str, weight: Tensor, groups: int) -> None:
     check_groups(op, weight.shape[0], groups)
     if not weight.numel():
         raise InputError(
-            f"fatnn_rs.ops.{op}: weight: expected at least one value, got shape {tuple(weight.shape)}"
+            f"fatnn_rs.ops.{op}: weight: expected at least one value, got shape "
+            f"{tuple(weight.shape)}"
         )
 
 
 def prepack(
     weight: Tensor, groups: int = 1, act: str = "full", weights: str | None = None
 ) -> Tensor:
-    """Lay weights out for this machine's kernels. Never save the result: it belongs to one kernel of one CPU.
+    """Pack weights for this machine's kernels. Do not save the result: it fits only this CPU.
 
     Parameters
     ----------
     weight
-        int8 [n, channels / groups, KH, KW], values in {-1, 0, +1}; or, which takes twice the work,
-        of two bits, in {-3, -1, +1, +3}.
+        int8 [n, channels / groups, KH, KW], values in {-1, 0, +1}; or two-bit values in {-3, -1,
+        +1, +3}, which take twice the work.
     groups
         Groups of the convolution; divides n.
     act
-        What activation codes stand for: ``"full"``: {-1, 0, +1}; ``"half"``: the same codes for the
-        levels {0, 1, 2}; ``"uint2"``: codes of two bits, {0, 1, 2, 3}; ``"binary"``: only codes -1
-        and 0, for the levels {0, 1}.
+        Levels of the activations: ``"full"``: {-1, 0, +1}; ``"half"``: {0, 1, 2}, with the same
+        codes as ``"full"``; ``"uint2"``: {0, 1, 2, 3}, in two-bit codes; ``"binary"``: {0, 1}, with
+        the codes -1 and 0.
     weights
-        The type of the weights: ``"ternary"``, ``"binary"`` ({-1, +1}) or ``"two-bit"``. Values
-        that are not of it are refused. None: the type that takes the least work of those that the
-        values may be.
+        Type of the weights: ``"ternary"``, ``"binary"`` ({-1, +1}) or ``"two-bit"``; other values
+        are refused. None: the type with the least work that fits the values.
 
     Returns
     -------
@@ -338,7 +341,7 @@ def prepack(
     Raises
     ------
     InputError
-        Wrong dtype, device, rank, groups or values, or sums that float32 could not hold; an unknown
+        Wrong dtype, device, rank, groups or values; sums that float32 cannot hold; an unknown
         ``act`` or ``weights``.
     """
     for name, what, value in (
@@ -355,7 +358,7 @@ def prepack(
 
 
 def prepack_int8(weight: Tensor, groups: int = 1, linear: bool = False) -> Tensor:
-    """Lay int8 weights out for this machine's kernels, for ``conv_int8``. Never save the result.
+    """Pack int8 weights for ``conv_int8`` on this machine. Do not save the result.
 
     Parameters
     ----------
@@ -364,7 +367,7 @@ def prepack_int8(weight: Tensor, groups: int = 1, linear: bool = False) -> Tenso
     groups
         Groups of the convolution; divides n.
     linear
-        Whether it is a linear layer, with a kernel of one pixel.
+        Whether it is a linear layer, with a 1x1 kernel.
 
     Returns
     -------
@@ -382,7 +385,7 @@ def prepack_int8(weight: Tensor, groups: int = 1, linear: bool = False) -> Tenso
     )
 
 
-#: Every real kernel, by the op's name in :data:`fatnn_rs.ops.schema.OPS`.
+#: Name in :data:`fatnn_rs.ops.definitions.OPS` → real kernel.
 KERNELS: dict[str, Callable[..., Tensor]] = {
     "quantize": _quantize,
     "pack_codes": _pack_codes,
@@ -395,11 +398,11 @@ KERNELS: dict[str, Callable[..., Tensor]] = {
 }
 
 for _name, _kernel in KERNELS.items():
-    # Registered for every device, so that a tensor elsewhere meets the check that names it, not a
-    # missing kernel.
-    schema.LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
-    # These are no part of that; their tensors meet the same check.
+    # Registered for every device, so that a tensor on another device fails in our check, which
+    # names it, and not because of a missing kernel.
+    definitions.LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+    # The key above does not cover nested tensors.
     for _key in ("NestedTensorCPU", "NestedTensorCUDA"):
-        schema.LIBRARY.impl(_name, _kernel, _key)
-    # Inference only: results carry no gradient, whatever went in.
-    schema.LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+        definitions.LIBRARY.impl(_name, _kernel, _key)
+    # Inference only: outputs carry no gradient.
+    definitions.LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")

@@ -1,8 +1,8 @@
-"""Quantizers: one file per family, one table of them.
+"""Quantizers: one file per family, and the table :data:`QUANTIZERS` of all families.
 
-To add a family: write ``quant/<name>.py`` with a :class:`WeightQuantizer` (and, where it has its
-own, an :class:`ActivationQuantizer`), and give it a row in :data:`QUANTIZERS`. Configuration,
-layers, recipes and tests iterate the table.
+To add a family, write ``quant/<name>.py`` with a :class:`WeightQuantizer` and, if needed, an
+:class:`ActivationQuantizer`, then add it to :data:`QUANTIZERS`. Layers, recipes and tests read the
+table.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ __all__ = [
 
 
 class QuantizerFamily(NamedTuple):
-    """A family's weights, and its activations by what ``act`` asks for: its own, or those that suit it."""
+    """Quantizer classes of a family: one for weights, and one per value of ``act``.
+
+    A family without activation quantizers of its own uses those of another family.
+    """
 
     weight: type[WeightQuantizer]
     ternary: type[ActivationQuantizer]
@@ -49,7 +52,7 @@ class QuantizerFamily(NamedTuple):
     binary: type[ActivationQuantizer] = BinaryActivation
 
 
-#: Every family there is: name in :class:`fatnn_rs.TernaryConfig` → classes.
+#: Name in :class:`fatnn_rs.TernaryConfig` → quantizer classes.
 QUANTIZERS: dict[str, QuantizerFamily] = {
     "fatnn": QuantizerFamily(FatnnWeight, ternary=FatnnActivation, uint2=FatnnUint2),
     "twn": QuantizerFamily(TwnWeight, ternary=FatnnActivation, uint2=FatnnUint2),
@@ -62,6 +65,6 @@ QUANTIZERS: dict[str, QuantizerFamily] = {
 
 
 def activation_quantizer(family: str, act: str) -> type[ActivationQuantizer]:
-    """Return the class of a family's activations of a kind: ``"ternary"``, ``"uint2"`` or ``"binary"``."""
+    """Return a family's class for ``act``: ``"ternary"``, ``"uint2"`` or ``"binary"``."""
     found: type[ActivationQuantizer] = QUANTIZERS[family]._asdict()[act]
     return found

@@ -1,4 +1,4 @@
-"""Arithmetic that the quantizers share: straight-through gradients, and steps fitted to data."""
+"""Functions shared by the quantizers: straight-through gradients, and steps fitted to data."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor
 
 __all__ = [
     "MIN_STEP",
-    "fit_step",
+    "accumulation_dtype",
+    "all_zero",
     "clamp_min_ste",
+    "fit_step",
     "round_ste",
-    "says_nothing",
     "scale_gradient",
     "set_value",
-    "sums_dtype",
     "widen",
 ]
 
-#: Learned step reciprocals are clamped to at least this in the forward pass.
+#: Lower bound of learned step reciprocals in the forward pass.
 MIN_STEP = 1e-12
 
-_SAMPLES = 1 << 14
+_MAX_SAMPLES = 1 << 14
 
-#: Smaller sizes count as zero: CPUs may flush them, and their reciprocals overflow float32.
+#: Smaller magnitudes count as zero: CPUs may flush them, and their reciprocals overflow float32.
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -42,8 +42,8 @@ class _RoundSTE(torch.autograd.Function):
         return grads[0]
 
 
-class _PositiveSTE(torch.autograd.Function):
-    """Clamp from below with the gradient of the identity, so that a step can come back."""
+class _ClampMinSTE(torch.autograd.Function):
+    """``clamp(min=...)`` with the gradient of the identity."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, least: float) -> Tensor:
@@ -55,7 +55,7 @@ class _PositiveSTE(torch.autograd.Function):
 
 
 class _ScaleGradient(torch.autograd.Function):
-    """The identity; its gradient is multiplied by a constant."""
+    """The identity, whose gradient is multiplied by a constant."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
@@ -80,12 +80,12 @@ def round_ste(x: Tensor) -> Tensor:
 
 
 def clamp_min_ste(step: Tensor, least: float = MIN_STEP) -> Tensor:
-    """Return ``max(step, least)`` for a learned step or its reciprocal; the gradient passes unchanged.
+    """Return ``max(step, least)`` for a learned step or its reciprocal.
 
-    Passing the gradient below the clamp matters: a step that an optimizer pushed below zero would
-    otherwise stay there.
+    The gradient passes unchanged, also below ``least``; otherwise a step that an optimizer pushed
+    below zero could never recover.
     """
-    result: Tensor = _PositiveSTE.apply(step, least)
+    result: Tensor = _ClampMinSTE.apply(step, least)
     return result
 
 
@@ -96,54 +96,55 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 
 
 def widen(x: Tensor) -> Tensor:
-    """float16 and bfloat16 as float32 (quantizers compute in float32 or wider); anything else as it is."""
+    """Convert float16 and bfloat16 to float32; return other tensors unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def sums_dtype(x: Tensor) -> torch.dtype:
-    """Return what to sum statistics of ``x`` in, so that the number of threads does not show in them: float64.
+def accumulation_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which to sum statistics of ``x``: float64, or on MPS the dtype of ``x``.
 
-    Apple's devices have none; there it is the dtype of ``x``.
+    In float64, the number of threads does not change the rounded result.
     """
     return torch.float64 if x.device.type != "mps" else x.dtype
 
 
 @torch.no_grad()
-def says_nothing(x: Tensor) -> bool:
-    """Whether no step can be fitted to ``x``: all of it is zero, or too small for a normal float32."""
+def all_zero(x: Tensor) -> bool:
+    """Whether no step can be fitted to ``x``: every value is zero or a subnormal float32."""
     return x.numel() > 0 and max(abs(float(end)) for end in torch.aminmax(x.detach())) < _TINY
 
 
 @torch.no_grad()
 def set_value(tensor: Tensor, value: float) -> None:
-    """Fill a tensor in place; a value that its dtype does not reach becomes the nearest positive one that it does."""
+    """Fill a tensor in place with ``value``, clamped to the positive normal range of its dtype."""
     info = torch.finfo(tensor.dtype)
     tensor.fill_(min(max(value, info.tiny), info.max))
 
 
 @torch.no_grad()
 def fit_step(x: Tensor, low: int, high: int) -> float:
-    """Find the step ``d`` that makes ``d * round(clip(x / d, low, high))`` the best fit to ``x`` in the mean square.
+    """Find the step ``d`` for which ``d * round(clip(x / d, low, high))`` fits ``x`` best.
+
+    The error is the mean square. 49 candidate steps are tried.
 
     Parameters
     ----------
     x
-        Any shape, floating point, finite. At most 16384 values are looked at (an even stride
-        through ``x``).
+        Any shape, floating point, finite. At most 16384 values are used, at an even stride.
     low, high
-        The integer levels' range, as ``(-1, 1)`` or ``(0, 2)``: a few levels, whose step is near
-        the values' size; or ``(-127, 127)``: many, whose step is near the peak divided by ``high``.
+        Smallest and largest level, such as ``(-1, 1)``, ``(0, 2)`` or ``(-127, 127)``. Up to
+        ``high = 3``, candidates are between a quarter and four times the root mean square; above,
+        between ``max|x| / high / 16`` and ``max|x| / high``.
 
     Returns
     -------
     float
-        The step, a normal float32; or 0.0 where every value looked at is zero, or no normal
-        float32, and nothing can be said.
+        The step, a normal float32; or 0.0 if every value used is zero or subnormal.
     """
     sample = _sample(x)
     if not len(sample):
         return 0.0
-    # The factor keeps squares of very large and very small values inside float32.
+    # Dividing by the peak keeps the squares of huge and tiny values inside float32.
     peak = float(np.abs(sample).max())
     if peak < _TINY:
         return 0.0
@@ -153,25 +154,24 @@ def fit_step(x: Tensor, low: int, high: int) -> float:
     else:
         rms = float(torch.from_numpy(sample).square().mean().sqrt())
         candidates = [rms * float(2.0 ** (k / 12.0)) for k in range(-24, 25)]
-    errors = [_misfit(sample, np.float32(step), low, high) for step in candidates]
+    errors = [_squared_error(sample, np.float32(step), low, high) for step in candidates]
     return min(
         max(candidates[errors.index(min(errors))] * peak, _TINY), float(np.finfo(np.float32).max)
     )
 
 
 def _sample(x: Tensor) -> npt.NDArray[np.float32]:
-    """At most ``_SAMPLES`` of the values that are not zero, an even stride apart.
+    """Return at most ``_MAX_SAMPLES`` nonzero values, at an even stride.
 
-    NumPy, because each of its calls is one thread's: torch would wake its other threads for every
-    few thousand values.
+    In NumPy, because torch would wake all its threads for every few thousand values.
     """
     values = x.detach().reshape(-1).float().cpu().numpy()
-    places = np.flatnonzero(values != 0)
-    return values[places[:: max(1, -(-len(places) // _SAMPLES))]]
+    nonzero = np.flatnonzero(values != 0)
+    return values[nonzero[:: max(1, -(-len(nonzero) // _MAX_SAMPLES))]]
 
 
-def _misfit(sample: npt.NDArray[np.float32], step: np.float32, low: int, high: int) -> float:
-    """Sum of squares of what quantization with this step loses."""
+def _squared_error(sample: npt.NDArray[np.float32], step: np.float32, low: int, high: int) -> float:
+    """Sum of squared errors of quantization with this step."""
     lost = sample / step
     np.clip(lost, low, high, out=lost)
     np.rint(lost, out=lost)

@@ -1,9 +1,7 @@
-"""The contract of the quantizers.
+"""Base classes of the quantizers.
 
-A quantizer family is one file in this package, one row in :data:`fatnn_rs.quant.QUANTIZERS`, and
-two classes: a :class:`WeightQuantizer` and an :class:`ActivationQuantizer`. Both are modules whose
-forward returns *integer-valued* float tensors (the codes themselves, not codes times a scale) and
-passes a straight-through gradient.
+Quantizers are modules. Their forward returns *integer-valued* float tensors (the codes themselves,
+not codes times a scale) and passes a straight-through gradient.
 """
 
 from __future__ import annotations
@@ -18,13 +16,13 @@ from torch._compile import _disable_dynamo
 from fatnn_rs.errors import ConfigError, InputError
 from fatnn_rs.quant.arithmetic import (
     MIN_STEP,
+    accumulation_dtype,
+    all_zero,
     clamp_min_ste,
     fit_step,
     round_ste,
-    says_nothing,
     scale_gradient,
     set_value,
-    sums_dtype,
     widen,
 )
 from fatnn_rs.quant.flags import INITIALIZED, RANGE, convert_flags, flag, read_flag
@@ -34,27 +32,34 @@ __all__ = [
     "ActivationQuantizer",
     "InputQuantizer",
     "WeightQuantizer",
-    "fit_step",
+    "accumulation_dtype",
+    "all_zero",
     "clamp_min_ste",
+    "fit_step",
     "round_ste",
-    "says_nothing",
     "scale_gradient",
     "set_value",
-    "sums_dtype",
     "widen",
 ]
 
 
 class WeightQuantizer(nn.Module):
-    """Contract: float latent weights in, integer-valued float codes out, each of them one of ``levels``.
+    """Base class: float latent weights in, integer-valued float codes out.
+
+    Parameters
+    ----------
+    out_channels
+        Size of the weight's first dimension.
+    per_channel
+        Use steps, scales and statistics per output channel instead of per layer.
 
     Attributes
     ----------
     levels : tuple of int
-        What codes may be, in order: {-1, 0, +1}, or a part of it, or what the family says.
+        The possible codes in ascending order.
     refused : str
-        Why no integer code expresses these weights, so that ``convert`` refuses them; empty where
-        one does. Such a quantizer's forward returns floats that are not integers.
+        If not empty, the reason why ``convert`` refuses these weights: no integer codes express
+        them. The forward of such a quantizer returns floats that are not integers.
     """
 
     levels: tuple[int, ...] = (-1, 0, 1)
@@ -68,7 +73,7 @@ class WeightQuantizer(nn.Module):
         self.per_channel = per_channel
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the codes of ``weight``: same shape, float32 (or wider), values out of ``levels``."""
+        """Return the codes of ``weight``: same shape, float32 (or wider), values in ``levels``."""
         raise NotImplementedError
 
     def initialize(self, weight: Tensor) -> None:
@@ -77,61 +82,61 @@ class WeightQuantizer(nn.Module):
 
     @torch.no_grad()
     def codes(self, weight: Tensor) -> Tensor:
-        """Exactly what :meth:`forward` uses, as int8."""
+        """Return the codes that :meth:`forward` computes, as int8."""
         codes: Tensor = self(weight.detach())
         return codes.to(torch.int8)
 
     def extra_repr(self) -> str:
-        """Granularity, for ``print(model)``."""
+        """Granularity of the steps, for ``print(model)``."""
         return "per output channel" if self.per_channel else "per layer"
 
 
 class InputQuantizer(nn.Module):
-    """Contract: float activations in, integer-valued float codes out: a monotone function, the same for every element.
+    """Base class: float activations in, integer-valued float codes out.
 
-    Zero has code 0 (but for signs: :mod:`fatnn_rs.quant.binary`). Steps come from the first data
-    seen that are not all zero; whether they did is a buffer, and so part of the ``state_dict``
+    The function is monotone and the same for every element. Zero has code 0, except for signs
+    (:mod:`fatnn_rs.quant.binary`). The first batch that is not all zero initialises the steps. A
+    buffer stores whether this happened, so it is part of the ``state_dict``
     (:mod:`fatnn_rs.quant.flags`).
 
-    Two rules for subclasses. ``quantize`` reads its parameters anew in every call. ``set_step`` may
-    write to them in place: what earlier calls saved for their backward pass are copies.
+    ``quantize`` must read its parameters in every call. ``set_step`` may write to them in place,
+    because earlier calls saved copies for their backward pass.
     """
 
     initialized_flag: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        #: Name of the layer this quantizer belongs to, for messages.
+        #: Name of the layer of this quantizer, for error messages.
         self.layer_name = ""
-        #: While True, data initialises the steps in eval mode too (see :func:`fatnn_rs.nn.calibrate`).
+        #: While True, data initialise the steps in eval mode too: :func:`fatnn_rs.nn.calibrate`.
         self.calibrating = False
         self.register_buffer(INITIALIZED, flag(0))
-        # What the flags were when they could last be read: used only where they cannot (see
-        # read_flag).
+        # Last known values of the flags, used if they cannot be read (see read_flag).
         self._last_initialized = False
         self._last_range = 0.0
-        # Off the CPU reading waits for the device: there, what was read is kept while its buffer is
-        # unchanged.
-        self._kept: dict[str, tuple[Tensor, int, float]] = {}
+        # Reading a flag from a GPU waits for the GPU, so its value is cached until the buffer
+        # changes: name → (buffer, version, value).
+        self._flag_cache: dict[str, tuple[Tensor, int, float]] = {}
 
     @property
     def initialized(self) -> bool:
         """Whether the steps have been initialised from data (or loaded)."""
-        value = self._flag(INITIALIZED)
+        value = self._read_flag(INITIALIZED)
         if value is None:
             return self._last_initialized
         self._last_initialized = value > 0
         return value > 0
 
-    def _flag(self, name: str) -> float | None:
-        """Return a flag's value, None where it cannot be read."""
+    def _read_flag(self, name: str) -> float | None:
+        """Return a flag's value, or None if it cannot be read."""
         if torch.compiler.is_compiling():
             return None
         buffer = self._buffers[name]
         assert buffer is not None
         if buffer.device.type == "cpu":
             return read_flag(buffer)
-        kept = self._kept.get(name)
+        kept = self._flag_cache.get(name)
         if kept is not None and kept[0] is buffer and kept[1] == buffer._version:
             return kept[2]
         value = read_flag(buffer)
@@ -140,27 +145,28 @@ class InputQuantizer(nn.Module):
             and (value > 0 or (value < 0 and name == RANGE))
             and not buffer.is_inference()
         ):
-            self._kept[name] = (buffer, buffer._version, value)
+            self._flag_cache[name] = (buffer, buffer._version, value)
         return value
 
     def train(self, mode: bool = True) -> InputQuantizer:
-        """Set the mode as torch does, and note the flags for a graph capture that may follow."""
+        """Set the mode as torch does, and cache the flags for a later graph capture."""
         super().train(mode)
-        self._look_at_flags()
+        self._cache_flags()
         return self
 
-    def _look_at_flags(self) -> None:
+    def _cache_flags(self) -> None:
         _ = self.initialized
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the codes of ``x``, same shape, integer-valued float32 (or wider).
+        """Return the codes of ``x``: same shape, integer-valued float32 (or wider).
 
         Raises
         ------
         ConfigError
-            In eval mode, before the steps were initialised, where ``x`` is not all zero.
+            In eval mode, the steps were never initialised and ``x`` is not all zero.
         InputError
-            Where ``x`` is not floating point, or initialises the steps and holds NaN or infinity.
+            ``x`` is not floating point, is nested, or initialises the steps and holds NaN or
+            infinity.
         """
         if not x.is_floating_point():
             raise InputError(
@@ -169,7 +175,8 @@ class InputQuantizer(nn.Module):
         if x.is_nested:
             raise InputError(
                 f"{self._where()}: got a nested tensor, which quantizers do not take; pad it "
-                "(torch.nested.to_padded_tensor), and build nn.TransformerEncoder with enable_nested_tensor=False"
+                "(torch.nested.to_padded_tensor), and build nn.TransformerEncoder with "
+                "enable_nested_tensor=False"
             )
         x = widen(x)
         if not self.initialized:
@@ -178,22 +185,23 @@ class InputQuantizer(nn.Module):
 
     @_disable_dynamo
     def _uninitialized(self, x: Tensor) -> Tensor:
-        """Forward pass where no data have set the steps: they do so now, or all of ``x`` is zero."""
+        """Forward pass without steps: initialise them from ``x``, unless all of ``x`` is zero."""
         if not self.initialized:
             if self.training or self.calibrating:
                 self.initialize(x)
-            elif not says_nothing(x):
+            elif not all_zero(x):
                 raise ConfigError(
-                    f"{self._where()}: its activation steps were never initialised, so an eval-mode forward has no "
-                    "meaning; run a training batch first, or give prepare(..., example_inputs=...) or "
-                    "fatnn_rs.nn.calibrate(model, inputs) a batch of real data (float weights that are loaded and "
-                    "batches of zeros leave steps to be initialised)"
+                    f"{self._where()}: its activation steps were never initialised, so an "
+                    "eval-mode forward has no meaning; run a training batch first, or give "
+                    "prepare(..., example_inputs=...) or fatnn_rs.nn.calibrate(model, inputs) a "
+                    "batch of real data (loading float weights, or a batch of zeros, does not "
+                    "initialise them)"
                 )
         if self.initialized:
             return self.quantize(x)
-        # Codes of zeros do not depend on the steps. Copies, because a later call may initialise
-        # these in place. The gradient passes as it would in a float layer: what feeds this one must
-        # be able to leave zero.
+        # All of x is zero, so its codes do not depend on the steps. Use copies of the steps, since
+        # a later call may initialise them in place. The gradient is that of a float layer, so that
+        # the layer before can leave zero.
         own = self._parameters, self._buffers
         self._parameters, self._buffers = (  # type: ignore[assignment]
             {name: None if value is None else value.clone() for name, value in tensors.items()}
@@ -205,85 +213,83 @@ class InputQuantizer(nn.Module):
             self._parameters, self._buffers = own
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Return the codes of ``x`` with the present steps."""
+        """Return the codes of ``x`` with the current steps."""
         raise NotImplementedError
 
     def set_step(self, step: float) -> None:
-        """Set the learned parameters to a uniform step of this size."""
+        """Set all learned steps to ``step``."""
         raise NotImplementedError
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Choose the steps from data.
-
-        A batch of nothing but zeros says nothing: the quantizer then stays uninitialised and waits
-        for the next one.
+        """Fit the steps to ``x``. If ``x`` is all zero, leave them uninitialised.
 
         Raises
         ------
         InputError
-            Where ``x`` is empty, holds NaN or infinity, or is nothing that this quantizer can hold.
+            ``x`` is empty, holds NaN or infinity, or is outside the quantizer's range.
         ConfigError
-            Where several processes train together and this is no calibration: each would initialise
-            differently.
+            Several processes train together and this is no calibration, so each process would
+            initialise its steps differently.
         """
         if x.numel() == 0:
             raise InputError(
-                f"{self._where()}: cannot initialise activation steps from an empty batch"
+                f"{self._where()}: cannot initialise activation steps from an empty batch; give "
+                "one with samples"
             )
-        if not all(
-            math.isfinite(end) for end in torch.aminmax(x)
-        ):  # which both are NaN where one value is
+        # Both ends are NaN if any value is.
+        if not all(math.isfinite(end) for end in torch.aminmax(x)):
             raise InputError(
-                f"{self._where()}: the batch that initialises the activation steps holds NaN or infinity; check the "
-                "data and the layers before this one"
+                f"{self._where()}: the batch that initialises the activation steps holds NaN or "
+                "infinity; check the data and the layers before this one"
             )
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if (
             distributed
             and not self.calibrating
             and torch.distributed.get_world_size() > 1
-            and not says_nothing(x)
+            and not all_zero(x)
         ):
             raise ConfigError(
-                f"{self._where()}: activation steps must be initialised before the model is wrapped for distributed "
-                "training, else every process gets its own; give prepare(..., example_inputs=...), in every process, "
-                "the same batch of real data first (where a layer saw only zeros then, call fatnn_rs.nn.calibrate "
-                "with such a batch once it gets others)"
+                f"{self._where()}: activation steps must be initialised before the model is "
+                "wrapped for distributed training, else every process gets its own; give "
+                "prepare(..., example_inputs=...), in every process, the same batch of real data "
+                "first (for a layer that saw only zeros, call fatnn_rs.nn.calibrate when it gets "
+                "other values)"
             )
         step = self.fitted_step(x)
         if step > 0:
             self.set_step(step)
             self.initialized_flag.fill_(1.0)
-            self._look_at_flags()
+            self._cache_flags()
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Forget the steps: the next data initialise them."""
+        """Mark the steps as uninitialised: the next data initialise them."""
         self.set_step(1.0)
         self.initialized_flag.zero_()
-        self._look_at_flags()
+        self._cache_flags()
 
     def fitted_step(self, x: Tensor) -> float:
-        """Find the step for a batch of finite values; 0.0 where it says nothing."""
+        """Return the best step for a batch of finite values; 0.0 if all of it is zero."""
         raise NotImplementedError
 
-    def _open_range(self) -> float | None:
-        """Return what ``half_range_flag`` is before data decide; None where there is no such flag."""
+    def _initial_range_flag(self) -> float | None:
+        """Return the initial value of ``half_range_flag``; None if there is no such flag."""
         return None
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        convert_flags(state_dict, prefix, self._open_range())
+        convert_flags(state_dict, prefix, self._initial_range_flag())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._look_at_flags()
+        self._cache_flags()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Unpickle, quantizers of earlier versions too."""
+        """Unpickle, also from earlier versions."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.__dict__.setdefault("_kept", {})
-        convert_flags(self._buffers, "", self._open_range())
+        self.__dict__.setdefault("_flag_cache", {})
+        convert_flags(self._buffers, "", self._initial_range_flag())
         self._last_initialized = bool(
             self.__dict__.pop("_initialized", self.__dict__.get("_last_initialized", False))
         )
@@ -301,22 +307,22 @@ class InputQuantizer(nn.Module):
 
 
 class ActivationQuantizer(InputQuantizer):
-    """Ternary codes: {0, 1, 2} in half range (the input is never negative: after a ReLU), {-1, 0, +1} in full range.
+    """Base class of quantizers with a half range (from 0, after a ReLU) and a signed full range.
 
-    Subclasses may have other levels. Which range is part of the ``state_dict``. A subclass gives
-    ``quantize_half`` and ``quantize_full``.
+    The ``state_dict`` stores which range is used. Subclasses define ``quantize_half`` and
+    ``quantize_full``.
 
     Parameters
     ----------
     act_range
-        ``"half"`` or ``"full"``, or ``"auto"``: decided by the first data seen (half where its
-        minimum is >= 0).
+        ``"half"``, ``"full"`` or ``"auto"``: the first data decide, half if their minimum is >= 0.
+        With ``"auto"``, quantizers without a full range treat negative inputs as 0.
 
     Attributes
     ----------
     half_levels, full_levels : tuple of int
-        What codes may be in either range, in order; no levels, where the quantizer does not have
-        that range. Half range begins at 0.
+        The possible codes of each range in ascending order; empty if the quantizer lacks that
+        range. ``half_levels`` starts with 0.
     """
 
     half_levels: tuple[int, ...] = (0, 1, 2)
@@ -329,29 +335,30 @@ class ActivationQuantizer(InputQuantizer):
             raise ConfigError(f"act_range must be 'auto', 'half' or 'full', got {act_range!r}")
         if act_range == "full" and not self.full_levels:
             raise ConfigError(
-                f"{type(self).__name__} has the levels {{{', '.join(map(str, self.half_levels))}}} only, so act_range "
-                "must be 'auto' or 'half', got 'full'; choose act='ternary' or 'binary' for signed activations"
+                f"{type(self).__name__} has the levels "
+                f"{{{', '.join(map(str, self.half_levels))}}} only, so act_range must be 'auto' or "
+                "'half', got 'full'; choose act='ternary' or 'binary' for signed activations"
             )
         self.act_range = act_range
-        self.register_buffer(RANGE, flag(self._open_range() or 0.0))
-        self._look_at_flags()
+        self.register_buffer(RANGE, flag(self._initial_range_flag() or 0.0))
+        self._cache_flags()
 
-    def _open_range(self) -> float | None:
+    def _initial_range_flag(self) -> float | None:
         if self.act_range == "auto":
             return 0.0 if self.full_levels else 1.0
         return 1.0 if self.act_range == "half" else -1.0
 
     @property
-    def _range_is_open(self) -> bool:
-        """Whether data decide the range, and not options."""
+    def _range_from_data(self) -> bool:
+        """Whether the data, not the options, decide the range."""
         return self.act_range == "auto" and bool(self.full_levels)
 
     @property
     def half_range(self) -> bool:
-        """Whether codes begin at 0 (True) or at -1 (False); True before data decided."""
-        if not self._range_is_open:
+        """Whether codes start at 0 (True) or at -1 (False); True before the data decide."""
+        if not self._range_from_data:
             return self.act_range != "full"
-        value = self._flag(RANGE)
+        value = self._read_flag(RANGE)
         if value is None:
             return self._last_range >= 0
         self._last_range = value
@@ -359,18 +366,18 @@ class ActivationQuantizer(InputQuantizer):
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """What codes may be, in order. Not decided before initialisation."""
+        """The possible codes in ascending order. May change until the steps are initialised."""
         return self.half_levels if self.half_range else self.full_levels
 
     @property
     def step(self) -> float:
-        """The mean size of the steps: how much of ``x`` one level stands for."""
+        """Mean step: the difference in ``x`` between two neighbouring levels."""
         raise NotImplementedError
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Return the codes of ``x`` with the present steps and range."""
-        if self._range_is_open and self._flag(RANGE) is None:
-            # In a captured graph both are there, and the buffer decides when it runs.
+        """Return the codes of ``x`` with the current steps and range."""
+        if self._range_from_data and self._read_flag(RANGE) is None:
+            # A captured graph holds both ranges; the buffer selects one when it runs.
             return torch.where(
                 self.half_range_flag >= 0, self.quantize_half(x), self.quantize_full(x)
             )
@@ -385,17 +392,17 @@ class ActivationQuantizer(InputQuantizer):
         raise NotImplementedError
 
     def fitted_step(self, x: Tensor) -> float:
-        """Choose the range, where it is ``"auto"``, and find the step.
+        """Choose the range if ``act_range`` is ``"auto"``, and fit the step.
 
         Raises
         ------
         InputError
-            Where ``x`` is negative somewhere although ``act_range="half"``.
+            ``act_range="half"`` and ``x`` has negative values.
         """
         minimum = float(x.min())
         if self.act_range == "half" and minimum < 0:
             others = (
-                "use 'full' or 'auto'" if self.full_levels else "'auto' takes negative ones for 0"
+                "use 'full' or 'auto'" if self.full_levels else "'auto' treats negative ones as 0"
             )
             raise InputError(
                 f"{self._where()}: act_range='half' needs inputs >= 0, got {minimum:g}; {others}"
@@ -412,24 +419,24 @@ class ActivationQuantizer(InputQuantizer):
         return step
 
     def reset(self) -> None:
-        """Forget steps and range: the next data decide both."""
+        """Mark steps and range as uninitialised: the next data decide both."""
         super().reset()
         with torch.no_grad():
-            self.half_range_flag.fill_(self._open_range() or 0.0)
-        self._look_at_flags()
+            self.half_range_flag.fill_(self._initial_range_flag() or 0.0)
+        self._cache_flags()
 
     @torch.no_grad()
     def _set_state(self, *, initialized: bool, half_range: bool) -> None:
         self.initialized_flag.fill_(float(initialized))
         self.half_range_flag.fill_(1.0 if half_range else -1.0)
-        self._look_at_flags()
+        self._cache_flags()
 
-    def _look_at_flags(self) -> None:
-        super()._look_at_flags()
+    def _cache_flags(self) -> None:
+        super()._cache_flags()
         _ = RANGE in self._buffers and self.half_range
 
     def extra_repr(self) -> str:
-        """Range and state, for ``print(model)``."""
+        """Range, for ``print(model)``."""
         if not self.initialized:
             return f"act_range={self.act_range!r}, not initialised"
         return "half range" if self.half_range else "full range"

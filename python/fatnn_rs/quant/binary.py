@@ -1,12 +1,11 @@
-"""Binary weights and activations, in the style of XNOR-Net and Bi-Real Net: a ternary code without its zero.
+"""Binary weights and activations, as in XNOR-Net and Bi-Real Net: codes -1 and +1, without 0.
 
 M. Rastegari et al., "XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks",
-ECCV 2016 (arXiv 1603.05279); Z. Liu et al., "Bi-Real Net: Enhancing the Performance of 1-bit CNNs
-with Improved Representational Capability and Advanced Training Algorithm", ECCV 2018 (arXiv
-1808.00278), for the gradient of ``sign``.
+ECCV 2016 (arXiv 1603.05279). The gradient of ``sign``: Z. Liu et al., "Bi-Real Net: Enhancing the
+Performance of 1-bit CNNs with Improved Representational Capability and Advanced Training
+Algorithm", ECCV 2018 (arXiv 1808.00278).
 
-``sign(0) = +1``. A zero that pads a convolution is the code 0, as in those papers' own training,
-and not a ``sign``.
+``sign(0) = +1``. Zero padding of a convolution has the code 0, as in the training of those papers.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ from fatnn_rs.quant.base import (
     MIN_STEP,
     ActivationQuantizer,
     WeightQuantizer,
+    accumulation_dtype,
     clamp_min_ste,
     round_ste,
     scale_gradient,
     set_value,
-    sums_dtype,
     widen,
 )
 
-__all__ = ["BinaryActivation", "BinaryWeight", "approximate_sign", "mean_size"]
+__all__ = ["BinaryActivation", "BinaryWeight", "approximate_sign", "mean_abs"]
 
-_LEAST = 1e-12
+_MIN_SCALE = 1e-12
 
-#: Reach of the gradient of ``sign`` in mean sizes of its argument: Bi-Real's 1 where that is normal with variance 1.
-_REACH = 1.25
+#: Where the gradient of ``sign`` ends, in units of mean(|x|); for normal x, Bi-Real Net's |x| = 1.
+_GRADIENT_RANGE = 1.25
 
 
 def _signs(x: Tensor) -> Tensor:
@@ -42,7 +41,7 @@ def _signs(x: Tensor) -> Tensor:
 
 
 class _Sign(torch.autograd.Function):
-    """``sign`` with ``sign(0) = 1``; the gradient is the identity's."""
+    """``sign`` with ``sign(0) = 1`` and the gradient of the identity."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -54,7 +53,7 @@ class _Sign(torch.autograd.Function):
 
 
 class _ApproximateSign(torch.autograd.Function):
-    """``sign`` with ``sign(0) = 1``; its derivative is ``2 - 2 |x|`` for ``|x| < 1``, else 0."""
+    """``sign`` with ``sign(0) = 1`` and the derivative ``2 - 2 |x|`` for ``|x| < 1``, else 0."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -68,15 +67,20 @@ class _ApproximateSign(torch.autograd.Function):
 
 
 def approximate_sign(x: Tensor) -> Tensor:
-    """``sign(x)``, ``sign(0) = 1``; gradient ``max(2 - 2 |x|, 0)``: Bi-Real Net's, equation 8."""
+    """``sign(x)`` with ``sign(0) = 1``; gradient ``max(2 - 2 |x|, 0)`` (Bi-Real Net, eq. 8)."""
     result: Tensor = _ApproximateSign.apply(x)
     return result
 
 
-def mean_size(weight: Tensor, rows: int) -> Tensor:
-    """``mean(|w|)`` of each of ``rows`` parts of ``weight``, detached, shaped to combine with it; never zero."""
+def mean_abs(weight: Tensor, rows: int) -> Tensor:
+    """``mean(|w|)`` of each of ``rows`` groups, detached, at least 1e-12, shaped to broadcast."""
     size = (
-        weight.detach().abs().to(sums_dtype(weight)).reshape(rows, -1).mean(dim=1).clamp(min=_LEAST)
+        weight.detach()
+        .abs()
+        .to(accumulation_dtype(weight))
+        .reshape(rows, -1)
+        .mean(dim=1)
+        .clamp(min=_MIN_SCALE)
     )
     return size.to(weight.dtype).view(-1, *([1] * (weight.dim() - 1)))
 
@@ -84,20 +88,11 @@ def mean_size(weight: Tensor, rows: int) -> Tensor:
 class BinaryWeight(WeightQuantizer):
     r"""Binary weights: :math:`q(w) = sign(w) \in \{-1, +1\}`, :math:`sign(0) = +1`.
 
-    XNOR-Net multiplies them by ``a = mean(|w|)``; here BatchNorm (or the layer's ``scale``) does.
-    Gradient (straight-through, through ``a q``): ``dq/dw = 1 / a``, ``a`` over the layer or the
-    output channel.
+    XNOR-Net multiplies the codes by ``a = mean(|w|)`` over the layer or the output channel; here
+    BatchNorm or the layer's ``scale`` learns that factor. Gradient (straight-through, of ``a q``):
+    ``dq/dw = 1 / a``.
 
-    Parameters
-    ----------
-    out_channels
-        Size of the weight's first dimension.
-    per_channel
-        One ``a`` per output channel instead of one per layer: it shows in the gradient only.
-
-    References
-    ----------
-    XNOR-Net (arXiv 1603.05279), section 3.1.
+    ``per_channel`` means one ``a`` per output channel; it only affects the gradient.
     """
 
     levels = (-1, 1)
@@ -106,38 +101,30 @@ class BinaryWeight(WeightQuantizer):
         """Return the codes of ``weight``: same shape, float32 (or wider), values -1.0, +1.0."""
         wide = widen(weight)
         codes: Tensor = _Sign.apply(
-            wide / mean_size(wide, self.out_channels if self.per_channel else 1)
+            wide / mean_abs(wide, self.out_channels if self.per_channel else 1)
         )
         return codes
 
     def initialize(self, weight: Tensor) -> None:
-        """Nothing to set."""
+        """Do nothing: no parameters are learned."""
 
 
 class BinaryActivation(ActivationQuantizer):
     r"""Binary activations.
 
-    Full range: :math:`q(x) = sign(x) \in \{-1, +1\}`, :math:`sign(0) = +1`; nothing learned.
-    Gradient: with ``r = 1.25 step``, ``step`` being the first batch's ``mean(|x|)`` (so r = 1 for
-    normal activations of variance 1): ``dq/dx = (2 - 2 |x| / r) / r`` for ``|x| < r``, else 0.
+    Full range: :math:`q(x) = sign(x) \in \{-1, +1\}`, :math:`sign(0) = +1`, without a learned step.
+    Gradient: ``dq/dx = (2 - 2 |x| / r) / r`` for ``|x| < r``, else 0, with ``r = 1.25 mean(|x|)``
+    of the first batch (so r = 1 for normal activations of variance 1).
 
-    Half range (after a ReLU): :math:`q(x) = round(clip(x\,\alpha, 0, 1)) \in \{0, 1\}`, threshold
-    ``0.5 / alpha``. Gradient (straight-through), for x in (0, 1/alpha): ``dq/dx = alpha``,
-    ``dq/dalpha = x``; zero elsewhere.
-
-    Parameters
-    ----------
-    act_range
-        ``"half"``, ``"full"``, or ``"auto"``: decided by the first data seen.
+    Half range (after a ReLU), as in DoReFa-Net (arXiv 1606.06160) but with a learned step:
+    :math:`q(x) = round(clip(x\,\alpha, 0, 1)) \in \{0, 1\}`, with the threshold ``0.5 / alpha``.
+    Gradient (straight-through), for x in (0, 1/alpha): ``dq/dx = alpha``, ``dq/dalpha = x``; zero
+    elsewhere.
 
     Attributes
     ----------
     alpha : Parameter
         Reciprocal of the step, shape [], float32. Learned in half range only.
-
-    References
-    ----------
-    Bi-Real Net (arXiv 1808.00278); half range as DoReFa-Net (arXiv 1606.06160) with a learned step.
     """
 
     half_levels = (0, 1)
@@ -155,20 +142,20 @@ class BinaryActivation(ActivationQuantizer):
 
     def quantize_full(self, x: Tensor) -> Tensor:
         """Return the codes of ``x`` in full range."""
-        # The step is in the graph with a gradient of zero: distributed training wants one from
+        # Keep alpha in the graph with a zero gradient: distributed training needs a gradient for
         # every parameter.
         return approximate_sign(
-            x * (scale_gradient(clamp_min_ste(self.alpha).to(x.dtype), 0.0) / _REACH)
+            x * (scale_gradient(clamp_min_ste(self.alpha).to(x.dtype), 0.0) / _GRADIENT_RANGE)
         )
 
     def fitted_step(self, x: Tensor) -> float:
-        """Half range: the best fit; full range: ``mean(|x|)``."""
+        """Return the best step in half range, ``mean(|x|)`` in full range."""
         fitted = super().fitted_step(x)
-        return float(mean_size(x, 1)) if fitted and not self.half_range else fitted
+        return float(mean_abs(x, 1)) if fitted and not self.half_range else fitted
 
     @property
     def step(self) -> float:
-        """How much of ``x`` one level stands for."""
+        """The difference in ``x`` between two neighbouring levels."""
         return 1.0 / max(float(self.alpha.detach()), MIN_STEP)
 
     @torch.no_grad()

@@ -1,13 +1,13 @@
 """FATNN's quantizers: two learned, unequal steps on equally spaced integer levels.
 
 P. Chen, B. Zhuang, C. Shen, "FATNN: Fast and Accurate Ternary Neural Networks", ICCV 2021 (arXiv
-2008.05101), the "implementation-dependent" quantizer: thresholds are free, but levels are exactly
-{-1, 0, +1} (or {0, 1, 2}), which is what lets the inner product run on bits.
+2008.05101), the "implementation-dependent" quantizer. Thresholds are learned, but the levels are
+exactly {-1, 0, +1} or {0, 1, 2}, so the inner product can be computed on bits.
 
-``round`` is half to even, so a code steps up strictly above its threshold. Its gradient is the
-identity's; ``clip`` (``hardtanh``) passes the gradient inside its range, ends excluded, and zeroes
-it elsewhere. Every step reciprocal is clamped to ``MIN_STEP`` in the forward pass, with the
-identity's gradient, and so stays positive whatever the optimizer does.
+``round`` is half to even, so a code changes strictly above its threshold; its gradient is that of
+the identity. ``clip`` (``hardtanh``) passes the gradient strictly inside its range. Step
+reciprocals are clamped to ``MIN_STEP`` in the forward pass, with the gradient of the identity, so
+they stay positive.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from fatnn_rs.quant.base import (
     MIN_STEP,
     ActivationQuantizer,
     WeightQuantizer,
+    accumulation_dtype,
     clamp_min_ste,
     fit_step,
     round_ste,
     set_value,
-    sums_dtype,
     widen,
 )
 
@@ -34,22 +34,22 @@ __all__ = ["FatnnActivation", "FatnnUint2", "FatnnWeight"]
 
 _MIN_STD = 1e-12
 
-#: 1 / 1.224: the reciprocal of the least-squares ternary step for a normal distribution.
-_NORMAL = 0.817
+#: 1 / 1.224: reciprocal of the least-squares ternary step of a normal distribution.
+_INITIAL_ALPHA = 0.817
 
 
-def two_sided(x: Tensor, alpha_neg: Tensor, alpha_pos: Tensor) -> Tensor:
-    """``round(clip(x a_neg, -1, 0)) + round(clip(x a_pos, 0, 1))``, in one pass: at most one term is not zero.
+def signed_codes(x: Tensor, alpha_neg: Tensor, alpha_pos: Tensor) -> Tensor:
+    """``round(clip(x a_neg, -1, 0)) + round(clip(x a_pos, 0, 1))``, in one pass.
 
-    Monotone in ``x``: the products are, they meet at zero, and so are ``clip`` and ``round``.
+    Monotone in ``x``, and at most one term is nonzero.
     """
     return round_ste(
         hardtanh(x * torch.where(x < 0, alpha_neg, alpha_pos), -1.0, 1.0, inplace=True)
     )
 
 
-def stacked(x: Tensor, alpha1: Tensor, alpha2: Tensor) -> Tensor:
-    """``round(clip(x a1, 0, 1)) + round(clip((x - 1/a1) a2, 0, 1))``: monotone in ``x``, for both terms are."""
+def unsigned_codes(x: Tensor, alpha1: Tensor, alpha2: Tensor) -> Tensor:
+    """``round(clip(x a1, 0, 1)) + round(clip((x - 1/a1) a2, 0, 1))``, monotone in ``x``."""
     first = round_ste(hardtanh(x * alpha1, 0.0, 1.0, inplace=True))
     second = round_ste(hardtanh((x - 1.0 / alpha1) * alpha2, 0.0, 1.0, inplace=True))
     return first + second
@@ -58,64 +58,53 @@ def stacked(x: Tensor, alpha1: Tensor, alpha2: Tensor) -> Tensor:
 class FatnnWeight(WeightQuantizer):
     r"""Ternary weights.
 
-    With :math:`\hat w = (w - \mathrm{mean}(w)) / \mathrm{std}(w)`, statistics over the layer (or
-    the output channel), detached, and the population's standard deviation:
+    With :math:`\hat w = (w - \mathrm{mean}(w)) / \mathrm{std}(w)`:
 
-    .. math:: q(w) = round(clip(\hat w\,\alpha_-, -1, 0)) + round(clip(\hat w\,\alpha_+, 0, 1)) \in \{-1, 0, +1\}
+    .. math::
+        q(w) = round(clip(\hat w\,\alpha_-, -1, 0)) + round(clip(\hat w\,\alpha_+, 0, 1))
+        \in \{-1, 0, +1\}
 
     Thresholds on :math:`\hat w`: ``-0.5 / alpha_neg`` and ``0.5 / alpha_pos``.
 
-    Gradient (straight-through), with ``a = alpha_neg`` where :math:`\hat w < 0`, else
-    ``alpha_pos``, and inside :math:`|\hat w\,a| < 1`: ``dq/dw = a / std``, ``dq/da = w_hat``; zero
-    outside.
+    Gradient (straight-through): with ``a = alpha_neg`` if :math:`\hat w < 0`, else ``alpha_pos``,
+    ``dq/dw = a / std`` and ``dq/da = w_hat`` inside :math:`|\hat w\,a| < 1`; zero outside.
 
-    Statistics are summed in float64, so that the number of threads does not show in the codes.
-
-    Parameters
-    ----------
-    out_channels
-        Size of the weight's first dimension.
-    per_channel
-        One pair of steps and of statistics per output channel instead of one per layer.
+    Mean and (population) standard deviation are detached and taken over the layer or the output
+    channel. They are summed in float64, so the number of threads does not change the codes.
 
     Attributes
     ----------
     alpha_neg, alpha_pos : Parameter
         Step reciprocals, shape [1] or [out_channels], float32.
-
-    References
-    ----------
-    FATNN (arXiv 2008.05101).
     """
 
     def __init__(self, out_channels: int, per_channel: bool = False) -> None:
         super().__init__(out_channels, per_channel)
         size = out_channels if per_channel else 1
-        self.alpha_neg = nn.Parameter(torch.full((size,), _NORMAL))
-        self.alpha_pos = nn.Parameter(torch.full((size,), _NORMAL))
+        self.alpha_neg = nn.Parameter(torch.full((size,), _INITIAL_ALPHA))
+        self.alpha_pos = nn.Parameter(torch.full((size,), _INITIAL_ALPHA))
 
     def normalize(self, weight: Tensor) -> Tensor:
-        """``(w - mean) / std`` with detached statistics: same shape as ``weight``, float32 or wider."""
+        """Return ``(w - mean) / std``, statistics detached: same shape, float32 or wider."""
         weight = widen(weight)
-        # A copy of its own, which is worked on in place: fresh memory costs more than the
-        # arithmetic.
-        sample = weight.detach().to(sums_dtype(weight), copy=True)
+        # A copy, to work in place: allocating memory costs more than the arithmetic.
+        sample = weight.detach().to(accumulation_dtype(weight), copy=True)
         rows = sample.reshape(self.out_channels if self.per_channel else 1, -1)
         mean = rows.mean(dim=1, keepdim=True)
         std = rows.sub_(mean).square_().mean(dim=1).sqrt().clamp(min=_MIN_STD)
-        return (weight - self._spread(mean, weight)).div_(self._spread(std, weight))
+        return (weight - self._broadcast(mean, weight)).div_(self._broadcast(std, weight))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the codes of ``weight``: same shape, float32 (or wider), values -1.0, 0.0, +1.0."""
-        alpha_neg = self._spread(clamp_min_ste(self.alpha_neg), weight)
-        alpha_pos = self._spread(clamp_min_ste(self.alpha_pos), weight)
-        return two_sided(self.normalize(weight), alpha_neg, alpha_pos)
+        """Return the codes of ``weight``: same shape, float32 (or wider)."""
+        alpha_neg = self._broadcast(clamp_min_ste(self.alpha_neg), weight)
+        alpha_pos = self._broadcast(clamp_min_ste(self.alpha_pos), weight)
+        return signed_codes(self.normalize(weight), alpha_neg, alpha_pos)
 
     @torch.no_grad()
     def initialize(self, weight: Tensor) -> None:
-        """Both steps to the least-squares ternary step of the normalised weights."""
-        self.alpha_neg.fill_(_NORMAL)
-        self.alpha_pos.fill_(_NORMAL)
+        """Set both steps to the least-squares ternary step of the normalised weights."""
+        self.alpha_neg.fill_(_INITIAL_ALPHA)
+        self.alpha_pos.fill_(_INITIAL_ALPHA)
         normal = self.normalize(weight).reshape(self.out_channels if self.per_channel else 1, -1)
         for index, row in enumerate(normal):
             step = fit_step(row, -1, 1)
@@ -123,8 +112,8 @@ class FatnnWeight(WeightQuantizer):
                 self.alpha_neg[index] = 1.0 / step
                 self.alpha_pos[index] = 1.0 / step
 
-    def _spread(self, values: Tensor, weight: Tensor) -> Tensor:
-        """Per-layer or per-channel values, shaped and typed to combine with ``weight``."""
+    def _broadcast(self, values: Tensor, weight: Tensor) -> Tensor:
+        """Shape and convert per-layer or per-channel values to broadcast with ``weight``."""
         return values.to(widen(weight).dtype).view(-1, *([1] * (weight.dim() - 1)))
 
 
@@ -133,31 +122,25 @@ class FatnnActivation(ActivationQuantizer):
 
     Half range (after a ReLU), thresholds ``0.5 / alpha1`` and ``1 / alpha1 + 0.5 / alpha2``:
 
-    .. math:: q(x) = round(clip(x\,\alpha_1, 0, 1)) + round(clip((x - 1/\alpha_1)\,\alpha_2, 0, 1)) \in \{0, 1, 2\}
+    .. math::
+        q(x) = round(clip(x\,\alpha_1, 0, 1)) + round(clip((x - 1/\alpha_1)\,\alpha_2, 0, 1))
+        \in \{0, 1, 2\}
 
     Full range, thresholds ``-0.5 / alpha1`` and ``0.5 / alpha2``:
 
-    .. math:: q(x) = round(clip(x\,\alpha_1, -1, 0)) + round(clip(x\,\alpha_2, 0, 1)) \in \{-1, 0, +1\}
+    .. math::
+        q(x) = round(clip(x\,\alpha_1, -1, 0)) + round(clip(x\,\alpha_2, 0, 1)) \in \{-1, 0, +1\}
 
-    Gradient (straight-through). Half range: ``dq/dx = a1`` and ``dq/da1 = x`` for x in (0, 1/a1);
+    Gradient (straight-through), half range: ``dq/dx = a1`` and ``dq/da1 = x`` for x in (0, 1/a1);
     ``dq/dx = a2``, ``dq/da2 = x - 1/a1`` and ``dq/da1 = a2 / a1**2`` for x in (1/a1, 1/a1 + 1/a2);
-    zero elsewhere. Full range: ``dq/dx = a`` and ``dq/da = x`` inside ``|x a| < 1`` with ``a =
-    alpha1`` where x < 0, else ``alpha2``; else zero.
-
-    Parameters
-    ----------
-    act_range
-        ``"half"``, ``"full"``, or ``"auto"``: decided by the first data seen.
+    zero elsewhere. Full range: with ``a = alpha1`` if x < 0, else ``alpha2``, ``dq/dx = a`` and
+    ``dq/da = x`` inside ``|x a| < 1``; zero outside.
 
     Attributes
     ----------
     alpha1, alpha2 : Parameter
-        Step reciprocals, shape [], float32: first and second step (half range), negative and
-        positive (full range).
-
-    References
-    ----------
-    FATNN (arXiv 2008.05101).
+        Step reciprocals, shape [], float32. In half range of the first and second step; in full
+        range of the negative and positive step.
     """
 
     def __init__(self, act_range: str = "auto") -> None:
@@ -167,56 +150,46 @@ class FatnnActivation(ActivationQuantizer):
 
     def quantize_half(self, x: Tensor) -> Tensor:
         """Return the codes of ``x`` in half range."""
-        return stacked(
+        return unsigned_codes(
             x, clamp_min_ste(self.alpha1).to(x.dtype), clamp_min_ste(self.alpha2).to(x.dtype)
         )
 
     def quantize_full(self, x: Tensor) -> Tensor:
         """Return the codes of ``x`` in full range."""
-        return two_sided(
+        return signed_codes(
             x, clamp_min_ste(self.alpha1).to(x.dtype), clamp_min_ste(self.alpha2).to(x.dtype)
         )
 
     @property
     def step(self) -> float:
-        """The mean size of the two steps: how much of ``x`` one level stands for."""
+        """Mean step: the difference in ``x`` between two neighbouring levels."""
         return 0.5 / max(float(self.alpha1.detach()), MIN_STEP) + 0.5 / max(
             float(self.alpha2.detach()), MIN_STEP
         )
 
     @torch.no_grad()
     def set_step(self, step: float) -> None:
-        """Both steps to ``step``."""
+        """Set both steps to ``step``."""
         for alpha in (self.alpha1, self.alpha2):
             set_value(alpha, max(1.0 / step, MIN_STEP))
 
 
 class FatnnUint2(ActivationQuantizer):
-    r"""Activations of two bits, after a ReLU: FATNN's half range with a third learned step.
+    r"""Two-bit activations after a ReLU: FATNN's half range with a third learned step.
 
-    With the ends of the steps :math:`e_0 = 0`, :math:`e_1 = 1/\alpha_1`, :math:`e_2 = e_1 +
-    1/\alpha_2`:
+    With the edges :math:`e_0 = 0`, :math:`e_1 = 1/\alpha_1`, :math:`e_2 = e_1 + 1/\alpha_2`:
 
     .. math:: q(x) = \sum_{i=1}^{3} round(clip((x - e_{i-1})\,\alpha_i, 0, 1)) \in \{0, 1, 2, 3\}
 
-    Thresholds ``e_(i-1) + 0.5 / alpha_i``. Negative inputs become 0. Against ternary weights four
-    levels cost the same two passes over bits as three. Gradient (straight-through): for x inside
-    step i, ``dq/dx = a_i``, ``dq/da_i = x - e_(i-1)`` and, for every earlier step j, ``dq/da_j =
-    a_i / a_j**2``; zero outside all steps.
-
-    Parameters
-    ----------
-    act_range
-        ``"half"`` or ``"auto"``, which here means the same but takes negative inputs for 0.
+    Thresholds: ``e_(i-1) + 0.5 / alpha_i``. Negative inputs become 0. With ternary weights, four
+    activation levels cost the same two passes over bits as three. Gradient (straight-through): for
+    x inside step i, ``dq/dx = a_i``, ``dq/da_i = x - e_(i-1)`` and, for every earlier step j,
+    ``dq/da_j = a_i / a_j**2``; zero outside all steps.
 
     Attributes
     ----------
     alpha1, alpha2, alpha3 : Parameter
         Step reciprocals, shape [], float32.
-
-    References
-    ----------
-    FATNN (arXiv 2008.05101), for the steps.
     """
 
     half_levels = (0, 1, 2, 3)
@@ -229,7 +202,7 @@ class FatnnUint2(ActivationQuantizer):
         self.alpha3 = nn.Parameter(torch.tensor(1.0))
 
     def quantize_half(self, x: Tensor) -> Tensor:
-        """Return the codes of ``x`` with the present steps."""
+        """Return the codes of ``x`` with the current steps."""
         alphas = [
             clamp_min_ste(alpha).to(x.dtype) for alpha in (self.alpha1, self.alpha2, self.alpha3)
         ]
@@ -242,7 +215,7 @@ class FatnnUint2(ActivationQuantizer):
 
     @property
     def step(self) -> float:
-        """The mean size of the three steps: how much of ``x`` one level stands for."""
+        """Mean step: the difference in ``x`` between two neighbouring levels."""
         return (
             sum(
                 1.0 / max(float(alpha.detach()), MIN_STEP)
@@ -253,6 +226,6 @@ class FatnnUint2(ActivationQuantizer):
 
     @torch.no_grad()
     def set_step(self, step: float) -> None:
-        """All steps to ``step``."""
+        """Set all steps to ``step``."""
         for alpha in (self.alpha1, self.alpha2, self.alpha3):
             set_value(alpha, max(1.0 / step, MIN_STEP))

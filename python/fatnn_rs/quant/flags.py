@@ -1,10 +1,9 @@
-"""State of quantizers as numbers in buffers, so that whatever copies, averages, casts or saves buffers handles it.
+"""State of quantizers, stored as numbers in float buffers.
 
-A flag is a float scalar whose sign is what counts. ``initialized_flag`` is positive once the steps
-come from data. ``half_range_flag`` is negative for full range, positive for half range, and zero
-(read as half range) while the data have not decided. An average over models, from a copy that was
-made before the first batch too, keeps the sign at once, and so do casts to any float type. Files of
-earlier versions hold ``bool`` flags; :func:`convert_flags` reads them.
+Only a flag's sign counts. ``initialized_flag`` is positive once the data initialised the steps.
+``half_range_flag`` is positive for half range, negative for full range, and zero (treated as half
+range) until the data decide. Copies, averages over models and casts keep the sign. Files of earlier
+versions hold ``bool`` flags, which :func:`convert_flags` converts.
 """
 
 from __future__ import annotations
@@ -23,41 +22,41 @@ INITIALIZED, RANGE = "initialized_flag", "half_range_flag"
 
 
 def flag(value: float) -> Tensor:
-    """Return a new flag."""
+    """Return a new flag, float32, shape []."""
     return torch.tensor(float(value), dtype=torch.float32)
 
 
 def read_flag(buffer: Tensor) -> float | None:
-    """Return a flag's value, or None where it cannot be read.
+    """Return a flag's value, or None if it cannot be read.
 
-    That is so while a graph is captured, and for meta and fake tensors and those inside
-    ``torch.func`` transforms.
+    It cannot be read during a graph capture, or if it is a meta or fake tensor or inside a
+    ``torch.func`` transform.
     """
     if torch.compiler.is_compiling() or buffer.is_meta:
         return None
     try:
         if torch._C._get_tracing_state() is None:
             return float(buffer.item())
-        with warnings.catch_warnings():  # torch.jit.trace warns that the value becomes a constant
+        with warnings.catch_warnings():  # torch.jit.trace warns that the value becomes constant.
             warnings.simplefilter("ignore")
             return float(buffer.item())
-    except RuntimeError:  # torch's answer to a value that depends on data it does not have
+    except RuntimeError:  # Raised for fake tensors and inside torch.func transforms.
         return None
 
 
 def convert_flags(
     tensors: MutableMapping[str, Any], prefix: str = "", half_range: float | None = None
 ) -> None:
-    """Turn ``bool`` flags of earlier versions, in a ``state_dict`` or among a module's buffers, into numbers, in place.
+    """Convert ``bool`` flags of earlier versions to numbers, in place.
 
     Parameters
     ----------
     tensors
-        Name → tensor.
+        Name → tensor: a ``state_dict``, or a module's buffers.
     prefix
-        What the names begin with.
+        Prefix of the flags' names.
     half_range
-        What ``half_range_flag`` is before data decide; None where it is never open.
+        Initial value of ``half_range_flag``; None if the quantizer has no such flag.
     """
     initialized, decided = tensors.get(prefix + INITIALIZED), tensors.get(prefix + RANGE)
     if isinstance(decided, Tensor) and decided.dtype == torch.bool:

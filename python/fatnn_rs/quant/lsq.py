@@ -1,14 +1,12 @@
-"""Learned step size quantization with three levels: one uniform step, learned with a scaled gradient.
+"""Learned step size quantization: one uniform learned step with a scaled gradient.
 
 S. Esser, J. McKinstry, D. Bablani, R. Appuswamy, D. Modha, "Learned Step Size Quantization", ICLR
-2020 (arXiv 1902.08153), equations 1 to 5, with Q_N, Q_P the ternary ranges. What FATNN adds to it
-are a second step and, on weights, normalisation; so this is the family to compare it with.
+2020 (arXiv 1902.08153), equations 1 to 5. FATNN adds a second step and normalises weights.
 
-The paper's output ``round(clip(v / s)) * s`` is a code times a step; layers here keep the code and
-leave the factor to BatchNorm (or to the layer's ``scale``), so the step acts through the thresholds
-alone. ``round`` is half to even with the identity's gradient, and the step's gradient is scaled by
-``g = 1 / sqrt(count * Q_P)`` (section 2.2), ``count`` being the number of weights that share the
-step, or of one example's activations.
+The paper's output is ``round(clip(v / s)) * s``. Layers here keep only the code; BatchNorm or the
+layer's ``scale`` learns the factor. ``round`` is half to even with the gradient of the identity.
+The gradient of the step is scaled by ``g = 1 / sqrt(count * Q_P)`` (section 2.2). ``Q_P`` is the
+largest level; ``count`` is the number of weights that share the step, or of activations per sample.
 """
 
 from __future__ import annotations
@@ -34,26 +32,15 @@ __all__ = ["LsqActivation", "LsqUint2", "LsqWeight"]
 
 
 class LsqWeight(WeightQuantizer):
-    r"""Ternary weights with a learned step: :math:`q(w) = round(clip(w / s, -1, 1)) \in \{-1, 0, +1\}`.
+    r"""Ternary weights: :math:`q(w) = round(clip(w / s, -1, 1)) \in \{-1, 0, +1\}`, ``s`` learned.
 
-    Thresholds at ``-s / 2`` and ``s / 2``. Gradient (straight-through): inside ``|w| < s``, ``dq/dw
+    Thresholds: ``-s / 2`` and ``s / 2``. Gradient (straight-through): inside ``|w| < s``, ``dq/dw
     = 1 / s`` and ``dq/ds = -g w / s**2`` with ``g = 1 / sqrt(weights that share s)``; zero outside.
-
-    Parameters
-    ----------
-    out_channels
-        Size of the weight's first dimension.
-    per_channel
-        One step per output channel instead of one per layer.
 
     Attributes
     ----------
     step_size : Parameter
         Shape [1] or [out_channels], float32.
-
-    References
-    ----------
-    LSQ (arXiv 1902.08153).
     """
 
     def __init__(self, out_channels: int, per_channel: bool = False) -> None:
@@ -61,7 +48,7 @@ class LsqWeight(WeightQuantizer):
         self.step_size = nn.Parameter(torch.ones(out_channels if per_channel else 1))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the codes of ``weight``: same shape, float32 (or wider), values -1.0, 0.0, +1.0."""
+        """Return the codes of ``weight``: same shape, float32 (or wider)."""
         wide = widen(weight)
         count = weight.numel() // len(self.step_size)
         step = scale_gradient(clamp_min_ste(self.step_size), 1.0 / math.sqrt(max(count, 1)))
@@ -70,7 +57,7 @@ class LsqWeight(WeightQuantizer):
 
     @torch.no_grad()
     def initialize(self, weight: Tensor) -> None:
-        """Every step to the least-squares ternary step of its weights."""
+        """Set every step to the least-squares ternary step of its weights."""
         self.step_size.fill_(1.0)
         for index, row in enumerate(widen(weight).reshape(len(self.step_size), -1)):
             step = fit_step(row, -1, 1)
@@ -82,26 +69,16 @@ class LsqActivation(ActivationQuantizer):
     r"""Ternary activations with a learned step.
 
     Half range (after a ReLU): :math:`q(x) = round(clip(x / s, 0, 2)) \in \{0, 1, 2\}`, thresholds
-    ``s / 2`` and ``3 s / 2``. Full range: :math:`q(x) = round(clip(x / s, -1, 1)) \in \{-1, 0,
-    +1\}`.
+    ``s / 2`` and ``3 s / 2``. Full range: :math:`q(x) = round(clip(x / s, -1, 1))`.
 
     Gradient (straight-through): inside the clip, ``dq/dx = 1 / s`` and ``dq/ds = -g x / s**2`` with
-    ``g = 1 / sqrt(count * Q_P)``, ``Q_P`` being 2 or 1 and ``count`` the values of one example;
-    zero outside.
-
-    Parameters
-    ----------
-    act_range
-        ``"half"``, ``"full"``, or ``"auto"``: decided by the first data seen.
+    ``g = 1 / sqrt(count * Q_P)``; zero outside. ``Q_P`` is 2 (half range) or 1 (full range), and
+    ``count`` is the number of values per sample.
 
     Attributes
     ----------
     step_size : Parameter
         Shape [], float32.
-
-    References
-    ----------
-    LSQ (arXiv 1902.08153).
     """
 
     def __init__(self, act_range: str = "auto") -> None:
@@ -124,7 +101,7 @@ class LsqActivation(ActivationQuantizer):
 
     @property
     def step(self) -> float:
-        """How much of ``x`` one level stands for."""
+        """The difference in ``x`` between two neighbouring levels."""
         return float(clamp_min_ste(self.step_size.detach()))
 
     @torch.no_grad()
@@ -134,15 +111,10 @@ class LsqActivation(ActivationQuantizer):
 
 
 class LsqUint2(LsqActivation):
-    r"""Activations of two bits with a learned step, after a ReLU: :math:`q(x) = round(clip(x / s, 0, 3))`.
+    r"""Two-bit activations after a ReLU: :math:`q(x) = round(clip(x / s, 0, 3))`, ``s`` learned.
 
-    Thresholds ``s / 2``, ``3 s / 2``, ``5 s / 2``; negative inputs become 0. Gradient, parameters
-    and attributes as in :class:`LsqActivation`, with ``Q_P = 3``; ``act_range`` is ``"auto"`` or
-    ``"half"``.
-
-    References
-    ----------
-    LSQ (arXiv 1902.08153).
+    Thresholds: ``s / 2``, ``3 s / 2``, ``5 s / 2``. Negative inputs become 0. Gradient, parameters
+    and attributes: see :class:`LsqActivation`, with ``Q_P = 3`` and without ``act_range="full"``.
     """
 
     half_levels = (0, 1, 2, 3)

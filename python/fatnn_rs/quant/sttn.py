@@ -1,14 +1,13 @@
-"""Soft-threshold ternary networks: a ternary kernel is the sum of two binary ones, each with latent weights of its own.
+"""Soft-threshold ternary networks: a ternary kernel is the sum of two binary kernels.
 
 W. Xu, X. He, T. Zhao, Q. Hu, P. Wang, J. Cheng, "Soft Threshold Ternary Networks", IJCAI 2020
-(arXiv 2204.01234). No threshold is chosen: a code is zero where the two signs disagree. Two latents
-per weight in training, one ternary code in deployment. The family's activations are FATNN's.
+(arXiv 2204.01234). Each weight has two latent values in training; its code is zero if their signs
+differ. This family's activations are FATNN's.
 
-Two choices are ours. The latents are kept as their mean, which is the layer's own ``weight``, and
-half their difference, ``offset``, so that a float checkpoint loads; training starts with the codes
-that TWN's threshold gives. And the gradient of ``sign`` falls off with distance (Bi-Real Net, arXiv
-1808.00278): a constant one would move both latents alike, and their difference, the soft threshold,
-would stay where it began.
+Two details differ from the paper. The latents are stored as their mean (the layer's ``weight``) and
+half their difference (``offset``), so that a float checkpoint loads; training starts with TWN's
+codes. The gradient of ``sign`` decreases with distance (Bi-Real Net, arXiv 1808.00278): a constant
+gradient would move both latents alike, so ``offset`` would never change.
 """
 
 from __future__ import annotations
@@ -17,40 +16,31 @@ import torch
 from torch import Tensor, nn
 
 from fatnn_rs.quant.base import WeightQuantizer, widen
-from fatnn_rs.quant.binary import approximate_sign, mean_size
+from fatnn_rs.quant.binary import approximate_sign, mean_abs
 
 __all__ = ["SttnWeight"]
 
-#: Where the offset begins, in mean sizes of the weights: TWN's threshold.
+#: Initial offset in units of mean(|w|): TWN's threshold.
 _THRESHOLD = 0.7
 
-#: Reach of the gradient of ``sign``, in mean sizes of the weights.
-_REACH = 3.0
+#: Where the gradient of ``sign`` ends, in units of mean(|w|).
+_GRADIENT_RANGE = 3.0
 
 
 class SttnWeight(WeightQuantizer):
-    r"""Ternary weights: :math:`q(w) = (sign(w + o) + sign(w - o)) / 2`, ``o`` learned for every weight.
+    r"""Ternary weights: :math:`q(w) = (sign(w + o) + sign(w - o)) / 2`, ``o`` learned per weight.
 
-    So :math:`q(w) = sign(w)` where :math:`|w| > |o|`, and 0 where :math:`|w| < |o|`. Gradient: with
-    ``r = 3 mean(|w|)`` over the layer or the output channel and ``g(v) = max(2 - 2 |v| / r, 0) /
-    r``: ``dq/dw = (g(w + o) + g(w - o)) / 2``, ``dq/do = (g(w + o) - g(w - o)) / 2``.
+    :math:`q(w) = sign(w)` if :math:`|w| > |o|`, and 0 if :math:`|w| < |o|`. Gradient: ``dq/dw =
+    (g(w + o) + g(w - o)) / 2`` and ``dq/do = (g(w + o) - g(w - o)) / 2``, with ``g(v) = max(2 - 2
+    |v| / r, 0) / r`` and ``r = 3 mean(|w|)`` over the layer or the output channel.
 
-    Parameters
-    ----------
-    out_channels
-        Size of the weight's first dimension.
-    per_channel
-        One ``r`` and one first offset per output channel instead of one per layer.
+    ``per_channel`` means one ``r`` and one initial offset per output channel.
 
     Attributes
     ----------
     offset : Parameter
-        Half the difference of the two latents, the shape of the layer's weight; made by
+        Half the difference of the two latents, shape of the layer's weight. Created by
         :meth:`initialize`.
-
-    References
-    ----------
-    STTN (arXiv 2204.01234), section 3; see the module's documentation for what differs.
     """
 
     offset: nn.Parameter
@@ -60,21 +50,21 @@ class SttnWeight(WeightQuantizer):
         self.register_parameter("offset", None)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the codes of ``weight``: same shape, float32 (or wider), values -1.0, 0.0, +1.0."""
+        """Return the codes of ``weight``: same shape, float32 (or wider)."""
         wide = widen(weight)
         offset = self.offset.to(wide.dtype)
-        inverse = 1.0 / (_REACH * mean_size(wide, self._rows()))
+        inverse = 1.0 / (_GRADIENT_RANGE * mean_abs(wide, self._rows()))
         return 0.5 * approximate_sign((wide + offset) * inverse) + 0.5 * approximate_sign(
             (wide - offset) * inverse
         )
 
     @torch.no_grad()
     def initialize(self, weight: Tensor) -> None:
-        """Every offset to TWN's threshold, ``0.7 mean(|w|)``."""
+        """Set every offset to TWN's threshold, ``0.7 mean(|w|)``."""
         wide = widen(weight)
-        offset = (_THRESHOLD * mean_size(wide, self._rows())).expand_as(wide)
+        offset = (_THRESHOLD * mean_abs(wide, self._rows())).expand_as(wide)
         if getattr(self, "offset", None) is not None and self.offset.shape == offset.shape:
-            self.offset.copy_(offset)  # an optimizer may hold it already
+            self.offset.copy_(offset)  # In place: an optimizer may already hold the parameter.
         else:
             self.offset = nn.Parameter(offset.clone())
 

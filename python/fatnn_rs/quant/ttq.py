@@ -1,13 +1,13 @@
-"""Trained ternary quantization: a threshold that follows the weights, and two learned scales.
+"""Trained ternary quantization: a threshold relative to the largest weight, two learned scales.
 
-C. Zhu, S. Han, H. Mao, W. Dally, "Trained Ternary Quantization", ICLR 2017 (arXiv 1612.01064). The
-paper quantizes weights only; the family's activations are FATNN's. The gradients of the two scales
-are sums over all weights that share them; here they are divided by the square root of those
-weights' number, as LSQ does for its steps (arXiv 1902.08153, section 2.2): undivided, they diverge
-at learning rates that suit the weights.
+C. Zhu, S. Han, H. Mao, W. Dally, "Trained Ternary Quantization", ICLR 2017 (arXiv 1612.01064),
+equations 6 to 9. The paper quantizes only weights; this family's activations are FATNN's. The
+gradient of a scale is the sum over all weights that share it. Here the sum is divided by the square
+root of their number, as in LSQ (arXiv 1902.08153, section 2.2); otherwise it diverges at usual
+learning rates.
 
-Its weights are {-Wn, 0, +Wp}. Two scales in one sum are not an integer times a scale: this family
-trains, for comparison, and ``convert`` refuses it.
+The weights {-Wn, 0, +Wp} are not integers times one scale. So this family is for comparison only:
+it trains, but ``convert`` refuses it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from fatnn_rs.quant.base import WeightQuantizer, scale_gradient, widen
 
 __all__ = ["TtqWeight"]
 
-#: The threshold's share of the greatest weight: section 4 of the paper.
-_SHARE = 0.05
+#: Threshold divided by the largest weight: section 4 of the paper.
+_THRESHOLD = 0.05
 
 
-class _Trained(torch.autograd.Function):
-    """The weights that a layer uses, and the paper's gradients (equations 7 and 8)."""
+class _TtqFunction(torch.autograd.Function):
+    """The quantized weights, with the paper's gradients (equations 7 and 8)."""
 
     @staticmethod
     def forward(
@@ -50,36 +50,25 @@ class _Trained(torch.autograd.Function):
 
 
 class TtqWeight(WeightQuantizer):
-    r"""Ternary weights of two learned scales.
+    r"""Ternary weights with two learned scales.
 
-    :math:`q(w) = W_p` where :math:`w > \Delta`, :math:`-W_n` where :math:`w < -\Delta`, else 0,
-    with :math:`\Delta = 0.05\,max|w|`.
+    :math:`q(w) = W_p` if :math:`w > \Delta`, :math:`-W_n` if :math:`w < -\Delta`, else 0, with
+    :math:`\Delta = 0.05\,max|w|`.
 
-    Not integers: ``refused`` says why, and ``codes`` returns the signs alone. Gradient: ``dq/dw``
-    is ``Wp``, ``Wn`` or, for zeros, 1; ``dq/dWp = g`` where :math:`w > \Delta`, ``dq/dWn = -g``
-    where :math:`w < -\Delta`, with ``g = 1 / sqrt(weights that share the scale)``.
-
-    Parameters
-    ----------
-    out_channels
-        Size of the weight's first dimension.
-    per_channel
-        Threshold and scales per output channel instead of per layer.
+    These values are not integers, so ``convert`` refuses them. ``codes`` returns their signs.
+    Gradient: ``dq/dw`` is ``Wp``, ``Wn`` or, for zeros, 1; ``dq/dWp = g`` if :math:`w > \Delta` and
+    ``dq/dWn = -g`` if :math:`w < -\Delta`, with ``g = 1 / sqrt(weights that share the scale)``.
 
     Attributes
     ----------
     scale_neg, scale_pos : Parameter
-        ``Wn`` and ``Wp``, shape [1] or [out_channels], float32. At first the mean size of the
-        weights they replace.
-
-    References
-    ----------
-    TTQ (arXiv 1612.01064), equations 6 to 9.
+        ``Wn`` and ``Wp``, shape [1] or [out_channels], float32. Initially the mean magnitude of
+        the weights they replace.
     """
 
     refused = (
-        "TTQ multiplies positive and negative weights by two different learned scales, which no integer product "
-        "expresses; train with weight='fatnn', 'lsq', 'twn' or 'sttn' to deploy"
+        "TTQ multiplies positive and negative weights by two different learned scales, which no "
+        "integer product expresses; train with weight='fatnn', 'lsq', 'twn' or 'sttn' to deploy"
     )
 
     def __init__(self, out_channels: int, per_channel: bool = False) -> None:
@@ -90,32 +79,32 @@ class TtqWeight(WeightQuantizer):
 
     def _threshold(self, weight: Tensor) -> Tensor:
         rows = weight.detach().abs().reshape(len(self.scale_pos), -1)
-        return _SHARE * self._spread(rows.amax(dim=1), weight)
+        return _THRESHOLD * self._broadcast(rows.amax(dim=1), weight)
 
-    def _spread(self, values: Tensor, weight: Tensor) -> Tensor:
+    def _broadcast(self, values: Tensor, weight: Tensor) -> Tensor:
         return values.to(weight.dtype).view(-1, *([1] * (weight.dim() - 1)))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return what stands for ``weight``: same shape, float32 (or wider), values ``-Wn``, 0.0, ``Wp``."""
+        """Return ``-Wn``, 0.0 or ``Wp`` for each weight: same shape, float32 (or wider)."""
         wide = widen(weight)
         factor = 1.0 / math.sqrt(max(weight.numel() // len(self.scale_pos), 1))
         scales = [
-            self._spread(scale_gradient(scale, factor), wide)
+            self._broadcast(scale_gradient(scale, factor), wide)
             for scale in (self.scale_neg, self.scale_pos)
         ]
-        result: Tensor = _Trained.apply(wide, *scales, self._threshold(wide))
+        result: Tensor = _TtqFunction.apply(wide, *scales, self._threshold(wide))
         return result + 0.0  # turns -0.0 into 0.0
 
     @torch.no_grad()
     def codes(self, weight: Tensor) -> Tensor:
-        """Signs of what :meth:`forward` uses, as int8 in {-1, 0, +1}."""
+        """Return the signs of :meth:`forward`, as int8 in {-1, 0, +1}."""
         wide = widen(weight.detach())
         threshold = self._threshold(wide)
         return (wide > threshold).to(torch.int8) - (wide < -threshold).to(torch.int8)
 
     @torch.no_grad()
     def initialize(self, weight: Tensor) -> None:
-        """Both scales to the mean size of the weights that they replace."""
+        """Set both scales to the mean magnitude of the weights they replace."""
         rows = widen(weight).reshape(len(self.scale_pos), -1)
         codes = self.codes(weight).reshape(rows.shape)
         for scale, sign in ((self.scale_neg, -1), (self.scale_pos, 1)):

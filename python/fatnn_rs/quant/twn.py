@@ -1,8 +1,7 @@
-"""Ternary weight networks: a threshold that follows the weights, nothing learned.
+"""Ternary weight networks: a threshold relative to the mean magnitude, nothing learned.
 
 F. Li, B. Liu, X. Wang, B. Zhang, J. Yan, "Ternary Weight Networks", arXiv 1605.04711. The paper
-quantizes weights only; the family's activations are FATNN's, so that layers of it are ternary on
-both sides.
+quantizes only weights; this family's activations are FATNN's.
 """
 
 from __future__ import annotations
@@ -12,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fatnn_rs.quant.base import WeightQuantizer, sums_dtype, widen
+from fatnn_rs.quant.base import WeightQuantizer, accumulation_dtype, widen
 
 __all__ = ["TwnWeight"]
 
 #: The threshold's factor: equation 6 of the paper.
 _FACTOR = 0.7
 
-_LEAST = 1e-12
+_MIN_SCALE = 1e-12
 
 
 class _Threshold(torch.autograd.Function):
-    """Codes of weights; the gradient is the identity's over the scale that the codes stand for."""
+    """Codes of weights; the gradient is that of the identity, divided by ``scale``."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
@@ -37,31 +36,20 @@ class _Threshold(torch.autograd.Function):
 
 
 class TwnWeight(WeightQuantizer):
-    r"""Ternary weights: :math:`q(w) = sign(w)` where :math:`|w| > \Delta`, else 0, with :math:`\Delta = 0.7\,mean|w|`.
+    r"""Ternary weights: :math:`q(w) = sign(w)` if :math:`|w| > 0.7\,mean|w|`, else 0.
 
-    ``mean`` runs over the layer, or the output channel. The paper multiplies codes by ``a =
-    mean(|w|)`` over the weights beyond the threshold; here BatchNorm (or the layer's ``scale``)
-    does. Gradient (straight-through, through ``a q``): ``dq/dw = 1 / a``.
-
-    Parameters
-    ----------
-    out_channels
-        Size of the weight's first dimension.
-    per_channel
-        One threshold per output channel instead of one per layer.
-
-    References
-    ----------
-    TWN (arXiv 1605.04711), equations 3 to 6.
+    ``mean`` is over the layer or the output channel. The paper multiplies the codes by ``a``, the
+    mean of ``|w|`` over the weights beyond the threshold; here BatchNorm or the layer's ``scale``
+    learns that factor. Gradient (straight-through, of ``a q``): ``dq/dw = 1 / a``.
     """
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the codes of ``weight``: same shape, float32 (or wider), values -1.0, 0.0, +1.0."""
+        """Return the codes of ``weight``: same shape, float32 (or wider)."""
         wide = widen(weight)
         size = (
             wide.detach()
             .abs()
-            .to(sums_dtype(wide))
+            .to(accumulation_dtype(wide))
             .reshape(self.out_channels if self.per_channel else 1, -1)
         )
         threshold = _FACTOR * size.mean(dim=1, keepdim=True)
@@ -69,10 +57,10 @@ class TwnWeight(WeightQuantizer):
         scale = (size * beyond).sum(dim=1) / beyond.sum(dim=1).clamp(min=1)
         shape = (-1, *([1] * (weight.dim() - 1)))
         threshold, scale = (
-            v.reshape(shape).to(wide.dtype) for v in (threshold, scale.clamp(min=_LEAST))
+            v.reshape(shape).to(wide.dtype) for v in (threshold, scale.clamp(min=_MIN_SCALE))
         )
         codes: Tensor = _Threshold.apply(wide, threshold, scale)
         return codes + 0.0  # turns -0.0 into 0.0
 
     def initialize(self, weight: Tensor) -> None:
-        """Nothing to set: the threshold follows the weights."""
+        """Do nothing: no parameters are learned."""

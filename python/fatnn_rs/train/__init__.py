@@ -1,1 +1,1 @@
-"""Training recipes, one file each; imported by nothing but the command line and the demo."""
+"""Training by recipes. Only the command line, the demo and benchmarks import it."""

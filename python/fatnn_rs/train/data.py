@@ -1,11 +1,10 @@
-"""Data sets: one table, two kinds.
+"""Data sets by name: :data:`DATASETS`.
 
-Small images are held in memory whole and augmented batch by batch with tensor operations, which
-costs a CPU next to nothing. Folders of pictures go through torchvision's decoders and transforms in
-worker processes.
+Small images are kept in memory and augmented in batches with tensor operations, which costs little
+on a CPU. Image folders go through torchvision's decoders and transforms in worker processes.
 
-What a training step sees depends on the seed, the epoch and the number of the batch alone: not on
-the number of processes or workers, and not on where training was interrupted.
+A training batch depends only on the seed, the epoch and its index: not on the number of processes
+or workers, nor on where training was interrupted.
 """
 
 from __future__ import annotations
@@ -30,23 +29,23 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class ProcessShard:
-    """Which of several processes this is: it takes every ``world``-th image of a batch."""
+    """One process's part of the data: every ``world``-th image of a batch, from ``rank`` on."""
 
     rank: int = 0
     world: int = 1
 
 
 class Data(Protocol):
-    """What the training loop asks of a data set."""
+    """The interface of a data set."""
 
     @property
     def name(self) -> str:
-        """As in the recipe."""
+        """Name in the recipe."""
         ...
 
     @property
     def classes(self) -> int:
-        """How many there are."""
+        """Number of classes."""
         ...
 
     @property
@@ -56,38 +55,38 @@ class Data(Protocol):
 
     @property
     def train_count(self) -> int:
-        """Training images."""
+        """Number of training images."""
         ...
 
     @property
     def test_count(self) -> int:
-        """Test images."""
+        """Number of test images."""
         ...
 
-    def first(self, train: int | None, test: int | None) -> Data:
-        """Return only so many training and test images; None: all."""
+    def subset(self, train: int | None, test: int | None) -> Data:
+        """Return a data set with only so many training and test images; None: all."""
         ...
 
     def train_batches(
-        self, seed: int, epoch: int, batch_size: int, first: int, share: ProcessShard
+        self, seed: int, epoch: int, batch_size: int, first: int, shard: ProcessShard
     ) -> Iterator[Batch]:
-        """Batches ``first, first + 1, ...`` of an epoch: this process's share, float32 [n, C, H, W] and int64 [n].
+        """Yield this process's part of the batches ``first, first + 1, ...`` of an epoch.
 
-        The last images of an epoch's order that fill no batch are left out.
+        Images are float32 [n, C, H, W], labels int64 [n]. An incomplete last batch is dropped.
         """
         ...
 
-    def test_batches(self, batch_size: int, share: ProcessShard = ...) -> Iterator[Batch]:
-        """Yield this process's share of the test images, always in the same order, not augmented."""
+    def test_batches(self, batch_size: int, shard: ProcessShard = ...) -> Iterator[Batch]:
+        """Yield this process's part of the test images, in a fixed order, not augmented."""
         ...
 
 
-def _order(count: int, seed: int, epoch: int) -> Tensor:
+def _permutation(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=_generator(seed, epoch, -1))
 
 
 def _generator(seed: int, epoch: int, batch: int) -> torch.Generator:
-    """Make a generator of its own for every batch, so that nothing depends on what was drawn before."""
+    """Make a separate generator per batch, so that no batch depends on earlier random draws."""
     mixed = 0
     for part in (seed, epoch, batch + 1):
         mixed = (mixed * 0x9E3779B97F4A7C15 + part + 0x7F4A7C15) & 0x7FFFFFFFFFFFFFFF
@@ -105,7 +104,7 @@ class ImageData:
     train_y, test_y
         int64 [N].
     mean, std
-        Of the training pixels, per channel, with 255 as 1.
+        Per-channel statistics of the training pixels, scaled to [0, 1].
     """
 
     name: str
@@ -134,7 +133,7 @@ class ImageData:
         """Test images."""
         return len(self.test_x)
 
-    def first(self, train: int | None, test: int | None) -> ImageData:
+    def subset(self, train: int | None, test: int | None) -> ImageData:
         """See :class:`Data`."""
         return replace(
             self,
@@ -145,30 +144,32 @@ class ImageData:
         )
 
     def train_batches(
-        self, seed: int, epoch: int, batch_size: int, first: int, share: ProcessShard
+        self, seed: int, epoch: int, batch_size: int, first: int, shard: ProcessShard
     ) -> Iterator[Batch]:
         """See :class:`Data`."""
-        order = _order(self.train_count, seed, epoch)
+        order = _permutation(self.train_count, seed, epoch)
         for batch in range(first, self.train_count // batch_size):
             chosen = order[batch * batch_size :][:batch_size]
-            x = self._augmented(self._normal(self.train_x[chosen]), _generator(seed, epoch, batch))
+            x = self._augmented(
+                self._normalize(self.train_x[chosen]), _generator(seed, epoch, batch)
+            )
             y = self.train_y[chosen]
-            yield x[share.rank :: share.world], y[share.rank :: share.world]
+            yield x[shard.rank :: shard.world], y[shard.rank :: shard.world]
 
     def test_batches(
-        self, batch_size: int, share: ProcessShard = ProcessShard()
+        self, batch_size: int, shard: ProcessShard = ProcessShard()
     ) -> Iterator[Batch]:
         """See :class:`Data`."""
-        x, y = (part[share.rank :: share.world] for part in (self.test_x, self.test_y))
+        x, y = (part[shard.rank :: shard.world] for part in (self.test_x, self.test_y))
         for at in range(0, len(x), batch_size):
-            yield self._normal(x[at : at + batch_size]), y[at : at + batch_size]
+            yield self._normalize(x[at : at + batch_size]), y[at : at + batch_size]
 
-    def _normal(self, x: Tensor) -> Tensor:
+    def _normalize(self, x: Tensor) -> Tensor:
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return (x.float() / 255.0 - mean) / std
 
     def _augmented(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Crop, flip and cut out, each image by numbers of its own."""
+        """Crop, flip and cut out, with separate random numbers for each image."""
         n, _, height, width = x.shape
         images, rows, columns = (
             torch.arange(n)[:, None, None],
@@ -194,14 +195,14 @@ class ImageData:
         return x
 
 
-def _evenly(count: int, wanted: int) -> list[int]:
-    """Up to ``wanted`` places, an even stride apart: folders are sorted by class."""
+def _even_indices(count: int, wanted: int) -> list[int]:
+    """Return up to ``wanted`` indices at an even stride, because folders are sorted by class."""
     wanted = min(count, wanted)
     return [i * count // wanted for i in range(wanted)]
 
 
-class _Seeded(torch.utils.data.Dataset[Batch]):
-    """A data set whose random transforms depend on the seed, the epoch and the image alone."""
+class _SeededDataset(torch.utils.data.Dataset[Batch]):
+    """A data set whose random transforms depend only on the seed, the epoch and the image."""
 
     def __init__(self, inner: Any, seed: int, epoch: int) -> None:
         self.inner, self.seed, self.epoch = inner, seed, epoch
@@ -215,14 +216,14 @@ class _Seeded(torch.utils.data.Dataset[Batch]):
 
 @dataclass(frozen=True)
 class FolderData:
-    """Pictures in folders, ``train/CLASS/*`` and ``val/CLASS/*``: ImageNet and the like.
+    """Image folders, ``train/CLASS/*`` and ``val/CLASS/*``, as for ImageNet.
 
     Attributes
     ----------
     train, test
-        torchvision data sets with their transforms.
+        torchvision data sets, transforms included.
     workers
-        Processes that read and transform.
+        Number of processes that read and transform.
     """
 
     name: str
@@ -247,10 +248,10 @@ class FolderData:
         """Test images."""
         return len(self.test)
 
-    def first(self, train: int | None, test: int | None) -> FolderData:
+    def subset(self, train: int | None, test: int | None) -> FolderData:
         """See :class:`Data`."""
         some = [
-            data if n is None else torch.utils.data.Subset(data, _evenly(len(data), n))
+            data if n is None else torch.utils.data.Subset(data, _even_indices(len(data), n))
             for data, n in ((self.train, train), (self.test, test))
         ]
         return replace(self, train=some[0], test=some[1])
@@ -259,35 +260,36 @@ class FolderData:
         loader = torch.utils.data.DataLoader(data, batch_sampler=indices, num_workers=self.workers)
         try:
             yield from loader
-        except Exception as error:  # a worker's, whose traceback is its message
+        except Exception as error:  # An error in a worker has its traceback as message.
             last = [line for line in str(error).splitlines() if line.strip()][-1:]
             raise InputError(
-                f"data set {self.name!r}: a picture cannot be read: {''.join(last)}"
+                f"data set {self.name!r}: a picture cannot be read: {''.join(last)}; "
+                "replace or remove it"
             ) from error
 
     def train_batches(
-        self, seed: int, epoch: int, batch_size: int, first: int, share: ProcessShard
+        self, seed: int, epoch: int, batch_size: int, first: int, shard: ProcessShard
     ) -> Iterator[Batch]:
         """See :class:`Data`."""
-        order = _order(self.train_count, seed, epoch).tolist()
+        order = _permutation(self.train_count, seed, epoch).tolist()
         batches = [
-            order[batch * batch_size :][:batch_size][share.rank :: share.world]
+            order[batch * batch_size :][:batch_size][shard.rank :: shard.world]
             for batch in range(first, self.train_count // batch_size)
         ]
-        yield from self._load(_Seeded(self.train, seed, epoch), batches)
+        yield from self._load(_SeededDataset(self.train, seed, epoch), batches)
 
     def test_batches(
-        self, batch_size: int, share: ProcessShard = ProcessShard()
+        self, batch_size: int, shard: ProcessShard = ProcessShard()
     ) -> Iterator[Batch]:
         """See :class:`Data`."""
-        # Mixed, for the first ones of a folder are of one class.
-        order = _order(self.test_count, 0, 0)[share.rank :: share.world].tolist()
+        # Shuffled, because the first images of a folder are all of one class.
+        order = _permutation(self.test_count, 0, 0)[shard.rank :: shard.world].tolist()
         yield from self._load(
             self.test, [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
         )
 
 
-def _torchvision() -> Any:
+def _import_torchvision() -> Any:
     try:
         import torchvision
     except ImportError as error:
@@ -303,26 +305,18 @@ def _digits(recipe: Recipe, folder: Path | None, download: bool) -> Data:
     digits = load_digits()
     train_x, test_x = ((x * 255.0).round().to(torch.uint8) for x in (digits.train_x, digits.test_x))
     return ImageData(
-        "digits",
-        10,
-        train_x,
-        digits.train_y,
-        test_x,
-        digits.test_y,
-        (0.0,),
-        (1.0,),
-        augment=recipe.augment,
+        "digits", 10, train_x, digits.train_y, test_x, digits.test_y, (0.0,), (1.0,), recipe.augment
     )
 
 
 def _in_memory(
     class_name: str, classes: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Callable[[Recipe, Path | None, bool], Data]:
-    """Read one of torchvision's data sets of small images."""
+    """Return a reader for one of torchvision's data sets of small images."""
 
     def read(recipe: Recipe, folder: Path | None, download: bool) -> Data:
-        folder = _need_folder(recipe.data, folder)
-        cls = getattr(_torchvision().datasets, class_name)
+        folder = _require_folder(recipe.data, folder)
+        cls = getattr(_import_torchvision().datasets, class_name)
         (train_x, train_y), (test_x, test_y) = (
             _tensors(_open(recipe.data, cls, folder, train, download)) for train in (True, False)
         )
@@ -334,47 +328,48 @@ def _in_memory(
 
 
 def _tensors(data: Any) -> Batch:
-    """Images as [N, C, H, W], and labels."""
+    """Return images as [N, C, H, W], and labels."""
     x = torch.as_tensor(data.data)
     x = x[:, None] if x.dim() == 3 else x.permute(0, 3, 1, 2).contiguous()
     return x, torch.as_tensor(data.targets)
 
 
-def _need_folder(name: str, folder: Path | None) -> Path:
+def _require_folder(name: str, folder: Path | None) -> Path:
     if folder is None:
         raise ConfigError(
-            f"data set {name!r}: say where it is, or where to put it, with --data DIR or FATNN_DATA"
+            f"data set {name!r}: give its directory, existing or new, with --data DIR or FATNN_DATA"
         )
     return folder
 
 
 def _open(name: str, cls: Any, folder: Path, train: bool, download: bool) -> Any:
-    """Read what is there; else fetch it, where that may be."""
+    """Read the data set if it is there; otherwise download it if allowed."""
     try:
         return cls(folder, train=train, download=False)
     except RuntimeError as absent:
         if not download:
             raise InputError(
-                f"data set {name!r} is not in {folder} ({absent}); give another --data, or --download"
-            ) from (absent)
+                f"data set {name!r} is not in {folder} ({absent}); give another --data, or "
+                "--download"
+            ) from absent
     try:
         return cls(folder, train=train, download=True)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"data set {name!r} is not in {folder}, and fetching it failed ({error}); put torchvision's files for "
-            f"{cls.__name__} there, or give another --data"
+            f"data set {name!r} is not in {folder}, and the download failed ({error}); put "
+            f"torchvision's files for {cls.__name__} there, or give another --data"
         ) from error
 
 
 def _folder(recipe: Recipe, folder: Path | None, download: bool) -> Data:
-    folder = _need_folder(recipe.data, folder)
-    datasets = _torchvision().datasets
+    folder = _require_folder(recipe.data, folder)
+    datasets = _import_torchvision().datasets
     from torchvision.transforms import v2
 
     if recipe.augment.crop or recipe.augment.cutout:
         raise ConfigError(
-            f"augment: crop and cutout are for small images; pictures of data set {recipe.data!r} are cut out at "
-            "random sizes anyway"
+            "augment: crop and cutout are for small images; pictures of data set "
+            f"{recipe.data!r} are cropped at random sizes anyway; set both to 0"
         )
     size = recipe.image_size
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -388,15 +383,16 @@ def _folder(recipe: Recipe, folder: Path | None, download: bool) -> Data:
             found.append(datasets.ImageFolder(folder / part, transform))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(
-                f"data set {recipe.data!r}: expected {folder / part}/CLASS/PICTURE ({error}); give --data the folder "
-                "that holds train and val"
+                f"data set {recipe.data!r}: expected {folder / part}/CLASS/PICTURE ({error}); give "
+                "--data the folder that holds train and val"
             ) from error
     names = [data.classes for data in found]
     if names[0] != names[1]:
         odd = sorted(set(names[0]) ^ set(names[1]))
         raise InputError(
-            f"data set {recipe.data!r}: {folder}/train has {len(names[0])} classes and {folder}/val {len(names[1])}; "
-            f"only in one of them: {', '.join(odd[:5])}"
+            f"data set {recipe.data!r}: {folder}/train has {len(names[0])} classes and "
+            f"{folder}/val {len(names[1])}; only in one of them: {', '.join(odd[:5])}; "
+            "give both the same CLASS folders"
         )
     workers = min(8, usable_cpus())
     return FolderData(recipe.data, len(names[0]), found[0], found[1], size, workers)
@@ -405,7 +401,7 @@ def _folder(recipe: Recipe, folder: Path | None, download: bool) -> Data:
 _CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 _CIFAR100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
-#: Name in a recipe → reader of (recipe, folder, whether it may be fetched).
+#: Name in a recipe → reader, called with (recipe, folder, whether to download).
 DATASETS: dict[str, Callable[[Recipe, Path | None, bool], Data]] = {
     "digits": _digits,
     "mnist": _in_memory("MNIST", 10, (0.1307,), (0.3081,)),
@@ -423,27 +419,28 @@ def load_data(recipe: Recipe, folder: Path | None, download: bool = True) -> Dat
     Parameters
     ----------
     recipe
-        Names it, and says how training images are augmented.
+        Gives the data set's name and the augmentation of training images.
     folder
-        Where torchvision's files, or the folders of pictures, are.
+        Directory of torchvision's files, or of the image folders.
     download
-        Whether torchvision may fetch what is not there.
+        Whether torchvision may download missing data.
 
     Raises
     ------
     ConfigError
-        An unknown name; no folder given for a set that needs one; fewer images than a batch.
+        Unknown name, no folder given though one is needed, or fewer images than a batch.
     InputError
-        The data are not there, and cannot be fetched.
+        The data are missing and cannot be downloaded.
     UnsupportedError
         A library that reads them is missing.
     """
     reader = DATASETS.get(recipe.data)
     if reader is None:
         raise ConfigError(f"data set {recipe.data!r} is unknown; known are {', '.join(DATASETS)}")
-    data = reader(recipe, folder, download).first(recipe.train_images, recipe.test_images)
+    data = reader(recipe, folder, download).subset(recipe.train_images, recipe.test_images)
     if data.train_count < recipe.batch_size:
         raise ConfigError(
-            f"data set {data.name!r} has {data.train_count} training images, fewer than batch_size={recipe.batch_size}"
+            f"data set {data.name!r} has {data.train_count} training images, fewer than "
+            f"batch_size={recipe.batch_size}; lower batch_size"
         )
     return data

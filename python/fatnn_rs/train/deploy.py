@@ -1,4 +1,4 @@
-"""The end of a run: the trained model converted, compared with itself, and measured once more in Rust."""
+"""Convert a trained model, compare it with the result, and measure the result's accuracy."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ _BATCH = 250
 def deploy(
     model: nn.Module, data: Data, path: Path, verify_images: int | None = None
 ) -> dict[str, Any]:
-    """Convert, save, load, and compare with the eager model on the test images.
+    """Convert, save and load a model, and compare it with the eager model on the test images.
 
     Parameters
     ----------
     model
-        Trained, in eval mode, on the CPU.
+        A trained model in eval mode, on the CPU.
     data
-        Its test images are used.
+        Data set whose test images are used.
     path
-        Where the network goes.
+        File to write the converted network to.
     verify_images
-        On how many images every code is compared; None: on all. Classes are compared on all of them
-        anyway.
+        Number of images on which every code is compared; None: all. Predicted classes are always
+        compared on all images.
 
     Returns
     -------
     dict
-        ``rust_accuracy``, ``eager_accuracy``, ``codes_total``, ``codes_different``, ``file_bytes``;
-        or, where ``convert`` refuses the family, ``refused`` with the reason. ``not_saved`` instead
-        of ``file_bytes``, with the reason, where parts of the network run Python code that a file
-        cannot hold.
+        ``rust_accuracy``, ``eager_accuracy``, ``codes_total``, ``codes_different`` and
+        ``file_bytes``. If parts of the network run Python code, which a file cannot hold,
+        ``not_saved`` with the reason replaces ``file_bytes``. If ``convert`` refuses the quantizer
+        family, the dict holds only ``refused``, with the reason.
 
     Raises
     ------
     ConversionError
-        A code, or the class of an image, differs between PyTorch and Rust.
+        A code, or the predicted class of an image, differs between PyTorch and Rust.
     """
     reasons = {
         layer.weight_quant.refused for layer in model.modules() if isinstance(layer, TernaryLayer)
@@ -73,15 +73,17 @@ def deploy(
             eager, rust = model(x).argmax(1), net(x).argmax(1)
             if not torch.equal(eager, rust):
                 raise ConversionError(
-                    f"{path}: {int((eager != rust).sum())} of {len(x)} images are classified otherwise in Rust than in "
-                    "PyTorch; fatnn_rs.verify(model, net, images) shows where"
+                    f"{path}: {int((eager != rust).sum())} of {len(x)} images are classified "
+                    "differently in Rust and in PyTorch; fatnn_rs.verify(model, net, images) shows "
+                    "where"
                 )
             eager_right += int((eager == y).sum())
             rust_right += int((rust == y).sum())
             seen += len(x)
     if different:
         raise ConversionError(
-            f"{path}: {different} of {total} codes differ between PyTorch and Rust"
+            f"{path}: {different} of {total} codes differ between PyTorch and Rust; "
+            "fatnn_rs.verify(model, net, images) shows where"
         )
     return {
         "eager_accuracy": eager_right / seen,

@@ -1,4 +1,4 @@
-"""scikit-learn's 8x8 digits: 1797 images that come with it, so nothing is downloaded. A fifth is held out."""
+"""scikit-learn's 1797 handwritten digits, 8x8, a fifth held out. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Digits", "load_digits"]
 
 @dataclass(frozen=True)
 class Digits:
-    """Images float32 [N, 1, 8, 8] in [0, 1], labels int64 [N]."""
+    """Images, float32 [N, 1, 8, 8] in [0, 1], and labels, int64 [N]."""
 
     train_x: Tensor
     train_y: Tensor
@@ -23,12 +23,12 @@ class Digits:
 
 
 def load_digits() -> Digits:
-    """Return the data, always split in the same way (stratified).
+    """Return the data; the split is always the same (stratified).
 
     Raises
     ------
     UnsupportedError
-        Where scikit-learn, which holds the data, is not installed.
+        scikit-learn, which holds the data, is not installed.
     """
     try:
         from sklearn import datasets, model_selection

@@ -1,11 +1,10 @@
-"""The training loop: a float phase, a ternary phase, a converted network. On accelerate.
+"""The training loop, on accelerate: a float phase, a ternary phase, and a converted network.
 
-Every step depends on the recipe, the seed and the step's number alone, so a run that was killed
-goes on from its last checkpoint to the very weights that it would have had: on the same CPU, with
-the same number of threads and processes; on a GPU as far as PyTorch's kernels repeat themselves.
-Several processes, of one machine or of many, are torchrun's business: the batch is shared out among
-them, gradients are averaged. BatchNorm then normalises by each process's share, as in any PyTorch
-training, and keeps the first one's statistics; on GPUs it takes them over all of them.
+Every iteration depends only on the recipe, the seed and its index. So a killed run resumes from its
+last checkpoint and ends with the same weights, given the same CPU, threads and processes (on a GPU,
+as far as PyTorch's kernels are deterministic). Several processes, started by torchrun, split each
+batch and average gradients. On CPUs, BatchNorm normalises each process's part separately and keeps
+the statistics of the first process; on GPUs, it uses statistics over all processes.
 """
 
 from __future__ import annotations
@@ -41,25 +40,25 @@ __all__ = ["TrainOptions", "accuracy", "train"]
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What a run needs beside its recipe.
+    """Settings of a run that are not part of its recipe.
 
     Attributes
     ----------
     out
-        Folder of the run (see :mod:`fatnn_rs.train.run`). A run that was interrupted there goes on.
+        Directory of the run (see :mod:`fatnn_rs.train.run`). An interrupted run there is resumed.
     data
-        Folder of the data set, where it needs one.
+        Directory of the data set, if it needs one.
     seed
-        Of the first weights, the order of images and their augmentation.
+        Seed of the initial weights, the order of images and their augmentation.
     download
-        Whether torchvision may fetch data that are not there.
+        Whether torchvision may download missing data.
     float_from
-        A trained float model to start from: a run's ``float.pt`` or any ``state_dict``. Its phase
-        is then skipped.
+        A trained float model to start from: a run's ``float.pt`` or any ``state_dict``. The float
+        phase is then skipped.
     cpu
-        Train on the CPU although there is a GPU.
+        Train on the CPU even if there is a GPU.
     checkpoint_seconds
-        Time between two checkpoints inside an epoch; there is one after every epoch anyway.
+        Time between two checkpoints inside an epoch. There is one after every epoch, too.
     """
 
     out: Path
@@ -72,17 +71,17 @@ class TrainOptions:
 
 
 def train(recipe: Recipe, options: TrainOptions, console: Console | None = None) -> dict[str, Any]:
-    """Run a recipe to its end.
+    """Run a recipe to its end, or resume it.
 
     Parameters
     ----------
     recipe
-        What to do.
+        What to train.
     options
-        Where, and from which seed.
+        Directory, seed and other settings.
     console
-        Where progress and warnings go; standard error by default. Only the first of several
-        processes writes.
+        Console for progress and warnings; standard error by default. Only the first process
+        writes.
 
     Returns
     -------
@@ -92,32 +91,31 @@ def train(recipe: Recipe, options: TrainOptions, console: Console | None = None)
     Raises
     ------
     ConfigError
-        Options that do not fit each other, the data or what is in ``options.out``.
+        Options contradict each other, the data or the run in ``options.out``.
     InputError
-        The data are not there.
+        The data are missing.
     FatnnError
-        The loss is no longer finite.
+        The loss or a parameter is no longer finite, or the GPU's memory is too small.
     ConversionError
-        The converted network does not compute the trained one's codes.
+        The converted network computes other codes than the trained model.
     """
     has_teacher = (
         recipe.float_phase is not None or options.float_from is not None or recipe.pretrained
     )
     if recipe.ternary is not None and recipe.ternary.distill and not has_teacher:
         raise ConfigError(
-            "ternary.distill: there is no trained float model to learn from; give the recipe a float phase, "
-            "pretrained=true or --float-from, or set ternary.distill=0"
+            "ternary.distill: there is no trained float model to learn from; give the recipe a "
+            "float phase, pretrained=true or --float-from, or set ternary.distill=0"
         )
+    # Without a reset, a second run in this process could not have another precision.
     if not torch.distributed.is_initialized():
-        AcceleratorState._reset_state(
-            True
-        )  # else a second run in this process could not have another precision
+        AcceleratorState._reset_state(True)
     accelerator = Accelerator(
         cpu=options.cpu,
         mixed_precision=recipe.mixed_precision or "no",
         log_with=_trackers(),
         project_dir=options.out,
-        # The other processes wait while the first one fetches data, or converts and verifies.
+        # Other processes wait while the first one downloads data, or converts and verifies.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
     )
     if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
@@ -126,7 +124,8 @@ def train(recipe: Recipe, options: TrainOptions, console: Console | None = None)
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     if recipe.batch_size % accelerator.num_processes:
         raise ConfigError(
-            f"batch_size={recipe.batch_size} cannot be shared evenly among {accelerator.num_processes} processes"
+            f"batch_size={recipe.batch_size} cannot be shared evenly among "
+            f"{accelerator.num_processes} processes; make it a multiple of them"
         )
     console = console or Console(stderr=True)
     what = identity(
@@ -141,13 +140,13 @@ def train(recipe: Recipe, options: TrainOptions, console: Console | None = None)
         data = load_data(recipe, options.data, options.download)
     accelerator.init_trackers("tensorboard")
     job = Job(recipe, options, accelerator, run, data, console)
-    result = job.everything()
+    result = job.train_and_deploy()
     accelerator.end_training()
     return run.result or {**what, **result}
 
 
 def _from_main(accelerator: Accelerator, read: Callable[[], Any]) -> Any:
-    """Return what the first process reads to all of them: the run's folder may be on its machine alone."""
+    """Read on the first process and broadcast: other machines may lack the run's directory."""
     values = [read() if accelerator.is_main_process else None]
     if accelerator.num_processes > 1:
         broadcast_object_list(values)
@@ -164,7 +163,7 @@ def _trackers() -> str | None:
 
 @dataclass
 class Job:
-    """One run: the parts that all phases share."""
+    """One run: what its phases share."""
 
     recipe: Recipe
     options: TrainOptions
@@ -173,8 +172,8 @@ class Job:
     data: Data
     console: Console
 
-    def everything(self) -> dict[str, Any]:
-        """Both phases and the conversion."""
+    def train_and_deploy(self) -> dict[str, Any]:
+        """Run both phases and the conversion."""
         started, recipe, run = time.perf_counter(), self.recipe, self.run
         set_seed(self.options.seed)
         model = build_model(recipe, self.data.classes)
@@ -184,7 +183,7 @@ class Job:
         if self.options.float_from is not None:
             _load(model, _weights(read_state(self.options.float_from)), self.options.float_from)
         elif recipe.float_phase is not None:
-            self.phase("float", recipe.float_phase, model, None, log)
+            self.train_phase("float", recipe.float_phase, model, None, log)
         if (
             recipe.float_phase is not None
             or self.options.float_from is not None
@@ -198,7 +197,7 @@ class Job:
                 else None
             )
             self.prepare(model)
-            self.phase("ternary", recipe.ternary, model, teacher, log)
+            self.train_phase("ternary", recipe.ternary, model, teacher, log)
             result["ternary_accuracy"] = accuracy(model, self.data, self.accelerator)
         result["log"] = log
         if self.accelerator.is_main_process:
@@ -216,7 +215,7 @@ class Job:
         return result
 
     def prepare(self, model: nn.Module) -> None:
-        """Make a float model ternary; activation steps come from the first training images, the same everywhere."""
+        """Make a float model ternary, calibrated in every process with the same images."""
         quantize, batch = self.recipe.quantize, self.recipe.batch_size
         wanted = math.ceil(quantize.calibration_images / batch)
         batches = self.data.train_batches(self.options.seed, 0, batch, 0, ProcessShard())
@@ -226,7 +225,7 @@ class Job:
             model.to(device), quantize.config(), images[: quantize.calibration_images].to(device)
         )
 
-    def phase(
+    def train_phase(
         self,
         name: str,
         phase: Phase,
@@ -234,7 +233,7 @@ class Job:
         teacher: nn.Module | None,
         log: list[dict[str, Any]],
     ) -> None:
-        """Train ``model`` in place, from where a checkpoint says, to the end of the phase."""
+        """Train ``model`` in place to the end of the phase, from a checkpoint if there is one."""
         run, accelerator = self.run, self.accelerator
         if (finished := _from_main(accelerator, lambda: run.load(name))) is not None:
             _load(model, finished["model"], run.folder / f"{name}.pt")
@@ -246,7 +245,8 @@ class Job:
             _load(model, state["model"], run.folder / "checkpoint.pt")
             log[:] = state["log"]
         PhaseTrainer(self, name, phase, model, teacher, log, state)()
-        accelerator.free_memory()  # what it knows of this phase's optimizer would take part in the next one
+        # Forget this phase's optimizer; the next phase would otherwise use it, too.
+        accelerator.free_memory()
         if accelerator.is_main_process:
             run.save(
                 name,
@@ -258,29 +258,29 @@ class Job:
         accelerator.wait_for_everyone()
 
     def _check_classes(self, model: nn.Module) -> None:
-        """Compare the model's outputs with the data's classes before hours are spent."""
+        """Check, before training, that the model takes the images and has an output per class."""
         was, what = model.training, f"model {self.recipe.model!r}"
         try:
             with torch.no_grad():
                 logits = model.eval()(torch.zeros(1, *self.data.shape))
-        except Exception as error:  # models raise what they like
+        except Exception as error:  # A model may raise anything.
             raise ConfigError(
                 f"{what} does not take the images of data set {self.data.name!r}, "
-                f"{'x'.join(map(str, self.data.shape))} ({type(error).__name__}: {error}); choose another, or see "
-                "model_options and image_size"
+                f"{'x'.join(map(str, self.data.shape))} ({type(error).__name__}: {error}); choose "
+                "another, or see model_options and image_size"
             ) from error
         model.train(was)
         check_logits(what, logits)
         if logits.shape[1] != self.data.classes:
             raise ConfigError(
-                f"{what} gives {logits.shape[1]} outputs, but data set {self.data.name!r} has {self.data.classes} "
-                "classes; set pretrained=false (torchvision's weights are for 1000), or use one of timm's, which take "
-                "any number"
+                f"{what} gives {logits.shape[1]} outputs, but data set {self.data.name!r} has "
+                f"{self.data.classes} classes; set pretrained=false (torchvision's weights are for "
+                "1000), or use one of timm's, which take any number"
             )
 
 
 def _weights(state: dict[str, Any]) -> dict[str, Any]:
-    """Take the model out of a run's checkpoint, or a bare ``state_dict`` as it is."""
+    """Return the model's ``state_dict`` from a run's checkpoint, or from a bare ``state_dict``."""
     inner = state.get("model")
     return inner if isinstance(inner, dict) else state
 

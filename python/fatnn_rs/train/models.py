@@ -1,4 +1,4 @@
-"""Models by name: ours from one table, torchvision's and timm's by their own names."""
+"""Models by name: ours from :data:`MODELS`, torchvision's and timm's by their own names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["MODELS", "build_model"]
 
 
 def _cifar_resnet18(classes: int, **options: Any) -> nn.Module:
-    """Torchvision's ResNet-18 for images of 32x32: a 3x3 first convolution of stride 1, and no max pooling."""
+    """Torchvision's ResNet-18 for 32x32 images: 3x3 stem, stride 1, no max pooling."""
     model = _torchvision("resnet18", classes, False, **options)
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
@@ -30,7 +30,7 @@ def _torchvision(name: str, classes: int, pretrained: bool, **options: Any) -> n
         from torchvision import models
     except ImportError as error:
         raise UnsupportedError(
-            f"{name} comes with torchvision: pip install 'fatnn-rs[train]'"
+            f"{name} needs torchvision, which is missing: pip install 'fatnn-rs[train]'"
         ) from error
     try:
         model: nn.Module = models.get_model(
@@ -41,7 +41,7 @@ def _torchvision(name: str, classes: int, pretrained: bool, **options: Any) -> n
         )
     except ValueError as error:
         raise ConfigError(
-            f"model 'torchvision:{name}': {error}; torchvision.models.list_models() names them"
+            f"model 'torchvision:{name}': {error}; torchvision.models.list_models() names all"
         ) from error
     return model
 
@@ -50,17 +50,19 @@ def _timm(name: str, classes: int, pretrained: bool, **options: Any) -> nn.Modul
     try:
         import timm
     except ImportError as error:
-        raise UnsupportedError("timm is missing: pip install 'fatnn-rs[train]'") from error
+        raise UnsupportedError(
+            f"{name} needs timm, which is missing: pip install 'fatnn-rs[train]'"
+        ) from error
     try:
         model: nn.Module = timm.create_model(
             name, pretrained=pretrained, num_classes=classes, **options
         )
     except RuntimeError as error:
-        raise ConfigError(f"model 'timm:{name}': {error}; timm.list_models() names them") from error
+        raise ConfigError(f"model 'timm:{name}': {error}; timm.list_models() names all") from error
     return model
 
 
-#: Name in a recipe → constructor of (classes, **model_options).
+#: Name in a recipe → constructor, called with (classes, **model_options).
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "digits": lambda classes, **options: DigitsNet(classes=classes, **options),
     "small-cnn": SmallCnn,
@@ -72,14 +74,14 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_model(recipe: Recipe, classes: int) -> nn.Module:
-    """Make a recipe's float model.
+    """Build a recipe's float model.
 
     Raises
     ------
     ConfigError
-        An unknown name, or options that the model does not take.
+        Unknown name, wrong options, or pretrained weights that cannot be downloaded.
     UnsupportedError
-        The library that has it is missing.
+        The library of the model is missing.
     """
     source, _, name = recipe.model.partition(":")
     try:
@@ -89,21 +91,23 @@ def build_model(recipe: Recipe, classes: int) -> nn.Module:
             return _timm(name, classes, recipe.pretrained, **recipe.model_options)
         if recipe.model not in MODELS:
             raise ConfigError(
-                f"model {recipe.model!r} is unknown; known are {', '.join(MODELS)}, torchvision:NAME and timm:NAME"
+                f"model {recipe.model!r} is unknown; known are {', '.join(MODELS)}, "
+                "torchvision:NAME and timm:NAME"
             )
         if recipe.pretrained:
             raise ConfigError(
-                f"model {recipe.model!r} comes without pretrained weights; only torchvision's and timm's do"
+                f"model {recipe.model!r} has no pretrained weights, only torchvision's and timm's "
+                "have; set pretrained=false"
             )
         return MODELS[recipe.model](classes, **recipe.model_options)
     except FatnnError:
         raise
     except OSError as error:
         raise ConfigError(
-            f"model {recipe.model!r}: its pretrained weights cannot be fetched ({error}); set pretrained=false, or "
-            "give a float checkpoint with --float-from"
+            f"model {recipe.model!r}: its pretrained weights cannot be downloaded ({error}); set "
+            "pretrained=false, or give a float checkpoint with --float-from"
         ) from error
-    except Exception as error:  # constructors raise what they like
+    except Exception as error:  # A constructor may raise anything.
         raise ConfigError(
-            f"model {recipe.model!r} cannot be made: {error}; see model_options"
+            f"model {recipe.model!r} cannot be built: {error}; check model_options"
         ) from error

@@ -1,8 +1,7 @@
-"""What ternary training looks like from inside: per layer, once an epoch; and a warning in words where a layer dies.
+"""Statistics of the codes of every ternary layer, once per epoch, and warnings about dead layers.
 
-Ternary layers fail in ways that a loss curve shows late: weights all become zero, activations never
-leave their lowest level or never leave their highest, a learned step runs away. All of that is
-visible in the codes.
+Ternary layers fail in ways that the loss shows late: all weights become zero, activations stay at
+their lowest or highest level, or a learned step diverges. The codes show it at once.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ class LayerState:
     layer
         Qualified name.
     weight_zeros
-        Share of weight codes that are 0.
+        Fraction of the weight codes that are 0.
     flips
-        Share of weight codes that changed since the last look; None at the first.
+        Fraction of the weight codes that changed since the last call; None in the first call.
     act_zeros
-        Share of activation codes that are 0.
+        Fraction of the activation codes that are 0.
     saturation
-        Share of activations at the end of their range (either end in full range; 0 where the ends
-        are all there is).
+        Fraction of the activations at the highest level or, in full range, at the highest or
+        lowest level; 0 for binary activations in full range.
     steps
-        Name of a quantizer's learned parameter → the mean of its size.
+        Name of a quantizer's learned parameter → mean of its absolute value.
     """
 
     layer: str
@@ -48,43 +47,44 @@ class LayerState:
     steps: dict[str, float]
 
     def scalars(self) -> dict[str, float]:
-        """Figures by name, for logs."""
+        """Return the figures by name, for logs."""
         figures = {key: value for key, value in asdict(self).items() if isinstance(value, float)}
         figures |= {f"step.{name}": value for name, value in self.steps.items()}
         return {f"{self.layer}/{name}": value for name, value in figures.items()}
 
     def warnings(self, dead: float) -> Iterator[str]:
-        """Say in words what is wrong, ``dead`` being the share from which something counts as all of it."""
+        """Yield warnings; ``dead`` is the fraction from which a layer counts as dead."""
         what = f"layer {self.layer!r}"
         if self.weight_zeros >= dead:
             yield (
-                f"{what} is dying: {self.weight_zeros:.0%} of its weight codes are zero, so it passes almost nothing "
-                "on; lower its weight decay or the learning rate, or start from a trained float model"
+                f"{what} is dying: {self.weight_zeros:.0%} of its weight codes are zero, so it "
+                "passes almost nothing on; lower its weight decay or the learning rate, or start "
+                "from a trained float model"
             )
         if self.act_zeros >= dead:
             yield (
-                f"{what} is dying: {self.act_zeros:.0%} of the activation codes that it reads are zero; its step is "
-                "too large for what the layer before sends"
+                f"{what} is dying: {self.act_zeros:.0%} of the activation codes that it reads are "
+                "zero; its step is too large for the output of the layer before it"
             )
         elif self.saturation >= dead:
             yield (
-                f"{what} is saturated: {self.saturation:.0%} of the activations that it reads are at the end of their "
-                "range; its step is too small, and no gradient passes"
+                f"{what} is saturated: {self.saturation:.0%} of the activations that it reads are "
+                "at the end of their range; its step is too small, and no gradient passes"
             )
         if self.flips == 0.0:
             yield (
-                f"{what} stands still: none of its weight codes changed since the last look; the learning rate is too "
-                "small, or its weights get no gradient"
+                f"{what} stands still: none of its weight codes changed since the last check; the "
+                "learning rate is too small, or its weights get no gradient"
             )
 
 
 class CodeMonitor:
-    """Looks at the codes of a model's ternary layers.
+    """Computes statistics of the codes of a model's ternary layers.
 
     Parameters
     ----------
     model
-        Prepared. Quantizers are only read.
+        A prepared model. Its quantizers are not changed.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -98,7 +98,7 @@ class CodeMonitor:
 
     @torch.no_grad()
     def look(self, x: Tensor) -> list[LayerState]:
-        """Run ``x`` through the model, in eval mode, and describe every ternary layer that it reached."""
+        """Run ``x`` through the model in eval mode; describe every ternary layer that ran."""
         seen: dict[str, tuple[float, float]] = {}
 
         def hook(name: str, layer: TernaryLayer) -> Any:
@@ -109,7 +109,7 @@ class CodeMonitor:
                     if levels[0] < 0
                     else codes == levels[-1]
                 )
-                seen[name] = (_share(codes == 0), _share(ends) if 0 in levels else 0.0)
+                seen[name] = (_fraction(codes == 0), _fraction(ends) if 0 in levels else 0.0)
 
             return layer.act_quant.register_forward_hook(look)
 
@@ -136,21 +136,21 @@ class CodeMonitor:
         }
         return LayerState(
             layer=name,
-            weight_zeros=_share(codes == 0),
-            flips=None if last is None else _share(codes != last),
+            weight_zeros=_fraction(codes == 0),
+            flips=None if last is None else _fraction(codes != last),
             act_zeros=act_zeros,
             saturation=saturation,
             steps=learned,
         )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what the next look compares with."""
+        """Return the weight codes that the next call of :meth:`look` compares with."""
         return dict(self._last)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up where a checkpoint left."""
+        """Restore the state of a checkpoint."""
         self._last = dict(state)
 
 
-def _share(mask: Tensor) -> float:
+def _fraction(mask: Tensor) -> float:
     return float(mask.sum()) / mask.numel() if mask.numel() else 0.0

@@ -1,4 +1,4 @@
-"""One phase of training: the steps, the epoch's figures, and checkpoints inside it. :mod:`.loop` runs the phases."""
+"""One phase of training: iterations, figures per epoch, and checkpoints inside an epoch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _TEST_BATCH = 500
 
 
 class PhaseTrainer:
-    """One phase of training."""
+    """Trains a model for one phase of a recipe. Called by :class:`fatnn_rs.train.loop.Job`."""
 
     def __init__(
         self,
@@ -53,13 +53,12 @@ class PhaseTrainer:
         recipe, accelerator = job.recipe, job.accelerator
         self.batches = job.data.train_count // recipe.batch_size
         self.monitor = CodeMonitor(model)
-        # Channels last: what convolutions are fastest on, CPU or GPU. Only memory changes.
+        # Channels last is the fastest layout for convolutions, on CPUs and GPUs.
         model.to(accelerator.device).to(memory_format=torch.channels_last)
-        shared = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
-        self.own_norms = _share_norms(model) if shared else {}
-        if (
-            accelerator.scaler is not None
-        ):  # one for all phases: begins each as if it were the first
+        several_gpus = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
+        self.local_norms = _sync_batch_norms(model) if several_gpus else {}
+        # One gradient scaler serves all phases: reset it.
+        if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(
                 torch.amp.GradScaler(accelerator.device.type).state_dict()
             )
@@ -67,8 +66,7 @@ class PhaseTrainer:
         self.schedule = _schedule(phase, optimizer, self.batches)
         model.train()
         compiled: Any = torch.compile(model) if recipe.compile else model
-        # In a shell of its own: accelerate changes the forward of what it is given, and the model
-        # stays as it is.
+        # accelerate changes the forward of the module it gets: give it a wrapper, not the model.
         self.model, self.optimizer = accelerator.prepare(nn.Sequential(compiled), optimizer)
         self.teacher: Callable[[Tensor], Tensor] | None = None
         if teacher is not None:
@@ -122,28 +120,27 @@ class PhaseTrainer:
             task = progress.add_task(f"{self.name} training", total=total, note="")
             try:
                 while self.epoch < self.phase.epochs:
-                    self._epoch(progress, task)
+                    self._train_epoch(progress, task)
             except torch.OutOfMemoryError as error:
                 raise FatnnError(
-                    f"{self.name} phase: the GPU has too little memory ({str(error).splitlines()[0]}); lower "
-                    "batch_size or image_size, or set mixed_precision=bf16"
+                    f"{self.name} phase: the GPU has too little memory "
+                    f"({str(error).splitlines()[0]}); lower batch_size or image_size, or set "
+                    "mixed_precision=bf16"
                 ) from error
-        _restore_norms(self.raw, self.own_norms)
+        _restore_batch_norms(self.raw, self.local_norms)
 
-    def _epoch(self, progress: Progress, task: TaskID) -> None:
-        job, share = (
-            self.job,
-            ProcessShard(self.job.accelerator.process_index, self.job.accelerator.num_processes),
-        )
+    def _train_epoch(self, progress: Progress, task: TaskID) -> None:
+        job = self.job
+        shard = ProcessShard(job.accelerator.process_index, job.accelerator.num_processes)
         seed, size = job.options.seed, job.recipe.batch_size
-        # The two phases see different orders.
+        # The two phases see different orders of images.
         source = job.data.train_batches(
-            seed + (1 << 20) * (self.name == "ternary"), self.epoch, size, self.batch, share
+            seed + (1 << 20) * (self.name == "ternary"), self.epoch, size, self.batch, shard
         )
         written = time.monotonic()
         self.raw.train()
         for x, y in source:
-            self.loss += self._step(x, y)
+            self.loss += self._train_batch(x, y)
             self.batch += 1
             done = self.epoch * self.batches + self.batch
             progress.update(
@@ -161,9 +158,9 @@ class PhaseTrainer:
         self.epoch, self.batch, self.loss = self.epoch + 1, 0, 0.0
         self._checkpoint()
 
-    def _step(self, x: Tensor, y: Tensor) -> float:
+    def _train_batch(self, x: Tensor, y: Tensor) -> float:
         accelerator, phase = self.job.accelerator, self.phase
-        # What draws numbers inside the model (dropout) draws the same ones after a resumption.
+        # Seed every batch, so that dropout draws the same numbers after a resumption.
         torch.manual_seed(
             hash((self.job.options.seed, self.epoch, self.batch, accelerator.process_index))
             & (2**63 - 1)
@@ -181,7 +178,7 @@ class PhaseTrainer:
                 logits.float(), answers, phase.temperature
             )
         value = loss.item()
-        if accelerator.num_processes > 1:  # so that all of them see, log and refuse the same
+        if accelerator.num_processes > 1:  # Every process must see and log the same loss.
             value = float(accelerator.reduce(loss.detach(), reduction="mean"))
         if not math.isfinite(value):
             raise self._diverged(f"the loss became {value}")
@@ -195,20 +192,19 @@ class PhaseTrainer:
 
     def _diverged(self, what: str) -> FatnnError:
         return FatnnError(
-            f"{self.name} phase: {what} in epoch {self.epoch + 1}, batch {self.batch + 1}; lower lr (now "
-            f"{self.schedule.get_last_lr()[0]:g}), lengthen warmup_epochs or set clip, and start again with another "
-            "--out"
+            f"{self.name} phase: {what} in epoch {self.epoch + 1}, batch {self.batch + 1}; lower "
+            f"lr (now {self.schedule.get_last_lr()[0]:g}), lengthen warmup_epochs or set clip, and "
+            "start again with another --out"
         )
 
     def _end_of_epoch(self, progress: Progress) -> None:
-        """Measure, look into the layers, log."""
+        """Measure the accuracy, monitor the layers, and log both."""
         for name, parameter in self.raw.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise self._diverged(f"{name} became NaN or infinite")
         job, accelerator = self.job, self.job.accelerator
-        if (
-            accelerator.num_processes > 1
-        ):  # BatchNorm's statistics: the first process's, as at every step's beginning
+        # BatchNorm keeps the statistics of the first process.
+        if accelerator.num_processes > 1:
             for buffer in self.raw.buffers():
                 torch.distributed.broadcast(buffer, 0)
         line: dict[str, Any] = {
@@ -235,8 +231,8 @@ class PhaseTrainer:
                     f"warning: epoch {self.epoch + 1}: {warning}", style="yellow", highlight=False
                 )
             progress.console.print(
-                f"{self.name} epoch {self.epoch + 1}/{self.phase.epochs}: loss {line['loss']:.4f}, test accuracy "
-                f"{line['test_accuracy']:.2%}",
+                f"{self.name} epoch {self.epoch + 1}/{self.phase.epochs}: loss {line['loss']:.4f}, "
+                f"test accuracy {line['test_accuracy']:.2%}",
                 highlight=False,
             )
         figures = {f"{self.name}/{key}": line[key] for key in ("loss", "lr", "test_accuracy")}
@@ -255,7 +251,7 @@ def _optimizer(phase: Phase, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _schedule(phase: Phase, optimizer: torch.optim.Optimizer, batches: int) -> LRScheduler:
-    """One step of the schedule is one step of the optimizer."""
+    """Return the learning rate schedule, in units of optimizer iterations."""
     total, warmup = phase.epochs * batches, round(phase.warmup_epochs * batches)
     after = max(1, total - warmup)
     main: LRScheduler
@@ -274,7 +270,7 @@ def _schedule(phase: Phase, optimizer: torch.optim.Optimizer, batches: int) -> L
 
 
 def _divergence(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence of softened answers, times temperature squared (G. Hinton et al., 1503.02531)."""
+    """Distillation loss: KL divergence of softened outputs, times temperature² (1503.02531)."""
     student, teacher = (
         functional.log_softmax(value / temperature, dim=1) for value in (logits, answers)
     )
@@ -285,11 +281,14 @@ def _divergence(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, data: Data, accelerator: Accelerator | None = None) -> float:
-    """Share of the test images that ``model``, in eval mode, classifies right; over all processes."""
+    """Fraction of the test images that ``model`` classifies correctly in eval mode.
+
+    With several processes, each runs its part, and all get the result.
+    """
     if accelerator is not None:
         model.to(accelerator.device)
     device = next(model.parameters()).device
-    share = (
+    shard = (
         ProcessShard()
         if accelerator is None
         else ProcessShard(accelerator.process_index, accelerator.num_processes)
@@ -297,7 +296,7 @@ def accuracy(model: nn.Module, data: Data, accelerator: Accelerator | None = Non
     training = model.training
     right = torch.zeros((), device=device)
     with held_weights(model.eval()):
-        for x, y in data.test_batches(_TEST_BATCH, share):
+        for x, y in data.test_batches(_TEST_BATCH, shard):
             logits = model(x.to(device, memory_format=torch.channels_last))
             right += (logits.argmax(1) == y.to(device)).sum()
     model.train(training)
@@ -307,7 +306,7 @@ def accuracy(model: nn.Module, data: Data, accelerator: Accelerator | None = Non
 
 
 def check_logits(what: str, logits: Any) -> None:
-    """Raise a :class:`ConfigError` unless a model returned one row of logits for each image."""
+    """Raise a :class:`ConfigError` unless ``logits`` is a tensor with one row per image."""
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ConfigError(
@@ -315,11 +314,11 @@ def check_logits(what: str, logits: Any) -> None:
         )
 
 
-def _share_norms(model: nn.Module) -> dict[str, nn.Module]:
-    """Let BatchNorm take its statistics over all processes; return the original ones by name.
+def _sync_batch_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Replace BatchNorm by SyncBatchNorm; return the original modules by name.
 
-    Exact types only: a subclass, as timm's with their activation inside, does more than torch's
-    replacement.
+    Subclasses, such as timm's with a built-in activation, stay: torch's replacement would drop
+    what they add.
     """
     own: dict[str, nn.Module] = {}
     for path, module in list(model.named_modules()):
@@ -330,8 +329,8 @@ def _share_norms(model: nn.Module) -> dict[str, nn.Module]:
     return own
 
 
-def _restore_norms(model: nn.Module, own: dict[str, nn.Module]) -> None:
-    """Put the original ones back, which ``prepare`` and ``convert`` know, with the statistics that were taken."""
+def _restore_batch_norms(model: nn.Module, own: dict[str, nn.Module]) -> None:
+    """Undo :func:`_sync_batch_norms`, for ``prepare`` and ``convert``; keep the new statistics."""
     for path, norm in own.items():
         parent, _, name = path.rpartition(".")
         shared = getattr(model.get_submodule(parent), name)

@@ -1,8 +1,8 @@
-"""Recipes: everything that decides what training does, as one checked YAML file.
+"""Recipes: one validated YAML file with everything that decides the result of training.
 
-A recipe has up to two phases. ``float`` trains the plain model; ``ternary`` prepares that model and
-goes on. Without ``float`` the ternary model starts from a float checkpoint, from pretrained
-weights, or from scratch; without ``ternary`` there is only a float model.
+A recipe has up to two phases. ``float`` trains the float model; ``ternary`` prepares that model and
+continues. Without ``float``, the ternary model starts from a float checkpoint, from pretrained
+weights or from scratch. Without ``ternary``, only a float model is trained.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ class _Section(BaseModel):
 
 
 class Augment(_Section):
-    """What is done to training images, drawn anew for every one.
+    """Augmentation of training images, random per image.
 
     Attributes
     ----------
     crop
-        Pixels of zeros around the image before a window of its size is cut out anywhere.
+        Pixels of zero padding, after which a window of the old size is cropped at random.
     flip
-        Left and right are swapped in half of the images.
+        Whether images are mirrored horizontally with probability 1/2.
     cutout
-        Side of a square of zeros somewhere in the image; 0: none.
+        Side of a square of zeros at a random position; 0: none.
     """
 
     crop: int = Field(default=0, ge=0)
@@ -53,7 +53,7 @@ class Augment(_Section):
 
 
 class Phase(_Section):
-    """One stretch of training.
+    """One phase of training.
 
     Attributes
     ----------
@@ -64,25 +64,26 @@ class Phase(_Section):
     lr
         Learning rate after warm-up.
     momentum
-        Of SGD.
+        Momentum of SGD.
     weight_decay
-        On weights; step sizes, scales, biases and BatchNorm have none
+        Weight decay of weights; steps, scales, biases and BatchNorm have none
         (:func:`fatnn_rs.param_groups`).
     decay_all
-        Weight decay on those, too: for comparison.
+        Apply weight decay to all parameters, for comparison.
     schedule
-        ``"cosine"`` to zero, ``"step"``: times ``gamma`` at each of ``milestones`` (epochs), or
+        ``"cosine"`` (to zero), ``"step"`` (times ``gamma`` at each of ``milestones``, in epochs) or
         ``"constant"``.
     warmup_epochs
-        In which the learning rate rises linearly.
+        Epochs in which the learning rate rises linearly.
     label_smoothing
         As in ``torch.nn.functional.cross_entropy``.
     distill
-        Share of the loss that is the divergence from the float model's answers; ternary phase only.
+        Weight of the distillation loss (divergence from the float model's outputs) in the total
+        loss. Ternary phase only.
     temperature
-        Of those answers.
+        Temperature of the distillation.
     clip
-        Greatest norm of the gradient; None: any.
+        Maximum norm of the gradient; None: no limit.
     """
 
     epochs: int = Field(ge=1)
@@ -104,23 +105,25 @@ class Phase(_Section):
     def _check(self) -> Phase:
         if (self.schedule == "step") != bool(self.milestones):
             raise ValueError(
-                f"schedule 'step' goes with milestones, got {self.schedule!r} with {self.milestones}"
+                "schedule 'step' needs milestones, and other schedules take none, got "
+                f"{self.schedule!r} with {self.milestones}"
             )
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
-                f"warmup_epochs must be less than epochs, got {self.warmup_epochs:g} of {self.epochs}"
+                f"warmup_epochs must be less than epochs, got {self.warmup_epochs:g} of "
+                f"{self.epochs}"
             )
         return self
 
 
 class Quantize(_Section):
-    """What becomes ternary: the fields of :class:`fatnn_rs.TernaryConfig`, and how it begins.
+    """Quantization: the fields of :class:`fatnn_rs.TernaryConfig`, and the calibration.
 
     Attributes
     ----------
     calibration_images
-        Training images that initialise the activation steps and BatchNorm's statistics before
-        training.
+        Number of training images that initialise the activation steps and BatchNorm's statistics
+        before training.
     """
 
     weight: str = "fatnn"
@@ -144,14 +147,14 @@ class Quantize(_Section):
 
 
 class Monitor(_Section):
-    """When :mod:`fatnn_rs.train.monitor` warns.
+    """Options of :mod:`fatnn_rs.train.monitor`.
 
     Attributes
     ----------
     images
-        Test images that it looks at after every epoch.
+        Number of test images it reads after every epoch.
     dead
-        Share of zeros among a layer's weight or activation codes from which it counts as dead.
+        Fraction of zeros among a layer's weight or activation codes from which it warns.
     """
 
     images: int = Field(default=256, ge=1)
@@ -164,32 +167,30 @@ class Recipe(_Section):
     Attributes
     ----------
     description
-        For people.
+        Free text.
     model
-        A row of :data:`fatnn_rs.train.models.MODELS`, ``"torchvision:NAME"`` or ``"timm:NAME"``.
+        A key of :data:`fatnn_rs.train.models.MODELS`, ``"torchvision:NAME"`` or ``"timm:NAME"``.
     model_options
         Arguments of the model's constructor.
     pretrained
-        Start the float model from the weights that torchvision or timm offer (fetched, where there
-        is a network). Pictures are brought to ImageNet's mean and deviation, whatever those weights
-        were trained on.
+        Start the float model from torchvision's or timm's weights, which may be downloaded. Images
+        are normalised with ImageNet's mean and standard deviation, for all models.
     data
-        A row of :data:`fatnn_rs.train.data.DATASETS`.
+        A key of :data:`fatnn_rs.train.data.DATASETS`.
     train_images, test_images
-        Only so many of the data set's, for trying things out; None: all.
+        Use only so many images of the data set, for quick trials; None: all.
     image_size
-        Side of the images that are cut out of a folder's pictures.
+        Side of the crops of an image folder's pictures, in pixels.
     batch_size
-        Images in a step, over all processes together.
+        Images per iteration, over all processes together.
     augment, float_phase (``float`` in YAML), ternary, quantize, monitor
         See their classes.
     compile
-        Whether ``torch.compile`` compiles the model: the first step takes a minute, later ones
-        less.
+        Whether to use ``torch.compile``: the first iteration takes a minute, later ones less.
     mixed_precision
-        ``"bf16"``, ``"fp16"`` or None; the codes' sums stay exact whatever it is.
+        ``"bf16"``, ``"fp16"`` or None. Sums of codes are exact in all three.
     verify_images
-        Test images whose codes are compared between PyTorch and Rust at the end; None: all of them.
+        Test images whose codes are compared between PyTorch and Rust at the end; None: all.
     """
 
     description: str = ""
@@ -215,20 +216,23 @@ class Recipe(_Section):
         if self.float_phase is None and self.ternary is None:
             raise ValueError("a recipe needs a phase: 'float', 'ternary', or both")
         if self.float_phase is not None and self.float_phase.distill:
-            raise ValueError("float.distill: only the ternary phase has a teacher to learn from")
+            raise ValueError(
+                "float.distill: only the ternary phase has a teacher; set float.distill=0"
+            )
         return self
 
     def float_only(self) -> Recipe:
-        """Return the recipe of the float model alone, without what cannot change it.
+        """Return a recipe for only the float model, without settings that do not affect it.
 
         Raises
         ------
         ConfigError
-            Where there is no float phase.
+            There is no float phase.
         """
         if self.float_phase is None:
             raise ConfigError(
-                "the recipe has no float phase to train: --set float='{epochs: ..., lr: ...}' gives it one"
+                "the recipe has no float phase to train; add one with "
+                "--set float='{epochs: ..., lr: ...}'"
             )
         return self.model_copy(
             update={
@@ -254,20 +258,20 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(source: str | Path, settings: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and change single values of it.
+    """Read a recipe and apply settings to it.
 
     Parameters
     ----------
     source
-        A YAML file, or the name of a recipe that comes with the package.
+        A YAML file, or the name of a recipe of this package.
     settings
-        ``"key=value"``, as ``"ternary.epochs=2"``: values are YAML.
+        ``"key=value"`` pairs such as ``"ternary.epochs=2"``; values are YAML.
 
     Raises
     ------
     ConfigError
-        No such recipe; not YAML; an unknown key (with the nearest known one) or a value that does
-        not fit, naming it.
+        No such recipe, invalid YAML, an unknown key (the closest known one is named) or an invalid
+        value.
     """
     import yaml
 
@@ -299,17 +303,17 @@ def load_recipe(source: str | Path, settings: Sequence[str] = ()) -> Recipe:
             f"recipe {name}: expected a mapping of options, got {type(data).__name__}"
         )
     for setting in settings:
-        _set(data, setting)
+        _apply_setting(data, setting)
     return parse_recipe(data, name)
 
 
 def parse_recipe(data: dict[str, Any], name: str) -> Recipe:
-    """Check a recipe that was read.
+    """Validate a recipe that was read from YAML.
 
     Raises
     ------
     ConfigError
-        Naming the first key that is unknown, missing or holds what it must not.
+        A key is unknown, missing or has an invalid value; the first such key is named.
     """
     try:
         return Recipe.model_validate(data)
@@ -317,7 +321,7 @@ def parse_recipe(data: dict[str, Any], name: str) -> Recipe:
         raise ConfigError(f"recipe {name}: {_explain(error)}") from error
 
 
-def _set(data: dict[str, Any], setting: str) -> None:
+def _apply_setting(data: dict[str, Any], setting: str) -> None:
     import yaml
 
     key, separator, value = setting.partition("=")
@@ -330,7 +334,7 @@ def _set(data: dict[str, Any], setting: str) -> None:
         if inner is None:
             inner = place[parent] = {}
         if not isinstance(inner, dict):
-            raise ConfigError(f"setting {setting!r}: {parent!r} is not a section")
+            raise ConfigError(f"setting {setting!r}: {parent!r} is not a section of recipes")
         place = inner
     try:
         place[last] = yaml.safe_load(value)
@@ -339,11 +343,11 @@ def _set(data: dict[str, Any], setting: str) -> None:
 
 
 def _explain(error: ValidationError) -> str:
-    """One sentence for the first thing that is wrong."""
+    """Return one sentence about the first error."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = _known(first["loc"][:-1])
+        known = _known_keys(first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}"
         return f"unknown key {key!r}; {hint}"
@@ -354,8 +358,8 @@ def _explain(error: ValidationError) -> str:
     return f"{key}: {message}{got}" if key else message
 
 
-def _known(path: Iterable[int | str]) -> list[str]:
-    """Keys of the section at ``path``."""
+def _known_keys(path: Iterable[int | str]) -> list[str]:
+    """Return the keys of the section at ``path``."""
     section: type[BaseModel] = Recipe
     sections: dict[str, type[BaseModel]] = {
         "augment": Augment,

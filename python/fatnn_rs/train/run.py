@@ -1,15 +1,15 @@
-"""The folder of one training run: what is written where, and how nothing is lost.
+"""The directory of a training run. Files are replaced atomically, so a kill loses nothing.
 
 =====================  ==================================================================
-``run.json``           recipe, seed and threads: what the run is; a run of another is refused
-``checkpoint.pt``      where training stands: replaced as a whole, so a kill leaves the last one
+``run.json``           recipe, seed, threads and processes; another run is refused
+``checkpoint.pt``      state of the training
 ``float.pt``           the float model's ``state_dict`` after its phase
 ``ternary.pt``         the prepared model's ``state_dict`` after its phase
 ``log.jsonl``          one line per epoch
 ``net.safetensors``    the converted network
-``result.json``        accuracies, codes compared, machine, versions, seconds since the last start: there
-                       when all is done
-``tensorboard/``       curves, where TensorBoard is installed
+``result.json``        written at the end: accuracies, codes compared, machine, versions,
+                       seconds since the last start
+``tensorboard/``       curves, if TensorBoard is installed
 =====================  ==================================================================
 """
 
@@ -31,7 +31,7 @@ __all__ = ["Run", "identity", "read_state"]
 def identity(
     recipe: Recipe, seed: int, processes: int, threads: int, float_from: Path | None
 ) -> dict[str, Any]:
-    """Return all that decides a run's weights, as plain data."""
+    """Return everything that decides a run's weights, as plain data."""
     return {
         "recipe": {**recipe.to_json(), "description": ""},
         "seed": seed,
@@ -42,19 +42,21 @@ def identity(
 
 
 class Run:
-    """A run's folder.
+    """A run's directory.
 
     Parameters
     ----------
     folder
-        Made where it is missing.
+        The directory; created if missing.
     identity
-        What the run is: :func:`identity`.
+        Result of :func:`identity`.
+    write
+        Whether this process may create and write files.
 
     Raises
     ------
     ConfigError
-        The folder holds a run of something else.
+        The directory holds a run with another identity.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any], write: bool = True) -> None:
@@ -66,15 +68,16 @@ class Run:
             before = _read_identity(path)
             if before != identity:
                 raise ConfigError(
-                    f"{folder} holds a run with other settings ({_difference(before, identity)}); give the same ones "
+                    f"{folder} holds a run with other settings "
+                    f"({_first_difference(before, identity)}); give the same ones "
                     "again, another --out, or remove that folder"
                 )
         elif write:
-            _replace(path, (json.dumps(identity, indent=2) + "\n").encode())
+            _write_atomically(path, (json.dumps(identity, indent=2) + "\n").encode())
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What the finished run gave; None before."""
+        """Result of the finished run; None before."""
         path = self.folder / "result.json"
         if not path.exists():
             return None
@@ -82,11 +85,13 @@ class Run:
         return found
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write the result: the run is done."""
-        _replace(self.folder / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+        """Write the result, which marks the run as finished."""
+        _write_atomically(
+            self.folder / "result.json", (json.dumps(result, indent=2) + "\n").encode()
+        )
 
     def save(self, name: str, state: dict[str, Any]) -> None:
-        """Write ``name``.pt: all of it or nothing."""
+        """Write ``name``.pt atomically."""
         path = self.folder / f"{name}.pt"
         temporary = path.with_suffix(".pt.part")
         with temporary.open("wb") as file:
@@ -96,7 +101,7 @@ class Run:
         temporary.replace(path)
 
     def load(self, name: str) -> dict[str, Any] | None:
-        """Read ``name``.pt; None where there is none."""
+        """Read ``name``.pt; None if there is none."""
         path = self.folder / f"{name}.pt"
         return read_state(path) if path.exists() else None
 
@@ -105,8 +110,8 @@ class Run:
         (self.folder / f"{name}.pt").unlink(missing_ok=True)
 
     def log(self, lines: list[dict[str, Any]]) -> None:
-        """Write the log anew: it holds just these epochs, also after a resumption."""
-        _replace(
+        """Rewrite the log, so that epochs repeated after a resumption appear once."""
+        _write_atomically(
             self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode()
         )
 
@@ -114,7 +119,7 @@ class Run:
 def _read_identity(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        # Options that recipes did not have when the run began are at their defaults.
+        # Fill in options that recipes did not have when the run began.
         recipe = parse_recipe(found["recipe"], str(path)).to_json()
     except (ValueError, KeyError, TypeError) as error:  # ConfigError is a ValueError
         raise FormatError(
@@ -124,7 +129,7 @@ def _read_identity(path: Path) -> dict[str, Any]:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of tensors and plain data; nothing in it can run code.
+    """Read a checkpoint of tensors and plain data, without running code from it.
 
     Raises
     ------
@@ -135,7 +140,7 @@ def read_state(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
-    except Exception as error:  # torch raises whatever its parts raise
+    except Exception as error:  # torch.load may raise anything.
         raise FormatError(
             f"{path}: expected a PyTorch checkpoint: {error}".split("\n")[0]
         ) from error
@@ -146,18 +151,18 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _write_atomically(path: Path, data: bytes) -> None:
     temporary = path.with_name(path.name + ".part")
     temporary.write_bytes(data)
     temporary.replace(path)
 
 
-def _difference(before: Any, now: Any, path: str = "") -> str:
-    """Name the first value in which two identities differ."""
+def _first_difference(before: Any, now: Any, path: str = "") -> str:
+    """Describe the first value in which two identities differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in (*before, *(key for key in now if key not in before)):
             if before.get(key) != now.get(key):
-                return _difference(
+                return _first_difference(
                     before.get(key), now.get(key), f"{path}.{key}" if path else str(key)
                 )
     return f"{path}: {before!r} there, {now!r} now"

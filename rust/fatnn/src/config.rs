@@ -1,43 +1,43 @@
-//! The environment: the only place that reads it.
+//! Environment variables. Only this module reads them.
 //!
 //! | variable | values | effect |
 //! | --- | --- | --- |
 //! | `FATNN_ISA` | `scalar`, `avx2`, `avx512`, `neon` | caps the instruction sets that kernels may use |
-//! | `FATNN_KERNEL` | `auto`, `popcount`, `matrix`, `table` | the kernel family that is preferred; every family but `matrix` keeps int8 layers off matrix units too |
-//! | `FATNN_NUM_THREADS` | a positive integer | threads of the pool, where nothing else sets them |
+//! | `FATNN_KERNEL` | `auto`, `popcount`, `matrix`, `table` | the preferred kernel family; all but `auto` and `matrix` also keep int8 layers off matrix units |
+//! | `FATNN_NUM_THREADS` | a positive integer | the pool's threads, if the program does not set them |
 //!
-//! Read once, at first use; they are for benchmarks and bug reports, not for switching while a
-//! program runs.
+//! They are read once, at first use. They are for benchmarks and bug reports; a running program
+//! cannot change them.
 
 use std::sync::OnceLock;
 
 use crate::cpu::Isa;
 use crate::error::{Error, Result, bad_value};
 
-/// More threads than this are refused: a typing error, not a machine.
+/// Larger numbers of threads are rejected as typing errors.
 pub const MAX_THREADS: usize = 4096;
 
-/// Kernel families: they differ in the layout of both operands.
+/// Kernel families. They differ in how both operands are laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
-    /// FATNN's halved inner product over bit planes, 64 channels a word.
+    /// FATNN's halved inner product on bit planes, 64 channels per word.
     Popcount,
-    /// Int8 products on a matrix unit, of codes that are expanded from the same bit planes.
+    /// Int8 products on a matrix unit. Codes are expanded from the same bit planes.
     Matrix,
-    /// Products of groups of two channels, looked up by shuffles of bytes.
+    /// Byte shuffles look up products of groups of two channels.
     Table,
-    /// Int8 weights and activations as they are.
+    /// Int8 weights and int8 activations.
     Int8,
 }
 
 impl Family {
-    /// Every family that runs codes: those that `FATNN_KERNEL` chooses among.
+    /// The families that run codes, and that `FATNN_KERNEL` can name.
     pub const ALL: [Family; 3] = [Family::Popcount, Family::Matrix, Family::Table];
 
-    /// The family of that name, among [`Family::ALL`].
+    /// The family with that name, among [`Family::ALL`].
     ///
     /// # Errors
-    /// [`crate::Error::Value`] where there is none.
+    /// [`crate::Error::Value`] if there is no such name.
     pub fn from_name(name: &str) -> Result<Self> {
         match Family::ALL.into_iter().find(|family| family.name() == name) {
             Some(family) => Ok(family),
@@ -49,7 +49,7 @@ impl Family {
         }
     }
 
-    /// Name as in `FATNN_KERNEL`.
+    /// Its name in `FATNN_KERNEL`.
     pub fn name(self) -> &'static str {
         match self {
             Family::Popcount => "popcount",
@@ -60,21 +60,22 @@ impl Family {
     }
 }
 
-/// The environment as this process found it.
+/// The environment variables' values.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Config {
-    /// Highest instruction set allowed.
+    /// The highest instruction set allowed.
     pub isa: Option<Isa>,
-    /// The kernel family to be used, where the CPU has it.
+    /// The kernel family to use if the CPU supports it.
     pub family: Option<Family>,
-    /// Size of the thread pool.
+    /// The number of threads in the pool.
     pub threads: Option<usize>,
 }
 
 const ISA: (&str, &str) = ("FATNN_ISA", "scalar, avx2, avx512 or neon");
 const KERNEL: (&str, &str) = ("FATNN_KERNEL", "auto, popcount, matrix or table");
-const THREADS: (&str, &str) = ("FATNN_NUM_THREADS", "a whole number of at least 1");
+const THREADS: (&str, &str) = ("FATNN_NUM_THREADS", "a whole number from 1 to 4096");
 
+/// Reads one variable: `None` if it is unset or empty. `parse` returns `None` for invalid values.
 fn variable<T>(
     (name, expected): (&'static str, &'static str),
     parse: impl Fn(&str) -> Option<Option<T>>,
@@ -104,7 +105,7 @@ fn read() -> Result<Config> {
     })
 }
 
-/// The configuration, read once.
+/// The configuration, read at the first call.
 pub(crate) fn get() -> Result<Config> {
     static CONFIG: OnceLock<std::result::Result<Config, (&'static str, &'static str, String)>> =
         OnceLock::new();

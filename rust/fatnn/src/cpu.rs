@@ -1,11 +1,14 @@
-//! CPU features: the only place that detects them.
+//! CPU features. Only this module detects them.
+//!
+//! [`Features`] is a struct of booleans rather than `bitflags`: kernels read its fields in some
+//! forty places, and flags would make each of them longer.
 
 use std::sync::OnceLock;
 
 use crate::config;
 use crate::error::Result;
 
-/// Instruction-set tiers, as `FATNN_ISA` names them.
+/// Instruction-set tiers, named as in `FATNN_ISA`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
     /// Portable Rust.
@@ -19,7 +22,7 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// Lower-case name, as in `FATNN_ISA`.
+    /// Its lower-case name, as in `FATNN_ISA`.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
@@ -33,8 +36,8 @@ impl Isa {
         [Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512].into_iter().find(|isa| isa.name() == name)
     }
 
-    /// Whether a cap at `cap` allows this tier. `neon` and the x86 tiers cap each other down to
-    /// `scalar`.
+    /// Whether the limit `cap` allows this tier. A limit of `neon` leaves only `scalar` on x86, and
+    /// vice versa.
     fn allowed_under(self, cap: Isa) -> bool {
         match self {
             Isa::Scalar => true,
@@ -45,39 +48,39 @@ impl Isa {
     }
 }
 
-/// The features kernels ask for, as far as the CPU has them and `FATNN_ISA` allows them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The CPU features that kernels ask for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features {
     /// NEON.
     pub neon: bool,
-    /// AVX2 together with FMA and POPCNT.
+    /// AVX2, FMA and POPCNT.
     pub avx2: bool,
-    /// AVX-512 F + BW + DQ + VL (with everything of `avx2`).
+    /// AVX-512 F, BW, DQ and VL; implies `avx2`.
     pub avx512: bool,
-    /// `VPOPCNTD/Q`, with `avx512`.
+    /// `VPOPCNTD/Q`; implies `avx512`.
     pub avx512_vpopcntdq: bool,
-    /// `VPERMI2B` and its kin, with `avx512`.
+    /// `VPERMI2B` and the other VBMI instructions; implies `avx512`.
     pub avx512_vbmi: bool,
-    /// `VPDPBUSD` on 512 bits, with `avx512`.
+    /// `VPDPBUSD` on 512 bits; implies `avx512`.
     pub avx512_vnni: bool,
-    /// Affine maps over bits, with `avx512`.
+    /// Affine maps on bits; implies `avx512`.
     pub gfni: bool,
-    /// AMX tiles and their int8 products, with `avx512`. (Whether the operating system grants the
-    /// tiles' state is asked where they are used.)
+    /// AMX tiles and their int8 products; implies `avx512`. The kernels ask the operating system
+    /// for permission to use tiles.
     pub amx_int8: bool,
 }
 
 impl Features {
-    /// What this CPU has, whatever `FATNN_ISA` says.
+    /// What this CPU has, regardless of `FATNN_ISA`.
     pub fn detected() -> Self {
         static DETECTED: OnceLock<Features> = OnceLock::new();
         *DETECTED.get_or_init(detect)
     }
 
-    /// What kernels may use: detected and allowed by `FATNN_ISA`.
+    /// What kernels may use: the detected features that `FATNN_ISA` allows.
     ///
     /// # Errors
-    /// [`crate::Error::Environment`] where a `FATNN_*` variable has a meaningless value.
+    /// [`crate::Error::Environment`] if a `FATNN_*` variable has an invalid value.
     pub fn usable() -> Result<Self> {
         let all = Self::detected();
         Ok(match config::get()?.isa {
@@ -100,7 +103,7 @@ impl Features {
         }
     }
 
-    /// Names of the features that are present, for `fatnn info`.
+    /// Names of the features that are present.
     pub fn names(self) -> Vec<&'static str> {
         [
             ("neon", self.neon),
@@ -118,15 +121,15 @@ impl Features {
     }
 }
 
-/// Whether the CPU is an AMD Zen 4 or later, known by its AVX-512: costs of kernels were measured
-/// there.
+/// Whether the CPU is an AMD Zen 4 or later, recognized by its AVX-512. The kernels' costs were
+/// measured there.
 pub(crate) fn is_zen4() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
         static AMD: OnceLock<bool> = OnceLock::new();
         *AMD.get_or_init(|| {
-            let leaf = std::arch::x86_64::__cpuid(0);
-            [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
+            let vendor = raw_cpuid::CpuId::new().get_vendor_info();
+            vendor.is_some_and(|vendor| vendor.as_str() == "AuthenticAMD")
                 && Features::detected().avx512
         })
     }
@@ -152,37 +155,21 @@ fn detect() -> Features {
         avx512_vbmi: avx512 && is_x86_feature_detected!("avx512vbmi"),
         avx512_vnni: avx512 && is_x86_feature_detected!("avx512vnni"),
         gfni: avx512 && is_x86_feature_detected!("gfni"),
-        // Bits 24 (tiles) and 25 (int8) of leaf 7, which AVX-512 implies to be there.
-        amx_int8: avx512 && std::arch::x86_64::__cpuid_count(7, 0).edx >> 24 & 3 == 3,
+        amx_int8: avx512
+            && raw_cpuid::CpuId::new()
+                .get_extended_feature_info()
+                .is_some_and(|info| info.has_amx_tile() && info.has_amx_int8()),
     }
 }
 
 #[cfg(target_arch = "aarch64")]
 fn detect() -> Features {
-    Features {
-        neon: std::arch::is_aarch64_feature_detected!("neon"),
-        avx2: false,
-        avx512: false,
-        avx512_vpopcntdq: false,
-        avx512_vbmi: false,
-        avx512_vnni: false,
-        gfni: false,
-        amx_int8: false,
-    }
+    Features { neon: std::arch::is_aarch64_feature_detected!("neon"), ..Features::default() }
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn detect() -> Features {
-    Features {
-        neon: false,
-        avx2: false,
-        avx512: false,
-        avx512_vpopcntdq: false,
-        avx512_vbmi: false,
-        avx512_vnni: false,
-        gfni: false,
-        amx_int8: false,
-    }
+    Features::default()
 }
 
 #[cfg(test)]
@@ -190,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cap_removes_what_lies_above_it_and_keeps_the_rest() {
+    fn a_cap_removes_only_the_features_above_it() {
         let all = Features {
             neon: true,
             avx2: true,
@@ -208,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn names_round_trip() {
+    fn every_isa_name_parses_to_its_own_tier() {
         for isa in [Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512] {
             assert_eq!(Isa::from_name(isa.name()), Some(isa));
         }

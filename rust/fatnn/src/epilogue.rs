@@ -1,15 +1,14 @@
-//! The fused tail of a tile: accumulators to codes through integer thresholds, or to float32.
+//! The epilogue of a product: accumulators to codes by integer thresholds, or to float32.
 //!
-//! The loops are `kernels/epilogue.rs`, compiled for every instruction set. The order of operations
-//! is part of the contract, because a deployed network must give the eager model's values bit for
-//! bit on every CPU:
+//! The loops are in `kernels/epilogue.rs`. The order of operations is part of the contract: a
+//! deployed network gives the eager model's values bit for bit on every CPU.
 //!
-//! * codes: `level = [acc ≥ low] + [acc ≥ high]`, code `level - 1` (for half- and full-range
-//!   activations alike); with a third threshold the level is the code, of two bits;
-//! * float32: `y = fma(float(acc), scale, bias)` **with one rounding** (what PyTorch's BatchNorm
-//!   computes in evaluation mode on CPUs with FMA), an absent scale being 1 and an absent bias 0,
-//!   so that `float(acc) * scale` and `float(acc) + bias` come out of the same formula; then `y +
-//!   residual`, rounded separately; then `max(y, 0)` where asked for, with NaN passing through.
+//! * Codes: `level = [acc ≥ low] + [acc ≥ high]`. The ternary code is `level - 1`, for half-range
+//!   and full-range activations. With a third threshold, the two-bit code is the level itself.
+//! * Float32: first `y = fma(float(acc), scale, bias)` **with one rounding**, as PyTorch's
+//!   BatchNorm computes it in evaluation mode on CPUs with FMA. Without a scale it is `float(acc) +
+//!   bias`, without a bias `float(acc) * scale`. Then `y + residual`, rounded separately. Then, if
+//!   `relu` is set, `max(y, 0)`, which keeps NaN.
 //!
 //! Accumulators are below 2²⁴ in magnitude (checked when weights are packed), so `float(acc)` is
 //! exact.
@@ -19,60 +18,59 @@ use crate::error::{Result, bad_value, check_len};
 use crate::memory;
 use crate::scalar::Scalar;
 
-/// Thresholds to codes.
+/// Converts accumulators to codes.
 pub struct Requantize<'a> {
-    /// The smallest accumulator of level 1 for every output channel; behind them those of level 2,
-    /// which are not smaller, and where the codes have two bits those of level 3.
+    /// The smallest accumulator of each level, `levels - 1` rows of one number per output channel.
+    /// Level 1 comes first; no row is below the one before it.
     pub thresholds: &'a [i32],
-    /// Layout of the codes that come out.
+    /// Layout of the output codes.
     pub layout: CodesLayout,
 }
 
-/// Scale and bias to float32.
+/// Converts accumulators to float32.
 pub struct Dequantize<'a> {
-    /// Per output channel.
+    /// One per output channel.
     pub scale: Option<&'a [f32]>,
-    /// Per output channel.
+    /// One per output channel.
     pub bias: Option<&'a [f32]>,
-    /// `max(y, 0)` at the end.
+    /// Whether to apply `max(y, 0)` at the end.
     pub relu: bool,
-    /// Output channels in a row of `out`.
+    /// Output channels per row of `out`.
     pub channels: usize,
-    /// Codes of the values, beside the values. Only networks have a place for them; elsewhere
-    /// `None`.
+    /// If set, the values' codes are also written, to a second output. Only used inside networks.
     pub codes: Option<Quantizer>,
 }
 
-/// What is added behind scale and bias.
+/// What is added after scale and bias.
 #[derive(Clone, Copy, Debug)]
 pub enum Residual<'a> {
     /// Nothing.
     None,
     /// An array of the output's shape.
     Of(&'a [f32]),
-    /// What stands in the output.
+    /// The present content of the output.
     InPlace,
 }
 
-/// Thresholds from float32 to codes, the same for all channels.
+/// Thresholds from float32 to codes, shared by all channels.
 #[derive(Clone, Copy, Debug)]
 pub struct Quantizer {
-    /// The smallest values of levels 1, 2, 3; NaN, which no comparison reaches, for those that
-    /// nothing reaches.
+    /// The smallest values of levels 1, 2 and 3. NaN marks a level that no input reaches, because
+    /// every comparison with NaN is false.
     pub(crate) thresholds: [f32; MAX_THRESHOLDS],
     pub(crate) layout: CodesLayout,
 }
 
 impl Quantizer {
-    /// A quantizer by the smallest values of levels 1, 2 and, for codes of two bits, 3; infinity
-    /// for levels that nothing reaches, infinity neither.
+    /// Takes the smallest values of levels 1, 2 and, for two-bit codes, 3. A threshold of +inf
+    /// marks a level that no input reaches, not even +inf.
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] where there is another number of them than the layout's coding has;
-    /// [`crate::Error::Value`] where one is NaN or below the one before.
+    /// [`crate::Error::Shape`] if the number of thresholds does not match the layout's coding;
+    /// [`crate::Error::Value`] if a threshold is NaN or below the one before it.
     pub fn new(thresholds: &[f32], layout: CodesLayout) -> Result<Self> {
         check_len("thresholds", layout.coding().thresholds(), thresholds.len())?;
-        // Not `a > b`, which NaN would pass.
+        // `a <= b` rejects NaN; `!(a > b)` would accept it.
         if !thresholds.is_sorted_by(|a, b| a <= b) {
             return bad_value(
                 "thresholds",
@@ -88,8 +86,8 @@ impl Quantizer {
     }
 }
 
-/// A function of one element, per channel or for all, in PyTorch's order of operations, so that
-/// bits agree.
+/// A function of one element, per channel or for all channels. It computes in PyTorch's order of
+/// operations, so that the bits agree.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Elementwise {
     /// `fma(x, scale, bias)` per channel: BatchNorm in evaluation mode.
@@ -98,18 +96,18 @@ pub enum Elementwise {
     Scale(Vec<f32>),
     /// `x + bias` per channel.
     Bias(Vec<f32>),
-    /// The same for all channels.
+    /// A function that is the same for all channels.
     Scalar(Scalar),
-    /// `x > 0 ? x : x * slope` per channel (one slope for all channels where there is one).
+    /// `x > 0 ? x : x * slope`, with one slope per channel or one for all.
     Prelu(Vec<f32>),
 }
 
 impl Elementwise {
-    /// BatchNorm in evaluation mode as one multiplication and addition: `scale = weight / √(var +
-    /// eps)`, `bias = fma(-mean, scale, bias)`, in float32.
+    /// BatchNorm in evaluation mode as one fused multiply-add: `scale = weight / √(var + eps)`,
+    /// `bias = fma(-mean, scale, bias)`, in float32.
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] where sizes differ; [`crate::Error::Memory`].
+    /// [`crate::Error::Shape`] if sizes differ; [`crate::Error::Memory`] if memory runs out.
     pub fn batch_norm(
         mean: &[f32],
         var: &[f32],
@@ -146,6 +144,7 @@ impl Elementwise {
         })
     }
 
+    /// The number of channels, or `None` if the function takes any number.
     fn channels(&self) -> Option<usize> {
         match self {
             Elementwise::Affine(v, _) | Elementwise::Scale(v) | Elementwise::Bias(v) => {
@@ -157,7 +156,7 @@ impl Elementwise {
     }
 }
 
-/// Checks that functions are for this many channels.
+/// Checks that the functions are for `channels` channels.
 pub(crate) fn check_channels(functions: &[Elementwise], channels: usize) -> Result<()> {
     functions
         .iter()

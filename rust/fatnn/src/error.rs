@@ -1,62 +1,63 @@
-//! The crate's one error type: a variant per cause, each naming what was wrong, what was expected
-//! and what was got.
+//! The crate's error type: one variant per cause. Each names what was wrong, what was expected and
+//! what was given.
 
 use std::path::PathBuf;
 
-/// Everything that can go wrong in this crate. No public function panics on bad input; it returns
-/// one of these.
+/// Everything that can go wrong in this crate. Public functions return it instead of panicking.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A slice or array does not have the size its shape asks for.
+    /// A slice or array has another size than its shape requires.
     #[error("{what}: expected {expected}, got {got}")]
     Shape {
-        /// The argument, as the caller knows it.
+        /// The argument, by the caller's name for it.
         what: &'static str,
-        /// The size or shape that would have been right.
+        /// The right size or shape.
         expected: String,
-        /// The size or shape that came.
+        /// The size or shape that was given.
         got: String,
     },
-    /// A value lies outside what an argument allows.
+    /// A value outside the range that an argument allows.
     #[error("{what}: expected {expected}, got {got}")]
     Value {
-        /// The argument, as the caller knows it.
+        /// The argument, by the caller's name for it.
         what: &'static str,
-        /// The values that are allowed.
+        /// The allowed values.
         expected: String,
-        /// The value that came.
+        /// The value that was given.
         got: String,
     },
-    /// A float input holds NaN, which has no ternary code.
+    /// A float input holds NaN, which no code can represent.
     #[error(
-        "{what}: element {index} is NaN, and NaN has no code; check the layer before (an overflow, a division by zero, an uninitialised input)"
+        "{what}: element {index} is NaN, and NaN has no code; check the layer before \
+         (an overflow, a division by zero, an uninitialised input)"
     )]
     NotANumber {
-        /// The argument, as the caller knows it.
+        /// The argument, by the caller's name for it.
         what: &'static str,
-        /// Flat index of the first NaN in memory order.
+        /// Flat index of the first NaN, in memory order.
         index: usize,
     },
     /// Weights were packed for a kernel that this process cannot run.
     #[error(
-        "packed weights: {why}; pack the weights again with `prepack` on this machine (packed weights are never stored in files)"
+        "packed weights: {why}; pack the weights again with `prepack` on this machine \
+         (packed weights are never stored in files)"
     )]
     Packed {
-        /// What in the packed weights does not fit.
+        /// Why this process cannot use them.
         why: String,
     },
-    /// An environment variable has a value that means nothing.
+    /// An environment variable has an invalid value.
     #[error("environment variable {name}: expected {expected}, got {got:?}")]
     Environment {
-        /// The variable.
+        /// The variable's name.
         name: &'static str,
-        /// The values that mean something.
+        /// The valid values.
         expected: &'static str,
-        /// Its value.
+        /// The value found.
         got: String,
     },
-    /// A file is not a network in the canonical format, or a damaged one.
+    /// A file is damaged, or not a network in the canonical format.
     #[error("{path}: {why}")]
     Format {
         /// The file.
@@ -64,56 +65,58 @@ pub enum Error {
         /// What is wrong with it, and the way out.
         why: String,
     },
-    /// A graph is not well-formed.
+    /// A graph is malformed.
     #[error("{why}; it was not written by fatnn-rs, or by another version of it")]
     Graph {
-        /// Which node, and what is wrong with it.
+        /// The node, and what is wrong with it.
         why: String,
     },
-    /// A graph holds nodes that only PyTorch can run.
+    /// A graph has nodes that only PyTorch can run.
     #[error("{what}: not covered by the Rust engine; run the network from PyTorch")]
     Unsupported {
-        /// The nodes.
+        /// Those nodes.
         what: String,
     },
-    /// A node of a network could not run.
+    /// Running a node of a network failed.
     #[error("{node}: {source}")]
     Node {
-        /// The layer or node, as messages name it.
+        /// The layer's or node's name.
         node: String,
-        /// What went wrong there.
+        /// The cause.
         source: Box<Error>,
     },
-    /// Memory for something whose size data decides could not be had.
+    /// An allocation failed whose size depends on data.
     #[error(
-        "out of memory: {what} needs {bytes} bytes; use smaller inputs, fewer images at a time, or a larger machine"
+        "out of memory: {what} needs {bytes} bytes; use smaller inputs, fewer images at a time, \
+         or a larger machine"
     )]
     Memory {
         /// What it was for.
         what: &'static str,
-        /// How many bytes were asked for; `usize::MAX` stands for more than can be counted.
+        /// Requested bytes; `usize::MAX` if the number overflows.
         bytes: usize,
     },
-    /// A network would cost more than its [`crate::net::Limits`] allow.
+    /// A network exceeds its [`crate::net::Limits`].
     #[error(
-        "{what}: {needed} {unit}, more than {argument} = {limit}; if that is intended, load it with a larger {argument}"
+        "{what}: {needed} {unit}, more than {argument} = {limit}; \
+         if that is intended, load it with a larger {argument}"
     )]
     Limit {
-        /// The node, or what of the network.
+        /// The node, or the part of the network.
         what: String,
-        /// What it would cost.
+        /// What it needs, in `unit`.
         needed: u128,
-        /// What is counted: `"bytes"` or `"multiply-accumulates per image"`.
+        /// The unit: `"bytes"` or `"multiply-accumulates per image"`.
         unit: &'static str,
-        /// The field of the limits: `"max_bytes"` or `"max_macs"`.
+        /// The field of the limits that was exceeded: `"max_bytes"` or `"max_macs"`.
         argument: &'static str,
-        /// Its value.
+        /// That field's value.
         limit: u64,
     },
-    /// A run was told to stop: see [`crate::net::Network::run_while`].
+    /// The caller stopped the run, see [`crate::net::Network::run_while`].
     #[error("interrupted: the run was told to stop before it was done")]
     Interrupted,
-    /// The operating system refused to read or write a file.
+    /// The operating system could not read or write a file.
     #[error("{path}: {source}")]
     Io {
         /// The file.
@@ -121,10 +124,10 @@ pub enum Error {
         /// The operating system's reason.
         source: std::io::Error,
     },
-    /// Worker threads could not be started.
+    /// The worker threads could not be started.
     #[error("cannot start {threads} worker threads: {why}")]
     Threads {
-        /// How many were asked for.
+        /// The number of threads requested.
         threads: usize,
         /// The operating system's reason.
         why: String,
@@ -134,7 +137,7 @@ pub enum Error {
 /// The crate's result type.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// `Ok` where `got == expected`, else a [`Error::Shape`] about `what`.
+/// `Ok` if `got == expected`, else an [`Error::Shape`] about `what`.
 pub(crate) fn check_len(what: &'static str, expected: usize, got: usize) -> Result<()> {
     if expected == got {
         return Ok(());
@@ -142,7 +145,7 @@ pub(crate) fn check_len(what: &'static str, expected: usize, got: usize) -> Resu
     Err(Error::Shape { what, expected: format!("{expected} elements"), got: format!("{got}") })
 }
 
-/// A [`Error::Value`].
+/// An [`Error::Value`].
 pub(crate) fn bad_value<T>(
     what: &'static str,
     expected: impl Into<String>,

@@ -1,27 +1,27 @@
-//! Ternary neural networks that really run in 2 bits.
+//! Ternary neural networks that run in 2 bits.
 //!
-//! Weights and activations in {-1, 0, 1}, packed to two bits a value, multiplied by FATNN's halved
-//! inner product (P. Chen, B. Zhuang, C. Shen: "FATNN: Fast and Accurate Ternary Neural Networks",
-//! ICCV 2021) with SIMD kernels chosen at run time.
+//! Weights and activations are -1, 0 or 1, packed in two bits each. SIMD kernels, chosen at run
+//! time, multiply them by FATNN's halved inner product (P. Chen, B. Zhuang, C. Shen: "FATNN: Fast
+//! and Accurate Ternary Neural Networks", ICCV 2021).
 //!
 //! | module | what lives in it |
 //! | --- | --- |
-//! | [`codec`] | codes packed and unpacked: bit planes, base-3 groups, the file's trits |
-//! | [`pack`] | weights of every type laid out for a kernel |
-//! | [`conv`] | convolution of codes and of int8, in one and two dimensions; a linear layer is a 1×1 convolution over one pixel |
-//! | [`epilogue`] | thresholds to codes, scale and bias to float32 |
+//! | [`codec`] | packing of codes: bit planes in memory, trits in files |
+//! | [`pack`] | weights of every type, laid out for a kernel |
+//! | [`conv`] | 1-D and 2-D convolution of codes and of int8; a linear layer is a 1×1 convolution over one pixel |
+//! | [`epilogue`] | what follows a product: thresholds to codes, or scale and bias to float32 |
 //! | [`quantize`] | float activations to codes |
 //! | [`pool`] | max pooling on codes |
 //! | [`dtype`] | names of element types: activations, weights, codes, values, tensors |
 //! | [`graph`] | networks as data: typed nodes, the table of operations, checks, the canonical file |
-//! | [`engine`] | graphs compiled for this CPU, and run |
-//! | [`net`] | the public names of both: [`net::Network`], [`net::load`], [`net::save`] |
-//! | [`kernels`] | the micro-kernels and their table |
+//! | [`engine`] | compiles a graph for this CPU, and runs it |
+//! | [`net`] | the public names of `graph` and `engine`: [`net::Network`], [`net::load`], [`net::save`] |
+//! | [`kernels`] | SIMD kernels and their registry |
 //! | [`cpu`], [`parallel`] | CPU features, threads |
-//! | [`memory`] | memory that may be refused |
-//! | [`reference`](mod@reference) | obvious loops that everything above is compared with, bit for bit |
+//! | [`memory`] | allocation that reports failure |
+//! | [`reference`](mod@reference) | simple loops; tests compare everything above with them, bit for bit |
 //!
-//! Integer results are exact and equal on every instruction set and for every number of threads.
+//! Integer results are exact. They are the same on every instruction set and number of threads.
 
 #![deny(unsafe_code)]
 
@@ -34,7 +34,7 @@ pub mod engine;
 pub mod epilogue;
 mod error;
 pub mod graph;
-// The only room with `unsafe`: loads, stores and calls of functions with CPU features.
+// The only module with `unsafe`: SIMD loads and stores, and calls of functions with CPU features.
 #[allow(unsafe_code)]
 pub mod kernels;
 mod limits;

@@ -1,26 +1,25 @@
-//! What a network may cost, checked from sizes alone before anything is allocated.
+//! Limits on a network's memory and work. They are checked from sizes, before any allocation.
 
 use std::cell::Cell;
 
 use crate::error::{Error, Result};
 
-/// Bounds on a network's memory and work. A file of a few hundred bytes can ask for any amount of
-/// either.
+/// Upper bounds on a network's memory and work. A file of a few hundred bytes can ask for any
+/// amount of either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of packed weights, and of the values and working memory of one run. Images that run
-    /// apart from each other count once, and so does what every thread has for itself.
+    /// Bytes of packed weights plus all values and working memory of one run. If images run
+    /// separately, one image counts; per-thread memory counts once.
     pub max_bytes: u64,
-    /// Multiply-accumulates per image, or other operations on an element where there are no
-    /// products.
+    /// Multiply-accumulates per image. Operations without products count their elements.
     pub max_macs: u64,
 }
 
 impl Limits {
     /// Enough for every network that runs in a sensible time: 16 GiB, and 10¹² multiply-accumulates
-    /// an image, two hundred times those of ResNet-50.
+    /// per image, two hundred times ResNet-50.
     pub const DEFAULT: Limits = Limits { max_bytes: 16 << 30, max_macs: 1_000_000_000_000 };
-    /// No bounds.
+    /// No limits.
     pub const NONE: Limits = Limits { max_bytes: u64::MAX, max_macs: u64::MAX };
 
     pub(crate) fn check_bytes(&self, what: impl FnOnce() -> String, needed: u128) -> Result<()> {
@@ -46,7 +45,7 @@ impl Default for Limits {
     }
 }
 
-/// Memory of weights, counted while a network is built.
+/// Counts the memory of weights while a network is built.
 #[derive(Debug)]
 pub(crate) struct Budget {
     pub limits: Limits,
@@ -58,15 +57,18 @@ impl Budget {
         Budget { limits, spent: Cell::new(0) }
     }
 
-    /// Takes some bytes of it, or says that they are too many.
+    /// Adds `bytes` to the count.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] if the sum exceeds the limit.
     pub fn spend(&self, bytes: u128) -> Result<()> {
-        let all = self.spent.get().saturating_add(bytes);
-        self.limits.check_bytes(|| "weights, with those of the nodes before".into(), all)?;
-        self.spent.set(all);
+        let total = self.spent.get().saturating_add(bytes);
+        self.limits.check_bytes(|| "weights of this node and those before it".into(), total)?;
+        self.spent.set(total);
         Ok(())
     }
 
-    /// Bytes taken.
+    /// Bytes counted so far.
     pub fn spent(&self) -> u128 {
         self.spent.get()
     }

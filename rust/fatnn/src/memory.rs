@@ -1,24 +1,23 @@
-//! Memory whose size data decides: the only functions that allocate it, since they report where
-//! there is none.
+//! Allocations whose size depends on data. They return [`Error::Memory`] on failure.
 //!
-//! `vec![x; n]`, `to_vec` and `collect` abort the process where memory runs out. Sizes that come
-//! from weights, files or inputs go through these functions, whose error is [`Error::Memory`].
-//! `scripts/check-allocations.py` finds the other form in this crate and its bindings; a short list
-//! of a few elements is marked `// small` there.
+//! `vec![x; n]`, `to_vec` and `collect` abort the process if memory runs out. Sizes that come from
+//! weights, files or inputs therefore go through these functions. `scripts/check-allocations.py`
+//! finds direct allocations in this crate and its bindings; the mark `// small` allows a list of a
+//! few elements.
 
 use crate::error::{Error, Result};
 
 /// An empty vector with room for `len` elements.
 ///
 /// # Errors
-/// [`Error::Memory`] where there is not so much.
+/// [`Error::Memory`] if the allocation fails.
 pub fn reserved<T>(what: &'static str, len: usize) -> Result<Vec<T>> {
     let mut vec = Vec::new();
     reserve(what, &mut vec, len)?;
     Ok(vec)
 }
 
-/// Makes room for exactly `more` elements behind those of `vec`.
+/// Reserves room for exactly `more` additional elements.
 ///
 /// # Errors
 /// As [`reserved`].
@@ -27,7 +26,7 @@ pub fn reserve<T>(what: &'static str, vec: &mut Vec<T>, more: usize) -> Result<(
         .map_err(|_| Error::Memory { what, bytes: more.saturating_mul(size_of::<T>()) })
 }
 
-/// `len` times `value`.
+/// A vector of `len` copies of `value`.
 ///
 /// # Errors
 /// As [`reserved`].
@@ -47,7 +46,7 @@ pub fn copied<T: Copy>(what: &'static str, values: &[T]) -> Result<Vec<T>> {
     Ok(vec)
 }
 
-/// Elements of an iterator that knows how many there are.
+/// The elements of an iterator with a known length.
 ///
 /// # Errors
 /// As [`reserved`].
@@ -60,7 +59,7 @@ pub fn collected<T>(
     Ok(vec)
 }
 
-/// At least `len` elements; new ones are `value`.
+/// Grows `vec` to at least `len` elements; new ones are `value`.
 ///
 /// # Errors
 /// As [`reserved`].
@@ -72,8 +71,8 @@ pub fn grow<T: Clone>(what: &'static str, vec: &mut Vec<T>, len: usize, value: T
     Ok(())
 }
 
-/// The product of sizes; `None` where it overflows. A zero does not hide an overflow of the others:
-/// code multiplies sizes in any order.
+/// The product of `sizes`; `None` on overflow. A zero factor does not hide an overflow of the
+/// others, because callers multiply sizes in any order.
 pub(crate) fn product(sizes: impl IntoIterator<Item = usize>) -> Option<usize> {
     let mut zero = false;
     let whole = sizes.into_iter().try_fold(1usize, |n, size| {
@@ -88,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_had_is_an_error() {
+    fn a_failed_allocation_is_an_error() {
         let message = filled("test", 1 << 50, 0u64).unwrap_err().to_string();
         assert!(
             message.contains("test") && message.contains(&(8u64 << 50).to_string()),
@@ -105,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_zero_hides_no_overflow() {
+    fn a_zero_factor_does_not_hide_an_overflow() {
         assert_eq!(product([0, 1 << 40, 1 << 40]), None);
         assert_eq!(product([0, 7]), Some(0));
         assert_eq!(product([3, 7]), Some(21));

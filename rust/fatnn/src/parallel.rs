@@ -1,12 +1,15 @@
-//! Threads: one private pool for the whole process; nothing else in the crate names rayon.
+//! Threads: one private pool for the whole process. Only this module uses rayon.
 //!
-//! Its size is what [`set_num_threads`] said last, else `FATNN_NUM_THREADS`, else what
-//! [`set_default_threads`] said last (the host framework's number), else the number of CPUs this
-//! process may use. Work is split by output rows, and every row is computed the same way whoever
-//! computes it, so results do not depend on the number of threads. Pool threads round floats, and
-//! flush denormals or not, as the calling thread does (`kernels::float_mode`). After a `fork` the
-//! child builds a pool of its own, for threads do not survive a fork. (As with every library that
-//! has locks, fork while no other thread is inside a call.)
+//! The pool's size is what [`set_num_threads`] set last, else `FATNN_NUM_THREADS`, else what
+//! [`set_default_threads`] set last (the host framework's number), else the number of CPUs that
+//! this process may use.
+//!
+//! Work is split by output rows. A row is computed in the same way on every thread, so results do
+//! not depend on the number of threads. Pool threads use the caller's rounding mode and denormal
+//! flushing (`kernels::float_mode`).
+//!
+//! Threads do not survive a `fork`, so the child builds a new pool. As with every library that has
+//! locks, only fork while no other thread is inside a call.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,26 +34,26 @@ struct State {
 
 static STATE: Mutex<State> = Mutex::new(State { wanted: None, default: None, pool: None });
 
-/// Sets how many threads later calls use.
+/// Sets the number of threads of later calls.
 ///
 /// # Errors
-/// [`Error::Value`] where `threads` is 0 or above [`MAX_THREADS`].
+/// [`Error::Value`] if `threads` is 0 or above [`MAX_THREADS`].
 pub fn set_num_threads(threads: usize) -> Result<()> {
-    state().wanted = Some(check(threads)?);
+    state().wanted = Some(check_num_threads(threads)?);
     Ok(())
 }
 
-/// Sets how many threads later calls use where neither [`set_num_threads`] nor `FATNN_NUM_THREADS`
-/// says: for a host that has a setting of its own.
+/// Sets the number of threads of later calls if neither [`set_num_threads`] nor `FATNN_NUM_THREADS`
+/// does. Meant for a host that has a setting of its own.
 ///
 /// # Errors
 /// As [`set_num_threads`].
 pub fn set_default_threads(threads: usize) -> Result<()> {
-    state().default = Some(check(threads)?);
+    state().default = Some(check_num_threads(threads)?);
     Ok(())
 }
 
-fn check(threads: usize) -> Result<usize> {
+fn check_num_threads(threads: usize) -> Result<usize> {
     match threads {
         1..=MAX_THREADS => Ok(threads),
         _ => bad_value(
@@ -65,31 +68,32 @@ fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How many threads calls use now.
+/// The number of threads that calls use now.
 ///
 /// # Errors
-/// [`Error::Environment`] where `FATNN_NUM_THREADS` has a meaningless value.
+/// [`Error::Environment`] if `FATNN_NUM_THREADS` has an invalid value.
 pub fn num_threads() -> Result<usize> {
-    resolve(&state())
+    resolve_num_threads(&state())
 }
 
-fn resolve(state: &State) -> Result<usize> {
+fn resolve_num_threads(state: &State) -> Result<usize> {
     if let Some(n) = state.wanted {
         return Ok(n);
     }
     if let Some(n) = config::get()?.threads.or(state.default) {
         return Ok(n);
     }
-    // Asked once: the answer is read from several files.
+    // Asked once, because the standard library reads it from several files.
     static CPUS: OnceLock<usize> = OnceLock::new();
     Ok(*CPUS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from)))
 }
 
+/// The number of threads, and the pool if there is more than one thread.
 fn pool() -> Result<(usize, Option<Arc<rayon::ThreadPool>>)> {
     let process = std::process::id();
     let threads = {
         let state = state();
-        let threads = resolve(&state)?;
+        let threads = resolve_num_threads(&state)?;
         if threads == 1 {
             return Ok((1, None));
         }
@@ -101,7 +105,7 @@ fn pool() -> Result<(usize, Option<Arc<rayon::ThreadPool>>)> {
         }
         threads
     };
-    // Without the lock, which a fork at this moment would leave locked in the child.
+    // Built without holding the lock: a fork at this moment would leave it locked in the child.
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .thread_name(|i| format!("fatnn-{i}"))
@@ -112,15 +116,15 @@ fn pool() -> Result<(usize, Option<Arc<rayon::ThreadPool>>)> {
     if let Some((owner, _, old)) = old
         && owner != process
     {
-        // The old pool's threads did not survive the fork: joining them would wait for ever.
+        // The old pool's threads did not survive the fork, so joining them would never return.
         std::mem::forget(old);
     }
     Ok((threads, Some(pool)))
 }
 
-/// Asks the caller of a run whether it may go on. Only the calling thread asks, at most every
-/// [`Watch::INTERVAL`]: while pool threads work it waits and asks, and where it works itself it
-/// asks in [`Watch::check`].
+/// Lets the caller of a run stop it. Only the calling thread asks whether to go on, at most every
+/// [`Watch::INTERVAL`]. While pool threads work, it waits and asks; while it works itself, it asks
+/// in [`Watch::check`].
 pub(crate) struct Watch<'a> {
     go_on: Option<&'a (dyn Fn() -> bool + Sync)>,
     caller: ThreadId,
@@ -131,7 +135,7 @@ pub(crate) struct Watch<'a> {
 impl<'a> Watch<'a> {
     const INTERVAL: Duration = Duration::from_millis(50);
 
-    /// For a run of this thread; `None` lets it go on to its end.
+    /// A watch for a run that the current thread starts. With `None` the run cannot be stopped.
     pub fn new(go_on: Option<&'a (dyn Fn() -> bool + Sync)>) -> Self {
         let (asked, stopped) = (Mutex::new(Instant::now()), AtomicBool::new(false));
         Watch { go_on, caller: thread::current().id(), asked, stopped }
@@ -141,10 +145,10 @@ impl<'a> Watch<'a> {
         Watch::new(None)
     }
 
-    /// Comes between the parts of a run.
+    /// Called between the parts of a run.
     ///
     /// # Errors
-    /// [`Error::Interrupted`] where the run is to stop.
+    /// [`Error::Interrupted`] if the caller stopped the run.
     pub fn check(&self) -> Result<()> {
         let Some(go_on) = self.go_on else { return Ok(()) };
         if thread::current().id() == self.caller {
@@ -167,7 +171,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Calls `work` on one of the pool's threads, in this thread's floating-point mode; asks
+    /// Calls `work` on a pool thread, in the caller's floating-point mode, and asks the caller
     /// meanwhile.
     fn install<R: Send>(
         &self,
@@ -176,25 +180,24 @@ impl<'a> Watch<'a> {
     ) -> Result<R> {
         let mode = FloatMode::current();
         let work = move || mode.run(work);
-        // A thread of the pool must not wait here: it calls the work itself, and only the caller
-        // asks.
+        // A pool thread must not wait here: it runs the work itself, and only the caller asks.
         let go_on = match self.go_on {
             Some(go_on) if pool.current_thread_index().is_none() => go_on,
             _ => return Ok(pool.install(work)),
         };
-        /// Wakes the caller, also where the work panics.
-        struct Done<'a>(&'a Mutex<bool>, &'a Condvar);
-        impl Drop for Done<'_> {
+        /// Wakes the caller, even if the work panics.
+        struct NotifyDone<'a>(&'a Mutex<bool>, &'a Condvar);
+        impl Drop for NotifyDone<'_> {
             fn drop(&mut self) {
                 *self.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
                 self.1.notify_one();
             }
         }
-        let (done, woken, mut made) = (Mutex::new(false), Condvar::new(), None);
+        let (done, woken, mut result) = (Mutex::new(false), Condvar::new(), None);
         pool.in_place_scope(|scope| {
             scope.spawn(|_| {
-                let _done = Done(&done, &woken);
-                made = Some(work());
+                let _done = NotifyDone(&done, &woken);
+                result = Some(work());
             });
             let mut finished = done.lock().unwrap_or_else(PoisonError::into_inner);
             while !*finished {
@@ -203,21 +206,20 @@ impl<'a> Watch<'a> {
                     .unwrap_or_else(PoisonError::into_inner);
                 finished = waited.0;
                 if !*finished && waited.1.timed_out() {
-                    // Not while the lock is held: the caller may take long to answer.
+                    // Released before asking, because the caller may take long to answer.
                     drop(finished);
                     self.ask(go_on);
                     finished = done.lock().unwrap_or_else(PoisonError::into_inner);
                 }
             }
         });
-        // A panic of the work has left the scope already.
-        made.ok_or(Error::Interrupted)
+        // If the work panicked, the scope has already passed the panic on.
+        result.ok_or(Error::Interrupted)
     }
 }
 
-/// Calls `work` on one of the pool's threads: what it splits then finds the others awake, where
-/// each call from outside would wake them anew (measured, in a network of twenty layers that takes
-/// as long as half its work).
+/// Calls `work` on a pool thread, so that nested loops find awake workers. Waking them once per
+/// layer took half as long as the work itself, in a network of twenty layers.
 pub(crate) fn inside<R: Send>(watch: &Watch<'_>, work: impl FnOnce() -> R + Send) -> Result<R> {
     match pool()? {
         (_, Some(pool)) => watch.install(&pool, work),
@@ -226,42 +228,41 @@ pub(crate) fn inside<R: Send>(watch: &Watch<'_>, work: impl FnOnce() -> R + Send
 }
 
 thread_local! {
-    /// Whether this thread runs something that others need not help with, since each of them has
-    /// its own.
-    static ALONE: Cell<bool> = const { Cell::new(false) };
+    /// Whether this thread must not split its work, because every thread has a task of its own.
+    static KEEP_SERIAL: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Calls `work` for every index below `count`, and returns what it makes, in order. Where there are
-/// at least as many as threads, each call stays on one thread.
+/// Calls `work` for every index below `count`, and returns the results in order. With at least as
+/// many indices as threads, each call stays on one thread.
 pub(crate) fn for_each_alone<R: Send>(
     watch: &Watch<'_>,
     count: usize,
     work: impl Fn(usize) -> Result<R> + Sync,
 ) -> Result<Vec<R>> {
-    /// Puts the flag back, also where the work panics.
-    struct Before(bool);
-    impl Drop for Before {
+    /// Restores the flag, even if the work panics.
+    struct RestoreFlag(bool);
+    impl Drop for RestoreFlag {
         fn drop(&mut self) {
-            ALONE.set(self.0);
+            KEEP_SERIAL.set(self.0);
         }
     }
     let mode = FloatMode::current();
     match pool()? {
         (threads, Some(pool)) if count >= threads => watch.install(&pool, || {
-            let alone = |i| {
-                let _before = Before(ALONE.replace(true));
+            let call = |i| {
+                let _restore = RestoreFlag(KEEP_SERIAL.replace(true));
                 mode.run(|| work(i))
             };
-            (0..count).into_par_iter().map(alone).collect()
+            (0..count).into_par_iter().map(call).collect()
         })?,
         _ => (0..count).map(work).collect(),
     }
 }
 
-/// Calls `work(first_row, rows)` over disjoint pieces of `out`, whose rows have `row_len` elements.
+/// Calls `work(first_row, rows)` over disjoint chunks of `out`, whose rows have `row_len` elements.
 ///
-/// `cost` is the work of the whole call in multiply-accumulates: small calls stay on the calling
-/// thread. Pieces are multiples of `granularity` rows where there are enough of them.
+/// `cost` is the work of the whole call in multiply-accumulates; small calls stay on the calling
+/// thread. Chunks are multiples of `granularity` rows, except the last.
 pub(crate) fn for_each_rows<T: Send>(
     out: &mut [T],
     row_len: usize,
@@ -275,7 +276,7 @@ pub(crate) fn for_each_rows<T: Send>(
     })
 }
 
-/// [`for_each_rows`] for work that may fail; one of the errors comes back.
+/// [`for_each_rows`] for work that may fail; returns one of the errors.
 pub(crate) fn try_for_each_rows<T: Send>(
     out: &mut [T],
     row_len: usize,
@@ -288,28 +289,28 @@ pub(crate) fn try_for_each_rows<T: Send>(
     })
 }
 
-/// Whether work of so many multiply-accumulates stays on the thread that it comes from.
-fn alone(cost: usize) -> bool {
-    /// Below, handing work to another thread costs more than it saves.
+/// Whether work of `cost` multiply-accumulates stays on the current thread.
+fn is_serial(cost: usize) -> bool {
+    /// Below this, handing work to another thread costs more than it saves.
     const SERIAL_BELOW: usize = 4 << 20;
-    cost < SERIAL_BELOW || ALONE.get()
+    cost < SERIAL_BELOW || KEEP_SERIAL.get()
 }
 
-/// How many threads work of so many multiply-accumulates is split among.
+/// The number of threads that work of `cost` multiply-accumulates is split among.
 ///
 /// # Errors
 /// As [`num_threads`].
 pub(crate) fn threads_for(cost: usize) -> Result<usize> {
-    if alone(cost) { Ok(1) } else { num_threads() }
+    if is_serial(cost) { Ok(1) } else { num_threads() }
 }
 
-/// [`try_for_each_rows`] for two outputs that have equally many rows; the second may be empty, with
-/// rows of no length.
+/// [`try_for_each_rows`] for two outputs with the same number of rows. The second may be empty,
+/// with rows of length 0.
 pub(crate) fn try_for_each_pair<T: Send, U: Send>(
     out: &mut [T],
     row_len: usize,
-    beside: &mut [U],
-    beside_len: usize,
+    second: &mut [U],
+    second_len: usize,
     granularity: usize,
     cost: usize,
     work: impl Fn(usize, &mut [T], &mut [U]) -> Result<()> + Sync,
@@ -318,23 +319,22 @@ pub(crate) fn try_for_each_pair<T: Send, U: Send>(
     if rows == 0 {
         return Ok(());
     }
-    debug_assert_eq!(Some(beside.len()), rows.checked_mul(beside_len));
-    let (threads, pool) = if alone(cost) { (1, None) } else { pool()? };
+    debug_assert_eq!(Some(second.len()), rows.checked_mul(second_len));
+    let (threads, pool) = if is_serial(cost) { (1, None) } else { pool()? };
     let Some(pool) = pool else {
-        return work(0, out, beside);
+        return work(0, out, second);
     };
     let mode = FloatMode::current();
-    let work = |first, out: &mut [T], beside: &mut [U]| mode.run(|| work(first, out, beside));
-    // A few pieces per thread even out unequal cores without making pieces so small that their
-    // set-up shows.
-    let piece = rows.div_ceil(threads * 4).next_multiple_of(granularity).max(granularity);
+    let work = |first, out: &mut [T], second: &mut [U]| mode.run(|| work(first, out, second));
+    // Four chunks per thread balance unequal cores; smaller chunks would make set-up costs visible.
+    let chunk = rows.div_ceil(threads * 4).next_multiple_of(granularity).max(granularity);
     pool.install(|| {
-        let pieces = out.par_chunks_mut(piece * row_len).enumerate();
-        if beside_len == 0 {
-            return pieces.try_for_each(|(i, out)| work(i * piece, out, &mut []));
+        let chunks = out.par_chunks_mut(chunk * row_len).enumerate();
+        if second_len == 0 {
+            return chunks.try_for_each(|(i, out)| work(i * chunk, out, &mut []));
         }
-        let beside = beside.par_chunks_mut(piece * beside_len);
-        pieces.zip(beside).try_for_each(|((i, out), beside)| work(i * piece, out, beside))
+        let second = second.par_chunks_mut(chunk * second_len);
+        chunks.zip(second).try_for_each(|((i, out), second)| work(i * chunk, out, second))
     })
 }
 
@@ -344,6 +344,13 @@ mod tests {
 
     #[test]
     fn every_row_is_visited_once() {
+        struct RestoreThreads(Option<usize>);
+        impl Drop for RestoreThreads {
+            fn drop(&mut self) {
+                state().wanted = self.0;
+            }
+        }
+        let _restore = RestoreThreads(state().wanted);
         for threads in [1, 2, 5] {
             set_num_threads(threads).unwrap();
             for rows in [0, 1, 3, 64, 1001] {
@@ -363,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn silly_numbers_of_threads_are_refused() {
+    fn invalid_numbers_of_threads_are_refused() {
         for n in [0, MAX_THREADS + 1] {
             let message = set_num_threads(n).unwrap_err().to_string();
             assert!(

@@ -1,10 +1,11 @@
-//! Max pooling on codes, without unpacking them.
+//! Max pooling of packed codes, without unpacking them.
 //!
-//! The larger of two codes has the union of their thermometer planes: `p = [x ≥ 0]` and `x₂ = [x ≥
-//! 1] = p ∧ ¬z`. So a window's maximum is two ORs per 64 channels and pixel, and `z = p ∧ ¬x₂` at
-//! the end. Codes of two bits are compared bit by bit: an operand's low bit counts unless the
-//! other's high bit is the larger. Quantizers are monotone, so pooling after quantization gives
-//! what quantization after pooling would.
+//! For ternary codes, the planes `p = [x ≥ 0]` and `x₂ = [x ≥ 1] = p ∧ ¬z` of a maximum are the OR
+//! of the operands' planes. So each pixel costs two ORs per 64 channels, and `z = p ∧ ¬x₂` is
+//! restored at the end. Two-bit codes compare bit by bit: an operand's low bit counts unless only
+//! the other one's high bit is set.
+//!
+//! Quantizers are monotone, so pooling codes gives the codes of the pooled floats.
 
 use std::ops::Range;
 
@@ -13,16 +14,15 @@ use crate::conv::ConvShape;
 use crate::error::{Result, bad_value, check_len};
 use crate::{memory, parallel};
 
-/// The maximum of each window's codes. Padding never wins.
+/// The maximum of each window's codes. Padding is never the maximum.
 ///
-/// `codes` holds `batch × height × width` pixels in `layout`, `out` `batch × output[0] ×
-/// output[1]`. `output` is given rather than computed because frameworks differ in how they round
-/// it (`ceil_mode`); any size will do whose windows all contain a pixel.
+/// `codes` holds `batch × height × width` pixels in `layout`; `out` holds `batch × output[0] ×
+/// output[1]`. The caller gives `output`, because frameworks round it up or down. Any size works if
+/// all windows contain a pixel.
 ///
 /// # Errors
-/// [`crate::Error::Value`] where kernel, stride or dilation is 0, or a window contains nothing but
-/// padding; [`crate::Error::Shape`] where sizes do not fit; [`crate::Error::Value`] as
-/// [`CodesLayout::check`].
+/// [`crate::Error::Value`] if kernel, stride or dilation is 0, if a window contains only padding,
+/// or as [`CodesLayout::check`]; [`crate::Error::Shape`] if sizes do not fit.
 pub fn max_pool_codes(
     codes: &[u8],
     layout: CodesLayout,
@@ -42,7 +42,7 @@ pub fn max_pool_codes(
     pool_checked(codes, layout, shape, output, out)
 }
 
-/// [`max_pool_codes`] of codes that this crate has made, for sizes that fit.
+/// [`max_pool_codes`] without checks, for codes made by this crate and sizes that fit.
 pub(crate) fn pool_checked(
     codes: &[u8],
     layout: CodesLayout,
@@ -68,16 +68,16 @@ pub(crate) fn pool_checked(
                     let tap = &codes[at..at + pixel];
                     match layout.coding() {
                         Coding::Ternary => or_planes(out, tap),
-                        Coding::Uint2 => max_of_two_bits(out, tap),
+                        Coding::Uint2 => max_two_bit(out, tap),
                     }
                 }
             }
             if layout.coding() == Coding::Ternary {
-                finish(out);
+                restore_zero_plane(out);
             }
         }
     };
-    // A word of 64 channels and a tap cost about as much as this many products.
+    // One byte of codes and one tap cost about as much as 16 products.
     let cost = out
         .len()
         .saturating_mul(shape.kernel[0])
@@ -86,14 +86,13 @@ pub(crate) fn pool_checked(
     parallel::for_each_rows(out, pixel, 1, cost, work)
 }
 
-/// Per output index on an axis, the real input indices that its window touches (in steps of the
-/// dilation).
+/// For each output index on an axis, the range of real inputs that its window reads, in steps of
+/// the dilation.
 fn windows(shape: &ConvShape, axis: usize, outputs: usize) -> Result<Vec<Range<usize>>> {
     let (kernel, stride, dilation) = (shape.kernel[axis], shape.stride[axis], shape.dilation[axis]);
     let (input, padding) = (shape.input[axis], shape.padding[axis]);
     let window = |o: usize| {
-        // In coordinates that count padding: the window's taps are first, first + dilation, … up to
-        // last.
+        // In coordinates that count padding. Taps are first, first + dilation, … last.
         let first = o.checked_mul(stride)?;
         let last = first.checked_add((kernel - 1).checked_mul(dilation)?)?;
         let skipped = padding.saturating_sub(first).div_ceil(dilation);
@@ -115,7 +114,7 @@ fn windows(shape: &ConvShape, axis: usize, outputs: usize) -> Result<Vec<Range<u
     Ok(ranges)
 }
 
-/// Merges a pixel's planes into `out`, which holds `x₂` in the place of `z`.
+/// Merges a pixel's planes into `out`, which holds `x₂` in place of `z`.
 #[inline(always)]
 fn or_planes(out: &mut [u8], pixel: &[u8]) {
     for (out, unit) in out.as_chunks_mut::<16>().0.iter_mut().zip(pixel.as_chunks::<16>().0) {
@@ -126,9 +125,9 @@ fn or_planes(out: &mut [u8], pixel: &[u8]) {
     }
 }
 
-/// Merges a pixel's codes of two bits into `out`.
+/// Merges a pixel's two-bit codes into `out`.
 #[inline(always)]
-fn max_of_two_bits(out: &mut [u8], pixel: &[u8]) {
+fn max_two_bit(out: &mut [u8], pixel: &[u8]) {
     for (out, unit) in out.as_chunks_mut::<16>().0.iter_mut().zip(pixel.as_chunks::<16>().0) {
         let (a, b) = (u128::from_le_bytes(*out), u128::from_le_bytes(*unit));
         let (a0, a1, b0, b1) = (a as u64, (a >> 64) as u64, b as u64, (b >> 64) as u64);
@@ -137,9 +136,9 @@ fn max_of_two_bits(out: &mut [u8], pixel: &[u8]) {
     }
 }
 
-/// `x₂` back to `z`.
+/// Restores `z` from `x₂`.
 #[inline(always)]
-fn finish(out: &mut [u8]) {
+fn restore_zero_plane(out: &mut [u8]) {
     for out in out.as_chunks_mut::<16>().0 {
         let planes = u128::from_le_bytes(*out);
         let (x2, p) = (planes as u64, (planes >> 64) as u64);

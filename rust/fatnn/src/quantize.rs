@@ -1,12 +1,13 @@
-//! Float activations to codes: the border between float layers and ternary ones.
+//! Quantizes float activations to codes.
 //!
-//! A quantizer with three levels is two thresholds: `level = [x ≥ low] + [x ≥ high]`, code `level -
-//! 1`, whatever formula it was trained with; one with four levels is three, and its code the level.
-//! The thresholds are **the smallest floats of levels 1, 2 (and 3)**. They are found from the
-//! trained quantizer itself, for its formula may round: `torch.round` is half-to-even, so that in
-//! `round(clip(x·α, 0, 1))` a value exactly on `0.5/α` still belongs to the level below, and the
-//! threshold to pass is the next float up. A level that nothing reaches, infinity neither, has the
-//! threshold infinity: binary activations {0, 1} have such a second one.
+//! A ternary quantizer is two thresholds: `level = [x ≥ low] + [x ≥ high]`, and the code is
+//! `level - 1`. A two-bit quantizer has three thresholds, and the code is the level.
+//!
+//! The thresholds are **the smallest floats of levels 1, 2 (and 3)**. They are searched in the
+//! trained quantizer itself, because its formula may round. For example, `torch.round` rounds
+//! halves to even: in `round(clip(x·α, 0, 1))` a value of exactly `0.5/α` is still level 0, so the
+//! threshold is the next float above. A threshold of +inf marks a level that no input reaches, not
+//! even +inf; binary activations {0, 1} have such a second threshold.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -17,16 +18,15 @@ use crate::kernels::{BLOCK_PIXELS, Level, Quantize, QuantizeInput};
 use crate::parallel;
 pub use crate::transpose::PixelOrder;
 
-/// Writes the code of every element of `x` into `out`: `batch × pixels` pixels in `layout`.
+/// Writes the code of every element of `x` to `out`: `batch × pixels` pixels in `layout`.
 ///
-/// `thresholds` are the smallest floats of level 1, of level 2 and, where `layout` has codes of two
-/// bits, of level 3. Infinities are values like any other, but for thresholds: infinity says that
-/// nothing reaches the level.
+/// `thresholds` are the smallest floats of level 1, of level 2 and, for two-bit codes, of level 3.
+/// Infinite inputs are ordinary values. A threshold of +inf marks a level that no input reaches.
 ///
 /// # Errors
-/// [`Error::NotANumber`] with the index of the first NaN of `x`; [`Error::Value`] where a threshold
-/// is NaN or below the one before; [`Error::Shape`] where sizes do not fit. `out` is unspecified
-/// after an error.
+/// [`Error::NotANumber`] with the index of the first NaN of `x`; [`Error::Value`] if a threshold is
+/// NaN or below the one before it; [`Error::Shape`] if sizes do not fit. After an error, the
+/// content of `out` is unspecified.
 pub fn quantize(
     x: &[f32],
     batch: usize,
@@ -58,7 +58,7 @@ pub fn quantize(
             all_numbers.store(false, Ordering::Relaxed);
         }
     };
-    // An element costs about as much as this many products.
+    // An element costs about as much as 32 products.
     parallel::for_each_rows(
         out,
         layout.pixel_bytes(),
@@ -81,10 +81,10 @@ mod tests {
     use crate::cpu::Features;
     use crate::reference;
 
-    /// The public function uses the best level only; here all of them, on pieces that begin
-    /// anywhere.
+    /// The public function only uses the CPU's best level. This test runs all levels, on chunks
+    /// that start at any pixel.
     #[test]
-    fn every_level_quantizes_alike() {
+    fn every_level_equals_the_reference() {
         let inf = f32::INFINITY;
         let values = [
             0.3,
@@ -117,14 +117,14 @@ mod tests {
                 let to = Quantizer::new(thresholds, layout).unwrap();
                 let input = QuantizeInput { x: &x, pixels, order, to };
                 for level in Level::all(Features::detected()) {
-                    for piece in [1, 7, 16, 40, 3 * pixels] {
+                    for chunk in [1, 7, 16, 40, 3 * pixels] {
                         let mut out = vec![0xA5; expected.len()];
-                        for (i, out) in out.chunks_mut(piece * layout.pixel_bytes()).enumerate() {
-                            assert!(level.run(Quantize { input: &input, first: i * piece, out }));
+                        for (i, out) in out.chunks_mut(chunk * layout.pixel_bytes()).enumerate() {
+                            assert!(level.run(Quantize { input: &input, first: i * chunk, out }));
                         }
                         assert_eq!(
                             out, expected,
-                            "{level:?} {order:?} {pixels} {channels} {piece}"
+                            "{level:?} {order:?} {pixels} {channels} {chunk}"
                         );
                     }
                     for at in [0, n / 2, n - 1] {

@@ -1,28 +1,27 @@
-//! The oracle: everything the crate computes, as loops that are obviously right, on codes that are
-//! not packed.
+//! The reference implementation: simple loops on unpacked codes, for everything that this crate
+//! computes.
 //!
-//! Never optimised, used by tests and by benchmarks that check their answers. Codes are
-//! channels-last, one `i8` each; the order of float operations is the one that [`crate::epilogue`]
+//! It is never optimized. Tests and benchmarks compare their results with it. Codes are
+//! channels-last, one `i8` each. Float operations run in the order that [`crate::epilogue`]
 //! documents.
 //!
-//! These functions panic where sizes do not fit.
+//! These functions panic if sizes do not fit.
 
 use crate::codec::{Act, Coding};
 use crate::conv::ConvShape;
 use crate::pack::WeightShape;
 use crate::quantize::PixelOrder;
 
-/// The input coordinate that tap `tap` of window `window` reads on an axis, or `None` in the
-/// padding.
+/// The input coordinate on `axis` that tap `tap` of window `window` reads; `None` in the padding.
 fn input_at(shape: &ConvShape, axis: usize, window: usize, tap: usize) -> Option<usize> {
     let padded = window * shape.stride[axis] + tap * shape.dilation[axis];
     padded.checked_sub(shape.padding[axis]).filter(|&at| at < shape.input[axis])
 }
 
-/// Accumulators of a convolution, `batch × output height × output width × out_channels`.
+/// A convolution's accumulators, `batch × output height × output width × out_channels`.
 ///
-/// `codes` is `batch × height × width × channels`, `weight` is `out_channels × channels / groups ×
-/// kernel`. What a code stands for is `act`'s business. Padding is the value 0 whatever it is.
+/// `codes` is `batch × height × width × channels`; `weight` is `out_channels × channels / groups ×
+/// kernel`. `act` maps codes to levels. Padding is always level 0.
 pub fn conv2d_acc(
     codes: &[i8],
     weight: &[i8],
@@ -70,18 +69,18 @@ pub fn conv2d_acc(
     out
 }
 
-/// Int8 codes: `x · inv_step`, rounded with halves to even, at most 127 from 0.
+/// Int8 codes: `x · inv_step`, rounded half to even, clamped to ±127.
 pub fn quantize_int8(x: &[f32], inv_step: f32) -> Vec<i8> {
     x.iter().map(|x| (x * inv_step).round_ties_even().clamp(-127.0, 127.0) as i8).collect()
 }
 
-/// The number of thresholds that are reached, less one in ternary codes.
+/// The number of thresholds reached, minus one for ternary codes.
 fn code(coding: Coding, reached: impl Iterator<Item = bool>) -> i8 {
     reached.map(i8::from).sum::<i8>() - i8::from(coding == Coding::Ternary)
 }
 
-/// Codes of accumulators with `channels` channels, by the thresholds that
-/// [`crate::epilogue::Requantize`] describes.
+/// Codes of accumulators with `channels` channels, by thresholds in the layout of
+/// [`crate::epilogue::Requantize`].
 pub fn to_codes(acc: &[i32], thresholds: &[i32], channels: usize, coding: Coding) -> Vec<i8> {
     assert_eq!(thresholds.len(), channels * coding.thresholds());
     let mut codes = Vec::new();
@@ -91,7 +90,7 @@ pub fn to_codes(acc: &[i32], thresholds: &[i32], channels: usize, coding: Coding
     codes
 }
 
-/// Float32 of accumulators with `channels` channels.
+/// Float32 values of accumulators with `channels` channels.
 pub fn to_float(
     acc: &[i32],
     channels: usize,
@@ -120,8 +119,8 @@ pub fn to_float(
     out
 }
 
-/// Codes of floats, `batch × pixels × channels`, by two thresholds or, to codes of two bits, three;
-/// `x` has no NaN. Nothing reaches the threshold infinity.
+/// Codes of floats, `batch × pixels × channels`: ternary with two thresholds, two-bit with three.
+/// `x` has no NaN. No input reaches a threshold of +inf.
 pub fn quantize(
     x: &[f32],
     [batch, pixels, channels]: [usize; 3],
@@ -145,7 +144,7 @@ pub fn quantize(
     codes
 }
 
-/// The largest code of every window; every window contains a pixel.
+/// The largest code of every window. Every window contains a pixel.
 pub fn max_pool(codes: &[i8], channels: usize, shape: &ConvShape, output: [usize; 2]) -> Vec<i8> {
     let [h, w] = shape.input;
     assert_eq!(codes.len(), shape.batch * h * w * channels);

@@ -1,6 +1,6 @@
-//! Where channels lie in memory: first or last, and from one to the other.
+//! Conversion between channels-first and channels-last memory.
 
-/// How float activations lie in memory.
+/// The memory order of float activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PixelOrder {
     /// `batch × channels × pixels`, PyTorch's default.
@@ -9,19 +9,19 @@ pub enum PixelOrder {
     ChannelsLast,
 }
 
-/// Images of `rows × columns` to `columns × rows`.
+/// Transposes each matrix of `rows × columns` to `columns × rows`.
 pub(crate) fn transpose(x: &[f32], out: &mut [f32], rows: usize, columns: usize) {
-    /// Side of a square that stays in the first-level cache while its rows and columns are walked.
+    /// Side of a square block that fits in the first-level cache.
     const SIDE: usize = 16;
     if rows == 1 || columns == 1 {
         out.copy_from_slice(x);
         return;
     }
-    // No pixels, no channels or no images: pieces of no elements cannot be walked.
+    // Chunks of size 0 would panic.
     if x.is_empty() {
         return;
     }
-    // Images: the square walk below takes five times as long on three rows.
+    // Few rows (images): the blocked loop below takes five times as long on three rows.
     match rows {
         2 => return interleave::<2>(x, out, columns),
         3 => return interleave::<3>(x, out, columns),
@@ -42,7 +42,7 @@ pub(crate) fn transpose(x: &[f32], out: &mut [f32], rows: usize, columns: usize)
     }
 }
 
-/// [`transpose`] of few rows.
+/// [`transpose`] for few rows.
 fn interleave<const ROWS: usize>(x: &[f32], out: &mut [f32], columns: usize) {
     for (x, out) in x.chunks_exact(ROWS * columns).zip(out.chunks_exact_mut(ROWS * columns)) {
         let rows: [&[f32]; ROWS] = std::array::from_fn(|r| &x[r * columns..(r + 1) * columns]);

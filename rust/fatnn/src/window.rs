@@ -1,6 +1,6 @@
-//! How many windows fit on one axis of a map: PyTorch's rules, in one place.
+//! The number of windows along one axis, by PyTorch's rules.
 
-/// The numbers of a window on one axis.
+/// A window's parameters on one axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct AxisParams {
     pub kernel: usize,
@@ -11,19 +11,19 @@ pub(crate) struct AxisParams {
 }
 
 impl AxisParams {
-    /// From the first tap of a window to the last, both counted; 0 for a kernel of 0.
+    /// Elements from a window's first tap to its last, both included; 0 for a kernel of 0.
     pub fn reach(self) -> i128 {
         let steps = (self.kernel as i128 - 1).saturating_mul(self.dilation as i128);
         if self.kernel == 0 { 0 } else { steps.saturating_add(1) }
     }
 
-    /// What a padded map of `size` has beyond one window; negative where the window does not fit.
+    /// The padded size minus one window; negative if no window fits.
     fn rest(self, size: usize) -> i128 {
         (size as i128 + 2 * self.padding as i128).saturating_sub(self.reach())
     }
 
-    /// Windows on a map of `size`: `⌊(size + 2·padding - dilation·(kernel - 1) - 1) / stride⌋ + 1`.
-    /// `None` where not one fits, or a number that has to be at least 1 is 0.
+    /// Windows along `size` elements: `⌊(size + 2·padding - dilation·(kernel - 1) - 1) / stride⌋ +
+    /// 1`. `None` if no window fits, or if kernel, stride or dilation is 0.
     pub fn count(self, size: usize) -> Option<usize> {
         let rest = self.rest(size);
         if self.kernel == 0 || self.stride == 0 || self.dilation == 0 || rest < 0 {
@@ -32,8 +32,8 @@ impl AxisParams {
         usize::try_from(rest / self.stride as i128 + 1).ok()
     }
 
-    /// As [`AxisParams::count`] by PyTorch's `ceil_mode`: the last window may reach over the edge,
-    /// as long as it starts inside the map or the padding before it.
+    /// As [`AxisParams::count`] with PyTorch's `ceil_mode`: the last window may reach over the end,
+    /// if it starts inside the input or the padding before it.
     pub fn count_ceil(self, size: usize) -> Option<usize> {
         if self.kernel == 0 || self.stride == 0 || self.dilation == 0 {
             return None;
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_are_those_of_windows_laid_one_by_one() {
+    fn counts_equal_windows_placed_one_by_one() {
         for size in 0..12 {
             for (kernel, stride, padding, dilation) in (1..5).flat_map(|k| {
                 (1..4)
@@ -67,11 +67,11 @@ mod tests {
                     (fitting > 0).then_some(fitting),
                     "{params:?} on {size}"
                 );
-                // PyTorch refuses more padding than half a kernel.
+                // PyTorch rejects a padding of more than half a kernel.
                 if 2 * padding > kernel {
                     continue;
                 }
-                // One more where elements are left over, if it starts before the padding at the
+                // One more window for left-over elements, if it starts before the padding at the
                 // end.
                 let starts =
                     |start: &usize| *start < size + padding && start + reach < padded + stride;
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn any_numbers_are_numbers() {
+    fn extreme_parameters_do_not_panic() {
         let numbers = [0, 1, 2, usize::MAX / 2, usize::MAX];
         for kernel in numbers {
             for stride in numbers {

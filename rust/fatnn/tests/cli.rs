@@ -1,4 +1,4 @@
-//! The binary `fatnn`, called as a person calls it.
+//! The command `fatnn-core`, run as a separate process.
 
 #![cfg(feature = "cli")]
 
@@ -15,7 +15,7 @@ use serde_json::{Value as Json, json};
 
 const C: usize = 6;
 
-/// A directory of its own for each test, gone at the end.
+/// A temporary directory, deleted at the end.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -36,16 +36,19 @@ impl Drop for Directory {
     }
 }
 
-/// Quantize, then a ternary convolution to floats; `last` is one more operation.
+/// Saves a network: quantize, ternary convolution to floats, operation `last`.
 fn network(path: &Path, last: &str) {
     let node = |name: &str, op: &str, input: &str, attrs: Json, tensors: Json| {
-        json!({"name": name, "op": op, "inputs": [input], "attrs": attrs, "tensors": tensors, "shape": [1, C, 8, 8],
+        json!({"name": name, "op": op, "inputs": [input], "attrs": attrs, "tensors": tensors,
+            "shape": [1, C, 8, 8],
             "layer": format!("body.{name}"), "note": ""})
     };
-    let window = json!({"kernel": [3, 3], "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1,
+    let window = json!({"kernel": [3, 3], "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1],
+        "groups": 1,
         "act": "half", "channels": C, "dims": 2, "relu": false});
     let graph = json!({"nodes": [
-        {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, C, 8, 8], "layer": "", "note": "",
+        {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, C, 8, 8],
+            "layer": "", "note": "",
             "attrs": {"fixed": [], "channel_dim": 1}},
         node("q", "quantize", "x", json!({"channels": C, "groups": 1, "act": "half", "dims": 2}),
             json!({"steps": "steps"})),
@@ -60,7 +63,7 @@ fn network(path: &Path, last: &str) {
     save(path, &graph.to_string(), &tensors).unwrap();
 }
 
-/// A .npy file, written here by hand from the format's description.
+/// Writes a `.npy` file by the format's specification, without the code under test.
 fn npy(path: &Path, dtype: &str, fortran: bool, shape: &str, bytes: &[u8]) {
     let fortran = if fortran { "True" } else { "False" };
     let mut header =
@@ -86,7 +89,7 @@ fn bytes(values: &[f32]) -> Vec<u8> {
 }
 
 fn fatnn<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_fatnn")).args(arguments).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_fatnn-core")).args(arguments).output().unwrap()
 }
 
 fn succeeds<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> String {
@@ -96,13 +99,13 @@ fn succeeds<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> String {
     String::from_utf8(done.stdout).unwrap()
 }
 
-/// The one line on standard error of a command that fails.
+/// Runs a command that must fail, and returns its line on standard error.
 fn fails<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> String {
     let done = fatnn(arguments);
     let line = String::from_utf8(done.stderr).unwrap();
     assert_eq!(done.status.code(), Some(1), "{line}");
     assert!(done.stdout.is_empty());
-    assert!(line.starts_with("fatnn: ") && line.matches('\n').count() == 1, "{line}");
+    assert!(line.starts_with("fatnn-core: ") && line.matches('\n').count() == 1, "{line}");
     line
 }
 
@@ -140,9 +143,11 @@ fn inspect_shows_int8_layers() {
     let directory = Directory::new("inspect-int8");
     let file = directory.at("net.safetensors");
     let graph = json!({"nodes": [
-        {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, 6], "layer": "", "note": "",
+        {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, 6], "layer": "",
+            "note": "",
             "attrs": {"fixed": [], "channel_dim": 1}},
-        {"name": "head", "op": "linear_int8", "inputs": ["x"], "attrs": {}, "shape": [1, 5], "layer": "net.head", "note": "",
+        {"name": "head", "op": "linear_int8", "inputs": ["x"], "attrs": {}, "shape": [1, 5],
+            "layer": "net.head", "note": "",
             "tensors": {"weight": "w", "scale": "s", "inv_step": "i"}},
     ], "outputs": {"value": "head"}, "notes": []});
     let tensors = BTreeMap::from([
@@ -208,7 +213,7 @@ fn run_writes_what_the_library_computes() {
         |row: &[f32]| row.iter().position(|x| row.iter().all(|y| x >= y)).unwrap().to_string();
     let strongest: Vec<String> = values.chunks(C * 64).map(strongest).collect();
     assert!(text.contains(&format!("argmax {}\n", strongest.join(" "))), "{text}");
-    // What was written can be read.
+    // The written file can be read.
     assert!(succeeds(&[Path::new("run"), &file, &out]).contains("output [3, 6, 8, 8]"));
 }
 
@@ -228,7 +233,7 @@ fn bench_times_runs_and_nodes() {
     assert!(
         0.0 < ms("quartile1") && ms("quartile1") <= ms("median") && ms("median") <= ms("quartile3")
     );
-    // ReLU runs inside the convolution.
+    // ReLU is fused into the convolution.
     let nodes: Vec<&str> =
         figures["nodes"].as_array().unwrap().iter().map(|n| n["node"].as_str().unwrap()).collect();
     assert_eq!(nodes, ["q", "conv"]);
@@ -240,7 +245,7 @@ fn every_command_has_help_and_wrong_usage_exits_with_2() {
     for command in
         [&["--help"][..], &["inspect", "--help"], &["run", "--help"], &["bench", "--help"]]
     {
-        assert!(succeeds(command).contains("Usage: fatnn"));
+        assert!(succeeds(command).contains("Usage: fatnn-core"));
     }
     assert!(succeeds(&["--version"]).contains(env!("CARGO_PKG_VERSION")));
     for wrong in [

@@ -1,4 +1,4 @@
-//! Packing and unpacking: round trips, canonical forms, and everything that is refused.
+//! Packing and unpacking: round trips, canonical bytes, and rejected inputs.
 
 mod common;
 
@@ -7,13 +7,13 @@ use fatnn::Error;
 use fatnn::codec::{Act, CodesLayout, Coding, WeightKind, base3, signs, trits, two_bit};
 use proptest::prelude::*;
 
-/// Every number of codes around a byte or a word, and each with every code.
+/// Sequences of codes, with lengths around the sizes of bytes and words.
 fn sequences() -> impl Iterator<Item = Vec<i8>> {
     (0..=131).flat_map(|n| [codes(n, n as u64), vec![-1; n], vec![0; n], vec![1; n]])
 }
 
 #[test]
-fn trits_round_trip_and_mean_what_they_say() {
+fn trits_round_trip_and_match_the_formula() {
     for codes in sequences() {
         let mut bytes = vec![0xFF; trits::encoded_len(codes.len())];
         trits::encode(&codes, &mut bytes).unwrap();
@@ -27,7 +27,7 @@ fn trits_round_trip_and_mean_what_they_say() {
 }
 
 #[test]
-fn base3_groups_round_trip_and_mean_what_they_say() {
+fn base3_groups_round_trip_and_match_the_formula() {
     for codes in sequences() {
         let mut bytes = vec![0xFF; base3::packed_len(codes.len())];
         base3::pack(&codes, &mut bytes).unwrap();
@@ -41,7 +41,7 @@ fn base3_groups_round_trip_and_mean_what_they_say() {
 }
 
 #[test]
-fn weights_of_two_bits_round_trip_and_mean_what_they_say() {
+fn two_bit_weights_round_trip_and_match_the_formula() {
     for n in 0..=67 {
         for weights in [values(WeightKind::TwoBit.codes(), n, n as u64), vec![-3; n], vec![3; n]] {
             let mut bytes = vec![0xFF; two_bit::encoded_len(n)];
@@ -52,7 +52,7 @@ fn weights_of_two_bits_round_trip_and_mean_what_they_say() {
             let mut back = vec![9; n];
             two_bit::decode(&bytes, &mut back).unwrap();
             assert_eq!(back, weights);
-            // Every bit that no weight has is zero, and must be.
+            // Unused bits are zero, and must be.
             for place in n..4 * bytes.len() {
                 let mut other = bytes.clone();
                 other[place / 4] |= 2 << (2 * (place % 4));
@@ -69,7 +69,7 @@ fn weights_of_two_bits_round_trip_and_mean_what_they_say() {
 }
 
 #[test]
-fn binary_weights_round_trip_and_mean_what_they_say() {
+fn binary_weights_round_trip_and_match_the_formula() {
     for n in 0..=67 {
         for weights in [values(WeightKind::Binary.codes(), n, n as u64), vec![-1; n], vec![1; n]] {
             let mut bytes = vec![0xFF; signs::encoded_len(n)];
@@ -80,7 +80,7 @@ fn binary_weights_round_trip_and_mean_what_they_say() {
             let mut back = vec![9; n];
             signs::decode(&bytes, &mut back).unwrap();
             assert_eq!(back, weights);
-            // Every bit that no weight has is zero, and must be.
+            // Unused bits are zero, and must be.
             for place in n..8 * bytes.len() {
                 let mut other = bytes.clone();
                 other[place / 8] |= 1 << (place % 8);
@@ -100,7 +100,7 @@ fn binary_weights_round_trip_and_mean_what_they_say() {
 type Codec = (fn(&[i8], &mut [u8]) -> fatnn::Result<()>, fn(&[u8], &mut [i8]) -> fatnn::Result<()>);
 
 #[test]
-fn a_byte_decodes_only_where_it_could_have_been_encoded() {
+fn decoders_reject_bytes_that_encoders_never_write() {
     let codecs: [(usize, Codec); 2] =
         [(5, (trits::encode, trits::decode)), (4, (base3::pack, base3::unpack))];
     for (per_byte, (encode, decode)) in codecs {
@@ -155,7 +155,7 @@ fn wrong_sizes_and_codes_are_refused() {
 }
 
 #[test]
-fn planes_lie_where_the_layout_says() {
+fn planes_have_the_documented_layout() {
     for (channels, groups) in [(1, 1), (64, 1), (65, 1), (130, 2), (96, 3), (5, 5), (256, 2)] {
         let layout = CodesLayout::new(channels, groups).unwrap();
         let per_group = channels / groups;
@@ -176,7 +176,7 @@ fn planes_lie_where_the_layout_says() {
             }
         }
         assert_eq!(packed, expected, "{channels} channels in {groups} groups");
-        // Two bits: the level in binary, in the same places.
+        // Two-bit codes are levels in binary, in the same words.
         let levels = values(Act::Uint2.codes(), 3 * channels, channels as u64);
         let layout_of_two_bits = layout.with(Coding::Uint2);
         let binary = common::pack(layout_of_two_bits, &levels);
@@ -202,10 +202,11 @@ fn planes_lie_where_the_layout_says() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(common::proptest_config(256))]
 
     #[test]
-    fn any_codes_survive_every_format(codes in prop::collection::vec(-1i8..=1, 1..400), groups in 1usize..6) {
+    fn random_codes_round_trip_in_every_format(codes in prop::collection::vec(-1i8..=1, 1..400),
+    groups in 1usize..6) {
         let mut back = vec![9; codes.len()];
         let mut bytes = vec![0; trits::encoded_len(codes.len())];
         trits::encode(&codes, &mut bytes).unwrap();
@@ -227,7 +228,8 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_decode_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..20), n in 0usize..100) {
+    fn random_bytes_are_decoded_or_rejected(bytes in prop::collection::vec(any::<u8>(), 0..20),
+    n in 0usize..100) {
         let mut codes = vec![0; n];
         for result in [trits::decode(&bytes, &mut codes), base3::unpack(&bytes, &mut codes)] {
             let fine = matches!(result, Ok(()) | Err(Error::Shape { .. } | Error::Value { .. }));

@@ -1,10 +1,10 @@
-//! Every kernel against the reference, bit for bit, across every edge that a tile, a word or a
-//! window has.
+//! All kernels against the reference, bit for bit, with sizes around the edges of tiles, words and
+//! windows.
 
 mod common;
 
 use common::{
-    Case, Random, accumulators, check, check_with_threads, every_operands, long, operands, ternary,
+    Case, Random, accumulators, all_operands, check, check_with_threads, long, operands, ternary,
     values,
 };
 use fatnn::codec::{Act, WeightKind};
@@ -17,11 +17,11 @@ use proptest::prelude::*;
 const HALF: Operands = Operands { act: Act::Half, weights: WeightKind::Ternary };
 const FULL: Operands = Operands { act: Act::Full, weights: WeightKind::Ternary };
 
-/// Channels on both sides of every multiple of a word, few and many.
+/// Numbers of channels around multiples of a word.
 const CHANNELS: [usize; 14] = [1, 2, 7, 31, 33, 63, 64, 65, 100, 127, 128, 129, 192, 257];
 
 #[test]
-fn output_channels_and_rows_around_every_tile_edge() {
+fn output_channels_and_rows_around_tile_edges() {
     let kernels = kernels::detected_for(HALF);
     for n in 1..=41 {
         for m in [1, 2, 3, 4, 5, 7, 8, 9, 17] {
@@ -34,7 +34,7 @@ fn output_channels_and_rows_around_every_tile_edge() {
 }
 
 #[test]
-fn rows_around_every_block_edge() {
+fn rows_around_block_edges() {
     let kernels = kernels::detected_for(HALF);
     for m in (58..=72).chain(125..=133) {
         check(&kernels, &Case::product(m, 64, 9, operands(m)), m as u64);
@@ -42,28 +42,28 @@ fn rows_around_every_block_edge() {
 }
 
 #[test]
-fn channels_around_every_word_edge() {
+fn channels_around_word_edges() {
     let kernels = kernels::detected_for(HALF);
     for channels in CHANNELS {
-        for operands in every_operands() {
+        for operands in all_operands() {
             check(&kernels, &Case::product(5, channels, 19, operands), channels as u64);
         }
     }
 }
 
 #[test]
-fn reductions_beyond_every_counter() {
-    // All alike: the largest counts. 8-bit counters hold 31 steps (of bits: 248 or 80), 16-bit ones
-    // 8191.
+fn reductions_around_the_counters_limits() {
+    // Equal codes give the largest counts. 8-bit counters are widened after 31 additions (248 or 80
+    // where they count single bits), 16-bit counters after 8191.
     let kernels = kernels::detected_for(HALF);
-    // Around every counter's end; the others are those of more and fewer accumulators in a kernel.
+    // Reductions around each counter's limit, for all numbers of accumulators that kernels use.
     let short = [1, 4, 8, 16, 30, 31, 32, 33, 62, 64, 124, 128, 129, 257];
     let all = [
         1, 2, 3, 4, 7, 8, 15, 16, 17, 30, 31, 32, 33, 61, 62, 63, 64, 65, 124, 128, 129, 255, 256,
         257, 520,
     ];
     for &words in if long() { &all[..] } else { &short } {
-        for operands in every_operands() {
+        for operands in all_operands() {
             let case = Case::product(5, words * 64, 17, operands);
             let (codes, weights) = (operands.act.codes(), operands.weights.codes());
             for (&x, &w) in codes
@@ -87,11 +87,10 @@ fn reductions_beyond_every_counter() {
 }
 
 #[test]
-fn every_pair_of_codes_in_every_place() {
+fn all_pairs_of_codes_at_all_positions() {
     const CHANNELS: usize = 130;
-    for operands in every_operands() {
-        // A pixel and an output channel per code, over zeros (or what comes next to it) and over
-        // others.
+    for operands in all_operands() {
+        // One pixel and one output channel per code; all other codes are zero, or mixed.
         let (codes, weights) = (operands.act.codes(), operands.weights.codes());
         let case = Case::product(codes.len(), CHANNELS, weights.len(), operands);
         let plain = (vec![codes[1]; CHANNELS], vec![weights[1]; CHANNELS]);
@@ -118,7 +117,7 @@ fn every_pair_of_codes_in_every_place() {
 }
 
 #[test]
-fn windows_of_every_kind() {
+fn strided_padded_and_dilated_windows() {
     let kernels = kernels::detected_for(HALF);
     let plain =
         Case { kernel: [3, 3], padding: [1, 1], input: [7, 9], ..Case::product(0, 66, 18, HALF) };
@@ -165,7 +164,7 @@ fn windows_of_every_kind() {
         },
         // One-dimensional.
         Case { input: [1, 50], kernel: [1, 7], padding: [0, 3], dilation: [1, 1], ..plain },
-        // Windows that see nothing but padding.
+        // Windows that only see padding.
         Case { input: [1, 1], kernel: [1, 1], padding: [2, 2], ..plain },
         Case { input: [2, 1], kernel: [3, 3], padding: [4, 4], operands: FULL, ..plain },
         Case { batch: 3, ..plain },
@@ -178,9 +177,9 @@ fn windows_of_every_kind() {
 }
 
 #[test]
-fn batches_whose_window_is_a_pixel() {
+fn batches_of_one_by_one_convolutions() {
     let kernels = kernels::detected_for(HALF);
-    for operands in every_operands() {
+    for operands in all_operands() {
         let pixel = Case { input: [1, 1], kernel: [1, 1], ..Case::product(0, 130, 21, operands) };
         for batch in [1, 2, 3, 7, 16, 33, 65, 130] {
             check(&kernels, &Case { batch, ..pixel }, batch as u64);
@@ -194,7 +193,7 @@ fn batches_whose_window_is_a_pixel() {
 }
 
 #[test]
-fn groups_of_every_size() {
+fn group_sizes_around_word_edges() {
     let kernels = kernels::detected_for(HALF);
     let plain =
         Case { kernel: [3, 3], padding: [1, 1], input: [4, 5], ..Case::product(0, 1, 1, HALF) };
@@ -209,7 +208,7 @@ fn groups_of_every_size() {
         (70, 1, 1),
         (9, 1, 2),
     ] {
-        for operands in every_operands() {
+        for operands in all_operands() {
             check(
                 &kernels,
                 &Case { groups, channels, out_channels, operands, ..plain },
@@ -220,7 +219,7 @@ fn groups_of_every_size() {
 }
 
 #[test]
-fn a_window_that_spans_too_much_is_an_error() {
+fn an_oversized_window_is_an_error() {
     let shape = WeightShape { out_channels: 64, channels: 64, kernel: [3, 3], groups: 1 };
     for far in [1 << 20, 1 << 29, usize::MAX / 4] {
         let conv = ConvShape {
@@ -243,10 +242,10 @@ fn a_window_that_spans_too_much_is_an_error() {
 }
 
 #[test]
-fn the_number_of_threads_changes_nothing() {
+fn all_numbers_of_threads_give_equal_results() {
     let case =
         Case { input: [19, 21], kernel: [3, 3], padding: [1, 1], ..Case::product(0, 96, 70, HALF) };
-    // So few rows that threads share the channels, and so many weights that it is worth it.
+    // Threads share the channels if there are few rows and many weights.
     let few = [
         Case::product(1, 4096, 1030, HALF),
         Case::product(33, 512, 260, Operands { act: Act::Uint2, weights: WeightKind::TwoBit }),
@@ -260,7 +259,7 @@ fn the_number_of_threads_changes_nothing() {
     ];
     let kernels = kernels::detected_for(HALF);
     let threads = [1, 2, 3, 5];
-    for operands in every_operands() {
+    for operands in all_operands() {
         check_with_threads(&kernels, &Case { operands, ..case }, 1, &threads);
     }
     for case in few {
@@ -269,9 +268,8 @@ fn the_number_of_threads_changes_nothing() {
 }
 
 #[test]
-fn all_forms_of_zero_and_nothing_in_the_epilogue() {
-    // acc 0 with negative scales, NaN and infinities in scale, bias and residual: bits as in the
-    // reference.
+fn signed_zeros_nan_and_infinity_in_the_epilogue() {
+    // Accumulator 0 with negative scales, and NaN and infinity in scale, bias and residual.
     let case = Case::product(2, 3, 6, FULL);
     let special = [-1.0, -0.0, 0.0, f32::NAN, f32::INFINITY, f32::MIN_POSITIVE];
     let (x, w) = (vec![0i8, 0, 0, 1, 0, -1], common::codes(18, 9));
@@ -290,7 +288,7 @@ fn all_forms_of_zero_and_nothing_in_the_epilogue() {
             let to = fatnn::epilogue::Dequantize { scale, bias, relu, channels: 6, codes: None };
             fatnn::conv::conv2d_float(&packed, &weights, &case.shape(), to, residual, &mut y)
                 .unwrap();
-            // A NaN's sign and payload are not IEEE's business, nor ours.
+            // IEEE 754 leaves a NaN's sign and payload open.
             let bits = |y: &f32| if y.is_nan() { None } else { Some(y.to_bits()) };
             let (y, expected): (Vec<_>, Vec<_>) =
                 (y.iter().map(bits).collect(), expected.iter().map(bits).collect());
@@ -300,7 +298,7 @@ fn all_forms_of_zero_and_nothing_in_the_epilogue() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(common::proptest_config(96))]
 
     #[test]
     fn any_convolution(seed in any::<u64>()) {

@@ -1,13 +1,14 @@
-//! Depthwise int8 layers on every kernel, against obvious loops, bit for bit.
+//! Depthwise int8 layers on all kernels, against the reference, bit for bit.
 
 mod common;
 
+use common::ThreadCount;
 use common::int8::{Layer, bits, floats, int8};
+use fatnn::Error;
 use fatnn::conv::{Int8Epilogue, conv2d_int8};
 use fatnn::kernels::{self, OperandTypes};
 use fatnn::pack::{PackedWeights, WeightShape};
 use fatnn::quantize::PixelOrder;
-use fatnn::{Error, parallel};
 use proptest::prelude::*;
 
 #[test]
@@ -48,14 +49,15 @@ fn depthwise_layers_equal_the_reference() {
 }
 
 #[test]
-fn depthwise_layers_are_the_same_on_any_number_of_threads() {
+fn depthwise_layers_are_equal_on_all_numbers_of_threads() {
+    let count = ThreadCount::lock();
     let layer = Layer { batch: 2, groups: 96, ..Layer::new([57, 56], 1, 1, 3, 1) };
     let x: Vec<f32> = floats(layer.inputs(), 5).iter().map(|x| x * 90.0).collect();
     let (w, scale) = (int8(layer.weights().len(), 6), floats(96, 7));
     let epilogue = Int8Epilogue { inv_step: 1.0, scale: &scale, bias: None };
     for kernel in kernels::detected_for(OperandTypes::Int8Depthwise) {
         let mut all = [1, 2, 3].map(|threads| {
-            parallel::set_num_threads(threads).unwrap();
+            count.set(threads);
             bits(&layer.found(kernel, &x, PixelOrder::ChannelsLast, &w, &epilogue))
         });
         all.sort();
@@ -64,8 +66,8 @@ fn depthwise_layers_are_the_same_on_any_number_of_threads() {
 }
 
 #[test]
-fn depthwise_layers_refuse_nan_also_where_no_window_reads() {
-    // Windows read rows 0 to 1 and 4 to 5 of 8.
+fn depthwise_layers_reject_nan_that_no_window_reads() {
+    // Windows only read rows 0, 1, 4 and 5 of 8.
     let layer = Layer {
         batch: 2,
         kernel: [2, 2],
@@ -91,7 +93,7 @@ fn depthwise_layers_refuse_nan_also_where_no_window_reads() {
             }
         }
     }
-    // Of a layer with groups of two channels, these kernels want nothing.
+    // These kernels refuse groups of two channels.
     let shape = WeightShape { out_channels: 4, channels: 4, kernel: [1, 1], groups: 2 };
     let error =
         PackedWeights::new(&[1; 8], shape, OperandTypes::Int8Depthwise).unwrap_err().to_string();
@@ -99,14 +101,17 @@ fn depthwise_layers_refuse_nan_also_where_no_window_reads() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(common::proptest_config(200))]
     #[test]
     fn random_depthwise_layers_equal_the_reference(
         batch in 1usize..3, input in prop::array::uniform2(1usize..20), out_channels in 1usize..4,
-        groups in 2usize..140, kernel in prop::array::uniform2(1usize..8), stride in prop::array::uniform2(1usize..4),
-        padding in prop::array::uniform2(0usize..4), dilation in prop::array::uniform2(1usize..3), seed in 0u64..1 << 40,
+        groups in 2usize..140, kernel in prop::array::uniform2(1usize..8),
+        stride in prop::array::uniform2(1usize..4),
+        padding in prop::array::uniform2(0usize..4), dilation in prop::array::uniform2(1usize..3),
+        seed in 0u64..1 << 40,
     ) {
-        let layer = Layer { batch, input, channels: 1, out_channels, groups, kernel, stride, padding, dilation };
+        let layer = Layer { batch, input, channels: 1, out_channels, groups, kernel, stride,
+            padding, dilation };
         prop_assume!(layer.shape().output().is_ok());
         layer.check(seed);
     }

@@ -1,8 +1,7 @@
-//! `FATNN_ISA` and its kin, in processes of their own, since they are read once.
+//! Environment variables such as `FATNN_ISA`, in separate processes because they are read once.
 //!
-//! Each parent test starts this binary again with a variable set and runs one of the `child_`
-//! tests, which look at nothing but what the environment says; run on their own, they pass under
-//! every environment that means something.
+//! Each parent test starts this binary again with variables set, to run one `child_` test. Most
+//! child tests need certain variables, so they are ignored otherwise.
 
 use std::process::{Command, Output};
 
@@ -11,9 +10,9 @@ use fatnn::cpu::Isa;
 use fatnn::kernels::{self, Family, OperandTypes, Operands};
 use fatnn::pack::{PackedWeights, WeightShape};
 
-/// Runs one test of this binary with these variables. Under an emulator without `binfmt`,
-/// `FATNN_TEST_RUNNER` names it.
-fn child(test: &str, variables: &[(&str, &str)]) -> Output {
+/// Runs one test of this binary with these variables. `FATNN_TEST_RUNNER` names the emulator, where
+/// `binfmt` does not start it.
+fn run_child(test: &str, variables: &[(&str, &str)]) -> Output {
     let binary = std::env::current_exe().unwrap();
     let mut command = match std::env::var("FATNN_TEST_RUNNER") {
         Ok(runner) => {
@@ -35,7 +34,7 @@ fn child(test: &str, variables: &[(&str, &str)]) -> Output {
 }
 
 fn passes(test: &str, variables: &[(&str, &str)]) {
-    let output = child(test, variables);
+    let output = run_child(test, variables);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success(),
@@ -57,7 +56,7 @@ fn child_kernels_obey_the_cap() {
         Some(other) => panic!("unknown cap {other}"),
     };
     let family = std::env::var("FATNN_KERNEL").ok().filter(|family| family != "auto");
-    // Exactly those that the CPU has and the cap and the family allow, in the table's order.
+    // The kernels that the CPU supports and both variables allow, in the registry's order.
     let name = |kernel: &&'static dyn kernels::Kernel| kernel.name();
     let of_codes = |kernel: &&&'static dyn kernels::Kernel| kernel.layout().family != Family::Int8;
     let available: Vec<_> =
@@ -73,7 +72,7 @@ fn child_kernels_obey_the_cap() {
     let scalar = format!("generic-{}-scalar", family.as_deref().unwrap_or("table"));
     assert_eq!(available.last(), Some(&&*scalar));
     assert_eq!(kernels::best().unwrap().name(), available[0]);
-    // So do those of int8 layers, whose matrix unit is of the family `matrix`.
+    // Int8 kernels likewise; those on the matrix unit count as the family `matrix`.
     let detected = kernels::detected_for(OperandTypes::Int8);
     let expected = detected
         .iter()
@@ -84,7 +83,7 @@ fn child_kernels_obey_the_cap() {
         .map(|kernel| kernel.name());
     let available_int8 = kernels::available_for(OperandTypes::Int8).unwrap();
     assert!(available_int8.iter().map(|kernel| kernel.name()).eq(expected));
-    // Weights packed by default are for that kernel.
+    // By default, weights are packed for the first of them.
     let shape = WeightShape { out_channels: 3, channels: 5, kernel: [1, 1], groups: 1 };
     let operands = Operands { act: Act::Full, weights: WeightKind::Ternary };
     assert_eq!(
@@ -94,14 +93,14 @@ fn child_kernels_obey_the_cap() {
 }
 
 #[test]
-#[ignore = "needs FATNN_KERNEL=matrix and FATNN_ISA=scalar; run by its parent"]
-fn child_a_family_that_is_not_there_restricts_nothing() {
+#[ignore = "needs FATNN_KERNEL=matrix and FATNN_ISA=scalar; its parent test runs it"]
+fn child_a_family_without_kernels_is_ignored() {
     assert_eq!(kernels::best().unwrap().name(), "generic-popcount-scalar");
 }
 
 #[test]
-#[ignore = "needs FATNN_ISA=sse9; run by its parent"]
-fn child_nonsense_is_an_error() {
+#[ignore = "needs FATNN_ISA=sse9; its parent test runs it"]
+fn child_an_invalid_value_is_an_error() {
     for error in [kernels::best().unwrap_err(), kernels::available().unwrap_err()] {
         let message = error.to_string();
         assert!(
@@ -115,15 +114,15 @@ fn child_nonsense_is_an_error() {
 }
 
 #[test]
-#[ignore = "needs FATNN_NUM_THREADS=3; run by its parent"]
-fn child_threads_come_from_the_environment_until_they_are_set() {
+#[ignore = "needs FATNN_NUM_THREADS=3; its parent test runs it"]
+fn child_the_variable_counts_until_threads_are_set() {
     assert_eq!(fatnn::parallel::num_threads().unwrap(), 3);
     fatnn::parallel::set_num_threads(2).unwrap();
     assert_eq!(fatnn::parallel::num_threads().unwrap(), 2);
 }
 
 #[test]
-fn the_cap_is_obeyed() {
+fn isa_and_kernel_variables_limit_the_kernels() {
     for cap in ["scalar", "avx2", "avx512", "neon", "", " avx2 "] {
         passes("child_kernels_obey_the_cap", &[("FATNN_ISA", cap)]);
     }
@@ -132,21 +131,18 @@ fn the_cap_is_obeyed() {
         passes("child_kernels_obey_the_cap", &[("FATNN_KERNEL", "table"), ("FATNN_ISA", cap)]);
     }
     passes(
-        "child_a_family_that_is_not_there_restricts_nothing",
+        "child_a_family_without_kernels_is_ignored",
         &[("FATNN_KERNEL", "matrix"), ("FATNN_ISA", "scalar")],
     );
     passes("child_kernels_obey_the_cap", &[("FATNN_KERNEL", "auto"), ("FATNN_ISA", "scalar")]);
 }
 
 #[test]
-fn nonsense_is_an_error() {
-    passes("child_nonsense_is_an_error", &[("FATNN_ISA", "sse9")]);
+fn an_invalid_isa_is_an_error() {
+    passes("child_an_invalid_value_is_an_error", &[("FATNN_ISA", "sse9")]);
 }
 
 #[test]
-fn threads_come_from_the_environment() {
-    passes(
-        "child_threads_come_from_the_environment_until_they_are_set",
-        &[("FATNN_NUM_THREADS", "3")],
-    );
+fn the_thread_variable_sets_the_number_of_threads() {
+    passes("child_the_variable_counts_until_threads_are_set", &[("FATNN_NUM_THREADS", "3")]);
 }

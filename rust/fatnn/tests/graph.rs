@@ -1,4 +1,4 @@
-//! The table of operations, and graphs read and checked as data.
+//! The table of operations, and the parsing and checks of graphs.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,8 @@ use fatnn::net::{Limits, load};
 use serde_json::{Value as Json, json};
 
 fn node(name: &str, op: &str, inputs: &[&str], attrs: Json, shape: &[usize]) -> Json {
-    json!({"name": name, "op": op, "inputs": inputs, "attrs": attrs, "tensors": {}, "shape": shape, "dtype": "float32",
+    json!({"name": name, "op": op, "inputs": inputs, "attrs": attrs, "tensors": {}, "shape": shape,
+        "dtype": "float32",
         "layer": format!("layer of {name}"), "note": ""})
 }
 
@@ -31,7 +32,7 @@ fn sizes(text: &str, tensors: &Tensors, limits: Limits) -> fatnn::Result<Vec<Vec
 }
 
 #[test]
-fn names_in_the_table_are_unique_and_attributes_mean_one_thing() {
+fn table_names_are_unique_and_attribute_types_consistent() {
     for (i, row) in OPS.iter().enumerate() {
         assert!(OPS[..i].iter().all(|other| other.name != row.name), "{}", row.name);
         assert_eq!(OpInfo::named(row.name).map(|found| found.name), Some(row.name));
@@ -42,7 +43,7 @@ fn names_in_the_table_are_unique_and_attributes_mean_one_thing() {
                 row.name,
                 attr.name
             );
-            // "dims" of a mean is a list, elsewhere a number.
+            // For a mean, "dims" is a list; for other operations, a number.
             let same = OPS
                 .iter()
                 .filter_map(|row| row.attr(attr.name))
@@ -53,7 +54,7 @@ fn names_in_the_table_are_unique_and_attributes_mean_one_thing() {
 }
 
 #[test]
-fn shapes_of_every_rank() {
+fn shape_rules_hold_for_all_ranks() {
     let cases = [
         (
             "mean",
@@ -120,12 +121,13 @@ fn shapes_of_every_rank() {
 }
 
 fn window(kernel: usize, stride: usize, padding: usize, ceil_mode: bool) -> Json {
-    json!({"kernel": [kernel, kernel], "stride": [stride, stride], "padding": [padding, padding], "dilation": [1, 1],
+    json!({"kernel": [kernel, kernel], "stride": [stride, stride], "padding": [padding, padding],
+        "dilation": [1, 1],
         "ceil_mode": ceil_mode})
 }
 
 #[test]
-fn what_does_not_fit_names_the_layer() {
+fn shape_errors_name_the_layer() {
     let pad = |mode: &str, pad: &[i64]| json!({"pad": pad, "mode": mode, "value": 0.0});
     let cases = [
         ("flatten", json!({"start": 2, "end": 1}), "dimensions from 2 to 1"),
@@ -154,7 +156,7 @@ fn what_does_not_fit_names_the_layer() {
 }
 
 #[test]
-fn limits_name_the_first_node_above_them() {
+fn limit_errors_name_the_first_node_above_the_limit() {
     let graph = text(&[input(&[2, 64]), node("y", "relu", &["x"], json!({}), &[2, 64])], "y");
     let run = |limits| sizes(&graph, &BTreeMap::new(), limits);
     assert!(run(Limits { max_bytes: 1024, max_macs: 128 }).is_ok());
@@ -170,7 +172,7 @@ fn limits_name_the_first_node_above_them() {
 }
 
 #[test]
-fn types_follow_from_the_table() {
+fn value_types_follow_from_the_table() {
     let attrs = json!({"channels": 6, "groups": 2, "act": "half", "dims": 0});
     let mut quantize = node("q", "quantize", &["x"], attrs, &[1, 6]);
     quantize["tensors"] = json!({"steps": "s"});
@@ -191,7 +193,7 @@ fn types_follow_from_the_table() {
 }
 
 #[test]
-fn a_node_s_dtype_is_checked_against_the_rule() {
+fn a_node_s_dtype_must_match_its_rule() {
     let codes =
         |codes: &str, channels: usize| json!({"codes": codes, "channels": channels, "groups": 2});
     let tensors =
@@ -208,7 +210,7 @@ fn a_node_s_dtype_is_checked_against_the_rule() {
     let made = |codes| ValueType::Codes { codes, channels: 6, groups: 2 };
     let types = checked("binary", codes("binary", 6), "float32").unwrap();
     assert_eq!(types, [ValueType::F32, made(CodeType::Binary)]);
-    // Binary codes are ternary ones as well.
+    // A reader of ternary codes accepts binary codes.
     assert_eq!(
         checked("binary", codes("ternary", 6), "float32").unwrap()[1],
         made(CodeType::Ternary)
@@ -237,9 +239,10 @@ fn a_node_s_dtype_is_checked_against_the_rule() {
 }
 
 #[test]
-fn weights_that_do_not_fit_their_type_are_named() {
+fn weights_outside_their_type_are_named() {
     let mut conv = node("y", "conv_float", &["q"], json!({}), &[1, 6, 1, 1]);
-    conv["attrs"] = json!({"kernel": [1, 1], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1,
+    conv["attrs"] = json!({"kernel": [1, 1], "stride": [1, 1], "padding": [0, 0],
+        "dilation": [1, 1], "groups": 1,
         "act": "half", "channels": 6, "dims": 2, "relu": false});
     conv["tensors"] = json!({"weight": "w"});
     let mut quantize = node("q", "quantize", &["x"], json!({}), &[1, 6, 1, 1]);
@@ -266,7 +269,7 @@ fn weights_that_do_not_fit_their_type_are_named() {
 }
 
 #[test]
-fn the_engine_says_what_it_cannot_run() {
+fn unsupported_nodes_are_named() {
     let refused = |op, attrs: Json, shape: &[usize]| {
         support::refusal(op, &attrs.to_string(), &[shape]).unwrap()
     };
@@ -284,7 +287,7 @@ fn the_engine_says_what_it_cannot_run() {
 }
 
 #[test]
-fn the_golden_files_are_graphs() {
+fn golden_files_parse_and_pass_the_checks() {
     for version in ["v1", "v2"] {
         let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
         let (text, tensors) = load(golden.join(format!("network-{version}.safetensors"))).unwrap();
@@ -307,15 +310,15 @@ fn chain(operations: &[(&str, Json, &[usize])]) -> Vec<Vec<fatnn::graph::size::S
 }
 
 #[test]
-fn shapes_in_every_run_are_equal_where_expressions_are() {
+fn equal_size_expressions_mean_equal_shapes() {
     let pad = |n: i64| json!({"pad": [n, n, n, n], "mode": "constant", "value": 0.0});
-    // Padding by one, then a window of 3: the size that it was.
+    // Padding by 1 and then a window of 3 keep the size.
     let shapes = chain(&[
         ("pad", pad(1), &[2, 4, 10, 10]),
         ("max_pool2d", window(3, 1, 0, false), &[2, 4, 8, 8]),
     ]);
     assert_eq!(shapes[0], shapes[2]);
-    // Two strides of 2 are not one of 4, and a ceiling is no floor.
+    // Two strides of 2 differ from one of 4, and rounding up from rounding down.
     let twice = chain(&[
         ("max_pool2d", window(2, 2, 0, false), &[2, 4, 4, 4]),
         ("max_pool2d", window(2, 2, 0, true), &[2, 4, 2, 2]),
@@ -333,7 +336,7 @@ fn shapes_in_every_run_are_equal_where_expressions_are() {
 }
 
 #[test]
-fn sizes_of_long_chains_and_doubled_sums_take_no_longer() {
+fn size_expressions_of_long_chains_stay_fast() {
     let mut nodes = vec![input(&[2, 4, 8, 8])];
     for i in 0..5000 {
         let before = if i == 0 { "x".to_owned() } else { format!("n{}", i - 1) };
@@ -352,7 +355,7 @@ fn sizes_of_long_chains_and_doubled_sums_take_no_longer() {
 }
 
 #[test]
-fn a_node_that_reads_nothing_next_to_an_unknown_one_is_an_error() {
+fn a_node_without_inputs_next_to_an_unknown_one_is_an_error() {
     let unknown = node("u", "no such operation", &["x"], json!({}), &[2, 2]);
     let text = text(&[input(&[2, 2]), unknown, node("h", "relu", &[], json!({}), &[2, 2])], "h");
     let graph = Graph::parse(&text, Source::Description).unwrap();

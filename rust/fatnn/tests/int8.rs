@@ -1,9 +1,10 @@
-//! Int8 layers on every kernel, against obvious loops, bit for bit.
+//! Int8 layers on all kernels, against the reference, bit for bit.
 
 mod common;
 
 use std::collections::BTreeMap;
 
+use common::ThreadCount;
 use common::int8::{Layer, bits, floats, int8};
 use fatnn::codec::WeightKind;
 use fatnn::conv::{ConvShape, Int8Epilogue, conv2d_int8};
@@ -11,11 +12,11 @@ use fatnn::kernels::{self, OperandTypes};
 use fatnn::net::{Input, Network, Tensor, load, save};
 use fatnn::pack::{MAX_INT8_REDUCTION, PackedWeights, WeightShape};
 use fatnn::quantize::PixelOrder;
-use fatnn::{Error, parallel, reference};
+use fatnn::{Error, reference};
 use proptest::prelude::*;
 
 #[test]
-fn layers_that_networks_have_equal_the_reference() {
+fn common_layer_shapes_equal_the_reference() {
     let linear = |images, c, n| Layer { batch: images, ..Layer::new([1, 1], c, n, 1, 1) };
     let layers = [
         Layer::new([37, 53], 3, 64, 7, 2),
@@ -32,7 +33,7 @@ fn layers_that_networks_have_equal_the_reference() {
         Layer { dilation: [2, 3], padding: [2, 3], ..Layer::new([9, 13], 5, 17, 3, 1) },
         Layer { dilation: [3, 1], ..Layer::new([9, 13], 20, 4, 3, 1) },
         Layer { padding: [4, 5], ..Layer::new([2, 3], 3, 4, 3, 2) },
-        // Wide enough for one line at a time, whose columns are those of the line above, moved.
+        // Wide enough that blocks are one line, which reuses the columns of the line above.
         Layer { batch: 2, ..Layer::new([23, 110], 3, 20, 7, 2) },
         Layer { batch: 2, ..Layer::new([9, 71], 1, 4, 3, 1) },
         Layer { batch: 2, ..Layer::new([9, 71], 2, 4, 3, 1) },
@@ -53,14 +54,18 @@ fn layers_that_networks_have_equal_the_reference() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 120, ..ProptestConfig::default() })]
+    #![proptest_config(common::proptest_config(120))]
     #[test]
     fn random_layers_equal_the_reference(
-        batch in 1usize..4, input in prop::array::uniform2(1usize..20), channels in 1usize..40, out_channels in 1usize..70,
-        groups in 1usize..3, kernel in prop::array::uniform2(1usize..5), stride in prop::array::uniform2(1usize..4),
-        padding in prop::array::uniform2(0usize..4), dilation in prop::array::uniform2(1usize..3), seed in 0u64..1 << 40,
+        batch in 1usize..4, input in prop::array::uniform2(1usize..20), channels in 1usize..40,
+        out_channels in 1usize..70,
+        groups in 1usize..3, kernel in prop::array::uniform2(1usize..5),
+        stride in prop::array::uniform2(1usize..4),
+        padding in prop::array::uniform2(0usize..4), dilation in prop::array::uniform2(1usize..3),
+        seed in 0u64..1 << 40,
     ) {
-        let layer = Layer { batch, input, channels, out_channels, groups, kernel, stride, padding, dilation };
+        let layer = Layer { batch, input, channels, out_channels, groups, kernel, stride, padding,
+            dilation };
         prop_assume!(layer.shape().output().is_ok());
         layer.check(seed);
     }
@@ -205,25 +210,31 @@ fn bad_arguments_are_errors_that_name_them() {
 /// A stem with BatchNorm, ReLU and pooling, then a linear layer whose output is clamped.
 fn network() -> (serde_json::Value, BTreeMap<String, Tensor>) {
     let node = |name: &str, op: &str, input: &str, shape: &[usize], attrs, tensors| {
-        serde_json::json!({"name": name, "op": op, "inputs": [input], "shape": shape, "layer": format!("layer {name}"),
+        serde_json::json!({"name": name, "op": op, "inputs": [input], "shape": shape,
+            "layer": format!("layer {name}"),
             "attrs": attrs, "tensors": tensors})
     };
     let none = serde_json::json!({});
     let conv =
         serde_json::json!({"stride": [2, 2], "padding": [1, 1], "dilation": [1, 1], "groups": 1});
     let nodes = serde_json::json!([
-        {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, 3, 9, 9], "layer": "",
+        {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, 3, 9, 9],
+            "layer": "",
             "attrs": {"fixed": [], "channel_dim": 1}},
         node("stem", "conv2d_int8", "x", &[1, 5, 5, 5], conv, serde_json::json!(
             {"weight": "w", "scale": "s", "inv_step": "i"})),
-        node("bn", "batch_norm", "stem", &[1, 5, 5, 5], serde_json::json!({"eps": 1e-5}), serde_json::json!(
+        node("bn", "batch_norm", "stem", &[1, 5, 5, 5], serde_json::json!({"eps": 1e-5}),
+            serde_json::json!(
             {"mean": "mean", "var": "var", "weight": "gamma", "bias": "beta"})),
         node("act", "relu", "bn", &[1, 5, 5, 5], none.clone(), none.clone()),
-        node("slope", "leaky_relu", "act", &[1, 5, 5, 5], serde_json::json!({"negative_slope": 0.5}), none.clone()),
-        node("mean", "mean", "slope", &[1, 5], serde_json::json!({"dims": [2, 3], "keepdim": false}), none.clone()),
+        node("slope", "leaky_relu", "act", &[1, 5, 5, 5],
+            serde_json::json!({"negative_slope": 0.5}), none.clone()),
+        node("mean", "mean", "slope", &[1, 5],
+            serde_json::json!({"dims": [2, 3], "keepdim": false}), none.clone()),
         node("head", "linear_int8", "mean", &[1, 7], none.clone(), serde_json::json!(
             {"weight": "hw", "scale": "hs", "bias": "hb", "inv_step": "hi"})),
-        node("y", "hardtanh", "head", &[1, 7], serde_json::json!({"min_val": -2.0, "max_val": 2.0}), none),
+        node("y", "hardtanh", "head", &[1, 7], serde_json::json!({"min_val": -2.0, "max_val": 2.0}),
+            none),
     ]);
     let graph =
         serde_json::json!({"nodes": nodes, "outputs": {"tuple": [{"value": "y"}]}, "notes": []});
@@ -244,8 +255,8 @@ fn network() -> (serde_json::Value, BTreeMap<String, Tensor>) {
     (graph, tensors)
 }
 
-/// The same network with its stem and head by the reference and all else by the engine's own
-/// operations, one at a time.
+/// [`network`], with stem and head by the reference, and the other operations one by one in the
+/// engine.
 fn network_by_hand(
     tensors: &BTreeMap<String, Tensor>,
     x: &[f32],
@@ -280,7 +291,8 @@ fn network_by_hand(
 }
 
 #[test]
-fn a_network_runs_for_every_size_and_number_of_threads_and_from_a_file() {
+fn a_saved_network_equals_the_reference_on_all_sizes_and_threads() {
+    let count = ThreadCount::lock();
     let (graph, tensors) = network();
     let path = std::env::temp_dir().join(format!("fatnn-int8-{}.safetensors", std::process::id()));
     save(&path, &graph.to_string(), &tensors).unwrap();
@@ -289,7 +301,7 @@ fn a_network_runs_for_every_size_and_number_of_threads_and_from_a_file() {
     let net = Network::load(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
     for threads in [1, 2, 5] {
-        parallel::set_num_threads(threads).unwrap();
+        count.set(threads);
         for (images, map) in [(1, [9, 9]), (4, [9, 9]), (1, [300, 280]), (2, [1, 30])] {
             let x = floats(images * map[0] * map[1] * 3, 11);
             let shape = [images, 3, map[0], map[1]];
@@ -319,7 +331,7 @@ fn damaged_graphs_are_errors_that_name_the_node() {
         tensors,
     ) {
         Ok(_) => panic!("no error: {graph}"),
-        Err(e) => e.to_string(),
+        Err(error) => error.to_string(),
     };
     for (key, value) in [
         ("stride", serde_json::json!([0])),
@@ -358,19 +370,23 @@ fn damaged_graphs_are_errors_that_name_the_node() {
     assert!(error.contains("3 channels"), "{error}");
 }
 
-/// A convolution and max pooling. With `seen`, the convolution's own output is an output of the
-/// network, so that pooling cannot move into it.
+/// A convolution and max pooling. With `seen`, the convolution's value is also an output of the
+/// network, so that pooling cannot be fused into it.
 fn pooled(window: &serde_json::Value, seen: bool) -> Network {
     let conv =
         serde_json::json!({"stride": [2, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1});
     let nodes = serde_json::json!([
-        {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, 3, 9, 9], "layer": "",
+        {"name": "x", "op": "input", "inputs": [], "tensors": {}, "shape": [1, 3, 9, 9],
+            "layer": "",
             "attrs": {"fixed": [], "channel_dim": 1}},
-        {"name": "conv", "op": "conv2d_int8", "inputs": ["x"], "shape": [1, 20, 5, 5], "layer": "conv", "attrs": conv,
+        {"name": "conv", "op": "conv2d_int8", "inputs": ["x"], "shape": [1, 20, 5, 5],
+            "layer": "conv", "attrs": conv,
             "tensors": {"weight": "w", "scale": "s", "inv_step": "i"}},
-        {"name": "pool", "op": "max_pool2d", "inputs": ["conv"], "shape": [1, 20, 5, 5], "layer": "pool",
+        {"name": "pool", "op": "max_pool2d", "inputs": ["conv"], "shape": [1, 20, 5, 5],
+            "layer": "pool",
             "attrs": window, "tensors": {}},
-        {"name": "y", "op": "relu", "inputs": ["pool"], "shape": [1, 20, 5, 5], "layer": "", "attrs": {}, "tensors": {}},
+        {"name": "y", "op": "relu", "inputs": ["pool"], "shape": [1, 20, 5, 5], "layer": "",
+            "attrs": {}, "tensors": {}},
     ]);
     let outputs = if seen {
         serde_json::json!({"tuple": [{"value": "y"}, {"value": "conv"}]})
@@ -387,7 +403,8 @@ fn pooled(window: &serde_json::Value, seen: bool) -> Network {
 }
 
 #[test]
-fn pooling_band_by_band_equals_pooling_behind() {
+fn fused_pooling_equals_separate_pooling() {
+    let count = ThreadCount::lock();
     for (kernel, stride, padding, dilation, ceil_mode) in [
         (3, [2, 2], 1, 1, false),
         (2, [2, 2], 0, 1, true),
@@ -396,12 +413,13 @@ fn pooling_band_by_band_equals_pooling_behind() {
         (3, [1, 2], 1, 2, false),
         (2, [4, 4], 0, 1, false),
     ] {
-        let window = serde_json::json!({"kernel": [kernel, kernel], "stride": stride, "padding": [padding, padding],
+        let window = serde_json::json!({"kernel": [kernel, kernel], "stride": stride,
+            "padding": [padding, padding],
             "dilation": [dilation, dilation], "ceil_mode": ceil_mode});
         let (apart, fused) = (pooled(&window, true), pooled(&window, false));
         for threads in [1, 5] {
-            parallel::set_num_threads(threads).unwrap();
-            // The last makes bands of fewer lines than the map has.
+            count.set(threads);
+            // On the last input, a band has fewer lines than the convolution's output.
             for (images, map) in [(1, [9, 9]), (3, [23, 14]), (1, [300, 400])] {
                 let shape = [images, 3, map[0], map[1]];
                 let x = floats(shape.iter().product(), 5);

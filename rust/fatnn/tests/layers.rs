@@ -1,12 +1,11 @@
-//! Who may import whom: every module of the crate only those below it, so that there is no cycle.
+//! Which module may import which: each only lower ones, so that there are no cycles.
 //!
-//! Reads `crate::…` paths in the sources, tests at the end of a file and comments excepted.
+//! The test reads the `crate::…` paths in the sources, except in comments and tests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// The modules, lowest first, and what each may import. Modules of one row may import each other:
-/// they are parts of one.
+/// The modules, lowest first, and what each may import. Modules in one row may import each other.
 const LAYERS: &[(&[&str], &[&str])] = &[
     (&["error"], &[]),
     (&["memory"], &["error"]),
@@ -41,7 +40,7 @@ const LAYERS: &[(&[&str], &[&str])] = &[
     ),
     (&["pool"], &["codec", "conv", "error", "memory", "parallel"]),
     (&["reference"], &["codec", "conv", "pack", "quantize"]),
-    // A graph is data: it knows no CPU.
+    // A graph is data and does not depend on the CPU.
     (&["graph"], &["codec", "dtype", "error", "limits", "memory", "scalar", "window"]),
     (
         &["engine"],
@@ -78,7 +77,7 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The modules that a source names behind `crate::`.
+/// The modules that a source file names after `crate::`.
 fn imports(text: &str) -> BTreeSet<String> {
     let lines = text.lines().take_while(|line| line.trim() != "#[cfg(test)]");
     let code: Vec<&str> = lines.map(|line| line.split("//").next().unwrap_or(line)).collect();
@@ -93,7 +92,7 @@ fn imports(text: &str) -> BTreeSet<String> {
             found.insert(name(rest));
             continue;
         };
-        // Every name of a group at its own depth.
+        // All names in braces, at the outermost depth.
         let (mut depth, mut start) = (0, true);
         for (i, c) in group.char_indices() {
             match c {
@@ -109,18 +108,18 @@ fn imports(text: &str) -> BTreeSet<String> {
             }
         }
     }
-    // Names at the root of the crate that are no modules: `crate::Error`, `crate::Result`.
+    // `crate::Error` and `crate::Result` are not modules.
     found.retain(|name| name.starts_with(char::is_lowercase));
     found
 }
 
-/// What a module may import: those of its layer, and those that the layer lists.
+/// The modules that a module may import.
 fn allowed(module: &str) -> Option<BTreeSet<&'static str>> {
     let (parts, below) = LAYERS.iter().find(|(parts, _)| parts.contains(&module))?;
     Some(parts.iter().chain(*below).copied().collect())
 }
 
-/// What of a module's imports is not allowed, for a message.
+/// The imports that are not allowed, for a message.
 fn violations(file: &str, module: &str, text: &str) -> Vec<String> {
     let Some(allowed) = allowed(module) else {
         return vec![format!("{file}: module {module} is in no layer")];
@@ -130,7 +129,7 @@ fn violations(file: &str, module: &str, text: &str) -> Vec<String> {
 }
 
 #[test]
-fn modules_import_only_what_is_below_them() {
+fn modules_only_import_lower_ones() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
     sources(&root, &mut files);
@@ -155,7 +154,7 @@ fn modules_import_only_what_is_below_them() {
 }
 
 #[test]
-fn layers_list_only_lower_ones() {
+fn the_list_of_layers_has_no_cycle() {
     let mut below: BTreeSet<&str> = BTreeSet::new();
     for (parts, imports) in LAYERS {
         for import in *imports {
@@ -168,7 +167,7 @@ fn layers_list_only_lower_ones() {
 }
 
 #[test]
-fn violations_are_found() {
+fn a_forbidden_import_is_found() {
     assert_eq!(violations("f.rs", "conv", "use crate::net::{Elementwise, PoolStep};").len(), 1);
     assert_eq!(
         violations("f.rs", "kernels", "use crate::{\n    engine::{a, b},\n    memory,\n};").len(),

@@ -1,8 +1,8 @@
-//! Max pooling on packed codes against the reference; and what is refused.
+//! Max pooling of packed codes against the reference, and rejected arguments.
 
 mod common;
 
-use common::{Random, pack, values};
+use common::{Random, ThreadCount, pack, values};
 use fatnn::Error;
 use fatnn::codec::{Act, CodesLayout};
 use fatnn::conv::ConvShape;
@@ -42,7 +42,8 @@ fn check(shape: &ConvShape, output: [usize; 2], channels: usize, groups: usize, 
 }
 
 #[test]
-fn windows_of_every_kind() {
+fn strided_padded_and_dilated_windows() {
+    let count = ThreadCount::lock();
     for (channels, groups) in [(1, 1), (63, 1), (64, 1), (65, 1), (128, 1), (130, 2), (5, 5)] {
         for kernel in 1..=4 {
             for stride in 1..=3 {
@@ -59,11 +60,10 @@ fn windows_of_every_kind() {
             }
         }
     }
-    // Kernel 3, stride 2, padding 1 on 112 × 112, as behind the first layer of a ResNet, by several
-    // threads.
+    // Kernel 3, stride 2, padding 1 on 112 × 112, as after the first layer of a ResNet.
     let shape = window(1, [112, 112], 3, 2, 1);
     for threads in [1, 2, 3, 5] {
-        fatnn::parallel::set_num_threads(threads).unwrap();
+        count.set(threads);
         check(&shape, [56, 56], 64, 1, 1);
     }
     let dilated = ConvShape { dilation: [2, 3], kernel: [3, 2], ..window(1, [9, 9], 1, 2, 1) };
@@ -71,14 +71,14 @@ fn windows_of_every_kind() {
 }
 
 #[test]
-fn sizes_may_be_rounded_up() {
-    // 6 pixels, kernel 3, stride 2: 2 windows rounded down, 3 rounded up (the last one partly
+fn ceil_mode_sizes_are_accepted() {
+    // 6 pixels, kernel 3, stride 2: 2 windows rounded down, 3 rounded up (the last one is partly
     // outside).
     let shape = window(1, [6, 5], 3, 2, 0);
     check(&shape, [2, 2], 8, 1, 1);
     check(&shape, [3, 2], 8, 1, 1);
     check(&shape, [1, 1], 8, 1, 1);
-    // A fourth would see no pixel.
+    // A fourth window would see no pixel.
     let layout = CodesLayout::new(8, 1).unwrap();
     let error =
         max_pool_codes(&[0; 30 * 16], layout, &shape, [4, 2], &mut [0; 8 * 16]).unwrap_err();
@@ -99,8 +99,7 @@ fn bad_arguments_are_refused() {
         ConvShape { kernel: [0, 2], ..good },
         ConvShape { stride: [2, 0], ..good },
         ConvShape { dilation: [0, 1], ..good },
-        // Nothing but padding in the first window; in all windows; taps that step over the only
-        // pixels.
+        // Only padding in the first window; in all windows; taps that skip all pixels.
         ConvShape { padding: [2, 0], ..good },
         ConvShape { padding: [0, usize::MAX / 2], ..good },
         ConvShape { stride: [usize::MAX, 1], ..good },
@@ -115,7 +114,7 @@ fn bad_arguments_are_refused() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(common::proptest_config(96))]
 
     #[test]
     fn any_window(seed in any::<u64>()) {

@@ -1,8 +1,8 @@
-//! Floats to codes, in both orders, against the reference; and what is refused.
+//! Quantization in both memory orders against the reference, and rejected arguments.
 
 mod common;
 
-use common::{Random, pack};
+use common::{Random, ThreadCount, pack};
 use fatnn::Error;
 use fatnn::codec::{CodesLayout, Coding};
 use fatnn::quantize::{PixelOrder, quantize};
@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 const ORDERS: [PixelOrder; 2] = [PixelOrder::ChannelsFirst, PixelOrder::ChannelsLast];
 
-/// Floats among which the thresholds, their neighbours, both zeros and infinities are frequent.
+/// Floats that are often a threshold, its neighbour, a zero or an infinity.
 fn floats(n: usize, thresholds: &[f32], seed: u64) -> Vec<f32> {
     let mut random = Random(seed);
     let (low, high) = (thresholds[0], thresholds[thresholds.len() - 1]);
@@ -61,7 +61,7 @@ fn check(
 }
 
 #[test]
-fn channels_and_pixels_around_every_edge() {
+fn channels_and_pixels_around_word_edges() {
     for pixels in [1, 2, 3, 15, 16, 17, 31, 33, 48, 63, 64, 65, 100] {
         for channels in [1, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 96, 97, 128, 129, 200] {
             check(2, pixels, channels, 1, &[-0.5, 0.25], (pixels * channels) as u64);
@@ -77,7 +77,7 @@ fn channels_and_pixels_around_every_edge() {
 }
 
 #[test]
-fn thresholds_of_every_kind() {
+fn equal_zero_and_infinite_thresholds() {
     let inf = f32::INFINITY;
     for thresholds in [
         [0.0, 0.0],
@@ -98,9 +98,9 @@ fn thresholds_of_every_kind() {
     }
 }
 
-/// Binary activations {0, 1} are ternary codes whose second step nothing reaches.
+/// Binary activations {0, 1} are ternary codes whose second threshold no input reaches.
 #[test]
-fn nothing_reaches_infinity() {
+fn no_input_reaches_a_threshold_of_infinity() {
     let layout = CodesLayout::new(2, 1).unwrap();
     let (x, inf) = ([f32::INFINITY, 0.4], f32::INFINITY);
     for order in ORDERS {
@@ -118,10 +118,11 @@ fn nothing_reaches_infinity() {
 }
 
 #[test]
-fn the_number_of_threads_changes_nothing() {
+fn all_numbers_of_threads_give_equal_results() {
+    let count = ThreadCount::lock();
     for threads in [1, 2, 3, 5] {
-        fatnn::parallel::set_num_threads(threads).unwrap();
-        // Enough elements to be worth a thread; images end within pieces.
+        count.set(threads);
+        // Enough elements for several threads; images end inside a thread's chunk.
         check(7, 31 * 37, 70, 2, &[-0.5, 0.5], 11);
         check(7, 31 * 37, 70, 2, &[-0.5, 0.5, 0.6], 11);
     }
@@ -184,10 +185,11 @@ fn bad_arguments_are_refused() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(common::proptest_config(128))]
 
     #[test]
-    fn any_input(seed in any::<u64>(), batch in 1usize..4, pixels in 1usize..90, per_group in 1usize..150, groups in 1usize..4) {
+    fn random_inputs_equal_the_reference(seed in any::<u64>(), batch in 1usize..4,
+        pixels in 1usize..90, per_group in 1usize..150, groups in 1usize..4) {
         let mut random = Random(seed);
         let low = random.float();
         let middle = low + random.float().abs();

@@ -1,28 +1,27 @@
-//! Residual streams: sums that stand where a summand stood, and quantizers that run behind the sum,
-//! against the reference.
+//! Residual networks against the reference: additions in place, and quantizers fused after them.
 
 mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Random, long, values};
+use common::{Random, ThreadCount, long, values};
 use fatnn::codec::{Act, WeightKind};
 use fatnn::conv::ConvShape;
 use fatnn::kernels::Operands;
 use fatnn::net::{Input, Network, Tensor};
 use fatnn::pack::WeightShape;
 use fatnn::quantize::PixelOrder;
-use fatnn::{Error, parallel, reference};
+use fatnn::{Error, reference};
 use serde_json::json;
 
 const BLOCKS: usize = 3;
 const HALF: Operands = Operands { act: Act::Half, weights: WeightKind::Ternary };
 const STEPS: [f32; 3] = [0.5, 2.0, 2.5];
-/// Of binary codes: the second is never reached.
+/// Thresholds of binary codes: no input reaches the second.
 const BINARY_STEPS: [f32; 2] = [0.5, f32::INFINITY];
 
-/// `x → [quantize → 3×3 convolution, scale and bias, + residual, ReLU] × BLOCKS`, each block's sum
-/// being the next one's residual and input.
+/// `x → [quantize → 3×3 convolution, scale and bias, + residual, ReLU] × BLOCKS`. Each block's sum
+/// is the input and the residual of the next one.
 struct Stream {
     channels: usize,
     operands: Operands,
@@ -52,8 +51,10 @@ impl Stream {
     fn network(&self) -> Network {
         let c = self.channels;
         let node = |name: String, op: &str, inputs: Vec<String>, tensors: serde_json::Value| {
-            let mut node = json!({"name": name, "op": op, "inputs": inputs, "tensors": tensors, "shape": [1, c, 8, 8],
-                "layer": format!("layer of {name}"), "attrs": {"kernel": [3, 3], "stride": [1, 1], "padding": [1, 1],
+            let mut node = json!({"name": name, "op": op, "inputs": inputs, "tensors": tensors,
+                "shape": [1, c, 8, 8],
+                "layer": format!("layer of {name}"), "attrs": {"kernel": [3, 3], "stride": [1, 1],
+                    "padding": [1, 1],
                 "dilation": [1, 1], "groups": 1, "channels": c, "dims": 2, "out_groups": 1,
                 "relu": true}});
             node["attrs"]["act"] = self.operands.act.name().into();
@@ -72,8 +73,8 @@ impl Stream {
             let (from, q, weight_name) =
                 (format!("s{block}"), format!("q{block}"), format!("w{block}"));
             nodes.push(node(q.clone(), "quantize", vec![from.clone()], json!({"steps": "steps"})));
-            let read = json!({"weight": weight_name, "scale": "scale", "bias": "bias"});
-            nodes.push(node(format!("s{}", block + 1), "conv_float", vec![q, from], read));
+            let roles = json!({"weight": weight_name, "scale": "scale", "bias": "bias"});
+            nodes.push(node(format!("s{}", block + 1), "conv_float", vec![q, from], roles));
             tensors.insert(
                 weight_name,
                 Tensor::Codes(self.operands.weights, vec![c, c, 3, 3], weight.clone()),
@@ -84,7 +85,7 @@ impl Stream {
         Network::new(&graph, &tensors).unwrap()
     }
 
-    /// The sums of all blocks.
+    /// The sums of all blocks, by the reference.
     fn expected(&self, x: &[f32], images: usize, [h, w]: [usize; 2]) -> Vec<Vec<f32>> {
         let c = self.channels;
         let shape = ConvShape {
@@ -117,6 +118,7 @@ impl Stream {
 
 #[test]
 fn sums_and_their_codes_equal_the_reference() {
+    let count = ThreadCount::lock();
     let every_act = Act::ALL.map(|act| (act, WeightKind::Ternary)).into_iter();
     let every_act = every_act.chain([Act::Half, Act::Uint2].map(|act| (act, WeightKind::TwoBit)));
     let every_act = every_act.chain([(Act::Binary, WeightKind::Binary)]);
@@ -129,12 +131,11 @@ fn sums_and_their_codes_equal_the_reference() {
         for (threads, images, map) in
             [(1, 1, [8, 8]), (2, 3, [7, 7]), (1, 1, [1, 33]), (3, 2, [40, 12])]
         {
-            // The reference takes its time on the greatest map; few channels show as much of how it
-            // is divided.
+            // The reference is slow on the largest input; a few channels cover how it is split.
             if map == [40, 12] && channels > 16 && !long() {
                 continue;
             }
-            parallel::set_num_threads(threads).unwrap();
+            count.set(threads);
             let mut random = Random(9);
             let x: Vec<f32> =
                 (0..images * map[0] * map[1] * channels).map(|_| random.float() * 3.0).collect();
@@ -180,21 +181,20 @@ fn sums_and_their_codes_equal_the_reference() {
 }
 
 #[test]
-fn a_quantizer_that_meets_nan_is_named() {
+fn nan_errors_name_the_quantizer() {
     let mut stream = Stream::new(70, HALF);
     stream.bias[69] = f32::NAN;
     let x = vec![0.0; 70 * 4];
     let input = [Input { shape: &[1, 70, 2, 2], data: &x, channels_last: true }];
     let error = stream.network().run(&input).unwrap_err();
-    assert!(
-        matches!(&error, Error::Node { source, .. } if matches!(**source, Error::NotANumber { .. })),
-        "{error}"
-    );
+    let Error::Node { source, .. } = &error else { panic!("{error}") };
+    assert!(matches!(**source, Error::NotANumber { .. }), "{error}");
     assert!(error.to_string().contains("layer of q1"), "{error}");
 }
 
 #[test]
-fn images_of_a_large_batch_equal_images_alone() {
+fn a_large_batch_equals_its_images_run_separately() {
+    let count = ThreadCount::lock();
     let (channels, images, map) = (64, 5, [24, 24]);
     let net = Stream::new(channels, HALF).network();
     let len = channels * map[0] * map[1];
@@ -213,11 +213,11 @@ fn images_of_a_large_batch_equal_images_alone() {
     let shape = [images, channels, map[0], map[1]];
     let input = [Input { shape: &shape, data: &x, channels_last: true }];
     for threads in [1, 2, 5, 8] {
-        parallel::set_num_threads(threads).unwrap();
+        count.set(threads);
         let batch = net.run(&input).unwrap();
         assert_eq!(batch[0].shape, shape, "{threads} threads");
         assert_eq!(batch[0].data, alone, "{threads} threads");
-        // Observed runs take the batch as a whole.
+        // Observed runs do not split the batch.
         assert_eq!(net.run_observed(&input, &mut |_| ()).unwrap(), batch);
     }
 }

@@ -1,8 +1,8 @@
-//! Packed weights: what is packed comes back, and whatever is damaged is refused.
+//! Packed weights: round trips, and rejected shapes, values and damaged blobs.
 
 mod common;
 
-use common::{Case, codes, every_operands, pack, ternary, values};
+use common::{Case, all_operands, codes, pack, ternary, values};
 use fatnn::Error;
 use fatnn::codec::{Act, CodesLayout, Coding, WeightKind};
 use fatnn::conv::{ConvShape, Int8Epilogue, conv2d_acc, conv2d_codes, conv2d_float, conv2d_int8};
@@ -15,12 +15,11 @@ fn shape() -> WeightShape {
     WeightShape { out_channels: 18, channels: 70, kernel: [3, 2], groups: 2 }
 }
 
-/// Blobs of every kernel that may run under the environment, for every pair of operands that it
-/// runs.
+/// Blobs for all available kernels and all operand types that each supports.
 fn blobs() -> Vec<(Operands, &'static dyn Kernel, Vec<u8>)> {
     let mut blobs = Vec::new();
     for &kernel in kernels::available().unwrap() {
-        for operands in every_operands().filter(|operands| operands.supported_by(kernel)) {
+        for operands in all_operands().filter(|operands| operands.supported_by(kernel)) {
             let weights = values(operands.weights.codes(), shape().len(), 1);
             let packed = PackedWeights::for_kernel(kernel, &weights, shape(), operands).unwrap();
             blobs.push((operands, kernel, packed.as_bytes().to_vec()));
@@ -30,12 +29,12 @@ fn blobs() -> Vec<(Operands, &'static dyn Kernel, Vec<u8>)> {
 }
 
 #[test]
-fn a_blob_says_what_it_holds() {
+fn a_blob_holds_its_shape_and_operands() {
     for (operands, kernel, blob) in blobs() {
         let weights = PackedWeights::from_bytes(&blob).unwrap();
         assert_eq!((weights.shape(), weights.code_operands().unwrap()), (shape(), operands));
         assert_eq!(weights.as_bytes(), blob);
-        // The first that reads this layout.
+        // Reading selects the first kernel with this layout.
         let reads = |other: &&&'static dyn Kernel| {
             other.layout() == kernel.layout() && operands.supported_by(**other)
         };
@@ -47,7 +46,7 @@ fn a_blob_says_what_it_holds() {
 #[test]
 fn a_kernel_that_cannot_run_the_operands_is_refused() {
     for kernel in kernels::detected() {
-        for operands in every_operands() {
+        for operands in all_operands() {
             let weights = values(operands.weights.codes(), shape().len(), 1);
             let packed = PackedWeights::for_kernel(kernel, &weights, shape(), operands);
             if operands.supported_by(kernel) {
@@ -63,8 +62,8 @@ fn a_kernel_that_cannot_run_the_operands_is_refused() {
 }
 
 #[test]
-fn sums_that_float32_could_not_hold_are_refused() {
-    // Three times three a product: 2²⁴ / 9 of them are the most.
+fn sums_beyond_float32_are_refused() {
+    // A product is at most 3 · 3, so 2²⁴ / 9 products are exact.
     let of = |channels| WeightShape { out_channels: 1, channels, kernel: [1, 1], groups: 1 };
     let most = (1 << 24) / 9;
     let two_bit = Operands { act: Act::Uint2, weights: WeightKind::TwoBit };
@@ -96,7 +95,7 @@ fn every_damage_to_the_header_is_refused() {
 }
 
 #[test]
-fn every_other_length_is_refused() {
+fn wrong_lengths_are_refused() {
     for (_, _, blob) in blobs() {
         let longer = [&blob[..], &[0; 64]].concat();
         for len in (0..200).chain(blob.len() - 200..blob.len()).chain(blob.len() + 1..longer.len())
@@ -108,7 +107,7 @@ fn every_other_length_is_refused() {
 }
 
 #[test]
-fn nonsense_behind_the_header_is_wrong_numbers_but_no_panic() {
+fn damaged_panels_never_panic() {
     let shape = ConvShape {
         batch: 1,
         input: [4, 5],
@@ -124,7 +123,7 @@ fn nonsense_behind_the_header_is_wrong_numbers_but_no_panic() {
             CodesLayout::new(70, 2).unwrap().with(weights.code_operands().unwrap().act.coding());
         let zeros = pack(layout, &[0; 20 * 70]);
         conv2d_acc(&zeros, &weights, &shape, &mut [0; 4 * 6 * 18]).unwrap();
-        // Bits of channels that do not exist, and planes that no code has, are refused.
+        // Bits of channels beyond the last, and invalid pairs of bits, are rejected.
         for codes in [vec![0xFF; 20 * 32], [[0xFF; 8], [0; 8]].as_flattened().repeat(20 * 2)] {
             let refused = conv2d_acc(&codes, &weights, &shape, &mut [0; 4 * 6 * 18]);
             assert!(
@@ -136,7 +135,7 @@ fn nonsense_behind_the_header_is_wrong_numbers_but_no_panic() {
 }
 
 #[test]
-fn another_kernels_blob_is_named_as_such() {
+fn a_blob_of_another_kernel_is_named() {
     for (_, _, blob) in blobs() {
         let other = codes(shape().len(), 1);
         let layouts: Vec<_> =
@@ -146,7 +145,7 @@ fn another_kernels_blob_is_named_as_such() {
                 .unwrap()
                 .as_bytes()
                 .to_vec();
-            // Either this process may run it, or it says why not.
+            // Either this process can run it, or the error says why not.
             match PackedWeights::from_bytes(&bytes) {
                 Ok(weights) => assert_eq!(weights.kernel().layout(), kernel.layout()),
                 Err(error) => {
@@ -159,7 +158,7 @@ fn another_kernels_blob_is_named_as_such() {
                     assert!(error.to_string().contains("another CPU"), "{error}");
                 }
             }
-            // A layout's number with another layout's size.
+            // The id of one layout with the size of another.
             let mut mixed = blob.clone();
             mixed[..64].copy_from_slice(&bytes[..64]);
             if bytes.len() != blob.len() {
@@ -170,7 +169,7 @@ fn another_kernels_blob_is_named_as_such() {
 }
 
 #[test]
-fn impossible_shapes_and_codes_are_refused() {
+fn invalid_shapes_and_codes_are_refused() {
     let good = shape();
     let huge = usize::MAX / 2;
     for bad in [
@@ -188,7 +187,7 @@ fn impossible_shapes_and_codes_are_refused() {
     ] {
         let result = PackedWeights::new(&[], bad, ternary(Act::Full));
         assert!(matches!(result, Err(Error::Value { .. })), "{bad:?}: {result:?}");
-        // Sizes of impossible shapes are numbers too.
+        // Sizes of invalid shapes do not overflow.
         let _ = (bad.reduction(), bad.len(), bad.is_empty());
     }
     assert!(matches!(
@@ -202,7 +201,7 @@ fn impossible_shapes_and_codes_are_refused() {
 }
 
 #[test]
-fn weights_that_are_not_of_their_type_are_refused() {
+fn weights_outside_their_type_are_refused() {
     let shape = shape();
     for (weights, bad, expected) in [
         (WeightKind::Binary, 0, "binary weights, each one of [-1, 1]"),
@@ -216,7 +215,7 @@ fn weights_that_are_not_of_their_type_are_refused() {
         let operands = Operands { act: Act::Full, weights };
         let mut codes = vec![1; shape.len()];
         PackedWeights::new(&codes, shape, operands).unwrap();
-        // The first one is named.
+        // The error names the first one.
         (codes[40], codes[41]) = (bad, 100);
         let error = PackedWeights::new(&codes, shape, operands).unwrap_err().to_string();
         assert!(
@@ -247,10 +246,8 @@ fn weights_for_other_activations_are_refused() {
     };
     let int8 = PackedWeights::new(&[1; 6], shape, OperandTypes::Int8).unwrap();
     let error = conv2d_acc(&[0; 16], &int8, &conv, &mut [0; 2]).unwrap_err();
-    assert!(
-        matches!(&error, Error::Packed { why } if why.contains("packed codes") && why.contains("int8")),
-        "{error}"
-    );
+    let Error::Packed { why } = &error else { panic!("{error}") };
+    assert!(why.contains("packed codes") && why.contains("int8"), "{error}");
     let codes = PackedWeights::new(&[1; 6], shape, ternary(Act::Half)).unwrap();
     let epilogue = Int8Epilogue { inv_step: 1.0, scale: &[1.0; 2], bias: None };
     let order = PixelOrder::ChannelsLast;
@@ -261,7 +258,7 @@ fn weights_for_other_activations_are_refused() {
 }
 
 #[test]
-fn convolutions_refuse_what_does_not_fit() {
+fn convolutions_reject_mismatched_arguments() {
     let case = Case {
         kernel: [3, 3],
         input: [5, 6],
@@ -288,7 +285,7 @@ fn convolutions_refuse_what_does_not_fit() {
         ConvShape { padding: [usize::MAX, 1], ..good },
         ConvShape { dilation: [usize::MAX, 1], ..good },
         ConvShape { batch: usize::MAX, ..good },
-        // Few windows on an input that no memory holds.
+        // Few windows, but an input larger than memory.
         ConvShape { padding: [(1 << 30) - 9; 2], stride: [1 << 30; 2], ..good },
     ] {
         let outputs = bad.output().map_or(120, |[h, w]| (h * w * 4).min(1000));

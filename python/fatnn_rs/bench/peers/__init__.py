@@ -1,4 +1,4 @@
-"""Peers: who the networks are compared with. One file each, one row each."""
+"""The runtimes that networks are compared with: one file each, and the table :data:`PEERS`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from fatnn_rs.bench.peers import (
     torch_bf16,
     torch_float,
 )
-from fatnn_rs.bench.peers.base import INSTALL, Built, Peer, arrays_of
+from fatnn_rs.bench.peers.peer import INSTALL, BuiltPeer, Peer, arrays_of
 
-__all__ = ["INSTALL", "PEERS", "Built", "Peer", "arrays_of"]
+__all__ = ["INSTALL", "PEERS", "BuiltPeer", "Peer", "arrays_of"]
 
-#: Name in ``against`` → peer.
+#: Name in ``against`` → runtime.
 PEERS: dict[str, Peer] = {
     "torch": torch_float.PEER,
     "torch-bf16": torch_bf16.PEER,

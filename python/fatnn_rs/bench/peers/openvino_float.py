@@ -1,4 +1,4 @@
-"""OpenVINO, float32: its CPU plugin, told to keep float32 (by default it computes in bfloat16 where that is faster)."""
+"""OpenVINO, float32. Its CPU plugin is told to keep float32; by default it may use bfloat16."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fatnn_rs.bench.export import Task
-from fatnn_rs.bench.peers.base import Built, Peer
+from fatnn_rs.bench.export import BenchTask
+from fatnn_rs.bench.peers.peer import BuiltPeer, Peer
 
 __all__ = ["PEER", "compiled"]
 
 _HEAVY = ("Convolution", "FullyConnected", "MatMul")
 
 
-def compiled(task: Task, path: Path, **properties: Any) -> Built:
-    """Compile an ONNX file for latency, with the task's number of threads, without binding threads to processors.
+def compiled(task: BenchTask, path: Path, **properties: Any) -> BuiltPeer:
+    """Compile an ONNX file for latency, with the task's threads, not pinned to processors.
 
-    The file is read by OpenVINO's own ONNX reader. ``details`` names the kernels of the heavy
-    layers as the compiled network reports them; that is also how AMX is known to be used or not.
+    OpenVINO reads the file with its own ONNX reader. ``details`` names the kernels of convolutions
+    and matrix products that the compiled network reports; this also shows whether it uses AMX.
     """
     import openvino
 
@@ -40,7 +40,7 @@ def compiled(task: Task, path: Path, **properties: Any) -> Built:
     feed = task.feed([port.get_any_name() for port in network.inputs])
     values = [feed[port.get_any_name()] for port in network.inputs]
     kernels = _kernels(network)
-    return Built(
+    return BuiltPeer(
         {"": lambda: request.infer(values, share_inputs=True, share_outputs=True)},
         details=", ".join(f"{count} x {name}" for name, count in kernels.most_common()),
         amx=any("amx" in name for name in kernels) if kernels else None,
@@ -55,10 +55,10 @@ class _Stack(ctypes.Structure):
 
 @contextmanager
 def _own_signal_stack() -> Iterator[None]:
-    """Keep this thread's alternate stack for signals.
+    """Restore this thread's alternate signal stack at the end.
 
-    OpenVINO (2026.4) installs one of its own and unmaps it with the network, still installed: the
-    next signal that Python handles, an interrupt or a child's exit, would then end the process.
+    OpenVINO (2026.4) installs its own and unmaps it together with the network, but leaves it
+    installed. The next signal that Python handles would then end the process.
     """
     sigaltstack = (
         getattr(ctypes.CDLL(None), "sigaltstack", None) if sys.platform == "linux" else None
@@ -74,7 +74,7 @@ def _own_signal_stack() -> Iterator[None]:
 
 
 def _kernels(network: Any) -> Counter[str]:
-    """Count the kernels of convolutions and matrix products in the compiled network."""
+    """Count the kernels of convolutions and matrix products in a compiled network."""
     found: Counter[str] = Counter()
     for node in network.get_runtime_model().get_ops():
         info = node.get_rt_info()

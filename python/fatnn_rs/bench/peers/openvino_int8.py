@@ -1,26 +1,21 @@
-"""OpenVINO, int8, from the same quantized ONNX file (QDQ) as onnxruntime's.
+"""OpenVINO, int8, from the same quantized ONNX file (QDQ) as onnxruntime.
 
-OpenVINO's low-precision passes turn its quantize/dequantize pairs into int8 layers; the report
-names the kernels that came of it. What stays float runs in the plugin's own choice of precision
-(bfloat16 where the processor has it). ONEDNN_MAX_CPU_ISA, set before the process starts, caps the
-instructions.
+OpenVINO turns pairs of quantize and dequantize into int8 layers; the report names their kernels.
+The remaining layers run in bfloat16 if the processor has it, else in float32. The variable
+ONEDNN_MAX_CPU_ISA, set before the process starts, limits the instructions.
 """
 
 from __future__ import annotations
 
-from fatnn_rs.bench.peers.base import Peer
 from fatnn_rs.bench.peers.openvino_float import compiled
+from fatnn_rs.bench.peers.peer import Peer
 
 __all__ = ["PEER"]
 
 PEER = Peer(
     describe="openvino CPU plugin, int8: the QDQ file of onnxruntime-int8",
-    modules=(
-        "openvino",
-        "onnxruntime",
-        "onnx",
-        "onnxscript",
-    ),  # onnxruntime writes the quantized file
+    # onnxruntime writes the quantized file.
+    modules=("openvino", "onnxruntime", "onnx", "onnxscript"),
     build=lambda task: compiled(task, task.qdq),
     may_use_amx=True,
 )

@@ -1,6 +1,6 @@
-"""PyTorch, bfloat16, eager: weights and inputs converted beforehand, the faster of both memory formats.
+"""PyTorch, bfloat16, eager: converted weights and inputs, the faster of two memory formats.
 
-Processors without instructions for bfloat16 compute it in float32, and lose time.
+Processors without bfloat16 instructions compute in float32, which is slower.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fatnn_rs.bench.export import Task
-from fatnn_rs.bench.peers.base import Built, Peer
+from fatnn_rs.bench.export import BenchTask
+from fatnn_rs.bench.peers.peer import BuiltPeer, Peer
 from fatnn_rs.bench.peers.torch_float import eager
 
 __all__ = ["PEER"]
 
 
-def _build(task: Task) -> Built:
+def _build(task: BenchTask) -> BuiltPeer:
     model: torch.nn.Module = copy.deepcopy(task.model)
     inputs = tuple(
         value.bfloat16() if isinstance(value, Tensor) and value.is_floating_point() else value
         for value in task.inputs
     )
     built = eager(model.bfloat16(), inputs)
-    return Built({name: _widened(call) for name, call in built.variants.items()})
+    return BuiltPeer({name: _widened(call) for name, call in built.variants.items()})
 
 
 def _widened(call: Callable[[], Any]) -> Callable[[], Any]:
-    """Give the same results as float32, which NumPy has."""
+    """Convert a call's results to float32, because NumPy has no bfloat16."""
 
     def run() -> Any:
         return torch.utils._pytree.tree_map_only(Tensor, Tensor.float, call())

@@ -1,4 +1,4 @@
-"""PyTorch, float32, eager: in both memory formats, of which the faster counts."""
+"""PyTorch, float32, eager: the faster of two memory formats."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fatnn_rs.bench.peers.base import Built, Peer
+from fatnn_rs.bench.peers.peer import BuiltPeer, Peer
 
 __all__ = ["PEER", "eager"]
 
@@ -22,12 +22,11 @@ def _call(model: torch.nn.Module, inputs: tuple[Any, ...]) -> Callable[[], Any]:
     return run
 
 
-def eager(model: torch.nn.Module, inputs: tuple[Any, ...]) -> Built:
-    """Make a model ready to run as it is, in both memory formats where its inputs are images."""
+def eager(model: torch.nn.Module, inputs: tuple[Any, ...]) -> BuiltPeer:
+    """Prepare a model to run eagerly; with image inputs, also in channels-last format."""
     variants = {"contiguous": _call(model, inputs)}
     if any(isinstance(value, Tensor) and value.dim() == 4 for value in inputs):
-        # The inputs are converted beforehand, in the peer's favour: a real input would have to be
-        # converted each time.
+        # Convert the inputs beforehand, which favours torch: real inputs need it each time.
         last = tuple(
             value.contiguous(memory_format=torch.channels_last)
             if isinstance(value, Tensor) and value.dim() == 4
@@ -37,7 +36,7 @@ def eager(model: torch.nn.Module, inputs: tuple[Any, ...]) -> Built:
         other: torch.nn.Module = copy.deepcopy(model)
         other = other.to(memory_format=torch.channels_last)
         variants["channels_last"] = _call(other, last)
-    return Built(variants)
+    return BuiltPeer(variants)
 
 
 PEER = Peer(

@@ -1,11 +1,11 @@
-"""The passes that turn a captured graph into one that runs on codes: one file each, in the order they run.
+"""The passes that turn a captured graph into one that runs on codes, in the order they run.
 
 | pass | does |
 | --- | --- |
-| ``cleanup`` | drops what nobody reads; lets quantizers that agree share one result |
-| ``maps`` | gives interpolations their size from a value that others read; quantizes before nearest ones |
-| ``codes`` | convolution … quantizer becomes ``conv_codes`` with integer thresholds, max-pools move onto codes |
-| ``floats`` | other ternary layers become ``conv_float`` with what fits its epilogue, other quantizers ``quantize`` |
+| ``cleanup`` | removes unread nodes; merges equal quantizers of one value |
+| ``maps`` | shares map sizes for interpolation; quantizes before nearest interpolation |
+| ``codes`` | convolution to quantizer becomes ``conv_codes`` with integer thresholds |
+| ``floats`` | other ternary layers become ``conv_float``; other quantizers become ``quantize`` |
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Dropping what nobody reads, and sharing what is computed twice."""
+"""Remove unread nodes, and compute equal values once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["drop_unread", "share_leading_shapes", "share_quantizers"]
 
 
 def drop_unread(graph: Graph) -> None:
-    """Remove nodes whose values nobody reads, and tensors no node refers to; inputs and assertions stay."""
+    """Remove unread nodes and unused tensors; inputs and assertions stay."""
     read = {ref.name for ref in refs(graph.outputs)}
     kept: list[Node] = []
     for node in reversed(graph.nodes):
@@ -26,7 +26,7 @@ def drop_unread(graph: Graph) -> None:
 
 
 def share_quantizers(graph: Graph) -> None:
-    """Let quantizers of one value with the same thresholds and groups make its codes once."""
+    """Merge quantizers of one value that have equal thresholds and groups."""
     first: dict[tuple[object, ...], Node] = {}
     for node in list(graph.nodes):
         if node.op != "act_quant":
@@ -46,9 +46,9 @@ def share_quantizers(graph: Graph) -> None:
 
 
 def share_leading_shapes(graph: Graph) -> None:
-    """Let a chain of linear layers over [..., C] take its leading sizes from the first one's input.
+    """Make a chain of linear layers over [..., C] take its leading sizes from its first input.
 
-    Else every layer's input would be read twice, once for its values and once for its shape.
+    Otherwise every layer's input would have two readers: one for its values, one for its shape.
     """
     nodes = graph.index()
     for node in graph.nodes:

@@ -1,14 +1,12 @@
-"""Convolution, float functions of one channel, quantizer: one convolution from codes to codes.
+"""Fuse convolution, per-channel float functions and quantizer into a convolution of codes.
 
-For every quantizer, walk up from its input. While each value has one reader and each node is a
-function of single elements, a max-pool or a flatten, go on; where the walk ends at a ternary layer,
-the whole stretch becomes ``conv_codes`` with thresholds found by evaluating it
-(:mod:`fatnn_rs.convert.thresholds`), and the max-pools run on codes after it.
+Starting at each quantizer, walk up through its inputs while each value has one reader and each node
+is a function of single elements, a max-pool or a flatten. If the walk ends at a ternary layer, the
+chain becomes ``conv_codes``, whose thresholds are found by evaluating the chain
+(:mod:`fatnn_rs.convert.thresholds`). Max-pools of the chain then run on codes.
 
-Max-pools may move behind what follows them because the quantizer never decreases: the functions
-between a max-pool and the quantizer must not decrease either, which is checked. A flatten in front
-of a linear layer is not executed at all: the layer runs as a convolution whose kernel covers the
-whole map.
+A max-pool may move after later functions only if those never decrease, which is checked. A flatten
+before a linear layer disappears: the layer runs as a convolution whose kernel covers the whole map.
 """
 
 from __future__ import annotations
@@ -38,14 +36,14 @@ __all__ = ["fuse_codes"]
 
 @dataclass
 class _Chain:
-    """What lies between a ternary layer and a quantizer.
+    """The nodes from a ternary layer to a quantizer.
 
     Attributes
     ----------
     root
         The ternary layer's integer convolution.
     steps
-        Nodes between, in order of execution.
+        The nodes in between, in execution order.
     """
 
     root: Node
@@ -57,16 +55,16 @@ class _Chain:
 
 
 def _kind(node: Node) -> str:
-    # One slope for all channels makes no difference between channels.
+    # With one shared slope, prelu treats all channels alike.
     if node.op == "prelu" and node.attrs["shared"]:
         return "scalar"
     row = OPERATIONS.get(node.op)
-    # Torch's approximations depend on where an element stands, so no threshold has their bits.
+    # Bits of torch's approximations depend on an element's position, so thresholds cannot match.
     return "other" if row is not None and row.exactness == "transcendental" else form_of(node.op)
 
 
 def fuse_codes(graph: Graph) -> None:
-    """Fuse every quantizer that can be fused with the layer before it; note on the others why not."""
+    """Fuse each quantizer with the layer before it if possible; otherwise note the reason."""
     for node in [node for node in graph.nodes if node.op == "act_quant"]:
         chain = _walk(graph, node)
         if isinstance(chain, Node):
@@ -106,7 +104,7 @@ def _why_float(graph: Graph, stopped: Node) -> str:
 
 
 def _check(graph: Graph, chain: _Chain, quantizer: Node) -> str:
-    """Why a chain cannot run on codes, or nothing."""
+    """Return why a chain cannot run on codes, or an empty text."""
     shapes = [step.op for step in chain.of_kind("shape")]
     if shapes != ["reshape_like", "flatten_leading"] and shapes not in ([], ["flatten"]):
         return f"reshaped on the way ({', '.join(shapes)})"
@@ -116,7 +114,7 @@ def _check(graph: Graph, chain: _Chain, quantizer: Node) -> str:
         if kind == "shape":
             flattened = not flattened or step.op != "flatten_leading"
             if step.op == "flatten" and (step.attrs["start"], step.attrs["end"]) != (1, -1):
-                return "flattened over other dimensions than those behind the batch"
+                return "flattened over other dimensions than those after the batch"
         elif kind == "channel" and flattened:
             return f"{step.op} works on features of the flattened map, not on channels"
         elif kind == "pool":
@@ -141,7 +139,7 @@ def _rises(graph: Graph, node: Node) -> bool:
 
 
 def _monotone(graph: Graph, node: Node) -> bool:
-    """Whether a step rises or falls in every channel: rounded sums and products of a variable with constants do."""
+    """Whether a step is monotone in every channel; rounded affine functions are."""
     return (
         FLOAT_OPS[node.op].affine
         or _kind(node) in ("pool", "shape", "select")
@@ -150,7 +148,7 @@ def _monotone(graph: Graph, node: Node) -> bool:
 
 
 def _function(graph: Graph, chain: _Chain, quantizer: Node) -> Callable[[Tensor], Tensor]:
-    """From accumulators to the quantizer's levels, by the eager model's own functions."""
+    """Return the function from accumulators to levels, made of the eager model's functions."""
     stages = [bind(graph, step) for step in chain.steps if _kind(step) in ("scalar", "channel")]
     assert quantizer.call is not None
     stages.append(quantizer.call)
@@ -163,12 +161,12 @@ def _function(graph: Graph, chain: _Chain, quantizer: Node) -> Callable[[Tensor]
     return run
 
 
-#: Activation quantizers that never fall: exactly these, for a subclass may compute something else.
+#: Nondecreasing activation quantizers. Exact classes: a subclass may compute something else.
 _MONOTONE = frozenset(quantizer for family in QUANTIZERS.values() for quantizer in family[1:])
 
 
 def _fuse(graph: Graph, chain: _Chain, quantizer: Node) -> str:
-    """Replace a chain; or say why its function has no thresholds."""
+    """Replace a chain; return why its function has no thresholds, or an empty text."""
     root, dims = chain.root, chain.root.attrs["dims"]
     weight = graph.tensors[root.tensors["weight"]]
     low, high = accumulator_range(weight, ACT_LEVELS[root.attrs["act"]])
@@ -190,8 +188,8 @@ def _fuse(graph: Graph, chain: _Chain, quantizer: Node) -> str:
             )
         )
         raise ConversionError(
-            f"layer {root.layer!r}: {names} make NaN of its results ({error}), for which no code stands; look at "
-            "their parameters and statistics (a variance of 0 or less, a huge weight)"
+            f"layer {root.layer!r}: {names} turn its results into NaN ({error}), which has no "
+            "code; check their parameters and statistics (a variance of 0 or less, a huge weight)"
         ) from error
     if found is None:
         return "the float functions before the quantizer are not monotone in some channel"
@@ -211,9 +209,9 @@ def _fuse(graph: Graph, chain: _Chain, quantizer: Node) -> str:
     if any(step.op == "flatten" for step in chain.steps):
         _read_flattened(graph, quantizer, chain)
     place = graph.nodes.index(quantizer)
-    gone = {id(node) for node in (root, *chain.steps, quantizer)}
+    removed = {id(node) for node in (root, *chain.steps, quantizer)}
     graph.nodes[place : place + 1] = made
-    graph.nodes = [node for node in graph.nodes if id(node) not in gone]
+    graph.nodes = [node for node in graph.nodes if id(node) not in removed]
     graph.rename_value(quantizer.name, made[-1].name)
     return ""
 
@@ -251,7 +249,7 @@ def _conv_node(
 
 
 def _pool_node(graph: Graph, step: Node, source: Node) -> Node:
-    """Make a max-pool on codes, in two dimensions."""
+    """Make a two-dimensional max-pool on codes."""
     one, zero = ([1], [0]) if step.op == "max_pool1d" else ([], [])
     attrs = {
         "kernel": one + step.attrs["kernel"],
@@ -273,7 +271,7 @@ def _pool_node(graph: Graph, step: Node, source: Node) -> Node:
 
 
 def _read_flattened(graph: Graph, quantizer: Node, chain: _Chain) -> None:
-    """Let the linear layers behind a flatten read the map itself, through a kernel that covers it."""
+    """Make the linear layers after a flatten read the map, with a kernel that covers it."""
     flat = chain.steps.index(next(step for step in chain.steps if step.op == "flatten"))
     shape = chain.steps[flat - 1].shape if flat else chain.root.shape
     channels, window = shape[1], [1, *shape[2:]][-2:]

@@ -1,6 +1,6 @@
-"""What could not run from codes to codes: ternary layers with float results, and quantizers of float values.
+"""Lower ternary layers with float results, and quantizers of float values.
 
-A ternary layer becomes ``conv_float``. As many of the float functions behind it (scale, bias,
+A ternary layer becomes ``conv_float``. As many of the float functions after it (scale, bias,
 BatchNorm) as one fused multiply-add reproduces bit for bit go into its epilogue
 (:mod:`fatnn_rs.convert.fma`), then a residual addition, then a ReLU; the rest stays with torch.
 """
@@ -90,7 +90,8 @@ def _to_conv_float(graph: Graph, node: Node) -> None:
     residual: list[str] = []
     relu = False
     if len(absorbed) < len(tail):
-        node.note = f"{', '.join(step.op for step in tail[len(absorbed) :])} stays in torch: not one fused multiply-add"
+        left = ", ".join(step.op for step in tail[len(absorbed) :])
+        node.note = f"{left} stays in torch: not one fused multiply-add"
     last = absorbed[-1] if absorbed else (blocks or node)
     reader = _only_reader(graph, last.name)
     if blocks is None and reader is not None and reader.op == "add" and _same_shapes(graph, reader):

@@ -1,4 +1,4 @@
-"""What torch can run of a graph: float, int8 and code operations, and ``torch`` nodes."""
+"""A graph's operations as torch runs them: on floats, int8 and codes, and ``torch`` nodes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from fatnn_rs.convert.torch_ops.int8 import INT8_OPS
 
 __all__ = ["RUNTIME_OPS", "bind"]
 
-#: Every operation but ``torch``, which exists in memory only, and ``input``: function of a node and
-#: its tensors by role.
+#: Operation → the function that binds a node and its tensors by role; without ``torch``, ``input``.
 RUNTIME_OPS: dict[str, Callable[[Node, Mapping[str, Tensor]], Callable[..., Any]]] = {
     **{name: row.bind for name, row in FLOAT_OPS.items()},
     **INT8_OPS,
@@ -25,7 +24,7 @@ RUNTIME_OPS: dict[str, Callable[[Node, Mapping[str, Tensor]], Callable[..., Any]
 
 
 def bind(graph: Graph, node: Node) -> Callable[..., Any]:
-    """Return a node's function of its input values."""
+    """Return the function that computes a node from its input values."""
     if node.op == "torch":
         return _bind_torch(node)
     tensors = {role: graph.tensors[name] for role, name in node.tensors.items()}
@@ -33,11 +32,11 @@ def bind(graph: Graph, node: Node) -> Callable[..., Any]:
     layout = node.attrs.get("layout", "any")
     if layout == "any":
         return function
-    # Those of several values stand one after the other.
+    # One layout per input value.
     layouts = layout.split("|")
 
     def run(*values: Any) -> Any:
-        # One value stays one: attention asks whether queries are the keys.
+        # A repeated value stays one object: attention tests whether queries are the keys.
         made = {
             (id(value), layout): in_layout(value, layout)
             for value, layout in zip(values, layouts, strict=True)
@@ -50,7 +49,7 @@ def bind(graph: Graph, node: Node) -> Callable[..., Any]:
 
 
 def _bind_torch(node: Node) -> Callable[..., Any]:
-    """Wrap a torch node's call, arguments filled in; inputs are brought to the memory formats the eager model had."""
+    """Wrap a torch node's call; inputs get the memory formats that the eager model had."""
     assert node.call is not None
     assert node.arguments is not None
     call, (args, kwargs) = node.call, node.arguments

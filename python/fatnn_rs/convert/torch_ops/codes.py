@@ -1,8 +1,7 @@
 """The operations on codes as torch runs them: functions that call ``torch.ops.fatnn_rs``.
 
-Values here are packed codes, uint8 [N, H, W, B] (H = W = 1 after a linear layer, H = 1 in one
-dimension). A node's ``dims`` says how many spatial dimensions its float side has: 0 (linear), 1 or
-2.
+Values are packed codes, uint8 [N, H, W, B] (H = W = 1 for linear layers, H = 1 in one dimension). A
+node's ``dims`` is the number of spatial dimensions of its float value: 0 (linear), 1 or 2.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ Function = Callable[..., Any]
 
 
 def squeeze_to(y: Tensor, dims: int) -> Tensor:
-    """[N, C, H, W] as [N, C] (dims 0) or [N, C, L] (dims 1), a view."""
+    """View [N, C, H, W] as [N, C] (dims 0) or [N, C, L] (dims 1)."""
     if dims == 2:
         return y
     return y.flatten(1) if dims == 0 else y.squeeze(2)
 
 
 def _unsqueeze_from(x: Tensor, dims: int) -> Tensor:
-    """Undo :func:`squeeze_to`, a view."""
+    """Invert :func:`squeeze_to`; a view."""
     if dims == 2:
         return x
     return x[:, :, None, None] if dims == 0 else x.unsqueeze(2)
@@ -53,12 +52,12 @@ def _window(node: Node) -> tuple[list[int], list[int], list[int], list[int]]:
 
 
 def _check_map(node: Node, codes: Tensor) -> None:
-    """Check the map in front of a linear layer, whose kernel covers it whole."""
+    """Check the size of a map that a linear layer's kernel must cover."""
     if node.attrs["dims"] == 0 and list(codes.shape[1:3]) != node.attrs["kernel"]:
         raise InputError(
-            f"layer {node.layer!r}: expected a map of {'x'.join(map(str, node.attrs['kernel']))} pixels in front of "
-            f"the linear layer, got {'x'.join(map(str, codes.shape[1:3]))}; give inputs of the size the network was "
-            "built for"
+            f"layer {node.layer!r}: expected a map of {'x'.join(map(str, node.attrs['kernel']))} "
+            f"pixels before the linear layer, got {'x'.join(map(str, codes.shape[1:3]))}; give "
+            "inputs of the size the network was built for"
         )
 
 
@@ -96,7 +95,7 @@ def _max_pool_codes(node: Node, tensors: Tensors) -> Function:
     return lambda codes: torch.ops.fatnn_rs.max_pool_codes(codes, *window, ceil_mode, kind)
 
 
-#: Every operation on codes a file may hold: function of a node and its tensors by role.
+#: Operation on codes → the function of a node and its tensors by role that binds it.
 CODE_OPS: dict[str, Callable[[Node, Tensors], Function]] = {
     "quantize": _quantize,
     "conv_codes": _conv_codes,

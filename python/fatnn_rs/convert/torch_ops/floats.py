@@ -117,7 +117,7 @@ def _max_pool(function: Function) -> Callable[[Node, Tensors], Function]:
 
 
 def _max_pool2d(node: Node, tensors: Tensors) -> Function:
-    """Pool with channels last, where torch is several times faster; a maximum is the same in every memory format."""
+    """Pool with channels last, where torch is several times faster; maxima do not change."""
     pool = _max_pool(functional.max_pool2d)(node, tensors)
     return lambda x: pool(x.contiguous(memory_format=torch.channels_last))
 
@@ -234,7 +234,7 @@ def _attention(node: Node, tensors: Tensors) -> Function:
 
 
 def _multihead(node: Node, tensors: Tensors) -> Function:
-    """Attention by torch's module: it decides by its weights and by gradient mode how to compute."""
+    """Run torch's module, which chooses its path by its weights and gradient mode."""
     weight = tensors["out_weight"]
     layer = nn.MultiheadAttention(
         len(weight),

@@ -1,7 +1,7 @@
-"""The operations of int8 layers as torch runs them: from floats to floats, with integers between.
+"""The operations of int8 layers as torch runs them: floats in, floats out, int8 inside.
 
-The engine runs them in its segments. Alone (under ``torch.compile``, or where values are observed
-one by one) they are :func:`fatnn_rs.ops.schema.conv_int8`.
+The engine runs them inside segments. Outside of one (under ``torch.compile``, or when single values
+are observed) they call :func:`fatnn_rs.ops.definitions.conv_int8`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["INT8_OPS"]
 
 def _int8(node: Node, tensors: Mapping[str, Tensor]) -> Callable[..., Any]:
     weight, scale, bias = tensors["weight"], tensors["scale"], tensors.get("bias")
-    one = [1] * (4 - weight.dim())  # axes that a map of less than two dimensions lacks
+    one = [1] * (4 - weight.dim())  # spatial axes that the weight lacks
     weight = weight.reshape(*weight.shape[:2], *one, *weight.shape[2:])
     blob = prepack_int8(weight, node.attrs.get("groups", 1), linear=len(one) == 2)
     inverse, out, kernel = float(tensors["inv_step"]), len(weight), list(weight.shape[2:])
@@ -31,7 +31,7 @@ def _int8(node: Node, tensors: Mapping[str, Tensor]) -> Callable[..., Any]:
     )
 
 
-#: Every operation on 8-bit integers that a file may hold: function of a node and its tensors by role.
+#: Int8 operation → the function of a node and its tensors by role that binds it.
 INT8_OPS: dict[str, Callable[[Node, Mapping[str, Tensor]], Callable[..., Any]]] = {
     "conv1d_int8": _int8,
     "conv2d_int8": _int8,

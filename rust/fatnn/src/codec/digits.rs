@@ -1,10 +1,10 @@
-//! What [`super::trits`] and [`super::base3`] share: `N` codes in a byte as base-3 digits, the
-//! first one least significant.
+//! Shared by [`super::trits`] and [`super::base3`]: `N` codes per byte as base-3 digits, least
+//! significant digit first.
 
 use crate::codec::check_codes;
 use crate::error::{Result, bad_value, check_len};
 
-/// Digits of every byte; meaningless from `3^N` on, where no byte is valid.
+/// The digits of every byte, minus one. Entries from `3^N` on are unused: such bytes are invalid.
 const fn table<const N: usize>() -> [[i8; N]; 256] {
     let mut table = [[0i8; N]; 256];
     let mut byte = 0;
@@ -20,7 +20,7 @@ const fn table<const N: usize>() -> [[i8; N]; 256] {
     table
 }
 
-/// Digits of a byte, for one `N`.
+/// Lookup table from a byte to its `N` codes.
 struct Table<const N: usize>;
 
 impl<const N: usize> Table<N> {
@@ -33,7 +33,7 @@ fn byte(codes: &[i8]) -> u8 {
     codes.iter().rev().fold(0, |sum, &code| sum * 3 + (code + 1) as u8)
 }
 
-/// `codes` to `codes.len().div_ceil(N)` bytes; code 0 fills the last one up.
+/// Packs `codes` into `codes.len().div_ceil(N)` bytes; code 0 pads the last one.
 pub(super) fn encode<const N: usize>(
     what: &'static str,
     codes: &[i8],
@@ -54,7 +54,7 @@ pub(super) fn encode<const N: usize>(
     Ok(())
 }
 
-/// The inverse of [`encode`]; refuses bytes that it never writes.
+/// The inverse of [`encode`]; rejects bytes that [`encode`] never writes.
 pub(super) fn decode<const N: usize>(
     what: &'static str,
     bytes: &[u8],
@@ -79,7 +79,7 @@ pub(super) fn decode<const N: usize>(
     {
         return bad_value(
             what,
-            format!("code 0 in the {unused} unused places of the last byte"),
+            format!("code 0 in the {unused} unused digits of the last byte"),
             last,
         );
     }

@@ -1,17 +1,16 @@
 //! Activations as bit planes: the layout in which codes pass between layers.
 //!
-//! FATNN's 2-bit code writes -1 as `00`, 0 as `01` or `10`, +1 as `11`: the number of set bits is
-//! the value plus one. As planes this is `p = [x ≥ 0]` and `x₂ = [x ≥ 1]`. What is stored is the
-//! pair `(z, p)` with `z = [x = 0] = p ⊕ x₂`, since that is what the kernels' adder wants (see
-//! `kernels/popcount.rs`); `x₂ = p ∧ ¬z`.
+//! FATNN encodes a ternary value in two bits: -1 is `00`, 0 is `01` or `10`, +1 is `11`. The number
+//! of set bits is the value plus one. As planes these bits are `p = [x ≥ 0]` and `x₂ = [x ≥ 1]`.
+//! This layout stores the pair `(z, p)` instead, with `z = [x = 0] = p ⊕ x₂`, because the kernels'
+//! adder reads it directly (`kernels/popcount`). `x₂` is `p ∧ ¬z`.
 //!
-//! **Words that are no codes.** `z` without `p` is no code, and neither is a bit of a channel that
-//! does not exist. Kernels read such bits in ways of their own, so they never get them: every
-//! public function that takes packed codes from outside refuses them ([`CodesLayout::check`]).
-//! Inside a network codes are only made by this crate.
+//! **Invalid bits.** `z` without `p` is no code, and bits of channels beyond the last must be zero.
+//! Kernels give undefined sums for invalid bits, so every public function that takes packed codes
+//! rejects them ([`CodesLayout::check`]). Inside a network, only this crate writes codes.
 //!
-//! Activations of two bits are binary planes in the same places: the low bit of the level where `z`
-//! is, the high bit where `p` is.
+//! Two-bit activations use the same two words: the low bit of the level in place of `z`, the high
+//! bit in place of `p`.
 
 use crate::codec::{Act, Coding, MAX_THRESHOLDS};
 use crate::error::{Result, bad_value, check_len};
@@ -19,11 +18,12 @@ use crate::error::{Result, bad_value, check_len};
 const WORD: usize = 64;
 /// Bytes of one unit: two planes of 64 channels.
 const UNIT: usize = 16;
-/// Most bytes of a pixel.
+/// Maximum number of bytes per pixel.
 const MAX_PIXEL_BYTES: usize = 1 << (usize::BITS / 2 + 8);
 
-/// How the codes of one pixel lie in memory: per group of channels, per 64 channels of it (the last
-/// padded with zero bits), the two planes of their [`Coding`] as little-endian 64-bit words.
+/// How the codes of one pixel are laid out. Channels are split into groups, and each group into
+/// units of 64 channels (the last one padded with zero bits). A unit holds the two planes of its
+/// [`Coding`] as two little-endian 64-bit words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CodesLayout {
     channels: usize,
@@ -31,12 +31,13 @@ pub struct CodesLayout {
     coding: Coding,
 }
 
-/// A place in a pixel's unit: the byte where the unit begins, and a bit in each word.
+/// Position of some channels in a pixel: the byte offset of their unit, and their first bit in each
+/// of its two words.
 #[derive(Clone, Copy)]
 struct Word {
     at: usize,
     shift: usize,
-    /// Whether the channels are all that the word has: it can be written without being read.
+    /// Whether these channels fill the words, so that they can be stored without a read.
     whole: bool,
 }
 
@@ -56,12 +57,12 @@ impl Word {
 }
 
 impl CodesLayout {
-    /// A layout of ternary codes for `channels` channels that a convolution with `groups` groups
-    /// will read.
+    /// A layout of ternary codes, for `channels` channels read by a convolution with `groups`
+    /// groups.
     ///
     /// # Errors
-    /// [`crate::Error::Value`] where `groups` is 0 or does not divide `channels`, there are no
-    /// channels, or so many that a pixel's bytes cannot be counted.
+    /// [`crate::Error::Value`] if `groups` is 0 or does not divide `channels`, if there are no
+    /// channels, or if a pixel would take too many bytes.
     pub fn new(channels: usize, groups: usize) -> Result<Self> {
         if channels == 0 {
             return bad_value("channels", "at least 1", channels);
@@ -70,7 +71,7 @@ impl CodesLayout {
             return bad_value("groups", format!("a divisor of the {channels} channels"), groups);
         }
         let layout = CodesLayout { channels, groups, coding: Coding::Ternary };
-        // Below this, bytes of a pixel and bits of a group are far from overflow.
+        // At most this many bytes per pixel: later sums of sizes cannot overflow.
         if layout.group_bytes().checked_mul(groups).is_none_or(|bytes| bytes > MAX_PIXEL_BYTES) {
             let got = format!("{channels} in {groups} groups");
             return bad_value(
@@ -82,48 +83,48 @@ impl CodesLayout {
         Ok(layout)
     }
 
-    /// The same for codes of another coding.
+    /// The same layout with another coding.
     pub fn with(self, coding: Coding) -> Self {
         CodesLayout { coding, ..self }
     }
 
-    /// How codes are written.
+    /// How codes are written as bits.
     pub fn coding(self) -> Coding {
         self.coding
     }
 
-    /// Channels of a pixel.
+    /// Channels per pixel.
     pub fn channels(self) -> usize {
         self.channels
     }
 
-    /// Groups of channels, each padded to a multiple of 64 of its own.
+    /// Number of channel groups; each is padded to a multiple of 64 channels.
     pub fn groups(self) -> usize {
         self.groups
     }
 
-    /// Channels in a group.
+    /// Channels per group.
     pub fn group_channels(self) -> usize {
         self.channels / self.groups
     }
 
-    /// Units of 64 channels in a group.
+    /// Units of 64 channels per group.
     pub(crate) fn group_units(self) -> usize {
         self.group_channels().div_ceil(WORD)
     }
 
-    /// Bytes of a group.
+    /// Bytes per group.
     pub(crate) fn group_bytes(self) -> usize {
         self.group_units() * UNIT
     }
 
-    /// Bytes of a pixel.
+    /// Bytes per pixel.
     pub fn pixel_bytes(self) -> usize {
         self.groups * self.group_bytes()
     }
 
-    /// Sets bits of `channels` (at most 64) channels from `first` on in one pixel whose bits there
-    /// are zero: bit `j` of either plane is channel `first + j`.
+    /// Sets the bits of channels `first..first + channels` (at most 64) in one pixel. Bit `j` of
+    /// each plane is channel `first + j`. Those bits must be zero before.
     #[inline(always)]
     pub(crate) fn or_planes(
         self,
@@ -138,7 +139,7 @@ impl CodesLayout {
         }
     }
 
-    /// [`CodesLayout::or_planes`] for the same channels of many pixels: finds the place once.
+    /// [`CodesLayout::or_planes`] for the same channels of many pixels: computes the position once.
     #[inline(always)]
     pub(crate) fn writer(self, first: usize, channels: usize) -> impl Fn(&mut [u8], [u64; 2]) {
         let word = self.word_of(first, channels);
@@ -148,7 +149,7 @@ impl CodesLayout {
         }
     }
 
-    /// Where channels lie, if in one word.
+    /// The position of the channels, or `None` if they cross a word or a group.
     #[inline(always)]
     fn word_of(self, first: usize, channels: usize) -> Option<Word> {
         let in_group = first % self.group_channels();
@@ -163,7 +164,7 @@ impl CodesLayout {
         })
     }
 
-    /// [`CodesLayout::or_planes`] where the channels cross a word or a group.
+    /// [`CodesLayout::or_planes`] for channels that cross a word or a group.
     #[cold]
     fn or_planes_across(self, pixel: &mut [u8], first: usize, channels: usize, planes: [u64; 2]) {
         let mut done = 0;
@@ -177,11 +178,11 @@ impl CodesLayout {
         }
     }
 
-    /// Packs `codes`, whole pixels of `channels` values each, into `out`.
+    /// Packs `codes`, whole pixels of `channels` codes each, into `out`.
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] where the sizes do not fit; [`crate::Error::Value`] where a code is
-    /// none of the layout's coding.
+    /// [`crate::Error::Shape`] if the sizes do not fit; [`crate::Error::Value`] if a code is not
+    /// one of the layout's coding.
     pub fn pack(self, codes: &[i8], out: &mut [u8]) -> Result<()> {
         let pixels = self.pixels("codes", codes.len(), self.channels)?;
         check_len("packed codes", pixels.saturating_mul(self.pixel_bytes()), out.len())?;
@@ -204,11 +205,11 @@ impl CodesLayout {
         Ok(())
     }
 
-    /// `Ok` where every bit of packed pixels belongs to a code: of two planes neither is set for a
-    /// channel that does not exist, and ternary codes have no `z` without `p`.
+    /// `Ok` if all bits are valid: no bit is set for a channel beyond the last, and ternary codes
+    /// have no `z` without `p`.
     ///
     /// # Errors
-    /// [`crate::Error::Value`] naming the first pixel that holds another word.
+    /// [`crate::Error::Value`] naming the first pixel with an invalid bit.
     pub fn check(self, packed: &[u8]) -> Result<()> {
         match self.coding {
             Coding::Ternary => self.check_planes(packed, |z, p| z & !p),
@@ -216,8 +217,8 @@ impl CodesLayout {
         }
     }
 
-    /// [`CodesLayout::check`] for codes that are activations of this kind: binary ones are -1 and 0
-    /// only.
+    /// [`CodesLayout::check`] for codes that are read as `act`: binary activations may only be -1
+    /// and 0.
     ///
     /// # Errors
     /// As [`CodesLayout::check`].
@@ -244,7 +245,7 @@ impl CodesLayout {
                 != 0
         };
         let whole = match tail == u64::MAX {
-            // Without channels that do not exist, groups are all alike: one long loop.
+            // Without padding all units are checked alike: one long loop.
             true => {
                 packed.as_chunks().0.iter().fold(0, |all, unit| all | unit_wrong(unit, u64::MAX))
                     != 0
@@ -259,16 +260,16 @@ impl CodesLayout {
         let at = packed.chunks_exact(self.group_bytes()).position(group_wrong).unwrap_or(0)
             / self.groups;
         let expected = format!(
-            "codes of {} channels in {} groups, and of the kind that is read",
+            "codes of {} channels in {} groups, of the type that is read",
             self.channels, self.groups
         );
-        bad_value("packed codes", expected, format!("bits in pixel {at} that no such code has"))
+        bad_value("packed codes", expected, format!("invalid bits in pixel {at}"))
     }
 
     /// The inverse of [`CodesLayout::pack`].
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] where the sizes do not fit; [`crate::Error::Value`] as
+    /// [`crate::Error::Shape`] if the sizes do not fit; [`crate::Error::Value`] as
     /// [`CodesLayout::check`].
     pub fn unpack(self, packed: &[u8], codes: &mut [i8]) -> Result<()> {
         let pixels = self.pixels("packed codes", packed.len(), self.pixel_bytes())?;

@@ -1,24 +1,24 @@
-//! Binary weights, eight a byte, for files: bit `i` is set where weight `i` is 1, else it is -1.
+//! Binary weights in files, eight per byte: bit `i` is 1 for weight 1 and 0 for weight -1.
 //!
-//! As trits they would take 1.6 bits each. Where the number of weights is no multiple of eight, the
-//! unused bits of the last byte are zero. [`decode`] refuses everything else, so equal weights are
-//! equal bytes.
+//! Trits would take 1.6 bits per weight. If the number of weights is not a multiple of eight, the
+//! unused bits of the last byte are zero. [`decode`] rejects everything else, so equal weights
+//! always give equal bytes.
 
 use crate::dtype::WeightKind;
 use crate::error::{Result, bad_value, check_len};
 
-/// Weights in a byte.
+/// Weights per byte.
 pub const PER_BYTE: usize = 8;
 
-/// Bytes that `weights` weights take.
-pub fn encoded_len(weights: usize) -> usize {
-    weights.div_ceil(PER_BYTE)
+/// Bytes needed for `count` weights.
+pub fn encoded_len(count: usize) -> usize {
+    count.div_ceil(PER_BYTE)
 }
 
 /// Encodes `weights` into `out`, which has [`encoded_len`] bytes.
 ///
 /// # Errors
-/// [`crate::Error::Shape`] where `out` has another size; [`crate::Error::Value`] where a weight is
+/// [`crate::Error::Shape`] if `out` has the wrong size; [`crate::Error::Value`] if a weight is
 /// not -1 or 1.
 pub fn encode(weights: &[i8], out: &mut [u8]) -> Result<()> {
     check_len("binary weights", encoded_len(weights.len()), out.len())?;
@@ -32,8 +32,8 @@ pub fn encode(weights: &[i8], out: &mut [u8]) -> Result<()> {
 /// Decodes `weights.len()` weights from `bytes`.
 ///
 /// # Errors
-/// [`crate::Error::Shape`] where `bytes` does not have [`encoded_len`] bytes;
-/// [`crate::Error::Value`] where an unused bit of the last one is set.
+/// [`crate::Error::Shape`] if `bytes` does not have [`encoded_len`] bytes; [`crate::Error::Value`]
+/// if an unused bit of the last byte is set.
 pub fn decode(bytes: &[u8], weights: &mut [i8]) -> Result<()> {
     check_len("binary weights", encoded_len(weights.len()), bytes.len())?;
     let unused = encoded_len(weights.len()) * PER_BYTE - weights.len();

@@ -1,18 +1,17 @@
-//! Convolution of int8: quantize, gather, multiply.
+//! Int8 convolution: quantize, gather, multiply.
 //!
-//! The input is quantized once. Then, for a *block* of output pixels at a time, the image rows
-//! under them are interleaved into *columns*, `[x][row of the window][channel]`: a window is then
-//! one piece of memory, whatever the kernel's height, and the next one begins `stride` columns
-//! further, so that a kernel reads overlapping rows at a constant distance. Three channels under a
-//! 7×7 window become 147 bytes without a gap. Where windows do not overlap, or their taps are not
-//! neighbours, they are copied one by one instead. Lines of short maps are put behind one another,
-//! so that kernels see long products.
+//! The input is quantized once. Then a *block* of output pixels is computed at a time. Its image
+//! rows are interleaved into *columns*, `[x][row of the window][channel]`, so that every window is
+//! contiguous memory. The next window starts `stride` columns further, and kernels read overlapping
+//! windows at a constant distance. For example, three channels under a 7×7 window are 147 bytes
+//! without a gap. Windows that do not overlap, or that are dilated, are copied one by one. Several
+//! short lines form one block, so that kernels get long products.
 //!
-//! Lines below each other share most image rows: the columns of a line become the next one's by
-//! moving up.
+//! Adjacent lines share most image rows, so the columns of the next line are made by moving rows
+//! up.
 //!
-//! Everything behind the products (`scale`, `bias`, and the elementwise functions of a network that
-//! follow) happens while a block is in cache; max pooling behind those, while a band of lines is.
+//! `scale`, `bias` and fused elementwise functions run while a block is in cache. Fused max pooling
+//! runs while a band of lines is in cache (`columns_pooled.rs`).
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,34 +19,33 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::ConvShape;
 use super::depthwise::{self, UNBOUNDED};
 use super::int8::{Constants, Int8Epilogue};
-use super::pooling::PoolStep;
 use crate::epilogue::Elementwise;
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::kernels::columns::{ColumnsKernel, Int8Layout, Product, Rows};
 use crate::kernels::int8::{COPY_SLACK, Finish, QuantizeInt8};
-use crate::kernels::pooling::pooling;
 use crate::kernels::{CacheLine, Level, OperandTypes, apply_all};
 use crate::pack::PackedWeights;
 use crate::quantize::PixelOrder;
 use crate::transpose::transpose;
 use crate::{memory, parallel};
 
-/// Bytes of columns in a block: with a panel of weights, they stay in the second-level cache.
+/// Maximum bytes of columns in a block. Together with a panel of weights they fit in the
+/// second-level cache.
 const BLOCK_BYTES: usize = 128 << 10;
-/// Least output pixels in a block, where there are so many.
+/// Minimum number of output pixels in a block, if the output has as many.
 const MIN_BLOCK: usize = 64;
-/// Most output pixels in a block.
+/// Maximum number of output pixels in a block.
 const MAX_BLOCK: usize = 512;
-/// Inputs that a thread quantizes at least.
-const QUANTIZE_PIECE: usize = 4096;
+/// Minimum number of values that a thread quantizes.
+const MIN_QUANTIZE_CHUNK: usize = 4096;
 
-/// Int8 convolution of floats to floats: `out` is `pixels × out_channels`, `x` is `batch × height ×
-/// width` pixels in `order`.
+/// Int8 convolution of floats to floats. `x` is `batch × height × width` pixels in `order`, `out`
+/// is `pixels × out_channels`.
 ///
 /// # Errors
-/// [`Error::NotANumber`] with the index of the first NaN of `x`; [`Error::Packed`] where the
-/// weights are for other activations than int8; [`Error::Shape`] or [`Error::Value`] where sizes or
-/// numbers do not fit; [`Error::Environment`] or [`Error::Threads`] where the pool cannot be had.
+/// [`Error::NotANumber`] with the index of the first NaN of `x`; [`Error::Packed`] if the weights
+/// are not for int8 activations; [`Error::Shape`] or [`Error::Value`] if sizes or numbers do not
+/// fit; [`Error::Environment`] or [`Error::Threads`] if the thread pool cannot be created.
 pub fn conv2d_int8(
     x: &[f32],
     order: PixelOrder,
@@ -78,10 +76,10 @@ pub fn conv2d_int8(
     if order == PixelOrder::ChannelsLast || pixels == 1 || x.is_empty() {
         return run(x, out);
     }
-    let mut last = memory::filled("inputs with channels last", x.len(), 0.0)?;
-    transpose(x, &mut last, channels, pixels);
-    run(&last, out).map_err(|e| match e {
-        // The index in the caller's memory.
+    let mut channels_last = memory::filled("inputs with channels last", x.len(), 0.0)?;
+    transpose(x, &mut channels_last, channels, pixels);
+    run(&channels_last, out).map_err(|e| match e {
+        // The index in the caller's memory order.
         Error::NotANumber { what, .. } => {
             Error::NotANumber { what, index: x.iter().position(|v| v.is_nan()).unwrap_or(0) }
         }
@@ -89,75 +87,70 @@ pub fn conv2d_int8(
     })
 }
 
-/// How a layer's output is cut into blocks, worked out once for a shape.
+/// How a layer's output is split into blocks, computed once per shape.
 #[derive(Debug)]
 pub(crate) struct Geometry {
     kernel: &'static dyn ColumnsKernel,
     pub(super) shape: ConvShape,
-    /// Bytes of a pixel's channels, of those of a group, and of a column (or of a column's share of
-    /// a copied window).
-    pub(super) pixel: usize,
-    pub(super) part: usize,
+    /// Bytes of a pixel.
+    pub(super) pixel_bytes: usize,
+    /// Bytes of a pixel's channels of one group.
+    pub(super) group_bytes: usize,
+    /// Bytes of a column: `group_bytes` for each row of the window.
     pub(super) column: usize,
-    /// Whether windows share columns.
+    /// Whether windows overlap and share columns.
     pub(super) shared: bool,
-    /// Bytes between the rows of a product.
+    /// Bytes from one window (a row of the product) to the next.
     pub(super) row: usize,
-    /// Pixels in a block, of one line; lines in a block of whole lines.
+    /// Maximum number of pixels in a block of one line.
     segment: usize,
+    /// Number of lines in a block of whole lines.
     lines: usize,
-    /// Rows of a product from one line of a block to the next.
+    /// Distance between the starts of two lines of a block, in windows.
     line_rows: usize,
     /// Height and width of the output.
     pub output: [usize; 2],
-    /// Bytes of scratch memory: the quantized input, then a row of zeroes.
+    /// Bytes of scratch memory: the quantized input, then a row of zeros.
     pub scratch: usize,
+    /// Byte offset of the row of zeros.
     pub(super) zeros: usize,
 }
 
-/// A layer's weights and what follows the products.
+/// A layer's weights, and what follows the products.
 #[derive(Clone, Copy)]
 pub(crate) struct Layer<'a> {
     pub weights: &'a PackedWeights<'a>,
     pub constants: &'a Constants,
-    /// What the epilogue does not contain.
+    /// Functions after the kernel's own epilogue.
     pub post: &'a [Elementwise],
 }
 
-/// A thread's columns, kept from call to call, so that a run allocates nothing after the first.
+/// A thread's columns, reused by later calls, so that only the first run allocates.
 #[derive(Default)]
-struct Scratch {
+pub(super) struct Scratch {
     columns: Vec<CacheLine>,
-    /// Byte offsets of a window's image rows.
+    /// Byte offsets of the image rows of a window.
     offsets: Vec<usize>,
-    /// The block whose columns are there, while they can be rolled into those of the line below.
+    /// The block whose columns are in `columns`, if the line below it can reuse them.
     above: Option<Block>,
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = const {
+    pub(super) static SCRATCH: RefCell<Scratch> = const {
         RefCell::new(Scratch { columns: Vec::new(), offsets: Vec::new(), above: None })
     };
 }
 
-/// Floats of a band, next to what its first pooled line wants: a quarter of the second-level cache.
-const BAND_FLOATS: usize = 64 << 10;
-/// Pooled lines in a thread's piece, where there are enough.
-const POOLED_LINES: usize = 4;
-
-thread_local! {
-    /// Lines of the output that pooling reads.
-    static BAND: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Consecutive output pixels that are computed together.
+/// A rectangle of output pixels that are computed together.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Block {
-    /// The first one's line, over all images, and its place there.
+    /// First line, counted over all images.
     pub line: usize,
+    /// First pixel in the line.
     pub x: usize,
-    /// Lines, and pixels in each.
+    /// Number of lines.
     pub lines: usize,
+    /// Pixels in each line.
     pub width: usize,
 }
 
@@ -171,17 +164,17 @@ impl Geometry {
         let output = shape.output()?;
         let ([kh, kw], stride) = (shape.kernel, shape.stride[1]);
         let element = kernel.layout().element.bytes();
-        let pixel = w.channels * element;
-        let part = pixel / w.groups;
-        // Sizes that later products stay below.
+        let pixel_bytes = w.channels * element;
+        let group_bytes = pixel_bytes / w.groups;
+        // Checked so that later products do not overflow.
         shape.size("output", output, w.out_channels.saturating_mul(4))?;
-        let image = shape.size("input", shape.input, pixel)?;
-        let column = kh * part;
+        let image = shape.size("input", shape.input, pixel_bytes)?;
+        let column = kh * group_bytes;
         let shared = shape.dilation[1] == 1 && stride < kw;
         let row = if shared { stride.checked_mul(column) } else { kw.checked_mul(column) };
-        // The row of zeroes is as long as an image's; reads may pass either's end.
+        // A row of zeros is as long as an image row. Copies may read past both ends.
         let row_bytes =
-            shape.input[1].checked_mul(pixel).and_then(|n| n.checked_add(2 * COPY_SLACK));
+            shape.input[1].checked_mul(pixel_bytes).and_then(|n| n.checked_add(2 * COPY_SLACK));
         let (Some(row), Some(row_bytes)) = (row, row_bytes) else {
             return bad_value("input", "a size that fits in memory", format!("{shape:?}"));
         };
@@ -191,8 +184,8 @@ impl Geometry {
         Ok(Geometry {
             kernel,
             shape: *shape,
-            pixel,
-            part,
+            pixel_bytes,
+            group_bytes,
             column,
             shared,
             row,
@@ -205,14 +198,14 @@ impl Geometry {
         })
     }
 
-    /// Bytes of a thread's columns.
+    /// Bytes of one thread's columns.
     pub fn column_bytes(&self) -> u128 {
         let rows = self.lines as u128 * self.line_rows as u128 + self.segment as u128;
         (rows + self.kernel.layout().rows as u128) * self.row as u128
     }
 
-    /// Runs the convolution on pixels whose channels are last. `scratch` has at least
-    /// [`Geometry::scratch`] bytes, whatever they are.
+    /// Runs the convolution on channels-last pixels. `scratch` has at least [`Geometry::scratch`]
+    /// bytes, with any content.
     pub fn run(
         &self,
         x: &[f32],
@@ -232,76 +225,15 @@ impl Geometry {
         })
     }
 
-    /// Runs the convolution and pools its output, a few lines at a time: nothing of what only
-    /// pooling reads leaves the cache.
-    pub fn run_pooled(
-        &self,
-        x: &[f32],
-        layer: &Layer<'_>,
-        pool: &PoolStep,
-        scratch: &mut [u8],
-        out: &mut [f32],
-    ) -> Result<()> {
-        let ([height, width], [out_h, out_w]) = (self.output, pool.output());
-        let n = layer.weights.shape().out_channels;
-        check_len("output", self.shape.size("output", pool.output(), n)?, out.len())?;
-        if out.is_empty() {
-            return Ok(());
-        }
-        let image = self.quantize(x, layer, scratch)?;
-        let (line, pooling) = (width * n, pooling()?);
-        // A piece computes a line or more of its own beyond what it pools.
-        let granularity =
-            POOLED_LINES.min((self.shape.batch * out_h).div_ceil(parallel::num_threads()?));
-        parallel::try_for_each_rows(out, out_w * n, granularity, self.cost(layer), |first, out| {
-            BAND.with_borrow_mut(|band| {
-                // What `band` holds: lines of one image.
-                let (mut of, mut held) = (usize::MAX, 0..0);
-                let count = out.len() / (out_w * n);
-                for (i, out) in out.chunks_exact_mut(out_w * n).enumerate() {
-                    let (number, y) = ((first + i) / out_h, (first + i) % out_h);
-                    let wanted = pool.lines(y);
-                    // (With padding and dilation a later window may begin above an earlier one.)
-                    let above = wanted.start < held.start;
-                    if of != number || above || wanted.end > held.end {
-                        // Windows overlap: lines that are there already move to the front.
-                        let kept = if of == number && !above {
-                            wanted.start.clamp(held.start, held.end)..held.end
-                        } else {
-                            0..0
-                        };
-                        let from = (kept.start - held.start.min(kept.start)) * line;
-                        let start = if kept.is_empty() { wanted.start } else { kept.start };
-                        // Not beyond what this piece will want.
-                        let last = pool.lines((y + count - i).min(out_h) - 1).end;
-                        let end = (wanted.end + (BAND_FLOATS / line)).min(last).max(wanted.end);
-                        let (have, need) = (kept.len() * line, (end - start) * line);
-                        band.copy_within(from..from + have, 0);
-                        memory::grow("lines of a convolution before pooling", band, need, 0.0)?;
-                        let at = (number * height + start) * width + kept.len() * width;
-                        SCRATCH.with_borrow_mut(|scratch| {
-                            self.pixels(image, layer, at, scratch, &mut band[have..need])
-                        })?;
-                        (of, held) = (number, start..end);
-                    }
-                    for (x, out) in out.chunks_exact_mut(n).enumerate() {
-                        pool.pixel(&pooling, band, held.start, [y, x], out);
-                    }
-                }
-                Ok(())
-            })
-        })
-    }
-
-    /// Products of the whole layer; an int8 product costs about four ternary ones.
-    fn cost(&self, layer: &Layer<'_>) -> usize {
+    /// Multiply-accumulates of the layer. An int8 one counts as four ternary ones.
+    pub(super) fn cost(&self, layer: &Layer<'_>) -> usize {
         let w = layer.weights.shape();
         let pixels = self.shape.batch.saturating_mul(self.output[0]).saturating_mul(self.output[1]);
         pixels.saturating_mul(w.out_channels).saturating_mul(w.reduction()).saturating_mul(4)
     }
 
-    /// The quantized input, and the row of zeroes.
-    fn quantize<'s>(
+    /// The quantized input, followed by the row of zeros.
+    pub(super) fn quantize<'s>(
         &self,
         x: &[f32],
         layer: &Layer<'_>,
@@ -330,11 +262,11 @@ impl Geometry {
                 numbers.store(false, Ordering::Relaxed);
             }
         };
-        // A value costs about as much as this many products.
+        // Quantizing a value costs about as much as 32 products.
         parallel::for_each_rows(
             image,
             element.bytes(),
-            QUANTIZE_PIECE,
+            MIN_QUANTIZE_CHUNK,
             x.len().saturating_mul(32),
             quantize,
         )?;
@@ -345,8 +277,8 @@ impl Geometry {
         Ok(scratch)
     }
 
-    /// Computes consecutive output pixels, the first of which is number `first` of all images'.
-    fn pixels(
+    /// Computes consecutive output pixels from pixel `first` on, counted over all images.
+    pub(super) fn pixels(
         &self,
         image: &[u8],
         layer: &Layer<'_>,
@@ -427,7 +359,7 @@ impl Geometry {
         Ok(())
     }
 
-    /// Memory for the columns of `count` rows of products.
+    /// Working memory for the columns of `count` windows.
     fn columns<'b>(
         &self,
         layout: &Int8Layout,
@@ -436,8 +368,8 @@ impl Geometry {
         columns: &'b mut Vec<CacheLine>,
     ) -> Result<&'b mut [u8]> {
         let depth = reduction.next_multiple_of(layout.depth) * layout.element.bytes();
-        // Rows up to the kernel's multiple are read, whatever they hold; so is one row's reduction
-        // up to the depth.
+        // Kernels read rows up to a multiple of `layout.rows`, and the last row up to a multiple of
+        // `depth`.
         let size = (count + layout.rows) * self.row
             + self.column * self.shape.kernel[1]
             + depth

@@ -1,12 +1,12 @@
-//! Gathering the columns of an int8 convolution: image rows, interleaved, and zero padding.
+//! Gathers the columns of an int8 convolution: interleaves image rows and adds zero padding.
 
 use super::columns::{Block, Geometry};
 use crate::kernels::columns::Int8Layout;
 use crate::kernels::int8::{Pixels, interleave, roll};
 
 impl Geometry {
-    /// Gathers the columns under one line of a block.
-    #[allow(clippy::too_many_arguments, reason = "a block's whole state, used once")]
+    /// Gathers the columns for one line of a block.
+    #[allow(clippy::too_many_arguments, reason = "the whole state of a block, used once")]
     pub(super) fn gather(
         &self,
         image: &[u8],
@@ -25,35 +25,52 @@ impl Geometry {
         offsets.clear();
         offsets.extend((0..self.shape.kernel[0]).map(|ky| {
             match (y + ky * dilation_y).checked_sub(pad_y) {
-                Some(y) if y < h => (number * h + y) * w * self.pixel + group * self.part,
+                Some(y) if y < h => {
+                    (number * h + y) * w * self.pixel_bytes + group * self.group_bytes
+                }
                 _ => self.zeros,
             }
         }));
         let zero = layout.element.zero();
         if self.shared {
             let wanted = (block.width - 1) * stride + kw;
-            // Most image rows under a line are under the line above it.
+            // Adjacent lines share most of their image rows.
             let rolls = above.is_some_and(|above| {
                 block.lines == 1
                     && above.line + 1 == block.line
                     && (above.x, above.width) == (block.x, block.width)
             });
             let new = if rolls && y > 0 && dilation_y == 1 { stride_y } else { offsets.len() };
-            self.stretch(image, offsets, (block.x * stride, pad, w), wanted, (zero, new), columns);
+            self.gather_columns(
+                image,
+                offsets,
+                (block.x * stride, pad, w),
+                wanted,
+                (zero, new),
+                columns,
+            );
         } else {
             for x in 0..block.width {
                 for kx in 0..kw {
                     let columns = &mut columns[x * self.row + kx * self.column..];
                     let at = (block.x + x) * stride + kx * dilation;
-                    self.stretch(image, offsets, (at, pad, w), 1, (zero, offsets.len()), columns);
+                    self.gather_columns(
+                        image,
+                        offsets,
+                        (at, pad, w),
+                        1,
+                        (zero, offsets.len()),
+                        columns,
+                    );
                 }
             }
         }
     }
 
-    /// Gathers `count` neighbouring columns, of which the last `new` rows are not there yet; the
-    /// first of which is at `at`, where `pad` columns of zeroes are before the image's `w` pixels.
-    fn stretch(
+    /// Gathers `count` adjacent columns; column `at` is the first. The image has `w` columns, after
+    /// `pad` columns of zeros. Only the last `new` rows are missing in `columns`; older ones move
+    /// up.
+    fn gather_columns(
         &self,
         image: &[u8],
         rows: &[usize],
@@ -66,7 +83,8 @@ impl Geometry {
         let from = (at + left).saturating_sub(pad);
         let real = w.saturating_sub(from).min(count - left);
         columns[..left * self.column].fill(zero);
-        let pixels = Pixels { first: from, count: real, bytes: self.part, pitch: self.pixel };
+        let pixels =
+            Pixels { first: from, count: real, bytes: self.group_bytes, pitch: self.pixel_bytes };
         let inner = &mut columns[left * self.column..];
         let keep = rows.len().saturating_sub(new);
         if keep == 0 || !roll(image, &rows[keep..], keep, &pixels, inner) {

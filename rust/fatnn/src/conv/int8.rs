@@ -1,21 +1,21 @@
-//! What an int8 layer does before its products and after them.
+//! Constants of an int8 layer, before and after its products.
 
 use crate::error::{Result, bad_value, check_len};
 use crate::memory;
 use crate::pack::{PackedWeights, Panel};
 
-/// What turns inputs into codes, and sums into outputs.
+/// Quantizes the inputs, and scales the sums to outputs.
 #[derive(Clone, Copy, Debug)]
 pub struct Int8Epilogue<'a> {
-    /// One over the step of activations.
+    /// The reciprocal of the activations' quantization step.
     pub inv_step: f32,
-    /// Per output channel.
+    /// One per output channel.
     pub scale: &'a [f32],
-    /// Per output channel.
+    /// One per output channel.
     pub bias: Option<&'a [f32]>,
 }
 
-/// A value per output channel, where a kernel's panels want it.
+/// One value per output channel, padded as the kernel's panels are.
 #[derive(Clone, Debug)]
 pub(crate) struct Padded(Vec<f32>);
 
@@ -35,13 +35,13 @@ impl Padded {
     }
 }
 
-/// The constants of a layer, checked.
+/// A layer's constants, checked and padded.
 #[derive(Clone, Debug)]
 pub(crate) struct Constants {
     pub inv_step: f32,
     pub scale: Padded,
     pub bias: Padded,
-    /// Part of the epilogue in networks.
+    /// BatchNorm after the products. Only networks fuse it.
     pub affine: Option<(Padded, Padded)>,
     pub relu: bool,
 }

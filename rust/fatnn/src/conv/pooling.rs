@@ -1,32 +1,34 @@
-//! Pooling of floats for one size of maps: on its own, or after a convolution while lines are in
-//! cache. Sums run over a window's pixels in row-major order, in float32.
+//! Float pooling for one input size: a layer of its own, or fused into a convolution while its
+//! lines are in cache. A window's pixels are added in row-major order, in float32.
 
 use std::ops::Range;
 
 use crate::kernels::pooling::{Pooling, Taps};
 
-/// What a window becomes.
+/// How a window is reduced to one value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Reduce {
     Max,
-    /// Divided by the number of elements: real ones, or with padding counted, or a fixed divisor.
+    /// The sum divided by the number of pixels: without padding, with padding, or a fixed divisor
+    /// (if it is not 0).
     Mean {
         count_padding: bool,
         divisor: usize,
     },
 }
 
-/// One output index on one axis: real inputs from, to, step; and how many positions count with
-/// padding.
+/// One output index on one axis: the range of real inputs, and the number of inputs with padding.
 pub(crate) type Span = (Range<usize>, usize);
 
-/// Pooling for one size of maps.
+/// Pooling for one input size.
 #[derive(Debug)]
 pub(crate) struct PoolStep {
+    /// The spans of each axis, and the distance of inputs within a span.
     spans: [(Vec<Span>, usize); 2],
     reduce: Reduce,
-    /// Of the input.
+    /// Channels of the input.
     pub channels: usize,
+    /// Height and width of the input.
     pub map: [usize; 2],
 }
 
@@ -45,12 +47,12 @@ impl PoolStep {
         [self.spans[0].0.len(), self.spans[1].0.len()]
     }
 
-    /// The lines of the input that a line of the output is made of, and those between.
+    /// The input lines from the first to the last one that output line `y` reads.
     pub fn lines(&self, y: usize) -> Range<usize> {
         self.spans[0].0[y].0.clone()
     }
 
-    /// One pixel of an image of which `x` holds the lines from `first` on.
+    /// Computes one output pixel. `x` holds the image's lines from line `first` on.
     pub fn pixel(
         &self,
         pooling: &Pooling,
@@ -65,9 +67,9 @@ impl PoolStep {
         let taps = Taps {
             first: ((ys.start - first) * w + xs.start) * channels,
             rows: ys.len().div_ceil(*step_y),
-            row_step: step_y * w * channels,
+            row_stride: step_y * w * channels,
             columns: xs.len().div_ceil(*step_x),
-            column_step: step_x * channels,
+            column_stride: step_x * channels,
         };
         match self.reduce {
             Reduce::Max => pooling.max(x, &taps, out),

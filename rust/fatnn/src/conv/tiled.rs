@@ -1,14 +1,14 @@
-//! The driver over tiles: which rows and channels are computed when and by which thread.
+//! The driver of tiled kernels: decides the order of rows and channels, and which thread computes
+//! them.
 //!
-//! A product has `m` rows (output pixels), `n` columns (output channels) and a reduction of so many
-//! steps of 64 channels. Rows are split among threads; within a block of rows ([`BLOCK`]), panels
-//! of weights are the outer loop, so that a panel stays in the first-level cache while the block's
-//! activations pass by. The epilogue runs right behind each panel, on a few kilobytes of
-//! accumulators that have not left the cache. Weights of two bits have two panels, whose
-//! accumulators are added up before it.
+//! A product has `m` rows (output pixels), `n` columns (output channels) and a reduction over units
+//! of 64 channels. Rows are split among threads. Within a block of [`BLOCK`] rows, the outer loop
+//! runs over panels of weights. A panel then stays in the first-level cache while the block's
+//! activations pass by. The epilogue follows each panel directly, while the accumulators are in
+//! cache. Two-bit weights have two panels, whose accumulators are added before the epilogue.
 //!
-//! Where one block holds all rows, threads share the panels instead: pieces of a few rows would
-//! read all the weights each, and a single row would leave all threads but one idle.
+//! If one block holds all rows, the panels are split instead. Few rows per thread would mean
+//! that every thread reads all weights, and a single row would only keep one thread busy.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,11 +19,11 @@ use crate::kernels::{BLOCK, MAX_MR, MAX_NR, TileAcc, TileEpilogue, TileRows, Til
 use crate::pack::PackedWeights;
 use crate::{memory, parallel};
 
-/// A thread's working memory, kept from call to call.
+/// A thread's working memory, reused by later calls.
 struct Scratch {
     bases: [usize; BLOCK + MAX_MR],
     acc: [i32; (BLOCK + MAX_MR) * MAX_NR],
-    /// Of the low bits, where weights have two.
+    /// Accumulators of the low part of two-bit weights.
     low: [i32; (BLOCK + MAX_MR) * MAX_NR],
 }
 
@@ -37,25 +37,25 @@ thread_local! {
     };
 }
 
-/// The activations of a product: where row `m`'s codes are.
+/// The activations of a product, by the addresses of their rows.
 pub(crate) struct Rows<'a, F> {
-    /// All codes that rows point into.
+    /// The packed codes of all rows.
     pub codes: &'a [u8],
-    /// Byte offset of a row's window in `codes`, for group 0 and tap offset 0.
+    /// Byte offset in `codes` of a row's window, for group 0.
     pub base: F,
-    /// Byte offset of every step's unit in the window.
-    pub steps: &'a [usize],
-    /// Bytes from one group of channels to the next.
+    /// Byte offset of each (tap, unit) from the start of a window.
+    pub offsets: &'a [usize],
+    /// Bytes from one group of channels to the next one.
     pub group_bytes: usize,
 }
 
 impl<F: Fn(usize) -> usize> Rows<'_, F> {
-    fn max_step(&self) -> usize {
-        self.steps.iter().copied().max().unwrap_or(0)
+    fn max_offset(&self) -> usize {
+        self.offsets.iter().copied().max().unwrap_or(0)
     }
 
-    /// Bases of `count` rows from `first` on, for tiles of `mr`: rows past the end repeat the last
-    /// one, their results are dropped.
+    /// Base addresses of `count` rows from row `first` on, for tiles of `mr` rows. The last row is
+    /// repeated to fill its tile; results of the repeats are ignored.
     fn bases<'a>(
         &self,
         bases: &'a mut [usize],
@@ -69,48 +69,48 @@ impl<F: Fn(usize) -> usize> Rows<'_, F> {
         bases
     }
 
-    /// Tiles of a group, at the same bases for every group.
+    /// The tiles of one group. All groups have the same bases.
     fn tiles<'a>(
         &'a self,
         mr: usize,
         bases: &'a [usize],
-        max_step: usize,
+        max_offset: usize,
         group: usize,
     ) -> TileRows<'a> {
         let codes = &self.codes[group * self.group_bytes..];
-        TileRows::new(mr, codes, bases, (self.steps, max_step))
+        TileRows::new(mr, codes, bases, (self.offsets, max_offset))
     }
 }
 
-/// Rows of the output, and of the codes next to it where there are any.
+/// Consecutive output rows. `codes_out` has their codes if the sink writes some, else it is empty.
 pub(crate) struct OutputChunk<'a, T> {
     pub out: &'a mut [T],
     pub codes_out: &'a mut [u8],
 }
 
-/// Where results go: what a finished tile turns into.
+/// Takes finished tiles and writes them to the output in its format.
 pub(crate) trait Sink: Sync {
-    /// Element of the output.
+    /// Type of the output's elements.
     type Elem: Send + Copy + Default;
-    /// Elements in an output row.
+    /// Elements per output row.
     fn row_len(&self) -> usize;
-    /// Bytes in a row of the codes next to the output.
+    /// Bytes per row of the codes next to the output.
     fn codes_len(&self) -> usize {
         0
     }
-    /// Whether [`Sink::write`] only sets bits, so that the output must be zeroed before.
+    /// Whether [`Sink::write`] only sets bits. The output must then be zeroed first.
     const ZEROED: bool = false;
-    /// Writes tiles. `piece` starts at their first row, which is row `row` of the whole product.
+    /// Writes a tile. `chunk` starts at the tile's first row, which is row `row` of the product.
     fn write(
         &self,
         epilogue: &dyn TileEpilogue,
         tile: &TileAcc<'_>,
         row: usize,
-        piece: OutputChunk<'_, Self::Elem>,
+        chunk: OutputChunk<'_, Self::Elem>,
     );
 }
 
-/// Raw accumulators.
+/// Writes raw accumulators.
 pub(crate) struct AccSink {
     pub channels: usize,
 }
@@ -127,9 +127,9 @@ impl Sink for AccSink {
         epilogue: &dyn TileEpilogue,
         tile: &TileAcc<'_>,
         _: usize,
-        piece: OutputChunk<'_, i32>,
+        chunk: OutputChunk<'_, i32>,
     ) {
-        epilogue.to_acc(tile, self.channels, piece.out);
+        epilogue.to_acc(tile, self.channels, chunk.out);
     }
 }
 
@@ -146,17 +146,17 @@ impl Sink for Requantize<'_> {
         epilogue: &dyn TileEpilogue,
         tile: &TileAcc<'_>,
         _: usize,
-        piece: OutputChunk<'_, u8>,
+        chunk: OutputChunk<'_, u8>,
     ) {
-        epilogue.to_codes(tile, self, piece.out);
+        epilogue.to_codes(tile, self, chunk.out);
     }
 }
 
-/// Float32 results, with an optional residual of the output's shape.
+/// Writes float32 results, with an optional residual of the output's shape.
 pub(crate) struct FloatSink<'a> {
     pub to: Dequantize<'a>,
     pub residual: Residual<'a>,
-    /// Set where a value that became a code may be NaN.
+    /// Set if one of the quantized values may be NaN.
     pub nan: AtomicBool,
 }
 
@@ -182,32 +182,32 @@ impl Sink for FloatSink<'_> {
         epilogue: &dyn TileEpilogue,
         tile: &TileAcc<'_>,
         row: usize,
-        piece: OutputChunk<'_, f32>,
+        chunk: OutputChunk<'_, f32>,
     ) {
         let residual = match self.residual {
             Residual::Of(r) => Residual::Of(&r[row * self.to.channels..]),
             other => other,
         };
-        if !epilogue.to_float(tile, &self.to, residual, piece.out, piece.codes_out) {
+        if !epilogue.to_float(tile, &self.to, residual, chunk.out, chunk.codes_out) {
             self.nan.store(true, Ordering::Relaxed);
         }
     }
 }
 
-/// Calls `work(first_row, rows, write)` over disjoint pieces of the output; `write(sink, tile,
-/// row)` hands finished tiles, which begin at row `row` of the piece, to the sink of that number.
-/// The last sink says what a row is.
-pub(crate) fn for_each_piece<S: Sink>(
+/// Calls `work(first_row, rows, write)` over disjoint chunks of the output. In it, `write(sink,
+/// tile, row)` passes a finished tile to the sink with that index; `row` is the tile's first row in
+/// the chunk. The last sink defines the size of a row.
+pub(crate) fn for_each_chunk<S: Sink>(
     epilogue: &dyn TileEpilogue,
     sinks: &[&S],
-    piece: OutputChunk<'_, S::Elem>,
+    chunk: OutputChunk<'_, S::Elem>,
     granularity: usize,
     cost: usize,
     work: impl Fn(usize, usize, &mut dyn FnMut(usize, &TileAcc<'_>, usize)) -> Result<()> + Sync,
 ) -> Result<()> {
     let (row_len, codes_len) =
         sinks.last().map_or((0, 0), |sink| (sink.row_len(), sink.codes_len()));
-    let OutputChunk { out, codes_out } = piece;
+    let OutputChunk { out, codes_out } = chunk;
     parallel::try_for_each_pair(
         out,
         row_len,
@@ -222,43 +222,43 @@ pub(crate) fn for_each_piece<S: Sink>(
             codes_out.fill(0);
             let rows = out.len() / row_len;
             work(first, rows, &mut |sink, tile, row| {
-                let piece = OutputChunk {
+                let chunk = OutputChunk {
                     out: &mut out[row * row_len..],
                     codes_out: &mut codes_out[row * codes_len..],
                 };
-                sinks[sink].write(epilogue, tile, first + row, piece);
+                sinks[sink].write(epilogue, tile, first + row, chunk);
             })
         },
     )
 }
 
-/// Computes `piece.out.len() / sink.row_len()` rows.
+/// Computes all rows of `chunk`.
 pub(crate) fn run<S: Sink>(
     tiled: &(dyn TiledKernel + Sync),
     weights: &PackedWeights<'_>,
     rows: &Rows<'_, impl Fn(usize) -> usize + Sync>,
     sink: &S,
-    piece: OutputChunk<'_, S::Elem>,
+    chunk: OutputChunk<'_, S::Elem>,
 ) -> Result<()> {
-    let (layout, mr, max_step) = (tiled.layout(), tiled.mr(), rows.max_step());
-    let m = piece.out.len().checked_div(sink.row_len()).unwrap_or(0);
+    let (layout, mr, max_offset) = (tiled.layout(), tiled.mr(), rows.max_offset());
+    let m = chunk.out.len().checked_div(sink.row_len()).unwrap_or(0);
     let cost = m.saturating_mul(weights.macs_per_row());
     if m <= BLOCK
         && weights.groups() * weights.panels_per_group() > 1
         && parallel::threads_for(cost)? > 1
     {
-        return by_panels(tiled, weights, rows, sink, piece);
+        return run_by_panels(tiled, weights, rows, sink, chunk);
     }
-    for_each_piece(tiled.epilogue(), &[sink], piece, mr, cost, |first, count, write| {
+    for_each_chunk(tiled.epilogue(), &[sink], chunk, mr, cost, |first, count, write| {
         SCRATCH.with_borrow_mut(|Scratch { bases, acc, low }| {
             for block in (0..count).step_by(BLOCK) {
                 let block_rows = BLOCK.min(count - block);
                 let bases = rows.bases(bases, mr, [first + block, block_rows]);
                 let acc = &mut acc[..bases.len() * layout.nr];
                 for group in 0..weights.groups() {
-                    let tile_rows = rows.tiles(mr, bases, max_step, group);
+                    let tile_rows = rows.tiles(mr, bases, max_offset, group);
                     for panel in 0..weights.panels_per_group() {
-                        sums(tiled, weights, tile_rows, [group, panel], acc, low);
+                        accumulate(tiled, weights, tile_rows, [group, panel], acc, low);
                         write(0, &tile_of(weights, [group, panel], acc, block_rows), block);
                     }
                 }
@@ -268,45 +268,50 @@ pub(crate) fn run<S: Sink>(
     })
 }
 
-/// [`run`] for at most a block of rows: sums panel by panel, by all threads, then the epilogue.
-fn by_panels<S: Sink>(
+/// [`run`] for at most one block of rows: all threads accumulate panels, then one runs the
+/// epilogue.
+fn run_by_panels<S: Sink>(
     tiled: &(dyn TiledKernel + Sync),
     weights: &PackedWeights<'_>,
     rows: &Rows<'_, impl Fn(usize) -> usize + Sync>,
     sink: &S,
-    piece: OutputChunk<'_, S::Elem>,
+    chunk: OutputChunk<'_, S::Elem>,
 ) -> Result<()> {
-    let (mr, max_step) = (tiled.mr(), rows.max_step());
-    let m = piece.out.len() / sink.row_len();
+    let (mr, max_offset) = (tiled.mr(), rows.max_offset());
+    let m = chunk.out.len() / sink.row_len();
     let mut bases = [0; BLOCK + MAX_MR];
     let bases: &[usize] = rows.bases(&mut bases, mr, [0, m]);
     let panels = weights.panels_per_group();
     let len = bases.len() * tiled.layout().nr;
-    let mut every =
-        memory::filled("sums of a layer with few rows", weights.groups() * panels * len, 0)?;
+    let mut all = memory::filled(
+        "accumulators of a layer with few rows",
+        weights.groups() * panels * len,
+        0,
+    )?;
     let cost = m.saturating_mul(weights.macs_per_row());
-    parallel::try_for_each_rows(&mut every, len, 1, cost, |first, every| {
+    parallel::try_for_each_rows(&mut all, len, 1, cost, |first, all| {
         SCRATCH.with_borrow_mut(|Scratch { low, .. }| {
-            for (i, acc) in every.chunks_exact_mut(len).enumerate() {
+            for (i, acc) in all.chunks_exact_mut(len).enumerate() {
                 let at = [(first + i) / panels, (first + i) % panels];
-                sums(tiled, weights, rows.tiles(mr, bases, max_step, at[0]), at, acc, low);
+                let tile_rows = rows.tiles(mr, bases, max_offset, at[0]);
+                accumulate(tiled, weights, tile_rows, at, acc, low);
             }
         });
         Ok(())
     })?;
-    // In one piece: next to the sums it costs nothing.
-    for_each_piece(tiled.epilogue(), &[sink], piece, m, 0, |_, _, write| {
-        for (i, acc) in every.chunks_exact(len).enumerate() {
+    // A cost of 0 keeps the epilogue on one thread: it is cheap next to the sums.
+    for_each_chunk(tiled.epilogue(), &[sink], chunk, m, 0, |_, _, write| {
+        for (i, acc) in all.chunks_exact(len).enumerate() {
             write(0, &tile_of(weights, [i / panels, i % panels], acc, m), 0);
         }
         Ok(())
     })
 }
 
-/// The sums of a group's panel at some rows; `low` has room for those of the low bits, where
-/// weights have two.
+/// Accumulates one panel for some rows. `low` is working memory for the low part of two-bit
+/// weights.
 #[inline]
-fn sums(
+fn accumulate(
     tiled: &dyn TiledKernel,
     weights: &PackedWeights<'_>,
     rows: TileRows<'_>,
@@ -324,7 +329,7 @@ fn sums(
     }
 }
 
-/// A group's panel of `rows` rows, for the epilogue.
+/// One panel's accumulators of `rows` rows, for the epilogue.
 fn tile_of<'a>(
     weights: &PackedWeights<'_>,
     [group, panel]: [usize; 2],

@@ -1,20 +1,20 @@
-//! What activations are, and how their codes are written.
+//! What activation codes mean, and how they are written as bits.
 
 use super::CodeType;
 use crate::codec;
 use crate::error::{Result, bad_value};
 
-/// How the two planes of a unit write codes.
+/// How the two planes of a unit encode codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Coding {
-    /// -1, 0, 1, as `z = [x = 0]` and `p = [x ≥ 0]`: FATNN's code.
+    /// -1, 0, 1 as `z = [x = 0]` and `p = [x ≥ 0]`: FATNN's encoding.
     Ternary,
-    /// 0, 1, 2, 3 in binary: the low bit, then the high bit. Level 0 has no bit set.
+    /// 0, 1, 2, 3 in binary: the low bit, then the high bit.
     Uint2,
 }
 
 impl Coding {
-    /// Thresholds between its levels, one less than there are levels.
+    /// Number of thresholds: one less than the number of levels.
     pub fn thresholds(self) -> usize {
         match self {
             Coding::Ternary => 2,
@@ -22,7 +22,7 @@ impl Coding {
         }
     }
 
-    /// The lowest code, which no threshold was reached for.
+    /// The code of a value that reaches no threshold.
     pub(crate) fn lowest(self) -> i8 {
         match self {
             Coding::Ternary => -1,
@@ -30,8 +30,8 @@ impl Coding {
         }
     }
 
-    /// The planes of values of which `reached[i]` says whether they reach threshold `i`; with two
-    /// thresholds `reached[2]` is not looked at.
+    /// Turns comparisons into the two planes. Bit `j` of `reached[i]` says whether value `j`
+    /// reaches threshold `i`. `reached[2]` is unused with two thresholds.
     #[inline(always)]
     pub(crate) fn planes(self, [first, second, third]: [u64; MAX_THRESHOLDS]) -> [u64; 2] {
         match self {
@@ -40,7 +40,7 @@ impl Coding {
         }
     }
 
-    /// `Ok` where every code is one of this coding's.
+    /// `Ok` if every code belongs to this coding.
     pub(crate) fn check(self, codes: &[i8]) -> Result<()> {
         match self {
             Coding::Ternary => codec::check_codes("codes", codes),
@@ -62,22 +62,22 @@ pub(crate) const MAX_THRESHOLDS: usize = 3;
 /// What a layer's activation codes stand for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ActType {
-    /// Ternary codes as they are: -1, 0, 1 (binary ones are two of them).
+    /// Ternary codes as they are: -1, 0, 1. Binary signs -1, 1 are a subset.
     Full,
-    /// Ternary codes plus one: levels 0, 1, 2, behind a ReLU.
+    /// Levels 0, 1, 2, after a ReLU: the ternary code plus one.
     Half,
-    /// Two bits: levels 0, 1, 2, 3, behind a ReLU.
+    /// Two-bit levels 0, 1, 2, 3, after a ReLU.
     Uint2,
-    /// One bit: the levels 0 and 1 of [`ActType::Half`], written like those. (Signs, -1 and 1, are
-    /// ternary codes: padding gives them a third level.)
+    /// One-bit levels 0 and 1, encoded as those of [`ActType::Half`]. (Signs -1 and 1 are
+    /// [`ActType::Full`], because zero padding adds a third level.)
     Binary,
 }
 
 impl ActType {
-    /// Every kind there is.
+    /// All kinds.
     pub const ALL: [ActType; 4] = [ActType::Full, ActType::Half, ActType::Uint2, ActType::Binary];
 
-    /// Its name, as bindings have it.
+    /// Its name in configuration, files and bindings.
     pub fn name(self) -> &'static str {
         match self {
             ActType::Full => "full",
@@ -87,10 +87,10 @@ impl ActType {
         }
     }
 
-    /// The kind of that name.
+    /// The kind with that name.
     ///
     /// # Errors
-    /// [`crate::Error::Value`] where there is none.
+    /// [`crate::Error::Value`] if there is no such name.
     pub fn from_name(name: &str) -> Result<Self> {
         match ActType::ALL.into_iter().find(|act| act.name() == name) {
             Some(act) => Ok(act),
@@ -100,7 +100,7 @@ impl ActType {
         }
     }
 
-    /// Its codes, in order.
+    /// Its codes, in ascending order.
     pub fn codes(self) -> &'static [i8] {
         match self {
             ActType::Full | ActType::Half => &[-1, 0, 1],
@@ -109,7 +109,7 @@ impl ActType {
         }
     }
 
-    /// How its codes are written.
+    /// How its codes are written as bits.
     pub fn coding(self) -> Coding {
         match self {
             ActType::Full | ActType::Half | ActType::Binary => Coding::Ternary,
@@ -117,7 +117,7 @@ impl ActType {
         }
     }
 
-    /// The largest size of a level.
+    /// The largest absolute value of a level.
     pub fn max_abs(self) -> usize {
         match self {
             ActType::Full | ActType::Binary => 1,
@@ -133,7 +133,7 @@ impl ActType {
 }
 
 impl ActType {
-    /// The codes that such activations are packed as.
+    /// The type of the packed codes.
     pub fn code_type(self) -> CodeType {
         match self {
             ActType::Full | ActType::Half => CodeType::Ternary,

@@ -1,4 +1,4 @@
-//! The one vocabulary of element types: what activations, weights, values and tensors are made of.
+//! Names of element types, for activations, weights, values and tensors.
 //!
 //! | type | of | names |
 //! | --- | --- | --- |
@@ -6,9 +6,9 @@
 //! | [`WeightType`] | weights of a layer | `binary`, `ternary`, `two-bit`, `int8`, `float32` |
 //! | [`CodeType`] | packed codes between layers | `ternary`, `two-bit`, `binary` |
 //! | [`ValueType`] | a value between nodes | `float32`, or codes with channels and groups |
-//! | [`TensorType`] | a tensor | `float32`, `int32`, `int64`, `int8`, `binary`, `ternary`, `two-bit` |
+//! | [`TensorType`] | a stored tensor | `float32`, `int32`, `int64`, `int8`, `binary`, `ternary`, `two-bit` |
 //!
-//! Configuration, graph, file, kernels and bindings use these names and no others.
+//! Configuration, graph, file, kernels and bindings use only these names.
 
 mod act;
 mod value;
@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_is_read_back() {
+    fn every_name_parses_to_its_own_type() {
         for act in ActType::ALL {
             assert_eq!(ActType::from_name(act.name()).unwrap(), act);
         }
@@ -45,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_of_another_kind_are_named() {
+    fn check_names_the_first_weight_of_another_kind() {
         for kind in WeightKind::ALL {
             let mut weights: Vec<i8> =
                 (0..CHUNK + 9).map(|i| kind.codes()[i % kind.codes().len()]).collect();
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn binary_codes_are_ternary_ones_as_well() {
+    fn readers_of_ternary_codes_accept_binary_codes() {
         let of = |codes| ValueType::Codes { codes, channels: 8, groups: 2 };
         assert!(of(CodeType::Binary).fits(of(CodeType::Ternary)));
         assert!(!of(CodeType::Ternary).fits(of(CodeType::Binary)));

@@ -1,11 +1,11 @@
-//! What packed codes, values between nodes and tensors are.
+//! Types of packed codes, of values between nodes, and of tensors.
 
 use super::{Coding, WeightKind};
 use crate::codec;
 use crate::error::{Result, bad_value};
 
-/// What packed codes between two layers may be. [`ActType`](super::ActType) says what their reader
-/// takes them for.
+/// The type of packed codes between two layers. [`ActType`](super::ActType) says which levels the
+/// reader takes them for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CodeType {
     /// -1, 0, 1: read as [`ActType::Full`](super::ActType::Full) or
@@ -13,12 +13,12 @@ pub enum CodeType {
     Ternary,
     /// 0 to 3: read as [`ActType::Uint2`](super::ActType::Uint2).
     TwoBit,
-    /// -1 and 0: read as [`ActType::Binary`](super::ActType::Binary), or as ternary ones.
+    /// -1 and 0: read as [`ActType::Binary`](super::ActType::Binary), or as ternary codes.
     Binary,
 }
 
 impl CodeType {
-    /// Every type there is.
+    /// All types.
     pub const ALL: [CodeType; 3] = [CodeType::Ternary, CodeType::TwoBit, CodeType::Binary];
 
     /// Its name.
@@ -30,10 +30,10 @@ impl CodeType {
         }
     }
 
-    /// The type of that name.
+    /// The type with that name.
     ///
     /// # Errors
-    /// [`crate::Error::Value`] where there is none.
+    /// [`crate::Error::Value`] if there is no such name.
     pub fn from_name(name: &str) -> Result<Self> {
         match CodeType::ALL.into_iter().find(|codes| codes.name() == name) {
             Some(codes) => Ok(codes),
@@ -43,7 +43,7 @@ impl CodeType {
         }
     }
 
-    /// How these codes are written.
+    /// How these codes are written as bits.
     pub fn coding(self) -> Coding {
         match self {
             CodeType::Ternary | CodeType::Binary => Coding::Ternary,
@@ -61,25 +61,25 @@ pub enum ValueType {
     Codes {
         /// What the codes are.
         codes: CodeType,
-        /// Channels of a pixel.
+        /// Channels per pixel.
         channels: usize,
-        /// Groups of channels, each packed from a word boundary.
+        /// Number of channel groups; each starts at a word boundary.
         groups: usize,
     },
-    /// Another of [`INPUT_TYPES`], which only an input has, and only in PyTorch.
+    /// Another of [`INPUT_TYPES`]. Only inputs have it, and only PyTorch runs such graphs.
     Other(&'static str),
 }
 
 impl ValueType {
-    /// Whether it is packed codes.
+    /// Whether these are packed codes.
     pub fn is_codes(self) -> bool {
         matches!(self, ValueType::Codes { .. })
     }
 
-    /// The type of an input that PyTorch calls by that name.
+    /// The type of an input, from PyTorch's name of the dtype.
     ///
     /// # Errors
-    /// [`crate::Error::Value`] where there is none.
+    /// [`crate::Error::Value`] if there is no such type.
     pub fn of_input(name: &str) -> Result<Self> {
         match INPUT_TYPES.iter().find(|(known, _)| *known == name) {
             Some(("float32", _)) => Ok(ValueType::F32),
@@ -92,7 +92,7 @@ impl ValueType {
         }
     }
 
-    /// Bytes of an element in PyTorch, where codes are packed into bytes.
+    /// Bytes per element in PyTorch, which holds packed codes as bytes.
     pub fn element_bytes(self) -> usize {
         match self {
             ValueType::F32 => 4,
@@ -103,7 +103,7 @@ impl ValueType {
         }
     }
 
-    /// Whether a reader that wants `wanted` can read it: binary codes are ternary ones as well.
+    /// Whether a reader of `wanted` accepts this type: binary codes are ternary codes too.
     pub fn fits(self, wanted: ValueType) -> bool {
         match (self, wanted) {
             (
@@ -136,15 +136,15 @@ pub enum TensorType {
     I32,
     /// int64.
     I64,
-    /// int8, any value.
+    /// int8.
     I8,
-    /// Weights of a few levels: binary, ternary or two-bit. An array holds them as int8; a file
-    /// packs them.
+    /// Weights of a few levels: binary, ternary or two-bit. Arrays hold them as int8, files pack
+    /// them.
     Codes(WeightKind),
 }
 
 impl TensorType {
-    /// Every type there is.
+    /// All types.
     pub const ALL: [TensorType; 7] = [
         TensorType::F32,
         TensorType::I32,
@@ -155,14 +155,14 @@ impl TensorType {
         TensorType::Codes(WeightKind::TwoBit),
     ];
 
-    /// The types of weights that are codes.
+    /// The types of packed weights.
     pub const CODES: &[TensorType] = &[
         TensorType::Codes(WeightKind::Binary),
         TensorType::Codes(WeightKind::Ternary),
         TensorType::Codes(WeightKind::TwoBit),
     ];
 
-    /// Its name, as files and bindings have it.
+    /// Its name in files and bindings.
     pub fn name(self) -> &'static str {
         match self {
             TensorType::F32 => "float32",
@@ -173,10 +173,10 @@ impl TensorType {
         }
     }
 
-    /// The type of that name.
+    /// The type with that name.
     ///
     /// # Errors
-    /// [`crate::Error::Value`] where there is none.
+    /// [`crate::Error::Value`] if there is no such name.
     pub fn from_name(name: &str) -> Result<Self> {
         match TensorType::ALL.into_iter().find(|dtype| dtype.name() == name) {
             Some(dtype) => Ok(dtype),
@@ -184,7 +184,7 @@ impl TensorType {
         }
     }
 
-    /// Names of types for a message: `"binary, ternary or two-bit"`.
+    /// The names of `types`, for a message: `"binary, ternary or two-bit"`.
     pub fn names(types: &[TensorType]) -> String {
         match types {
             [] => String::new(),
@@ -199,12 +199,12 @@ impl TensorType {
         }
     }
 
-    /// Name of the type that an array library has it as.
+    /// The NumPy dtype of an array that holds such a tensor.
     pub fn array_name(self) -> &'static str {
         if let TensorType::Codes(_) = self { "int8" } else { self.name() }
     }
 
-    /// Bytes of an element in an array.
+    /// Bytes per element in an array.
     pub fn array_bytes(self) -> usize {
         match self {
             TensorType::F32 | TensorType::I32 => 4,
@@ -213,7 +213,7 @@ impl TensorType {
         }
     }
 
-    /// Bytes that so many elements take in a file.
+    /// Bytes that `elements` elements take in a file.
     pub fn file_bytes(self, elements: usize) -> usize {
         match self {
             TensorType::Codes(WeightKind::Binary) => codec::signs::encoded_len(elements),
@@ -224,8 +224,8 @@ impl TensorType {
     }
 }
 
-/// Types that an input of a network may have in PyTorch, and bytes of an element. The engine runs
-/// float32.
+/// Types that PyTorch allows for an input of a network, with bytes per element. The engine only
+/// runs float32.
 pub const INPUT_TYPES: &[(&str, usize)] = &[
     ("float32", 4),
     ("float64", 8),

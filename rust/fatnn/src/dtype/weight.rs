@@ -1,33 +1,34 @@
-//! What weights are.
+//! Types of weights.
 
 use crate::codec;
 use crate::error::{Result, bad_value};
 
-/// Weights that are checked between two looks at the result.
+/// [`WeightKind::check`] looks for wrong weights after every chunk of this size.
 pub(super) const CHUNK: usize = 4096;
 
-/// What a layer's weights are.
+/// Weights that are stored as codes of a few levels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightKind {
     /// -1, 0, 1.
     Ternary,
-    /// -1 and 1: ternary ones that no kernel needs a mask for.
+    /// -1 and 1: ternary weights without zeros.
     Binary,
-    /// Two bits: -3, -1, 1, 3.
+    /// -3, -1, 1, 3.
     TwoBit,
 }
 
 impl WeightKind {
-    /// Every kind there is.
+    /// All kinds.
     pub const ALL: [WeightKind; 3] = [WeightKind::Ternary, WeightKind::Binary, WeightKind::TwoBit];
 
-    /// The kind that takes the least work: binary ones without a zero, those of two bits where one
-    /// is ±3.
+    /// The narrowest kind that holds these weights: two-bit if one is ±3, else ternary if one is 0,
+    /// else binary.
     ///
     /// # Errors
-    /// [`crate::Error::Value`] naming the first weight that does not fit the others.
+    /// [`crate::Error::Value`] naming the first weight that does not fit.
     pub fn of(weights: &[i8]) -> Result<Self> {
-        // A loop without an early exit, so that it is vectorized: networks are loaded through it.
+        // No early exit, so that the loop is vectorized: loading a network calls this on all
+        // weights.
         let max_abs = weights.iter().fold(0, |max, w| w.unsigned_abs().max(max));
         if max_abs > 1 && weights.iter().any(|w| w.unsigned_abs() == 3) {
             codec::two_bit::check("weight", weights)?;
@@ -39,7 +40,7 @@ impl WeightKind {
         Ok(if weights.contains(&0) { WeightKind::Ternary } else { WeightKind::Binary })
     }
 
-    /// Its name, as bindings have it.
+    /// Its name in bindings.
     pub fn name(self) -> &'static str {
         match self {
             WeightKind::Ternary => "ternary",
@@ -48,10 +49,10 @@ impl WeightKind {
         }
     }
 
-    /// The kind of that name.
+    /// The kind with that name.
     ///
     /// # Errors
-    /// [`crate::Error::Value`] where there is none.
+    /// [`crate::Error::Value`] if there is no such name.
     pub fn from_name(name: &str) -> Result<Self> {
         match WeightKind::ALL.into_iter().find(|kind| kind.name() == name) {
             Some(kind) => Ok(kind),
@@ -61,7 +62,7 @@ impl WeightKind {
         }
     }
 
-    /// Its weights, in order.
+    /// Its weights, in ascending order.
     pub fn codes(self) -> &'static [i8] {
         match self {
             WeightKind::Ternary => &[-1, 0, 1],
@@ -70,18 +71,18 @@ impl WeightKind {
         }
     }
 
-    /// The largest size of a weight.
+    /// The largest absolute value of a weight.
     pub fn max_abs(self) -> usize {
         if self == WeightKind::TwoBit { 3 } else { 1 }
     }
 
-    /// `Ok` where every weight is of this kind.
+    /// `Ok` if every weight is of this kind.
     ///
     /// # Errors
-    /// [`crate::Error::Value`] naming the first that is not.
+    /// [`crate::Error::Value`] naming the first wrong one.
     pub fn check(self, what: &'static str, weights: &[i8]) -> Result<()> {
         let (codes, wrong) = (self.codes(), |w: &i8| !self.codes().contains(w));
-        // Whole chunks first, without an early exit, so that the loop is vectorized.
+        // Chunks are tested without an early exit, so that the loop is vectorized.
         let fits = |chunk: &[i8]| match self {
             WeightKind::Ternary => chunk.iter().fold(true, |all, w| all & (w.unsigned_abs() <= 1)),
             WeightKind::Binary => chunk.iter().fold(true, |all, w| all & (w.unsigned_abs() == 1)),
@@ -101,7 +102,7 @@ impl WeightKind {
     }
 }
 
-/// What a layer's weights are, of every kind of layer.
+/// Types of weights, for all kinds of layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightType {
     /// -1 and 1.
@@ -110,14 +111,14 @@ pub enum WeightType {
     Ternary,
     /// -3, -1, 1, 3.
     TwoBit,
-    /// From -127 to 127.
+    /// int8, from -127 to 127.
     Int8,
     /// float32.
     Float32,
 }
 
 impl WeightType {
-    /// Every type there is.
+    /// All types.
     pub const ALL: [WeightType; 5] = [
         WeightType::Binary,
         WeightType::Ternary,
@@ -126,7 +127,7 @@ impl WeightType {
         WeightType::Float32,
     ];
 
-    /// Its name, as configuration, files and bindings have it.
+    /// Its name in configuration, files and bindings.
     pub fn name(self) -> &'static str {
         match self {
             WeightType::Binary => WeightKind::Binary.name(),
@@ -137,10 +138,10 @@ impl WeightType {
         }
     }
 
-    /// The type of that name.
+    /// The type with that name.
     ///
     /// # Errors
-    /// [`crate::Error::Value`] where there is none.
+    /// [`crate::Error::Value`] if there is no such name.
     pub fn from_name(name: &str) -> Result<Self> {
         match WeightType::ALL.into_iter().find(|kind| kind.name() == name) {
             Some(kind) => Ok(kind),
@@ -151,7 +152,7 @@ impl WeightType {
         }
     }
 
-    /// The kind of codes that these weights are; `None` for int8 and float32.
+    /// The kind, if these weights are stored as codes; `None` for int8 and float32.
     pub fn codes(self) -> Option<WeightKind> {
         match self {
             WeightType::Binary => Some(WeightKind::Binary),

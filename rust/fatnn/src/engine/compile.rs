@@ -268,10 +268,8 @@ impl<'a> Compiler<'a> {
             Op::Expand { shape } => Box::new(Expand(shape.clone())),
             Op::Cat { dim } => Box::new(Concat(*dim)),
             Op::Constant => {
-                let (shape, data) = (
-                    view.shape("value")?.to_vec(),
-                    memory::copied("a constant", view.floats("value")?)?,
-                ); // small: sizes
+                let shape = view.shape("value")?.to_vec(); // small: sizes
+                let data = memory::copied("a constant", view.floats("value")?)?;
                 self.budget.spend(size_of_val(data.as_slice()) as u128)?;
                 Box::new(Constant { shape, data })
             }

@@ -4,10 +4,10 @@ use super::isa::Simd;
 use super::vector::{Level, VectorLoop};
 use crate::scalar::Binary;
 
-/// `out = a ∘ b` over one row, each operand of which stands at a distance of 0, 1 or more.
+/// `out = a ∘ b` over one row.
 pub(crate) struct Row<'a> {
     pub kind: Binary,
-    /// Elements, and the distance from one to the next.
+    /// Elements, and the stride between them. A stride of 0 repeats one element.
     pub a: (&'a [f32], usize),
     pub b: (&'a [f32], usize),
     pub out: &'a mut [f32],
@@ -20,22 +20,22 @@ impl VectorLoop for Row<'_> {
     fn run<S: Simd>(self, _: S) {
         let Row { kind, a, b, out } = self;
         match kind {
-            Binary::Add => row(a, b, out, |a, b| a + b),
-            Binary::Sub => row(a, b, out, |a, b| a - b),
-            Binary::Mul => row(a, b, out, |a, b| a * b),
-            Binary::Div => row(a, b, out, |a, b| a / b),
+            Binary::Add => apply_row(a, b, out, |a, b| a + b),
+            Binary::Sub => apply_row(a, b, out, |a, b| a - b),
+            Binary::Mul => apply_row(a, b, out, |a, b| a * b),
+            Binary::Div => apply_row(a, b, out, |a, b| a / b),
         }
     }
 }
 
 #[inline(always)]
-fn row(
-    (a, sa): (&[f32], usize),
-    (b, sb): (&[f32], usize),
+fn apply_row(
+    (a, stride_a): (&[f32], usize),
+    (b, stride_b): (&[f32], usize),
     out: &mut [f32],
     f: impl Fn(f32, f32) -> f32,
 ) {
-    match (sa, sb) {
+    match (stride_a, stride_b) {
         (1, 1) => {
             for ((y, &a), &b) in out.iter_mut().zip(a).zip(b) {
                 *y = f(a, b);
@@ -55,7 +55,7 @@ fn row(
         }
         _ => {
             for (i, y) in out.iter_mut().enumerate() {
-                *y = f(a[i * sa], b[i * sb]);
+                *y = f(a[i * stride_a], b[i * stride_b]);
             }
         }
     }

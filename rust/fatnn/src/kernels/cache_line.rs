@@ -3,40 +3,40 @@
 use crate::error::Result;
 use crate::memory;
 
-/// A cache line of memory, which vectors and tiles should not straddle: measured, a convolution
-/// with a residual took a sixth less time with buffers that begin on one.
+/// One cache line. Vectors and tiles should not straddle cache lines: with aligned buffers, a
+/// convolution with a residual took a sixth less time.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct CacheLine(pub [u8; 64]);
 
 impl CacheLine {
-    /// Sixteen zeros, or 64.
+    /// A line of zeros: sixteen floats or 64 bytes.
     pub(crate) const ZERO: Self = CacheLine([0; 64]);
 
-    /// All lines' bytes.
+    /// The bytes of all lines.
     pub(crate) fn bytes(lines: &[CacheLine]) -> &[u8] {
-        // SAFETY: a line is 64 bytes without padding, and bytes have no alignment.
+        // SAFETY: a line is 64 bytes without padding, and bytes need no alignment.
         unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
     }
 
-    /// All lines' bytes.
+    /// The bytes of all lines.
     pub(crate) fn bytes_mut(lines: &mut [CacheLine]) -> &mut [u8] {
-        // SAFETY: as above, and any bytes are a line.
+        // SAFETY: as in `bytes`; and a line may hold any bytes.
         unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
     }
 
-    /// All lines as float32.
+    /// The floats of all lines.
     pub(crate) fn floats(lines: &[CacheLine]) -> &[f32] {
-        // SAFETY: a line is sixteen floats without padding, more aligned than they need be; any
-        // bytes are a float.
+        // SAFETY: a line has the size of sixteen floats, no padding, and more than their alignment.
+        // Any bytes are a valid float.
         unsafe {
             std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines) / size_of::<f32>())
         }
     }
 
-    /// All lines as float32.
+    /// The floats of all lines.
     pub(crate) fn floats_mut(lines: &mut [CacheLine]) -> &mut [f32] {
-        // SAFETY: as above, and any bytes are a line.
+        // SAFETY: as in `floats`; and a line may hold any bytes.
         unsafe {
             std::slice::from_raw_parts_mut(
                 lines.as_mut_ptr().cast(),
@@ -45,25 +45,25 @@ impl CacheLine {
         }
     }
 
-    /// Scratch memory as float32, from the first float that is in place on.
+    /// The part of scratch memory that is aligned for float32.
     pub(crate) fn floats_in(bytes: &mut [u8]) -> &mut [f32] {
-        // SAFETY: any bytes are a float.
+        // SAFETY: any bytes are a valid float.
         unsafe { bytes.align_to_mut::<f32>().1 }
     }
 
-    /// [`CacheLine::grow`] for a kernel's own working memory, which a constant bounds.
+    /// As [`CacheLine::grow`], for scratch memory of a kernel, whose size is bounded by a constant.
     pub(crate) fn bounded(lines: &mut Vec<CacheLine>, bytes: usize) -> &mut [CacheLine] {
         let count = bytes.div_ceil(size_of::<CacheLine>());
         if lines.len() < count {
-            lines.resize(count, CacheLine::ZERO); // small: a constant of the kernel
+            lines.resize(count, CacheLine::ZERO); // small: bounded by a constant of the kernel
         }
         &mut lines[..count]
     }
 
-    /// At least `bytes` bytes of lines, whatever they hold.
+    /// At least `bytes` bytes of lines, with any contents.
     ///
     /// # Errors
-    /// [`crate::Error::Memory`] where there is not so much.
+    /// [`crate::Error::Memory`] if there is not enough memory.
     pub(crate) fn grow(lines: &mut Vec<CacheLine>, bytes: usize) -> Result<&mut [CacheLine]> {
         let count = bytes.div_ceil(size_of::<CacheLine>());
         memory::grow("working memory of a convolution", lines, count, CacheLine::ZERO)?;

@@ -1,8 +1,8 @@
-//! Which kernel a layer takes.
+//! Chooses the kernel of a layer.
 //!
-//! By predicted time (`cost.rs`) where the CPU is one of those that costs were measured on, and
-//! every candidate was measured; else by rules. `docs/kernels.md` has the measurements behind both,
-//! and the regret.
+//! If the CPU is one of those on which costs were measured, and every candidate has a measured
+//! cost, the least predicted time decides (`cost.rs`). Otherwise rules decide. `docs/kernels.md`
+//! has the measurements behind both.
 
 use super::cost;
 use super::kernel::{Family, Inner, Kernel, OperandTypes, Operands};
@@ -18,16 +18,16 @@ pub enum LayerShape {
     Conv {
         /// Output channels per group.
         out_channels: usize,
-        /// Products per output: input channels per group times taps.
+        /// Products per output value: input channels per group times taps.
         reduction: usize,
-        /// Taps of the window: kernel height times width.
+        /// Taps of the window: kernel height times kernel width.
         taps: usize,
     },
-    /// A linear layer, which has as few rows as a batch has images.
+    /// A linear layer. It has one row per sample of the batch, so usually few.
     Linear,
 }
 
-/// The kernel for a layer, of those that this process may run.
+/// The kernel for a layer, among those that this process may run.
 ///
 /// # Errors
 /// As [`available`].
@@ -39,8 +39,8 @@ pub fn choose_for(
     let kernels = available_for(operands)?;
     let best = first(&kernels)?;
     match (operands, shape) {
-        (OperandTypes::Codes(operands), _) => Ok(choose_codes(&kernels, shape, operands)),
-        // No choice among int8 kernels depends on the shape of a convolution yet.
+        (OperandTypes::Codes(operands), _) => Ok(choose_for_codes(&kernels, shape, operands)),
+        // So far, the choice of an int8 kernel does not depend on the shape of a convolution.
         (OperandTypes::Int8, LayerShape::Conv { .. }) | (OperandTypes::Int8Depthwise, _) => {
             Ok(best)
         }
@@ -54,11 +54,11 @@ pub fn choose_for(
     }
 }
 
-/// As [`choose_for`], among the kernels of one family: for benchmarks.
+/// As [`choose_for`], among the kernels of one family. For benchmarks.
 ///
 /// # Errors
-/// [`crate::Error::Value`] where the family has none that runs these operands here; as
-/// [`available`].
+/// [`crate::Error::Value`] if no kernel of the family runs these operands on this machine;
+/// otherwise as [`available`].
 pub fn choose_in(
     family: Family,
     shape: LayerShape,
@@ -71,36 +71,36 @@ pub fn choose_in(
     if kernels.is_empty() {
         return bad_value(
             "kernel family",
-            format!("one that runs {operands:?} on this machine"),
+            format!("one that runs {} on this machine", OperandTypes::from(operands)),
             family.name(),
         );
     }
-    Ok(choose_codes(&kernels, shape, operands))
+    Ok(choose_for_codes(&kernels, shape, operands))
 }
 
-/// The kernel for a layer of codes, among given kernels, of which there is one.
-fn choose_codes(
+/// The kernel for a layer of packed codes. `kernels` must not be empty.
+fn choose_for_codes(
     kernels: &[&'static dyn Kernel],
     shape: LayerShape,
     operands: Operands,
 ) -> &'static dyn Kernel {
-    let fastest = if cpu::is_zen4() { fastest(kernels, shape, operands) } else { None };
+    let fastest = if cpu::is_zen4() { predicted_fastest(kernels, shape, operands) } else { None };
     fastest.unwrap_or_else(|| choose_by_rules(kernels, shape, operands))
 }
 
-/// Shortest reduction for which predicted times decide. The model knows sums, not what is done with
-/// them, which counts where sums are short: ResNet-50 ran 4% slower by it for its 1x1 layers.
-const MIN_MEASURED_REDUCTION: usize = 256;
+/// Shortest reduction for which predicted times decide. The model ignores epilogues, which matter
+/// if reductions are short: its choices for 1x1 layers made ResNet-50 4% slower.
+const MIN_PREDICTED_REDUCTION: usize = 256;
 
-/// The kernel with the least predicted time, portable ones excepted; `None` where one was not
-/// measured, or nothing was of such layers.
-fn fastest(
+/// The kernel with the least predicted time. Portable kernels are not considered. `None` if a
+/// candidate has no measured cost, or the shape is outside what was measured.
+fn predicted_fastest(
     kernels: &[&'static dyn Kernel],
     shape: LayerShape,
     operands: Operands,
 ) -> Option<&'static dyn Kernel> {
     match shape {
-        LayerShape::Conv { reduction, .. } if reduction >= MIN_MEASURED_REDUCTION => (),
+        LayerShape::Conv { reduction, .. } if reduction >= MIN_PREDICTED_REDUCTION => (),
         _ => return None,
     }
     let mut best: Option<(f64, &'static dyn Kernel)> = None;
@@ -113,11 +113,11 @@ fn fastest(
     best.map(|(_, kernel)| kernel)
 }
 
-/// The kernel that the rules take of those given, which are in the registry's order and all run the
-/// operands; the first one for a linear layer: for benchmarks.
+/// Chooses by rules only. `kernels` must be in the registry's order and all run the operands. A
+/// linear layer gets the first one. For benchmarks.
 ///
 /// # Panics
-/// Where no kernel is given.
+/// If `kernels` is empty.
 pub fn choose_by_rules(
     kernels: &[&'static dyn Kernel],
     shape: LayerShape,
@@ -132,7 +132,7 @@ pub fn choose_by_rules(
 }
 
 fn first(kernels: &[&'static dyn Kernel]) -> Result<&'static dyn Kernel> {
-    // The scalar kernels are always there: the table ends with them.
+    // The registry ends with scalar kernels, which every CPU can run, so this is never empty.
     kernels
         .first()
         .copied()
@@ -168,7 +168,7 @@ fn choose_among(
     {
         return popcount;
     }
-    // Lanes of output channels, unless fewer than three quarters of them would be used.
+    // Put output channels in the lanes, unless that leaves more than a quarter of them unused.
     if 4 * out_channels >= 3 * out_channels.next_multiple_of(table.layout().lanes) {
         return table;
     }
@@ -176,7 +176,7 @@ fn choose_among(
     pixels.unwrap_or(table)
 }
 
-/// The kernel that comes first of [`available`].
+/// The first kernel of [`available`].
 ///
 /// # Errors
 /// As [`available`].

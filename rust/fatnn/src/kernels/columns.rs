@@ -1,15 +1,16 @@
-//! What int8 kernels read: windows of activations at a constant distance in memory, which may
-//! overlap, and a panel of weights.
+//! Operands of int8 kernels: a panel of weights, and windows of activations at a constant distance
+//! in memory, which may overlap.
 //!
-//! A row has as many values as the reduction is long, rounded up to [`Int8Layout::depth`]; what
-//! lies behind the window meets weights that are 0. No kernel can saturate: weights and activations
-//! are in -127..=127, and reductions so short that 127² times their length fits `i32`.
+//! A row has as many values as the reduction is long, rounded up to [`Int8Layout::depth`]. The
+//! values after its window are multiplied by weights that are 0. Sums never overflow: weights and
+//! activations are in -127..=127, and reductions are short enough that 127² times their length fits
+//! `i32`.
 
 use super::int8::Finish;
 use super::kernel::{Family, Inner, Layout, OperandTypes, private};
 use super::panels::PanelWeights;
 
-/// How a kernel wants to read activations.
+/// How a kernel reads activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Element {
     /// `i8`.
@@ -29,7 +30,7 @@ impl Element {
         }
     }
 
-    /// The byte that the code 0 consists of.
+    /// The byte of which the code 0 consists.
     pub(crate) fn zero(self) -> u8 {
         match self {
             Element::I8 | Element::I16 => 0,
@@ -38,45 +39,46 @@ impl Element {
     }
 }
 
-/// How a kernel's operands are laid out. Weights lie as
-/// `[reduction / depth][width / lanes][depth / unit][lanes][unit]`.
+/// How the operands of a kernel are laid out. Packed weights are
+/// `[reduction / depth][width / lanes][depth / k_pack][lanes][k_pack]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Int8Layout {
-    /// Tells layouts apart at the head of packed weights.
+    /// Identifies the layout in the header of packed weights.
     pub id: u32,
-    /// What the reduction is rounded up to.
+    /// The reduction is padded to a multiple of this.
     pub depth: usize,
-    /// Neighbours in the reduction that lie side by side.
-    pub unit: usize,
-    /// Channels that lie side by side.
+    /// Consecutive values of the reduction that are stored together for each channel, because one
+    /// instruction adds up their products.
+    pub k_pack: usize,
+    /// Channels that are stored next to each other: one vector.
     pub lanes: usize,
-    /// Most channels in a panel.
+    /// Largest number of channels in a panel.
     pub panel: usize,
-    /// Rows are read in multiples of this.
+    /// The kernel reads a multiple of this number of rows.
     pub rows: usize,
-    /// Type of activations.
+    /// Type of the activations.
     pub element: Element,
 }
 
 impl Int8Layout {
-    /// Channels, padding included, of a panel of so many.
+    /// Channels with padding, of a panel in which `channels` exist.
     pub(crate) fn width(&self, channels: usize) -> usize {
         channels.next_multiple_of(self.lanes).min(self.panel)
     }
 
-    /// Bytes of a panel: weights, then where activations are biased an `i32` per channel for sums
-    /// to begin with.
+    /// Bytes of a panel: the weights, and for biased activations an `i32` per channel with which
+    /// its sum starts.
     pub(crate) fn panel_bytes(&self, reduction: usize, width: usize) -> usize {
         let start = if self.element == Element::Biased { 4 } else { 0 };
         (reduction.next_multiple_of(self.depth) + start) * width
     }
 
-    /// What of it all families have.
+    /// The part of the layout that all families have.
     pub(super) fn common(&self) -> Layout {
         Layout { family: Family::Int8, nr: self.panel, lanes: self.lanes }
     }
 
-    /// Packs a panel, whose weights are in the order in which rows hold activations.
+    /// Packs a panel. Its weights must be in the order of the activations in a row.
     fn pack(&self, weights: &PanelWeights<'_>, panel: &mut [u8]) {
         let (reduction, width) = (weights.taps * weights.inputs, self.width(weights.count));
         assert_eq!(panel.len(), self.panel_bytes(reduction, width));
@@ -86,10 +88,10 @@ impl Int8Layout {
             let Some(weight) = weights.channel(j) else { continue };
             assert_eq!(weight.len(), reduction);
             for (k, &w) in weight.iter().enumerate() {
-                let (deep, rest) = (k / self.depth, k % self.depth);
-                let tile = deep * (width / self.lanes) + j / self.lanes;
-                let unit = tile * (self.depth / self.unit) + rest / self.unit;
-                panel[(unit * self.lanes + j % self.lanes) * self.unit + rest % self.unit] =
+                let (block, rest) = (k / self.depth, k % self.depth);
+                let tile = block * (width / self.lanes) + j / self.lanes;
+                let group = tile * (self.depth / self.k_pack) + rest / self.k_pack;
+                panel[(group * self.lanes + j % self.lanes) * self.k_pack + rest % self.k_pack] =
                     w.cast_unsigned();
             }
             if self.element == Element::Biased {
@@ -100,11 +102,12 @@ impl Int8Layout {
     }
 }
 
-/// Rows of activations: windows, one every `stride` bytes. Lines of `length` rows begin every
-/// `period` rows; rows between them are nothing.
+/// Rows of activations. Row `r` is the window that begins at byte `r * stride`. There are `lines`
+/// lines of the output, with `length` rows each. Line `l` begins at row `l * period`; the rows
+/// between lines are unused.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
-    /// What the first one begins.
+    /// Begins with the first row.
     pub(crate) bytes: &'a [u8],
     pub(crate) stride: usize,
     pub(crate) lines: usize,
@@ -112,12 +115,11 @@ pub struct Rows<'a> {
     pub(crate) length: usize,
 }
 
-/// Rows of activations, a panel of weights and what becomes of their products, whose sizes fit each
-/// other.
+/// Rows of activations, a panel of weights and the epilogue. Their sizes match.
 #[derive(Clone, Copy, Debug)]
 pub struct Product<'a> {
     pub(super) rows: Rows<'a>,
-    /// The reduction, rounded up to the layout's depth.
+    /// Length of the reduction, padded.
     pub(super) depth: usize,
     pub(super) panel: &'a [u8],
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "other kernels know it"))]
@@ -126,10 +128,10 @@ pub struct Product<'a> {
 }
 
 impl<'a> Product<'a> {
-    /// Rows of `reduction` values, and a panel of as many channels as `finish` has constants.
+    /// `rows` of `reduction` values times a panel of as many channels as `finish` has constants.
     ///
     /// # Panics
-    /// Where reading them would leave the slices: a bug in the caller.
+    /// If the sizes do not match or a read would leave a slice: a bug in the caller.
     pub(crate) fn new(
         layout: &Int8Layout,
         rows: Rows<'a>,
@@ -163,7 +165,7 @@ impl<'a> Product<'a> {
         Product { rows, depth, panel, width, finish }
     }
 
-    /// Floats, from the first one on, that a kernel may write between.
+    /// Number of floats from the first output to the last.
     #[cfg_attr(
         not(target_arch = "x86_64"),
         allow(dead_code, reason = "other kernels write slices")
@@ -172,12 +174,13 @@ impl<'a> Product<'a> {
         (self.rows.lines * self.rows.length - 1) * self.finish.pitch + self.finish.channels
     }
 
-    /// Calls `tile(first row, rows, first output)` for at most `most` rows at a time, line by line.
+    /// Calls `tile(first row, rows, index of the first output)` for at most `max_rows` rows at a
+    /// time, line by line.
     #[inline(always)]
-    pub(super) fn tiles(&self, most: usize, mut tile: impl FnMut(usize, usize, usize)) {
+    pub(super) fn tiles(&self, max_rows: usize, mut tile: impl FnMut(usize, usize, usize)) {
         for line in 0..self.rows.lines {
-            for x in (0..self.rows.length).step_by(most) {
-                let count = most.min(self.rows.length - x);
+            for x in (0..self.rows.length).step_by(max_rows) {
+                let count = max_rows.min(self.rows.length - x);
                 tile(
                     line * self.rows.period + x,
                     count,
@@ -188,23 +191,23 @@ impl<'a> Product<'a> {
     }
 }
 
-/// The inner loop of a kernel that reads int8 windows, each in one piece of memory.
+/// An inner loop that reads int8 windows, each contiguous in memory.
 pub trait ColumnsKernel: private::Sealed + Sync + std::fmt::Debug {
-    /// Layout of what it reads.
+    /// Layout of the operands.
     fn layout(&self) -> &'static Int8Layout;
 
-    /// Packs a panel, whose weights are in the order in which rows hold activations.
+    /// Packs a panel. Its weights must be in the order of the activations in a row.
     fn pack_panel(&self, weights: &PanelWeights<'_>, panel: &mut [u8]) {
         self.layout().pack(weights, panel);
     }
 
-    /// Whether it is worth it for a few rows only.
+    /// Whether the kernel is fast for a few rows, as a linear layer has.
     fn for_few_rows(&self) -> bool {
         true
     }
 
-    /// Products of all rows with the panel, to floats: see `Finish`. `out` begins with the first
-    /// channel of the panel of the first row, and has `Product::outputs` elements.
+    /// Multiplies all rows by the panel and converts the sums to floats (see `Finish`). `out`
+    /// begins with the panel's first channel of the first row, and has `Product::outputs` elements.
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]);
 }
 

@@ -1,11 +1,11 @@
-//! Functions of one element on pixels: plain loops.
+//! Elementwise functions on pixels: plain loops.
 
 use super::isa::Simd;
 use super::vector::{Level, VectorLoop};
 use crate::epilogue::Elementwise;
 use crate::error::Result;
 
-/// Applies a function to whole pixels.
+/// Applies one function to whole pixels.
 #[inline(always)]
 fn apply(function: &Elementwise, x: &mut [f32], channels: usize) {
     match function {
@@ -42,7 +42,7 @@ fn apply(function: &Elementwise, x: &mut [f32], channels: usize) {
     }
 }
 
-/// Functions one after the other on whole pixels.
+/// Applies several functions to whole pixels, one after another.
 struct MapPixels<'a> {
     functions: &'a [Elementwise],
     x: &'a mut [f32],
@@ -60,13 +60,13 @@ impl VectorLoop for MapPixels<'_> {
     }
 }
 
-/// Applies functions one after the other to whole pixels, with the best CPU features there are.
+/// Applies functions to whole pixels, one after another, on the best instruction set.
 pub(crate) fn apply_all(functions: &[Elementwise], x: &mut [f32], channels: usize) -> Result<()> {
     if functions.is_empty() || x.is_empty() || channels == 0 {
         return Ok(());
     }
     let level = Level::usable()?;
-    // A piece stays in the first-level cache for all functions.
+    // A block stays in the first-level cache for all functions.
     for x in x.chunks_mut(channels * (4096 / channels).max(1)) {
         level.run(MapPixels { functions, x, channels });
     }

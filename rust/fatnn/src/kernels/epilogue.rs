@@ -1,7 +1,7 @@
-//! The epilogue of a tile: accumulators to codes or to float32, while they are in the nearest
-//! cache.
+//! The epilogue of a tile: turns accumulators into codes or float32 while they are in the
+//! first-level cache.
 //!
-//! [`crate::epilogue`] says what is computed and in which order. The loops stand here once;
+//! [`crate::epilogue`] says what is computed and in which order. This file has the loops, and
 //! [`Epilogue`] compiles them for an instruction set and a tile width.
 
 use std::marker::PhantomData;
@@ -11,15 +11,15 @@ use super::vector::VectorLoop;
 use crate::codec::{Coding, MAX_THRESHOLDS};
 use crate::epilogue::{Dequantize, Quantizer, Requantize, Residual};
 
-/// What follows the products of a tile. `out`, `codes` and `residual` start at the tile's first
-/// row.
+/// The operations that follow the products of a tile. `out`, `codes` and `residual` start at the
+/// first row of the tile.
 #[doc(hidden)]
 pub trait TileEpilogue: Send + Sync {
-    /// Accumulators to codes, which are set in bits of `out` that are zero.
+    /// Turns accumulators into codes. The bits of the codes must be zero in `out`.
     fn to_codes(&self, tile: &TileAcc<'_>, to: &Requantize<'_>, out: &mut [u8]);
 
-    /// Accumulators to float32 and, where `to` asks for them, to codes of those, set in bits that
-    /// are zero. False where a value that became a code may be NaN.
+    /// Turns accumulators into float32 and, if `to` asks for it, these into codes. The bits of the
+    /// codes must be zero in `codes`. Returns false if a value that became a code may be NaN.
     fn to_float(
         &self,
         tile: &TileAcc<'_>,
@@ -29,25 +29,25 @@ pub trait TileEpilogue: Send + Sync {
         codes: &mut [u8],
     ) -> bool;
 
-    /// The accumulators as they are, `channels` columns a row.
+    /// Copies the accumulators. A row of `out` has `channels` columns.
     fn to_acc(&self, tile: &TileAcc<'_>, channels: usize, out: &mut [i32]);
 }
 
-/// The epilogue of tiles of `NR` columns, compiled for `S`; `PART` is [`part_width`] of `NR`.
+/// The epilogue of tiles with `NR` columns, compiled for `S`. `PART` is [`part_width`] of `NR`.
 pub(crate) struct Epilogue<S, const NR: usize, const PART: usize>(PhantomData<S>);
 
 impl<S: Simd, const NR: usize, const PART: usize> Epilogue<S, NR, PART> {
     /// # Safety
-    /// Whoever calls its methods has seen a value of `S`, for instance a kernel that is only made
-    /// where there is one.
+    /// Before calling a method of the result, the caller must have seen a value of `S`. Holding a
+    /// kernel that only exists if there is one is enough.
     pub const unsafe fn new() -> Self {
         Epilogue(PhantomData)
     }
 
     #[inline(always)]
     fn run<L: VectorLoop>(&self, work: L) -> L::Output {
-        // SAFETY: as the caller of `new` has promised.
-        unsafe { S::assume() }.run(work)
+        // SAFETY: the caller of `new` promised that a value of `S` exists.
+        unsafe { S::new_unchecked() }.run(work)
     }
 }
 
@@ -107,7 +107,7 @@ impl<S: Simd, const NR: usize, const PART: usize> TileEpilogue for Epilogue<S, N
     }
 }
 
-/// A finished tile of accumulators and where it belongs.
+/// A finished tile of accumulators and its place in the output.
 pub struct TileAcc<'a> {
     /// `acc[row * nr + channel]`.
     pub(crate) acc: &'a [i32],
@@ -119,19 +119,20 @@ pub struct TileAcc<'a> {
     pub(crate) channels: usize,
 }
 
-/// Columns of a part of a tile of `nr`: the widest vector's floats, or all.
+/// Columns of a [`Part`] of a tile with `nr` columns: as many floats as the widest vector has, or
+/// all columns if there are fewer.
 pub(crate) const fn part_width(nr: usize) -> usize {
-    if nr < LINE { nr } else { LINE }
+    if nr < LINE_FLOATS { nr } else { LINE_FLOATS }
 }
 
-/// Columns of a tile that the epilogue looks at together: all of them, or where fewer exist, parts
-/// of so many as a vector has. (Sixteen channels on the matrix unit, whose tiles have 64: a third
-/// of the time.)
+/// Columns of a tile that the epilogue processes together. A full tile is one part. A tile with
+/// fewer channels is split into parts as wide as a vector, and empty parts are skipped: with 16
+/// channels on the matrix unit, whose tiles have 64, that takes a third of the time.
 #[derive(Clone, Copy)]
 struct Part {
-    /// Column of the tile where it begins.
-    from: usize,
-    /// Output channel of that column.
+    /// First column in the tile.
+    first_column: usize,
+    /// Output channel of the first column.
     first_channel: usize,
     /// Columns that exist.
     channels: usize,
@@ -139,20 +140,20 @@ struct Part {
 
 impl Part {
     fn whole(tile: &TileAcc<'_>) -> Self {
-        Part { from: 0, first_channel: tile.first_channel, channels: tile.channels }
+        Part { first_column: 0, first_channel: tile.first_channel, channels: tile.channels }
     }
 
     fn each(tile: &TileAcc<'_>, width: usize) -> impl Iterator<Item = Self> {
         let (first_channel, channels) = (tile.first_channel, tile.channels);
-        let part = move |from| Part {
-            from,
-            first_channel: first_channel + from,
-            channels: width.min(channels - from),
+        let part = move |first_column| Part {
+            first_column,
+            first_channel: first_channel + first_column,
+            channels: width.min(channels - first_column),
         };
         (0..channels).step_by(width).map(part)
     }
 
-    /// The part's columns of every row.
+    /// The columns of this part, for every row.
     #[inline(always)]
     fn rows<'a, const NR: usize, const WIDTH: usize>(
         self,
@@ -160,14 +161,12 @@ impl Part {
     ) -> impl Iterator<Item = &'a [i32; WIDTH]> {
         let rows = tile.acc.as_chunks::<NR>().0.iter().take(tile.rows);
         rows.map(move |row| {
-            row[self.from..]
-                .first_chunk()
-                .expect("parts are as wide as vectors, tiles some of these")
+            row[self.first_column..].first_chunk().expect("a tile is a whole number of parts wide")
         })
     }
 
-    /// Bits of the columns that exist.
-    fn exists(self) -> u64 {
+    /// A mask with a bit for every column that exists.
+    fn valid_mask(self) -> u64 {
         u64::MAX >> (64 - self.channels)
     }
 }
@@ -197,7 +196,7 @@ fn to_codes<S: Simd, const NR: usize, const PART: usize>(
     }
 }
 
-/// [`to_codes`] of a part, by so many thresholds.
+/// [`to_codes`] for one part and a fixed number of thresholds.
 #[inline(always)]
 fn code_rows<S: Simd, const NR: usize, const WIDTH: usize, const THRESHOLDS: usize>(
     simd: S,
@@ -206,37 +205,37 @@ fn code_rows<S: Simd, const NR: usize, const WIDTH: usize, const THRESHOLDS: usi
     to: &Requantize<'_>,
     out: &mut [u8],
 ) {
-    let (coding, exists, mut padded) = (to.layout.coding(), part.exists(), None);
-    let of_level = |level| {
+    let (coding, valid, mut padded) = (to.layout.coding(), part.valid_mask(), None);
+    let thresholds_of = |level| {
         &to.thresholds[level * to.layout.channels() + part.first_channel..][..part.channels]
     };
     let thresholds: [_; THRESHOLDS] =
-        columns::<_, WIDTH, _>(std::array::from_fn(of_level), i32::MAX, &mut padded);
+        full_width::<_, WIDTH, _>(std::array::from_fn(thresholds_of), i32::MAX, &mut padded);
     let write = to.layout.writer(part.first_channel, part.channels);
     for (acc, out) in
         part.rows::<NR, WIDTH>(tile).zip(out.chunks_exact_mut(to.layout.pixel_bytes()))
     {
         let mut reached = [0; MAX_THRESHOLDS];
         for (reached, threshold) in reached.iter_mut().zip(thresholds) {
-            *reached = simd.ge_mask(acc, threshold) & exists;
+            *reached = simd.ge_mask(acc, threshold) & valid;
         }
         write(out, coding.planes(reached));
     }
 }
 
-/// Every slice as a whole part's columns: itself where it has so many, else its copy, padded with
-/// `rest`. (Copying whole ones too, once a tile, took a seventh of a layer of 64 to 256 channels.)
+/// Extends every slice to `WIDTH` columns: copies it and pads it with `fill`. Full slices are not
+/// copied: one copy per tile cost layers of 64 to 256 channels a seventh of their time.
 #[inline(always)]
-fn columns<'a, T: Copy, const WIDTH: usize, const N: usize>(
+fn full_width<'a, T: Copy, const WIDTH: usize, const N: usize>(
     slices: [&'a [T]; N],
-    rest: T,
+    fill: T,
     padded: &'a mut Option<[[T; WIDTH]; N]>,
 ) -> [&'a [T; WIDTH]; N] {
     if slices.iter().all(|slice| slice.len() == WIDTH) {
-        return slices.map(|slice| slice.try_into().expect("as long"));
+        return slices.map(|slice| slice.try_into().expect("WIDTH elements"));
     }
     let copy = |slice: &[T]| {
-        let mut copy = [rest; WIDTH];
+        let mut copy = [fill; WIDTH];
         copy[..slice.len()].copy_from_slice(slice);
         copy
     };
@@ -256,14 +255,14 @@ fn to_float<S: Simd, const NR: usize, const PART: usize>(
     if NR == PART || tile.channels == NR {
         return float_part::<S, NR, NR>(simd, tile, Part::whole(tile), to, residual, out, codes);
     }
-    let mut numbers = true;
+    let mut no_nan = true;
     for part in Part::each(tile, PART) {
-        numbers &= float_part::<S, NR, PART>(simd, tile, part, to, residual, out, codes);
+        no_nan &= float_part::<S, NR, PART>(simd, tile, part, to, residual, out, codes);
     }
-    numbers
+    no_nan
 }
 
-/// [`to_float`] of a part.
+/// [`to_float`] for one part.
 #[inline(always)]
 fn float_part<S: Simd, const NR: usize, const WIDTH: usize>(
     simd: S,
@@ -274,8 +273,8 @@ fn float_part<S: Simd, const NR: usize, const WIDTH: usize>(
     out: &mut [f32],
     codes: &mut [u8],
 ) -> bool {
-    // Each kind compiled on its own: decided per vector, measured, it took as long as everything
-    // else here.
+    // Compile each kind of residual separately: deciding per vector took as long as all other work
+    // here.
     macro_rules! rows {
         ($kind:ident, $residual:expr) => {
             match to.codes.map(|codes| codes.layout.coding()) {
@@ -292,28 +291,29 @@ fn float_part<S: Simd, const NR: usize, const WIDTH: usize>(
         };
     }
     match residual {
-        Residual::None => rows!(NOTHING, &[]),
-        Residual::Of(x) => rows!(ELSEWHERE, x),
+        Residual::None => rows!(NO_RESIDUAL, &[]),
+        Residual::Of(x) => rows!(SEPARATE, x),
         Residual::InPlace => rows!(IN_PLACE, &[]),
     }
 }
 
 /// Floats in a cache line.
-const LINE: usize = 16;
-/// Cache lines between prefetch and use, as rows: a tile's part of a row is a few lines, too few
-/// for the hardware to see a pattern, and rows often lie so that the first-level cache has room for
-/// a dozen of them only.
-const fn ahead(width: usize) -> usize {
-    let rows = 16 * LINE / width;
+const LINE_FLOATS: usize = 16;
+/// Rows between prefetch and use. A tile has only a few cache lines of each row, too few for
+/// hardware prefetchers to see a pattern. Prefetching further ahead would evict lines: in many
+/// layers, the first-level cache has room for a dozen rows only, because their addresses share
+/// cache sets.
+const fn prefetch_rows(width: usize) -> usize {
+    let rows = 16 * LINE_FLOATS / width;
     if rows < 8 { rows } else { 8 }
 }
 
 /// [`Residual`] as a constant.
-const NOTHING: u8 = 0;
-const ELSEWHERE: u8 = 1;
+const NO_RESIDUAL: u8 = 0;
+const SEPARATE: u8 = 1;
 const IN_PLACE: u8 = 2;
 
-/// [`float_part`] with such a residual and so many thresholds.
+/// [`float_part`] for one kind of residual and a fixed number of thresholds.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "compiled into one loop; called from one place")]
 fn float_rows<
@@ -331,36 +331,36 @@ fn float_rows<
     out: &mut [f32],
     codes: &mut [u8],
 ) -> bool {
-    // Absent ones change nothing: a factor of one and a summand of *negative* zero (0.0 would turn
-    // -0.0 into 0.0).
     const { assert!(WIDTH <= 64) };
+    // A missing scale is 1. A missing bias is *negative* zero, because adding 0.0 would turn -0.0
+    // into 0.0.
     let channels = part.first_channel..part.first_channel + part.channels;
     let scale = to.scale.map_or(&[1.0; 64][..part.channels], |scale| &scale[channels.clone()]);
     let bias = to.bias.map_or(&[-0.0; 64][..part.channels], |bias| &bias[channels.clone()]);
     let mut padded = None;
-    let factors = columns::<_, WIDTH, 2>([scale, bias], 0.0, &mut padded);
+    let factors = full_width::<_, WIDTH, 2>([scale, bias], 0.0, &mut padded);
     let codes_to =
         to.codes.map(|codes| (codes, codes.layout.writer(part.first_channel, part.channels)));
-    // What is below it becomes it; NaN and -0.0 pass through, as through PyTorch's ReLU.
+    // Values below the floor become the floor. NaN and -0.0 pass through, as in PyTorch's ReLU.
     let floor = if to.relu { 0.0 } else { f32::NEG_INFINITY };
-    let mut total = [0.0; WIDTH];
+    let mut nan_probe = [0.0; WIDTH];
     for (r, acc) in part.rows::<NR, WIDTH>(tile).enumerate() {
         let row = r * to.channels + channels.start..r * to.channels + channels.end;
-        let ahead = row.start + const { ahead(WIDTH) } * to.channels;
-        for i in (0..WIDTH).step_by(LINE) {
+        let ahead = row.start + const { prefetch_rows(WIDTH) } * to.channels;
+        for i in (0..WIDTH).step_by(LINE_FLOATS) {
             super::prefetch(out.as_ptr().wrapping_add(ahead + i));
-            if RESIDUAL == ELSEWHERE {
+            if RESIDUAL == SEPARATE {
                 super::prefetch(residual.as_ptr().wrapping_add(ahead + i));
             }
         }
         let mut padded = None;
         let [x] = match RESIDUAL {
-            ELSEWHERE => columns([&residual[row.clone()]], 0.0, &mut padded),
+            SEPARATE => full_width([&residual[row.clone()]], 0.0, &mut padded),
             _ => [&[0.0; WIDTH]],
         };
         let mut whole;
         let y: &[f32; WIDTH] = if part.channels == WIDTH {
-            let y: &mut [f32; WIDTH] = (&mut out[row]).try_into().expect("as long");
+            let y: &mut [f32; WIDTH] = (&mut out[row]).try_into().expect("WIDTH elements");
             float_row::<WIDTH, RESIDUAL>(acc, factors, x, floor, y);
             y
         } else {
@@ -371,13 +371,18 @@ fn float_rows<
             &whole
         };
         if let Some((quantizer, write)) = &codes_to {
-            let planes =
-                row_codes::<S, WIDTH, THRESHOLDS>(simd, y, quantizer, part.exists(), &mut total);
+            let planes = row_codes::<S, WIDTH, THRESHOLDS>(
+                simd,
+                y,
+                quantizer,
+                part.valid_mask(),
+                &mut nan_probe,
+            );
             let bytes = quantizer.layout.pixel_bytes();
             write(&mut codes[r * bytes..(r + 1) * bytes], planes);
         }
     }
-    total.iter().all(|total| !total.is_nan())
+    nan_probe.iter().all(|x| !x.is_nan())
 }
 
 /// One row of [`float_rows`].
@@ -392,7 +397,7 @@ fn float_row<const WIDTH: usize, const RESIDUAL: u8>(
     for j in 0..WIDTH {
         let mut y = (acc[j] as f32).mul_add(scale[j], bias[j]);
         match RESIDUAL {
-            ELSEWHERE => y += residual[j],
+            SEPARATE => y += residual[j],
             IN_PLACE => y += out[j],
             _ => (),
         }
@@ -400,29 +405,28 @@ fn float_row<const WIDTH: usize, const RESIDUAL: u8>(
     }
 }
 
-/// The planes of a row's codes, of those columns whose bits are set in `exists`; `total` adds up
-/// what there is.
+/// Bit planes of a row's codes. Bits outside `valid` stay zero. Adds the values to `nan_probe`.
 #[inline(always)]
 fn row_codes<S: Simd, const WIDTH: usize, const THRESHOLDS: usize>(
     simd: S,
     y: &[f32; WIDTH],
     quantizer: &Quantizer,
-    exists: u64,
-    total: &mut [f32; WIDTH],
+    valid: u64,
+    nan_probe: &mut [f32; WIDTH],
 ) -> [u64; 2] {
     let mut reached = [0; MAX_THRESHOLDS];
     for (reached, threshold) in reached.iter_mut().zip(quantizer.thresholds).take(THRESHOLDS) {
-        *reached = simd.ge_mask_f32(y, threshold) & exists;
+        *reached = simd.ge_mask_f32(y, threshold) & valid;
     }
-    // Whatever is added to NaN is NaN: an addition a vector, where comparisons and integers take
-    // two and wait for each other.
+    // A sum with NaN is NaN, so one addition per vector finds NaN. Comparisons and integer
+    // operations would take two instructions that depend on each other.
     for j in 0..WIDTH {
-        total[j] += y[j];
+        nan_probe[j] += y[j];
     }
     quantizer.layout.coding().planes(reached)
 }
 
-/// Copies the start of `from` to `to`: one move of constant size for a whole tile.
+/// Copies the start of `from` to `to`. For a full tile, this is one copy of constant size.
 #[inline(always)]
 fn store<T: Copy, const NR: usize>(to: &mut [T], from: &[T; NR]) {
     match TryInto::<&mut [T; NR]>::try_into(&mut *to) {

@@ -1,9 +1,9 @@
-//! Float32 products: the one safe door to the `gemm` crate.
+//! Float32 matrix products: a safe interface to the `gemm` crate.
 
-/// `out = a · b`, all row-major: `a` is `m × k`, `b` is `k × n`. On the calling thread alone.
+/// `out = a · b`, all row-major: `a` is `m × k`, `b` is `k × n`. Runs on the calling thread.
 ///
 /// # Panics
-/// Where a slice has another size: a bug in the caller.
+/// If a slice has another size: a bug in the caller.
 pub(crate) fn matmul(m: usize, n: usize, k: usize, a: &[f32], b: &[f32], out: &mut [f32]) {
     assert_eq!(Some(a.len()), m.checked_mul(k));
     assert_eq!(Some(b.len()), k.checked_mul(n));
@@ -35,17 +35,18 @@ pub(crate) fn matmul(m: usize, n: usize, k: usize, a: &[f32], b: &[f32], out: &m
     }
 }
 
-/// A matrix in memory: numbers, and the distances from row to row and from column to column.
+/// A matrix in memory: its elements, the stride between rows and the stride between columns.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a>(pub &'a [f32], pub [usize; 2]);
 
-/// Terms of a sum that are added up in one go: in the `gemm` crate, sums of more depend on caches.
-const SLICE: usize = 512;
+/// Terms of a sum per call of the `gemm` crate. With more, its order of additions would depend on
+/// the size of the CPU's caches.
+const MAX_TERMS: usize = 512;
 
-/// `out = a · b`: `a` is `m × k`, `b` is `k × n`, `out` is row-major. On the calling thread alone.
+/// `out = a · b`: `a` is `m × k`, `b` is `k × n`, `out` is row-major. Runs on the calling thread.
 ///
 /// # Panics
-/// Where an index is outside of a slice: a bug in the caller.
+/// If an index is outside its slice: a bug in the caller.
 pub(crate) fn product([m, n, k]: [usize; 3], a: Matrix<'_>, b: Matrix<'_>, out: &mut [f32]) {
     assert_eq!(Some(out.len()), m.checked_mul(n));
     if k == 0 {
@@ -54,16 +55,18 @@ pub(crate) fn product([m, n, k]: [usize; 3], a: Matrix<'_>, b: Matrix<'_>, out: 
     if m == 0 || n == 0 || k == 0 {
         return;
     }
-    let inside = |Matrix(data, [down, right]): Matrix<'_>, rows: usize, columns: usize| {
-        let last = (rows - 1).checked_mul(down).zip((columns - 1).checked_mul(right));
+    let inside = |Matrix(data, [row_stride, column_stride]): Matrix<'_>,
+                  rows: usize,
+                  columns: usize| {
+        let last = (rows - 1).checked_mul(row_stride).zip((columns - 1).checked_mul(column_stride));
         last.and_then(|(row, column)| row.checked_add(column)).is_some_and(|last| last < data.len())
     };
     assert!(inside(a, m, k) && inside(b, k, n));
-    for first in (0..k).step_by(SLICE) {
-        let terms = SLICE.min(k - first);
+    for first in (0..k).step_by(MAX_TERMS) {
+        let terms = MAX_TERMS.min(k - first);
         let (x, y) = (&a.0[first * a.1[1]..], &b.0[first * b.1[0]..]);
-        // SAFETY: the last element of each operand was just found to be inside, and `out` has m ×
-        // n.
+        // SAFETY: the last element of each operand was just found to be inside its slice, and `out`
+        // has `m × n` elements.
         unsafe {
             gemm::gemm(
                 m,

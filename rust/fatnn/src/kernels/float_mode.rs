@@ -1,47 +1,56 @@
-//! How a thread rounds floats and whether it flushes denormals: registers of each thread, which a
-//! caller may have set.
+//! The float mode of a thread: its rounding direction, and whether it flushes denormals. Both are
+//! control registers of each thread, and a caller may have changed them.
 //!
-//! Results must not depend on which thread computes them, so pool threads take the caller's mode
-//! for as long as they work for it. The caller's, and not a fixed one, because float layers that a
-//! framework runs between this crate's honour that mode too: a network under
-//! `torch.set_flush_denormal(True)` then gives what the eager model gives under it.
+//! Results must not depend on which thread computes them, so pool threads use the caller's mode
+//! while they work for it. They do not use one fixed mode: float layers that PyTorch runs between
+//! ours follow the caller's mode too. So a network under `torch.set_flush_denormal(True)` gives
+//! what the eager model gives under it.
 
-/// The control bits that change results; sticky flags and traps are a thread's own business.
+/// The control bits that change results. Sticky flags and traps are not included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FloatMode(u64);
 
 #[cfg(target_arch = "x86_64")]
 mod register {
-    /// Flush to zero, rounding, denormals are zero.
+    /// Flush-to-zero, rounding direction and denormals-are-zero.
     pub const MASK: u64 = 0xE040;
 
     pub fn read() -> u64 {
         let mut value = 0u32;
-        // SAFETY: stores the register into four bytes that are there.
+        // SAFETY: stores the register into the four bytes of `value`.
         unsafe {
-            std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut value, options(nostack, preserves_flags))
+            std::arch::asm!(
+                "stmxcsr [{}]",
+                in(reg) &raw mut value,
+                options(nostack, preserves_flags)
+            )
         };
         u64::from(value)
     }
 
     pub fn write(value: u64) {
         let value = value as u32;
-        // SAFETY: loads the register from four bytes; only bits of `MASK` differ from what it held,
-        // and those were set on some thread of this CPU before.
+        // SAFETY: loads the register from the four bytes of `value`. Only bits of `MASK` differ
+        // from what the register held, and a thread of this CPU held those bits before.
         unsafe {
-            std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const value, options(nostack, preserves_flags))
+            std::arch::asm!(
+                "ldmxcsr [{}]",
+                in(reg) &raw const value,
+                options(nostack, preserves_flags)
+            )
         };
     }
 }
 
 #[cfg(target_arch = "aarch64")]
 mod register {
-    /// Default NaN, flush to zero, rounding, the same of halves, alternate handling, flush inputs.
+    /// The fields `DN`, `FZ`, `RMode`, `FZ16`, `AH` and `FIZ`: default NaN, flush-to-zero, rounding
+    /// direction, and their variants.
     pub const MASK: u64 = 0x03C8_0003;
 
     pub fn read() -> u64 {
         let value;
-        // SAFETY: reads a register that every program may read.
+        // SAFETY: every program may read this register.
         unsafe {
             std::arch::asm!("mrs {}, fpcr", out(reg) value, options(nostack, preserves_flags))
         };
@@ -49,8 +58,8 @@ mod register {
     }
 
     pub fn write(value: u64) {
-        // SAFETY: a register that every program may write; only bits of `MASK` differ from what it
-        // held.
+        // SAFETY: every program may write this register, and only bits of `MASK` differ from what
+        // it held.
         unsafe {
             std::arch::asm!("msr fpcr, {}", in(reg) value, options(nostack, preserves_flags))
         };
@@ -59,7 +68,7 @@ mod register {
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod register {
-    /// Unknown here: every thread keeps its mode.
+    /// On other architectures the register is unknown, so every thread keeps its mode.
     pub const MASK: u64 = 0;
 
     pub fn read() -> u64 {
@@ -70,12 +79,12 @@ mod register {
 }
 
 impl FloatMode {
-    /// This thread's.
+    /// The mode of this thread.
     pub fn current() -> Self {
         FloatMode(register::read() & register::MASK)
     }
 
-    /// Calls `work` with this mode, and puts back what was there before.
+    /// Calls `work` in this mode, then restores the previous mode.
     pub fn run<R>(self, work: impl FnOnce() -> R) -> R {
         struct Restore(u64);
         impl Drop for Restore {
@@ -105,7 +114,8 @@ mod tests {
     #[cfg(target_arch = "aarch64")]
     const FLUSHING: FloatMode = FloatMode(1 << 24);
 
-    /// Denormal products of every row, by this number of threads.
+    /// Products that are denormal. Computes them with this number of threads, in every way in which
+    /// work is run in parallel.
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     fn products(threads: usize) -> Vec<u32> {
         parallel::set_num_threads(threads).unwrap();

@@ -1,9 +1,9 @@
-//! The seam: what every kernel of every family is, and what it says of itself.
+//! The interface of all kernels.
 //!
-//! A [`Kernel`] multiplies operands of the types that it supports. It does so by one of four kinds
-//! of inner loop, which differ in how they read activations; each packs the weights that it reads.
-//! A kernel exists only where its CPU features were detected, so holding one proves that it may
-//! run.
+//! A [`Kernel`] multiplies operands of the types that it supports. There are four kinds of inner
+//! loop. They differ in how they read activations, and each packs its own weights. A kernel can
+//! only be obtained if the CPU features that it needs were detected, so holding one proves that it
+//! may run.
 
 use super::columns::ColumnsKernel;
 use super::depthwise::DepthwiseKernel;
@@ -15,47 +15,47 @@ pub use crate::config::Family;
 use crate::cpu::Isa;
 use crate::dtype::WeightType;
 
-/// Channels in a unit of the reduction, for every family that runs codes.
-pub(crate) const UNIT_CHANNELS: usize = popcount::CHANNELS;
-/// Bytes of a unit of packed codes: two planes.
+/// Input channels in a unit, for every family that reads packed codes.
+pub(crate) const UNIT_CHANNELS: usize = popcount::UNIT_CHANNELS;
+/// Bytes of a unit of packed codes: two bit planes.
 pub(crate) const UNIT_BYTES: usize = popcount::UNIT_BYTES;
 
-/// How weights are laid out for a kernel. Kernels with equal layouts can run each other's packed
-/// weights of codes; int8 layouts differ in more, see [`Kernel::layout_id`].
+/// How a kernel lays out weights. Kernels with equal layouts can read each other's packed weights
+/// of few levels. Int8 layouts differ in more than these fields: see [`Kernel::layout_id`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Layout {
-    /// The family, which settles the unit of the reduction.
+    /// The family. It determines how the reduction is cut.
     pub family: Family,
-    /// Output channels in a panel, at most.
+    /// Largest number of output channels in a panel.
     pub nr: usize,
-    /// Output channels that lie side by side in one vector; 2 where lanes are positions.
+    /// Output channels next to each other in one vector. 2 if lanes are positions.
     pub lanes: usize,
 }
 
 impl Layout {
-    /// Whether lanes are positions of the output, not channels.
+    /// Whether lanes are output positions instead of output channels.
     pub fn lanes_are_positions(self) -> bool {
         self.family == Family::Table && self.lanes == table::PAIRED
     }
 }
 
-/// Operands of few levels.
+/// Operand types with at most four levels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Operands {
-    /// The kind of activations.
+    /// Type of the activations.
     pub act: Act,
-    /// The kind of weights.
+    /// Type of the weights.
     pub weights: WeightKind,
 }
 
-/// The types of a product's operands, which a kernel supports or does not.
+/// The operand types of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OperandTypes {
-    /// Packed codes and weights of few levels.
+    /// Packed codes times weights of few levels.
     Codes(Operands),
-    /// Int8 activations and int8 weights.
+    /// Int8 activations times int8 weights.
     Int8,
-    /// The same in a depthwise convolution, whose output channels read one input channel each.
+    /// Int8 times int8 in a depthwise convolution: each output channel reads one input channel.
     Int8Depthwise,
 }
 
@@ -75,7 +75,7 @@ impl std::fmt::Display for OperandTypes {
 }
 
 impl OperandTypes {
-    /// The type of weights.
+    /// Type of the weights.
     pub fn weights(self) -> WeightType {
         match self {
             OperandTypes::Codes(operands) => operands.weights.into(),
@@ -83,7 +83,7 @@ impl OperandTypes {
         }
     }
 
-    /// The type of activations that are codes; `None` of int8 ones.
+    /// Type of the activations if they are packed codes, `None` if they are int8.
     pub fn act(self) -> Option<Act> {
         match self {
             OperandTypes::Codes(operands) => Some(operands.act),
@@ -91,20 +91,20 @@ impl OperandTypes {
         }
     }
 
-    /// Whether a kernel runs them.
+    /// Whether `kernel` runs these operands.
     pub fn supported_by(self, kernel: &'static dyn Kernel) -> bool {
         kernel.inner(self).is_some()
     }
 }
 
 impl Operands {
-    /// Whether a kernel runs them.
+    /// Whether `kernel` runs these operands.
     pub fn supported_by(self, kernel: &'static dyn Kernel) -> bool {
         OperandTypes::from(self).supported_by(kernel)
     }
 
-    /// Passes that a kernel makes over as many bits as there are products: planes of activations
-    /// times panels of weights; `None` where it counts no bits.
+    /// How many times a popcount kernel passes over the reduction: bit planes of activations times
+    /// panels of weights. `None` for kernels that do not count bits.
     pub fn bit_passes(self, kernel: &'static dyn Kernel) -> Option<usize> {
         let Some(Inner::Tiled(tiled)) = kernel.inner(self.into()) else { return None };
         let planes = match (tiled.mode(), self.act) {
@@ -116,58 +116,58 @@ impl Operands {
 }
 
 pub(crate) mod private {
-    /// Only this crate implements it: a layout that lies would let another kernel's inner loop read
-    /// outside its panel.
+    /// Sealed: an incorrect [`Layout`](super::Layout) would cause out-of-bounds reads in another
+    /// kernel's inner loop.
     pub trait Sealed {}
 }
 
-/// A kernel of one family on one instruction set.
+/// A kernel: one family on one instruction set.
 pub trait Kernel: private::Sealed + Send + Sync + std::fmt::Debug {
-    /// `{arch}-{family}-{variant}`; no two kernels share it.
+    /// `{arch}-{family}-{variant}`, unique among kernels.
     fn name(&self) -> &'static str;
 
-    /// The tier that `FATNN_ISA` caps it by. It uses no features above.
+    /// The lowest tier of `FATNN_ISA` that allows this kernel. It uses no features above it.
     fn isa(&self) -> Isa;
 
-    /// Layout of the weights that it reads, the same for all operands.
+    /// Layout of the packed weights, the same for all operand types.
     fn layout(&self) -> Layout;
 
-    /// A number that tells layouts apart, stored at the head of packed weights. Equal numbers mean
-    /// equal bytes for equal weights.
+    /// Identifies the layout in the header of packed weights. Kernels with equal ids pack equal
+    /// weights to equal bytes.
     fn layout_id(&self) -> u32 {
         let Layout { family, nr, lanes } = self.layout();
         (family as u32 + 1) << 16 | (nr as u32) << 8 | lanes as u32
     }
 
-    /// The inner loop for such operands; `None` where the kernel does not run them. Always the same
-    /// one for the same operands.
+    /// The inner loop for these operand types, or `None` if the kernel does not support them. Equal
+    /// operand types always give the same loop.
     #[doc(hidden)]
     fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>>;
 
-    /// Whether it runs on a matrix unit, which `FATNN_KERNEL` may exclude.
+    /// Whether the kernel runs on a matrix unit, which `FATNN_KERNEL` may exclude.
     fn uses_matrix_unit(&self) -> bool {
         false
     }
 }
 
-/// The kinds of inner loop: they differ in how they read activations.
+/// The four kinds of inner loop. They differ in how they read activations.
 #[doc(hidden)]
 #[derive(Clone, Copy)]
 pub enum Inner<'a> {
-    /// Reads codes as they pass between layers.
+    /// Reads packed codes as layers exchange them.
     Tiled(&'a (dyn TiledKernel + Sync)),
-    /// Reads a layout of its own, packed for the call.
+    /// Reads the input in a layout of its own, into which the driver packs it on each call.
     PackedInput(&'a (dyn PackedInputKernel + Sync)),
-    /// Reads int8 windows that lie in one piece of memory.
+    /// Reads int8 windows, each contiguous in memory.
     Columns(&'a dyn ColumnsKernel),
-    /// Reads int8 rows of a depthwise convolution, interleaved.
+    /// Reads interleaved int8 rows of a depthwise convolution.
     Depthwise(&'a dyn DepthwiseKernel),
 }
 
-/// Asks for the cache line at an address, which may be any, before it is needed.
+/// Prefetches the cache line at `address`, which may be any address.
 #[inline(always)]
 pub(crate) fn prefetch<T>(address: *const T) {
-    // SAFETY: a hint; it reads nothing and cannot fault.
+    // SAFETY: a prefetch is a hint: it accesses no memory and cannot fault.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());

@@ -1,49 +1,60 @@
-//! Micro-kernels: the only module with `unsafe`. It knows no layers and no threads, and allocates
-//! only the buffers that it is given to grow.
+//! Micro-kernels: the only module with `unsafe` code. It knows neither layers nor threads, and it
+//! allocates only by growing buffers that callers pass in.
 //!
-//! A [`Kernel`] multiplies packed activations by packed weights, tile by tile. Which rows, which
-//! channels and which thread is decided by the drivers in [`crate::conv`].
+//! A [`Kernel`] multiplies packed activations by packed weights, one tile at a time. The drivers in
+//! [`crate::conv`] decide which rows, channels and threads run.
 //!
-//! | file | what lives in it |
+//! | file | contents |
 //! | --- | --- |
 //! | `kernel.rs` | the trait, operand types, layouts |
-//! | `tiled.rs`, `packed_input.rs`, `columns.rs`, `depthwise/` | the four kinds of inner loop, each with its operands, and packing as its method |
-//! | `panels.rs` | how all of them cut weights into panels |
-//! | `registry.rs` | every kernel of every family, one table |
-//! | `choose.rs` | which kernel a layer takes |
-//! | `popcount/`, `table/`, `matrix/`, `int8/`, `depthwise/` | the families, one file per instruction set |
-//! | `isa/` | what instruction sets name differently |
-//! | `vector.rs` | plain loops, compiled for every instruction set: `epilogue.rs`, `elementwise.rs`, `quantize.rs`, `pooling.rs`, `rows.rs` |
+//! | `tiled.rs`, `packed_input.rs`, `columns.rs`, `depthwise/` | traits of the four inner loops |
+//! | `panels.rs` | how each kind of inner loop splits weights into panels |
+//! | `registry.rs` | one table with every kernel of every family |
+//! | `choose.rs`, `cost.rs` | which kernel a layer runs on |
+//! | `popcount/`, `table/`, `matrix/`, `int8/`, `depthwise/` | one file per ISA |
+//! | `isa/` | one interface to the vector instructions of each instruction set |
+//! | `vector.rs` | compiles plain loops for every instruction set |
+//! | `epilogue.rs`, `elementwise.rs`, `quantize.rs`, `pooling.rs`, `rows.rs` | such plain loops |
 //!
-//! A kernel exists only where its CPU features were detected, and operands can only be made with
-//! addresses inside their slices, so inner loops are safe functions.
+//! Inner loops are safe to call for two reasons: a kernel can only be obtained if the CPU features
+//! that it needs were detected, and the constructors of operands check that every address is inside
+//! its slice.
 //!
-//! To add a kernel: one file in its family's directory and one row in `registry.rs`. Tests, benches
-//! and the choice go through that table. `docs/kernels.md` has what was measured.
+//! Terms used by all families that read packed codes:
 //!
-//! | kernel | family | tile | inner step |
-//! | --- | --- | --- | --- |
-//! | `x86_64-matrix-amx` | matrix, packed input | 64×16 | `tdpbssd`: 16384 products in 16 cycles |
-//! | `x86_64-popcount-avx512` | popcount | 4×16 | 5 instructions for 512 products: ternary logic, `vpopcntq` (binary: 2.5) |
-//! | `x86_64-popcount-avx2` | popcount | 2×16 | 11.5 for 256 products: carry-save adders, then a table of nibbles (binary: 6.5) |
-//! | `aarch64-popcount-neon` | popcount | 4×16 | 6 instructions for 128 products: `bsl`, `cnt` |
-//! | `x86_64-table-avx512` | table, packed input | 8×64 | 9 for 768 products: `vpshufb` |
-//! | `x86_64-table-avx512-pixels` | table, packed input | 64×8 | the same, positions in the lanes |
-//! | `x86_64-table-avx2` | table, packed input | 4×64 | 9 for 384 products: `vpshufb` |
-//! | `x86_64-table-avx2-pixels` | table, packed input | 64×4 | the same, positions in the lanes |
-//! | `aarch64-table-neon` | table, packed input | 8×32 | 7 for 192 products: `tbl`, `usra` |
-//! | `aarch64-table-neon-pixels` | table, packed input | 32×8 | the same, positions in the lanes |
-//! | `generic-popcount-scalar` | popcount | 2×4 | `u64::count_ones` |
-//! | `generic-table-scalar` | table, packed input | 1×8 | one lookup a group of two: the others' second opinion |
-//! | `x86_64-int8-amx` | int8, columns | 16×16 | `tdpbssd`: 16384 products in 16 cycles |
-//! | `x86_64-int8-avx512` | int8, columns | 6×64 | `vpdpbusd` on activations plus 128 |
-//! | `x86_64-int8-avx2` | int8, columns | 6×16 | `vpmaddwd` on values widened to `i16` |
-//! | `aarch64-int8-neon` | int8, columns | 4×16 | `smull`, `smlal`, `sadalp` |
-//! | `generic-int8-scalar` | int8, columns | 1×8 | a product and an addition |
-//! | `x86_64-depthwise-avx512` | int8, depthwise | 2×7×16 | `vpdpbusd` on four interleaved rows |
-//! | `x86_64-depthwise-avx2` | int8, depthwise | 2×4×8 | `vpmaddwd` on two interleaved rows |
-//! | `aarch64-depthwise-neon` | int8, depthwise | 1×16 | plain loops |
-//! | `generic-depthwise-scalar` | int8, depthwise | 1×16 | plain loops |
+//! - A *unit* is 64 input channels of one pixel: two bit planes of 64 bits, 16 bytes.
+//! - A *chunk* of the reduction is one unit of one tap. A convolution adds up units × taps chunks.
+//! - A *panel* is a packed block of weights: up to `nr` output channels, the whole reduction.
+//!
+//! To add a kernel, write one file in the directory of its family and add one row to `registry.rs`.
+//! Tests, benchmarks and the choice of kernels all use that table. `docs/kernels.md` has
+//! measurements.
+//!
+//! Tiles are rows × output channels. Instruction counts are those of the inner loop.
+//!
+//! | kernel | tile | instructions |
+//! | --- | --- | --- |
+//! | `x86_64-matrix-amx` | 64×16 | `tdpbssd`: 16384 products in 16 cycles |
+//! | `x86_64-popcount-avx512` | 4×16 | 5 for 512 products (binary: 2.5): `vpternlogq`, `vpopcntq` |
+//! | `x86_64-popcount-avx2` | 2×16 | 11.5 for 256 products (binary: 6.5): full adders, `vpshufb` |
+//! | `aarch64-popcount-neon` | 4×16 | 6 for 128 products: `bsl`, `cnt` |
+//! | `x86_64-table-avx512` | 8×64 | 9 for 768 products: `vpshufb` |
+//! | `x86_64-table-avx512-pixels` | 64×8 | the same, with positions in the lanes |
+//! | `x86_64-table-avx2` | 4×64 | 9 for 384 products: `vpshufb` |
+//! | `x86_64-table-avx2-pixels` | 64×4 | the same, with positions in the lanes |
+//! | `aarch64-table-neon` | 8×32 | 7 for 192 products: `tbl`, `usra` |
+//! | `aarch64-table-neon-pixels` | 32×8 | the same, with positions in the lanes |
+//! | `generic-popcount-scalar` | 2×4 | `u64::count_ones` |
+//! | `generic-table-scalar` | 1×8 | one lookup per two channels; checks the others in tests |
+//! | `x86_64-int8-amx` | 32×32 | `tdpbssd`: 16384 products in 16 cycles |
+//! | `x86_64-int8-avx512` | 6×64 | `vpdpbusd` on activations plus 128 |
+//! | `x86_64-int8-avx2` | 6×16 | `vpmaddwd` on values widened to `i16` |
+//! | `aarch64-int8-neon` | 4×16 | `smull`, `smlal`, `sadalp` |
+//! | `generic-int8-scalar` | 1×8 | one multiplication and one addition per product |
+//! | `x86_64-depthwise-avx512` | 2×7×16 | `vpdpbusd` on four interleaved rows |
+//! | `x86_64-depthwise-avx2` | 2×4×8 | `vpmaddwd` on two interleaved rows |
+//! | `aarch64-depthwise-neon` | 1×16 | plain loops |
+//! | `generic-depthwise-scalar` | 1×16 | plain loops |
 
 pub(crate) mod arithmetic;
 mod cache_line;

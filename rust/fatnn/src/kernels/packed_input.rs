@@ -1,18 +1,19 @@
-//! What kernels with a layout of their own read: a piece of a convolution's input, rewritten once
-//! and then read for every tap and every output channel.
+//! Interface of kernels that read the input in a layout of their own. The driver packs a part of
+//! the input once. The kernel then reads it for every tap and every output channel.
 //!
-//! **Positions.** The driver cuts the output into rectangles. The part of the input that a
-//! rectangle sees becomes a frame: zero padding is materialised, and a stride is taken apart into
-//! phases (every `stride`-th row and column, from each offset that some tap needs), so that every
-//! convolution is one of stride 1. Output pixel `(y, x)` of the rectangle is *position* `y · width
-//! + x`, `width` being the frame's; tap `(i, j)` of position `q` reads position `q + shift` of its
-//! phase, whatever `q`. Positions past a row's end are computed like any other and dropped: 2 of 58
-//! in a layer of 56×56.
+//! **Positions.** The driver splits the output into rectangles. For each one, it packs the part of
+//! the input that the rectangle depends on, with the zero padding written out. A strided
+//! convolution is split into phases, so that kernels only see stride 1. A phase consists of every
+//! `stride`-th row and column from one offset; only the offsets that some tap needs are packed.
+//! Output pixel `(y, x)` of the rectangle is *position* `y · width + x`, where `width` is the
+//! packed width. Tap `(i, j)` of position `q` reads position `q + shift` of its phase, with the
+//! same `shift` for every `q`. Positions past the end of an output row are computed too, and their
+//! results ignored: 2 of 58 in a 56×56 layer.
 //!
-//! **Memory.** Per group, phase and unit of 64 channels a *plane* of
-//! [`PackedInputKernel::unit_bytes`] for every position, and slack behind the last, so that a
-//! kernel may compute whole blocks. The reduction runs over units first and taps second: nine taps
-//! read the same few kilobytes.
+//! **Memory.** For each group, phase and unit there is one *slab*:
+//! [`PackedInputKernel::unit_bytes`] bytes for each position. Slack after the last slab lets a
+//! kernel compute whole blocks of positions. The reduction visits all taps of a unit before the
+//! next unit, so that nine taps read the same few kilobytes.
 
 use super::cache_line::CacheLine;
 use super::epilogue::TileEpilogue;
@@ -21,173 +22,176 @@ use super::panels::PanelWeights;
 use crate::codec::{Act, WeightKind};
 use crate::error::Result;
 
-/// A block of accumulators that [`PackedInputKernel::run`] is done with.
+/// A finished block of accumulators of [`PackedInputKernel::run`].
 pub struct AccBlock<'a> {
     /// Position of the first row.
     pub first: usize,
-    /// `acc[position][nr]`; rows of positions that nobody asked for are dropped, whatever they
-    /// hold. The next block begins behind the last.
+    /// `acc[position][nr]`. Rows outside the requested positions are ignored. The next block begins
+    /// right after this one.
     pub acc: &'a [i32],
 }
 
-/// One unit of some pixels, as planes `z` and `p` (see [`crate::codec`]).
+/// One unit of several pixels, as bit planes `z` and `p` (see [`crate::codec`]).
 #[derive(Clone, Copy)]
 pub struct Pixels<'a> {
-    /// The first pixel's planes, and what lies behind them.
+    /// Bytes from the bit planes of the first pixel on.
     pub planes: &'a [u8],
-    /// Bytes from one pixel's planes to the next one's.
-    pub step: usize,
-    /// Pixels.
+    /// Bytes from the bit planes of one pixel to those of the next.
+    pub pitch: usize,
+    /// Number of pixels.
     pub count: usize,
-    /// Channels of the unit that exist; nobody looks at the others.
+    /// Channels of the unit that exist. The others are ignored.
     pub channels: usize,
 }
 
 impl<'a> Pixels<'a> {
-    /// Planes of pixel `i`.
+    /// Bit planes of pixel `i`.
     ///
     /// # Panics
-    /// Where there are none: a bug in the driver.
+    /// If there is no such pixel: a bug in the driver.
     #[inline(always)]
     pub(crate) fn unit(&self, i: usize) -> &'a [u8; 16] {
-        self.planes[i * self.step..].first_chunk().expect("the driver gives whole pixels")
+        self.planes[i * self.pitch..].first_chunk().expect("the driver gives whole pixels")
     }
 }
 
-/// The inner loop of a kernel that wants its input in a layout of its own.
+/// An inner loop that reads the input in a layout of its own.
 pub trait PackedInputKernel: private::Sealed {
-    /// Layout of the weights.
+    /// Layout of the packed weights.
     fn layout(&self) -> Layout;
 
-    /// What follows, for tiles of this width.
+    /// Epilogue for tiles of this kernel's width.
     fn epilogue(&self) -> &'static dyn TileEpilogue;
 
-    /// Bytes of a panel of weights over `units` units, all taps counted.
-    fn panel_bytes(&self, units: usize) -> usize;
+    /// Bytes of a panel of weights over `chunks` chunks of the reduction.
+    fn panel_bytes(&self, chunks: usize) -> usize;
 
-    /// Packs one panel of [`PackedInputKernel::panel_bytes`] bytes.
+    /// Packs weights into a panel of [`PackedInputKernel::panel_bytes`] bytes.
     ///
     /// # Errors
-    /// [`crate::Error::Memory`].
+    /// [`crate::Error::Memory`] if there is no memory for intermediate results.
     fn pack_panel(&self, weights: &PanelWeights<'_>, panel: &mut [u8]) -> Result<()>;
 
-    /// Bytes that 64 channels of a position take in a frame.
+    /// Bytes of one unit of one position in a slab.
     fn unit_bytes(&self) -> usize;
-    /// Bytes from one position to the next: a unit's, where the unit is not split further.
+    /// Bytes from one position to the next. Less than a unit's if the kernel splits units further.
     fn position_bytes(&self) -> usize {
         self.unit_bytes()
     }
-    /// Positions that are computed together.
+    /// Number of positions that the kernel computes together.
     fn block(&self) -> usize;
-    /// Bytes behind the last plane that the last block may read.
+    /// Bytes after the last slab that the last block may read.
     fn slack(&self) -> usize {
         self.block() * self.position_bytes()
     }
-    /// Writes a unit of some pixels into a plane of `positions` positions, from position `first`
+    /// Packs one unit of several pixels into a slab of `positions` positions, from position `first`
     /// on.
     ///
     /// # Panics
-    /// Where a slice is too short.
-    fn pack_input(&self, pixels: &Pixels<'_>, plane: &mut [u8], first: usize, positions: usize);
-    /// Writes zeros instead: level 0, or else code 0.
+    /// If a slice is too short.
+    fn pack_input(&self, pixels: &Pixels<'_>, slab: &mut [u8], first: usize, positions: usize);
+    /// Packs zeros instead: level 0 if `zero_level`, otherwise code 0.
     ///
     /// # Panics
     /// As [`PackedInputKernel::pack_input`].
     fn pack_zeros(
         &self,
-        of_levels: bool,
+        zero_level: bool,
         count: usize,
-        plane: &mut [u8],
+        slab: &mut [u8],
         first: usize,
         positions: usize,
     );
-    /// Called once for a plane all of whose positions were written.
-    fn finish(&self, plane: &mut [u8]) {
-        let _ = plane;
+    /// Called once per slab, after all of its positions were written.
+    fn finish(&self, slab: &mut [u8]) {
+        let _ = slab;
     }
-    /// Accumulates all positions of `framed` against one panel of weights and hands them on block
-    /// by block, in order.
+    /// Multiplies all positions of `input` by one panel of weights, and passes blocks of
+    /// accumulators to `emit` in the order of their positions.
     fn run(
         &self,
-        framed: &PackedInput<'_>,
+        input: &PackedInput<'_>,
         panel: &Panel<'_>,
         scratch: &mut Vec<CacheLine>,
         emit: &mut dyn FnMut(AccBlock<'_>),
     );
 }
 
-/// The inner loop for operands, of those for ternary codes and for activations of two bits.
+/// Selects between the inner loops for ternary (or binary) codes and for two-bit activations.
 pub(super) fn inner<'a>(
     operands: OperandTypes,
     ternary: &'a (dyn PackedInputKernel + Sync),
     uint2: &'a (dyn PackedInputKernel + Sync),
 ) -> Option<Inner<'a>> {
     let OperandTypes::Codes(operands) = operands else { return None };
-    // Only the driver of tiled kernels adds two panels up.
+    // Two-bit weights need the sum of two panels, which only the driver of tiled kernels computes.
     let inner = if operands.act == Act::Uint2 { uint2 } else { ternary };
     (operands.weights != WeightKind::TwoBit).then_some(Inner::PackedInput(inner))
 }
 
-/// A frame, checked so that kernels need no bounds of their own.
+/// Packed input, checked so that kernels need no bounds checks of their own.
 #[derive(Clone, Copy)]
 pub struct PackedInput<'a> {
-    frame: &'a [u8],
+    bytes: &'a [u8],
     offsets: &'a [usize],
     positions: usize,
-    plane_positions: usize,
-    row: [usize; 2],
+    slab_positions: usize,
+    row_widths: [usize; 2],
 }
 
 impl<'a> PackedInput<'a> {
-    /// `offsets` are the bytes where every (unit, tap) of position 0 begins; `positions` of the
-    /// `plane_positions` that a plane has are to be computed, and of every `row[1]` of these, a row
-    /// of the frame, the first `row[0]` are wanted.
+    /// `offsets` has the first byte of position 0 for every chunk of the reduction. A slab has
+    /// `slab_positions` positions, of which the first `positions` are computed. A packed row has
+    /// `row_widths[1]` positions, of which the first `row_widths[0]` are output pixels.
     ///
     /// # Panics
-    /// Where a block that begins below `positions` would leave the frame, or there is nothing to
-    /// reduce: a bug in the driver.
+    /// If a block that begins before `positions` would read outside `bytes`, or if there is nothing
+    /// to compute: a bug in the driver.
     pub(crate) fn new(
         kernel: &dyn PackedInputKernel,
-        frame: &'a [u8],
+        bytes: &'a [u8],
         offsets: &'a [usize],
-        [positions, plane_positions]: [usize; 2],
-        row: [usize; 2],
+        [positions, slab_positions]: [usize; 2],
+        row_widths: [usize; 2],
     ) -> Self {
         let blocks = positions.next_multiple_of(kernel.block());
-        // In a plane that is split further, the last part begins so far behind its start.
-        let last = plane_positions * (kernel.unit_bytes() - kernel.position_bytes());
+        // If a kernel splits units, the last part of a unit begins this many bytes into its slab.
+        let last = slab_positions * (kernel.unit_bytes() - kernel.position_bytes());
         let reach = last + blocks * kernel.position_bytes();
         assert!(!offsets.is_empty() && positions > 0);
         for &offset in offsets {
-            assert!(offset <= frame.len() && reach <= frame.len() - offset, "frame too small");
+            assert!(
+                offset <= bytes.len() && reach <= bytes.len() - offset,
+                "packed input too small"
+            );
         }
-        PackedInput { frame, offsets, positions, plane_positions, row }
+        PackedInput { bytes, offsets, positions, slab_positions, row_widths }
     }
 
-    /// Start of the frame: at every offset there are [`PackedInput::positions`] positions, rounded
-    /// up to whole blocks.
+    /// First byte of the packed input. [`PackedInput::positions`] positions, rounded up to whole
+    /// blocks, are readable from each offset.
     #[inline(always)]
     pub(crate) fn start(&self) -> *const u8 {
-        self.frame.as_ptr()
+        self.bytes.as_ptr()
     }
 
-    /// Byte offset of every (unit, tap) for position 0, taps of a unit behind each other.
+    /// Byte offset of position 0 for every chunk of the reduction, all taps of a unit in a row.
     #[inline(always)]
     pub(crate) fn offsets(&self) -> &'a [usize] {
         self.offsets
     }
 
-    /// Positions in a plane.
+    /// Positions in a slab.
     #[inline(always)]
-    pub(crate) fn plane_positions(&self) -> usize {
-        self.plane_positions
+    pub(crate) fn slab_positions(&self) -> usize {
+        self.slab_positions
     }
 
-    /// Positions in a row that are wanted, from its first on, and those in a row; the results of
-    /// others are dropped.
+    /// `[output, all]`: a packed row has `all` positions. The first `output` of them are output
+    /// pixels, and the results of the others are ignored.
     #[inline(always)]
-    pub(crate) fn row(&self) -> [usize; 2] {
-        self.row
+    pub(crate) fn row_widths(&self) -> [usize; 2] {
+        self.row_widths
     }
 
     /// Positions to compute.
@@ -197,7 +201,7 @@ impl<'a> PackedInput<'a> {
     }
 }
 
-/// A panel of weights.
+/// A packed panel of weights.
 #[derive(Clone, Copy)]
 pub struct Panel<'a> {
     bytes: &'a [u8],
@@ -205,29 +209,28 @@ pub struct Panel<'a> {
 }
 
 impl<'a> Panel<'a> {
-    /// A panel of a reduction over `units` units (all taps counted), of which `channels` output
-    /// channels exist.
+    /// A panel with a reduction of `chunks` chunks and `channels` existing output channels.
     ///
     /// # Panics
-    /// Where it has the wrong size: a bug in the driver.
+    /// If its size is wrong: a bug in the driver.
     pub(crate) fn new(
         kernel: &dyn PackedInputKernel,
-        units: usize,
+        chunks: usize,
         bytes: &'a [u8],
         channels: usize,
     ) -> Self {
-        assert_eq!(bytes.len(), kernel.panel_bytes(units), "panel of another size");
+        assert_eq!(bytes.len(), kernel.panel_bytes(chunks), "panel has another size");
         assert!((1..=kernel.layout().nr).contains(&channels));
         Panel { bytes, channels }
     }
 
-    /// The weights, as the family packed them.
+    /// The weights as the family packed them.
     #[inline(always)]
     pub(crate) fn bytes(&self) -> &'a [u8] {
         self.bytes
     }
 
-    /// Output channels that exist; accumulators of others are never looked at.
+    /// Output channels that exist. Accumulators of the others are ignored.
     #[inline(always)]
     pub(crate) fn channels(&self) -> usize {
         self.channels

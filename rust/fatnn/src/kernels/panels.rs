@@ -1,45 +1,47 @@
-//! How kernels lay out weights: the output channels of a group are cut into panels, each of which
-//! one call of the inner loop multiplies.
+//! How kernels lay out weights. The output channels of a group are split into panels, and one call
+//! of the inner loop multiplies one panel.
 //!
-//! | inner loop | a panel holds | order of taps |
+//! | inner loop | channels of a panel | order of taps |
 //! | --- | --- | --- |
-//! | tiled, packed input | always as many channels as the layout has, zeros where there are fewer | rows |
-//! | columns | as many as the layout has, the last one only as many as exist, rounded up to lanes | columns |
-//! | depthwise | a block of the output channels of all groups | rows |
+//! | tiled, packed input | always `nr`; missing channels are zeros | row by row |
+//! | columns | up to `nr`; the last one: those that exist, in whole vectors | column by column |
+//! | depthwise | a block of the output channels of all groups | row by row |
 //!
-//! Each trait packs its own panels; this file is what they have in common.
+//! Each trait packs its own panels. This file has what they share.
 
 use super::kernel::{Inner, UNIT_CHANNELS};
 use crate::codec::Act;
 use crate::error::Result;
 
-/// Which taps of a window follow each other in memory, for activations and for weights.
+/// Which taps of a window are next to each other in memory, in activations and in weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TapOrder {
-    /// Those of a row.
+    /// The taps of one row of the window.
     Rows,
-    /// Those of a column.
+    /// The taps of one column of the window.
     Columns,
 }
 
-/// The weights of one panel, as they are to be packed.
+/// The unpacked weights of one panel.
 #[derive(Clone, Copy, Debug)]
 pub struct PanelWeights<'a> {
-    /// `channels[count][taps][inputs]`, taps in the order in which activations are walked.
+    /// `channels[count][taps][inputs]`. Taps are in the order in which the kernel reads
+    /// activations.
     pub(crate) weights: &'a [i8],
-    /// Height and width of the window, and its taps.
+    /// Height and width of the window.
     pub(crate) kernel: [usize; 2],
+    /// Taps of the window: height × width.
     pub(crate) taps: usize,
-    /// Input channels of the group.
+    /// Input channels per group.
     pub(crate) inputs: usize,
     /// Output channels that exist.
     pub(crate) count: usize,
-    /// What the codes of activations stand for. Kernels of int8 activations do not look at it.
+    /// What the codes of activations stand for. Kernels of int8 activations ignore it.
     pub(crate) act: Act,
 }
 
 impl<'a> PanelWeights<'a> {
-    /// The weights of channel `j` of the panel, or `None` past the last channel.
+    /// The weights of channel `j` of the panel, or `None` if the panel has no such channel.
     pub(crate) fn channel(&self, j: usize) -> Option<&'a [i8]> {
         let k = self.taps * self.inputs;
         (j < self.count).then(|| &self.weights[j * k..(j + 1) * k])
@@ -47,12 +49,12 @@ impl<'a> PanelWeights<'a> {
 }
 
 impl Inner<'_> {
-    /// Whether panels go over the output channels of all groups, as if there were one group.
+    /// Whether panels cover the output channels of all groups, as if there were only one group.
     pub(crate) fn joins_groups(&self) -> bool {
         matches!(self, Inner::Depthwise(_))
     }
 
-    /// Output channels in a panel, at most.
+    /// Largest number of output channels in a panel.
     pub(crate) fn panel_channels(&self) -> usize {
         match self {
             Inner::Tiled(tiled) => tiled.layout().nr,
@@ -62,7 +64,7 @@ impl Inner<'_> {
         }
     }
 
-    /// Channels, padding included, of a panel in which `channels` exist.
+    /// Channels of a panel with padding, if `channels` of them exist.
     pub(crate) fn panel_width(&self, channels: usize) -> usize {
         match self {
             Inner::Tiled(_) | Inner::PackedInput(_) | Inner::Depthwise(_) => self.panel_channels(),
@@ -70,14 +72,14 @@ impl Inner<'_> {
         }
     }
 
-    /// Bytes of a panel in which `channels` exist, of windows of `kernel` pixels of `inputs`
-    /// channels.
+    /// Bytes of a panel. `channels` output channels exist; the window has `kernel` pixels of
+    /// `inputs` channels each.
     pub(crate) fn panel_bytes(&self, kernel: [usize; 2], inputs: usize, channels: usize) -> usize {
         let taps = kernel[0] * kernel[1];
-        let units = taps * inputs.div_ceil(UNIT_CHANNELS);
+        let chunks = taps * inputs.div_ceil(UNIT_CHANNELS);
         match self {
-            Inner::Tiled(tiled) => tiled.panel_bytes(units),
-            Inner::PackedInput(packed) => packed.panel_bytes(units),
+            Inner::Tiled(tiled) => tiled.panel_bytes(chunks),
+            Inner::PackedInput(packed) => packed.panel_bytes(chunks),
             Inner::Columns(columns) => {
                 columns.layout().panel_bytes(taps * inputs, self.panel_width(channels))
             }
@@ -85,7 +87,7 @@ impl Inner<'_> {
         }
     }
 
-    /// The order of taps in a panel.
+    /// Order of the taps in a panel.
     pub(crate) fn tap_order(&self) -> TapOrder {
         match self {
             Inner::Tiled(_) | Inner::PackedInput(_) | Inner::Depthwise(_) => TapOrder::Rows,
@@ -93,7 +95,7 @@ impl Inner<'_> {
         }
     }
 
-    /// Packs a panel of [`Inner::panel_bytes`] bytes.
+    /// Packs weights into a panel of [`Inner::panel_bytes`] bytes.
     pub(crate) fn pack_panel(&self, weights: &PanelWeights<'_>, panel: &mut [u8]) -> Result<()> {
         match self {
             Inner::Tiled(tiled) => tiled.pack_panel(weights, panel),

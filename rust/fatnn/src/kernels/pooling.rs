@@ -1,35 +1,36 @@
-//! Pooling of floats, one output pixel at a time: plain loops over blocks of channels.
+//! Pooling of float32 values, one output pixel at a time: plain loops over blocks of channels.
 
 use super::isa::Simd;
 use super::vector::{Level, VectorLoop};
 use crate::error::Result;
 
-/// The input pixels that an output pixel is made of: rows of columns, by where their channels are
-/// among the floats.
+/// The input pixels of one output pixel, as indices into the input's floats.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Taps {
-    /// The first one.
+    /// Index of the first channel of the first pixel.
     pub first: usize,
-    /// Rows, at least one, and floats from one to the next.
+    /// Number of rows, at least one.
     pub rows: usize,
-    pub row_step: usize,
-    /// Columns, at least one, and floats from one to the next.
+    /// Floats from one row to the next.
+    pub row_stride: usize,
+    /// Number of columns, at least one.
     pub columns: usize,
-    pub column_step: usize,
+    /// Floats from one column to the next.
+    pub column_stride: usize,
 }
 
 impl Taps {
     fn last(&self) -> usize {
-        self.first + (self.rows - 1) * self.row_step + (self.columns - 1) * self.column_step
+        self.first + (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride
     }
 }
 
-/// Pooling with the best CPU features there are.
+/// Pooling with the best instruction set that may be used.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pooling(Level);
 
 impl Pooling {
-    /// The largest value of every channel of the taps; NaN wins.
+    /// The largest value per channel. NaN counts as the largest.
     pub fn max(self, x: &[f32], taps: &Taps, out: &mut [f32]) {
         struct Max<'a>(&'a [f32], &'a Taps, &'a mut [f32]);
         impl VectorLoop for Max<'_> {
@@ -42,7 +43,7 @@ impl Pooling {
         self.0.run(Max(x, taps, out));
     }
 
-    /// The sum of every channel of the taps, row by row.
+    /// The sum per channel, added up row by row.
     pub fn sum(self, x: &[f32], taps: &Taps, out: &mut [f32]) {
         struct Sum<'a>(&'a [f32], &'a Taps, &'a mut [f32]);
         impl VectorLoop for Sum<'_> {
@@ -56,18 +57,18 @@ impl Pooling {
     }
 }
 
-/// Pooling with the best features that this process may use.
+/// Pooling with the best instruction set that this process may use.
 ///
 /// # Errors
-/// [`crate::Error::Environment`] where a `FATNN_*` variable has a meaningless value.
+/// [`crate::Error::Environment`] if a `FATNN_*` variable has an invalid value.
 pub(crate) fn pooling() -> Result<Pooling> {
     Ok(Pooling(Level::usable()?))
 }
 
-/// Channels that are in registers together: four of the widest vectors, as many chains of
-/// additions.
+/// Channels that stay in registers together: four of the widest vectors, so that four chains of
+/// additions run in parallel.
 const BLOCK: usize = 64;
-/// A vector's channels.
+/// Channels in a vector.
 const VECTOR: usize = 16;
 
 #[inline(always)]
@@ -79,45 +80,45 @@ fn pool(
     merge: impl Fn(f32, f32) -> f32 + Copy,
 ) {
     let channels = out.len();
-    // Slices below are cut from this one, so that the loops check nothing else.
+    // One bounds check here, so that the compiler drops those of the loops.
     let x = &x[taps.first..taps.last() + channels];
     let (blocks, rest) = out.as_chunks_mut::<BLOCK>();
     for (i, out) in blocks.iter_mut().enumerate() {
-        block(&x[i * BLOCK..], taps, out, start, merge);
+        pool_block(&x[i * BLOCK..], taps, out, start, merge);
     }
     let done = channels - rest.len();
     let (vectors, rest) = rest.as_chunks_mut::<VECTOR>();
     for (i, out) in vectors.iter_mut().enumerate() {
-        block(&x[done + i * VECTOR..], taps, out, start, merge);
+        pool_block(&x[done + i * VECTOR..], taps, out, start, merge);
     }
     let done = channels - rest.len();
     for (i, out) in rest.iter_mut().enumerate() {
-        block(&x[done + i..], taps, std::array::from_mut(out), start, merge);
+        pool_block(&x[done + i..], taps, std::array::from_mut(out), start, merge);
     }
 }
 
 #[inline(always)]
-fn block<const N: usize>(
+fn pool_block<const N: usize>(
     x: &[f32],
     taps: &Taps,
     out: &mut [f32; N],
     start: Option<f32>,
     merge: impl Fn(f32, f32) -> f32,
 ) {
-    // Where there is no value to start with, the first tap is merged with itself.
-    let mut all = [start.unwrap_or(0.0); N];
+    // Without a start value, begin with the first tap. The loop then merges it with itself.
+    let mut acc = [start.unwrap_or(0.0); N];
     if start.is_none() {
-        all.copy_from_slice(&x[..N]);
+        acc.copy_from_slice(&x[..N]);
     }
     for row in 0..taps.rows {
         for column in 0..taps.columns {
-            let x = &x[row * taps.row_step + column * taps.column_step..][..N];
+            let x = &x[row * taps.row_stride + column * taps.column_stride..][..N];
             for j in 0..N {
-                all[j] = merge(all[j], x[j]);
+                acc[j] = merge(acc[j], x[j]);
             }
         }
     }
-    *out = all;
+    *out = acc;
 }
 
 #[inline(always)]
@@ -140,7 +141,7 @@ mod tests {
 
     #[test]
     fn every_instruction_set_pools_like_torch() {
-        // Values of which many are equal, zeroes of both signs, infinities and NaN.
+        // Many equal values, zeros of both signs, infinities and NaN.
         let special =
             [0.0, -0.0, 1.5, -1.5, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MIN_POSITIVE];
         for channels in [1, 3, 16, 17, 64, 70, 131] {
@@ -152,19 +153,19 @@ mod tests {
                 }
             };
             let x: Vec<f32> = (0..6 * 5 * channels).map(value).collect();
-            for (rows, columns, step) in [(1, 1, 1), (3, 3, 1), (2, 3, 2), (3, 2, 2), (6, 1, 1)] {
+            for (rows, columns, stride) in [(1, 1, 1), (3, 3, 1), (2, 3, 2), (3, 2, 2), (6, 1, 1)] {
                 let taps = Taps {
-                    first: (6 - (rows - 1) * step - 1) * 5 * channels,
+                    first: (6 - (rows - 1) * stride - 1) * 5 * channels,
                     rows,
-                    row_step: step * 5 * channels,
+                    row_stride: stride * 5 * channels,
                     columns,
-                    column_step: step * channels,
+                    column_stride: stride * channels,
                 };
                 let mut max = vec![];
                 let mut sum = vec![0.0; channels];
                 for row in 0..rows {
                     for column in 0..columns {
-                        let at = taps.first + row * taps.row_step + column * taps.column_step;
+                        let at = taps.first + row * taps.row_stride + column * taps.column_stride;
                         let pixel = &x[at..at + channels];
                         if max.is_empty() {
                             max = pixel.to_vec();
@@ -177,7 +178,7 @@ mod tests {
                         }
                     }
                 }
-                // NaN equals NaN, whatever its bits.
+                // Any NaN counts as equal to any other.
                 let bits = |x: &[f32]| {
                     x.iter().map(|x| if x.is_nan() { 1 } else { x.to_bits() }).collect::<Vec<_>>()
                 };

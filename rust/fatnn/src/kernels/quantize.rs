@@ -1,10 +1,14 @@
-//! The loops of [`crate::quantize`]: floats to codes.
+//! The loops of [`crate::quantize`]: from floats to packed codes.
 //!
-//! The work is gathering comparisons into words of bits. Channels-last, neighbours in memory become
-//! neighbouring bits: each instruction set has an instruction for that. Channels-first, neighbours
-//! are pixels: 16 of them (one cache line) are kept in a vector, a 32-bit word each, and every
-//! channel sets its bit in all of them, a plain loop that compilers vectorise. Units of 64 channels
-//! are the outermost loop, so that memory is read in 32 streams, which prefetchers follow.
+//! Most of the work is to collect the results of comparisons in 64-bit words.
+//!
+//! In channels-last order, values next to each other in memory become bits next to each other. That
+//! takes one instruction per vector.
+//!
+//! In channels-first order, values next to each other are pixels. 16 of them (one cache line) are
+//! processed together. Each has a 32-bit word, and every channel sets its bit in all of these
+//! words: a loop that compilers vectorise. The outermost loop goes over units of 64 channels, so
+//! that memory is read in 32 streams, few enough for hardware prefetchers.
 
 use super::isa::Simd;
 use super::vector::VectorLoop;
@@ -16,20 +20,20 @@ use crate::transpose::PixelOrder;
 #[derive(Clone, Copy)]
 pub(crate) struct QuantizeInput<'a> {
     pub x: &'a [f32],
-    /// Per image.
+    /// Pixels per image.
     pub pixels: usize,
     pub order: PixelOrder,
     pub to: Quantizer,
 }
 
-/// Pixels that are compared at once, where channels come first.
+/// Pixels that are compared together in channels-first order.
 pub(crate) const BLOCK_PIXELS: usize = 16;
 /// Channels in a word.
-const WORD: usize = 64;
-/// Bytes of two words.
-const UNIT: usize = 16;
+const WORD_CHANNELS: usize = 64;
+/// Bytes of a unit: two words.
+const UNIT_BYTES: usize = 16;
 
-/// Quantizes the pixels whose codes `out` holds, `first` being the first one's number; whether none
+/// Quantizes as many pixels as `out` holds, from pixel number `first` on. Returns whether no value
 /// was NaN.
 pub(crate) struct Quantize<'a> {
     pub input: &'a QuantizeInput<'a>,
@@ -42,13 +46,18 @@ impl VectorLoop for Quantize<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> bool {
-        pixels(simd, self.input, self.first, self.out)
+        quantize_pixels(simd, self.input, self.first, self.out)
     }
 }
 
 #[inline(always)]
-fn pixels<S: Simd>(simd: S, input: &QuantizeInput<'_>, first: usize, out: &mut [u8]) -> bool {
-    // Each coding compiled on its own: ternary codes take no third comparison.
+fn quantize_pixels<S: Simd>(
+    simd: S,
+    input: &QuantizeInput<'_>,
+    first: usize,
+    out: &mut [u8],
+) -> bool {
+    // Compile each coding separately: ternary codes need no third comparison.
     match (input.order, input.to.layout.coding()) {
         (PixelOrder::ChannelsLast, Coding::Ternary) => {
             channels_last::<S, 2>(simd, input, first, out)
@@ -69,38 +78,41 @@ fn channels_last<S: Simd, const THRESHOLDS: usize>(
     let layout = input.to.layout;
     let (channels, bytes) = (layout.channels(), layout.pixel_bytes());
     let x = &input.x[first * channels..][..out.len() / bytes * channels];
-    let mut numbers = true;
-    // The comparison with -∞ finds NaN.
-    let word = |x: &[f32; WORD], real: u64| {
+    let mut no_nan = true;
+    // Comparing with -∞ detects NaN.
+    let word = |x: &[f32; WORD_CHANNELS], valid: u64| {
         let mut reached = [0; MAX_THRESHOLDS];
         for (reached, threshold) in reached.iter_mut().zip(input.to.thresholds).take(THRESHOLDS) {
-            *reached = simd.ge_mask_f32(x, threshold) & real;
+            *reached = simd.ge_mask_f32(x, threshold) & valid;
         }
-        (unit(layout.coding().planes(reached)), simd.ge_mask_f32(x, f32::NEG_INFINITY) == u64::MAX)
+        (
+            unit_to_bytes(layout.coding().planes(reached)),
+            simd.ge_mask_f32(x, f32::NEG_INFINITY) == u64::MAX,
+        )
     };
     let groups =
         x.chunks_exact(layout.group_channels()).zip(out.chunks_exact_mut(layout.group_bytes()));
     for (x, out) in groups {
-        let (words, tail) = x.as_chunks::<WORD>();
-        let (units, tail_unit) = out.split_at_mut(words.len() * UNIT);
-        for (x, unit) in words.iter().zip(units.as_chunks_mut::<UNIT>().0) {
+        let (words, tail) = x.as_chunks::<WORD_CHANNELS>();
+        let (units, tail_unit) = out.split_at_mut(words.len() * UNIT_BYTES);
+        for (x, unit) in words.iter().zip(units.as_chunks_mut::<UNIT_BYTES>().0) {
             let ok;
             (*unit, ok) = word(x, u64::MAX);
-            numbers &= ok;
+            no_nan &= ok;
         }
         if !tail.is_empty() {
-            let mut padded = [0.0; WORD];
+            let mut padded = [0.0; WORD_CHANNELS];
             padded[..tail.len()].copy_from_slice(tail);
-            let (unit, ok) = word(&padded, u64::MAX >> (WORD - tail.len()));
+            let (unit, ok) = word(&padded, u64::MAX >> (WORD_CHANNELS - tail.len()));
             tail_unit.copy_from_slice(&unit);
-            numbers &= ok;
+            no_nan &= ok;
         }
     }
-    numbers
+    no_nan
 }
 
 #[inline(always)]
-fn unit([first, second]: [u64; 2]) -> [u8; UNIT] {
+fn unit_to_bytes([first, second]: [u64; 2]) -> [u8; UNIT_BYTES] {
     (u128::from(second) << 64 | u128::from(first)).to_le_bytes()
 }
 
@@ -113,27 +125,27 @@ fn channels_first<const THRESHOLDS: usize>(
     let layout = input.to.layout;
     let bytes = layout.pixel_bytes();
     let image_floats = layout.channels() * input.pixels;
-    let mut numbers = true;
+    let mut no_nan = true;
     let (mut done, total) = (0, out.len() / bytes);
     while done < total {
-        // The pixels of one image that `out` holds.
+        // The pixels of one image among those that `out` holds.
         let (image, begin) = ((first + done) / input.pixels, (first + done) % input.pixels);
         let count = (input.pixels - begin).min(total - done);
         let x = &input.x[image * image_floats..][..image_floats];
         let out = &mut out[done * bytes..][..count * bytes];
         for (g, group) in x.chunks_exact(layout.group_channels() * input.pixels).enumerate() {
-            for (u, channels) in group.chunks(WORD * input.pixels).enumerate() {
-                let offset = g * layout.group_bytes() + u * UNIT;
-                numbers &= unit_pixels::<THRESHOLDS>(input, channels, begin, count, offset, out);
+            for (u, channels) in group.chunks(WORD_CHANNELS * input.pixels).enumerate() {
+                let offset = g * layout.group_bytes() + u * UNIT_BYTES;
+                no_nan &= unit_pixels::<THRESHOLDS>(input, channels, begin, count, offset, out);
             }
         }
         done += count;
     }
-    numbers
+    no_nan
 }
 
-/// The unit at byte `offset` of `count` pixels of one image, of which `begin` is the first one's
-/// number, from that unit's `channels`.
+/// Quantizes one unit, at byte `offset`, of `count` pixels of one image. The first pixel has number
+/// `begin`; `channels` are the channels of the unit.
 #[inline(always)]
 fn unit_pixels<const THRESHOLDS: usize>(
     input: &QuantizeInput<'_>,
@@ -145,26 +157,27 @@ fn unit_pixels<const THRESHOLDS: usize>(
 ) -> bool {
     let bytes = input.to.layout.pixel_bytes();
     let coding = input.to.layout.coding();
-    let (low, high) = channels.split_at(channels.len().min(WORD / 2 * input.pixels));
-    let mut numbers = true;
+    let (low, high) = channels.split_at(channels.len().min(WORD_CHANNELS / 2 * input.pixels));
+    let mut no_nan = true;
     let mut at = 0;
     while at < count {
-        // The last block overlaps the one before, where there is one.
+        // The last block overlaps the one before it, if there is one.
         at = at.min(count.saturating_sub(BLOCK_PIXELS));
         let take = BLOCK_PIXELS.min(count);
         let (reached_low, ok_low) = half_words::<THRESHOLDS>(input, low, begin + at, take);
         let (reached_high, ok_high) = half_words::<THRESHOLDS>(input, high, begin + at, take);
-        numbers &= ok_low & ok_high;
+        no_nan &= ok_low & ok_high;
         for (i, pixel) in out[at * bytes..].chunks_exact_mut(bytes).take(take).enumerate() {
             let mut reached = [0; MAX_THRESHOLDS];
             for t in 0..THRESHOLDS {
                 reached[t] = u64::from(reached_low[t][i]) | u64::from(reached_high[t][i]) << 32;
             }
-            pixel[offset..offset + UNIT].copy_from_slice(&unit(coding.planes(reached)));
+            pixel[offset..offset + UNIT_BYTES]
+                .copy_from_slice(&unit_to_bytes(coding.planes(reached)));
         }
         at += take;
     }
-    numbers
+    no_nan
 }
 
 /// Which thresholds up to 32 channels reach, for `count` pixels, and whether none was NaN.

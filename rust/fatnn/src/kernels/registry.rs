@@ -1,4 +1,4 @@
-//! Every kernel of every family: one table, which tests, benches and the choice go through.
+//! One table with every kernel of every family. Tests, benchmarks and the choice of kernels use it.
 
 use std::sync::OnceLock;
 
@@ -9,10 +9,10 @@ use super::{depthwise, int8, popcount, table};
 use crate::cpu::Features;
 use crate::error::{Result, bad_value};
 
-/// Makes a kernel where its features are among those given, and the system allows them.
+/// Returns a kernel if `Features` has what it needs and the operating system allows it.
 type KernelCtor = fn(Features) -> Option<&'static dyn Kernel>;
 
-/// Every kernel of this architecture, for each type of operands best first.
+/// Every kernel of this architecture. For each operand type, better kernels come first.
 const KERNELS: &[KernelCtor] = &[
     #[cfg(target_arch = "x86_64")]
     popcount::avx512::make,
@@ -54,69 +54,71 @@ const KERNELS: &[KernelCtor] = &[
     depthwise::plain::scalar,
 ];
 
-fn with(features: Features) -> Vec<&'static dyn Kernel> {
+fn kernels_with(features: Features) -> Vec<&'static dyn Kernel> {
     KERNELS.iter().filter_map(|make| make(features)).collect()
 }
 
-/// Every kernel that this CPU can run, without regard to the environment: for tests and benchmarks.
+/// Every kernel that this CPU can run, ignoring environment variables. For tests and benchmarks.
 pub fn detected() -> Vec<&'static dyn Kernel> {
-    with(Features::detected())
+    kernels_with(Features::detected())
 }
 
-/// Those of [`detected`] that run such operands.
+/// The kernels of [`detected`] that run these operands.
 pub fn detected_for(operands: impl Into<OperandTypes>) -> Vec<&'static dyn Kernel> {
     let operands = operands.into();
     detected().into_iter().filter(|kernel| operands.supported_by(*kernel)).collect()
 }
 
-/// The kernels of every family that this CPU has, below the tier that `FATNN_ISA` sets.
+/// Kernels of all families that this CPU has, up to the tier that `FATNN_ISA` sets.
 pub(super) fn usable() -> Result<&'static [&'static dyn Kernel]> {
     static USABLE: OnceLock<Vec<&'static dyn Kernel>> = OnceLock::new();
     let features = Features::usable()?;
-    Ok(USABLE.get_or_init(|| with(features)))
+    Ok(USABLE.get_or_init(|| kernels_with(features)))
 }
 
-/// The kernels that this process may run, for each type of operands best first. `FATNN_KERNEL`
-/// leaves the kernels of its family, if there are any, and those of int8 layers; a family other
-/// than `matrix` keeps these off matrix units.
+/// The kernels that this process may run. For each operand type, better kernels come first.
+///
+/// If `FATNN_KERNEL` names a family and this CPU has kernels of it, only these and int8 kernels are
+/// left. Int8 kernels that use a matrix unit are left only if that family is `matrix`.
 ///
 /// # Errors
-/// [`crate::Error::Environment`] where a `FATNN_*` variable has a meaningless value.
+/// [`crate::Error::Environment`] if a `FATNN_*` variable has an invalid value.
 pub fn available() -> Result<&'static [&'static dyn Kernel]> {
     static AVAILABLE: OnceLock<Vec<&'static dyn Kernel>> = OnceLock::new();
     let usable = usable()?;
     let family = crate::config::get()?.family;
     Ok(AVAILABLE.get_or_init(|| {
-        let of = |kernel: &&dyn Kernel| kernel.layout().family;
-        // A family that this CPU does not have restricts no codes.
-        let have = family.is_some_and(|family| usable.iter().any(|kernel| of(kernel) == family));
-        let allowed = |kernel: &&'static dyn Kernel| match (of(kernel), family) {
+        let family_of = |kernel: &&dyn Kernel| kernel.layout().family;
+        // If this CPU lacks that family, the variable does not restrict kernels of packed codes.
+        let family_exists =
+            family.is_some_and(|family| usable.iter().any(|kernel| family_of(kernel) == family));
+        let allowed = |kernel: &&'static dyn Kernel| match (family_of(kernel), family) {
             (_, None) => true,
             (Family::Int8, Some(family)) => family == Family::Matrix || !kernel.uses_matrix_unit(),
-            (other, Some(family)) => other == family || !have,
+            (other, Some(family)) => other == family || !family_exists,
         };
         usable.iter().copied().filter(allowed).collect()
     }))
 }
 
-/// The kernels that may run these operands, best first: of those that [`available`] gives or, where
-/// none of these can, of all families.
+/// The kernels that may run these operands, best first. They come from [`available`], or from all
+/// families if [`available`] has none.
 ///
 /// # Errors
 /// As [`available`].
 pub fn available_for(operands: impl Into<OperandTypes>) -> Result<Vec<&'static dyn Kernel>> {
     let operands = operands.into();
-    let able = |kernels: &[&'static dyn Kernel]| -> Vec<_> {
+    let supporting = |kernels: &[&'static dyn Kernel]| -> Vec<_> {
         kernels.iter().copied().filter(|kernel| operands.supported_by(*kernel)).collect()
     };
-    let found = able(available()?);
-    Ok(if found.is_empty() { able(usable()?) } else { found })
+    let found = supporting(available()?);
+    Ok(if found.is_empty() { supporting(usable()?) } else { found })
 }
 
-/// The kernel of that name, without regard to the environment: for tests and benchmarks.
+/// The kernel with this name, ignoring environment variables. For tests and benchmarks.
 ///
 /// # Errors
-/// [`crate::Error::Value`] where this CPU has none.
+/// [`crate::Error::Value`] if this CPU has no such kernel.
 pub fn named(name: &str) -> Result<&'static dyn Kernel> {
     let kernels = detected();
     match kernels.iter().find(|kernel| kernel.name() == name) {
@@ -129,10 +131,10 @@ pub fn named(name: &str) -> Result<&'static dyn Kernel> {
     }
 }
 
-/// The best kernel that reads weights of the layout with this id, and runs these operands.
+/// The best kernel that reads weights with this layout id and runs these operands.
 ///
 /// # Errors
-/// [`crate::Error::Packed`] where there is none; as [`available`].
+/// [`crate::Error::Packed`] if there is none; otherwise as [`available`].
 pub(crate) fn for_layout(
     id: u32,
     operands: impl Into<OperandTypes>,

@@ -1,92 +1,92 @@
-//! The operands of a column of tiles, checked once so that kernels need no bounds of their own.
+//! Operands of popcount kernels, checked so that kernels need no bounds checks of their own.
 
 use super::epilogue::TileEpilogue;
 use super::kernel::{Layout, UNIT_BYTES, private};
 use super::panels::PanelWeights;
 use super::popcount::{self, PopcountMode};
 
-/// Most rows that any kernel's tile has.
+/// Largest number of rows in a tile of any kernel.
 pub(crate) const MAX_MR: usize = 4;
-/// Most channels that any kernel's tile has.
+/// Largest number of channels in a tile of any kernel.
 pub(crate) const MAX_NR: usize = 16;
 
-/// Rows that a driver takes at a time: all panels of weights pass by while these rows' activations
-/// are in cache.
+/// Rows that a driver processes together. It runs all panels of weights while the activations of
+/// these rows are in cache.
 pub(crate) const BLOCK: usize = 64;
 
-/// The inner loop of a kernel that reads codes as they pass between layers.
+/// An inner loop that reads packed codes as layers exchange them.
 pub trait TiledKernel: private::Sealed {
     /// Output rows in a tile, at most `MAX_MR`.
     fn mr(&self) -> usize;
 
-    /// Layout of the weights, of at most `MAX_NR` channels a panel.
+    /// Layout of the packed weights. A panel has at most `MAX_NR` channels.
     fn layout(&self) -> Layout;
 
-    /// What it counts, which settles what panels hold.
+    /// Which bits the kernel counts. It determines the contents of panels.
     fn mode(&self) -> PopcountMode {
         PopcountMode::Ternary
     }
 
-    /// Bytes of a panel over `units` units, all taps counted.
-    fn panel_bytes(&self, units: usize) -> usize {
-        popcount::panel_bytes(self.layout(), self.mode(), units)
+    /// Bytes of a panel over `chunks` chunks of the reduction.
+    fn panel_bytes(&self, chunks: usize) -> usize {
+        popcount::panel_bytes(self.layout(), self.mode(), chunks)
     }
 
-    /// Packs one panel of [`TiledKernel::panel_bytes`] bytes.
+    /// Packs weights into a panel of [`TiledKernel::panel_bytes`] bytes.
     fn pack_panel(&self, weights: &PanelWeights<'_>, panel: &mut [u8]) {
         popcount::pack_panel(self.layout(), self.mode(), weights, panel);
     }
 
-    /// Accumulates tiles into `acc[row * nr + channel]`, which has `nr` elements for every row of
-    /// `tiles`.
+    /// Multiplies `tiles`. Writes accumulators to `acc[row * nr + channel]`, with `nr` elements for
+    /// every row of `tiles`.
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]);
 
-    /// What follows, for tiles of this width.
+    /// Epilogue for tiles of this kernel's width.
     fn epilogue(&self) -> &'static dyn TileEpilogue;
 }
 
-/// Addresses of the activations of one or more tiles below each other, `mr` rows each.
+/// Addresses of the activations of one or more tiles, `mr` rows each.
 ///
-/// Row `r`'s unit of activations for step `i` of the reduction starts at byte `bases[r] + steps[i]`
-/// of `codes`. (An address is a sum of two small tables rather than one pointer per row and tap:
-/// padding is materialised once per image, so that every window is at the same offsets, and
-/// building a pointer per row and tap, measured, cost up to a quarter of a 64-channel layer.)
+/// Row `r` reads chunk `i` of the reduction at byte `bases[r] + offsets[i]` of `codes`. Padding is
+/// written out once per image, so all windows share the same offsets. One pointer per row and tap
+/// would cost up to a quarter of the time of a 64-channel layer.
 #[derive(Clone, Copy)]
 pub struct TileRows<'a> {
     codes: &'a [u8],
     bases: &'a [usize],
-    steps: &'a [usize],
+    offsets: &'a [usize],
 }
 
 impl<'a> TileRows<'a> {
-    /// Checks and makes tiles of `mr` rows. `bases` has a multiple of `mr` elements; `max_step` is
-    /// the largest element of `steps`.
+    /// Makes tiles of `mr` rows. The length of `bases` must be a multiple of `mr`. `max_offset` is
+    /// the largest element of `offsets`.
     ///
     /// # Panics
-    /// Where an address would fall outside `codes`: a bug in the driver, since the public functions
+    /// If an address would be outside `codes`: a bug in the driver, since the public functions
     /// check shapes first.
     #[inline]
     pub(crate) fn new(
         mr: usize,
         codes: &'a [u8],
         bases: &'a [usize],
-        (steps, max_step): (&'a [usize], usize),
+        (offsets, max_offset): (&'a [usize], usize),
     ) -> Self {
         assert!(bases.len().is_multiple_of(mr));
-        debug_assert_eq!(steps.iter().copied().max().unwrap_or(0), max_step);
-        let reach = max_step + UNIT_BYTES;
+        debug_assert_eq!(offsets.iter().copied().max().unwrap_or(0), max_offset);
+        let reach = max_offset + UNIT_BYTES;
         for &base in bases {
             assert!(base <= codes.len() && reach <= codes.len() - base, "tile outside its codes");
         }
-        TileRows { codes, bases, steps }
+        TileRows { codes, bases, offsets }
     }
 
-    /// Start of every row's activations, tile by tile, without a step's offset. Units at `+ step`
-    /// are in bounds.
+    /// Start of the activations of every row, tile by tile. Adding any of the offsets gives the
+    /// address of a readable unit.
     #[inline(always)]
     pub(crate) fn rows<const MR: usize>(&self) -> impl Iterator<Item = [*const u8; MR]> {
         let codes = self.codes.as_ptr();
-        // `wrapping_add`: in bounds by the check in `new`, so this is ordinary pointer arithmetic.
+        // `wrapping_add` on addresses that `new` found to be in bounds: ordinary pointer
+        // arithmetic.
         self.bases
             .as_chunks::<MR>()
             .0
@@ -95,8 +95,8 @@ impl<'a> TileRows<'a> {
     }
 }
 
-/// One or more tiles below each other and the panel of weights that they all meet. (Several at a
-/// time, because checks, calls and set-up for each cost a tenth of a tile with a short reduction.)
+/// One or more tiles and the panel of weights that multiplies them. Several tiles share a call
+/// because checks, calls and set-up cost a tenth of a tile with a short reduction.
 pub struct Tiles<'a> {
     rows: TileRows<'a>,
     panel: &'a [u8],
@@ -106,10 +106,10 @@ impl<'a> Tiles<'a> {
     /// Tiles for a panel.
     ///
     /// # Panics
-    /// Where `panel` has the wrong size: a bug in the driver.
+    /// If `panel` has the wrong size: a bug in the driver.
     #[inline]
     pub(crate) fn new(kernel: &dyn TiledKernel, rows: TileRows<'a>, panel: &'a [u8]) -> Self {
-        assert_eq!(panel.len(), kernel.panel_bytes(rows.steps.len()), "panel of another size");
+        assert_eq!(panel.len(), kernel.panel_bytes(rows.offsets.len()), "panel has another size");
         Tiles { rows, panel }
     }
 
@@ -119,14 +119,14 @@ impl<'a> Tiles<'a> {
         self.rows.rows()
     }
 
-    /// Byte offset of every step's unit from a row's start.
+    /// Byte offset of every chunk of the reduction from the start of a row.
     #[inline(always)]
-    pub(crate) fn steps(&self) -> &'a [usize] {
-        self.rows.steps
+    pub(crate) fn offsets(&self) -> &'a [usize] {
+        self.rows.offsets
     }
 
-    /// The panel's weights, of `NR` channels for every step, and what is added to the channels'
-    /// counts, little-endian.
+    /// The weights, `NR` channels for every chunk, and the little-endian constants that are added
+    /// to the channels' counts.
     #[inline(always)]
     pub(crate) fn panel<const NR: usize>(&self) -> (&'a [u8], &'a [[u8; 4]; NR]) {
         let (weights, constants) = self.panel.split_at(self.panel.len() - NR * 4);

@@ -1,8 +1,9 @@
-//! Plain loops over arrays: the one way to compile a loop for every instruction set.
+//! Plain loops over arrays, each compiled for every instruction set.
 //!
-//! A loop is a [`VectorLoop`]: a struct with its operands, and a `run` that is `#[inline(always)]`
-//! and leaves vectors to the compiler. [`Level::run`] calls the copy that was compiled with the
-//! best features there are. Results are equal on every level: Rust contracts no floats.
+//! A loop is a [`VectorLoop`]: a struct with the operands, and a `run` that is `#[inline(always)]`
+//! and that the compiler vectorises. [`Level::run`] calls the copy compiled for the best
+//! instruction set. All copies give equal results, because Rust never fuses multiplications and
+//! additions by itself.
 
 use super::isa::Simd;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
@@ -15,17 +16,17 @@ use crate::error::Result;
 
 /// A loop and its operands.
 ///
-/// `run` must be `#[inline(always)]`, as must everything in it that is to use vectors, and should
-/// not pass closures to functions of other crates, which would be compiled without the features.
+/// `run`, and everything in it that should use vectors, must be `#[inline(always)]`. It should not
+/// pass closures to functions of other crates: those are compiled without the CPU features.
 pub(crate) trait VectorLoop {
-    /// What it returns.
+    /// What the loop returns.
     type Output;
 
-    /// Runs the loop, with the words of an instruction set.
+    /// Runs the loop. `simd` has the operations that instruction sets express differently.
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
-/// The instruction set that plain loops are run with.
+/// The instruction set that plain loops run on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Level {
     #[cfg(target_arch = "x86_64")]
@@ -38,16 +39,16 @@ pub(crate) enum Level {
 }
 
 impl Level {
-    /// The best of those that the CPU has and `FATNN_ISA` allows.
+    /// The best instruction set that the CPU has and `FATNN_ISA` allows.
     ///
     /// # Errors
-    /// [`crate::Error::Environment`] where a `FATNN_*` variable has a meaningless value.
+    /// [`crate::Error::Environment`] if a `FATNN_*` variable has an invalid value.
     pub fn usable() -> Result<Self> {
         let best = Self::all(Features::usable()?).next();
         Ok(best.unwrap_or(Level::Scalar(Scalar)))
     }
 
-    /// Every level that such a CPU has, best first.
+    /// Every instruction set that `features` include, best first.
     pub fn all(features: Features) -> impl Iterator<Item = Self> {
         let levels = [
             #[cfg(target_arch = "x86_64")]
@@ -61,7 +62,7 @@ impl Level {
         levels.into_iter().flatten()
     }
 
-    /// Runs a loop.
+    /// Runs the copy of the loop that is compiled for this instruction set.
     #[inline]
     pub fn run<L: VectorLoop>(self, work: L) -> L::Output {
         match self {

@@ -1,5 +1,5 @@
-//! Networks: the canonical file, and a graph that runs as a whole. The public face of
-//! [`crate::graph`] and [`crate::engine`].
+//! Networks: loading, saving and running. The public names of [`crate::graph`] and
+//! [`crate::engine`].
 
 pub use crate::engine::{Input, Network, NotFused, Observed, Output};
 pub use crate::graph::file::{FORMAT_VERSION, load, save};

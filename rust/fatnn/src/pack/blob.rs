@@ -1,5 +1,4 @@
-//! The bytes of packed weights: a header of 64 bytes that is checked when they are read, then
-//! panels.
+//! The bytes of packed weights: a header of 64 bytes, then panels. Reading checks the header.
 
 use std::sync::Arc;
 
@@ -10,37 +9,37 @@ use crate::error::{Error, Result};
 use crate::kernels::{CacheLine, OperandTypes, Operands};
 use crate::memory;
 
-/// Bytes before the first panel.
+/// Bytes of the header.
 pub(super) const HEADER: usize = 64;
-/// Word of the header that holds the checksum of those before.
+/// Index of the header's checksum word; it covers the words before it.
 const CHECKSUM: usize = HEADER / 4 - 1;
 const MAGIC: u32 = u32::from_le_bytes(*b"ftnw");
-/// Of the header.
+/// Version of the header.
 const VERSION: u32 = 2;
 
-/// FNV-1a over the header's words before the checksum: changes with every single one of them.
+/// FNV-1a over the header's words before the checksum. It detects every change of one word.
 fn checksum(header: &[u32; HEADER / 4]) -> u32 {
     header[..CHECKSUM]
         .iter()
         .fold(0x811c_9dc5, |hash, word| (hash ^ word).wrapping_mul(0x0100_0193))
 }
 
-/// What is wrong with a blob.
+/// The error for a blob that cannot be used.
 pub(super) fn damaged(why: &str) -> Error {
     Error::Packed { why: why.into() }
 }
 
-/// What the header of a blob says.
+/// The content of a header.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Header {
-    /// The layout's number, which kernels of the same operands give it.
+    /// Identifies the layout among kernels for the same operands.
     pub layout: u32,
-    /// Not checked yet where it was read.
+    /// [`Header::read`] does not check it.
     pub shape: WeightShape,
     pub operands: OperandTypes,
 }
 
-/// Numbers in the header of int8 activations, after those of [`Act::ALL`].
+/// Header numbers of int8 activations; those below are indices into [`Act::ALL`].
 const INT8_ACT: usize = Act::ALL.len();
 const DEPTHWISE_ACT: usize = INT8_ACT + 1;
 
@@ -116,14 +115,13 @@ impl Header {
 #[derive(Clone, Debug)]
 pub(super) enum Blob<'a> {
     Borrowed(&'a [u8]),
-    /// So many bytes, from the beginning of a cache line: measured, vectors that straddle lines
-    /// cost up to an eighth.
+    /// Cache lines, and the number of bytes used. Vectors that straddle cache lines cost up to an
+    /// eighth more.
     Owned(Arc<Vec<CacheLine>>, usize),
 }
 
 impl Blob<'static> {
-    /// A blob of `len` bytes: the header, then what `fill` writes into the zeros after it, given
-    /// all of them.
+    /// A blob of `len` bytes. `fill` gets all of them: the header, then zeros for it to fill.
     pub fn new(
         header: &Header,
         len: usize,
@@ -144,7 +142,7 @@ impl Blob<'static> {
 }
 
 impl<'a> Blob<'a> {
-    /// Borrows a blob that should have so many bytes.
+    /// Borrows a blob, which must have `expected` bytes.
     pub fn borrow(bytes: &'a [u8], expected: usize) -> Result<Self> {
         match bytes.len() {
             got if got == expected => Ok(Blob::Borrowed(bytes)),

@@ -1,13 +1,14 @@
-//! Packed weights: what a kernel reads, made when a network is loaded and never stored in a file.
+//! Packed weights: the memory that a kernel reads. They are made when a network is loaded and never
+//! stored in a file.
 //!
-//! A packed blob begins with a header of 64 bytes (mark, version, layout, shape, operand types, a
-//! checksum of these). So it can travel through places that only know arrays of bytes, and be
-//! checked on the other side: "packed for another kernel" is an error, not wrong numbers.
+//! A packed blob starts with a header of 64 bytes (magic number, version, layout, shape, operand
+//! types, checksum). A blob may pass through code that only knows byte arrays; the header is
+//! checked afterwards, so weights packed for another kernel are an error rather than wrong results.
 //!
-//! After the header come the panels of the first group, then those of the next. How a panel is laid
-//! out is the kernel's ([`crate::kernels`]). Two-bit weights -3, -1, 1, 3 are twice one sign plus
-//! another, `w = 2·high + low`: each panel is two of ternary weights, one after the other, and the
-//! product takes twice the work.
+//! After the header come the panels of the first group, then those of the next one. The kernel
+//! defines the layout of a panel ([`crate::kernels`]). Two-bit weights -3, -1, 1, 3 are split into
+//! two signs, `w = 2·high + low`. Their panel is two ternary panels, one after the other, and costs
+//! twice the work.
 
 mod blob;
 mod shape;
@@ -26,22 +27,24 @@ use crate::kernels::{
 use crate::kernels::{PanelWeights, TapOrder};
 use crate::memory;
 
-/// How weights of one shape are cut into panels for one kernel.
+/// How the weights are split into panels.
 #[derive(Clone, Copy, Debug)]
 struct Panels {
-    /// Groups; one where panels go over all groups.
+    /// Number of groups; 1 if a panel spans all groups.
     groups: usize,
-    /// Output channels of a group, and of a panel, at most.
+    /// Output channels per group.
     group_channels: usize,
+    /// Output channels per full panel.
     channels: usize,
-    /// Panels for each one of output channels: two of two-bit weights.
-    planes: usize,
-    /// Channels of a group, padding included.
+    /// Ternary panels per panel: 2 for two-bit weights (high, then low), else 1.
+    parts: usize,
+    /// Output channels per group, padding included.
     group_width: usize,
-    /// Bytes of a panel of `channels` channels, of the last one of a group, and of a group, all
-    /// planes.
+    /// Bytes of one part of a full panel.
     full_bytes: usize,
+    /// Bytes of one part of a group's last panel.
     last_bytes: usize,
+    /// Bytes of a group, all parts.
     group_bytes: usize,
 }
 
@@ -50,7 +53,7 @@ impl Panels {
         let groups = if inner.joins_groups() { 1 } else { shape.groups };
         let (group_channels, channels) = (shape.out_channels / groups, inner.panel_channels());
         let inputs = shape.channels / shape.groups;
-        let planes = 1 + usize::from(operands.weights() == WeightType::TwoBit);
+        let parts = 1 + usize::from(operands.weights() == WeightType::TwoBit);
         let full = (group_channels - 1) / channels;
         let last = group_channels - full * channels;
         let bytes = |channels| inner.panel_bytes(shape.kernel, inputs, channels);
@@ -59,14 +62,14 @@ impl Panels {
             groups,
             group_channels,
             channels,
-            planes,
+            parts,
             group_width: full * inner.panel_width(channels) + inner.panel_width(last),
             full_bytes,
             last_bytes,
             group_bytes: full_bytes
                 .saturating_mul(full)
                 .saturating_add(last_bytes)
-                .saturating_mul(planes),
+                .saturating_mul(parts),
         }
     }
 
@@ -74,30 +77,30 @@ impl Panels {
         self.group_channels.div_ceil(self.channels)
     }
 
-    /// Where a panel's plane is in the blob.
+    /// The byte range of one part of a panel in the blob.
     #[inline]
-    fn range(&self, group: usize, panel: usize, plane: usize) -> Range<usize> {
+    fn range(&self, group: usize, panel: usize, part: usize) -> Range<usize> {
         let size = if panel + 1 == self.count() { self.last_bytes } else { self.full_bytes };
-        let start = HEADER
-            + group * self.group_bytes
-            + panel * self.planes * self.full_bytes
-            + plane * size;
+        let start =
+            HEADER + group * self.group_bytes + panel * self.parts * self.full_bytes + part * size;
         start..start + size
     }
 }
 
-/// The place of a panel.
+/// The position of a panel.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Panel {
+    /// Number of the group.
     pub group: usize,
-    /// Its number in the group.
+    /// Number of the panel in its group.
     pub index: usize,
-    /// Output channels, over all groups, of its first channel.
+    /// First output channel, counted over all groups.
     pub first: usize,
-    /// Channels, and channels with padding.
+    /// Output channels.
     pub channels: usize,
+    /// Output channels, padding included.
     pub width: usize,
-    /// Where it begins among the channels of all panels, with padding.
+    /// First output channel, counted over all groups with the padding of their panels.
     pub padded: usize,
 }
 
@@ -113,12 +116,13 @@ pub struct PackedWeights<'a> {
 }
 
 impl PackedWeights<'static> {
-    /// Packs `values`, ordered `out_channels, channels / groups, kernel height, kernel width` as in
-    /// PyTorch, for the best kernel that this CPU has for a convolution of the shape and operands.
+    /// Packs `values` for the best kernel that this CPU has for a convolution of this shape and
+    /// these operands. `values` has PyTorch's order: `out_channels, channels / groups, kernel
+    /// height, kernel width`.
     ///
     /// # Errors
-    /// [`Error::Value`] for an impossible shape, or one whose sums would not be exact, or a value
-    /// that is none of the operands' weight type; [`Error::Shape`] for a slice of another size;
+    /// [`Error::Value`] if the shape is invalid, if its sums would not be exact, or if a value is
+    /// not of the operands' weight type; [`Error::Shape`] if `values` has the wrong length;
     /// [`Error::Environment`] as [`kernels::available`].
     pub fn new(
         values: &[i8],
@@ -129,7 +133,7 @@ impl PackedWeights<'static> {
         Self::for_kernel(kernels::choose_for(shape.layer(), operands)?, values, shape, operands)
     }
 
-    /// As [`PackedWeights::new`], for a linear layer, which has as few rows as a batch has images.
+    /// As [`PackedWeights::new`], for a linear layer: it has only one row per image.
     ///
     /// # Errors
     /// As [`PackedWeights::new`].
@@ -147,10 +151,10 @@ impl PackedWeights<'static> {
         )
     }
 
-    /// As [`PackedWeights::new`], for a given kernel: for tests and benchmarks.
+    /// As [`PackedWeights::new`], for a given kernel. For tests and benchmarks.
     ///
     /// # Errors
-    /// As [`PackedWeights::new`]; [`Error::Value`] where the kernel cannot run these operands.
+    /// As [`PackedWeights::new`]; [`Error::Value`] if the kernel cannot run these operands.
     pub fn for_kernel(
         kernel: &'static dyn Kernel,
         values: &[i8],
@@ -170,7 +174,7 @@ impl PackedWeights<'static> {
     fn pack(&self, values: &[i8], bytes: &mut [u8]) -> Result<()> {
         let (shape, [kh, kw], k) = (self.shape, self.shape.kernel, self.shape.reduction());
         let (taps, inputs) = (kh * kw, shape.channels / shape.groups);
-        // Where each tap of a row-by-row window goes.
+        // From a tap in row-major order to its place in the kernel's order.
         let to_tap = |tap: usize| match self.inner.tap_order() {
             TapOrder::Rows => tap,
             TapOrder::Columns => tap % kw * kh + tap / kw,
@@ -178,9 +182,9 @@ impl PackedWeights<'static> {
         let order = memory::collected("order of a window's taps", (0..taps).map(to_tap))?;
         let panel_values = self.panels.channels.saturating_mul(k);
         let mut reordered = memory::filled("weights of a panel", panel_values, 0i8)?;
-        let planes = self.panels.planes;
+        let parts = self.panels.parts;
         let mut signs =
-            memory::filled("weights of a panel", if planes == 2 { panel_values } else { 0 }, 0i8)?;
+            memory::filled("weights of a panel", if parts == 2 { panel_values } else { 0 }, 0i8)?;
         let act = self.operands.act().unwrap_or(Act::Full);
         for panel in self.all_panels() {
             let from = values[panel.first * k..].chunks_exact(k).take(panel.channels);
@@ -191,8 +195,8 @@ impl PackedWeights<'static> {
                     }
                 }
             }
-            let mut pack = |plane: usize, weights: &[i8]| {
-                let range = self.panels.range(panel.group, panel.index, plane);
+            let mut pack = |part: usize, weights: &[i8]| {
+                let range = self.panels.range(panel.group, panel.index, part);
                 let weights = PanelWeights {
                     weights,
                     kernel: [kh, kw],
@@ -203,24 +207,24 @@ impl PackedWeights<'static> {
                 };
                 self.inner.pack_panel(&weights, &mut bytes[range])
             };
-            if planes == 1 {
+            if parts == 1 {
                 pack(0, &reordered)?;
                 continue;
             }
-            // w = 2·high + low, both of them signs.
-            for (plane, sign) in
+            // `w = 2·high + low`, where both are signs.
+            for (part, sign) in
                 [i8::signum as fn(i8) -> i8, |w| w - 2 * w.signum()].into_iter().enumerate()
             {
                 for (to, &from) in signs.iter_mut().zip(&reordered) {
                     *to = sign(from);
                 }
-                pack(plane, &signs)?;
+                pack(part, &signs)?;
             }
         }
         Ok(())
     }
 
-    /// Weights without their bytes.
+    /// Checks everything but the values, and leaves the blob empty.
     fn empty(
         kernel: &'static dyn Kernel,
         shape: WeightShape,
@@ -236,7 +240,7 @@ impl PackedWeights<'static> {
         Ok(PackedWeights { blob: Blob::Borrowed(&[]), shape, operands, kernel, inner, panels })
     }
 
-    /// Bytes that such weights take for a kernel.
+    /// The size of the blob that packing would make.
     pub(crate) fn packed_bytes(
         kernel: &'static dyn Kernel,
         shape: WeightShape,
@@ -247,10 +251,10 @@ impl PackedWeights<'static> {
 }
 
 impl<'a> PackedWeights<'a> {
-    /// Checks and borrows a blob that [`PackedWeights::as_bytes`] gave.
+    /// Checks and borrows a blob from [`PackedWeights::as_bytes`].
     ///
     /// # Errors
-    /// [`Error::Packed`] where the blob is damaged or meant for another CPU's kernel.
+    /// [`Error::Packed`] if the blob is damaged or packed for a kernel of another CPU.
     pub fn from_bytes(bytes: &'a [u8]) -> Result<Self> {
         let Header { layout, shape, operands } = Header::read(bytes)?;
         let kernel = kernels::for_layout(layout, operands)?;
@@ -259,36 +263,35 @@ impl<'a> PackedWeights<'a> {
         Ok(PackedWeights { blob: Blob::borrow(bytes, packed.total_bytes())?, ..packed })
     }
 
-    /// The blob, header included. Keep it where it begins a cache line (64 bytes) if you can: that
-    /// is faster.
+    /// The blob, header included. Kernels are faster if it starts at a cache line (64 bytes).
     pub fn as_bytes(&self) -> &[u8] {
         self.blob.bytes()
     }
 
-    /// Shape of the weights.
+    /// The weights' shape.
     pub fn shape(&self) -> WeightShape {
         self.shape
     }
 
-    /// The types of what they are multiplied with, and of themselves.
+    /// The types of activations and weights.
     pub fn operands(&self) -> OperandTypes {
         self.operands
     }
 
-    /// The kernel that will run them.
+    /// The kernel that these weights are packed for.
     pub fn kernel(&self) -> &'static dyn Kernel {
         self.kernel
     }
 
-    /// The inner loop that will run them.
+    /// The kernel's inner loop.
     pub(crate) fn inner(&self) -> Inner<'static> {
         self.inner
     }
 
-    /// The operands, where activations are codes.
+    /// The operand types, if activations are codes.
     ///
     /// # Errors
-    /// [`Error::Packed`] where they are int8.
+    /// [`Error::Packed`] if they are int8.
     pub fn code_operands(&self) -> Result<Operands> {
         match self.operands {
             OperandTypes::Codes(operands) => Ok(operands),
@@ -296,10 +299,10 @@ impl<'a> PackedWeights<'a> {
         }
     }
 
-    /// The inner loop over int8 activations.
+    /// The inner loop for int8 activations.
     ///
     /// # Errors
-    /// [`Error::Packed`] where they are codes.
+    /// [`Error::Packed`] if they are codes.
     pub(crate) fn int8_inner(&self) -> Result<&'static dyn ColumnsKernel> {
         match self.inner {
             Inner::Columns(columns) => Ok(columns),
@@ -309,10 +312,10 @@ impl<'a> PackedWeights<'a> {
         }
     }
 
-    /// The inner loops over int8 activations of a depthwise convolution.
+    /// The inner loop for an int8 depthwise convolution.
     ///
     /// # Errors
-    /// [`Error::Packed`] where the weights are for something else.
+    /// [`Error::Packed`] if the weights are for something else.
     pub(crate) fn depthwise_inner(&self) -> Result<&'static dyn DepthwiseKernel> {
         match self.inner {
             Inner::Depthwise(depthwise) => Ok(depthwise),
@@ -320,10 +323,10 @@ impl<'a> PackedWeights<'a> {
         }
     }
 
-    /// `Ok` where activations are int8.
+    /// `Ok` if the activations are int8.
     ///
     /// # Errors
-    /// [`Error::Packed`] where they are codes.
+    /// [`Error::Packed`] if they are codes.
     pub fn check_int8(&self) -> Result<()> {
         if self.operands.act().is_none() { Ok(()) } else { Err(self.unfit("int8 activations")) }
     }
@@ -342,17 +345,17 @@ impl<'a> PackedWeights<'a> {
         self.panels.group_bytes.saturating_mul(self.panels.groups).saturating_add(HEADER)
     }
 
-    /// A panel; of two-bit weights, that of the high ones.
+    /// A panel; the high part for two-bit weights.
     pub(crate) fn panel(&self, group: usize, panel: usize) -> &[u8] {
         &self.blob.bytes()[self.panels.range(group, panel, 0)]
     }
 
-    /// The panel of low bits, where weights have two.
+    /// The low part of a panel of two-bit weights; `None` for other weights.
     pub(crate) fn low_panel(&self, group: usize, panel: usize) -> Option<&[u8]> {
-        (self.panels.planes == 2).then(|| &self.blob.bytes()[self.panels.range(group, panel, 1)])
+        (self.panels.parts == 2).then(|| &self.blob.bytes()[self.panels.range(group, panel, 1)])
     }
 
-    /// The places of a group's panels.
+    /// The positions of a group's panels.
     pub(crate) fn panels(&self, group: usize) -> impl Iterator<Item = Panel> + use<> {
         let (panels, inner) = (self.panels, self.inner);
         (0..panels.count()).map(move |index| {
@@ -369,12 +372,12 @@ impl<'a> PackedWeights<'a> {
         })
     }
 
-    /// The places of all panels.
+    /// The positions of all panels.
     pub(crate) fn all_panels(&self) -> impl Iterator<Item = Panel> + '_ {
         (0..self.panels.groups).flat_map(|group| self.panels(group))
     }
 
-    /// Channels of all groups, padding included.
+    /// Output channels of all groups, padding included.
     pub(crate) fn padded_channels(&self) -> usize {
         self.panels.group_width * self.panels.groups
     }

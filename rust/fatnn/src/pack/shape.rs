@@ -1,26 +1,26 @@
-//! Shapes and values of weights, and what packing refuses of them.
+//! Shapes of weights, and the checks before packing.
 
 use crate::codec::CodesLayout;
 use crate::error::{Result, bad_value};
 use crate::kernels::{LayerShape, OperandTypes, Operands};
 
-/// Accumulators stay exact in float32 below this, in magnitude.
+/// Integers up to this magnitude are exact in float32.
 const EXACT: usize = 1 << 24;
-/// No reduction is longer, whatever the operands: levels and weights that are both up to 2.
+/// An upper bound for all operands; [`check_sums`] has the tighter bound for each.
 const MAX_REDUCTION: usize = EXACT / 2;
-/// Longest reduction (channels / groups × kernel) whose sums of int8 products fit `i32`.
+/// The longest reduction (channels / groups × kernel) for which sums of int8 products fit in `i32`.
 pub const MAX_INT8_REDUCTION: usize = 133_000;
 
 /// Shape of a weight: `out_channels × (channels / groups) × kernel`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WeightShape {
-    /// Output channels, over all groups.
+    /// Output channels of all groups.
     pub out_channels: usize,
-    /// Input channels, over all groups.
+    /// Input channels of all groups.
     pub channels: usize,
     /// Height and width of the kernel; 1×1 for a linear layer.
     pub kernel: [usize; 2],
-    /// Groups.
+    /// Number of groups.
     pub groups: usize,
 }
 
@@ -44,7 +44,8 @@ impl WeightShape {
             return bad_value(
                 "weight shape",
                 format!(
-                    "a reduction (channels / groups × kernel) of at least 1 and below {MAX_REDUCTION}"
+                    "a reduction (channels / groups × kernel) of at least 1 and below \
+                     {MAX_REDUCTION}"
                 ),
                 format!("{self:?}"),
             );
@@ -59,12 +60,12 @@ impl WeightShape {
             .checked_mul(self.kernel[1])
     }
 
-    /// Multiply-accumulates per output channel and pixel.
+    /// Multiply-accumulates per output element.
     pub fn reduction(self) -> usize {
         self.reduction_checked().unwrap_or(usize::MAX)
     }
 
-    /// What the choice of a kernel for a convolution with such weights depends on.
+    /// What the choice of a convolution kernel depends on.
     pub fn layer(self) -> LayerShape {
         let out_channels = self.out_channels.checked_div(self.groups).unwrap_or(0);
         LayerShape::Conv {
@@ -74,13 +75,13 @@ impl WeightShape {
         }
     }
 
-    /// Whether every output channel reads one input channel of several.
+    /// Whether each output channel reads only one of several input channels.
     pub fn is_depthwise(self) -> bool {
         self.groups > 1 && self.channels == self.groups
     }
 
-    /// The operand types of an int8 layer with such weights: the one place that says which layers
-    /// take depthwise kernels.
+    /// The operand types of an int8 layer with these weights. Only this function decides which
+    /// layers use depthwise kernels.
     pub fn int8_operands(self) -> OperandTypes {
         if self.is_depthwise() { OperandTypes::Int8Depthwise } else { OperandTypes::Int8 }
     }
@@ -90,13 +91,13 @@ impl WeightShape {
         self.out_channels.saturating_mul(self.reduction())
     }
 
-    /// Never: a checked shape has at least one weight.
+    /// Always false for a checked shape.
     pub fn is_empty(self) -> bool {
         self.len() == 0
     }
 }
 
-/// `Ok` where the operands are for layers of such a shape.
+/// `Ok` if layers of this shape can have these operands.
 pub(super) fn check_operands(operands: OperandTypes, shape: WeightShape) -> Result<()> {
     match operands {
         OperandTypes::Int8Depthwise if !shape.is_depthwise() => bad_value(
@@ -108,8 +109,7 @@ pub(super) fn check_operands(operands: OperandTypes, shape: WeightShape) -> Resu
     }
 }
 
-/// `Ok` where the sums of such a shape are exact: those of codes in float32, those of int8 in
-/// `i32`.
+/// `Ok` if the sums are exact: those of codes in float32, those of int8 in `i32`.
 pub(super) fn check_sums(operands: OperandTypes, shape: WeightShape) -> Result<()> {
     let longest = match operands {
         OperandTypes::Codes(Operands { act, weights }) => {
@@ -125,7 +125,7 @@ pub(super) fn check_sums(operands: OperandTypes, shape: WeightShape) -> Result<(
     bad_value("weight shape", expected, format!("{} of {shape:?}", shape.reduction()))
 }
 
-/// `Ok` where all weights are of the type that is given for them.
+/// `Ok` if all weights have the operands' weight type.
 pub(super) fn check_values(operands: OperandTypes, values: &[i8]) -> Result<()> {
     match operands {
         OperandTypes::Codes(operands) => operands.weights.check("weight", values),

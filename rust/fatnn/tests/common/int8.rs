@@ -1,4 +1,4 @@
-//! Int8 layers with random operands, compared with the reference on every kernel.
+//! Int8 layers with random operands, compared with the reference on all kernels.
 
 use fatnn::codec::Act;
 use fatnn::conv::{ConvShape, Int8Epilogue, conv2d_int8};
@@ -111,7 +111,7 @@ impl Layer {
         OperandTypes::Int8Depthwise.supported_by(kernel)
     }
 
-    /// The kernels that run it.
+    /// The kernels that can run it.
     pub fn kernels(&self) -> Vec<&'static dyn Kernel> {
         let mut kernels = kernels::detected_for(OperandTypes::Int8);
         if self.weights().is_depthwise() {
@@ -120,7 +120,7 @@ impl Layer {
         kernels
     }
 
-    /// Compares every kernel with the reference.
+    /// Compares all kernels with the reference.
     pub fn check(&self, seed: u64) {
         let n = self.weights().out_channels;
         let x: Vec<f32> = floats(self.inputs(), seed).iter().map(|x| x * 150.0).collect();

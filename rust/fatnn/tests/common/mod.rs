@@ -1,8 +1,12 @@
-//! What the integration tests share: inputs, and one convolution compared with the reference in
-//! every form.
-#![allow(dead_code, reason = "every test binary uses another part of it")]
+//! Shared by the integration tests: random inputs, and a convolution that is compared with the
+//! reference.
+#![allow(dead_code, reason = "each test binary uses a different part")]
 
+pub mod example;
+pub mod graphs;
 pub mod int8;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fatnn::codec::{Act, CodesLayout, Coding, WeightKind};
 use fatnn::conv::{ConvShape, conv2d_acc, conv2d_codes, conv2d_float};
@@ -11,7 +15,37 @@ use fatnn::kernels::{Kernel, Operands};
 use fatnn::pack::{PackedWeights, WeightShape};
 use fatnn::reference;
 
-/// A small generator: tests must not depend on a library's idea of randomness.
+/// Sets the number of threads. Only one test at a time can hold it; dropping it restores the former
+/// number, also after a panic.
+pub struct ThreadCount {
+    former: usize,
+    _lock: MutexGuard<'static, ()>,
+}
+
+impl ThreadCount {
+    pub fn lock() -> Self {
+        static LOCK: Mutex<()> = Mutex::new(());
+        let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+        ThreadCount { former: fatnn::parallel::num_threads().unwrap(), _lock: lock }
+    }
+
+    pub fn set(&self, threads: usize) {
+        fatnn::parallel::set_num_threads(threads).unwrap();
+    }
+}
+
+impl Drop for ThreadCount {
+    fn drop(&mut self) {
+        self.set(self.former);
+    }
+}
+
+/// The configuration of property tests.
+pub fn proptest_config(cases: u32) -> proptest::test_runner::Config {
+    proptest::test_runner::Config { cases, failure_persistence: None, ..Default::default() }
+}
+
+/// A small generator, so that inputs do not change with a library's version.
 pub struct Random(pub u64);
 
 impl Random {
@@ -25,31 +59,31 @@ impl Random {
         self.next() as usize % n
     }
 
-    /// In -1..1.
+    /// A number in -1..1.
     pub fn float(&mut self) -> f32 {
         self.next() as f32 / (1u32 << 30) as f32 - 1.0
     }
 }
 
-/// Values that repeat with a prime period, so that no two words, rows or panels hold the same:
-/// swapped blocks cannot cancel.
+/// Values that repeat with a prime period, so that no two words, rows or panels are equal.
+/// Otherwise a test could miss that two blocks were swapped.
 pub fn values(of: &[i8], n: usize, seed: u64) -> Vec<i8> {
     let mut random = Random(seed);
     let period: Vec<i8> = (0..251).map(|_| of[random.below(of.len())]).collect();
     (0..n).map(|i| period[i % 251]).collect()
 }
 
-/// Ternary codes, as [`values`].
+/// Ternary codes by [`values`].
 pub fn codes(n: usize, seed: u64) -> Vec<i8> {
     values(&[-1, 0, 1], n, seed)
 }
 
-/// Every pair of operands.
-pub fn every_operands() -> impl Iterator<Item = Operands> {
+/// All pairs of operand types.
+pub fn all_operands() -> impl Iterator<Item = Operands> {
     Act::ALL.into_iter().flat_map(|act| WeightKind::ALL.map(|weights| Operands { act, weights }))
 }
 
-/// Pairs of operands by number; ternary ones come oftener, for more kernels run them.
+/// A pair of operand types by number. Ternary weights are frequent, because most kernels run them.
 pub fn operands(number: usize) -> Operands {
     let act = [Act::Full, Act::Half, Act::Uint2, Act::Half, Act::Binary, Act::Uint2, Act::Half]
         [number % 7];
@@ -79,7 +113,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// A plain product of `m × k` by `k × n`.
+    /// A matrix product of `m × k` by `k × n`.
     pub fn product(m: usize, k: usize, n: usize, operands: Operands) -> Self {
         Case {
             batch: 1,
@@ -129,7 +163,7 @@ impl Case {
     /// Codes of the weights.
     pub fn weight_codes(&self, seed: u64) -> Vec<i8> {
         let mut weights = values(self.operands.weights.codes(), self.weights().len(), seed);
-        // Else they might all be of another kind.
+        // Makes sure that the weights are not of a narrower kind.
         weights[0] = match self.operands.weights {
             WeightKind::Ternary => 0,
             WeightKind::Binary => -1,
@@ -148,19 +182,19 @@ impl Case {
     }
 }
 
-/// Ternary weights, and activations of such a type.
+/// Ternary weights, and activations of type `act`.
 pub fn ternary(act: Act) -> Operands {
     Operands { act, weights: WeightKind::Ternary }
 }
 
-/// `codes`, packed.
+/// Packs `codes`.
 pub fn pack(layout: CodesLayout, codes: &[i8]) -> Vec<u8> {
     let mut packed = vec![0xA5; codes.len() / layout.channels() * layout.pixel_bytes()];
     layout.pack(codes, &mut packed).unwrap();
     packed
 }
 
-/// The accumulators that `kernel` gives.
+/// Accumulators by `kernel`.
 pub fn accumulators(kernel: &'static dyn Kernel, case: &Case, x: &[i8], w: &[i8]) -> Vec<i32> {
     let weights = PackedWeights::for_kernel(kernel, w, case.weights(), case.operands).unwrap();
     let mut acc = vec![i32::MIN; case.outputs() * case.weights().out_channels];
@@ -168,18 +202,18 @@ pub fn accumulators(kernel: &'static dyn Kernel, case: &Case, x: &[i8], w: &[i8]
     acc
 }
 
-/// Whether the tests run at full length: `make test-long` asks for that.
+/// Whether tests run at full length (`make test-long`).
 pub fn long() -> bool {
     std::env::var_os("FATNN_TEST_LONG").is_some()
 }
 
-/// Runs `case` on those of `kernels` that can, with all three epilogues and compares every bit with
-/// the reference.
+/// Runs `case` on all `kernels` that support it, with all three epilogues, and compares every bit
+/// with the reference.
 pub fn check(kernels: &[&'static dyn Kernel], case: &Case, seed: u64) {
     check_then(kernels, case, seed, &mut |run| run());
 }
 
-/// As [`check`], once for every number of threads; the reference is computed only once.
+/// As [`check`], once per number of threads; the reference is computed only once.
 pub fn check_with_threads(
     kernels: &[&'static dyn Kernel],
     case: &Case,
@@ -187,8 +221,9 @@ pub fn check_with_threads(
     threads: &[usize],
 ) {
     check_then(kernels, case, seed, &mut |run| {
+        let count = ThreadCount::lock();
         for &n in threads {
-            fatnn::parallel::set_num_threads(n).unwrap();
+            count.set(n);
             run();
         }
     });
@@ -205,7 +240,7 @@ fn check_then(
     let packed = pack(case.layout(), &x);
     let expected = reference::conv2d_acc(&x, &w, case.weights(), case.operands.act, &case.shape());
     let mut random = Random(seed ^ 0xAAAA);
-    // Thresholds around the accumulators that occur, so that all codes do.
+    // Thresholds near the accumulators, so that all codes occur.
     let low: Vec<i32> = (0..n).map(|_| random.below(7) as i32 - 4).collect();
     let high: Vec<i32> = low.iter().map(|low| low + random.below(6) as i32).collect();
     let third: Vec<i32> = high.iter().map(|high| high + random.below(6) as i32).collect();
@@ -239,7 +274,7 @@ fn check_then(
             )
         };
         let weights = PackedWeights::for_kernel(kernel, &w, case.weights(), case.operands).unwrap();
-        // Where another kernel reads the same layout first, it would be the one that is tested.
+        // Borrow the blob, unless that would select another kernel with the same layout.
         let weights = match PackedWeights::from_bytes(weights.as_bytes()) {
             Ok(borrowed) if borrowed.kernel().name() == kernel.name() => borrowed,
             _ => weights.clone(),
@@ -257,8 +292,7 @@ fn check_then(
                 assert_eq!(&codes, expected, "codes in {layout:?} of {}", what());
             }
 
-            // Threads share out the outputs; after the first number of them, few forms tell as
-            // much.
+            // After the first number of threads, a few forms are enough.
             let few = std::mem::replace(&mut repeated, true) && !long();
             for (form, (to, residual, expected)) in forms.iter().enumerate() {
                 if few && ![0, 3, 15].contains(&form) {

@@ -136,7 +136,7 @@ impl TernaryConv {
         Value::float(out).check()?;
         let cost = Cost {
             bytes: sizes.table_bytes,
-            scratch: sizes.frame_bytes,
+            scratch: sizes.padded_bytes,
             ..Cost::of(&out, shape.reduction())
         };
         Ok((out, cost))

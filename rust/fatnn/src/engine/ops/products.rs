@@ -23,8 +23,9 @@ fn batch_of(inputs: &[Value], behind: usize) -> Option<Vec<usize>> {
     let fronts: Vec<Vec<usize>> = inputs
         .iter()
         .map(|input| {
-            input.shape().len().checked_sub(behind).map(|rank| input.shape()[..rank].to_vec())
-        }) // small: sizes
+            let rank = input.shape().len().checked_sub(behind)?;
+            Some(input.shape()[..rank].to_vec()) // small: sizes
+        })
         .collect::<Option<_>>()?;
     let rank = fronts.iter().map(Vec::len).max()?;
     let at =

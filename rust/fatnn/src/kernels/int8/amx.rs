@@ -1,9 +1,9 @@
 //! Int8 products on Intel AMX (Sapphire Rapids and later), on Linux.
 //!
-//! Rows are loaded into tiles where they lie, whatever their distance, and weights as they were
-//! packed: nothing is expanded or copied. Two tiles of rows × two tiles of channels share their
-//! operands. Sums are finished 32 rows at a time, so that outputs are written in the order of their
-//! addresses.
+//! Tiles of rows are loaded straight from the activations, at any distance between rows, and tiles
+//! of weights as they were packed: nothing is expanded or copied. Two tiles of rows × two tiles of
+//! channels share their operands. Sums are converted to floats 32 rows at a time, so that outputs
+//! are written in the order of their addresses.
 
 use std::arch::asm;
 use std::mem::MaybeUninit;
@@ -11,16 +11,16 @@ use std::mem::MaybeUninit;
 use super::avx512;
 use crate::cpu::{Features, Isa};
 use crate::kernels::columns::{ColumnsKernel, Element, Int8Layout, Product, inner};
-use crate::kernels::isa::amx::{self, DEPTH, SIDE, TILE};
+use crate::kernels::isa::amx::{self, SIDE, TILE_BYTES, TILE_ROW_BYTES};
 use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
 
-/// Most channels in a panel.
+/// Largest number of channels in a panel.
 const WIDTH: usize = 4 * SIDE;
 
 static LAYOUT: Int8Layout = Int8Layout {
     id: 5,
-    depth: DEPTH,
-    unit: 4,
+    depth: TILE_ROW_BYTES,
+    k_pack: 4,
     lanes: SIDE,
     panel: WIDTH,
     rows: SIDE,
@@ -30,7 +30,8 @@ static LAYOUT: Int8Layout = Int8Layout {
 #[derive(Debug)]
 struct Amx;
 
-/// Where the CPU has AMX with int8 and AVX-512, and the operating system lets this process use it.
+/// Available if the CPU has AMX with int8 and AVX-512, and the operating system lets this process
+/// use AMX.
 pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
     (features.amx_int8 && amx::allowed()).then_some(&Amx)
 }
@@ -74,9 +75,10 @@ impl ColumnsKernel for Amx {
 
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
         assert!(product.outputs() <= out.len());
-        // SAFETY: `self` exists, so `make` saw AVX-512 and AMX and was allowed tiles, of which no
-        // other code of this thread holds any; `Product::new` checked the sizes of rows, up to a
-        // multiple of 16, and of the panel.
+        // SAFETY: `self` exists, so `make` detected AVX-512 and AMX, and the operating system
+        // allowed tiles; no other code of this thread uses them now. `Product::new` checked the
+        // sizes of the rows, rounded up to a multiple of 16, and of the panel. The assertion
+        // checked the size of `out`.
         unsafe {
             amx::configure();
             match product.width / SIDE {
@@ -97,42 +99,43 @@ struct Sums([MaybeUninit<i32>; 2 * SIDE * WIDTH]);
 /// All rows × `NV` tiles of channels.
 ///
 /// # Safety
-/// Tiles are configured; the panel has `NV` tiles, and `out` as many floats as [`Product::outputs`]
-/// says.
+/// The CPU must have AMX, and tiles must be configured. The panel must have `NV` tiles, and `out`
+/// at least [`Product::outputs`] floats.
 #[target_feature(enable = "avx512f,avx2,fma")]
 unsafe fn run<const NV: usize>(product: &Product<'_>, out: &mut [f32]) {
-    let (rows, steps) = (&product.rows, product.depth / DEPTH);
+    let (rows, k_tiles) = (&product.rows, product.depth / TILE_ROW_BYTES);
     let count = (rows.lines - 1) * rows.period + rows.length;
     let period = if rows.lines == 1 { count } else { rows.period };
     let mut sums = Sums([MaybeUninit::uninit(); 2 * SIDE * WIDTH]);
     let sums = sums.0.as_mut_ptr().cast::<i32>();
     let mut row = 0;
-    // The next row's place in its line, and the number of its output pixel.
+    // The column of the next row within its line, and the number of its output pixel.
     let (mut x, mut pixel) = (0, 0);
     while row < count {
         let two = row + SIDE < count;
         for v in (0..NV).step_by(2) {
-            // SAFETY: rows `row .. row + 16` (or 32, where `two`) exist; so do `steps` tiles of
-            // them, and of weights for each of `NV`; `sums` has room for 32 rows.
+            // SAFETY: rows `row .. row + 16` (or `+ 32`, if `two`) exist, with `k_tiles` tiles.
+            // So do `k_tiles` tiles of weights for each of `NV`. `sums` has room for 32 rows.
             unsafe {
                 let a = rows.bytes.as_ptr().add(row * rows.stride);
-                let b = product.panel.as_ptr().add(v * TILE);
+                let b = product.panel.as_ptr().add(v * TILE_BYTES);
                 let out = sums.add(v * SIDE);
                 match (two, v + 1 < NV) {
-                    (true, true) => pair::<NV>(a, rows.stride, b, steps, out),
-                    (true, false) => tall::<NV>(a, rows.stride, b, steps, out),
-                    (false, true) => wide::<NV>(a, rows.stride, b, steps, out),
-                    (false, false) => one::<NV>(a, rows.stride, b, steps, out),
+                    (true, true) => tile_32x32::<NV>(a, rows.stride, b, k_tiles, out),
+                    (true, false) => tile_32x16::<NV>(a, rows.stride, b, k_tiles, out),
+                    (false, true) => tile_16x32::<NV>(a, rows.stride, b, k_tiles, out),
+                    (false, false) => tile_16x16::<NV>(a, rows.stride, b, k_tiles, out),
                 }
             }
         }
         let mut r = 0;
         let computed = (count - row).min(2 * SIDE);
         while r < computed {
-            // Rows up to the end of the line, or up to the next line's begin.
+            // Rows up to the end of the line, or unused rows up to the start of the next line.
             let run = if x < rows.length { rows.length } else { period }.min(x + computed - r) - x;
             if x < rows.length {
-                // SAFETY: `sums` has so many rows; pixels up to the last one are in `out`.
+                // SAFETY: `sums` has that many rows, and `out` has room for all pixels up to the
+                // last.
                 unsafe {
                     let out = out.as_mut_ptr().add(pixel * product.finish.pitch);
                     avx512::finish::<NV>(&product.finish, sums.add(r * NV * SIDE), run, out);
@@ -146,20 +149,20 @@ unsafe fn run<const NV: usize>(product: &Product<'_>, out: &mut [f32]) {
     }
 }
 
-/// 32 rows × 32 channels over `count` tiles of the reduction; weights are `NV` tiles a step, and
-/// rows of sums as wide.
+/// 32 rows × 32 channels over `count` tiles of the reduction. Weights advance by `NV` tiles per
+/// iteration, and rows of sums are `NV` tiles wide.
 ///
 /// # Safety
-/// Tiles are configured; all addresses hold what [`run`] says.
+/// Tiles must be configured. All addresses must hold what [`run`] states.
 #[inline(always)]
-unsafe fn pair<const NV: usize>(
+unsafe fn tile_32x32<const NV: usize>(
     a: *const u8,
     stride: usize,
     b: *const u8,
     count: usize,
     out: *mut i32,
 ) {
-    // SAFETY: the caller vouches for every address.
+    // SAFETY: the caller promises that all of these addresses are valid.
     unsafe {
         asm!(
             "tilezero tmm0",
@@ -177,7 +180,7 @@ unsafe fn pair<const NV: usize>(
             "tdpbssd tmm3, tmm5, tmm7",
             "add {a}, 64",
             "add {e}, 64",
-            "add {b}, {step}",
+            "add {b}, {next}",
             "dec {n}",
             "jnz 2b",
             "tilestored [{o} + {os}*1], tmm0",
@@ -188,8 +191,8 @@ unsafe fn pair<const NV: usize>(
             e = inout(reg) a.wrapping_add(SIDE * stride) => _,
             b = inout(reg) b => _,
             s = in(reg) stride,
-            bs = in(reg) DEPTH,
-            step = const NV * TILE,
+            bs = in(reg) TILE_ROW_BYTES,
+            next = const NV * TILE_BYTES,
             n = inout(reg) count => _,
             o = in(reg) out,
             p = in(reg) out.wrapping_add(SIDE * NV * SIDE),
@@ -199,20 +202,20 @@ unsafe fn pair<const NV: usize>(
     }
 }
 
-/// 32 rows × 16 channels over `count` tiles of the reduction; weights are `NV` tiles a step, and
-/// rows of sums as wide.
+/// 32 rows × 16 channels over `count` tiles of the reduction. Weights advance by `NV` tiles per
+/// iteration, and rows of sums are `NV` tiles wide.
 ///
 /// # Safety
-/// As [`pair`].
+/// As [`tile_32x32`].
 #[inline(always)]
-unsafe fn tall<const NV: usize>(
+unsafe fn tile_32x16<const NV: usize>(
     a: *const u8,
     stride: usize,
     b: *const u8,
     count: usize,
     out: *mut i32,
 ) {
-    // SAFETY: the caller vouches for every address.
+    // SAFETY: the caller promises that all of these addresses are valid.
     unsafe {
         asm!(
             "tilezero tmm0",
@@ -225,7 +228,7 @@ unsafe fn tall<const NV: usize>(
             "tdpbssd tmm1, tmm5, tmm6",
             "add {a}, 64",
             "add {e}, 64",
-            "add {b}, {step}",
+            "add {b}, {next}",
             "dec {n}",
             "jnz 2b",
             "tilestored [{o} + {os}*1], tmm0",
@@ -234,8 +237,8 @@ unsafe fn tall<const NV: usize>(
             e = inout(reg) a.wrapping_add(SIDE * stride) => _,
             b = inout(reg) b => _,
             s = in(reg) stride,
-            bs = in(reg) DEPTH,
-            step = const NV * TILE,
+            bs = in(reg) TILE_ROW_BYTES,
+            next = const NV * TILE_BYTES,
             n = inout(reg) count => _,
             o = in(reg) out,
             p = in(reg) out.wrapping_add(SIDE * NV * SIDE),
@@ -245,20 +248,20 @@ unsafe fn tall<const NV: usize>(
     }
 }
 
-/// 16 rows × 32 channels over `count` tiles of the reduction; weights are `NV` tiles a step, and
-/// rows of sums as wide.
+/// 16 rows × 32 channels over `count` tiles of the reduction. Weights advance by `NV` tiles per
+/// iteration, and rows of sums are `NV` tiles wide.
 ///
 /// # Safety
-/// As [`pair`].
+/// As [`tile_32x32`].
 #[inline(always)]
-unsafe fn wide<const NV: usize>(
+unsafe fn tile_16x32<const NV: usize>(
     a: *const u8,
     stride: usize,
     b: *const u8,
     count: usize,
     out: *mut i32,
 ) {
-    // SAFETY: the caller vouches for every address.
+    // SAFETY: the caller promises that all of these addresses are valid.
     unsafe {
         asm!(
             "tilezero tmm0",
@@ -270,7 +273,7 @@ unsafe fn wide<const NV: usize>(
             "tdpbssd tmm0, tmm4, tmm6",
             "tdpbssd tmm1, tmm4, tmm7",
             "add {a}, 64",
-            "add {b}, {step}",
+            "add {b}, {next}",
             "dec {n}",
             "jnz 2b",
             "tilestored [{o} + {os}*1], tmm0",
@@ -278,8 +281,8 @@ unsafe fn wide<const NV: usize>(
             a = inout(reg) a => _,
             b = inout(reg) b => _,
             s = in(reg) stride,
-            bs = in(reg) DEPTH,
-            step = const NV * TILE,
+            bs = in(reg) TILE_ROW_BYTES,
+            next = const NV * TILE_BYTES,
             n = inout(reg) count => _,
             o = in(reg) out,
             os = in(reg) NV * SIDE * 4,
@@ -288,20 +291,20 @@ unsafe fn wide<const NV: usize>(
     }
 }
 
-/// 16 rows × 16 channels over `count` tiles of the reduction; weights are `NV` tiles a step, and
-/// rows of sums as wide.
+/// 16 rows × 16 channels over `count` tiles of the reduction. Weights advance by `NV` tiles per
+/// iteration, and rows of sums are `NV` tiles wide.
 ///
 /// # Safety
-/// As [`pair`].
+/// As [`tile_32x32`].
 #[inline(always)]
-unsafe fn one<const NV: usize>(
+unsafe fn tile_16x16<const NV: usize>(
     a: *const u8,
     stride: usize,
     b: *const u8,
     count: usize,
     out: *mut i32,
 ) {
-    // SAFETY: the caller vouches for every address.
+    // SAFETY: the caller promises that all of these addresses are valid.
     unsafe {
         asm!(
             "tilezero tmm0",
@@ -310,15 +313,15 @@ unsafe fn one<const NV: usize>(
             "tileloadd tmm6, [{b} + {bs}*1]",
             "tdpbssd tmm0, tmm4, tmm6",
             "add {a}, 64",
-            "add {b}, {step}",
+            "add {b}, {next}",
             "dec {n}",
             "jnz 2b",
             "tilestored [{o} + {os}*1], tmm0",
             a = inout(reg) a => _,
             b = inout(reg) b => _,
             s = in(reg) stride,
-            bs = in(reg) DEPTH,
-            step = const NV * TILE,
+            bs = in(reg) TILE_ROW_BYTES,
+            next = const NV * TILE_BYTES,
             n = inout(reg) count => _,
             o = in(reg) out,
             os = in(reg) NV * SIDE * 4,

@@ -1,8 +1,8 @@
 //! Int8 products on AVX2.
 //!
 //! `vpmaddubsw`, the instruction for bytes, saturates: two products of 255·127 do not fit `i16`. So
-//! activations are kept as `i16`, weights are widened as they are read, and `vpmaddwd` adds pairs
-//! of products to 32 bits: 16 products in three instructions.
+//! activations are stored as `i16`, and weights are widened when they are loaded. `vpmaddwd` then
+//! adds pairs of products in 32 bits: 16 products in three instructions.
 
 use std::arch::x86_64::*;
 
@@ -12,14 +12,14 @@ use crate::kernels::columns::{ColumnsKernel, Element, Int8Layout, Product, inner
 use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
 
 const WIDTH: usize = 16;
-/// Most rows at a time: with two vectors of weights, one of activations and one of products, the
-/// sums fill the registers.
+/// Largest number of rows per call. Their sums, two vectors of weights, one of activations and one
+/// of products fill the registers.
 const ROWS: usize = 6;
 
 static LAYOUT: Int8Layout = Int8Layout {
     id: 2,
     depth: 2,
-    unit: 2,
+    k_pack: 2,
     lanes: WIDTH,
     panel: WIDTH,
     rows: 1,
@@ -29,7 +29,7 @@ static LAYOUT: Int8Layout = Int8Layout {
 #[derive(Debug)]
 struct Avx2;
 
-/// Where the CPU has AVX2.
+/// Available if the CPU has AVX2.
 pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
     features.avx2.then_some(&Avx2)
 }
@@ -66,8 +66,8 @@ impl ColumnsKernel for Avx2 {
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
         product.tiles(ROWS, |row, rows, at| {
             let out = &mut out[at..];
-            // SAFETY: `self` exists, so `make` saw the feature; `Product::new` checked the sizes of
-            // rows and panel.
+            // SAFETY: `self` exists, so `make` detected the feature. `Product::new` checked the
+            // sizes of the rows and the panel.
             unsafe {
                 let x = product.rows.bytes.as_ptr().add(row * product.rows.stride);
                 match rows {
@@ -86,10 +86,10 @@ impl ColumnsKernel for Avx2 {
 /// `MR` rows × 16 channels.
 ///
 /// # Safety
-/// From `x` on there are `MR` rows of `product`.
+/// `x` must point to `MR` rows of `product`.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn tile<const MR: usize>(product: &Product<'_>, x: *const u8, out: &mut [f32]) {
-    // Loops throughout: `from_fn` and `map` would be compiled without the CPU feature.
+    // Plain loops: `from_fn` and `map` would be compiled without the CPU features.
     let mut rows = [x; MR];
     for (r, row) in rows.iter_mut().enumerate() {
         *row = x.wrapping_add(r * product.rows.stride);
@@ -97,7 +97,7 @@ unsafe fn tile<const MR: usize>(product: &Product<'_>, x: *const u8, out: &mut [
     let weights = product.panel.as_ptr().cast::<__m128i>();
     let mut acc = [[_mm256_setzero_si256(); 2]; MR];
     for k in 0..product.depth / 2 {
-        // SAFETY: a step is 32 bytes of weights, and four of every row.
+        // SAFETY: each iteration reads 32 bytes of weights, and four bytes of every row.
         let w = unsafe {
             [
                 _mm256_cvtepi8_epi16(_mm_loadu_si128(weights.add(k * 2))),
@@ -115,7 +115,7 @@ unsafe fn tile<const MR: usize>(product: &Product<'_>, x: *const u8, out: &mut [
     let mut sums = [[0; WIDTH]; MR];
     for (sums, acc) in sums.iter_mut().zip(acc) {
         for (sums, acc) in sums.as_chunks_mut::<8>().0.iter_mut().zip(acc) {
-            // SAFETY: `sums` is a vector.
+            // SAFETY: `sums` has the eight elements of a vector.
             unsafe { _mm256_storeu_si256(sums.as_mut_ptr().cast(), acc) };
         }
     }

@@ -1,10 +1,10 @@
 //! Int8 products on AVX-512 VNNI (Cascade Lake, Ice Lake, Zen 4 and later).
 //!
-//! `vpdpbusd` multiplies unsigned by signed bytes, 64 products an instruction, and wraps around
-//! where sums do not fit, as nothing here needs to: activations come as code + 128, and sums begin
-//! at -128·Σw. Six rows by four vectors of 16 channels: ten loads for 24 products, so that two
-//! ports of products are the bound. One row (a linear layer) runs two chains per vector, enough to
-//! read weights at the speed of the second-level cache.
+//! `vpdpbusd` multiplies unsigned by signed bytes, 64 products per instruction. Activations are
+//! stored as code + 128, so sums start at -128·Σw. The instruction does not saturate. Six rows ×
+//! four vectors of 16 channels take ten loads for 24 multiplications, so the two ports that
+//! multiply are the bottleneck. One or two rows (a linear layer) use two chains of additions per
+//! vector, enough to read weights at the speed of the second-level cache.
 
 use std::arch::x86_64::*;
 
@@ -14,15 +14,15 @@ use crate::kernels::columns::{ColumnsKernel, Element, Int8Layout, Product, inner
 use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
 
 const LANES: usize = 16;
-/// Most vectors in a panel.
+/// Largest number of vectors in a panel.
 const VECTORS: usize = 4;
-/// Most rows at a time.
+/// Largest number of rows per call of `tile`.
 const ROWS: usize = 6;
 
 static LAYOUT: Int8Layout = Int8Layout {
     id: 3,
     depth: 4,
-    unit: 4,
+    k_pack: 4,
     lanes: LANES,
     panel: LANES * VECTORS,
     rows: 1,
@@ -32,7 +32,7 @@ static LAYOUT: Int8Layout = Int8Layout {
 #[derive(Debug)]
 struct Avx512;
 
-/// Where the CPU has AVX-512 F, BW, DQ, VL and VNNI.
+/// Available if the CPU has AVX-512 F, BW, DQ, VL and VNNI.
 pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
     (features.avx512 && features.avx512_vnni).then_some(&Avx512)
 }
@@ -68,8 +68,8 @@ impl ColumnsKernel for Avx512 {
 
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
         assert!(product.outputs() <= out.len());
-        // SAFETY: `self` exists, so `make` saw the features; `Product::new` checked the sizes of
-        // rows and panel.
+        // SAFETY: `self` exists, so `make` detected the features. `Product::new` checked the sizes
+        // of the rows and the panel, and the assertion that of `out`.
         unsafe {
             match product.width / LANES {
                 1 => panel::<1>(product, out),
@@ -81,12 +81,14 @@ impl ColumnsKernel for Avx512 {
     }
 }
 
+/// Multiplies all rows by a panel.
+///
 /// # Safety
-/// The panel has `NV` vectors, and `out` as many floats as [`Product::outputs`] says.
+/// The panel must have `NV` vectors, and `out` at least [`Product::outputs`] floats.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
 unsafe fn panel<const NV: usize>(product: &Product<'_>, out: &mut [f32]) {
     product.tiles(ROWS, |row, rows, at| {
-        // SAFETY: rows `row .. row + rows` exist, and their outputs from `at` on.
+        // SAFETY: rows `row .. row + rows` exist, and so do their outputs from `at` on.
         unsafe {
             let x = product.rows.bytes.as_ptr().add(row * product.rows.stride);
             let out = out.as_mut_ptr().add(at);
@@ -102,10 +104,10 @@ unsafe fn panel<const NV: usize>(product: &Product<'_>, out: &mut [f32]) {
     });
 }
 
-/// `MR` rows × `NV` vectors, in `CHAINS` sums each.
+/// `MR` rows × `NV` vectors, with `CHAINS` sums each.
 ///
 /// # Safety
-/// From `x` on there are `MR` rows of `product`, and from `out` on as many output pixels.
+/// `x` must point to `MR` rows of `product`, and `out` to as many output pixels.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
 #[inline]
 unsafe fn tile<const MR: usize, const NV: usize, const CHAINS: usize>(
@@ -113,15 +115,15 @@ unsafe fn tile<const MR: usize, const NV: usize, const CHAINS: usize>(
     x: *const u8,
     out: *mut f32,
 ) {
-    let steps = product.depth / 4;
-    // Loops throughout: `from_fn` would be compiled without the CPU features.
+    let iterations = product.depth / 4;
+    // Plain loops: `from_fn` would be compiled without the CPU features.
     let mut rows = [x; MR];
     for (r, row) in rows.iter_mut().enumerate() {
         *row = x.wrapping_add(r * product.rows.stride);
     }
     let weights = product.panel.as_ptr().cast::<i32>();
-    // SAFETY: a step is `NV` vectors of weights; behind the last one, the panel holds where sums
-    // begin.
+    // SAFETY: each iteration reads `NV` vectors of weights. After the last ones, the panel has the
+    // initial sums.
     let vectors = |k: usize| unsafe {
         let mut vectors = [_mm512_setzero_si512(); NV];
         for (v, vector) in vectors.iter_mut().enumerate() {
@@ -130,25 +132,25 @@ unsafe fn tile<const MR: usize, const NV: usize, const CHAINS: usize>(
         vectors
     };
     let mut acc = [[[_mm512_setzero_si512(); NV]; MR]; CHAINS];
-    acc[0] = [vectors(steps); MR];
-    let step = |acc: &mut [[__m512i; NV]; MR], k: usize| {
+    acc[0] = [vectors(iterations); MR];
+    let iterate = |acc: &mut [[__m512i; NV]; MR], k: usize| {
         let w = vectors(k);
         for (acc, row) in acc.iter_mut().zip(rows) {
-            // SAFETY: a step is four bytes of every row.
+            // SAFETY: each iteration reads four bytes of every row.
             let x = _mm512_set1_epi32(unsafe { row.add(k * 4).cast::<i32>().read_unaligned() });
             for (acc, w) in acc.iter_mut().zip(w) {
                 *acc = _mm512_dpbusd_epi32(*acc, x, w);
             }
         }
     };
-    let whole = steps / CHAINS * CHAINS;
+    let whole = iterations / CHAINS * CHAINS;
     for k in (0..whole).step_by(CHAINS) {
         for (c, acc) in acc.iter_mut().enumerate() {
-            step(acc, k + c);
+            iterate(acc, k + c);
         }
     }
-    for k in whole..steps {
-        step(&mut acc[0], k);
+    for k in whole..iterations {
+        iterate(&mut acc[0], k);
     }
     let mut sums = Sums::<MR, NV>([[[0; LANES]; NV]; MR]);
     for r in 0..MR {
@@ -159,7 +161,7 @@ unsafe fn tile<const MR: usize, const NV: usize, const CHAINS: usize>(
             unsafe { _mm512_store_si512(sums.0[r][v].as_mut_ptr().cast(), sum) };
         }
     }
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller promises the output pixels, and `sums` has `MR` rows.
     unsafe { finish::<NV>(&product.finish, sums.0.as_flattened().as_flattened().as_ptr(), MR, out) }
 }
 
@@ -167,11 +169,11 @@ unsafe fn tile<const MR: usize, const NV: usize, const CHAINS: usize>(
 #[repr(C, align(64))]
 struct Sums<const MR: usize, const NV: usize>([[[i32; LANES]; NV]; MR]);
 
-/// Finishes `rows` rows of sums, `NV` vectors each, that begin cache lines; `out` is the first
-/// one's pixel.
+/// Converts `rows` rows of sums to floats. `out` is the first output pixel.
 ///
 /// # Safety
-/// `sums` has so many rows; the panel has `NV` vectors; the pixels' channels may be written.
+/// `sums` must have `rows` rows of `NV` vectors and be aligned to a cache line. The panel must have
+/// `NV` vectors. From `out` on, the channels of `rows` pixels must be writable.
 #[target_feature(enable = "avx512f,fma")]
 pub(super) unsafe fn finish<const NV: usize>(
     finish: &Finish<'_>,
@@ -179,7 +181,7 @@ pub(super) unsafe fn finish<const NV: usize>(
     rows: usize,
     out: *mut f32,
 ) {
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller makes the same promises, and `affine` is as wide as the panel.
     unsafe {
         match (finish.affine, finish.relu) {
             (None, false) => finish_rows::<NV, false, false>(finish, (&[], &[]), sums, rows, out),
@@ -193,7 +195,7 @@ pub(super) unsafe fn finish<const NV: usize>(
 }
 
 /// # Safety
-/// As [`finish`]; `affine` is as wide as the panel where it is to be applied.
+/// As [`finish`]. If `AFFINE`, `affine` must be as wide as the panel.
 #[target_feature(enable = "avx512f,fma")]
 unsafe fn finish_rows<const NV: usize, const AFFINE: bool, const RELU: bool>(
     finish: &Finish<'_>,
@@ -205,11 +207,12 @@ unsafe fn finish_rows<const NV: usize, const AFFINE: bool, const RELU: bool>(
     let zero = _mm512_setzero_ps();
     let (mut scale, mut bias, mut slope, mut offset) =
         ([zero; NV], [zero; NV], [zero; NV], [zero; NV]);
-    // Vectors that are written whole; masked stores are slower.
+    // Only the last vector may be incomplete. Masked stores are slower, so the others use whole
+    // ones.
     let whole = finish.channels / LANES;
     let rest = (1u16 << (finish.channels % LANES)) - 1;
     for v in 0..NV {
-        // SAFETY: constants are as many as the panel is wide.
+        // SAFETY: there are as many constants as the panel has channels.
         unsafe {
             scale[v] = _mm512_loadu_ps(finish.scale.as_ptr().add(v * LANES));
             bias[v] = _mm512_loadu_ps(finish.bias.as_ptr().add(v * LANES));
@@ -221,7 +224,7 @@ unsafe fn finish_rows<const NV: usize, const AFFINE: bool, const RELU: bool>(
     }
     for r in 0..rows {
         for v in 0..NV {
-            // SAFETY: `sums` has so many rows, `out` so many pixels.
+            // SAFETY: the caller promises `rows` rows of sums and as many pixels.
             unsafe {
                 let sum =
                     _mm512_cvtepi32_ps(_mm512_load_si512(sums.add((r * NV + v) * LANES).cast()));
@@ -230,8 +233,7 @@ unsafe fn finish_rows<const NV: usize, const AFFINE: bool, const RELU: bool>(
                     y = _mm512_fmadd_ps(y, slope[v], offset[v]);
                 }
                 if RELU {
-                    // The second operand passes through where it is NaN or -0.0, as through
-                    // PyTorch's ReLU.
+                    // The second operand passes through if it is NaN or -0.0, as in PyTorch's ReLU.
                     y = _mm512_max_ps(zero, y);
                 }
                 let out = out.wrapping_add(r * finish.pitch + v * LANES);

@@ -1,28 +1,27 @@
-//! Pixels of several image rows, interleaved: what makes the window of a convolution one piece of
-//! memory.
+//! Interleaves the pixels of several image rows, so that the window of a convolution is contiguous
+//! in memory. In the result, a *column* is the pixels of all rows at one `x`.
 
-/// Bytes that [`interleave`] may read behind a row's pixels, and write behind the last one's place.
+/// Bytes that [`interleave`] may read after a row's pixels, and write after the last output pixel.
 pub(crate) const COPY_SLACK: usize = 16;
 
-/// Neighbouring pixels of every row.
+/// Adjacent pixels, in every one of the rows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pixels {
-    /// The first one's number in the row.
+    /// Number of the first pixel in its row.
     pub first: usize,
-    /// How many.
+    /// Number of pixels.
     pub count: usize,
-    /// Bytes to be copied of each.
+    /// Bytes of each pixel that are copied.
     pub bytes: usize,
-    /// Bytes from one to the next.
+    /// Bytes from one pixel to the next.
     pub pitch: usize,
 }
 
-/// `out[(x * rows.len() + y) * bytes..]` becomes the bytes of pixel `x` of row `y`. Rows are byte
-/// offsets in `image`. Up to [`COPY_SLACK`] bytes behind the last pixel's place in `out` are
-/// overwritten.
+/// Copies pixel `x` of row `y` to `out[(x * rows.len() + y) * bytes..]`. `rows` are byte offsets in
+/// `image`. Up to [`COPY_SLACK`] bytes after the last output pixel are overwritten.
 ///
 /// # Panics
-/// Where pixels, or [`COPY_SLACK`] bytes behind the last, are outside the slices: a bug in the
+/// If pixels, or [`COPY_SLACK`] bytes after the last one, are outside the slices: a bug in the
 /// caller.
 pub(crate) fn interleave(image: &[u8], rows: &[usize], pixels: &Pixels, out: &mut [u8]) {
     let &Pixels { first, count, bytes, pitch } = pixels;
@@ -37,8 +36,8 @@ pub(crate) fn interleave(image: &[u8], rows: &[usize], pixels: &Pixels, out: &mu
     };
     assert!(rows.iter().all(|&at| fits(image, at, (first + count) * pitch)));
     assert!(fits(out, 0, count * rows.len() * bytes));
-    // SAFETY: just checked: every copy begins at a pixel, or its place, and ends at most
-    // `COPY_SLACK` bytes behind it.
+    // SAFETY: as just checked, every copy begins at an input or output pixel inside its slice, and
+    // ends at most `COPY_SLACK` bytes after it.
     unsafe {
         match bytes {
             _ if rows.len() == 1 && bytes == pitch => {
@@ -46,13 +45,13 @@ pub(crate) fn interleave(image: &[u8], rows: &[usize], pixels: &Pixels, out: &mu
                     .copy_from_slice(&image[rows[0] + first * pitch..][..count * bytes]);
             }
             1..=4 => match rows.len() {
-                3 => unrolled::<3>(image, rows, pixels, out),
-                5 => unrolled::<5>(image, rows, pixels, out),
-                7 => unrolled::<7>(image, rows, pixels, out),
-                _ => short::<4>(image, rows, pixels, out),
+                3 => interleave_unrolled::<3>(image, rows, pixels, out),
+                5 => interleave_unrolled::<5>(image, rows, pixels, out),
+                7 => interleave_unrolled::<7>(image, rows, pixels, out),
+                _ => interleave_by::<4>(image, rows, pixels, out),
             },
-            5..=8 => short::<8>(image, rows, pixels, out),
-            9..=16 => short::<16>(image, rows, pixels, out),
+            5..=8 => interleave_by::<8>(image, rows, pixels, out),
+            9..=16 => interleave_by::<16>(image, rows, pixels, out),
             _ => {
                 for (x, out) in out.chunks_exact_mut(rows.len() * bytes).take(count).enumerate() {
                     for (out, &at) in out.chunks_exact_mut(bytes).zip(rows) {
@@ -64,17 +63,22 @@ pub(crate) fn interleave(image: &[u8], rows: &[usize], pixels: &Pixels, out: &mu
     }
 }
 
-/// As [`interleave`], in copies of `N` bytes, at least a pixel's: each overwrites what the last one
-/// wrote too much.
+/// As [`interleave`], but copies `N` bytes per pixel, which may be more than a pixel has. Each copy
+/// overwrites the excess bytes of the copy before it.
 ///
 /// # Safety
-/// `pixels.bytes <= N <= COPY_SLACK`, and every pixel, and `COPY_SLACK` bytes behind it, is inside
+/// `pixels.bytes <= N <= COPY_SLACK`. Every pixel, and `COPY_SLACK` bytes after it, must be inside
 /// the slices.
-unsafe fn short<const N: usize>(image: &[u8], rows: &[usize], pixels: &Pixels, out: &mut [u8]) {
+unsafe fn interleave_by<const N: usize>(
+    image: &[u8],
+    rows: &[usize],
+    pixels: &Pixels,
+    out: &mut [u8],
+) {
     let (mut to, image) = (out.as_mut_ptr(), image.as_ptr());
     for x in pixels.first..pixels.first + pixels.count {
         for &at in rows {
-            // SAFETY: as the caller promises.
+            // SAFETY: the caller promises that copies stay inside the slices.
             unsafe {
                 let from = image.add(at + x * pixels.pitch).cast::<[u8; N]>();
                 to.cast::<[u8; N]>().write_unaligned(from.read_unaligned());
@@ -84,11 +88,11 @@ unsafe fn short<const N: usize>(image: &[u8], rows: &[usize], pixels: &Pixels, o
     }
 }
 
-/// As [`short`] with copies of four bytes, for the heights of windows that first layers have.
+/// As [`interleave_by`] with `N = 4`, unrolled for the window heights of typical first layers.
 ///
 /// # Safety
-/// As [`short`]; there are `ROWS` rows.
-unsafe fn unrolled<const ROWS: usize>(
+/// As [`interleave_by`] with `N = 4`; there must be `ROWS` rows.
+unsafe fn interleave_unrolled<const ROWS: usize>(
     image: &[u8],
     rows: &[usize],
     pixels: &Pixels,
@@ -101,7 +105,7 @@ unsafe fn unrolled<const ROWS: usize>(
     let mut to = out.as_mut_ptr();
     for x in 0..pixels.count {
         for from in from {
-            // SAFETY: as the caller promises.
+            // SAFETY: the caller promises that copies stay inside the slices.
             unsafe {
                 let pixel = from.add(x * pixels.pitch).cast::<[u8; 4]>();
                 to.cast::<[u8; 4]>().write_unaligned(pixel.read_unaligned());
@@ -111,9 +115,9 @@ unsafe fn unrolled<const ROWS: usize>(
     }
 }
 
-/// [`interleave`] where `out` holds what it made of the window above, of `keep` more rows: columns
-/// move up, and `rows` are those that come in at the bottom. `false`, and nothing done, for sizes
-/// that it is not made for.
+/// As [`interleave`], but reuses `out`, which must hold the result for the window above. Each
+/// column keeps its last `keep` rows, which move up, and `rows` are appended at its bottom. Returns
+/// `false` and changes nothing for sizes that it does not support.
 ///
 /// # Panics
 /// As [`interleave`].
@@ -126,8 +130,8 @@ pub(crate) fn roll(
 ) -> bool {
     let &Pixels { first, count, bytes, pitch } = pixels;
     let (shift, keep) = (rows.len() * bytes, keep * bytes);
-    // A column's copy must end inside it, and what the last row's copy writes too much where the
-    // next column's begins to move.
+    // The copy of a column's kept rows must end inside the column. The excess bytes of its last
+    // pixel's copy must end before the rows that the next column keeps.
     let size = if keep <= 4 { 4 } else { keep.next_multiple_of(8) };
     if keep == 0
         || !(1..=4).contains(&bytes)
@@ -144,8 +148,8 @@ pub(crate) fn roll(
     };
     assert!(bytes <= pitch && rows.iter().all(|&at| fits(image, at, (first + count) * pitch)));
     assert!(fits(out, 0, count * (keep + shift)));
-    // SAFETY: just checked: every copy begins inside a pixel or a column, and ends at most
-    // `COPY_SLACK` bytes behind it.
+    // SAFETY: as just checked, every copy begins inside a pixel or a column, and ends at most
+    // `COPY_SLACK` bytes after it.
     unsafe {
         match size {
             4 => roll_by::<4>(image, rows, keep, pixels, out),
@@ -156,8 +160,10 @@ pub(crate) fn roll(
     true
 }
 
+/// As [`roll`], but moves the kept rows of a column by copying `N` bytes.
+///
 /// # Safety
-/// `N` is at least `keep`; copies stay inside the slices.
+/// `N` must be at least `keep`, and copies must stay inside the slices.
 unsafe fn roll_by<const N: usize>(
     image: &[u8],
     rows: &[usize],
@@ -168,7 +174,7 @@ unsafe fn roll_by<const N: usize>(
     let (mut to, image) = (out.as_mut_ptr(), image.as_ptr());
     let shift = rows.len() * pixels.bytes;
     for x in pixels.first..pixels.first + pixels.count {
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller promises that copies stay inside the slices.
         unsafe {
             let kept = to.add(shift).cast::<[u8; N]>().read_unaligned();
             to.cast::<[u8; N]>().write_unaligned(kept);

@@ -1,10 +1,10 @@
 //! Int8 products on AArch64.
 //!
-//! `smull` and `smlal` leave the sum of two products in 16 bits, which hold it (2·127² < 2¹⁵);
-//! `sadalp` adds neighbours to 32 bits: six instructions for 32 products, on every CPU with
-//! Advanced SIMD. (`sdot` would take two, where it exists.)
+//! `smull` and `smlal` add two products in 16 bits, which cannot overflow (2·127² < 2¹⁵). `sadalp`
+//! adds pairs of these to 32 bits. That is six instructions for 32 products, on every CPU with
+//! Advanced SIMD. (`sdot`, which not every CPU has, would take two.)
 //!
-//! Tested under emulation only; no speed was measured on hardware yet.
+//! Tested under emulation only; its speed has not been measured on hardware.
 
 use std::arch::aarch64::*;
 
@@ -14,13 +14,13 @@ use crate::kernels::columns::{ColumnsKernel, Element, Int8Layout, Product, inner
 use crate::kernels::kernel::{Inner, Kernel, Layout, OperandTypes, private};
 
 const WIDTH: usize = 16;
-/// Most rows at a time.
+/// Largest number of rows per call of `tile`.
 const ROWS: usize = 4;
 
 static LAYOUT: Int8Layout = Int8Layout {
     id: 4,
     depth: 4,
-    unit: 2,
+    k_pack: 2,
     lanes: WIDTH,
     panel: WIDTH,
     rows: 1,
@@ -30,7 +30,7 @@ static LAYOUT: Int8Layout = Int8Layout {
 #[derive(Debug)]
 struct Neon;
 
-/// Where there is Advanced SIMD: on every AArch64 CPU that runs an operating system.
+/// Available with Advanced SIMD, which every AArch64 CPU that runs an operating system has.
 pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
     features.neon.then_some(&Neon)
 }
@@ -67,8 +67,8 @@ impl ColumnsKernel for Neon {
     fn multiply(&self, product: &Product<'_>, out: &mut [f32]) {
         product.tiles(ROWS, |row, rows, at| {
             let out = &mut out[at..];
-            // SAFETY: `self` exists, so `make` saw the feature; `Product::new` checked the sizes of
-            // rows and panel.
+            // SAFETY: `self` exists, so `make` detected the feature. `Product::new` checked the
+            // sizes of the rows and the panel.
             unsafe {
                 let x = product.rows.bytes.as_ptr().add(row * product.rows.stride);
                 match rows {
@@ -85,7 +85,7 @@ impl ColumnsKernel for Neon {
 /// `MR` rows × 16 channels.
 ///
 /// # Safety
-/// From `x` on there are `MR` rows of `product`.
+/// `x` must point to `MR` rows of `product`.
 #[target_feature(enable = "neon")]
 unsafe fn tile<const MR: usize>(product: &Product<'_>, x: *const u8, out: &mut [f32]) {
     let mut rows = [x; MR];
@@ -96,8 +96,9 @@ unsafe fn tile<const MR: usize>(product: &Product<'_>, x: *const u8, out: &mut [
     let mut acc = [[vdupq_n_s32(0); 4]; MR];
     for k in 0..product.depth / 4 {
         for v in 0..2 {
-            // Eight channels: their pairs of weights for two positions, then for the next two.
-            // SAFETY: a step is two positions' pairs of 16 channels, 64 bytes.
+            // Eight channels: the pairs of weights for two values of the reduction, then for the
+            // next two.
+            // SAFETY: each iteration reads two pairs of weights of 16 channels, 64 bytes.
             let w = unsafe {
                 [
                     vld1q_s8(weights.add(k * 64 + v * 16)),
@@ -105,7 +106,7 @@ unsafe fn tile<const MR: usize>(product: &Product<'_>, x: *const u8, out: &mut [
                 ]
             };
             for (acc, row) in acc.iter_mut().zip(rows) {
-                // SAFETY: a step is four bytes of every row.
+                // SAFETY: each iteration reads four bytes of every row.
                 let pairs = unsafe { row.add(k * 4).cast::<[i16; 2]>().read_unaligned() };
                 let x = [
                     vreinterpretq_s8_s16(vdupq_n_s16(pairs[0])),
@@ -125,7 +126,7 @@ unsafe fn tile<const MR: usize>(product: &Product<'_>, x: *const u8, out: &mut [
     let mut sums = [[0; WIDTH]; MR];
     for (sums, acc) in sums.iter_mut().zip(acc) {
         for (sums, acc) in sums.as_chunks_mut::<4>().0.iter_mut().zip(acc) {
-            // SAFETY: `sums` is a vector.
+            // SAFETY: `sums` has the four elements of a vector.
             unsafe { vst1q_s32(sums.as_mut_ptr(), acc) };
         }
     }

@@ -1,16 +1,17 @@
-//! Floats to int8: a plain loop.
+//! From floats to int8 codes: a plain loop.
 
 use crate::kernels::columns::Element;
 use crate::kernels::isa::Simd;
 use crate::kernels::vector::VectorLoop;
 
-/// Codes of floats, `round(clamp(x * inv_step, bounds))`, halves to even; whether none was NaN.
+/// Quantizes floats: `round(clamp(x * inv_step, bounds))`, ties to even. Returns whether no value
+/// was NaN.
 pub(crate) struct QuantizeInt8<'a> {
-    /// How `out` holds them.
+    /// How `out` stores codes.
     pub element: Element,
     pub x: &'a [f32],
     pub inv_step: f32,
-    /// Inside -127 to 127.
+    /// Lower and upper bound, both in -127..=127.
     pub bounds: [f32; 2],
     pub out: &'a mut [u8],
 }
@@ -38,16 +39,15 @@ const I16: u8 = 2;
 fn quantize_as<const ELEMENT: u8>(
     x: &[f32],
     inv_step: f32,
-    [least, most]: [f32; 2],
+    [low, high]: [f32; 2],
     out: &mut [u8],
 ) -> bool {
-    /// What is added to a small float so that its last bits are the nearest integer, halves to
-    /// even: 1.5 · 2²³.
+    /// Adding 1.5 · 2²³ to a small float puts the nearest integer, ties to even, in its last bits.
     const ROUND: f32 = 12_582_912.0;
     let code = |x: f32| {
         let y = x * inv_step;
-        let y = if y > least { y } else { least };
-        let y = if y < most { y } else { most };
+        let y = if y > low { y } else { low };
+        let y = if y < high { y } else { high };
         (y + ROUND).to_bits()
     };
     let mut nan = 0;

@@ -10,7 +10,7 @@ const WIDTH: usize = 8;
 static LAYOUT: Int8Layout = Int8Layout {
     id: 1,
     depth: 1,
-    unit: 1,
+    k_pack: 1,
     lanes: WIDTH,
     panel: WIDTH,
     rows: 1,
@@ -62,7 +62,7 @@ impl ColumnsKernel for Scalar {
     }
 }
 
-/// A function of its own, so that compilers see nothing but a loop that they vectorise.
+/// A separate function, so that compilers see only this loop and vectorise it.
 #[inline(never)]
 fn sums(row: &[u8], panel: &[[u8; WIDTH]]) -> [i32; WIDTH] {
     let mut acc = [0; WIDTH];

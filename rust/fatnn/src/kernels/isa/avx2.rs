@@ -6,17 +6,17 @@ use super::Simd;
 use crate::cpu::Features;
 use crate::kernels::vector::VectorLoop;
 
-/// Proof of AVX2, FMA and POPCNT.
+/// Proves that the CPU has AVX2, FMA and POPCNT.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx2(());
 
-// SAFETY: `Features::avx2` stands for all three features.
+// SAFETY: `Features::avx2` is only true if the CPU has all three features.
 unsafe impl Simd for Avx2 {
     fn new(features: Features) -> Option<Self> {
         features.avx2.then_some(Avx2(()))
     }
 
-    unsafe fn assume() -> Self {
+    unsafe fn new_unchecked() -> Self {
         Avx2(())
     }
 
@@ -43,22 +43,21 @@ unsafe impl Simd for Avx2 {
     }
 }
 
-/// [`Simd::ge_mask`]: comparisons whose signs are gathered.
+/// [`Simd::ge_mask`]: compares vectors and gathers the signs of the results.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn ge_mask<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
     const { assert!(NR.is_multiple_of(16) && NR <= 64) };
     let below = |i: usize| {
-        // SAFETY: both arrays have `NR` elements, of which every pair of vectors asked for is a
-        // part.
+        // SAFETY: both arrays have `NR` elements, and `i` is below `NR / 8`.
         unsafe {
             let (acc, threshold) =
                 (acc.as_ptr().add(i * 8).cast(), threshold.as_ptr().add(i * 8).cast());
             _mm256_cmpgt_epi32(_mm256_loadu_si256(threshold), _mm256_loadu_si256(acc))
         }
     };
-    // Four vectors of comparisons become one of bytes, whose signs are one number: their quarters
-    // come interleaved.
+    // Pack four vectors of comparisons into one vector of bytes and gather its signs. Packing
+    // interleaves 32-bit quarters, so put them in order first.
     let in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     let mut bits = 0;
     for i in (0..NR / 8).step_by(4) {
@@ -87,10 +86,10 @@ fn ge_mask_f32<const N: usize>(x: &[f32; N], threshold: f32) -> u64 {
     bits
 }
 
-/// The number of bits set in every byte.
+/// Counts the bits set in each byte.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(crate) fn count_bytes(plane: __m256i) -> __m256i {
+pub(crate) fn popcount_bytes(plane: __m256i) -> __m256i {
     let table =
         _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
     let nibble = _mm256_set1_epi8(15);
@@ -99,14 +98,14 @@ pub(crate) fn count_bytes(plane: __m256i) -> __m256i {
     _mm256_add_epi8(low, high)
 }
 
-/// The sum of eight bytes in every 64-bit lane.
+/// Adds up the eight bytes of each 64-bit lane.
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(crate) fn sum_bytes(counts: __m256i) -> __m256i {
     _mm256_sad_epu8(counts, _mm256_setzero_si256())
 }
 
-/// Adds two planes to `sum`, returns the carries.
+/// A full adder on bit planes: adds `a` and `b` to `sum` and returns the carries.
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(crate) fn full_add<const R: usize>(
@@ -123,7 +122,7 @@ pub(crate) fn full_add<const R: usize>(
     carries
 }
 
-/// Adds the low halves of four 64-bit lanes to four numbers.
+/// Adds the low 32 bits of four 64-bit lanes to four numbers.
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(crate) fn add_low_halves(out: &mut [i32], counts: __m256i) {

@@ -1,4 +1,4 @@
-//! AVX-512 F, BW, DQ and VL, with everything of AVX2.
+//! AVX-512 F, BW, DQ and VL, and everything that AVX2 has.
 
 use std::arch::x86_64::*;
 
@@ -6,17 +6,17 @@ use super::Simd;
 use crate::cpu::Features;
 use crate::kernels::vector::VectorLoop;
 
-/// Proof of AVX-512 F, BW, DQ, VL, of AVX2 and of FMA.
+/// Proves that the CPU has AVX-512 F, BW, DQ, VL, AVX2 and FMA.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx512(());
 
-// SAFETY: `Features::avx512` stands for all of these features.
+// SAFETY: `Features::avx512` is only true if the CPU has all of these features.
 unsafe impl Simd for Avx512 {
     fn new(features: Features) -> Option<Self> {
         features.avx512.then_some(Avx512(()))
     }
 
-    unsafe fn assume() -> Self {
+    unsafe fn new_unchecked() -> Self {
         Avx512(())
     }
 
@@ -43,7 +43,7 @@ unsafe impl Simd for Avx512 {
     }
 }
 
-/// [`Simd::ge_mask`]: comparisons into masks.
+/// [`Simd::ge_mask`]: compares into mask registers.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn ge_mask<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {

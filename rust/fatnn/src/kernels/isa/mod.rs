@@ -1,8 +1,9 @@
-//! Instruction sets: one file each, with the words that plain loops and kernels share.
+//! Instruction sets, one file each, with the operations that plain loops and kernels share.
 //!
 //! A value of a [`Simd`] type proves that the CPU has its features, so its methods are safe. A loop
-//! over arrays is written once, as a [`super::vector::VectorLoop`], and compiled for every type
-//! here; what compilers do not find by themselves (comparisons into bits) is a method of the trait.
+//! over arrays is written once, as a [`super::vector::VectorLoop`], and compiled for each of these
+//! types. The trait also has the operation that compilers do not vectorise well: comparing into a
+//! bit mask.
 
 use super::vector::VectorLoop;
 use crate::cpu::Features;
@@ -20,23 +21,23 @@ pub(crate) mod scalar;
 /// An instruction set that this CPU has.
 ///
 /// # Safety
-/// [`Simd::new`] returns a value only where every feature that the methods use was detected.
+/// [`Simd::new`] must return a value only if every feature that the methods use was detected.
 pub(crate) unsafe trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
-    /// A value where the features are among those given.
+    /// A value, if `features` include this instruction set.
     fn new(features: Features) -> Option<Self>;
 
-    /// A value without a check.
+    /// A value, without checking features.
     ///
     /// # Safety
-    /// The features were detected: [`Simd::new`] has returned a value in this process.
-    unsafe fn assume() -> Self;
+    /// The features must have been detected: [`Simd::new`] returned a value in this process.
+    unsafe fn new_unchecked() -> Self;
 
-    /// Bit `j` says whether `acc[j] >= threshold[j]`; `N` is a multiple of 16, at most 64.
+    /// Bit `j` is set if `acc[j] >= threshold[j]`. `N` is a multiple of 16, at most 64.
     fn ge_mask<const N: usize>(self, acc: &[i32; N], threshold: &[i32; N]) -> u64;
 
-    /// Bit `j` says whether `x[j] >= threshold`, which NaN never is; `N` as in [`Simd::ge_mask`].
+    /// Bit `j` is set if `x[j] >= threshold`, and not set for NaN. `N` as in [`Simd::ge_mask`].
     fn ge_mask_f32<const N: usize>(self, x: &[f32; N], threshold: f32) -> u64;
 
-    /// Runs a loop that is compiled with this instruction set.
+    /// Runs a loop, compiled for this instruction set.
     fn run<L: VectorLoop>(self, work: L) -> L::Output;
 }

@@ -1,4 +1,4 @@
-//! AArch64 Advanced SIMD. Tested under emulation; no speed was measured on hardware yet.
+//! AArch64 Advanced SIMD. Tested under emulation; its speed has not been measured on hardware.
 
 use std::arch::aarch64::*;
 
@@ -6,17 +6,17 @@ use super::Simd;
 use crate::cpu::Features;
 use crate::kernels::vector::VectorLoop;
 
-/// Proof of Advanced SIMD.
+/// Proves that the CPU has Advanced SIMD.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Neon(());
 
-// SAFETY: `Features::neon` stands for the only feature.
+// SAFETY: `Features::neon` is only true if the CPU has the one feature that is used.
 unsafe impl Simd for Neon {
     fn new(features: Features) -> Option<Self> {
         features.neon.then_some(Neon(()))
     }
 
-    unsafe fn assume() -> Self {
+    unsafe fn new_unchecked() -> Self {
         Neon(())
     }
 
@@ -43,7 +43,7 @@ unsafe impl Simd for Neon {
     }
 }
 
-/// [`Simd::ge_mask`]: each vector sets its four bits.
+/// [`Simd::ge_mask`]: every vector contributes four bits.
 #[target_feature(enable = "neon")]
 #[inline]
 fn ge_mask<const NR: usize>(acc: &[i32; NR], threshold: &[i32; NR]) -> u64 {
@@ -78,7 +78,7 @@ fn ge_mask_f32<const N: usize>(x: &[f32; N], threshold: f32) -> u64 {
     halves[0] | halves[1] << 32
 }
 
-/// Bits `4 i` to `4 i + 3`, one in each lane.
+/// One bit per lane: bits `4 i` to `4 i + 3`.
 #[target_feature(enable = "neon")]
 #[inline]
 fn four_bits(i: usize) -> uint32x4_t {

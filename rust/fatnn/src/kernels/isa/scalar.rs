@@ -1,20 +1,20 @@
-//! Portable Rust: whatever the compiler's baseline has.
+//! Portable Rust, compiled with the target's default features only.
 
 use super::Simd;
 use crate::cpu::Features;
 use crate::kernels::vector::VectorLoop;
 
-/// No features.
+/// Needs no CPU features.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scalar;
 
-// SAFETY: nothing needs a feature.
+// SAFETY: no method needs a feature.
 unsafe impl Simd for Scalar {
     fn new(_: Features) -> Option<Self> {
         Some(Scalar)
     }
 
-    unsafe fn assume() -> Self {
+    unsafe fn new_unchecked() -> Self {
         Scalar
     }
 

@@ -1,28 +1,30 @@
 //! The popcount family for AVX-512 with VPOPCNTDQ (Ice Lake, Sapphire Rapids, Zen 4 and later).
 //!
-//! Five instructions per 512 products: two `vpternlogq`, one `vpxorq`, one `vpopcntq`, one
-//! `vpaddq`. On two 512-bit ports that is 2.5 cycles, 205 products a cycle, whatever the port of
-//! the popcount; the straightforward form (gated XOR, popcount, add per plane) needs six, 171 a
-//! cycle. Activations are broadcast from memory by the load ports, which a 4×2 tile keeps 60% busy;
-//! two vectors of weights' `s` and `k` stay in registers for the four rows.
+//! Five instructions for 512 products: two `vpternlogq`, one `vpxorq`, one `vpopcntq`, one
+//! `vpaddq`. Two 512-bit ports need 2.5 cycles for them, 205 products per cycle, no matter which
+//! port counts bits. The simple form (masked XOR, popcount and addition per bit plane) takes six
+//! instructions, 171 products per cycle. Load ports broadcast activations from memory; a 4×2 tile
+//! keeps them 60% busy. `s` and `k` of two vectors of weights stay in registers for four rows.
 //!
-//! **Bits.** A plane of masked weights takes three instructions, `(b ⊕ s) ∧ ¬k` being one
-//! `vpternlogq`: three for binary activations, six for two bits. (Merging planes by full adders
-//! gains nothing: each takes two instructions, and saves a popcount and an addition.) Where weights
-//! are never zero, a full adder takes two planes as they come, before `b ⊕ s` is made,
+//! **Binary and two-bit activations.** If weights may be zero, a bit plane takes three
+//! instructions, because `(b ⊕ s) ∧ ¬k` is one `vpternlogq`. That is three for binary activations
+//! and six for two-bit ones. (Merging bit planes with full adders gains nothing: an adder takes two
+//! instructions and saves a popcount and an addition.) If weights have no zeros, a full adder takes
+//! two bit planes before `b ⊕ s` is computed:
 //!
 //! ```text
 //! t = ones ⊕ b ⊕ s      ones' = t ⊕ b' ⊕ s'      carry = t ? ¬ones' : ones
 //! ```
 //!
-//! (where `t` is set, `ones` and the first plane differ, and the carry is the second plane, `t ⊕
-//! ones'`): three instructions, popcount and addition for two planes, 2.5 a plane instead of 3. So
-//! binary operands take half of ternary codes' instructions, two bits on either side (two panels)
-//! twice as many, and ternary weights with activations of two bits 1.2 times.
+//! (If `t` is set, `ones` and the first bit plane differ, so the carry is the second bit plane,
+//! `t ⊕ ones'`.) That is three instructions, a popcount and an addition for two bit planes: 2.5
+//! instructions per bit plane instead of 3. So binary operands take half the instructions of
+//! ternary codes. Two-bit weights take twice as many, as they have two panels. Ternary weights with
+//! two-bit activations take 1.2 times as many.
 
 use std::arch::x86_64::*;
 
-use super::{Loop, PopcountMode, TERNARY, inner};
+use super::{PopcountMode, TERNARY, TiledLoop, inner};
 use crate::cpu::{Features, Isa};
 use crate::kernels::epilogue::{Epilogue, TileEpilogue, part_width};
 use crate::kernels::isa;
@@ -34,31 +36,31 @@ const MR: usize = 4;
 /// Vectors of eight channels in a panel.
 const NV: usize = 2;
 const NR: usize = NV * 8;
-/// How far ahead weights are asked for where a single row meets them.
-const AHEAD: usize = 16 * step_bytes(true);
+/// Bytes between use and prefetch of weights for a single row.
+const PREFETCH_BYTES: usize = 16 * chunk_bytes(true);
 
-/// Bytes of a vector's weights: signs and, where they are `masked`, which are zero.
+/// Bytes of a vector's weights: the signs and, if `masked`, the mask of zeros.
 const fn vector_bytes(masked: bool) -> usize {
     if masked { 128 } else { 64 }
 }
 
-/// Bytes of a panel's weights for one step.
-const fn step_bytes(masked: bool) -> usize {
+/// Bytes of a panel's weights per chunk.
+const fn chunk_bytes(masked: bool) -> usize {
     NV * vector_bytes(masked)
 }
 
-/// Layout of the weights.
+/// Layout of the packed weights.
 const LAYOUT: Layout = Layout { family: Family::Popcount, nr: NR, lanes: 8 };
-/// What follows a tile.
+/// The epilogue for tiles of `NR` columns.
 const EPILOGUE: &dyn TileEpilogue = {
-    // SAFETY: only the kernel has it, which exists where `make` saw the features.
+    // SAFETY: only the kernel uses it, and the kernel only exists if `make` detected the features.
     const { &unsafe { Epilogue::<isa::avx512::Avx512, NR, { part_width(NR) }>::new() } }
 };
 
 #[derive(Debug)]
 struct Avx512;
 
-/// Where the CPU has AVX-512 F, BW, DQ, VL and VPOPCNTDQ.
+/// Available if the CPU has AVX-512 F, BW, DQ, VL and VPOPCNTDQ.
 pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
     (features.avx512 && features.avx512_vpopcntdq).then_some(&Avx512)
 }
@@ -79,8 +81,10 @@ impl Kernel for Avx512 {
     }
 
     fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>> {
-        let bits: [[&Loop; 2]; 2] =
-            [[&Bits::<1, false>, &Bits::<1, true>], [&Bits::<2, false>, &Bits::<2, true>]];
+        let bits: [[&TiledLoop; 2]; 2] = [
+            [&BitsLoop::<1, false>, &BitsLoop::<1, true>],
+            [&BitsLoop::<2, false>, &BitsLoop::<2, true>],
+        ];
         inner(operands, self, bits)
     }
 }
@@ -99,19 +103,19 @@ impl TiledKernel for Avx512 {
     }
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
-        // SAFETY: `self` exists, so `make` saw these features.
+        // SAFETY: `self` exists, so `make` detected these features.
         unsafe { run::<MR, TERNARY, true>(tiles, acc) }
     }
 }
 
-/// The inner loop for bits, of `PLANES` planes.
-struct Bits<const PLANES: usize, const MASKED: bool>;
+/// The inner loop for activations of `PLANES` bit planes.
+struct BitsLoop<const PLANES: usize, const MASKED: bool>;
 
-impl<const PLANES: usize, const MASKED: bool> private::Sealed for Bits<PLANES, MASKED> {}
+impl<const PLANES: usize, const MASKED: bool> private::Sealed for BitsLoop<PLANES, MASKED> {}
 
-impl<const PLANES: usize, const MASKED: bool> TiledKernel for Bits<PLANES, MASKED> {
+impl<const PLANES: usize, const MASKED: bool> TiledKernel for BitsLoop<PLANES, MASKED> {
     fn mr(&self) -> usize {
-        // Both planes' adders and counters of four rows would fill all registers.
+        // With four rows, the adders and counters of both bit planes would fill all registers.
         if PLANES == 2 && !MASKED { MR / 2 } else { MR }
     }
 
@@ -128,7 +132,8 @@ impl<const PLANES: usize, const MASKED: bool> TiledKernel for Bits<PLANES, MASKE
     }
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
-        // SAFETY: this inner loop is `Avx512`'s, which exists where `make` saw the features.
+        // SAFETY: this inner loop belongs to `Avx512`, which only exists if `make` detected the
+        // features.
         unsafe {
             if PLANES == 2 && !MASKED {
                 run::<{ MR / 2 }, PLANES, MASKED>(tiles, acc);
@@ -139,26 +144,25 @@ impl<const PLANES: usize, const MASKED: bool> TiledKernel for Bits<PLANES, MASKE
     }
 }
 
-/// All tiles of `ROWS` rows: of ternary codes, or of bits of `PLANES` planes. (Counters of 64 bits
-/// hold any number of steps.)
+/// Computes all tiles of `ROWS` rows: of ternary codes, or of `PLANES` bit planes. 64-bit counters
+/// hold any number of chunks.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq")]
 fn run<const ROWS: usize, const PLANES: usize, const MASKED: bool>(
     tiles: &Tiles<'_>,
     acc: &mut [i32],
 ) {
     let (weights, constants) = tiles.panel::<NR>();
-    // SAFETY: four bytes for each of sixteen channels.
+    // SAFETY: `constants` has four bytes for each of sixteen channels.
     let constants = unsafe { _mm512_loadu_si512(constants.as_ptr().cast()) };
     for (rows, acc) in tiles.rows::<ROWS>().zip(acc.chunks_exact_mut(ROWS * NR)) {
-        // SAFETY: `Tiles::new` checked that the panel holds `NV` vectors of signs, and as many
-        // masks unless it is not `MASKED`, for every step, and that every row has a unit of 16
-        // bytes there.
+        // SAFETY: for every chunk, `Tiles::new` checked that the panel has `NV` vectors of signs,
+        // and `NV` masks if `MASKED`, and that every row has a unit of 16 bytes.
         unsafe {
-            // The driver fills the last tile by repeating a row, whose counts are the same.
+            // The driver fills up the last tile by repeating its last row, so the counts are equal.
             let counts = if rows[0] == rows[ROWS - 1] {
-                [tile::<1, PLANES, MASKED>([rows[0]], tiles.steps(), weights.as_ptr())[0]; ROWS]
+                [tile::<1, PLANES, MASKED>([rows[0]], tiles.offsets(), weights.as_ptr())[0]; ROWS]
             } else {
-                tile::<ROWS, PLANES, MASKED>(rows, tiles.steps(), weights.as_ptr())
+                tile::<ROWS, PLANES, MASKED>(rows, tiles.offsets(), weights.as_ptr())
             };
             for (acc, counts) in acc.as_chunks_mut().0.iter_mut().zip(counts) {
                 store(acc, constants, counts);
@@ -167,11 +171,11 @@ fn run<const ROWS: usize, const PLANES: usize, const MASKED: bool>(
     }
 }
 
-/// The counts of a panel's channels, by what is counted.
+/// The counts of a panel's channels: of ternary codes, or of `PLANES` bit planes.
 ///
 /// # Safety
-/// `rows` are readable for 16 bytes at every offset, `weights` for [`step_bytes`] at as many times
-/// every offset's index.
+/// `rows` must be readable for 16 bytes at every offset. For offset `i`, `weights` must be readable
+/// for `chunk_bytes(MASKED)` bytes at `i * chunk_bytes(MASKED)`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq")]
 #[inline]
 unsafe fn tile<const R: usize, const PLANES: usize, const MASKED: bool>(
@@ -179,7 +183,7 @@ unsafe fn tile<const R: usize, const PLANES: usize, const MASKED: bool>(
     offsets: &[usize],
     weights: *const u8,
 ) -> [[__m512i; NV]; R] {
-    // SAFETY: this function's own contract.
+    // SAFETY: the caller makes the same promises.
     unsafe {
         match (PLANES, MASKED) {
             (TERNARY, _) => count(rows, offsets, weights),
@@ -200,33 +204,35 @@ const XOR: i32 = 0x96;
 /// `a ? ¬b : c`.
 const CARRY_OF_TWO: i32 = 0x3A;
 
-/// A step's vectors `at` those of signs, or of masks.
+/// Loads the vectors of a chunk that are `at` bytes into each vector's weights: the signs, or the
+/// masks.
 ///
 /// # Safety
-/// `weights` is readable for a step of vectors of `vector_bytes`, from `at` bytes on.
+/// `weights` must be readable for `NV` vectors of weights of `vector_bytes` bytes each, from byte
+/// `at` on.
 #[target_feature(enable = "avx512f")]
 #[inline]
 unsafe fn vectors(weights: *const u8, at: usize, vector_bytes: usize) -> [__m512i; NV] {
     let mut vectors = [_mm512_setzero_si512(); NV];
     for (v, vector) in vectors.iter_mut().enumerate() {
-        // SAFETY: this function's own contract.
+        // SAFETY: the caller promises readable weights.
         *vector = unsafe { _mm512_loadu_si512(weights.add(v * vector_bytes + at).cast()) };
     }
     vectors
 }
 
-/// Plane `i` of two at an address, in every lane.
+/// Loads bit plane `i` of two and broadcasts it to all lanes.
 ///
 /// # Safety
-/// The address is readable for 16 bytes.
+/// At `at`, 16 bytes must be readable.
 #[target_feature(enable = "avx512f")]
 #[inline]
 unsafe fn plane(at: *const u8, i: usize) -> __m512i {
-    // SAFETY: this function's own contract.
+    // SAFETY: the caller promises 16 readable bytes.
     _mm512_set1_epi64(unsafe { at.cast::<i64>().add(i).read_unaligned() })
 }
 
-/// `Σ x·w + 64` per step.
+/// `Σ (x·w + 1)`, the padding of units included.
 ///
 /// # Safety
 /// As [`tile`].
@@ -241,14 +247,14 @@ unsafe fn count<const R: usize>(
     let mut twos = [[_mm512_setzero_si512(); NV]; R];
     for &offset in offsets {
         if R == 1 {
-            ahead(weights);
+            prefetch_ahead(weights);
         }
-        // SAFETY: this function's own contract.
+        // SAFETY: the caller promises readable weights.
         let (s, k) = unsafe {
             (vectors(weights, 0, vector_bytes(true)), vectors(weights, 64, vector_bytes(true)))
         };
         for r in 0..R {
-            // SAFETY: as above.
+            // SAFETY: the caller promises readable rows.
             let (z, p) = unsafe { (plane(rows[r].add(offset), 0), plane(rows[r].add(offset), 1)) };
             for v in 0..NV {
                 let old = ones[r][v];
@@ -258,18 +264,17 @@ unsafe fn count<const R: usize>(
                 twos[r][v] = _mm512_add_epi64(twos[r][v], _mm512_popcnt_epi64(carry));
             }
         }
-        weights = weights.wrapping_add(step_bytes(true));
+        weights = weights.wrapping_add(chunk_bytes(true));
     }
     for r in 0..R {
         for v in 0..NV {
-            twos[r][v] = twice_and(twos[r][v], _mm512_popcnt_epi64(ones[r][v]));
+            twos[r][v] = double_add(twos[r][v], _mm512_popcnt_epi64(ones[r][v]));
         }
     }
     twos
 }
 
-/// `Σ (x·w + most·[w = -1])`, `most` being the highest level of the planes, of weights that may be
-/// zero.
+/// `Σ (x·w + max·[w = -1])` for weights that may be zero, where `max` is the highest level: 1 or 3.
 ///
 /// # Safety
 /// As [`tile`].
@@ -283,16 +288,16 @@ unsafe fn count_masked<const R: usize, const PLANES: usize>(
     let mut counts = [[[_mm512_setzero_si512(); NV]; R]; PLANES];
     for &offset in offsets {
         if R == 1 {
-            ahead(weights);
+            prefetch_ahead(weights);
         }
-        // SAFETY: this function's own contract.
+        // SAFETY: the caller promises readable weights.
         let (s, k) = unsafe {
             (vectors(weights, 0, vector_bytes(true)), vectors(weights, 64, vector_bytes(true)))
         };
         for r in 0..R {
             for (i, counts) in counts.iter_mut().enumerate() {
-                // One plane is the second of ternary codes.
-                // SAFETY: as above.
+                // A single bit plane is the second one of ternary codes.
+                // SAFETY: the caller promises readable rows.
                 let b = unsafe { plane(rows[r].add(offset), i + 2 - PLANES) };
                 for v in 0..NV {
                     let bits = _mm512_ternarylogic_epi64::<XOR_ANDNOT>(b, s[v], k[v]);
@@ -300,12 +305,12 @@ unsafe fn count_masked<const R: usize, const PLANES: usize>(
                 }
             }
         }
-        weights = weights.wrapping_add(step_bytes(true));
+        weights = weights.wrapping_add(chunk_bytes(true));
     }
     weighted(counts)
 }
 
-/// `Σ (x·w + most·[w = -1])` of weights that are never zero, two steps at a time.
+/// `Σ (x·w + max·[w = -1])` for weights without zeros, two chunks at a time.
 ///
 /// # Safety
 /// As [`tile`].
@@ -321,16 +326,16 @@ unsafe fn count_signs<const R: usize, const PLANES: usize>(
     let (pairs, rest) = offsets.as_chunks::<2>();
     for offsets in pairs {
         if R == 1 {
-            ahead(weights);
+            prefetch_ahead(weights);
         }
-        // SAFETY: this function's own contract.
+        // SAFETY: the caller promises readable weights.
         let (s, t) = unsafe {
-            let next = weights.add(step_bytes(false));
+            let next = weights.add(chunk_bytes(false));
             (vectors(weights, 0, vector_bytes(false)), vectors(next, 0, vector_bytes(false)))
         };
         for r in 0..R {
             for i in 0..PLANES {
-                // SAFETY: as above.
+                // SAFETY: the caller promises readable rows.
                 let [a, b] =
                     offsets.map(|offset| unsafe { plane(rows[r].add(offset), i + 2 - PLANES) });
                 for v in 0..NV {
@@ -342,11 +347,12 @@ unsafe fn count_signs<const R: usize, const PLANES: usize>(
                 }
             }
         }
-        weights = weights.wrapping_add(2 * step_bytes(false));
+        weights = weights.wrapping_add(2 * chunk_bytes(false));
     }
     for i in 0..PLANES {
         for r in 0..R {
-            // SAFETY: as above; behind the pairs there is one step or none.
+            // SAFETY: the caller promises readable rows and weights; after the pairs, at most one
+            // chunk is left.
             let last = rest.first().map(|&offset| unsafe {
                 (
                     plane(rows[r].add(offset), i + 2 - PLANES),
@@ -354,7 +360,7 @@ unsafe fn count_signs<const R: usize, const PLANES: usize>(
                 )
             });
             for v in 0..NV {
-                twos[i][r][v] = twice_and(twos[i][r][v], _mm512_popcnt_epi64(ones[i][r][v]));
+                twos[i][r][v] = double_add(twos[i][r][v], _mm512_popcnt_epi64(ones[i][r][v]));
                 if let Some((b, s)) = last {
                     let bits = _mm512_xor_si512(b, s[v]);
                     twos[i][r][v] = _mm512_add_epi64(twos[i][r][v], _mm512_popcnt_epi64(bits));
@@ -365,7 +371,7 @@ unsafe fn count_signs<const R: usize, const PLANES: usize>(
     weighted(twos)
 }
 
-/// The counts of one plane, or those of two, of weight one and two, added up.
+/// Adds up the counts of bit planes, of weight one and two.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn weighted<const R: usize, const PLANES: usize>(
@@ -375,7 +381,7 @@ fn weighted<const R: usize, const PLANES: usize>(
     for counts in &counts[1..] {
         for r in 0..R {
             for v in 0..NV {
-                sums[r][v] = twice_and(counts[r][v], sums[r][v]);
+                sums[r][v] = double_add(counts[r][v], sums[r][v]);
             }
         }
     }
@@ -385,23 +391,25 @@ fn weighted<const R: usize, const PLANES: usize>(
 /// `2·a + b`.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn twice_and(a: __m512i, b: __m512i) -> __m512i {
+fn double_add(a: __m512i, b: __m512i) -> __m512i {
     _mm512_add_epi64(_mm512_add_epi64(a, a), b)
 }
 
-/// Asks for as many weights of a few steps later as a step of masked ones has, or two of others.
+/// Prefetches the weights that are used `PREFETCH_BYTES` later: one chunk with masks, or two
+/// without.
 #[inline(always)]
-fn ahead(weights: *const u8) {
-    for line in 0..step_bytes(true) / 64 {
-        prefetch(weights.wrapping_add(AHEAD + line * 64));
+fn prefetch_ahead(weights: *const u8) {
+    for line in 0..chunk_bytes(true) / 64 {
+        prefetch(weights.wrapping_add(PREFETCH_BYTES + line * 64));
     }
 }
 
-/// Sets a row's sixteen numbers to the constants plus the low halves of sixteen 64-bit lanes.
+/// Sets a row of sixteen accumulators to the constants plus the low 32 bits of sixteen 64-bit
+/// counts.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn store(acc: &mut [i32; NR], constants: __m512i, counts: [__m512i; NV]) {
-    // In order: one shuffle where two narrowing moves would take four.
+    // One shuffle in order; two narrowing moves would take four instructions.
     let low_halves = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     let counts = _mm512_permutex2var_epi32(counts[0], low_halves, counts[1]);
     // SAFETY: `acc` has sixteen elements.

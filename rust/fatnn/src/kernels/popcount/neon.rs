@@ -1,19 +1,20 @@
-//! The popcount family for AArch64, whose `cnt` counts the bits of bytes.
+//! The popcount family for AArch64, whose `cnt` instruction counts the bits of each byte.
 //!
-//! Six instructions for 128 products: four of logic (see [`super`]; `bsl` selects the carry in
-//! one), `cnt`, and an addition of bytes, which hold 31 steps before they are widened. Merging
-//! carries before mode them, as on AVX2, does not pay: a full adder takes three instructions and
-//! saves two. Two vectors of two channels beside four rows fill the registers; further vectors of
-//! the panel follow one another.
+//! Six instructions for 128 products: four logic instructions (see [`super`]; one `bsl` selects the
+//! carry), `cnt`, and an addition of bytes. Byte counters hold 31 chunks before they must be
+//! widened. Merging carries before counting them, as on AVX2, does not pay off: a full adder takes
+//! three instructions and saves two. Two vectors of two channels and four rows fill the registers,
+//! so the vectors of a panel are processed two at a time.
 //!
-//! Bits take two of logic a plane, or one where weights are never zero, and two to count and add
-//! it: eight or six for two planes, four or three for one.
+//! Each bit plane of binary and two-bit activations takes two logic instructions, or one if weights
+//! have no zeros, and two instructions to count and add. That is eight or six instructions for two
+//! bit planes, and four or three for one.
 //!
-//! Tested under emulation only; no speed was measured on hardware yet.
+//! Tested under emulation only; its speed has not been measured on hardware.
 
 use std::arch::aarch64::*;
 
-use super::{Loop, PopcountMode, TERNARY, in_parts, inner};
+use super::{PopcountMode, TERNARY, TiledLoop, for_each_part, inner};
 use crate::cpu::{Features, Isa};
 use crate::kernels::epilogue::{Epilogue, TileEpilogue, part_width};
 use crate::kernels::isa;
@@ -23,33 +24,33 @@ use crate::kernels::tiled::{TiledKernel, Tiles};
 const MR: usize = 4;
 /// Vectors of two channels in a panel.
 const NV: usize = 8;
-/// Vectors that are in registers at a time.
+/// Vectors that are in registers at the same time.
 const VECTORS: usize = 2;
 const NR: usize = NV * 2;
-/// Bytes of a panel's weights for one step.
-const STEP_BYTES: usize = NV * vector_bytes(true);
-/// Steps that a byte can count: eight bits each.
-const BYTE_STEPS: usize = 255 / 8;
-/// Steps that are counted at once: 16 bits hold more.
-const MAX_STEPS: usize = 8 * BYTE_STEPS;
+/// Bytes of a panel's weights per chunk, with mask.
+const CHUNK_BYTES: usize = NV * vector_bytes(true);
+/// Largest number of chunks that cannot overflow a byte counter: each adds up to eight.
+const BYTE_CHUNKS: usize = 255 / 8;
+/// Chunks that one call counts. They cannot overflow the 16-bit counters.
+const MAX_CHUNKS: usize = 8 * BYTE_CHUNKS;
 
-/// Bytes of a vector's weights: signs and, where they are `masked`, which are zero.
+/// Bytes of a vector's weights: the signs and, if `masked`, the mask of zeros.
 const fn vector_bytes(masked: bool) -> usize {
     if masked { 32 } else { 16 }
 }
 
-/// Layout of the weights.
+/// Layout of the packed weights.
 const LAYOUT: Layout = Layout { family: Family::Popcount, nr: NR, lanes: 2 };
-/// What follows a tile.
+/// The epilogue for tiles of `NR` columns.
 const EPILOGUE: &dyn TileEpilogue = {
-    // SAFETY: only the kernel has it, which exists where `make` saw the features.
+    // SAFETY: only the kernel uses it, and the kernel only exists if `make` detected the feature.
     const { &unsafe { Epilogue::<isa::neon::Neon, NR, { part_width(NR) }>::new() } }
 };
 
 #[derive(Debug)]
 struct Neon;
 
-/// Where there is Advanced SIMD: on every AArch64 CPU that runs an operating system.
+/// Available with Advanced SIMD, which every AArch64 CPU that runs an operating system has.
 pub(crate) fn make(features: Features) -> Option<&'static dyn Kernel> {
     features.neon.then_some(&Neon)
 }
@@ -70,8 +71,10 @@ impl Kernel for Neon {
     }
 
     fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>> {
-        let bits: [[&Loop; 2]; 2] =
-            [[&Bits::<1, false>, &Bits::<1, true>], [&Bits::<2, false>, &Bits::<2, true>]];
+        let bits: [[&TiledLoop; 2]; 2] = [
+            [&BitsLoop::<1, false>, &BitsLoop::<1, true>],
+            [&BitsLoop::<2, false>, &BitsLoop::<2, true>],
+        ];
         inner(operands, self, bits)
     }
 }
@@ -90,12 +93,12 @@ impl TiledKernel for Neon {
     }
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
-        // SAFETY: `self` exists, so `make` saw the feature.
+        // SAFETY: `self` exists, so `make` detected the feature.
         unsafe { run::<TERNARY, true>(tiles, acc) }
     }
 }
 
-/// All tiles: of ternary codes, or of bits of `PLANES` planes.
+/// Computes all tiles: of ternary codes, or of `PLANES` bit planes.
 #[target_feature(enable = "neon")]
 fn run<const PLANES: usize, const MASKED: bool>(tiles: &Tiles<'_>, acc: &mut [i32]) {
     let mode = if PLANES == TERNARY {
@@ -103,12 +106,12 @@ fn run<const PLANES: usize, const MASKED: bool>(tiles: &Tiles<'_>, acc: &mut [i3
     } else {
         PopcountMode::Bits { masked: MASKED }
     };
-    in_parts::<NR, MAX_STEPS>(mode, tiles, acc, |offsets, weights, acc| {
+    for_each_part::<NR, MAX_CHUNKS>(mode, tiles, acc, |offsets, weights, acc| {
         for (rows, acc) in tiles.rows::<MR>().zip(acc.as_chunks_mut::<{ MR * NR }>().0) {
             for v in (0..NV).step_by(VECTORS) {
-                // SAFETY: `weights` holds `NV` vectors of signs, and as many masks unless it is not
-                // `MASKED`, for every offset, and `Tiles::new` checked that every row has a unit of
-                // 16 bytes at every offset.
+                // SAFETY: for every offset, `weights` has `NV` vectors of signs, and `NV` masks if
+                // `MASKED`. `Tiles::new` checked that every row has a unit of 16 bytes at every
+                // offset.
                 let counts = unsafe {
                     let weights = weights.as_ptr().add(v * vector_bytes(MASKED));
                     match PLANES {
@@ -126,11 +129,11 @@ fn run<const PLANES: usize, const MASKED: bool>(tiles: &Tiles<'_>, acc: &mut [i3
     });
 }
 
-/// `Σ x·w + 64` per step, for four channels.
+/// `Σ (x·w + 1)`, the padding of units included, for four channels.
 ///
 /// # Safety
-/// `rows` are readable for 16 bytes at every offset, `weights` for 64 bytes at `STEP_BYTES` times
-/// every offset's index.
+/// `rows` must be readable for 16 bytes at every offset. For offset `i`, `weights` must be readable
+/// for 64 bytes at `i * CHUNK_BYTES`.
 #[target_feature(enable = "neon")]
 #[inline]
 unsafe fn count(
@@ -140,19 +143,19 @@ unsafe fn count(
 ) -> [int32x4_t; MR] {
     let mut ones = [[vdupq_n_u64(0); VECTORS]; MR];
     let mut wide = [[vdupq_n_u16(0); VECTORS]; MR];
-    for offsets in offsets.chunks(BYTE_STEPS) {
+    for offsets in offsets.chunks(BYTE_CHUNKS) {
         let mut twos = [[vdupq_n_u8(0); VECTORS]; MR];
         for &offset in offsets {
             let (mut s, mut k) = ([vdupq_n_u64(0); VECTORS], [vdupq_n_u64(0); VECTORS]);
             for v in 0..VECTORS {
-                // SAFETY: this function's own contract.
+                // SAFETY: the caller promises readable weights.
                 unsafe {
                     s[v] = vreinterpretq_u64_u8(vld1q_u8(weights.add(v * 32)));
                     k[v] = vreinterpretq_u64_u8(vld1q_u8(weights.add(v * 32 + 16)));
                 }
             }
             for r in 0..MR {
-                // SAFETY: as above.
+                // SAFETY: the caller promises readable rows.
                 let zp = vreinterpretq_u64_u8(unsafe { vld1q_u8(rows[r].add(offset)) });
                 let (z, p) = (vdupq_laneq_u64::<0>(zp), vdupq_laneq_u64::<1>(zp));
                 for v in 0..VECTORS {
@@ -162,7 +165,7 @@ unsafe fn count(
                     twos[r][v] = vaddq_u8(twos[r][v], vcntq_u8(vreinterpretq_u8_u64(carry)));
                 }
             }
-            weights = weights.wrapping_add(STEP_BYTES);
+            weights = weights.wrapping_add(CHUNK_BYTES);
         }
         for r in 0..MR {
             for v in 0..VECTORS {
@@ -182,12 +185,12 @@ unsafe fn count(
     counts
 }
 
-/// The inner loop for bits, of `PLANES` planes.
-struct Bits<const PLANES: usize, const MASKED: bool>;
+/// The inner loop for activations of `PLANES` bit planes.
+struct BitsLoop<const PLANES: usize, const MASKED: bool>;
 
-impl<const PLANES: usize, const MASKED: bool> private::Sealed for Bits<PLANES, MASKED> {}
+impl<const PLANES: usize, const MASKED: bool> private::Sealed for BitsLoop<PLANES, MASKED> {}
 
-impl<const PLANES: usize, const MASKED: bool> TiledKernel for Bits<PLANES, MASKED> {
+impl<const PLANES: usize, const MASKED: bool> TiledKernel for BitsLoop<PLANES, MASKED> {
     fn mr(&self) -> usize {
         MR
     }
@@ -205,16 +208,17 @@ impl<const PLANES: usize, const MASKED: bool> TiledKernel for Bits<PLANES, MASKE
     }
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
-        // SAFETY: this inner loop is `Neon`'s, which exists where `make` saw the feature.
+        // SAFETY: this inner loop belongs to `Neon`, which only exists if `make` detected the
+        // feature.
         unsafe { run::<PLANES, MASKED>(tiles, acc) }
     }
 }
 
-/// `Σ (x·w + most·[w = -1])`, `most` being the highest level of the planes, for four channels.
+/// `Σ (x·w + max·[w = -1])` for four channels, where `max` is the highest level: 1 or 3.
 ///
 /// # Safety
-/// `rows` are readable for 16 bytes at every offset, `weights` for two vectors at `NV` vectors
-/// times every offset's index.
+/// `rows` must be readable for 16 bytes at every offset. For offset `i`, `weights` must be readable
+/// for two vectors at `i * NV * vector_bytes(MASKED)`.
 #[target_feature(enable = "neon")]
 #[inline]
 unsafe fn count_bits<const PLANES: usize, const MASKED: bool>(
@@ -222,14 +226,14 @@ unsafe fn count_bits<const PLANES: usize, const MASKED: bool>(
     offsets: &[usize],
     mut weights: *const u8,
 ) -> [int32x4_t; MR] {
-    // Three times eight bits for each of 248 steps and two bytes: 16 bits hold them.
+    // 16 bits hold three times eight bits, for 248 chunks and two bytes each.
     let mut wide = [[vdupq_n_u16(0); VECTORS]; MR];
-    for offsets in offsets.chunks(BYTE_STEPS) {
+    for offsets in offsets.chunks(BYTE_CHUNKS) {
         let mut counts = [[[vdupq_n_u8(0); VECTORS]; MR]; PLANES];
         for &offset in offsets {
             let (mut s, mut k) = ([vdupq_n_u64(0); VECTORS], [vdupq_n_u64(0); VECTORS]);
             for v in 0..VECTORS {
-                // SAFETY: this function's own contract.
+                // SAFETY: the caller promises readable weights.
                 unsafe {
                     s[v] = vreinterpretq_u64_u8(vld1q_u8(weights.add(v * vector_bytes(MASKED))));
                     if MASKED {
@@ -240,11 +244,11 @@ unsafe fn count_bits<const PLANES: usize, const MASKED: bool>(
                 }
             }
             for r in 0..MR {
-                // SAFETY: as above.
+                // SAFETY: the caller promises readable rows.
                 let planes = vreinterpretq_u64_u8(unsafe { vld1q_u8(rows[r].add(offset)) });
                 let (first, second) = (vdupq_laneq_u64::<0>(planes), vdupq_laneq_u64::<1>(planes));
                 for (i, counts) in counts.iter_mut().enumerate() {
-                    // One plane is the second of ternary codes.
+                    // A single bit plane is the second one of ternary codes.
                     let bits = if i + 2 - PLANES == 0 { first } else { second };
                     for v in 0..VECTORS {
                         let bits = veorq_u64(bits, s[v]);

@@ -1,11 +1,11 @@
-//! The popcount family in portable Rust: the fallback everywhere, and the family's second opinion
-//! in tests.
+//! The popcount family in portable Rust. It is the fallback on every CPU, and tests compare the
+//! other kernels with it.
 //!
-//! Fast where `u64::count_ones` is an instruction (AArch64; x86-64 compiled with `popcnt`); on
-//! baseline x86-64 it is a dozen operations, which the carry-save step of [`super`] halves. Bits
-//! have no such step here.
+//! It is fast if `u64::count_ones` is one instruction (AArch64; x86-64 compiled with `popcnt`). On
+//! baseline x86-64 it takes a dozen operations, and the adder of [`super`] halves their number.
+//! Binary and two-bit activations have no such adder.
 
-use super::{Loop, PopcountMode, in_parts, inner};
+use super::{PopcountMode, TiledLoop, for_each_part, inner};
 use crate::cpu::{Features, Isa};
 use crate::kernels::epilogue::{Epilogue, TileEpilogue, part_width};
 use crate::kernels::isa;
@@ -14,12 +14,12 @@ use crate::kernels::tiled::{TiledKernel, Tiles};
 
 const MR: usize = 2;
 const NR: usize = 4;
-/// Steps that [`Bits`] takes at a time: any number would do.
-const STEPS: usize = 64;
+/// Chunks that [`BitsLoop`] processes together. Any number would do.
+const CHUNKS: usize = 64;
 
-/// Layout of the weights.
+/// Layout of the packed weights.
 const LAYOUT: Layout = Layout { family: Family::Popcount, nr: NR, lanes: NR };
-/// What follows a tile.
+/// The epilogue for tiles of `NR` columns.
 const EPILOGUE: &dyn TileEpilogue = {
     // SAFETY: it needs no features.
     const { &unsafe { Epilogue::<isa::scalar::Scalar, NR, { part_width(NR) }>::new() } }
@@ -28,7 +28,7 @@ const EPILOGUE: &dyn TileEpilogue = {
 #[derive(Debug)]
 struct Scalar;
 
-/// Always available.
+/// Available on every CPU.
 pub(crate) fn make(_: Features) -> Option<&'static dyn Kernel> {
     Some(&Scalar)
 }
@@ -49,8 +49,10 @@ impl Kernel for Scalar {
     }
 
     fn inner(&self, operands: OperandTypes) -> Option<Inner<'_>> {
-        let bits: [[&Loop; 2]; 2] =
-            [[&Bits::<1, false>, &Bits::<1, true>], [&Bits::<2, false>, &Bits::<2, true>]];
+        let bits: [[&TiledLoop; 2]; 2] = [
+            [&BitsLoop::<1, false>, &BitsLoop::<1, true>],
+            [&BitsLoop::<2, false>, &BitsLoop::<2, true>],
+        ];
         inner(operands, self, bits)
     }
 }
@@ -80,7 +82,7 @@ fn run(tiles: &Tiles<'_>, rows: [*const u8; MR], acc: &mut [i32; MR * NR]) {
     let mut weights = weights.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word));
     let mut ones = [[0u64; NR]; MR];
     let mut twos = [[0u32; NR]; MR];
-    for &step in tiles.steps() {
+    for &offset in tiles.offsets() {
         let mut next = || {
             std::array::from_fn::<u64, NR, _>(|_| {
                 weights.next().expect("Tiles::new checked the panel")
@@ -88,8 +90,8 @@ fn run(tiles: &Tiles<'_>, rows: [*const u8; MR], acc: &mut [i32; MR * NR]) {
         };
         let (s, k) = (next(), next());
         for r in 0..MR {
-            let at = rows[r].wrapping_add(step).cast::<u64>();
-            // SAFETY: `Tiles::new` checked that every row has a unit of 16 bytes at every step.
+            let at = rows[r].wrapping_add(offset).cast::<u64>();
+            // SAFETY: `Tiles::new` checked that every row has a unit of 16 bytes at every offset.
             let (z, p) = unsafe {
                 (u64::from_le(at.read_unaligned()), u64::from_le(at.add(1).read_unaligned()))
             };
@@ -110,12 +112,12 @@ fn run(tiles: &Tiles<'_>, rows: [*const u8; MR], acc: &mut [i32; MR * NR]) {
     }
 }
 
-/// The inner loop for bits, of `PLANES` planes.
-struct Bits<const PLANES: usize, const MASKED: bool>;
+/// The inner loop for activations of `PLANES` bit planes.
+struct BitsLoop<const PLANES: usize, const MASKED: bool>;
 
-impl<const PLANES: usize, const MASKED: bool> private::Sealed for Bits<PLANES, MASKED> {}
+impl<const PLANES: usize, const MASKED: bool> private::Sealed for BitsLoop<PLANES, MASKED> {}
 
-impl<const PLANES: usize, const MASKED: bool> TiledKernel for Bits<PLANES, MASKED> {
+impl<const PLANES: usize, const MASKED: bool> TiledKernel for BitsLoop<PLANES, MASKED> {
     fn mr(&self) -> usize {
         MR
     }
@@ -133,10 +135,10 @@ impl<const PLANES: usize, const MASKED: bool> TiledKernel for Bits<PLANES, MASKE
     }
 
     fn tiles(&self, tiles: &Tiles<'_>, acc: &mut [i32]) {
-        let step_bytes = NR * self.mode().weight_bytes();
-        in_parts::<NR, STEPS>(self.mode(), tiles, acc, |offsets, weights, acc| {
+        let chunk_bytes = NR * self.mode().weight_bytes();
+        for_each_part::<NR, CHUNKS>(self.mode(), tiles, acc, |offsets, weights, acc| {
             for (rows, acc) in tiles.rows::<MR>().zip(acc.as_chunks_mut::<{ MR * NR }>().0) {
-                for (&offset, weights) in offsets.iter().zip(weights.chunks_exact(step_bytes)) {
+                for (&offset, weights) in offsets.iter().zip(weights.chunks_exact(chunk_bytes)) {
                     let word = |i: usize| {
                         u64::from_le_bytes(weights[i * 8..i * 8 + 8].try_into().expect("8 bytes"))
                     };
@@ -147,9 +149,9 @@ impl<const PLANES: usize, const MASKED: bool> TiledKernel for Bits<PLANES, MASKE
                         let planes = unsafe { [at.read_unaligned(), at.add(1).read_unaligned()] }
                             .map(u64::from_le);
                         for j in 0..NR {
-                            let exists = if MASKED { !word(NR + j) } else { u64::MAX };
+                            let nonzero = if MASKED { !word(NR + j) } else { u64::MAX };
                             let [low, high] =
-                                planes.map(|b| ((b ^ word(j)) & exists).count_ones() as i32);
+                                planes.map(|b| ((b ^ word(j)) & nonzero).count_ones() as i32);
                             acc[r * NR + j] += if PLANES == 1 { high } else { low + 2 * high };
                         }
                     }

@@ -1,12 +1,12 @@
-//! The product-table family for AVX2: `vpshufb` looks 32 indices up.
+//! The product-table family for AVX2. `vpshufb` looks up 32 indices.
 //!
-//! Nine instructions for 384 products per 32 bytes (see [`super`]) on three ports, two of which
-//! shuffle. A tile of two selectors × two vectors has its sums in eight registers; larger ones
-//! spill. `docs/kernels.md` has what was measured.
+//! A round takes nine instructions for 384 products per 32 bytes (see [`super`]). They run on three
+//! ports, two of which shuffle. A tile of two selecting bytes × two vectors keeps its sums in eight
+//! registers; larger tiles spill. `docs/kernels.md` has measurements.
 
 use std::arch::x86_64::*;
 
-use super::STEPS;
+use super::GROUPS;
 use super::channels::channels_kernel;
 use super::pixels::pixels_kernel;
 use super::tile::Vector;
@@ -17,35 +17,40 @@ use crate::kernels::kernel::Kernel;
 const LANES: usize = 32;
 
 channels_kernel!(
-    Channels, ChannelFrames, "x86_64-table-avx2", Isa::Avx2, Bytes, 2 by 2, (states, uint2_states), Avx2, "avx2"
+    ChannelsKernel, ChannelsLoop, "x86_64-table-avx2", Isa::Avx2, ByteVector,
+    2 by 2, (states, uint2_states), Avx2, "avx2"
 );
 
 pixels_kernel!(
-    Pixels, PixelFrames, "x86_64-table-avx2-pixels", Isa::Avx2, Bytes, 2 by 2, (states, uint2_states), Avx2, "avx2"
+    PixelsKernel, PixelsLoop, "x86_64-table-avx2-pixels", Isa::Avx2, ByteVector,
+    2 by 2, (states, uint2_states), Avx2, "avx2"
 );
 
-/// Where the CPU has AVX2 (with FMA and POPCNT, as every such CPU).
+/// Available if the CPU has AVX2. Such CPUs also have FMA and POPCNT.
 pub(crate) fn channels(features: Features) -> Option<&'static dyn Kernel> {
-    features.avx2.then_some(&Channels)
+    features.avx2.then_some(&ChannelsKernel)
 }
 
 /// As [`channels`].
 pub(crate) fn pixels(features: Features) -> Option<&'static dyn Kernel> {
-    features.avx2.then_some(&Pixels)
+    features.avx2.then_some(&PixelsKernel)
 }
 
-/// [`super::states`]: each bit of a plane becomes the sign of a byte, which is -1 or 0.
+/// [`super::states`]: expands each bit of a bit plane to a byte that is -1 or 0.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(crate) fn states(unit: &[u8; 16]) -> [u8; STEPS] {
+pub(crate) fn states(unit: &[u8; 16]) -> [u8; GROUPS] {
     let unit = u128::from_le_bytes(*unit);
     let (p, z) = ((unit >> 64) as u64, unit as u64 & (unit >> 64) as u64);
-    let (z, p) = (spread(z), spread(p));
+    let (z, p) = (expand(z), expand(p));
     let times = |bytes, factor: i8| _mm256_and_si256(bytes, _mm256_set1_epi8(factor));
-    // `2·(p₀ + 3·p₁) - (z₀ + 3·z₁)`, of which `test` gives the negatives of the bits.
-    let of_p = _mm256_add_epi8(times(test(p, FIRST), 2), times(test(p, FIRST << 1), 6));
-    let of_z = _mm256_add_epi8(test(z, FIRST), times(test(z, FIRST << 1), -3));
-    let mut states = [0; STEPS];
+    // `2·(p₀ + 3·p₁) - (z₀ + 3·z₁)`. `test_bits` returns -1 for a set bit, hence the signs.
+    let of_p = _mm256_add_epi8(
+        times(test_bits(p, FIRST_BITS), 2),
+        times(test_bits(p, FIRST_BITS << 1), 6),
+    );
+    let of_z = _mm256_add_epi8(test_bits(z, FIRST_BITS), times(test_bits(z, FIRST_BITS << 1), -3));
+    let mut states = [0; GROUPS];
     // SAFETY: `states` has 32 bytes.
     unsafe { _mm256_storeu_si256(states.as_mut_ptr().cast(), _mm256_add_epi8(of_p, of_z)) };
     states
@@ -54,22 +59,27 @@ pub(crate) fn states(unit: &[u8; 16]) -> [u8; STEPS] {
 /// [`super::uint2_states`].
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(crate) fn uint2_states(unit: &[u8; 16]) -> [u8; STEPS] {
+pub(crate) fn uint2_states(unit: &[u8; 16]) -> [u8; GROUPS] {
     let unit = u128::from_le_bytes(*unit);
-    let (low, high) = (spread(unit as u64), spread((unit >> 64) as u64));
+    let (low, high) = (expand(unit as u64), expand((unit >> 64) as u64));
     let bit = |mask, value: i8| _mm256_and_si256(mask, _mm256_set1_epi8(value));
-    let first = _mm256_or_si256(bit(test(low, FIRST), 1), bit(test(high, FIRST), 2));
-    let second = _mm256_or_si256(bit(test(low, FIRST << 1), 4), bit(test(high, FIRST << 1), 8));
-    let mut states = [0; STEPS];
+    let first =
+        _mm256_or_si256(bit(test_bits(low, FIRST_BITS), 1), bit(test_bits(high, FIRST_BITS), 2));
+    let second = _mm256_or_si256(
+        bit(test_bits(low, FIRST_BITS << 1), 4),
+        bit(test_bits(high, FIRST_BITS << 1), 8),
+    );
+    let mut states = [0; GROUPS];
     // SAFETY: `states` has 32 bytes.
     unsafe { _mm256_storeu_si256(states.as_mut_ptr().cast(), _mm256_or_si256(first, second)) };
     states
 }
 
-/// Byte `i` gets the plane's byte `i / 4`, of which it wants bits `2·(i mod 4)` and the next.
+/// Repeats each byte of a bit plane four times. Byte `i` of the result then has the two bits of
+/// group `i`, at bits `2·(i mod 4)` and `2·(i mod 4) + 1`.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn spread(plane: u64) -> __m256i {
+fn expand(plane: u64) -> __m256i {
     let of_byte = _mm256_setr_epi32(
         0,
         0x0101_0101,
@@ -83,65 +93,65 @@ fn spread(plane: u64) -> __m256i {
     _mm256_shuffle_epi8(_mm256_set1_epi64x(plane as i64), of_byte)
 }
 
-/// The first of the two bits that each byte wants, of four bytes.
-const FIRST: u32 = 0x4010_0401;
+/// For four bytes, the mask of the first of the two bits that each of them needs.
+const FIRST_BITS: u32 = 0x4010_0401;
 
-/// Whether each byte has the bits that four bytes name: -1 or 0.
+/// -1 for every byte that has all its `bits` set, otherwise 0. `bits` are the masks of four bytes.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn test(bytes: __m256i, bits: u32) -> __m256i {
+fn test_bits(bytes: __m256i, bits: u32) -> __m256i {
     let bits = _mm256_set1_epi32(bits as i32);
     _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bits), bits)
 }
 
-/// A vector, which only exists where there is AVX2.
+/// A vector of bytes. It only exists if the CPU has AVX2.
 #[derive(Clone, Copy)]
-struct Bytes(__m256i);
+struct ByteVector(__m256i);
 
-// SAFETY: loads and stores are as long as the trait says.
-unsafe impl Vector for Bytes {
+// SAFETY: loads and stores access exactly the bytes that the trait documents.
+unsafe impl Vector for ByteVector {
     const LANES: usize = LANES;
-    /// Low nibbles in bytes, and the rest of 16-bit words.
+    /// Sums of low nibbles as bytes, and sums of shifted 16-bit words, `Z` in [`super`].
     type Sums = [__m256i; 2];
 
     #[inline(always)]
     unsafe fn load(at: *const u8) -> Self {
-        // SAFETY: this function's own contract.
-        Bytes(unsafe { _mm256_loadu_si256(at.cast()) })
+        // SAFETY: the caller promises readable bytes and the features.
+        ByteVector(unsafe { _mm256_loadu_si256(at.cast()) })
     }
 
     #[inline(always)]
     unsafe fn row(at: *const u8) -> Self {
-        // SAFETY: this function's own contract.
-        Bytes(unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(at.cast())) })
+        // SAFETY: the caller promises readable bytes and the features.
+        ByteVector(unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(at.cast())) })
     }
 
     #[inline(always)]
-    unsafe fn nothing() -> Self::Sums {
-        // SAFETY: this function's own contract.
+    unsafe fn zero_sums() -> Self::Sums {
+        // SAFETY: the caller promises the features.
         unsafe { [_mm256_setzero_si256(); 2] }
     }
 
     #[inline(always)]
     fn prefetch(at: *const u8) {
-        // SAFETY: a prefetch reads nothing.
+        // SAFETY: a prefetch accesses no memory.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 
     #[inline(always)]
     fn look_up(self, indices: Self) -> Self {
-        // SAFETY: `self` exists, so there is AVX2.
-        Bytes(unsafe { _mm256_shuffle_epi8(self.0, indices.0) })
+        // SAFETY: `self` exists, so the CPU has AVX2.
+        ByteVector(unsafe { _mm256_shuffle_epi8(self.0, indices.0) })
     }
 
     #[inline(always)]
     fn add(self, other: Self) -> Self {
         // SAFETY: as above.
-        Bytes(unsafe { _mm256_add_epi8(self.0, other.0) })
+        ByteVector(unsafe { _mm256_add_epi8(self.0, other.0) })
     }
 
     #[inline(always)]
-    fn count(self, [low, rest]: &mut Self::Sums) {
+    fn add_round(self, [low, rest]: &mut Self::Sums) {
         // SAFETY: as above.
         unsafe {
             *low = _mm256_add_epi8(*low, _mm256_and_si256(self.0, _mm256_set1_epi8(15)));
@@ -150,16 +160,24 @@ unsafe impl Vector for Bytes {
     }
 
     #[inline(always)]
-    unsafe fn spill([low, rest]: Self::Sums, yet: bool, low_out: *mut u16, high_out: *mut u16) {
-        // SAFETY: this function's own contract.
+    unsafe fn spill(
+        [low, rest]: Self::Sums,
+        accumulate: bool,
+        low_out: *mut u16,
+        high_out: *mut u16,
+    ) {
+        // SAFETY: the caller promises the features, and readable and writable words.
         unsafe {
             let byte = _mm256_set1_epi16(255);
             let (even, odd) = (_mm256_and_si256(low, byte), _mm256_srli_epi16::<8>(low));
             let high = _mm256_sub_epi16(rest, _mm256_slli_epi16::<4>(odd));
             let add = |words, to: *mut u16| {
                 let to = to.cast::<__m256i>();
-                let words =
-                    if yet { _mm256_add_epi16(words, _mm256_loadu_si256(to)) } else { words };
+                let words = if accumulate {
+                    _mm256_add_epi16(words, _mm256_loadu_si256(to))
+                } else {
+                    words
+                };
                 _mm256_storeu_si256(to, words);
             };
             add(even, low_out);

@@ -1,11 +1,13 @@
-//! The product-table family for AVX-512 with BW (Skylake-X and later): `vpshufb` looks 64 indices
-//! up.
+//! The product-table family for AVX-512 with BW (Skylake-X and later). `vpshufb` looks up 64
+//! indices.
 //!
-//! Nine instructions for 768 products per 64 bytes (see [`super`]) on the two ports that take 512
-//! bits, one of which shuffles. It is for CPUs without `vpopcntq`, and for short reductions.
+//! A round takes nine instructions for 768 products per 64 bytes (see [`super`]). They run on the
+//! two 512-bit ports, only one of which shuffles. This kernel is for CPUs without `vpopcntq` and
+//! for short reductions.
 //!
-//! VBMI has wider tables: `vpermi2b` looks up groups of four channels, 256 products with one
-//! addition, but is three micro-ops on Intel, and each of its rows is two loads of 64 bytes.
+//! VBMI has wider tables: `vpermi2b` could look up groups of four channels, 256 products with one
+//! addition. But it takes three micro-ops on Intel, and each of its rows takes two loads of 64
+//! bytes.
 
 use std::arch::x86_64::*;
 
@@ -20,71 +22,73 @@ use crate::kernels::kernel::Kernel;
 const LANES: usize = 64;
 
 channels_kernel!(
-    Channels, ChannelFrames, "x86_64-table-avx512", Isa::Avx512, Bytes, 4 by 1, (states, uint2_states), Avx512, "avx512f,avx512bw"
+    ChannelsKernel, ChannelsLoop, "x86_64-table-avx512", Isa::Avx512, ByteVector,
+    4 by 1, (states, uint2_states), Avx512, "avx512f,avx512bw"
 );
 
 pixels_kernel!(
-    Pixels, PixelFrames, "x86_64-table-avx512-pixels", Isa::Avx512, Bytes, 4 by 1, (states, uint2_states), Avx512, "avx512f,avx512bw"
+    PixelsKernel, PixelsLoop, "x86_64-table-avx512-pixels", Isa::Avx512, ByteVector,
+    4 by 1, (states, uint2_states), Avx512, "avx512f,avx512bw"
 );
 
-/// Where the CPU has AVX-512 F, BW, DQ and VL.
+/// Available if the CPU has AVX-512 F, BW, DQ and VL.
 pub(crate) fn channels(features: Features) -> Option<&'static dyn Kernel> {
-    features.avx512.then_some(&Channels)
+    features.avx512.then_some(&ChannelsKernel)
 }
 
 /// As [`channels`].
 pub(crate) fn pixels(features: Features) -> Option<&'static dyn Kernel> {
-    features.avx512.then_some(&Pixels)
+    features.avx512.then_some(&PixelsKernel)
 }
 
-/// A vector, which only exists where there is AVX-512 BW.
+/// A vector of bytes. It only exists if the CPU has AVX-512 BW.
 #[derive(Clone, Copy)]
-struct Bytes(__m512i);
+struct ByteVector(__m512i);
 
-// SAFETY: loads and stores are as long as the trait says.
-unsafe impl Vector for Bytes {
+// SAFETY: loads and stores access exactly the bytes that the trait documents.
+unsafe impl Vector for ByteVector {
     const LANES: usize = LANES;
-    /// Low nibbles in bytes, and the rest of 16-bit words.
+    /// Sums of low nibbles as bytes, and sums of shifted 16-bit words, `Z` in [`super`].
     type Sums = [__m512i; 2];
 
     #[inline(always)]
     unsafe fn load(at: *const u8) -> Self {
-        // SAFETY: this function's own contract.
-        Bytes(unsafe { _mm512_loadu_si512(at.cast()) })
+        // SAFETY: the caller promises readable bytes and the features.
+        ByteVector(unsafe { _mm512_loadu_si512(at.cast()) })
     }
 
     #[inline(always)]
     unsafe fn row(at: *const u8) -> Self {
-        // SAFETY: this function's own contract.
-        Bytes(unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(at.cast())) })
+        // SAFETY: the caller promises readable bytes and the features.
+        ByteVector(unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(at.cast())) })
     }
 
     #[inline(always)]
-    unsafe fn nothing() -> Self::Sums {
-        // SAFETY: this function's own contract.
+    unsafe fn zero_sums() -> Self::Sums {
+        // SAFETY: the caller promises the features.
         unsafe { [_mm512_setzero_si512(); 2] }
     }
 
     #[inline(always)]
     fn prefetch(at: *const u8) {
-        // SAFETY: a prefetch reads nothing.
+        // SAFETY: a prefetch accesses no memory.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 
     #[inline(always)]
     fn look_up(self, indices: Self) -> Self {
-        // SAFETY: `self` exists, so there is AVX-512 BW.
-        Bytes(unsafe { _mm512_shuffle_epi8(self.0, indices.0) })
+        // SAFETY: `self` exists, so the CPU has AVX-512 BW.
+        ByteVector(unsafe { _mm512_shuffle_epi8(self.0, indices.0) })
     }
 
     #[inline(always)]
     fn add(self, other: Self) -> Self {
         // SAFETY: as above.
-        Bytes(unsafe { _mm512_add_epi8(self.0, other.0) })
+        ByteVector(unsafe { _mm512_add_epi8(self.0, other.0) })
     }
 
     #[inline(always)]
-    fn count(self, [low, rest]: &mut Self::Sums) {
+    fn add_round(self, [low, rest]: &mut Self::Sums) {
         // SAFETY: as above.
         unsafe {
             *low = _mm512_add_epi8(*low, _mm512_and_si512(self.0, _mm512_set1_epi8(15)));
@@ -93,16 +97,24 @@ unsafe impl Vector for Bytes {
     }
 
     #[inline(always)]
-    unsafe fn spill([low, rest]: Self::Sums, yet: bool, low_out: *mut u16, high_out: *mut u16) {
-        // SAFETY: this function's own contract.
+    unsafe fn spill(
+        [low, rest]: Self::Sums,
+        accumulate: bool,
+        low_out: *mut u16,
+        high_out: *mut u16,
+    ) {
+        // SAFETY: the caller promises the features, and readable and writable words.
         unsafe {
             let byte = _mm512_set1_epi16(255);
             let (even, odd) = (_mm512_and_si512(low, byte), _mm512_srli_epi16::<8>(low));
             let high = _mm512_sub_epi16(rest, _mm512_slli_epi16::<4>(odd));
             let add = |words, to: *mut u16| {
                 let to = to.cast::<__m512i>();
-                let words =
-                    if yet { _mm512_add_epi16(words, _mm512_loadu_si512(to)) } else { words };
+                let words = if accumulate {
+                    _mm512_add_epi16(words, _mm512_loadu_si512(to))
+                } else {
+                    words
+                };
                 _mm512_storeu_si512(to, words);
             };
             add(even, low_out);

@@ -1,34 +1,35 @@
 //! Product tables with output channels in the lanes: see [`crate::kernels::table`].
 //!
-//! A frame's byte holds the states of a position and of the next one, so one byte selects the row
-//! for two positions. Pairs begin at every row's first column, and those that lie past its last one
-//! are left out. A unit's weights, one byte for two, are 2 KB per tap for 64 channels; those of a
-//! stretch stay in the first-level cache while a block's tiles pass by. The tiles prefetch the next
-//! stretch meanwhile: weights of deep layers come from beyond the second-level cache (measured, the
-//! 512-channel layers of a ResNet-50 took a fifth less time).
+//! A byte of the packed input combines the states of a position and of the next one, so one byte
+//! selects the row for a pair of positions. In every row of the output, pairs begin at the first
+//! column; pairs that begin past the last column are skipped. The weights of a 64-channel unit are
+//! 2 KB per tap, one byte for two weights. The weights of a few chunks, a *segment*, stay in the
+//! first-level cache while all tiles of a block use them. Meanwhile these tiles prefetch the next
+//! segment, because the weights of deep layers come from beyond the second-level cache. Prefetching
+//! saved a fifth of the time of ResNet-50's 512-channel layers.
 
 use super::pack::Weights;
 use super::tile::{Tile, Vector};
-use super::{ROUND, SCALE, STEPS, Table, UINT2_ROUND, UINT2_SCALE, selector, uint2_selector};
+use super::{GROUPS, ROUND, SCALE, Table, UINT2_ROUND, UINT2_SCALE, selector, uint2_selector};
 use crate::kernels::CacheLine;
 use crate::kernels::kernel::Layout;
 use crate::kernels::packed_input::{AccBlock, PackedInput, Panel};
 
 /// Positions in a block.
 pub(crate) const BLOCK: usize = 64;
-/// Bytes of a position's unit in a frame.
-pub(crate) const UNIT_BYTES: usize = STEPS;
-/// (unit, tap)s in a stretch: their weights stay in the first-level cache.
-const STRETCH: usize = 9;
-/// Rows of sums: a block's, one for the last pair's second position, and two that nobody reads.
-const ROWS: usize = BLOCK + 3;
+/// Bytes of a unit of one position in the packed input.
+pub(crate) const UNIT_BYTES: usize = GROUPS;
+/// Chunks in a segment. Their weights stay in the first-level cache.
+const SEGMENT_CHUNKS: usize = 9;
+/// Rows of sums: a block, the second position of its last pair, and two that nothing reads.
+const SUM_ROWS: usize = BLOCK + 3;
 
 /// See [`crate::kernels::PackedInputKernel::finish`].
 #[inline(always)]
-pub(crate) fn finish<const UINT2: bool>(plane: &mut [u8]) {
-    let positions = plane.as_chunks_mut::<UNIT_BYTES>().0;
+pub(crate) fn finish<const UINT2: bool>(slab: &mut [u8]) {
+    let positions = slab.as_chunks_mut::<UNIT_BYTES>().0;
     for i in 0..positions.len() {
-        // Behind the last one there is none that anybody asks for.
+        // The last position has no next one. Its partner's results are never used.
         let next = positions[(i + 1).min(positions.len() - 1)];
         for (low, high) in positions[i].iter_mut().zip(next) {
             *low = if UINT2 { uint2_selector(*low, high) } else { selector(*low, high) };
@@ -36,89 +37,94 @@ pub(crate) fn finish<const UINT2: bool>(plane: &mut [u8]) {
     }
 }
 
-/// See [`crate::kernels::PackedInputKernel::run`]: tiles of `P` pairs × `N` vectors, or one, where
-/// it has room for the channels.
+/// See [`crate::kernels::PackedInputKernel::run`]. Tiles have `P` pairs × `N` vectors, or × one
+/// vector if the panel's channels fit one.
 ///
 /// # Safety
-/// The CPU has the features of `V`.
+/// The CPU must have the features of `V`.
 #[inline(always)]
 pub(crate) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2: bool>(
     layout: Layout,
-    framed: &PackedInput<'_>,
+    input: &PackedInput<'_>,
     panel: &Panel<'_>,
     scratch: &mut Vec<CacheLine>,
     emit: &mut dyn FnMut(AccBlock<'_>),
 ) {
     let nr = N * V::LANES;
     assert!(layout.nr == nr && layout.lanes == V::LANES);
-    let weights = Weights::new(layout, framed.offsets().len(), panel.bytes());
+    let weights = Weights::new(layout, input.offsets().len(), panel.bytes());
     let narrow = panel.channels() <= V::LANES;
-    let lines = CacheLine::bounded(scratch, ROWS * nr * (size_of::<u16>() + size_of::<i32>()));
-    let (counts, acc) = lines.split_at_mut(ROWS * nr * size_of::<u16>() / size_of::<CacheLine>());
+    let lines = CacheLine::bounded(scratch, SUM_ROWS * nr * (size_of::<u16>() + size_of::<i32>()));
+    let (counts, acc) =
+        lines.split_at_mut(SUM_ROWS * nr * size_of::<u16>() / size_of::<CacheLine>());
     let counts = counts.as_mut_ptr().cast::<u16>();
-    // SAFETY: the lines hold so many numbers, any bytes are a number, and a line is aligned for
-    // them.
+    // SAFETY: the lines have room for `BLOCK × nr` numbers, any bytes are a valid number, and a
+    // line is aligned for them.
     let acc = unsafe { std::slice::from_raw_parts_mut(acc.as_mut_ptr().cast::<i32>(), BLOCK * nr) };
-    // Positions of a block that begin a pair, half of them at most and one, and unused places.
+    // Positions of the block at which a pair begins: at most half of them plus one. Then unused
+    // entries.
     const { assert!(P < BLOCK / 2) };
     let mut pairs = [0; BLOCK];
-    for first in (0..framed.positions()).step_by(BLOCK) {
-        let block = BLOCK.min(framed.positions() - first);
-        let used = pairs_of(framed, first, block, &mut pairs);
+    for first in (0..input.positions()).step_by(BLOCK) {
+        let block = BLOCK.min(input.positions() - first);
+        let used = pair_starts(input, first, block, &mut pairs);
         let count = used.next_multiple_of(P);
         pairs[used..count].fill(BLOCK);
-        let (mut yet, mut widened) = (false, false);
-        for (from, plan, widen) in weights.stretches(STRETCH) {
-            let offsets = framed.offsets()[from..].iter().enumerate();
-            // The next stretch, or the next panel's first; not for a few tiles, which that would
-            // take longer than it saves.
-            let (behind, depth) = (from + plan.len(), weights.plan.len());
-            let next = weights.steps.as_ptr().wrapping_add(behind * STEPS * nr);
+        let (mut accumulate, mut widened) = (false, false);
+        for (from, plan, widen) in weights.segments(SEGMENT_CHUNKS) {
+            let offsets = input.offsets()[from..].iter().enumerate();
+            // Prefetch the next segment, or the first one of the next panel. With few tiles, that
+            // would take longer than it saves.
+            let (end, depth) = (from + plan.len(), weights.plan.len());
+            let next = weights.groups.as_ptr().wrapping_add(end * GROUPS * nr);
             let lines =
-                STRETCH.min(if behind < depth { depth - behind } else { depth }) * STEPS * nr / 64;
-            let share = if count / P < 8 { 0 } else { lines.div_ceil(count / P) };
+                SEGMENT_CHUNKS.min(if end < depth { depth - end } else { depth }) * GROUPS * nr
+                    / 64;
+            let lines_per_tile = if count / P < 8 { 0 } else { lines.div_ceil(count / P) };
             for (t, pairs) in pairs[..count].as_chunks::<P>().0.iter().enumerate() {
-                for line in t * share..(t + 1) * share {
+                for line in t * lines_per_tile..(t + 1) * lines_per_tile {
                     V::prefetch(next.wrapping_add(line * 64));
                 }
                 let tile = Tile {
                     table: if UINT2 { Table::UINT2_BY_ACTIVATIONS } else { Table::BY_ACTIVATIONS },
-                    // Places that are not used read the block's first position, and write where
-                    // nobody reads.
+                    // Unused entries read the first position of the block, and write to rows that
+                    // nothing reads.
                     rows: pairs.map(|pair| {
-                        framed.start().wrapping_add(
+                        input.start().wrapping_add(
                             (first + if pair < BLOCK { pair } else { 0 }) * UNIT_BYTES,
                         )
                     }),
-                    row_step: 1,
-                    indices: weights.steps.as_ptr(),
-                    index_step: nr,
+                    row_stride: 1,
+                    indices: weights.groups.as_ptr(),
+                    index_stride: nr,
                     sums: pairs.map(|pair| {
                         let row = if pair < BLOCK { pair } else { BLOCK + 1 };
                         [row, row + 1].map(|row| counts.wrapping_add(row * nr))
                     }),
                 };
-                let offsets = offsets.clone().map(|(i, &offset)| (offset, (from + i) * STEPS * nr));
-                // SAFETY: features as the caller says. A frame has a byte for every step at every
-                // position of a block, and the panel `nr` indices; `counts` has `ROWS` rows.
+                let offsets =
+                    offsets.clone().map(|(i, &offset)| (offset, (from + i) * GROUPS * nr));
+                // SAFETY: the caller promises the features. From each offset on, the packed input
+                // has a byte for every group at every position of a block; the panel has `nr`
+                // indices for every group; `counts` has `SUM_ROWS` rows.
                 unsafe {
                     match (UINT2, narrow) {
-                        (false, true) => tile.run::<V, 1, ROUND, SCALE>(plan, offsets, yet),
-                        (false, false) => tile.run::<V, N, ROUND, SCALE>(plan, offsets, yet),
+                        (false, true) => tile.run::<V, 1, ROUND, SCALE>(plan, offsets, accumulate),
+                        (false, false) => tile.run::<V, N, ROUND, SCALE>(plan, offsets, accumulate),
                         (true, true) => {
-                            tile.run::<V, 1, UINT2_ROUND, UINT2_SCALE>(plan, offsets, yet)
+                            tile.run::<V, 1, UINT2_ROUND, UINT2_SCALE>(plan, offsets, accumulate)
                         }
                         (true, false) => {
-                            tile.run::<V, N, UINT2_ROUND, UINT2_SCALE>(plan, offsets, yet)
+                            tile.run::<V, N, UINT2_ROUND, UINT2_SCALE>(plan, offsets, accumulate)
                         }
                     }
                 }
             }
-            yet = true;
+            accumulate = true;
             if widen {
                 for (i, acc) in acc.chunks_exact_mut(nr).take(block).enumerate() {
-                    // SAFETY: `counts` has `ROWS` rows, of initialised memory as all of `scratch`,
-                    // and nothing else borrows it now.
+                    // SAFETY: `counts` has `SUM_ROWS` rows. Like all of `scratch`, they are
+                    // initialised, and nothing else borrows them now.
                     let counts = unsafe { std::slice::from_raw_parts(counts.add(i * nr), nr) };
                     for ((acc, count), constant) in
                         acc.iter_mut().zip(counts).zip(weights.constants)
@@ -127,19 +133,20 @@ pub(crate) unsafe fn run<V: Vector, const P: usize, const N: usize, const UINT2:
                         *acc = before.wrapping_add(i32::from(*count));
                     }
                 }
-                (yet, widened) = (false, true);
+                (accumulate, widened) = (false, true);
             }
         }
         emit(AccBlock { first, acc });
     }
 }
 
-/// Writes the positions, counted from the block's first, that begin a pair; returns how many.
+/// Writes the positions at which a pair begins, relative to the first one of the block. Returns
+/// their number.
 #[inline(always)]
-fn pairs_of(framed: &PackedInput<'_>, first: usize, block: usize, pairs: &mut [usize]) -> usize {
-    // Where all positions are wanted, they are one row.
-    let [columns, width] = match framed.row() {
-        [columns, width] if columns == width => [framed.positions(); 2],
+fn pair_starts(input: &PackedInput<'_>, first: usize, block: usize, pairs: &mut [usize]) -> usize {
+    // If every position is an output pixel, treat all of them as one row.
+    let [columns, width] = match input.row_widths() {
+        [columns, width] if columns == width => [input.positions(); 2],
         row => row,
     };
     let mut used = 0;
@@ -158,15 +165,16 @@ fn pairs_of(framed: &PackedInput<'_>, first: usize, block: usize, pairs: &mut [u
     used
 }
 
-/// A kernel `$kernel` with lanes = channels, in tiles of `$pairs` pairs × `$vectors` vectors. Its
-/// inner loop is compiled with `$inner`, all of whose features are among `$features`; `$states` and
+/// Defines a kernel `$kernel` with channels in the lanes, and its inner loop `$inner_loop`. Tiles
+/// have `$pairs` pairs × `$vectors` vectors. `$simd` is the instruction set. The inner loop is
+/// compiled with the features `$inner`, which must all be among those of `$simd`. `$states` and
 /// `$uint2_states` are [`crate::kernels::table::states`] and
-/// [`crate::kernels::table::uint2_states`] or the same in the instruction set's own words, and
-/// `$simd` is that set. `$frames` is its inner loop.
+/// [`crate::kernels::table::uint2_states`], or versions of them for the instruction set.
 macro_rules! channels_kernel {
     (
-        $kernel:ident, $frames:ident, $name:literal, $isa:expr, $vector:ty, $pairs:literal by $vectors:literal, ($states:path, $uint2_states:path),
-        $simd:ty, $inner:literal
+        $kernel:ident, $inner_loop:ident, $name:literal, $isa:expr, $vector:ty,
+        $pairs:literal by $vectors:literal, ($states:path, $uint2_states:path), $simd:ty,
+        $inner:literal
     ) => {
         #[derive(Debug)]
         struct $kernel;
@@ -198,16 +206,21 @@ macro_rules! channels_kernel {
                 &self,
                 operands: crate::kernels::OperandTypes,
             ) -> Option<crate::kernels::Inner<'_>> {
-                crate::kernels::packed_input::inner(operands, &$frames::<false>, &$frames::<true>)
+                crate::kernels::packed_input::inner(
+                    operands,
+                    &$inner_loop::<false>,
+                    &$inner_loop::<true>,
+                )
             }
         }
 
-        /// The inner loop, for activations of two bits or ternary ones.
-        struct $frames<const UINT2: bool>;
+        /// The inner loop, for two-bit activations if `UINT2`, otherwise for ternary and binary
+        /// ones.
+        struct $inner_loop<const UINT2: bool>;
 
-        impl<const UINT2: bool> crate::kernels::private::Sealed for $frames<UINT2> {}
+        impl<const UINT2: bool> crate::kernels::private::Sealed for $inner_loop<UINT2> {}
 
-        impl<const UINT2: bool> crate::kernels::PackedInputKernel for $frames<UINT2> {
+        impl<const UINT2: bool> crate::kernels::PackedInputKernel for $inner_loop<UINT2> {
             fn layout(&self) -> crate::kernels::Layout {
                 $kernel::LAYOUT
             }
@@ -215,7 +228,8 @@ macro_rules! channels_kernel {
             fn epilogue(&self) -> &'static dyn crate::kernels::TileEpilogue {
                 const NR: usize = $kernel::LAYOUT.nr;
                 const PART: usize = crate::kernels::epilogue::part_width(NR);
-                // SAFETY: only the kernel has it, which exists where the features were detected.
+                // SAFETY: only the kernel uses it, and the kernel only exists if the features were
+                // detected.
                 const { &unsafe { crate::kernels::epilogue::Epilogue::<$simd, NR, PART>::new() } }
             }
 
@@ -242,47 +256,48 @@ macro_rules! channels_kernel {
             fn pack_input(
                 &self,
                 pixels: &crate::kernels::Pixels<'_>,
-                plane: &mut [u8],
+                slab: &mut [u8],
                 first: usize,
                 _: usize,
             ) {
                 #[target_feature(enable = $inner)]
                 fn pack_input<const UINT2: bool>(
                     pixels: &crate::kernels::Pixels<'_>,
-                    plane: &mut [u8],
+                    slab: &mut [u8],
                     first: usize,
                 ) {
-                    crate::kernels::table::pack_input(pixels, plane, first, |unit| {
+                    crate::kernels::table::pack_input(pixels, slab, first, |unit| {
                         if UINT2 { $uint2_states(unit) } else { $states(unit) }
                     });
                 }
-                // SAFETY: this inner loop is a kernel's that exists, so the features were detected.
-                unsafe { pack_input::<UINT2>(pixels, plane, first) }
+                // SAFETY: this inner loop belongs to a kernel that exists, so the features were
+                // detected.
+                unsafe { pack_input::<UINT2>(pixels, slab, first) }
             }
 
             fn pack_zeros(
                 &self,
-                of_levels: bool,
+                zero_level: bool,
                 count: usize,
-                plane: &mut [u8],
+                slab: &mut [u8],
                 first: usize,
                 _: usize,
             ) {
-                crate::kernels::table::pack_zeros(of_levels, count, plane, first);
+                crate::kernels::table::pack_zeros(zero_level, count, slab, first);
             }
 
-            fn finish(&self, plane: &mut [u8]) {
+            fn finish(&self, slab: &mut [u8]) {
                 #[target_feature(enable = $inner)]
-                fn finish<const UINT2: bool>(plane: &mut [u8]) {
-                    crate::kernels::table::channels::finish::<UINT2>(plane);
+                fn finish<const UINT2: bool>(slab: &mut [u8]) {
+                    crate::kernels::table::channels::finish::<UINT2>(slab);
                 }
                 // SAFETY: as above.
-                unsafe { finish::<UINT2>(plane) }
+                unsafe { finish::<UINT2>(slab) }
             }
 
             fn run(
                 &self,
-                framed: &crate::kernels::PackedInput<'_>,
+                input: &crate::kernels::PackedInput<'_>,
                 panel: &crate::kernels::Panel<'_>,
                 scratch: &mut Vec<crate::kernels::CacheLine>,
                 emit: &mut dyn FnMut(crate::kernels::AccBlock<'_>),
@@ -290,21 +305,22 @@ macro_rules! channels_kernel {
                 #[target_feature(enable = $inner)]
                 fn run<const UINT2: bool>(
                     layout: crate::kernels::Layout,
-                    framed: &crate::kernels::PackedInput<'_>,
+                    input: &crate::kernels::PackedInput<'_>,
                     panel: &crate::kernels::Panel<'_>,
                     scratch: &mut Vec<crate::kernels::CacheLine>,
                     emit: &mut dyn FnMut(crate::kernels::AccBlock<'_>),
                 ) {
-                    // SAFETY: this function has the features.
+                    // SAFETY: this function enables the features, so its caller made sure that the
+                    // CPU has them.
                     unsafe {
                         crate::kernels::table::channels::run::<$vector, $pairs, $vectors, UINT2>(
-                            layout, framed, panel, scratch, emit,
+                            layout, input, panel, scratch, emit,
                         )
                     }
                 }
                 let layout = $kernel::LAYOUT;
                 // SAFETY: as above.
-                unsafe { run::<UINT2>(layout, framed, panel, scratch, emit) }
+                unsafe { run::<UINT2>(layout, input, panel, scratch, emit) }
             }
         }
     };

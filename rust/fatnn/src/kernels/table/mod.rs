@@ -1,53 +1,59 @@
-//! What all product-table kernels share: two channels at a time, their products looked up by a
-//! shuffle of bytes.
+//! The product-table family: a byte shuffle looks up the dot products of two channels at a time.
 //!
-//! **A group** is two consecutive channels of a tap: nine states, `(a + 1) + 3·(b + 1)`. The dot
-//! product of a group of activations and a group of weights lies in `-2..=2`. A row of nine bytes,
-//! selected by the state of the one operand, answers for every state of the other, and 16-byte
-//! shuffles (`vpshufb`, `tbl`) look a vector of indices up in it.
+//! **Groups.** A group is two consecutive channels of one tap. Two ternary values have nine states,
+//! `(a + 1) + 3·(b + 1)`. The dot product of a group of activations and a group of weights is in
+//! `-2..=2`. A table row holds the products of one state of one operand with every state of the
+//! other operand. A 16-byte shuffle (`vpshufb`, `tbl`) then looks up a whole vector of states in
+//! that row.
 //!
-//! **Two rows in one.** With the number of nonzero weights added, such a product is at most 4 and
-//! takes half a byte. So a row holds two of them, for two states of the operand that selects: 81
-//! rows of 16 bytes, 1.3 KB, and one shuffle does 128 multiply-accumulates per 32 bytes. Three
-//! steps, a *round*, are summed in bytes (3·4 ≤ 15). Then the nibbles must part: the low ones are
-//! masked and summed in bytes, while for the high ones the round's sum is shifted right by four and
-//! summed in 16-bit words, *unmasked*. A word of those sums is
+//! **Two products per byte.** Adding the number of nonzero weights makes each product at most 4,
+//! which fits half a byte. So one row holds products for two states of the operand that selects the
+//! row. The table has 81 rows of 16 bytes, 1.3 KB. One shuffle does 128 multiply-accumulates per 32
+//! bytes.
+//!
+//! **Rounds.** Three groups, a *round*, are added up as bytes (3·4 ≤ 15). Then the two nibbles of
+//! each byte must be added to separate sums. The low nibbles are masked and summed as bytes. For
+//! the high nibbles, the round's bytes are shifted right by four as 16-bit words and summed
+//! *without a mask*. A 16-bit word of that sum is
 //!
 //! ```text
-//! Z = H₀ + 16·L₁ + 256·H₁ (mod 2¹⁶)         L, H: sums of the low and high nibbles of the word's bytes 0 and 1
+//! Z = H₀ + 16·L₁ + 256·H₁ (mod 2¹⁶)
 //! ```
 //!
-//! and since `L₁` is known, so are `H₀` and `H₁`, as long as none exceeds 255. A round is 3
-//! shuffles, 2 additions and 4 operations of parting: nine for 384 multiply-accumulates per 32
-//! bytes. (A table with one product a byte takes 12, and twice the shuffles, for which many CPUs
-//! have one port; int8 products on AVX2 take 36.)
+//! where L and H are the sums of the low and high nibbles of the word's bytes 0 and 1. `L₁` is
+//! known, so `H₀` and `H₁` follow, as long as no sum exceeds 255. A round takes 3 shuffles, 2
+//! additions and 4 operations for the nibbles: nine for 384 multiply-accumulates per 32 bytes. (One
+//! product per byte would take 12 instructions and twice the shuffles, for which many CPUs have one
+//! port. Int8 products on AVX2 take 36.)
 //!
-//! **Overflow.** What was added to a channel's products is the number of its nonzero weights, so
-//! its sum is at most twice that, which is known when weights are packed. Packing says, per (unit,
-//! tap), when sums of bytes must be spilled to 16-bit ones, and those be widened to 32 bits
-//! ([`SPILL`], [`WIDEN`]): every two to four units, where the worst case would be every 63 steps;
-//! and zeros that fill up the last group cost nothing.
+//! **Overflow.** A channel's sum is at most twice the number of its nonzero weights, which is known
+//! when weights are packed. So packing decides after which chunks byte sums must be spilled to
+//! 16-bit sums ([`pack::SPILL`]), and 16-bit sums widened to 32 bits ([`pack::WIDEN`]). In practice
+//! that is after two to four units; without counting weights, it would be after 63 groups. Zeros
+//! that fill up the last group cost nothing.
 //!
-//! **Activations of two bits** have sixteen states in a group, which is what a 16-byte shuffle has
-//! indices for. With three times the number of weights of -1 added, each product is at most 3 and a
-//! group's at most 6, so a round is two steps (12 ≤ 15): seven operations for 256
-//! multiply-accumulates per 32 bytes, against the six of ternary codes. Where activations select,
-//! there are 256 rows, 4 KB.
+//! **Two-bit activations** have sixteen states per group, exactly as many as a 16-byte shuffle can
+//! index. Here each weight of -1 adds 3, so that a product is at most 3 and a group at most 6. A
+//! round is two groups (12 ≤ 15): seven operations for 256 multiply-accumulates per 32 bytes. If
+//! activations select rows, the table has 256 rows, 4 KB.
 //!
-//! **Two ways to lay it over a convolution**, one inner loop:
+//! **Two variants** share one inner loop:
 //!
-//! * [`channels`]: lanes are output channels. Weights are the indices; two neighbouring positions
-//!   select the row.
-//! * [`pixels`]: lanes are positions of a frame whose groups are planes of their own. Activations
-//!   are the indices; two output channels select the row. For layers whose channels would not fill
-//!   the lanes.
+//! * [`channels`]: lanes are output channels. Weights are the indices of the shuffle, and the
+//!   activations of two adjacent positions select the row.
+//! * [`pixels`]: lanes are output positions. The packed input has the states of one group at all
+//!   positions next to each other. Activations are the indices, and the weights of two output
+//!   channels select the row. For layers with too few channels to fill the lanes.
 //!
-//! **Weights**, per panel of `nr` channels, for every unit of 64 channels of the input, for every
-//! tap, 32 steps: of `nr` indices (lanes = channels; a vector's even bytes hold the first half of
-//! its channels and its odd ones the second, for this is how bytes become words), or of `nr / 2`
-//! selecting bytes (lanes = positions). Behind the steps one `i32` per channel: minus its nonzero
-//! weights, plus `Σ w` for half-range activations (of two bits: minus three times its weights of
-//! -1); then a byte per (unit, tap): its steps and two flags.
+//! **Packed weights.** A panel has three parts:
+//!
+//! 1. For every chunk of the reduction, 32 groups. If lanes are channels, a group has `nr` index
+//!    bytes. In each vector, the even bytes are the first half of its channels, and the odd bytes
+//!    the second half: after masking and shifting, sums are 16-bit words in the order of channels.
+//!    If lanes are positions, a group has `nr / 2` bytes that select rows.
+//! 2. One `i32` per channel: minus its number of nonzero weights, plus `Σ w` if activations are
+//!    half-range or binary. For two-bit activations: minus three times its number of weights of -1.
+//! 3. One byte per chunk: its number of groups and the two flags.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
@@ -69,47 +75,49 @@ mod transpose;
 use super::kernel::UNIT_CHANNELS;
 use super::packed_input::Pixels;
 
-/// Steps in a unit of 64 channels: groups of two.
-pub(crate) const STEPS: usize = UNIT_CHANNELS / 2;
-/// `Layout::lanes` where lanes are positions: output channels in a byte.
+/// Groups in a unit.
+pub(crate) const GROUPS: usize = UNIT_CHANNELS / 2;
+/// `Layout::lanes` if lanes are positions: output channels per selecting byte.
 pub(crate) const PAIRED: usize = 2;
-/// States of a group of ternary values, and of two bits each.
+/// States of a group of two ternary values.
 pub(crate) const STATES: usize = 9;
+/// States of a group of two two-bit values.
 pub(crate) const UINT2_STATES: usize = 16;
 /// The state of two zeros.
-pub(crate) const ZEROS: u8 = 4;
-/// A row's address is this often its selecting byte, which is so often its number.
+pub(crate) const ZERO_STATE: u8 = 4;
+/// The address of a table row is its selecting byte times this.
 pub(crate) const SCALE: usize = 8;
-const ROW: usize = 16 / SCALE;
-/// The same where activations of two bits select: all bytes do.
+/// The selecting byte of a table row is its number times this.
+const SELECTOR_SCALE: usize = 16 / SCALE;
+/// The same for two-bit activations that select rows. There, every byte value selects a row.
 pub(crate) const UINT2_SCALE: usize = 16;
-/// Steps whose sums fit half a byte.
+/// Groups whose products fit half a byte when added up.
 pub(crate) const ROUND: usize = 3;
-/// The same with activations of two bits.
+/// The same for two-bit activations.
 pub(crate) const UINT2_ROUND: usize = 2;
 
-/// The byte that selects the row of two states.
+/// The byte that selects the row for two states.
 pub(crate) const fn selector(low: u8, high: u8) -> u8 {
-    (low * STATES as u8 + high) * ROW as u8
+    (low * STATES as u8 + high) * SELECTOR_SCALE as u8
 }
 
-/// The same of activations of two bits.
+/// The same for two-bit activations.
 pub(crate) const fn uint2_selector(low: u8, high: u8) -> u8 {
     low * UINT2_STATES as u8 + high
 }
 
-/// A row for every byte, used or not, so that none selects anything outside.
+/// The table. It has a row for every byte value, used or not, so no byte selects anything outside.
 #[repr(C, align(64))]
 pub(crate) struct Table([[u8; 16]; u8::MAX as usize + 1]);
 
 impl Table {
-    /// Ternary codes, which select.
+    /// For ternary codes: activations select the row, weights are the indices.
     pub(crate) const BY_ACTIVATIONS: &Table = &Table::new(false, false);
-    /// Ternary codes, selected by weights.
+    /// For ternary codes: weights select the row, activations are the indices.
     pub(crate) const BY_WEIGHTS: &Table = &Table::new(false, true);
-    /// Activations of two bits, which select.
+    /// For two-bit activations: activations select the row.
     pub(crate) const UINT2_BY_ACTIVATIONS: &Table = &Table::new(true, false);
-    /// Activations of two bits, selected by weights.
+    /// For two-bit activations: weights select the row.
     pub(crate) const UINT2_BY_WEIGHTS: &Table = &Table::new(true, true);
 
     const fn new(uint2: bool, by_weights: bool) -> Self {
@@ -122,11 +130,17 @@ impl Table {
             let (low, high, index) =
                 (i / indices / selecting, i / indices % selecting, i % indices);
             let (by_low, by_high) = if by_weights {
-                (entry(index as u8, low as u8, uint2), entry(index as u8, high as u8, uint2))
+                (
+                    biased_product(index as u8, low as u8, uint2),
+                    biased_product(index as u8, high as u8, uint2),
+                )
             } else {
-                (entry(low as u8, index as u8, uint2), entry(high as u8, index as u8, uint2))
+                (
+                    biased_product(low as u8, index as u8, uint2),
+                    biased_product(high as u8, index as u8, uint2),
+                )
             };
-            // A selecting byte times its scale, in rows.
+            // The row number is the selecting byte divided by `SELECTOR_SCALE`.
             table.0[low * selecting + high][index] = by_low + 16 * by_high;
             i += 1;
         }
@@ -134,9 +148,9 @@ impl Table {
     }
 }
 
-/// The dot product of a group of activations and one of weights, plus the nonzero weights; of
-/// activations of two bits, plus three times the weights of -1.
-pub(crate) const fn entry(activations: u8, weights: u8, uint2: bool) -> u8 {
+/// The dot product of a group of activations and a group of weights, plus the number of nonzero
+/// weights. For two-bit activations: plus three times the number of weights of -1.
+pub(crate) const fn biased_product(activations: u8, weights: u8, uint2: bool) -> u8 {
     let w = [weights as i8 % 3 - 1, weights as i8 / 3 - 1];
     let x = if uint2 {
         [activations as i8 % 4, activations as i8 / 4]
@@ -158,31 +172,31 @@ pub(crate) const fn entry(activations: u8, weights: u8, uint2: bool) -> u8 {
     sum as u8
 }
 
-/// [`super::PackedInputKernel::pack_input`] where a frame's byte is a position's state of a group.
-/// `states` is [`states`], or the same in an instruction set's own words.
+/// [`super::PackedInputKernel::pack_input`] for a slab with one byte per position and group: the
+/// group's state. `states` is [`states`] or the version for an instruction set.
 #[inline(always)]
 pub(crate) fn pack_input(
     pixels: &Pixels<'_>,
-    plane: &mut [u8],
+    slab: &mut [u8],
     first: usize,
-    states: impl Fn(&[u8; 16]) -> [u8; STEPS],
+    states: impl Fn(&[u8; 16]) -> [u8; GROUPS],
 ) {
-    let out = &mut plane.as_chunks_mut().0[first..first + pixels.count];
+    let out = &mut slab.as_chunks_mut().0[first..first + pixels.count];
     for (i, out) in out.iter_mut().enumerate() {
         *out = states(pixels.unit(i));
     }
 }
 
-/// [`super::PackedInputKernel::pack_zeros`] of such a frame.
-pub(crate) fn pack_zeros(of_levels: bool, count: usize, plane: &mut [u8], first: usize) {
-    plane[first * STEPS..][..count * STEPS].fill(zeros(of_levels));
+/// [`super::PackedInputKernel::pack_zeros`] for such a slab.
+pub(crate) fn pack_zeros(zero_level: bool, count: usize, slab: &mut [u8], first: usize) {
+    slab[first * GROUPS..][..count * GROUPS].fill(zero_state(zero_level));
 }
 
-/// States of a unit's groups, from its planes `z` and `p` (see [`crate::codec`]).
+/// The states of all groups of a unit, from its bit planes `z` and `p` (see [`crate::codec`]).
 #[inline(always)]
-pub(crate) fn states(unit: &[u8; 16]) -> [u8; STEPS] {
+pub(crate) fn states(unit: &[u8; 16]) -> [u8; GROUPS] {
     let unit = u128::from_le_bytes(*unit);
-    // Codes from outside may be none; they must not become states that are none.
+    // Input may contain invalid codes. Masking `z` keeps them from becoming invalid states.
     let (p, z) = ((unit >> 64) as u64, unit as u64 & (unit >> 64) as u64);
     // A value plus one is `2·p - z`.
     let digits =
@@ -190,16 +204,16 @@ pub(crate) fn states(unit: &[u8; 16]) -> [u8; STEPS] {
     std::array::from_fn(|i| 2 * digits(p, i) - digits(z, i))
 }
 
-/// [`states`] of activations of two bits: all there are.
+/// [`states`] for two-bit activations. Every pair of bits is a valid code.
 #[inline(always)]
-pub(crate) fn uint2_states(unit: &[u8; 16]) -> [u8; STEPS] {
+pub(crate) fn uint2_states(unit: &[u8; 16]) -> [u8; GROUPS] {
     let unit = u128::from_le_bytes(*unit);
     let digits =
         |bits: u64, i: usize| (bits >> (2 * i) & 1) as u8 + 4 * (bits >> (2 * i + 1) & 1) as u8;
     std::array::from_fn(|i| digits(unit as u64, i) + 2 * digits((unit >> 64) as u64, i))
 }
 
-/// The state of two codes of 0, or of two levels 0.
-pub(crate) fn zeros(of_levels: bool) -> u8 {
-    if of_levels { 0 } else { ZEROS }
+/// The state of two codes 0, or of two levels 0.
+pub(crate) fn zero_state(zero_level: bool) -> u8 {
+    if zero_level { 0 } else { ZERO_STATE }
 }

@@ -1,4 +1,4 @@
-//! `fatnn run`.
+//! `fatnn-core run`.
 
 use std::path::Path;
 use std::time::Instant;
@@ -7,18 +7,18 @@ use fatnn::net::{Input, Network};
 
 use crate::{Failure, npy};
 
-/// Rows whose strongest output is printed.
+/// The number of rows whose argmax is printed.
 const SHOWN: usize = 50;
 
-/// Runs a network of one input and one output.
+/// Runs a network with one input and one output.
 pub(crate) fn run(file: &Path, input: &Path, out: Option<&Path>) -> Result<String, Failure> {
     let network = Network::load(file)?;
     let (inputs, outputs) = (network.inputs().count(), network.outputs().count());
     if inputs != 1 || outputs != 1 {
         let path = file.display();
         return Err(format!(
-            "{path}: `run` takes networks of one input and one output, this one has {inputs} and {outputs}; call \
-             fatnn::net::Network from Rust, or fatnn_rs.load from Python"
+            "{path}: `run` takes networks of one input and one output, this one has {inputs} \
+             and {outputs}; call fatnn::net::Network from Rust, or fatnn_rs.load from Python"
         )
         .into());
     }
@@ -43,7 +43,7 @@ pub(crate) fn run(file: &Path, input: &Path, out: Option<&Path>) -> Result<Strin
     Ok(text)
 }
 
-/// Where the first of the largest values stands.
+/// Index of the first largest value.
 fn argmax(row: &[f32]) -> usize {
     row.iter().enumerate().fold(0, |best, (i, &x)| if x > row[best] { i } else { best })
 }

@@ -1,6 +1,6 @@
 //! Plain-text tables.
 
-/// Aligned columns under titles and rules; columns named in `right` are aligned right.
+/// Aligned columns with titles and rules; `right` lists the columns to align right.
 pub(crate) fn render<const N: usize>(
     head: [&str; N],
     rows: &[[String; N]],
@@ -37,7 +37,7 @@ pub(crate) fn commas(n: u64) -> String {
     digits.chars().enumerate().flat_map(comma).flatten().collect()
 }
 
-/// The same for a table's cell: nothing for 0.
+/// [`commas`] for a table cell: empty for 0.
 pub(crate) fn count(n: u64) -> String {
     if n == 0 { String::new() } else { commas(n) }
 }

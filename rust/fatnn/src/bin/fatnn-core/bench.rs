@@ -1,4 +1,4 @@
-//! `fatnn bench`.
+//! `fatnn-core bench`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::{Failure, table};
 use fatnn::graph::report::{Row, rows};
 use fatnn::graph::{Graph, Source};
 
-/// Values in [-1, 1) that are the same in every run: splitmix64.
+/// The same values in [-1, 1) in every run, by splitmix64.
 fn random(count: usize) -> Vec<f32> {
     let value = |i: u64| {
         let mut z = i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -33,7 +33,7 @@ fn quartiles(mut times: Vec<u64>) -> [f64; 3] {
     })
 }
 
-/// Times whole runs, and every node within them.
+/// Times whole runs, and each node within them.
 pub(crate) fn bench(
     file: &Path,
     batch: usize,
@@ -94,7 +94,11 @@ pub(crate) fn bench(
         })
         .collect();
     if as_json {
-        let node = |(row, ms): &(&Row, f64)| json!({"node": row.node, "layer": row.layer, "op": row.op, "milliseconds": ms});
+        let node = |(row, ms): &(&Row, f64)| {
+            json!({
+                "node": row.node, "layer": row.layer, "op": row.op, "milliseconds": ms,
+            })
+        };
         return Ok(serde_json::to_string_pretty(&json!({
             "inputs": shapes,
             "threads": threads,
@@ -114,8 +118,8 @@ pub(crate) fn bench(
         table::render(["node", "op", "shape at conversion", "ms", "share"], &cells, &[3, 4]);
     let inputs: Vec<String> = shapes.iter().map(|shape| format!("{shape:?}")).collect();
     Ok(format!(
-        "{table}\ninput {}, {threads} thread(s), {rounds} rounds: median {median:.4} ms a run, quartiles {low:.4} and \
-         {high:.4} ms",
+        "{table}\ninput {}, {threads} thread(s), {rounds} rounds: \
+         median {median:.4} ms a run, quartiles {low:.4} and {high:.4} ms",
         inputs.join(", ")
     ))
 }

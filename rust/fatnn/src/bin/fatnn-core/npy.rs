@@ -1,5 +1,7 @@
-//! Arrays of float32 in NumPy's `.npy` format, C order: all that this command needs of it, in a few
-//! lines that cannot panic on a damaged file.
+//! Reads and writes float32 arrays in NumPy's `.npy` format, C order.
+//!
+//! Without `npyz`: it would bring a dozen crates (`pest`, `num-bigint`), and the checks of shape,
+//! order and element type, which are most of this file, would remain.
 
 use std::io::Write;
 use std::path::Path;
@@ -10,7 +12,7 @@ use crate::Failure;
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 
-/// Shape and values.
+/// Returns shape and values.
 pub(crate) fn read(path: &Path) -> Result<(Vec<usize>, Vec<f32>), Failure> {
     let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
     parse(&bytes).map_err(|why| format!("{}: {why}", path.display()).into())
@@ -47,14 +49,15 @@ fn parse(bytes: &[u8]) -> Result<(Vec<usize>, Vec<f32>), String> {
     if wanted != Some(data.len()) {
         let got = data.len();
         return Err(format!(
-            "the shape ({shape}) and the file's {got} bytes of values disagree; save the array again"
+            "the shape ({shape}) and the file's {got} bytes of values disagree; \
+             save the array again"
         ));
     }
     let (values, _) = data.as_chunks();
     Ok((sizes, values.iter().map(|x| f32::from_le_bytes(*x)).collect()))
 }
 
-/// The header's text and what comes behind it.
+/// The header's text, and the data after it.
 fn split(bytes: &[u8]) -> Option<(&str, &[u8])> {
     let (version, rest) = bytes.strip_prefix(MAGIC)?.split_at_checked(2)?;
     let (length, rest) = match version[0] {
@@ -70,12 +73,12 @@ fn split(bytes: &[u8]) -> Option<(&str, &[u8])> {
     Some((std::str::from_utf8(header).ok()?, data))
 }
 
-/// Writes an array; an existing file is replaced.
+/// Writes an array; replaces an existing file.
 pub(crate) fn write(path: &Path, shape: &[usize], values: &[f32]) -> Result<(), Failure> {
     let sizes: String = shape.iter().map(|size| format!("{size}, ")).collect();
     let mut header =
         format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}", sizes.trim_end());
-    // Values start at a multiple of 64 bytes; the header ends with a newline.
+    // Values start at a multiple of 64 bytes, after the header's newline.
     let start = (MAGIC.len() + 4 + header.len() + 1).next_multiple_of(64);
     header.extend(std::iter::repeat_n(' ', start - MAGIC.len() - 4 - header.len() - 1));
     header.push('\n');

@@ -21,15 +21,15 @@ class LayerRow:
     Attributes
     ----------
     name
-        The layer it came from, or the node's own name.
+        Name of the node's layer, or of the node if it has none.
     op, runs
-        What it does and where, as in the network's own report.
+        Operation, and where it runs, as in the network's report.
     macs
-        Multiply-accumulates for these inputs; 0 for what is no convolution or linear layer.
+        Multiply-accumulates for these inputs; 0 if it is no convolution or linear layer.
     milliseconds
-        Median.
+        Median time.
     share
-        Of the sum over all nodes.
+        Fraction of the sum over all nodes.
     """
 
     name: str
@@ -41,7 +41,7 @@ class LayerRow:
 
     @property
     def gmacs(self) -> float:
-        """Billions of multiply-accumulates a second."""
+        """Billions of multiply-accumulates per second."""
         return self.macs / self.milliseconds / 1e6 if self.milliseconds else 0.0
 
 
@@ -51,19 +51,19 @@ def time_layers(
     rounds: int,
     on_round: Callable[[int], None] | None = None,
 ) -> tuple[LayerRow, ...]:
-    """Time every node by running the network node by node with a clock between nodes.
+    """Run the network node by node and time each node.
 
-    Measured apart from the comparison, for the clock costs something too (well under a microsecond
-    a node).
+    This is separate from the comparison, because reading the clock takes time, too (less than a
+    microsecond per node).
 
     Parameters
     ----------
     net
         A converted network.
     inputs
-        Its tensors.
+        Its inputs.
     rounds
-        Runs, after one that is not counted.
+        Number of timed runs, after one warm-up run.
     on_round
         Called with the number of finished rounds.
     """

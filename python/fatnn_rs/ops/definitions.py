@@ -1,8 +1,8 @@
-"""Schemas and fake kernels of the ops: everything torch needs to know to trace them.
+"""Definitions of the ops: schemas and fake kernels, which torch needs to trace them.
 
-:data:`OPS` is the table; :mod:`fatnn_rs.ops.kernels` gives every row its real kernel. A fake kernel
-makes the same checks as the real one and returns an empty tensor of the right shape, dtype and
-strides.
+:data:`OPS` is the table; :mod:`fatnn_rs.ops.kernels` has a real kernel for every entry. A fake
+kernel checks the arguments as the real one does, and returns an empty tensor of the right shape,
+dtype and strides.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fatnn_rs.errors import InputError
-from fatnn_rs.ops.checks import (
+from fatnn_rs.ops.arguments import (
     check_code_type,
     check_codes,
     check_devices,
@@ -31,25 +31,25 @@ from fatnn_rs.ops.geometry import conv_size, packed_bytes, pool_size
 
 __all__ = ["LIBRARY", "OPS"]
 
-#: Owns the registrations; they live as long as it does.
+#: Owns the registrations: they last as long as this object.
 LIBRARY: Any = torch.library.Library("fatnn_rs", "DEF")  # type: ignore[no-untyped-call]
 
 
 def quantize(x: Tensor, thresholds: Sequence[float], groups: int = 1) -> Tensor:
-    """Codes of ``x``: the level is the number of thresholds that it reaches.
+    """Codes of ``x``: the level is the number of thresholds ``t`` with ``x >= t``.
 
-    Two thresholds make ternary codes, level - 1 in {-1, 0, +1}; three make codes of two bits, the
-    level in {0, 1, 2, 3}.
+    Two thresholds make ternary codes: level - 1, in {-1, 0, +1}. Three make two-bit codes: the
+    level, in {0, 1, 2, 3}.
 
     Parameters
     ----------
     x
         float32 [N, C], [N, C, L] or [N, C, H, W].
     thresholds
-        Two or three, exact float32 values, none below the one before. Infinity: nothing reaches it,
-        infinity neither.
+        Two or three exact float32 values in nondecreasing order. No value of ``x`` reaches an
+        infinite threshold, not even infinity.
     groups
-        Groups of the convolution that will read the codes.
+        Groups of the convolution that reads the codes.
 
     Returns
     -------
@@ -59,14 +59,14 @@ def quantize(x: Tensor, thresholds: Sequence[float], groups: int = 1) -> Tensor:
     Raises
     ------
     InputError
-        Wrong dtype, device, rank or groups; NaN in ``x``; thresholds of another number, that fall,
-        or are NaN.
+        Wrong dtype, device, rank or groups; NaN in ``x``; wrong number of thresholds, or
+        thresholds that decrease or are NaN.
     """
     check_tensor("quantize", "x", x, torch.float32, (2, 3, 4))
     if len(thresholds) not in (2, 3) or not all(a <= b for a, b in pairwise(thresholds)):
         raise InputError(
-            f"fatnn_rs::quantize: thresholds: expected two or three numbers, none below the one before, got "
-            f"{list(thresholds)}; infinity stands for a level that nothing reaches"
+            "fatnn_rs::quantize: thresholds: expected two or three numbers, none below the one "
+            f"before, got {list(thresholds)}; infinity stands for a level that nothing reaches"
         )
     batch, channels = x.shape[0], x.shape[1]
     check_groups("quantize", channels, groups)
@@ -78,13 +78,12 @@ def quantize(x: Tensor, thresholds: Sequence[float], groups: int = 1) -> Tensor:
 def pack_codes(codes: Tensor, groups: int = 1, code_type: str = "ternary") -> Tensor:
     """Pack int8 codes, channels last: [..., C] to uint8 [..., B].
 
-    ``code_type``: ``"ternary"``, {-1, 0, +1}; ``"binary"``, {-1, 0}; or ``"two-bit"``, {0, 1, 2,
-    3}.
+    ``code_type``: ``"ternary"``, {-1, 0, +1}; ``"binary"``, {-1, 0}; ``"two-bit"``, {0, 1, 2, 3}.
 
     Raises
     ------
     InputError
-        Wrong dtype, device, rank or groups; an unknown ``code_type``; a value that is no such code.
+        Wrong dtype, device, rank or groups; an unknown ``code_type``; a value that it lacks.
     """
     check_code_type("pack_codes", code_type)
     check_tensor("pack_codes", "codes", codes, torch.int8, (2, 3, 4))
@@ -97,13 +96,13 @@ def pack_codes(codes: Tensor, groups: int = 1, code_type: str = "ternary") -> Te
 def unpack_codes(
     packed: Tensor, channels: int, groups: int = 1, code_type: str = "ternary"
 ) -> Tensor:
-    """Unpack codes: uint8 [..., B] to int8 [..., C], of the type that they were packed as: see :func:`pack_codes`.
+    """Unpack codes, uint8 [..., B] to int8 [..., C]; ``code_type`` as in :func:`pack_codes`.
 
     Raises
     ------
     InputError
-        Wrong dtype, device or rank; an unknown ``code_type``; B does not fit ``channels`` and
-        ``groups``.
+        Wrong dtype, device or rank; an unknown ``code_type``; a B that does not fit ``channels``
+        and ``groups``.
     """
     check_code_type("unpack_codes", code_type)
     check_tensor("unpack_codes", "packed", packed, torch.uint8, (2, 3, 4))
@@ -112,20 +111,20 @@ def unpack_codes(
     check_groups("unpack_codes", channels, groups)
     if packed.shape[-1] != packed_bytes(channels, groups):
         raise InputError(
-            f"fatnn_rs::unpack_codes: packed: expected {packed_bytes(channels, groups)} bytes a pixel for {channels} "
-            f"channels in {groups} groups, got {packed.shape[-1]}"
+            f"fatnn_rs::unpack_codes: packed: expected {packed_bytes(channels, groups)} bytes a "
+            f"pixel for {channels} channels in {groups} groups, got {packed.shape[-1]}"
         )
     return packed.new_empty((*packed.shape[:-1], channels), dtype=torch.int8)
 
 
-def _conv(
+def _check_conv(
     op: str,
     codes: Tensor,
     weight: Tensor,
     out_channels: int,
     window: tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int]],
 ) -> tuple[int, int, int]:
-    """Check what the three convolutions share; batch, height and width of the output."""
+    """Check arguments common to the convolutions; return batch, height and width of the output."""
     check_codes(op, "codes", codes)
     check_tensor(op, "weight", weight, torch.uint8, (1,))
     check_devices(op, codes=codes, weight=weight)
@@ -146,24 +145,23 @@ def conv_acc(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
 ) -> Tensor:
-    """Integer accumulators of a convolution of codes.
+    """Convolution of codes with integer accumulators as output.
 
     Parameters
     ----------
     codes
         uint8 [N, H, W, B].
     weight
-        uint8 blob made by :func:`fatnn_rs.ops.prepack` on this machine, for activations of the
-        codes' kind.
+        uint8, packed by :func:`fatnn_rs.ops.prepack` on this machine for the codes' levels.
     out_channels, kernel, stride, padding, dilation
-        The convolution's numbers; pairs are (height, width).
+        Parameters of the convolution; pairs are (height, width).
 
     Returns
     -------
     Tensor
         int32 [N, out_channels, OH, OW], memory channels last.
     """
-    batch, height, width = _conv(
+    batch, height, width = _check_conv(
         "conv_acc", codes, weight, out_channels, (kernel, stride, padding, dilation)
     )
     return codes.new_empty((batch, height, width, out_channels), dtype=torch.int32).permute(
@@ -187,12 +185,12 @@ def conv_codes(
     Parameters
     ----------
     thresholds
-        int32 [2, out_channels]: ternary codes; or [3, out_channels]: codes of two bits. None below
-        the one before.
+        int32 [2, out_channels] for ternary output codes, [3, out_channels] for two-bit ones; in
+        nondecreasing order.
     out_groups
-        Groups of the convolution that will read the result.
+        Groups of the convolution that reads the result.
 
-    Other parameters are those of :func:`conv_acc`.
+    The other parameters are those of :func:`conv_acc`.
 
     Returns
     -------
@@ -200,7 +198,7 @@ def conv_codes(
         uint8 [N, OH, OW, B'].
     """
     check_given("conv_codes", thresholds=thresholds)
-    batch, height, width = _conv(
+    batch, height, width = _check_conv(
         "conv_codes", codes, weight, out_channels, (kernel, stride, padding, dilation)
     )
     check_devices("conv_codes", codes=codes, weight=weight, thresholds=thresholds)
@@ -230,18 +228,18 @@ def conv_float(
     scale, bias
         float32 [out_channels] or None. Without ``bias``: ``acc * scale``; without both: ``acc``.
     residual
-        float32 [N, out_channels, OH, OW] or None: added in a rounding of its own.
+        float32 [N, out_channels, OH, OW] or None; its addition rounds separately.
     relu
         Whether negative results become zero.
 
-    Other parameters are those of :func:`conv_acc`.
+    The other parameters are those of :func:`conv_acc`.
 
     Returns
     -------
     Tensor
         float32 [N, out_channels, OH, OW], memory channels last.
     """
-    batch, height, width = _conv(
+    batch, height, width = _check_conv(
         "conv_float", codes, weight, out_channels, (kernel, stride, padding, dilation)
     )
     check_devices(
@@ -251,7 +249,7 @@ def conv_float(
     check_vector("conv_float", "bias", bias, (out_channels,), torch.float32)
     if bias is not None and scale is None:
         raise InputError(
-            "fatnn_rs::conv_float: bias: expected a scale beside it, got none; give a scale of ones"
+            "fatnn_rs::conv_float: bias: expected a scale with it, got none; give a scale of ones"
         )
     check_vector(
         "conv_float", "residual", residual, (batch, out_channels, height, width), torch.float32
@@ -280,20 +278,20 @@ def conv_int8(
     Parameters
     ----------
     x
-        float32 [N, C], [N, C, L] or [N, C, H, W]; the first two are maps of one row.
+        float32 [N, C], [N, C, L] or [N, C, H, W]; the first two are treated as images of height 1.
     weight
-        uint8 blob made by :func:`fatnn_rs.ops.prepack_int8` on this machine.
+        uint8, packed by :func:`fatnn_rs.ops.prepack_int8` on this machine.
     scale, bias
-        float32 [out_channels]; ``bias`` or None.
+        float32 [out_channels]; ``bias`` may be None.
     inv_step
         Reciprocal of the input's step, an exact float32 value.
     out_channels, kernel, stride, padding, dilation
-        The convolution's numbers; pairs are (height, width).
+        Parameters of the convolution; pairs are (height, width).
 
     Returns
     -------
     Tensor
-        float32, of as many dimensions as ``x``, channels second, memory channels last.
+        float32, with the rank of ``x``, channels second, memory channels last.
 
     Raises
     ------
@@ -330,9 +328,9 @@ def max_pool_codes(
     ceil_mode: bool = False,
     code_type: str = "ternary",
 ) -> Tensor:
-    """Max-pooling of codes; padding never wins. Arguments as in ``torch.nn.functional.max_pool2d``.
+    """Max-pooling of codes. Arguments as in ``torch.nn.functional.max_pool2d``.
 
-    ``code_type`` is that of the codes: see :func:`pack_codes`.
+    Padding is never the maximum. ``code_type`` is that of the codes: see :func:`pack_codes`.
 
     Returns
     -------
@@ -344,7 +342,8 @@ def max_pool_codes(
     check_geometry("max_pool_codes", kernel, stride, padding, dilation)
     if any(2 * padding[i] > kernel[i] for i in range(2)):
         raise InputError(
-            f"fatnn_rs::max_pool_codes: padding: expected at most half the kernel {list(kernel)}, got {list(padding)}"
+            f"fatnn_rs::max_pool_codes: padding: expected at most half the kernel {list(kernel)}, "
+            f"got {list(padding)}"
         )
     size = codes.shape[1:3]
     height, width = check_output(
@@ -355,7 +354,7 @@ def max_pool_codes(
 
 _WINDOW = "int[2] kernel, int[2] stride=1, int[2] padding=0, int[2] dilation=1"
 
-#: Every op: name → (arguments, fake kernel).
+#: Name of each op → (arguments, fake kernel).
 OPS: dict[str, tuple[str, Callable[..., Tensor]]] = {
     "quantize": ("Tensor x, float[] thresholds, int groups=1", quantize),
     "pack_codes": ("Tensor codes, int groups=1, str code_type='ternary'", pack_codes),
@@ -365,12 +364,13 @@ OPS: dict[str, tuple[str, Callable[..., Tensor]]] = {
     ),
     "conv_acc": (f"Tensor codes, Tensor weight, int out_channels, {_WINDOW}", conv_acc),
     "conv_codes": (
-        f"Tensor codes, Tensor weight, Tensor thresholds, int out_channels, {_WINDOW}, int out_groups=1",
+        "Tensor codes, Tensor weight, Tensor thresholds, int out_channels, "
+        f"{_WINDOW}, int out_groups=1",
         conv_codes,
     ),
     "conv_float": (
-        "Tensor codes, Tensor weight, Tensor? scale, Tensor? bias, Tensor? residual, bool relu, int out_channels, "
-        + _WINDOW,
+        "Tensor codes, Tensor weight, Tensor? scale, Tensor? bias, Tensor? residual, bool relu, "
+        "int out_channels, " + _WINDOW,
         conv_float,
     ),
     "conv_int8": (

@@ -1,4 +1,4 @@
-"""What a benchmark found: :class:`BenchReport`, printable and as JSON. No figure is measured here."""
+"""Results of a benchmark: :class:`BenchReport`, which can be printed or written as JSON."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fatnn_rs.bench.layers import LayerRow
-from fatnn_rs.bench.timing import Spread
+from fatnn_rs.bench.node_times import LayerRow
+from fatnn_rs.bench.timing import Quartiles
 from fatnn_rs.machine import AMX, Machine
 from fatnn_rs.table import render
 
@@ -16,52 +16,50 @@ __all__ = ["ABSENT", "FAILED", "MEASURED", "NO_MODEL", "OURS", "BenchReport", "P
 #: Name of the network's own row.
 OURS = "fatnn"
 
-#: The states of a row.
+#: States of a row.
 MEASURED, ABSENT, FAILED, NO_MODEL = "measured", "absent", "failed", "not measured"
 
 
 @dataclass(frozen=True)
 class PeerRow:
-    """One candidate; the first row of a report is the network itself.
+    """One runtime; the first row of a report is the network itself.
 
     Attributes
     ----------
     name
-        As in ``against``.
+        Name in ``against``.
     describe
-        What was run.
+        What was measured.
     state
-        ``"measured"``, ``"absent"`` (not installed), ``"failed"`` (could not be built, or answered
-        wrongly), or ``"not measured"`` (no float model was given).
+        ``"measured"``, ``"absent"`` (not installed), ``"failed"`` (not built, or wrong output), or
+        ``"not measured"`` (no float model was given).
     reason
-        Why there is no figure, and the way out; empty where there is one.
+        If there is no figure: why, and how to get one.
     milliseconds
-        Of one call.
+        Time of one call.
     ratio
-        Its time divided by the network's, taken inside each round: above 1, the peer is slower.
+        Time divided by the network's time in the same round; above 1, the runtime is slower.
     variant
-        Which variant the figures are of, where there were several.
+        The fastest variant, to which the figures belong.
     variants
-        Every variant's median in milliseconds.
+        Median of every variant in milliseconds.
     details
-        What the runtime says about its choice of kernels.
+        The runtime's choice of kernels.
     amx
-        Whether it computed with AMX: ``"no"``, ``"yes"``, or ``"may"`` where the runtime does not
-        say.
+        Whether it used AMX: ``"no"``, ``"yes"``, or ``"may"`` if the runtime does not say.
     error
-        Largest difference from the float model's answer, relative to the largest value of that;
-        None for the network itself, whose model is another (``fatnn_rs.verify`` compares it with
-        its own).
+        Largest difference from the float model's output, relative to its largest value. None for
+        the network itself, which ``fatnn_rs.verify`` compares with its own model.
     build_seconds
-        Time to export, quantize and compile; files shared with an earlier peer are not made again.
+        Time to export, quantize and compile, without files made for an earlier runtime.
     """
 
     name: str
     describe: str
     state: str
     reason: str = ""
-    milliseconds: Spread | None = None
-    ratio: Spread | None = None
+    milliseconds: Quartiles | None = None
+    ratio: Quartiles | None = None
     variant: str = ""
     variants: dict[str, float] | None = None
     details: str = ""
@@ -72,27 +70,26 @@ class PeerRow:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """Figures of one network, one set of inputs and one number of threads. Print it, or take ``to_json()``.
+    """Figures of one network with one set of inputs. Print it, or use ``to_json()``.
 
     Attributes
     ----------
     network
-        What it was called, or the number of its ternary layers.
+        Its label, or the number of its ternary layers.
     shapes
-        Of the input tensors.
+        Shapes of the input tensors.
     threads, rounds
-        As asked.
+        Number of threads and of rounds.
     macs, macs_ternary
-        Multiply-accumulates of one call, and those of them on codes.
+        Multiply-accumulates of one call, and how many of them are on codes.
     rows
-        The network first, then the peers in the order asked for.
+        The network first, then the runtimes in the requested order.
     layers
-        The network's nodes, measured apart.
+        The network's nodes, timed separately.
     machine
-        What all this was measured on.
+        The machine.
     codes_verified
-        How many codes of the network were compared with its eager model's before, none of which
-        differed; None where nobody did.
+        How many codes were compared with the eager model's; all were equal. None: not compared.
     """
 
     network: str
@@ -107,12 +104,12 @@ class BenchReport:
     codes_verified: int | None = None
 
     def row(self, name: str) -> PeerRow:
-        """Look up a candidate by name.
+        """Return the row of a runtime.
 
         Raises
         ------
         KeyError
-            No such row.
+            There is no such row.
         """
         for row in self.rows:
             if row.name == name:
@@ -121,23 +118,23 @@ class BenchReport:
 
     @property
     def losses(self) -> tuple[str, ...]:
-        """Peers that were faster."""
+        """Names of runtimes that were faster than the network."""
         return tuple(
             row.name for row in self.rows if row.ratio is not None and row.ratio.median < 1
         )
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """Peers that are installed and could not be measured."""
+        """Names of runtimes that are installed but failed."""
         return tuple(row.name for row in self.rows if row.state == FAILED)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything as plain dictionaries and lists."""
+        """Return all fields as plain dictionaries and lists."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return {**plain, "losses": list(self.losses), "failed": list(self.failed)}
 
     def to_json(self) -> str:
-        """Return everything as JSON."""
+        """Return all fields as JSON."""
         return json.dumps(self.as_dict(), indent=2)
 
     def __str__(self) -> str:
@@ -146,14 +143,14 @@ class BenchReport:
         share = f", {self.macs_ternary / self.macs:.1%} of them ternary" if self.macs else ""
         return "\n".join(
             [
-                f"{self.network}: input {shapes}, {threads}, {self.macs:,} MACs{share}; medians of {self.rounds} "
-                "interleaved rounds",
+                f"{self.network}: input {shapes}, {threads}, {self.macs:,} MACs{share}; medians of "
+                f"{self.rounds} interleaved rounds",
                 "",
                 self._peers(),
                 "",
                 *self._notes(),
                 "",
-                "per node, measured apart, nodes run one by one:",
+                "per node, timed separately, nodes run one by one:",
                 self._layers(),
                 "",
                 *self.machine.lines(),
@@ -197,21 +194,21 @@ class BenchReport:
             assert ratio is not None
             notes.append(f"where we lose: {name} takes {ratio.median:.2f} of {OURS}'s time")
         if not self.losses and any(row.ratio is not None for row in self.rows):
-            notes.append("where we lose: nowhere among these peers")
+            notes.append("where we lose: nowhere among these runtimes")
         if self.codes_verified is not None:
             notes.append(f"exact: 0 of {self.codes_verified:,} codes differ from the eager model's")
         load = self.machine.load
         if load is not None and load > self.machine.cpus:
             notes.append(
-                f"busy: {load:.1f} processes wanted {self.machine.cpus} processors in the minute before; trust the "
-                "ratios' quartiles, and measure again on a quiet machine"
+                f"busy: {load:.1f} processes wanted {self.machine.cpus} processors in the minute "
+                "before; the times are unreliable: measure again on an idle machine"
             )
         if AMX in self.machine.flags:
             cap = self.machine.environment.get("ONEDNN_MAX_CPU_ISA")
             says = f"is {cap}" if cap else "is not set"
             notes.append(
-                f"AMX: this processor has int8 matrix tiles. ONEDNN_MAX_CPU_ISA {says}: it caps torch and openvino "
-                "(AVX512_CORE_VNNI: no AMX), not onnxruntime"
+                f"AMX: this processor has int8 matrix tiles. ONEDNN_MAX_CPU_ISA {says}: it limits "
+                "torch and openvino (AVX512_CORE_VNNI: no AMX), but not onnxruntime"
             )
         return notes
 

@@ -1,4 +1,4 @@
-"""What a peer is: a row of :data:`fatnn_rs.bench.peers.PEERS`."""
+"""A runtime to compare with: an entry of :data:`fatnn_rs.bench.peers.PEERS`."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fatnn_rs.bench.export import Task
+from fatnn_rs.bench.export import BenchTask
 
-__all__ = ["INSTALL", "Built", "Peer", "arrays_of"]
+__all__ = ["INSTALL", "BuiltPeer", "Peer", "arrays_of"]
 
-#: What brings every peer.
+#: Command that installs every runtime.
 INSTALL = "pip install 'fatnn-rs[bench]'"
 
 
 @dataclass(frozen=True)
-class Built:
-    """A peer that is ready to run.
+class BuiltPeer:
+    """A runtime that is ready to run.
 
     Attributes
     ----------
     variants
-        What was tried → a call that runs the network once. Several where it is not known beforehand
-        which is fastest: all are measured and the best counts.
+        Name of a variant → call that runs the network once. All variants are timed, and the fastest
+        one counts.
     details
-        What the runtime says it chose, for the report.
+        The runtime's choice of kernels, for the report.
     amx
-        Whether the runtime says that it uses AMX; None where it says nothing.
+        Whether the runtime says that it uses AMX; None if it does not say.
     """
 
     variants: Mapping[str, Callable[[], Any]]
@@ -45,31 +45,30 @@ class Peer:
     Attributes
     ----------
     describe
-        One line: what is measured.
+        One line that says what is measured.
     modules
-        Importable names without which the peer is absent.
+        Modules that must be installed.
     build
-        Makes it ready, single use, for the task's inputs and threads.
+        Builds it for a task's inputs and number of threads.
     may_use_amx
-        Whether its kernels for this precision include AMX ones, on a processor that has AMX.
+        Whether its kernels for this precision may use AMX.
     tolerance
-        Largest difference from the float model's answer, relative to that answer's largest value,
-        above which something is wrong; None where rounding is part of the method (int8).
+        Largest allowed difference from the float model's output, relative to the largest value of
+        that output; None if rounding is part of the method (int8).
     instructions
-        Processor flags (:data:`fatnn_rs.machine.FLAGS`) one of which it takes to compute in this
-        precision; a processor without them only emulates it. Empty: every processor has what it
-        takes.
+        Processor flags (:data:`fatnn_rs.machine.FLAGS`), at least one of which is needed; without
+        them, the processor emulates the precision. Empty: every processor can compute in it.
     """
 
     describe: str
     modules: tuple[str, ...]
-    build: Callable[[Task], Built]
+    build: Callable[[BenchTask], BuiltPeer]
     may_use_amx: bool = False
     tolerance: float | None = None
     instructions: tuple[str, ...] = ()
 
     def missing(self) -> tuple[str, ...]:
-        """Names of the modules that are not installed."""
+        """Names of missing modules."""
         return tuple(name for name in self.modules if importlib.util.find_spec(name) is None)
 
     def emulated(self, flags: Collection[str]) -> bool:
@@ -78,7 +77,7 @@ class Peer:
 
 
 def arrays_of(answer: Any) -> Iterator[np.ndarray]:
-    """Every tensor or array in what a network returned, in order, as arrays."""
+    """Yield every tensor or array in a network's output, in order, as arrays."""
     if isinstance(answer, Tensor):
         yield answer.detach().numpy()
     elif isinstance(answer, np.ndarray):

@@ -1,4 +1,4 @@
-//! `fatnn inspect`.
+//! `fatnn-core inspect`.
 
 use std::path::Path;
 
@@ -12,13 +12,13 @@ use serde_json::{Value as Json, json};
 
 use crate::{Failure, table};
 
-/// The table, or JSON. A network that only PyTorch can run is shown too, with the reason.
+/// A table or JSON. If only PyTorch can run the network, the output says why.
 pub(crate) fn inspect(file: &Path, as_json: bool) -> Result<String, Failure> {
     let (graph, tensors) = net::load(file)?;
     let missing = match Network::new(&graph, &tensors) {
         Ok(_) => None,
         Err(Error::Unsupported { what }) => Some(what),
-        // It can be described all the same.
+        // A network beyond the limits can still be described.
         Err(limit @ Error::Limit { .. }) => Some(limit.to_string()),
         Err(Error::Graph { why }) => return Err(Error::Format { path: file.into(), why }.into()),
         Err(other) => return Err(other.into()),
@@ -41,8 +41,16 @@ pub(crate) fn inspect(file: &Path, as_json: bool) -> Result<String, Failure> {
         (sum(|row| row.code_bytes, None), sum(|row| row.int8_bytes, None));
     if as_json {
         let row = |row: &Row| {
-            json!({"node": row.node, "layer": row.layer, "op": row.op, "shape": row.shape, "macs": row.macs,
-                "ternary_bytes": row.code_bytes, "int8_bytes": row.int8_bytes, "note": row.note})
+            json!({
+                "node": row.node,
+                "layer": row.layer,
+                "op": row.op,
+                "shape": row.shape,
+                "macs": row.macs,
+                "ternary_bytes": row.code_bytes,
+                "int8_bytes": row.int8_bytes,
+                "note": row.note,
+            })
         };
         let inputs = graph.nodes.iter().filter(|node| matches!(node.op, Op::Input(_)));
         let inputs: Vec<Json> = inputs.map(|n| json!({"name": n.name, "shape": n.shape})).collect();
@@ -78,7 +86,8 @@ pub(crate) fn inspect(file: &Path, as_json: bool) -> Result<String, Failure> {
         .collect();
     let mut text = table::render(["node", "op", "shape", "MACs", "bytes", "note"], &cells, &[3, 4]);
     text += &format!(
-        "\n{ternary_layers} ternary layers: {} of {} MACs; ternary weights take {} of the file's {} bytes",
+        "\n{ternary_layers} ternary layers: {} of {} MACs; \
+         ternary weights take {} of the file's {} bytes",
         table::commas(macs_ternary),
         table::commas(macs_ternary.saturating_add(macs_int8).saturating_add(macs_float)),
         table::commas(ternary_bytes),

@@ -1,4 +1,4 @@
-"""``bench``: a converted network against other runtimes, measured in turns in this process."""
+"""``bench``: time a converted network and other runtimes in turns, in this process."""
 
 from __future__ import annotations
 
@@ -13,11 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from fatnn_rs import _core
-from fatnn_rs.bench.candidates import Candidate, build, finish, milliseconds, note, threads_of_all
-from fatnn_rs.bench.export import Task
-from fatnn_rs.bench.layers import time_layers
+from fatnn_rs.bench.candidates import (
+    Candidate,
+    build_candidate,
+    finished_row,
+    milliseconds,
+    set_unmeasured,
+    use_threads,
+)
+from fatnn_rs.bench.export import BenchTask
+from fatnn_rs.bench.node_times import time_layers
 from fatnn_rs.bench.peers import PEERS, arrays_of
-from fatnn_rs.bench.report import MEASURED, NO_MODEL, OURS, BenchReport, PeerRow
+from fatnn_rs.bench.results import MEASURED, NO_MODEL, OURS, BenchReport, PeerRow
 from fatnn_rs.bench.timing import PAUSE_SECONDS, interleaved
 from fatnn_rs.convert import TernaryNetwork, summary
 from fatnn_rs.convert.checks import check_inputs
@@ -27,10 +34,10 @@ from fatnn_rs.nn import QuantizedLayer
 
 __all__ = ["bench"]
 
-#: Called with what is being done, how much of it is done, and how much there is.
+#: Called with a description of the work, the number of finished parts, and the number of parts.
 Progress = Callable[[str, int, int], None]
 
-_FEWEST_ROUNDS = 3
+_MIN_ROUNDS = 3
 
 
 def bench(
@@ -44,59 +51,57 @@ def bench(
     label: str | None = None,
     progress: Progress | None = None,
 ) -> BenchReport:
-    """Time a converted network, and the float model it stands for in other runtimes, on this machine.
+    """Time a converted network, and its float model in other runtimes, on this machine.
 
-    All candidates are built first and stay in memory; then they run in turns, and figures are
-    medians over the rounds (see :mod:`fatnn_rs.bench.timing`). Every peer's answer is compared with
-    the float model's before anything is timed. The network's own nodes are timed apart.
+    All runtimes are built first and stay in memory. Then they run in turns; figures are medians
+    over the rounds (see :mod:`fatnn_rs.bench.timing`). Before timing, every runtime's output is
+    compared with the float model's. The network's nodes are timed separately.
 
     Parameters
     ----------
     net
-        What :func:`fatnn_rs.convert` or :func:`fatnn_rs.load` returned.
+        Result of :func:`fatnn_rs.convert` or :func:`fatnn_rs.load`.
     inputs
-        A tensor, or a tuple of the model's positional arguments. The int8 peers are calibrated on
-        them.
+        A tensor, or a tuple of the model's positional arguments. They also calibrate the int8
+        runtimes.
     against
-        Names of rows of :data:`fatnn_rs.bench.PEERS`; ``()`` to time the network alone. A peer that
-        is not installed is named as absent, one that fails says why in its row: neither is an
-        error.
+        Names of runtimes, keys of :data:`fatnn_rs.bench.PEERS`; ``()`` to time only the network. A
+        runtime that is not installed or fails is no error: the report says so.
     threads
-        For the network and for every peer.
+        Number of threads, for the network and every runtime.
     float_model
-        What the peers run: the model as it was *before* :func:`fatnn_rs.prepare` (keep a
-        ``copy.deepcopy``), whose convolutions and linear layers are plain float ones. A converted
-        network holds no float weights that others could run. Weights need not be trained, for time
-        does not depend on them. Without it, peers are not measured, and their rows say so.
+        The model for the other runtimes, as it was *before* :func:`fatnn_rs.prepare` (keep a
+        ``copy.deepcopy``); the converted network has no float weights. Its weights need not be
+        trained, because time does not depend on them. Without it, only the network is timed.
     rounds
-        Turns of every candidate, at least 3.
+        Number of rounds, at least 3.
     label
         Name of the network in the report.
     progress
-        Called with what is being done, how much of it is done, and how much there is.
+        Called with a description of the work, the finished parts, and the number of parts.
 
     Returns
     -------
     BenchReport
-        Printable; ``to_json()``.
+        Print it, or use ``to_json()``.
 
     Raises
     ------
     ConfigError
-        An unknown peer; ``threads`` or ``rounds`` too small; a float model that holds quantized
-        layers, or whose outputs have other shapes than the network's.
+        An unknown runtime; ``threads`` or ``rounds`` too small; a float model that has quantized
+        layers, fails on the inputs or returns other shapes than the network.
     InputError
-        ``net`` is no converted network; ``inputs`` hold no tensor, or not what the network takes.
+        ``net`` is not a converted network, or ``inputs`` are not what it takes.
     """
     if not isinstance(net, TernaryNetwork):
         raise InputError(
-            f"net: expected a converted network, got {type(net).__name__}; give what fatnn_rs.convert or fatnn_rs.load "
-            "returned"
+            f"net: expected a converted network, got {type(net).__name__}; give what "
+            "fatnn_rs.convert or fatnn_rs.load returned"
         )
     arguments = check_inputs("inputs", inputs)
     names = _check_names(against)
     _check_number("threads", threads, 1)
-    _check_number("rounds", rounds, _FEWEST_ROUNDS)
+    _check_number("rounds", rounds, _MIN_ROUNDS)
     _check_model(float_model)
     report = progress or _no_progress
     machine = Machine.current()
@@ -106,13 +111,13 @@ def bench(
     ]
     with (
         tempfile.TemporaryDirectory(prefix="fatnn-bench-") as folder,
-        threads_of_all(threads),
+        use_threads(threads),
         torch.inference_mode(),
     ):
         answer = list(arrays_of(net(*arguments)))
         if float_model is None:
             for candidate in rows:
-                note(
+                set_unmeasured(
                     candidate,
                     NO_MODEL,
                     "it needs the float model: bench(..., float_model=model before prepare)",
@@ -120,12 +125,12 @@ def bench(
         else:
             with torch.inference_mode(False):
                 model = copy.deepcopy(float_model).eval()
-            wanted = _answer_of(model, arguments)
-            _check_answer(answer, wanted)
-            task = Task(model, arguments, threads, Path(folder))
+            wanted = _float_outputs(model, arguments)
+            _check_shapes(answer, wanted)
+            task = BenchTask(model, arguments, threads, Path(folder))
             for done, candidate in enumerate(rows):
                 report(f"building {candidate.name}", done, len(rows))
-                build(candidate, task, wanted, AMX in machine.flags)
+                build_candidate(candidate, task, wanted, AMX in machine.flags)
         calls: dict[tuple[str, str], Callable[[], Any]] = {(OURS, ""): lambda: net(*arguments)}
         calls |= {(c.name, variant): call for c in rows for variant, call in c.calls.items()}
         keyed = {f"{number}": call for number, call in enumerate(calls.values())}
@@ -135,7 +140,7 @@ def bench(
         layers = time_layers(net, arguments, rounds, lambda done: report("layers", done, rounds))
         sizes = summary(net, arguments)
     ours = by_call[OURS, ""]
-    # Convolutions take the matrix unit where there is one.
+    # Convolutions use AMX if the machine has it.
     amx = "yes" if any("amx" in kernel for kernel in _core.cpu_info()["kernels"]) else "no"
     first = PeerRow(OURS, "this network", MEASURED, milliseconds=milliseconds(ours), amx=amx)
     return BenchReport(
@@ -145,7 +150,7 @@ def bench(
         rounds=rounds,
         macs=sizes.macs,
         macs_ternary=sum(row.macs for row in sizes.rows if row.weight_bits <= 2),
-        rows=(first, *(finish(candidate, by_call, ours) for candidate in rows)),
+        rows=(first, *(finished_row(candidate, by_call, ours) for candidate in rows)),
         layers=layers,
         machine=machine,
     )
@@ -177,34 +182,35 @@ def _check_model(model: Any) -> None:
     for name, module in model.named_modules():
         if isinstance(module, (QuantizedLayer, TernaryNetwork)):
             raise ConfigError(
-                f"float_model holds quantized layers ({name or 'the model itself'!r}), which other runtimes would run "
-                "as slow float code; give the model as it was before fatnn_rs.prepare (keep a copy.deepcopy)"
+                f"float_model holds quantized layers ({name or 'the model itself'!r}), which other "
+                "runtimes would run as slow float code; give the model as it was before "
+                "fatnn_rs.prepare (keep a copy.deepcopy)"
             )
 
 
-def _answer_of(model: nn.Module, arguments: tuple[Any, ...]) -> list[np.ndarray]:
-    """Return what the float model gives for the inputs.
+def _float_outputs(model: nn.Module, arguments: tuple[Any, ...]) -> list[np.ndarray]:
+    """Return the float model's outputs.
 
     Raises
     ------
     ConfigError
-        It raises an error of its own, which is the cause.
+        The model fails; its error is the cause.
     """
     try:
         return list(arrays_of(model(*(_cloned(value) for value in arguments))))
     except Exception as error:
         raise ConfigError(
-            f"float_model fails on these inputs ({type(error).__name__}: {error}); give the float32 model that the "
-            "network was made from"
+            f"float_model fails on these inputs ({type(error).__name__}: {error}); give the "
+            "float32 model that the network was made from"
         ) from error
 
 
-def _check_answer(ours: list[np.ndarray], theirs: list[np.ndarray]) -> None:
+def _check_shapes(ours: list[np.ndarray], theirs: list[np.ndarray]) -> None:
     mine, other = [list(array.shape) for array in ours], [list(array.shape) for array in theirs]
     if mine != other:
         raise ConfigError(
-            f"float_model returns shapes {other} for these inputs, the network {mine}; give the model that the network "
-            "was made from"
+            f"float_model returns shapes {other} for these inputs, the network {mine}; give the "
+            "model that the network was made from"
         )
 
 

@@ -1,4 +1,4 @@
-"""What the ops accept: every check reads only metadata, so that real and fake kernels share it."""
+"""Checks of the ops' arguments. They read only metadata, so real and fake kernels share them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ CODE_TYPES = _core.CODE_TYPES
 
 
 def check_given(op: str, **tensors: Tensor | None) -> None:
-    """Check that arguments that an op cannot do without are there: torch lets None pass for a tensor.
+    """Check that required arguments are tensors: torch accepts None in place of a tensor.
 
     Raises
     ------
     InputError
-        Naming the first that is none.
+        Names the first argument that is not a tensor.
     """
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
@@ -50,7 +50,7 @@ def check_tensor(
     Raises
     ------
     InputError
-        Naming the op, the argument, what was expected and what was got.
+        Names the op, the argument, what was expected and what was given.
     """
     where = f"fatnn_rs::{op}: {name}"
     check_given(op, **{name: tensor})
@@ -70,7 +70,8 @@ def check_tensor(
         raise InputError(f"{where}: expected a dense tensor, got a {kind} one; {way}")
     if tensor.device.type not in ("cpu", "meta"):
         raise InputError(
-            f"{where}: expected a tensor on the CPU, got one on {tensor.device}; move it with .cpu()"
+            f"{where}: expected a tensor on the CPU, got one on {tensor.device}; move it with "
+            ".cpu()"
         )
     if tensor.dtype != dtype:
         way = (
@@ -87,55 +88,56 @@ def check_tensor(
 
 
 def check_devices(op: str, **tensors: Tensor | None) -> None:
-    """Check that all tensors are on the CPU or all on meta: a kernel for meta tensors computes nothing.
+    """Check that all tensors are on the CPU, or all on meta, whose kernel computes nothing.
 
     Raises
     ------
     InputError
-        Naming two arguments on different devices.
+        Names two arguments on different devices.
     """
     given = {name: tensor.device.type for name, tensor in tensors.items() if tensor is not None}
     first, device = next(iter(given.items()))
     for name, other in given.items():
         if other != device:
             raise InputError(
-                f"fatnn_rs::{op}: {name}: expected a tensor on {device!r} as {first}, got one on {other!r}; move all "
-                "tensors to the CPU"
+                f"fatnn_rs::{op}: {name}: expected a tensor on {device!r} as {first}, got one on "
+                f"{other!r}; move all tensors to the CPU"
             )
 
 
 def check_groups(op: str, channels: int, groups: int) -> None:
-    """Check that there are channels, and that ``groups`` divides them."""
+    """Check that there is at least one channel, and that ``groups`` divides the channels."""
     if channels < 1:
         raise InputError(f"fatnn_rs::{op}: channels: expected at least 1, got {channels}")
     if groups < 1 or channels % groups:
         raise InputError(
-            f"fatnn_rs::{op}: groups: expected a divisor of the {channels} channels, got {groups}; use the groups of "
-            "the convolution that reads the codes"
+            f"fatnn_rs::{op}: groups: expected a divisor of the {channels} channels, got {groups}; "
+            "use the groups of the convolution that reads the codes"
         )
 
 
 def check_codes(
     op: str, name: str, codes: Tensor, channels: int | None = None, groups: int = 1
 ) -> None:
-    """Check packed codes: uint8 [N, H, W, B], B whole words, and as many as ``channels`` need where that is known."""
+    """Check packed codes, uint8 [N, H, W, B]; B must fit ``channels`` and ``groups``."""
     check_tensor(op, name, codes, torch.uint8, (4,))
     width = codes.shape[3]
     if channels is not None:
         if width != packed_bytes(channels, groups):
             raise InputError(
-                f"fatnn_rs::{op}: {name}: expected {packed_bytes(channels, groups)} bytes a pixel for {channels} "
-                f"channels in {groups} groups, got {width}; pack the codes with the same channels and groups"
+                f"fatnn_rs::{op}: {name}: expected {packed_bytes(channels, groups)} bytes a pixel "
+                f"for {channels} channels in {groups} groups, got {width}; pack the codes with the "
+                "same channels and groups"
             )
     elif width < 1 or width % 16:
         raise InputError(
-            f"fatnn_rs::{op}: {name}: expected a whole number of 16-byte words a pixel, got {width} bytes; make codes "
-            "with fatnn_rs::quantize or fatnn_rs::pack_codes"
+            f"fatnn_rs::{op}: {name}: expected a whole number of 16-byte words a pixel, got "
+            f"{width} bytes; make codes with fatnn_rs::quantize or fatnn_rs::pack_codes"
         )
 
 
 def check_code_type(op: str, name: str) -> None:
-    """Check that a type of codes has that name."""
+    """Check that ``name`` is the name of a code type."""
     if name not in CODE_TYPES:
         names = ", ".join(f'"{known}"' for known in CODE_TYPES)
         raise InputError(f"fatnn_rs::{op}: code_type: expected one of {names}, got {name!a}")
@@ -144,13 +146,14 @@ def check_code_type(op: str, name: str) -> None:
 def check_vector(
     op: str, name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    """Check a per-channel argument (None passes)."""
+    """Check the shape and dtype of an optional tensor with one value per output channel."""
     if tensor is None:
         return
     check_tensor(op, name, tensor, dtype, (len(shape),))
     if tuple(tensor.shape) != shape:
         raise InputError(
-            f"fatnn_rs::{op}: {name}: expected shape {shape}, got {tuple(tensor.shape)}; one value per output channel"
+            f"fatnn_rs::{op}: {name}: expected shape {shape}, got {tuple(tensor.shape)}; give one "
+            "value per output channel"
         )
 
 
@@ -161,7 +164,7 @@ def check_geometry(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> None:
-    """Check a window's numbers: kernel, stride and dilation from 1, padding from 0, two of each."""
+    """Check the (height, width) pairs of a window: all at least 1, padding at least 0."""
     for name, values, least in (
         ("kernel", kernel, 1),
         ("stride", stride, 1),
@@ -170,15 +173,16 @@ def check_geometry(
     ):
         if len(values) != 2 or any(value < least for value in values):
             raise InputError(
-                f"fatnn_rs::{op}: {name}: expected two integers of at least {least} (height, width), got {list(values)}"
+                f"fatnn_rs::{op}: {name}: expected two integers of at least {least} (height, "
+                f"width), got {list(values)}"
             )
 
 
 def check_output(op: str, size: tuple[int, int], source: Sequence[int]) -> tuple[int, int]:
-    """Check that at least one window fits."""
+    """Check that at least one window fits into the padded input."""
     if size[0] < 1 or size[1] < 1:
         raise InputError(
-            f"fatnn_rs::{op}: the input of {source[0]}x{source[1]} pixels is smaller than the kernel "
-            f"(output {size[0]}x{size[1]}); use a larger input or more padding"
+            f"fatnn_rs::{op}: the input of {source[0]}x{source[1]} pixels is smaller than the "
+            f"kernel (output {size[0]}x{size[1]}); use a larger input or more padding"
         )
     return size

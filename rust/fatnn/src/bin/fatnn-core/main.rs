@@ -1,8 +1,8 @@
-//! The command `fatnn`: inspects, runs and times a network that `fatnn_rs.save` or
-//! [`fatnn::net::save`] wrote. No Python.
+//! The command `fatnn-core`: inspects, runs and times a saved network (`fatnn_rs.save` or
+//! [`fatnn::net::save`]) without Python.
 //!
-//! Figures go to standard output, errors to standard error in one line; a command that fails exits
-//! with 1, wrong usage with 2.
+//! Results go to standard output, errors to standard error in one line. The exit code is 1 if a
+//! command fails and 2 for wrong usage.
 
 #![deny(unsafe_code)]
 
@@ -18,12 +18,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Whatever a command reports in its one line.
+/// Any error; its text is printed in one line.
 type Failure = Box<dyn std::error::Error>;
 
-/// Ternary neural networks that really run in 2 bits: inspect, run and time a saved network.
+/// Ternary neural networks that run in 2 bits: inspect, run and time a saved network.
 #[derive(Parser)]
-#[command(name = "fatnn", version)]
+#[command(name = "fatnn-core", version)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -31,7 +31,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Show what a saved network holds, node by node
+    /// Show the nodes of a saved network
     Inspect {
         /// A network that fatnn_rs.save wrote
         file: PathBuf,
@@ -39,7 +39,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Run a saved network on an array and show each row's strongest output
+    /// Run a saved network on an array and show the argmax of each row
     Run {
         /// A network that fatnn_rs.save wrote
         file: PathBuf,
@@ -49,17 +49,17 @@ enum Command {
         #[arg(long)]
         out: Option<PathBuf>,
     },
-    /// Time a saved network on random inputs: quartiles of a run, and the median of every node
+    /// Time a saved network on random inputs: quartiles of a run, and the median of each node
     Bench {
         /// A network that fatnn_rs.save wrote
         file: PathBuf,
-        /// Images in a run
+        /// Images per run
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         batch: u32,
-        /// Threads; FATNN_NUM_THREADS, else all CPUs, where it is not given
+        /// Number of threads [default: FATNN_NUM_THREADS, else all CPUs]
         #[arg(long)]
         threads: Option<usize>,
-        /// Runs that are timed, after a fifth as many that are not
+        /// Timed runs; a fifth as many warm-up runs come first
         #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(3..))]
         rounds: u32,
         /// Print JSON
@@ -78,13 +78,13 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(text) => {
-            // A reader that went away (`fatnn inspect ... | head`) is no failure.
+            // A closed pipe (`fatnn-core inspect ... | head`) is not an error.
             let _ = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
             ExitCode::SUCCESS
         }
         Err(error) => {
             let line = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-            let _ = writeln!(std::io::stderr().lock(), "fatnn: {line}");
+            let _ = writeln!(std::io::stderr().lock(), "fatnn-core: {line}");
             ExitCode::FAILURE
         }
     }
