@@ -17,13 +17,13 @@ use crate::parallel;
 pub(super) fn interpolated(how: &Interpolate, inputs: &[Value]) -> Result<Dims> {
     let from = inputs[0].dims;
     let mut map = from.map;
-    for axis in 2 - from.axes..2 {
+    for (axis, size) in map.iter_mut().enumerate().skip(2 - from.axes) {
         let made = match inputs.get(1) {
             Some(like) => Some(like.dims.map[axis]).filter(|size| *size > 0),
             None => how.output(axis + from.axes - 2, from.map[axis]),
         };
         match made.filter(|_| (1..LIMIT).contains(&from.map[axis])) {
-            Some(made) => map[axis] = made,
+            Some(made) => *size = made,
             None => {
                 return bad_value(
                     "interpolation",
