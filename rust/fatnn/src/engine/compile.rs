@@ -22,6 +22,7 @@ use super::ops::reduce::{Reduce, Softmax};
 use super::ops::shape::{Expand, Permute, Reshape, SliceDim};
 use super::order;
 use super::passes::{self, Refusal, quantizer};
+use super::spatial;
 use super::value::Operation;
 use crate::codec::CodesLayout;
 use crate::conv::depthwise::UNBOUNDED;
@@ -225,6 +226,12 @@ impl<'a> Compiler<'a> {
             Op::AdaptiveAvgPool { size, .. } => {
                 Box::new(Pool { windows: Windows::Adaptive(*size), reduce: MEAN, axes: None })
             }
+            Op::AdaptiveMaxPool { .. }
+            | Op::Interpolate(_)
+            | Op::InterpolateCodes(_)
+            | Op::DepthToSpace(_)
+            | Op::DepthToSpaceCodes(_)
+            | Op::ConvTranspose(_) => spatial::operation(view, post, &self.budget)?,
             Op::Reduce { kind, dims, keepdim } => reduction(*kind, dims, *keepdim, rank)?,
             Op::Norm(norm) => {
                 let (weight, bias) =
