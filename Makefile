@@ -6,7 +6,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help tools tools-rust setup build demo test test-rust test-isa test-python test-long \
 	test-sample campaign-sample campaign test-neon fuzz fuzz-sample results bench bench-kernels \
-	bench-networks bench-readme ladder lint fmt docs clean
+	bench-networks bench-readme bench-zoo ladder lint fmt docs clean
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -121,6 +121,13 @@ ROUNDS ?= 25
 bench-readme: build ## the README's table: three networks against all peers, one thread, batch 1
 	OMP_NUM_THREADS=1 $(BIN)/fatnn bench --model resnet18,resnet50,mobilenet_v2 --ends int8 \
 		--rounds $(ROUNDS) --results benches/results
+	$(BIN)/python scripts/compact_results.py
+
+# Which networks of the zoo; all by default.
+NETWORKS ?= all
+bench-zoo: build ## architectures of torchvision and timm next to every other runtime; NETWORKS=a,b
+	OMP_NUM_THREADS=1 PYTHONPATH=benches $(BIN)/python -m zoo --networks $(NETWORKS) \
+		--results benches/results
 	$(BIN)/python scripts/compact_results.py
 
 ladder: build tools-rust ## all precisions on the same layers and networks (hours; resumes)

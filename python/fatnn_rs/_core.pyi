@@ -172,7 +172,21 @@ def engine_refusal(op: str, attrs: str, shapes: Sequence[Sequence[int]]) -> str 
 def shapes_in_every_run(
     graph: str, tensors: Mapping[str, Sequence[int]]
 ) -> dict[str, list[int]]: ...
-def macs(op: str, shape: Sequence[int], weight: Sequence[int] | None = None) -> int: ...
+def macs(
+    op: str,
+    shape: Sequence[int],
+    weight: Sequence[int] | None = None,
+    read: Sequence[int] | None = None,
+    input_products: int | None = None,
+) -> int: ...
+def sub_pixel(
+    weight: NDArray[np.int8],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> tuple[NDArray[np.int8], list[int], list[int], list[int]]: ...
 def graph_report(
     graph: str, tensors: dict[str, NDArray[Any]], dtypes: dict[str, str] | None = None
 ) -> list[dict[str, Any]]: ...

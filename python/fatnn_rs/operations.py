@@ -26,7 +26,7 @@ class Operation:
         Minimum and maximum number of inputs; a maximum of None means any number.
     attrs
         Name → (type, optional). Types: ``"int"``, ``"float"``, ``"bool"``, ``"str"``, or ``"list"``
-        (of integers).
+        (of numbers).
     tensors
         Role → (allowed element types, required).
     reads_codes, makes_codes
@@ -43,7 +43,8 @@ class Operation:
         ``"none"`` for other operations.
     form
         ``"scalar"``: the same function of every element; ``"channel"``: one function per channel;
-        ``"pool"``: maximum over windows; ``"shape"``: only moves elements; ``"other"``.
+        ``"pool"``: maximum over windows; ``"shape"``: only moves elements; ``"select"``: makes
+        another map whose pixels are pixels of the input; ``"other"``.
     in_files
         Whether files may hold it.
     in_engine

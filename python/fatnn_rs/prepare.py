@@ -37,7 +37,8 @@ def prepare(
 ) -> Model:
     """Swap a model's convolutions and linear layers for ternary (or int8) ones, in place.
 
-    ``nn.Conv1d``, ``nn.Conv2d``, ``nn.Linear`` and their subclasses, ``Conv1D`` of transformers and
+    ``nn.Conv1d``, ``nn.Conv2d``, ``nn.ConvTranspose1d``, ``nn.ConvTranspose2d``, ``nn.Linear`` and
+    their subclasses, ``Conv1D`` of transformers and
     the projections of ``nn.MultiheadAttention``. Weights that are functions of parameters stay so:
     parametrizations, weight and spectral norm, pruning, and what a subclass computes in its
     forward. Where another module multiplies by a layer's weight, the layer does it.

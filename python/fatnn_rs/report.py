@@ -310,13 +310,22 @@ def macs(
     inputs: Sequence[Sequence[int]] = (),
     attrs: Mapping[str, Any] | None = None,
 ) -> int:
-    """Multiply-accumulates of an operation with such a result and weight; 0 without products.
+    """Multiply-accumulates of an operation; 0 without products.
 
-    ``inputs``: shapes of the values that it reads, for products of two values.
+    Parameters
+    ----------
+    shape, weight, inputs
+        Shapes of its result, its weight and its inputs.
+    attrs
+        Its attributes.
     """
+    attrs = attrs or {}
     if op in _PRODUCTS and inputs:
-        return _PRODUCTS[op](shape, inputs, attrs or {})
-    return _core.macs(op, shape, weight) if op in OPERATIONS else 0
+        return _PRODUCTS[op](shape, inputs, attrs)
+    if op not in OPERATIONS:
+        return 0
+    read = inputs[0] if inputs else ()
+    return _core.macs(op, shape, weight, read, attrs.get("input_products"))
 
 
 _Shapes = Sequence[Sequence[int]]

@@ -267,6 +267,25 @@ class Builder:
         self.layers += [name] if kept else []
         return kept
 
+    def transposed(self) -> bool:
+        x, r = self.x, self.rng
+        dims = x.dim() - 2
+        if dims not in (1, 2):
+            return False
+        groups = r.choice([g for g in range(1, x.shape[1] + 1) if x.shape[1] % g == 0])
+        outer = groups * r.choice((1, 2, 4, 8))
+        stride, dilation = r.choice((1, 2, 2, 3)), r.choice((1, 1, 2))
+        more = r.randrange(max(stride, dilation))
+        name = self.name("t")
+        text = (
+            f"self.{name} = nn.ConvTranspose{dims}d({x.shape[1]}, {outer}, {r.choice((1, 2, 3, 4))}, "
+            f"stride={stride}, padding={r.choice((0, 0, 1, 2))}, output_padding={more}, "
+            f"groups={groups}, dilation={dilation}, bias={self.chance(0.5)})"
+        )
+        kept = self.add("transposed conv", [text], [f"x = self.{name}(x)"])
+        self.layers += [name] if kept else []
+        return kept
+
     def linear(self) -> bool:
         name = self.name("l")
         outer = self.rng.choice(CHANNELS)
@@ -697,6 +716,15 @@ class Builder:
             "x = F.pad(x, (0, 1, 0, 1), mode='constant', value=-1.0)",
             "x = F.pad(x, (0, 0, 0, 0, 1, 1))",
             "x = F.interpolate(x, scale_factor=2)",
+            "x = F.interpolate(x, scale_factor=(1.3, 0.5), mode='nearest-exact')",
+            "x = F.interpolate(x, scale_factor=1.7, mode='nearest', recompute_scale_factor=True)",
+            "x = F.interpolate(x, size=(5, 9), mode='bilinear', align_corners=True)",
+            "x = F.interpolate(x, size=7, mode='linear')",
+            "x = F.interpolate(F.max_pool2d(x, 2), size=x.shape[-2:])",
+            "x = F.interpolate(F.max_pool2d(x, 2), size=(x.size(2), x.size(3)), mode='bilinear')",
+            "x = F.interpolate(x, size=(2, 3), mode='area')",
+            "x = F.instance_norm(x)",
+            "x = F.adaptive_max_pool2d(x, (2, 3))",
             "x = x.mean((2, 3))",
             "x = x.mean(-1)",
             "x = x.mean(1, keepdim=True)",
@@ -729,6 +757,8 @@ class Builder:
                 "nn.ZeroPad2d(1)",
                 "nn.ReflectionPad2d(1)",
                 "nn.Upsample(scale_factor=2)",
+                "nn.Upsample(scale_factor=1.5, mode='bilinear')",
+                f"nn.InstanceNorm2d({c}, affine=True)",
                 "nn.ConstantPad1d(1, 0.5)",
                 "nn.ChannelShuffle(2)",
                 "nn.Unflatten(1, (1, -1))",
@@ -834,6 +864,7 @@ class Builder:
             (1.5, self.pool),
             (1.5, self.keep),
             (2, self.join),
+            (1, self.transposed),
             (1, self.again),
             (1.2, self.broadcast),
             (STRANGE * 2.5, self.mutate),

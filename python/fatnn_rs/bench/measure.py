@@ -22,9 +22,10 @@ from fatnn_rs.bench.candidates import (
     use_threads,
 )
 from fatnn_rs.bench.export import BenchTask
+from fatnn_rs.bench.first_build import first_builds
 from fatnn_rs.bench.node_times import time_layers
 from fatnn_rs.bench.peers import PEERS, arrays_of
-from fatnn_rs.bench.results import MEASURED, NO_MODEL, OURS, BenchReport, PeerRow
+from fatnn_rs.bench.results import FAILED, MEASURED, NO_MODEL, OURS, BenchReport, PeerRow
 from fatnn_rs.bench.timing import PAUSE_SECONDS, interleaved
 from fatnn_rs.convert import TernaryNetwork, summary
 from fatnn_rs.convert.checks import check_inputs
@@ -53,8 +54,9 @@ def bench(
 ) -> BenchReport:
     """Time a converted network, and its float model in other runtimes, on this machine.
 
-    All runtimes are built first and stay in memory. Then they run in turns; figures are medians
-    over the rounds (see :mod:`fatnn_rs.bench.timing`). Before timing, every runtime's output is
+    All runtimes are built first and stay in memory; those that read a file are built in a child
+    process before, so that one that crashes is only named. Then they run in turns; figures are
+    medians over the rounds (see :mod:`fatnn_rs.bench.timing`). Before timing, every runtime's output is
     compared with the float model's. The network's nodes are timed separately.
 
     Parameters
@@ -128,7 +130,12 @@ def bench(
             wanted = _float_outputs(model, arguments)
             _check_shapes(answer, wanted)
             task = BenchTask(model, arguments, threads, Path(folder))
+            report("building in a child process", 0, len(rows))
+            died = first_builds(task, names)
             for done, candidate in enumerate(rows):
+                if candidate.name in died:
+                    set_unmeasured(candidate, FAILED, died[candidate.name])
+                    continue
                 report(f"building {candidate.name}", done, len(rows))
                 build_candidate(candidate, task, wanted, AMX in machine.flags)
         calls: dict[tuple[str, str], Callable[[], Any]] = {(OURS, ""): lambda: net(*arguments)}

@@ -31,6 +31,7 @@ __all__ = [
     "build_and_convert",
     "build_float",
     "convert_and_verify",
+    "randomised",
 ]
 
 #: Types of the first and the last layer.
@@ -160,6 +161,21 @@ def build_float(name: str, size: int | None = None) -> FloatNetwork:
         raise ConfigError(
             f"size: {name} halves its images five times and needs at least 32 pixels, got {size}"
         )
+    return randomised(name, network, size)
+
+
+def randomised(name: str, network: NetworkSpec, size: int) -> FloatNetwork:
+    """Build a network with random weights and BatchNorm, the same ones each time.
+
+    Parameters
+    ----------
+    name
+        What it is called.
+    network
+        Any, not only a row of :data:`NETWORKS`.
+    size
+        Height and width of the images.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = network.build()

@@ -160,7 +160,7 @@ def _levels_of_codes(graph: Graph, name: str) -> int:
     """How many levels the codes of a value have: one more than there are thresholds that differ and are reached."""
     nodes = graph.index()
     node = nodes[name]
-    while node.op == "max_pool_codes":
+    while not node.tensors:  # moves or joins codes
         node = nodes[node.inputs[0]]
     steps = graph.tensor(node, "steps" if node.op == "quantize" else "thresholds")
     assert steps is not None, "the schema checked it"
@@ -169,6 +169,14 @@ def _levels_of_codes(graph: Graph, name: str) -> int:
     reached = (steps < never).any(1)
     reached[1:] &= (steps[1:] > steps[:-1]).any(1)
     return 1 + max(1, int(reached.sum()))
+
+
+def _read_shape(node: Node, weight: Tensor, value: Any) -> tuple[int, ...]:
+    """Shape of a layer's input; for packed codes, that of the values they stand for."""
+    shape = tuple(value.shape)
+    if products_of(node.op) != "codes":
+        return shape
+    return (shape[0], weight.shape[1] * node.attrs["groups"], *shape[1:3])
 
 
 def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[SummaryRow]:
@@ -197,7 +205,13 @@ def _network_rows(net: TernaryNetwork, arguments: tuple[Any, ...]) -> list[Summa
                 shape=(batch, *size),
                 weight_bits=WEIGHT_BITS[kind],
                 act_bits=act_bits,
-                macs=macs(node.op, (batch, *size), tuple(weight.shape)),
+                macs=macs(
+                    node.op,
+                    (batch, *size),
+                    tuple(weight.shape),
+                    (_read_shape(node, weight, values[0]),),
+                    node.attrs,
+                ),
                 bytes=_core.file_bytes(kind, weight.numel()) + 4 * others,
                 kernel=_kernel(node, weight, kind),
                 weights=kind,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -148,19 +148,38 @@ def _row(name: str, module: Any, part: str, shape: tuple[int, ...], note: str) -
     others = sum(p.numel() for key, p in module.named_parameters(recurse=False) if key != "weight")
     if part:
         others = 0
-    per_output = math.prod(weight_shape[1:])
     return SummaryRow(
         name=name,
         kind=type(module).__name__ + (f".{part}" if part else ""),
         shape=shape,
         weight_bits=WEIGHT_BITS[kind],
         act_bits=act_bits,
-        macs=math.prod(shape) * per_output if shape and weights else 0,
+        macs=_macs(module, shape, weight_shape) if shape and weights else 0,
         bytes=_core.file_bytes(kind, weights) + 4 * others,
         kernel=kernel,
         weights=kind,
         note=note,
     )
+
+
+def _macs(module: Any, shape: tuple[int, ...], weight: tuple[int, ...]) -> int:
+    """Multiply-accumulates of a layer with a result of this shape."""
+    if not isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
+        return math.prod(shape) * math.prod(weight[1:])
+    axes = len(module.kernel_size)
+    padded = (
+        size + 2 * padding - dilation * (kernel - 1) - 1 - more
+        for size, padding, dilation, kernel, more in zip(
+            shape[-axes:],
+            cast("tuple[int, ...]", module.padding),
+            module.dilation,
+            module.kernel_size,
+            module.output_padding,
+            strict=True,
+        )
+    )
+    pixels = (size // stride + 1 for size, stride in zip(padded, module.stride, strict=True))
+    return math.prod(shape[: -axes - 1]) * math.prod(pixels) * math.prod(weight)
 
 
 def _other_row(model: nn.Module, name: str, note: str) -> SummaryRow:

@@ -13,17 +13,27 @@ from fatnn_rs.nn.layers import (
     TernaryLayer,
     TernaryLinear,
 )
+from fatnn_rs.nn.transposed import (
+    Int8ConvTranspose1d,
+    Int8ConvTranspose2d,
+    TernaryConvTranspose1d,
+    TernaryConvTranspose2d,
+)
 
 __all__ = [
     "INT8_QAT_MAPPING",
     "TERNARY_QAT_MAPPING",
     "Int8Conv1d",
     "Int8Conv2d",
+    "Int8ConvTranspose1d",
+    "Int8ConvTranspose2d",
     "Int8Layer",
     "Int8Linear",
     "QuantizedLayer",
     "TernaryConv1d",
     "TernaryConv2d",
+    "TernaryConvTranspose1d",
+    "TernaryConvTranspose2d",
     "TernaryLayer",
     "TernaryLinear",
     "calibrate",

@@ -54,6 +54,10 @@ class QuantizedLayer(nn.Module):
     layer_name: str
     _watch: StepsWatch | None = None
 
+    def _as_stored(self, weight: Tensor) -> Tensor:
+        """Bring weights or codes, [out, in / groups, ...], to the order of the parameter."""
+        return weight
+
     def set_name(self, name: str) -> None:
         """Name used in messages."""
         self.layer_name = name

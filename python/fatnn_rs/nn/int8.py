@@ -74,7 +74,7 @@ class Int8Layer(QuantizedLayer):
     def int8_weight(self) -> Tensor:
         """Return the weight codes that forward uses: int8 in [-127, 127], the shape of ``weight``."""
         weight = widen(self.latent_weight())
-        return weight_codes(weight, weight_steps(weight)).to(torch.int8)
+        return self._as_stored(weight_codes(weight, weight_steps(weight)).to(torch.int8))
 
     @torch.no_grad()
     def output_scale(self) -> Tensor:
@@ -181,7 +181,7 @@ class Int8Linear(Int8Layer, nn.Linear):  # type: ignore[misc]
 
 
 #: torch layer → its int8 QAT layer. Exact types only: a subclass may compute something else.
-INT8_QAT_MAPPING: dict[type[nn.Module], type[Int8Conv1d] | type[Int8Conv2d] | type[Int8Linear]] = {
+INT8_QAT_MAPPING: dict[type[nn.Module], Any] = {
     nn.Conv1d: Int8Conv1d,
     nn.Conv2d: Int8Conv2d,
     nn.Linear: Int8Linear,

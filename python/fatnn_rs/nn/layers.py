@@ -151,11 +151,12 @@ class TernaryLayer(QuantizedLayer):
 
     def ternary_weight(self) -> Tensor:
         """Return the weight codes that forward uses: int8 out of the quantizer's ``levels``, shape of ``weight``."""
-        return (
+        codes = (
             self.weight_quant.codes(self.latent_weight())
             if self._held is None
             else self._held[0].to(torch.int8)
         )
+        return self._as_stored(codes)
 
     @torch.no_grad()
     def _refit(self) -> None:
@@ -371,9 +372,7 @@ class TernaryLinear(TernaryLayer, nn.Linear):  # type: ignore[misc]
 
 
 #: torch layer → its ternary QAT layer. Exact types only: a subclass may compute something else.
-TERNARY_QAT_MAPPING: dict[
-    type[nn.Module], type[TernaryConv1d] | type[TernaryConv2d] | type[TernaryLinear]
-] = {
+TERNARY_QAT_MAPPING: dict[type[nn.Module], Any] = {
     nn.Conv1d: TernaryConv1d,
     nn.Conv2d: TernaryConv2d,
     nn.Linear: TernaryLinear,

@@ -123,7 +123,7 @@ def find_candidates(model: nn.Module, config: TernaryConfig) -> Candidates:
         else:
             _layer(made, name, module, config)
     if not made.found:
-        kinds = "nn.Conv1d, nn.Conv2d or nn.Linear"
+        kinds = "nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d or nn.Linear"
         reasons = "".join(f"; {name!r} is left float: {why}" for name, why in made.left.items())
         raise ConfigError(f"{type(model).__name__} holds no {kinds} to quantize{reasons}")
     return made

@@ -83,9 +83,10 @@ def _quantized(candidate: Candidate, options: LayerOptions, kind: Kind) -> Quant
         return TernaryProjection(module, candidate.part, **ternary)
     if is_transposed_linear(module):
         return transposed_linear(module, kind.int8, **({} if kind.int8 else ternary))
-    if kind.int8:
-        return INT8_QAT_MAPPING[candidate.known].from_float(module)
-    return TERNARY_QAT_MAPPING[candidate.known].from_float(module, **ternary)
+    mapping = INT8_QAT_MAPPING if kind.int8 else TERNARY_QAT_MAPPING
+    options_of_kind = {} if kind.int8 else ternary
+    made: QuantizedLayer = mapping[candidate.known].from_float(module, **options_of_kind)
+    return made
 
 
 def _readers(

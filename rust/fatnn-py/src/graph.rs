@@ -126,17 +126,23 @@ pub(crate) fn shapes_in_every_run(
     })
 }
 
-/// Multiply-accumulates of an operation whose value and weight have such shapes; 0 where it has no
-/// products.
+/// Multiply-accumulates of an operation whose value, weight and first input have such shapes; 0
+/// where it has no products. `input_products` is its attribute of that name.
 #[pyfunction]
-#[pyo3(signature = (op, shape, weight = None))]
+#[pyo3(signature = (op, shape, weight = None, read = None, input_products = None))]
 pub(crate) fn macs(
     py: Python<'_>,
     op: &str,
     shape: Vec<usize>,
     weight: Option<Vec<usize>>,
+    read: Option<Vec<usize>>,
+    input_products: Option<usize>,
 ) -> PyResult<u128> {
-    guarded(py, || cost::macs_of(op, &shape, weight.as_deref()).map_err(|e| raise(py, e)))
+    let read = read.unwrap_or_default();
+    guarded(py, || {
+        cost::macs_of(op, &shape, weight.as_deref(), &read, input_products)
+            .map_err(|e| raise(py, e))
+    })
 }
 
 /// What a report shows of a graph, one dictionary per node that is no input.

@@ -14,6 +14,7 @@ mod file;
 mod graph;
 mod info;
 mod network;
+mod spatial;
 mod weights;
 
 /// The Rust core of fatnn-rs.
@@ -55,6 +56,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(graph::shapes_in_every_run, module)?,
         wrap_pyfunction!(graph::macs, module)?,
         wrap_pyfunction!(graph::graph_report, module)?,
+        wrap_pyfunction!(spatial::sub_pixel, module)?,
     ] {
         module.add_function(function)?;
     }

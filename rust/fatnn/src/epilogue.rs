@@ -132,6 +132,18 @@ impl Elementwise {
         Ok(Elementwise::Affine(scales, biases))
     }
 
+    /// The same function of other channels: `of` makes constants of them from these.
+    pub(crate) fn with_channels(&self, of: &impl Fn(&[f32]) -> Result<Vec<f32>>) -> Result<Self> {
+        Ok(match self {
+            Elementwise::Affine(scale, bias) => Elementwise::Affine(of(scale)?, of(bias)?),
+            Elementwise::Scale(scale) => Elementwise::Scale(of(scale)?),
+            Elementwise::Bias(bias) => Elementwise::Bias(of(bias)?),
+            Elementwise::Scalar(scalar) => Elementwise::Scalar(*scalar),
+            Elementwise::Prelu(slopes) if slopes.len() == 1 => self.clone(), // small: one
+            Elementwise::Prelu(slopes) => Elementwise::Prelu(of(slopes)?),
+        })
+    }
+
     /// The number of channels, or `None` if the function takes any number.
     fn channels(&self) -> Option<usize> {
         match self {

@@ -232,6 +232,22 @@ thread_local! {
     static KEEP_SERIAL: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Restores the flag, even if the work panics.
+struct RestoreFlag(bool);
+
+impl Drop for RestoreFlag {
+    fn drop(&mut self) {
+        KEEP_SERIAL.set(self.0);
+    }
+}
+
+/// Calls `work`, of which nothing is handed to other threads: a thread's working memory may be
+/// borrowed meanwhile.
+pub(crate) fn on_this_thread<R>(work: impl FnOnce() -> R) -> R {
+    let _before = RestoreFlag(KEEP_SERIAL.replace(true));
+    work()
+}
+
 /// Calls `work` for every index below `count`, and returns the results in order. With at least as
 /// many indices as threads, each call stays on one thread.
 pub(crate) fn for_each_alone<R: Send>(
@@ -239,13 +255,6 @@ pub(crate) fn for_each_alone<R: Send>(
     count: usize,
     work: impl Fn(usize) -> Result<R> + Sync,
 ) -> Result<Vec<R>> {
-    /// Restores the flag, even if the work panics.
-    struct RestoreFlag(bool);
-    impl Drop for RestoreFlag {
-        fn drop(&mut self) {
-            KEEP_SERIAL.set(self.0);
-        }
-    }
     let mode = FloatMode::current();
     match pool()? {
         (threads, Some(pool)) if count >= threads => watch.install(&pool, || {

@@ -31,4 +31,5 @@ PEER = Peer(
     modules=("onnxruntime", "onnx", "onnxscript"),
     build=lambda task: session(task, task.onnx),
     tolerance=1e-3,
+    file="onnx",
 )

@@ -17,4 +17,5 @@ PEER = Peer(
     modules=("onnxruntime", "onnx", "onnxscript"),
     build=lambda task: session(task, task.qdq),
     may_use_amx=True,
+    file="qdq",
 )

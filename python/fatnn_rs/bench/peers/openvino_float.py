@@ -92,4 +92,5 @@ PEER = Peer(
     modules=("openvino", "onnx", "onnxscript"),
     build=lambda task: compiled(task, task.onnx, INFERENCE_PRECISION_HINT="f32"),
     tolerance=1e-3,
+    file="onnx",
 )

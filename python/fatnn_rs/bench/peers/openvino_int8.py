@@ -18,4 +18,5 @@ PEER = Peer(
     modules=("openvino", "onnxruntime", "onnx", "onnxscript"),
     build=lambda task: compiled(task, task.qdq),
     may_use_amx=True,
+    file="qdq",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -58,6 +58,10 @@ class Peer:
     instructions
         Processor flags (:data:`fatnn_rs.machine.FLAGS`), at least one of which is needed; without
         them, the processor emulates the precision. Empty: every processor can compute in it.
+    file
+        The file that it reads: an attribute of :class:`fatnn_rs.bench.export.BenchTask`. Such a
+        peer is built in a child process first (:mod:`fatnn_rs.bench.first_build`). None where it
+        runs the model itself.
     """
 
     describe: str
@@ -66,6 +70,7 @@ class Peer:
     may_use_amx: bool = False
     tolerance: float | None = None
     instructions: tuple[str, ...] = ()
+    file: Literal["onnx", "qdq"] | None = None
 
     def missing(self) -> tuple[str, ...]:
         """Names of missing modules."""

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from fatnn_rs.convert import scalar
 from fatnn_rs.convert.graph import Ref
-from fatnn_rs.convert.lower import masks, products, rearrange, reductions
+from fatnn_rs.convert.lower import masks, products, rearrange, reductions, spatial
 from fatnn_rs.convert.lower.lowering import PLAIN, Lowering, Row
 
 __all__ = ["FUNCTIONS", "METHODS", "NAMED"]
@@ -257,6 +257,7 @@ FUNCTIONS: dict[Any, Row] = {
     **reductions.FUNCTIONS,
     **masks.FUNCTIONS,
     **products.FUNCTIONS,
+    **spatial.FUNCTIONS,
     **_arithmetic_calls(),
     functional.dropout: dropout,
     functional.dropout1d: dropout,

@@ -18,16 +18,20 @@ from fatnn_rs.convert.float_thresholds import float_steps
 from fatnn_rs.convert.graph import Ref
 from fatnn_rs.convert.levels import act_kind, coded_levels, codes_dtype, is_two_bit, weight_kind
 from fatnn_rs.convert.lower import functions as rows
-from fatnn_rs.convert.lower import masks, reductions
+from fatnn_rs.convert.lower import masks, reductions, spatial
 from fatnn_rs.convert.lower.described import Described, without_bias
 from fatnn_rs.convert.lower.lowering import Lowering, Row
 from fatnn_rs.nn import (
     Int8Conv1d,
     Int8Conv2d,
+    Int8ConvTranspose1d,
+    Int8ConvTranspose2d,
     Int8Layer,
     Int8Linear,
     TernaryConv1d,
     TernaryConv2d,
+    TernaryConvTranspose1d,
+    TernaryConvTranspose2d,
     TernaryLayer,
     TernaryLinear,
 )
@@ -288,8 +292,12 @@ def _ternary_core(
     geometry: dict[str, Any],
     tail: str,
     weight: Tensor | None = None,
+    blocks: spatial.SubPixel | None = None,
 ) -> Ref:
-    """Emit quantizer, integer convolution, scale and bias; the last one's name ends in ``tail``."""
+    """Emit quantizer, integer convolution, scale and bias; the last one's name ends in ``tail``.
+
+    ``blocks``: every pixel of the convolution becomes a block of pixels before the scale.
+    """
     quantizer = copy.deepcopy(layer.act_quant)
     kind = act_kind(quantizer.levels)
     assert kind is not None, "check_model refused it"
@@ -314,18 +322,25 @@ def _ternary_core(
     stages: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         ("ternary", {**common, **geometry, "kernel": list(weight.shape[2:])}, {"weight": weight})
     ]
+    if blocks is not None:
+        stages.append(("depth_to_space", blocks.blocks, {}))
     if layer.learned_scale is not None:
         stages.append(("channel_scale", {"trailing": dims}, {"scale": layer.learned_scale}))
     if layer.bias is not None:
         stages.append(("channel_bias", {"trailing": dims}, {"bias": layer.bias}))
     result = codes
     for index, (op, attrs, tensors) in enumerate(stages):
-        suffix = tail if index == len(stages) - 1 else {"ternary": "_acc"}.get(op, "_scaled") + tail
+        suffix = tail if index == len(stages) - 1 else _SUFFIXES.get(op, "_scaled") + tail
         dtypes = {"weight": weight_kind(weight)} if op == "ternary" else {}
+        made = blocks.shape(shape) if op == "ternary" and blocks is not None else out
         result = ctx.emit(
-            op, [result.name], attrs, tensors, suffix=suffix, shape=out, dtypes=dtypes
+            op, [result.name], attrs, tensors, suffix=suffix, shape=made, dtypes=dtypes
         )
     return result
+
+
+#: Operation → end of its value's name, where another follows.
+_SUFFIXES = {"ternary": "_acc", "depth_to_space": "_pixels"}
 
 
 def _int8(dims: int) -> Row:
@@ -383,6 +398,47 @@ def _int8_conv(
     return ctx.emit(f"conv{dims}d_int8", [name], attrs, tensors)
 
 
+def _ternary_transposed(dims: int) -> Row:
+    def row(ctx: Lowering, layer: Any, input: Any, output_size: Any = None) -> Ref | None:
+        name, shape = ctx.value(input), ctx.shape(input)
+        if name is None or len(shape) != dims + 2:
+            return None
+        made = spatial.sub_pixel(ctx, layer, layer.ternary_weight().detach(), output_size, input)
+        if made is None:
+            why = "no two-bit weight stands for the taps that some of its pixels lack"
+            args = (ctx.node.args, ctx.node.kwargs)
+            return ctx.torch_node(ctx.call_of(ctx.node), *args, type(layer).__name__, why)
+        geometry = {"dims": dims, **made.conv}
+        return _ternary_core(ctx, layer, name, shape, geometry, "", made.weight, made)
+
+    return row
+
+
+def _int8_transposed(dims: int) -> Row:
+    def row(ctx: Lowering, layer: Any, input: Any, output_size: Any = None) -> Ref | None:
+        name, shape = ctx.value(input), ctx.shape(input)
+        if name is None or len(shape) != dims + 2:
+            return None
+        made = spatial.sub_pixel(ctx, layer, layer.int8_weight(), output_size, input, zeros=True)
+        if made is None:
+            return None
+        weight = made.weight if dims == 2 else made.weight.squeeze(2)
+        tensors = {
+            "weight": weight,
+            "scale": made.repeated(layer.output_scale()),
+            "inv_step": layer.act_quant.positive_step().reciprocal().reshape(1),
+        }
+        tensors |= {} if layer.bias is None else {"bias": made.repeated(layer.bias)}
+        windows = ("stride", "padding", "dilation")
+        attrs = {k: v[2 - dims :] if k in windows else v for k, v in made.conv.items()}
+        conv = ctx.emit(
+            f"conv{dims}d_int8", [name], attrs, tensors, suffix="_blocks", shape=made.shape(shape)
+        )
+        return ctx.emit("depth_to_space", [conv.name], made.blocks)
+
+    return row
+
+
 def _pool_row(function: Any, *names: str) -> Row:
     """Lower a pooling module: call the function's row with the module's attributes of these names."""
 
@@ -401,6 +457,7 @@ MODULES: dict[type[nn.Module], Row] = {
     **scalar.MODULES,
     **reductions.MODULES,
     **masks.MODULES,
+    **spatial.MODULES,
     TernaryConv1d: _ternary(1),
     TernaryConv2d: _ternary(2),
     TernaryLinear: _ternary(0),
@@ -413,6 +470,10 @@ MODULES: dict[type[nn.Module], Row] = {
     Int8Conv1D: _int8(0),
     OwnForwardTernary: _own_forward,
     OwnForwardInt8: _own_forward,
+    TernaryConvTranspose1d: _ternary_transposed(1),
+    TernaryConvTranspose2d: _ternary_transposed(2),
+    Int8ConvTranspose1d: _int8_transposed(1),
+    Int8ConvTranspose2d: _int8_transposed(2),
     nn.Conv1d: _conv(1),
     nn.Conv2d: _conv(2),
     nn.Linear: _linear,
@@ -426,9 +487,6 @@ MODULES: dict[type[nn.Module], Row] = {
     nn.Dropout3d: lambda ctx, m, input: rows.identity(ctx, input),
     nn.AlphaDropout: lambda ctx, m, input: rows.identity(ctx, input),
     nn.FeatureAlphaDropout: lambda ctx, m, input: rows.identity(ctx, input),
-    nn.PixelShuffle: lambda ctx, m, input: rows.FUNCTIONS[torch.pixel_shuffle](
-        ctx, input, m.upscale_factor
-    ),
     nn.Flatten: lambda ctx, m, input: rows.flatten(ctx, input, m.start_dim, m.end_dim),
     nn.MaxPool1d: _pool_row(rows.max_pool(1), *_MAX),
     nn.MaxPool2d: _pool_row(rows.max_pool(2), *_MAX),

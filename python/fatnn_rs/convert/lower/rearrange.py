@@ -152,33 +152,6 @@ def unflatten(ctx: Lowering, input: Any, dim: Any, sizes: Any) -> Ref | None:
     return ctx.emit("reshape", [name], {"shape": [0] * (rank - 1) + list(sizes)})
 
 
-def pixel_shuffle(ctx: Lowering, input: Any, upscale_factor: Any) -> Ref | None:
-    """Channels to pixels."""
-    name, shape, r = ctx.plain(input), ctx.shape(input), upscale_factor
-    if (
-        name is None
-        or len(shape) != 4
-        or not isinstance(r, int)
-        or r < 1
-        or 0 in shape
-        or shape[1] % (r * r)
-    ):
-        return None
-    n, c, h, w = shape
-    ctx.of_one_size.append(name)
-    made = _step(
-        ctx,
-        name,
-        "reshape",
-        {"shape": [0, c // (r * r), r, r, h, w]},
-        (n, c // (r * r), r, r, h, w),
-    )
-    moved = _step(
-        ctx, made.name, "permute", {"dims": [0, 1, 4, 2, 5, 3]}, (n, c // (r * r), h, r, w, r)
-    )
-    return ctx.emit("reshape", [moved.name], {"shape": [0, c // (r * r), h * r, w * r]})
-
-
 def permute(ctx: Lowering, input: Any, *dims: Any) -> Ref | None:
     """Dimensions in another order."""
     name, rank = ctx.plain(input), len(ctx.shape(input))
@@ -489,10 +462,7 @@ FUNCTIONS: dict[Any, Row] = {
     torch.reshape: view,
     torch.permute: permute,
     torch.unflatten: unflatten,
-    torch.pixel_shuffle: pixel_shuffle,
-    torch.nn.functional.pixel_shuffle: pixel_shuffle,
     _aten.unflatten.int: unflatten,
-    _aten.pixel_shuffle.default: pixel_shuffle,
     torch.transpose: transpose,
     torch.swapaxes: transpose,
     torch.swapdims: transpose,

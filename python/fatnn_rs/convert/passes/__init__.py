@@ -3,6 +3,7 @@
 | pass | does |
 | --- | --- |
 | ``cleanup`` | removes unread nodes; merges equal quantizers of one value |
+| ``maps`` | shares map sizes for interpolation; quantizes before nearest interpolation |
 | ``codes`` | convolution to quantizer becomes ``conv_codes`` with integer thresholds |
 | ``floats`` | other ternary layers become ``conv_float``; other quantizers become ``quantize`` |
 """
@@ -13,6 +14,7 @@ from fatnn_rs.convert.graph import Graph
 from fatnn_rs.convert.passes.cleanup import drop_unread, share_leading_shapes, share_quantizers
 from fatnn_rs.convert.passes.codes import fuse_codes
 from fatnn_rs.convert.passes.floats import lower_rest
+from fatnn_rs.convert.passes.maps import quantize_before_nearest, share_map_sizes
 
 __all__ = ["run_passes"]
 
@@ -22,7 +24,9 @@ def run_passes(graph: Graph) -> Graph:
     drop_unread(graph)
     share_leading_shapes(graph)
     share_quantizers(graph)
+    share_map_sizes(graph)
     fuse_codes(graph)
+    quantize_before_nearest(graph)
     lower_rest(graph)
     drop_unread(graph)
     return graph

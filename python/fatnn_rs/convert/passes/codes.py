@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.levels import ACT_LEVELS, coded_levels, codes_dtype
+from fatnn_rs.convert.passes import maps
 from fatnn_rs.convert.passes.edit import GraphEdit
 from fatnn_rs.convert.thresholds import (
     NotANumberError,
@@ -87,7 +88,10 @@ def _walk(edit: GraphEdit, quantizer: Node) -> _Chain | Node:
             return current
         if current.op == "ternary":
             return _Chain(current, steps[::-1])
-        if _kind(current) not in ("scalar", "channel", "pool", "shape"):
+        kind = _kind(current)
+        if kind not in ("scalar", "channel", "pool", "shape", "select") or (
+            kind == "select" and not maps.moves_onto_codes(edit.makers, current)
+        ):
             return current
         steps.append(current)
         current = nodes[current.inputs[0]]
@@ -120,6 +124,11 @@ def _check(graph: Graph, chain: _Chain, quantizer: Node) -> str:
             if flattened:
                 return "pooled after flattening"
             pooled = True
+        elif step.op == "depth_to_space":
+            if step is not chain.steps[0]:
+                return "channels become pixels on the way"
+            if quantizer.attrs["groups"] % step.attrs["groups"]:
+                return "the quantizer's groups are no part of the transposed layer's"
         if pooled and kind in ("scalar", "channel") and not _rises(graph, step):
             return f"{step.op} after the max-pool may decrease"
     return ""
@@ -134,7 +143,11 @@ def _rises(graph: Graph, node: Node) -> bool:
 
 def _monotone(graph: Graph, node: Node) -> bool:
     """Whether a step is monotone in every channel; rounded affine functions are."""
-    return FLOAT_OPS[node.op].affine or _kind(node) in ("pool", "shape") or _rises(graph, node)
+    return (
+        FLOAT_OPS[node.op].affine
+        or _kind(node) in ("pool", "shape", "select")
+        or _rises(graph, node)
+    )
 
 
 def _function(graph: Graph, chain: _Chain, quantizer: Node) -> Callable[[Tensor], Tensor]:
@@ -160,6 +173,9 @@ def _fuse(edit: GraphEdit, chain: _Chain, quantizer: Node) -> str:
     graph, root, dims = edit.graph, chain.root, chain.root.attrs["dims"]
     weight = graph.tensors[root.tensors["weight"]]
     low, high = accumulator_range(weight, ACT_LEVELS[root.attrs["act"]])
+    blocks = next((step for step in chain.steps if step.op == "depth_to_space"), None)
+    if blocks is not None:
+        low, high = maps.by_block(low, blocks, False), maps.by_block(high, blocks, True)
     levels = coded_levels(quantizer.attrs["act"])
     monotone = (
         all(_monotone(graph, step) for step in chain.steps) and type(quantizer.call) in _MONOTONE
@@ -180,9 +196,20 @@ def _fuse(edit: GraphEdit, chain: _Chain, quantizer: Node) -> str:
         ) from error
     if found is None:
         return "the float functions before the quantizer are not monotone in some channel"
-    made = [_conv_node(edit, chain, quantizer, weight, found)]
-    for step in chain.of_kind("pool"):
-        made.append(_pool_node(edit, step, made[-1]))
+    pixels = 1
+    if blocks is not None:
+        pixels = blocks.attrs["block"][0] * blocks.attrs["block"][1]
+        found = Thresholds(
+            maps.repeat_channels(found.values, blocks.attrs),
+            maps.repeat_channels(found.flip, blocks.attrs),
+        )
+    made = [_conv_node(edit, chain, quantizer, weight, found, pixels)]
+    for step in chain.steps:
+        if _kind(step) == "pool":
+            made.append(_pool_node(edit, step, made[-1]))
+        elif _kind(step) == "select":
+            name = edit.unused_name(f"{step.name}_of_codes")
+            made.append(maps.on_codes(step, made[-1], name))
     if any(step.op == "flatten" for step in chain.steps):
         _read_flattened(edit, quantizer, chain)
     del graph.tensors[root.tensors["weight"]]
@@ -191,22 +218,29 @@ def _fuse(edit: GraphEdit, chain: _Chain, quantizer: Node) -> str:
 
 
 def _conv_node(
-    edit: GraphEdit, chain: _Chain, quantizer: Node, weight: Tensor, found: Thresholds
+    edit: GraphEdit,
+    chain: _Chain,
+    quantizer: Node,
+    weight: Tensor,
+    found: Thresholds,
+    pixels: int,
 ) -> Node:
+    """Make the convolution to codes; each of the ``pixels`` of a block has its own groups."""
     graph, root = edit.graph, chain.root
+    groups = quantizer.attrs["groups"] * pixels
     node = Node(
         edit.unused_name(f"{root.name}_to_codes"),
         "conv_codes",
         list(root.inputs),
         dict(root.attrs),
     )
-    node.attrs["out_groups"] = quantizer.attrs["groups"]
+    node.attrs["out_groups"] = groups
     node.layer, node.shape = root.layer, root.shape
-    node.dtype = codes_dtype(quantizer.attrs["act"], weight.shape[0], quantizer.attrs["groups"])
+    node.dtype = codes_dtype(quantizer.attrs["act"], weight.shape[0], groups)
     fused = [
         step.layer or step.op
         for step in chain.steps
-        if step.layer != root.layer and _kind(step) != "shape"
+        if step.layer != root.layer and _kind(step) not in ("shape", "select")
     ]
     node.note = f"thresholds hold {', '.join(fused)}" if fused else ""
     sign = 1 - 2 * found.flip.to(weight.dtype)

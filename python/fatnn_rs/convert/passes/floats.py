@@ -7,6 +7,7 @@ BatchNorm) as one fused multiply-add reproduces bit for bit go into its epilogue
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from fatnn_rs.convert.fma import sample, single_fma
 from fatnn_rs.convert.graph import Graph, Node
 from fatnn_rs.convert.levels import ACT_LEVELS
+from fatnn_rs.convert.passes import maps
 from fatnn_rs.convert.passes.edit import GraphEdit
 from fatnn_rs.convert.shapes import Shape, run_time_shapes, same_shape
 from fatnn_rs.convert.thresholds import accumulator_range
@@ -59,35 +61,46 @@ def _compose(graph: Graph, nodes: list[Node]) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def _epilogue(graph: Graph, node: Node, tail: list[Node]) -> tuple[list[Node], dict[str, Tensor]]:
-    """Find the longest start of ``tail`` that one fused multiply-add reproduces, and its factors."""
+def _epilogue(
+    graph: Graph, node: Node, tail: list[Node], blocks: Node | None
+) -> tuple[list[Node], dict[str, Tensor]]:
+    """Find the longest start of ``tail`` that one fused multiply-add reproduces, and its factors.
+
+    ``blocks`` is the depth_to_space between them: all its pixels have their channel's factors.
+    """
     if not tail:
         return [], {}
     weight = graph.tensors[node.tensors["weight"]]
     low, high = accumulator_range(weight, ACT_LEVELS[node.attrs["act"]])
+    if blocks is not None:
+        low, high = maps.by_block(low, blocks, False), maps.by_block(high, blocks, True)
     points = sample(low, high)
     for length in range(len(tail), 0, -1):
         pair = single_fma(_compose(graph, tail[:length]), points, node.attrs["dims"])
         if pair is None:
             continue
-        scale, bias = pair
-        if bias is None:
-            return tail[:length], {"scale": scale}
-        return tail[:length], {"scale": scale, "bias": bias}
+        named = {"scale": pair[0]} if pair[1] is None else {"scale": pair[0], "bias": pair[1]}
+        if blocks is not None:
+            named = {
+                role: maps.repeat_channels(values, blocks.attrs) for role, values in named.items()
+            }
+        return tail[:length], named
     return [], {}
 
 
 def _to_conv_float(edit: GraphEdit, node: Node, shapes: Callable[[], dict[str, Shape]]) -> None:
-    graph, tail = edit.graph, _affine_after(edit, node)
-    absorbed, factors = _epilogue(graph, node, tail)
+    graph, blocks = edit.graph, maps.blocks_after(edit.only_reader(node.name))
+    tail = _affine_after(edit, blocks or node)
+    absorbed, factors = _epilogue(graph, node, tail, blocks)
     residual: list[str] = []
     relu = False
     if len(absorbed) < len(tail):
         left = ", ".join(step.op for step in tail[len(absorbed) :])
         node.note = f"{left} stays in torch: not one fused multiply-add"
-    last = absorbed[-1] if absorbed else node
+    last = absorbed[-1] if absorbed else (blocks or node)
     reader = edit.only_reader(last.name)
-    if reader is not None and reader.op == "add" and _same_shapes(graph, reader, shapes()):
+    adds = blocks is None and reader is not None and reader.op == "add"
+    if adds and reader is not None and _same_shapes(graph, reader, shapes()):
         residual = [name for name in reader.inputs if name != last.name]
         absorbed.append(reader)
         last, reader = reader, edit.only_reader(reader.name)
@@ -95,8 +108,9 @@ def _to_conv_float(edit: GraphEdit, node: Node, shapes: Callable[[], dict[str, S
         relu = True
         absorbed.append(reader)
         last = reader
-    made = Node(last.name, "conv_float", node.inputs + residual, {**node.attrs, "relu": relu})
-    made.layer, made.shape = node.layer, last.shape
+    name, shape = (last.name, last.shape) if blocks is None else (node.name, node.shape)
+    made = Node(name, "conv_float", node.inputs + residual, {**node.attrs, "relu": relu})
+    made.layer, made.shape = node.layer, shape
     fused = [step.layer or step.op for step in absorbed if step.layer != node.layer]
     made.note = "; ".join(
         note for note in (f"epilogue holds {', '.join(fused)}" if fused else "", node.note) if note
@@ -105,7 +119,11 @@ def _to_conv_float(edit: GraphEdit, node: Node, shapes: Callable[[], dict[str, S
     made.tensors = {"weight": graph.add_tensor(f"{node.layer}.codes", weight, dtype, own=True)}
     for role, tensor in factors.items():
         made.tensors[role] = graph.add_tensor(f"{node.layer}.{role}", tensor)
-    edit.replace((node, *absorbed), last, [made])
+    if blocks is None:
+        edit.replace((node, *absorbed), last, [made])
+    else:
+        moved = dataclasses.replace(blocks, name=last.name)
+        edit.replace((node, blocks, *absorbed), last, [made, moved])
 
 
 def _same_shapes(graph: Graph, add: Node, shapes: dict[str, Shape]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fatnn_rs.convert.graph import Graph, Node, Ref, map_refs
@@ -23,6 +24,31 @@ RUNTIME_OPS: dict[str, Callable[[Node, Mapping[str, Tensor]], Callable[..., Any]
 }
 
 
+#: Functions of one element that torch computes by one formula in vectors and by another in what is
+#: left over at the end.
+_EVERYWHERE = ("sigmoid", "silu", "tanh")
+
+#: More elements than any processor's vectors hold in one step of torch's loops, a power of two.
+_STEP = 256
+
+
+def _whole_vectors(value: Any) -> bool:
+    """Whether torch goes over all elements in whole vectors: no bit depends on where they are.
+
+    Copies into another memory format and back would take longer than the function.
+    """
+    return (
+        isinstance(value, Tensor)
+        and not torch.compiler.is_compiling()
+        and value.numel() % _STEP == 0
+        and torch.get_num_threads() == 1
+        and (
+            value.is_contiguous()
+            or (value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last))
+        )
+    )
+
+
 def bind(graph: Graph, node: Node) -> Callable[..., Any]:
     """Return the function that computes a node from its input values."""
     if node.op == "torch":
@@ -35,7 +61,11 @@ def bind(graph: Graph, node: Node) -> Callable[..., Any]:
     # One layout per input value.
     layouts = layout.split("|")
 
+    plain = node.op in _EVERYWHERE
+
     def run(*values: Any) -> Any:
+        if plain and _whole_vectors(values[0]):
+            return function(*values)
         # A repeated value stays one object: attention tests whether queries are the keys.
         made = {
             (id(value), layout): in_layout(value, layout)

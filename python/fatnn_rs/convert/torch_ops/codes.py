@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fatnn_rs.convert.graph import Node
+from fatnn_rs.convert.torch_ops import spatial
 from fatnn_rs.errors import InputError
 from fatnn_rs.ops import prepack
 
@@ -100,4 +101,5 @@ CODE_OPS: dict[str, Callable[[Node, Tensors], Function]] = {
     "conv_codes": _conv_codes,
     "conv_float": _conv_float,
     "max_pool_codes": _max_pool_codes,
+    **spatial.CODES,
 }

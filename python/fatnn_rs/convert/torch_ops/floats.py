@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from fatnn_rs.convert.graph import Node
 from fatnn_rs.convert.scalar import SCALARS, ScalarFunction
+from fatnn_rs.convert.torch_ops import spatial
 
 __all__ = ["FLOAT_OPS", "FloatOp"]
 
@@ -309,6 +310,7 @@ def _plain(function: Function) -> Callable[[Node, Tensors], Function]:
 #: Every float operation a file may hold, and those of integers and masks. What it reads and has is in :mod:`fatnn_rs.operations`.
 FLOAT_OPS: dict[str, FloatOp] = {
     **{op: _scalar(scalar) for op, scalar in SCALARS.items()},
+    **{op: FloatOp(bind) for op, bind in spatial.FLOATS.items()},
     "conv1d": FloatOp(_conv(functional.conv1d)),
     "conv2d": FloatOp(_conv(functional.conv2d)),
     "linear": FloatOp(_linear),

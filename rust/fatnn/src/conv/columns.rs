@@ -65,7 +65,11 @@ pub fn conv2d_int8(
                 clamp: UNBOUNDED,
                 post: &[],
             };
-            return depthwise::Geometry::new(weights, shape)?.run(x, &layer, out);
+            return depthwise::Geometry::new(weights, shape)?.run(
+                depthwise::Input::of(x),
+                &layer,
+                out,
+            );
         }
         let geometry = Geometry::new(weights, shape)?;
         let mut scratch = memory::filled("quantized inputs", geometry.scratch, 0)?;

@@ -5,13 +5,16 @@
 //! cache. For every block of channels, the rows under a line of windows are interleaved into
 //! *columns*, which kernels read at a constant distance ([`crate::kernels::depthwise`]).
 
+mod input;
+
 use std::cell::RefCell;
 use std::ops::Range;
 
+pub(crate) use self::input::{Input, InputLines, Lines};
 use super::ConvShape;
 use super::int8::Constants;
 use crate::epilogue::Elementwise;
-use crate::error::{Error, Result, bad_value, check_len};
+use crate::error::{Result, bad_value, check_len};
 use crate::kernels::depthwise::{Finish, Levels, MAX_LINES, Product, Rows};
 use crate::kernels::{CacheLine, DepthwiseKernel, apply_all};
 use crate::pack::PackedWeights;
@@ -30,6 +33,9 @@ pub(crate) struct Layer<'a> {
     /// What the epilogue does not contain.
     pub post: &'a [Elementwise],
 }
+
+/// Bytes of lines that are made at a time: they stay in the second-level cache.
+const MADE_BYTES: usize = 256 << 10;
 
 /// No bounds at all.
 pub(crate) const UNBOUNDED: [f32; 2] = [f32::NEG_INFINITY, f32::INFINITY];
@@ -67,11 +73,19 @@ struct Scratch {
     offsets: Vec<usize>,
     /// A row whose channels are repeated.
     repeated: Vec<f32>,
+    /// Lines of the input that were made on the way.
+    made: Vec<f32>,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const {
-        RefCell::new(Scratch { rows: Vec::new(), columns: Vec::new(), offsets: Vec::new(), repeated: Vec::new() })
+        RefCell::new(Scratch {
+            rows: Vec::new(),
+            columns: Vec::new(),
+            offsets: Vec::new(),
+            repeated: Vec::new(),
+            made: Vec::new(),
+        })
     };
 }
 
@@ -79,6 +93,10 @@ thread_local! {
 struct Held {
     image: usize,
     rows: Range<usize>,
+    /// Lines of the input, of all images', that were made and are there.
+    made: Range<usize>,
+    /// The line, of all images', before which the last one is that this call wants.
+    end: usize,
 }
 
 impl Geometry {
@@ -127,7 +145,19 @@ impl Geometry {
         })
     }
 
-    /// Bytes of a thread's memory.
+    /// Lines of the input that are made at a time, where they are.
+    pub fn made_lines(&self, channels: usize) -> usize {
+        let line = self.shape.input[1].saturating_mul(channels).saturating_mul(size_of::<f32>());
+        (MADE_BYTES / line.max(1)).clamp(1, self.shape.input[0].max(1))
+    }
+
+    /// Bytes of these lines.
+    pub fn made_bytes(&self, channels: usize) -> u128 {
+        let pixel = channels as u128 * size_of::<f32>() as u128;
+        self.made_lines(channels) as u128 * self.shape.input[1] as u128 * pixel
+    }
+
+    /// Bytes of a thread's memory, but for lines that are made.
     pub fn thread_bytes(&self) -> u128 {
         let layout = self.kernel.layout();
         let columns = self.columns as u128 * self.steps as u128 * layout.step_bytes() as u128;
@@ -143,14 +173,20 @@ impl Geometry {
     }
 
     /// Runs the convolution on pixels whose channels are last.
-    pub fn run(&self, x: &[f32], layer: &Layer<'_>, out: &mut [f32]) -> Result<()> {
+    pub fn run(&self, x: Input<'_>, layer: &Layer<'_>, out: &mut [f32]) -> Result<()> {
         let (inputs, [_, width]) = (layer.weights.shape().channels, self.output);
-        check_len("input", self.shape.size("input", self.shape.input, inputs)?, x.len())?;
+        let elements = self.shape.size("input", self.shape.input, inputs)?;
+        match x.lines {
+            InputLines::Here(x) => check_len("input", elements, x.len())?,
+            InputLines::Made(images, _) => check_len("images", self.shape.batch, images)?,
+        }
         check_len("output", self.shape.size("output", self.output, self.channels)?, out.len())?;
         if out.is_empty() {
             return Ok(());
         }
-        self.check_unread(x, inputs)?;
+        if elements > 0 {
+            self.check_unread(x, inputs)?;
+        }
         // A product costs more than a dense one, and every value is quantized and finished.
         let cost = out
             .len()
@@ -161,7 +197,7 @@ impl Geometry {
     }
 
     /// Looks for NaN in rows that no window reads: an input with NaN is refused wherever it is.
-    fn check_unread(&self, x: &[f32], channels: usize) -> Result<()> {
+    fn check_unread(&self, x: Input<'_>, channels: usize) -> Result<()> {
         let ([height, width], stride) = (self.shape.input, self.shape.stride[0]);
         let reach = self.span - (self.lines - 1) * stride;
         let padding = self.shape.padding[0];
@@ -169,14 +205,17 @@ impl Geometry {
             .saturating_mul(stride)
             .saturating_add(reach)
             .saturating_sub(padding);
-        if x.is_empty() || (stride <= reach && end >= height) {
+        if stride <= reach && end >= height {
             return Ok(());
         }
-        let line = width * channels;
-        for (y, row) in x.chunks_exact(line).enumerate() {
-            let y = y % height;
-            if (y >= end || (y + padding) % stride >= reach) && row.iter().any(|x| x.is_nan()) {
-                return Err(nan(x));
+        let (line, mut made) = (width * channels, Vec::new());
+        for number in 0..height * self.shape.batch {
+            let y = number % height;
+            if y >= end || (y + padding) % stride >= reach {
+                let row = x.line(number, line, channels, &mut made)?;
+                if row.iter().any(|x| x.is_nan()) {
+                    return Err(x.nan(number * line, row));
+                }
             }
         }
         Ok(())
@@ -185,7 +224,7 @@ impl Geometry {
     /// Computes lines of the output, the first of which is number `first` of all images'.
     fn lines(
         &self,
-        x: &[f32],
+        x: Input<'_>,
         layer: &Layer<'_>,
         first: usize,
         scratch: &mut Scratch,
@@ -205,13 +244,15 @@ impl Geometry {
         columns[..self.left * column].fill(zero);
         columns[(self.left + real) * column..self.columns * column].fill(zero);
         rows[self.slots * self.row..][..self.row].fill(zero);
-        let mut held = Held { image: usize::MAX, rows: 0..0 };
+        let mut held =
+            Held { image: usize::MAX, rows: 0..0, made: 0..0, end: self.read_before(end) };
         let mut at = first;
         while at < end {
             let (image, y) = (at / height, at % height);
             let count = self.lines.min(height - y).min(end - at);
             let top = y * self.shape.stride[0];
-            self.hold(x, layer, (image, top), &mut held, &mut scratch.repeated, rows)?;
+            let buffers = [&mut scratch.repeated, &mut scratch.made];
+            self.hold(x, layer, (image, top), &mut held, buffers, rows)?;
             self.offsets(top, count, &mut scratch.offsets)?;
             let out = &mut out[(at - first) * line..][..count * line];
             for panel in layer.weights.panels(0) {
@@ -257,15 +298,24 @@ impl Geometry {
         Ok(())
     }
 
+    /// The line of the input, of all images', before which the last one is that lines of the output
+    /// before number `end` read.
+    fn read_before(&self, end: usize) -> usize {
+        let (image, y) = ((end - 1) / self.output[0], (end - 1) % self.output[0]);
+        let reach = self.span - (self.lines - 1) * self.shape.stride[0];
+        let bottom = (y * self.shape.stride[0] + reach).saturating_sub(self.shape.padding[0]);
+        image * self.shape.input[0] + bottom.min(self.shape.input[0])
+    }
+
     /// Quantizes what is not in the ring yet of the rows under lines whose windows begin at the
     /// padded row `top`.
     fn hold(
         &self,
-        x: &[f32],
+        x: Input<'_>,
         layer: &Layer<'_>,
         (image, top): (usize, usize),
         held: &mut Held,
-        repeated: &mut Vec<f32>,
+        [repeated, made]: [&mut Vec<f32>; 2],
         rows: &mut [u8],
     ) -> Result<()> {
         let ([height, width], padding) = (self.shape.input, self.shape.padding[0]);
@@ -275,7 +325,19 @@ impl Geometry {
         let inputs = layer.weights.shape().channels;
         let levels = Levels::new(layer.constants.inv_step, layer.bounds);
         for y in from..wanted.end {
-            let row = &x[(image * height + y) * width * inputs..][..width * inputs];
+            let (number, line) = (image * height + y, width * inputs);
+            if !x.here() && !held.made.contains(&number) {
+                // No line of another image, and none that nobody wants.
+                let last = ((image + 1) * height).min(held.end.max(image * height + wanted.end));
+                let count = self.made_lines(inputs).min(last - number);
+                memory::grow("lines of an input", made, count * line, 0.0)?;
+                x.make(number, line, inputs, &mut made[..count * line])?;
+                held.made = number..number + count;
+            }
+            let row = match x.lines {
+                InputLines::Here(x) if held.made.is_empty() => &x[number * line..][..line],
+                _ => &made[(number - held.made.start) * line..][..line],
+            };
             let out = &mut rows[y % self.slots * self.row..][..self.row];
             let numbers = if self.multiplier == 1 {
                 self.kernel.quantize(row, self.channels, &levels, out)
@@ -288,10 +350,10 @@ impl Geometry {
                 self.kernel.quantize(repeated, self.channels, &levels, out)
             };
             if !numbers {
-                return Err(nan(x));
+                return Err(x.nan((image * height + y) * line, row));
             }
         }
-        *held = Held { image, rows: wanted };
+        (held.image, held.rows) = (image, wanted);
         Ok(())
     }
 
@@ -315,9 +377,4 @@ impl Geometry {
         }));
         Ok(())
     }
-}
-
-/// The first NaN of an input that has one.
-fn nan(x: &[f32]) -> Error {
-    Error::NotANumber { what: "input", index: x.iter().position(|x| x.is_nan()).unwrap_or(0) }
 }

@@ -7,7 +7,7 @@ use super::network::{FusedQuantizer, NetNode, Network, NotFused};
 use super::ops::arithmetic::Arithmetic;
 use super::ops::concat::{Concat, Constant, Data};
 use super::ops::conv::{Epilogue, MaxPoolCodes, Quantize, Shortcut, TernaryConv};
-use super::ops::depthwise::DepthwiseConv;
+use super::ops::depthwise::{DepthwiseConv, Source as LineSource};
 use super::ops::elementwise::{ChannelDim, Map, elementwise_of, optional_constants};
 use super::ops::embedding::Embedding;
 use super::ops::int8::Int8Conv;
@@ -22,6 +22,7 @@ use super::ops::reduce::{Reduce, Softmax};
 use super::ops::shape::{Expand, Permute, Reshape, SliceDim};
 use super::order;
 use super::passes::{self, Refusal, quantizer};
+use super::spatial;
 use super::value::Operation;
 use crate::codec::CodesLayout;
 use crate::conv::depthwise::UNBOUNDED;
@@ -38,6 +39,7 @@ use crate::kernels::{self, Family, Kernel, LayerShape, OperandTypes, Operands};
 use crate::limits::{Budget, Limits};
 use crate::memory;
 use crate::pack::{PackedWeights, WeightShape};
+use crate::transpose::transpose;
 
 type OpResult = std::result::Result<Box<dyn Operation>, BuildError>;
 
@@ -224,6 +226,12 @@ impl<'a> Compiler<'a> {
             Op::AdaptiveAvgPool { size, .. } => {
                 Box::new(Pool { windows: Windows::Adaptive(*size), reduce: MEAN, axes: None })
             }
+            Op::AdaptiveMaxPool { .. }
+            | Op::Interpolate(_)
+            | Op::InterpolateCodes(_)
+            | Op::DepthToSpace(_)
+            | Op::DepthToSpaceCodes(_)
+            | Op::ConvTranspose(_) => spatial::operation(view, post, &self.budget)?,
             Op::Reduce { kind, dims, keepdim } => reduction(*kind, dims, *keepdim, rank)?,
             Op::Norm(norm) => {
                 let (weight, bias) =
@@ -243,12 +251,24 @@ impl<'a> Compiler<'a> {
                     self.budget.spend(size_of_val(values) as u128)?;
                     Ok(memory::copied("weights of an attention", values)?)
                 };
+                // `E × E` blocks, turned: rows of the second operand are next to each other then.
+                let turned = |role| -> Result<Vec<f32>, BuildError> {
+                    let (values, from) = (weight(role)?, view.shape(role)?);
+                    let square = from.last().map_or(0, |&side| side * side);
+                    let mut turned = memory::filled("weights of an attention", values.len(), 0.0)?;
+                    let blocks = values.chunks_exact(square.max(1));
+                    for (from, to) in blocks.zip(turned.chunks_exact_mut(square.max(1))) {
+                        let side = square.isqrt();
+                        transpose(from, to, side, side);
+                    }
+                    Ok(turned)
+                };
                 Box::new(Multihead {
                     heads: *heads,
                     batch_first: *batch_first,
-                    in_weight: weight("in_weight")?,
+                    in_weight: turned("in_weight")?,
                     in_bias: optional_constants(view, "in_bias")?,
-                    out_weight: weight("out_weight")?,
+                    out_weight: turned("out_weight")?,
                     out_bias: optional_constants(view, "out_bias")?,
                 })
             }
@@ -294,7 +314,8 @@ impl<'a> Compiler<'a> {
             | Op::Cumsum { .. } => plain::operation(view, &types, self.types[fused.node])?,
             Op::Quantize { .. } => {
                 let thresholds = memory::copied("thresholds", view.floats("steps")?)?;
-                Box::new(Quantize { thresholds, layout: self.layout(fused.node)? })
+                let before = self.before(fused)?;
+                Box::new(Quantize { thresholds, layout: self.layout(fused.node)?, before })
             }
             Op::ConvCodes { conv, .. } => {
                 let Some(Tensor::I32(_, thresholds)) = view.tensor("thresholds") else {
@@ -391,14 +412,35 @@ impl<'a> Compiler<'a> {
                 Op::Scalar(scalar) => scalar.bounds(),
                 _ => None,
             });
-            let bounds = before.unwrap_or(UNBOUNDED);
-            return Ok(Box::new(DepthwiseConv { weights, constants, window, axes, bounds, post }));
+            let (bounds, before) = (before.unwrap_or(UNBOUNDED), self.before(fused)?);
+            let source = fused.source.as_ref().map(|inner| self.line_source(inner)).transpose()?;
+            return Ok(Box::new(DepthwiseConv {
+                weights,
+                constants,
+                window,
+                axes,
+                bounds,
+                before,
+                source,
+                post,
+            }));
         }
         let pool = pool.and_then(|node| match &self.graph.nodes[node].op {
             Op::MaxPool(pool) => Some(max_pool(pool)),
             _ => None,
         });
         Ok(Box::new(Int8Conv { weights, constants, window, axes, post, pool }))
+    }
+
+    /// Functions of a node's input.
+    fn before(&self, fused: &FusedNode) -> Result<Vec<Elementwise>, BuildError> {
+        fused.before.iter().map(|&node| elementwise_of(self.view(node))).collect()
+    }
+
+    /// What makes a depthwise convolution's input.
+    fn line_source(&self, fused: &FusedNode) -> Result<LineSource, BuildError> {
+        let (node, conv) = (&self.graph.nodes[fused.node], self.conv_float(fused, None)?);
+        Ok(LineSource { name: node.name.clone(), label: node.label(), conv: Box::new(conv) })
     }
 
     /// Packs weights, if what they take may be spent.

@@ -13,6 +13,10 @@ pub(crate) struct FusedNode {
     pub inputs: Vec<ValueId>,
     /// The function before it, which only bounds its input.
     pub bounds: Option<usize>,
+    /// Functions of its input, in order.
+    pub before: Vec<usize>,
+    /// The convolution that makes its input line by line: then the first input is what that reads.
+    pub source: Option<Box<FusedNode>>,
     /// Functions of its output, in order.
     pub elementwise: Vec<usize>,
     /// Max pooling after those.
@@ -52,6 +56,8 @@ impl<'a> FusedGraph<'a> {
                 node: n,
                 inputs: node.inputs.clone(),
                 bounds: None,
+                before: Vec::new(),
+                source: None,
                 elementwise: Vec::new(),
                 max_pool: None,
                 quantizer: None,

@@ -5,6 +5,7 @@
 //! | `passes` | rewrites of the graph, each with a reason where it does not apply |
 //! | `fused` | the graph that they rewrite |
 //! | `compile` | from that to operations: the only place that packs weights |
+//! | `spatial` | as `compile`, of operations that change the size of maps |
 //! | `order` | in which order each value stands in memory |
 //! | `ops` | the operations; they know nothing of fusion |
 //! | `plan` | sizes and buffers for one shape of inputs |
@@ -21,6 +22,7 @@ mod order;
 mod passes;
 mod plan;
 mod run;
+mod spatial;
 mod value;
 
 pub use input::{Array, Input};

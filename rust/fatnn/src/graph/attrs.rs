@@ -18,6 +18,8 @@ pub enum AttrType {
     Ints,
     /// A number that float32 holds.
     Float,
+    /// A list of numbers in float64.
+    Floats,
     /// True or false.
     Bool,
     /// Text.
@@ -29,7 +31,7 @@ impl AttrType {
     pub fn name(self) -> &'static str {
         match self {
             AttrType::Int => "int",
-            AttrType::Ints => "list",
+            AttrType::Ints | AttrType::Floats => "list",
             AttrType::Float => "float",
             AttrType::Bool => "bool",
             AttrType::Str => "str",
@@ -41,6 +43,7 @@ impl AttrType {
             AttrType::Int => "an integer",
             AttrType::Ints => "a list of integers",
             AttrType::Float => "a number",
+            AttrType::Floats => "a list of numbers",
             AttrType::Bool => "true or false",
             AttrType::Str => "a string",
         }
@@ -52,6 +55,9 @@ impl AttrType {
             AttrType::Int => integer(value),
             AttrType::Ints => value.as_array().is_some_and(|list| list.iter().all(integer)),
             AttrType::Float => value.as_f64().is_some_and(|x| (x as f32).is_finite()),
+            AttrType::Floats => {
+                value.as_array().is_some_and(|list| list.iter().all(Json::is_number))
+            }
             AttrType::Bool => value.is_boolean(),
             AttrType::Str => value.is_string(),
         }
@@ -86,6 +92,9 @@ pub(super) const MIN_VALUES: &[(&str, i64)] = &[
     ("stride", 1),
     ("dilation", 1),
     ("padding", 0),
+    ("output_padding", 0),
+    ("block", 1),
+    ("crop", 0),
     ("size", 0),
     ("fixed", 0),
     ("groups", 1),
@@ -149,6 +158,13 @@ impl Attrs<'_> {
             .collect()
     }
 
+    /// Numbers, as precise as they stand in a file.
+    pub fn numbers(&self, key: &str) -> Result<Vec<f64>, String> {
+        let list = self.attr(key)?.as_array();
+        list.and_then(|list| list.iter().map(Json::as_f64).collect())
+            .ok_or_else(|| format!("attribute {key:?} must be a list of numbers"))
+    }
+
     /// Numbers for two axes. One-dimensional operations have the second only; `other` fills the
     /// first.
     pub fn pair(&self, key: &str, axes: usize, other: usize) -> Result<[usize; 2], String> {
@@ -160,7 +176,7 @@ impl Attrs<'_> {
     }
 
     /// As [`Attrs::pair`], of numbers that are at least 1.
-    fn positive_pair(&self, key: &str, axes: usize) -> Result<[usize; 2], String> {
+    pub fn positive_pair(&self, key: &str, axes: usize) -> Result<[usize; 2], String> {
         match self.pair(key, axes, 1)? {
             pair if pair.contains(&0) => {
                 Err(format!("attribute {key:?} must have {axes} integers >= 1, got {pair:?}"))

@@ -18,28 +18,51 @@ pub(super) fn elements(shape: &[usize]) -> u128 {
     shape.iter().fold(1, |n, &size| n.saturating_mul(size as u128))
 }
 
-/// Multiply-accumulates of a convolution or linear layer; 0 for anything else.
-pub fn macs(node: &Node, shape: &[usize], weight: Option<&Tensor>) -> u128 {
-    let kind = node.info.map_or(Products::None, |info| info.products);
-    products(kind, shape, weight.map(Tensor::shape))
+/// Multiply-accumulates of a convolution or linear layer that reads a value of the shape `read`; 0
+/// for anything else. Those of a transposed convolution that runs as another are its own.
+pub fn macs(node: &Node, read: &[usize], shape: &[usize], weight: Option<&Tensor>) -> u128 {
+    let per_input = match &node.op {
+        Op::ConvInt8(conv) => conv.input_products,
+        Op::ConvCodes { conv, .. } | Op::ConvFloat { conv, .. } => conv.input_products,
+        _ => None,
+    };
+    let weight = weight.map(Tensor::shape);
+    match node.info {
+        None => 0,
+        Some(info) => products(info, read, shape, weight, per_input),
+    }
 }
 
-/// As [`macs`], from an operation's name and the shapes of its value and weight.
+/// As [`macs`], from an operation's name and the shapes of its value, its weight and what it reads.
 ///
 /// # Errors
 /// [`Error::Graph`] where there is no such operation.
-pub fn macs_of(op: &str, shape: &[usize], weight: Option<&[usize]>) -> Result<u128> {
+pub fn macs_of(
+    op: &str,
+    shape: &[usize],
+    weight: Option<&[usize]>,
+    read: &[usize],
+    input_products: Option<usize>,
+) -> Result<u128> {
     let info =
         OpInfo::named(op).ok_or_else(|| Error::Graph { why: format!("unknown op {op:?}") })?;
-    Ok(products(info.products, shape, weight))
+    Ok(products(info, read, shape, weight, input_products))
 }
 
-fn products(products: Products, shape: &[usize], weight: Option<&[usize]>) -> u128 {
-    match (products, weight) {
-        (Products::None, _) | (_, None) => 0,
-        (_, Some(weight)) => {
-            elements(shape).saturating_mul(elements(weight.get(1..).unwrap_or_default()))
-        }
+fn products(
+    info: &OpInfo,
+    read: &[usize],
+    shape: &[usize],
+    weight: Option<&[usize]>,
+    per_input: Option<usize>,
+) -> u128 {
+    let Some(weight) = weight.filter(|_| info.products != Products::None) else { return 0 };
+    let each = elements(weight.get(1..).unwrap_or_default());
+    match per_input {
+        Some(each) => elements(read).saturating_mul(each as u128),
+        // Every pixel that it reads meets every tap.
+        None if info.name.starts_with("conv_transpose") => elements(read).saturating_mul(each),
+        None => elements(shape).saturating_mul(each),
     }
 }
 
@@ -72,10 +95,12 @@ fn work(view: NodeView<'_>, shape: &[usize], made: u128, read: u128, from: &[&[u
             2 * (keys + size(0, 1) + keys.saturating_mul(size(0, 1)).div_ceil(queries))
         }
         Op::MaxPool(pool) | Op::AvgPool { pool, .. } => elements(&pool.params.kernel),
+        Op::Interpolate(_) => 4,
         Op::MaxPoolCodes { params, .. } => elements(&params.kernel),
         _ => 1,
     };
-    match macs(view.node, shape, view.tensor("weight")) {
+    let first = from.first().copied().unwrap_or_default();
+    match macs(view.node, first, shape, view.tensor("weight")) {
         0 => made.saturating_mul(window).saturating_add(read),
         macs => macs,
     }

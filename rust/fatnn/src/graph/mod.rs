@@ -6,6 +6,7 @@
 //! | [`op`] | [`Op`]: what a node does, with typed attributes |
 //! | [`ops`] | [`ops::OPS`]: one row per operation, read by checks, reports and bindings |
 //! | [`graph`](mod@graph) | [`Graph`]: nodes, values, outputs |
+//! | [`spatial`] | what changes the size of maps, and the sizes that it makes |
 //! | [`tensor`] | [`Tensor`]: weights, scales, thresholds |
 //! | [`check`] | whether a graph is well-formed, and the types of its values |
 //! | [`cost`] | shapes of all values at conversion, and what a run costs |
@@ -30,12 +31,15 @@ pub mod ops;
 mod parse;
 pub mod report;
 pub mod shapes;
+mod shapes_spatial;
 mod shapes_sums;
 pub mod size;
+pub mod spatial;
 pub mod support;
 mod table;
 mod table_masks;
 mod table_scalar;
+mod table_spatial;
 mod table_sums;
 pub mod tensor;
 mod types;

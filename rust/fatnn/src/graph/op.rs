@@ -5,6 +5,7 @@
 
 use serde_json::Value as Json;
 
+use super::spatial::{ConvTranspose, DepthToSpace, Interpolate};
 use crate::dtype::{ActType, ValueType};
 use crate::scalar::{Binary, Comparison, Logical, Scalar};
 
@@ -36,6 +37,8 @@ pub struct Conv {
     pub params: ConvParams,
     /// Groups of channels.
     pub groups: usize,
+    /// Of a part of a transposed convolution: how many products that has per element of the input.
+    pub input_products: Option<usize>,
 }
 
 /// A convolution or linear layer on codes.
@@ -51,6 +54,8 @@ pub struct CodesConv {
     pub channels: Option<usize>,
     /// Spatial axes of the result: 0 for linear layers.
     pub axes: usize,
+    /// As [`Conv::input_products`].
+    pub input_products: Option<usize>,
 }
 
 /// Pooling with a window of a fixed size.
@@ -131,6 +136,8 @@ pub enum NormOver {
     Last(usize),
     /// Channels of one group, and their pixels.
     Groups(usize),
+    /// The pixels of one channel.
+    Channels,
 }
 
 /// `(x - mean) / √(variance + eps) * weight + bias`.
@@ -194,6 +201,23 @@ pub enum Op {
         /// Sizes of the result; 0: as the input.
         size: [usize; 2],
     },
+    /// Max pooling to a fixed size.
+    AdaptiveMaxPool {
+        /// Spatial axes: 1 or 2.
+        axes: usize,
+        /// Sizes of the result; 0: as the input.
+        size: [usize; 2],
+    },
+    /// A map of another size. With a second input that one's map says the size.
+    Interpolate(Interpolate),
+    /// As [`Op::Interpolate`], of codes.
+    InterpolateCodes(Interpolate),
+    /// Channels become pixels.
+    DepthToSpace(DepthToSpace),
+    /// As [`Op::DepthToSpace`], of codes.
+    DepthToSpaceCodes(DepthToSpace),
+    /// Transposed float convolution.
+    ConvTranspose(ConvTranspose),
     /// Dimensions become one number.
     Reduce {
         /// Which number.

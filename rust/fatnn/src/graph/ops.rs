@@ -66,18 +66,21 @@ pub enum Form {
     Pool,
     /// Moves elements only.
     Shape,
+    /// Makes another map of pixels, each of them as it was.
+    Select,
     /// Anything else.
     Other,
 }
 
 impl Form {
-    /// Its name: `scalar`, `channel`, `pool`, `shape` or `other`.
+    /// Its name: `scalar`, `channel`, `pool`, `shape`, `select` or `other`.
     pub fn name(self) -> &'static str {
         match self {
             Form::Scalar => "scalar",
             Form::Channel => "channel",
             Form::Pool => "pool",
             Form::Shape => "shape",
+            Form::Select => "select",
             Form::Other => "other",
         }
     }

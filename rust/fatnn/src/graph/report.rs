@@ -34,10 +34,14 @@ pub struct Row {
 /// Every node of a graph but its inputs.
 pub fn rows(graph: &Graph, tensors: &Tensors) -> Vec<Row> {
     let nodes = graph.nodes.iter().filter(|node| !matches!(node.op, Op::Input(_)));
-    nodes.map(|node| row(NodeView { node, tensors })).collect()
+    let read = |node: &super::Node| {
+        let first = node.inputs.first().and_then(|&value| graph.nodes.get(value));
+        first.map(|node| node.shape.as_slice()).unwrap_or_default()
+    };
+    nodes.map(|node| row(NodeView { node, tensors }, read(node))).collect()
 }
 
-fn row(view: NodeView<'_>) -> Row {
+fn row(view: NodeView<'_>, read: &[usize]) -> Row {
     let node = view.node;
     let weight = view.tensor("weight");
     let (code_bytes, int8_bytes) = match weight {
@@ -53,7 +57,7 @@ fn row(view: NodeView<'_>) -> Row {
         shape: node.shape.clone(),
         products: node.info.map_or(Products::None, |info| info.products),
         signature: node.info.map_or_else(|| "float -> float".into(), super::ops::OpInfo::signature),
-        macs: u64::try_from(cost::macs(node, &node.shape, weight)).unwrap_or(u64::MAX),
+        macs: u64::try_from(cost::macs(node, read, &node.shape, weight)).unwrap_or(u64::MAX),
         code_bytes: code_bytes as u64,
         int8_bytes: int8_bytes as u64,
         note: node.note.clone(),

@@ -124,7 +124,7 @@ fn along(axis: usize, params: &ConvParams) -> AxisParams {
 
 /// Splits a shape into what is before its `axes` spatial axes, and those; both with and without a
 /// batch.
-fn spatial(shape: &[Size], axes: usize) -> Result<(&[Size], &[Size]), String> {
+pub(super) fn spatial(shape: &[Size], axes: usize) -> Result<(&[Size], &[Size]), String> {
     require(shape.len() == axes + 1 || shape.len() == axes + 2, || {
         format!("{} or {} dimensions expected, got the shape {shape:?}", axes + 1, axes + 2)
     })?;
@@ -132,7 +132,7 @@ fn spatial(shape: &[Size], axes: usize) -> Result<(&[Size], &[Size]), String> {
 }
 
 /// The axes of a map, of which one-dimensional ones are the second.
-fn each_axis(
+pub(super) fn each_axis(
     axes: usize,
     map: &[Size],
     rule: impl Fn(Size, usize) -> Result<Size, String>,
@@ -169,7 +169,7 @@ pub(super) fn conv(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made 
     Ok([&front[..front.len() - 1], &[Size::Known(weight[0])], &map].concat())
 }
 
-fn bias(view: NodeView<'_>, out: usize) -> Result<(), String> {
+pub(super) fn bias(view: NodeView<'_>, out: usize) -> Result<(), String> {
     match view.tensor("bias").map(Tensor::shape) {
         Some(shape) if shape != [out] => {
             Err(format!("a bias of {out} numbers expected, got the shape {shape:?}"))
@@ -250,7 +250,10 @@ pub(super) fn pool(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made 
 }
 
 pub(super) fn adaptive(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
-    let Op::AdaptiveAvgPool { axes, size } = &view.node.op else { return same(sizes, view, read) };
+    let (Op::AdaptiveAvgPool { axes, size } | Op::AdaptiveMaxPool { axes, size }) = &view.node.op
+    else {
+        return same(sizes, view, read);
+    };
     let (front, map) = spatial(read[0], *axes)?;
     require(map.iter().all(|size| !size.is(0)), || {
         format!("a map with pixels expected, got the shape {:?}", read[0])

@@ -41,6 +41,11 @@ pub(super) fn norm(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made 
             )?;
             channels
         }
+        NormOver::Channels => {
+            let pixels = x.get(2..).filter(|map| !map.is_empty()).unwrap_or_default();
+            require(!pixels.is_empty(), || format!("a map expected, got the shape {x:?}"))?;
+            x[1]
+        }
     };
     for role in view.node.tensors.keys() {
         let shape = view.shape(role)?;

@@ -132,6 +132,26 @@ pub(super) fn rank<const RANK: usize>(_: &Op, read: &[&[usize]]) -> Result<(), S
     if read[0].len() == RANK { Ok(()) } else { shapes_do_not_fit() }
 }
 
+/// Images with one or two spatial axes.
+pub(super) fn map(_: &Op, read: &[&[usize]]) -> Result<(), String> {
+    if read.iter().all(|shape| (3..=4).contains(&shape.len())) {
+        Ok(())
+    } else {
+        shapes_do_not_fit()
+    }
+}
+
+pub(super) fn interpolate(op: &Op, read: &[&[usize]]) -> Result<(), String> {
+    match op {
+        Op::Interpolate(how) | Op::InterpolateCodes(how)
+            if read[0].len() == 4 && how.depends_on_memory() =>
+        {
+            Err("factors by which PyTorch takes other pixels in other memory formats".into())
+        }
+        _ => map(op, read),
+    }
+}
+
 /// Vectors without elements, which PyTorch skips, are no values of the others' rank.
 pub(super) fn cat(op: &Op, read: &[&[usize]]) -> Result<(), String> {
     if read.iter().all(|shape| shape.len() == read[0].len()) {

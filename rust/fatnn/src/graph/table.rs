@@ -7,6 +7,7 @@ use super::op::{CodesConv, Conv, Input, Op, Pool, Slice};
 use super::ops::{Exactness, Form, OpInfo, Products, Role};
 use super::table_masks::MASKS;
 use super::table_scalar::SCALARS;
+use super::table_spatial::SPATIAL;
 use super::table_sums::SUMS;
 use super::{BuildError, shapes, support, types};
 use crate::dtype::TensorType;
@@ -39,18 +40,19 @@ const I8: &[TensorType] = &[TensorType::I8];
 const CODES: &[TensorType] = TensorType::CODES;
 
 const KERNEL: Attr = always("kernel", Ints);
-const STRIDE: Attr = always("stride", Ints);
-const PADDING: Attr = always("padding", Ints);
-const DILATION: Attr = always("dilation", Ints);
-const GROUPS: Attr = always("groups", Int);
+pub(super) const STRIDE: Attr = always("stride", Ints);
+pub(super) const PADDING: Attr = always("padding", Ints);
+pub(super) const DILATION: Attr = always("dilation", Ints);
+pub(super) const GROUPS: Attr = always("groups", Int);
 const CEIL_MODE: Attr = always("ceil_mode", Bool);
 pub(super) const LAYOUT: Attr = in_files("layout", Str);
 const ACT: Attr = always("act", Str);
+const INPUT_PRODUCTS: Attr = optional("input_products", Int);
 
 const CONV: &[Attr] = &[STRIDE, PADDING, DILATION, GROUPS, LAYOUT];
 const WEIGHTED: &[Role] = &[role("weight", F32, true), role("bias", F32, false)];
 const MAX_POOL: &[Attr] = &[KERNEL, STRIDE, PADDING, in_files("dilation", Ints), CEIL_MODE];
-const CONV_INT8: &[Attr] = &[STRIDE, PADDING, DILATION, GROUPS];
+const CONV_INT8: &[Attr] = &[STRIDE, PADDING, DILATION, GROUPS, INPUT_PRODUCTS];
 const INT8: &[Role] = &[
     role("weight", I8, true),
     role("scale", F32, true),
@@ -78,7 +80,7 @@ pub(super) const ROW: OpInfo = OpInfo {
     support: Some(support::image),
 };
 
-const FLOAT_CONV: OpInfo = OpInfo {
+pub(super) const FLOAT_CONV: OpInfo = OpInfo {
     attrs: CONV,
     tensors: WEIGHTED,
     exactness: Exactness::SumOrder,
@@ -116,10 +118,9 @@ const CHANNEL: OpInfo =
 pub(super) const SUM: OpInfo = OpInfo { exactness: Exactness::SumOrder, ..ROW };
 
 /// Every operation.
-pub static OPS: &[OpInfo] =
-    &joined::<{ ROWS.len() + SCALARS.len() + SUMS.len() + MASKS.len() }>(&[
-        ROWS, SCALARS, SUMS, MASKS,
-    ]);
+pub static OPS: &[OpInfo] = &joined::<
+    { ROWS.len() + SCALARS.len() + SUMS.len() + MASKS.len() + SPATIAL.len() },
+>(&[ROWS, SCALARS, SUMS, MASKS, SPATIAL]);
 
 /// Parts of the table as one.
 const fn joined<const N: usize>(parts: &[&[OpInfo]]) -> [OpInfo; N] {
@@ -459,6 +460,7 @@ const CODES_TO_CODES: &[Attr] = &[
     in_files("channels", Int),
     always("dims", Int),
     always("out_groups", Int),
+    INPUT_PRODUCTS,
 ];
 const CODES_TO_FLOAT: &[Attr] = &[
     KERNEL,
@@ -470,10 +472,16 @@ const CODES_TO_FLOAT: &[Attr] = &[
     in_files("channels", Int),
     always("dims", Int),
     always("relu", Bool),
+    INPUT_PRODUCTS,
 ];
 
 fn conv(attrs: &Attrs<'_>, axes: usize) -> Result<Conv, BuildError> {
-    Ok(Conv { axes, params: attrs.conv_without_kernel(axes)?, groups: attrs.number("groups")? })
+    Ok(Conv {
+        axes,
+        params: attrs.conv_without_kernel(axes)?,
+        groups: attrs.number("groups")?,
+        input_products: attrs.optional_number("input_products")?,
+    })
 }
 
 fn max_pool(attrs: &Attrs<'_>, axes: usize) -> Result<Op, BuildError> {
@@ -491,5 +499,7 @@ fn codes_conv(attrs: &Attrs<'_>) -> Result<CodesConv, BuildError> {
         return Err(format!("dims must be 0, 1 or 2, got {axes}").into());
     }
     let (act, channels) = (attrs.act()?, attrs.optional_number("channels")?);
-    Ok(CodesConv { params: attrs.conv(2)?, groups: attrs.number("groups")?, act, channels, axes })
+    let input_products = attrs.optional_number("input_products")?;
+    let (params, groups) = (attrs.conv(2)?, attrs.number("groups")?);
+    Ok(CodesConv { params, groups, act, channels, axes, input_products })
 }

@@ -68,6 +68,7 @@ mod epilogue;
 mod float;
 mod float_mode;
 pub(crate) mod int8;
+pub(crate) mod interpolate;
 mod isa;
 mod kernel;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

@@ -7,19 +7,15 @@
 /// Adding it rounds to an integer, which then stands in the low bits.
 const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 · 2^52
 
-/// `1 / k!` from k = 9 down to 0.
-const EXP: [f64; 10] = [
-    1.0 / 362_880.0,
-    1.0 / 40_320.0,
-    1.0 / 5_040.0,
-    1.0 / 720.0,
-    1.0 / 120.0,
-    1.0 / 24.0,
-    1.0 / 6.0,
-    0.5,
-    1.0,
-    1.0,
-];
+/// A polynomial by Horner's rule, the highest power first, without a loop that would have to be
+/// unrolled before the loop over elements becomes vectors.
+macro_rules! polynomial {
+    ($x:expr; $first:expr, $($factor:expr),+ $(,)?) => {{
+        let sum = $first;
+        $(let sum = sum * $x + $factor;)+
+        sum
+    }};
+}
 
 /// `e^x`, to about 1e-11.
 #[inline(always)]
@@ -29,10 +25,11 @@ pub(super) fn exp(x: f64) -> f64 {
     let inside = if inside > 700.0 { 700.0 } else { inside };
     let shifted = inside * std::f64::consts::LOG2_E + ROUND;
     let rest = inside - (shifted - ROUND) * std::f64::consts::LN_2;
-    let mut sum = EXP[0];
-    for &factor in &EXP[1..] {
-        sum = sum * rest + factor;
-    }
+    // 1 / k! from k = 9 down to 0.
+    let sum = polynomial!(rest;
+        1.0 / 362_880.0, 1.0 / 40_320.0, 1.0 / 5_040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0,
+        1.0 / 6.0, 0.5, 1.0, 1.0,
+    );
     let power = f64::from_bits((shifted.to_bits() << 52).wrapping_add(1.0f64.to_bits()));
     let made = if x < -700.0 { 0.0 } else { sum * power };
     if x > 700.0 { f64::INFINITY } else { made }
@@ -60,10 +57,10 @@ pub(super) fn ln(x: f64) -> f64 {
     let m = f64::from_bits((bits & MANTISSA).wrapping_add(SHIFT));
     let s = (m - 1.0) / (m + 1.0);
     let square = s * s;
-    let mut sum = 1.0 / 17.0;
-    for odd in [15.0, 13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0] {
-        sum = sum * square + 1.0 / odd;
-    }
+    let sum = polynomial!(square;
+        1.0 / 17.0, 1.0 / 15.0, 1.0 / 13.0, 1.0 / 11.0, 1.0 / 9.0, 1.0 / 7.0, 1.0 / 5.0,
+        1.0 / 3.0, 1.0,
+    );
     let made = power * std::f64::consts::LN_2 + 2.0 * s * sum;
     let made = if x == f64::INFINITY { x } else { made };
     let made = if x == 0.0 { f64::NEG_INFINITY } else { made };
@@ -99,34 +96,18 @@ pub(super) fn silu(x: f64) -> f64 {
     x / (1.0 + exp(-x))
 }
 
-/// `erfc(z) · e^(z²) / t` for `t = 3 / (3 + z)`, by powers of `t`: to about 1e-11.
-const ERFC: [f64; 15] = [
-    0.18806319148669717,
-    0.18806336478204838,
-    0.17761113460182518,
-    0.1567755055409447,
-    0.1266297854281785,
-    0.09511086351115779,
-    0.04581201436309126,
-    0.056335556219305805,
-    -0.048733808989252544,
-    0.0422004601259685,
-    -0.004668264236222568,
-    -0.08456020483889361,
-    0.09783541141364975,
-    -0.04376733731859138,
-    0.007292327920940543,
-];
-
 /// `x · (1 + erf(x / √2)) / 2`, without cancellation where `x` is negative.
 #[inline(always)]
 pub(super) fn gelu(x: f64) -> f64 {
     let z = x.abs() * std::f64::consts::FRAC_1_SQRT_2;
     let t = 3.0 / (3.0 + z);
-    let mut sum = ERFC[14];
-    for &factor in ERFC[..14].iter().rev() {
-        sum = sum * t + factor;
-    }
+    // `erfc(z) · e^(z²) / t` by powers of `t`: to about 1e-11.
+    let sum = polynomial!(t;
+        0.007292327920940543, -0.04376733731859138, 0.09783541141364975, -0.08456020483889361,
+        -0.004668264236222568, 0.0422004601259685, -0.048733808989252544, 0.056335556219305805,
+        0.04581201436309126, 0.09511086351115779, 0.1266297854281785, 0.1567755055409447,
+        0.17761113460182518, 0.18806336478204838, 0.18806319148669717,
+    );
     let tail = 0.5 * t * sum * exp(-0.5 * x * x);
     x * if x < 0.0 { tail } else { 1.0 - tail }
 }

@@ -1,16 +1,20 @@
 //! Operations that make or read codes: thin fronts of [`crate::quantize`], [`crate::conv`] and
 //! [`crate::pool`].
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use crate::codec::CodesLayout;
 use crate::conv::tiled::FloatSink;
 use crate::conv::{ConvShape, Geometry, check_thresholds};
 use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Slice, SliceMut, Value};
-use crate::epilogue::{Dequantize, Quantizer, Requantize, Residual};
+use crate::epilogue::{Dequantize, Elementwise, Quantizer, Requantize, Residual, check_channels};
 use crate::error::{Error, Result, bad_value, check_len};
 use crate::graph::ConvParams;
+use crate::kernels::{BLOCK_PIXELS, apply_all};
+use crate::memory;
 use crate::pack::PackedWeights;
+use crate::parallel;
 use crate::pool::pool_checked;
 use crate::quantize::{PixelOrder, quantize};
 
@@ -19,13 +23,20 @@ use crate::quantize::{PixelOrder, quantize};
 pub(crate) struct Quantize {
     pub thresholds: Vec<f32>,
     pub layout: CodesLayout,
+    /// Functions of its input.
+    pub before: Vec<Elementwise>,
 }
 
 impl Operation for Quantize {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let dims = inputs[0].dims;
         check_len("channels", self.layout.channels(), dims.channels)?;
-        Ok((Value::codes(dims, self.layout), Cost::of(&dims, 1)))
+        check_channels(&self.before, dims.channels)?;
+        let mut cost = Cost::of(&dims, 1 + self.before.len());
+        if !self.before.is_empty() {
+            cost.bytes = piece(dims.channels) as u128 * dims.channels as u128 * 4;
+        }
+        Ok((Value::codes(dims, self.layout), cost))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
@@ -40,20 +51,64 @@ struct QuantizeStep {
     dims: Dims,
 }
 
+/// Pixels that functions and a quantizer go over together: their floats stay in the first-level
+/// cache.
+fn piece(channels: usize) -> usize {
+    (4096 / channels.max(1)).next_multiple_of(BLOCK_PIXELS).max(BLOCK_PIXELS)
+}
+
+thread_local! {
+    /// Floats of such pixels: kept from call to call, so that a run allocates nothing after the
+    /// first.
+    static PIECE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+impl QuantizeStep {
+    /// Floats of pixels, the first of which has number `first`, through the functions to codes.
+    fn pixels(&self, x: &[f32], first: usize, out: &mut [u8]) -> Result<()> {
+        let (q, channels) = (&*self.quantize, self.dims.channels);
+        let (pixels, bytes) = (piece(channels), q.layout.pixel_bytes());
+        let mut at = first * channels;
+        PIECE.with_borrow_mut(|floats| {
+            for out in out.chunks_mut(pixels * bytes) {
+                let pixels = out.len() / bytes;
+                memory::grow("pixels of a quantizer", floats, pixels * channels, 0.0)?;
+                let floats = &mut floats[..pixels * channels];
+                floats.copy_from_slice(&x[at..at + floats.len()]);
+                apply_all(&q.before, floats, channels)?;
+                let order = PixelOrder::ChannelsLast;
+                let quantize = || quantize(floats, 1, pixels, order, &q.thresholds, q.layout, out);
+                // Not on others: this thread's floats are borrowed.
+                parallel::on_this_thread(quantize).map_err(|error| match error {
+                    Error::NotANumber { what, index } => {
+                        Error::NotANumber { what, index: at + index }
+                    }
+                    other => other,
+                })?;
+                at += floats.len();
+            }
+            Ok(())
+        })
+    }
+}
+
 impl ExecutableOp for QuantizeStep {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
-        let q = &self.quantize;
+        let (q, x) = (&self.quantize, inputs[0].floats());
+        if !q.before.is_empty() {
+            let cost = x.len().saturating_mul(32 + 16 * q.before.len());
+            let bytes = q.layout.pixel_bytes();
+            return parallel::try_for_each_rows(
+                out.codes(),
+                bytes,
+                piece(self.dims.channels),
+                cost,
+                |first, out| self.pixels(x, first, out),
+            );
+        }
         let pixels = self.dims.map[0] * self.dims.map[1];
         let order = PixelOrder::ChannelsLast;
-        quantize(
-            inputs[0].floats(),
-            self.dims.images,
-            pixels,
-            order,
-            &q.thresholds,
-            q.layout,
-            out.codes(),
-        )
+        quantize(x, self.dims.images, pixels, order, &q.thresholds, q.layout, out.codes())
     }
 }
 
@@ -107,7 +162,7 @@ impl TernaryConv {
     }
 
     /// The output's dimensions over inputs of such dimensions, and what it costs.
-    fn sizes(&self, dims: &Dims) -> Result<(Dims, Cost)> {
+    pub(super) fn sizes(&self, dims: &Dims) -> Result<(Dims, Cost)> {
         if self.axes == 0 && self.window.kernel != dims.map {
             let ([h, w], [got_h, got_w]) = (self.window.kernel, dims.map);
             return bad_value(
@@ -142,12 +197,12 @@ impl TernaryConv {
         Ok((out, cost))
     }
 
-    fn geometry(&self, dims: &Dims) -> Result<Geometry> {
+    pub(super) fn geometry(&self, dims: &Dims) -> Result<Geometry> {
         Geometry::new(&self.weights, &self.window.over(dims))
     }
 
     /// The sink of a epilogue of floats.
-    fn sink<'a>(&'a self, residual: Residual<'a>) -> Option<FloatSink<'a>> {
+    pub(super) fn sink<'a>(&'a self, residual: Residual<'a>) -> Option<FloatSink<'a>> {
         let Epilogue::Float { scale, bias, relu, codes } = &self.epilogue else { return None };
         let channels = self.weights.shape().out_channels;
         let (scale, bias) = (scale.as_deref(), bias.as_deref());

@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
-use crate::conv::depthwise::{Geometry, Layer, UNBOUNDED};
-use crate::conv::{Constants, Padded};
+use crate::conv::depthwise::{Geometry, Input, InputLines, Layer, Lines, UNBOUNDED};
+use crate::conv::tiled::FloatSink;
+use crate::conv::{self, Constants, Padded};
+use crate::engine::ops::conv::TernaryConv;
 use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Slice, SliceMut, Value};
-use crate::epilogue::{Elementwise, check_channels};
-use crate::error::{Result, bad_value, check_len};
+use crate::epilogue::{Elementwise, Residual, check_channels};
+use crate::error::{Error, Result, bad_value, check_len};
 use crate::graph::ConvParams;
+use crate::memory;
 use crate::pack::PackedWeights;
 
 /// An int8 depthwise convolution.
@@ -20,11 +23,33 @@ pub(crate) struct DepthwiseConv {
     pub axes: usize,
     /// Least and greatest value of its input.
     pub bounds: [f32; 2],
+    /// Functions of its input, before the bounds.
+    pub before: Vec<Elementwise>,
+    /// What makes its input line by line: then its input is that one's codes.
+    pub source: Option<Source>,
     /// Functions of its output.
     pub post: Vec<Elementwise>,
 }
 
+/// A pixelwise convolution whose floats the depthwise one alone reads.
+#[derive(Debug)]
+pub(crate) struct Source {
+    /// Of its node.
+    pub name: String,
+    /// For messages.
+    pub label: String,
+    pub conv: Box<TernaryConv>,
+}
+
 impl DepthwiseConv {
+    /// Dimensions of what it reads, and what making that costs.
+    fn read(&self, dims: Dims) -> Result<(Dims, Cost)> {
+        let Some(Source { label, conv, .. }) = &self.source else {
+            return Ok((dims, Cost::default()));
+        };
+        conv.sizes(&dims).map_err(|e| Error::Node { node: label.clone(), source: Box::new(e) })
+    }
+
     fn sizes(&self, dims: &Dims) -> Result<(Geometry, Dims)> {
         let channels = self.weights.shape().out_channels;
         let geometry = Geometry::new(&self.weights, &self.window.over(dims))?;
@@ -35,12 +60,16 @@ impl DepthwiseConv {
 
 impl Operation for DepthwiseConv {
     fn products<'a>(&'a self, name: &'a str) -> Vec<(&'a str, &'static str, usize)> {
-        vec![(name, self.weights.kernel().name(), self.weights.as_bytes().len())]
+        let source = self.source.iter().flat_map(|source| source.conv.products(&source.name));
+        source
+            .chain([(name, self.weights.kernel().name(), self.weights.as_bytes().len())])
+            .collect()
     }
 
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
-        let dims = inputs[0].dims;
+        let (dims, source) = self.read(inputs[0].dims)?;
         check_len("channels", self.weights.shape().channels, dims.channels)?;
+        check_channels(&self.before, dims.channels)?;
         check_channels(&self.post, self.weights.shape().out_channels)?;
         if dims.axes != self.axes {
             let expected = format!("images, channels and {} spatial axes", self.axes);
@@ -53,12 +82,26 @@ impl Operation for DepthwiseConv {
         // Arithmetic only: it allocates nothing.
         let (geometry, out) = self.sizes(&dims)?;
         let mut cost = Cost::of(&out, self.weights.shape().reduction());
-        cost.bytes = geometry.thread_bytes();
+        cost.bytes = geometry.thread_bytes().saturating_add(source.bytes);
+        cost.macs = cost.macs.saturating_add(source.macs);
+        if self.source.is_some() || !self.before.is_empty() {
+            cost.bytes = cost.bytes.saturating_add(geometry.made_bytes(dims.channels));
+        }
         Ok((Value::float(out), cost))
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        let (geometry, out) = self.sizes(&inputs[0].dims)?;
+        let (read, _) = self.read(inputs[0].dims)?;
+        let (geometry, out) = self.sizes(&read)?;
+        let mut strips = Vec::new();
+        if let Some(Source { conv, .. }) = &self.source {
+            let lines = geometry.made_lines(read.channels);
+            memory::reserve("parts of a convolution", &mut strips, lines)?;
+            for count in 1..=lines {
+                let dims = Dims { images: 1, map: [count, read.map[1]], ..inputs[0].dims };
+                strips.push(conv.geometry(&dims)?);
+            }
+        }
         // BatchNorm and bounds, in this order, run with the epilogue; what else there is, after it.
         let (mut constants, mut clamp, mut rest) = (self.constants.clone(), UNBOUNDED, 0);
         if let Some(Elementwise::Affine(scale, bias)) = self.post.first() {
@@ -73,7 +116,7 @@ impl Operation for DepthwiseConv {
         }
         Ok((
             Value::float(out),
-            Box::new(DepthwiseStep { conv: self, geometry, constants, clamp, rest }),
+            Box::new(DepthwiseStep { conv: self, geometry, read, strips, constants, clamp, rest }),
         ))
     }
 }
@@ -82,6 +125,10 @@ impl Operation for DepthwiseConv {
 struct DepthwiseStep {
     conv: Arc<DepthwiseConv>,
     geometry: Geometry,
+    /// Dimensions of the floats that it reads.
+    read: Dims,
+    /// The source on one line, two, and so on.
+    strips: Vec<conv::Geometry>,
     constants: Constants,
     clamp: [f32; 2],
     /// The first function that the epilogue does not contain.
@@ -93,6 +140,42 @@ impl ExecutableOp for DepthwiseStep {
         let (conv, post) = (&*self.conv, &self.conv.post[self.rest..]);
         let (weights, constants) = (&conv.weights, &self.constants);
         let layer = Layer { weights, constants, bounds: conv.bounds, clamp: self.clamp, post };
-        self.geometry.run(inputs[0].floats(), &layer, out.floats())
+        let before = conv.before.as_slice();
+        let Some(source) = &conv.source else {
+            let input = Input { lines: InputLines::Here(inputs[0].floats()), before };
+            return self.geometry.run(input, &layer, out.floats());
+        };
+        let (source, codes) = (&*source.conv, inputs[0].codes());
+        let lines = SourceLines {
+            weights: &source.weights,
+            strips: &self.strips,
+            sink: source.sink(Residual::None).expect("sources are floats"),
+            codes,
+            bytes: self.read.map[1] * source.weights.codes_layout()?.pixel_bytes(),
+            floats: self.read.map[1] * self.read.channels,
+        };
+        let input = Input { lines: InputLines::Made(self.read.images, &lines), before };
+        self.geometry.run(input, &layer, out.floats())
+    }
+}
+
+/// Lines that a pixelwise convolution makes.
+struct SourceLines<'a> {
+    weights: &'a PackedWeights<'static>,
+    strips: &'a [conv::Geometry],
+    sink: FloatSink<'a>,
+    codes: &'a [u8],
+    /// Bytes of a line of codes, and floats of one that is made.
+    bytes: usize,
+    floats: usize,
+}
+
+impl Lines for SourceLines<'_> {
+    fn lines(&self, first: usize, out: &mut [f32]) -> Result<()> {
+        let Some(count) = out.len().checked_div(self.floats).filter(|count| *count > 0) else {
+            return Ok(());
+        };
+        let codes = &self.codes[first * self.bytes..][..count * self.bytes];
+        self.strips[count - 1].run(codes, self.weights, &self.sink, &mut [], out, &mut [])
     }
 }

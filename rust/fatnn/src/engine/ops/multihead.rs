@@ -14,10 +14,10 @@ use crate::parallel;
 pub(crate) struct Multihead {
     pub heads: usize,
     pub batch_first: bool,
-    /// `3E × E`, and `3E` numbers.
+    /// Three blocks of `E × E`, inputs × outputs, and `3E` numbers.
     pub in_weight: Vec<f32>,
     pub in_bias: Option<Vec<f32>>,
-    /// `E × E`, and `E` numbers.
+    /// `E × E`, inputs × outputs, and `E` numbers.
     pub out_weight: Vec<f32>,
     pub out_bias: Option<Vec<f32>>,
 }
@@ -104,7 +104,10 @@ struct MultiheadStep {
     sizes: Sizes,
 }
 
-/// `x · weightᵀ + bias`, row by row.
+/// Rows that are multiplied at a time: each time, weights are laid out anew.
+const ROWS: usize = 4 * BLOCK;
+
+/// `x · weight + bias`, row by row.
 fn project(
     x: &[f32],
     out: &mut [f32],
@@ -114,10 +117,10 @@ fn project(
 ) -> Result<()> {
     let cost = out.len().saturating_mul(embed).saturating_mul(8);
     parallel::try_for_each_rows(out, embed, BLOCK, cost, |first, out| {
-        for (b, out) in out.chunks_mut(BLOCK * embed).enumerate() {
-            let x = &x[(first + b * BLOCK) * embed..][..out.len()];
+        for (b, out) in out.chunks_mut(ROWS * embed).enumerate() {
+            let x = &x[(first + b * ROWS) * embed..][..out.len()];
             let rows = out.len() / embed;
-            product([rows, embed, embed], Matrix(x, [embed, 1]), Matrix(weight, [1, embed]), out);
+            product([rows, embed, embed], Matrix(x, [embed, 1]), Matrix(weight, [embed, 1]), out);
             for out in out.chunks_exact_mut(embed) {
                 out.iter_mut().zip(bias.unwrap_or_default()).for_each(|(y, &b)| *y += b);
             }

@@ -1,4 +1,5 @@
-//! Normalisations by statistics of the value itself: LayerNorm, RMSNorm, GroupNorm.
+//! Normalisations by statistics of the value itself: LayerNorm, RMSNorm, GroupNorm,
+//! InstanceNorm.
 
 use std::sync::Arc;
 
@@ -34,6 +35,13 @@ impl Normalize {
                 {
                     let pixels = counted(pixels);
                     ((channels / groups).saturating_mul(pixels), groups, pixels, channels)
+                }
+                _ => return wrong(),
+            },
+            NormOver::Channels => match shape {
+                &[_, channels, ref pixels @ ..] => {
+                    let pixels = counted(pixels);
+                    (pixels, channels, pixels, channels)
                 }
                 _ => return wrong(),
             },

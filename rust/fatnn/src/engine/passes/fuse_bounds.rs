@@ -1,17 +1,11 @@
 //! A ReLU, or another function that only bounds values, runs inside the depthwise int8 convolution
 //! that alone reads it: codes are bounded where values are quantized, at no cost.
 
-use super::{FusedGraph, Outcome, only_producer};
-use crate::graph::op::{Conv, Op};
+use super::{FusedGraph, Outcome, is_depthwise, only_producer};
+use crate::graph::op::Op;
 
 pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
-    let Op::ConvInt8(Conv { groups, .. }) = graph.op(node) else { return Outcome::NoMatch };
-    let channels =
-        graph.view(node).tensor("weight").and_then(|weight| weight.shape().get(1).copied());
-    let pooled = graph.node(node).is_none_or(|node| node.max_pool.is_some());
-    let Some(source) =
-        graph.input(node, 0).filter(|_| channels == Some(1) && *groups > 1 && !pooled)
-    else {
+    let Some(source) = graph.input(node, 0).filter(|_| is_depthwise(graph, node)) else {
         return Outcome::NoMatch;
     };
     let bounds = matches!(graph.op(source), Op::Scalar(scalar) if scalar.bounds().is_some());

@@ -15,7 +15,13 @@ pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
         Err(reason) => return Outcome::Refused(reason),
     };
     let takes = match graph.op(producer) {
-        Op::Conv(_) | Op::Linear | Op::ConvInt8(_) | Op::LinearInt8 | Op::Binary(_) => true,
+        Op::Conv(_)
+        | Op::ConvTranspose(_)
+        | Op::DepthToSpace(_)
+        | Op::Linear
+        | Op::ConvInt8(_)
+        | Op::LinearInt8
+        | Op::Binary(_) => true,
         // Its epilogue has a ReLU and no other function.
         Op::ConvFloat { .. } => *op == Op::Scalar(Scalar::Relu),
         _ => elementwise(producer),
@@ -37,7 +43,11 @@ fn one_channel_dim(graph: &FusedGraph<'_>, producer: usize, function: usize) -> 
     let dim_of = |node: usize| graph.view(node).node.channel_dim();
     let Some(dim) = dim_of(function) else { return true };
     match graph.op(producer) {
-        Op::Conv(_) | Op::ConvInt8(_) | Op::ConvFloat { .. } => dim == 1,
+        Op::Conv(_)
+        | Op::ConvTranspose(_)
+        | Op::DepthToSpace(_)
+        | Op::ConvInt8(_)
+        | Op::ConvFloat { .. } => dim == 1,
         Op::Linear | Op::LinearInt8 => dim + 1 == graph.view(producer).node.shape.len(),
         _ => {
             let fused = graph.node(producer).into_iter().flat_map(|node| &node.elementwise);

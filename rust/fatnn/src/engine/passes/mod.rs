@@ -3,17 +3,19 @@
 //! A pass walks over the nodes in order, so its time is linear in their number. Passes run in the
 //! order of [`PASSES`].
 
+mod fuse_before;
 mod fuse_bounds;
 mod fuse_elementwise;
 mod fuse_max_pool;
 mod fuse_quantizer;
 mod fuse_shortcut;
+mod fuse_source;
 
 pub(super) use fuse_quantizer::quantizer;
 
 use super::fused::FusedGraph;
 use crate::graph::ValueId;
-use crate::graph::op::Op;
+use crate::graph::op::{Conv, Op};
 
 /// Why a rewrite that is for a node did not apply to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +69,8 @@ pub(crate) const PASSES: &[Pass] = &[
     Pass { name: "fuse_bounds", apply: fuse_bounds::apply },
     Pass { name: "fuse_shortcut", apply: fuse_shortcut::apply },
     Pass { name: "fuse_quantizer", apply: fuse_quantizer::apply },
+    Pass { name: "fuse_before", apply: fuse_before::apply },
+    Pass { name: "fuse_source", apply: fuse_source::apply },
 ];
 
 /// A rewrite that was refused.
@@ -93,6 +97,15 @@ pub(crate) fn run(graph: &mut FusedGraph<'_>) -> Vec<Refusal> {
     // A later pass may have found another place for a node.
     refused.retain(|refusal| graph.node(refusal.node).is_some());
     refused
+}
+
+/// Whether a node is a depthwise int8 convolution.
+fn is_depthwise(graph: &FusedGraph<'_>, node: usize) -> bool {
+    let Op::ConvInt8(Conv { groups, .. }) = graph.op(node) else { return false };
+    let channels =
+        graph.view(node).tensor("weight").and_then(|weight| weight.shape().get(1).copied());
+    let pooled = graph.node(node).is_none_or(|node| node.max_pool.is_some());
+    channels == Some(1) && *groups > 1 && !pooled
 }
 
 /// The node that makes a value that nothing else reads.

@@ -1,0 +1,120 @@
+"""Maps of other sizes: whose size an interpolation takes, quantizers before it, and blocks of channels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from fatnn_rs import _core
+from fatnn_rs.convert.graph import Graph, Node, refs
+from fatnn_rs.convert.lower.spatial import repeat_channels
+from fatnn_rs.convert.shapes import run_time_shapes
+from fatnn_rs.operations import makes_codes
+
+__all__ = [
+    "blocks_after",
+    "by_block",
+    "on_codes",
+    "quantize_before_nearest",
+    "repeat_channels",
+    "share_map_sizes",
+]
+
+
+def share_map_sizes(graph: Graph) -> None:
+    """Let interpolations take their size from a value of that size that others read anyway.
+
+    A value that is read once more for its size is one that no other operation can take over.
+    """
+    takers = [
+        node
+        for node in graph.nodes
+        if node.op in ("interpolate_nearest", "interpolate_linear") and len(node.inputs) > 1
+    ]
+    if not takers:
+        return
+    shapes, users, index = run_time_shapes(graph), graph.users(), graph.index()
+    returned = {ref.name for ref in refs(graph.outputs)}
+    for node in takers:
+        source = node.inputs[1]
+        wanted = shapes[source]
+        for other in graph.nodes:
+            if other is node:
+                break
+            found = shapes[other.name]
+            if len(found) != len(wanted) or found[2:] != wanted[2:]:
+                continue
+            others = len(users[other.name]) > 1 or other.name in returned or other.op == "input"
+            if others and index[other.name].dtype == "float32" and not makes_codes(other.op):
+                node.inputs[1] = other.name
+                break
+
+
+def moves_onto_codes(index: Mapping[str, Node], node: Node) -> bool:
+    """Whether an operation takes each pixel as it is, so that pixels may be quantized before it."""
+    if node.op == "depth_to_space":
+        return bool(node.attrs["mode"] == "DCR")
+    if node.op != "interpolate_nearest":
+        return False
+    shapes = [index[name].shape for name in node.inputs]
+    return _core.engine_refusal(node.op, json.dumps(node.attrs), shapes) is None
+
+
+def on_codes(step: Node, source: Node, name: str) -> Node:
+    """Make the node that does to codes what ``step`` does to floats."""
+    dtype: Any = source.dtype
+    if step.op == "depth_to_space":
+        height, width = step.attrs["block"]
+        pixels = height * width
+        dtype = {
+            **dtype,
+            "channels": dtype["channels"] // pixels,
+            "groups": dtype["groups"] // pixels,
+        }
+    return Node(
+        name,
+        f"{step.op}_codes",
+        [source.name, *step.inputs[1:]],
+        {key: value for key, value in step.attrs.items() if key != "layout"},
+        layer=step.layer,
+        shape=step.shape,
+        dtype=dtype,
+    )
+
+
+def quantize_before_nearest(graph: Graph) -> None:
+    """Quantize the smaller map where only a quantizer reads an interpolated one: codes are fewer and smaller."""
+    for node in [node for node in graph.nodes if node.op == "act_quant"]:
+        while True:
+            index, users = graph.index(), graph.users()
+            step = index[node.inputs[0]]
+            if (
+                step.op != "interpolate_nearest"
+                or len(users[step.name]) > 1
+                or not moves_onto_codes(index, step)
+            ):
+                break
+            name = node.name
+            small = graph.fresh_name(f"{name}_small")
+            node.inputs, node.shape = [step.inputs[0]], index[step.inputs[0]].shape
+            graph.nodes.remove(node)
+            graph.nodes[graph.nodes.index(step)] = node
+            node.name = small
+            made = on_codes(step, node, name)
+            graph.nodes.insert(graph.nodes.index(node) + 1, made)
+
+
+def blocks_after(reader: Node | None) -> Node | None:
+    """Return the only reader of a convolution if it is a transposed convolution's shuffle."""
+    fits = reader is not None and reader.op == "depth_to_space" and reader.attrs["mode"] == "DCR"
+    return reader if fits else None
+
+
+def by_block(values: Tensor, blocks: Node, greatest: bool) -> Tensor:
+    """Take the least or greatest number of each channel over the pixels of a block."""
+    height, width = blocks.attrs["block"]
+    parts = values.reshape(blocks.attrs["groups"], height * width, -1)
+    return (parts.amax(1) if greatest else parts.amin(1)).flatten()

@@ -1,0 +1,151 @@
+"""The operations that change the size of maps, as torch runs them: of floats, and of packed codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fatnn_rs.convert.graph import Node
+
+__all__ = ["CODES", "FLOATS"]
+
+Function = Callable[..., Any]
+Bind = Callable[[Node, Mapping[str, Tensor]], Function]
+
+
+def _interpolate(node: Node, tensors: Mapping[str, Tensor]) -> Function:
+    how = _sampling(node)
+    linear = "align_corners" in node.attrs
+    if not linear:
+        how["mode"] = node.attrs["mode"]
+
+    def run(x: Tensor, like: Tensor | None = None) -> Tensor:
+        mode = {"mode": "linear" if x.dim() == 3 else "bilinear"} if linear else {}
+        size = {} if like is None else {"size": like.shape[2:]}
+        return functional.interpolate(x, **{**how, **mode, **size})
+
+    return run
+
+
+def _sampling(node: Node) -> dict[str, Any]:
+    """Arguments of torch's function."""
+    a = node.attrs
+    how: dict[str, Any] = {}
+    if a["size"]:
+        how["size"] = a["size"]
+    elif a["factors"]:
+        how |= {"scale_factor": a["factors"], "recompute_scale_factor": a["recompute"]}
+    return how | ({"align_corners": a["align_corners"]} if "align_corners" in a else {})
+
+
+def _interpolate_codes(node: Node, tensors: Mapping[str, Tensor]) -> Function:
+    a = node.attrs
+    axes = max(len(a["size"]), len(a["factors"]))
+
+    def indices(count: int, axis: int, size: int | None) -> Tensor:
+        """Which pixels torch takes: those of a row of their numbers."""
+        how: dict[str, Any] = {"mode": a["mode"]}
+        if size is not None:
+            how["size"] = size
+        elif a["size"]:
+            how["size"] = a["size"][axis]
+        else:
+            how |= {"scale_factor": a["factors"][axis], "recompute_scale_factor": a["recompute"]}
+        numbers = torch.arange(count, dtype=torch.float32)[None, None]
+        return functional.interpolate(numbers, **how)[0, 0].long()
+
+    def run(codes: Tensor, like: Tensor | None = None) -> Tensor:
+        sizes = [None, None] if like is None else [1, *like.shape[2:]][-2:]
+        one = 2 - axes if like is None else 4 - like.dim()
+        for axis in range(one, 2):
+            size = sizes[axis]
+            taken = indices(codes.shape[1 + axis], axis - one, None if size is None else int(size))
+            codes = codes.index_select(1 + axis, taken)
+        return codes
+
+    return run
+
+
+def _cut(x: Tensor, crop: list[int], first: int) -> Tensor:
+    """Cut the two dimensions from ``first`` on."""
+    for axis in range(2):
+        before, behind = crop[2 * axis : 2 * axis + 2]
+        x = x.narrow(first + axis, before, x.shape[first + axis] - before - behind)
+    return x
+
+
+def _depth_to_space(node: Node, tensors: Mapping[str, Tensor]) -> Function:
+    (height, width), groups = node.attrs["block"], node.attrs["groups"]
+    crop, blocks_first = node.attrs["crop"], node.attrs["mode"] == "DCR"
+
+    def run(x: Tensor) -> Tensor:
+        line = x.dim() == 3
+        x = x[:, :, None] if line else x
+        n, channels, h, w = x.shape
+        if blocks_first:
+            parts = x.reshape(n, groups, height, width, -1, h, w).permute(0, 1, 4, 5, 2, 6, 3)
+        else:
+            parts = x.reshape(n, 1, -1, height, width, h, w).permute(0, 1, 2, 5, 3, 6, 4)
+        whole = parts.reshape(n, channels // (height * width), h * height, w * width)
+        made = _cut(whole, crop, 2)
+        return made[:, :, 0] if line else made
+
+    return run
+
+
+def _depth_to_space_codes(node: Node, tensors: Mapping[str, Tensor]) -> Function:
+    (height, width), groups = node.attrs["block"], node.attrs["groups"]
+    crop = node.attrs["crop"]
+
+    def run(codes: Tensor) -> Tensor:
+        n, h, w, size = codes.shape
+        parts = codes.reshape(n, h, w, groups, height, width, -1).permute(0, 1, 4, 2, 5, 3, 6)
+        whole = parts.reshape(n, h * height, w * width, size // (height * width))
+        return _cut(whole, crop, 1).contiguous()
+
+    return run
+
+
+def _conv_transpose(function: Function) -> Bind:
+    def bind(node: Node, tensors: Mapping[str, Tensor]) -> Function:
+        weight, bias, a = tensors["weight"], tensors.get("bias"), node.attrs
+        how = (a["stride"], a["padding"], a["output_padding"], a["groups"], a["dilation"])
+        return lambda x: function(x, weight, bias, *how)
+
+    return bind
+
+
+def _adaptive_max(function: Function) -> Bind:
+    def bind(node: Node, tensors: Mapping[str, Tensor]) -> Function:
+        size = [value or None for value in node.attrs["size"]]
+        return lambda x: function(x, size[0] if len(size) == 1 else size)
+
+    return bind
+
+
+def _instance_norm(node: Node, tensors: Mapping[str, Tensor]) -> Function:
+    weight, bias, eps = tensors.get("weight"), tensors.get("bias"), node.attrs["eps"]
+    return lambda x: functional.instance_norm(x, None, None, weight, bias, True, 0.0, eps)
+
+
+#: Operation on floats → function of a node and its tensors by role.
+FLOATS: dict[str, Bind] = {
+    "interpolate_nearest": _interpolate,
+    "interpolate_linear": _interpolate,
+    "depth_to_space": _depth_to_space,
+    "conv_transpose1d": _conv_transpose(functional.conv_transpose1d),
+    "conv_transpose2d": _conv_transpose(functional.conv_transpose2d),
+    "adaptive_max_pool1d": _adaptive_max(functional.adaptive_max_pool1d),
+    "adaptive_max_pool2d": _adaptive_max(functional.adaptive_max_pool2d),
+    "instance_norm": _instance_norm,
+}
+
+#: The same of packed codes.
+CODES: dict[str, Bind] = {
+    "interpolate_nearest_codes": _interpolate_codes,
+    "depth_to_space_codes": _depth_to_space_codes,
+}

@@ -1,0 +1,187 @@
+"""Quantization-aware transposed convolutions: ternary and int8, with the float ``state_dict`` keys unchanged.
+
+A transposed convolution's weight is [in, out / groups, ...]. Quantizers fit steps per output
+channel, so they see it as [out, in / groups, ...]; the product and its gradients are torch's own.
+Codes of the zeros between pixels, and of the padding, are 0, whatever the activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fatnn_rs.nn import int8, layers
+from fatnn_rs.nn.base import QuantizedLayer
+from fatnn_rs.nn.int8 import INT8_QAT_MAPPING, Int8Layer
+from fatnn_rs.nn.layers import TERNARY_QAT_MAPPING, TernaryLayer
+
+__all__ = [
+    "Int8ConvTranspose1d",
+    "Int8ConvTranspose2d",
+    "TernaryConvTranspose1d",
+    "TernaryConvTranspose2d",
+]
+
+
+class _Transposed(QuantizedLayer):
+    """Stores its weight as [in, out / groups, ...]; quantizers see [out, in / groups, ...]."""
+
+    groups: int
+
+    def _weight(self) -> Tensor:
+        return _swapped(self.weight, self.groups)
+
+    def _as_stored(self, weight: Tensor) -> Tensor:
+        return _swapped(weight, self.groups)
+
+
+def _swapped(weight: Tensor, groups: int) -> Tensor:
+    """Return [groups · a, b, ...] as [groups · b, a, ...]; its own inverse."""
+    parts = weight.reshape(groups, -1, *weight.shape[1:])
+    return parts.transpose(1, 2).flatten(0, 1)
+
+
+def _transpose(
+    layer: Any, function: Callable[..., Tensor], x: Tensor, output_size: Any, dims: int
+) -> Tensor:
+    more = layer._output_padding(
+        x, output_size, layer.stride, layer.padding, layer.kernel_size, dims, layer.dilation
+    )
+
+    def product(x: Tensor, w: Tensor) -> Tensor:
+        stored = layer._as_stored(w)
+        return function(
+            x, stored, None, layer.stride, layer.padding, more, layer.groups, layer.dilation
+        )
+
+    result: Tensor = layer._run(product, x, dims)
+    return result
+
+
+class TernaryConvTranspose1d(_Transposed, TernaryLayer, nn.ConvTranspose1d):
+    """``torch.nn.ConvTranspose1d`` with ternary weights and activations.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As ``torch.nn.ConvTranspose1d``.
+    quantizer, act, act_quantizer, per_channel, act_range, scale
+        As :class:`fatnn_rs.nn.TernaryConv1d`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        quantizer: str = "fatnn",
+        act: str = "ternary",
+        act_quantizer: str | None = None,
+        per_channel: bool = False,
+        act_range: str = "auto",
+        scale: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._add_quantizers(quantizer, act, act_quantizer, per_channel, act_range, scale)
+
+    @classmethod
+    def from_float(cls, module: nn.Module, **options: Any) -> TernaryConvTranspose1d:
+        """Make the quantized layer of a ``torch.nn.ConvTranspose1d``: same parameters, and the options of this class."""
+        return layers._qat_layer(cls, module, nn.ConvTranspose1d, **options)
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """[N, C, L] or [C, L] → [N, out, L'] or [out, L']."""
+        return _transpose(self, functional.conv_transpose1d, input, output_size, 1)
+
+
+class TernaryConvTranspose2d(_Transposed, TernaryLayer, nn.ConvTranspose2d):
+    """``torch.nn.ConvTranspose2d`` with ternary weights and activations.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As ``torch.nn.ConvTranspose2d``.
+    quantizer, act, act_quantizer, per_channel, act_range, scale
+        As :class:`fatnn_rs.nn.TernaryConv2d`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        quantizer: str = "fatnn",
+        act: str = "ternary",
+        act_quantizer: str | None = None,
+        per_channel: bool = False,
+        act_range: str = "auto",
+        scale: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._add_quantizers(quantizer, act, act_quantizer, per_channel, act_range, scale)
+
+    @classmethod
+    def from_float(cls, module: nn.Module, **options: Any) -> TernaryConvTranspose2d:
+        """Make the quantized layer of a ``torch.nn.ConvTranspose2d``: same parameters, and the options of this class."""
+        return layers._qat_layer(cls, module, nn.ConvTranspose2d, **options)
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """[N, C, H, W] or [C, H, W] → [N, out, H', W'] or [out, H', W']."""
+        return _transpose(self, functional.conv_transpose2d, input, output_size, 2)
+
+
+class Int8ConvTranspose1d(_Transposed, Int8Layer, nn.ConvTranspose1d):
+    """``torch.nn.ConvTranspose1d`` with 8-bit weights and activations.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As ``torch.nn.ConvTranspose1d``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._add_quantizer()
+
+    @classmethod
+    def from_float(cls, module: nn.Module) -> Int8ConvTranspose1d:
+        """Make the quantized layer of a ``torch.nn.ConvTranspose1d``, with the same parameters."""
+        return int8._qat_layer(cls, module, nn.ConvTranspose1d)
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """[N, C, L] or [C, L] → [N, out, L'] or [out, L']."""
+        return _transpose(self, functional.conv_transpose1d, input, output_size, 1)
+
+
+class Int8ConvTranspose2d(_Transposed, Int8Layer, nn.ConvTranspose2d):
+    """``torch.nn.ConvTranspose2d`` with 8-bit weights and activations.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As ``torch.nn.ConvTranspose2d``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._add_quantizer()
+
+    @classmethod
+    def from_float(cls, module: nn.Module) -> Int8ConvTranspose2d:
+        """Make the quantized layer of a ``torch.nn.ConvTranspose2d``, with the same parameters."""
+        return int8._qat_layer(cls, module, nn.ConvTranspose2d)
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """[N, C, H, W] or [C, H, W] → [N, out, H', W'] or [out, H', W']."""
+        return _transpose(self, functional.conv_transpose2d, input, output_size, 2)
+
+
+TERNARY_QAT_MAPPING |= {
+    nn.ConvTranspose1d: TernaryConvTranspose1d,
+    nn.ConvTranspose2d: TernaryConvTranspose2d,
+}
+INT8_QAT_MAPPING |= {
+    nn.ConvTranspose1d: Int8ConvTranspose1d,
+    nn.ConvTranspose2d: Int8ConvTranspose2d,
+}

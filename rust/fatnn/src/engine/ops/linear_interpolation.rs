@@ -1,0 +1,98 @@
+//! Interpolation by a weighted mean of the pixels around: linear on one axis, bilinear on two.
+//!
+//! Weights are PyTorch's float32 numbers. A result is the sum of four products, in one order and
+//! without fused multiply-add, so that bits are equal on all instruction sets. PyTorch has several
+//! kernels for it, whose order and fusing depend on sizes and memory format.
+
+use std::sync::Arc;
+
+use super::resize::interpolated;
+use crate::engine::value::{Cost, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
+use crate::error::Result;
+use crate::graph::spatial::{Interpolate, Sampling};
+use crate::kernels::interpolate::{Between, Row};
+use crate::kernels::rows::run;
+use crate::memory;
+use crate::parallel;
+
+/// Linear interpolation.
+#[derive(Debug)]
+pub(crate) struct Linear(pub Interpolate);
+
+impl Linear {
+    fn between(&self, at: usize, ratio: f32, input: usize, output: usize) -> Between {
+        if input == output {
+            return Between { at: [at, at], weights: [1.0, 0.0] };
+        }
+        let place = match self.0.sampling {
+            Sampling::Linear { align_corners: true } => ratio * at as f32,
+            _ => (ratio * (at as f32 + 0.5) - 0.5).max(0.0),
+        };
+        let first = (place as usize).min(input - 1);
+        let weight = (place - first as f32).clamp(0.0, 1.0);
+        Between { at: [first, (first + 1).min(input - 1)], weights: [1.0 - weight, weight] }
+    }
+}
+
+impl Operation for Linear {
+    fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
+        let dims = interpolated(&self.0, inputs)?;
+        let bytes = (dims.map[0] as u128 + dims.map[1] as u128) * size_of::<Between>() as u128;
+        Ok((Value::float(dims), Cost { bytes, ..Cost::of(&dims, 4) }))
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
+        let (made, from) = (self.measure(inputs)?.0, inputs[0].dims);
+        let table = |axis: usize| {
+            let (input, output, absent) = (from.map[axis], made.dims.map[axis], 2 - from.axes);
+            let ratio =
+                if axis < absent { 1.0 } else { self.0.ratio(axis - absent, input, output) };
+            let between = (0..output).map(|at| self.between(at, ratio, input, output));
+            memory::collected("pixels of an interpolation", between)
+        };
+        let step = LinearStep {
+            rows: table(0)?,
+            columns: table(1)?,
+            map: from.map,
+            channels: from.channels,
+        };
+        Ok((made, Box::new(step)))
+    }
+
+    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+        // Of a second input only the sizes count.
+        let wanted = inputs
+            .iter()
+            .enumerate()
+            .map(|(i, input)| if i == 0 { Order::ChannelsLast } else { input.order });
+        (wanted.collect(), Order::ChannelsLast)
+    }
+}
+
+#[derive(Debug)]
+struct LinearStep {
+    rows: Vec<Between>,
+    columns: Vec<Between>,
+    map: [usize; 2],
+    channels: usize,
+}
+
+impl ExecutableOp for LinearStep {
+    fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
+        let (x, out, channels) = (inputs[0].floats(), out.floats(), self.channels);
+        let ([h, w], row) = (self.map, self.columns.len() * channels);
+        if out.is_empty() {
+            return Ok(());
+        }
+        let cost = out.len().saturating_mul(16);
+        parallel::try_for_each_rows(out, row, 1, cost, |first, out| {
+            for (i, out) in out.chunks_exact_mut(row).enumerate() {
+                let (image, y) =
+                    ((first + i) / self.rows.len(), self.rows[(first + i) % self.rows.len()]);
+                let lines = y.at.map(|y| &x[(image * h + y) * w * channels..][..w * channels]);
+                run(Row { out, lines, down: y.weights, columns: &self.columns, channels })?;
+            }
+            Ok(())
+        })
+    }
+}

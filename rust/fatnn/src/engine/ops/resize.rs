@@ -1,0 +1,252 @@
+//! Maps of another size whose pixels stay as they are: nearest interpolation, and channels that
+//! become pixels; of floats and of codes.
+
+use std::sync::Arc;
+
+use crate::engine::value::{
+    Cost, Dims, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value,
+};
+use crate::epilogue::{Elementwise, check_channels};
+use crate::error::{Result, bad_value};
+use crate::graph::spatial::{DepthToSpace, Interpolate, Sampling};
+use crate::kernels::apply_all;
+use crate::memory;
+use crate::parallel;
+
+/// Height and width that an interpolation makes of these inputs.
+pub(super) fn interpolated(how: &Interpolate, inputs: &[Value]) -> Result<Dims> {
+    let from = inputs[0].dims;
+    let mut map = from.map;
+    for (axis, size) in map.iter_mut().enumerate().skip(2 - from.axes) {
+        let made = match inputs.get(1) {
+            Some(like) => Some(like.dims.map[axis]).filter(|size| *size > 0),
+            None => how.output(axis + from.axes - 2, from.map[axis]),
+        };
+        match made.filter(|_| (1..LIMIT).contains(&from.map[axis])) {
+            Some(made) => *size = made,
+            None => {
+                return bad_value(
+                    "interpolation",
+                    format!("maps of 1 to {LIMIT} pixels on a side"),
+                    format!("{how:?} of {:?}", from.map),
+                );
+            }
+        }
+    }
+    Ok(Dims { map, ..from })
+}
+
+/// Sides stay below this.
+const LIMIT: usize = 1 << 24;
+
+/// Nearest interpolation.
+#[derive(Debug)]
+pub(crate) struct Nearest(pub Interpolate);
+
+impl Nearest {
+    /// The input's index for an index of the result: PyTorch's rule, in float32.
+    fn source(&self, at: usize, ratio: f32, size: usize) -> usize {
+        let half = if self.0.sampling == Sampling::NearestExact { 0.5 } else { 0.0 };
+        (((at as f32 + half) * ratio) as usize).min(size - 1)
+    }
+}
+
+impl Operation for Nearest {
+    fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
+        let dims = interpolated(&self.0, inputs)?;
+        let bytes = (dims.map[0] as u128 + dims.map[1] as u128) * size_of::<usize>() as u128;
+        let made = Value { dims, rows: None, ..inputs[0] };
+        Ok((made, Cost { bytes, ..Cost::of(&dims, 1) }))
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
+        let (made, from) = (self.measure(inputs)?.0, inputs[0].dims);
+        let table = |axis: usize| {
+            let (size, count) = (from.map[axis], made.dims.map[axis]);
+            let absent = 2 - from.axes;
+            let ratio = if axis < absent { 1.0 } else { self.0.ratio(axis - absent, size, count) };
+            let sources = (0..count).map(|at| self.source(at, ratio, size));
+            memory::collected("pixels of an interpolation", sources)
+        };
+        let step = NearestStep {
+            rows: table(0)?,
+            columns: table(1)?,
+            map: from.map,
+            pixel: pixel_len(&made),
+        };
+        Ok((made, Box::new(step)))
+    }
+
+    fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
+        // Of a second input only the sizes count.
+        let wanted = inputs
+            .iter()
+            .enumerate()
+            .map(|(i, input)| if i == 0 { Order::ChannelsLast } else { input.order });
+        (wanted.collect(), Order::ChannelsLast)
+    }
+}
+
+/// Elements of a pixel in its buffer.
+fn pixel_len(value: &Value) -> usize {
+    value.codes.map_or(value.dims.channels, |layout| layout.pixel_bytes())
+}
+
+#[derive(Debug)]
+struct NearestStep {
+    rows: Vec<usize>,
+    columns: Vec<usize>,
+    map: [usize; 2],
+    pixel: usize,
+}
+
+impl NearestStep {
+    fn copy<T: Copy + Send + Sync>(&self, x: &[T], out: &mut [T]) -> Result<()> {
+        let (pixel, [h, w], count) = (self.pixel, self.map, self.rows.len());
+        let row = self.columns.len() * pixel;
+        if out.is_empty() {
+            return Ok(());
+        }
+        let cost = out.len().saturating_mul(4);
+        parallel::try_for_each_rows(out, row, 1, cost, |first, out| {
+            for (i, out) in out.chunks_exact_mut(row).enumerate() {
+                let (image, y) = ((first + i) / count, (first + i) % count);
+                let x = &x[(image * h + self.rows[y]) * w * pixel..][..w * pixel];
+                for (out, &column) in out.chunks_exact_mut(pixel).zip(&self.columns) {
+                    out.copy_from_slice(&x[column * pixel..][..pixel]);
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+impl ExecutableOp for NearestStep {
+    fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
+        match out {
+            SliceMut::Float(out) => self.copy(inputs[0].floats(), out),
+            SliceMut::Integer(out) => self.copy(inputs[0].integers(), out),
+            SliceMut::Mask(out) => self.copy(inputs[0].mask(), out),
+            SliceMut::Codes(out) => self.copy(inputs[0].codes(), out),
+        }
+    }
+}
+
+/// Channels become pixels; of floats with functions of the result.
+#[derive(Debug)]
+pub(crate) struct Shuffle {
+    pub how: DepthToSpace,
+    pub functions: Vec<Elementwise>,
+}
+
+impl Operation for Shuffle {
+    fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
+        let (how, from) = (&self.how, inputs[0].dims);
+        let blocks = how.pixels().saturating_mul(how.groups);
+        let groups = inputs[0].codes.map_or(blocks, |layout| layout.groups());
+        let map = [0, 1].map(|axis| how.output(axis, from.map[axis]));
+        let ([Some(h), Some(w)], true, true) = (
+            map,
+            blocks > 0 && from.channels.is_multiple_of(blocks),
+            groups.is_multiple_of(blocks.max(1)),
+        ) else {
+            return bad_value(
+                "channels that become pixels",
+                format!("channels and a map for {how:?}"),
+                format!("shape {:?}", from.shape()),
+            );
+        };
+        let channels = from.channels / how.pixels();
+        let dims = Dims { channels, map: [h, w], ..from };
+        check_channels(&self.functions, channels)?;
+        let codes = match inputs[0].codes {
+            Some(layout) => {
+                let made = crate::codec::CodesLayout::new(channels, groups / how.pixels())?;
+                Some(made.with(layout.coding()))
+            }
+            None => None,
+        };
+        let made = Value { dims, codes, rows: None, ..inputs[0] };
+        Ok((made, Cost::of(&dims, 1 + self.functions.len())))
+    }
+
+    fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
+        let made = self.measure(inputs)?.0;
+        let step = ShuffleStep {
+            how: self.how,
+            shuffle: self,
+            from: inputs[0].dims.map,
+            map: made.dims.map,
+            pixel: pixel_len(&made),
+        };
+        Ok((made, Box::new(step)))
+    }
+}
+
+/// [`Shuffle`] for one shape.
+#[derive(Debug)]
+pub(super) struct ShuffleStep {
+    shuffle: Arc<Shuffle>,
+    how: DepthToSpace,
+    /// Height and width of what is read.
+    from: [usize; 2],
+    map: [usize; 2],
+    /// Elements of a pixel of the result.
+    pixel: usize,
+}
+
+impl ShuffleStep {
+    /// Copies rows, and calls `then` with each.
+    fn copy<T: Copy + Send + Sync>(
+        &self,
+        x: &[T],
+        out: &mut [T],
+        then: impl Fn(&mut [T]) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let ShuffleStep { how, from: [h, w], map: [rows, columns], pixel, .. } = *self;
+        let ([block_y, block_x], [[top, _], [left, _]]) = (how.block, how.crop);
+        let (pixels, row) = (how.pixels(), columns * pixel);
+        let part = pixel / how.groups;
+        if out.is_empty() {
+            return Ok(());
+        }
+        let cost = out.len().saturating_mul(4);
+        parallel::try_for_each_rows(out, row, 1, cost, |first, out| {
+            for (i, out) in out.chunks_exact_mut(row).enumerate() {
+                let (image, y) = ((first + i) / rows, (first + i) % rows + top);
+                let line = (image * h + y / block_y) * w;
+                for (at, out) in out.chunks_exact_mut(pixel).enumerate() {
+                    let at = at + left;
+                    let phase = y % block_y * block_x + at % block_x;
+                    let x = &x[(line + at / block_x) * pixel * pixels..][..pixel * pixels];
+                    for (group, out) in out.chunks_exact_mut(part).enumerate() {
+                        let x = &x[group * part * pixels..][..part * pixels];
+                        if how.blocks_first {
+                            out.copy_from_slice(&x[phase * part..][..part]);
+                        } else {
+                            out.iter_mut()
+                                .zip(x[phase..].iter().step_by(pixels))
+                                .for_each(|(to, from)| *to = *from);
+                        }
+                    }
+                }
+                then(out)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+impl ExecutableOp for ShuffleStep {
+    fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
+        let functions = &self.shuffle.functions;
+        match out {
+            SliceMut::Float(out) => self.copy(inputs[0].floats(), out, |row| {
+                if functions.is_empty() { Ok(()) } else { apply_all(functions, row, self.pixel) }
+            }),
+            SliceMut::Integer(out) => self.copy(inputs[0].integers(), out, |_| Ok(())),
+            SliceMut::Mask(out) => self.copy(inputs[0].mask(), out, |_| Ok(())),
+            SliceMut::Codes(out) => self.copy(inputs[0].codes(), out, |_| Ok(())),
+        }
+    }
+}

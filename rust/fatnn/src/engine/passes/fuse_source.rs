@@ -1,0 +1,68 @@
+//! A ternary 1×1 convolution to floats runs inside the depthwise int8 convolution that alone reads
+//! it, a few lines at a time: the floats, six times as many as a block's input, stay in cache.
+
+use super::{FusedGraph, Outcome, Reason, is_depthwise, only_producer};
+use crate::graph::ConvParams;
+use crate::graph::op::{CodesConv, Op};
+
+pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
+    let Some(value) = graph.input(node, 0).filter(|_| is_depthwise(graph, node)) else {
+        return Outcome::NoMatch;
+    };
+    let Op::ConvFloat { conv: CodesConv { params, axes: 2, .. }, .. } = graph.op(value) else {
+        return Outcome::NoMatch;
+    };
+    let producer = match only_producer(graph, value) {
+        Ok(producer) => producer,
+        Err(reason) => return Outcome::Refused(reason),
+    };
+    let weight = graph.view(producer).tensor("weight");
+    let pixel = weight.is_some_and(|weight| matches!(weight.shape(), [_, _, 1, 1]));
+    let plain =
+        graph.node(producer).is_some_and(|node| node.inputs.len() == 1 && node.quantizer.is_none());
+    let ConvParams { stride, padding, .. } = *params;
+    if !pixel || !plain || stride != [1, 1] || padding != [0, 0] {
+        return Outcome::Refused(Reason::ProducerCannot);
+    }
+    let Some(source) = graph.take(producer) else { return Outcome::NoMatch };
+    if let Some(node) = graph.node_mut(node) {
+        node.inputs[0] = source.inputs[0];
+        node.source = Some(Box::new(source));
+    }
+    Outcome::Applied
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{graph, outcome, tensors};
+    use super::*;
+
+    const PASS: &str = "fuse_source";
+
+    #[test]
+    fn a_pixelwise_convolution_runs_inside_a_depthwise_one() {
+        let tensors = tensors();
+        let nodes: [(&str, &str, &[&str]); 3] =
+            [("q", "quantize", &["x"]), ("e", "conv_float", &["q"]), ("a", "depthwise", &["e"])];
+        let block = graph(&nodes, &[]);
+        let (last, fused) = outcome(PASS, &block, &tensors);
+        assert_eq!(last, Outcome::Applied);
+        let node = fused.node(3).unwrap();
+        assert_eq!((node.inputs.as_slice(), node.source.as_ref().unwrap().node), (&[1][..], 2));
+        assert!(fused.node(2).is_none());
+        assert_eq!(
+            outcome(PASS, &graph(&nodes, &["e"]), &tensors).0,
+            Outcome::Refused(Reason::OtherReaders)
+        );
+        let sum: [(&str, &str, &[&str]); 3] =
+            [nodes[0], ("e", "conv_float", &["q", "x"]), nodes[2]];
+        assert_eq!(
+            outcome(PASS, &graph(&sum, &[]), &tensors).0,
+            Outcome::Refused(Reason::ProducerCannot)
+        );
+        let dense: [(&str, &str, &[&str]); 3] = [nodes[0], nodes[1], ("a", "conv2d_int8", &["e"])];
+        for nodes in [graph(&dense, &[]), graph(&[("a", "depthwise", &["x"])], &[])] {
+            assert_eq!(outcome(PASS, &nodes, &tensors).0, Outcome::NoMatch);
+        }
+    }
+}

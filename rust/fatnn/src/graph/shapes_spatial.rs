@@ -1,0 +1,141 @@
+//! Rules for shapes of maps of another size: interpolation, transposed convolution, channels that
+//! become pixels; and the types of codes that do.
+
+use super::graph::NodeView;
+use super::op::Op;
+use super::shapes::{Made, bias, each_axis, require, same, spatial};
+use super::size::{Size, Sizes};
+use crate::codec::CodesLayout;
+use crate::dtype::ValueType;
+
+/// `size · factor + add`, in one form whatever made the size.
+fn scaled(sizes: &Sizes, size: Size, factor: usize, add: i64) -> Result<Size, String> {
+    let too_small = || format!("nothing is left of a map of {size:?}");
+    match size {
+        Size::Known(size) => {
+            let made = i64::try_from(size)
+                .ok()
+                .and_then(|size| size.checked_mul(i64::try_from(factor).ok()?)?.checked_add(add));
+            let made = made.filter(|made| *made > 0 || size == 0 && *made == 0);
+            made.map(|made| Size::Known(made as usize)).ok_or_else(too_small)
+        }
+        Size::Free { base, offset } => {
+            let factor_i64 = i64::try_from(factor).map_err(|_| too_small())?;
+            let add = offset.checked_mul(factor_i64).and_then(|n| n.checked_add(add));
+            let product = sizes.product(&[Size::Free { base, offset: 0 }, Size::Known(factor)])?;
+            sizes.plus(product, add.ok_or_else(too_small)?)
+        }
+    }
+}
+
+pub(super) fn interpolate(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+    let (Op::Interpolate(how) | Op::InterpolateCodes(how)) = &view.node.op else {
+        return same(sizes, view, read);
+    };
+    let (x, axes) = (read[0], read[0].len().wrapping_sub(2));
+    require((1..=2).contains(&axes), || format!("images expected, got the shape {x:?}"))?;
+    let map = match read.get(1) {
+        Some(like) => {
+            require(like.len() == x.len(), || {
+                format!("a map of {axes} spatial axes expected, got the shape {like:?}")
+            })?;
+            like[2..].to_vec() // small: sizes
+        }
+        None => {
+            let given = how.size.len().max(how.factors.len());
+            require(given == axes, || {
+                format!("{axes} sizes or factors expected, got {:?} {:?}", how.size, how.factors)
+            })?;
+            let axis = |axis: usize| -> Result<Size, String> {
+                match (x[2 + axis], how.whole_factor(axis).filter(|_| how.size.is_empty())) {
+                    (size @ Size::Free { .. }, Some(factor)) => scaled(sizes, size, factor, 0),
+                    (Size::Free { .. }, None) => {
+                        Ok(how.size.get(axis).map_or_else(|| sizes.fresh(), |n| Size::Known(*n)))
+                    }
+                    (Size::Known(size), _) => how
+                        .output(axis, size)
+                        .map(Size::Known)
+                        .ok_or_else(|| format!("nothing is left of a map of {size}")),
+                }
+            };
+            (0..axes).map(axis).collect::<Result<Vec<_>, _>>()?
+        }
+    };
+    let pixels = x[2..].iter().chain(&map).all(|size| !size.is(0));
+    require(pixels, || format!("a map with pixels expected, got {x:?} and {map:?}"))?;
+    Ok([&x[..2], &map].concat())
+}
+
+pub(super) fn depth_to_space(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+    let (Op::DepthToSpace(how) | Op::DepthToSpaceCodes(how)) = &view.node.op else {
+        return same(sizes, view, read);
+    };
+    let (x, axes) = (read[0], read[0].len().wrapping_sub(2));
+    require((1..=2).contains(&axes), || format!("images expected, got the shape {x:?}"))?;
+    require(axes == 2 || how.block[0] == 1 && how.cut(0) == 0, || {
+        format!("blocks of {:?} of a map of one axis", how.block)
+    })?;
+    let blocks = how.pixels().saturating_mul(how.groups);
+    let fits = x[1].known().is_none_or(|channels| channels.is_multiple_of(blocks));
+    require(fits && blocks > 0, || {
+        format!("{:?} channels cannot become blocks of {:?}", x[1], how.block)
+    })?;
+    let channels = sizes.quotient(x[1], Size::Known(how.pixels())).ok_or("no blocks")?;
+    let map = each_axis(axes, &x[2..], |size, axis| {
+        scaled(sizes, size, how.block[axis], -(how.cut(axis) as i64))
+    })?;
+    Ok([&[x[0], channels], map.as_slice()].concat())
+}
+
+pub(super) fn conv_transpose(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
+    let Op::ConvTranspose(conv) = &view.node.op else { return same(sizes, view, read) };
+    let (weight, axes) = (view.shape("weight")?, conv.axes);
+    require(weight.len() == 2 + axes && !weight.contains(&0), || {
+        format!("weight: unexpected shape {weight:?}")
+    })?;
+    let (front, map) = spatial(read[0], axes)?;
+    require(front.last().is_some_and(|size| size.may_be(weight[0])), || {
+        format!("{} channels expected, got the shape {:?}", weight[0], read[0])
+    })?;
+    let out = weight[1].checked_mul(conv.groups).ok_or("too many groups")?;
+    require(weight[0].is_multiple_of(conv.groups), || {
+        format!("{} groups do not fit", conv.groups)
+    })?;
+    bias(view, out)?;
+    let mut kernel = [1; 2];
+    kernel[2 - axes..].copy_from_slice(&weight[2..]);
+    let map = each_axis(axes, map, |size, axis| {
+        require(!size.is(0), || format!("a map with pixels expected, got {:?}", read[0]))?;
+        let params = conv.axis(axis, kernel[axis]);
+        let more = conv.output_padding[axis];
+        require(more < params.stride.max(params.dilation), || {
+            format!("output_padding {more} must be smaller than stride or dilation")
+        })?;
+        let stride = params.stride;
+        scaled(sizes, size, stride, conv.grows(axis, kernel[axis]) - stride as i64)
+    })?;
+    Ok([&front[..front.len() - 1], &[Size::Known(out)], &map].concat())
+}
+
+/// The type of codes whose channels become pixels: groups move with their channels.
+pub(super) fn depth_to_space_codes(
+    view: NodeView<'_>,
+    read: &[ValueType],
+) -> Result<ValueType, String> {
+    let (Op::DepthToSpaceCodes(how), ValueType::Codes { codes, channels, groups }) =
+        (&view.node.op, read[0])
+    else {
+        return Ok(ValueType::F32);
+    };
+    let (pixels, blocks) = (how.pixels(), how.pixels().saturating_mul(how.groups));
+    if blocks == 0 || !channels.is_multiple_of(blocks) || !groups.is_multiple_of(blocks) {
+        return Err(format!(
+            "groups do not fit: {channels} channels in {groups} groups cannot become blocks of {:?}",
+            how.block
+        ));
+    }
+    let made = ValueType::Codes { codes, channels: channels / pixels, groups: groups / pixels };
+    CodesLayout::new(channels / pixels, groups / pixels)
+        .map_err(|e| format!("groups do not fit ({e})"))?;
+    Ok(made)
+}

@@ -1,0 +1,348 @@
+//! Operations that change the size of maps: interpolation, transposed convolution, and channels
+//! that become pixels. Their attributes, and PyTorch's rules for sizes.
+
+use super::op::ConvParams;
+use crate::window::AxisParams;
+
+/// How interpolation takes a value between two pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sampling {
+    /// The pixel whose index is rounded down.
+    Nearest,
+    /// The pixel whose centre is nearest.
+    NearestExact,
+    /// A weighted mean of the two pixels on each axis.
+    Linear {
+        /// Whether the first and the last pixel of both maps lie on each other.
+        align_corners: bool,
+    },
+}
+
+/// Interpolation to another size. With a second input that one's map says the size.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Interpolate {
+    /// What it takes between pixels.
+    pub sampling: Sampling,
+    /// A size per axis; empty where factors or a second input say it.
+    pub size: Vec<usize>,
+    /// A factor per axis, or none.
+    pub factors: Vec<f64>,
+    /// Whether factors only say the size, and not where pixels lie.
+    pub recompute: bool,
+}
+
+impl Interpolate {
+    /// Size of an axis whose input has `size` pixels, by size or factor; `None` where neither says
+    /// it, or nobody can have it.
+    pub(crate) fn output(&self, axis: usize, size: usize) -> Option<usize> {
+        match (self.size.get(axis), self.factors.get(axis)) {
+            (Some(&size), _) => Some(size),
+            (None, Some(&factor)) => Some((size as f64 * factor) as usize),
+            _ => None,
+        }
+        .filter(|made| *made > 0 && *made < LIMIT)
+    }
+
+    /// The number that a factor stands for in every run, where it is an integer.
+    pub(crate) fn whole_factor(&self, axis: usize) -> Option<usize> {
+        let factor = *self.factors.get(axis)?;
+        (factor.fract() == 0.0 && (1.0..LIMIT as f64).contains(&factor)).then_some(factor as usize)
+    }
+
+    /// Input pixels from one output pixel to the next: PyTorch's number, in float32.
+    pub(crate) fn ratio(&self, axis: usize, input: usize, output: usize) -> f32 {
+        if let Sampling::Linear { align_corners: true } = self.sampling {
+            return if output > 1 { (input as f32 - 1.0) / (output as f32 - 1.0) } else { 0.0 };
+        }
+        match self.factors.get(axis) {
+            Some(&factor) if !self.recompute && self.size.is_empty() => (1.0 / factor) as f32,
+            _ => input as f32 / output as f32,
+        }
+    }
+
+    /// Whether PyTorch takes other pixels in one memory format than in the other: where a factor
+    /// that is not 1 or 2 makes a map that is as large as the input, or twice as large.
+    pub(super) fn depends_on_memory(&self) -> bool {
+        let near =
+            |factor: &f64| (*factor > 1.0 && *factor < 1.5) || (*factor > 2.0 && *factor < 2.5);
+        self.sampling == Sampling::Nearest && !self.recompute && self.factors.iter().any(near)
+    }
+}
+
+/// Sides stay below this.
+const LIMIT: usize = 1 << 24;
+
+/// Channels become pixels: blocks of channels stand next to each other on the larger map, whose
+/// edges may be cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DepthToSpace {
+    /// Height and width of a block.
+    pub block: [usize; 2],
+    /// Pixels that are cut on each axis, before and behind.
+    pub crop: [[usize; 2]; 2],
+    /// Groups of channels, each with blocks of its own.
+    pub groups: usize,
+    /// Whether a pixel's channels lie next to each other (ONNX's mode `DCR`); otherwise the pixels
+    /// of a channel do (`CRD`, PyTorch's `pixel_shuffle`).
+    pub blocks_first: bool,
+}
+
+impl DepthToSpace {
+    /// Pixels of a block.
+    pub(crate) fn pixels(&self) -> usize {
+        self.block[0].saturating_mul(self.block[1])
+    }
+
+    /// Pixels that are cut on an axis.
+    pub(crate) fn cut(&self, axis: usize) -> usize {
+        self.crop[axis][0].saturating_add(self.crop[axis][1])
+    }
+
+    /// Size of an axis whose input has `size` pixels.
+    pub(crate) fn output(&self, axis: usize, size: usize) -> Option<usize> {
+        let made = size.checked_mul(self.block[axis])?.checked_sub(self.cut(axis))?;
+        Some(made).filter(|made| *made < LIMIT)
+    }
+}
+
+/// A transposed convolution. The kernel's size is that of the weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvTranspose {
+    /// Spatial axes: 1 or 2.
+    pub axes: usize,
+    /// Stride, padding and dilation; `kernel` is not used.
+    pub params: ConvParams,
+    /// Pixels more at the end.
+    pub output_padding: [usize; 2],
+    /// Groups of channels.
+    pub groups: usize,
+}
+
+/// One axis of a transposed convolution as a convolution and a [`DepthToSpace`]: every phase of
+/// the stride is an ordinary convolution with some of the taps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SubPixelAxis {
+    /// The convolution, of stride 1.
+    pub conv: AxisParams,
+    /// Pixels that are cut before and behind.
+    pub crop: [usize; 2],
+    stride: usize,
+    dilation: usize,
+    taps: usize,
+}
+
+impl SubPixelAxis {
+    /// Of a transposed convolution of these numbers; `None` where they are out of range.
+    ///
+    /// Output `o` reads input `i` through tap `t` where `i·stride + t·dilation = o + padding`. With
+    /// `o + padding = q·stride + phase`, tap `t` is one of the phase `t·dilation mod stride`, and
+    /// reads input `q - ⌊t·dilation / stride⌋`.
+    pub fn new(params: AxisParams, output_padding: usize) -> Option<Self> {
+        let AxisParams { kernel, stride, padding, dilation } = params;
+        let numbers = [kernel, stride, dilation];
+        let all = [kernel, stride, padding, dilation, output_padding];
+        if numbers.contains(&0) || all.iter().any(|n| *n >= LIMIT) {
+            return None;
+        }
+        let reach = (kernel - 1).checked_mul(dilation).filter(|reach| *reach < LIMIT)?;
+        let (kernel_made, dilation_made) =
+            if stride == 1 { (kernel, dilation) } else { (reach / stride + 1, 1) };
+        let back = (kernel_made - 1) * dilation_made;
+        let (before, behind) = (padding / stride, reach + output_padding);
+        // Pixels that the convolution needs before the first input and behind the last.
+        let left = back as i64 - before as i64;
+        let right = (behind as i64 - padding as i64).div_euclid(stride as i64);
+        let around = left.max(right).max(0);
+        let first = (around - left) as usize * stride + padding % stride;
+        let count = |size: i64| size + 2 * around - back as i64;
+        let made = count(1) * stride as i64;
+        let wanted = reach as i64 + output_padding as i64 + 1 - 2 * padding as i64;
+        let last = made - first as i64 - wanted;
+        Some(SubPixelAxis {
+            conv: AxisParams {
+                kernel: kernel_made,
+                stride: 1,
+                padding: around as usize,
+                dilation: dilation_made,
+            },
+            crop: [first, usize::try_from(last).ok()?],
+            stride,
+            dilation,
+            taps: kernel,
+        })
+    }
+
+    /// The tap of the transposed convolution that is `tap` of the convolution of a phase.
+    pub fn tap(&self, phase: usize, tap: usize) -> Option<usize> {
+        let steps = self.conv.kernel - 1 - tap;
+        let at = if self.stride == 1 { steps * self.dilation } else { steps * self.stride + phase };
+        (at.is_multiple_of(self.dilation) && at / self.dilation < self.taps)
+            .then_some(at / self.dilation)
+    }
+}
+
+impl ConvTranspose {
+    /// An axis with the kernel's size on it.
+    pub(crate) fn axis(&self, axis: usize, kernel: usize) -> AxisParams {
+        let ConvParams { stride, padding, dilation, .. } = self.params;
+        AxisParams {
+            kernel,
+            stride: stride[axis],
+            padding: padding[axis],
+            dilation: dilation[axis],
+        }
+    }
+
+    /// What an axis grows by beyond `(size - 1)·stride`.
+    pub(crate) fn grows(&self, axis: usize, kernel: usize) -> i64 {
+        let params = self.axis(axis, kernel);
+        let reach = i64::try_from(params.reach()).unwrap_or(i64::MAX);
+        let more = reach.saturating_add(self.output_padding[axis] as i64);
+        more.saturating_sub(2 * params.padding as i64)
+    }
+}
+
+/// A transposed convolution as a convolution and a [`DepthToSpace`].
+#[derive(Clone, Copy, Debug)]
+pub struct SubPixel {
+    axes: [SubPixelAxis; 2],
+    stride: [usize; 2],
+    groups: usize,
+}
+
+impl SubPixel {
+    /// Of such a layer.
+    ///
+    /// # Errors
+    /// A number is out of range.
+    pub fn new(conv: &ConvTranspose, kernel: [usize; 2]) -> Result<Self, String> {
+        let axis = |axis: usize| {
+            let params = conv.axis(axis, kernel[axis]);
+            SubPixelAxis::new(params, conv.output_padding[axis])
+                .ok_or_else(|| format!("{conv:?} of the kernel {kernel:?} is out of range"))
+        };
+        Ok(SubPixel { axes: [axis(0)?, axis(1)?], stride: conv.params.stride, groups: conv.groups })
+    }
+
+    /// The convolution.
+    pub fn conv(&self) -> ConvParams {
+        let [h, w] = self.axes.map(|axis| axis.conv);
+        ConvParams {
+            kernel: [h.kernel, w.kernel],
+            stride: [1, 1],
+            padding: [h.padding, w.padding],
+            dilation: [h.dilation, w.dilation],
+        }
+    }
+
+    /// What follows it.
+    pub fn shuffle(&self) -> DepthToSpace {
+        DepthToSpace {
+            block: self.stride,
+            crop: self.axes.map(|axis| axis.crop),
+            groups: self.groups,
+            blocks_first: true,
+        }
+    }
+
+    /// Shape of the convolution's weight (output channels, channels of a group, height, width),
+    /// from that of the transposed one (channels, output channels of a group, height, width).
+    ///
+    /// # Errors
+    /// Groups do not fit, or sizes are too large.
+    pub fn weight_shape(&self, [channels, out, _, _]: [usize; 4]) -> Result<[usize; 4], String> {
+        let ([kh, kw], phases) = (self.conv().kernel, self.stride[0].checked_mul(self.stride[1]));
+        let made = phases.and_then(|phases| phases.checked_mul(out)?.checked_mul(self.groups));
+        match made {
+            Some(made) if self.groups > 0 && channels.is_multiple_of(self.groups) => {
+                Ok([made, channels / self.groups, kh, kw])
+            }
+            _ => Err(format!("{} groups do not fit {channels} channels", self.groups)),
+        }
+    }
+
+    /// Writes the convolution's weight, of which `made` is all zeros before: taps that a phase does
+    /// not have stay so.
+    ///
+    /// # Panics
+    /// Where lengths are not those of the shapes.
+    pub fn spread<T: Copy>(&self, weight: &[T], shape: [usize; 4], made: &mut [T]) {
+        let ([channels, out, kh, kw], [height, width]) = (shape, self.axes);
+        let per_group = channels / self.groups;
+        let [rows, columns] = [height.conv.kernel, width.conv.kernel];
+        let [stride_y, stride_x] = self.stride;
+        for (n, made) in made.chunks_exact_mut(per_group * rows * columns).enumerate() {
+            let (block, n) = (n / out, n % out);
+            let (group, phase) = (block / (stride_y * stride_x), block % (stride_y * stride_x));
+            let phase = [phase / stride_x, phase % stride_x];
+            for (i, made) in made.iter_mut().enumerate() {
+                let (c, y, x) = (i / (rows * columns), i / columns % rows, i % columns);
+                let taps = (height.tap(phase[0], y), width.tap(phase[1], x));
+                if let (Some(y), Some(x)) = taps {
+                    *made = weight[(((group * per_group + c) * out + n) * kh + y) * kw + x];
+                }
+            }
+        }
+    }
+
+    /// Per output channel of the convolution that of the transposed one, of which a group has
+    /// `out`.
+    pub fn channels(&self, out: usize) -> impl ExactSizeIterator<Item = usize> + use<> {
+        let all = self.stride[0] * self.stride[1] * out;
+        (0..self.groups * all).map(move |n| n / all * out + n % out)
+    }
+}
+
+#[cfg(test)]
+fn pairs(a: usize, b: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..a).flat_map(move |i| (0..b).map(move |j| (i, j)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every axis equals sums over taps one by one.
+    #[test]
+    fn phases_are_the_taps_of_a_transposed_convolution() {
+        for (kernel, stride, dilation) in
+            pairs(5, 4).flat_map(|(k, s)| (1..4).map(move |dilation| (k + 1, s + 1, dilation)))
+        {
+            for (padding, more) in pairs(6, stride.max(dilation)) {
+                let params = AxisParams { kernel, stride, padding, dilation };
+                let made = SubPixelAxis::new(params, more);
+                let reach = (kernel - 1) * dilation;
+                let Some(axis) = made else {
+                    panic!("{params:?} {more}");
+                };
+                for size in 1..6usize {
+                    let length =
+                        ((size - 1) * stride + reach + more + 1) as i64 - 2 * padding as i64;
+                    if length < 1 {
+                        continue;
+                    }
+                    let count = axis.conv.count(size).unwrap();
+                    let shuffle = count * stride - axis.crop[0] - axis.crop[1];
+                    assert_eq!(shuffle as i64, length, "{params:?} {more} {size}");
+                    for o in 0..length as usize {
+                        let at = o + axis.crop[0];
+                        let (q, phase) = (at / stride, at % stride);
+                        let mut read: Vec<(usize, usize)> = (0..axis.conv.kernel)
+                            .filter_map(|j| {
+                                let i = (q + j * axis.conv.dilation)
+                                    .checked_sub(axis.conv.padding)
+                                    .filter(|i| *i < size)?;
+                                Some((i, axis.tap(phase, j)?))
+                            })
+                            .collect();
+                        read.sort_unstable();
+                        let wanted: Vec<(usize, usize)> = pairs(size, kernel)
+                            .filter(|(i, t)| i * stride + t * dilation == o + padding)
+                            .collect();
+                        assert_eq!(read, wanted, "{params:?} {more} {size} {o}");
+                    }
+                }
+            }
+        }
+    }
+}
