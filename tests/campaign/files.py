@@ -173,7 +173,7 @@ def trial(seed: int) -> Outcome:
             if results.get("numpy") is not None and results.get("rust") is not None:
                 from torch.utils import _pytree as pytree
 
-                from campaign.networks import difference
+                from campaign.compare import difference
 
                 pairs = zip(
                     pytree.tree_leaves(results["rust"]),

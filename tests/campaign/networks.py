@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from campaign.compare import difference, relative_difference
 from campaign.outcome import (
     FINDING,
     OK,
@@ -29,6 +30,8 @@ from campaign.programs import Program, program, smaller_programs
 
 #: Tolerance, relative to the largest output, if float sums may be added in another order.
 TOLERANCE = 1e-4
+
+
 #: CPU seconds for shrinking the program of a finding.
 SHRINK_SECONDS = 8.0
 
@@ -57,66 +60,6 @@ def _copies(arguments: Any) -> tuple[Any, ...]:
     return tuple(
         copy.deepcopy(value.detach()) if isinstance(value, Tensor) else value for value in arguments
     )
-
-
-def difference(expected: Any, got: Any) -> str | None:
-    """Describe how two outputs differ, or return None; all NaNs count as equal."""
-    left, left_spec = pytree.tree_flatten(expected)
-    right, right_spec = pytree.tree_flatten(got)
-    if left_spec != right_spec:
-        return f"structure: expected {left_spec}, got {right_spec}"[:300]
-    for one, other in zip(left, right, strict=True):
-        if isinstance(one, Tensor) != isinstance(other, Tensor):
-            return f"expected {type(one).__name__}, got {type(other).__name__}"
-        if not isinstance(one, Tensor):
-            if one != other or type(one) is not type(other):
-                return f"expected {one!r}, got {other!r}"
-            continue
-        if one.shape != other.shape or one.dtype != other.dtype:
-            return (
-                f"expected {one.dtype} {tuple(one.shape)}, got {other.dtype} {tuple(other.shape)}"
-            )
-        same = (one == other) | ((one != one) & (other != other))
-        if one.is_floating_point():
-            same &= (one != 0) | (one.signbit() == other.signbit())
-        if not bool(same.all()):
-            gap = (one.double() - other.double()).abs()[~same]
-            return f"{int((~same).sum())} of {one.numel()} values differ, by up to {float(gap.max()):g}"
-    return None
-
-
-def _has_nan(value: Any) -> bool:
-    return any(
-        isinstance(t, Tensor) and t.is_floating_point() and bool(t.isnan().any())
-        for t in pytree.tree_leaves(value)
-    )
-
-
-def _max_abs(value: Any) -> float:
-    leaves = [
-        t
-        for t in pytree.tree_leaves(value)
-        if isinstance(t, Tensor) and t.numel() and t.is_floating_point()
-    ]
-    return max((float(t.abs().max()) for t in leaves), default=0.0)
-
-
-def _relative_difference(expected: Any, got: Any) -> float:
-    """Return the largest difference relative to the largest value; inf if shapes differ."""
-    left, right = pytree.tree_leaves(expected), pytree.tree_leaves(got)
-    worst = 0.0
-    scale = max(_max_abs(expected), 1e-30)
-    for one, other in zip(left, right, strict=False):
-        if isinstance(one, Tensor) and one.is_floating_point():
-            other = torch.as_tensor(other)
-            if one.shape != other.shape:
-                return float("inf")
-            same = (one == other) | ((one != one) & (other != other))
-            gap = (one.double() - other.double()).abs()[~same]
-            worst = max(worst, float(gap.max()) / scale if gap.numel() else 0.0)
-            if gap.numel() and bool(gap.isnan().any()):
-                return float("inf")
-    return worst
 
 
 class Trial:
@@ -187,7 +130,7 @@ class Trial:
         ]
         if strides[0] == strides[1]:
             return False
-        return _relative_difference(expected, got) <= TOLERANCE or self.rounding_changes_codes(
+        return relative_difference(expected, got) <= TOLERANCE or self.rounding_changes_codes(
             arguments, expected
         )
 
@@ -317,7 +260,7 @@ class Trial:
                 for t in _copies(arguments)
             )
             again = self.eager(noisy)
-            if again is None or _relative_difference(expected, again[0]) > TOLERANCE / 4:
+            if again is None or relative_difference(expected, again[0]) > TOLERANCE / 4:
                 return True
         return False
 
@@ -338,7 +281,7 @@ class Trial:
                     self.raised(error, show)
                 got = None
             if got is not None and label not in ("3e38", "infinities", "1e20", "nan", "denormals"):
-                gap = _relative_difference(expected[0], got)
+                gap = relative_difference(expected[0], got)
                 if gap > TOLERANCE and not self.rounding_changes_codes(arguments, expected[0]):
                     raise Fault(
                         self.stage,
