@@ -299,6 +299,7 @@ class LstmAndSin(nn.Module):
         return self.fc(y), state
 
 
+@pytest.mark.filterwarnings("ignore:these layers stay float")
 def test_unknown_functions_and_modules_stay_in_torch() -> None:
     x = image(2, 6, 9)
     net = exact(ready(LstmAndSin(), x), x)

@@ -88,7 +88,7 @@ def test_double_precision_model_is_refused(resnet: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "inputs", [None, "x", np.zeros((1, 3, 8, 8), np.float32), (), [1, 2], {"x": X}]
+    "inputs", [None, "x", np.zeros((1, 3, 8, 8), np.float32), (), [1, 2], {"x": "X"}]
 )
 def test_example_inputs_of_a_wrong_type_are_refused(resnet: nn.Module, inputs: Any) -> None:
     with pytest.raises(InputError, match="example_inputs: expected a tensor"):

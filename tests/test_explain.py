@@ -13,6 +13,9 @@ from torch import Tensor, nn
 import fatnn_rs as fatnn
 from nets import ready
 
+#: The models hold recurrent layers, of which `prepare` warns.
+pytestmark = pytest.mark.filterwarnings("ignore:these layers stay float")
+
 
 class Model(nn.Module):
     """Convolutions, a GRU, and a buffer that forward writes in training mode."""

@@ -347,7 +347,7 @@ def test_tensor_values_must_fit_their_dtype(net: TernaryNetwork, tmp_path: Path)
     for wrong, says in (
         (
             {name: "codes"},
-            'expected float32, int32, int64, int8, binary, ternary or two-bit, got "codes"',
+            'expected float32, int32, int64, int8, bool, binary, ternary or two-bit, got "codes"',
         ),
         ({"nowhere": "ternary"}, 'expected names of tensors, got "nowhere"'),
         ({name: "int32"}, 'expected an array of int32 for dtype "int32", got int8'),

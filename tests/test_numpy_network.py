@@ -124,7 +124,7 @@ ZEROS = np.zeros((1, 3, 32, 32), np.float32)
         ((ZEROS, ZEROS), "got 2"),
         (
             (ZEROS.astype(np.float64),),
-            r"input 'x': expected float32, got float64; .*astype\(numpy.float32\)",
+            r"input 'x': expected float32, got float64; .*astype\('float32'\)",
         ),
         ((ZEROS.astype(">f4"),), "expected float32, got >f4"),
         ((ZEROS.tolist(),), r"expected a NumPy array, got list; .*numpy.asarray"),

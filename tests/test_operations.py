@@ -21,6 +21,11 @@ ALLOWED = {
     ("convert/lower/rearrange.py", "METHODS"),  # rows of the lowering, by methods of tensors
     ("convert/lower/functions.py", "_OPERATORS"),  # names of Python's operators
     ("convert/capture.py", "_IN_PLACE"),
+    ("convert/lower/masks.py", "_COMPARISONS"),  # rows of the lowering, by names of methods
+    ("convert/torch_ops/__init__.py", "_EVERYWHERE"),  # a property of torch's loops
+    ("convert/torch_ops/floats.py", "_PLAIN"),  # names of torch's functions
+    ("convert/torch_ops/spatial.py", "FLOATS"),  # functions of torch
+    ("report.py", "_PRODUCTS"),  # functions that count products
     ("ops/definitions.py", "OPS"),  # operators of torch, by their own names
     ("ops/kernels.py", "KERNELS"),
 }

@@ -409,7 +409,7 @@ def test_state_dicts_of_float_layers_load_and_output_sizes_are_taken() -> None:
     assert layer(x, [12]).shape == plain(x, [12]).shape == (1, 6, 12)
     int8 = Int8ConvTranspose2d.from_float(nn.ConvTranspose2d(4, 6, 2, 2))
     assert int8.output_scale().shape == (6,)
-    steps = int8._by_output(int8.weight).detach().abs().flatten(1).amax(1) / 127
+    steps = int8.latent_weight().detach().abs().flatten(1).amax(1) / 127
     assert torch.equal(
         int8.int8_weight().abs().amax((0, 2, 3)), torch.full((6,), 127).to(torch.int8)
     )

@@ -133,7 +133,8 @@ def test_torch_runs_by_default_and_rust_agrees_on_every_isa_and_thread_count(
 ) -> None:
     torch.manual_seed(0)
     x = torch.randn(shape)
-    model = ready(LayerThenFunction(shape[-1], call), x)
+    skip = ("call.layer",) if op == "multihead_attention" else ()
+    model = ready(LayerThenFunction(shape[-1], call), x, skip=skip)
     net = exact(model, x)
     assert op in ops_of(net)
     assert "torch" not in ops_of(net)
@@ -170,5 +171,5 @@ def test_attention_whose_weights_are_used_stays_in_torch() -> None:
             return self.attention(y, y, y)
 
     x = torch.randn(2, 5, 24)
-    net = exact(ready(Weights(), x), x)
+    net = exact(ready(Weights(), x, skip=("attention",)), x)
     assert "torch" in ops_of(net)

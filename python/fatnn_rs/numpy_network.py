@@ -142,6 +142,8 @@ def load_numpy(
     graph, file = _read(path)
     try:
         network = _core.Network(*file, None, *bounds)
+    except LimitError:
+        raise
     except UnsupportedError as error:
         overview = _report(graph, file, None, in_engine=False).overview
         raise UnsupportedError(f"{error}. {overview}") from error
@@ -246,18 +248,19 @@ def _report(
     """Describe a file's graph, and the nodes that ``network`` did not fuse."""
     nodes = {node["name"]: node for node in graph["nodes"]}
     computed = [node for node in graph["nodes"] if node["op"] != "input"]
-    reads = [[tuple(nodes[name]["shape"]) for name in node["inputs"]] for node in computed]
+    reads = [[tuple(nodes[name]["shape"]) for name in node.get("inputs", ())] for node in computed]
+    attrs = [node.get("attrs", {}) for node in computed]
     rows = []
-    for row, node, shapes in zip(_core.graph_report(*file), computed, reads, strict=True):
+    for row, given, shapes in zip(_core.graph_report(*file), attrs, reads, strict=True):
         where = runs(row["op"], in_engine)
-        refused = engine_refusal(row["op"], json.dumps(node["attrs"]), shapes)
+        refused = engine_refusal(row["op"], json.dumps(given), shapes)
         rows.append(
             ReportRow(
                 name=row["layer"],
                 op=row["op"],
                 runs=where,
                 shape=row["shape"],
-                macs=row["macs"] or macs(row["op"], row["shape"], None, shapes, node["attrs"]),
+                macs=row["macs"] or macs(row["op"], row["shape"], None, shapes, given),
                 packed_bytes=row["packed_bytes"],
                 note=row["note"],
                 rule="engine" if where == "torch" else "",
@@ -265,8 +268,8 @@ def _report(
             )
         )
     missing = missing_operations(
-        (node["op"], json.dumps(node["attrs"]), shapes)
-        for node, shapes in zip(computed, reads, strict=True)
+        (node["op"], json.dumps(given), shapes)
+        for node, given, shapes in zip(computed, attrs, reads, strict=True)
     )
     not_fused = () if network is None else tuple(NotFused(*found) for found in network.not_fused)
     return Report(
