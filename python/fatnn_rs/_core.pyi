@@ -42,6 +42,7 @@ __all__ = [
     "set_default_threads",
     "set_num_threads",
     "shapes_in_every_run",
+    "sub_pixel",
     "unpack_codes",
 ]
 
