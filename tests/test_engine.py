@@ -187,7 +187,7 @@ def test_what_the_engine_lacks_is_named() -> None:
         _core.Network(graph, {})
     with pytest.raises(fatnn.FormatError, match="not JSON"):
         _core.Network("{", {})
-    with pytest.raises(fatnn.FormatError, match="no list of nodes"):
+    with pytest.raises(fatnn.FormatError, match="nodes must be a list"):
         _core.Network("{}", {})
 
 
