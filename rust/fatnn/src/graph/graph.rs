@@ -59,7 +59,7 @@ pub struct Node {
     pub dtype: Option<ValueType>,
     /// Shape of the value at conversion. Codes have the shape of the values that they stand for.
     pub shape: Vec<usize>,
-    /// Remark for reports: what was fused, or why the node was not quantized.
+    /// Remark for reports, such as what was fused into the node.
     pub note: String,
     /// Memory format that PyTorch needs for the input.
     pub layout: Layout,
@@ -134,15 +134,15 @@ pub enum Outputs {
 
 impl Outputs {
     /// Calls `visit` with every value, in order.
-    pub fn for_each(&self, found: &mut dyn FnMut(ValueId)) {
+    pub fn for_each(&self, visit: &mut dyn FnMut(ValueId)) {
         match self {
-            Outputs::Value(value) => found(*value),
+            Outputs::Value(value) => visit(*value),
             Outputs::Constant(_) => (),
             Outputs::List(items) | Outputs::Tuple(items) => {
-                items.iter().for_each(|item| item.for_each(found))
+                items.iter().for_each(|item| item.for_each(visit))
             }
             Outputs::Dict(items) | Outputs::DictItems(items) | Outputs::OrderedDict(items) => {
-                items.iter().for_each(|(_, item)| item.for_each(found));
+                items.iter().for_each(|(_, item)| item.for_each(visit));
             }
         }
     }

@@ -27,7 +27,7 @@ pub struct Row {
     pub code_bytes: u64,
     /// Bytes of the weights in a file if they are int8, otherwise 0.
     pub int8_bytes: u64,
-    /// What was fused, or why the node was not quantized.
+    /// Remark, such as what was fused into the node.
     pub note: String,
 }
 
