@@ -190,7 +190,7 @@ def test_unknown_operation_and_invalid_graph_are_refused() -> None:
         _core.Network(graph, {})
     with pytest.raises(fatnn.FormatError, match="not JSON"):
         _core.Network("{", {})
-    with pytest.raises(fatnn.FormatError, match="no list of nodes"):
+    with pytest.raises(fatnn.FormatError, match="nodes must be a list"):
         _core.Network("{}", {})
 
 

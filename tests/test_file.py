@@ -210,7 +210,7 @@ WRONG_GRAPHS: dict[str, tuple[Any, str]] = {
     ),
     "reads floats for codes": (
         _put("conv_codes", "inputs", ["x"]),
-        "reads codes where it must not, or not",
+        "input 0: expected codes, got floats",
     ),
     "reads nothing": (_put("relu", "inputs", []), "reads 0 values"),
     "same name": (
@@ -227,7 +227,7 @@ WRONG_GRAPHS: dict[str, tuple[Any, str]] = {
     ),
     "unread tensor": (
         lambda graph, arrays: arrays.__setitem__("extra", np.zeros(1, np.float32)),
-        "no node names",
+        "no node uses the tensors",
     ),
     "wrong dtype": (
         _array("conv_codes", "thresholds", lambda a: a.astype(np.float32)),
@@ -267,7 +267,7 @@ WRONG_GRAPHS: dict[str, tuple[Any, str]] = {
         _array("conv_codes", "thresholds", lambda a: np.concatenate([a, a])),
         r"must have shape \(2, .*\) or \(3, ",
     ),
-    "zero stride": (_attr("conv_codes", "stride", [0, 1]), "two integers >= 1"),
+    "zero stride": (_attr("conv_codes", "stride", [0, 1]), '"stride" must be at least 1'),
     "huge padding": (_attr("conv_codes", "padding", [1 << 40, 0]), '"padding" must be list'),
     "float stride": (_attr("conv_codes", "stride", [1.5, 1]), '"stride" must be list'),
     "bool for int": (_attr("conv_codes", "out_groups", True), '"out_groups" must be int'),
@@ -288,7 +288,7 @@ WRONG_GRAPHS: dict[str, tuple[Any, str]] = {
     ),
     "an input of integers": (
         _put("input", "dtype", "int64"),
-        "expected inputs of floats, got int64",
+        "expected floats, got int64",
     ),
     "no dtype": (lambda graph, arrays: node(graph, "relu").pop("dtype"), '"dtype" must be there'),
     "another dtype": (_put("relu", "dtype", "int8"), "makes floats, but its dtype says int8"),

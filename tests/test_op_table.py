@@ -51,7 +51,7 @@ def test_errors_of_a_graph_name_the_layer(saved: Path) -> None:
         _core.check_graph(json.dumps(graph), arrays, dtypes)
     with pytest.raises(fatnn.LimitError, match="max_macs"):
         _core.check_graph(text, arrays, dtypes, max_macs=1)
-    with pytest.raises(fatnn.FormatError, match="no node names"):
+    with pytest.raises(fatnn.FormatError, match="no node uses the tensors"):
         _core.check_graph(text, {**arrays, "extra": np.zeros(1, np.float32)}, dtypes)
 
 

@@ -231,7 +231,7 @@ fn a_node_s_dtype_must_match_its_rule() {
         ("half", codes("quaternary", 6), "float32", "unknown codes \"quaternary\""),
         ("half", codes("ternary", 0), "float32", "codes, channels and groups"),
         ("half", json!(3), "float32", "codes, channels and groups"),
-        ("half", codes("ternary", 6), "int64", "expected inputs of floats, got int64"),
+        ("half", codes("ternary", 6), "int64", "expected floats, got int64"),
     ] {
         let error = checked(act, dtype, input_dtype).unwrap_err().to_string();
         assert!(error.contains(words) && error.contains("\"q\""), "{error}");

@@ -1,4 +1,4 @@
-//! Attributes of nodes: their types, and reading them from a file's JSON.
+//! Attributes of nodes: their types, and how they are read from a graph's JSON.
 
 use serde_json::{Map, Value as Json};
 
@@ -6,7 +6,7 @@ use super::BuildError;
 use super::op::ConvParams;
 use crate::dtype::ActType;
 
-/// Numbers in a file stay below this, so that sizes are far from overflow.
+/// Integers in a graph must be smaller than this, so that sums of sizes cannot overflow.
 pub(crate) const LIMIT: u64 = 1 << 31;
 
 /// The type of an attribute.
@@ -14,11 +14,11 @@ pub(crate) const LIMIT: u64 = 1 << 31;
 pub enum AttrType {
     /// An integer below 2³¹ in magnitude.
     Int,
-    /// A list of such integers.
+    /// A list of integers below 2³¹ in magnitude.
     Ints,
-    /// A number that float32 holds.
+    /// A number in the range of float32.
     Float,
-    /// A list of numbers in float64.
+    /// A list of float64 numbers.
     Floats,
     /// True or false.
     Bool,
@@ -64,29 +64,29 @@ impl AttrType {
     }
 }
 
-/// Where an attribute has to be there.
+/// When an attribute is required.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
-    /// Everywhere.
+    /// Always.
     Always,
-    /// In files. A graph that is described to the engine may leave it out.
+    /// Required in files. A graph that is described to the engine may leave it out.
     InFiles,
-    /// Nowhere: its absence means something.
+    /// Never: a node without it uses a default.
     Optional,
 }
 
 /// One attribute of an operation.
 #[derive(Clone, Copy, Debug)]
 pub struct Attr {
-    /// Its name.
+    /// Name of the attribute in files.
     pub name: &'static str,
-    /// Its type.
+    /// Type of the value.
     pub kind: AttrType,
-    /// Where it has to be there.
+    /// When the attribute is required.
     pub presence: Presence,
 }
 
-/// Attributes that are never below a number, in any operation.
+/// Smallest allowed values of attributes, the same for every operation.
 pub(super) const MIN_VALUES: &[(&str, i64)] = &[
     ("kernel", 1),
     ("stride", 1),
@@ -104,7 +104,7 @@ pub(super) const MIN_VALUES: &[(&str, i64)] = &[
     ("trailing", 0),
 ];
 
-/// A node's attributes.
+/// Attributes of one node, read by name with a check of the type.
 pub(super) struct Attrs<'a>(pub &'a Map<String, Json>);
 
 impl Attrs<'_> {
@@ -125,16 +125,16 @@ impl Attrs<'_> {
         text.ok_or_else(|| format!("attribute {key:?} must be a string"))
     }
 
-    /// A number that float32 holds.
+    /// A number in the range of float32.
     pub fn float(&self, key: &str) -> Result<f32, String> {
         let found =
             self.attr(key)?.as_f64().map(|value| value as f32).filter(|value| value.is_finite());
-        found.ok_or_else(|| format!("attribute {key:?} must be a number that float32 holds"))
+        found.ok_or_else(|| format!("attribute {key:?} must be a number in the range of float32"))
     }
 
     pub fn integer(&self, key: &str) -> Result<i64, String> {
         let found = self.attr(key)?.as_i64().filter(|n| n.unsigned_abs() < LIMIT);
-        found.ok_or_else(|| format!("attribute {key:?} must be an integer"))
+        found.ok_or_else(|| format!("attribute {key:?} must be an integer below 2^31"))
     }
 
     pub fn number(&self, key: &str) -> Result<usize, String> {
@@ -142,7 +142,7 @@ impl Attrs<'_> {
             .map_err(|_| format!("attribute {key:?} must not be negative"))
     }
 
-    /// A number that may be absent.
+    /// A non-negative integer, or `None` if the attribute is absent.
     pub fn optional_number(&self, key: &str) -> Result<Option<usize>, String> {
         self.has(key).then(|| self.number(key)).transpose()
     }
@@ -158,14 +158,14 @@ impl Attrs<'_> {
             .collect()
     }
 
-    /// Numbers, as precise as they stand in a file.
+    /// A list of numbers with full float64 precision.
     pub fn numbers(&self, key: &str) -> Result<Vec<f64>, String> {
         let list = self.attr(key)?.as_array();
         list.and_then(|list| list.iter().map(Json::as_f64).collect())
             .ok_or_else(|| format!("attribute {key:?} must be a list of numbers"))
     }
 
-    /// Numbers for two axes. One-dimensional operations have the second only; `other` fills the
+    /// Numbers for two axes. One-dimensional operations give only the second; `other` fills the
     /// first.
     pub fn pair(&self, key: &str, axes: usize, other: usize) -> Result<[usize; 2], String> {
         match (axes, self.integers(key)?.as_slice()) {
@@ -175,7 +175,7 @@ impl Attrs<'_> {
         }
     }
 
-    /// As [`Attrs::pair`], of numbers that are at least 1.
+    /// As [`Attrs::pair`], but both numbers must be at least 1.
     pub fn positive_pair(&self, key: &str, axes: usize) -> Result<[usize; 2], String> {
         match self.pair(key, axes, 1)? {
             pair if pair.contains(&0) => {
@@ -185,7 +185,7 @@ impl Attrs<'_> {
         }
     }
 
-    /// Parameters of a convolution whose weight says what its kernel is.
+    /// Parameters of a convolution that takes its kernel size from the weight.
     pub fn conv_without_kernel(&self, axes: usize) -> Result<ConvParams, String> {
         Ok(ConvParams {
             kernel: [1, 1],
@@ -202,7 +202,7 @@ impl Attrs<'_> {
         })
     }
 
-    /// As [`Attrs::conv`]; average pooling has no dilation.
+    /// As [`Attrs::conv`], but dilation may be absent: average pooling has none.
     pub fn pool(&self, axes: usize) -> Result<ConvParams, String> {
         if self.has("dilation") {
             return self.conv(axes);
@@ -215,7 +215,7 @@ impl Attrs<'_> {
         })
     }
 
-    /// The type of activations.
+    /// The activation type.
     pub fn act(&self) -> Result<ActType, BuildError> {
         let name = self.text("act")?;
         ActType::from_name(&name)

@@ -1,7 +1,7 @@
-//! Whether a graph is well-formed, and the types of its values.
+//! Checks that a graph is well-formed and finds the types of its values.
 //!
-//! [`Graph::parse`] has checked the types of fields and attributes. Here nodes are checked with
-//! their tensors and with what they read. Every message names the node and its layer.
+//! [`Graph::parse`] has already checked the types of fields and attributes. This module checks each
+//! node against its tensors and its inputs. Every message names the node and its layer.
 
 use super::graph::{Graph, NodeView, Source, Tensors};
 use super::op::Op;
@@ -10,16 +10,15 @@ use crate::dtype::{TensorType, ValueType};
 use crate::error::{Error, Result};
 use crate::scalar::Scalar;
 
-/// Checks a graph; the types of its values.
+/// Checks a graph and returns the types of its values.
 ///
-/// A graph from a file is also checked for what the engine would find when it packs weights, and
-/// for tensors that no node names. Operations that this release does not know are taken to make
-/// floats.
+/// In a graph from a file, unused tensors are an error too. The value of an operation that this
+/// release does not know is assumed to be float.
 ///
 /// # Errors
-/// [`Error::Graph`] naming the first thing that is wrong.
+/// [`Error::Graph`] naming the first error.
 pub fn check(graph: &Graph, tensors: &Tensors, source: Source) -> Result<Vec<ValueType>> {
-    // After a node of an unknown operation types are unknown too, and so are no errors.
+    // Types after an unknown operation are only assumed, so a mismatch there is not an error.
     let mut unknown = false;
     let mut types: Vec<ValueType> = Vec::new();
     for node in &graph.nodes {
@@ -47,7 +46,7 @@ pub fn check(graph: &Graph, tensors: &Tensors, source: Source) -> Result<Vec<Val
             graph.nodes.iter().flat_map(|node| node.tensors.values()).collect();
         let unread: Vec<_> = tensors.keys().filter(|name| !named.contains(name)).take(5).collect();
         if !unread.is_empty() {
-            return Err(Error::Graph { why: format!("tensors that no node names: {unread:?}") });
+            return Err(Error::Graph { why: format!("no node uses the tensors {unread:?}") });
         }
     }
     let mut codes = None;
@@ -58,13 +57,13 @@ pub fn check(graph: &Graph, tensors: &Tensors, source: Source) -> Result<Vec<Val
     });
     match codes {
         Some(name) if !unknown => Err(Error::Graph {
-            why: format!("outputs: {name:?} is codes, no structure of float values"),
+            why: format!("outputs: expected float values, got the codes of {name:?}"),
         }),
         _ => Ok(types),
     }
 }
 
-/// Checks a node; the type of its value.
+/// Checks a node and returns the type of its value.
 fn node_type(
     view: NodeView<'_>,
     info: &OpInfo,
@@ -78,10 +77,8 @@ fn node_type(
         let wanted = info.reads_codes && i == 0;
         let plain = info.reads_plain || wanted || *kind == ValueType::F32;
         if kind.is_codes() != wanted || matches!(kind, ValueType::Other(_)) || !plain {
-            let what = if wanted { "an input of codes" } else { "inputs of floats" };
-            return Err(format!(
-                "reads codes where it must not, or not: expected {what}, got {kind}"
-            ));
+            let what = if wanted { "codes" } else { "floats" };
+            return Err(format!("input {i}: expected {what}, got {kind}"));
         }
     }
     check_tensors(view, info, source)?;
@@ -97,12 +94,12 @@ fn node_type(
     }
 }
 
-/// Roles, and the types of their tensors.
+/// Checks that required tensors exist and that all have the types of their roles.
 fn check_tensors(view: NodeView<'_>, info: &OpInfo, source: Source) -> Result<(), String> {
     let node = view.node;
     for (name, tensor) in &node.tensors {
         let Some(role) = info.role(name) else {
-            // The engine reads the roles that it knows.
+            // The engine ignores roles that it does not know.
             if source == Source::Description {
                 continue;
             }
@@ -130,15 +127,15 @@ fn check_tensors(view: NodeView<'_>, info: &OpInfo, source: Source) -> Result<()
     }
 }
 
-/// What packing weights or PyTorch would find later.
+/// Checks for files only: errors that packing or PyTorch would otherwise report later.
 fn check_as_file(view: NodeView<'_>) -> Result<(), String> {
     match &view.node.op {
         Op::Input(input) => {
             if !view.node.tensors.is_empty() {
-                return Err("an input reads nothing".into());
+                return Err("an input must not have tensors".into());
             }
             if input.batch.is_some() && view.node.shape.is_empty() {
-                return Err("batch must be a least, a most and a factor".into());
+                return Err("batch needs an input with at least one dimension".into());
             }
         }
         Op::Scalar(Scalar::Hardtanh { min, max }) if min > max => {

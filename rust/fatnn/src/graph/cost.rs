@@ -1,4 +1,4 @@
-//! Sizes of a graph at the shapes that it was converted at: whether they fit, and what a run costs.
+//! Checks all sizes of a graph at the shapes of conversion, and counts the cost of a run.
 
 use super::graph::{Graph, Node, NodeView, Tensors};
 use super::op::Op;
@@ -10,16 +10,16 @@ use crate::dtype::ValueType;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 
-/// No value may have more elements: their bytes could not be counted in 64 bits.
+/// Largest number of elements of a value, so that byte counts stay far below 2⁶⁴.
 const MAX_ELEMENTS: u128 = 1 << 48;
 
-/// Elements of a shape.
+/// Number of elements of a shape.
 pub(super) fn elements(shape: &[usize]) -> u128 {
     shape.iter().fold(1, |n, &size| n.saturating_mul(size as u128))
 }
 
-/// Multiply-accumulates of a convolution or linear layer that reads a value of the shape `read`; 0
-/// for anything else. Those of a transposed convolution that runs as another are its own.
+/// Multiply-accumulates of a convolution or linear layer whose input has the shape `read`; 0 for
+/// other operations. A transposed convolution that runs as a convolution counts its own products.
 pub fn macs(node: &Node, read: &[usize], shape: &[usize], weight: Option<&Tensor>) -> u128 {
     let per_input = match &node.op {
         Op::ConvInt8(conv) => conv.input_products,
@@ -33,10 +33,10 @@ pub fn macs(node: &Node, read: &[usize], shape: &[usize], weight: Option<&Tensor
     }
 }
 
-/// As [`macs`], from an operation's name and the shapes of its value, its weight and what it reads.
+/// As [`macs`], from the operation's name and the shapes of its output, weight and input.
 ///
 /// # Errors
-/// [`Error::Graph`] where there is no such operation.
+/// [`Error::Graph`] if there is no such operation.
 pub fn macs_of(
     op: &str,
     shape: &[usize],
@@ -60,13 +60,13 @@ fn products(
     let each = elements(weight.get(1..).unwrap_or_default());
     match per_input {
         Some(each) => elements(read).saturating_mul(each as u128),
-        // Every pixel that it reads meets every tap.
+        // Every input pixel is multiplied with every tap.
         None if info.name.starts_with("conv_transpose") => elements(read).saturating_mul(each),
         None => elements(shape).saturating_mul(each),
     }
 }
 
-/// Bytes of a value in PyTorch, and its elements there: codes are packed.
+/// Elements of a value as stored, and their bytes. Codes count packed.
 fn stored(shape: &[usize], kind: ValueType) -> (u128, u128) {
     let count = match kind {
         ValueType::Codes { channels, groups, .. } => {
@@ -80,7 +80,7 @@ fn stored(shape: &[usize], kind: ValueType) -> (u128, u128) {
     (count, count.saturating_mul(kind.element_bytes() as u128))
 }
 
-/// Multiply-accumulates, or else other operations on an element.
+/// Work of a node: multiply-accumulates if it has any, otherwise elementary operations.
 fn work(view: NodeView<'_>, shape: &[usize], made: u128, read: u128, from: &[&[usize]]) -> u128 {
     let size = |value: usize, behind: usize| {
         let shape: &[usize] = from.get(value).copied().unwrap_or_default();
@@ -106,7 +106,7 @@ fn work(view: NodeView<'_>, shape: &[usize], made: u128, read: u128, from: &[&[u
     }
 }
 
-/// Whether the shape that a node notes is that of its value; of codes, but for channels.
+/// Whether the declared shape of a node is the computed one. Channels of codes are not compared.
 fn is_noted(node: &Node, made: &[usize], kind: ValueType) -> bool {
     match kind {
         ValueType::Codes { .. } => {
@@ -122,12 +122,12 @@ fn is_noted(node: &Node, made: &[usize], kind: ValueType) -> bool {
     }
 }
 
-/// Shapes of all values, with what a run costs checked on the way: that nodes can run on what they
-/// read, that noted shapes are those of their values, and that a run keeps to the limits.
+/// Computes the shapes of all values and checks that every node can run on its inputs, that the
+/// declared shapes are right, and that a run stays within the limits.
 ///
 /// # Errors
-/// [`Error::Graph`] naming the node that cannot run; [`Error::Limit`] naming the first node that,
-/// with those before it, needs more than a limit.
+/// [`Error::Graph`] naming the node that cannot run; [`Error::Limit`] naming the first node at
+/// which memory or work exceeds a limit.
 pub fn check_sizes(
     graph: &Graph,
     tensors: &Tensors,
@@ -150,8 +150,8 @@ pub fn check_sizes(
         let label = node.label();
         let cannot = |why: &str| Error::Graph {
             why: format!(
-                "{label} ({}): it cannot run at the shapes that the network was converted at ({why}); get the file \
-                 again, or convert and save the model again",
+                "{label} ({}): it cannot run at the shapes that the network was converted at \
+                 ({why}); copy the file again from its source, or convert and save the model again",
                 node.op_name()
             ),
         };
@@ -160,7 +160,7 @@ pub fn check_sizes(
         let made = shapes::made(view, &read).map_err(|why| cannot(&why))?;
         if !is_noted(node, &made, types[i]) {
             return Err(cannot(&format!(
-                "a result of the shape {:?} was noted, it is {made:?}",
+                "expected a result of the shape {made:?}, but {:?} was noted",
                 node.shape
             )));
         }
@@ -195,7 +195,8 @@ pub fn check_sizes(
     Ok(shapes)
 }
 
-/// Elements where sizes of 0 count as 1: code multiplies sizes in any order.
+/// Elements if sizes of 0 count as 1: kernels multiply sizes in any order, so no partial product
+/// may overflow.
 fn elements_of_nonzero(shape: &[usize]) -> u128 {
     shape.iter().fold(1, |n, &size| n.saturating_mul(size.max(1) as u128))
 }

@@ -1,13 +1,13 @@
-//! Files of version 1, as the graphs and tensors of the present version.
+//! Converts files of version 1 to graphs and tensors of the current version.
 //!
-//! What version 1 wrote otherwise:
+//! Version 1 differed as follows:
 //!
-//! - packed tensors stood in two lists of the metadata, `ternary` and `two_bit`; binary weights
-//!   were among the ternary ones, so their values say which they are;
-//! - nodes did not say the type of their value, and inputs had theirs in the attribute `dtype`;
-//! - `half_range` and `act` together said what codes stand for, and pooling of two-bit codes had an
-//!   `act`;
-//! - the operation `flatten_leading` was called `rows`.
+//! - The metadata listed packed tensors in two lists, `ternary` and `two_bit`. Binary weights were
+//!   in the list `ternary`; only their values show that they are binary.
+//! - Nodes did not declare the type of their value. Inputs had theirs in the attribute `dtype`.
+//! - `half_range` and `act` together gave the meaning of codes, and pooling of two-bit codes had an
+//!   `act`.
+//! - The operation `flatten_leading` was called `rows`.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -21,7 +21,7 @@ use crate::dtype::{ActType, CodeType, TensorType, ValueType, WeightKind};
 
 pub(super) const VERSION: u64 = 1;
 
-/// The lists of packed tensors. The one of two-bit weights was absent where there were none.
+/// Reads the two lists of packed tensors. Files without two-bit weights have no list `two_bit`.
 pub(super) fn packed(entry: &Json) -> Option<Packed> {
     let mut packed = Packed::new();
     for (list, kind) in [("ternary", WeightKind::Ternary), ("two_bit", WeightKind::TwoBit)] {
@@ -39,7 +39,7 @@ pub(super) fn packed(entry: &Json) -> Option<Packed> {
     Some(packed)
 }
 
-/// A type's name in the digest.
+/// Name of a type in the digest.
 pub(super) fn name(dtype: TensorType) -> &'static str {
     match dtype {
         TensorType::F32 => "f32",
@@ -52,13 +52,13 @@ pub(super) fn name(dtype: TensorType) -> &'static str {
     }
 }
 
-/// A graph's text as the present version has it. Weights get the narrowest kind that holds them:
-/// nothing else in this crate finds a kind by looking at values.
+/// Converts a graph's text to the current version. Every code tensor gets the narrowest kind that
+/// holds its values.
 ///
-/// What is no graph comes back as it is; whoever parses it reports that.
+/// Text that is not a graph is returned unchanged; [`super::Graph::parse`] reports the error.
 ///
 /// # Errors
-/// Which node is none of version 1, and why.
+/// The node that is not valid in version 1, and why.
 pub(super) fn upgraded(
     graph: &str,
     tensors: &mut BTreeMap<String, Tensor>,
@@ -85,7 +85,7 @@ pub(super) fn upgraded(
     Ok(json.to_string())
 }
 
-/// Rewrites a node; the type of its value, as far as it can be told here.
+/// Converts a node and returns the type of its value, or float32 if the type is not known here.
 fn upgrade(
     node: &mut Map<String, Json>,
     types: &HashMap<String, ValueType>,
@@ -110,7 +110,7 @@ fn upgrade(
         channels, groups,
     ) {
         (Some(channels), Some(groups)) => ValueType::Codes { codes, channels, groups },
-        // The check of the graph names what is wrong.
+        // The later check of the graph reports the error.
         _ => ValueType::F32,
     };
     let dtype = match op.as_str() {
@@ -156,7 +156,7 @@ fn upgrade(
     Ok(dtype)
 }
 
-/// Makes one attribute of the two that said what codes stand for.
+/// Replaces `half_range` and `act` of version 1 with the current `act`.
 fn act(attrs: &mut Map<String, Json>) -> Result<ActType, String> {
     let half_range = attrs.remove("half_range").and_then(|flag| flag.as_bool());
     let half_range = half_range.ok_or("attribute \"half_range\" must be bool (true or false)")?;
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn attributes_get_their_names_of_now() {
+    fn attributes_get_their_current_names() {
         for (half_range, act, now) in [
             (true, None, "half"),
             (false, None, "full"),
@@ -209,17 +209,19 @@ mod tests {
     }
 
     #[test]
-    fn what_only_a_later_version_has_is_refused() {
+    fn nodes_of_a_later_version_are_refused() {
         for (node, words) in [
             (json!({"name": "y", "op": "relu", "dtype": "float32"}), "unknown fields"),
             (json!({"name": "y", "op": "flatten_leading"}), "unknown op"),
             (json!({"name": "y", "op": "quantize", "attrs": {"act": "half"}}), "half_range"),
             (
-                json!({"name": "y", "op": "conv_float", "attrs": {"half_range": true, "act": "half"}}),
+                json!({"name": "y", "op": "conv_float",
+                       "attrs": {"half_range": true, "act": "half"}}),
                 "\"half\"",
             ),
             (
-                json!({"name": "y", "op": "conv_codes", "attrs": {"half_range": false, "act": "uint2"}}),
+                json!({"name": "y", "op": "conv_codes",
+                       "attrs": {"half_range": false, "act": "uint2"}}),
                 "uint2",
             ),
             (
@@ -234,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_graph_stays_as_it_is() {
+    fn text_that_is_not_a_graph_is_unchanged() {
         for text in ["{", "[]", "3", "{\"nodes\": {}}"] {
             assert_eq!(upgraded(text, &mut BTreeMap::new()).unwrap(), text);
         }

@@ -1,4 +1,4 @@
-//! A graph: values, the nodes that make them, and what the network returns.
+//! A graph: nodes, the values that they produce, and the network's outputs.
 
 use std::collections::BTreeMap;
 
@@ -13,23 +13,23 @@ use crate::error::{Error, Result};
 /// Tensors of a graph by name.
 pub type Tensors = BTreeMap<String, Tensor>;
 
-/// A value: the number of the node that makes it. Every node makes one.
+/// A value, identified by the index of the node that produces it. Every node produces one value.
 pub type ValueId = usize;
 
-/// How a graph is to be read.
+/// Where a graph comes from, which decides how strictly it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// From a file, which holds every field and every attribute, and nothing else.
+    /// A file. All required fields and attributes must be present; unknown ones are an error.
     File,
-    /// Described to the engine: what it does not need may be absent, and unknown attributes are
-    /// ignored.
+    /// A description for the engine. Fields that the engine does not need may be absent, and
+    /// unknown attributes are ignored.
     Description,
 }
 
-/// The memory format that a node wants its input in, where PyTorch runs it.
+/// The memory format that PyTorch needs for a node's input.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Layout {
-    /// As it comes.
+    /// Any memory format.
     #[default]
     Any,
     /// Channels first.
@@ -40,35 +40,35 @@ pub enum Layout {
     Order(Vec<usize>),
 }
 
-/// A node.
+/// One operation of a graph, with its inputs and tensors.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// Its name, and that of the value it makes.
+    /// Name of the node and of the value that it produces.
     pub name: String,
-    /// What it does.
+    /// The operation with its attributes.
     pub op: Op,
-    /// Its operation's row; `None` for [`Op::Other`].
+    /// Row of the operation in the table; `None` for [`Op::Other`].
     pub info: Option<&'static OpInfo>,
-    /// Values that it reads.
+    /// Values that the node reads.
     pub inputs: Vec<ValueId>,
     /// Role → name of the tensor.
     pub tensors: BTreeMap<String, String>,
-    /// The layer that it came from; empty where there is none.
+    /// Name of the PyTorch layer that the node came from; empty if there is none.
     pub layer: String,
-    /// The type that it says its value has; a description may leave it out.
+    /// Declared type of the value; a description may leave it out.
     pub dtype: Option<ValueType>,
-    /// Shape of its value at conversion. Codes have that of the values they stand for.
+    /// Shape of the value at conversion. Codes have the shape of the values that they stand for.
     pub shape: Vec<usize>,
-    /// What was fused, or why it runs as it does.
+    /// Remark for reports, such as what was fused into the node.
     pub note: String,
-    /// Memory format of its input in PyTorch.
+    /// Memory format that PyTorch needs for the input.
     pub layout: Layout,
-    /// Its place in the file; inputs come first here.
+    /// Index of the node in the file. [`Graph::nodes`] has all inputs first; a file need not.
     pub position: usize,
 }
 
 impl Node {
-    /// Name of its operation.
+    /// Name of the operation.
     pub fn op_name(&self) -> &str {
         match &self.op {
             Op::Other { name, .. } => name,
@@ -76,12 +76,12 @@ impl Node {
         }
     }
 
-    /// Whether it is a function of single elements, for all or per channel.
+    /// Whether the operation is elementwise: one function for all elements, or one per channel.
     pub(crate) fn is_elementwise(&self) -> bool {
         self.info.is_some_and(|info| matches!(info.form, Form::Scalar | Form::Channel))
     }
 
-    /// The dimension that a function per channel is about; `None` where it is none.
+    /// The channel dimension of a per-channel function; `None` for other operations.
     pub(crate) fn channel_dim(&self) -> Option<usize> {
         match &self.op {
             Op::ChannelScale { trailing: Some(trailing) }
@@ -92,7 +92,7 @@ impl Node {
         }
     }
 
-    /// The layer, as messages name it; the node where there is none.
+    /// Name for messages: the layer, or the node if there is no layer.
     pub fn label(&self) -> String {
         match self.layer.as_str() {
             "" => format!("node '{}'", self.name),
@@ -100,25 +100,25 @@ impl Node {
         }
     }
 
-    /// How messages about a graph begin.
+    /// Start of error messages: the node, its operation and its layer.
     pub(crate) fn place(&self) -> String {
         let layer =
             if self.layer.is_empty() { String::new() } else { format!(", layer {:?}", self.layer) };
         format!("node {:?} ({}{layer})", self.name, self.op_name())
     }
 
-    /// An [`Error::Graph`] about it.
+    /// An [`Error::Graph`] about this node.
     pub(crate) fn invalid(&self, why: impl std::fmt::Display) -> Error {
         Error::Graph { why: format!("{}: {why}", self.place()) }
     }
 }
 
-/// What a network returns: a structure of values.
+/// What a network returns: values in nested lists, tuples and dictionaries.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outputs {
-    /// A value.
+    /// A value of the graph.
     Value(ValueId),
-    /// What is no value.
+    /// A constant, such as `None` or a number.
     Constant(Json),
     /// A list.
     List(Vec<Outputs>),
@@ -126,28 +126,28 @@ pub enum Outputs {
     Tuple(Vec<Outputs>),
     /// A dictionary with keys in alphabetical order.
     Dict(Vec<(String, Outputs)>),
-    /// A dictionary with keys in an order of its own.
+    /// A dictionary with keys in any other order.
     DictItems(Vec<(String, Outputs)>),
     /// An `OrderedDict`.
     OrderedDict(Vec<(String, Outputs)>),
 }
 
 impl Outputs {
-    /// Calls `found` with every value, in order.
-    pub fn for_each(&self, found: &mut dyn FnMut(ValueId)) {
+    /// Calls `visit` with every value, in order.
+    pub fn for_each(&self, visit: &mut dyn FnMut(ValueId)) {
         match self {
-            Outputs::Value(value) => found(*value),
+            Outputs::Value(value) => visit(*value),
             Outputs::Constant(_) => (),
             Outputs::List(items) | Outputs::Tuple(items) => {
-                items.iter().for_each(|item| item.for_each(found))
+                items.iter().for_each(|item| item.for_each(visit))
             }
             Outputs::Dict(items) | Outputs::DictItems(items) | Outputs::OrderedDict(items) => {
-                items.iter().for_each(|(_, item)| item.for_each(found));
+                items.iter().for_each(|(_, item)| item.for_each(visit));
             }
         }
     }
 
-    /// Its values, in order.
+    /// All values of the structure, in order.
     pub fn values(&self) -> Vec<ValueId> {
         let mut values = Vec::new();
         self.for_each(&mut |value| values.push(value));
@@ -158,14 +158,13 @@ impl Outputs {
 /// A network as data: nothing in it depends on a CPU.
 #[derive(Clone, Debug)]
 pub struct Graph {
-    /// Inputs, then the other nodes in the order they run. A node reads only values of nodes before
-    /// it.
+    /// Inputs, then the other nodes in execution order. A node reads only values of earlier nodes.
     pub nodes: Vec<Node>,
-    /// What the network returns.
+    /// The network's return value.
     pub outputs: Outputs,
     /// Remarks for reports.
     pub notes: Vec<String>,
-    /// How Python calls the network, where it is not with one array per input.
+    /// How Python calls the network; `None` if it takes one array per input.
     pub arguments: Option<Json>,
 }
 
@@ -173,20 +172,20 @@ impl Graph {
     /// Reads a graph's JSON text.
     ///
     /// # Errors
-    /// [`Error::Graph`] naming the first field that is not what it must be.
+    /// [`Error::Graph`] naming the first wrong field.
     pub fn parse(text: &str, source: Source) -> Result<Self> {
         let json: Json = serde_json::from_str(text)
             .map_err(|e| Error::Graph { why: format!("the graph is not JSON: {e}") })?;
         super::parse::graph(&json, source)
     }
 
-    /// Number of inputs; their nodes are the first.
+    /// Number of inputs. Their nodes come first.
     pub fn input_count(&self) -> usize {
         self.nodes.iter().take_while(|node| matches!(node.op, Op::Input(_))).count()
     }
 }
 
-/// A node with its tensors.
+/// A node together with the tensors of its graph.
 #[derive(Clone, Copy, Debug)]
 pub struct NodeView<'a> {
     /// The node.
@@ -196,7 +195,7 @@ pub struct NodeView<'a> {
 }
 
 impl<'a> NodeView<'a> {
-    /// The tensor of a role, where the node has it.
+    /// The tensor of a role; `None` if the node has none.
     pub fn tensor(&self, role: &str) -> Option<&'a Tensor> {
         self.node.tensors.get(role).and_then(|name| self.tensors.get(name))
     }
@@ -204,7 +203,7 @@ impl<'a> NodeView<'a> {
     /// Shape of the tensor of a role.
     ///
     /// # Errors
-    /// That it is missing.
+    /// The tensor is missing.
     pub fn shape(&self, role: &str) -> Result<&'a [usize], String> {
         self.tensor(role)
             .map(Tensor::shape)
@@ -214,18 +213,18 @@ impl<'a> NodeView<'a> {
     /// Values of a float32 tensor.
     ///
     /// # Errors
-    /// That there is none.
+    /// The tensor is missing or not float32.
     pub fn floats(&self, role: &str) -> Result<&'a [f32], String> {
         match self.tensor(role) {
             Some(Tensor::F32(_, values)) => Ok(values),
-            _ => Err(format!("tensor {role:?} must be there, as float32")),
+            _ => Err(format!("tensor role {role:?} is missing or not float32")),
         }
     }
 
-    /// As [`NodeView::floats`], of a role that may be absent.
+    /// As [`NodeView::floats`]; `None` if the node does not have the role.
     ///
     /// # Errors
-    /// That it is no float32.
+    /// The tensor is not float32.
     pub fn optional_floats(&self, role: &str) -> Result<Option<&'a [f32]>, String> {
         self.node.tensors.contains_key(role).then(|| self.floats(role)).transpose()
     }

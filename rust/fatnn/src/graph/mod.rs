@@ -1,23 +1,23 @@
-//! Networks as data: a typed graph, the table of operations, the file. No CPU, no kernel, no
-//! packing.
+//! Networks as data: a typed graph, the table of operations, and the file format. Nothing here
+//! knows a CPU, a kernel or packed weights.
 //!
 //! | module | what lives in it |
 //! | --- | --- |
 //! | [`op`] | [`Op`]: what a node does, with typed attributes |
-//! | [`ops`] | [`ops::OPS`]: one row per operation, read by checks, reports and bindings |
+//! | [`ops`] | [`ops::OPS`]: one row per operation; checks, reports and bindings read it |
 //! | [`graph`](mod@graph) | [`Graph`]: nodes, values, outputs |
-//! | [`spatial`] | what changes the size of maps, and the sizes that it makes |
+//! | [`spatial`] | operations that resize feature maps, and their output sizes |
 //! | [`tensor`] | [`Tensor`]: weights, scales, thresholds |
-//! | [`check`] | whether a graph is well-formed, and the types of its values |
-//! | [`cost`] | shapes of all values at conversion, and what a run costs |
-//! | [`shapes`] | shapes of all values in every run |
-//! | [`size`] | [`size::Size`]: a number, or an expression of what runs choose |
+//! | [`check`] | checks that a graph is well-formed; finds the types of its values |
+//! | [`cost`] | shapes of all values at conversion, and the cost of a run |
+//! | [`shapes`] | shapes of all values for any input size |
+//! | [`size`] | [`size::Size`]: a number, or an expression of free input sizes |
 //! | [`support`] | what the engine can run |
-//! | [`file`](mod@file) | the canonical file |
-//! | `file_v1` | files of version 1, as graphs of the present version |
+//! | [`file`](mod@file) | the canonical file format |
+//! | `file_v1` | converts files of version 1 to the current version |
 //! | [`report`] | what `fatnn inspect` and `net.report` show |
 //!
-//! A graph is read with [`Graph::parse`] and checked with [`check::check`]; the engine compiles it.
+//! [`Graph::parse`] reads a graph and [`check::check`] checks it; then the engine compiles it.
 
 pub mod attrs;
 pub mod check;
@@ -51,11 +51,11 @@ pub use tensor::Tensor;
 /// Why a node could not be built.
 #[derive(Debug)]
 pub(crate) enum BuildError {
-    /// It means nothing: the graph is damaged.
+    /// The node is malformed: the graph is damaged.
     Invalid(String),
-    /// It means something that this engine cannot run.
+    /// The node is valid, but this engine cannot run it.
     Unsupported(String),
-    /// Memory, a limit or the environment.
+    /// Out of memory, over a limit, or a wrong environment variable.
     Failed(crate::error::Error),
 }
 

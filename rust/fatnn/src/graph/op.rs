@@ -1,7 +1,7 @@
 //! Operations with typed attributes.
 //!
-//! [`Op`] says what a node does. What all nodes of an operation have in common, such as roles of
-//! tensors and rules for types and shapes, is its row in [`super::ops::OPS`].
+//! [`Op`] holds the attributes of one node. Facts about the operation itself, such as its tensor
+//! roles and its rules for types and shapes, are in its row of [`super::ops::OPS`].
 
 use serde_json::Value as Json;
 
@@ -9,16 +9,16 @@ use super::spatial::{ConvTranspose, DepthToSpace, Interpolate};
 use crate::dtype::{ActType, ValueType};
 use crate::scalar::{Binary, Comparison, Logical, Scalar};
 
-/// A window that slides over two axes. In one dimension the first axis has kernel 1 and no padding.
+/// A sliding window over two axes. In one dimension the first axis has kernel 1 and no padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvParams {
-    /// Height and width.
+    /// Height and width of the window.
     pub kernel: [usize; 2],
-    /// Steps from one window to the next.
+    /// Distance between neighbouring windows.
     pub stride: [usize; 2],
-    /// Elements added on each side.
+    /// Elements added on each side of the input.
     pub padding: [usize; 2],
-    /// Steps between two elements of a window.
+    /// Distance between neighbouring elements of a window.
     pub dilation: [usize; 2],
 }
 
@@ -28,7 +28,7 @@ impl ConvParams {
         ConvParams { kernel: [1, 1], stride: [1, 1], padding: [0, 0], dilation: [1, 1] };
 }
 
-/// A float or int8 convolution. The kernel's size is that of the weight.
+/// A float or int8 convolution. The weight gives the kernel size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv {
     /// Spatial axes: 1 or 2.
@@ -37,22 +37,23 @@ pub struct Conv {
     pub params: ConvParams,
     /// Groups of channels.
     pub groups: usize,
-    /// Of a part of a transposed convolution: how many products that has per element of the input.
+    /// Products per input element of the transposed convolution that this convolution replaces;
+    /// `None` for any other convolution.
     pub input_products: Option<usize>,
 }
 
 /// A convolution or linear layer on codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CodesConv {
-    /// Its window; a linear layer's covers the map.
+    /// Kernel, stride, padding and dilation; the window of a linear layer covers the whole map.
     pub params: ConvParams,
     /// Groups of channels.
     pub groups: usize,
-    /// What the codes stand for.
+    /// Activation type: the values that the codes stand for.
     pub act: ActType,
-    /// Channels that it reads, where the node says so.
+    /// Input channels, if the node declares them.
     pub channels: Option<usize>,
-    /// Spatial axes of the result: 0 for linear layers.
+    /// Spatial axes of the output: 0 for linear layers.
     pub axes: usize,
     /// As [`Conv::input_products`].
     pub input_products: Option<usize>,
@@ -63,50 +64,50 @@ pub struct CodesConv {
 pub struct Pool {
     /// Spatial axes: 1 or 2.
     pub axes: usize,
-    /// The window.
+    /// Kernel, stride, padding and dilation.
     pub params: ConvParams,
-    /// Whether the last window may reach over the edge.
+    /// Whether the last window may extend beyond the padded input.
     pub ceil_mode: bool,
 }
 
-/// Every `step`th index of a dimension from `start` to before `end`; negative ones count from the
-/// end, others are brought inside.
+/// Every `step`th index of a dimension from `start` up to, but not including, `end`. Negative
+/// indices count from the end; indices out of range are clamped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slice {
     /// The dimension.
     pub dim: i64,
     /// The first index.
     pub start: i64,
-    /// Behind the last index.
+    /// One past the last index.
     pub end: i64,
-    /// From one index to the next.
+    /// Distance between neighbouring indices.
     pub step: usize,
 }
 
-/// Sizes that an input's first dimension may have.
+/// Allowed sizes of an input's first dimension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchRange {
     /// The smallest.
     pub min: usize,
     /// The largest.
     pub max: usize,
-    /// A factor of all of them.
+    /// Every size must be a multiple of this.
     pub multiple: usize,
 }
 
 /// An input of the network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Input {
-    /// Dimensions whose size is part of the network.
+    /// Dimensions that must have the size of conversion in every run.
     pub fixed: Vec<usize>,
-    /// The dimension of channels.
+    /// The channel dimension.
     pub channel_dim: Option<usize>,
-    /// Sizes of the first dimension, where the model branches on it.
+    /// Allowed sizes of the first dimension, if the model branches on it.
     pub batch: Option<BatchRange>,
 }
 
 impl Input {
-    /// The attribute `batch`.
+    /// Reads the attribute `batch`: `[min, max, multiple]`.
     pub(super) fn batch_range(json: &Json) -> Option<BatchRange> {
         let [min, max, multiple] = json.as_array()?.as_slice() else { return None };
         let size =
@@ -116,42 +117,42 @@ impl Input {
     }
 }
 
-/// What dimensions become.
+/// The function of a reduction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reduction {
-    /// Their mean.
+    /// Mean of the elements.
     Mean,
-    /// Their sum.
+    /// Sum of the elements.
     Sum,
-    /// The largest; NaN where one is there.
+    /// Largest element; NaN if any element is NaN.
     Max,
-    /// The smallest.
+    /// Smallest element; NaN if any element is NaN.
     Min,
 }
 
-/// Elements whose statistics are taken together.
+/// The elements that share one mean and variance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NormOver {
-    /// So many last dimensions.
+    /// All elements of this many last dimensions.
     Last(usize),
-    /// Channels of one group, and their pixels.
+    /// All pixels and channels of one of this many channel groups.
     Groups(usize),
-    /// The pixels of one channel.
+    /// All pixels of one channel.
     Channels,
 }
 
 /// `(x - mean) / √(variance + eps) * weight + bias`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Norm {
-    /// Of which elements.
+    /// The elements that share statistics.
     pub over: NormOver,
-    /// Whether the mean is taken away; otherwise the variance is the mean square.
+    /// Whether the mean is subtracted; otherwise the mean is 0 and the variance the mean square.
     pub centered: bool,
     /// Added to the variance.
     pub eps: f32,
 }
 
-/// What a node does.
+/// The operation of a node, with its attributes.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Op {
@@ -166,10 +167,9 @@ pub enum Op {
         /// Added to the variance.
         eps: f32,
     },
-    /// `fma(x, scale, bias)` per channel. Graphs that are described to the engine have it, files do
-    /// not.
+    /// `fma(x, scale, bias)` per channel. Only for graphs described to the engine, never in files.
     Affine,
-    /// A function of one element.
+    /// The same function of every element.
     Scalar(Scalar),
     /// Leaky ReLU with learned slopes: one, or one per channel.
     Prelu,
@@ -187,143 +187,144 @@ pub enum Op {
     MaxPool(Pool),
     /// Average pooling.
     AvgPool {
-        /// Its window.
+        /// Window and axes.
         pool: Pool,
-        /// Whether padding counts.
+        /// Whether padding counts as elements of the window.
         count_include_pad: bool,
-        /// Divisor in place of the count; 0: the count.
+        /// Divisor; 0 means the number of elements in the window.
         divisor: i64,
     },
     /// Average pooling to a fixed size.
     AdaptiveAvgPool {
         /// Spatial axes: 1 or 2.
         axes: usize,
-        /// Sizes of the result; 0: as the input.
+        /// Sizes of the output; 0 means the input's size.
         size: [usize; 2],
     },
     /// Max pooling to a fixed size.
     AdaptiveMaxPool {
         /// Spatial axes: 1 or 2.
         axes: usize,
-        /// Sizes of the result; 0: as the input.
+        /// Sizes of the output; 0 means the input's size.
         size: [usize; 2],
     },
-    /// A map of another size. With a second input that one's map says the size.
+    /// Resizing of a map. A second input, if there is one, gives the output size.
     Interpolate(Interpolate),
-    /// As [`Op::Interpolate`], of codes.
+    /// As [`Op::Interpolate`], but for codes.
     InterpolateCodes(Interpolate),
-    /// Channels become pixels.
+    /// Moves channels to pixels, as `pixel_shuffle`.
     DepthToSpace(DepthToSpace),
-    /// As [`Op::DepthToSpace`], of codes.
+    /// As [`Op::DepthToSpace`], but for codes.
     DepthToSpaceCodes(DepthToSpace),
     /// Transposed float convolution.
     ConvTranspose(ConvTranspose),
-    /// Dimensions become one number.
+    /// Reduction of dimensions to one number.
     Reduce {
-        /// Which number.
+        /// Mean, sum, maximum or minimum.
         kind: Reduction,
-        /// The dimensions; negative ones count from the end, none means all.
+        /// Dimensions to reduce. Negative ones count from the end; an empty list means all.
         dims: Vec<i64>,
-        /// Whether they stay, with size 1.
+        /// Whether reduced dimensions stay, with size 1.
         keepdim: bool,
     },
-    /// Normalisation by statistics of the value itself.
+    /// Normalisation by the input's own statistics.
     Norm(Norm),
     /// Softmax.
     Softmax {
-        /// The dimension.
+        /// The dimension that sums to 1.
         dim: i64,
-        /// Whether logarithms come out.
+        /// Whether the result is the logarithm of the softmax.
         log: bool,
     },
-    /// Products of the matrices in the last two dimensions.
+    /// Matrix product over the last two dimensions.
     Matmul,
-    /// `softmax(q · kᵀ * scale + mask) · v`; the mask is a fourth input.
+    /// `softmax(q · kᵀ * scale + mask) · v`. The mask is an optional fourth input.
     Attention {
         /// Whether a query sees only the keys up to its own position.
         causal: bool,
-        /// `1 / √(last dimension)` where there is none.
+        /// Factor of the scores; `None` means `1 / √(last dimension)`.
         scale: Option<f32>,
     },
-    /// Multi-head attention with its linear layers, of queries, keys and values.
+    /// Multi-head attention of queries, keys and values, including its linear layers.
     Multihead {
-        /// Heads.
+        /// Number of heads.
         heads: usize,
-        /// Whether images come before tokens.
+        /// Whether the batch dimension comes before the tokens.
         batch_first: bool,
     },
-    /// Dimensions from `start` to `end` become one.
+    /// Merges the dimensions from `start` to `end` into one.
     Flatten {
-        /// The first; negative ones count from the end.
+        /// First merged dimension; negative ones count from the end.
         start: i64,
-        /// The last.
+        /// Last merged dimension.
         end: i64,
     },
-    /// All dimensions but the last become one.
+    /// Merges all dimensions except the last into one.
     FlattenLeading,
-    /// The first input with the leading dimensions of the second.
+    /// Reshapes the first input to the leading dimensions of the second; the last one stays.
     ReshapeLike,
-    /// Padding. Pairs of sizes before and after, from the last dimension on.
+    /// Padding, as `torch.nn.functional.pad`.
     Pad {
-        /// The sizes; negative ones cut.
+        /// Pairs of sizes before and after, starting with the last dimension. Negative ones cut.
         pad: Vec<i64>,
         /// `constant`, `reflect`, `replicate` or `circular`.
         mode: String,
-        /// The constant.
+        /// Fill value of the mode `constant`.
         value: f32,
     },
     /// A function of two values, with PyTorch's broadcasting.
     Binary(Binary),
     /// The same elements, in row-major order, in another shape.
     Reshape {
-        /// 0: the input's size of this dimension; -1: what is left.
+        /// Output shape. 0 keeps the input's size of the dimension; -1 is inferred.
         shape: Vec<i64>,
     },
-    /// Without a dimension, where its size is 1.
+    /// Removes a dimension if its size is 1.
     Squeeze {
         /// The dimension.
         dim: i64,
     },
-    /// With a new dimension of size 1.
+    /// Inserts a dimension of size 1.
     Unsqueeze {
-        /// The result's dimension.
+        /// Position of the new dimension in the output.
         dim: i64,
     },
-    /// Dimensions in another order.
+    /// Reorders the dimensions.
     Permute {
-        /// The input's dimension for each of the result's.
+        /// For every output dimension, the input dimension that it takes.
         dims: Vec<i64>,
     },
-    /// Some indices of a dimension.
+    /// Selects a range of indices of one dimension.
     Slice(Slice),
-    /// Dimensions of size 1, and new ones in front, repeated.
+    /// Repeats dimensions of size 1 and new leading dimensions.
     Expand {
-        /// -1: the input's size of this dimension; -2: that of the second input's first.
+        /// Output shape. -1 keeps the input's size of the dimension; -2 is the size of the second
+        /// input's first dimension.
         shape: Vec<i64>,
     },
-    /// Values one after the other.
+    /// Concatenates values.
     Cat {
-        /// Along this dimension.
+        /// Dimension along which they are joined.
         dim: i64,
     },
-    /// A tensor of the file.
+    /// A tensor of the graph as a value.
     Constant,
-    /// Rows of the weight, by their numbers.
+    /// Selects rows of the weight by their indices.
     Embedding,
-    /// Whether two values are related so, element by element.
+    /// Elementwise comparison of two values.
     Compare(Comparison),
-    /// A function of two masks.
+    /// Elementwise logical function of two masks.
     Logical(Logical),
-    /// The other mask.
+    /// Elementwise negation of a mask.
     LogicalNot,
-    /// Elements of the second value where the first is true, else of the third.
+    /// Takes an element of the second input if the mask is true, otherwise of the third.
     Where,
-    /// The same elements as another type.
+    /// Converts elements to another type.
     Cast {
         /// `float32`, `int32`, `int64` or `bool`.
         to: ValueType,
     },
-    /// Sums of integers from the first index of a dimension to every other.
+    /// Cumulative sum of integers along a dimension.
     Cumsum {
         /// The dimension.
         dim: i64,
@@ -332,43 +333,43 @@ pub enum Op {
     ConvInt8(Conv),
     /// Int8 linear layer.
     LinearInt8,
-    /// Floats to codes.
+    /// Quantizes floats to codes.
     Quantize {
-        /// What the codes stand for.
+        /// Activation type: the values that the codes stand for.
         act: ActType,
-        /// Channels.
+        /// Number of channels.
         channels: usize,
-        /// Groups of channels.
+        /// Number of channel groups, each packed by itself.
         groups: usize,
-        /// Spatial axes, where the node says so.
+        /// Spatial axes, if the node declares them.
         axes: Option<usize>,
     },
-    /// Convolution of codes to codes.
+    /// Convolution from codes to codes.
     ConvCodes {
-        /// The convolution.
+        /// Parameters of the convolution.
         conv: CodesConv,
-        /// Groups of the output's channels.
+        /// Number of channel groups of the output codes.
         out_groups: usize,
     },
-    /// Convolution of codes to floats.
+    /// Convolution from codes to floats.
     ConvFloat {
-        /// The convolution.
+        /// Parameters of the convolution.
         conv: CodesConv,
         /// Whether a ReLU follows.
         relu: bool,
     },
     /// Max pooling on codes.
     MaxPoolCodes {
-        /// The window.
+        /// Kernel, stride, padding and dilation.
         params: ConvParams,
-        /// Whether the last window may reach over the edge.
+        /// Whether the last window may extend beyond the padded input.
         ceil_mode: bool,
     },
     /// An operation that this release does not know.
     Other {
-        /// Its name.
+        /// Name of the operation in the graph.
         name: String,
-        /// What is unknown about it.
+        /// Reason why it cannot run.
         why: String,
     },
 }

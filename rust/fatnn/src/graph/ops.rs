@@ -1,4 +1,4 @@
-//! What the table of operations says about each: the type of a row. The rows are in [`OPS`].
+//! The row type of the table of operations. The rows are in [`OPS`].
 
 use super::BuildError;
 use super::attrs::{Attr, Attrs};
@@ -8,19 +8,19 @@ use super::size::{Size, Sizes};
 pub use super::table::OPS;
 use crate::dtype::{TensorType, ValueType};
 
-/// How far a result depends on who computes it.
+/// How closely another implementation can reproduce a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exactness {
-    /// The same bits everywhere.
+    /// Every implementation gives the same bits.
     Exact,
-    /// Sums of floats: the order of additions decides the last bits.
+    /// Sums of floats: the last bits depend on the order of additions.
     SumOrder,
-    /// Functions that libraries approximate, each in its own way.
+    /// Functions that each library approximates in its own way.
     Transcendental,
 }
 
 impl Exactness {
-    /// Its name: `exact`, `sum-order` or `transcendental`.
+    /// Name for Python and reports: `exact`, `sum-order` or `transcendental`.
     pub fn name(self) -> &'static str {
         match self {
             Exactness::Exact => "exact",
@@ -30,21 +30,21 @@ impl Exactness {
     }
 }
 
-/// What an operation multiplies, or that it does not.
+/// Weight type of the products of a convolution or linear layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Products {
-    /// No convolution and no linear layer.
+    /// Not a convolution or linear layer.
     None,
-    /// Floats.
+    /// Float weights.
     Float,
     /// Int8 weights.
     Int8,
-    /// Codes.
+    /// Weights that are codes.
     Codes,
 }
 
 impl Products {
-    /// Its name: `none`, `float`, `int8` or `codes`.
+    /// Name for Python and reports: `none`, `float`, `int8` or `codes`.
     pub fn name(self) -> &'static str {
         match self {
             Products::None => "none",
@@ -64,16 +64,16 @@ pub enum Form {
     Channel,
     /// Maximum over windows.
     Pool,
-    /// Moves elements only.
+    /// Changes shape or order; elements keep their values.
     Shape,
-    /// Makes another map of pixels, each of them as it was.
+    /// Builds a map of another size from unchanged pixels.
     Select,
-    /// Anything else.
+    /// None of these.
     Other,
 }
 
 impl Form {
-    /// Its name: `scalar`, `channel`, `pool`, `shape`, `select` or `other`.
+    /// Name for Python and reports: `scalar`, `channel`, `pool`, `shape`, `select` or `other`.
     pub fn name(self) -> &'static str {
         match self {
             Form::Scalar => "scalar",
@@ -86,55 +86,53 @@ impl Form {
     }
 }
 
-/// A tensor that an operation has.
+/// The role of a tensor in an operation, such as `weight` or `bias`.
 #[derive(Clone, Copy, Debug)]
 pub struct Role {
-    /// Its name.
+    /// Name of the role in files.
     pub name: &'static str,
-    /// Types that its elements may have.
+    /// Allowed element types.
     pub dtypes: &'static [TensorType],
-    /// Whether it must be there.
+    /// Whether every node of the operation needs this tensor.
     pub required: bool,
 }
 
-/// Types of the values that a node reads → type of its value, or what is wrong with them or with
-/// the tensors.
+/// Input types → output type, or what is wrong with the inputs or tensors.
 pub(crate) type TypeRule = fn(NodeView<'_>, &[ValueType]) -> Result<ValueType, String>;
-/// Shapes of the values that a node reads → shape of its value, or why they fit in no run.
+/// Input shapes → output shape, or why no run can have such shapes.
 pub(super) type ShapeRule = fn(&Sizes, NodeView<'_>, &[&[Size]]) -> Result<Vec<Size>, String>;
-/// Why the engine cannot run an operation on values of such shapes.
+/// Input shapes → `Ok` if the engine can run the operation on them, or why not.
 pub(crate) type SupportRule = fn(&Op, &[&[usize]]) -> Result<(), String>;
 
 /// A row of the table.
 #[derive(Clone, Copy)]
 pub struct OpInfo {
-    /// Its name in files.
+    /// Name of the operation in files.
     pub name: &'static str,
-    /// The smallest number of values that it reads, and the largest; `None`: any.
+    /// Smallest and largest number of inputs; `None` means no upper bound.
     pub inputs: (usize, Option<usize>),
-    /// Its attributes.
+    /// Attributes of its nodes.
     pub attrs: &'static [Attr],
-    /// Its tensors.
+    /// Roles of its tensors.
     pub tensors: &'static [Role],
-    /// Whether the first value that it reads is codes; others are floats.
+    /// Whether the first input is codes. All other inputs are floats.
     pub reads_codes: bool,
-    /// Whether values may be integers or masks; its rule for types then says which. Others read
-    /// floats.
+    /// Whether inputs may be integers or masks; the type rule decides. Otherwise they are floats.
     pub reads_plain: bool,
-    /// Whether it makes codes.
+    /// Whether the output is codes.
     pub makes_codes: bool,
-    /// How far its result depends on who computes it.
+    /// How closely another implementation can reproduce the result.
     pub exactness: Exactness,
-    /// What it multiplies.
+    /// Weight type of its products.
     pub products: Products,
-    /// How it treats elements.
+    /// How it treats the elements of its first input.
     pub form: Form,
-    /// Whether files hold it; otherwise it is only described to the engine.
+    /// Whether files may hold it; otherwise only descriptions for the engine do.
     pub in_files: bool,
     pub(super) build: fn(&Attrs<'_>) -> Result<Op, BuildError>,
     pub(super) types: TypeRule,
     pub(super) shape: ShapeRule,
-    /// `None` where the engine does not have the operation.
+    /// `None` if the engine does not have the operation.
     pub(super) support: Option<SupportRule>,
 }
 
@@ -145,33 +143,33 @@ impl std::fmt::Debug for OpInfo {
 }
 
 impl OpInfo {
-    /// The row of that name.
+    /// The row of the operation `name`.
     pub fn named(name: &str) -> Option<&'static OpInfo> {
         OPS.iter().find(|row| row.name == name)
     }
 
-    /// Whether the engine has the operation, for some attributes and shapes at least.
+    /// Whether the engine has the operation, at least for some attributes and shapes.
     pub fn in_engine(&self) -> bool {
         self.support.is_some()
     }
 
-    /// Whether it reads so many values.
+    /// Whether the operation accepts `count` inputs.
     pub fn reads(&self, count: usize) -> bool {
-        let (least, most) = self.inputs;
-        count >= least && most.is_none_or(|most| count <= most)
+        let (min, max) = self.inputs;
+        count >= min && max.is_none_or(|max| count <= max)
     }
 
-    /// The attribute of that name.
+    /// The attribute `name`.
     pub fn attr(&self, name: &str) -> Option<&'static Attr> {
         self.attrs.iter().find(|attr| attr.name == name)
     }
 
-    /// The role of that name.
+    /// The tensor role `name`.
     pub fn role(&self, name: &str) -> Option<&'static Role> {
         self.tensors.iter().find(|role| role.name == name)
     }
 
-    /// What it reads and makes: `"codes -> float"` and the like.
+    /// Types of first input and output, such as `"codes -> float"`.
     pub fn signature(&self) -> String {
         let kind = |codes| if codes { "codes" } else { "float" };
         format!("{} -> {}", kind(self.reads_codes), kind(self.makes_codes))

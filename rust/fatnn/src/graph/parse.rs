@@ -1,15 +1,16 @@
-//! From a graph's JSON to a [`Graph`]: every field's type is checked before anything is made of it.
+//! Turns JSON into a [`Graph`]. The types of all fields are checked before nodes are built.
 //!
 //! ```text
-//! {"nodes": [{"name": "conv1", "op": "conv_codes", "inputs": ["x_codes"], "layer": "layer1.0.conv1",
-//!             "shape": [1, 64, 56, 56], "dtype": {"codes": "ternary", "channels": 64, "groups": 1},
+//! {"nodes": [{"name": "conv1", "op": "conv_codes", "inputs": ["x_codes"],
+//!             "layer": "layer1.0.conv1", "shape": [1, 64, 56, 56],
+//!             "dtype": {"codes": "ternary", "channels": 64, "groups": 1},
 //!             "attrs": {"stride": [1, 1], "act": "half", ...},
 //!             "tensors": {"weight": "conv1.codes"}, "note": "..."}, ...],
 //!  "outputs": {"value": "fc"}, "notes": ["..."], "arguments": [{...}, ...]}
 //! ```
 //!
-//! `dtype` is the type of the node's value: `"float32"`, or codes. An input's is any type of
-//! PyTorch's.
+//! `dtype` is the type of the node's value: a name such as `"float32"`, or an object for codes. An
+//! input may have any PyTorch type.
 //!
 //! `outputs` is a value, `{"list": [...]}`, `{"tuple": [...]}`, `{"dict": {...}}`,
 //! `{"constant": ...}`, `{"ordered_dict": [[key, ...], ...]}` or
@@ -40,7 +41,8 @@ pub(super) fn graph(json: &Json, source: Source) -> Result<Graph> {
     if let Some(key) = graph.keys().find(|key| !GRAPH_FIELDS.contains(&key.as_str())) {
         let keys: Vec<_> = graph.keys().collect();
         return Err(invalid(format!(
-            "the graph holds {key:?}, which is not known: it must hold nodes, outputs, notes; got {keys:?}"
+            "the graph holds the unknown field {key:?}: it must hold nodes, outputs, notes; \
+             got {keys:?}"
         )));
     }
     let file = source == Source::File;
@@ -62,7 +64,7 @@ pub(super) fn graph(json: &Json, source: Source) -> Result<Graph> {
     let list = graph
         .get("nodes")
         .and_then(Json::as_array)
-        .ok_or_else(|| invalid("the graph has no list of nodes"))?;
+        .ok_or_else(|| invalid("nodes must be a list"))?;
     if file && list.is_empty() {
         return Err(invalid("nodes must be a list that is not empty"));
     }
@@ -80,7 +82,7 @@ pub(super) fn graph(json: &Json, source: Source) -> Result<Graph> {
     Ok(Graph { nodes: reader.nodes, outputs, notes, arguments: arguments.cloned() })
 }
 
-/// A JSON value that is a list of strings.
+/// The items of a JSON list of strings; `None` if the value is anything else.
 fn strings(list: &Json) -> Option<Vec<String>> {
     list.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
 }
@@ -131,14 +133,14 @@ fn check_fields(node: &Json, source: Source) -> Result<(), String> {
     let info = node["op"].as_str().and_then(OpInfo::named);
     let rank = node["shape"].as_array().map_or(0, Vec::len);
     if source == Source::File && info.is_some() && rank > MAX_RANK {
-        return Err(format!("shape has {rank} dimensions"));
+        return Err(format!("\"shape\" must have at most {MAX_RANK} dimensions, got {rank}"));
     }
     let none = Map::new();
     check_attrs(node["attrs"].as_object().unwrap_or(&none), info, source, rank)
 }
 
-/// The attribute of that name: the operation's, or, where it has none, another's whose type the
-/// value has.
+/// Finds the attribute `name`: that of the operation if it has one, otherwise that of any operation,
+/// preferably one whose type accepts the value.
 fn attr(info: Option<&OpInfo>, name: &str, value: &Json) -> Option<&'static Attr> {
     let mut others = OPS.iter().filter_map(|row| row.attr(name));
     info.and_then(|info| info.attr(name))
@@ -146,7 +148,7 @@ fn attr(info: Option<&OpInfo>, name: &str, value: &Json) -> Option<&'static Attr
         .or_else(|| others.next())
 }
 
-/// Checks the types of attributes, and that they are not below their least values.
+/// Checks the names, types and minimum values of attributes.
 fn check_attrs(
     attrs: &Map<String, Json>,
     info: Option<&OpInfo>,
@@ -166,7 +168,7 @@ fn check_attrs(
         }
     }
     for (key, value) in attrs {
-        // Operations read what they know.
+        // No operation has this attribute, so none reads it.
         let Some(attr) = attr(info, key, value) else { continue };
         if !attr.kind.holds(value) {
             return Err(format!(
@@ -180,21 +182,18 @@ fn check_attrs(
             (AttrType::Int, _) => std::slice::from_ref(value),
             _ => &[],
         };
-        if let Some((_, least)) = MIN_VALUES.iter().find(|(name, _)| name == key)
-            && numbers.iter().any(|n| n.as_i64().is_some_and(|n| n < *least))
+        if let Some((_, min)) = MIN_VALUES.iter().find(|(name, _)| name == key)
+            && numbers.iter().any(|n| n.as_i64().is_some_and(|n| n < *min))
         {
-            let count = if numbers.len() == 2 { "two integers" } else { "numbers" };
-            return Err(format!(
-                "attribute {key:?} must be at least {least}: {count} >= {least}, got {value}"
-            ));
+            return Err(format!("attribute {key:?} must be at least {min}, got {value}"));
         }
     }
     if source == Source::File {
         if attrs.get("trailing").and_then(Json::as_u64).is_some_and(|n| n > MAX_RANK as u64) {
-            return Err("trailing is out of range".into());
+            return Err(format!("attribute \"trailing\" must be at most {MAX_RANK}"));
         }
         if attrs.get("eps").and_then(Json::as_f64).is_some_and(|eps| eps < 0.0) {
-            return Err("eps must not be negative".into());
+            return Err("attribute \"eps\" must not be negative".into());
         }
     }
     if info.is_some_and(|info| info.name == "input") {
@@ -203,10 +202,7 @@ fn check_attrs(
         if fixed.filter_map(Json::as_u64).any(|d| d >= rank)
             || attrs.get("channel_dim").and_then(Json::as_u64).is_some_and(|dim| dim >= rank.max(1))
         {
-            return Err(
-                "a dimension of the input is out of range: fixed or channel_dim out of range"
-                    .into(),
-            );
+            return Err("fixed or channel_dim is out of range for the input's dimensions".into());
         }
     }
     layout(attrs).map(|_| ())
@@ -221,7 +217,7 @@ fn layout_of(name: Option<&str>) -> Result<Layout, String> {
         None | Some("any") => Ok(Layout::Any),
         Some("contiguous") => Ok(Layout::Contiguous),
         Some("channels_last") => Ok(Layout::ChannelsLast),
-        // Those of several values: only PyTorch cares.
+        // One layout per input: only PyTorch uses it, so the names are only checked.
         Some(several) if several.contains('|') => {
             several.split('|').try_for_each(|one| layout_of(Some(one)).map(|_| ()))?;
             Ok(Layout::Any)
@@ -232,7 +228,7 @@ fn layout_of(name: Option<&str>) -> Result<Layout, String> {
     }
 }
 
-/// The dimensions that `order:0,2,1` lists: each one once.
+/// The dimensions of a layout such as `order:0,2,1`; `None` unless each is listed once.
 fn order(text: &str) -> Option<Vec<usize>> {
     let dims: Vec<usize> = text
         .strip_prefix("order:")?
@@ -243,7 +239,7 @@ fn order(text: &str) -> Option<Vec<usize>> {
     (dims.len() <= MAX_RANK && (0..dims.len()).all(listed)).then_some(dims)
 }
 
-/// Turns JSON into nodes.
+/// Builds nodes from JSON and remembers their names.
 struct Reader {
     names: HashMap<String, ValueId>,
     nodes: Vec<Node>,
@@ -262,7 +258,7 @@ impl Reader {
         let attrs = json["attrs"].as_object().unwrap_or(&none);
         let info = OpInfo::named(&op).filter(|row| row.in_files || self.source != Source::File);
         let built = match info {
-            None => Err(BuildError::Unsupported("not one of this crate's".into())),
+            None => Err(BuildError::Unsupported("this release does not have it".into())),
             Some(info) => (info.build)(&Attrs(attrs)),
         };
         let built = match built {
@@ -277,7 +273,7 @@ impl Reader {
         };
         let mut inputs = Vec::new();
         for input in strings(&json["inputs"]).unwrap_or_default() {
-            // In a file an input, too, stands before what reads it.
+            // `nodes` has inputs first, but in a file they too must come before their readers.
             let before = |value: &&ValueId| {
                 self.source != Source::File || self.nodes[**value].position < position
             };
@@ -326,7 +322,7 @@ impl Reader {
                 text
             }
         };
-        let wrong = || invalid(format!("outputs: {} is no structure of float values", shown()));
+        let wrong = || invalid(format!("outputs: unknown structure {}", shown()));
         let object = json.as_object().filter(|o| o.len() == 1).ok_or_else(wrong)?;
         let (kind, inner) = object.iter().next().ok_or_else(wrong)?;
         let all = |items: &[Json]| {
@@ -344,11 +340,11 @@ impl Reader {
         Ok(match (kind.as_str(), inner) {
             ("value", Json::String(name)) => match self.names.get(name) {
                 Some(value) => Outputs::Value(*value),
-                None => return Err(invalid(format!("outputs: {name:?} is no value of the graph"))),
+                None => return Err(invalid(format!("outputs: no node is named {name:?}"))),
             },
             ("constant", value) => {
                 if self.source == Source::File && (value.is_array() || value.is_object()) {
-                    return Err(invalid("outputs: a constant must be plain"));
+                    return Err(invalid("outputs: a constant must not be a list or an object"));
                 }
                 Outputs::Constant(value.clone())
             }
@@ -365,10 +361,10 @@ impl Reader {
     }
 }
 
-/// The operation of that name with such attributes, by itself.
+/// Builds a single operation from its name and attributes.
 ///
 /// # Errors
-/// [`Error::Graph`] where there is none, or an attribute is missing or wrong.
+/// [`Error::Graph`] if the operation is unknown or an attribute is missing or wrong.
 pub(super) fn op(name: &str, attrs: &Map<String, Json>) -> Result<(Op, &'static OpInfo)> {
     let info = OpInfo::named(name).ok_or_else(|| invalid(format!("unknown op {name:?}")))?;
     match (info.build)(&Attrs(attrs)) {

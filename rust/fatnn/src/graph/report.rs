@@ -1,4 +1,4 @@
-//! What `fatnn inspect` and `net.report` show of a graph.
+//! The rows that `fatnn inspect` and `net.report` show.
 
 use super::cost;
 use super::graph::{Graph, NodeView, Tensors};
@@ -6,32 +6,32 @@ use super::op::Op;
 use super::ops::Products;
 use super::tensor::Tensor;
 
-/// A node.
+/// One node in a report.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// Its name.
+    /// Name of the node.
     pub node: String,
-    /// The layer that it came from; the node's name where there is none.
+    /// Name of the layer that the node came from; the node's name if there is none.
     pub layer: String,
-    /// Its operation.
+    /// Name of the operation.
     pub op: String,
-    /// Shape of its value at conversion.
+    /// Shape of the value at conversion.
     pub shape: Vec<usize>,
-    /// What it multiplies.
+    /// Weight type of the products.
     pub products: Products,
-    /// What it reads and makes: `codes -> float` and the like.
+    /// Types of first input and output, such as `codes -> float`.
     pub signature: String,
-    /// Multiply-accumulates at conversion; 0 where it multiplies nothing.
+    /// Multiply-accumulates at conversion; 0 if the operation has no products.
     pub macs: u64,
-    /// Bytes of its weights in a file, where they are codes.
+    /// Bytes of the weights in a file if they are codes, otherwise 0.
     pub code_bytes: u64,
-    /// Bytes of its weights in a file, where they are int8.
+    /// Bytes of the weights in a file if they are int8, otherwise 0.
     pub int8_bytes: u64,
-    /// What was fused, or why it runs as it does.
+    /// Remark, such as what was fused into the node.
     pub note: String,
 }
 
-/// Every node of a graph but its inputs.
+/// One row for every node of a graph except its inputs.
 pub fn rows(graph: &Graph, tensors: &Tensors) -> Vec<Row> {
     let nodes = graph.nodes.iter().filter(|node| !matches!(node.op, Op::Input(_)));
     let read = |node: &super::Node| {

@@ -1,8 +1,7 @@
-//! Rules for shapes: what shape a node's value has, given those that it reads. Any rank, PyTorch's
-//! rules.
+//! Shape rules: the output shape of a node from its input shapes, for any rank, as in PyTorch.
 //!
 //! Codes have the shape of the values that they stand for: images, channels, pixels. Sizes may be
-//! expressions; a rule fails only where no run can have such shapes.
+//! expressions. A rule fails only if no run can have such shapes.
 
 use super::graph::{Graph, NodeView, Tensors};
 use super::op::{ConvParams, Input, Op};
@@ -17,24 +16,24 @@ pub(super) use moves::{expand, permute, reshape, slice, squeeze, unsqueeze};
 
 pub(super) type Made = Result<Vec<Size>, String>;
 
-/// Shape of a node's value from those that it reads, where all are numbers.
+/// Output shape of a node from known input shapes.
 ///
 /// # Errors
-/// Why they do not fit.
+/// Why the shapes do not fit.
 pub(super) fn made(view: NodeView<'_>, read: &[&[usize]]) -> Result<Vec<usize>, String> {
     let Some(info) = view.node.info else { return Ok(view.node.shape.clone()) };
     require(info.reads(read.len()), || format!("reads {} values", read.len()))?;
     let read: Vec<Vec<Size>> = read.iter().map(|shape| known(shape)).collect();
     let read: Vec<&[Size]> = read.iter().map(Vec::as_slice).collect();
     let made = (info.shape)(&Sizes::default(), view, &read)?;
-    let number = |size: Size| size.known().ok_or_else(|| "a size that is no number".to_owned());
+    let number = |size: Size| size.known().ok_or_else(|| "the output size is not known".to_owned());
     made.into_iter().map(number).collect()
 }
 
-/// Shapes of all values in every run: sizes that inputs leave free, and whatever follows from them,
-/// are expressions. What a rule cannot say has a size of its own.
+/// Shapes of all values for any input size. Free input sizes, and sizes computed from them, are
+/// expressions. If a rule does not apply, every size of its output is a fresh expression.
 ///
-/// Of the tensors only shapes are read.
+/// Only the shapes of tensors are read.
 pub fn in_every_run(graph: &Graph, tensors: &Tensors) -> Vec<Vec<Size>> {
     let sizes = Sizes::default();
     let mut shapes: Vec<Vec<Size>> = Vec::new();
@@ -54,7 +53,7 @@ pub fn in_every_run(graph: &Graph, tensors: &Tensors) -> Vec<Vec<Size>> {
     shapes
 }
 
-/// Sizes of an input: those that calls are held to are numbers.
+/// Sizes of an input: fixed dimensions are numbers, the others fresh expressions.
 fn held(sizes: &Sizes, input: &Input, shape: &[usize]) -> Vec<Size> {
     let held = |dim: usize| input.fixed.contains(&dim) || dim > 0 && input.channel_dim == Some(dim);
     let size =
@@ -90,7 +89,7 @@ fn windows(sizes: &Sizes, size: Size, axis: usize, params: &ConvParams) -> Resul
     }
 }
 
-/// As [`windows`], of a pool: with `ceil_mode` the last window may reach over the edge.
+/// As [`windows`], for a pool. With `ceil_mode` the last window may extend beyond the padded input.
 fn pool_windows(
     sizes: &Sizes,
     size: Size,
@@ -98,7 +97,7 @@ fn pool_windows(
     params: &ConvParams,
     ceil_mode: bool,
 ) -> Result<Size, String> {
-    require(!size.is(0), || "a map without pixels".into())?;
+    require(!size.is(0), || "expected a map with pixels, got a size of 0".into())?;
     if !ceil_mode {
         return windows(sizes, size, axis, params);
     }
@@ -122,8 +121,8 @@ fn along(axis: usize, params: &ConvParams) -> AxisParams {
     }
 }
 
-/// Splits a shape into what is before its `axes` spatial axes, and those; both with and without a
-/// batch.
+/// Splits a shape into the leading dimensions (with or without a batch) and its last `axes`
+/// dimensions.
 pub(super) fn spatial(shape: &[Size], axes: usize) -> Result<(&[Size], &[Size]), String> {
     require(shape.len() == axes + 1 || shape.len() == axes + 2, || {
         format!("{} or {} dimensions expected, got the shape {shape:?}", axes + 1, axes + 2)
@@ -131,7 +130,7 @@ pub(super) fn spatial(shape: &[Size], axes: usize) -> Result<(&[Size], &[Size]),
     Ok(shape.split_at(shape.len() - axes))
 }
 
-/// The axes of a map, of which one-dimensional ones are the second.
+/// Applies a rule to every axis of a map. The only axis of a one-dimensional map has index 1.
 pub(super) fn each_axis(
     axes: usize,
     map: &[Size],
@@ -160,7 +159,7 @@ pub(super) fn conv(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made 
         format!("{channels} channels expected, got the shape {:?}", read[0])
     })?;
     require(weight[0].is_multiple_of(conv.groups), || {
-        format!("{} groups do not fit", conv.groups)
+        format!("{} groups do not fit {} output channels", conv.groups, weight[0])
     })?;
     bias(view, weight[0])?;
     let mut params = conv.params;
@@ -195,7 +194,7 @@ pub(super) fn linear(_: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
     Ok([front, &[Size::Known(out)]].concat())
 }
 
-/// Functions per channel: their constants fit the channels.
+/// Per-channel functions keep the shape; their constants must fit the channels.
 pub(super) fn channel(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
     let x = read[0];
     let trailing = match &view.node.op {
@@ -208,7 +207,7 @@ pub(super) fn channel(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Ma
     let at = trailing.map_or(Some(1), |trailing| x.len().checked_sub(trailing + 1));
     let channels = at.and_then(|at| x.get(at).copied());
     let channels = match view.node.op {
-        // PReLU takes a vector as one sample of channels.
+        // For vectors, PyTorch's PReLU has a single slope.
         Op::Prelu if x.len() < 2 => Some(Size::Known(1)),
         _ => channels,
     };
@@ -223,7 +222,7 @@ pub(super) fn channel(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Ma
         let fits = numbers.is_some_and(|n| channels.may_be(n) || shared && n == 1);
         require(fits, || {
             format!(
-                "{role}: {channels:?} numbers expected, got the shape {shape:?}; constants do not fit"
+                "{role}: expected {channels:?} numbers, one per channel, got the shape {shape:?}"
             )
         })?;
     }
@@ -263,7 +262,7 @@ pub(super) fn adaptive(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> M
     Ok([front, &map].concat())
 }
 
-/// A dimension counted from the front.
+/// Converts a dimension that may count from the end to an index.
 pub(super) fn dimension(dim: i64, rank: usize) -> Result<usize, String> {
     let from_front = if dim < 0 { dim + rank.max(1) as i64 } else { dim };
     let found = usize::try_from(from_front).ok().filter(|d| *d < rank.max(1));
@@ -274,7 +273,7 @@ pub(super) fn flatten(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Ma
     let Op::Flatten { start, end } = &view.node.op else { return same(sizes, view, read) };
     let x = read[0];
     let (start, end) = (dimension(*start, x.len())?, dimension(*end, x.len())?);
-    require(start <= end, || format!("dimensions from {start} to {end}"))?;
+    require(start <= end, || format!("start {start} is after end {end}"))?;
     if x.is_empty() {
         return Ok(known(&[1]));
     }
@@ -303,7 +302,7 @@ pub(super) fn pad(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
     let mut made = read[0].to_vec(); // small: sizes
     let (rank, dims) = (made.len(), pad.len() / 2);
     require(pad.len().is_multiple_of(2), || {
-        "pad must have two numbers for every dimension".into()
+        format!("pad must have two numbers for every dimension, got {pad:?}")
     })?;
     require(dims <= rank, || format!("padding of {dims} dimensions, got the shape {made:?}"))?;
     let limit = match mode.as_str() {
@@ -336,12 +335,12 @@ pub(super) fn pad(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
     Ok(made)
 }
 
-/// Broadcasting.
+/// Broadcasts two shapes, as PyTorch.
 pub(super) fn broadcast(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Made {
     broadcast_pair(sizes, read[0], read[1])
 }
 
-/// What two shapes become.
+/// The shape that two shapes broadcast to.
 pub(super) fn broadcast_pair(sizes: &Sizes, a: &[Size], b: &[Size]) -> Made {
     let rank = a.len().max(b.len());
     let at = |shape: &[Size], i: usize| {
@@ -353,7 +352,7 @@ pub(super) fn broadcast_pair(sizes: &Sizes, a: &[Size], b: &[Size]) -> Made {
         (Size::Known(_), Size::Known(_)) => {
             Err(format!("the shapes {a:?} and {b:?} do not fit each other"))
         }
-        // The other one is equal to it, or 1.
+        // In every valid run the other size is equal to it, or 1.
         (known @ Size::Known(_), _) | (_, known @ Size::Known(_)) => Ok(known),
         _ => Ok(sizes.fresh()),
     });
@@ -366,7 +365,9 @@ pub(super) fn cat(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
     let parts: Vec<&[Size]> =
         read.iter().copied().filter(|shape| **shape != [Size::Known(0)]).collect();
     let Some(first) = parts.first() else { return same(sizes, view, read) };
-    require(!first.is_empty(), || "values without dimensions".into())?;
+    require(!first.is_empty(), || {
+        "expected values with at least one dimension, got a scalar".into()
+    })?;
     let dim = dimension(dim, first.len())?;
     for part in &parts {
         let fits = part.len() == first.len()
@@ -375,7 +376,7 @@ pub(super) fn cat(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
     }
     let mut made = first.to_vec(); // small: sizes
     for (i, size) in made.iter_mut().enumerate().filter(|(i, _)| *i != dim) {
-        // All are equal in every run: a number where one is.
+        // All are equal in every valid run, so use a known size if there is one.
         *size =
             parts.iter().map(|part| part[i]).find(|size| size.known().is_some()).unwrap_or(*size);
     }
@@ -401,7 +402,7 @@ pub(super) fn quantize(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> M
 
 const ONE: Size = Size::Known(1);
 
-/// Height and width of codes.
+/// Height and width of a shape of codes.
 fn code_map(shape: &[Size]) -> Result<[Size; 2], String> {
     match shape {
         [_, _] => Ok([ONE, ONE]),
@@ -411,7 +412,7 @@ fn code_map(shape: &[Size]) -> Result<[Size; 2], String> {
     }
 }
 
-/// A shape of so many spatial axes; others must have size 1.
+/// A shape with `axes` spatial axes. The axes left out must have size 1.
 fn with_axes(front: [Size; 2], map: [Size; 2], axes: usize) -> Made {
     let (left_out, kept) = map.split_at(2 - axes);
     require(left_out.iter().all(|side| side.may_be(1)), || {

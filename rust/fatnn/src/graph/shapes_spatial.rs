@@ -1,5 +1,5 @@
-//! Rules for shapes of maps of another size: interpolation, transposed convolution, channels that
-//! become pixels; and the types of codes that do.
+//! Shape rules of operations that resize maps: interpolation, transposed convolution and
+//! depth-to-space. Also the type rule of depth-to-space on codes.
 
 use super::graph::NodeView;
 use super::op::Op;
@@ -8,7 +8,7 @@ use super::size::{Size, Sizes};
 use crate::codec::CodesLayout;
 use crate::dtype::ValueType;
 
-/// `size · factor + add`, in one form whatever made the size.
+/// `size · factor + add`, always in the same normal form.
 fn scaled(sizes: &Sizes, size: Size, factor: usize, add: i64) -> Result<Size, String> {
     let too_small = || format!("nothing is left of a map of {size:?}");
     match size {
@@ -73,14 +73,15 @@ pub(super) fn depth_to_space(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]
     let (x, axes) = (read[0], read[0].len().wrapping_sub(2));
     require((1..=2).contains(&axes), || format!("images expected, got the shape {x:?}"))?;
     require(axes == 2 || how.block[0] == 1 && how.cut(0) == 0, || {
-        format!("blocks of {:?} of a map of one axis", how.block)
+        format!("a map of one axis needs blocks of height 1, got {:?}", how.block)
     })?;
     let blocks = how.pixels().saturating_mul(how.groups);
     let fits = x[1].known().is_none_or(|channels| channels.is_multiple_of(blocks));
     require(fits && blocks > 0, || {
         format!("{:?} channels cannot become blocks of {:?}", x[1], how.block)
     })?;
-    let channels = sizes.quotient(x[1], Size::Known(how.pixels())).ok_or("no blocks")?;
+    let channels =
+        sizes.quotient(x[1], Size::Known(how.pixels())).ok_or("block must not be empty")?;
     let map = each_axis(axes, &x[2..], |size, axis| {
         scaled(sizes, size, how.block[axis], -(how.cut(axis) as i64))
     })?;
@@ -99,7 +100,7 @@ pub(super) fn conv_transpose(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]
     })?;
     let out = weight[1].checked_mul(conv.groups).ok_or("too many groups")?;
     require(weight[0].is_multiple_of(conv.groups), || {
-        format!("{} groups do not fit", conv.groups)
+        format!("{} groups do not fit {} channels", conv.groups, weight[0])
     })?;
     bias(view, out)?;
     let mut kernel = [1; 2];
@@ -117,7 +118,7 @@ pub(super) fn conv_transpose(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]
     Ok([&front[..front.len() - 1], &[Size::Known(out)], &map].concat())
 }
 
-/// The type of codes whose channels become pixels: groups move with their channels.
+/// Type of codes after depth-to-space. Every block must consist of whole channel groups.
 pub(super) fn depth_to_space_codes(
     view: NodeView<'_>,
     read: &[ValueType],
@@ -130,7 +131,8 @@ pub(super) fn depth_to_space_codes(
     let (pixels, blocks) = (how.pixels(), how.pixels().saturating_mul(how.groups));
     if blocks == 0 || !channels.is_multiple_of(blocks) || !groups.is_multiple_of(blocks) {
         return Err(format!(
-            "groups do not fit: {channels} channels in {groups} groups cannot become blocks of {:?}",
+            "groups do not fit: {channels} channels in {groups} groups cannot become blocks \
+             of {:?}",
             how.block
         ));
     }

@@ -1,4 +1,4 @@
-//! Rules for shapes of reductions, normalisations, softmax, and products of values.
+//! Shape rules of reductions, normalisations, softmax, attention and other products of values.
 
 use super::graph::NodeView;
 use super::op::{Norm, NormOver, Op};
@@ -21,7 +21,7 @@ pub(super) fn reduce(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Mad
     Ok(kept.map(|(&size, reduced)| if reduced { Size::Known(1) } else { size }).collect())
 }
 
-/// Normalisations: their constants fit what they are over.
+/// Normalisations keep the shape; their constants must fit the normalised elements.
 pub(super) fn norm(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
     let Op::Norm(Norm { over, .. }) = &view.node.op else { return same(sizes, view, read) };
     let x = read[0];
@@ -64,7 +64,7 @@ pub(super) fn softmax(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Ma
     same(sizes, view, read)
 }
 
-/// The dimensions in front, and the last two.
+/// Splits a shape into its leading dimensions and the last two.
 fn matrix(shape: &[Size]) -> Result<(&[Size], [Size; 2]), String> {
     match shape {
         [front @ .., rows, columns] => Ok((front, [*rows, *columns])),
@@ -74,7 +74,7 @@ fn matrix(shape: &[Size]) -> Result<(&[Size], [Size; 2]), String> {
 
 pub(super) fn matmul(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Made {
     let ((front, [m, k]), (other, [rows, n])) = (matrix(read[0])?, matrix(read[1])?);
-    require(k.may_equal(rows), || format!("{:?} and {:?} are no product", read[0], read[1]))?;
+    require(k.may_equal(rows), || format!("{:?} and {:?} cannot be multiplied", read[0], read[1]))?;
     Ok([broadcast_pair(sizes, front, other)?.as_slice(), &[m, n]].concat())
 }
 
@@ -119,14 +119,14 @@ pub(super) fn multihead(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> 
     same(sizes, view, read)
 }
 
-/// Ids of any shape become rows of the weight.
+/// Embedding: every index becomes a row of the weight.
 pub(super) fn embedding(_: &Sizes, view: NodeView<'_>, read: &[&[Size]]) -> Made {
     let weight = view.shape("weight")?;
     let &[_, width] = weight else { return Err(format!("weight: unexpected shape {weight:?}")) };
     Ok([read[0], &[Size::Known(width)]].concat())
 }
 
-/// Broadcasting of any number of values.
+/// Broadcasts any number of shapes.
 pub(super) fn broadcast_all(sizes: &Sizes, _: NodeView<'_>, read: &[&[Size]]) -> Made {
     let first = read[0].to_vec(); // small: sizes
     read[1..].iter().try_fold(first, |made, shape| broadcast_pair(sizes, &made, shape))

@@ -1,9 +1,8 @@
-//! Sizes of dimensions: numbers, or expressions of sizes that every run chooses.
+//! Sizes of dimensions: numbers, or expressions of sizes that each run chooses.
 //!
-//! Equal shapes at the example prove little: a map of one pixel equals its mean, a parameter of
-//! shape `[1, C, H, W]` equals a map at batch 1 only. Expressions have a normal form, so that equal
-//! expressions are equal sizes in every run. Two sizes may be equal and not be found so, never the
-//! other way round.
+//! Shapes that are equal for the example input may differ in another run: a parameter of shape
+//! `[1, C, H, W]` has the shape of a map only at batch 1. Equal expressions are equal sizes in every
+//! run, because expressions have a normal form. Different expressions may still be equal.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -11,16 +10,16 @@ use std::fmt;
 
 use crate::window::AxisParams;
 
-/// Size of a dimension.
+/// The size of a dimension.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Size {
-    /// The same in every run.
+    /// A number, the same in every run.
     Known(usize),
-    /// An expression of [`Sizes`], and a number added to it.
+    /// An expression of [`Sizes`] plus a number.
     Free {
-        /// Number of the expression.
+        /// Index of the expression.
         base: u32,
-        /// Added to it.
+        /// The number added to the expression.
         offset: i64,
     },
 }
@@ -35,7 +34,7 @@ impl fmt::Debug for Size {
 }
 
 impl Size {
-    /// The number, where it is one.
+    /// The number; `None` for an expression.
     pub fn known(self) -> Option<usize> {
         match self {
             Size::Known(size) => Some(size),
@@ -43,12 +42,12 @@ impl Size {
         }
     }
 
-    /// Whether it is this number in every run.
+    /// Whether the size is this number in every run.
     pub fn is(self, size: usize) -> bool {
         self == Size::Known(size)
     }
 
-    /// Whether it may be this number in some run.
+    /// Whether the size may be this number in some run.
     pub fn may_be(self, size: usize) -> bool {
         self.known().is_none_or(|known| known == size)
     }
@@ -66,7 +65,7 @@ pub(super) fn may_equal(a: &[Size], b: &[Size]) -> bool {
 
 #[derive(PartialEq, Eq, Hash)]
 enum Expression {
-    /// Equal to nothing else.
+    /// A size about which nothing is known; equal only to itself.
     Fresh(usize),
     /// `⌊(base + add) / by⌋`.
     Quotient {
@@ -74,7 +73,7 @@ enum Expression {
         add: i64,
         by: i64,
     },
-    /// Windows of a pool whose last one may reach over the edge.
+    /// Number of windows of a pool with `ceil_mode`.
     CeilWindows {
         size: Size,
         axis: AxisParams,
@@ -86,34 +85,35 @@ enum Expression {
     },
 }
 
-/// The expressions of a graph's sizes. Each is held once, so that comparing two compares numbers.
+/// The expressions of a graph's sizes. Each is stored once, so two sizes are equal exactly if their
+/// indices and offsets are.
 #[derive(Default)]
 pub struct Sizes {
-    held: RefCell<HashMap<Expression, u32>>,
-    /// Free sizes and the number of those that are products.
+    indices: RefCell<HashMap<Expression, u32>>,
+    /// Free factors and constant factor of every expression that is a product.
     products: RefCell<HashMap<u32, (Vec<Size>, usize)>>,
 }
 
-/// Longer products are not taken apart.
+/// Products with more free factors than this are not split again.
 const MAX_FACTORS: usize = 16;
 
 impl Sizes {
-    fn expression(&self, expression: Expression) -> Size {
-        let mut held = self.held.borrow_mut();
+    fn intern(&self, expression: Expression) -> Size {
+        let mut indices = self.indices.borrow_mut();
         // More than 2³² expressions do not fit in memory.
-        let next = held.len() as u32;
-        Size::Free { base: *held.entry(expression).or_insert(next), offset: 0 }
+        let next = indices.len() as u32;
+        Size::Free { base: *indices.entry(expression).or_insert(next), offset: 0 }
     }
 
-    /// A size that is equal to no other.
+    /// A new free size, equal only to itself.
     pub fn fresh(&self) -> Size {
-        let count = self.held.borrow().len();
-        self.expression(Expression::Fresh(count))
+        let count = self.indices.borrow().len();
+        self.intern(Expression::Fresh(count))
     }
 
     /// `size + add`.
     pub(super) fn plus(&self, size: Size, add: i64) -> Result<Size, String> {
-        let too_large = || format!("a size of {size:?} + {add}");
+        let too_large = || format!("the size {size:?} + {add} is out of range");
         Ok(match size {
             Size::Known(size) => {
                 Size::Known(size.checked_add_signed(add as isize).ok_or_else(too_large)?)
@@ -124,8 +124,7 @@ impl Sizes {
         })
     }
 
-    /// Windows over an axis of which the last ends inside: `⌊(size + 2·padding - reach) / stride⌋ +
-    /// 1`.
+    /// Number of windows that fit an axis: `⌊(size + 2·padding - reach) / stride⌋ + 1`.
     pub(super) fn windows(&self, base: u32, offset: i64, axis: AxisParams) -> Size {
         let reach = i64::try_from(axis.reach()).unwrap_or(i64::MAX);
         let by = axis.stride.max(1) as i64;
@@ -133,7 +132,7 @@ impl Sizes {
         let (whole, rest) = (add.div_euclid(by), add.rem_euclid(by));
         let quotient = match by {
             1 => Size::Free { base, offset: 0 },
-            _ => self.expression(Expression::Quotient { base, add: rest, by }),
+            _ => self.intern(Expression::Quotient { base, add: rest, by }),
         };
         match quotient {
             Size::Free { base, .. } => Size::Free { base, offset: whole.saturating_add(1) },
@@ -141,13 +140,11 @@ impl Sizes {
         }
     }
 
-    /// As [`Sizes::windows`], where the last window may reach over the edge.
+    /// As [`Sizes::windows`], but the last window may extend beyond the padded input.
     pub(super) fn ceil_windows(&self, base: u32, offset: i64, axis: AxisParams) -> Size {
         match axis.stride {
             1 => self.windows(base, offset, axis),
-            _ => {
-                self.expression(Expression::CeilWindows { size: Size::Free { base, offset }, axis })
-            }
+            _ => self.intern(Expression::CeilWindows { size: Size::Free { base, offset }, axis }),
         }
     }
 
@@ -163,13 +160,12 @@ impl Sizes {
                 }
             };
             let sum = add.and_then(|add| known.checked_add(add));
-            known =
-                sum.ok_or_else(|| format!("a sum of the sizes {sizes:?}, which is too large"))?;
+            known = sum.ok_or_else(|| format!("the sum of the sizes {sizes:?} is too large"))?;
         }
         match free.as_slice() {
             [] => Ok(Size::Known(known as usize)),
             [one] => self.plus(*one, known),
-            _ => self.plus(self.expression(Expression::Sum(free)), known),
+            _ => self.plus(self.intern(Expression::Sum(free)), known),
         }
     }
 
@@ -181,7 +177,7 @@ impl Sizes {
         let mut free: Vec<Size> = Vec::new();
         let mut factor = known;
         for size in sizes.iter().filter(|size| size.known().is_none()) {
-            // A product of products is one product.
+            // Flatten nested products.
             match self.factors(*size) {
                 Some((inner, more)) => {
                     free.extend(inner);
@@ -205,7 +201,7 @@ impl Sizes {
                     Size::Known(size) => (0, *size as i64),
                     Size::Free { base, offset } => (*base, *offset),
                 });
-                let made = self.expression(Expression::Product { free: free.clone(), factor });
+                let made = self.intern(Expression::Product { free: free.clone(), factor });
                 if let Size::Free { base, .. } = made
                     && free.len() <= MAX_FACTORS
                 {
@@ -216,13 +212,13 @@ impl Sizes {
         }
     }
 
-    /// Free sizes and the number of a product.
+    /// Free factors and constant factor of a size that is a product.
     fn factors(&self, size: Size) -> Option<(Vec<Size>, usize)> {
         let Size::Free { base, offset: 0 } = size else { return None };
         self.products.borrow().get(&base).cloned()
     }
 
-    /// `size / by`, which leaves no rest; `None` where it does. A size of its own where nothing is
+    /// `size / by`; `None` if the division leaves a remainder. A fresh size if the result is not
     /// known.
     pub(super) fn quotient(&self, size: Size, by: Size) -> Option<Size> {
         match (size, by) {

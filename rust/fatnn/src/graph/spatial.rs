@@ -1,39 +1,39 @@
-//! Operations that change the size of maps: interpolation, transposed convolution, and channels
-//! that become pixels. Their attributes, and PyTorch's rules for sizes.
+//! Operations that resize maps: interpolation, transposed convolution and depth-to-space. This
+//! module has their attributes and PyTorch's rules for their output sizes.
 
 use super::op::ConvParams;
 use crate::window::AxisParams;
 
-/// How interpolation takes a value between two pixels.
+/// How interpolation computes a pixel from the input's pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sampling {
-    /// The pixel whose index is rounded down.
+    /// Copies the pixel at the index rounded down.
     Nearest,
-    /// The pixel whose centre is nearest.
+    /// Copies the pixel with the nearest centre.
     NearestExact,
-    /// A weighted mean of the two pixels on each axis.
+    /// Weighted mean of the two neighbouring pixels on each axis.
     Linear {
-        /// Whether the first and the last pixel of both maps lie on each other.
+        /// Whether the corner pixels of input and output coincide.
         align_corners: bool,
     },
 }
 
-/// Interpolation to another size. With a second input that one's map says the size.
+/// Interpolation to another size. A second input, if there is one, gives the output size.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Interpolate {
-    /// What it takes between pixels.
+    /// How a pixel is computed.
     pub sampling: Sampling,
-    /// A size per axis; empty where factors or a second input say it.
+    /// Output size per axis; empty if factors or a second input give the size.
     pub size: Vec<usize>,
-    /// A factor per axis, or none.
+    /// Factor per axis; empty if not given.
     pub factors: Vec<f64>,
-    /// Whether factors only say the size, and not where pixels lie.
+    /// Whether pixel positions follow from the sizes; otherwise they follow from the factors.
     pub recompute: bool,
 }
 
 impl Interpolate {
-    /// Size of an axis whose input has `size` pixels, by size or factor; `None` where neither says
-    /// it, or nobody can have it.
+    /// Output size of an axis with `size` input pixels; `None` if neither a size nor a factor is
+    /// given, or if the result is out of range.
     pub(crate) fn output(&self, axis: usize, size: usize) -> Option<usize> {
         match (self.size.get(axis), self.factors.get(axis)) {
             (Some(&size), _) => Some(size),
@@ -43,13 +43,13 @@ impl Interpolate {
         .filter(|made| *made > 0 && *made < LIMIT)
     }
 
-    /// The number that a factor stands for in every run, where it is an integer.
+    /// The factor of an axis if it is an integer.
     pub(crate) fn whole_factor(&self, axis: usize) -> Option<usize> {
         let factor = *self.factors.get(axis)?;
         (factor.fract() == 0.0 && (1.0..LIMIT as f64).contains(&factor)).then_some(factor as usize)
     }
 
-    /// Input pixels from one output pixel to the next: PyTorch's number, in float32.
+    /// Distance in the input between neighbouring output pixels, rounded to float32 as in PyTorch.
     pub(crate) fn ratio(&self, axis: usize, input: usize, output: usize) -> f32 {
         if let Sampling::Linear { align_corners: true } = self.sampling {
             return if output > 1 { (input as f32 - 1.0) / (output as f32 - 1.0) } else { 0.0 };
@@ -60,8 +60,8 @@ impl Interpolate {
         }
     }
 
-    /// Whether PyTorch takes other pixels in one memory format than in the other: where a factor
-    /// that is not 1 or 2 makes a map that is as large as the input, or twice as large.
+    /// Whether PyTorch's result depends on the memory format. It may if a factor slightly above 1
+    /// or 2 gives an output of exactly one or two times the input's size.
     pub(super) fn depends_on_memory(&self) -> bool {
         let near =
             |factor: &f64| (*factor > 1.0 && *factor < 1.5) || (*factor > 2.0 && *factor < 2.5);
@@ -69,62 +69,62 @@ impl Interpolate {
     }
 }
 
-/// Sides stay below this.
+/// Heights and widths must be smaller than this.
 const LIMIT: usize = 1 << 24;
 
-/// Channels become pixels: blocks of channels stand next to each other on the larger map, whose
-/// edges may be cut.
+/// Moves channels to pixels: every pixel becomes a block of pixels. The edges of the larger map may
+/// be cropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DepthToSpace {
     /// Height and width of a block.
     pub block: [usize; 2],
-    /// Pixels that are cut on each axis, before and behind.
+    /// Pixels removed at the start and the end of each axis.
     pub crop: [[usize; 2]; 2],
-    /// Groups of channels, each with blocks of its own.
+    /// Groups of channels; each group is rearranged by itself.
     pub groups: usize,
-    /// Whether a pixel's channels lie next to each other (ONNX's mode `DCR`); otherwise the pixels
-    /// of a channel do (`CRD`, PyTorch's `pixel_shuffle`).
+    /// Whether input channels are ordered by position in the block first (ONNX mode `DCR`);
+    /// otherwise by output channel first (`CRD`, PyTorch's `pixel_shuffle`).
     pub blocks_first: bool,
 }
 
 impl DepthToSpace {
-    /// Pixels of a block.
+    /// Number of pixels in a block.
     pub(crate) fn pixels(&self) -> usize {
         self.block[0].saturating_mul(self.block[1])
     }
 
-    /// Pixels that are cut on an axis.
+    /// Number of pixels removed on an axis.
     pub(crate) fn cut(&self, axis: usize) -> usize {
         self.crop[axis][0].saturating_add(self.crop[axis][1])
     }
 
-    /// Size of an axis whose input has `size` pixels.
+    /// Output size of an axis with `size` input pixels; `None` if it is out of range.
     pub(crate) fn output(&self, axis: usize, size: usize) -> Option<usize> {
         let made = size.checked_mul(self.block[axis])?.checked_sub(self.cut(axis))?;
         Some(made).filter(|made| *made < LIMIT)
     }
 }
 
-/// A transposed convolution. The kernel's size is that of the weight.
+/// A transposed convolution. The weight gives the kernel size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvTranspose {
     /// Spatial axes: 1 or 2.
     pub axes: usize,
     /// Stride, padding and dilation; `kernel` is not used.
     pub params: ConvParams,
-    /// Pixels more at the end.
+    /// Pixels added at the end of each output axis.
     pub output_padding: [usize; 2],
     /// Groups of channels.
     pub groups: usize,
 }
 
-/// One axis of a transposed convolution as a convolution and a [`DepthToSpace`]: every phase of
-/// the stride is an ordinary convolution with some of the taps.
+/// One axis of a transposed convolution, rewritten as a convolution and a [`DepthToSpace`]: each
+/// phase of the stride is an ordinary convolution with a subset of the taps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SubPixelAxis {
     /// The convolution, of stride 1.
     pub conv: AxisParams,
-    /// Pixels that are cut before and behind.
+    /// Pixels removed at the start and the end.
     pub crop: [usize; 2],
     stride: usize,
     dilation: usize,
@@ -132,11 +132,11 @@ pub(crate) struct SubPixelAxis {
 }
 
 impl SubPixelAxis {
-    /// Of a transposed convolution of these numbers; `None` where they are out of range.
+    /// Rewrites one axis of a transposed convolution; `None` if a number is out of range.
     ///
-    /// Output `o` reads input `i` through tap `t` where `i·stride + t·dilation = o + padding`. With
-    /// `o + padding = q·stride + phase`, tap `t` is one of the phase `t·dilation mod stride`, and
-    /// reads input `q - ⌊t·dilation / stride⌋`.
+    /// Output `o` reads input `i` through tap `t` if `i·stride + t·dilation = o + padding`. Let
+    /// `o + padding = q·stride + phase`. Then tap `t` belongs to the phase `t·dilation mod stride`
+    /// and reads input `q - ⌊t·dilation / stride⌋`.
     pub fn new(params: AxisParams, output_padding: usize) -> Option<Self> {
         let AxisParams { kernel, stride, padding, dilation } = params;
         let numbers = [kernel, stride, dilation];
@@ -148,10 +148,10 @@ impl SubPixelAxis {
         let (kernel_made, dilation_made) =
             if stride == 1 { (kernel, dilation) } else { (reach / stride + 1, 1) };
         let back = (kernel_made - 1) * dilation_made;
-        let (before, behind) = (padding / stride, reach + output_padding);
-        // Pixels that the convolution needs before the first input and behind the last.
+        let (before, after) = (padding / stride, reach + output_padding);
+        // Pixels that the convolution needs before the first input and after the last.
         let left = back as i64 - before as i64;
-        let right = (behind as i64 - padding as i64).div_euclid(stride as i64);
+        let right = (after as i64 - padding as i64).div_euclid(stride as i64);
         let around = left.max(right).max(0);
         let first = (around - left) as usize * stride + padding % stride;
         let count = |size: i64| size + 2 * around - back as i64;
@@ -172,7 +172,8 @@ impl SubPixelAxis {
         })
     }
 
-    /// The tap of the transposed convolution that is `tap` of the convolution of a phase.
+    /// The tap of the transposed convolution that becomes `tap` of a phase's convolution; `None` if
+    /// that weight is zero.
     pub fn tap(&self, phase: usize, tap: usize) -> Option<usize> {
         let steps = self.conv.kernel - 1 - tap;
         let at = if self.stride == 1 { steps * self.dilation } else { steps * self.stride + phase };
@@ -182,7 +183,7 @@ impl SubPixelAxis {
 }
 
 impl ConvTranspose {
-    /// An axis with the kernel's size on it.
+    /// Window parameters of an axis, given the kernel size.
     pub(crate) fn axis(&self, axis: usize, kernel: usize) -> AxisParams {
         let ConvParams { stride, padding, dilation, .. } = self.params;
         AxisParams {
@@ -193,7 +194,7 @@ impl ConvTranspose {
         }
     }
 
-    /// What an axis grows by beyond `(size - 1)·stride`.
+    /// Output size of an axis minus `(size - 1)·stride`, less 1.
     pub(crate) fn grows(&self, axis: usize, kernel: usize) -> i64 {
         let params = self.axis(axis, kernel);
         let reach = i64::try_from(params.reach()).unwrap_or(i64::MAX);
@@ -202,7 +203,7 @@ impl ConvTranspose {
     }
 }
 
-/// A transposed convolution as a convolution and a [`DepthToSpace`].
+/// A transposed convolution rewritten as a convolution and a [`DepthToSpace`].
 #[derive(Clone, Copy, Debug)]
 pub struct SubPixel {
     axes: [SubPixelAxis; 2],
@@ -211,7 +212,7 @@ pub struct SubPixel {
 }
 
 impl SubPixel {
-    /// Of such a layer.
+    /// Rewrites a transposed convolution with the given kernel size.
     ///
     /// # Errors
     /// A number is out of range.
@@ -219,12 +220,12 @@ impl SubPixel {
         let axis = |axis: usize| {
             let params = conv.axis(axis, kernel[axis]);
             SubPixelAxis::new(params, conv.output_padding[axis])
-                .ok_or_else(|| format!("{conv:?} of the kernel {kernel:?} is out of range"))
+                .ok_or_else(|| format!("{conv:?} with the kernel {kernel:?} is out of range"))
         };
         Ok(SubPixel { axes: [axis(0)?, axis(1)?], stride: conv.params.stride, groups: conv.groups })
     }
 
-    /// The convolution.
+    /// Parameters of the convolution.
     pub fn conv(&self) -> ConvParams {
         let [h, w] = self.axes.map(|axis| axis.conv);
         ConvParams {
@@ -235,7 +236,7 @@ impl SubPixel {
         }
     }
 
-    /// What follows it.
+    /// The depth-to-space operation after the convolution.
     pub fn shuffle(&self) -> DepthToSpace {
         DepthToSpace {
             block: self.stride,
@@ -245,8 +246,8 @@ impl SubPixel {
         }
     }
 
-    /// Shape of the convolution's weight (output channels, channels of a group, height, width),
-    /// from that of the transposed one (channels, output channels of a group, height, width).
+    /// Shape of the convolution's weight (output channels, channels per group, height, width) from
+    /// the transposed convolution's (channels, output channels per group, height, width).
     ///
     /// # Errors
     /// Groups do not fit, or sizes are too large.
@@ -261,11 +262,11 @@ impl SubPixel {
         }
     }
 
-    /// Writes the convolution's weight, of which `made` is all zeros before: taps that a phase does
-    /// not have stay so.
+    /// Writes the convolution's weight to `made`, which must be all zeros: taps that a phase does
+    /// not have are not written.
     ///
     /// # Panics
-    /// Where lengths are not those of the shapes.
+    /// If a slice does not have the length of its shape.
     pub fn spread<T: Copy>(&self, weight: &[T], shape: [usize; 4], made: &mut [T]) {
         let ([channels, out, kh, kw], [height, width]) = (shape, self.axes);
         let per_group = channels / self.groups;
@@ -285,8 +286,8 @@ impl SubPixel {
         }
     }
 
-    /// Per output channel of the convolution that of the transposed one, of which a group has
-    /// `out`.
+    /// For every output channel of the convolution, the output channel of the transposed
+    /// convolution, which has `out` per group.
     pub fn channels(&self, out: usize) -> impl ExactSizeIterator<Item = usize> + use<> {
         let all = self.stride[0] * self.stride[1] * out;
         (0..self.groups * all).map(move |n| n / all * out + n % out)
@@ -302,7 +303,7 @@ fn pairs(a: usize, b: usize) -> impl Iterator<Item = (usize, usize)> {
 mod tests {
     use super::*;
 
-    /// Every axis equals sums over taps one by one.
+    /// Every output pixel reads the same inputs and taps as in the definition.
     #[test]
     fn phases_are_the_taps_of_a_transposed_convolution() {
         for (kernel, stride, dilation) in

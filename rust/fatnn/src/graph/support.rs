@@ -1,13 +1,11 @@
-//! What the engine can run. Values have up to eight dimensions; images two to four: images,
-//! channels, pixels.
+//! What the engine can run. Values have up to eight dimensions, images two to four: batch,
+//! channels, then up to two spatial axes.
 
 use super::graph::{Graph, NodeView};
 use super::op::Op;
 use crate::dtype::ValueType;
 
-/// Whether the engine can run every node.
-///
-/// Returns one sentence per node that it cannot run.
+/// Returns one sentence for every node that the engine cannot run.
 pub fn unsupported(graph: &Graph, tensors: &super::Tensors) -> Vec<String> {
     let shapes: Vec<&[usize]> = graph.nodes.iter().map(|node| node.shape.as_slice()).collect();
     let view = |node| NodeView { node, tensors };
@@ -18,10 +16,10 @@ pub fn unsupported(graph: &Graph, tensors: &super::Tensors) -> Vec<String> {
     why.collect()
 }
 
-/// `Ok` where the engine can run a node that reads values of such shapes.
+/// `Ok` if the engine can run a node on inputs of these shapes.
 ///
 /// # Errors
-/// Which node, and why not.
+/// The node, and why the engine cannot run it.
 pub fn supported(view: NodeView<'_>, read: &[&[usize]]) -> Result<(), String> {
     let (node, op) = (view.node, view.node.op_name());
     let name = &node.name;
@@ -29,7 +27,8 @@ pub fn supported(view: NodeView<'_>, read: &[&[usize]]) -> Result<(), String> {
         let plain = node.dtype.is_none_or(|dtype| ValueType::PLAIN.contains(&dtype));
         if node.shape.len() > MAX_RANK || !plain || node.shape.get(1) == Some(&0) {
             return Err(format!(
-                "input {name:?} is not float32, int32, int64 or bool of at most {MAX_RANK} dimensions"
+                "input {name:?} must be float32, int32, int64 or bool, of at most {MAX_RANK} \
+                 dimensions"
             ));
         }
         return Ok(());
@@ -39,7 +38,7 @@ pub fn supported(view: NodeView<'_>, read: &[&[usize]]) -> Result<(), String> {
     }
     let reason = match (&node.op, node.info.and_then(|info| info.support)) {
         (Op::Other { why, .. }, _) => why.clone(),
-        (_, None) => "not one of this crate's".into(),
+        (_, None) => "this release does not have it".into(),
         (op, Some(rule)) => match rule(op, read) {
             Ok(()) => return Ok(()),
             Err(why) => why,
@@ -51,18 +50,18 @@ pub fn supported(view: NodeView<'_>, read: &[&[usize]]) -> Result<(), String> {
     })
 }
 
-/// Why the engine cannot run one operation, given its attributes as JSON and the shapes of what it
-/// reads.
+/// Why the engine cannot run an operation with these attributes (JSON) on inputs of these shapes;
+/// `None` if it can.
 ///
 /// # Errors
-/// [`crate::Error::Graph`] where the operation or an attribute means nothing.
+/// [`crate::Error::Graph`] if the operation is unknown or an attribute is wrong.
 pub fn refusal(name: &str, attrs: &str, read: &[&[usize]]) -> crate::Result<Option<String>> {
     let attrs: serde_json::Map<_, _> = serde_json::from_str(attrs).map_err(|e| {
-        crate::Error::Graph { why: format!("{name}: attributes are no JSON object: {e}") }
+        crate::Error::Graph { why: format!("{name}: attributes must be a JSON object: {e}") }
     })?;
     let (op, info) = super::parse::op(name, &attrs)?;
     Ok(match info.support {
-        None => Some("not one of this crate's".into()),
+        None => Some("this release does not have it".into()),
         Some(_) if !info.reads(read.len()) => Some(format!("it reads {} values", read.len())),
         Some(rule) => match rule(&op, read) {
             Ok(()) => None,
@@ -72,10 +71,10 @@ pub fn refusal(name: &str, attrs: &str, read: &[&[usize]]) -> crate::Result<Opti
     })
 }
 
-/// Dimensions of the engine's values, at most.
+/// Largest number of dimensions of the engine's values.
 const MAX_RANK: usize = 8;
 
-/// The shapes are the reason.
+/// An empty reason: the caller then names the shapes.
 fn shapes_do_not_fit() -> Result<(), String> {
     Err(String::new())
 }
@@ -84,12 +83,12 @@ pub(super) fn any(_: &Op, read: &[&[usize]]) -> Result<(), String> {
     if read.iter().all(|shape| shape.len() <= MAX_RANK) { Ok(()) } else { shapes_do_not_fit() }
 }
 
-/// Ids, whose rows have one dimension more.
+/// Indices of an embedding: the output has one dimension more.
 pub(super) fn embedding(op: &Op, read: &[&[usize]]) -> Result<(), String> {
     if read[0].len() < MAX_RANK { any(op, read) } else { shapes_do_not_fit() }
 }
 
-/// Images: channels, and up to two spatial axes.
+/// Batch, channels, and up to two spatial axes.
 pub(super) fn image(_: &Op, read: &[&[usize]]) -> Result<(), String> {
     if read.iter().all(|shape| (2..=4).contains(&shape.len())) {
         Ok(())
@@ -98,13 +97,13 @@ pub(super) fn image(_: &Op, read: &[&[usize]]) -> Result<(), String> {
     }
 }
 
-/// Reductions, whose dimensions have to be there.
+/// Reductions over dimensions that the input has.
 pub(super) fn reduce(op: &Op, read: &[&[usize]]) -> Result<(), String> {
     let Op::Reduce { dims, .. } = op else { return any(op, read) };
     let rank = read[0].len() as i64;
     match dims.iter().all(|dim| (-rank..rank).contains(dim)) {
         true => any(op, read),
-        false => Err(format!("the dimensions {dims:?} of {rank}")),
+        false => Err(format!("the dimensions {dims:?} of a value with {rank}")),
     }
 }
 
@@ -113,7 +112,7 @@ pub(super) fn linear(_: &Op, read: &[&[usize]]) -> Result<(), String> {
     if (1..=MAX_RANK).contains(&read[0].len()) { Ok(()) } else { shapes_do_not_fit() }
 }
 
-/// Functions per channel, of the second dimension of images or the last of any value.
+/// Per-channel functions: over the second dimension of images, or the last of any value.
 pub(super) fn channel(op: &Op, read: &[&[usize]]) -> Result<(), String> {
     match op {
         Op::ChannelScale { trailing: Some(0) } | Op::ChannelBias { trailing: Some(0) } => {
@@ -132,7 +131,7 @@ pub(super) fn rank<const RANK: usize>(_: &Op, read: &[&[usize]]) -> Result<(), S
     if read[0].len() == RANK { Ok(()) } else { shapes_do_not_fit() }
 }
 
-/// Images with one or two spatial axes.
+/// Maps with one or two spatial axes.
 pub(super) fn map(_: &Op, read: &[&[usize]]) -> Result<(), String> {
     if read.iter().all(|shape| (3..=4).contains(&shape.len())) {
         Ok(())
@@ -146,13 +145,13 @@ pub(super) fn interpolate(op: &Op, read: &[&[usize]]) -> Result<(), String> {
         Op::Interpolate(how) | Op::InterpolateCodes(how)
             if read[0].len() == 4 && how.depends_on_memory() =>
         {
-            Err("factors by which PyTorch takes other pixels in other memory formats".into())
+            Err("factors for which PyTorch's result depends on the memory format".into())
         }
         _ => map(op, read),
     }
 }
 
-/// Vectors without elements, which PyTorch skips, are no values of the others' rank.
+/// Inputs of one rank. PyTorch also accepts empty vectors, which it skips; the engine does not.
 pub(super) fn cat(op: &Op, read: &[&[usize]]) -> Result<(), String> {
     if read.iter().all(|shape| shape.len() == read[0].len()) {
         any(op, read)
@@ -175,7 +174,7 @@ pub(super) fn pad(op: &Op, read: &[&[usize]]) -> Result<(), String> {
         return Err("padding that cuts, or of the batch".into());
     }
     if mode != "constant" && pad.len() > 2 * (read[0].len() - 2) {
-        return Err("padding of channels by anything but constants".into());
+        return Err("padding of channels in another mode than constant".into());
     }
     Ok(())
 }

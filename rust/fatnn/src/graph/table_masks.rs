@@ -1,4 +1,4 @@
-//! The rows of operations on integers and masks.
+//! Table rows of operations on integers and masks.
 
 use super::attrs::AttrType::{Int, Str};
 use super::op::Op;

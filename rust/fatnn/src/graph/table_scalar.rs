@@ -1,4 +1,4 @@
-//! The rows of functions of one element.
+//! Table rows of elementwise functions.
 
 use super::attrs::AttrType::Float;
 use super::op::Op;
@@ -8,8 +8,8 @@ use super::table::{LAYOUT, ROW, always};
 use crate::scalar::Scalar;
 
 const SCALAR: OpInfo = OpInfo { form: Form::Scalar, support: Some(support::any), ..ROW };
-// Square roots are among these: PyTorch does not always round them to the nearest float.
-// Theirs depend on places in memory.
+// PyTorch's results for these may differ in the last bit with the position in memory, so their
+// memory format matters. That includes square roots.
 const APPROXIMATE: OpInfo =
     OpInfo { exactness: Exactness::Transcendental, attrs: &[LAYOUT], ..SCALAR };
 

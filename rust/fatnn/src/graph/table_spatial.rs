@@ -1,4 +1,4 @@
-//! The rows of operations that change the size of maps, and of pooling to a fixed size.
+//! Table rows of operations that resize maps, of adaptive max pooling and of instance norm.
 
 use super::attrs::AttrType::{self, Bool, Floats, Int, Ints, Str};
 use super::attrs::{Attr, Attrs};
@@ -75,7 +75,7 @@ pub(super) const SPATIAL: &[OpInfo] = &[
         makes_codes: true,
         build: |a| match depth_to_space(a)? {
             how if how.blocks_first => Ok(Op::DepthToSpaceCodes(how)),
-            _ => Err("codes have their blocks first: mode must be DCR".into()),
+            _ => Err("mode must be DCR for codes, got CRD".into()),
         },
         types: shapes_spatial::depth_to_space_codes,
         ..SHUFFLE
@@ -134,7 +134,10 @@ fn interpolate(attrs: &Attrs<'_>, sampling: Sampling) -> Result<Interpolate, Str
     let (size, factors) = (attrs.integers("size")?, attrs.numbers("factors")?);
     let recompute = attrs.flag("recompute")?;
     if size.contains(&0) || !size.is_empty() && !factors.is_empty() {
-        return Err(format!("sizes of at least 1, or factors, expected, got {size:?} {factors:?}"));
+        return Err(format!(
+            "expected a size of at least 1 per axis, or factors, but not both, \
+             got size {size:?} and factors {factors:?}"
+        ));
     }
     if !factors.iter().all(|factor| *factor > 0.0 && *factor < 1e9) {
         return Err(format!("factors must be positive, got {factors:?}"));
@@ -154,7 +157,10 @@ fn depth_to_space(attrs: &Attrs<'_>) -> Result<DepthToSpace, String> {
     };
     let (block, groups) = (attrs.positive_pair("block", 2)?, attrs.number("groups")?);
     if groups == 0 || block[0].saturating_mul(block[1]).saturating_mul(groups) >= 1 << 31 {
-        return Err(format!("blocks of {block:?} in {groups} groups"));
+        return Err(format!(
+            "block and groups must be at least 1, with a product below 2^31, \
+             got {block:?} and {groups}"
+        ));
     }
     Ok(DepthToSpace { block, crop, groups, blocks_first })
 }

@@ -1,4 +1,4 @@
-//! The rows of reductions, normalisations, softmax, and products of values.
+//! Table rows of reductions, normalisations, softmax, attention and other products of values.
 
 use super::attrs::AttrType::{Bool, Float, Int, Ints};
 use super::attrs::{Attr, Attrs};

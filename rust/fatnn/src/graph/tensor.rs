@@ -14,16 +14,16 @@ pub enum Tensor {
     I32(Vec<usize>, Vec<i32>),
     /// int64.
     I64(Vec<usize>, Vec<i64>),
-    /// int8: the weights of int8 layers.
+    /// int8, for the weights of int8 layers.
     I8(Vec<usize>, Vec<i8>),
-    /// bool: 0 or 1.
+    /// bool, with the values 0 and 1.
     Bool(Vec<usize>, Vec<u8>),
-    /// Weights that are codes: all of them of this kind.
+    /// Weights that are codes of one kind.
     Codes(WeightKind, Vec<usize>, Vec<i8>),
 }
 
 impl Tensor {
-    /// Its shape.
+    /// Shape of the tensor.
     pub fn shape(&self) -> &[usize] {
         match self {
             Tensor::F32(shape, _)
@@ -35,7 +35,7 @@ impl Tensor {
         }
     }
 
-    /// `Ok` where its values fit its shape and type, and array libraries have such shapes.
+    /// `Ok` if the values fit the shape and type, and if array libraries support the shape.
     ///
     /// # Errors
     /// [`crate::Error::Shape`], or [`crate::Error::Value`] naming the first wrong value.
@@ -66,7 +66,7 @@ impl Tensor {
         }
     }
 
-    /// The type of its elements.
+    /// Type of the elements.
     pub fn dtype(&self) -> TensorType {
         match self {
             Tensor::F32(..) => TensorType::F32,
@@ -78,23 +78,23 @@ impl Tensor {
         }
     }
 
-    /// Bytes that its elements take in a file.
+    /// Bytes of the elements in a file.
     pub fn file_bytes(&self) -> usize {
         self.dtype().file_bytes(self.len())
     }
 
-    /// Bytes that it takes as an array.
+    /// Bytes of the elements as a NumPy array.
     pub(crate) fn array_bytes(&self) -> u128 {
         self.len() as u128 * self.dtype().array_bytes() as u128
     }
 }
 
-/// The largest number of dimensions of a tensor; array libraries have a bound of their own.
+/// Largest number of dimensions of a tensor. Array libraries have similar limits.
 pub(crate) const MAX_RANK: usize = 32;
 
-/// `Ok` where a shape is one that array libraries have.
+/// `Ok` if array libraries support the shape.
 pub(super) fn check_shape(shape: &[usize]) -> Result<()> {
-    // In bits below the address space, so that every element type's bytes can be counted.
+    // 8 bits below the address space, so that byte counts of every element type fit in `usize`.
     let fits = memory::product(shape.iter().copied()).is_some_and(|n| n < 1 << (usize::BITS - 8));
     match shape.len() <= MAX_RANK && fits {
         true => Ok(()),

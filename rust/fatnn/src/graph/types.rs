@@ -1,4 +1,4 @@
-//! Rules for types: what a node's tensors and the values that it reads must be, and what it makes.
+//! Type rules: check the types of a node's inputs and tensors, and give the type of its output.
 
 use serde_json::{Value as Json, json};
 
@@ -10,7 +10,7 @@ use crate::codec::CodesLayout;
 use crate::dtype::{CodeType, ValueType};
 use crate::scalar::Binary;
 
-/// A type as a node says it: a name, or `{"codes": "ternary", "channels": 64, "groups": 1}`.
+/// Reads a type: a name, or `{"codes": "ternary", "channels": 64, "groups": 1}`.
 pub(super) fn from_json(json: &Json) -> Result<ValueType, String> {
     if let Some(name) = json.as_str() {
         return ValueType::of_input(name).map_err(|_| format!("unknown dtype {name:?}"));
@@ -39,7 +39,7 @@ pub(super) fn to_json(dtype: ValueType) -> Json {
     }
 }
 
-/// Whatever type of PyTorch's it says.
+/// An input has its declared type, which may be any PyTorch type.
 pub(super) fn input(view: NodeView<'_>, _: &[ValueType]) -> Result<ValueType, String> {
     match view.node.dtype {
         Some(codes) if codes.is_codes() => Err(format!("an input cannot be {codes}")),
@@ -47,23 +47,23 @@ pub(super) fn input(view: NodeView<'_>, _: &[ValueType]) -> Result<ValueType, St
     }
 }
 
-/// Reads floats, makes floats; that inputs are floats is checked for all operations alike.
+/// Floats to floats. [`super::check`] has already checked that the inputs are floats.
 pub(super) fn floats(_: NodeView<'_>, _: &[ValueType]) -> Result<ValueType, String> {
     Ok(ValueType::F32)
 }
 
-/// Moves elements: of the first value's type. Values next to each other have one type.
+/// Operations that move elements keep the type. All inputs of `cat` must have the same type.
 pub(super) fn moved(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
     let Some(&first) = read.first() else { return Ok(ValueType::F32) };
     match read.iter().find(|other| **other != first) {
         Some(other) if matches!(view.node.op, Op::Cat { .. }) => {
-            Err(format!("reads {first} and {other}, which must be of one type"))
+            Err(format!("expected inputs of one type, got {first} and {other}"))
         }
         _ => Ok(first),
     }
 }
 
-/// A tensor as a value.
+/// A constant has the type of its tensor.
 pub(super) fn constant(view: NodeView<'_>, _: &[ValueType]) -> Result<ValueType, String> {
     match view.tensor("value") {
         Some(Tensor::I32(..)) => Ok(ValueType::I32),
@@ -73,7 +73,7 @@ pub(super) fn constant(view: NodeView<'_>, _: &[ValueType]) -> Result<ValueType,
     }
 }
 
-/// Arithmetic: two values of floats, or of integers of one type; integers are not divided.
+/// Arithmetic on two floats, or on two integers of one type. Integers are not divided.
 pub(super) fn arithmetic(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
     match read {
         [ValueType::F32, ValueType::F32] => Ok(ValueType::F32),
@@ -114,7 +114,7 @@ pub(super) fn select(_: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, S
     }
 }
 
-/// Not from floats to integers: what becomes of large ones differs between CPUs in PyTorch.
+/// Casts, except from floats to integers: in PyTorch large floats give other integers on other CPUs.
 pub(super) fn cast(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
     match view.node.op {
         Op::Cast { to } if to.is_integer() && read == [ValueType::F32] => {
@@ -125,7 +125,7 @@ pub(super) fn cast(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, 
     }
 }
 
-/// Integers to integers of the same type.
+/// Integers to integers of the same type, as in `cumsum`.
 pub(super) fn integers(_: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
     match read {
         [kind] if kind.is_integer() => Ok(*kind),
@@ -133,7 +133,7 @@ pub(super) fn integers(_: NodeView<'_>, read: &[ValueType]) -> Result<ValueType,
     }
 }
 
-/// Types for a message.
+/// Types as text for an error message.
 fn shown(read: &[ValueType]) -> String {
     read.iter().map(ValueType::to_string).collect::<Vec<_>>().join(", ")
 }
@@ -146,16 +146,16 @@ pub(super) fn int8(view: NodeView<'_>, _: &[ValueType]) -> Result<ValueType, Str
     };
     if weight.len() != dims || weight.contains(&0) {
         return Err(format!(
-            "weight must have {dims} dimensions of at least 1, it has the shape {weight:?}"
+            "weight must have {dims} dimensions of at least 1, got the shape {weight:?}"
         ));
     }
     if !weight[0].is_multiple_of(groups) {
-        return Err("groups do not fit".into());
+        return Err(format!("groups do not fit: {groups} groups of {} channels", weight[0]));
     }
     if let Some(Tensor::I8(_, values)) = view.tensor("weight")
         && values.contains(&-128)
     {
-        return Err("weight holds -128, which no code is".into());
+        return Err("weight must be from -127 to 127, got -128".into());
     }
     let [inverse] = view.floats("inv_step")? else {
         return Err(format!("inv_step must have shape (1,), got {:?}", view.shape("inv_step")?));
@@ -167,7 +167,7 @@ pub(super) fn int8(view: NodeView<'_>, _: &[ValueType]) -> Result<ValueType, Str
     Ok(ValueType::F32)
 }
 
-/// `Ok` where tensors have a number per output channel.
+/// `Ok` if every tensor has one number per output channel.
 fn per_output(view: NodeView<'_>, roles: &[&str], out_channels: usize) -> Result<(), String> {
     for role in roles {
         match view.tensor(role).map(Tensor::shape) {
@@ -198,16 +198,16 @@ pub(super) fn quantize(view: NodeView<'_>, _: &[ValueType]) -> Result<ValueType,
     if codes == CodeType::Binary && steps[1] != f32::INFINITY {
         return Err("steps of binary codes must end with infinity".into());
     }
-    made(codes, channels, groups)
+    codes_type(codes, channels, groups)
 }
 
-/// Codes of a layout that exists.
-fn made(codes: CodeType, channels: usize, groups: usize) -> Result<ValueType, String> {
+/// The type of codes, after a check that groups fit channels.
+fn codes_type(codes: CodeType, channels: usize, groups: usize) -> Result<ValueType, String> {
     CodesLayout::new(channels, groups).map_err(|e| format!("groups do not fit ({e})"))?;
     Ok(ValueType::Codes { codes, channels, groups })
 }
 
-/// Checks a convolution of codes and what it reads; its output channels.
+/// Checks a convolution of codes and its input; returns the number of output channels.
 fn codes_conv(view: NodeView<'_>, conv: &CodesConv, read: &[ValueType]) -> Result<usize, String> {
     let weight = view.shape("weight")?;
     let &[n, per_group, kh, kw] = weight else {
@@ -243,7 +243,8 @@ pub(super) fn conv_codes(view: NodeView<'_>, read: &[ValueType]) -> Result<Value
         _ => {
             let got = view.shape("thresholds")?;
             return Err(format!(
-                "thresholds must have shape (2, {n}) or (3, {n}), that is (2 or 3, channels), got {got:?}"
+                "thresholds must have shape (2, {n}) or (3, {n}), that is (2 or 3, channels), \
+                 got {got:?}"
             ));
         }
     };
@@ -251,10 +252,10 @@ pub(super) fn conv_codes(view: NodeView<'_>, read: &[ValueType]) -> Result<Value
     if falls {
         return Err("thresholds must not fall".into());
     }
-    made(codes_of(rows, values), n, *out_groups).map_err(|e| format!("out_{e}"))
+    codes_type(codes_of(rows, values), n, *out_groups).map_err(|e| format!("out_{e}"))
 }
 
-/// The narrowest codes that so many rows of thresholds make.
+/// The narrowest code type that these thresholds can produce.
 pub(super) fn codes_of(rows: usize, thresholds: &[i32]) -> CodeType {
     let last = thresholds.len().checked_div(rows).map_or(0, |n| thresholds.len() - n);
     match rows {

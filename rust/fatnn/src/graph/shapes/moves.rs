@@ -1,4 +1,4 @@
-//! Shapes of values whose elements are moved only.
+//! Shape rules of operations that only move elements.
 
 use super::{Made, ONE, dimension, require, same};
 use crate::graph::graph::NodeView;
@@ -22,7 +22,7 @@ pub(in crate::graph) fn reshape(sizes: &Sizes, view: NodeView<'_>, read: &[&[Siz
         });
     }
     let fits = || format!("{x:?} cannot become {shape:?}");
-    // What both have is not part of the division.
+    // Equal sizes cancel before the division.
     let mut rest: Vec<Size> = x.to_vec(); // small: sizes
     let mut others = Vec::new();
     for size in &made {
@@ -47,7 +47,9 @@ pub(in crate::graph) fn squeeze(sizes: &Sizes, view: NodeView<'_>, read: &[&[Siz
     let dim = dimension(dim, made.len())?;
     match made.get(dim) {
         Some(size) if size.is(1) => drop(made.remove(dim)),
-        Some(Size::Free { .. }) => return Err("a dimension that is 1 in some runs only".into()),
+        Some(Size::Free { .. }) => {
+            return Err(format!("dimension {dim} has size 1 only in some runs"));
+        }
         _ => (),
     }
     Ok(made)
@@ -75,7 +77,7 @@ pub(in crate::graph) fn slice(sizes: &Sizes, view: NodeView<'_>, read: &[&[Size]
         return same(sizes, view, read);
     };
     let mut made = read[0].to_vec(); // small: sizes
-    require(!made.is_empty(), || "a slice of a number".into())?;
+    require(!made.is_empty(), || "a scalar cannot be sliced".into())?;
     let dim = dimension(dim, made.len())?;
     made[dim] = match made[dim] {
         Size::Known(size) => {
