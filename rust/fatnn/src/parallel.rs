@@ -348,18 +348,38 @@ pub(crate) fn try_for_each_pair<T: Send, U: Send>(
 }
 
 #[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// Lets a test set the number of threads. Only one test at a time can hold it; dropping it
+    /// restores the former setting, also after a panic.
+    pub struct ThreadCount {
+        wanted: Option<usize>,
+        _lock: MutexGuard<'static, ()>,
+    }
+
+    impl ThreadCount {
+        pub fn lock() -> Self {
+            static LOCK: Mutex<()> = Mutex::new(());
+            let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+            ThreadCount { wanted: state().wanted, _lock: lock }
+        }
+    }
+
+    impl Drop for ThreadCount {
+        fn drop(&mut self) {
+            state().wanted = self.wanted;
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn every_row_is_visited_once() {
-        struct RestoreThreads(Option<usize>);
-        impl Drop for RestoreThreads {
-            fn drop(&mut self) {
-                state().wanted = self.0;
-            }
-        }
-        let _restore = RestoreThreads(state().wanted);
+        let _threads = testing::ThreadCount::lock();
         for threads in [1, 2, 5] {
             set_num_threads(threads).unwrap();
             for rows in [0, 1, 3, 64, 1001] {

@@ -35,7 +35,7 @@ pub(crate) struct Layer<'a> {
 }
 
 /// Bytes of lines that are made at a time: they stay in the second-level cache.
-const MADE_BYTES: usize = 256 << 10;
+const STRIP_BYTES: usize = 256 << 10;
 
 /// No bounds at all.
 pub(crate) const UNBOUNDED: [f32; 2] = [f32::NEG_INFINITY, f32::INFINITY];
@@ -90,7 +90,7 @@ thread_local! {
 }
 
 /// Rows of one image that the ring holds.
-struct Held {
+struct RingState {
     image: usize,
     rows: Range<usize>,
     /// Lines of the input, of all images', that were made and are there.
@@ -146,15 +146,15 @@ impl Geometry {
     }
 
     /// Lines of the input that are made at a time, where they are.
-    pub fn made_lines(&self, channels: usize) -> usize {
+    pub fn strip_lines(&self, channels: usize) -> usize {
         let line = self.shape.input[1].saturating_mul(channels).saturating_mul(size_of::<f32>());
-        (MADE_BYTES / line.max(1)).clamp(1, self.shape.input[0].max(1))
+        (STRIP_BYTES / line.max(1)).clamp(1, self.shape.input[0].max(1))
     }
 
     /// Bytes of these lines.
-    pub fn made_bytes(&self, channels: usize) -> u128 {
+    pub fn strip_bytes(&self, channels: usize) -> u128 {
         let pixel = channels as u128 * size_of::<f32>() as u128;
-        self.made_lines(channels) as u128 * self.shape.input[1] as u128 * pixel
+        self.strip_lines(channels) as u128 * self.shape.input[1] as u128 * pixel
     }
 
     /// Bytes of a thread's memory, but for lines that are made.
@@ -244,15 +244,15 @@ impl Geometry {
         columns[..self.left * column].fill(zero);
         columns[(self.left + real) * column..self.columns * column].fill(zero);
         rows[self.slots * self.row..][..self.row].fill(zero);
-        let mut held =
-            Held { image: usize::MAX, rows: 0..0, made: 0..0, end: self.read_before(end) };
+        let mut ring_state =
+            RingState { image: usize::MAX, rows: 0..0, made: 0..0, end: self.read_before(end) };
         let mut at = first;
         while at < end {
             let (image, y) = (at / height, at % height);
             let count = self.lines.min(height - y).min(end - at);
             let top = y * self.shape.stride[0];
             let buffers = [&mut scratch.repeated, &mut scratch.made];
-            self.hold(x, layer, (image, top), &mut held, buffers, rows)?;
+            self.fill_ring(x, layer, (image, top), &mut ring_state, buffers, rows)?;
             self.offsets(top, count, &mut scratch.offsets)?;
             let out = &mut out[(at - first) * line..][..count * line];
             for panel in layer.weights.panels(0) {
@@ -309,34 +309,39 @@ impl Geometry {
 
     /// Quantizes what is not in the ring yet of the rows under lines whose windows begin at the
     /// padded row `top`.
-    fn hold(
+    fn fill_ring(
         &self,
         x: Input<'_>,
         layer: &Layer<'_>,
         (image, top): (usize, usize),
-        held: &mut Held,
+        ring_state: &mut RingState,
         [repeated, made]: [&mut Vec<f32>; 2],
         rows: &mut [u8],
     ) -> Result<()> {
         let ([height, width], padding) = (self.shape.input, self.shape.padding[0]);
         let wanted =
             top.saturating_sub(padding)..(top + self.span).saturating_sub(padding).min(height);
-        let from = if held.image == image { held.rows.end.max(wanted.start) } else { wanted.start };
+        let from = if ring_state.image == image {
+            ring_state.rows.end.max(wanted.start)
+        } else {
+            wanted.start
+        };
         let inputs = layer.weights.shape().channels;
         let levels = Levels::new(layer.constants.inv_step, layer.bounds);
         for y in from..wanted.end {
             let (number, line) = (image * height + y, width * inputs);
-            if !x.here() && !held.made.contains(&number) {
+            if !x.here() && !ring_state.made.contains(&number) {
                 // No line of another image, and none that nobody wants.
-                let last = ((image + 1) * height).min(held.end.max(image * height + wanted.end));
-                let count = self.made_lines(inputs).min(last - number);
+                let last =
+                    ((image + 1) * height).min(ring_state.end.max(image * height + wanted.end));
+                let count = self.strip_lines(inputs).min(last - number);
                 memory::grow("lines of an input", made, count * line, 0.0)?;
                 x.make(number, line, inputs, &mut made[..count * line])?;
-                held.made = number..number + count;
+                ring_state.made = number..number + count;
             }
             let row = match x.lines {
-                InputLines::Here(x) if held.made.is_empty() => &x[number * line..][..line],
-                _ => &made[(number - held.made.start) * line..][..line],
+                InputLines::Here(x) if ring_state.made.is_empty() => &x[number * line..][..line],
+                _ => &made[(number - ring_state.made.start) * line..][..line],
             };
             let out = &mut rows[y % self.slots * self.row..][..self.row];
             let numbers = if self.multiplier == 1 {
@@ -353,7 +358,7 @@ impl Geometry {
                 return Err(x.nan((image * height + y) * line, row));
             }
         }
-        (held.image, held.rows) = (image, wanted);
+        (ring_state.image, ring_state.rows) = (image, wanted);
         Ok(())
     }
 

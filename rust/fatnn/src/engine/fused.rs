@@ -1,46 +1,47 @@
-//! The graph that passes rewrite: which nodes run inside which. Data only; weights are packed
-//! later.
+//! The graph that passes rewrite: it says which nodes run inside which others. It is data only;
+//! weights are packed later.
 
 use crate::graph::op::Op;
 use crate::graph::{Graph, Node, NodeView, Tensors, ValueId};
 
-/// A node, with the nodes that run inside it.
+/// A node and the nodes that are fused into it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct FusedNode {
-    /// Its number in the graph, and that of the value it makes.
+    /// Its number in the graph, which is also the number of its output.
     pub node: ValueId,
-    /// Values that it reads. With a shortcut the second is what the shortcut reads.
+    /// Values that it reads. With a shortcut, the second is the shortcut's input.
     pub inputs: Vec<ValueId>,
-    /// The function before it, which only bounds its input.
+    /// A function of its input that only clamps, such as ReLU.
     pub bounds: Option<usize>,
-    /// Functions of its input, in order.
+    /// Elementwise functions of its input, in the order in which they run.
     pub before: Vec<usize>,
-    /// The convolution that makes its input line by line: then the first input is what that reads.
+    /// The convolution that computes its input line by line. If set, the first input is that
+    /// convolution's input.
     pub source: Option<Box<FusedNode>>,
-    /// Functions of its output, in order.
+    /// Elementwise functions of its output, in the order in which they run.
     pub elementwise: Vec<usize>,
-    /// Max pooling after those.
+    /// Max pooling that follows `elementwise`.
     pub max_pool: Option<usize>,
-    /// A quantizer of its output, whose codes it makes next to it.
+    /// A quantizer of its output. The node then writes both its floats and the codes.
     pub quantizer: Option<usize>,
-    /// The convolution that makes its residual, the second input.
+    /// The convolution that computes its residual, the second input.
     pub shortcut: Option<Box<FusedNode>>,
 }
 
-/// A graph while it is rewritten. Values keep their numbers.
+/// A graph during rewriting. Values keep their numbers.
 #[derive(Clone, Debug)]
 pub(crate) struct FusedGraph<'a> {
     pub graph: &'a Graph,
     pub tensors: &'a Tensors,
-    /// Per node of the graph; `None` for inputs and for nodes that run inside others.
+    /// Indexed by node of the graph; `None` for inputs and for nodes that are fused into others.
     nodes: Vec<Option<FusedNode>>,
     /// Values that the network returns.
     outputs: Vec<ValueId>,
-    /// Per value: how many read it. An output counts twice, so that nothing else is its only
+    /// Per value: its number of readers. An output counts as two more, so no node is its only
     /// reader.
     readers: Vec<usize>,
-    /// Per value: the one that stands for it, itself unless its node runs inside another.
-    stands: Vec<ValueId>,
+    /// Per value: the value that replaces it; itself unless its node was fused into a producer.
+    replaced_by: Vec<ValueId>,
 }
 
 impl<'a> FusedGraph<'a> {
@@ -65,10 +66,10 @@ impl<'a> FusedGraph<'a> {
             }),
         };
         let nodes = graph.nodes.iter().enumerate().map(fused).collect();
-        FusedGraph { graph, tensors, nodes, outputs, readers, stands: (0..count).collect() }
+        FusedGraph { graph, tensors, nodes, outputs, readers, replaced_by: (0..count).collect() }
     }
 
-    /// Number of nodes of the graph, fused ones too.
+    /// Number of nodes of the graph, including fused ones.
     pub fn len(&self) -> usize {
         self.nodes.len()
     }
@@ -81,7 +82,7 @@ impl<'a> FusedGraph<'a> {
         NodeView { node: &self.graph.nodes[node], tensors: self.tensors }
     }
 
-    /// The node of that number, unless it is an input or runs inside another.
+    /// The node with this number; `None` for an input and for a node that is fused into another.
     pub fn node(&self, node: usize) -> Option<&FusedNode> {
         self.nodes[node].as_ref()
     }
@@ -90,41 +91,42 @@ impl<'a> FusedGraph<'a> {
         self.nodes[node].as_mut()
     }
 
-    /// How many read a value.
+    /// Number of readers of a value; see the field.
     pub fn readers(&self, value: ValueId) -> usize {
         self.readers[value]
     }
 
-    /// The value that stands for another. Each pass adds a link at most.
+    /// The value that now replaces `value`. Each pass adds at most one link to the chain.
     pub fn resolved(&self, mut value: ValueId) -> ValueId {
-        while self.stands[value] != value {
-            value = self.stands[value];
+        while self.replaced_by[value] != value {
+            value = self.replaced_by[value];
         }
         value
     }
 
-    /// Value `input` of a node.
+    /// Input number `input` of a node, after replacements.
     pub fn input(&self, node: usize, input: usize) -> Option<ValueId> {
         self.node(node).and_then(|node| node.inputs.get(input)).map(|&value| self.resolved(value))
     }
 
-    /// Removes a node whose only producer now also does its work: the producer's value stands for
-    /// the node's.
+    /// Removes a node that was fused into the only producer of its input. The producer's value
+    /// replaces the node's.
     pub fn fuse_into_producer(&mut self, node: usize, producer: usize) {
         self.nodes[node] = None;
-        self.stands[node] = producer;
+        self.replaced_by[node] = producer;
         self.readers[producer] = self.readers[node];
     }
 
-    /// Takes a node out; its value is no longer made, or is made next to another.
+    /// Removes a node and returns it. Its value no longer exists, or another node writes it as a
+    /// second result.
     pub fn take(&mut self, node: usize) -> Option<FusedNode> {
         self.nodes[node].take()
     }
 
-    /// The nodes that are left, in order, and the values that are returned.
+    /// The remaining nodes in order, and the values that the network returns.
     pub fn finish(self) -> (Vec<FusedNode>, Vec<ValueId>) {
-        let stands = |value: &ValueId| self.resolved(*value);
-        let outputs = self.outputs.iter().map(stands).collect();
+        let replaced_by = |value: &ValueId| self.resolved(*value);
+        let outputs = self.outputs.iter().map(replaced_by).collect();
         let mut nodes: Vec<FusedNode> = self.nodes.iter().flatten().cloned().collect();
         nodes.iter_mut().for_each(|node| {
             node.inputs.iter_mut().for_each(|value| *value = self.resolved(*value))

@@ -1,4 +1,4 @@
-//! Inputs and outputs of a network: what a run's arrays are checked against.
+//! Inputs and outputs of a network, and the checks of a run's arrays.
 
 use std::ops::Range;
 
@@ -9,19 +9,18 @@ use crate::graph::Node;
 use crate::graph::op::{self, BatchRange};
 use crate::transpose::transpose;
 
-/// A float32 array: shape as PyTorch writes it.
+/// A float32 array; its shape is written as in PyTorch.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
-    /// Images, channels and up to two spatial axes, or any others.
+    /// Batch, channels and up to two spatial axes; or any other dimensions.
     pub shape: &'a [usize],
-    /// Values in memory order.
+    /// Elements in memory order.
     pub data: &'a [f32],
-    /// Whether channels are last in memory (the shape is written channels-first all the same).
+    /// Whether channels are last in memory. The shape is channels-first in both cases.
     pub channels_last: bool,
 }
 
-/// An array of any type that the engine has. Those without channels last are in the order of the
-/// shape.
+/// An array of any type that the engine accepts. All but float32 are in row-major order.
 #[derive(Clone, Copy, Debug)]
 pub enum Array<'a> {
     /// float32.
@@ -30,7 +29,7 @@ pub enum Array<'a> {
     I32(&'a [usize], &'a [i32]),
     /// int64, and its shape.
     I64(&'a [usize], &'a [i64]),
-    /// bool: 0 is false, and anything else true; and its shape.
+    /// bool and its shape: 0 is false, anything else true.
     Bool(&'a [usize], &'a [u8]),
 }
 
@@ -68,7 +67,7 @@ impl<'a> Array<'a> {
         }
     }
 
-    /// Some of its elements, as an array of such a shape.
+    /// A range of its elements, as an array of the given shape.
     pub(super) fn part(&self, elements: Range<usize>, shape: &'a [usize]) -> Self {
         match *self {
             Array::F32(input) => Array::F32(Input { shape, data: &input.data[elements], ..input }),
@@ -78,7 +77,7 @@ impl<'a> Array<'a> {
         }
     }
 
-    /// Copies its elements to where the network wants them.
+    /// Copies its elements to `to`, in the order that the network needs.
     pub(super) fn copy_to(&self, value: &Value, to: SliceMut<'_>) {
         match *self {
             Array::F32(input) => input.copy_to(value, to.floats()),
@@ -95,9 +94,10 @@ impl<'a> Array<'a> {
 
 impl Input<'_> {
     fn copy_to(&self, value: &Value, to: &mut [f32]) {
-        let image = self.shape.len().clamp(2, 4) == self.shape.len();
-        let given = if self.channels_last && image { Order::ChannelsLast } else { Order::RowMajor };
-        if given == value.order() || self.shape.len() <= 2 || to.is_empty() {
+        let has_channels = self.shape.len().clamp(2, 4) == self.shape.len();
+        let source_order =
+            if self.channels_last && has_channels { Order::ChannelsLast } else { Order::RowMajor };
+        if source_order == value.order() || self.shape.len() <= 2 || to.is_empty() {
             to.copy_from_slice(self.data);
             return;
         }
@@ -109,27 +109,27 @@ impl Input<'_> {
     }
 }
 
-/// An input or an output.
+/// Name, shape and type of an input or output.
 #[derive(Clone, Debug)]
 pub(super) struct ValueInfo {
     pub name: String,
     /// Shape at conversion.
     pub shape: Vec<usize>,
-    /// Dimensions whose size is part of the network: the model was captured for that size only.
+    /// Dimensions of fixed size: the model was captured for that size only.
     pub fixed: Vec<usize>,
-    /// The dimension of channels, whose size is that at conversion, where there is one.
+    /// The channel dimension, if there is one. Its size is fixed too.
     pub channel_dim: Option<usize>,
-    /// Sizes that the first dimension may have, where the model branches on it.
+    /// Allowed batch sizes, if the model branches on the batch size.
     pub batch: Option<BatchRange>,
     /// Type of its elements.
     pub dtype: ValueType,
-    /// Where the network wants the elements of an input.
+    /// The order that the network needs for an input.
     pub order: Order,
     pub value: usize,
 }
 
 impl BatchRange {
-    /// `Ok` where a batch may have this size.
+    /// Returns an error if a batch may not have this size.
     fn check(self, batch: usize) -> Result<()> {
         if (self.min..=self.max).contains(&batch) && batch.is_multiple_of(self.multiple) {
             return Ok(());
@@ -155,10 +155,10 @@ impl ValueInfo {
         dtype: ValueType,
     ) -> Self {
         let (name, shape, fixed) = (node.name.clone(), node.shape.clone(), input.fixed.clone());
-        // 0 says that nothing is known about channels.
-        let noted = input.channel_dim.filter(|dim| (1..shape.len()).contains(dim));
-        let image = order == Order::ChannelsLast && dtype == ValueType::F32;
-        let channel_dim = noted.or(image.then_some(1));
+        // 0 means that the channel dimension is unknown.
+        let at_conversion = input.channel_dim.filter(|dim| (1..shape.len()).contains(dim));
+        let has_channels = order == Order::ChannelsLast && dtype == ValueType::F32;
+        let channel_dim = at_conversion.or(has_channels.then_some(1));
         ValueInfo { name, shape, fixed, channel_dim, batch: input.batch, dtype, order, value }
     }
 
@@ -176,8 +176,8 @@ impl ValueInfo {
         }
     }
 
-    /// Checks an input against what the network was converted for: everything but images and
-    /// spatial sizes is fixed.
+    /// Checks an input against the conversion. Only the batch and spatial sizes may differ, unless
+    /// they are fixed.
     pub fn value(&self, input: &Array<'_>) -> Result<Value> {
         let shape = input.shape();
         if input.dtype() != self.dtype {
@@ -227,8 +227,8 @@ impl ValueInfo {
         Ok(Value::ordered(shape, self.order)?.of(Element::of(self.dtype)))
     }
 
-    /// The value at conversion.
-    pub fn noted(&self) -> Result<Value> {
+    /// The value with its shape at conversion.
+    pub fn at_conversion(&self) -> Result<Value> {
         if self.shape.iter().any(|side| *side >= 1 << 31) {
             return bad_value(
                 "input of the network",

@@ -1,4 +1,4 @@
-//! The engine: a graph becomes executable operations, and runs.
+//! The engine compiles a graph to executable operations and runs them.
 //!
 //! | module | what lives in it |
 //! | --- | --- |
@@ -12,9 +12,9 @@
 //! | `run` | running |
 //! | `network` | [`Network`], the public face |
 
-mod apart;
 mod compile;
 mod fused;
+mod independent_images;
 mod input;
 mod network;
 mod ops;

@@ -1,8 +1,8 @@
-//! A whole network in one call.
+//! A network that runs in one call.
 //!
-//! [`Network`] is compiled once from a graph and its tensors. The first run at an input shape
-//! plans: it settles every value's shape and buffer. Later runs at that shape allocate no memory
-//! for values. Runs at the same time are safe: each takes a set of buffers of its own.
+//! [`Network`] is compiled once from a graph and its tensors. The first run at an input shape plans
+//! the shape and buffer of every value. Later runs at that shape allocate no memory for values.
+//! Concurrent runs are safe: each uses its own buffers.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -23,68 +23,68 @@ pub struct Network {
     pub(super) inputs: Vec<ValueInfo>,
     pub(super) outputs: Vec<ValueInfo>,
     pub(super) nodes: Vec<NetNode>,
-    /// Number of values: inputs first, then what nodes make.
+    /// Number of values: inputs first, then outputs of nodes.
     pub(super) values: usize,
     pub(super) limits: Limits,
     /// Bytes of packed weights.
     pub(super) weight_bytes: u128,
-    /// Whether a batch's results are those of its images, one after the other.
-    pub(super) images_apart: bool,
+    /// Whether images of a batch may run one by one.
+    pub(super) independent_images: bool,
     pub(super) not_fused: Vec<NotFused>,
     pub(super) workspaces: Mutex<Vec<Workspace>>,
 }
 
-/// A rewrite that is for a node, but did not apply to it: the node runs on its own.
+/// A rewrite that is meant for a node but did not apply, so the node runs on its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotFused {
     /// The node's name.
     pub node: String,
-    /// The layer that it came from; the node's name where there is none.
+    /// The layer that it came from; the node's name if there is none.
     pub layer: String,
     /// Name of the rewrite.
     pub pass: &'static str,
-    /// Why, as what follows "because".
+    /// The reason, worded to follow "because".
     pub reason: &'static str,
 }
 
 #[derive(Debug)]
 pub(super) struct NetNode {
     pub name: String,
-    /// For messages.
+    /// Name used in error messages.
     pub label: String,
     pub operation: Arc<dyn Operation>,
     pub inputs: Vec<usize>,
     pub output: usize,
-    /// Codes of the output that the operation makes on the way.
+    /// The fused quantizer, whose codes the operation writes next to its output.
     pub quantizer: Option<FusedQuantizer>,
 }
 
-/// A quantizer that runs inside the operation whose output it reads.
+/// A quantizer that is fused into the operation whose output it reads.
 #[derive(Debug)]
 pub(super) struct FusedQuantizer {
     pub name: String,
-    /// For messages.
+    /// Name used in error messages.
     pub label: String,
     pub value: usize,
     pub layout: CodesLayout,
 }
 
 impl NetNode {
-    /// The values that it reads.
+    /// The values that the node reads.
     pub fn read(&self, values: &[Value]) -> Vec<Value> {
         self.inputs.iter().map(|&value| values[value]).collect() // small: as many as the node names
     }
 
-    /// An error that names it.
+    /// Wraps an error with the node's name.
     pub fn error(&self, error: Error) -> Error {
         match error {
-            // A shortcut that runs inside it has named itself.
+            // A fused shortcut has already added its own name.
             Error::Node { .. } => error,
             _ => Error::Node { node: self.label.clone(), source: Box::new(error) },
         }
     }
 
-    /// The values that it makes: its output first.
+    /// The values that the node writes: its output, then the codes of a fused quantizer.
     pub fn makes(&self) -> impl Iterator<Item = usize> {
         std::iter::once(self.output).chain(self.quantizer.iter().map(|quantizer| quantizer.value))
     }
@@ -95,13 +95,13 @@ impl Network {
     ///
     /// # Errors
     /// As [`crate::net::load`]; [`Error::Unsupported`] naming the nodes that only PyTorch can run;
-    /// [`Error::Limit`] where it would cost more than [`Limits::DEFAULT`].
+    /// [`Error::Limit`] if the network would cost more than [`Limits::DEFAULT`].
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         Self::load_within(path, Limits::default())
     }
 
-    /// As [`Network::load`], within other limits. They hold when it is loaded, for the shapes that
-    /// it was converted at, and in every run for the shapes that it gets then.
+    /// As [`Network::load`], within other limits. They are checked at load time for the shapes of
+    /// the conversion, and in every run for the shapes of its inputs.
     ///
     /// # Errors
     /// As [`Network::load`].
@@ -114,13 +114,13 @@ impl Network {
         })
     }
 
-    /// Builds a network from a graph's JSON (as a file has it) and its tensors.
+    /// Builds a network from a graph's JSON, in the form that files have, and its tensors.
     ///
     /// # Errors
-    /// [`Error::Graph`] where the graph is not well-formed, [`Error::Unsupported`] naming the nodes
-    /// that only PyTorch can run, [`Error::Limit`] where it would cost more than
-    /// [`Limits::DEFAULT`], [`Error::Memory`] where there is no memory for its weights,
-    /// [`Error::Environment`] where a `FATNN_*` variable has a meaningless value.
+    /// [`Error::Graph`] if the graph is not well-formed, [`Error::Unsupported`] naming the nodes
+    /// that only PyTorch can run, [`Error::Limit`] if it would cost more than [`Limits::DEFAULT`],
+    /// [`Error::Memory`] if there is no memory for its weights, [`Error::Environment`] if a
+    /// `FATNN_*` variable has an invalid value.
     pub fn new(graph: &str, tensors: &Tensors) -> Result<Self> {
         Self::within(graph, tensors, Limits::default())
     }
@@ -134,23 +134,24 @@ impl Network {
         compile::network(graph, tensors, None, limits)
     }
 
-    /// As [`Network::new`], all its products on one family of kernels: for benchmarks.
+    /// As [`Network::new`], with all products on one kernel family: for benchmarks.
     ///
     /// # Errors
-    /// As [`Network::new`]; [`Error::Unsupported`] naming the nodes where the family has no kernel
-    /// for its operands.
+    /// As [`Network::new`]; [`Error::Unsupported`] naming the nodes for whose operands the family
+    /// has no kernel.
     pub fn for_family(graph: &str, tensors: &Tensors, family: Family) -> Result<Self> {
         compile::network(graph, tensors, Some(family), Limits::NONE)
     }
 
-    /// Checks that it can run at the shapes it was converted at, and within the limits.
+    /// Builds the network and checks that it can run at the shapes of the conversion, within the
+    /// limits.
     pub(super) fn of(
         inputs: Vec<ValueInfo>,
         outputs: Vec<ValueInfo>,
         nodes: Vec<NetNode>,
         values: usize,
         (limits, weight_bytes): (Limits, u128),
-        images_apart: bool,
+        independent_images: bool,
     ) -> Result<Self> {
         let (not_fused, workspaces) = (Vec::new(), Mutex::default());
         let net = Network {
@@ -160,16 +161,17 @@ impl Network {
             values,
             limits,
             weight_bytes,
-            images_apart,
+            independent_images,
             not_fused,
             workspaces,
         };
-        let noted = net.inputs.iter().map(ValueInfo::noted).collect::<Result<Vec<_>>>()?;
-        net.measure(&noted)?;
+        let at_conversion =
+            net.inputs.iter().map(ValueInfo::at_conversion).collect::<Result<Vec<_>>>()?;
+        net.measure(&at_conversion)?;
         Ok(net)
     }
 
-    /// What it may cost.
+    /// The limits on what it may cost.
     pub fn limits(&self) -> Limits {
         self.limits
     }
@@ -179,7 +181,7 @@ impl Network {
         self.inputs.iter().map(|info| (info.name.as_str(), info.shape.as_slice()))
     }
 
-    /// Types of the inputs, as PyTorch calls them.
+    /// Types of the inputs, with PyTorch's names.
     pub fn input_types(&self) -> impl Iterator<Item = &'static str> {
         self.inputs.iter().map(|info| info.dtype.plain_name().unwrap_or_default())
     }
@@ -189,23 +191,23 @@ impl Network {
         self.outputs.iter().map(|info| (info.name.as_str(), info.shape.as_slice()))
     }
 
-    /// What every product runs on, in order: the node's name, the kernel's, and the bytes that its
-    /// weights take as they are laid out for it.
+    /// The kernel of every product, in order: the node's name, the kernel's name, and the bytes of
+    /// the packed weights.
     pub fn products(&self) -> impl Iterator<Item = (&str, &'static str, usize)> {
         self.nodes.iter().flat_map(|node| node.operation.products(&node.name))
     }
 
-    /// Rewrites that are for a node but did not apply, by pass and then in the order of nodes.
+    /// Rewrites that are meant for a node but did not apply, ordered by pass and then by node.
     pub fn not_fused(&self) -> &[NotFused] {
         &self.not_fused
     }
 
-    /// Bytes of the buffers kept at this moment, over all input shapes seen.
+    /// Bytes of all buffers that are kept now, for all input shapes seen.
     pub fn buffer_bytes(&self) -> usize {
         self.lock().iter().map(Workspace::bytes).sum()
     }
 
-    /// Frees the buffers kept at this moment; later runs plan theirs anew.
+    /// Frees the buffers that are kept now. Later runs plan and allocate new ones.
     pub fn drop_buffers(&self) {
         self.lock().clear();
     }

@@ -1,8 +1,8 @@
-//! In which order each value stands in memory: settled when a network is compiled, from what its
-//! operations want.
+//! The memory order of each value. It is decided when a network is compiled, from what its
+//! operations ask for.
 //!
-//! Where an operation wants a value in the other order, a [`Reorder`] makes one, which all that
-//! want it share.
+//! If an operation asks for a value in the other order, a [`Reorder`] node is inserted. All readers
+//! that ask for that order share it.
 
 use std::collections::HashMap;
 
@@ -14,16 +14,16 @@ use crate::error::Result;
 use crate::graph::Graph;
 use crate::memory;
 
-/// Nodes with reorderings between them.
+/// Nodes, including the inserted [`Reorder`] nodes.
 pub(super) struct Assigned {
     pub nodes: Vec<NetNode>,
-    /// Per input of the network.
+    /// The memory order of each input of the network.
     pub inputs: Vec<Order>,
-    /// Number of values.
+    /// Number of values, including outputs of [`Reorder`] nodes.
     pub values: usize,
 }
 
-/// Settles the orders of all values.
+/// Decides the order of every value and inserts [`Reorder`] nodes.
 pub(super) fn assign(graph: &Graph, nodes: Vec<NetNode>, types: &[ValueType]) -> Result<Assigned> {
     let ordered =
         |value: usize| Ordered { order: Order::RowMajor, rank: graph.nodes[value].shape.len() };
@@ -31,7 +31,7 @@ pub(super) fn assign(graph: &Graph, nodes: Vec<NetNode>, types: &[ValueType]) ->
     let inputs: Vec<Order> = (0..graph.input_count())
         .map(|value| match types[value] {
             ValueType::F32 => wanted_of_input(value, values[value].rank, &nodes, graph),
-            // Integers and masks are no images.
+            // Integers and masks are never images.
             _ if values[value].rank == 2 => Order::ChannelsLast,
             _ => Order::RowMajor,
         })
@@ -77,8 +77,8 @@ pub(super) fn assign(graph: &Graph, nodes: Vec<NetNode>, types: &[ValueType]) ->
     Ok(Assigned { nodes: made, inputs, values: values.len() })
 }
 
-/// The order for an input of the network: what its readers insist on, channels last before
-/// row-major; otherwise what values of its rank usually are: images, or rows.
+/// The order for an input of the network. Readers that accept only one order decide, channels last
+/// first. Otherwise rank-4 inputs are channels last and all others row-major.
 fn wanted_of_input(value: usize, rank: usize, nodes: &[NetNode], graph: &Graph) -> Order {
     if rank == 2 {
         return Order::ChannelsLast;

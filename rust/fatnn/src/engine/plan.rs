@@ -1,7 +1,7 @@
-//! Sizes and buffers of a run at one shape of inputs.
+//! Sizes and buffers of a run at one set of input shapes.
 //!
 //! Sizes come from arithmetic only and are checked against the limits before anything is allocated.
-//! A buffer is reused as soon as its value has been read for the last time.
+//! A buffer is reused after the last read of its value.
 
 use std::collections::BTreeSet;
 
@@ -11,27 +11,26 @@ use crate::error::Result;
 use crate::kernels::CacheLine;
 use crate::memory;
 
-/// Sizes of everything that a run at one input shape needs, settled by arithmetic only.
+/// Sizes of everything that a run at one set of input shapes needs.
 pub(super) struct Sizes {
     values: Vec<Value>,
-    /// Per value: its buffer.
+    /// Per value: the number of its buffer.
     slots: Vec<usize>,
-    /// Bytes of each.
+    /// Bytes of each buffer.
     buffers: Vec<usize>,
     scratch: usize,
 }
 
-/// Buffers while their sizes are settled: a buffer is reused as soon as its value has been read for
-/// the last time.
+/// Buffers during planning. A buffer is free again after the last read of its value.
 #[derive(Default)]
 struct Slots {
     bytes: Vec<usize>,
-    /// Free buffers by size.
+    /// Free buffers as (bytes, number).
     free: BTreeSet<(usize, usize)>,
 }
 
 impl Slots {
-    /// A buffer for so many bytes: the free one whose size is nearest, or a new one.
+    /// A buffer for `bytes`: the free one of the nearest size, enlarged if needed, or a new one.
     fn place(&mut self, bytes: usize) -> usize {
         let below = self.free.range(..(bytes, 0)).next_back().copied();
         let above = self.free.range((bytes, 0)..).next().copied();
@@ -55,19 +54,19 @@ impl Slots {
     }
 }
 
-/// Everything that belongs to one input shape: steps and buffers.
+/// Executable operations and buffers for one set of input shapes.
 #[derive(Debug)]
 pub(super) struct Workspace {
     pub input_values: Vec<Value>,
     pub steps: Vec<Box<dyn ExecutableOp>>,
     pub values: Vec<Value>,
-    /// Per value: its buffer.
+    /// Per value: the number of its buffer.
     pub slots: Vec<usize>,
     pub buffers: Vec<Buffer>,
     pub scratch: Vec<CacheLine>,
 }
 
-/// Memory for a value, floats or codes, from the beginning of a cache line.
+/// Memory for a value of any element type, aligned to a cache line.
 #[derive(Debug, Default)]
 pub(super) struct Buffer(Vec<CacheLine>);
 
@@ -104,7 +103,7 @@ impl Workspace {
 }
 
 impl Network {
-    /// A workspace for these inputs: one that is free, or a new one.
+    /// A workspace for these inputs: a cached one, or a new one.
     pub(super) fn take(&self, inputs: &[Value]) -> Result<Workspace> {
         let mut kept = self.lock();
         match kept.iter().rposition(|w| w.input_values == inputs) {
@@ -129,7 +128,7 @@ impl Network {
         for bytes in buffers {
             allocated.push(Buffer(zeros(bytes)?));
         }
-        // What reads nothing is the same in every run.
+        // Constants read nothing, so they are written once here and not in every run.
         for (node, step) in self.nodes.iter().zip(&steps).filter(|(node, _)| node.inputs.is_empty())
         {
             let out = allocated[slots[node.output]].write(&values[node.output]);
@@ -140,17 +139,17 @@ impl Network {
         Ok(Workspace { input_values, steps, values, slots, buffers: allocated, scratch })
     }
 
-    /// Settles sizes at these input shapes and checks them against the limits; allocates only a few
-    /// numbers per node.
+    /// Computes all sizes at these input shapes and checks them against the limits. Allocates only
+    /// a few numbers per node.
     pub(super) fn measure(&self, inputs: &[Value]) -> Result<Sizes> {
-        // Values that nothing makes any more, since their node moved into another, stay empty.
+        // Values of fused nodes are never written and stay empty.
         let nothing = Value::float(Dims { images: 0, channels: 0, map: [1, 1], axes: 0 });
         let mut values = memory::filled("values of the network", self.values, nothing)?;
         for (value, input) in values.iter_mut().zip(inputs) {
             *value = *input;
             value.check()?;
         }
-        // The value whose memory each has: another's where it is a view.
+        // The value whose memory each value uses: another's if it is a view.
         let mut roots = memory::collected("values of the network", 0..self.values)?;
         let images =
             inputs.first().and_then(|input| input.shape().first().copied()).map_or(1, |n| n.max(1))
@@ -179,8 +178,8 @@ impl Network {
             scratch = scratch.max(cost.scratch);
             tables = tables.saturating_add(cost.bytes);
         }
-        // The last node that reads each value's memory; outputs, and what is the same in every run,
-        // live to the end.
+        // The last node that reads each value's memory. Outputs and constants are kept until the
+        // end.
         let mut last = memory::filled("values of the network", self.values, 0)?;
         for (n, node) in self.nodes.iter().enumerate() {
             for &value in &node.inputs {
@@ -194,7 +193,7 @@ impl Network {
         }
         let mut placed = Slots::default();
         let mut slots = memory::filled("values of the network", self.values, usize::MAX)?;
-        // First of all, so that nothing else ever stands in their buffers.
+        // Constants first, so that no other value ever uses their buffers.
         for node in self.nodes.iter().filter(|node| node.inputs.is_empty()) {
             last[node.output] = usize::MAX;
             slots[node.output] = placed.place(values[node.output].buffer_bytes());
@@ -203,7 +202,7 @@ impl Network {
             slots[v] = placed.place(values[v].buffer_bytes());
         }
         for (n, node) in self.nodes.iter().enumerate().filter(|(_, node)| !node.inputs.is_empty()) {
-            // A sum may take the place of a residual that nobody else will read.
+            // A sum may overwrite its residual if this is the last read of it.
             let residual = match *node.inputs.as_slice() {
                 [a, b]
                     if roots[a] != roots[b]
@@ -241,7 +240,7 @@ impl Network {
     }
 }
 
-/// Memory for so many bytes.
+/// Zeroed memory of at least `bytes`.
 fn zeros(bytes: usize) -> Result<Vec<CacheLine>> {
     memory::filled("values of the network", bytes.div_ceil(size_of::<CacheLine>()), CacheLine::ZERO)
 }

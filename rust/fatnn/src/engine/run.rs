@@ -13,24 +13,24 @@ use crate::memory;
 use crate::parallel::{self, Watch};
 use crate::transpose::transpose;
 
-/// Elements of the inputs from which threads are woken for a whole run; the layers of networks on
-/// less are mostly too small to be split.
+/// Runs with fewer input elements stay on the calling thread; their layers are mostly too small to
+/// split.
 const MIN_PARALLEL_ELEMENTS: usize = 32 << 10;
-/// Sets of buffers that are kept for later runs, or as many as there are threads.
+/// Workspaces that are kept for later runs; more if there are more threads.
 const MAX_CACHED_WORKSPACES: usize = 8;
 
-/// A node's value, for [`Network::run_observed`]. Elementwise functions, pooling and shortcuts that
-/// run inside another node are not seen apart: its value is what they make of it.
+/// A node's value, for [`Network::run_observed`]. Nodes that are fused into another have no value
+/// of their own, except quantizers; the value is the result of all of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Observed<'a> {
     /// The node's name.
     pub node: &'a str,
-    /// How long it took.
+    /// Run time of the node in nanoseconds; 0 for a fused quantizer.
     pub nanoseconds: u128,
     dims: Dims,
-    /// Its value, channels last, where it is floats.
+    /// Its value if it is floats, in the order in memory.
     pub floats: Option<&'a [f32]>,
-    /// Its value where it is packed codes: `images × height × width` pixels of this layout.
+    /// Its value if it is packed codes: `images × height × width` pixels of this layout.
     pub codes: Option<(&'a [u8], CodesLayout)>,
 }
 
@@ -41,28 +41,29 @@ impl Observed<'_> {
     }
 }
 
-/// Arrays of any type as one.
+/// Converts arrays of one type to [`Array`].
 fn arrays<'a, I: Into<Array<'a>> + Copy>(inputs: &[I]) -> Vec<Array<'a>> {
     inputs.iter().map(|&input| input.into()).collect() // small: an input each
 }
 
-/// A float32 array that a network made.
+/// A float32 output of a network.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {
-    /// As PyTorch writes it: images, channels, and up to two spatial axes, or any others.
+    /// The shape as in PyTorch: batch, channels and up to two spatial axes; or any other
+    /// dimensions.
     pub shape: Vec<usize>,
-    /// Values in memory order.
+    /// Elements in memory order.
     pub data: Vec<f32>,
-    /// Whether channels, the second dimension of the shape, are last in memory. Otherwise memory is
-    /// in the order of the shape.
+    /// Whether channels, dimension 1 of the shape, are last in memory. Otherwise memory is
+    /// row-major.
     pub channels_last: bool,
 }
 
 impl Output {
-    /// The values in the order of the shape.
+    /// The elements in row-major order of the shape.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the shape has no channels or another number of values than there are;
+    /// [`Error::Shape`] if the shape has no channels or does not match the number of elements;
     /// [`Error::Memory`].
     pub fn channels_first(&self) -> Result<Vec<f32>> {
         if !self.channels_last {
@@ -88,18 +89,18 @@ impl Network {
     /// Runs the network.
     ///
     /// # Errors
-    /// [`Error::Shape`] or [`Error::Value`] where the inputs do not fit, [`Error::NotANumber`]
-    /// where a quantizer reads NaN, [`Error::Limit`] where a run at their sizes would cost more
-    /// than the limits, [`Error::Memory`] where there is no memory.
+    /// [`Error::Shape`] or [`Error::Value`] if the inputs do not fit the network,
+    /// [`Error::NotANumber`] if a quantizer reads NaN, [`Error::Limit`] if the run would cost more
+    /// than the limits, [`Error::Memory`] if there is no memory.
     pub fn run<'a, I: Into<Array<'a>> + Copy>(&self, inputs: &[I]) -> Result<Vec<Output>> {
         self.run_watched(&arrays(inputs), &Watch::none())
     }
 
-    /// As [`Network::run`], for as long as `go_on` says so: it is asked on the calling thread,
-    /// every 50 ms or so, and the run stops behind the node that is at work then.
+    /// As [`Network::run`], but stops if `go_on` returns false. It is called on the calling thread
+    /// about every 50 ms; the run stops after the current node.
     ///
     /// # Errors
-    /// As [`Network::run`]; [`Error::Interrupted`] where it was stopped.
+    /// As [`Network::run`]; [`Error::Interrupted`] if it was stopped.
     pub fn run_while<'a, I: Into<Array<'a>> + Copy>(
         &self,
         inputs: &[I],
@@ -109,32 +110,31 @@ impl Network {
     }
 
     fn run_watched(&self, inputs: &[Array<'_>], watch: &Watch<'_>) -> Result<Vec<Output>> {
-        match self.images_apart(inputs) {
+        match self.independent_images(inputs) {
             None => self.run_whole(inputs, &mut |_| (), watch),
-            Some(images) => self.run_apart(inputs, images, watch),
+            Some(images) => self.run_images_separately(inputs, images, watch),
         }
     }
 
-    /// The number of images, where they are better run one by one: whatever the batch, an image's
-    /// values stay in cache then, and threads that have an image each need not wait for each other
-    /// behind every layer.
-    fn images_apart(&self, inputs: &[Array<'_>]) -> Option<usize> {
+    /// Batch size if images should run separately: one image fits in cache, and no per-layer
+    /// barrier is needed.
+    fn independent_images(&self, inputs: &[Array<'_>]) -> Option<usize> {
         let images = *inputs.first()?.shape().first()?;
         let elements: usize = inputs.iter().map(Array::len).sum();
         let alike = inputs.len() == self.inputs.len()
             && inputs.iter().all(|input| {
-                // Anything else is an error, and `run_observed` says which.
+                // Other shapes are errors, which `run_here` reports.
                 let elements = input.shape().iter().try_fold(1usize, |n, &d| n.checked_mul(d));
                 input.shape().first() == Some(&images) && elements == Some(input.len())
             });
-        let free = self.images_apart
+        let free = self.independent_images
             && self.inputs.iter().all(|info| !info.fixed.contains(&0) && info.batch.is_none());
         (alike && free && images > 1 && elements / images >= MIN_PARALLEL_ELEMENTS)
             .then_some(images)
     }
 
-    /// Runs images one by one.
-    fn run_apart(
+    /// Runs each image on its own and concatenates the outputs.
+    fn run_images_separately(
         &self,
         inputs: &[Array<'_>],
         images: usize,
@@ -145,7 +145,7 @@ impl Network {
         for shape in &mut shapes {
             shape[0] = 1;
         }
-        let apart = parallel::for_each_alone(watch, images, |image| {
+        let results = parallel::for_each_alone(watch, images, |image| {
             let mut one = inputs.to_vec(); // small: an input each
             for (input, shape) in one.iter_mut().zip(&shapes) {
                 let len = input.len() / images;
@@ -153,14 +153,14 @@ impl Network {
             }
             self.run_whole(&one, &mut |_| (), watch)
         })?;
-        let mut apart = apart.into_iter();
-        let mut outputs = apart.next().unwrap_or_default();
+        let mut results = results.into_iter();
+        let mut outputs = results.next().unwrap_or_default();
         for output in &mut outputs {
             let rest = output.data.len().saturating_mul(images - 1);
             memory::reserve("outputs of the network", &mut output.data, rest)?;
             output.shape[0] *= images;
         }
-        for image in apart {
+        for image in results {
             for (output, one) in outputs.iter_mut().zip(image) {
                 output.data.extend_from_slice(&one.data);
             }
@@ -168,8 +168,7 @@ impl Network {
         Ok(outputs)
     }
 
-    /// As [`Network::run`], and shows `observe` every node's value as it is made, and how long that
-    /// took.
+    /// As [`Network::run`], and calls `observe` with every node's value and run time.
     ///
     /// # Errors
     /// As [`Network::run`].
@@ -194,7 +193,7 @@ impl Network {
         parallel::inside(watch, || self.run_here(inputs, observe, watch))?
     }
 
-    /// [`Network::run_whole`] on this thread, and those that it finds awake.
+    /// [`Network::run_whole`] on this thread and the pool threads that are already awake.
     fn run_here(
         &self,
         inputs: &[Array<'_>],
@@ -229,7 +228,7 @@ impl Network {
         Ok(outputs)
     }
 
-    /// Whether a node's value stands in its first input's memory.
+    /// Whether a node's value shares its first input's buffer.
     fn is_view(node: &NetNode, slots: &[usize]) -> bool {
         slots[node.inputs[0]] == slots[node.output]
     }
@@ -252,13 +251,13 @@ impl Network {
         }
         for (node, step) in self.nodes.iter().zip(steps) {
             if node.inputs.is_empty() {
-                continue; // It was run when the run was planned.
+                continue; // A constant, written during planning.
             }
             watch.check()?;
             let start = std::time::Instant::now();
-            // Empty stand-ins cost nothing and let the other buffers be read meanwhile.
+            // Take the output buffers out, so that all others can be borrowed for reading.
             let mut taken = |value: usize| std::mem::take(&mut buffers[slots[value]]);
-            // A view is not run: its memory is its input's.
+            // A view is not run: its input already has its elements.
             let view = Self::is_view(node, slots);
             let mut out = if view { Buffer::default() } else { taken(node.output) };
             let mut codes_buffer =
@@ -270,12 +269,12 @@ impl Network {
                 }
                 _ => &mut [],
             };
-            let done = match *node.inputs.as_slice() {
+            let result = match *node.inputs.as_slice() {
                 _ if view => Ok(()),
                 [a] => {
                     step.run_with_codes(&[read(a)], scratch, out.write(&values[node.output]), codes)
                 }
-                // The output stands in the second input's place.
+                // The second input is already in the output's buffer.
                 [a, b] if slots[b] == slots[node.output] => {
                     step.run_with_codes(&[read(a)], scratch, out.write(&values[node.output]), codes)
                 }
@@ -290,7 +289,7 @@ impl Network {
                     step.run_with_codes(&slices, scratch, out.write(&values[node.output]), codes)
                 }
             };
-            let label = match (&done, &node.quantizer) {
+            let label = match (&result, &node.quantizer) {
                 (Err(Error::NotANumber { .. }), Some(codes_buffer)) => &codes_buffer.label,
                 _ => &node.label,
             };
@@ -302,7 +301,7 @@ impl Network {
             {
                 buffers[slots[*value]] = buffer;
             }
-            done.map_err(|e| Error::Node { node: label.clone(), source: Box::new(e) })?;
+            result.map_err(|e| Error::Node { node: label.clone(), source: Box::new(e) })?;
             let mut nanoseconds = start.elapsed().as_nanos();
             let names = std::iter::once(&node.name)
                 .chain(node.quantizer.iter().map(|codes_buffer| &codes_buffer.name));
@@ -314,7 +313,7 @@ impl Network {
                     Slice::Integer(_) | Slice::Mask(_) => (None, None),
                 };
                 observe(Observed { node: name, nanoseconds, dims, floats, codes });
-                // Codes codes_buffer the output come with it.
+                // Codes are written together with the output, so they take no time of their own.
                 nanoseconds = 0;
             }
         }

@@ -1,4 +1,4 @@
-//! From nodes that change the size of maps to executable operations.
+//! Compiles nodes that change the height and width of maps.
 
 use super::ops::conv_transpose::FloatConvTranspose;
 use super::ops::elementwise::optional_constants;
@@ -13,7 +13,7 @@ use crate::graph::{BuildError, NodeView, Op};
 use crate::limits::Budget;
 use crate::memory;
 
-/// The operation of a node, which runs `post` on its result.
+/// The operation of a node; `post` runs on its result.
 pub(super) fn operation(
     view: NodeView<'_>,
     post: Vec<Elementwise>,
@@ -32,7 +32,9 @@ pub(super) fn operation(
             Box::new(Shuffle { how: *how, functions: post })
         }
         Op::ConvTranspose(conv) => Box::new(conv_transpose(view, conv, &post, budget)?),
-        _ => return Err(BuildError::Unsupported("no operation on maps".into())),
+        _ => {
+            return Err(BuildError::Unsupported("the engine has no such operation on maps".into()));
+        }
     })
 }
 

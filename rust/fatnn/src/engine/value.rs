@@ -1,4 +1,4 @@
-//! What flows between a network's operations, and the contract that an operation keeps.
+//! Values that operations exchange, and the traits that operations implement.
 
 use std::sync::Arc;
 
@@ -9,15 +9,15 @@ use crate::error::{Result, bad_value};
 use crate::graph::ConvParams;
 use crate::memory;
 
-/// Dimensions of a value: images, channels, and as many spatial axes as it has. In memory, floats
-/// are always `images × height × width × channels`.
+/// Dimensions of a value: batch, channels and its spatial axes. In memory, floats with these
+/// dimensions are always `images × height × width × channels`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Dims {
     pub images: usize,
     pub channels: usize,
-    /// Height and width; 1 for axes that the value does not have.
+    /// Height and width; 1 for an axis that the value does not have.
     pub map: [usize; 2],
-    /// Spatial axes: 0 (a linear layer's), 1 or 2.
+    /// Number of spatial axes: 0 (output of a linear layer), 1 or 2.
     pub axes: usize,
 }
 
@@ -30,14 +30,14 @@ impl Dims {
         self.pixels() * self.channels
     }
 
-    /// Elements, where only arithmetic can overflow.
-    fn counted(&self) -> u128 {
+    /// Number of elements; saturates instead of overflowing.
+    fn element_count(&self) -> u128 {
         [self.images, self.channels, self.map[0], self.map[1]]
             .iter()
             .fold(1, |n, &f| n.saturating_mul(f as u128))
     }
 
-    /// As PyTorch writes it: images, channels, then the spatial axes.
+    /// The shape as in PyTorch: batch, channels, then the spatial axes.
     pub fn shape(&self) -> Vec<usize> {
         let mut shape = vec![self.images, self.channels];
         shape.extend(&self.map[2 - self.axes..]);
@@ -45,14 +45,14 @@ impl Dims {
     }
 }
 
-/// Sizes of a value's dimensions, of any rank that values may have.
+/// The shape of a value, of up to [`MAX_RANK`] dimensions.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shape {
     sizes: [usize; MAX_RANK],
     rank: usize,
 }
 
-/// The largest rank of a value.
+/// Maximum number of dimensions of a value.
 pub(crate) const MAX_RANK: usize = 8;
 
 impl Shape {
@@ -89,31 +89,30 @@ impl std::fmt::Debug for Shape {
 }
 
 impl ConvParams {
-    /// The convolution of these parameters over such values.
+    /// The shape of this convolution over a value with dimensions `dims`.
     pub(crate) fn over(&self, dims: &Dims) -> ConvShape {
         let ConvParams { kernel, stride, padding, dilation } = *self;
         ConvShape { batch: dims.images, input: dims.map, kernel, stride, padding, dilation }
     }
 }
 
-/// Where elements stand in memory.
+/// Order of elements in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// Images, pixels, channels: of values of two to four dimensions, the second of which is
-    /// channels.
+    /// Batch, pixels, channels. For values of two to four dimensions, with channels as dimension 1.
     ChannelsLast,
-    /// As the shape says.
+    /// Row-major order of the shape.
     RowMajor,
 }
 
-/// What the elements of a value without codes are in memory.
+/// Element type in memory of a value that does not hold codes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Element {
     #[default]
     Float,
-    /// int64, and int32 in as many bytes.
+    /// int64; an int32 value is stored as int64 too.
     Integer,
-    /// A byte: 0 or 1.
+    /// One byte per element: 0 or 1.
     Mask,
 }
 
@@ -126,7 +125,7 @@ impl Element {
         }
     }
 
-    /// Of values of such a type.
+    /// The element type that stores values of `dtype`.
     pub fn of(dtype: ValueType) -> Self {
         match dtype {
             ValueType::I32 | ValueType::I64 => Element::Integer,
@@ -136,40 +135,42 @@ impl Element {
     }
 }
 
-/// A value that an operation makes.
+/// Shape, memory order and element type of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Value {
-    /// Its dimensions as images, channels and pixels. In row-major order, channels are the last
-    /// dimension, and images all others.
+    /// Its dimensions as batch, channels and pixels. In row-major order, `channels` is the last
+    /// dimension and `images` the product of all others.
     pub dims: Dims,
-    /// Its shape where it is in row-major order.
+    /// Its shape if it is in row-major order.
     pub rows: Option<Shape>,
-    /// `None` for floats, integers and masks.
+    /// Layout of packed codes; `None` for floats, integers and masks.
     pub codes: Option<CodesLayout>,
-    /// Which of these, where there are no codes.
+    /// Element type if there are no codes.
     pub element: Element,
 }
 
 impl Value {
-    /// Floats, channels last.
+    /// A float value, channels last.
     pub fn float(dims: Dims) -> Self {
         Value { dims, rows: None, codes: None, element: Element::Float }
     }
 
-    /// The same with elements of another type.
+    /// The same value with another element type.
     pub fn of(self, element: Element) -> Self {
         Value { element, ..self }
     }
 
-    /// Codes.
+    /// A value of packed codes.
     pub fn codes(dims: Dims, layout: CodesLayout) -> Self {
         Value { dims, rows: None, codes: Some(layout), element: Element::Float }
     }
 
-    /// Floats in row-major order; those of two dimensions are channels last too.
+    /// A float value in row-major order. A rank-2 value is channels last too, because both orders
+    /// agree.
     ///
     /// # Errors
-    /// [`crate::Error::Value`] for too many dimensions, or more elements than can be counted.
+    /// [`crate::Error::Value`] for more than [`MAX_RANK`] dimensions, or if the number of elements
+    /// overflows.
     pub fn row_major(shape: &[usize]) -> Result<Self> {
         let rows = Some(Shape::new(shape)?).filter(|_| shape.len() != 2);
         let (channels, front) =
@@ -181,10 +182,10 @@ impl Value {
         Ok(Value { dims, rows, codes: None, element: Element::Float })
     }
 
-    /// Floats in such an order.
+    /// A float value of this shape in this order.
     ///
     /// # Errors
-    /// As [`Value::row_major`]; [`crate::Error::Value`] where the rank does not suit the order.
+    /// As [`Value::row_major`]; [`crate::Error::Value`] if the order does not allow the rank.
     pub fn ordered(shape: &[usize], order: Order) -> Result<Self> {
         let (map, axes) = match (order, shape) {
             (Order::RowMajor, _) => return Value::row_major(shape),
@@ -202,7 +203,8 @@ impl Value {
         Ok(Value::float(Dims { images: shape[0], channels: shape[1], map, axes }))
     }
 
-    /// The same with another last dimension, or other channels.
+    /// The same float value with another number of channels, or another last dimension in row-major
+    /// order.
     pub fn with_channels(self, channels: usize) -> Self {
         let rows = self.rows.map(|mut rows| {
             rows.sizes[rows.rank.max(1) - 1] = channels;
@@ -211,7 +213,7 @@ impl Value {
         Value { dims: Dims { channels, ..self.dims }, rows, codes: None, element: Element::Float }
     }
 
-    /// Its shape, as PyTorch writes it.
+    /// Its shape as in PyTorch.
     pub fn shape(&self) -> Shape {
         self.rows.unwrap_or_else(|| {
             let Dims { images, channels, map: [h, w], axes } = self.dims;
@@ -226,7 +228,7 @@ impl Value {
         if self.rows.is_some() { Order::RowMajor } else { Order::ChannelsLast }
     }
 
-    /// Elements from one index of each dimension to the next.
+    /// Distance in elements between consecutive indices, per dimension of the shape.
     pub fn strides(&self) -> [usize; MAX_RANK] {
         let mut strides = [0; MAX_RANK];
         match self.rows {
@@ -247,8 +249,7 @@ impl Value {
         strides
     }
 
-    /// `Ok` where all its sizes, in bytes too, are far from overflow, and axes that it does not
-    /// have are of size 1.
+    /// Returns an error if its bytes could overflow, or if an axis that it does not have is not 1.
     pub fn check(&self) -> Result<()> {
         let Dims { images, channels, map, axes } = self.dims;
         if map[..2 - axes].iter().any(|side| *side != 1) {
@@ -271,7 +272,7 @@ impl Value {
         }
     }
 
-    /// Elements of its buffer: floats, or bytes of codes.
+    /// Length of its buffer: elements, or bytes of packed codes.
     pub fn buffer_len(&self) -> usize {
         match self.codes {
             None => self.dims.elements(),
@@ -279,14 +280,14 @@ impl Value {
         }
     }
 
-    /// Bytes of its buffer.
+    /// Size of its buffer in bytes.
     pub fn buffer_bytes(&self) -> usize {
         let element = if self.codes.is_some() { 1 } else { self.element.bytes() };
         self.buffer_len() * element
     }
 }
 
-/// A buffer with a value in it.
+/// A buffer that holds a value.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Slice<'a> {
     Float(&'a [f32]),
@@ -296,7 +297,7 @@ pub(crate) enum Slice<'a> {
 }
 
 impl<'a> Slice<'a> {
-    /// The floats; which kind a value has was settled when the graph was built.
+    /// The floats. Panics for other types, which the checks of the graph rule out.
     pub fn floats(self) -> &'a [f32] {
         match self {
             Slice::Float(x) => x,
@@ -304,7 +305,7 @@ impl<'a> Slice<'a> {
         }
     }
 
-    /// The integers.
+    /// The integers; panics as [`Slice::floats`] does.
     pub fn integers(self) -> &'a [i64] {
         match self {
             Slice::Integer(x) => x,
@@ -312,7 +313,7 @@ impl<'a> Slice<'a> {
         }
     }
 
-    /// The mask.
+    /// The mask; panics as [`Slice::floats`] does.
     pub fn mask(self) -> &'a [u8] {
         match self {
             Slice::Mask(x) => x,
@@ -320,7 +321,7 @@ impl<'a> Slice<'a> {
         }
     }
 
-    /// The codes.
+    /// The packed codes; panics as [`Slice::floats`] does.
     pub fn codes(self) -> &'a [u8] {
         match self {
             Slice::Codes(x) => x,
@@ -329,7 +330,7 @@ impl<'a> Slice<'a> {
     }
 }
 
-/// A buffer to be written.
+/// A buffer to write a value to.
 #[derive(Debug)]
 pub(crate) enum SliceMut<'a> {
     Float(&'a mut [f32]),
@@ -368,73 +369,73 @@ impl<'a> SliceMut<'a> {
     }
 }
 
-/// Order and rank of a value, which are settled before its sizes.
+/// Order and rank of a value, known before its sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ordered {
     pub order: Order,
     pub rank: usize,
 }
 
-/// What running an operation costs, counted from sizes alone.
+/// Cost of running an operation, computed from sizes only.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cost {
-    /// Multiply-accumulates, or other operations on an element.
+    /// Multiply-accumulates, or other operations per element.
     pub macs: u128,
-    /// Bytes of tables and of a thread's working memory, next to values and scratch.
+    /// Bytes of tables and of per-thread memory, without values and scratch.
     pub bytes: u128,
-    /// Bytes of scratch memory that [`ExecutableOp::run`] wants.
+    /// Bytes of scratch memory that [`ExecutableOp::run`] needs.
     pub scratch: usize,
 }
 
 impl Cost {
-    /// Of a value each of whose elements takes so many operations.
+    /// Cost of computing a value with `each` operations per element.
     pub fn of(dims: &Dims, each: usize) -> Self {
-        Cost { macs: dims.counted().saturating_mul(each as u128), ..Cost::default() }
+        Cost { macs: dims.element_count().saturating_mul(each as u128), ..Cost::default() }
     }
 }
 
-/// An operation with its weights, for any input shape.
+/// An operation with its packed weights, for any input shape.
 pub(crate) trait Operation: Send + Sync + std::fmt::Debug {
-    /// Checks the sizes of what it reads; what it makes, and what that costs. Allocates nothing
-    /// that sizes decide.
+    /// Checks the sizes of its inputs. Returns its output and what that costs. Allocates nothing
+    /// whose size depends on the inputs.
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)>;
-    /// Settles everything that depends on shapes: what it makes, and how. Comes after
-    /// [`Operation::measure`] of the same.
+    /// Prepares everything that depends on shapes. Returns its output and the executable operation.
+    /// Called after [`Operation::measure`] with the same inputs.
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)>;
 
-    /// The orders that it wants its inputs in, where they have these, and the order of what it
-    /// makes. Values of two dimensions are in both.
+    /// The order that it asks for per input, and the order of its output. `inputs` has the current
+    /// orders. Rank-2 values satisfy both orders.
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
         (vec![Order::ChannelsLast; inputs.len()], Order::ChannelsLast) // small: an order each
     }
 
-    /// Whether its result is its first input's memory, as it is: then it is not run.
+    /// Whether its output is its first input's memory, unchanged. Then it is not run.
     fn is_view(&self, inputs: &[Value]) -> bool {
         let _ = inputs;
         false
     }
 
-    /// Whether its output may take the place of its second input, of the same shape:
-    /// [`ExecutableOp::run_with_codes`] then gets only the first, and finds the second in the
-    /// output.
+    /// Whether its output may overwrite its second input, of the same shape.
+    /// [`ExecutableOp::run_with_codes`] then gets only the first input, and the output buffer holds
+    /// the second.
     fn adds_in_place(&self) -> bool {
         false
     }
 
-    /// The products that this operation of that name is: the node's name, the kernel's, and the
-    /// bytes of the weights as they are laid out.
+    /// The products that this operation computes: the node's name, the kernel's name, and the bytes
+    /// of the packed weights. `name` is the name of its node.
     fn products<'a>(&'a self, name: &'a str) -> Vec<(&'a str, &'static str, usize)> {
         let _ = name;
         Vec::new()
     }
 }
 
-/// An operation for one shape.
+/// An operation that is planned for one set of input shapes.
 pub(crate) trait ExecutableOp: Send + Sync + std::fmt::Debug {
-    /// Runs it. Buffers have the planned sizes, `scratch` at least [`Cost::scratch`] bytes.
+    /// Runs it. Buffers have the planned sizes, and `scratch` has at least [`Cost::scratch`] bytes.
     fn run(&self, inputs: &[Slice<'_>], scratch: &mut [u8], out: SliceMut<'_>) -> Result<()>;
-    /// Runs it and writes `codes` of the output, where it was built with a quantizer; else `codes`
-    /// is empty.
+    /// Runs it and also writes `codes` of the output if it was built with a quantizer; otherwise
+    /// `codes` is empty.
     fn run_with_codes(
         &self,
         inputs: &[Slice<'_>],

@@ -114,8 +114,8 @@ mod tests {
     #[cfg(target_arch = "aarch64")]
     const FLUSHING: FloatMode = FloatMode(1 << 24);
 
-    /// Products that are denormal. Computes them with this number of threads, in every way in which
-    /// work is run in parallel.
+    /// Computes denormal products with this number of threads, in every way that runs work in
+    /// parallel. The caller holds [`parallel::testing::ThreadCount`].
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     fn products(threads: usize) -> Vec<u32> {
         parallel::set_num_threads(threads).unwrap();
@@ -141,6 +141,7 @@ mod tests {
     #[test]
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     fn pool_threads_take_the_callers_mode() {
+        let _threads = parallel::testing::ThreadCount::lock();
         let before = FloatMode::current();
         for mode in [before, FLUSHING, before] {
             for threads in [1, 2, 3] {

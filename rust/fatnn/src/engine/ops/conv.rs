@@ -34,7 +34,7 @@ impl Operation for Quantize {
         check_channels(&self.before, dims.channels)?;
         let mut cost = Cost::of(&dims, 1 + self.before.len());
         if !self.before.is_empty() {
-            cost.bytes = piece(dims.channels) as u128 * dims.channels as u128 * 4;
+            cost.bytes = chunk_pixels(dims.channels) as u128 * dims.channels as u128 * 4;
         }
         Ok((Value::codes(dims, self.layout), cost))
     }
@@ -53,23 +53,23 @@ struct QuantizeStep {
 
 /// Pixels that functions and a quantizer go over together: their floats stay in the first-level
 /// cache.
-fn piece(channels: usize) -> usize {
+fn chunk_pixels(channels: usize) -> usize {
     (4096 / channels.max(1)).next_multiple_of(BLOCK_PIXELS).max(BLOCK_PIXELS)
 }
 
 thread_local! {
     /// Floats of such pixels: kept from call to call, so that a run allocates nothing after the
     /// first.
-    static PIECE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static CHUNK: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 impl QuantizeStep {
     /// Floats of pixels, the first of which has number `first`, through the functions to codes.
     fn pixels(&self, x: &[f32], first: usize, out: &mut [u8]) -> Result<()> {
         let (q, channels) = (&*self.quantize, self.dims.channels);
-        let (pixels, bytes) = (piece(channels), q.layout.pixel_bytes());
+        let (pixels, bytes) = (chunk_pixels(channels), q.layout.pixel_bytes());
         let mut at = first * channels;
-        PIECE.with_borrow_mut(|floats| {
+        CHUNK.with_borrow_mut(|floats| {
             for out in out.chunks_mut(pixels * bytes) {
                 let pixels = out.len() / bytes;
                 memory::grow("pixels of a quantizer", floats, pixels * channels, 0.0)?;
@@ -101,7 +101,7 @@ impl ExecutableOp for QuantizeStep {
             return parallel::try_for_each_rows(
                 out.codes(),
                 bytes,
-                piece(self.dims.channels),
+                chunk_pixels(self.dims.channels),
                 cost,
                 |first, out| self.pixels(x, first, out),
             );

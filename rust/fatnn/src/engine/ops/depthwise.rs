@@ -85,7 +85,7 @@ impl Operation for DepthwiseConv {
         cost.bytes = geometry.thread_bytes().saturating_add(source.bytes);
         cost.macs = cost.macs.saturating_add(source.macs);
         if self.source.is_some() || !self.before.is_empty() {
-            cost.bytes = cost.bytes.saturating_add(geometry.made_bytes(dims.channels));
+            cost.bytes = cost.bytes.saturating_add(geometry.strip_bytes(dims.channels));
         }
         Ok((Value::float(out), cost))
     }
@@ -95,7 +95,7 @@ impl Operation for DepthwiseConv {
         let (geometry, out) = self.sizes(&read)?;
         let mut strips = Vec::new();
         if let Some(Source { conv, .. }) = &self.source {
-            let lines = geometry.made_lines(read.channels);
+            let lines = geometry.strip_lines(read.channels);
             memory::reserve("parts of a convolution", &mut strips, lines)?;
             for count in 1..=lines {
                 let dims = Dims { images: 1, map: [count, read.map[1]], ..inputs[0].dims };

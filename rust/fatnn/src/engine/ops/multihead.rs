@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::products::{BLOCK, Head, usual_scale};
+use super::products::{BLOCK, Head, default_scale};
 use crate::engine::value::{Cost, ExecutableOp, Operation, Order, Ordered, Slice, SliceMut, Value};
 use crate::error::{Result, bad_value, check_len};
 use crate::kernels::{CacheLine, Matrix, product};
@@ -163,7 +163,7 @@ impl ExecutableOp for MultiheadStep {
                 };
                 let (q, k, v) =
                     (part(queries_in, queries), part(keys_in, keys), part(values_in, keys));
-                let head = Head { q, k, v, mask: None, scale: usual_scale(d), causal: false };
+                let head = Head { q, k, v, mask: None, scale: default_scale(d), causal: false };
                 head.run([queries, keys, d, d], attended)?;
             }
             Ok(())

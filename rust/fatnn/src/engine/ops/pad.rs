@@ -8,7 +8,7 @@ use crate::engine::value::{Cost, Dims, ExecutableOp, Operation, Slice, SliceMut,
 use crate::error::{Result, bad_value};
 
 /// Elements before and behind.
-pub(crate) type Around = [usize; 2];
+pub(crate) type PadSides = [usize; 2];
 
 /// Sides stay below this.
 const LIMIT: usize = 1 << 24;
@@ -58,9 +58,9 @@ impl Mode {
 #[derive(Debug)]
 pub(crate) struct Pad {
     pub mode: Mode,
-    pub channels: Around,
+    pub channels: PadSides,
     /// Of height and width.
-    pub map: [Around; 2],
+    pub map: [PadSides; 2],
     pub value: f32,
 }
 
@@ -102,7 +102,7 @@ impl Operation for Pad {
                 format!("{all:?}"),
             );
         }
-        let most = |size: usize| match self.mode {
+        let max_pad = |size: usize| match self.mode {
             Mode::Constant => LIMIT,
             // Without pixels there is nothing to repeat.
             Mode::Reflect => size.saturating_sub(1),
@@ -115,11 +115,11 @@ impl Operation for Pad {
             }
             Mode::Circular => size,
         };
-        if (0..2).any(|axis| self.map[axis].iter().any(|n| *n > most(from.map[axis]))) {
+        if (0..2).any(|axis| self.map[axis].iter().any(|n| *n > max_pad(from.map[axis]))) {
             let expected = format!("sides that suit padding by {:?}", self.mode);
             return bad_value("padding", expected, format!("{:?} around {:?}", self.map, from.map));
         }
-        let grown = |size: usize, [before, behind]: Around| size.saturating_add(before + behind);
+        let grown = |size: usize, [before, behind]: PadSides| size.saturating_add(before + behind);
         let map = [0, 1].map(|axis| grown(from.map[axis], self.map[axis]));
         let to = Dims { channels: grown(from.channels, self.channels), map, ..from };
         Ok((Value::float(to), Cost::of(&to, 1)))

@@ -18,12 +18,12 @@ use crate::parallel;
 /// Rows of a product at a time.
 pub(super) const BLOCK: usize = 64;
 
-/// Sizes of a value in front of its last `behind` dimensions, broadcast with those of others.
-fn batch_of(inputs: &[Value], behind: usize) -> Option<Vec<usize>> {
+/// Sizes of a value in front of its last `trailing` dimensions, broadcast with those of others.
+fn batch_of(inputs: &[Value], trailing: usize) -> Option<Vec<usize>> {
     let fronts: Vec<Vec<usize>> = inputs
         .iter()
         .map(|input| {
-            let rank = input.shape().len().checked_sub(behind)?;
+            let rank = input.shape().len().checked_sub(trailing)?;
             Some(input.shape()[..rank].to_vec()) // small: sizes
         })
         .collect::<Option<_>>()?;
@@ -49,11 +49,11 @@ struct Batch {
 }
 
 impl Batch {
-    fn new(batch: &[usize], input: &Value, behind: usize) -> Self {
+    fn new(batch: &[usize], input: &Value, trailing: usize) -> Self {
         let (shape, strides, rank) = (input.shape(), input.strides(), batch.len());
         let mut made = Batch { sizes: [1; MAX_RANK], steps: [0; MAX_RANK], rank };
         made.sizes[..rank].copy_from_slice(batch);
-        let front = shape.len() - behind;
+        let front = shape.len() - trailing;
         for i in 0..front {
             if shape[i] != 1 {
                 made.steps[rank - front + i] = strides[i];
@@ -107,10 +107,10 @@ impl Operation for Matmul {
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
         let made = self.measure(inputs)?.0;
         let shape = made.shape();
-        let (front, behind) = shape.split_at(shape.len() - 2);
+        let (front, trailing) = shape.split_at(shape.len() - 2);
         let k = inputs[0].shape().last().copied().unwrap_or(0);
         let batch = [Batch::new(front, &inputs[0], 2), Batch::new(front, &inputs[1], 2)];
-        Ok((made, Box::new(MatmulStep { sizes: [behind[0], behind[1], k], batch })))
+        Ok((made, Box::new(MatmulStep { sizes: [trailing[0], trailing[1], k], batch })))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
@@ -159,7 +159,7 @@ pub(crate) struct Attention {
 }
 
 /// What `d` numbers of a product are divided by, usually.
-pub(super) fn usual_scale(d: usize) -> f32 {
+pub(super) fn default_scale(d: usize) -> f32 {
     (1.0 / (d.max(1) as f64).sqrt()) as f32
 }
 
@@ -205,7 +205,7 @@ impl Operation for Attention {
         let steps = mask.map(|[rows, columns]| {
             [if rows == 1 { 0 } else { columns }, usize::from(columns != 1)]
         });
-        let scale = self.scale.unwrap_or_else(|| usual_scale(d));
+        let scale = self.scale.unwrap_or_else(|| default_scale(d));
         Ok((
             made,
             Box::new(AttentionStep {

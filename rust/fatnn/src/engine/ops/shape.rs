@@ -143,7 +143,7 @@ impl Operation for Reshape {
     }
 
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
-        Ok((self.measure(inputs)?.0, Box::new(Nothing)))
+        Ok((self.measure(inputs)?.0, Box::new(NoOp)))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
@@ -162,9 +162,9 @@ impl Operation for Reshape {
 
 /// What a view does when it is run.
 #[derive(Debug)]
-struct Nothing;
+struct NoOp;
 
-impl ExecutableOp for Nothing {
+impl ExecutableOp for NoOp {
     fn run(&self, _: &[Slice<'_>], _: &mut [u8], _: SliceMut<'_>) -> Result<()> {
         Ok(())
     }

@@ -1,6 +1,6 @@
-//! Functions of single elements run inside the quantizer, or the depthwise int8 convolution, that
-//! alone reads them, where nothing before them can do it: values are read once, a few pixels at a
-//! time, and become codes while they are in cache.
+//! Fuses elementwise functions into the quantizer or depthwise int8 convolution that is their only
+//! reader, if no producer could take them. Values are read once, a few pixels at a time, and become
+//! codes while they are in cache.
 
 use super::{FusedGraph, Outcome, is_depthwise, only_producer};
 use crate::graph::op::Op;
@@ -12,7 +12,7 @@ pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
     let Some(function) = graph.node(source).filter(|_| elementwise(source)) else {
         return Outcome::NoMatch;
     };
-    // Of another dimension than channels.
+    // Only functions whose channels are dimension 1, or that have none.
     let channels = |&node: &usize| graph.view(node).node.channel_dim().is_none_or(|dim| dim == 1);
     let functions: Vec<usize> =
         std::iter::once(source).chain(function.elementwise.iter().copied()).collect();

@@ -1,5 +1,5 @@
-//! A ReLU, or another function that only bounds values, runs inside the depthwise int8 convolution
-//! that alone reads it: codes are bounded where values are quantized, at no cost.
+//! Fuses a ReLU, or another function that only clamps, into the depthwise int8 convolution that is
+//! its only reader. Its quantizer clamps anyway, so the function is free.
 
 use super::{FusedGraph, Outcome, is_depthwise, only_producer};
 use crate::graph::op::Op;

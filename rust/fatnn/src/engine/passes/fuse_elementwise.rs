@@ -1,4 +1,4 @@
-//! A function of single elements runs where the value that only it reads is made.
+//! Fuses an elementwise function into the producer of its input if nothing else reads that input.
 
 use super::{FusedGraph, Outcome, Reason, only_producer};
 use crate::graph::op::Op;
@@ -37,8 +37,7 @@ pub(super) fn apply(graph: &mut FusedGraph<'_>, node: usize) -> Outcome {
     Outcome::Applied
 }
 
-/// Whether a function is about the dimension that is next to each other where the producer makes
-/// it.
+/// Whether a function's channel dimension is the contiguous one in the producer's output.
 fn one_channel_dim(graph: &FusedGraph<'_>, producer: usize, function: usize) -> bool {
     let dim_of = |node: usize| graph.view(node).node.channel_dim();
     let Some(dim) = dim_of(function) else { return true };

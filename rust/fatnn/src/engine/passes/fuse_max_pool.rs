@@ -1,5 +1,5 @@
-//! Max pooling runs inside the int8 convolution whose output only it reads: lines are pooled while
-//! in cache.
+//! Fuses max pooling into the int8 convolution whose output only it reads. Lines are pooled while
+//! they are in cache.
 
 use super::{FusedGraph, Outcome, Reason, only_producer};
 use crate::graph::op::{Conv, Op};

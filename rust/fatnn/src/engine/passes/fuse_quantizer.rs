@@ -1,5 +1,5 @@
-//! A quantizer runs inside the convolution whose floats it reads: codes are made next to the
-//! floats, while those are in registers. Others may read the floats too.
+//! Fuses a quantizer into the convolution whose floats it reads. Codes are computed while the
+//! floats are in registers. Other nodes may read the floats too.
 
 use super::{FusedGraph, Outcome, Reason};
 use crate::codec::CodesLayout;
@@ -7,7 +7,7 @@ use crate::epilogue::Quantizer;
 use crate::graph::NodeView;
 use crate::graph::op::Op;
 
-/// The quantizer that a node is, as data of an epilogue.
+/// The quantizer of a node, in the form that an epilogue needs; `None` if it is not a valid one.
 pub(in super::super) fn quantizer(view: NodeView<'_>) -> Option<Quantizer> {
     let Op::Quantize { act, channels, groups, .. } = &view.node.op else { return None };
     let layout = CodesLayout::new(*channels, *groups).ok()?.with(act.coding());

@@ -1,5 +1,5 @@
-//! A shortcut convolution that only the residual add reads runs inside the convolution that adds
-//! it, so that its output stays in cache.
+//! Fuses a shortcut convolution that only the residual add reads into the convolution that adds it,
+//! so its output stays in cache.
 
 use super::{FusedGraph, Outcome, Reason, only_producer};
 use crate::graph::op::Op;

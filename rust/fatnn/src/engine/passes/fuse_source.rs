@@ -1,5 +1,6 @@
-//! A ternary 1×1 convolution to floats runs inside the depthwise int8 convolution that alone reads
-//! it, a few lines at a time: the floats, six times as many as a block's input, stay in cache.
+//! Fuses a ternary 1×1 convolution to floats into the depthwise int8 convolution that is its only
+//! reader, a few lines at a time. The floats stay in cache; in an inverted residual block there are
+//! six times as many as the block's input has.
 
 use super::{FusedGraph, Outcome, Reason, is_depthwise, only_producer};
 use crate::graph::ConvParams;

@@ -1,7 +1,7 @@
-//! Rewrites: each looks at one node and says whether it fused it, and if not, why.
+//! Rewrites of the graph. Each looks at one node and reports whether it fused it, and if not, why.
 //!
-//! A pass walks over the nodes in order, so its time is linear in their number. Passes run in the
-//! order of [`PASSES`].
+//! A pass visits the nodes in order, so its time is linear in their number. Passes run in the order
+//! of [`PASSES`].
 
 mod fuse_before;
 mod fuse_bounds;
@@ -17,52 +17,52 @@ use super::fused::FusedGraph;
 use crate::graph::ValueId;
 use crate::graph::op::{Conv, Op};
 
-/// Why a rewrite that is for a node did not apply to it.
+/// Why a rewrite that is meant for a node did not apply to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
-    /// It reads an input of the network.
+    /// The node reads an input of the network.
     ReadsInput,
-    /// Others read the same value, or the network returns it.
+    /// Other nodes read the same value, or the network returns it.
     OtherReaders,
-    /// What makes the value cannot do this on the way.
+    /// The producer cannot run the node's operation.
     ProducerCannot,
-    /// What makes the value does so already.
+    /// The producer already has a fused node of this kind.
     ProducerHasOne,
-    /// Channels or thresholds do not fit what makes the value.
+    /// The node's channels or thresholds do not fit the producer.
     DoesNotFit,
 }
 
 impl Reason {
-    /// What comes after "because", of a node.
+    /// The reason, worded to follow "because"; "it" is the node.
     pub fn why(self) -> &'static str {
         match self {
             Reason::ReadsInput => "it reads an input of the network",
             Reason::OtherReaders => "others read the same value",
-            Reason::ProducerCannot => "what makes its input cannot do this on the way",
-            Reason::ProducerHasOne => "what makes its input does one already",
-            Reason::DoesNotFit => "its channels or thresholds do not fit what makes its input",
+            Reason::ProducerCannot => "the producer of its input cannot run it",
+            Reason::ProducerHasOne => "the producer of its input already has one",
+            Reason::DoesNotFit => "its channels or thresholds do not fit the producer of its input",
         }
     }
 }
 
-/// What became of a rewrite at a node.
+/// The result of a rewrite at a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// It is not for such nodes.
+    /// The rewrite is not meant for such nodes.
     NoMatch,
     /// The node now runs inside another.
     Applied,
-    /// It is for such nodes, but not here.
+    /// The rewrite is meant for such nodes, but cannot apply here.
     Refused(Reason),
 }
 
-/// A rewrite.
+/// A named rewrite.
 pub(crate) struct Pass {
     pub name: &'static str,
     pub apply: fn(&mut FusedGraph<'_>, usize) -> Outcome,
 }
 
-/// All of them, in the order in which they run.
+/// All passes, in the order in which they run.
 pub(crate) const PASSES: &[Pass] = &[
     Pass { name: "fuse_elementwise", apply: fuse_elementwise::apply },
     Pass { name: "fuse_max_pool", apply: fuse_max_pool::apply },
@@ -73,7 +73,7 @@ pub(crate) const PASSES: &[Pass] = &[
     Pass { name: "fuse_source", apply: fuse_source::apply },
 ];
 
-/// A rewrite that was refused.
+/// A pass that was refused at a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub pass: &'static str,
@@ -81,7 +81,7 @@ pub(crate) struct Refusal {
     pub reason: Reason,
 }
 
-/// Runs all passes; what was refused.
+/// Runs all passes and returns the refusals.
 pub(crate) fn run(graph: &mut FusedGraph<'_>) -> Vec<Refusal> {
     let mut refused = Vec::new();
     for pass in PASSES {
@@ -94,12 +94,12 @@ pub(crate) fn run(graph: &mut FusedGraph<'_>) -> Vec<Refusal> {
             }
         }
     }
-    // A later pass may have found another place for a node.
+    // Drop refusals of nodes that a later pass fused.
     refused.retain(|refusal| graph.node(refusal.node).is_some());
     refused
 }
 
-/// Whether a node is a depthwise int8 convolution.
+/// Whether a node is a depthwise int8 convolution without fused pooling.
 fn is_depthwise(graph: &FusedGraph<'_>, node: usize) -> bool {
     let Op::ConvInt8(Conv { groups, .. }) = graph.op(node) else { return false };
     let channels =
@@ -108,7 +108,7 @@ fn is_depthwise(graph: &FusedGraph<'_>, node: usize) -> bool {
     channels == Some(1) && *groups > 1 && !pooled
 }
 
-/// The node that makes a value that nothing else reads.
+/// The producer of a value that nothing else reads.
 fn only_producer(graph: &FusedGraph<'_>, value: ValueId) -> Result<usize, Reason> {
     match graph.op(value) {
         Op::Input(_) => Err(Reason::ReadsInput),
@@ -145,11 +145,12 @@ mod testing {
         ])
     }
 
-    /// A node over maps of 4 × 4 pixels.
+    /// A node whose output is one image of 64 channels and 4 × 4 pixels.
     fn node(name: &str, op: &str, inputs: &[&str]) -> Json {
         let window = |kernel: usize| {
-            json!({"kernel": [kernel, kernel], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1],
-                "ceil_mode": false, "groups": 1, "act": "half", "channels": 64, "dims": 2, "relu": false})
+            json!({"kernel": [kernel, kernel], "stride": [1, 1], "padding": [0, 0],
+                "dilation": [1, 1], "ceil_mode": false, "groups": 1, "act": "half",
+                "channels": 64, "dims": 2, "relu": false})
         };
         let (attrs, tensors) = match op {
             "quantize" => (
@@ -173,8 +174,8 @@ mod testing {
             "shape": [1, 64, 4, 4]})
     }
 
-    /// Nodes as (name, operation, inputs), after an input `x`; the last is returned, and those in
-    /// `returned`.
+    /// A graph of (name, operation, inputs) after an input `x`. It returns the last node and those
+    /// in `returned`.
     pub fn graph(nodes: &[(&str, &str, &[&str])], returned: &[&str]) -> Graph {
         let mut all = vec![node("x", "input", &[])];
         all.extend(nodes.iter().map(|(name, op, inputs)| node(name, op, inputs)));
@@ -185,7 +186,7 @@ mod testing {
         Graph::parse(&text, Source::Description).unwrap()
     }
 
-    /// What a pass says of the last node, and the graph after it went over all.
+    /// Runs a pass over all nodes. Returns its outcome at the last one, and the graph.
     pub fn outcome<'a>(
         pass: &str,
         graph: &'a Graph,

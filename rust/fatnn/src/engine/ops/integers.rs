@@ -23,19 +23,19 @@ pub(crate) fn operation(
     made: ValueType,
 ) -> std::result::Result<Box<dyn Operation>, BuildError> {
     let element = Element::of(made);
-    let narrow = made == ValueType::I32;
+    let is_i32 = made == ValueType::I32;
     let function = match view.node.op {
         Op::Compare(comparison) => Function::Compare(comparison),
         Op::Logical(logical) => Function::Logical(logical),
         Op::LogicalNot => Function::Not,
         Op::Where => Function::Where,
-        Op::Binary(kind) => Function::Integers(kind, narrow),
+        Op::Binary(kind) => Function::Integers(kind, is_i32),
         Op::Cast { to } => Function::Cast(to),
-        Op::Cumsum { dim } => return Ok(Box::new(Cumsum { dim, narrow })),
+        Op::Cumsum { dim } => return Ok(Box::new(Cumsum { dim, is_i32 })),
         ref other => return Err(format!("{other:?} is no function of integers or masks").into()),
     };
     debug_assert!(!read.iter().any(|kind| kind.is_codes()));
-    Ok(Box::new(Plain { function, element }))
+    Ok(Box::new(IntegerOp { function, element }))
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -51,12 +51,12 @@ enum Function {
 
 /// A function of elements of up to three values, with broadcasting.
 #[derive(Debug)]
-struct Plain {
+struct IntegerOp {
     function: Function,
     element: Element,
 }
 
-impl Operation for Plain {
+impl Operation for IntegerOp {
     fn measure(&self, inputs: &[Value]) -> Result<(Value, Cost)> {
         let rank = inputs.iter().map(|input| input.shape().len()).max().unwrap_or(0);
         let size = |i: usize| {
@@ -90,7 +90,7 @@ impl Operation for Plain {
             }
         };
         let walk = Walk::new(made, |dim| [0, 1, 2].map(|i| step(inputs.get(i), dim)));
-        Ok((made, Box::new(PlainStep { function: self.function, walk })))
+        Ok((made, Box::new(IntegerStep { function: self.function, walk })))
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
@@ -99,12 +99,12 @@ impl Operation for Plain {
 }
 
 #[derive(Debug)]
-struct PlainStep {
+struct IntegerStep {
     function: Function,
     walk: Walk<3>,
 }
 
-impl PlainStep {
+impl IntegerStep {
     /// Fills `out` with a function of places in the inputs.
     fn fill<T: Send>(&self, out: &mut [T], f: impl Fn([usize; 3]) -> T + Sync) -> Result<()> {
         let (len, steps) = self.walk.row();
@@ -160,7 +160,7 @@ impl PlainStep {
             (Slice::Mask(x), SliceMut::Mask(out)) => self.fill(out, |at| x[at[0]]),
             (Slice::Mask(x), out) => self.fill(out.integers(), |at| i64::from(x[at[0]])),
             (Slice::Integer(x), out) => {
-                self.fill(out.integers(), |at| narrowed(x[at[0]], to == ValueType::I32))
+                self.fill(out.integers(), |at| wrapped(x[at[0]], to == ValueType::I32))
             }
             // Not in graphs that were checked: PyTorch's result for large floats is not defined.
             (Slice::Float(x), out) => self.fill(out.integers(), |at| x[at[0]] as i64),
@@ -170,11 +170,11 @@ impl PlainStep {
 }
 
 /// As int32 has it, where a value is one.
-fn narrowed(x: i64, narrow: bool) -> i64 {
-    if narrow { i64::from(x as i32) } else { x }
+fn wrapped(x: i64, is_i32: bool) -> i64 {
+    if is_i32 { i64::from(x as i32) } else { x }
 }
 
-impl ExecutableOp for PlainStep {
+impl ExecutableOp for IntegerStep {
     fn run(&self, inputs: &[Slice<'_>], _: &mut [u8], out: SliceMut<'_>) -> Result<()> {
         match (self.function, inputs) {
             (Function::Compare(kind), [Slice::Integer(a), Slice::Integer(b)]) => {
@@ -205,7 +205,7 @@ impl ExecutableOp for PlainStep {
                 SliceMut::Mask(out) => self.select(mask.mask(), (a.mask(), b.mask()), out),
                 out => self.select(mask.mask(), (a.floats(), b.floats()), out.floats()),
             },
-            (Function::Integers(kind, narrow), [a, b]) => {
+            (Function::Integers(kind, is_i32), [a, b]) => {
                 let (a, b, out) = (a.integers(), b.integers(), out.integers());
                 self.fill(out, |at| {
                     let (a, b) = (a[at[0]], b[at[1]]);
@@ -215,7 +215,7 @@ impl ExecutableOp for PlainStep {
                         // The types of the graph allow no division.
                         Binary::Mul | Binary::Div => a.wrapping_mul(b),
                     };
-                    narrowed(made, narrow)
+                    wrapped(made, is_i32)
                 })
             }
             (Function::Cast(to), [x]) => self.cast(*x, to, out),
@@ -228,7 +228,7 @@ impl ExecutableOp for PlainStep {
 #[derive(Debug)]
 struct Cumsum {
     dim: i64,
-    narrow: bool,
+    is_i32: bool,
 }
 
 impl Operation for Cumsum {
@@ -245,7 +245,7 @@ impl Operation for Cumsum {
             None if rank == 0 => (1, 1),
             None => return bad_value("sums along a dimension", format!("one of {rank}"), self.dim),
         };
-        Ok((inputs[0], Box::new(CumsumStep { size, step, narrow: self.narrow })))
+        Ok((inputs[0], Box::new(CumsumStep { size, step, is_i32: self.is_i32 })))
     }
 
     fn orders(&self, _: &[Ordered]) -> (Vec<Order>, Order) {
@@ -257,7 +257,7 @@ impl Operation for Cumsum {
 struct CumsumStep {
     size: usize,
     step: usize,
-    narrow: bool,
+    is_i32: bool,
 }
 
 impl ExecutableOp for CumsumStep {
@@ -267,7 +267,7 @@ impl ExecutableOp for CumsumStep {
         for (x, out) in x.chunks(block).zip(out.chunks_mut(block)) {
             for (i, &x) in x.iter().enumerate() {
                 let before = i.checked_sub(step).map_or(0, |i| out[i]);
-                out[i] = narrowed(before.wrapping_add(x), self.narrow);
+                out[i] = wrapped(before.wrapping_add(x), self.is_i32);
             }
         }
         Ok(())
