@@ -245,7 +245,7 @@ def take(ctx: Lowering, input: Any, indices: Any) -> Ref | None:
         suffix = f"_slice_{len(ctx.graph.nodes)}"
         name = ctx.emit("slice", [name], attrs, suffix=suffix, shape=(shape[0], count)).name
     else:
-        ctx.of_one_size.append(name)
+        ctx.fixed_size_values.append(name)
     return ctx.emit("reshape", [name], {"shape": [0, *places.shape[1:]]})
 
 
@@ -265,7 +265,7 @@ def gather(
     sample = ctx.emit(
         "constant", [], {}, {"value": first}, suffix=suffix, shape=(), dtype=dtype
     ).name
-    ctx.of_one_size.append(name)
+    ctx.fixed_size_values.append(name)
     return ctx.emit("expand", [sample, name], {"shape": [-2, *shape[1:]]})
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fatnn_rs import _core
 from fatnn_rs.convert.graph import Graph, Node, refs
-from fatnn_rs.convert.lower.spatial import repeat_channels
+from fatnn_rs.convert.lower.transposed import repeat_channels
 from fatnn_rs.convert.shapes import run_time_shapes
 from fatnn_rs.operations import makes_codes
 
