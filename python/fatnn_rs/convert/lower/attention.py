@@ -35,7 +35,7 @@ def attention(
     given = [query, key, value, *([] if attn_mask is None else [attn_mask])]
     before = len(ctx.graph.nodes)
     names = [name for name in map(ctx.value, given[:3]) if name is not None]
-    mask = None if attn_mask is None else masks.additive(ctx, attn_mask)
+    mask = None if attn_mask is None else masks.additive_mask(ctx, attn_mask)
     names += [] if mask is None else [mask]
     made = _attention(ctx, given, names, dropout_p, is_causal, scale, enable_gqa)
     if made is None:

@@ -94,7 +94,7 @@ class Lowering:
         return None if node is None or node.op != "constant" else self.graph.tensor(node, "value")
 
     def attribute(self, value: Any) -> Any:
-        """Return the parameter, buffer or attribute of the model that an argument reads, or None."""
+        """Return the model's parameter, buffer or attribute that an argument reads, or None."""
         is_one = isinstance(value, fx.Node) and value.op == "get_attr"
         return attribute_of(self.captured.root, str(value.target)) if is_one else None
 

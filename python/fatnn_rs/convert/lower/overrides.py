@@ -8,7 +8,7 @@ __all__ = ["WithAttributes", "without_bias"]
 
 
 class WithAttributes:
-    """A layer with some attributes replaced, for example by what its own forward passes to torch."""
+    """A layer with some attributes replaced, such as those that its own forward passes to torch."""
 
     def __init__(self, layer: Any, **attributes: Any) -> None:
         self.__dict__.update(attributes)

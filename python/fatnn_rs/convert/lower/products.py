@@ -1,11 +1,11 @@
 """Products: linear layers, convolutions, matrix products, ``einsum``, ``baddbmm``, ``addmm``.
 
-Torch runs them unless float layers may run in Rust: their sums have a rounding of their own. Weights
-that a function gets as arguments must be the model's own parameters or buffers.
+Torch runs them unless float layers may run in Rust: their sums have a rounding of their own.
+Weights that a function gets as arguments must be the model's own parameters or buffers.
 
-``einsum``, ``baddbmm`` and ``addmm`` become ``matmul``, though torch may add in another order there.
-So both are run on random tensors with the example's shapes and strides, and the call stays in torch
-if any bit differs.
+``einsum``, ``baddbmm`` and ``addmm`` become ``matmul``, where torch may add in another order. So
+both are run on random tensors with the example's shapes and strides, and the call stays in torch if
+any bit differs.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class _Einsum:
         )
 
     def shapes(self, sizes: dict[str, int]) -> tuple[list[int], list[int], list[int]]:
-        """Return ``reshape`` arguments of both operands, and of the result before its permutation."""
+        """Return ``reshape`` arguments: of both operands, and of the result before permuting."""
         batch = [0] * len(self.batch)
         summed = math.prod(sizes[c] for c in self.summed)
         free = [sizes[c] for c in (*self.rows, *self.columns)]

@@ -53,7 +53,7 @@ def _sliced(
 
 
 def getitem(ctx: Lowering, input: Any, index: Any) -> Any:
-    """``x[:, 1:, ..., None, 0]``: slices, integers and new dimensions; or one of several results."""
+    """Lower indexing by slices, integers and None, or taking one of several results."""
     held = ctx.env.get(input) if isinstance(input, fx.Node) else None
     if isinstance(held, (tuple, list)) and isinstance(index, int):
         return held[index]

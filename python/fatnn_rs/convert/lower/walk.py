@@ -258,12 +258,12 @@ def lower(captured: Captured) -> Graph:
     )
     for name in ctx.aliases.inputs_written():
         ctx.graph.notes.append(
-            f"forward writes into its argument {name!r}; the network leaves the caller's tensor as it is"
+            f"forward writes into its argument {name!r}; the network leaves the caller's as it is"
         )
     if view_name := ctx.aliases.depends_on_sizes(ctx.folding.values):
         fix_input_sizes(
             ctx.graph,
-            f"its size decides whether {view_name!r} is a view or a copy, and forward writes into it",
+            f"forward writes into {view_name!r}, and its size decides whether it is a view",
         )
     if captured.asks_format or ctx.writes:
         fix_input_formats(ctx)
