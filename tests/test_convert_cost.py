@@ -95,7 +95,7 @@ def test_an_edited_graph_knows_its_readers(monkeypatch: pytest.MonkeyPatch) -> N
     def finished(self: GraphEdit) -> None:
         finish(self)
         users = self.graph.users()
-        assert self.readers.keys() == users.keys() == self.makers.keys()
+        assert self.readers.keys() == users.keys() == self.producers.keys()
         for name, readers in users.items():
             assert sorted(map(id, readers)) == sorted(map(id, self.readers[name]))
         assert list(map(id, self.graph.index().values())) == [id(n) for n in self.graph.nodes]

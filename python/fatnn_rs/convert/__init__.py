@@ -1,9 +1,9 @@
-"""Conversion: from a trained model to a network that runs on codes, and what one does with it.
+"""Convert a trained model to a network that runs on codes; verify, save and describe it.
 
-The way of a model: :mod:`.capture` (torch.fx, else :mod:`.capture_export`) → :mod:`.lower` with the
-tables of :mod:`.lower.modules` and :mod:`.lower.functions` → :mod:`.passes` → :mod:`.network`. To
-teach the conversion a module or a function: a row in one of the two tables, and, where it is a new
-operation, a row in :mod:`.torch_ops.floats`.
+A model passes through :mod:`.capture` (torch.fx, otherwise :mod:`.capture_export`),
+:mod:`.lower`, :mod:`.passes` and :mod:`.network`. To support another module or function, add a row
+to the tables of :mod:`.lower.modules` or :mod:`.lower.functions`. A new operation also needs a row
+in :mod:`.torch_ops.floats`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``convert``: from a trained model to a network that runs on codes."""
+"""``convert``: turn a trained model into a network that runs on codes."""
 
 from __future__ import annotations
 
@@ -31,61 +31,60 @@ def convert(
 ) -> TernaryNetwork:
     """Convert a trained model with ternary layers into an inference-only network.
 
-    The graph is captured; batch normalisations and activations between ternary layers become
-    integer thresholds, others a float epilogue; weights are packed. What cannot be captured as a
-    known layer, or is not ternary, stays in torch between the fused parts. The network gives the
-    model's codes bit for bit: :func:`fatnn_rs.convert.verify` shows it.
+    The model's graph is captured and its weights are packed. Normalisations and activations between
+    ternary layers become integer thresholds; others become float epilogues. Operations that the
+    engine does not have stay in torch. The network gives the model's codes bit for bit;
+    :func:`fatnn_rs.convert.verify` checks it.
 
     Parameters
     ----------
     model
-        In eval mode, on the CPU, prepared and trained; a wrapper (``DistributedDataParallel``,
-        ``torch.compile``, accelerate's, ``AveragedModel``) stands for what it wraps. It is not
-        changed, and shares nothing with the result. Its forward must be a function of its
-        arguments, without state or chance.
+        Prepared and trained, in eval mode, on the CPU. It is not changed and shares no memory with
+        the result. A wrapper (``DistributedDataParallel``, ``torch.compile``, accelerate's,
+        ``AveragedModel``) is unwrapped. Its forward must depend only on its arguments, without
+        state or random numbers.
     example_inputs
-        A tensor, a tuple of the model's positional arguments, or a dict of its keyword arguments
-        (those that may be positional). Batch and image sizes stay free
-        where the model leaves them free; ranks, channels and dtypes are fixed, and so is the value
-        of what is no tensor. Results are the model's bit for bit for inputs in the example's memory
-        format (contiguous or channels last): in another one torch's own float layers may sum in
-        another order, in the network as in the model.
+        A tensor, a tuple of the model's positional arguments, or a dict of keyword arguments (only
+        those that may also be positional). Batch and image sizes stay free if the model leaves them
+        free. Ranks, channels, dtypes and the values of arguments that are not tensors are fixed.
+        Results are bit for bit the model's for inputs in the example's memory format (contiguous or
+        channels last). In another format torch's float layers may sum in another order.
     float_layers
-        Who runs float convolutions, linear layers and means: ``"torch"`` gives the eager model's
-        bits; ``"rust"`` saves calls (usually the whole network is one), and their sums may differ
+        What runs float convolutions, linear layers and means. ``"torch"`` gives the eager model's
+        bits. ``"rust"`` needs fewer calls, usually one for the whole network, but sums may differ
         in the last place.
-
     progress
         Whether to show phases and their times on standard error.
 
     Returns
     -------
     TernaryNetwork
-        With a printable ``report``.
+        The network; its ``report`` is printable.
 
     Raises
     ------
     ConversionError
-        No ternary layer in the model; training mode; steps never initialised; NaN or infinity in
-        weights, parameters or statistics, or in what a layer makes of them; a model that can be
-        captured in neither way, or whose network gives other results on the example.
+        If the model has no ternary or int8 layer, is in training mode, has activation steps that
+        were never initialised, holds NaN or infinity in weights, parameters or statistics, cannot
+        be captured, or if the network gives other results than the model on the example.
     InputError
-        ``example_inputs`` hold no tensor, or NaN reaches a quantizer from them.
+        If ``example_inputs`` hold no tensor, or bring NaN to a quantizer.
     ConfigError
-        ``float_layers`` is neither.
+        If ``float_layers`` is neither ``"torch"`` nor ``"rust"``.
     """
     model = unwrapped(model)
     check_model(model)
     if not isinstance(float_layers, str) or float_layers not in FLOAT_LAYERS:
         raise ConfigError(
-            f"float_layers must be one of {', '.join(map(repr, FLOAT_LAYERS))}, got {float_layers!r}"
+            f"float_layers must be one of {', '.join(map(repr, FLOAT_LAYERS))}, "
+            f"got {float_layers!r}"
         )
     return _convert(model, example_inputs, float_layers, progress)
 
 
 @torch.no_grad()
 def convert_float(model: nn.Module, example_inputs: Any) -> TernaryNetwork:
-    """Convert a float model to a network that the engine runs in float32: what quantized ones are compared with.
+    """Convert a float model to a network that runs in float32, as a baseline for quantized ones.
 
     Parameters
     ----------
@@ -94,10 +93,15 @@ def convert_float(model: nn.Module, example_inputs: Any) -> TernaryNetwork:
     example_inputs
         As for :func:`convert`.
 
+    Returns
+    -------
+    TernaryNetwork
+        The network, with its float layers in Rust.
+
     Raises
     ------
     ConversionError, InputError
-        As :func:`convert`.
+        As for :func:`convert`.
     """
     model = unwrapped(model)
     check_model(model, quantized=False)
@@ -109,7 +113,7 @@ def _convert(
 ) -> TernaryNetwork:
     arguments = check_inputs("example_inputs", example_inputs, model)
     root = as_root(model)
-    # Tensors made in inference mode do not count what is written into them.
+    # Tensors made in inference mode do not count writes into them.
     with (
         torch.inference_mode(False),
         torch.no_grad(),
@@ -134,7 +138,7 @@ def _convert(
                 check_batches(root, net, arguments)
                 check_sizes(root, net, arguments)
         if float_layers != "torch":
-            del net  # before its weights are packed once more
+            del net  # free its weights before they are packed again
             with phases.phase("float layers in Rust"):
                 net, _ = _network(graph, float_layers, arguments)
     net.keep_buffers(True)
@@ -144,10 +148,10 @@ def _convert(
 def _network(
     graph: Graph, float_layers: str, arguments: tuple[Any, ...]
 ) -> tuple[TernaryNetwork, Any]:
-    """Return a network that keeps no buffers, and what it makes of the example."""
+    """Return a network that keeps no buffers, and its results for the example."""
     with one_thread():
         net = TernaryNetwork(graph, float_layers)
     net.keep_buffers(False)
     results = net.dry_run(copies(arguments))
-    net.keep_buffers(False)  # segments may be others now
+    net.keep_buffers(False)  # the dry run may have made other segments
     return net, results

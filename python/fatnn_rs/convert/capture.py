@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 from fatnn_rs.contained import register_contained
 from fatnn_rs.convert.record import TensorMeta, record
 from fatnn_rs.convert.structure import fill, leaves, plain, refilled, same_values
-from fatnn_rs.convert.transformer import plain_forward, plain_root
+from fatnn_rs.convert.transformer import unmasked_forward, unmasked_root
 from fatnn_rs.errors import ConversionError, FatnnError
 from fatnn_rs.nn import QuantizedLayer
 from fatnn_rs.replica import patched_methods, replica
@@ -144,7 +144,7 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        return super().call_module(m, plain_forward(m, forward), args, kwargs)
+        return super().call_module(m, unmasked_forward(m, forward), args, kwargs)
 
     to_bool = _untraceable("branches on")
     iter = _untraceable("iterates over")
@@ -279,7 +279,7 @@ def _by_fx(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Captu
         return "it takes arguments that are neither tensors nor plain constants"
     traced = replica(model)
     register_contained(traced)
-    plain_root(traced, constants)
+    unmasked_root(traced, constants)
     tracer = _Tracer()
     try:
         with _faithful_proxies(), _opened():

@@ -1,4 +1,4 @@
-"""``explain``: what ``prepare`` and ``convert`` would make of a model, before any training."""
+"""``explain``: report what ``prepare`` and ``convert`` would do with a model, before training."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def explain(
     config: TernaryConfig | None = None,
     float_layers: str = "torch",
 ) -> Report:
-    """Report what :func:`fatnn_rs.prepare` and :func:`fatnn_rs.convert` would make of a model.
+    """Report what :func:`fatnn_rs.prepare` and :func:`fatnn_rs.convert` would do with a model.
 
-    No training is needed: which layers become ternary or int8, what stays in torch and why, and
-    what can be saved depend on the model's structure. Codes and thresholds, of course, would be
-    others after training. Everything runs on a copy with a memory of its own; the model, its
-    hooks and the random number generators of torch, NumPy and Python stay as they are.
+    No training is needed: the model's structure decides which layers become ternary or int8, what
+    stays in torch and why, and what can be saved. Only codes and thresholds change with training.
+    Everything runs on a copy. The model, its hooks and the random number generators of torch, NumPy
+    and Python are not changed.
 
     Parameters
     ----------
     model
-        Float, or already prepared; in any mode, on the CPU.
+        A float or prepared model on the CPU, in training or eval mode.
     example_inputs
         A tensor, or a tuple of the model's positional arguments.
     config
@@ -55,15 +55,15 @@ def explain(
     Returns
     -------
     Report
-        As ``net.report`` of the converted network. For a model that cannot be converted,
-        ``refused`` says why, and rows stand for the model's layers, as far as it runs.
+        The ``report`` of the converted network. If the model cannot be converted, ``refused`` says
+        why, and the rows describe the layers that run on the example.
 
     Raises
     ------
     ConfigError
-        ``model`` is no module, or ``config`` no :class:`fatnn_rs.TernaryConfig`.
+        If ``model`` is not a module, or ``config`` is not a :class:`fatnn_rs.TernaryConfig`.
     InputError
-        ``example_inputs`` hold no tensor.
+        If ``example_inputs`` hold no tensor.
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"explain takes a torch.nn.Module, got {type(model).__name__}")
@@ -74,7 +74,7 @@ def explain(
         pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, list(arguments))
     )
     notes: list[str] = []
-    with _generators_kept():
+    with _preserve_rng_state():
         copied = _copy(unwrapped(model)).eval()
         try:
             with warnings.catch_warnings(record=True) as caught:
@@ -89,7 +89,7 @@ def explain(
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """Copy a model with its parameters; what shares one shares its copy."""
+    """Copy a model with its parameters; shared parameters stay shared."""
     made = replica(model)
     copies: dict[int, nn.Parameter] = {}
     for module in made.modules():
@@ -106,8 +106,8 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _generators_kept() -> Iterator[None]:
-    """Give every random number generator its state back."""
+def _preserve_rng_state() -> Iterator[None]:
+    """Restore the state of all random number generators at exit."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -118,7 +118,7 @@ def _generators_kept() -> Iterator[None]:
 
 
 def _refused(model: nn.Module, arguments: tuple[Any, ...], why: str) -> Report:
-    """Report on a model that cannot be converted: its layers, as far as it runs."""
+    """Report on a model that cannot be converted: the layers that run on the example."""
     root = as_root(model)
     rows: list[ReportRow] = []
     handles = []
@@ -136,9 +136,9 @@ def _refused(model: nn.Module, arguments: tuple[Any, ...], why: str) -> Report:
     try:
         total = count_macs(lambda: root(*arguments))
         if rest := max(0, total - sum(row.macs for row in rows)):
-            note = "all that multiplies and is no convolution or linear layer"
+            note = "products outside convolutions and linear layers"
             rows.append(ReportRow("others", "others", "torch", (), rest, 0, note))
-    except Exception as error:  # the model's own
+    except Exception as error:  # any error of the model
         notes.append(f"the model fails on the example inputs ({type(error).__name__}: {error})")
     finally:
         for handle in handles:

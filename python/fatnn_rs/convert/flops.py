@@ -1,7 +1,7 @@
-"""Multiply-accumulates of what runs in torch, by the formulas of :mod:`torch.utils.flop_counter`.
+"""Count multiply-accumulates of torch nodes, by :mod:`torch.utils.flop_counter`.
 
-Torch has no formula for some operators that multiply on a CPU: its fused attention and LSTM
-kernels, bilinear layers, and products with vectors. They are here.
+This module adds the formulas that torch lacks: fused attention and LSTM kernels, bilinear layers
+and products with vectors.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _native_attention(
 
 
 def _encoder_layer(source: _Size, width: int, heads: int, *args: Any, **kwargs: Any) -> int:
-    # Sizes of the feed-forward weights stand behind those of attention and both normalisations.
+    # The feed-forward weights come after those of attention and both normalisations.
     hidden: int = next(s for s in args[10:] if isinstance(s, tuple) and len(s) == 2)[0]
     attention = _native_attention(source, source, source, width)
     return attention + 2 * 2 * math.prod(source[:-1]) * width * hidden
@@ -46,47 +46,54 @@ def _trilinear(one: _Size, weight: _Size, other: _Size, *args: Any, **kwargs: An
     return 2 * math.prod(one[:-1]) * (math.prod(weight[-3:]) + outputs * features)
 
 
-def _product_of(place: int) -> Callable[..., int]:
-    """Products of a matrix (or vector) with a vector: one for every element of the matrix."""
+def _vector_product(place: int) -> Callable[..., int]:
+    """Return the formula of a product with a vector: one product per element of the matrix."""
     return lambda *sizes, **kwargs: 2 * math.prod(sizes[place])
 
 
-#: Operator → floating-point operations (two for every multiply-accumulate), from sizes.
+#: Operator → function from sizes to floating-point operations (two per multiply-accumulate).
 _FORMULAS: dict[Any, Callable[..., int]] = {
     _aten._native_multi_head_attention: _native_attention,
     _aten._transformer_encoder_layer_fwd: _encoder_layer,
     _aten.mkldnn_rnn_layer: _recurrent,
     _aten._trilinear: _trilinear,
-    _aten.mv: _product_of(0),
-    _aten.addmv: _product_of(1),
-    _aten.dot: _product_of(0),
-    _aten.vdot: _product_of(0),
+    _aten.mv: _vector_product(0),
+    _aten.addmv: _vector_product(1),
+    _aten.dot: _vector_product(0),
+    _aten.vdot: _vector_product(0),
 }
 
 
 @torch.no_grad()
 def count_macs(function: Callable[[], Any]) -> int:
-    """Run a function and count its multiply-accumulates."""
+    """Run a function and return its number of multiply-accumulates."""
     with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
         function()
     return int(counter.get_total_flops()) // 2
 
 
 def torch_macs(node: Node, run: Callable[..., Any], values: list[Any]) -> int:
-    """Multiply-accumulates of a torch node that reads these values; 0 if they cannot be counted.
+    """Return the multiply-accumulates of a torch node; 0 if they cannot be counted.
 
-    ``run`` computes the node.
+    Parameters
+    ----------
+    node
+        The node.
+    run
+        Computes it.
+    values
+        The values that it reads.
     """
     if isinstance(node.call, nn.RNNBase):
         return _recurrent_macs(node.call, values[0])
     try:
         return count_macs(lambda: run(*values))
-    except Exception:  # whatever runs in torch may raise under a dispatch mode
+    except Exception:  # any torch function may raise under a dispatch mode
         return 0
 
 
 def _recurrent_macs(module: nn.RNNBase, x: Any) -> int:
-    """Count by weights: step by step, the counter would see thousands of operations."""
+    """Count by the sizes of the weights; the counter would see thousands of operations."""
     data = x if isinstance(x, Tensor) else x.data
     weights = sum(p.numel() for name, p in module.named_parameters() if name.startswith("weight"))
     return math.prod(data.shape[:-1]) * weights

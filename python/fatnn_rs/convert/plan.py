@@ -1,4 +1,4 @@
-"""The steps of a run: segments and single nodes, and what values they need and leave."""
+"""Execution plans: segments and single nodes in order, with the values they read and make."""
 
 from __future__ import annotations
 
@@ -16,13 +16,25 @@ from fatnn_rs.convert.torch_ops import bind
 
 __all__ = ["ExecutionStep", "Observer", "dry_run", "observe_segment", "plan_of"]
 
-#: Sees every node's value as it is made.
+#: Called with a node, its result and the values that it read.
 Observer = Callable[[Node, Any, list[Any]], None]
 
 
 @dataclass(frozen=True)
 class ExecutionStep:
-    """One step of a run: a node or a segment."""
+    """One step of a run: a node or a segment.
+
+    Attributes
+    ----------
+    what
+        The node or segment.
+    run
+        Takes the values that it reads; returns those that it makes.
+    reads, makes
+        Names of these values.
+    drops
+        Names of values that no later step reads.
+    """
 
     what: Node | Segment
     run: Callable[..., list[Any]]
@@ -32,10 +44,11 @@ class ExecutionStep:
 
 
 def wrong_shape(names: list[str], results: list[Any], index: dict[str, Node]) -> str:
-    """Say which value has another shape than in the model, or nothing."""
+    """Name the first value whose shape differs from the model's; "" if none does."""
     for name, result in zip(names, results, strict=True):
         if tuple(result.shape) != index[name].shape:
-            return f"{name!r} has shape {list(result.shape)}, the model's has {list(index[name].shape)}"
+            want = list(index[name].shape)
+            return f"{name!r} has shape {list(result.shape)}, the model's has {want}"
     return ""
 
 
@@ -44,7 +57,7 @@ def plan_of(
     parts: list[Node | Segment],
     bound: Mapping[str, Callable[..., list[Any]]] | None = None,
 ) -> list[ExecutionStep]:
-    """Bind every part that is not bound already, and note which values no later part reads."""
+    """Return the steps that run ``parts``; ``bound`` holds functions of nodes bound before."""
     bound = {} if bound is None else bound
     plan: list[ExecutionStep] = []
     read_later: set[str] = {ref.name for ref in refs(graph.outputs)}
@@ -69,7 +82,7 @@ def _single_result(function: Callable[..., Any]) -> Callable[..., list[Any]]:
 
 
 def observe_segment(segment: Segment, arguments: list[Any], observer: Observer) -> list[Tensor]:
-    """Run a segment and show its nodes: codes as they were; floats inside a segment are not kept, and shown as None."""
+    """Run a segment and show its nodes. Floats inside it are not kept, and shown as None."""
     results, seen = segment.observed(*arguments)
     values = dict(zip(segment.reads, arguments, strict=True)) | dict(
         zip(segment.makes, results, strict=True)
@@ -83,20 +96,24 @@ def observe_segment(segment: Segment, arguments: list[Any], observer: Observer) 
 
 
 def dry_run(graph: Graph, plan: list[ExecutionStep], values: dict[str, Any]) -> set[str]:
-    """Run a plan on the example, whose shapes nodes note.
+    """Run a plan on the example inputs, and find the segments that fail.
 
-    Counts what torch nodes multiply. A segment that fails, or makes values of other shapes than
-    the model, runs node by node, and the graph gets a note.
+    A segment fails if it raises or makes shapes that differ from the model's. Its nodes then run
+    one by one, and the graph gets a note. Multiply-accumulates of torch nodes are counted.
 
     Parameters
     ----------
+    graph
+        Its nodes have the shapes for the example.
+    plan
+        The steps to run.
     values
-        Name → value of the inputs; holds those of the outputs afterwards.
+        Input name → value; afterwards it holds the outputs.
 
     Returns
     -------
     set of str
-        Names of the nodes of such segments.
+        Names of the nodes of failed segments.
     """
     index = graph.index()
     excluded: set[str] = set()
@@ -108,7 +125,7 @@ def dry_run(graph: Graph, plan: list[ExecutionStep], values: dict[str, Any]) -> 
             try:
                 results = part.run(*arguments)
                 problem = wrong_shape(part.makes, results, index)
-            except Exception as error:  # any of the engine's: nodes may run one by one
+            except Exception as error:  # any error of the engine: its nodes may run one by one
                 problem = f"{type(error).__name__}: {error}"
             if problem:
                 results = _one_by_one(graph, part.what, arguments)
@@ -129,7 +146,7 @@ def dry_run(graph: Graph, plan: list[ExecutionStep], values: dict[str, Any]) -> 
 
 
 def _one_by_one(graph: Graph, segment: Segment, arguments: list[Any]) -> list[Any]:
-    """Run a segment's nodes without the engine."""
+    """Run a segment's nodes one by one, without the engine."""
     values = dict(zip(segment.reads, arguments, strict=True))
     for step in plan_of(graph, list(segment.nodes)):
         results = step.run(*(values[name] for name in step.reads))

@@ -1,4 +1,4 @@
-"""Which layers are slower than torch's, and what ``float_layers="rust"`` would change: measured."""
+"""Measure layers next to torch's float32 layers, and the effect of ``float_layers="rust"``."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = ["Timer", "measure"]
 
 
 class Timer:
-    """Takes times by the clock."""
+    """Measures by the clock."""
 
     def nodes(self, net: TernaryNetwork, inputs: tuple[Any, ...]) -> dict[str, float]:
-        """Run a network; seconds of every node by name."""
+        """Run a network; return node name → seconds."""
         return net.node_seconds(*inputs)
 
     def call(self, name: str, function: Callable[[], Any]) -> float:
-        """Call what torch runs for the layer ``name``, or a whole network; seconds it takes."""
+        """Call a function, torch's layer for ``name`` or a whole network; return the seconds."""
         before = time.perf_counter()
         function()
         return time.perf_counter() - before
@@ -46,36 +46,39 @@ def measure(
     Raises
     ------
     ConfigError
-        ``rounds`` is less than 1.
+        If ``rounds`` is less than 1.
     InputError
-        Inputs of other shapes than the example's.
+        If inputs have other shapes than the example.
     """
     if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
         raise ConfigError(f"rounds must be a whole number of at least 1, got {rounds!r}")
     _check_shapes(net.graph, inputs)
     index = net.graph.index()
     layers = [node for node in net.graph.nodes if products_of(node.op) in ("codes", "int8")]
-    calls = {node.name: _in_torch(net.graph, node, index[node.inputs[0]].shape) for node in layers}
-    here: dict[str, list[float]] = {node.name: [] for node in layers}
-    there: dict[str, list[float]] = {node.name: [] for node in layers}
-    timer.nodes(net, inputs)  # plans buffers
+    calls = {
+        node.name: _torch_layer(net.graph, node, index[node.inputs[0]].shape) for node in layers
+    }
+    ours: dict[str, list[float]] = {node.name: [] for node in layers}
+    theirs: dict[str, list[float]] = {node.name: [] for node in layers}
+    timer.nodes(net, inputs)  # warm up: plan and allocate buffers
     for node in layers:
         calls[node.name]()
     for _ in range(rounds):
         seconds = timer.nodes(net, inputs)
         for node in layers:
-            # What runs inside another node has no time of its own.
+            # A node that is fused into another one has no time.
             if node.name in seconds:
-                here[node.name].append(seconds[node.name])
-                there[node.name].append(timer.call(node.name, calls[node.name]))
+                ours[node.name].append(seconds[node.name])
+                theirs[node.name].append(timer.call(node.name, calls[node.name]))
     rows = tuple(
-        LayerTime(node.layer or node.name, median(here[node.name]), median(there[node.name]))
+        LayerTime(node.layer or node.name, median(ours[node.name]), median(theirs[node.name]))
         for node in layers
-        if here[node.name]
+        if ours[node.name]
     )
     how = (
         f"medians of {rounds} rounds at the example's shapes, {torch.get_num_threads()} threads; "
-        "a layer with what is fused into it, torch's convolution or linear layer alone"
+        "a layer's time includes what is fused into it, torch's is only the convolution or linear "
+        "layer"
     )
     effect = _float_layers(net, inputs, rounds, timer) if float_layers else None
     return Profile(rows, how, effect)
@@ -91,8 +94,8 @@ def _check_shapes(graph: Graph, inputs: tuple[Any, ...]) -> None:
         )
 
 
-def _in_torch(graph: Graph, node: Node, shape: tuple[int, ...]) -> Callable[[], Any]:
-    """Return torch's float32 convolution or linear layer of a node's sizes, on random values."""
+def _torch_layer(graph: Graph, node: Node, shape: tuple[int, ...]) -> Callable[[], Any]:
+    """Return a call of torch's float32 layer with a node's sizes, on random values."""
     weight, attrs = graph.tensor(node, "weight"), node.attrs
     assert weight is not None
     generator = torch.Generator("cpu").manual_seed(0)
@@ -102,7 +105,7 @@ def _in_torch(graph: Graph, node: Node, shape: tuple[int, ...]) -> Callable[[], 
         x, matrix = torch.randn(shape, **kind), torch.randn(weight.flatten(1).shape, **kind)
         return lambda: functional.linear(x, matrix, bias)
     dims = len(shape) - 2
-    if attrs.get("dims") == 0:  # reads a whole map, as its only window
+    if attrs.get("dims") == 0:  # a linear layer over a whole map
         x, matrix = torch.randn(shape, **kind), torch.randn(weight.flatten(1).shape, **kind)
         return lambda: functional.linear(x.flatten(1), matrix, bias)
     x = torch.randn(shape, **kind)
@@ -115,7 +118,7 @@ def _in_torch(graph: Graph, node: Node, shape: tuple[int, ...]) -> Callable[[], 
 def _float_layers(
     net: TernaryNetwork, inputs: tuple[Any, ...], rounds: int, timer: Timer
 ) -> FloatLayers:
-    """Compare a network with itself with all float layers in Rust, in turns."""
+    """Compare a network with one that has its float layers in Rust, in turns."""
     from fatnn_rs.convert.network import TernaryNetwork
     from fatnn_rs.convert.verify import max_abs_diff
 
@@ -141,7 +144,7 @@ def _float_layers(
 
 
 class _Codes:
-    """Unpacks the codes that ternary layers read."""
+    """An observer that unpacks the codes that ternary layers read."""
 
     def __init__(self, seen: dict[str, Tensor]) -> None:
         self.seen = seen

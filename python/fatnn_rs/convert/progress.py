@@ -12,7 +12,7 @@ __all__ = ["Phases"]
 
 
 class Phases:
-    """Shows which phase runs and how long each took; shows nothing unless ``shown``."""
+    """Shows the running phase and the time of each; shows nothing if ``shown`` is False."""
 
     def __init__(self, shown: bool) -> None:
         columns = (SpinnerColumn(finished_text="•"), TextColumn("{task.description}"))

@@ -1,4 +1,4 @@
-"""The :class:`~fatnn_rs.report.Report` of a graph in memory."""
+"""Make the :class:`~fatnn_rs.report.Report` of a graph in memory."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def make_report(
     Parameters
     ----------
     graph
-        What runs.
+        The graph to describe.
     parts
-        How it is partitioned.
+        Its segments and single nodes.
     why
-        Name → why a node is in no segment.
+        Node name → why it is in no segment.
     profile
-        What was measured.
+        Measured times.
     """
     segments = [part for part in parts if isinstance(part, Segment)]
     inside = {node.name for segment in segments for node in segment.nodes}
@@ -55,7 +55,7 @@ def make_report(
         reads = [index[name].shape for name in node.inputs]
         where = runs(node.op, node.name in inside)
         rule, reason = why.get(node.name, ("", "")) if where == "torch" else ("", "")
-        if is_part(node, index):
+        if is_tuple_item(node, index):
             rule, reason = "part", RULES["part"]
         rows.append(
             ReportRow(
@@ -86,12 +86,12 @@ def make_report(
 
 
 def label(node: Node) -> str:
-    """Return what a node runs: its operation, or what a torch node calls."""
+    """Return a node's operation, or the function that a torch node calls."""
     return str(node.attrs["target"]) if node.op == "torch" else node.op
 
 
-def is_part(node: Node, index: Mapping[str, Node]) -> bool:
-    """Whether a node only takes one of several results of a torch node."""
+def is_tuple_item(node: Node, index: Mapping[str, Node]) -> bool:
+    """Whether a node only takes one of a torch node's several results."""
     return (
         node.op == "torch"
         and node.attrs["target"] == "getitem"
@@ -101,26 +101,26 @@ def is_part(node: Node, index: Mapping[str, Node]) -> bool:
 
 
 def missing_from_engine(graph: Graph) -> dict[str, int]:
-    """Count what keeps a graph from running without torch."""
+    """Count, by name, the operations that keep a graph from running without torch."""
     index = graph.index()
     return missing_operations(
         (label(node), json.dumps(node.attrs), [index[name].shape for name in node.inputs])
         if node.op != "torch"
         else (label(node), None, [])
         for node in graph.nodes
-        if not is_part(node, index)
+        if not is_tuple_item(node, index)
     )
 
 
 def _cuts(parts: Sequence[Node | Segment], index: Mapping[str, Node]) -> dict[str, int]:
-    """Count in how many gaps between two segments each operation stands."""
+    """Count, by operation, the gaps between segments in which it stands."""
     cuts: Counter[str] = Counter()
     gap: set[str] | None = None  # None before the first segment
     for part in parts:
         if isinstance(part, Segment):
             cuts.update(sorted(gap or ()))
             gap = set()
-        elif gap is not None and not is_part(part, index):
+        elif gap is not None and not is_tuple_item(part, index):
             gap.add(label(part))
     return dict(cuts)
 

@@ -1,7 +1,7 @@
-"""Functions of one element: how torch runs each, and which calls and modules become it.
+"""Elementwise functions: how torch runs each, and which calls and modules become it.
 
-Adding one takes a row here and a row in the core's table of operations. A row's attributes have the
-names that torch gives the arguments and the module's attributes.
+To add one, add a row here and a row in the core's table of operations. A row's attributes have the
+names of torch's arguments and of the module's attributes.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ def _never(attrs: Attrs) -> bool:
 
 @dataclass(frozen=True)
 class ScalarFunction:
-    """One operation.
+    """How torch runs one elementwise operation, and what becomes it.
 
     Attributes
     ----------
     function
-        Torch's function of a tensor and the attributes, in order: what a network runs, and what the
-        conversion evaluates to find integer thresholds.
+        Torch's function of a tensor and the attributes, in order. A network runs it, and the
+        conversion evaluates it to find integer thresholds.
     calls
-        Functions and operators that become it; ``inplace`` is known to all.
+        Functions and operators that become it; all of them accept ``inplace``.
     modules
         Module classes that become it.
     methods
         Tensor methods that become it.
     attrs
-        Name and default of every attribute; None where it has to be given.
+        Attribute → default; None if it must be given.
     nondecreasing
-        Attributes → whether it never decreases.
+        Attributes → whether the function is nondecreasing.
     """
 
     function: Callable[..., Any]
@@ -65,7 +65,7 @@ class ScalarFunction:
     nondecreasing: Callable[[Attrs], bool] = _never
 
     def bind(self, node: Node, tensors: Mapping[str, torch.Tensor]) -> Callable[..., Any]:
-        """Return a node's function of its input."""
+        """Return the function of a node's input."""
         if not self.attrs:
             return self.function
         values = [node.attrs[name] for name in self.attrs]
@@ -77,9 +77,9 @@ def _plain(
     *modules: type[nn.Module],
     also: tuple[Any, ...] = (),
     methods: tuple[str, ...] = (),
-    rises: bool = False,
+    nondecreasing: bool = False,
 ) -> ScalarFunction:
-    """Describe a function without attributes: torch's own, in place, as aten's operator, and as a method."""
+    """Describe a function without attributes, in all of its forms in torch."""
     name = function.__name__
     spaces = (torch, functional, torch.special)
     in_place = [getattr(space, f"{name}_") for space in spaces if hasattr(space, f"{name}_")]
@@ -91,7 +91,7 @@ def _plain(
         tuple(calls),
         modules,
         (*own, *methods),
-        nondecreasing=_always if rises else _never,
+        nondecreasing=_always if nondecreasing else _never,
     )
 
 
@@ -134,7 +134,7 @@ SCALARS: dict[str, ScalarFunction] = {
         (functional.hardswish, _aten.hardswish.default, _aten.hardswish_.default),
         (nn.Hardswish,),
     ),
-    "hardsigmoid": _plain(functional.hardsigmoid, nn.Hardsigmoid, rises=True),
+    "hardsigmoid": _plain(functional.hardsigmoid, nn.Hardsigmoid, nondecreasing=True),
     "clamp_min": ScalarFunction(
         torch.clamp_min,
         (torch.clamp_min, torch.clamp_min_, _aten.clamp_min.default, _aten.clamp_min_.default),
@@ -182,7 +182,9 @@ def _emit(ctx: Lowering, op: str, input: Any, values: tuple[Any, ...], named: At
     name, defaults = ctx.value(input), SCALARS[op].attrs
     attrs = {**defaults, **dict(zip(defaults, values, strict=False)), **named}
     if len(values) > len(defaults) or set(attrs) != set(defaults):
-        raise TypeError(f"{op}: arguments that it does not have")
+        raise TypeError(
+            f"{op}: expected the arguments {list(defaults)}, got {values} and {list(named)}"
+        )
     if name is None or not all(
         isinstance(v, (int, float)) and math.isfinite(v) for v in attrs.values()
     ):
@@ -220,7 +222,7 @@ def _module(op: str) -> Row:
 
 
 def clamp(ctx: Lowering, input: Any, min: Any = None, max: Any = None) -> Ref | None:
-    """``clamp`` and ``clip`` with numbers, of which one may be absent."""
+    """Lower ``clamp`` and ``clip`` with numbers; one of them may be absent."""
     if min is None:
         return _emit(ctx, "clamp_max", input, (max,), {})
     if max is None:
@@ -229,7 +231,7 @@ def clamp(ctx: Lowering, input: Any, min: Any = None, max: Any = None) -> Ref | 
     return _emit(ctx, "hardtanh", input, (min, max), {}) if both else None
 
 
-#: Powers that torch computes as functions of their own.
+#: Exponents for which torch computes another function.
 _POWERS: tuple[tuple[float, Any], ...] = (
     (2, torch.square),
     (0.5, torch.sqrt),
@@ -239,7 +241,7 @@ _POWERS: tuple[tuple[float, Any], ...] = (
 
 
 def _power(exponent: Any) -> str | None:
-    """Which operation a power is."""
+    """Return the operation that a power becomes, or None."""
     found = [
         f.__name__
         for value, f in _POWERS
@@ -249,7 +251,7 @@ def _power(exponent: Any) -> str | None:
 
 
 def power(ctx: Lowering, input: Any, exponent: Any) -> Ref | None:
-    """``x ** 2`` and other powers that are a function of their own."""
+    """Lower ``x ** 2`` and other powers that torch computes as another function."""
     op, name = _power(exponent), ctx.value(input)
     if exponent == 1 and not isinstance(exponent, bool) and name is not None:
         return Ref(name)
@@ -257,7 +259,7 @@ def power(ctx: Lowering, input: Any, exponent: Any) -> Ref | None:
 
 
 def gelu(ctx: Lowering, input: Any, *, approximate: Any = "none") -> Ref | None:
-    """Both kinds of GELU."""
+    """Lower GELU, exact or with the tanh approximation."""
     if approximate not in ("none", "tanh"):
         return None
     return _emit(ctx, "gelu" if approximate == "none" else "gelu_tanh", input, (), {})

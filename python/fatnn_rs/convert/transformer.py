@@ -1,8 +1,7 @@
-"""What torch's encoder layers compute without masks, free of the branches that torch.fx cannot trace.
+"""Forward functions of torch's encoder layers without masks, which torch.fx can trace.
 
-Their ``forward`` asks shapes and devices for whether a fused path may be taken. With quantized
-layers inside none is (:mod:`fatnn_rs.nn.fused`), and what remains is here, call by call in torch's
-order.
+Torch's own ``forward`` branches on shapes and devices to choose a fused path. Quantized layers take
+no fused path (:mod:`fatnn_rs.nn.fused`). The remaining calls are here, in torch's order.
 """
 
 from __future__ import annotations
@@ -14,20 +13,20 @@ from torch import nn
 
 from fatnn_rs.nn.attention import QuantizedAttention, attend
 
-__all__ = ["plain_forward", "plain_root"]
+__all__ = ["unmasked_forward", "unmasked_root"]
 
 Forward = Callable[..., Any]
 
 
-def plain_forward(module: nn.Module, forward: Forward) -> Forward:
-    """Return a module's forward, or what it is without masks."""
-    plain: Forward
+def unmasked_forward(module: nn.Module, forward: Forward) -> Forward:
+    """Return a forward that takes the traceable path if a call has no mask."""
+    unmasked: Forward
     if isinstance(module, QuantizedAttention):
         return _attention(module, forward)
     if type(module) is nn.TransformerEncoderLayer:
-        plain = _layer
+        unmasked = _layer
     elif type(module) is nn.TransformerEncoder:
-        plain = _encoder
+        unmasked = _encoder
     else:
         return forward
 
@@ -35,7 +34,7 @@ def plain_forward(module: nn.Module, forward: Forward) -> Forward:
         masked = any(
             value is not None and value is not False for value in (*args, *kwargs.values())
         )
-        return forward(src, *args, **kwargs) if masked else plain(module, src)
+        return forward(src, *args, **kwargs) if masked else unmasked(module, src)
 
     return run
 
@@ -59,8 +58,8 @@ def _attention(module: Any, forward: Forward) -> Forward:
     return run
 
 
-class _PlainLayer(nn.TransformerEncoderLayer):
-    """A layer that is traced itself, not called by another module."""
+class _UnmaskedLayer(nn.TransformerEncoderLayer):
+    """An encoder layer that is itself the traced root."""
 
     def forward(
         self,
@@ -72,8 +71,8 @@ class _PlainLayer(nn.TransformerEncoderLayer):
         return _layer(self, src)
 
 
-class _PlainEncoder(nn.TransformerEncoder):
-    """Likewise."""
+class _UnmaskedEncoder(nn.TransformerEncoder):
+    """An encoder that is itself the traced root."""
 
     def forward(
         self, src: Any, mask: Any = None, src_key_padding_mask: Any = None, is_causal: Any = None
@@ -81,16 +80,16 @@ class _PlainEncoder(nn.TransformerEncoder):
         return _encoder(self, src)
 
 
-def plain_root(module: nn.Module, constants: Mapping[str, Any]) -> None:
-    """Let a module that is about to be traced compute what it does without masks, if it has none."""
+def unmasked_root(module: nn.Module, constants: Mapping[str, Any]) -> None:
+    """Give a root module the traceable forward, if its constant arguments hold no mask."""
     if any(value is not None and value is not False for value in constants.values()):
         return
-    for kind, plain in (
-        (nn.TransformerEncoderLayer, _PlainLayer),
-        (nn.TransformerEncoder, _PlainEncoder),
+    for kind, unmasked in (
+        (nn.TransformerEncoderLayer, _UnmaskedLayer),
+        (nn.TransformerEncoder, _UnmaskedEncoder),
     ):
         if type(module) is kind and len(constants) == 3:
-            module.__class__ = plain
+            module.__class__ = unmasked
 
 
 def _layer(layer: Any, x: Any) -> Any:

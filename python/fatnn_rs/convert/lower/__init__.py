@@ -1,9 +1,11 @@
-"""From a captured torch.fx graph to our own graph.
+"""Lower a captured torch.fx graph to a :class:`~fatnn_rs.convert.graph.Graph`.
 
-:mod:`.lowering` walks the graph; :mod:`.modules`, :mod:`.functions`, :mod:`.rearrange` and :mod:`.reductions`
-have a row for each module class, function and tensor method that becomes an operation.
+:mod:`.walk` visits the calls and :mod:`.lowering` holds the state. The tables of :mod:`.modules`
+and :mod:`.functions` have a row for each module class, function and tensor method that becomes an
+operation. The rows live in one module per subject.
 """
 
-from fatnn_rs.convert.lower.lowering import Lowering, Row, lower
+from fatnn_rs.convert.lower.lowering import Lowering, Row
+from fatnn_rs.convert.lower.walk import lower
 
 __all__ = ["Lowering", "Row", "lower"]

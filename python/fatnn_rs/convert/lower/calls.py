@@ -1,4 +1,4 @@
-"""What a captured node calls, and copies of the model's modules to call in its place."""
+"""The function that a captured node calls, and copies of the model's modules to call instead."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Method:
         self.name = name
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """Call it."""
+        """Call the method on ``x``."""
         return getattr(x, self.name)(*args, **kwargs)
 
 
 def attention_call(layer: nn.Module) -> Callable[..., Any]:
-    """Call torch's attention with the arguments of its marker."""
+    """Return a function that calls torch's attention with the arguments of its marker op."""
 
     def call(
         q: Any, k: Any, v: Any, padding: Any, mask: Any, weights: Any, causal: Any, _: Any
@@ -37,20 +37,20 @@ def attention_call(layer: nn.Module) -> Callable[..., Any]:
 
 
 def target_name(node: fx.Node) -> str:
-    """Name what a node calls, for reports."""
+    """Return the name of what a node calls, for reports."""
     if node.op == "call_method":
         return f"Tensor.{node.target}"
     return str(getattr(node.target, "__name__", node.target))
 
 
 def clean_copy(module: nn.Module) -> nn.Module:
-    """Copy a module, without gradients and held weights."""
+    """Copy a module in eval mode, without gradients and cached weights."""
     for layer in module.modules():
         if isinstance(layer, QuantizedLayer):
-            layer.latent_weight()  # what a hook computed with a gradient cannot be copied
+            layer.latent_weight()  # a weight that a hook computed with a gradient cannot be copied
     copied = copy.deepcopy(module).eval()
     for parameter in copied.parameters():
-        # It still requires one: without, torch runs its recurrent layers on another path.
+        # requires_grad stays on: without it torch runs recurrent layers by another path.
         parameter.grad = None
     for layer in copied.modules():
         if isinstance(layer, TernaryLayer):

@@ -1,4 +1,4 @@
-"""Values that depend on sizes only, as nodes of the graph: made as soon as something else reads them."""
+"""Nodes for values that depend only on sizes; each is added when something else first reads it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["fold", "is_folded", "with_numbers"]
 
 
 def fold(ctx: Lowering, node: fx.Node) -> bool:
-    """Make a computed node a value of the graph; whether it could be."""
+    """Add a constant for a computed node; return whether that was possible."""
     if node not in ctx.folding.values:
         return False
     key = (node, ctx.folding.version(node))
@@ -28,7 +28,7 @@ def fold(ctx: Lowering, node: fx.Node) -> bool:
         ctx.folded[key] = _constant(ctx, found)
         ctx.node, ctx.layer = current, layer
         sources = [ctx.env.get(source) for source in ctx.folding.sources[node]]
-        ctx.of_one_size += [source.name for source in sources if isinstance(source, Ref)]
+        ctx.fixed_size_values += [source.name for source in sources if isinstance(source, Ref)]
     ctx.env[node] = ctx.folded[key]
     return True
 
@@ -63,7 +63,7 @@ def _constant(ctx: Lowering, found: Fixed | Repeated) -> Ref:
 
 
 def is_folded(ctx: Lowering, node: fx.Node) -> bool:
-    """Whether a computed node needs no lowering: it is a constant, or writes into constants only."""
+    """Whether a computed node needs no lowering: a constant, or a write into constants only."""
     if ctx.seen(node).writes:
         written = [n for n in node.all_input_nodes if ctx.seen(n).memory & ctx.seen(node).writes]
         return all(ctx.folding.tensor(n) is not None for n in written)
@@ -71,14 +71,14 @@ def is_folded(ctx: Lowering, node: fx.Node) -> bool:
 
 
 def with_numbers(ctx: Lowering, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of a call, with computed sizes as the numbers that they are at the example."""
+    """Return a call's arguments, with computed sizes replaced by the example's numbers."""
 
     def number(argument: fx.Node) -> Any:
         found = ctx.folding.number(argument)
         if found is None:
             return argument
         sources = [ctx.env.get(source) for source in ctx.folding.sources[argument]]
-        ctx.of_one_size += [source.name for source in sources if isinstance(source, Ref)]
+        ctx.fixed_size_values += [source.name for source in sources if isinstance(source, Ref)]
         return found
 
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), number)

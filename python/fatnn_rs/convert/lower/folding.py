@@ -1,8 +1,8 @@
-"""Values of a captured graph that depend on sizes only: positions, masks of positions, tables of indices.
+"""Fold values that depend only on sizes, such as positions, position masks and index tables.
 
-They become constants. A batch that stays free is part of such sizes: everything is computed at two
-batch sizes, and what is equal but for the first dimension, along which it repeats, is a constant
-that follows the batch. Sizes behind the batch are the example's, and the inputs are held to them.
+They become constants. If the batch size is free, each value is computed at two batch sizes. A value
+that only repeats along its first dimension becomes one sample, which is repeated for every batch.
+Sizes after the batch are the example's, and the inputs are then fixed to them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fatnn_rs.convert.record import TensorMeta
 
 __all__ = ["PLAIN", "Fixed", "Folding", "Repeated"]
 
-#: Types of tensors that the engine may have, as graphs name them.
+#: Dtypes that the engine has → their names in graphs.
 PLAIN: dict[torch.dtype, str] = {
     torch.float32: "float32",
     torch.int32: "int32",
@@ -30,20 +30,20 @@ PLAIN: dict[torch.dtype, str] = {
 
 _aten = torch.ops.aten
 
-#: Most elements of a constant that is made here; more stay a computation.
-_MOST = 1 << 24
+#: Maximum number of elements of a folded constant; larger values stay a computation.
+_MAX_ELEMENTS = 1 << 24
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """The same in every run."""
+    """A value that is the same in every run."""
 
     value: Tensor
 
 
 @dataclass(frozen=True)
 class Repeated:
-    """One sample's value, repeated along the first dimension for every sample of the batch."""
+    """The value of one sample, repeated along the first dimension for every sample of the batch."""
 
     sample: Tensor
 
@@ -52,8 +52,8 @@ def _tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-def _by_chance(node: fx.Node) -> bool:
-    """Whether a call may give other values next time: random numbers, memory that nobody filled."""
+def _is_random(node: fx.Node) -> bool:
+    """Whether a call may give other values next time: random or uninitialised ones."""
     tags = getattr(node.target, "tags", ())
     name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
     named = any(part in name for part in ("rand", "dropout", "empty", "bernoulli", "normal_"))
@@ -61,7 +61,7 @@ def _by_chance(node: fx.Node) -> bool:
 
 
 def _size_of(node: fx.Node) -> tuple[fx.Node, int] | None:
-    """Find the tensor and the dimension whose size a node asks for."""
+    """Return the tensor and the dimension whose size a node reads, or None."""
     args: tuple[Any, ...] = node.args
     if node.target in ("size", _aten.sym_size.int) and len(args) == 2:
         found, dim = args
@@ -80,20 +80,20 @@ def _size_of(node: fx.Node) -> tuple[fx.Node, int] | None:
 
 
 class Folding:
-    """Computes what depends on sizes only, node by node in the graph's order.
+    """Computes values that depend only on sizes, node by node in the graph's order.
 
     Parameters
     ----------
     graph
-        The captured one.
+        The captured graph.
     seen
-        What was recorded of it.
+        Node → recorded metadata.
     inputs
-        Placeholders that calls fill.
+        Placeholders of the input tensors.
     fixed
-        Dimensions of the inputs whose sizes are those of the example.
+        Dimensions of the inputs whose sizes are fixed to the example's.
     attribute
-        From a ``get_attr`` node to what it names.
+        Maps a ``get_attr`` node to the attribute that it names.
     """
 
     def __init__(
@@ -108,17 +108,17 @@ class Folding:
         self._inputs = frozenset(inputs)
         sizes = {seen[node].shape[0] for node in inputs if seen[node].shape}
         self._batch = None if 0 in fixed or len(sizes) != 1 else sizes.pop()
-        #: Node → its value at the example's batch, and at another.
+        #: Node → its values at the example's batch size and at one more.
         self.values: dict[fx.Node, tuple[Any, Any]] = {}
-        #: Node → values of the graph on whose sizes it depends.
+        #: Node → the nodes on whose sizes it depends.
         self.sources: dict[fx.Node, frozenset[fx.Node]] = {}
         self._candidates = self._find(graph)
 
     def _find(self, graph: fx.Graph) -> set[fx.Node]:
-        """Nodes that read nothing but parameters and sizes, and whose memory only such nodes write."""
+        """Return nodes that read only parameters and sizes; only such nodes write their memory."""
         nodes = [node for node in graph.nodes if node in self._seen]
         parameters = {m for n in nodes if n.op == "get_attr" for m in self._seen[n].memory}
-        barred = {
+        excluded = {
             number
             for n in nodes
             if self._seen[n].writes & parameters
@@ -127,31 +127,31 @@ class Folding:
         while True:
             found: set[fx.Node] = set()
             for node in nodes:
-                if self._seen[node].memory & barred:
+                if self._seen[node].memory & excluded:
                     continue
                 if node.op == "get_attr" or self._is_size(node) or self._is_call(node, found):
                     found.add(node)
-            more = {
+            written = {
                 number for node in nodes if node not in found for number in self._seen[node].writes
             }
-            if more <= barred:
+            if written <= excluded:
                 return found
-            barred |= more
+            excluded |= written
 
     def _is_call(self, node: fx.Node, known: set[fx.Node]) -> bool:
-        """Whether a node is a call that reads only what is known, and always does the same."""
+        """Whether a node is a deterministic call that reads only known nodes."""
         return (
             node.op in ("call_function", "call_method")
             and getattr(node.target, "namespace", "") != "fatnn_rs"
-            and not _by_chance(node)
+            and not _is_random(node)
             and all(
-                argument in known or argument is self._only_typed(node)
+                argument in known or argument is self._type_source(node)
                 for argument in node.all_input_nodes
             )
         )
 
-    def _only_typed(self, node: fx.Node) -> fx.Node | None:
-        """Find the tensor of which a call that fills a new one takes the type, and the shape at most."""
+    def _type_source(self, node: fx.Node) -> fx.Node | None:
+        """Return the tensor whose dtype and shape ``zeros_like`` and others take, or None."""
         name = str(
             node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
         )
@@ -165,7 +165,7 @@ class Folding:
         return source if like and (self._batch is None or source in self._inputs) else None
 
     def _sample(self, node: fx.Node, extra: int) -> Tensor:
-        """Make a tensor of a value's type and shape, at a batch that is larger by ``extra``."""
+        """Return zeros of a value's dtype and shape, with a batch that is larger by ``extra``."""
         seen = self._seen[node]
         first = [size + extra for size in seen.shape[:1]]
         return torch.zeros(()).to(seen.dtype).expand(*first, *seen.shape[1:])
@@ -181,7 +181,7 @@ class Folding:
         return dim % len(shape) > 0 or self._batch is None or source in self._inputs
 
     def compute(self, node: fx.Node) -> bool:
-        """Compute a node, if it can be; whether it was."""
+        """Compute a node if possible; return whether it was computed."""
         if node not in self._candidates:
             return False
         if node.op == "get_attr":
@@ -198,7 +198,7 @@ class Folding:
             self.values[node] = (size, size + 1 if first else size)
             self.sources[node] = frozenset() if first else frozenset((source,))
             return True
-        typed = self._only_typed(node)
+        typed = self._type_source(node)
         if typed in self.values:
             typed = None
         read = [argument for argument in node.all_input_nodes if argument is not typed]
@@ -215,9 +215,9 @@ class Folding:
                     results.append(getattr(args[0], str(node.target))(*args[1:], **kwargs))
                 else:
                     results.append(node.target(*args, **kwargs))  # type: ignore[operator]
-            except Exception:  # sizes that do not fit at another batch
+            except Exception:  # the sizes do not fit at the other batch size
                 return False
-            if sum(x.numel() for x in _tensors(results[-1])) > _MOST:
+            if sum(x.numel() for x in _tensors(results[-1])) > _MAX_ELEMENTS:
                 return False
         self.values[node] = (results[0], results[1])
         sources = frozenset[fx.Node]().union(*(self.sources[argument] for argument in read))
@@ -226,7 +226,7 @@ class Folding:
         return True
 
     def tensor(self, node: fx.Node) -> Fixed | Repeated | None:
-        """Say what a computed node's tensor is in every run, as it is now."""
+        """Return what the current value of a computed node is in every run; None if it varies."""
         one, other = self.values[node]
         if not isinstance(one, Tensor) or not isinstance(other, Tensor):
             return None
@@ -244,8 +244,8 @@ class Folding:
         same = all(_same(x, sample.expand_as(x)) for x in (one, other))
         return Repeated(sample) if same else None
 
-    def counts_samples(self, node: Any) -> int | None:
-        """Rank of a value that is the number of each sample along its first dimension, or None."""
+    def rank_of_sample_numbers(self, node: Any) -> int | None:
+        """Return the rank of a value that numbers the samples of a batch from 0, or None."""
         if not isinstance(node, fx.Node) or node not in self.values or self._batch is None:
             return None
         for value, batch in zip(self.values[node], (self._batch, self._batch + 1), strict=True):
@@ -258,7 +258,7 @@ class Folding:
         return int(self.values[node][0].dim())
 
     def number(self, node: Any) -> int | float | bool | None:
-        """Return a computed number that does not depend on the batch, else None."""
+        """Return a computed number that does not depend on the batch, or None."""
         one, other = (
             self.values.get(node, (None, None)) if isinstance(node, fx.Node) else (None, None)
         )
@@ -266,13 +266,13 @@ class Folding:
         return one if plain else None
 
     def version(self, node: fx.Node) -> int:
-        """Count the writes into a computed tensor's memory so far."""
+        """Return the number of writes into a computed tensor's memory so far."""
         value = self.values[node][0]
         return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether tensors have the same elements, of NaN and of zeros with their signs, too."""
+    """Whether tensors have the same dtype and bits, including NaN and the signs of zeros."""
     if a.dtype != b.dtype:
         return False
     if a is b or not a.is_floating_point():

@@ -1,7 +1,7 @@
-"""How functions and tensor methods are lowered: one row each, with torch's own signature.
+"""Rows for functions and tensor methods, with torch's own signatures.
 
-A row returns the graph's value, or None where it cannot take the call as it is (another dtype, an
-argument it does not know, a shape it cannot vouch for); the call then stays in torch.
+A row returns the new value, or None if it cannot lower the call: an unsupported dtype, an argument
+that it does not know, or a shape that may vary. Such a call stays in torch.
 """
 
 from __future__ import annotations
@@ -16,46 +16,56 @@ from torch.nn import functional
 
 from fatnn_rs.convert import scalar
 from fatnn_rs.convert.graph import Ref
-from fatnn_rs.convert.lower import masks, products, rearrange, reductions, spatial
+from fatnn_rs.convert.lower import (
+    attention,
+    masks,
+    normalization,
+    products,
+    rearrange,
+    reductions,
+    slicing,
+    spatial,
+    transposed,
+)
 from fatnn_rs.convert.lower.lowering import PLAIN, Lowering, Row
 
 __all__ = ["FUNCTIONS", "METHODS", "NAMED"]
 
 
 def identity(ctx: Lowering, input: Any) -> Ref | None:
-    """Pass on what changes nothing in eval mode: the value itself."""
+    """Return the input: the call changes nothing in eval mode."""
     name = ctx.plain(input)
     return None if name is None else Ref(name)
 
 
 def copied(ctx: Lowering, input: Any, *, memory_format: Any = None) -> Ref | None:
-    """Pass on a copy: functions cannot tell it from what is copied."""
+    """Return the input for a copy: no operation of a graph writes into its inputs."""
     return identity(ctx, input)
 
 
 def dropout(
     ctx: Lowering, input: Any, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> Ref | None:
-    """Dropout that is switched off."""
+    """Dropout, if switched off."""
     return identity(ctx, input) if training is False else None
 
 
-def quiet_dropout(
+def alpha_dropout(
     ctx: Lowering, input: Any, p: float = 0.5, training: bool = False, inplace: bool = False
 ) -> Any:
-    """Alpha dropout, which is off where nobody says."""
+    """Alpha dropout, which is off by default."""
     return dropout(ctx, input, p, training, inplace)
 
 
 def stochastic_depth(
     ctx: Lowering, input: Any, p: Any, mode: Any, training: Any = True
 ) -> Ref | None:
-    """Torchvision's layers that are left out by chance, switched off."""
+    """Torchvision's stochastic depth, if switched off."""
     return identity(ctx, input) if training is False or p == 0 else None
 
 
 def arithmetic(op: str, swapped: bool = False) -> Row:
-    """Lower ``a ∘ b``, of which one may be a number; ``swapped``: the arguments are b and a."""
+    """Lower a binary operation; one operand may be a number. ``swapped`` exchanges the operands."""
 
     def row(
         ctx: Lowering, input: Any, other: Any, *, alpha: Any = 1, rounding_mode: Any = None
@@ -98,7 +108,7 @@ def flatten(ctx: Lowering, input: Any, start_dim: Any = 0, end_dim: Any = -1) ->
 def pad(
     ctx: Lowering, input: Any, pad: Any, mode: str = "constant", value: Any = None
 ) -> Ref | None:
-    """Pad by constants, reflection, replication or wrapping."""
+    """Pad with a constant, by reflection, replication or wrapping."""
     name = ctx.value(input)
     if (
         name is None
@@ -128,7 +138,7 @@ def _batched(ctx: Lowering, input: Any, dims: int) -> str | None:
 
 
 def max_pool(dims: int) -> Row:
-    """Max-pooling over ``dims`` dimensions."""
+    """Lower max pooling over ``dims`` dimensions."""
 
     def row(
         ctx: Lowering,
@@ -158,7 +168,7 @@ def max_pool(dims: int) -> Row:
 
 
 def avg_pool(dims: int) -> Row:
-    """Average pooling over ``dims`` dimensions."""
+    """Lower average pooling over ``dims`` dimensions."""
 
     def row(
         ctx: Lowering,
@@ -191,7 +201,7 @@ def avg_pool(dims: int) -> Row:
 
 
 def adaptive_avg_pool(dims: int) -> Row:
-    """Adaptive average pooling over ``dims`` dimensions."""
+    """Lower adaptive average pooling over ``dims`` dimensions."""
 
     def row(ctx: Lowering, input: Any, output_size: Any) -> Ref | None:
         name = _batched(ctx, input, dims)
@@ -228,7 +238,7 @@ _OPERATORS = (("add", "add"), ("sub", "sub"), ("mul", "mul"), ("truediv", "div")
 
 
 def _arithmetic_calls() -> dict[Any, Row]:
-    """Rows of Python's operators, torch's functions and aten's operators."""
+    """Return the rows of Python's operators, torch's functions and aten's operators."""
     found: dict[Any, Row] = {getattr(torch, name): arithmetic(op) for name, op in _ARITHMETIC}
     for python, op in _OPERATORS:
         row = arithmetic(op)
@@ -254,17 +264,21 @@ NAMED: dict[tuple[str, str], Row] = {
 FUNCTIONS: dict[Any, Row] = {
     **scalar.FUNCTIONS,
     **rearrange.FUNCTIONS,
+    **slicing.FUNCTIONS,
     **reductions.FUNCTIONS,
+    **normalization.FUNCTIONS,
+    **attention.FUNCTIONS,
     **masks.FUNCTIONS,
     **products.FUNCTIONS,
     **spatial.FUNCTIONS,
+    **transposed.FUNCTIONS,
     **_arithmetic_calls(),
     functional.dropout: dropout,
     functional.dropout1d: dropout,
     functional.dropout2d: dropout,
     functional.dropout3d: dropout,
-    functional.alpha_dropout: quiet_dropout,
-    functional.feature_alpha_dropout: quiet_dropout,
+    functional.alpha_dropout: alpha_dropout,
+    functional.feature_alpha_dropout: alpha_dropout,
     torch.flatten: flatten,
     functional.pad: pad,
     functional.max_pool1d: max_pool(1),
@@ -294,6 +308,7 @@ FUNCTIONS: dict[Any, Row] = {
 METHODS: dict[str, Row] = {
     **scalar.METHODS,
     **rearrange.METHODS,
+    **slicing.METHODS,
     **reductions.METHODS,
     **masks.METHODS,
     **products.METHODS,

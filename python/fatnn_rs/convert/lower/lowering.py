@@ -1,15 +1,11 @@
-"""From a captured torch.fx graph to our own :class:`~fatnn_rs.convert.graph.Graph`.
+"""The context of a lowering: what rows read of the captured graph, and how they add nodes.
 
-Every call is looked up in three tables: modules by class, functions, and tensor methods by name
-(:mod:`fatnn_rs.convert.lower.modules`, :mod:`fatnn_rs.convert.lower.functions`). A row either emits
-nodes or declines; what no row takes becomes a ``torch`` node that calls the original in its place.
-Operations that write into their arguments become functions: every later reading of the memory they
-change reads their result (:mod:`fatnn_rs.convert.mutation`).
+A row is a function that lowers one kind of call. It adds nodes to the new
+:class:`~fatnn_rs.convert.graph.Graph` and returns their result, or it declines with None.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,47 +14,31 @@ from torch import Tensor, fx, nn
 
 from fatnn_rs.convert.capture import Captured
 from fatnn_rs.convert.graph import Dtype, Graph, Node, NodeIndex, Ref, refs, unused_name
-from fatnn_rs.convert.lower.calls import (
-    Method,
-    attention_call,
-    clean_copy,
-    has_hooks,
-    target_name,
-)
-from fatnn_rs.convert.lower.constants import fold, is_folded, with_numbers
+from fatnn_rs.convert.lower.calls import Method, attention_call, clean_copy
 from fatnn_rs.convert.lower.folding import PLAIN, Folding
-from fatnn_rs.convert.lower.held import (
-    NO_LIMIT,
-    find_channels,
-    hold,
-    hold_formats,
-    hold_sizes,
-)
 from fatnn_rs.convert.mutation import Aliases
 from fatnn_rs.convert.record import TensorMeta
-from fatnn_rs.convert.structure import fill
-from fatnn_rs.errors import ConversionError
-from fatnn_rs.nn import QuantizedLayer
 from fatnn_rs.operations import form_of
-from fatnn_rs.replica import patched_methods
-from fatnn_rs.report import RULES, declined
+from fatnn_rs.report import RULES
 
-__all__ = ["PLAIN", "Lowering", "Row", "lower"]
+__all__ = ["PLAIN", "Lowering", "Row", "attribute_of", "fx_nodes"]
 
-#: Emits nodes for one call and returns their result, or declines with None.
+
+#: Lowers one call: adds nodes and returns their result, or declines with None.
 Row = Callable[..., Any]
+
 
 _NOTHING = TensorMeta()
 
 
 class Lowering:
-    """The state of one lowering: what rows read and emit."""
+    """The state of one lowering."""
 
     def __init__(self, captured: Captured) -> None:
         self.captured = captured
         self.graph = Graph(notes=list(captured.notes), arguments=captured.arguments)
         self.env: dict[fx.Node, Any] = {}
-        #: Name of a value → its type.
+        #: Value name → dtype.
         self.types: dict[str, Dtype] = {}
         placeholders = {n.name: n for n in captured.graph.nodes if n.op == "placeholder"}
         self.folding = Folding(
@@ -66,57 +46,57 @@ class Lowering:
             captured.seen,
             [placeholders[name] for name in captured.inputs],
             captured.fixed,
-            lambda node: _attribute(captured.root, str(node.target)),
+            lambda node: attribute_of(captured.root, str(node.target)),
         )
         self.folded: dict[tuple[fx.Node, int], Ref] = {}
         self.node: fx.Node
         self.layer = ""
-        #: Values whose sizes behind the batch forward takes to be the example's: ``x.view(-1, 400)``.
-        self.of_one_size: list[str] = []
-        #: Placeholder → name of the input.
+        #: Values whose sizes after the batch must be the example's, as in ``x.view(-1, 400)``.
+        self.fixed_size_values: list[str] = []
+        #: Placeholder → input name.
         self.inputs: dict[fx.Node, str] = {}
-        #: Whether a call became a function that writes into a copy.
+        #: Whether some call became a function that writes into a copy.
         self.writes = False
         self.aliases = Aliases(captured.graph, captured.seen, self.call_of)
-        #: Name → node, of those emitted so far.
+        #: Returns name → node for the nodes added so far.
         self.index = NodeIndex(self.graph).nodes
 
     def seen(self, value: Any) -> TensorMeta:
-        """Say what a value was at the example inputs."""
+        """Return the recorded metadata of a value for the example inputs."""
         return self.captured.seen.get(value, _NOTHING) if isinstance(value, fx.Node) else _NOTHING
 
     def shape(self, value: Any) -> tuple[int, ...]:
-        """Shape of a value at the example inputs."""
+        """Return the shape of a value for the example inputs."""
         return self.seen(value).shape
 
     def value(self, argument: Any) -> str | None:
-        """Name of the float32 tensor that an argument is in the graph, or None for anything else."""
+        """Return the value name of a float32 tensor argument, or None."""
         if not isinstance(argument, fx.Node) or self.seen(argument).dtype != torch.float32:
             return None
         ref = self.env.get(argument)
         return ref.name if isinstance(ref, Ref) else None
 
     def plain(self, argument: Any) -> str | None:
-        """Name of the tensor of floats, integers or truth values that an argument is, or None."""
+        """Return the value name of a tensor argument whose dtype the engine has, or None."""
         if not isinstance(argument, fx.Node) or self.seen(argument).dtype not in PLAIN:
             return None
         ref = self.env.get(argument)
         return ref.name if isinstance(ref, Ref) else None
 
     def dtype(self, value: Any) -> str | None:
-        """Type of a value that the engine may have, as graphs name it, or None."""
+        """Return the graph's name for a value's dtype, or None if the engine lacks the dtype."""
         return PLAIN.get(self.seen(value).dtype)  # type: ignore[arg-type]
 
     def constant(self, value: Any) -> Tensor | None:
-        """Return the tensor that an argument is in every run, or None."""
+        """Return the tensor of a constant argument, or None if the argument is not constant."""
         ref = self.env.get(value) if isinstance(value, fx.Node) else None
         node = self.index().get(ref.name) if isinstance(ref, Ref) else None
         return None if node is None or node.op != "constant" else self.graph.tensor(node, "value")
 
     def attribute(self, value: Any) -> Any:
-        """Return the model's own parameter, buffer or constant that an argument is, else None."""
+        """Return the model's parameter, buffer or attribute that an argument reads, or None."""
         is_one = isinstance(value, fx.Node) and value.op == "get_attr"
-        return _attribute(self.captured.root, str(value.target)) if is_one else None
+        return attribute_of(self.captured.root, str(value.target)) if is_one else None
 
     def emit(
         self,
@@ -136,15 +116,33 @@ class Lowering:
 
         Parameters
         ----------
+        op
+            Operation name.
+        inputs
+            Names of the values that it reads.
+        attrs
+            Attributes of the operation.
+        tensors
+            Role → weight; None entries are skipped.
         suffix
-            For nodes inside a call that becomes several; the last one has none and carries the
-            call's name.
+            Appended to the call's name, for inner nodes of a call that becomes several nodes. The
+            last node has no suffix.
         shape
-            Of the value; that of the call's result by default.
+            Shape of the value; the shape of the call's result by default.
         dtype
-            Of the value; by default what the operation moves, or floats.
+            Dtype of the value. By default an operation that only moves elements keeps its input's
+            dtype, and any other makes float32.
         dtypes
-            Role → type of weights that are codes.
+            Role → dtype of weights that are codes.
+        note
+            Shown in the report.
+        call
+            The function that a ``torch`` node calls.
+
+        Returns
+        -------
+        Ref
+            The new node's value.
         """
         name = unused_name(self.node.name + suffix, self.index())
         if dtype is None:
@@ -181,11 +179,11 @@ class Lowering:
     ) -> Ref:
         """Add a node that calls torch (or the user's code) as the model did.
 
-        ``rule`` is a key of :data:`fatnn_rs.report.RULES`, ``note`` the reason in words.
+        ``rule`` is a key of :data:`fatnn_rs.report.RULES`; ``note`` says the reason in words.
         """
         layouts = {
             ref.name: self.seen(argument).layout
-            for argument, ref in ((a, self.env[a]) for a in _fx_nodes((args, kwargs)))
+            for argument, ref in ((a, self.env[a]) for a in fx_nodes((args, kwargs)))
             if isinstance(ref, Ref)
         }
         args, kwargs = self.resolve((tuple(args), dict(kwargs)))
@@ -198,11 +196,11 @@ class Lowering:
         return result
 
     def resolve(self, structure: Any) -> Any:
-        """Express a structure of fx nodes as one of our references and constants."""
+        """Replace fx nodes in a structure by references and constants of the new graph."""
         return fx.node.map_arg(structure, lambda node: self.env[node])
 
     def call_of(self, node: fx.Node) -> Callable[..., Any]:
-        """Return the function that a captured node calls, which shares nothing with the model."""
+        """Return the function that a captured node calls; it shares no memory with the model."""
         if node.op == "call_method":
             return Method(str(node.target))
         if node.op == "call_module":
@@ -216,246 +214,16 @@ class Lowering:
         return node.target
 
 
-def _fx_nodes(structure: Any) -> list[fx.Node]:
+def fx_nodes(structure: Any) -> list[fx.Node]:
+    """Return every fx node in a structure."""
     found: list[fx.Node] = []
     fx.node.map_arg(structure, found.append)
     return found
 
 
-#: Calls that only check something at capture and have no value.
-_ASSERTIONS = frozenset(
-    {
-        "_assert",
-        "_assert_is_none",
-        "_assert_scalar.default",
-        "_assert_async.msg",
-        "_assert_tensor_metadata.default",
-    }
-)
-
-
-def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
-    from fatnn_rs.convert.lower.modules import module_row
-
-    module = ctx.captured.modules[name]
-    ctx.layer = name
-    own = patched_methods(module)
-    row = None if has_hooks(module) or own else module_row(module)
-    if row is not None:
-        try:
-            result: Ref | None = row(ctx, module, *args, **kwargs)
-        except TypeError:
-            result = None  # called with arguments the row does not know
-        if result is not None:
-            return result
-    note = f"{type(module).__name__} is not one of the converted layers"
-    rule = "unknown"
-    if has_hooks(module):
-        rule, note = "module", "has forward hooks"
-    elif own:
-        rule, note = "module", f"its {own[0]} was replaced on the instance"
-    elif isinstance(module, QuantizedLayer):
-        rule, note = "dtype", "its input is no float32 batch"
-    elif row is not None:
-        rule, note = declined(ctx.seen(node).dtype for node in _fx_nodes((args, kwargs)))
-    call = clean_copy(module)
-    return ctx.torch_node(call, args, kwargs, type(module).__name__, note, rule)
-
-
-def _lower_attention(ctx: Lowering, node: fx.Node) -> Any:
-    from fatnn_rs.convert.lower.modules import module_row
-
-    *given, padding, mask, weights, causal, name = node.args
-    ctx.layer = str(name)
-    module = ctx.captured.modules[ctx.layer]
-    row = None if has_hooks(module) else module_row(module)
-    if row is not None:
-        made = row(ctx, module, *given, padding, weights, mask, is_causal=causal)
-        if made is not None:
-            return made
-    return ctx.torch_node(ctx.call_of(node), node.args, {}, type(module).__name__)
-
-
-def _attribute(root: nn.Module, path: str) -> Any:
+def attribute_of(root: nn.Module, path: str) -> Any:
+    """Return the attribute of a module at a dotted path."""
     value: Any = root
     for part in path.split("."):
         value = getattr(value, part)
     return value
-
-
-def _lower_attribute(ctx: Lowering, target: str) -> Any:
-    value = _attribute(ctx.captured.root, target)
-    if not isinstance(value, Tensor):
-        return value
-    ctx.layer = ""
-    if value.dtype in PLAIN:
-        return ctx.emit(
-            "constant",
-            [],
-            {},
-            {"value": value},
-            shape=tuple(value.shape),
-            dtype=PLAIN[value.dtype],
-        )
-    kept = value.detach().clone()
-    return ctx.torch_node(lambda: kept, (), {}, target, rule="constant")
-
-
-def _lower_call(ctx: Lowering, node: fx.Node) -> Any:
-    if node.op == "get_attr":
-        return _lower_attribute(ctx, str(node.target))
-    ctx.layer = ""
-    if not ctx.seen(node).writes and not ctx.seen(node).reshapes:
-        return _lower_function(ctx, node)
-    buffer = ctx.aliases.constant_written(node)
-    if buffer:
-        return _lower_state(ctx, node, buffer)
-    target = ctx.aliases.whole(node)
-    before = len(ctx.graph.nodes)
-    if target is not None:
-        result = _lower_function(ctx, node)
-        if all(made.op != "torch" for made in ctx.graph.nodes[before:]):
-            ctx.aliases.replaced(node)
-            (number,) = ctx.seen(node).writes
-            for alias in (target, *ctx.aliases.read_after(number, node)):
-                ctx.env[alias] = result
-            return result
-        del ctx.graph.nodes[before:]
-    return _lower_write(ctx, node)
-
-
-def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
-    """Lower a call that changes nothing, or what it would be without changing anything."""
-    from fatnn_rs.convert.lower.functions import FUNCTIONS, METHODS, NAMED
-
-    if node.op == "call_module":
-        return _lower_module(ctx, str(node.target), node.args, node.kwargs)
-    if node.target is torch.ops.fatnn_rs.module_call.default:
-        bias = {} if all(node.args[2:]) else {"add_bias": False}
-        return _lower_module(ctx, str(node.args[1]), node.args[:1], bias)
-    if node.target is torch.ops.fatnn_rs.attention_call.default:
-        return _lower_attention(ctx, node)
-    table: Mapping[Any, Row] = METHODS if node.op == "call_method" else FUNCTIONS
-    row = table.get(node.target)
-    if row is None:
-        target: Any = node.target
-        row = NAMED.get((getattr(target, "__module__", ""), getattr(target, "__name__", "")))
-    made: Ref | None = None
-    if row is not None:
-        try:
-            made = row(ctx, *node.args, **node.kwargs)
-            if made is None:
-                held = len(ctx.of_one_size)
-                args, kwargs = with_numbers(ctx, node)
-                if len(ctx.of_one_size) > held or (args, kwargs) != (node.args, node.kwargs):
-                    made = row(ctx, *args, **kwargs)
-                if made is None:
-                    del ctx.of_one_size[held:]
-        except TypeError:
-            made = None  # called with arguments the row does not know
-    if made is not None:
-        return made
-    reads = (ctx.seen(read).dtype for read in node.all_input_nodes)
-    rule, note = ("unknown", "") if row is None else declined(reads)
-    return ctx.torch_node(ctx.call_of(node), node.args, node.kwargs, target_name(node), note, rule)
-
-
-def _lower_write(ctx: Lowering, node: fx.Node) -> Ref:
-    """Lower a call that writes into its arguments, by copying them."""
-    function, inputs, changed = ctx.aliases.rewrite(node)
-    ctx.writes = True
-    whole = ctx.torch_node(function, inputs, {}, target_name(node), rule="write")
-    parts = []
-    for index, (part, suffix) in enumerate(
-        ((node, "_result"), *((alias, f"_{alias.name}") for alias in changed))
-    ):
-        shape, seen = ctx.shape(part), ctx.seen(part)
-        attrs = {"target": "getitem", "layouts": ["any"], "rule": "write"}
-        dtype = str(seen.dtype or torch.float32).removeprefix("torch.")
-        item = ctx.emit(
-            "torch",
-            [whole.name],
-            attrs,
-            suffix=suffix,
-            shape=shape,
-            dtype=dtype,
-            call=operator.getitem,
-        )
-        ctx.graph.nodes[-1].arguments = ((Ref(whole.name), index), {})
-        ctx.graph.nodes[-1].note = "" if seen.shape else "no tensor"
-        parts.append(item)
-    for alias, item in zip(changed, parts[1:], strict=True):
-        ctx.env[alias] = item
-    return parts[0]
-
-
-def _lower_state(ctx: Lowering, node: fx.Node, buffer: str) -> None:
-    """Leave out a call that writes into a parameter or buffer, where nobody would see what it wrote."""
-    if ctx.aliases.matters(node):
-        raise ConversionError(
-            f"forward writes into {buffer!r} and computes with it: a converted network keeps nothing from call to "
-            "call; hand what changes in and out as arguments and results, or compute it before"
-        )
-    ctx.graph.notes.append(
-        f"what forward writes into {buffer!r} is left out: no result depends on it"
-    )
-
-
-def lower(captured: Captured) -> Graph:
-    """Lower a captured graph.
-
-    Returns
-    -------
-    Graph
-        With the capture's own ops ``act_quant`` and ``ternary`` still in it; the passes replace
-        them.
-
-    Raises
-    ------
-    ConversionError
-        Where an operation writes into memory in a way that no function expresses.
-    """
-    ctx = Lowering(captured)
-    for node in captured.graph.nodes:
-        ctx.node = node
-        if node.op == "placeholder":
-            if node.name in captured.inputs:
-                seen = ctx.seen(node)
-                ctx.layer = ""
-                fixed = [dim for dim in captured.fixed if dim < len(seen.shape)]
-                attrs: dict[str, Any] = {"fixed": fixed}
-                if captured.batch is not None:
-                    most = NO_LIMIT if captured.batch.most is None else captured.batch.most
-                    attrs["batch"] = [captured.batch.least, most, captured.batch.multiple]
-                ctx.env[node] = ctx.emit(
-                    "input", [], attrs, dtype=str(seen.dtype).removeprefix("torch.")
-                )
-                ctx.inputs[node] = ctx.env[node].name
-            else:
-                ctx.env[node] = None
-        elif node.op == "output":
-            for read in node.all_input_nodes:
-                ctx.node = read
-                fold(ctx, read)
-            break
-        elif getattr(node.target, "__name__", "") in _ASSERTIONS or node.target == "_guards_fn":
-            continue
-        # What depends on sizes only becomes a constant as soon as something else reads it.
-        elif not (ctx.folding.compute(node) and is_folded(ctx, node)):
-            for read in node.all_input_nodes:
-                fold(ctx, read)
-            ctx.env[node] = _lower_call(ctx, node)
-    ctx.graph.outputs = fill(
-        captured.outputs, lambda leaf: ctx.env[leaf] if isinstance(leaf, fx.Node) else leaf
-    )
-    for name in ctx.aliases.inputs_written():
-        ctx.graph.notes.append(
-            f"forward writes into its argument {name!r}; the network leaves the caller's as it is"
-        )
-    if maker := ctx.aliases.depends_on_sizes(ctx.folding.values):
-        hold(ctx.graph, f"{maker!r} is a view or a copy by its size, and forward writes into it")
-    if captured.asks_format or ctx.writes:
-        hold_formats(ctx)
-    find_channels(ctx.graph)
-    hold_sizes(ctx.graph, ctx.of_one_size)
-    return ctx.graph

@@ -1,7 +1,7 @@
-"""How integers and masks are lowered: embeddings, comparisons, logic, choices, conversions.
+"""Integers and masks: embeddings, comparisons, logic, ``where``, conversions.
 
-Operands are brought to the type in which torch computes. Values that depend on sizes only are
-constants by now (:mod:`fatnn_rs.convert.lower.folding`).
+Operands are cast to the dtype in which torch computes. Values that depend only on sizes are already
+constants (:mod:`fatnn_rs.convert.lower.folding`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _aten = torch.ops.aten
 
 
 def cast_to(ctx: Lowering, name: str, dtype: str, shape: tuple[int, ...]) -> str | None:
-    """Name of a value as another type; None where the engine has no such conversion."""
+    """Cast a value; return the new name, or None if the engine has no such cast."""
     found = ctx.types[name]
     if found == dtype:
         return name
@@ -35,7 +35,7 @@ def cast_to(ctx: Lowering, name: str, dtype: str, shape: tuple[int, ...]) -> str
 
 
 def operand(ctx: Lowering, value: Any, dtype: torch.dtype) -> str | None:
-    """Name of a tensor's value as a type, or of a constant for a number."""
+    """Return the name of an operand of ``dtype``: a cast tensor, or a constant for a number."""
     if dtype not in PLAIN:
         return None
     if isinstance(value, (bool, int, float)):
@@ -43,7 +43,7 @@ def operand(ctx: Lowering, value: Any, dtype: torch.dtype) -> str | None:
             return None
         try:
             number = torch.tensor(value, dtype=dtype, device="cpu")
-        except (OverflowError, RuntimeError):  # an integer that the type does not hold
+        except (OverflowError, RuntimeError):  # an integer outside the dtype's range
             return None
         suffix = f"_number_{len(ctx.graph.nodes)}"
         return ctx.emit(
@@ -54,7 +54,7 @@ def operand(ctx: Lowering, value: Any, dtype: torch.dtype) -> str | None:
 
 
 def _operands(ctx: Lowering, values: tuple[Any, ...], dtype: torch.dtype) -> list[str] | None:
-    """Names of all values as one type; nothing is left behind where one cannot be."""
+    """Return the names of all operands cast to one dtype; add no node if one fails."""
     before = len(ctx.graph.nodes)
     names = [operand(ctx, value, dtype) for value in values]
     known = [name for name in names if name is not None]
@@ -64,15 +64,15 @@ def _operands(ctx: Lowering, values: tuple[Any, ...], dtype: torch.dtype) -> lis
     return known
 
 
-def _common(ctx: Lowering, *values: Any) -> torch.dtype | None:
-    """Type in which torch relates values, of which some may be numbers."""
+def _common_dtype(ctx: Lowering, *values: Any) -> torch.dtype | None:
+    """Return the dtype in which torch combines values, some of which may be numbers."""
     samples: list[Any] = []
     for value in values:
         if isinstance(value, fx.Node):
             seen = ctx.seen(value)
             if seen.dtype not in PLAIN:
                 return None
-            # Numbers, and tensors without dimensions, count less than tensors.
+            # In type promotion, numbers and 0-d tensors count less than other tensors.
             samples.append(torch.empty([1] * len(seen.shape), dtype=seen.dtype, device="cpu"))
         elif isinstance(value, (bool, int, float)):
             samples.append(value)
@@ -87,10 +87,10 @@ def _common(ctx: Lowering, *values: Any) -> torch.dtype | None:
 
 
 def compare(op: str, swapped: bool = False) -> Row:
-    """Lower a comparison; ``swapped``: the arguments change places."""
+    """Lower a comparison; ``swapped`` exchanges the operands."""
 
     def row(ctx: Lowering, input: Any, other: Any) -> Ref | None:
-        dtype = _common(ctx, input, other)
+        dtype = _common_dtype(ctx, input, other)
         values = (other, input) if swapped else (input, other)
         names = None if dtype is None else _operands(ctx, values, dtype)
         return None if names is None else ctx.emit(op, names, dtype="bool")
@@ -99,7 +99,7 @@ def compare(op: str, swapped: bool = False) -> Row:
 
 
 def logical(op: str, bitwise: bool) -> Row:
-    """Lower a function of truth values; ``bitwise``: only of masks, for it is another of integers."""
+    """Lower a logical function; with ``bitwise``, only on masks and not on integers."""
 
     def row(ctx: Lowering, *values: Any) -> Ref | None:
         if bitwise and any(
@@ -115,7 +115,7 @@ def logical(op: str, bitwise: bool) -> Row:
 
 
 def where(ctx: Lowering, condition: Any, input: Any, other: Any) -> Ref | None:
-    """Elements of one value or of the other."""
+    """Choose elements of ``input`` or ``other`` by a mask."""
     dtype = ctx.seen(ctx.node).dtype
     if ctx.seen(condition).dtype != torch.bool or dtype not in PLAIN:
         return None
@@ -127,8 +127,8 @@ def where(ctx: Lowering, condition: Any, input: Any, other: Any) -> Ref | None:
     return ctx.emit("where", [mask, *names], dtype=PLAIN[dtype])
 
 
-def additive(ctx: Lowering, mask: Any) -> str | None:
-    """Name of a mask that is added to scores: of truth values, 0 where true and else -inf."""
+def additive_mask(ctx: Lowering, mask: Any) -> str | None:
+    """Return a mask to add to scores; a boolean one becomes 0 if true and -inf if false."""
     name = ctx.plain(mask)
     if name is None or ctx.types[name] in ("float32", "bool"):
         if name is None or ctx.types[name] == "float32":
@@ -148,7 +148,7 @@ def masked_fill(ctx: Lowering, input: Any, mask: Any, value: Any) -> Ref | None:
 
 
 def cast(ctx: Lowering, input: Any, *args: Any, **kwargs: Any) -> Ref | None:
-    """Conversions, by the type that came out: ``x.to(...)``, ``x.float()``, ``x.type_as(y)``."""
+    """``x.to(...)``, ``x.float()``, ``x.type_as(y)``: cast to the dtype of the recorded result."""
     dtype, name = ctx.seen(ctx.node).dtype, ctx.plain(input)
     if name is None or dtype not in PLAIN:
         return None
@@ -160,7 +160,7 @@ def cast(ctx: Lowering, input: Any, *args: Any, **kwargs: Any) -> Ref | None:
 
 
 def cumsum(ctx: Lowering, input: Any, dim: Any, *, dtype: Any = None) -> Ref | None:
-    """Add up integers or truth values; of floats the order of additions would count."""
+    """Cumulative sum of integers or masks; with floats the order of additions would matter."""
     made = ctx.seen(ctx.node).dtype
     if made not in (torch.int32, torch.int64) or not isinstance(dim, int):
         return None
@@ -189,7 +189,13 @@ def embedding(
     scale_grad_by_freq: Any = False,
     sparse: Any = False,
 ) -> Ref | None:
-    """Rows of a constant table. Padding and gradients make no difference in eval mode."""
+    """Look up rows of a constant table. Padding and gradient options change nothing here.
+
+    Raises
+    ------
+    ConversionError
+        If ``max_norm`` is given.
+    """
     if max_norm is not None:
         raise ConversionError(_MAX_NORM.format("embedding"))
     return _embedding(ctx, input, ctx.constant(weight))
@@ -207,8 +213,8 @@ def _aten_embedding(
 
 
 _MAX_NORM = (
-    "{}: max_norm rescales rows of the table while forward runs, and a converted network keeps nothing from call to "
-    "call; rescale the table once (torch.renorm) and set max_norm=None before converting"
+    "{}: max_norm rescales rows of the table during forward, but a converted network keeps no "
+    "state between calls; rescale the table once (torch.renorm) and set max_norm=None before converting"
 )
 
 
@@ -219,14 +225,15 @@ def _embedding_module(ctx: Lowering, module: nn.Embedding, input: Any) -> Ref | 
 
 
 def take(ctx: Lowering, input: Any, indices: Any) -> Ref | None:
-    """``x[samples, positions]``, every sample's elements at the same places, as masks of padding are made.
+    """``x[samples, positions]`` that takes the same range of positions from every sample.
 
-    Samples are numbered along the first dimension of the result, and positions one after the other.
+    Padding masks are indexed in this way. ``samples`` must be 0, 1, 2, ... along the first
+    dimension, and ``positions`` consecutive.
     """
     name, shape = ctx.plain(input), ctx.shape(input)
     if name is None or not isinstance(indices, (tuple, list)) or len(indices) != 2:
         return None
-    rank = ctx.folding.counts_samples(indices[0])
+    rank = ctx.folding.rank_of_sample_numbers(indices[0])
     if rank is None or len(shape) != 2 or not isinstance(indices[1], fx.Node):
         return None
     if indices[1] not in ctx.folding.values:
@@ -245,14 +252,14 @@ def take(ctx: Lowering, input: Any, indices: Any) -> Ref | None:
         suffix = f"_slice_{len(ctx.graph.nodes)}"
         name = ctx.emit("slice", [name], attrs, suffix=suffix, shape=(shape[0], count)).name
     else:
-        ctx.of_one_size.append(name)
+        ctx.fixed_size_values.append(name)
     return ctx.emit("reshape", [name], {"shape": [0, *places.shape[1:]]})
 
 
 def gather(
     ctx: Lowering, input: Any, dim: Any, index: Any, *, sparse_grad: Any = False
 ) -> Ref | None:
-    """Take from a constant whose elements are all the same: that one, wherever indices point."""
+    """Gather from a constant whose elements are all equal: the indices make no difference."""
     found = ctx.folding.tensor(input) if input in ctx.folding.values else None
     value = getattr(found, "value", getattr(found, "sample", None))
     name, shape = ctx.plain(index), ctx.shape(index)
@@ -265,7 +272,7 @@ def gather(
     sample = ctx.emit(
         "constant", [], {}, {"value": first}, suffix=suffix, shape=(), dtype=dtype
     ).name
-    ctx.of_one_size.append(name)
+    ctx.fixed_size_values.append(name)
     return ctx.emit("expand", [sample, name], {"shape": [-2, *shape[1:]]})
 
 

@@ -1,12 +1,17 @@
-"""How products with other names become matrix products: ``einsum``, ``baddbmm``, ``addmm``.
+"""Products: linear layers, convolutions, matrix products, ``einsum``, ``baddbmm``, ``addmm``.
 
-Torch may add in another order than its ``matmul`` does. So a form is taken only where both have the
-same bits on random tensors with the example's shapes and strides; otherwise the call stays in torch.
+Torch runs them unless float layers may run in Rust: their sums have a rounding of their own.
+Weights that a function gets as arguments must be the model's own parameters or buffers.
+
+``einsum``, ``baddbmm`` and ``addmm`` become ``matmul``, where torch may add in another order. So
+both are run on random tensors with the example's shapes and strides, and the call stays in torch if
+any bit differs.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,13 +22,80 @@ from torch.nn import functional
 from fatnn_rs.convert.graph import Ref
 from fatnn_rs.convert.lower.lowering import Lowering, Row
 
-__all__ = ["FUNCTIONS", "METHODS"]
+__all__ = ["FUNCTIONS", "METHODS", "constant_tensors", "layouts"]
 
 _aten = torch.ops.aten
 
 
+def constant_tensors(ctx: Lowering, given: dict[str, Any]) -> dict[str, Tensor | None] | None:
+    """Return constant arguments as tensors by role; None if one is given but not constant."""
+    found = {role: ctx.constant(value) for role, value in given.items()}
+    return (
+        None
+        if any(value is not None and found[role] is None for role, value in given.items())
+        else found
+    )
+
+
+def layouts(ctx: Lowering, *values: Any) -> str:
+    """Return the memory formats of values as the ``layout`` attribute of a node."""
+    return "|".join(ctx.seen(value).layout for value in values)
+
+
+def linear(ctx: Lowering, input: Any, weight: Any, bias: Any = None) -> Ref | None:
+    """Linear layer with constant weights."""
+    name, tensors = ctx.value(input), constant_tensors(ctx, {"weight": weight, "bias": bias})
+    if name is None or tensors is None or tensors["weight"] is None or tensors["weight"].dim() != 2:
+        return None
+    return ctx.emit("linear", [name], {"layout": ctx.seen(input).layout}, tensors)
+
+
+def conv(dims: int) -> Row:
+    """Lower a convolution with constant weights."""
+
+    def row(
+        ctx: Lowering,
+        input: Any,
+        weight: Any,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: Any = 1,
+    ) -> Ref | None:
+        name, tensors = ctx.value(input), constant_tensors(ctx, {"weight": weight, "bias": bias})
+        attrs: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
+        for key, value in attrs.items():
+            values = list(value) if isinstance(value, (tuple, list)) else [value]
+            attrs[key] = values * dims if len(values) == 1 else values
+        numbers = [v for values in attrs.values() for v in values]
+        if (
+            name is None
+            or tensors is None
+            or tensors["weight"] is None
+            or len(ctx.shape(input)) != dims + 2
+        ):
+            return None
+        if not all(isinstance(v, int) for v in (*numbers, groups)) or len(numbers) != 3 * dims:
+            return None
+        layout = ctx.seen(input).layout
+        return ctx.emit(
+            f"conv{dims}d", [name], {**attrs, "groups": groups, "layout": layout}, tensors
+        )
+
+    return row
+
+
+def matmul(ctx: Lowering, input: Any, other: Any) -> Ref | None:
+    """Matrix product, batched or not."""
+    a, b = ctx.value(input), ctx.value(other)
+    if a is None or b is None or min(len(ctx.shape(input)), len(ctx.shape(other))) < 2:
+        return None
+    return ctx.emit("matmul", [a, b], {"layout": layouts(ctx, input, other)})
+
+
 def _samples(ctx: Lowering, values: Sequence[Any]) -> list[Tensor]:
-    """Random tensors in the places in memory that values had at the example."""
+    """Return random tensors with the shapes and strides that values had for the example."""
     generator = torch.Generator("cpu").manual_seed(0)
     made = []
     for value in values:
@@ -31,22 +103,22 @@ def _samples(ctx: Lowering, values: Sequence[Any]) -> list[Tensor]:
         x = torch.empty_strided(seen.shape, seen.geometry[2], dtype=torch.float32, device="cpu")
         if all(stride or size == 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
             x.normal_(generator=generator)
-        else:  # elements that stand for several
+        else:  # a stride of 0: one element of memory for several elements
             x = torch.randn(seen.shape, generator=generator, device="cpu")
         made.append(x)
     return made
 
 
-def _agree(
+def _bitwise_equal(
     ctx: Lowering, values: Sequence[Any], one: Callable[..., Tensor], other: Callable[..., Tensor]
 ) -> bool:
-    """Whether two functions of values have the same bits."""
+    """Whether two functions give the same bits on random tensors like ``values``."""
     samples = _samples(ctx, values)
     return torch.equal(one(*samples), other(*samples))
 
 
 class _Einsum:
-    """A contraction of two operands as reshapings around one matrix product."""
+    """An einsum of two operands as one matrix product between permutations and reshapes."""
 
     def __init__(self, a: str, b: str, out: str) -> None:
         self.a, self.b, self.out = a, b, out
@@ -57,7 +129,7 @@ class _Einsum:
 
     @classmethod
     def parsed(cls, equation: Any) -> _Einsum | None:
-        """From an equation with two operands, without dots, traces, and sums of one operand."""
+        """Parse an equation of two operands; None if it has dots, traces or one-operand sums."""
         text = str(equation).replace(" ", "")
         terms, arrow, out = text.partition("->")
         a, comma, b = terms.partition(",")
@@ -72,7 +144,7 @@ class _Einsum:
         return made
 
     def orders(self) -> tuple[list[int], list[int], list[int]]:
-        """Permutations of both operands and of the result."""
+        """Return the permutations of both operands and of the result."""
         made = [*self.batch, *self.rows, *self.columns]
         return (
             [self.a.index(c) for c in (*self.batch, *self.rows, *self.summed)],
@@ -81,7 +153,7 @@ class _Einsum:
         )
 
     def shapes(self, sizes: dict[str, int]) -> tuple[list[int], list[int], list[int]]:
-        """Shapes of both operands, and of the result before it is permuted, as ``reshape`` takes them."""
+        """Return ``reshape`` arguments: of both operands, and of the result before permuting."""
         batch = [0] * len(self.batch)
         summed = math.prod(sizes[c] for c in self.summed)
         free = [sizes[c] for c in (*self.rows, *self.columns)]
@@ -90,7 +162,7 @@ class _Einsum:
         return [*batch, -1, summed], [*batch, summed, -1], [*batch, *free]
 
 
-def _keep(x: Tensor, shape: list[int]) -> Tensor:
+def _reshaped(x: Tensor, shape: list[int]) -> Tensor:
     return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(shape)])
 
 
@@ -113,10 +185,10 @@ def einsum(ctx: Lowering, equation: Any, *operands: Any, path: Any = None) -> Re
     orders, made = form.orders(), form.shapes(sizes)
 
     def product(a: Tensor, b: Tensor) -> Tensor:
-        a, b = (_keep(x.permute(orders[i]), made[i]) for i, x in enumerate((a, b)))
-        return _keep(torch.matmul(a, b), made[2]).permute(orders[2])
+        a, b = (_reshaped(x.permute(orders[i]), made[i]) for i, x in enumerate((a, b)))
+        return _reshaped(torch.matmul(a, b), made[2]).permute(orders[2])
 
-    if not _agree(ctx, given, lambda a, b: torch.einsum(str(equation), a, b), product):
+    if not _bitwise_equal(ctx, given, lambda a, b: torch.einsum(str(equation), a, b), product):
         return None
     parts: list[str] = []
     for i, name in enumerate(names):
@@ -128,7 +200,7 @@ def einsum(ctx: Lowering, equation: Any, *operands: Any, path: Any = None) -> Re
         ends = [rest, made[0][-1]] if i == 0 else [made[0][-1], rest]
         parts.append(_step(ctx, "reshape", name, {"shape": made[i]}, [*lead, *ends]))
         if len(form.batch) + 2 < len(shape):
-            ctx.of_one_size.append(name)
+            ctx.fixed_size_values.append(name)
     lead = [sizes[c] for c in form.batch]
     ends = [math.prod(sizes[c] for c in group) for group in (form.rows, form.columns)]
     suffix = f"_matmul_{len(ctx.graph.nodes)}"
@@ -140,7 +212,7 @@ def einsum(ctx: Lowering, equation: Any, *operands: Any, path: Any = None) -> Re
 
 
 def _step(ctx: Lowering, op: str, name: str, attrs: dict[str, Any], shape: Sequence[int]) -> str:
-    """Add a node inside a call, unless it changes nothing; its value's name."""
+    """Add an inner node of a call, unless it changes nothing; return its value's name."""
     rank = len(ctx.graph.node(name).shape)
     if op == "permute" and attrs["dims"] == list(range(rank)):
         return name
@@ -161,8 +233,8 @@ def _scaled(ctx: Lowering, name: str, factor: Any, shape: tuple[int, ...]) -> st
     ).name
 
 
-def added(function: Callable[..., Tensor]) -> Row:
-    """``beta * input + alpha * (a @ b)``: ``baddbmm``, ``addmm``."""
+def matmul_add(function: Callable[..., Tensor]) -> Row:
+    """Lower ``baddbmm`` or ``addmm``: ``beta * input + alpha * (a @ b)``."""
 
     def row(
         ctx: Lowering, input: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1
@@ -175,7 +247,7 @@ def added(function: Callable[..., Tensor]) -> Row:
         bias = ctx.constant(input)
         if weight is not None and bias is not None and weight.dim() == 2 and bias.dim() == 1:
             table = weight.t().contiguous()
-            if (alpha, beta) == (1, 1) and _agree(
+            if (alpha, beta) == (1, 1) and _bitwise_equal(
                 ctx,
                 (a,),
                 lambda x: function(bias, x, weight),
@@ -189,7 +261,7 @@ def added(function: Callable[..., Tensor]) -> Row:
             made = made if alpha == 1 else made * alpha
             return (input if beta == 1 else input * beta) + made
 
-        if beta == 0 or not _agree(
+        if beta == 0 or not _bitwise_equal(
             ctx, given, lambda *x: function(*x, beta=beta, alpha=alpha), product
         ):
             return None
@@ -205,17 +277,26 @@ def added(function: Callable[..., Tensor]) -> Row:
 
 #: Functions and operators → row.
 FUNCTIONS: dict[Any, Row] = {
+    functional.linear: linear,
+    _aten.linear.default: linear,
+    functional.conv1d: conv(1),
+    functional.conv2d: conv(2),
+    _aten.conv1d.default: conv(1),
+    _aten.conv2d.default: conv(2),
+    **dict.fromkeys((torch.matmul, torch.bmm, torch.mm, operator.matmul), matmul),
+    **dict.fromkeys((_aten.matmul.default, _aten.bmm.default, _aten.mm.default), matmul),
     torch.einsum: einsum,
     torch.functional.einsum: einsum,
     _aten.einsum.default: einsum,
-    torch.baddbmm: added(torch.baddbmm),
-    _aten.baddbmm.default: added(torch.baddbmm),
-    torch.addmm: added(torch.addmm),
-    _aten.addmm.default: added(torch.addmm),
+    torch.baddbmm: matmul_add(torch.baddbmm),
+    _aten.baddbmm.default: matmul_add(torch.baddbmm),
+    torch.addmm: matmul_add(torch.addmm),
+    _aten.addmm.default: matmul_add(torch.addmm),
 }
 
 #: Tensor methods → row.
 METHODS: dict[str, Row] = {
-    "baddbmm": added(torch.baddbmm),
-    "addmm": added(torch.addmm),
+    **dict.fromkeys(("matmul", "bmm", "mm", "__matmul__"), matmul),
+    "baddbmm": matmul_add(torch.baddbmm),
+    "addmm": matmul_add(torch.addmm),
 }

@@ -80,7 +80,7 @@ def fuse_codes(graph: Graph) -> None:
 
 def _walk(edit: GraphEdit, quantizer: Node) -> _Chain | Node:
     """Return the chain above a quantizer, or the node at which the walk stopped."""
-    nodes = edit.makers
+    nodes = edit.producers
     steps: list[Node] = []
     current = nodes[quantizer.inputs[0]]
     while True:
@@ -90,7 +90,7 @@ def _walk(edit: GraphEdit, quantizer: Node) -> _Chain | Node:
             return _Chain(current, steps[::-1])
         kind = _kind(current)
         if kind not in ("scalar", "channel", "pool", "shape", "select") or (
-            kind == "select" and not maps.moves_onto_codes(edit.makers, current)
+            kind == "select" and not maps.commutes_with_quantizer(edit.producers, current)
         ):
             return current
         steps.append(current)
@@ -175,7 +175,7 @@ def _fuse(edit: GraphEdit, chain: _Chain, quantizer: Node) -> str:
     low, high = accumulator_range(weight, ACT_LEVELS[root.attrs["act"]])
     blocks = next((step for step in chain.steps if step.op == "depth_to_space"), None)
     if blocks is not None:
-        low, high = maps.by_block(low, blocks, False), maps.by_block(high, blocks, True)
+        low, high = maps.reduce_blocks(low, blocks, False), maps.reduce_blocks(high, blocks, True)
     levels = coded_levels(quantizer.attrs["act"])
     monotone = (
         all(_monotone(graph, step) for step in chain.steps) and type(quantizer.call) in _MONOTONE

@@ -1,4 +1,4 @@
-"""A graph while a pass rewrites it: the time of a pass stays linear in the number of nodes."""
+"""Edits of a graph, in time linear in the number of nodes of a pass."""
 
 from __future__ import annotations
 
@@ -10,55 +10,64 @@ __all__ = ["GraphEdit"]
 
 
 class GraphEdit:
-    """Who makes and who reads every value, kept up to date while nodes are replaced.
+    """Producers and readers of every value, kept up to date while nodes are replaced.
 
-    Nodes are replaced in the graph's list only by :meth:`finish`.
+    The graph's list of nodes changes only in :meth:`finish`.
 
     Parameters
     ----------
     graph
-        What is rewritten; nobody else may change its nodes meanwhile.
+        The graph to edit. No other code may change its nodes before :meth:`finish`.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         #: Value → the node that makes it.
-        self.makers = graph.index()
-        #: Value → nodes that read it, once per read; None stands for the outputs.
+        self.producers = graph.index()
+        #: Value → its readers, once per read; None stands for the graph's outputs.
         self.readers = graph.users()
         self._replaced: dict[int, list[Node]] = {}
 
     def only_reader(self, name: str) -> Node | None:
-        """Return the node that reads a value, if there is exactly one read and it is a node's."""
+        """Return the node that reads a value, if it is the only reader; None otherwise."""
         readers = self.readers[name]
         return readers[0] if len(readers) == 1 else None
 
     def unused_name(self, name: str) -> str:
-        """Return ``name``, or a numbered variant that no node has."""
-        return unused_name(name, self.makers)
+        """Return ``name``, or a numbered variant if it is taken."""
+        return unused_name(name, self.producers)
 
-    def replace(self, gone: Iterable[Node], place: Node, made: list[Node]) -> None:
-        """Put ``made`` in the place of one of the nodes that are ``gone``.
+    def replace(self, removed: Iterable[Node], place: Node, made: list[Node]) -> None:
+        """Remove nodes and insert ``made`` at the position of one of them.
 
-        Who read the value of ``place`` then reads the last one's.
+        Readers of the value of ``place`` then read the value of the last node of ``made``.
+
+        Parameters
+        ----------
+        removed
+            Nodes to remove.
+        place
+            The one of them whose position ``made`` takes.
+        made
+            New nodes, in order.
         """
-        lost = {id(node): node for node in gone}
-        self._replaced |= {key: [] for key in lost}
+        by_id = {id(node): node for node in removed}
+        self._replaced |= {key: [] for key in by_id}
         self._replaced[id(place)] = made
         reads: dict[str, list[Node]] = {}
-        for node in lost.values():
+        for node in by_id.values():
             reads |= {name: [] for name in node.inputs}
         for node in made:
             for name in node.inputs:
                 reads.setdefault(name, []).append(node)
         readers = self.readers[place.name]
-        for node in lost.values():
-            del self.makers[node.name], self.readers[node.name]
-        self.makers |= {node.name: node for node in made}
+        for node in by_id.values():
+            del self.producers[node.name], self.readers[node.name]
+        self.producers |= {node.name: node for node in made}
         self.readers |= {node.name: [] for node in made}
         for name, nodes in reads.items():
             if name in self.readers:
-                self.readers[name] = _substituted(self.readers[name], lost, nodes)
+                self.readers[name] = _substituted(self.readers[name], by_id, nodes)
         self.readers[made[-1].name] = readers
         if made[-1].name != place.name:
             self._rename(readers, place.name, made[-1].name)
@@ -77,19 +86,19 @@ class GraphEdit:
                 node.arguments = (args, kwargs)
 
     def finish(self) -> None:
-        """Write the graph's nodes."""
+        """Update the graph's list of nodes."""
         self.graph.nodes = [
             made for node in self.graph.nodes for made in self._replaced.get(id(node), [node])
         ]
 
 
 def _substituted(
-    readers: list[Node | None], lost: dict[int, Node], new: list[Node]
+    readers: list[Node | None], by_id: dict[int, Node], new: list[Node]
 ) -> list[Node | None]:
-    """Put new readers in the places of those that are gone."""
+    """Replace removed readers by new ones."""
     waiting = iter(new)
-    kept = [next(waiting, _GONE) if id(node) in lost else node for node in readers]
-    return [node for node in kept if node is not _GONE] + list(waiting)
+    kept = [next(waiting, _REMOVED) if id(node) in by_id else node for node in readers]
+    return [node for node in kept if node is not _REMOVED] + list(waiting)
 
 
-_GONE = Node("", "")
+_REMOVED = Node("", "")

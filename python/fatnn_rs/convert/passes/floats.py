@@ -1,8 +1,8 @@
 """Lower ternary layers with float results, and quantizers of float values.
 
-A ternary layer becomes ``conv_float``. As many of the float functions after it (scale, bias,
-BatchNorm) as one fused multiply-add reproduces bit for bit go into its epilogue
-(:mod:`fatnn_rs.convert.fma`), then a residual addition, then a ReLU; the rest stays with torch.
+A ternary layer becomes ``conv_float``. Its epilogue takes as many of the float functions after it
+(scale, bias, BatchNorm) as one fused multiply-add reproduces bit for bit
+(:mod:`fatnn_rs.convert.fma`), then a residual addition, then a ReLU. The rest stays in torch.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ __all__ = ["lower_rest"]
 def lower_rest(graph: Graph) -> None:
     """Replace every remaining ``ternary`` and ``act_quant`` node."""
     edit = GraphEdit(graph)
-    # A value keeps its name and its shape when a layer takes in the node that makes it.
+    # Fusing a node into a layer changes neither the name nor the shape of its value.
     shapes = functools.cache(lambda: run_time_shapes(graph))
     for node in [node for node in graph.nodes if node.op == "ternary"]:
-        _to_conv_float(edit, node, shapes)
+        _lower_layer(edit, node, shapes)
     edit.finish()
     for node in graph.nodes:
         if node.op == "act_quant":
@@ -41,7 +41,7 @@ def lower_rest(graph: Graph) -> None:
 
 
 def _affine_after(edit: GraphEdit, node: Node) -> list[Node]:
-    """Return the run of affine nodes after ``node``, each the only reader of the one before."""
+    """Return the chain of affine nodes after ``node``, each the only reader of the previous."""
     found: list[Node] = []
     reader = edit.only_reader(node.name)
     while reader is not None and reader.op in FLOAT_OPS and FLOAT_OPS[reader.op].affine:
@@ -64,16 +64,29 @@ def _compose(graph: Graph, nodes: list[Node]) -> Callable[[Tensor], Tensor]:
 def _epilogue(
     graph: Graph, node: Node, tail: list[Node], blocks: Node | None
 ) -> tuple[list[Node], dict[str, Tensor]]:
-    """Find the longest start of ``tail`` that one fused multiply-add reproduces, and its factors.
+    """Find the longest prefix of ``tail`` that one fused multiply-add reproduces, and its factors.
 
-    ``blocks`` is the depth_to_space between them: all its pixels have their channel's factors.
+    Parameters
+    ----------
+    node
+        The ternary product.
+    tail
+        Affine nodes after it.
+    blocks
+        The ``depth_to_space`` between them, or None. All pixels of a block share the factors of
+        their channel.
+
+    Returns
+    -------
+    tuple
+        The fused nodes, and ``scale`` and ``bias`` by role.
     """
     if not tail:
         return [], {}
     weight = graph.tensors[node.tensors["weight"]]
     low, high = accumulator_range(weight, ACT_LEVELS[node.attrs["act"]])
     if blocks is not None:
-        low, high = maps.by_block(low, blocks, False), maps.by_block(high, blocks, True)
+        low, high = maps.reduce_blocks(low, blocks, False), maps.reduce_blocks(high, blocks, True)
     points = sample(low, high)
     for length in range(len(tail), 0, -1):
         pair = single_fma(_compose(graph, tail[:length]), points, node.attrs["dims"])
@@ -88,45 +101,47 @@ def _epilogue(
     return [], {}
 
 
-def _to_conv_float(edit: GraphEdit, node: Node, shapes: Callable[[], dict[str, Shape]]) -> None:
+def _lower_layer(edit: GraphEdit, node: Node, shapes: Callable[[], dict[str, Shape]]) -> None:
     graph, blocks = edit.graph, maps.blocks_after(edit.only_reader(node.name))
     tail = _affine_after(edit, blocks or node)
-    absorbed, factors = _epilogue(graph, node, tail, blocks)
+    fused, factors = _epilogue(graph, node, tail, blocks)
     residual: list[str] = []
     relu = False
-    if len(absorbed) < len(tail):
-        left = ", ".join(step.op for step in tail[len(absorbed) :])
-        node.note = f"{left} stays in torch: not one fused multiply-add"
-    last = absorbed[-1] if absorbed else (blocks or node)
+    if len(fused) < len(tail):
+        left = ", ".join(step.op for step in tail[len(fused) :])
+        node.note = f"{left} stays in torch: one fused multiply-add does not reproduce it"
+    last = fused[-1] if fused else (blocks or node)
     reader = edit.only_reader(last.name)
     adds = blocks is None and reader is not None and reader.op == "add"
     if adds and reader is not None and _same_shapes(graph, reader, shapes()):
         residual = [name for name in reader.inputs if name != last.name]
-        absorbed.append(reader)
+        fused.append(reader)
         last, reader = reader, edit.only_reader(reader.name)
     if reader is not None and reader.op == "relu":
         relu = True
-        absorbed.append(reader)
+        fused.append(reader)
         last = reader
     name, shape = (last.name, last.shape) if blocks is None else (node.name, node.shape)
     made = Node(name, "conv_float", node.inputs + residual, {**node.attrs, "relu": relu})
     made.layer, made.shape = node.layer, shape
-    fused = [step.layer or step.op for step in absorbed if step.layer != node.layer]
+    layers = [step.layer or step.op for step in fused if step.layer != node.layer]
     made.note = "; ".join(
-        note for note in (f"epilogue holds {', '.join(fused)}" if fused else "", node.note) if note
+        note
+        for note in (f"epilogue holds {', '.join(layers)}" if layers else "", node.note)
+        if note
     )
     weight, dtype = graph.tensors[node.tensors["weight"]], graph.dtype(node, "weight")
     made.tensors = {"weight": graph.add_tensor(f"{node.layer}.codes", weight, dtype, own=True)}
     for role, tensor in factors.items():
         made.tensors[role] = graph.add_tensor(f"{node.layer}.{role}", tensor)
     if blocks is None:
-        edit.replace((node, *absorbed), last, [made])
+        edit.replace((node, *fused), last, [made])
     else:
         moved = dataclasses.replace(blocks, name=last.name)
-        edit.replace((node, blocks, *absorbed), last, [made, moved])
+        edit.replace((node, blocks, *fused), last, [made, moved])
 
 
 def _same_shapes(graph: Graph, add: Node, shapes: dict[str, Shape]) -> bool:
-    """Whether an addition neither spreads nor doubles a value, whatever the inputs."""
+    """Whether an addition has two different operands that never broadcast."""
     left, right = add.inputs
     return left != right and same_shape(graph, add, shapes)

@@ -1,4 +1,4 @@
-"""Maps of other sizes: whose size an interpolation takes, quantizers before it, and blocks of channels."""
+"""Interpolation and ``depth_to_space``: shared sizes, and quantizers moved before them."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from torch import Tensor
 
 from fatnn_rs import _core
 from fatnn_rs.convert.graph import Graph, Node, refs
-from fatnn_rs.convert.lower.spatial import repeat_channels
+from fatnn_rs.convert.lower.transposed import repeat_channels
 from fatnn_rs.convert.shapes import run_time_shapes
 from fatnn_rs.operations import makes_codes
 
 __all__ = [
     "blocks_after",
-    "by_block",
     "on_codes",
     "quantize_before_nearest",
+    "reduce_blocks",
     "repeat_channels",
     "share_map_sizes",
 ]
 
 
 def share_map_sizes(graph: Graph) -> None:
-    """Let interpolations take their size from a value of that size that others read anyway.
+    """Let interpolations take their size from an equally large value that others read anyway.
 
-    A value that is read once more for its size is one that no other operation can take over.
+    A value with an additional reader cannot be fused into its other reader.
     """
-    takers = [
+    interpolations = [
         node
         for node in graph.nodes
         if node.op in ("interpolate_nearest", "interpolate_linear") and len(node.inputs) > 1
     ]
-    if not takers:
+    if not interpolations:
         return
     shapes, users, index = run_time_shapes(graph), graph.users(), graph.index()
     returned = {ref.name for ref in refs(graph.outputs)}
-    for node in takers:
+    for node in interpolations:
         source = node.inputs[1]
         wanted = shapes[source]
         for other in graph.nodes:
@@ -53,8 +53,8 @@ def share_map_sizes(graph: Graph) -> None:
                 break
 
 
-def moves_onto_codes(index: Mapping[str, Node], node: Node) -> bool:
-    """Whether an operation takes each pixel as it is, so that pixels may be quantized before it."""
+def commutes_with_quantizer(index: Mapping[str, Node], node: Node) -> bool:
+    """Whether an operation only moves pixels, so that they may be quantized before it."""
     if node.op == "depth_to_space":
         return bool(node.attrs["mode"] == "DCR")
     if node.op != "interpolate_nearest":
@@ -64,7 +64,7 @@ def moves_onto_codes(index: Mapping[str, Node], node: Node) -> bool:
 
 
 def on_codes(step: Node, source: Node, name: str) -> Node:
-    """Make the node that does to codes what ``step`` does to floats."""
+    """Return a node that does to codes what ``step`` does to floats."""
     dtype: Any = source.dtype
     if step.op == "depth_to_space":
         height, width = step.attrs["block"]
@@ -86,7 +86,7 @@ def on_codes(step: Node, source: Node, name: str) -> Node:
 
 
 def quantize_before_nearest(graph: Graph) -> None:
-    """Quantize the smaller map where only a quantizer reads an interpolated one: codes are fewer and smaller."""
+    """Move quantizers before nearest interpolation: there are fewer values to quantize."""
     for node in [node for node in graph.nodes if node.op == "act_quant"]:
         while True:
             index, users = graph.index(), graph.users()
@@ -94,7 +94,7 @@ def quantize_before_nearest(graph: Graph) -> None:
             if (
                 step.op != "interpolate_nearest"
                 or len(users[step.name]) > 1
-                or not moves_onto_codes(index, step)
+                or not commutes_with_quantizer(index, step)
             ):
                 break
             name = node.name
@@ -108,13 +108,13 @@ def quantize_before_nearest(graph: Graph) -> None:
 
 
 def blocks_after(reader: Node | None) -> Node | None:
-    """Return the only reader of a convolution if it is a transposed convolution's shuffle."""
+    """Return ``reader`` if it is the ``depth_to_space`` of a transposed convolution, or None."""
     fits = reader is not None and reader.op == "depth_to_space" and reader.attrs["mode"] == "DCR"
     return reader if fits else None
 
 
-def by_block(values: Tensor, blocks: Node, greatest: bool) -> Tensor:
-    """Take the least or greatest number of each channel over the pixels of a block."""
+def reduce_blocks(values: Tensor, blocks: Node, largest: bool) -> Tensor:
+    """Return each channel's minimum or maximum over the pixels of a block."""
     height, width = blocks.attrs["block"]
     parts = values.reshape(blocks.attrs["groups"], height * width, -1)
-    return (parts.amax(1) if greatest else parts.amin(1)).flatten()
+    return (parts.amax(1) if largest else parts.amin(1)).flatten()

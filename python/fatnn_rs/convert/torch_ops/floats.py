@@ -1,8 +1,8 @@
-"""The float operations of a graph as torch runs them: one row each, of torch's own functions.
+"""The float operations of a graph as torch runs them, one row each.
 
-A row's ``bind`` turns a node into a function of its input tensors. The same function is what a
-network runs and what the conversion evaluates to find integer thresholds, and it is the function
-the eager module itself calls, so the bits agree.
+A row's ``bind`` turns a node into a function of its input tensors. A network runs that function,
+and the conversion evaluates it to find integer thresholds. It is the function that the eager module
+calls, so the bits agree.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class FloatOp:
     Attributes
     ----------
     bind
-        Node and its tensors (by role) → function of the input tensors.
+        Takes a node and its tensors by role; returns a function of the input tensors.
     nondecreasing
-        For scalar and channel functions: whether it never decreases, in any channel.
+        Of elementwise and channel functions: whether they are nondecreasing in every channel.
     affine
-        Whether it multiplies a channel by a constant, adds one, or both.
+        Whether it only multiplies each channel by a constant, adds one, or both.
     """
 
     bind: Callable[[Node, Tensors], Function]
@@ -78,7 +78,7 @@ def _batch_norm(node: Node, tensors: Tensors) -> Function:
     return lambda x: functional.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
 
-def _batch_norm_rises(node: Node, tensors: Tensors) -> bool:
+def _batch_norm_nondecreasing(node: Node, tensors: Tensors) -> bool:
     weight = tensors.get("weight")
     return weight is None or bool((weight >= 0).all())
 
@@ -88,7 +88,7 @@ def _prelu(node: Node, tensors: Tensors) -> Function:
     return lambda x: functional.prelu(x, weight)
 
 
-def _prelu_rises(node: Node, tensors: Tensors) -> bool:
+def _prelu_nondecreasing(node: Node, tensors: Tensors) -> bool:
     return bool((tensors["weight"] >= 0).all())
 
 
@@ -117,7 +117,7 @@ def _max_pool(function: Function) -> Callable[[Node, Tensors], Function]:
 
 
 def _max_pool2d(node: Node, tensors: Tensors) -> Function:
-    """Pool with channels last, where torch is several times faster; maxima do not change."""
+    """Pool in channels-last memory, where torch is several times faster; maxima are the same."""
     pool = _max_pool(functional.max_pool2d)(node, tensors)
     return lambda x: pool(x.contiguous(memory_format=torch.channels_last))
 
@@ -139,7 +139,7 @@ def _avg_pool2d(node: Node, tensors: Tensors) -> Function:
 
 def _adaptive(function: Function) -> Callable[[Node, Tensors], Function]:
     def bind(node: Node, tensors: Tensors) -> Function:
-        # Zero stands for "as the input" (None in torch).
+        # 0 means "the size of the input", which is None in torch.
         size = [value or None for value in node.attrs["size"]]
         return lambda x: function(x, size[0] if len(size) == 1 else size)
 
@@ -233,8 +233,8 @@ def _attention(node: Node, tensors: Tensors) -> Function:
     return run
 
 
-def _multihead(node: Node, tensors: Tensors) -> Function:
-    """Run torch's module, which chooses its path by its weights and gradient mode."""
+def _multihead_attention(node: Node, tensors: Tensors) -> Function:
+    """Run torch's module, because it chooses its path by its weights and the gradient mode."""
     weight = tensors["out_weight"]
     layer = nn.MultiheadAttention(
         len(weight),
@@ -296,26 +296,27 @@ def _reshape_like(y: Tensor, x: Tensor) -> Tensor:
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-#: Functions of integers and masks that torch calls by the operation's name.
-_PLAIN = (
+#: Functions of integers and masks that have the operation's name in torch.
+_UNCHANGED = (
     *("eq", "ne", "lt", "le", "where"),
     *("logical_and", "logical_or", "logical_xor", "logical_not"),
 )
 
 
-def _plain(function: Function) -> Callable[[Node, Tensors], Function]:
+def _unchanged(function: Function) -> Callable[[Node, Tensors], Function]:
     return lambda node, tensors: function
 
 
-#: Every float operation a file may hold, and those of integers and masks. What it reads and has is in :mod:`fatnn_rs.operations`.
+#: Every operation on floats, integers and masks that a file may hold. :mod:`fatnn_rs.operations`
+#: has their inputs and attributes.
 FLOAT_OPS: dict[str, FloatOp] = {
     **{op: _scalar(scalar) for op, scalar in SCALARS.items()},
     **{op: FloatOp(bind) for op, bind in spatial.FLOATS.items()},
     "conv1d": FloatOp(_conv(functional.conv1d)),
     "conv2d": FloatOp(_conv(functional.conv2d)),
     "linear": FloatOp(_linear),
-    "batch_norm": FloatOp(_batch_norm, _batch_norm_rises, affine=True),
-    "prelu": FloatOp(_prelu, _prelu_rises),
+    "batch_norm": FloatOp(_batch_norm, _batch_norm_nondecreasing, affine=True),
+    "prelu": FloatOp(_prelu, _prelu_nondecreasing),
     "channel_scale": FloatOp(_channel_scale, affine=True),
     "channel_bias": FloatOp(_channel_bias, _always, affine=True),
     "max_pool1d": FloatOp(_max_pool(functional.max_pool1d)),
@@ -335,7 +336,7 @@ FLOAT_OPS: dict[str, FloatOp] = {
     "log_softmax": FloatOp(_softmax(torch.log_softmax)),
     "matmul": FloatOp(lambda node, tensors: torch.matmul),
     "attention": FloatOp(_attention),
-    "multihead_attention": FloatOp(_multihead),
+    "multihead_attention": FloatOp(_multihead_attention),
     "flatten": FloatOp(_flatten),
     "flatten_leading": FloatOp(lambda node, tensors: _flatten_leading),
     "reshape_like": FloatOp(lambda node, tensors: _reshape_like),
@@ -353,7 +354,7 @@ FLOAT_OPS: dict[str, FloatOp] = {
     "cat": FloatOp(_cat),
     "constant": FloatOp(_constant),
     "embedding": FloatOp(_embedding),
-    **{op: FloatOp(_plain(getattr(torch, op))) for op in _PLAIN},
+    **{op: FloatOp(_unchanged(getattr(torch, op))) for op in _UNCHANGED},
     "cast": FloatOp(_cast),
     "cumsum": FloatOp(_cumsum),
 }

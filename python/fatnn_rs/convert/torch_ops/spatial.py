@@ -1,4 +1,4 @@
-"""The operations that change the size of maps, as torch runs them: of floats, and of packed codes."""
+"""Operations that change the spatial size, as torch runs them: on floats and on packed codes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Bind = Callable[[Node, Mapping[str, Tensor]], Function]
 
 
 def _interpolate(node: Node, tensors: Mapping[str, Tensor]) -> Function:
-    how = _sampling(node)
+    how = _interpolate_arguments(node)
     linear = "align_corners" in node.attrs
     if not linear:
         how["mode"] = node.attrs["mode"]
@@ -31,8 +31,8 @@ def _interpolate(node: Node, tensors: Mapping[str, Tensor]) -> Function:
     return run
 
 
-def _sampling(node: Node) -> dict[str, Any]:
-    """Arguments of torch's function."""
+def _interpolate_arguments(node: Node) -> dict[str, Any]:
+    """Return keyword arguments for ``interpolate``."""
     a = node.attrs
     how: dict[str, Any] = {}
     if a["size"]:
@@ -47,7 +47,7 @@ def _interpolate_codes(node: Node, tensors: Mapping[str, Tensor]) -> Function:
     axes = max(len(a["size"]), len(a["factors"]))
 
     def indices(count: int, axis: int, size: int | None) -> Tensor:
-        """Which pixels torch takes: those of a row of their numbers."""
+        """Return the pixels that torch takes along an axis: interpolate a row of their numbers."""
         how: dict[str, Any] = {"mode": a["mode"]}
         if size is not None:
             how["size"] = size
@@ -60,21 +60,23 @@ def _interpolate_codes(node: Node, tensors: Mapping[str, Tensor]) -> Function:
 
     def run(codes: Tensor, like: Tensor | None = None) -> Tensor:
         sizes = [None, None] if like is None else [1, *like.shape[2:]][-2:]
-        one = 2 - axes if like is None else 4 - like.dim()
-        for axis in range(one, 2):
+        first_axis = 2 - axes if like is None else 4 - like.dim()
+        for axis in range(first_axis, 2):
             size = sizes[axis]
-            taken = indices(codes.shape[1 + axis], axis - one, None if size is None else int(size))
+            taken = indices(
+                codes.shape[1 + axis], axis - first_axis, None if size is None else int(size)
+            )
             codes = codes.index_select(1 + axis, taken)
         return codes
 
     return run
 
 
-def _cut(x: Tensor, crop: list[int], first: int) -> Tensor:
-    """Cut the two dimensions from ``first`` on."""
+def _crop(x: Tensor, crop: list[int], first: int) -> Tensor:
+    """Crop two dimensions, from ``first`` on, by [before, after] each."""
     for axis in range(2):
-        before, behind = crop[2 * axis : 2 * axis + 2]
-        x = x.narrow(first + axis, before, x.shape[first + axis] - before - behind)
+        before, after = crop[2 * axis : 2 * axis + 2]
+        x = x.narrow(first + axis, before, x.shape[first + axis] - before - after)
     return x
 
 
@@ -91,7 +93,7 @@ def _depth_to_space(node: Node, tensors: Mapping[str, Tensor]) -> Function:
         else:
             parts = x.reshape(n, 1, -1, height, width, h, w).permute(0, 1, 2, 5, 3, 6, 4)
         whole = parts.reshape(n, channels // (height * width), h * height, w * width)
-        made = _cut(whole, crop, 2)
+        made = _crop(whole, crop, 2)
         return made[:, :, 0] if line else made
 
     return run
@@ -105,7 +107,7 @@ def _depth_to_space_codes(node: Node, tensors: Mapping[str, Tensor]) -> Function
         n, h, w, size = codes.shape
         parts = codes.reshape(n, h, w, groups, height, width, -1).permute(0, 1, 4, 2, 5, 3, 6)
         whole = parts.reshape(n, h * height, w * width, size // (height * width))
-        return _cut(whole, crop, 1).contiguous()
+        return _crop(whole, crop, 1).contiguous()
 
     return run
 
@@ -144,7 +146,7 @@ FLOATS: dict[str, Bind] = {
     "instance_norm": _instance_norm,
 }
 
-#: The same of packed codes.
+#: Operation on packed codes → function of a node and its tensors by role.
 CODES: dict[str, Bind] = {
     "interpolate_nearest_codes": _interpolate_codes,
     "depth_to_space_codes": _depth_to_space_codes,

@@ -1,4 +1,4 @@
-"""What a lowering notes on the inputs of a network: sizes and formats that calls are held to, and channels."""
+"""Limits on the inputs of a network: fixed sizes, memory formats and the channel dimension."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fatnn_rs.operations import OPERATIONS, products_of
 if TYPE_CHECKING:
     from fatnn_rs.convert.lower.lowering import Lowering
 
-__all__ = ["NO_LIMIT", "find_channels", "hold", "hold_formats", "hold_sizes"]
+__all__ = ["NO_LIMIT", "fix_input_formats", "fix_input_sizes", "fix_sizes_of", "set_channel_dims"]
 
 
-def hold_formats(ctx: Lowering) -> None:
-    """Hold inputs to the example's memory format, on which it depends what is a view of what."""
+def fix_input_formats(ctx: Lowering) -> None:
+    """Fix inputs to the example's memory format, which decides which tensors are views."""
     for node, name in ctx.inputs.items():
         ctx.graph.node(name).attrs["layout"] = ctx.seen(node).layout
     ctx.graph.notes.append(
@@ -23,16 +23,24 @@ def hold_formats(ctx: Lowering) -> None:
     )
 
 
-def hold_sizes(graph: Graph, values: list[str]) -> None:
-    """Fix the inputs' sizes where values must have the example's, and would have others with other inputs."""
+def fix_sizes_of(graph: Graph, values: list[str]) -> None:
+    """Fix the inputs' sizes if ``values`` must have the example's sizes but depend on the inputs'.
+
+    Parameters
+    ----------
+    graph
+        Its inputs' ``fixed`` attribute is changed.
+    values
+        Names of values whose sizes after the batch must be the example's.
+    """
     shapes = run_time_shapes(graph) if values else {}
     if all(size >= 0 for name in values for size in shapes[name][1:]):
         return
-    hold(graph, "forward has a size of it in a view", 1)
+    fix_input_sizes(graph, "forward uses one of their sizes in a view", 1)
 
 
-def hold(graph: Graph, why: str, first: int = 0) -> None:
-    """Fix the inputs' sizes from dimension ``first`` on."""
+def fix_input_sizes(graph: Graph, why: str, first: int = 0) -> None:
+    """Fix the inputs' sizes from dimension ``first`` on, and note ``why``."""
     for node in graph.nodes:
         if node.op == "input":
             node.attrs["fixed"] = sorted({*node.attrs["fixed"], *range(first, len(node.shape))})
@@ -41,26 +49,26 @@ def hold(graph: Graph, why: str, first: int = 0) -> None:
     )
 
 
-#: Greatest batch size where there is no limit, in the attribute ``batch`` of inputs.
+#: Maximum batch size in the ``batch`` attribute of inputs that have no limit.
 NO_LIMIT = (1 << 31) - 1
 
 
 def _channels_second(op: str) -> bool:
-    """Whether an operation has channels in the second dimension of what it reads."""
+    """Whether an operation reads channels in the second dimension."""
     if products_of(op) != "none":
         return "stride" in OPERATIONS[op].attrs
     return op in ("act_quant", "pad", "batch_norm")
 
 
 def _channels_last(op: str) -> bool:
-    """Whether an operation has channels in the last dimension of what it reads."""
+    """Whether an operation reads channels in the last dimension."""
     if products_of(op) != "none":
         return "stride" not in OPERATIONS[op].attrs
     return op == "flatten_leading"
 
 
-def find_channels(graph: Graph) -> None:
-    """Note on every input which dimension holds its channels, by who reads it; 0 where nobody says."""
+def set_channel_dims(graph: Graph) -> None:
+    """Set ``channel_dim`` of every input, judged by its readers; 0 if they do not tell."""
     for node in graph.nodes:
         if node.op == "input":
             readers = {reader.op for reader in graph.users()[node.name] if reader is not None}

@@ -1,0 +1,272 @@
+"""Lower a captured graph, call by call.
+
+Each call is looked up in three tables: module classes, functions and tensor methods. The row found
+there adds nodes to the graph or declines. A call that no row takes becomes a ``torch`` node, which
+runs the original. A call that writes into its arguments becomes a function: later reads of that
+memory get its result (:mod:`fatnn_rs.convert.mutation`).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fatnn_rs.convert.capture import Captured
+from fatnn_rs.convert.graph import Graph, Ref
+from fatnn_rs.convert.lower.calls import clean_copy, has_hooks, target_name
+from fatnn_rs.convert.lower.constants import fold, is_folded, with_numbers
+from fatnn_rs.convert.lower.folding import PLAIN
+from fatnn_rs.convert.lower.functions import FUNCTIONS, METHODS, NAMED
+from fatnn_rs.convert.lower.input_limits import (
+    NO_LIMIT,
+    fix_input_formats,
+    fix_input_sizes,
+    fix_sizes_of,
+    set_channel_dims,
+)
+from fatnn_rs.convert.lower.lowering import Lowering, Row, attribute_of, fx_nodes
+from fatnn_rs.convert.lower.modules import module_row
+from fatnn_rs.convert.structure import fill
+from fatnn_rs.errors import ConversionError
+from fatnn_rs.nn import QuantizedLayer
+from fatnn_rs.replica import patched_methods
+from fatnn_rs.report import declined
+
+__all__ = ["lower"]
+
+
+#: Calls that only check something during capture and return no value.
+_ASSERTIONS = frozenset(
+    {
+        "_assert",
+        "_assert_is_none",
+        "_assert_scalar.default",
+        "_assert_async.msg",
+        "_assert_tensor_metadata.default",
+    }
+)
+
+
+def _lower_module(ctx: Lowering, name: str, args: Any, kwargs: Any) -> Ref:
+    module = ctx.captured.modules[name]
+    ctx.layer = name
+    own = patched_methods(module)
+    row = None if has_hooks(module) or own else module_row(module)
+    if row is not None:
+        try:
+            result: Ref | None = row(ctx, module, *args, **kwargs)
+        except TypeError:
+            result = None  # the row does not know these arguments
+        if result is not None:
+            return result
+    note = f"{type(module).__name__} is not one of the converted layers"
+    rule = "unknown"
+    if has_hooks(module):
+        rule, note = "module", "has forward hooks"
+    elif own:
+        rule, note = "module", f"its {own[0]} was replaced on the instance"
+    elif isinstance(module, QuantizedLayer):
+        rule, note = "dtype", "its input is not a float32 batch"
+    elif row is not None:
+        rule, note = declined(ctx.seen(node).dtype for node in fx_nodes((args, kwargs)))
+    call = clean_copy(module)
+    return ctx.torch_node(call, args, kwargs, type(module).__name__, note, rule)
+
+
+def _lower_attention(ctx: Lowering, node: fx.Node) -> Any:
+    *given, padding, mask, weights, causal, name = node.args
+    ctx.layer = str(name)
+    module = ctx.captured.modules[ctx.layer]
+    row = None if has_hooks(module) else module_row(module)
+    if row is not None:
+        made = row(ctx, module, *given, padding, weights, mask, is_causal=causal)
+        if made is not None:
+            return made
+    return ctx.torch_node(ctx.call_of(node), node.args, {}, type(module).__name__)
+
+
+def _lower_attribute(ctx: Lowering, target: str) -> Any:
+    value = attribute_of(ctx.captured.root, target)
+    if not isinstance(value, Tensor):
+        return value
+    ctx.layer = ""
+    if value.dtype in PLAIN:
+        return ctx.emit(
+            "constant",
+            [],
+            {},
+            {"value": value},
+            shape=tuple(value.shape),
+            dtype=PLAIN[value.dtype],
+        )
+    kept = value.detach().clone()
+    return ctx.torch_node(lambda: kept, (), {}, target, rule="constant")
+
+
+def _lower_call(ctx: Lowering, node: fx.Node) -> Any:
+    if node.op == "get_attr":
+        return _lower_attribute(ctx, str(node.target))
+    ctx.layer = ""
+    if not ctx.seen(node).writes and not ctx.seen(node).reshapes:
+        return _lower_function(ctx, node)
+    buffer = ctx.aliases.constant_written(node)
+    if buffer:
+        return _lower_state(ctx, node, buffer)
+    target = ctx.aliases.whole(node)
+    before = len(ctx.graph.nodes)
+    if target is not None:
+        result = _lower_function(ctx, node)
+        if all(made.op != "torch" for made in ctx.graph.nodes[before:]):
+            ctx.aliases.replaced(node)
+            (number,) = ctx.seen(node).writes
+            for alias in (target, *ctx.aliases.read_after(number, node)):
+                ctx.env[alias] = result
+            return result
+        del ctx.graph.nodes[before:]
+    return _lower_write(ctx, node)
+
+
+def _lower_function(ctx: Lowering, node: fx.Node) -> Any:
+    """Lower a call by its result only, as if it wrote into nothing."""
+    if node.op == "call_module":
+        return _lower_module(ctx, str(node.target), node.args, node.kwargs)
+    if node.target is torch.ops.fatnn_rs.module_call.default:
+        bias = {} if all(node.args[2:]) else {"add_bias": False}
+        return _lower_module(ctx, str(node.args[1]), node.args[:1], bias)
+    if node.target is torch.ops.fatnn_rs.attention_call.default:
+        return _lower_attention(ctx, node)
+    table: Mapping[Any, Row] = METHODS if node.op == "call_method" else FUNCTIONS
+    row = table.get(node.target)
+    if row is None:
+        target: Any = node.target
+        row = NAMED.get((getattr(target, "__module__", ""), getattr(target, "__name__", "")))
+    made: Ref | None = None
+    if row is not None:
+        try:
+            made = row(ctx, *node.args, **node.kwargs)
+            if made is None:
+                count = len(ctx.fixed_size_values)
+                args, kwargs = with_numbers(ctx, node)
+                if len(ctx.fixed_size_values) > count or (args, kwargs) != (node.args, node.kwargs):
+                    made = row(ctx, *args, **kwargs)
+                if made is None:
+                    del ctx.fixed_size_values[count:]
+        except TypeError:
+            made = None  # the row does not know these arguments
+    if made is not None:
+        return made
+    reads = (ctx.seen(read).dtype for read in node.all_input_nodes)
+    rule, note = ("unknown", "") if row is None else declined(reads)
+    return ctx.torch_node(ctx.call_of(node), node.args, node.kwargs, target_name(node), note, rule)
+
+
+def _lower_write(ctx: Lowering, node: fx.Node) -> Ref:
+    """Lower a call that writes into its arguments: it writes into copies instead."""
+    function, inputs, changed = ctx.aliases.rewrite(node)
+    ctx.writes = True
+    whole = ctx.torch_node(function, inputs, {}, target_name(node), rule="write")
+    parts = []
+    for index, (part, suffix) in enumerate(
+        ((node, "_result"), *((alias, f"_{alias.name}") for alias in changed))
+    ):
+        shape, seen = ctx.shape(part), ctx.seen(part)
+        attrs = {"target": "getitem", "layouts": ["any"], "rule": "write"}
+        dtype = str(seen.dtype or torch.float32).removeprefix("torch.")
+        item = ctx.emit(
+            "torch",
+            [whole.name],
+            attrs,
+            suffix=suffix,
+            shape=shape,
+            dtype=dtype,
+            call=operator.getitem,
+        )
+        ctx.graph.nodes[-1].arguments = ((Ref(whole.name), index), {})
+        ctx.graph.nodes[-1].note = "" if seen.shape else "not a tensor"
+        parts.append(item)
+    for alias, item in zip(changed, parts[1:], strict=True):
+        ctx.env[alias] = item
+    return parts[0]
+
+
+def _lower_state(ctx: Lowering, node: fx.Node, buffer: str) -> None:
+    """Drop a call that writes into a parameter or buffer, if no result depends on it.
+
+    Raises
+    ------
+    ConversionError
+        If a result depends on what the call wrote.
+    """
+    if ctx.aliases.matters(node):
+        raise ConversionError(
+            f"forward writes into {buffer!r} and computes with it, but a converted network keeps "
+            "no state between calls; pass the changing tensor in as an argument and return it, or "
+            "compute it before conversion"
+        )
+    ctx.graph.notes.append(f"forward's write into {buffer!r} is left out: no result depends on it")
+
+
+def lower(captured: Captured) -> Graph:
+    """Lower a captured graph.
+
+    Returns
+    -------
+    Graph
+        It still holds ``act_quant`` and ``ternary`` nodes; the passes replace them.
+
+    Raises
+    ------
+    ConversionError
+        If an operation writes into memory in a way that no function can express.
+    """
+    ctx = Lowering(captured)
+    for node in captured.graph.nodes:
+        ctx.node = node
+        if node.op == "placeholder":
+            if node.name in captured.inputs:
+                seen = ctx.seen(node)
+                ctx.layer = ""
+                fixed = [dim for dim in captured.fixed if dim < len(seen.shape)]
+                attrs: dict[str, Any] = {"fixed": fixed}
+                if captured.batch is not None:
+                    most = NO_LIMIT if captured.batch.most is None else captured.batch.most
+                    attrs["batch"] = [captured.batch.least, most, captured.batch.multiple]
+                ctx.env[node] = ctx.emit(
+                    "input", [], attrs, dtype=str(seen.dtype).removeprefix("torch.")
+                )
+                ctx.inputs[node] = ctx.env[node].name
+            else:
+                ctx.env[node] = None
+        elif node.op == "output":
+            for read in node.all_input_nodes:
+                ctx.node = read
+                fold(ctx, read)
+            break
+        elif getattr(node.target, "__name__", "") in _ASSERTIONS or node.target == "_guards_fn":
+            continue
+        # A value that depends only on sizes becomes a constant when something else first reads it.
+        elif not (ctx.folding.compute(node) and is_folded(ctx, node)):
+            for read in node.all_input_nodes:
+                fold(ctx, read)
+            ctx.env[node] = _lower_call(ctx, node)
+    ctx.graph.outputs = fill(
+        captured.outputs, lambda leaf: ctx.env[leaf] if isinstance(leaf, fx.Node) else leaf
+    )
+    for name in ctx.aliases.inputs_written():
+        ctx.graph.notes.append(
+            f"forward writes into its argument {name!r}; the network leaves the caller's as it is"
+        )
+    if view_name := ctx.aliases.depends_on_sizes(ctx.folding.values):
+        fix_input_sizes(
+            ctx.graph,
+            f"forward writes into {view_name!r}, and its size decides whether it is a view",
+        )
+    if captured.asks_format or ctx.writes:
+        fix_input_formats(ctx)
+    set_channel_dims(ctx.graph)
+    fix_sizes_of(ctx.graph, ctx.fixed_size_values)
+    return ctx.graph
