@@ -88,9 +88,9 @@ def describe(inputs: Any) -> str:
 def _refuse(inputs: Any) -> None:
     """Raise if ``inputs`` cannot be a batch, and say how to get one from it."""
     if isinstance(inputs, DataLoader):
-        way = "give one batch without labels, for example next(iter(loader))[0]"
+        way = "give one batch without labels: next(iter(loader))[0], for example"
     elif isinstance(inputs, Dataset):
-        way = "give one batch without labels, for example next(iter(DataLoader(dataset, 64)))[0]"
+        way = "give one batch without labels: next(iter(DataLoader(dataset, 64)))[0], for example"
     elif isinstance(inputs, Iterator):
         way = "give one batch of it: next(batches)"
     else:
