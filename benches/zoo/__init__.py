@@ -1,7 +1,7 @@
-"""The zoo: many float architectures, each measured as it is, in other runtimes, and converted.
+"""The zoo: time many architectures in PyTorch, in other runtimes, and converted to fatnn-rs.
 
-:mod:`.networks` lists them, :mod:`.measure` times one in a process of its own, :mod:`.report` holds
-the table, and ``python -m zoo`` goes over all. Not part of the package.
+:mod:`.networks` lists the architectures, :mod:`.measure` times one of them in its own process,
+:mod:`.report` makes the table, and ``python -m zoo`` runs them all. It is not part of the wheel.
 """
 
 from __future__ import annotations

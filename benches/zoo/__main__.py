@@ -20,26 +20,26 @@ from zoo.measure import Cell, Row
 
 __all__ = ["main"]
 
-#: Seconds for one network, its runtimes and all.
-_PATIENCE = 900.0
+#: Maximum time for one network with all its runtimes.
+_TIMEOUT_SECONDS = 900.0
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code as for :func:`fatnn_rs.cli.main`."""
+    """Run the command line and return the exit code, as :func:`fatnn_rs.cli.main`."""
     return run_app(app, arguments, "zoo")
 
 
 @app.command()
 def measure(
-    networks: Annotated[str, typer.Option(help="Networks, separated by commas; 'all'.")] = "all",
-    rounds: Annotated[int, typer.Option(min=3, help="Turns of every candidate.")] = 7,
+    networks: Annotated[str, typer.Option(help="Networks, separated by commas, or 'all'.")] = "all",
+    rounds: Annotated[int, typer.Option(min=3, help="Number of interleaved rounds.")] = 7,
     results: Annotated[
-        Path | None, typer.Option(help="Write table and figures to RESULTS/<cpu>/<date>-zoo.")
+        Path | None, typer.Option(help="Write the table and all figures below this folder.")
     ] = None,
 ) -> None:
-    """Time every network as it is, in other runtimes, and converted; one process each."""
+    """Time networks in PyTorch, in other runtimes, and converted; one process per network."""
     names = tuple(ZOO) if networks == "all" else split_names(networks)
     for name in names:
         if name not in ZOO:
@@ -59,12 +59,12 @@ def measure(
 
 
 def _row(name: str, rounds: int) -> Row:
-    """Measure one network in a process of its own: what a crash takes with it is one row."""
+    """Measure one network in its own process, so that a crash costs only one row."""
     command = [sys.executable, "-m", "zoo.measure", name, str(rounds)]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_PATIENCE, check=False)
+        done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return Row(name, {"default": Cell(reason=f"not done after {_PATIENCE:.0f} s")})
+        return Row(name, {"default": Cell(reason=f"not done after {_TIMEOUT_SECONDS:.0f} s")})
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         what = f"exit code {done.returncode}: {' '.join(said)}"

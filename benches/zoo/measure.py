@@ -1,6 +1,6 @@
-"""One network of the zoo, timed in this process: ``python -m zoo.measure NAME ROUNDS``.
+"""Time one network of the zoo in this process: ``python -m zoo.measure NAME ROUNDS``.
 
-What is printed last is one line of JSON, a :class:`Row`.
+The last line of output is a :class:`Row` as JSON.
 """
 
 from __future__ import annotations
@@ -36,32 +36,33 @@ from zoo.networks import SIZE, ZOO
 
 __all__ = ["AGAINST", "OURS", "Cell", "Row", "measure"]
 
-#: Other runtimes, rows of :data:`fatnn_rs.bench.peers.PEERS`.
+#: The other runtimes, keys of :data:`fatnn_rs.bench.peers.PEERS`.
 AGAINST = ("torch", "onnxruntime", "onnxruntime-int8", "openvino-int8")
 
-_INT8_ENDS = fatnn_rs.TernaryConfig(first="int8", last="int8")
+_INT8_FIRST_LAST = fatnn_rs.TernaryConfig(first="int8", last="int8")
 
-#: Our own columns: name → configuration and ``float_layers``.
+#: The columns of fatnn-rs: name → configuration and ``float_layers``.
 OURS: dict[str, tuple[fatnn_rs.TernaryConfig, str]] = {
     "default": (fatnn_rs.TernaryConfig(), "torch"),
-    "rust": (_INT8_ENDS, "rust"),
+    "rust": (_INT8_FIRST_LAST, "rust"),
 }
 
 
 @dataclass
 class Cell:
-    """One candidate.
+    """Times of one candidate: a runtime, or a column of fatnn-rs.
 
     Attributes
     ----------
     milliseconds
-        Median, minimum and quartiles of one call; None where there is none.
+        Median, minimum and quartiles of one call; None if the candidate failed.
     over
-        Its time divided by that of each of our own columns, inside each round, medians.
+        Column of fatnn-rs → median over the rounds of the candidate's time divided by the
+        column's. Above 1, the candidate is slower.
     variants
-        Medians of what was tried: memory formats.
+        Variant (memory format) → its median in milliseconds; empty if there is only one.
     reason
-        Why there is no figure.
+        Why there are no times; empty if there are.
     """
 
     milliseconds: dict[str, float] | None = None
@@ -72,7 +73,19 @@ class Cell:
 
 @dataclass
 class Row:
-    """One network: cells by the name of a candidate, compared codes, seconds of all of it."""
+    """Results of one network.
+
+    Attributes
+    ----------
+    network
+        Name of the network.
+    cells
+        Name of a candidate → its times.
+    codes_verified
+        Column of fatnn-rs → number of codes compared with the eager model's.
+    seconds
+        Time of the whole measurement.
+    """
 
     network: str
     cells: dict[str, Cell] = field(default_factory=dict)
@@ -81,14 +94,14 @@ class Row:
 
 
 def measure(name: str, rounds: int) -> Row:
-    """Build a network and every candidate once, check their answers, and time them in turns.
+    """Build a network and every candidate, check the results, and time them interleaved.
 
     Parameters
     ----------
     name
-        Row of :data:`zoo.networks.ZOO`.
+        Key of :data:`zoo.networks.ZOO`.
     rounds
-        Turns of every candidate, at least 3.
+        Number of rounds, at least 3. Every candidate runs once per round.
     """
     start = time.perf_counter()
     row = Row(name)
@@ -99,7 +112,7 @@ def measure(name: str, rounds: int) -> Row:
         for column, (config, float_layers) in OURS.items():
             try:
                 net, row.codes_verified[column] = convert_and_verify(made, config, float_layers)
-            except Exception as error:  # one column less
+            except Exception as error:  # record it, and measure the other columns
                 row.cells[column] = Cell(reason=describe_error(error))
                 continue
             calls[column, ""] = partial(net, image)
@@ -115,7 +128,7 @@ def measure(name: str, rounds: int) -> Row:
 def _peers(
     row: Row, model: torch.nn.Module, image: torch.Tensor, folder: Path
 ) -> dict[tuple[str, str], Callable[[], Any]]:
-    """Build the other runtimes; those that fail get their cells."""
+    """Build the other runtimes. A runtime that fails gets a cell with the reason."""
     task = BenchTask(model, (image,), 1, folder)
     with torch.inference_mode():
         wanted = list(arrays_of(model(image)))
@@ -136,7 +149,7 @@ def _peers(
 
 
 def _fill(row: Row, times: dict[tuple[str, str], list[float]]) -> None:
-    """Put figures into cells, of a candidate's fastest variant."""
+    """Add a cell per candidate, with the times of its fastest variant."""
     ours = {column: times[column, ""] for column in OURS if (column, "") in times}
     for name in dict.fromkeys(name for name, _ in times):
         spreads = {

@@ -1,4 +1,4 @@
-"""The networks of the zoo, by the names that torchvision and timm give them."""
+"""The networks of the zoo, under their names in torchvision and timm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fatnn_rs.bench.networks import NetworkSpec
 
 __all__ = ["SIZE", "ZOO"]
 
-#: Height and width of all images.
+#: Height and width of the images, in pixels.
 SIZE = 224
 
 
@@ -30,7 +30,7 @@ def _timm(name: str) -> nn.Module:
     return model
 
 
-#: Of networks whose training has outputs that inference has not.
+#: Options of networks that have auxiliary outputs in training only.
 _ONE_OUTPUT = {"aux_logits": False, "init_weights": False}
 
 _TORCHVISION: dict[str, dict[str, Any]] = {
@@ -51,7 +51,7 @@ _TORCHVISION: dict[str, dict[str, Any]] = {
     "swin_t": {},
 }
 
-#: Short name → timm's.
+#: Short name → timm's name.
 _TIMM = {
     "resnet26d": "resnet26d",
     "seresnet50": "seresnet50",

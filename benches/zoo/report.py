@@ -1,4 +1,4 @@
-"""The zoo's table: milliseconds by network and candidate, and where we are slower."""
+"""The zoo's table: milliseconds per network and candidate, and where fatnn-rs is slower."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from zoo.measure import AGAINST, OURS, Row
 
 __all__ = ["as_dict", "markdown", "slower", "table"]
 
-#: Those that compute in int8, or in float32 outside of PyTorch: what ``rust`` is compared with.
+#: The runtimes that the column ``rust`` is compared with.
 _RUNTIMES = tuple(name for name in AGAINST if name != "torch")
 
 
 def _fastest(row: Row, column: str) -> tuple[str, float] | None:
-    """Return the fastest of the other runtimes, and its time as a multiple of ours."""
+    """Return the fastest runtime other than PyTorch, and its time divided by the column's."""
     over = {
         name: cell.over[column]
         for name in _RUNTIMES
@@ -27,7 +27,7 @@ def _fastest(row: Row, column: str) -> tuple[str, float] | None:
 
 
 def slower(rows: Sequence[Row]) -> list[str]:
-    """Where a network takes longer than what it replaces."""
+    """Return one line per network and runtime that is faster than fatnn-rs."""
     found = []
     for row in rows:
         torch = row.cells.get("torch")
@@ -72,19 +72,19 @@ def _notes(rows: Sequence[Row]) -> list[str]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return the table for a terminal, and what to know about it."""
+    """Return the table and the notes below it, for a terminal."""
     text = render(_HEAD, [_cells(row) for row in rows], right=tuple(range(1, len(_HEAD) - 1)))
     return "\n".join([text, "", *_notes(rows)])
 
 
 def markdown(rows: Sequence[Row], rounds: int, machine: Machine) -> str:
-    """Return the same as Markdown, with the machine."""
+    """Return the table, the notes and the machine as Markdown."""
     lines = [
-        f"Milliseconds of one image of 224×224, one thread, medians of {rounds} interleaved "
-        "rounds, `make bench-zoo`.",
+        f"Milliseconds per image of 224×224, one thread, medians of {rounds} interleaved rounds, "
+        "`make bench-zoo`.",
         "",
-        '`default`: float ends, `float_layers="torch"`. `rust`: int8 ends, `float_layers="rust"`. '
-        "Above 1 in the last columns: the other is slower.",
+        '`default`: first and last layer float, `float_layers="torch"`. `rust`: first and last '
+        'layer int8, `float_layers="rust"`. Above 1 in the last two columns: fatnn-rs is faster.',
         "",
         f"| {' | '.join(_HEAD)} |",
         f"| {' | '.join('---' for _ in _HEAD)} |",
@@ -97,7 +97,7 @@ def markdown(rows: Sequence[Row], rounds: int, machine: Machine) -> str:
 
 
 def as_dict(rows: Sequence[Row], rounds: int, machine: Machine) -> dict[str, Any]:
-    """Return everything as plain data."""
+    """Return rows, settings and machine as plain dicts, lists, strings and numbers."""
     return {
         "rounds": rounds,
         "threads": 1,

@@ -311,8 +311,8 @@ def run(
         raise InputError(f"{inputs}: expected one array in .npy format, got an archive of several")
     if array.dtype.name not in ("float32", "int32", "int64", "bool"):
         raise InputError(
-            f"{inputs}: expected float32 (or int32, int64 or bool, where the network takes those), got {array.dtype}; "
-            "save array.astype(numpy.float32)"
+            f"{inputs}: expected float32 (or int32, int64 or bool if the network takes those), got "
+            f"{array.dtype}; save array.astype(numpy.float32)"
         )
     given: Any = np.ascontiguousarray(array)
     if _has("torch"):

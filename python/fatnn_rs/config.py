@@ -83,7 +83,7 @@ class TernaryConfig:
     Raises
     ------
     ConfigError
-        A value of the wrong type, an unknown name or an invalid regular expression.
+        If a value has the wrong type, a name is unknown, or a regular expression is invalid.
     """
 
     weight: str = "fatnn"
@@ -97,13 +97,13 @@ class TernaryConfig:
 
     def __post_init__(self) -> None:
         """Validate every field."""
-        _choice("weight", self.weight, _WEIGHT)
-        _choice("act", self.act, _ACT)
+        _check_choice("weight", self.weight, _WEIGHT)
+        _check_choice("act", self.act, _ACT)
         if self.act_quantizer is not None:
-            _choice("act_quantizer", self.act_quantizer, _WEIGHT)
-        _choice("first", self.first, _FIRST_LAST)
-        _choice("last", self.last, _FIRST_LAST)
-        _choice("depthwise", self.depthwise, _DEPTHWISE)
+            _check_choice("act_quantizer", self.act_quantizer, _WEIGHT)
+        _check_choice("first", self.first, _FIRST_LAST)
+        _check_choice("last", self.last, _FIRST_LAST)
+        _check_choice("depthwise", self.depthwise, _DEPTHWISE)
         if not isinstance(self.skip, (tuple, list)):
             raise ConfigError(
                 f"skip must be a tuple of patterns, got {self.skip!r}; write ({self.skip!r},)"
@@ -144,7 +144,7 @@ def matches(pattern: str, name: str) -> bool:
     return name == pattern or name.startswith(pattern + ".")
 
 
-def _choice(what: str, value: Any, available: tuple[str, ...]) -> None:
+def _check_choice(what: str, value: Any, available: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in available:
         raise ConfigError(f"{what} must be {' or '.join(map(repr, available))}, got {value!r}")
 
@@ -169,13 +169,13 @@ def _check_options(pattern: str, options: Any) -> None:
         )
     for key, value in options.items():
         if key in ("weight", "act_quantizer"):
-            _choice(f"{where}[{key!r}]", value, _WEIGHT)
+            _check_choice(f"{where}[{key!r}]", value, _WEIGHT)
         elif key == "act":
-            _choice(f"{where}['act']", value, _ACT)
+            _check_choice(f"{where}['act']", value, _ACT)
         elif key == "act_range":
-            _choice(f"{where}['act_range']", value, _ACT_RANGES)
+            _check_choice(f"{where}['act_range']", value, _ACT_RANGES)
         elif key == "depthwise":
-            _choice(f"{where}['depthwise']", value, _DEPTHWISE)
+            _check_choice(f"{where}['depthwise']", value, _DEPTHWISE)
         elif key in ("per_channel", "scale"):
             if not isinstance(value, bool):
                 raise ConfigError(f"{where}[{key!r}] must be True or False, got {value!r}")

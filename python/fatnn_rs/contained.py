@@ -1,4 +1,4 @@
-"""Modules that a model keeps in plain lists, tuples and dicts, where torch does not find them."""
+"""Find and replace modules in plain lists, tuples and dicts, which torch does not search."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["contained", "named_modules", "register_contained", "replace"]
 
 _STORES = ("_parameters", "_buffers", "_modules")
 
-#: What undoes a change.
+#: A function that undoes one change.
 Undo = Callable[[], None]
 
 
 def contained(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield modules in a module's own attributes: as ``name[index]`` or ``name[key]``."""
+    """Yield modules in a module's own attributes, named ``name[index]`` or ``name[key]``."""
     for name, value in list(vars(module).items()):
         if name not in _STORES and not name.startswith("_"):
             yield from _inside(name, value, set())
@@ -35,7 +35,7 @@ def _inside(name: str, value: Any, seen: set[int]) -> Iterator[tuple[str, nn.Mod
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield every module of a model once, by its qualified name; those in plain containers last."""
+    """Yield every module once with its qualified name; those in plain containers come last."""
     seen = {id(module) for module in model.modules()}
     registered = list(model.named_modules())
     yield from registered
@@ -50,14 +50,15 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def register_contained(model: nn.Module) -> None:
-    """Make modules in plain containers children of who holds them, under the names that they go by.
+    """Register modules in plain containers as children, under their names in ``named_modules``.
 
-    For copies of a model that are captured: torch.fx and torch.export know only children.
+    Use this on a copy of a model before capturing it: torch.fx and torch.export know only
+    registered children.
     """
     known = {id(module) for module in model.modules()}
     for module in list(model.modules()):
         if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
-            continue  # which run or list their children
+            continue  # a new child would change what they run or list
         for name, child in contained(module):
             if id(child) not in known:
                 module._modules[name] = child
@@ -66,7 +67,20 @@ def register_contained(model: nn.Module) -> None:
 
 
 def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> list[Undo]:
-    """Put new modules in the place of old ones, wherever they hang; return what undoes it."""
+    """Replace modules, also in plain containers.
+
+    Parameters
+    ----------
+    model
+        Changed in place.
+    new
+        Old module → new module.
+
+    Returns
+    -------
+    list of callable
+        Call them in order to undo the change.
+    """
     undo: list[Undo] = []
     for _, module in list(named_modules(model)):
         for key, child in list(module._modules.items()):
@@ -93,7 +107,7 @@ def _setter(store: Any, key: Any, value: Any) -> Undo:
 def _replaced(
     value: Any, new: Mapping[nn.Module, nn.Module], undo: list[Undo], seen: set[int]
 ) -> Any:
-    """Return a value with new modules: lists and dicts are changed in place, tuples made anew."""
+    """Return a value with the new modules. Lists and dicts change in place; tuples are copied."""
     if isinstance(value, nn.Module):
         return new.get(value, value)
     if not isinstance(value, (list, tuple, dict)) or id(value) in seen:

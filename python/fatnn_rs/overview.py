@@ -1,4 +1,4 @@
-"""The paragraph that a report begins with, and what a profile measured. Needs no torch."""
+"""The first paragraph of a report, and the results of a profile. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ if TYPE_CHECKING:
 
 __all__ = ["FloatLayers", "LayerTime", "Profile", "counted", "deployment", "overview"]
 
-#: Names in a histogram of the paragraph.
-SHOWN = 6
+#: Maximum number of names that the paragraph lists with their counts.
+MAX_SHOWN = 6
 
 
 @dataclass(frozen=True)
 class LayerTime:
-    """A ternary or int8 layer, timed.
+    """Times of a ternary or int8 layer.
 
     Attributes
     ----------
     layer
-        Its name.
+        Name of the layer.
     seconds
-        Of its node in the network.
+        Time of its node in the network.
     torch_seconds
-        Of torch's float32 convolution or linear layer of the same sizes.
+        Time of torch's float32 convolution or linear layer with the same sizes.
     """
 
     layer: str
@@ -35,7 +35,7 @@ class LayerTime:
 
     @property
     def factor(self) -> float:
-        """How many times as long as torch the layer takes here."""
+        """Time of the layer divided by that of torch; above 1, torch is faster."""
         return self.seconds / self.torch_seconds if self.torch_seconds else float("inf")
 
 
@@ -46,11 +46,11 @@ class FloatLayers:
     Attributes
     ----------
     seconds, rust_seconds
-        Of a run of the network as it is, and with ``float_layers="rust"``.
+        Time of one run of the network as it is, and with ``float_layers="rust"``.
     codes, codes_different
-        Codes that ternary layers read, and how many of them differ.
+        Number of codes that ternary layers read, and number of codes that differ.
     max_abs_diff
-        Greatest difference between outputs.
+        Largest absolute difference between outputs.
     """
 
     seconds: float
@@ -70,14 +70,14 @@ class FloatLayers:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a network's ``profile`` measured.
+    """Results of a network's ``profile``.
 
     Attributes
     ----------
     layers
         Ternary and int8 layers, in order.
     how
-        How it was measured.
+        How they were measured.
     float_layers
         What ``float_layers="rust"`` would change; None if that was not measured.
     """
@@ -88,7 +88,7 @@ class Profile:
 
     @property
     def slower(self) -> tuple[LayerTime, ...]:
-        """Layers that take longer than in torch float32, the worst first."""
+        """Layers that take longer than in torch float32, the slowest first."""
         found = [layer for layer in self.layers if layer.factor > 1]
         return tuple(sorted(found, key=lambda layer: -layer.factor))
 
@@ -102,15 +102,15 @@ class Profile:
         return "\n".join(lines)
 
 
-def counted(counts: Mapping[str, int], shown: int = SHOWN) -> str:
-    """Return a histogram as text, the most frequent first."""
+def counted(counts: Mapping[str, int], shown: int = MAX_SHOWN) -> str:
+    """Return counts as text, the most frequent names first."""
     ranked = sorted(counts.items(), key=lambda item: -item[1])
     more = f" and {len(ranked) - shown} more kinds" if len(ranked) > shown else ""
     return ", ".join(f"{name} ({count})" for name, count in ranked[:shown]) + more
 
 
 def deployment(report: Report) -> str:
-    """Return whether a network can be saved and run without torch, and what is missing for it."""
+    """Return sentences: can the network be saved, can it run without torch, and if not, why."""
     if report.refused:
         return f"It cannot be converted: {report.refused}"
     missing = counted(report.missing, len(report.missing))
@@ -127,7 +127,11 @@ def deployment(report: Report) -> str:
 
 
 def overview(report: Report) -> str:
-    """Return shares of multiply-accumulates, segments and their cuts, and :func:`deployment`."""
+    """Return the first paragraph of a report.
+
+    It states the shares of multiply-accumulates, the segments and what cuts them, and
+    :func:`deployment`.
+    """
     total = report.macs_total
     if total:
         shares = (report.macs_ternary, report.macs_int8, report.macs_float)

@@ -1,4 +1,4 @@
-"""``prepare``: swap a float model's layers for quantized ones; and optimizer groups for them."""
+"""``prepare`` swaps a float model's layers for quantized ones; ``param_groups`` is for training."""
 
 from __future__ import annotations
 
@@ -37,35 +37,35 @@ def prepare(
 ) -> Model:
     """Swap a model's convolutions and linear layers for ternary (or int8) ones, in place.
 
-    ``nn.Conv1d``, ``nn.Conv2d``, ``nn.ConvTranspose1d``, ``nn.ConvTranspose2d``, ``nn.Linear`` and
-    their subclasses, ``Conv1D`` of transformers and
-    the projections of ``nn.MultiheadAttention``. Weights that are functions of parameters stay so:
-    parametrizations, weight and spectral norm, pruning, and what a subclass computes in its
-    forward. Where another module multiplies by a layer's weight, the layer does it.
+    The layers are ``nn.Conv1d``, ``nn.Conv2d``, ``nn.ConvTranspose1d``, ``nn.ConvTranspose2d``,
+    ``nn.Linear`` and their subclasses, ``Conv1D`` of transformers and the projections of
+    ``nn.MultiheadAttention``. If a weight is computed from parameters (parametrizations, weight and
+    spectral norm, pruning, a subclass's own forward), the computed weight is quantized. If another
+    module multiplies by a layer's weight, that product becomes a call of the layer.
     :func:`fatnn_rs.summary` lists every layer, and why one stays float.
 
-    Parameter names and float ``state_dict`` keys stay as they were; step sizes are added beside
-    them. Start from a trained float model where there is one; its ``state_dict`` also loads later,
-    and what depends on the weights is then fitted anew.
+    Parameter names and float ``state_dict`` keys do not change; the quantizers add keys. Start from
+    a trained float model if you have one. You can also load its ``state_dict`` after ``prepare``;
+    the quantizers are then fitted again.
 
-    First and last layer are found in order of execution where ``torch.fx`` can trace the model or
-    there is an example, else in order of registration. A layer whose output goes only into
-    BatchNorm gets no learned ``scale``; where the model cannot be traced, every layer gets one.
-    Depthwise convolutions, and others with small groups, become int8 unless ``config.depthwise``
-    says otherwise.
+    The first and the last layer are those in order of execution, if ``torch.fx`` can trace the
+    model or there is an example; otherwise those in order of registration. A layer whose output
+    goes only into BatchNorm gets no learned ``scale``. If the model cannot be traced, every layer
+    gets one. Convolutions that are depthwise, or have small groups, become int8 unless
+    ``config.depthwise`` says otherwise.
 
     Parameters
     ----------
     model
-        Changed in place.
+        A float model. It is changed in place.
     config
         What to quantize and how; ``TernaryConfig()`` by default.
     example_inputs
         One batch of *real* data (the model's argument, a tuple of its positional arguments, or a
-        dict of its keyword arguments), run through in eval mode to see what the model does and to
-        initialise the activation steps; see :func:`fatnn_rs.nn.calibrate`. Without it the first
-        training batch does that, and nothing can be said about layers that the model never calls.
-        Lazy modules need it.
+        dict of its keyword arguments). The model runs on it in eval mode, to observe which layers
+        it calls and to initialise the activation steps (:func:`fatnn_rs.nn.calibrate`). Without
+        it, the first training batch initialises them, and ``prepare`` cannot warn of layers that
+        the model never calls. Lazy modules need it.
 
     Returns
     -------
@@ -75,21 +75,22 @@ def prepare(
     Warns
     -----
     PrepareWarning
-        Once, naming layers that stay float although no option says so, with the reasons, and
-        layers that the example does not run or whose float weights the model uses itself.
-        ``skip`` leaves them out.
+        If layers stay float although no option says so, or if the example does not run a layer, or
+        if the model uses a layer's float weight itself. One warning names all of them, with the
+        reasons. To silence it, put the layers into ``skip``.
 
     Raises
     ------
     ConfigError
-        A pattern matches no layer, nothing is left to quantize, the model was prepared before, is
-        a wrapper to be put around a prepared model, is on the meta device or without shapes yet,
-        or a layer's methods were replaced on the instance.
+        If a pattern matches no layer; if no layer is left to quantize; if the model was prepared
+        before, is wrapped (prepare it first, then wrap it), is on the meta device or has no shapes
+        yet; or if methods of a layer were replaced on the instance.
     InputError
-        ``example_inputs`` are nothing that the model takes; NaN or infinity in them or in what a
-        layer makes of them.
+        If the model cannot take ``example_inputs``, or if NaN or infinity reaches a layer.
 
-    Whatever is raised, the model is then unchanged; random numbers are in any case.
+    Notes
+    -----
+    If anything is raised, the model does not change. Random number generators never change.
     """
     config = TernaryConfig() if config is None else config
     if not isinstance(model, nn.Module):
@@ -124,7 +125,7 @@ def prepare(
 
 
 def _materialize(model: nn.Module, inputs: Any) -> None:
-    """Give lazy modules their shapes, by running the float model once."""
+    """Give lazy modules their shapes by running the float model once."""
     if not any(nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         return
     modes = {module: module.training for module in model.modules()}
@@ -138,7 +139,7 @@ def _materialize(model: nn.Module, inputs: Any) -> None:
 
 
 def _leave_used(found: dict[str, Any], left: dict[str, str], run: Run) -> None:
-    """Leave layers float that are never called, and whose weights others take."""
+    """Leave layers float that are never called, but whose weights the model uses."""
     for name, function in run.used.items():
         if name not in run.order and name not in run.read_by:
             del found[name]
@@ -148,7 +149,7 @@ def _leave_used(found: dict[str, Any], left: dict[str, str], run: Run) -> None:
 
 
 def _warn(left: Mapping[str, str], problems: Mapping[str, str]) -> None:
-    """Warn once of what computes in float although no option says so."""
+    """Issue one warning for layers that compute in float although no option says so."""
     parts = []
     if left:
         parts.append(f"these layers stay float: {short_list(left)}")
@@ -166,24 +167,27 @@ def _warn(left: Mapping[str, str], problems: Mapping[str, str]) -> None:
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two optimizer groups: weight decay on weights only, none on step sizes, scales, biases and normalisation.
+    """Split a model's parameters into two optimizer groups: with and without weight decay.
+
+    Only weights decay. Step sizes, scales, biases and normalisation parameters do not.
 
     Parameters
     ----------
     model
-        Prepared or float.
+        A prepared model or a float model.
     weight_decay
-        For the first group; the second has 0.
+        Weight decay of the first group; the second group has 0.
 
     Returns
     -------
     list of dict
-        For any ``torch.optim`` optimizer. Parameters that need no gradient are left out.
+        Parameter groups for any ``torch.optim`` optimizer. Parameters that need no gradient are
+        left out.
 
     Raises
     ------
     ConfigError
-        ``model`` is no module, or ``weight_decay`` no number that is at least 0.
+        If ``model`` is not a module, or ``weight_decay`` is not a finite number >= 0.
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"param_groups takes a torch.nn.Module, got {type(model).__name__}")
@@ -197,6 +201,6 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     plain: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
-            # Everything that has one value per channel or per layer has at most one dimension.
+            # Parameters with one value per channel or per layer have at most one dimension.
             (decay if parameter.dim() > 1 else plain).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -1,4 +1,4 @@
-"""What a converted network runs where, and why: :class:`Report`. Needs no torch."""
+""":class:`Report`: where each operation of a converted network runs, and why. Needs no torch."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ __all__ = [
     "runs",
 ]
 
-#: Layers that a line about what was not fused names.
-NAMED = 4
+#: Maximum number of layers that a line of the printed report names.
+MAX_NAMES = 4
 
-#: Why a node runs in torch.
+#: Reasons why a node runs in torch.
 RULES: dict[str, str] = {
     "unknown": "the conversion has no rule for this function or module",
     "argument": "the rule for this function does not take these arguments",
@@ -49,7 +49,7 @@ RULES: dict[str, str] = {
     "not exact": "one multiply-add does not have the bits of this BatchNorm",
 }
 
-#: Figures that `Report.as_dict` adds to the attributes.
+#: Properties that `Report.as_dict` adds to the fields.
 _FIGURES = (
     *("overview", "macs_total", "macs_ternary", "macs_int8", "macs_float"),
     *("layers_ternary", "layers_int8", "bytes_packed", "bytes_int8"),
@@ -58,31 +58,31 @@ _FIGURES = (
 
 
 def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{', '.join(names[:NAMED])}{more}"
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f"{', '.join(names[:MAX_NAMES])}{more}"
 
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One node.
+    """One node of a network.
 
     Attributes
     ----------
     name
-        The layer it came from, or the node's own name.
+        The layer that it came from, or the node's own name.
     op
-        What it does.
+        Its operation.
     runs
         ``"rust codes -> codes"``, ``"rust codes -> float"``, ``"rust float -> codes"``, ``"rust
         float -> float"`` (in a segment of the engine) or ``"torch"``.
     shape
-        Of the result at the example inputs.
+        Shape of the result for the example inputs.
     macs
         Multiply-accumulates per example batch.
     packed_bytes
-        Of its ternary, two-bit or int8 weights in a file.
+        Bytes of its ternary, two-bit or int8 weights in a file.
     note
-        What was fused, or why it runs as it does.
+        What was fused into it, or why it runs where it does.
     rule
         Key of :data:`RULES` if the node runs in torch, else empty.
     reason
@@ -102,7 +102,7 @@ class ReportRow:
 
 @dataclass(frozen=True)
 class NotFused:
-    """A layer that the engine runs on its own, where it could run inside another.
+    """A layer that the engine runs separately, although this kind of layer can often be fused.
 
     Attributes
     ----------
@@ -112,7 +112,7 @@ class NotFused:
         Name of the engine's rewrite: ``"fuse_elementwise"``, ``"fuse_max_pool"``,
         ``"fuse_bounds"``, ``"fuse_shortcut"`` or ``"fuse_quantizer"``.
     reason
-        Why, as what follows "because".
+        Why it was not fused, worded to follow "because".
     """
 
     layer: str
@@ -122,26 +122,26 @@ class NotFused:
 
 @dataclass(frozen=True)
 class Report:
-    """A converted network, node by node. Print it, or take ``as_dict()``.
+    """A converted network, node by node. Print it, or use ``as_dict()`` in programs.
 
     Attributes
     ----------
     rows
-        One per node.
+        One row per node.
     notes
-        Remarks on the capture.
+        Notes on how the model was captured.
     not_fused
-        What the engine runs on its own, where it could run inside another layer.
+        Layers that the engine runs separately and could not fuse.
     segments
-        Calls of the engine in one run.
+        Number of engine calls per run of the network.
     cuts
-        What runs outside of the engine between two segments → how many of these gaps hold it.
+        Operation that runs in torch between two segments → number of these gaps that hold it.
     missing
-        Operations that keep the network from running without torch → how often they occur.
+        Operation that the engine lacks, so that the network needs torch → number of its nodes.
     outputs
-        Type that the model returns and that a file cannot hold; empty if there is none.
+        Type of the model's result if a file cannot hold it, else empty.
     profile
-        What :meth:`TernaryNetwork.profile` measured, else None.
+        Measurements of :meth:`TernaryNetwork.profile`, or None.
     refused
         Why the model cannot be converted; empty if it can. Only :func:`fatnn_rs.explain` reports
         on such models.
@@ -162,22 +162,22 @@ class Report:
 
     @property
     def layers_ternary(self) -> int:
-        """Convolutions and linear layers that run on codes."""
+        """Number of convolutions and linear layers that run on codes."""
         return len(self._multiplying("codes"))
 
     @property
     def bytes_packed(self) -> int:
-        """Bytes of all weights of layers on codes in a file."""
+        """Bytes in a file of the weights of all layers that run on codes."""
         return sum(row.packed_bytes for row in self._multiplying("codes"))
 
     @property
     def layers_int8(self) -> int:
-        """Convolutions and linear layers that run on 8-bit integers."""
+        """Number of convolutions and linear layers that run on 8-bit integers."""
         return len(self._multiplying("int8"))
 
     @property
     def bytes_int8(self) -> int:
-        """Bytes of all int8 weights in a file."""
+        """Bytes in a file of all int8 weights."""
         return sum(row.packed_bytes for row in self._multiplying("int8"))
 
     @property
@@ -212,12 +212,12 @@ class Report:
 
     @property
     def overview(self) -> str:
-        """The paragraph that the printed report begins with."""
+        """The first paragraph of the printed report."""
         return overview(self)
 
     @property
     def unsaveable(self) -> tuple[str, ...]:
-        """Names of the torch nodes that a file cannot hold."""
+        """Names of torch nodes that a file cannot hold."""
         return tuple(row.name for row in self.rows if row.op.startswith("torch: "))
 
     def with_notes(self, notes: Iterable[str]) -> Report:
@@ -230,12 +230,10 @@ class Report:
         Returns
         -------
         dict
-            ``rows``, ``not_fused`` (lists of dicts with the fields of their classes), ``notes``,
-            ``outputs`` and ``refused`` as in the attributes; ``overview``; ``macs_total``,
-            ``macs_ternary``, ``macs_int8``, ``macs_float``; ``layers_ternary``, ``layers_int8``,
-            ``bytes_packed``, ``bytes_int8``; ``segments``, ``cuts`` and ``missing`` (dicts of
-            counts); ``saveable``, ``runs_without_torch``, ``unsaveable``; and ``profile``, None or
-            a dict with the fields of :class:`Profile` and ``slower``, names of layers.
+            All attributes and public properties of this class under their names. ``rows`` and
+            ``not_fused`` are lists of dicts; ``cuts`` and ``missing`` are dicts of counts;
+            ``profile`` is None or a dict with the fields of :class:`Profile` and ``slower``, a
+            list of layer names.
         """
         made = asdict(self)
         for name in _FIGURES:
@@ -287,7 +285,7 @@ class Report:
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
     def _why_in_torch(self) -> list[str]:
-        """Return one line per reason to stay in torch."""
+        """Return one line per reason why nodes run in torch."""
         together: dict[str, list[str]] = {}
         for row in self.rows:
             if row.reason:
@@ -296,7 +294,15 @@ class Report:
 
 
 def runs(op: str, in_engine: bool) -> str:
-    """Who runs an operation, and what it reads and makes; ``in_engine``: whether the engine has a float operation."""
+    """Return where an operation runs, and what it reads and makes (:attr:`ReportRow.runs`).
+
+    Parameters
+    ----------
+    op
+        Name of the operation.
+    in_engine
+        Whether the engine runs it, if it is a float operation.
+    """
     row = OPERATIONS.get(op)
     if row is not None and (row.reads_codes or row.makes_codes):
         return f"rust {row.signature}"
@@ -310,10 +316,12 @@ def macs(
     inputs: Sequence[Sequence[int]] = (),
     attrs: Mapping[str, Any] | None = None,
 ) -> int:
-    """Multiply-accumulates of an operation; 0 without products.
+    """Return the number of multiply-accumulates of an operation; 0 if it does not multiply.
 
     Parameters
     ----------
+    op
+        Name of the operation.
     shape, weight, inputs
         Shapes of its result, its weight and its inputs.
     attrs
@@ -347,7 +355,7 @@ def _multihead(shape: Sequence[int], inputs: _Shapes, attrs: Mapping[str, Any]) 
     return projections * width + 2 * math.prod(query) * length
 
 
-#: Products of two values, which have no weights in the table.
+#: Operations that multiply two values. The table counts only products with weights.
 _PRODUCTS = {"matmul": _matmul, "attention": _attention, "multihead_attention": _multihead}
 
 
@@ -359,8 +367,13 @@ def missing_operations(
     Parameters
     ----------
     nodes
-        Of each: its operation, its attributes as JSON (None if torch runs the model's own code),
-        and the shapes that it reads.
+        For each node: its operation, its attributes as JSON (None if torch runs the model's own
+        code), and the shapes that it reads.
+
+    Returns
+    -------
+    dict
+        Operation → number of nodes.
     """
     return dict(
         Counter(
@@ -370,21 +383,24 @@ def missing_operations(
 
 
 def engine_refusal(op: str, attrs: str, shapes: Sequence[Sequence[int]]) -> str:
-    """Return why the engine cannot run an operation that reads such shapes, or nothing."""
+    """Return why the engine cannot run an operation on inputs of ``shapes``; empty if it can."""
     if op == "input":
         return ""
     if op not in OPERATIONS:
         return "the engine does not have it"
     try:
         return _core.engine_refusal(op, attrs, shapes) or ""
-    except FormatError as error:  # an attribute means nothing to it
+    except FormatError as error:  # the engine does not know an attribute
         return str(error)
 
 
 def declined(dtypes: Iterable[Any]) -> tuple[str, str]:
-    """Return the rule and the reason for a call that a row of the conversion did not take.
+    """Return the rule and the reason for a call whose arguments the conversion does not support.
 
-    ``dtypes``: of what it reads, None for what is no tensor.
+    Parameters
+    ----------
+    dtypes
+        The dtypes of its arguments; None for an argument that is not a tensor.
     """
     others = sorted({str(dtype) for dtype in dtypes} - {"None", "torch.float32"})
     if others:
@@ -393,7 +409,17 @@ def declined(dtypes: Iterable[Any]) -> tuple[str, str]:
 
 
 def packed_weight_bytes(op: str, weight: Sequence[int] | None, dtype: str) -> int:
-    """Bytes in a file of weights of such a shape and type, where they are codes or int8."""
+    """Return the bytes that weights take in a file; 0 unless they are codes or int8.
+
+    Parameters
+    ----------
+    op
+        Operation that reads the weights.
+    weight
+        Shape of the weights; None without weights.
+    dtype
+        Their type in the file.
+    """
     if weight is None or products_of(op) not in ("codes", "int8"):
         return 0
     return _core.file_bytes(dtype, math.prod(weight))

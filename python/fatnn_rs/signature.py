@@ -73,8 +73,8 @@ def bind_call(
     Raises
     ------
     InputError
-        Too many or unknown arguments, an argument given twice or missing, or a value other than the
-        one at conversion.
+        If there are too many or unknown arguments, if an argument is given twice or missing, or if
+        a value differs from the one at conversion.
     """
     by_position = [argument for argument in arguments if argument.positional]
     takes = ", ".join(argument.name for argument in arguments) or "nothing"
@@ -134,7 +134,7 @@ def argument_to_json(argument: Argument) -> dict[str, Any]:
     Raises
     ------
     TypeError
-        A constant or default is not a JSON value; the message names its type.
+        If a constant or default is not a JSON value; the message names its type.
     """
     made: dict[str, Any] = {
         "name": argument.name,
@@ -169,7 +169,7 @@ def arguments_from_json(data: Any, inputs: Sequence[str]) -> tuple[Argument, ...
     Raises
     ------
     FormatError
-        ``data`` is not what :func:`argument_to_json` writes, or does not fit the inputs.
+        If ``data`` is not what :func:`argument_to_json` writes, or does not match the inputs.
     """
     if data is None:
         return tuple(Argument(name) for name in inputs)

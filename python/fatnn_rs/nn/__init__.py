@@ -1,8 +1,12 @@
-"""Quantization-aware layers, for people who write models by hand; :func:`fatnn_rs.prepare` swaps them in otherwise."""
+"""Quantization-aware layers.
+
+Use them directly in models that you write by hand. For other models, :func:`fatnn_rs.prepare`
+swaps them in.
+"""
 
 from __future__ import annotations
 
-from fatnn_rs.nn import fused  # noqa: F401 (models written by hand need what it registers)
+from fatnn_rs.nn import fused  # noqa: F401 (registers a hook that hand-written models need)
 from fatnn_rs.nn.base import QuantizedLayer
 from fatnn_rs.nn.calibrate import calibrate
 from fatnn_rs.nn.int8 import INT8_QAT_MAPPING, Int8Conv1d, Int8Conv2d, Int8Layer, Int8Linear

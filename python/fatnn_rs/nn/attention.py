@@ -1,8 +1,8 @@
 """``nn.MultiheadAttention`` with quantized projections.
 
-torch's own never calls its projections: it hands their weights to a function. Here each is a call
-of a layer, with a quantizer for its own input. The float parameters stay where they were, so the
-float ``state_dict`` keys do too.
+torch's attention never calls its projections: it passes their weights to a function. Here, each
+projection is a layer with a quantizer for its input. The float parameters stay in the attention, so
+the float ``state_dict`` keys do not change.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = ["QuantizedAttention", "attend", "attention_class"]
 
 
 class QuantizedAttention(nn.Module):
-    """What an ``nn.MultiheadAttention`` becomes, in place, when projections are quantized.
+    """Mixin for an ``nn.MultiheadAttention`` with quantized projections.
 
-    It computes what torch's does in its general path: no nested tensors, no fused path. Projections
-    that were left out stay float.
+    It computes the same as torch's general path, without nested tensors and without the fused path.
+    Projections without a quantized layer run in float.
     """
 
     def forward(
@@ -38,15 +38,15 @@ class QuantizedAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As ``nn.MultiheadAttention``."""
-        me: Any = self
+        """Compute attention, with the arguments and results of ``nn.MultiheadAttention``."""
+        attention: Any = self
         if query.dim() == 2:
             batched = [x.unsqueeze(0) for x in (query, key, value)]
             padding = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
         else:
             batched = (
                 [query, key, value]
-                if me.batch_first
+                if attention.batch_first
                 else [x.transpose(0, 1) for x in (query, key, value)]
             )
             padding = key_padding_mask
@@ -58,10 +58,10 @@ class QuantizedAttention(nn.Module):
             weights = weights.mean(1)
         if query.dim() == 2:
             return y.squeeze(0), None if weights is None else weights.squeeze(0)
-        return (y if me.batch_first else y.transpose(0, 1)), weights
+        return (y if attention.batch_first else y.transpose(0, 1)), weights
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Load as torch does; the weights of a float attention too."""
+        """Load as torch does. Also accept a float attention's state, without quantizer keys."""
         super()._load_from_state_dict(state_dict, prefix, *args)
         floats = ("in_proj_weight", *(f"{part}_weight" for part in PARTS))
         if any(prefix + key in state_dict for key in floats):
@@ -80,12 +80,27 @@ def attend(
     causal: bool = False,
     need_weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention over [N, L, E], without branches on shapes, so that torch.fx can trace it.
+    """Compute attention without branches on shapes, so that torch.fx can trace it.
+
+    Parameters
+    ----------
+    module
+        The attention.
+    query
+        [N, L, E].
+    key, value
+        [N, S, E].
+    mask
+        Added to the scores, [N, H, L, S].
+    causal
+        Whether a position reads only positions up to its own.
+    need_weights
+        Whether to return the attention weights.
 
     Returns
     -------
     tuple
-        [N, L, E], and the weights of every head, [N, H, L, S], where they were asked for.
+        The output, [N, L, E], and the weights of every head, [N, H, L, S], or None.
     """
     q, k, v = (
         _project(module, part, x) for part, x in zip(PARTS, (query, key, value), strict=True)
@@ -137,12 +152,12 @@ def _mask(
     is_causal: bool,
     need_weights: bool,
 ) -> Tensor | None:
-    """Join both masks to one that is added to scores of [N, H, L, S]; None where nothing is masked.
+    """Combine both masks into one that is added to the scores, [N, H, L, S]; None without masks.
 
     Raises
     ------
     RuntimeError
-        As torch: ``is_causal`` without a mask.
+        If ``is_causal`` is given without a mask, as in torch.
     """
     if is_causal and mask is None:
         raise RuntimeError(
@@ -151,21 +166,21 @@ def _mask(
         )
     if is_causal and padding is None and not need_weights:
         return None
-    more = int(module.bias_k is not None) + int(module.add_zero_attn)
+    extra = int(module.bias_k is not None) + int(module.add_zero_attn)
     joined = None
     if mask is not None:
-        joined = _added(mask, query.dtype)
+        joined = _additive(mask, query.dtype)
         if joined.dim() == 3:
             joined = torch.unflatten(joined, 0, (query.shape[0], module.num_heads))
-        joined = functional.pad(joined, (0, more))
+        joined = functional.pad(joined, (0, extra))
     if padding is not None:
-        columns = functional.pad(_added(padding, query.dtype), (0, more))[:, None, None, :]
+        columns = functional.pad(_additive(padding, query.dtype), (0, extra))[:, None, None, :]
         joined = columns if joined is None else joined + columns
     return joined
 
 
-def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a mask as what is added to scores: minus infinity where a bool mask says True."""
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a mask to add to the scores; True in a bool mask becomes minus infinity."""
     if mask.dtype == torch.bool:
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(
             mask, -torch.inf
@@ -174,5 +189,5 @@ def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def attention_class(kind: type[nn.Module]) -> Any:
-    """Return the class that an attention of class ``kind`` becomes."""
+    """Return the subclass of ``kind`` that a quantized attention of class ``kind`` changes to."""
     return class_of_two(QuantizedAttention, kind, f"Quantized{kind.__name__}")

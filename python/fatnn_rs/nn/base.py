@@ -1,4 +1,4 @@
-"""What all quantization-aware layers have in common: they are torch's own layers, with quantizers added."""
+"""The base class of all quantization-aware layers: torch's own layers, with quantizers added."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ __all__ = [
     "why_replaced",
 ]
 
-#: Integers up to this are exact in float32.
+#: Every integer up to this magnitude is exact in float32.
 EXACT = 1 << 24
 
-#: Attributes that quantized layers have and float layers do not.
+#: Attributes that quantized layers have in addition to those of float layers.
 _ADDED = ("act_quant", "weight_quant", "scale", "ternary_scale")
 
 Layer = TypeVar("Layer", bound="QuantizedLayer")
@@ -38,14 +38,15 @@ Product = Callable[[Tensor, Tensor], Tensor]
 
 
 class QuantizedLayer(nn.Module):
-    """A convolution or linear layer whose forward quantizes its input and its weight; not a layer by itself.
+    """Abstract base of convolutions and linear layers that quantize their input and weight.
 
     Attributes
     ----------
     act_quant : InputQuantizer
+        Quantizes the input.
     layer_name : str
-        Qualified name in the model, for messages; empty until ``prepare``, ``calibrate`` or
-        ``convert`` sets it.
+        Qualified name in the model, used in messages. It is empty until ``prepare``, ``calibrate``
+        or ``convert`` sets it.
     """
 
     weight: Tensor
@@ -55,19 +56,19 @@ class QuantizedLayer(nn.Module):
     _watch: StepsWatch | None = None
 
     def _as_stored(self, weight: Tensor) -> Tensor:
-        """Bring weights or codes, [out, in / groups, ...], to the order of the parameter."""
+        """Convert weights or codes, [out, in / groups, ...], to the parameter's layout."""
         return weight
 
     def set_name(self, name: str) -> None:
-        """Name used in messages."""
+        """Set the name used in messages."""
         self.layer_name = name
         self.act_quant.layer_name = name
 
     def latent_weight(self) -> Tensor:
-        """Return the float weight that quantizers see: [out, in / groups, ...].
+        """Return the float weight that the quantizer reads: [out, in / groups, ...].
 
-        Where hooks, parametrizations or the layer's own forward compute it, it is computed anew, as
-        in eval mode: spectral norms change buffers in training mode.
+        If hooks, parametrizations or the layer's own forward compute the weight, this method
+        computes it again in eval mode. In training mode, a spectral norm would change its buffers.
         """
         if type(self)._weight is QuantizedLayer._weight and "weight" in self._parameters:
             return self.weight
@@ -82,20 +83,20 @@ class QuantizedLayer(nn.Module):
                 module.training = mode
 
     def _float_parameter(self) -> Tensor | None:
-        """Return a float parameter that the layer's weight is, or is computed from."""
+        """Return the weight parameter, or a float parameter that the weight is computed from."""
         floats = (t for key, t in self.named_parameters() if key.partition(".")[0] not in _ADDED)
         return next(floats, None)
 
-    def _look_at_steps(self) -> None:
-        """At the end of a forward: see whether the optimizer knows the steps."""
+    def _check_optimizer(self) -> None:
+        """Check, at the end of a forward, that the optimizer updates the quantizer's steps."""
         watch = self._watch
         if watch is None or not self.training or torch.compiler.is_compiling():
             return
         if not watch.done and torch.is_grad_enabled():
-            watch.look(self, self._float_parameter())
+            watch.check(self, self._float_parameter())
 
     def _weight(self) -> Tensor:
-        """Return the float weight as forward uses it, once: computing it may change buffers."""
+        """Return the float weight for one forward. Call it once: it may change buffers."""
         return self.weight
 
     def _run(
@@ -106,15 +107,28 @@ class QuantizedLayer(nn.Module):
         add_bias: bool = True,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """Quantize both operands, multiply them, and bring the sums to the output's scale.
+        """Quantize both operands, multiply them, and scale the sums.
 
-        ``add_bias``: whether the layer's own bias is added. ``weight``: the float weight where the
-        caller has computed it.
+        Parameters
+        ----------
+        product
+            Multiplies input codes by weight codes, without a bias.
+        x
+            Float input of the layer.
+        dims
+            Number of spatial dimensions; 0 for a linear layer.
+        add_bias
+            Whether to add the layer's own bias.
+        weight
+            Float weight, [out, in / groups, ...], if the caller has computed it already.
         """
         raise NotImplementedError
 
     def _refit(self) -> None:
-        """Fit to the present weights what depends on them; the next data initialise the activation steps."""
+        """Fit the weight quantizer to the current weights, and reset the activation quantizer.
+
+        The next batch initialises the activation steps.
+        """
         self.act_quant.reset()
 
     def _load_from_state_dict(
@@ -127,7 +141,7 @@ class QuantizedLayer(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Load as torch does; the weights of a float layer too, which have no keys for quantizers."""
+        """Load as torch does. Also accept a float layer's state, which has no quantizer keys."""
         names = [name for name in _ADDED if name != "scale" or self._adds_scale()]
         added = [key for key in self.state_dict(keep_vars=True) if key.partition(".")[0] in names]
         own = [key for key in self.state_dict(keep_vars=True) if key not in added]
@@ -139,8 +153,8 @@ class QuantizedLayer(nn.Module):
         if not from_float:
             super()._load_from_state_dict(state_dict, prefix, *rest)
             return
-        # Children load after their parent, from the same dictionary: they find their refitted state
-        # there.
+        # Children load after their parent from the same dictionary, so their refitted state must
+        # be in it.
         state_dict.update({prefix + key: value for key, value in self._state(added).items()})
         errors = len(error_msgs)
         super()._load_from_state_dict(state_dict, prefix, *rest)
@@ -152,7 +166,7 @@ class QuantizedLayer(nn.Module):
         state_dict.update({prefix + key: value for key, value in self._state(added).items()})
 
     def _adds_scale(self) -> bool:
-        """Whether ``scale`` is the quantized layer's, and not the float class's own."""
+        """Whether ``scale`` is the learned scale and not an attribute of the float class."""
         return getattr(self, "_scale_key", "scale") == "scale"
 
     def _has_values(self) -> bool:
@@ -160,7 +174,7 @@ class QuantizedLayer(nn.Module):
         return weight is not None and not weight.is_meta
 
     def _load_parametrizations(self, state_dict: Any, prefix: str) -> None:
-        """Load what computes the weight: torch would do so only after this layer was fitted."""
+        """Load the parametrizations now: torch would load them only after the refit."""
         parts = self._modules.get("parametrizations")
         if parts is not None:
             start = f"{prefix}parametrizations."
@@ -168,13 +182,13 @@ class QuantizedLayer(nn.Module):
             parts.load_state_dict(own, strict=False)
 
     def _recompute_weight(self) -> None:
-        """Bring a weight that hooks of torch.nn.utils compute (weight_norm, prune) up to date."""
+        """Update a weight that hooks of torch.nn.utils compute (weight_norm, prune)."""
         if "weight" not in self._parameters:
             for hook in weight_hooks(self):
                 hook(self, ())
 
     def _materialize(self) -> None:
-        """Give quantizers memory where the layer just left the meta device (``assign=True``)."""
+        """Allocate quantizers that are still on the meta device (loading with ``assign=True``)."""
         for child in self.children():
             if any(tensor.is_meta for tensor in (*child.parameters(), *child.buffers())):
                 child.to_empty(device=self.weight.device)
@@ -185,7 +199,7 @@ class QuantizedLayer(nn.Module):
                 )
 
     def fit_to_float(self, state_dict: Any, prefix: str) -> None:
-        """Where a ``state_dict`` has nothing of this layer, fit it, and put its state there."""
+        """If ``state_dict`` has no keys of this layer, refit it and add its state to the dict."""
         keys = list(self.state_dict(keep_vars=True))
         if self._has_values() and not any(prefix + key in state_dict for key in keys):
             self._materialize()
@@ -199,7 +213,7 @@ class QuantizedLayer(nn.Module):
 
 
 def weight_hooks(module: nn.Module) -> list[Any]:
-    """Return hooks of torch.nn.utils that compute a weight before every call."""
+    """Return the hooks of torch.nn.utils that compute the weight before every call."""
     hooks = module._forward_pre_hooks.values()
     return [hook for hook in hooks if type(hook).__module__.startswith("torch.nn.utils.")]
 
@@ -207,8 +221,14 @@ def weight_hooks(module: nn.Module) -> list[Any]:
 def qat_layer(cls: type[Layer], module: nn.Module, expected: type[nn.Module]) -> Layer:
     """Make a ``cls`` without quantizers that shares parameters, hooks and mode with ``module``.
 
-    Where ``module`` is of a subclass, or parametrized, so is the result
+    If ``module`` is parametrized or of a subclass of ``expected``, so is the result
     (:mod:`fatnn_rs.nn.subclass`).
+
+    Raises
+    ------
+    ConfigError
+        If ``module`` is not an ``expected``, has methods replaced on the instance, or has its own
+        attribute ``act_quant`` or ``weight_quant``.
     """
     from fatnn_rs.nn.subclass import quantized_class
 
@@ -236,31 +256,32 @@ def qat_layer(cls: type[Layer], module: nn.Module, expected: type[nn.Module]) ->
 
 
 def check_weight(layer: Any) -> None:
-    """Refuse layers whose weights quantizers cannot be fitted to.
+    """Check that quantizers can be fitted to a layer's weight.
 
     Raises
     ------
     ConfigError
-        No weights at all, or on the meta device, which holds no values.
+        If the weight is empty or on the meta device.
     """
     weight = layer.latent_weight()
     if weight.is_meta:
         raise ConfigError(
-            f"{type(layer).__name__}: its weight is on the meta device, which holds no values to fit quantizers to; "
-            "give the model values first (to_empty(device=...), then load_state_dict)"
+            f"{type(layer).__name__}: its weight is on the meta device, which holds no values to "
+            "fit quantizers to; give the model values first (to_empty(device=...), then "
+            "load_state_dict)"
         )
     if not weight.numel():
         raise ConfigError(
-            f"{type(layer).__name__}: its weight of shape {tuple(weight.shape)} is empty, so there is nothing to "
-            "quantize; leave the layer float"
+            f"{type(layer).__name__}: its weight of shape {tuple(weight.shape)} is empty, so there "
+            "is nothing to quantize; leave the layer float"
         )
 
 
 def replaced_methods(module: nn.Module) -> list[str]:
-    """Names of the methods that this one module replaces: a quantized layer would run what they were bound to, the float layer.
+    """Return the names of methods that were replaced on this instance.
 
-    accelerate's hooks replace ``forward`` so, ``nn.Module.compile`` the call, and patches by hand
-    anything.
+    A replaced method is bound to the float layer, so a quantized layer would still run the float
+    one. accelerate's hooks replace ``forward``, and ``nn.Module.compile`` replaces the call.
     """
     names = patched_methods(module)
     if module.__dict__.get("_compiled_call_impl") is not None:
@@ -269,7 +290,7 @@ def replaced_methods(module: nn.Module) -> list[str]:
 
 
 def why_replaced(names: list[str]) -> str:
-    """Why a module with such methods is not quantized, and the way out."""
+    """Explain why a module with replaced methods cannot be quantized, and what to do."""
     ways = []
     if "_compiled_call_impl" in names:
         ways.append("compile it after prepare")
@@ -278,10 +299,12 @@ def why_replaced(names: list[str]) -> str:
         ]
     if "forward" in names:
         ways.append(
-            "remove accelerate's hooks first (accelerate.hooks.remove_hook_from_module(model, recurse=True))"
+            "remove accelerate's hooks first "
+            "(accelerate.hooks.remove_hook_from_module(model, recurse=True))"
         )
     ways.append(
-        "undo the change (del layer.forward, say), use a forward hook, or leave the layer float with skip"
+        "undo the change (for example, del layer.forward), use a forward hook, or leave the layer "
+        "float with skip"
     )
     what = (
         f"{', '.join(names)} was replaced on the instance, which a quantized layer would not follow"
@@ -292,7 +315,10 @@ def why_replaced(names: list[str]) -> str:
 def convolve(
     layer: Any, function: Callable[..., Tensor], x: Tensor, dims: int, add_bias: bool = True
 ) -> Tensor:
-    """Forward pass of a convolution over ``dims`` dimensions; padding other than zeros comes before the quantizer."""
+    """Run a convolution over ``dims`` dimensions.
+
+    Padding other than zeros is added before the quantizer.
+    """
     padding: Any = layer.padding
     if layer.padding_mode != "zeros":
         x = functional.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
@@ -306,6 +332,9 @@ def convolve(
 
 
 def exact_product(product: Product, codes: Tensor, weight: Tensor) -> Tensor:
-    """Return exact sums of products of integer-valued operands; the dtype of ``codes`` must be able to hold them."""
+    """Multiply integer-valued operands exactly, in the dtype of ``codes``.
+
+    That dtype must represent every sum exactly.
+    """
     with torch.autocast(device_type=codes.device.type, enabled=False):
         return round_ste(product(codes, weight.to(codes.dtype)))

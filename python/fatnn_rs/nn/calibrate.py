@@ -1,4 +1,4 @@
-"""One pass of real data through a model with quantized layers, to initialise what training starts from."""
+"""``calibrate``: initialise activation steps and BatchNorm statistics from one batch of data."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from fatnn_rs.nn.snapshot import Snapshot
 __all__ = ["calibrate", "calibrate_layers", "warn_float"]
 
 
-#: In place of an ``eps`` of 0 where BatchNorm takes its statistics from the batch.
-_LEAST_EPS = 1e-30
+#: Replaces an ``eps`` of 0 while a BatchNorm takes its statistics from the batch.
+_MIN_EPS = 1e-30
 
 
 @torch.no_grad()
 def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any]) -> None:
-    """Initialise the activation steps of every quantized layer that has none yet, from one batch of real data.
+    """Initialise the activation steps of quantized layers from one batch of real data.
 
-    A BatchNorm fed directly by a ternary layer also takes its running statistics from this batch:
-    integer accumulators have another scale than the float layer's outputs. Everything else runs in
-    eval mode and stays as it was, and so does the training mode of every module. Where the model
-    fails, nothing has changed.
+    Layers whose steps are initialised already keep them. A BatchNorm that directly follows a
+    ternary layer also takes its running statistics from this batch, because integer sums have
+    another scale than the float layer's outputs. The rest of the model runs in eval mode and does
+    not change; every module keeps its training mode. If the model fails, nothing changes.
 
-    A layer that this batch brings nothing but zeros (behind a branch that is zero at first) stays
-    uninitialised: the first training batch that brings it anything else initialises it.
+    A layer that receives only zeros (for example, after a branch that starts at zero) stays
+    uninitialised. The first training batch with other values initialises it.
 
     Parameters
     ----------
     model
-        Holds at least one ternary or int8 layer.
+        A model with at least one ternary or int8 layer.
     inputs
         One batch: the model's argument, a tuple of its positional arguments, or a dict of its
         keyword arguments.
@@ -52,17 +52,17 @@ def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, An
     Warns
     -----
     PrepareWarning
-        Names quantized layers that the model did not call, or whose float weights it used without
-        calling them.
+        If the model does not call a quantized layer, or uses its float weight without calling it.
+        The warning names these layers.
 
     Raises
     ------
     ConfigError
-        Where the model holds no such layer, or one that its parent never calls
+        If the model holds no such layer, or holds one that its parent never calls
         (``nn.MultiheadAttention``).
     InputError
-        Where ``inputs`` are nothing that the model takes, or NaN or infinity reaches a layer that
-        is being initialised.
+        If the model cannot take ``inputs``, or if NaN or infinity reaches a layer that is being
+        initialised.
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"calibrate takes a torch.nn.Module, got {type(model).__name__}")
@@ -71,7 +71,8 @@ def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, An
     }
     if not layers:
         raise ConfigError(
-            f"{type(model).__name__} holds no ternary or int8 layer to calibrate; call prepare(model) first"
+            f"{type(model).__name__} holds no ternary or int8 layer to calibrate; call "
+            "prepare(model) first"
         )
     check_readers(model)
     use_layers(model)
@@ -79,7 +80,13 @@ def calibrate(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, An
 
 
 def calibrate_layers(model: nn.Module, inputs: Any) -> dict[str, str]:
-    """Do the same without a warning; return layer → why it computes in float, or not at all."""
+    """Calibrate without a warning.
+
+    Returns
+    -------
+    dict
+        Layer → why it computes in float, or why it does not run at all.
+    """
     layers = {
         name: module for name, module in named_modules(model) if isinstance(module, QuantizedLayer)
     }
@@ -90,7 +97,7 @@ def calibrate_layers(model: nn.Module, inputs: Any) -> dict[str, str]:
 def _calibrate(model: nn.Module, inputs: Any, layers: dict[str, QuantizedLayer]) -> dict[str, str]:
     with ExitStack() as stack:
         stack.enter_context(_unchanged_on_failure(model, layers.values()))
-        if "torch._dynamo" in sys.modules:  # else nothing is compiled
+        if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_calibrating(model, layers))
         stack.enter_context(held_weights(model))
@@ -101,27 +108,27 @@ def _calibrate(model: nn.Module, inputs: Any, layers: dict[str, QuantizedLayer])
 
 @contextmanager
 def _calibrating(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[None]:
-    """Eval mode, but for the quantizers and the BatchNorms that ternary layers feed."""
+    """Set eval mode, except for quantizers and BatchNorms that follow ternary layers."""
     modes = {module: module.training for _, module in named_modules(model)}
     norms = [module for module in modes if isinstance(module, _BatchNorm)]
     numbers = {norm: (norm.momentum, norm.eps) for norm in norms}
     fed: list[Tensor] = []
 
     def after_ternary(module: TernaryLayer, args: tuple[Any, ...], output: Tensor) -> None:
-        fed[:] = [output] if module.act_quant.initialized else []  # zeros have no statistics
+        fed[:] = [output] if module.act_quant.initialized else []  # else the output is all zeros
 
     def before_norm(module: _BatchNorm, args: tuple[Any, ...]) -> None:
         x = args[0] if args else None
         adapts = isinstance(x, Tensor) and bool(fed) and x is fed[0] and x.numel() > x.shape[1]
         if adapts and isinstance(x, Tensor) and not bool(torch.isfinite(x).all()):
             raise InputError(
-                "calibrate: NaN or infinity reaches a BatchNorm that takes its statistics from the batch; check the "
-                "data and the layers before it"
+                "calibrate: NaN or infinity reaches a BatchNorm that takes its statistics from the "
+                "batch; check the data and the layers before it"
             )
         module.training = adapts
         momentum, eps = numbers[module]
-        # torch refuses an eps of 0 in training mode only.
-        module.momentum, module.eps = (1.0, max(eps, _LEAST_EPS)) if adapts else (momentum, eps)
+        # torch refuses an eps of 0, but only in training mode.
+        module.momentum, module.eps = (1.0, max(eps, _MIN_EPS)) if adapts else (momentum, eps)
 
     handles = []
     try:
@@ -148,7 +155,7 @@ def _calibrating(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iter
 
 @contextmanager
 def _unchanged_on_failure(model: nn.Module, layers: Iterable[QuantizedLayer]) -> Iterator[None]:
-    """Bring the model back where the body raises."""
+    """Restore the model if the body raises."""
     steps = [
         parameter
         for layer in layers
@@ -167,14 +174,15 @@ def _unchanged_on_failure(model: nn.Module, layers: Iterable[QuantizedLayer]) ->
 
 
 def warn_float(problems: Mapping[str, str], stacklevel: int = 3) -> None:
-    """Warn once of layers that compute in float, if there are any."""
+    """Issue one warning that names layers which compute in float, if there are any."""
     if not problems:
         return
     listed = short_list(problems)
     names = ", ".join(map(repr, problems))
     warnings.warn(
-        f"these layers do not compute in low precision: {listed}. Leave out those that the model does not call: "
-        f"TernaryConfig(skip=({names}{',' * (len(problems) == 1)})); or change the model so that it calls them",
+        f"these layers do not compute in low precision: {listed}. Leave out those that the model "
+        f"does not call: TernaryConfig(skip=({names}{',' * (len(problems) == 1)})); or change the "
+        "model so that it calls them",
         PrepareWarning,
         stacklevel=stacklevel,
     )

@@ -1,4 +1,4 @@
-"""Example inputs: what users give for one batch, as arguments of the model, or one error that says how to give it."""
+"""Turn a user's example batch into arguments of the model, or explain how to give one."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 def as_arguments(model: nn.Module, inputs: Any) -> Arguments:
     """Turn example inputs into arguments of the model.
 
-    A tuple or list is the positional arguments; a mapping whose keys are names of arguments is
-    keyword arguments; anything else is the only argument.
+    A tuple or list holds the positional arguments. A mapping whose keys are argument names holds
+    the keyword arguments. Anything else is the only argument.
 
     Raises
     ------
     InputError
-        Inputs that cannot be a batch of tensors, or that are not the arguments which the model
-        takes.
+        If the inputs cannot be a batch of tensors, or are not the arguments of the model.
     """
     _refuse(inputs)
     args: tuple[Any, ...] = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
@@ -41,8 +40,9 @@ def as_arguments(model: nn.Module, inputs: Any) -> Arguments:
     problem = None if signature is None else _bind_error(signature, args, kwargs)
     if problem is not None:
         raise InputError(
-            f"example_inputs: {type(model).__name__}.forward{signature} does not take {describe(inputs)} ({problem}); "
-            "give the model's argument, or a tuple of its positional arguments, without labels"
+            f"example_inputs: {type(model).__name__}.forward{signature} does not take "
+            f"{describe(inputs)} ({problem}); give the model's argument, or a tuple of its "
+            "positional arguments, without labels"
         )
     return args, kwargs
 
@@ -53,7 +53,7 @@ def run_example(model: nn.Module, inputs: Any) -> None:
     Raises
     ------
     InputError
-        As :func:`as_arguments`; or the model raises an error, which is the cause.
+        If :func:`as_arguments` raises it, or if the model raises an error (its cause).
     """
     args, kwargs = as_arguments(model, inputs)
     try:
@@ -63,14 +63,14 @@ def run_example(model: nn.Module, inputs: Any) -> None:
     except Exception as error:
         places = {str(tensor.device) for tensor in (*model.parameters(), *model.buffers())}
         raise InputError(
-            f"example_inputs: {type(model).__name__}, on {' and '.join(sorted(places))}, fails on {describe(inputs)} "
-            f"({type(error).__name__}: {_first_line(error)}); give one batch as the model takes it: its shape, dtype "
-            "and device"
+            f"example_inputs: {type(model).__name__}, on {' and '.join(sorted(places))}, fails on "
+            f"{describe(inputs)} ({type(error).__name__}: {_first_line(error)}); give one batch as "
+            "the model takes it: its shape, dtype and device"
         ) from error
 
 
 def describe(inputs: Any) -> str:
-    """Name what was given: type, and for arrays shape, dtype and device."""
+    """Describe an input for messages: its type, and for arrays shape, dtype and device."""
     if isinstance(inputs, Tensor):
         return f"a tensor {list(inputs.shape)} of {inputs.dtype} on {inputs.device}"
     if isinstance(inputs, np.ndarray):
@@ -86,11 +86,11 @@ def describe(inputs: Any) -> str:
 
 
 def _refuse(inputs: Any) -> None:
-    """Refuse what cannot be a batch, with the way to make one of it."""
+    """Raise if ``inputs`` cannot be a batch, and say how to get one from it."""
     if isinstance(inputs, DataLoader):
-        way = "give one batch without labels: next(iter(loader))[0], say"
+        way = "give one batch without labels: next(iter(loader))[0], for example"
     elif isinstance(inputs, Dataset):
-        way = "give one batch without labels: next(iter(DataLoader(dataset, 64)))[0], say"
+        way = "give one batch without labels: next(iter(DataLoader(dataset, 64)))[0], for example"
     elif isinstance(inputs, Iterator):
         way = "give one batch of it: next(batches)"
     else:
@@ -106,14 +106,17 @@ def _refuse(inputs: Any) -> None:
         if meta:
             way = "give a tensor with values: the meta device has none"
         elif any(isinstance(leaf, np.ndarray) for leaf in leaves):
-            way = "give torch tensors: torch.from_numpy makes one from an array (.float() where it is not float32)"
+            way = (
+                "give torch tensors: torch.from_numpy makes one from an array (.float() if it is "
+                "not float32)"
+            )
     raise InputError(
-        "example_inputs: expected one batch of real data, a tensor or a tuple of the model's positional arguments, "
-        f"got {describe(inputs)}; {way}"
+        "example_inputs: expected one batch of real data, a tensor or a tuple of the model's "
+        f"positional arguments, got {describe(inputs)}; {way}"
     )
 
 
-#: What a model may take beside tensors, and what no batch consists of.
+#: Types that a model may take in addition to tensors, but that cannot be a batch by themselves.
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type, np.ndarray, np.generic)
 
 

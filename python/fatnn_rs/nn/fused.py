@@ -1,10 +1,10 @@
-"""torch modules that compute with a child's weight themselves, where a quantized child would be passed by.
+"""torch modules that read the weight of a child without calling it.
 
-``nn.TransformerEncoderLayer`` has a fused path for inference, which reads the weights of its linear
-layers and calls none of them. It is switched off for a layer that holds quantized ones, by the
-attribute that torch's own check reads; the attribute is copied and pickled with the module.
-``nn.TransformerEncoder`` feeds nested tensors to that path only. ``nn.MultiheadAttention`` never
-calls its ``out_proj``, so that one cannot be quantized.
+A quantized child would have no effect there. ``nn.TransformerEncoderLayer`` has a fused path for
+inference that reads the weights of its linear layers. :func:`use_layers` switches this path off if
+the layer holds quantized ones: it sets the attribute that torch's check reads, which is copied and
+pickled with the module. ``nn.TransformerEncoder`` uses nested tensors only for this path.
+``nn.MultiheadAttention`` never calls its ``out_proj``, which can therefore not be quantized.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fatnn_rs.nn.base import QuantizedLayer
 
 __all__ = ["check_readers", "reads_weight", "restore", "use_layers"]
 
-#: A module, its attribute, and the value that was there before.
+#: A module, the name of an attribute, and its value before the change.
 Change = tuple[nn.Module, str, Any]
 
 
@@ -33,12 +33,12 @@ def reads_weight(parent: nn.Module, name: str) -> bool:
 
 
 def check_readers(model: nn.Module) -> None:
-    """Refuse quantized layers whose parent never calls them.
+    """Check that parents call their quantized layers.
 
     Raises
     ------
     ConfigError
-        Names the layer.
+        If a parent reads a layer's weight and never calls the layer.
     """
     for path, parent in model.named_modules():
         for name, child in parent.named_children():
@@ -47,7 +47,13 @@ def check_readers(model: nn.Module) -> None:
 
 
 def use_layers(model: nn.Module) -> list[Change]:
-    """Switch the fused paths off wherever they would pass by a quantized layer; return what was changed."""
+    """Switch off fused paths that would skip a quantized layer.
+
+    Returns
+    -------
+    list
+        The changes, for :func:`restore`.
+    """
     changes: list[Change] = []
     for module in model.modules():
         kinds = (("activation_relu_or_gelu", 0, nn.TransformerEncoderLayer),)
@@ -75,13 +81,13 @@ def _holds_quantized(module: nn.Module) -> bool:
 
 def _never_called(name: str, parent: nn.Module) -> ConfigError:
     return ConfigError(
-        f"layer {name!r}: {type(parent).__name__} reads the weight of its out_proj and never calls it, so a quantized "
-        "one would compute in float; leave that layer float"
+        f"layer {name!r}: {type(parent).__name__} reads the weight of its out_proj and never calls "
+        "it, so a quantized one would compute in float; leave that layer float"
     )
 
 
 def _on_registration(parent: nn.Module, name: str, child: Any) -> None:
-    """Do the same where a model is written by hand: torch calls this when a module becomes another's child."""
+    """Check and adapt hand-written models: torch calls this when a module gets a child."""
     if not isinstance(child, QuantizedLayer):
         return
     if reads_weight(parent, name):

@@ -1,20 +1,20 @@
-"""Quantization-aware layers: subclasses of torch's own, with the float ``state_dict`` keys unchanged.
+"""Ternary layers: subclasses of torch's own, with the float ``state_dict`` keys unchanged.
 
-One forward, the same in training and in eval mode::
+Training and eval mode run the same forward::
 
-    codes = act_quant(x)                      # integer-valued float: {0, 1, 2} or {-1, 0, +1}, say
+    codes = act_quant(x)                      # integer-valued float, such as {0, 1, 2}
     acc   = round(conv(codes, weight_quant(weight)))
     y     = acc [* scale] [+ bias]            # two separate float operations
 
 ``acc`` is an exact integer. The operands are small integers and their sums stay far below 2**24, so
-a convolution that multiplies and adds is exact in float32; algorithms that transform their operands
-first (Winograd, FFT) are off by less than a half, and the ``round`` takes that away. Autocast is
-switched off around it: bfloat16 sums would not be exact.
+a direct convolution is exact in float32. Algorithms that transform their operands first (Winograd,
+FFT) have an error below one half, which ``round`` removes. Autocast is off for this product because
+bfloat16 sums would not be exact.
 
-``scale`` is a learned factor per output channel for places where no BatchNorm follows to absorb it.
+``scale`` is a learned factor per output channel. It is not needed if a BatchNorm follows.
 
-Weights of a family that no integer code expresses (``refused``, in :mod:`fatnn_rs.quant.ttq`) are
-multiplied as floats, without the ``round``.
+Some weights cannot be written as integer codes (``refused``, in :mod:`fatnn_rs.quant.ttq`). They
+are multiplied as floats, without the ``round``.
 """
 
 from __future__ import annotations
@@ -62,26 +62,28 @@ Layer = TypeVar("Layer", bound="TernaryLayer")
 
 
 class TernaryLayer(QuantizedLayer):
-    """What the ternary layers have in common; not a layer by itself.
+    """Abstract base of the ternary layers.
 
     Attributes
     ----------
     weight_quant : WeightQuantizer
+        Quantizes the weight.
     act_quant : ActivationQuantizer
+        Quantizes the input.
     scale : Parameter or None
-        Shape [out], float32.
+        Learned factor per output channel: [out], float32.
     """
 
     weight_quant: WeightQuantizer
     act_quant: ActivationQuantizer
     scale: nn.Parameter | None
     _held: tuple[Tensor, torch.dtype] | None = None
-    #: Name of the parameter ``scale``: another where the float class has a ``scale`` of its own.
+    #: Name of the learned scale; ``ternary_scale`` if the float class has its own ``scale``.
     _scale_key = "scale"
 
     @property
     def learned_scale(self) -> nn.Parameter | None:
-        """Return ``scale``, by whatever name: the learned factor per output channel."""
+        """The learned factor per output channel, [out], under either of its names."""
         return self._parameters[self._scale_key]
 
     def _add_quantizers(
@@ -93,7 +95,7 @@ class TernaryLayer(QuantizedLayer):
         act_range: str,
         scale: bool,
     ) -> None:
-        """Give a complete torch layer its quantizers, initialised from its weights."""
+        """Add quantizers, initialised from the weights, to a complete torch layer."""
         for name in (quantizer, quantizer if act_quantizer is None else act_quantizer):
             if name not in QUANTIZERS:
                 raise ConfigError(
@@ -107,11 +109,12 @@ class TernaryLayer(QuantizedLayer):
         activation = activation_quantizer(
             quantizer if act_quantizer is None else act_quantizer, act
         )
-        most = made.levels[-1] * activation.half_levels[-1]
-        if most * weight[0].numel() >= EXACT:
+        max_product = made.levels[-1] * activation.half_levels[-1]
+        if max_product * weight[0].numel() >= EXACT:
             raise ConfigError(
-                f"{type(self).__name__}: {weight[0].numel()} inputs per output are too many for exact float32 sums "
-                f"(fewer than {EXACT // most} are fine)"
+                f"{type(self).__name__}: {weight[0].numel()} inputs per output are too many for "
+                f"exact float32 sums (expected fewer than {EXACT // max_product}); leave the layer "
+                "float"
             )
         self.layer_name = ""
         self.weight_quant = made(weight.shape[0], per_channel).to(weight.device)
@@ -125,7 +128,7 @@ class TernaryLayer(QuantizedLayer):
         self.register_parameter(self._scale_key, fitted)
 
     def _add_options(self, options: dict[str, Any]) -> None:
-        """Give the layer its quantizers, by the options of ``from_float``."""
+        """Add quantizers with the options of ``from_float``."""
         defaults: dict[str, Any] = {
             "quantizer": "fatnn",
             "act": "ternary",
@@ -135,12 +138,15 @@ class TernaryLayer(QuantizedLayer):
             "scale": True,
         }
         if unknown := sorted(set(options) - set(defaults)):
-            raise ConfigError(f"{type(self).__name__}.from_float: unknown options {unknown}")
+            raise ConfigError(
+                f"{type(self).__name__}.from_float: unknown options {unknown}; options are "
+                f"{', '.join(defaults)}"
+            )
         self._add_quantizers(**(defaults | options))
 
     @torch.no_grad()
     def _fitted_scale(self, latent: Tensor) -> Tensor:
-        """Per output channel, the factor that fits codes to latent weights best in the mean square."""
+        """Return, per output channel, the least-squares factor from codes to float weights."""
         weight = latent.float().flatten(1)
         codes = self.weight_quant(latent).float().flatten(1)
         count = codes.square().sum(1)
@@ -150,7 +156,13 @@ class TernaryLayer(QuantizedLayer):
         )
 
     def ternary_weight(self) -> Tensor:
-        """Return the weight codes that forward uses: int8 out of the quantizer's ``levels``, shape of ``weight``."""
+        """Return the weight codes that forward uses.
+
+        Returns
+        -------
+        Tensor
+            int8, the shape of ``weight``; every value is one of the quantizer's ``levels``.
+        """
         codes = (
             self.weight_quant.codes(self.latent_weight())
             if self._held is None
@@ -168,11 +180,14 @@ class TernaryLayer(QuantizedLayer):
 
     @_disable_dynamo
     def _scale_at_start(self) -> Tensor:
-        """Return ``scale`` where steps were not initialised before this call: with the input's step once they are."""
+        """Return the scale in the call that initialises the activation steps.
+
+        If the steps were initialised, the scale is first multiplied by them, in place.
+        """
         scale = self.learned_scale
         assert scale is not None
         if not self.act_quant.initialized:
-            return scale.clone()  # what autograd saves must outlive the change of scale to come
+            return scale.clone()  # autograd saves this tensor, and a later call changes the scale
         with torch.no_grad():
             scale.mul_(self.act_quant.step)
         return scale
@@ -185,7 +200,7 @@ class TernaryLayer(QuantizedLayer):
         add_bias: bool = True,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """``acc * scale + bias``, with exact integers in the dtype of the weight for ``acc``."""
+        """Return ``acc * scale + bias``; ``acc`` holds exact integers in the weight's dtype."""
         started = self.act_quant.initialized
         codes = self.act_quant(x)
         if self._held is None:
@@ -202,15 +217,15 @@ class TernaryLayer(QuantizedLayer):
             acc = acc * factor.to(acc.dtype).view(shape)
         if add_bias and self.bias is not None:
             acc = acc + self.bias.view(shape)
-        self._look_at_steps()
+        self._check_optimizer()
         return acc
 
 
 @contextmanager
 def held_weights(model: nn.Module) -> Iterator[None]:
-    """Quantize the weights of a model's ternary layers once, and use those codes until the context is left.
+    """Quantize the weights of all ternary layers once, and use these codes inside the context.
 
-    For whoever runs a model several times whose weights do not change meanwhile. Codes carry no
+    This saves time if a model runs several times with the same weights. The codes carry no
     gradient.
     """
     layers = [module for _, module in named_modules(model) if isinstance(module, TernaryLayer)]
@@ -218,7 +233,7 @@ def held_weights(model: nn.Module) -> Iterator[None]:
         with one_thread():
             for layer in layers:
                 latent = layer.latent_weight().detach()
-                # A parameter, because copies of the model share those; not a registered one.
+                # Copies of the model share parameters, so this is one; it is not registered.
                 codes = nn.Parameter(layer.weight_quant(latent).detach(), requires_grad=False)
                 vars(layer)["_held"] = codes, latent.dtype
         yield
@@ -248,13 +263,14 @@ class TernaryConv1d(TernaryLayer, nn.Conv1d):
     act : str
         Activations: ``"ternary"``, ``"uint2"`` or ``"binary"``.
     act_quantizer : str or None
-        The row whose activations are taken; ``quantizer``'s own where None.
+        The row that quantizes the activations; if None, the same as ``quantizer``.
     per_channel : bool
-        Weight steps per output channel instead of per layer.
+        Use weight steps per output channel instead of per layer.
     act_range : str
-        ``"auto"``, ``"half"`` or ``"full"``.
+        ``"half"``: codes for inputs that are never negative; ``"full"``: signed codes; ``"auto"``:
+        chosen from the first batch.
     scale : bool
-        Learn a factor per output channel. Give False where a BatchNorm follows directly.
+        Learn a factor per output channel. Pass False if a BatchNorm follows directly.
     """
 
     def __init__(
@@ -273,11 +289,14 @@ class TernaryConv1d(TernaryLayer, nn.Conv1d):
 
     @classmethod
     def from_float(cls, module: nn.Module, **options: Any) -> TernaryConv1d:
-        """Make the quantized layer of a ``torch.nn.Conv1d``: same parameters, and the options of this class."""
+        """Make a ternary layer that shares the parameters of a ``torch.nn.Conv1d``.
+
+        ``options`` are the keyword arguments of this class.
+        """
         return _qat_layer(cls, module, nn.Conv1d, **options)
 
     def forward(self, input: Tensor, add_bias: bool = True) -> Tensor:
-        """[N, C, L] or [C, L] → [N, out, L'] or [out, L']."""
+        """Map [N, C, L] or [C, L] to [N, out, L'] or [out, L']."""
         return convolve(self, functional.conv1d, input, 1, add_bias)
 
 
@@ -293,13 +312,14 @@ class TernaryConv2d(TernaryLayer, nn.Conv2d):
     act : str
         Activations: ``"ternary"``, ``"uint2"`` or ``"binary"``.
     act_quantizer : str or None
-        The row whose activations are taken; ``quantizer``'s own where None.
+        The row that quantizes the activations; if None, the same as ``quantizer``.
     per_channel : bool
-        Weight steps per output channel instead of per layer.
+        Use weight steps per output channel instead of per layer.
     act_range : str
-        ``"auto"``, ``"half"`` or ``"full"``.
+        ``"half"``: codes for inputs that are never negative; ``"full"``: signed codes; ``"auto"``:
+        chosen from the first batch.
     scale : bool
-        Learn a factor per output channel. Give False where a BatchNorm follows directly.
+        Learn a factor per output channel. Pass False if a BatchNorm follows directly.
     """
 
     def __init__(
@@ -318,11 +338,14 @@ class TernaryConv2d(TernaryLayer, nn.Conv2d):
 
     @classmethod
     def from_float(cls, module: nn.Module, **options: Any) -> TernaryConv2d:
-        """Make the quantized layer of a ``torch.nn.Conv2d``: same parameters, and the options of this class."""
+        """Make a ternary layer that shares the parameters of a ``torch.nn.Conv2d``.
+
+        ``options`` are the keyword arguments of this class.
+        """
         return _qat_layer(cls, module, nn.Conv2d, **options)
 
     def forward(self, input: Tensor, add_bias: bool = True) -> Tensor:
-        """[N, C, H, W] or [C, H, W] → [N, out, H', W'] or [out, H', W']."""
+        """Map [N, C, H, W] or [C, H, W] to [N, out, H', W'] or [out, H', W']."""
         return convolve(self, functional.conv2d, input, 2, add_bias)
 
 
@@ -338,13 +361,14 @@ class TernaryLinear(TernaryLayer, nn.Linear):  # type: ignore[misc]
     act : str
         Activations: ``"ternary"``, ``"uint2"`` or ``"binary"``.
     act_quantizer : str or None
-        The row whose activations are taken; ``quantizer``'s own where None.
+        The row that quantizes the activations; if None, the same as ``quantizer``.
     per_channel : bool
-        Weight steps per output feature instead of per layer.
+        Use weight steps per output feature instead of per layer.
     act_range : str
-        ``"auto"``, ``"half"`` or ``"full"``.
+        ``"half"``: codes for inputs that are never negative; ``"full"``: signed codes; ``"auto"``:
+        chosen from the first batch.
     scale : bool
-        Learn a factor per output feature. Give False where a BatchNorm follows directly.
+        Learn a factor per output feature. Pass False if a BatchNorm follows directly.
     """
 
     def __init__(
@@ -363,15 +387,18 @@ class TernaryLinear(TernaryLayer, nn.Linear):  # type: ignore[misc]
 
     @classmethod
     def from_float(cls, module: nn.Module, **options: Any) -> TernaryLinear:
-        """Make the quantized layer of a ``torch.nn.Linear``: same parameters, and the options of this class."""
+        """Make a ternary layer that shares the parameters of a ``torch.nn.Linear``.
+
+        ``options`` are the keyword arguments of this class.
+        """
         return _qat_layer(cls, module, nn.Linear, **options)
 
     def forward(self, input: Tensor, add_bias: bool = True) -> Tensor:
-        """[..., in] → [..., out]."""
+        """Map [..., in] to [..., out]."""
         return self._run(functional.linear, input, 0, add_bias)
 
 
-#: torch layer → its ternary QAT layer. Exact types only: a subclass may compute something else.
+#: torch layer → its ternary QAT layer. A subclass gets its own class (:mod:`.subclass`).
 TERNARY_QAT_MAPPING: dict[type[nn.Module], Any] = {
     nn.Conv1d: TernaryConv1d,
     nn.Conv2d: TernaryConv2d,

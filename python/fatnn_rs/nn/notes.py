@@ -1,4 +1,4 @@
-"""What a prepared model says about its layers: why one stays float, or what is odd about it."""
+"""Notes that ``prepare`` leaves on a model: why a layer stays float, or what is wrong with it."""
 
 from __future__ import annotations
 
@@ -8,31 +8,41 @@ from torch import nn
 
 __all__ = ["notes_of", "short_list", "write_notes"]
 
-#: Attribute of a prepared model: name of a layer → remark.
+#: Attribute of a prepared model: name of a layer → note.
 _ATTRIBUTE = "_fatnn_notes"
 
-#: Layers that a message names with one reason.
-_NAMED = 8
+#: Maximum number of layers that a message names per reason.
+_MAX_NAMES = 8
 
 
 def write_notes(model: nn.Module, left: Mapping[str, str], problems: Mapping[str, str]) -> None:
-    """Note on a model why layers stay float, and which compute in float all the same."""
+    """Store notes on a model.
+
+    Parameters
+    ----------
+    model
+        A prepared model.
+    left
+        Layer → why it stays float.
+    problems
+        Quantized layer → why it computes in float, or why it does not run.
+    """
     notes = {name: f"stays float: {why}" for name, why in left.items()}
     vars(model)[_ATTRIBUTE] = notes | dict(problems)
 
 
 def notes_of(model: nn.Module) -> dict[str, str]:
-    """Return the notes of a model that was prepared; empty otherwise."""
+    """Return the notes of a prepared model; empty for other models."""
     return dict(vars(model).get(_ATTRIBUTE, {}))
 
 
 def short_list(reasons: Mapping[str, str]) -> str:
-    """List layers by reason, a few of each."""
+    """Return text that names the first few layers of each reason."""
     together: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         together.setdefault(reason, []).append(repr(name))
     parts = []
     for reason, names in together.items():
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        parts.append(f"{', '.join(names[:_NAMED])}{more} ({reason})")
+        more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+        parts.append(f"{', '.join(names[:_MAX_NAMES])}{more} ({reason})")
     return "; ".join(parts)

@@ -1,4 +1,4 @@
-"""Watch a model run: which quantized layers are called, and whose weights are used without calling the layer."""
+"""Watch a model run: which quantized layers it calls, and which weights it uses without a call."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fatnn_rs.nn.base import QuantizedLayer
 
 __all__ = ["Observed", "function_name", "observe", "reads_values", "tensors_in"]
 
-#: Attributes of a tensor through which its values are reached; the others tell what it is.
+#: Tensor attributes that give access to its values; the others are metadata.
 _VALUES = ("T", "H", "mT", "mH", "data", "real", "imag")
 
-#: Methods that tell what a tensor is: models ask a layer's weight for its size or dtype.
+#: Methods that read only metadata: models ask a layer's weight for its size or dtype.
 # fmt: off
 _METADATA = frozenset(
     {
@@ -33,14 +33,14 @@ _METADATA = frozenset(
 
 @dataclass
 class Observed:
-    """What a run of the model did.
+    """What happened in the runs of a model.
 
     Attributes
     ----------
     called
         Names of the layers that were called.
     used
-        Name of a layer → name of the function that took its weight outside of the layer's own
+        Name of a layer → name of the function that read its weight outside of the layer's
         forward.
     """
 
@@ -48,7 +48,7 @@ class Observed:
     used: dict[str, str] = field(default_factory=dict)
 
     def problems(self, layers: Mapping[str, QuantizedLayer]) -> dict[str, str]:
-        """Layer → why it computes in float, or not at all."""
+        """Return layer → why it computes in float, or why it does not run at all."""
         found: dict[str, str] = {}
         for name in layers:
             use = self.used.get(name)
@@ -62,12 +62,11 @@ class Observed:
 
 @contextmanager
 def observe(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[Observed]:
-    """Note calls and uses of weights in the runs of ``model`` until the context is left."""
+    """Record calls of layers and uses of their weights while the context is open."""
     observed = Observed()
     inside = 0
     weights: dict[int, list[str]] = {}
-    # A layer of torch's may share the parameter, an embedding say: what that computes is its own
-    # business.
+    # A torch layer (an embedding, for example) may share the parameter; its uses do not count.
     torchs = [m for m in model.modules() if type(m).__module__.startswith("torch.nn.")]
     others = {id(parameter) for module in torchs for parameter in module._parameters.values()}
     for name, layer in layers.items():
@@ -109,7 +108,7 @@ def observe(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[
     handles: list[Any] = []
     try:
         for layer in set(layers.values()):
-            # Forward may also be called by name, past the hooks.
+            # Hooks do not see a direct call of `forward`, but `_run` does.
             vars(layer)["_run"] = run_of(layer)
             handles.append(layer.register_forward_pre_hook(enter, prepend=True))
             handles.append(layer.register_forward_hook(leave, always_call=True))
@@ -135,7 +134,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def reads_values(function: Any) -> bool:
-    """Whether a function of torch's takes a tensor's values, and not only what it is."""
+    """Whether a torch function reads a tensor's values and not only its metadata."""
     name = getattr(function, "__name__", "")
     if name == "__get__":
         return getattr(getattr(function, "__self__", None), "__name__", "") in _VALUES
@@ -143,6 +142,6 @@ def reads_values(function: Any) -> bool:
 
 
 def function_name(function: Any) -> str:
-    """Name a function for messages."""
+    """Return the name of a torch function for messages."""
     name = getattr(function, "__name__", "") or "a function"
     return f"Tensor.{function.__self__.__name__}" if name == "__get__" else str(name)

@@ -1,4 +1,4 @@
-"""Calls of torch that multiply by a weight, and how to catch those that are meant for a layer."""
+"""Calls of torch functions that multiply by a weight, and a mode that intercepts them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Call(NamedTuple):
     Attributes
     ----------
     x, weight, bias
-        Its operands.
+        The operands.
     product
-        The same call for other operands, without bias.
+        Runs the same function on another input and weight, without bias.
     dims
-        Dimensions of the window; 0 for ``linear``.
+        Number of spatial dimensions; 0 for ``linear``.
     geometry
-        What else it was called with.
+        The other arguments: ``stride``, ``padding``, ``dilation`` and ``groups``.
     """
 
     x: Tensor
@@ -36,7 +36,7 @@ class Call(NamedTuple):
     geometry: dict[str, Any]
 
 
-#: Function → dimensions of its window.
+#: Function → number of its spatial dimensions.
 _DIMS: dict[Any, int] = {
     functional.linear: 0,
     torch.conv1d: 1,
@@ -47,7 +47,7 @@ _GEOMETRY = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 
 
 def product_call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Read a call of torch's; None where it is not one of these products."""
+    """Describe a call of a torch function; None if it is not one of these products."""
     dims = _DIMS.get(function)
     if dims is None:
         return None
@@ -65,7 +65,7 @@ def product_call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 class CatchProducts(TorchFunctionMode):
-    """Asks ``take`` what to compute instead of each product; None leaves it as it is."""
+    """Replaces every product by the result of ``take(call)``, unless that is None."""
 
     def __init__(self, take: Callable[[Call], Any]) -> None:
         super().__init__()

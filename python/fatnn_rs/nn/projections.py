@@ -1,8 +1,8 @@
-"""Quantized linear layers whose weight lies elsewhere, or lies transposed.
+"""Quantized linear layers whose weight belongs to another module or is stored transposed.
 
-:class:`TernaryProjection` computes one projection of an ``nn.MultiheadAttention``, whose weights
-are parameters of the attention. ``TernaryConv1D`` takes the place of ``Conv1D`` of transformers
-(GPT-2), a linear layer that keeps its weight as [in, out].
+:class:`TernaryProjection` computes one projection of an ``nn.MultiheadAttention``. Its weight is a
+parameter of the attention. :class:`TernaryConv1D` replaces ``Conv1D`` of transformers (GPT-2), a
+linear layer that stores its weight as [in, out].
 """
 
 from __future__ import annotations
@@ -28,32 +28,33 @@ __all__ = [
     "transposed_linear",
 ]
 
-#: The input projections of an attention, in the order of ``in_proj_weight``.
+#: Names of an attention's input projections, in the order of ``in_proj_weight``.
 PARTS = ("q_proj", "k_proj", "v_proj")
 
 
 class LinearLike(QuantizedLayer):
-    """A linear layer that is no ``nn.Linear``."""
+    """Base of quantized linear layers that do not subclass ``nn.Linear``."""
 
     @property
     def out_features(self) -> int:
-        """Size of the last dimension of what it returns."""
+        """Size of the last dimension of the output."""
         raise NotImplementedError
 
     def forward(self, input: Tensor, add_bias: bool = True) -> Tensor:
-        """[..., in] → [..., out]."""
+        """Map [..., in] to [..., out]."""
         return self._run(functional.linear, input, 0, add_bias)
 
 
 class _Projection(LinearLike):
-    """Reads its weight and bias from the attention, which holds it as a child."""
+    """Reads its weight and bias from the attention that it is a child of."""
 
-    _owner: tuple[Any]  # a tuple, so that the attention is no submodule of its own child
+    # A tuple, so that torch does not register the attention as a submodule of its own child.
+    _owner: tuple[Any]
     part: str
 
     @property
     def out_features(self) -> int:
-        """Size of the last dimension of what it returns."""
+        """Size of the last dimension of the output."""
         size: int = self._owner[0].embed_dim
         return size
 
@@ -79,7 +80,7 @@ class _Projection(LinearLike):
         return packed
 
     def latent_weight(self) -> Tensor:
-        """Return the attention's weight."""
+        """Return the attention's weight for this projection, [out, in]."""
         return self.weight
 
     def _float_parameter(self) -> Tensor | None:
@@ -94,11 +95,11 @@ class TernaryProjection(_Projection, TernaryLayer):
     Parameters
     ----------
     owner : nn.MultiheadAttention
-        Holds the weights.
+        The attention that holds the weights.
     part : str
         ``"q_proj"``, ``"k_proj"`` or ``"v_proj"``.
     **options
-        As ``TernaryLinear``.
+        As :class:`fatnn_rs.nn.TernaryLinear`.
     """
 
     def __init__(self, owner: nn.Module, part: str, **options: Any) -> None:
@@ -114,7 +115,7 @@ class Int8Projection(_Projection, Int8Layer):
     Parameters
     ----------
     owner : nn.MultiheadAttention
-        Holds the weights.
+        The attention that holds the weights.
     part : str
         ``"q_proj"``, ``"k_proj"`` or ``"v_proj"``.
     """
@@ -127,13 +128,13 @@ class Int8Projection(_Projection, Int8Layer):
 
 
 class _Transposed(LinearLike):
-    """Keeps its weight as [in, out]."""
+    """Stores its weight as [in, out]."""
 
     nf: int
 
     @property
     def out_features(self) -> int:
-        """Size of the last dimension of what it returns."""
+        """Size of the last dimension of the output."""
         return self.nf
 
     def _weight(self) -> Tensor:
@@ -149,7 +150,7 @@ class Int8Conv1D(_Transposed, Int8Layer):
 
 
 def is_transposed_linear(module: nn.Module) -> bool:
-    """Whether a module is ``Conv1D`` of transformers, which need not be installed."""
+    """Whether a module is ``Conv1D`` of transformers. The library need not be installed."""
     kind = type(module)
     if kind.__name__ != "Conv1D" or not kind.__module__.startswith("transformers."):
         return False
@@ -158,7 +159,13 @@ def is_transposed_linear(module: nn.Module) -> bool:
 
 
 def transposed_linear(module: nn.Module, int8: bool, **options: Any) -> TernaryConv1D | Int8Conv1D:
-    """Make the quantized layer of a ``Conv1D`` of transformers, with the same parameters."""
+    """Make a quantized layer that shares the parameters of a ``Conv1D`` of transformers.
+
+    Raises
+    ------
+    ConfigError
+        If methods of ``module`` were replaced on the instance.
+    """
     if changed := replaced_methods(module):
         raise ConfigError(why_replaced(changed))
     layer: Any = object.__new__(Int8Conv1D if int8 else TernaryConv1D)

@@ -1,7 +1,8 @@
-"""Modules that multiply by a child's weight themselves: ``functional.linear(x, self.qkv.weight)``.
+"""Readers: modules that multiply by a child's weight, ``functional.linear(x, self.qkv.weight)``.
 
-Attention in torchvision's Swin and timm's BEiT does so. Such a module, the reader, becomes an
-object of a class in front of its own; in its forward the product is the quantized layer's.
+Attention in torchvision's Swin and timm's BEiT is such a reader. ``prepare`` changes the reader's
+class to a subclass of its own class. In the subclass's forward, the quantized layer computes the
+product.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ __all__ = ["ReadsWeights", "expected_readers", "reader_class"]
 
 
 class ReadsWeights:
-    """A module whose products with some layers' weights are those layers' calls."""
+    """Mixin that turns a module's products with the weights of some layers into layer calls."""
 
-    _read: tuple[Any, ...] = ()  # a tuple, so that they are no submodules by this
+    # A tuple, so that torch does not register the layers as submodules a second time.
+    _read: tuple[Any, ...] = ()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the module's own."""
+        """Run the module's own forward, with the products quantized."""
         with CatchProducts(self._take):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
 
@@ -47,14 +49,14 @@ def _call_layer(layer: Any, call: Call) -> Any:
 
 
 def _is_equal(given: Any, own: Any) -> bool:
-    """Whether a stride, say, is the layer's: torch takes a number for all dimensions."""
+    """Whether an argument such as a stride equals the layer's; a number is for all dimensions."""
     if isinstance(own, tuple) and isinstance(given, int):
         return all(value == given for value in own)
     return bool((tuple(given) if isinstance(given, list) else given) == own)
 
 
 def _is_same(value: Any, parameter: Any) -> bool:
-    """Whether a value is a parameter, or stands for it while torch.fx traces."""
+    """Whether a value is a parameter, or the proxy of it while torch.fx traces."""
     if not isinstance(value, fx.Proxy):
         return parameter is not None and value is parameter
     if value.node.op != "get_attr":
@@ -62,7 +64,7 @@ def _is_same(value: Any, parameter: Any) -> bool:
     *path, name = str(value.node.target).split(".")
     tracer: Any = value.tracer
     found = tracer.root
-    for part in path:  # not by getattr, which gives a proxy of the parameter
+    for part in path:  # getattr would return a proxy
         found = found._modules.get(part)
         if found is None:
             return False
@@ -70,17 +72,17 @@ def _is_same(value: Any, parameter: Any) -> bool:
 
 
 def reader_class(kind: type[nn.Module]) -> Any:
-    """Return the class that a reader of class ``kind`` becomes."""
+    """Return the subclass of ``kind`` that a reader of class ``kind`` changes to."""
     return class_of_two(ReadsWeights, kind, f"Rerouted{kind.__name__}")
 
 
 def expected_readers(
     model: nn.Module, layers: Iterable[nn.Module]
 ) -> dict[nn.Module, list[nn.Module]]:
-    """Find modules whose forward names a child and ``weight``, as one that reads it would.
+    """Find modules whose forward mentions a child and ``weight``.
 
-    For models without an example to run: one that only asks the weight for its dtype is found, too,
-    and computes as before.
+    This is for models without an example to run. It also finds modules that only ask the weight
+    for its dtype; they compute the same as before.
     """
     wanted = set(layers)
     found: dict[nn.Module, list[nn.Module]] = {}
@@ -99,7 +101,7 @@ def expected_readers(
 
 
 def _names(kind: type, method: str, seen: set[str]) -> set[str]:
-    """Names in a method's code and in the methods that it names."""
+    """Return the names in a method's code, and in methods that this code mentions."""
     seen.add(method)
     code = getattr(getattr(kind, method, None), "__code__", None)
     if code is None:

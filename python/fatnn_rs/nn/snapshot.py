@@ -1,4 +1,4 @@
-"""What a model was before somebody ran it, to bring it back."""
+"""Record the state of a model before running it, and restore it afterwards."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _STORES = ("_parameters", "_buffers", "_modules")
 
 
 class Snapshot:
-    """Attributes, children and buffers of every module of a model, and the values of some tensors.
+    """Record of the attributes, children and buffers of every module of a model.
 
     Parameters
     ----------
     model
-        The values of all its buffers are kept.
+        The model. The record includes the values of all its buffers.
     tensors
-        More tensors whose values are kept.
+        More tensors whose values to record.
     """
 
     def __init__(self, model: nn.Module, tensors: Iterable[Tensor] = ()) -> None:
@@ -35,7 +35,7 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Bring back what has changed."""
+        """Undo all changes since the record was made."""
         for held, before in self._attributes:
             if len(held) != len(before) or any(
                 held.get(key, self) is not value for key, value in before.items()

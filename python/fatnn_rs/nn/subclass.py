@@ -1,9 +1,9 @@
-"""Quantized layers of classes that are not torch's own, and of parametrized ones.
+"""Quantized layers for subclasses of torch's layers, and for parametrized layers.
 
-A subclass of ``nn.Conv2d`` that keeps torch's forward becomes a class of both, ``TernaryConv2d``
-and its own. One with a forward of its own (timm's ``Conv2dSame`` pads by the size of the input, its
-``ScaledStdConv2d`` computes the weight) keeps that forward; where it multiplies by the layer's
-weight (``functional.conv2d``, ``functional.linear``), the quantized product takes the call's place.
+If a subclass of ``nn.Conv2d`` keeps torch's forward, its layers change to a class that inherits
+from ``TernaryConv2d`` and from that subclass. If it has its own forward (timm's ``Conv2dSame`` pads
+by the size of the input, ``ScaledStdConv2d`` computes the weight), that forward still runs, but the
+quantized product replaces its call of ``functional.conv2d`` with the layer's weight.
 """
 
 from __future__ import annotations
@@ -35,51 +35,51 @@ __all__ = [
     "why_not",
 ]
 
-#: What a subclass may override and still run torch's own forward.
+#: A layer runs torch's own forward if its class overrides none of these.
 _FORWARD = ("forward", "_conv_forward", "__call__", "_call_impl", "_wrapped_call_impl")
 
 
 class ClassOfTwo:
-    """A class that was made at run time of two others; its objects can be pickled.
+    """Base of classes that :func:`class_of_two` makes at run time; their objects can be pickled.
 
     Attributes
     ----------
     made_of : tuple of type
-        The class in front, and the float one.
+        The quantized class and the float class.
     """
 
     made_of: tuple[type, type]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        if "__getstate__" in vars(type(self)):  # of parametrized modules, which cannot be pickled
+        if "__getstate__" in vars(type(self)):  # parametrized modules cannot be pickled
             return super().__reduce_ex__(protocol)
         kept = {name: getattr(self, name) for name in slots(type(self)) if hasattr(self, name)}
         return _new, type(self).made_of, (dict(vars(self)), kept)
 
     def __setstate__(self, state: Any) -> None:
-        """Take the attributes of ``__dict__``, and those in slots."""
+        """Restore the attributes of ``__dict__`` and those in slots."""
         attributes, kept = state
         super().__setstate__(attributes)  # type: ignore[misc]
         for name, value in kept.items():
             setattr(self, name, value)
 
 
-_MADE: dict[tuple[type, type], type] = {}
+_CLASSES: dict[tuple[type, type], type] = {}
 
 
 def class_of_two(front: type, kind: type, name: str) -> Any:
-    """Return the class of both, which finds methods in ``front`` first; one for every pair.
+    """Return the class that inherits from ``front``, then from ``kind``; one per pair.
 
     Raises
     ------
     ConfigError
-        Python cannot make it.
+        If Python cannot make such a class.
     """
-    made = _MADE.get((front, kind))
+    made = _CLASSES.get((front, kind))
     if made is None:
         own = {"made_of": (front, kind), "__module__": kind.__module__, "__doc__": kind.__doc__}
         try:
-            made = _MADE[front, kind] = type(name, (front, ClassOfTwo, kind), own)
+            made = _CLASSES[front, kind] = type(name, (front, ClassOfTwo, kind), own)
         except TypeError as error:
             raise ConfigError(
                 f"{kind.__name__} cannot become a quantized layer ({error}); leave it float with "
@@ -89,18 +89,18 @@ def class_of_two(front: type, kind: type, name: str) -> Any:
 
 
 def _new(front: type, kind: type) -> Any:
-    """Make an empty object of the class of both, for pickle."""
+    """Make an empty object of ``class_of_two(front, kind)``, for pickle."""
     name = f"{front.__name__}{kind.__name__}"
     return object.__new__(class_of_two(front, kind, name))
 
 
 class OwnForward(QuantizedLayer):
-    """A layer that runs the forward of its float class, with the product in it quantized."""
+    """A layer that runs the forward of its float class, but quantizes the product in it."""
 
     made_of: tuple[type, Any]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Whatever the float class takes and returns."""
+        """Run the float class's forward, with its arguments and results."""
         taken = False
 
         def take(call: Call) -> Tensor | None:
@@ -118,11 +118,11 @@ class OwnForward(QuantizedLayer):
         return self.made_of[1].forward(self, *args, **kwargs)
 
     def _is_own(self, call: Call) -> bool:
-        """Whether a product is the layer's: it has its kind and its weight's shape."""
+        """Whether a product is the layer's, by the kind of call and the shape of the weight."""
         return call.dims == _dims(self) and call.weight.shape == self._shape()
 
     def _shape(self) -> torch.Size:
-        """Shape of the weight, without computing it."""
+        """Return the shape of the weight without computing the weight."""
         return weight_shape(self)
 
     def _weight(self) -> Tensor:
@@ -133,11 +133,11 @@ class OwnForward(QuantizedLayer):
 
 
 class OwnForwardTernary(OwnForward, TernaryLayer):
-    """With ternary operands."""
+    """Ternary layer with its float class's forward."""
 
 
 class OwnForwardInt8(OwnForward, Int8Layer):
-    """With 8-bit operands."""
+    """Int8 layer with its float class's forward."""
 
 
 def _dims(module: nn.Module) -> int:
@@ -145,7 +145,13 @@ def _dims(module: nn.Module) -> int:
 
 
 def weight_shape(module: Any) -> torch.Size:
-    """Shape of a convolution's or linear layer's weight, by the layer's numbers."""
+    """Return the shape of a layer's weight from its numbers of channels or features.
+
+    Returns
+    -------
+    torch.Size
+        [out, in / groups, ...] for a convolution, [out, in] for a linear layer.
+    """
     if _dims(module):
         inner = module.in_channels // module.groups
         return torch.Size((module.out_channels, inner, *module.kernel_size))
@@ -153,7 +159,7 @@ def weight_shape(module: Any) -> torch.Size:
 
 
 class _FoundError(BaseException):
-    """Ends a run at the product; a model's own ``except Exception`` must not take it."""
+    """Ends a run at the product. An ``except Exception`` in the model does not catch it."""
 
     def __init__(self, call: Call) -> None:
         super().__init__()
@@ -162,10 +168,10 @@ class _FoundError(BaseException):
 
 @torch.no_grad()
 def first_call(module: Any, forward: Any) -> Call | None:
-    """Run a layer's own forward on zeros up to its product; None where there is none."""
+    """Run a layer's own forward on zeros up to its product; None if there is no product."""
     dims, shape = _dims(module), weight_shape(module)
     given = next(module.parameters(), torch.empty(0, dtype=torch.float32))
-    size = [module.in_channels, *_reach(module)] if dims else [module.in_features]
+    size = [module.in_channels, *_kernel_extent(module)] if dims else [module.in_features]
     x = torch.zeros((1, *size), dtype=given.dtype, device=given.device)
 
     def take(call: Call) -> None:
@@ -177,20 +183,27 @@ def first_call(module: Any, forward: Any) -> Call | None:
             forward(x)
     except _FoundError as found:
         return found.call
-    except Exception:  # its own code: it takes other arguments, say
+    except Exception:  # the layer's own code may, for example, need more arguments
         return None
     return None
 
 
 @torch.no_grad()
 def trace_own_forward(layer: Any, shape: tuple[int, ...]) -> tuple[Call, list[int] | None] | None:
-    """Run a layer's own forward, to see whether it is more than padding and product.
+    """Run a layer's own forward, to check whether it only pads and multiplies.
+
+    Parameters
+    ----------
+    layer
+        A layer with its own forward.
+    shape
+        Shape of its input.
 
     Returns
     -------
     tuple or None
-        The product's call, and the zeros that were put around the input, as ``functional.pad``
-        takes them; None where it computes more.
+        The call of the product, and the zeros around the input in the format of ``functional.pad``
+        (None without padding). The whole result is None if the forward computes anything else.
     """
     given = torch.rand(shape, generator=torch.Generator().manual_seed(0)) + 1.0
     calls: list[Call] = []
@@ -217,7 +230,7 @@ def trace_own_forward(layer: Any, shape: tuple[int, ...]) -> tuple[Call, list[in
 
 
 def _zeros_around(x: Tensor, padded: Tensor, dims: int) -> list[int] | None:
-    """Find how ``x``, which holds no zero, was padded; None where ``padded`` is something else."""
+    """Find how ``x``, which holds no zeros, was padded; None if ``padded`` is not ``x`` padded."""
     if not dims or x.dim() != padded.dim() or x.shape[:2] != padded.shape[:2]:
         return None
     pad: list[int] = []
@@ -234,7 +247,7 @@ def _zeros_around(x: Tensor, padded: Tensor, dims: int) -> list[int] | None:
     return pad if torch.equal(functional.pad(x, pad), padded) else None
 
 
-def _reach(module: Any) -> list[int]:
+def _kernel_extent(module: Any) -> list[int]:
     pairs = zip(module.kernel_size, module.dilation, strict=True)
     return [(kernel - 1) * dilation + 1 for kernel, dilation in pairs]
 
@@ -251,7 +264,7 @@ def _is_own_forward(kind: type, known: type) -> bool:
 
 
 def why_not(module: nn.Module, known: type[nn.Module]) -> str:
-    """Say why a layer of a subclass of ``known`` cannot be quantized; nothing where it can."""
+    """Return why a layer of a subclass of ``known`` cannot be quantized; empty if it can."""
     kind = _plain_class(module)
     if not _is_own_forward(kind, known):
         return ""
@@ -259,19 +272,22 @@ def why_not(module: nn.Module, known: type[nn.Module]) -> str:
         return f"{kind.__name__} has a __call__ of its own"
     try:
         call = first_call(module, module.forward)
-    except AttributeError:  # it lacks what torch's layers have
+    except AttributeError:  # it lacks an attribute of torch's layers
         call = None
     return "" if call is not None else _no_product(kind)
 
 
 def _plain_class(module: nn.Module) -> type:
-    """Return the class of a layer without its parametrizations."""
+    """Return the class that a layer has without parametrizations."""
     kind = type(module)
     return kind.__bases__[0] if parametrize.is_parametrized(module) else kind
 
 
 def quantized_class(cls: Any, module: nn.Module, known: type[nn.Module]) -> Any:
-    """Return ``cls``, or the class of ``cls`` and the layer's own, parametrized as the layer is.
+    """Return the quantized class for a layer.
+
+    This is ``cls`` if the layer's class is ``known``, else a class that also inherits from the
+    layer's class. If the layer is parametrized, so is the result.
 
     Parameters
     ----------
@@ -280,7 +296,12 @@ def quantized_class(cls: Any, module: nn.Module, known: type[nn.Module]) -> Any:
     module
         The float layer.
     known
-        torch's own class of such layers.
+        torch's class of such layers, for example ``nn.Conv2d``.
+
+    Raises
+    ------
+    ConfigError
+        If the layer's own forward cannot be quantized.
     """
     kind = _plain_class(module)
     if kind is known:
@@ -298,7 +319,7 @@ def quantized_class(cls: Any, module: nn.Module, known: type[nn.Module]) -> Any:
         prefix = cls.__name__.removesuffix(known.__name__)
         made = class_of_two(cls, kind, f"{prefix}{kind.__name__}")
     if kind is not type(module):
-        # As torch.nn.utils.parametrize makes it, so that remove_parametrizations works.
+        # Make it as torch.nn.utils.parametrize does, so that remove_parametrizations works.
         left_out = ("__module__", "__dict__", "__weakref__", "__doc__")
         own = {key: value for key, value in vars(type(module)).items() if key not in left_out}
         made = type(f"Parametrized{made.__name__}", (made,), own)

@@ -1,8 +1,8 @@
-"""Quantization-aware transposed convolutions: ternary and int8, with the float ``state_dict`` keys unchanged.
+"""Transposed convolutions, ternary and int8, with the float ``state_dict`` keys unchanged.
 
-A transposed convolution's weight is [in, out / groups, ...]. Quantizers fit steps per output
-channel, so they see it as [out, in / groups, ...]; the product and its gradients are torch's own.
-Codes of the zeros between pixels, and of the padding, are 0, whatever the activations.
+torch stores a transposed convolution's weight as [in, out / groups, ...]. Quantizers fit steps per
+output channel, so they read it as [out, in / groups, ...]. The product and its gradients are
+torch's own. The zeros between pixels and the padding always have code 0.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ __all__ = [
 
 
 class _Transposed(QuantizedLayer):
-    """Stores its weight as [in, out / groups, ...]; quantizers see [out, in / groups, ...]."""
+    """Stores its weight as [in, out / groups, ...]; quantizers read [out, in / groups, ...]."""
 
     groups: int
 
     def _weight(self) -> Tensor:
-        return _swapped(self.weight, self.groups)
+        return _swap_in_out(self.weight, self.groups)
 
     def _as_stored(self, weight: Tensor) -> Tensor:
-        return _swapped(weight, self.groups)
+        return _swap_in_out(weight, self.groups)
 
 
-def _swapped(weight: Tensor, groups: int) -> Tensor:
-    """Return [groups · a, b, ...] as [groups · b, a, ...]; its own inverse."""
+def _swap_in_out(weight: Tensor, groups: int) -> Tensor:
+    """Rearrange [groups · a, b, ...] to [groups · b, a, ...]. This is its own inverse."""
     parts = weight.reshape(groups, -1, *weight.shape[1:])
     return parts.transpose(1, 2).flatten(0, 1)
 
@@ -47,14 +47,21 @@ def _swapped(weight: Tensor, groups: int) -> Tensor:
 def _transpose(
     layer: Any, function: Callable[..., Tensor], x: Tensor, output_size: Any, dims: int
 ) -> Tensor:
-    more = layer._output_padding(
+    output_padding = layer._output_padding(
         x, output_size, layer.stride, layer.padding, layer.kernel_size, dims, layer.dilation
     )
 
     def product(x: Tensor, w: Tensor) -> Tensor:
         stored = layer._as_stored(w)
         return function(
-            x, stored, None, layer.stride, layer.padding, more, layer.groups, layer.dilation
+            x,
+            stored,
+            None,
+            layer.stride,
+            layer.padding,
+            output_padding,
+            layer.groups,
+            layer.dilation,
         )
 
     result: Tensor = layer._run(product, x, dims)
@@ -88,11 +95,14 @@ class TernaryConvTranspose1d(_Transposed, TernaryLayer, nn.ConvTranspose1d):
 
     @classmethod
     def from_float(cls, module: nn.Module, **options: Any) -> TernaryConvTranspose1d:
-        """Make the quantized layer of a ``torch.nn.ConvTranspose1d``: same parameters, and the options of this class."""
+        """Make a ternary layer that shares the parameters of a ``torch.nn.ConvTranspose1d``.
+
+        ``options`` are the keyword arguments of this class.
+        """
         return layers._qat_layer(cls, module, nn.ConvTranspose1d, **options)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """[N, C, L] or [C, L] → [N, out, L'] or [out, L']."""
+        """Map [N, C, L] or [C, L] to [N, out, L'] or [out, L']."""
         return _transpose(self, functional.conv_transpose1d, input, output_size, 1)
 
 
@@ -123,11 +133,14 @@ class TernaryConvTranspose2d(_Transposed, TernaryLayer, nn.ConvTranspose2d):
 
     @classmethod
     def from_float(cls, module: nn.Module, **options: Any) -> TernaryConvTranspose2d:
-        """Make the quantized layer of a ``torch.nn.ConvTranspose2d``: same parameters, and the options of this class."""
+        """Make a ternary layer that shares the parameters of a ``torch.nn.ConvTranspose2d``.
+
+        ``options`` are the keyword arguments of this class.
+        """
         return layers._qat_layer(cls, module, nn.ConvTranspose2d, **options)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """[N, C, H, W] or [C, H, W] → [N, out, H', W'] or [out, H', W']."""
+        """Map [N, C, H, W] or [C, H, W] to [N, out, H', W'] or [out, H', W']."""
         return _transpose(self, functional.conv_transpose2d, input, output_size, 2)
 
 
@@ -146,11 +159,11 @@ class Int8ConvTranspose1d(_Transposed, Int8Layer, nn.ConvTranspose1d):
 
     @classmethod
     def from_float(cls, module: nn.Module) -> Int8ConvTranspose1d:
-        """Make the quantized layer of a ``torch.nn.ConvTranspose1d``, with the same parameters."""
+        """Make an int8 layer that shares the parameters of a ``torch.nn.ConvTranspose1d``."""
         return int8._qat_layer(cls, module, nn.ConvTranspose1d)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """[N, C, L] or [C, L] → [N, out, L'] or [out, L']."""
+        """Map [N, C, L] or [C, L] to [N, out, L'] or [out, L']."""
         return _transpose(self, functional.conv_transpose1d, input, output_size, 1)
 
 
@@ -169,11 +182,11 @@ class Int8ConvTranspose2d(_Transposed, Int8Layer, nn.ConvTranspose2d):
 
     @classmethod
     def from_float(cls, module: nn.Module) -> Int8ConvTranspose2d:
-        """Make the quantized layer of a ``torch.nn.ConvTranspose2d``, with the same parameters."""
+        """Make an int8 layer that shares the parameters of a ``torch.nn.ConvTranspose2d``."""
         return int8._qat_layer(cls, module, nn.ConvTranspose2d)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """[N, C, H, W] or [C, H, W] → [N, out, H', W'] or [out, H', W']."""
+        """Map [N, C, H, W] or [C, H, W] to [N, out, H', W'] or [out, H', W']."""
         return _transpose(self, functional.conv_transpose2d, input, output_size, 2)
 
 

@@ -1,4 +1,4 @@
-"""Notice an optimizer that misses the quantizers' steps: it was made before ``prepare``."""
+"""Detect an optimizer that was made before ``prepare`` and does not know the quantizers' steps."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ __all__ = ["StepsWatch"]
 
 
 class StepsWatch:
-    """Compares versions of tensors between training forwards; one for all layers of a model.
+    """Compares tensor versions between training forwards. All layers of a model share one.
 
-    It ends with the first optimizer step that it has seen. It sees none where gradients of steps
-    were cleared by ``model.zero_grad()``.
+    The watch ends with the first optimizer step that it detects. It cannot detect a step if
+    ``model.zero_grad()`` has cleared the gradients of the quantizers' steps.
     """
 
     def __init__(self) -> None:
         self.done = False
 
-    def look(self, layer: Any, weight: Tensor | None) -> None:
-        """Look at a layer at the end of a forward in training mode.
+    def check(self, layer: Any, weight: Tensor | None) -> None:
+        """Check a layer at the end of a forward in training mode.
 
         Warns
         -----
         PrepareWarning
-            The weight has changed since the last forward, and steps with a gradient have not.
+            If the weight has changed since the last forward, but steps with a gradient have not.
         """
         steps = [step for step in layer.act_quant.parameters() if step.requires_grad]
         if weight is None or not steps:
@@ -44,8 +44,8 @@ class StepsWatch:
             self.done = True
             warnings.warn(
                 f"layer {layer.layer_name!r}: the optimizer changed its weight, but not the steps "
-                "of its quantizer. An optimizer that was made before prepare does not know them; make "
-                "it afterwards: SGD(fatnn_rs.param_groups(model, weight_decay=...), ...)",
+                "of its quantizer. An optimizer that was made before prepare does not know them; "
+                "make it afterwards: SGD(fatnn_rs.param_groups(model, weight_decay=...), ...)",
                 PrepareWarning,
                 stacklevel=2,
             )

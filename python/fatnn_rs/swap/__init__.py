@@ -1,1 +1,1 @@
-"""What ``prepare`` does, step by step: find layers, watch the model, choose, swap."""
+"""The steps of ``prepare``: find layers, watch the float model run, choose types, swap layers."""

@@ -1,4 +1,4 @@
-"""Which layers of a float model can be quantized, and why the others cannot."""
+"""Find the layers of a float model that can be quantized, and say why others cannot."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Candidate:
     Attributes
     ----------
     module
-        The layer; of a projection of an attention, the attention.
+        The layer; for an input projection of an attention, the attention.
     known
-        torch's class of such layers: ``nn.Conv2d`` of its subclasses too.
+        torch's class of such layers: ``nn.Conv2d`` also for subclasses of it.
     part
-        ``"q_proj"``, ``"k_proj"`` or ``"v_proj"`` of an attention; empty otherwise.
+        ``"q_proj"``, ``"k_proj"`` or ``"v_proj"`` for a projection of an attention; else empty.
     """
 
     module: nn.Module
@@ -48,14 +48,24 @@ class Candidate:
 
 @dataclass
 class Candidates:
-    """Name → layer, and name → why a layer stays float."""
+    """The layers of a model.
+
+    Attributes
+    ----------
+    found
+        Name → layer that can be quantized.
+    left
+        Name → why the layer stays float.
+    attentions
+        Name → attention whose projections can be quantized.
+    """
 
     found: dict[str, Candidate] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     attentions: dict[str, nn.MultiheadAttention] = field(default_factory=dict)
 
 
-#: Modules that multiply by weights, for which there is no quantized layer.
+#: Modules that multiply by weights but have no quantized layer.
 WITHOUT_QUANTIZED = (
     nn.modules.conv._ConvNd,
     nn.RNNBase,
@@ -65,12 +75,13 @@ WITHOUT_QUANTIZED = (
 
 
 def refuse_models(model: nn.Module) -> None:
-    """Refuse models that hold quantized layers, and wrappers to be put around a prepared model.
+    """Check that ``model`` is a float model that can be prepared.
 
     Raises
     ------
     ConfigError
-        Names the module and the way out.
+        If the model already holds quantized layers, or is or holds a wrapper (for distributed
+        training, compilation or averaging) that must be applied after ``prepare``.
     """
     for name, module in named_modules(model):
         if isinstance(module, QuantizedLayer):
@@ -102,12 +113,12 @@ def _wrapper(module: nn.Module) -> str:
 
 
 def find_candidates(model: nn.Module, config: TernaryConfig) -> Candidates:
-    """Find the layers of a model.
+    """Find the layers of a model that can be quantized.
 
     Raises
     ------
     ConfigError
-        There are none; or one holds no values.
+        If there are none, or if a layer has no shape yet or is on the meta device.
     """
     made = Candidates()
     inside: set[int] = set()
@@ -156,7 +167,13 @@ def _layer(made: Candidates, name: str, module: nn.Module, config: TernaryConfig
 
 
 def _has_values(made: Candidates, name: str, module: Any) -> bool:
-    """Whether a layer's tensors can be quantized; notes why not."""
+    """Whether a layer has weights to quantize. If they are empty, note that it stays float.
+
+    Raises
+    ------
+    ConfigError
+        If a parameter has no shape yet or is on the meta device.
+    """
     for tensor in module.parameters():
         if nn.parameter.is_lazy(tensor):
             raise ConfigError(
@@ -177,7 +194,7 @@ def _has_values(made: Candidates, name: str, module: Any) -> bool:
 
 
 def _scripted(made: Candidates, name: str, module: Any) -> None:
-    """Note the layers inside a scripted module, which are compiled."""
+    """Note that the layers inside a scripted module stay float, because they are compiled."""
     for inner, child in module.named_modules():
         kind = getattr(child, "original_name", "")
         if kind in {known.__name__ for known in TERNARY_QAT_MAPPING}:
@@ -208,14 +225,17 @@ def _attention(
     _layer(made, names[-1], module.out_proj, config)
 
 
-#: Input channels of a group up to which ``TernaryConfig.depthwise`` is meant: with so few, ternary
-#: products take longer than float32 ones.
-_SMALL_GROUP = 8
+#: ``TernaryConfig.depthwise`` applies to groups with at most so many input channels: there,
+#: ternary products take longer than float32 ones.
+_MAX_SMALL_GROUP = 8
 
 
 def has_small_groups(candidate: Candidate) -> bool:
-    """Whether every output of a convolution reads few input channels: one if it is depthwise."""
+    """Whether a layer is a grouped convolution with few input channels per group.
+
+    A depthwise convolution has one.
+    """
     module: Any = candidate.module
     if candidate.part or not isinstance(module, nn.modules.conv._ConvNd):
         return False
-    return module.groups > 1 and module.in_channels // module.groups <= _SMALL_GROUP
+    return module.groups > 1 and module.in_channels // module.groups <= _MAX_SMALL_GROUP

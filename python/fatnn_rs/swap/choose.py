@@ -1,4 +1,4 @@
-"""What becomes of each layer: ternary, int8, or float and why."""
+"""Choose the type of each layer: ternary, int8, or float with the reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ __all__ = ["Kind", "Plan", "choose"]
 
 @dataclass(frozen=True)
 class Kind:
-    """What a layer becomes: int8, or ternary with a learned scale or without."""
+    """Type of a quantized layer.
+
+    Attributes
+    ----------
+    int8
+        Whether it is int8; otherwise ternary.
+    scale
+        Whether a ternary layer learns a scale, unless an option says otherwise.
+    """
 
     int8: bool
     scale: bool
@@ -23,7 +31,15 @@ class Kind:
 
 @dataclass(frozen=True)
 class Plan:
-    """Layer → what it becomes, and layer → which option leaves it float."""
+    """The chosen types.
+
+    Attributes
+    ----------
+    chosen
+        Layer → its quantized type.
+    asked
+        Layer → the option that leaves it float.
+    """
 
     chosen: dict[str, Kind]
     asked: dict[str, str]
@@ -35,12 +51,24 @@ def choose(
     left_float: Mapping[str, str],
     look: Look,
 ) -> Plan:
-    """Apply the options.
+    """Apply the options to the layers.
+
+    Parameters
+    ----------
+    config
+        The options.
+    candidates
+        Name → layer that can be quantized.
+    left_float
+        Name → why a layer stays float regardless of the options.
+    look
+        The order of execution, and which layers feed only BatchNorm.
 
     Raises
     ------
     ConfigError
-        A pattern matches no layer, or only layers that it does not concern; nothing is left.
+        If a pattern matches no layer, if an override applies to none of the layers that it
+        matches, if no layer is left to quantize, or if the model is itself the layer.
     """
     for what, patterns in (("skip", config.skip), ("overrides", tuple(config.overrides))):
         for pattern in patterns:
@@ -48,9 +76,9 @@ def choose(
             if not any(matches(pattern, name) for name in known_names):
                 known = ", ".join(candidates)
                 raise ConfigError(f"{what}: {pattern!r} matches no layer; the layers are: {known}")
-    ends = (("first", config.first, look.order[0]), ("last", config.last, look.order[-1]))
-    int8 = {name: f"{end}='int8'" for end, what, name in ends if what == "int8"}
-    left = {name: f"{end}='float'" for end, what, name in ends if what == "float"}
+    first_last = (("first", config.first, look.order[0]), ("last", config.last, look.order[-1]))
+    int8 = {name: f"{which}='int8'" for which, kind, name in first_last if kind == "int8"}
+    left = {name: f"{which}='float'" for which, kind, name in first_last if kind == "float"}
     depthwise = {name for name, candidate in candidates.items() if has_small_groups(candidate)}
     for name in candidates:
         if name in depthwise:
@@ -90,7 +118,7 @@ def _check_override(
     depthwise: set[str],
     others: Mapping[str, str],
 ) -> None:
-    """Refuse an override that changes nothing."""
+    """Raise ``ConfigError`` if an override changes no layer."""
     applies = {name for name, kind in chosen.items() if not kind.int8}
     if options == {"depthwise"}:
         applies = set()
@@ -99,12 +127,13 @@ def _check_override(
         return
     if options == {"depthwise"}:
         raise ConfigError(
-            f"overrides: {pattern!r} names no convolution with small groups, and sets only "
-            "'depthwise'"
+            f"overrides: {pattern!r} names no convolution with small groups, but sets only "
+            "'depthwise'; change the pattern or remove the entry"
         )
     reasons = ", ".join(
         f"{name} ({reason})" for name, reason in others.items() if matches(pattern, name)
     )
     raise ConfigError(
-        f"overrides: {pattern!r} names only layers that do not become ternary: {reasons}"
+        f"overrides: {pattern!r} names only layers that do not become ternary: {reasons}; change "
+        "the pattern or remove the entry"
     )

@@ -1,4 +1,4 @@
-"""Order of execution, and who reads whose weight: by tracing a float model and running it."""
+"""Find the order of execution and who reads which weight, by tracing and running the model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,15 @@ __all__ = ["Look", "Run", "look", "run_float"]
 
 @dataclass
 class Look:
-    """What tracing tells: names in order of execution, and which feed nothing but BatchNorm."""
+    """Results of tracing.
+
+    Attributes
+    ----------
+    order
+        Names of layers in order of execution.
+    feeds_norm
+        Names of layers whose outputs go only into BatchNorm.
+    """
 
     order: list[str]
     feeds_norm: set[str] = field(default_factory=set)
@@ -33,16 +41,16 @@ class Look:
 
 @dataclass
 class Run:
-    """What a run of the float model in eval mode tells.
+    """Results of running the float model in eval mode.
 
     Attributes
     ----------
     order
         Names of layers in the order of their first calls.
     read_by
-        Name of a layer → modules that multiply by its weight themselves, by their names.
+        Name of a layer → names of other modules that multiply by its weight.
     used
-        Name of a layer → another function that takes its weight outside of it.
+        Name of a layer → a function that uses its weight in another way, outside of the layer.
     """
 
     order: list[str] = field(default_factory=list)
@@ -51,7 +59,7 @@ class Run:
 
 
 class _Tracer(torch.fx.Tracer):
-    """Keeps layers, attention and BatchNorm whole, also where a model subclasses them."""
+    """Does not trace into layers, attention and BatchNorm, nor into subclasses of them."""
 
     def __init__(self, whole: set[int]) -> None:
         super().__init__()
@@ -65,7 +73,7 @@ class _Tracer(torch.fx.Tracer):
 def _in_copy(
     copied: nn.Module, model: nn.Module, candidates: Mapping[str, Candidate]
 ) -> dict[nn.Module, list[str]]:
-    """Return modules of a copy, and the names of the layers that each is: an attention is several."""
+    """Return module of the copy → names of its layers; an attention holds several."""
     originals = {id(module): name for name, module in named_modules(model)}
     copies = dict(named_modules(copied))
     made: dict[nn.Module, list[str]] = {}
@@ -75,7 +83,10 @@ def _in_copy(
 
 
 def look(model: nn.Module, candidates: Mapping[str, Candidate], run: Run | None) -> Look:
-    """Trace ``model``; where that fails, take the order of a run, or of registration."""
+    """Trace ``model`` for the order of execution.
+
+    If tracing fails, use the order of ``run``, or without a run the order of registration.
+    """
     traced = replica(model)
     names = _in_copy(traced, model, candidates)
     register_contained(traced)
@@ -84,7 +95,7 @@ def look(model: nn.Module, candidates: Mapping[str, Candidate], run: Run | None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph = _Tracer({id(module) for module in names}).trace(traced)
-    except Exception:  # tracing runs the model's own code, which may object in any way
+    except Exception:  # tracing runs the model's own code, which may raise anything
         graph = None
     by_path = dict(traced.named_modules(remove_duplicate=False))
     order: list[str] = []
@@ -109,7 +120,7 @@ def look(model: nn.Module, candidates: Mapping[str, Candidate], run: Run | None)
 
 
 def _projections_after(candidates: Mapping[str, Candidate]) -> dict[str, list[str]]:
-    """Last input projection of an attention → the output projection, which runs after it."""
+    """Return last input projection of an attention → its output projection, which runs next."""
     after: dict[str, list[str]] = {}
     for name, candidate in candidates.items():
         if candidate.part == PARTS[-1]:
@@ -119,7 +130,7 @@ def _projections_after(candidates: Mapping[str, Candidate]) -> dict[str, list[st
 
 
 class _Watch(TorchFunctionMode):
-    """Notes who takes weights of layers that are not running."""
+    """Records who uses the weights of layers outside of these layers."""
 
     def __init__(self, run: Run, weights: dict[int, list[str]]) -> None:
         super().__init__()
@@ -144,12 +155,12 @@ class _Watch(TorchFunctionMode):
 
 @torch.no_grad()
 def run_float(model: nn.Module, candidates: Mapping[str, Candidate], inputs: Any) -> Run:
-    """Run a copy of a float model once in eval mode, and watch.
+    """Run a copy of a float model once in eval mode, and record what happens.
 
     Raises
     ------
     InputError
-        The model does not take ``inputs``, or fails on them.
+        If the model does not take ``inputs``, or fails on them.
     """
     copied = replica(model)
     modules = dict(named_modules(copied))
@@ -178,7 +189,7 @@ def run_float(model: nn.Module, candidates: Mapping[str, Candidate], inputs: Any
         handles.append(module.register_forward_pre_hook(enter, prepend=True))
         handles.append(module.register_forward_hook(leave, always_call=True))
 
-    # Containers of torch's run modules of others, so they do not count as one that runs.
+    # torch's containers run other code's modules, so they must not hide uses of weights.
     containers = (nn.Sequential, nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.Transformer)
     for name, module in modules.items():
         if isinstance(module, torch.jit.ScriptModule):
@@ -193,7 +204,7 @@ def run_float(model: nn.Module, candidates: Mapping[str, Candidate], inputs: Any
 
 
 def _weights(copied: nn.Module, layers: Mapping[nn.Module, list[str]]) -> dict[int, list[str]]:
-    """``id`` of a weight → names of its layers, where no module of torch's shares it."""
+    """Return ``id`` of a weight → names of its layers, for weights no other torch module has."""
     torchs = [m for m in copied.modules() if type(m).__module__.startswith("torch.nn.")]
     others = {id(p) for m in torchs if m not in layers for p in m._parameters.values()}
     weights: dict[int, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Make quantized layers, and put them where the float ones were."""
+"""Make quantized layers, and put them in place of the float ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,18 @@ __all__ = ["place"]
 def place(
     model: nn.Module, config: TernaryConfig, candidates: Candidates, plan: Plan, run: Run | None
 ) -> list[Callable[[], None]]:
-    """Swap the chosen layers; return what undoes it, from the first to the last."""
+    """Swap the chosen layers.
+
+    Returns
+    -------
+    list of callable
+        Call them in order to undo the swap.
+
+    Raises
+    ------
+    ConfigError
+        If a layer cannot be quantized; the message names it.
+    """
     watch = StepsWatch()
     layers: dict[nn.Module, QuantizedLayer] = {}
     projections: list[tuple[nn.Module, str, QuantizedLayer]] = []
@@ -95,7 +106,7 @@ def _readers(
     candidates: Candidates,
     run: Run | None,
 ) -> dict[nn.Module, list[nn.Module]]:
-    """Find modules that multiply by layers' weights: as they ran, or as their code looks."""
+    """Find modules that multiply by layers' weights, from a run or from the modules' code."""
     if run is None:
         return expected_readers(model, layers)
     by_name = dict(named_modules(model))

@@ -1,4 +1,4 @@
-"""All or nothing: a journal of changes to a model, undone where something fails."""
+"""Leave a model and all random number generators unchanged if ``prepare`` fails."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ _HOOKS = (
 
 @contextmanager
 def all_or_nothing(model: nn.Module) -> Iterator[list[Callable[[], None]]]:
-    """Bring a model back where the body raises, whatever it raises.
+    """Restore a model if the body raises anything, ``KeyboardInterrupt`` included.
+
+    Modules' attributes, children, classes, hooks and buffers are restored.
 
     Yields
     ------
     list of callable
-        The body adds what undoes changes that are not in modules' attributes, children, parameters
-        or buffers; called from the first to the last.
+        The body adds functions that undo other changes. They are called in order.
     """
     undo: list[Callable[[], None]] = []
     modules = [module for _, module in named_modules(model)]
@@ -98,7 +99,7 @@ def all_or_nothing(model: nn.Module) -> Iterator[list[Callable[[], None]]]:
 
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """Leave torch's, NumPy's and Python's random numbers as they were."""
+    """Restore the random number generators of torch, NumPy and Python after the body."""
     state = torch.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda._initialized else []
     python = random.getstate()
