@@ -143,7 +143,7 @@ WRONG_NODES: dict[str, tuple[Any, str]] = {
     "three strides": (_attr("stride", [1, 1, 1]), '"stride" must have 2 numbers'),
     "zero dilation": (
         _attr("dilation", [0, 1]),
-        '"dilation" must be at least 1: two integers >= 1',
+        '"dilation" must be at least 1',
     ),
     "groups": (_attr("groups", 3), "groups do not fit"),
     "an attribute too many": (_attr("layout", "any"), "expected the attributes"),
