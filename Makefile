@@ -145,6 +145,7 @@ lint: build ## formatting, clippy, ruff, mypy, stubs
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --features fatnn/cli --quiet
 	scripts/check-msrv.sh
 	$(BIN)/python scripts/check-allocations.py
+	$(BIN)/python scripts/check-columns.py
 	$(BIN)/python scripts/compact_results.py --check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -13,5 +13,6 @@ if ! rustup toolchain list | grep -q "^$version" &&
     echo "SKIPPED: rustup cannot install Rust $version, so nothing was compiled with it"
     exit 0
 fi
-CARGO_TARGET_DIR=target/msrv cargo "+$version" check --workspace --all-targets --features fatnn/cli --quiet
+export CARGO_TARGET_DIR=target/msrv
+cargo "+$version" check --workspace --all-targets --features fatnn/cli --quiet
 echo "the workspace compiles with Rust $version"

@@ -89,7 +89,8 @@ MISUSES: dict[str, tuple[Callable[[], object], type[FatnnError], str]] = {
     "another number of features": (
         lambda: prepare(mlp(), ALL, X[:, :5]),
         InputError,
-        r"Sequential, on cpu, fails on a tensor \[4, 5\].*shapes.*give one batch as the model takes it",
+        r"Sequential, on cpu, fails on a tensor \[4, 5\].*shapes.*give one batch as the model "
+        r"takes it",
     ),
     "labels too": (
         lambda: prepare(mlp(), ALL, (X, X)),

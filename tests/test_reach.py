@@ -1,4 +1,4 @@
-"""prepare reaches what people write: subclasses, computed weights, attention, readers, containers, lazy layers."""
+"""``prepare`` on subclasses, computed weights, attention, containers and lazy layers."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ class Runs:
 
 
 class Stops(nn.Module):
-    """Draws random numbers, counts, and fails in the run number ``after``, by an interrupt from the keyboard."""
+    """Draws random numbers, and raises KeyboardInterrupt in run number ``after``."""
 
     def __init__(self, after: int) -> None:
         super().__init__()

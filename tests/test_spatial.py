@@ -1,4 +1,4 @@
-"""Maps of other sizes: interpolation, transposed convolutions, pixel shuffles, norms and pools of maps."""
+"""Interpolation, transposed convolutions, pixel shuffles, norms and pools of maps."""
 
 from __future__ import annotations
 

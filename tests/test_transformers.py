@@ -1,4 +1,4 @@
-"""Transformers of Hugging Face, made from configurations: they convert whole, are saved, and run without torch."""
+"""Hugging Face models from configurations convert whole, and run without torch."""
 
 from __future__ import annotations
 

@@ -56,8 +56,8 @@ def bench(
 
     All runtimes are built first and stay in memory; those that read a file are built in a child
     process before, so that one that crashes is only named. Then they run in turns; figures are
-    medians over the rounds (see :mod:`fatnn_rs.bench.timing`). Before timing, every runtime's output is
-    compared with the float model's. The network's nodes are timed separately.
+    medians over the rounds (see :mod:`fatnn_rs.bench.timing`). Before timing, every runtime's
+    output is compared with the float model's. The network's nodes are timed separately.
 
     Parameters
     ----------

@@ -210,7 +210,7 @@ _OPENED = frozenset({"torchvision.models.swin_transformer"})
 
 @contextmanager
 def _opened() -> Iterator[None]:
-    """Let torch.fx look into functions that their module wrapped: what they do has rows of its own."""
+    """Let torch.fx trace into functions that their module wrapped: their calls have rows."""
     patched = _symbolic_trace._wrapped_fns_to_patch
     kept = {key: scope for key, scope in patched.items() if scope.get("__name__") in _OPENED}
     try:

@@ -134,7 +134,8 @@ torch.library.register_fake("fatnn_rs::module_call", _module_call_fake, lib=LIBR
 
 
 LIBRARY.define(
-    "attention_call(Tensor query, Tensor key, Tensor value, Tensor? key_padding_mask, Tensor? attn_mask, "
+    "attention_call(Tensor query, Tensor key, Tensor value, Tensor? key_padding_mask, Tensor? "
+    "attn_mask, "
     "bool need_weights, bool is_causal, str name) -> (Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -243,7 +244,7 @@ def _marker(name: str, module: nn.Module) -> _Marker:
 
 @contextmanager
 def _marked(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, nn.Module]]]:
-    """Give a copy of the model with markers for the layers that stay whole, and the modules that they stand for."""
+    """Copy the model with markers for layers that stay whole; return these modules too."""
     whole = replica(model)
     register_contained(whole)
     modules = dict(whole.named_modules())
@@ -266,7 +267,7 @@ def _marked(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, nn.Module]]
 def _export(
     model: nn.Module, arguments: tuple[Any, ...], dynamic: bool
 ) -> tuple[fx.GraphModule, Callable[..., Any], bool]:
-    """Export; what checks that sizes are as export took them to be; and whether that is nothing but bounds.
+    """Export; return the guards on sizes too, and whether they are only bounds.
 
     With ``dynamic``, the first dimension of every tensor stays open where the model allows it.
     """
@@ -299,7 +300,7 @@ _BOUND = r"L\[.*\]\.size\(\)\[\d+\] (<=|<|>=|>) \d+|\d+ (<=|<|>=|>) L\[.*\]\.siz
 def _batch_range(
     check: Callable[..., Any], arguments: tuple[Any, ...], bounds: bool
 ) -> SizeRange | None:
-    """Find which batch sizes pass the guards; None where it is only some that no range and factor describe.
+    """Find the batch sizes that pass the guards; None if no range and factor describe them.
 
     Sizes that were not tried are in the range only where all guards are bounds.
     """

@@ -1,4 +1,4 @@
-"""What ``convert`` refuses before it starts: every misuse one error that names the module and the way out."""
+"""Checks before ``convert``: each misuse is one error with the module and the way out."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def _positional(what: str, inputs: Mapping[str, Any], model: nn.Module) -> tuple
     forward = f"{type(model).__name__}.forward"
     if unknown := [name for name in inputs if name not in known]:
         raise InputError(
-            f"{what}: expected names of positional arguments of {forward} ({', '.join(known)}), got {unknown[0]!r}; "
+            f"{what}: expected names of positional arguments of {forward} ({', '.join(known)}), "
+            f"got {unknown[0]!r}; "
             "give those, or wrap the model in a module that takes what it needs"
         )
     last = max((known.index(name) for name in inputs), default=-1)
@@ -57,7 +58,8 @@ def _positional(what: str, inputs: Mapping[str, Any], model: nn.Module) -> tuple
         value = inputs.get(name, parameters[name].default)
         if value is inspect.Parameter.empty:
             raise InputError(
-                f"{what}: {forward} needs {name!r}, which is missing among {', '.join(inputs)}; give it, too"
+                f"{what}: {forward} needs {name!r}, which is missing among {', '.join(inputs)}; "
+                "give it, too"
             )
         made.append(value)
     return tuple(made)
@@ -82,7 +84,8 @@ def check_inputs(what: str, inputs: Any, model: nn.Module | None = None) -> tupl
     if not any(isinstance(value, Tensor) for value in arguments):
         got = ", ".join(type(value).__name__ for value in arguments) or "nothing"
         raise InputError(
-            f"{what}: expected a tensor, or a tuple of the model's positional arguments with a tensor in it, got "
+            f"{what}: expected a tensor, or a tuple of the model's positional arguments with a "
+            "tensor in it, got "
             f"{got}; give torch tensors (torch.from_numpy makes one from an array)"
         )
     return arguments
@@ -103,7 +106,8 @@ def check_model(model: nn.Module, quantized: bool = True) -> None:
     layers = quantized_layers(model)
     if quantized and not layers:
         raise ConversionError(
-            f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to convert; call "
+            f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to "
+            "convert; call "
             "fatnn_rs.prepare(model) first, and train it"
         )
     for name, module in model.named_modules():  # model.eval() reaches no others
@@ -131,7 +135,7 @@ def check_model(model: nn.Module, quantized: bool = True) -> None:
 
 
 def check_reached(graph: fx.Graph, root: nn.Module) -> list[str]:
-    """Check the quantized layers that a captured graph calls; those that it never reaches are left out.
+    """Check the quantized layers that a captured graph calls, and only those.
 
     Returns
     -------
@@ -157,7 +161,8 @@ def check_reached(graph: fx.Graph, root: nn.Module) -> list[str]:
         if not layer.act_quant.saw_only_zeros:
             raise ConversionError(
                 f"layer {name!r}: its activation steps were never initialised; train the model, "
-                "give fatnn_rs.nn.calibrate(model, inputs) a batch of real data, or leave the layer out "
+                "give fatnn_rs.nn.calibrate(model, inputs) a batch of real data, or leave the "
+                "layer out "
                 "with TernaryConfig(skip=...)"
             )
         if name not in zeros:
@@ -182,7 +187,8 @@ def _check_levels(name: str, layer: TernaryLayer) -> None:
             shown = " or ".join("{" + ", ".join(map(str, one)) + "}" for one in known)
             raise ConversionError(
                 f"layer {name!r}: its {what} ({type(quantizer).__name__}) have the levels "
-                f"{{{', '.join(map(str, levels))}}}; expected some of {shown}, which the engine has; use a quantizer "
+                f"{{{', '.join(map(str, levels))}}}; expected some of {shown}, which the engine "
+                "has; use a quantizer "
                 "of fatnn_rs.quant, or leave the layer out with TernaryConfig(skip=...)"
             )
 
@@ -209,7 +215,8 @@ def _check_tensor(name: str, tensor: Tensor, quantized: bool) -> None:
         )
     if tensor.numel() and not all(math.isfinite(end) for end in torch.aminmax(tensor)):
         raise ConversionError(
-            f"{where} holds NaN or infinity, so the network has no meaning; look at the training run, or load an "
+            f"{where} holds NaN or infinity, so the network has no meaning; look at the training "
+            "run, or load an "
             "earlier checkpoint"
         )
 
@@ -228,7 +235,9 @@ def _check_norm(name: str, norm: _BatchNorm) -> None:
         channel = int(bad.nonzero()[0])
         weight = "" if norm.weight is None else f", weight {float(norm.weight[channel]):g}"
         raise ConversionError(
-            f"module {name!r}: channel {channel} (running_var {float(var[channel]):g}, eps {norm.eps:g}{weight}) makes "
-            "NaN or infinity of its inputs, so the network has no meaning; look at the training run, or load an "
+            f"module {name!r}: channel {channel} (running_var {float(var[channel]):g}, eps "
+            f"{norm.eps:g}{weight}) makes "
+            "NaN or infinity of its inputs, so the network has no meaning; look at the training "
+            "run, or load an "
             "earlier checkpoint"
         )

@@ -163,7 +163,7 @@ def _runs(graph: Graph, taken: set[str]) -> list[list[Node]]:
 
 
 def _codes_across(graph: Graph, taken: set[str]) -> set[str]:
-    """Those of ``taken`` whose codes, integers or masks would leave a run, or that read codes of another.
+    """Nodes whose codes, integers or masks would leave a run, or that read codes of another.
 
     Segments take integers and masks, but return floats only.
     """
@@ -207,7 +207,7 @@ def _why_not(graph: Graph, float_layers: str, excluded: Container[str]) -> dict[
 def _segment(
     graph: Graph, wiring: _Wiring, nodes: list[Node], float_layers: str, family: str | None
 ) -> list[Node | Segment]:
-    """Nodes as one segment, or one by one where codes go in or out, or the graph's integers are all elsewhere."""
+    """Make one segment, or single nodes if codes go in or out or no quantized layer is inside."""
     if wiring.on_integers and not any(map(_on_integers, nodes)):
         return list(nodes)
     inside = {node.name for node in nodes}
@@ -308,7 +308,7 @@ def _affine(graph: Graph, node: Node, float_layers: str) -> tuple[str, dict[str,
 
 @functools.cache
 def _floats_of_every_size() -> Tensor:
-    """Points [P, 1] at which two functions of a float are compared: usual ones, and up to the greatest."""
+    """Points [P, 1] at which two functions of a float are compared, from 0 to the largest."""
     generator = torch.Generator("cpu").manual_seed(0)
     kind: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
     powers = torch.cat(

@@ -43,7 +43,7 @@ _DERIVED = (
 
 
 class TernaryNetwork(nn.Module):
-    """An inference-only network made by :func:`fatnn_rs.convert.convert` or :func:`fatnn_rs.convert.load`.
+    """An inference-only network, made by :func:`fatnn_rs.convert` or :func:`fatnn_rs.load`.
 
     Ternary layers and what lies between them run in Rust, one call for each
     :class:`~fatnn_rs.convert.engine.Segment`. Call it as the model it came from. It has no
@@ -79,7 +79,8 @@ class TernaryNetwork(nn.Module):
         super().__init__()
         if not isinstance(float_layers, str) or float_layers not in FLOAT_LAYERS:
             raise ConfigError(
-                f"float_layers must be one of {', '.join(map(repr, FLOAT_LAYERS))}, got {float_layers!r}"
+                f"float_layers must be one of {', '.join(map(repr, FLOAT_LAYERS))}, got "
+                f"{float_layers!r}"
             )
         self.graph = graph
         self.float_layers = float_layers
@@ -333,7 +334,7 @@ class TernaryNetwork(nn.Module):
                     del values[name]
 
     def _output(self, values: dict[str, Any], leaf: Any) -> Any:
-        """Return an output; a copy of what lies in the memory of constants, for callers may write into it."""
+        """Return an output; copied if it is a constant, because callers may write into it."""
         value = values[leaf.name] if isinstance(leaf, Ref) else leaf
         if self.output_layouts and isinstance(leaf, Ref):
             value = in_layout(value, self.output_layouts[leaf.name])
@@ -350,8 +351,10 @@ class TernaryNetwork(nn.Module):
             Always.
         """
         raise UnsupportedError(
-            "a converted network has no state dict, and saving one would lose the network; write it with "
-            "fatnn_rs.save(net, path), or keep the state dict of the model that it was converted from"
+            "a converted network has no state dict, and saving one would lose the network; write "
+            "it with "
+            "fatnn_rs.save(net, path), or keep the state dict of the model that it was converted "
+            "from"
         )
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -363,7 +366,8 @@ class TernaryNetwork(nn.Module):
             Always.
         """
         raise UnsupportedError(
-            "a converted network takes no state dict; read a saved network with fatnn_rs.load(path), or load the state "
+            "a converted network takes no state dict; read a saved network with "
+            "fatnn_rs.load(path), or load the state "
             "dict into the prepared model and convert that"
         )
 
@@ -372,7 +376,8 @@ class TernaryNetwork(nn.Module):
 
     def __prepare_scriptable__(self) -> Any:
         raise UnsupportedError(
-            "torch.jit.script cannot compile a converted network; torch.compile takes it, and fatnn_rs.save writes it "
+            "torch.jit.script cannot compile a converted network; torch.compile takes it, and "
+            "fatnn_rs.save writes it "
             "to a file that runs without Python"
         )
 
@@ -386,7 +391,8 @@ class TernaryNetwork(nn.Module):
         """
         if mode is not False:
             raise UnsupportedError(
-                "a converted network is for inference only; train the model it was converted from, then convert again"
+                "a converted network is for inference only; train the model it was converted from, "
+                "then convert again"
             )
         return self
 
@@ -438,11 +444,14 @@ class TernaryNetwork(nn.Module):
     def extra_repr(self) -> str:
         """Show counts of nodes, for ``print(net)``."""
         report = self.report
-        return f"{report.layers_ternary} ternary layers, {len(self.graph.nodes)} nodes, {report.bytes_packed} bytes packed"
+        return (
+            f"{report.layers_ternary} ternary layers, {len(self.graph.nodes)} nodes, "
+            f"{report.bytes_packed} bytes packed"
+        )
 
 
 def _of_one_argument(self: TernaryNetwork, x: Any) -> None:
-    """Stand in for ``forward``, whose ``**kwargs`` torch.fx cannot trace: so it gets there, and is refused."""
+    """Replace the signature of ``forward``, so that torch.fx calls it and is refused there."""
 
 
 TernaryNetwork.forward.__wrapped__ = _of_one_argument  # type: ignore[attr-defined]

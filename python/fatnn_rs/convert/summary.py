@@ -120,7 +120,8 @@ class Summary:
         kinds = [*few, *(["int8"] if self._share("int8") else [])]
         shares = [f"{self._share(kind):.1%} of them {kind}" for kind in kinds]
         return render(head, cells, right=(3, 4, 5, 6)) + (
-            f"\n{self.macs:,} MACs, {', '.join(shares) if self.macs else 'none of them ternary'}; {self.bytes:,} bytes "
+            f"\n{self.macs:,} MACs, {', '.join(shares) if self.macs else 'none of them ternary'}; "
+            f"{self.bytes:,} bytes "
             "of parameters"
         )
 
@@ -153,11 +154,12 @@ def _kernel(node: Node, weight: Tensor, kind: str) -> str:
         return "torch (float32)"
     per_group, reduction = weight.shape[0] // node.attrs["groups"], math.prod(weight.shape[1:])
     linear, kinds = node.attrs["dims"] == 0, (node.attrs["act"], kind)
-    return f"rust {_core.kernel_for(per_group, reduction, linear, *kinds, math.prod(weight.shape[2:]))}"
+    taps = math.prod(weight.shape[2:])
+    return f"rust {_core.kernel_for(per_group, reduction, linear, *kinds, taps)}"
 
 
 def _levels_of_codes(graph: Graph, name: str) -> int:
-    """How many levels the codes of a value have: one more than there are thresholds that differ and are reached."""
+    """Count the levels of a value's codes: its distinct reachable thresholds plus one."""
     nodes = graph.index()
     node = nodes[name]
     while not node.tensors:  # moves or joins codes
@@ -259,7 +261,8 @@ def summary(
 
     if not isinstance(model_or_net, nn.Module):
         raise InputError(
-            f"summary: expected a torch.nn.Module or a converted network, got {type(model_or_net).__name__}"
+            "summary: expected a torch.nn.Module or a converted network, got "
+            f"{type(model_or_net).__name__}"
         )
     if config is not None and not isinstance(config, TernaryConfig):
         raise ConfigError(f"config must be a TernaryConfig, got {type(config).__name__}")

@@ -1,4 +1,4 @@
-"""Trial runs of a new network: its outputs are the model's, on the example and at other batch sizes."""
+"""Trial runs of a new network against its model, on the example and at other batch sizes."""
 
 from __future__ import annotations
 
@@ -27,9 +27,12 @@ def check_outputs(results: Any, expected: Any) -> None:
     """
     if problem := same_values(results, expected):
         raise ConversionError(
-            f"the converted network does not give the model's outputs on the example inputs ({problem}), so it is "
-            "refused: forward does something that the conversion does not see. Look for writes into tensors, state "
-            "outside of modules and patched functions in forward, or leave layers out with TernaryConfig(skip=...)"
+            "the converted network does not give the model's outputs on the example inputs "
+            f"({problem}), so it is "
+            "refused: forward does something that the conversion does not see. Look for writes "
+            "into tensors, state "
+            "outside of modules and patched functions in forward, or leave layers out with "
+            "TernaryConfig(skip=...)"
         )
 
 
@@ -50,14 +53,16 @@ def check_values(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ..
         problem, _ = _difference(net, given, expected)
         if problem:
             raise ConversionError(
-                f"the converted network does not give the model's outputs on {factor:g} times the example inputs "
-                f"({problem}), so it is refused: forward seems to branch on values (a try around a comparison, say); "
+                f"the converted network does not give the model's outputs on {factor:g} times the "
+                "example inputs "
+                f"({problem}), so it is refused: forward seems to branch on values (a try around a "
+                "comparison, say); "
                 "compute both ways and choose with torch.where"
             )
 
 
 def check_sizes(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ...]) -> None:
-    """Compare network and model on larger maps; where they differ, hold the network to the example's sizes."""
+    """Compare network and model on larger maps; if they differ, fix the example's sizes."""
     inputs = [node for node in net.graph.nodes if node.op == "input"]
     maps = [
         value
@@ -95,7 +100,7 @@ def _larger(value: Tensor) -> Tensor:
 
 
 def check_batches(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ...]) -> None:
-    """Compare network and model at three other batch sizes; where they differ, hold the network to the example's.
+    """Compare network and model at three other batch sizes; if they differ, fix the example's.
 
     Sizes that the model refuses are not compared. Small differences are rounding: torch chooses how
     it convolves, and in which memory format results come, also by whether there is one image and
@@ -129,7 +134,7 @@ def check_batches(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, .
             )
 
 
-#: Differences up to this share of the greatest value are rounding, codes that change by it included.
+#: Differences up to this share of the largest value count as rounding.
 _ROUNDING = 0.05
 
 

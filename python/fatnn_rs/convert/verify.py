@@ -91,7 +91,7 @@ class VerifyReport:
 
     @property
     def identical(self) -> bool:
-        """Whether the network ran every ternary and int8 layer, and no code and no output differs."""
+        """Whether the network ran every quantized layer and no code and no output differs."""
         return self.codes_different == 0 and self.max_abs_diff == 0.0 and not self.not_compared
 
     def to_json(self) -> str:
@@ -115,7 +115,8 @@ class VerifyReport:
                 ["layer", "call", "codes", "different", "behind residual"], cells, right=(1, 2, 3)
             ),
             f"{self.codes_different:,} of {self.codes_total:,} codes differ "
-            f"({self.codes_behind_residual_different:,} of {self.codes_behind_residual:,} behind a residual addition); "
+            f"({self.codes_behind_residual_different:,} of {self.codes_behind_residual:,} behind a "
+            "residual addition); "
             f"outputs differ by at most {self.max_abs_diff:g}{top1}",
         ]
         if self.not_compared:
@@ -132,7 +133,7 @@ class _Codes:
     kind: str
 
     def as_in(self, other: Tensor) -> Tensor:
-        """Return them as stored in the packed format; padded, where the network padded before it quantized."""
+        """Return them in the packed format, padded if the network pads before it quantizes."""
         levels = self.levels
         if levels.numel() != other.numel() and any(self.around):
             levels = functional.pad(levels, self.around)
@@ -141,7 +142,7 @@ class _Codes:
 
 @contextmanager
 def _eager_codes(model: nn.Module) -> Iterator[dict[str, list[_Codes]]]:
-    """Codes of every run of every ternary layer of a model, taken by hooks while the context is open.
+    """Collect, by hooks, the codes of every run of every ternary layer of a model.
 
     An int8 layer that ran has an empty list.
     """
@@ -173,7 +174,7 @@ def _eager_codes(model: nn.Module) -> Iterator[dict[str, list[_Codes]]]:
 
 
 class _NetworkCodes:
-    """Takes the packed codes that each ternary layer of a network reads, as int8 in the eager model's order.
+    """Takes the codes that each ternary layer of a network reads, as int8 in eager order.
 
     An int8 layer that ran has an empty list, as in the eager model.
     """
@@ -249,7 +250,8 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
         )
     if not quantized_layers(model):
         raise ConversionError(
-            f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to compare; give the prepared "
+            f"{type(model).__name__} holds no ternary or int8 layer, so there is nothing to "
+            "compare; give the prepared "
             "and trained model that was converted"
         )
     for name, module in model.named_modules():
@@ -271,7 +273,8 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
     strange = sorted(set(observer.taken) - set(eager))
     if strange:
         raise ConversionError(
-            f"the network ran quantized layers that the model did not: {', '.join(strange)}; the network was not "
+            f"the network ran quantized layers that the model did not: {', '.join(strange)}; the "
+            "network was not "
             "converted from this model"
         )
     rows = tuple(row for name in eager for row in _compare_layer(name, eager[name], observer))
@@ -290,7 +293,8 @@ def verify(model: nn.Module, net: TernaryNetwork, inputs: Any) -> VerifyReport:
         only_int8 and any(one.numel() for one, _ in _tensor_pairs(expected, result))
     ):
         raise ConversionError(
-            "no code was compared: the inputs hold no element, or every quantized layer runs in torch; give a real "
+            "no code was compared: the inputs hold no element, or every quantized layer runs in "
+            "torch; give a real "
             "batch"
         )
     return report
@@ -306,14 +310,16 @@ def _compare_layer(name: str, eager: list[_Codes], observer: _NetworkCodes) -> I
         return
     if len(packed) != len(eager):
         raise ConversionError(
-            f"layer {name!r} ran {len(eager)} times in the model, {len(packed)} times in the network"
+            f"layer {name!r} ran {len(eager)} times in the model, {len(packed)} times in the "
+            "network"
         )
     for call, (codes, other) in enumerate(zip(eager, packed, strict=True)):
         one = codes.as_in(other)
         other = _padded_as(other, one, codes.kind)
         if one.numel() != other.numel():
             raise ConversionError(
-                f"layer {name!r} reads {tuple(one.shape)} in the model and {tuple(other.shape)} in the network: the "
+                f"layer {name!r} reads {tuple(one.shape)} in the model and {tuple(other.shape)} in "
+                "the network: the "
                 "network was not converted from this model"
             )
         different = int((one.reshape(-1) != other.reshape(-1)).sum())
@@ -341,8 +347,10 @@ def _tensor_pairs(expected: Any, result: Any) -> list[tuple[Tensor, Tensor]]:
     ]
     if len(left) != len(right) or any(a.shape != b.shape for a, b in pairs):
         raise ConversionError(
-            f"the model's outputs {[tuple(a.shape) for a in left if isinstance(a, Tensor)]} and the network's "
-            f"{[tuple(b.shape) for b in right if isinstance(b, Tensor)]} do not correspond: the network was not "
+            f"the model's outputs {[tuple(a.shape) for a in left if isinstance(a, Tensor)]} and "
+            "the network's "
+            f"{[tuple(b.shape) for b in right if isinstance(b, Tensor)]} do not correspond: the "
+            "network was not "
             "converted from this model"
         )
     return pairs

@@ -193,7 +193,9 @@ pub(crate) fn conv_acc(
 /// channels, height, width), or (batch, height, width, channels) where `channels_last` says so;
 /// `out` has its channels last.
 #[pyfunction]
-#[pyo3(signature = (x, weight, scale, bias, inv_step, stride, padding, dilation, channels_last, out))]
+#[pyo3(signature = (
+    x, weight, scale, bias, inv_step, stride, padding, dilation, channels_last, out
+))]
 #[allow(clippy::too_many_arguments, reason = "the Python signature")]
 pub(crate) fn conv_int8(
     py: Python<'_>,

@@ -81,7 +81,8 @@ fn bug(panic: &(dyn Any + Send)) -> String {
     let what = panic.downcast_ref::<String>().map(String::as_str);
     let what = what.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
     format!(
-        "internal error of the Rust core ({what}); this is a bug of fatnn-rs, please report it with this message"
+        "internal error of the Rust core ({what}); this is a bug of fatnn-rs, please report it \
+         with this message"
     )
 }
 

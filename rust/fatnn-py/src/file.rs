@@ -17,8 +17,8 @@ use crate::graph;
 /// Names of tensors → names of their types.
 pub(crate) type Dtypes = BTreeMap<String, String>;
 
-/// Writes the canonical file. Arrays are float32, int32, int64, int8 or bool; `dtypes` names the types of
-/// int8 arrays that are `"binary"`, `"ternary"` or `"two-bit"` weights.
+/// Writes the canonical file. Arrays are float32, int32, int64, int8 or bool; `dtypes` names the
+/// types of int8 arrays that are `"binary"`, `"ternary"` or `"two-bit"` weights.
 #[pyfunction]
 #[pyo3(signature = (path, graph, tensors, dtypes = None))]
 pub(crate) fn save(
@@ -101,7 +101,8 @@ fn tensor(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
         other => Err(input_error(
             value.py(),
             &format!(
-                "tensor {name:?}: expected a NumPy array of float32, int32, int64, int8 or bool, got {}",
+                "tensor {name:?}: expected a NumPy array of float32, int32, int64, int8 or bool, \
+                 got {}",
                 other.map_or_else(|_| "no array".to_owned(), |d| format!("dtype {d}"))
             ),
         )),

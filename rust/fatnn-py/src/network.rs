@@ -35,7 +35,9 @@ impl Network {
     /// CPU by default. `max_bytes` and `max_macs` bound what it may cost, when it is built and in
     /// every run; `None` is no bound.
     #[new]
-    #[pyo3(signature = (graph, tensors, dtypes = None, family = None, max_bytes = None, max_macs = None))]
+    #[pyo3(signature = (
+        graph, tensors, dtypes = None, family = None, max_bytes = None, max_macs = None
+    ))]
     fn new(
         py: Python<'_>,
         graph: &str,
@@ -58,7 +60,11 @@ impl Network {
 
     /// Reads a network from a file, within the limits that are the default for files.
     #[staticmethod]
-    #[pyo3(signature = (path, max_bytes = Some(Limits::DEFAULT.max_bytes), max_macs = Some(Limits::DEFAULT.max_macs)))]
+    #[pyo3(signature = (
+        path,
+        max_bytes = Some(Limits::DEFAULT.max_bytes),
+        max_macs = Some(Limits::DEFAULT.max_macs)
+    ))]
     fn load(
         py: Python<'_>,
         path: PathBuf,
@@ -75,7 +81,7 @@ impl Network {
     /// Name and shape at conversion of every input.
     #[getter]
     fn inputs(&self) -> Vec<(String, Vec<usize>)> {
-        self.net.inputs().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect() // small: a few
+        self.net.inputs().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect() // small
     }
 
     /// Type of every input: `"float32"`, `"int32"`, `"int64"` or `"bool"`.
@@ -87,7 +93,7 @@ impl Network {
     /// Name and shape at conversion of every output.
     #[getter]
     fn outputs(&self) -> Vec<(String, Vec<usize>)> {
-        self.net.outputs().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect() // small: a few
+        self.net.outputs().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect() // small
     }
 
     /// Every product, in order: the node's name, the kernel that it runs on, and bytes of its
@@ -220,8 +226,8 @@ impl Network {
         if inputs.len() != channels_last.len() {
             return Err(input_error(py, "channels_last: expected one flag per input"));
         }
-        let known: Vec<(&str, &str)> =
-            self.net.inputs().map(|(name, _)| name).zip(self.net.input_types()).collect(); // small: a few
+        let names = self.net.inputs().map(|(name, _)| name);
+        let known: Vec<(&str, &str)> = names.zip(self.net.input_types()).collect(); // small: a few
         let arrays = inputs
             .iter()
             .enumerate()

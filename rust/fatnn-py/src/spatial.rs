@@ -10,8 +10,8 @@ use crate::array::{In, array};
 use crate::conv::Pair;
 use crate::errors::{detached, guarded, input_error};
 
-/// The int8 weight of the ordinary convolution, its padding and dilation, and what is then cut: top,
-/// bottom, left, right.
+/// The int8 weight of the ordinary convolution, its padding and dilation, and the rows and columns
+/// to cut afterwards: top, bottom, left, right.
 type Made<'py> = (Bound<'py, PyArrayDyn<i8>>, Pair, Pair, [usize; 4]);
 
 /// Weight codes of a transposed convolution (channels, n / groups, height, width) as those of a

@@ -68,8 +68,14 @@ pub(crate) fn prepack<'py>(
                 Ok(name) if name == kernel.name() => Ok(blob),
                 other => Err(fatnn::Error::Value {
                     what: "kernel",
-                    expected: "one that this process takes for its layout (FATNN_ISA and FATNN_KERNEL choose)".into(),
-                    got: format!("{}, in whose place {} would run", kernel.name(), other.unwrap_or("none")),
+                    expected: "the one that this process uses for the layout (FATNN_ISA and \
+                               FATNN_KERNEL choose)"
+                        .into(),
+                    got: format!(
+                        "{}, instead of which {} would run",
+                        kernel.name(),
+                        other.unwrap_or("none")
+                    ),
                 }),
             }
         })

@@ -214,7 +214,8 @@ def _aten_embedding(
 
 _MAX_NORM = (
     "{}: max_norm rescales rows of the table during forward, but a converted network keeps no "
-    "state between calls; rescale the table once (torch.renorm) and set max_norm=None before converting"
+    "state between calls; rescale the table once (torch.renorm) and set max_norm=None before "
+    "converting"
 )
 
 

@@ -12,9 +12,9 @@
 //!
 //! Packed are weights that are codes: `ternary` ones, five trits a byte ([`crate::codec::trits`]),
 //! `two-bit` ones, four a byte ([`crate::codec::two_bit`]), and `binary` ones, eight a byte
-//! ([`crate::codec::signs`]). All others, `float32`, `int32`, `int64`, `int8` and `bool`, are stored
-//! as safetensors has them. `bool`, and operations on integers and masks, came with a later release:
-//! earlier ones refuse such a file by the name of the type or of the operation.
+//! ([`crate::codec::signs`]). All others, `float32`, `int32`, `int64`, `int8` and `bool`, are
+//! stored as safetensors has them. `bool`, and operations on integers and masks, came with a later
+//! release: earlier ones refuse such a file by the name of the type or of the operation.
 //!
 //! The digest is over parts, each preceded by its length as a little-endian `u64`: the graph's
 //! text; then, for every tensor in order of names, its name, the name of its type, its sizes as
@@ -270,7 +270,8 @@ impl From<String> for Wrong {
 fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), Wrong> {
     let not_ours = |why: String| {
         format!(
-            "not a network saved by fatnn-rs, or cut short ({why}); save it again with fatnn_rs.save, or copy it again"
+            "not a network saved by fatnn-rs, or cut short ({why}); save it again with \
+             fatnn_rs.save, or copy it again"
         )
     };
     let file =
@@ -289,8 +290,8 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), Wrong> {
         .filter(|version| [file_v1::VERSION, FORMAT_VERSION].contains(version));
     let Some(version) = version else {
         return Err(format!(
-            "expected version {FORMAT_VERSION} of the format (or {}), got {}; load it with the release of fatnn-rs that \
-             wrote it, or convert and save the model again",
+            "expected version {FORMAT_VERSION} of the format (or {}), got {}; load it with the \
+             release of fatnn-rs that wrote it, or convert and save the model again",
             file_v1::VERSION,
             entry["version"]
         )
@@ -298,7 +299,8 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), Wrong> {
     };
     let old = version == file_v1::VERSION;
     let damaged = || {
-        "damaged: its content does not match its checksum; copy it again from its source, or convert and save again"
+        "damaged: its content does not match its checksum; copy it again from its source, or \
+         convert and save again"
             .to_owned()
     };
     let graph = entry["graph"].as_str().ok_or_else(damaged)?;
@@ -370,8 +372,8 @@ fn parse(bytes: &[u8]) -> Result<(String, BTreeMap<String, Tensor>), Wrong> {
 
 fn unknown(name: &str, dtype: Dtype) -> String {
     format!(
-        "tensor {name:?}: expected {}, got {dtype:?}; load it with the release of fatnn-rs that wrote it, or convert and \
-         save the model again",
+        "tensor {name:?}: expected {}, got {dtype:?}; load it with the release of fatnn-rs that \
+         wrote it, or convert and save the model again",
         TensorType::names(&TensorType::ALL)
     )
 }

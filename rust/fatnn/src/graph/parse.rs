@@ -139,8 +139,8 @@ fn check_fields(node: &Json, source: Source) -> Result<(), String> {
     check_attrs(node["attrs"].as_object().unwrap_or(&none), info, source, rank)
 }
 
-/// Finds the attribute `name`: that of the operation if it has one, otherwise that of any operation,
-/// preferably one whose type accepts the value.
+/// Finds the attribute `name`: that of the operation if it has one, otherwise that of any
+/// operation, preferably one whose type accepts the value.
 fn attr(info: Option<&OpInfo>, name: &str, value: &Json) -> Option<&'static Attr> {
     let mut others = OPS.iter().filter_map(|row| row.attr(name));
     info.and_then(|info| info.attr(name))

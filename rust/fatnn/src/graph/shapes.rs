@@ -83,7 +83,10 @@ fn windows(sizes: &Sizes, size: Size, axis: usize, params: &ConvParams) -> Resul
     match size {
         Size::Known(size) => along.count(size).map(Size::Known).ok_or_else(|| {
             let (reach, padding) = (along.reach(), params.padding);
-            format!("a window that reaches over {reach} does not fit a map of {size} padded by {padding:?}")
+            format!(
+                "a window that reaches over {reach} does not fit a map of {size} padded by \
+                 {padding:?}"
+            )
         }),
         Size::Free { base, offset } => Ok(sizes.windows(base, offset, along)),
     }

@@ -1,7 +1,7 @@
 //! Sizes of dimensions: numbers, or expressions of sizes that each run chooses.
 //!
-//! Shapes that are equal for the example input may differ in another run: a parameter of shape
-//! `[1, C, H, W]` has the shape of a map only at batch 1. Equal expressions are equal sizes in every
+//! Shapes that are equal for the example input may differ in another run: a parameter of shape `[1,
+//! C, H, W]` has the shape of a map only at batch 1. Equal expressions are equal sizes in every
 //! run, because expressions have a normal form. Different expressions may still be equal.
 
 use std::cell::RefCell;

@@ -114,7 +114,8 @@ pub(super) fn select(_: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, S
     }
 }
 
-/// Casts, except from floats to integers: in PyTorch large floats give other integers on other CPUs.
+/// Casts, except from floats to integers: in PyTorch large floats give other integers on other
+/// CPUs.
 pub(super) fn cast(view: NodeView<'_>, read: &[ValueType]) -> Result<ValueType, String> {
     match view.node.op {
         Op::Cast { to } if to.is_integer() && read == [ValueType::F32] => {

@@ -60,8 +60,8 @@ fn parse(bytes: &[u8]) -> Result<Read, String> {
         "'|b1'" => 1,
         got => {
             return Err(format!(
-                "expected float32, little-endian ('<f4'), got {got}; save array.astype('<f4'), or int64 ('<i8'), \
-                 int32 ('<i4') or bool ('|b1') where the network takes those"
+                "expected float32, little-endian ('<f4'), got {got}; save array.astype('<f4'), or \
+                 int64 ('<i8'), int32 ('<i4') or bool ('|b1') if the network takes those"
             ));
         }
     };

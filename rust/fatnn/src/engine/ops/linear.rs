@@ -147,7 +147,8 @@ struct FloatConvStep {
 thread_local! {
     /// Windows of a block, and a group's results: kept from call to call, so that a run allocates
     /// nothing after the first.
-    static WINDOWS: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+    static WINDOWS: RefCell<(Vec<f32>, Vec<f32>)> =
+        const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
 /// Gives a buffer so many elements, whatever they are.
