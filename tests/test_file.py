@@ -194,13 +194,13 @@ WRONG_GRAPHS: dict[str, tuple[Any, str]] = {
     "unknown key": (lambda graph, arrays: graph.update(extra=1), "must hold nodes, outputs, notes"),
     "unknown output": (
         lambda graph, arrays: graph.__setitem__("outputs", {"value": "nowhere"}),
-        "no value",
+        "no node is named",
     ),
     "codes as output": (
         lambda graph, arrays: graph.__setitem__(
             "outputs", {"value": node(graph, "quantize")["name"]}
         ),
-        "is codes",
+        "got the codes of",
     ),
     "reads the future": (
         lambda graph, arrays: node(graph, "quantize").__setitem__(

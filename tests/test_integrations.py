@@ -1,7 +1,9 @@
 """The examples of docs/integrations.md run as printed, and no code differs afterwards."""
 
 import re
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,21 @@ NEEDS = {
     "Lightning": "lightning",
     "accelerate": "accelerate",
     "Hugging Face's Trainer": "transformers",
-    "timm's parts": "timm",
+    "timm": "timm",
     "Detection models": "torchvision",
 }
 
 
 def test_every_example_is_known() -> None:
     assert EXAMPLES.keys() == NEEDS.keys()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator() -> Iterator[None]:
+    """Reset accelerate's process-wide state, which other tests initialise with other options."""
+    yield
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize("title", NEEDS)

@@ -23,7 +23,7 @@ ALLOWED = {
     ("convert/capture.py", "_IN_PLACE"),
     ("convert/lower/masks.py", "_COMPARISONS"),  # rows of the lowering, by names of methods
     ("convert/torch_ops/__init__.py", "_EVERYWHERE"),  # a property of torch's loops
-    ("convert/torch_ops/floats.py", "_PLAIN"),  # names of torch's functions
+    ("convert/torch_ops/floats.py", "_UNCHANGED"),  # names of torch's functions
     ("convert/torch_ops/spatial.py", "FLOATS"),  # functions of torch
     ("report.py", "_PRODUCTS"),  # functions that count products
     ("ops/definitions.py", "OPS"),  # operators of torch, by their own names

@@ -224,7 +224,7 @@ def test_graphs_of_wrong_types_are_refused(nodes, why):
 
 def test_outputs_are_floats():
     node = {"name": "y", "op": "add", "inputs": ["x", "x"], "shape": [2]}
-    with pytest.raises(fatnn.UnsupportedError, match="output of int64"):
+    with pytest.raises(fatnn.UnsupportedError, match="output must be float32, got int64"):
         graph([IDS_INPUT, node], {})
 
 

@@ -230,10 +230,13 @@ class Report:
         Returns
         -------
         dict
-            All attributes and public properties of this class under their names. ``rows`` and
-            ``not_fused`` are lists of dicts; ``cuts`` and ``missing`` are dicts of counts;
-            ``profile`` is None or a dict with the fields of :class:`Profile` and ``slower``, a
-            list of layer names.
+            Attributes and properties of this class under their names. Lists of dicts: ``rows``,
+            ``not_fused``. Lists of texts: ``notes``, ``outputs``, ``unsaveable``. Texts:
+            ``overview``, ``refused``. Dicts of counts: ``cuts``, ``missing``. Numbers:
+            ``macs_total``, ``macs_ternary``, ``macs_int8``, ``macs_float``, ``layers_ternary``,
+            ``layers_int8``, ``bytes_packed``, ``bytes_int8``, ``segments``. Booleans:
+            ``saveable``, ``runs_without_torch``. ``profile`` is None or a dict with the fields of
+            :class:`Profile` and ``slower``, a list of layer names.
         """
         made = asdict(self)
         for name in _FIGURES:
