@@ -1,4 +1,4 @@
-//! Sums, differences, products and quotients of two values, with PyTorch's broadcasting.
+//! Addition, subtraction, multiplication and division of two values, with PyTorch's broadcasting.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::kernels::{Level, apply_all};
 use crate::parallel;
 use crate::scalar::Binary;
 
-/// A function of two values, then elementwise functions.
+/// A binary operation, then elementwise functions of its result.
 #[derive(Debug)]
 pub(crate) struct Arithmetic {
     kind: Binary,
@@ -21,12 +21,12 @@ pub(crate) struct Arithmetic {
 }
 
 impl Arithmetic {
-    /// With functions of its result.
+    /// The operation `kind`, followed by the functions `post`.
     pub fn new(kind: Binary, post: Vec<Elementwise>, channel_dim: ChannelDim) -> Self {
         Arithmetic { kind, post, channel_dim }
     }
 
-    /// Which input has the order of the result: the first of the highest rank.
+    /// The input whose memory order the result takes: the first of the highest rank.
     fn leading(ranks: [usize; 2]) -> usize {
         usize::from(ranks[1] > ranks[0])
     }
@@ -50,7 +50,7 @@ impl Operation for Arithmetic {
             let Some(shape) = (0..rank).map(size).collect::<Option<Vec<usize>>>() else {
                 return bad_value(
                     "arithmetic",
-                    "two values whose shapes fit each other",
+                    "two values whose shapes broadcast",
                     format!("{a:?} and {b:?}"),
                 );
             };
@@ -79,14 +79,14 @@ impl Operation for Arithmetic {
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
         let first = inputs[Self::leading([inputs[0].rank, inputs[1].rank])];
         let order = self.channel_dim.order(first.rank).unwrap_or(first.order);
-        // A value of a lower rank is read where it stands.
+        // An input of lower rank is read by strides in the order that it has.
         let wanted =
             inputs.iter().map(|input| if input.rank == first.rank { order } else { input.order });
         (wanted.collect(), order)
     }
 }
 
-/// The walk over the result, with distances in both inputs: 0 where one is repeated.
+/// The walk over the result, with strides of both inputs; a broadcast dimension has stride 0.
 fn walk(made: Value, inputs: [Value; 2]) -> Walk<2> {
     let rank = made.shape().len();
     let step = |input: &Value, dim: usize| {
@@ -132,8 +132,8 @@ impl ExecutableOp for Broadcast {
         if out.is_empty() {
             return Ok(());
         }
-        // Rows of the innermost dimension hold whole pixels or parts of one, so functions come
-        // after all of them.
+        // Rows of the innermost dimension hold whole pixels or parts of one, so the functions run
+        // after all rows.
         let cost = out.len() * 16;
         parallel::try_for_each_rows(out, len, 1, cost, |first, out| {
             self.walk.rows(first, out, |[at, bt], out| {

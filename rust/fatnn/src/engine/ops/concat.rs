@@ -1,4 +1,4 @@
-//! Values one after the other, and values that are the same in every run.
+//! Concatenation, and constants.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::graph::Tensor;
 use crate::memory;
 use crate::parallel;
 
-/// Values one after the other along a dimension; a negative one counts from the end.
+/// Concatenation along a dimension; a negative one counts from the end.
 #[derive(Clone, Debug)]
 pub(crate) struct Concat(pub i64);
 
@@ -48,8 +48,7 @@ impl Operation for Concat {
     fn plan(self: Arc<Self>, inputs: &[Value]) -> Result<(Value, Box<dyn ExecutableOp>)> {
         let made = self.measure(inputs)?.0;
         let dim = self.dim(made.shape().len())?;
-        // Elements that are next to each other in an input, for one index of what is outside of the
-        // dimension.
+        // Contiguous elements of an input for one index of the dimensions outside `dim`.
         let run = |value: &Value| value.shape()[dim] * value.strides()[dim];
         Ok((made, Box::new(ConcatRuns { runs: inputs.iter().map(run).collect(), all: run(&made) })))
     }
@@ -97,7 +96,7 @@ impl ConcatRuns {
     }
 }
 
-/// A tensor of the network as a value.
+/// A tensor of the network as a value that is the same in every run.
 #[derive(Debug)]
 pub(crate) struct Constant {
     pub shape: Vec<usize>,
@@ -116,7 +115,7 @@ impl Data {
     /// A copy of a tensor's elements.
     ///
     /// # Errors
-    /// [`crate::Error::Memory`]; [`crate::Error::Value`] where no value has such a type.
+    /// [`crate::Error::Memory`]; [`crate::Error::Value`] if no value has the tensor's type.
     pub fn of(tensor: &Tensor) -> Result<Self> {
         const WHAT: &str = "a constant";
         match tensor {
@@ -146,7 +145,7 @@ impl Data {
         }
     }
 
-    /// Bytes that it takes.
+    /// Size in bytes.
     pub fn bytes(&self) -> usize {
         match self {
             Data::Float(v) => size_of_val(v.as_slice()),

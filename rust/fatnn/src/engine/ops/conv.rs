@@ -1,4 +1,4 @@
-//! Operations that make or read codes: thin fronts of [`crate::quantize`], [`crate::conv`] and
+//! Operations that read or write codes: thin wrappers of [`crate::quantize`], [`crate::conv`] and
 //! [`crate::pool`].
 
 use std::cell::RefCell;
@@ -18,12 +18,12 @@ use crate::parallel;
 use crate::pool::pool_checked;
 use crate::quantize::{PixelOrder, quantize};
 
-/// Floats to codes.
+/// Quantizes floats to codes.
 #[derive(Debug)]
 pub(crate) struct Quantize {
     pub thresholds: Vec<f32>,
     pub layout: CodesLayout,
-    /// Functions of its input.
+    /// Elementwise functions of its input, which run before the quantizer.
     pub before: Vec<Elementwise>,
 }
 
@@ -51,20 +51,19 @@ struct QuantizeStep {
     dims: Dims,
 }
 
-/// Pixels that functions and a quantizer go over together: their floats stay in the first-level
+/// Pixels that functions and quantizer process together: their floats stay in the first-level
 /// cache.
 fn chunk_pixels(channels: usize) -> usize {
     (4096 / channels.max(1)).next_multiple_of(BLOCK_PIXELS).max(BLOCK_PIXELS)
 }
 
 thread_local! {
-    /// Floats of such pixels: kept from call to call, so that a run allocates nothing after the
-    /// first.
+    /// Floats of one chunk. The buffer is kept between calls, so only the first run allocates.
     static CHUNK: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 impl QuantizeStep {
-    /// Floats of pixels, the first of which has number `first`, through the functions to codes.
+    /// Applies the functions and the quantizer to pixels. `first` is the number of the first pixel.
     fn pixels(&self, x: &[f32], first: usize, out: &mut [u8]) -> Result<()> {
         let (q, channels) = (&*self.quantize, self.dims.channels);
         let (pixels, bytes) = (chunk_pixels(channels), q.layout.pixel_bytes());
@@ -78,7 +77,7 @@ impl QuantizeStep {
                 apply_all(&q.before, floats, channels)?;
                 let order = PixelOrder::ChannelsLast;
                 let quantize = || quantize(floats, 1, pixels, order, &q.thresholds, q.layout, out);
-                // Not on others: this thread's floats are borrowed.
+                // Stay on this thread: the buffer is borrowed from its thread-local storage.
                 parallel::on_this_thread(quantize).map_err(|error| match error {
                     Error::NotANumber { what, index } => {
                         Error::NotANumber { what, index: at + index }
@@ -112,34 +111,35 @@ impl ExecutableOp for QuantizeStep {
     }
 }
 
-/// What a ternary convolution's accumulators become.
+/// What a ternary convolution turns its accumulators into.
 #[derive(Debug)]
 pub(crate) enum Epilogue {
-    /// As [`Requantize`] has them.
+    /// Codes by integer thresholds: see [`Requantize`].
     Codes { thresholds: Vec<i32>, layout: CodesLayout },
-    /// `fma(acc, scale, bias)`, a residual as the second input, ReLU; codes of that next to it.
+    /// Floats: `fma(acc, scale, bias)`, plus a residual from the second input, then ReLU. With
+    /// `codes`, the quantized result is written too.
     Float { scale: Option<Vec<f32>>, bias: Option<Vec<f32>>, relu: bool, codes: Option<Quantizer> },
 }
 
-/// A ternary convolution, or a linear layer as one whose window is the whole map.
+/// A ternary convolution. A linear layer is one whose window covers the whole map.
 #[derive(Debug)]
 pub(crate) struct TernaryConv {
     pub weights: PackedWeights<'static>,
     pub window: ConvParams,
-    /// Spatial axes of the output.
+    /// Number of spatial axes of the output.
     pub axes: usize,
     pub epilogue: Epilogue,
-    /// What makes the residual: then the second input is that one's codes.
+    /// The convolution that computes the residual. If set, the second input is its codes.
     pub shortcut: Option<Shortcut>,
 }
 
-/// A convolution whose floats another one alone adds: a block's shortcut. By itself it would write
-/// them out to memory, from where they would come back.
+/// A shortcut convolution read only by the residual add. It runs inside that convolution, so its
+/// floats stay in cache instead of going through memory.
 #[derive(Debug)]
 pub(crate) struct Shortcut {
-    /// Of its node.
+    /// Name of its node.
     pub name: String,
-    /// For messages.
+    /// Name used in error messages.
     pub label: String,
     pub conv: Box<TernaryConv>,
 }
@@ -161,12 +161,12 @@ impl TernaryConv {
         Ok(self)
     }
 
-    /// The output's dimensions over inputs of such dimensions, and what it costs.
+    /// The dimensions of the output, and its cost, for an input of dimensions `dims`.
     pub(super) fn sizes(&self, dims: &Dims) -> Result<(Dims, Cost)> {
         if self.axes == 0 && self.window.kernel != dims.map {
             let ([h, w], [got_h, got_w]) = (self.window.kernel, dims.map);
             return bad_value(
-                "map in front of a linear layer",
+                "map before a linear layer",
                 format!("{h}x{w} pixels, as when the network was converted"),
                 format!("{got_h}x{got_w}; give inputs of that size"),
             );
@@ -187,7 +187,7 @@ impl TernaryConv {
             map: sizes.output,
             axes: self.axes,
         };
-        // Axes that the output does not have must not have come out of stride and padding.
+        // Stride and padding must not give size to an axis that the output does not have.
         Value::float(out).check()?;
         let cost = Cost {
             bytes: sizes.table_bytes,
@@ -201,7 +201,7 @@ impl TernaryConv {
         Geometry::new(&self.weights, &self.window.over(dims))
     }
 
-    /// The sink of a epilogue of floats.
+    /// The sink of a float epilogue; `None` for codes.
     pub(super) fn sink<'a>(&'a self, residual: Residual<'a>) -> Option<FloatSink<'a>> {
         let Epilogue::Float { scale, bias, relu, codes } = &self.epilogue else { return None };
         let channels = self.weights.shape().out_channels;
@@ -269,9 +269,9 @@ impl Operation for TernaryConv {
 struct ConvStep {
     conv: Arc<TernaryConv>,
     geometry: Geometry,
-    /// Of the shortcut, where there is one.
+    /// Geometry of the shortcut, if there is one.
     shortcut: Option<Geometry>,
-    /// Whether there is a residual: where it is not among the inputs, it stands in the output.
+    /// Whether there is a residual. If it is not among the inputs, the output buffer holds it.
     residual: bool,
 }
 
@@ -297,11 +297,11 @@ impl ExecutableOp for ConvStep {
             _ if self.residual => Residual::InPlace,
             _ => Residual::None,
         };
-        let sink = self.conv.sink(residual).expect("the other epilogue");
+        let sink = self.conv.sink(residual).expect("an epilogue of floats");
         let out = out.floats();
         match (&self.shortcut, &self.conv.shortcut) {
             (Some(geometry), Some(Shortcut { conv, .. })) => {
-                let first = conv.sink(Residual::None).expect("shortcuts are floats");
+                let first = conv.sink(Residual::None).expect("a shortcut's epilogue makes floats");
                 Geometry::run_sum(
                     [geometry, &self.geometry],
                     [inputs[1].codes(), codes],

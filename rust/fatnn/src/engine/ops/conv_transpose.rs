@@ -1,4 +1,5 @@
-//! Transposed float convolution: an ordinary one, each of whose pixels is a block of pixels.
+//! Transposed float convolution, computed as an ordinary convolution each of whose output pixels
+//! becomes a block of pixels.
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use crate::graph::spatial::{ConvTranspose, SubPixel};
 use crate::kernels::CacheLine;
 use crate::memory;
 
-/// A transposed convolution.
+/// A transposed float convolution.
 #[derive(Debug)]
 pub(crate) struct FloatConvTranspose {
     conv: Arc<FloatConv>,
@@ -20,8 +21,8 @@ pub(crate) struct FloatConvTranspose {
 }
 
 impl FloatConvTranspose {
-    /// `weight` as PyTorch has it: channels, out channels / groups, kernel height, kernel width.
-    /// `functions` are of the result, in order; they run before channels become pixels.
+    /// `weight` has PyTorch's layout: channels, out channels / groups, kernel height, kernel width.
+    /// `functions` are applied to the result in order, before channels become pixels.
     pub fn new(
         layer: &ConvTranspose,
         weight: &[f32],
@@ -63,7 +64,7 @@ impl Operation for FloatConvTranspose {
         if made.dims.map.contains(&0) {
             return bad_value(
                 "a transposed convolution",
-                "padding that leaves pixels",
+                "padding smaller than the output",
                 format!("{:?} of {:?}", made.dims.map, inputs[0].dims.map),
             );
         }
@@ -82,7 +83,7 @@ impl Operation for FloatConvTranspose {
 struct Steps {
     conv: Box<dyn ExecutableOp>,
     shuffle: Box<dyn ExecutableOp>,
-    /// Elements of what stands between.
+    /// Elements of the intermediate value.
     between: usize,
 }
 

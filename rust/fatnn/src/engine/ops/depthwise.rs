@@ -1,4 +1,4 @@
-//! Int8 depthwise convolutions in a network: [`crate::conv::depthwise`].
+//! Int8 depthwise convolution as an operation: see [`crate::conv::depthwise`].
 
 use std::sync::Arc;
 
@@ -19,30 +19,31 @@ pub(crate) struct DepthwiseConv {
     pub weights: PackedWeights<'static>,
     pub constants: Constants,
     pub window: ConvParams,
-    /// Spatial axes.
+    /// Number of spatial axes.
     pub axes: usize,
-    /// Least and greatest value of its input.
+    /// Minimum and maximum that its input is clamped to.
     pub bounds: [f32; 2],
-    /// Functions of its input, before the bounds.
+    /// Elementwise functions of its input, which run before the bounds.
     pub before: Vec<Elementwise>,
-    /// What makes its input line by line: then its input is that one's codes.
+    /// The convolution that computes its input line by line. If set, the input is that
+    /// convolution's codes.
     pub source: Option<Source>,
-    /// Functions of its output.
+    /// Elementwise functions of its output.
     pub post: Vec<Elementwise>,
 }
 
-/// A pixelwise convolution whose floats the depthwise one alone reads.
+/// A 1×1 convolution whose floats only the depthwise convolution reads.
 #[derive(Debug)]
 pub(crate) struct Source {
-    /// Of its node.
+    /// Name of its node.
     pub name: String,
-    /// For messages.
+    /// Name used in error messages.
     pub label: String,
     pub conv: Box<TernaryConv>,
 }
 
 impl DepthwiseConv {
-    /// Dimensions of what it reads, and what making that costs.
+    /// Dimensions of the floats that it reads, and the cost of the source that computes them.
     fn read(&self, dims: Dims) -> Result<(Dims, Cost)> {
         let Some(Source { label, conv, .. }) = &self.source else {
             return Ok((dims, Cost::default()));
@@ -79,7 +80,7 @@ impl Operation for DepthwiseConv {
                 format!("shape {:?}", dims.shape()),
             );
         }
-        // Arithmetic only: it allocates nothing.
+        // Arithmetic only: this allocates nothing.
         let (geometry, out) = self.sizes(&dims)?;
         let mut cost = Cost::of(&out, self.weights.shape().reduction());
         cost.bytes = geometry.thread_bytes().saturating_add(source.bytes);
@@ -102,7 +103,7 @@ impl Operation for DepthwiseConv {
                 strips.push(conv.geometry(&dims)?);
             }
         }
-        // BatchNorm and bounds, in this order, run with the epilogue; what else there is, after it.
+        // A BatchNorm and then bounds run in the epilogue; all other functions run after it.
         let (mut constants, mut clamp, mut rest) = (self.constants.clone(), UNBOUNDED, 0);
         if let Some(Elementwise::Affine(scale, bias)) = self.post.first() {
             constants.affine =
@@ -127,11 +128,11 @@ struct DepthwiseStep {
     geometry: Geometry,
     /// Dimensions of the floats that it reads.
     read: Dims,
-    /// The source on one line, two, and so on.
+    /// Geometry of the source for strips of one line, two lines and so on.
     strips: Vec<conv::Geometry>,
     constants: Constants,
     clamp: [f32; 2],
-    /// The first function that the epilogue does not contain.
+    /// Index of the first function that does not run in the epilogue.
     rest: usize,
 }
 
@@ -149,7 +150,7 @@ impl ExecutableOp for DepthwiseStep {
         let lines = SourceLines {
             weights: &source.weights,
             strips: &self.strips,
-            sink: source.sink(Residual::None).expect("sources are floats"),
+            sink: source.sink(Residual::None).expect("a source's epilogue makes floats"),
             codes,
             bytes: self.read.map[1] * source.weights.codes_layout()?.pixel_bytes(),
             floats: self.read.map[1] * self.read.channels,
@@ -159,13 +160,13 @@ impl ExecutableOp for DepthwiseStep {
     }
 }
 
-/// Lines that a pixelwise convolution makes.
+/// Computes lines of the depthwise convolution's input with the source.
 struct SourceLines<'a> {
     weights: &'a PackedWeights<'static>,
     strips: &'a [conv::Geometry],
     sink: FloatSink<'a>,
     codes: &'a [u8],
-    /// Bytes of a line of codes, and floats of one that is made.
+    /// Bytes of an input line of codes, and floats of an output line.
     bytes: usize,
     floats: usize,
 }

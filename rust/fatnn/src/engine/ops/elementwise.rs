@@ -1,4 +1,4 @@
-//! Functions of one element as operations, and sums: what they compute is [`Elementwise`].
+//! Elementwise functions as operations; [`Elementwise`] computes them.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::kernels::apply_all;
 use crate::memory;
 use crate::parallel;
 
-/// The function that a node is.
+/// The elementwise function of a node.
 pub(crate) fn elementwise_of(view: NodeView<'_>) -> std::result::Result<Elementwise, BuildError> {
     Ok(match &view.node.op {
         Op::BatchNorm { eps } => {
@@ -21,27 +21,27 @@ pub(crate) fn elementwise_of(view: NodeView<'_>) -> std::result::Result<Elementw
             let (mean, var) = (view.floats("mean")?, view.floats("var")?);
             let (weight, bias) = (view.optional_floats("weight")?, view.optional_floats("bias")?);
             if [Some(var), weight, bias].into_iter().flatten().any(|v| v.len() != mean.len()) {
-                return Err("its tensors have different sizes".into());
+                return Err("mean, var, weight and bias must have equal sizes".into());
             }
             Elementwise::batch_norm(mean, var, weight, bias, *eps)?
         }
         Op::Affine => {
             let (scale, bias) = (constants(view, "scale")?, constants(view, "bias")?);
             if scale.len() != bias.len() {
-                return Err("scale and bias have different sizes".into());
+                return Err("scale and bias must have equal sizes".into());
             }
             Elementwise::Affine(scale, bias)
         }
         Op::Scalar(scalar) => Elementwise::Scalar(*scalar),
         Op::Prelu => match constants(view, "weight")? {
             slopes if slopes.is_empty() => {
-                return Err("a slope per channel, or one, must be there".into());
+                return Err("there must be one slope, or one per channel".into());
             }
             slopes => Elementwise::Prelu(slopes),
         },
         Op::ChannelScale { .. } => Elementwise::Scale(constants(view, "scale")?),
         Op::ChannelBias { .. } => Elementwise::Bias(constants(view, "bias")?),
-        other => return Err(format!("{other:?} is no function of elements").into()),
+        other => return Err(format!("{other:?} is not an elementwise function").into()),
     })
 }
 
@@ -50,7 +50,7 @@ fn constants(view: NodeView<'_>, role: &str) -> std::result::Result<Vec<f32>, Bu
     Ok(memory::copied("constants of a layer", view.floats(role)?)?)
 }
 
-/// As [`constants`], of a tensor that may be absent.
+/// As [`constants`]; `None` if the node lacks the tensor.
 pub(crate) fn optional_constants(
     view: NodeView<'_>,
     role: &str,
@@ -58,19 +58,19 @@ pub(crate) fn optional_constants(
     view.node.tensors.contains_key(role).then(|| constants(view, role)).transpose()
 }
 
-/// The dimension that functions per channel are about.
+/// The channel dimension of per-channel functions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ChannelDim {
-    /// There are none.
+    /// There are no per-channel functions.
     Any,
-    /// The second.
+    /// Dimension 1.
     Second,
-    /// The last.
+    /// The last dimension.
     Last,
 }
 
 impl ChannelDim {
-    /// The order in memory in which channels are next to each other; `None`: either.
+    /// The memory order in which channels are contiguous; `None` if either order will do.
     pub fn order(self, rank: usize) -> Option<Order> {
         match self {
             _ if rank == 2 => Some(Order::ChannelsLast),
@@ -81,7 +81,7 @@ impl ChannelDim {
     }
 }
 
-/// Elementwise functions as an operation of their own.
+/// Elementwise functions that run on their own, not fused into another operation.
 #[derive(Debug)]
 pub(crate) struct Map {
     pub functions: Vec<Elementwise>,
@@ -121,13 +121,13 @@ impl ExecutableOp for MapStep {
     }
 }
 
-/// Splits pixels among threads, for work that may fail.
+/// Splits pixels among threads, for work that can fail.
 pub(crate) fn in_rows(
     out: &mut [f32],
     channels: usize,
     work: impl Fn(usize, &mut [f32]) -> Result<()> + Sync,
 ) -> Result<()> {
-    // An element costs about as much as this many products.
+    // One element costs about as much as 16 ternary multiply-accumulates.
     let cost = out.len().saturating_mul(16);
     parallel::try_for_each_rows(out, channels, 64, cost, work)
 }

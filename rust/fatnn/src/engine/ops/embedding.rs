@@ -1,4 +1,4 @@
-//! Rows of a table by their numbers.
+//! Embedding: looks up rows of a table by their ids.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use crate::error::{Result, bad_value, check_len};
 use crate::memory;
 use crate::parallel;
 
-/// A table, of which ids name rows.
+/// A table of `rows × width` floats; ids are row numbers.
 #[derive(Debug)]
 pub(crate) struct Embedding {
     table: Vec<f32>,
@@ -16,10 +16,10 @@ pub(crate) struct Embedding {
 }
 
 impl Embedding {
-    /// Of `shape` rows and numbers in a row.
+    /// A copy of `table`, whose shape is `[rows, width]`.
     ///
     /// # Errors
-    /// [`crate::Error::Value`] or [`crate::Error::Shape`] where the shape does not fit;
+    /// [`crate::Error::Value`] or [`crate::Error::Shape`] if the shape does not fit the table;
     /// [`crate::Error::Memory`].
     pub fn new(table: &[f32], shape: &[usize]) -> Result<Self> {
         let &[rows, width] = shape else {
@@ -57,7 +57,7 @@ impl ExecutableOp for EmbeddingStep {
         if let Some(at) = ids.iter().position(|&id| row(id).is_none()) {
             return bad_value(
                 "ids of an embedding",
-                format!("row numbers from 0 to {}, for it has {rows} rows", *rows as i64 - 1),
+                format!("ids from 0 to {} for a table of {rows} rows", *rows as i64 - 1),
                 format!("{} (element {at}): index out of range", ids[at]),
             );
         }

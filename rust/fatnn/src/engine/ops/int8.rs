@@ -1,4 +1,4 @@
-//! Int8 convolutions and linear layers: [`crate::conv::conv2d_int8`] in a network.
+//! Int8 convolution and linear layers as operations: see [`crate::conv::conv2d_int8`].
 
 use std::sync::Arc;
 
@@ -21,11 +21,11 @@ pub(crate) struct Int8Conv {
     pub weights: PackedWeights<'static>,
     pub constants: Constants,
     pub window: ConvParams,
-    /// Spatial axes.
+    /// Number of spatial axes.
     pub axes: usize,
-    /// Functions of its output.
+    /// Elementwise functions of its output.
     pub post: Vec<Elementwise>,
-    /// Max pooling after those.
+    /// Max pooling that follows `post`.
     pub pool: Option<Pool>,
 }
 
@@ -46,7 +46,7 @@ impl Operation for Int8Conv {
                 format!("shape {:?}", dims.shape()),
             );
         }
-        // Arithmetic only: it allocates nothing.
+        // Arithmetic only: this allocates nothing.
         let geometry = Geometry::new(&self.weights, &self.window.over(&dims))?;
         let out = Dims { images: dims.images, channels, map: geometry.output, axes: self.axes };
         let mut cost = Cost::of(&out, self.weights.shape().reduction());
@@ -75,7 +75,7 @@ impl Operation for Int8Conv {
         let (dims, channels) = (inputs[0].dims, self.weights.shape().out_channels);
         let geometry = Geometry::new(&self.weights, &self.window.over(&dims))?;
         let out = Dims { images: dims.images, channels, map: geometry.output, axes: self.axes };
-        // BatchNorm and ReLU, in this order, run with the epilogue; what else there is, behind it.
+        // A BatchNorm and then a ReLU run in the epilogue; all other functions run after it.
         let (mut constants, mut rest) = (self.constants.clone(), 0);
         if let Some(Elementwise::Affine(scale, bias)) = self.post.first() {
             constants.affine =
@@ -99,7 +99,7 @@ struct Int8Step {
     conv: Arc<Int8Conv>,
     geometry: Geometry,
     constants: Constants,
-    /// The first function that the epilogue does not contain.
+    /// Index of the first function that does not run in the epilogue.
     rest: usize,
     pool: Option<PoolStep>,
 }

@@ -1,9 +1,9 @@
-//! Float32 convolution and linear layers, on the `gemm` crate; and flattening.
+//! Float32 convolution and linear layers, computed by the `gemm` crate.
 //!
-//! The first and the last layer of a network, usually. A convolution gathers the windows of
-//! [`BLOCK`] output pixels at a time and multiplies them with the weights while they are in cache.
-//! Blocks do not depend on the number of threads, and so neither do results; across instruction
-//! sets float32 sums may round differently, as in every float library.
+//! These are usually the first and last layer of a network. A convolution gathers the windows of
+//! [`BLOCK`] output pixels and multiplies them with the weights while they are in cache. Blocks,
+//! and so results, do not depend on the number of threads. Across instruction sets, float32 sums
+//! may round differently, as in every float library.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::kernels::{apply_all, matmul};
 use crate::memory;
 use crate::parallel;
 
-/// Output pixels whose windows are gathered at a time.
+/// Output pixels whose windows are gathered and multiplied together.
 const BLOCK: usize = 64;
 
 /// A float convolution; a linear layer is one whose window is a single pixel.
@@ -29,15 +29,16 @@ pub(crate) struct FloatConv {
     groups: usize,
     channels: usize,
     out_channels: usize,
-    /// Per group: `kernel × channels/groups` rows of `out_channels/groups`.
+    /// Per group: a row-major matrix of `kernel × channels/groups` rows and `out_channels/groups`
+    /// columns.
     weight: Vec<f32>,
     axes: usize,
-    /// The bias, and whatever elementwise functions follow.
+    /// The bias if there is one, then the elementwise functions of the output.
     post: Vec<Elementwise>,
 }
 
 impl FloatConv {
-    /// `weight` as PyTorch has it: out channels, channels / groups, kernel height, kernel width.
+    /// `weight` has PyTorch's layout: out channels, channels / groups, kernel height, kernel width.
     pub fn new(
         weight: &[f32],
         [out_channels, group_channels, kh, kw]: [usize; 4],
@@ -63,7 +64,7 @@ impl FloatConv {
         if elements != Some(weight.len()) || weight.is_empty() {
             return bad_value(
                 "weight",
-                "a shape of as many values, all sizes at least 1",
+                "a shape of as many elements as the tensor has, all sizes at least 1",
                 format!("{sizes:?}"),
             );
         }
@@ -85,7 +86,7 @@ impl FloatConv {
 }
 
 impl FloatConv {
-    /// The same with functions of its output.
+    /// The same layer, followed by elementwise functions.
     pub fn with(mut self, functions: Vec<Elementwise>) -> Self {
         self.post.extend(functions);
         self
@@ -145,21 +146,21 @@ struct FloatConvStep {
 }
 
 thread_local! {
-    /// Windows of a block, and a group's results: kept from call to call, so that a run allocates
-    /// nothing after the first.
+    /// Windows of a block, and results of a group. The buffers are kept between calls, so only the
+    /// first run allocates.
     static WINDOWS: RefCell<(Vec<f32>, Vec<f32>)> =
         const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
-/// Gives a buffer so many elements, whatever they are.
+/// Sets the length of a buffer to `len`; its contents are unspecified.
 fn sized(buffer: &mut Vec<f32>, len: usize) -> Result<()> {
     buffer.truncate(len);
     memory::grow("windows of a float convolution", buffer, len, 0.0)
 }
 
 impl FloatConvStep {
-    /// Copies the windows of output pixels `first..` into `windows`, one after the other, for one
-    /// group.
+    /// Copies one group's windows of the output pixels from `first` on into `windows`, one after
+    /// the other.
     fn gather(&self, x: &[f32], first: usize, group: usize, windows: &mut [f32]) {
         let (shape, conv) = (&self.shape, &*self.conv);
         let ([h, w], [kh, kw], per_group) =
@@ -181,7 +182,7 @@ impl FloatConvStep {
                     continue;
                 };
                 let line = ((image * h + y) * w) * conv.channels;
-                // The usual case: the whole row of taps lies side by side.
+                // The usual case: the whole row of taps is contiguous.
                 if conv.groups == 1
                     && shape.dilation[1] == 1
                     && let (Some(from), Some(_)) = (inside(1, 0, w), inside(1, kw - 1, w))
@@ -207,7 +208,7 @@ impl ExecutableOp for FloatConvStep {
         let (x, out, conv) = (inputs[0].floats(), out.floats(), &*self.conv);
         let n = conv.out_channels;
         let (group_n, k) = (n / conv.groups, conv.weight.len() / n);
-        // Float products cost about eight ternary ones.
+        // A float multiply-accumulate costs about eight ternary ones.
         let cost = out.len().saturating_mul(k).saturating_mul(8);
         parallel::try_for_each_rows(out, n, BLOCK, cost, |first, out| {
             WINDOWS.with_borrow_mut(|(windows, part)| {

@@ -1,8 +1,9 @@
-//! Interpolation by a weighted mean of the pixels around: linear on one axis, bilinear on two.
+//! Linear interpolation on one axis and bilinear interpolation on two: weighted means of
+//! neighbouring pixels.
 //!
-//! Weights are PyTorch's float32 numbers. A result is the sum of four products, in one order and
-//! without fused multiply-add, so that bits are equal on all instruction sets. PyTorch has several
-//! kernels for it, whose order and fusing depend on sizes and memory format.
+//! Weights are PyTorch's float32 numbers. A result is the sum of four products in one fixed order
+//! without fused multiply-add, so bits are equal on all instruction sets. PyTorch has several
+//! kernels, whose order and fusing depend on sizes and memory format.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use crate::kernels::rows::run;
 use crate::memory;
 use crate::parallel;
 
-/// Linear interpolation.
+/// Linear or bilinear interpolation.
 #[derive(Debug)]
 pub(crate) struct Linear(pub Interpolate);
 
@@ -60,7 +61,7 @@ impl Operation for Linear {
     }
 
     fn orders(&self, inputs: &[Ordered]) -> (Vec<Order>, Order) {
-        // Of a second input only the sizes count.
+        // Only the sizes of a second input matter.
         let wanted = inputs
             .iter()
             .enumerate()

@@ -1,5 +1,5 @@
-//! The operations that the engine runs. Each is built with everything that it does; none knows how
-//! it was fused.
+//! The operations that the engine runs. Each is built with all its functions; none knows which
+//! passes fused them.
 
 pub(super) mod arithmetic;
 pub(super) mod concat;

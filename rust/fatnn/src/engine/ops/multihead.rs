@@ -1,4 +1,4 @@
-//! Multi-head attention with its four linear layers.
+//! Multi-head attention, including its four linear layers.
 
 use std::sync::Arc;
 
@@ -9,20 +9,20 @@ use crate::kernels::{CacheLine, Matrix, product};
 use crate::memory;
 use crate::parallel;
 
-/// Queries, keys and values of three dimensions, and PyTorch's weights.
+/// `nn.MultiheadAttention` on three-dimensional queries, keys and values, with embedding size `E`.
 #[derive(Debug)]
 pub(crate) struct Multihead {
     pub heads: usize,
     pub batch_first: bool,
-    /// Three blocks of `E × E`, inputs × outputs, and `3E` numbers.
+    /// Three blocks of `E × E` weights, inputs × outputs; `in_bias` has `3E` elements.
     pub in_weight: Vec<f32>,
     pub in_bias: Option<Vec<f32>>,
-    /// `E × E`, inputs × outputs, and `E` numbers.
+    /// `E × E` weights, inputs × outputs; `out_bias` has `E` elements.
     pub out_weight: Vec<f32>,
     pub out_bias: Option<Vec<f32>>,
 }
 
-/// Sizes of a run.
+/// Sizes of the inputs of a run.
 #[derive(Clone, Copy, Debug)]
 struct Sizes {
     images: usize,
@@ -37,7 +37,7 @@ impl Multihead {
         let wrong = || {
             bad_value(
                 "attention",
-                "queries, keys and values that fit each other",
+                "queries, keys and values of matching shapes",
                 format!("{shapes:?}"),
             )
         };
@@ -104,10 +104,10 @@ struct MultiheadStep {
     sizes: Sizes,
 }
 
-/// Rows that are multiplied at a time: each time, weights are laid out anew.
+/// Rows per product. Each product packs the weights again, so blocks are larger than elsewhere.
 const ROWS: usize = 4 * BLOCK;
 
-/// `x · weight + bias`, row by row.
+/// `x · weight + bias` for every row of `x`.
 fn project(
     x: &[f32],
     out: &mut [f32],
@@ -144,7 +144,7 @@ impl ExecutableOp for MultiheadStep {
             project(inputs[i].floats(), to, embed, &layer.in_weight[i * square..][..square], bias)?;
         }
         let (queries_in, keys_in, values_in) = (&*q, &*k, &*v);
-        // Where a token of an image is, and from one token to the next.
+        // The offset of an image's first token, and the distance from one token to the next.
         let token = |image: usize, tokens: usize| {
             if layer.batch_first {
                 (image * tokens * embed, embed)
@@ -152,7 +152,7 @@ impl ExecutableOp for MultiheadStep {
                 (image * embed, images * embed)
             }
         };
-        // Heads by head, each with its queries one after the other.
+        // One head after the other, each with all its queries.
         let cost = attended.len().saturating_mul(keys).saturating_mul(16);
         parallel::try_for_each_rows(attended, (queries * d).max(1), 1, cost, |first, attended| {
             for (i, attended) in attended.chunks_exact_mut(queries * d).enumerate() {
@@ -168,7 +168,7 @@ impl ExecutableOp for MultiheadStep {
             }
             Ok(())
         })?;
-        // Tokens again, each with all its heads, where the queries were.
+        // Back to one token after the other, each with all its heads, in the memory of the queries.
         let attended = &*attended;
         parallel::try_for_each_rows(q, embed, BLOCK, attended.len(), |first, rows| {
             for (i, token) in rows.chunks_exact_mut(embed).enumerate() {
