@@ -139,7 +139,7 @@ def test_the_engine_has_torchs_bits(name, tmp_path):
 def test_ids_out_of_range_are_an_error(ids):
     model = One(lambda m, x: functional.embedding(x, m.table), **TENSORS).eval()
     net = convert_float(model, torch.tensor([3, 4]))
-    with pytest.raises(fatnn.InputError, match=r"row numbers from 0 to 9.*index out of range"):
+    with pytest.raises(fatnn.InputError, match=r"ids from 0 to 9.*index out of range"):
         net(torch.tensor(ids))
 
 
