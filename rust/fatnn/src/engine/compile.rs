@@ -330,7 +330,7 @@ impl<'a> Compiler<'a> {
                 functions.extend(post);
                 Box::new(Map { functions, channel_dim })
             }
-            _ => return Err(BuildError::Unsupported("the engine does not have it".into())),
+            _ => return Err(BuildError::Unsupported("this release does not have it".into())),
         })
     }
 

@@ -194,7 +194,7 @@ impl ConvTranspose {
         }
     }
 
-    /// Output size of an axis minus `(size - 1)·stride`, less 1.
+    /// Output size of an axis minus `(size - 1)·stride`.
     pub(crate) fn grows(&self, axis: usize, kernel: usize) -> i64 {
         let params = self.axis(axis, kernel);
         let reach = i64::try_from(params.reach()).unwrap_or(i64::MAX);
