@@ -28,11 +28,13 @@ pub enum Family {
     Table,
     /// Int8 weights and int8 activations.
     Int8,
+    /// Int8 dot-product instructions of vector units, on codes expanded to bytes.
+    Dot,
 }
 
 impl Family {
     /// The families that run codes, and that `FATNN_KERNEL` can name.
-    pub const ALL: [Family; 3] = [Family::Popcount, Family::Matrix, Family::Table];
+    pub const ALL: [Family; 4] = [Family::Popcount, Family::Matrix, Family::Table, Family::Dot];
 
     /// The family with that name, among [`Family::ALL`].
     ///
@@ -43,7 +45,7 @@ impl Family {
             Some(family) => Ok(family),
             None => bad_value(
                 "kernel family",
-                "\"popcount\", \"matrix\" or \"table\"",
+                "\"popcount\", \"matrix\", \"table\" or \"dot\"",
                 format!("{name:?}"),
             ),
         }
@@ -56,6 +58,7 @@ impl Family {
             Family::Matrix => "matrix",
             Family::Table => "table",
             Family::Int8 => "int8",
+            Family::Dot => "dot",
         }
     }
 }
@@ -72,7 +75,7 @@ pub(crate) struct Config {
 }
 
 const ISA: (&str, &str) = ("FATNN_ISA", "scalar, avx2, avx512 or neon");
-const KERNEL: (&str, &str) = ("FATNN_KERNEL", "auto, popcount, matrix or table");
+const KERNEL: (&str, &str) = ("FATNN_KERNEL", "auto, popcount, matrix, table or dot");
 const THREADS: (&str, &str) = ("FATNN_NUM_THREADS", "a whole number from 1 to 4096");
 
 /// Reads one variable: `None` if it is unset or empty. `parse` returns `None` for invalid values.

@@ -104,7 +104,10 @@ fn predicted_fastest(
         _ => return None,
     }
     let mut best: Option<(f64, &'static dyn Kernel)> = None;
-    for &kernel in kernels.iter().filter(|kernel| kernel.isa() != Isa::Scalar) {
+    for &kernel in kernels
+        .iter()
+        .filter(|kernel| kernel.isa() != Isa::Scalar && kernel.layout().family != Family::Dot)
+    {
         let time = cost::predicted_time(kernel, shape, operands)?;
         if best.is_none_or(|(least, _)| time < least) {
             best = Some((time, kernel));

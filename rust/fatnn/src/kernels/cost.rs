@@ -41,7 +41,7 @@ pub fn features(kernel: &dyn Kernel, shape: LayerShape) -> Option<[f64; FEATURES
     let layout = kernel.layout();
     let channels = reduction / taps.max(1);
     let iterations = match layout.family {
-        Family::Int8 => return None,
+        Family::Int8 | Family::Dot => return None,
         Family::Popcount | Family::Matrix => channels.div_ceil(UNIT_CHANNELS) * taps,
         Family::Table => channels.div_ceil(2) * taps,
     };

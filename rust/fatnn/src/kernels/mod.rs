@@ -11,7 +11,7 @@
 //! | `panels.rs` | how each kind of inner loop splits weights into panels |
 //! | `registry.rs` | one table with every kernel of every family |
 //! | `choose.rs`, `cost.rs` | which kernel a layer runs on |
-//! | `popcount/`, `table/`, `matrix/`, `int8/`, `depthwise/` | one file per ISA |
+//! | `popcount/`, `table/`, `matrix/`, `dot/`, `int8/`, `depthwise/` | one file per ISA |
 //! | `isa/` | one interface to the vector instructions of each instruction set |
 //! | `vector.rs` | compiles plain loops for every instruction set |
 //! | `epilogue.rs`, `elementwise.rs`, `quantize.rs`, `pooling.rs`, `rows.rs` | such plain loops |
@@ -44,6 +44,7 @@
 //! | `x86_64-table-avx2-pixels` | 64×4 | the same, with positions in the lanes |
 //! | `aarch64-table-neon` | 8×32 | 7 for 192 products: `tbl`, `usra` |
 //! | `aarch64-table-neon-pixels` | 32×8 | the same, with positions in the lanes |
+//! | `x86_64-dot-avx512` | 6×64 | `vpdpbusd` on codes expanded to bytes: 64 products |
 //! | `generic-popcount-scalar` | 2×4 | `u64::count_ones` |
 //! | `generic-table-scalar` | 1×8 | one lookup per two channels; checks the others in tests |
 //! | `x86_64-int8-amx` | 32×32 | `tdpbssd`: 16384 products in 16 cycles |
@@ -63,6 +64,8 @@ pub(crate) mod columns;
 pub mod cost;
 mod costs;
 pub(crate) mod depthwise;
+#[cfg(target_arch = "x86_64")]
+mod dot;
 mod elementwise;
 mod epilogue;
 mod float;

@@ -19,6 +19,8 @@ const KERNELS: &[KernelCtor] = &[
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     matrix::amx::make,
     #[cfg(target_arch = "x86_64")]
+    super::dot::avx512::make,
+    #[cfg(target_arch = "x86_64")]
     popcount::avx2::make,
     #[cfg(target_arch = "x86_64")]
     table::avx512::channels,
