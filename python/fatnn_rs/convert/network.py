@@ -7,14 +7,15 @@ import inspect
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fatnn_rs.convert.engine import FLOAT_LAYERS, Reason, Segment, partition
 from fatnn_rs.convert.graph import Graph, Node, Ref
+from fatnn_rs.convert.inference_module import InferenceModule
 from fatnn_rs.convert.inputs import check_call, check_input, refuse_tracing
 from fatnn_rs.convert.memory_format import in_layout
 from fatnn_rs.convert.network_op import (
@@ -42,7 +43,7 @@ _DERIVED = (
 )
 
 
-class TernaryNetwork(nn.Module):
+class TernaryNetwork(InferenceModule):
     """An inference-only network, made by :func:`fatnn_rs.convert` or :func:`fatnn_rs.load`.
 
     Ternary layers and what lies between them run in Rust, one call for each
@@ -341,76 +342,6 @@ class TernaryNetwork(nn.Module):
         if not self._constants or not isinstance(value, Tensor):
             return value
         return value.clone() if value.untyped_storage().data_ptr() in self._constants else value
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse: a converted network has no parameters, and its state dict would lose it.
-
-        Raises
-        ------
-        UnsupportedError
-            Always.
-        """
-        raise UnsupportedError(
-            "a converted network has no state dict, and saving one would lose the network; write "
-            "it with "
-            "fatnn_rs.save(net, path), or keep the state dict of the model that it was converted "
-            "from"
-        )
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse, as :meth:`state_dict`.
-
-        Raises
-        ------
-        UnsupportedError
-            Always.
-        """
-        raise UnsupportedError(
-            "a converted network takes no state dict; read a saved network with "
-            "fatnn_rs.load(path), or load the state "
-            "dict into the prepared model and convert that"
-        )
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.load_state_dict()
-
-    def __prepare_scriptable__(self) -> Any:
-        raise UnsupportedError(
-            "torch.jit.script cannot compile a converted network; torch.compile takes it, and "
-            "fatnn_rs.save writes it "
-            "to a file that runs without Python"
-        )
-
-    def train(self, mode: bool = True) -> TernaryNetwork:
-        """Refuse training; ``eval()`` is fine.
-
-        Raises
-        ------
-        UnsupportedError
-            For ``mode=True``.
-        """
-        if mode is not False:
-            raise UnsupportedError(
-                "a converted network is for inference only; train the model it was converted from, "
-                "then convert again"
-            )
-        return self
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TernaryNetwork:
-        """Refuse other devices and dtypes (``.to``, ``.half``, ``.cuda``).
-
-        Raises
-        ------
-        UnsupportedError
-            If ``fn`` would move float32 tensors off the CPU or change their dtype.
-        """
-        sample = fn(torch.zeros(1, device="cpu"))
-        if sample.device.type != "cpu" or sample.dtype != torch.float32:
-            raise UnsupportedError(
-                "a converted network runs in float32 and int8 on the CPU, so it cannot become "
-                f"{sample.dtype} on {sample.device}; move and cast the tensors around it instead"
-            )
-        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TernaryNetwork:
         made: TernaryNetwork = self.__class__.__new__(self.__class__)
