@@ -40,7 +40,7 @@ _VIEW_OR_COPY = frozenset(
 
 @dataclass(frozen=True)
 class _Slot:
-    """Stands for the result of an earlier call in the arguments of a later one."""
+    """A placeholder, in the arguments of a call, for the result of an earlier call."""
 
     index: int
 

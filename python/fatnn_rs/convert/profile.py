@@ -24,7 +24,7 @@ __all__ = ["Timer", "measure"]
 
 
 class Timer:
-    """Measures by the clock."""
+    """Measures times by the system clock."""
 
     def nodes(self, net: TernaryNetwork, inputs: tuple[Any, ...]) -> dict[str, float]:
         """Run a network; return node name → seconds."""
