@@ -169,7 +169,7 @@ class Aliases:
         wanted = list(dict.fromkeys((*bases, *wanted)))
         inputs, order = list(bases), list[fx.Node]()
         for node in (*wanted, *writer.all_input_nodes):
-            self._need(node, writer, bases, inputs, order)
+            self._collect(node, writer, bases, inputs, order)
         slots = {node: index for index, node in enumerate((*inputs, *order, writer))}
         for node in (
             *wanted,
@@ -177,7 +177,7 @@ class Aliases:
             *writer.all_input_nodes,
             *(s for n in order for s in self._sources(n)),
         ):
-            equal = self._equal(node, bases)
+            equal = self._same_base(node, bases)
             if node not in slots and equal is not None:
                 slots[node] = slots[equal]
         steps: list[tuple[Callable[..., Any], Any, Any]] = []
@@ -196,13 +196,13 @@ class Aliases:
             wanted,
         )
 
-    def _equal(self, node: fx.Node, bases: list[fx.Node]) -> fx.Node | None:
+    def _same_base(self, node: fx.Node, bases: list[fx.Node]) -> fx.Node | None:
         """Return the base with the same memory and geometry as the node's value, if any."""
         seen = self._seen[node]
         same = (b for b in bases if seen.geometry and seen.geometry == self._seen[b].geometry)
         return next((b for b in same if self._seen[b].memory == seen.memory), None)
 
-    def _need(
+    def _collect(
         self,
         node: fx.Node,
         writer: fx.Node,
@@ -211,7 +211,7 @@ class Aliases:
         order: list[fx.Node],
     ) -> None:
         """Collect the values (``inputs``) and calls (``order``) that make a node's value."""
-        if node in inputs or node in order or self._equal(node, bases) is not None:
+        if node in inputs or node in order or self._same_base(node, bases) is not None:
             return
         shared = self._seen[node].memory & self._seen[writer].writes
         if not shared:
@@ -224,7 +224,7 @@ class Aliases:
         if self._seen[node].writes and self._seen[node].same_as is None:
             raise _refused(writer, f"writes into a view that {node.name!r} made while it wrote")
         for source in self._sources(node):
-            self._need(source, writer, bases, inputs, order)
+            self._collect(source, writer, bases, inputs, order)
         order.append(node)
 
     def _sources(self, node: fx.Node) -> Iterator[fx.Node]:

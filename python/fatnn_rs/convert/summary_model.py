@@ -20,7 +20,7 @@ from fatnn_rs.nn.projections import PARTS, is_transposed_linear
 from fatnn_rs.nn.subclass import weight_shape
 from fatnn_rs.swap.candidates import WITHOUT_QUANTIZED, find_candidates
 from fatnn_rs.swap.choose import choose
-from fatnn_rs.swap.look import look, run_float
+from fatnn_rs.swap.execution_order import find_execution_order, run_float
 
 __all__ = ["model_rows"]
 
@@ -113,8 +113,8 @@ def _plan(
     try:
         candidates = find_candidates(model, given)
         run = None if arguments is None else run_float(model, candidates.found, arguments)
-        seen = look(model, candidates.found, run)
-        plan = choose(given, candidates.found, candidates.left, seen)
+        order = find_execution_order(model, candidates.found, run)
+        plan = choose(given, candidates.found, candidates.left, order)
     except ConfigError:
         if config is not None:
             raise
