@@ -58,7 +58,7 @@ def _test_shape_and_network() -> Iterator[None]:
 
 
 class InterruptedLadder:
-    """A ladder that was interrupted after its first case and resumed, with all it wrote."""
+    """A ladder that was interrupted after its first case and resumed, and its files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.measured = folder, list[BenchCase]()
@@ -255,7 +255,7 @@ def test_failing_case_is_named_and_the_others_are_measured(
     )
 
 
-def test_compare_reports_figures_outside_the_spread(
+def test_compare_reports_figures_outside_the_noise(
     finished: InterruptedLadder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = copy.deepcopy(finished.results)

@@ -147,7 +147,7 @@ def test_shared_modules_and_residuals() -> None:
     model = prepare(Shared(), example_inputs=batch())
     assert isinstance(model.conv, TernaryConv2d)
     assert model.conv is model.again
-    assert model.conv.scale is not None  # one of its two uses has no BatchNorm behind it
+    assert model.conv.scale is not None  # one of its two uses has no BatchNorm after it
 
 
 def test_subclasses_and_the_projections_of_attention_are_swapped() -> None:
@@ -170,7 +170,7 @@ def test_hooks_survive() -> None:
         lambda module, args, output: seen.append(type(module).__name__)
     )
     prepare(model, example_inputs=batch())
-    assert seen == ["Conv2d", "TernaryConv2d"]  # in the copy that is watched, and in the model
+    assert seen == ["Conv2d", "TernaryConv2d"]  # in the copy that prepare runs, and in the model
 
 
 @pytest.mark.parametrize(
