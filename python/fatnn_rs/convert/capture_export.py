@@ -337,7 +337,7 @@ def _batch_range(
     return SizeRange(least, None if open_end else most, multiple)
 
 
-def _doubled(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def _double_batch_of_one(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Double a batch of one, because export treats sizes of 0 and 1 as constants."""
     return tuple(
         torch.cat([value, value])
@@ -351,7 +351,7 @@ def by_export(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Ca
     """Capture by torch.export; return why if that fails."""
     reason = "nothing was tried"
     for dynamic in (True, False):
-        given = _doubled(copies(arguments)) if dynamic else copies(arguments)
+        given = _double_batch_of_one(copies(arguments)) if dynamic else copies(arguments)
         try:
             with _marked(model) as (copied, modules):
                 module, check, bounds = _export(copied, given, dynamic)
@@ -386,7 +386,9 @@ def by_export(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Ca
             filled(expected, output.args[0]),
             seen,
             expected,
-            [f"input sizes are fixed to the example's{'' if batch is None else _shown(batch)}"],
+            [
+                f"input sizes are fixed to the example's{'' if batch is None else _describe_range(batch)}"
+            ],
             tuple(
                 range(
                     0 if batch is None else 1,
@@ -398,12 +400,12 @@ def by_export(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Ca
     return reason
 
 
-def _shown(batch: SizeRange) -> str:
+def _describe_range(batch: SizeRange) -> str:
     if batch == SizeRange():
-        return ", but for the batch"
+        return ", except the batch"
     most = "" if batch.most is None else f" to {batch.most}"
     factor = "" if batch.multiple == 1 else f", in multiples of {batch.multiple}"
-    return f", but for the batch, from {batch.least}{most}{factor}"
+    return f", except the batch, which is from {batch.least}{most}{factor}"
 
 
 def _batch_is_free(module: fx.GraphModule) -> bool:

@@ -122,16 +122,16 @@ def partition(
         Segments and nodes in execution order.
     """
     why = {} if why is None else why
-    why |= _why_not(graph, float_layers, excluded)
+    why |= _reasons_outside_engine(graph, float_layers, excluded)
     taken = {n.name for n in graph.nodes if n.op != "input" and n.name not in why}
-    while crossing := _codes_across(graph, taken):
+    while crossing := _nodes_that_cross_runs(graph, taken):
         taken -= crossing
         why |= dict.fromkeys(crossing, ("codes", RULES["codes"]))
-    wiring = _Wiring(graph.index(), graph.users(), any(map(_on_integers, graph.nodes)))
+    uses = _ValueUses(graph.index(), graph.users(), any(map(_on_integers, graph.nodes)))
     parts: list[Node | Segment] = []
     for run in _runs(graph, taken):
         segment = run[0].name in taken
-        made = _segment(graph, wiring, run, float_layers, family) if segment else list(run)
+        made = _segment(graph, uses, run, float_layers, family) if segment else list(run)
         if segment and not isinstance(made[0], Segment):
             rule = "engine" if any(map(_on_integers, run)) else "no integers"
             why |= {node.name: (rule, RULES[rule]) for node in run}
@@ -140,7 +140,7 @@ def partition(
 
 
 @dataclass(frozen=True)
-class _Wiring:
+class _ValueUses:
     """The producer and readers of every value, and whether any node multiplies integers."""
 
     producers: dict[str, Node]
@@ -161,7 +161,7 @@ def _runs(graph: Graph, taken: set[str]) -> list[list[Node]]:
     return runs
 
 
-def _codes_across(graph: Graph, taken: set[str]) -> set[str]:
+def _nodes_that_cross_runs(graph: Graph, taken: set[str]) -> set[str]:
     """Return nodes that would pass codes, or return integers or masks, from one run to another.
 
     The inputs of a segment may be integers and masks, but its results are only floats.
@@ -179,7 +179,9 @@ def _codes_across(graph: Graph, taken: set[str]) -> set[str]:
     return across & taken
 
 
-def _why_not(graph: Graph, float_layers: str, excluded: Container[str]) -> dict[str, Reason]:
+def _reasons_outside_engine(
+    graph: Graph, float_layers: str, excluded: Container[str]
+) -> dict[str, Reason]:
     """Return the nodes that the engine cannot run bit for bit as required, and why."""
     index = graph.index()
     found: dict[str, Reason] = {}
@@ -204,10 +206,10 @@ def _why_not(graph: Graph, float_layers: str, excluded: Container[str]) -> dict[
 
 
 def _segment(
-    graph: Graph, wiring: _Wiring, nodes: list[Node], float_layers: str, family: str | None
+    graph: Graph, uses: _ValueUses, nodes: list[Node], float_layers: str, family: str | None
 ) -> list[Node | Segment]:
     """Make one segment. Nodes stay single if codes cross its border or no layer is quantized."""
-    if wiring.on_integers and not any(map(_on_integers, nodes)):
+    if uses.on_integers and not any(map(_on_integers, nodes)):
         return list(nodes)
     inside = {node.name for node in nodes}
     reads = list(
@@ -216,9 +218,9 @@ def _segment(
     makes = [
         node.name
         for node in nodes
-        if any(user is None or user.name not in inside for user in wiring.readers[node.name])
+        if any(user is None or user.name not in inside for user in uses.readers[node.name])
     ]
-    index = wiring.producers
+    index = uses.producers
     if any(makes_codes(index[name].op) for name in (*reads, *makes)):
         return list(nodes)
     tensors: dict[str, npt.NDArray[Any]] = {}

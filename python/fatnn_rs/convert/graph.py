@@ -54,7 +54,7 @@ class Node:
     dtype
         Type of the value; meaningless for torch nodes.
     note
-        Why it runs where it does, for the report.
+        Note for the report, such as why torch runs it.
     macs
         Multiply-accumulates of a torch node at the example inputs. Not saved.
     call

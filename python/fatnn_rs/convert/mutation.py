@@ -161,10 +161,10 @@ class Aliases:
         """
         seen = self._seen[writer]
         if seen.reshapes:
-            raise _refused(writer, "changes the shape or the memory of a tensor in place")
+            raise _refusal(writer, "changes the shape or the memory of a tensor in place")
         bases = list(dict.fromkeys(self._bases[number] for number in sorted(seen.writes)))
         if any(self._seen[base].overlaps for base in bases):
-            raise _refused(writer, "writes into one of several results that share their memory")
+            raise _refusal(writer, "writes into one of several results that share their memory")
         wanted = [n for number in sorted(seen.writes) for n in self.read_after(number, writer)]
         wanted = list(dict.fromkeys((*bases, *wanted)))
         inputs, order = list(bases), list[fx.Node]()
@@ -218,11 +218,11 @@ class Aliases:
             inputs.append(node)
             return
         if node.op in ("placeholder", "get_attr") or not node.all_input_nodes:
-            raise _refused(
+            raise _refusal(
                 writer, f"writes into memory that {node.name!r} shares with another value"
             )
         if self._seen[node].writes and self._seen[node].same_as is None:
-            raise _refused(writer, f"writes into a view that {node.name!r} made while it wrote")
+            raise _refusal(writer, f"writes into a view that {node.name!r} made while it wrote")
         for source in self._sources(node):
             self._collect(source, writer, bases, inputs, order)
         order.append(node)
@@ -292,7 +292,7 @@ def _first(value: Any) -> Any:
     return value
 
 
-def _refused(writer: fx.Node, why: str) -> ConversionError:
+def _refusal(writer: fx.Node, why: str) -> ConversionError:
     return ConversionError(
         f"{writer.format_node()}: {why}, which a converted network cannot do; use the operation "
         "that returns a new tensor"

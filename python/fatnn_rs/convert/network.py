@@ -149,7 +149,7 @@ class TernaryNetwork(InferenceModule):
         InputError
             If a node refuses the inputs on its own, too (a quantizer that reads NaN).
         """
-        values = self._bound(inputs, {})
+        values = self._bind_inputs(inputs, {})
         excluded = dry_run(self.graph, self._parts, values)
         if not excluded:
             return fill(self.graph.outputs, lambda leaf: self._output(values, leaf), build=True)
@@ -215,7 +215,7 @@ class TernaryNetwork(InferenceModule):
         A node that is fused into another one (an elementwise function, a pooling, a shortcut's
         convolution) has no time of its own.
         """
-        values = self._bound(inputs, {})
+        values = self._bind_inputs(inputs, {})
         seconds: dict[str, float] = {}
         for part in self._parts:
             arguments = [values[name] for name in part.reads]
@@ -243,7 +243,7 @@ class TernaryNetwork(InferenceModule):
             check_input(node, tensor)
         check_call(self._inputs, tensors)
 
-    def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def _bind_inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the input tensors of a call, by the names of the inputs."""
         tensors = bind_call(self._arguments, args, kwargs)
         refuse_tracing(tensors)
@@ -312,7 +312,7 @@ class TernaryNetwork(InferenceModule):
         """
         if not isinstance(inputs, (tuple, list)) or not (observer is None or callable(observer)):
             raise ConfigError("run_observed takes a tuple of arguments, and a function or None")
-        values = self._bound(inputs, kwargs or {})
+        values = self._bind_inputs(inputs, kwargs or {})
         self._run(values, self._parts if as_run else self._unfused_plan(), observer)
         return fill(self.graph.outputs, lambda leaf: self._output(values, leaf), build=True)
 
@@ -382,9 +382,9 @@ class TernaryNetwork(InferenceModule):
         )
 
 
-def _of_one_argument(self: TernaryNetwork, x: Any) -> None:
+def _signature_for_fx(self: TernaryNetwork, x: Any) -> None:
     """Signature of ``forward`` for torch.fx, which then calls it and gets a clear error."""
 
 
-TernaryNetwork.forward.__wrapped__ = _of_one_argument  # type: ignore[attr-defined]
+TernaryNetwork.forward.__wrapped__ = _signature_for_fx  # type: ignore[attr-defined]
 TernaryNetwork.forward.__signature__ = inspect.signature(lambda self, *args, **kwargs: None)  # type: ignore[attr-defined]

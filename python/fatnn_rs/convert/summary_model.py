@@ -42,7 +42,7 @@ def model_rows(
     layers = _layers(model)
     shapes = {} if arguments is None else _shapes(model, layers, arguments)
     prepared = any(isinstance(module, QuantizedLayer) for module, _ in layers.values())
-    notes = notes_of(model) if prepared else _plan(model, arguments, config)
+    notes = notes_of(model) if prepared else _notes_of_plan(model, arguments, config)
     rows = []
     # Layers in the order of their first run, then those that did not run.
     for name in [*shapes, *(name for name in layers if name not in shapes)]:
@@ -105,7 +105,7 @@ def _shapes(
     return shapes
 
 
-def _plan(
+def _notes_of_plan(
     model: nn.Module, arguments: tuple[Any, ...] | None, config: TernaryConfig | None
 ) -> dict[str, str]:
     """Return a note for every layer of a float model: what ``prepare`` would make of it."""

@@ -71,7 +71,7 @@ def check_sizes(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ...
     ):
         return
     given = tuple(
-        _larger(value) if isinstance(value, Tensor) and value.dim() in (3, 4) else value
+        _two_pixels_larger(value) if isinstance(value, Tensor) and value.dim() in (3, 4) else value
         for value in arguments
     )
     try:
@@ -87,7 +87,7 @@ def check_sizes(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, ...
         )
 
 
-def _larger(value: Tensor) -> Tensor:
+def _two_pixels_larger(value: Tensor) -> Tensor:
     """Add two pixels to every spatial axis: copies of the last one."""
     layout = layout_of(value)
     for dim in range(2, value.dim()):
@@ -115,7 +115,7 @@ def check_batches(model: nn.Module, net: TernaryNetwork, arguments: tuple[Any, .
         return
     (size,) = sizes
     for batch in {1, 2, size + 1} - {size}:
-        given = tuple(_of_batch(value, batch) for value in arguments)
+        given = tuple(_with_batch_size(value, batch) for value in arguments)
         try:
             expected = replica(model)(*copies(given))
         except Exception:  # the model refuses this batch size
@@ -148,7 +148,7 @@ def _difference(net: TernaryNetwork, given: tuple[Any, ...], expected: Any) -> t
     return problem, bool(problem) and same_values(got, expected, _ROUNDING) == ""
 
 
-def _of_batch(value: Any, batch: int) -> Any:
+def _with_batch_size(value: Any, batch: int) -> Any:
     """Repeat or drop samples of a tensor to get a batch of ``batch``."""
     if not isinstance(value, Tensor) or len(value) == batch or not len(value):
         return value

@@ -123,7 +123,7 @@ class VerifyReport:
 
 
 @dataclass(frozen=True)
-class _Codes:
+class _LayerCodes:
     """Codes of one call of a layer: levels, the layer's padding, and the kind of activations."""
 
     levels: Tensor
@@ -139,12 +139,12 @@ class _Codes:
 
 
 @contextmanager
-def _eager_codes(model: nn.Module) -> Iterator[dict[str, list[_Codes]]]:
+def _eager_codes(model: nn.Module) -> Iterator[dict[str, list[_LayerCodes]]]:
     """Record the codes of every call of every ternary layer of a model, by hooks.
 
     An int8 layer that was called has an empty list.
     """
-    taken: dict[str, list[_Codes]] = {}
+    taken: dict[str, list[_LayerCodes]] = {}
     handles = []
 
     def hook_for(name: str, layer: Any) -> Any:
@@ -157,7 +157,7 @@ def _eager_codes(model: nn.Module) -> Iterator[dict[str, list[_Codes]]]:
                 around = layer._reversed_padding_repeated_twice
             # Levels of no known kind belong to another model; they will differ.
             kind = act_kind(module.levels) or "full"
-            taken.setdefault(name, []).append(_Codes(codes, around, kind))
+            taken.setdefault(name, []).append(_LayerCodes(codes, around, kind))
 
         return hook
 
@@ -178,18 +178,18 @@ class _NetworkCodes:
 
     def __init__(self, graph: Graph) -> None:
         self.taken: dict[str, list[Tensor]] = {}
-        self.behind: dict[str, bool] = {}
-        self._added = _behind_addition(graph)
+        self.after_residual: dict[str, bool] = {}
+        self._added = _after_addition(graph)
 
     def __call__(self, node: Node, result: Any, values: list[Any]) -> None:
         products = products_of(node.op)
         if products == "int8":
-            self.taken[node.layer], self.behind[node.layer] = [], False
+            self.taken[node.layer], self.after_residual[node.layer] = [], False
         if products != "codes":
             return
         self.taken.setdefault(node.layer, []).append(unpacked(node, values[0]))
-        self.behind[node.layer] = (
-            self.behind.get(node.layer, False) or node.inputs[0] in self._added
+        self.after_residual[node.layer] = (
+            self.after_residual.get(node.layer, False) or node.inputs[0] in self._added
         )
 
 
@@ -201,14 +201,14 @@ def unpacked(node: Node, codes: Tensor) -> Tensor:
     return squeeze_to(made.permute(0, 3, 1, 2), a["dims"])
 
 
-def _behind_addition(graph: Graph) -> set[str]:
+def _after_addition(graph: Graph) -> set[str]:
     """Return the names of values that depend on an addition of two tensors."""
-    behind: set[str] = set()
+    after: set[str] = set()
     for node in graph.nodes:
         adds = node.op == "add" or (node.op == "conv_float" and len(node.inputs) == 2)
-        if adds or any(name in behind for name in node.inputs):
-            behind.add(node.name)
-    return behind
+        if adds or any(name in after for name in node.inputs):
+            after.add(node.name)
+    return after
 
 
 @torch.no_grad()
@@ -298,7 +298,9 @@ def _cloned(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(value.clone() if isinstance(value, Tensor) else value for value in arguments)
 
 
-def _compare_layer(name: str, eager: list[_Codes], observer: _NetworkCodes) -> Iterator[VerifyRow]:
+def _compare_layer(
+    name: str, eager: list[_LayerCodes], observer: _NetworkCodes
+) -> Iterator[VerifyRow]:
     packed = observer.taken.get(name)
     if packed is None:
         return
@@ -316,7 +318,7 @@ def _compare_layer(name: str, eager: list[_Codes], observer: _NetworkCodes) -> I
                 "the network: the network was not converted from this model"
             )
         different = int((one.reshape(-1) != other.reshape(-1)).sum())
-        yield VerifyRow(name, call, one.numel(), different, observer.behind[name])
+        yield VerifyRow(name, call, one.numel(), different, observer.after_residual[name])
 
 
 def _padded_as(packed: Tensor, eager: Tensor, kind: str) -> Tensor:
