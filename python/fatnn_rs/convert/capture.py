@@ -201,7 +201,7 @@ def _check_state(model: nn.Module, used: nn.Module, arguments: tuple[Any, ...]) 
     Returns
     -------
     bool
-        Whether the model asks for memory formats.
+        Whether the model reads memory formats.
 
     Raises
     ------

@@ -387,7 +387,8 @@ def by_export(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Ca
             seen,
             expected,
             [
-                f"input sizes are fixed to the example's{'' if batch is None else _describe_range(batch)}"
+                "input sizes are fixed to the example's"
+                + ("" if batch is None else _describe_range(batch))
             ],
             tuple(
                 range(

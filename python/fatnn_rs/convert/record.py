@@ -174,9 +174,7 @@ def record(
     try:
         result = recorder.run(*arguments)
     except Exception as error:  # a wrongly captured graph may raise anything
-        return (
-            f"the captured graph fails where the model does not ({type(error).__name__}: {error})"
-        )
+        return f"the captured graph fails, but the model does not ({type(error).__name__}: {error})"
     if problem := same_values(list(leaves(plain(result))), list(leaves(plain(expected)))):
         return f"the captured graph does not reproduce the model's output ({problem})"
     return recorder.seen
